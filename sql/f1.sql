@@ -1,0 +1,39 @@
+-- Precision, recall and F1 of each label, and Matthews' correlation where there are two labels.
+--
+-- Reads the table predictions with the columns label and predicted_label. F1 of the rarer label says more than
+-- accuracy where labels are uneven; on even labels look at Matthews, which is 0 for guessing.
+--
+--   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/f1.sql
+WITH
+  judged AS (
+    SELECT label, predicted_label
+    FROM predictions
+    WHERE predicted_label IS NOT NULL AND label IS NOT NULL
+  ),
+  labels AS (
+    SELECT label AS name FROM judged
+    UNION
+    SELECT predicted_label FROM judged
+  ),
+  counts AS (
+    SELECT
+      name,
+      CAST(sum(CASE WHEN label = name AND predicted_label = name THEN 1 ELSE 0 END) AS DOUBLE) AS tp,
+      CAST(sum(CASE WHEN label <> name AND predicted_label = name THEN 1 ELSE 0 END) AS DOUBLE) AS fp,
+      CAST(sum(CASE WHEN label = name AND predicted_label <> name THEN 1 ELSE 0 END) AS DOUBLE) AS fn,
+      CAST(sum(CASE WHEN label <> name AND predicted_label <> name THEN 1 ELSE 0 END) AS DOUBLE) AS tn
+    FROM labels CROSS JOIN judged
+    GROUP BY name
+  )
+SELECT
+  name AS label,
+  CAST(tp + fn AS BIGINT) AS rows,
+  round(tp / nullif(tp + fp, 0), 4) AS precision,
+  round(tp / nullif(tp + fn, 0), 4) AS recall,
+  round(2 * tp / nullif(2 * tp + fp + fn, 0), 4) AS f1,
+  CASE
+    WHEN (SELECT count(*) FROM labels) = 2
+    THEN round((tp * tn - fp * fn) / nullif(sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)), 0), 4)
+  END AS matthews
+FROM counts
+ORDER BY label

@@ -1,0 +1,13 @@
+-- How many rows got each label, and how sure was the model?
+--
+-- Reads the table predictions; needs no labels of one's own.
+--
+--   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/label_counts.sql
+SELECT
+  coalesce(predicted_label, error) AS predicted,
+  count(*) AS rows,
+  round(avg(score), 4) AS mean_score,
+  round(min(score), 4) AS lowest_score
+FROM predictions
+GROUP BY coalesce(predicted_label, error)
+ORDER BY rows DESC, predicted

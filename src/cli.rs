@@ -1,0 +1,341 @@
+//! The command line: each command is one function call.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::StringViewArray;
+use clap::{Args, Parser, Subcommand};
+use serde_json::json;
+
+use crate::config::{self, Pipeline, Table};
+use crate::error::Error;
+use crate::model::Model;
+use crate::predict::Models;
+use crate::progress::{Style, grouped};
+use crate::query::{self, Format};
+use crate::run;
+use crate::scorer::{DEFAULT_BATCH_TOKENS, Prediction, Scorer, ScorerOptions, TextColumn, Window};
+use crate::session;
+
+/// Score sentence pairs in bulk with a BERT-family model: SQL in, predictions out as Parquet.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a pipeline: read its rows, score them, publish the table
+    #[command(after_help = "Examples:
+  couplet run pipelines/quickstart/pipeline.toml
+  couplet run nightly.toml --var date=2026-11-24 --json
+
+Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 interrupted")]
+    Run(Run),
+    /// Query tables, results and models with SQL
+    #[command(after_help = "Examples:
+  couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/accuracy.sql
+  couplet query --table t=pairs.parquet \"SELECT predict('models/mrpc', a, b)['label'] AS label, count(*) FROM t GROUP BY label\"
+  couplet query --table t=scores.csv 'SELECT * FROM t' -o scores.parquet")]
+    Query(Query),
+    /// Score one text or pair
+    #[command(after_help = "Examples:
+  couplet predict --model pipelines/quickstart/model 'He sold the car.' 'The car was sold by him.'
+  couplet predict --model models/sentiment 'A warm and funny film.'")]
+    Predict(Predict),
+    /// Look at models
+    #[command(subcommand)]
+    Model(ModelCommand),
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// The pipeline file
+    pipeline: PathBuf,
+    #[command(flatten)]
+    variables: Variables,
+    /// Print the report as one JSON document
+    #[arg(long)]
+    json: bool,
+    /// Show no progress and no summary
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(Debug, Args)]
+struct Query {
+    /// The SQL to execute
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    sql: Option<String>,
+    /// Execute the SQL of a file
+    #[arg(long, short)]
+    file: Option<PathBuf>,
+    /// Use the tables of a pipeline, and its sink: by the pipeline's name, and as `predictions`
+    #[arg(long, short)]
+    pipeline: Option<PathBuf>,
+    #[command(flatten)]
+    variables: Variables,
+    /// Use a file, glob or folder as a table
+    #[arg(long = "table", short, value_name = "NAME=URI")]
+    tables: Vec<String>,
+    /// How the result is written; by the extension of the output file if not given
+    #[arg(long)]
+    format: Option<Format>,
+    /// Write the result to a file, which appears when it is complete
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Inference threads of predict(); one a core if not given
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// The length at which predict() cuts its input, in tokens; the model's own limit if not given
+    #[arg(long)]
+    max_length: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+struct Predict {
+    /// The folder of the model
+    #[arg(long, short, value_name = "FOLDER")]
+    model: PathBuf,
+    /// The text
+    text: String,
+    /// The second text of a pair
+    text_pair: Option<String>,
+    /// The length at which the input is cut, in tokens; the model's own limit if not given
+    #[arg(long)]
+    max_length: Option<usize>,
+    /// Print the prediction as one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum ModelCommand {
+    /// Show a model's architecture, size, labels and fingerprint
+    Show {
+        /// The folder of the model
+        model: PathBuf,
+        /// Print it as one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Variables {
+    /// Replace {NAME} in the pipeline by a value
+    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = name_and_value)]
+    variables: Vec<(String, String)>,
+}
+
+impl Variables {
+    fn to_map(&self) -> BTreeMap<String, String> {
+        self.variables.iter().cloned().collect()
+    }
+}
+
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected NAME=VALUE, such as date=2026-11-24".into()),
+    }
+}
+
+impl Cli {
+    /// Executes the command; `stop` resolves when the user wants it to end.
+    ///
+    /// # Errors
+    /// Whatever ended the command early.
+    pub async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
+        match self.command {
+            Command::Run(args) => run_pipeline(args, stop).await,
+            Command::Query(args) => tokio::select! {
+                biased;
+                () = stop => Err(Error::Interrupted { done: 0, rows: 0, kept: "the query was given up".into() }),
+                done = run_query(args) => done,
+            },
+            Command::Predict(args) => predict(args).await,
+            Command::Model(ModelCommand::Show { model, json }) => show(&model, json),
+        }
+    }
+}
+
+async fn run_pipeline(args: Run, stop: impl Future<Output = ()>) -> Result<(), Error> {
+    let variables = args.variables.to_map();
+    let pipeline = read_pipeline(&args.pipeline, &variables)?;
+    let style = if args.quiet { Style::Quiet } else { Style::Auto };
+    let report = run::run(&pipeline, &variables, style, stop).await?;
+    if args.json {
+        print(&format!("{:#}\n", report.to_json()))
+    } else if args.quiet {
+        Ok(())
+    } else {
+        print(&format!("{}: done\n{report}", pipeline.name))
+    }
+}
+
+async fn run_query(args: Query) -> Result<(), Error> {
+    let variables = args.variables.to_map();
+    let pipeline = args.pipeline.as_deref().map(|path| read_pipeline(path, &variables)).transpose()?;
+    if pipeline.is_none() && !variables.is_empty() {
+        return Err(Error::Usage("--var needs --pipeline: variables belong to a pipeline".into()));
+    }
+    let (sql, origin) = match (args.sql, &args.file) {
+        (Some(sql), _) => (sql, "SQL".to_owned()),
+        (None, Some(file)) => (read(file)?, file.display().to_string()),
+        (None, None) => return Err(Error::Usage("give SQL, or a file with -f".into())),
+    };
+    let format = args.format.or_else(|| Format::of_extension(args.output.as_deref()?)).unwrap_or(Format::Table);
+    let mut tables = pipeline.as_ref().map(query::tables_of).unwrap_or_default();
+    for text in &args.tables {
+        let table = table_argument(text)?;
+        // What the command line says goes before what the pipeline says.
+        tables.retain(|other| !other.name.eq_ignore_ascii_case(&table.name));
+        tables.push(table);
+    }
+    let pool = run::pool(args.threads.map(usize::from))?;
+    let cores = pool.threads();
+    let base = std::env::current_dir().unwrap_or_default();
+    let models = match &pipeline {
+        Some(pipeline) => run::models_of(pipeline, pool, &base),
+        None => Models::new(pool, base),
+    };
+    let models = models.with_options(ScorerOptions { max_length: args.max_length, ..ScorerOptions::default() });
+    let window = pipeline.as_ref().map_or(config::DEFAULT_WINDOW, |pipeline| pipeline.run.window);
+    let context = session::open(&tables, Arc::new(models), window, cores).await.map_err(Error::Tables)?;
+    query::query(&context, &sql, &origin, format, args.output.as_deref()).await
+}
+
+async fn predict(args: Predict) -> Result<(), Error> {
+    let options = ScorerOptions { max_length: args.max_length, ..ScorerOptions::default() };
+    let scorer = Scorer::load(&args.model, options, &run::pool(Some(1))?)?;
+    let column = |name: &str, text: &str| TextColumn { name: name.into(), values: StringViewArray::from(vec![text]) };
+    let window = Window::new(column("TEXT", &args.text), args.text_pair.as_deref().map(|text| column("TEXT_PAIR", text)));
+    let outcome = scorer.score(window).await?.pop();
+    let prediction = match outcome {
+        Some(Ok(prediction)) => prediction,
+        Some(Err(rejection)) => return Err(Error::Usage(rejection.to_string())),
+        None => return Err(Error::Usage("there is no text".into())),
+    };
+    print(&describe(&prediction, scorer.model(), args.json))
+}
+
+fn describe(prediction: &Prediction, model: &Model, as_json: bool) -> String {
+    let labels = &model.config.labels;
+    let label = prediction.label.map(|label| labels[label].as_str());
+    let by_label = || labels.iter().zip(&prediction.probabilities);
+    if as_json {
+        let probabilities = by_label().map(|(label, p)| (label.clone(), (*p).into())).collect::<serde_json::Map<_, _>>();
+        let document = json!({
+            "label": label,
+            "score": prediction.score,
+            "probabilities": if label.is_some() { Some(probabilities) } else { None },
+            "tokens": prediction.tokens,
+            "truncated": prediction.truncated,
+            "model": model.fingerprint.as_str(),
+        });
+        return format!("{document:#}\n");
+    }
+    let mut text = match label {
+        Some(label) => format!("{label} ({:.1} %)\n", 100.0 * prediction.score),
+        None => format!("{}\n", prediction.score),
+    };
+    let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
+    for (label, p) in by_label() {
+        text.push_str(&format!("  {label:width$}  {p:.4}\n"));
+    }
+    if prediction.truncated {
+        text.push_str(&format!("  cut to {} tokens\n", prediction.tokens));
+    }
+    text
+}
+
+fn show(folder: &Path, as_json: bool) -> Result<(), Error> {
+    let model = Model::load(folder, &candle_core::Device::Cpu).map_err(crate::scorer::ScorerError::from)?;
+    let config = &model.config;
+    if as_json {
+        let document = json!({
+            "architecture": config.architecture.class_name(),
+            "task": config.problem.to_string(),
+            "labels": config.labels,
+            "layers": config.n_layers,
+            "dim": config.dim,
+            "heads": config.n_heads,
+            "hidden_dim": config.hidden_dim,
+            "parameters": model.parameters,
+            "bytes": model.bytes,
+            "vocabulary": model.tokenizer.vocab_size(),
+            "max_length": model.max_length(),
+            "fingerprint": model.fingerprint.as_str(),
+        });
+        return print(&format!("{document:#}\n"));
+    }
+    let labels = if config.labels.is_empty() { "none: the output is a number".to_owned() } else { config.labels.join(", ") };
+    print(&format!(
+        "{}
+  architecture  {}
+  task          {}
+  labels        {labels}
+  encoder       {} layers x {}, {} heads, feed-forward {}
+  parameters    {} ({:.1} MB on disk)
+  vocabulary    {} word pieces
+  max length    {} tokens
+  batches       packed up to {} tokens
+  fingerprint   {}
+",
+        folder.display(),
+        config.architecture.class_name(),
+        config.problem,
+        config.n_layers,
+        config.dim,
+        config.n_heads,
+        config.hidden_dim,
+        grouped(model.parameters as u64),
+        model.bytes as f64 / 1e6,
+        grouped(model.tokenizer.vocab_size() as u64),
+        model.max_length(),
+        grouped(DEFAULT_BATCH_TOKENS as u64),
+        model.fingerprint.as_str(),
+    ))
+}
+
+fn table_argument(text: &str) -> Result<Table, Error> {
+    let Some((name, uri)) = text.split_once('=') else {
+        return Err(Error::Usage(format!("--table {text}: expected NAME=URI, such as pairs=data/pairs.parquet")));
+    };
+    config::table_from_uri(name, uri).map_err(|problem| Error::Usage(format!("--table {text}: {problem}")))
+}
+
+fn read_pipeline(path: &Path, variables: &BTreeMap<String, String>) -> Result<Pipeline, Error> {
+    config::parse(path, &read(path)?, variables).map_err(|errors| Error::Config(Box::new(errors)))
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|e| Error::Usage(format!("cannot read {}: {e}", path.display())))
+}
+
+fn print(text: &str) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
+    query::end_if_nobody_reads(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+        .map_err(|error| Error::Io { context: "writing to stdout".into(), error })
+}
+
+/// Writes why a command ended to stderr, as a compiler would.
+pub fn report_error(error: &Error) {
+    let width = terminal_size::terminal_size_of(io::stderr()).map_or(100, |(width, _)| usize::from(width.0).clamp(60, 140));
+    // Nothing can be said of a stderr that cannot be written to.
+    let _ = match error {
+        Error::Config(errors) => write!(io::stderr(), "{}", errors.render(colors(), width)),
+        error => writeln!(io::stderr(), "error: {error}"),
+    };
+}
+
+/// See <https://no-color.org>.
+fn colors() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}

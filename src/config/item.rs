@@ -1,0 +1,355 @@
+//! One value of a pipeline file, and the ways to read it: each gives the value or records why it is none.
+
+use std::ops::{Range, RangeInclusive};
+
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
+
+use super::location::resolve;
+use super::pipeline::Location;
+use super::problem::Problem;
+use super::reader::{Keys, Read, Reader, Reported, join, listed};
+use super::variables::{Placeholder, placeholders, substitute};
+
+/// A value that may be named in the file: its name, and what it means, or `None` if couplet cannot do it yet.
+pub(super) type Choice<T> = (&'static str, Option<T>);
+
+/// One value of the file.
+pub(super) struct Item<'r> {
+    pub(super) reader: &'r Reader<'r>,
+    /// The dotted path of the key, as in `model.max_length`.
+    pub(super) path: String,
+    pub(super) key: &'r Spanned<DeString<'r>>,
+    pub(super) value: &'r Spanned<DeValue<'r>>,
+}
+
+impl<'r> Item<'r> {
+    /// Records a problem that points at the value, unless it points somewhere already.
+    pub(super) fn refuse(&self, problem: Problem) -> Reported {
+        self.reader.report(if problem.span.is_some() {
+            problem
+        } else {
+            problem.at(self.value.span())
+        })
+    }
+
+    /// Reads a string.
+    pub(super) fn string(&self) -> Read<&'r str> {
+        let value = self.value.get_ref();
+        value.as_str().ok_or_else(|| {
+            let mend = match value {
+                DeValue::Array(array) => match array.iter().next() {
+                    Some(only) if array.len() == 1 && only.get_ref().is_str() => {
+                        Some(self.text_of(only))
+                    }
+                    _ => None,
+                },
+                DeValue::Table(_) => None,
+                _ => Some(format!("\"{}\"", self.text_of(self.value))),
+            };
+            self.unexpected("a string", mend)
+        })
+    }
+
+    /// Reads a string that is not empty.
+    pub(super) fn words(&self) -> Read<&'r str> {
+        let text = self.string()?;
+        if text.trim().is_empty() {
+            let problem = Problem::new(format!("`{}` is empty", self.path), "empty");
+            return Err(self.refuse(problem.help("write something between the quotation marks")));
+        }
+        Ok(text)
+    }
+
+    /// Reads a boolean.
+    pub(super) fn boolean(&self) -> Read<bool> {
+        self.value.get_ref().as_bool().ok_or_else(|| {
+            self.unexpected(
+                "true or false",
+                self.unquoted(|text| text.parse::<bool>().is_ok()),
+            )
+        })
+    }
+
+    /// Reads a whole number in a range; a range up to `usize::MAX` has no upper end.
+    pub(super) fn integer(&self, range: RangeInclusive<usize>) -> Read<usize> {
+        let value = self.value.get_ref();
+        let Some(integer) = value.as_integer() else {
+            let whole = value
+                .as_float()
+                .and_then(|float| float.as_str().strip_suffix(".0"))
+                .map(str::to_owned);
+            let mend = self.unquoted(|text| text.parse::<i64>().is_ok()).or(whole);
+            return Err(self.unexpected("an integer", mend));
+        };
+        let (start, end) = (range.start(), range.end());
+        match usize::from_str_radix(integer.as_str(), integer.radix()) {
+            Ok(number) if range.contains(&number) => Ok(number),
+            Ok(_) if *end == usize::MAX => Err(self.out_of_range(&format!("{start} or more"))),
+            _ => Err(self.out_of_range(&format!("{start} to {end}"))),
+        }
+    }
+
+    /// Reads a share of a whole, 0 to 1.
+    pub(super) fn share(&self) -> Read<f64> {
+        let number = match self.value.get_ref() {
+            DeValue::Float(float) => float.as_str().parse::<f64>().ok(),
+            DeValue::Integer(integer) => integer.as_str().parse::<f64>().ok(),
+            _ => {
+                return Err(self.unexpected(
+                    "a number",
+                    self.unquoted(|text| text.parse::<f64>().is_ok()),
+                ));
+            }
+        };
+        number
+            .filter(|share| (0.0..=1.0).contains(share))
+            .ok_or_else(|| self.out_of_range("0 to 1, a share of the rows"))
+    }
+
+    /// Reads one of a few names.
+    pub(super) fn choice<T: Copy>(&self, choices: &[Choice<T>]) -> Read<T> {
+        let text = self.string()?;
+        let supported = || {
+            choices
+                .iter()
+                .filter(|(_, meaning)| meaning.is_some())
+                .map(|&(name, _)| name)
+        };
+        let problem = match choices.iter().find(|&&(name, _)| name == text) {
+            Some((_, Some(meaning))) => return Ok(*meaning),
+            Some((_, None)) => {
+                let message = format!(
+                    "`{} = \"{text}\"` is not supported yet in this version of couplet",
+                    self.path
+                );
+                Problem::new(message, "not supported yet")
+            }
+            None => Problem::new(
+                format!("`{}` cannot be \"{text}\"", self.path),
+                "unknown value",
+            )
+            .suggest(text, supported()),
+        };
+        Err(self.refuse(problem.allowed(supported().collect::<Vec<_>>().join(", "))))
+    }
+
+    /// Gives the elements of a list; a single string stands for a list of one.
+    pub(super) fn elements(&self) -> Read<Vec<Self>> {
+        let element = |value, path| Item {
+            reader: self.reader,
+            path,
+            key: self.key,
+            value,
+        };
+        match self.value.get_ref() {
+            DeValue::String(_) => Ok(vec![element(self.value, self.path.clone())]),
+            DeValue::Array(array) => {
+                let path = |index| format!("{}[{index}]", self.path);
+                Ok(array
+                    .iter()
+                    .enumerate()
+                    .map(|(index, value)| element(value, path(index)))
+                    .collect())
+            }
+            _ => Err(self.unexpected("a list of names", None)),
+        }
+    }
+
+    /// Reads a list of names, or a single one: at least one, none empty, none twice.
+    pub(super) fn names(&self) -> Read<Vec<String>> {
+        let elements = self.elements()?;
+        let mut names = Vec::with_capacity(elements.len());
+        for element in &elements {
+            let name = element.words()?;
+            if let Some(first) = names.iter().position(|earlier| earlier == name) {
+                let message = format!("`{}` names \"{name}\" twice", self.path);
+                let problem =
+                    Problem::new(message, "the same name again").help("remove one of the two");
+                return Err(
+                    element.refuse(problem.related(elements[first].value.span(), "named here"))
+                );
+            }
+            names.push(name.to_owned());
+        }
+        if names.is_empty() {
+            let problem = Problem::new(format!("`{}` names no column", self.path), "empty list");
+            return Err(self.refuse(problem.help("name at least one column")));
+        }
+        Ok(names)
+    }
+
+    /// Reads a string and replaces its variables.
+    pub(super) fn template(&self) -> Read<String> {
+        let text = self.words()?;
+        self.reader.mention(text);
+        match substitute(text, self.reader.variables) {
+            Ok((replaced, _)) => Ok(replaced),
+            Err(_) => Err(self.report_unknown_variables(text)),
+        }
+    }
+
+    /// Reads the place of a file or folder.
+    pub(super) fn location(&self) -> Read<Location> {
+        let written = self.words()?;
+        let path = resolve(self.reader.folder, &self.template()?)
+            .map_err(|problem| self.refuse(problem))?;
+        Ok(Location {
+            written: written.to_owned(),
+            path,
+        })
+    }
+
+    pub(super) fn is_table(&self) -> bool {
+        self.value.get_ref().is_table()
+    }
+
+    /// Reads a table of known keys.
+    pub(super) fn table<T>(&self, read: impl FnOnce(&mut Keys<'r>) -> Read<T>) -> Read<T> {
+        Keys::read(
+            self.reader,
+            self.path.clone(),
+            self.value.span(),
+            self.table_value()?,
+            read,
+        )
+    }
+
+    /// Reads a table whose keys are names; gives its values in the order of the file.
+    pub(super) fn entries(&self) -> Read<Vec<Self>> {
+        let entries = self.table_value()?.iter();
+        let entries = entries.map(|(key, value)| {
+            let path = join(&self.path, key.get_ref());
+            Item {
+                reader: self.reader,
+                path,
+                key,
+                value,
+            }
+        });
+        let mut entries: Vec<_> = entries.collect();
+        entries.sort_by_key(|item| item.key.span().start);
+        Ok(entries)
+    }
+
+    fn table_value(&self) -> Read<&'r DeTable<'r>> {
+        let example = format!("write a line with `[{}]`, its keys below", self.path);
+        self.value
+            .get_ref()
+            .as_table()
+            .ok_or_else(|| self.refuse(self.wrong_type("a table").help(example)))
+    }
+
+    fn report_unknown_variables(&self, text: &str) -> Reported {
+        let given = self.reader.variables;
+        let mut names: Vec<&str> = Vec::new();
+        let mut spans: Vec<Range<usize>> = Vec::new();
+        let unknown = |placeholder: &Placeholder<'_>| {
+            !placeholder.literal && !given.contains_key(placeholder.name)
+        };
+        for placeholder in placeholders(text).filter(unknown) {
+            if !names.contains(&placeholder.name) {
+                names.push(placeholder.name);
+            }
+            spans.push(self.inside(placeholder.span));
+        }
+        spans.dedup();
+        let noun = if names.len() == 1 {
+            "variable"
+        } else {
+            "variables"
+        };
+        let flags: Vec<_> = names.iter().map(|name| format!("--var {name}=…")).collect();
+        let given = if given.is_empty() {
+            "no variable was given".to_owned()
+        } else {
+            format!("given: {}", listed(given.keys().map(String::as_str)))
+        };
+        let problem = Problem::new(format!("{noun} {} not given", listed(names)), "not given")
+            .help(format!("add `{}` to the command; {given}", flags.join(" ")));
+        let mut spans = spans.into_iter();
+        let problem = spans.next().into_iter().fold(problem, Problem::at);
+        self.refuse(spans.fold(problem, |problem, span| problem.related(span, "not given")))
+    }
+
+    /// Gives the place in the file of a part of this string; all of the string where escapes blur it.
+    fn inside(&self, part: Range<usize>) -> Range<usize> {
+        let span = self.value.span();
+        let (Some(text), Some(raw)) = (
+            self.value.get_ref().as_str(),
+            self.reader.text.get(span.clone()),
+        ) else {
+            return span;
+        };
+        let is_multiline = raw.starts_with("\"\"\"") || raw.starts_with("'''");
+        let quotes = if is_multiline { 3 } else { 1 };
+        let body = &raw[quotes.min(raw.len())..];
+        // A newline right behind the opening quotation marks is not part of the string.
+        let body = if is_multiline {
+            body.strip_prefix("\r\n")
+                .or(body.strip_prefix('\n'))
+                .unwrap_or(body)
+        } else {
+            body
+        };
+        if body.starts_with(&text[..part.end]) {
+            let start = span.start + raw.len() - body.len();
+            start + part.start..start + part.end
+        } else {
+            span
+        }
+    }
+
+    /// Gives the text of a string that fits, which then needs no quotation marks.
+    fn unquoted(&self, fits: impl FnOnce(&str) -> bool) -> Option<String> {
+        self.value
+            .get_ref()
+            .as_str()
+            .filter(|text| fits(text))
+            .map(str::to_owned)
+    }
+
+    /// Records a value of the wrong type; the mend is the value as it should be written.
+    fn unexpected(&self, wanted: &str, mend: Option<String>) -> Reported {
+        let problem = self.wrong_type(wanted);
+        self.refuse(match mend {
+            // An element of a list has no line of its own.
+            Some(mend) if self.path.ends_with(']') => problem.help(format!("write `{mend}`")),
+            Some(mend) => problem.help(format!("write `{} = {mend}`", self.key.get_ref())),
+            None => problem,
+        })
+    }
+
+    pub(super) fn wrong_type(&self, wanted: &str) -> Problem {
+        let found = match self.value.get_ref() {
+            DeValue::Array(_) => "a list".to_owned(),
+            DeValue::Table(_) => "a table".to_owned(),
+            scalar => format!("the {} {}", scalar.type_str(), self.text_of(self.value)),
+        };
+        Problem::new(
+            format!("`{}` must be {wanted}, not {found}", self.path),
+            format!("expected {wanted}"),
+        )
+    }
+
+    fn out_of_range(&self, allowed: &str) -> Reported {
+        let message = format!("`{}` cannot be {}", self.path, self.text_of(self.value));
+        self.refuse(Problem::new(message, "out of range").allowed(allowed))
+    }
+
+    /// Gives a value as it stands in the file, cut where it is long.
+    fn text_of(&self, value: &Spanned<DeValue<'_>>) -> String {
+        const LONGEST: usize = 40;
+        let written = &self.reader.text[value.span()];
+        let shown: String = written
+            .chars()
+            .take_while(|&char| char != '\n')
+            .take(LONGEST)
+            .collect();
+        if shown.len() < written.len() {
+            format!("{shown}…")
+        } else {
+            shown
+        }
+    }
+}

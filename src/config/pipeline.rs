@@ -1,0 +1,207 @@
+//! The validated pipeline: what a pipeline file says once every rule has been checked and every default filled in.
+//!
+//! These are plain values. [`super::parse`] makes them; nothing after it checks them again.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::PathBuf;
+
+/// The default of `model.max_length`, in tokens.
+pub const DEFAULT_MAX_LENGTH: usize = 128;
+/// The default of `run.window`, in rows.
+pub const DEFAULT_WINDOW: usize = 8192;
+
+/// One batch job, as its pipeline file describes it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pipeline {
+    /// The name of the pipeline: letters, digits, `-` and `_`; its sink is a SQL table of this name.
+    pub name: String,
+    /// The pipeline file.
+    pub path: PathBuf,
+    /// The tables that SQL can name, in the order of the file.
+    pub tables: Vec<Table>,
+    /// Where the pairs come from.
+    pub source: Source,
+    /// What scores them.
+    pub model: ModelSettings,
+    /// How they are scored.
+    pub score: ScoreSettings,
+    /// Where the predictions go.
+    pub sink: Sink,
+    /// How the machine is used.
+    pub run: RunSettings,
+    /// The variables that were given but that the pipeline file does not use.
+    ///
+    /// Always empty with [`Query::Sql`]. With [`Query::File`] the SQL file may use them: what is then still
+    /// unused after [`super::substitute`] is the user's mistake.
+    pub unused_variables: BTreeSet<String>,
+}
+
+/// A place on the local disk: a file, a folder (ends in `/` or has no extension), or a glob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    /// The text of the pipeline file, variables not replaced; for messages.
+    pub written: String,
+    /// The path with its variables replaced, resolved against the folder of the pipeline file.
+    pub path: PathBuf,
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.written)
+    }
+}
+
+/// A table that SQL can name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// The name of the table, a SQL identifier.
+    pub name: String,
+    /// The files of the table.
+    pub location: Location,
+    /// How the files are read.
+    pub format: TableFormat,
+    /// The columns that are read from folder names such as `dt=2026-01-01`, outermost first.
+    pub partitions: Vec<String>,
+}
+
+/// How the files of a table are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TableFormat {
+    /// Apache Parquet.
+    Parquet,
+    /// Delimited text: `csv` and `tsv`.
+    Csv(CsvOptions),
+    /// One JSON object a line.
+    Json {
+        /// How the files are compressed.
+        compression: Compression,
+    },
+    /// Apache Arrow IPC files.
+    Arrow,
+}
+
+/// How delimited text is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CsvOptions {
+    /// The byte between two fields: `,` for `csv`, a tabulator for `tsv`, unless the file says otherwise.
+    pub delimiter: u8,
+    /// Whether the first line names the columns; true unless the file says otherwise.
+    pub header: bool,
+    /// The byte around a field that contains the delimiter, `"` unless the file says otherwise; `None`: no byte
+    /// has that meaning.
+    pub quote: Option<u8>,
+    /// The field that means NULL besides the empty one.
+    pub null: Option<String>,
+    /// How the files are compressed.
+    pub compression: Compression,
+}
+
+/// How a text file is compressed, told by its extension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// `.gz`.
+    Gzip,
+    /// `.zst`.
+    Zstd,
+}
+
+/// Where the pairs come from, and which columns mean what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// The query that gives the rows.
+    pub query: Query,
+    /// The columns that name a row, at least one.
+    pub id: Vec<String>,
+    /// The columns that are scored: a text, or a text and its pair.
+    pub text: Vec<String>,
+    /// The column of gold labels.
+    pub label: Option<String>,
+}
+
+/// The query of the source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Query {
+    /// SQL that stands in the pipeline file, its variables replaced.
+    Sql(String),
+    /// A file of SQL; whoever reads it replaces the variables of its text with [`super::substitute`].
+    File(Location),
+}
+
+/// What scores the pairs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSettings {
+    /// The folder of the checkpoint.
+    pub location: Location,
+    /// The length at which an input is cut, in tokens, special tokens included.
+    pub max_length: usize,
+    /// The number format of the forward pass.
+    pub precision: Precision,
+    /// Where the forward pass runs.
+    pub device: Device,
+}
+
+/// The number format of the forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// The fastest one that is exact enough on the device.
+    Auto,
+    /// 32-bit floats.
+    F32,
+}
+
+/// Where the forward pass runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// The best device of this machine.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The NVIDIA card of this number.
+    Cuda(usize),
+    /// Apple's graphics processor.
+    Metal,
+}
+
+/// How the pairs are scored.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ScoreSettings {
+    /// The share of rows, 0 to 1, that may be rejected before the run fails; 1 unless the file says otherwise.
+    pub max_errors: f64,
+}
+
+impl Default for ScoreSettings {
+    fn default() -> Self {
+        Self { max_errors: 1.0 }
+    }
+}
+
+/// Where the predictions go: one Parquet file, which replaces the one before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sink {
+    /// The Parquet file.
+    pub location: Location,
+}
+
+/// How the machine is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunSettings {
+    /// The number of inference threads; `None`: one a core.
+    pub threads: Option<usize>,
+    /// The number of rows that are sorted by length and packed together.
+    pub window: usize,
+    /// The number of tokens in a packed batch; `None`: couplet's choice.
+    pub batch_tokens: Option<usize>,
+}
+
+impl Default for RunSettings {
+    fn default() -> Self {
+        Self {
+            threads: None,
+            window: DEFAULT_WINDOW,
+            batch_tokens: None,
+        }
+    }
+}

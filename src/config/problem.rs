@@ -1,0 +1,267 @@
+//! What is wrong with a pipeline file, and how a person sees it: every problem at once, each with its line.
+
+use std::fmt::{self, Write as _};
+use std::ops::Range;
+use std::path::Path;
+
+use miette::{
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError,
+    MietteSpanContents, SourceCode, SourceSpan, SpanContents,
+};
+
+/// The number of problems above which a report shows the first ones only.
+const MOST_SHOWN: usize = 100;
+
+/// One thing that is wrong with a pipeline file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Problem {
+    /// What is wrong, with the offending value.
+    pub message: String,
+    /// The offending bytes of the file; `None` where the mistake is not in the file.
+    pub span: Option<Range<usize>>,
+    /// A few words about the offending bytes.
+    pub label: String,
+    /// Other bytes of the file that matter, and a few words about them.
+    pub related: Vec<(Range<usize>, String)>,
+    /// What is allowed there.
+    pub allowed: Option<String>,
+    /// How to mend it.
+    pub help: Option<String>,
+}
+
+impl Problem {
+    /// Creates a problem that says only what is wrong; the label stands under the offending bytes.
+    pub(super) fn new(message: impl Into<String>, label: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            label: label.into(),
+            span: None,
+            related: Vec::new(),
+            allowed: None,
+            help: None,
+        }
+    }
+
+    pub(super) fn at(mut self, span: Range<usize>) -> Self {
+        self.span = Some(span);
+        self
+    }
+
+    pub(super) fn related(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
+        self.related.push((span, label.into()));
+        self
+    }
+
+    pub(super) fn allowed(mut self, allowed: impl Into<String>) -> Self {
+        self.allowed = Some(allowed.into());
+        self
+    }
+
+    pub(super) fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// Adds "did you mean" where one of the candidates is near to what was written.
+    pub(super) fn suggest<'c>(
+        self,
+        written: &str,
+        candidates: impl IntoIterator<Item = &'c str>,
+    ) -> Self {
+        match closest(written, candidates) {
+            Some(candidate) => self.help(format!("did you mean `{candidate}`?")),
+            None => self,
+        }
+    }
+}
+
+/// Finds the candidate that is most like a word, if one is near.
+pub(super) fn closest<'c>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'c str>,
+) -> Option<&'c str> {
+    // Jaro-Winkler takes `max_len` for `max_length` and `fp32` for `f32`, but not `gpu` for `cpu`.
+    const NEAR: f64 = 0.85;
+    let word = word.to_lowercase();
+    candidates
+        .into_iter()
+        .map(|candidate| {
+            (
+                strsim::jaro_winkler(&word, &candidate.to_lowercase()),
+                candidate,
+            )
+        })
+        .filter(|&(likeness, _)| likeness >= NEAR)
+        .max_by(|(left, _), (right, _)| left.total_cmp(right))
+        .map(|(_, candidate)| candidate)
+}
+
+/// Everything that is wrong with a pipeline file, in the order of the file.
+///
+/// [`Display`](fmt::Display) gives one line a problem; [`render`](Self::render) shows the lines of the file too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors {
+    file: String,
+    text: String,
+    problems: Vec<Problem>,
+}
+
+impl ConfigErrors {
+    pub(super) fn new(file: &Path, text: &str, problems: Vec<Problem>) -> Self {
+        Self {
+            file: file.display().to_string(),
+            text: text.to_owned(),
+            problems,
+        }
+    }
+
+    /// Gives the problems, in the order of the file; at least one.
+    #[must_use]
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// Renders the problems with their lines of the file, then the count; `width` is that of the terminal, in columns.
+    #[must_use]
+    pub fn render(&self, color: bool, width: usize) -> String {
+        let theme = if color {
+            GraphicalTheme::unicode()
+        } else {
+            GraphicalTheme::unicode_nocolor()
+        };
+        let handler = GraphicalReportHandler::new_themed(theme)
+            .with_width(width)
+            .with_break_words(false);
+        let mut report = String::new();
+        for problem in self.problems.iter().take(MOST_SHOWN) {
+            handler
+                .render_report(
+                    &mut report,
+                    &Shown {
+                        problem,
+                        errors: self,
+                    },
+                )
+                .expect("a string takes every write, and spans come from the text");
+            report.push('\n');
+        }
+        let count = self.problems.len();
+        let noun = if count == 1 { "problem" } else { "problems" };
+        let shown = if count > MOST_SHOWN {
+            format!(", the first {MOST_SHOWN} above")
+        } else {
+            String::new()
+        };
+        let _ = writeln!(report, "couplet: {count} {noun} in {}{shown}", self.file);
+        report
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            if index > 0 {
+                f.write_char('\n')?;
+            }
+            f.write_str(&self.file)?;
+            if let Some(span) = &problem.span {
+                let (line, column) = position(&self.text, span.start);
+                write!(f, ":{}:{}", line + 1, column + 1)?;
+            }
+            write!(f, ": {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// Gives the line and the column of a byte, both from 0.
+fn position(text: &str, offset: usize) -> (usize, usize) {
+    let before = &text[..offset];
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    (
+        before.matches('\n').count(),
+        before[line_start..].chars().count(),
+    )
+}
+
+/// A problem together with the file it is in, as miette wants to see it.
+#[derive(Debug)]
+struct Shown<'e> {
+    problem: &'e Problem,
+    errors: &'e ConfigErrors,
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.problem.fmt(f)
+    }
+}
+
+impl std::error::Error for Shown<'_> {}
+
+impl Diagnostic for Shown<'_> {
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        let help = self.problem.help.as_deref();
+        match (help, self.problem.allowed.as_deref()) {
+            (None, None) => None,
+            (Some(help), None) => Some(Box::new(help)),
+            (None, Some(allowed)) => Some(Box::new(format!("allowed: {allowed}"))),
+            (Some(help), Some(allowed)) => Some(Box::new(format!("{help}\nallowed: {allowed}"))),
+        }
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        self.problem
+            .span
+            .as_ref()
+            .map(|_| self.errors as &dyn SourceCode)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        let span = self.problem.span.clone()?;
+        let main = LabeledSpan::new_primary_with_span(Some(self.problem.label.clone()), span);
+        let related = self.problem.related.iter();
+        let related = related
+            .map(|(span, label)| LabeledSpan::new_with_span(Some(label.clone()), span.clone()));
+        Some(Box::new(std::iter::once(main).chain(related)))
+    }
+}
+
+/// Shows the whole lines of a span and no other: miette's own source cuts the first line when asked for no context.
+impl SourceCode for ConfigErrors {
+    fn read_span<'a>(
+        &'a self,
+        span: &SourceSpan,
+        _context_lines_before: usize,
+        _context_lines_after: usize,
+    ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
+        let start = span.offset();
+        let end = start + span.len();
+        if end > self.text.len() {
+            return Err(MietteError::OutOfBounds);
+        }
+        let first = self.text[..start]
+            .rfind('\n')
+            .map_or(0, |newline| newline + 1);
+        // A span that ends with its line's newline does not reach into the next line.
+        let last = end.saturating_sub(1).max(start);
+        let rest = &self.text.as_bytes()[last..];
+        let end = rest
+            .iter()
+            .position(|&byte| byte == b'\n')
+            .map_or(self.text.len(), |newline| last + newline + 1);
+        let lines = &self.text[first..end];
+        let (line, column) = position(&self.text, start);
+        Ok(Box::new(MietteSpanContents::new_named(
+            self.file.clone(),
+            lines.as_bytes(),
+            (first, lines.len()).into(),
+            line,
+            column,
+            lines.lines().count(),
+        )))
+    }
+}

@@ -1,0 +1,243 @@
+//! What the TOML parser says about a file that is not TOML, in words that name the mend.
+//!
+//! The parser goes on after a mistake, so the rest of the file is checked in the same go. It guesses, though: what
+//! stands on the line of a mistake, or behind a bracket that is never closed, is not to be trusted.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Error};
+
+use super::problem::{Problem, closest};
+
+/// The syntax errors of a file.
+pub(super) struct Syntax {
+    problems: Vec<Problem>,
+    /// Where the parser lost its way, in bytes.
+    lost_from: usize,
+}
+
+impl Syntax {
+    pub(super) fn new(text: &str, document: &DeTable<'_>, errors: &[Error]) -> Self {
+        let (errors, mut lost_from) = first_of(errors);
+        let spans: Vec<_> = errors.iter().map(|error| place(error)).collect();
+        let mut problems = Vec::with_capacity(errors.len());
+        for (error, span) in errors.iter().zip(&spans) {
+            let problem = describe(text, document, &spans, error.message(), span);
+            if loses_the_way(error) {
+                lost_from = lost_from.min(start(&problem));
+            }
+            problems.push(problem);
+        }
+        problems.sort_by_key(start);
+        problems.retain(|problem| start(problem) <= lost_from);
+        // One mistake often makes several errors; the first of a line is the one to mend.
+        problems.dedup_by_key(|problem| line_of(text, start(problem)));
+        Self {
+            problems,
+            lost_from,
+        }
+    }
+
+    pub(super) fn is_clean(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    pub(super) fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// Tells whether what was read from a span is what the user wrote.
+    pub(super) fn trusts(&self, text: &str, span: &Range<usize>) -> bool {
+        // An empty span is the parser's stand-in for a value that it could not read.
+        self.is_clean()
+            || !span.is_empty()
+                && span.start < self.lost_from
+                && !self
+                    .problems
+                    .iter()
+                    .any(|problem| line_of(text, start(problem)) == line_of(text, span.start))
+    }
+}
+
+/// Takes the errors that may be worth telling, and the offset behind which nothing is: a file of another kind,
+/// a CSV file say, makes an error a line.
+fn first_of(errors: &[Error]) -> (Vec<&Error>, usize) {
+    const MOST: usize = 20;
+    let mut sorted: Vec<_> = errors.iter().collect();
+    sorted.sort_by_key(|error| place(error).start);
+    let end = sorted
+        .get(MOST)
+        .map_or(usize::MAX, |error| place(error).start);
+    let mut first: Vec<_> = sorted.iter().copied().take(MOST).collect();
+    first.extend(
+        sorted
+            .into_iter()
+            .skip(MOST)
+            .filter(|error| loses_the_way(error))
+            .take(MOST),
+    );
+    (first, end)
+}
+
+fn place(error: &Error) -> Range<usize> {
+    error.span().unwrap_or(0..0)
+}
+
+/// Tells whether the parser cannot know where the broken part ends, and takes what follows for a piece of it.
+fn loses_the_way(error: &Error) -> bool {
+    ["unclosed", "key with no value"]
+        .iter()
+        .any(|message| error.message().starts_with(message))
+}
+
+fn start(problem: &Problem) -> usize {
+    problem.span.as_ref().map_or(0, |span| span.start)
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text[..offset].matches('\n').count()
+}
+
+/// Puts an error of the parser in our words.
+fn describe(
+    text: &str,
+    document: &DeTable<'_>,
+    errors: &[Range<usize>],
+    message: &str,
+    span: &Range<usize>,
+) -> Problem {
+    let (before, written) = (&text[..span.start], &text[span.clone()]);
+    let problem = if written.starts_with(char::is_alphabetic) && !message.starts_with("duplicate") {
+        bare_word(written)
+    } else if message.starts_with("string values must be quoted") {
+        Problem::new("a value is missing", "missing value")
+            .help("write for example `name = \"value\"`")
+    } else if message == "duplicate key" {
+        duplicate(document, before, written)
+    } else if let Some(opening) = never_closed(text, document, errors, message, span) {
+        return opening;
+    } else if message.starts_with("missing escaped value") && before.ends_with('\\') {
+        let escape = span.start - 1
+            ..span.start + text[span.start..].chars().next().map_or(0, char::len_utf8);
+        return Problem::new(
+            format!("unknown escape `{}` in a string", &text[escape.clone()]),
+            "unknown escape",
+        )
+        .help("write `\\\\` for a backslash, or put the string in single quotation marks")
+        .at(escape);
+    } else if message.starts_with("unclosed table") {
+        Problem::new("a section header is never closed", "not closed").help("close it with `]`")
+    } else if text[span.start..].trim_start().starts_with(':') {
+        Problem::new("`:` between a key and its value", "not TOML").help("write `key = value`")
+    } else {
+        Problem::new(message, "not TOML")
+    };
+    problem.at(span.clone())
+}
+
+fn bare_word(word: &str) -> Problem {
+    let problem = Problem::new(
+        format!("`{word}` is not a TOML value"),
+        "a string without quotation marks?",
+    );
+    match closest(word, ["true", "false"]) {
+        Some(value) => problem.help(format!("did you mean `{value}`?")),
+        None => problem.help(format!("write `\"{word}\"`")),
+    }
+}
+
+fn duplicate(document: &DeTable<'_>, before: &str, name: &str) -> Problem {
+    let problem = if before.trim_end().ends_with('[') {
+        Problem::new(format!("section [{name}] is there twice"), "again")
+            .help("put all its keys under one header")
+    } else {
+        Problem::new(format!("key `{name}` is there twice"), "again").help("remove one of the two")
+    };
+    // The other one is in the section whose header stands last before this one, or at the top of the file.
+    let above = document
+        .values()
+        .filter(|value| value.span().start < before.len());
+    let section = above
+        .max_by_key(|value| value.span().start)
+        .and_then(|value| value.get_ref().as_table());
+    let first = section
+        .and_then(|section| section.get_key_value(name))
+        .or_else(|| document.get_key_value(name));
+    match first
+        .map(|(key, _)| key.span())
+        .filter(|first| first.start < before.len())
+    {
+        Some(first) => problem.related(first, "first here"),
+        None => problem,
+    }
+}
+
+/// Points at the opening of what is never closed: the parser points at where it gave up.
+fn never_closed(
+    text: &str,
+    document: &DeTable<'_>,
+    errors: &[Range<usize>],
+    message: &str,
+    span: &Range<usize>,
+) -> Option<Problem> {
+    const DELIMITERS: [(&str, &str); 6] = [
+        ("\"\"\"", "\"\"\""),
+        ("'''", "'''"),
+        ("\"", "\""),
+        ("'", "'"),
+        ("[", "]"),
+        ("{", "}"),
+    ];
+    let opens = |bracket, value: &Range<usize>| {
+        let swallows = |error: &Range<usize>| value.start < error.start && error.start <= value.end;
+        text[value.start..].starts_with(bracket) && errors.iter().any(swallows)
+    };
+    let (what, opened) = if message.starts_with("unclosed array") {
+        (
+            "list",
+            last_value(document, &|value| {
+                value.get_ref().is_array() && opens('[', &value.span())
+            }),
+        )
+    } else if message.starts_with("unclosed inline table") {
+        (
+            "table",
+            last_value(document, &|value| {
+                value.get_ref().is_table() && opens('{', &value.span())
+            }),
+        )
+    } else if message.contains("string, expected") {
+        (
+            "string",
+            last_value(document, &|value| {
+                value.get_ref().is_str() && value.span().end == span.start
+            }),
+        )
+    } else {
+        return None;
+    };
+    let opened = opened?.start;
+    let (open, close) = DELIMITERS
+        .iter()
+        .find(|(open, _)| text[opened..].starts_with(open))?;
+    let problem = Problem::new(format!("a {what} is never closed"), "opened here");
+    Some(
+        problem
+            .help(format!("close it with `{close}`"))
+            .at(opened..opened + open.len()),
+    )
+}
+
+/// Finds the last of the outermost values that meet a condition.
+fn last_value(
+    table: &DeTable<'_>,
+    meets: &dyn Fn(&Spanned<DeValue<'_>>) -> bool,
+) -> Option<Range<usize>> {
+    let found = table.values().filter_map(|value| match value.get_ref() {
+        _ if meets(value) => Some(value.span()),
+        DeValue::Table(table) => last_value(table, meets),
+        _ => None,
+    });
+    found.max_by_key(|span| span.start)
+}

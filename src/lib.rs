@@ -1,0 +1,15 @@
+pub mod cli;
+pub mod config;
+pub mod error;
+pub mod model;
+pub mod ops;
+pub mod predict;
+pub mod progress;
+pub mod query;
+pub mod report;
+pub mod run;
+pub mod scorer;
+pub mod session;
+pub mod sink;
+pub mod source;
+pub mod tables;

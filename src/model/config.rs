@@ -1,0 +1,258 @@
+//! `config.json`: the sizes, the labels and the task of a checkpoint.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::LoadError;
+
+/// The two encoders that couplet runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    /// Sanh et al. 2019: no token types; the head reads the first token through `pre_classifier` and ReLU.
+    DistilBert,
+    /// Devlin et al. 2019: token types; the head reads the first token through the pooler and tanh.
+    Bert,
+}
+
+impl Architecture {
+    /// The class of `transformers` that writes and reads such a checkpoint.
+    #[must_use]
+    pub fn class_name(self) -> &'static str {
+        match self {
+            Self::DistilBert => "DistilBertForSequenceClassification",
+            Self::Bert => "BertForSequenceClassification",
+        }
+    }
+}
+
+/// What the logits mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Problem {
+    /// One of the labels: softmax.
+    SingleLabel,
+    /// Any number of the labels: a sigmoid each.
+    MultiLabel,
+    /// The one logit is the value.
+    Regression,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::SingleLabel => "single-label classification",
+            Self::MultiLabel => "multi-label classification",
+            Self::Regression => "regression",
+        })
+    }
+}
+
+/// The sizes, labels and task of a checkpoint, in DistilBERT's words.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// Which encoder.
+    pub architecture: Architecture,
+    /// Word pieces in the vocabulary.
+    pub vocab_size: usize,
+    /// Width of the hidden states.
+    pub dim: usize,
+    /// Transformer blocks.
+    pub n_layers: usize,
+    /// Attention heads in a block.
+    pub n_heads: usize,
+    /// Width of the feed-forward layer.
+    pub hidden_dim: usize,
+    /// The most tokens in a sequence.
+    pub max_position_embeddings: usize,
+    /// Token types: 0 for DistilBERT, which has none.
+    pub type_vocab_size: usize,
+    /// Added to the variance in every layer normalisation.
+    pub layer_norm_eps: f64,
+    /// What the logits mean.
+    pub problem: Problem,
+    /// The name of each logit, in order; empty for regression.
+    pub labels: Vec<String>,
+}
+
+impl ModelConfig {
+    /// Reads `config.json`.
+    ///
+    /// # Errors
+    /// A file that is missing or no JSON; a key that is missing, or whose value couplet cannot run.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        let json = read_json(path)?;
+        let keys = Keys { path, json: &json };
+        let architecture = architecture(&keys)?;
+        let names: Names = match architecture {
+            Architecture::DistilBert => DISTILBERT,
+            Architecture::Bert => BERT,
+        };
+        match keys.text(names.activation)? {
+            "gelu" => {}
+            _ => return Err(keys.error(names.activation, "\"gelu\"")),
+        }
+        if !matches!(json.get("position_embedding_type").and_then(Value::as_str), None | Some("absolute")) {
+            return Err(keys.error("position_embedding_type", "\"absolute\""));
+        }
+        let config = Self {
+            architecture,
+            vocab_size: keys.size("vocab_size")?,
+            dim: keys.size(names.dim)?,
+            n_layers: keys.size(names.n_layers)?,
+            n_heads: keys.size(names.n_heads)?,
+            hidden_dim: keys.size(names.hidden_dim)?,
+            max_position_embeddings: keys.size("max_position_embeddings")?,
+            type_vocab_size: match architecture {
+                Architecture::DistilBert => 0,
+                Architecture::Bert => keys.size("type_vocab_size")?,
+            },
+            layer_norm_eps: json.get("layer_norm_eps").and_then(Value::as_f64).unwrap_or(1e-12),
+            problem: problem(&keys)?,
+            labels: labels(&keys)?,
+        };
+        if config.dim % config.n_heads != 0 {
+            return Err(keys.error(names.n_heads, &format!("a divisor of {} = {}", names.dim, config.dim)));
+        }
+        Ok(config)
+    }
+
+    /// Settles the task and the labels by the number of logits that the classifier has.
+    ///
+    /// # Errors
+    /// A label list that does not fit.
+    pub(super) fn settle_outputs(&mut self, path: &Path, outputs: usize) -> Result<(), LoadError> {
+        if self.problem == Problem::SingleLabel && outputs == 1 {
+            self.problem = Problem::Regression;
+        }
+        match self.problem {
+            Problem::Regression if outputs == 1 => self.labels.clear(),
+            Problem::Regression => {
+                return Err(LoadError::Key {
+                    path: path.to_owned(),
+                    key: "problem_type".into(),
+                    expected: format!("a classification, as `classifier.weight` has {outputs} outputs"),
+                    found: "\"regression\"".into(),
+                });
+            }
+            _ if self.labels.len() == outputs => {}
+            _ => {
+                return Err(LoadError::Key {
+                    path: path.to_owned(),
+                    key: "id2label".into(),
+                    expected: format!("a name for each of the {outputs} outputs of `classifier.weight`, such as {{\"0\": \"no\", \"1\": \"yes\"}}"),
+                    found: match self.labels.len() {
+                        0 => "nothing".into(),
+                        n => format!("{n} names"),
+                    },
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How an architecture calls the sizes that both have.
+struct Names {
+    dim: &'static str,
+    n_layers: &'static str,
+    n_heads: &'static str,
+    hidden_dim: &'static str,
+    activation: &'static str,
+}
+
+const DISTILBERT: Names =
+    Names { dim: "dim", n_layers: "n_layers", n_heads: "n_heads", hidden_dim: "hidden_dim", activation: "activation" };
+const BERT: Names = Names {
+    dim: "hidden_size",
+    n_layers: "num_hidden_layers",
+    n_heads: "num_attention_heads",
+    hidden_dim: "intermediate_size",
+    activation: "hidden_act",
+};
+
+/// Reads a JSON file of a checkpoint.
+pub(super) fn read_json(path: &Path) -> Result<Value, LoadError> {
+    let unreadable = |problem: String| LoadError::Unreadable { path: path.to_owned(), problem };
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| unreadable(format!("not JSON: {e}"))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(LoadError::NoFile {
+            folder: path.parent().unwrap_or(path).to_owned(),
+            expected: "config.json",
+        }),
+        Err(e) => Err(unreadable(e.to_string())),
+    }
+}
+
+struct Keys<'a> {
+    path: &'a Path,
+    json: &'a Value,
+}
+
+impl Keys<'_> {
+    fn error(&self, key: &str, expected: &str) -> LoadError {
+        let found = self.json.get(key).map_or_else(|| "nothing".to_owned(), Value::to_string);
+        LoadError::Key { path: self.path.to_owned(), key: key.to_owned(), expected: expected.to_owned(), found }
+    }
+
+    fn size(&self, key: &str) -> Result<usize, LoadError> {
+        let size = self.json.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
+        match size {
+            Some(n @ 1..=1_000_000_000) => Ok(n),
+            _ => Err(self.error(key, "a whole number from 1")),
+        }
+    }
+
+    fn text(&self, key: &str) -> Result<&str, LoadError> {
+        self.json.get(key).and_then(Value::as_str).ok_or_else(|| self.error(key, "a string"))
+    }
+}
+
+fn architecture(keys: &Keys) -> Result<Architecture, LoadError> {
+    let architecture = match keys.json.get("model_type").and_then(Value::as_str) {
+        Some("distilbert") => Architecture::DistilBert,
+        Some("bert") => Architecture::Bert,
+        _ => return Err(keys.error("model_type", "\"distilbert\" or \"bert\"")),
+    };
+    let expected = architecture.class_name();
+    let Some(classes) = keys.json.get("architectures").filter(|classes| !classes.is_null()) else {
+        return Ok(architecture);
+    };
+    let classes: Vec<&str> = classes.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    // A base encoder is told apart by its tensors, which say more than a class name.
+    if classes.iter().any(|class| *class == expected || class.ends_with("Model") || class.ends_with("ForMaskedLM")) {
+        Ok(architecture)
+    } else {
+        Err(keys.error("architectures", &format!("[\"{expected}\"]")))
+    }
+}
+
+fn problem(keys: &Keys) -> Result<Problem, LoadError> {
+    match keys.json.get("problem_type") {
+        None | Some(Value::Null) => Ok(Problem::SingleLabel),
+        Some(value) => match value.as_str() {
+            Some("single_label_classification") => Ok(Problem::SingleLabel),
+            Some("multi_label_classification") => Ok(Problem::MultiLabel),
+            Some("regression") => Ok(Problem::Regression),
+            _ => Err(keys.error(
+                "problem_type",
+                "\"single_label_classification\", \"multi_label_classification\" or \"regression\"",
+            )),
+        },
+    }
+}
+
+/// `id2label` as a list; empty where the key is missing.
+fn labels(keys: &Keys) -> Result<Vec<String>, LoadError> {
+    let expected = "an object that names the ids 0, 1, 2, … without a gap";
+    let map = match keys.json.get("id2label") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Object(map)) => map,
+        Some(_) => return Err(keys.error("id2label", expected)),
+    };
+    (0..map.len())
+        .map(|id| match map.get(&id.to_string()) {
+            Some(Value::String(label)) => Ok(label.clone()),
+            _ => Err(keys.error("id2label", expected)),
+        })
+        .collect()
+}

@@ -1,0 +1,73 @@
+//! Why a checkpoint could not be loaded: which file, which key or tensor, what was expected and what was found.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// A checkpoint that cannot be used.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The model's path is no folder.
+    #[error("model {} {}; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin", path.display(), if *exists { "is not a folder" } else { "does not exist" })]
+    NotAFolder {
+        /// What was asked for.
+        path: PathBuf,
+        /// Whether there is something else under that path.
+        exists: bool,
+    },
+    /// A file that every checkpoint has is not there.
+    #[error("model folder {} has no {expected}", folder.display())]
+    NoFile {
+        /// The checkpoint's folder.
+        folder: PathBuf,
+        /// The file or files, one of which is needed.
+        expected: &'static str,
+    },
+    /// A file is there and cannot be read or understood.
+    #[error("cannot read {}: {problem}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A key of a JSON file is missing or has a value that couplet cannot use.
+    #[error("{}: key `{key}`: expected {expected}, found {found}", path.display())]
+    Key {
+        /// The JSON file.
+        path: PathBuf,
+        /// The key's name.
+        key: String,
+        /// The values that would do.
+        expected: String,
+        /// The value that is there, or "nothing".
+        found: String,
+    },
+    /// The checkpoint is an encoder without a classifier on top.
+    #[error("{} has no classification head: tensor `{tensor}` is missing among its {tensors} tensors ({hint}); fine-tune the encoder for a task first", folder.display())]
+    NoHead {
+        /// The checkpoint's folder.
+        folder: PathBuf,
+        /// The head's tensor that was looked for.
+        tensor: String,
+        /// How many tensors there are.
+        tensors: usize,
+        /// What the checkpoint seems to be instead.
+        hint: String,
+    },
+    /// A tensor is missing or has the wrong shape or type.
+    #[error("{}: tensor `{tensor}`: expected {expected}, found {found}", folder.display())]
+    Tensor {
+        /// The checkpoint's folder.
+        folder: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// The shape or type that the configuration asks for.
+        expected: String,
+        /// What is there, or "nothing".
+        found: String,
+    },
+    /// The device could not hold the weights.
+    #[error("cannot place the weights on the device: {0}")]
+    Device(#[from] candle_core::Error),
+}

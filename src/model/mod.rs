@@ -1,0 +1,94 @@
+//! A sequence-classification checkpoint of the BERT family: from a Hugging Face folder to logits.
+
+mod checkpoint;
+mod config;
+mod encoder;
+mod error;
+mod fingerprint;
+mod head;
+mod tokenizer;
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Result, Tensor};
+
+pub use config::{Architecture, ModelConfig, Problem};
+pub use encoder::{Encoder, PackedBatch};
+pub use error::LoadError;
+pub use fingerprint::Fingerprint;
+pub use tokenizer::{Encoding, Tokenizer};
+
+use crate::ops::Kernels;
+use checkpoint::Checkpoint;
+use head::Head;
+
+/// An encoder with its classification head and tokenizer.
+#[derive(Debug)]
+pub struct Model {
+    /// The folder it was loaded from.
+    pub folder: PathBuf,
+    /// Sizes and labels.
+    pub config: ModelConfig,
+    /// Text to token ids, as the checkpoint's folder defines it.
+    pub tokenizer: Tokenizer,
+    /// Names the weights, the tokenizer and the configuration.
+    pub fingerprint: Fingerprint,
+    /// Trainable numbers in the checkpoint.
+    pub parameters: usize,
+    /// Size of the weights on disk, in bytes.
+    pub bytes: u64,
+    encoder: Encoder,
+    head: Head,
+}
+
+impl Model {
+    /// Loads a Hugging Face folder onto a device with the quickest kernels there are for it.
+    ///
+    /// # Errors
+    /// A folder or file that is missing, unreadable, inconsistent, or of an architecture that couplet does not run.
+    pub fn load(folder: &Path, device: &Device) -> std::result::Result<Self, LoadError> {
+        Self::load_with(folder, device, Kernels::for_device(device))
+    }
+
+    /// Loads a Hugging Face folder with the given kernels.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_with(folder: &Path, device: &Device, kernels: Kernels) -> std::result::Result<Self, LoadError> {
+        if !folder.is_dir() {
+            return Err(LoadError::NotAFolder { path: folder.to_owned(), exists: folder.exists() });
+        }
+        let mut config = ModelConfig::load(&folder.join("config.json"))?;
+        let checkpoint = Checkpoint::open(folder, config.architecture)?;
+        let tokenizer = Tokenizer::load(folder, &config)?;
+        let head = Head::load(&checkpoint, &mut config, device, kernels)?;
+        let encoder = Encoder::load(&checkpoint, &config, device, kernels)?;
+        let mut files = vec![folder.join("config.json")];
+        files.extend(tokenizer.files.iter().cloned());
+        files.extend(checkpoint.files.iter().cloned());
+        Ok(Self {
+            folder: folder.to_owned(),
+            config,
+            fingerprint: Fingerprint::of_files(&files)?,
+            tokenizer,
+            parameters: checkpoint.parameters(),
+            bytes: checkpoint.files.iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum(),
+            encoder,
+            head,
+        })
+    }
+
+    /// Computes the logits of each sequence of a packed batch: `[T] → [B, L]` f32.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
+        self.head.forward(&self.encoder.forward_first(batch)?)?.to_dtype(candle_core::DType::F32)
+    }
+
+    /// The most tokens in a sequence: what the positions allow and the tokenizer asks for.
+    #[must_use]
+    pub fn max_length(&self) -> usize {
+        self.tokenizer.model_max_length.min(self.config.max_position_embeddings)
+    }
+}

@@ -1,0 +1,177 @@
+//! Text to token ids, as Hugging Face's tokenizers do it.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::{BertNormalizer, NormalizerWrapper};
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{AddedToken, TruncationDirection, TruncationParams, TruncationStrategy};
+
+use super::config::{ModelConfig, read_json};
+use super::error::LoadError;
+
+/// A sequence as the encoder reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoding {
+    /// `[CLS] text [SEP]` or `[CLS] text [SEP] text_pair [SEP]`.
+    pub input_ids: Vec<u32>,
+    /// 1 for the second text and its `[SEP]`.
+    pub token_type_ids: Vec<u32>,
+    /// Whether tokens were cut off.
+    pub truncated: bool,
+}
+
+/// A checkpoint's tokenizer, without truncation and padding until [`Tokenizer::with_max_length`].
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// The files it was read from.
+    pub(super) files: Vec<PathBuf>,
+    /// The longest sequence that `tokenizer_config.json` allows, in tokens.
+    pub model_max_length: usize,
+    truncation: TruncationDirection,
+}
+
+impl Tokenizer {
+    pub(super) fn load(folder: &Path, config: &ModelConfig) -> Result<Self, LoadError> {
+        let settings_path = folder.join("tokenizer_config.json");
+        let mut files = Vec::new();
+        let settings = if settings_path.exists() {
+            files.push(settings_path.clone());
+            read_json(&settings_path)?
+        } else {
+            Value::Null
+        };
+        let (json, vocab) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
+        let (path, inner) = if json.exists() {
+            (json.clone(), tokenizers::Tokenizer::from_file(&json))
+        } else if vocab.exists() {
+            (vocab.clone(), word_piece(&vocab, &settings))
+        } else {
+            return Err(LoadError::NoFile { folder: folder.to_owned(), expected: "tokenizer.json and no vocab.txt" });
+        };
+        let unreadable = |problem: String| LoadError::Unreadable { path: path.clone(), problem };
+        let mut inner = inner.map_err(|e| unreadable(e.to_string()))?;
+        let size = inner.get_vocab_size(true);
+        if size > config.vocab_size {
+            return Err(unreadable(format!(
+                "it knows {size} tokens, the encoder only {} (`vocab_size` of config.json)",
+                config.vocab_size
+            )));
+        }
+        inner.with_padding(None).with_truncation(None).map_err(|e| unreadable(e.to_string()))?;
+        if let Some(normalizer) = overridden_normalizer(&inner, &settings) {
+            inner.with_normalizer(Some(normalizer)).map_err(|e| unreadable(e.to_string()))?;
+        }
+        files.push(path);
+        let truncation = match settings.get("truncation_side").and_then(Value::as_str) {
+            Some("left") => TruncationDirection::Left,
+            _ => TruncationDirection::Right,
+        };
+        // Absent, or 1e30 where there is no limit.
+        let model_max_length = settings.get("model_max_length").and_then(Value::as_u64).unwrap_or(u64::MAX);
+        Ok(Self { inner, files, model_max_length: usize::try_from(model_max_length).unwrap_or(usize::MAX), truncation })
+    }
+
+    /// Cuts sequences to `max_length` tokens, special tokens included, always from the longer text.
+    ///
+    /// # Errors
+    /// A length that leaves no room for the special tokens.
+    pub fn with_max_length(&self, max_length: usize) -> Result<Self, String> {
+        let special = self.inner.get_post_processor().map_or(0, |p| tokenizers::PostProcessor::added_tokens(p, true));
+        if max_length < special {
+            return Err(format!("a max_length of {max_length} leaves no room for the {special} special tokens"));
+        }
+        let mut tokenizer = self.clone();
+        let truncation = TruncationParams {
+            max_length,
+            strategy: TruncationStrategy::LongestFirst,
+            stride: 0,
+            direction: self.truncation,
+        };
+        tokenizer.inner.with_truncation(Some(truncation)).map_err(|e| e.to_string())?;
+        Ok(tokenizer)
+    }
+
+    /// Encodes a text or a pair.
+    ///
+    /// # Errors
+    /// A text that the tokenizer's rules cannot encode.
+    pub fn encode(&self, text: &str, text_pair: Option<&str>) -> Result<Encoding, String> {
+        let encoding = match text_pair {
+            Some(pair) => self.inner.encode_fast((text, pair), true),
+            None => self.inner.encode_fast(text, true),
+        };
+        let encoding = encoding.map_err(|e| e.to_string())?;
+        Ok(Encoding {
+            input_ids: encoding.get_ids().to_vec(),
+            token_type_ids: encoding.get_type_ids().to_vec(),
+            truncated: !encoding.get_overflowing().is_empty(),
+        })
+    }
+
+    /// Word pieces that the tokenizer knows.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+}
+
+/// The normalizer that `transformers` puts in the place of the one in `tokenizer.json`.
+///
+/// Its BERT tokenizers go by `tokenizer_config.json`, and by their own defaults where it is silent, unless
+/// the file names a class that takes `tokenizer.json` as it is.
+fn overridden_normalizer(tokenizer: &tokenizers::Tokenizer, settings: &Value) -> Option<BertNormalizer> {
+    let Some(NormalizerWrapper::BertNormalizer(written)) = tokenizer.get_normalizer() else { return None };
+    match settings.get("tokenizer_class").and_then(Value::as_str) {
+        Some("PreTrainedTokenizerFast" | "TokenizersBackend") => None,
+        _ => {
+            let mut normalizer = bert_normalizer(settings);
+            normalizer.clean_text = written.clean_text;
+            Some(normalizer)
+        }
+    }
+}
+
+fn bert_normalizer(settings: &Value) -> BertNormalizer {
+    let flag = |key: &str| settings.get(key).and_then(Value::as_bool);
+    BertNormalizer::new(
+        true,
+        flag("tokenize_chinese_chars").unwrap_or(true),
+        flag("strip_accents"),
+        flag("do_lower_case").unwrap_or(true),
+    )
+}
+
+/// BERT's WordPiece tokenizer from a `vocab.txt`, one piece a line, and the settings of `tokenizer_config.json`.
+fn word_piece(vocab: &Path, settings: &Value) -> tokenizers::Result<tokenizers::Tokenizer> {
+    // A special token is a string, or an object with its `content`.
+    let special = |key: &str, default: &str| {
+        let token = settings.get(key);
+        let token = token.and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
+        token.unwrap_or(default).to_owned()
+    };
+    let (unk, sep, pad) = (special("unk_token", "[UNK]"), special("sep_token", "[SEP]"), special("pad_token", "[PAD]"));
+    let (cls, mask) = (special("cls_token", "[CLS]"), special("mask_token", "[MASK]"));
+    let model = WordPiece::from_file(&vocab.to_string_lossy()).unk_token(unk.clone()).build()?;
+    let mut tokenizer = tokenizers::Tokenizer::new(model);
+    for token in [&unk, &sep, &pad, &cls, &mask] {
+        if tokenizer.token_to_id(token).is_none() {
+            return Err(format!("the vocabulary has no special token {token}").into());
+        }
+    }
+    let id = |token: &str| tokenizer.token_to_id(token).expect("looked up above");
+    let post_processor = TemplateProcessing::builder()
+        .try_single(format!("{cls}:0 $A:0 {sep}:0"))?
+        .try_pair(format!("{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1"))?
+        .special_tokens(vec![(cls.as_str(), id(&cls)), (sep.as_str(), id(&sep))])
+        .build()?;
+    tokenizer
+        .with_normalizer(Some(bert_normalizer(settings)))?
+        .with_pre_tokenizer(Some(BertPreTokenizer))
+        .with_post_processor(Some(post_processor));
+    tokenizer.add_special_tokens([unk, sep, pad, cls, mask].map(|token| AddedToken::from(token, true)))?;
+    Ok(tokenizer)
+}

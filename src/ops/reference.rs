@@ -1,0 +1,92 @@
+//! The same operators composed of candle's: any device, any float type, differentiable.
+//!
+//! Slower than [`super::fast`] on a CPU; the tests hold the two against each other, and GPUs run this one.
+
+use candle_core::{D, Device, Result, Tensor};
+
+/// `LayerNorm(x)` over the last dimension, written out because candle-nn's fused kernel has no gradient.
+pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    centred.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(weight)?.broadcast_add(bias)
+}
+
+/// Softmax over the last dimension, written out for the same reason.
+fn softmax(x: &Tensor) -> Result<Tensor> {
+    let exp = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?.exp()?;
+    exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)
+}
+
+/// Attention over packed rows by way of a padded batch: see [`super::attention`] for the shapes.
+pub(super) fn attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    cu_queries: &[u32],
+    cu_keys: &[u32],
+    heads: usize,
+) -> Result<Tensor> {
+    let device = query.device();
+    let dim = query.dim(D::Minus1)?;
+    let padded_queries = Padding::new(cu_queries);
+    let padded_keys = Padding::new(cu_keys);
+    let split = |x: &Tensor, padding: &Padding| -> Result<Tensor> {
+        padding.pad(x)?.reshape((padding.batch, padding.longest, heads, dim / heads))?.transpose(1, 2)?.contiguous()
+    };
+    let (query, key, value) = (split(query, &padded_queries)?, split(key, &padded_keys)?, split(value, &padded_keys)?);
+    #[expect(clippy::cast_precision_loss, reason = "a head has far fewer than 2^52 dimensions")]
+    let scale = 1.0 / ((dim / heads) as f64).sqrt();
+    let scores = (query.matmul(&key.t()?.contiguous()?)? * scale)?;
+    let scores = scores.broadcast_add(&padded_keys.mask(device)?.to_dtype(scores.dtype())?)?;
+    let context = softmax(&scores)?.matmul(&value)?;
+    let context = context.transpose(1, 2)?.reshape((padded_queries.batch * padded_queries.longest, dim))?;
+    context.index_select(&Tensor::new(padded_queries.rows(), device)?, 0)
+}
+
+/// Where packed sequences lie in a padded batch.
+struct Padding<'a> {
+    cu_seqlens: &'a [u32],
+    batch: usize,
+    longest: usize,
+}
+
+impl<'a> Padding<'a> {
+    fn new(cu_seqlens: &'a [u32]) -> Self {
+        let longest = cu_seqlens.windows(2).map(|s| s[1] - s[0]).max().unwrap_or(0) as usize;
+        Self { cu_seqlens, batch: cu_seqlens.len() - 1, longest }
+    }
+
+    /// Lengths of the sequences.
+    fn lengths(&self) -> impl Iterator<Item = usize> {
+        self.cu_seqlens.windows(2).map(|s| (s[1] - s[0]) as usize)
+    }
+
+    /// `[T, D] → [batch · longest, D]`; a padding row repeats row 0, which the mask hides.
+    fn pad(&self, x: &Tensor) -> Result<Tensor> {
+        let mut index = vec![0u32; self.batch * self.longest];
+        for (slots, sequence) in index.chunks_exact_mut(self.longest).zip(self.cu_seqlens.windows(2)) {
+            for (slot, row) in slots.iter_mut().zip(sequence[0]..sequence[1]) {
+                *slot = row;
+            }
+        }
+        x.index_select(&Tensor::new(index, x.device())?, 0)
+    }
+
+    /// Rows of the padded batch that hold tokens, in packed order.
+    fn rows(&self) -> Vec<u32> {
+        let row = |sequence: usize, position: usize| u32::try_from(sequence * self.longest + position);
+        self.lengths()
+            .enumerate()
+            .flat_map(|(s, n)| (0..n).map(move |p| row(s, p).expect("a batch has fewer than 2^32 tokens")))
+            .collect()
+    }
+
+    /// `[batch, 1, 1, longest]`: 0 where there is a token, -∞ where there is padding.
+    fn mask(&self, device: &Device) -> Result<Tensor> {
+        let mask: Vec<f32> = self
+            .lengths()
+            .flat_map(|n| (0..self.longest).map(move |p| if p < n { 0.0 } else { f32::NEG_INFINITY }))
+            .collect();
+        Tensor::from_vec(mask, (self.batch, 1, 1, self.longest), device)
+    }
+}

@@ -1,0 +1,67 @@
+//! Predictions as Arrow columns.
+
+use std::sync::{Arc, LazyLock};
+
+use arrow::array::{
+    ArrayRef, BooleanBuilder, Float32Builder, ListBuilder, StringBuilder, StructArray,
+};
+use arrow::datatypes::{DataType, Field, FieldRef, Fields};
+
+use crate::model::ModelConfig;
+use crate::scorer::{Prediction, Rejection};
+
+static FIELDS: LazyLock<Fields> = LazyLock::new(|| {
+    Fields::from(vec![
+        Field::new("label", DataType::Utf8, true),
+        Field::new("score", DataType::Float32, true),
+        Field::new("probabilities", DataType::List(probability_field()), true),
+        Field::new("truncated", DataType::Boolean, true),
+        Field::new("error", DataType::Utf8, true),
+    ])
+});
+
+fn probability_field() -> FieldRef {
+    Arc::new(Field::new_list_field(DataType::Float32, false))
+}
+
+/// The fields of a prediction: `label, score, probabilities, truncated, error`; either `error` is NULL or the rest is.
+#[must_use]
+pub fn prediction_fields() -> Fields {
+    FIELDS.clone()
+}
+
+/// Turns the outcomes of a window into a struct array of [`prediction_fields`], row by row.
+#[must_use]
+pub fn predictions_to_array(
+    outcomes: &[Result<Prediction, Rejection>],
+    config: &ModelConfig,
+) -> StructArray {
+    let mut label = StringBuilder::new();
+    let mut score = Float32Builder::with_capacity(outcomes.len());
+    let mut probabilities =
+        ListBuilder::new(Float32Builder::new()).with_field(probability_field());
+    let mut truncated = BooleanBuilder::with_capacity(outcomes.len());
+    let mut error = StringBuilder::new();
+    for outcome in outcomes {
+        let prediction = outcome.as_ref().ok();
+        label.append_option(
+            prediction.and_then(|p| p.label).map(|label| config.labels[label].as_str()),
+        );
+        score.append_option(prediction.map(|p| p.score));
+        let values = prediction.map(|p| &p.probabilities).filter(|values| !values.is_empty());
+        if let Some(values) = values {
+            probabilities.values().append_slice(values);
+        }
+        probabilities.append(values.is_some());
+        truncated.append_option(prediction.map(|p| p.truncated));
+        error.append_option(outcome.as_ref().err().map(ToString::to_string));
+    }
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(label.finish()),
+        Arc::new(score.finish()),
+        Arc::new(probabilities.finish()),
+        Arc::new(truncated.finish()),
+        Arc::new(error.finish()),
+    ];
+    StructArray::new(prediction_fields(), columns, None)
+}

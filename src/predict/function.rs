@@ -1,0 +1,108 @@
+//! The function itself: a thin shell over [`Scorer::score`](crate::scorer::Scorer::score).
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, StringViewArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, FieldRef};
+use datafusion::common::{DataFusionError, Result, ScalarValue, internal_err, plan_err};
+use datafusion::logical_expr::async_udf::{AsyncScalarUDF, AsyncScalarUDFImpl};
+use datafusion::logical_expr::{
+    ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
+    TypeSignature, Volatility,
+};
+
+use super::columns::{prediction_fields, predictions_to_array};
+use super::{FUNCTION, Models};
+use crate::scorer::{TextColumn, Window};
+
+/// Makes the function over a set of models.
+pub(super) fn predict(models: Arc<Models>) -> ScalarUDF {
+    // Volatile keeps the planner from evaluating a call on literals by itself, which an async function
+    // cannot answer. It does not stop calls from being copied: that is what hoisting is for.
+    let strings = vec![TypeSignature::String(2), TypeSignature::String(3)];
+    let signature = Signature::one_of(strings, Volatility::Volatile);
+    AsyncScalarUDF::new(Arc::new(Predict { signature, models })).into_scalar_udf()
+}
+
+#[derive(Debug)]
+struct Predict {
+    signature: Signature,
+    models: Arc<Models>,
+}
+
+impl PartialEq for Predict {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.models, &other.models)
+    }
+}
+
+impl Eq for Predict {}
+
+impl Hash for Predict {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.models).hash(state);
+    }
+}
+
+impl ScalarUDFImpl for Predict {
+    fn name(&self) -> &str {
+        FUNCTION
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Struct(prediction_fields()))
+    }
+
+    fn return_field_from_args(&self, args: ReturnFieldArgs) -> Result<FieldRef> {
+        if !matches!(args.scalar_arguments.first(), Some(Some(_))) {
+            return plan_err!(
+                "the first argument of {FUNCTION} names the model and must be a string such as 'models/mrpc', not an expression over columns"
+            );
+        }
+        Ok(Arc::new(Field::new(FUNCTION, DataType::Struct(prediction_fields()), false)))
+    }
+
+    fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        internal_err!("{FUNCTION} was planned without its node: the session lacks couplet's rule or planner")
+    }
+}
+
+#[async_trait::async_trait]
+impl AsyncScalarUDFImpl for Predict {
+    async fn invoke_async_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let ScalarFunctionArgs { args, number_rows, .. } = args;
+        let mut args = args.into_iter();
+        let model = match args.next() {
+            Some(ColumnarValue::Scalar(
+                ScalarValue::Utf8(Some(model))
+                | ScalarValue::Utf8View(Some(model))
+                | ScalarValue::LargeUtf8(Some(model)),
+            )) => model,
+            _ => return plan_err!("the first argument of {FUNCTION} names the model and must not be NULL"),
+        };
+        let mut columns = ["text", "text_pair"].into_iter().zip(args).map(|(name, values)| -> Result<TextColumn> {
+            let values = text_values(&values.to_array(number_rows)?)?;
+            Ok(TextColumn { name: name.to_owned(), values })
+        });
+        let Some(text) = columns.next().transpose()? else { return internal_err!("{FUNCTION} has at least two arguments") };
+        let window = Window::new(text, columns.next().transpose()?);
+        let external = |e| DataFusionError::External(Box::new(e));
+        let scorer = self.models.get(&model).await.map_err(external)?;
+        let outcomes = scorer.score(window).await.map_err(external)?;
+        Ok(ColumnarValue::Array(Arc::new(predictions_to_array(&outcomes, &scorer.model().config))))
+    }
+}
+
+/// Any of Arrow's string arrays as one.
+pub(crate) fn text_values(values: &ArrayRef) -> Result<StringViewArray> {
+    match values.data_type() {
+        DataType::Utf8View => Ok(values.as_string_view().clone()),
+        _ => Ok(cast(values, &DataType::Utf8View)?.as_string_view().clone()),
+    }
+}

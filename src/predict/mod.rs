@@ -1,0 +1,61 @@
+//! `predict(model, text [, text_pair])`: a model as a SQL function.
+//!
+//! ```text
+//! SELECT predict('m', a, b)['label'] FROM t WHERE predict('m', a, b)['score'] > 0.9
+//!
+//!   Projection: p['label']                      DataFusion plans an async function where it stands and
+//!     Filter: p['score'] > 0.9         ◀─────   copies it wherever an optimizer rule merges projections;
+//!       Predict: predict('m', a, b) AS p        [`hoist`] gives each call one node, below all who read it
+//!         TableScan: t
+//! ```
+//!
+//! [`install`] adds the function, the rule and the planner of the node to any DataFusion session.
+
+mod columns;
+mod function;
+mod hoist;
+mod models;
+mod node;
+
+use std::sync::Arc;
+
+use datafusion::execution::SessionStateBuilder;
+
+pub use columns::{prediction_fields, predictions_to_array};
+pub(crate) use function::text_values;
+pub use models::{ModelOptions, Models};
+
+/// The function's name in SQL.
+pub const FUNCTION: &str = "predict";
+
+/// Adds `predict` with everything it needs to a session that is being built.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use couplet::predict::{self, Models};
+/// use couplet::scorer::Pool;
+/// use datafusion::execution::SessionStateBuilder;
+/// use datafusion::prelude::SessionContext;
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let models = Arc::new(Models::new(Pool::new(None)?, std::env::current_dir()?));
+/// let builder = SessionStateBuilder::new().with_default_features();
+/// let context = SessionContext::new_with_state(predict::install(builder, models).build());
+/// context.register_parquet("pairs", "pairs.parquet", Default::default()).await?;
+/// context
+///     .sql("SELECT predict('models/mrpc', sentence1, sentence2)['label'] AS label, count(*) FROM pairs GROUP BY label")
+///     .await?
+///     .show()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use]
+pub fn install(builder: SessionStateBuilder, models: Arc<Models>) -> SessionStateBuilder {
+    let mut builder = builder
+        .with_analyzer_rule(Arc::new(hoist::HoistPredictions))
+        .with_query_planner(Arc::new(node::PredictPlanner));
+    let function = Arc::new(function::predict(models));
+    builder.scalar_functions().get_or_insert_default().push(function);
+    builder
+}

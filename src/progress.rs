@@ -1,0 +1,185 @@
+//! Progress of a run on stderr: a bar on a terminal, a line now and then elsewhere.
+//!
+//! Time is estimated by tokens. A window is worked off from its longest texts to its shortest, so rows say
+//! little about what is left; tokens cost the same wherever they stand.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::scorer::{Counts, Scorer};
+
+/// Between two looks at the counters.
+const BAR_INTERVAL: Duration = Duration::from_millis(100);
+/// Between two lines in a log.
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// A bar if stderr is a terminal, log lines otherwise.
+    Auto,
+    /// Nothing.
+    Quiet,
+}
+
+/// Shows a scorer's progress until it is dropped.
+pub struct Progress {
+    task: Option<tokio::task::JoinHandle<()>>,
+    bar: ProgressBar,
+}
+
+impl Progress {
+    /// Begins to show how far the scorer is with `rows` rows.
+    #[must_use]
+    pub fn start(style: Style, scorer: &Scorer, rows: u64) -> Self {
+        let terminal = style == Style::Auto && std::io::stderr().is_terminal();
+        let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(1), target);
+        if let Ok(template) = ProgressStyle::with_template("{bar:32} {percent:>3}%  {msg}") {
+            bar.set_style(template);
+        }
+        if style == Style::Quiet {
+            return Self { task: None, bar };
+        }
+        let (scorer, shown) = (scorer.clone(), bar.clone());
+        let began = Instant::now();
+        let task = tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(if terminal { BAR_INTERVAL } else { LOG_INTERVAL });
+            ticks.tick().await;
+            loop {
+                ticks.tick().await;
+                let estimate = Estimate::new(&scorer.tally().counts(), rows, began.elapsed());
+                if terminal {
+                    shown.set_length(estimate.tokens_in_all.max(1));
+                    shown.set_position(estimate.tokens);
+                    shown.set_message(estimate.to_string());
+                } else {
+                    tracing::info!("{estimate}");
+                }
+            }
+        });
+        Self { task: Some(task), bar }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Where a run stands, and when it will end.
+#[derive(Debug, PartialEq)]
+struct Estimate {
+    rows: u64,
+    rows_in_all: u64,
+    tokens: u64,
+    tokens_in_all: u64,
+    elapsed: Duration,
+}
+
+impl Estimate {
+    fn new(counts: &Counts, rows_in_all: u64, elapsed: Duration) -> Self {
+        let rows_left = rows_in_all.saturating_sub(counts.rows_planned);
+        // Rows not seen yet are taken to have as many tokens to read as those seen.
+        let per_row = ratio(counts.tokens_planned, counts.rows_planned);
+        let tokens_left = (per_row * rows_left as f64).round() as u64;
+        Self {
+            rows: counts.rows,
+            rows_in_all,
+            tokens: counts.tokens,
+            tokens_in_all: counts.tokens_planned + tokens_left,
+            elapsed,
+        }
+    }
+
+    fn remaining(&self) -> Option<Duration> {
+        let left = self.tokens_in_all.saturating_sub(self.tokens);
+        (self.tokens > 0).then(|| self.elapsed.mul_f64(ratio(left, self.tokens)))
+    }
+
+    /// Rows a second, by the share of tokens that is done.
+    fn rows_per_second(&self) -> f64 {
+        ratio(self.tokens, self.tokens_in_all) * self.rows_in_all as f64 / self.elapsed.as_secs_f64()
+    }
+}
+
+impl std::fmt::Display for Estimate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{}/{} rows written · {:.0} rows/s · {} tokens/s",
+            grouped(self.rows),
+            grouped(self.rows_in_all),
+            self.rows_per_second(),
+            grouped((self.tokens as f64 / self.elapsed.as_secs_f64()) as u64),
+        )?;
+        match self.remaining() {
+            Some(remaining) => write!(f, " · {} left", spoken(remaining)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+/// A whole number with a comma before each three digits.
+#[must_use]
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() * 4 / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A duration to the precision that matters: `0.8 s`, `42 s`, `3 min 05 s`, `2 h 10 min`.
+#[must_use]
+pub fn spoken(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    let whole = seconds.round() as u64;
+    match whole {
+        0..10 => format!("{seconds:.1} s"),
+        10..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_estimated_by_tokens() {
+        // 100 of 400 rows were tokenized to 1000 tokens, the longest half of which were read in 5 s.
+        let counts = Counts { rows_planned: 100, tokens_planned: 1000, tokens: 500, ..Counts::default() };
+        let estimate = Estimate::new(&counts, 400, Duration::from_secs(5));
+        assert_eq!(estimate.tokens_in_all, 4000);
+        assert_eq!(estimate.remaining(), Some(Duration::from_secs(35)));
+        assert!((estimate.rows_per_second() - 10.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn nothing_is_promised_before_the_first_token() {
+        assert_eq!(Estimate::new(&Counts::default(), 10, Duration::from_secs(1)).remaining(), None);
+    }
+
+    #[test]
+    fn numbers_and_durations_read_well() {
+        assert_eq!([grouped(0), grouped(999), grouped(1000), grouped(12_345_678)], ["0", "999", "1,000", "12,345,678"]);
+        let spoken = [0.84, 42.4, 185.0, 7800.0].map(|s| spoken(Duration::from_secs_f64(s)));
+        assert_eq!(spoken, ["0.8 s", "42 s", "3 min 05 s", "2 h 10 min"]);
+    }
+}

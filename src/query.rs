@@ -1,0 +1,241 @@
+//! `couplet query`: SQL over tables and models, its result streamed in the format that is asked for.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::csv::WriterBuilder;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::json::ArrayWriter;
+use arrow::util::display::FormatOptions;
+use arrow::util::pretty::pretty_format_batches_with_options;
+use datafusion::common::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::prelude::SessionContext;
+use datafusion::sql::parser::DFParserBuilder;
+use futures::StreamExt;
+
+use crate::config::{Location, Pipeline, Table, TableFormat};
+use crate::error::Error;
+use crate::sink::{AtomicFile, ParquetSink, SinkError};
+
+/// The name under which SQL finds a pipeline's sink whatever the pipeline is called; the files in `sql/` use it.
+pub const PREDICTIONS: &str = "predictions";
+
+/// How a result is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Aligned columns, for people.
+    Table,
+    /// Comma-separated values with a header.
+    Csv,
+    /// One JSON array of objects.
+    Json,
+    /// Parquet; needs a file.
+    Parquet,
+}
+
+impl Format {
+    /// The format that a file's extension asks for.
+    #[must_use]
+    pub fn of_extension(path: &Path) -> Option<Self> {
+        match path.extension()?.to_str()? {
+            "csv" => Some(Self::Csv),
+            "json" => Some(Self::Json),
+            "parquet" => Some(Self::Parquet),
+            "txt" => Some(Self::Table),
+            _ => None,
+        }
+    }
+}
+
+/// The tables of a pipeline: its own, and its sink under the pipeline's name and as [`PREDICTIONS`].
+#[must_use]
+pub fn tables_of(pipeline: &Pipeline) -> Vec<Table> {
+    let mut tables = pipeline.tables.clone();
+    let location: &Location = &pipeline.sink.location;
+    // Before the first run there is no sink; a query that needs it will say so.
+    if location.path.exists() {
+        for name in [pipeline.name.as_str(), PREDICTIONS] {
+            if !tables.iter().any(|table| table.name.eq_ignore_ascii_case(name)) {
+                let location = location.clone();
+                tables.push(Table { name: name.to_owned(), location, format: TableFormat::Parquet, partitions: Vec::new() });
+            }
+        }
+    }
+    tables
+}
+
+/// Executes the statements of `sql` one after the other and writes the result of each.
+///
+/// # Errors
+/// SQL that cannot be planned or executed, an output that cannot be written.
+pub async fn query(
+    context: &SessionContext,
+    sql: &str,
+    origin: &str,
+    format: Format,
+    output: Option<&Path>,
+) -> Result<(), Error> {
+    let failed = |e: DataFusionError| Error::sql(origin, e);
+    let statements = DFParserBuilder::new(sql).build().and_then(|mut parser| parser.parse_statements()).map_err(failed)?;
+    if statements.is_empty() {
+        return Err(Error::Usage(format!("{origin}: there is no SQL")));
+    }
+    if output.is_some() && statements.len() > 1 {
+        return Err(Error::Usage(format!("{origin}: {} statements cannot share one output file", statements.len())));
+    }
+    for statement in statements {
+        let plan = context.state().statement_to_plan(statement).await.map_err(failed)?;
+        let frame = context.execute_logical_plan(plan).await.map_err(failed)?;
+        let stream = frame.execute_stream().await.map_err(failed)?;
+        write(stream, format, output, failed).await?;
+    }
+    Ok(())
+}
+
+async fn write(
+    mut stream: SendableRecordBatchStream,
+    format: Format,
+    output: Option<&Path>,
+    failed: impl Fn(DataFusionError) -> Error,
+) -> Result<(), Error> {
+    let mut writer = ResultWriter::create(format, output, stream.schema())?;
+    while let Some(batch) = stream.next().await {
+        writer.write(&batch.map_err(&failed)?)?;
+    }
+    writer.finish()
+}
+
+/// Where the rows of a result go.
+enum ResultWriter {
+    /// Kept until the widths of all columns are known.
+    Table { batches: Vec<RecordBatch>, schema: SchemaRef, out: Out },
+    Csv { writer: Box<arrow::csv::Writer<Out>>, path: PathBuf },
+    Json { writer: ArrayWriter<Out>, path: PathBuf },
+    Parquet(Box<ParquetSink>),
+}
+
+impl ResultWriter {
+    fn create(format: Format, output: Option<&Path>, schema: SchemaRef) -> Result<Self, Error> {
+        let path = output.unwrap_or(Path::new("stdout")).to_owned();
+        if format == Format::Parquet {
+            return match output {
+                Some(path) => Ok(Self::Parquet(Box::new(ParquetSink::create(path, &schema, &[])?))),
+                None => Err(Error::Usage("--format parquet needs a file: add -o FILE.parquet".into())),
+            };
+        }
+        let out = match output {
+            Some(path) => Out::File(Box::new(AtomicFile::create(path).map_err(|e| sink_error(path, &e))?)),
+            None => Out::Stdout(io::BufWriter::new(io::stdout())),
+        };
+        Ok(match format {
+            Format::Table => Self::Table { batches: Vec::new(), schema, out },
+            Format::Csv => {
+                let mut writer = WriterBuilder::new().with_header(true).build(out);
+                // A result without rows has a header too.
+                let empty = flat(&RecordBatch::new_empty(schema)).map_err(|e| sink_error(&path, &e))?;
+                writer.write(&empty).map_err(|e| sink_error(&path, &e))?;
+                Self::Csv { writer: Box::new(writer), path }
+            }
+            Format::Json => Self::Json { writer: ArrayWriter::new(out), path },
+            Format::Parquet => unreachable!("returned above"),
+        })
+    }
+
+    fn write(&mut self, batch: &RecordBatch) -> Result<(), Error> {
+        match self {
+            Self::Table { batches, .. } => batches.push(batch.clone()),
+            Self::Csv { writer, path } => {
+                flat(batch).and_then(|batch| writer.write(&batch)).map_err(|e| sink_error(path, &e))?;
+            }
+            Self::Json { writer, path } => writer.write(batch).map_err(|e| sink_error(path, &e))?,
+            Self::Parquet(sink) => sink.write(batch)?,
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(), Error> {
+        match self {
+            Self::Table { mut batches, schema, mut out } => {
+                if batches.is_empty() {
+                    batches.push(RecordBatch::new_empty(schema));
+                }
+                let options = FormatOptions::default().with_display_error(true).with_null("NULL");
+                let table = pretty_format_batches_with_options(&batches, &options).map_err(|e| Error::sql("the result", e.into()))?;
+                writeln!(out, "{table}").map_err(|e| sink_error(Path::new("stdout"), &e))?;
+                out.finish()
+            }
+            Self::Csv { writer, .. } => writer.into_inner().finish(),
+            Self::Json { mut writer, path } => {
+                writer.finish().map_err(|e| sink_error(&path, &e))?;
+                let mut out = writer.into_inner();
+                writeln!(out).map_err(|e| sink_error(&path, &e))?;
+                out.finish()
+            }
+            Self::Parquet(sink) => Ok(sink.publish().map(drop)?),
+        }
+    }
+}
+
+/// The bytes of a result go to stdout, or to a file that appears when it is complete.
+enum Out {
+    Stdout(io::BufWriter<io::Stdout>),
+    File(Box<AtomicFile>),
+}
+
+impl Out {
+    fn finish(self) -> Result<(), Error> {
+        match self {
+            Self::Stdout(mut out) => end_if_nobody_reads(out.flush()).map_err(|e| sink_error(Path::new("stdout"), &e)),
+            Self::File(file) => file.publish().map(drop).map_err(|e| sink_error(Path::new("the result"), &e)),
+        }
+    }
+}
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Stdout(out) => end_if_nobody_reads(out.write(bytes)),
+            Self::File(file) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stdout(out) => end_if_nobody_reads(out.flush()),
+            Self::File(file) => file.flush(),
+        }
+    }
+}
+
+/// Ends the program quietly when the reader of stdout has seen enough, as `head` does.
+pub(crate) fn end_if_nobody_reads<T>(written: io::Result<T>) -> io::Result<T> {
+    match written {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written,
+    }
+}
+
+fn sink_error(path: &Path, problem: &dyn std::fmt::Display) -> Error {
+    SinkError { path: path.to_owned(), problem: problem.to_string() }.into()
+}
+
+/// CSV has no nested values: structs and lists become their text.
+fn flat(batch: &RecordBatch) -> Result<RecordBatch, arrow::error::ArrowError> {
+    let mut fields = Vec::new();
+    let mut columns = Vec::new();
+    for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
+        if field.data_type().is_nested() {
+            let formatter = arrow::util::display::ArrayFormatter::try_new(column, &FormatOptions::default())?;
+            let text = (0..column.len()).map(|row| column.is_valid(row).then(|| formatter.value(row).to_string()));
+            columns.push(Arc::new(text.collect::<arrow::array::StringArray>()) as _);
+            fields.push(Arc::new(Field::new(field.name(), DataType::Utf8, true)));
+        } else {
+            columns.push(Arc::clone(column));
+            fields.push(Arc::clone(field));
+        }
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+}

@@ -1,0 +1,130 @@
+//! What a run did: the summary that people read, and the same as JSON.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::progress::{grouped, spoken};
+use crate::scorer::{Counts, PADDED_BATCH, Rejection};
+
+/// What a run did.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The model as the pipeline names it.
+    pub model: String,
+    /// The model's fingerprint, all digits.
+    pub fingerprint: String,
+    /// What the scorer counted.
+    pub counts: Counts,
+    /// How many rows got each label, in the model's order; empty for regression.
+    pub labels: Vec<(String, u64)>,
+    /// From the start to the published table.
+    pub elapsed: Duration,
+    /// From the first window to the last.
+    pub scoring: Duration,
+    /// The output table.
+    pub output: PathBuf,
+    /// Its size.
+    pub output_bytes: u64,
+}
+
+impl Report {
+    /// Rows a second, from the first window to the last.
+    #[must_use]
+    pub fn rows_per_second(&self) -> f64 {
+        per_second(self.counts.rows, self.scoring)
+    }
+
+    /// Tokens a second through the encoder, from the first window to the last.
+    #[must_use]
+    pub fn tokens_per_second(&self) -> f64 {
+        per_second(self.counts.tokens, self.scoring)
+    }
+
+    /// The share of a padded batch's tokens that would have been padding.
+    #[must_use]
+    pub fn padding_share(&self) -> f64 {
+        let padding = self.counts.padding_avoided as f64;
+        let padded = padding + self.counts.tokens_in_rows as f64;
+        if padded == 0.0 { 0.0 } else { padding / padded }
+    }
+
+    /// The report as one JSON document.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let counts = &self.counts;
+        let rejected = Rejection::KINDS.iter().zip(counts.rejected).filter(|(_, n)| *n > 0);
+        json!({
+            "pipeline": self.pipeline,
+            "model": { "uri": self.model, "fingerprint": self.fingerprint },
+            "rows": {
+                "read": counts.rows,
+                "scored": counts.scored,
+                "repeated": counts.remembered,
+                "rejected": counts.rejected_rows(),
+                "truncated": counts.truncated,
+            },
+            "rejected": rejected.map(|(kind, n)| ((*kind).to_owned(), n.into())).collect::<serde_json::Map<_, _>>(),
+            "labels": self.labels.iter().map(|(label, n)| (label.clone(), (*n).into())).collect::<serde_json::Map<_, _>>(),
+            "tokens": {
+                "scored": counts.tokens,
+                "in_rows": counts.tokens_in_rows,
+                "padding_avoided": counts.padding_avoided,
+                "padded_batch": PADDED_BATCH,
+            },
+            "seconds": { "all": self.elapsed.as_secs_f64(), "scoring": self.scoring.as_secs_f64() },
+            "rows_per_second": self.rows_per_second(),
+            "tokens_per_second": self.tokens_per_second(),
+            "output": { "path": self.output, "bytes": self.output_bytes },
+        })
+    }
+}
+
+fn per_second(n: u64, duration: Duration) -> f64 {
+    let seconds = duration.as_secs_f64();
+    if seconds == 0.0 { 0.0 } else { n as f64 / seconds }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = &self.counts;
+        let mut line = |name: &str, value: String| writeln!(f, "  {name:<10} {value}");
+        let mut rows = vec![format!("{} read", grouped(counts.rows)), format!("{} scored", grouped(counts.scored))];
+        if counts.remembered > 0 {
+            rows.push(format!("{} repeated", grouped(counts.remembered)));
+        }
+        rows.push(format!("{} rejected", grouped(counts.rejected_rows())));
+        line("rows", rows.join(" · "))?;
+        for (kind, n) in Rejection::KINDS.iter().zip(counts.rejected).filter(|(_, n)| *n > 0) {
+            line("", format!("{} with {kind}", grouped(n)))?;
+        }
+        if !self.labels.is_empty() {
+            let all: u64 = self.labels.iter().map(|(_, n)| n).sum();
+            let share = |n: u64| if all == 0 { 0.0 } else { 100.0 * n as f64 / all as f64 };
+            let labels = self.labels.iter().map(|(label, n)| format!("{label} {} ({:.1} %)", grouped(*n), share(*n)));
+            line("labels", labels.collect::<Vec<_>>().join(" · "))?;
+        }
+        let truncated = match counts.truncated {
+            0 => "none truncated".to_owned(),
+            n => format!("{} rows truncated", grouped(n)),
+        };
+        line("tokens", format!("{} · {truncated}", grouped(counts.tokens)))?;
+        line(
+            "padding",
+            format!(
+                "{} tokens avoided ({:.1} % of what batches of {PADDED_BATCH} would have run)",
+                grouped(counts.padding_avoided),
+                100.0 * self.padding_share()
+            ),
+        )?;
+        line("speed", format!("{:.0} rows/s · {} tokens/s", self.rows_per_second(), grouped(self.tokens_per_second() as u64)))?;
+        line("time", format!("{} ({} scoring)", spoken(self.elapsed), spoken(self.scoring)))?;
+        line("model", format!("{} ({})", self.model, &self.fingerprint[..self.fingerprint.len().min(16)]))?;
+        let size = self.output_bytes as f64 / 1e6;
+        writeln!(f, "  {:<10} {} ({size:.2} MB)", "output", self.output.display())
+    }
+}

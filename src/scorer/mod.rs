@@ -1,0 +1,220 @@
+//! Windows of text pairs to predictions: tokenize, pack without padding, run the encoder, read the head.
+//!
+//! ```text
+//! Window ─ claim texts nobody has scored ─┬─ tokenize ─┬─ plan ─┬─ forward ─┬─ Predictions
+//!          (memo)                         └─ …         ┘        └─ …        ┘   (in the window's order)
+//! ```
+//!
+//! Every step runs as jobs of one [`Pool`]; a job is single-threaded. Several windows may be under way at
+//! once, so that the end of one does not idle the cores. Nothing here knows of DataFusion.
+
+mod device;
+mod memo;
+mod pack;
+mod pool;
+mod prediction;
+mod tally;
+mod window;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+pub use device::{DeviceError, DeviceSetting};
+pub use pool::Pool;
+pub use prediction::{Prediction, Rejection};
+pub use tally::{Counts, PADDED_BATCH, Tally};
+pub use window::{TextColumn, Window};
+
+use crate::model::{LoadError, Model, Tokenizer};
+use memo::{Answer, Memo, Slot, text_key};
+use tally::WindowCounts;
+use window::Work;
+
+/// The largest text that is scored, in bytes; `max_length` cuts far smaller ones anyway.
+pub const MAX_TEXT_BYTES: usize = 1 << 20;
+
+/// Tokens of a packed batch where nothing else is asked for.
+pub const DEFAULT_BATCH_TOKENS: usize = 1024;
+
+/// How a model is to be run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScorerOptions {
+    /// Tokens of a sequence, special tokens included; the model's own limit if none.
+    pub max_length: Option<usize>,
+    /// Tokens of a packed batch.
+    pub batch_tokens: Option<usize>,
+    /// Where the encoder runs.
+    pub device: DeviceSetting,
+}
+
+/// A model that cannot be run as asked for.
+#[derive(Debug, Error)]
+pub enum ScorerError {
+    /// The checkpoint cannot be used.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// There is no such device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// `max_length` does not suit the model.
+    #[error("max_length = {max_length} does not suit {model}: {problem}")]
+    MaxLength {
+        /// The model's folder.
+        model: String,
+        /// What was asked for.
+        max_length: usize,
+        /// Why not.
+        problem: String,
+    },
+    /// The encoder failed while it ran.
+    #[error("the encoder failed on a batch of {sequences} sequences and {tokens} tokens: {problem}")]
+    Forward {
+        /// Sequences of the batch.
+        sequences: usize,
+        /// Tokens of the batch.
+        tokens: usize,
+        /// What the device said.
+        problem: String,
+    },
+    /// A job ended without an answer.
+    #[error("scoring was stopped")]
+    Stopped,
+}
+
+/// A loaded model that scores windows; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Scorer(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    model: Model,
+    tokenizer: Tokenizer,
+    max_length: usize,
+    batch_tokens: usize,
+    pool: Pool,
+    memo: Memo,
+    tally: Tally,
+}
+
+impl Scorer {
+    /// Loads the model in `folder` to run on the threads of `pool`.
+    ///
+    /// # Errors
+    /// A checkpoint, a device or a `max_length` that does not suit.
+    pub fn load(folder: &Path, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
+        let model = Model::load(folder, &options.device.open()?)?;
+        Self::new(model, options, pool)
+    }
+
+    /// Makes a scorer of a model that is loaded already.
+    ///
+    /// # Errors
+    /// A `max_length` that does not suit.
+    pub fn new(model: Model, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
+        let limit = model.max_length();
+        let max_length = options.max_length.unwrap_or(limit);
+        let unsuitable = |problem: String| ScorerError::MaxLength {
+            model: model.folder.display().to_string(),
+            max_length,
+            problem,
+        };
+        if max_length > limit {
+            return Err(unsuitable(format!("it reads at most {limit} tokens")));
+        }
+        let tokenizer = model.tokenizer.with_max_length(max_length).map_err(unsuitable)?;
+        Ok(Self(Arc::new(Shared {
+            model,
+            tokenizer,
+            max_length,
+            batch_tokens: options.batch_tokens.unwrap_or(DEFAULT_BATCH_TOKENS),
+            pool: pool.clone(),
+            memo: Memo::default(),
+            tally: Tally::default(),
+        })))
+    }
+
+    /// The model that is run.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.0.model
+    }
+
+    /// The most tokens of a sequence, special tokens included.
+    #[must_use]
+    pub fn max_length(&self) -> usize {
+        self.0.max_length
+    }
+
+    /// What has been done so far.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
+        &self.0.tally
+    }
+
+    /// Scores a window: one prediction or rejection a row, in the window's order.
+    ///
+    /// A prediction depends on the row's texts alone. Dropping the future stops the work between two batches.
+    ///
+    /// # Errors
+    /// A failure of the encoder; bad texts are rejections, not errors.
+    pub async fn score(&self, window: Window) -> Result<Vec<Result<Prediction, Rejection>>, ScorerError> {
+        let shared = &self.0;
+        let rejections: Vec<Option<Rejection>> = (0..window.len()).map(|row| window.rejection(row)).collect();
+        let rows: Vec<usize> = (0..window.len()).filter(|&row| rejections[row].is_none()).collect();
+        let window = Arc::new(window);
+
+        let mut new_rows = 0;
+        // More than one round only where another window abandoned texts that this one waited for.
+        let slots: Vec<Slot> = loop {
+            let keys = rows.iter().map(|&row| text_key(window.text(row), window.text_pair(row)));
+            let claims = shared.memo.claim(keys);
+            let new: Vec<(usize, Slot)> = rows
+                .iter()
+                .zip(&claims)
+                .filter(|(_, (_, new))| *new)
+                .map(|(&row, (slot, _))| (row, Arc::clone(slot)))
+                .collect();
+            new_rows += new.len();
+            let slots: Vec<Slot> = claims.into_iter().map(|(slot, _)| slot).collect();
+            Work::start(shared, &window, new).finished().await?;
+            shared.memo.wait_for(slots.iter()).await;
+            if !slots.iter().any(|slot| matches!(slot.get(), Some(Answer::Abandoned))) {
+                break slots;
+            }
+        };
+
+        let mut answers = slots.iter();
+        let outcomes: Vec<Result<Prediction, Rejection>> = rejections
+            .into_iter()
+            .map(|rejection| match rejection {
+                Some(rejection) => Err(rejection),
+                None => match answers.next().and_then(|slot| slot.get()) {
+                    Some(Answer::Scored(prediction)) => Ok(prediction.clone()),
+                    Some(Answer::Rejected(rejection)) => Err(rejection.clone()),
+                    Some(Answer::Abandoned) | None => unreachable!("every slot was waited for"),
+                },
+            })
+            .collect();
+        shared.tally.window(&count(&outcomes, rows.len() - new_rows));
+        Ok(outcomes)
+    }
+}
+
+fn count(outcomes: &[Result<Prediction, Rejection>], remembered: usize) -> WindowCounts {
+    let predictions = || outcomes.iter().filter_map(|outcome| outcome.as_ref().ok());
+    let lengths: Vec<usize> = predictions().map(|p| p.tokens).collect();
+    let mut counts = WindowCounts {
+        rows: outcomes.len(),
+        remembered,
+        truncated: predictions().filter(|p| p.truncated).count(),
+        tokens: lengths.iter().sum(),
+        padding: pack::padding_of_batches(&lengths, PADDED_BATCH),
+        ..WindowCounts::default()
+    };
+    for rejection in outcomes.iter().filter_map(|outcome| outcome.as_ref().err()) {
+        counts.rejected[rejection.kind()] += 1;
+    }
+    counts
+}

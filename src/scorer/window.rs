@@ -1,0 +1,225 @@
+//! A window of rows, and the jobs that score it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow::array::{Array, StringViewArray};
+use tokio::sync::oneshot;
+
+use super::memo::{Answer, Slot};
+use super::prediction::{Prediction, Rejection};
+use super::{MAX_TEXT_BYTES, ScorerError, Shared, pack};
+use crate::model::{Encoding, PackedBatch};
+
+/// Rows that one job tokenizes: a few milliseconds of work.
+const TOKENIZE_ROWS: usize = 128;
+
+/// A column of texts with the name that errors call it by.
+#[derive(Debug, Clone)]
+pub struct TextColumn {
+    /// The column's name.
+    pub name: String,
+    /// Its values.
+    pub values: StringViewArray,
+}
+
+/// Rows that are scored together: single texts, or pairs.
+#[derive(Debug, Clone)]
+pub struct Window {
+    text: TextColumn,
+    text_pair: Option<TextColumn>,
+}
+
+impl Window {
+    /// Makes a window of one or two columns.
+    ///
+    /// # Panics
+    /// If the columns differ in length.
+    #[must_use]
+    pub fn new(text: TextColumn, text_pair: Option<TextColumn>) -> Self {
+        assert!(text_pair.as_ref().is_none_or(|pair| pair.values.len() == text.values.len()), "columns of one length");
+        Self { text, text_pair }
+    }
+
+    /// Rows of the window.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.text.values.len()
+    }
+
+    /// Whether there are no rows.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(super) fn text(&self, row: usize) -> &str {
+        self.text.values.value(row)
+    }
+
+    pub(super) fn text_pair(&self, row: usize) -> Option<&str> {
+        self.text_pair.as_ref().map(|pair| pair.values.value(row))
+    }
+
+    /// Why a row cannot be scored, as far as its texts alone tell.
+    pub(super) fn rejection(&self, row: usize) -> Option<Rejection> {
+        for column in std::iter::once(&self.text).chain(&self.text_pair) {
+            let name = || column.name.clone();
+            if column.values.is_null(row) {
+                return Some(Rejection::Null { column: name() });
+            }
+            let bytes = column.values.value(row).len();
+            if bytes > MAX_TEXT_BYTES {
+                return Some(Rejection::TooLarge { column: name(), bytes });
+            }
+        }
+        // An empty second text is a pair that models are trained on; an empty first one says nothing.
+        self.text(row).trim().is_empty().then(|| Rejection::Empty { column: self.text.name.clone() })
+    }
+}
+
+/// The texts of a window that are being scored, shared by the jobs that do it.
+pub(super) struct Work {
+    shared: Arc<Shared>,
+    window: Arc<Window>,
+    rows: Vec<(usize, Slot)>,
+    encodings: Mutex<Vec<(usize, Encoding)>>,
+    /// Jobs of the present step that have not ended.
+    jobs: AtomicUsize,
+    stopped: AtomicBool,
+    done: Mutex<Option<oneshot::Sender<Result<(), ScorerError>>>>,
+}
+
+/// The end of some work; dropping it stops the work.
+pub(super) struct Finished {
+    work: Arc<Work>,
+    done: oneshot::Receiver<Result<(), ScorerError>>,
+}
+
+impl Finished {
+    /// Waits until every text has its answer.
+    pub(super) async fn finished(mut self) -> Result<(), ScorerError> {
+        (&mut self.done).await.unwrap_or(Err(ScorerError::Stopped))
+    }
+}
+
+impl Drop for Finished {
+    fn drop(&mut self) {
+        self.work.stopped.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Work {
+    /// Queues the tokenization of the given rows, after which the rest follows by itself.
+    pub(super) fn start(shared: &Arc<Shared>, window: &Arc<Window>, rows: Vec<(usize, Slot)>) -> Finished {
+        let (sender, done) = oneshot::channel();
+        let jobs = rows.len().div_ceil(TOKENIZE_ROWS);
+        let work = Arc::new(Self {
+            shared: Arc::clone(shared),
+            window: Arc::clone(window),
+            encodings: Mutex::new(Vec::with_capacity(rows.len())),
+            rows,
+            jobs: AtomicUsize::new(jobs),
+            stopped: AtomicBool::new(false),
+            done: Mutex::new(Some(sender)),
+        });
+        if jobs == 0 {
+            work.forward_all();
+        }
+        for job in 0..jobs {
+            work.spawn(move |work| {
+                work.tokenize(job * TOKENIZE_ROWS);
+                Ok(())
+            }, Self::forward_all);
+        }
+        Finished { work, done }
+    }
+
+    /// Queues a job of the present step; the last one to end goes on to what comes `then`.
+    fn spawn(
+        self: &Arc<Self>,
+        job: impl FnOnce(&Self) -> Result<(), ScorerError> + Send + 'static,
+        then: fn(&Arc<Self>),
+    ) {
+        let work = Arc::clone(self);
+        self.shared.pool.spawn(move || {
+            if !work.stopped.load(Ordering::Relaxed) {
+                // A panic in a job is a bug; it must fail this window, not hang or abort the process.
+                match catch_unwind(AssertUnwindSafe(|| job(&work))) {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => work.end(Err(error)),
+                    Err(_) => work.end(Err(ScorerError::Stopped)),
+                }
+            }
+            if work.jobs.fetch_sub(1, Ordering::AcqRel) == 1 {
+                then(&work);
+            }
+        });
+    }
+
+    fn tokenize(&self, start: usize) {
+        let rows = &self.rows[start..self.rows.len().min(start + TOKENIZE_ROWS)];
+        let mut encodings = Vec::with_capacity(rows.len());
+        for (i, (row, slot)) in rows.iter().enumerate() {
+            match self.shared.tokenizer.encode(self.window.text(*row), self.window.text_pair(*row)) {
+                Ok(encoding) => encodings.push((start + i, encoding)),
+                Err(problem) => {
+                    slot.get_or_init(|| Answer::Rejected(Rejection::Untokenizable { problem }));
+                }
+            }
+        }
+        self.encodings.lock().unwrap_or_else(PoisonError::into_inner).append(&mut encodings);
+    }
+
+    fn forward_all(self: &Arc<Self>) {
+        let mut encodings = std::mem::take(&mut *self.encodings.lock().unwrap_or_else(PoisonError::into_inner));
+        // Jobs end in any order; the plan shall not depend on it.
+        encodings.sort_by_key(|(i, _)| *i);
+        let lengths: Vec<usize> = encodings.iter().map(|(_, encoding)| encoding.input_ids.len()).collect();
+        self.shared.tally.planned(self.window.len(), lengths.iter().sum());
+        let batches = pack::plan(&lengths, self.shared.batch_tokens);
+        if batches.is_empty() || self.stopped.load(Ordering::Relaxed) {
+            return self.end(Ok(()));
+        }
+        self.jobs.store(batches.len(), Ordering::Release);
+        let mut encodings: Vec<Option<(usize, Encoding)>> = encodings.into_iter().map(Some).collect();
+        for batch in batches {
+            let sequences: Vec<(usize, Encoding)> = batch.into_iter().filter_map(|i| encodings[i].take()).collect();
+            self.spawn(move |work| work.forward(&sequences), |work| work.end(Ok(())));
+        }
+    }
+
+    fn forward(&self, sequences: &[(usize, Encoding)]) -> Result<(), ScorerError> {
+        let mut batch = PackedBatch::default();
+        for (_, encoding) in sequences {
+            batch.push(&encoding.input_ids, &encoding.token_type_ids);
+        }
+        let model = &self.shared.model;
+        let logits = model.forward(&batch).and_then(|logits| logits.to_vec2::<f32>());
+        let logits = logits.map_err(|e| ScorerError::Forward {
+            sequences: sequences.len(),
+            tokens: batch.input_ids.len(),
+            problem: e.to_string(),
+        })?;
+        for ((i, encoding), logits) in sequences.iter().zip(logits) {
+            let tokens = encoding.input_ids.len();
+            let prediction = Prediction::of_logits(&logits, &model.config, tokens, encoding.truncated);
+            self.rows[*i].1.get_or_init(|| Answer::Scored(prediction));
+        }
+        self.shared.tally.batch(sequences.len(), batch.input_ids.len());
+        Ok(())
+    }
+
+    /// Ends the work, once: slots still empty are given up, and all who wait are told.
+    fn end(&self, result: Result<(), ScorerError>) {
+        let Some(done) = self.done.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        self.stopped.store(true, Ordering::Relaxed);
+        for (_, slot) in &self.rows {
+            slot.get_or_init(|| Answer::Abandoned);
+        }
+        self.shared.memo.announce();
+        // Nobody may be waiting any more.
+        let _ = done.send(result);
+    }
+}

@@ -1,0 +1,156 @@
+//! A file that appears under its name only when it is complete.
+//!
+//! It is written beside its place under a hidden name without the extension that readers look for, and
+//! renamed at the end. The writer holds a lock on it, by which a later run tells the remains of a killed
+//! one, which it removes, from the work of one that is alive.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const TEMPORARY: &str = ".couplet-tmp";
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A file in the making; dropped before [`AtomicFile::publish`], it leaves nothing behind.
+pub struct AtomicFile {
+    target: PathBuf,
+    temporary: PathBuf,
+    file: Option<BufWriter<File>>,
+}
+
+impl AtomicFile {
+    /// Begins a file for `target`, making its folder if need be.
+    ///
+    /// # Errors
+    /// A folder that cannot be made or written.
+    pub fn create(target: &Path) -> io::Result<Self> {
+        let folder = folder_of(target);
+        fs::create_dir_all(folder)?;
+        let name = target.file_name().ok_or_else(|| io::Error::other("it is not the name of a file"))?;
+        if target.is_dir() {
+            return Err(io::Error::other("it is a folder"));
+        }
+        let prefix = format!(".{}.", name.to_string_lossy());
+        remove_remains(folder, &prefix);
+        let unique = NEXT.fetch_add(1, Ordering::Relaxed);
+        let temporary = folder.join(format!("{prefix}{}-{unique}{TEMPORARY}", std::process::id()));
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+        // File systems without locks exist; there a killed run's remains stay until they are removed by hand.
+        let _ = file.try_lock();
+        Ok(Self { target: target.to_owned(), temporary, file: Some(BufWriter::with_capacity(1 << 20, file)) })
+    }
+
+    /// Makes the file durable and puts it in its place, instead of what stood there; returns its size in bytes.
+    ///
+    /// # Errors
+    /// A disk that is full or gone; what stood there is still there then.
+    pub fn publish(mut self) -> io::Result<u64> {
+        let Some(writer) = self.file.take() else { return Err(io::Error::other("published twice")) };
+        let published = writer.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| {
+            // Without this, a rename can survive a loss of power that the contents do not.
+            file.sync_all()?;
+            fs::rename(&self.temporary, &self.target)?;
+            // And the rename itself is in the folder.
+            File::open(folder_of(&self.target))?.sync_all()?;
+            Ok(file.metadata()?.len())
+        });
+        if published.is_err() {
+            let _ = fs::remove_file(&self.temporary);
+        }
+        published
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.as_mut().map_or(Ok(0), |file| file.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.as_mut().map_or(Ok(()), Write::flush)
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if self.file.take().is_some() {
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+fn folder_of(target: &Path) -> &Path {
+    match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Removes what killed runs left of the same file.
+fn remove_remains(folder: &Path, prefix: &str) {
+    let Ok(entries) = folder.read_dir() else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(prefix) && name.ends_with(TEMPORARY) {
+            let alive = match File::open(entry.path()).map(|file| file.try_lock()) {
+                Ok(Ok(())) => false,
+                Ok(Err(TryLockError::WouldBlock)) => true,
+                Ok(Err(TryLockError::Error(_))) | Err(_) => true,
+            };
+            if !alive {
+                tracing::info!("removing {}, left by a run that was killed", entry.path().display());
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            folder.read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn replaces_the_file_when_it_is_complete() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("new/out.parquet");
+        for text in ["first", "second"] {
+            let mut file = AtomicFile::create(&target).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            assert_ne!(fs::read(&target).unwrap_or_default(), text.as_bytes());
+            assert_eq!(file.publish().unwrap(), text.len() as u64);
+            assert_eq!(fs::read(&target).unwrap(), text.as_bytes());
+        }
+        assert_eq!(names(target.parent().unwrap()), ["out.parquet"]);
+    }
+
+    #[test]
+    fn leaves_nothing_when_it_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = AtomicFile::create(&folder.path().join("out.parquet")).unwrap();
+        file.write_all(b"half").unwrap();
+        assert_eq!(names(folder.path()).len(), 1);
+        drop(file);
+        assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn removes_the_remains_of_a_killed_run_but_not_the_work_of_a_live_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out.parquet");
+        fs::write(folder.path().join(format!(".out.parquet.1-0{TEMPORARY}")), "killed").unwrap();
+        let alive = AtomicFile::create(&target).unwrap();
+        let also_alive = AtomicFile::create(&target).unwrap();
+        assert_eq!(names(folder.path()).len(), 2);
+        drop((alive, also_alive));
+    }
+}

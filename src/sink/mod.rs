@@ -1,0 +1,76 @@
+//! Where predictions go: a Parquet file that is there whole or not at all.
+
+mod atomic;
+
+use std::path::{Path, PathBuf};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+use thiserror::Error;
+
+pub use atomic::AtomicFile;
+
+/// Rows of a row group: enough to compress well, few enough that readers can skip and share the work.
+const ROW_GROUP_ROWS: usize = 128 * 1024;
+
+/// Bytes of a row group at which it ends early: what the writer holds in memory, and a reader must.
+const ROW_GROUP_BYTES: usize = 64 << 20;
+
+/// A file that could not be written; whatever stood in its place before still does.
+#[derive(Debug, Error)]
+#[error("cannot write {}: {problem}", path.display())]
+pub struct SinkError {
+    /// The file that was to appear.
+    pub path: PathBuf,
+    /// What went wrong.
+    pub problem: String,
+}
+
+/// A Parquet file in the making.
+pub struct ParquetSink {
+    path: PathBuf,
+    writer: ArrowWriter<AtomicFile>,
+}
+
+impl ParquetSink {
+    /// Begins a file that [`ParquetSink::publish`] will put at `path`, with `metadata` in its footer.
+    ///
+    /// # Errors
+    /// A folder that cannot be made or written, a schema that Parquet cannot hold.
+    pub fn create(path: &Path, schema: &SchemaRef, metadata: &[(&str, String)]) -> Result<Self, SinkError> {
+        let error = |problem: String| SinkError { path: path.to_owned(), problem };
+        let metadata = metadata.iter().map(|(key, value)| KeyValue::new((*key).to_owned(), value.clone())).collect();
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+            .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
+            .set_created_by(concat!("couplet ", env!("CARGO_PKG_VERSION")).to_owned())
+            .set_key_value_metadata(Some(metadata))
+            .build();
+        let file = AtomicFile::create(path).map_err(|e| error(e.to_string()))?;
+        let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(|e| error(e.to_string()))?;
+        Ok(Self { path: path.to_owned(), writer })
+    }
+
+    /// Appends a batch.
+    ///
+    /// # Errors
+    /// A disk that is full or gone.
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<(), SinkError> {
+        self.writer.write(batch).map_err(|e| SinkError { path: self.path.clone(), problem: e.to_string() })
+    }
+
+    /// Ends the file and puts it in its place, in one step; returns its size in bytes.
+    ///
+    /// # Errors
+    /// A disk that is full or gone; nothing has been published then.
+    pub fn publish(self) -> Result<u64, SinkError> {
+        let error = |problem: String| SinkError { path: self.path.clone(), problem };
+        let file = self.writer.into_inner().map_err(|e| error(e.to_string()))?;
+        file.publish().map_err(|e| error(e.to_string()))
+    }
+}

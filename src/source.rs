@@ -1,0 +1,205 @@
+//! The rows of a run: the source query, checked before the work begins.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::compute::BatchCoalescer;
+use arrow::datatypes::{Int64Type, Schema, SchemaRef};
+use arrow::util::display::array_value_to_string;
+use datafusion::common::{Column, DataFusionError};
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::functions_aggregate::expr_fn::{count, max, sum};
+use datafusion::logical_expr::{Expr, lit, when};
+use datafusion::execution::context::SQLOptions;
+use datafusion::prelude::{DataFrame, SessionContext};
+use futures::{Stream, StreamExt};
+use thiserror::Error;
+
+use crate::predict::text_values;
+use crate::scorer::{TextColumn, Window};
+
+/// The columns that a run adds to those of the source.
+pub const OUTPUT_COLUMNS: [&str; 6] = ["predicted_label", "score", "probabilities", "truncated", "error", "model"];
+
+/// A source that does not suit the pipeline.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// The query cannot be planned or executed.
+    #[error(transparent)]
+    Query(#[from] DataFusionError),
+    /// The query's result does not have the columns that the pipeline needs.
+    #[error("{0}")]
+    Columns(String),
+    /// The id columns do not name rows.
+    #[error("{0}")]
+    Ids(String),
+}
+
+/// The source query with the columns that the pipeline names.
+#[derive(Debug)]
+pub struct Source {
+    frame: DataFrame,
+    schema: SchemaRef,
+    text: Vec<String>,
+}
+
+impl Source {
+    /// Plans the query and checks the columns: that they are there, that texts are strings, that no name is taken.
+    ///
+    /// # Errors
+    /// SQL that cannot be planned, columns that do not suit.
+    pub async fn open(
+        context: &SessionContext,
+        sql: &str,
+        id: &[String],
+        text: &[String],
+        label: Option<&str>,
+    ) -> Result<Self, SourceError> {
+        // A pipeline reads; what it writes is its sink.
+        let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        let frame = context.sql_with_options(sql, read_only).await?;
+        let schema = Arc::new(frame.schema().as_arrow().clone());
+        let named = [("source.id", id), ("source.text", text)]
+            .into_iter()
+            .flat_map(|(key, names)| names.iter().map(move |name| (key, name.as_str())))
+            .chain(label.map(|name| ("source.label", name)));
+        let mut problems: Vec<String> =
+            named.filter_map(|(key, name)| missing_column(&schema, key, name)).collect();
+        for name in text {
+            if let Ok(field) = schema.field_with_name(name)
+                && !field.data_type().is_string()
+            {
+                problems.push(format!(
+                    "source.text names `{name}`, which is {} and must be a string; write CAST({name} AS VARCHAR) AS {name} in the query",
+                    field.data_type()
+                ));
+            }
+        }
+        for field in schema.fields() {
+            if OUTPUT_COLUMNS.contains(&field.name().as_str()) {
+                problems.push(format!(
+                    "the source query returns a column `{}`, which couplet adds itself; rename it with AS",
+                    field.name()
+                ));
+            }
+        }
+        if problems.is_empty() {
+            Ok(Self { frame, schema, text: text.to_vec() })
+        } else {
+            Err(SourceError::Columns(problems.join("\n")))
+        }
+    }
+
+    /// The columns of the query.
+    #[must_use]
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// Counts the rows, after checking that the id columns name each of them.
+    ///
+    /// # Errors
+    /// An id that is NULL or comes twice.
+    pub async fn count_rows(&self, id: &[String]) -> Result<u64, SourceError> {
+        let ids: Vec<Expr> = id.iter().map(|name| Expr::Column(Column::from_name(name))).collect();
+        let rows = || Expr::Column(Column::from_name("__rows"));
+        let Some(any_null) = ids.iter().cloned().map(Expr::is_null).reduce(Expr::or) else {
+            return Err(SourceError::Columns("source.id names no column".into()));
+        };
+        let groups = self.frame.clone().aggregate(ids, vec![count(lit(1)).alias("__rows")])?;
+        let nulls = when(any_null, rows()).otherwise(lit(0))?;
+        let totals = groups.clone().aggregate(vec![], vec![sum(rows()), max(rows()), sum(nulls)])?.collect().await?;
+        let total = |column: usize| {
+            let values = totals.first().map(|batch| batch.column(column).as_primitive::<Int64Type>());
+            values.filter(|v| v.len() == 1 && v.is_valid(0)).map_or(0, |v| v.value(0))
+        };
+        let (all, most, null) = (total(0), total(1), total(2));
+        let key = format!("source.id ({})", id.join(", "));
+        if null > 0 {
+            return Err(SourceError::Ids(format!(
+                "{key} must name each row, but is NULL in {null} of {all} rows; filter them out in the source query, or name another column"
+            )));
+        }
+        if most > 1 {
+            let shared = groups.filter(rows().gt(lit(1)))?.limit(0, Some(3))?.collect().await?;
+            let examples: Vec<String> = shared.iter().flat_map(describe_rows).collect();
+            return Err(SourceError::Ids(format!(
+                "{key} must name each row once, but some values come more often: {}; add a column that tells the rows apart, or SELECT DISTINCT",
+                examples.join(", ")
+            )));
+        }
+        Ok(u64::try_from(all).unwrap_or(0))
+    }
+
+    /// Executes the query in windows of `rows` rows, in the order of the query.
+    ///
+    /// # Errors
+    /// A query that cannot be executed.
+    pub async fn windows(self, rows: usize) -> Result<impl Stream<Item = Result<(RecordBatch, Window), DataFusionError>>, SourceError> {
+        let text = self.text;
+        let batches = self.frame.execute_stream().await?;
+        let windows = coalesce(batches, rows).map(move |batch| {
+            let batch = batch?;
+            let mut columns = text.iter().map(|name| {
+                let column = batch.column_by_name(name).ok_or_else(|| {
+                    DataFusionError::Internal(format!("column {name} was there when the query was planned"))
+                })?;
+                Ok::<_, DataFusionError>(TextColumn { name: name.clone(), values: text_values(column)? })
+            });
+            let first = columns.next().transpose()?;
+            let first = first.ok_or_else(|| DataFusionError::Internal("source.text names a column".into()))?;
+            let window = Window::new(first, columns.next().transpose()?);
+            drop(columns);
+            Ok((batch, window))
+        });
+        Ok(windows)
+    }
+}
+
+/// Gathers batches of any size into batches of `rows` rows.
+fn coalesce(batches: SendableRecordBatchStream, rows: usize) -> impl Stream<Item = Result<RecordBatch, DataFusionError>> {
+    let coalescer = BatchCoalescer::new(batches.schema(), rows);
+    futures::stream::try_unfold((batches, coalescer, false), |(mut batches, mut coalescer, mut ended)| async move {
+        loop {
+            if let Some(batch) = coalescer.next_completed_batch() {
+                return Ok(Some((batch, (batches, coalescer, ended))));
+            }
+            if ended {
+                return Ok(None);
+            }
+            match batches.next().await {
+                Some(batch) => coalescer.push_batch(batch?)?,
+                None => {
+                    coalescer.finish_buffered_batch()?;
+                    ended = true;
+                }
+            }
+        }
+    })
+}
+
+/// `(a, b) 2 times` for each row of ids and their count.
+fn describe_rows(batch: &RecordBatch) -> Vec<String> {
+    let value = |column: &ArrayRef, row: usize| array_value_to_string(column, row).unwrap_or_default();
+    let Some((times, ids)) = batch.columns().split_last() else { return Vec::new() };
+    (0..batch.num_rows())
+        .map(|row| {
+            let ids: Vec<String> = ids.iter().map(|column| value(column, row)).collect();
+            format!("{} {} times", ids.join(", "), value(times, row))
+        })
+        .collect()
+}
+
+fn missing_column(schema: &Schema, key: &str, name: &str) -> Option<String> {
+    if schema.field_with_name(name).is_ok() {
+        return None;
+    }
+    let names = || schema.fields().iter().map(|field| field.name().as_str());
+    let nearest = names()
+        .map(|other| (strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase()), other))
+        .filter(|(similarity, _)| *similarity > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map_or_else(String::new, |(_, other)| format!("; did you mean `{other}`?"));
+    let all = names().collect::<Vec<_>>().join(", ");
+    Some(format!("{key} names `{name}`, which the source query does not return (it returns {all}){nearest}"))
+}

@@ -1,0 +1,135 @@
+//! Finds the place in a file that a reader stumbled over.
+//!
+//! DataFusion's errors name a line at best, and of a piece of a file. When a read has failed, the files are
+//! read once more here, one by one, to say which is broken and where.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use crate::config::{Compression, CsvOptions, TableFormat};
+
+/// A broken file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broken {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, counted from 1, where lines make sense.
+    pub line: Option<u64>,
+    /// What is wrong there, and how to mend it.
+    pub problem: String,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        write!(f, ": {}", self.problem)
+    }
+}
+
+/// Reads the files until one turns out to be broken.
+#[must_use]
+pub fn first_broken(format: &TableFormat, files: &[PathBuf]) -> Option<Broken> {
+    files.iter().find_map(|file| {
+        let found = match format {
+            TableFormat::Parquet => parquet(file),
+            TableFormat::Csv(options) if options.compression == Compression::None => delimited(file, options),
+            TableFormat::Json { compression: Compression::None } => json_lines(file),
+            TableFormat::Arrow => arrow_ipc(file),
+            // What the decompressor stumbled over has no line.
+            TableFormat::Csv(_) | TableFormat::Json { .. } => Ok(()),
+        };
+        found.err().map(|(line, problem)| Broken { file: file.clone(), line, problem })
+    })
+}
+
+type Found = Result<(), (Option<u64>, String)>;
+
+fn without_line(e: impl fmt::Display) -> (Option<u64>, String) {
+    (None, e.to_string())
+}
+
+fn parquet(path: &Path) -> Found {
+    let file = File::open(path).map_err(without_line)?;
+    let length = file.metadata().map_err(without_line)?.len();
+    let broken = |e: &dyn fmt::Display| {
+        (None, format!("not a whole Parquet file ({length} bytes): {e}; was it cut off while it was written or copied?"))
+    };
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| broken(&e))?;
+    let groups = reader.metadata().num_row_groups();
+    let reader = reader.build().map_err(|e| broken(&e))?;
+    let mut rows = 0;
+    for batch in reader {
+        match batch {
+            Ok(batch) => rows += batch.num_rows(),
+            Err(e) => return Err((None, format!("a page after row {rows} cannot be read ({groups} row groups): {e}"))),
+        }
+    }
+    Ok(())
+}
+
+fn delimited(path: &Path, options: &CsvOptions) -> Found {
+    let mut reader = csv::ReaderBuilder::new();
+    reader.has_headers(false).flexible(true).delimiter(options.delimiter);
+    match options.quote {
+        Some(quote) => reader.quote(quote),
+        None => reader.quoting(false),
+    };
+    let mut reader = reader.from_path(path).map_err(without_line)?;
+    let mut record = csv::ByteRecord::new();
+    let mut first = None;
+    while reader.read_byte_record(&mut record).map_err(without_line)? {
+        let line = record.position().map(csv::Position::line);
+        if let Some(field) = record.iter().position(|field| std::str::from_utf8(field).is_err()) {
+            let text = String::from_utf8_lossy(&record[field]).chars().take(60).collect::<String>();
+            return Err((line, format!("field {} is not valid UTF-8: {text:?}; convert the file, for example with iconv", field + 1)));
+        }
+        let width = *first.get_or_insert(record.len());
+        if record.len() != width {
+            let hint = match options.quote {
+                Some(quote) => format!("is a quotation mark ({}) unbalanced? `quote = false` takes them as they are", quote as char),
+                None => "is there a delimiter within a field?".to_owned(),
+            };
+            return Err((line, format!("{} fields where the first line has {width}; {hint}", record.len())));
+        }
+    }
+    Ok(())
+}
+
+fn json_lines(path: &Path) -> Found {
+    let mut reader = BufReader::new(File::open(path).map_err(without_line)?);
+    let mut bytes = Vec::new();
+    for line in 1.. {
+        bytes.clear();
+        if reader.read_until(b'\n', &mut bytes).map_err(without_line)? == 0 {
+            break;
+        }
+        let Ok(text) = std::str::from_utf8(&bytes) else {
+            return Err((Some(line), "not valid UTF-8; convert the file, for example with iconv".into()));
+        };
+        match serde_json::from_str::<serde_json::Value>(text.trim()) {
+            _ if text.trim().is_empty() => {}
+            Ok(value) if value.is_object() => {}
+            Ok(_) => return Err((Some(line), "expected one JSON object a line, such as {\"id\": 1, \"sentence1\": \"…\"}".into())),
+            Err(e) => return Err((Some(line), format!("not a JSON object: {e}"))),
+        }
+    }
+    Ok(())
+}
+
+fn arrow_ipc(path: &Path) -> Found {
+    let file = || File::open(path).map(BufReader::new).map_err(without_line);
+    let read = arrow::ipc::reader::FileReader::try_new(file()?, None)
+        .and_then(|reader| reader.map(|batch| batch.map(drop)).collect::<Result<(), _>>());
+    let Err(problem) = read else { return Ok(()) };
+    // The other form of IPC has no footer.
+    let read = arrow::ipc::reader::StreamReader::try_new(file()?, None)
+        .and_then(|reader| reader.map(|batch| batch.map(drop)).collect::<Result<(), _>>());
+    read.map_err(|_| (None, format!("neither a whole Arrow file nor a whole Arrow stream: {problem}")))
+}
