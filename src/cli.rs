@@ -17,7 +17,7 @@ use crate::predict::Models;
 use crate::progress::{Style, grouped};
 use crate::query::{self, Format};
 use crate::run;
-use crate::scorer::{DEFAULT_BATCH_TOKENS, Prediction, Scorer, ScorerOptions, TextColumn, Window};
+use crate::scorer::{Prediction, Scorer, ScorerOptions, TextColumn, Window};
 use crate::session;
 
 /// Score sentence pairs in bulk with a BERT-family model: SQL in, predictions out as Parquet.
@@ -40,7 +40,7 @@ Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 inter
     /// Query tables, results and models with SQL
     #[command(after_help = "Examples:
   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/accuracy.sql
-  couplet query --table t=pairs.parquet \"SELECT predict('models/mrpc', a, b)['label'] AS label, count(*) FROM t GROUP BY label\"
+  couplet query --table t=pairs.parquet \"SELECT predict('models/mrpc', a, b)['label'] AS answer, count(*) FROM t GROUP BY answer\"
   couplet query --table t=scores.csv 'SELECT * FROM t' -o scores.parquet")]
     Query(Query),
     /// Score one text or pair
@@ -156,7 +156,7 @@ impl Cli {
             Command::Run(args) => run_pipeline(args, stop).await,
             Command::Query(args) => tokio::select! {
                 biased;
-                () = stop => Err(Error::Interrupted { done: 0, rows: 0, kept: "the query was given up".into() }),
+                () = stop => Err(Error::Interrupted { after: "while querying".into(), kept: "no output was written".into() }),
                 done = run_query(args) => done,
             },
             Command::Predict(args) => predict(args).await,
@@ -181,7 +181,10 @@ async fn run_pipeline(args: Run, stop: impl Future<Output = ()>) -> Result<(), E
 
 async fn run_query(args: Query) -> Result<(), Error> {
     let variables = args.variables.to_map();
-    let pipeline = args.pipeline.as_deref().map(|path| read_pipeline(path, &variables)).transpose()?;
+    let mut pipeline = args.pipeline.as_deref().map(|path| read_pipeline(path, &variables)).transpose()?;
+    if let (Some(pipeline), Some(max_length)) = (&mut pipeline, args.max_length) {
+        pipeline.model.max_length = max_length;
+    }
     if pipeline.is_none() && !variables.is_empty() {
         return Err(Error::Usage("--var needs --pipeline: variables belong to a pipeline".into()));
     }
@@ -190,7 +193,7 @@ async fn run_query(args: Query) -> Result<(), Error> {
         (None, Some(file)) => (read(file)?, file.display().to_string()),
         (None, None) => return Err(Error::Usage("give SQL, or a file with -f".into())),
     };
-    let format = args.format.or_else(|| Format::of_extension(args.output.as_deref()?)).unwrap_or(Format::Table);
+    let format = format_of(args.format, args.output.as_deref())?;
     let mut tables = pipeline.as_ref().map(query::tables_of).unwrap_or_default();
     for text in &args.tables {
         let table = table_argument(text)?;
@@ -215,7 +218,8 @@ async fn predict(args: Predict) -> Result<(), Error> {
     let options = ScorerOptions { max_length: args.max_length, ..ScorerOptions::default() };
     let scorer = Scorer::load(&args.model, options, &run::pool(Some(1))?)?;
     let column = |name: &str, text: &str| TextColumn { name: name.into(), values: StringViewArray::from(vec![text]) };
-    let window = Window::new(column("TEXT", &args.text), args.text_pair.as_deref().map(|text| column("TEXT_PAIR", text)));
+    let window =
+        Window::new(column("TEXT", &args.text), args.text_pair.as_deref().map(|text| column("TEXT_PAIR", text)));
     let outcome = scorer.score(window).await?.pop();
     let prediction = match outcome {
         Some(Ok(prediction)) => prediction,
@@ -230,7 +234,8 @@ fn describe(prediction: &Prediction, model: &Model, as_json: bool) -> String {
     let label = prediction.label.map(|label| labels[label].as_str());
     let by_label = || labels.iter().zip(&prediction.probabilities);
     if as_json {
-        let probabilities = by_label().map(|(label, p)| (label.clone(), (*p).into())).collect::<serde_json::Map<_, _>>();
+        let probabilities =
+            by_label().map(|(label, p)| (label.clone(), (*p).into())).collect::<serde_json::Map<_, _>>();
         let document = json!({
             "label": label,
             "score": prediction.score,
@@ -275,7 +280,8 @@ fn show(folder: &Path, as_json: bool) -> Result<(), Error> {
         });
         return print(&format!("{document:#}\n"));
     }
-    let labels = if config.labels.is_empty() { "none: the output is a number".to_owned() } else { config.labels.join(", ") };
+    let labels =
+        if config.labels.is_empty() { "none: the output is a number".to_owned() } else { config.labels.join(", ") };
     print(&format!(
         "{}
   architecture  {}
@@ -285,7 +291,6 @@ fn show(folder: &Path, as_json: bool) -> Result<(), Error> {
   parameters    {} ({:.1} MB on disk)
   vocabulary    {} word pieces
   max length    {} tokens
-  batches       packed up to {} tokens
   fingerprint   {}
 ",
         folder.display(),
@@ -299,9 +304,21 @@ fn show(folder: &Path, as_json: bool) -> Result<(), Error> {
         model.bytes as f64 / 1e6,
         grouped(model.tokenizer.vocab_size() as u64),
         model.max_length(),
-        grouped(DEFAULT_BATCH_TOKENS as u64),
         model.fingerprint.as_str(),
     ))
+}
+
+fn format_of(asked: Option<Format>, output: Option<&Path>) -> Result<Format, Error> {
+    match (asked, output) {
+        (Some(format), _) => Ok(format),
+        (None, None) => Ok(Format::Table),
+        (None, Some(path)) => Format::of_extension(path).ok_or_else(|| {
+            Error::Usage(format!(
+                "-o {}: the format is not told by the extension (csv, json, parquet, txt); add --format",
+                path.display()
+            ))
+        }),
+    }
 }
 
 fn table_argument(text: &str) -> Result<Table, Error> {
@@ -327,7 +344,8 @@ fn print(text: &str) -> Result<(), Error> {
 
 /// Writes why a command ended to stderr, as a compiler would.
 pub fn report_error(error: &Error) {
-    let width = terminal_size::terminal_size_of(io::stderr()).map_or(100, |(width, _)| usize::from(width.0).clamp(60, 140));
+    let width =
+        terminal_size::terminal_size_of(io::stderr()).map_or(100, |(width, _)| usize::from(width.0).clamp(60, 140));
     // Nothing can be said of a stderr that cannot be written to.
     let _ = match error {
         Error::Config(errors) => write!(io::stderr(), "{}", errors.render(colors(), width)),

@@ -1,12 +1,16 @@
 //! Everything that ends a command, with the exit code that a shell sees.
 
+use std::path::Path;
+
 use datafusion::common::DataFusionError;
+use datafusion::prelude::SessionContext;
 use thiserror::Error;
 
 use crate::config::ConfigErrors;
 use crate::scorer::ScorerError;
 use crate::sink::SinkError;
 use crate::source::SourceError;
+use crate::sql_error;
 use crate::tables::TableError;
 use crate::tables::diagnose::Broken;
 
@@ -23,12 +27,14 @@ pub enum Error {
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Tables(Vec<TableError>),
     /// SQL cannot be planned or executed.
-    #[error("{context}: {}", sql_message(error))]
+    #[error("{origin}: {message}")]
     Sql {
         /// Whose SQL it is.
-        context: String,
-        /// What DataFusion says.
-        error: Box<DataFusionError>,
+        origin: String,
+        /// What is wrong with it, for people.
+        message: String,
+        /// Whether the query is wrong, rather than its execution.
+        mistake: bool,
     },
     /// The source does not suit the pipeline.
     #[error("{pipeline}: {problem}")]
@@ -48,7 +54,9 @@ pub enum Error {
     #[error(transparent)]
     Sink(#[from] SinkError),
     /// More rows were rejected than the pipeline allows.
-    #[error("{rejected} of {rows} rows were rejected ({kinds}), more than score.max_errors = {max_errors} allows; nothing was written. Look at the rows, or raise max_errors")]
+    #[error(
+        "{rejected} of {rows} rows were rejected ({kinds}), more than score.max_errors = {max_errors} allows; nothing was written. Look at the rows, or raise max_errors"
+    )]
     TooManyErrors {
         /// Rows with an error.
         rejected: u64,
@@ -68,13 +76,11 @@ pub enum Error {
         written: u64,
     },
     /// Ctrl-C, or a request to terminate.
-    #[error("interrupted after {done} of {rows} rows; {kept}. Run the same command again to score all rows")]
+    #[error("interrupted {after}; {kept}")]
     Interrupted {
-        /// Rows scored.
-        done: u64,
-        /// Rows of the source.
-        rows: u64,
-        /// What is in the output's place now.
+        /// How far it had come.
+        after: String,
+        /// What is left of the work.
         kept: String,
     },
     /// The operating system refused something.
@@ -93,39 +99,23 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Usage(_) | Self::Tables(_) | Self::Source { .. } => 2,
-            Self::Sql { error, .. } if is_mistake(error) => 2,
+            Self::Sql { mistake: true, .. } => 2,
             Self::Model(ScorerError::Load(_) | ScorerError::Device(_) | ScorerError::MaxLength { .. }) => 2,
             Self::Interrupted { .. } => 130,
             _ => 1,
         }
     }
 
-    pub(crate) fn sql(context: impl Into<String>, error: DataFusionError) -> Self {
-        Self::Sql { context: context.into(), error: Box::new(error) }
+    pub(crate) fn sql(origin: impl Into<String>, error: &DataFusionError, context: Option<&SessionContext>) -> Self {
+        let message = sql_error::explain(error, context);
+        Self::Sql { origin: origin.into(), message, mistake: sql_error::is_mistake(error) }
     }
 
-    pub(crate) fn source(pipeline: &std::path::Path, error: SourceError) -> Self {
+    pub(crate) fn source(pipeline: &Path, error: SourceError, context: &SessionContext) -> Self {
         let pipeline = pipeline.display().to_string();
         match error {
-            SourceError::Query(error) => Self::sql(format!("{pipeline}: the source query"), error),
+            SourceError::Query(error) => Self::sql(format!("{pipeline}: the source query"), &error, Some(context)),
             SourceError::Columns(problem) | SourceError::Ids(problem) => Self::Source { pipeline, problem },
         }
-    }
-}
-
-/// Whether the SQL is wrong, rather than its execution.
-fn is_mistake(error: &DataFusionError) -> bool {
-    matches!(
-        error.find_root(),
-        DataFusionError::SQL(..) | DataFusionError::Plan(_) | DataFusionError::SchemaError(..) | DataFusionError::NotImplemented(_)
-    ) || matches!(error.find_root(), DataFusionError::External(e) if matches!(e.downcast_ref(), Some(ScorerError::Load(_) | ScorerError::MaxLength { .. })))
-}
-
-/// What DataFusion says, without the layers it is wrapped in.
-fn sql_message(error: &DataFusionError) -> String {
-    let root = error.find_root();
-    match root {
-        DataFusionError::External(e) => e.to_string(),
-        _ => root.message().split("\n\nbacktrace:").next().unwrap_or_default().to_owned(),
     }
 }

@@ -12,4 +12,5 @@ pub mod scorer;
 pub mod session;
 pub mod sink;
 pub mod source;
+mod sql_error;
 pub mod tables;

@@ -90,7 +90,7 @@ impl Estimate {
         let per_row = ratio(counts.tokens_planned, counts.rows_planned);
         let tokens_left = (per_row * rows_left as f64).round() as u64;
         Self {
-            rows: counts.rows,
+            rows: rows_in_all.min(counts.scored + counts.remembered + counts.rejected_rows()),
             rows_in_all,
             tokens: counts.tokens,
             tokens_in_all: counts.tokens_planned + tokens_left,
@@ -113,7 +113,7 @@ impl std::fmt::Display for Estimate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{}/{} rows written · {:.0} rows/s · {} tokens/s",
+            "{}/{} rows · {:.0} rows/s · {} tokens/s",
             grouped(self.rows),
             grouped(self.rows_in_all),
             self.rows_per_second(),

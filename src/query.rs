@@ -12,6 +12,7 @@ use arrow::util::display::FormatOptions;
 use arrow::util::pretty::pretty_format_batches_with_options;
 use datafusion::common::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::DFParserBuilder;
 use futures::StreamExt;
@@ -60,7 +61,12 @@ pub fn tables_of(pipeline: &Pipeline) -> Vec<Table> {
         for name in [pipeline.name.as_str(), PREDICTIONS] {
             if !tables.iter().any(|table| table.name.eq_ignore_ascii_case(name)) {
                 let location = location.clone();
-                tables.push(Table { name: name.to_owned(), location, format: TableFormat::Parquet, partitions: Vec::new() });
+                tables.push(Table {
+                    name: name.to_owned(),
+                    location,
+                    format: TableFormat::Parquet,
+                    partitions: Vec::new(),
+                });
             }
         }
     }
@@ -78,16 +84,22 @@ pub async fn query(
     format: Format,
     output: Option<&Path>,
 ) -> Result<(), Error> {
-    let failed = |e: DataFusionError| Error::sql(origin, e);
-    let statements = DFParserBuilder::new(sql).build().and_then(|mut parser| parser.parse_statements()).map_err(failed)?;
+    let failed = |e: DataFusionError| Error::sql(origin, &e, Some(context));
+    let statements =
+        DFParserBuilder::new(sql).build().and_then(|mut parser| parser.parse_statements()).map_err(failed)?;
     if statements.is_empty() {
         return Err(Error::Usage(format!("{origin}: there is no SQL")));
     }
     if output.is_some() && statements.len() > 1 {
         return Err(Error::Usage(format!("{origin}: {} statements cannot share one output file", statements.len())));
     }
+    // Views, tables in memory and settings end with the session.
+    let reads_only = SQLOptions::new().with_allow_dml(false);
     for statement in statements {
         let plan = context.state().statement_to_plan(statement).await.map_err(failed)?;
+        reads_only.verify_plan(&plan).map_err(|_| {
+            Error::Usage(format!("{origin}: a query reads; to write its result, use -o FILE instead of COPY or INSERT"))
+        })?;
         let frame = context.execute_logical_plan(plan).await.map_err(failed)?;
         let stream = frame.execute_stream().await.map_err(failed)?;
         write(stream, format, output, failed).await?;
@@ -111,9 +123,19 @@ async fn write(
 /// Where the rows of a result go.
 enum ResultWriter {
     /// Kept until the widths of all columns are known.
-    Table { batches: Vec<RecordBatch>, schema: SchemaRef, out: Out },
-    Csv { writer: Box<arrow::csv::Writer<Out>>, path: PathBuf },
-    Json { writer: ArrayWriter<Out>, path: PathBuf },
+    Table {
+        batches: Vec<RecordBatch>,
+        schema: SchemaRef,
+        out: Out,
+    },
+    Csv {
+        writer: Box<arrow::csv::Writer<Out>>,
+        path: PathBuf,
+    },
+    Json {
+        writer: ArrayWriter<Out>,
+        path: PathBuf,
+    },
     Parquet(Box<ParquetSink>),
 }
 
@@ -159,11 +181,16 @@ impl ResultWriter {
     fn finish(self) -> Result<(), Error> {
         match self {
             Self::Table { mut batches, schema, mut out } => {
+                // CREATE VIEW has no columns to show.
+                if schema.fields().is_empty() {
+                    return out.finish();
+                }
                 if batches.is_empty() {
                     batches.push(RecordBatch::new_empty(schema));
                 }
                 let options = FormatOptions::default().with_display_error(true).with_null("NULL");
-                let table = pretty_format_batches_with_options(&batches, &options).map_err(|e| Error::sql("the result", e.into()))?;
+                let table = pretty_format_batches_with_options(&batches, &options)
+                    .map_err(|e| Error::sql("the result", &e.into(), None))?;
                 writeln!(out, "{table}").map_err(|e| sink_error(Path::new("stdout"), &e))?;
                 out.finish()
             }

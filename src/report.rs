@@ -121,7 +121,10 @@ impl fmt::Display for Report {
                 100.0 * self.padding_share()
             ),
         )?;
-        line("speed", format!("{:.0} rows/s · {} tokens/s", self.rows_per_second(), grouped(self.tokens_per_second() as u64)))?;
+        line(
+            "speed",
+            format!("{:.0} rows/s · {} tokens/s", self.rows_per_second(), grouped(self.tokens_per_second() as u64)),
+        )?;
         line("time", format!("{} ({} scoring)", spoken(self.elapsed), spoken(self.scoring)))?;
         line("model", format!("{} ({})", self.model, &self.fingerprint[..self.fingerprint.len().min(16)]))?;
         let size = self.output_bytes as f64 / 1e6;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use futures::StreamExt;
 use crate::config::{self, Device, Pipeline, Precision, Query};
 use crate::error::Error;
 use crate::predict::{Models, prediction_fields, predictions_to_array};
-use crate::progress::{Progress, Style};
+use crate::progress::{Progress, Style, grouped};
 use crate::report::Report;
 use crate::scorer::{Counts, DeviceSetting, Pool, Prediction, Rejection, Scorer, ScorerOptions};
 use crate::session;
@@ -40,19 +40,21 @@ pub async fn run(
     let sql = source_sql(pipeline, variables)?;
     let models = Arc::new(models_of(pipeline, pool(pipeline.run.threads)?, &folder_of(&pipeline.path)));
     // One partition keeps the rows in the order of the files; the cores belong to the model.
-    let context = session::open(&pipeline.tables, Arc::clone(&models), pipeline.run.window, 1).await.map_err(Error::Tables)?;
-    let source = Source::open(&context, &sql, &pipeline.source.id, &pipeline.source.text, pipeline.source.label.as_deref())
-        .await
-        .map_err(|e| Error::source(&pipeline.path, e))?;
+    let context =
+        session::open(&pipeline.tables, Arc::clone(&models), pipeline.run.window, 1).await.map_err(Error::Tables)?;
+    let source =
+        Source::open(&context, &sql, &pipeline.source.id, &pipeline.source.text, pipeline.source.label.as_deref())
+            .await
+            .map_err(|e| Error::source(&pipeline.path, e, &context))?;
     let scorer = models.get(&model_name(pipeline)).await?;
     let counting = source.count_rows(&pipeline.source.id).await;
     let rows = match counting {
         Ok(rows) => rows,
-        Err(error) => return Err(blame(&context, pipeline, Error::source(&pipeline.path, error)).await),
+        Err(error) => return Err(blame(&context, pipeline, Error::source(&pipeline.path, error, &context)).await),
     };
     let scoring = Instant::now();
     let progress = Progress::start(style, &scorer, rows);
-    let output = match score(pipeline, source, &scorer, rows, stop).await {
+    let output = match score(pipeline, &context, source, &scorer, rows, stop).await {
         Ok(output) => output,
         Err(error) => return Err(blame(&context, pipeline, error).await),
     };
@@ -63,13 +65,13 @@ pub async fn run(
     let output_bytes = output.sink.publish()?;
     Ok(Report {
         pipeline: pipeline.name.clone(),
-        model: pipeline.model.location.written.clone(),
+        model: readable(&pipeline.model.location.path).display().to_string(),
         fingerprint: scorer.model().fingerprint.as_str().to_owned(),
         counts: scorer.tally().counts(),
         labels,
         elapsed: began.elapsed(),
         scoring,
-        output: pipeline.sink.location.path.clone(),
+        output: readable(&pipeline.sink.location.path),
         output_bytes,
     })
 }
@@ -77,14 +79,16 @@ pub async fn run(
 /// Scores all windows into the sink, which is not published yet.
 async fn score(
     pipeline: &Pipeline,
+    context: &SessionContext,
     source: Source,
     scorer: &Scorer,
     rows: u64,
     stop: impl Future<Output = ()>,
 ) -> Result<Output, Error> {
     let mut output = Output::create(pipeline, source.schema(), scorer)?;
-    let query_failed = |e: DataFusionError| Error::sql(format!("{}: the source query", pipeline.path.display()), e);
-    let windows = source.windows(pipeline.run.window).await.map_err(|e| Error::source(&pipeline.path, e))?;
+    let query_failed =
+        |e: DataFusionError| Error::sql(format!("{}: the source query", pipeline.path.display()), &e, Some(context));
+    let windows = source.windows(pipeline.run.window).await.map_err(|e| Error::source(&pipeline.path, e, context))?;
     let scored = windows
         .map(|window| async {
             let (batch, window) = window.map_err(query_failed)?;
@@ -99,8 +103,13 @@ async fn score(
             biased;
             () = &mut stop => {
                 let path = &pipeline.sink.location.path;
-                let kept = if path.exists() { format!("{} is as it was before", path.display()) } else { "nothing was written".into() };
-                return Err(Error::Interrupted { done: output.rows, rows, kept });
+                let kept = if path.exists() { format!("{} is as it was before", readable(path).display()) } else { "nothing was written".into() };
+                let counts = scorer.tally().counts();
+                let done = grouped(rows.min(counts.scored + counts.remembered));
+                return Err(Error::Interrupted {
+                    after: format!("after scoring {done} of {} rows", grouped(rows)),
+                    kept: format!("{kept}. Run the same command again to score all rows"),
+                });
             }
             next = scored.next() => match next {
                 Some(window) => {
@@ -124,15 +133,19 @@ struct Output {
 impl Output {
     fn create(pipeline: &Pipeline, source: &Schema, scorer: &Scorer) -> Result<Self, Error> {
         let predicted = prediction_fields();
-        let predicted = predicted.iter().map(|field| (field.data_type().clone(), true)).chain([(DataType::Utf8, false)]);
-        let added = OUTPUT_COLUMNS.iter().zip(predicted).map(|(name, (data_type, nullable))| Field::new(*name, data_type, nullable));
+        let predicted =
+            predicted.iter().map(|field| (field.data_type().clone(), true)).chain([(DataType::Utf8, false)]);
+        let added = OUTPUT_COLUMNS
+            .iter()
+            .zip(predicted)
+            .map(|(name, (data_type, nullable))| Field::new(*name, data_type, nullable));
         let fields = source.fields().iter().map(|field| Field::clone(field)).chain(added);
         let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
         let metadata = [
             ("couplet.version", env!("CARGO_PKG_VERSION").to_owned()),
             ("couplet.pipeline", pipeline.name.clone()),
             ("couplet.model", scorer.model().fingerprint.as_str().to_owned()),
-            ("couplet.model_uri", pipeline.model.location.written.clone()),
+            ("couplet.model_uri", pipeline.model.location.path.display().to_string()),
             ("couplet.max_length", scorer.max_length().to_string()),
         ];
         let sink = ParquetSink::create(&pipeline.sink.location.path, &schema, &metadata)?;
@@ -152,7 +165,7 @@ impl Output {
         let model: ArrayRef = Arc::new(StringArray::from(vec![scorer.model().fingerprint.to_string(); outcomes.len()]));
         let columns = batch.columns().iter().cloned().chain(predicted).chain([model]).collect();
         let rows = RecordBatch::try_new(Arc::clone(&self.schema), columns)
-            .map_err(|e| Error::sql("the output table", DataFusionError::from(e)))?;
+            .map_err(|e| Error::sql("the output table", &DataFusionError::from(e), None))?;
         self.rows += rows.num_rows() as u64;
         Ok(self.sink.write(&rows)?)
     }
@@ -194,9 +207,11 @@ pub fn source_sql(pipeline: &Pipeline, variables: &BTreeMap<String, String>) -> 
         Query::File(location) => location,
     };
     let path = &location.path;
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Error::Usage(format!("{}: source.file: cannot read {}: {e}", pipeline.path.display(), path.display())))?;
-    let (sql, used) = config::substitute(&text, variables).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        Error::Usage(format!("{}: source.file: cannot read {}: {e}", pipeline.path.display(), path.display()))
+    })?;
+    let (sql, used) =
+        config::substitute(&text, variables).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
     match pipeline.unused_variables.iter().find(|name| !used.contains(name.as_str())) {
         Some(unused) => Err(Error::Usage(format!(
             "--var {unused}=… is used neither in {} nor in {}",
@@ -233,12 +248,22 @@ pub fn models_of(pipeline: &Pipeline, pool: Pool, base: &Path) -> Models {
     Models::new(pool, base.to_owned()).with_model_options(&pipeline.model.location.path, options)
 }
 
+/// The path as a person at this folder would write it.
+fn readable(path: &Path) -> PathBuf {
+    let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let here = std::env::current_dir().and_then(|here| here.canonicalize());
+    match here.ok().and_then(|here| canonical.strip_prefix(here).ok()) {
+        Some(relative) => relative.to_owned(),
+        None => canonical,
+    }
+}
+
 /// The name under which the pipeline's own model is asked for: one that no base folder changes.
 fn model_name(pipeline: &Pipeline) -> String {
     let path = &pipeline.model.location.path;
     std::path::absolute(path).unwrap_or_else(|_| path.clone()).to_string_lossy().into_owned()
 }
 
-fn folder_of(path: &Path) -> std::path::PathBuf {
+fn folder_of(path: &Path) -> PathBuf {
     path.parent().unwrap_or(Path::new("")).to_owned()
 }

@@ -22,10 +22,8 @@ pub async fn open(
     window: usize,
     partitions: usize,
 ) -> Result<SessionContext, Vec<TableError>> {
-    let config = SessionConfig::new()
-        .with_batch_size(window)
-        .with_target_partitions(partitions)
-        .with_information_schema(true);
+    let config =
+        SessionConfig::new().with_batch_size(window).with_target_partitions(partitions).with_information_schema(true);
     let builder = SessionStateBuilder::new().with_config(config).with_default_features();
     let context = SessionContext::new_with_state(predict::install(builder, models).build());
     let mut errors = Vec::new();

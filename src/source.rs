@@ -8,15 +8,16 @@ use arrow::datatypes::{Int64Type, Schema, SchemaRef};
 use arrow::util::display::array_value_to_string;
 use datafusion::common::{Column, DataFusionError};
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::context::SQLOptions;
 use datafusion::functions_aggregate::expr_fn::{count, max, sum};
 use datafusion::logical_expr::{Expr, lit, when};
-use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::{DataFrame, SessionContext};
 use futures::{Stream, StreamExt};
 use thiserror::Error;
 
 use crate::predict::text_values;
 use crate::scorer::{TextColumn, Window};
+use crate::sql_error::nearest;
 
 /// The columns that a run adds to those of the source.
 pub const OUTPUT_COLUMNS: [&str; 6] = ["predicted_label", "score", "probabilities", "truncated", "error", "model"];
@@ -63,11 +64,10 @@ impl Source {
             .into_iter()
             .flat_map(|(key, names)| names.iter().map(move |name| (key, name.as_str())))
             .chain(label.map(|name| ("source.label", name)));
-        let mut problems: Vec<String> =
-            named.filter_map(|(key, name)| missing_column(&schema, key, name)).collect();
+        let mut problems: Vec<String> = named.filter_map(|(key, name)| missing_column(&schema, key, name)).collect();
         for name in text {
             if let Ok(field) = schema.field_with_name(name)
-                && !field.data_type().is_string()
+                && !(field.data_type().is_string() || field.data_type().is_null())
             {
                 problems.push(format!(
                     "source.text names `{name}`, which is {} and must be a string; write CAST({name} AS VARCHAR) AS {name} in the query",
@@ -135,7 +135,10 @@ impl Source {
     ///
     /// # Errors
     /// A query that cannot be executed.
-    pub async fn windows(self, rows: usize) -> Result<impl Stream<Item = Result<(RecordBatch, Window), DataFusionError>>, SourceError> {
+    pub async fn windows(
+        self,
+        rows: usize,
+    ) -> Result<impl Stream<Item = Result<(RecordBatch, Window), DataFusionError>>, SourceError> {
         let text = self.text;
         let batches = self.frame.execute_stream().await?;
         let windows = coalesce(batches, rows).map(move |batch| {
@@ -157,7 +160,10 @@ impl Source {
 }
 
 /// Gathers batches of any size into batches of `rows` rows.
-fn coalesce(batches: SendableRecordBatchStream, rows: usize) -> impl Stream<Item = Result<RecordBatch, DataFusionError>> {
+fn coalesce(
+    batches: SendableRecordBatchStream,
+    rows: usize,
+) -> impl Stream<Item = Result<RecordBatch, DataFusionError>> {
     let coalescer = BatchCoalescer::new(batches.schema(), rows);
     futures::stream::try_unfold((batches, coalescer, false), |(mut batches, mut coalescer, mut ended)| async move {
         loop {
@@ -185,7 +191,7 @@ fn describe_rows(batch: &RecordBatch) -> Vec<String> {
     (0..batch.num_rows())
         .map(|row| {
             let ids: Vec<String> = ids.iter().map(|column| value(column, row)).collect();
-            format!("{} {} times", ids.join(", "), value(times, row))
+            format!("{:?} {} times", ids.join(", "), value(times, row))
         })
         .collect()
 }
@@ -195,11 +201,7 @@ fn missing_column(schema: &Schema, key: &str, name: &str) -> Option<String> {
         return None;
     }
     let names = || schema.fields().iter().map(|field| field.name().as_str());
-    let nearest = names()
-        .map(|other| (strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase()), other))
-        .filter(|(similarity, _)| *similarity > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or_else(String::new, |(_, other)| format!("; did you mean `{other}`?"));
+    let nearest = nearest(name, names()).map_or_else(String::new, |other| format!("; did you mean `{other}`?"));
     let all = names().collect::<Vec<_>>().join(", ");
     Some(format!("{key} names `{name}`, which the source query does not return (it returns {all}){nearest}"))
 }

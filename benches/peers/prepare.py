@@ -63,7 +63,7 @@ def export(source, out):
         external_data=False,
         verbose=False,
     )
-    # Seven-bit weights per channel: what ONNX Runtime advises for AVX2; with VNNI as quick, and no further off.
+    # Seven-bit weights per channel: what ONNX Runtime advises for AVX2; with VNNI as quick, and about as far off.
     quantize_dynamic(out / "f32.onnx", out / "int8.onnx", per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
 
 

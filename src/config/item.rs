@@ -26,11 +26,7 @@ pub(super) struct Item<'r> {
 impl<'r> Item<'r> {
     /// Records a problem that points at the value, unless it points somewhere already.
     pub(super) fn refuse(&self, problem: Problem) -> Reported {
-        self.reader.report(if problem.span.is_some() {
-            problem
-        } else {
-            problem.at(self.value.span())
-        })
+        self.reader.report(if problem.span.is_some() { problem } else { problem.at(self.value.span()) })
     }
 
     /// Reads a string.
@@ -39,9 +35,7 @@ impl<'r> Item<'r> {
         value.as_str().ok_or_else(|| {
             let mend = match value {
                 DeValue::Array(array) => match array.iter().next() {
-                    Some(only) if array.len() == 1 && only.get_ref().is_str() => {
-                        Some(self.text_of(only))
-                    }
+                    Some(only) if array.len() == 1 && only.get_ref().is_str() => Some(self.text_of(only)),
                     _ => None,
                 },
                 DeValue::Table(_) => None,
@@ -63,22 +57,17 @@ impl<'r> Item<'r> {
 
     /// Reads a boolean.
     pub(super) fn boolean(&self) -> Read<bool> {
-        self.value.get_ref().as_bool().ok_or_else(|| {
-            self.unexpected(
-                "true or false",
-                self.unquoted(|text| text.parse::<bool>().is_ok()),
-            )
-        })
+        self.value
+            .get_ref()
+            .as_bool()
+            .ok_or_else(|| self.unexpected("true or false", self.unquoted(|text| text.parse::<bool>().is_ok())))
     }
 
     /// Reads a whole number in a range; a range up to `usize::MAX` has no upper end.
     pub(super) fn integer(&self, range: RangeInclusive<usize>) -> Read<usize> {
         let value = self.value.get_ref();
         let Some(integer) = value.as_integer() else {
-            let whole = value
-                .as_float()
-                .and_then(|float| float.as_str().strip_suffix(".0"))
-                .map(str::to_owned);
+            let whole = value.as_float().and_then(|float| float.as_str().strip_suffix(".0")).map(str::to_owned);
             let mend = self.unquoted(|text| text.parse::<i64>().is_ok()).or(whole);
             return Err(self.unexpected("an integer", mend));
         };
@@ -96,10 +85,7 @@ impl<'r> Item<'r> {
             DeValue::Float(float) => float.as_str().parse::<f64>().ok(),
             DeValue::Integer(integer) => integer.as_str().parse::<f64>().ok(),
             _ => {
-                return Err(self.unexpected(
-                    "a number",
-                    self.unquoted(|text| text.parse::<f64>().is_ok()),
-                ));
+                return Err(self.unexpected("a number", self.unquoted(|text| text.parse::<f64>().is_ok())));
             }
         };
         number
@@ -110,47 +96,27 @@ impl<'r> Item<'r> {
     /// Reads one of a few names.
     pub(super) fn choice<T: Copy>(&self, choices: &[Choice<T>]) -> Read<T> {
         let text = self.string()?;
-        let supported = || {
-            choices
-                .iter()
-                .filter(|(_, meaning)| meaning.is_some())
-                .map(|&(name, _)| name)
-        };
+        let supported = || choices.iter().filter(|(_, meaning)| meaning.is_some()).map(|&(name, _)| name);
         let problem = match choices.iter().find(|&&(name, _)| name == text) {
             Some((_, Some(meaning))) => return Ok(*meaning),
             Some((_, None)) => {
-                let message = format!(
-                    "`{} = \"{text}\"` is not supported yet in this version of couplet",
-                    self.path
-                );
+                let message = format!("`{} = \"{text}\"` is not supported yet in this version of couplet", self.path);
                 Problem::new(message, "not supported yet")
             }
-            None => Problem::new(
-                format!("`{}` cannot be \"{text}\"", self.path),
-                "unknown value",
-            )
-            .suggest(text, supported()),
+            None => Problem::new(format!("`{}` cannot be \"{text}\"", self.path), "unknown value")
+                .suggest(text, supported()),
         };
         Err(self.refuse(problem.allowed(supported().collect::<Vec<_>>().join(", "))))
     }
 
     /// Gives the elements of a list; a single string stands for a list of one.
     pub(super) fn elements(&self) -> Read<Vec<Self>> {
-        let element = |value, path| Item {
-            reader: self.reader,
-            path,
-            key: self.key,
-            value,
-        };
+        let element = |value, path| Item { reader: self.reader, path, key: self.key, value };
         match self.value.get_ref() {
             DeValue::String(_) => Ok(vec![element(self.value, self.path.clone())]),
             DeValue::Array(array) => {
                 let path = |index| format!("{}[{index}]", self.path);
-                Ok(array
-                    .iter()
-                    .enumerate()
-                    .map(|(index, value)| element(value, path(index)))
-                    .collect())
+                Ok(array.iter().enumerate().map(|(index, value)| element(value, path(index))).collect())
             }
             _ => Err(self.unexpected("a list of names", None)),
         }
@@ -164,11 +130,8 @@ impl<'r> Item<'r> {
             let name = element.words()?;
             if let Some(first) = names.iter().position(|earlier| earlier == name) {
                 let message = format!("`{}` names \"{name}\" twice", self.path);
-                let problem =
-                    Problem::new(message, "the same name again").help("remove one of the two");
-                return Err(
-                    element.refuse(problem.related(elements[first].value.span(), "named here"))
-                );
+                let problem = Problem::new(message, "the same name again").help("remove one of the two");
+                return Err(element.refuse(problem.related(elements[first].value.span(), "named here")));
             }
             names.push(name.to_owned());
         }
@@ -192,12 +155,8 @@ impl<'r> Item<'r> {
     /// Reads the place of a file or folder.
     pub(super) fn location(&self) -> Read<Location> {
         let written = self.words()?;
-        let path = resolve(self.reader.folder, &self.template()?)
-            .map_err(|problem| self.refuse(problem))?;
-        Ok(Location {
-            written: written.to_owned(),
-            path,
-        })
+        let path = resolve(self.reader.folder, &self.template()?).map_err(|problem| self.refuse(problem))?;
+        Ok(Location { written: written.to_owned(), path })
     }
 
     pub(super) fn is_table(&self) -> bool {
@@ -206,13 +165,7 @@ impl<'r> Item<'r> {
 
     /// Reads a table of known keys.
     pub(super) fn table<T>(&self, read: impl FnOnce(&mut Keys<'r>) -> Read<T>) -> Read<T> {
-        Keys::read(
-            self.reader,
-            self.path.clone(),
-            self.value.span(),
-            self.table_value()?,
-            read,
-        )
+        Keys::read(self.reader, self.path.clone(), self.value.span(), self.table_value()?, read)
     }
 
     /// Reads a table whose keys are names; gives its values in the order of the file.
@@ -220,12 +173,7 @@ impl<'r> Item<'r> {
         let entries = self.table_value()?.iter();
         let entries = entries.map(|(key, value)| {
             let path = join(&self.path, key.get_ref());
-            Item {
-                reader: self.reader,
-                path,
-                key,
-                value,
-            }
+            Item { reader: self.reader, path, key, value }
         });
         let mut entries: Vec<_> = entries.collect();
         entries.sort_by_key(|item| item.key.span().start);
@@ -234,19 +182,14 @@ impl<'r> Item<'r> {
 
     fn table_value(&self) -> Read<&'r DeTable<'r>> {
         let example = format!("write a line with `[{}]`, its keys below", self.path);
-        self.value
-            .get_ref()
-            .as_table()
-            .ok_or_else(|| self.refuse(self.wrong_type("a table").help(example)))
+        self.value.get_ref().as_table().ok_or_else(|| self.refuse(self.wrong_type("a table").help(example)))
     }
 
     fn report_unknown_variables(&self, text: &str) -> Reported {
         let given = self.reader.variables;
         let mut names: Vec<&str> = Vec::new();
         let mut spans: Vec<Range<usize>> = Vec::new();
-        let unknown = |placeholder: &Placeholder<'_>| {
-            !placeholder.literal && !given.contains_key(placeholder.name)
-        };
+        let unknown = |placeholder: &Placeholder<'_>| !placeholder.literal && !given.contains_key(placeholder.name);
         for placeholder in placeholders(text).filter(unknown) {
             if !names.contains(&placeholder.name) {
                 names.push(placeholder.name);
@@ -254,11 +197,7 @@ impl<'r> Item<'r> {
             spans.push(self.inside(placeholder.span));
         }
         spans.dedup();
-        let noun = if names.len() == 1 {
-            "variable"
-        } else {
-            "variables"
-        };
+        let noun = if names.len() == 1 { "variable" } else { "variables" };
         let flags: Vec<_> = names.iter().map(|name| format!("--var {name}=…")).collect();
         let given = if given.is_empty() {
             "no variable was given".to_owned()
@@ -275,23 +214,15 @@ impl<'r> Item<'r> {
     /// Gives the place in the file of a part of this string; all of the string where escapes blur it.
     fn inside(&self, part: Range<usize>) -> Range<usize> {
         let span = self.value.span();
-        let (Some(text), Some(raw)) = (
-            self.value.get_ref().as_str(),
-            self.reader.text.get(span.clone()),
-        ) else {
+        let (Some(text), Some(raw)) = (self.value.get_ref().as_str(), self.reader.text.get(span.clone())) else {
             return span;
         };
         let is_multiline = raw.starts_with("\"\"\"") || raw.starts_with("'''");
         let quotes = if is_multiline { 3 } else { 1 };
         let body = &raw[quotes.min(raw.len())..];
         // A newline right behind the opening quotation marks is not part of the string.
-        let body = if is_multiline {
-            body.strip_prefix("\r\n")
-                .or(body.strip_prefix('\n'))
-                .unwrap_or(body)
-        } else {
-            body
-        };
+        let body =
+            if is_multiline { body.strip_prefix("\r\n").or(body.strip_prefix('\n')).unwrap_or(body) } else { body };
         if body.starts_with(&text[..part.end]) {
             let start = span.start + raw.len() - body.len();
             start + part.start..start + part.end
@@ -302,11 +233,7 @@ impl<'r> Item<'r> {
 
     /// Gives the text of a string that fits, which then needs no quotation marks.
     fn unquoted(&self, fits: impl FnOnce(&str) -> bool) -> Option<String> {
-        self.value
-            .get_ref()
-            .as_str()
-            .filter(|text| fits(text))
-            .map(str::to_owned)
+        self.value.get_ref().as_str().filter(|text| fits(text)).map(str::to_owned)
     }
 
     /// Records a value of the wrong type; the mend is the value as it should be written.
@@ -326,10 +253,7 @@ impl<'r> Item<'r> {
             DeValue::Table(_) => "a table".to_owned(),
             scalar => format!("the {} {}", scalar.type_str(), self.text_of(self.value)),
         };
-        Problem::new(
-            format!("`{}` must be {wanted}, not {found}", self.path),
-            format!("expected {wanted}"),
-        )
+        Problem::new(format!("`{}` must be {wanted}, not {found}", self.path), format!("expected {wanted}"))
     }
 
     fn out_of_range(&self, allowed: &str) -> Reported {
@@ -341,15 +265,7 @@ impl<'r> Item<'r> {
     fn text_of(&self, value: &Spanned<DeValue<'_>>) -> String {
         const LONGEST: usize = 40;
         let written = &self.reader.text[value.span()];
-        let shown: String = written
-            .chars()
-            .take_while(|&char| char != '\n')
-            .take(LONGEST)
-            .collect();
-        if shown.len() < written.len() {
-            format!("{shown}…")
-        } else {
-            shown
-        }
+        let shown: String = written.chars().take_while(|&char| char != '\n').take(LONGEST).collect();
+        if shown.len() < written.len() { format!("{shown}…") } else { shown }
     }
 }

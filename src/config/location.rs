@@ -20,17 +20,12 @@ pub(super) fn resolve(folder: &Path, text: &str) -> Result<PathBuf, Problem> {
 /// RFC 3986, section 3.1.
 fn is_scheme(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphabetic())
-        && text
-            .chars()
-            .all(|char| char.is_ascii_alphanumeric() || "+-.".contains(char))
+        && text.chars().all(|char| char.is_ascii_alphanumeric() || "+-.".contains(char))
 }
 
 /// Tells whether a path names several files by a pattern.
 pub(super) fn is_glob(path: &Path) -> bool {
-    path.as_os_str()
-        .as_encoded_bytes()
-        .iter()
-        .any(|byte| b"*?[".contains(byte))
+    path.as_os_str().as_encoded_bytes().iter().any(|byte| b"*?[".contains(byte))
 }
 
 /// Tells whether a path names a folder: by a `/` at its end, or by having no extension.
@@ -42,10 +37,7 @@ pub(super) fn is_folder(path: &Path) -> bool {
 pub(super) fn covers(table: &Path, file: &Path) -> bool {
     let (files, file) = (normal(table), normal(file));
     if is_glob(table) {
-        matches(
-            files.as_os_str().as_encoded_bytes(),
-            file.as_os_str().as_encoded_bytes(),
-        )
+        matches(files.as_os_str().as_encoded_bytes(), file.as_os_str().as_encoded_bytes())
     } else {
         file == files || is_folder(table) && file.starts_with(files)
     }
@@ -57,9 +49,7 @@ fn normal(path: &Path) -> PathBuf {
     for part in path.components() {
         match part {
             Component::CurDir => {}
-            Component::ParentDir
-                if matches!(parts.components().next_back(), Some(Component::Normal(_))) =>
-            {
+            Component::ParentDir if matches!(parts.components().next_back(), Some(Component::Normal(_))) => {
                 parts.pop();
             }
             part => parts.push(part),

@@ -7,10 +7,7 @@
 //!
 //! Nothing here does I/O: the caller reads the file, and later the SQL file that `source.file` may name.
 
-#![expect(
-    clippy::result_large_err,
-    reason = "a file is read once, and a mistake in it ends the program"
-)]
+#![expect(clippy::result_large_err, reason = "a file is read once, and a mistake in it ends the program")]
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -42,31 +39,15 @@ const MAX_BYTES: usize = 1 << 20;
 ///
 /// # Errors
 /// Everything that is wrong with the text and the variables, in the order of the file.
-pub fn parse(
-    path: &Path,
-    text: &str,
-    variables: &BTreeMap<String, String>,
-) -> Result<Pipeline, ConfigErrors> {
+pub fn parse(path: &Path, text: &str, variables: &BTreeMap<String, String>) -> Result<Pipeline, ConfigErrors> {
     if text.len() > MAX_BYTES {
-        let problem = Problem::new(
-            format!(
-                "the file has {} bytes, too many for a pipeline file",
-                text.len()
-            ),
-            "",
-        );
-        return Err(ConfigErrors::new(
-            path,
-            "",
-            vec![problem.allowed(format!("at most {MAX_BYTES} bytes"))],
-        ));
+        let problem = Problem::new(format!("the file has {} bytes, too many for a pipeline file", text.len()), "");
+        return Err(ConfigErrors::new(path, "", vec![problem.allowed(format!("at most {MAX_BYTES} bytes"))]));
     }
     let (document, errors) = DeTable::parse_recoverable(text);
     let syntax = Syntax::new(text, document.get_ref(), &errors);
     let reader = Reader::new(path, text, variables, &syntax);
-    let pipeline = Keys::read(&reader, String::new(), 0..0, document.get_ref(), |keys| {
-        sections::pipeline(keys, path)
-    });
+    let pipeline = Keys::read(&reader, String::new(), 0..0, document.get_ref(), |keys| sections::pipeline(keys, path));
     let problems = reader.into_problems();
     match pipeline {
         Ok(pipeline) if problems.is_empty() => Ok(pipeline),

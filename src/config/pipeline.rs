@@ -198,10 +198,6 @@ pub struct RunSettings {
 
 impl Default for RunSettings {
     fn default() -> Self {
-        Self {
-            threads: None,
-            window: DEFAULT_WINDOW,
-            batch_tokens: None,
-        }
+        Self { threads: None, window: DEFAULT_WINDOW, batch_tokens: None }
     }
 }

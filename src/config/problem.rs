@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use miette::{
-    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError,
-    MietteSpanContents, SourceCode, SourceSpan, SpanContents,
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents, SourceCode,
+    SourceSpan, SpanContents,
 };
 
 /// The number of problems above which a report shows the first ones only.
@@ -64,11 +64,7 @@ impl Problem {
     }
 
     /// Adds "did you mean" where one of the candidates is near to what was written.
-    pub(super) fn suggest<'c>(
-        self,
-        written: &str,
-        candidates: impl IntoIterator<Item = &'c str>,
-    ) -> Self {
+    pub(super) fn suggest<'c>(self, written: &str, candidates: impl IntoIterator<Item = &'c str>) -> Self {
         match closest(written, candidates) {
             Some(candidate) => self.help(format!("did you mean `{candidate}`?")),
             None => self,
@@ -77,21 +73,13 @@ impl Problem {
 }
 
 /// Finds the candidate that is most like a word, if one is near.
-pub(super) fn closest<'c>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'c str>,
-) -> Option<&'c str> {
+pub(super) fn closest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     // Jaro-Winkler takes `max_len` for `max_length` and `fp32` for `f32`, but not `gpu` for `cpu`.
     const NEAR: f64 = 0.85;
     let word = word.to_lowercase();
     candidates
         .into_iter()
-        .map(|candidate| {
-            (
-                strsim::jaro_winkler(&word, &candidate.to_lowercase()),
-                candidate,
-            )
-        })
+        .map(|candidate| (strsim::jaro_winkler(&word, &candidate.to_lowercase()), candidate))
         .filter(|&(likeness, _)| likeness >= NEAR)
         .max_by(|(left, _), (right, _)| left.total_cmp(right))
         .map(|(_, candidate)| candidate)
@@ -109,11 +97,7 @@ pub struct ConfigErrors {
 
 impl ConfigErrors {
     pub(super) fn new(file: &Path, text: &str, problems: Vec<Problem>) -> Self {
-        Self {
-            file: file.display().to_string(),
-            text: text.to_owned(),
-            problems,
-        }
+        Self { file: file.display().to_string(), text: text.to_owned(), problems }
     }
 
     /// Gives the problems, in the order of the file; at least one.
@@ -125,34 +109,18 @@ impl ConfigErrors {
     /// Renders the problems with their lines of the file, then the count; `width` is that of the terminal, in columns.
     #[must_use]
     pub fn render(&self, color: bool, width: usize) -> String {
-        let theme = if color {
-            GraphicalTheme::unicode()
-        } else {
-            GraphicalTheme::unicode_nocolor()
-        };
-        let handler = GraphicalReportHandler::new_themed(theme)
-            .with_width(width)
-            .with_break_words(false);
+        let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+        let handler = GraphicalReportHandler::new_themed(theme).with_width(width).with_break_words(false);
         let mut report = String::new();
         for problem in self.problems.iter().take(MOST_SHOWN) {
             handler
-                .render_report(
-                    &mut report,
-                    &Shown {
-                        problem,
-                        errors: self,
-                    },
-                )
+                .render_report(&mut report, &Shown { problem, errors: self })
                 .expect("a string takes every write, and spans come from the text");
             report.push('\n');
         }
         let count = self.problems.len();
         let noun = if count == 1 { "problem" } else { "problems" };
-        let shown = if count > MOST_SHOWN {
-            format!(", the first {MOST_SHOWN} above")
-        } else {
-            String::new()
-        };
+        let shown = if count > MOST_SHOWN { format!(", the first {MOST_SHOWN} above") } else { String::new() };
         let _ = writeln!(report, "couplet: {count} {noun} in {}{shown}", self.file);
         report
     }
@@ -181,10 +149,7 @@ impl std::error::Error for ConfigErrors {}
 fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = &text[..offset];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (
-        before.matches('\n').count(),
-        before[line_start..].chars().count(),
-    )
+    (before.matches('\n').count(), before[line_start..].chars().count())
 }
 
 /// A problem together with the file it is in, as miette wants to see it.
@@ -214,18 +179,14 @@ impl Diagnostic for Shown<'_> {
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        self.problem
-            .span
-            .as_ref()
-            .map(|_| self.errors as &dyn SourceCode)
+        self.problem.span.as_ref().map(|_| self.errors as &dyn SourceCode)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
         let span = self.problem.span.clone()?;
         let main = LabeledSpan::new_primary_with_span(Some(self.problem.label.clone()), span);
         let related = self.problem.related.iter();
-        let related = related
-            .map(|(span, label)| LabeledSpan::new_with_span(Some(label.clone()), span.clone()));
+        let related = related.map(|(span, label)| LabeledSpan::new_with_span(Some(label.clone()), span.clone()));
         Some(Box::new(std::iter::once(main).chain(related)))
     }
 }
@@ -243,16 +204,11 @@ impl SourceCode for ConfigErrors {
         if end > self.text.len() {
             return Err(MietteError::OutOfBounds);
         }
-        let first = self.text[..start]
-            .rfind('\n')
-            .map_or(0, |newline| newline + 1);
+        let first = self.text[..start].rfind('\n').map_or(0, |newline| newline + 1);
         // A span that ends with its line's newline does not reach into the next line.
         let last = end.saturating_sub(1).max(start);
         let rest = &self.text.as_bytes()[last..];
-        let end = rest
-            .iter()
-            .position(|&byte| byte == b'\n')
-            .map_or(self.text.len(), |newline| last + newline + 1);
+        let end = rest.iter().position(|&byte| byte == b'\n').map_or(self.text.len(), |newline| last + newline + 1);
         let lines = &self.text[first..end];
         let (line, column) = position(&self.text, start);
         Ok(Box::new(MietteSpanContents::new_named(

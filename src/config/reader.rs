@@ -56,11 +56,7 @@ impl<'a> Reader<'a> {
 
     /// Records a problem, unless it may be no more than the echo of a syntax error.
     pub(super) fn report(&self, problem: Problem) -> Reported {
-        if problem
-            .span
-            .as_ref()
-            .is_none_or(|span| self.syntax.trusts(self.text, span))
-        {
+        if problem.span.as_ref().is_none_or(|span| self.syntax.trusts(self.text, span)) {
             self.problems.borrow_mut().push(problem);
         }
         Reported(())
@@ -68,29 +64,19 @@ impl<'a> Reader<'a> {
 
     /// Records that something is not there, unless a syntax error may have swallowed it.
     fn report_missing(&self, problem: Problem) -> Reported {
-        if self.syntax.is_clean() {
-            self.report(problem)
-        } else {
-            Reported(())
-        }
+        if self.syntax.is_clean() { self.report(problem) } else { Reported(()) }
     }
 
     /// Notes which variables a text mentions.
     pub(super) fn mention(&self, text: &str) {
         let names = placeholders(text).filter(|placeholder| !placeholder.literal);
-        self.mentioned
-            .borrow_mut()
-            .extend(names.map(|placeholder| placeholder.name.to_owned()));
+        self.mentioned.borrow_mut().extend(names.map(|placeholder| placeholder.name.to_owned()));
     }
 
     /// Gives the names of the variables that were given but not mentioned.
     pub(super) fn unused_variables(&self) -> BTreeSet<String> {
         let mentioned = self.mentioned.borrow();
-        self.variables
-            .keys()
-            .filter(|name| !mentioned.contains(*name))
-            .cloned()
-            .collect()
+        self.variables.keys().filter(|name| !mentioned.contains(*name)).cloned().collect()
     }
 
     /// Records that a variable was given for nothing.
@@ -99,13 +85,10 @@ impl<'a> Reader<'a> {
         let problem = Problem::new(format!("`--var {name}=…` is used nowhere in the file"), "");
         self.report_missing(match closest(name, mentioned.iter().map(String::as_str)) {
             Some(near) => problem.help(format!("did you mean `--var {near}=…`?")),
-            None if mentioned.is_empty() => {
-                problem.help("the file uses no variables; leave the flag out")
+            None if mentioned.is_empty() => problem.help("the file uses no variables; leave the flag out"),
+            None => {
+                problem.help(format!("leave it out; the file uses {}", listed(mentioned.iter().map(String::as_str))))
             }
-            None => problem.help(format!(
-                "leave it out; the file uses {}",
-                listed(mentioned.iter().map(String::as_str))
-            )),
         })
     }
 
@@ -120,11 +103,7 @@ impl<'a> Reader<'a> {
 
 /// Lists names for a sentence.
 pub(super) fn listed<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
-    names
-        .into_iter()
-        .map(|name| format!("`{name}`"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    names.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
 /// The keys of one TOML table while it is read.
@@ -151,15 +130,7 @@ impl<'r> Keys<'r> {
         table: &'r DeTable<'r>,
         read: impl FnOnce(&mut Self) -> Read<T>,
     ) -> Read<T> {
-        let mut keys = Self {
-            reader,
-            table,
-            path,
-            header,
-            known: Vec::new(),
-            later: Vec::new(),
-            missing: Vec::new(),
-        };
+        let mut keys = Self { reader, table, path, header, known: Vec::new(), later: Vec::new(), missing: Vec::new() };
         let mut value = read(&mut keys);
         for key in table.keys() {
             if !keys.knows(key.get_ref()) {
@@ -183,14 +154,8 @@ impl<'r> Keys<'r> {
     }
 
     /// Reads a key that has a default.
-    pub(super) fn or<T>(
-        &mut self,
-        key: &'static str,
-        default: T,
-        read: impl FnOnce(&Item<'r>) -> Read<T>,
-    ) -> Read<T> {
-        self.optional(key, read)
-            .map(|value| value.unwrap_or(default))
+    pub(super) fn or<T>(&mut self, key: &'static str, default: T, read: impl FnOnce(&Item<'r>) -> Read<T>) -> Read<T> {
+        self.optional(key, read).map(|value| value.unwrap_or(default))
     }
 
     /// Reads a section that must be there; the example shows its first line below the header.
@@ -218,24 +183,14 @@ impl<'r> Keys<'r> {
     /// Records that a key is missing, unless it turns out to be there under a misspelt name.
     pub(super) fn lacks(&mut self, key: &'static str, name: &str, example: &str) -> Reported {
         let (place, help) = match self.path.as_str() {
-            "" => (
-                "the file".to_owned(),
-                format!("add to the file:\n{example}"),
-            ),
+            "" => ("the file".to_owned(), format!("add to the file:\n{example}")),
             path if self.reader.text[self.header.clone()].starts_with('{') => {
                 (format!("`{path}`"), format!("add `{example}`"))
             }
-            path => (
-                format!("[{path}]"),
-                format!("write for example:\n[{path}]\n{example}"),
-            ),
+            path => (format!("[{path}]"), format!("write for example:\n[{path}]\n{example}")),
         };
-        let problem = Problem::new(
-            format!("{place} has no {name}"),
-            format!("{name} is missing"),
-        );
-        self.missing
-            .push((key, problem.at(self.header.clone()).help(help)));
+        let problem = Problem::new(format!("{place} has no {name}"), format!("{name} is missing"));
+        self.missing.push((key, problem.at(self.header.clone()).help(help)));
         Reported(())
     }
 
@@ -245,17 +200,9 @@ impl<'r> Keys<'r> {
         match self.item(key) {
             None => Ok(()),
             Some(item) => {
-                let name = if item.is_table() {
-                    format!("[{}]", item.path)
-                } else {
-                    format!("`{}`", item.path)
-                };
+                let name = if item.is_table() { format!("[{}]", item.path) } else { format!("`{}`", item.path) };
                 let message = format!("{name} is not supported yet in this version of couplet");
-                Err(self.reader.report(
-                    Problem::new(message, "not supported yet")
-                        .at(item.key.span())
-                        .help(mend),
-                ))
+                Err(self.reader.report(Problem::new(message, "not supported yet").at(item.key.span()).help(mend)))
             }
         }
     }
@@ -283,24 +230,13 @@ impl<'r> Keys<'r> {
     }
 
     fn report_unknown(&mut self, key: &Spanned<DeString<'_>>) -> Reported {
-        let place = if self.path.is_empty() {
-            "the file".to_owned()
-        } else {
-            format!("[{}]", self.path)
-        };
-        let absent = self
-            .known
-            .iter()
-            .copied()
-            .filter(|known| !self.table.contains_key(*known));
+        let place = if self.path.is_empty() { "the file".to_owned() } else { format!("[{}]", self.path) };
+        let absent = self.known.iter().copied().filter(|known| !self.table.contains_key(*known));
         let meant = closest(key.get_ref(), absent);
         self.missing.retain(|(missing, _)| Some(*missing) != meant);
-        let problem = Problem::new(
-            format!("unknown key `{}` in {place}", key.get_ref()),
-            "unknown key",
-        )
-        .at(key.span())
-        .allowed(self.known.join(", "));
+        let problem = Problem::new(format!("unknown key `{}` in {place}", key.get_ref()), "unknown key")
+            .at(key.span())
+            .allowed(self.known.join(", "));
         self.reader.report(match meant {
             Some(meant) => problem.help(format!("did you mean `{meant}`?")),
             None => problem,
@@ -310,9 +246,5 @@ impl<'r> Keys<'r> {
 
 /// Adds a key to a dotted path.
 pub(super) fn join(path: &str, key: &str) -> String {
-    if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
-    }
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }

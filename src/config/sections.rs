@@ -6,56 +6,40 @@ use std::path::Path;
 use super::item::{Choice, Item};
 use super::location::{covers, is_folder, is_glob};
 use super::pipeline::{
-    DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Device, Location, ModelSettings, Pipeline, Precision,
-    Query, RunSettings, ScoreSettings, Sink, Source, Table, TableFormat,
+    DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Device, Location, ModelSettings, Pipeline, Precision, Query, RunSettings,
+    ScoreSettings, Sink, Source, Table, TableFormat,
 };
 use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::tables::tables;
 
-const PRECISIONS: [Choice<Precision>; 5] = [
-    ("auto", Some(Precision::Auto)),
-    ("f32", Some(Precision::F32)),
-    ("int16", None),
-    ("f16", None),
-    ("bf16", None),
-];
+const PRECISIONS: [Choice<Precision>; 5] =
+    [("auto", Some(Precision::Auto)), ("f32", Some(Precision::F32)), ("int16", None), ("f16", None), ("bf16", None)];
 const SINK_FORMATS: [Choice<()>; 2] = [("parquet", Some(())), ("delta", None)];
 const SINK_MODES: [Choice<()>; 3] = [("overwrite", Some(())), ("append", None), ("merge", None)];
 
 const EXAMPLE_SQL: &str = "sql = \"SELECT id, sentence1, sentence2 FROM pairs\"";
 
 /// The columns that couplet adds to those of the source.
-const OUTPUT_COLUMNS: [&str; 6] = [
-    "predicted_label",
-    "score",
-    "probabilities",
-    "truncated",
-    "error",
-    "model",
-];
+const OUTPUT_COLUMNS: [&str; 6] = ["predicted_label", "score", "probabilities", "truncated", "error", "model"];
 
 /// Reads the whole file.
 pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
     let name = keys.required("name", "name = \"nightly\"", pipeline_name);
-    let tables = keys.or("tables", Vec::new(), |section| {
-        tables(section, name.as_deref().ok())
-    });
+    let tables = keys.or("tables", Vec::new(), |section| tables(section, name.as_deref().ok()));
     let source = keys.section("source", EXAMPLE_SQL, source);
     let model = keys.section("model", "uri = \"models/mrpc\"", model);
-    let score = keys.or("score", ScoreSettings::default(), |section| {
-        section.table(score)
-    });
-    let sink = keys.section("sink", "uri = \"out/predictions.parquet\"", |keys| {
-        sink(keys, tables.as_deref().unwrap_or(&[]))
-    });
+    let score = keys.or("score", ScoreSettings::default(), |section| section.table(score));
+    let sink =
+        keys.section("sink", "uri = \"out/predictions.parquet\"", |keys| sink(keys, tables.as_deref().unwrap_or(&[])));
     let run = keys.or("run", RunSettings::default(), |section| section.table(run));
     let mut later = Ok(());
     for section in ["pretrain", "finetune", "evaluate", "cluster"] {
-        later = later.and(keys.not_yet(
-            section,
-            "remove the section: this version only scores, with a finished model, on one machine",
-        ));
+        later =
+            later.and(keys.not_yet(
+                section,
+                "remove the section: this version only scores, with a finished model, on one machine",
+            ));
     }
 
     let source = source?;
@@ -85,14 +69,8 @@ fn pipeline_name<'r>(item: &Item<'r>) -> Read<&'r str> {
     if name.chars().all(is_allowed) {
         return Ok(name);
     }
-    let mended: String = name
-        .chars()
-        .map(|char| if is_allowed(char) { char } else { '-' })
-        .collect();
-    let problem = Problem::new(
-        format!("\"{name}\" cannot be the name of a pipeline"),
-        "not a name",
-    );
+    let mended: String = name.chars().map(|char| if is_allowed(char) { char } else { '-' }).collect();
+    let problem = Problem::new(format!("\"{name}\" cannot be the name of a pipeline"), "not a name");
     Err(item.refuse(
         problem
             .allowed("letters, digits, `-` and `_`, as a table gets this name")
@@ -104,46 +82,23 @@ fn source(keys: &mut Keys<'_>) -> Read<Source> {
     let sql = keys.optional("sql", Item::template);
     let file = keys.optional("file", Item::location);
     let id = keys.required("id", "id = [\"id\"]", column_names);
-    let text = keys.required(
-        "text",
-        "text = [\"sentence1\", \"sentence2\"]",
-        text_columns,
-    );
+    let text = keys.required("text", "text = [\"sentence1\", \"sentence2\"]", text_columns);
     let label = keys.optional("label", column_name);
 
     let query = query(keys, sql, file);
     let (id, text, label) = (id?, text?, label?);
-    if let Some(label) = label
-        .as_ref()
-        .filter(|label| id.contains(label) || text.contains(label))
-    {
+    if let Some(label) = label.as_ref().filter(|label| id.contains(label) || text.contains(label)) {
         let role = if id.contains(label) { "id" } else { "text" };
-        let problem = Problem::new(
-            format!("column \"{label}\" is both `label` and `{role}`"),
-            "already taken",
-        );
-        return Err(keys.refuse(
-            "label",
-            problem.help("name the column of the gold labels, or remove `label`"),
-        ));
+        let problem = Problem::new(format!("column \"{label}\" is both `label` and `{role}`"), "already taken");
+        return Err(keys.refuse("label", problem.help("name the column of the gold labels, or remove `label`")));
     }
-    Ok(Source {
-        query: query?,
-        id,
-        text,
-        label,
-    })
+    Ok(Source { query: query?, id, text, label })
 }
 
 /// Takes the one query of the two that there may be.
-fn query(
-    keys: &mut Keys<'_>,
-    sql: Read<Option<String>>,
-    file: Read<Option<Location>>,
-) -> Read<Query> {
+fn query(keys: &mut Keys<'_>, sql: Read<Option<String>>, file: Read<Option<Location>>) -> Read<Query> {
     if let (Some(sql), Some(file)) = (keys.item("sql"), keys.item("file")) {
-        let problem =
-            Problem::new("[source] has both `sql` and `file`", "one query").at(sql.key.span());
+        let problem = Problem::new("[source] has both `sql` and `file`", "one query").at(sql.key.span());
         let problem = problem.related(file.key.span(), "another query");
         return Err(sql.refuse(problem.help("remove one of the two")));
     }
@@ -167,10 +122,7 @@ fn column_name(item: &Item<'_>) -> Read<String> {
 fn text_columns(item: &Item<'_>) -> Read<Vec<String>> {
     let columns = column_names(item)?;
     if columns.len() > 2 {
-        let problem = Problem::new(
-            format!("`{}` names {} columns", item.path, columns.len()),
-            "too many",
-        );
+        let problem = Problem::new(format!("`{}` names {} columns", item.path, columns.len()), "too many");
         let help = "join columns in SQL, for example `title || ' ' || body AS text`";
         return Err(item.refuse(problem.allowed("one column, or two for pairs").help(help)));
     }
@@ -179,41 +131,23 @@ fn text_columns(item: &Item<'_>) -> Read<Vec<String>> {
 
 fn check_column(item: &Item<'_>) -> Read<()> {
     let name = item.words()?;
-    if !OUTPUT_COLUMNS
-        .iter()
-        .any(|column| column.eq_ignore_ascii_case(name))
-    {
+    if !OUTPUT_COLUMNS.iter().any(|column| column.eq_ignore_ascii_case(name)) {
         return Ok(());
     }
-    let problem = Problem::new(
-        format!(
-            "column \"{name}\" of `{}` is one that couplet writes",
-            item.path
-        ),
-        "taken",
-    )
-    .help(format!(
-        "rename it in SQL, for example `{name} AS source_{name}`; couplet writes {}",
-        OUTPUT_COLUMNS.join(", ")
-    ));
+    let problem = Problem::new(format!("column \"{name}\" of `{}` is one that couplet writes", item.path), "taken")
+        .help(format!(
+            "rename it in SQL, for example `{name} AS source_{name}`; couplet writes {}",
+            OUTPUT_COLUMNS.join(", ")
+        ));
     Err(item.refuse(problem))
 }
 
 fn model(keys: &mut Keys<'_>) -> Read<ModelSettings> {
     let location = keys.required("uri", "uri = \"models/mrpc\"", Item::location);
-    let max_length = keys.or("max_length", DEFAULT_MAX_LENGTH, |item| {
-        item.integer(3..=8192)
-    });
-    let precision = keys.or("precision", Precision::Auto, |item| {
-        item.choice(&PRECISIONS)
-    });
+    let max_length = keys.or("max_length", DEFAULT_MAX_LENGTH, |item| item.integer(3..=8192));
+    let precision = keys.or("precision", Precision::Auto, |item| item.choice(&PRECISIONS));
     let device = keys.or("device", Device::Auto, device);
-    Ok(ModelSettings {
-        location: location?,
-        max_length: max_length?,
-        precision: precision?,
-        device: device?,
-    })
+    Ok(ModelSettings { location: location?, max_length: max_length?, precision: precision?, device: device? })
 }
 
 fn device(item: &Item<'_>) -> Read<Device> {
@@ -221,39 +155,20 @@ fn device(item: &Item<'_>) -> Read<Device> {
         "auto" => Ok(Device::Auto),
         "cpu" => Ok(Device::Cpu),
         "metal" => Ok(Device::Metal),
-        text => {
-            text.strip_prefix("cuda:")
-                .and_then(|number| number.parse().ok())
-                .map(Device::Cuda)
-                .ok_or_else(|| {
-                    let problem = Problem::new(
-                        format!("`{}` cannot be \"{text}\"", item.path),
-                        "unknown device",
-                    );
-                    let problem = problem.suggest(text, ["auto", "cpu", "cuda:0", "metal"]);
-                    item.refuse(problem.allowed(
-                        "auto, cpu, metal, or cuda: and the number of the card, as in cuda:0",
-                    ))
-                })
-        }
+        text => text.strip_prefix("cuda:").and_then(|number| number.parse().ok()).map(Device::Cuda).ok_or_else(|| {
+            let problem = Problem::new(format!("`{}` cannot be \"{text}\"", item.path), "unknown device");
+            let problem = problem.suggest(text, ["auto", "cpu", "cuda:0", "metal"]);
+            item.refuse(problem.allowed("auto, cpu, metal, or cuda: and the number of the card, as in cuda:0"))
+        }),
     }
 }
 
 fn score(keys: &mut Keys<'_>) -> Read<ScoreSettings> {
-    let max_errors = keys.or(
-        "max_errors",
-        ScoreSettings::default().max_errors,
-        Item::share,
-    );
+    let max_errors = keys.or("max_errors", ScoreSettings::default().max_errors, Item::share);
     let store = keys.not_yet("store", "remove it: every run scores all rows");
-    let checkpoint = keys.not_yet(
-        "checkpoint",
-        "remove it: a run that was stopped starts again",
-    );
+    let checkpoint = keys.not_yet("checkpoint", "remove it: a run that was stopped starts again");
     store.and(checkpoint)?;
-    Ok(ScoreSettings {
-        max_errors: max_errors?,
-    })
+    Ok(ScoreSettings { max_errors: max_errors? })
 }
 
 fn sink(keys: &mut Keys<'_>, tables: &[Table]) -> Read<Sink> {
@@ -266,18 +181,10 @@ fn sink(keys: &mut Keys<'_>, tables: &[Table]) -> Read<Sink> {
     // The folder of the pipeline file may have any name.
     let own = location.path.strip_prefix(keys.reader.folder);
     let is_one_file = !is_glob(own.unwrap_or(&location.path)) && !is_folder(&location.path);
-    if !is_one_file
-        || location
-            .path
-            .extension()
-            .is_none_or(|extension| extension != "parquet")
-    {
-        let problem = Problem::new(
-            format!("the sink `{location}` is not a Parquet file"),
-            "not one file ending in .parquet",
-        );
-        let help =
-            "this version of couplet writes one local file, for example `out/predictions.parquet`";
+    if !is_one_file || location.path.extension().is_none_or(|extension| extension != "parquet") {
+        let problem =
+            Problem::new(format!("the sink `{location}` is not a Parquet file"), "not one file ending in .parquet");
+        let help = "this version of couplet writes one local file, for example `out/predictions.parquet`";
         return Err(keys.refuse("uri", problem.help(help)));
     }
     let read = |table: &&Table| match table.format {
@@ -285,15 +192,9 @@ fn sink(keys: &mut Keys<'_>, tables: &[Table]) -> Read<Sink> {
         _ => table.location.path == location.path,
     };
     if let Some(table) = tables.iter().find(read) {
-        let message = format!(
-            "the sink `{location}` is read by table `{}`, \"{}\"",
-            table.name, table.location
-        );
+        let message = format!("the sink `{location}` is read by table `{}`, \"{}\"", table.name, table.location);
         let problem = Problem::new(message, "would overwrite its own source");
-        return Err(keys.refuse(
-            "uri",
-            problem.help("write the predictions to another place"),
-        ));
+        return Err(keys.refuse("uri", problem.help("write the predictions to another place")));
     }
     format.and(mode).and(partition_by)?;
     Ok(Sink { location })
@@ -301,13 +202,7 @@ fn sink(keys: &mut Keys<'_>, tables: &[Table]) -> Read<Sink> {
 
 fn run(keys: &mut Keys<'_>) -> Read<RunSettings> {
     let threads = keys.optional("threads", |item| item.integer(1..=usize::MAX));
-    let window = keys.or("window", DEFAULT_WINDOW, |item| {
-        item.integer(1..=usize::MAX)
-    });
+    let window = keys.or("window", DEFAULT_WINDOW, |item| item.integer(1..=usize::MAX));
     let batch_tokens = keys.optional("batch_tokens", |item| item.integer(16..=usize::MAX));
-    Ok(RunSettings {
-        threads: threads?,
-        window: window?,
-        batch_tokens: batch_tokens?,
-    })
+    Ok(RunSettings { threads: threads?, window: window?, batch_tokens: batch_tokens? })
 }

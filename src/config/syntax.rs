@@ -33,10 +33,7 @@ impl Syntax {
         problems.retain(|problem| start(problem) <= lost_from);
         // One mistake often makes several errors; the first of a line is the one to mend.
         problems.dedup_by_key(|problem| line_of(text, start(problem)));
-        Self {
-            problems,
-            lost_from,
-        }
+        Self { problems, lost_from }
     }
 
     pub(super) fn is_clean(&self) -> bool {
@@ -53,10 +50,7 @@ impl Syntax {
         self.is_clean()
             || !span.is_empty()
                 && span.start < self.lost_from
-                && !self
-                    .problems
-                    .iter()
-                    .any(|problem| line_of(text, start(problem)) == line_of(text, span.start))
+                && !self.problems.iter().any(|problem| line_of(text, start(problem)) == line_of(text, span.start))
     }
 }
 
@@ -66,17 +60,9 @@ fn first_of(errors: &[Error]) -> (Vec<&Error>, usize) {
     const MOST: usize = 20;
     let mut sorted: Vec<_> = errors.iter().collect();
     sorted.sort_by_key(|error| place(error).start);
-    let end = sorted
-        .get(MOST)
-        .map_or(usize::MAX, |error| place(error).start);
+    let end = sorted.get(MOST).map_or(usize::MAX, |error| place(error).start);
     let mut first: Vec<_> = sorted.iter().copied().take(MOST).collect();
-    first.extend(
-        sorted
-            .into_iter()
-            .skip(MOST)
-            .filter(|error| loses_the_way(error))
-            .take(MOST),
-    );
+    first.extend(sorted.into_iter().skip(MOST).filter(|error| loses_the_way(error)).take(MOST));
     (first, end)
 }
 
@@ -86,9 +72,7 @@ fn place(error: &Error) -> Range<usize> {
 
 /// Tells whether the parser cannot know where the broken part ends, and takes what follows for a piece of it.
 fn loses_the_way(error: &Error) -> bool {
-    ["unclosed", "key with no value"]
-        .iter()
-        .any(|message| error.message().starts_with(message))
+    ["unclosed", "key with no value"].iter().any(|message| error.message().starts_with(message))
 }
 
 fn start(problem: &Problem) -> usize {
@@ -111,21 +95,16 @@ fn describe(
     let problem = if written.starts_with(char::is_alphabetic) && !message.starts_with("duplicate") {
         bare_word(written)
     } else if message.starts_with("string values must be quoted") {
-        Problem::new("a value is missing", "missing value")
-            .help("write for example `name = \"value\"`")
+        Problem::new("a value is missing", "missing value").help("write for example `name = \"value\"`")
     } else if message == "duplicate key" {
         duplicate(document, before, written)
     } else if let Some(opening) = never_closed(text, document, errors, message, span) {
         return opening;
     } else if message.starts_with("missing escaped value") && before.ends_with('\\') {
-        let escape = span.start - 1
-            ..span.start + text[span.start..].chars().next().map_or(0, char::len_utf8);
-        return Problem::new(
-            format!("unknown escape `{}` in a string", &text[escape.clone()]),
-            "unknown escape",
-        )
-        .help("write `\\\\` for a backslash, or put the string in single quotation marks")
-        .at(escape);
+        let escape = span.start - 1..span.start + text[span.start..].chars().next().map_or(0, char::len_utf8);
+        return Problem::new(format!("unknown escape `{}` in a string", &text[escape.clone()]), "unknown escape")
+            .help("write `\\\\` for a backslash, or put the string in single quotation marks")
+            .at(escape);
     } else if message.starts_with("unclosed table") {
         Problem::new("a section header is never closed", "not closed").help("close it with `]`")
     } else if text[span.start..].trim_start().starts_with(':') {
@@ -137,10 +116,7 @@ fn describe(
 }
 
 fn bare_word(word: &str) -> Problem {
-    let problem = Problem::new(
-        format!("`{word}` is not a TOML value"),
-        "a string without quotation marks?",
-    );
+    let problem = Problem::new(format!("`{word}` is not a TOML value"), "a string without quotation marks?");
     match closest(word, ["true", "false"]) {
         Some(value) => problem.help(format!("did you mean `{value}`?")),
         None => problem.help(format!("write `\"{word}\"`")),
@@ -149,25 +125,15 @@ fn bare_word(word: &str) -> Problem {
 
 fn duplicate(document: &DeTable<'_>, before: &str, name: &str) -> Problem {
     let problem = if before.trim_end().ends_with('[') {
-        Problem::new(format!("section [{name}] is there twice"), "again")
-            .help("put all its keys under one header")
+        Problem::new(format!("section [{name}] is there twice"), "again").help("put all its keys under one header")
     } else {
         Problem::new(format!("key `{name}` is there twice"), "again").help("remove one of the two")
     };
     // The other one is in the section whose header stands last before this one, or at the top of the file.
-    let above = document
-        .values()
-        .filter(|value| value.span().start < before.len());
-    let section = above
-        .max_by_key(|value| value.span().start)
-        .and_then(|value| value.get_ref().as_table());
-    let first = section
-        .and_then(|section| section.get_key_value(name))
-        .or_else(|| document.get_key_value(name));
-    match first
-        .map(|(key, _)| key.span())
-        .filter(|first| first.start < before.len())
-    {
+    let above = document.values().filter(|value| value.span().start < before.len());
+    let section = above.max_by_key(|value| value.span().start).and_then(|value| value.get_ref().as_table());
+    let first = section.and_then(|section| section.get_key_value(name)).or_else(|| document.get_key_value(name));
+    match first.map(|(key, _)| key.span()).filter(|first| first.start < before.len()) {
         Some(first) => problem.related(first, "first here"),
         None => problem,
     }
@@ -181,59 +147,29 @@ fn never_closed(
     message: &str,
     span: &Range<usize>,
 ) -> Option<Problem> {
-    const DELIMITERS: [(&str, &str); 6] = [
-        ("\"\"\"", "\"\"\""),
-        ("'''", "'''"),
-        ("\"", "\""),
-        ("'", "'"),
-        ("[", "]"),
-        ("{", "}"),
-    ];
+    const DELIMITERS: [(&str, &str); 6] =
+        [("\"\"\"", "\"\"\""), ("'''", "'''"), ("\"", "\""), ("'", "'"), ("[", "]"), ("{", "}")];
     let opens = |bracket, value: &Range<usize>| {
         let swallows = |error: &Range<usize>| value.start < error.start && error.start <= value.end;
         text[value.start..].starts_with(bracket) && errors.iter().any(swallows)
     };
     let (what, opened) = if message.starts_with("unclosed array") {
-        (
-            "list",
-            last_value(document, &|value| {
-                value.get_ref().is_array() && opens('[', &value.span())
-            }),
-        )
+        ("list", last_value(document, &|value| value.get_ref().is_array() && opens('[', &value.span())))
     } else if message.starts_with("unclosed inline table") {
-        (
-            "table",
-            last_value(document, &|value| {
-                value.get_ref().is_table() && opens('{', &value.span())
-            }),
-        )
+        ("table", last_value(document, &|value| value.get_ref().is_table() && opens('{', &value.span())))
     } else if message.contains("string, expected") {
-        (
-            "string",
-            last_value(document, &|value| {
-                value.get_ref().is_str() && value.span().end == span.start
-            }),
-        )
+        ("string", last_value(document, &|value| value.get_ref().is_str() && value.span().end == span.start))
     } else {
         return None;
     };
     let opened = opened?.start;
-    let (open, close) = DELIMITERS
-        .iter()
-        .find(|(open, _)| text[opened..].starts_with(open))?;
+    let (open, close) = DELIMITERS.iter().find(|(open, _)| text[opened..].starts_with(open))?;
     let problem = Problem::new(format!("a {what} is never closed"), "opened here");
-    Some(
-        problem
-            .help(format!("close it with `{close}`"))
-            .at(opened..opened + open.len()),
-    )
+    Some(problem.help(format!("close it with `{close}`")).at(opened..opened + open.len()))
 }
 
 /// Finds the last of the outermost values that meet a condition.
-fn last_value(
-    table: &DeTable<'_>,
-    meets: &dyn Fn(&Spanned<DeValue<'_>>) -> bool,
-) -> Option<Range<usize>> {
+fn last_value(table: &DeTable<'_>, meets: &dyn Fn(&Spanned<DeValue<'_>>) -> bool) -> Option<Range<usize>> {
     let found = table.values().filter_map(|value| match value.get_ref() {
         _ if meets(value) => Some(value.span()),
         DeValue::Table(table) => last_value(table, meets),

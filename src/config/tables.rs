@@ -39,16 +39,8 @@ pub fn table_from_uri(name: &str, uri: &str) -> Result<Table, String> {
         check_name(name)?;
         let path = resolve(Path::new(""), uri)?;
         let (kind, compression) = infer(&path, None)?;
-        let location = Location {
-            written: uri.to_owned(),
-            path,
-        };
-        Ok(Table {
-            name: name.to_owned(),
-            location,
-            format: plain(kind, compression),
-            partitions: Vec::new(),
-        })
+        let location = Location { written: uri.to_owned(), path };
+        Ok(Table { name: name.to_owned(), location, format: plain(kind, compression), partitions: Vec::new() })
     };
     table().map_err(|problem: Problem| match problem.help {
         Some(help) => format!("{}; {help}", problem.message),
@@ -62,22 +54,14 @@ pub(super) fn tables(section: &Item<'_>, pipeline: Option<&str>) -> Read<Vec<Tab
     let mut tables = Vec::with_capacity(entries.len());
     for (index, item) in entries.iter().enumerate() {
         let name = item.key.get_ref();
-        let twin = entries[..index]
-            .iter()
-            .find(|earlier| earlier.key.get_ref().eq_ignore_ascii_case(name));
+        let twin = entries[..index].iter().find(|earlier| earlier.key.get_ref().eq_ignore_ascii_case(name));
         let name_check = if let Some(first) = twin {
-            let message = format!(
-                "tables `{}` and `{name}` are one to SQL",
-                first.key.get_ref()
-            );
+            let message = format!("tables `{}` and `{name}` are one to SQL", first.key.get_ref());
             Err(Problem::new(message, "the same name")
                 .related(first.key.span(), "first here")
                 .help("give one of the two another name"))
         } else if pipeline.is_some_and(|pipeline| pipeline.eq_ignore_ascii_case(name)) {
-            let problem = Problem::new(
-                format!("table `{name}` has the name of the pipeline"),
-                "taken by the sink",
-            );
+            let problem = Problem::new(format!("table `{name}` has the name of the pipeline"), "taken by the sink");
             Err(problem.help("rename the table: in SQL, the name of the pipeline means what it wrote to its sink"))
         } else {
             check_name(name)
@@ -94,19 +78,11 @@ fn table(name: &str, item: &Item<'_>) -> Read<Table> {
     }
     if item.value.get_ref().as_str().is_none() {
         let problem = item.wrong_type("a URI or a table of options");
-        return Err(
-            item.refuse(problem.help(format!("write for example `{name} = \"{name}.parquet\"`")))
-        );
+        return Err(item.refuse(problem.help(format!("write for example `{name} = \"{name}.parquet\"`"))));
     }
     let location = item.location()?;
-    let (kind, compression) =
-        infer(&location.path, None).map_err(|problem| item.refuse(problem))?;
-    Ok(Table {
-        name: name.to_owned(),
-        location,
-        format: plain(kind, compression),
-        partitions: Vec::new(),
-    })
+    let (kind, compression) = infer(&location.path, None).map_err(|problem| item.refuse(problem))?;
+    Ok(Table { name: name.to_owned(), location, format: plain(kind, compression), partitions: Vec::new() })
 }
 
 fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
@@ -119,63 +95,36 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
     let partitions = keys.or("partitions", Vec::new(), Item::names);
 
     let location = location?;
-    let (kind, compression) =
-        infer(&location.path, kind?).map_err(|problem| keys.refuse("uri", problem))?;
+    let (kind, compression) = infer(&location.path, kind?).map_err(|problem| keys.refuse("uri", problem))?;
     let partitions = partitions?;
     if !partitions.is_empty() && !is_folder(&location.path) && !is_glob(&location.path) {
-        let problem = Problem::new(
-            format!("`{location}` is one file, which has no partitions"),
-            "read from folder names",
-        );
-        return Err(keys.refuse(
-            "partitions",
-            problem.help("name the folder above `dt=…/`, or remove `partitions`"),
-        ));
+        let problem =
+            Problem::new(format!("`{location}` is one file, which has no partitions"), "read from folder names");
+        return Err(keys.refuse("partitions", problem.help("name the folder above `dt=…/`, or remove `partitions`")));
     }
     let format = match plain(kind, compression) {
         TableFormat::Csv(defaults) => {
             let delimiter = delimiter?.unwrap_or(defaults.delimiter);
             let quote = quote?;
             if quote == Some(delimiter) {
-                let problem = Problem::new(
-                    "`delimiter` and `quote` are the same character",
-                    "the same as `delimiter`",
-                );
-                return Err(keys.refuse(
-                    "quote",
-                    problem.help("write `quote = false` if quotation marks mean nothing"),
-                ));
+                let problem = Problem::new("`delimiter` and `quote` are the same character", "the same as `delimiter`");
+                return Err(keys.refuse("quote", problem.help("write `quote = false` if quotation marks mean nothing")));
             }
             let null = null?.filter(|null| !null.is_empty()).map(str::to_owned);
-            TableFormat::Csv(CsvOptions {
-                delimiter,
-                header: header?,
-                quote,
-                null,
-                ..defaults
-            })
+            TableFormat::Csv(CsvOptions { delimiter, header: header?, quote, null, ..defaults })
         }
         format => check_no_csv_options(keys, &format).map(|()| format)?,
     };
-    Ok(Table {
-        name: name.to_owned(),
-        location,
-        format,
-        partitions,
-    })
+    Ok(Table { name: name.to_owned(), location, format, partitions })
 }
 
 /// Refuses the options of delimited text next to a format that has none of them.
 fn check_no_csv_options(keys: &Keys<'_>, format: &TableFormat) -> Read<()> {
     let mut checked = Ok(());
-    for option in ["delimiter", "header", "quote", "null"]
-        .into_iter()
-        .filter_map(|key| keys.item(key))
-    {
+    for option in ["delimiter", "header", "quote", "null"].into_iter().filter_map(|key| keys.item(key)) {
         let message = format!("`{}` means nothing for {}", option.path, title(format));
         let problem = Problem::new(message, "only for csv and tsv").at(option.key.span());
-        checked =
-            Err(option.refuse(problem.help("remove it, or set `format` to \"csv\" or \"tsv\"")));
+        checked = Err(option.refuse(problem.help("remove it, or set `format` to \"csv\" or \"tsv\"")));
     }
     checked
 }
@@ -192,13 +141,7 @@ fn title(format: &TableFormat) -> &'static str {
 /// Gives a format with the defaults of its options.
 fn plain(kind: Kind, compression: Compression) -> TableFormat {
     let delimited = |delimiter| {
-        TableFormat::Csv(CsvOptions {
-            delimiter,
-            header: true,
-            quote: Some(b'"'),
-            null: None,
-            compression,
-        })
+        TableFormat::Csv(CsvOptions { delimiter, header: true, quote: Some(b'"'), null: None, compression })
     };
     match kind {
         Kind::Parquet => TableFormat::Parquet,
@@ -211,20 +154,11 @@ fn plain(kind: Kind, compression: Compression) -> TableFormat {
 
 /// Tells format and compression of a table by its extension; a folder is Parquet unless told otherwise.
 fn infer(path: &Path, explicit: Option<Kind>) -> Result<(Kind, Compression), Problem> {
-    let extension = |path: &Path| {
-        path.extension()
-            .map(|extension| extension.to_string_lossy().to_lowercase())
-    };
+    let extension = |path: &Path| path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
     let (name, compression) = match extension(path).as_deref() {
         _ if is_folder(path) => (path, Compression::None),
-        Some("gz") => (
-            Path::new(path.file_stem().unwrap_or_default()),
-            Compression::Gzip,
-        ),
-        Some("zst") => (
-            Path::new(path.file_stem().unwrap_or_default()),
-            Compression::Zstd,
-        ),
+        Some("gz") => (Path::new(path.file_stem().unwrap_or_default()), Compression::Gzip),
+        Some("zst") => (Path::new(path.file_stem().unwrap_or_default()), Compression::Zstd),
         _ => (path, Compression::None),
     };
     let kind = match (explicit, extension(name).as_deref()) {
@@ -250,10 +184,8 @@ fn infer(path: &Path, explicit: Option<Kind>) -> Result<(Kind, Compression), Pro
     };
     if compression != Compression::None && matches!(kind, Kind::Parquet | Kind::Arrow) {
         let format = title(&plain(kind, compression));
-        let problem = Problem::new(
-            format!("{format} files cannot be read through .gz or .zst"),
-            "compressed as a whole",
-        );
+        let problem =
+            Problem::new(format!("{format} files cannot be read through .gz or .zst"), "compressed as a whole");
         return Err(problem.help("decompress the file: the format compresses inside"));
     }
     Ok((kind, compression))
@@ -261,27 +193,17 @@ fn infer(path: &Path, explicit: Option<Kind>) -> Result<(Kind, Compression), Pro
 
 fn check_name(name: &str) -> Result<(), Problem> {
     let is_name = |char: char| char == '_' || char.is_alphanumeric();
-    if name.chars().all(is_name)
-        && name.starts_with(|first: char| first == '_' || first.is_alphabetic())
-    {
+    if name.chars().all(is_name) && name.starts_with(|first: char| first == '_' || first.is_alphabetic()) {
         return Ok(());
     }
-    let problem = Problem::new(
-        format!("\"{name}\" cannot be the name of a table"),
-        "not a SQL name",
-    )
-    .allowed("a letter or `_`, then letters, digits and `_`");
-    let mended: String = name
-        .chars()
-        .map(|char| if is_name(char) { char } else { '_' })
-        .collect();
-    Err(
-        if mended.starts_with(|first: char| first == '_' || first.is_alphabetic()) {
-            problem.help(format!("write for example `{mended}`"))
-        } else {
-            problem
-        },
-    )
+    let problem = Problem::new(format!("\"{name}\" cannot be the name of a table"), "not a SQL name")
+        .allowed("a letter or `_`, then letters, digits and `_`");
+    let mended: String = name.chars().map(|char| if is_name(char) { char } else { '_' }).collect();
+    Err(if mended.starts_with(|first: char| first == '_' || first.is_alphabetic()) {
+        problem.help(format!("write for example `{mended}`"))
+    } else {
+        problem
+    })
 }
 
 /// Reads a string of exactly one byte, as the CSV reader takes no more.
@@ -289,14 +211,9 @@ fn ascii_character(item: &Item<'_>) -> Read<u8> {
     match item.string()?.as_bytes() {
         &[byte] if byte.is_ascii() && !matches!(byte, b'\n' | b'\r') => Ok(byte),
         _ => {
-            let problem = Problem::new(
-                format!("`{}` must be exactly one ASCII character", item.path),
-                "not one ASCII character",
-            );
-            Err(item.refuse(
-                problem
-                    .allowed("one character, for example \",\", \";\" or \"\\t\"; no line break"),
-            ))
+            let problem =
+                Problem::new(format!("`{}` must be exactly one ASCII character", item.path), "not one ASCII character");
+            Err(item.refuse(problem.allowed("one character, for example \",\", \";\" or \"\\t\"; no line break")))
         }
     }
 }
@@ -305,14 +222,9 @@ fn quotation_mark(item: &Item<'_>) -> Read<Option<u8>> {
     match item.value.get_ref().as_bool() {
         Some(false) => Ok(None),
         Some(true) => {
-            let problem = Problem::new(
-                format!("`{}` cannot be true", item.path),
-                "which character?",
-            );
+            let problem = Problem::new(format!("`{}` cannot be true", item.path), "which character?");
             Err(item.refuse(
-                problem
-                    .allowed("false, or one character such as \"'\"")
-                    .help("remove it: the default is `\"`"),
+                problem.allowed("false, or one character such as \"'\"").help("remove it: the default is `\"`"),
             ))
         }
         None => ascii_character(item).map(Some),

@@ -28,21 +28,13 @@ pub fn substitute<'t>(
     let mut replaced = String::with_capacity(text.len());
     let mut used = BTreeSet::new();
     let mut copied = 0;
-    for Placeholder {
-        name,
-        span,
-        literal,
-    } in placeholders(text)
-    {
+    for Placeholder { name, span, literal } in placeholders(text) {
         replaced.push_str(&text[copied..span.start]);
         if literal {
             replaced.push_str(&text[span.start + 1..span.end - 1]);
         } else {
             let Some(value) = variables.get(name) else {
-                return Err(UnknownVariable {
-                    name: name.to_owned(),
-                    offset: span.start,
-                });
+                return Err(UnknownVariable { name: name.to_owned(), offset: span.start });
             };
             replaced.push_str(value);
             used.insert(name);
@@ -68,11 +60,8 @@ pub(super) fn placeholders(text: &str) -> impl Iterator<Item = Placeholder<'_>> 
     iter::from_fn(move || {
         while let Some(brace) = text[position..].find('{') {
             let open = position + brace;
-            let found = placeholder_at(text, open, "{{", "}}")
-                .or_else(|| placeholder_at(text, open, "{", "}"));
-            position = found
-                .as_ref()
-                .map_or(open + 1, |placeholder| placeholder.span.end);
+            let found = placeholder_at(text, open, "{{", "}}").or_else(|| placeholder_at(text, open, "{", "}"));
+            position = found.as_ref().map_or(open + 1, |placeholder| placeholder.span.end);
             if found.is_some() {
                 return found;
             }
@@ -81,17 +70,9 @@ pub(super) fn placeholders(text: &str) -> impl Iterator<Item = Placeholder<'_>> 
     })
 }
 
-fn placeholder_at<'t>(
-    text: &'t str,
-    start: usize,
-    open: &str,
-    close: &str,
-) -> Option<Placeholder<'t>> {
+fn placeholder_at<'t>(text: &'t str, start: usize, open: &str, close: &str) -> Option<Placeholder<'t>> {
     let inner = text[start..].strip_prefix(open)?;
-    let length = inner
-        .bytes()
-        .take_while(|&byte| byte == b'_' || byte.is_ascii_alphanumeric())
-        .count();
+    let length = inner.bytes().take_while(|&byte| byte == b'_' || byte.is_ascii_alphanumeric()).count();
     let (name, rest) = inner.split_at(length);
     let is_name = name.starts_with(|first: char| !first.is_ascii_digit());
     (is_name && rest.starts_with(close)).then(|| Placeholder {
@@ -106,36 +87,25 @@ mod tests {
     use super::*;
 
     fn given(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs
-            .iter()
-            .map(|&(name, value)| (name.to_owned(), value.to_owned()))
-            .collect()
+        pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 
     #[track_caller]
     fn becomes(text: &str, expected: &str, expected_used: &[&str]) {
-        let (replaced, used) =
-            substitute(text, &given(&[("date", "2026-01-01"), ("_x1", "{date}")])).unwrap();
+        let (replaced, used) = substitute(text, &given(&[("date", "2026-01-01"), ("_x1", "{date}")])).unwrap();
         assert_eq!(replaced, expected);
         assert_eq!(used.into_iter().collect::<Vec<_>>(), expected_used);
     }
 
     #[test]
     fn replaces_every_use_and_reports_each_name_once() {
-        becomes(
-            "dt={date}/{date}.csv",
-            "dt=2026-01-01/2026-01-01.csv",
-            &["date"],
-        );
+        becomes("dt={date}/{date}.csv", "dt=2026-01-01/2026-01-01.csv", &["date"]);
         becomes("{date}{_x1}", "2026-01-01{date}", &["_x1", "date"]);
     }
 
     #[test]
     fn leaves_other_braces_alone() {
-        for text in [
-            "", "{", "}", "{}", "{ date }", "{a: 1}", "{'a': 1}", "{1a}", "{date", "date}", "é{é}",
-            "{{",
-        ] {
+        for text in ["", "{", "}", "{}", "{ date }", "{a: 1}", "{'a': 1}", "{1a}", "{date", "date}", "é{é}", "{{"] {
             becomes(text, text, &[]);
         }
     }
@@ -152,13 +122,7 @@ mod tests {
     #[test]
     fn reports_the_first_unknown_variable_and_where_it_is() {
         let error = substitute("é {date} {day} {hour}", &given(&[("date", "x")])).unwrap_err();
-        assert_eq!(
-            error,
-            UnknownVariable {
-                name: "day".to_owned(),
-                offset: 10
-            }
-        );
+        assert_eq!(error, UnknownVariable { name: "day".to_owned(), offset: 10 });
         assert_eq!(error.to_string(), "variable `day` was not given");
     }
 }

@@ -171,7 +171,9 @@ impl Checkpoint {
             name.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count()
         });
         match near {
-            Some((_, entry)) => format!("nothing under that name; {} tensors, the nearest is `{}`", self.tensors.len(), entry.name),
+            Some((_, entry)) => {
+                format!("nothing under that name; {} tensors, the nearest is `{}`", self.tensors.len(), entry.name)
+            }
             None => "no tensors at all".into(),
         }
     }
@@ -242,9 +244,9 @@ fn open_safetensors(path: &Path) -> Result<MmapedSafetensors, LoadError> {
     unsafe { MmapedSafetensors::new(path) }.map_err(|e| {
         let length = path.metadata().map(|m| m.len()).unwrap_or_default();
         let problem = e.to_string();
-        let problem = if problem.contains("MetadataIncompleteBuffer") {
+        let problem = if problem.contains("not fully covered") {
             format!("it is truncated: its header promises more than its {length} bytes")
-        } else if problem.contains("Header") || problem.contains("mmap") || length < 8 {
+        } else if problem.contains("header") || problem.contains("JSON") || length < 8 {
             format!("it is not a safetensors file ({length} bytes, {})", problem.lines().next().unwrap_or_default())
         } else {
             problem.lines().next().unwrap_or_default().to_owned()
@@ -256,6 +258,9 @@ fn open_safetensors(path: &Path) -> Result<MmapedSafetensors, LoadError> {
 fn open_pickle(path: &Path) -> Result<PthTensors, LoadError> {
     PthTensors::new(path, None).map_err(|e| LoadError::Unreadable {
         path: path.to_owned(),
-        problem: format!("it is truncated or not a PyTorch archive ({})", e.to_string().lines().next().unwrap_or_default()),
+        problem: format!(
+            "it is truncated or not a PyTorch archive ({})",
+            e.to_string().lines().next().unwrap_or_default()
+        ),
     })
 }

@@ -139,7 +139,9 @@ impl ModelConfig {
                 return Err(LoadError::Key {
                     path: path.to_owned(),
                     key: "id2label".into(),
-                    expected: format!("a name for each of the {outputs} outputs of `classifier.weight`, such as {{\"0\": \"no\", \"1\": \"yes\"}}"),
+                    expected: format!(
+                        "a name for each of the {outputs} outputs of `classifier.weight`, such as {{\"0\": \"no\", \"1\": \"yes\"}}"
+                    ),
                     found: match self.labels.len() {
                         0 => "nothing".into(),
                         n => format!("{n} names"),
@@ -175,10 +177,9 @@ pub(super) fn read_json(path: &Path) -> Result<Value, LoadError> {
     let unreadable = |problem: String| LoadError::Unreadable { path: path.to_owned(), problem };
     match std::fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| unreadable(format!("not JSON: {e}"))),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(LoadError::NoFile {
-            folder: path.parent().unwrap_or(path).to_owned(),
-            expected: "config.json",
-        }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(LoadError::NoFile { folder: path.parent().unwrap_or(path).to_owned(), expected: "config.json" })
+        }
         Err(e) => Err(unreadable(e.to_string())),
     }
 }

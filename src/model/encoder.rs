@@ -148,10 +148,7 @@ impl TransformerBlock {
                 kernels,
             },
             sa_layer_norm: load_norm(checkpoint, &format!("{prefix}.{}", names.sa_layer_norm), config, device)?,
-            ffn: FeedForward {
-                lin1: linear(names.lin1, hidden_dim, dim)?,
-                lin2: linear(names.lin2, dim, hidden_dim)?,
-            },
+            ffn: FeedForward { lin1: linear(names.lin1, hidden_dim, dim)?, lin2: linear(names.lin2, dim, hidden_dim)? },
             output_layer_norm: load_norm(checkpoint, &format!("{prefix}.{}", names.output_layer_norm), config, device)?,
         })
     }

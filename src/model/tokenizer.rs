@@ -1,13 +1,16 @@
 //! Text to token ids, as Hugging Face's tokenizers do it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::{BertNormalizer, NormalizerWrapper};
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, TruncationDirection, TruncationParams, TruncationStrategy};
+use tokenizers::{
+    AddedToken, PostProcessor, TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings,
+};
 
 use super::config::{ModelConfig, read_json};
 use super::error::LoadError;
@@ -32,6 +35,8 @@ pub struct Tokenizer {
     /// The longest sequence that `tokenizer_config.json` allows, in tokens.
     pub model_max_length: usize,
     truncation: TruncationDirection,
+    /// The tokenizer before [`Tokenizer::with_max_length`], and the tokens that `max_length` leaves for a pair's texts.
+    uncut: Option<(Arc<tokenizers::Tokenizer>, usize)>,
 }
 
 impl Tokenizer {
@@ -72,7 +77,13 @@ impl Tokenizer {
         };
         // Absent, or 1e30 where there is no limit.
         let model_max_length = settings.get("model_max_length").and_then(Value::as_u64).unwrap_or(u64::MAX);
-        Ok(Self { inner, files, model_max_length: usize::try_from(model_max_length).unwrap_or(usize::MAX), truncation })
+        Ok(Self {
+            inner,
+            files,
+            model_max_length: usize::try_from(model_max_length).unwrap_or(usize::MAX),
+            truncation,
+            uncut: None,
+        })
     }
 
     /// Cuts sequences to `max_length` tokens, special tokens included, always from the longer text.
@@ -80,7 +91,7 @@ impl Tokenizer {
     /// # Errors
     /// A length that leaves no room for the special tokens.
     pub fn with_max_length(&self, max_length: usize) -> Result<Self, String> {
-        let special = self.inner.get_post_processor().map_or(0, |p| tokenizers::PostProcessor::added_tokens(p, true));
+        let special = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(true));
         if max_length < special {
             return Err(format!("a max_length of {max_length} leaves no room for the {special} special tokens"));
         }
@@ -91,6 +102,7 @@ impl Tokenizer {
             stride: 0,
             direction: self.truncation,
         };
+        tokenizer.uncut = Some((Arc::new(tokenizer.inner.clone()), max_length - special));
         tokenizer.inner.with_truncation(Some(truncation)).map_err(|e| e.to_string())?;
         Ok(tokenizer)
     }
@@ -101,7 +113,9 @@ impl Tokenizer {
     /// A text that the tokenizer's rules cannot encode.
     pub fn encode(&self, text: &str, text_pair: Option<&str>) -> Result<Encoding, String> {
         let encoding = match text_pair {
-            Some(pair) => self.inner.encode_fast((text, pair), true),
+            Some(pair) => self.inner.encode_fast((text, pair), true).and_then(|encoding| {
+                if self.may_cut_the_wrong_text(&encoding) { self.encode_uncut(text, pair) } else { Ok(encoding) }
+            }),
             None => self.inner.encode_fast(text, true),
         };
         let encoding = encoding.map_err(|e| e.to_string())?;
@@ -110,6 +124,30 @@ impl Tokenizer {
             token_type_ids: encoding.get_type_ids().to_vec(),
             truncated: !encoding.get_overflowing().is_empty(),
         })
+    }
+
+    /// Whether both texts of a pair were cut and one of them got the odd token.
+    ///
+    /// `tokenizers` stops reading a text at `max_length` tokens. Which of two such texts was the longer one, and
+    /// so which gets the odd token, it can then no longer tell.
+    fn may_cut_the_wrong_text(&self, encoding: &tokenizers::Encoding) -> bool {
+        let Some((_, room)) = self.uncut else { return false };
+        if encoding.get_overflowing().is_empty() || room % 2 == 0 {
+            return false;
+        }
+        let first = encoding.get_sequence_ids().iter().filter(|sequence| **sequence == Some(0)).count();
+        first == room / 2 || first == room / 2 + 1
+    }
+
+    /// Encodes a pair by reading both texts to their ends before cutting them.
+    fn encode_uncut(&self, text: &str, pair: &str) -> tokenizers::Result<tokenizers::Encoding> {
+        let (Some((uncut, room)), Some(truncation)) = (&self.uncut, self.inner.get_truncation()) else {
+            return self.inner.encode_fast((text, pair), true);
+        };
+        let (first, second) = (uncut.encode_fast(text, false)?, uncut.encode_fast(pair, false)?);
+        let truncation = TruncationParams { max_length: *room, ..truncation.clone() };
+        let (first, second) = truncate_encodings(first, Some(second), &truncation)?;
+        uncut.post_process(first, second, true)
     }
 
     /// Word pieces that the tokenizer knows.

@@ -47,7 +47,8 @@ fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
     let n = (x * std::f32::consts::LOG2_E).round_ties_even();
     let r = x - n * LN_2_HIGH - n * LN_2_LOW;
-    let p = 1.0 + r * (1.0 + r * (0.5 + r * (0.166_666_67 + r * (0.041_666_67 + r * (0.008_333_334 + r * 0.001_388_889)))));
+    let p =
+        1.0 + r * (1.0 + r * (0.5 + r * (0.166_666_67 + r * (0.041_666_67 + r * (0.008_333_334 + r * 0.001_388_889)))));
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "n is a whole number in [-126, 127]")]
     let power_of_two = f32::from_bits(((n as i32 + 127) as u32) << 23);
     power_of_two * p

@@ -79,7 +79,12 @@ pub(super) enum Epilogue<'a> {
     None,
     Gelu,
     /// `LayerNorm(row + residual)`, the residual `[rows, out]`.
-    AddNorm { residual: &'a [f32], weight: &'a [f32], bias: &'a [f32], eps: f32 },
+    AddNorm {
+        residual: &'a [f32],
+        weight: &'a [f32],
+        bias: &'a [f32],
+        eps: f32,
+    },
 }
 
 /// `x [T, in] · weightᵀ + bias`, then the epilogue, for several layers of the same number of inputs.
@@ -203,7 +208,11 @@ impl WithSimd for Attention<'_> {
 }
 
 /// The columns of one head in each row.
-fn head_rows<'a>(x: &'a [f32], dim: usize, columns: &Range<usize>) -> impl ExactSizeIterator<Item = &'a [f32]> + use<'a> {
+fn head_rows<'a>(
+    x: &'a [f32],
+    dim: usize,
+    columns: &Range<usize>,
+) -> impl ExactSizeIterator<Item = &'a [f32]> + use<'a> {
     let columns = columns.clone();
     x.chunks_exact(dim).map(move |row| &row[columns.clone()])
 }

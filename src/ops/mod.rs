@@ -133,7 +133,10 @@ fn forward_packed_many(arch: Arch, layers: &[&Layer], x: &Tensor, epilogue: Epil
         candle_core::bail!("x {:?} does not fit a weight of {} inputs", x.dims(), layer.inputs);
     }
     let outs = read(x, |x| arch.dispatch(fast::Linear { x, layers, epilogue }))?;
-    outs.into_iter().zip(layers).map(|(out, layer)| Tensor::from_vec(out, (rows, layer.outputs), &Device::Cpu)).collect()
+    outs.into_iter()
+        .zip(layers)
+        .map(|(out, layer)| Tensor::from_vec(out, (rows, layer.outputs), &Device::Cpu))
+        .collect()
 }
 
 /// Applies several layers to the same rows, which are read and packed once.

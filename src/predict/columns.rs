@@ -2,9 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{
-    ArrayRef, BooleanBuilder, Float32Builder, ListBuilder, StringBuilder, StructArray,
-};
+use arrow::array::{ArrayRef, BooleanBuilder, Float32Builder, ListBuilder, StringBuilder, StructArray};
 use arrow::datatypes::{DataType, Field, FieldRef, Fields};
 
 use crate::model::ModelConfig;
@@ -32,21 +30,15 @@ pub fn prediction_fields() -> Fields {
 
 /// Turns the outcomes of a window into a struct array of [`prediction_fields`], row by row.
 #[must_use]
-pub fn predictions_to_array(
-    outcomes: &[Result<Prediction, Rejection>],
-    config: &ModelConfig,
-) -> StructArray {
+pub fn predictions_to_array(outcomes: &[Result<Prediction, Rejection>], config: &ModelConfig) -> StructArray {
     let mut label = StringBuilder::new();
     let mut score = Float32Builder::with_capacity(outcomes.len());
-    let mut probabilities =
-        ListBuilder::new(Float32Builder::new()).with_field(probability_field());
+    let mut probabilities = ListBuilder::new(Float32Builder::new()).with_field(probability_field());
     let mut truncated = BooleanBuilder::with_capacity(outcomes.len());
     let mut error = StringBuilder::new();
     for outcome in outcomes {
         let prediction = outcome.as_ref().ok();
-        label.append_option(
-            prediction.and_then(|p| p.label).map(|label| config.labels[label].as_str()),
-        );
+        label.append_option(prediction.and_then(|p| p.label).map(|label| config.labels[label].as_str()));
         score.append_option(prediction.map(|p| p.score));
         let values = prediction.map(|p| &p.probabilities).filter(|values| !values.is_empty());
         if let Some(values) = values {

@@ -5,13 +5,10 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, StringViewArray};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, FieldRef};
+use arrow::datatypes::DataType;
 use datafusion::common::{DataFusionError, Result, ScalarValue, internal_err, plan_err};
 use datafusion::logical_expr::async_udf::{AsyncScalarUDF, AsyncScalarUDFImpl};
-use datafusion::logical_expr::{
-    ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
-    TypeSignature, Volatility,
-};
+use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 
 use super::columns::{prediction_fields, predictions_to_array};
 use super::{FUNCTION, Models};
@@ -21,8 +18,7 @@ use crate::scorer::{TextColumn, Window};
 pub(super) fn predict(models: Arc<Models>) -> ScalarUDF {
     // Volatile keeps the planner from evaluating a call on literals by itself, which an async function
     // cannot answer. It does not stop calls from being copied: that is what hoisting is for.
-    let strings = vec![TypeSignature::String(2), TypeSignature::String(3)];
-    let signature = Signature::one_of(strings, Volatility::Volatile);
+    let signature = Signature::user_defined(Volatility::Volatile);
     AsyncScalarUDF::new(Arc::new(Predict { signature, models })).into_scalar_udf()
 }
 
@@ -59,13 +55,15 @@ impl ScalarUDFImpl for Predict {
         Ok(DataType::Struct(prediction_fields()))
     }
 
-    fn return_field_from_args(&self, args: ReturnFieldArgs) -> Result<FieldRef> {
-        if !matches!(args.scalar_arguments.first(), Some(Some(_))) {
-            return plan_err!(
-                "the first argument of {FUNCTION} names the model and must be a string such as 'models/mrpc', not an expression over columns"
-            );
+    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
+        let wrong = types.iter().find(|data_type| !(data_type.is_string() || data_type.is_null()));
+        match (types.len(), wrong) {
+            (2 | 3, None) => Ok(vec![DataType::Utf8View; types.len()]),
+            (2 | 3, Some(wrong)) => plan_err!("{FUNCTION} takes strings, not {wrong}; write CAST(… AS VARCHAR)"),
+            (n, _) => plan_err!(
+                "{FUNCTION} takes a model and one or two texts, not {n} arguments: {FUNCTION}('models/mrpc', sentence1, sentence2)"
+            ),
         }
-        Ok(Arc::new(Field::new(FUNCTION, DataType::Struct(prediction_fields()), false)))
     }
 
     fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {
@@ -90,7 +88,9 @@ impl AsyncScalarUDFImpl for Predict {
             let values = text_values(&values.to_array(number_rows)?)?;
             Ok(TextColumn { name: name.to_owned(), values })
         });
-        let Some(text) = columns.next().transpose()? else { return internal_err!("{FUNCTION} has at least two arguments") };
+        let Some(text) = columns.next().transpose()? else {
+            return internal_err!("{FUNCTION} has at least two arguments");
+        };
         let window = Window::new(text, columns.next().transpose()?);
         let external = |e| DataFusionError::External(Box::new(e));
         let scorer = self.models.get(&model).await.map_err(external)?;

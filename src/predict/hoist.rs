@@ -15,8 +15,9 @@ use std::sync::Arc;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, JoinType, Result, not_impl_err, plan_err};
-use datafusion::logical_expr::{Expr, Filter, Join, LogicalPlan, LogicalPlanBuilder};
+use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
+use datafusion::logical_expr::{Expr, Filter, Join, LogicalPlan, LogicalPlanBuilder};
 use datafusion::optimizer::AnalyzerRule;
 
 use super::FUNCTION;
@@ -67,10 +68,24 @@ fn collect_innermost(expr: &Expr, calls: &mut Vec<Expr>) -> Result<TreeNodeRecur
             Ok(TreeNodeRecursion::Continue)
         })?;
         if inner == 0 && !calls.contains(expr) {
+            check_model(expr)?;
             calls.push(expr.clone());
         }
         Ok(TreeNodeRecursion::Continue)
     })
+}
+
+/// The model is loaded once for a whole query, so its name cannot depend on the row.
+fn check_model(call: &Expr) -> Result<()> {
+    match call {
+        Expr::ScalarFunction(ScalarFunction { args, .. }) if args.first().is_some_and(Expr::any_column_refs) => {
+            plan_err!(
+                "the first argument of {FUNCTION} names the model and must be a string such as 'models/mrpc', not {}; the texts come after it",
+                args[0]
+            )
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Gives the node's innermost calls a [`Predict`] below it, and restores the node's columns above it.
@@ -104,9 +119,8 @@ fn hoist_join(mut join: Join) -> Result<LogicalPlan> {
     let columns = output_columns(&LogicalPlan::Join(join.clone()));
     let left_width = join.left.schema().fields().len();
     let calls = innermost_calls(&LogicalPlan::Join(join.clone()))?;
-    let reads_only = |call: &Expr, side: &LogicalPlan| {
-        call.column_refs().into_iter().all(|column| side.schema().has_column(column))
-    };
+    let reads_only =
+        |call: &Expr, side: &LogicalPlan| call.column_refs().into_iter().all(|column| side.schema().has_column(column));
     let (left, rest): (Vec<_>, Vec<_>) = calls.into_iter().partition(|call| reads_only(call, &join.left));
     let (right, both): (Vec<_>, Vec<_>) = rest.into_iter().partition(|call| reads_only(call, &join.right));
     if !both.is_empty() {

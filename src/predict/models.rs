@@ -25,13 +25,7 @@ impl Models {
     /// Makes an empty set whose models run on `pool`; relative paths start at `base`.
     #[must_use]
     pub fn new(pool: Pool, base: PathBuf) -> Self {
-        Self {
-            pool,
-            base,
-            default_options: ModelOptions::default(),
-            options: HashMap::new(),
-            loaded: Mutex::default(),
-        }
+        Self { pool, base, default_options: ModelOptions::default(), options: HashMap::new(), loaded: Mutex::default() }
     }
 
     /// Runs every model with these options.
@@ -71,10 +65,7 @@ impl Models {
     #[must_use]
     pub fn counts(&self) -> Vec<(String, Counts)> {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        loaded
-            .iter()
-            .filter_map(|(name, cell)| Some((name.clone(), cell.get()?.tally().counts())))
-            .collect()
+        loaded.iter().filter_map(|(name, cell)| Some((name.clone(), cell.get()?.tally().counts()))).collect()
     }
 }
 

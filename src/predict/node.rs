@@ -18,9 +18,7 @@ use datafusion::catalog::Session;
 use datafusion::common::{DFSchema, DFSchemaRef, Result, internal_err};
 use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::{
-    Expr, Extension, LogicalPlan, UserDefinedLogicalNode, UserDefinedLogicalNodeCore,
-};
+use datafusion::logical_expr::{Expr, Extension, LogicalPlan, UserDefinedLogicalNode, UserDefinedLogicalNodeCore};
 use datafusion::physical_expr::async_scalar_function::AsyncFuncExpr;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::async_func::AsyncFuncExec;
@@ -41,9 +39,11 @@ impl Predict {
     pub(super) fn try_new(input: LogicalPlan, calls: Vec<(Expr, String)>) -> Result<Self> {
         let mut fields: Vec<_> =
             input.schema().iter().map(|(qualifier, field)| (qualifier.cloned(), Arc::clone(field))).collect();
-        fields.extend(calls.iter().map(|(_, name)| {
-            (None, Arc::new(Field::new(name, DataType::Struct(prediction_fields()), false)))
-        }));
+        fields.extend(
+            calls
+                .iter()
+                .map(|(_, name)| (None, Arc::new(Field::new(name, DataType::Struct(prediction_fields()), true)))),
+        );
         let schema = DFSchema::new_with_metadata(fields, input.schema().metadata().clone())?;
         Ok(Self { input, calls, schema: Arc::new(schema) })
     }

@@ -36,7 +36,9 @@ impl DeviceSetting {
             problem: if cfg!(any(feature = "cuda", feature = "metal")) {
                 problem.to_string()
             } else {
-                format!("this couplet was built without GPU support; build it with --features {feature}, or set device = \"cpu\"")
+                format!(
+                    "this couplet was built without GPU support; build it with --features {feature}, or set device = \"cpu\""
+                )
             },
         };
         match self {
@@ -44,7 +46,9 @@ impl DeviceSetting {
             Self::Cuda(ordinal) => Device::new_cuda(ordinal).map_err(|e| error("cuda", "cuda", e)),
             Self::Metal => Device::new_metal(0).map_err(|e| error("metal", "metal", e)),
             Self::Auto if cfg!(feature = "cuda") => Device::cuda_if_available(0).map_err(|e| error("cuda", "cuda", e)),
-            Self::Auto if cfg!(feature = "metal") => Device::metal_if_available(0).map_err(|e| error("metal", "metal", e)),
+            Self::Auto if cfg!(feature = "metal") => {
+                Device::metal_if_available(0).map_err(|e| error("metal", "metal", e))
+            }
             Self::Auto => Ok(Device::Cpu),
         }
     }

@@ -52,7 +52,8 @@ impl Memo {
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
         let [young, old] = &mut *generations;
         keys.map(|key| {
-            let known = young.get(&key).or_else(|| old.get(&key)).filter(|s| !matches!(s.get(), Some(Answer::Abandoned)));
+            let known =
+                young.get(&key).or_else(|| old.get(&key)).filter(|s| !matches!(s.get(), Some(Answer::Abandoned)));
             let (slot, new) = match known {
                 Some(slot) => (Arc::clone(slot), false),
                 None => (Slot::default(), true),

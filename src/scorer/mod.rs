@@ -115,11 +115,8 @@ impl Scorer {
     pub fn new(model: Model, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
         let limit = model.max_length();
         let max_length = options.max_length.unwrap_or(limit);
-        let unsuitable = |problem: String| ScorerError::MaxLength {
-            model: model.folder.display().to_string(),
-            max_length,
-            problem,
-        };
+        let unsuitable =
+            |problem: String| ScorerError::MaxLength { model: model.folder.display().to_string(), max_length, problem };
         if max_length > limit {
             return Err(unsuitable(format!("it reads at most {limit} tokens")));
         }

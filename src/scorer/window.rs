@@ -128,10 +128,13 @@ impl Work {
             work.forward_all();
         }
         for job in 0..jobs {
-            work.spawn(move |work| {
-                work.tokenize(job * TOKENIZE_ROWS);
-                Ok(())
-            }, Self::forward_all);
+            work.spawn(
+                move |work| {
+                    work.tokenize(job * TOKENIZE_ROWS);
+                    Ok(())
+                },
+                Self::forward_all,
+            );
         }
         Finished { work, done }
     }

@@ -59,7 +59,10 @@ fn parquet(path: &Path) -> Found {
     let file = File::open(path).map_err(without_line)?;
     let length = file.metadata().map_err(without_line)?.len();
     let broken = |e: &dyn fmt::Display| {
-        (None, format!("not a whole Parquet file ({length} bytes): {e}; was it cut off while it was written or copied?"))
+        (
+            None,
+            format!("not a whole Parquet file ({length} bytes): {e}; was it cut off while it was written or copied?"),
+        )
     };
     let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| broken(&e))?;
     let groups = reader.metadata().num_row_groups();
@@ -88,12 +91,18 @@ fn delimited(path: &Path, options: &CsvOptions) -> Found {
         let line = record.position().map(csv::Position::line);
         if let Some(field) = record.iter().position(|field| std::str::from_utf8(field).is_err()) {
             let text = String::from_utf8_lossy(&record[field]).chars().take(60).collect::<String>();
-            return Err((line, format!("field {} is not valid UTF-8: {text:?}; convert the file, for example with iconv", field + 1)));
+            return Err((
+                line,
+                format!("field {} is not valid UTF-8: {text:?}; convert the file, for example with iconv", field + 1),
+            ));
         }
         let width = *first.get_or_insert(record.len());
         if record.len() != width {
             let hint = match options.quote {
-                Some(quote) => format!("is a quotation mark ({}) unbalanced? `quote = false` takes them as they are", quote as char),
+                Some(quote) => format!(
+                    "is a quotation mark ({}) unbalanced? `quote = false` takes them as they are",
+                    quote as char
+                ),
                 None => "is there a delimiter within a field?".to_owned(),
             };
             return Err((line, format!("{} fields where the first line has {width}; {hint}", record.len())));
@@ -116,7 +125,12 @@ fn json_lines(path: &Path) -> Found {
         match serde_json::from_str::<serde_json::Value>(text.trim()) {
             _ if text.trim().is_empty() => {}
             Ok(value) if value.is_object() => {}
-            Ok(_) => return Err((Some(line), "expected one JSON object a line, such as {\"id\": 1, \"sentence1\": \"…\"}".into())),
+            Ok(_) => {
+                return Err((
+                    Some(line),
+                    "expected one JSON object a line, such as {\"id\": 1, \"sentence1\": \"…\"}".into(),
+                ));
+            }
             Err(e) => return Err((Some(line), format!("not a JSON object: {e}"))),
         }
     }

@@ -18,7 +18,7 @@ use datafusion::datasource::file_format::json::JsonFormat;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::logical_expr::Expr;
-use datafusion::prelude::{SessionContext, ltrim, lit};
+use datafusion::prelude::{SessionContext, lit, ltrim};
 use futures::TryStreamExt;
 use thiserror::Error;
 
@@ -61,8 +61,7 @@ pub async fn register(context: &SessionContext, table: &Table) -> Result<(), Tab
 async fn try_register(context: &SessionContext, table: &Table, files: &[PathBuf]) -> Result<(), DataFusionError> {
     let url = url(table)?;
     let state = context.state();
-    let mut options = ListingOptions::new(file_format(&table.format))
-        .with_file_extension(extension(table));
+    let mut options = ListingOptions::new(file_format(&table.format)).with_file_extension(extension(table));
     let partitions = if table.partitions.is_empty() && url.is_collection() {
         options.infer_partitions(&state, &url).await?
     } else {
@@ -74,14 +73,16 @@ async fn try_register(context: &SessionContext, table: &Table, files: &[PathBuf]
         options.validate_partitions(&state, &url).await?;
     }
     let schema = options.infer_schema(&state, &url).await?;
-    let marked = matches!(table.format, TableFormat::Csv(_)) && files.first().is_some_and(|file| has_byte_order_mark(file));
+    let marked =
+        matches!(table.format, TableFormat::Csv(_)) && files.first().is_some_and(|file| has_byte_order_mark(file));
     let schema = if marked { without_byte_order_mark(&schema) } else { schema };
     let config = ListingTableConfig::new(url).with_listing_options(options).with_schema(Arc::clone(&schema));
     let mut provider: Arc<dyn TableProvider> = Arc::new(ListingTable::try_new(config)?);
     match &table.format {
         // Without a header the mark is part of the first value.
         TableFormat::Csv(CsvOptions { header: false, .. }) if marked && schema.field(0).data_type().is_string() => {
-            let columns = schema.fields().iter().map(|field| field.name()).chain(partitions.iter().map(|(name, _)| name));
+            let columns =
+                schema.fields().iter().map(|field| field.name()).chain(partitions.iter().map(|(name, _)| name));
             let columns = columns.enumerate().map(|(i, name)| {
                 let column = Expr::Column(Column::from_name(name));
                 if i == 0 { ltrim(vec![column, lit(BYTE_ORDER_MARK)]).alias(name) } else { column }
@@ -94,7 +95,11 @@ async fn try_register(context: &SessionContext, table: &Table, files: &[PathBuf]
 }
 
 /// Registers the table as it is written, and in lower case, which is what SQL makes of a name without quotation marks.
-fn register_under_its_name(context: &SessionContext, name: &str, provider: &Arc<dyn TableProvider>) -> Result<(), DataFusionError> {
+fn register_under_its_name(
+    context: &SessionContext,
+    name: &str,
+    provider: &Arc<dyn TableProvider>,
+) -> Result<(), DataFusionError> {
     let lower = name.to_ascii_lowercase();
     for name in [name, &lower].into_iter().take(if lower == name { 1 } else { 2 }) {
         context.register_table(TableReference::bare(name), Arc::clone(provider))?;
@@ -160,7 +165,9 @@ fn extension(table: &Table) -> String {
     };
     match &table.format {
         TableFormat::Parquet => ".parquet".into(),
-        TableFormat::Csv(options) => compressed(if options.delimiter == b'\t' { ".tsv" } else { ".csv" }, &options.compression),
+        TableFormat::Csv(options) => {
+            compressed(if options.delimiter == b'\t' { ".tsv" } else { ".csv" }, &options.compression)
+        }
         TableFormat::Json { compression } => compressed("json", compression),
         TableFormat::Arrow => ".arrow".into(),
     }

@@ -5,25 +5,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use couplet::config::{
-    Compression, ConfigErrors, CsvOptions, DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Device, Location,
-    ModelSettings, Pipeline, Precision, Query, RunSettings, ScoreSettings, Sink, Source, Table,
-    TableFormat, parse, table_from_uri,
+    Compression, ConfigErrors, CsvOptions, DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Device, Location, ModelSettings,
+    Pipeline, Precision, Query, RunSettings, ScoreSettings, Sink, Source, Table, TableFormat, parse, table_from_uri,
 };
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/config");
 
 /// Gives the name and the text of every fixture, by name.
 fn fixtures() -> Vec<(String, String)> {
-    let files = fs::read_dir(FIXTURES)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
+    let files = fs::read_dir(FIXTURES).unwrap().map(|entry| entry.unwrap().path());
     let mut fixtures: Vec<_> = files
-        .map(|file| {
-            (
-                file.file_stem().unwrap().to_str().unwrap().to_owned(),
-                fs::read_to_string(file).unwrap(),
-            )
-        })
+        .map(|file| (file.file_stem().unwrap().to_str().unwrap().to_owned(), fs::read_to_string(file).unwrap()))
         .collect();
     fixtures.sort();
     fixtures
@@ -40,11 +32,7 @@ fn parse_as(name: &str, text: &str) -> Result<Pipeline, ConfigErrors> {
         .filter_map(|line| line.strip_prefix("# --var ")?.split_once('='))
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
-    parse(
-        &PathBuf::from(format!("pipelines/{name}.toml")),
-        text,
-        &variables,
-    )
+    parse(&PathBuf::from(format!("pipelines/{name}.toml")), text, &variables)
 }
 
 #[test]
@@ -58,9 +46,7 @@ fn every_broken_rule_has_a_helpful_message() {
         if name.starts_with("valid_") {
             continue;
         }
-        let Err(errors) = parse_as(&name, &text) else {
-            panic!("{name}.toml is valid")
-        };
+        let Err(errors) = parse_as(&name, &text) else { panic!("{name}.toml is valid") };
         insta::assert_snapshot!(format!("config__{name}"), errors.render(false, 100));
     }
 }
@@ -68,16 +54,8 @@ fn every_broken_rule_has_a_helpful_message() {
 #[test]
 fn a_full_file_means_what_it_says() {
     let pipeline = parse_as("full", &fixture("valid_full")).unwrap();
-    let at = |written: &str, path: &str| Location {
-        written: written.to_owned(),
-        path: PathBuf::from(path),
-    };
-    let table = |name: &str, location, format| Table {
-        name: name.to_owned(),
-        location,
-        format,
-        partitions: vec![],
-    };
+    let at = |written: &str, path: &str| Location { written: written.to_owned(), path: PathBuf::from(path) };
+    let table = |name: &str, location, format| Table { name: name.to_owned(), location, format, partitions: vec![] };
     let tsv = CsvOptions {
         delimiter: b'\t',
         header: true,
@@ -85,56 +63,31 @@ fn a_full_file_means_what_it_says() {
         null: Some("NA".to_owned()),
         compression: Compression::None,
     };
-    let csv_gz = CsvOptions {
-        delimiter: b',',
-        quote: Some(b'"'),
-        null: None,
-        compression: Compression::Gzip,
-        ..tsv.clone()
-    };
+    let csv_gz =
+        CsvOptions { delimiter: b',', quote: Some(b'"'), null: None, compression: Compression::Gzip, ..tsv.clone() };
     let expected = Pipeline {
         name: "mrpc-nightly".to_owned(),
         path: PathBuf::from("pipelines/full.toml"),
         tables: vec![
             table(
                 "pairs",
-                at(
-                    "pairs/dt={date}/*.parquet",
-                    "pipelines/pairs/dt=2026-01-01/*.parquet",
-                ),
+                at("pairs/dt={date}/*.parquet", "pipelines/pairs/dt=2026-01-01/*.parquet"),
                 TableFormat::Parquet,
             ),
-            table(
-                "gold",
-                at("gold.tsv", "pipelines/gold.tsv"),
-                TableFormat::Csv(tsv),
-            ),
-            table(
-                "names",
-                at("/data/names.csv.gz", "/data/names.csv.gz"),
-                TableFormat::Csv(csv_gz),
-            ),
+            table("gold", at("gold.tsv", "pipelines/gold.tsv"), TableFormat::Csv(tsv)),
+            table("names", at("/data/names.csv.gz", "/data/names.csv.gz"), TableFormat::Csv(csv_gz)),
             table(
                 "log",
                 at("file:///data/log.jsonl", "/data/log.jsonl"),
-                TableFormat::Json {
-                    compression: Compression::None,
-                },
+                TableFormat::Json { compression: Compression::None },
             ),
             Table {
                 partitions: vec!["dt".to_owned()],
-                ..table(
-                    "history",
-                    at("../history/", "pipelines/../history/"),
-                    TableFormat::Parquet,
-                )
+                ..table("history", at("../history/", "pipelines/../history/"), TableFormat::Parquet)
             },
         ],
         source: Source {
-            query: Query::Sql(
-                "SELECT id, sentence1, sentence2, label FROM pairs WHERE dt = '2026-01-01'\n"
-                    .to_owned(),
-            ),
+            query: Query::Sql("SELECT id, sentence1, sentence2, label FROM pairs WHERE dt = '2026-01-01'\n".to_owned()),
             id: vec!["id".to_owned()],
             text: vec!["sentence1".to_owned(), "sentence2".to_owned()],
             label: Some("label".to_owned()),
@@ -146,14 +99,8 @@ fn a_full_file_means_what_it_says() {
             device: Device::Cuda(1),
         },
         score: ScoreSettings { max_errors: 0.001 },
-        sink: Sink {
-            location: at("out/{date}.parquet", "pipelines/out/2026-01-01.parquet"),
-        },
-        run: RunSettings {
-            threads: Some(4),
-            window: 4096,
-            batch_tokens: Some(2048),
-        },
+        sink: Sink { location: at("out/{date}.parquet", "pipelines/out/2026-01-01.parquet") },
+        run: RunSettings { threads: Some(4), window: 4096, batch_tokens: Some(2048) },
         unused_variables: [].into(),
     };
     assert_eq!(pipeline, expected);
@@ -170,22 +117,13 @@ fn a_minimal_file_gets_the_defaults() {
     assert_eq!(pipeline.model.precision, Precision::Auto);
     assert_eq!(pipeline.model.device, Device::Auto);
     assert_eq!(pipeline.score, ScoreSettings { max_errors: 1.0 });
-    assert_eq!(
-        pipeline.run,
-        RunSettings {
-            threads: None,
-            window: DEFAULT_WINDOW,
-            batch_tokens: None
-        }
-    );
+    assert_eq!(pipeline.run, RunSettings { threads: None, window: DEFAULT_WINDOW, batch_tokens: None });
 }
 
 #[test]
 fn a_variable_may_be_used_by_the_sql_file_alone() {
     let pipeline = parse_as("sql_file", &fixture("valid_sql_file")).unwrap();
-    let Query::File(file) = pipeline.source.query else {
-        panic!("not a file: {:?}", pipeline.source.query)
-    };
+    let Query::File(file) = pipeline.source.query else { panic!("not a file: {:?}", pipeline.source.query) };
     assert_eq!(file.path, Path::new("pipelines/../sql/pairs.sql"));
     assert_eq!(pipeline.unused_variables, ["date".to_owned()].into());
 }
@@ -204,37 +142,18 @@ couplet: 1 problem in big.toml
 
 #[test]
 fn a_file_of_another_kind_is_told_in_a_few_lines() {
-    for line in [
-        "1,\"a text\",{another},[1\n",
-        "KEY_ = \"a\", 1 = 2\n",
-        "<html lang='en'>\n",
-    ] {
-        let errors = parse(
-            Path::new("pairs.csv"),
-            &line.repeat(20_000),
-            &BTreeMap::new(),
-        )
-        .unwrap_err();
+    for line in ["1,\"a text\",{another},[1\n", "KEY_ = \"a\", 1 = 2\n", "<html lang='en'>\n"] {
+        let errors = parse(Path::new("pairs.csv"), &line.repeat(20_000), &BTreeMap::new()).unwrap_err();
         assert!(errors.problems().len() <= 40, "{}", errors.problems().len());
     }
     let keys: String = (0..10_000).map(|key| format!("key{key} = 1\n")).collect();
-    let report = parse(Path::new("x.toml"), &keys, &BTreeMap::new())
-        .unwrap_err()
-        .render(false, 100);
-    assert!(
-        report.ends_with("couplet: 10004 problems in x.toml, the first 100 above\n"),
-        "{report}"
-    );
+    let report = parse(Path::new("x.toml"), &keys, &BTreeMap::new()).unwrap_err().render(false, 100);
+    assert!(report.ends_with("couplet: 10004 problems in x.toml, the first 100 above\n"), "{report}");
 }
 
 #[test]
 fn display_gives_one_line_a_problem() {
-    let errors = parse(
-        Path::new("x.toml"),
-        "name = 3\n[run]\nthread = 2\n",
-        &BTreeMap::new(),
-    )
-    .unwrap_err();
+    let errors = parse(Path::new("x.toml"), "name = 3\n[run]\nthread = 2\n", &BTreeMap::new()).unwrap_err();
     insta::assert_snapshot!(errors, @r#"
 x.toml:1:1: the file has no [source]
 x.toml:1:1: the file has no [model]
@@ -255,18 +174,9 @@ fn color_is_used_only_when_asked_for() {
 fn a_table_of_the_command_line_gets_its_format_from_the_extension() {
     let table = table_from_uri("pairs", "data/pairs.ndjson.zst").unwrap();
     assert_eq!(table.location.path, Path::new("data/pairs.ndjson.zst"));
-    assert_eq!(
-        table.format,
-        TableFormat::Json {
-            compression: Compression::Zstd
-        }
-    );
+    assert_eq!(table.format, TableFormat::Json { compression: Compression::Zstd });
     for uri in ["data/", "data", "data/*.parquet"] {
-        assert_eq!(
-            table_from_uri("t", uri).unwrap().format,
-            TableFormat::Parquet,
-            "{uri}"
-        );
+        assert_eq!(table_from_uri("t", uri).unwrap().format, TableFormat::Parquet, "{uri}");
     }
     insta::assert_snapshot!(table_from_uri("my-pairs", "a.csv").unwrap_err(), @r#""my-pairs" cannot be the name of a table; write for example `my_pairs`"#);
     insta::assert_snapshot!(table_from_uri("pairs", "a.txt").unwrap_err(), @r#"the name of `a.txt` does not tell its format; write a table with its format: `{ uri = "…", format = "csv" }`"#);
@@ -278,9 +188,7 @@ fn a_table_of_the_command_line_gets_its_format_from_the_extension() {
 fn every_damage_to_a_file_can_be_rendered() {
     for name in ["many_problems", "valid_full", "syntax_sql_not_closed"] {
         let text = fixture(name);
-        let places = text
-            .char_indices()
-            .map(|(place, char)| (place, place + char.len_utf8()));
+        let places = text.char_indices().map(|(place, char)| (place, place + char.len_utf8()));
         for (start, end) in places {
             let damaged = [
                 text[..start].to_owned(),
@@ -291,10 +199,7 @@ fn every_damage_to_a_file_can_be_rendered() {
             ];
             for text in damaged {
                 if let Err(errors) = parse_as(name, &text) {
-                    assert!(
-                        !errors.problems().is_empty(),
-                        "an error without a problem:\n{text}"
-                    );
+                    assert!(!errors.problems().is_empty(), "an error without a problem:\n{text}");
                     assert!(errors.render(false, 60).contains(" in pipelines/"));
                     assert!(!errors.to_string().is_empty());
                 }

@@ -24,12 +24,14 @@ struct Classifier {
 
 impl Classifier {
     fn load(dir: &Path) -> Result<Self> {
-        let json: serde_json::Value = serde_json::from_reader(File::open(dir.join("config.json"))?)?;
+        let json: serde_json::Value =
+            serde_json::from_reader(File::open(dir.join("config.json"))?)?;
         let labels = json["id2label"].as_object().context("id2label")?.len();
         let config: Config = serde_json::from_value(json)?;
         let weights = [dir.join("model.safetensors")];
         // SAFETY: the file is mapped, and nobody writes to it while the bench runs.
-        let vb = unsafe { VarBuilder::from_mmaped_safetensors(&weights, DType::F32, &Device::Cpu)? };
+        let vb =
+            unsafe { VarBuilder::from_mmaped_safetensors(&weights, DType::F32, &Device::Cpu)? };
         Ok(Self {
             encoder: DistilBertModel::load(vb.pp("distilbert"), &config)?,
             pre_classifier: linear(config.dim, config.dim, vb.pp("pre_classifier"))?,
@@ -41,28 +43,51 @@ impl Classifier {
     fn forward(&self, batch: &[Encoding]) -> Result<Tensor> {
         let length = batch.iter().map(|e| e.get_ids().len()).max().unwrap_or(0);
         let shape = (batch.len(), length);
-        let padded = |e: &Encoding| (0..length).map(|i| e.get_ids().get(i).copied().unwrap_or(0)).collect::<Vec<_>>();
-        let input_ids = Tensor::from_vec(batch.iter().flat_map(padded).collect(), shape, &Device::Cpu)?;
+        let padded = |e: &Encoding| {
+            (0..length)
+                .map(|i| e.get_ids().get(i).copied().unwrap_or(0))
+                .collect::<Vec<_>>()
+        };
+        let input_ids =
+            Tensor::from_vec(batch.iter().flat_map(padded).collect(), shape, &Device::Cpu)?;
         // candle's DistilBERT fills where the mask is 1, so 1 means padding here.
         let padding = input_ids.eq(0u32)?.reshape((batch.len(), 1, 1, length))?;
-        let cls = self.encoder.forward(&input_ids, &padding)?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
-        let logits = self.classifier.forward(&self.pre_classifier.forward(&cls)?.relu()?)?;
+        let cls = self
+            .encoder
+            .forward(&input_ids, &padding)?
+            .narrow(1, 0, 1)?
+            .squeeze(1)?
+            .contiguous()?;
+        let logits = self
+            .classifier
+            .forward(&self.pre_classifier.forward(&cls)?.relu()?)?;
         Ok(softmax(&logits, D::Minus1)?)
     }
 }
 
 fn encode(tokenizer: &Tokenizer, pairs: &RecordBatch) -> Result<Vec<Encoding>> {
     let text = |name| -> Result<ArrayRef> {
-        Ok(cast(pairs.column_by_name(name).context(name)?, &DataType::Utf8)?)
+        Ok(cast(
+            pairs.column_by_name(name).context(name)?,
+            &DataType::Utf8,
+        )?)
     };
     let (first, second) = (text("sentence1")?, text("sentence2")?);
     let (first, second) = (first.as_string::<i32>(), second.as_string::<i32>());
-    let inputs = (0..pairs.num_rows()).map(|i| (first.value(i), second.value(i))).collect::<Vec<_>>();
-    tokenizer.encode_batch_fast(inputs, true).map_err(|e| anyhow!(e))
+    let inputs = (0..pairs.num_rows())
+        .map(|i| (first.value(i), second.value(i)))
+        .collect::<Vec<_>>();
+    tokenizer
+        .encode_batch_fast(inputs, true)
+        .map_err(|e| anyhow!(e))
 }
 
 fn main() -> Result<()> {
-    let [pairs, model, out] = env::args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| anyhow!("usage: candle-peer PAIRS MODEL OUT"))?;
+    let [pairs, model, out] = env::args()
+        .skip(1)
+        .collect::<Vec<_>>()
+        .try_into()
+        .map_err(|_| anyhow!("usage: candle-peer PAIRS MODEL OUT"))?;
     let model = Path::new(&model);
 
     let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(pairs)?)?;
@@ -70,9 +95,15 @@ fn main() -> Result<()> {
     let batches = reader.build()?.collect::<Result<Vec<_>, _>>()?;
     let pairs = concat_batches(&schema, &batches)?;
 
-    let mut tokenizer = Tokenizer::from_file(model.join("tokenizer.json")).map_err(|e| anyhow!(e))?;
-    let truncation = TruncationParams { max_length: MAX_LENGTH, ..Default::default() };
-    tokenizer.with_truncation(Some(truncation)).map_err(|e| anyhow!(e))?;
+    let mut tokenizer =
+        Tokenizer::from_file(model.join("tokenizer.json")).map_err(|e| anyhow!(e))?;
+    let truncation = TruncationParams {
+        max_length: MAX_LENGTH,
+        ..Default::default()
+    };
+    tokenizer
+        .with_truncation(Some(truncation))
+        .map_err(|e| anyhow!(e))?;
     let encodings = encode(&tokenizer, &pairs)?;
 
     let classifier = Classifier::load(model)?;
@@ -83,8 +114,16 @@ fn main() -> Result<()> {
 
     let labels = (probabilities.len() / pairs.num_rows().max(1)) as i32;
     let item = Arc::new(Field::new("item", DataType::Float32, false));
-    let column: ArrayRef = Arc::new(FixedSizeListArray::try_new(item, labels, Arc::new(Float32Array::from(probabilities)), None)?);
-    let scored = RecordBatch::try_from_iter([("id", pairs.column_by_name("id").context("id")?.clone()), ("probabilities", column)])?;
+    let column: ArrayRef = Arc::new(FixedSizeListArray::try_new(
+        item,
+        labels,
+        Arc::new(Float32Array::from(probabilities)),
+        None,
+    )?);
+    let scored = RecordBatch::try_from_iter([
+        ("id", pairs.column_by_name("id").context("id")?.clone()),
+        ("probabilities", column),
+    ])?;
     let mut writer = ArrowWriter::try_new(File::create(out)?, scored.schema(), None)?;
     writer.write(&scored)?;
     writer.close()?;

@@ -1,0 +1,85 @@
+//! DataFusion's errors in words that help: what is known here and not there, and none of its inner layers.
+
+use datafusion::common::DataFusionError;
+use datafusion::prelude::SessionContext;
+
+use crate::scorer::ScorerError;
+
+/// Says what is wrong with a query, with what the session knows of it.
+pub(crate) fn explain(error: &DataFusionError, context: Option<&SessionContext>) -> String {
+    let root = error.find_root();
+    let message = match root {
+        DataFusionError::External(e) => e.to_string(),
+        DataFusionError::SQL(e, _) => e.to_string().trim_start_matches("sql parser error: ").to_owned(),
+        _ => root.message().split("\n\nbacktrace:").next().unwrap_or_default().to_owned(),
+    };
+    let rules = [table_not_found, dot_access, no_such_field, function_arguments];
+    rules.into_iter().find_map(|rule| rule(&message, context)).unwrap_or(message)
+}
+
+/// Whether the query is wrong, rather than its execution.
+pub(crate) fn is_mistake(error: &DataFusionError) -> bool {
+    match error.find_root() {
+        DataFusionError::SQL(..)
+        | DataFusionError::Plan(_)
+        | DataFusionError::SchemaError(..)
+        | DataFusionError::NotImplemented(_) => true,
+        DataFusionError::External(e) => {
+            matches!(
+                e.downcast_ref(),
+                Some(ScorerError::Load(_) | ScorerError::Device(_) | ScorerError::MaxLength { .. })
+            )
+        }
+        _ => false,
+    }
+}
+
+fn table_not_found(message: &str, context: Option<&SessionContext>) -> Option<String> {
+    let name = message.strip_prefix("table '")?.strip_suffix("' not found")?;
+    let name = name.trim_start_matches("datafusion.public.");
+    let mut tables = context?.catalog("datafusion")?.schema("public")?.table_names();
+    tables.sort();
+    let nearest = nearest(name, tables.iter().map(String::as_str));
+    let nearest = nearest.map_or_else(String::new, |other| format!("; did you mean `{other}`?"));
+    Some(match tables.is_empty() {
+        true => {
+            format!("there is no table `{name}`, nor any other: name one with --table {name}=URI or --pipeline FILE")
+        }
+        false if name == crate::query::PREDICTIONS => format!(
+            "there is no table `{name}`: run the pipeline first, or name a result with --table {name}=URI (tables: {})",
+            tables.join(", ")
+        ),
+        false => format!("there is no table `{name}` (tables: {}){nearest}", tables.join(", ")),
+    })
+}
+
+fn dot_access(message: &str, _: Option<&SessionContext>) -> Option<String> {
+    message.starts_with("Dot access not supported").then(|| {
+        "a field of a call is written with brackets: predict('model', text)['label'], not predict('model', text).label".into()
+    })
+}
+
+fn no_such_field(message: &str, _: Option<&SessionContext>) -> Option<String> {
+    let field = message.strip_prefix("Field ")?.strip_suffix(" not found in struct")?;
+    let fields = crate::predict::prediction_fields();
+    let names: Vec<&str> = fields.iter().map(|field| field.name().as_str()).collect();
+    let nearest = nearest(field, names.iter().copied());
+    let nearest = nearest.map_or_else(String::new, |other| format!("; did you mean ['{other}']?"));
+    Some(format!("there is no field '{field}'; a prediction has {}{nearest}", names.join(", ")))
+}
+
+/// What [`crate::predict`] says of its arguments, without DataFusion's words around it.
+fn function_arguments(message: &str, _: Option<&SessionContext>) -> Option<String> {
+    let (_, own) = message.split_once("user-defined coercion failed with: ")?;
+    let own = own.trim_start_matches("Error during planning: ");
+    Some(own.split(" No function matches the given name").next().unwrap_or(own).trim_end().to_owned())
+}
+
+/// The name that is most like the one that does not exist, if any is like it.
+pub(crate) fn nearest<'a>(name: &str, others: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    others
+        .map(|other| (strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase()), other))
+        .filter(|(similarity, _)| *similarity > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, other)| other)
+}
