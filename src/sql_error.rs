@@ -3,6 +3,7 @@
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
 
+use crate::predict::FUNCTION;
 use crate::scorer::ScorerError;
 
 /// Says what is wrong with a query, with what the session knows of it.
@@ -68,11 +69,14 @@ fn no_such_field(message: &str, _: Option<&SessionContext>) -> Option<String> {
     Some(format!("there is no field '{field}'; a prediction has {}{nearest}", names.join(", ")))
 }
 
-/// What [`crate::predict`] says of its arguments, without DataFusion's words around it.
 fn function_arguments(message: &str, _: Option<&SessionContext>) -> Option<String> {
-    let (_, own) = message.split_once("user-defined coercion failed with: ")?;
-    let own = own.trim_start_matches("Error during planning: ");
-    Some(own.split(" No function matches the given name").next().unwrap_or(own).trim_end().to_owned())
+    let about_arguments = ["argument", "coerc"].iter().any(|word| message.contains(word));
+    (message.contains(&format!("'{FUNCTION}'")) && about_arguments).then(|| {
+        format!(
+            "{FUNCTION} takes a model and one or two texts, all of them strings: {FUNCTION}('models/mrpc', sentence1, \
+             sentence2); write CAST(… AS VARCHAR) for other types"
+        )
+    })
 }
 
 /// The name that is most like the one that does not exist, if any is like it.

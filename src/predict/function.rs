@@ -8,7 +8,9 @@ use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use datafusion::common::{DataFusionError, Result, ScalarValue, internal_err, plan_err};
 use datafusion::logical_expr::async_udf::{AsyncScalarUDF, AsyncScalarUDFImpl};
-use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
+use datafusion::logical_expr::{
+    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility,
+};
 
 use super::columns::{prediction_fields, predictions_to_array};
 use super::{FUNCTION, Models};
@@ -18,7 +20,7 @@ use crate::scorer::{TextColumn, Window};
 pub(super) fn predict(models: Arc<Models>) -> ScalarUDF {
     // Volatile keeps the planner from evaluating a call on literals by itself, which an async function
     // cannot answer. It does not stop calls from being copied: that is what hoisting is for.
-    let signature = Signature::user_defined(Volatility::Volatile);
+    let signature = Signature::one_of(vec![TypeSignature::String(2), TypeSignature::String(3)], Volatility::Volatile);
     AsyncScalarUDF::new(Arc::new(Predict { signature, models })).into_scalar_udf()
 }
 
@@ -53,17 +55,6 @@ impl ScalarUDFImpl for Predict {
 
     fn return_type(&self, _: &[DataType]) -> Result<DataType> {
         Ok(DataType::Struct(prediction_fields()))
-    }
-
-    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        let wrong = types.iter().find(|data_type| !(data_type.is_string() || data_type.is_null()));
-        match (types.len(), wrong) {
-            (2 | 3, None) => Ok(vec![DataType::Utf8View; types.len()]),
-            (2 | 3, Some(wrong)) => plan_err!("{FUNCTION} takes strings, not {wrong}; write CAST(… AS VARCHAR)"),
-            (n, _) => plan_err!(
-                "{FUNCTION} takes a model and one or two texts, not {n} arguments: {FUNCTION}('models/mrpc', sentence1, sentence2)"
-            ),
-        }
     }
 
     fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {
