@@ -1,1 +1,42 @@
-fn main() {}
+//! Criterion benches, a module a stage: `cargo bench`, or `cargo bench -- forward` for one of them.
+//!
+//! Whole runs against other programs are in `benches/peers/`.
+
+mod forward;
+mod ops;
+mod scorer;
+mod tokenize;
+
+use std::path::{Path, PathBuf};
+
+use arrow::array::{AsArray, StringViewArray};
+use arrow::compute::cast;
+use arrow::datatypes::DataType;
+use criterion::{criterion_group, criterion_main};
+use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+/// The bundled model.
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/quickstart/model")
+}
+
+/// The two texts of the bundled pairs.
+fn pairs() -> [StringViewArray; 2] {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/quickstart/pairs.parquet");
+    let file = std::fs::File::open(path).expect("the pairs are in the repository");
+    let mut batches = ParquetRecordBatchReaderBuilder::try_new(file)
+        .and_then(ParquetRecordBatchReaderBuilder::build)
+        .expect("a Parquet file");
+    let batch = batches.next().expect("the pairs are one batch").expect("whole pages");
+    ["sentence1", "sentence2"].map(|name| {
+        let column = batch.column_by_name(name).expect("a column of texts");
+        cast(column, &DataType::Utf8View).expect("texts").as_string_view().clone()
+    })
+}
+
+criterion_group! {
+    name = benches;
+    config = criterion::Criterion::default().sample_size(20);
+    targets = tokenize::bench, ops::bench, forward::bench, scorer::bench
+}
+criterion_main!(benches);

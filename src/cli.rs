@@ -89,10 +89,10 @@ struct Query {
     /// Write the result to a file, which appears when it is complete
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Inference threads of predict(); one a core if not given
+    /// Inference threads of `predict`; one a core if not given
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// The length at which predict() cuts its input, in tokens; the model's own limit if not given
+    /// The length at which `predict` cuts its input, in tokens; the model's own limit if not given
     #[arg(long)]
     max_length: Option<usize>,
 }
@@ -246,18 +246,18 @@ fn describe(prediction: &Prediction, model: &Model, as_json: bool) -> String {
         });
         return format!("{document:#}\n");
     }
-    let mut text = match label {
-        Some(label) => format!("{label} ({:.1} %)\n", 100.0 * prediction.score),
-        None => format!("{}\n", prediction.score),
-    };
+    let mut lines = vec![match label {
+        Some(label) => format!("{label} ({:.1} %)", 100.0 * prediction.score),
+        None => prediction.score.to_string(),
+    }];
     let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
     for (label, p) in by_label() {
-        text.push_str(&format!("  {label:width$}  {p:.4}\n"));
+        lines.push(format!("  {label:width$}  {p:.4}"));
     }
     if prediction.truncated {
-        text.push_str(&format!("  cut to {} tokens\n", prediction.tokens));
+        lines.push(format!("  cut to {} tokens", prediction.tokens));
     }
-    text
+    lines.join("\n") + "\n"
 }
 
 fn show(folder: &Path, as_json: bool) -> Result<(), Error> {

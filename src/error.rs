@@ -98,9 +98,14 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Usage(_) | Self::Tables(_) | Self::Source { .. } => 2,
-            Self::Sql { mistake: true, .. } => 2,
-            Self::Model(ScorerError::Load(_) | ScorerError::Device(_) | ScorerError::MaxLength { .. }) => 2,
+            Self::Config(_)
+            | Self::Usage(_)
+            | Self::Tables(_)
+            | Self::Source { .. }
+            | Self::Sql { mistake: true, .. }
+            | Self::Model(
+                ScorerError::Load(_) | ScorerError::Device(_) | ScorerError::Int16 | ScorerError::MaxLength { .. },
+            ) => 2,
             Self::Interrupted { .. } => 130,
             _ => 1,
         }

@@ -1,3 +1,20 @@
+//! couplet scores sentence pairs in bulk.
+//!
+//! It reads pairs, or single sentences, with SQL from Parquet, delimited text, JSON or Arrow files; runs them
+//! through a `DistilBERT` or BERT encoder without padding; and writes predictions as a Parquet file that is there
+//! whole or not at all.
+//!
+//! ```text
+//! pipeline.toml ── config ── Pipeline
+//!                               │
+//!  tables ── source query ── windows ──▶ scorer ──▶ sink
+//!  (DataFusion)                           │
+//!                           tokenize → pack → encoder → head
+//! ```
+//!
+//! The program is `couplet`; as a library, [`run::run`] executes a pipeline, [`predict::install`] gives the SQL
+//! function to any `DataFusion` session, and [`scorer::Scorer`] scores windows of texts without any SQL.
+
 pub mod cli;
 pub mod config;
 pub mod error;

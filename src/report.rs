@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::progress::{grouped, spoken};
-use crate::scorer::{Counts, PADDED_BATCH, Rejection};
+use crate::scorer::{Counts, PADDED_BATCH, Precision, Rejection};
 
 /// What a run did.
 #[derive(Debug, Clone)]
@@ -18,6 +18,8 @@ pub struct Report {
     pub model: String,
     /// The model's fingerprint, all digits.
     pub fingerprint: String,
+    /// In which numbers the encoder multiplied.
+    pub precision: Precision,
     /// What the scorer counted.
     pub counts: Counts,
     /// How many rows got each label, in the model's order; empty for regression.
@@ -60,7 +62,7 @@ impl Report {
         let rejected = Rejection::KINDS.iter().zip(counts.rejected).filter(|(_, n)| *n > 0);
         json!({
             "pipeline": self.pipeline,
-            "model": { "uri": self.model, "fingerprint": self.fingerprint },
+            "model": { "uri": self.model, "fingerprint": self.fingerprint, "precision": self.precision.to_string() },
             "rows": {
                 "read": counts.rows,
                 "scored": counts.scored,
@@ -126,7 +128,10 @@ impl fmt::Display for Report {
             format!("{:.0} rows/s · {} tokens/s", self.rows_per_second(), grouped(self.tokens_per_second() as u64)),
         )?;
         line("time", format!("{} ({} scoring)", spoken(self.elapsed), spoken(self.scoring)))?;
-        line("model", format!("{} ({})", self.model, &self.fingerprint[..self.fingerprint.len().min(16)]))?;
+        line(
+            "model",
+            format!("{} ({}, {})", self.model, &self.fingerprint[..self.fingerprint.len().min(16)], self.precision),
+        )?;
         let size = self.output_bytes as f64 / 1e6;
         writeln!(f, "  {:<10} {} ({size:.2} MB)", "output", self.output.display())
     }

@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::predict::{Models, prediction_fields, predictions_to_array};
 use crate::progress::{Progress, Style, grouped};
 use crate::report::Report;
+use crate::scorer;
 use crate::scorer::{Counts, DeviceSetting, Pool, Prediction, Rejection, Scorer, ScorerOptions};
 use crate::session;
 use crate::sink::ParquetSink;
@@ -66,6 +67,7 @@ pub async fn run(
     Ok(Report {
         pipeline: pipeline.name.clone(),
         model: readable(&pipeline.model.location.path).display().to_string(),
+        precision: precision_of(pipeline),
         fingerprint: scorer.model().fingerprint.as_str().to_owned(),
         counts: scorer.tally().counts(),
         labels,
@@ -89,14 +91,14 @@ async fn score(
     let query_failed =
         |e: DataFusionError| Error::sql(format!("{}: the source query", pipeline.path.display()), &e, Some(context));
     let windows = source.windows(pipeline.run.window).await.map_err(|e| Error::source(&pipeline.path, e, context))?;
-    let scored = windows
+    let predictions = windows
         .map(|window| async {
             let (batch, window) = window.map_err(query_failed)?;
             let outcomes = scorer.score(window).await?;
             Ok::<_, Error>((batch, outcomes))
         })
         .buffered(WINDOWS_UNDER_WAY);
-    let mut scored = std::pin::pin!(scored);
+    let mut predictions = std::pin::pin!(predictions);
     let mut stop = std::pin::pin!(stop);
     loop {
         tokio::select! {
@@ -111,7 +113,7 @@ async fn score(
                     kept: format!("{kept}. Run the same command again to score all rows"),
                 });
             }
-            next = scored.next() => match next {
+            next = predictions.next() => match next {
                 Some(window) => {
                     let (batch, outcomes) = window?;
                     output.write(&batch, &outcomes, scorer)?;
@@ -147,6 +149,7 @@ impl Output {
             ("couplet.model", scorer.model().fingerprint.as_str().to_owned()),
             ("couplet.model_uri", pipeline.model.location.path.display().to_string()),
             ("couplet.max_length", scorer.max_length().to_string()),
+            ("couplet.precision", precision_of(pipeline).to_string()),
         ];
         let sink = ParquetSink::create(&pipeline.sink.location.path, &schema, &metadata)?;
         Ok(Self { sink, schema, rows: 0, labels: vec![0; scorer.model().config.labels.len()] })
@@ -230,14 +233,21 @@ pub fn pool(threads: Option<usize>) -> Result<Pool, Error> {
     Pool::new(threads).map_err(|error| Error::Io { context: "starting the inference threads".into(), error })
 }
 
+/// The precision of the pipeline's own model.
+fn precision_of(pipeline: &Pipeline) -> scorer::Precision {
+    match pipeline.model.precision {
+        Precision::Auto | Precision::F32 => scorer::Precision::F32,
+        Precision::Int16 => scorer::Precision::Int16,
+    }
+}
+
 /// A set of models in which the pipeline's own runs as the pipeline says.
 #[must_use]
 pub fn models_of(pipeline: &Pipeline, pool: Pool, base: &Path) -> Models {
-    // Both precisions that a pipeline can ask for are f32 on every device today.
-    let (Precision::Auto | Precision::F32) = pipeline.model.precision;
     let options = ScorerOptions {
         max_length: Some(pipeline.model.max_length),
         batch_tokens: pipeline.run.batch_tokens,
+        precision: precision_of(pipeline),
         device: match pipeline.model.device {
             Device::Auto => DeviceSetting::Auto,
             Device::Cpu => DeviceSetting::Cpu,

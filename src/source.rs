@@ -173,12 +173,11 @@ fn coalesce(
             if ended {
                 return Ok(None);
             }
-            match batches.next().await {
-                Some(batch) => coalescer.push_batch(batch?)?,
-                None => {
-                    coalescer.finish_buffered_batch()?;
-                    ended = true;
-                }
+            if let Some(batch) = batches.next().await {
+                coalescer.push_batch(batch?)?;
+            } else {
+                coalescer.finish_buffered_batch()?;
+                ended = true;
             }
         }
     })

@@ -28,7 +28,9 @@ pub(crate) fn is_mistake(error: &DataFusionError) -> bool {
         DataFusionError::External(e) => {
             matches!(
                 e.downcast_ref(),
-                Some(ScorerError::Load(_) | ScorerError::Device(_) | ScorerError::MaxLength { .. })
+                Some(
+                    ScorerError::Load(_) | ScorerError::Device(_) | ScorerError::Int16 | ScorerError::MaxLength { .. }
+                )
             )
         }
         _ => false,

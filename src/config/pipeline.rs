@@ -146,10 +146,12 @@ pub struct ModelSettings {
 /// The number format of the forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// The fastest one that is exact enough on the device.
+    /// 32-bit floats, the same on every machine.
     Auto,
     /// 32-bit floats.
     F32,
+    /// 16-bit integers with exact sums in the encoder's linear layers, 32-bit floats elsewhere; on x86-64 only.
+    Int16,
 }
 
 /// Where the forward pass runs.

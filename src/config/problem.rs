@@ -107,6 +107,9 @@ impl ConfigErrors {
     }
 
     /// Renders the problems with their lines of the file, then the count; `width` is that of the terminal, in columns.
+    ///
+    /// # Panics
+    /// Never: a string takes every write.
     #[must_use]
     pub fn render(&self, color: bool, width: usize) -> String {
         let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };

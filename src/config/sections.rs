@@ -13,8 +13,13 @@ use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::tables::tables;
 
-const PRECISIONS: [Choice<Precision>; 5] =
-    [("auto", Some(Precision::Auto)), ("f32", Some(Precision::F32)), ("int16", None), ("f16", None), ("bf16", None)];
+const PRECISIONS: [Choice<Precision>; 5] = [
+    ("auto", Some(Precision::Auto)),
+    ("f32", Some(Precision::F32)),
+    ("int16", Some(Precision::Int16)),
+    ("f16", None),
+    ("bf16", None),
+];
 const SINK_FORMATS: [Choice<()>; 2] = [("parquet", Some(())), ("delta", None)];
 const SINK_MODES: [Choice<()>; 3] = [("overwrite", Some(())), ("append", None), ("merge", None)];
 

@@ -9,7 +9,7 @@ use super::LoadError;
 /// The two encoders that couplet runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
-    /// Sanh et al. 2019: no token types; the head reads the first token through `pre_classifier` and ReLU.
+    /// Sanh et al. 2019: no token types; the head reads the first token through `pre_classifier` and a rectifier.
     DistilBert,
     /// Devlin et al. 2019: token types; the head reads the first token through the pooler and tanh.
     Bert,
@@ -110,7 +110,7 @@ impl ModelConfig {
             problem: problem(&keys)?,
             labels: labels(&keys)?,
         };
-        if config.dim % config.n_heads != 0 {
+        if !config.dim.is_multiple_of(config.n_heads) {
             return Err(keys.error(names.n_heads, &format!("a divisor of {} = {}", names.dim, config.dim)));
         }
         Ok(config)

@@ -32,7 +32,9 @@ impl Fingerprint {
                 }
             }
         }
-        Ok(Self(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+        let digest = digest.finalize();
+        let digit = |half: u8| char::from_digit(half.into(), 16).expect("half a byte is one digit");
+        Ok(Self(digest.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()))
     }
 
     /// All 64 hexadecimal digits.

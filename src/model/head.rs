@@ -8,7 +8,7 @@ use super::encoder::load_linear;
 use super::error::LoadError;
 use crate::ops::{Kernels, Linear};
 
-/// `[B, D] → [B, L]`: DistilBERT's `pre_classifier` and ReLU, or BERT's pooler and tanh, then `classifier`.
+/// `[B, D] → [B, L]`: DistilBERT's `pre_classifier` and a rectifier, or BERT's pooler and tanh, then `classifier`.
 #[derive(Debug)]
 pub(super) struct Head {
     architecture: Architecture,
@@ -26,7 +26,7 @@ impl Head {
     ) -> std::result::Result<Self, LoadError> {
         let outputs = checkpoint.classifier_outputs()?;
         config.settle_outputs(&checkpoint.folder.join("config.json"), outputs)?;
-        let dim = config.dim;
+        let (dim, kernels) = (config.dim, kernels.with_f32());
         let dense = match config.architecture {
             Architecture::DistilBert => "pre_classifier",
             Architecture::Bert => "pooler.dense",

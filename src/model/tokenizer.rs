@@ -163,14 +163,13 @@ impl Tokenizer {
 /// the file names a class that takes `tokenizer.json` as it is.
 fn overridden_normalizer(tokenizer: &tokenizers::Tokenizer, settings: &Value) -> Option<BertNormalizer> {
     let Some(NormalizerWrapper::BertNormalizer(written)) = tokenizer.get_normalizer() else { return None };
-    match settings.get("tokenizer_class").and_then(Value::as_str) {
-        Some("PreTrainedTokenizerFast" | "TokenizersBackend") => None,
-        _ => {
-            let mut normalizer = bert_normalizer(settings);
-            normalizer.clean_text = written.clean_text;
-            Some(normalizer)
-        }
+    let class = settings.get("tokenizer_class").and_then(Value::as_str);
+    if matches!(class, Some("PreTrainedTokenizerFast" | "TokenizersBackend")) {
+        return None;
     }
+    let mut normalizer = bert_normalizer(settings);
+    normalizer.clean_text = written.clean_text;
+    Some(normalizer)
 }
 
 fn bert_normalizer(settings: &Value) -> BertNormalizer {

@@ -7,10 +7,13 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{NullaryFnOnce, Simd};
 
+use super::dot::Int16Kernel;
 use super::elementwise::{gelu, layer_norm, softmax};
-use super::gemm::{multiply, pack_columns, pack_panel_rows, pack_rows, tile_columns};
+use super::gemm::{multiply, pack_columns, pack_panel_rows, pack_rows};
+use super::int16;
+use super::quantize::{Int16Layer, Int16Rows};
 
 /// Rows whose products and epilogue are finished before the next block begins; a multiple of every
 /// tile height. 96 rows of a 384 x 1536 layer are 0.7 MB: they stay in a second-level cache of 1 MB.
@@ -27,49 +30,126 @@ thread_local! {
 #[derive(Default)]
 struct Scratch {
     tiles: Vec<f32>,
+    quantized: Int16Rows,
     block: Vec<f32>,
     keys: Vec<f32>,
     values: Vec<f32>,
     scores: Vec<f32>,
 }
 
-/// The best instruction set of this machine that has fused multiply-add; none on a machine without it.
-pub(super) fn detect() -> Option<Arch> {
-    match Arch::new() {
-        Arch::Scalar => None,
-        arch => Some(arch),
+/// An instruction set with vectors and fused multiply-add.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Isa {
+    #[cfg(target_arch = "x86_64")]
+    Avx512(pulp::x86::V4),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(pulp::x86::V3),
+    #[cfg(target_arch = "aarch64")]
+    Neon(pulp::aarch64::Neon),
+}
+
+impl Isa {
+    /// The best instruction set of this machine, if it has one.
+    pub(super) fn detect() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx512 = pulp::x86::V4::try_new().map(Self::Avx512);
+            avx512.or_else(|| pulp::x86::V3::try_new().map(Self::Avx2))
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            pulp::aarch64::Neon::try_new().map(Self::Neon)
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        None
+    }
+
+    /// Runs an operator, compiled for the instruction set, with the register tile that fills its registers.
+    pub(super) fn run<O: Operator>(self, operator: O) -> O::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(simd) => simd.vectorize(Run::<_, _, 12, 2> { simd, operator }),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(simd) => simd.vectorize(Run::<_, _, 6, 2> { simd, operator }),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(simd) => simd.vectorize(Run::<_, _, 6, 4> { simd, operator }),
+        }
+    }
+
+    /// Columns of the register tile, which is the width of a panel.
+    fn panel_width(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => 32,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => 16,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => 16,
+        }
     }
 }
 
-/// A fully connected layer `[in] → [out]` with its weight as panels for [`multiply`].
+/// Work in register tiles of `R` rows and `C` vectors.
+pub(super) trait Operator {
+    type Output;
+
+    fn run<S: Simd, const R: usize, const C: usize>(self, simd: S) -> Self::Output;
+}
+
+/// An operator for [`Simd::vectorize`].
+struct Run<S, O, const R: usize, const C: usize> {
+    simd: S,
+    operator: O,
+}
+
+impl<S: Simd, O: Operator, const R: usize, const C: usize> NullaryFnOnce for Run<S, O, R, C> {
+    type Output = O::Output;
+
+    #[inline(always)]
+    fn call(self) -> O::Output {
+        self.operator.run::<S, R, C>(self.simd)
+    }
+}
+
+/// A fully connected layer `[in] → [out]`, packed for the instruction set that will read it.
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
-    panels: Vec<f32>,
+    weight: Weight,
     bias: Vec<f32>,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
 }
 
-impl Layer {
-    /// Packs a row-major weight `[out, in]` for the instruction set that will read it.
-    pub(super) fn pack(arch: Arch, weight: &[f32], bias: &[f32]) -> Self {
-        let outputs = bias.len();
-        let inputs = weight.len() / outputs;
-        debug_assert_eq!(weight.len(), outputs * inputs);
-        let mut panels = Vec::new();
-        pack_columns(&mut panels, weight.chunks_exact(inputs), inputs, arch.dispatch(PanelWidth));
-        Self { panels, bias: bias.to_vec(), inputs, outputs }
-    }
+#[derive(Debug, Clone)]
+enum Weight {
+    /// Panels for [`multiply`].
+    F32(Vec<f32>),
+    Int16(Int16Kernel, Int16Layer),
 }
 
-struct PanelWidth;
+impl Layer {
+    /// Packs a row-major weight `[out, in]` as it is.
+    pub(super) fn pack(isa: Isa, weight: &[f32], bias: &[f32]) -> Self {
+        let (outputs, inputs) = (bias.len(), weight.len() / bias.len());
+        debug_assert_eq!(weight.len(), outputs * inputs);
+        let mut panels = Vec::new();
+        pack_columns(&mut panels, weight.chunks_exact(inputs), inputs, isa.panel_width());
+        Self { weight: Weight::F32(panels), bias: bias.to_vec(), inputs, outputs }
+    }
 
-impl WithSimd for PanelWidth {
-    type Output = usize;
+    /// Quantises a row-major weight `[out, in]`.
+    pub(super) fn quantize(kernel: Int16Kernel, weight: &[f32], bias: &[f32]) -> Self {
+        let (outputs, inputs) = (bias.len(), weight.len() / bias.len());
+        let weight = Weight::Int16(kernel, Int16Layer::quantize(weight, outputs));
+        Self { weight, bias: bias.to_vec(), inputs, outputs }
+    }
 
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> usize {
-        tile_columns::<S>()
+    /// The largest activation that the layer admits, if it is quantised.
+    fn largest(&self) -> Option<i16> {
+        match &self.weight {
+            Weight::F32(_) => None,
+            Weight::Int16(_, layer) => Some(layer.largest),
+        }
     }
 }
 
@@ -94,27 +174,37 @@ pub(super) struct Linear<'a> {
     pub(super) epilogue: Epilogue<'a>,
 }
 
-impl WithSimd for Linear<'_> {
+impl Operator for Linear<'_> {
     /// One product a layer.
     type Output = Vec<Vec<f32>>;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Vec<Vec<f32>> {
+    fn run<S: Simd, const R: usize, const C: usize>(self, simd: S) -> Vec<Vec<f32>> {
         let Self { x, layers, epilogue } = self;
         let Some(inputs) = layers.first().map(|layer| layer.inputs) else { return Vec::new() };
         let rows = x.len() / inputs;
         let mut outs: Vec<Vec<f32>> = layers.iter().map(|layer| Vec::with_capacity(rows * layer.outputs)).collect();
         // Not `with_borrow_mut`: its closure would be compiled without this function's instruction set.
         let mut scratch = SCRATCH.take();
-        let Scratch { tiles, block, .. } = &mut scratch;
+        let Scratch { tiles, quantized, block, .. } = &mut scratch;
+        let largest = layers.iter().filter_map(|layer| layer.largest()).min();
+        let any_f32 = layers.iter().any(|layer| layer.largest().is_none());
         for (b, x) in x.chunks(ROW_BLOCK * inputs).enumerate() {
             let rows = x.len() / inputs;
-            pack_rows::<S>(tiles, x.chunks_exact(inputs), inputs, 1.0);
+            if any_f32 {
+                pack_rows(tiles, x.chunks_exact(inputs), inputs, R, 1.0);
+            }
+            if let Some(largest) = largest {
+                quantized.quantize(x, inputs, largest);
+            }
             for (layer, out) in layers.iter().zip(&mut outs) {
                 let n = layer.outputs;
                 block.resize(block.len().max(rows * n), 0.0);
                 let block = &mut block[..rows * n];
-                multiply(simd, tiles, rows, inputs, &layer.panels, n, block, n);
+                match &layer.weight {
+                    Weight::F32(panels) => multiply::<S, R, C>(simd, tiles, rows, inputs, panels, n, block, n),
+                    Weight::Int16(kernel, layer) => int16::multiply(*kernel, quantized, layer, block, n),
+                }
                 for (r, row) in block.chunks_exact_mut(n).enumerate() {
                     finish_row(row, &layer.bias, epilogue, b * ROW_BLOCK + r);
                 }
@@ -164,14 +254,13 @@ pub(super) struct Attention<'a> {
     pub(super) heads: usize,
 }
 
-impl WithSimd for Attention<'_> {
+impl Operator for Attention<'_> {
     type Output = Vec<f32>;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+    fn run<S: Simd, const R: usize, const C: usize>(self, simd: S) -> Vec<f32> {
         let Self { query, key, value, cu_queries, cu_keys, dim, heads } = self;
         let head_dim = dim / heads;
-        #[expect(clippy::cast_precision_loss, reason = "a head has far fewer than 2^24 dimensions")]
         let scale = 1.0 / (head_dim as f32).sqrt();
         let mut context = vec![0.0; query.len()];
         let mut scratch = SCRATCH.take();
@@ -184,21 +273,21 @@ impl WithSimd for Attention<'_> {
                 let columns = head * head_dim..(head + 1) * head_dim;
                 let key = head_rows(&key[tokens.clone()], dim, &columns);
                 let value = head_rows(&value[tokens.clone()], dim, &columns);
-                pack_columns(keys, key, head_dim, tile_columns::<S>());
-                pack_panel_rows(values, value, head_dim, tile_columns::<S>());
+                pack_columns(keys, key, head_dim, C * S::F32_LANES);
+                pack_panel_rows(values, value, head_dim, C * S::F32_LANES);
                 for start in queries.clone().step_by(QUERY_BLOCK * dim) {
                     let block = start..queries.end.min(start + QUERY_BLOCK * dim);
                     let rows = block.len() / dim;
-                    pack_rows::<S>(tiles, head_rows(&query[block.clone()], dim, &columns), head_dim, scale);
+                    pack_rows(tiles, head_rows(&query[block.clone()], dim, &columns), head_dim, R, scale);
                     scores.resize(scores.len().max(rows * n), 0.0);
                     let scores = &mut scores[..rows * n];
-                    multiply(simd, tiles, rows, head_dim, keys, n, scores, n);
+                    multiply::<S, R, C>(simd, tiles, rows, head_dim, keys, n, scores, n);
                     for row in scores.chunks_exact_mut(n) {
                         softmax(row);
                     }
-                    pack_rows::<S>(tiles, scores.chunks_exact(n), n, 1.0);
+                    pack_rows(tiles, scores.chunks_exact(n), n, R, 1.0);
                     let out = &mut context[block.start + columns.start..block.end];
-                    multiply(simd, tiles, rows, n, values, head_dim, out, dim);
+                    multiply::<S, R, C>(simd, tiles, rows, n, values, head_dim, out, dim);
                 }
             }
         }
@@ -237,11 +326,11 @@ pub(super) struct Tables<'a> {
     pub(super) eps: f32,
 }
 
-impl WithSimd for Embed<'_> {
+impl Operator for Embed<'_> {
     type Output = Vec<f32>;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> Vec<f32> {
+    fn run<S: Simd, const R: usize, const C: usize>(self, _: S) -> Vec<f32> {
         let Self { input_ids, position_ids, tables } = self;
         let dim = tables.weight.len();
         let entry = |id: u32| id as usize * dim..(id as usize + 1) * dim;

@@ -13,27 +13,14 @@ const MAX_TILE_ROWS: usize = 12;
 /// Most columns in a register tile, on any instruction set.
 const MAX_TILE_COLUMNS: usize = 32;
 
-/// Rows of the register tile: with [`TILE_VECTORS`] it fills the registers of the instruction set.
-pub(super) const fn tile_rows<S: Simd>() -> usize {
-    if S::F32_LANES >= 16 { MAX_TILE_ROWS } else { 6 }
-}
-
-/// Columns of the register tile, which is also the width of a panel.
-pub(super) const fn tile_columns<S: Simd>() -> usize {
-    match S::F32_LANES {
-        16.. => MAX_TILE_COLUMNS,
-        _ => 16,
-    }
-}
-
-/// Packs `rows` into tiles of `[k, tile_rows]`, each value times `scale`; missing rows of the last tile are zero.
-pub(super) fn pack_rows<'a, S: Simd>(
+/// Packs `rows` into tiles of `[k, height]`, each value times `scale`; missing rows of the last tile are zero.
+pub(super) fn pack_rows<'a>(
     tiles: &mut Vec<f32>,
     rows: impl ExactSizeIterator<Item = &'a [f32]>,
     k: usize,
+    height: usize,
     scale: f32,
 ) {
-    let height = tile_rows::<S>();
     tiles.clear();
     tiles.resize(rows.len().div_ceil(height) * height * k, 0.0);
     for (r, row) in rows.enumerate() {
@@ -78,31 +65,11 @@ pub(super) fn pack_panel_rows<'a>(
     }
 }
 
-/// Multiplies packed rows by packed panels: `tiles [rows, k] x panels [k, n] → out [rows, n]`, rows of `out` `stride` apart.
+/// Multiplies packed rows by packed panels: `tiles [rows, k] x panels [k, n] → out [rows, n]`, rows of `out` `stride`
+/// apart, in register tiles of `R` rows and `C` vectors.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "the shape of a matrix product")]
-pub(super) fn multiply<S: Simd>(
-    simd: S,
-    tiles: &[f32],
-    rows: usize,
-    k: usize,
-    panels: &[f32],
-    n: usize,
-    out: &mut [f32],
-    stride: usize,
-) {
-    match S::F32_LANES {
-        16.. => multiply_tiled::<S, MAX_TILE_ROWS, 2>(simd, tiles, rows, k, panels, n, out, stride),
-        8 => multiply_tiled::<S, 6, 2>(simd, tiles, rows, k, panels, n, out, stride),
-        4 => multiply_tiled::<S, 6, 4>(simd, tiles, rows, k, panels, n, out, stride),
-        // One lane: no vectors, and no promise of speed.
-        _ => multiply_tiled::<S, 6, 16>(simd, tiles, rows, k, panels, n, out, stride),
-    }
-}
-
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the shape of a matrix product")]
-fn multiply_tiled<S: Simd, const R: usize, const C: usize>(
+pub(super) fn multiply<S: Simd, const R: usize, const C: usize>(
     simd: S,
     tiles: &[f32],
     rows: usize,
@@ -113,7 +80,7 @@ fn multiply_tiled<S: Simd, const R: usize, const C: usize>(
     stride: usize,
 ) {
     let width = C * S::F32_LANES;
-    debug_assert_eq!((R, width), (tile_rows::<S>(), tile_columns::<S>()));
+    debug_assert!(R <= MAX_TILE_ROWS && width <= MAX_TILE_COLUMNS);
     debug_assert_eq!(tiles.len(), rows.div_ceil(R) * R * k);
     debug_assert_eq!(panels.len(), n.div_ceil(width) * width * k);
     debug_assert!(rows == 0 || out.len() >= (rows - 1) * stride + n);

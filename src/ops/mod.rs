@@ -7,36 +7,63 @@
 //! Sequences are packed: `[T, D]` holds the tokens of all sequences one after the other, and
 //! `cu_seqlens` (0, then the running sum of lengths) says where each begins.
 
+mod dot;
 mod elementwise;
 mod fast;
 mod gemm;
+mod int16;
+mod quantize;
 mod reference;
 
 use candle_core::{DType, Device, Result, Storage, Tensor};
-use pulp::Arch;
 
-use fast::{Epilogue, Layer};
+use dot::Int16Kernel;
+use fast::{Epilogue, Isa, Layer};
 
 /// Which implementation of the operators a model uses.
 #[derive(Debug, Clone, Copy)]
 pub enum Kernels {
-    /// Fused kernels on the calling CPU thread, f32, without gradients.
+    /// Fused kernels on the calling CPU thread, without gradients.
     Fast(FastKernels),
     /// candle's operators.
     Reference,
 }
 
-/// Proof that this CPU can run the fused kernels.
+/// Proof that this CPU can run the fused kernels, and how they multiply by weights.
 #[derive(Debug, Clone, Copy)]
-pub struct FastKernels(Arch);
+pub struct FastKernels {
+    isa: Isa,
+    int16: Option<Int16Kernel>,
+}
 
 impl Kernels {
-    /// The quickest kernels for the device: fused ones on a CPU with fused multiply-add, candle's elsewhere.
+    /// The quickest f32 kernels for the device: fused ones on a CPU with fused multiply-add, candle's elsewhere.
     #[must_use]
     pub fn for_device(device: &Device) -> Self {
-        match fast::detect() {
-            Some(arch) if device.is_cpu() => Self::Fast(FastKernels(arch)),
+        match Isa::detect() {
+            Some(isa) if device.is_cpu() => Self::Fast(FastKernels { isa, int16: None }),
             _ => Self::Reference,
+        }
+    }
+
+    /// The same with linear layers in 16-bit integers, where this machine multiplies those quicker than floats.
+    #[must_use]
+    pub fn with_int16(self) -> Option<Self> {
+        match self {
+            Self::Fast(FastKernels { isa, .. }) => {
+                let int16 = Int16Kernel::for_isa(isa)?;
+                Some(Self::Fast(FastKernels { isa, int16: Some(int16) }))
+            }
+            Self::Reference => None,
+        }
+    }
+
+    /// The same with linear layers in f32, as the layers that decide between labels always are.
+    #[must_use]
+    pub fn with_f32(self) -> Self {
+        match self {
+            Self::Fast(FastKernels { isa, .. }) => Self::Fast(FastKernels { isa, int16: None }),
+            Self::Reference => Self::Reference,
         }
     }
 
@@ -44,7 +71,7 @@ impl Kernels {
     #[must_use]
     #[cfg(target_arch = "x86_64")]
     pub fn avx2() -> Option<Self> {
-        pulp::x86::V3::try_new().map(|v3| Self::Fast(FastKernels(Arch::V3(v3))))
+        pulp::x86::V3::try_new().map(|v3| Self::Fast(FastKernels { isa: Isa::Avx2(v3), int16: None }))
     }
 }
 
@@ -54,7 +81,7 @@ pub struct Linear(Weights);
 
 #[derive(Debug, Clone)]
 enum Weights {
-    Packed(Arch, Layer),
+    Packed(Isa, Layer),
     /// Weight `[out, in]` and bias `[out]`.
     Plain(Tensor, Tensor),
 }
@@ -69,8 +96,12 @@ impl Linear {
             candle_core::bail!("bias {:?} does not fit weight {:?}", bias.dims(), weight.dims());
         }
         Ok(Self(match kernels {
-            Kernels::Fast(FastKernels(arch)) => {
-                Weights::Packed(arch, read2(&weight, &bias, |weight, bias| Layer::pack(arch, weight, bias))?)
+            Kernels::Fast(FastKernels { isa, int16 }) => {
+                let pack = |weight: &[f32], bias: &[f32]| match int16 {
+                    None => Layer::pack(isa, weight, bias),
+                    Some(kernel) => Layer::quantize(kernel, weight, bias),
+                };
+                Weights::Packed(isa, read2(&weight, &bias, pack)?)
             }
             Kernels::Reference => Weights::Plain(weight, bias),
         }))
@@ -82,7 +113,7 @@ impl Linear {
     /// An `x` that is not `[T, in]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.0 {
-            Weights::Packed(arch, layer) => forward_packed(*arch, layer, x, Epilogue::None),
+            Weights::Packed(isa, layer) => forward_packed(*isa, layer, x, Epilogue::None),
             Weights::Plain(weight, bias) => forward_plain(weight, bias, x),
         }
     }
@@ -93,7 +124,7 @@ impl Linear {
     /// An `x` that is not `[T, in]`.
     pub fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
         match &self.0 {
-            Weights::Packed(arch, layer) => forward_packed(*arch, layer, x, Epilogue::Gelu),
+            Weights::Packed(isa, layer) => forward_packed(*isa, layer, x, Epilogue::Gelu),
             Weights::Plain(weight, bias) => forward_plain(weight, bias, x)?.gelu_erf(),
         }
     }
@@ -104,13 +135,13 @@ impl Linear {
     /// An `x` that is not `[T, in]`, a residual that is not `[T, out]`.
     pub fn forward_add_norm(&self, x: &Tensor, residual: &Tensor, norm: &LayerNorm) -> Result<Tensor> {
         match &self.0 {
-            Weights::Packed(arch, layer) => {
+            Weights::Packed(isa, layer) => {
                 if residual.dims2()? != (x.dim(0)?, layer.outputs) {
                     candle_core::bail!("residual {:?} does not fit x {:?}", residual.dims(), x.dims());
                 }
                 let eps = norm.eps_f32();
                 read3(residual, &norm.weight, &norm.bias, |residual, weight, bias| {
-                    forward_packed(*arch, layer, x, Epilogue::AddNorm { residual, weight, bias, eps })
+                    forward_packed(*isa, layer, x, Epilogue::AddNorm { residual, weight, bias, eps })
                 })?
             }
             Weights::Plain(weight, bias) => norm.forward(&(forward_plain(weight, bias, x)? + residual)?),
@@ -122,17 +153,17 @@ fn forward_plain(weight: &Tensor, bias: &Tensor, x: &Tensor) -> Result<Tensor> {
     x.matmul(&weight.t()?)?.broadcast_add(bias)
 }
 
-fn forward_packed(arch: Arch, layer: &Layer, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
-    let mut outs = forward_packed_many(arch, &[layer], x, epilogue)?;
-    Ok(outs.pop().expect("one product a layer"))
+fn forward_packed(isa: Isa, layer: &Layer, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
+    let mut outs = forward_packed_many(isa, &[layer], x, epilogue)?;
+    outs.pop().ok_or_else(|| candle_core::Error::Msg("one product a layer".into()))
 }
 
-fn forward_packed_many(arch: Arch, layers: &[&Layer], x: &Tensor, epilogue: Epilogue) -> Result<Vec<Tensor>> {
+fn forward_packed_many(isa: Isa, layers: &[&Layer], x: &Tensor, epilogue: Epilogue) -> Result<Vec<Tensor>> {
     let (rows, inputs) = x.dims2()?;
     if let Some(layer) = layers.iter().find(|layer| layer.inputs != inputs) {
         candle_core::bail!("x {:?} does not fit a weight of {} inputs", x.dims(), layer.inputs);
     }
-    let outs = read(x, |x| arch.dispatch(fast::Linear { x, layers, epilogue }))?;
+    let outs = read(x, |x| isa.run(fast::Linear { x, layers, epilogue }))?;
     outs.into_iter()
         .zip(layers)
         .map(|(out, layer)| Tensor::from_vec(out, (rows, layer.outputs), &Device::Cpu))
@@ -144,21 +175,21 @@ fn forward_packed_many(arch: Arch, layers: &[&Layer], x: &Tensor, epilogue: Epil
 /// # Errors
 /// An `x` that is not `[T, in]`.
 pub fn linear_many<const N: usize>(x: &Tensor, layers: [&Linear; N]) -> Result<[Tensor; N]> {
-    let packed: Vec<(Arch, &Layer)> = layers
+    let packed: Vec<(Isa, &Layer)> = layers
         .iter()
         .filter_map(|linear| match &linear.0 {
-            Weights::Packed(arch, layer) => Some((*arch, layer)),
+            Weights::Packed(isa, layer) => Some((*isa, layer)),
             Weights::Plain(..) => None,
         })
         .collect();
     let outs = match packed.first() {
-        Some((arch, _)) if packed.len() == N => {
+        Some((isa, _)) if packed.len() == N => {
             let layers: Vec<&Layer> = packed.iter().map(|(_, layer)| *layer).collect();
-            forward_packed_many(*arch, &layers, x, Epilogue::None)?
+            forward_packed_many(*isa, &layers, x, Epilogue::None)?
         }
         _ => layers.iter().map(|linear| linear.forward(x)).collect::<Result<Vec<_>>>()?,
     };
-    Ok(outs.try_into().expect("one product a layer"))
+    outs.try_into().map_err(|_| candle_core::Error::Msg("one product a layer".into()))
 }
 
 /// Scale and shift of a layer normalisation: `[T, D] → [T, D]`.
@@ -176,7 +207,6 @@ impl LayerNorm {
         Self { weight, bias, eps }
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "1e-12 or 1e-5 is exact enough in f32")]
     fn eps_f32(&self) -> f32 {
         self.eps as f32
     }
@@ -215,9 +245,9 @@ pub fn attention(
         );
     }
     match kernels {
-        Kernels::Fast(FastKernels(arch)) => {
+        Kernels::Fast(FastKernels { isa, .. }) => {
             let context = read3(query, key, value, |query, key, value| {
-                arch.dispatch(fast::Attention { query, key, value, cu_queries, cu_keys, dim, heads })
+                isa.run(fast::Attention { query, key, value, cu_queries, cu_keys, dim, heads })
             })?;
             Tensor::from_vec(context, (rows, dim), &Device::Cpu)
         }
@@ -260,14 +290,14 @@ impl Embeddings {
             }
         }
         match kernels {
-            Kernels::Fast(FastKernels(arch)) => {
+            Kernels::Fast(FastKernels { isa, .. }) => {
                 let dim = self.words.dim(1)?;
                 let embed = |token_types: Option<(&[u32], &[f32])>| {
                     read2(&self.words, &self.positions, |words, positions| {
                         read2(&self.norm.weight, &self.norm.bias, |weight, bias| {
                             let eps = self.norm.eps_f32();
                             let tables = fast::Tables { words, positions, token_types, weight, bias, eps };
-                            arch.dispatch(fast::Embed { input_ids, position_ids, tables })
+                            isa.run(fast::Embed { input_ids, position_ids, tables })
                         })
                     })?
                 };

@@ -34,7 +34,6 @@ pub(super) fn attention(
         padding.pad(x)?.reshape((padding.batch, padding.longest, heads, dim / heads))?.transpose(1, 2)?.contiguous()
     };
     let (query, key, value) = (split(query, &padded_queries)?, split(key, &padded_keys)?, split(value, &padded_keys)?);
-    #[expect(clippy::cast_precision_loss, reason = "a head has far fewer than 2^52 dimensions")]
     let scale = 1.0 / ((dim / heads) as f64).sqrt();
     let scores = (query.matmul(&key.t()?.contiguous()?)? * scale)?;
     let scores = scores.broadcast_add(&padded_keys.mask(device)?.to_dtype(scores.dtype())?)?;

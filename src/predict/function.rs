@@ -45,7 +45,7 @@ impl Hash for Predict {
 }
 
 impl ScalarUDFImpl for Predict {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         FUNCTION
     }
 
@@ -67,13 +67,11 @@ impl AsyncScalarUDFImpl for Predict {
     async fn invoke_async_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let ScalarFunctionArgs { args, number_rows, .. } = args;
         let mut args = args.into_iter();
-        let model = match args.next() {
-            Some(ColumnarValue::Scalar(
-                ScalarValue::Utf8(Some(model))
-                | ScalarValue::Utf8View(Some(model))
-                | ScalarValue::LargeUtf8(Some(model)),
-            )) => model,
-            _ => return plan_err!("the first argument of {FUNCTION} names the model and must not be NULL"),
+        let Some(ColumnarValue::Scalar(
+            ScalarValue::Utf8(Some(model)) | ScalarValue::Utf8View(Some(model)) | ScalarValue::LargeUtf8(Some(model)),
+        )) = args.next()
+        else {
+            return plan_err!("the first argument of {FUNCTION} names the model and must not be NULL");
         };
         let mut columns = ["text", "text_pair"].into_iter().zip(args).map(|(name, values)| -> Result<TextColumn> {
             let values = text_values(&values.to_array(number_rows)?)?;

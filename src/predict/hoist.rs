@@ -27,7 +27,7 @@ use super::node::Predict;
 pub(super) struct HoistPredictions;
 
 impl AnalyzerRule for HoistPredictions {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "hoist_predictions"
     }
 

@@ -76,7 +76,7 @@ impl PartialOrd for Predict {
 }
 
 impl UserDefinedLogicalNodeCore for Predict {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "Predict"
     }
 

@@ -42,14 +42,13 @@ impl DeviceSetting {
             },
         };
         match self {
-            Self::Cpu => Ok(Device::Cpu),
             Self::Cuda(ordinal) => Device::new_cuda(ordinal).map_err(|e| error("cuda", "cuda", e)),
             Self::Metal => Device::new_metal(0).map_err(|e| error("metal", "metal", e)),
             Self::Auto if cfg!(feature = "cuda") => Device::cuda_if_available(0).map_err(|e| error("cuda", "cuda", e)),
             Self::Auto if cfg!(feature = "metal") => {
                 Device::metal_if_available(0).map_err(|e| error("metal", "metal", e))
             }
-            Self::Auto => Ok(Device::Cpu),
+            Self::Auto | Self::Cpu => Ok(Device::Cpu),
         }
     }
 }

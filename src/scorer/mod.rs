@@ -28,6 +28,7 @@ pub use tally::{Counts, PADDED_BATCH, Tally};
 pub use window::{TextColumn, Window};
 
 use crate::model::{LoadError, Model, Tokenizer};
+use crate::ops::Kernels;
 use memo::{Answer, Memo, Slot, text_key};
 use tally::WindowCounts;
 use window::Work;
@@ -47,6 +48,27 @@ pub struct ScorerOptions {
     pub batch_tokens: Option<usize>,
     /// Where the encoder runs.
     pub device: DeviceSetting,
+    /// In which numbers it multiplies.
+    pub precision: Precision,
+}
+
+/// The numbers in which the encoder's linear layers multiply; everything else is f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Precision {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// 16-bit integers with exact sums.
+    Int16,
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Int16 => "int16",
+        })
+    }
 }
 
 /// A model that cannot be run as asked for.
@@ -58,6 +80,11 @@ pub enum ScorerError {
     /// There is no such device.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The precision is not to be had on the device.
+    #[error(
+        "precision = \"int16\" needs a CPU with AVX2, which is not where the model runs here; use \"auto\" or \"f32\""
+    )]
+    Int16,
     /// `max_length` does not suit the model.
     #[error("max_length = {max_length} does not suit {model}: {problem}")]
     MaxLength {
@@ -104,8 +131,13 @@ impl Scorer {
     /// # Errors
     /// A checkpoint, a device or a `max_length` that does not suit.
     pub fn load(folder: &Path, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
-        let model = Model::load(folder, &options.device.open()?)?;
-        Self::new(model, options, pool)
+        let device = options.device.open()?;
+        let kernels = Kernels::for_device(&device);
+        let kernels = match options.precision {
+            Precision::F32 => kernels,
+            Precision::Int16 => kernels.with_int16().ok_or(ScorerError::Int16)?,
+        };
+        Self::new(Model::load_with(folder, &device, kernels)?, options, pool)
     }
 
     /// Makes a scorer of a model that is loaded already.

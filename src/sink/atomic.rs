@@ -97,8 +97,8 @@ fn remove_remains(folder: &Path, prefix: &str) {
         if name.starts_with(prefix) && name.ends_with(TEMPORARY) {
             let alive = match File::open(entry.path()).map(|file| file.try_lock()) {
                 Ok(Ok(())) => false,
-                Ok(Err(TryLockError::WouldBlock)) => true,
-                Ok(Err(TryLockError::Error(_))) | Err(_) => true,
+                // Held by a live run; or the question cannot be asked, and then nothing is removed.
+                Ok(Err(TryLockError::WouldBlock | TryLockError::Error(_))) | Err(_) => true,
             };
             if !alive {
                 tracing::info!("removing {}, left by a run that was killed", entry.path().display());

@@ -140,10 +140,10 @@ fn json_lines(path: &Path) -> Found {
 fn arrow_ipc(path: &Path) -> Found {
     let file = || File::open(path).map(BufReader::new).map_err(without_line);
     let read = arrow::ipc::reader::FileReader::try_new(file()?, None)
-        .and_then(|reader| reader.map(|batch| batch.map(drop)).collect::<Result<(), _>>());
+        .and_then(|mut reader| reader.try_for_each(|batch| batch.map(drop)));
     let Err(problem) = read else { return Ok(()) };
     // The other form of IPC has no footer.
     let read = arrow::ipc::reader::StreamReader::try_new(file()?, None)
-        .and_then(|reader| reader.map(|batch| batch.map(drop)).collect::<Result<(), _>>());
+        .and_then(|mut reader| reader.try_for_each(|batch| batch.map(drop)));
     read.map_err(|_| (None, format!("neither a whole Arrow file nor a whole Arrow stream: {problem}")))
 }

@@ -1,5 +1,15 @@
 //! The integration tests: one binary, a module an area.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::float_cmp,
+    clippy::format_collect,
+    clippy::format_push_string,
+    clippy::too_many_lines,
+    reason = "a test that panics has failed, and says where"
+)]
+
 mod config;
 mod parity;
 mod predict_sql;

@@ -280,6 +280,51 @@ fn kernels_for_different_instruction_sets_agree_to_the_last_bit() {
     skip("kernels_for_different_instruction_sets_agree_to_the_last_bit", "this CPU has no AVX2");
 }
 
+fn softmax(logits: &[f32]) -> Vec<f32> {
+    let exp: Vec<f32> = logits.iter().map(|x| x.exp()).collect();
+    exp.iter().map(|x| x / exp.iter().sum::<f32>()).collect()
+}
+
+fn argmax(logits: &[f32]) -> usize {
+    (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap()
+}
+
+/// Asserts that 16-bit integers change little: the mean logit by 0.003, no probability by 0.02, and few labels.
+fn assert_int16_is_near(folder: &Path, cases: &[Case], labels: usize) {
+    let f32_kernels = Kernels::for_device(&Device::Cpu);
+    let Some(int16_kernels) = f32_kernels.with_int16() else {
+        return skip("int16 against f32", "this CPU has no AVX2");
+    };
+    let exact = Checked::load(folder, f32_kernels).logits(cases, 16);
+    let near = Checked::load(folder, int16_kernels).logits(cases, 16);
+    let (mut sum, mut largest, mut changed) = (0.0, 0f32, 0);
+    for (exact, near) in exact.iter().zip(&near) {
+        sum += exact.iter().zip(near).map(|(x, y)| f64::from((x - y).abs())).sum::<f64>() / exact.len() as f64;
+        let probabilities = softmax(exact).into_iter().zip(softmax(near));
+        largest = probabilities.map(|(p, q)| (p - q).abs()).fold(largest, f32::max);
+        changed += usize::from(argmax(exact) != argmax(near));
+    }
+    let mean = sum / cases.len() as f64;
+    println!(
+        "int16 on {} pairs: mean difference of a logit {mean:.5}, largest of a probability {largest:.5}, {changed} labels",
+        cases.len()
+    );
+    assert!(mean <= 0.003 && largest <= 0.02 && changed <= labels, "{mean} {largest} {changed}");
+}
+
+#[test]
+fn integers_of_16_bits_change_the_bundled_pairs_little() {
+    assert_int16_is_near(&quickstart_model(), &quickstart_pairs(), 1);
+}
+
+#[test]
+fn integers_of_16_bits_change_mrpc_little() {
+    let test = "integers_of_16_bits_change_mrpc_little";
+    if let Some(corpus) = shared(test, "data/mrpc/msr_paraphrase_train.txt") {
+        assert_int16_is_near(&quickstart_model(), &mrpc(&corpus)[..1000], 1);
+    }
+}
+
 #[test]
 fn candles_own_distilbert_agrees() {
     use candle_nn::{Module, VarBuilder};

@@ -1,0 +1,278 @@
+//! Linear layers in 16-bit integers with exact 32-bit sums.
+//!
+//! Weights are quantised when they are loaded, symmetrically per output channel; activations row by row,
+//! symmetrically, when a block of rows is read: see [`super::quantize`], which also sees to it that no sum
+//! overflows. Sums are exact, and turning them back into f32 is two roundings: a result does not depend
+//! on what else is in the batch, and is the same to the last bit on every machine.
+//!
+//! Two instructions add the products of 16 bits in pairs, `vpmaddwd` and `vpdpwssd`, and an adder is
+//! idle meanwhile. Winograd's inner product (1968) trades one for the other: of two pairs `a`, `b` and
+//! their weights `v`, `w`, `a·v + b·w = (a + w)·(b + v) - a·b - v·w`, where `Σ a·b` belongs to the row and
+//! `Σ v·w` to the channel, and are worked out once. Everything wraps modulo 2^32, so the sums are those
+//! of the plain product.
+
+use pulp::NullaryFnOnce;
+use pulp::bytemuck::Zeroable;
+
+#[cfg(test)]
+use super::dot::Portable;
+use super::dot::{Dot, Int16Kernel};
+use super::quantize::{BLOCK, COLUMNS, Int16Layer, Int16Rows, Line};
+
+/// Multiplies quantised rows by a layer: `[rows, inputs] → out [rows, outputs]`, rows of `out` `stride` apart.
+pub(super) fn multiply(kernel: Int16Kernel, rows: &Int16Rows, layer: &Int16Layer, out: &mut [f32], stride: usize) {
+    debug_assert!(rows.largest <= layer.largest, "{} could overflow", rows.largest);
+    match kernel {
+        #[cfg(test)]
+        Int16Kernel::Portable => Multiply::<_, 4, 1, false> { dot: Portable, rows, layer, out, stride }.call(),
+        #[cfg(target_arch = "x86_64")]
+        Int16Kernel::Avx2(dot) => dot.vectorize(Multiply::<_, 4, 1, true> { dot, rows, layer, out, stride }),
+        #[cfg(target_arch = "x86_64")]
+        Int16Kernel::Avx512(dot) => dot.vectorize(Multiply::<_, 8, 2, true> { dot, rows, layer, out, stride }),
+        #[cfg(target_arch = "x86_64")]
+        Int16Kernel::VnniWinograd(dot) => dot.vectorize(Multiply::<_, 8, 2, true> { dot, rows, layer, out, stride }),
+        #[cfg(target_arch = "x86_64")]
+        Int16Kernel::Vnni(dot) => dot.vectorize(Multiply::<_, 12, 2, false> { dot, rows, layer, out, stride }),
+    }
+}
+
+/// [`multiply`] in register tiles of `R` rows and `P` panels.
+struct Multiply<'a, D, const R: usize, const P: usize, const WINOGRAD: bool> {
+    dot: D,
+    rows: &'a Int16Rows,
+    layer: &'a Int16Layer,
+    out: &'a mut [f32],
+    stride: usize,
+}
+
+impl<D: Dot, const R: usize, const P: usize, const WINOGRAD: bool> NullaryFnOnce for Multiply<'_, D, R, P, WINOGRAD> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { rows, layer, .. } = self;
+        let live = rows.scales.len();
+        let panel_lines = layer.inputs.div_ceil(BLOCK) * COLUMNS;
+        // A panel stays in the first-level cache while every tile of rows passes by it.
+        for (p, panels) in layer.panels.chunks_exact(P * panel_lines).enumerate() {
+            let Some(columns) = layer.outputs.checked_sub(p * P * COLUMNS).filter(|n| *n > 0) else { break };
+            for top in (0..live).step_by(R) {
+                let sums = self.tile(panels, p * P, top);
+                for (sums, r) in sums.iter().zip(top..live) {
+                    let row = &mut self.out[r * self.stride + p * P * COLUMNS..][..columns.min(P * COLUMNS)];
+                    let scales = &layer.scales[p * P..][..P];
+                    for ((out, sums), scales) in row.chunks_mut(COLUMNS).zip(sums).zip(scales) {
+                        dequantize(out, sums, rows.scales[r], scales);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `out = sum · (row's scale · channel's scale)`
+#[inline(always)]
+fn dequantize(out: &mut [f32], sums: &[i32; COLUMNS], scale: f32, scales: &[f32; COLUMNS]) {
+    if let Some(out) = out.first_chunk_mut::<COLUMNS>() {
+        for i in 0..COLUMNS {
+            out[i] = sums[i] as f32 * (scale * scales[i]);
+        }
+    } else {
+        for ((out, sum), s) in out.iter_mut().zip(sums).zip(scales) {
+            *out = *sum as f32 * (scale * *s);
+        }
+    }
+}
+
+impl<D: Dot, const R: usize, const P: usize, const WINOGRAD: bool> Multiply<'_, D, R, P, WINOGRAD> {
+    /// The register tile: rows from `top`, panels `[P, inputs / 2]`, of which `first` is the first → `[R, P, 16]`.
+    ///
+    /// Loops, not closures: the compiler inlines no closure into `Dot::vectorize` unless it is told to.
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "constant bounds keep the sums in registers")]
+    fn tile(&self, panels: &[Line], first: usize, top: usize) -> [[[i32; COLUMNS]; P]; R] {
+        let Self { dot, rows, layer, .. } = self;
+        let mut sums = [[D::Vector::zeroed(); P]; R];
+        if WINOGRAD {
+            for r in 0..R {
+                for p in 0..P {
+                    let channel = pulp::cast(layer.corrections[first + p]);
+                    sums[r][p] = dot.add_32(channel, dot.splat(pulp::cast(rows.corrections[top + r])));
+                }
+            }
+        }
+        let panel_lines = panels.len() / P;
+        for b in 0..panel_lines / COLUMNS {
+            let a: &[Line; R] = rows.lines[b * rows.height + top..].first_chunk().expect("height fills tiles");
+            let mut blocks = [[Line([0; BLOCK]); 0].as_slice(); P];
+            for p in 0..P {
+                blocks[p] = &panels[p * panel_lines + b * COLUMNS..][..COLUMNS];
+            }
+            for i in 0..COLUMNS / 2 {
+                let j = i + COLUMNS / 2;
+                let mut w = [[D::Vector::zeroed(); 2]; P];
+                for p in 0..P {
+                    w[p] = [pulp::cast(blocks[p][i].0), pulp::cast(blocks[p][j].0)];
+                }
+                for r in 0..R {
+                    let a = &a[r].0;
+                    let a = [dot.splat([a[2 * i], a[2 * i + 1]]), dot.splat([a[2 * j], a[2 * j + 1]])];
+                    for p in 0..P {
+                        sums[r][p] = if WINOGRAD {
+                            dot.add_dot(sums[r][p], dot.add_16(a[0], w[p][1]), dot.add_16(a[1], w[p][0]))
+                        } else {
+                            dot.add_dot(dot.add_dot(sums[r][p], a[0], w[p][0]), a[1], w[p][1])
+                        };
+                    }
+                }
+            }
+        }
+        let mut out = [[[0; COLUMNS]; P]; R];
+        for r in 0..R {
+            for p in 0..P {
+                out[r][p] = pulp::cast(sums[r][p]);
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernels() -> Vec<Int16Kernel> {
+        let mut kernels = vec![Int16Kernel::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            kernels.extend(pulp::x86::V3::try_new().map(Int16Kernel::Avx2));
+            kernels.extend(pulp::x86::V4::try_new().map(Int16Kernel::Avx512));
+            kernels.extend(super::super::dot::Vnni::try_new().map(Int16Kernel::Vnni));
+            kernels.extend(super::super::dot::Vnni::try_new().map(Int16Kernel::VnniWinograd));
+        }
+        kernels
+    }
+
+    /// Nearly normal numbers.
+    fn random(n: usize, mut seed: u64) -> Vec<f32> {
+        let mut uniform = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 40) as f32 / (1 << 24) as f32 - 0.5
+        };
+        (0..n).map(|_| uniform() + uniform() + uniform() + uniform()).collect()
+    }
+
+    /// Asserts that every kernel gives the exact sums, and returns the largest of them with the product.
+    fn check(x: &[f32], weight: &[f32], k: usize) -> (i64, Vec<f32>) {
+        let (m, n) = (x.len() / k, weight.len() / k);
+        let layer = Int16Layer::quantize(weight, n);
+        let mut rows = Int16Rows::default();
+        // Leaves something behind in the buffers.
+        rows.quantize(&random(50 * 70, 9), 70, 32_000);
+        rows.quantize(x, k, layer.largest);
+        let (mut largest, mut product) = (0, Vec::new());
+        for r in 0..m {
+            for j in 0..n {
+                let panel = &layer.panels[j / COLUMNS * k.div_ceil(BLOCK) * COLUMNS..];
+                let a = |i: usize| rows.lines[i / BLOCK * rows.height + r].0[i % BLOCK];
+                let w = |i: usize| panel[i / 2].0[j % COLUMNS * 2 + i % 2];
+                let sum: i64 = (0..k).map(|i| i64::from(a(i)) * i64::from(w(i))).sum();
+                largest = largest.max(sum.abs());
+                product.push(sum as i32 as f32 * (rows.scales[r] * layer.scales[j / COLUMNS][j % COLUMNS]));
+            }
+        }
+        assert!(largest <= i64::from(i32::MAX), "{largest} in {m} x {n} x {k}");
+        for kernel in kernels() {
+            let stride = n + 3;
+            let mut out = vec![7.0; m * stride];
+            multiply(kernel, &rows, &layer, &mut out, stride);
+            for (out, exact) in out.chunks(stride).zip(product.chunks(n)) {
+                assert!(
+                    out[..n]
+                        .iter()
+                        .zip(exact)
+                        .all(|(out, exact)| out.to_bits() == exact.to_bits() || exact.is_nan() && out.is_nan()),
+                    "{kernel:?} {m} x {n} x {k}"
+                );
+                assert_eq!(out[n..], [7.0; 3]);
+            }
+        }
+        (largest, product)
+    }
+
+    #[test]
+    fn sums_are_exact_in_every_shape_on_every_instruction_set() {
+        for (m, n, k) in
+            [(1, 1, 1), (1, 33, 2), (13, 1, 31), (5, 17, 33), (25, 48, 64), (12, 32, 95), (96, 50, 384), (7, 15, 1536)]
+        {
+            check(&random(m * k, 1), &random(n * k, 2), k);
+        }
+    }
+
+    #[test]
+    fn no_sum_overflows_when_every_input_is_the_largest_and_every_sign_agrees() {
+        for k in [1, 2, 40, 384, 3072] {
+            for spread in [0.0, 0.3, 100.0] {
+                // Rounds up as often as it can when the spread is nothing.
+                let weight: Vec<f32> = random(20 * k, 3).iter().map(|w| w.signum() + spread * w).collect();
+                let x: Vec<f32> = weight.iter().map(|w| w.signum()).chain(vec![-1.0; k]).collect();
+                let (largest, _) = check(&x, &weight, k);
+                assert!(k < 40 || largest > i64::from(i32::MAX) * 9 / 10, "{largest} leaves bits unused at {k}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_weight_far_above_the_others_does_not_overflow_its_pair() {
+        let k = 384;
+        let mut weight = random(17 * k, 4).iter().map(|w| w * 1e-4).collect::<Vec<f32>>();
+        let mut x = random(3 * k, 5);
+        for i in (0..weight.len()).step_by(k) {
+            weight[i] = 1.0;
+            weight[i + 16] = -1.0;
+        }
+        for i in (0..x.len()).step_by(k) {
+            x[i] = 9.0;
+            x[i + 16] = -9.0;
+        }
+        check(&x, &weight, k);
+    }
+
+    #[test]
+    fn error_is_hundred_thousandths_of_the_norms() {
+        for k in [384, 1536] {
+            let (x, weight) = (random(24 * k, 6), random(40 * k, 7));
+            let (_, product) = check(&x, &weight, k);
+            let norm = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+            let mut squares = 0.0;
+            for (r, x) in x.chunks(k).enumerate() {
+                for (j, w) in weight.chunks(k).enumerate() {
+                    let exact: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                    squares += ((f64::from(product[r * 40 + j]) - exact) / norm(x) / norm(w)).powi(2);
+                }
+            }
+            let error = (squares / product.len() as f64).sqrt();
+            assert!(error < 3e-5, "{error:e} at {k}");
+        }
+    }
+
+    #[test]
+    fn zeros_give_zero_and_nan_is_not_lost() {
+        let weight = random(16 * 40, 8);
+        assert_eq!(check(&[0.0; 40], &weight, 40).1, [0.0; 16]);
+        assert_eq!(check(&random(40, 8), &[0.0; 40], 40).1, [0.0]);
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY] {
+            let mut unsound = weight.clone();
+            unsound[3] = bad;
+            assert!(check(&random(40, 8), &unsound, 40).1.iter().all(|y| y.is_nan()));
+            let mut x = random(2 * 40, 8);
+            x[3] = bad;
+            let layer = Int16Layer::quantize(&weight, 16);
+            let mut rows = Int16Rows::default();
+            rows.quantize(&x, 40, layer.largest);
+            let mut out = [0.0; 32];
+            multiply(Int16Kernel::Portable, &rows, &layer, &mut out, 16);
+            assert!(out[..16].iter().all(|y| y.is_nan()) && out[16..].iter().all(|y| y.is_finite()));
+        }
+    }
+}
