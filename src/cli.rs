@@ -211,7 +211,13 @@ async fn run_query(args: Query) -> Result<(), Error> {
     let models = models.with_options(ScorerOptions { max_length: args.max_length, ..ScorerOptions::default() });
     let window = pipeline.as_ref().map_or(config::DEFAULT_WINDOW, |pipeline| pipeline.run.window);
     let context = session::open(&tables, Arc::new(models), window, cores).await.map_err(Error::Tables)?;
-    query::query(&context, &sql, &origin, format, args.output.as_deref()).await
+    match query::query(&context, &sql, &origin, format, args.output.as_deref()).await {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            let kept = if args.output.is_some() { "no output was written" } else { "the output is not complete" };
+            Err(run::blame(&context, &tables, error, kept).await)
+        }
+    }
 }
 
 async fn predict(args: Predict) -> Result<(), Error> {

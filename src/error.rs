@@ -45,8 +45,13 @@ pub enum Error {
         problem: String,
     },
     /// A file turned out to be broken while it was read.
-    #[error("{0}; nothing was written")]
-    BrokenFile(Broken),
+    #[error("{broken}; {kept}")]
+    BrokenFile {
+        /// The file and the place.
+        broken: Broken,
+        /// What there is of the output.
+        kept: &'static str,
+    },
     /// A model cannot be loaded or run.
     #[error(transparent)]
     Model(#[from] ScorerError),

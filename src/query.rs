@@ -102,7 +102,10 @@ pub async fn query(
         })?;
         let frame = context.execute_logical_plan(plan).await.map_err(failed)?;
         let stream = frame.execute_stream().await.map_err(failed)?;
-        write(stream, format, output, failed).await?;
+        // CREATE VIEW and SET have no columns to show, and have been executed by now.
+        if !stream.schema().fields().is_empty() {
+            write(stream, format, output, failed).await?;
+        }
     }
     Ok(())
 }
@@ -181,10 +184,6 @@ impl ResultWriter {
     fn finish(self) -> Result<(), Error> {
         match self {
             Self::Table { mut batches, schema, mut out } => {
-                // CREATE VIEW has no columns to show.
-                if schema.fields().is_empty() {
-                    return out.finish();
-                }
                 if batches.is_empty() {
                     batches.push(RecordBatch::new_empty(schema));
                 }

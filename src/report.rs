@@ -112,6 +112,7 @@ impl fmt::Display for Report {
         }
         let truncated = match counts.truncated {
             0 => "none truncated".to_owned(),
+            1 => "1 row truncated".to_owned(),
             n => format!("{} rows truncated", grouped(n)),
         };
         line("tokens", format!("{} · {truncated}", grouped(counts.tokens)))?;

@@ -12,7 +12,7 @@ use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 
-use crate::config::{self, Device, Pipeline, Precision, Query};
+use crate::config::{self, Device, Pipeline, Precision, Query, Table};
 use crate::error::Error;
 use crate::predict::{Models, prediction_fields, predictions_to_array};
 use crate::progress::{Progress, Style, grouped};
@@ -27,6 +27,9 @@ use crate::tables;
 /// Windows that are scored at once: while the last batches of one run, the next is tokenized.
 const WINDOWS_UNDER_WAY: usize = 2;
 
+/// What there is of an output that was not there before the run.
+const NOTHING_WRITTEN: &str = "nothing was written";
+
 /// Runs a pipeline until it is done or `stop` is; a run that does not end well leaves the sink as it was.
 ///
 /// # Errors
@@ -38,26 +41,17 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<Report, Error> {
     let began = Instant::now();
-    let sql = source_sql(pipeline, variables)?;
-    let models = Arc::new(models_of(pipeline, pool(pipeline.run.threads)?, &folder_of(&pipeline.path)));
-    // One partition keeps the rows in the order of the files; the cores belong to the model.
-    let context =
-        session::open(&pipeline.tables, Arc::clone(&models), pipeline.run.window, 1).await.map_err(Error::Tables)?;
-    let source =
-        Source::open(&context, &sql, &pipeline.source.id, &pipeline.source.text, pipeline.source.label.as_deref())
-            .await
-            .map_err(|e| Error::source(&pipeline.path, e, &context))?;
-    let scorer = models.get(&model_name(pipeline)).await?;
-    let counting = source.count_rows(&pipeline.source.id).await;
-    let rows = match counting {
-        Ok(rows) => rows,
-        Err(error) => return Err(blame(&context, pipeline, Error::source(&pipeline.path, error, &context)).await),
+    let mut stop = std::pin::pin!(stop);
+    let Prepared { context, source, scorer, rows } = tokio::select! {
+        biased;
+        () = &mut stop => return Err(interrupted(pipeline, "before the first row was scored".into())),
+        prepared = prepare(pipeline, variables) => prepared?,
     };
     let scoring = Instant::now();
     let progress = Progress::start(style, &scorer, rows);
     let output = match score(pipeline, &context, source, &scorer, rows, stop).await {
         Ok(output) => output,
-        Err(error) => return Err(blame(&context, pipeline, error).await),
+        Err(error) => return Err(blame(&context, &pipeline.tables, error, NOTHING_WRITTEN).await),
     };
     drop(progress);
     let scoring = scoring.elapsed();
@@ -76,6 +70,35 @@ pub async fn run(
         output: readable(&pipeline.sink.location.path),
         output_bytes,
     })
+}
+
+/// All that a run needs before its first row.
+struct Prepared {
+    context: SessionContext,
+    source: Source,
+    scorer: Scorer,
+    rows: u64,
+}
+
+/// Opens the tables, plans the query, loads the model, counts the rows: all that can turn out wrong before the work.
+async fn prepare(pipeline: &Pipeline, variables: &BTreeMap<String, String>) -> Result<Prepared, Error> {
+    let sql = source_sql(pipeline, variables)?;
+    let models = Arc::new(models_of(pipeline, pool(pipeline.run.threads)?, &folder_of(&pipeline.path)));
+    // One partition keeps the rows in the order of the files; the cores belong to the model.
+    let context =
+        session::open(&pipeline.tables, Arc::clone(&models), pipeline.run.window, 1).await.map_err(Error::Tables)?;
+    let source =
+        Source::open(&context, &sql, &pipeline.source.id, &pipeline.source.text, pipeline.source.label.as_deref())
+            .await
+            .map_err(|e| Error::source(&pipeline.path, e, &context))?;
+    let scorer = models.get(&model_name(pipeline)).await?;
+    match source.count_rows(&pipeline.source.id).await {
+        Ok(rows) => Ok(Prepared { context, source, scorer, rows }),
+        Err(error) => {
+            let error = Error::source(&pipeline.path, error, &context);
+            Err(blame(&context, &pipeline.tables, error, NOTHING_WRITTEN).await)
+        }
+    }
 }
 
 /// Scores all windows into the sink, which is not published yet.
@@ -104,14 +127,9 @@ async fn score(
         tokio::select! {
             biased;
             () = &mut stop => {
-                let path = &pipeline.sink.location.path;
-                let kept = if path.exists() { format!("{} is as it was before", readable(path).display()) } else { "nothing was written".into() };
                 let counts = scorer.tally().counts();
                 let done = grouped(rows.min(counts.scored + counts.remembered));
-                return Err(Error::Interrupted {
-                    after: format!("after scoring {done} of {} rows", grouped(rows)),
-                    kept: format!("{kept}. Run the same command again to score all rows"),
-                });
+                return Err(interrupted(pipeline, format!("after scoring {done} of {} rows", grouped(rows))));
             }
             next = predictions.next() => match next {
                 Some(window) => {
@@ -122,6 +140,16 @@ async fn score(
             },
         }
     }
+}
+
+/// What is left when a run is interrupted: the output of the one before.
+fn interrupted(pipeline: &Pipeline, after: String) -> Error {
+    let path = &pipeline.sink.location.path;
+    let kept = match path.exists() {
+        true => format!("{} is as it was before", readable(path).display()),
+        false => NOTHING_WRITTEN.to_owned(),
+    };
+    Error::Interrupted { after, kept: format!("{kept}. Run the same command again to score all rows") }
 }
 
 /// The table in the making.
@@ -192,10 +220,13 @@ fn check(pipeline: &Pipeline, counts: &Counts, read: u64, written: u64) -> Resul
     Ok(())
 }
 
-/// The file and the place that made a query fail, if there is one.
-async fn blame(context: &SessionContext, pipeline: &Pipeline, error: Error) -> Error {
+/// The file and the place that made the execution of a query fail, if there is one.
+pub async fn blame(context: &SessionContext, tables: &[Table], error: Error, kept: &'static str) -> Error {
     match &error {
-        Error::Sql { .. } => tables::first_broken(context, &pipeline.tables).await.map_or(error, Error::BrokenFile),
+        Error::Sql { mistake: false, .. } => match tables::first_broken(context, tables).await {
+            Some(broken) => Error::BrokenFile { broken, kept },
+            None => error,
+        },
         _ => error,
     }
 }

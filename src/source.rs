@@ -75,11 +75,18 @@ impl Source {
                 ));
             }
         }
-        for field in schema.fields() {
-            if OUTPUT_COLUMNS.contains(&field.name().as_str()) {
+        for (i, field) in schema.fields().iter().enumerate() {
+            let name = field.name();
+            // To many readers of the output, names that differ in case only are one.
+            if OUTPUT_COLUMNS.iter().any(|column| column.eq_ignore_ascii_case(name)) {
                 problems.push(format!(
-                    "the source query returns a column `{}`, which couplet adds itself; rename it with AS",
-                    field.name()
+                    "the source query returns a column `{name}`, which couplet adds itself; rename it with AS"
+                ));
+            }
+            if let Some(twin) = schema.fields()[..i].iter().find(|other| other.name().eq_ignore_ascii_case(name)) {
+                problems.push(format!(
+                    "the source query returns two columns named `{}` and `{name}`; rename one of them with AS",
+                    twin.name()
                 ));
             }
         }

@@ -14,7 +14,7 @@ pub(crate) fn explain(error: &DataFusionError, context: Option<&SessionContext>)
         DataFusionError::SQL(e, _) => e.to_string().trim_start_matches("sql parser error: ").to_owned(),
         _ => root.message().split("\n\nbacktrace:").next().unwrap_or_default().to_owned(),
     };
-    let rules = [table_not_found, dot_access, no_such_field, function_arguments];
+    let rules = [table_not_found, dot_access, no_such_field, function_arguments, not_one_select];
     rules.into_iter().find_map(|rule| rule(&message, context)).unwrap_or(message)
 }
 
@@ -42,6 +42,9 @@ fn table_not_found(message: &str, context: Option<&SessionContext>) -> Option<St
     let name = name.trim_start_matches("datafusion.public.");
     let mut tables = context?.catalog("datafusion")?.schema("public")?.table_names();
     tables.sort();
+    // A table is registered in lower case too.
+    tables.sort_by_key(|table| table.to_lowercase());
+    tables.dedup_by(|a, b| a.eq_ignore_ascii_case(b));
     let nearest = nearest(name, tables.iter().map(String::as_str));
     let nearest = nearest.map_or_else(String::new, |other| format!("; did you mean `{other}`?"));
     Some(match tables.is_empty() {
@@ -78,6 +81,14 @@ fn function_arguments(message: &str, _: Option<&SessionContext>) -> Option<Strin
             "{FUNCTION} takes a model and one or two texts, all of them strings: {FUNCTION}('models/mrpc', sentence1, \
              sentence2); write CAST(… AS VARCHAR) for other types"
         )
+    })
+}
+
+/// Only a source is planned in one step; a query takes statements of most kinds.
+fn not_one_select(message: &str, _: Option<&SessionContext>) -> Option<String> {
+    let starts = ["DML not supported", "DDL not supported", "Statement not supported", "The context currently only"];
+    starts.iter().any(|start| message.starts_with(start)).then(|| {
+        "it must be one SELECT, as a source only reads; what is written, and where, stands under [sink]".into()
     })
 }
 

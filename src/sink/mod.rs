@@ -3,10 +3,12 @@
 mod atomic;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
-use parquet::arrow::ArrowWriter;
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::arrow::{ARROW_SCHEMA_META_KEY, ArrowWriter, encode_arrow_schema};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
@@ -43,7 +45,9 @@ impl ParquetSink {
     /// A folder that cannot be made or written, a schema that Parquet cannot hold.
     pub fn create(path: &Path, schema: &SchemaRef, metadata: &[(&str, String)]) -> Result<Self, SinkError> {
         let error = |problem: String| SinkError { path: path.to_owned(), problem };
-        let metadata = metadata.iter().map(|(key, value)| KeyValue::new((*key).to_owned(), value.clone())).collect();
+        let hint = [(ARROW_SCHEMA_META_KEY, encode_arrow_schema(&without_views(schema)))];
+        let metadata = metadata.iter().chain(&hint);
+        let metadata = metadata.map(|(key, value)| KeyValue::new((*key).to_owned(), value.clone())).collect();
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
@@ -52,7 +56,9 @@ impl ParquetSink {
             .set_key_value_metadata(Some(metadata))
             .build();
         let file = AtomicFile::create(path).map_err(|e| error(e.to_string()))?;
-        let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties)).map_err(|e| error(e.to_string()))?;
+        let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
+        let writer = ArrowWriter::try_new_with_options(file, Arc::clone(schema), options);
+        let writer = writer.map_err(|e| error(e.to_string()))?;
         Ok(Self { path: path.to_owned(), writer })
     }
 
@@ -73,4 +79,15 @@ impl ParquetSink {
         let file = self.writer.into_inner().map_err(|e| error(e.to_string()))?;
         file.publish().map_err(|e| error(e.to_string()))
     }
+}
+
+/// The schema that a Parquet file gives Arrow's readers as a hint: strings instead of DataFusion's string views, which
+/// pyarrow reads but can neither compare, sort nor join.
+fn without_views(schema: &Schema) -> Schema {
+    let fields = schema.fields().iter().map(|field| match field.data_type() {
+        DataType::Utf8View => Arc::new(Field::clone(field).with_data_type(DataType::Utf8)),
+        DataType::BinaryView => Arc::new(Field::clone(field).with_data_type(DataType::Binary)),
+        _ => Arc::clone(field),
+    });
+    Schema::new_with_metadata(fields.collect::<Fields>(), schema.metadata().clone())
 }

@@ -105,7 +105,8 @@ fn delimited(path: &Path, options: &CsvOptions) -> Found {
                 ),
                 None => "is there a delimiter within a field?".to_owned(),
             };
-            return Err((line, format!("{} fields where the first line has {width}; {hint}", record.len())));
+            let s = if record.len() == 1 { "" } else { "s" };
+            return Err((line, format!("{} field{s} where the first line has {width}; {hint}", record.len())));
         }
     }
     Ok(())
@@ -131,7 +132,15 @@ fn json_lines(path: &Path) -> Found {
                     "expected one JSON object a line, such as {\"id\": 1, \"sentence1\": \"…\"}".into(),
                 ));
             }
-            Err(e) => return Err((Some(line), format!("not a JSON object: {e}"))),
+            Err(e) if e.is_eof() => {
+                return Err((Some(line), "the line ends within a JSON object; a line must be a whole one".into()));
+            }
+            Err(e) => {
+                // The line that serde_json counts is that of the text it was given, which is always 1.
+                let problem = e.to_string();
+                let problem = problem.split(" at line ").next().unwrap_or_default();
+                return Err((Some(line), format!("not a JSON object: {problem} at column {}", e.column())));
+            }
         }
     }
     Ok(())

@@ -137,12 +137,24 @@ async fn files(context: &SessionContext, table: &Table) -> Result<Vec<PathBuf>, 
     if url.get_glob().is_none() && !path.exists() {
         return Err(format!("{} does not exist{}", path.display(), nearest_file(path)));
     }
+    if let Some(problem) = url.get_glob().as_ref().and_then(|_| pattern_for_folders(path)) {
+        return Err(problem);
+    }
     let store = context.runtime_env().object_store(&url).map_err(describe)?;
     let state = context.state();
     let extension = extension(table);
     let listed = url.list_all_files(&state, store.as_ref(), &extension).await.map_err(describe)?;
-    let mut files: Vec<PathBuf> =
-        listed.map_ok(|meta| Path::new("/").join(meta.location.as_ref())).try_collect().await.map_err(describe)?;
+    let listed: Vec<(PathBuf, u64)> = listed
+        .map_ok(|meta| (Path::new("/").join(meta.location.as_ref()), meta.size))
+        .try_collect()
+        .await
+        .map_err(describe)?;
+    // DataFusion passes over such files in silence; text files without a line are whole.
+    let is_binary = matches!(table.format, TableFormat::Parquet | TableFormat::Arrow);
+    if let Some((file, _)) = listed.iter().find(|(_, bytes)| is_binary && *bytes == 0) {
+        return Err(format!("{} is empty; was it cut off while it was written or copied?", file.display()));
+    }
+    let mut files: Vec<PathBuf> = listed.into_iter().map(|(file, _)| file).collect();
     if files.is_empty() {
         return Err(match url.get_glob() {
             Some(_) => format!("no file matches {}", path.display()),
@@ -173,6 +185,21 @@ fn extension(table: &Table) -> String {
     }
 }
 
+/// Why a glob cannot be read that has a pattern for folders, which DataFusion matches never or now and then.
+fn pattern_for_folders(glob: &Path) -> Option<String> {
+    let folder = glob
+        .parent()?
+        .ancestors()
+        .filter(|folder| folder.file_name().is_some_and(|name| name.to_string_lossy().contains(['*', '?', '['])));
+    let folder = folder.last()?;
+    let (name, above) = (Path::new(folder.file_name()?).display(), folder.parent()?.display());
+    Some(format!(
+        "{}: only the name of a file can be a pattern, and `{name}` stands for folders; name the folder {above}/ \
+         instead, whose folders of the form key=value are read as columns to filter by",
+        glob.display()
+    ))
+}
+
 /// " (did you mean …?)" where the folder has a file with nearly that name.
 fn nearest_file(path: &Path) -> String {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return String::new() };
@@ -186,7 +213,7 @@ fn nearest_file(path: &Path) -> String {
         .map(|other| (strsim::jaro_winkler(&name, &other), other))
         .filter(|(similarity, _)| *similarity > 0.85)
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or_else(String::new, |(_, other)| format!("; did you mean {}?", parent.join(other).display()))
+        .map_or_else(String::new, |(_, other)| format!("; did you mean {}?", path.with_file_name(other).display()))
 }
 
 fn file_format(format: &TableFormat) -> Arc<dyn FileFormat> {

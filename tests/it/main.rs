@@ -11,6 +11,12 @@
 )]
 
 mod config;
+mod interrupt;
+mod mistakes;
 mod parity;
 mod predict_sql;
+mod query;
+mod readers;
+mod run;
 mod support;
+mod tables;

@@ -1,0 +1,121 @@
+//! A run that is stopped or killed: the output is as it was, and nothing that it leaves stays for long.
+
+#![cfg(unix)]
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::{Job, quickstart_model, rows_of, write};
+
+/// How long a run may go on after it was asked to stop.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A run that takes minutes, caught while it writes.
+struct LongRun {
+    job: Job,
+    child: Child,
+}
+
+impl LongRun {
+    /// Starts a run and waits until its unfinished output is there.
+    fn start(job: Job) -> Self {
+        let mut pairs = String::from("id,a,b\n");
+        for id in 0..20_000 {
+            pairs.push_str(&format!(
+                "{id},The council heard {id} letters on the plan,Letter {id} reached the council\n"
+            ));
+        }
+        write(&job.path("pairs.csv"), pairs);
+        let tiny = format!("{:?}", crate::support::golden("tiny-distilbert"));
+        let job = job.change(&tiny, &format!("{:?}", quickstart_model()));
+        let child = Command::new(env!("CARGO_BIN_EXE_couplet"))
+            .args(["run", "pipeline.toml"])
+            .current_dir(job.path(""))
+            .env_remove("RUST_LOG")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut run = Self { job, child };
+        let began = Instant::now();
+        while run.unfinished().is_empty() {
+            assert!(run.child.try_wait().unwrap().is_none(), "the run ended before it could be stopped");
+            assert!(began.elapsed() < Duration::from_secs(120), "the run did not begin to write");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        run
+    }
+
+    fn unfinished(&self) -> Vec<String> {
+        self.job.output_files().into_iter().filter(|name| name.ends_with(".couplet-tmp")).collect()
+    }
+
+    /// Sends a signal; returns how the run ended, and how long it took.
+    fn end(self, signal: &str) -> (Job, Output, Duration) {
+        let began = Instant::now();
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        let output = self.child.wait_with_output().unwrap();
+        (self.job, output, began.elapsed())
+    }
+}
+
+/// A message with the number of rows that were scored by then replaced.
+fn without_progress(message: &str) -> String {
+    let (start, rest) = message.split_once("after scoring ").unwrap();
+    let (_, end) = rest.split_once(" of ").unwrap();
+    format!("{start}after scoring N of {end}")
+}
+
+fn stops_on(signal: &str, job: Job) -> (Job, String) {
+    let (job, output, took) = LongRun::start(job).end(signal);
+    let message = job.without_paths(&String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(130), "{message}");
+    assert!(took < PATIENCE, "it took {took:?}");
+    assert!(output.stdout.is_empty());
+    (job, without_progress(&message))
+}
+
+#[test]
+fn ctrl_c_stops_a_run_soon_and_keeps_the_output_of_the_one_before() {
+    let job = Job::new("id,a,b\n1,x,y\n");
+    job.report();
+    let before = std::fs::read(job.output()).unwrap();
+    // A moment into the scoring.
+    let run = LongRun::start(job);
+    std::thread::sleep(Duration::from_millis(700));
+    let (job, output, took) = run.end("-INT");
+    let message = job.without_paths(&String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(130), "{message}");
+    assert!(took < PATIENCE, "it took {took:?}");
+    insta::assert_snapshot!(without_progress(&message), @"error: interrupted after scoring N of 20,000 rows; out/scores.parquet is as it was before. Run the same command again to score all rows");
+    assert!(std::fs::read(job.output()).unwrap() == before);
+    assert_eq!(job.output_files(), ["scores.parquet"]);
+}
+
+#[test]
+fn a_request_to_terminate_stops_a_first_run_and_leaves_nothing() {
+    let (job, message) = stops_on("-TERM", Job::new(""));
+    insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 rows; nothing was written. Run the same command again to score all rows");
+    assert!(job.output_files().is_empty(), "{:?}", job.output_files());
+}
+
+#[test]
+fn a_killed_run_leaves_nothing_that_reads_as_a_table_and_the_next_run_cleans_up() {
+    let run = LongRun::start(Job::new(""));
+    std::thread::sleep(Duration::from_millis(200));
+    let (job, output, _) = run.end("-KILL");
+    assert_eq!(output.status.signal(), Some(9));
+    let left = job.output_files();
+    assert!(left.len() == 1 && left[0].starts_with('.') && !left[0].ends_with(".parquet"), "{left:?}");
+
+    let count = "SELECT count(*) FROM predictions";
+    let message = job.error_of(&mut job.couplet(&["query", "--pipeline", "pipeline.toml", count]), 2);
+    insta::assert_snapshot!(message, @"error: SQL: there is no table `predictions`: run the pipeline first, or name a result with --table predictions=URI (tables: pairs)");
+
+    write(&job.path("pairs.csv"), "id,a,b\n1,x,y\n");
+    job.report();
+    assert_eq!(rows_of(&job.output()).len(), 1);
+    assert_eq!(job.output_files(), ["scores.parquet"]);
+}

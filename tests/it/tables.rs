@@ -1,0 +1,434 @@
+//! Tables: every format, option and layout gives the rows that are in the files, and a broken file is named with the
+//! place where it is broken.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::util::pretty::pretty_format_batches;
+use couplet::config::parse;
+use couplet::predict::Models;
+use couplet::scorer::Pool;
+use couplet::session;
+use datafusion::prelude::SessionContext;
+
+use crate::support::{Job, couplet, rows_of, stdout_of, write};
+
+/// A folder of files for `[tables]`.
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new<const N: usize>(files: [(&str, &[u8]); N]) -> Self {
+        let folder = Self(tempfile::tempdir().unwrap());
+        for (name, bytes) in files {
+            write(&folder.path(name), bytes);
+        }
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Opens the lines of a section `[tables]` and executes SQL on them.
+    async fn sql(&self, tables: &str, sql: &str) -> String {
+        let toml = format!(
+            "name = 'p'\n[tables]\n{tables}\n[source]\nsql = 'SELECT 1'\nid = 'i'\ntext = 't'\n\
+             [model]\nuri = 'm'\n[sink]\nuri = 'o.parquet'\n"
+        );
+        let pipeline = parse(&self.path("p.toml"), &toml, &BTreeMap::new());
+        let pipeline = pipeline.unwrap_or_else(|errors| panic!("{}", errors.render(false, 100)));
+        let models = Arc::new(Models::new(Pool::new(Some(1)).unwrap(), PathBuf::new()));
+        let opened = session::open(&pipeline.tables, models, 8192, 1).await;
+        let context = opened.unwrap_or_else(|errors| panic!("{errors:?}"));
+        let frame = context.sql(sql).await.unwrap_or_else(|e| panic!("{sql}: {e}"));
+        pretty_format_batches(&frame.collect().await.unwrap_or_else(|e| panic!("{sql}: {e}"))).unwrap().to_string()
+    }
+
+    /// What the program says of a table that it cannot read, this folder's path replaced.
+    fn refusal(&self, uri: &str) -> String {
+        self.failure(uri, "SELECT * FROM t", 2)
+    }
+
+    fn failure(&self, uri: &str, sql: &str, code: i32) -> String {
+        let mut command = couplet();
+        command.current_dir(self.0.path()).args(["query", sql, "--table", &format!("t={uri}")]);
+        let message = crate::support::stderr_of(&mut command, code);
+        message.replace(self.0.path().to_str().unwrap(), "DIR").trim_end().to_owned()
+    }
+
+    /// Writes the rows of a query in the formats that the tests cannot write themselves.
+    async fn copy(&self, sql: &str, name: &str, options: &str) {
+        let path = self.path(name);
+        let copy = format!("COPY ({sql}) TO '{}' {options}", path.display());
+        SessionContext::new().sql(&copy).await.unwrap().collect().await.unwrap();
+        assert!(path.is_file());
+    }
+}
+
+/// Two rows with a NULL, a quotation mark, a comma and a letter beyond ASCII.
+const TWO_ROWS: &str = "SELECT * FROM (VALUES (1, 'é, \"x\"', 0.5), (2, NULL, 1.5)) AS v(id, text, x) ORDER BY id";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_format_gives_the_same_rows() {
+    let files = Files::new([]);
+    files.copy(TWO_ROWS, "rows.parquet", "STORED AS PARQUET").await;
+    files.copy(TWO_ROWS, "rows.arrow", "STORED AS ARROW").await;
+    files.copy(TWO_ROWS, "rows.ndjson", "STORED AS JSON").await;
+    files.copy(TWO_ROWS, "rows.csv", "STORED AS CSV OPTIONS ('format.has_header' 'true')").await;
+    let tsv = "STORED AS CSV OPTIONS ('format.has_header' 'true', 'format.delimiter' '\t')";
+    files.copy(TWO_ROWS, "rows.tsv", tsv).await;
+    for name in ["rows.parquet", "rows.arrow", "rows.ndjson", "rows.csv", "rows.tsv"] {
+        // The columns of JSON are in alphabetical order.
+        let rows = files.sql(&format!("t = '{name}'"), "SELECT id, text, x FROM t WHERE x > 0 ORDER BY id").await;
+        insta::allow_duplicates! { insta::assert_snapshot!(rows, @r#"
+        +----+--------+-----+
+        | id | text   | x   |
+        +----+--------+-----+
+        | 1  | é, "x" | 0.5 |
+        | 2  |        | 1.5 |
+        +----+--------+-----+
+        "#); }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "DataFusion is built without its feature `compression`"]
+async fn text_is_read_through_gzip_and_zstd() {
+    let files = Files::new([]);
+    for (extension, how) in [("gz", "gzip"), ("zst", "zstd")] {
+        let csv = format!("STORED AS CSV OPTIONS ('format.has_header' 'true', 'format.compression' '{how}')");
+        files.copy(TWO_ROWS, &format!("rows.csv.{extension}"), &csv).await;
+        let json = format!("STORED AS JSON OPTIONS ('format.compression' '{how}')");
+        files.copy(TWO_ROWS, &format!("rows.ndjson.{extension}"), &json).await;
+        for name in ["rows.csv", "rows.ndjson"] {
+            let sql = "SELECT count(*) AS n, sum(id) AS s, sum(length(text)) AS l FROM t";
+            let counted = files.sql(&format!("t = '{name}.{extension}'"), sql).await;
+            assert!(counted.contains("| 2 | 3 | 6 |"), "{counted}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn arrow_streams_are_read_like_arrow_files() {
+    let files = Files::new([]);
+    files.copy(TWO_ROWS, "rows.parquet", "STORED AS PARQUET").await;
+    let context = SessionContext::new();
+    let batches = context
+        .read_parquet(files.path("rows.parquet").to_str().unwrap(), Default::default())
+        .await
+        .unwrap()
+        .collect()
+        .await
+        .unwrap();
+    let stream = File::create(files.path("rows.ipc")).unwrap();
+    let mut writer = arrow::ipc::writer::StreamWriter::try_new(stream, &batches[0].schema()).unwrap();
+    writer.write(&batches[0]).unwrap();
+    writer.finish().unwrap();
+    let counted = files.sql("t = 'rows.ipc'", "SELECT count(*) AS n, sum(id) AS s FROM t").await;
+    insta::assert_snapshot!(counted, @r"
+    +---+---+
+    | n | s |
+    +---+---+
+    | 2 | 3 |
+    +---+---+
+    ");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn delimiter_quote_and_null_are_options() {
+    let files = Files::new([("t.csv", b"id;a;b\n1;'x;y';NA\n2;it\"s;\n3;NAN;'q''r'\n")]);
+    let table = r#"t = { uri = "t.csv", delimiter = ";", quote = "'", null = "NA" }"#;
+    insta::assert_snapshot!(files.sql(table, "SELECT id, a, b, b IS NULL AS none FROM t").await, @r#"
+    +----+------+-----+-------+
+    | id | a    | b   | none  |
+    +----+------+-----+-------+
+    | 1  | x;y  | NA  | false |
+    | 2  | it"s |     | true  |
+    | 3  | NAN  | q'r | false |
+    +----+------+-----+-------+
+    "#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_without_header_has_numbered_columns() {
+    let files = Files::new([("t.csv", b"1,x\n2,y\n")]);
+    let table = r#"t = { uri = "t.csv", header = false }"#;
+    insta::assert_snapshot!(files.sql(table, "SELECT column_1 AS id, column_2 AS a FROM t").await, @r"
+    +----+---+
+    | id | a |
+    +----+---+
+    | 1  | x |
+    | 2  | y |
+    +----+---+
+    ");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_break_between_quotation_marks_belongs_to_the_value() {
+    let files = Files::new([("t.csv", b"id,a\r\n1,\"x\r\ny\"\r\n2,z\r\n")]);
+    let sql = "SELECT id, length(a) AS characters FROM t ORDER BY id";
+    insta::assert_snapshot!(files.sql("t = 't.csv'", sql).await, @r"
+    +----+------------+
+    | id | characters |
+    +----+------------+
+    | 1  | 4          |
+    | 2  | 1          |
+    +----+------------+
+    ");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quotation_marks_mean_nothing_if_the_table_says_so() {
+    // As MRPC is published: a byte order mark, `#` in column names, quotation marks that are not balanced.
+    let files = Files::new([(
+        "t.txt",
+        b"\xEF\xBB\xBFQuality\t#1 ID\t#1 String\n1\t7\t\"He said,\n0\t8\tshe \"said\"\n1\t9\t\"\n".as_slice(),
+    )]);
+    let table = r#"t = { uri = "t.txt", format = "tsv", quote = false }"#;
+    let sql = r##"SELECT "Quality", "#1 ID" AS id, "#1 String" AS text FROM t"##;
+    insta::assert_snapshot!(files.sql(table, sql).await, @r#"
+    +---------+----+------------+
+    | Quality | id | text       |
+    +---------+----+------------+
+    | 1       | 7  | "He said,  |
+    | 0       | 8  | she "said" |
+    | 1       | 9  | "          |
+    +---------+----+------------+
+    "#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_byte_order_mark_belongs_to_no_name_and_no_value() {
+    let files =
+        Files::new([("t.csv", b"\xEF\xBB\xBFid,a\nx,1\ny,2\n".as_slice()), ("bare.csv", b"\xEF\xBB\xBFx,1\ny,2\n")]);
+    let named = files.sql("t = 't.csv'", "SELECT id, a FROM t WHERE id IN ('x', 'y')").await;
+    let bare = "t = { uri = 'bare.csv', header = false }";
+    let sql = "SELECT column_1 AS id, column_2 AS a FROM t WHERE column_1 IN ('x', 'y')";
+    assert_eq!(files.sql(bare, sql).await, named);
+    assert_eq!(named.lines().count(), 6, "{named}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_rows_may_lack_fields_and_have_blank_lines_between_them() {
+    let files = Files::new([("t.jsonl", "{\"id\":1,\"a\":\"é\\n\"}\n\n{\"id\":2}\n".as_bytes())]);
+    let sql = "SELECT id, length(a) AS characters FROM t ORDER BY id";
+    insta::assert_snapshot!(files.sql("t = 't.jsonl'", sql).await, @r"
+    +----+------------+
+    | id | characters |
+    +----+------------+
+    | 1  | 2          |
+    | 2  |            |
+    +----+------------+
+    ");
+}
+
+/// Files in nested folders.
+fn nested() -> Files {
+    Files::new([
+        ("days/dt=2026-01-01/a.csv", b"id\n1\n2\n".as_slice()),
+        ("days/dt=2026-01-02/a.csv", b"id\n3\n"),
+        ("days/dt=2026-01-02/notes.txt", b"not a table"),
+        ("lists/one/a.csv", b"id\n1\n2\n"),
+        ("lists/c.csv", b"id\n4\n"),
+        ("lists/d.csv", b"id\n5\n"),
+    ])
+}
+
+const COUNT: &str = "SELECT count(*) AS n, sum(id) AS s FROM t";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_is_all_its_files() {
+    let counted = nested().sql("t = { uri = 'lists/', format = 'csv' }", COUNT).await;
+    insta::assert_snapshot!(counted, @r"
+    +---+---+
+    | n | s |
+    +---+---+
+    | 2 | 9 |
+    +---+---+
+    ");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pattern_matches_the_names_of_files_in_one_folder() {
+    let files = nested();
+    for (pattern, sum) in [("*.csv", 9), ("c*.csv", 4), ("[de].csv", 5), ("?.csv", 9), ("one/*", 3)] {
+        let counted = files.sql(&format!("t = {{ uri = 'lists/{pattern}', format = 'csv' }}"), COUNT).await;
+        assert!(counted.contains(&format!("| {sum} ")), "{pattern}\n{counted}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_of_the_form_key_value_are_columns_to_select_and_filter_by() {
+    let files = nested();
+    let sql = "SELECT dt, count(*) AS n, sum(id) AS s FROM t WHERE dt >= '2026-01-01' GROUP BY dt ORDER BY dt";
+    let told = files.sql("t = { uri = 'days/', format = 'csv' }", sql).await;
+    insta::assert_snapshot!(told, @r"
+    +------------+---+---+
+    | dt         | n | s |
+    +------------+---+---+
+    | 2026-01-01 | 2 | 3 |
+    | 2026-01-02 | 1 | 3 |
+    +------------+---+---+
+    ");
+    let named = files.sql("t = { uri = 'days/', format = 'csv', partitions = ['dt'] }", sql).await;
+    assert_eq!(named, told);
+    let one = files.sql("t = { uri = 'days/', format = 'csv' }", "SELECT id FROM t WHERE dt = '2026-01-02'").await;
+    insta::assert_snapshot!(one, @r"
+    +----+
+    | id |
+    +----+
+    | 3  |
+    +----+
+    ");
+    // A partition whose name is known is a folder like others.
+    assert_eq!(files.sql("t = 'days/dt=2026-01-02/*.csv'", "SELECT id FROM t").await, one);
+}
+
+#[test]
+fn a_pattern_for_folders_is_refused_with_what_to_write_instead() {
+    insta::assert_snapshot!(nested().refusal("days/dt=*/*.csv"), @"error: table `t`: days/dt=*/*.csv: only the name of a file can be a pattern, and `dt=*` stands for folders; name the folder days/ instead, whose folders of the form key=value are read as columns to filter by");
+    insta::assert_snapshot!(nested().refusal("lists/**/*.csv"), @"error: table `t`: lists/**/*.csv: only the name of a file can be a pattern, and `**` stands for folders; name the folder lists/ instead, whose folders of the form key=value are read as columns to filter by");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_is_found_as_it_is_written_and_in_lower_case() {
+    let files = Files::new([("t.csv", b"id\n1\n")]);
+    for name in ["Pairs", "PAIRS", "\"Pairs\"", "pairs"] {
+        files.sql("Pairs = 't.csv'", &format!("SELECT id FROM {name}")).await;
+    }
+}
+
+#[test]
+fn missing_files_are_named_with_what_was_looked_for() {
+    let files = Files::new([("data/pairs.csv", b"id\n1\n"), ("empty/readme.md", b"nothing")]);
+    insta::assert_snapshot!(files.refusal("data/pair.csv"), @"error: table `t`: data/pair.csv does not exist; did you mean data/pairs.csv?");
+    insta::assert_snapshot!(files.refusal("date/pairs.csv"), @"error: table `t`: date/pairs.csv does not exist, nor does its folder date");
+    insta::assert_snapshot!(files.refusal("data/*.tsv"), @"error: table `t`: no file matches data/*.tsv");
+    insta::assert_snapshot!(files.refusal("empty/"), @"error: table `t`: folder empty/ has no *.parquet file");
+}
+
+#[test]
+fn invalid_utf8_is_refused_with_file_line_and_field() {
+    let files = Files::new([
+        ("t.csv", b"id,a\n1,\"x\ny\"\n2,caf\xE9\n".as_slice()),
+        ("t.jsonl", b"{\"id\":1}\n{\"id\":\"\xE9\"}\n"),
+        ("utf16.csv", b"\xFF\xFEi\0d\0\n\01\0\n\0"),
+    ]);
+    insta::assert_snapshot!(files.refusal("t.csv"), @r#"error: table `t`: DIR/t.csv:4: field 2 is not valid UTF-8: "caf�"; convert the file, for example with iconv"#);
+    insta::assert_snapshot!(files.refusal("t.jsonl"), @"error: table `t`: DIR/t.jsonl:2: not valid UTF-8; convert the file, for example with iconv");
+    insta::assert_snapshot!(files.refusal("utf16.csv"), @r#"error: table `t`: DIR/utf16.csv:1: field 1 is not valid UTF-8: "��i\0d\0"; convert the file, for example with iconv"#);
+}
+
+#[test]
+fn ragged_lines_are_refused_with_file_and_line() {
+    let files = Files::new([
+        ("wide.csv", b"id,a\n1,x\n2,y,z\n".as_slice()),
+        ("narrow.csv", b"id,a\n1,x\n2\n"),
+        ("quote.csv", b"id,a,b\n1,\"x,y\n2,p,q\n3,r,s\n"),
+    ]);
+    insta::assert_snapshot!(files.refusal("wide.csv"), @r#"error: table `t`: DIR/wide.csv:3: 3 fields where the first line has 2; is a quotation mark (") unbalanced? `quote = false` takes them as they are"#);
+    insta::assert_snapshot!(files.refusal("narrow.csv"), @r#"error: table `t`: DIR/narrow.csv:3: 1 field where the first line has 2; is a quotation mark (") unbalanced? `quote = false` takes them as they are"#);
+    insta::assert_snapshot!(files.refusal("quote.csv"), @r#"error: table `t`: DIR/quote.csv:2: 2 fields where the first line has 3; is a quotation mark (") unbalanced? `quote = false` takes them as they are"#);
+}
+
+#[test]
+fn the_broken_file_of_many_is_named() {
+    let files = Files::new([("d/a.csv", b"id,a\n1,x\n".as_slice()), ("d/b.csv", b"id,a\n1,x\n2,y,z\n")]);
+    insta::assert_snapshot!(files.refusal("d/*.csv"), @r#"error: table `t`: DIR/d/b.csv:3: 3 fields where the first line has 2; is a quotation mark (") unbalanced? `quote = false` takes them as they are"#);
+}
+
+#[test]
+fn a_line_that_is_broken_far_down_is_named_when_it_is_read() {
+    let mut csv = String::from("id,a\n");
+    for id in 0..100_000 {
+        csv.push_str(&format!("{id},x\n"));
+    }
+    let files = Files::new([("t.csv", format!("{csv}100000,x,y\n").as_bytes())]);
+    insta::assert_snapshot!(files.failure("t.csv", COUNT, 1), @r#"error: DIR/t.csv:100002: 3 fields where the first line has 2; is a quotation mark (") unbalanced? `quote = false` takes them as they are; the output is not complete"#);
+}
+
+#[test]
+fn broken_json_is_refused_with_file_line_and_column() {
+    let files = Files::new([
+        ("cut.jsonl", b"{\"id\":1}\n{\"id\":2,\"a\":\n".as_slice()),
+        ("list.jsonl", b"[1, 2]\n"),
+        ("pretty.json", b"{\n  \"id\": 1\n}\n"),
+    ]);
+    insta::assert_snapshot!(files.refusal("cut.jsonl"), @"error: table `t`: DIR/cut.jsonl:2: the line ends within a JSON object; a line must be a whole one");
+    insta::assert_snapshot!(files.refusal("list.jsonl"), @r#"error: table `t`: DIR/list.jsonl:1: expected one JSON object a line, such as {"id": 1, "sentence1": "…"}"#);
+    insta::assert_snapshot!(files.refusal("pretty.json"), @"error: table `t`: DIR/pretty.json:1: the line ends within a JSON object; a line must be a whole one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parquet_and_arrow_files_that_are_cut_off_are_refused() {
+    let files = Files::new([("empty.parquet", b""), ("text.parquet", b"id,a\n1,x\n")]);
+    for (name, format) in [("t.parquet", "PARQUET"), ("t.arrow", "ARROW")] {
+        files.copy(TWO_ROWS, name, &format!("STORED AS {format}")).await;
+        let whole = std::fs::read(files.path(name)).unwrap();
+        write(&files.path(name), &whole[..200]);
+    }
+    insta::assert_snapshot!(files.refusal("t.parquet"), @"error: table `t`: DIR/t.parquet: not a whole Parquet file (200 bytes): Parquet error: Invalid Parquet file. Corrupt footer; was it cut off while it was written or copied?");
+    insta::assert_snapshot!(files.refusal("empty.parquet"), @"error: table `t`: DIR/empty.parquet is empty; was it cut off while it was written or copied?");
+    insta::assert_snapshot!(files.refusal("text.parquet"), @"error: table `t`: DIR/text.parquet: not a whole Parquet file (9 bytes): Parquet error: Invalid Parquet file. Corrupt footer; was it cut off while it was written or copied?");
+    insta::assert_snapshot!(files.refusal("t.arrow"), @"error: table `t`: DIR/t.arrow: neither a whole Arrow file nor a whole Arrow stream: Parser error: Arrow file does not contain correct footer");
+}
+
+/// A pipeline whose Parquet source has a page that cannot be read, after some that can.
+async fn job_with_a_corrupt_page() -> Job {
+    let job = Job::new("").change("pairs.csv", "pairs.parquet");
+    let pairs = job.path("pairs.parquet");
+    let rows = "SELECT value AS id, concat('a ', value) AS a, concat('b ', value) AS b FROM generate_series(1, 4000)";
+    let copy = format!(
+        "COPY ({rows}) TO '{}' STORED AS PARQUET OPTIONS ('format.max_row_group_size' '1000')",
+        pairs.display()
+    );
+    SessionContext::new().sql(&copy).await.unwrap().collect().await.unwrap();
+    let mut bytes = std::fs::read(&pairs).unwrap();
+    let groups = crate::support::footer_of(&pairs).1;
+    let page = usize::try_from(groups.row_group(2).column(1).byte_range().0).unwrap();
+    bytes[page..page + 300].fill(0xFF);
+    write(&pairs, bytes);
+    job
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupt_page_fails_a_run_with_file_and_row_and_leaves_the_output_as_it_was() {
+    let job = job_with_a_corrupt_page().await;
+    write(&job.output(), "what was there");
+    insta::assert_snapshot!(job.error(1), @"error: DIR/pairs.parquet: a page after row 1024 cannot be read (4 row groups): Parquet argument error: Parquet error: Unexpected struct field type 15; nothing was written");
+    assert_eq!(std::fs::read(job.output()).unwrap(), b"what was there");
+    assert_eq!(job.output_files(), ["scores.parquet"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupt_page_fails_a_query_with_file_and_row() {
+    let job = job_with_a_corrupt_page().await;
+    let query = ["query", "--pipeline", "pipeline.toml", "SELECT max(length(a)) FROM pairs"];
+    insta::assert_snapshot!(job.error_of(&mut job.couplet(&query), 1), @"error: DIR/pairs.parquet: a page after row 1024 cannot be read (4 row groups): Parquet argument error: Parquet error: Unexpected struct field type 15; the output is not complete");
+    let message = job.error_of(job.couplet(&query).args(["-o", "out/x.csv"]), 1);
+    assert!(message.ends_with("; no output was written"), "{message}");
+    assert!(job.output_files().is_empty());
+}
+
+#[test]
+fn a_broken_csv_fails_a_run_and_writes_nothing() {
+    let job = Job::new("id,a,b\n1,x,y\n2,\"p,q\n3,r,s\n");
+    insta::assert_snapshot!(job.error(2), @r#"error: table `pairs`: DIR/pairs.csv:3: 2 fields where the first line has 3; is a quotation mark (") unbalanced? `quote = false` takes them as they are"#);
+    assert!(job.output_files().is_empty());
+}
+
+#[test]
+fn what_query_writes_is_read_as_it_was() {
+    let files = Files::new([("t.csv", "id,a\n1,\"é, \"\"x\"\"\"\n2,\n".as_bytes())]);
+    for name in ["copy.parquet", "copy.csv"] {
+        let mut command = couplet();
+        command.current_dir(files.0.path()).args(["query", "SELECT * FROM t", "--table", "t=t.csv", "-o", name]);
+        assert_eq!(stdout_of(&mut command), "");
+    }
+    assert_eq!(std::fs::read(files.path("copy.csv")).unwrap(), std::fs::read(files.path("t.csv")).unwrap());
+    let rows = rows_of(&files.path("copy.parquet"));
+    assert_eq!(rows[0]["a"], "é, \"x\"");
+    assert!(rows[1]["a"].is_null());
+}
