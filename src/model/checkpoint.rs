@@ -5,6 +5,8 @@
 //! an interpreter of the few pickle instructions that tensors need; nothing in it is executed.
 
 use std::collections::BTreeMap;
+use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Component, Path, PathBuf};
 
 use candle_core::pickle::PthTensors;
@@ -12,7 +14,7 @@ use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
-use super::config::{Architecture, read_json};
+use super::config::{Architecture, Keys, read_json};
 use super::error::LoadError;
 
 pub(super) struct Checkpoint {
@@ -31,9 +33,17 @@ struct Entry {
     dtype: String,
 }
 
+impl Entry {
+    /// Values of the tensor; `usize::MAX` if there are more.
+    fn values(&self) -> usize {
+        self.shape.iter().fold(1, |n, size| n.saturating_mul(*size))
+    }
+}
+
 enum Shard {
     Safetensors(MmapedSafetensors),
-    Pickle(PthTensors),
+    /// The archive and its size in bytes.
+    Pickle(PthTensors, u64),
 }
 
 const SAFETENSORS: &str = "model.safetensors";
@@ -52,8 +62,16 @@ impl Checkpoint {
         for path in &files {
             checkpoint.add_shard(path)?;
         }
-        checkpoint.files = files;
-        Ok(checkpoint)
+        match files.first() {
+            Some(path) if checkpoint.tensors.is_empty() => Err(LoadError::Unreadable {
+                path: path.clone(),
+                problem: "it holds no tensors by name, and nothing else in it is read".into(),
+            }),
+            _ => {
+                checkpoint.files = files;
+                Ok(checkpoint)
+            }
+        }
     }
 
     fn add_shard(&mut self, path: &Path) -> Result<(), LoadError> {
@@ -75,7 +93,7 @@ impl Checkpoint {
             for (name, info) in file.tensor_infos() {
                 add(name, info.layout.dims(), info.dtype.as_str().to_uppercase());
             }
-            Shard::Pickle(file)
+            Shard::Pickle(file, path.metadata().map_or(0, |metadata| metadata.len()))
         };
         self.shards.push(shard);
         Ok(())
@@ -101,13 +119,17 @@ impl Checkpoint {
         if !matches!(entry.dtype.as_str(), "F32" | "F16" | "BF16") {
             return Err(error("type F32, F16 or BF16".into(), entry.dtype.clone()));
         }
-        let unreadable =
-            |e: candle_core::Error| error(format!("{} values", entry.dtype), format!("an unreadable tensor: {e}"));
+        let values = format!("{} values of type {}", entry.values(), entry.dtype);
+        let unreadable = |problem: String| error(values.clone(), format!("an unreadable tensor ({problem})"));
         let tensor = match &self.shards[entry.shard] {
-            Shard::Safetensors(file) => file.load(&entry.name, device).map_err(unreadable)?,
-            Shard::Pickle(file) => match file.get(&entry.name).map_err(unreadable)? {
+            Shard::Safetensors(file) => file.load(&entry.name, device).map_err(|e| unreadable(first_line(&e)))?,
+            // Memory for the values is taken before they are read.
+            Shard::Pickle(_, size) if entry.values() as u64 > *size => {
+                return Err(error(values, format!("a file of {size} bytes")));
+            }
+            Shard::Pickle(file, _) => match guarded(|| file.get(&entry.name)).map_err(unreadable)? {
                 Some(tensor) => tensor.to_device(device)?.contiguous()?,
-                None => return Err(error(format!("shape {shape:?}"), "nothing".into())),
+                None => return Err(error(values, "nothing".into())),
             },
         };
         Ok(tensor.to_dtype(DType::F32)?)
@@ -140,20 +162,19 @@ impl Checkpoint {
         self.tensors
             .values()
             .filter(|entry| entry.dtype.contains('F'))
-            .map(|entry| entry.shape.iter().product::<usize>())
-            .sum()
+            .fold(0, |sum, entry| sum.saturating_add(entry.values()))
     }
 
     fn kind(&self) -> &'static str {
         let has = |part: &str| self.tensors.keys().any(|name| name.contains(part));
         if has("vocab_transform") || has("cls.predictions") {
-            "it is a masked-language model"
+            "it is a masked-language model: fine-tune it for a task first"
         } else if has("qa_outputs") {
-            "it answers questions"
+            "it answers questions, which couplet does not"
         } else if has("word_embeddings") {
-            "it is a base encoder"
+            "it is a base encoder: fine-tune it for a task first"
         } else {
-            "it is no checkpoint of the BERT family"
+            "it has no word embeddings either: it is incomplete, or of another family than BERT"
         }
     }
 
@@ -208,25 +229,27 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
 
 fn shards_of(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, LoadError> {
     let json = read_json(index)?;
-    let key = |found: String| LoadError::Key {
-        path: index.to_owned(),
-        key: "weight_map".into(),
-        expected: "an object from tensor names to names of files beside the index".into(),
-        found,
-    };
+    let keys = Keys { path: index, json: &json };
     let map = match json.get("weight_map") {
         Some(Value::Object(map)) if !map.is_empty() => map,
-        found => return Err(key(found.map_or_else(|| "nothing".into(), Value::to_string))),
+        _ => return Err(keys.error("weight_map", "an object from tensor names to names of files beside the index")),
     };
     let mut files = std::collections::BTreeSet::new();
-    for file in map.values() {
+    for (tensor, file) in map {
         // An index from elsewhere must not make us read other folders.
         let name = file.as_str().map(Path::new);
         match name {
             Some(name) if matches!(name.components().collect::<Vec<_>>()[..], [Component::Normal(_)]) => {
                 files.insert(folder.join(name));
             }
-            _ => return Err(key(file.to_string())),
+            _ => {
+                return Err(LoadError::Key {
+                    path: index.to_owned(),
+                    key: format!("weight_map.{tensor}"),
+                    expected: "the name of a file beside the index".into(),
+                    found: file.to_string(),
+                });
+            }
         }
     }
     match files.iter().find(|file| !file.exists()) {
@@ -239,28 +262,66 @@ fn shards_of(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, LoadError> {
 }
 
 fn open_safetensors(path: &Path) -> Result<MmapedSafetensors, LoadError> {
+    check_start(path)?;
     // SAFETY: the file is mapped for the length of the load. A checkpoint that another program truncates
     // in that time would kill the process, as it would with every loader that maps files.
     unsafe { MmapedSafetensors::new(path) }.map_err(|e| {
-        let length = path.metadata().map(|m| m.len()).unwrap_or_default();
-        let problem = e.to_string();
-        let problem = if problem.contains("not fully covered") {
-            format!("it is truncated: its header promises more than its {length} bytes")
-        } else if problem.contains("header") || problem.contains("JSON") || length < 8 {
-            format!("it is not a safetensors file ({length} bytes, {})", problem.lines().next().unwrap_or_default())
-        } else {
-            problem.lines().next().unwrap_or_default().to_owned()
+        let length = path.metadata().map_or(0, |metadata| metadata.len());
+        // candle puts the path before what safetensors says.
+        let said = first_line(&e);
+        let said = said.rsplit_once(&path.display().to_string()).map_or(&*said, |(_, said)| said);
+        let said = said.trim_start_matches([' ', '"', ':']);
+        let problem = match said {
+            "header too small" | "header too large" | "invalid header length" => {
+                format!("it is not a safetensors file, or truncated within its header ({length} bytes; {said})")
+            }
+            _ if said.contains("not fully covered") => {
+                format!("its {length} bytes are not what its header describes: it is truncated or was appended to")
+            }
+            _ => format!("its header is damaged ({length} bytes; {said})"),
         };
         LoadError::Unreadable { path: path.to_owned(), problem }
     })
 }
 
+/// The magic number, as a pickle, of what PyTorch wrote before it wrote archives.
+const LEGACY: [u8; 14] = *b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19";
+
 fn open_pickle(path: &Path) -> Result<PthTensors, LoadError> {
-    PthTensors::new(path, None).map_err(|e| LoadError::Unreadable {
+    check_start(path)?;
+    guarded(|| PthTensors::new(path, None)).map_err(|problem| LoadError::Unreadable {
         path: path.to_owned(),
-        problem: format!(
-            "it is truncated or not a PyTorch archive ({})",
-            e.to_string().lines().next().unwrap_or_default()
-        ),
+        problem: format!("it is truncated or not a PyTorch archive ({problem})"),
     })
+}
+
+/// Tells by its first bytes a file that stands for one that was not downloaded, and one of an old format.
+fn check_start(path: &Path) -> Result<(), LoadError> {
+    let mut start = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(LEGACY.len() as u64).read_to_end(&mut start));
+    let problem = match read {
+        Err(e) => e.to_string(),
+        Ok(0) => "it is empty".into(),
+        Ok(_) if start == *b"version https:" => {
+            "it is a pointer of Git LFS, not the file itself; `git lfs pull` fetches that".into()
+        }
+        Ok(_) if start == LEGACY => {
+            "it has the format from before PyTorch 1.6; load it with transformers and `save_pretrained` it".into()
+        }
+        Ok(_) => return Ok(()),
+    };
+    Err(LoadError::Unreadable { path: path.to_owned(), problem })
+}
+
+/// Runs candle's reader of archives, which trusts them to be whole: a panic of it is an error like any other.
+fn guarded<T>(read: impl FnOnce() -> candle_core::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(result) => result.map_err(|e| first_line(&e)),
+        Err(_) => Err("its pickle is not as PyTorch writes it".into()),
+    }
+}
+
+/// What candle says, without the backtrace that may follow.
+fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }

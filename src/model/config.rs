@@ -87,9 +87,8 @@ impl ModelConfig {
             Architecture::DistilBert => DISTILBERT,
             Architecture::Bert => BERT,
         };
-        match keys.text(names.activation)? {
-            "gelu" => {}
-            _ => return Err(keys.error(names.activation, "\"gelu\"")),
+        if json.get(names.activation).and_then(Value::as_str) != Some("gelu") {
+            return Err(keys.error(names.activation, "\"gelu\""));
         }
         if !matches!(json.get("position_embedding_type").and_then(Value::as_str), None | Some("absolute")) {
             return Err(keys.error("position_embedding_type", "\"absolute\""));
@@ -172,11 +171,15 @@ const BERT: Names = Names {
     activation: "hidden_act",
 };
 
-/// Reads a JSON file of a checkpoint.
+/// Reads a JSON file of a checkpoint: an object.
 pub(super) fn read_json(path: &Path) -> Result<Value, LoadError> {
     let unreadable = |problem: String| LoadError::Unreadable { path: path.to_owned(), problem };
     match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| unreadable(format!("not JSON: {e}"))),
+        Ok(bytes) => match serde_json::from_slice(&bytes) {
+            Ok(json @ Value::Object(_)) => Ok(json),
+            Ok(_) => Err(unreadable("not a JSON object".into())),
+            Err(e) => Err(unreadable(format!("not JSON: {e}"))),
+        },
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             Err(LoadError::NoFile { folder: path.parent().unwrap_or(path).to_owned(), expected: "config.json" })
         }
@@ -184,15 +187,29 @@ pub(super) fn read_json(path: &Path) -> Result<Value, LoadError> {
     }
 }
 
-struct Keys<'a> {
-    path: &'a Path,
-    json: &'a Value,
+/// The keys of a JSON file, for errors about them.
+pub(super) struct Keys<'a> {
+    pub(super) path: &'a Path,
+    pub(super) json: &'a Value,
 }
 
 impl Keys<'_> {
-    fn error(&self, key: &str, expected: &str) -> LoadError {
-        let found = self.json.get(key).map_or_else(|| "nothing".to_owned(), Value::to_string);
+    pub(super) fn error(&self, key: &str, expected: &str) -> LoadError {
+        self.error_about(key, self.json.get(key), expected)
+    }
+
+    fn error_about(&self, key: &str, found: Option<&Value>, expected: &str) -> LoadError {
+        let found = found.map_or_else(|| "nothing".to_owned(), |value| clipped(&value.to_string()));
         LoadError::Key { path: self.path.to_owned(), key: key.to_owned(), expected: expected.to_owned(), found }
+    }
+
+    /// A switch; none where the key is missing or null.
+    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>, LoadError> {
+        match self.json.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(_) => Err(self.error(key, "true or false")),
+        }
     }
 
     fn size(&self, key: &str) -> Result<usize, LoadError> {
@@ -202,9 +219,13 @@ impl Keys<'_> {
             _ => Err(self.error(key, "a whole number from 1")),
         }
     }
+}
 
-    fn text(&self, key: &str) -> Result<&str, LoadError> {
-        self.json.get(key).and_then(Value::as_str).ok_or_else(|| self.error(key, "a string"))
+/// The start of a text that would fill the screen.
+fn clipped(text: &str) -> String {
+    match text.char_indices().nth(200) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 
@@ -244,16 +265,18 @@ fn problem(keys: &Keys) -> Result<Problem, LoadError> {
 
 /// `id2label` as a list; empty where the key is missing.
 fn labels(keys: &Keys) -> Result<Vec<String>, LoadError> {
-    let expected = "an object that names the ids 0, 1, 2, … without a gap";
     let map = match keys.json.get("id2label") {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::Object(map)) => map,
-        Some(_) => return Err(keys.error("id2label", expected)),
+        Some(_) => return Err(keys.error("id2label", "an object such as {\"0\": \"no\", \"1\": \"yes\"}")),
     };
     (0..map.len())
         .map(|id| match map.get(&id.to_string()) {
             Some(Value::String(label)) => Ok(label.clone()),
-            _ => Err(keys.error("id2label", expected)),
+            found => {
+                let expected = format!("a label, as the {} ids must run from 0 without a gap", map.len());
+                Err(keys.error_about(&format!("id2label.{id}"), found, &expected))
+            }
         })
         .collect()
 }

@@ -44,7 +44,7 @@ pub enum LoadError {
         found: String,
     },
     /// The checkpoint is an encoder without a classifier on top.
-    #[error("{} has no classification head: tensor `{tensor}` is missing among its {tensors} tensors ({hint}); fine-tune the encoder for a task first", folder.display())]
+    #[error("{} has no classification head: tensor `{tensor}` is missing among its {tensors} tensors; {hint}", folder.display())]
     NoHead {
         /// The checkpoint's folder.
         folder: PathBuf,
@@ -52,7 +52,7 @@ pub enum LoadError {
         tensor: String,
         /// How many tensors there are.
         tensors: usize,
-        /// What the checkpoint seems to be instead.
+        /// What the checkpoint seems to be instead, and the mend if there is one.
         hint: String,
     },
     /// A tensor is missing or has the wrong shape or type.

@@ -12,7 +12,7 @@ use tokenizers::{
     AddedToken, PostProcessor, TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings,
 };
 
-use super::config::{ModelConfig, read_json};
+use super::config::{Keys, ModelConfig, read_json};
 use super::error::LoadError;
 
 /// A sequence as the encoder reads it.
@@ -49,11 +49,18 @@ impl Tokenizer {
         } else {
             Value::Null
         };
+        let keys = Keys { path: &settings_path, json: &settings };
+        let normalizer = bert_normalizer(&keys)?;
+        let truncation = match settings.get("truncation_side").map(Value::as_str) {
+            None | Some(Some("right")) => TruncationDirection::Right,
+            Some(Some("left")) => TruncationDirection::Left,
+            Some(_) => return Err(keys.error("truncation_side", "\"left\" or \"right\"")),
+        };
         let (json, vocab) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
         let (path, inner) = if json.exists() {
             (json.clone(), tokenizers::Tokenizer::from_file(&json))
         } else if vocab.exists() {
-            (vocab.clone(), word_piece(&vocab, &settings))
+            (vocab.clone(), word_piece(&vocab, &settings, normalizer))
         } else {
             return Err(LoadError::NoFile { folder: folder.to_owned(), expected: "tokenizer.json and no vocab.txt" });
         };
@@ -66,15 +73,19 @@ impl Tokenizer {
                 config.vocab_size
             )));
         }
+        if let Some((token, id)) = inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id)
+            && id as usize >= config.vocab_size
+        {
+            return Err(unreadable(format!(
+                "token {token:?} has the id {id}, beyond the {} that the encoder knows (`vocab_size` of config.json)",
+                config.vocab_size
+            )));
+        }
         inner.with_padding(None).with_truncation(None).map_err(|e| unreadable(e.to_string()))?;
-        if let Some(normalizer) = overridden_normalizer(&inner, &settings) {
+        if let Some(normalizer) = overridden_normalizer(&inner, &settings, normalizer) {
             inner.with_normalizer(Some(normalizer)).map_err(|e| unreadable(e.to_string()))?;
         }
         files.push(path);
-        let truncation = match settings.get("truncation_side").and_then(Value::as_str) {
-            Some("left") => TruncationDirection::Left,
-            _ => TruncationDirection::Right,
-        };
         // Absent, or 1e30 where there is no limit.
         let model_max_length = settings.get("model_max_length").and_then(Value::as_u64).unwrap_or(u64::MAX);
         Ok(Self {
@@ -92,8 +103,8 @@ impl Tokenizer {
     /// A length that leaves no room for the special tokens.
     pub fn with_max_length(&self, max_length: usize) -> Result<Self, String> {
         let special = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(true));
-        if max_length < special {
-            return Err(format!("a max_length of {max_length} leaves no room for the {special} special tokens"));
+        if max_length < special.max(1) {
+            return Err(format!("it leaves no room for the {special} special tokens of a pair"));
         }
         let mut tokenizer = self.clone();
         let truncation = TruncationParams {
@@ -119,6 +130,9 @@ impl Tokenizer {
             None => self.inner.encode_fast(text, true),
         };
         let encoding = encoding.map_err(|e| e.to_string())?;
+        if encoding.is_empty() {
+            return Err("it has no tokens, not even special ones".into());
+        }
         Ok(Encoding {
             input_ids: encoding.get_ids().to_vec(),
             token_type_ids: encoding.get_type_ids().to_vec(),
@@ -161,29 +175,31 @@ impl Tokenizer {
 ///
 /// Its BERT tokenizers go by `tokenizer_config.json`, and by their own defaults where it is silent, unless
 /// the file names a class that takes `tokenizer.json` as it is.
-fn overridden_normalizer(tokenizer: &tokenizers::Tokenizer, settings: &Value) -> Option<BertNormalizer> {
+fn overridden_normalizer(
+    tokenizer: &tokenizers::Tokenizer,
+    settings: &Value,
+    mut configured: BertNormalizer,
+) -> Option<BertNormalizer> {
     let Some(NormalizerWrapper::BertNormalizer(written)) = tokenizer.get_normalizer() else { return None };
     let class = settings.get("tokenizer_class").and_then(Value::as_str);
     if matches!(class, Some("PreTrainedTokenizerFast" | "TokenizersBackend")) {
         return None;
     }
-    let mut normalizer = bert_normalizer(settings);
-    normalizer.clean_text = written.clean_text;
-    Some(normalizer)
+    configured.clean_text = written.clean_text;
+    Some(configured)
 }
 
-fn bert_normalizer(settings: &Value) -> BertNormalizer {
-    let flag = |key: &str| settings.get(key).and_then(Value::as_bool);
-    BertNormalizer::new(
+fn bert_normalizer(settings: &Keys) -> Result<BertNormalizer, LoadError> {
+    Ok(BertNormalizer::new(
         true,
-        flag("tokenize_chinese_chars").unwrap_or(true),
-        flag("strip_accents"),
-        flag("do_lower_case").unwrap_or(true),
-    )
+        settings.flag("tokenize_chinese_chars")?.unwrap_or(true),
+        settings.flag("strip_accents")?,
+        settings.flag("do_lower_case")?.unwrap_or(true),
+    ))
 }
 
 /// BERT's WordPiece tokenizer from a `vocab.txt`, one piece a line, and the settings of `tokenizer_config.json`.
-fn word_piece(vocab: &Path, settings: &Value) -> tokenizers::Result<tokenizers::Tokenizer> {
+fn word_piece(vocab: &Path, settings: &Value, normalizer: BertNormalizer) -> tokenizers::Result<tokenizers::Tokenizer> {
     // A special token is a string, or an object with its `content`.
     let special = |key: &str, default: &str| {
         let token = settings.get(key);
@@ -206,7 +222,7 @@ fn word_piece(vocab: &Path, settings: &Value) -> tokenizers::Result<tokenizers::
         .special_tokens(vec![(cls.as_str(), id(&cls)), (sep.as_str(), id(&sep))])
         .build()?;
     tokenizer
-        .with_normalizer(Some(bert_normalizer(settings)))?
+        .with_normalizer(Some(normalizer))?
         .with_pre_tokenizer(Some(BertPreTokenizer))
         .with_post_processor(Some(post_processor));
     tokenizer.add_special_tokens([unk, sep, pad, cls, mask].map(|token| AddedToken::from(token, true)))?;

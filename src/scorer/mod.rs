@@ -194,7 +194,9 @@ impl Scorer {
         let rows: Vec<usize> = (0..window.len()).filter(|&row| rejections[row].is_none()).collect();
         let window = Arc::new(window);
 
-        let mut new_rows = 0;
+        // Texts that this window scored itself.
+        let mut own = vec![false; rows.len()];
+        let mut rows_to_plan = window.len();
         // More than one round only where another window abandoned texts that this one waited for.
         let slots: Vec<Slot> = loop {
             let keys = rows.iter().map(|&row| text_key(window.text(row), window.text_pair(row)));
@@ -205,9 +207,11 @@ impl Scorer {
                 .filter(|(_, (_, new))| *new)
                 .map(|(&row, (slot, _))| (row, Arc::clone(slot)))
                 .collect();
-            new_rows += new.len();
+            for (own, (_, new)) in own.iter_mut().zip(&claims) {
+                *own |= new;
+            }
             let slots: Vec<Slot> = claims.into_iter().map(|(slot, _)| slot).collect();
-            Work::start(shared, &window, new).finished().await?;
+            Work::start(shared, &window, new, std::mem::take(&mut rows_to_plan)).finished().await?;
             shared.memo.wait_for(slots.iter()).await;
             if !slots.iter().any(|slot| matches!(slot.get(), Some(Answer::Abandoned))) {
                 break slots;
@@ -226,7 +230,9 @@ impl Scorer {
                 },
             })
             .collect();
-        shared.tally.window(&count(&outcomes, rows.len() - new_rows));
+        let remembered =
+            slots.iter().zip(own).filter(|(slot, own)| !own && matches!(slot.get(), Some(Answer::Scored(_))));
+        shared.tally.window(&count(&outcomes, remembered.count()));
         Ok(outcomes)
     }
 }

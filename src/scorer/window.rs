@@ -84,6 +84,8 @@ pub(super) struct Work {
     shared: Arc<Shared>,
     window: Arc<Window>,
     rows: Vec<(usize, Slot)>,
+    /// Rows of the window that count as planned once these texts are tokenized.
+    rows_to_plan: usize,
     encodings: Mutex<Vec<(usize, Encoding)>>,
     /// Jobs of the present step that have not ended.
     jobs: AtomicUsize,
@@ -112,7 +114,12 @@ impl Drop for Finished {
 
 impl Work {
     /// Queues the tokenization of the given rows, after which the rest follows by itself.
-    pub(super) fn start(shared: &Arc<Shared>, window: &Arc<Window>, rows: Vec<(usize, Slot)>) -> Finished {
+    pub(super) fn start(
+        shared: &Arc<Shared>,
+        window: &Arc<Window>,
+        rows: Vec<(usize, Slot)>,
+        rows_to_plan: usize,
+    ) -> Finished {
         let (sender, done) = oneshot::channel();
         let jobs = rows.len().div_ceil(TOKENIZE_ROWS);
         let work = Arc::new(Self {
@@ -120,6 +127,7 @@ impl Work {
             window: Arc::clone(window),
             encodings: Mutex::new(Vec::with_capacity(rows.len())),
             rows,
+            rows_to_plan,
             jobs: AtomicUsize::new(jobs),
             stopped: AtomicBool::new(false),
             done: Mutex::new(Some(sender)),
@@ -180,7 +188,7 @@ impl Work {
         // Jobs end in any order; the plan shall not depend on it.
         encodings.sort_by_key(|(i, _)| *i);
         let lengths: Vec<usize> = encodings.iter().map(|(_, encoding)| encoding.input_ids.len()).collect();
-        self.shared.tally.planned(self.window.len(), lengths.iter().sum());
+        self.shared.tally.planned(self.rows_to_plan, lengths.iter().sum());
         let batches = pack::plan(&lengths, self.shared.batch_tokens);
         if batches.is_empty() || self.stopped.load(Ordering::Relaxed) {
             return self.end(Ok(()));

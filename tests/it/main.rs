@@ -3,6 +3,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
     clippy::float_cmp,
     clippy::format_collect,
     clippy::format_push_string,
@@ -10,13 +11,17 @@
     reason = "a test that panics has failed, and says where"
 )]
 
+mod checkpoints;
 mod config;
 mod interrupt;
 mod mistakes;
+mod ops;
 mod parity;
 mod predict_sql;
 mod query;
 mod readers;
+mod robustness;
 mod run;
+mod scoring;
 mod support;
 mod tables;

@@ -1,0 +1,369 @@
+//! The fused kernels against candle's operators, on shapes that no vector width divides.
+
+use candle_core::{D, DType, Device, Result, Tensor};
+use couplet::ops::{Embeddings, Kernels, LayerNorm, Linear, attention, linear_many};
+
+use crate::support::skip;
+
+/// Largest error that counts as rounding, for values around 1.
+const ROUNDING: f32 = 2e-5;
+
+/// Numbers in [-1, 1), the same in every run; `seed` tells tensors apart.
+fn random(seed: u64, shape: &[usize]) -> Tensor {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        // Knuth's linear congruence; the high bits are good enough.
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+/// The kernels of this machine, without candle's.
+fn fast(test: &str) -> Option<Kernels> {
+    match Kernels::for_device(&Device::Cpu) {
+        Kernels::Reference => {
+            skip(test, "this CPU has no fused multiply-add");
+            None
+        }
+        kernels => Some(kernels),
+    }
+}
+
+fn both() -> [Kernels; 2] {
+    [Kernels::for_device(&Device::Cpu), Kernels::Reference]
+}
+
+fn values(x: &Tensor) -> Vec<f32> {
+    x.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[track_caller]
+fn assert_close(x: &Tensor, y: &Tensor, what: &str) {
+    assert_eq!(x.dims(), y.dims(), "{what}");
+    for (i, (x, y)) in values(x).iter().zip(values(y)).enumerate() {
+        assert!((x - y).abs() <= ROUNDING * (1.0 + y.abs()), "{what}: {x} for {y} at {i}");
+    }
+}
+
+/// Rows `start..end`, in memory of their own.
+fn rows(x: &Tensor, start: usize, end: usize) -> Tensor {
+    x.narrow(0, start, end - start).unwrap().force_contiguous().unwrap()
+}
+
+/// A layer whose products are around 1 whatever its width.
+fn linear(seed: u64, inputs: usize, outputs: usize, kernels: Kernels) -> Linear {
+    let weight = (random(seed, &[outputs, inputs]) * (1.0 / (inputs as f64).sqrt())).unwrap();
+    Linear::new(weight, random(seed + 1, &[outputs]), kernels).unwrap()
+}
+
+fn norm(seed: u64, dim: usize) -> LayerNorm {
+    LayerNorm::new(random(seed, &[dim]), random(seed + 1, &[dim]), 1e-12)
+}
+
+/// (inputs, outputs): one, primes, multiples of a vector and of nothing, and the sizes of real models.
+const LAYERS: [(usize, usize); 10] =
+    [(1, 1), (1, 17), (12, 20), (20, 12), (7, 33), (31, 5), (32, 64), (64, 32), (384, 2), (100, 313)];
+
+/// Around the heights of register tiles and of blocks.
+const ROWS: [usize; 12] = [1, 2, 5, 6, 7, 11, 12, 13, 95, 96, 97, 200];
+
+type Forward = fn(&Linear, &Tensor, usize) -> Result<Tensor>;
+
+/// Every way a layer is applied.
+const FORWARDS: [(&str, Forward); 3] = [
+    ("forward", |linear, x, _| linear.forward(x)),
+    ("forward_gelu", |linear, x, _| linear.forward_gelu(x)),
+    ("forward_add_norm", |linear, x, outputs| {
+        // Rows of the residual go with rows of x, so that they can be told apart in a batch.
+        let residual = x.sum_keepdim(D::Minus1)?.broadcast_mul(&random(5, &[1, outputs]))?.contiguous()?;
+        linear.forward_add_norm(x, &residual, &norm(6, outputs))
+    }),
+];
+
+#[test]
+fn layers_agree_with_the_reference() {
+    let Some(kernels) = fast("layers_agree_with_the_reference") else { return };
+    for (inputs, outputs) in LAYERS {
+        let (fast, reference) = (linear(1, inputs, outputs, kernels), linear(1, inputs, outputs, Kernels::Reference));
+        for rows in ROWS {
+            let x = random(rows as u64, &[rows, inputs]);
+            for (name, forward) in FORWARDS {
+                // The norm of one value, or of two that are almost equal, magnifies rounding without bound.
+                if name == "forward_add_norm" && outputs < 5 {
+                    continue;
+                }
+                let what = format!("{name} of {rows} rows {inputs} -> {outputs}");
+                let (x_fast, x_reference) =
+                    (forward(&fast, &x, outputs).unwrap(), forward(&reference, &x, outputs).unwrap());
+                assert_close(&x_fast, &x_reference, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_a_layer_does_not_depend_on_its_neighbours() {
+    let Some(kernels) = fast("a_row_of_a_layer_does_not_depend_on_its_neighbours") else { return };
+    for (inputs, outputs) in LAYERS {
+        let layer = linear(1, inputs, outputs, kernels);
+        let x = random(3, &[200, inputs]);
+        for (name, forward) in FORWARDS {
+            let whole = forward(&layer, &x, outputs).unwrap();
+            for (start, end) in [(0, 1), (5, 6), (199, 200), (0, 97), (3, 16), (90, 200)] {
+                let part = forward(&layer, &rows(&x, start, end), outputs).unwrap();
+                let expected = values(&rows(&whole, start, end));
+                assert_eq!(values(&part), expected, "{name} of rows {start}..{end}, {inputs} -> {outputs}");
+            }
+        }
+    }
+}
+
+#[test]
+fn several_layers_at_once_are_each_of_them_alone() {
+    for kernels in both() {
+        let layers = [linear(1, 20, 12, kernels), linear(3, 20, 33, kernels), linear(5, 20, 1, kernels)];
+        let x = random(7, &[101, 20]);
+        let together = linear_many(&x, layers.each_ref()).unwrap();
+        for (layer, together) in layers.iter().zip(together) {
+            assert_eq!(values(&layer.forward(&x).unwrap()), values(&together));
+        }
+    }
+}
+
+#[test]
+fn instruction_sets_agree_to_the_last_bit() {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(avx2) = Kernels::avx2() {
+        let best = Kernels::for_device(&Device::Cpu);
+        for (inputs, outputs) in LAYERS {
+            let x = random(9, &[53, inputs]);
+            for (name, forward) in FORWARDS {
+                let [best, avx2] =
+                    [best, avx2].map(|kernels| forward(&linear(1, inputs, outputs, kernels), &x, outputs).unwrap());
+                assert_eq!(values(&best), values(&avx2), "{name}, {inputs} -> {outputs}");
+            }
+        }
+        for case in attention_cases() {
+            assert_eq!(values(&case.forward(best).unwrap()), values(&case.forward(avx2).unwrap()), "{}", case.what);
+        }
+        return;
+    }
+    skip("instruction_sets_agree_to_the_last_bit", "this CPU has no AVX2");
+}
+
+/// Sequences with random queries, keys and values.
+struct Sequences {
+    what: String,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_queries: Vec<u32>,
+    cu_keys: Vec<u32>,
+    heads: usize,
+}
+
+fn running_sum(lengths: &[usize]) -> Vec<u32> {
+    let ends = lengths.iter().scan(0, |end, length| {
+        *end += *length as u32;
+        Some(*end)
+    });
+    std::iter::once(0).chain(ends).collect()
+}
+
+impl Sequences {
+    fn new(queries: &[usize], keys: &[usize], dim: usize, heads: usize) -> Self {
+        let (cu_queries, cu_keys) = (running_sum(queries), running_sum(keys));
+        let tensor =
+            |seed, rows: &[u32], scale: f64| (random(seed, &[*rows.last().unwrap() as usize, dim]) * scale).unwrap();
+        Self {
+            what: format!("{heads} heads of {dim}, queries {queries:?}, keys {keys:?}"),
+            // Large enough that some keys weigh much more than others.
+            query: tensor(11, &cu_queries, 6.0),
+            key: tensor(12, &cu_keys, 2.0),
+            value: tensor(13, &cu_keys, 1.0),
+            cu_queries,
+            cu_keys,
+            heads,
+        }
+    }
+
+    fn forward(&self, kernels: Kernels) -> Result<Tensor> {
+        let Self { query, key, value, cu_queries, cu_keys, heads, .. } = self;
+        attention(query, key, value, cu_queries, cu_keys, *heads, kernels)
+    }
+
+    /// One of the sequences as a batch of its own.
+    fn only(&self, sequence: usize) -> Self {
+        let bounds = |cu: &[u32]| (cu[sequence] as usize, cu[sequence + 1] as usize);
+        let (queries, keys) = (bounds(&self.cu_queries), bounds(&self.cu_keys));
+        Self {
+            what: format!("sequence {sequence} of {}", self.what),
+            query: rows(&self.query, queries.0, queries.1),
+            key: rows(&self.key, keys.0, keys.1),
+            value: rows(&self.value, keys.0, keys.1),
+            cu_queries: vec![0, (queries.1 - queries.0) as u32],
+            cu_keys: vec![0, (keys.1 - keys.0) as u32],
+            heads: self.heads,
+        }
+    }
+}
+
+/// Lengths around the widths of vectors and blocks, with all queries and with the first of each sequence.
+fn attention_cases() -> Vec<Sequences> {
+    let all_to_40: Vec<usize> = (1..=40).collect();
+    let mut cases = Vec::new();
+    for (dim, heads) in [(12, 3), (20, 1), (20, 4), (5, 5), (32, 4), (66, 2), (64, 1)] {
+        for lengths in [&[1][..], &[512], &all_to_40, &[200, 1, 49, 48, 47, 97, 3]] {
+            cases.push(Sequences::new(lengths, lengths, dim, heads));
+            cases.push(Sequences::new(&vec![1; lengths.len()], lengths, dim, heads));
+        }
+    }
+    cases
+}
+
+#[test]
+fn attention_agrees_with_the_reference() {
+    let Some(kernels) = fast("attention_agrees_with_the_reference") else { return };
+    for case in attention_cases() {
+        assert_close(&case.forward(kernels).unwrap(), &case.forward(Kernels::Reference).unwrap(), &case.what);
+    }
+}
+
+#[test]
+fn the_attention_of_a_sequence_does_not_depend_on_its_neighbours() {
+    let Some(kernels) = fast("the_attention_of_a_sequence_does_not_depend_on_its_neighbours") else { return };
+    for case in attention_cases() {
+        let whole = case.forward(kernels).unwrap();
+        for sequence in 0..case.cu_keys.len() - 1 {
+            let alone = case.only(sequence);
+            let [start, end] = [case.cu_queries[sequence], case.cu_queries[sequence + 1]].map(|row| row as usize);
+            assert_eq!(values(&alone.forward(kernels).unwrap()), values(&rows(&whole, start, end)), "{}", alone.what);
+        }
+    }
+}
+
+#[test]
+fn attention_to_one_key_is_its_value() {
+    for kernels in both() {
+        let case = Sequences::new(&[1, 1], &[1, 1], 20, 4);
+        assert_close(&case.forward(kernels).unwrap(), &case.value, &case.what);
+    }
+}
+
+#[test]
+fn attention_to_equal_keys_is_the_mean_of_their_values() {
+    for kernels in both() {
+        let mut case = Sequences::new(&[3], &[37], 12, 3);
+        case.key = random(1, &[1, 12]).broadcast_as((37, 12)).unwrap().contiguous().unwrap();
+        let mean = case.value.mean_keepdim(0).unwrap().broadcast_as((3, 12)).unwrap();
+        assert_close(&case.forward(kernels).unwrap(), &mean, &case.what);
+    }
+}
+
+#[test]
+fn scores_far_apart_do_not_overflow() {
+    for kernels in both() {
+        let mut case = Sequences::new(&[2], &[9], 12, 3);
+        case.query = (case.query * 1e4).unwrap();
+        assert!(values(&case.forward(kernels).unwrap()).iter().all(|x| x.is_finite() && x.abs() <= 1.0));
+    }
+}
+
+/// Tables of 50 words, 30 positions and, if asked for, 2 token types.
+fn embeddings(dim: usize, token_types: bool) -> Embeddings {
+    Embeddings {
+        words: random(1, &[50, dim]),
+        positions: random(2, &[30, dim]),
+        token_types: token_types.then(|| random(3, &[2, dim])),
+        norm: norm(4, dim),
+    }
+}
+
+#[test]
+fn embeddings_agree_with_the_reference_and_do_not_depend_on_their_neighbours() {
+    let test = "embeddings_agree_with_the_reference_and_do_not_depend_on_their_neighbours";
+    let Some(kernels) = fast(test) else { return };
+    let ids: Vec<u32> = (0..77).map(|i| i * 31 % 50).collect();
+    let positions: Vec<u32> = (0..77).map(|i| i % 30).collect();
+    let types: Vec<u32> = (0..77).map(|i| i / 3 % 2).collect();
+    for dim in [12, 20, 33, 32] {
+        for token_types in [false, true] {
+            let tables = embeddings(dim, token_types);
+            let whole = tables.forward(&ids, &positions, &types, kernels).unwrap();
+            let reference = tables.forward(&ids, &positions, &types, Kernels::Reference).unwrap();
+            assert_close(&whole, &reference, &format!("embeddings of {dim}"));
+            for t in [0, 40, 76] {
+                let alone = tables.forward(&ids[t..=t], &positions[t..=t], &types[t..=t], kernels).unwrap();
+                assert_eq!(values(&alone), values(&rows(&whole, t, t + 1)));
+            }
+        }
+    }
+}
+
+#[test]
+fn an_id_beyond_its_table_is_an_error() {
+    for kernels in both() {
+        let tables = embeddings(12, true);
+        assert!(tables.forward(&[49], &[29], &[1], kernels).is_ok());
+        for (id, position, token_type) in [(50, 0, 0), (0, 30, 0), (0, 0, 2), (u32::MAX, 0, 0)] {
+            let result = tables.forward(&[1, id], &[0, position], &[0, token_type], kernels);
+            assert!(result.is_err(), "{id}, {position}, {token_type}");
+        }
+        // A model without token types does not read them.
+        assert!(embeddings(12, false).forward(&[49], &[29], &[7], kernels).is_ok());
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_a_layer_are_errors() {
+    for kernels in both() {
+        assert!(Linear::new(random(1, &[20, 12]), random(2, &[12]), kernels).is_err(), "bias of another size");
+        assert!(Linear::new(random(1, &[240]), random(2, &[20]), kernels).is_err(), "flat weight");
+        let layer = linear(1, 12, 20, kernels);
+        for shape in [&[5, 20][..], &[5, 24], &[60], &[5, 12, 1], &[12, 5]] {
+            assert!(layer.forward(&random(3, shape)).is_err(), "{shape:?}");
+            assert!(layer.forward_gelu(&random(3, shape)).is_err(), "{shape:?}");
+            assert!(linear_many(&random(3, shape), [&layer, &layer]).is_err(), "{shape:?}");
+        }
+        let x = random(3, &[5, 12]);
+        for shape in [&[5, 12][..], &[4, 20], &[6, 20], &[100]] {
+            assert!(layer.forward_add_norm(&x, &random(4, shape), &norm(5, 20)).is_err(), "residual {shape:?}");
+        }
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_attention_are_errors() {
+    for kernels in both() {
+        let (q, kv) = (random(1, &[4, 12]), random(2, &[6, 12]));
+        let attend =
+            |q: &Tensor, k: &Tensor, v: &Tensor, cu_q: &[u32], cu_k: &[u32]| attention(q, k, v, cu_q, cu_k, 3, kernels);
+        assert!(attend(&q, &kv, &kv, &[0, 2, 4], &[0, 1, 6]).is_ok());
+        assert!(attend(&q, &kv, &random(3, &[7, 12]), &[0, 4], &[0, 6]).is_err(), "values of other rows");
+        assert!(
+            attend(&q, &random(3, &[6, 9]), &random(3, &[6, 9]), &[0, 4], &[0, 6]).is_err(),
+            "keys of another size"
+        );
+        assert!(attend(&q, &kv, &kv, &[0, 3], &[0, 6]).is_err(), "fewer queries");
+        assert!(attend(&q, &kv, &kv, &[0, 4], &[0, 7]).is_err(), "more keys");
+        assert!(attend(&q, &kv, &kv, &[], &[]).is_err(), "no bounds");
+        assert!(attend(&random(1, &[48]), &kv, &kv, &[0, 4], &[0, 6]).is_err(), "flat queries");
+    }
+}
+
+#[test]
+fn the_fused_kernels_refuse_what_they_cannot_read() {
+    let Some(kernels) = fast("the_fused_kernels_refuse_what_they_cannot_read") else { return };
+    let layer = linear(1, 12, 20, kernels);
+    let transposed = random(2, &[12, 5]).t().unwrap();
+    assert!(layer.forward(&transposed).is_err());
+    assert!(layer.forward(&random(2, &[5, 12]).to_dtype(DType::F64).unwrap()).is_err());
+    let half = random(1, &[20, 12]).to_dtype(DType::F16).unwrap();
+    assert!(Linear::new(half, random(2, &[20]), kernels).is_err());
+    // A narrowed tensor begins further on in its memory, which is read from there.
+    let x = random(2, &[9, 12]);
+    let narrowed = x.narrow(0, 4, 5).unwrap();
+    assert_eq!(values(&layer.forward(&narrowed).unwrap()), values(&layer.forward(&rows(&x, 4, 9)).unwrap()));
+}
