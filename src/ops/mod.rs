@@ -136,8 +136,14 @@ impl Linear {
     pub fn forward_add_norm(&self, x: &Tensor, residual: &Tensor, norm: &LayerNorm) -> Result<Tensor> {
         match &self.0 {
             Weights::Packed(isa, layer) => {
-                if residual.dims2()? != (x.dim(0)?, layer.outputs) {
-                    candle_core::bail!("residual {:?} does not fit x {:?}", residual.dims(), x.dims());
+                if residual.dims2()? != (x.dim(0)?, layer.outputs) || norm.weight.dims() != [layer.outputs] {
+                    candle_core::bail!(
+                        "residual {:?} and norm {:?} do not fit x {:?} and {} outputs",
+                        residual.dims(),
+                        norm.weight.dims(),
+                        x.dims(),
+                        layer.outputs
+                    );
                 }
                 let eps = norm.eps_f32();
                 read3(residual, &norm.weight, &norm.bias, |residual, weight, bias| {
@@ -233,16 +239,21 @@ pub fn attention(
     heads: usize,
     kernels: Kernels,
 ) -> Result<Tensor> {
-    debug_assert!(cu_keys.is_sorted() && cu_queries.is_sorted() && cu_queries.len() == cu_keys.len());
     let (rows, dim) = query.dims2()?;
     let ends = (cu_queries.last().map(|t| *t as usize), cu_keys.last().map(|t| *t as usize));
-    if key.dims() != value.dims() || ends != (Some(rows), Some(key.dim(0)?)) || key.dim(1)? != dim {
+    let bounds_fit = cu_queries.len() == cu_keys.len() && cu_queries.is_sorted() && cu_keys.is_sorted();
+    if key.dims() != value.dims() || ends != (Some(rows), Some(key.dim(0)?)) || key.dim(1)? != dim || !bounds_fit {
         candle_core::bail!(
-            "query {:?}, key {:?} and value {:?} do not fit {ends:?} tokens",
+            "query {:?}, key {:?} and value {:?} do not fit {ends:?} tokens of {} and {} bounds",
             query.dims(),
             key.dims(),
-            value.dims()
+            value.dims(),
+            cu_queries.len(),
+            cu_keys.len()
         );
+    }
+    if heads == 0 || !dim.is_multiple_of(heads) {
+        candle_core::bail!("{dim} columns cannot be shared out among {heads} heads");
     }
     match kernels {
         Kernels::Fast(FastKernels { isa, .. }) => {
@@ -281,6 +292,14 @@ impl Embeddings {
         kernels: Kernels,
     ) -> Result<Tensor> {
         let types = self.token_types.as_ref();
+        let tokens = input_ids.len();
+        if position_ids.len() != tokens || (types.is_some() && token_type_ids.len() != tokens) {
+            candle_core::bail!(
+                "{tokens} tokens have {} positions and {} types",
+                position_ids.len(),
+                token_type_ids.len()
+            );
+        }
         for (ids, table) in
             [(input_ids, Some(&self.words)), (position_ids, Some(&self.positions)), (token_type_ids, types)]
         {

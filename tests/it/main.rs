@@ -25,3 +25,4 @@ mod run;
 mod scoring;
 mod support;
 mod tables;
+mod tiny;
