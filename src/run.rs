@@ -145,9 +145,10 @@ async fn score(
 /// What is left when a run is interrupted: the output of the one before.
 fn interrupted(pipeline: &Pipeline, after: String) -> Error {
     let path = &pipeline.sink.location.path;
-    let kept = match path.exists() {
-        true => format!("{} is as it was before", readable(path).display()),
-        false => NOTHING_WRITTEN.to_owned(),
+    let kept = if path.exists() {
+        format!("{} is as it was before", readable(path).display())
+    } else {
+        NOTHING_WRITTEN.to_owned()
     };
     Error::Interrupted { after, kept: format!("{kept}. Run the same command again to score all rows") }
 }

@@ -93,6 +93,7 @@ fn the_footer_names_what_made_the_file() {
         ("couplet.model", fingerprint),
         ("couplet.model_uri", root().to_str().unwrap()),
         ("couplet.pipeline", "quickstart"),
+        ("couplet.precision", "f32"),
         ("couplet.version", env!("CARGO_PKG_VERSION")),
     ]);
     assert_eq!(metadata.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
@@ -160,7 +161,7 @@ fn the_summary_says_what_was_done() {
       padding    23,551 tokens avoided (42.3 % of what batches of 32 would have run)
       speed      …
       time       …
-      model      ROOT/tests/it/goldens/tiny-distilbert (2f7aebeae77fd42d)
+      model      ROOT/tests/it/goldens/tiny-distilbert (2f7aebeae77fd42d, f32)
       output     out/scores.parquet
     ");
 }
@@ -192,6 +193,26 @@ fn threads_windows_and_batches_do_not_change_a_row() {
             assert!(Job::over_quickstart_pairs().add(&run).rows() == reference, "{run}");
         }
     }
+}
+
+#[test]
+fn integers_of_16_bits_are_near_and_repeatable_and_said() {
+    let job = |precision: &str| {
+        Job::over_quickstart_pairs().change("[sink]", &format!("precision = \"{precision}\"\n[sink]"))
+    };
+    let exact = job("f32").rows();
+    let int16 = job("int16");
+    if !cfg!(target_arch = "x86_64") {
+        assert!(int16.error(2).contains("precision"));
+        return;
+    }
+    assert_eq!(int16.report()["model"]["precision"], "int16");
+    let near = rows_of(&int16.output());
+    let probability = |row: &Value| row["probabilities"][0].as_f64().unwrap();
+    let differences = exact.iter().zip(&near).map(|(x, y)| (probability(x) - probability(y)).abs());
+    let largest = differences.fold(0.0, f64::max);
+    assert!(largest > 0.0 && largest < 0.02, "{largest}");
+    assert!(job("int16").add("[run]\nthreads = 1\nbatch_tokens = 64").rows() == near);
 }
 
 #[test]
@@ -251,7 +272,7 @@ fn all_of_mrpc_is_read_as_it_is_published() {
     let rows = rows_of(&job.path("out/mrpc.parquet"));
     assert_eq!(rows.len(), 4076);
     assert_eq!(rows.iter().filter(|row| row["label"] == "paraphrase").count(), 2753);
-    assert_eq!(rows[0]["id1"], 702876);
+    assert_eq!(rows[0]["id1"], 702_876);
     assert!(rows.iter().any(|row| row["sentence1"].as_str().unwrap().contains('"')));
 }
 
@@ -306,7 +327,7 @@ fn the_summary_counts_bad_rows_by_reason() {
       padding    0 tokens avoided (0.0 % of what batches of 32 would have run)
       speed      …
       time       …
-      model      ROOT/tests/it/goldens/tiny-distilbert (2f7aebeae77fd42d)
+      model      ROOT/tests/it/goldens/tiny-distilbert (2f7aebeae77fd42d, f32)
       output     out/scores.parquet
     ");
 }
