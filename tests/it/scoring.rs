@@ -55,6 +55,7 @@ fn bits(outcome: &Outcome) -> (Option<usize>, u32, Vec<u32>, usize, bool) {
     (p.label, p.score.to_bits(), p.probabilities.iter().map(|x| x.to_bits()).collect(), p.tokens, p.truncated)
 }
 
+#[allow(clippy::type_complexity, reason = "the bits of one prediction, for comparison only")]
 fn all_bits(outcomes: &[Outcome]) -> Vec<(Option<usize>, u32, Vec<u32>, usize, bool)> {
     outcomes.iter().map(bits).collect()
 }
