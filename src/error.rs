@@ -107,10 +107,8 @@ impl Error {
             | Self::Usage(_)
             | Self::Tables(_)
             | Self::Source { .. }
-            | Self::Sql { mistake: true, .. }
-            | Self::Model(
-                ScorerError::Load(_) | ScorerError::Device(_) | ScorerError::Int16 | ScorerError::MaxLength { .. },
-            ) => 2,
+            | Self::Sql { mistake: true, .. } => 2,
+            Self::Model(error) if error.is_mistake() => 2,
             Self::Interrupted { .. } => 130,
             _ => 1,
         }

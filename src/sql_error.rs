@@ -25,14 +25,7 @@ pub(crate) fn is_mistake(error: &DataFusionError) -> bool {
         | DataFusionError::Plan(_)
         | DataFusionError::SchemaError(..)
         | DataFusionError::NotImplemented(_) => true,
-        DataFusionError::External(e) => {
-            matches!(
-                e.downcast_ref(),
-                Some(
-                    ScorerError::Load(_) | ScorerError::Device(_) | ScorerError::Int16 | ScorerError::MaxLength { .. }
-                )
-            )
-        }
+        DataFusionError::External(e) => e.downcast_ref().is_some_and(ScorerError::is_mistake),
         _ => false,
     }
 }

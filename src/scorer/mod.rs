@@ -110,6 +110,17 @@ pub enum ScorerError {
     Stopped,
 }
 
+impl ScorerError {
+    /// Whether the model cannot be run as asked for, rather than having failed while it ran.
+    #[must_use]
+    pub fn is_mistake(&self) -> bool {
+        match self {
+            Self::Load(_) | Self::Device(_) | Self::Int16 | Self::MaxLength { .. } => true,
+            Self::Forward { .. } | Self::Stopped => false,
+        }
+    }
+}
+
 /// A loaded model that scores windows; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Scorer(Arc<Shared>);
