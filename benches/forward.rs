@@ -2,7 +2,7 @@
 
 use candle_core::Device;
 use couplet::model::{Model, PackedBatch};
-use couplet::ops::Kernels;
+use couplet::ops::{Kernels, Precision};
 use criterion::{BenchmarkId, Criterion, Throughput};
 
 const TOKENS: usize = 1024;
@@ -10,7 +10,7 @@ const TOKENS: usize = 1024;
 pub fn bench(criterion: &mut Criterion) {
     let f32_kernels = Kernels::for_device(&Device::Cpu);
     let mut kernels = vec![("f32", f32_kernels)];
-    kernels.extend(f32_kernels.with_int16().map(|int16| ("int16", int16)));
+    kernels.extend(Kernels::with_precision(&Device::Cpu, Precision::Int16).map(|int16| ("int16", int16)));
     let mut group = criterion.benchmark_group("forward");
     group.throughput(Throughput::Elements(TOKENS as u64));
     for (name, kernels) in kernels {

@@ -4,6 +4,8 @@
 
 mod forward;
 mod ops;
+mod pack;
+mod pipeline;
 mod scorer;
 mod tokenize;
 
@@ -37,6 +39,6 @@ fn pairs() -> [StringViewArray; 2] {
 criterion_group! {
     name = benches;
     config = criterion::Criterion::default().sample_size(20);
-    targets = tokenize::bench, ops::bench, forward::bench, scorer::bench
+    targets = tokenize::bench, pack::bench, ops::bench, forward::bench, scorer::bench, pipeline::bench
 }
 criterion_main!(benches);

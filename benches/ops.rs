@@ -1,7 +1,7 @@
 //! Each operator on one thread, in operations a second: 1,024 tokens of a 6 x 384 encoder.
 
-use candle_core::{Device, Tensor};
-use couplet::ops::{Kernels, LayerNorm, Linear, attention};
+use candle_core::{DType, Device, Tensor};
+use couplet::ops::{Kernels, LayerNorm, Linear, Precision, attention, feed_forward};
 use criterion::{BenchmarkId, Criterion, Throughput};
 
 const TOKENS: usize = 1024;
@@ -14,14 +14,28 @@ fn random(shape: &[usize]) -> Tensor {
 /// The kernels that this machine has.
 fn kernels() -> Vec<(&'static str, Kernels)> {
     let f32_kernels = Kernels::for_device(&Device::Cpu);
-    let mut kernels = vec![("f32", f32_kernels), ("candle", Kernels::Reference)];
-    kernels.extend(f32_kernels.with_int16().map(|int16| ("int16", int16)));
+    let mut kernels = vec![("f32", f32_kernels), ("candle", Kernels::Reference(DType::F32))];
+    kernels.extend(Kernels::with_precision(&Device::Cpu, Precision::Int16).map(|int16| ("int16", int16)));
     kernels
 }
 
 pub fn bench(criterion: &mut Criterion) {
     linear(criterion);
+    block(criterion);
     attend(criterion);
+}
+
+fn block(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("feed-forward");
+    group.throughput(Throughput::Elements(2 * (2 * TOKENS * DIM * 4 * DIM) as u64));
+    for (name, kernels) in kernels() {
+        let linear =
+            |inputs, outputs| Linear::new(&random(&[outputs, inputs]), &random(&[outputs]), kernels).expect("a layer");
+        let (lin1, lin2) = (linear(DIM, 4 * DIM), linear(4 * DIM, DIM));
+        let (x, norm) = (random(&[TOKENS, DIM]), LayerNorm::new(random(&[DIM]), random(&[DIM]), 1e-12));
+        group.bench_function(name, |bencher| bencher.iter(|| feed_forward(&x, &lin1, &lin2, &norm)));
+    }
+    group.finish();
 }
 
 fn linear(criterion: &mut Criterion) {
@@ -29,7 +43,7 @@ fn linear(criterion: &mut Criterion) {
     for (inputs, outputs) in [(DIM, DIM), (DIM, 4 * DIM), (4 * DIM, DIM)] {
         group.throughput(Throughput::Elements(2 * (TOKENS * inputs * outputs) as u64));
         for (name, kernels) in kernels() {
-            let layer = Linear::new(random(&[outputs, inputs]), random(&[outputs]), kernels).expect("a layer");
+            let layer = Linear::new(&random(&[outputs, inputs]), &random(&[outputs]), kernels).expect("a layer");
             let norm = LayerNorm::new(random(&[outputs]), random(&[outputs]), 1e-12);
             let (x, residual) = (random(&[TOKENS, inputs]), random(&[TOKENS, outputs]));
             let shape = format!("{inputs} to {outputs}");
@@ -52,7 +66,8 @@ fn attend(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements(4 * (TOKENS * length * DIM) as u64));
         let cu_seqlens: Vec<u32> = (0..=TOKENS / length).map(|i| (i * length) as u32).collect();
         let [query, key, value] = [(); 3].map(|()| random(&[TOKENS, DIM]));
-        for (name, kernels) in [("f32", Kernels::for_device(&Device::Cpu)), ("candle", Kernels::Reference)] {
+        for (name, kernels) in [("f32", Kernels::for_device(&Device::Cpu)), ("candle", Kernels::Reference(DType::F32))]
+        {
             group.bench_function(BenchmarkId::new(name, length), |bencher| {
                 bencher.iter(|| attention(&query, &key, &value, &cu_seqlens, &cu_seqlens, 12, kernels));
             });

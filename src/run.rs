@@ -12,12 +12,14 @@ use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 
-use crate::config::{self, Device, Pipeline, Precision, Query, Table};
+use crate::config::{self, Device, Pipeline, Query, Table};
 use crate::error::Error;
 use crate::predict::{Models, prediction_fields, predictions_to_array};
 use crate::progress::{Progress, Style, grouped};
 use crate::report::Report;
-use crate::scorer::{self, Counts, DeviceSetting, Pool, Prediction, Rejection, Scorer, ScorerOptions};
+use crate::scorer::{
+    Counts, DeviceSetting, Pool, Precision, PrecisionSetting, Prediction, Rejection, Scorer, ScorerOptions,
+};
 use crate::session;
 use crate::sink::ParquetSink;
 use crate::source::{OUTPUT_COLUMNS, Source};
@@ -60,7 +62,7 @@ pub async fn run(
     Ok(Report {
         pipeline: pipeline.name.clone(),
         model: readable(&pipeline.model.location.path).display().to_string(),
-        precision: precision_of(pipeline),
+        precision: scorer.precision(),
         fingerprint: scorer.model().fingerprint.as_str().to_owned(),
         counts: scorer.tally().counts(),
         labels,
@@ -177,7 +179,7 @@ impl Output {
             ("couplet.model", scorer.model().fingerprint.as_str().to_owned()),
             ("couplet.model_uri", pipeline.model.location.path.display().to_string()),
             ("couplet.max_length", scorer.max_length().to_string()),
-            ("couplet.precision", precision_of(pipeline).to_string()),
+            ("couplet.precision", scorer.precision().to_string()),
         ];
         let sink = ParquetSink::create(&pipeline.sink.location.path, &schema, &metadata)?;
         Ok(Self { sink, schema, rows: 0, labels: vec![0; scorer.model().config.labels.len()] })
@@ -264,21 +266,19 @@ pub fn pool(threads: Option<usize>) -> Result<Pool, Error> {
     Pool::new(threads).map_err(|error| Error::Io { context: "starting the inference threads".into(), error })
 }
 
-/// The precision of the pipeline's own model.
-fn precision_of(pipeline: &Pipeline) -> scorer::Precision {
-    match pipeline.model.precision {
-        Precision::Auto | Precision::F32 => scorer::Precision::F32,
-        Precision::Int16 => scorer::Precision::Int16,
-    }
-}
-
 /// A set of models in which the pipeline's own runs as the pipeline says.
 #[must_use]
 pub fn models_of(pipeline: &Pipeline, pool: Pool, base: &Path) -> Models {
     let options = ScorerOptions {
         max_length: Some(pipeline.model.max_length),
         batch_tokens: pipeline.run.batch_tokens,
-        precision: precision_of(pipeline),
+        precision: match pipeline.model.precision {
+            config::Precision::Auto => PrecisionSetting::Auto,
+            config::Precision::F32 => PrecisionSetting::Of(Precision::F32),
+            config::Precision::Int16 => PrecisionSetting::Of(Precision::Int16),
+            config::Precision::F16 => PrecisionSetting::Of(Precision::F16),
+            config::Precision::Bf16 => PrecisionSetting::Of(Precision::Bf16),
+        },
         device: match pipeline.model.device {
             Device::Auto => DeviceSetting::Auto,
             Device::Cpu => DeviceSetting::Cpu,

@@ -146,12 +146,16 @@ pub struct ModelSettings {
 /// The number format of the forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// 32-bit floats, the same on every machine.
+    /// The quickest of the device that a self-check at load finds to change nothing that matters.
     Auto,
-    /// 32-bit floats.
+    /// 32-bit floats, the same on every machine.
     F32,
     /// 16-bit integers with exact sums in the encoder's linear layers, 32-bit floats elsewhere; on x86-64 only.
     Int16,
+    /// 16-bit floats of the IEEE; on GPUs only.
+    F16,
+    /// 16-bit floats with the exponents of f32; on GPUs only.
+    Bf16,
 }
 
 /// Where the forward pass runs.

@@ -17,8 +17,8 @@ const PRECISIONS: [Choice<Precision>; 5] = [
     ("auto", Some(Precision::Auto)),
     ("f32", Some(Precision::F32)),
     ("int16", Some(Precision::Int16)),
-    ("f16", None),
-    ("bf16", None),
+    ("f16", Some(Precision::F16)),
+    ("bf16", Some(Precision::Bf16)),
 ];
 const SINK_FORMATS: [Choice<()>; 2] = [("parquet", Some(())), ("delta", None)];
 const SINK_MODES: [Choice<()>; 3] = [("overwrite", Some(())), ("append", None), ("merge", None)];
@@ -150,7 +150,7 @@ fn check_column(item: &Item<'_>) -> Read<()> {
 fn model(keys: &mut Keys<'_>) -> Read<ModelSettings> {
     let location = keys.required("uri", "uri = \"models/mrpc\"", Item::location);
     let max_length = keys.or("max_length", DEFAULT_MAX_LENGTH, |item| item.integer(3..=8192));
-    let precision = keys.or("precision", Precision::Auto, |item| item.choice(&PRECISIONS));
+    let precision = keys.or("precision", Precision::F32, |item| item.choice(&PRECISIONS));
     let device = keys.or("device", Device::Auto, device);
     Ok(ModelSettings { location: location?, max_length: max_length?, precision: precision?, device: device? })
 }

@@ -4,11 +4,12 @@
 //! DistilBERT's names. Post-layer-norm, as in the papers: every sublayer is `LayerNorm(x + sublayer(x))`.
 
 use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
 
 use super::checkpoint::Checkpoint;
 use super::config::{Architecture, ModelConfig};
 use super::error::LoadError;
-use crate::ops::{Embeddings, Kernels, LayerNorm, Linear, attention, linear_many};
+use crate::ops::{Embeddings, FirstTokenAttention, Kernels, LayerNorm, Linear, attention, feed_forward, linear_many};
 
 /// Sequences one after the other, without padding.
 #[derive(Debug, Clone, Default)]
@@ -51,6 +52,8 @@ impl PackedBatch {
 pub struct Encoder {
     embeddings: Embeddings,
     layer: Vec<TransformerBlock>,
+    /// The last block's keys and values, for its first tokens.
+    first_tokens: FirstTokenAttention,
     kernels: Kernels,
 }
 
@@ -61,7 +64,9 @@ impl Encoder {
         device: &Device,
         kernels: Kernels,
     ) -> std::result::Result<Self, LoadError> {
-        let tensor = |name: &str, rows: usize| checkpoint.tensor(name, &[rows, config.dim], device);
+        let tensor = |name: &str, rows: usize| -> std::result::Result<Tensor, LoadError> {
+            Ok(checkpoint.tensor(name, &[rows, config.dim], device)?.to_dtype(kernels.dtype())?)
+        };
         let embeddings = Embeddings {
             words: tensor("embeddings.word_embeddings.weight", config.vocab_size)?,
             positions: tensor("embeddings.position_embeddings.weight", config.max_position_embeddings)?,
@@ -72,9 +77,11 @@ impl Encoder {
             norm: load_norm(checkpoint, "embeddings.LayerNorm", config, device)?,
         };
         let layer = (0..config.n_layers)
+            .into_par_iter()
             .map(|i| TransformerBlock::load(checkpoint, i, config, device, kernels))
             .collect::<std::result::Result<_, _>>()?;
-        Ok(Self { embeddings, layer, kernels })
+        let first_tokens = load_first_tokens(checkpoint, config, device, kernels)?;
+        Ok(Self { embeddings, layer, first_tokens, kernels })
     }
 
     /// Computes the last hidden state of every token: `[T] → [T, D]`.
@@ -91,8 +98,8 @@ impl Encoder {
 
     /// Computes the last hidden state of each sequence's first token only: `[T] → [B, D]`.
     ///
-    /// The last block then needs keys and values of every token but the query, the attention and the
-    /// feed-forward layer of one token a sequence, which saves most of that block and loses nothing.
+    /// The last block is then computed for one token a sequence, which saves nearly all of it and loses nothing:
+    /// see [`FirstTokenAttention`] for its keys and values.
     ///
     /// # Errors
     /// A failure of the device.
@@ -107,8 +114,9 @@ impl Encoder {
             hidden_states = block.forward(&hidden_states, &batch.cu_seqlens)?;
         }
         let first = hidden_states.index_select(&first_rows, 0)?;
-        let one_each: Vec<u32> = (0..).take(sequences + 1).collect();
-        last.forward_rows(&first, &one_each, &hidden_states, &batch.cu_seqlens)
+        let query = last.attention.q_lin.forward(&first)?;
+        let context = self.first_tokens.forward(&query, &hidden_states, &batch.cu_seqlens)?;
+        last.finish(&context, &first)
     }
 
     fn embed(&self, batch: &PackedBatch) -> Result<Tensor> {
@@ -159,16 +167,9 @@ impl TransformerBlock {
         self.finish(&context, x)
     }
 
-    /// Computes only the rows that are asked for: `rows [Tq, D]` of `x [T, D]` → `[Tq, D]`.
-    fn forward_rows(&self, rows: &Tensor, cu_rows: &[u32], x: &Tensor, cu_seqlens: &[u32]) -> Result<Tensor> {
-        let context = self.attention.context_of_rows(rows, cu_rows, x, cu_seqlens)?;
-        self.finish(&context, rows)
-    }
-
     fn finish(&self, context: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let x = self.attention.out_lin.forward_add_norm(context, residual, &self.sa_layer_norm)?;
-        let hidden = self.ffn.lin1.forward_gelu(&x)?;
-        self.ffn.lin2.forward_add_norm(&hidden, &x, &self.output_layer_norm)
+        feed_forward(&x, &self.ffn.lin1, &self.ffn.lin2, &self.output_layer_norm)
     }
 }
 
@@ -187,12 +188,6 @@ impl MultiHeadSelfAttention {
     fn context(&self, x: &Tensor, cu_seqlens: &[u32]) -> Result<Tensor> {
         let [q, k, v] = linear_many(x, [&self.q_lin, &self.k_lin, &self.v_lin])?;
         attention(&q, &k, &v, cu_seqlens, cu_seqlens, self.n_heads, self.kernels)
-    }
-
-    fn context_of_rows(&self, rows: &Tensor, cu_rows: &[u32], x: &Tensor, cu_seqlens: &[u32]) -> Result<Tensor> {
-        let q = self.q_lin.forward(rows)?;
-        let [k, v] = linear_many(x, [&self.k_lin, &self.v_lin])?;
-        attention(&q, &k, &v, cu_rows, cu_seqlens, self.n_heads, self.kernels)
     }
 }
 
@@ -245,6 +240,21 @@ impl BlockNames {
     }
 }
 
+fn load_first_tokens(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    device: &Device,
+    kernels: Kernels,
+) -> std::result::Result<FirstTokenAttention, LoadError> {
+    let names = BlockNames::of(config.architecture);
+    let load = |name: &str| {
+        let name = format!("{}.{}.{name}", names.block, config.n_layers - 1);
+        load_weight_and_bias(checkpoint, &name, config.dim, config.dim, device)
+    };
+    let ((key, key_bias), (value, value_bias)) = (load(names.k_lin)?, load(names.v_lin)?);
+    Ok(FirstTokenAttention::new((&key, &key_bias), (&value, &value_bias), config.n_heads, kernels)?)
+}
+
 pub(super) fn load_linear(
     checkpoint: &Checkpoint,
     name: &str,
@@ -253,9 +263,20 @@ pub(super) fn load_linear(
     device: &Device,
     kernels: Kernels,
 ) -> std::result::Result<Linear, LoadError> {
+    let (weight, bias) = load_weight_and_bias(checkpoint, name, outputs, inputs, device)?;
+    Ok(Linear::new(&weight, &bias, kernels)?)
+}
+
+fn load_weight_and_bias(
+    checkpoint: &Checkpoint,
+    name: &str,
+    outputs: usize,
+    inputs: usize,
+    device: &Device,
+) -> std::result::Result<(Tensor, Tensor), LoadError> {
     let weight = checkpoint.tensor(&format!("{name}.weight"), &[outputs, inputs], device)?;
     let bias = checkpoint.tensor(&format!("{name}.bias"), &[outputs], device)?;
-    Ok(Linear::new(weight, bias, kernels)?)
+    Ok((weight, bias))
 }
 
 fn load_norm(

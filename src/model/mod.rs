@@ -10,7 +10,7 @@ mod tokenizer;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 pub use config::{Architecture, ModelConfig, Problem};
 pub use encoder::{Encoder, PackedBatch};
@@ -37,6 +37,8 @@ pub struct Model {
     pub parameters: usize,
     /// Size of the weights on disk, in bytes.
     pub bytes: u64,
+    /// Where it runs.
+    pub device: Device,
     encoder: Encoder,
     head: Head,
 }
@@ -73,6 +75,7 @@ impl Model {
             tokenizer,
             parameters: checkpoint.parameters(),
             bytes: checkpoint.files.iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum(),
+            device: device.clone(),
             encoder,
             head,
         })
@@ -83,7 +86,23 @@ impl Model {
     /// # Errors
     /// A failure of the device.
     pub fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
-        self.head.forward(&self.encoder.forward_first(batch)?)?.to_dtype(candle_core::DType::F32)
+        self.forward_with(&self.encoder, batch)
+    }
+
+    /// The same through another encoder.
+    pub(crate) fn forward_with(&self, encoder: &Encoder, batch: &PackedBatch) -> Result<Tensor> {
+        self.head.forward(&encoder.forward_first(batch)?.to_dtype(DType::F32)?)
+    }
+
+    /// Loads the encoder once more, with other kernels.
+    pub(crate) fn encoder_with(&self, kernels: Kernels) -> std::result::Result<Encoder, LoadError> {
+        let checkpoint = Checkpoint::open(&self.folder, self.config.architecture)?;
+        Encoder::load(&checkpoint, &self.config, &self.device, kernels)
+    }
+
+    /// Replaces the encoder.
+    pub(crate) fn with_encoder(self, encoder: Encoder) -> Self {
+        Self { encoder, ..self }
     }
 
     /// The most tokens in a sequence: what the positions allow and the tokenizer asks for.

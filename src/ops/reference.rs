@@ -2,19 +2,24 @@
 //!
 //! Slower than [`super::fast`] on a CPU; the tests hold the two against each other, and GPUs run this one.
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 
-/// `LayerNorm(x)` over the last dimension, written out because candle-nn's fused kernel has no gradient.
+/// `LayerNorm(x)` over the last dimension, written out because candle-nn's fused kernel has no gradient; weight and
+/// bias are f32, and so are the sums.
 pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let x = x.to_dtype(weight.dtype())?;
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    centred.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(weight)?.broadcast_add(bias)
+    centred.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(weight)?.broadcast_add(bias)?.to_dtype(dtype)
 }
 
-/// Softmax over the last dimension, written out for the same reason.
+/// Softmax over the last dimension, written out for the same reason, in f32.
 fn softmax(x: &Tensor) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let x = x.to_dtype(DType::F32)?;
     let exp = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?.exp()?;
-    exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)
+    exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?.to_dtype(dtype)
 }
 
 /// Attention over packed rows by way of a padded batch: see [`super::attention`] for the shapes.

@@ -13,6 +13,7 @@ mod memo;
 mod pack;
 mod pool;
 mod prediction;
+mod self_check;
 mod tally;
 mod window;
 
@@ -22,12 +23,15 @@ use std::sync::Arc;
 use thiserror::Error;
 
 pub use device::{DeviceError, DeviceSetting};
+pub use pack::plan as plan_batches;
 pub use pool::Pool;
 pub use prediction::{Prediction, Rejection};
 pub use tally::{Counts, PADDED_BATCH, Tally};
 pub use window::{TextColumn, Window};
 
 use crate::model::{LoadError, Model, Tokenizer};
+pub use crate::ops::Precision;
+
 use crate::ops::Kernels;
 use memo::{Answer, Memo, Slot, text_key};
 use tally::WindowCounts;
@@ -49,25 +53,21 @@ pub struct ScorerOptions {
     /// Where the encoder runs.
     pub device: DeviceSetting,
     /// In which numbers it multiplies.
-    pub precision: Precision,
+    pub precision: PrecisionSetting,
 }
 
-/// The numbers in which the encoder's linear layers multiply; everything else is f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Precision {
-    /// 32-bit floats.
-    #[default]
-    F32,
-    /// 16-bit integers with exact sums.
-    Int16,
+/// The precision that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PrecisionSetting {
+    /// The quickest that a self-check at load finds to change nothing that matters.
+    Auto,
+    /// This one.
+    Of(Precision),
 }
 
-impl std::fmt::Display for Precision {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Int16 => "int16",
-        })
+impl Default for PrecisionSetting {
+    fn default() -> Self {
+        Self::Of(Precision::F32)
     }
 }
 
@@ -81,10 +81,11 @@ pub enum ScorerError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The precision is not to be had on the device.
-    #[error(
-        "precision = \"int16\" needs a CPU with AVX2, which is not where the model runs here; use \"auto\" or \"f32\""
-    )]
-    Int16,
+    #[error("precision = \"{precision}\" needs {}, which is not where the model runs here; use \"auto\" or \"f32\"", needs(*precision))]
+    Precision {
+        /// What was asked for.
+        precision: Precision,
+    },
     /// `max_length` does not suit the model.
     #[error("max_length = {max_length} does not suit {model}: {problem}")]
     MaxLength {
@@ -110,12 +111,20 @@ pub enum ScorerError {
     Stopped,
 }
 
+fn needs(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F32 => "any CPU or GPU",
+        Precision::Int16 => "a CPU with AVX2",
+        Precision::F16 | Precision::Bf16 => "a GPU (device = \"cuda\" or \"metal\")",
+    }
+}
+
 impl ScorerError {
     /// Whether the model cannot be run as asked for, rather than having failed while it ran.
     #[must_use]
     pub fn is_mistake(&self) -> bool {
         match self {
-            Self::Load(_) | Self::Device(_) | Self::Int16 | Self::MaxLength { .. } => true,
+            Self::Load(_) | Self::Device(_) | Self::Precision { .. } | Self::MaxLength { .. } => true,
             Self::Forward { .. } | Self::Stopped => false,
         }
     }
@@ -128,6 +137,7 @@ pub struct Scorer(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     model: Model,
+    precision: Precision,
     tokenizer: Tokenizer,
     max_length: usize,
     batch_tokens: usize,
@@ -143,19 +153,18 @@ impl Scorer {
     /// A checkpoint, a device or a `max_length` that does not suit.
     pub fn load(folder: &Path, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
         let device = options.device.open()?;
-        let kernels = Kernels::for_device(&device);
-        let kernels = match options.precision {
-            Precision::F32 => kernels,
-            Precision::Int16 => kernels.with_int16().ok_or(ScorerError::Int16)?,
-        };
-        Self::new(Model::load_with(folder, &device, kernels)?, options, pool)
+        let (model, precision) = pool.install(|| match options.precision {
+            PrecisionSetting::Auto => self_check::quickest(Model::load(folder, &device)?).map_err(ScorerError::from),
+            PrecisionSetting::Of(precision) => {
+                let kernels =
+                    Kernels::with_precision(&device, precision).ok_or(ScorerError::Precision { precision })?;
+                Ok((Model::load_with(folder, &device, kernels)?, precision))
+            }
+        })?;
+        Self::assemble(model, precision, options, pool)
     }
 
-    /// Makes a scorer of a model that is loaded already.
-    ///
-    /// # Errors
-    /// A `max_length` that does not suit.
-    pub fn new(model: Model, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
+    fn assemble(model: Model, precision: Precision, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
         let limit = model.max_length();
         let max_length = options.max_length.unwrap_or(limit);
         let unsuitable =
@@ -166,6 +175,7 @@ impl Scorer {
         let tokenizer = model.tokenizer.with_max_length(max_length).map_err(unsuitable)?;
         Ok(Self(Arc::new(Shared {
             model,
+            precision,
             tokenizer,
             max_length,
             batch_tokens: options.batch_tokens.unwrap_or(DEFAULT_BATCH_TOKENS),
@@ -179,6 +189,12 @@ impl Scorer {
     #[must_use]
     pub fn model(&self) -> &Model {
         &self.0.model
+    }
+
+    /// In which numbers it multiplies.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.0.precision
     }
 
     /// The most tokens of a sequence, special tokens included.

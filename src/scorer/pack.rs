@@ -5,7 +5,8 @@
 /// left at the end, when threads run out of work, are the small ones.
 ///
 /// Equal lengths keep their order: the plan depends on the lengths alone.
-pub(super) fn plan(lengths: &[usize], batch_tokens: usize) -> Vec<Vec<usize>> {
+#[must_use]
+pub fn plan(lengths: &[usize], batch_tokens: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
     let mut batches: Vec<Vec<usize>> = Vec::new();

@@ -26,6 +26,11 @@ impl Pool {
         self.0.current_num_threads()
     }
 
+    /// Runs something that is not a job among the threads, whose parallel parts it then uses.
+    pub(super) fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.0.install(work)
+    }
+
     /// Queues a job behind all that are queued.
     pub(super) fn spawn(&self, job: impl FnOnce() + Send + 'static) {
         self.0.spawn_fifo(job);

@@ -50,6 +50,20 @@ fn half_precision_weights_are_the_rounded_model() {
     }
 }
 
+#[test]
+fn half_precision_arithmetic_is_near() {
+    // What GPUs run, on the CPU.
+    for name in ["tiny-bert", "tiny-distilbert"] {
+        let exact = golden_logits(name);
+        for (dtype, tolerance) in [(DType::F16, 1e-2), (DType::BF16, 1e-1)] {
+            let kernels = Kernels::Reference(dtype);
+            let half = logits(&Model::load_with(&golden(name), &Device::Cpu, kernels).unwrap());
+            let difference = largest_difference(&exact, &half);
+            assert!(difference > 0.0 && difference < tolerance, "{name} in {dtype:?}: {difference}");
+        }
+    }
+}
+
 /// Splits the weights into two files and gives the text of their index.
 fn shard(variant: Variant) -> (Variant, Value) {
     let mut tensors: Vec<(String, Tensor)> = variant.tensors().into_iter().collect();

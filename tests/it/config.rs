@@ -114,7 +114,7 @@ fn a_minimal_file_gets_the_defaults() {
     assert_eq!(pipeline.source.text, ["text"]);
     assert_eq!(pipeline.source.label, None);
     assert_eq!(pipeline.model.max_length, DEFAULT_MAX_LENGTH);
-    assert_eq!(pipeline.model.precision, Precision::Auto);
+    assert_eq!(pipeline.model.precision, Precision::F32);
     assert_eq!(pipeline.model.device, Device::Auto);
     assert_eq!(pipeline.score, ScoreSettings { max_errors: 1.0 });
     assert_eq!(pipeline.run, RunSettings { threads: None, window: DEFAULT_WINDOW, batch_tokens: None });

@@ -1,7 +1,7 @@
 //! The fused kernels against candle's operators, on shapes that no vector width divides.
 
 use candle_core::{D, DType, Device, Result, Tensor};
-use couplet::ops::{Embeddings, Kernels, LayerNorm, Linear, attention, linear_many};
+use couplet::ops::{Embeddings, FirstTokenAttention, Kernels, LayerNorm, Linear, attention, feed_forward, linear_many};
 
 use crate::support::skip;
 
@@ -23,7 +23,7 @@ fn random(seed: u64, shape: &[usize]) -> Tensor {
 /// The kernels of this machine, without candle's.
 fn fast(test: &str) -> Option<Kernels> {
     match Kernels::for_device(&Device::Cpu) {
-        Kernels::Reference => {
+        Kernels::Reference(_) => {
             skip(test, "this CPU has no fused multiply-add");
             None
         }
@@ -32,7 +32,7 @@ fn fast(test: &str) -> Option<Kernels> {
 }
 
 fn both() -> [Kernels; 2] {
-    [Kernels::for_device(&Device::Cpu), Kernels::Reference]
+    [Kernels::for_device(&Device::Cpu), Kernels::Reference(DType::F32)]
 }
 
 fn values(x: &Tensor) -> Vec<f32> {
@@ -55,7 +55,7 @@ fn rows(x: &Tensor, start: usize, end: usize) -> Tensor {
 /// A layer whose products are around 1 whatever its width.
 fn linear(seed: u64, inputs: usize, outputs: usize, kernels: Kernels) -> Linear {
     let weight = (random(seed, &[outputs, inputs]) * (1.0 / (inputs as f64).sqrt())).unwrap();
-    Linear::new(weight, random(seed + 1, &[outputs]), kernels).unwrap()
+    Linear::new(&weight, &random(seed + 1, &[outputs]), kernels).unwrap()
 }
 
 fn norm(seed: u64, dim: usize) -> LayerNorm {
@@ -86,7 +86,8 @@ const FORWARDS: [(&str, Forward); 3] = [
 fn layers_agree_with_the_reference() {
     let Some(kernels) = fast("layers_agree_with_the_reference") else { return };
     for (inputs, outputs) in LAYERS {
-        let (fast, reference) = (linear(1, inputs, outputs, kernels), linear(1, inputs, outputs, Kernels::Reference));
+        let (fast, reference) =
+            (linear(1, inputs, outputs, kernels), linear(1, inputs, outputs, Kernels::Reference(DType::F32)));
         for rows in ROWS {
             let x = random(rows as u64, &[rows, inputs]);
             for (name, forward) in FORWARDS {
@@ -227,7 +228,11 @@ fn attention_cases() -> Vec<Sequences> {
 fn attention_agrees_with_the_reference() {
     let Some(kernels) = fast("attention_agrees_with_the_reference") else { return };
     for case in attention_cases() {
-        assert_close(&case.forward(kernels).unwrap(), &case.forward(Kernels::Reference).unwrap(), &case.what);
+        assert_close(
+            &case.forward(kernels).unwrap(),
+            &case.forward(Kernels::Reference(DType::F32)).unwrap(),
+            &case.what,
+        );
     }
 }
 
@@ -271,6 +276,65 @@ fn scores_far_apart_do_not_overflow() {
     }
 }
 
+#[test]
+fn a_feed_forward_layer_is_its_parts_and_does_not_depend_on_its_neighbours() {
+    let test = "a_feed_forward_layer_is_its_parts_and_does_not_depend_on_its_neighbours";
+    let Some(kernels) = fast(test) else { return };
+    for (dim, hidden) in LAYERS {
+        let (lin1, lin2, norm) = (linear(1, dim, hidden, kernels), linear(3, hidden, dim, kernels), norm(5, dim));
+        for count in ROWS {
+            let x = random(7, &[count, dim]);
+            let whole = feed_forward(&x, &lin1, &lin2, &norm).unwrap();
+            let parts = lin2.forward_add_norm(&lin1.forward_gelu(&x).unwrap(), &x, &norm).unwrap();
+            let what = format!("{count} rows of {dim} to {hidden}");
+            assert_eq!(values(&whole), values(&parts), "{what}");
+            let last = feed_forward(&rows(&x, count - 1, count), &lin1, &lin2, &norm).unwrap();
+            assert_eq!(values(&last), values(&rows(&whole, count - 1, count)), "{what}");
+        }
+    }
+    let (lin1, lin2) = (linear(1, 12, 20, kernels), linear(3, 20, 12, kernels));
+    for (x, lin2, norm) in [
+        (random(7, &[2, 13]), &lin2, norm(5, 12)),
+        (random(7, &[2, 12]), &lin1, norm(5, 12)),
+        (random(7, &[2, 12]), &lin2, norm(5, 11)),
+    ] {
+        assert!(feed_forward(&x, &lin1, lin2, &norm).is_err());
+    }
+}
+
+#[test]
+fn attention_of_first_tokens_needs_no_keys_and_values() {
+    let Some(kernels) = fast("attention_of_first_tokens_needs_no_keys_and_values") else { return };
+    let all_to_40: Vec<usize> = (1..=40).collect();
+    for (dim, heads) in [(12, 3), (20, 1), (5, 5), (66, 2), (64, 1), (96, 12)] {
+        let weight = |seed| (random(seed, &[dim, dim]) * (1.0 / (dim as f64).sqrt())).unwrap();
+        let (key, key_bias, value, value_bias) = (weight(1), random(2, &[dim]), weight(3), random(4, &[dim]));
+        let attend =
+            |kernels| FirstTokenAttention::new((&key, &key_bias), (&value, &value_bias), heads, kernels).unwrap();
+        let (fast, reference) = (attend(kernels), attend(Kernels::Reference(DType::F32)));
+        for lengths in [&[1][..], &[512], &all_to_40, &[200, 1, 49, 48, 47, 97, 3]] {
+            let cu_seqlens = running_sum(lengths);
+            let x = random(5, &[*cu_seqlens.last().unwrap() as usize, dim]);
+            let query = (random(6, &[lengths.len(), dim]) * 4.0).unwrap();
+            let what = format!("{heads} heads of {dim}, {lengths:?}");
+            let context = fast.forward(&query, &x, &cu_seqlens).unwrap();
+            assert_close(&context, &reference.forward(&query, &x, &cu_seqlens).unwrap(), &what);
+            let n = lengths.len();
+            let (start, end) = (cu_seqlens[n - 1] as usize, cu_seqlens[n] as usize);
+            let alone =
+                fast.forward(&rows(&query, n - 1, n), &rows(&x, start, end), &[0, (end - start) as u32]).unwrap();
+            assert_eq!(values(&alone), values(&rows(&context, n - 1, n)), "{what}");
+        }
+        for cu_seqlens in [&[0, 3][..], &[0, 2, 3], &[0, 4]] {
+            assert!(fast.forward(&random(1, &[2, dim]), &random(2, &[4, dim]), cu_seqlens).is_err());
+        }
+    }
+    let (square, bias) = (random(1, &[12, 12]), random(2, &[12]));
+    for heads in [0, 5] {
+        assert!(FirstTokenAttention::new((&square, &bias), (&square, &bias), heads, kernels).is_err());
+    }
+}
+
 /// Tables of 50 words, 30 positions and, if asked for, 2 token types.
 fn embeddings(dim: usize, token_types: bool) -> Embeddings {
     Embeddings {
@@ -292,7 +356,7 @@ fn embeddings_agree_with_the_reference_and_do_not_depend_on_their_neighbours() {
         for token_types in [false, true] {
             let tables = embeddings(dim, token_types);
             let whole = tables.forward(&ids, &positions, &types, kernels).unwrap();
-            let reference = tables.forward(&ids, &positions, &types, Kernels::Reference).unwrap();
+            let reference = tables.forward(&ids, &positions, &types, Kernels::Reference(DType::F32)).unwrap();
             assert_close(&whole, &reference, &format!("embeddings of {dim}"));
             for t in [0, 40, 76] {
                 let alone = tables.forward(&ids[t..=t], &positions[t..=t], &types[t..=t], kernels).unwrap();
@@ -319,8 +383,8 @@ fn an_id_beyond_its_table_is_an_error() {
 #[test]
 fn shapes_that_do_not_fit_a_layer_are_errors() {
     for kernels in both() {
-        assert!(Linear::new(random(1, &[20, 12]), random(2, &[12]), kernels).is_err(), "bias of another size");
-        assert!(Linear::new(random(1, &[240]), random(2, &[20]), kernels).is_err(), "flat weight");
+        assert!(Linear::new(&random(1, &[20, 12]), &random(2, &[12]), kernels).is_err(), "bias of another size");
+        assert!(Linear::new(&random(1, &[240]), &random(2, &[20]), kernels).is_err(), "flat weight");
         let layer = linear(1, 12, 20, kernels);
         for shape in [&[5, 20][..], &[5, 24], &[60], &[5, 12, 1], &[12, 5]] {
             assert!(layer.forward(&random(3, shape)).is_err(), "{shape:?}");
@@ -361,7 +425,7 @@ fn the_fused_kernels_refuse_what_they_cannot_read() {
     assert!(layer.forward(&transposed).is_err());
     assert!(layer.forward(&random(2, &[5, 12]).to_dtype(DType::F64).unwrap()).is_err());
     let half = random(1, &[20, 12]).to_dtype(DType::F16).unwrap();
-    assert!(Linear::new(half, random(2, &[20]), kernels).is_err());
+    assert!(Linear::new(&half, &random(2, &[20]), kernels).is_err());
     // A narrowed tensor begins further on in its memory, which is read from there.
     let x = random(2, &[9, 12]);
     let narrowed = x.narrow(0, 4, 5).unwrap();

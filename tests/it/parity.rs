@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use couplet::model::{Model, PackedBatch, Tokenizer};
-use couplet::ops::Kernels;
+use couplet::ops::{Kernels, Precision};
 use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 
@@ -99,7 +99,7 @@ impl Checked {
 
 /// The kinds of kernels that this machine can run.
 fn all_kernels() -> Vec<(&'static str, Kernels)> {
-    let mut kernels = vec![("fast", Kernels::for_device(&Device::Cpu)), ("reference", Kernels::Reference)];
+    let mut kernels = vec![("fast", Kernels::for_device(&Device::Cpu)), ("reference", Kernels::Reference(DType::F32))];
     #[cfg(target_arch = "x86_64")]
     kernels.extend(Kernels::avx2().map(|avx2| ("avx2", avx2)));
     kernels
@@ -292,7 +292,7 @@ fn argmax(logits: &[f32]) -> usize {
 /// Asserts that 16-bit integers change little: the mean logit by 0.003, no probability by 0.02, and few labels.
 fn assert_int16_is_near(folder: &Path, cases: &[Case], labels: usize) {
     let f32_kernels = Kernels::for_device(&Device::Cpu);
-    let Some(int16_kernels) = f32_kernels.with_int16() else {
+    let Some(int16_kernels) = Kernels::with_precision(&Device::Cpu, Precision::Int16) else {
         return skip("int16 against f32", "this CPU has no AVX2");
     };
     let exact = Checked::load(folder, f32_kernels).logits(cases, 16);

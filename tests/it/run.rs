@@ -207,6 +207,13 @@ fn integers_of_16_bits_are_near_and_repeatable_and_said() {
         return;
     }
     assert_eq!(int16.report()["model"]["precision"], "int16");
+    let auto = job("auto");
+    assert_eq!(auto.report()["model"]["precision"], "int16", "the bundled model passes the self-check");
+    assert!(rows_of(&auto.output()) == rows_of(&int16.output()));
+    for precision in ["f16", "bf16"] {
+        let problem = job(precision).error(2);
+        assert!(problem.contains(&format!("precision = \"{precision}\" needs a GPU")), "{problem}");
+    }
     let near = rows_of(&int16.output());
     let probability = |row: &Value| row["probabilities"][0].as_f64().unwrap();
     let differences = exact.iter().zip(&near).map(|(x, y)| (probability(x) - probability(y)).abs());

@@ -17,22 +17,32 @@ use pulp::bytemuck::Zeroable;
 #[cfg(test)]
 use super::dot::Portable;
 use super::dot::{Dot, Int16Kernel};
+use super::gemm::Finish;
 use super::quantize::{BLOCK, COLUMNS, Int16Layer, Int16Rows, Line};
 
 /// Multiplies quantised rows by a layer: `[rows, inputs] → out [rows, outputs]`, rows of `out` `stride` apart.
-pub(super) fn multiply(kernel: Int16Kernel, rows: &Int16Rows, layer: &Int16Layer, out: &mut [f32], stride: usize) {
+pub(super) fn multiply(
+    kernel: Int16Kernel,
+    rows: &Int16Rows,
+    layer: &Int16Layer,
+    finish: Finish,
+    out: &mut [f32],
+    stride: usize,
+) {
     debug_assert!(rows.largest <= layer.largest, "{} could overflow", rows.largest);
     match kernel {
         #[cfg(test)]
-        Int16Kernel::Portable => Multiply::<_, 4, 1, false> { dot: Portable, rows, layer, out, stride }.call(),
+        Int16Kernel::Portable => Multiply::<_, 4, 1, false> { dot: Portable, rows, layer, finish, out, stride }.call(),
         #[cfg(target_arch = "x86_64")]
-        Int16Kernel::Avx2(dot) => dot.vectorize(Multiply::<_, 4, 1, true> { dot, rows, layer, out, stride }),
+        Int16Kernel::Avx2(dot) => dot.vectorize(Multiply::<_, 4, 1, true> { dot, rows, layer, finish, out, stride }),
         #[cfg(target_arch = "x86_64")]
-        Int16Kernel::Avx512(dot) => dot.vectorize(Multiply::<_, 8, 2, true> { dot, rows, layer, out, stride }),
+        Int16Kernel::Avx512(dot) => dot.vectorize(Multiply::<_, 8, 2, true> { dot, rows, layer, finish, out, stride }),
         #[cfg(target_arch = "x86_64")]
-        Int16Kernel::VnniWinograd(dot) => dot.vectorize(Multiply::<_, 8, 2, true> { dot, rows, layer, out, stride }),
+        Int16Kernel::VnniWinograd(dot) => {
+            dot.vectorize(Multiply::<_, 8, 2, true> { dot, rows, layer, finish, out, stride });
+        }
         #[cfg(target_arch = "x86_64")]
-        Int16Kernel::Vnni(dot) => dot.vectorize(Multiply::<_, 12, 2, false> { dot, rows, layer, out, stride }),
+        Int16Kernel::Vnni(dot) => dot.vectorize(Multiply::<_, 12, 2, false> { dot, rows, layer, finish, out, stride }),
     }
 }
 
@@ -41,6 +51,7 @@ struct Multiply<'a, D, const R: usize, const P: usize, const WINOGRAD: bool> {
     dot: D,
     rows: &'a Int16Rows,
     layer: &'a Int16Layer,
+    finish: Finish<'a>,
     out: &'a mut [f32],
     stride: usize,
 }
@@ -64,6 +75,7 @@ impl<D: Dot, const R: usize, const P: usize, const WINOGRAD: bool> NullaryFnOnce
                     for ((out, sums), scales) in row.chunks_mut(COLUMNS).zip(sums).zip(scales) {
                         dequantize(out, sums, rows.scales[r], scales);
                     }
+                    self.finish.apply(row, p * P * COLUMNS);
                 }
             }
         }
@@ -185,7 +197,7 @@ mod tests {
         for kernel in kernels() {
             let stride = n + 3;
             let mut out = vec![7.0; m * stride];
-            multiply(kernel, &rows, &layer, &mut out, stride);
+            multiply(kernel, &rows, &layer, Finish::None, &mut out, stride);
             for (out, exact) in out.chunks(stride).zip(product.chunks(n)) {
                 assert!(
                     out[..n]
@@ -271,7 +283,7 @@ mod tests {
             let mut rows = Int16Rows::default();
             rows.quantize(&x, 40, layer.largest);
             let mut out = [0.0; 32];
-            multiply(Int16Kernel::Portable, &rows, &layer, &mut out, 16);
+            multiply(Int16Kernel::Portable, &rows, &layer, Finish::None, &mut out, 16);
             assert!(out[..16].iter().all(|y| y.is_nan()) && out[16..].iter().all(|y| y.is_finite()));
         }
     }

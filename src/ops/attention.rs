@@ -1,0 +1,121 @@
+//! Attention over packed sequences.
+
+use candle_core::{Device, Result, Tensor};
+
+use super::fast::{self, Isa};
+use super::linear::{Linear, linear_many};
+use super::{FastKernels, Kernels, read2, read3, reference};
+
+/// Softmax attention of each sequence's queries over its own keys and values, in `heads` heads.
+///
+/// **Shapes**: `query [Tq, D]`, `key` and `value` `[T, D]` → `[Tq, D]`; `cu_queries` and `cu_keys` bound
+/// the sequences in the rows of the queries and of the keys.
+/// **Source**: Vaswani et al. 2017, section 3.2.
+///
+/// # Errors
+/// Shapes that are not as above.
+pub fn attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    cu_queries: &[u32],
+    cu_keys: &[u32],
+    heads: usize,
+    kernels: Kernels,
+) -> Result<Tensor> {
+    let (rows, dim) = query.dims2()?;
+    let ends = (cu_queries.last().map(|t| *t as usize), cu_keys.last().map(|t| *t as usize));
+    let bounds_fit = cu_queries.len() == cu_keys.len() && cu_queries.is_sorted() && cu_keys.is_sorted();
+    if key.dims() != value.dims() || ends != (Some(rows), Some(key.dim(0)?)) || key.dim(1)? != dim || !bounds_fit {
+        candle_core::bail!(
+            "query {:?}, key {:?} and value {:?} do not fit {ends:?} tokens of {} and {} bounds",
+            query.dims(),
+            key.dims(),
+            value.dims(),
+            cu_queries.len(),
+            cu_keys.len()
+        );
+    }
+    if heads == 0 || !dim.is_multiple_of(heads) {
+        candle_core::bail!("{dim} columns cannot be shared out among {heads} heads");
+    }
+    match kernels {
+        Kernels::Fast(FastKernels { isa, .. }) => {
+            let context = read3(query, key, value, |query, key, value| {
+                isa.run(fast::Attention { query, key, value, cu_queries, cu_keys, dim, heads })
+            })?;
+            Tensor::from_vec(context, (rows, dim), &Device::Cpu)
+        }
+        Kernels::Reference(_) => reference::attention(query, key, value, cu_queries, cu_keys, heads),
+    }
+}
+
+/// Attention of one token of each sequence, straight from rows that are not projected to keys and values yet.
+#[derive(Debug, Clone)]
+pub struct FirstTokenAttention(FirstTokens);
+
+#[derive(Debug, Clone)]
+enum FirstTokens {
+    /// Keys and values are never computed.
+    Absorbed(Isa, fast::FirstTokens),
+    Projected(Box<Projected>),
+}
+
+#[derive(Debug, Clone)]
+struct Projected {
+    key: Linear,
+    value: Linear,
+    heads: usize,
+    kernels: Kernels,
+}
+
+impl FirstTokenAttention {
+    /// Takes weight `[D, D]` and bias `[D]` of the keys and of the values.
+    ///
+    /// # Errors
+    /// Shapes that are not as above, `D` that cannot be shared out among the heads.
+    pub fn new(key: (&Tensor, &Tensor), value: (&Tensor, &Tensor), heads: usize, kernels: Kernels) -> Result<Self> {
+        let dim = value.1.dims1()?;
+        let square = [key.0.dims(), value.0.dims()] == [[dim; 2]; 2] && key.1.dims() == [dim];
+        if !square || heads == 0 || !dim.is_multiple_of(heads) {
+            candle_core::bail!("keys {:?} and values {:?} do not fit {heads} heads", key.0.dims(), value.0.dims());
+        }
+        Ok(Self(match kernels {
+            Kernels::Fast(FastKernels { isa, .. }) => {
+                let pack =
+                    |key: &[f32], value: &[f32], bias: &[f32]| fast::FirstTokens::pack(isa, key, value, bias, heads);
+                FirstTokens::Absorbed(isa, read3(key.0, value.0, value.1, pack)?)
+            }
+            Kernels::Reference(_) => FirstTokens::Projected(Box::new(Projected {
+                key: Linear::new(key.0, key.1, kernels)?,
+                value: Linear::new(value.0, value.1, kernels)?,
+                heads,
+                kernels,
+            })),
+        }))
+    }
+
+    /// Softmax attention: `query [B, D]`, `x [T, D]` of `B` sequences → `[B, D]`.
+    ///
+    /// # Errors
+    /// Shapes that are not as above.
+    pub fn forward(&self, query: &Tensor, x: &Tensor, cu_seqlens: &[u32]) -> Result<Tensor> {
+        match &self.0 {
+            FirstTokens::Absorbed(isa, weights) => {
+                let (rows, dim) = query.dims2()?;
+                let end = cu_seqlens.last().map(|t| *t as usize);
+                if x.dims2()?.1 != dim || end != Some(x.dim(0)?) || cu_seqlens.len() != rows + 1 {
+                    candle_core::bail!("query {:?} and x {:?} do not fit {rows} sequences", query.dims(), x.dims());
+                }
+                let context = read2(query, x, |query, x| isa.run(fast::AttendFirst { weights, query, x, cu_seqlens }))?;
+                Tensor::from_vec(context, (rows, dim), &Device::Cpu)
+            }
+            FirstTokens::Projected(projected) => {
+                let Projected { key, value, heads, kernels } = &**projected;
+                let one_each: Vec<u32> = (0..).take(cu_seqlens.len()).collect();
+                let [key, value] = linear_many(x, [key, value])?;
+                attention(query, &key, &value, &one_each, cu_seqlens, *heads, *kernels)
+            }
+        }
+    }
+}

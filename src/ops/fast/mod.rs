@@ -1,0 +1,127 @@
+//! The CPU kernels: each operator fused over a block of rows that stays in the cache.
+//!
+//! Everything here runs on the calling thread and on plain slices. [`pulp`] picks the instruction
+//! set at run time and inlines the bodies below under it, so one binary uses AVX-512 where it is
+//! present and AVX2 or NEON elsewhere.
+
+mod attention;
+mod dot;
+mod elementwise;
+mod embed;
+mod gemm;
+mod int16;
+mod linear;
+mod quantize;
+
+use std::cell::RefCell;
+
+use pulp::{NullaryFnOnce, Simd};
+
+pub(super) use attention::{AttendFirst, Attention, FirstTokens};
+pub(super) use dot::Int16Kernel;
+pub(super) use embed::{Embed, Tables};
+pub(super) use linear::{AddNorm, Epilogue, FeedForward, Layer, Linear};
+
+use gemm::Panels;
+use quantize::Int16Rows;
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Buffers that a thread keeps from one call to the next.
+#[derive(Default)]
+struct Scratch {
+    quantized: Int16Rows,
+    hidden: Vec<f32>,
+    keys: Panels,
+    values: Panels,
+    scores: Vec<f32>,
+}
+
+impl Scratch {
+    /// Takes the thread's buffers, to be given back with [`Scratch::put`].
+    ///
+    /// Not `with_borrow_mut`: its closure would be compiled without its caller's instruction set.
+    fn take() -> Self {
+        SCRATCH.take()
+    }
+
+    fn put(self) {
+        SCRATCH.set(self);
+    }
+}
+
+/// An instruction set with vectors and fused multiply-add.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Isa {
+    #[cfg(target_arch = "x86_64")]
+    Avx512(pulp::x86::V4),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(pulp::x86::V3),
+    #[cfg(target_arch = "aarch64")]
+    Neon(pulp::aarch64::Neon),
+}
+
+impl Isa {
+    /// The best instruction set of this machine, if it has one.
+    pub(super) fn detect() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx512 = pulp::x86::V4::try_new().map(Self::Avx512);
+            avx512.or_else(|| pulp::x86::V3::try_new().map(Self::Avx2))
+        }
+        #[cfg(target_arch = "aarch64")]
+        {
+            pulp::aarch64::Neon::try_new().map(Self::Neon)
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        None
+    }
+
+    /// Runs an operator, compiled for the instruction set, with the register tile that fills its registers.
+    pub(super) fn run<O: Operator>(self, operator: O) -> O::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(simd) => simd.vectorize(Run::<_, _, 12, 2> { simd, operator }),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(simd) => simd.vectorize(Run::<_, _, 6, 2> { simd, operator }),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(simd) => simd.vectorize(Run::<_, _, 6, 4> { simd, operator }),
+        }
+    }
+
+    /// Columns of the register tile, which is the width of a panel.
+    fn panel_width(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => 32,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => 16,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => 16,
+        }
+    }
+}
+
+/// Work in register tiles of `R` rows and `C` vectors.
+pub(super) trait Operator {
+    type Output;
+
+    fn run<S: Simd, const R: usize, const C: usize>(self, simd: S) -> Self::Output;
+}
+
+/// An operator for [`Simd::vectorize`].
+struct Run<S, O, const R: usize, const C: usize> {
+    simd: S,
+    operator: O,
+}
+
+impl<S: Simd, O: Operator, const R: usize, const C: usize> NullaryFnOnce for Run<S, O, R, C> {
+    type Output = O::Output;
+
+    #[inline(always)]
+    fn call(self) -> O::Output {
+        self.operator.run::<S, R, C>(self.simd)
+    }
+}
