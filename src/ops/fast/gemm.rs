@@ -28,29 +28,53 @@ pub(super) struct Panels {
 
 impl Panels {
     /// Packs the columns `[k]` of a matrix `[k, n]`, given one by one, each value times `scale`.
+    #[inline(always)]
     pub(super) fn pack_columns<'a>(
         &mut self,
-        columns: impl ExactSizeIterator<Item = &'a [f32]>,
+        mut columns: impl ExactSizeIterator<Item = &'a [f32]>,
         k: usize,
         width: usize,
         scale: f32,
     ) {
+        /// Columns that are read side by side, so that what is written lies together.
+        const GROUP: usize = 8;
+        debug_assert!(width.is_multiple_of(GROUP));
         self.reset(k, columns.len(), width);
-        for (j, column) in columns.enumerate() {
-            let panel = &mut self.values[(j / width) * width * k + j % width..];
-            for (packed, value) in panel.iter_mut().step_by(width).zip(column) {
-                *packed = *value * scale;
+        for panel in self.values.chunks_exact_mut((k * width).max(1)) {
+            for j in (0..width).step_by(GROUP) {
+                let group: [&[f32]; GROUP] = std::array::from_fn(|_| columns.next().map_or(&[][..], |c| &c[..k]));
+                if group.iter().all(|column| column.len() == k) {
+                    for (i, row) in panel.chunks_exact_mut(width).enumerate() {
+                        for (packed, column) in row[j..][..GROUP].iter_mut().zip(&group) {
+                            *packed = column[i] * scale;
+                        }
+                    }
+                } else {
+                    for (c, column) in group.iter().enumerate() {
+                        for (row, value) in panel.chunks_exact_mut(width).zip(*column) {
+                            row[j + c] = *value * scale;
+                        }
+                    }
+                }
             }
         }
     }
 
     /// Packs the rows `[n]` of a matrix `[k, n]`, given one by one.
+    #[inline(always)]
     pub(super) fn pack_rows<'a>(&mut self, rows: impl ExactSizeIterator<Item = &'a [f32]>, n: usize, width: usize) {
         let k = rows.len();
         self.reset(k, n, width);
         for (i, row) in rows.enumerate() {
             for (p, part) in row.chunks(width).enumerate() {
-                self.values[(p * k + i) * width..][..part.len()].copy_from_slice(part);
+                let packed = &mut self.values[(p * k + i) * width..][..part.len()];
+                // Whole vectors in a loop: a call for the few bytes of a row would cost more than the copy.
+                let (vectors, rest) = part.as_chunks::<16>();
+                let (packed_vectors, packed_rest) = packed.as_chunks_mut::<16>();
+                for (packed, vector) in packed_vectors.iter_mut().zip(vectors) {
+                    *packed = *vector;
+                }
+                packed_rest.copy_from_slice(rest);
             }
         }
     }
