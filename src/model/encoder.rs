@@ -3,12 +3,15 @@
 //! The two differ in token types and in the names of their tensors; the arithmetic is one. Fields bear
 //! DistilBERT's names. Post-layer-norm, as in the papers: every sublayer is `LayerNorm(x + sublayer(x))`.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
-use super::checkpoint::Checkpoint;
 use super::config::{Architecture, ModelConfig};
 use super::error::LoadError;
-use crate::ops::{Embeddings, Kernels, LayerNorm, Linear, attention, linear_many};
+use super::source::{Source, load_linear, load_norm};
+use crate::ops::{
+    Embeddings, Kernels, LayerNorm, Linear, Noise, Place, TableGradients, attention_with_dropout, drop_elements,
+    linear_many,
+};
 
 /// Sequences one after the other, without padding.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +49,9 @@ impl PackedBatch {
     }
 }
 
+/// The table that a masked-LM head shares.
+pub(crate) const WORD_EMBEDDINGS: &str = "embeddings.word_embeddings.weight";
+
 /// Token ids to hidden states.
 #[derive(Debug)]
 pub struct Encoder {
@@ -55,24 +61,33 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    pub(super) fn load(
-        checkpoint: &Checkpoint,
+    pub(crate) fn load(
+        source: &impl Source,
         config: &ModelConfig,
-        device: &Device,
         kernels: Kernels,
     ) -> std::result::Result<Self, LoadError> {
-        let tensor = |name: &str, rows: usize| checkpoint.tensor(name, &[rows, config.dim], device);
+        let table = |name: &str, rows: usize| source.parameter(name, &[rows, config.dim]);
+        let words = table(WORD_EMBEDDINGS, config.vocab_size)?;
+        let positions = table("embeddings.position_embeddings.weight", config.max_position_embeddings)?;
+        let token_types = match config.architecture {
+            Architecture::DistilBert => None,
+            Architecture::Bert => Some(table("embeddings.token_type_embeddings.weight", config.type_vocab_size)?),
+        };
+        let (token_types, d_token_types) = token_types.map(|table| (table.tensor, table.gradient)).unzip();
+        let gradients = words.gradient.zip(positions.gradient).map(|(words, positions)| TableGradients {
+            words,
+            positions,
+            token_types: d_token_types.flatten(),
+        });
         let embeddings = Embeddings {
-            words: tensor("embeddings.word_embeddings.weight", config.vocab_size)?,
-            positions: tensor("embeddings.position_embeddings.weight", config.max_position_embeddings)?,
-            token_types: match config.architecture {
-                Architecture::DistilBert => None,
-                Architecture::Bert => Some(tensor("embeddings.token_type_embeddings.weight", config.type_vocab_size)?),
-            },
-            norm: load_norm(checkpoint, "embeddings.LayerNorm", config, device)?,
+            words: words.tensor,
+            positions: positions.tensor,
+            token_types,
+            norm: load_norm(source, "embeddings.LayerNorm", config)?,
+            gradients,
         };
         let layer = (0..config.n_layers)
-            .map(|i| TransformerBlock::load(checkpoint, i, config, device, kernels))
+            .map(|i| TransformerBlock::load(source, i, config, kernels))
             .collect::<std::result::Result<_, _>>()?;
         Ok(Self { embeddings, layer, kernels })
     }
@@ -82,9 +97,9 @@ impl Encoder {
     /// # Errors
     /// A failure of the device.
     pub fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
-        let mut hidden_states = self.embed(batch)?;
+        let mut hidden_states = self.embed(batch, None)?;
         for block in &self.layer {
-            hidden_states = block.forward(&hidden_states, &batch.cu_seqlens)?;
+            hidden_states = block.forward(&hidden_states, &batch.cu_seqlens, None)?;
         }
         Ok(hidden_states)
     }
@@ -98,26 +113,42 @@ impl Encoder {
     /// A failure of the device.
     pub fn forward_first(&self, batch: &PackedBatch) -> Result<Tensor> {
         let sequences = batch.sequences();
-        let first_rows = Tensor::new(&batch.cu_seqlens[..sequences], self.embeddings.words.device())?;
-        let mut hidden_states = self.embed(batch)?;
-        let Some((last, blocks)) = self.layer.split_last() else {
-            return hidden_states.index_select(&first_rows, 0);
-        };
-        for block in blocks {
-            hidden_states = block.forward(&hidden_states, &batch.cu_seqlens)?;
-        }
-        let first = hidden_states.index_select(&first_rows, 0)?;
         let one_each: Vec<u32> = (0..).take(sequences + 1).collect();
-        last.forward_rows(&first, &one_each, &hidden_states, &batch.cu_seqlens)
+        self.forward_at(batch, &batch.cu_seqlens[..sequences], &one_each, None)
     }
 
-    fn embed(&self, batch: &PackedBatch) -> Result<Tensor> {
-        self.embeddings.forward(&batch.input_ids, &batch.position_ids, &batch.token_type_ids, self.kernels)
+    /// Computes the last hidden state of some tokens only, and in training drops what `noise` says: `[T] → [R, D]`.
+    ///
+    /// `rows [R]` are places in the batch in ascending order, and `cu_rows` bounds the sequences in them.
+    pub(crate) fn forward_at(
+        &self,
+        batch: &PackedBatch,
+        rows: &[u32],
+        cu_rows: &[u32],
+        noise: Option<&Noise>,
+    ) -> Result<Tensor> {
+        let rows = Tensor::new(rows, self.embeddings.words.device())?;
+        let mut hidden_states = self.embed(batch, noise)?;
+        let Some((last, blocks)) = self.layer.split_last() else {
+            return hidden_states.index_select(&rows, 0);
+        };
+        for block in blocks {
+            hidden_states = block.forward(&hidden_states, &batch.cu_seqlens, noise)?;
+        }
+        let selected = hidden_states.index_select(&rows, 0)?;
+        last.forward_rows(&selected, cu_rows, &hidden_states, &batch.cu_seqlens, noise)
+    }
+
+    fn embed(&self, batch: &PackedBatch, noise: Option<&Noise>) -> Result<Tensor> {
+        let PackedBatch { input_ids, token_type_ids, position_ids, cu_seqlens } = batch;
+        let x = self.embeddings.forward(input_ids, position_ids, token_type_ids, self.kernels)?;
+        drop_elements(&x, noise.and_then(|noise| noise.at(Place::Embeddings, cu_seqlens)), self.kernels)
     }
 }
 
 #[derive(Debug)]
 struct TransformerBlock {
+    index: usize,
     attention: MultiHeadSelfAttention,
     sa_layer_norm: LayerNorm,
     ffn: FeedForward,
@@ -126,19 +157,19 @@ struct TransformerBlock {
 
 impl TransformerBlock {
     fn load(
-        checkpoint: &Checkpoint,
+        source: &impl Source,
         index: usize,
         config: &ModelConfig,
-        device: &Device,
         kernels: Kernels,
     ) -> std::result::Result<Self, LoadError> {
         let names = BlockNames::of(config.architecture);
         let prefix = format!("{}.{index}", names.block);
         let (dim, hidden_dim) = (config.dim, config.hidden_dim);
         let linear = |name: &str, outputs: usize, inputs: usize| {
-            load_linear(checkpoint, &format!("{prefix}.{name}"), outputs, inputs, device, kernels)
+            load_linear(source, &format!("{prefix}.{name}"), outputs, inputs, kernels)
         };
         Ok(Self {
+            index,
             attention: MultiHeadSelfAttention {
                 q_lin: linear(names.q_lin, dim, dim)?,
                 k_lin: linear(names.k_lin, dim, dim)?,
@@ -147,28 +178,48 @@ impl TransformerBlock {
                 n_heads: config.n_heads,
                 kernels,
             },
-            sa_layer_norm: load_norm(checkpoint, &format!("{prefix}.{}", names.sa_layer_norm), config, device)?,
+            sa_layer_norm: load_norm(source, &format!("{prefix}.{}", names.sa_layer_norm), config)?,
             ffn: FeedForward { lin1: linear(names.lin1, hidden_dim, dim)?, lin2: linear(names.lin2, dim, hidden_dim)? },
-            output_layer_norm: load_norm(checkpoint, &format!("{prefix}.{}", names.output_layer_norm), config, device)?,
+            output_layer_norm: load_norm(source, &format!("{prefix}.{}", names.output_layer_norm), config)?,
         })
     }
 
     /// `[T, D] → [T, D]`
-    fn forward(&self, x: &Tensor, cu_seqlens: &[u32]) -> Result<Tensor> {
-        let context = self.attention.context(x, cu_seqlens)?;
-        self.finish(&context, x)
+    fn forward(&self, x: &Tensor, cu_seqlens: &[u32], noise: Option<&Noise>) -> Result<Tensor> {
+        let [q, k, v] = self.attention.project(x)?;
+        self.finish([&q, &k, &v], x, cu_seqlens, cu_seqlens, noise)
     }
 
     /// Computes only the rows that are asked for: `rows [Tq, D]` of `x [T, D]` → `[Tq, D]`.
-    fn forward_rows(&self, rows: &Tensor, cu_rows: &[u32], x: &Tensor, cu_seqlens: &[u32]) -> Result<Tensor> {
-        let context = self.attention.context_of_rows(rows, cu_rows, x, cu_seqlens)?;
-        self.finish(&context, rows)
+    fn forward_rows(
+        &self,
+        rows: &Tensor,
+        cu_rows: &[u32],
+        x: &Tensor,
+        cu_seqlens: &[u32],
+        noise: Option<&Noise>,
+    ) -> Result<Tensor> {
+        let [q, k, v] = self.attention.project_rows(rows, x)?;
+        self.finish([&q, &k, &v], rows, cu_rows, cu_seqlens, noise)
     }
 
-    fn finish(&self, context: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        let x = self.attention.out_lin.forward_add_norm(context, residual, &self.sa_layer_norm)?;
+    fn finish(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        residual: &Tensor,
+        cu_rows: &[u32],
+        cu_seqlens: &[u32],
+        noise: Option<&Noise>,
+    ) -> Result<Tensor> {
+        let dropout = |place: fn(usize) -> Place| noise.and_then(|noise| noise.at(place(self.index), cu_rows));
+        let MultiHeadSelfAttention { out_lin, n_heads, kernels, .. } = &self.attention;
+        let context =
+            attention_with_dropout(q, k, v, cu_rows, cu_seqlens, *n_heads, dropout(Place::Attention), *kernels)?;
+        let drop_output = dropout(Place::AttentionOutput);
+        let x = out_lin.forward_dropout_add_norm(&context, drop_output, residual, &self.sa_layer_norm)?;
         let hidden = self.ffn.lin1.forward_gelu(&x)?;
-        self.ffn.lin2.forward_add_norm(&hidden, &x, &self.output_layer_norm)
+        let drop_hidden = dropout(Place::FeedForward);
+        self.ffn.lin2.forward_dropout_add_norm(&hidden, drop_hidden, &x, &self.output_layer_norm)
     }
 }
 
@@ -184,15 +235,15 @@ struct MultiHeadSelfAttention {
 }
 
 impl MultiHeadSelfAttention {
-    fn context(&self, x: &Tensor, cu_seqlens: &[u32]) -> Result<Tensor> {
-        let [q, k, v] = linear_many(x, [&self.q_lin, &self.k_lin, &self.v_lin])?;
-        attention(&q, &k, &v, cu_seqlens, cu_seqlens, self.n_heads, self.kernels)
+    /// Queries, keys and values of `x [T, D]`.
+    fn project(&self, x: &Tensor) -> Result<[Tensor; 3]> {
+        linear_many(x, [&self.q_lin, &self.k_lin, &self.v_lin])
     }
 
-    fn context_of_rows(&self, rows: &Tensor, cu_rows: &[u32], x: &Tensor, cu_seqlens: &[u32]) -> Result<Tensor> {
-        let q = self.q_lin.forward(rows)?;
+    /// Queries of `rows [Tq, D]`, keys and values of `x [T, D]`.
+    fn project_rows(&self, rows: &Tensor, x: &Tensor) -> Result<[Tensor; 3]> {
         let [k, v] = linear_many(x, [&self.k_lin, &self.v_lin])?;
-        attention(&q, &k, &v, cu_rows, cu_seqlens, self.n_heads, self.kernels)
+        Ok([self.q_lin.forward(rows)?, k, v])
     }
 }
 
@@ -243,28 +294,4 @@ impl BlockNames {
             },
         }
     }
-}
-
-pub(super) fn load_linear(
-    checkpoint: &Checkpoint,
-    name: &str,
-    outputs: usize,
-    inputs: usize,
-    device: &Device,
-    kernels: Kernels,
-) -> std::result::Result<Linear, LoadError> {
-    let weight = checkpoint.tensor(&format!("{name}.weight"), &[outputs, inputs], device)?;
-    let bias = checkpoint.tensor(&format!("{name}.bias"), &[outputs], device)?;
-    Ok(Linear::new(weight, bias, kernels)?)
-}
-
-fn load_norm(
-    checkpoint: &Checkpoint,
-    name: &str,
-    config: &ModelConfig,
-    device: &Device,
-) -> std::result::Result<LayerNorm, LoadError> {
-    let weight = checkpoint.tensor(&format!("{name}.weight"), &[config.dim], device)?;
-    let bias = checkpoint.tensor(&format!("{name}.bias"), &[config.dim], device)?;
-    Ok(LayerNorm::new(weight, bias, config.layer_norm_eps))
 }

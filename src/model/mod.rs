@@ -6,6 +6,8 @@ mod encoder;
 mod error;
 mod fingerprint;
 mod head;
+mod masked_words;
+mod source;
 mod tokenizer;
 
 use std::path::{Path, PathBuf};
@@ -13,14 +15,17 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Result, Tensor};
 
 pub use config::{Architecture, ModelConfig, Problem};
+pub(crate) use encoder::WORD_EMBEDDINGS;
 pub use encoder::{Encoder, PackedBatch};
 pub use error::LoadError;
 pub use fingerprint::Fingerprint;
 pub use tokenizer::{Encoding, Tokenizer};
 
 use crate::ops::Kernels;
-use checkpoint::Checkpoint;
-use head::Head;
+pub(crate) use checkpoint::{Checkpoint, full_name};
+pub(crate) use head::Head;
+pub(crate) use masked_words::MaskedWordsHead;
+pub(crate) use source::Source;
 
 /// An encoder with its classification head and tokenizer.
 #[derive(Debug)]
@@ -61,8 +66,11 @@ impl Model {
         let mut config = ModelConfig::load(&folder.join("config.json"))?;
         let checkpoint = Checkpoint::open(folder, config.architecture)?;
         let tokenizer = Tokenizer::load(folder, &config)?;
-        let head = Head::load(&checkpoint, &mut config, device, kernels)?;
-        let encoder = Encoder::load(&checkpoint, &config, device, kernels)?;
+        let outputs = checkpoint.classifier_outputs()?;
+        config.settle_outputs(&folder.join("config.json"), outputs)?;
+        let source = (&checkpoint, device);
+        let head = Head::load(&source, &config, outputs, kernels)?;
+        let encoder = Encoder::load(&source, &config, kernels)?;
         let mut files = vec![folder.join("config.json")];
         files.extend(tokenizer.files.iter().cloned());
         files.extend(checkpoint.files.iter().cloned());
@@ -83,7 +91,7 @@ impl Model {
     /// # Errors
     /// A failure of the device.
     pub fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
-        self.head.forward(&self.encoder.forward_first(batch)?)?.to_dtype(candle_core::DType::F32)
+        self.head.forward(&self.encoder.forward_first(batch)?, None)?.to_dtype(candle_core::DType::F32)
     }
 
     /// The most tokens in a sequence: what the positions allow and the tokenizer asks for.

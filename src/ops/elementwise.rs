@@ -9,7 +9,7 @@ const PARTIAL_SUMS: usize = 16;
 
 /// Adds up `f(x)` over the row.
 #[inline(always)]
-fn sum_by(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+pub(super) fn sum_by(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let (chunks, rest) = row.as_chunks::<PARTIAL_SUMS>();
     let mut sums = [0.0; PARTIAL_SUMS];
     for chunk in chunks {
@@ -25,7 +25,7 @@ fn sum_by(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 
 /// The largest value of a row without NaN.
 #[inline(always)]
-fn max(row: &[f32]) -> f32 {
+pub(super) fn max(row: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if a > b { a } else { b };
     let (chunks, rest) = row.as_chunks::<PARTIAL_SUMS>();
     let mut maxima = [f32::NEG_INFINITY; PARTIAL_SUMS];
@@ -41,7 +41,7 @@ fn max(row: &[f32]) -> f32 {
 ///
 /// Source: Cephes `expf` (range reduction by ln 2 in two parts, polynomial of degree 6).
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.0, 88.0);

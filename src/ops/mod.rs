@@ -1,8 +1,8 @@
 //! The few operators that an encoder spends its time in, over packed rows: no padding tokens anywhere.
 //!
-//! Each exists twice: composed of candle's operators ([`Kernels::Reference`]: any device, differentiable)
-//! and as a fused CPU kernel ([`Kernels::Fast`]). The choice is made once, when weights are loaded; a
-//! model does not know which one runs.
+//! Each exists three times: composed of candle's operators ([`Kernels::Reference`]: any device, differentiable),
+//! as a fused CPU kernel ([`Kernels::Fast`]), and as a fused CPU kernel with a backward pass
+//! ([`Kernels::Training`]). The choice is made once, when weights are loaded; a model does not know which one runs.
 //!
 //! Sequences are packed: `[T, D]` holds the tokens of all sequences one after the other, and
 //! `cu_seqlens` (0, then the running sum of lengths) says where each begins.
@@ -14,17 +14,29 @@ mod gemm;
 mod int16;
 mod quantize;
 mod reference;
+mod training;
+
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Storage, Tensor};
 
+pub(crate) use training::{
+    Gradient, Panels, attention_with_dropout, drop_elements, mix64, softmax_rows, with_gradient,
+};
+pub use training::{Noise, Parameter, Place, Rates, TableGradients};
+
 use dot::Int16Kernel;
-use fast::{Epilogue, Isa, Layer};
+pub(crate) use fast::Isa;
+use fast::{Epilogue, Layer};
+use training::Learned;
 
 /// Which implementation of the operators a model uses.
 #[derive(Debug, Clone, Copy)]
 pub enum Kernels {
     /// Fused kernels on the calling CPU thread, without gradients.
     Fast(FastKernels),
+    /// Fused kernels on the calling CPU thread, with gradients: see [`training`].
+    Training(FastKernels),
     /// candle's operators.
     Reference,
 }
@@ -34,6 +46,13 @@ pub enum Kernels {
 pub struct FastKernels {
     isa: Isa,
     int16: Option<Int16Kernel>,
+}
+
+impl FastKernels {
+    /// The instruction set that they were compiled for.
+    pub(crate) fn isa(self) -> Isa {
+        self.isa
+    }
 }
 
 impl Kernels {
@@ -46,6 +65,15 @@ impl Kernels {
         }
     }
 
+    /// The quickest kernels with gradients for the device.
+    #[must_use]
+    pub fn for_training(device: &Device) -> Self {
+        match Self::for_device(device) {
+            Self::Fast(kernels) => Self::Training(kernels),
+            other => other,
+        }
+    }
+
     /// The same with linear layers in 16-bit integers, where this machine multiplies those quicker than floats.
     #[must_use]
     pub fn with_int16(self) -> Option<Self> {
@@ -54,7 +82,7 @@ impl Kernels {
                 let int16 = Int16Kernel::for_isa(isa)?;
                 Some(Self::Fast(FastKernels { isa, int16: Some(int16) }))
             }
-            Self::Reference => None,
+            Self::Training(_) | Self::Reference => None,
         }
     }
 
@@ -63,7 +91,7 @@ impl Kernels {
     pub fn with_f32(self) -> Self {
         match self {
             Self::Fast(FastKernels { isa, .. }) => Self::Fast(FastKernels { isa, int16: None }),
-            Self::Reference => Self::Reference,
+            Self::Training(_) | Self::Reference => self,
         }
     }
 
@@ -82,6 +110,7 @@ pub struct Linear(Weights);
 #[derive(Debug, Clone)]
 enum Weights {
     Packed(Isa, Layer),
+    Learned(Arc<Learned>),
     /// Weight `[out, in]` and bias `[out]`.
     Plain(Tensor, Tensor),
 }
@@ -103,6 +132,7 @@ impl Linear {
                 };
                 Weights::Packed(isa, read2(&weight, &bias, pack)?)
             }
+            Kernels::Training(_) => candle_core::bail!("what is learned is a parameter"),
             Kernels::Reference => Weights::Plain(weight, bias),
         }))
     }
@@ -114,6 +144,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.0 {
             Weights::Packed(isa, layer) => forward_packed(*isa, layer, x, Epilogue::None),
+            Weights::Learned(layer) => layer.forward(x, false),
             Weights::Plain(weight, bias) => forward_plain(weight, bias, x),
         }
     }
@@ -125,6 +156,7 @@ impl Linear {
     pub fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
         match &self.0 {
             Weights::Packed(isa, layer) => forward_packed(*isa, layer, x, Epilogue::Gelu),
+            Weights::Learned(layer) => layer.forward(x, true),
             Weights::Plain(weight, bias) => forward_plain(weight, bias, x)?.gelu_erf(),
         }
     }
@@ -150,6 +182,7 @@ impl Linear {
                     forward_packed(*isa, layer, x, Epilogue::AddNorm { residual, weight, bias, eps })
                 })?
             }
+            Weights::Learned(_) => self.forward_dropout_add_norm(x, None, residual, norm),
             Weights::Plain(weight, bias) => norm.forward(&(forward_plain(weight, bias, x)? + residual)?),
         }
     }
@@ -185,7 +218,7 @@ pub fn linear_many<const N: usize>(x: &Tensor, layers: [&Linear; N]) -> Result<[
         .iter()
         .filter_map(|linear| match &linear.0 {
             Weights::Packed(isa, layer) => Some((*isa, layer)),
-            Weights::Plain(..) => None,
+            Weights::Learned(_) | Weights::Plain(..) => None,
         })
         .collect();
     let outs = match packed.first() {
@@ -204,13 +237,15 @@ pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f64,
+    /// Of weight and bias, where the CPU kernels learn them.
+    gradients: Option<(Arc<Gradient>, Arc<Gradient>)>,
 }
 
 impl LayerNorm {
     /// Takes weight and bias `[D]` and the ε that is added to the variance.
     #[must_use]
     pub fn new(weight: Tensor, bias: Tensor, eps: f64) -> Self {
-        Self { weight, bias, eps }
+        Self { weight, bias, eps, gradients: None }
     }
 
     fn eps_f32(&self) -> f32 {
@@ -239,6 +274,30 @@ pub fn attention(
     heads: usize,
     kernels: Kernels,
 ) -> Result<Tensor> {
+    let (rows, dim) = check_attention(query, key, value, cu_queries, cu_keys, heads)?;
+    match kernels {
+        Kernels::Fast(FastKernels { isa, .. }) => {
+            let context = read3(query, key, value, |query, key, value| {
+                isa.run(fast::Attention { query, key, value, cu_queries, cu_keys, dim, heads })
+            })?;
+            Tensor::from_vec(context, (rows, dim), &Device::Cpu)
+        }
+        Kernels::Training(kernels) => {
+            training::attention([query, key, value], cu_queries, cu_keys, heads, None, kernels)
+        }
+        Kernels::Reference => reference::attention(query, key, value, cu_queries, cu_keys, heads, None),
+    }
+}
+
+/// Checks the shapes that attention has, and returns that of the queries.
+fn check_attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    cu_queries: &[u32],
+    cu_keys: &[u32],
+    heads: usize,
+) -> Result<(usize, usize)> {
     let (rows, dim) = query.dims2()?;
     let ends = (cu_queries.last().map(|t| *t as usize), cu_keys.last().map(|t| *t as usize));
     let bounds_fit = cu_queries.len() == cu_keys.len() && cu_queries.is_sorted() && cu_keys.is_sorted();
@@ -255,15 +314,7 @@ pub fn attention(
     if heads == 0 || !dim.is_multiple_of(heads) {
         candle_core::bail!("{dim} columns cannot be shared out among {heads} heads");
     }
-    match kernels {
-        Kernels::Fast(FastKernels { isa, .. }) => {
-            let context = read3(query, key, value, |query, key, value| {
-                isa.run(fast::Attention { query, key, value, cu_queries, cu_keys, dim, heads })
-            })?;
-            Tensor::from_vec(context, (rows, dim), &Device::Cpu)
-        }
-        Kernels::Reference => reference::attention(query, key, value, cu_queries, cu_keys, heads),
-    }
+    Ok((rows, dim))
 }
 
 /// Tables of word, position and (in BERT) token-type embeddings with the normalisation after their sum.
@@ -277,6 +328,8 @@ pub struct Embeddings {
     pub token_types: Option<Tensor>,
     /// Over `D`.
     pub norm: LayerNorm,
+    /// Of the tables, where the CPU kernels learn them.
+    pub gradients: Option<TableGradients>,
 }
 
 impl Embeddings {
@@ -326,6 +379,17 @@ impl Embeddings {
                 };
                 Tensor::from_vec(out, (input_ids.len(), dim), &Device::Cpu)
             }
+            Kernels::Training(_) => {
+                let Some(gradients) = &self.gradients else {
+                    candle_core::bail!("embeddings without gradients in training");
+                };
+                let mut tables = vec![(&self.words, input_ids, gradients.words.clone())];
+                if let Some((table, gradient)) = types.zip(gradients.token_types.clone()) {
+                    tables.push((table, token_type_ids, gradient));
+                }
+                tables.push((&self.positions, position_ids, gradients.positions.clone()));
+                self.norm.normalise(&training::gather(tables)?, kernels)
+            }
             Kernels::Reference => {
                 let device = self.words.device();
                 let mut sum = self.words.index_select(&Tensor::new(input_ids, device)?, 0)?;
@@ -340,7 +404,7 @@ impl Embeddings {
 }
 
 /// Gives `f` the elements of a contiguous f32 tensor on the CPU.
-fn read<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+pub(crate) fn read<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
     let (storage, layout) = x.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(storage), Some((start, end))) if x.dtype() == DType::F32 => {

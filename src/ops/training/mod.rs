@@ -1,0 +1,203 @@
+//! The operators with gradients: the fused kernels as candle operators with a backward pass of their own.
+//!
+//! Activations are on candle's tape, weights are not: an operator adds the gradients of its weights to the
+//! [`parameter::Gradient`] it was made with. So it may have as many weights as it likes (candle's custom operators
+//! have at most three arguments), and no gradient of a weight is allocated, added and copied once an operator and
+//! micro-batch, which would cost a tenth of the time, or the gradient of a whole vocabulary for a few tokens.
+
+mod attention;
+mod dropout;
+mod linear;
+mod loss;
+mod parameter;
+mod tape;
+
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor, Var};
+
+pub(crate) use dropout::{Dropout, mix64};
+pub use dropout::{Noise, Place, Rates};
+pub(crate) use loss::{softmax_rows, with_gradient};
+pub use parameter::Parameter;
+pub(crate) use parameter::{Gradient, Panels};
+
+use super::{FastKernels, Kernels, LayerNorm, Linear, Weights, reference};
+use tape::{AddNorm, Attention, Drop, Gather, Layer, Norm};
+
+/// A layer's parameters where they are learned on the CPU.
+#[derive(Debug, Clone)]
+pub(super) struct Learned {
+    pub(super) kernels: FastKernels,
+    weight: Parameter,
+    bias: Parameter,
+}
+
+impl Linear {
+    /// Takes a weight `[out, in]` and a bias `[out]`, with gradients if the kernels have them.
+    ///
+    /// # Errors
+    /// A shape or type that is not as above; a weight to be learned that is not packed.
+    pub(crate) fn from_parameters(weight: Parameter, bias: Parameter, kernels: Kernels) -> Result<Self> {
+        match kernels {
+            Kernels::Training(kernels) => {
+                let outputs = bias.tensor.elem_count();
+                if !weight.panels.as_ref().is_some_and(|panels| panels.outputs == outputs) {
+                    candle_core::bail!("no packed weight of {outputs} outputs to learn");
+                }
+                Ok(Self(Weights::Learned(Arc::new(Learned { kernels, weight, bias }))))
+            }
+            Kernels::Fast(_) | Kernels::Reference => Self::new(weight.tensor, bias.tensor, kernels),
+        }
+    }
+
+    /// `norm(dropout(x · weightᵀ + bias) + residual)`, as [`Linear::forward_add_norm`] if nothing is dropped.
+    ///
+    /// # Errors
+    /// As [`Linear::forward_add_norm`]; a dropout of other rows; fused kernels without gradients.
+    pub(crate) fn forward_dropout_add_norm(
+        &self,
+        x: &Tensor,
+        dropout: Option<Dropout>,
+        residual: &Tensor,
+        norm: &LayerNorm,
+    ) -> Result<Tensor> {
+        match (&self.0, dropout) {
+            (Weights::Learned(layer), dropout) => {
+                layer.check(x)?;
+                if residual.dims2()? != (x.dim(0)?, layer.outputs()) {
+                    candle_core::bail!("residual {:?} does not fit x {:?}", residual.dims(), x.dims());
+                }
+                x.contiguous()?.apply_op2(&residual.contiguous()?, AddNorm::new(layer.clone(), norm.clone(), dropout))
+            }
+            (_, None) => self.forward_add_norm(x, residual, norm),
+            (Weights::Plain(..), Some(dropout)) => {
+                norm.forward(&(drop_plain(&self.forward(x)?, &dropout)? + residual)?)
+            }
+            (Weights::Packed(..), Some(_)) => candle_core::bail!("kernels without gradients drop nothing"),
+        }
+    }
+}
+
+impl Learned {
+    fn outputs(&self) -> usize {
+        self.bias.tensor.elem_count()
+    }
+
+    fn check(&self, x: &Tensor) -> Result<()> {
+        match &self.weight.panels {
+            Some(panels) if x.dims2()?.1 == panels.inputs => Ok(()),
+            _ => candle_core::bail!("x {:?} does not fit a weight of {:?}", x.dims(), self.weight.tensor.dims()),
+        }
+    }
+
+    pub(super) fn forward(self: &Arc<Self>, x: &Tensor, gelu: bool) -> Result<Tensor> {
+        self.check(x)?;
+        x.contiguous()?.apply_op1(Layer::new(self.clone(), gelu))
+    }
+}
+
+impl LayerNorm {
+    /// Takes weight and bias `[D]` and the ε that is added to the variance.
+    #[must_use]
+    pub(crate) fn from_parameters(weight: Parameter, bias: Parameter, eps: f64) -> Self {
+        let gradients = weight.gradient.zip(bias.gradient);
+        Self { weight: weight.tensor, bias: bias.tensor, eps, gradients }
+    }
+
+    /// Normalises rows that no layer was fused with: `[T, D] → [T, D]`.
+    ///
+    /// # Errors
+    /// An `x` that is not `[T, D]`.
+    pub(crate) fn normalise(&self, x: &Tensor, kernels: Kernels) -> Result<Tensor> {
+        match kernels {
+            Kernels::Training(FastKernels { isa, .. }) => x.contiguous()?.apply_op1(Norm::new(isa, self.clone())),
+            Kernels::Fast(_) | Kernels::Reference => self.forward(x),
+        }
+    }
+}
+
+/// Where the gradients of embedding tables go.
+#[derive(Debug, Clone)]
+pub struct TableGradients {
+    pub(crate) words: Arc<Gradient>,
+    pub(crate) positions: Arc<Gradient>,
+    pub(crate) token_types: Option<Arc<Gradient>>,
+}
+
+/// Adds up embeddings: ids `[T]` and tables `[_, D]` → `[T, D]`.
+pub(super) fn gather(tables: Vec<(&Tensor, &[u32], Arc<Gradient>)>) -> Result<Tensor> {
+    let tables = tables.into_iter().map(|(table, ids, gradient)| (table.clone(), ids.to_vec(), gradient)).collect();
+    // The tables are not on the tape: a variable stands for them, so that the gradient comes this far.
+    Var::zeros(1, candle_core::DType::F32, &Device::Cpu)?.apply_op1(Gather { tables })
+}
+
+/// [`super::attention`] with probabilities dropped; shapes are checked.
+pub(super) fn attention(
+    [query, key, value]: [&Tensor; 3],
+    cu_queries: &[u32],
+    cu_keys: &[u32],
+    heads: usize,
+    dropout: Option<Dropout>,
+    kernels: FastKernels,
+) -> Result<Tensor> {
+    let attention =
+        Attention { isa: kernels.isa, cu_queries: cu_queries.into(), cu_keys: cu_keys.into(), heads, dropout };
+    query.contiguous()?.apply_op3(&key.contiguous()?, &value.contiguous()?, attention)
+}
+
+/// Drops elements of `x [T, D]`, if there are any to drop.
+///
+/// # Errors
+/// A dropout of other rows than those of `x`.
+pub(crate) fn drop_elements(x: &Tensor, dropout: Option<Dropout>, kernels: Kernels) -> Result<Tensor> {
+    match (dropout, kernels) {
+        (None, _) => Ok(x.clone()),
+        (Some(dropout), Kernels::Training(FastKernels { isa, .. })) => {
+            check_rows(x, &dropout)?;
+            x.contiguous()?.apply_op1(Drop { isa, dropout })
+        }
+        (Some(dropout), _) => drop_plain(x, &dropout),
+    }
+}
+
+fn drop_plain(x: &Tensor, dropout: &Dropout) -> Result<Tensor> {
+    check_rows(x, dropout)?;
+    x * dropout.factors(x.dim(1)?, x.device())?
+}
+
+fn check_rows(x: &Tensor, dropout: &Dropout) -> Result<()> {
+    if x.dim(0)? != dropout.rows() {
+        candle_core::bail!("a dropout of {} rows does not fit x {:?}", dropout.rows(), x.dims());
+    }
+    Ok(())
+}
+
+/// Attention with dropout for the kernels that have gradients: see [`super::attention`].
+///
+/// # Errors
+/// As [`super::attention`]; fused kernels without gradients.
+#[expect(clippy::too_many_arguments, reason = "those of attention, and the dropout")]
+pub(crate) fn attention_with_dropout(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    cu_queries: &[u32],
+    cu_keys: &[u32],
+    heads: usize,
+    dropout: Option<Dropout>,
+    kernels: Kernels,
+) -> Result<Tensor> {
+    let Some(dropout) = dropout else {
+        return super::attention(query, key, value, cu_queries, cu_keys, heads, kernels);
+    };
+    super::check_attention(query, key, value, cu_queries, cu_keys, heads)?;
+    check_rows(query, &dropout)?;
+    match kernels {
+        Kernels::Training(kernels) => {
+            attention([query, key, value], cu_queries, cu_keys, heads, Some(dropout), kernels)
+        }
+        Kernels::Reference => reference::attention(query, key, value, cu_queries, cu_keys, heads, Some(&dropout)),
+        Kernels::Fast(_) => candle_core::bail!("kernels without gradients drop nothing"),
+    }
+}
