@@ -10,7 +10,7 @@ use super::error::LoadError;
 use super::source::{Source, load_linear, load_norm};
 use crate::ops::{
     Embeddings, Kernels, LayerNorm, Linear, Noise, Place, TableGradients, attention_with_dropout, drop_elements,
-    linear_many,
+    linear_many, select_rows,
 };
 
 /// Sequences one after the other, without padding.
@@ -127,15 +127,14 @@ impl Encoder {
         cu_rows: &[u32],
         noise: Option<&Noise>,
     ) -> Result<Tensor> {
-        let rows = Tensor::new(rows, self.embeddings.words.device())?;
         let mut hidden_states = self.embed(batch, noise)?;
         let Some((last, blocks)) = self.layer.split_last() else {
-            return hidden_states.index_select(&rows, 0);
+            return select_rows(&hidden_states, rows, self.kernels);
         };
         for block in blocks {
             hidden_states = block.forward(&hidden_states, &batch.cu_seqlens, noise)?;
         }
-        let selected = hidden_states.index_select(&rows, 0)?;
+        let selected = select_rows(&hidden_states, rows, self.kernels)?;
         last.forward_rows(&selected, cu_rows, &hidden_states, &batch.cu_seqlens, noise)
     }
 

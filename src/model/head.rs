@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::config::{Architecture, ModelConfig};
 use super::error::LoadError;
 use super::source::{Source, load_linear};
-use crate::ops::{Kernels, Linear, Noise, Place, drop_elements};
+use crate::ops::{Kernels, Linear, Noise, Place, drop_elements, rectify, tanh};
 
 /// `[B, D] → [B, L]`: DistilBERT's `pre_classifier` and a rectifier, or BERT's pooler and tanh, then `classifier`.
 #[derive(Debug)]
@@ -41,8 +41,8 @@ impl Head {
     pub(crate) fn forward(&self, first: &Tensor, noise: Option<&Noise>) -> Result<Tensor> {
         let hidden = self.dense.forward(first)?;
         let hidden = match self.architecture {
-            Architecture::DistilBert => hidden.relu()?,
-            Architecture::Bert => hidden.tanh()?,
+            Architecture::DistilBert => rectify(&hidden, self.kernels)?,
+            Architecture::Bert => tanh(&hidden, self.kernels)?,
         };
         let one_each: Vec<u32> = (0..=first.dim(0)? as u32).collect();
         let dropout = noise.and_then(|noise| noise.at(Place::Head, &one_each));

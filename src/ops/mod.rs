@@ -21,7 +21,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Storage, Tensor};
 
 pub(crate) use training::{
-    Gradient, Panels, attention_with_dropout, drop_elements, mix64, softmax_rows, with_gradient,
+    Gradient, Panels, Tape, attention_with_dropout, drop_elements, mix64, rectify, select_rows, softmax_rows, tanh,
 };
 pub use training::{Noise, Parameter, Place, Rates, TableGradients};
 
@@ -221,7 +221,15 @@ pub fn linear_many<const N: usize>(x: &Tensor, layers: [&Linear; N]) -> Result<[
             Weights::Learned(_) | Weights::Plain(..) => None,
         })
         .collect();
+    let learned: Vec<&Arc<Learned>> = layers
+        .iter()
+        .filter_map(|linear| match &linear.0 {
+            Weights::Learned(layer) => Some(layer),
+            Weights::Packed(..) | Weights::Plain(..) => None,
+        })
+        .collect();
     let outs = match packed.first() {
+        None if learned.len() == N => training::forward_many(&learned, x)?,
         Some((isa, _)) if packed.len() == N => {
             let layers: Vec<&Layer> = packed.iter().map(|(_, layer)| *layer).collect();
             forward_packed_many(*isa, &layers, x, Epilogue::None)?
@@ -388,7 +396,7 @@ impl Embeddings {
                     tables.push((table, token_type_ids, gradient));
                 }
                 tables.push((&self.positions, position_ids, gradients.positions.clone()));
-                self.norm.normalise(&training::gather(tables)?, kernels)
+                self.norm.normalise(&training::gather(&tables)?, kernels)
             }
             Kernels::Reference => {
                 let device = self.words.device();

@@ -16,7 +16,7 @@ use super::schedule::Schedule;
 use super::weights::{Initial, Lane, Weights, update};
 use crate::model::{Architecture, Checkpoint, Encoder, Head, LoadError, MaskedWordsHead, ModelConfig, PackedBatch};
 use crate::model::{Source, full_name};
-use crate::ops::{Kernels, Noise, Rates, with_gradient};
+use crate::ops::{Kernels, Noise, Rates, Tape};
 
 /// How to train. The result depends on all of them, and on nothing else.
 #[derive(Debug, Clone, PartialEq)]
@@ -254,19 +254,27 @@ impl Trainer {
         }
         let rates = self.options.dropout.unwrap_or(Rates::NONE);
         let noise = Noise::new(self.options.seed, self.steps, rates, indices.iter().map(|i| *i as u64).collect());
-        let logits = network.forward(&examples, Some(&noise))?;
+        let (logits, tape) = Tape::record(|| network.forward(&examples, Some(&noise)))?;
         let columns = logits.dim(1)?;
         let mut gradient = logits.flatten_all()?.to_vec1::<f32>()?;
         let loss = self.objective.loss(&mut gradient, columns, &examples, denominator, self.kernels);
-        let gradients = with_gradient(&logits, gradient, self.kernels)?.backward()?;
-        if matches!(self.kernels, Kernels::Reference) {
-            for (weight, sum) in self.weights.all.iter().zip(lane.gradients) {
-                if let Some(gradient) = gradients.get(&weight.variable) {
-                    sum.add(&gradient.flatten_all()?.to_vec1::<f32>()?);
-                }
-            }
+        match self.kernels {
+            Kernels::Training(_) => tape.backward(&logits, gradient)?,
+            Kernels::Fast(_) | Kernels::Reference => self.backward_on_candle(lane, &logits, gradient)?,
         }
         Ok(loss)
+    }
+
+    /// Goes back on candle's tape, from a scalar whose gradient by the logits is the given one.
+    fn backward_on_candle(&self, lane: &Lane, logits: &Tensor, gradient: Vec<f32>) -> candle_core::Result<()> {
+        let gradient = Tensor::from_vec(gradient, logits.shape(), logits.device())?;
+        let gradients = (logits * gradient)?.sum_all()?.backward()?;
+        for (weight, sum) in self.weights.all.iter().zip(lane.gradients) {
+            if let Some(gradient) = gradients.get(&weight.variable) {
+                sum.add(&gradient.flatten_all()?.to_vec1::<f32>()?);
+            }
+        }
+        Ok(())
     }
 
     /// Computes the logits of examples without dropout, `[L]` each, in their order; their targets are not read.

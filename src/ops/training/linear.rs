@@ -26,48 +26,59 @@ struct Scratch {
     block: Vec<f32>,
 }
 
-/// `x [T, in] · weightᵀ + bias → [T, out]`, through GELU if asked for.
+/// A layer's weight `[out, in]` and bias `[out]`.
+#[derive(Clone, Copy)]
+pub(super) struct Weight<'a> {
+    pub(super) panels: &'a Panels,
+    pub(super) bias: &'a [f32],
+}
+
+/// `x [T, in] · weightᵀ + bias → [T, out]` of layers with the same inputs, through GELU if asked for.
 pub(super) struct Forward<'a> {
     pub(super) x: &'a [f32],
-    pub(super) weight: &'a Panels,
-    pub(super) bias: &'a [f32],
+    pub(super) layers: &'a [Weight<'a>],
     pub(super) gelu: bool,
 }
 
 impl Operator for Forward<'_> {
-    /// The result, and what went into GELU.
-    type Output = (Vec<f32>, Option<Vec<f32>>);
+    /// The results, and what went into GELU.
+    type Output = (Vec<Vec<f32>>, Vec<Vec<f32>>);
 
     #[inline(always)]
     fn run<S: Simd, const R: usize, const C: usize>(self, simd: S) -> Self::Output {
-        let Self { x, weight, bias, gelu: activate } = self;
-        let (k, n) = (weight.inputs, weight.outputs);
-        let mut out = vec![0.0; x.len() / k * n];
-        let mut before = activate.then(|| vec![0.0; out.len()]);
+        let Self { x, layers, gelu: activate } = self;
+        let Some(k) = layers.first().map(|layer| layer.panels.inputs) else { return (Vec::new(), Vec::new()) };
+        let sizes = || layers.iter().map(|layer| x.len() / k * layer.panels.outputs);
+        let mut outs: Vec<Vec<f32>> = sizes().map(|size| vec![0.0; size]).collect();
+        let mut befores: Vec<Vec<f32>> = sizes().filter(|_| activate).map(Vec::with_capacity).collect();
         let mut scratch = SCRATCH.take();
-        for (b, (x, out)) in x.chunks(ROW_BLOCK * k).zip(out.chunks_mut(ROW_BLOCK * n)).enumerate() {
+        for (b, x) in x.chunks(ROW_BLOCK * k).enumerate() {
+            let rows = x.len() / k;
             pack_rows(&mut scratch.tiles, x.chunks_exact(k), k, R, 1.0);
-            multiply::<S, R, C>(simd, &scratch.tiles, x.len() / k, k, &weight.forward, n, out, n);
-            for row in out.chunks_exact_mut(n) {
-                add(row, bias);
-            }
-            if let Some(before) = &mut before {
-                before[b * ROW_BLOCK * n..][..out.len()].copy_from_slice(out);
-                for x in out {
-                    *x = gelu(*x);
+            for (l, (layer, out)) in layers.iter().zip(&mut outs).enumerate() {
+                let n = layer.panels.outputs;
+                let out = &mut out[b * ROW_BLOCK * n..][..rows * n];
+                multiply::<S, R, C>(simd, &scratch.tiles, rows, k, &layer.panels.forward, n, out, n);
+                for row in out.chunks_exact_mut(n) {
+                    add(row, layer.bias);
+                }
+                if activate {
+                    befores[l].extend_from_slice(out);
+                    for x in out {
+                        *x = gelu(*x);
+                    }
                 }
             }
         }
         SCRATCH.set(scratch);
-        (out, before)
+        (outs, befores)
     }
 }
 
 /// `LayerNorm(dropout(x · weightᵀ + bias) + residual) → [T, out]`
 pub(super) struct ForwardAddNorm<'a> {
     pub(super) x: &'a [f32],
-    pub(super) weight: &'a Panels,
-    pub(super) bias: &'a [f32],
+    pub(super) weight: Weight<'a>,
     pub(super) dropout: Option<&'a Dropout>,
     pub(super) residual: &'a [f32],
     pub(super) norm: Norm<'a>,
@@ -78,8 +89,10 @@ impl Operator for ForwardAddNorm<'_> {
 
     #[inline(always)]
     fn run<S: Simd, const R: usize, const C: usize>(self, simd: S) -> Self::Output {
-        let Self { x, weight, bias, dropout, residual, norm } = self;
-        let (mut out, _) = Forward { x, weight, bias, gelu: false }.run::<S, R, C>(simd);
+        let Self { x, weight, dropout, residual, norm } = self;
+        let bias = weight.bias;
+        let (outs, _) = Forward { x, layers: &[weight], gelu: false }.run::<S, R, C>(simd);
+        let mut out = outs.into_iter().next().unwrap_or_default();
         for (r, (row, residual)) in out.chunks_exact_mut(bias.len()).zip(residual.chunks_exact(bias.len())).enumerate()
         {
             if let Some(dropout) = dropout {
@@ -173,51 +186,51 @@ impl Operator for BackwardNorm<'_> {
 
 /// From the gradient of GELU's output to that of its input.
 pub(super) struct BackwardGelu<'a> {
-    pub(super) gradient: &'a [f32],
+    pub(super) gradient: &'a mut [f32],
     pub(super) before: &'a [f32],
 }
 
 impl Operator for BackwardGelu<'_> {
-    type Output = Vec<f32>;
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd, const R: usize, const C: usize>(self, _: S) -> Vec<f32> {
-        let mut out = self.gradient.to_vec();
-        for (g, x) in out.iter_mut().zip(self.before) {
+    fn run<S: Simd, const R: usize, const C: usize>(self, _: S) {
+        for (g, x) in self.gradient.iter_mut().zip(self.before) {
             *g *= gelu_slope(*x);
         }
-        out
     }
 }
 
-/// Drops from the gradient what was dropped from the values.
+/// Drops elements of rows.
 pub(super) struct Drop<'a> {
-    pub(super) values: &'a [f32],
+    pub(super) values: &'a mut [f32],
     pub(super) dropout: &'a Dropout,
 }
 
 impl Operator for Drop<'_> {
-    type Output = Vec<f32>;
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd, const R: usize, const C: usize>(self, _: S) -> Vec<f32> {
+    fn run<S: Simd, const R: usize, const C: usize>(self, _: S) {
         let Self { values, dropout } = self;
-        let mut out = values.to_vec();
-        if !out.is_empty() {
-            for (r, row) in out.chunks_exact_mut(values.len() / dropout.rows()).enumerate() {
-                dropout.apply(r, row);
-            }
+        let columns = values.len() / dropout.rows().max(1);
+        for (r, row) in values.chunks_exact_mut(columns.max(1)).enumerate() {
+            dropout.apply(r, row);
         }
-        out
     }
 }
 
-/// From the gradient `[T, out]` of a layer's output to those of its weight and bias, which are added.
+/// From the gradients `[T, out]` of layers' outputs to those of their weights and biases, which are added.
 pub(super) struct BackwardWeight<'a> {
     pub(super) x: &'a [f32],
-    pub(super) gradient: &'a [f32],
-    pub(super) weight_gradient: &'a mut [f32],
-    pub(super) bias_gradient: &'a mut [f32],
+    pub(super) gradients: &'a [Vec<f32>],
+    pub(super) sums: Vec<Sums<'a>>,
+}
+
+/// Where a layer's gradients are added.
+pub(super) struct Sums<'a> {
+    pub(super) weight: &'a mut [f32],
+    pub(super) bias: &'a mut [f32],
 }
 
 impl Operator for BackwardWeight<'_> {
@@ -225,33 +238,35 @@ impl Operator for BackwardWeight<'_> {
 
     #[inline(always)]
     fn run<S: Simd, const R: usize, const C: usize>(self, simd: S) {
-        let Self { x, gradient, weight_gradient, bias_gradient } = self;
-        let outputs = bias_gradient.len();
-        let inputs = weight_gradient.len() / outputs;
+        let Self { x, gradients, sums } = self;
+        let Some(inputs) = sums.first().map(|sums| sums.weight.len() / sums.bias.len()) else { return };
         let tokens = x.len() / inputs;
-        for row in gradient.chunks_exact(outputs) {
-            add(bias_gradient, row);
-        }
         let mut scratch = SCRATCH.take();
         let Scratch { tiles, panels, block } = &mut scratch;
         pack_panel_rows(panels, x.chunks_exact(inputs), inputs, C * S::F32_LANES);
-        for (b, sums) in weight_gradient.chunks_mut(ROW_BLOCK * inputs).enumerate() {
-            let rows = sums.len() / inputs;
-            // A tile's columns are a matrix' rows: gradientᵀ is packed as a right-hand side of the tile's height.
-            let columns = gradient.chunks_exact(outputs).map(|row| &row[b * ROW_BLOCK..][..rows]);
-            pack_panel_rows(tiles, columns, rows, R);
-            block.resize(block.len().max(sums.len()), 0.0);
-            multiply::<S, R, C>(simd, tiles, rows, tokens, panels, inputs, block, inputs);
-            add(sums, block);
+        for (gradient, Sums { weight, bias }) in gradients.iter().zip(sums) {
+            let outputs = bias.len();
+            for row in gradient.chunks_exact(outputs) {
+                add(bias, row);
+            }
+            for (b, sums) in weight.chunks_mut(ROW_BLOCK * inputs).enumerate() {
+                let rows = sums.len() / inputs;
+                // A tile's columns are a matrix' rows: gradientᵀ is packed as a right-hand side of the tile's height.
+                let columns = gradient.chunks_exact(outputs).map(|row| &row[b * ROW_BLOCK..][..rows]);
+                pack_panel_rows(tiles, columns, rows, R);
+                block.resize(block.len().max(sums.len()), 0.0);
+                multiply::<S, R, C>(simd, tiles, rows, tokens, panels, inputs, block, inputs);
+                add(sums, block);
+            }
         }
         SCRATCH.set(scratch);
     }
 }
 
-/// From the gradient `[T, out]` of a layer's output to that of its input `[T, in]`.
+/// From the gradients `[T, out]` of layers' outputs to that of their input `[T, in]`.
 pub(super) struct BackwardInput<'a> {
-    pub(super) gradient: &'a [f32],
-    pub(super) weight: &'a Panels,
+    pub(super) gradients: &'a [Vec<f32>],
+    pub(super) weights: &'a [&'a Panels],
 }
 
 impl Operator for BackwardInput<'_> {
@@ -259,16 +274,28 @@ impl Operator for BackwardInput<'_> {
 
     #[inline(always)]
     fn run<S: Simd, const R: usize, const C: usize>(self, simd: S) -> Vec<f32> {
-        let Self { gradient, weight } = self;
-        let (k, n) = (weight.outputs, weight.inputs);
-        let mut out = vec![0.0; gradient.len() / k * n];
+        let Self { gradients, weights } = self;
+        let Some((weight, gradient)) = weights.first().zip(gradients.first()) else { return Vec::new() };
+        let n = weight.inputs;
+        let mut sum = vec![0.0; gradient.len() / weight.outputs * n];
         let mut scratch = SCRATCH.take();
-        for (gradient, out) in gradient.chunks(ROW_BLOCK * k).zip(out.chunks_mut(ROW_BLOCK * n)) {
-            pack_rows(&mut scratch.tiles, gradient.chunks_exact(k), k, R, 1.0);
-            multiply::<S, R, C>(simd, &scratch.tiles, gradient.len() / k, k, &weight.backward, n, out, n);
+        let Scratch { tiles, block, .. } = &mut scratch;
+        for (l, (weight, gradient)) in weights.iter().zip(gradients).enumerate() {
+            let k = weight.outputs;
+            for (gradient, sum) in gradient.chunks(ROW_BLOCK * k).zip(sum.chunks_mut(ROW_BLOCK * n)) {
+                let rows = gradient.len() / k;
+                pack_rows(tiles, gradient.chunks_exact(k), k, R, 1.0);
+                if l == 0 {
+                    multiply::<S, R, C>(simd, tiles, rows, k, &weight.backward, n, sum, n);
+                } else {
+                    block.resize(block.len().max(sum.len()), 0.0);
+                    multiply::<S, R, C>(simd, tiles, rows, k, &weight.backward, n, block, n);
+                    add(sum, block);
+                }
+            }
         }
         SCRATCH.set(scratch);
-        out
+        sum
     }
 }
 

@@ -1,6 +1,5 @@
-//! Where the tape begins: logits to probabilities, and a gradient by hand.
+//! The vectorised part of losses: logits to probabilities.
 
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 use pulp::Simd;
 
 use crate::ops::elementwise::{exp, max, sum_by};
@@ -48,33 +47,5 @@ impl Operator for SoftmaxRows<'_> {
     #[inline(always)]
     fn run<S: Simd, const R: usize, const C: usize>(self, _: S) -> Vec<f32> {
         self.run_plain()
-    }
-}
-
-/// A scalar whose gradient with respect to `x` is the given one, whatever its value.
-///
-/// # Errors
-/// A gradient of another size than `x`.
-pub(crate) fn with_gradient(x: &Tensor, gradient: Vec<f32>, kernels: Kernels) -> Result<Tensor> {
-    let gradient = Tensor::from_vec(gradient, x.shape(), x.device())?;
-    match kernels {
-        Kernels::Training(_) => x.apply_op1(WithGradient(gradient)),
-        Kernels::Fast(_) | Kernels::Reference => (x * gradient)?.sum_all(),
-    }
-}
-
-struct WithGradient(Tensor);
-
-impl CustomOp1 for WithGradient {
-    fn name(&self) -> &'static str {
-        "loss"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
-        self.0.to_device(&Device::Cpu).map(Some)
     }
 }

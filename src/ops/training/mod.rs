@@ -1,29 +1,28 @@
-//! The operators with gradients: the fused kernels as candle operators with a backward pass of their own.
+//! The operators with gradients: the fused kernels with a backward pass, on a [`Tape`] of our own.
 //!
-//! Activations are on candle's tape, weights are not: an operator adds the gradients of its weights to the
-//! [`parameter::Gradient`] it was made with. So it may have as many weights as it likes (candle's custom operators
-//! have at most three arguments), and no gradient of a weight is allocated, added and copied once an operator and
-//! micro-batch, which would cost a tenth of the time, or the gradient of a whole vocabulary for a few tokens.
+//! Weights are not on the tape: an operator adds the gradients of its weights to the [`Gradient`] that each
+//! [`Parameter`] was made with, so that no gradient of a whole vocabulary is made for a few tokens.
 
 mod attention;
 mod dropout;
 mod linear;
 mod loss;
+mod operators;
 mod parameter;
 mod tape;
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{Result, Tensor};
 
 pub(crate) use dropout::{Dropout, mix64};
 pub use dropout::{Noise, Place, Rates};
-pub(crate) use loss::{softmax_rows, with_gradient};
+pub(crate) use loss::softmax_rows;
 pub use parameter::Parameter;
 pub(crate) use parameter::{Gradient, Panels};
 
 use super::{FastKernels, Kernels, LayerNorm, Linear, Weights, reference};
-use tape::{AddNorm, Attention, Drop, Gather, Layer, Norm};
+pub(crate) use tape::Tape;
 
 /// A layer's parameters where they are learned on the CPU.
 #[derive(Debug, Clone)]
@@ -63,13 +62,7 @@ impl Linear {
         norm: &LayerNorm,
     ) -> Result<Tensor> {
         match (&self.0, dropout) {
-            (Weights::Learned(layer), dropout) => {
-                layer.check(x)?;
-                if residual.dims2()? != (x.dim(0)?, layer.outputs()) {
-                    candle_core::bail!("residual {:?} does not fit x {:?}", residual.dims(), x.dims());
-                }
-                x.contiguous()?.apply_op2(&residual.contiguous()?, AddNorm::new(layer.clone(), norm.clone(), dropout))
-            }
+            (Weights::Learned(layer), dropout) => operators::add_norm(layer, x, dropout, residual, norm),
             (_, None) => self.forward_add_norm(x, residual, norm),
             (Weights::Plain(..), Some(dropout)) => {
                 norm.forward(&(drop_plain(&self.forward(x)?, &dropout)? + residual)?)
@@ -92,9 +85,17 @@ impl Learned {
     }
 
     pub(super) fn forward(self: &Arc<Self>, x: &Tensor, gelu: bool) -> Result<Tensor> {
-        self.check(x)?;
-        x.contiguous()?.apply_op1(Layer::new(self.clone(), gelu))
+        only(operators::layers(x, &[self], gelu)?)
     }
+}
+
+/// The results of several layers for the same rows.
+pub(super) fn forward_many(layers: &[&Arc<Learned>], x: &Tensor) -> Result<Vec<Tensor>> {
+    operators::layers(x, layers, false)
+}
+
+fn only(mut tensors: Vec<Tensor>) -> Result<Tensor> {
+    tensors.pop().ok_or_else(|| candle_core::Error::Msg("one product a layer".into()))
 }
 
 impl LayerNorm {
@@ -111,7 +112,7 @@ impl LayerNorm {
     /// An `x` that is not `[T, D]`.
     pub(crate) fn normalise(&self, x: &Tensor, kernels: Kernels) -> Result<Tensor> {
         match kernels {
-            Kernels::Training(FastKernels { isa, .. }) => x.contiguous()?.apply_op1(Norm::new(isa, self.clone())),
+            Kernels::Training(FastKernels { isa, .. }) => operators::norm(isa, self, x),
             Kernels::Fast(_) | Kernels::Reference => self.forward(x),
         }
     }
@@ -126,10 +127,8 @@ pub struct TableGradients {
 }
 
 /// Adds up embeddings: ids `[T]` and tables `[_, D]` → `[T, D]`.
-pub(super) fn gather(tables: Vec<(&Tensor, &[u32], Arc<Gradient>)>) -> Result<Tensor> {
-    let tables = tables.into_iter().map(|(table, ids, gradient)| (table.clone(), ids.to_vec(), gradient)).collect();
-    // The tables are not on the tape: a variable stands for them, so that the gradient comes this far.
-    Var::zeros(1, candle_core::DType::F32, &Device::Cpu)?.apply_op1(Gather { tables })
+pub(super) fn gather(tables: &[(&Tensor, &[u32], Arc<Gradient>)]) -> Result<Tensor> {
+    operators::gather(tables)
 }
 
 /// [`super::attention`] with probabilities dropped; shapes are checked.
@@ -141,9 +140,14 @@ pub(super) fn attention(
     dropout: Option<Dropout>,
     kernels: FastKernels,
 ) -> Result<Tensor> {
-    let attention =
-        Attention { isa: kernels.isa, cu_queries: cu_queries.into(), cu_keys: cu_keys.into(), heads, dropout };
-    query.contiguous()?.apply_op3(&key.contiguous()?, &value.contiguous()?, attention)
+    let attention = operators::Attention {
+        isa: kernels.isa,
+        cu_queries: cu_queries.into(),
+        cu_keys: cu_keys.into(),
+        heads,
+        dropout,
+    };
+    attention.forward(query, key, value)
 }
 
 /// Drops elements of `x [T, D]`, if there are any to drop.
@@ -155,9 +159,42 @@ pub(crate) fn drop_elements(x: &Tensor, dropout: Option<Dropout>, kernels: Kerne
         (None, _) => Ok(x.clone()),
         (Some(dropout), Kernels::Training(FastKernels { isa, .. })) => {
             check_rows(x, &dropout)?;
-            x.contiguous()?.apply_op1(Drop { isa, dropout })
+            operators::drop(isa, x, dropout)
         }
         (Some(dropout), _) => drop_plain(x, &dropout),
+    }
+}
+
+/// The given rows of `x [T, D]`: `[R, D]`.
+///
+/// # Errors
+/// A row that is not there.
+pub(crate) fn select_rows(x: &Tensor, rows: &[u32], kernels: Kernels) -> Result<Tensor> {
+    match kernels {
+        Kernels::Training(_) => operators::select_rows(x, rows),
+        Kernels::Fast(_) | Kernels::Reference => x.index_select(&Tensor::new(rows, x.device())?, 0),
+    }
+}
+
+/// `max(x, 0)` of each element of `x [B, D]`.
+///
+/// # Errors
+/// A failure of the device.
+pub(crate) fn rectify(x: &Tensor, kernels: Kernels) -> Result<Tensor> {
+    match kernels {
+        Kernels::Training(_) => operators::elementwise(x, |x| x.max(0.0), |y| if y > 0.0 { 1.0 } else { 0.0 }),
+        Kernels::Fast(_) | Kernels::Reference => x.relu(),
+    }
+}
+
+/// The hyperbolic tangent of each element of `x [B, D]`.
+///
+/// # Errors
+/// A failure of the device.
+pub(crate) fn tanh(x: &Tensor, kernels: Kernels) -> Result<Tensor> {
+    match kernels {
+        Kernels::Training(_) => operators::elementwise(x, f32::tanh, |y| 1.0 - y * y),
+        Kernels::Fast(_) | Kernels::Reference => x.tanh(),
     }
 }
 
