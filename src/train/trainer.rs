@@ -259,7 +259,7 @@ impl Trainer {
         let mut gradient = logits.flatten_all()?.to_vec1::<f32>()?;
         let loss = self.objective.loss(&mut gradient, columns, &examples, denominator, self.kernels);
         match self.kernels {
-            Kernels::Training(_) => tape.backward(&logits, gradient)?,
+            Kernels::Training(_) => drop(tape.backward([(logits.id(), gradient)])?),
             Kernels::Fast(_) | Kernels::Reference => self.backward_on_candle(lane, &logits, gradient)?,
         }
         Ok(loss)

@@ -10,6 +10,8 @@ mod loss;
 mod operators;
 mod parameter;
 mod tape;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

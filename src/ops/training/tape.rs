@@ -43,12 +43,17 @@ impl Tape {
         Ok((result?, Self(records)))
     }
 
-    /// Goes back from the gradient of a tensor that was computed; parameters' gradients are added where they belong.
+    /// Goes back from the gradients of tensors that were computed; parameters' gradients are added where they belong.
+    ///
+    /// Returns the gradients of tensors that no recorded operator computed.
     ///
     /// # Errors
     /// An operator that the gradient does not reach: one was computed that does not record itself.
-    pub(crate) fn backward(self, tensor: &Tensor, gradient: Vec<f32>) -> Result<()> {
-        let mut gradients = HashMap::from([(tensor.id(), gradient)]);
+    pub(crate) fn backward(
+        self,
+        of: impl IntoIterator<Item = (TensorId, Vec<f32>)>,
+    ) -> Result<HashMap<TensorId, Vec<f32>>> {
+        let mut gradients: HashMap<TensorId, Vec<f32>> = of.into_iter().collect();
         for Record { name, arguments, results, backward } in self.0.into_iter().rev() {
             let of_results: Option<Vec<Vec<f32>>> = results.iter().map(|id| gradients.remove(id)).collect();
             let Some(of_results) = of_results else { candle_core::bail!("the gradient does not reach `{name}`") };
@@ -59,7 +64,7 @@ impl Tape {
                 }
             }
         }
-        Ok(())
+        Ok(gradients)
     }
 }
 
