@@ -10,18 +10,24 @@
 //! number of threads, and for a run that was resumed.
 
 mod error;
+mod evaluate;
 mod example;
 mod gradients;
 mod loss;
+mod network;
 mod optimizer;
+mod options;
 mod schedule;
+mod state;
 mod trainer;
 mod weights;
 
 pub use crate::ops::Rates;
 pub use error::TrainError;
+pub use evaluate::MaskedWords;
 pub use example::{Example, Target};
 pub use loss::Objective;
 pub use optimizer::AdamW;
+pub use options::Options;
 pub use schedule::{Schedule, Shape};
-pub use trainer::{MaskedWords, Options, Step, Trainer};
+pub use trainer::{Step, Trainer};

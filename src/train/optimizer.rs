@@ -1,4 +1,4 @@
-//! AdamW: Adam with the decay of weights apart from the gradient.
+//! `AdamW`: Adam with the decay of weights apart from the gradient.
 
 use rayon::prelude::*;
 

@@ -91,7 +91,7 @@ impl Source for Initial<'_> {
             let weight = Weight {
                 name: name.to_owned(),
                 variable: Var::from_tensor(&self.value(name, shape)?)?,
-                decay: !(name.ends_with(".bias") || is_norm(name)),
+                decay: !(is_bias(name) || is_norm(name)),
                 panels: multiplies.then(Arc::default),
             };
             let index = weights.all.len();
@@ -131,6 +131,10 @@ fn is_head(name: &str) -> bool {
     heads.contains(&first)
 }
 
+fn is_bias(name: &str) -> bool {
+    name.rsplit('.').next() == Some("bias")
+}
+
 fn is_table(name: &str) -> bool {
     name.starts_with("embeddings.") && !is_norm(name)
 }
@@ -141,7 +145,7 @@ fn is_norm(name: &str) -> bool {
 
 /// Biases 0, the scales of normalisations 1, everything else from a normal distribution.
 fn initial(name: &str, shape: &[usize], seed: u64, device: &Device) -> candle_core::Result<Tensor> {
-    if name.ends_with(".bias") {
+    if is_bias(name) {
         return Tensor::zeros(shape, DType::F32, device);
     }
     if is_norm(name) {

@@ -44,7 +44,7 @@ pub(super) struct Sequences<'a> {
 
 /// The rows and columns of a head of a sequence.
 struct Head {
-    head: usize,
+    number: usize,
     queries: Range<usize>,
     keys: Range<usize>,
     columns: Range<usize>,
@@ -57,7 +57,7 @@ impl<'a> Sequences<'a> {
         let bounds = cu_queries.windows(2).zip(cu_keys.windows(2));
         bounds.filter(|(queries, _)| queries[0] < queries[1]).flat_map(move |(queries, keys)| {
             (0..heads).map(move |head| Head {
-                head,
+                number: head,
                 queries: queries[0] as usize..queries[1] as usize,
                 keys: keys[0] as usize..keys[1] as usize,
                 columns: head * head_dim..(head + 1) * head_dim,
@@ -90,7 +90,7 @@ impl<'a> Sequences<'a> {
     fn drop(self, head: &Head, probabilities: &mut [f32]) {
         if let Some(dropout) = self.dropout {
             for (row, query) in probabilities.chunks_exact_mut(head.keys.len()).zip(head.queries.clone()) {
-                dropout.apply_to_head(query, head.head, self.heads, row);
+                dropout.apply_to_head(query, head.number, self.heads, row);
             }
         }
     }

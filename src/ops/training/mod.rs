@@ -43,7 +43,7 @@ impl Linear {
         match kernels {
             Kernels::Training(kernels) => {
                 let outputs = bias.tensor.elem_count();
-                if !weight.panels.as_ref().is_some_and(|panels| panels.outputs == outputs) {
+                if weight.panels.as_ref().is_none_or(|panels| panels.outputs != outputs) {
                     candle_core::bail!("no packed weight of {outputs} outputs to learn");
                 }
                 Ok(Self(Weights::Learned(Arc::new(Learned { kernels, weight, bias }))))
