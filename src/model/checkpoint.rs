@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::config::{Architecture, Keys, read_json};
 use super::error::LoadError;
 
-pub(super) struct Checkpoint {
+pub(crate) struct Checkpoint {
     pub(super) folder: PathBuf,
     /// The files that hold weights, in the order of their names.
     pub(super) files: Vec<PathBuf>,
@@ -51,11 +51,8 @@ const PICKLE: &str = "pytorch_model.bin";
 
 impl Checkpoint {
     /// Opens the weights of a folder and lists their tensors, without reading them.
-    pub(super) fn open(folder: &Path, architecture: Architecture) -> Result<Self, LoadError> {
-        let prefix = match architecture {
-            Architecture::DistilBert => "distilbert.",
-            Architecture::Bert => "bert.",
-        };
+    pub(crate) fn open(folder: &Path, architecture: Architecture) -> Result<Self, LoadError> {
+        let prefix = architecture.prefix();
         let files = weight_files(folder)?;
         let mut checkpoint =
             Self { folder: folder.to_owned(), files: Vec::new(), prefix, tensors: BTreeMap::new(), shards: Vec::new() };
@@ -103,7 +100,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// A tensor that is missing, of another shape, or neither f32, f16 nor bf16.
-    pub(super) fn tensor(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, LoadError> {
+    pub(crate) fn tensor(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, LoadError> {
         let error = |expected: String, found: String| LoadError::Tensor {
             folder: self.folder.clone(),
             tensor: self.full_name(name),
@@ -139,7 +136,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// A checkpoint without a head.
-    pub(super) fn classifier_outputs(&self) -> Result<usize, LoadError> {
+    pub(crate) fn classifier_outputs(&self) -> Result<usize, LoadError> {
         match self.tensors.get("classifier.weight") {
             Some(entry) if entry.shape.len() == 2 => Ok(entry.shape[0]),
             Some(entry) => Err(LoadError::Tensor {
@@ -155,6 +152,11 @@ impl Checkpoint {
                 hint: self.kind().into(),
             }),
         }
+    }
+
+    /// Whether there is a tensor of that name and shape.
+    pub(crate) fn has(&self, name: &str, shape: &[usize]) -> bool {
+        self.tensors.get(name).is_some_and(|entry| entry.shape == shape)
     }
 
     /// Numbers in all tensors of floating point.
@@ -180,10 +182,7 @@ impl Checkpoint {
 
     /// The name as `transformers` writes it.
     fn full_name(&self, name: &str) -> String {
-        match name.split('.').next() {
-            Some("classifier" | "pre_classifier") => name.to_owned(),
-            _ => format!("{}{name}", self.prefix),
-        }
+        full_name(name, self.prefix)
     }
 
     fn nearest(&self, name: &str) -> String {
@@ -197,6 +196,16 @@ impl Checkpoint {
             }
             None => "no tensors at all".into(),
         }
+    }
+}
+
+/// A tensor's name in a file, under the prefix of the encoder if it is a part of that.
+pub(crate) fn full_name(name: &str, prefix: &str) -> String {
+    match name.split('.').next() {
+        Some("classifier" | "pre_classifier" | "cls" | "vocab_transform" | "vocab_layer_norm" | "vocab_projector") => {
+            name.to_owned()
+        }
+        _ => format!("{prefix}{name}"),
     }
 }
 

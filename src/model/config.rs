@@ -24,6 +24,14 @@ impl Architecture {
             Self::Bert => "BertForSequenceClassification",
         }
     }
+
+    /// What the names of the encoder's tensors begin with.
+    pub(crate) fn prefix(self) -> &'static str {
+        match self {
+            Self::DistilBert => "distilbert.",
+            Self::Bert => "bert.",
+        }
+    }
 }
 
 /// What the logits mean.

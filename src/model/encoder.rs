@@ -3,13 +3,16 @@
 //! The two differ in token types and in the names of their tensors; the arithmetic is one. Fields bear
 //! DistilBERT's names. Post-layer-norm, as in the papers: every sublayer is `LayerNorm(x + sublayer(x))`.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::checkpoint::Checkpoint;
 use super::config::{Architecture, ModelConfig};
 use super::error::LoadError;
-use crate::ops::{Embeddings, FirstTokenAttention, Kernels, LayerNorm, Linear, attention, feed_forward, linear_many};
+use super::source::{Source, load_linear, load_norm};
+use crate::ops::{
+    Embeddings, FirstTokenAttention, Kernels, LayerNorm, Linear, Noise, Parameter, Place, TableGradients,
+    attention_with_dropout, drop_elements, feed_forward, linear_many, select_rows,
+};
 
 /// Sequences one after the other, without padding.
 #[derive(Debug, Clone, Default)]
@@ -47,40 +50,55 @@ impl PackedBatch {
     }
 }
 
+/// The table that a masked-LM head shares.
+pub(crate) const WORD_EMBEDDINGS: &str = "embeddings.word_embeddings.weight";
+
 /// Token ids to hidden states.
 #[derive(Debug)]
 pub struct Encoder {
     embeddings: Embeddings,
     layer: Vec<TransformerBlock>,
-    /// The last block's keys and values, for its first tokens.
-    first_tokens: FirstTokenAttention,
+    /// The last block's keys and values, for its first tokens; none where they are learned.
+    first_tokens: Option<FirstTokenAttention>,
     kernels: Kernels,
 }
 
 impl Encoder {
-    pub(super) fn load(
-        checkpoint: &Checkpoint,
+    pub(crate) fn load<S: Source>(
+        source: &S,
         config: &ModelConfig,
-        device: &Device,
         kernels: Kernels,
     ) -> std::result::Result<Self, LoadError> {
-        let tensor = |name: &str, rows: usize| -> std::result::Result<Tensor, LoadError> {
-            Ok(checkpoint.tensor(name, &[rows, config.dim], device)?.to_dtype(kernels.dtype())?)
+        let table = |name: &str, rows: usize| -> std::result::Result<Parameter, LoadError> {
+            let table = source.parameter(name, &[rows, config.dim])?;
+            Ok(Parameter { tensor: table.tensor.to_dtype(kernels.dtype())?, ..table })
         };
+        let words = table(WORD_EMBEDDINGS, config.vocab_size)?;
+        let positions = table("embeddings.position_embeddings.weight", config.max_position_embeddings)?;
+        let token_types = match config.architecture {
+            Architecture::DistilBert => None,
+            Architecture::Bert => Some(table("embeddings.token_type_embeddings.weight", config.type_vocab_size)?),
+        };
+        let (token_types, d_token_types) = token_types.map(|table| (table.tensor, table.gradient)).unzip();
+        let gradients = words.gradient.zip(positions.gradient).map(|(words, positions)| TableGradients {
+            words,
+            positions,
+            token_types: d_token_types.flatten(),
+        });
         let embeddings = Embeddings {
-            words: tensor("embeddings.word_embeddings.weight", config.vocab_size)?,
-            positions: tensor("embeddings.position_embeddings.weight", config.max_position_embeddings)?,
-            token_types: match config.architecture {
-                Architecture::DistilBert => None,
-                Architecture::Bert => Some(tensor("embeddings.token_type_embeddings.weight", config.type_vocab_size)?),
-            },
-            norm: load_norm(checkpoint, "embeddings.LayerNorm", config, device)?,
+            words: words.tensor,
+            positions: positions.tensor,
+            token_types,
+            norm: load_norm(source, "embeddings.LayerNorm", config)?,
+            gradients,
         };
-        let layer = (0..config.n_layers)
-            .into_par_iter()
-            .map(|i| TransformerBlock::load(checkpoint, i, config, device, kernels))
-            .collect::<std::result::Result<_, _>>()?;
-        let first_tokens = load_first_tokens(checkpoint, config, device, kernels)?;
+        let load = |i: usize| TransformerBlock::load(source, i, config, kernels);
+        let layer = if S::IN_ANY_ORDER {
+            (0..config.n_layers).into_par_iter().map(load).collect::<std::result::Result<_, _>>()?
+        } else {
+            (0..config.n_layers).map(load).collect::<std::result::Result<_, _>>()?
+        };
+        let first_tokens = load_first_tokens(source, config, kernels)?;
         Ok(Self { embeddings, layer, first_tokens, kernels })
     }
 
@@ -89,9 +107,9 @@ impl Encoder {
     /// # Errors
     /// A failure of the device.
     pub fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
-        let mut hidden_states = self.embed(batch)?;
+        let mut hidden_states = self.embed(batch, None)?;
         for block in &self.layer {
-            hidden_states = block.forward(&hidden_states, &batch.cu_seqlens)?;
+            hidden_states = block.forward(&hidden_states, &batch.cu_seqlens, None)?;
         }
         Ok(hidden_states)
     }
@@ -105,27 +123,52 @@ impl Encoder {
     /// A failure of the device.
     pub fn forward_first(&self, batch: &PackedBatch) -> Result<Tensor> {
         let sequences = batch.sequences();
-        let first_rows = Tensor::new(&batch.cu_seqlens[..sequences], self.embeddings.words.device())?;
-        let mut hidden_states = self.embed(batch)?;
-        let Some((last, blocks)) = self.layer.split_last() else {
-            return hidden_states.index_select(&first_rows, 0);
+        let rows = &batch.cu_seqlens[..sequences];
+        let (Some(first_tokens), Some((last, blocks))) = (&self.first_tokens, self.layer.split_last()) else {
+            let one_each: Vec<u32> = (0..).take(sequences + 1).collect();
+            return self.forward_at(batch, rows, &one_each, None);
         };
+        let mut hidden_states = self.embed(batch, None)?;
         for block in blocks {
-            hidden_states = block.forward(&hidden_states, &batch.cu_seqlens)?;
+            hidden_states = block.forward(&hidden_states, &batch.cu_seqlens, None)?;
         }
-        let first = hidden_states.index_select(&first_rows, 0)?;
+        let first = select_rows(&hidden_states, rows, self.kernels)?;
         let query = last.attention.q_lin.forward(&first)?;
-        let context = self.first_tokens.forward(&query, &hidden_states, &batch.cu_seqlens)?;
-        last.finish(&context, &first)
+        let context = first_tokens.forward(&query, &hidden_states, &batch.cu_seqlens)?;
+        last.finish(&context, &first, None)
     }
 
-    fn embed(&self, batch: &PackedBatch) -> Result<Tensor> {
-        self.embeddings.forward(&batch.input_ids, &batch.position_ids, &batch.token_type_ids, self.kernels)
+    /// Computes the last hidden state of some tokens only, and in training drops what `noise` says: `[T] → [R, D]`.
+    ///
+    /// `rows [R]` are places in the batch in ascending order, and `cu_rows` bounds the sequences in them.
+    pub(crate) fn forward_at(
+        &self,
+        batch: &PackedBatch,
+        rows: &[u32],
+        cu_rows: &[u32],
+        noise: Option<&Noise>,
+    ) -> Result<Tensor> {
+        let mut hidden_states = self.embed(batch, noise)?;
+        let Some((last, blocks)) = self.layer.split_last() else {
+            return select_rows(&hidden_states, rows, self.kernels);
+        };
+        for block in blocks {
+            hidden_states = block.forward(&hidden_states, &batch.cu_seqlens, noise)?;
+        }
+        let selected = select_rows(&hidden_states, rows, self.kernels)?;
+        last.forward_rows(&selected, cu_rows, &hidden_states, &batch.cu_seqlens, noise)
+    }
+
+    fn embed(&self, batch: &PackedBatch, noise: Option<&Noise>) -> Result<Tensor> {
+        let PackedBatch { input_ids, token_type_ids, position_ids, cu_seqlens } = batch;
+        let x = self.embeddings.forward(input_ids, position_ids, token_type_ids, self.kernels)?;
+        drop_elements(&x, noise.and_then(|noise| noise.at(Place::Embeddings, cu_seqlens)), self.kernels)
     }
 }
 
 #[derive(Debug)]
 struct TransformerBlock {
+    index: usize,
     attention: MultiHeadSelfAttention,
     sa_layer_norm: LayerNorm,
     ffn: FeedForward,
@@ -134,19 +177,19 @@ struct TransformerBlock {
 
 impl TransformerBlock {
     fn load(
-        checkpoint: &Checkpoint,
+        source: &impl Source,
         index: usize,
         config: &ModelConfig,
-        device: &Device,
         kernels: Kernels,
     ) -> std::result::Result<Self, LoadError> {
         let names = BlockNames::of(config.architecture);
         let prefix = format!("{}.{index}", names.block);
         let (dim, hidden_dim) = (config.dim, config.hidden_dim);
         let linear = |name: &str, outputs: usize, inputs: usize| {
-            load_linear(checkpoint, &format!("{prefix}.{name}"), outputs, inputs, device, kernels)
+            load_linear(source, &format!("{prefix}.{name}"), outputs, inputs, kernels)
         };
         Ok(Self {
+            index,
             attention: MultiHeadSelfAttention {
                 q_lin: linear(names.q_lin, dim, dim)?,
                 k_lin: linear(names.k_lin, dim, dim)?,
@@ -155,21 +198,55 @@ impl TransformerBlock {
                 n_heads: config.n_heads,
                 kernels,
             },
-            sa_layer_norm: load_norm(checkpoint, &format!("{prefix}.{}", names.sa_layer_norm), config, device)?,
+            sa_layer_norm: load_norm(source, &format!("{prefix}.{}", names.sa_layer_norm), config)?,
             ffn: FeedForward { lin1: linear(names.lin1, hidden_dim, dim)?, lin2: linear(names.lin2, dim, hidden_dim)? },
-            output_layer_norm: load_norm(checkpoint, &format!("{prefix}.{}", names.output_layer_norm), config, device)?,
+            output_layer_norm: load_norm(source, &format!("{prefix}.{}", names.output_layer_norm), config)?,
         })
     }
 
     /// `[T, D] → [T, D]`
-    fn forward(&self, x: &Tensor, cu_seqlens: &[u32]) -> Result<Tensor> {
-        let context = self.attention.context(x, cu_seqlens)?;
-        self.finish(&context, x)
+    fn forward(&self, x: &Tensor, cu_seqlens: &[u32], noise: Option<&Noise>) -> Result<Tensor> {
+        let [q, k, v] = self.attention.project(x)?;
+        let context = self.attend([&q, &k, &v], cu_seqlens, cu_seqlens, noise)?;
+        self.finish(&context, x, noise.map(|noise| (noise, cu_seqlens)))
     }
 
-    fn finish(&self, context: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        let x = self.attention.out_lin.forward_add_norm(context, residual, &self.sa_layer_norm)?;
-        feed_forward(&x, &self.ffn.lin1, &self.ffn.lin2, &self.output_layer_norm)
+    /// Computes only the rows that are asked for: `rows [Tq, D]` of `x [T, D]` → `[Tq, D]`.
+    fn forward_rows(
+        &self,
+        rows: &Tensor,
+        cu_rows: &[u32],
+        x: &Tensor,
+        cu_seqlens: &[u32],
+        noise: Option<&Noise>,
+    ) -> Result<Tensor> {
+        let [q, k, v] = self.attention.project_rows(rows, x)?;
+        let context = self.attend([&q, &k, &v], cu_rows, cu_seqlens, noise)?;
+        self.finish(&context, rows, noise.map(|noise| (noise, cu_rows)))
+    }
+
+    fn attend(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        cu_rows: &[u32],
+        cu_seqlens: &[u32],
+        noise: Option<&Noise>,
+    ) -> Result<Tensor> {
+        let MultiHeadSelfAttention { n_heads, kernels, .. } = self.attention;
+        let dropout = noise.and_then(|noise| noise.at(Place::Attention(self.index), cu_rows));
+        attention_with_dropout(q, k, v, cu_rows, cu_seqlens, n_heads, dropout, kernels)
+    }
+
+    /// What follows attention, for rows `[Tq, D]`; the noise goes with their sequences' bounds.
+    fn finish(&self, context: &Tensor, residual: &Tensor, noise: Option<(&Noise, &[u32])>) -> Result<Tensor> {
+        let dropout = |place: Place| noise.and_then(|(noise, cu_rows)| noise.at(place, cu_rows));
+        let FeedForward { lin1, lin2 } = &self.ffn;
+        let drop_output = dropout(Place::AttentionOutput(self.index));
+        let x = self.attention.out_lin.forward_dropout_add_norm(context, drop_output, residual, &self.sa_layer_norm)?;
+        match dropout(Place::FeedForward(self.index)) {
+            None => feed_forward(&x, lin1, lin2, &self.output_layer_norm),
+            dropout => lin2.forward_dropout_add_norm(&lin1.forward_gelu(&x)?, dropout, &x, &self.output_layer_norm),
+        }
     }
 }
 
@@ -185,9 +262,15 @@ struct MultiHeadSelfAttention {
 }
 
 impl MultiHeadSelfAttention {
-    fn context(&self, x: &Tensor, cu_seqlens: &[u32]) -> Result<Tensor> {
-        let [q, k, v] = linear_many(x, [&self.q_lin, &self.k_lin, &self.v_lin])?;
-        attention(&q, &k, &v, cu_seqlens, cu_seqlens, self.n_heads, self.kernels)
+    /// Queries, keys and values of `x [T, D]`.
+    fn project(&self, x: &Tensor) -> Result<[Tensor; 3]> {
+        linear_many(x, [&self.q_lin, &self.k_lin, &self.v_lin])
+    }
+
+    /// Queries of `rows [Tq, D]`, keys and values of `x [T, D]`.
+    fn project_rows(&self, rows: &Tensor, x: &Tensor) -> Result<[Tensor; 3]> {
+        let [k, v] = linear_many(x, [&self.k_lin, &self.v_lin])?;
+        Ok([self.q_lin.forward(rows)?, k, v])
     }
 }
 
@@ -240,52 +323,23 @@ impl BlockNames {
     }
 }
 
+/// None for kernels with gradients, to which keys and values have to be real.
 fn load_first_tokens(
-    checkpoint: &Checkpoint,
+    source: &impl Source,
     config: &ModelConfig,
-    device: &Device,
     kernels: Kernels,
-) -> std::result::Result<FirstTokenAttention, LoadError> {
+) -> std::result::Result<Option<FirstTokenAttention>, LoadError> {
     let names = BlockNames::of(config.architecture);
-    let load = |name: &str| {
-        let name = format!("{}.{}.{name}", names.block, config.n_layers - 1);
-        load_weight_and_bias(checkpoint, &name, config.dim, config.dim, device)
+    let last = match (config.n_layers.checked_sub(1), kernels) {
+        (Some(last), Kernels::Fast(_) | Kernels::Reference(_)) => last,
+        (None, _) | (_, Kernels::Training(_)) => return Ok(None),
+    };
+    let load = |name: &str| -> std::result::Result<(Tensor, Tensor), LoadError> {
+        let name = format!("{}.{last}.{name}", names.block);
+        let weight = source.parameter(&format!("{name}.weight"), &[config.dim, config.dim])?;
+        let bias = source.parameter(&format!("{name}.bias"), &[config.dim])?;
+        Ok((weight.tensor, bias.tensor))
     };
     let ((key, key_bias), (value, value_bias)) = (load(names.k_lin)?, load(names.v_lin)?);
-    Ok(FirstTokenAttention::new((&key, &key_bias), (&value, &value_bias), config.n_heads, kernels)?)
-}
-
-pub(super) fn load_linear(
-    checkpoint: &Checkpoint,
-    name: &str,
-    outputs: usize,
-    inputs: usize,
-    device: &Device,
-    kernels: Kernels,
-) -> std::result::Result<Linear, LoadError> {
-    let (weight, bias) = load_weight_and_bias(checkpoint, name, outputs, inputs, device)?;
-    Ok(Linear::new(&weight, &bias, kernels)?)
-}
-
-fn load_weight_and_bias(
-    checkpoint: &Checkpoint,
-    name: &str,
-    outputs: usize,
-    inputs: usize,
-    device: &Device,
-) -> std::result::Result<(Tensor, Tensor), LoadError> {
-    let weight = checkpoint.tensor(&format!("{name}.weight"), &[outputs, inputs], device)?;
-    let bias = checkpoint.tensor(&format!("{name}.bias"), &[outputs], device)?;
-    Ok((weight, bias))
-}
-
-fn load_norm(
-    checkpoint: &Checkpoint,
-    name: &str,
-    config: &ModelConfig,
-    device: &Device,
-) -> std::result::Result<LayerNorm, LoadError> {
-    let weight = checkpoint.tensor(&format!("{name}.weight"), &[config.dim], device)?;
-    let bias = checkpoint.tensor(&format!("{name}.bias"), &[config.dim], device)?;
-    Ok(LayerNorm::new(weight, bias, config.layer_norm_eps))
+    Ok(Some(FirstTokenAttention::new((&key, &key_bias), (&value, &value_bias), config.n_heads, kernels)?))
 }

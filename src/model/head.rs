@@ -1,49 +1,51 @@
 //! The classification head: the first token's hidden state to logits.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
-use super::checkpoint::Checkpoint;
 use super::config::{Architecture, ModelConfig};
-use super::encoder::load_linear;
 use super::error::LoadError;
-use crate::ops::{Kernels, Linear};
+use super::source::{Source, load_linear};
+use crate::ops::{Kernels, Linear, Noise, Place, drop_elements, rectify, tanh};
 
 /// `[B, D] → [B, L]`: DistilBERT's `pre_classifier` and a rectifier, or BERT's pooler and tanh, then `classifier`.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(crate) struct Head {
+    kernels: Kernels,
     architecture: Architecture,
     dense: Linear,
     classifier: Linear,
 }
 
 impl Head {
-    /// Loads the head and settles the configuration's labels by the number of its outputs.
-    pub(super) fn load(
-        checkpoint: &Checkpoint,
-        config: &mut ModelConfig,
-        device: &Device,
+    /// Loads a head of so many outputs.
+    pub(crate) fn load(
+        source: &impl Source,
+        config: &ModelConfig,
+        outputs: usize,
         kernels: Kernels,
     ) -> std::result::Result<Self, LoadError> {
-        let outputs = checkpoint.classifier_outputs()?;
-        config.settle_outputs(&checkpoint.folder.join("config.json"), outputs)?;
         let (dim, kernels) = (config.dim, kernels.with_f32());
         let dense = match config.architecture {
             Architecture::DistilBert => "pre_classifier",
             Architecture::Bert => "pooler.dense",
         };
         Ok(Self {
+            kernels,
             architecture: config.architecture,
-            dense: load_linear(checkpoint, dense, dim, dim, device, kernels)?,
-            classifier: load_linear(checkpoint, "classifier", outputs, dim, device, kernels)?,
+            dense: load_linear(source, dense, dim, dim, kernels)?,
+            classifier: load_linear(source, "classifier", outputs, dim, kernels)?,
         })
     }
 
-    pub(super) fn forward(&self, first: &Tensor) -> Result<Tensor> {
+    /// Classifies each sequence by its first token; in training, drops from the classifier's input what `noise` says.
+    pub(crate) fn forward(&self, first: &Tensor, noise: Option<&Noise>) -> Result<Tensor> {
         let hidden = self.dense.forward(first)?;
         let hidden = match self.architecture {
-            Architecture::DistilBert => hidden.relu()?,
-            Architecture::Bert => hidden.tanh()?,
+            Architecture::DistilBert => rectify(&hidden, self.kernels)?,
+            Architecture::Bert => tanh(&hidden, self.kernels)?,
         };
-        self.classifier.forward(&hidden)
+        let one_each: Vec<u32> = (0..=first.dim(0)? as u32).collect();
+        let dropout = noise.and_then(|noise| noise.at(Place::Head, &one_each));
+        self.classifier.forward(&drop_elements(&hidden, dropout, self.kernels)?)
     }
 }

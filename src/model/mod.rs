@@ -6,6 +6,8 @@ mod encoder;
 mod error;
 mod fingerprint;
 mod head;
+mod masked_words;
+mod source;
 mod tokenizer;
 
 use std::path::{Path, PathBuf};
@@ -13,14 +15,17 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Result, Tensor};
 
 pub use config::{Architecture, ModelConfig, Problem};
+pub(crate) use encoder::WORD_EMBEDDINGS;
 pub use encoder::{Encoder, PackedBatch};
 pub use error::LoadError;
 pub use fingerprint::Fingerprint;
 pub use tokenizer::{Encoding, Tokenizer};
 
 use crate::ops::Kernels;
-use checkpoint::Checkpoint;
-use head::Head;
+pub(crate) use checkpoint::{Checkpoint, full_name};
+pub(crate) use head::Head;
+pub(crate) use masked_words::MaskedWordsHead;
+pub(crate) use source::Source;
 
 /// An encoder with its classification head and tokenizer.
 #[derive(Debug)]
@@ -63,8 +68,11 @@ impl Model {
         let mut config = ModelConfig::load(&folder.join("config.json"))?;
         let checkpoint = Checkpoint::open(folder, config.architecture)?;
         let tokenizer = Tokenizer::load(folder, &config)?;
-        let head = Head::load(&checkpoint, &mut config, device, kernels)?;
-        let encoder = Encoder::load(&checkpoint, &config, device, kernels)?;
+        let outputs = checkpoint.classifier_outputs()?;
+        config.settle_outputs(&folder.join("config.json"), outputs)?;
+        let source = (&checkpoint, device);
+        let head = Head::load(&source, &config, outputs, kernels)?;
+        let encoder = Encoder::load(&source, &config, kernels)?;
         let mut files = vec![folder.join("config.json")];
         files.extend(tokenizer.files.iter().cloned());
         files.extend(checkpoint.files.iter().cloned());
@@ -91,13 +99,13 @@ impl Model {
 
     /// The same through another encoder.
     pub(crate) fn forward_with(&self, encoder: &Encoder, batch: &PackedBatch) -> Result<Tensor> {
-        self.head.forward(&encoder.forward_first(batch)?.to_dtype(DType::F32)?)
+        self.head.forward(&encoder.forward_first(batch)?.to_dtype(DType::F32)?, None)
     }
 
     /// Loads the encoder once more, with other kernels.
     pub(crate) fn encoder_with(&self, kernels: Kernels) -> std::result::Result<Encoder, LoadError> {
         let checkpoint = Checkpoint::open(&self.folder, self.config.architecture)?;
-        Encoder::load(&checkpoint, &self.config, &self.device, kernels)
+        Encoder::load(&(&checkpoint, &self.device), &self.config, kernels)
     }
 
     /// Replaces the encoder.

@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::fast::{self, Isa};
 use super::linear::{Linear, linear_many};
-use super::{FastKernels, Kernels, read2, read3, reference};
+use super::{FastKernels, Kernels, read2, read3, reference, training};
 
 /// Softmax attention of each sequence's queries over its own keys and values, in `heads` heads.
 ///
@@ -23,6 +23,30 @@ pub fn attention(
     heads: usize,
     kernels: Kernels,
 ) -> Result<Tensor> {
+    let (rows, dim) = check_attention(query, key, value, cu_queries, cu_keys, heads)?;
+    match kernels {
+        Kernels::Fast(FastKernels { isa, .. }) => {
+            let context = read3(query, key, value, |query, key, value| {
+                isa.run(fast::Attention { query, key, value, cu_queries, cu_keys, dim, heads })
+            })?;
+            Tensor::from_vec(context, (rows, dim), &Device::Cpu)
+        }
+        Kernels::Training(kernels) => {
+            training::attention([query, key, value], cu_queries, cu_keys, heads, None, kernels)
+        }
+        Kernels::Reference(_) => reference::attention(query, key, value, cu_queries, cu_keys, heads, None),
+    }
+}
+
+/// Checks the shapes that attention has, and returns that of the queries.
+pub(super) fn check_attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    cu_queries: &[u32],
+    cu_keys: &[u32],
+    heads: usize,
+) -> Result<(usize, usize)> {
     let (rows, dim) = query.dims2()?;
     let ends = (cu_queries.last().map(|t| *t as usize), cu_keys.last().map(|t| *t as usize));
     let bounds_fit = cu_queries.len() == cu_keys.len() && cu_queries.is_sorted() && cu_keys.is_sorted();
@@ -39,15 +63,7 @@ pub fn attention(
     if heads == 0 || !dim.is_multiple_of(heads) {
         candle_core::bail!("{dim} columns cannot be shared out among {heads} heads");
     }
-    match kernels {
-        Kernels::Fast(FastKernels { isa, .. }) => {
-            let context = read3(query, key, value, |query, key, value| {
-                isa.run(fast::Attention { query, key, value, cu_queries, cu_keys, dim, heads })
-            })?;
-            Tensor::from_vec(context, (rows, dim), &Device::Cpu)
-        }
-        Kernels::Reference(_) => reference::attention(query, key, value, cu_queries, cu_keys, heads),
-    }
+    Ok((rows, dim))
 }
 
 /// Attention of one token of each sequence, straight from rows that are not projected to keys and values yet.
@@ -73,7 +89,7 @@ impl FirstTokenAttention {
     /// Takes weight `[D, D]` and bias `[D]` of the keys and of the values.
     ///
     /// # Errors
-    /// Shapes that are not as above, `D` that cannot be shared out among the heads.
+    /// Shapes that are not as above, `D` that cannot be shared out among the heads; kernels with gradients.
     pub fn new(key: (&Tensor, &Tensor), value: (&Tensor, &Tensor), heads: usize, kernels: Kernels) -> Result<Self> {
         let dim = value.1.dims1()?;
         let square = [key.0.dims(), value.0.dims()] == [[dim; 2]; 2] && key.1.dims() == [dim];
@@ -86,6 +102,7 @@ impl FirstTokenAttention {
                     |key: &[f32], value: &[f32], bias: &[f32]| fast::FirstTokens::pack(isa, key, value, bias, heads);
                 FirstTokens::Absorbed(isa, read3(key.0, value.0, value.1, pack)?)
             }
+            Kernels::Training(_) => candle_core::bail!("keys and values that are learned are computed"),
             Kernels::Reference(_) => FirstTokens::Projected(Box::new(Projected {
                 key: Linear::new(key.0, key.1, kernels)?,
                 value: Linear::new(value.0, value.1, kernels)?,

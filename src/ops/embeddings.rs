@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::fast::{Embed, Tables};
-use super::{FastKernels, Kernels, LayerNorm, read, read2};
+use super::{FastKernels, Kernels, LayerNorm, TableGradients, read, read2, training};
 
 /// Tables of word, position and (in BERT) token-type embeddings with the normalisation after their sum.
 #[derive(Debug, Clone)]
@@ -16,6 +16,8 @@ pub struct Embeddings {
     pub token_types: Option<Tensor>,
     /// Over `D`.
     pub norm: LayerNorm,
+    /// Of the tables, where the CPU kernels learn them.
+    pub gradients: Option<TableGradients>,
 }
 
 impl Embeddings {
@@ -64,6 +66,17 @@ impl Embeddings {
                     None => embed(None)?,
                 };
                 Tensor::from_vec(out, (input_ids.len(), dim), &Device::Cpu)
+            }
+            Kernels::Training(_) => {
+                let Some(gradients) = &self.gradients else {
+                    candle_core::bail!("embeddings without gradients in training");
+                };
+                let mut tables = vec![(&self.words, input_ids, gradients.words.clone())];
+                if let Some((table, gradient)) = types.zip(gradients.token_types.clone()) {
+                    tables.push((table, token_type_ids, gradient));
+                }
+                tables.push((&self.positions, position_ids, gradients.positions.clone()));
+                self.norm.normalise(&training::gather(&tables)?, kernels)
             }
             Kernels::Reference(_) => {
                 let device = self.words.device();

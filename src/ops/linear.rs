@@ -1,17 +1,21 @@
 //! Fully connected layers, with what follows them.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Result, Tensor};
 
 use super::fast::{self, AddNorm, Epilogue, Isa, Layer};
+use super::training::{self, Learned};
 use super::{FastKernels, Kernels, LayerNorm, read, read2, read3};
 
 /// A fully connected layer: `[T, in] → [T, out]`.
 #[derive(Debug, Clone)]
-pub struct Linear(Weights);
+pub struct Linear(pub(super) Weights);
 
 #[derive(Debug, Clone)]
-enum Weights {
+pub(super) enum Weights {
     Packed(Isa, Layer),
+    Learned(Arc<Learned>),
     /// Weight `[out, in]` and bias `[out]`.
     Plain(Tensor, Tensor),
 }
@@ -33,6 +37,7 @@ impl Linear {
                 };
                 Weights::Packed(isa, read2(weight, bias, pack)?)
             }
+            Kernels::Training(_) => candle_core::bail!("what is learned is a parameter"),
             Kernels::Reference(dtype) => Weights::Plain(weight.to_dtype(dtype)?, bias.to_dtype(dtype)?),
         }))
     }
@@ -44,6 +49,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.0 {
             Weights::Packed(isa, layer) => forward_packed(*isa, layer, x, Epilogue::None),
+            Weights::Learned(layer) => layer.forward(x, false),
             Weights::Plain(weight, bias) => forward_plain(weight, bias, x),
         }
     }
@@ -55,6 +61,7 @@ impl Linear {
     pub fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
         match &self.0 {
             Weights::Packed(isa, layer) => forward_packed(*isa, layer, x, Epilogue::Gelu),
+            Weights::Learned(layer) => layer.forward(x, true),
             Weights::Plain(weight, bias) => forward_plain(weight, bias, x)?.gelu_erf(),
         }
     }
@@ -80,6 +87,7 @@ impl Linear {
                     forward_packed(*isa, layer, x, Epilogue::AddNorm(AddNorm { residual, weight, bias, eps }))
                 })?
             }
+            Weights::Learned(_) => self.forward_dropout_add_norm(x, None, residual, norm),
             Weights::Plain(weight, bias) => norm.forward(&(forward_plain(weight, bias, x)? + residual)?),
         }
     }
@@ -115,10 +123,18 @@ pub fn linear_many<const N: usize>(x: &Tensor, layers: [&Linear; N]) -> Result<[
         .iter()
         .filter_map(|linear| match &linear.0 {
             Weights::Packed(isa, layer) => Some((*isa, layer)),
-            Weights::Plain(..) => None,
+            Weights::Learned(_) | Weights::Plain(..) => None,
+        })
+        .collect();
+    let learned: Vec<&Arc<Learned>> = layers
+        .iter()
+        .filter_map(|linear| match &linear.0 {
+            Weights::Learned(layer) => Some(layer),
+            Weights::Packed(..) | Weights::Plain(..) => None,
         })
         .collect();
     let outs = match packed.first() {
+        None if learned.len() == N => training::forward_many(&learned, x)?,
         Some((isa, _)) if packed.len() == N => {
             let layers: Vec<&Layer> = packed.iter().map(|(_, layer)| *layer).collect();
             forward_packed_many(*isa, &layers, x, Epilogue::None)?

@@ -1,8 +1,8 @@
 //! The few operators that an encoder spends its time in, over packed rows: no padding tokens anywhere.
 //!
-//! Each exists twice: composed of candle's operators ([`Kernels::Reference`]: any device, differentiable)
-//! and as a fused CPU kernel ([`Kernels::Fast`]). The choice is made once, when weights are loaded; a
-//! model does not know which one runs.
+//! Each exists three times: composed of candle's operators ([`Kernels::Reference`]: any device, differentiable),
+//! as a fused CPU kernel ([`Kernels::Fast`]), and as a fused CPU kernel with a backward pass
+//! ([`Kernels::Training`]). The choice is made once, when weights are loaded; a model does not know which one runs.
 //!
 //! Sequences are packed: `[T, D]` holds the tokens of all sequences one after the other, and
 //! `cu_seqlens` (0, then the running sum of lengths) says where each begins.
@@ -12,8 +12,10 @@ mod embeddings;
 mod fast;
 mod linear;
 mod reference;
+mod training;
 
 use std::fmt;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Storage, Tensor};
 
@@ -21,7 +23,14 @@ pub use attention::{FirstTokenAttention, attention};
 pub use embeddings::Embeddings;
 pub use linear::{Linear, feed_forward, linear_many};
 
-use fast::{Int16Kernel, Isa};
+pub(crate) use fast::Isa;
+pub(crate) use training::{
+    Gradient, PackedWeight, Tape, attention_with_dropout, drop_elements, mix64, rectify, select_rows, softmax_rows,
+    tanh,
+};
+pub use training::{Noise, Parameter, Place, Rates, TableGradients};
+
+use fast::Int16Kernel;
 
 /// The numbers in which an encoder's linear layers multiply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -52,6 +61,8 @@ impl fmt::Display for Precision {
 pub enum Kernels {
     /// Fused kernels on the calling CPU thread, without gradients.
     Fast(FastKernels),
+    /// Fused kernels on the calling CPU thread, with gradients.
+    Training(FastKernels),
     /// candle's operators in a floating-point type.
     Reference(DType),
 }
@@ -63,6 +74,13 @@ pub struct FastKernels {
     int16: Option<Int16Kernel>,
 }
 
+impl FastKernels {
+    /// The instruction set that they were compiled for.
+    pub(crate) fn isa(self) -> Isa {
+        self.isa
+    }
+}
+
 impl Kernels {
     /// The quickest kernels for the device in f32: fused ones on a CPU with fused multiply-add, candle's elsewhere.
     #[must_use]
@@ -70,6 +88,15 @@ impl Kernels {
         match Isa::detect() {
             Some(isa) if device.is_cpu() => Self::Fast(FastKernels { isa, int16: None }),
             _ => Self::Reference(DType::F32),
+        }
+    }
+
+    /// The quickest kernels with gradients for the device.
+    #[must_use]
+    pub fn for_training(device: &Device) -> Self {
+        match Self::for_device(device) {
+            Self::Fast(kernels) => Self::Training(kernels),
+            other => other,
         }
     }
 
@@ -92,6 +119,7 @@ impl Kernels {
     pub fn with_f32(self) -> Self {
         match self {
             Self::Fast(FastKernels { isa, .. }) => Self::Fast(FastKernels { isa, int16: None }),
+            Self::Training(_) => self,
             Self::Reference(_) => Self::Reference(DType::F32),
         }
     }
@@ -106,7 +134,7 @@ impl Kernels {
     /// The type of the tensors between the operators.
     pub(crate) fn dtype(self) -> DType {
         match self {
-            Self::Fast(_) => DType::F32,
+            Self::Fast(_) | Self::Training(_) => DType::F32,
             Self::Reference(dtype) => dtype,
         }
     }
@@ -118,13 +146,15 @@ pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f64,
+    /// Of weight and bias, where the CPU kernels learn them.
+    gradients: Option<(Arc<Gradient>, Arc<Gradient>)>,
 }
 
 impl LayerNorm {
     /// Takes weight and bias `[D]` and the ε that is added to the variance.
     #[must_use]
     pub fn new(weight: Tensor, bias: Tensor, eps: f64) -> Self {
-        Self { weight, bias, eps }
+        Self { weight, bias, eps, gradients: None }
     }
 
     fn eps_f32(&self) -> f32 {
@@ -137,7 +167,7 @@ impl LayerNorm {
 }
 
 /// Gives `f` the elements of a contiguous f32 tensor on the CPU.
-fn read<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+pub(crate) fn read<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
     let (storage, layout) = x.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(storage), Some((start, end))) if x.dtype() == DType::F32 => {

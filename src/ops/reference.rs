@@ -4,6 +4,8 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
+use super::training::Dropout;
+
 /// `LayerNorm(x)` over the last dimension, written out because candle-nn's fused kernel has no gradient; weight and
 /// bias are f32, and so are the sums.
 pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
@@ -22,7 +24,8 @@ fn softmax(x: &Tensor) -> Result<Tensor> {
     exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?.to_dtype(dtype)
 }
 
-/// Attention over packed rows by way of a padded batch: see [`super::attention`] for the shapes.
+/// Attention over packed rows by way of a padded batch: see [`super::attention`] for the shapes. Of the probabilities
+/// of each query, those that `dropout` says are dropped.
 pub(super) fn attention(
     query: &Tensor,
     key: &Tensor,
@@ -30,6 +33,7 @@ pub(super) fn attention(
     cu_queries: &[u32],
     cu_keys: &[u32],
     heads: usize,
+    dropout: Option<&Dropout>,
 ) -> Result<Tensor> {
     let device = query.device();
     let dim = query.dim(D::Minus1)?;
@@ -42,9 +46,30 @@ pub(super) fn attention(
     let scale = 1.0 / ((dim / heads) as f64).sqrt();
     let scores = (query.matmul(&key.t()?.contiguous()?)? * scale)?;
     let scores = scores.broadcast_add(&padded_keys.mask(device)?.to_dtype(scores.dtype())?)?;
-    let context = softmax(&scores)?.matmul(&value)?;
+    let mut probabilities = softmax(&scores)?;
+    if let Some(dropout) = dropout {
+        let factors = factors(dropout, cu_queries, &padded_queries, &padded_keys, heads);
+        probabilities = (&probabilities
+            * Tensor::from_vec(factors, probabilities.shape(), device)?.to_dtype(probabilities.dtype())?)?;
+    }
+    let context = probabilities.matmul(&value)?;
     let context = context.transpose(1, 2)?.reshape((padded_queries.batch * padded_queries.longest, dim))?;
     context.index_select(&Tensor::new(padded_queries.rows(), device)?, 0)
+}
+
+/// The factors of the probabilities `[batch, heads, queries, keys]`, 0 where they are dropped.
+fn factors(dropout: &Dropout, cu_queries: &[u32], queries: &Padding, keys: &Padding, heads: usize) -> Vec<f32> {
+    let mut factors = vec![1.0; queries.batch * heads * queries.longest * keys.longest];
+    let blocks = factors.chunks_exact_mut((queries.longest * keys.longest).max(1));
+    for (block, place) in blocks.zip((0..queries.batch).flat_map(|s| (0..heads).map(move |head| (s, head)))) {
+        let (sequence, head) = place;
+        let rows = cu_queries[sequence] as usize..cu_queries[sequence + 1] as usize;
+        let tokens = (keys.cu_seqlens[sequence + 1] - keys.cu_seqlens[sequence]) as usize;
+        for (row, query) in block.chunks_exact_mut(keys.longest).zip(rows) {
+            dropout.apply_to_head(query, head, heads, &mut row[..tokens]);
+        }
+    }
+    factors
 }
 
 /// Where packed sequences lie in a padded batch.

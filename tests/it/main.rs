@@ -4,6 +4,7 @@
 
 mod checkpoints;
 mod config;
+mod gradients;
 mod interrupt;
 mod mistakes;
 mod ops;
@@ -17,3 +18,4 @@ mod scoring;
 mod support;
 mod tables;
 mod tiny;
+mod training;

@@ -342,6 +342,7 @@ fn embeddings(dim: usize, token_types: bool) -> Embeddings {
         positions: random(2, &[30, dim]),
         token_types: token_types.then(|| random(3, &[2, dim])),
         norm: norm(4, dim),
+        gradients: None,
     }
 }
 

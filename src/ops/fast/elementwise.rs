@@ -9,7 +9,7 @@ const PARTIAL_SUMS: usize = 16;
 
 /// Adds up `f(x)` over the row.
 #[inline(always)]
-fn sum_by(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+pub(in crate::ops) fn sum_by(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let (chunks, rest) = row.as_chunks::<PARTIAL_SUMS>();
     let mut sums = [0.0; PARTIAL_SUMS];
     for chunk in chunks {
@@ -25,7 +25,7 @@ fn sum_by(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 
 /// The largest value of a row without NaN.
 #[inline(always)]
-fn max(row: &[f32]) -> f32 {
+pub(in crate::ops) fn max(row: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if a > b { a } else { b };
     let (chunks, rest) = row.as_chunks::<PARTIAL_SUMS>();
     let mut maxima = [f32::NEG_INFINITY; PARTIAL_SUMS];
@@ -41,7 +41,7 @@ fn max(row: &[f32]) -> f32 {
 ///
 /// Source: Cephes `expf` (range reduction by ln 2 in two parts, polynomial of degree 6).
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(in crate::ops) fn exp(x: f32) -> f32 {
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     /// 1.5 · 2^23: added to a small number it leaves the number, rounded to even, in the lowest bits.
@@ -60,7 +60,7 @@ pub(super) fn exp(x: f32) -> f32 {
 /// Source: Hendrycks & Gimpel 2016; `erf(x / √2) = x · P(x²) / Q(x²)`, a minimax fit of its relative error (2.5e-8) up
 /// to `x = 3.9 √2`, where `erf` is 1 in f32.
 #[inline(always)]
-pub(super) fn gelu(x: f32) -> f32 {
+pub(in crate::ops) fn gelu(x: f32) -> f32 {
     const LIMIT: f32 = 5.515_433;
     let z = if x > LIMIT { LIMIT } else { x };
     let z = if z < -LIMIT { -LIMIT } else { z };
@@ -83,7 +83,7 @@ fn horner<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
 
 /// Replaces a row of scores by its softmax.
 #[inline(always)]
-pub(super) fn softmax(row: &mut [f32]) {
+pub(in crate::ops) fn softmax(row: &mut [f32]) {
     let max = max(row);
     for x in row.iter_mut() {
         *x = exp(*x - max);
@@ -96,7 +96,7 @@ pub(super) fn softmax(row: &mut [f32]) {
 
 /// Adds a row to another.
 #[inline(always)]
-pub(super) fn add(row: &mut [f32], other: &[f32]) {
+pub(in crate::ops) fn add(row: &mut [f32], other: &[f32]) {
     for (x, y) in row.iter_mut().zip(other) {
         *x += *y;
     }

@@ -11,25 +11,25 @@ use pulp::Simd;
 use super::elementwise::gelu;
 
 /// Most rows in a register tile, on any instruction set.
-const MAX_TILE_ROWS: usize = 12;
+pub(in crate::ops) const MAX_TILE_ROWS: usize = 12;
 /// Most columns in a register tile, on any instruction set.
 const MAX_TILE_COLUMNS: usize = 32;
 /// Rows of the tiles that finish what the last whole tile leaves.
-pub(super) const REST_ROWS: usize = 4;
+pub(in crate::ops) const REST_ROWS: usize = 4;
 
 /// The right-hand side `[k, n]` of a product: panels of `[k, width]`, the last padded with zeros.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Panels {
+pub(in crate::ops) struct Panels {
     values: Vec<f32>,
     k: usize,
-    pub(super) n: usize,
-    width: usize,
+    pub(in crate::ops) n: usize,
+    pub(in crate::ops) width: usize,
 }
 
 impl Panels {
     /// Packs the columns `[k]` of a matrix `[k, n]`, given one by one, each value times `scale`.
     #[inline(always)]
-    pub(super) fn pack_columns<'a>(
+    pub(in crate::ops) fn pack_columns<'a>(
         &mut self,
         mut columns: impl ExactSizeIterator<Item = &'a [f32]>,
         k: usize,
@@ -62,7 +62,12 @@ impl Panels {
 
     /// Packs the rows `[n]` of a matrix `[k, n]`, given one by one.
     #[inline(always)]
-    pub(super) fn pack_rows<'a>(&mut self, rows: impl ExactSizeIterator<Item = &'a [f32]>, n: usize, width: usize) {
+    pub(in crate::ops) fn pack_rows<'a>(
+        &mut self,
+        rows: impl ExactSizeIterator<Item = &'a [f32]>,
+        n: usize,
+        width: usize,
+    ) {
         let k = rows.len();
         self.reset(k, n, width);
         for (i, row) in rows.enumerate() {
@@ -80,7 +85,7 @@ impl Panels {
     }
 
     /// The panels, each `[k, width]`.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &[f32]> {
+    pub(in crate::ops) fn iter(&self) -> impl Iterator<Item = &[f32]> {
         self.values.chunks_exact((self.k * self.width).max(1))
     }
 
@@ -92,7 +97,7 @@ impl Panels {
 }
 
 /// The left-hand side of a register tile.
-pub(super) trait Left<const R: usize>: Copy {
+pub(in crate::ops) trait Left<const R: usize>: Copy {
     /// The value of row `r` in step `k`.
     fn at(self, k: usize, r: usize) -> f32;
 }
@@ -122,7 +127,7 @@ impl<const R: usize> Left<R> for InPlace<'_, R> {
 
 /// What happens to each element of a product.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Finish<'a> {
+pub(in crate::ops) enum Finish<'a> {
     /// Nothing.
     None,
     /// `+ bias[column]`
@@ -153,16 +158,16 @@ impl Finish<'_> {
 
 /// A matrix of rows that lie `stride` apart.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
-    pub(super) values: &'a [f32],
-    pub(super) stride: usize,
-    pub(super) count: usize,
+pub(in crate::ops) struct Rows<'a> {
+    pub(in crate::ops) values: &'a [f32],
+    pub(in crate::ops) stride: usize,
+    pub(in crate::ops) count: usize,
 }
 
 /// Multiplies rows by panels: `x [rows, k] · panels [k, n] → out [rows, n]`, rows of `out` `stride` apart, in
 /// register tiles of `R` rows and `C` vectors.
 #[inline(always)]
-pub(super) fn multiply<S: Simd, const R: usize, const C: usize>(
+pub(in crate::ops) fn multiply<S: Simd, const R: usize, const C: usize>(
     simd: S,
     x: Rows,
     panels: &Panels,
@@ -203,7 +208,7 @@ pub(super) fn multiply<S: Simd, const R: usize, const C: usize>(
 
 /// Multiplies a tile by a panel and stores the part of the product that is wanted.
 #[inline(always)]
-pub(super) fn store_tile<S: Simd, const R: usize, const C: usize, L: Left<R>>(
+pub(in crate::ops) fn store_tile<S: Simd, const R: usize, const C: usize, L: Left<R>>(
     simd: S,
     tile: L,
     panel: &[f32],

@@ -6,9 +6,9 @@
 
 mod attention;
 mod dot;
-mod elementwise;
+pub(super) mod elementwise;
 mod embed;
-mod gemm;
+pub(super) mod gemm;
 mod int16;
 mod linear;
 mod quantize;
@@ -54,7 +54,7 @@ impl Scratch {
 
 /// An instruction set with vectors and fused multiply-add.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Isa {
+pub(crate) enum Isa {
     #[cfg(target_arch = "x86_64")]
     Avx512(pulp::x86::V4),
     #[cfg(target_arch = "x86_64")]
@@ -92,7 +92,7 @@ impl Isa {
     }
 
     /// Columns of the register tile, which is the width of a panel.
-    fn panel_width(self) -> usize {
+    pub(super) fn panel_width(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => 32,

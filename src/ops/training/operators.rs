@@ -1,0 +1,260 @@
+//! The kernels as operators on tensors that record themselves on the tape.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor};
+
+use super::linear::{self, Normalised};
+use super::parameter::RowGradients;
+use super::tape::{only, push};
+use super::{Dropout, Gradient, Learned, PackedWeight, attention};
+use crate::ops::fast::Isa;
+use crate::ops::{LayerNorm, read, read3};
+
+/// `x · weightᵀ + bias` of each layer, through GELU or not.
+pub(super) fn layers(x: &Tensor, layers: &[&Arc<Learned>], gelu: bool) -> Result<Vec<Tensor>> {
+    let x = x.contiguous()?;
+    for layer in layers {
+        layer.check(&x)?;
+    }
+    let Some(isa) = layers.first().map(|layer| layer.kernels.isa) else { return Ok(Vec::new()) };
+    let (outs, before) = with_layers(layers, |layers| read(&x, |x| isa.run(linear::Forward { x, layers, gelu })))?;
+    let results: Vec<Tensor> =
+        outs.into_iter().zip(layers).map(|(out, layer)| tensor(out, layer.outputs())).collect::<Result<_>>()?;
+    let layers: Vec<Arc<Learned>> = layers.iter().map(|layer| (*layer).clone()).collect();
+    push("linear", &[&x.clone()], &results, move |mut gradients| {
+        for (gradient, before) in gradients.iter_mut().zip(&before) {
+            isa.run(linear::BackwardGelu { gradient, before });
+        }
+        Ok(vec![backward(isa, &layers, &x, &gradients)?])
+    });
+    Ok(results)
+}
+
+/// Gives `f` the layers' packed weights with their biases.
+fn with_layers<R>(layers: &[&Arc<Learned>], f: impl FnOnce(&[linear::Weight]) -> Result<R>) -> Result<R> {
+    let biases: Vec<Vec<f32>> = layers.iter().map(|layer| layer.bias.tensor.to_vec1()).collect::<Result<_>>()?;
+    let weights = layers.iter().zip(&biases).map(|(layer, bias)| Ok(linear::Weight { panels: layer.panels()?, bias }));
+    f(&weights.collect::<Result<Vec<_>>>()?)
+}
+
+/// Adds the gradients of the layers' weights and biases, and computes that of `x`.
+fn backward(isa: Isa, layers: &[Arc<Learned>], x: &Tensor, gradients: &[Vec<f32>]) -> Result<Vec<f32>> {
+    let mut sums = Vec::new();
+    for layer in layers {
+        let (Some(d_weight), Some(d_bias), panels) = (&layer.weight.gradient, &layer.bias.gradient, layer.panels()?)
+        else {
+            candle_core::bail!("a layer without gradients in training");
+        };
+        sums.push((d_weight.dense_of(panels.outputs * panels.inputs), d_bias.dense_of(panels.outputs)));
+    }
+    let sums = sums.iter_mut().map(|(weight, bias)| linear::Sums { weight, bias }).collect();
+    read(x, |x| isa.run(linear::BackwardWeight { x, gradients, sums }))?;
+    let weights: Vec<&PackedWeight> = layers.iter().map(|layer| layer.panels()).collect::<Result<_>>()?;
+    Ok(isa.run(linear::BackwardInput { gradients, weights: &weights }))
+}
+
+/// `norm(dropout(x · weightᵀ + bias) + residual)`
+pub(super) fn add_norm(
+    layer: &Arc<Learned>,
+    x: &Tensor,
+    dropout: Option<Dropout>,
+    residual: &Tensor,
+    norm: &LayerNorm,
+) -> Result<Tensor> {
+    let (x, residual) = (x.contiguous()?, residual.contiguous()?);
+    layer.check(&x)?;
+    if residual.dims2()? != (x.dim(0)?, layer.outputs()) || norm.weight.dims() != [layer.outputs()] {
+        candle_core::bail!("residual {:?} and norm {:?} do not fit x {:?}", residual, norm.weight, x);
+    }
+    if let Some(dropout) = &dropout {
+        super::check_rows(&x, dropout)?;
+    }
+    let isa = layer.kernels.isa;
+    let (out, normalised) = with_layers(&[layer], |weights| {
+        norm.read(|norm| {
+            read(&x, |x| {
+                read(&residual, |residual| {
+                    let dropout = dropout.as_ref();
+                    isa.run(linear::ForwardAddNorm { x, weight: weights[0], dropout, residual, norm })
+                })
+            })
+        })??
+    })?;
+    let result = tensor(out, layer.outputs())?;
+    let (layer, norm) = (layer.clone(), norm.clone());
+    push("linear-add-norm", &[&x.clone(), &residual], std::slice::from_ref(&result), move |gradients| {
+        let d_sum = norm.backward(isa, &only(gradients)?, &normalised)?;
+        let mut gradients = [d_sum.clone()];
+        if let Some(dropout) = &dropout {
+            isa.run(linear::Drop { values: &mut gradients[0], dropout });
+        }
+        Ok(vec![backward(isa, &[layer], &x, &gradients)?, d_sum])
+    });
+    Ok(result)
+}
+
+impl Learned {
+    fn panels(&self) -> Result<&PackedWeight> {
+        self.weight.panels.as_deref().ok_or_else(|| candle_core::Error::Msg("a weight to learn is packed".into()))
+    }
+}
+
+impl LayerNorm {
+    fn read<R>(&self, f: impl FnOnce(linear::Norm) -> R) -> Result<R> {
+        let eps = self.eps as f32;
+        read(&self.weight, |weight| read(&self.bias, |bias| f(linear::Norm { weight, bias, eps })))?
+    }
+
+    /// Adds the gradients of scale and shift, and computes that of the input.
+    fn backward(&self, isa: Isa, gradient: &[f32], normalised: &Normalised) -> Result<Vec<f32>> {
+        let Some((d_weight, d_bias)) = &self.gradients else {
+            candle_core::bail!("a normalisation without gradients in training");
+        };
+        let dim = self.weight.elem_count();
+        let (weight_gradient, bias_gradient) = (&mut *d_weight.dense_of(dim), &mut *d_bias.dense_of(dim));
+        read(&self.weight, |weight| {
+            isa.run(linear::BackwardNorm { gradient, normalised, weight, weight_gradient, bias_gradient })
+        })
+    }
+}
+
+/// A normalisation by itself.
+pub(super) fn norm(isa: Isa, norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
+    if x.dims2()?.1 != norm.weight.elem_count() {
+        candle_core::bail!("x {:?} does not fit a norm of {:?}", x.dims(), norm.weight.dims());
+    }
+    let values = values(x)?;
+    let (out, normalised) = norm.read(|norm| isa.run(linear::ForwardNorm { x: values, norm }))?;
+    let result = tensor(out, x.dim(1)?)?;
+    let norm = norm.clone();
+    push("norm", &[x], std::slice::from_ref(&result), move |gradients| {
+        Ok(vec![norm.backward(isa, &only(gradients)?, &normalised)?])
+    });
+    Ok(result)
+}
+
+/// Dropout by itself.
+pub(super) fn drop(isa: Isa, x: &Tensor, dropout: Dropout) -> Result<Tensor> {
+    let mut values = values(x)?;
+    isa.run(linear::Drop { values: &mut values, dropout: &dropout });
+    let result = tensor(values, x.dim(1)?)?;
+    push("dropout", &[x], std::slice::from_ref(&result), move |mut gradients| {
+        for values in &mut gradients {
+            isa.run(linear::Drop { values, dropout: &dropout });
+        }
+        Ok(gradients)
+    });
+    Ok(result)
+}
+
+/// Bounds and heads of packed sequences, and what is dropped from their probabilities.
+pub(super) struct Attention {
+    pub(super) isa: Isa,
+    pub(super) cu_queries: Vec<u32>,
+    pub(super) cu_keys: Vec<u32>,
+    pub(super) heads: usize,
+    pub(super) dropout: Option<Dropout>,
+}
+
+impl Attention {
+    pub(super) fn forward(self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
+        let dim = query.dim(1)?;
+        let inputs = [query.contiguous()?, key.contiguous()?, value.contiguous()?];
+        let out = self.read(&inputs, |sequences| self.isa.run(attention::Forward(sequences)))?;
+        let result = tensor(out, dim)?;
+        let arguments = inputs.clone();
+        push("attention", &arguments.each_ref(), std::slice::from_ref(&result), move |gradients| {
+            let gradient = only(gradients)?;
+            let gradients =
+                self.read(&inputs, |sequences| self.isa.run(attention::Backward { sequences, gradient: &gradient }))?;
+            Ok(gradients.into())
+        });
+        Ok(result)
+    }
+
+    fn read<R>(&self, [query, key, value]: &[Tensor; 3], f: impl FnOnce(attention::Sequences) -> R) -> Result<R> {
+        let dim = query.dim(1)?;
+        let Self { cu_queries, cu_keys, heads, dropout, .. } = self;
+        let (heads, dropout) = (*heads, dropout.as_ref());
+        read3(query, key, value, |query, key, value| {
+            f(attention::Sequences { query, key, value, cu_queries, cu_keys, dim, heads, dropout })
+        })
+    }
+}
+
+/// The sum of rows of tables `[_, D]`, each with its ids and the place for its gradient: `[T] → [T, D]`.
+pub(super) fn gather(tables: &[(&Tensor, &[u32], Arc<Gradient>)]) -> Result<Tensor> {
+    let Some((first, ids, _)) = tables.first() else { candle_core::bail!("no table to gather from") };
+    let dim = first.dim(1)?;
+    let mut out = vec![0.0; ids.len() * dim];
+    for (table, ids, _) in tables {
+        read(table, |table| {
+            for (row, id) in out.chunks_exact_mut(dim).zip(*ids) {
+                for (sum, x) in row.iter_mut().zip(&table[*id as usize * dim..]) {
+                    *sum += *x;
+                }
+            }
+        })?;
+    }
+    let result = tensor(out, dim)?;
+    let places: Vec<(Vec<u32>, Arc<Gradient>)> =
+        tables.iter().map(|(_, ids, gradient)| (ids.to_vec(), gradient.clone())).collect();
+    push("gather", &[], std::slice::from_ref(&result), move |gradients| {
+        let gradients = Arc::new(only(gradients)?);
+        for (ids, sum) in places {
+            sum.push_rows(RowGradients { ids, gradients: gradients.clone() });
+        }
+        Ok(Vec::new())
+    });
+    Ok(result)
+}
+
+/// The given rows of `x [T, D]`: `[R, D]`.
+pub(super) fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    let (tokens, dim) = x.dims2()?;
+    let values = values(x)?;
+    let place = move |row: &u32| *row as usize * dim..(*row as usize + 1) * dim;
+    let mut out = Vec::with_capacity(rows.len() * dim);
+    for row in rows {
+        match values.get(place(row)) {
+            Some(row) => out.extend_from_slice(row),
+            None => candle_core::bail!("there is no row {row} in {tokens}"),
+        }
+    }
+    let result = tensor(out, dim)?;
+    let rows = rows.to_vec();
+    push("select", &[x], std::slice::from_ref(&result), move |gradients| {
+        let mut d_x = vec![0.0; tokens * dim];
+        for (gradient, row) in only(gradients)?.chunks_exact(dim).zip(&rows) {
+            for (sum, x) in d_x[place(row)].iter_mut().zip(gradient) {
+                *sum += *x;
+            }
+        }
+        Ok(vec![d_x])
+    });
+    Ok(result)
+}
+
+/// A function of each element, and its derivative as a function of the value.
+pub(super) fn elementwise(x: &Tensor, f: fn(f32) -> f32, slope: fn(f32) -> f32) -> Result<Tensor> {
+    let out: Vec<f32> = values(x)?.into_iter().map(f).collect();
+    let result = tensor(out.clone(), x.dims2()?.1)?;
+    push("elementwise", &[x], std::slice::from_ref(&result), move |mut gradients| {
+        for (g, y) in gradients.iter_mut().flatten().zip(&out) {
+            *g *= slope(*y);
+        }
+        Ok(gradients)
+    });
+    Ok(result)
+}
+
+fn values(x: &Tensor) -> Result<Vec<f32>> {
+    x.flatten_all()?.to_vec1()
+}
+
+/// Rows of so many columns.
+fn tensor(values: Vec<f32>, columns: usize) -> Result<Tensor> {
+    let rows = values.len() / columns;
+    Tensor::from_vec(values, (rows, columns), &Device::Cpu)
+}

@@ -1,0 +1,97 @@
+//! What learns: a weight's values, its gradient, and the weight packed for both passes.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::Tensor;
+
+use crate::ops::fast::Isa;
+use crate::ops::fast::gemm::Panels;
+
+/// A weight of a layer, and what its layer needs to learn it on a CPU.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// The values.
+    pub tensor: Tensor,
+    /// Where the CPU kernels add their gradients; none while nothing is learned.
+    pub(crate) gradient: Option<Arc<Gradient>>,
+    /// A matrix `[out, in]` packed for the CPU kernels.
+    pub(crate) panels: Option<Arc<PackedWeight>>,
+}
+
+impl Parameter {
+    /// A weight for inference, or one whose gradient candle computes.
+    #[must_use]
+    pub fn plain(tensor: Tensor) -> Self {
+        Self { tensor, gradient: None, panels: None }
+    }
+}
+
+/// The sum of the gradients that one lane of a training step has computed for one parameter.
+///
+/// Only one thread works in a lane at a time: the locks are there for the compiler, and the order of additions is
+/// that of the lane's work.
+#[derive(Debug, Default)]
+pub(crate) struct Gradient {
+    dense: Mutex<Vec<f32>>,
+    rows: Mutex<Vec<RowGradients>>,
+}
+
+/// Gradients of some rows of an embedding table, which are few among many.
+#[derive(Debug, Clone)]
+pub(crate) struct RowGradients {
+    /// The row that each gradient belongs to; a row may occur more than once.
+    pub(crate) ids: Vec<u32>,
+    /// `[ids, D]`
+    pub(crate) gradients: Arc<Vec<f32>>,
+}
+
+impl Gradient {
+    /// The dense part: `len` values, or none if nothing was added yet.
+    pub(crate) fn dense(&self) -> MutexGuard<'_, Vec<f32>> {
+        self.dense.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The dense part, for addition: zeros at first.
+    pub(super) fn dense_of(&self, len: usize) -> MutexGuard<'_, Vec<f32>> {
+        let mut dense = self.dense();
+        if dense.len() != len {
+            *dense = vec![0.0; len];
+        }
+        dense
+    }
+
+    /// Adds a dense gradient.
+    pub(crate) fn add(&self, gradient: &[f32]) {
+        for (sum, x) in self.dense_of(gradient.len()).iter_mut().zip(gradient) {
+            *sum += *x;
+        }
+    }
+
+    pub(super) fn push_rows(&self, rows: RowGradients) {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner).push(rows);
+    }
+
+    /// Takes the rows, in the order in which they were computed.
+    pub(crate) fn take_rows(&self) -> Vec<RowGradients> {
+        std::mem::take(&mut self.rows.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A weight `[out, in]` packed for `x · weightᵀ` and for `gradient · weight`.
+#[derive(Debug, Default)]
+pub(crate) struct PackedWeight {
+    pub(super) forward: Panels,
+    pub(super) backward: Panels,
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+}
+
+impl PackedWeight {
+    /// Packs a row-major weight, in the memory of the one before.
+    pub(crate) fn pack(&mut self, isa: Isa, weight: &[f32], outputs: usize) {
+        let (inputs, width) = (weight.len() / outputs, isa.panel_width());
+        self.forward.pack_columns(weight.chunks_exact(inputs), inputs, width, 1.0);
+        self.backward.pack_rows(weight.chunks_exact(inputs), inputs, width);
+        (self.outputs, self.inputs) = (outputs, inputs);
+    }
+}

@@ -1,0 +1,113 @@
+//! What is learned from: encoded texts with their targets, and how a batch of them is cut up.
+
+use super::TrainError;
+use super::loss::Objective;
+use crate::model::ModelConfig;
+
+/// An encoded text or pair with what the model should say about it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// Token ids with the special tokens.
+    pub input_ids: Vec<u32>,
+    /// 0 for the first text and its special tokens, 1 for the second.
+    pub token_type_ids: Vec<u32>,
+    /// What is right.
+    pub target: Target,
+}
+
+impl Example {
+    /// Its hidden words; none if its target is of another kind.
+    pub(super) fn words(&self) -> &[(u32, u32)] {
+        match &self.target {
+            Target::Words(words) => words,
+            _ => &[],
+        }
+    }
+}
+
+/// What is right about an example.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Target {
+    /// The number of its label, for [`Objective::Classification`].
+    Label(usize),
+    /// Its value, for [`Objective::Regression`].
+    Value(f32),
+    /// 1 for each label that it has and 0 for the others, for [`Objective::MultiLabel`].
+    Labels(Vec<f32>),
+    /// The words that were hidden, as (place in the sequence, token id), by ascending place, for
+    /// [`Objective::MaskedWords`].
+    Words(Vec<(u32, u32)>),
+}
+
+/// Checks that the model and the objective can take the examples.
+pub(super) fn validate(examples: &[Example], objective: &Objective, config: &ModelConfig) -> Result<(), TrainError> {
+    for (index, example) in examples.iter().enumerate() {
+        let error = |problem: String| Err(TrainError::Example { index, problem });
+        let tokens = example.input_ids.len();
+        if tokens == 0 || tokens > config.max_position_embeddings {
+            return error(format!("{tokens} tokens; expected 1 to {}", config.max_position_embeddings));
+        }
+        if example.token_type_ids.len() != tokens {
+            return error(format!("{tokens} tokens have {} token types", example.token_type_ids.len()));
+        }
+        match (objective, &example.target) {
+            (Objective::Classification { labels, .. }, Target::Label(label)) if label < labels => {}
+            (Objective::Regression, Target::Value(value)) if value.is_finite() => {}
+            (Objective::MultiLabel { labels }, Target::Labels(values)) if values.len() == *labels => {}
+            (Objective::MaskedWords, Target::Words(words)) => {
+                let ascending = words.is_sorted_by(|(a, _), (b, _)| a < b);
+                let in_range =
+                    words.iter().all(|(at, id)| (*at as usize) < tokens && (*id as usize) < config.vocab_size);
+                if !ascending || !in_range {
+                    return error("hidden words at places or with ids that do not exist, or not in order".into());
+                }
+            }
+            (objective, target) => return error(format!("target {target:?} does not fit {objective:?}")),
+        }
+    }
+    Ok(())
+}
+
+/// Divides examples of the given lengths into micro-batches of about equal numbers of tokens, not much above
+/// `max_tokens`, as many as a multiple of `lanes` where there are enough examples.
+///
+/// The rule knows nothing of threads, so that the sums over micro-batches do not depend on them. The longest examples
+/// are dealt out first, each to the micro-batch with the fewest tokens.
+pub(super) fn micro_batches(lengths: &[usize], max_tokens: usize, lanes: usize) -> Vec<Vec<usize>> {
+    let tokens: usize = lengths.iter().sum();
+    let count = tokens.div_ceil(max_tokens.max(1)).next_multiple_of(lanes).min(lengths.len());
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|i| std::cmp::Reverse(lengths[*i]));
+    let mut batches = vec![(0, Vec::new()); count];
+    for i in order {
+        if let Some((tokens, batch)) = batches.iter_mut().min_by_key(|(tokens, _)| *tokens) {
+            *tokens += lengths[i];
+            batch.push(i);
+        }
+    }
+    batches.into_iter().map(|(_, batch)| batch).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn micro_batches_hold_every_example_once_and_are_about_equal() {
+        let lengths: Vec<usize> = (0..100).map(|i| 10 + i * 37 % 90).collect();
+        let batches = micro_batches(&lengths, 512, 4);
+        assert_eq!(batches.len(), 12);
+        let mut all: Vec<usize> = batches.concat();
+        all.sort_unstable();
+        assert!(all.into_iter().eq(0..100));
+        let tokens = batches.iter().map(|batch| batch.iter().map(|i| lengths[*i]).sum::<usize>());
+        let (min, max) = (tokens.clone().min().unwrap(), tokens.max().unwrap());
+        assert!(max < 512 && max - min < 40, "{min} to {max} tokens");
+    }
+
+    #[test]
+    fn fewer_examples_than_lanes_are_one_micro_batch_each() {
+        assert_eq!(micro_batches(&[5, 9], 512, 4), [[1], [0]]);
+        assert!(micro_batches(&[], 512, 4).is_empty());
+    }
+}

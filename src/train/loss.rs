@@ -1,0 +1,145 @@
+//! Losses as PyTorch defines them, with their gradients by the logits.
+
+use super::example::{Example, Target};
+use crate::ops::{Kernels, softmax_rows};
+
+/// What is learned.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Objective {
+    /// One of the labels: cross-entropy.
+    Classification {
+        /// How many labels there are.
+        labels: usize,
+        /// The weight of each label's examples; none for 1.
+        class_weights: Option<Vec<f32>>,
+        /// The share of the target's probability that is spread over all labels, in [0, 1).
+        label_smoothing: f32,
+    },
+    /// A number: mean squared error.
+    Regression,
+    /// Any number of the labels: binary cross-entropy of each, with a sigmoid.
+    MultiLabel {
+        /// How many labels there are.
+        labels: usize,
+    },
+    /// The words that were hidden: cross-entropy over the vocabulary.
+    MaskedWords,
+}
+
+impl Objective {
+    /// How much an example counts in the mean over a batch, in units of the loss's denominator.
+    pub(super) fn weight(&self, example: &Example) -> f64 {
+        match (self, &example.target) {
+            (Self::Classification { class_weights: Some(weights), .. }, Target::Label(label)) => {
+                f64::from(weights[*label])
+            }
+            (Self::MultiLabel { labels }, _) => *labels as f64,
+            (Self::MaskedWords, _) => example.words().len() as f64,
+            _ => 1.0,
+        }
+    }
+
+    /// Computes the sum of the examples' losses divided by `denominator`, and turns the logits `[rows, columns]` into
+    /// their gradients of it. A row is an example, or with [`Objective::MaskedWords`] a hidden word.
+    ///
+    /// **Source**: PyTorch's `CrossEntropyLoss`, `MSELoss` and `BCEWithLogitsLoss` with `reduction="mean"`, if
+    /// `denominator` is the sum of all [`Objective::weight`].
+    pub(super) fn loss(
+        &self,
+        logits: &mut [f32],
+        columns: usize,
+        examples: &[&Example],
+        denominator: f64,
+        kernels: Kernels,
+    ) -> f64 {
+        let scale = 1.0 / denominator;
+        match self {
+            Self::Classification { labels, class_weights, label_smoothing } => {
+                let weight = |label: usize| class_weights.as_ref().map_or(1.0, |weights| weights[label]);
+                let spread = label_smoothing / *labels as f32;
+                let targets = examples.iter().filter_map(|example| match example.target {
+                    Target::Label(label) => Some(label),
+                    _ => None,
+                });
+                let aims = targets.map(|label| {
+                    let aim = |c: usize| {
+                        weight(c) * spread + if c == label { weight(c) * (1.0 - label_smoothing) } else { 0.0 }
+                    };
+                    (0..columns).map(aim).collect::<Vec<f32>>()
+                });
+                soft_cross_entropy(logits, columns, aims, scale, kernels)
+            }
+            Self::MaskedWords => {
+                let words = examples.iter().flat_map(|example| example.words()).map(|(_, id)| *id as usize);
+                cross_entropy(logits, columns, words, scale, kernels)
+            }
+            Self::Regression => {
+                let mut sum = 0.0;
+                for (x, example) in logits.iter_mut().zip(examples) {
+                    if let Target::Value(y) = example.target {
+                        let error = f64::from(*x) - f64::from(y);
+                        sum += error * error;
+                        *x = (2.0 * error * scale) as f32;
+                    }
+                }
+                sum * scale
+            }
+            Self::MultiLabel { .. } => {
+                let mut sum = 0.0;
+                for (row, example) in logits.chunks_exact_mut(columns).zip(examples) {
+                    let Target::Labels(labels) = &example.target else { continue };
+                    for (x, y) in row.iter_mut().zip(labels) {
+                        let (z, y) = (f64::from(*x), f64::from(*y));
+                        // max(z, 0) - z y + ln(1 + e^-|z|), which does not overflow
+                        sum += z.max(0.0) - z * y + (-z.abs()).exp().ln_1p();
+                        *x = ((1.0 / (1.0 + (-z).exp()) - y) * scale) as f32;
+                    }
+                }
+                sum * scale
+            }
+        }
+    }
+}
+
+/// Cross-entropy of each row with one class.
+fn cross_entropy(
+    logits: &mut [f32],
+    columns: usize,
+    classes: impl Iterator<Item = usize> + Clone,
+    scale: f64,
+    kernels: Kernels,
+) -> f64 {
+    let aimed: Vec<f32> = logits.chunks_exact(columns).zip(classes.clone()).map(|(row, class)| row[class]).collect();
+    let log_sums = softmax_rows(logits, columns, kernels);
+    let mut sum = 0.0;
+    for (((row, class), aimed), log_sum) in logits.chunks_exact_mut(columns).zip(classes).zip(aimed).zip(log_sums) {
+        sum += f64::from(log_sum) - f64::from(aimed);
+        row[class] -= 1.0;
+        for x in row {
+            *x *= scale as f32;
+        }
+    }
+    sum * scale
+}
+
+/// Cross-entropy of each row with weights of all classes, which need not add up to 1.
+fn soft_cross_entropy(
+    logits: &mut [f32],
+    columns: usize,
+    aims: impl Iterator<Item = Vec<f32>>,
+    scale: f64,
+    kernels: Kernels,
+) -> f64 {
+    let before = logits.to_vec();
+    let log_sums = softmax_rows(logits, columns, kernels);
+    let rows = logits.chunks_exact_mut(columns).zip(before.chunks_exact(columns)).zip(aims).zip(log_sums);
+    let mut sum = 0.0;
+    for (((row, logits), aims), log_sum) in rows {
+        let total: f32 = aims.iter().sum();
+        for ((p, logit), aim) in row.iter_mut().zip(logits).zip(&aims) {
+            sum += f64::from(*aim) * (f64::from(log_sum) - f64::from(*logit));
+            *p = (f64::from(total * *p - *aim) * scale) as f32;
+        }
+    }
+    sum * scale
+}

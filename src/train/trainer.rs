@@ -1,0 +1,232 @@
+//! The step of training.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+use super::TrainError;
+use super::example::{Example, micro_batches, validate};
+use super::gradients::Gradients;
+use super::loss::Objective;
+use super::network::Network;
+use super::optimizer::{Moments, Update};
+use super::options::{Options, check};
+use super::weights::{Initial, Lane, Weights, update};
+use crate::model::{Architecture, Checkpoint, ModelConfig};
+use crate::ops::{Kernels, Noise, Rates, Tape};
+
+/// What happened in a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Step {
+    /// Its number, from 0.
+    pub step: u64,
+    /// The mean loss of the batch, before the update and with dropout.
+    pub loss: f64,
+    /// The norm of the gradient before it was clipped.
+    pub grad_norm: f64,
+    /// The learning rate of the update.
+    pub learning_rate: f64,
+    /// Tokens in the batch.
+    pub tokens: usize,
+}
+
+/// A network that learns, with its optimizer.
+#[derive(Debug)]
+pub struct Trainer {
+    pub(super) config: ModelConfig,
+    pub(super) objective: Objective,
+    pub(super) options: Options,
+    pub(super) kernels: Kernels,
+    pub(super) weights: Weights,
+    pub(super) gradients: Gradients,
+    pub(super) moments: Vec<Moments>,
+    pub(super) steps: u64,
+}
+
+impl Trainer {
+    /// Starts from a Hugging Face folder: its encoder, and its head if it has the right shape.
+    ///
+    /// # Errors
+    /// A folder without a usable encoder; options that make no sense.
+    pub fn from_checkpoint(
+        folder: &Path,
+        objective: Objective,
+        options: Options,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        Self::from_checkpoint_with(folder, objective, options, device, Kernels::for_training(device))
+    }
+
+    /// The same with the given kernels.
+    ///
+    /// # Errors
+    /// As [`Trainer::from_checkpoint`].
+    pub fn from_checkpoint_with(
+        folder: &Path,
+        objective: Objective,
+        options: Options,
+        device: &Device,
+        kernels: Kernels,
+    ) -> Result<Self, TrainError> {
+        let config = ModelConfig::load(&folder.join("config.json"))?;
+        let checkpoint = Checkpoint::open(folder, config.architecture)?;
+        Self::new(config, Some(checkpoint), objective, options, device, kernels)
+    }
+
+    /// Starts from random weights.
+    ///
+    /// # Errors
+    /// Options that make no sense.
+    pub fn from_config(
+        config: ModelConfig,
+        objective: Objective,
+        options: Options,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        Self::new(config, None, objective, options, device, Kernels::for_training(device))
+    }
+
+    fn new(
+        config: ModelConfig,
+        checkpoint: Option<Checkpoint>,
+        objective: Objective,
+        mut options: Options,
+        device: &Device,
+        kernels: Kernels,
+    ) -> Result<Self, TrainError> {
+        check(&options, &objective)?;
+        options.dropout.get_or_insert(match config.architecture {
+            Architecture::DistilBert => Rates::DISTILBERT,
+            Architecture::Bert => Rates::BERT,
+        });
+        let tied = objective == Objective::MaskedWords;
+        let initial = Initial { checkpoint, device, seed: options.seed, tied, weights: Mutex::default() };
+        Network::load(&initial, &config, &objective, Kernels::Reference(DType::F32))?;
+        let weights = initial.weights.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let sizes = weights.sizes();
+        let moments = sizes.iter().map(|size| Moments { mean: vec![0.0; *size], square: vec![0.0; *size] }).collect();
+        let gradients = Gradients::new(options.lanes, &sizes);
+        Ok(Self { config, objective, options, kernels, weights, gradients, moments, steps: 0 })
+    }
+
+    /// The network's sizes.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Steps taken so far, which is the number of the next.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Learns from a batch, as one update whatever its size: more of it takes more time, not more memory.
+    ///
+    /// Runs on the rayon pool it is called in.
+    ///
+    /// # Errors
+    /// An example that does not fit, a batch without targets, a loss or gradient that is no number, a failure of the
+    /// device. The weights are then as before.
+    pub fn step(&mut self, batch: &[Example]) -> Result<Step, TrainError> {
+        let loss = match self.compute_gradients(batch) {
+            Ok(loss) => loss,
+            Err(e) => {
+                self.gradients.clear();
+                return Err(e);
+            }
+        };
+        let grad_norm = self.gradients.reduce();
+        if !(loss.is_finite() && grad_norm.is_finite()) {
+            return Err(TrainError::Diverged { step: self.steps, loss, grad_norm });
+        }
+        let learning_rate = self.options.schedule.rate(self.steps);
+        // torch.nn.utils.clip_grad_norm_ adds the same 1e-6.
+        let clip = self.options.max_grad_norm.map_or(1.0, |max| (max / (grad_norm + 1e-6)).min(1.0));
+        let change = Update::new(self.options.adamw, self.steps + 1, learning_rate, clip);
+        for (index, (weight, moments)) in self.weights.all.iter().zip(&mut self.moments).enumerate() {
+            let gradient = self.gradients.sum(index);
+            update(&weight.variable, |values| change.apply(values, gradient, moments, weight.decay))?;
+        }
+        let step = self.steps;
+        self.steps += 1;
+        let tokens = batch.iter().map(|example| example.input_ids.len()).sum();
+        Ok(Step { step, loss, grad_norm, learning_rate, tokens })
+    }
+
+    /// Computes the loss of a batch and each weight's gradient, and updates nothing: `(loss, [(name, gradient)])`.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn gradients(&mut self, batch: &[Example]) -> Result<(f64, Vec<(String, Tensor)>), TrainError> {
+        let loss = self.compute_gradients(batch)?;
+        self.gradients.reduce();
+        let named = self.weights.all.iter().enumerate().map(|(index, weight)| {
+            let gradient = Tensor::from_slice(self.gradients.sum(index), weight.variable.shape(), &Device::Cpu)?;
+            Ok((self.full_name(&weight.name), gradient))
+        });
+        Ok((loss, named.collect::<candle_core::Result<_>>()?))
+    }
+
+    /// Leaves the gradients in the lanes and returns the loss.
+    fn compute_gradients(&mut self, batch: &[Example]) -> Result<f64, TrainError> {
+        validate(batch, &self.objective, &self.config)?;
+        let denominator: f64 = batch.iter().map(|example| self.objective.weight(example)).sum();
+        if denominator <= 0.0 {
+            return Err(TrainError::NothingToLearn { examples: batch.len() });
+        }
+        if let Kernels::Training(kernels) = self.kernels {
+            self.weights.pack(kernels.isa())?;
+        }
+        let lengths: Vec<usize> = batch.iter().map(|example| example.input_ids.len()).collect();
+        let micro_batches = micro_batches(&lengths, self.options.micro_batch_tokens, self.options.lanes);
+        let work = self.gradients.lanes.par_iter().enumerate().map(|(lane, gradients)| {
+            let source = Lane { weights: &self.weights, gradients };
+            let network = Network::load(&source, &self.config, &self.objective, self.kernels)?;
+            let mine = micro_batches.iter().skip(lane).step_by(self.options.lanes);
+            mine.map(|indices| self.learn(&network, &source, batch, indices, denominator)).collect()
+        });
+        let losses: Vec<Vec<f64>> = work.collect::<Result<_, TrainError>>()?;
+        Ok(losses.iter().flatten().sum())
+    }
+
+    /// Takes a micro-batch forwards and backwards; returns its part of the loss.
+    fn learn(
+        &self,
+        network: &Network,
+        lane: &Lane,
+        batch: &[Example],
+        indices: &[usize],
+        denominator: f64,
+    ) -> Result<f64, TrainError> {
+        let examples: Vec<&Example> = indices.iter().map(|i| &batch[*i]).collect();
+        if examples.iter().all(|example| self.objective.weight(example) <= 0.0) {
+            return Ok(0.0);
+        }
+        let rates = self.options.dropout.unwrap_or(Rates::NONE);
+        let noise = Noise::new(self.options.seed, self.steps, rates, indices.iter().map(|i| *i as u64).collect());
+        let (logits, tape) = Tape::record(|| network.forward(&examples, Some(&noise)))?;
+        let columns = logits.dim(1)?;
+        let mut gradient = logits.flatten_all()?.to_vec1::<f32>()?;
+        let loss = self.objective.loss(&mut gradient, columns, &examples, denominator, self.kernels);
+        match self.kernels {
+            Kernels::Training(_) => drop(tape.backward([(logits.id(), gradient)])?),
+            Kernels::Fast(_) | Kernels::Reference(_) => self.backward_on_candle(lane, &logits, gradient)?,
+        }
+        Ok(loss)
+    }
+
+    /// Goes back on candle's tape, from a scalar whose gradient by the logits is the given one.
+    fn backward_on_candle(&self, lane: &Lane, logits: &Tensor, gradient: Vec<f32>) -> candle_core::Result<()> {
+        let gradient = Tensor::from_vec(gradient, logits.shape(), logits.device())?;
+        let gradients = (logits * gradient)?.sum_all()?.backward()?;
+        for (weight, sum) in self.weights.all.iter().zip(lane.gradients) {
+            if let Some(gradient) = gradients.get(&weight.variable) {
+                sum.add(&gradient.flatten_all()?.to_vec1::<f32>()?);
+            }
+        }
+        Ok(())
+    }
+}
