@@ -35,7 +35,7 @@ use training::Learned;
 pub enum Kernels {
     /// Fused kernels on the calling CPU thread, without gradients.
     Fast(FastKernels),
-    /// Fused kernels on the calling CPU thread, with gradients: see [`training`].
+    /// Fused kernels on the calling CPU thread, with gradients.
     Training(FastKernels),
     /// candle's operators.
     Reference,
