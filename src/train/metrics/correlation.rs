@@ -5,6 +5,8 @@ use super::{MetricError, check_finite, check_length};
 /// Gold and predicted values, centred for Pearson and grouped into ties for Spearman.
 #[derive(Debug, Clone)]
 pub struct Correlation {
+    /// The rows by rising gold value: their memory is then read in order for one of the two.
+    order: Vec<u32>,
     gold: Vec<f64>,
     predicted: Vec<f64>,
     gold_ties: Ties,
@@ -23,48 +25,61 @@ impl Correlation {
     ///
     /// # Errors
     /// No rows; columns of different lengths; a value that is not finite.
+    ///
+    /// # Panics
+    /// For 2^31 rows or more.
     pub fn new(gold: &[f64], predicted: &[f64]) -> Result<Self, MetricError> {
         check(gold, predicted)?;
+        let order = order(gold);
+        let ordered = |values: &[f64]| -> Vec<f64> { order.iter().map(|row| values[*row as usize]).collect() };
+        let (gold, predicted) = (ordered(gold), ordered(predicted));
         Ok(Self {
-            gold: centred(gold),
-            predicted: centred(predicted),
-            gold_ties: Ties::new(gold),
-            predicted_ties: Ties::new(predicted),
+            gold: centred(&gold),
+            predicted: centred(&predicted),
+            gold_ties: Ties::new(&gold),
+            predicted_ties: Ties::new(&predicted),
+            order,
         })
     }
 
-    /// Pearson's correlation, -1 to 1; none for fewer than two rows, or where either values are all the same.
+    /// Pearson's and Spearman's correlation under counts, as [`pearson`] and [`spearman`] give them.
     #[must_use]
-    pub fn pearson(&self, counts: &[u32]) -> Option<f64> {
-        if self.gold_ties.all_same(counts) || self.predicted_ties.all_same(counts) {
-            return None;
+    pub fn measure(&self, counts: &[u32]) -> (Option<f64>, Option<f64>) {
+        let counts: Vec<u32> = self.order.iter().map(|row| counts[*row as usize]).collect();
+        if self.gold_ties.all_same(&counts) || self.predicted_ties.all_same(&counts) {
+            return (None, None);
         }
-        correlation(&self.gold, &self.predicted, counts)
+        (correlation(&self.gold, &self.predicted, &counts), self.rank_correlation(&counts))
     }
 
-    /// Spearman's rank correlation, -1 to 1, equal values sharing the mean of their ranks; none where Pearson's is none.
-    #[must_use]
-    pub fn spearman(&self, counts: &[u32]) -> Option<f64> {
-        if self.gold_ties.all_same(counts) || self.predicted_ties.all_same(counts) {
-            return None;
-        }
-        correlation(&self.gold_ties.centred_ranks(counts), &self.predicted_ties.centred_ranks(counts), counts)
+    fn rank_correlation(&self, counts: &[u32]) -> Option<f64> {
+        let (gold, predicted) = (self.gold_ties.ranks(counts), self.predicted_ties.ranks(counts));
+        let places = self.gold_ties.place.iter().zip(&self.predicted_ties.place).zip(counts);
+        let products = places.map(|((x, y), count)| {
+            f64::from(*count) * f64::from(gold.doubled[*x as usize]) * f64::from(predicted.doubled[*y as usize])
+        });
+        let product = gold.squares * predicted.squares;
+        (product > 0.0).then(|| (products.sum::<f64>() / product.sqrt()).clamp(-1.0, 1.0))
     }
+}
+
+/// The ranks of distinct values, and the sum of the squares of all ranks, both of twice the rank less the mean rank:
+/// that is a whole number, also where values share the mean of their ranks.
+struct Ranks {
+    doubled: Vec<i32>,
+    squares: f64,
 }
 
 impl Ties {
     fn new(values: &[f64]) -> Self {
-        let mut order: Vec<usize> = (0..values.len()).collect();
-        // Adding 0 turns -0 into 0, which is the same value.
-        let value = |row: usize| values[row] + 0.0;
-        order.sort_by(|a, b| value(*a).total_cmp(&value(*b)));
+        let order = order(values);
         let mut place = vec![0; values.len()];
         let mut distinct = 0;
         for (i, &row) in order.iter().enumerate() {
-            if i > 0 && value(order[i - 1]) < value(row) {
+            if i > 0 && values[order[i - 1] as usize] < values[row as usize] {
                 distinct += 1;
             }
-            place[row] = distinct;
+            place[row as usize] = distinct;
         }
         Self { place, distinct: distinct as usize + 1 }
     }
@@ -76,25 +91,32 @@ impl Ties {
         counted.all(|place| Some(place) == first)
     }
 
-    /// The rank of each row under counts, less the mean of all ranks.
-    fn centred_ranks(&self, counts: &[u32]) -> Vec<f64> {
-        let mut tied = vec![0_u64; self.distinct];
+    fn ranks(&self, counts: &[u32]) -> Ranks {
+        let mut tied = vec![0_i32; self.distinct];
         for (place, count) in self.place.iter().zip(counts) {
-            tied[*place as usize] += u64::from(*count);
+            tied[*place as usize] += count.cast_signed();
         }
-        let total: u64 = tied.iter().sum();
-        let mean = f64::midpoint(1.0, total as f64);
-        let mut before = 0;
-        let ranks: Vec<f64> = tied
-            .iter()
-            .map(|&tied| {
-                let rank = before as f64 + f64::midpoint(1.0, tied as f64);
-                before += tied;
-                rank - mean
-            })
-            .collect();
-        self.place.iter().map(|place| ranks[*place as usize]).collect()
+        // Twice the mean rank is the number of rows and one more.
+        let mut before = -tied.iter().sum::<i32>();
+        let mut squares = 0.0;
+        for tied in &mut tied {
+            let n = *tied;
+            *tied += before;
+            before += 2 * n;
+            squares += f64::from(n) * f64::from(*tied).powi(2);
+        }
+        Ranks { doubled: tied, squares }
     }
+}
+
+/// The rows by rising value.
+fn order(values: &[f64]) -> Vec<u32> {
+    assert!(values.len() < 1 << 31, "rows of a correlation are counted in 31 bits");
+    let mut order: Vec<u32> = (0..values.len() as u32).collect();
+    // Adding 0 turns -0 into 0, which is the same value.
+    let value = |row: u32| values[row as usize] + 0.0;
+    order.sort_by(|a, b| value(*a).total_cmp(&value(*b)));
+    order
 }
 
 /// Values less their mean, in units of the largest deviation: no square then overflows or vanishes.
@@ -121,20 +143,20 @@ fn correlation(xs: &[f64], ys: &[f64], counts: &[u32]) -> Option<f64> {
     (product > 0.0).then(|| ((xy - x * y / n) / product.sqrt()).clamp(-1.0, 1.0))
 }
 
-/// Pearson's correlation, as [`Correlation::pearson`], of the rows as they are.
+/// Pearson's correlation, -1 to 1; none for fewer than two rows, or where either values are all the same.
 ///
 /// # Errors
 /// As [`Correlation::new`].
 pub fn pearson(gold: &[f64], predicted: &[f64]) -> Result<Option<f64>, MetricError> {
-    Ok(Correlation::new(gold, predicted)?.pearson(&vec![1; gold.len()]))
+    Ok(Correlation::new(gold, predicted)?.measure(&vec![1; gold.len()]).0)
 }
 
-/// Spearman's rank correlation, as [`Correlation::spearman`], of the rows as they are.
+/// Spearman's rank correlation, -1 to 1, equal values sharing the mean of their ranks; none where Pearson's is none.
 ///
 /// # Errors
 /// As [`Correlation::new`].
 pub fn spearman(gold: &[f64], predicted: &[f64]) -> Result<Option<f64>, MetricError> {
-    Ok(Correlation::new(gold, predicted)?.spearman(&vec![1; gold.len()]))
+    Ok(Correlation::new(gold, predicted)?.measure(&vec![1; gold.len()]).1)
 }
 
 /// Checks gold and predicted values.
@@ -175,8 +197,9 @@ mod tests {
         let counted = Correlation::new(&gold, &predicted).unwrap();
         let (gold, predicted) = (repeat(gold), repeat(predicted));
         let near = |a: Option<f64>, b: Option<f64>| (a.unwrap() - b.unwrap()).abs() < 1e-12;
-        assert!(near(counted.pearson(&counts), pearson(&gold, &predicted).unwrap()));
-        assert!(near(counted.spearman(&counts), spearman(&gold, &predicted).unwrap()));
-        assert_eq!(counted.pearson(&[0, 4, 0, 0]), None);
+        let (linear, ranked) = counted.measure(&counts);
+        assert!(near(linear, pearson(&gold, &predicted).unwrap()));
+        assert!(near(ranked, spearman(&gold, &predicted).unwrap()));
+        assert_eq!(counted.measure(&[0, 4, 0, 0]), (None, None));
     }
 }

@@ -2,24 +2,28 @@
 
 use super::{MetricError, check_length, f1, ratio};
 
-/// Gold and predicted sets of labels: row by row, whether each label is there.
+/// Gold and predicted sets of labels.
 #[derive(Debug, Clone)]
 pub struct LabelSets {
-    labels: usize,
-    gold: Vec<bool>,
-    predicted: Vec<bool>,
+    /// Whether each row's set is right.
+    right: Vec<bool>,
+    /// Label by label, what each row says about it: a column is summed far quicker than rows are looked at.
+    columns: Vec<Vec<u8>>,
 }
+
+const GOLD: u8 = 1;
+const PREDICTED: u8 = 2;
 
 /// True positives, false positives and false negatives of one label.
 #[derive(Debug, Clone, Copy, Default)]
 struct Tally {
-    right: u64,
+    hits: u64,
     false_alarms: u64,
     misses: u64,
 }
 
 impl LabelSets {
-    /// Takes the sets of all rows, `labels` values a row.
+    /// Takes the sets of all rows: row by row, whether each of `labels` labels is there.
     ///
     /// # Errors
     /// No rows, or no labels; columns whose lengths differ or are no multiple of `labels`.
@@ -29,56 +33,62 @@ impl LabelSets {
         }
         check_length("gold labels", gold.len(), gold.len().next_multiple_of(labels))?;
         check_length("predicted labels", predicted.len(), gold.len())?;
-        Ok(Self { labels, gold: gold.to_vec(), predicted: predicted.to_vec() })
+        let codes: Vec<u8> = gold
+            .iter()
+            .zip(predicted)
+            .map(|(&gold, &guess)| u8::from(gold) * GOLD + u8::from(guess) * PREDICTED)
+            .collect();
+        let column = |label| codes.iter().skip(label).step_by(labels).copied().collect();
+        let rows = gold.chunks_exact(labels).zip(predicted.chunks_exact(labels));
+        Ok(Self {
+            right: rows.map(|(gold, guess)| gold == guess).collect(),
+            columns: (0..labels).map(column).collect(),
+        })
     }
 
     /// Rows.
     #[must_use]
     pub fn rows(&self) -> usize {
-        self.gold.len() / self.labels
-    }
-
-    fn rows_of(&self) -> impl Iterator<Item = (&[bool], &[bool])> {
-        self.gold.chunks_exact(self.labels).zip(self.predicted.chunks_exact(self.labels))
+        self.right.len()
     }
 
     /// Share of the rows all of whose labels are right; none without rows.
     #[must_use]
     pub fn subset_accuracy(&self, counts: &[u32]) -> Option<f64> {
         let (mut right, mut all) = (0, 0);
-        for ((gold, predicted), &count) in self.rows_of().zip(counts) {
+        for (&row, &count) in self.right.iter().zip(counts) {
             all += u64::from(count);
-            right += if gold == predicted { u64::from(count) } else { 0 };
+            right += u64::from(count) * u64::from(row);
         }
         ratio(right, all)
     }
 
-    fn tallies(&self, counts: &[u32]) -> Vec<Tally> {
-        let mut all = vec![Tally::default(); self.labels];
-        for ((gold, predicted), &count) in self.rows_of().zip(counts) {
-            let count = u64::from(count);
-            for ((tally, &gold), &predicted) in all.iter_mut().zip(gold).zip(predicted) {
-                tally.right += if gold && predicted { count } else { 0 };
-                tally.false_alarms += if !gold && predicted { count } else { 0 };
-                tally.misses += if gold && !predicted { count } else { 0 };
-            }
+    fn tally(column: &[u8], counts: &[u32]) -> Tally {
+        // A resample has as many rows as there are, which 32 bits hold; sums of 32 bits are made in vectors.
+        let (mut hits, mut gold, mut predicted) = (0_u32, 0_u32, 0_u32);
+        for (&code, &count) in column.iter().zip(counts) {
+            let (is, guess) = (u32::from(code & GOLD), u32::from(code >> 1));
+            gold += count * is;
+            predicted += count * guess;
+            hits += count * (is & guess);
         }
-        all
+        Tally { hits: hits.into(), false_alarms: (predicted - hits).into(), misses: (gold - hits).into() }
     }
 
-    /// F1 of all labels of all rows together; 0 where no label is there or predicted, as scikit-learn has it.
+    /// F1 of all labels of all rows together ("micro"), and the mean F1 of the labels ("macro").
+    ///
+    /// 0 where no row has a label and none is predicted to have it, for macro label by label, as scikit-learn has it.
     #[must_use]
-    pub fn f1_micro(&self, counts: &[u32]) -> f64 {
-        let tallies = self.tallies(counts);
-        let sum = |part: fn(&Tally) -> u64| tallies.iter().map(part).sum();
-        f1(sum(|tally| tally.right), sum(|tally| tally.false_alarms), sum(|tally| tally.misses))
-    }
-
-    /// Mean F1 of all labels; a label that no row has and none is predicted to have counts 0, as scikit-learn has it.
-    #[must_use]
-    pub fn f1_macro(&self, counts: &[u32]) -> f64 {
-        let tallies = self.tallies(counts);
-        tallies.iter().map(|tally| f1(tally.right, tally.false_alarms, tally.misses)).sum::<f64>() / self.labels as f64
+    pub fn f1(&self, counts: &[u32]) -> (f64, f64) {
+        let (mut all, mut sum) = (Tally::default(), 0.0);
+        for column in &self.columns {
+            let Tally { hits, false_alarms, misses } = Self::tally(column, counts);
+            sum += f1(hits, false_alarms, misses);
+            all.hits += hits;
+            all.false_alarms += false_alarms;
+            all.misses += misses;
+        }
+        (f1(all.hits, all.false_alarms, all.misses), sum / self.columns.len() as f64)
     }
 }
 
@@ -92,8 +102,8 @@ mod tests {
         assert_eq!(sets.subset_accuracy(&[1, 1]), Some(0.5));
         assert_eq!(sets.subset_accuracy(&[3, 1]), Some(0.75));
         assert_eq!(sets.subset_accuracy(&[0, 0]), None);
-        assert!((sets.f1_micro(&[1, 1]) - 0.8).abs() < 1e-12);
-        assert!((sets.f1_macro(&[1, 1]) - 0.5).abs() < 1e-12);
+        let (micro, macro_mean) = sets.f1(&[1, 1]);
+        assert!((micro - 0.8).abs() < 1e-12 && (macro_mean - 0.5).abs() < 1e-12);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub use label_sets::LabelSets;
 pub use metric::{Better, Metric, Metrics};
 pub use probability::{Bin, Reliability, RowMeans, brier, log_loss};
 pub use ranking::{Ranking, average_precision, roc_auc};
-pub use sample::{Classes, DEFAULT_BINS, Sample, Sets, Values};
+pub use sample::{Classes, DEFAULT_BINS, Sample, Sets, Values, measured};
 
 use thiserror::Error;
 

@@ -5,12 +5,13 @@ use super::{MetricError, check_finite, check_length};
 /// Rows in the order of their scores, the highest first.
 #[derive(Debug, Clone)]
 pub struct Ranking {
-    /// The rows, the highest score first, each with whether it is positive (bit 0) and ends its ties (bit 1).
-    rows: Vec<(u32, u8)>,
+    /// The rows, the highest score first: the place shifted by two, whether it is positive, whether it ends its ties.
+    rows: Vec<u32>,
 }
 
-const POSITIVE: u8 = 1;
-const LAST_OF_TIES: u8 = 2;
+const POSITIVE: u32 = 1;
+const LAST_OF_TIES: u32 = 2;
+const FLAGS: u32 = 2;
 
 impl Ranking {
     /// Sorts rows by score.
@@ -19,85 +20,69 @@ impl Ranking {
     /// No rows; columns of different lengths; a score that is not finite.
     ///
     /// # Panics
-    /// For 2^32 rows or more.
+    /// For 2^30 rows or more.
     pub fn new(positive: &[bool], scores: &[f64]) -> Result<Self, MetricError> {
         if positive.is_empty() {
             return Err(MetricError::Empty);
         }
         check_length("scores", scores.len(), positive.len())?;
         check_finite("the score", scores, 1)?;
-        let mut order: Vec<u32> = (0..u32::try_from(scores.len()).expect("rows are counted in 32 bits")).collect();
+        assert!(scores.len() >> (u32::BITS - FLAGS) == 0, "rows of a ranking are counted in 30 bits");
+        let mut order: Vec<u32> = (0..scores.len() as u32).collect();
         // Adding 0 turns -0 into 0, which is the same score.
         let score = |row: u32| scores[row as usize] + 0.0;
         order.sort_by(|a, b| score(*b).total_cmp(&score(*a)));
         let rows = order.iter().enumerate().map(|(place, &row)| {
             let last = order.get(place + 1).is_none_or(|&next| score(next) < score(row));
             let flags = if positive[row as usize] { POSITIVE } else { 0 } | if last { LAST_OF_TIES } else { 0 };
-            (row, flags)
+            (row << FLAGS) | flags
         });
         Ok(Self { rows: rows.collect() })
     }
 
-    /// Calls `each` for every distinct score, the highest first, with the positive and the negative rows that have it.
-    #[inline]
-    fn for_each_score(&self, counts: &[u32], mut each: impl FnMut(u64, u64)) {
-        let (mut positive, mut all) = (0_u64, 0_u64);
-        for &(row, flags) in &self.rows {
-            let count = u64::from(counts[row as usize]);
-            all += count;
-            positive += count * u64::from(flags & POSITIVE);
-            if flags & LAST_OF_TIES != 0 {
-                each(positive, all - positive);
-                (positive, all) = (0, 0);
+    /// ROC AUC and average precision under counts, as [`roc_auc`] and [`average_precision`] give them.
+    #[must_use]
+    pub fn measure(&self, counts: &[u32]) -> (Option<f64>, Option<f64>) {
+        // Twice the pairs won, so that ties stay whole: at most half the square of the rows.
+        let (mut won, mut precision) = (0_u64, 0.0);
+        let (mut positives, mut all) = (0_u64, 0_u64);
+        let (mut tied_positives, mut tied) = (0_u64, 0_u64);
+        for &row in &self.rows {
+            let count = u64::from(counts[(row >> FLAGS) as usize]);
+            tied += count;
+            tied_positives += count * u64::from(row & POSITIVE);
+            if row & LAST_OF_TIES != 0 {
+                won += (tied - tied_positives) * (2 * positives + tied_positives);
+                positives += tied_positives;
+                all += tied;
+                if tied_positives > 0 {
+                    precision += tied_positives as f64 * (positives as f64 / all as f64);
+                }
+                (tied_positives, tied) = (0, 0);
             }
         }
-    }
-
-    /// Area under the receiver operating characteristic: how often a positive row scores higher than a negative one,
-    /// ties counted half; none where all rows are positive, or none is (scikit-learn gives NaN).
-    #[must_use]
-    pub fn roc_auc(&self, counts: &[u32]) -> Option<f64> {
-        // Twice the number of pairs, so that ties stay whole.
-        let (mut won, mut positives, mut negatives) = (0_u128, 0_u64, 0_u64);
-        self.for_each_score(counts, |positive, negative| {
-            won += u128::from(negative) * u128::from(2 * positives + positive);
-            positives += positive;
-            negatives += negative;
-        });
-        let pairs = u128::from(positives) * u128::from(negatives);
-        (pairs > 0).then(|| won as f64 / (2 * pairs) as f64)
-    }
-
-    /// Average precision, each precision weighted by the recall gained there, without interpolation; 0 where no row is
-    /// positive, as scikit-learn has it, and none without rows.
-    #[must_use]
-    pub fn average_precision(&self, counts: &[u32]) -> Option<f64> {
-        let (mut sum, mut positives, mut rows) = (0.0, 0_u64, 0_u64);
-        self.for_each_score(counts, |positive, negative| {
-            positives += positive;
-            rows += positive + negative;
-            if positive > 0 {
-                sum += positive as f64 * (positives as f64 / rows as f64);
-            }
-        });
-        (rows > 0).then(|| if positives == 0 { 0.0 } else { sum / positives as f64 })
+        let pairs = positives * (all - positives);
+        let average = if positives == 0 { 0.0 } else { precision / positives as f64 };
+        ((pairs > 0).then(|| won as f64 / (2 * pairs) as f64), (all > 0).then_some(average))
     }
 }
 
-/// [`Ranking::roc_auc`] of the rows as they are.
+/// Area under the receiver operating characteristic: how often a positive row scores higher than a negative one, ties
+/// counted half; none where all rows are positive, or none is (scikit-learn gives NaN).
 ///
 /// # Errors
 /// As [`Ranking::new`].
 pub fn roc_auc(positive: &[bool], scores: &[f64]) -> Result<Option<f64>, MetricError> {
-    Ok(Ranking::new(positive, scores)?.roc_auc(&vec![1; scores.len()]))
+    Ok(Ranking::new(positive, scores)?.measure(&vec![1; scores.len()]).0)
 }
 
-/// [`Ranking::average_precision`] of the rows as they are.
+/// Average precision, each precision weighted by the recall gained there, without interpolation; 0 where no row is
+/// positive, as scikit-learn has it.
 ///
 /// # Errors
 /// As [`Ranking::new`].
 pub fn average_precision(positive: &[bool], scores: &[f64]) -> Result<Option<f64>, MetricError> {
-    Ok(Ranking::new(positive, scores)?.average_precision(&vec![1; scores.len()]))
+    Ok(Ranking::new(positive, scores)?.measure(&vec![1; scores.len()]).1)
 }
 
 #[cfg(test)]

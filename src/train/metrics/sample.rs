@@ -4,9 +4,53 @@ use super::confusion::{self, Confusion};
 use super::correlation::{self, Correlation};
 use super::probability::{self, Bin, Reliability, RowMeans};
 use super::{LabelSets, Metric, MetricError, Metrics, Ranking, check_length, check_probabilities};
+use crate::model::Problem;
 
 /// Bins of the calibration error and of the reliability diagram where nothing else is asked for.
 pub const DEFAULT_BINS: usize = 10;
+
+const TWO_LABELS: &[Metric] = &[
+    Metric::Accuracy,
+    // F1 alone flatters where most rows are positive: Matthews always stands beside it.
+    Metric::F1,
+    Metric::Matthews,
+    Metric::Precision,
+    Metric::Recall,
+    Metric::F1Macro,
+    Metric::RocAuc,
+    Metric::AveragePrecision,
+    Metric::LogLoss,
+    Metric::Brier,
+    Metric::CalibrationError,
+];
+const MANY_LABELS: &[Metric] = &[
+    Metric::Accuracy,
+    Metric::F1Macro,
+    Metric::Matthews,
+    Metric::F1Micro,
+    Metric::F1Weighted,
+    Metric::LogLoss,
+    Metric::Brier,
+    Metric::CalibrationError,
+];
+const VALUES: &[Metric] = &[Metric::Pearson, Metric::Spearman, Metric::Mse, Metric::Rmse, Metric::Mae];
+const SETS: &[Metric] = &[Metric::F1Micro, Metric::F1Macro, Metric::SubsetAccuracy];
+
+/// The metrics that a [`Sample`] of such a problem measures, in its order; before the labels are known, those that it
+/// may measure.
+#[must_use]
+pub fn measured(problem: Problem, labels: Option<usize>) -> Vec<Metric> {
+    match (problem, labels) {
+        (Problem::Regression, _) => VALUES.to_vec(),
+        (Problem::MultiLabel, _) => SETS.to_vec(),
+        (Problem::SingleLabel, Some(2)) => TWO_LABELS.to_vec(),
+        (Problem::SingleLabel, Some(_)) => MANY_LABELS.to_vec(),
+        (Problem::SingleLabel, None) => {
+            let more = MANY_LABELS.iter().filter(|metric| !TWO_LABELS.contains(metric));
+            TWO_LABELS.iter().chain(more).copied().collect()
+        }
+    }
+}
 
 /// Labelled rows with their predictions.
 #[derive(Debug, Clone)]
@@ -105,35 +149,36 @@ impl Classes {
         self.reliability.bins(&ones(self.gold.len()))
     }
 
-    fn measure(&self, counts: &[u32]) -> Vec<(Metric, Option<f64>)> {
+    fn measure(&self, counts: &[u32]) -> (&'static [Metric], Vec<Option<f64>>) {
         let confusion = Confusion::of_cells(self.labels, &self.cells, counts);
-        let mut metrics = vec![(Metric::Accuracy, confusion.accuracy())];
+        let mut values = vec![confusion.accuracy()];
         if let Some(ranking) = &self.ranking {
-            // F1 alone flatters where most rows are positive: Matthews always stands beside it.
             let positive = (confusion.total() > 0).then(|| confusion.class(1));
-            metrics.extend([
-                (Metric::F1, positive.map(|class| class.f1)),
-                (Metric::Matthews, confusion.matthews()),
-                (Metric::Precision, positive.map(|class| class.precision)),
-                (Metric::Recall, positive.map(|class| class.recall)),
-                (Metric::F1Macro, confusion.f1_macro()),
-                (Metric::RocAuc, ranking.roc_auc(counts)),
-                (Metric::AveragePrecision, ranking.average_precision(counts)),
+            let (roc_auc, average_precision) = ranking.measure(counts);
+            values.extend([
+                positive.map(|class| class.f1),
+                confusion.matthews(),
+                positive.map(|class| class.precision),
+                positive.map(|class| class.recall),
+                confusion.f1_macro(),
+                roc_auc,
+                average_precision,
             ]);
         } else {
-            metrics.extend([
-                (Metric::F1Macro, confusion.f1_macro()),
-                (Metric::Matthews, confusion.matthews()),
-                (Metric::F1Micro, confusion.accuracy()),
-                (Metric::F1Weighted, confusion.f1_weighted()),
+            values.extend([
+                confusion.f1_macro(),
+                confusion.matthews(),
+                // That of all labels together is the accuracy.
+                confusion.accuracy(),
+                confusion.f1_weighted(),
             ]);
         }
-        metrics.extend([
-            (Metric::LogLoss, self.log_loss.mean(counts)),
-            (Metric::Brier, self.brier.mean(counts)),
-            (Metric::CalibrationError, self.reliability.expected_calibration_error(counts)),
+        values.extend([
+            self.log_loss.mean(counts),
+            self.brier.mean(counts),
+            self.reliability.expected_calibration_error(counts),
         ]);
-        metrics
+        (if self.ranking.is_some() { TWO_LABELS } else { MANY_LABELS }, values)
     }
 }
 
@@ -153,15 +198,10 @@ impl Values {
         })
     }
 
-    fn measure(&self, counts: &[u32]) -> Vec<(Metric, Option<f64>)> {
+    fn measure(&self, counts: &[u32]) -> (&'static [Metric], Vec<Option<f64>>) {
+        let (pearson, spearman) = self.correlation.measure(counts);
         let mse = self.squared.mean(counts);
-        vec![
-            (Metric::Pearson, self.correlation.pearson(counts)),
-            (Metric::Spearman, self.correlation.spearman(counts)),
-            (Metric::Mse, mse),
-            (Metric::Rmse, mse.map(f64::sqrt)),
-            (Metric::Mae, self.absolute.mean(counts)),
-        ]
+        (VALUES, vec![pearson, spearman, mse, mse.map(f64::sqrt), self.absolute.mean(counts)])
     }
 }
 
@@ -181,13 +221,10 @@ impl Sets {
         Ok(Self { counted: LabelSets::new(labels, &gold, &predicted)?, labels, gold, predicted })
     }
 
-    fn measure(&self, counts: &[u32]) -> Vec<(Metric, Option<f64>)> {
+    fn measure(&self, counts: &[u32]) -> (&'static [Metric], Vec<Option<f64>>) {
         let accuracy = self.counted.subset_accuracy(counts);
-        vec![
-            (Metric::F1Micro, accuracy.map(|_| self.counted.f1_micro(counts))),
-            (Metric::F1Macro, accuracy.map(|_| self.counted.f1_macro(counts))),
-            (Metric::SubsetAccuracy, accuracy),
-        ]
+        let f1 = accuracy.map(|_| self.counted.f1(counts));
+        (SETS, vec![f1.map(|(micro, _)| micro), f1.map(|(_, macro_mean)| macro_mean), accuracy])
     }
 }
 
@@ -211,12 +248,12 @@ impl Sample {
     /// Measures all metrics with each row taken as often as `counts` says.
     #[must_use]
     pub fn metrics_under(&self, counts: &[u32]) -> Metrics {
-        let metrics = match self {
+        let (metrics, values) = match self {
             Self::Classes(classes) => classes.measure(counts),
             Self::Values(values) => values.measure(counts),
             Self::Sets(sets) => sets.measure(counts),
         };
-        metrics.into_iter().collect()
+        metrics.iter().copied().zip(values).collect()
     }
 
     /// The sample of some rows, by their places from 0.
@@ -257,6 +294,25 @@ fn take<T: Copy>(column: &[T], width: usize, rows: &[usize]) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_many_values_are_measured_as_are_named() {
+        let classes = |labels, probabilities| {
+            Sample::Classes(Classes::new(labels, vec![0, 1], probabilities, None, DEFAULT_BINS).unwrap())
+        };
+        let values = Sample::Values(Values::new(vec![1.0], vec![2.0]).unwrap());
+        let sets = Sample::Sets(Sets::new(1, vec![true], &[0.5]).unwrap());
+        for (problem, labels, sample) in [
+            (Problem::SingleLabel, 2, classes(2, vec![0.5; 4])),
+            (Problem::SingleLabel, 4, classes(4, vec![0.25; 8])),
+            (Problem::Regression, 0, values),
+            (Problem::MultiLabel, 1, sets),
+        ] {
+            let names: Vec<Metric> = sample.metrics().iter().map(|(metric, _)| metric).collect();
+            assert_eq!(names, measured(problem, Some(labels)));
+            assert!(names.iter().all(|name| measured(problem, None).contains(name)));
+        }
+    }
 
     #[test]
     fn two_labels_always_show_accuracy_f1_and_matthews_first() {
