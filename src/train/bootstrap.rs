@@ -66,8 +66,8 @@ impl Bootstrap {
         self.level
     }
 
-    /// Draws a resample: how often each row is taken. The same for a seed, a resample and a number of rows, whatever was
-    /// drawn before.
+    /// Draws a resample: how often each row is taken. The same for a seed, a resample and a number of rows, whatever
+    /// was drawn before.
     ///
     /// # Panics
     /// For 2^32 rows or more.

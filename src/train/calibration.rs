@@ -77,8 +77,8 @@ impl Calibration {
     /// threshold where an objective is given.
     ///
     /// # Errors
-    /// No rows, columns of different lengths, labels beyond `labels`, logits that are not finite; an objective for other
-    /// than two labels, or one that no threshold reaches.
+    /// No rows, columns of different lengths, labels beyond `labels`, logits that are not finite; an objective for
+    /// other than two labels, or one that no threshold reaches; an objective for rows that all have one label.
     pub fn fit(
         labels: usize,
         logits: &[f32],

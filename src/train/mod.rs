@@ -9,6 +9,7 @@
 //! | [`metrics`] | how good predictions are |
 //! | [`bootstrap`] | how sure that is |
 //! | [`slices`] | the same for each part of the rows |
+//! | [`evaluation`] | all of that in one report |
 //! | [`calibration`] | a temperature and a threshold from the validation rows, kept with the checkpoint |
 //! | [`promotion`] | whether a new model may take the place of the old one |
 //!
@@ -16,6 +17,7 @@
 
 pub mod bootstrap;
 pub mod calibration;
+pub mod evaluation;
 pub mod labels;
 pub mod masking;
 pub mod metrics;

@@ -147,8 +147,8 @@ pub fn epoch_batches(seed: u64, epoch: u64, rows: usize, batch_size: usize) -> V
 /// The batches of an epoch, each of rows of similar length: `lengths` has one a row, in tokens.
 ///
 /// Parts of the random order as long as 50 batches are sorted by length and cut into batches; then the batches are
-/// shuffled. Which rows meet in a batch and when still changes with every epoch, and nearly all padding is gone. The one
-/// batch that may be smaller than the others comes last.
+/// shuffled. Which rows meet in a batch and when still changes with every epoch, and nearly all padding is gone. The
+/// one batch that may be smaller than the others comes last.
 ///
 /// # Panics
 /// For a batch size of 0; for 2^32 rows or more.

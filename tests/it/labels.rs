@@ -133,8 +133,13 @@ fn a_wrong_value_is_told_with_its_row_what_is_known_and_the_mend() {
     );
     assert_eq!(
         message(learn(Task::Regression, &[GoldLabel::Float(f64::NAN)])),
-        "row 1: label NaN is not finite; leave the row out or mend its value in the query"
+        "row 1: label NaN is not a finite number; leave the row out or mend its value in the query"
     );
+    assert_eq!(
+        message(learn(Task::Stsb, &[GoldLabel::Float(5.0), GoldLabel::Float(-1.0)])),
+        "row 2: label -1.0 is not from 0 to 5; task stsb has no other values; GLUE's test parts have -1 where others have a label"
+    );
+    assert_eq!(mapped(&texts(&["1"])).split(';').next(), Some("row 1: label \"1\" is unknown"));
     assert_eq!(
         message(learn(Task::Multilabel, &texts(&["a"]))),
         "row 1: label \"a\" is no list of texts; make it one in the query: `make_array(label)`"

@@ -265,7 +265,7 @@ fn intervals_are_those_of_scipy_to_within_their_error() {
 
 #[test]
 fn all_kinds_of_metrics_have_intervals() {
-    let positive = |i: u32| i % 3 == 0;
+    let positive = |i: u32| i.is_multiple_of(3);
     let gold: Vec<u32> = (0..200).map(|i| u32::from(positive(i))).collect();
     let score = |i: u32| (f64::from(i * 37 % 101) / 101.0 + if positive(i) { 0.5 } else { 0.0 }) / 1.5;
     let probabilities = (0..200).flat_map(|i| [1.0 - score(i), score(i)]).collect();

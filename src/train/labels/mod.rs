@@ -67,25 +67,23 @@ pub enum Targets {
 /// The names of the logits, in order, and how the values of a label column map to them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Labels {
-    problem: Problem,
+    task: Task,
     names: Vec<String>,
     places: HashMap<String, u32>,
     /// Whether a whole number is a label's place rather than its name.
     by_place: bool,
-    /// Whether the mapping is a GLUE task's, whose -1 stands for no label.
-    glue: bool,
 }
 
 impl Labels {
-    /// Learns the mapping from the training rows: whole numbers in their order, texts in the order of their bytes. A GLUE
-    /// task brings its own, and a regression needs none.
+    /// Learns the mapping from the training rows: whole numbers in their order, texts in the order of their bytes. A
+    /// GLUE task brings its own, and a regression needs none.
     ///
     /// # Errors
     /// NULL, or a value that does not suit the task, with its row; fewer than two different labels (one for a
     /// multi-label task).
     pub fn learn(task: Task, rows: &[GoldLabel]) -> Result<Self, LabelError> {
         if task.problem() == Problem::Regression {
-            return Ok(Self::regression());
+            return Ok(Self::regression(task));
         }
         if task.is_glue() {
             return Self::given(task, task.labels().iter().map(ToString::to_string).collect());
@@ -116,8 +114,8 @@ impl Labels {
 
     /// Takes the names of the labels in the order of the logits, from a pipeline or from a checkpoint.
     ///
-    /// A text in the label column is a name. So is a whole number where all names are whole numbers; otherwise it is the
-    /// place of a name, from 0.
+    /// A text in the label column is a name. So is a whole number where all names are whole numbers; otherwise it is
+    /// the place of a name, from 0.
     ///
     /// # Errors
     /// Too few names, an empty name, or one that is there twice; names for a regression.
@@ -125,7 +123,7 @@ impl Labels {
         let problem = task.problem();
         let refuse = |names, problem: String| Err(LabelError::Given { names, problem });
         let least = match problem {
-            Problem::Regression if names.is_empty() => return Ok(Self::regression()),
+            Problem::Regression if names.is_empty() => return Ok(Self::regression(task)),
             Problem::Regression => return refuse(names, format!("task {task} learns a value and has no labels")),
             Problem::SingleLabel => 2,
             Problem::MultiLabel => 1,
@@ -144,11 +142,11 @@ impl Labels {
             }
         }
         let by_place = !names.iter().all(|name| name.parse::<i64>().is_ok());
-        Ok(Self { problem, names, places, by_place, glue: task.is_glue() })
+        Ok(Self { task, names, places, by_place })
     }
 
-    fn regression() -> Self {
-        Self { problem: Problem::Regression, names: Vec::new(), places: HashMap::new(), by_place: false, glue: false }
+    fn regression(task: Task) -> Self {
+        Self { task, names: Vec::new(), places: HashMap::new(), by_place: false }
     }
 
     /// The names of the logits, in order; empty for a regression.
@@ -160,14 +158,14 @@ impl Labels {
     /// What the logits mean.
     #[must_use]
     pub fn problem(&self) -> Problem {
-        self.problem
+        self.task.problem()
     }
 
     /// The keys of `config.json` that `transformers` reads: `id2label`, `label2id` and `problem_type`.
     #[must_use]
     pub fn config_keys(&self) -> Map<String, Value> {
         let numbered = || self.names.iter().enumerate();
-        let (problem, ids, names) = match self.problem {
+        let (problem, ids, names) = match self.problem() {
             // `transformers` knows a regression by its one logit, which has a name like any other.
             Problem::Regression => ("regression", json!({ "0": "LABEL_0" }), json!({ "LABEL_0": 0 })),
             problem => (
@@ -191,9 +189,9 @@ impl Labels {
     /// # Errors
     /// NULL, and values that are unknown or do not suit the task: the first few rows, what is known, and the mend.
     pub fn targets(&self, rows: &[GoldLabel]) -> Result<Targets, LabelError> {
-        match self.problem {
+        match self.problem() {
             Problem::SingleLabel => self.each(rows, |value| self.class(value)).map(Targets::Classes),
-            Problem::Regression => self.each(rows, number).map(Targets::Values),
+            Problem::Regression => self.each(rows, |value| self.number(value)).map(Targets::Values),
             Problem::MultiLabel => {
                 let sets = self.each(rows, |value| self.set(value))?;
                 Ok(Targets::Sets(sets.into_iter().flatten().collect()))
@@ -218,14 +216,12 @@ impl Labels {
             return self.integer(number);
         }
         match value {
-            // A column of a delimited file may hold a task's numbers as text.
-            GoldLabel::Text(text)
-                if !self.places.contains_key(text) && text.parse::<i64>().is_ok() && self.by_place =>
-            {
-                self.integer(text.parse().unwrap_or(-1))
-            }
-            GoldLabel::Text(text) => self.name(text),
-            value => Err(unsuitable(value, self.problem)),
+            GoldLabel::Text(text) => match text.parse() {
+                // A column of a delimited file may hold a GLUE task's numbers as text.
+                Ok(number) if self.task.is_glue() => self.integer(number),
+                _ => self.name(text),
+            },
+            value => Err(unsuitable(value, self.problem())),
         }
     }
 
@@ -235,7 +231,7 @@ impl Labels {
         }
         match u32::try_from(number) {
             Ok(place) if (place as usize) < self.names.len() => Ok(place),
-            _ if self.glue && number == -1 => Err((
+            _ if self.task.is_glue() && number == -1 => Err((
                 "stands for no label".into(),
                 "GLUE's test parts have no gold labels: select the train or validation part".into(),
             )),
@@ -257,8 +253,23 @@ impl Labels {
         })
     }
 
+    fn number(&self, value: &GoldLabel) -> Result<f32, Wrong> {
+        let number = match value {
+            GoldLabel::Integer(value) => *value as f64,
+            GoldLabel::Float(value) if (*value as f32).is_finite() => *value,
+            value => return Err(unsuitable(value, self.problem())),
+        };
+        match self.task.range() {
+            Some((low, high)) if number < low || number > high => Err((
+                format!("is not from {low} to {high}"),
+                format!("task {} has no other values; GLUE's test parts have -1 where others have a label", self.task),
+            )),
+            _ => Ok(number as f32),
+        }
+    }
+
     fn set(&self, value: &GoldLabel) -> Result<Vec<bool>, Wrong> {
-        let GoldLabel::Texts(names) = value else { return Err(unsuitable(value, self.problem)) };
+        let GoldLabel::Texts(names) = value else { return Err(unsuitable(value, self.problem())) };
         let mut set = vec![false; self.names.len()];
         for name in names {
             let place = self.name(name).map_err(|(problem, help)| (format!("has {name:?}, which {problem}"), help))?;
@@ -289,20 +300,12 @@ fn whole(value: &GoldLabel) -> Option<i64> {
     }
 }
 
-fn number(value: &GoldLabel) -> Result<f32, Wrong> {
-    match value {
-        GoldLabel::Integer(value) => Ok(*value as f32),
-        GoldLabel::Float(value) if value.is_finite() && (*value as f32).is_finite() => Ok(*value as f32),
-        value => Err(unsuitable(value, Problem::Regression)),
-    }
-}
-
 /// Says why a value is no label of such a problem.
 fn unsuitable(value: &GoldLabel, problem: Problem) -> Wrong {
     let (wrong, help) = match (value, problem) {
         (GoldLabel::Null, _) => ("is no label", "leave such rows out with `WHERE label IS NOT NULL`"),
-        (GoldLabel::Float(value), Problem::Regression) if !value.is_finite() => {
-            ("is not finite", "leave the row out or mend its value in the query")
+        (GoldLabel::Float(_), Problem::Regression) => {
+            ("is not a finite number", "leave the row out or mend its value in the query")
         }
         (_, Problem::Regression) => ("is no number", "cast it in the query: `CAST(label AS DOUBLE)`"),
         (GoldLabel::Float(_), Problem::SingleLabel) => {
