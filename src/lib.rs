@@ -31,3 +31,4 @@ pub mod sink;
 pub mod source;
 mod sql_error;
 pub mod tables;
+pub mod train;

@@ -5,6 +5,9 @@
 mod checkpoints;
 mod config;
 mod interrupt;
+mod labels;
+mod masking;
+mod metrics;
 mod mistakes;
 mod ops;
 mod parity;
