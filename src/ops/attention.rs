@@ -46,6 +46,10 @@ pub fn attention(
             })?;
             Tensor::from_vec(context, (rows, dim), &Device::Cpu)
         }
+        #[cfg(feature = "flash-attn")]
+        Kernels::Reference(_) if super::flash::suits(query, heads) => {
+            super::flash::attention(query, key, value, cu_queries, cu_keys, heads)
+        }
         Kernels::Reference(_) => reference::attention(query, key, value, cu_queries, cu_keys, heads),
     }
 }
