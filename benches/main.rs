@@ -7,6 +7,7 @@ mod ops;
 mod pack;
 mod pipeline;
 mod scorer;
+mod statistics;
 mod tokenize;
 
 use std::path::{Path, PathBuf};
@@ -39,6 +40,6 @@ fn pairs() -> [StringViewArray; 2] {
 criterion_group! {
     name = benches;
     config = criterion::Criterion::default().sample_size(20);
-    targets = tokenize::bench, pack::bench, ops::bench, forward::bench, scorer::bench, pipeline::bench
+    targets = tokenize::bench, pack::bench, ops::bench, forward::bench, scorer::bench, pipeline::bench, statistics::bench
 }
 criterion_main!(benches);

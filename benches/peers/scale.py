@@ -41,7 +41,8 @@ def tiny(source, out):
         tensors[f"{name}.bias"] = numpy.zeros(outputs, numpy.float32)
 
     def norm(name):
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = numpy.ones(DIM, numpy.float32), numpy.zeros(DIM, numpy.float32)
+        tensors[f"{name}.weight"] = numpy.ones(DIM, numpy.float32)
+        tensors[f"{name}.bias"] = numpy.zeros(DIM, numpy.float32)
 
     dense("distilbert.embeddings.word_embeddings", config["vocab_size"], DIM)
     dense("distilbert.embeddings.position_embeddings", POSITIONS, DIM)
@@ -67,7 +68,8 @@ def enlarge(pairs, rows, words, out):
     table = pyarrow.parquet.read_table(pairs).to_pydict()
     cut = [[" ".join(s.split()[:words]) if words else s for s in table[f"sentence{i}"]] for i in (1, 2)]
     base = len(cut[0])
-    with pyarrow.parquet.ParquetWriter(out, pyarrow.schema({"id": pyarrow.int64(), "sentence1": pyarrow.string(), "sentence2": pyarrow.string()})) as writer:
+    schema = pyarrow.schema({"id": pyarrow.int64(), "sentence1": pyarrow.string(), "sentence2": pyarrow.string()})
+    with pyarrow.parquet.ParquetWriter(out, schema) as writer:
         for start in range(0, rows, base):
             count, number = min(base, rows - start), start // base
             batch = {"id": list(range(start, start + count))}

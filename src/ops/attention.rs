@@ -34,6 +34,10 @@ pub fn attention(
         Kernels::Training(kernels) => {
             training::attention([query, key, value], cu_queries, cu_keys, heads, None, kernels)
         }
+        #[cfg(feature = "flash-attn")]
+        Kernels::Reference(_) if super::flash::suits(query, heads) => {
+            super::flash::attention(query, key, value, cu_queries, cu_keys, heads)
+        }
         Kernels::Reference(_) => reference::attention(query, key, value, cu_queries, cu_keys, heads, None),
     }
 }

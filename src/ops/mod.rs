@@ -10,6 +10,8 @@
 mod attention;
 mod embeddings;
 mod fast;
+#[cfg(feature = "flash-attn")]
+mod flash;
 mod linear;
 mod reference;
 mod training;

@@ -321,7 +321,7 @@ fn integers_of_16_bits_change_the_bundled_pairs_little() {
 fn integers_of_16_bits_change_mrpc_little() {
     let test = "integers_of_16_bits_change_mrpc_little";
     if let Some(corpus) = shared(test, "data/mrpc/msr_paraphrase_train.txt") {
-        assert_int16_is_near(&quickstart_model(), &mrpc(&corpus)[..1000], 1);
+        assert_int16_is_near(&quickstart_model(), &mrpc(&corpus), 4);
     }
 }
 

@@ -164,6 +164,19 @@ pub(in crate::ops) struct Rows<'a> {
     pub(in crate::ops) count: usize,
 }
 
+impl<'a> Rows<'a> {
+    /// Rows of `k` values without a gap.
+    pub(super) fn new(values: &'a [f32], k: usize) -> Self {
+        Self { values, stride: k, count: values.len() / k }
+    }
+
+    /// The first `k` values of each row.
+    #[inline(always)]
+    pub(super) fn iter(self, k: usize) -> impl Iterator<Item = &'a [f32]> {
+        self.values.chunks(self.stride).take(self.count).map(move |row| &row[..k])
+    }
+}
+
 /// Multiplies rows by panels: `x [rows, k] · panels [k, n] → out [rows, n]`, rows of `out` `stride` apart, in
 /// register tiles of `R` rows and `C` vectors.
 #[inline(always)]

@@ -151,6 +151,7 @@ impl<D: Dot, const R: usize, const P: usize, const WINOGRAD: bool> Multiply<'_, 
 
 #[cfg(test)]
 mod tests {
+    use super::super::gemm::Rows;
     use super::*;
 
     fn kernels() -> Vec<Int16Kernel> {
@@ -180,8 +181,8 @@ mod tests {
         let layer = Int16Layer::quantize(weight, n);
         let mut rows = Int16Rows::default();
         // Leaves something behind in the buffers.
-        rows.quantize(&random(50 * 70, 9), 70, 32_000);
-        rows.quantize(x, k, layer.largest);
+        rows.quantize(Rows::new(&random(50 * 70, 9), 70), 70, 32_000);
+        rows.quantize(Rows::new(x, k), k, layer.largest);
         let (mut largest, mut product) = (0, Vec::new());
         for r in 0..m {
             for j in 0..n {
@@ -281,7 +282,7 @@ mod tests {
             x[3] = bad;
             let layer = Int16Layer::quantize(&weight, 16);
             let mut rows = Int16Rows::default();
-            rows.quantize(&x, 40, layer.largest);
+            rows.quantize(Rows::new(&x, 40), 40, layer.largest);
             let mut out = [0.0; 32];
             multiply(Int16Kernel::Portable, &rows, &layer, Finish::None, &mut out, 16);
             assert!(out[..16].iter().all(|y| y.is_nan()) && out[16..].iter().all(|y| y.is_finite()));

@@ -9,10 +9,21 @@ use super::int16;
 use super::quantize::{Int16Layer, Int16Rows};
 use super::{Isa, Operator, Scratch};
 
-/// Rows whose products and epilogue are finished before the next block begins; a multiple of every tile height.
-/// Measured with layers of 384 x 1536 and a second-level cache of 1 MB: 48 to 144 rows are up to 6 % slower in 16-bit
-/// integers, 264 and more up to 10 %; f32 is level up to 192.
+/// Most rows whose products and epilogue are finished before the next block begins; a multiple of every tile height.
 const ROW_BLOCK: usize = 192;
+/// Floats in the rows of a block. Measured with 384 x 1536 layers and a second-level cache of 1 MB: a quarter to three
+/// quarters of these rows are up to 6 % slower in 16-bit integers, a third more rows and above up to 15 %.
+const BLOCK_FLOATS: usize = 192 * 1536;
+/// Rows of a block are a multiple of this, unless they are the last.
+const ROW_MULTIPLE: usize = 24;
+/// What is left free behind each row between two layers. Rows a power of two apart would compete for the same few
+/// places of the first-level cache.
+const ROW_GAP: usize = 16;
+
+/// Rows of a block when each has up to `width` floats.
+fn block_rows(width: usize) -> usize {
+    (BLOCK_FLOATS / width / ROW_MULTIPLE * ROW_MULTIPLE).clamp(ROW_MULTIPLE, ROW_BLOCK)
+}
 
 /// A fully connected layer `[in] → [out]`, packed for the instruction set that will read it.
 #[derive(Debug, Clone)]
@@ -54,23 +65,23 @@ impl Layer {
         }
     }
 
-    /// `x · weightᵀ + bias → out [rows, out]`, through `gelu` if wanted; `quantized` are the rows of `x`.
+    /// `x [rows, in] · weightᵀ + bias → out [rows, out]`, rows of `out` `stride` apart, through `gelu` if wanted;
+    /// `quantized` are the rows of `x`.
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "the shape of a matrix product")]
     fn apply<S: Simd, const R: usize, const C: usize>(
         &self,
         simd: S,
-        x: &[f32],
+        x: Rows,
         quantized: &Int16Rows,
         gelu: bool,
         out: &mut [f32],
+        stride: usize,
     ) {
         let finish = if gelu { Finish::BiasGelu(&self.bias) } else { Finish::Bias(&self.bias) };
         match &self.weight {
-            Weight::F32(panels) => {
-                let x = Rows { values: x, stride: self.inputs, count: x.len() / self.inputs };
-                multiply::<S, R, C>(simd, x, panels, finish, out, self.outputs);
-            }
-            Weight::Int16(kernel, layer) => int16::multiply(*kernel, quantized, layer, finish, out, self.outputs),
+            Weight::F32(panels) => multiply::<S, R, C>(simd, x, panels, finish, out, stride),
+            Weight::Int16(kernel, layer) => int16::multiply(*kernel, quantized, layer, finish, out, stride),
         }
     }
 }
@@ -126,17 +137,20 @@ impl Operator for Linear<'_> {
         let mut scratch = Scratch::take();
         let quantized = &mut scratch.quantized;
         let largest = layers.iter().filter_map(|layer| layer.largest()).min();
-        for (b, x) in x.chunks(ROW_BLOCK * inputs).enumerate() {
+        let block_rows = block_rows(layers.iter().map(|layer| layer.outputs).fold(inputs, usize::max));
+        for (b, x) in x.chunks(block_rows * inputs).enumerate() {
+            let x = Rows::new(x, inputs);
             if let Some(largest) = largest {
                 quantized.quantize(x, inputs, largest);
             }
             for (layer, out) in layers.iter().zip(&mut outs) {
                 let start = out.len();
-                out.resize(start + x.len() / inputs * layer.outputs, 0.0);
+                out.resize(start + x.count * layer.outputs, 0.0);
                 let block = &mut out[start..];
-                layer.apply::<S, R, C>(simd, x, quantized, matches!(epilogue, Epilogue::Gelu), block);
+                let gelu = matches!(epilogue, Epilogue::Gelu);
+                layer.apply::<S, R, C>(simd, x, quantized, gelu, block, layer.outputs);
                 if let Epilogue::AddNorm(norm) = epilogue {
-                    norm.apply(block, b * ROW_BLOCK);
+                    norm.apply(block, b * block_rows);
                 }
             }
         }
@@ -163,22 +177,24 @@ impl Operator for FeedForward<'_> {
         let mut out = Vec::with_capacity(x.len());
         let mut scratch = Scratch::take();
         let Scratch { quantized, hidden, .. } = &mut scratch;
-        for (b, x) in x.chunks(ROW_BLOCK * lin1.inputs).enumerate() {
-            let inner = x.len() / lin1.inputs * lin1.outputs;
-            hidden.resize(hidden.len().max(inner), 0.0);
-            let hidden = &mut hidden[..inner];
+        let stride = lin1.outputs + ROW_GAP;
+        let block_rows = block_rows(stride);
+        for (b, x) in x.chunks(block_rows * lin1.inputs).enumerate() {
+            let start = out.len();
+            out.resize(start + x.len(), 0.0);
+            let x = Rows::new(x, lin1.inputs);
+            hidden.resize(hidden.len().max(x.count * stride), 0.0);
             if let Some(largest) = lin1.largest() {
                 quantized.quantize(x, lin1.inputs, largest);
             }
-            lin1.apply::<S, R, C>(simd, x, quantized, true, hidden);
+            lin1.apply::<S, R, C>(simd, x, quantized, true, hidden, stride);
+            let hidden = Rows { values: hidden, stride, count: x.count };
             if let Some(largest) = lin2.largest() {
                 quantized.quantize(hidden, lin2.inputs, largest);
             }
-            let start = out.len();
-            out.resize(start + x.len(), 0.0);
             let block = &mut out[start..];
-            lin2.apply::<S, R, C>(simd, hidden, quantized, false, block);
-            norm.apply(block, b * ROW_BLOCK);
+            lin2.apply::<S, R, C>(simd, hidden, quantized, false, block, lin2.outputs);
+            norm.apply(block, b * block_rows);
         }
         scratch.put();
         out

@@ -5,6 +5,7 @@
 //! `(2^31 - 1) / max Σ|w|`. How the bits are shared out below decides the error, never the safety.
 
 use super::dot::LANES;
+use super::gemm::Rows;
 
 /// Columns of a panel: their pairs fill a cache line.
 pub(super) const COLUMNS: usize = LANES;
@@ -110,14 +111,13 @@ pub(super) struct Int16Rows {
 impl Int16Rows {
     /// Quantises rows `[rows, k]` so that the largest of each becomes `largest`, which is the least of the layers' to come.
     #[inline(always)]
-    pub(super) fn quantize(&mut self, x: &[f32], k: usize, largest: i16) {
-        let rows = x.len() / k;
+    pub(super) fn quantize(&mut self, x: Rows, k: usize, largest: i16) {
         self.largest = largest;
-        self.height = rows.next_multiple_of(TILE_ROWS);
+        self.height = x.count.next_multiple_of(TILE_ROWS);
         self.lines.resize(k.div_ceil(BLOCK) * self.height, Line([0; BLOCK]));
         self.scales.clear();
         self.corrections.clear();
-        for (r, row) in x.chunks_exact(k).enumerate() {
+        for (r, row) in x.iter(k).enumerate() {
             let (scale, inverse) = row_scale(row, f32::from(largest));
             self.scales.push(scale);
             let mut lines = self.lines.iter_mut().skip(r).step_by(self.height);

@@ -1,0 +1,43 @@
+//! Flash attention (Dao 2023) on CUDA: packed sequences without a padded copy.
+
+use candle_core::{DType, Result, Tensor};
+
+/// Largest width of a head that the kernel has been compiled for.
+const MAX_HEAD_DIM: usize = 256;
+
+/// Whether the kernel takes these queries `[T, D]`: half precision, on CUDA, heads of a multiple of 8.
+pub(super) fn suits(query: &Tensor, heads: usize) -> bool {
+    let head_dim = query.dims()[1] / heads;
+    query.device().is_cuda()
+        && matches!(query.dtype(), DType::F16 | DType::BF16)
+        && head_dim.is_multiple_of(8)
+        && head_dim <= MAX_HEAD_DIM
+}
+
+/// See [`super::attention`] for the shapes.
+pub(super) fn attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    cu_queries: &[u32],
+    cu_keys: &[u32],
+    heads: usize,
+) -> Result<Tensor> {
+    let (rows, dim) = query.dims2()?;
+    let head_dim = dim / heads;
+    let split = |x: &Tensor| x.reshape((x.dim(0)?, heads, head_dim));
+    let longest = |bounds: &[u32]| bounds.windows(2).map(|s| s[1] - s[0]).max().unwrap_or(0) as usize;
+    let device = query.device();
+    candle_flash_attn::flash_attn_varlen(
+        &split(query)?,
+        &split(key)?,
+        &split(value)?,
+        &Tensor::new(cu_queries, device)?,
+        &Tensor::new(cu_keys, device)?,
+        longest(cu_queries),
+        longest(cu_keys),
+        1.0 / (head_dim as f32).sqrt(),
+        false,
+    )?
+    .reshape((rows, dim))
+}
