@@ -5,6 +5,7 @@
 mod forward;
 mod ops;
 mod scorer;
+mod statistics;
 mod tokenize;
 
 use std::path::{Path, PathBuf};
@@ -37,6 +38,6 @@ fn pairs() -> [StringViewArray; 2] {
 criterion_group! {
     name = benches;
     config = criterion::Criterion::default().sample_size(20);
-    targets = tokenize::bench, ops::bench, forward::bench, scorer::bench
+    targets = tokenize::bench, ops::bench, forward::bench, scorer::bench, statistics::bench
 }
 criterion_main!(benches);

@@ -28,6 +28,7 @@ mod tables;
 mod variables;
 
 pub use pipeline::*;
+pub(crate) use problem::closest;
 pub use problem::{ConfigErrors, Problem};
 pub use tables::table_from_uri;
 pub use variables::{UnknownVariable, substitute};

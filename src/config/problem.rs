@@ -73,7 +73,7 @@ impl Problem {
 }
 
 /// Finds the candidate that is most like a word, if one is near.
-pub(super) fn closest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+pub(crate) fn closest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     // Jaro-Winkler takes `max_len` for `max_length` and `fp32` for `f32`, but not `gpu` for `cpu`.
     const NEAR: f64 = 0.85;
     let word = word.to_lowercase();

@@ -1,24 +1,52 @@
-//! Learning: one step of gradient descent, and what it needs.
+//! Learning: from labelled rows or plain text to a checkpoint.
+//!
+//! | Module | What it is |
+//! |---|---|
+//! | [`Trainer`] | one step of gradient descent, and what it needs |
+//! | [`task`] | GLUE's tasks and the plain ones: columns, labels, metrics |
+//! | [`labels`] | a label column to targets, and the mapping that the checkpoint keeps |
+//! | [`sampling`] | the validation split, class weights, the order of rows and their batches |
+//! | [`masking`] | masked-language-model examples from tokens |
+//! | [`metrics`] | how good predictions are |
+//! | [`bootstrap`] | how sure that is |
+//! | [`slices`] | the same for each part of the rows |
+//! | [`evaluation`] | all of that in one report |
+//! | [`calibration`] | a temperature and a threshold from the validation rows, kept with the checkpoint |
+//! | [`promotion`] | whether a new model may take the place of the old one |
 //!
 //! A [`Trainer`] owns the weights of an encoder with a head, and the optimizer's state. [`Trainer::step`] takes a
-//! batch of encoded examples through the network and back, and updates the weights; the loop around it, the data and
-//! the files are the caller's. The network is that of [`crate::model`], with the differentiable kernels of
-//! [`crate::ops`] on a CPU and candle's operators elsewhere.
+//! batch of encoded examples through the network and back, and updates the weights. The network is that of
+//! [`crate::model`], with the differentiable kernels of [`crate::ops`] on a CPU and candle's operators elsewhere.
 //!
 //! A step cuts its batch into micro-batches by a rule that knows nothing of threads, each of which one thread takes
 //! forwards and backwards; gradients are added in a fixed order. The result is the same to the last bit for any
-//! number of threads, and for a run that was resumed.
+//! number of threads, and for a run that was resumed. What is random is a function of a seed and of what it is for
+//! ([`random`]).
 
+pub mod bootstrap;
+pub mod calibration;
 mod error;
 mod evaluate;
+pub mod evaluation;
 mod example;
 mod gradients;
+pub mod labels;
 mod loss;
+pub mod masking;
+pub mod metrics;
+mod names;
 mod network;
 mod optimizer;
 mod options;
+pub mod promotion;
+pub mod random;
+pub mod sampling;
 mod schedule;
+pub mod slices;
 mod state;
+pub mod task;
+pub mod temperature;
+pub mod threshold;
 mod trainer;
 mod weights;
 
@@ -27,6 +55,7 @@ pub use error::TrainError;
 pub use evaluate::MaskedWords;
 pub use example::{Example, Target};
 pub use loss::Objective;
+pub use names::UnknownName;
 pub use optimizer::AdamW;
 pub use options::Options;
 pub use schedule::{Schedule, Shape};

@@ -1,0 +1,145 @@
+//! All that is said about predictions on labelled rows: metrics with intervals, the confusion matrix, the bins of the
+//! reliability diagram, and the metrics of each slice.
+
+use serde_json::{Map, Value, json};
+
+use super::bootstrap::{Bootstrap, Interval};
+use super::metrics::{Bin, Confusion, Metric, MetricError, Metrics, Sample};
+use super::slices::{Slice, slices};
+
+/// What is said about predictions on labelled rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// Rows.
+    pub rows: usize,
+    /// The metrics of all rows.
+    pub metrics: Metrics,
+    /// The share of resamples that lie in an interval; none without intervals.
+    pub level: Option<f64>,
+    /// The interval of each metric, in the order of the metrics; none where it is defined too seldom.
+    pub intervals: Vec<(Metric, Option<Interval>)>,
+    /// How often each label was predicted for each gold label; none for values and for sets of labels.
+    pub confusion: Option<Confusion>,
+    /// The bins of the reliability diagram; none for values and for sets of labels.
+    pub reliability: Vec<Bin>,
+    /// The rows by each column that was asked for: its name, and a slice for each of its values.
+    pub slices: Vec<(String, Vec<Slice>)>,
+}
+
+impl Evaluation {
+    /// Measures a sample; `columns` are the names and the values of the columns by which the rows are sliced.
+    ///
+    /// # Errors
+    /// A column that does not have one value a row.
+    pub fn of(
+        sample: &Sample,
+        bootstrap: Option<&Bootstrap>,
+        columns: &[(&str, Vec<Option<&str>>)],
+    ) -> Result<Self, MetricError> {
+        let (confusion, reliability) = match sample {
+            Sample::Classes(classes) => (Some(classes.confusion()), classes.reliability()),
+            _ => (None, Vec::new()),
+        };
+        let sliced = columns.iter().map(|(name, keys)| Ok(((*name).to_owned(), slices(sample, keys)?)));
+        Ok(Self {
+            rows: sample.rows(),
+            metrics: sample.metrics(),
+            level: bootstrap.map(Bootstrap::level),
+            intervals: bootstrap.map_or_else(Vec::new, |bootstrap| bootstrap.intervals(sample)),
+            confusion,
+            reliability,
+            slices: sliced.collect::<Result<_, MetricError>>()?,
+        })
+    }
+
+    /// The evaluation as JSON; `labels` are the names of the labels, in order.
+    ///
+    /// # Panics
+    /// For fewer names than there are labels.
+    #[must_use]
+    pub fn to_json(&self, labels: &[String]) -> Value {
+        let interval = |(metric, interval): &(Metric, Option<Interval>)| {
+            let ends = interval.map(|interval| json!([interval.low, interval.high]));
+            (metric.name().to_owned(), ends.into())
+        };
+        let bin = |bin: &Bin| {
+            json!({
+                "above": bin.above,
+                "up_to": bin.up_to,
+                "rows": bin.count,
+                "confidence": bin.confidence,
+                "accuracy": bin.accuracy,
+            })
+        };
+        let slice =
+            |slice: &Slice| json!({ "value": slice.key, "rows": slice.rows, "metrics": slice.metrics.to_json() });
+        let columns = self.slices.iter().map(|(column, slices)| (column.clone(), slices.iter().map(slice).collect()));
+        json!({
+            "rows": self.rows,
+            "metrics": self.metrics.to_json(),
+            "level": self.level,
+            "intervals": self.intervals.iter().map(interval).collect::<Map<_, _>>(),
+            "confusion": self.confusion.as_ref().map(|confusion| confusion_json(confusion, labels)),
+            "reliability": self.reliability.iter().map(bin).collect::<Vec<_>>(),
+            "slices": columns.collect::<Map<_, Value>>(),
+        })
+    }
+}
+
+/// Gold label to predicted label to rows, and each label's scores.
+fn confusion_json(confusion: &Confusion, labels: &[String]) -> Value {
+    let places = || 0..confusion.labels();
+    let row = |gold: usize| -> Vec<u64> { places().map(|predicted| confusion.count(gold, predicted)).collect() };
+    let class = |label: usize| {
+        let scores = confusion.class(label);
+        json!({
+            "label": labels[label],
+            "rows": scores.support,
+            "predicted": confusion.predicted(label),
+            "precision": scores.precision,
+            "recall": scores.recall,
+            "f1": scores.f1,
+        })
+    };
+    json!({
+        "gold_by_predicted": places().map(row).collect::<Vec<_>>(),
+        "labels": places().map(class).collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::metrics::{Classes, Values};
+
+    #[test]
+    fn an_evaluation_of_classes_says_everything() {
+        let probabilities = [0.9, 0.4, 0.3, 0.2].iter().flat_map(|p| [*p, 1.0 - p]).collect();
+        let sample = Sample::Classes(Classes::new(2, vec![0, 0, 1, 1], probabilities, None, 5).unwrap());
+        let topics = vec![Some("news"), None, Some("news"), Some("news")];
+        let evaluation = Evaluation::of(&sample, Some(&Bootstrap::usual(1)), &[("topic", topics)]).unwrap();
+        let json = evaluation.to_json(&["no".to_owned(), "yes".to_owned()]);
+        assert_eq!(json["rows"], 4);
+        assert_eq!(json["metrics"]["accuracy"], 0.75);
+        assert_eq!(json["level"], 0.95);
+        assert!(json["intervals"]["accuracy"][0].as_f64() < Some(0.75), "{json}");
+        assert_eq!(json["confusion"]["gold_by_predicted"], json!([[1, 1], [0, 2]]));
+        assert_eq!(json["confusion"]["labels"][1]["label"], "yes");
+        assert_eq!(json["confusion"]["labels"][1]["predicted"], 3);
+        assert_eq!(json["reliability"].as_array().map(Vec::len), Some(5));
+        assert_eq!(json["slices"]["topic"][0]["value"], "news");
+        assert_eq!(json["slices"]["topic"][0]["metrics"]["accuracy"], 1.0);
+        assert_eq!(json["slices"]["topic"][1]["value"], Value::Null);
+        assert_eq!(json["slices"]["topic"][1]["metrics"]["roc_auc"], Value::Null);
+    }
+
+    #[test]
+    fn values_have_no_confusion() {
+        let sample = Sample::Values(Values::new(vec![1.0, 2.0], vec![2.0, 1.0]).unwrap());
+        let evaluation = Evaluation::of(&sample, None, &[]).unwrap();
+        let json = evaluation.to_json(&[]);
+        assert_eq!((&json["confusion"], &json["level"]), (&Value::Null, &Value::Null));
+        assert_eq!(json["metrics"]["pearson"], -1.0);
+        assert!(Evaluation::of(&sample, None, &[("topic", vec![])]).is_err());
+    }
+}

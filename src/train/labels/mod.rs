@@ -1,0 +1,321 @@
+//! From the values of a label column to what a model learns, and back to names.
+//!
+//! The mapping is learned from the training rows, or given, or that of a GLUE task; it is stored in the checkpoint as
+//! `id2label`, so that what is evaluated or scored later means the same.
+
+mod error;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::{self, Write as _};
+
+use serde_json::{Map, Value, json};
+
+use super::task::Task;
+use crate::config::closest;
+use crate::model::Problem;
+pub use error::{LabelError, WrongRow};
+use error::{Wrong, WrongRows};
+
+/// How many of the labels that are known an error lists.
+const MOST_LISTED: usize = 20;
+
+/// A value of a label column.
+#[derive(Debug, Clone, PartialEq)]
+pub enum GoldLabel {
+    /// NULL.
+    Null,
+    /// A whole number.
+    Integer(i64),
+    /// A number.
+    Float(f64),
+    /// A text.
+    Text(String),
+    /// A list of texts: the labels of a row that may have any number.
+    Texts(Vec<String>),
+}
+
+impl From<bool> for GoldLabel {
+    /// A truth value is one of the labels `false` and `true`.
+    fn from(value: bool) -> Self {
+        Self::Text(value.to_string())
+    }
+}
+
+impl fmt::Display for GoldLabel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("NULL"),
+            Self::Integer(value) => write!(f, "{value}"),
+            Self::Float(value) => write!(f, "{value:?}"),
+            Self::Text(value) => write!(f, "{value:?}"),
+            Self::Texts(values) => write!(f, "{values:?}"),
+        }
+    }
+}
+
+/// What a model learns to say about each row.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Targets {
+    /// The place of each row's label.
+    Classes(Vec<u32>),
+    /// The value of each row.
+    Values(Vec<f32>),
+    /// Whether each row has each label, row by row.
+    Sets(Vec<bool>),
+}
+
+/// The names of the logits, in order, and how the values of a label column map to them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Labels {
+    task: Task,
+    names: Vec<String>,
+    places: HashMap<String, u32>,
+    /// Whether a whole number is a label's place rather than its name.
+    by_place: bool,
+}
+
+impl Labels {
+    /// Learns the mapping from the training rows: whole numbers in their order, texts in the order of their bytes. A
+    /// GLUE task brings its own, and a regression needs none.
+    ///
+    /// # Errors
+    /// NULL, or a value that does not suit the task, with its row; fewer than two different labels (one for a
+    /// multi-label task).
+    pub fn learn(task: Task, rows: &[GoldLabel]) -> Result<Self, LabelError> {
+        if task.problem() == Problem::Regression {
+            return Ok(Self::regression(task));
+        }
+        if task.is_glue() {
+            return Self::given(task, task.labels().iter().map(ToString::to_string).collect());
+        }
+        let multi = task.problem() == Problem::MultiLabel;
+        let (mut integers, mut texts) = (BTreeSet::new(), BTreeSet::new());
+        let mut wrong = WrongRows::default();
+        for (row, value) in rows.iter().enumerate() {
+            match (value, multi) {
+                (GoldLabel::Texts(values), true) => texts.extend(values.iter().cloned()),
+                (GoldLabel::Text(value), false) => _ = texts.insert(value.clone()),
+                (value, false) if whole(value).is_some() => integers.extend(whole(value)),
+                (value, _) => wrong.push(row, value, unsuitable(value, task.problem())),
+            }
+            if !integers.is_empty() && !texts.is_empty() {
+                wrong.push(row, value, ("is of another kind than those before it".into(), MIXED.into()));
+                break;
+            }
+        }
+        wrong.into_result(String::new())?;
+        // Numbers go by their value, not by their digits: 2 before 10.
+        let names: Vec<String> = integers.iter().map(ToString::to_string).chain(texts).collect();
+        if names.len() < if multi { 1 } else { 2 } {
+            return Err(LabelError::TooFew { found: names.into_iter().next() });
+        }
+        Self::given(task, names)
+    }
+
+    /// Takes the names of the labels in the order of the logits, from a pipeline or from a checkpoint.
+    ///
+    /// A text in the label column is a name. So is a whole number where all names are whole numbers; otherwise it is
+    /// the place of a name, from 0.
+    ///
+    /// # Errors
+    /// Too few names, an empty name, or one that is there twice; names for a regression.
+    pub fn given(task: Task, names: Vec<String>) -> Result<Self, LabelError> {
+        let problem = task.problem();
+        let refuse = |names, problem: String| Err(LabelError::Given { names, problem });
+        let least = match problem {
+            Problem::Regression if names.is_empty() => return Ok(Self::regression(task)),
+            Problem::Regression => return refuse(names, format!("task {task} learns a value and has no labels")),
+            Problem::SingleLabel => 2,
+            Problem::MultiLabel => 1,
+        };
+        if names.len() < least {
+            return refuse(names, format!("task {task} needs {least} labels or more"));
+        }
+        let mut places = HashMap::new();
+        for (name, place) in names.iter().zip(0..) {
+            if name.is_empty() {
+                return refuse(names, "a label has no name".into());
+            }
+            if places.insert(name.clone(), place).is_some() {
+                let problem = format!("label {name:?} is there twice");
+                return refuse(names, problem);
+            }
+        }
+        let by_place = !names.iter().all(|name| name.parse::<i64>().is_ok());
+        Ok(Self { task, names, places, by_place })
+    }
+
+    fn regression(task: Task) -> Self {
+        Self { task, names: Vec::new(), places: HashMap::new(), by_place: false }
+    }
+
+    /// The names of the logits, in order; empty for a regression.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// What the logits mean.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        self.task.problem()
+    }
+
+    /// The keys of `config.json` that `transformers` reads: `id2label`, `label2id` and `problem_type`.
+    #[must_use]
+    pub fn config_keys(&self) -> Map<String, Value> {
+        let numbered = || self.names.iter().enumerate();
+        let (problem, ids, names) = match self.problem() {
+            // `transformers` knows a regression by its one logit, which has a name like any other.
+            Problem::Regression => ("regression", json!({ "0": "LABEL_0" }), json!({ "LABEL_0": 0 })),
+            problem => (
+                if problem == Problem::MultiLabel {
+                    "multi_label_classification"
+                } else {
+                    "single_label_classification"
+                },
+                numbered().map(|(i, name)| (i.to_string(), name.clone().into())).collect::<Map<_, _>>().into(),
+                numbered().map(|(i, name)| (name.clone(), i.into())).collect::<Map<_, _>>().into(),
+            ),
+        };
+        [("id2label", ids), ("label2id", names), ("problem_type", problem.into())]
+            .map(|(key, value)| (key.to_owned(), value))
+            .into_iter()
+            .collect()
+    }
+
+    /// Maps the label of every row to what a model learns.
+    ///
+    /// # Errors
+    /// NULL, and values that are unknown or do not suit the task: the first few rows, what is known, and the mend.
+    pub fn targets(&self, rows: &[GoldLabel]) -> Result<Targets, LabelError> {
+        match self.problem() {
+            Problem::SingleLabel => self.each(rows, |value| self.class(value)).map(Targets::Classes),
+            Problem::Regression => self.each(rows, |value| self.number(value)).map(Targets::Values),
+            Problem::MultiLabel => {
+                let sets = self.each(rows, |value| self.set(value))?;
+                Ok(Targets::Sets(sets.into_iter().flatten().collect()))
+            }
+        }
+    }
+
+    fn each<T>(&self, rows: &[GoldLabel], map: impl Fn(&GoldLabel) -> Result<T, Wrong>) -> Result<Vec<T>, LabelError> {
+        let mut wrong = WrongRows::default();
+        let mut targets = Vec::with_capacity(rows.len());
+        for (row, value) in rows.iter().enumerate() {
+            match map(value) {
+                Ok(target) => targets.push(target),
+                Err(problem) => wrong.push(row, value, problem),
+            }
+        }
+        wrong.into_result(self.known()).map(|()| targets)
+    }
+
+    fn class(&self, value: &GoldLabel) -> Result<u32, Wrong> {
+        if let Some(number) = whole(value) {
+            return self.integer(number);
+        }
+        match value {
+            GoldLabel::Text(text) => match text.parse() {
+                // A column of a delimited file may hold a GLUE task's numbers as text.
+                Ok(number) if self.task.is_glue() => self.integer(number),
+                _ => self.name(text),
+            },
+            value => Err(unsuitable(value, self.problem())),
+        }
+    }
+
+    fn integer(&self, number: i64) -> Result<u32, Wrong> {
+        if !self.by_place {
+            return self.name(&number.to_string());
+        }
+        match u32::try_from(number) {
+            Ok(place) if (place as usize) < self.names.len() => Ok(place),
+            _ if self.task.is_glue() && number == -1 => Err((
+                "stands for no label".into(),
+                "GLUE's test parts have no gold labels: select the train or validation part".into(),
+            )),
+            _ => Err((
+                "is unknown".into(),
+                format!("whole numbers from 0 to {} stand for the labels in their order", self.names.len() - 1),
+            )),
+        }
+    }
+
+    fn name(&self, text: &str) -> Result<u32, Wrong> {
+        self.places.get(text).copied().ok_or_else(|| {
+            let near = closest(text, self.names.iter().map(String::as_str));
+            let near = near.map(|near| format!("did you mean {near:?}? ")).unwrap_or_default();
+            (
+                "is unknown".into(),
+                format!("{near}Map it in the query, leave the row out, or name all labels in `labels`"),
+            )
+        })
+    }
+
+    fn number(&self, value: &GoldLabel) -> Result<f32, Wrong> {
+        let number = match value {
+            GoldLabel::Integer(value) => *value as f64,
+            GoldLabel::Float(value) if (*value as f32).is_finite() => *value,
+            value => return Err(unsuitable(value, self.problem())),
+        };
+        match self.task.range() {
+            Some((low, high)) if number < low || number > high => Err((
+                format!("is not from {low} to {high}"),
+                format!("task {} has no other values; GLUE's test parts have -1 where others have a label", self.task),
+            )),
+            _ => Ok(number as f32),
+        }
+    }
+
+    fn set(&self, value: &GoldLabel) -> Result<Vec<bool>, Wrong> {
+        let GoldLabel::Texts(names) = value else { return Err(unsuitable(value, self.problem())) };
+        let mut set = vec![false; self.names.len()];
+        for name in names {
+            let place = self.name(name).map_err(|(problem, help)| (format!("has {name:?}, which {problem}"), help))?;
+            set[place as usize] = true;
+        }
+        Ok(set)
+    }
+
+    fn known(&self) -> String {
+        let mut known =
+            self.names.iter().take(MOST_LISTED).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+        if self.names.len() > MOST_LISTED {
+            let _ = write!(known, " and {} more", self.names.len() - MOST_LISTED);
+        }
+        known
+    }
+}
+
+const MIXED: &str = "cast the column to one type in the query";
+
+/// The whole number that a value is, if it is one.
+fn whole(value: &GoldLabel) -> Option<i64> {
+    match value {
+        GoldLabel::Integer(value) => Some(*value),
+        // A column of whole numbers with gaps becomes one of floats in many programs.
+        GoldLabel::Float(value) if value.fract() == 0.0 && value.abs() < 1e15 => Some(*value as i64),
+        _ => None,
+    }
+}
+
+/// Says why a value is no label of such a problem.
+fn unsuitable(value: &GoldLabel, problem: Problem) -> Wrong {
+    let (wrong, help) = match (value, problem) {
+        (GoldLabel::Null, _) => ("is no label", "leave such rows out with `WHERE label IS NOT NULL`"),
+        (GoldLabel::Float(_), Problem::Regression) => {
+            ("is not a finite number", "leave the row out or mend its value in the query")
+        }
+        (_, Problem::Regression) => ("is no number", "cast it in the query: `CAST(label AS DOUBLE)`"),
+        (GoldLabel::Float(_), Problem::SingleLabel) => {
+            ("is no whole number", "labels are whole numbers or texts; to learn a value, set task = \"regression\"")
+        }
+        (GoldLabel::Texts(_), Problem::SingleLabel) => {
+            ("is a list", "for rows with any number of labels, set task = \"multilabel\"")
+        }
+        (_, Problem::MultiLabel) => ("is no list of texts", "make it one in the query: `make_array(label)`"),
+        (_, Problem::SingleLabel) => ("is unknown", "map it in the query"),
+    };
+    (wrong.into(), help.into())
+}

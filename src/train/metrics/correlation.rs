@@ -1,0 +1,205 @@
+//! Values: how a prediction goes along with the gold value.
+
+use super::{MetricError, check_finite, check_length};
+
+/// Gold and predicted values, centred for Pearson and grouped into ties for Spearman.
+#[derive(Debug, Clone)]
+pub struct Correlation {
+    /// The rows by rising gold value: their memory is then read in order for one of the two.
+    order: Vec<u32>,
+    gold: Vec<f64>,
+    predicted: Vec<f64>,
+    gold_ties: Ties,
+    predicted_ties: Ties,
+}
+
+/// The place of each row's value among the distinct values, in rising order.
+#[derive(Debug, Clone)]
+struct Ties {
+    place: Vec<u32>,
+    distinct: usize,
+}
+
+impl Correlation {
+    /// Centres and sorts values.
+    ///
+    /// # Errors
+    /// No rows; columns of different lengths; a value that is not finite.
+    ///
+    /// # Panics
+    /// For 2^31 rows or more.
+    pub fn new(gold: &[f64], predicted: &[f64]) -> Result<Self, MetricError> {
+        check(gold, predicted)?;
+        let order = order(gold);
+        let ordered = |values: &[f64]| -> Vec<f64> { order.iter().map(|row| values[*row as usize]).collect() };
+        let (gold, predicted) = (ordered(gold), ordered(predicted));
+        Ok(Self {
+            gold: centred(&gold),
+            predicted: centred(&predicted),
+            gold_ties: Ties::new(&gold),
+            predicted_ties: Ties::new(&predicted),
+            order,
+        })
+    }
+
+    /// Pearson's and Spearman's correlation under counts, as [`pearson`] and [`spearman`] give them.
+    #[must_use]
+    pub fn measure(&self, counts: &[u32]) -> (Option<f64>, Option<f64>) {
+        let counts: Vec<u32> = self.order.iter().map(|row| counts[*row as usize]).collect();
+        if self.gold_ties.all_same(&counts) || self.predicted_ties.all_same(&counts) {
+            return (None, None);
+        }
+        (correlation(&self.gold, &self.predicted, &counts), self.rank_correlation(&counts))
+    }
+
+    fn rank_correlation(&self, counts: &[u32]) -> Option<f64> {
+        let (gold, predicted) = (self.gold_ties.ranks(counts), self.predicted_ties.ranks(counts));
+        let places = self.gold_ties.place.iter().zip(&self.predicted_ties.place).zip(counts);
+        let products = places.map(|((x, y), count)| {
+            f64::from(*count) * f64::from(gold.doubled[*x as usize]) * f64::from(predicted.doubled[*y as usize])
+        });
+        let product = gold.squares * predicted.squares;
+        (product > 0.0).then(|| (products.sum::<f64>() / product.sqrt()).clamp(-1.0, 1.0))
+    }
+}
+
+/// The ranks of distinct values, and the sum of the squares of all ranks, both of twice the rank less the mean rank:
+/// that is a whole number, also where values share the mean of their ranks.
+struct Ranks {
+    doubled: Vec<i32>,
+    squares: f64,
+}
+
+impl Ties {
+    fn new(values: &[f64]) -> Self {
+        let order = order(values);
+        let mut place = vec![0; values.len()];
+        let mut distinct = 0;
+        for (i, &row) in order.iter().enumerate() {
+            if i > 0 && values[order[i - 1] as usize] < values[row as usize] {
+                distinct += 1;
+            }
+            place[row as usize] = distinct;
+        }
+        Self { place, distinct: distinct as usize + 1 }
+    }
+
+    /// Whether all rows that are counted, if any, have one value.
+    fn all_same(&self, counts: &[u32]) -> bool {
+        let mut counted = self.place.iter().zip(counts).filter(|(_, count)| **count > 0).map(|(place, _)| place);
+        let first = counted.next();
+        counted.all(|place| Some(place) == first)
+    }
+
+    fn ranks(&self, counts: &[u32]) -> Ranks {
+        let mut tied = vec![0_i32; self.distinct];
+        for (place, count) in self.place.iter().zip(counts) {
+            tied[*place as usize] += count.cast_signed();
+        }
+        // Twice the mean rank is the number of rows and one more.
+        let mut before = -tied.iter().sum::<i32>();
+        let mut squares = 0.0;
+        for tied in &mut tied {
+            let n = *tied;
+            *tied += before;
+            before += 2 * n;
+            squares += f64::from(n) * f64::from(*tied).powi(2);
+        }
+        Ranks { doubled: tied, squares }
+    }
+}
+
+/// The rows by rising value.
+fn order(values: &[f64]) -> Vec<u32> {
+    assert!(values.len() < 1 << 31, "rows of a correlation are counted in 31 bits");
+    let mut order: Vec<u32> = (0..values.len() as u32).collect();
+    // Adding 0 turns -0 into 0, which is the same value.
+    let value = |row: u32| values[row as usize] + 0.0;
+    order.sort_by(|a, b| value(*a).total_cmp(&value(*b)));
+    order
+}
+
+/// Values less their mean, in units of the largest deviation: no square then overflows or vanishes.
+fn centred(values: &[f64]) -> Vec<f64> {
+    let mean = values.iter().map(|value| value / values.len() as f64).sum::<f64>();
+    let largest = values.iter().map(|value| (value - mean).abs()).fold(0.0, f64::max);
+    let unit = if largest > 0.0 { largest } else { 1.0 };
+    values.iter().map(|value| (value - mean) / unit).collect()
+}
+
+/// Pearson's correlation under counts of values whose mean is about 0.
+fn correlation(xs: &[f64], ys: &[f64], counts: &[u32]) -> Option<f64> {
+    let (mut n, mut x, mut y, mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
+    for ((&a, &b), &count) in xs.iter().zip(ys).zip(counts) {
+        let count = f64::from(count);
+        n += count;
+        x += count * a;
+        y += count * b;
+        xx += count * a * a;
+        yy += count * b * b;
+        xy += count * a * b;
+    }
+    let product = (xx - x * x / n) * (yy - y * y / n);
+    (product > 0.0).then(|| ((xy - x * y / n) / product.sqrt()).clamp(-1.0, 1.0))
+}
+
+/// Pearson's correlation, -1 to 1; none for fewer than two rows, or where either values are all the same.
+///
+/// # Errors
+/// As [`Correlation::new`].
+pub fn pearson(gold: &[f64], predicted: &[f64]) -> Result<Option<f64>, MetricError> {
+    Ok(Correlation::new(gold, predicted)?.measure(&vec![1; gold.len()]).0)
+}
+
+/// Spearman's rank correlation, -1 to 1, equal values sharing the mean of their ranks; none where Pearson's is none.
+///
+/// # Errors
+/// As [`Correlation::new`].
+pub fn spearman(gold: &[f64], predicted: &[f64]) -> Result<Option<f64>, MetricError> {
+    Ok(Correlation::new(gold, predicted)?.measure(&vec![1; gold.len()]).1)
+}
+
+/// Checks gold and predicted values.
+pub(super) fn check(gold: &[f64], predicted: &[f64]) -> Result<(), MetricError> {
+    if gold.is_empty() {
+        return Err(MetricError::Empty);
+    }
+    check_length("predicted values", predicted.len(), gold.len())?;
+    check_finite("the gold value", gold, 1)?;
+    check_finite("the predicted value", predicted, 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_that_are_all_the_same_have_no_correlation() {
+        assert_eq!(pearson(&[0.1; 3], &[1.0, 2.0, 3.0]), Ok(None));
+        assert_eq!(spearman(&[1.0, 2.0, 3.0], &[0.1; 3]), Ok(None));
+        assert_eq!(pearson(&[1.0], &[1.0]), Ok(None));
+        assert!(pearson(&[1.0, f64::INFINITY], &[1.0, 2.0]).is_err());
+    }
+
+    #[test]
+    fn a_far_mean_and_huge_values_lose_nothing() {
+        let (gold, predicted) = ([1e9, 1e9 + 1.0, 1e9 + 2.0], [1.0, 2.0, 3.0]);
+        assert!((pearson(&gold, &predicted).unwrap().unwrap() - 1.0).abs() < 1e-9);
+        assert!((pearson(&[1e300, -1e300, 0.0], &[1.0, -1.0, 0.0]).unwrap().unwrap() - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn counts_are_rows_repeated() {
+        let (gold, predicted, counts) = ([1.0, 2.0, 2.0, 5.0], [0.3, 0.1, 0.9, 0.9], [2, 0, 1, 3]);
+        let repeat = |column: [f64; 4]| -> Vec<f64> {
+            column.iter().zip(counts).flat_map(|(value, n)| std::iter::repeat_n(*value, n as usize)).collect()
+        };
+        let counted = Correlation::new(&gold, &predicted).unwrap();
+        let (gold, predicted) = (repeat(gold), repeat(predicted));
+        let near = |a: Option<f64>, b: Option<f64>| (a.unwrap() - b.unwrap()).abs() < 1e-12;
+        let (linear, ranked) = counted.measure(&counts);
+        assert!(near(linear, pearson(&gold, &predicted).unwrap()));
+        assert!(near(ranked, spearman(&gold, &predicted).unwrap()));
+        assert_eq!(counted.measure(&[0, 4, 0, 0]), (None, None));
+    }
+}

@@ -1,0 +1,114 @@
+//! Any number of labels: whole sets and single labels that are right.
+
+use super::{MetricError, check_length, f1, ratio};
+
+/// Gold and predicted sets of labels.
+#[derive(Debug, Clone)]
+pub struct LabelSets {
+    /// Whether each row's set is right.
+    right: Vec<bool>,
+    /// Label by label, what each row says about it: a column is summed far quicker than rows are looked at.
+    columns: Vec<Vec<u8>>,
+}
+
+const GOLD: u8 = 1;
+const PREDICTED: u8 = 2;
+
+/// True positives, false positives and false negatives of one label.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    hits: u64,
+    false_alarms: u64,
+    misses: u64,
+}
+
+impl LabelSets {
+    /// Takes the sets of all rows: row by row, whether each of `labels` labels is there.
+    ///
+    /// # Errors
+    /// No rows, or no labels; columns whose lengths differ or are no multiple of `labels`.
+    pub fn new(labels: usize, gold: &[bool], predicted: &[bool]) -> Result<Self, MetricError> {
+        if labels == 0 || gold.is_empty() {
+            return Err(MetricError::Empty);
+        }
+        check_length("gold labels", gold.len(), gold.len().next_multiple_of(labels))?;
+        check_length("predicted labels", predicted.len(), gold.len())?;
+        let codes: Vec<u8> = gold
+            .iter()
+            .zip(predicted)
+            .map(|(&gold, &guess)| u8::from(gold) * GOLD + u8::from(guess) * PREDICTED)
+            .collect();
+        let column = |label| codes.iter().skip(label).step_by(labels).copied().collect();
+        let rows = gold.chunks_exact(labels).zip(predicted.chunks_exact(labels));
+        Ok(Self {
+            right: rows.map(|(gold, guess)| gold == guess).collect(),
+            columns: (0..labels).map(column).collect(),
+        })
+    }
+
+    /// Rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.right.len()
+    }
+
+    /// Share of the rows all of whose labels are right; none without rows.
+    #[must_use]
+    pub fn subset_accuracy(&self, counts: &[u32]) -> Option<f64> {
+        let (mut right, mut all) = (0, 0);
+        for (&row, &count) in self.right.iter().zip(counts) {
+            all += u64::from(count);
+            right += u64::from(count) * u64::from(row);
+        }
+        ratio(right, all)
+    }
+
+    fn tally(column: &[u8], counts: &[u32]) -> Tally {
+        // A resample has as many rows as there are, which 32 bits hold; sums of 32 bits are made in vectors.
+        let (mut hits, mut gold, mut predicted) = (0_u32, 0_u32, 0_u32);
+        for (&code, &count) in column.iter().zip(counts) {
+            let (is, guess) = (u32::from(code & GOLD), u32::from(code >> 1));
+            gold += count * is;
+            predicted += count * guess;
+            hits += count * (is & guess);
+        }
+        Tally { hits: hits.into(), false_alarms: (predicted - hits).into(), misses: (gold - hits).into() }
+    }
+
+    /// F1 of all labels of all rows together ("micro"), and the mean F1 of the labels ("macro").
+    ///
+    /// 0 where no row has a label and none is predicted to have it, for macro label by label, as scikit-learn has it.
+    #[must_use]
+    pub fn f1(&self, counts: &[u32]) -> (f64, f64) {
+        let (mut all, mut sum) = (Tally::default(), 0.0);
+        for column in &self.columns {
+            let Tally { hits, false_alarms, misses } = Self::tally(column, counts);
+            sum += f1(hits, false_alarms, misses);
+            all.hits += hits;
+            all.false_alarms += false_alarms;
+            all.misses += misses;
+        }
+        (f1(all.hits, all.false_alarms, all.misses), sum / self.columns.len() as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_are_whole_or_wrong() {
+        let sets = LabelSets::new(2, &[true, false, true, true], &[true, false, true, false]).unwrap();
+        assert_eq!(sets.subset_accuracy(&[1, 1]), Some(0.5));
+        assert_eq!(sets.subset_accuracy(&[3, 1]), Some(0.75));
+        assert_eq!(sets.subset_accuracy(&[0, 0]), None);
+        let (micro, macro_mean) = sets.f1(&[1, 1]);
+        assert!((micro - 0.8).abs() < 1e-12 && (macro_mean - 0.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_row_that_is_cut_short_is_an_error() {
+        assert!(LabelSets::new(2, &[true, false, true], &[true, false, true]).is_err());
+        assert!(LabelSets::new(0, &[], &[]).is_err());
+    }
+}

@@ -1,0 +1,99 @@
+//! The scores of two labels: how well they put the positive rows before the others, wherever the threshold is.
+
+use super::{MetricError, check_finite, check_length};
+
+/// Rows in the order of their scores, the highest first.
+#[derive(Debug, Clone)]
+pub struct Ranking {
+    /// The rows, the highest score first: the place shifted by two, whether it is positive, whether it ends its ties.
+    rows: Vec<u32>,
+}
+
+const POSITIVE: u32 = 1;
+const LAST_OF_TIES: u32 = 2;
+const FLAGS: u32 = 2;
+
+impl Ranking {
+    /// Sorts rows by score.
+    ///
+    /// # Errors
+    /// No rows; columns of different lengths; a score that is not finite.
+    ///
+    /// # Panics
+    /// For 2^30 rows or more.
+    pub fn new(positive: &[bool], scores: &[f64]) -> Result<Self, MetricError> {
+        if positive.is_empty() {
+            return Err(MetricError::Empty);
+        }
+        check_length("scores", scores.len(), positive.len())?;
+        check_finite("the score", scores, 1)?;
+        assert!(scores.len() >> (u32::BITS - FLAGS) == 0, "rows of a ranking are counted in 30 bits");
+        let mut order: Vec<u32> = (0..scores.len() as u32).collect();
+        // Adding 0 turns -0 into 0, which is the same score.
+        let score = |row: u32| scores[row as usize] + 0.0;
+        order.sort_by(|a, b| score(*b).total_cmp(&score(*a)));
+        let rows = order.iter().enumerate().map(|(place, &row)| {
+            let last = order.get(place + 1).is_none_or(|&next| score(next) < score(row));
+            let flags = if positive[row as usize] { POSITIVE } else { 0 } | if last { LAST_OF_TIES } else { 0 };
+            (row << FLAGS) | flags
+        });
+        Ok(Self { rows: rows.collect() })
+    }
+
+    /// ROC AUC and average precision under counts, as [`roc_auc`] and [`average_precision`] give them.
+    #[must_use]
+    pub fn measure(&self, counts: &[u32]) -> (Option<f64>, Option<f64>) {
+        // Twice the pairs won, so that ties stay whole: at most half the square of the rows.
+        let (mut won, mut precision) = (0_u64, 0.0);
+        let (mut positives, mut all) = (0_u64, 0_u64);
+        let (mut tied_positives, mut tied) = (0_u64, 0_u64);
+        for &row in &self.rows {
+            let count = u64::from(counts[(row >> FLAGS) as usize]);
+            tied += count;
+            tied_positives += count * u64::from(row & POSITIVE);
+            if row & LAST_OF_TIES != 0 {
+                won += (tied - tied_positives) * (2 * positives + tied_positives);
+                positives += tied_positives;
+                all += tied;
+                if tied_positives > 0 {
+                    precision += tied_positives as f64 * (positives as f64 / all as f64);
+                }
+                (tied_positives, tied) = (0, 0);
+            }
+        }
+        let pairs = positives * (all - positives);
+        let average = if positives == 0 { 0.0 } else { precision / positives as f64 };
+        ((pairs > 0).then(|| won as f64 / (2 * pairs) as f64), (all > 0).then_some(average))
+    }
+}
+
+/// Area under the receiver operating characteristic: how often a positive row scores higher than a negative one, ties
+/// counted half; none where all rows are positive, or none is (scikit-learn gives NaN).
+///
+/// # Errors
+/// As [`Ranking::new`].
+pub fn roc_auc(positive: &[bool], scores: &[f64]) -> Result<Option<f64>, MetricError> {
+    Ok(Ranking::new(positive, scores)?.measure(&vec![1; scores.len()]).0)
+}
+
+/// Average precision, each precision weighted by the recall gained there, without interpolation; 0 where no row is
+/// positive, as scikit-learn has it.
+///
+/// # Errors
+/// As [`Ranking::new`].
+pub fn average_precision(positive: &[bool], scores: &[f64]) -> Result<Option<f64>, MetricError> {
+    Ok(Ranking::new(positive, scores)?.measure(&vec![1; scores.len()]).1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_kind_of_rows_has_no_area() {
+        assert_eq!(roc_auc(&[true, true], &[0.1, 0.2]), Ok(None));
+        assert_eq!(average_precision(&[false, false], &[0.1, 0.2]), Ok(Some(0.0)));
+        assert_eq!(roc_auc(&[true, false], &[0.0, -0.0]), Ok(Some(0.5)));
+        assert!(roc_auc(&[true, false], &[0.1, f64::NAN]).is_err());
+    }
+}

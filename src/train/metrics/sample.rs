@@ -1,0 +1,347 @@
+//! Labelled rows with their predictions: all metrics that suit the kind of problem, of all rows or of some.
+
+use super::confusion::{self, Confusion};
+use super::correlation::{self, Correlation};
+use super::probability::{self, Bin, Reliability, RowMeans};
+use super::{LabelSets, Metric, MetricError, Metrics, Ranking, check_length, check_probabilities};
+use crate::model::Problem;
+
+/// Bins of the calibration error and of the reliability diagram where nothing else is asked for.
+pub const DEFAULT_BINS: usize = 10;
+
+const TWO_LABELS: &[Metric] = &[
+    Metric::Accuracy,
+    // F1 alone flatters where most rows are positive: Matthews always stands beside it.
+    Metric::F1,
+    Metric::Matthews,
+    Metric::Precision,
+    Metric::Recall,
+    Metric::F1Macro,
+    Metric::RocAuc,
+    Metric::AveragePrecision,
+    Metric::LogLoss,
+    Metric::Brier,
+    Metric::CalibrationError,
+];
+const MANY_LABELS: &[Metric] = &[
+    Metric::Accuracy,
+    Metric::F1Macro,
+    Metric::Matthews,
+    Metric::F1Micro,
+    Metric::F1Weighted,
+    Metric::LogLoss,
+    Metric::Brier,
+    Metric::CalibrationError,
+];
+const VALUES: &[Metric] = &[Metric::Pearson, Metric::Spearman, Metric::Mse, Metric::Rmse, Metric::Mae];
+const SETS: &[Metric] = &[Metric::F1Micro, Metric::F1Macro, Metric::SubsetAccuracy];
+
+/// The metrics that a [`Sample`] of such a problem measures, in its order; before the labels are known, those that it
+/// may measure.
+#[must_use]
+pub fn measured(problem: Problem, labels: Option<usize>) -> Vec<Metric> {
+    match (problem, labels) {
+        (Problem::Regression, _) => VALUES.to_vec(),
+        (Problem::MultiLabel, _) => SETS.to_vec(),
+        (Problem::SingleLabel, Some(2)) => TWO_LABELS.to_vec(),
+        (Problem::SingleLabel, Some(_)) => MANY_LABELS.to_vec(),
+        (Problem::SingleLabel, None) => {
+            let more = MANY_LABELS.iter().filter(|metric| !TWO_LABELS.contains(metric));
+            TWO_LABELS.iter().chain(more).copied().collect()
+        }
+    }
+}
+
+/// Labelled rows with their predictions.
+#[derive(Debug, Clone)]
+pub enum Sample {
+    /// One label of many.
+    Classes(Classes),
+    /// Values.
+    Values(Values),
+    /// Any number of labels.
+    Sets(Sets),
+}
+
+/// Rows that have one label of many.
+#[derive(Debug, Clone)]
+pub struct Classes {
+    labels: usize,
+    gold: Vec<u32>,
+    predicted: Vec<u32>,
+    probabilities: Vec<f64>,
+    bins: usize,
+    /// Each row's place in the confusion matrix.
+    cells: Vec<u32>,
+    log_loss: RowMeans,
+    brier: RowMeans,
+    reliability: Reliability,
+    /// By the probability of the second label; for two labels only.
+    ranking: Option<Ranking>,
+}
+
+/// Rows that have a value.
+#[derive(Debug, Clone)]
+pub struct Values {
+    gold: Vec<f64>,
+    predicted: Vec<f64>,
+    correlation: Correlation,
+    squared: RowMeans,
+    absolute: RowMeans,
+}
+
+/// Rows that have any number of labels.
+#[derive(Debug, Clone)]
+pub struct Sets {
+    labels: usize,
+    gold: Vec<bool>,
+    predicted: Vec<bool>,
+    counted: LabelSets,
+}
+
+impl Classes {
+    /// Takes gold labels and probabilities, `labels` a row, and the predicted labels where they are not simply the
+    /// most probable ones (the first of equals).
+    ///
+    /// # Errors
+    /// No rows; columns of different lengths; labels beyond `labels`; numbers that are no probabilities of one row.
+    pub fn new(
+        labels: usize,
+        gold: Vec<u32>,
+        probabilities: Vec<f64>,
+        predicted: Option<Vec<u32>>,
+        bins: usize,
+    ) -> Result<Self, MetricError> {
+        probability::check(labels, &gold, &probabilities)?;
+        let predicted = predicted
+            .unwrap_or_else(|| probabilities.chunks_exact(labels).map(|row| probability::top(row) as u32).collect());
+        confusion::check(labels, &gold, &predicted)?;
+        let ranking = if labels == 2 {
+            let positive: Vec<bool> = gold.iter().map(|&label| label == 1).collect();
+            let scores: Vec<f64> = probabilities.chunks_exact(2).map(|row| row[1]).collect();
+            Some(Ranking::new(&positive, &scores)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            cells: gold.iter().zip(&predicted).map(|(gold, predicted)| gold * labels as u32 + predicted).collect(),
+            log_loss: RowMeans::log_loss(labels, &gold, &probabilities)?,
+            brier: RowMeans::brier(labels, &gold, &probabilities)?,
+            reliability: Reliability::new(bins, labels, &gold, &probabilities)?,
+            ranking,
+            labels,
+            gold,
+            predicted,
+            probabilities,
+            bins,
+        })
+    }
+
+    /// The confusion matrix of all rows.
+    #[must_use]
+    pub fn confusion(&self) -> Confusion {
+        Confusion::of_cells(self.labels, &self.cells, &ones(self.gold.len()))
+    }
+
+    /// The bins of the reliability diagram of all rows.
+    #[must_use]
+    pub fn reliability(&self) -> Vec<Bin> {
+        self.reliability.bins(&ones(self.gold.len()))
+    }
+
+    fn measure(&self, counts: &[u32]) -> (&'static [Metric], Vec<Option<f64>>) {
+        let confusion = Confusion::of_cells(self.labels, &self.cells, counts);
+        let mut values = vec![confusion.accuracy()];
+        if let Some(ranking) = &self.ranking {
+            let positive = (confusion.total() > 0).then(|| confusion.class(1));
+            let (roc_auc, average_precision) = ranking.measure(counts);
+            values.extend([
+                positive.map(|class| class.f1),
+                confusion.matthews(),
+                positive.map(|class| class.precision),
+                positive.map(|class| class.recall),
+                confusion.f1_macro(),
+                roc_auc,
+                average_precision,
+            ]);
+        } else {
+            values.extend([
+                confusion.f1_macro(),
+                confusion.matthews(),
+                // That of all labels together is the accuracy.
+                confusion.accuracy(),
+                confusion.f1_weighted(),
+            ]);
+        }
+        values.extend([
+            self.log_loss.mean(counts),
+            self.brier.mean(counts),
+            self.reliability.expected_calibration_error(counts),
+        ]);
+        (if self.ranking.is_some() { TWO_LABELS } else { MANY_LABELS }, values)
+    }
+}
+
+impl Values {
+    /// Takes gold and predicted values.
+    ///
+    /// # Errors
+    /// No rows; columns of different lengths; a value that is not finite.
+    pub fn new(gold: Vec<f64>, predicted: Vec<f64>) -> Result<Self, MetricError> {
+        correlation::check(&gold, &predicted)?;
+        Ok(Self {
+            correlation: Correlation::new(&gold, &predicted)?,
+            squared: RowMeans::squared_error(&gold, &predicted),
+            absolute: RowMeans::absolute_error(&gold, &predicted),
+            gold,
+            predicted,
+        })
+    }
+
+    fn measure(&self, counts: &[u32]) -> (&'static [Metric], Vec<Option<f64>>) {
+        let (pearson, spearman) = self.correlation.measure(counts);
+        let mse = self.squared.mean(counts);
+        (VALUES, vec![pearson, spearman, mse, mse.map(f64::sqrt), self.absolute.mean(counts)])
+    }
+}
+
+impl Sets {
+    /// Takes gold sets, row by row whether each label is there, and probabilities of the labels; a label is predicted
+    /// where its probability is at least a half.
+    ///
+    /// # Errors
+    /// No rows or no labels; columns of different lengths; a number that is no probability.
+    pub fn new(labels: usize, gold: Vec<bool>, probabilities: &[f64]) -> Result<Self, MetricError> {
+        if labels == 0 || gold.is_empty() {
+            return Err(MetricError::Empty);
+        }
+        check_length("probabilities", probabilities.len(), gold.len())?;
+        check_probabilities(probabilities, labels)?;
+        let predicted: Vec<bool> = probabilities.iter().map(|&p| p >= 0.5).collect();
+        Ok(Self { counted: LabelSets::new(labels, &gold, &predicted)?, labels, gold, predicted })
+    }
+
+    fn measure(&self, counts: &[u32]) -> (&'static [Metric], Vec<Option<f64>>) {
+        let accuracy = self.counted.subset_accuracy(counts);
+        let f1 = accuracy.map(|_| self.counted.f1(counts));
+        (SETS, vec![f1.map(|(micro, _)| micro), f1.map(|(_, macro_mean)| macro_mean), accuracy])
+    }
+}
+
+impl Sample {
+    /// Rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Classes(classes) => classes.gold.len(),
+            Self::Values(values) => values.gold.len(),
+            Self::Sets(sets) => sets.counted.rows(),
+        }
+    }
+
+    /// Measures all metrics on all rows.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.metrics_under(&ones(self.rows()))
+    }
+
+    /// Measures all metrics with each row taken as often as `counts` says.
+    #[must_use]
+    pub fn metrics_under(&self, counts: &[u32]) -> Metrics {
+        let (metrics, values) = match self {
+            Self::Classes(classes) => classes.measure(counts),
+            Self::Values(values) => values.measure(counts),
+            Self::Sets(sets) => sets.measure(counts),
+        };
+        metrics.iter().copied().zip(values).collect()
+    }
+
+    /// The sample of some rows, by their places from 0.
+    ///
+    /// # Errors
+    /// No rows.
+    ///
+    /// # Panics
+    /// For a row that is not there.
+    pub fn select(&self, rows: &[usize]) -> Result<Self, MetricError> {
+        Ok(match self {
+            Self::Classes(all) => Self::Classes(Classes::new(
+                all.labels,
+                take(&all.gold, 1, rows),
+                take(&all.probabilities, all.labels, rows),
+                Some(take(&all.predicted, 1, rows)),
+                all.bins,
+            )?),
+            Self::Values(all) => Self::Values(Values::new(take(&all.gold, 1, rows), take(&all.predicted, 1, rows))?),
+            Self::Sets(all) => {
+                let (gold, predicted) = (take(&all.gold, all.labels, rows), take(&all.predicted, all.labels, rows));
+                let counted = LabelSets::new(all.labels, &gold, &predicted)?;
+                Self::Sets(Sets { labels: all.labels, gold, predicted, counted })
+            }
+        })
+    }
+}
+
+fn ones(rows: usize) -> Vec<u32> {
+    vec![1; rows]
+}
+
+/// Some rows of a column that has `width` values a row.
+fn take<T: Copy>(column: &[T], width: usize, rows: &[usize]) -> Vec<T> {
+    rows.iter().flat_map(|row| &column[row * width..(row + 1) * width]).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_values_are_measured_as_are_named() {
+        let classes = |labels, probabilities| {
+            Sample::Classes(Classes::new(labels, vec![0, 1], probabilities, None, DEFAULT_BINS).unwrap())
+        };
+        let values = Sample::Values(Values::new(vec![1.0], vec![2.0]).unwrap());
+        let sets = Sample::Sets(Sets::new(1, vec![true], &[0.5]).unwrap());
+        for (problem, labels, sample) in [
+            (Problem::SingleLabel, 2, classes(2, vec![0.5; 4])),
+            (Problem::SingleLabel, 4, classes(4, vec![0.25; 8])),
+            (Problem::Regression, 0, values),
+            (Problem::MultiLabel, 1, sets),
+        ] {
+            let names: Vec<Metric> = sample.metrics().iter().map(|(metric, _)| metric).collect();
+            assert_eq!(names, measured(problem, Some(labels)));
+            assert!(names.iter().all(|name| measured(problem, None).contains(name)));
+        }
+    }
+
+    #[test]
+    fn two_labels_always_show_accuracy_f1_and_matthews_first() {
+        let classes = Classes::new(2, vec![0, 1], vec![0.9, 0.1, 0.2, 0.8], None, DEFAULT_BINS).unwrap();
+        let names: Vec<&str> = Sample::Classes(classes).metrics().iter().take(3).map(|(m, _)| m.name()).collect();
+        assert_eq!(names, ["accuracy", "f1", "matthews"]);
+    }
+
+    #[test]
+    fn the_metrics_of_some_rows_are_those_under_their_counts() {
+        let gold = vec![0, 1, 1, 0, 1];
+        let probabilities = [0.3, 0.6, 0.8, 0.8, 0.1].iter().flat_map(|p| [1.0 - p, *p]).collect();
+        let classes = Sample::Classes(Classes::new(2, gold, probabilities, None, DEFAULT_BINS).unwrap());
+        let values = Sample::Values(Values::new(vec![1.0, 2.0, 4.0, 8.0, 9.0], vec![1.5, 2.5, 2.0, 9.0, 1.0]).unwrap());
+        let gold = [true, false].repeat(5);
+        let sets = Sample::Sets(Sets::new(2, gold, &[0.9, 0.6, 0.2, 0.5, 0.4, 0.1, 0.7, 0.7, 0.1, 0.2]).unwrap());
+        for sample in [classes, values, sets] {
+            let (some, counted) =
+                (sample.select(&[4, 0, 2, 2]).unwrap().metrics(), sample.metrics_under(&[1, 0, 2, 0, 1]));
+            for ((metric, some), (_, counted)) in some.iter().zip(counted.iter()) {
+                assert!((some.unwrap() - counted.unwrap()).abs() < 1e-12, "{metric}: {some:?} {counted:?}");
+            }
+            assert_eq!(sample.select(&[]).unwrap_err(), MetricError::Empty);
+        }
+    }
+
+    #[test]
+    fn no_rows_have_no_metrics() {
+        let classes = Classes::new(2, vec![0, 1], vec![0.9, 0.1, 0.2, 0.8], None, DEFAULT_BINS).unwrap();
+        assert!(Sample::Classes(classes).metrics_under(&[0, 0]).iter().all(|(_, value)| value.is_none()));
+    }
+}

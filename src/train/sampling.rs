@@ -1,0 +1,265 @@
+//! Which rows are held out, how much each label weighs, and in which order rows are learned from.
+//!
+//! Everything is a function of seeds, ids and epochs: a run that continues sees what it would have seen.
+
+use std::collections::BTreeMap;
+
+use thiserror::Error;
+
+use super::random::{Random, first_u64};
+
+/// Batches whose rows are sorted by length together: enough that neighbours are alike, few enough that the order of
+/// rows stays random.
+const BATCHES_SORTED_TOGETHER: usize = 50;
+
+/// What sampling refuses.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum SamplingError {
+    /// A validation fraction that is no share.
+    #[error("a validation fraction of {0}; expected a share between 0 and 1, such as 0.1")]
+    Fraction(f64),
+    /// A weight for a label that is not there.
+    #[error("class weight for {label:?}, which is no label; the labels are {}", .labels.join(", "))]
+    UnknownLabel {
+        /// The label as it was written.
+        label: String,
+        /// The labels there are.
+        labels: Vec<String>,
+    },
+    /// A label without a weight.
+    #[error("label {0:?} has no class weight; give one for each label")]
+    NoWeight(String),
+    /// A weight that is not positive.
+    #[error("class weight {weight} for {label:?}; expected a number above 0")]
+    Weight {
+        /// The label.
+        label: String,
+        /// Its weight.
+        weight: f64,
+    },
+}
+
+/// Holds out a share of the rows by a hash of their ids.
+///
+/// A row is held out or not whatever the other rows are, their order and their number: rows that are added later change
+/// nothing for those that were there. The share of many rows is within its own sampling error, sqrt(f (1 - f) / rows).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HoldOut {
+    fraction: f64,
+    seed: u64,
+}
+
+impl HoldOut {
+    /// Takes the share of the rows that are held out; another seed holds out others.
+    ///
+    /// # Errors
+    /// A fraction that is not between 0 and 1.
+    pub fn try_new(fraction: f64, seed: u64) -> Result<Self, SamplingError> {
+        if fraction > 0.0 && fraction < 1.0 {
+            Ok(Self { fraction, seed })
+        } else {
+            Err(SamplingError::Fraction(fraction))
+        }
+    }
+
+    /// Whether the row with this id, of one column or more, is held out.
+    #[must_use]
+    pub fn holds_out<S: AsRef<str>>(&self, id: &[S]) -> bool {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"couplet validation split");
+        hasher.update(&self.seed.to_le_bytes());
+        for part in id {
+            let part = part.as_ref();
+            // With its length, so that ("a", "bc") is not ("ab", "c").
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
+        let place = (first_u64(&hasher.finalize()) >> 11) as f64 / (1_u64 << 53) as f64;
+        place < self.fraction
+    }
+}
+
+/// How much each label weighs in the loss.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ClassWeights {
+    /// All the same.
+    Equal,
+    /// So that all labels together weigh the same, as `sklearn.utils.class_weight` has it.
+    Balanced,
+    /// A weight for each label.
+    Given(BTreeMap<String, f64>),
+}
+
+impl ClassWeights {
+    /// Gives the weights in the order of the labels, from the rows that have each.
+    ///
+    /// Balanced: all rows / (labels that have rows * rows of the label). A label without rows gets 1.
+    ///
+    /// # Errors
+    /// Given weights for other labels, or not for all, or that are not above 0.
+    pub fn weights(&self, labels: &[String], rows: &[u64]) -> Result<Vec<f64>, SamplingError> {
+        match self {
+            Self::Equal => Ok(vec![1.0; labels.len()]),
+            Self::Balanced => {
+                let all = rows.iter().sum::<u64>() as f64;
+                let seen = rows.iter().filter(|rows| **rows > 0).count() as f64;
+                Ok(rows.iter().map(|&rows| if rows == 0 { 1.0 } else { all / (seen * rows as f64) }).collect())
+            }
+            Self::Given(weights) => {
+                if let Some(label) = weights.keys().find(|label| !labels.contains(label)) {
+                    return Err(SamplingError::UnknownLabel { label: label.clone(), labels: labels.to_vec() });
+                }
+                let weight = |label: &String| {
+                    let weight = *weights.get(label).ok_or_else(|| SamplingError::NoWeight(label.clone()))?;
+                    if weight > 0.0 && weight.is_finite() {
+                        Ok(weight)
+                    } else {
+                        Err(SamplingError::Weight { label: label.clone(), weight })
+                    }
+                };
+                labels.iter().map(weight).collect()
+            }
+        }
+    }
+}
+
+/// The order of rows in an epoch: every row once, in an order that depends on the seed, the epoch and the number of
+/// rows.
+///
+/// # Panics
+/// For 2^32 rows or more.
+#[must_use]
+pub fn epoch_order(seed: u64, epoch: u64, rows: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..u32::try_from(rows).expect("rows are counted in 32 bits")).collect();
+    Random::new(seed, "epoch order", &[epoch]).shuffle(&mut order);
+    order
+}
+
+/// The batches of an epoch: [`epoch_order`] in parts of `batch_size`, the last one perhaps smaller.
+///
+/// # Panics
+/// For a batch size of 0; for 2^32 rows or more.
+#[must_use]
+pub fn epoch_batches(seed: u64, epoch: u64, rows: usize, batch_size: usize) -> Vec<Vec<u32>> {
+    epoch_order(seed, epoch, rows).chunks(batch_size).map(<[u32]>::to_vec).collect()
+}
+
+/// The batches of an epoch, each of rows of similar length: `lengths` has one a row, in tokens.
+///
+/// Parts of the random order as long as 50 batches are sorted by length and cut into batches; then the batches are
+/// shuffled. Which rows meet in a batch and when still changes with every epoch, and nearly all padding is gone. The
+/// one batch that may be smaller than the others comes last.
+///
+/// # Panics
+/// For a batch size of 0; for 2^32 rows or more.
+#[must_use]
+pub fn bucketed_batches(seed: u64, epoch: u64, lengths: &[u32], batch_size: usize) -> Vec<Vec<u32>> {
+    let mut order = epoch_order(seed, epoch, lengths.len());
+    let mut batches = Vec::with_capacity(lengths.len().div_ceil(batch_size));
+    for part in order.chunks_mut(batch_size * BATCHES_SORTED_TOGETHER) {
+        // Stable: rows of one length keep their random order.
+        part.sort_by_key(|row| std::cmp::Reverse(lengths[*row as usize]));
+        batches.extend(part.chunks(batch_size).map(<[u32]>::to_vec));
+    }
+    let whole = if lengths.len().is_multiple_of(batch_size) { batches.len() } else { batches.len() - 1 };
+    Random::new(seed, "batch order", &[epoch]).shuffle(&mut batches[..whole]);
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_held_out_by_id_alone() {
+        for fraction in [0.02, 0.1, 0.5] {
+            let hold_out = HoldOut::try_new(fraction, 1).unwrap();
+            let held: Vec<bool> = (0..100_000).map(|i| hold_out.holds_out(&[format!("row-{i}")])).collect();
+            let share = held.iter().filter(|held| **held).count() as f64 / held.len() as f64;
+            assert!((share - fraction).abs() < 4.0 * (fraction * (1.0 - fraction) / 1e5).sqrt(), "{share}");
+        }
+        let hold_out = HoldOut::try_new(0.5, 1).unwrap();
+        let held = |id: &[&str]| hold_out.holds_out(id);
+        assert!((0..64).any(|i| held(&[&format!("a{i}"), "b"]) != held(&["a", &format!("{i}b")])));
+        let other = HoldOut::try_new(0.5, 2).unwrap();
+        let differ = (0..1000).filter(|i| other.holds_out(&[i.to_string()]) != held(&[&i.to_string()])).count();
+        assert!(differ.abs_diff(500) < 100, "{differ}");
+    }
+
+    /// The split is part of what a number in a report means: it must never change.
+    #[test]
+    fn the_split_is_the_same_for_ever() {
+        let hold_out = HoldOut::try_new(0.1, 0).unwrap();
+        let held: Vec<usize> = (0..100).filter(|i| hold_out.holds_out(&[i.to_string()])).collect();
+        assert_eq!(held, FIRST_HELD_OUT);
+        assert_eq!(epoch_order(7, 2, 8), FIRST_ORDER);
+    }
+
+    const FIRST_HELD_OUT: [usize; 10] = [10, 16, 22, 23, 29, 53, 58, 86, 92, 99];
+    const FIRST_ORDER: [u32; 8] = [0, 4, 7, 6, 3, 2, 1, 5];
+
+    #[test]
+    fn a_fraction_is_between_none_and_all() {
+        for fraction in [0.0, 1.0, -0.1, 10.0, f64::NAN] {
+            assert!(HoldOut::try_new(fraction, 1).is_err());
+        }
+    }
+
+    #[test]
+    fn weights_balance_or_are_given_for_all() {
+        let labels = ["no".to_owned(), "yes".to_owned(), "maybe".to_owned()];
+        assert_eq!(ClassWeights::Balanced.weights(&labels, &[6, 2, 0]), Ok(vec![8.0 / 12.0, 2.0, 1.0]));
+        let given = |weights: &[(&str, f64)]| {
+            ClassWeights::Given(weights.iter().map(|(label, weight)| ((*label).to_owned(), *weight)).collect())
+                .weights(&labels, &[6, 2, 0])
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(given(&[("maybe", 3.0), ("no", 1.0), ("yes", 2.0)]), Ok(vec![1.0, 2.0, 3.0]));
+        assert_eq!(given(&[("no", 1.0)]), Err("label \"yes\" has no class weight; give one for each label".into()));
+        assert_eq!(
+            given(&[("nope", 1.0)]),
+            Err("class weight for \"nope\", which is no label; the labels are no, yes, maybe".into())
+        );
+        assert_eq!(
+            given(&[("maybe", 0.0), ("no", 1.0), ("yes", 2.0)]),
+            Err("class weight 0 for \"maybe\"; expected a number above 0".into())
+        );
+    }
+
+    #[test]
+    fn every_row_comes_once_an_epoch() {
+        for rows in [0, 1, 31, 32, 33, 5000] {
+            let lengths: Vec<u32> = (0..rows).map(|row| (row * 7919 % 120) as u32).collect();
+            for batches in [epoch_batches(3, 1, rows, 32), bucketed_batches(3, 1, &lengths, 32)] {
+                let mut seen: Vec<u32> = batches.concat();
+                seen.sort_unstable();
+                assert!(seen.iter().copied().eq(0..rows as u32));
+                assert!(batches.iter().rev().skip(1).all(|batch| batch.len() == 32));
+            }
+        }
+        assert_ne!(epoch_order(3, 1, 100), epoch_order(3, 2, 100));
+        assert_ne!(epoch_order(3, 1, 100), epoch_order(4, 1, 100));
+        assert_eq!(epoch_order(3, 1, 100), epoch_order(3, 1, 100));
+    }
+
+    #[test]
+    fn buckets_save_padding_and_stay_random() {
+        let mut random = Random::new(1, "lengths", &[]);
+        let lengths: Vec<u32> = (0..10_000).map(|_| 5 + random.below(120)).collect();
+        let real: u64 = lengths.iter().map(|&length| u64::from(length)).sum();
+        let padding = |batches: &[Vec<u32>]| {
+            let longest = |batch: &Vec<u32>| batch.iter().map(|row| lengths[*row as usize]).max().unwrap_or(0);
+            let padded: u64 = batches.iter().map(|batch| u64::from(longest(batch)) * batch.len() as u64).sum();
+            (padded - real) as f64 / padded as f64
+        };
+        let (plain, bucketed) =
+            (padding(&epoch_batches(1, 0, 10_000, 32)), padding(&bucketed_batches(1, 0, &lengths, 32)));
+        assert!(plain > 0.4 && bucketed < 0.03, "{plain} {bucketed}");
+        let batches = bucketed_batches(1, 0, &lengths, 32);
+        // Were batches in the order of their lengths, neighbours would be alike.
+        let mean = |batch: &Vec<u32>| batch.iter().map(|row| f64::from(lengths[*row as usize])).sum::<f64>() / 32.0;
+        let steps: f64 = batches.windows(2).map(|pair| (mean(&pair[0]) - mean(&pair[1])).abs()).sum::<f64>();
+        assert!(steps / batches.len() as f64 > 30.0, "{steps}");
+        assert_ne!(batches, bucketed_batches(1, 1, &lengths, 32));
+    }
+}

@@ -1,0 +1,232 @@
+//! Temperature scaling: the one number that makes a model's confidence fit its errors.
+//!
+//! **Source**: Guo, Pleiss, Sun, Weinberger 2017, "On calibration of modern neural networks", section 4.2.
+
+use super::metrics::MetricError;
+
+/// The lowest temperature. Without errors on the validation rows the loss falls towards temperature 0, where every
+/// probability is 0 or 1; that is more than any number of rows can show.
+pub const LOWEST: f64 = 0.05;
+/// The highest temperature. A model that is wrong more often than not falls towards equal probabilities without end.
+pub const HIGHEST: f64 = 20.0;
+
+/// Newton's steps converge in about six; halving the interval alone would take sixty.
+const MOST_STEPS: usize = 100;
+
+/// What logits are divided by, and what that does to the loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Temperature {
+    /// Above 1 where the model was too sure of itself, below 1 where it was not sure enough.
+    pub value: f64,
+    /// Whether the rows have no best temperature.
+    pub bound: Option<Bound>,
+    /// Mean negative logarithm of the gold label's probability at temperature 1, in nats; for a model with any number
+    /// of labels, the mean over rows and labels.
+    pub before: f64,
+    /// The same at this temperature.
+    pub after: f64,
+}
+
+/// Why a temperature is not the best of all, but the best that is allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// [`LOWEST`]: the loss still falls there, as where every row is right.
+    Lowest,
+    /// [`HIGHEST`]: the loss still falls there, as where more rows are wrong than right.
+    Highest,
+    /// Temperature 1, as none makes a difference: each row's logits are all the same.
+    Flat,
+}
+
+impl Bound {
+    const ALL: [Self; 3] = [Self::Lowest, Self::Highest, Self::Flat];
+
+    /// The name in `calibration.json`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lowest => "lowest",
+            Self::Highest => "highest",
+            Self::Flat => "flat",
+        }
+    }
+
+    pub(super) fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|bound| bound.name() == name)
+    }
+}
+
+/// The mean loss at an inverse temperature, with its first and second derivative by it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Loss {
+    value: f64,
+    slope: f64,
+    curvature: f64,
+}
+
+impl Temperature {
+    /// Fits a temperature on logits, `labels` a row, whose largest is the predicted label.
+    ///
+    /// # Errors
+    /// No rows; columns of different lengths; a label beyond `labels`; a logit that is not finite.
+    pub fn fit_softmax(labels: usize, logits: &[f32], gold: &[u32]) -> Result<Self, MetricError> {
+        check(labels, logits, gold.len() * labels)?;
+        super::metrics::check_labels("the gold label", gold, labels)?;
+        let mut exp = vec![0.0; labels];
+        let loss = |inverse: f64| {
+            let mut total = Loss::default();
+            for (row, gold) in logits.chunks_exact(labels).zip(gold) {
+                let gold = f64::from(row[*gold as usize]);
+                let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+                // Relative to the largest logit, so that no exponential overflows.
+                let (mut sum, mut mean, mut square) = (0.0, 0.0, 0.0);
+                for (exp, logit) in exp.iter_mut().zip(row) {
+                    let logit = f64::from(*logit) - max;
+                    *exp = (inverse * logit).exp();
+                    sum += *exp;
+                    mean += *exp * logit;
+                    square += *exp * logit * logit;
+                }
+                (mean, square) = (mean / sum, square / sum);
+                total.value += sum.ln() - inverse * (gold - max);
+                total.slope += mean - (gold - max);
+                total.curvature += square - mean * mean;
+            }
+            total.mean_of(gold.len())
+        };
+        Ok(minimum(loss))
+    }
+
+    /// Fits a temperature on logits, `labels` a row, each of which is a label of its own.
+    ///
+    /// # Errors
+    /// No rows; columns of different lengths; a logit that is not finite.
+    pub fn fit_sigmoid(labels: usize, logits: &[f32], gold: &[bool]) -> Result<Self, MetricError> {
+        check(labels, logits, gold.len())?;
+        let loss = |inverse: f64| {
+            let mut total = Loss::default();
+            for (logit, gold) in logits.iter().zip(gold) {
+                // The loss of a label that is not there is that of one that is, with the logit turned round.
+                let logit = if *gold { f64::from(*logit) } else { -f64::from(*logit) };
+                let x = inverse * logit;
+                let miss = 1.0 / (1.0 + x.exp());
+                total.value += (-x).max(0.0) + (-x.abs()).exp().ln_1p();
+                total.slope -= miss * logit;
+                total.curvature += miss * (1.0 - miss) * logit * logit;
+            }
+            total.mean_of(logits.len())
+        };
+        Ok(minimum(loss))
+    }
+}
+
+impl Loss {
+    fn mean_of(self, n: usize) -> Self {
+        let n = n as f64;
+        Self { value: self.value / n, slope: self.slope / n, curvature: self.curvature / n }
+    }
+}
+
+/// Finds the least of a loss that is convex in the inverse temperature: Newton's steps within a shrinking bracket.
+fn minimum(mut loss: impl FnMut(f64) -> Loss) -> Temperature {
+    let at_one = loss(1.0);
+    let found = |temperature: f64, bound, after: Loss| Temperature {
+        value: temperature,
+        bound,
+        before: at_one.value,
+        after: after.value,
+    };
+    // Convex and level at two ends is level between them.
+    let (mut low, mut high) = (1.0 / HIGHEST, 1.0 / LOWEST);
+    let (at_low, at_high) = (loss(low), loss(high));
+    if at_low.slope >= 0.0 {
+        let flat = at_high.slope <= 0.0;
+        return if flat { found(1.0, Some(Bound::Flat), at_one) } else { found(HIGHEST, Some(Bound::Highest), at_low) };
+    }
+    if at_high.slope <= 0.0 {
+        return found(LOWEST, Some(Bound::Lowest), at_high);
+    }
+    let (mut inverse, mut here) = (1.0, at_one);
+    for _ in 0..MOST_STEPS {
+        if here.slope < 0.0 {
+            low = inverse;
+        } else {
+            high = inverse;
+        }
+        let newton = inverse - here.slope / here.curvature;
+        // Also where the curvature is 0 and the step infinite or no number.
+        let next = if newton > low && newton < high { newton } else { f64::midpoint(low, high) };
+        let step = (next - inverse).abs();
+        inverse = next;
+        here = loss(inverse);
+        if step <= 1e-12 * inverse || high - low <= 1e-12 * high {
+            break;
+        }
+    }
+    found(1.0 / inverse, None, here)
+}
+
+fn check(labels: usize, logits: &[f32], expected: usize) -> Result<(), MetricError> {
+    if labels == 0 || expected == 0 {
+        return Err(MetricError::Empty);
+    }
+    super::metrics::check_length("logits", logits.len(), expected.next_multiple_of(labels))?;
+    match logits.iter().position(|logit| !logit.is_finite()) {
+        Some(i) => Err(MetricError::Value {
+            row: i / labels,
+            what: "a logit",
+            value: f64::from(logits[i]),
+            expected: "a finite number",
+        }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_are_all_right_end_at_the_lowest() {
+        let fitted = Temperature::fit_softmax(2, &[2.0, -2.0, -1.0, 1.0], &[0, 1]).unwrap();
+        assert_eq!((fitted.value, fitted.bound), (LOWEST, Some(Bound::Lowest)));
+        assert!(fitted.after < fitted.before);
+    }
+
+    #[test]
+    fn rows_that_are_mostly_wrong_end_at_the_highest() {
+        let fitted = Temperature::fit_softmax(2, &[2.0, -2.0, -1.0, 1.0], &[1, 0]).unwrap();
+        assert_eq!((fitted.value, fitted.bound), (HIGHEST, Some(Bound::Highest)));
+    }
+
+    #[test]
+    fn logits_that_are_all_the_same_keep_their_temperature() {
+        let fitted = Temperature::fit_softmax(2, &[2.0, 2.0, -1.0, -1.0], &[1, 0]).unwrap();
+        assert_eq!((fitted.value, fitted.bound), (1.0, Some(Bound::Flat)));
+        let fitted = Temperature::fit_sigmoid(1, &[0.0, 0.0], &[true, false]).unwrap();
+        assert_eq!((fitted.value, fitted.bound), (1.0, Some(Bound::Flat)));
+    }
+
+    /// Three of four rows right at one distance: the best probability is 3/4, so T = d / ln 3.
+    #[test]
+    fn the_best_temperature_is_known_for_equal_distances() {
+        for distance in [0.1_f32, 1.0, 7.0, 20.0] {
+            let logits = [distance, 0.0].repeat(4);
+            let fitted = Temperature::fit_softmax(2, &logits, &[0, 0, 1, 0]).unwrap();
+            let expected = f64::from(distance) / 3.0_f64.ln();
+            assert!((fitted.value - expected).abs() < 1e-9 * expected, "{fitted:?} {expected}");
+            let gold = [true, true, false, true];
+            let sigmoid = Temperature::fit_sigmoid(1, &[distance; 4], &gold).unwrap();
+            assert!((sigmoid.value - expected).abs() < 1e-9 * expected, "{sigmoid:?} {expected}");
+        }
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_refused() {
+        let error = Temperature::fit_softmax(2, &[0.0, 1.0, f32::NAN, 1.0], &[0, 1]).unwrap_err();
+        assert_eq!(error.to_string(), "row 2: a logit is NaN, expected a finite number");
+        assert!(Temperature::fit_softmax(2, &[0.0, 1.0, 1.0], &[0, 1]).is_err());
+        assert!(Temperature::fit_sigmoid(2, &[0.0, 1.0, 1.0], &[true, false, true]).is_err());
+        assert_eq!(Temperature::fit_softmax(2, &[], &[]), Err(MetricError::Empty));
+    }
+}

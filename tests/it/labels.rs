@@ -1,0 +1,178 @@
+//! Label columns: what is learned from them, what is refused and how that is said.
+
+use couplet::model::Problem;
+use couplet::train::labels::{GoldLabel, LabelError, Labels, Targets};
+use couplet::train::task::Task;
+
+fn integers(values: &[i64]) -> Vec<GoldLabel> {
+    values.iter().copied().map(GoldLabel::Integer).collect()
+}
+
+fn texts(values: &[&str]) -> Vec<GoldLabel> {
+    values.iter().map(|value| GoldLabel::Text((*value).to_owned())).collect()
+}
+
+fn list(values: &[&str]) -> GoldLabel {
+    GoldLabel::Texts(values.iter().map(|value| (*value).to_owned()).collect())
+}
+
+fn names(values: &[&str]) -> Vec<String> {
+    values.iter().map(|value| (*value).to_owned()).collect()
+}
+
+/// Learns the mapping from rows and maps them.
+fn learn(task: Task, rows: &[GoldLabel]) -> Result<(Labels, Targets), LabelError> {
+    let labels = Labels::learn(task, rows)?;
+    let targets = labels.targets(rows)?;
+    Ok((labels, targets))
+}
+
+#[test]
+fn numbers_sort_by_value_and_texts_by_bytes() {
+    let (labels, targets) = learn(Task::Classification, &integers(&[10, 2, -1, 2])).unwrap();
+    assert_eq!(labels.names(), ["-1", "2", "10"]);
+    assert_eq!(targets, Targets::Classes(vec![2, 1, 0, 1]));
+    let (labels, targets) = learn(Task::Classification, &texts(&["é", "a", "B", "a", "10", "2"])).unwrap();
+    assert_eq!(labels.names(), ["10", "2", "B", "a", "é"]);
+    assert_eq!(targets, Targets::Classes(vec![4, 3, 2, 3, 0, 1]));
+    let truths = [GoldLabel::from(true), GoldLabel::from(false)];
+    assert_eq!(learn(Task::Classification, &truths).unwrap().1, Targets::Classes(vec![1, 0]));
+    // The order of rows does not matter.
+    assert_eq!(
+        Labels::learn(Task::Classification, &texts(&["b", "a"])),
+        Labels::learn(Task::Classification, &texts(&["a", "b", "a"]))
+    );
+}
+
+#[test]
+fn whole_floats_are_whole_numbers() {
+    let floats = [1.0, 0.0, 1.0].map(GoldLabel::Float);
+    let (labels, targets) = learn(Task::Classification, &floats).unwrap();
+    assert_eq!(labels.names(), ["0", "1"]);
+    assert_eq!(targets, Targets::Classes(vec![1, 0, 1]));
+}
+
+#[test]
+fn a_glue_task_brings_its_labels_for_numbers_and_names() {
+    let rows = [integers(&[1, 0]), texts(&["equivalent", "not_equivalent", "1"]), vec![GoldLabel::Float(0.0)]].concat();
+    let (labels, targets) = learn(Task::Mrpc, &rows).unwrap();
+    assert_eq!(labels.names(), ["not_equivalent", "equivalent"]);
+    assert_eq!(targets, Targets::Classes(vec![1, 0, 1, 0, 1, 0]));
+    // RTE and WNLI count the other way round.
+    assert_eq!(Labels::learn(Task::Rte, &[]).unwrap().names()[0], "entailment");
+    assert_eq!(Labels::learn(Task::Wnli, &[]).unwrap().names()[1], "entailment");
+}
+
+#[test]
+fn given_names_are_taken_by_place_unless_they_are_numbers() {
+    let labels = Labels::given(Task::Classification, names(&["no", "yes"])).unwrap();
+    assert_eq!(labels.targets(&integers(&[1, 0])), Ok(Targets::Classes(vec![1, 0])));
+    let labels = Labels::given(Task::Classification, names(&["1", "0"])).unwrap();
+    assert_eq!(labels.targets(&integers(&[1, 0])), Ok(Targets::Classes(vec![0, 1])));
+    assert_eq!(labels.targets(&texts(&["1", "0"])), Ok(Targets::Classes(vec![0, 1])));
+}
+
+#[test]
+fn values_and_sets() {
+    let rows = [GoldLabel::Integer(3), GoldLabel::Float(2.5)];
+    assert_eq!(learn(Task::Stsb, &rows).unwrap().1, Targets::Values(vec![3.0, 2.5]));
+    let (labels, targets) = learn(Task::Multilabel, &[list(&["b", "a"]), list(&[]), list(&["c", "c"])]).unwrap();
+    assert_eq!(labels.names(), ["a", "b", "c"]);
+    assert_eq!(targets, Targets::Sets([[true, true, false], [false; 3], [false, false, true]].concat()));
+}
+
+#[test]
+fn a_checkpoint_keeps_the_mapping_as_transformers_reads_it() {
+    let keys =
+        |task, given: &[&str]| serde_json::Value::Object(Labels::given(task, names(given)).unwrap().config_keys());
+    assert_eq!(
+        keys(Task::Classification, &["no", "yes"]),
+        serde_json::json!({
+            "id2label": { "0": "no", "1": "yes" },
+            "label2id": { "no": 0, "yes": 1 },
+            "problem_type": "single_label_classification",
+        })
+    );
+    assert_eq!(keys(Task::Multilabel, &["a"])["problem_type"], "multi_label_classification");
+    assert_eq!(keys(Task::Regression, &[])["id2label"], serde_json::json!({ "0": "LABEL_0" }));
+    assert_eq!(Labels::given(Task::Regression, vec![]).unwrap().problem(), Problem::Regression);
+}
+
+#[test]
+fn a_wrong_value_is_told_with_its_row_what_is_known_and_the_mend() {
+    let message = |result: Result<(Labels, Targets), LabelError>| result.unwrap_err().to_string();
+    let yes_no = Labels::given(Task::Classification, names(&["no", "yes"])).unwrap();
+    let mapped = |rows: &[GoldLabel]| yes_no.targets(rows).unwrap_err().to_string();
+    assert_eq!(
+        message(learn(Task::Classification, &[texts(&["a", "b"]), vec![GoldLabel::Null]].concat())),
+        "row 3: label NULL is no label; leave such rows out with `WHERE label IS NOT NULL`"
+    );
+    assert_eq!(
+        mapped(&texts(&["no", "Yes", "maybe"])),
+        "row 2: label \"Yes\" is unknown; row 3: label \"maybe\" is unknown; known labels: \"no\", \"yes\"; did you mean \"yes\"? Map it in the query, leave the row out, or name all labels in `labels`"
+    );
+    assert_eq!(
+        mapped(&integers(&[0, 2])),
+        "row 2: label 2 is unknown; known labels: \"no\", \"yes\"; whole numbers from 0 to 1 stand for the labels in their order"
+    );
+    assert_eq!(
+        mapped(&[GoldLabel::Float(0.5)]),
+        "row 1: label 0.5 is no whole number; known labels: \"no\", \"yes\"; labels are whole numbers or texts; to learn a value, set task = \"regression\""
+    );
+    assert_eq!(
+        message(learn(Task::Sst2, &integers(&[0, -1]))),
+        "row 2: label -1 stands for no label; known labels: \"negative\", \"positive\"; GLUE's test parts have no gold labels: select the train or validation part"
+    );
+    assert_eq!(
+        message(learn(Task::Classification, &[integers(&[1]), texts(&["b"])].concat())),
+        "row 2: label \"b\" is of another kind than those before it; cast the column to one type in the query"
+    );
+    assert_eq!(
+        message(learn(Task::Regression, &texts(&["3.5"]))),
+        "row 1: label \"3.5\" is no number; cast it in the query: `CAST(label AS DOUBLE)`"
+    );
+    assert_eq!(
+        message(learn(Task::Regression, &[GoldLabel::Float(f64::NAN)])),
+        "row 1: label NaN is not a finite number; leave the row out or mend its value in the query"
+    );
+    assert_eq!(
+        message(learn(Task::Stsb, &[GoldLabel::Float(5.0), GoldLabel::Float(-1.0)])),
+        "row 2: label -1.0 is not from 0 to 5; task stsb has no other values; GLUE's test parts have -1 where others have a label"
+    );
+    assert_eq!(mapped(&texts(&["1"])).split(';').next(), Some("row 1: label \"1\" is unknown"));
+    assert_eq!(
+        message(learn(Task::Multilabel, &texts(&["a"]))),
+        "row 1: label \"a\" is no list of texts; make it one in the query: `make_array(label)`"
+    );
+    assert_eq!(
+        message(learn(Task::Classification, &[list(&["a"])])),
+        "row 1: label [\"a\"] is a list; for rows with any number of labels, set task = \"multilabel\""
+    );
+    let sets = Labels::given(Task::Multilabel, names(&["red", "blue"])).unwrap();
+    assert_eq!(
+        sets.targets(&[list(&["red", "bleu"])]).unwrap_err().to_string(),
+        "row 1: label [\"red\", \"bleu\"] has \"bleu\", which is unknown; known labels: \"red\", \"blue\"; did you mean \"blue\"? Map it in the query, leave the row out, or name all labels in `labels`"
+    );
+    let LabelError::Rows { rows, wrong, .. } = yes_no.targets(&vec![GoldLabel::Null; 9]).unwrap_err() else { panic!() };
+    assert_eq!((rows.len(), wrong), (5, 9));
+}
+
+#[test]
+fn too_few_labels_and_wrong_names_are_refused() {
+    let learned = |task, rows: &[GoldLabel]| Labels::learn(task, rows).unwrap_err().to_string();
+    assert_eq!(
+        learned(Task::Classification, &texts(&["a", "a"])),
+        "the label column has only the label \"a\"; a classification needs two different labels or more: look at the query that selects the training rows"
+    );
+    assert!(learned(Task::Classification, &[]).starts_with("the label column has no label"));
+    assert!(learned(Task::Multilabel, &[list(&[])]).starts_with("the label column has no label"));
+    for (task, given, problem) in [
+        (Task::Classification, &["a", "b", "a"][..], "label \"a\" is there twice"),
+        (Task::Classification, &["a"], "task classification needs 2 labels or more"),
+        (Task::Classification, &["a", ""], "a label has no name"),
+        (Task::Regression, &["a"], "task regression learns a value and has no labels"),
+    ] {
+        let error = Labels::given(task, names(given)).unwrap_err().to_string();
+        assert_eq!(error, format!("labels = {given:?}: {problem}"));
+    }
+}

@@ -1,0 +1,305 @@
+//! Equal to scikit-learn and SciPy to 1e-6: metrics, calibration, thresholds, weights; intervals to their own error.
+
+use std::sync::LazyLock;
+
+use couplet::train::bootstrap::Bootstrap;
+use couplet::train::calibration::Calibration;
+use couplet::train::metrics::{
+    Classes, Confusion, Correlation, DEFAULT_BINS, LabelSets, Metric, Metrics, Reliability, RowMeans, Sample, Sets,
+    Values, average_precision, brier, log_loss, pearson, roc_auc, spearman,
+};
+use couplet::train::sampling::ClassWeights;
+use couplet::train::slices::slices;
+use couplet::train::temperature::Temperature;
+use couplet::train::threshold::{Objective, Threshold, ThresholdError};
+use serde_json::Value;
+
+use crate::support::golden;
+
+/// The largest difference that counts as equal.
+const TOLERANCE: f64 = 1e-6;
+
+static GOLDENS: LazyLock<Value> =
+    LazyLock::new(|| serde_json::from_str(&std::fs::read_to_string(golden("metrics.json")).unwrap()).unwrap());
+
+fn cases(family: &str) -> impl Iterator<Item = &'static Value> {
+    let cases = GOLDENS[family].as_array().unwrap();
+    assert!(!cases.is_empty());
+    cases.iter()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+}
+
+fn labels(value: &Value) -> Vec<u32> {
+    numbers(value).into_iter().map(|number| number as u32).collect()
+}
+
+fn flags(value: &Value) -> Vec<bool> {
+    numbers(value).into_iter().map(|number| number == 1.0).collect()
+}
+
+fn singles(value: &Value) -> Vec<f32> {
+    numbers(value).into_iter().map(|number| number as f32).collect()
+}
+
+/// Compares a metric with a golden value, null for one that is not defined; large values by their relative difference.
+fn check(case: &Value, name: &str, value: Option<f64>) {
+    let expected = case.get(name).unwrap_or_else(|| panic!("no golden {name} in {}", case["name"])).as_f64();
+    let equal = match (value, expected) {
+        (Some(value), Some(expected)) => (value - expected).abs() <= TOLERANCE * expected.abs().max(1.0),
+        (None, None) => true,
+        _ => false,
+    };
+    assert!(equal, "{}: {name} is {value:?}, scikit-learn says {expected:?}", case["name"]);
+}
+
+/// Compares every metric of a report with its golden value.
+fn check_all(case: &Value, metrics: &Metrics) {
+    metrics.iter().for_each(|(metric, value)| check(case, metric.name(), value));
+}
+
+#[test]
+fn one_label_of_many_is_measured_as_by_scikit_learn() {
+    for case in cases("classes") {
+        let (gold, probabilities) = (labels(&case["gold"]), numbers(&case["probabilities"]));
+        let k = case["labels"].as_u64().unwrap() as usize;
+        let classes = Classes::new(k, gold.clone(), probabilities.clone(), None, DEFAULT_BINS).unwrap();
+        let confusion = classes.confusion();
+        let counts: Vec<f64> = (0..k * k).map(|i| confusion.count(i / k, i % k) as f64).collect();
+        assert_eq!(counts, numbers(&case["confusion"]), "{}", case["name"]);
+        for (label, expected) in case["classes"].as_array().unwrap().iter().enumerate() {
+            let (scores, expected) = (confusion.class(label), numbers(expected));
+            let scores = [scores.precision, scores.recall, scores.f1, scores.support as f64];
+            assert!(scores.iter().zip(&expected).all(|(a, b)| (a - b).abs() < TOLERANCE), "{scores:?} {expected:?}");
+        }
+        check(case, "f1_macro", confusion.f1_macro());
+        check(case, "f1_micro", confusion.accuracy());
+        check(case, "f1_weighted", confusion.f1_weighted());
+        check(case, "log_loss", log_loss(k, &gold, &probabilities).unwrap());
+        check(case, "brier", brier(k, &gold, &probabilities).unwrap());
+        if k == 2 {
+            let positive: Vec<bool> = gold.iter().map(|label| *label == 1).collect();
+            let scores: Vec<f64> = probabilities.chunks(2).map(|row| row[1]).collect();
+            check(case, "roc_auc", roc_auc(&positive, &scores).unwrap());
+            check(case, "average_precision", average_precision(&positive, &scores).unwrap());
+        }
+        let rows: u64 = classes.reliability().iter().map(|bin| bin.count).sum();
+        assert_eq!(rows, gold.len() as u64);
+        let metrics = Sample::Classes(classes).metrics();
+        assert_eq!(metrics.has(Metric::F1), k == 2);
+        check_all(case, &metrics);
+    }
+}
+
+#[test]
+fn values_are_measured_as_by_scipy() {
+    for case in cases("values") {
+        let (gold, predicted) = (numbers(&case["gold"]), numbers(&case["predicted"]));
+        check(case, "pearson", pearson(&gold, &predicted).unwrap());
+        check(case, "spearman", spearman(&gold, &predicted).unwrap());
+        check_all(case, &Sample::Values(Values::new(gold, predicted).unwrap()).metrics());
+    }
+}
+
+#[test]
+fn sets_of_labels_are_measured_as_by_scikit_learn() {
+    for case in cases("sets") {
+        let k = case["labels"].as_u64().unwrap() as usize;
+        check_all(
+            case,
+            &Sample::Sets(Sets::new(k, flags(&case["gold"]), &numbers(&case["probabilities"])).unwrap()).metrics(),
+        );
+    }
+}
+
+#[test]
+fn numbers_that_are_none_are_refused_everywhere() {
+    let nan = f64::NAN;
+    assert!(Classes::new(2, vec![0], vec![nan, nan], None, 10).is_err());
+    assert!(Values::new(vec![0.0, 1.0], vec![0.0, nan]).is_err());
+    assert!(Values::new(vec![0.0, nan], vec![0.0, 1.0]).is_err());
+    assert!(Sets::new(1, vec![true], &[nan]).is_err());
+    assert!(Correlation::new(&[nan], &[1.0]).is_err());
+    assert!(Reliability::new(10, 2, &[0], &[nan, 1.0]).is_err());
+    assert!(RowMeans::log_loss(2, &[0], &[1.0, nan]).is_err());
+    assert!(Confusion::new(2, &[], &[]).is_err());
+    assert!(LabelSets::new(1, &[], &[]).is_err());
+}
+
+#[test]
+fn a_temperature_is_that_of_scipy() {
+    for case in cases("temperatures") {
+        let (k, logits) = (case["labels"].as_u64().unwrap() as usize, singles(&case["logits"]));
+        let calibration = if case["multi"] == true {
+            Calibration::fit_sets(k, &logits, &flags(&case["gold"]))
+        } else {
+            Calibration::fit(k, &logits, &labels(&case["gold"]), None)
+        };
+        let Temperature { value, bound, before, after } = calibration.unwrap().temperature;
+        assert_eq!(bound, None);
+        let expected = case["temperature"].as_f64().unwrap();
+        assert!((value - expected).abs() < 1e-4, "{}: {value} {expected}", case["name"]);
+        check(case, "before", Some(before));
+        check(case, "after", Some(after));
+    }
+}
+
+#[test]
+fn a_threshold_reaches_the_best_there_is() {
+    for case in cases("thresholds") {
+        let (positive, scores) = (flags(&case["gold"]), singles(&case["scores"]));
+        for (objective, best) in case["best"].as_object().unwrap() {
+            let objective = Objective::parse(objective).unwrap();
+            let fitted = Threshold::fit(objective, &scores, &positive);
+            let Some(best) = best.as_f64() else {
+                assert!(matches!(fitted, Err(ThresholdError::Unreachable { .. })), "{objective}: {fitted:?}");
+                continue;
+            };
+            let fitted = fitted.unwrap();
+            assert!((fitted.reached - best).abs() < TOLERANCE, "{}, {objective}: {fitted:?} {best}", case["name"]);
+            assert!(fitted.from <= fitted.value && fitted.value <= fitted.to);
+            // What is predicted from the threshold on is as good as it says.
+            let gold: Vec<u32> = positive.iter().map(|positive| u32::from(*positive)).collect();
+            let predicted: Vec<u32> = scores.iter().map(|score| u32::from(fitted.is_positive(*score))).collect();
+            let confusion = Confusion::new(2, &gold, &predicted).unwrap();
+            let class = confusion.class(1);
+            let again = match objective {
+                Objective::F1 => class.f1,
+                Objective::Accuracy => confusion.accuracy().unwrap(),
+                Objective::Matthews => confusion.matthews().unwrap(),
+                Objective::Precision(least) => {
+                    if class.precision >= least {
+                        class.recall
+                    } else {
+                        -1.0
+                    }
+                }
+                Objective::Recall(least) => {
+                    if class.recall >= least {
+                        class.precision
+                    } else {
+                        -1.0
+                    }
+                }
+            };
+            assert!((again - best).abs() < TOLERANCE, "{}, {objective}: {fitted:?} gives {again}", case["name"]);
+        }
+    }
+}
+
+#[test]
+fn a_threshold_is_the_middle_of_the_widest_interval_whatever_the_order_of_rows() {
+    let rows = [(0.1, false), (0.2, false), (0.4, true), (0.45, false), (0.7, true), (0.9, true)];
+    let fit = |rows: &[(f32, bool)], objective| {
+        let (scores, positive): (Vec<f32>, Vec<bool>) = rows.iter().copied().unzip();
+        Threshold::fit(objective, &scores, &positive).unwrap()
+    };
+    // Accuracy 5/6 above 0.2 up to 0.4, and above 0.45 up to 0.7, which is wider.
+    let fitted = fit(&rows, Objective::Accuracy);
+    assert!((fitted.value - 0.575).abs() < 1e-6 && (fitted.reached - 5.0 / 6.0).abs() < 1e-12, "{fitted:?}");
+    let mut turned = rows;
+    turned.reverse();
+    assert_eq!(fit(&turned, Objective::Accuracy), fitted);
+    // F1 is best with all three and one false alarm.
+    assert!((fit(&rows, Objective::F1).value - 0.3).abs() < 1e-6);
+    // Every threshold above 0.45 has precision 1; the lowest finds two of three.
+    let fitted = fit(&rows, Objective::Precision(0.9));
+    assert!((fitted.value - 0.575).abs() < 1e-6 && (fitted.reached - 2.0 / 3.0).abs() < 1e-12, "{fitted:?}");
+}
+
+#[test]
+fn what_no_threshold_can_do_is_said() {
+    let message = |objective: &str, scores: &[f32], positive: &[bool]| {
+        Threshold::fit(Objective::parse(objective).unwrap(), scores, positive).unwrap_err().to_string()
+    };
+    assert_eq!(
+        message("precision >= 0.9", &[0.9, 0.8, 0.1], &[false, true, true]),
+        "no threshold gives the validation rows precision >= 0.9: the best precision is 0.6667, at recall 1.0000; ask for less"
+    );
+    assert_eq!(
+        message("f1", &[0.9, 0.8], &[true, true]),
+        "all 2 validation rows have the second label; a threshold needs rows of both"
+    );
+    assert_eq!(
+        message("f1", &[1.5, 0.8], &[true, false]),
+        "row 1: a probability is 1.5, expected a number from 0 to 1"
+    );
+    for (written, problem) in [
+        ("best", ""),
+        ("precision", ": it needs a least value, as it alone is best at an extreme"),
+        ("recall >= 90", ": the number must be above 0 and at most 1"),
+        ("f1 >= 0.9", ""),
+    ] {
+        assert_eq!(
+            Objective::parse(written).unwrap_err().to_string(),
+            format!(
+                "unknown objective {written:?}{problem}; known are \"f1\", \"accuracy\", \"matthews\", \"precision >= 0.9\" and \"recall >= 0.9\", with any share"
+            )
+        );
+    }
+}
+
+#[test]
+fn intervals_are_those_of_scipy_to_within_their_error() {
+    let case = &GOLDENS["intervals"];
+    let sample = Sample::Values(Values::new(numbers(&case["gold"]), numbers(&case["predicted"])).unwrap());
+    let bootstrap = Bootstrap::try_new(20_000, 0.95, 1).unwrap();
+    let intervals = bootstrap.intervals(&sample);
+    assert_eq!(intervals, bootstrap.intervals(&sample));
+    let measured = sample.metrics();
+    let mut compared = 0;
+    for (metric, interval) in intervals {
+        let (interval, value) = (interval.unwrap(), measured.get(metric).unwrap());
+        assert!(interval.low < value && value < interval.high && interval.defined == 20_000);
+        let Some(expected) = case.get(metric.name()).map(numbers) else { continue };
+        // An end of 20,000 resamples is uncertain by about a hundredth of the interval.
+        let width = expected[1] - expected[0];
+        let error = (interval.low - expected[0]).abs().max((interval.high - expected[1]).abs());
+        assert!(error < 0.03 * width, "{metric}: {interval:?} {expected:?}");
+        compared += 1;
+    }
+    assert_eq!(compared, 3);
+}
+
+#[test]
+fn all_kinds_of_metrics_have_intervals() {
+    let positive = |i: u32| i.is_multiple_of(3);
+    let gold: Vec<u32> = (0..200).map(|i| u32::from(positive(i))).collect();
+    let score = |i: u32| (f64::from(i * 37 % 101) / 101.0 + if positive(i) { 0.5 } else { 0.0 }) / 1.5;
+    let probabilities = (0..200).flat_map(|i| [1.0 - score(i), score(i)]).collect();
+    let sample = Sample::Classes(Classes::new(2, gold, probabilities, None, DEFAULT_BINS).unwrap());
+    let measured = sample.metrics();
+    let intervals = Bootstrap::usual(3).intervals(&sample);
+    assert_eq!(intervals.len(), 11);
+    for (metric, interval) in intervals {
+        let (interval, value) = (interval.unwrap(), measured.get(metric).unwrap());
+        // Resampling adds to the calibration error: its interval lies above it.
+        assert!(interval.low < interval.high && value < interval.high, "{metric}: {value} {interval:?}");
+        assert!(metric == Metric::CalibrationError || interval.low < value, "{metric}: {value} {interval:?}");
+    }
+}
+
+#[test]
+fn balanced_weights_are_those_of_scikit_learn() {
+    let case = &GOLDENS["class_weights"];
+    let rows: Vec<u64> = numbers(&case["rows"]).into_iter().map(|rows| rows as u64).collect();
+    let names = ["a", "b", "c"].map(String::from);
+    let weights = ClassWeights::Balanced.weights(&names, &rows).unwrap();
+    assert!(weights.iter().zip(numbers(&case["weights"])).all(|(a, b)| (a - b).abs() < 1e-12), "{weights:?}");
+}
+
+#[test]
+fn slices_have_the_metrics_of_their_rows() {
+    let case = cases("classes").next().unwrap();
+    let (gold, probabilities) = (labels(&case["gold"]), numbers(&case["probabilities"]));
+    let sample =
+        |gold, probabilities| Sample::Classes(Classes::new(2, gold, probabilities, None, DEFAULT_BINS).unwrap());
+    let keys: Vec<Option<&str>> = (0..gold.len()).map(|row| (row < 20).then_some("first")).collect();
+    let slices = slices(&sample(gold.clone(), probabilities.clone()), &keys).unwrap();
+    let first = sample(gold[..20].to_vec(), probabilities[..40].to_vec()).metrics();
+    let shown: Vec<_> = slices.iter().map(|slice| (slice.key.as_deref(), slice.rows)).collect();
+    assert_eq!(shown, [(None, 40), (Some("first"), 20)]);
+    assert_eq!(slices[1].metrics, first);
+}
