@@ -2,6 +2,9 @@
 //!
 //! | Module | What it is |
 //! |---|---|
+//! | [`finetune`] | a job: labelled rows to a checkpoint that classifies |
+//! | [`pretrain`] | a job: texts to a checkpoint that fills in hidden words |
+//! | `course` | what both share: epochs, evaluation, saved states, the published folder |
 //! | [`Trainer`] | one step of gradient descent, and what it needs |
 //! | [`task`] | GLUE's tasks and the plain ones: columns, labels, metrics |
 //! | [`labels`] | a label column to targets, and the mapping that the checkpoint keeps |
@@ -25,11 +28,14 @@
 
 pub mod bootstrap;
 pub mod calibration;
+pub mod course;
 mod error;
 mod evaluate;
 pub mod evaluation;
 mod example;
+pub mod finetune;
 mod gradients;
+mod hyper;
 pub mod labels;
 mod loss;
 pub mod masking;
@@ -38,9 +44,11 @@ mod names;
 mod network;
 mod optimizer;
 mod options;
+pub mod pretrain;
 pub mod promotion;
 pub mod random;
 pub mod sampling;
+mod save;
 mod schedule;
 pub mod slices;
 mod state;
@@ -54,6 +62,7 @@ pub use crate::ops::Rates;
 pub use error::TrainError;
 pub use evaluate::MaskedWords;
 pub use example::{Example, Target};
+pub use hyper::{Hyper, Warmup};
 pub use loss::Objective;
 pub use names::UnknownName;
 pub use optimizer::AdamW;

@@ -6,6 +6,7 @@ mod checkpoints;
 mod config;
 mod gradients;
 mod interrupt;
+mod jobs;
 mod labels;
 mod masking;
 mod metrics;
