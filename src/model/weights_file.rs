@@ -58,11 +58,11 @@ impl<'a> Entry<'a> {
         match &self.data {
             Data::Tensor(tensor) => {
                 let values = tensor.flatten_all().and_then(|values| values.to_vec1::<f32>());
-                write_all(file, &values.map_err(io::Error::other)?, |x| x.to_le_bytes())
+                write_all(file, &values.map_err(io::Error::other)?, f32::to_le_bytes)
             }
-            Data::F32(values) => write_all(file, values, |x| x.to_le_bytes()),
-            Data::F64(values) => write_all(file, values, |x| x.to_le_bytes()),
-            Data::I64(values) => write_all(file, values, |x| x.to_le_bytes()),
+            Data::F32(values) => write_all(file, values, f32::to_le_bytes),
+            Data::F64(values) => write_all(file, values, f64::to_le_bytes),
+            Data::I64(values) => write_all(file, values, i64::to_le_bytes),
             Data::U8(values) => file.write_all(values),
         }
     }

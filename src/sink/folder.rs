@@ -39,6 +39,8 @@ impl AtomicFolder {
     /// # Errors
     /// A folder that cannot be made; a target that is a file.
     pub fn create(target: &Path) -> io::Result<Self> {
+        // What a link points to is replaced, not the link.
+        let target = &if target.is_symlink() { fs::canonicalize(target)? } else { target.to_owned() };
         let (around, name) = parts(target)?;
         if target.is_file() {
             return Err(io::Error::other("it is a file"));
@@ -186,6 +188,47 @@ mod tests {
                 assert_eq!(names(target.parent().unwrap()), ["model"]);
             }
         }
+    }
+
+    #[test]
+    fn is_always_there_while_it_is_replaced() {
+        let around = tempfile::tempdir().unwrap();
+        let target = around.path().join("model");
+        begin(&target, "0").publish().unwrap();
+        // Some file systems cannot exchange folders; then there is no such promise.
+        let probe = begin(&around.path().join("probe"), "");
+        if exchange(probe.path(), &target).is_err() {
+            return;
+        }
+        exchange(probe.path(), &target).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut last = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let read: u32 = fs::read_to_string(target.join("a")).unwrap().parse().unwrap();
+                    assert!(read >= last);
+                    last = read;
+                }
+            });
+            for text in 1..200 {
+                begin(&target, &text.to_string()).publish().unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+            reader.join().unwrap();
+        });
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn replaces_what_a_link_points_to() {
+        let around = tempfile::tempdir().unwrap();
+        begin(&around.path().join("v1"), "old").publish().unwrap();
+        let link = around.path().join("model");
+        std::os::unix::fs::symlink(around.path().join("v1"), &link).unwrap();
+        begin(&link, "new").publish().unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read_to_string(around.path().join("v1/a")).unwrap(), "new");
     }
 
     #[test]

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use super::calibration::{CALIBRATION_FILE, Calibration};
 use super::course::{
-    self, Event, Interval, JobError, Key, Learned, Outcome, Plan, Publication, Watch, base_config, beside,
+    self, Event, Interval, JobError, Key, Learned, Outcome, Plan, Publication, Watch, base_config, beside, is_done,
+    remove_model,
 };
 use super::evaluation::Evaluation;
 use super::hyper::Hyper;
@@ -108,6 +109,19 @@ impl Job {
     #[must_use]
     pub fn candidate(&self) -> PathBuf {
         beside(&self.output, ".candidate")
+    }
+
+    /// Whether the output holds the model that this very job leaves: same base, rows and settings. The base and all rows
+    /// are read for it; nothing is trained.
+    ///
+    /// # Errors
+    /// Labels or a base that cannot be used.
+    pub fn is_done(&self) -> Result<bool, JobError> {
+        if !self.output.exists() {
+            return Ok(false);
+        }
+        let (labels, ..) = self.read_labels()?;
+        Ok(is_done(&self.output, self.key(&labels)?))
     }
 
     /// Where the last epoch's model goes, if it is not the best.
@@ -307,8 +321,10 @@ impl Job {
         let config = self.config(&lesson.labels)?;
         let publication = |documents| Publication { config: config.clone(), tokenizer: &self.base, documents };
         if learned.last_is_another() {
-            let note = json!({ "epoch": learned.progress.epochs().len(), "see": self.output.join("training.json") });
+            let note = json!({ "epoch": learned.progress.epochs().len(), "best": self.output });
             publication(vec![("training.json", note)]).publish(&learned.trainer, &self.last())?;
+        } else {
+            remove_model(&self.last())?;
         }
         learned.take_best()?;
         let (mut evaluation, mut calibration, mut verdict) = (None, None, None);
@@ -338,6 +354,7 @@ impl Job {
         match &report.promotion {
             Promotion::Published => {
                 publication(documents).publish(&learned.trainer, &self.output)?;
+                remove_model(&self.candidate())?;
                 watch.emit(&Event::Published { folder: &self.output });
             }
             Promotion::Rejected { candidate, verdict } => {

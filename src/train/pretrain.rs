@@ -1,6 +1,6 @@
 //! Pretraining: texts to a checkpoint that fills in hidden words, from which fine-tuning starts.
 //!
-//! **Source**: Devlin et al. 2019, section 3.1, without the next-sentence task, as Liu et al. 2019 (RoBERTa).
+//! **Source**: Devlin et al. 2019, section 3.1, without the next-sentence task, as Liu et al. 2019 (`RoBERTa`).
 
 mod lesson;
 
@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::course::{
     self, Event, Interval, JobError, Key, Learned, Lesson, Outcome, Plan, Publication, Score, Watch, base_config,
-    peak_memory,
+    is_done, peak_memory,
 };
 use super::hyper::Hyper;
 use super::masking::{BERT_MASK_PROBABILITY, Chunking, Masking, Pieces};
@@ -70,6 +70,14 @@ impl Job {
             also_measure: Vec::new(),
             interval: Interval::Seconds(60.0),
         }
+    }
+
+    /// Whether the output holds the model that this very job leaves; see [`super::finetune::Job::is_done`].
+    ///
+    /// # Errors
+    /// A start that cannot be read.
+    pub fn is_done(&self) -> Result<bool, JobError> {
+        Ok(self.output.exists() && is_done(&self.output, self.key()?))
     }
 
     fn config_folder(&self) -> &Path {
@@ -228,6 +236,7 @@ impl Job {
         settings["mask_probability"] = self.mask_probability.into();
         let mut json = json!({
             "kind": "pretrain",
+            "job": learned.key(),
             "couplet": env!("CARGO_PKG_VERSION"),
             "base": start,
             "settings": settings,

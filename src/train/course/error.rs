@@ -50,10 +50,10 @@ pub enum JobError {
     },
     /// The checkpoint to start from cannot be used.
     #[error(transparent)]
-    Load(#[from] LoadError),
+    Load(Box<LoadError>),
     /// A step failed.
     #[error(transparent)]
-    Train(#[from] TrainError),
+    Train(Box<TrainError>),
     /// Class weights, or a fraction.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
@@ -82,6 +82,18 @@ pub enum JobError {
         /// What the system says.
         source: io::Error,
     },
+}
+
+impl From<LoadError> for JobError {
+    fn from(error: LoadError) -> Self {
+        Self::Load(Box::new(error))
+    }
+}
+
+impl From<TrainError> for JobError {
+    fn from(error: TrainError) -> Self {
+        Self::Train(Box::new(error))
+    }
 }
 
 impl JobError {

@@ -24,7 +24,7 @@ pub use error::JobError;
 pub use event::{Event, Watch};
 pub(super) use key::Key;
 pub use progress::{Epoch, Progress, Score};
-pub(super) use publish::{Publication, base_config, peak_memory};
+pub(super) use publish::{Publication, base_config, is_done, peak_memory, remove_model};
 pub(super) use state::beside;
 use state::{Found, StateFolder, read_tensors};
 
@@ -99,6 +99,11 @@ impl Learned {
             self.trainer.load_weights(&read_tensors(&self.state.best(best))?)?;
         }
         Ok(())
+    }
+
+    /// The job's key, in hexadecimal digits.
+    pub(super) fn key(&self) -> String {
+        self.state.key()
     }
 
     /// Whether the last weights are others than the best.

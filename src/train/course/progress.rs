@@ -190,7 +190,7 @@ impl Progress {
 
     /// As tensors of the saved state, which keep every bit; JSON need not.
     pub(super) fn entries(&self) -> Vec<Entry<'static>> {
-        let best = self.best.map_or(-1, |best| best as i64);
+        let best = self.best.map_or(-1, |best| best.cast_signed() as i64);
         let counts = [
             self.epochs_done,
             self.batches_done,

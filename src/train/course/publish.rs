@@ -21,6 +21,9 @@ const TOKENIZER: [&str; 6] = [
     "merges.txt",
 ];
 
+/// What a training says about itself.
+pub(in crate::train) const REPORT: &str = "training.json";
+
 /// What goes into the folder besides the weights.
 pub(in crate::train) struct Publication<'a> {
     /// `config.json`.
@@ -76,6 +79,21 @@ pub(in crate::train) fn base_config(folder: &Path) -> Result<Map<String, Value>,
     }
     config.insert("dtype".into(), json!("float32"));
     Ok(config)
+}
+
+/// Whether a folder holds what a job with this key leaves.
+pub(in crate::train) fn is_done(folder: &Path, key: blake3::Hash) -> bool {
+    let report = fs::read(folder.join(REPORT)).ok();
+    let report: Option<Value> = report.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    report.is_some_and(|report| report["job"].as_str() == Some(key.to_hex().as_str()))
+}
+
+/// Removes a folder that an earlier job left beside its model; one that is no such folder stays.
+pub(in crate::train) fn remove_model(folder: &Path) -> Result<(), JobError> {
+    if !folder.join(REPORT).exists() {
+        return Ok(());
+    }
+    fs::remove_dir_all(folder).map_err(JobError::file("remove", folder))
 }
 
 /// The most memory that this process has used, in bytes, where the system tells.

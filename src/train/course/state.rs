@@ -67,6 +67,10 @@ impl StateFolder {
         &self.path
     }
 
+    pub(super) fn key(&self) -> String {
+        self.key.to_hex().to_string()
+    }
+
     /// Puts a trainer where the last run of this job was.
     pub(super) fn restore(&self, trainer: &mut Trainer, scores: usize) -> Result<Found, JobError> {
         let path = self.path.join(STATE);

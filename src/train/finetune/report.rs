@@ -31,6 +31,7 @@ impl Job {
         settings["promote_if"] = self.promote_if.as_ref().map(ToString::to_string).into();
         let mut json = json!({
             "kind": "finetune",
+            "job": learned.key(),
             "couplet": env!("CARGO_PKG_VERSION"),
             "base": self.base,
             "task": self.task.name(),

@@ -50,7 +50,7 @@ impl Texts {
         let mut shares = Vec::new();
         if !held_out.is_empty() {
             shares.push(job.mask_probability);
-            shares.extend(job.also_measure.iter().filter(|share| **share != job.mask_probability));
+            shares.extend(job.also_measure.iter().filter(|share| share.total_cmp(&job.mask_probability).is_ne()));
         }
         let masked = shares.iter().map(|share| {
             let masking = Masking::try_new(*share, job.hyper.seed)?;
