@@ -20,6 +20,7 @@ use super::checkpoint::Checkpoint;
 use super::config::{Architecture, ModelConfig, read_json};
 use super::encoder::WORD_EMBEDDINGS;
 use super::error::LoadError;
+use super::folder::{TOKENIZER_CONFIG, clear_head, copy_tokenizer, write_json};
 use super::weights_file::{self, Entry};
 use crate::sink::AtomicFolder;
 
@@ -85,10 +86,6 @@ const LAYERS: [(&str, &str); 8] = [
 const POSITIONS: &str = "embeddings.position_embeddings.weight";
 const TOKEN_TYPES: &str = "embeddings.token_type_embeddings.weight";
 
-/// Files of the source that are taken over.
-const TOKENIZER: [&str; 4] = ["tokenizer.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json"];
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-
 /// Writes the encoder of `source` as a base checkpoint to `target`, in f32; what was at `target` is replaced at once.
 ///
 /// # Errors
@@ -119,16 +116,12 @@ pub fn import(source: &Path, target: &Path, form: Form) -> Result<Imported, Impo
         }
     }
     let architecture = if folds { Architecture::DistilBert } else { config.architecture };
-    for key in ["_name_or_path", "torch_dtype", "id2label", "label2id", "problem_type", "finetuning_task", "num_labels"]
-    {
-        json.remove(key);
-    }
+    clear_head(&mut json);
     let class = match architecture {
         Architecture::DistilBert => "DistilBertModel",
         Architecture::Bert => "BertModel",
     };
     json.insert("architectures".into(), json!([class]));
-    json.insert("dtype".into(), "float32".into());
     let parameters = tensors.iter().map(|(_, tensor)| tensor.elem_count()).sum();
     let write = || write(source, target, &json, &tensors, folds);
     write().map_err(|source| ImportError::Write { folder: target.to_owned(), source })?;
@@ -243,22 +236,17 @@ fn write(
 ) -> io::Result<()> {
     let folder = AtomicFolder::create(target)?;
     let path = folder.path();
-    fs::write(path.join("config.json"), format!("{:#}\n", Value::Object(config.clone())))?;
-    for name in TOKENIZER {
-        if source.join(name).exists() {
-            fs::write(path.join(name), fs::read(source.join(name))?)?;
+    write_json(&path.join("config.json"), &Value::Object(config.clone()))?;
+    copy_tokenizer(source, path)?;
+    let settings_path = path.join(TOKENIZER_CONFIG);
+    if folds && settings_path.exists() {
+        let mut settings: Value = serde_json::from_slice(&fs::read(&settings_path)?)?;
+        // BERT's tokenizer class gives token types, which DistilBERT's `forward` does not take.
+        settings["model_input_names"] = json!(["input_ids", "attention_mask"]);
+        if settings["tokenizer_class"].as_str().is_some_and(|class| class.starts_with("BertTokenizer")) {
+            settings["tokenizer_class"] = "DistilBertTokenizer".into();
         }
-    }
-    if source.join(TOKENIZER_CONFIG).exists() {
-        let mut settings: Value = serde_json::from_slice(&fs::read(source.join(TOKENIZER_CONFIG))?)?;
-        if folds {
-            // BERT's tokenizer class gives token types, which DistilBERT's `forward` does not take.
-            settings["model_input_names"] = json!(["input_ids", "attention_mask"]);
-            if settings["tokenizer_class"].as_str().is_some_and(|class| class.starts_with("BertTokenizer")) {
-                settings["tokenizer_class"] = "DistilBertTokenizer".into();
-            }
-        }
-        fs::write(path.join(TOKENIZER_CONFIG), format!("{settings:#}\n"))?;
+        write_json(&settings_path, &settings)?;
     }
     let mut file = BufWriter::new(File::create(path.join("model.safetensors"))?);
     let entries = tensors.iter().map(|(name, tensor)| Entry::of_tensor(name.clone(), tensor)).collect();

@@ -5,6 +5,7 @@ mod config;
 mod encoder;
 mod error;
 mod fingerprint;
+mod folder;
 mod head;
 mod import;
 mod masked_words;
@@ -26,6 +27,7 @@ pub use tokenizer::{Encoding, Tokenizer};
 
 use crate::ops::Kernels;
 pub(crate) use checkpoint::{Checkpoint, full_name};
+pub(crate) use folder::{clear_head, copy_tokenizer, write_json};
 pub(crate) use head::Head;
 pub(crate) use masked_words::MaskedWordsHead;
 pub(crate) use source::Source;

@@ -4,22 +4,12 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::JobError;
-use crate::model::write_weights;
+use crate::model::{clear_head, copy_tokenizer, write_json, write_weights};
 use crate::sink::AtomicFolder;
 use crate::train::Trainer;
-
-/// What a tokenizer may consist of.
-const TOKENIZER: [&str; 6] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-];
 
 /// What a training says about itself.
 pub(in crate::train) const REPORT: &str = "training.json";
@@ -42,13 +32,7 @@ impl Publication<'_> {
             let folder = AtomicFolder::create(target)?;
             let path = folder.path();
             write_json(&path.join("config.json"), &Value::Object(self.config.clone()))?;
-            for name in TOKENIZER {
-                let source = self.tokenizer.join(name);
-                if source.exists() {
-                    // Not `copy`, which takes a read-only file's permissions with it.
-                    fs::write(path.join(name), fs::read(source)?)?;
-                }
-            }
+            copy_tokenizer(self.tokenizer, path)?;
             for (name, document) in &self.documents {
                 write_json(&path.join(name), document)?;
             }
@@ -61,10 +45,6 @@ impl Publication<'_> {
     }
 }
 
-fn write_json(path: &Path, document: &Value) -> io::Result<()> {
-    fs::write(path, format!("{document:#}\n"))
-}
-
 /// `config.json` of a base model, for a model with another head.
 pub(in crate::train) fn base_config(folder: &Path) -> Result<Map<String, Value>, JobError> {
     let path = folder.join("config.json");
@@ -73,11 +53,7 @@ pub(in crate::train) fn base_config(folder: &Path) -> Result<Map<String, Value>,
     let Value::Object(mut config) = json else {
         return Err(JobError::file("read", &path)(io::Error::other("it is no JSON object")));
     };
-    for key in ["_name_or_path", "torch_dtype", "id2label", "label2id", "problem_type", "finetuning_task", "num_labels"]
-    {
-        config.remove(key);
-    }
-    config.insert("dtype".into(), json!("float32"));
+    clear_head(&mut config);
     Ok(config)
 }
 
