@@ -106,6 +106,7 @@ fn goes_on_to_the_same_bytes_after_sigkill() {
         }
     }
     run(&killed);
+    println!("killed {kills} times");
     assert!(kills > 0);
     assert!(weights(&killed.output) == weights(&undisturbed.output));
     assert_eq!(names(&folder.path().join("killed")), names(&folder.path().join("undisturbed")));
