@@ -159,6 +159,11 @@ impl Checkpoint {
         self.tensors.get(name).is_some_and(|entry| entry.shape == shape)
     }
 
+    /// The canonical names of all tensors but these, in order.
+    pub(super) fn names_besides(&self, used: &[String]) -> Vec<String> {
+        self.tensors.keys().filter(|name| !used.contains(name)).cloned().collect()
+    }
+
     /// Numbers in all tensors of floating point.
     pub(super) fn parameters(&self) -> usize {
         self.tensors

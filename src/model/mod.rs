@@ -5,10 +5,13 @@ mod config;
 mod encoder;
 mod error;
 mod fingerprint;
+mod folder;
 mod head;
+mod import;
 mod masked_words;
 mod source;
 mod tokenizer;
+mod weights_file;
 
 use std::path::{Path, PathBuf};
 
@@ -19,13 +22,16 @@ pub(crate) use encoder::WORD_EMBEDDINGS;
 pub use encoder::{Encoder, PackedBatch};
 pub use error::LoadError;
 pub use fingerprint::Fingerprint;
+pub use import::{Form, ImportError, Imported, import};
 pub use tokenizer::{Encoding, Tokenizer};
 
 use crate::ops::Kernels;
 pub(crate) use checkpoint::{Checkpoint, full_name};
+pub(crate) use folder::{clear_head, copy_tokenizer, write_json};
 pub(crate) use head::Head;
 pub(crate) use masked_words::MaskedWordsHead;
 pub(crate) use source::Source;
+pub(crate) use weights_file::{Data, Entry, write as write_weights};
 
 /// An encoder with its classification head and tokenizer.
 #[derive(Debug)]

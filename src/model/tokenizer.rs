@@ -40,7 +40,11 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    pub(super) fn load(folder: &Path, config: &ModelConfig) -> Result<Self, LoadError> {
+    /// Reads a folder's tokenizer, which may know no token that the encoder does not.
+    ///
+    /// # Errors
+    /// Files that are missing, unreadable or inconsistent.
+    pub(crate) fn load(folder: &Path, config: &ModelConfig) -> Result<Self, LoadError> {
         let settings_path = folder.join("tokenizer_config.json");
         let mut files = Vec::new();
         let settings = if settings_path.exists() {
@@ -162,6 +166,11 @@ impl Tokenizer {
         let truncation = TruncationParams { max_length: *room, ..truncation.clone() };
         let (first, second) = truncate_encodings(first, Some(second), &truncation)?;
         uncut.post_process(first, second, true)
+    }
+
+    /// The tokenizer itself, without truncation unless [`Tokenizer::with_max_length`] made it.
+    pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner
     }
 
     /// Word pieces that the tokenizer knows.

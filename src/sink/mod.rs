@@ -1,6 +1,7 @@
-//! Where predictions go: a Parquet file that is there whole or not at all.
+//! What a run leaves: a Parquet file, or a checkpoint's folder, that is there whole or not at all.
 
 mod atomic;
+mod folder;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use parquet::file::properties::WriterProperties;
 use thiserror::Error;
 
 pub use atomic::AtomicFile;
+pub use folder::{AtomicFolder, recover};
 
 /// Rows of a row group: enough to compress well, few enough that readers can skip and share the work.
 const ROW_GROUP_ROWS: usize = 128 * 1024;

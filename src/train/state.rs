@@ -10,9 +10,9 @@ use super::trainer::Trainer;
 use super::weights::update;
 use crate::model::full_name;
 
-const MEAN: &str = "optimizer.mean.";
-const SQUARE: &str = "optimizer.square.";
-const STEPS: &str = "optimizer.steps";
+pub(super) const MEAN: &str = "optimizer.mean.";
+pub(super) const SQUARE: &str = "optimizer.square.";
+pub(super) const STEPS: &str = "optimizer.steps";
 
 impl Trainer {
     /// The weights under the names that transformers gives them.

@@ -1,0 +1,313 @@
+//! Import: a BERT encoder becomes a base checkpoint, as it is or folded into DistilBERT's form.
+//!
+//! DistilBERT has no token types. BERT adds three embeddings for each token, `word + position + token type`; for a
+//! single text all tokens are of type 0, so that `position + token type 0` can be one table, and the folded encoder
+//! gives the same hidden states but for the rounding of one addition: within 1e-5.
+//!
+//! What is lost: the second text of a pair has token type 1 in BERT and cannot have it in DistilBERT. There the two
+//! texts are told apart by `[SEP]` only. The pooler is dropped too, as DistilBERT has none: a classifier that is
+//! fine-tuned learns a `pre_classifier` in its place.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use super::checkpoint::Checkpoint;
+use super::config::{Architecture, ModelConfig, read_json};
+use super::encoder::WORD_EMBEDDINGS;
+use super::error::LoadError;
+use super::folder::{TOKENIZER_CONFIG, clear_head, copy_tokenizer, write_json};
+use super::weights_file::{self, Entry};
+use crate::sink::AtomicFolder;
+
+/// The form of an imported encoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// The architecture that it has.
+    AsItIs,
+    /// DistilBERT's; see the module.
+    DistilBert,
+}
+
+/// What was imported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imported {
+    /// The architecture of the checkpoint that was written.
+    pub architecture: Architecture,
+    /// Numbers in it.
+    pub parameters: usize,
+    /// Tensors of the source that have no place in it: heads, the pooler, buffers.
+    pub dropped: Vec<String>,
+}
+
+/// Why an encoder cannot be imported; nothing is written then.
+#[derive(Debug, Error)]
+pub enum ImportError {
+    /// The source cannot be read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// It does not have the form that was asked for, and cannot be brought into it exactly.
+    #[error("{} cannot be folded into DistilBERT's form: {problem}", folder.display())]
+    Form {
+        /// The source.
+        folder: PathBuf,
+        /// Why not.
+        problem: String,
+    },
+    /// The folder cannot be written.
+    #[error("cannot write {}: {source}", folder.display())]
+    Write {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A failure of arithmetic.
+    #[error("cannot compute: {0}")]
+    Compute(#[from] candle_core::Error),
+}
+
+/// DistilBERT's name of each layer of a block, by BERT's.
+const LAYERS: [(&str, &str); 8] = [
+    ("attention.self.query", "attention.q_lin"),
+    ("attention.self.key", "attention.k_lin"),
+    ("attention.self.value", "attention.v_lin"),
+    ("attention.output.dense", "attention.out_lin"),
+    ("attention.output.LayerNorm", "sa_layer_norm"),
+    ("intermediate.dense", "ffn.lin1"),
+    ("output.dense", "ffn.lin2"),
+    ("output.LayerNorm", "output_layer_norm"),
+];
+
+const POSITIONS: &str = "embeddings.position_embeddings.weight";
+const TOKEN_TYPES: &str = "embeddings.token_type_embeddings.weight";
+
+/// Writes the encoder of `source` as a base checkpoint to `target`, in f32; what was at `target` is replaced at once.
+///
+/// # Errors
+/// A source that is no encoder of the BERT family; one that DistilBERT's form cannot express; a target that cannot be
+/// written.
+pub fn import(source: &Path, target: &Path, form: Form) -> Result<Imported, ImportError> {
+    let config_path = source.join("config.json");
+    let config = ModelConfig::load(&config_path)?;
+    let mut json = match read_json(&config_path)? {
+        Value::Object(json) => json,
+        _ => Map::new(),
+    };
+    let checkpoint = Checkpoint::open(source, config.architecture)?;
+    let folds = form == Form::DistilBert && config.architecture == Architecture::Bert;
+    let mut tensors = encoder(&checkpoint, &config)?;
+    let mut used: Vec<String> = tensors.iter().map(|(name, _)| name.clone()).collect();
+    if folds {
+        check(source, &config)?;
+        tensors = fold(tensors)?;
+        json = distilbert_config(&json, &config);
+    } else if config.architecture == Architecture::Bert {
+        let pooler = [("pooler.dense.weight", vec![config.dim, config.dim]), ("pooler.dense.bias", vec![config.dim])];
+        for (name, shape) in pooler {
+            if checkpoint.has(name, &shape) {
+                tensors.push((name.to_owned(), checkpoint.tensor(name, &shape, &Device::Cpu)?));
+                used.push(name.to_owned());
+            }
+        }
+    }
+    let architecture = if folds { Architecture::DistilBert } else { config.architecture };
+    clear_head(&mut json);
+    let class = match architecture {
+        Architecture::DistilBert => "DistilBertModel",
+        Architecture::Bert => "BertModel",
+    };
+    json.insert("architectures".into(), json!([class]));
+    let parameters = tensors.iter().map(|(_, tensor)| tensor.elem_count()).sum();
+    let write = || write(source, target, &json, &tensors, folds);
+    write().map_err(|source| ImportError::Write { folder: target.to_owned(), source })?;
+    Ok(Imported { architecture, parameters, dropped: checkpoint.names_besides(&used) })
+}
+
+/// The tensors of an encoder under their canonical names.
+fn encoder(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Vec<(String, Tensor)>, LoadError> {
+    let (dim, hidden) = (config.dim, config.hidden_dim);
+    let mut shapes = vec![
+        (WORD_EMBEDDINGS.to_owned(), vec![config.vocab_size, dim]),
+        (POSITIONS.to_owned(), vec![config.max_position_embeddings, dim]),
+        ("embeddings.LayerNorm.weight".to_owned(), vec![dim]),
+        ("embeddings.LayerNorm.bias".to_owned(), vec![dim]),
+    ];
+    let bert = config.architecture == Architecture::Bert;
+    if bert {
+        shapes.push((TOKEN_TYPES.to_owned(), vec![config.type_vocab_size, dim]));
+    }
+    for layer in 0..config.n_layers {
+        for (in_bert, in_distilbert) in LAYERS {
+            let name = if bert {
+                format!("encoder.layer.{layer}.{in_bert}")
+            } else {
+                format!("transformer.layer.{layer}.{in_distilbert}")
+            };
+            let (weight, bias) = match in_distilbert {
+                "ffn.lin1" => (vec![hidden, dim], hidden),
+                "ffn.lin2" => (vec![dim, hidden], dim),
+                norm if norm.ends_with("norm") => (vec![dim], dim),
+                _ => (vec![dim, dim], dim),
+            };
+            shapes.push((format!("{name}.weight"), weight));
+            shapes.push((format!("{name}.bias"), vec![bias]));
+        }
+    }
+    let read = |(name, shape): (String, Vec<usize>)| {
+        let tensor = checkpoint.tensor(&name, &shape, &Device::Cpu)?;
+        Ok((name, tensor))
+    };
+    shapes.into_iter().map(read).collect()
+}
+
+/// Checks that DistilBERT computes what this BERT does.
+fn check(source: &Path, config: &ModelConfig) -> Result<(), ImportError> {
+    // DistilBERT's code has no setting for it.
+    if (config.layer_norm_eps / 1e-12 - 1.0).abs() > 1e-6 {
+        let problem = format!(
+            "its layer_norm_eps is {:e}, and DistilBERT's is always 1e-12; import it as it is",
+            config.layer_norm_eps
+        );
+        return Err(ImportError::Form { folder: source.to_owned(), problem });
+    }
+    Ok(())
+}
+
+/// BERT's tensors as DistilBERT's.
+fn fold(tensors: Vec<(String, Tensor)>) -> candle_core::Result<Vec<(String, Tensor)>> {
+    let token_types =
+        tensors.iter().find(|(name, _)| name == TOKEN_TYPES).map(|(_, table)| table.get(0)).transpose()?;
+    let mut folded = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        if name == TOKEN_TYPES {
+            continue;
+        }
+        let tensor = match &token_types {
+            Some(first) if name == POSITIONS => tensor.broadcast_add(first)?,
+            _ => tensor,
+        };
+        folded.push((distilbert_name(&name), tensor));
+    }
+    Ok(folded)
+}
+
+fn distilbert_name(name: &str) -> String {
+    let Some(rest) = name.strip_prefix("encoder.layer.") else { return name.to_owned() };
+    let Some((layer, rest)) = rest.split_once('.') else { return name.to_owned() };
+    let Some((part, kind)) = rest.rsplit_once('.') else { return name.to_owned() };
+    let part = LAYERS.iter().find(|(in_bert, _)| *in_bert == part).map_or(part, |(_, in_distilbert)| in_distilbert);
+    format!("transformer.layer.{layer}.{part}.{kind}")
+}
+
+fn distilbert_config(bert: &Map<String, Value>, config: &ModelConfig) -> Map<String, Value> {
+    let or = |key: &str, default: Value| bert.get(key).filter(|value| !value.is_null()).cloned().unwrap_or(default);
+    let json = json!({
+        "model_type": "distilbert",
+        "vocab_size": config.vocab_size,
+        "dim": config.dim,
+        "n_layers": config.n_layers,
+        "n_heads": config.n_heads,
+        "hidden_dim": config.hidden_dim,
+        "max_position_embeddings": config.max_position_embeddings,
+        "activation": "gelu",
+        "dropout": or("hidden_dropout_prob", json!(0.1)),
+        "attention_dropout": or("attention_probs_dropout_prob", json!(0.1)),
+        "seq_classif_dropout": 0.2,
+        "qa_dropout": 0.1,
+        "initializer_range": or("initializer_range", json!(0.02)),
+        "pad_token_id": or("pad_token_id", json!(0)),
+        "sinusoidal_pos_embds": false,
+        "tie_word_embeddings": true,
+    });
+    json.as_object().cloned().unwrap_or_default()
+}
+
+fn write(
+    source: &Path,
+    target: &Path,
+    config: &Map<String, Value>,
+    tensors: &[(String, Tensor)],
+    folds: bool,
+) -> io::Result<()> {
+    let folder = AtomicFolder::create(target)?;
+    let path = folder.path();
+    write_json(&path.join("config.json"), &Value::Object(config.clone()))?;
+    copy_tokenizer(source, path)?;
+    let settings_path = path.join(TOKENIZER_CONFIG);
+    if folds && settings_path.exists() {
+        let mut settings: Value = serde_json::from_slice(&fs::read(&settings_path)?)?;
+        // BERT's tokenizer class gives token types, which DistilBERT's `forward` does not take.
+        settings["model_input_names"] = json!(["input_ids", "attention_mask"]);
+        if settings["tokenizer_class"].as_str().is_some_and(|class| class.starts_with("BertTokenizer")) {
+            settings["tokenizer_class"] = "DistilBertTokenizer".into();
+        }
+        write_json(&settings_path, &settings)?;
+    }
+    let mut file = BufWriter::new(File::create(path.join("model.safetensors"))?);
+    let entries = tensors.iter().map(|(name, tensor)| Entry::of_tensor(name.clone(), tensor)).collect();
+    weights_file::write(entries, &mut file)?;
+    file.flush()?;
+    folder.publish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Encoder, PackedBatch};
+    use crate::ops::Kernels;
+
+    /// The hidden states of two sequences, of which no token is of type 1.
+    fn hidden_states(folder: &Path) -> Vec<f32> {
+        let config = ModelConfig::load(&folder.join("config.json")).unwrap();
+        let checkpoint = Checkpoint::open(folder, config.architecture).unwrap();
+        let encoder = Encoder::load(&(&checkpoint, &Device::Cpu), &config, Kernels::for_device(&Device::Cpu)).unwrap();
+        let mut batch = PackedBatch::default();
+        for length in [90, 17] {
+            let input_ids: Vec<u32> = (0..length).map(|i| (i * 7919 + length) % config.vocab_size as u32).collect();
+            batch.push(&input_ids, &vec![0; input_ids.len()]);
+        }
+        encoder.forward(&batch).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn largest_difference(source: &Path, form: Form) -> f32 {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("imported");
+        import(source, &target, form).unwrap();
+        let pairs = hidden_states(source).into_iter().zip(hidden_states(&target));
+        pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn keeps_the_hidden_states_of_single_texts() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let minilm = root.join("../shared/models/minilm-base");
+        for source in [root.join("tests/it/goldens/tiny-bert"), minilm] {
+            if !source.exists() {
+                eprintln!("SKIPPED keeps_the_hidden_states_of_single_texts: {} is not there", source.display());
+                continue;
+            }
+            assert!(largest_difference(&source, Form::AsItIs) == 0.0);
+            let difference = largest_difference(&source, Form::DistilBert);
+            assert!(difference < 1e-5, "{}: {difference}", source.display());
+            println!("{}: largest difference {difference:e}", source.display());
+        }
+    }
+
+    #[test]
+    fn refuses_an_encoder_that_distilbert_does_not_compute() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/goldens/tiny-bert");
+        let folder = tempfile::tempdir().unwrap();
+        for entry in source.read_dir().unwrap().flatten() {
+            fs::write(folder.path().join(entry.file_name()), fs::read(entry.path()).unwrap()).unwrap();
+        }
+        let config = fs::read_to_string(source.join("config.json")).unwrap();
+        fs::write(folder.path().join("config.json"), config.replace("1e-12", "1e-5")).unwrap();
+        let error = import(folder.path(), &folder.path().join("out"), Form::DistilBert).unwrap_err().to_string();
+        assert!(error.contains("layer_norm_eps is 1e-5"), "{error}");
+    }
+}

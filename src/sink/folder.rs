@@ -1,0 +1,256 @@
+//! A folder that appears under its name only when it is complete, all of its files at once.
+//!
+//! It is written beside its place under a hidden name. [`AtomicFolder::publish`] makes every file durable and then
+//! exchanges the two folders in one step (`renameat2` with `RENAME_EXCHANGE`, `renamex_np` with `RENAME_SWAP`). What
+//! that guarantees, for a kill or a loss of power at any moment:
+//!
+//! - Under the name there is the old folder or the new one, each complete; never none, and never a mixture.
+//! - Whoever opens the folder's files one after the other while it is exchanged may get some of the old ones and some
+//!   of the new. A program that holds the folder open, or opens all files before it reads them, can see by the
+//!   folder's inode that this happened. Files already open stay readable.
+//!
+//! Where the file system cannot exchange (some network file systems), the old folder is moved aside and the new one
+//! moved in. Between the two there is nothing under the name for an instant; [`recover`] puts the old folder back if a
+//! kill fell into it.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const TEMPORARY: &str = ".couplet-tmp";
+/// Where the old folder waits while there is no exchange.
+const ASIDE: &str = ".couplet-old";
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A folder in the making; dropped before [`AtomicFolder::publish`], it leaves nothing behind.
+#[derive(Debug)]
+pub struct AtomicFolder {
+    target: PathBuf,
+    temporary: PathBuf,
+    /// Tells the work of a live process from the remains of a killed one.
+    _lock: Option<File>,
+}
+
+impl AtomicFolder {
+    /// Begins a folder for `target`, making the folder around it if need be, and removes what killed runs left.
+    ///
+    /// # Errors
+    /// A folder that cannot be made; a target that is a file.
+    pub fn create(target: &Path) -> io::Result<Self> {
+        // What a link points to is replaced, not the link.
+        let target = &if target.is_symlink() { fs::canonicalize(target)? } else { target.to_owned() };
+        let (around, name) = parts(target)?;
+        if target.is_file() {
+            return Err(io::Error::other("it is a file"));
+        }
+        fs::create_dir_all(around)?;
+        recover(target)?;
+        remove_remains(around, &format!(".{name}."));
+        let unique = NEXT.fetch_add(1, Ordering::Relaxed);
+        let temporary = around.join(format!(".{name}.{}-{unique}{TEMPORARY}", std::process::id()));
+        fs::create_dir(&temporary)?;
+        // Where folders cannot be locked, the remains of a killed run stay until they are removed by hand.
+        let lock = File::open(&temporary).ok().filter(|folder| folder.try_lock().is_ok());
+        Ok(Self { target: target.to_owned(), temporary, _lock: lock })
+    }
+
+    /// Where to write the files.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Makes the files durable and puts the folder in its place, instead of what stood there.
+    ///
+    /// # Errors
+    /// A disk that is full or gone; what stood there is still there then.
+    pub fn publish(self) -> io::Result<()> {
+        self.publish_with(exchange)
+    }
+
+    fn publish_with(self, exchange: fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
+        let (around, _) = parts(&self.target)?;
+        for entry in self.temporary.read_dir()? {
+            File::open(entry?.path())?.sync_all()?;
+        }
+        File::open(&self.temporary)?.sync_all()?;
+        if !self.target.exists() {
+            fs::rename(&self.temporary, &self.target)?;
+            return File::open(around)?.sync_all();
+        }
+        if exchange(&self.temporary, &self.target).is_ok() {
+            // The old folder has the temporary name now, and goes when `self` is dropped.
+            return File::open(around)?.sync_all();
+        }
+        let aside = aside(&self.target)?;
+        fs::rename(&self.target, &aside)?;
+        if let Err(e) = fs::rename(&self.temporary, &self.target) {
+            fs::rename(&aside, &self.target)?;
+            return Err(e);
+        }
+        File::open(around)?.sync_all()?;
+        fs::remove_dir_all(&aside)
+    }
+}
+
+impl Drop for AtomicFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.temporary);
+    }
+}
+
+/// Puts back a folder that was moved aside by a run that was killed before it had moved in the new one.
+///
+/// # Errors
+/// A folder that cannot be renamed or removed.
+pub fn recover(target: &Path) -> io::Result<()> {
+    let aside = aside(target)?;
+    match (aside.exists(), target.exists()) {
+        (true, false) => fs::rename(&aside, target),
+        (true, true) => fs::remove_dir_all(&aside),
+        (false, _) => Ok(()),
+    }
+}
+
+#[cfg(any(target_os = "linux", target_vendor = "apple"))]
+fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
+}
+
+#[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+fn exchange(_: &Path, _: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+fn aside(target: &Path) -> io::Result<PathBuf> {
+    let (around, name) = parts(target)?;
+    Ok(around.join(format!(".{name}{ASIDE}")))
+}
+
+/// The folder around a folder, and its name.
+fn parts(target: &Path) -> io::Result<(&Path, String)> {
+    let name = target.file_name().ok_or_else(|| io::Error::other("it is not the name of a folder"))?;
+    let around = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok((around, name.to_string_lossy().into_owned()))
+}
+
+/// Removes what killed runs left of the same folder.
+fn remove_remains(around: &Path, prefix: &str) {
+    let Ok(entries) = around.read_dir() else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(prefix) && name.ends_with(TEMPORARY) && entry.path().is_dir() {
+            let lock = File::open(entry.path()).map(|folder| folder.try_lock());
+            // Held by a live run; or the question cannot be asked, and then nothing is removed.
+            if !matches!(lock, Ok(Err(TryLockError::WouldBlock | TryLockError::Error(_))) | Err(_)) {
+                tracing::info!("removing {}, left by a run that was killed", entry.path().display());
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            folder.read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn begin(target: &Path, text: &str) -> AtomicFolder {
+        let folder = AtomicFolder::create(target).unwrap();
+        fs::write(folder.path().join("a"), text).unwrap();
+        folder
+    }
+
+    fn refuse(_: &Path, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    #[test]
+    fn replaces_the_folder_when_it_is_complete_whether_it_can_be_exchanged_or_not() {
+        for exchange in [exchange, refuse] {
+            let around = tempfile::tempdir().unwrap();
+            let target = around.path().join("new/model");
+            for text in ["first", "second", "third"] {
+                let folder = begin(&target, text);
+                assert_ne!(fs::read_to_string(target.join("a")).unwrap_or_default(), text);
+                folder.publish_with(exchange).unwrap();
+                assert_eq!(fs::read_to_string(target.join("a")).unwrap(), text);
+                assert_eq!(names(target.parent().unwrap()), ["model"]);
+            }
+        }
+    }
+
+    #[test]
+    fn is_always_there_while_it_is_replaced() {
+        let around = tempfile::tempdir().unwrap();
+        let target = around.path().join("model");
+        begin(&target, "0").publish().unwrap();
+        // Some file systems cannot exchange folders; then there is no such promise.
+        let probe = begin(&around.path().join("probe"), "");
+        if exchange(probe.path(), &target).is_err() {
+            return;
+        }
+        exchange(probe.path(), &target).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut last = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let read: u32 = fs::read_to_string(target.join("a")).unwrap().parse().unwrap();
+                    assert!(read >= last);
+                    last = read;
+                }
+            });
+            for text in 1..200 {
+                begin(&target, &text.to_string()).publish().unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+            reader.join().unwrap();
+        });
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn replaces_what_a_link_points_to() {
+        let around = tempfile::tempdir().unwrap();
+        begin(&around.path().join("v1"), "old").publish().unwrap();
+        let link = around.path().join("model");
+        std::os::unix::fs::symlink(around.path().join("v1"), &link).unwrap();
+        begin(&link, "new").publish().unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read_to_string(around.path().join("v1/a")).unwrap(), "new");
+    }
+
+    #[test]
+    fn puts_the_old_folder_back_after_a_kill_between_two_renames() {
+        let around = tempfile::tempdir().unwrap();
+        let target = around.path().join("model");
+        begin(&target, "old").publish().unwrap();
+        fs::rename(&target, aside(&target).unwrap()).unwrap();
+        recover(&target).unwrap();
+        assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "old");
+        assert_eq!(names(around.path()), ["model"]);
+    }
+
+    #[test]
+    fn removes_the_remains_of_a_killed_run_but_not_the_work_of_a_live_one() {
+        let around = tempfile::tempdir().unwrap();
+        let target = around.path().join("model");
+        fs::create_dir(around.path().join(format!(".model.1-0{TEMPORARY}"))).unwrap();
+        let alive = begin(&target, "alive");
+        let also_alive = begin(&target, "also alive");
+        assert_eq!(names(around.path()).len(), 2);
+        drop((alive, also_alive));
+        assert!(names(around.path()).is_empty());
+    }
+}

@@ -1,0 +1,292 @@
+//! The course of a training: epochs of steps, measured, saved and resumed. What is learned is a [`Lesson`].
+//!
+//! ```text
+//!  Lesson: rows ── order of the epoch ── batch ── Trainer::step ── Progress ──┬─▶ Event
+//!                                                        │                    └─▶ <output>.training/  every interval
+//!                                            end of the epoch: scores, best weights, early stop
+//! ```
+//!
+//! The order of rows, masks and dropout are functions of the seed and of where the training is, and the saved state
+//! holds all weights and moments bit for bit. A run that was killed at any moment and is started again so ends with the
+//! same model to the last bit, on the same kind of processor.
+
+mod error;
+mod event;
+mod key;
+mod progress;
+mod publish;
+mod state;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+pub use error::JobError;
+pub use event::{Event, Watch};
+pub(super) use key::Key;
+pub use progress::{Epoch, Progress, Score};
+pub(super) use publish::{Publication, base_config, is_done, peak_memory, remove_model};
+pub(super) use state::beside;
+use state::{Found, StateFolder, read_tensors};
+
+use super::hyper::Hyper;
+use super::sampling::epoch_batches;
+use super::{Example, TrainError, Trainer};
+
+/// How often the state is saved, besides at the end of every epoch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Interval {
+    /// Every so many steps.
+    Steps(u64),
+    /// Every so many seconds.
+    Seconds(f64),
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub enum Outcome<R> {
+    /// All is done.
+    Finished(R),
+    /// It was cancelled, and goes on from here when it is run again.
+    Interrupted {
+        /// Steps that are done.
+        step: u64,
+        /// Steps of the whole training.
+        total_steps: u64,
+        /// Where its state is.
+        state: PathBuf,
+    },
+}
+
+/// What is learned, and how it is measured.
+pub(super) trait Lesson {
+    /// Rows of an epoch.
+    fn rows(&self) -> usize;
+    /// Some rows as they are learned from in an epoch.
+    fn examples(&self, epoch: u64, rows: &[u32]) -> Vec<Example>;
+    /// What [`Lesson::measure`] gives, in its order; empty if nothing is held out.
+    fn scores(&self) -> &[Score];
+    /// Which of the scores says what is better.
+    fn deciding(&self) -> usize;
+    /// Measures on held-out rows.
+    fn measure(&self, trainer: &Trainer) -> Result<Vec<Option<f64>>, JobError>;
+    /// Whether it is worth measuring before the first step.
+    fn measures_start(&self) -> bool;
+}
+
+/// What a course needs besides the lesson and the trainer.
+pub(super) struct Plan<'a> {
+    pub(super) output: &'a Path,
+    /// Of everything that the weights depend on.
+    pub(super) key: blake3::Hash,
+    pub(super) hyper: &'a Hyper,
+    pub(super) interval: Interval,
+}
+
+/// A course that came to its end.
+pub(super) struct Learned {
+    /// With the last weights.
+    pub(super) trainer: Trainer,
+    pub(super) progress: Progress,
+    state: StateFolder,
+}
+
+impl Learned {
+    /// Puts the best weights into the trainer.
+    pub(super) fn take_best(&mut self) -> Result<(), JobError> {
+        if let Some(best) = self.progress.best_epoch()
+            && best != self.progress.epochs_done
+        {
+            self.trainer.load_weights(&read_tensors(&self.state.best(best))?)?;
+        }
+        Ok(())
+    }
+
+    /// The job's key, in hexadecimal digits.
+    pub(super) fn key(&self) -> String {
+        self.state.key()
+    }
+
+    /// Whether the last weights are others than the best.
+    pub(super) fn last_is_another(&self) -> bool {
+        self.progress.best_epoch().is_some_and(|best| best != self.progress.epochs_done)
+    }
+
+    /// Removes the saved state, when the model is in its place.
+    pub(super) fn discard_state(self) -> Result<(), JobError> {
+        self.state.discard()
+    }
+}
+
+/// Trains from the last saved state, or from the start, to the end.
+pub(super) fn run(
+    plan: &Plan,
+    lesson: &dyn Lesson,
+    mut trainer: Trainer,
+    watch: &mut Watch,
+) -> Result<Outcome<Learned>, JobError> {
+    let state = StateFolder::open(plan.output, plan.key)?;
+    let total_steps = plan.hyper.total_steps(lesson.rows());
+    let mut progress = Progress::new();
+    match state.restore(&mut trainer, lesson.scores().len())? {
+        Found::Nothing => {}
+        Found::Unusable(problem) => watch.emit(&Event::StateIgnored { folder: state.path(), problem: &problem }),
+        Found::State(found) => {
+            progress = found;
+            progress.resumed += 1;
+            watch.emit(&Event::Resumed { step: trainer.steps(), total_steps });
+        }
+    }
+    let mut course =
+        Course { plan, lesson, trainer, progress, state, total_steps, clock: Instant::now(), rate: Rate::new() };
+    if course.go(watch)? {
+        let Course { trainer, progress, state, .. } = course;
+        return Ok(Outcome::Finished(Learned { trainer, progress, state }));
+    }
+    course.save(watch)?;
+    Ok(Outcome::Interrupted { step: course.trainer.steps(), total_steps, state: course.state.path().to_owned() })
+}
+
+struct Course<'a> {
+    plan: &'a Plan<'a>,
+    lesson: &'a dyn Lesson,
+    trainer: Trainer,
+    progress: Progress,
+    state: StateFolder,
+    total_steps: u64,
+    /// Since when the seconds have not been added to the progress.
+    clock: Instant,
+    rate: Rate,
+}
+
+impl Course<'_> {
+    /// Trains to the end; false if it was cancelled before.
+    fn go(&mut self, watch: &mut Watch) -> Result<bool, JobError> {
+        if self.lesson.measures_start() && self.progress.epochs().is_empty() && self.trainer.steps() == 0 {
+            self.measure(watch)?;
+        }
+        let mut saved = (self.trainer.steps(), Instant::now());
+        while self.progress.epochs_done < self.plan.hyper.epochs && !self.is_over() {
+            let epoch = self.progress.epochs_done;
+            let batches = epoch_batches(self.plan.hyper.seed, epoch, self.lesson.rows(), self.plan.hyper.batch_size);
+            while let Some(batch) = batches.get(self.progress.batches_done as usize)
+                && self.trainer.steps() < self.total_steps
+            {
+                if (watch.cancelled)() {
+                    return Ok(false);
+                }
+                self.step(epoch, batch, watch)?;
+                let due = match self.plan.interval {
+                    Interval::Steps(steps) => self.trainer.steps() >= saved.0 + steps.max(1),
+                    Interval::Seconds(seconds) => saved.1.elapsed().as_secs_f64() >= seconds,
+                };
+                if due {
+                    self.save(watch)?;
+                    saved = (self.trainer.steps(), Instant::now());
+                }
+            }
+            self.progress.epochs_done += 1;
+            self.progress.batches_done = 0;
+            self.measure(watch)?;
+            self.save(watch)?;
+            saved = (self.trainer.steps(), Instant::now());
+        }
+        Ok(true)
+    }
+
+    /// Whether it ends before its epochs do: all steps are done, or nothing got better for too long.
+    fn is_over(&self) -> bool {
+        let begun = self.progress.epochs_done > 0;
+        let stale = self.plan.hyper.patience.is_some_and(|patience| self.progress.stale() >= patience);
+        begun && (stale || self.trainer.steps() >= self.total_steps)
+    }
+
+    fn step(&mut self, epoch: u64, batch: &[u32], watch: &mut Watch) -> Result<(), JobError> {
+        let start = Instant::now();
+        let examples = self.lesson.examples(epoch, batch);
+        self.progress.batches_done += 1;
+        let step = match self.trainer.step(&examples) {
+            Ok(step) => step,
+            // Short texts may have no word hidden this time.
+            Err(TrainError::NothingToLearn { .. }) => {
+                self.progress.skipped += 1;
+                return Ok(());
+            }
+            Err(e) => return Err(e.into()),
+        };
+        self.progress.note(&step, examples.len(), self.total_steps);
+        self.progress.step_seconds += start.elapsed().as_secs_f64();
+        self.rate.note(start.elapsed(), examples.len(), step.loss);
+        watch.emit(&Event::Step {
+            step: step.step + 1,
+            total_steps: self.total_steps,
+            epoch: epoch + 1,
+            epochs: self.plan.hyper.epochs,
+            loss: self.rate.loss(),
+            learning_rate: step.learning_rate,
+            grad_norm: step.grad_norm,
+            examples_per_second: self.rate.examples_per_second(),
+        });
+        Ok(())
+    }
+
+    /// Measures, and keeps the weights if they are the best so far.
+    fn measure(&mut self, watch: &mut Watch) -> Result<(), JobError> {
+        let deciding = self.lesson.scores().get(self.lesson.deciding()).map(|score| score.better);
+        let deciding = deciding.map(|better| (self.lesson.deciding(), better));
+        let scores = if deciding.is_some() { self.lesson.measure(&self.trainer)? } else { Vec::new() };
+        self.count_seconds();
+        let improved = self.progress.note_scores(self.trainer.steps(), scores, deciding);
+        if improved {
+            self.state.save_best(&self.trainer, self.progress.epochs_done)?;
+        }
+        if let Some(epoch) = self.progress.epochs().last() {
+            watch.emit(&Event::Measured { epoch, scores: self.lesson.scores(), improved });
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, watch: &mut Watch) -> Result<(), JobError> {
+        self.count_seconds();
+        self.state.save(&self.trainer, &self.progress)?;
+        watch.emit(&Event::Saved { step: self.trainer.steps(), folder: self.state.path() });
+        Ok(())
+    }
+
+    fn count_seconds(&mut self) {
+        self.progress.seconds += self.clock.elapsed().as_secs_f64();
+        self.clock = Instant::now();
+    }
+}
+
+/// Means over the latest steps, for people who watch.
+struct Rate {
+    seconds: f64,
+    examples: f64,
+    loss: f64,
+    weight: f64,
+}
+
+impl Rate {
+    /// How much of the past a step leaves: about the last 20 count.
+    const KEEP: f64 = 0.95;
+
+    fn new() -> Self {
+        Self { seconds: 0.0, examples: 0.0, loss: 0.0, weight: 0.0 }
+    }
+
+    fn note(&mut self, time: Duration, examples: usize, loss: f64) {
+        let keep = |old: f64, new: f64| Self::KEEP * old + new;
+        self.seconds = keep(self.seconds, time.as_secs_f64());
+        self.examples = keep(self.examples, examples as f64);
+        self.loss = keep(self.loss, loss);
+        self.weight = keep(self.weight, 1.0);
+    }
+
+    fn loss(&self) -> f64 {
+        self.loss / self.weight
+    }
+
+    fn examples_per_second(&self) -> f64 {
+        self.examples / self.seconds
+    }
+}

@@ -1,0 +1,80 @@
+//! The folder that a training leaves: an ordinary Hugging Face checkpoint, and `training.json`.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write as _};
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::JobError;
+use crate::model::{clear_head, copy_tokenizer, write_json, write_weights};
+use crate::sink::AtomicFolder;
+use crate::train::Trainer;
+
+/// What a training says about itself.
+pub(in crate::train) const REPORT: &str = "training.json";
+
+/// What goes into the folder besides the weights.
+pub(in crate::train) struct Publication<'a> {
+    /// `config.json`.
+    pub(in crate::train) config: Map<String, Value>,
+    /// The folder that the tokenizer's files are copied from.
+    pub(in crate::train) tokenizer: &'a Path,
+    /// More JSON files by their names.
+    pub(in crate::train) documents: Vec<(&'a str, Value)>,
+}
+
+impl Publication<'_> {
+    /// Writes the checkpoint beside `target` and puts it in its place at once; see [`AtomicFolder`] for what that
+    /// guarantees.
+    pub(in crate::train) fn publish(&self, trainer: &Trainer, target: &Path) -> Result<(), JobError> {
+        let write = || -> io::Result<()> {
+            let folder = AtomicFolder::create(target)?;
+            let path = folder.path();
+            write_json(&path.join("config.json"), &Value::Object(self.config.clone()))?;
+            copy_tokenizer(self.tokenizer, path)?;
+            for (name, document) in &self.documents {
+                write_json(&path.join(name), document)?;
+            }
+            let mut file = BufWriter::new(File::create(path.join("model.safetensors"))?);
+            write_weights(trainer.weight_entries(), &mut file)?;
+            file.flush()?;
+            folder.publish()
+        };
+        write().map_err(JobError::file("publish", target))
+    }
+}
+
+/// `config.json` of a base model, for a model with another head.
+pub(in crate::train) fn base_config(folder: &Path) -> Result<Map<String, Value>, JobError> {
+    let path = folder.join("config.json");
+    let bytes = fs::read(&path).map_err(JobError::file("read", &path))?;
+    let json = serde_json::from_slice(&bytes).map_err(|e| JobError::file("read", &path)(io::Error::other(e)))?;
+    let Value::Object(mut config) = json else {
+        return Err(JobError::file("read", &path)(io::Error::other("it is no JSON object")));
+    };
+    clear_head(&mut config);
+    Ok(config)
+}
+
+/// Whether a folder holds what a job with this key leaves.
+pub(in crate::train) fn is_done(folder: &Path, key: blake3::Hash) -> bool {
+    let report = fs::read(folder.join(REPORT)).ok();
+    let report: Option<Value> = report.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    report.is_some_and(|report| report["job"].as_str() == Some(key.to_hex().as_str()))
+}
+
+/// Removes a folder that an earlier job left beside its model; one that is no such folder stays.
+pub(in crate::train) fn remove_model(folder: &Path) -> Result<(), JobError> {
+    if !folder.join(REPORT).exists() {
+        return Ok(());
+    }
+    fs::remove_dir_all(folder).map_err(JobError::file("remove", folder))
+}
+
+/// The most memory that this process has used, in bytes, where the system tells.
+pub(in crate::train) fn peak_memory() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}

@@ -1,0 +1,156 @@
+//! The folder of a training that is under way: `<output>.training/`.
+//!
+//! | File | What it is |
+//! |---|---|
+//! | `lock` | held by the process that trains |
+//! | `state.safetensors` | everything that the next step depends on: weights, moments, [`Progress`], the job's key |
+//! | `best-N.safetensors` | the weights after epoch N, if no later epoch was better |
+//!
+//! Each file appears complete or not at all. The best weights are written before the state that names them and removed
+//! after the state that names others, so that a kill at any moment leaves a state whose files are all there.
+
+use std::collections::HashMap;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+
+use super::JobError;
+use super::progress::Progress;
+use crate::model::{Data, Entry, write_weights};
+use crate::sink::AtomicFile;
+use crate::train::Trainer;
+
+const STATE: &str = "state.safetensors";
+const KEY: &str = "job.key";
+
+/// What was found of an earlier run.
+pub(super) enum Found {
+    Nothing,
+    /// A state that cannot be used, and why.
+    Unusable(String),
+    State(Progress),
+}
+
+/// The folder of a training that is under way.
+#[derive(Debug)]
+pub(super) struct StateFolder {
+    path: PathBuf,
+    key: blake3::Hash,
+    _lock: File,
+}
+
+impl StateFolder {
+    /// The folder of an output.
+    pub(super) fn path_for(output: &Path) -> PathBuf {
+        beside(output, ".training")
+    }
+
+    /// Opens the folder of an output for a job, alone.
+    pub(super) fn open(output: &Path, key: blake3::Hash) -> Result<Self, JobError> {
+        let path = Self::path_for(output);
+        fs::create_dir_all(&path).map_err(JobError::file("make", &path))?;
+        let lock = path.join("lock");
+        let file = File::options().create(true).write(true).truncate(false).open(&lock);
+        let file = file.map_err(JobError::file("write", &lock))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(JobError::Busy { folder: path }),
+            // A file system without locks: two runs at a time are then the user's to avoid.
+            Err(TryLockError::Error(e)) => tracing::warn!("cannot lock {}: {e}", lock.display()),
+            Ok(()) => {}
+        }
+        Ok(Self { path, key, _lock: file })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn key(&self) -> String {
+        self.key.to_hex().to_string()
+    }
+
+    /// Puts a trainer where the last run of this job was.
+    pub(super) fn restore(&self, trainer: &mut Trainer, scores: usize) -> Result<Found, JobError> {
+        let path = self.path.join(STATE);
+        if !path.exists() {
+            return Ok(Found::Nothing);
+        }
+        let unusable = |problem: String| Ok(Found::Unusable(problem));
+        let tensors = match candle_core::safetensors::load(&path, &Device::Cpu) {
+            Ok(tensors) => tensors,
+            Err(e) => return unusable(format!("it cannot be read: {e}")),
+        };
+        let key = tensors.get(KEY).and_then(|key| key.to_vec1::<u8>().ok());
+        if key.as_deref() != Some(self.key.as_bytes()) {
+            return unusable("it is of a job with other settings, data or another base model".into());
+        }
+        let Some(progress) = Progress::from_tensors(&tensors, scores) else {
+            return unusable("it is incomplete".into());
+        };
+        if let Some(best) = progress.best_epoch()
+            && !self.best(best).exists()
+        {
+            return unusable(format!("the weights of epoch {best} are not there"));
+        }
+        match trainer.restore(&tensors) {
+            Ok(()) => Ok(Found::State(progress)),
+            Err(e) => unusable(e.to_string()),
+        }
+    }
+
+    /// Saves where a training is.
+    pub(super) fn save(&self, trainer: &Trainer, progress: &Progress) -> Result<(), JobError> {
+        let mut entries = trainer.state_entries();
+        entries.extend(progress.entries());
+        entries.push(Entry::row(KEY, Data::U8(self.key.as_bytes().to_vec())));
+        write_file(&self.path.join(STATE), entries)?;
+        // Only now does no state name an older best.
+        let best = progress.best_epoch().map(|epoch| self.best(epoch));
+        for entry in self.path.read_dir().map_err(JobError::file("read", &self.path))?.flatten() {
+            let is_best = entry.file_name().to_string_lossy().starts_with("best-");
+            if is_best && Some(entry.path()) != best {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        Ok(())
+    }
+
+    /// Saves the weights of an epoch that is better than those before it.
+    pub(super) fn save_best(&self, trainer: &Trainer, epoch: u64) -> Result<(), JobError> {
+        write_file(&self.best(epoch), trainer.weight_entries())
+    }
+
+    /// The weights of an epoch.
+    pub(super) fn best(&self, epoch: u64) -> PathBuf {
+        self.path.join(format!("best-{epoch}.safetensors"))
+    }
+
+    /// Removes the folder, when the job is done.
+    pub(super) fn discard(self) -> Result<(), JobError> {
+        fs::remove_dir_all(&self.path).map_err(JobError::file("remove", &self.path))
+    }
+}
+
+/// Reads the tensors of a file.
+pub(super) fn read_tensors(path: &Path) -> Result<HashMap<String, Tensor>, JobError> {
+    candle_core::safetensors::load(path, &Device::Cpu).map_err(|e| JobError::file("read", path)(io::Error::other(e)))
+}
+
+/// A path beside another one: its name with something after it.
+pub(in crate::train) fn beside(output: &Path, suffix: &str) -> PathBuf {
+    let mut path = output.components().collect::<PathBuf>().into_os_string();
+    path.push(suffix);
+    path.into()
+}
+
+fn write_file(path: &Path, entries: Vec<Entry>) -> Result<(), JobError> {
+    let write = || {
+        let mut file = AtomicFile::create(path)?;
+        write_weights(entries, &mut file)?;
+        file.flush()?;
+        file.publish()
+    };
+    write().map(|_| ()).map_err(JobError::file("write", path))
+}

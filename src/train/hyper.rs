@@ -1,0 +1,177 @@
+//! The settings of a training job that both kinds of jobs have.
+
+use serde_json::{Value, json};
+
+use super::course::JobError;
+use super::optimizer::AdamW;
+use super::options::Options;
+use super::schedule::{Schedule, Shape};
+use crate::ops::Rates;
+
+/// How long the learning rate rises.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Warmup {
+    /// This share of all steps, rounded up as by transformers.
+    Share(f64),
+    /// So many steps.
+    Steps(u64),
+}
+
+/// The settings of a training job. The weights that it reaches depend on all of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hyper {
+    /// How often every row is learned from.
+    pub epochs: u64,
+    /// Where to stop, if the epochs take more steps.
+    pub max_steps: Option<u64>,
+    /// Rows of a step.
+    pub batch_size: usize,
+    /// The highest learning rate.
+    pub learning_rate: f64,
+    /// How the learning rate falls after the warm-up.
+    pub shape: Shape,
+    /// How long it rises.
+    pub warmup: Warmup,
+    /// The optimizer.
+    pub adamw: AdamW,
+    /// The norm to which a longer gradient is shortened.
+    pub max_grad_norm: Option<f64>,
+    /// The most tokens of a sequence, special ones included.
+    pub max_length: usize,
+    /// What is dropped; none for the rates of the architecture's paper.
+    pub dropout: Option<Rates>,
+    /// Epochs without a better model after which training ends; none to go on to the end.
+    pub patience: Option<u64>,
+    /// Of new weights, dropout, the order of rows, and masks.
+    pub seed: u64,
+    /// About the most tokens in a micro-batch: see [`Options::micro_batch_tokens`].
+    pub micro_batch_tokens: usize,
+    /// How many micro-batches can be computed at a time: see [`Options::lanes`].
+    pub lanes: usize,
+}
+
+impl Default for Hyper {
+    /// As transformers' `Trainer` and `run_glue`: 3 epochs of batches of 32 at 5e-5, falling to 0 in a straight line,
+    /// sequences of 128 tokens.
+    fn default() -> Self {
+        let options = Options::default();
+        Self {
+            epochs: 3,
+            max_steps: None,
+            batch_size: 32,
+            learning_rate: 5e-5,
+            shape: Shape::Linear,
+            warmup: Warmup::Steps(0),
+            adamw: options.adamw,
+            max_grad_norm: options.max_grad_norm,
+            max_length: 128,
+            dropout: None,
+            patience: None,
+            seed: options.seed,
+            micro_batch_tokens: options.micro_batch_tokens,
+            lanes: options.lanes,
+        }
+    }
+}
+
+impl Hyper {
+    /// Steps of the whole training on so many rows.
+    #[must_use]
+    pub fn total_steps(&self, rows: usize) -> u64 {
+        let steps = self.epochs * rows.div_ceil(self.batch_size.max(1)) as u64;
+        self.max_steps.map_or(steps, |most| steps.min(most))
+    }
+
+    /// The options of the trainer for so many rows.
+    #[must_use]
+    pub fn options(&self, rows: usize) -> Options {
+        let total_steps = self.total_steps(rows);
+        let warmup_steps = match self.warmup {
+            Warmup::Share(share) => (share * total_steps as f64).ceil() as u64,
+            Warmup::Steps(steps) => steps,
+        };
+        Options {
+            seed: self.seed,
+            dropout: self.dropout,
+            adamw: self.adamw,
+            schedule: Schedule { peak: self.learning_rate, warmup_steps, total_steps, shape: self.shape },
+            max_grad_norm: self.max_grad_norm,
+            micro_batch_tokens: self.micro_batch_tokens,
+            lanes: self.lanes,
+        }
+    }
+
+    /// Checks the settings that the trainer does not.
+    pub(super) fn check(&self, max_positions: usize) -> Result<(), JobError> {
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let share = |x: f64| (0.0..1.0).contains(&x);
+        let AdamW { beta1, beta2, eps, weight_decay } = self.adamw;
+        let warmup = match self.warmup {
+            Warmup::Share(x) => share(x),
+            Warmup::Steps(_) => true,
+        };
+        let checks: [(&'static str, bool, String, String); 12] = [
+            ("epochs", self.epochs > 0, "1 or more".into(), self.epochs.to_string()),
+            ("max_steps", self.max_steps != Some(0), "1 or more".into(), "0".into()),
+            ("batch_size", self.batch_size > 0, "1 or more".into(), "0".into()),
+            ("learning_rate", positive(self.learning_rate), "a number above 0".into(), self.learning_rate.to_string()),
+            ("warmup", warmup, "a share from 0 to below 1, or a number of steps".into(), format!("{:?}", self.warmup)),
+            ("beta1", share(beta1), "0 to below 1".into(), beta1.to_string()),
+            ("beta2", share(beta2), "0 to below 1".into(), beta2.to_string()),
+            ("eps", positive(eps), "a number above 0".into(), eps.to_string()),
+            (
+                "weight_decay",
+                weight_decay.is_finite() && weight_decay >= 0.0,
+                "0 or more".into(),
+                weight_decay.to_string(),
+            ),
+            (
+                "max_grad_norm",
+                self.max_grad_norm.is_none_or(positive),
+                "a number above 0".into(),
+                format!("{:?}", self.max_grad_norm),
+            ),
+            (
+                "max_length",
+                (3..=max_positions).contains(&self.max_length),
+                format!("3 to {max_positions}, the positions that the encoder has"),
+                self.max_length.to_string(),
+            ),
+            ("patience", self.patience != Some(0), "1 or more".into(), "0".into()),
+        ];
+        match checks.into_iter().find(|(_, good, ..)| !good) {
+            Some((setting, _, expected, found)) => Err(JobError::Setting { setting, expected, found }),
+            None => Ok(()),
+        }
+    }
+
+    /// The settings as JSON.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "epochs": self.epochs,
+            "max_steps": self.max_steps,
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+            "schedule": match self.shape {
+                Shape::Linear => "linear",
+                Shape::Cosine => "cosine",
+                Shape::Constant => "constant",
+            },
+            "warmup": match self.warmup {
+                Warmup::Share(share) => json!({ "share": share }),
+                Warmup::Steps(steps) => json!({ "steps": steps }),
+            },
+            "betas": [self.adamw.beta1, self.adamw.beta2],
+            "eps": self.adamw.eps,
+            "weight_decay": self.adamw.weight_decay,
+            "max_grad_norm": self.max_grad_norm,
+            "max_length": self.max_length,
+            "dropout": self.dropout.map(|rates| format!("{rates:?}")),
+            "patience": self.patience,
+            "seed": self.seed,
+            "micro_batch_tokens": self.micro_batch_tokens,
+            "lanes": self.lanes,
+        })
+    }
+}

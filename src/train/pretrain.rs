@@ -1,0 +1,265 @@
+//! Pretraining: texts to a checkpoint that fills in hidden words, from which fine-tuning starts.
+//!
+//! **Source**: Devlin et al. 2019, section 3.1, without the next-sentence task, as Liu et al. 2019 (`RoBERTa`).
+
+mod lesson;
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use rayon::ThreadPool;
+use serde_json::{Map, Value, json};
+
+use super::course::{
+    self, Event, Interval, JobError, Key, Learned, Lesson, Outcome, Plan, Publication, Score, Watch, base_config,
+    is_done, peak_memory,
+};
+use super::hyper::Hyper;
+use super::masking::{BERT_MASK_PROBABILITY, Chunking, Masking, Pieces};
+use super::sampling::HoldOut;
+use super::{MaskedWords, Objective, Trainer};
+use crate::model::{Architecture, ModelConfig, Tokenizer};
+use lesson::{Texts, special_tokens};
+
+/// What a training starts from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Start {
+    /// A Hugging Face folder: its encoder, and its masked-language head if it has one.
+    Checkpoint(PathBuf),
+    /// Random weights.
+    Random {
+        /// `config.json`, or a folder that has one.
+        config: PathBuf,
+        /// A folder with a tokenizer.
+        tokenizer: PathBuf,
+    },
+}
+
+/// What to learn from, and where the model goes.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// What the training starts from.
+    pub start: Start,
+    /// The folder that the model is written to, instead of what is there.
+    pub output: PathBuf,
+    /// What is learned from. A text that is longer than a sequence becomes several. All are kept in memory, as tokens.
+    pub texts: Vec<String>,
+    /// Which of them are held out to measure on, by a hash of the text; none for nothing.
+    pub hold_out: Option<HoldOut>,
+    /// How to train.
+    pub hyper: Hyper,
+    /// The share of tokens that is hidden.
+    pub mask_probability: f64,
+    /// Other shares of hidden tokens at which the held-out texts are measured too, before and after.
+    pub also_measure: Vec<f64>,
+    /// How often the state is saved.
+    pub interval: Interval,
+}
+
+impl Job {
+    /// A job with the usual settings; a twentieth of the texts is held out.
+    #[must_use]
+    pub fn new(start: Start, output: impl Into<PathBuf>) -> Self {
+        Self {
+            start,
+            output: output.into(),
+            texts: Vec::new(),
+            hold_out: HoldOut::try_new(0.05, 42).ok(),
+            hyper: Hyper { learning_rate: 1e-4, ..Hyper::default() },
+            mask_probability: BERT_MASK_PROBABILITY,
+            also_measure: Vec::new(),
+            interval: Interval::Seconds(60.0),
+        }
+    }
+
+    /// Whether the output holds the model that this very job leaves; see [`super::finetune::Job::is_done`].
+    ///
+    /// # Errors
+    /// A start that cannot be read.
+    pub fn is_done(&self) -> Result<bool, JobError> {
+        Ok(self.output.exists() && is_done(&self.output, self.key()?))
+    }
+
+    fn config_folder(&self) -> &Path {
+        match &self.start {
+            Start::Checkpoint(folder) => folder,
+            Start::Random { config, .. } if config.is_file() => config.parent().unwrap_or(Path::new(".")),
+            Start::Random { config, .. } => config,
+        }
+    }
+
+    fn tokenizer_folder(&self) -> &Path {
+        match &self.start {
+            Start::Checkpoint(folder) => folder,
+            Start::Random { tokenizer, .. } => tokenizer,
+        }
+    }
+}
+
+/// What was measured at a share of hidden tokens, with the same words hidden before and after.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Measured {
+    /// The share.
+    pub mask_probability: f64,
+    /// Before the first step.
+    pub before: MaskedWords,
+    /// With the weights that were written.
+    pub after: MaskedWords,
+}
+
+/// What came of a job.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Which epoch's weights the model has; 0 if none was better than what it started from.
+    pub epoch: u64,
+    /// Steps that were taken.
+    pub steps: u64,
+    /// What was measured, the job's own share of hidden tokens first; empty if nothing was held out.
+    pub measured: Vec<Measured>,
+    /// What `training.json` says.
+    pub json: Value,
+}
+
+/// Does a job, or goes on with it where an earlier run was ended; see [`super::finetune::run`].
+///
+/// # Errors
+/// Settings that make no sense, texts or a start that cannot be used, a training that diverges, files that cannot be
+/// written. What was at `output` before is still there then, and the last saved state too.
+pub fn run(job: &Job, device: &Device, pool: &ThreadPool, watch: &mut Watch) -> Result<Outcome<Report>, JobError> {
+    pool.install(|| run_here(job, device, watch))
+}
+
+fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Report>, JobError> {
+    let config = ModelConfig::load(&job.config_folder().join("config.json"))?;
+    job.hyper.check(config.max_position_embeddings)?;
+    let tokenizer = Tokenizer::load(job.tokenizer_folder(), &config)?;
+    let special = special_tokens(job.tokenizer_folder(), &tokenizer)?;
+    let pieces = Pieces::of_tokenizer(tokenizer.inner(), &special.mask)?;
+    let chunking = Chunking::try_new(job.hyper.max_length, special.cls, special.sep)?;
+    let masking = Masking::try_new(job.mask_probability, job.hyper.seed)?;
+    let lesson = Texts::new(job, &tokenizer, pieces, &chunking, masking)?;
+    let options = job.hyper.options(lesson.rows());
+    let trainer = match &job.start {
+        Start::Checkpoint(folder) => Trainer::from_checkpoint(folder, Objective::MaskedWords, options, device)?,
+        Start::Random { .. } => Trainer::from_config(config.clone(), Objective::MaskedWords, options, device)?,
+    };
+    watch.emit(&Event::Prepared {
+        rows: lesson.rows(),
+        held_out: lesson.held_out(),
+        tokens: lesson.tokens(),
+        truncated: 0,
+        total_steps: job.hyper.total_steps(lesson.rows()),
+    });
+    let plan = Plan { output: &job.output, key: job.key()?, hyper: &job.hyper, interval: job.interval };
+    match course::run(&plan, &lesson, trainer, watch)? {
+        Outcome::Finished(learned) => job.finish(&config, &lesson, learned, watch).map(Outcome::Finished),
+        Outcome::Interrupted { step, total_steps, state } => Ok(Outcome::Interrupted { step, total_steps, state }),
+    }
+}
+
+impl Job {
+    fn key(&self) -> Result<blake3::Hash, JobError> {
+        let mut key = Key::new("pretrain");
+        match &self.start {
+            Start::Checkpoint(folder) => key.files(folder)?,
+            Start::Random { tokenizer, .. } => {
+                key.text("random");
+                key.file(&self.config_folder().join("config.json"))?;
+                key.files(tokenizer)?;
+            }
+        }
+        key.text(&format!("{:?} {:?}", self.hyper, self.hold_out));
+        key.text(&format!("{} {:?}", self.mask_probability, self.also_measure));
+        self.texts.iter().for_each(|text| key.text(text));
+        Ok(key.finish())
+    }
+
+    fn finish(
+        &self,
+        config: &ModelConfig,
+        lesson: &Texts,
+        mut learned: Learned,
+        watch: &mut Watch,
+    ) -> Result<Report, JobError> {
+        let scores = |place: usize| learned.progress.epochs().get(place).map(|epoch| epoch.scores.clone());
+        let before = lesson.measured(&scores(0).unwrap_or_default());
+        let best = learned.progress.best().map(|best| best.scores.clone()).unwrap_or_default();
+        let measured = before
+            .into_iter()
+            .zip(lesson.measured(&best))
+            .map(|((mask_probability, before), (_, after))| Measured { mask_probability, before, after });
+        let measured: Vec<Measured> = measured.collect();
+        learned.take_best()?;
+        let epoch = learned.progress.best().map_or(self.hyper.epochs, |best| best.epoch);
+        let json = self.report(lesson, &learned, &measured, epoch);
+        let publication = Publication {
+            config: self.config(config)?,
+            tokenizer: self.tokenizer_folder(),
+            documents: vec![("training.json", json.clone())],
+        };
+        publication.publish(&learned.trainer, &self.output)?;
+        watch.emit(&Event::Published { folder: &self.output });
+        let steps = learned.trainer.steps();
+        learned.discard_state()?;
+        Ok(Report { epoch, steps, measured, json })
+    }
+
+    /// `config.json` of the model.
+    fn config(&self, model: &ModelConfig) -> Result<Map<String, Value>, JobError> {
+        let mut config = base_config(self.config_folder())?;
+        let class = match model.architecture {
+            Architecture::DistilBert => "DistilBertForMaskedLM",
+            Architecture::Bert => "BertForMaskedLM",
+        };
+        config.insert("architectures".into(), json!([class]));
+        config.insert("tie_word_embeddings".into(), true.into());
+        Ok(config)
+    }
+
+    fn report(&self, lesson: &Texts, learned: &Learned, measured: &[Measured], epoch: u64) -> Value {
+        let words = |words: &MaskedWords| {
+            json!({
+                "loss": words.loss,
+                "perplexity": words.loss.exp(),
+                "accuracy": words.correct as f64 / words.words.max(1) as f64,
+                "words": words.words,
+            })
+        };
+        let measured = measured.iter().map(
+            |m| json!({ "mask_probability": m.mask_probability, "before": words(&m.before), "after": words(&m.after) }),
+        );
+        let start = match &self.start {
+            Start::Checkpoint(folder) => json!(folder),
+            Start::Random { config, .. } => json!({ "random": config }),
+        };
+        let mut settings = self.hyper.to_json();
+        settings["mask_probability"] = self.mask_probability.into();
+        let mut json = json!({
+            "kind": "pretrain",
+            "job": learned.key(),
+            "couplet": env!("CARGO_PKG_VERSION"),
+            "base": start,
+            "settings": settings,
+            "rows": { "texts": self.texts.len(), "training": lesson.rows(), "validation": lesson.held_out() },
+            "steps": learned.trainer.steps(),
+            "epoch": epoch,
+            "held_out": measured.collect::<Vec<_>>(),
+            "peak_memory_bytes": peak_memory(),
+        });
+        if let Some(json) = json.as_object_mut() {
+            json.extend(learned.progress.to_json(lesson.scores()));
+        }
+        json
+    }
+}
+
+/// The scores at each share of hidden tokens.
+fn scores(shares: &[f64]) -> Vec<Score> {
+    use super::metrics::Better::{Higher, Lower};
+    let at = |place: usize, share: f64| if place == 0 { String::new() } else { format!("_at_{share}") };
+    let scores = shares.iter().enumerate().flat_map(|(place, share)| {
+        let named = [("loss", Lower), ("perplexity", Lower), ("masked_accuracy", Higher), ("masked_words", Higher)];
+        named.map(|(name, better)| Score { name: format!("{name}{}", at(place, *share)), better })
+    });
+    scores.collect()
+}

@@ -1,0 +1,155 @@
+//! Texts with hidden words as a lesson.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::{Job, scores};
+use crate::model::Tokenizer;
+use crate::train::course::{JobError, Lesson, Score};
+use crate::train::masking::{Chunking, Masking, Pieces};
+use crate::train::{Example, MaskedWords, Target, Trainer};
+
+/// The "epoch" in which words of held-out texts are hidden: always the same ones, and none that training uses.
+const HELD_OUT: u64 = u64::MAX;
+
+/// Sequences, and those that are held out, with words hidden.
+pub(super) struct Texts {
+    sequences: Vec<Vec<u32>>,
+    /// At each share of hidden tokens, the job's own first.
+    held_out: Vec<(f64, Vec<Example>)>,
+    pieces: Pieces,
+    masking: Masking,
+    scores: Vec<Score>,
+}
+
+impl Texts {
+    /// Tokenizes the texts of a job, as many at a time as the rayon pool has threads.
+    pub(super) fn new(
+        job: &Job,
+        tokenizer: &Tokenizer,
+        pieces: Pieces,
+        chunking: &Chunking,
+        masking: Masking,
+    ) -> Result<Self, JobError> {
+        let cut = job.texts.par_iter().enumerate().map(|(row, text)| {
+            let encoding = tokenizer.inner().encode_fast(text.as_str(), false);
+            let encoding =
+                encoding.map_err(|e| JobError::Text { id: (row + 1).to_string(), problem: e.to_string() })?;
+            let held_out = job.hold_out.is_some_and(|hold_out| hold_out.holds_out(&[text]));
+            Ok((held_out, chunking.split(&pieces, encoding.get_ids())))
+        });
+        let (mut sequences, mut held_out) = (Vec::new(), Vec::new());
+        for (is_held_out, chunks) in cut.collect::<Result<Vec<_>, JobError>>()? {
+            if is_held_out { &mut held_out } else { &mut sequences }.extend(chunks);
+        }
+        if sequences.is_empty() {
+            return Err(JobError::NoRows { what: "training" });
+        }
+        let mut shares = Vec::new();
+        if !held_out.is_empty() {
+            shares.push(job.mask_probability);
+            shares.extend(job.also_measure.iter().filter(|share| share.total_cmp(&job.mask_probability).is_ne()));
+        }
+        let masked = shares.iter().map(|share| {
+            let masking = Masking::try_new(*share, job.hyper.seed)?;
+            let example = |(row, ids): (usize, &Vec<u32>)| hide(&pieces, &masking, ids, HELD_OUT, row as u64);
+            // Short sequences may have no word hidden.
+            let examples = held_out.par_iter().enumerate().map(example);
+            Ok((*share, examples.collect()))
+        });
+        let held_out = masked.collect::<Result<_, JobError>>()?;
+        Ok(Self { sequences, held_out, pieces, masking, scores: scores(&shares) })
+    }
+
+    pub(super) fn held_out(&self) -> usize {
+        self.held_out.first().map_or(0, |(_, examples)| examples.len())
+    }
+
+    pub(super) fn tokens(&self) -> u64 {
+        self.sequences.iter().map(|ids| ids.len() as u64).sum()
+    }
+
+    /// Reads what [`Lesson::measure`] gave: what was measured at each share.
+    pub(super) fn measured(&self, scores: &[Option<f64>]) -> Vec<(f64, MaskedWords)> {
+        let number = |value: Option<f64>| value.unwrap_or(f64::NAN);
+        let words = |values: &[Option<f64>]| {
+            let (accuracy, words) = (number(values[2]), number(values[3]));
+            MaskedWords { loss: number(values[0]), correct: (accuracy * words).round() as usize, words: words as usize }
+        };
+        self.held_out.iter().zip(scores.chunks_exact(4)).map(|((share, _), values)| (*share, words(values))).collect()
+    }
+}
+
+impl Lesson for Texts {
+    fn rows(&self) -> usize {
+        self.sequences.len()
+    }
+
+    fn examples(&self, epoch: u64, rows: &[u32]) -> Vec<Example> {
+        let example = |row: &u32| {
+            let ids = &self.sequences[*row as usize];
+            hide(&self.pieces, &self.masking, ids, epoch, u64::from(*row))
+        };
+        rows.iter().map(example).collect()
+    }
+
+    fn scores(&self) -> &[Score] {
+        &self.scores
+    }
+
+    fn deciding(&self) -> usize {
+        0
+    }
+
+    fn measure(&self, trainer: &Trainer) -> Result<Vec<Option<f64>>, JobError> {
+        let mut scores = Vec::new();
+        for (_, examples) in &self.held_out {
+            let MaskedWords { loss, correct, words } = trainer.masked_words(examples)?;
+            let defined = |value: f64| (words > 0).then_some(value);
+            let accuracy = correct as f64 / words as f64;
+            scores.extend([defined(loss), defined(loss.exp()), defined(accuracy), Some(words as f64)]);
+        }
+        Ok(scores)
+    }
+
+    fn measures_start(&self) -> bool {
+        true
+    }
+}
+
+/// Hides words of a sequence.
+fn hide(pieces: &Pieces, masking: &Masking, ids: &[u32], epoch: u64, row: u64) -> Example {
+    let masked = masking.mask(pieces, ids, epoch, row);
+    Example {
+        token_type_ids: vec![0; ids.len()],
+        target: Target::Words(masked.positions.into_iter().zip(masked.labels).collect()),
+        input_ids: masked.input_ids,
+    }
+}
+
+/// The tokens that masking needs.
+pub(super) struct SpecialTokens {
+    pub(super) cls: u32,
+    pub(super) sep: u32,
+    /// The name of the one that hides others.
+    pub(super) mask: String,
+}
+
+/// Asks the tokenizer what it puts around a text, and its settings what hides a word.
+pub(super) fn special_tokens(folder: &Path, tokenizer: &Tokenizer) -> Result<SpecialTokens, JobError> {
+    let around = tokenizer.encode("", None).map_err(|problem| JobError::Text { id: "of no words".into(), problem })?;
+    let [cls, sep] = around.input_ids[..] else {
+        return Err(JobError::Setting {
+            setting: "tokenizer",
+            expected: "one that puts one token before a text and one after it, as BERT's does".into(),
+            found: format!("{} tokens around it", around.input_ids.len()),
+        });
+    };
+    let settings = std::fs::read(folder.join("tokenizer_config.json")).ok();
+    let settings: Value = settings.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    let token = &settings["mask_token"];
+    let mask = token.as_str().or_else(|| token["content"].as_str()).unwrap_or("[MASK]").to_owned();
+    Ok(SpecialTokens { cls, sep, mask })
+}

@@ -1,0 +1,253 @@
+//! Fine-tuning jobs: what they leave is a checkpoint that scores; an old model stays where the new one is not good
+//! enough; settings that make no sense are refused.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use couplet::model::Model;
+use couplet::train::course::{Event, Interval, JobError, Outcome, Watch};
+use couplet::train::finetune::{self, Calibrate, Promotion, Row};
+use couplet::train::labels::GoldLabel;
+use couplet::train::metrics::{Metric, measured};
+use couplet::train::promotion::Condition;
+use couplet::train::sampling::ClassWeights;
+use couplet::train::task::Task;
+use couplet::train::threshold::Objective;
+use couplet::train::{Hyper, Warmup};
+use serde_json::Value;
+
+use crate::support::golden;
+
+pub const WORDS: [&str; 8] = ["said", "that", "with", "from", "company", "more", "percent", "about"];
+
+pub fn text(seed: usize) -> String {
+    (0..4 + seed % 9).map(|i| WORDS[(seed * 31 + i * i * 7 + seed / 3) % WORDS.len()]).collect::<Vec<_>>().join(" ")
+}
+
+/// Pairs whose label is whether the second begins like the first.
+pub fn rows(count: usize, seed: usize) -> Vec<Row> {
+    let row = |i: usize| {
+        let same = i.is_multiple_of(2);
+        let first = text(i + seed);
+        let start = first.split(' ').next().unwrap();
+        let second = format!("{} {}", if same { start } else { "not" }, text(i * 3 + seed));
+        let label = GoldLabel::Integer(i64::from(same));
+        Row { id: vec![i.to_string()], text: first, text_pair: Some(second), label }
+    };
+    (0..count).map(row).collect()
+}
+
+pub fn hyper() -> Hyper {
+    Hyper {
+        epochs: 3,
+        batch_size: 8,
+        learning_rate: 2e-3,
+        max_length: 48,
+        warmup: Warmup::Share(0.1),
+        ..Hyper::default()
+    }
+}
+
+/// Five steps an epoch, fifteen in all.
+pub fn job(folder: &Path) -> finetune::Job {
+    let mut job = finetune::Job::new(golden("tiny-distilbert"), folder.join("model"), Task::Mrpc);
+    job.training = rows(37, 0);
+    job.validation = rows(16, 100);
+    job.hyper = hyper();
+    job.interval = Interval::Steps(3);
+    job
+}
+
+pub fn pool() -> rayon::ThreadPool {
+    rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap()
+}
+
+pub fn run_watched(
+    job: &finetune::Job,
+    mut event: impl FnMut(&Event) + Send,
+    cancelled: impl Fn() -> bool + Sync,
+) -> Result<Outcome<finetune::Report>, JobError> {
+    finetune::run(job, &Device::Cpu, &pool(), &mut Watch { event: &mut event, cancelled: &cancelled })
+}
+
+pub fn run(job: &finetune::Job) -> finetune::Report {
+    match run_watched(job, |_| (), || false).unwrap() {
+        Outcome::Finished(report) => report,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub fn weights(folder: &Path) -> Vec<u8> {
+    fs::read(folder.join("model.safetensors")).unwrap()
+}
+
+pub fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        folder.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+pub fn read_json(path: PathBuf) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn leaves_a_checkpoint_that_scores() {
+    let folder = tempfile::tempdir().unwrap();
+    for base in ["tiny-distilbert", "tiny-bert"] {
+        let mut job = job(folder.path());
+        job.base = golden(base);
+        job.calibrate = Calibrate::Threshold(Objective::parse("f1").unwrap());
+        let report = run(&job);
+        assert_eq!((&report.promotion, report.steps), (&Promotion::Published, 15));
+        let model = Model::load(&job.output, &Device::Cpu).unwrap();
+        assert_eq!(model.config.labels, ["not_equivalent", "equivalent"]);
+        // The published weights give the metrics that the report says.
+        let accuracy = report.evaluation.unwrap().metrics.get(Metric::Accuracy).unwrap();
+        let mut batch = couplet::model::PackedBatch::default();
+        let tokenizer = model.tokenizer.with_max_length(48).unwrap();
+        for row in &job.validation {
+            let encoding = tokenizer.encode(&row.text, row.text_pair.as_deref()).unwrap();
+            batch.push(&encoding.input_ids, &encoding.token_type_ids);
+        }
+        let logits = model.forward(&batch).unwrap().to_vec2::<f32>().unwrap();
+        let right = logits.iter().enumerate().filter(|(i, row)| (row[1] > row[0]) == (i % 2 == 0)).count();
+        assert!((right as f64 / 16.0 - accuracy).abs() < 1e-9);
+        let json = read_json(job.output.join("training.json"));
+        assert_eq!(json["curve"]["loss"].as_array().unwrap().len(), 15);
+        assert_eq!(json["epochs"].as_array().unwrap().len(), 3);
+        assert_eq!(json["epochs"][2]["step"], 15);
+        assert!(job.output.join("calibration.json").exists());
+        let around = names(folder.path());
+        assert!(around.iter().all(|name| name == "model" || name == "model.last"), "{around:?}");
+    }
+}
+
+/// Objectives are read from text, as pipelines have them.
+#[test]
+fn keeps_the_old_model_unless_the_new_one_is_good_enough() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = job(folder.path());
+    run(&job);
+    let old = weights(&job.output);
+    job.hyper.seed = 7;
+    let metrics = measured(couplet::model::Problem::SingleLabel, Some(2));
+    job.promote_if = Some(Condition::parse("log_loss < 0.0001 and accuracy >= 0", &metrics).unwrap());
+    let mut events = Vec::new();
+    let outcome = run_watched(&job, |event| events.push(event.to_string()), || false).unwrap();
+    let Outcome::Finished(report) = outcome else { panic!("interrupted") };
+    let Promotion::Rejected { candidate, verdict } = &report.promotion else { panic!("{report:?}") };
+    assert!(!verdict.holds && candidate == &job.candidate());
+    assert!(events.iter().any(|event| event.starts_with("the old model stays, as log_loss < 0.0001 does not hold")));
+    assert!(weights(&job.output) == old);
+    Model::load(candidate, &Device::Cpu).unwrap();
+    assert_eq!(read_json(candidate.join("training.json"))["promotion"]["published"], false);
+    job.promote_if = Some(Condition::parse("accuracy >= 0", &metrics).unwrap());
+    assert_eq!(run(&job).promotion, Promotion::Published);
+    assert!(weights(&job.output) != old);
+    // It is no candidate any more.
+    assert!(!candidate.exists());
+    assert!(job.is_done().unwrap());
+    job.hyper.seed = 8;
+    assert!(!job.is_done().unwrap());
+}
+
+#[test]
+fn keeps_the_best_epoch_and_the_last_and_stops_when_nothing_gets_better() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = job(folder.path());
+    // A step so large that nothing good comes after the first epochs.
+    job.hyper = Hyper { epochs: 40, learning_rate: 0.05, patience: Some(2), ..job.hyper };
+    job.metric = Some(Metric::LogLoss);
+    let report = run(&job);
+    let epochs = report.json["epochs"].as_array().unwrap();
+    assert!(epochs.len() < 40);
+    assert_eq!(epochs.len() as u64, report.epoch + 2);
+    let losses: Vec<f64> = epochs.iter().map(|epoch| epoch["scores"]["log_loss"].as_f64().unwrap()).collect();
+    let best = losses.iter().copied().fold(f64::INFINITY, f64::min);
+    assert_eq!(losses[report.epoch as usize - 1], best);
+    assert_eq!(report.evaluation.unwrap().metrics.get(Metric::LogLoss), Some(best));
+    assert!(weights(&job.last()) != weights(&job.output));
+    Model::load(&job.last(), &Device::Cpu).unwrap();
+}
+
+#[test]
+fn learns_values_sets_and_many_labels() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = |task: Task, label: fn(usize) -> GoldLabel| {
+        let mut job = job(folder.path());
+        job.task = task;
+        for rows in [&mut job.training, &mut job.validation] {
+            for (i, row) in rows.iter_mut().enumerate() {
+                row.label = label(i);
+                row.text_pair = None;
+            }
+        }
+        let report = run(&job);
+        (Model::load(&job.output, &Device::Cpu).unwrap().config, report)
+    };
+    let (config, report) = with(Task::Regression, |i| GoldLabel::Float(i as f64 / 10.0));
+    assert_eq!((config.problem, config.labels.len()), (couplet::model::Problem::Regression, 0));
+    assert!(report.evaluation.unwrap().metrics.get(Metric::Pearson).is_some());
+    let (config, _) = with(Task::Multilabel, |i| {
+        GoldLabel::Texts(if i % 3 == 0 { vec!["x".into(), "y".into()] } else { vec!["y".into()] })
+    });
+    assert_eq!(
+        (config.problem, &config.labels[..]),
+        (couplet::model::Problem::MultiLabel, &["x".into(), "y".into()][..])
+    );
+    let (config, _) = with(Task::Classification, |i| GoldLabel::Text(["a", "b", "c"][i % 3].into()));
+    assert_eq!(config.labels, ["a", "b", "c"]);
+}
+
+#[test]
+fn trains_without_validation_rows_and_from_its_own_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = job(folder.path());
+    job.validation.clear();
+    job.class_weights = ClassWeights::Balanced;
+    job.label_smoothing = 0.1;
+    let report = run(&job);
+    assert_eq!((report.epoch, report.evaluation), (3, None));
+    let first = weights(&job.output);
+    job.base.clone_from(&job.output);
+    run(&job);
+    assert!(weights(&job.output) != first);
+    assert_eq!(names(folder.path()), ["model"]);
+}
+
+#[test]
+fn says_which_setting_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = |change: fn(&mut finetune::Job)| {
+        let mut job = job(folder.path());
+        change(&mut job);
+        let error = run_watched(&job, |_| (), || false).unwrap_err().to_string();
+        assert!(names(folder.path()).is_empty());
+        error
+    };
+    assert_eq!(error(|job| job.hyper.batch_size = 0), "`batch_size`: expected 1 or more, found 0");
+    assert_eq!(
+        error(|job| job.hyper.max_length = 4000),
+        "`max_length`: expected 3 to 512, the positions that the encoder has, found 4000"
+    );
+    assert!(error(|job| job.training.clear()).contains("no training rows"));
+    assert!(
+        error(|job| job.training[3].label = GoldLabel::Integer(7))
+            .starts_with("training rows: row 4: label 7 is unknown")
+    );
+    assert!(
+        error(|job| job.metric = Some(Metric::Pearson))
+            .starts_with("`metric`: expected metrics that are measured here: accuracy")
+    );
+    assert!(
+        error(|job| {
+            job.validation.clear();
+            job.hyper.patience = Some(1);
+        })
+        .starts_with("`patience`: expected validation rows")
+    );
+    assert!(error(|job| job.base = "/nowhere".into()).contains("/nowhere"));
+}

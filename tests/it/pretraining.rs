@@ -1,0 +1,75 @@
+//! Pretraining jobs, from random weights to a model that is fine-tuned; and the import of an encoder.
+
+use std::path::Path;
+
+use candle_core::Device;
+use couplet::model::{Form, Model, import};
+use couplet::train::course::{Event, Interval, Outcome, Watch};
+use couplet::train::sampling::HoldOut;
+use couplet::train::{Hyper, pretrain};
+
+use crate::jobs::{self, hyper, pool, run, text};
+use crate::support::golden;
+
+pub fn pretrain_job(folder: &Path, start: pretrain::Start) -> pretrain::Job {
+    let mut job = pretrain::Job::new(start, folder.join("mlm"));
+    job.texts = (0..90).map(|i| format!("{} . {}", text(i), text(i * 5 + 1))).collect();
+    job.hold_out = HoldOut::try_new(0.2, 1).ok();
+    job.hyper = Hyper { max_length: 12, epochs: 4, ..hyper() };
+    job.also_measure = vec![0.5];
+    job.interval = Interval::Steps(4);
+    job
+}
+
+pub fn run_pretrain(
+    job: &pretrain::Job,
+    mut event: impl FnMut(&Event) + Send,
+    cancelled: impl Fn() -> bool + Sync,
+) -> Outcome<pretrain::Report> {
+    pretrain::run(job, &Device::Cpu, &pool(), &mut Watch { event: &mut event, cancelled: &cancelled }).unwrap()
+}
+
+#[test]
+fn learns_to_fill_in_words_from_random_weights_and_fine_tunes_from_there() {
+    for tiny in ["tiny-distilbert", "tiny-bert"] {
+        let folder = tempfile::tempdir().unwrap();
+        let start = pretrain::Start::Random { config: golden(tiny).join("config.json"), tokenizer: golden(tiny) };
+        let job = pretrain_job(folder.path(), start);
+        let Outcome::Finished(report) = run_pretrain(&job, |_| (), || false) else { panic!("interrupted") };
+        let shares: Vec<f64> = report.measured.iter().map(|measured| measured.mask_probability).collect();
+        assert_eq!(shares, [0.15, 0.5]);
+        for measured in &report.measured {
+            assert_eq!(measured.before.words, measured.after.words);
+            assert!(measured.before.loss > 6.0 && measured.after.loss < 4.0, "{measured:?}");
+        }
+        assert_eq!(report.json["epochs"].as_array().unwrap().len(), 5);
+        // It goes on from its own head.
+        let again = pretrain::Job {
+            start: pretrain::Start::Checkpoint(job.output.clone()),
+            output: folder.path().join("again"),
+            ..job.clone()
+        };
+        let Outcome::Finished(second) = run_pretrain(&again, |_| (), || false) else { panic!("interrupted") };
+        assert!((second.measured[0].before.loss - report.measured[0].after.loss).abs() < 1e-9);
+        let mut fine = jobs::job(folder.path());
+        fine.base = job.output;
+        run(&fine);
+        Model::load(&fine.output, &Device::Cpu).unwrap();
+    }
+}
+
+#[test]
+fn imports_an_encoder_as_it_is_or_in_distilberts_form() {
+    let folder = tempfile::tempdir().unwrap();
+    let as_it_is = import(&golden("tiny-bert"), &folder.path().join("bert"), Form::AsItIs).unwrap();
+    assert_eq!(as_it_is.dropped, ["classifier.bias", "classifier.weight"]);
+    let folded = import(&golden("tiny-bert"), &folder.path().join("distilbert"), Form::DistilBert).unwrap();
+    assert_eq!(folded.dropped, ["classifier.bias", "classifier.weight", "pooler.dense.bias", "pooler.dense.weight"]);
+    for name in ["bert", "distilbert"] {
+        let mut job = jobs::job(folder.path());
+        job.base = folder.path().join(name);
+        run(&job);
+    }
+    let error = Model::load(&folder.path().join("distilbert"), &Device::Cpu).unwrap_err().to_string();
+    assert!(error.contains("it is a base encoder"), "{error}");
+}
