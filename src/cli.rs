@@ -59,6 +59,9 @@ struct Run {
     pipeline: PathBuf,
     #[command(flatten)]
     variables: Variables,
+    /// Run only these stages, of those that the pipeline has
+    #[arg(long, value_delimiter = ',', value_name = "STAGE")]
+    only: Vec<run::Stage>,
     /// Print the report as one JSON document
     #[arg(long)]
     json: bool,
@@ -169,7 +172,7 @@ async fn run_pipeline(args: Run, stop: impl Future<Output = ()>) -> Result<(), E
     let variables = args.variables.to_map();
     let pipeline = read_pipeline(&args.pipeline, &variables)?;
     let style = if args.quiet { Style::Quiet } else { Style::Auto };
-    let report = run::run(&pipeline, &variables, style, stop).await?;
+    let report = run::run(&pipeline, &variables, &args.only, style, stop).await?;
     if args.json {
         print(&format!("{:#}\n", report.to_json()))
     } else if args.quiet {
@@ -183,7 +186,9 @@ async fn run_query(args: Query) -> Result<(), Error> {
     let variables = args.variables.to_map();
     let mut pipeline = args.pipeline.as_deref().map(|path| read_pipeline(path, &variables)).transpose()?;
     if let (Some(pipeline), Some(max_length)) = (&mut pipeline, args.max_length) {
-        pipeline.model.max_length = max_length;
+        if let Some(scoring) = &mut pipeline.scoring {
+            scoring.model.max_length = max_length;
+        }
     }
     if pipeline.is_none() && !variables.is_empty() {
         return Err(Error::Usage("--var needs --pipeline: variables belong to a pipeline".into()));

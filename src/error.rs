@@ -13,6 +13,7 @@ use crate::source::SourceError;
 use crate::sql_error;
 use crate::tables::TableError;
 use crate::tables::diagnose::Broken;
+use crate::train::course::JobError;
 
 /// Why a command ended without its result.
 #[derive(Debug, Error)]
@@ -55,6 +56,14 @@ pub enum Error {
     /// A model cannot be loaded or run.
     #[error(transparent)]
     Model(#[from] ScorerError),
+    /// A model cannot be trained.
+    #[error("{context}: {error}")]
+    Training {
+        /// The pipeline file and the section.
+        context: String,
+        /// Why not.
+        error: Box<JobError>,
+    },
     /// The output cannot be written.
     #[error(transparent)]
     Sink(#[from] SinkError),
@@ -109,6 +118,7 @@ impl Error {
             | Self::Source { .. }
             | Self::Sql { mistake: true, .. } => 2,
             Self::Model(error) if error.is_mistake() => 2,
+            Self::Training { error, .. } if error.is_mistake() => 2,
             Self::Interrupted { .. } => 130,
             _ => 1,
         }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::scorer::{Counts, Scorer};
+use crate::train::course::Event;
 
 /// Between two looks at the counters.
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
@@ -70,6 +71,57 @@ impl Drop for Progress {
             task.abort();
         }
         self.bar.finish_and_clear();
+    }
+}
+
+/// Shows how a training goes: a bar on a terminal, lines elsewhere.
+pub struct TrainingProgress {
+    bar: Option<ProgressBar>,
+    style: Style,
+    last_line: Instant,
+}
+
+impl TrainingProgress {
+    /// Begins to show a training.
+    #[must_use]
+    pub fn start(style: Style) -> Self {
+        let terminal = style == Style::Auto && std::io::stderr().is_terminal();
+        let bar = terminal.then(|| ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr()));
+        if let (Some(bar), Ok(template)) = (&bar, ProgressStyle::with_template("{bar:32} {percent:>3}%  {msg}")) {
+            bar.set_style(template);
+        }
+        Self { bar, style, last_line: Instant::now() }
+    }
+
+    /// Shows what happened.
+    pub fn show(&mut self, event: &Event) {
+        if self.style == Style::Quiet {
+            return;
+        }
+        match (event, &self.bar) {
+            (Event::Step { step, total_steps, .. }, Some(bar)) => {
+                bar.set_length(*total_steps);
+                bar.set_position(*step);
+                bar.set_message(event.to_string());
+            }
+            (Event::Step { .. }, None) => {
+                if self.last_line.elapsed() >= LOG_INTERVAL {
+                    self.last_line = Instant::now();
+                    tracing::info!("{event}");
+                }
+            }
+            (Event::Saved { .. }, _) => tracing::debug!("{event}"),
+            (_, Some(bar)) => bar.suspend(|| tracing::info!("{event}")),
+            (_, None) => tracing::info!("{event}"),
+        }
+    }
+}
+
+impl Drop for TrainingProgress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
     }
 }
 

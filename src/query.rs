@@ -55,7 +55,7 @@ impl Format {
 #[must_use]
 pub fn tables_of(pipeline: &Pipeline) -> Vec<Table> {
     let mut tables = pipeline.tables.clone();
-    let location: &Location = &pipeline.sink.location;
+    let Some(location) = pipeline.scoring.as_ref().map(|scoring| &scoring.sink.location) else { return tables };
     // Before the first run there is no sink; a query that needs it will say so.
     if location.path.exists() {
         for name in [pipeline.name.as_str(), PREDICTIONS] {

@@ -9,7 +9,85 @@ use serde_json::json;
 use crate::progress::{grouped, spoken};
 use crate::scorer::{Counts, PADDED_BATCH, Precision, Rejection};
 
-/// What a run did.
+/// What all stages of a run did.
+#[derive(Debug, Clone, Default)]
+pub struct RunReport {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The stage that hid words.
+    pub pretrain: Option<StageReport>,
+    /// The stage that learned a task.
+    pub finetune: Option<StageReport>,
+    /// The stage that scored.
+    pub score: Option<Report>,
+}
+
+impl RunReport {
+    /// The report as one JSON document: that of the scoring, with a key for each stage of training.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let mut json = self.score.as_ref().map_or_else(|| json!({ "pipeline": self.pipeline }), Report::to_json);
+        for (key, stage) in [("pretrain", &self.pretrain), ("finetune", &self.finetune)] {
+            if let Some(stage) = stage {
+                json[key] = stage.to_json();
+            }
+        }
+        json
+    }
+}
+
+impl fmt::Display for RunReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, stage) in [("pretrain", &self.pretrain), ("finetune", &self.finetune)] {
+            if let Some(stage) = stage {
+                stage.write(f, name)?;
+            }
+        }
+        self.score.iter().try_for_each(|report| write!(f, "{report}"))
+    }
+}
+
+/// What a stage of training did.
+#[derive(Debug, Clone)]
+pub struct StageReport {
+    /// The folder of the model.
+    pub folder: PathBuf,
+    /// What is worth saying, for people.
+    pub lines: Vec<String>,
+    /// Whether the model is in its place.
+    pub promoted: bool,
+    /// From the start of the stage to its end.
+    pub elapsed: Duration,
+    /// Everything: settings, curves, metrics; null where nothing was to be done.
+    pub json: serde_json::Value,
+}
+
+impl StageReport {
+    /// The stage has nothing to do: its model is there already.
+    #[must_use]
+    pub fn unchanged(folder: PathBuf, elapsed: Duration) -> Self {
+        let lines = vec!["nothing to do: base, rows and settings are those of the model that is there".into()];
+        Self { folder, lines, promoted: true, elapsed, json: serde_json::Value::Null }
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        json!({
+            "output": self.folder,
+            "promoted": self.promoted,
+            "seconds": self.elapsed.as_secs_f64(),
+            "training": self.json,
+        })
+    }
+
+    fn write(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
+        for (i, line) in self.lines.iter().enumerate() {
+            writeln!(f, "  {:<10} {line}", if i == 0 { name } else { "" })?;
+        }
+        writeln!(f, "  {:<10} {} ({})", "", self.folder.display(), spoken(self.elapsed))
+    }
+}
+
+/// What scoring did.
 #[derive(Debug, Clone)]
 pub struct Report {
     /// The pipeline's name.

@@ -1,6 +1,7 @@
 //! One value of a pipeline file, and the ways to read it: each gives the value or records why it is none.
 
 use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
@@ -81,6 +82,22 @@ impl<'r> Item<'r> {
 
     /// Reads a share of a whole, 0 to 1.
     pub(super) fn share(&self) -> Read<f64> {
+        self.float()?
+            .filter(|share| (0.0..=1.0).contains(share))
+            .ok_or_else(|| self.out_of_range("0 to 1, a share of the rows"))
+    }
+
+    /// Reads a number from `low`, or from above it, up to below `high`.
+    pub(super) fn number(&self, low: f64, high: f64, with_low: bool) -> Read<f64> {
+        let fits = |x: &f64| (*x > low || with_low && *x == low) && *x < high;
+        self.float()?.filter(fits).ok_or_else(|| {
+            let from = if with_low { format!("{low} or more") } else { format!("above {low}") };
+            self.out_of_range(&if high == f64::MAX { from } else { format!("{from} and below {high}") })
+        })
+    }
+
+    /// Reads a number; none if it is not finite.
+    fn float(&self) -> Read<Option<f64>> {
         let number = match self.value.get_ref() {
             DeValue::Float(float) => float.as_str().parse::<f64>().ok(),
             DeValue::Integer(integer) => integer.as_str().parse::<f64>().ok(),
@@ -88,9 +105,28 @@ impl<'r> Item<'r> {
                 return Err(self.unexpected("a number", self.unquoted(|text| text.parse::<f64>().is_ok())));
             }
         };
-        number
-            .filter(|share| (0.0..=1.0).contains(share))
-            .ok_or_else(|| self.out_of_range("0 to 1, a share of the rows"))
+        Ok(number.filter(|number| number.is_finite()))
+    }
+
+    /// Reads a length of time: `"90s"`, `"5m"`, `"1h"`.
+    pub(super) fn duration(&self) -> Read<Duration> {
+        let text = self.words()?;
+        let unit = |unit: &str| match unit {
+            "s" => Some(1),
+            "m" => Some(60),
+            "h" => Some(3600),
+            _ => None,
+        };
+        let split = text.find(|c: char| !c.is_ascii_digit()).map(|at| text.split_at(at));
+        let seconds = split.and_then(|(n, u)| n.parse::<u32>().ok()?.checked_mul(unit(u.trim())?)).filter(|s| *s > 0);
+        seconds.map(|s| Duration::from_secs(s.into())).ok_or_else(|| {
+            let problem = Problem::new(format!("`{}` cannot be \"{text}\"", self.path), "not a length of time");
+            self.refuse(problem.allowed("a whole number with s, m or h, as in \"60s\""))
+        })
+    }
+
+    pub(super) fn is_text(&self) -> bool {
+        self.value.get_ref().is_str()
     }
 
     /// Reads one of a few names.

@@ -18,6 +18,7 @@ use reader::{Keys, Reader};
 use syntax::Syntax;
 
 mod item;
+mod learning;
 mod location;
 mod pipeline;
 mod problem;

@@ -5,6 +5,12 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::train::metrics::Metric;
+use crate::train::promotion::Condition;
+use crate::train::sampling::ClassWeights;
+use crate::train::task::Task;
 
 /// The default of `model.max_length`, in tokens.
 pub const DEFAULT_MAX_LENGTH: usize = 128;
@@ -20,6 +26,34 @@ pub struct Pipeline {
     pub path: PathBuf,
     /// The tables that SQL can name, in the order of the file.
     pub tables: Vec<Table>,
+    /// The stage that teaches an encoder a kind of text; the first to run.
+    pub pretrain: Option<Pretrain>,
+    /// The stage that teaches an encoder a task.
+    pub finetune: Option<Finetune>,
+    /// The stage that scores; the last to run.
+    pub scoring: Option<Scoring>,
+    /// How the machine is used.
+    pub run: RunSettings,
+    /// The variables that were given but that the pipeline file does not use.
+    ///
+    /// Always empty with [`Query::Sql`]. With [`Query::File`] the SQL file may use them: what is then still
+    /// unused after [`super::substitute`] is the user's mistake.
+    pub unused_variables: BTreeSet<String>,
+}
+
+impl Pipeline {
+    /// The queries of all stages, with the key under which a file of SQL stands.
+    pub fn queries(&self) -> impl Iterator<Item = (&'static str, &Query)> {
+        let pretrain = self.pretrain.iter().map(|stage| ("pretrain.file", &stage.learning.query));
+        let finetune = self.finetune.iter().map(|stage| ("finetune.file", &stage.learning.query));
+        let source = self.scoring.iter().map(|scoring| ("source.file", &scoring.source.query));
+        pretrain.chain(finetune).chain(source)
+    }
+}
+
+/// What is scored, by what, and where the predictions go.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scoring {
     /// Where the pairs come from.
     pub source: Source,
     /// What scores them.
@@ -28,13 +62,99 @@ pub struct Pipeline {
     pub score: ScoreSettings,
     /// Where the predictions go.
     pub sink: Sink,
-    /// How the machine is used.
-    pub run: RunSettings,
-    /// The variables that were given but that the pipeline file does not use.
-    ///
-    /// Always empty with [`Query::Sql`]. With [`Query::File`] the SQL file may use them: what is then still
-    /// unused after [`super::substitute`] is the user's mistake.
-    pub unused_variables: BTreeSet<String>,
+}
+
+/// What the two stages of training have in common.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Learning {
+    /// The query that gives the rows.
+    pub query: Query,
+    /// The rows that are held out.
+    pub validation: Validation,
+    /// The folder of the model that training starts from.
+    pub base: Location,
+    /// The folder of the model that it ends with.
+    pub output: Location,
+    /// The length at which an input is cut, in tokens.
+    pub max_length: usize,
+    /// How often each row is learned from.
+    pub epochs: usize,
+    /// Rows in an update.
+    pub batch_size: usize,
+    /// The learning rate after the warm-up.
+    pub learning_rate: f64,
+    /// What becomes of it.
+    pub schedule: ScheduleShape,
+    /// The share of the updates in which it rises from 0.
+    pub warmup: f64,
+    /// The decay of weights that are neither biases nor of a normalisation.
+    pub weight_decay: f64,
+    /// What Adam adds to the root of the second moment.
+    pub adam_epsilon: f64,
+    /// The norm to which a longer gradient is shortened.
+    pub max_grad_norm: f64,
+    /// Of everything that is random.
+    pub seed: u64,
+    /// How much work a kill may cost.
+    pub checkpoint: Duration,
+}
+
+/// The rows that a model is measured with while it learns from the others.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Validation {
+    /// A share of the rows, by a hash of their ids.
+    Share(f64),
+    /// Rows of their own.
+    Sql(String),
+}
+
+/// The course of the learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScheduleShape {
+    /// Falls to 0 in a straight line.
+    Linear,
+    /// Falls to 0 like half a wave.
+    Cosine,
+    /// Stays.
+    Constant,
+}
+
+/// The stage that hides words and learns to fill them in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pretrain {
+    /// Data and hyper-parameters.
+    pub learning: Learning,
+    /// The column of texts; `text` if not given.
+    pub text: Option<String>,
+    /// The share of tokens that are hidden.
+    pub mask_probability: f64,
+}
+
+/// The stage that learns a task from labelled rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finetune {
+    /// Data and hyper-parameters.
+    pub learning: Learning,
+    /// The task.
+    pub task: Task,
+    /// The columns that name a row, for the choice of those that are held out; the texts if not given.
+    pub id: Option<Vec<String>>,
+    /// A text, or a text and its pair.
+    pub text: Vec<String>,
+    /// The column of labels.
+    pub label: String,
+    /// The labels in the order of the model's outputs; learned from the rows if not given.
+    pub labels: Option<Vec<String>>,
+    /// What part of each label is shared out among all.
+    pub label_smoothing: f64,
+    /// How much each label weighs in the loss.
+    pub class_weights: ClassWeights,
+    /// Epochs without a better model after which training stops.
+    pub patience: Option<usize>,
+    /// What decides which epoch's model is the best; the task's main one if not given.
+    pub metric: Option<Metric>,
+    /// What the new model must reach to take the place of the old one.
+    pub promote_if: Option<Condition>,
 }
 
 /// A place on the local disk: a file, a folder (ends in `/` or has no extension), or a glob.

@@ -4,10 +4,11 @@
 use std::path::Path;
 
 use super::item::{Choice, Item};
+use super::learning;
 use super::location::{covers, is_folder, is_glob};
 use super::pipeline::{
     DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Device, Location, ModelSettings, Pipeline, Precision, Query, RunSettings,
-    ScoreSettings, Sink, Source, Table, TableFormat,
+    ScoreSettings, Scoring, Sink, Source, Table, TableFormat,
 };
 use super::problem::Problem;
 use super::reader::{Keys, Read};
@@ -32,40 +33,42 @@ const OUTPUT_COLUMNS: [&str; 6] = ["predicted_label", "score", "probabilities", 
 pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
     let name = keys.required("name", "name = \"nightly\"", pipeline_name);
     let tables = keys.or("tables", Vec::new(), |section| tables(section, name.as_deref().ok()));
-    let source = keys.section("source", EXAMPLE_SQL, source);
-    let model = keys.section("model", "uri = \"models/mrpc\"", model);
-    let score = keys.or("score", ScoreSettings::default(), |section| section.table(score));
-    let sink =
-        keys.section("sink", "uri = \"out/predictions.parquet\"", |keys| sink(keys, tables.as_deref().unwrap_or(&[])));
+    let pretrain = keys.optional("pretrain", |section| section.table(learning::pretrain));
+    let finetune = keys.optional("finetune", |section| section.table(learning::finetune));
+    // A file that only trains needs nothing to score.
+    let only_trains = ["pretrain", "finetune"].iter().any(|stage| keys.item(stage).is_some())
+        && ["source", "model", "sink", "score"].iter().all(|stage| keys.item(stage).is_none());
+    let scoring = if only_trains {
+        Ok(None)
+    } else {
+        let source = keys.section("source", EXAMPLE_SQL, source);
+        let model = keys.section("model", "uri = \"models/mrpc\"", model);
+        let score = keys.or("score", ScoreSettings::default(), |section| section.table(score));
+        let sink = keys
+            .section("sink", "uri = \"out/predictions.parquet\"", |keys| sink(keys, tables.as_deref().unwrap_or(&[])));
+        source.and_then(|source| Ok(Some(Scoring { source, model: model?, score: score?, sink: sink? })))
+    };
     let run = keys.or("run", RunSettings::default(), |section| section.table(run));
-    let mut later = Ok(());
-    for section in ["pretrain", "finetune", "evaluate", "cluster"] {
-        later =
-            later.and(keys.not_yet(
-                section,
-                "remove the section: this version only scores, with a finished model, on one machine",
-            ));
-    }
-
-    let source = source?;
-    let unused_variables = keys.reader.unused_variables();
-    if matches!(source.query, Query::Sql(_)) {
-        for name in &unused_variables {
-            keys.reader.report_unused(name);
-        }
-    }
+    let later = keys.not_yet("evaluate", "remove the section: query the output with sql/accuracy.sql or sql/f1.sql");
+    let later = later.and(keys.not_yet("cluster", "remove the section: this version runs on one machine"));
+    let (pretrain, finetune, scoring) = (pretrain?, finetune?, scoring?);
     later?;
-    Ok(Pipeline {
+    let pipeline = Pipeline {
         name: name?.to_owned(),
         path: path.to_owned(),
         tables: tables?,
-        source,
-        model: model?,
-        score: score?,
-        sink: sink?,
+        pretrain,
+        finetune,
+        scoring,
         run: run?,
-        unused_variables,
-    })
+        unused_variables: keys.reader.unused_variables(),
+    };
+    if pipeline.queries().all(|(_, query)| matches!(query, Query::Sql(_))) {
+        for name in &pipeline.unused_variables {
+            keys.reader.report_unused(name);
+        }
+    }
+    Ok(pipeline)
 }
 
 fn pipeline_name<'r>(item: &Item<'r>) -> Read<&'r str> {
@@ -90,7 +93,7 @@ fn source(keys: &mut Keys<'_>) -> Read<Source> {
     let text = keys.required("text", "text = [\"sentence1\", \"sentence2\"]", text_columns);
     let label = keys.optional("label", column_name);
 
-    let query = query(keys, sql, file);
+    let query = query(keys, sql, file, EXAMPLE_SQL);
     let (id, text, label) = (id?, text?, label?);
     if let Some(label) = label.as_ref().filter(|label| id.contains(label) || text.contains(label)) {
         let role = if id.contains(label) { "id" } else { "text" };
@@ -101,18 +104,24 @@ fn source(keys: &mut Keys<'_>) -> Read<Source> {
 }
 
 /// Takes the one query of the two that there may be.
-fn query(keys: &mut Keys<'_>, sql: Read<Option<String>>, file: Read<Option<Location>>) -> Read<Query> {
+pub(super) fn query(
+    keys: &mut Keys<'_>,
+    sql: Read<Option<String>>,
+    file: Read<Option<Location>>,
+    example: &str,
+) -> Read<Query> {
     if let (Some(sql), Some(file)) = (keys.item("sql"), keys.item("file")) {
-        let problem = Problem::new("[source] has both `sql` and `file`", "one query").at(sql.key.span());
+        let section = sql.path.trim_end_matches(".sql");
+        let problem = Problem::new(format!("[{section}] has both `sql` and `file`"), "one query").at(sql.key.span());
         let problem = problem.related(file.key.span(), "another query");
         return Err(sql.refuse(problem.help("remove one of the two")));
     }
     let query = sql?.map(Query::Sql).or(file?.map(Query::File));
-    query.ok_or_else(|| keys.lacks("sql", "`sql` or `file`", EXAMPLE_SQL))
+    query.ok_or_else(|| keys.lacks("sql", "`sql` or `file`", example))
 }
 
 /// Reads a list of columns that the output can hold next to couplet's own.
-fn column_names(item: &Item<'_>) -> Read<Vec<String>> {
+pub(super) fn column_names(item: &Item<'_>) -> Read<Vec<String>> {
     for element in item.elements()? {
         check_column(&element)?;
     }

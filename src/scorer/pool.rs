@@ -20,6 +20,11 @@ impl Pool {
         Ok(Self(Arc::new(pool)))
     }
 
+    /// The threads, for work that is not a scorer's.
+    pub(crate) fn rayon(&self) -> &rayon::ThreadPool {
+        &self.0
+    }
+
     /// How many threads there are.
     #[must_use]
     pub fn threads(&self) -> usize {

@@ -1,0 +1,178 @@
+//! `couplet run`: the recipe of a pipeline, from its file to its published table, one call a stage.
+
+mod learn;
+mod rows;
+mod score;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::path::{Path, PathBuf};
+
+use datafusion::prelude::SessionContext;
+
+use crate::config::{self, Device, ModelSettings, Pipeline, Query, Table};
+use crate::error::Error;
+use crate::predict::Models;
+use crate::progress::Style;
+use crate::report::RunReport;
+use crate::scorer::{DeviceSetting, Pool, Precision, PrecisionSetting, ScorerOptions};
+use crate::tables;
+
+/// A part of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Stage {
+    /// Learns to fill in hidden words.
+    Pretrain,
+    /// Learns a task.
+    Finetune,
+    /// Scores the source.
+    Score,
+}
+
+/// Runs a pipeline's stages, or those of them that are in `only`, until they are done or `stop` is; a stage that does
+/// not end well leaves what was there before.
+///
+/// # Errors
+/// Whatever is wrong with the pipeline's tables, queries, models or sink; [`Error::Interrupted`] after `stop`.
+pub async fn run(
+    pipeline: &Pipeline,
+    variables: &BTreeMap<String, String>,
+    only: &[Stage],
+    style: Style,
+    stop: impl Future<Output = ()>,
+) -> Result<RunReport, Error> {
+    check_variables(pipeline, variables)?;
+    let wanted = |stage| only.is_empty() || only.contains(&stage);
+    let mut stop = std::pin::pin!(stop);
+    let mut report = RunReport { pipeline: pipeline.name.clone(), ..RunReport::default() };
+    if let Some(stage) = pipeline.pretrain.as_ref().filter(|_| wanted(Stage::Pretrain)) {
+        report.pretrain = Some(learn::pretrain(pipeline, stage, variables, style, &mut stop).await?);
+    }
+    if let Some(stage) = pipeline.finetune.as_ref().filter(|_| wanted(Stage::Finetune)) {
+        report.finetune = Some(learn::finetune(pipeline, stage, variables, style, &mut stop).await?);
+    }
+    if let Some(scoring) = pipeline.scoring.as_ref().filter(|_| wanted(Stage::Score)) {
+        report.score = Some(score::score(pipeline, scoring, variables, style, &mut stop).await?);
+    }
+    Ok(report)
+}
+
+/// What there is of an output that was not there before the run.
+const NOTHING_WRITTEN: &str = "nothing was written";
+
+/// The file and the place that made the execution of a query fail, if there is one.
+pub async fn blame(context: &SessionContext, tables: &[Table], error: Error, kept: &'static str) -> Error {
+    match &error {
+        Error::Sql { mistake: false, .. } => match tables::first_broken(context, tables).await {
+            Some(broken) => Error::BrokenFile { broken, kept },
+            None => error,
+        },
+        _ => error,
+    }
+}
+
+/// The text of a stage's query, its variables replaced; `key` is where the pipeline names its file.
+///
+/// # Errors
+/// A SQL file that cannot be read, variables that are not given.
+fn query_text(
+    pipeline: &Pipeline,
+    query: &Query,
+    key: &str,
+    variables: &BTreeMap<String, String>,
+) -> Result<String, Error> {
+    substituted(pipeline, query, key, variables).map(|(sql, _)| sql)
+}
+
+/// The same, with the names of the variables that were replaced in a file.
+fn substituted(
+    pipeline: &Pipeline,
+    query: &Query,
+    key: &str,
+    variables: &BTreeMap<String, String>,
+) -> Result<(String, BTreeSet<String>), Error> {
+    let path = match query {
+        Query::Sql(sql) => return Ok((sql.clone(), BTreeSet::new())),
+        Query::File(location) => &location.path,
+    };
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        Error::Usage(format!("{}: {key}: cannot read {}: {e}", pipeline.path.display(), path.display()))
+    })?;
+    let (sql, used) =
+        config::substitute(&text, variables).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
+    Ok((sql, used.into_iter().map(str::to_owned).collect()))
+}
+
+/// Refuses variables that neither the pipeline file nor its SQL files use.
+fn check_variables(pipeline: &Pipeline, variables: &BTreeMap<String, String>) -> Result<(), Error> {
+    let mut unused = pipeline.unused_variables.clone();
+    let mut files = Vec::new();
+    for (key, query) in pipeline.queries() {
+        if let Query::File(location) = query {
+            let (_, used) = substituted(pipeline, query, key, variables)?;
+            unused.retain(|name| !used.contains(name));
+            files.push(location.path.display().to_string());
+        }
+    }
+    match unused.first() {
+        Some(unused) if !files.is_empty() => Err(Error::Usage(format!(
+            "--var {unused}=… is used neither in {} nor in {}",
+            pipeline.path.display(),
+            files.join(", ")
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Starts the inference threads.
+///
+/// # Errors
+/// The operating system refused a thread.
+pub fn pool(threads: Option<usize>) -> Result<Pool, Error> {
+    Pool::new(threads).map_err(|error| Error::Io { context: "starting the inference threads".into(), error })
+}
+
+/// A set of models in which the pipeline's own runs as the pipeline says.
+#[must_use]
+pub fn models_of(pipeline: &Pipeline, pool: Pool, base: &Path) -> Models {
+    let models = Models::new(pool, base.to_owned());
+    let Some(settings) = pipeline.scoring.as_ref().map(|scoring| &scoring.model) else { return models };
+    let options = ScorerOptions {
+        max_length: Some(settings.max_length),
+        batch_tokens: pipeline.run.batch_tokens,
+        precision: match settings.precision {
+            config::Precision::Auto => PrecisionSetting::Auto,
+            config::Precision::F32 => PrecisionSetting::Of(Precision::F32),
+            config::Precision::Int16 => PrecisionSetting::Of(Precision::Int16),
+            config::Precision::F16 => PrecisionSetting::Of(Precision::F16),
+            config::Precision::Bf16 => PrecisionSetting::Of(Precision::Bf16),
+        },
+        device: match settings.device {
+            Device::Auto => DeviceSetting::Auto,
+            Device::Cpu => DeviceSetting::Cpu,
+            Device::Cuda(ordinal) => DeviceSetting::Cuda(ordinal),
+            Device::Metal => DeviceSetting::Metal,
+        },
+    };
+    models.with_model_options(&settings.location.path, options)
+}
+
+/// The path as a person at this folder would write it.
+fn readable(path: &Path) -> PathBuf {
+    let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let here = std::env::current_dir().and_then(|here| here.canonicalize());
+    match here.ok().and_then(|here| canonical.strip_prefix(here).ok()) {
+        Some(relative) => relative.to_owned(),
+        None => canonical,
+    }
+}
+
+/// The name under which the pipeline's own model is asked for: one that no base folder changes.
+fn model_name(model: &ModelSettings) -> String {
+    let path = &model.location.path;
+    std::path::absolute(path).unwrap_or_else(|_| path.clone()).to_string_lossy().into_owned()
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    path.parent().unwrap_or(Path::new("")).to_owned()
+}

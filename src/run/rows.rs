@@ -1,0 +1,115 @@
+//! The rows of a training stage: a query, checked and read into memory.
+
+use std::collections::BTreeMap;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float64Type, Int64Type};
+use arrow::util::display::array_value_to_string;
+use datafusion::common::DataFusionError;
+use datafusion::execution::context::SQLOptions;
+use datafusion::prelude::SessionContext;
+
+use super::query_text;
+use crate::config::{Pipeline, Query};
+use crate::error::Error;
+use crate::sql_error::nearest;
+use crate::train::labels::GoldLabel;
+
+/// A query of a training stage.
+pub(super) struct Selection<'a> {
+    pub(super) pipeline: &'a Pipeline,
+    pub(super) context: &'a SessionContext,
+    /// `finetune` or `pretrain`.
+    pub(super) section: &'static str,
+    pub(super) variables: &'a BTreeMap<String, String>,
+}
+
+impl Selection<'_> {
+    /// Reads all rows of a query that has these columns.
+    pub(super) async fn read(&self, query: &Query, columns: &[&str]) -> Result<Vec<RecordBatch>, Error> {
+        let sql = query_text(self.pipeline, query, &format!("{}.file", self.section), self.variables)?;
+        let origin = format!("{}: the query of [{}]", self.pipeline.path.display(), self.section);
+        let failed = |e: DataFusionError| Error::sql(origin.clone(), &e, Some(self.context));
+        let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        let frame = self.context.sql_with_options(&sql, read_only).await.map_err(failed)?;
+        let names: Vec<String> = frame.schema().fields().iter().map(|field| field.name().clone()).collect();
+        if let Some(missing) = columns.iter().find(|column| !names.iter().any(|name| name == *column)) {
+            let near = nearest(missing, names.iter().map(String::as_str));
+            let hint = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+            return Err(self.refused(format!(
+                "the query of [{}] has no column `{missing}`{hint} It has {}",
+                self.section,
+                names.join(", ")
+            )));
+        }
+        frame.collect().await.map_err(failed)
+    }
+
+    pub(super) fn refused(&self, problem: String) -> Error {
+        Error::Source { pipeline: self.pipeline.path.display().to_string(), problem }
+    }
+
+    /// The texts of a column; NULL is a mistake.
+    pub(super) fn texts(&self, batch: &RecordBatch, column: &str) -> Result<Vec<String>, Error> {
+        let values = self.column(batch, column)?;
+        let texts = cast(&values, &DataType::Utf8View).map_err(|e| self.refused(format!("column `{column}`: {e}")))?;
+        let texts = texts.as_string_view();
+        if texts.null_count() > 0 {
+            return Err(self.refused(format!(
+                "column `{column}` of [{}] is NULL in {} rows; filter them out in the query",
+                self.section,
+                texts.null_count()
+            )));
+        }
+        Ok(texts.iter().flatten().map(str::to_owned).collect())
+    }
+
+    /// The labels of a column.
+    pub(super) fn labels(&self, batch: &RecordBatch, column: &str) -> Result<Vec<GoldLabel>, Error> {
+        let values = self.column(batch, column)?;
+        let wrong = |e: arrow::error::ArrowError| self.refused(format!("column `{column}`: {e}"));
+        Ok(match values.data_type() {
+            DataType::Boolean => {
+                values.as_boolean().iter().map(|label| label.map_or(GoldLabel::Null, GoldLabel::from)).collect()
+            }
+            data_type if data_type.is_integer() => {
+                let values = cast(&values, &DataType::Int64).map_err(wrong)?;
+                let values = values.as_primitive::<Int64Type>();
+                values.iter().map(|label| label.map_or(GoldLabel::Null, GoldLabel::Integer)).collect()
+            }
+            data_type if data_type.is_numeric() => {
+                let values = cast(&values, &DataType::Float64).map_err(wrong)?;
+                let values = values.as_primitive::<Float64Type>();
+                values.iter().map(|label| label.map_or(GoldLabel::Null, GoldLabel::Float)).collect()
+            }
+            DataType::List(_) | DataType::LargeList(_) => {
+                let lists = cast(&values, &DataType::new_list(DataType::Utf8View, true)).map_err(wrong)?;
+                let names = |list: ArrayRef| list.as_string_view().iter().flatten().map(str::to_owned).collect();
+                lists
+                    .as_list::<i32>()
+                    .iter()
+                    .map(|list| list.map_or(GoldLabel::Null, |l| GoldLabel::Texts(names(l))))
+                    .collect()
+            }
+            _ => {
+                let values = cast(&values, &DataType::Utf8View).map_err(wrong)?;
+                let texts = values.as_string_view().iter();
+                texts.map(|label| label.map_or(GoldLabel::Null, |l| GoldLabel::Text(l.to_owned()))).collect()
+            }
+        })
+    }
+
+    /// The values of some columns of a row, as text.
+    pub(super) fn id(&self, batch: &RecordBatch, columns: &[String], row: usize) -> Result<Vec<String>, Error> {
+        let text = |name: &String| {
+            let values = self.column(batch, name)?;
+            array_value_to_string(&values, row).map_err(|e| self.refused(format!("column `{name}`: {e}")))
+        };
+        columns.iter().map(text).collect()
+    }
+
+    fn column(&self, batch: &RecordBatch, name: &str) -> Result<ArrayRef, Error> {
+        batch.column_by_name(name).cloned().ok_or_else(|| self.refused(format!("no column `{name}`")))
+    }
+}
