@@ -17,7 +17,7 @@ use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::DFParserBuilder;
 use futures::StreamExt;
 
-use crate::config::{Location, Pipeline, Table, TableFormat};
+use crate::config::{Pipeline, Table, TableFormat};
 use crate::error::Error;
 use crate::sink::{AtomicFile, ParquetSink, SinkError};
 

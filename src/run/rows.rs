@@ -36,9 +36,9 @@ impl Selection<'_> {
         let names: Vec<String> = frame.schema().fields().iter().map(|field| field.name().clone()).collect();
         if let Some(missing) = columns.iter().find(|column| !names.iter().any(|name| name == *column)) {
             let near = nearest(missing, names.iter().map(String::as_str));
-            let hint = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+            let hint = near.map_or_else(String::new, |near| format!(" (did you mean `{near}`?)"));
             return Err(self.refused(format!(
-                "the query of [{}] has no column `{missing}`{hint} It has {}",
+                "the query of [{}] has no column `{missing}`{hint}; it has {}",
                 self.section,
                 names.join(", ")
             )));

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use couplet::config::{
     Compression, ConfigErrors, CsvOptions, DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Device, Location, ModelSettings,
-    Pipeline, Precision, Query, RunSettings, ScoreSettings, Sink, Source, Table, TableFormat, parse, table_from_uri,
+    Pipeline, Precision, Query, RunSettings, ScoreSettings, Scoring, Sink, Source, Table, TableFormat, parse,
+    table_from_uri,
 };
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/config");
@@ -86,20 +87,26 @@ fn a_full_file_means_what_it_says() {
                 ..table("history", at("../history/", "pipelines/../history/"), TableFormat::Parquet)
             },
         ],
-        source: Source {
-            query: Query::Sql("SELECT id, sentence1, sentence2, label FROM pairs WHERE dt = '2026-01-01'\n".to_owned()),
-            id: vec!["id".to_owned()],
-            text: vec!["sentence1".to_owned(), "sentence2".to_owned()],
-            label: Some("label".to_owned()),
-        },
-        model: ModelSettings {
-            location: at("models/mrpc", "pipelines/models/mrpc"),
-            max_length: 256,
-            precision: Precision::F32,
-            device: Device::Cuda(1),
-        },
-        score: ScoreSettings { max_errors: 0.001 },
-        sink: Sink { location: at("out/{date}.parquet", "pipelines/out/2026-01-01.parquet") },
+        pretrain: None,
+        finetune: None,
+        scoring: Some(Scoring {
+            source: Source {
+                query: Query::Sql(
+                    "SELECT id, sentence1, sentence2, label FROM pairs WHERE dt = '2026-01-01'\n".to_owned(),
+                ),
+                id: vec!["id".to_owned()],
+                text: vec!["sentence1".to_owned(), "sentence2".to_owned()],
+                label: Some("label".to_owned()),
+            },
+            model: ModelSettings {
+                location: at("models/mrpc", "pipelines/models/mrpc"),
+                max_length: 256,
+                precision: Precision::F32,
+                device: Device::Cuda(1),
+            },
+            score: ScoreSettings { max_errors: 0.001 },
+            sink: Sink { location: at("out/{date}.parquet", "pipelines/out/2026-01-01.parquet") },
+        }),
         run: RunSettings { threads: Some(4), window: 4096, batch_tokens: Some(2048) },
         unused_variables: [].into(),
     };
@@ -110,20 +117,22 @@ fn a_full_file_means_what_it_says() {
 fn a_minimal_file_gets_the_defaults() {
     let pipeline = parse_as("minimal", &fixture("valid_minimal")).unwrap();
     assert_eq!(pipeline.tables, []);
-    assert_eq!(pipeline.source.id, ["id"]);
-    assert_eq!(pipeline.source.text, ["text"]);
-    assert_eq!(pipeline.source.label, None);
-    assert_eq!(pipeline.model.max_length, DEFAULT_MAX_LENGTH);
-    assert_eq!(pipeline.model.precision, Precision::F32);
-    assert_eq!(pipeline.model.device, Device::Auto);
-    assert_eq!(pipeline.score, ScoreSettings { max_errors: 1.0 });
+    let scoring = pipeline.scoring.unwrap();
+    assert_eq!(scoring.source.id, ["id"]);
+    assert_eq!(scoring.source.text, ["text"]);
+    assert_eq!(scoring.source.label, None);
+    assert_eq!(scoring.model.max_length, DEFAULT_MAX_LENGTH);
+    assert_eq!(scoring.model.precision, Precision::F32);
+    assert_eq!(scoring.model.device, Device::Auto);
+    assert_eq!(scoring.score, ScoreSettings { max_errors: 1.0 });
     assert_eq!(pipeline.run, RunSettings { threads: None, window: DEFAULT_WINDOW, batch_tokens: None });
 }
 
 #[test]
 fn a_variable_may_be_used_by_the_sql_file_alone() {
     let pipeline = parse_as("sql_file", &fixture("valid_sql_file")).unwrap();
-    let Query::File(file) = pipeline.source.query else { panic!("not a file: {:?}", pipeline.source.query) };
+    let query = pipeline.scoring.unwrap().source.query;
+    let Query::File(file) = query else { panic!("not a file: {query:?}") };
     assert_eq!(file.path, Path::new("pipelines/../sql/pairs.sql"));
     assert_eq!(pipeline.unused_variables, ["date".to_owned()].into());
 }

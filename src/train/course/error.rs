@@ -97,6 +97,12 @@ impl From<TrainError> for JobError {
 }
 
 impl JobError {
+    /// Whether settings, rows or the base are wrong, rather than the training having failed.
+    #[must_use]
+    pub fn is_mistake(&self) -> bool {
+        !matches!(self, Self::Train(_) | Self::File { .. } | Self::Busy { .. })
+    }
+
     /// An error about a file, for `map_err`.
     pub(in crate::train) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
