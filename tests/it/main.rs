@@ -8,6 +8,7 @@ mod gradients;
 mod interrupt;
 mod jobs;
 mod labels;
+mod learning;
 mod masking;
 mod metrics;
 mod mistakes;
