@@ -21,7 +21,8 @@ pub fn bench(criterion: &mut Criterion) {
         let pipeline = couplet::config::parse(&path, &text, &BTreeMap::new()).expect("a pipeline");
         group.bench_function(precision, |bencher| {
             bencher.iter(|| {
-                let run = couplet::run::run(&pipeline, &BTreeMap::new(), &[], Style::Quiet, std::future::pending());
+                let variables = BTreeMap::new();
+                let run = couplet::run::run(&pipeline, &variables, &[], Style::Quiet, std::future::pending());
                 runtime.block_on(run).expect("a report")
             });
         });

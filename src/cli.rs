@@ -185,10 +185,9 @@ async fn run_pipeline(args: Run, stop: impl Future<Output = ()>) -> Result<(), E
 async fn run_query(args: Query) -> Result<(), Error> {
     let variables = args.variables.to_map();
     let mut pipeline = args.pipeline.as_deref().map(|path| read_pipeline(path, &variables)).transpose()?;
-    if let (Some(pipeline), Some(max_length)) = (&mut pipeline, args.max_length) {
-        if let Some(scoring) = &mut pipeline.scoring {
-            scoring.model.max_length = max_length;
-        }
+    let scoring = pipeline.as_mut().and_then(|pipeline| pipeline.scoring.as_mut());
+    if let (Some(scoring), Some(max_length)) = (scoring, args.max_length) {
+        scoring.model.max_length = max_length;
     }
     if pipeline.is_none() && !variables.is_empty() {
         return Err(Error::Usage("--var needs --pipeline: variables belong to a pipeline".into()));

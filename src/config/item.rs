@@ -89,10 +89,10 @@ impl<'r> Item<'r> {
 
     /// Reads a number from `low`, or from above it, up to below `high`.
     pub(super) fn number(&self, low: f64, high: f64, with_low: bool) -> Read<f64> {
-        let fits = |x: &f64| (*x > low || with_low && *x == low) && *x < high;
+        let fits = |x: &f64| (*x > low || with_low && *x >= low) && *x < high;
         self.float()?.filter(fits).ok_or_else(|| {
             let from = if with_low { format!("{low} or more") } else { format!("above {low}") };
-            self.out_of_range(&if high == f64::MAX { from } else { format!("{from} and below {high}") })
+            self.out_of_range(&if high >= f64::MAX { from } else { format!("{from} and below {high}") })
         })
     }
 

@@ -37,9 +37,9 @@ pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
             .map_err(|e| item.refuse(Problem::new(format!("`{}`: {e}", item.path), "unknown task")))
     });
     let id = keys.optional("id", column_names);
-    let text = keys.optional("text", |item| item.names());
+    let text = keys.optional("text", Item::names);
     let label = keys.or("label", "label".to_owned(), |item| Ok(item.words()?.to_owned()));
-    let labels = keys.optional("labels", |item| item.names());
+    let labels = keys.optional("labels", Item::names);
     let label_smoothing = keys.or("label_smoothing", 0.0, |item| item.number(0.0, 1.0, false));
     let class_weights = keys.or("class_weights", ClassWeights::Equal, class_weights);
     let patience = keys.optional("patience", |item| item.integer(1..=usize::MAX));
@@ -101,7 +101,7 @@ fn learning(keys: &mut Keys<'_>, example: &str, defaults: &Defaults) -> Read<Lea
     let adam_epsilon = keys.or("adam_epsilon", 1e-8, |item| item.number(0.0, 1.0, false));
     let max_grad_norm = keys.or("max_grad_norm", 1.0, |item| item.number(0.0, f64::MAX, false));
     let seed = keys.or("seed", 42, |item| item.integer(0..=usize::MAX));
-    let checkpoint = keys.or("checkpoint", std::time::Duration::from_secs(60), Item::duration);
+    let checkpoint = keys.or("checkpoint", std::time::Duration::from_mins(1), Item::duration);
     let query = query(keys, sql, file, example);
     let (base, output) = (base?, output?);
     if base.path == output.path {
@@ -141,7 +141,8 @@ fn class_weights(item: &Item<'_>) -> Read<ClassWeights> {
     if item.is_text() {
         return item.choice(&[("balanced", Some(()))]).map(|()| ClassWeights::Balanced);
     }
-    let weights = item.entries()?.iter().map(|entry| {
+    let entries = item.entries()?;
+    let weights = entries.iter().map(|entry| {
         let label = entry.key.get_ref().to_string();
         Ok((label, entry.number(0.0, f64::MAX, true)?))
     });

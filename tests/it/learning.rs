@@ -56,7 +56,7 @@ uri = "out.parquet"
         self
     }
 
-    fn couplet(&self, arguments: &[&str]) -> std::process::Command {
+    fn couplet(&self, arguments: &[&str]) -> assert_cmd::Command {
         let mut command = couplet();
         command.current_dir(self.0.path()).args(["run", "learn.toml"]).args(arguments);
         command
