@@ -68,7 +68,6 @@ impl Layer {
     /// `x [rows, in] · weightᵀ + bias → out [rows, out]`, rows of `out` `stride` apart, through `gelu` if wanted;
     /// `quantized` are the rows of `x`.
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "the shape of a matrix product")]
     fn apply<S: Simd, const R: usize, const C: usize>(
         &self,
         simd: S,
