@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 use couplet::model::{Model, Problem};
+use couplet::ops::Kernels;
 use couplet::scorer::{Pool, Prediction, Scorer, ScorerOptions, TextColumn, Window};
 use serde_json::{Value, json};
 
