@@ -199,6 +199,11 @@ impl<'r> Item<'r> {
         self.value.get_ref().is_table()
     }
 
+    /// Whether it is a table with this key.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.value.get_ref().as_table().is_some_and(|table| table.contains_key(key))
+    }
+
     /// Reads a table of known keys.
     pub(super) fn table<T>(&self, read: impl FnOnce(&mut Keys<'r>) -> Read<T>) -> Read<T> {
         Keys::read(self.reader, self.path.clone(), self.value.span(), self.table_value()?, read)

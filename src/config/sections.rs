@@ -51,9 +51,16 @@ pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
     let run = keys.or("run", RunSettings::default(), |section| section.table(run));
     let later = keys.not_yet("evaluate", "remove the section: query the output with sql/accuracy.sql or sql/f1.sql");
     let later = later.and(keys.not_yet("cluster", "remove the section: this version runs on one machine"));
+    // A file of SQL may use what this one does not.
+    let unused_variables = keys.reader.unused_variables();
+    if !["pretrain", "finetune", "source"].iter().any(|stage| keys.item(stage).is_some_and(|item| item.has("file"))) {
+        for name in &unused_variables {
+            keys.reader.report_unused(name);
+        }
+    }
     let (pretrain, finetune, scoring) = (pretrain?, finetune?, scoring?);
     later?;
-    let pipeline = Pipeline {
+    Ok(Pipeline {
         name: name?.to_owned(),
         path: path.to_owned(),
         tables: tables?,
@@ -61,14 +68,8 @@ pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
         finetune,
         scoring,
         run: run?,
-        unused_variables: keys.reader.unused_variables(),
-    };
-    if pipeline.queries().all(|(_, query)| matches!(query, Query::Sql(_))) {
-        for name in &pipeline.unused_variables {
-            keys.reader.report_unused(name);
-        }
-    }
-    Ok(pipeline)
+        unused_variables,
+    })
 }
 
 fn pipeline_name<'r>(item: &Item<'r>) -> Read<&'r str> {

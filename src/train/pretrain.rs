@@ -138,6 +138,14 @@ fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Rep
     let chunking = Chunking::try_new(job.hyper.max_length, special.cls, special.sep)?;
     let masking = Masking::try_new(job.mask_probability, job.hyper.seed)?;
     let lesson = Texts::new(job, &tokenizer, pieces, &chunking, masking)?;
+    if let (Some(patience), 0) = (job.hyper.patience, lesson.held_out()) {
+        let expected = "held-out texts to measure on, or no patience".into();
+        return Err(JobError::Setting {
+            setting: "patience",
+            expected,
+            found: format!("{patience} and none held out"),
+        });
+    }
     let options = job.hyper.options(lesson.rows());
     let trainer = match &job.start {
         Start::Checkpoint(folder) => Trainer::from_checkpoint(folder, Objective::MaskedWords, options, device)?,
