@@ -56,6 +56,9 @@ pub enum Calibrate {
 #[derive(Debug, Clone)]
 pub struct Job {
     /// A Hugging Face folder to start from: an encoder, a masked-language model, or a classifier.
+    ///
+    /// It may be `output`. A run that is killed after the new model is in its place, and before it could remove its
+    /// state, then finds another base and trains on top of the new model when it is run again.
     pub base: PathBuf,
     /// The folder that the model is written to, instead of what is there.
     pub output: PathBuf,
