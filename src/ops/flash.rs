@@ -14,7 +14,7 @@ pub(super) fn suits(query: &Tensor, heads: usize) -> bool {
         && head_dim <= MAX_HEAD_DIM
 }
 
-/// See [`super::attention`] for the shapes.
+/// See [`super::attention()`] for the shapes.
 pub(super) fn attention(
     query: &Tensor,
     key: &Tensor,

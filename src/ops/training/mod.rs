@@ -136,7 +136,7 @@ pub(super) fn gather(tables: &[(&Tensor, &[u32], Arc<Gradient>)]) -> Result<Tens
     operators::gather(tables)
 }
 
-/// [`super::attention`] with probabilities dropped; shapes are checked.
+/// [`super::attention()`] with probabilities dropped; shapes are checked.
 pub(super) fn attention(
     [query, key, value]: [&Tensor; 3],
     cu_queries: &[u32],
@@ -215,10 +215,10 @@ fn check_rows(x: &Tensor, dropout: &Dropout) -> Result<()> {
     Ok(())
 }
 
-/// Attention with dropout for the kernels that have gradients: see [`super::attention`].
+/// Attention with dropout for the kernels that have gradients: see [`super::attention()`].
 ///
 /// # Errors
-/// As [`super::attention`]; fused kernels without gradients.
+/// As [`super::attention()`]; fused kernels without gradients.
 #[expect(clippy::too_many_arguments, reason = "those of attention, and the dropout")]
 pub(crate) fn attention_with_dropout(
     query: &Tensor,

@@ -1,4 +1,4 @@
-//! The course of a training: epochs of steps, measured, saved and resumed. What is learned is a [`Lesson`].
+//! The course of a training: epochs of steps, measured, saved and resumed. What is learned is a `Lesson`.
 //!
 //! ```text
 //!  Lesson: rows ── order of the epoch ── batch ── Trainer::step ── Progress ──┬─▶ Event
