@@ -49,9 +49,8 @@ pub(super) async fn finetune(
         let job = job.clone();
         blocking(pipeline, "finetune", move || job.is_done()).await?
     };
-    let folder = readable(&output.path);
     if done {
-        return Ok(StageReport::unchanged(folder, began.elapsed()));
+        return Ok(StageReport::unchanged(readable(&output.path), began.elapsed()));
     }
     let rows = job.training.len() as u64;
     let outcome = train(pipeline, "finetune", style, pool, stop, move |pool, watch| {
@@ -69,7 +68,7 @@ pub(super) async fn finetune(
             false
         }
     };
-    Ok(StageReport { folder, lines, promoted, elapsed: began.elapsed(), json: report.json })
+    Ok(StageReport { folder: readable(&output.path), lines, promoted, elapsed: began.elapsed(), json: report.json })
 }
 
 /// Pretrains, unless the output holds already what this very stage leaves.
@@ -103,9 +102,8 @@ pub(super) async fn pretrain(
         let job = job.clone();
         blocking(pipeline, "pretrain", move || job.is_done()).await?
     };
-    let folder = readable(&output.path);
     if done {
-        return Ok(StageReport::unchanged(folder, began.elapsed()));
+        return Ok(StageReport::unchanged(readable(&output.path), began.elapsed()));
     }
     let rows = job.texts.len();
     let outcome = train(pipeline, "pretrain", style, pool, stop, move |pool, watch| {
@@ -125,7 +123,13 @@ pub(super) async fn pretrain(
             words(&measured.after)
         ));
     }
-    Ok(StageReport { folder, lines, promoted: true, elapsed: began.elapsed(), json: report.json })
+    Ok(StageReport {
+        folder: readable(&output.path),
+        lines,
+        promoted: true,
+        elapsed: began.elapsed(),
+        json: report.json,
+    })
 }
 
 /// Runs a job on threads of its own until it is done, or has saved its state after `stop`.
