@@ -12,6 +12,8 @@
 //!                           tokenize → pack → encoder → head
 //! ```
 //!
+//! Where a pipeline has labels or plain text, [`train`] makes the model first.
+//!
 //! The program is `couplet`; as a library, [`run::run`] executes a pipeline, [`predict::install`] gives the SQL
 //! function to any `DataFusion` session, and [`scorer::Scorer`] scores windows of texts without any SQL.
 

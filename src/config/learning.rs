@@ -4,7 +4,7 @@ use super::item::{Choice, Item};
 use super::pipeline::{Finetune, Learning, Pretrain, ScheduleShape, Validation};
 use super::problem::Problem;
 use super::reader::{Keys, Read};
-use super::sections::{column_names, query};
+use super::sections::query;
 use crate::train::metrics::{Metric, measured};
 use crate::train::promotion::Condition;
 use crate::train::sampling::ClassWeights;
@@ -24,11 +24,12 @@ struct Defaults {
 }
 
 pub(super) fn pretrain(keys: &mut Keys<'_>) -> Read<Pretrain> {
-    let text = keys.optional("text", |item| Ok(item.words()?.to_owned()));
+    let text = keys.or("text", "text".to_owned(), |item| Ok(item.words()?.to_owned()));
+    let validation = keys.or("validation", 0.05, held_out_share);
     let mask_probability = keys.or("mask_probability", 0.15, |item| item.number(0.0, 1.0, false));
     let learning =
         learning(keys, "sql = \"SELECT text FROM corpus\"", &Defaults { epochs: 1, learning_rate: 1e-4, warmup: 0.06 });
-    Ok(Pretrain { learning: learning?, text: text?, mask_probability: mask_probability? })
+    Ok(Pretrain { learning: learning?, text: text?, validation: validation?, mask_probability: mask_probability? })
 }
 
 pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
@@ -36,7 +37,8 @@ pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
         Task::parse(item.words()?)
             .map_err(|e| item.refuse(Problem::new(format!("`{}`: {e}", item.path), "unknown task")))
     });
-    let id = keys.optional("id", column_names);
+    let id = keys.optional("id", Item::names);
+    let validation = keys.or("validation", Validation::Share(0.1), validation);
     let text = keys.optional("text", Item::names);
     let label = keys.or("label", "label".to_owned(), |item| Ok(item.words()?.to_owned()));
     let labels = keys.optional("labels", Item::names);
@@ -73,6 +75,7 @@ pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
     Ok(Finetune {
         learning: learning?,
         task,
+        validation: validation?,
         id: id?,
         text,
         label: label?,
@@ -88,7 +91,6 @@ pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
 fn learning(keys: &mut Keys<'_>, example: &str, defaults: &Defaults) -> Read<Learning> {
     let sql = keys.optional("sql", Item::template);
     let file = keys.optional("file", Item::location);
-    let validation = keys.or("validation", Validation::Share(0.1), validation);
     let base = keys.required("model", "model = \"models/base\"", Item::location);
     let output = keys.required("output", "output = \"models/mrpc\"", Item::location);
     let max_length = keys.or("max_length", super::DEFAULT_MAX_LENGTH, |item| item.integer(3..=8192));
@@ -110,7 +112,6 @@ fn learning(keys: &mut Keys<'_>, example: &str, defaults: &Defaults) -> Read<Lea
     }
     Ok(Learning {
         query: query?,
-        validation: validation?,
         base,
         output,
         max_length: max_length?,
@@ -129,11 +130,11 @@ fn learning(keys: &mut Keys<'_>, example: &str, defaults: &Defaults) -> Read<Lea
 
 /// A share of the rows, or a query of its own.
 fn validation(item: &Item<'_>) -> Read<Validation> {
-    if item.is_text() {
-        item.template().map(Validation::Sql)
-    } else {
-        item.number(0.0, 0.9, false).map(Validation::Share)
-    }
+    if item.is_text() { item.template().map(Validation::Sql) } else { held_out_share(item).map(Validation::Share) }
+}
+
+fn held_out_share(item: &Item<'_>) -> Read<f64> {
+    item.number(0.0, 0.9, false)
 }
 
 /// `"balanced"`, or one weight a label.

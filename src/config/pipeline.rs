@@ -69,8 +69,6 @@ pub struct Scoring {
 pub struct Learning {
     /// The query that gives the rows.
     pub query: Query,
-    /// The rows that are held out.
-    pub validation: Validation,
     /// The folder of the model that training starts from.
     pub base: Location,
     /// The folder of the model that it ends with.
@@ -124,8 +122,10 @@ pub enum ScheduleShape {
 pub struct Pretrain {
     /// Data and hyper-parameters.
     pub learning: Learning,
-    /// The column of texts; `text` if not given.
-    pub text: Option<String>,
+    /// The column of texts.
+    pub text: String,
+    /// The share of the texts that is held out to measure on, by a hash of the text.
+    pub validation: f64,
     /// The share of tokens that are hidden.
     pub mask_probability: f64,
 }
@@ -137,6 +137,8 @@ pub struct Finetune {
     pub learning: Learning,
     /// The task.
     pub task: Task,
+    /// The rows that are held out to measure on.
+    pub validation: Validation,
     /// The columns that name a row, for the choice of those that are held out; the texts if not given.
     pub id: Option<Vec<String>>,
     /// A text, or a text and its pair.

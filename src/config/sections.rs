@@ -122,7 +122,7 @@ pub(super) fn query(
 }
 
 /// Reads a list of columns that the output can hold next to couplet's own.
-pub(super) fn column_names(item: &Item<'_>) -> Read<Vec<String>> {
+fn column_names(item: &Item<'_>) -> Read<Vec<String>> {
     for element in item.elements()? {
         check_column(&element)?;
     }

@@ -44,12 +44,13 @@ pub async fn run(
     check_variables(pipeline, variables)?;
     let wanted = |stage| only.is_empty() || only.contains(&stage);
     let mut stop = std::pin::pin!(stop);
+    let training = learn::Training { pipeline, variables, style };
     let mut report = RunReport { pipeline: pipeline.name.clone(), ..RunReport::default() };
     if let Some(stage) = pipeline.pretrain.as_ref().filter(|_| wanted(Stage::Pretrain)) {
-        report.pretrain = Some(learn::pretrain(pipeline, stage, variables, style, &mut stop).await?);
+        report.pretrain = Some(training.pretrain(stage, &mut stop).await?);
     }
     if let Some(stage) = pipeline.finetune.as_ref().filter(|_| wanted(Stage::Finetune)) {
-        report.finetune = Some(learn::finetune(pipeline, stage, variables, style, &mut stop).await?);
+        report.finetune = Some(training.finetune(stage, &mut stop).await?);
     }
     if let Some(scoring) = pipeline.scoring.as_ref().filter(|_| wanted(Stage::Score)) {
         report.score = Some(score::score(pipeline, scoring, variables, style, &mut stop).await?);

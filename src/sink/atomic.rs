@@ -9,7 +9,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-const TEMPORARY: &str = ".couplet-tmp";
+pub(super) const TEMPORARY: &str = ".couplet-tmp";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -33,7 +33,7 @@ impl AtomicFile {
             return Err(io::Error::other("it is a folder"));
         }
         let prefix = format!(".{}.", name.to_string_lossy());
-        remove_remains(folder, &prefix);
+        remove_remains(folder, &prefix, |path| fs::remove_file(path));
         let unique = NEXT.fetch_add(1, Ordering::Relaxed);
         let temporary = folder.join(format!("{prefix}{}-{unique}{TEMPORARY}", std::process::id()));
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
@@ -81,28 +81,26 @@ impl Drop for AtomicFile {
     }
 }
 
-fn folder_of(target: &Path) -> &Path {
+/// The folder around a file or folder.
+pub(super) fn folder_of(target: &Path) -> &Path {
     match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
 }
 
-/// Removes what killed runs left of the same file.
-fn remove_remains(folder: &Path, prefix: &str) {
+/// Removes what killed runs left of the same file or folder, whose names begin with `prefix`.
+pub(super) fn remove_remains(folder: &Path, prefix: &str, remove: fn(&Path) -> io::Result<()>) {
     let Ok(entries) = folder.read_dir() else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if name.starts_with(prefix) && name.ends_with(TEMPORARY) {
-            let alive = match File::open(entry.path()).map(|file| file.try_lock()) {
-                Ok(Ok(())) => false,
-                // Held by a live run; or the question cannot be asked, and then nothing is removed.
-                Ok(Err(TryLockError::WouldBlock | TryLockError::Error(_))) | Err(_) => true,
-            };
-            if !alive {
+            let lock = File::open(entry.path()).map(|entry| entry.try_lock());
+            // Held by a live run; or the question cannot be asked, and then nothing is removed.
+            if !matches!(lock, Ok(Err(TryLockError::WouldBlock | TryLockError::Error(_))) | Err(_)) {
                 tracing::info!("removing {}, left by a run that was killed", entry.path().display());
-                let _ = fs::remove_file(entry.path());
+                let _ = remove(&entry.path());
             }
         }
     }

@@ -13,12 +13,13 @@
 //! moved in. Between the two there is nothing under the name for an instant; [`recover`] puts the old folder back if a
 //! kill fell into it.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-const TEMPORARY: &str = ".couplet-tmp";
+use super::atomic::{TEMPORARY, folder_of, remove_remains};
+
 /// Where the old folder waits while there is no exchange.
 const ASIDE: &str = ".couplet-old";
 
@@ -47,7 +48,7 @@ impl AtomicFolder {
         }
         fs::create_dir_all(around)?;
         recover(target)?;
-        remove_remains(around, &format!(".{name}."));
+        remove_remains(around, &format!(".{name}."), |path| fs::remove_dir_all(path));
         let unique = NEXT.fetch_add(1, Ordering::Relaxed);
         let temporary = around.join(format!(".{name}.{}-{unique}{TEMPORARY}", std::process::id()));
         fs::create_dir(&temporary)?;
@@ -133,25 +134,7 @@ fn aside(target: &Path) -> io::Result<PathBuf> {
 /// The folder around a folder, and its name.
 fn parts(target: &Path) -> io::Result<(&Path, String)> {
     let name = target.file_name().ok_or_else(|| io::Error::other("it is not the name of a folder"))?;
-    let around = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok((around, name.to_string_lossy().into_owned()))
-}
-
-/// Removes what killed runs left of the same folder.
-fn remove_remains(around: &Path, prefix: &str) {
-    let Ok(entries) = around.read_dir() else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with(prefix) && name.ends_with(TEMPORARY) && entry.path().is_dir() {
-            let lock = File::open(entry.path()).map(|folder| folder.try_lock());
-            // Held by a live run; or the question cannot be asked, and then nothing is removed.
-            if !matches!(lock, Ok(Err(TryLockError::WouldBlock | TryLockError::Error(_))) | Err(_)) {
-                tracing::info!("removing {}, left by a run that was killed", entry.path().display());
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
-    }
+    Ok((folder_of(target), name.to_string_lossy().into_owned()))
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use super::calibration::{CALIBRATION_FILE, Calibration};
 use super::course::{
-    self, Event, Interval, JobError, Key, Learned, Outcome, Plan, Publication, Watch, base_config, beside, is_done,
-    remove_model,
+    self, Event, Interval, JobError, Key, Learned, Outcome, Plan, Publication, Watch, base_config, beside,
+    remove_model, report_of,
 };
 use super::evaluation::Evaluation;
 use super::hyper::Hyper;
@@ -124,7 +124,22 @@ impl Job {
             return Ok(false);
         }
         let (labels, ..) = self.read_labels()?;
-        Ok(is_done(&self.output, self.key(&labels)?))
+        Ok(report_of(&self.output, self.key(&labels)?).is_some())
+    }
+
+    /// Whether the candidate is the model that this very job leaves, and was refused by the same condition.
+    ///
+    /// # Errors
+    /// Labels or a base that cannot be used.
+    pub fn is_rejected(&self) -> Result<bool, JobError> {
+        let candidate = self.candidate();
+        if self.promote_if.is_none() || !candidate.exists() {
+            return Ok(false);
+        }
+        let (labels, ..) = self.read_labels()?;
+        let condition = self.promote_if.as_ref().map(ToString::to_string);
+        let report = report_of(&candidate, self.key(&labels)?);
+        Ok(report.is_some_and(|report| report["settings"]["promote_if"].as_str() == condition.as_deref()))
     }
 
     /// Where the last epoch's model goes, if it is not the best.

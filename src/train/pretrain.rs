@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::course::{
     self, Event, Interval, JobError, Key, Learned, Lesson, Outcome, Plan, Publication, Score, Watch, base_config,
-    is_done, peak_memory,
+    peak_memory, report_of,
 };
 use super::hyper::Hyper;
 use super::masking::{BERT_MASK_PROBABILITY, Chunking, Masking, Pieces};
@@ -77,7 +77,7 @@ impl Job {
     /// # Errors
     /// A start that cannot be read.
     pub fn is_done(&self) -> Result<bool, JobError> {
-        Ok(self.output.exists() && is_done(&self.output, self.key()?))
+        Ok(self.output.exists() && report_of(&self.output, self.key()?).is_some())
     }
 
     fn config_folder(&self) -> &Path {

@@ -4,6 +4,8 @@
 //! because nothing is drawn from a shared stream. The generator is written here rather than taken from a crate because
 //! its output is part of what a seed means: it must not change when a dependency is updated.
 
+use crate::ops::mix64;
+
 /// Weyl increment of `SplitMix64`: 2^64 divided by the golden ratio.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -34,10 +36,7 @@ impl Random {
     #[inline]
     pub fn next_u64(&mut self) -> u64 {
         self.drawn = self.drawn.wrapping_add(1);
-        let mut z = self.key.wrapping_add(self.drawn.wrapping_mul(GOLDEN));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        mix64(self.key.wrapping_add((self.drawn.wrapping_sub(1)).wrapping_mul(GOLDEN)))
     }
 
     /// Draws a whole number from 0 to below `bound`, each equally likely; 0 where `bound` is 0.

@@ -144,7 +144,9 @@ fn keeps_the_old_model_unless_the_new_one_is_good_enough() {
     assert!(weights(&job.output) == old);
     Model::load(candidate, &Device::Cpu).unwrap();
     assert_eq!(read_json(candidate.join("training.json"))["promotion"]["published"], false);
+    assert!(job.is_rejected().unwrap() && !job.is_done().unwrap());
     job.promote_if = Some(Condition::parse("accuracy >= 0", &metrics).unwrap());
+    assert!(!job.is_rejected().unwrap(), "another condition");
     assert_eq!(run(&job).promotion, Promotion::Published);
     assert!(weights(&job.output) != old);
     // It is no candidate any more.

@@ -101,6 +101,9 @@ fn a_model_that_is_not_good_enough_does_not_take_the_place_of_the_old_one() {
     assert_eq!(report["finetune"]["promoted"], false, "{report:#}");
     assert_eq!(std::fs::read(&weights).unwrap(), before);
     assert!(job.0.path().join("models/task.candidate/model.safetensors").exists());
+    let again = job.report(&["--only", "finetune"]);
+    assert_eq!(again["finetune"]["promoted"], false, "{again:#}");
+    assert!(again["finetune"]["training"].is_null(), "the same is not trained and refused every night: {again:#}");
 }
 
 #[test]

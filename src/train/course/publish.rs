@@ -57,11 +57,10 @@ pub(in crate::train) fn base_config(folder: &Path) -> Result<Map<String, Value>,
     Ok(config)
 }
 
-/// Whether a folder holds what a job with this key leaves.
-pub(in crate::train) fn is_done(folder: &Path, key: blake3::Hash) -> bool {
-    let report = fs::read(folder.join(REPORT)).ok();
-    let report: Option<Value> = report.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    report.is_some_and(|report| report["job"].as_str() == Some(key.to_hex().as_str()))
+/// The report of the model in a folder, if a job with this key left it.
+pub(in crate::train) fn report_of(folder: &Path, key: blake3::Hash) -> Option<Value> {
+    let report: Value = serde_json::from_slice(&fs::read(folder.join(REPORT)).ok()?).ok()?;
+    (report["job"].as_str() == Some(key.to_hex().as_str())).then_some(report)
 }
 
 /// Removes a folder that an earlier job left beside its model; one that is no such folder stays.
