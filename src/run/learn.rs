@@ -26,6 +26,9 @@ use crate::train::{AdamW, Hyper, MaskedWords, Shape, Warmup, finetune as tuning,
 const FINETUNE: &str = "finetune";
 const PRETRAIN: &str = "pretrain";
 
+/// Says which rows are held out: not the training's seed, so that models of several seeds are measured on the same rows.
+const SPLIT_SEED: u64 = 42;
+
 /// What the stages of training need to know of the run.
 pub(super) struct Training<'a> {
     pub(super) pipeline: &'a Pipeline,
@@ -97,14 +100,14 @@ impl Training<'_> {
         stop: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<StageReport, Error> {
         let began = Instant::now();
-        let Learning { base, output, checkpoint, seed, .. } = &stage.learning;
+        let Learning { base, output, checkpoint, .. } = &stage.learning;
         let mut job = pretraining::Job::new(pretraining::Start::Checkpoint(base.path.clone()), &output.path);
         job.texts = tokio::select! {
             biased;
             () = &mut *stop => return Err(interrupted_before(&stage.learning)),
             texts = self.plain_texts(stage) => texts?,
         };
-        job.hold_out = Some(self.hold_out(PRETRAIN, stage.validation, *seed)?);
+        job.hold_out = Some(self.hold_out(PRETRAIN, stage.validation)?);
         job.hyper = hyper(&stage.learning);
         job.mask_probability = stage.mask_probability;
         job.interval = Interval::Seconds(checkpoint.as_secs_f64());
@@ -172,8 +175,8 @@ impl Training<'_> {
         }
     }
 
-    fn hold_out(&self, section: &str, share: f64, seed: u64) -> Result<HoldOut, Error> {
-        HoldOut::try_new(share, seed).map_err(|e| Error::Source {
+    fn hold_out(&self, section: &str, share: f64) -> Result<HoldOut, Error> {
+        HoldOut::try_new(share, SPLIT_SEED).map_err(|e| Error::Source {
             pipeline: self.pipeline.path.display().to_string(),
             problem: format!("{section}.validation: {e}"),
         })
@@ -210,7 +213,7 @@ impl Training<'_> {
         match &stage.validation {
             Validation::Sql(sql) => Ok((rows, read(&Query::Sql(sql.clone())).await?)),
             Validation::Share(share) => {
-                let hold_out = self.hold_out(FINETUNE, *share, stage.learning.seed)?;
+                let hold_out = self.hold_out(FINETUNE, *share)?;
                 let (validation, training) = rows.into_iter().partition(|row| hold_out.holds_out(&row.id));
                 Ok((training, validation))
             }
