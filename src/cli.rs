@@ -1,5 +1,7 @@
 //! The command line: each command is one function call.
 
+mod model;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::{self, IsTerminal, Write};
@@ -14,7 +16,7 @@ use crate::config::{self, Pipeline, Table};
 use crate::error::Error;
 use crate::model::Model;
 use crate::predict::Models;
-use crate::progress::{Style, grouped};
+use crate::progress::Style;
 use crate::query::{self, Format};
 use crate::run;
 use crate::scorer::{Prediction, Scorer, ScorerOptions, TextColumn, Window};
@@ -48,9 +50,9 @@ Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 inter
   couplet predict --model pipelines/quickstart/model 'He sold the car.' 'The car was sold by him.'
   couplet predict --model models/sentiment 'A warm and funny film.'")]
     Predict(Predict),
-    /// Look at models
+    /// Look at models, and make base models of encoders
     #[command(subcommand)]
-    Model(ModelCommand),
+    Model(model::ModelCommand),
 }
 
 #[derive(Debug, Args)]
@@ -117,18 +119,6 @@ struct Predict {
     json: bool,
 }
 
-#[derive(Debug, Subcommand)]
-enum ModelCommand {
-    /// Show a model's architecture, size, labels and fingerprint
-    Show {
-        /// The folder of the model
-        model: PathBuf,
-        /// Print it as one JSON document
-        #[arg(long)]
-        json: bool,
-    },
-}
-
 #[derive(Debug, Args)]
 struct Variables {
     /// Replace {NAME} in the pipeline by a value
@@ -163,7 +153,7 @@ impl Cli {
                 done = run_query(args) => done,
             },
             Command::Predict(args) => predict(args).await,
-            Command::Model(ModelCommand::Show { model, json }) => show(&model, json),
+            Command::Model(command) => command.execute(),
         }
     }
 }
@@ -242,14 +232,16 @@ async fn predict(args: Predict) -> Result<(), Error> {
 fn describe(prediction: &Prediction, model: &Model, as_json: bool) -> String {
     let labels = &model.config.labels;
     let label = prediction.label.map(|label| labels[label].as_str());
-    let by_label = || labels.iter().zip(&prediction.probabilities);
+    let named = |values: &[f32]| {
+        let named = labels.iter().zip(values).map(|(label, p)| (label.clone(), (*p).into()));
+        (!values.is_empty()).then(|| named.collect::<serde_json::Map<_, _>>())
+    };
     if as_json {
-        let probabilities =
-            by_label().map(|(label, p)| (label.clone(), (*p).into())).collect::<serde_json::Map<_, _>>();
         let document = json!({
             "label": label,
             "score": prediction.score,
-            "probabilities": if label.is_some() { Some(probabilities) } else { None },
+            "probabilities": named(&prediction.probabilities),
+            "raw_probabilities": named(&prediction.raw),
             "tokens": prediction.tokens,
             "truncated": prediction.truncated,
             "model": model.fingerprint.as_str(),
@@ -261,61 +253,14 @@ fn describe(prediction: &Prediction, model: &Model, as_json: bool) -> String {
         None => prediction.score.to_string(),
     }];
     let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
-    for (label, p) in by_label() {
-        lines.push(format!("  {label:width$}  {p:.4}"));
+    for (i, (label, p)) in labels.iter().zip(&prediction.probabilities).enumerate() {
+        let raw = prediction.raw.get(i).map_or_else(String::new, |raw| format!("  ({raw:.4} before calibration)"));
+        lines.push(format!("  {label:width$}  {p:.4}{raw}"));
     }
     if prediction.truncated {
         lines.push(format!("  cut to {} tokens", prediction.tokens));
     }
     lines.join("\n") + "\n"
-}
-
-fn show(folder: &Path, as_json: bool) -> Result<(), Error> {
-    let model = Model::load(folder, &candle_core::Device::Cpu).map_err(crate::scorer::ScorerError::from)?;
-    let config = &model.config;
-    if as_json {
-        let document = json!({
-            "architecture": config.architecture.class_name(),
-            "task": config.problem.to_string(),
-            "labels": config.labels,
-            "layers": config.n_layers,
-            "dim": config.dim,
-            "heads": config.n_heads,
-            "hidden_dim": config.hidden_dim,
-            "parameters": model.parameters,
-            "bytes": model.bytes,
-            "vocabulary": model.tokenizer.vocab_size(),
-            "max_length": model.max_length(),
-            "fingerprint": model.fingerprint.as_str(),
-        });
-        return print(&format!("{document:#}\n"));
-    }
-    let labels =
-        if config.labels.is_empty() { "none: the output is a number".to_owned() } else { config.labels.join(", ") };
-    print(&format!(
-        "{}
-  architecture  {}
-  task          {}
-  labels        {labels}
-  encoder       {} layers x {}, {} heads, feed-forward {}
-  parameters    {} ({:.1} MB on disk)
-  vocabulary    {} word pieces
-  max length    {} tokens
-  fingerprint   {}
-",
-        folder.display(),
-        config.architecture.class_name(),
-        config.problem,
-        config.n_layers,
-        config.dim,
-        config.n_heads,
-        config.hidden_dim,
-        grouped(model.parameters as u64),
-        model.bytes as f64 / 1e6,
-        grouped(model.tokenizer.vocab_size() as u64),
-        model.max_length(),
-        model.fingerprint.as_str(),
-    ))
 }
 
 fn format_of(asked: Option<Format>, output: Option<&Path>) -> Result<Format, Error> {

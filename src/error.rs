@@ -1,6 +1,6 @@
 //! Everything that ends a command, with the exit code that a shell sees.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
@@ -63,6 +63,21 @@ pub enum Error {
         context: String,
         /// Why not.
         error: Box<JobError>,
+    },
+    /// There is no model, as `promote_if` refused the first one that was trained.
+    #[error(
+        "there is no model {} yet: the one that was trained was refused, as {reason}. Lower promote_if or train better \
+         and run again, or use the refused one as it is: it is in {}",
+        model.display(),
+        candidate.display()
+    )]
+    NotPromoted {
+        /// The model's folder.
+        model: PathBuf,
+        /// Where the refused model is.
+        candidate: PathBuf,
+        /// The condition, with what was measured.
+        reason: String,
     },
     /// The output cannot be written.
     #[error(transparent)]

@@ -1,13 +1,14 @@
 //! What a run did: the summary that people read, and the same as JSON.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
 
 use crate::progress::{grouped, spoken};
 use crate::scorer::{Counts, PADDED_BATCH, Precision, Rejection};
+use crate::train::evaluation::Evaluation;
 
 /// What all stages of a run did.
 #[derive(Debug, Clone, Default)]
@@ -18,12 +19,14 @@ pub struct RunReport {
     pub pretrain: Option<StageReport>,
     /// The stage that learned a task.
     pub finetune: Option<StageReport>,
+    /// The stage that measured.
+    pub evaluate: Option<EvaluationReport>,
     /// The stage that scored.
     pub score: Option<Report>,
 }
 
 impl RunReport {
-    /// The report as one JSON document: that of the scoring, with a key for each stage of training.
+    /// The report as one JSON document: that of the scoring, with a key for each other stage.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let mut json = self.score.as_ref().map_or_else(|| json!({ "pipeline": self.pipeline }), Report::to_json);
@@ -31,6 +34,9 @@ impl RunReport {
             if let Some(stage) = stage {
                 json[key] = stage.to_json();
             }
+        }
+        if let Some(stage) = &self.evaluate {
+            json["evaluate"] = stage.to_json();
         }
         json
     }
@@ -40,8 +46,11 @@ impl fmt::Display for RunReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, stage) in [("pretrain", &self.pretrain), ("finetune", &self.finetune)] {
             if let Some(stage) = stage {
-                stage.write(f, name)?;
+                write_stage(f, name, &stage.lines, &stage.folder, stage.elapsed)?;
             }
+        }
+        if let Some(stage) = &self.evaluate {
+            write_stage(f, "evaluate", &stage.lines, &stage.folder, stage.elapsed)?;
         }
         self.score.iter().try_for_each(|report| write!(f, "{report}"))
     }
@@ -78,13 +87,87 @@ impl StageReport {
             "training": self.json,
         })
     }
+}
 
-    fn write(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
-        for (i, line) in self.lines.iter().enumerate() {
-            writeln!(f, "  {:<10} {line}", if i == 0 { name } else { "" })?;
-        }
-        writeln!(f, "  {:<10} {} ({})", "", self.folder.display(), spoken(self.elapsed))
+/// What the stage that measures did.
+#[derive(Debug, Clone)]
+pub struct EvaluationReport {
+    /// The folder of the report and the mistakes.
+    pub folder: PathBuf,
+    /// What is worth saying, for people.
+    pub lines: Vec<String>,
+    /// From the start of the stage to its end.
+    pub elapsed: Duration,
+    /// What `evaluation.json` says.
+    pub json: serde_json::Value,
+}
+
+impl EvaluationReport {
+    fn to_json(&self) -> serde_json::Value {
+        json!({ "output": self.folder, "seconds": self.elapsed.as_secs_f64(), "evaluation": self.json })
     }
+}
+
+fn write_stage(
+    f: &mut fmt::Formatter<'_>,
+    name: &str,
+    lines: &[String],
+    folder: &Path,
+    elapsed: Duration,
+) -> fmt::Result {
+    for (i, line) in lines.iter().enumerate() {
+        writeln!(f, "  {:<10} {line}", if i == 0 { name } else { "" })?;
+    }
+    writeln!(f, "  {:<10} {} ({})", "", folder.display(), spoken(elapsed))
+}
+
+/// Metrics in a line of the summary of an evaluation.
+const METRICS_IN_LINE: usize = 3;
+/// Labels up to which the summary shows the confusion matrix.
+const MOST_LABELS: usize = 8;
+/// Slices of a column that the summary shows.
+const MOST_SLICES: usize = 12;
+
+/// An evaluation for people: metrics with their intervals, the confusion matrix, the slices.
+#[must_use]
+pub fn evaluation_lines(evaluation: &Evaluation, labels: &[String]) -> Vec<String> {
+    let level = evaluation.level.map_or_else(String::new, |level| format!("; intervals of {} %", 100.0 * level));
+    let mut lines = vec![format!("{} rows{level}", grouped(evaluation.rows as u64))];
+    let metrics = evaluation.metrics.iter().map(|(metric, value)| {
+        let Some(value) = value else { return format!("{metric} not defined") };
+        let interval = evaluation.intervals.iter().find(|(other, _)| *other == metric).and_then(|(_, ends)| *ends);
+        let interval = interval.map_or_else(String::new, |ends| format!(" [{:.4}, {:.4}]", ends.low, ends.high));
+        format!("{metric} {value:.4}{interval}")
+    });
+    lines.extend(metrics.collect::<Vec<_>>().chunks(METRICS_IN_LINE).map(|metrics| metrics.join(" · ")));
+    if let Some(confusion) = evaluation.confusion.as_ref().filter(|_| labels.len() <= MOST_LABELS) {
+        let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0).max(9);
+        let row = |head: &str, cells: Vec<String>| {
+            let cells = cells.iter().map(|cell| format!("  {cell:>width$}")).collect::<Vec<_>>().concat();
+            format!("{head:<width$}{cells}")
+        };
+        lines.push(row("gold \\ as", labels.to_vec()));
+        for (gold, label) in labels.iter().enumerate() {
+            let cells = (0..labels.len()).map(|predicted| grouped(confusion.count(gold, predicted)));
+            lines.push(row(label, cells.collect()));
+        }
+    }
+    for (column, slices) in &evaluation.slices {
+        for slice in slices.iter().take(MOST_SLICES) {
+            let metrics = slice.metrics.iter().take(METRICS_IN_LINE);
+            let metrics = metrics.map(|(metric, value)| match value {
+                Some(value) => format!("{metric} {value:.4}"),
+                None => format!("{metric} not defined"),
+            });
+            let metrics = metrics.collect::<Vec<_>>().join(" · ");
+            let value = slice.key.as_deref().unwrap_or("NULL");
+            lines.push(format!("{column} = {value}: {} rows, {metrics}", grouped(slice.rows as u64)));
+        }
+        if slices.len() > MOST_SLICES {
+            lines.push(format!("{column}: {} more values are in evaluation.json", slices.len() - MOST_SLICES));
+        }
+    }
+    lines
 }
 
 /// What scoring did.

@@ -20,7 +20,8 @@ use crate::scorer::{TextColumn, Window};
 use crate::sql_error::nearest;
 
 /// The columns that a run adds to those of the source.
-pub const OUTPUT_COLUMNS: [&str; 6] = ["predicted_label", "score", "probabilities", "truncated", "error", "model"];
+pub const OUTPUT_COLUMNS: [&str; 7] =
+    ["predicted_label", "score", "probabilities", "truncated", "error", "raw_probabilities", "model"];
 
 /// A source that does not suit the pipeline.
 #[derive(Debug, Error)]

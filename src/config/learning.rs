@@ -1,14 +1,19 @@
 //! The sections `[pretrain]` and `[finetune]`.
 
+use toml::de::DeValue;
+
 use super::item::{Choice, Item};
-use super::pipeline::{Finetune, Learning, Pretrain, ScheduleShape, Validation};
+use super::pipeline::{Finetune, Learning, Location, Pretrain, ScheduleShape, Start, Validation};
 use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::sections::query;
+use crate::model;
+use crate::train::finetune::Calibrate;
 use crate::train::metrics::{Metric, measured};
 use crate::train::promotion::Condition;
 use crate::train::sampling::ClassWeights;
 use crate::train::task::Task;
+use crate::train::threshold::Objective;
 
 const SCHEDULES: [Choice<ScheduleShape>; 3] = [
     ("linear", Some(ScheduleShape::Linear)),
@@ -26,17 +31,28 @@ struct Defaults {
 pub(super) fn pretrain(keys: &mut Keys<'_>) -> Read<Pretrain> {
     let text = keys.or("text", "text".to_owned(), |item| Ok(item.words()?.to_owned()));
     let validation = keys.or("validation", 0.05, held_out_share);
-    let mask_probability = keys.or("mask_probability", 0.15, |item| item.number(0.0, 1.0, false));
+    let mask_probability = keys.or("mask_probability", 0.15, hidden_share);
+    let measure_at = keys.or("measure_at", Vec::new(), hidden_shares);
+    let start = keys.required("model", "model = \"models/base\"", start);
     let learning =
         learning(keys, "sql = \"SELECT text FROM corpus\"", &Defaults { epochs: 1, learning_rate: 1e-4, warmup: 0.06 });
-    Ok(Pretrain { learning: learning?, text: text?, validation: validation?, mask_probability: mask_probability? })
+    let (learning, start) = (learning?, start?);
+    if let Start::Model(base) = &start {
+        not_itself(keys, base, &learning)?;
+    }
+    Ok(Pretrain {
+        learning,
+        start,
+        text: text?,
+        validation: validation?,
+        mask_probability: mask_probability?,
+        measure_at: measure_at?,
+    })
 }
 
 pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
-    let task = keys.required("task", "task = \"mrpc\"", |item| {
-        Task::parse(item.words()?)
-            .map_err(|e| item.refuse(Problem::new(format!("`{}`: {e}", item.path), "unknown task")))
-    });
+    let task = keys.required("task", "task = \"mrpc\"", task);
+    let base = keys.required("model", "model = \"models/base\"", Item::location);
     let id = keys.optional("id", Item::names);
     let validation = keys.or("validation", Validation::Share(0.1), validation);
     let text = keys.optional("text", Item::names);
@@ -55,25 +71,19 @@ pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
         Condition::parse(item.words()?, &known)
             .map_err(|e| item.refuse(Problem::new(format!("`{}`: {e}", item.path), "not a condition")))
     });
-    let calibrate = keys.not_yet("calibrate", "remove it: probabilities are those of the softmax");
+    let calibrate = keys.or("calibrate", Calibrate::Nothing, |item| calibrate(item, task.as_ref().ok()));
     let learning = learning(
         keys,
         "sql = \"SELECT sentence1, sentence2, label FROM gold\"",
         &Defaults { epochs: 3, learning_rate: 5e-5, warmup: 0.0 },
     );
-    calibrate?;
     let task = task?;
-    let text = match text? {
-        Some(text) => text,
-        None if !task.text_columns().is_empty() => task.text_columns().iter().map(|s| (*s).to_owned()).collect(),
-        None => return Err(keys.lacks("text", "`text`", "text = [\"sentence1\", \"sentence2\"]")),
-    };
-    if text.len() > 2 {
-        let problem = Problem::new(format!("`text` names {} columns", text.len()), "too many");
-        return Err(keys.refuse("text", problem.allowed("one column, or two for pairs")));
-    }
+    let text = texts(keys, text?, Some(task), None)?;
+    let (learning, base) = (learning?, base?);
+    not_itself(keys, &base, &learning)?;
     Ok(Finetune {
-        learning: learning?,
+        learning,
+        base,
         task,
         validation: validation?,
         id: id?,
@@ -85,13 +95,36 @@ pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
         patience: patience?,
         metric: metric?,
         promote_if: promote_if?,
+        calibrate: calibrate?,
     })
+}
+
+pub(super) fn task(item: &Item<'_>) -> Read<Task> {
+    Task::parse(item.words()?).map_err(|e| item.refuse(Problem::new(format!("`{}`: {e}", item.path), "unknown task")))
+}
+
+/// The text columns: those that are named, else those of the task's data set, else some others.
+pub(super) fn texts(
+    keys: &mut Keys<'_>,
+    named: Option<Vec<String>>,
+    task: Option<Task>,
+    otherwise: Option<&Vec<String>>,
+) -> Read<Vec<String>> {
+    let of_task = task.map(Task::text_columns).filter(|columns| !columns.is_empty());
+    let of_task = of_task.map(|columns| columns.iter().map(|column| (*column).to_owned()).collect());
+    let Some(text) = named.or(of_task).or_else(|| otherwise.cloned()) else {
+        return Err(keys.lacks("text", "`text`", "text = [\"sentence1\", \"sentence2\"]"));
+    };
+    if text.len() > 2 {
+        let problem = Problem::new(format!("`text` names {} columns", text.len()), "too many");
+        return Err(keys.refuse("text", problem.allowed("one column, or two for pairs")));
+    }
+    Ok(text)
 }
 
 fn learning(keys: &mut Keys<'_>, example: &str, defaults: &Defaults) -> Read<Learning> {
     let sql = keys.optional("sql", Item::template);
     let file = keys.optional("file", Item::location);
-    let base = keys.required("model", "model = \"models/base\"", Item::location);
     let output = keys.required("output", "output = \"models/mrpc\"", Item::location);
     let max_length = keys.or("max_length", super::DEFAULT_MAX_LENGTH, |item| item.integer(3..=8192));
     let epochs = keys.or("epochs", defaults.epochs, |item| item.integer(1..=usize::MAX));
@@ -105,15 +138,9 @@ fn learning(keys: &mut Keys<'_>, example: &str, defaults: &Defaults) -> Read<Lea
     let seed = keys.or("seed", 42, |item| item.integer(0..=usize::MAX));
     let checkpoint = keys.or("checkpoint", std::time::Duration::from_mins(1), Item::duration);
     let query = query(keys, sql, file, example);
-    let (base, output) = (base?, output?);
-    if base.path == output.path {
-        let problem = Problem::new(format!("`output` is `{output}`, the model that training starts from"), "the same");
-        return Err(keys.refuse("output", problem.help("write the trained model to a folder of its own")));
-    }
     Ok(Learning {
         query: query?,
-        base,
-        output,
+        output: output?,
         max_length: max_length?,
         epochs: epochs?,
         batch_size: batch_size?,
@@ -125,6 +152,78 @@ fn learning(keys: &mut Keys<'_>, example: &str, defaults: &Defaults) -> Read<Lea
         max_grad_norm: max_grad_norm?,
         seed: seed? as u64,
         checkpoint: checkpoint?,
+    })
+}
+
+/// Refuses to write a model over its base.
+fn not_itself(keys: &Keys<'_>, base: &Location, learning: &Learning) -> Read<()> {
+    let output = &learning.output;
+    if base.path == output.path {
+        let problem = Problem::new(format!("`output` is `{output}`, the model that training starts from"), "the same");
+        return Err(keys.refuse("output", problem.help("write the trained model to a folder of its own")));
+    }
+    Ok(())
+}
+
+/// The folder of a model, or what to make one from.
+fn start(item: &Item<'_>) -> Read<Start> {
+    if !item.is_table() {
+        return item.location().map(Start::Model);
+    }
+    item.table(|keys| {
+        let config = keys.required("config", "config = \"configs/tiny.json\"", Item::location);
+        let tokenizer = keys.required("tokenizer", "tokenizer = \"models/base\"", Item::location);
+        Ok(Start::Random { config: config?, tokenizer: tokenizer? })
+    })
+}
+
+fn hidden_share(item: &Item<'_>) -> Read<f64> {
+    item.number(0.0, 1.0, false)
+}
+
+/// A share, or a list of them.
+fn hidden_shares(item: &Item<'_>) -> Read<Vec<f64>> {
+    match item.value.get_ref() {
+        DeValue::Array(_) => item.elements()?.iter().map(hidden_share).collect(),
+        _ => hidden_share(item).map(|share| vec![share]),
+    }
+}
+
+/// `true` for a temperature, `{ threshold = "f1" }` for a threshold too.
+fn calibrate(item: &Item<'_>, task: Option<&Task>) -> Read<Calibrate> {
+    let calibrate = if item.is_table() {
+        Calibrate::Threshold(item.table(|keys| keys.required("threshold", "threshold = \"f1\"", objective))?)
+    } else if item.is_text() {
+        let help =
+            "write `calibrate = true` for a temperature, `calibrate = { threshold = \"f1\" }` for a threshold too";
+        return Err(item.refuse(item.wrong_type("true, false or a table").help(help)));
+    } else if item.boolean()? {
+        Calibrate::Temperature
+    } else {
+        return Ok(Calibrate::Nothing);
+    };
+    let Some(task) = task else { return Ok(calibrate) };
+    let refuse = |why: String, help: &str| {
+        let problem = Problem::new(format!("`{}` does not suit task \"{task}\": {why}", item.path), "does not suit");
+        Err(item.refuse(problem.help(help)))
+    };
+    match (calibrate, task.problem(), task.labels().len()) {
+        (_, model::Problem::Regression, _) => refuse("it learns a value, not probabilities".into(), "remove it"),
+        (Calibrate::Threshold(_), model::Problem::MultiLabel, _) => {
+            refuse("a threshold is for one label of two".into(), "write `calibrate = true`")
+        }
+        (Calibrate::Threshold(_), _, labels) if labels > 2 => {
+            refuse(format!("a threshold is for two labels, and it has {labels}"), "write `calibrate = true`")
+        }
+        _ => Ok(calibrate),
+    }
+}
+
+fn objective(item: &Item<'_>) -> Read<Objective> {
+    let text = item.words()?;
+    Objective::parse(text).map_err(|e| {
+        let problem = Problem::new(format!("`{}`: {e}", item.path), "not an objective");
+        item.refuse(problem.suggest(text, ["f1", "accuracy", "matthews", "precision >= 0.9", "recall >= 0.9"]))
     })
 }
 

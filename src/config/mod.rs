@@ -17,6 +17,7 @@ use toml::de::DeTable;
 use reader::{Keys, Reader};
 use syntax::Syntax;
 
+mod evaluating;
 mod item;
 mod learning;
 mod location;

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::train::finetune::Calibrate;
 use crate::train::metrics::Metric;
 use crate::train::promotion::Condition;
 use crate::train::sampling::ClassWeights;
@@ -30,6 +31,8 @@ pub struct Pipeline {
     pub pretrain: Option<Pretrain>,
     /// The stage that teaches an encoder a task.
     pub finetune: Option<Finetune>,
+    /// The stage that measures a model.
+    pub evaluate: Option<Evaluate>,
     /// The stage that scores; the last to run.
     pub scoring: Option<Scoring>,
     /// How the machine is used.
@@ -46,8 +49,9 @@ impl Pipeline {
     pub fn queries(&self) -> impl Iterator<Item = (&'static str, &Query)> {
         let pretrain = self.pretrain.iter().map(|stage| ("pretrain.file", &stage.learning.query));
         let finetune = self.finetune.iter().map(|stage| ("finetune.file", &stage.learning.query));
+        let evaluate = self.evaluate.iter().map(|stage| ("evaluate.file", &stage.query));
         let source = self.scoring.iter().map(|scoring| ("source.file", &scoring.source.query));
-        pretrain.chain(finetune).chain(source)
+        pretrain.chain(finetune).chain(evaluate).chain(source)
     }
 }
 
@@ -69,8 +73,6 @@ pub struct Scoring {
 pub struct Learning {
     /// The query that gives the rows.
     pub query: Query,
-    /// The folder of the model that training starts from.
-    pub base: Location,
     /// The folder of the model that it ends with.
     pub output: Location,
     /// The length at which an input is cut, in tokens.
@@ -122,12 +124,30 @@ pub enum ScheduleShape {
 pub struct Pretrain {
     /// Data and hyper-parameters.
     pub learning: Learning,
+    /// What training starts from.
+    pub start: Start,
     /// The column of texts.
     pub text: String,
     /// The share of the texts that is held out to measure on, by a hash of the text.
     pub validation: f64,
     /// The share of tokens that are hidden.
     pub mask_probability: f64,
+    /// Other shares at which the held-out texts are measured too, before and after.
+    pub measure_at: Vec<f64>,
+}
+
+/// What pretraining starts from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// The folder of a model.
+    Model(Location),
+    /// Random weights.
+    Random {
+        /// A `config.json`, by whatever name, or the folder of one.
+        config: Location,
+        /// A folder with a tokenizer.
+        tokenizer: Location,
+    },
 }
 
 /// The stage that learns a task from labelled rows.
@@ -135,6 +155,8 @@ pub struct Pretrain {
 pub struct Finetune {
     /// Data and hyper-parameters.
     pub learning: Learning,
+    /// The folder of the model that training starts from.
+    pub base: Location,
     /// The task.
     pub task: Task,
     /// The rows that are held out to measure on.
@@ -157,6 +179,35 @@ pub struct Finetune {
     pub metric: Option<Metric>,
     /// What the new model must reach to take the place of the old one.
     pub promote_if: Option<Condition>,
+    /// What is fitted on the held-out rows when training is over.
+    pub calibrate: Calibrate,
+}
+
+/// The stage that measures a model on labelled rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluate {
+    /// The query that gives the rows.
+    pub query: Query,
+    /// The columns that name a row in messages; the texts if not given.
+    pub id: Option<Vec<String>>,
+    /// A text, or a text and its pair.
+    pub text: Vec<String>,
+    /// The column of labels.
+    pub label: String,
+    /// The task, which says what labels mean; the plain one that suits the model if not given.
+    pub task: Option<Task>,
+    /// The model, and how it is run.
+    pub model: ModelSettings,
+    /// The columns by which the rows are sliced.
+    pub slices: Vec<String>,
+    /// Resamples of the bootstrap.
+    pub resamples: usize,
+    /// The share of them that lies in an interval.
+    pub level: f64,
+    /// Of the bootstrap.
+    pub seed: u64,
+    /// The folder that the report and the mistakes are written to.
+    pub output: Location,
 }
 
 /// A place on the local disk: a file, a folder (ends in `/` or has no extension), or a glob.

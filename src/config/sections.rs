@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use super::evaluating;
 use super::item::{Choice, Item};
 use super::learning;
 use super::location::{covers, is_folder, is_glob};
@@ -27,7 +28,8 @@ const SINK_MODES: [Choice<()>; 3] = [("overwrite", Some(())), ("append", None), 
 const EXAMPLE_SQL: &str = "sql = \"SELECT id, sentence1, sentence2 FROM pairs\"";
 
 /// The columns that couplet adds to those of the source.
-const OUTPUT_COLUMNS: [&str; 6] = ["predicted_label", "score", "probabilities", "truncated", "error", "model"];
+const OUTPUT_COLUMNS: [&str; 7] =
+    ["predicted_label", "score", "probabilities", "truncated", "error", "raw_probabilities", "model"];
 
 /// Reads the whole file.
 pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
@@ -35,8 +37,8 @@ pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
     let tables = keys.or("tables", Vec::new(), |section| tables(section, name.as_deref().ok()));
     let pretrain = keys.optional("pretrain", |section| section.table(learning::pretrain));
     let finetune = keys.optional("finetune", |section| section.table(learning::finetune));
-    // A file that only trains needs nothing to score.
-    let only_trains = ["pretrain", "finetune"].iter().any(|stage| keys.item(stage).is_some())
+    // A file that only trains and measures needs nothing to score.
+    let only_trains = ["pretrain", "finetune", "evaluate"].iter().any(|stage| keys.item(stage).is_some())
         && ["source", "model", "sink", "score"].iter().all(|stage| keys.item(stage).is_none());
     let scoring = if only_trains {
         Ok(None)
@@ -48,17 +50,24 @@ pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
             .section("sink", "uri = \"out/predictions.parquet\"", |keys| sink(keys, tables.as_deref().unwrap_or(&[])));
         source.and_then(|source| Ok(Some(Scoring { source, model: model?, score: score?, sink: sink? })))
     };
+    let evaluate = keys.optional("evaluate", |section| {
+        let finetune = finetune.as_ref().map(Option::as_ref).map_err(|reported| *reported);
+        let scoring = scoring.as_ref().map(Option::as_ref).map_err(|reported| *reported);
+        section.table(|keys| evaluating::evaluate(keys, finetune, scoring))
+    });
     let run = keys.or("run", RunSettings::default(), |section| section.table(run));
-    let later = keys.not_yet("evaluate", "remove the section: query the output with sql/accuracy.sql or sql/f1.sql");
-    let later = later.and(keys.not_yet("cluster", "remove the section: this version runs on one machine"));
+    let later = keys.not_yet("cluster", "remove the section: this version runs on one machine");
     // A file of SQL may use what this one does not.
     let unused_variables = keys.reader.unused_variables();
-    if !["pretrain", "finetune", "source"].iter().any(|stage| keys.item(stage).is_some_and(|item| item.has("file"))) {
+    if !["pretrain", "finetune", "evaluate", "source"]
+        .iter()
+        .any(|stage| keys.item(stage).is_some_and(|item| item.has("file")))
+    {
         for name in &unused_variables {
             keys.reader.report_unused(name);
         }
     }
-    let (pretrain, finetune, scoring) = (pretrain?, finetune?, scoring?);
+    let (pretrain, finetune, evaluate, scoring) = (pretrain?, finetune?, evaluate?, scoring?);
     later?;
     Ok(Pipeline {
         name: name?.to_owned(),
@@ -66,6 +75,7 @@ pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
         tables: tables?,
         pretrain,
         finetune,
+        evaluate,
         scoring,
         run: run?,
         unused_variables,

@@ -1,4 +1,4 @@
-//! A short name for exactly these weights, tokenizer and configuration.
+//! A short name for exactly these weights, tokenizer, configuration and calibration.
 
 use std::fmt;
 use std::fs::File;

@@ -1,5 +1,6 @@
 //! A sequence-classification checkpoint of the BERT family: from a Hugging Face folder to logits.
 
+mod calibration;
 mod checkpoint;
 mod config;
 mod encoder;
@@ -17,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Result, Tensor};
 
+pub use calibration::{CALIBRATION_FILE, Calibration};
+pub(crate) use calibration::{CALIBRATION_VERSION, problem_type};
 pub use config::{Architecture, ModelConfig, Problem};
 pub(crate) use encoder::WORD_EMBEDDINGS;
 pub use encoder::{Encoder, PackedBatch};
@@ -42,7 +45,9 @@ pub struct Model {
     pub config: ModelConfig,
     /// Text to token ids, as the checkpoint's folder defines it.
     pub tokenizer: Tokenizer,
-    /// Names the weights, the tokenizer and the configuration.
+    /// What makes its probabilities mean what they say, if the checkpoint has it.
+    pub calibration: Option<Calibration>,
+    /// Names the weights, the tokenizer, the configuration and the calibration.
     pub fingerprint: Fingerprint,
     /// Trainable numbers in the checkpoint.
     pub parameters: usize,
@@ -82,9 +87,14 @@ impl Model {
         let mut files = vec![folder.join("config.json")];
         files.extend(tokenizer.files.iter().cloned());
         files.extend(checkpoint.files.iter().cloned());
+        let calibration = Calibration::file(folder);
+        // Other probabilities and labels are another model's.
+        files.extend(calibration.clone());
+        let calibration = calibration.map(|path| Calibration::load(&path, &config)).transpose()?;
         Ok(Self {
             folder: folder.to_owned(),
             config,
+            calibration,
             fingerprint: Fingerprint::of_files(&files)?,
             tokenizer,
             parameters: checkpoint.parameters(),

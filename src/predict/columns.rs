@@ -15,6 +15,7 @@ static FIELDS: LazyLock<Fields> = LazyLock::new(|| {
         Field::new("probabilities", DataType::List(probability_field()), true),
         Field::new("truncated", DataType::Boolean, true),
         Field::new("error", DataType::Utf8, true),
+        Field::new("raw_probabilities", DataType::List(probability_field()), true),
     ])
 });
 
@@ -22,7 +23,8 @@ fn probability_field() -> FieldRef {
     Arc::new(Field::new_list_field(DataType::Float32, false))
 }
 
-/// The fields of a prediction: `label, score, probabilities, truncated, error`; either `error` is NULL or the rest is.
+/// The fields of a prediction: `label, score, probabilities, truncated, error, raw_probabilities`; either `error` is NULL
+/// or the rest is. Without a calibration, `raw_probabilities` is NULL too, as it would only repeat the probabilities.
 #[must_use]
 pub fn prediction_fields() -> Fields {
     FIELDS.clone()
@@ -34,17 +36,15 @@ pub fn predictions_to_array(outcomes: &[Result<Prediction, Rejection>], config: 
     let mut label = StringBuilder::new();
     let mut score = Float32Builder::with_capacity(outcomes.len());
     let mut probabilities = ListBuilder::new(Float32Builder::new()).with_field(probability_field());
+    let mut raw = ListBuilder::new(Float32Builder::new()).with_field(probability_field());
     let mut truncated = BooleanBuilder::with_capacity(outcomes.len());
     let mut error = StringBuilder::new();
     for outcome in outcomes {
         let prediction = outcome.as_ref().ok();
         label.append_option(prediction.and_then(|p| p.label).map(|label| config.labels[label].as_str()));
         score.append_option(prediction.map(|p| p.score));
-        let values = prediction.map(|p| &p.probabilities).filter(|values| !values.is_empty());
-        if let Some(values) = values {
-            probabilities.values().append_slice(values);
-        }
-        probabilities.append(values.is_some());
+        append(&mut probabilities, prediction.map(|p| &*p.probabilities));
+        append(&mut raw, prediction.map(|p| &*p.raw));
         truncated.append_option(prediction.map(|p| p.truncated));
         error.append_option(outcome.as_ref().err().map(ToString::to_string));
     }
@@ -54,6 +54,16 @@ pub fn predictions_to_array(outcomes: &[Result<Prediction, Rejection>], config: 
         Arc::new(probabilities.finish()),
         Arc::new(truncated.finish()),
         Arc::new(error.finish()),
+        Arc::new(raw.finish()),
     ];
     StructArray::new(prediction_fields(), columns, None)
+}
+
+/// Appends a row's probabilities; NULL where it has none.
+fn append(list: &mut ListBuilder<Float32Builder>, values: Option<&[f32]>) {
+    let values = values.filter(|values| !values.is_empty());
+    if let Some(values) = values {
+        list.values().append_slice(values);
+    }
+    list.append(values.is_some());
 }

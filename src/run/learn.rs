@@ -9,9 +9,9 @@ use std::time::Instant;
 use candle_core::Device;
 use datafusion::prelude::SessionContext;
 
-use super::rows::Selection;
+use super::rows::{Columns, Selection};
 use super::{folder_of, pool, readable};
-use crate::config::{Finetune, Learning, Pipeline, Pretrain, Query, ScheduleShape, Validation};
+use crate::config::{Finetune, Learning, Pipeline, Pretrain, Query, ScheduleShape, Start, Validation};
 use crate::error::Error;
 use crate::predict::Models;
 use crate::progress::{Style, TrainingProgress};
@@ -44,8 +44,8 @@ impl Training<'_> {
         stop: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<StageReport, Error> {
         let began = Instant::now();
-        let Learning { base, output, checkpoint, .. } = &stage.learning;
-        let mut job = tuning::Job::new(&base.path, &output.path, stage.task);
+        let Learning { output, checkpoint, .. } = &stage.learning;
+        let mut job = tuning::Job::new(&stage.base.path, &output.path, stage.task);
         (job.training, job.validation) = tokio::select! {
             biased;
             () = &mut *stop => return Err(interrupted_before(&stage.learning)),
@@ -57,6 +57,7 @@ impl Training<'_> {
         job.class_weights = stage.class_weights.clone();
         job.metric = stage.metric;
         job.promote_if = stage.promote_if.clone();
+        job.calibrate = stage.calibrate;
         job.interval = Interval::Seconds(checkpoint.as_secs_f64());
         let job = Arc::new(job);
 
@@ -81,10 +82,16 @@ impl Training<'_> {
         let training =
             self.train(FINETUNE, stop, move |pool, watch| tuning::run(&job, &Device::Cpu, pool.rayon(), watch));
         let report = training.await?;
-        let mut lines =
-            vec![format!("{rows} rows, {} steps; the model is that of epoch {}", report.steps, report.epoch)];
+        let mut lines = vec![if report.trained {
+            format!("{rows} rows, {} steps; the model is that of epoch {}", report.steps, report.epoch)
+        } else {
+            "calibrated anew: base, rows and settings are else those of the model that is there".to_owned()
+        }];
         if let Some(evaluation) = &report.evaluation {
             lines.push(format!("{} held-out rows: {}", evaluation.rows, evaluation.metrics));
+        }
+        if let (Some(calibration), Some(calibrated)) = (&report.calibration, &report.calibrated) {
+            lines.push(format!("calibrated: {}; {}", calibration.applied(), calibrated.metrics));
         }
         if let tuning::Promotion::Rejected { candidate, verdict } = &report.promotion {
             lines.push(format!("not promoted, as {verdict}; the new model is {}", readable(candidate).display()));
@@ -100,8 +107,14 @@ impl Training<'_> {
         stop: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<StageReport, Error> {
         let began = Instant::now();
-        let Learning { base, output, checkpoint, .. } = &stage.learning;
-        let mut job = pretraining::Job::new(pretraining::Start::Checkpoint(base.path.clone()), &output.path);
+        let Learning { output, checkpoint, .. } = &stage.learning;
+        let start = match &stage.start {
+            Start::Model(base) => pretraining::Start::Checkpoint(base.path.clone()),
+            Start::Random { config, tokenizer } => {
+                pretraining::Start::Random { config: config.path.clone(), tokenizer: tokenizer.path.clone() }
+            }
+        };
+        let mut job = pretraining::Job::new(start, &output.path);
         job.texts = tokio::select! {
             biased;
             () = &mut *stop => return Err(interrupted_before(&stage.learning)),
@@ -110,6 +123,7 @@ impl Training<'_> {
         job.hold_out = Some(self.hold_out(PRETRAIN, stage.validation)?);
         job.hyper = hyper(&stage.learning);
         job.mask_probability = stage.mask_probability;
+        job.also_measure.clone_from(&stage.measure_at);
         job.interval = Interval::Seconds(checkpoint.as_secs_f64());
         let job = Arc::new(job);
 
@@ -194,18 +208,11 @@ impl Training<'_> {
         let context = self.open().await?;
         let selection = self.selection(&context, FINETUNE);
         let id = stage.id.as_ref().unwrap_or(&stage.text);
+        let columns = Columns { id, text: &stage.text, label: &stage.label };
         let read = async |query: &Query| {
-            let columns: Vec<&str> =
-                stage.text.iter().chain(id).map(String::as_str).chain([stage.label.as_str()]).collect();
             let mut rows = Vec::new();
-            for batch in selection.read(query, &columns).await? {
-                let text = selection.texts(&batch, &stage.text[0])?;
-                let pair = stage.text.get(1).map(|name| selection.texts(&batch, name)).transpose()?;
-                let mut pair = pair.map(Vec::into_iter);
-                for (i, (text, label)) in text.into_iter().zip(selection.labels(&batch, &stage.label)?).enumerate() {
-                    let text_pair = pair.as_mut().and_then(Iterator::next);
-                    rows.push(tuning::Row { id: selection.id(&batch, id, i)?, text, text_pair, label });
-                }
+            for batch in selection.read(query, &columns.names()).await? {
+                rows.append(&mut selection.labelled(&batch, &columns)?);
             }
             Ok::<_, Error>(rows)
         };

@@ -1,6 +1,8 @@
 //! `couplet run`: the recipe of a pipeline, from its file to its published table, one call a stage.
 
+mod evaluate;
 mod learn;
+mod mistakes;
 mod rows;
 mod score;
 
@@ -17,6 +19,7 @@ use crate::progress::Style;
 use crate::report::RunReport;
 use crate::scorer::{DeviceSetting, Pool, Precision, PrecisionSetting, ScorerOptions};
 use crate::tables;
+use crate::train::finetune;
 
 /// A part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -25,6 +28,8 @@ pub enum Stage {
     Pretrain,
     /// Learns a task.
     Finetune,
+    /// Measures a model on labelled rows.
+    Evaluate,
     /// Scores the source.
     Score,
 }
@@ -51,6 +56,9 @@ pub async fn run(
     }
     if let Some(stage) = pipeline.finetune.as_ref().filter(|_| wanted(Stage::Finetune)) {
         report.finetune = Some(training.finetune(stage, &mut stop).await?);
+    }
+    if let Some(stage) = pipeline.evaluate.as_ref().filter(|_| wanted(Stage::Evaluate)) {
+        report.evaluate = Some(evaluate::evaluate(pipeline, stage, variables, style, &mut stop).await?);
     }
     if let Some(scoring) = pipeline.scoring.as_ref().filter(|_| wanted(Stage::Score)) {
         report.score = Some(score::score(pipeline, scoring, variables, style, &mut stop).await?);
@@ -138,7 +146,12 @@ pub fn pool(threads: Option<usize>) -> Result<Pool, Error> {
 pub fn models_of(pipeline: &Pipeline, pool: Pool, base: &Path) -> Models {
     let models = Models::new(pool, base.to_owned());
     let Some(settings) = pipeline.scoring.as_ref().map(|scoring| &scoring.model) else { return models };
-    let options = ScorerOptions {
+    models.with_model_options(&settings.location.path, scorer_options(settings, pipeline))
+}
+
+/// How the pipeline says that a model is to be run.
+fn scorer_options(settings: &ModelSettings, pipeline: &Pipeline) -> ScorerOptions {
+    ScorerOptions {
         max_length: Some(settings.max_length),
         batch_tokens: pipeline.run.batch_tokens,
         precision: match settings.precision {
@@ -154,8 +167,17 @@ pub fn models_of(pipeline: &Pipeline, pool: Pool, base: &Path) -> Models {
             Device::Cuda(ordinal) => DeviceSetting::Cuda(ordinal),
             Device::Metal => DeviceSetting::Metal,
         },
-    };
-    models.with_model_options(&settings.location.path, options)
+    }
+}
+
+/// Why a model is not there, where the reason is that `promote_if` refused the first one that was trained.
+fn missing_model(model: &ModelSettings) -> Option<Error> {
+    let path = &model.location.path;
+    if path.exists() {
+        return None;
+    }
+    let (candidate, reason) = finetune::refusal(path)?;
+    Some(Error::NotPromoted { model: readable(path), candidate: readable(&candidate), reason })
 }
 
 /// The path as a person at this folder would write it.

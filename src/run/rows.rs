@@ -1,4 +1,4 @@
-//! The rows of a training stage: a query, checked and read into memory.
+//! The rows of a stage that learns or measures: a query, checked and read into memory.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +14,29 @@ use super::query_text;
 use crate::config::{Pipeline, Query};
 use crate::error::Error;
 use crate::sql_error::nearest;
+use crate::train::finetune::Row;
 use crate::train::labels::GoldLabel;
 
-/// A query of a training stage.
+/// A query of such a stage.
 pub(super) struct Selection<'a> {
     pub(super) pipeline: &'a Pipeline,
     pub(super) context: &'a SessionContext,
-    /// `finetune` or `pretrain`.
+    /// `finetune`, `pretrain` or `evaluate`.
     pub(super) section: &'static str,
     pub(super) variables: &'a BTreeMap<String, String>,
+}
+
+/// Which columns of labelled rows mean what.
+pub(super) struct Columns<'a> {
+    pub(super) id: &'a [String],
+    pub(super) text: &'a [String],
+    pub(super) label: &'a str,
+}
+
+impl Columns<'_> {
+    pub(super) fn names(&self) -> Vec<&str> {
+        self.text.iter().chain(self.id).map(String::as_str).chain([self.label]).collect()
+    }
 }
 
 impl Selection<'_> {
@@ -44,6 +58,19 @@ impl Selection<'_> {
             )));
         }
         frame.collect().await.map_err(failed)
+    }
+
+    /// The texts and labels of a batch.
+    pub(super) fn labelled(&self, batch: &RecordBatch, columns: &Columns) -> Result<Vec<Row>, Error> {
+        let Columns { id, text, label } = columns;
+        let pair = text.get(1).map(|name| self.texts(batch, name)).transpose()?;
+        let mut pair = pair.map(Vec::into_iter);
+        let rows = self.texts(batch, &text[0])?.into_iter().zip(self.labels(batch, label)?).enumerate();
+        rows.map(|(i, (text, label))| {
+            let text_pair = pair.as_mut().and_then(Iterator::next);
+            Ok(Row { id: self.id(batch, id, i)?, text, text_pair, label })
+        })
+        .collect()
     }
 
     pub(super) fn refused(&self, problem: String) -> Error {
@@ -107,6 +134,13 @@ impl Selection<'_> {
             array_value_to_string(&values, row).map_err(|e| self.refused(format!("column `{name}`: {e}")))
         };
         columns.iter().map(text).collect()
+    }
+
+    /// The values of a column as text; none where it is NULL.
+    pub(super) fn values(&self, batch: &RecordBatch, name: &str) -> Result<Vec<Option<String>>, Error> {
+        let values = self.column(batch, name)?;
+        let text = |row| array_value_to_string(&values, row).map_err(|e| self.refused(format!("column `{name}`: {e}")));
+        (0..values.len()).map(|row| values.is_valid(row).then(|| text(row)).transpose()).collect()
     }
 
     fn column(&self, batch: &RecordBatch, name: &str) -> Result<ArrayRef, Error> {

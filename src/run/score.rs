@@ -11,7 +11,7 @@ use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 
-use super::{NOTHING_WRITTEN, blame, folder_of, model_name, models_of, pool, query_text, readable};
+use super::{NOTHING_WRITTEN, blame, folder_of, missing_model, model_name, models_of, pool, query_text, readable};
 use crate::config::{Pipeline, Scoring};
 use crate::error::Error;
 use crate::predict::{prediction_fields, predictions_to_array};
@@ -87,6 +87,9 @@ async fn prepare(
     let source = Source::open(&context, &sql, &settings.id, &settings.text, settings.label.as_deref())
         .await
         .map_err(|e| Error::source(&pipeline.path, e, &context))?;
+    if let Some(error) = missing_model(&scoring.model) {
+        return Err(error);
+    }
     let scorer = models.get(&model_name(&scoring.model)).await?;
     match source.count_rows(&settings.id).await {
         Ok(rows) => Ok(Prepared { context, source, scorer, rows }),

@@ -2,17 +2,20 @@
 
 use std::fmt;
 
-use crate::model::{ModelConfig, Problem};
+use crate::model::{Calibration, ModelConfig, Problem};
 
 /// The prediction for a text or a pair.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction {
-    /// Place of the most probable label in [`ModelConfig::labels`]; none for regression.
+    /// Place of the label in [`ModelConfig::labels`]: the most probable one, unless the model has a threshold that
+    /// decides; none for regression.
     pub label: Option<usize>,
     /// Probability of that label; the value for regression.
     pub score: f32,
-    /// Probability of each label; empty for regression.
+    /// Probability of each label, calibrated where the model has a calibration; empty for regression.
     pub probabilities: Box<[f32]>,
+    /// Probability of each label as the logits have it; empty where nothing was calibrated.
+    pub raw: Box<[f32]>,
     /// Tokens that the encoder read.
     pub tokens: usize,
     /// Whether tokens beyond `max_length` were cut off.
@@ -20,22 +23,37 @@ pub struct Prediction {
 }
 
 impl Prediction {
-    /// Turns the logits of one row into probabilities: softmax, a sigmoid each, or the value as it is.
-    pub(super) fn of_logits(logits: &[f32], config: &ModelConfig, tokens: usize, truncated: bool) -> Self {
-        let probabilities: Box<[f32]> = match config.problem {
+    /// Turns the logits of one row into probabilities: softmax, a sigmoid each, or the value as it is; and calibrates
+    /// them where there is a calibration.
+    pub(super) fn of_logits(
+        logits: &[f32],
+        config: &ModelConfig,
+        calibration: Option<&Calibration>,
+        tokens: usize,
+        truncated: bool,
+    ) -> Self {
+        let raw: Box<[f32]> = match config.problem {
             Problem::Regression => {
-                let score = logits.first().copied().unwrap_or(f32::NAN);
-                return Self { label: None, score, probabilities: Box::default(), tokens, truncated };
+                let (score, none) = (logits.first().copied().unwrap_or(f32::NAN), Box::default);
+                return Self { label: None, score, probabilities: none(), raw: none(), tokens, truncated };
             }
             Problem::SingleLabel => softmax(logits),
             Problem::MultiLabel => logits.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
         };
-        let label = (0..probabilities.len()).reduce(|best, i| {
+        let most_probable = (0..raw.len()).reduce(|best, i| {
             // The first of equals, as argmax does.
-            if probabilities[i] > probabilities[best] { i } else { best }
+            if raw[i] > raw[best] { i } else { best }
         });
+        let (label, probabilities, raw) = match calibration {
+            None => (most_probable, raw, Box::default()),
+            Some(calibration) => {
+                let probabilities = calibration.probabilities(config.problem, logits);
+                // A temperature changes no label; a threshold may.
+                (calibration.decide(&probabilities).or(most_probable), probabilities, raw)
+            }
+        };
         let score = label.map_or(f32::NAN, |label| probabilities[label]);
-        Self { label, score, probabilities, tokens, truncated }
+        Self { label, score, probabilities, raw, tokens, truncated }
     }
 }
 
@@ -125,15 +143,28 @@ mod tests {
 
     #[test]
     fn one_label_of_many_is_a_softmax() {
-        let prediction = Prediction::of_logits(&[-2.0996, 2.1842], &config(Problem::SingleLabel, 2), 9, false);
+        let prediction = Prediction::of_logits(&[-2.0996, 2.1842], &config(Problem::SingleLabel, 2), None, 9, false);
         assert_eq!(prediction.label, Some(1));
         assert!((prediction.score - 0.986_398).abs() < 1e-5, "{}", prediction.score);
         assert!((prediction.probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-6);
     }
 
     #[test]
+    fn a_calibration_leaves_the_raw_probabilities_and_a_threshold_decides() {
+        let config = config(Problem::SingleLabel, 2);
+        let mut calibration = Calibration { temperature: 2.0, threshold: None, objective: None, fitted_on: None };
+        let raw = Prediction::of_logits(&[1.0, 0.0], &config, None, 9, false);
+        let prediction = Prediction::of_logits(&[1.0, 0.0], &config, Some(&calibration), 9, false);
+        assert_eq!((prediction.label, &prediction.raw), (Some(0), &raw.probabilities));
+        assert!((prediction.score - 0.622_459).abs() < 1e-6 && (raw.score - 0.731_059).abs() < 1e-6);
+        calibration.threshold = Some(0.3);
+        let prediction = Prediction::of_logits(&[1.0, 0.0], &config, Some(&calibration), 9, false);
+        assert_eq!((prediction.label, prediction.score), (Some(1), prediction.probabilities[1]));
+    }
+
+    #[test]
     fn many_labels_are_a_sigmoid_each() {
-        let prediction = Prediction::of_logits(&[0.0, 2.0, -2.0], &config(Problem::MultiLabel, 3), 9, true);
+        let prediction = Prediction::of_logits(&[0.0, 2.0, -2.0], &config(Problem::MultiLabel, 3), None, 9, true);
         assert_eq!(prediction.label, Some(1));
         assert!((prediction.score - 0.880_797).abs() < 1e-6);
         assert!((prediction.probabilities[2] - 0.119_203).abs() < 1e-6);
@@ -141,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_regression_has_a_value_and_no_label() {
-        let prediction = Prediction::of_logits(&[3.25], &config(Problem::Regression, 0), 9, false);
+        let prediction = Prediction::of_logits(&[3.25], &config(Problem::Regression, 0), None, 9, false);
         assert_eq!((prediction.label, prediction.score), (None, 3.25));
         assert!(prediction.probabilities.is_empty());
     }

@@ -76,7 +76,9 @@ impl Difference {
         let n = pairs().count().max(1) as f32;
         let size = (pairs().map(|(x, _)| x * x).sum::<f32>() / n).sqrt();
         let mean_logit = pairs().map(|(x, y)| (x - y).abs()).sum::<f32>() / n / size.max(1.0);
-        let probabilities = |logits: &[f32]| Prediction::of_logits(logits, &model.config, 0, false).probabilities;
+        let calibration = model.calibration.as_ref();
+        let probabilities =
+            |logits: &[f32]| Prediction::of_logits(logits, &model.config, calibration, 0, false).probabilities;
         let probability = match model.config.problem {
             Problem::Regression => 0.0,
             _ => exact

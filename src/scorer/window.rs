@@ -215,7 +215,8 @@ impl Work {
         })?;
         for ((i, encoding), logits) in sequences.iter().zip(logits) {
             let tokens = encoding.input_ids.len();
-            let prediction = Prediction::of_logits(&logits, &model.config, tokens, encoding.truncated);
+            let prediction =
+                Prediction::of_logits(&logits, &model.config, model.calibration.as_ref(), tokens, encoding.truncated);
             self.rows[*i].1.get_or_init(|| Answer::Scored(prediction));
         }
         self.shared.tally.batch(sequences.len(), batch.input_ids.len());

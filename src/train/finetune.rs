@@ -2,31 +2,30 @@
 //!
 //! **Source**: Devlin et al. 2019, section 4; the settings are those of transformers' `Trainer` and `run_glue`.
 
+mod finish;
 mod lesson;
 mod report;
+mod settings;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use rayon::ThreadPool;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::calibration::{CALIBRATION_FILE, Calibration};
-use super::course::{
-    self, Event, Interval, JobError, Key, Learned, Outcome, Plan, Publication, Watch, base_config, beside,
-    remove_model, report_of,
-};
+use super::Trainer;
+use super::calibration::Calibration;
+use super::course::{self, Event, Interval, JobError, Outcome, Plan, REPORT, Watch, beside, report_of};
 use super::evaluation::Evaluation;
 use super::hyper::Hyper;
-use super::labels::{GoldLabel, Labels, Targets};
-use super::metrics::{Metric, measured};
+use super::labels::GoldLabel;
+use super::metrics::Metric;
 use super::promotion::{Condition, Verdict};
 use super::sampling::ClassWeights;
 use super::task::Task;
 use super::threshold;
-use super::{Objective, Trainer};
-use crate::model::{ModelConfig, Problem, Tokenizer};
-use lesson::{Labelled, encode, sample};
+use crate::model::{ModelConfig, Tokenizer};
+use lesson::{Labelled, encode};
 
 /// A labelled text or pair.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,7 +123,12 @@ impl Job {
             return Ok(false);
         }
         let (labels, ..) = self.read_labels()?;
-        Ok(report_of(&self.output, self.key(&labels)?).is_some())
+        Ok(report_of(&self.output, self.key(&labels)?).is_some_and(|report| self.is_calibrated(&report)))
+    }
+
+    /// Whether a model of this job was calibrated as this job says.
+    fn is_calibrated(&self, report: &Value) -> bool {
+        report["settings"]["calibrate"] == self.calibrate.to_json()
     }
 
     /// Whether the candidate is the model that this very job leaves, and was refused by the same condition.
@@ -149,6 +153,22 @@ impl Job {
     }
 }
 
+/// Where the model is that `promote_if` refused a place at `output`, and why, if there is one.
+#[must_use]
+pub fn refusal(output: &Path) -> Option<(PathBuf, String)> {
+    let candidate = beside(output, ".candidate");
+    let report: Value = serde_json::from_slice(&std::fs::read(candidate.join(REPORT)).ok()?).ok()?;
+    let verdict = &report["promotion"]["verdict"];
+    let clause = |clause: &Value| {
+        let condition = clause["condition"].as_str()?;
+        let holds = if clause["holds"].as_bool()? { "holds" } else { "does not hold" };
+        let value = clause["value"].as_f64().map_or_else(|| "not defined".into(), |value| format!("{value:.4}"));
+        Some(format!("{condition} {holds} ({value})"))
+    };
+    let clauses: Vec<String> = verdict["clauses"].as_array()?.iter().filter_map(clause).collect();
+    (verdict["holds"] == false).then(|| (candidate, clauses.join(", ")))
+}
+
 /// Whether the model took its place.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Promotion {
@@ -168,6 +188,8 @@ pub enum Promotion {
 pub struct Report {
     /// Whether the model took its place.
     pub promotion: Promotion,
+    /// Whether anything was learned, rather than the model that was there calibrated anew.
+    pub trained: bool,
     /// Which epoch's weights it has, from 1.
     pub epoch: u64,
     /// Steps that were taken.
@@ -176,6 +198,8 @@ pub struct Report {
     pub evaluation: Option<Evaluation>,
     /// What was fitted on them.
     pub calibration: Option<Calibration>,
+    /// The same metrics with that.
+    pub calibrated: Option<Evaluation>,
     /// The names of the logits, in order; empty for a regression.
     pub labels: Vec<String>,
     /// What `training.json` says.
@@ -184,7 +208,8 @@ pub struct Report {
 
 /// Does a job, or goes on with it where an earlier run was ended.
 ///
-/// The state is in the folder `<output>.training`, which goes when the model is in its place. Computes on `pool`.
+/// The state is in the folder `<output>.training`, which goes when the model is in its place. Where the output is this
+/// job's model already but for its calibration, that alone is done. Computes on `pool`.
 ///
 /// # Errors
 /// Settings that make no sense, rows or a base that cannot be used, a training that diverges, files that cannot be
@@ -208,6 +233,10 @@ fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Rep
     let training = encode(&tokenizer, &job.training, &targets)?;
     let validation = encode(&tokenizer, &job.validation, &gold)?;
     let lesson = Labelled::new(training.examples, validation.examples, labels, gold, metric);
+    let key = job.key(&lesson.labels)?;
+    if let Some(report) = report_of(&job.output, key).filter(|report| !job.is_calibrated(report)) {
+        return job.calibrate_again(&lesson, objective, report, device, watch).map(Outcome::Finished);
+    }
     let trainer = Trainer::from_checkpoint(&job.base, objective, job.hyper.options(job.training.len()), device)?;
     let truncated = training.truncated + validation.truncated;
     watch.emit(&Event::Prepared {
@@ -217,195 +246,9 @@ fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Rep
         truncated,
         total_steps: job.hyper.total_steps(job.training.len()),
     });
-    let plan = Plan { output: &job.output, key: job.key(&lesson.labels)?, hyper: &job.hyper, interval: job.interval };
+    let plan = Plan { output: &job.output, key, hyper: &job.hyper, interval: job.interval };
     match course::run(&plan, &lesson, trainer, watch)? {
         Outcome::Finished(learned) => job.finish(&lesson, learned, truncated, watch).map(Outcome::Finished),
         Outcome::Interrupted { step, total_steps, state } => Ok(Outcome::Interrupted { step, total_steps, state }),
-    }
-}
-
-impl Job {
-    fn read_labels(&self) -> Result<(Labels, Targets, Targets), JobError> {
-        if self.training.is_empty() {
-            return Err(JobError::NoRows { what: "training" });
-        }
-        let column = |rows: &[Row]| rows.iter().map(|row| row.label.clone()).collect::<Vec<_>>();
-        let (training, validation) = (column(&self.training), column(&self.validation));
-        let wrong = |what| move |source| JobError::Labels { what, source };
-        let labels = match &self.labels {
-            Some(names) => Labels::given(self.task, names.clone()),
-            None => Labels::learn(self.task, &training),
-        };
-        let labels = labels.map_err(wrong("training"))?;
-        let targets = labels.targets(&training).map_err(wrong("training"))?;
-        let gold = labels.targets(&validation).map_err(wrong("validation"))?;
-        Ok((labels, targets, gold))
-    }
-
-    /// Checks what depends on the labels, and returns the metric that decides.
-    fn check(&self, labels: &Labels) -> Result<Metric, JobError> {
-        let error = |setting, expected: &str, found: String| {
-            Err(JobError::Setting { setting, expected: expected.to_owned(), found })
-        };
-        let needs_validation = [
-            ("promote_if", self.promote_if.is_some()),
-            ("calibrate", self.calibrate != Calibrate::Nothing),
-            ("patience", self.hyper.patience.is_some()),
-            ("metric", self.metric.is_some()),
-        ];
-        if let Some((setting, _)) = needs_validation.iter().find(|(_, set)| *set && self.validation.is_empty()) {
-            return error(setting, "validation rows to measure on", "none".into());
-        }
-        let (problem, count) = (labels.problem(), labels.names().len());
-        if problem != Problem::SingleLabel && self.label_smoothing != 0.0 {
-            return error("label_smoothing", &format!("0 for a {problem}"), self.label_smoothing.to_string());
-        }
-        if problem != Problem::SingleLabel && self.class_weights != ClassWeights::Equal {
-            return error("class_weights", &format!("none for a {problem}"), format!("{:?}", self.class_weights));
-        }
-        match self.calibrate {
-            Calibrate::Temperature | Calibrate::Threshold(_) if problem == Problem::Regression => {
-                return error("calibrate", "nothing for a regression, which has no probabilities", "it".into());
-            }
-            Calibrate::Threshold(objective) if problem != Problem::SingleLabel || count != 2 => {
-                return error(
-                    "calibrate",
-                    "a threshold for two labels only",
-                    format!("{objective} for {count} labels"),
-                );
-            }
-            _ => {}
-        }
-        let known = measured(problem, Some(count));
-        let names = known.iter().map(|metric| metric.name()).collect::<Vec<_>>().join(", ");
-        let asked = self.promote_if.iter().flat_map(Condition::clauses).map(|clause| ("promote_if", clause.metric));
-        for (setting, metric) in asked.chain(self.metric.map(|metric| ("metric", metric))) {
-            if !known.contains(&metric) {
-                return error(setting, &format!("metrics that are measured here: {names}"), metric.to_string());
-            }
-        }
-        // GLUE's first metric of the task, and of those of a plain task the first that suits its labels.
-        Ok(self.metric.unwrap_or(self.task.metrics(count)[0]))
-    }
-
-    fn objective(&self, labels: &Labels, targets: &Targets) -> Result<Objective, JobError> {
-        let count = labels.names().len();
-        Ok(match targets {
-            Targets::Values(_) => Objective::Regression,
-            Targets::Sets(_) => Objective::MultiLabel { labels: count },
-            Targets::Classes(classes) => {
-                let mut rows = vec![0; count];
-                for class in classes {
-                    rows[*class as usize] += 1;
-                }
-                let weights = self.class_weights.weights(labels.names(), &rows)?;
-                let weighted = self.class_weights != ClassWeights::Equal;
-                Objective::Classification {
-                    labels: count,
-                    class_weights: weighted.then(|| weights.iter().map(|weight| *weight as f32).collect()),
-                    label_smoothing: self.label_smoothing,
-                }
-            }
-        })
-    }
-
-    /// A hash of everything that the weights depend on. What happens to them afterwards is left out: a condition may
-    /// be changed while a training is under way.
-    fn key(&self, labels: &Labels) -> Result<blake3::Hash, JobError> {
-        let mut key = Key::new("finetune");
-        key.files(&self.base)?;
-        key.text(self.task.name());
-        key.text(&format!("{:?}", labels.names()));
-        key.text(&format!("{:?} {} {:?} {:?}", self.hyper, self.label_smoothing, self.class_weights, self.metric));
-        for rows in [&self.training, &self.validation] {
-            key.number(rows.len() as u64);
-            for row in rows {
-                key.text(&row.text);
-                key.text(row.text_pair.as_deref().unwrap_or_default());
-                key.text(&format!("{} {:?}", row.text_pair.is_some(), row.label));
-            }
-        }
-        Ok(key.finish())
-    }
-
-    /// Measures and calibrates the best weights, and puts them in their place if they may.
-    fn finish(
-        &self,
-        lesson: &Labelled,
-        mut learned: Learned,
-        truncated: usize,
-        watch: &mut Watch,
-    ) -> Result<Report, JobError> {
-        let config = self.config(&lesson.labels)?;
-        let publication = |documents| Publication { config: config.clone(), tokenizer: &self.base, documents };
-        if learned.last_is_another() {
-            let note = json!({ "epoch": learned.progress.epochs().len(), "best": self.output });
-            publication(vec![("training.json", note)]).publish(&learned.trainer, &self.last())?;
-        } else {
-            remove_model(&self.last())?;
-        }
-        learned.take_best()?;
-        let (mut evaluation, mut calibration, mut verdict) = (None, None, None);
-        if !self.validation.is_empty() {
-            let logits = learned.trainer.logits(&lesson.validation)?.concat();
-            let sample = sample(&lesson.labels, &lesson.gold, &logits)?;
-            let evaluated = Evaluation::of(&sample, None, &[])?;
-            verdict = self.promote_if.as_ref().map(|condition| condition.evaluate(&evaluated.metrics));
-            evaluation = Some(evaluated);
-            calibration = self.fit(&lesson.labels, &lesson.gold, &logits)?;
-        }
-        let mut report = Report {
-            promotion: match verdict {
-                Some(verdict) if !verdict.holds => Promotion::Rejected { candidate: self.candidate(), verdict },
-                _ => Promotion::Published,
-            },
-            epoch: learned.progress.best().map_or(learned.progress.epochs().len() as u64, |best| best.epoch),
-            steps: learned.trainer.steps(),
-            evaluation,
-            calibration,
-            labels: lesson.labels.names().to_vec(),
-            json: Value::Null,
-        };
-        report.json = self.report(lesson, &learned, &report, truncated);
-        let mut documents = vec![("training.json", report.json.clone())];
-        documents.extend(report.calibration.as_ref().map(|calibration| (CALIBRATION_FILE, calibration.to_json())));
-        match &report.promotion {
-            Promotion::Published => {
-                publication(documents).publish(&learned.trainer, &self.output)?;
-                remove_model(&self.candidate())?;
-                watch.emit(&Event::Published { folder: &self.output });
-            }
-            Promotion::Rejected { candidate, verdict } => {
-                publication(documents).publish(&learned.trainer, candidate)?;
-                watch.emit(&Event::Rejected { candidate, verdict: &verdict.to_string() });
-            }
-        }
-        learned.discard_state()?;
-        Ok(report)
-    }
-
-    fn fit(&self, labels: &Labels, gold: &Targets, logits: &[f32]) -> Result<Option<Calibration>, JobError> {
-        let objective = match self.calibrate {
-            Calibrate::Nothing => return Ok(None),
-            Calibrate::Temperature => None,
-            Calibrate::Threshold(objective) => Some(objective),
-        };
-        let count = labels.names().len();
-        Ok(match gold {
-            Targets::Classes(gold) => Some(Calibration::fit(count, logits, gold, objective)?),
-            Targets::Sets(gold) => Some(Calibration::fit_sets(count, logits, gold)?),
-            Targets::Values(_) => None,
-        })
-    }
-
-    /// `config.json` of the model.
-    fn config(&self, labels: &Labels) -> Result<serde_json::Map<String, Value>, JobError> {
-        let architecture = ModelConfig::load(&self.base.join("config.json"))?.architecture;
-        let mut config = base_config(&self.base)?;
-        config.insert("architectures".into(), json!([architecture.class_name()]));
-        config.extend(labels.config_keys());
-        config.insert("num_labels".into(), json!(labels.names().len().max(1)));
-        config.insert("finetuning_task".into(), self.task.name().into());
-        Ok(config)
     }
 }

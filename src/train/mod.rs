@@ -28,6 +28,7 @@
 
 pub mod bootstrap;
 pub mod calibration;
+mod chart;
 pub mod course;
 mod error;
 mod evaluate;

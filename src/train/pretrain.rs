@@ -10,9 +10,10 @@ use candle_core::Device;
 use rayon::ThreadPool;
 use serde_json::{Map, Value, json};
 
+use super::chart;
 use super::course::{
-    self, Event, Interval, JobError, Key, Learned, Lesson, Outcome, Plan, Publication, Score, Watch, base_config,
-    peak_memory, report_of,
+    self, CHART, Event, Interval, JobError, Key, Learned, Lesson, Outcome, Plan, Publication, REPORT, Score, Watch,
+    base_config, peak_memory, report_of,
 };
 use super::hyper::Hyper;
 use super::masking::{BERT_MASK_PROBABILITY, Chunking, Masking, Pieces};
@@ -80,11 +81,11 @@ impl Job {
         Ok(self.output.exists() && report_of(&self.output, self.key()?).is_some())
     }
 
-    fn config_folder(&self) -> &Path {
+    /// The `config.json` that says what is trained.
+    fn config_file(&self) -> PathBuf {
         match &self.start {
-            Start::Checkpoint(folder) => folder,
-            Start::Random { config, .. } if config.is_file() => config.parent().unwrap_or(Path::new(".")),
-            Start::Random { config, .. } => config,
+            Start::Random { config, .. } if config.is_file() => config.clone(),
+            Start::Checkpoint(folder) | Start::Random { config: folder, .. } => folder.join("config.json"),
         }
     }
 
@@ -130,7 +131,7 @@ pub fn run(job: &Job, device: &Device, pool: &ThreadPool, watch: &mut Watch) -> 
 }
 
 fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Report>, JobError> {
-    let config = ModelConfig::load(&job.config_folder().join("config.json"))?;
+    let config = ModelConfig::load(&job.config_file())?;
     job.hyper.check(config.max_position_embeddings)?;
     let tokenizer = Tokenizer::load(job.tokenizer_folder(), &config)?;
     let special = special_tokens(job.tokenizer_folder(), &tokenizer)?;
@@ -172,7 +173,7 @@ impl Job {
             Start::Checkpoint(folder) => key.files(folder)?,
             Start::Random { tokenizer, .. } => {
                 key.text("random");
-                key.file(&self.config_folder().join("config.json"))?;
+                key.file(&self.config_file())?;
                 key.files(tokenizer)?;
             }
         }
@@ -203,7 +204,8 @@ impl Job {
         let publication = Publication {
             config: self.config(config)?,
             tokenizer: self.tokenizer_folder(),
-            documents: vec![("training.json", json.clone())],
+            documents: vec![(REPORT, json.clone())],
+            chart: chart::of_training(&json).map(|chart| (CHART, chart)),
         };
         publication.publish(&learned.trainer, &self.output)?;
         watch.emit(&Event::Published { folder: &self.output });
@@ -214,7 +216,7 @@ impl Job {
 
     /// `config.json` of the model.
     fn config(&self, model: &ModelConfig) -> Result<Map<String, Value>, JobError> {
-        let mut config = base_config(self.config_folder())?;
+        let mut config = base_config(&self.config_file())?;
         let class = match model.architecture {
             Architecture::DistilBert => "DistilBertForMaskedLM",
             Architecture::Bert => "BertForMaskedLM",

@@ -39,8 +39,6 @@ pub enum Bound {
 }
 
 impl Bound {
-    const ALL: [Self; 3] = [Self::Lowest, Self::Highest, Self::Flat];
-
     /// The name in `calibration.json`.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -49,10 +47,6 @@ impl Bound {
             Self::Highest => "highest",
             Self::Flat => "flat",
         }
-    }
-
-    pub(super) fn of_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|bound| bound.name() == name)
     }
 }
 

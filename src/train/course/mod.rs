@@ -24,7 +24,7 @@ pub use error::JobError;
 pub use event::{Event, Watch};
 pub(super) use key::Key;
 pub use progress::{Epoch, Progress, Score};
-pub(super) use publish::{Publication, base_config, peak_memory, remove_model, report_of};
+pub(super) use publish::{CHART, Publication, REPORT, base_config, peak_memory, remove_model, report_of};
 pub(super) use state::beside;
 use state::{Found, StateFolder, read_tensors};
 

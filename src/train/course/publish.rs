@@ -14,6 +14,9 @@ use crate::train::Trainer;
 /// What a training says about itself.
 pub(in crate::train) const REPORT: &str = "training.json";
 
+/// The same as a picture.
+pub(in crate::train) const CHART: &str = "training.svg";
+
 /// What goes into the folder besides the weights.
 pub(in crate::train) struct Publication<'a> {
     /// `config.json`.
@@ -22,6 +25,8 @@ pub(in crate::train) struct Publication<'a> {
     pub(in crate::train) tokenizer: &'a Path,
     /// More JSON files by their names.
     pub(in crate::train) documents: Vec<(&'a str, Value)>,
+    /// A picture by its name.
+    pub(in crate::train) chart: Option<(&'a str, String)>,
 }
 
 impl Publication<'_> {
@@ -36,6 +41,9 @@ impl Publication<'_> {
             for (name, document) in &self.documents {
                 write_json(&path.join(name), document)?;
             }
+            if let Some((name, chart)) = &self.chart {
+                fs::write(path.join(name), chart)?;
+            }
             let mut file = BufWriter::new(File::create(path.join("model.safetensors"))?);
             write_weights(trainer.weight_entries(), &mut file)?;
             file.flush()?;
@@ -46,12 +54,11 @@ impl Publication<'_> {
 }
 
 /// `config.json` of a base model, for a model with another head.
-pub(in crate::train) fn base_config(folder: &Path) -> Result<Map<String, Value>, JobError> {
-    let path = folder.join("config.json");
-    let bytes = fs::read(&path).map_err(JobError::file("read", &path))?;
-    let json = serde_json::from_slice(&bytes).map_err(|e| JobError::file("read", &path)(io::Error::other(e)))?;
+pub(in crate::train) fn base_config(path: &Path) -> Result<Map<String, Value>, JobError> {
+    let bytes = fs::read(path).map_err(JobError::file("read", path))?;
+    let json = serde_json::from_slice(&bytes).map_err(|e| JobError::file("read", path)(io::Error::other(e)))?;
     let Value::Object(mut config) = json else {
-        return Err(JobError::file("read", &path)(io::Error::other("it is no JSON object")));
+        return Err(JobError::file("read", path)(io::Error::other("it is no JSON object")));
     };
     clear_head(&mut config);
     Ok(config)

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::Row;
-use crate::model::{Problem, Tokenizer};
+use crate::model::{Calibration, Problem, Tokenizer};
 use crate::train::course::{JobError, Lesson, Score};
 use crate::train::labels::{Labels, Targets};
 use crate::train::metrics::{Classes, DEFAULT_BINS, Metric, MetricError, Sample, Sets, Values, measured};
@@ -121,6 +121,35 @@ pub(super) fn sample(labels: &Labels, gold: &Targets, logits: &[f32]) -> Result<
             Sample::Values(Values::new(wide(gold), wide(logits))?)
         }
     })
+}
+
+/// The same for a model that is calibrated.
+pub(super) fn calibrated_sample(
+    labels: &Labels,
+    gold: &Targets,
+    logits: &[f32],
+    calibration: &Calibration,
+) -> Result<Sample, MetricError> {
+    let width = labels.names().len().max(1);
+    let rows = || logits.chunks_exact(width);
+    let calibrated: Vec<_> = rows().map(|row| calibration.probabilities(labels.problem(), row)).collect();
+    let probabilities = calibrated.iter().flatten().map(|p| f64::from(*p)).collect();
+    Ok(match gold {
+        Targets::Classes(gold) => {
+            let decided: Option<Vec<u32>> =
+                calibrated.iter().map(|row| calibration.decide(row).map(|label| label as u32)).collect();
+            // A temperature changes no label.
+            let labels = decided.unwrap_or_else(|| rows().map(most_probable).collect());
+            Sample::Classes(Classes::new(width, gold.clone(), probabilities, Some(labels), DEFAULT_BINS)?)
+        }
+        Targets::Sets(gold) => Sample::Sets(Sets::new(width, gold.clone(), &probabilities)?),
+        Targets::Values(_) => sample(labels, gold, logits)?,
+    })
+}
+
+/// The place of the highest logit, the first of equals.
+fn most_probable(logits: &[f32]) -> u32 {
+    (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best }).unwrap_or(0) as u32
 }
 
 /// The probabilities of logits, `width` a row.

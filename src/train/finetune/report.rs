@@ -2,31 +2,35 @@
 
 use serde_json::{Value, json};
 
+use super::finish::Judgement;
 use super::lesson::Labelled;
-use super::{Calibrate, Job, Promotion, Report};
+use super::{Calibrate, Job, Promotion};
 use crate::train::course::{Learned, Lesson, peak_memory};
 use crate::train::sampling::ClassWeights;
 
 impl Job {
-    pub(super) fn report(&self, lesson: &Labelled, learned: &Learned, report: &Report, truncated: usize) -> Value {
+    pub(super) fn report(
+        &self,
+        lesson: &Labelled,
+        learned: &Learned,
+        judgement: &Judgement,
+        promotion: &Promotion,
+        truncated: usize,
+    ) -> Value {
         let class_weights = match &self.class_weights {
             ClassWeights::Equal => Value::Null,
             ClassWeights::Balanced => "balanced".into(),
             ClassWeights::Given(weights) => json!(weights),
         };
-        let calibrate = match self.calibrate {
-            Calibrate::Nothing => Value::Null,
-            Calibrate::Temperature => "temperature".into(),
-            Calibrate::Threshold(objective) => objective.to_string().into(),
-        };
-        let promotion = match &report.promotion {
+        let epochs = learned.progress.epochs().len() as u64;
+        let promotion = match promotion {
             Promotion::Published => json!({ "published": true }),
             Promotion::Rejected { verdict, .. } => json!({ "published": false, "verdict": verdict.to_json() }),
         };
         let mut settings = self.hyper.to_json();
         settings["label_smoothing"] = self.label_smoothing.into();
         settings["class_weights"] = class_weights;
-        settings["calibrate"] = calibrate;
+        settings["calibrate"] = self.calibrate.to_json();
         settings["metric"] = lesson.metric().into();
         settings["promote_if"] = self.promote_if.as_ref().map(ToString::to_string).into();
         let mut json = json!({
@@ -35,19 +39,30 @@ impl Job {
             "couplet": env!("CARGO_PKG_VERSION"),
             "base": self.base,
             "task": self.task.name(),
-            "labels": report.labels,
+            "labels": lesson.labels.names(),
             "settings": settings,
             "rows": { "training": self.training.len(), "validation": self.validation.len(), "truncated": truncated },
-            "steps": report.steps,
-            "epoch": report.epoch,
-            "evaluation": report.evaluation.as_ref().map(|evaluation| evaluation.to_json(&report.labels)),
-            "calibration": report.calibration.as_ref().map(crate::train::calibration::Calibration::to_json),
+            "steps": learned.trainer.steps(),
+            "epoch": learned.progress.best().map_or(epochs, |best| best.epoch),
             "promotion": promotion,
             "peak_memory_bytes": peak_memory(),
         });
         if let Some(json) = json.as_object_mut() {
+            let judgement = judgement.entries(lesson.labels.names());
+            json.extend(judgement.map(|(key, value)| (key.to_owned(), value)));
             json.extend(learned.progress.to_json(lesson.scores()));
         }
         json
+    }
+}
+
+impl Calibrate {
+    /// What `training.json` says of the setting.
+    pub(super) fn to_json(self) -> Value {
+        match self {
+            Self::Nothing => Value::Null,
+            Self::Temperature => "temperature".into(),
+            Self::Threshold(objective) => objective.to_string().into(),
+        }
     }
 }

@@ -1,0 +1,73 @@
+//! The section `[evaluate]`. What it leaves open is as in the sections for training and scoring.
+
+use super::item::Item;
+use super::learning::{task, texts};
+use super::pipeline::{DEFAULT_MAX_LENGTH, Device, Evaluate, Finetune, Location, ModelSettings, Precision, Scoring};
+use super::problem::Problem;
+use super::reader::{Keys, Read};
+use super::sections::query;
+
+const EXAMPLE_SQL: &str = "sql = \"SELECT sentence1, sentence2, label FROM gold WHERE split = 'test'\"";
+
+pub(super) fn evaluate(
+    keys: &mut Keys<'_>,
+    finetune: Read<Option<&Finetune>>,
+    scoring: Read<Option<&Scoring>>,
+) -> Read<Evaluate> {
+    let sql = keys.optional("sql", Item::template);
+    let file = keys.optional("file", Item::location);
+    let id = keys.optional("id", Item::names);
+    let text = keys.optional("text", Item::names);
+    let label = keys.optional("label", |item| Ok(item.words()?.to_owned()));
+    let task = keys.optional("task", task);
+    let model = keys.optional("model", Item::location);
+    let max_length = keys.optional("max_length", |item| item.integer(3..=8192));
+    let slices = keys.or("slices", Vec::new(), Item::names);
+    let resamples = keys.or("resamples", 1000, |item| item.integer(20..=1_000_000));
+    let level = keys.or("level", 0.95, |item| item.number(0.0, 1.0, false));
+    let seed = keys.or("seed", 42, |item| item.integer(0..=usize::MAX));
+    let output = keys.required("output", "output = \"out/evaluation\"", folder);
+    let query = query(keys, sql, file, EXAMPLE_SQL);
+    let (finetune, scoring) = (finetune?, scoring?);
+    let task = task?.or(finetune.map(|stage| stage.task));
+    let columns = finetune.map(|stage| &stage.text).or(scoring.map(|scoring| &scoring.source.text));
+    let text = texts(keys, text?, task, columns)?;
+    let trained = finetune.map(|stage| &stage.learning.output);
+    let Some(location) = model?.or_else(|| trained.or(scoring.map(|s| &s.model.location)).cloned()) else {
+        return Err(keys.lacks("model", "`model`", "model = \"models/mrpc\""));
+    };
+    let settings = scoring.map(|scoring| &scoring.model);
+    let usual = settings.map(|model| model.max_length).or(finetune.map(|stage| stage.learning.max_length));
+    Ok(Evaluate {
+        query: query?,
+        id: id?.or_else(|| finetune.and_then(|stage| stage.id.clone())),
+        text,
+        label: label?.or_else(|| finetune.map(|stage| stage.label.clone())).unwrap_or_else(|| "label".to_owned()),
+        task,
+        model: ModelSettings {
+            location,
+            max_length: max_length?.or(usual).unwrap_or(DEFAULT_MAX_LENGTH),
+            precision: settings.map_or(Precision::F32, |model| model.precision),
+            device: settings.map_or(Device::Auto, |model| model.device),
+        },
+        slices: slices?,
+        resamples: resamples?,
+        level: level?,
+        seed: seed? as u64,
+        output: output?,
+    })
+}
+
+/// The place of a folder.
+fn folder(item: &Item<'_>) -> Read<Location> {
+    let location = item.location()?;
+    let is_file =
+        location.path.extension().is_some_and(|extension| ["json", "parquet", "csv"].iter().any(|e| extension == *e));
+    if is_file {
+        let problem = Problem::new(format!("`{}` is `{location}`, which looks like a file", item.path), "not a folder");
+        return Err(
+            item.refuse(problem.help("name a folder: evaluation.json and mistakes.parquet are written into it"))
+        );
+    }
+    Ok(location)
+}

@@ -1,0 +1,262 @@
+//! The stage that measures: labelled rows scored as a run would score them, compared with what people said.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arrow::array::{RecordBatch, StringViewArray};
+use arrow::compute::concat_batches;
+use serde_json::{Value, json};
+
+use super::mistakes::{self, Judged};
+use super::rows::{Columns, Selection};
+use super::{folder_of, missing_model, model_name, pool, readable, scorer_options};
+use crate::config::{Evaluate, Pipeline};
+use crate::error::Error;
+use crate::model::{Model, Problem};
+use crate::predict::Models;
+use crate::progress::{Progress, Style, grouped};
+use crate::report::{EvaluationReport, evaluation_lines};
+use crate::scorer::{Prediction, Rejection, Scorer, TextColumn, Window};
+use crate::session;
+use crate::sink::{AtomicFolder, SinkError};
+use crate::train::bootstrap::Bootstrap;
+use crate::train::evaluation::Evaluation;
+use crate::train::finetune::Row;
+use crate::train::labels::{Labels, Targets};
+use crate::train::metrics::{Classes, DEFAULT_BINS, MetricError, Sample, Sets, Values};
+use crate::train::task::Task;
+
+const SECTION: &str = "evaluate";
+
+/// What an evaluation says about itself, in its folder.
+const REPORT: &str = "evaluation.json";
+
+/// Measures until it is done or `stop` is; the folder of the report is there whole, or as it was.
+pub(super) async fn evaluate(
+    pipeline: &Pipeline,
+    stage: &Evaluate,
+    variables: &BTreeMap<String, String>,
+    style: Style,
+    stop: &mut (impl Future<Output = ()> + Unpin),
+) -> Result<EvaluationReport, Error> {
+    let work = Work { pipeline, settings: stage, variables, style };
+    tokio::select! {
+        biased;
+        () = &mut *stop => Err(Error::Interrupted {
+            after: "while evaluating".into(),
+            kept: format!("{} is as it was before", readable(&stage.output.path).display()),
+        }),
+        done = work.run() => done,
+    }
+}
+
+struct Work<'a> {
+    pipeline: &'a Pipeline,
+    settings: &'a Evaluate,
+    variables: &'a BTreeMap<String, String>,
+    style: Style,
+}
+
+impl Work<'_> {
+    async fn run(&self) -> Result<EvaluationReport, Error> {
+        let (pipeline, stage, began) = (self.pipeline, self.settings, Instant::now());
+        self.check_output()?;
+        if let Some(error) = missing_model(&stage.model) {
+            return Err(error);
+        }
+        let models = Models::new(pool(pipeline.run.threads)?, folder_of(&pipeline.path));
+        let models = Arc::new(models.with_options(scorer_options(&stage.model, pipeline)));
+        // One partition keeps the rows in the order of the files; the cores belong to the model.
+        let context = session::open(&pipeline.tables, Arc::clone(&models), pipeline.run.window, 1);
+        let context = context.await.map_err(Error::Tables)?;
+        let selection = Selection { pipeline, context: &context, section: SECTION, variables: self.variables };
+        let table = self.read(&selection).await?;
+        let columns = self.columns();
+        let rows = selection.labelled(&table, &columns)?;
+        let slices = stage.slices.iter().map(|column| Ok((column.clone(), selection.values(&table, column)?)));
+        let slices: Vec<(String, Vec<Option<String>>)> = slices.collect::<Result<_, Error>>()?;
+
+        let scorer = models.get(&model_name(&stage.model)).await?;
+        let refused = |problem: String| selection.refused(format!("[{SECTION}]: {problem}"));
+        let (task, labels, gold) = self.gold(scorer.model(), &rows).map_err(refused)?;
+        let predictions = self.score(&scorer, &rows).await?;
+        let predictions = predictions.into_iter().zip(&rows).map(|(outcome, row)| {
+            outcome.map_err(|rejection| {
+                refused(format!("row {} cannot be scored: {rejection}; leave it out in the query", row.id.join(", ")))
+            })
+        });
+        let predictions = predictions.collect::<Result<Vec<Prediction>, Error>>()?;
+        let judged = Judged { table, labels, gold, predictions };
+
+        let bootstrap =
+            Bootstrap::try_new(stage.resamples, stage.level, stage.seed).map_err(|e| refused(e.to_string()))?;
+        let measured = tokio::task::spawn_blocking(move || {
+            let result = measure(&judged, &bootstrap, &slices);
+            (judged, result)
+        });
+        let (judged, measured) =
+            measured.await.map_err(|e| Error::Io { context: "measuring".into(), error: std::io::Error::other(e) })?;
+        let (evaluation, raw) = measured.map_err(|e| refused(e.to_string()))?;
+        let mistakes = mistakes::table(&judged, &scorer.model().config)
+            .map_err(|e| Error::sql("the table of mistakes", &e.into(), None))?;
+        let json = self.report(&scorer, task, &judged.labels, &evaluation, raw.as_ref(), mistakes.num_rows());
+        self.publish(&json, &mistakes, &scorer).map_err(|e| self.unwritable(e))?;
+        let mut lines = evaluation_lines(&evaluation, judged.labels.names());
+        if let (Some(calibration), Some(raw)) = (&scorer.model().calibration, &raw) {
+            lines.push(format!("calibrated: {calibration}; without: {}", raw.metrics));
+        }
+        let listed = if judged.labels.problem() == Problem::Regression { "rows by their error" } else { "mistakes" };
+        lines.push(format!("{} {listed} in {}", grouped(mistakes.num_rows() as u64), mistakes::FILE));
+        Ok(EvaluationReport { folder: readable(&stage.output.path), lines, elapsed: began.elapsed(), json })
+    }
+
+    fn columns(&self) -> Columns<'_> {
+        let stage = self.settings;
+        Columns { id: stage.id.as_deref().unwrap_or(&stage.text), text: &stage.text, label: &stage.label }
+    }
+
+    /// A folder that is no evaluation is not replaced.
+    fn check_output(&self) -> Result<(), Error> {
+        let path = &self.settings.output.path;
+        let is_empty = || path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+        if !path.exists() || path.join(REPORT).exists() || is_empty() {
+            return Ok(());
+        }
+        Err(Error::Usage(format!(
+            "{}: evaluate.output: {} is there and is not the folder of an evaluation, which would replace it; name a \
+             folder that is not there yet",
+            self.pipeline.path.display(),
+            path.display()
+        )))
+    }
+
+    async fn read(&self, selection: &Selection<'_>) -> Result<RecordBatch, Error> {
+        let columns = self.columns();
+        let mut names = columns.names();
+        names.extend(self.settings.slices.iter().map(String::as_str));
+        let batches = selection.read(&self.settings.query, &names).await?;
+        let Some(first) = batches.iter().find(|batch| batch.num_rows() > 0) else {
+            return Err(selection.refused(format!("the query of [{SECTION}] gives no rows to measure on")));
+        };
+        let schema = first.schema();
+        if let Some(taken) = schema.fields().iter().find(|field| mistakes::ADDED.contains(&field.name().as_str())) {
+            return Err(selection.refused(format!(
+                "column `{0}` of the query of [{SECTION}] is one that {1} gets; rename it in SQL, for example `{0} AS \
+                 source_{0}`",
+                taken.name(),
+                mistakes::FILE
+            )));
+        }
+        concat_batches(&schema, &batches).map_err(|e| Error::sql("the rows to measure on", &e.into(), None))
+    }
+
+    /// What the labels of the rows mean to the model.
+    fn gold(&self, model: &Model, rows: &[Row]) -> Result<(Task, Labels, Targets), String> {
+        let problem = model.config.problem;
+        let task = self.settings.task.unwrap_or(match problem {
+            Problem::SingleLabel => Task::Classification,
+            Problem::MultiLabel => Task::Multilabel,
+            Problem::Regression => Task::Regression,
+        });
+        if task.problem() != problem {
+            return Err(format!("task {task} is a {}, and {} a {problem}", task.problem(), model.folder.display()));
+        }
+        let labels = Labels::given(task, model.config.labels.clone()).map_err(|e| e.to_string())?;
+        let gold: Vec<_> = rows.iter().map(|row| row.label.clone()).collect();
+        let gold = labels.targets(&gold).map_err(|e| e.to_string())?;
+        Ok((task, labels, gold))
+    }
+
+    async fn score(&self, scorer: &Scorer, rows: &[Row]) -> Result<Vec<Result<Prediction, Rejection>>, Error> {
+        let _progress = Progress::start(self.style, scorer, rows.len() as u64);
+        let column =
+            |name: usize, values: StringViewArray| TextColumn { name: self.settings.text[name].clone(), values };
+        let mut predictions = Vec::with_capacity(rows.len());
+        for window in rows.chunks(self.pipeline.run.window) {
+            let text = window.iter().map(|row| Some(row.text.as_str())).collect();
+            let is_pair = self.settings.text.len() > 1;
+            let pair = is_pair.then(|| column(1, window.iter().map(|row| row.text_pair.as_deref()).collect()));
+            predictions.append(&mut scorer.score(Window::new(column(0, text), pair)).await?);
+        }
+        Ok(predictions)
+    }
+
+    /// What `evaluation.json` says.
+    fn report(
+        &self,
+        scorer: &Scorer,
+        task: Task,
+        labels: &Labels,
+        evaluation: &Evaluation,
+        raw: Option<&Evaluation>,
+        mistakes: usize,
+    ) -> Value {
+        let model = scorer.model();
+        let mut json = evaluation.to_json(labels.names());
+        json["couplet"] = env!("CARGO_PKG_VERSION").into();
+        json["pipeline"] = self.pipeline.name.clone().into();
+        json["model"] = json!({
+            "uri": readable(&self.settings.model.location.path),
+            "fingerprint": model.fingerprint.as_str(),
+            "precision": scorer.precision().to_string(),
+            "max_length": scorer.max_length(),
+        });
+        json["task"] = task.name().into();
+        json["labels"] = labels.names().into();
+        json["bootstrap"] = json!({ "resamples": self.settings.resamples, "seed": self.settings.seed });
+        json["calibration"] = model.calibration.as_ref().map(crate::model::Calibration::to_json).into();
+        json["uncalibrated"] = raw.map(|raw| raw.to_json(labels.names())).into();
+        json["mistakes"] = mistakes.into();
+        json
+    }
+
+    fn publish(&self, json: &Value, mistakes: &RecordBatch, scorer: &Scorer) -> std::io::Result<()> {
+        let folder = AtomicFolder::create(&self.settings.output.path)?;
+        crate::model::write_json(&folder.path().join(REPORT), json)?;
+        mistakes::write(&folder.path().join(mistakes::FILE), mistakes, scorer.model())
+            .map_err(|SinkError { problem, .. }| std::io::Error::other(problem))?;
+        folder.publish()
+    }
+
+    fn unwritable(&self, error: std::io::Error) -> Error {
+        Error::Io { context: format!("cannot write {}", self.settings.output.path.display()), error }
+    }
+}
+
+/// Measures the predictions; and, where they are calibrated, those without the calibration.
+fn measure(
+    judged: &Judged,
+    bootstrap: &Bootstrap,
+    slices: &[(String, Vec<Option<String>>)],
+) -> Result<(Evaluation, Option<Evaluation>), MetricError> {
+    let slices: Vec<_> = slices
+        .iter()
+        .map(|(name, values)| (name.as_str(), values.iter().map(Option::as_deref).collect::<Vec<_>>()))
+        .collect();
+    let evaluation = Evaluation::of(&sample(judged, |p| &p.probabilities, true)?, Some(bootstrap), &slices)?;
+    if judged.predictions.iter().all(|prediction| prediction.raw.is_empty()) {
+        return Ok((evaluation, None));
+    }
+    Ok((evaluation, Some(Evaluation::of(&sample(judged, |p| &p.raw, false)?, None, &[])?)))
+}
+
+/// The predictions as the metrics take them; `decided`: with their labels rather than the most probable ones.
+fn sample(judged: &Judged, of: fn(&Prediction) -> &[f32], decided: bool) -> Result<Sample, MetricError> {
+    let Judged { labels, gold, predictions, .. } = judged;
+    let width = labels.names().len();
+    let probabilities = || predictions.iter().flat_map(of).map(|p| f64::from(*p)).collect();
+    Ok(match gold {
+        Targets::Classes(gold) => {
+            let label = |prediction: &Prediction| prediction.label.unwrap_or(0) as u32;
+            let predicted = decided.then(|| predictions.iter().map(label).collect());
+            Sample::Classes(Classes::new(width, gold.clone(), probabilities(), predicted, DEFAULT_BINS)?)
+        }
+        Targets::Sets(gold) => Sample::Sets(Sets::new(width, gold.clone(), &probabilities())?),
+        Targets::Values(gold) => Sample::Values(Values::new(
+            gold.iter().map(|value| f64::from(*value)).collect(),
+            predictions.iter().map(|prediction| f64::from(prediction.score)).collect(),
+        )?),
+    })
+}

@@ -1,0 +1,210 @@
+//! One panel of a chart: axes, curves, and what they are called.
+
+use plotters::coord::Shift;
+use plotters::prelude::{
+    ChartBuilder, Circle, DrawingArea, DrawingBackend, LineSeries, PathElement, SeriesLabelPosition,
+};
+use plotters::style::{Color, FontDesc, FontFamily, FontStyle, RGBColor, ShapeStyle};
+
+use super::{BACKGROUND, Drawn, FAINT, GRID, INK};
+
+/// How the points of a series are shown.
+pub(super) enum Look {
+    /// As a line.
+    Line,
+    /// As a line that others are drawn over.
+    Faint,
+    /// As a line with a mark at each point.
+    Marked,
+    /// As marks whose areas are the numbers of rows behind them, joined by a faint line.
+    Sized(Vec<f64>),
+}
+
+/// Points that belong together.
+pub(super) struct Series {
+    name: String,
+    colour: RGBColor,
+    look: Look,
+    points: Vec<(f64, f64)>,
+}
+
+impl Series {
+    pub(super) fn new(name: &str, colour: RGBColor, look: Look, points: Vec<(f64, f64)>) -> Self {
+        let points = points.into_iter().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
+        Self { name: name.to_owned(), colour, look, points }
+    }
+}
+
+/// Axes with some series.
+pub(super) struct Panel {
+    title: String,
+    x: String,
+    y: String,
+    series: Vec<Series>,
+    above_zero: bool,
+    whole_x: bool,
+    diagonal: bool,
+}
+
+impl Panel {
+    pub(super) fn new(title: &str, x: &str, y: &str) -> Self {
+        Self {
+            title: title.to_owned(),
+            x: x.to_owned(),
+            y: y.to_owned(),
+            series: Vec::new(),
+            above_zero: false,
+            whole_x: false,
+            diagonal: false,
+        }
+    }
+
+    pub(super) fn with(mut self, series: Vec<Series>) -> Self {
+        self.series = series;
+        self
+    }
+
+    /// Lets the vertical axis begin at 0.
+    pub(super) fn above_zero(mut self) -> Self {
+        self.above_zero = true;
+        self
+    }
+
+    /// Names whole numbers only on the horizontal axis.
+    pub(super) fn whole_x(mut self) -> Self {
+        self.whole_x = true;
+        self
+    }
+
+    /// Draws shares of 1 on both axes, and the line where they are equal.
+    pub(super) fn diagonal(mut self) -> Self {
+        self.diagonal = true;
+        self
+    }
+
+    /// The ends of both axes: around all points, and never of no length.
+    fn ranges(&self) -> ((f64, f64), (f64, f64)) {
+        let ends = |value: fn(&(f64, f64)) -> f64| {
+            let values = self.series.iter().flat_map(|series| &series.points).map(value);
+            values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)))
+        };
+        let (x, y) = (ends(|point| point.0), ends(|point| point.1));
+        if self.diagonal {
+            return (((x.0 - 0.05).clamp(0.0, 0.9), 1.0), (0.0, 1.0));
+        }
+        let wide = |(low, high): (f64, f64), margin: f64| {
+            if low > high {
+                return (0.0, 1.0);
+            }
+            let space = if high > low { margin * (high - low) } else { (0.1 * high.abs()).max(0.5 * margin) };
+            (low - space, high + space)
+        };
+        let (x, y) = (wide(x, if self.whole_x { 0.12 } else { 0.02 }), wide(y, 0.1));
+        (x, if self.above_zero { (0.0, y.1.max(f64::MIN_POSITIVE)) } else { y })
+    }
+
+    pub(super) fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Drawn<B::ErrorType> {
+        let ((left, right), (bottom, top)) = self.ranges();
+        let font = |size: u32, style: FontStyle| FontDesc::new(FontFamily::SansSerif, f64::from(size), style);
+        let text = |size: u32, colour: &RGBColor| font(size, FontStyle::Normal).color(colour);
+        let mut chart = ChartBuilder::on(area)
+            .caption(&self.title, font(16, FontStyle::Bold).color(&INK))
+            .margin(14)
+            .margin_right(24)
+            .x_label_area_size(44)
+            .y_label_area_size(66)
+            .build_cartesian_2d(left..right, bottom..top)?;
+        let whole_x = self.whole_x;
+        let x_label = move |x: &f64| if whole_x && x.fract().abs() > 1e-9 { String::new() } else { number(*x) };
+        chart
+            .configure_mesh()
+            .x_labels(8)
+            .y_labels(6)
+            .bold_line_style(GRID)
+            .light_line_style(BACKGROUND)
+            .axis_style(FAINT)
+            .label_style(text(12, &FAINT))
+            .axis_desc_style(text(13, &INK))
+            .x_label_formatter(&x_label)
+            .y_label_formatter(&|y| number(*y))
+            .x_desc(&self.x)
+            .y_desc(&self.y)
+            .draw()?;
+        if self.diagonal {
+            let ends = [(left, left), (right, right)];
+            chart.draw_series(LineSeries::new(ends, FAINT.mix(0.6).stroke_width(1)))?;
+        }
+        for series in &self.series {
+            let colour = series.colour;
+            let points = || series.points.iter().copied();
+            let line = |opacity: f64, width: u32| -> ShapeStyle { colour.mix(opacity).stroke_width(width) };
+            let style = match series.look {
+                Look::Line | Look::Marked => line(1.0, 2),
+                Look::Faint => line(0.3, 1),
+                Look::Sized(_) => line(0.4, 1),
+            };
+            let drawn = chart.draw_series(LineSeries::new(points(), style))?;
+            if !series.points.is_empty() && self.series.len() > 1 || self.diagonal {
+                let key = style.stroke_width.max(2);
+                drawn.label(&series.name).legend(move |(x, y)| {
+                    PathElement::new(vec![(x, y), (x + 18, y)], ShapeStyle { stroke_width: key, ..style })
+                });
+            }
+            match &series.look {
+                Look::Line | Look::Faint => {}
+                Look::Marked => {
+                    chart.draw_series(points().map(|point| Circle::new(point, 4, colour.filled())))?;
+                }
+                Look::Sized(counts) => {
+                    let all: f64 = counts.iter().sum();
+                    let radius = |rows: f64| (3.0 + 13.0 * (rows / all.max(1.0)).sqrt()) as i32;
+                    let marks = points()
+                        .zip(counts)
+                        .map(|(point, rows)| Circle::new(point, radius(*rows), colour.mix(0.55).filled()));
+                    chart.draw_series(marks)?;
+                }
+            }
+        }
+        if self.series.len() > 1 || self.diagonal {
+            let place = if self.diagonal { SeriesLabelPosition::UpperLeft } else { SeriesLabelPosition::UpperRight };
+            chart
+                .configure_series_labels()
+                .position(place)
+                .margin(8)
+                .background_style(BACKGROUND.mix(0.85))
+                .border_style(GRID)
+                .label_font(text(12, &INK))
+                .draw()?;
+        }
+        Ok(())
+    }
+}
+
+/// A number as short as it can be: `0.85`, `1,200`, `3e-5`.
+fn number(x: f64) -> String {
+    let size = x.abs();
+    if size < 1e-12 {
+        return "0".into();
+    }
+    if size < 1e-3 {
+        let text = format!("{x:.1e}");
+        return text.replace(".0e", "e");
+    }
+    if size >= 1000.0 {
+        let sign = if x < 0.0 { "-" } else { "" };
+        return format!("{sign}{}", crate::progress::grouped(size.round() as u64));
+    }
+    let text = format!("{x:.3}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_on_axes_are_short() {
+        let shown = [0.0, 0.85, 1.0, -0.25, 3e-5, 2.5e-5, 1200.0, 100.0].map(number);
+        assert_eq!(shown, ["0", "0.85", "1", "-0.25", "3e-5", "2.5e-5", "1,200", "100"]);
+    }
+}

@@ -1,0 +1,172 @@
+//! The end of a job: the best weights are measured, calibrated, and put in their place if they may.
+
+use candle_core::Device;
+use serde_json::{Map, Value, json};
+
+use super::lesson::{Labelled, calibrated_sample, sample};
+use super::{Calibrate, Job, Promotion, Report};
+use crate::model::{CALIBRATION_FILE, ModelConfig};
+use crate::train::calibration::Calibration;
+use crate::train::chart;
+use crate::train::course::{CHART, Event, JobError, Learned, Publication, REPORT, Watch, base_config, remove_model};
+use crate::train::evaluation::Evaluation;
+use crate::train::labels::{Labels, Targets};
+use crate::train::{Objective, Trainer};
+
+/// What the validation rows say of a model.
+#[derive(Default)]
+pub(super) struct Judgement {
+    /// Of the model as it is.
+    pub(super) evaluation: Option<Evaluation>,
+    pub(super) calibration: Option<Calibration>,
+    /// Of the model with its calibration.
+    pub(super) calibrated: Option<Evaluation>,
+}
+
+impl Judgement {
+    /// What `training.json` says of it.
+    pub(super) fn entries(&self, labels: &[String]) -> [(&'static str, Value); 3] {
+        let json =
+            |evaluation: &Option<Evaluation>| evaluation.as_ref().map(|measured| measured.to_json(labels)).into();
+        [
+            ("evaluation", json(&self.evaluation)),
+            ("calibration", self.calibration.as_ref().map(Calibration::to_json).into()),
+            ("calibrated", json(&self.calibrated)),
+        ]
+    }
+}
+
+impl Job {
+    /// Measures and calibrates the best weights, and puts them in their place if they may.
+    pub(super) fn finish(
+        &self,
+        lesson: &Labelled,
+        mut learned: Learned,
+        truncated: usize,
+        watch: &mut Watch,
+    ) -> Result<Report, JobError> {
+        let config = self.config(&lesson.labels)?;
+        if learned.last_is_another() {
+            let note = json!({ "epoch": learned.progress.epochs().len(), "best": self.output });
+            let documents = vec![(REPORT, note)];
+            let publication = Publication { config: config.clone(), tokenizer: &self.base, documents, chart: None };
+            publication.publish(&learned.trainer, &self.last())?;
+        } else {
+            remove_model(&self.last())?;
+        }
+        learned.take_best()?;
+        let judgement = self.judge(lesson, &learned.trainer)?;
+        let metrics = judgement.evaluation.as_ref().map(|evaluation| &evaluation.metrics);
+        let verdict = self.promote_if.as_ref().zip(metrics).map(|(condition, metrics)| condition.evaluate(metrics));
+        let promotion = match verdict {
+            Some(verdict) if !verdict.holds => Promotion::Rejected { candidate: self.candidate(), verdict },
+            _ => Promotion::Published,
+        };
+        let json = self.report(lesson, &learned, &judgement, &promotion, truncated);
+        let publication = self.publication(config, &judgement, &json);
+        match &promotion {
+            Promotion::Published => {
+                publication.publish(&learned.trainer, &self.output)?;
+                remove_model(&self.candidate())?;
+                watch.emit(&Event::Published { folder: &self.output });
+            }
+            Promotion::Rejected { candidate, verdict } => {
+                publication.publish(&learned.trainer, candidate)?;
+                watch.emit(&Event::Rejected { candidate, verdict: &verdict.to_string() });
+            }
+        }
+        learned.discard_state()?;
+        Ok(said(promotion, true, judgement, &lesson.labels, json))
+    }
+
+    /// Fits the calibration of the model that is in its place anew; its weights stay as they are.
+    pub(super) fn calibrate_again(
+        &self,
+        lesson: &Labelled,
+        objective: Objective,
+        mut json: Value,
+        device: &Device,
+        watch: &mut Watch,
+    ) -> Result<Report, JobError> {
+        let options = self.hyper.options(self.training.len());
+        let trainer = Trainer::from_checkpoint(&self.output, objective, options, device)?;
+        let judgement = self.judge(lesson, &trainer)?;
+        json["settings"]["calibrate"] = self.calibrate.to_json();
+        for (key, value) in judgement.entries(lesson.labels.names()) {
+            json[key] = value;
+        }
+        self.publication(self.config(&lesson.labels)?, &judgement, &json).publish(&trainer, &self.output)?;
+        watch.emit(&Event::Published { folder: &self.output });
+        Ok(said(Promotion::Published, false, judgement, &lesson.labels, json))
+    }
+
+    fn publication(&self, config: Map<String, Value>, judgement: &Judgement, json: &Value) -> Publication<'_> {
+        let calibration = judgement.calibration.as_ref().map(|calibration| (CALIBRATION_FILE, calibration.to_json()));
+        let documents = std::iter::once((REPORT, json.clone())).chain(calibration).collect();
+        Publication {
+            config,
+            tokenizer: &self.base,
+            documents,
+            chart: chart::of_training(json).map(|chart| (CHART, chart)),
+        }
+    }
+
+    /// Measures on the validation rows, and fits on them what is to be fitted.
+    fn judge(&self, lesson: &Labelled, trainer: &Trainer) -> Result<Judgement, JobError> {
+        if self.validation.is_empty() {
+            return Ok(Judgement::default());
+        }
+        let logits = trainer.logits(&lesson.validation)?.concat();
+        let evaluation = Evaluation::of(&sample(&lesson.labels, &lesson.gold, &logits)?, None, &[])?;
+        let calibration = self.fit(&lesson.labels, &lesson.gold, &logits)?;
+        let calibrated = match &calibration {
+            None => None,
+            Some(calibration) => {
+                let sample = calibrated_sample(&lesson.labels, &lesson.gold, &logits, &calibration.applied())?;
+                Some(Evaluation::of(&sample, None, &[])?)
+            }
+        };
+        Ok(Judgement { evaluation: Some(evaluation), calibration, calibrated })
+    }
+
+    fn fit(&self, labels: &Labels, gold: &Targets, logits: &[f32]) -> Result<Option<Calibration>, JobError> {
+        let objective = match self.calibrate {
+            Calibrate::Nothing => return Ok(None),
+            Calibrate::Temperature => None,
+            Calibrate::Threshold(objective) => Some(objective),
+        };
+        let count = labels.names().len();
+        Ok(match gold {
+            Targets::Classes(gold) => Some(Calibration::fit(count, logits, gold, objective)?),
+            Targets::Sets(gold) => Some(Calibration::fit_sets(count, logits, gold)?),
+            Targets::Values(_) => None,
+        })
+    }
+
+    /// `config.json` of the model.
+    fn config(&self, labels: &Labels) -> Result<Map<String, Value>, JobError> {
+        let architecture = ModelConfig::load(&self.base.join("config.json"))?.architecture;
+        let mut config = base_config(&self.base.join("config.json"))?;
+        config.insert("architectures".into(), json!([architecture.class_name()]));
+        config.extend(labels.config_keys());
+        config.insert("num_labels".into(), json!(labels.names().len().max(1)));
+        config.insert("finetuning_task".into(), self.task.name().into());
+        Ok(config)
+    }
+}
+
+/// What came of the job.
+fn said(promotion: Promotion, trained: bool, judgement: Judgement, labels: &Labels, json: Value) -> Report {
+    let number = |key: &str| json[key].as_u64().unwrap_or(0);
+    Report {
+        promotion,
+        trained,
+        epoch: number("epoch"),
+        steps: number("steps"),
+        evaluation: judgement.evaluation,
+        calibration: judgement.calibration,
+        calibrated: judgement.calibrated,
+        labels: labels.names().to_vec(),
+        json,
+    }
+}

@@ -1,0 +1,115 @@
+//! What a job's settings and labels mean together, and the hash by which a job is known again.
+
+use super::{Calibrate, Job, Row};
+use crate::model::Problem;
+use crate::train::Objective;
+use crate::train::course::{JobError, Key};
+use crate::train::labels::{Labels, Targets};
+use crate::train::metrics::{Metric, measured};
+use crate::train::promotion::Condition;
+use crate::train::sampling::ClassWeights;
+
+impl Job {
+    pub(super) fn read_labels(&self) -> Result<(Labels, Targets, Targets), JobError> {
+        if self.training.is_empty() {
+            return Err(JobError::NoRows { what: "training" });
+        }
+        let column = |rows: &[Row]| rows.iter().map(|row| row.label.clone()).collect::<Vec<_>>();
+        let (training, validation) = (column(&self.training), column(&self.validation));
+        let wrong = |what| move |source| JobError::Labels { what, source };
+        let labels = match &self.labels {
+            Some(names) => Labels::given(self.task, names.clone()),
+            None => Labels::learn(self.task, &training),
+        };
+        let labels = labels.map_err(wrong("training"))?;
+        let targets = labels.targets(&training).map_err(wrong("training"))?;
+        let gold = labels.targets(&validation).map_err(wrong("validation"))?;
+        Ok((labels, targets, gold))
+    }
+
+    /// Checks what depends on the labels, and returns the metric that decides.
+    pub(super) fn check(&self, labels: &Labels) -> Result<Metric, JobError> {
+        let error = |setting, expected: &str, found: String| {
+            Err(JobError::Setting { setting, expected: expected.to_owned(), found })
+        };
+        let needs_validation = [
+            ("promote_if", self.promote_if.is_some()),
+            ("calibrate", self.calibrate != Calibrate::Nothing),
+            ("patience", self.hyper.patience.is_some()),
+            ("metric", self.metric.is_some()),
+        ];
+        if let Some((setting, _)) = needs_validation.iter().find(|(_, set)| *set && self.validation.is_empty()) {
+            return error(setting, "validation rows to measure on", "none".into());
+        }
+        let (problem, count) = (labels.problem(), labels.names().len());
+        if problem != Problem::SingleLabel && self.label_smoothing != 0.0 {
+            return error("label_smoothing", &format!("0 for a {problem}"), self.label_smoothing.to_string());
+        }
+        if problem != Problem::SingleLabel && self.class_weights != ClassWeights::Equal {
+            return error("class_weights", &format!("none for a {problem}"), format!("{:?}", self.class_weights));
+        }
+        match self.calibrate {
+            Calibrate::Temperature | Calibrate::Threshold(_) if problem == Problem::Regression => {
+                return error("calibrate", "nothing for a regression, which has no probabilities", "it".into());
+            }
+            Calibrate::Threshold(objective) if problem != Problem::SingleLabel || count != 2 => {
+                return error(
+                    "calibrate",
+                    "a threshold for two labels only",
+                    format!("{objective} for {count} labels"),
+                );
+            }
+            _ => {}
+        }
+        let known = measured(problem, Some(count));
+        let names = known.iter().map(|metric| metric.name()).collect::<Vec<_>>().join(", ");
+        let asked = self.promote_if.iter().flat_map(Condition::clauses).map(|clause| ("promote_if", clause.metric));
+        for (setting, metric) in asked.chain(self.metric.map(|metric| ("metric", metric))) {
+            if !known.contains(&metric) {
+                return error(setting, &format!("metrics that are measured here: {names}"), metric.to_string());
+            }
+        }
+        // GLUE's first metric of the task, and of those of a plain task the first that suits its labels.
+        Ok(self.metric.unwrap_or(self.task.metrics(count)[0]))
+    }
+
+    pub(super) fn objective(&self, labels: &Labels, targets: &Targets) -> Result<Objective, JobError> {
+        let count = labels.names().len();
+        Ok(match targets {
+            Targets::Values(_) => Objective::Regression,
+            Targets::Sets(_) => Objective::MultiLabel { labels: count },
+            Targets::Classes(classes) => {
+                let mut rows = vec![0; count];
+                for class in classes {
+                    rows[*class as usize] += 1;
+                }
+                let weights = self.class_weights.weights(labels.names(), &rows)?;
+                let weighted = self.class_weights != ClassWeights::Equal;
+                Objective::Classification {
+                    labels: count,
+                    class_weights: weighted.then(|| weights.iter().map(|weight| *weight as f32).collect()),
+                    label_smoothing: self.label_smoothing,
+                }
+            }
+        })
+    }
+
+    /// A hash of everything that the weights depend on. What happens to them afterwards is left out: a condition may
+    /// be changed while a training is under way.
+    pub(super) fn key(&self, labels: &Labels) -> Result<blake3::Hash, JobError> {
+        let mut key = Key::new("finetune");
+        key.files(&self.base)?;
+        key.text(self.task.name());
+        key.text(&format!("{:?}", labels.names()));
+        key.text(&format!("{:?} {} {:?} {:?}", self.hyper, self.label_smoothing, self.class_weights, self.metric));
+        for rows in [&self.training, &self.validation] {
+            key.number(rows.len() as u64);
+            for row in rows {
+                key.text(&row.text);
+                key.text(row.text_pair.as_deref().unwrap_or_default());
+                key.text(&format!("{} {:?}", row.text_pair.is_some(), row.label));
+            }
+        }
+        Ok(key.finish())
+    }
+}
