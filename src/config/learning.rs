@@ -58,7 +58,7 @@ pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
     let text = keys.optional("text", Item::names);
     let label = keys.or("label", "label".to_owned(), |item| Ok(item.words()?.to_owned()));
     let labels = keys.optional("labels", Item::names);
-    let label_smoothing = keys.or("label_smoothing", 0.0, |item| item.number(0.0, 1.0, false));
+    let label_smoothing = keys.or("label_smoothing", 0.0, |item| item.number(0.0, 1.0, true));
     let class_weights = keys.or("class_weights", ClassWeights::Equal, class_weights);
     let patience = keys.optional("patience", |item| item.integer(1..=usize::MAX));
     let known = task.as_ref().ok().map(|task| measured(task.problem(), Some(task.labels().len()).filter(|n| *n > 0)));
@@ -244,7 +244,7 @@ fn class_weights(item: &Item<'_>) -> Read<ClassWeights> {
     let entries = item.entries()?;
     let weights = entries.iter().map(|entry| {
         let label = entry.key.get_ref().to_string();
-        Ok((label, entry.number(0.0, f64::MAX, true)?))
+        Ok((label, entry.number(0.0, f64::MAX, false)?))
     });
     weights.collect::<Read<_>>().map(ClassWeights::Given)
 }

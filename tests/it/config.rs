@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 
 use couplet::config::{
     Compression, ConfigErrors, CsvOptions, DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Device, Location, ModelSettings,
-    Pipeline, Precision, Query, RunSettings, ScoreSettings, Scoring, Sink, Source, Table, TableFormat, parse,
+    Pipeline, Precision, Query, RunSettings, ScoreSettings, Scoring, Sink, Source, Start, Table, TableFormat, parse,
     table_from_uri,
 };
+use couplet::train::finetune::Calibrate;
+use couplet::train::sampling::ClassWeights;
+use couplet::train::task::Task;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/config");
 
@@ -89,6 +92,7 @@ fn a_full_file_means_what_it_says() {
         ],
         pretrain: None,
         finetune: None,
+        evaluate: None,
         scoring: Some(Scoring {
             source: Source {
                 query: Query::Sql(
@@ -126,6 +130,33 @@ fn a_minimal_file_gets_the_defaults() {
     assert_eq!(scoring.model.device, Device::Auto);
     assert_eq!(scoring.score, ScoreSettings { max_errors: 1.0 });
     assert_eq!(pipeline.run, RunSettings { threads: None, window: DEFAULT_WINDOW, batch_tokens: None });
+}
+
+#[test]
+fn what_an_evaluation_leaves_open_is_as_in_training() {
+    let pipeline = parse_as("learning", &fixture("valid_learning")).unwrap();
+    assert!(pipeline.scoring.is_none());
+    let at = |written: &str, path: &str| Location { written: written.to_owned(), path: PathBuf::from(path) };
+    let pretrain = pipeline.pretrain.unwrap();
+    let (config, tokenizer) =
+        (at("configs/tiny.json", "pipelines/configs/tiny.json"), at("models/base", "pipelines/models/base"));
+    assert_eq!(pretrain.start, Start::Random { config, tokenizer });
+    assert_eq!((pretrain.mask_probability, &pretrain.measure_at[..]), (0.5, &[0.15, 0.5][..]));
+    let finetune = pipeline.finetune.unwrap();
+    assert_eq!(finetune.text, ["premise", "hypothesis"]);
+    let weights = [("entailment", 2.0), ("neutral", 1.0), ("contradiction", 0.5)];
+    let weights = weights.map(|(label, weight)| (label.to_owned(), weight)).into();
+    assert_eq!(finetune.class_weights, ClassWeights::Given(weights));
+    assert_eq!(finetune.calibrate, Calibrate::Temperature);
+    let evaluate = pipeline.evaluate.unwrap();
+    assert_eq!((evaluate.task, &evaluate.text), (Some(Task::Mnli), &finetune.text));
+    assert_eq!((evaluate.id, &*evaluate.label), (Some(vec!["id".to_owned()]), "gold"));
+    assert_eq!(evaluate.model.location, at("models/{date}", "pipelines/models/2026-01-01"));
+    assert_eq!((evaluate.model.max_length, evaluate.model.precision), (64, Precision::F32));
+    assert_eq!(
+        (&evaluate.slices[..], evaluate.resamples, evaluate.level),
+        (&["genre".into(), "dt".into()][..], 1000, 0.95)
+    );
 }
 
 #[test]

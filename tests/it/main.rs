@@ -4,6 +4,7 @@
 
 mod checkpoints;
 mod config;
+mod evaluating;
 mod gradients;
 mod interrupt;
 mod jobs;

@@ -318,8 +318,8 @@ fn unknown_columns_are_named_with_their_likes() {
 #[test]
 fn fields_of_predictions_are_explained() {
     insta::assert_snapshot!(refusal("SELECT predict('MODEL', 'a').label", &[]), @"error: SQL: a field of a call is written with brackets: predict('model', text)['label'], not predict('model', text).label");
-    insta::assert_snapshot!(refusal("SELECT predict('MODEL', 'a')['lable']", &[]), @"error: SQL: there is no field 'lable'; a prediction has label, score, probabilities, truncated, error; did you mean ['label']?");
-    insta::assert_snapshot!(refusal("SELECT predict('MODEL', 'a')['xyz']", &[]), @"error: SQL: there is no field 'xyz'; a prediction has label, score, probabilities, truncated, error");
+    insta::assert_snapshot!(refusal("SELECT predict('MODEL', 'a')['lable']", &[]), @"error: SQL: there is no field 'lable'; a prediction has label, score, probabilities, truncated, error, raw_probabilities; did you mean ['label']?");
+    insta::assert_snapshot!(refusal("SELECT predict('MODEL', 'a')['xyz']", &[]), @"error: SQL: there is no field 'xyz'; a prediction has label, score, probabilities, truncated, error, raw_probabilities");
 }
 
 #[test]

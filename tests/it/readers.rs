@@ -88,6 +88,7 @@ fn duckdb_and_pyarrow_read_the_output_of_a_run() {
     model VARCHAR
     predicted_label VARCHAR
     probabilities FLOAT[]
+    raw_probabilities FLOAT[]
     score FLOAT
     sentence1 VARCHAR
     sentence2 VARCHAR
@@ -101,6 +102,7 @@ fn duckdb_and_pyarrow_read_the_output_of_a_run() {
     model string
     predicted_label string
     probabilities list<item: float not null>
+    raw_probabilities list<item: float not null>
     score float
     sentence1 string
     sentence2 string

@@ -38,6 +38,7 @@ fn the_quickstart_writes_the_columns_of_the_source_and_then_its_own() {
     probabilities List(non-null Float32)
     truncated Boolean
     error Utf8
+    raw_probabilities List(non-null Float32)
     model Utf8 NOT NULL
     ");
 }
@@ -268,15 +269,16 @@ fn all_of_mrpc_is_read_as_it_is_published() {
     let Some(corpus) = shared(name, "data/mrpc/msr_paraphrase_train.txt") else { return };
     // The pipeline writes beside itself.
     let job = Job::new("");
-    std::fs::copy(root().join("pipelines/mrpc.toml"), job.path("mrpc.toml")).unwrap();
-    let toml = std::fs::read_to_string(job.path("mrpc.toml")).unwrap();
-    std::fs::write(job.path("mrpc.toml"), toml.replace("../out/mrpc.parquet", "out/mrpc.parquet")).unwrap();
+    std::fs::copy(root().join("pipelines/score_mrpc.toml"), job.path("score_mrpc.toml")).unwrap();
+    let toml = std::fs::read_to_string(job.path("score_mrpc.toml")).unwrap();
+    std::fs::write(job.path("score_mrpc.toml"), toml.replace("../out/score_mrpc.parquet", "out/score_mrpc.parquet"))
+        .unwrap();
     let corpus = format!("corpus={}", corpus.display());
     let model = format!("model={}", golden("tiny-distilbert").display());
-    let printed = stdout_of(&mut job.couplet(&["run", "mrpc.toml", "--json", "--var", &corpus, "--var", &model]));
+    let printed = stdout_of(&mut job.couplet(&["run", "score_mrpc.toml", "--json", "--var", &corpus, "--var", &model]));
     let report: Value = serde_json::from_str(&printed).unwrap();
     assert_eq!((&report["rows"]["read"], &report["rows"]["rejected"]), (&json!(4076), &json!(0)));
-    let rows = rows_of(&job.path("out/mrpc.parquet"));
+    let rows = rows_of(&job.path("out/score_mrpc.parquet"));
     assert_eq!(rows.len(), 4076);
     assert_eq!(rows.iter().filter(|row| row["label"] == "paraphrase").count(), 2753);
     assert_eq!(rows[0]["id1"], 702_876);
