@@ -1,7 +1,7 @@
 //! Each operator on one thread, in operations a second: 1,024 tokens of a 6 x 384 encoder.
 
 use candle_core::{DType, Device, Tensor};
-use couplet::ops::{Kernels, LayerNorm, Linear, Precision, attention, feed_forward};
+use couplet::ops::{Attention, Kernels, LayerNorm, Linear, Precision, attention, feed_forward};
 use criterion::{BenchmarkId, Criterion, Throughput};
 
 const TOKENS: usize = 1024;
@@ -69,7 +69,15 @@ fn attend(criterion: &mut Criterion) {
         for (name, kernels) in [("f32", Kernels::for_device(&Device::Cpu)), ("candle", Kernels::Reference(DType::F32))]
         {
             group.bench_function(BenchmarkId::new(name, length), |bencher| {
-                bencher.iter(|| attention(&query, &key, &value, &cu_seqlens, &cu_seqlens, 12, kernels));
+                let of = Attention {
+                    query: &query,
+                    key: &key,
+                    value: &value,
+                    cu_queries: &cu_seqlens,
+                    cu_keys: &cu_seqlens,
+                    heads: 12,
+                };
+                bencher.iter(|| attention(&of, kernels));
             });
         }
     }

@@ -10,7 +10,7 @@ use super::config::{Architecture, ModelConfig};
 use super::error::LoadError;
 use super::source::{Source, load_linear, load_norm};
 use crate::ops::{
-    Embeddings, FirstTokenAttention, Kernels, LayerNorm, Linear, Noise, Parameter, Place, TableGradients,
+    Attention, Embeddings, FirstTokenAttention, Kernels, LayerNorm, Linear, Noise, Parameter, Place, TableGradients,
     attention_with_dropout, drop_elements, feed_forward, linear_many, select_rows,
 };
 
@@ -234,7 +234,8 @@ impl TransformerBlock {
     ) -> Result<Tensor> {
         let MultiHeadSelfAttention { n_heads, kernels, .. } = self.attention;
         let dropout = noise.and_then(|noise| noise.at(Place::Attention(self.index), cu_rows));
-        attention_with_dropout(q, k, v, cu_rows, cu_seqlens, n_heads, dropout, kernels)
+        let of = Attention { query: q, key: k, value: v, cu_queries: cu_rows, cu_keys: cu_seqlens, heads: n_heads };
+        attention_with_dropout(&of, dropout, kernels)
     }
 
     /// What follows attention, for rows `[Tq, D]`; the noise goes with their sequences' bounds.

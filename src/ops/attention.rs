@@ -6,24 +6,33 @@ use super::fast::{self, Isa};
 use super::linear::{Linear, linear_many};
 use super::{FastKernels, Kernels, read2, read3, reference, training};
 
-/// Softmax attention of each sequence's queries over its own keys and values, in `heads` heads.
+/// What attention is computed of.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a> {
+    /// `[Tq, D]`.
+    pub query: &'a Tensor,
+    /// `[T, D]`.
+    pub key: &'a Tensor,
+    /// `[T, D]`.
+    pub value: &'a Tensor,
+    /// The bounds of the sequences in the rows of the queries.
+    pub cu_queries: &'a [u32],
+    /// The same in the rows of the keys.
+    pub cu_keys: &'a [u32],
+    /// Heads, among which the columns are shared out.
+    pub heads: usize,
+}
+
+/// Softmax attention of each sequence's queries over its own keys and values, in several heads.
 ///
-/// **Shapes**: `query [Tq, D]`, `key` and `value` `[T, D]` → `[Tq, D]`; `cu_queries` and `cu_keys` bound
-/// the sequences in the rows of the queries and of the keys.
+/// **Shapes**: `query [Tq, D]`, `key` and `value` `[T, D]` → `[Tq, D]`.
 /// **Source**: Vaswani et al. 2017, section 3.2.
 ///
 /// # Errors
 /// Shapes that are not as above.
-pub fn attention(
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    cu_queries: &[u32],
-    cu_keys: &[u32],
-    heads: usize,
-    kernels: Kernels,
-) -> Result<Tensor> {
-    let (rows, dim) = check_attention(query, key, value, cu_queries, cu_keys, heads)?;
+pub fn attention(of: &Attention, kernels: Kernels) -> Result<Tensor> {
+    let (rows, dim) = of.check()?;
+    let Attention { query, key, value, cu_queries, cu_keys, heads } = *of;
     match kernels {
         Kernels::Fast(FastKernels { isa, .. }) => {
             let context = read3(query, key, value, |query, key, value| {
@@ -31,43 +40,35 @@ pub fn attention(
             })?;
             Tensor::from_vec(context, (rows, dim), &Device::Cpu)
         }
-        Kernels::Training(kernels) => {
-            training::attention([query, key, value], cu_queries, cu_keys, heads, None, kernels)
-        }
+        Kernels::Training(kernels) => training::attention(of, None, kernels),
         #[cfg(feature = "flash-attn")]
-        Kernels::Reference(_) if super::flash::suits(query, heads) => {
-            super::flash::attention(query, key, value, cu_queries, cu_keys, heads)
-        }
-        Kernels::Reference(_) => reference::attention(query, key, value, cu_queries, cu_keys, heads, None),
+        Kernels::Reference(_) if super::flash::suits(query, heads) => super::flash::attention(of),
+        Kernels::Reference(_) => reference::attention(of, None),
     }
 }
 
-/// Checks the shapes that attention has, and returns that of the queries.
-pub(super) fn check_attention(
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    cu_queries: &[u32],
-    cu_keys: &[u32],
-    heads: usize,
-) -> Result<(usize, usize)> {
-    let (rows, dim) = query.dims2()?;
-    let ends = (cu_queries.last().map(|t| *t as usize), cu_keys.last().map(|t| *t as usize));
-    let bounds_fit = cu_queries.len() == cu_keys.len() && cu_queries.is_sorted() && cu_keys.is_sorted();
-    if key.dims() != value.dims() || ends != (Some(rows), Some(key.dim(0)?)) || key.dim(1)? != dim || !bounds_fit {
-        candle_core::bail!(
-            "query {:?}, key {:?} and value {:?} do not fit {ends:?} tokens of {} and {} bounds",
-            query.dims(),
-            key.dims(),
-            value.dims(),
-            cu_queries.len(),
-            cu_keys.len()
-        );
+impl Attention<'_> {
+    /// Checks the shapes, and returns that of the queries.
+    pub(super) fn check(&self) -> Result<(usize, usize)> {
+        let Self { query, key, value, cu_queries, cu_keys, heads } = *self;
+        let (rows, dim) = query.dims2()?;
+        let ends = (cu_queries.last().map(|t| *t as usize), cu_keys.last().map(|t| *t as usize));
+        let bounds_fit = cu_queries.len() == cu_keys.len() && cu_queries.is_sorted() && cu_keys.is_sorted();
+        if key.dims() != value.dims() || ends != (Some(rows), Some(key.dim(0)?)) || key.dim(1)? != dim || !bounds_fit {
+            candle_core::bail!(
+                "query {:?}, key {:?} and value {:?} do not fit {ends:?} tokens of {} and {} bounds",
+                query.dims(),
+                key.dims(),
+                value.dims(),
+                cu_queries.len(),
+                cu_keys.len()
+            );
+        }
+        if heads == 0 || !dim.is_multiple_of(heads) {
+            candle_core::bail!("{dim} columns cannot be shared out among {heads} heads");
+        }
+        Ok((rows, dim))
     }
-    if heads == 0 || !dim.is_multiple_of(heads) {
-        candle_core::bail!("{dim} columns cannot be shared out among {heads} heads");
-    }
-    Ok((rows, dim))
 }
 
 /// Attention of one token of each sequence, straight from rows that are not projected to keys and values yet.
@@ -135,7 +136,9 @@ impl FirstTokenAttention {
                 let Projected { key, value, heads, kernels } = &**projected;
                 let one_each: Vec<u32> = (0..).take(cu_seqlens.len()).collect();
                 let [key, value] = linear_many(x, [key, value])?;
-                attention(query, &key, &value, &one_each, cu_seqlens, *heads, *kernels)
+                let (key, value, heads) = (&key, &value, *heads);
+                let of = Attention { query, key, value, cu_queries: &one_each, cu_keys: cu_seqlens, heads };
+                attention(&of, *kernels)
             }
         }
     }

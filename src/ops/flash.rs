@@ -2,6 +2,8 @@
 
 use candle_core::{DType, Result, Tensor};
 
+use super::attention::Attention;
+
 /// Largest width of a head that the kernel has been compiled for.
 const MAX_HEAD_DIM: usize = 256;
 
@@ -15,14 +17,8 @@ pub(super) fn suits(query: &Tensor, heads: usize) -> bool {
 }
 
 /// See [`super::attention()`] for the shapes.
-pub(super) fn attention(
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    cu_queries: &[u32],
-    cu_keys: &[u32],
-    heads: usize,
-) -> Result<Tensor> {
+pub(super) fn attention(of: &Attention) -> Result<Tensor> {
+    let Attention { query, key, value, cu_queries, cu_keys, heads } = *of;
     let (rows, dim) = query.dims2()?;
     let head_dim = dim / heads;
     let split = |x: &Tensor| x.reshape((x.dim(0)?, heads, head_dim));

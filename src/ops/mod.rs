@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Storage, Tensor};
 
-pub use attention::{FirstTokenAttention, attention};
+pub use attention::{Attention, FirstTokenAttention, attention};
 pub use embeddings::Embeddings;
 pub use linear::{Linear, feed_forward, linear_many};
 

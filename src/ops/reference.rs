@@ -4,6 +4,7 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
+use super::attention::Attention;
 use super::training::Dropout;
 
 /// `LayerNorm(x)` over the last dimension, written out because candle-nn's fused kernel has no gradient; weight and
@@ -26,15 +27,8 @@ fn softmax(x: &Tensor) -> Result<Tensor> {
 
 /// Attention over packed rows by way of a padded batch: see [`super::attention()`] for the shapes. Of the probabilities
 /// of each query, those that `dropout` says are dropped.
-pub(super) fn attention(
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    cu_queries: &[u32],
-    cu_keys: &[u32],
-    heads: usize,
-    dropout: Option<&Dropout>,
-) -> Result<Tensor> {
+pub(super) fn attention(of: &Attention, dropout: Option<&Dropout>) -> Result<Tensor> {
+    let Attention { query, key, value, cu_queries, cu_keys, heads } = *of;
     let device = query.device();
     let dim = query.dim(D::Minus1)?;
     let padded_queries = Padding::new(cu_queries);

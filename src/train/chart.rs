@@ -86,7 +86,9 @@ fn headline(json: &Value) -> (String, String) {
 }
 
 fn of_finetuning(json: &Value) -> Vec<Panel> {
-    let held_out = epochs(json, "log_loss", |epoch| epoch["step"].as_f64());
+    let is_value = !json["epochs"][0]["scores"]["mse"].is_null();
+    let (held_out, unit) = if is_value { ("mse", "squared error") } else { ("log_loss", "nats a row") };
+    let held_out = epochs(json, held_out, |epoch| epoch["step"].as_f64());
     let metric = json["settings"]["metric"].as_str().unwrap_or_default();
     let is_share = |name: &str| !["log_loss", "brier", "mse", "rmse", "mae"].contains(&name);
     let scores = json["epochs"][0]["scores"].as_object();
@@ -99,7 +101,7 @@ fn of_finetuning(json: &Value) -> Vec<Panel> {
         Series::new(name, colour, Look::Marked, epochs(json, name, |epoch| epoch["epoch"].as_f64()))
     });
     vec![
-        loss(json, vec![Series::new("held out, after each epoch", ORANGE, Look::Marked, held_out)]),
+        loss(json, unit, Series::new("held out", ORANGE, Look::Marked, held_out)),
         learning_rate(json),
         Panel::new("Held-out rows", "epoch", if is_share(metric) { "metric, up to 1" } else { metric })
             .with(measured.collect())
@@ -125,7 +127,7 @@ fn of_pretraining(json: &Value) -> Vec<Panel> {
     };
     let held_out = epochs(json, "loss", by_step);
     vec![
-        loss(json, vec![Series::new("held out", ORANGE, Look::Marked, held_out)]),
+        loss(json, "nats a hidden word", Series::new("held out", ORANGE, Look::Marked, held_out)),
         learning_rate(json),
         Panel::new("Perplexity of hidden words, held-out texts", "step", "perplexity").with(series("perplexity")),
         Panel::new("Hidden words that are right, held-out texts", "step", "share").with(series("masked_accuracy")),
@@ -133,7 +135,7 @@ fn of_pretraining(json: &Value) -> Vec<Panel> {
 }
 
 /// The loss of the steps, smoothed where they are many, and what was measured beside it.
-fn loss(json: &Value, others: Vec<Series>) -> Panel {
+fn loss(json: &Value, unit: &str, held_out: Series) -> Panel {
     let points = curve(json, "loss");
     let mut series = Vec::new();
     if points.len() >= SMOOTHED_FROM {
@@ -148,8 +150,10 @@ fn loss(json: &Value, others: Vec<Series>) -> Panel {
     } else {
         series.push(Series::new("training", BLUE, Look::Line, points));
     }
-    series.extend(others);
-    Panel::new("Loss", "step", "nats a row").with(series)
+    if !held_out.is_empty() {
+        series.push(held_out);
+    }
+    Panel::new("Loss", "step", unit).with(series)
 }
 
 fn learning_rate(json: &Value) -> Panel {

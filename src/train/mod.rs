@@ -15,6 +15,7 @@
 //! | [`slices`] | the same for each part of the rows |
 //! | [`evaluation`] | all of that in one report |
 //! | [`calibration`] | a temperature and a threshold from the validation rows, kept with the checkpoint |
+//! | `chart` | a training as a picture |
 //! | [`promotion`] | whether a new model may take the place of the old one |
 //!
 //! A [`Trainer`] owns the weights of an encoder with a head, and the optimizer's state. [`Trainer::step`] takes a

@@ -1,7 +1,9 @@
 //! The fused kernels against candle's operators, on shapes that no vector width divides.
 
 use candle_core::{D, DType, Device, Result, Tensor};
-use couplet::ops::{Embeddings, FirstTokenAttention, Kernels, LayerNorm, Linear, attention, feed_forward, linear_many};
+use couplet::ops::{
+    Attention, Embeddings, FirstTokenAttention, Kernels, LayerNorm, Linear, attention, feed_forward, linear_many,
+};
 
 use crate::support::skip;
 
@@ -192,7 +194,7 @@ impl Sequences {
 
     fn forward(&self, kernels: Kernels) -> Result<Tensor> {
         let Self { query, key, value, cu_queries, cu_keys, heads, .. } = self;
-        attention(query, key, value, cu_queries, cu_keys, *heads, kernels)
+        attention(&Attention { query, key, value, cu_queries, cu_keys, heads: *heads }, kernels)
     }
 
     /// One of the sequences as a batch of its own.
@@ -403,8 +405,9 @@ fn shapes_that_do_not_fit_a_layer_are_errors() {
 fn shapes_that_do_not_fit_attention_are_errors() {
     for kernels in both() {
         let (q, kv) = (random(1, &[4, 12]), random(2, &[6, 12]));
-        let attend =
-            |q: &Tensor, k: &Tensor, v: &Tensor, cu_q: &[u32], cu_k: &[u32]| attention(q, k, v, cu_q, cu_k, 3, kernels);
+        let attend = |query: &Tensor, key: &Tensor, value: &Tensor, cu_queries: &[u32], cu_keys: &[u32]| {
+            attention(&Attention { query, key, value, cu_queries, cu_keys, heads: 3 }, kernels)
+        };
         assert!(attend(&q, &kv, &kv, &[0, 2, 4], &[0, 1, 6]).is_ok());
         assert!(attend(&q, &kv, &random(3, &[7, 12]), &[0, 4], &[0, 6]).is_err(), "values of other rows");
         assert!(

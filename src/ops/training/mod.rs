@@ -24,7 +24,7 @@ pub(crate) use loss::softmax_rows;
 pub use parameter::Parameter;
 pub(crate) use parameter::{Gradient, PackedWeight};
 
-use super::attention::check_attention;
+use super::attention::Attention;
 use super::linear::Weights;
 use super::{FastKernels, Kernels, LayerNorm, Linear, reference};
 pub(crate) use tape::Tape;
@@ -137,14 +137,8 @@ pub(super) fn gather(tables: &[(&Tensor, &[u32], Arc<Gradient>)]) -> Result<Tens
 }
 
 /// [`super::attention()`] with probabilities dropped; shapes are checked.
-pub(super) fn attention(
-    [query, key, value]: [&Tensor; 3],
-    cu_queries: &[u32],
-    cu_keys: &[u32],
-    heads: usize,
-    dropout: Option<Dropout>,
-    kernels: FastKernels,
-) -> Result<Tensor> {
+pub(super) fn attention(of: &Attention, dropout: Option<Dropout>, kernels: FastKernels) -> Result<Tensor> {
+    let Attention { query, key, value, cu_queries, cu_keys, heads } = *of;
     let attention = operators::Attention {
         isa: kernels.isa,
         cu_queries: cu_queries.into(),
@@ -219,27 +213,15 @@ fn check_rows(x: &Tensor, dropout: &Dropout) -> Result<()> {
 ///
 /// # Errors
 /// As [`super::attention()`]; fused kernels without gradients.
-#[expect(clippy::too_many_arguments, reason = "those of attention, and the dropout")]
-pub(crate) fn attention_with_dropout(
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    cu_queries: &[u32],
-    cu_keys: &[u32],
-    heads: usize,
-    dropout: Option<Dropout>,
-    kernels: Kernels,
-) -> Result<Tensor> {
+pub(crate) fn attention_with_dropout(of: &Attention, dropout: Option<Dropout>, kernels: Kernels) -> Result<Tensor> {
     let Some(dropout) = dropout else {
-        return super::attention(query, key, value, cu_queries, cu_keys, heads, kernels);
+        return super::attention(of, kernels);
     };
-    check_attention(query, key, value, cu_queries, cu_keys, heads)?;
-    check_rows(query, &dropout)?;
+    of.check()?;
+    check_rows(of.query, &dropout)?;
     match kernels {
-        Kernels::Training(kernels) => {
-            attention([query, key, value], cu_queries, cu_keys, heads, Some(dropout), kernels)
-        }
-        Kernels::Reference(_) => reference::attention(query, key, value, cu_queries, cu_keys, heads, Some(&dropout)),
+        Kernels::Training(kernels) => attention(of, Some(dropout), kernels),
+        Kernels::Reference(_) => reference::attention(of, Some(&dropout)),
         Kernels::Fast(_) => candle_core::bail!("kernels without gradients drop nothing"),
     }
 }

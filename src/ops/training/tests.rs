@@ -209,6 +209,10 @@ fn small_operators() {
     }
 }
 
+fn of<'a>(x: &'a [Tensor], cu_queries: &'a [u32], cu_keys: &'a [u32], heads: usize) -> Attention<'a> {
+    Attention { query: &x[0], key: &x[1], value: &x[2], cu_queries, cu_keys, heads }
+}
+
 #[test]
 fn attention_of_sequences() {
     let bounds = |lengths: &[u32]| {
@@ -233,12 +237,11 @@ fn attention_of_sequences() {
             // Large enough that some keys weigh much more than others.
             let x = [tensor(1, &cu_queries, 4.0), tensor(2, &cu_keys, 2.0), tensor(3, &cu_keys, 1.0)];
             compare(&format!("{heads} heads of {dim}, queries {queries:?}"), &x, &[], |x, _, kernels| {
-                Ok(vec![attend(&x[0], &x[1], &x[2], &cu_queries, &cu_keys, heads, kernels)?])
+                Ok(vec![attend(&of(x, &cu_queries, &cu_keys, heads), kernels)?])
             });
             compare(&format!("{heads} heads of {dim}, queries {queries:?}, dropout"), &x, &[], |x, _, kernels| {
                 let dropout = dropout(Place::Attention(1), &cu_queries);
-                let context =
-                    attention_with_dropout(&x[0], &x[1], &x[2], &cu_queries, &cu_keys, heads, dropout, kernels)?;
+                let context = attention_with_dropout(&of(x, &cu_queries, &cu_keys, heads), dropout, kernels)?;
                 Ok(vec![context])
             });
         }

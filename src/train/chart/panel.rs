@@ -33,6 +33,10 @@ impl Series {
         let points = points.into_iter().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
         Self { name: name.to_owned(), colour, look, points }
     }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.points.is_empty()
+    }
 }
 
 /// Axes with some series.
@@ -99,7 +103,12 @@ impl Panel {
             let space = if high > low { margin * (high - low) } else { (0.1 * high.abs()).max(0.5 * margin) };
             (low - space, high + space)
         };
-        let (x, y) = (wide(x, if self.whole_x { 0.12 } else { 0.02 }), wide(y, 0.1));
+        let (x, mut y) = (wide(x, if self.whole_x { 0.12 } else { 0.02 }), wide(y, 0.1));
+        // The legend is at the upper right, and hides nothing there.
+        let hidden = |(px, py): &(f64, f64)| *px > x.0 + 0.55 * (x.1 - x.0) && *py > y.0 + 0.65 * (y.1 - y.0);
+        if self.series.len() > 1 && self.series.iter().flat_map(|series| &series.points).any(hidden) {
+            y.1 += 0.4 * (y.1 - y.0);
+        }
         (x, if self.above_zero { (0.0, y.1.max(f64::MIN_POSITIVE)) } else { y })
     }
 
@@ -145,10 +154,8 @@ impl Panel {
             };
             let drawn = chart.draw_series(LineSeries::new(points(), style))?;
             if !series.points.is_empty() && self.series.len() > 1 || self.diagonal {
-                let key = style.stroke_width.max(2);
-                drawn.label(&series.name).legend(move |(x, y)| {
-                    PathElement::new(vec![(x, y), (x + 18, y)], ShapeStyle { stroke_width: key, ..style })
-                });
+                let key = if matches!(series.look, Look::Faint) { line(0.3, 2) } else { line(1.0, 2) };
+                drawn.label(&series.name).legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], key));
             }
             match &series.look {
                 Look::Line | Look::Faint => {}
@@ -186,7 +193,7 @@ fn number(x: f64) -> String {
     if size < 1e-12 {
         return "0".into();
     }
-    if size < 1e-3 {
+    if size < 5e-4 {
         let text = format!("{x:.1e}");
         return text.replace(".0e", "e");
     }
@@ -194,7 +201,7 @@ fn number(x: f64) -> String {
         let sign = if x < 0.0 { "-" } else { "" };
         return format!("{sign}{}", crate::progress::grouped(size.round() as u64));
     }
-    let text = format!("{x:.3}");
+    let text = if size < 0.1 { format!("{x:.4}") } else { format!("{x:.3}") };
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
@@ -204,7 +211,7 @@ mod tests {
 
     #[test]
     fn numbers_on_axes_are_short() {
-        let shown = [0.0, 0.85, 1.0, -0.25, 3e-5, 2.5e-5, 1200.0, 100.0].map(number);
-        assert_eq!(shown, ["0", "0.85", "1", "-0.25", "3e-5", "2.5e-5", "1,200", "100"]);
+        let shown = [0.0, 0.85, 1.0, -0.25, 0.0015, 3e-5, 2.5e-5, 1200.0, 100.0].map(number);
+        assert_eq!(shown, ["0", "0.85", "1", "-0.25", "0.0015", "3e-5", "2.5e-5", "1,200", "100"]);
     }
 }
