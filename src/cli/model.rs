@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::model::{Architecture, Calibration, Form, ImportError, Imported, Model, import};
 use crate::progress::grouped;
 use crate::scorer::ScorerError;
+use crate::sink::may_replace;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ModelCommand {
@@ -72,8 +73,7 @@ impl Import {
             return Err(Error::Usage(problem));
         }
         // What is replaced must be a model: `--force` is no way to lose a folder of something else.
-        let is_empty = || target.read_dir().is_ok_and(|mut entries| entries.next().is_none());
-        if target.exists() && !target.join("config.json").exists() && !is_empty() {
+        if !may_replace(&target, "config.json") {
             let problem = format!("{} is not the folder of a model and is not replaced", target.display());
             return Err(Error::Usage(problem));
         }

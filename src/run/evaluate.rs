@@ -20,7 +20,7 @@ use crate::progress::{Progress, Style, grouped};
 use crate::report::{EvaluationReport, evaluation_lines};
 use crate::scorer::{Prediction, Rejection, Scorer, TextColumn, Window};
 use crate::session;
-use crate::sink::{AtomicFolder, SinkError};
+use crate::sink::{AtomicFolder, SinkError, may_replace};
 use crate::train::bootstrap::Bootstrap;
 use crate::train::evaluation::Evaluation;
 use crate::train::finetune::Row;
@@ -120,8 +120,7 @@ impl Work<'_> {
     /// A folder that is no evaluation is not replaced.
     fn check_output(&self) -> Result<(), Error> {
         let path = &self.settings.output.path;
-        let is_empty = || path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
-        if !path.exists() || path.join(REPORT).exists() || is_empty() {
+        if may_replace(path, REPORT) {
             return Ok(());
         }
         Err(Error::Usage(format!(

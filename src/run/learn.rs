@@ -18,6 +18,7 @@ use crate::progress::{Style, TrainingProgress};
 use crate::report::StageReport;
 use crate::scorer::Pool;
 use crate::session;
+use crate::sink::may_replace;
 use crate::train::course::{Interval, JobError, Outcome, Watch};
 use crate::train::sampling::HoldOut;
 use crate::train::{AdamW, Hyper, MaskedWords, Shape, Warmup, finetune as tuning, pretrain as pretraining};
@@ -45,6 +46,7 @@ impl Training<'_> {
     ) -> Result<StageReport, Error> {
         let began = Instant::now();
         let Learning { output, checkpoint, .. } = &stage.learning;
+        self.check_output(FINETUNE, &stage.learning)?;
         let mut job = tuning::Job::new(&stage.base.path, &output.path, stage.task);
         (job.training, job.validation) = tokio::select! {
             biased;
@@ -108,6 +110,7 @@ impl Training<'_> {
     ) -> Result<StageReport, Error> {
         let began = Instant::now();
         let Learning { output, checkpoint, .. } = &stage.learning;
+        self.check_output(PRETRAIN, &stage.learning)?;
         let start = match &stage.start {
             Start::Model(base) => pretraining::Start::Checkpoint(base.path.clone()),
             Start::Random { config, tokenizer } => {
@@ -143,6 +146,20 @@ impl Training<'_> {
         }
         let folder = readable(&output.path);
         Ok(StageReport { folder, lines, promoted: true, elapsed: began.elapsed(), json: report.json })
+    }
+
+    /// A folder that is no model is not replaced.
+    fn check_output(&self, section: &str, learning: &Learning) -> Result<(), Error> {
+        let path = &learning.output.path;
+        if may_replace(path, "config.json") {
+            return Ok(());
+        }
+        Err(Error::Usage(format!(
+            "{}: {section}.output: {} is there and is not the folder of a model, which would replace it; name a folder \
+             that is not there yet",
+            self.pipeline.path.display(),
+            path.display()
+        )))
     }
 
     /// Runs a job on the inference threads until it is done, or has saved its state after `stop`.

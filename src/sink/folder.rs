@@ -115,6 +115,14 @@ pub fn recover(target: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether nothing is lost that is not to be replaced: there is nothing at `target`, or an empty folder, or one that has
+/// the file `marker`, by which folders of its kind are known.
+#[must_use]
+pub fn may_replace(target: &Path, marker: &str) -> bool {
+    let is_empty = || target.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+    !target.exists() || target.join(marker).exists() || is_empty()
+}
+
 #[cfg(any(target_os = "linux", target_vendor = "apple"))]
 fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};

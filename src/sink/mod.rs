@@ -16,7 +16,7 @@ use parquet::file::properties::WriterProperties;
 use thiserror::Error;
 
 pub use atomic::AtomicFile;
-pub use folder::{AtomicFolder, recover};
+pub use folder::{AtomicFolder, may_replace, recover};
 
 /// Rows of a row group: enough to compress well, few enough that readers can skip and share the work.
 const ROW_GROUP_ROWS: usize = 128 * 1024;

@@ -355,6 +355,11 @@ fn a_folder_that_is_no_evaluation_is_not_replaced() {
     let problem = stderr_of(&mut stages.couplet(&["run", "p.toml"]), 2);
     assert!(problem.contains("is not the folder of an evaluation"), "{problem}");
     assert_eq!(stages.files("evaluation"), ["thesis.txt"]);
+    let stages = Stages::all();
+    write(&stages.path("models/domain/thesis.txt"), "years of work");
+    let problem = stderr_of(&mut stages.couplet(&["run", "p.toml"]), 2);
+    assert!(problem.contains("models/domain is there and is not the folder of a model"), "{problem}");
+    assert_eq!(stages.files("models/domain"), ["thesis.txt"]);
 }
 
 #[test]

@@ -448,6 +448,7 @@ fn model_show_prints_one_json_document() {
     {
       "architecture": "BertForSequenceClassification",
       "bytes": null,
+      "calibration": null,
       "dim": 32,
       "fingerprint": null,
       "heads": 4,

@@ -248,7 +248,7 @@ fn a_source_without_rows_gives_a_table_without_rows() {
     let report = job.report();
     assert_eq!(report["rows"], json!({"read": 0, "scored": 0, "repeated": 0, "rejected": 0, "truncated": 0}));
     assert!(rows_of(&job.output()).is_empty());
-    assert_eq!(footer_of(&job.output()).0.fields().len(), 9);
+    assert_eq!(footer_of(&job.output()).0.fields().len(), 10);
     let count = "SELECT count(*) AS n FROM predictions";
     let counted = stdout_of(&mut job.couplet(&["query", "--pipeline", "pipeline.toml", count, "--format", "csv"]));
     assert_eq!(counted, "n\n0\n");

@@ -100,7 +100,11 @@ impl Panel {
             if low > high {
                 return (0.0, 1.0);
             }
-            let space = if high > low { margin * (high - low) } else { (0.1 * high.abs()).max(0.5 * margin) };
+            let space = match (high - low, high.abs()) {
+                (0.0, 0.0) => 0.5,
+                (0.0, size) => 0.1 * size,
+                (length, _) => margin * length,
+            };
             (low - space, high + space)
         };
         let (x, mut y) = (wide(x, if self.whole_x { 0.12 } else { 0.02 }), wide(y, 0.1));
@@ -208,6 +212,20 @@ fn number(x: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn axes_have_a_length_and_suit_their_values() {
+        let panel = |points: Vec<(f64, f64)>| {
+            let series = Series::new("a", RGBColor(0, 0, 0), Look::Line, points);
+            Panel::new("", "", "").with(vec![series]).above_zero().ranges()
+        };
+        let (x, y) = panel(vec![(1.0, 3e-5), (206.0, 3e-5), (207.0, f64::NAN)]);
+        assert!(x.0 < 1.0 && x.1 > 206.0 && y.0 == 0.0 && y.1 > 3e-5 && y.1 < 4e-5, "{x:?} {y:?}");
+        for points in [vec![], vec![(0.0, 0.0)], vec![(1.0, 0.7)]] {
+            let (x, y) = panel(points);
+            assert!(x.0 < x.1 && y.0 < y.1, "{x:?} {y:?}");
+        }
+    }
 
     #[test]
     fn numbers_on_axes_are_short() {
