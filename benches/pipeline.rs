@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use couplet::progress::Style;
+use couplet::run::Remembering;
 use criterion::{Criterion, Throughput};
 
 pub fn bench(criterion: &mut Criterion) {
@@ -17,12 +18,15 @@ pub fn bench(criterion: &mut Criterion) {
     for precision in ["f32", "auto"] {
         let text = text
             .replace("../../out", &folder.display().to_string())
-            .replace("[sink]", &format!("precision = \"{precision}\"\n[sink]"));
+            .replace("[sink]", &format!("precision = \"{precision}\"\n[sink]"))
+            .replace("[sink]", &format!("[score]\nstore = \"{}/state\"\n[sink]", folder.display()));
+        // Each round scores anew what the one before remembers.
+        let fresh = Remembering { fresh: true, ..Remembering::default() };
         let pipeline = couplet::config::parse(&path, &text, &BTreeMap::new()).expect("a pipeline");
         group.bench_function(precision, |bencher| {
             bencher.iter(|| {
                 let variables = BTreeMap::new();
-                let run = couplet::run::run(&pipeline, &variables, &[], Style::Quiet, std::future::pending());
+                let run = couplet::run::run(&pipeline, &variables, &[], fresh, Style::Quiet, std::future::pending());
                 runtime.block_on(run).expect("a report")
             });
         });

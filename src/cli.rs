@@ -7,18 +7,20 @@ use std::future::Future;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::StringViewArray;
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 
-use crate::config::{self, Pipeline, Table};
+use crate::config::{self, Pipeline, Place, Table};
 use crate::error::Error;
+use crate::history;
 use crate::model::Model;
 use crate::predict::Models;
-use crate::progress::Style;
+use crate::progress::{Style, grouped};
 use crate::query::{self, Format};
-use crate::run;
+use crate::run::{self, Remembering};
 use crate::scorer::{Prediction, Scorer, ScorerOptions, TextColumn, Window};
 use crate::session;
 
@@ -53,9 +55,18 @@ Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 inter
     /// Look at models, and make base models of encoders
     #[command(subcommand)]
     Model(model::ModelCommand),
+    /// List what the runs of a pipeline did
+    #[command(after_help = "Examples:
+  couplet runs nightly.toml
+  couplet query --pipeline nightly.toml \"SELECT outcome, count(*) FROM runs GROUP BY outcome\"")]
+    Runs(Runs),
+    /// Look after the stores in which pipelines remember scores
+    #[command(subcommand)]
+    Store(StoreCommand),
 }
 
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "switches of a command")]
 struct Run {
     /// The pipeline file
     pipeline: PathBuf,
@@ -64,6 +75,15 @@ struct Run {
     /// Run only these stages, of those that the pipeline has
     #[arg(long, value_delimiter = ',', value_name = "STAGE")]
     only: Vec<run::Stage>,
+    /// Forget the scores of this model first, and score all rows anew
+    #[arg(long)]
+    fresh: bool,
+    /// Try the rows again that the tokenizer refused in an earlier run
+    #[arg(long, conflicts_with = "fresh")]
+    retry_errors: bool,
+    /// Wait this long for another run on the same store to end, as in 90s or 10m; without it, give up at once
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    wait: Option<Duration>,
     /// Print the report as one JSON document
     #[arg(long)]
     json: bool,
@@ -85,7 +105,7 @@ struct Query {
     pipeline: Option<PathBuf>,
     #[command(flatten)]
     variables: Variables,
-    /// Use a file, glob or folder as a table
+    /// Use a file, glob or folder as a table, here or in a bucket (s3://…)
     #[arg(long = "table", short, value_name = "NAME=URI")]
     tables: Vec<String>,
     /// How the result is written; by the extension of the output file if not given
@@ -104,9 +124,9 @@ struct Query {
 
 #[derive(Debug, Args)]
 struct Predict {
-    /// The folder of the model
-    #[arg(long, short, value_name = "FOLDER")]
-    model: PathBuf,
+    /// The model: a folder, here or in a bucket (s3://…)
+    #[arg(long, short, value_name = "URI")]
+    model: String,
     /// The text
     text: String,
     /// The second text of a pair
@@ -117,6 +137,35 @@ struct Predict {
     /// Print the prediction as one JSON document
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Runs {
+    /// The pipeline file
+    pipeline: PathBuf,
+    #[command(flatten)]
+    variables: Variables,
+    /// The most runs that are listed
+    #[arg(long, short = 'n', default_value_t = 20)]
+    limit: usize,
+    /// Print them as one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Forget the scores of models that none of these pipelines uses any more, and remove files that nobody reads
+    Gc {
+        /// All pipelines that share the store
+        #[arg(required = true)]
+        pipelines: Vec<PathBuf>,
+        #[command(flatten)]
+        variables: Variables,
+        /// Say what would be forgotten, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -139,6 +188,10 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
+fn duration(text: &str) -> Result<Duration, String> {
+    config::duration(text).ok_or_else(|| "expected a whole number with s, m or h, such as 10m".into())
+}
+
 impl Cli {
     /// Executes the command; `stop` resolves when the user wants it to end.
     ///
@@ -153,7 +206,23 @@ impl Cli {
                 done = run_query(args) => done,
             },
             Command::Predict(args) => predict(args).await,
-            Command::Model(command) => command.execute(),
+            Command::Runs(args) => {
+                let pipeline = read_pipeline(&args.pipeline, &args.variables.to_map())?;
+                print(&history::runs(&pipeline, args.limit, args.json).await?)
+            }
+            Command::Store(StoreCommand::Gc { pipelines, variables, dry_run }) => {
+                let variables = variables.to_map();
+                let pipelines = pipelines.iter().map(|path| read_pipeline(path, &variables));
+                let garbage = history::collect(&pipelines.collect::<Result<Vec<_>, _>>()?, dry_run).await?;
+                let done = if dry_run { "would be forgotten" } else { "forgotten" };
+                print(&format!(
+                    "{} scores of {} models {done}; {} files removed\n",
+                    grouped(garbage.scores),
+                    garbage.models,
+                    garbage.files
+                ))
+            }
+            Command::Model(command) => command.execute().await,
         }
     }
 }
@@ -162,7 +231,8 @@ async fn run_pipeline(args: Run, stop: impl Future<Output = ()>) -> Result<(), E
     let variables = args.variables.to_map();
     let pipeline = read_pipeline(&args.pipeline, &variables)?;
     let style = if args.quiet { Style::Quiet } else { Style::Auto };
-    let report = run::run(&pipeline, &variables, &args.only, style, stop).await?;
+    let remembering = Remembering { fresh: args.fresh, retry_errors: args.retry_errors, wait: args.wait };
+    let report = run::run(&pipeline, &variables, &args.only, remembering, style, stop).await?;
     if args.json {
         print(&format!("{:#}\n", report.to_json()))
     } else if args.quiet {
@@ -188,7 +258,10 @@ async fn run_query(args: Query) -> Result<(), Error> {
         (None, None) => return Err(Error::Usage("give SQL, or a file with -f".into())),
     };
     let format = format_of(args.format, args.output.as_deref())?;
-    let mut tables = pipeline.as_ref().map(query::tables_of).unwrap_or_default();
+    let mut tables = match &pipeline {
+        Some(pipeline) => query::tables_of(pipeline).await?,
+        None => Vec::new(),
+    };
     for text in &args.tables {
         let table = table_argument(text)?;
         // What the command line says goes before what the pipeline says.
@@ -204,7 +277,12 @@ async fn run_query(args: Query) -> Result<(), Error> {
     };
     let models = models.with_options(ScorerOptions { max_length: args.max_length, ..ScorerOptions::default() });
     let window = pipeline.as_ref().map_or(config::DEFAULT_WINDOW, |pipeline| pipeline.run.window);
-    let context = session::open(&tables, Arc::new(models), window, cores).await.map_err(Error::Tables)?;
+    let settings = pipeline.as_ref().map(|pipeline| pipeline.run.clone()).unwrap_or_default();
+    let resources = run::resources(&settings)?;
+    let context = session::open(&tables, Arc::new(models), window, cores, &resources).await.map_err(Error::Tables)?;
+    if let Some(pipeline) = &pipeline {
+        history::register(&context, pipeline).await?;
+    }
     match query::query(&context, &sql, &origin, format, args.output.as_deref()).await {
         Ok(()) => Ok(()),
         Err(error) => {
@@ -216,7 +294,7 @@ async fn run_query(args: Query) -> Result<(), Error> {
 
 async fn predict(args: Predict) -> Result<(), Error> {
     let options = ScorerOptions { max_length: args.max_length, ..ScorerOptions::default() };
-    let scorer = Scorer::load(&args.model, options, &run::pool(Some(1))?)?;
+    let scorer = Scorer::open(&model_place(&args.model)?, options, &run::pool(Some(1))?).await?;
     let column = |name: &str, text: &str| TextColumn { name: name.into(), values: StringViewArray::from(vec![text]) };
     let window =
         Window::new(column("TEXT", &args.text), args.text_pair.as_deref().map(|text| column("TEXT_PAIR", text)));
@@ -261,6 +339,10 @@ fn describe(prediction: &Prediction, model: &Model, as_json: bool) -> String {
         lines.push(format!("  cut to {} tokens", prediction.tokens));
     }
     lines.join("\n") + "\n"
+}
+
+fn model_place(uri: &str) -> Result<Place, Error> {
+    config::place(uri).map_err(|problem| Error::Usage(format!("model {uri}: {problem}")))
 }
 
 fn format_of(asked: Option<Format>, output: Option<&Path>) -> Result<Format, Error> {

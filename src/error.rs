@@ -7,8 +7,12 @@ use datafusion::prelude::SessionContext;
 use thiserror::Error;
 
 use crate::config::ConfigErrors;
+use crate::delta::DeltaError;
+use crate::lock::LockError;
+use crate::objects::{ObjectsError, cause_in, explain_unplaced};
 use crate::scorer::ScorerError;
 use crate::sink::SinkError;
+use crate::sink::runs::RunsError;
 use crate::source::SourceError;
 use crate::sql_error;
 use crate::tables::TableError;
@@ -37,6 +41,9 @@ pub enum Error {
         /// Whether the query is wrong, rather than its execution.
         mistake: bool,
     },
+    /// A place in a bucket cannot be read or written.
+    #[error(transparent)]
+    Objects(#[from] ObjectsError),
     /// The source does not suit the pipeline.
     #[error("{pipeline}: {problem}")]
     Source {
@@ -97,12 +104,41 @@ pub enum Error {
         max_errors: f64,
     },
     /// Rows were lost or made up: a bug.
-    #[error("internal error: {read} rows were read and {written} written; nothing was published. Please report this")]
+    #[error(
+        "internal error: {read} rows were read and {written} written; nothing was published. Run it with --fresh to score all rows anew, and please report this"
+    )]
     RowsLost {
         /// Rows of the source by the first count.
         read: u64,
         /// Rows that came through.
         written: u64,
+    },
+    /// A file of the source changed while it was read.
+    #[error(
+        "{pipeline}: the source changed while it was read: {change}; nothing was written. Run the same command again"
+    )]
+    SourceChanged {
+        /// The pipeline file.
+        pipeline: String,
+        /// Which file, and how.
+        change: String,
+    },
+    /// Another run holds the lock, or took it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A Delta table cannot be read or written.
+    #[error(transparent)]
+    Delta(#[from] DeltaError),
+    /// A folder of runs cannot be read or written.
+    #[error(transparent)]
+    Runs(#[from] RunsError),
+    /// The rows could not be published.
+    #[error("cannot write {output}: {source}; the table is as it was before")]
+    Publish {
+        /// The table.
+        output: String,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Ctrl-C, or a request to terminate.
     #[error("interrupted {after}; {kept}")]
@@ -132,6 +168,7 @@ impl Error {
             | Self::Tables(_)
             | Self::Source { .. }
             | Self::Sql { mistake: true, .. } => 2,
+            Self::Objects(error) if error.trouble.is_mistake() => 2,
             Self::Model(error) if error.is_mistake() => 2,
             Self::Training { error, .. } if error.is_mistake() => 2,
             Self::Interrupted { .. } => 130,
@@ -140,6 +177,9 @@ impl Error {
     }
 
     pub(crate) fn sql(origin: impl Into<String>, error: &DataFusionError, context: Option<&SessionContext>) -> Self {
+        if let Some(error) = cause_in(error).and_then(explain_unplaced) {
+            return Self::Objects(error);
+        }
         let message = sql_error::explain(error, context);
         Self::Sql { origin: origin.into(), message, mistake: sql_error::is_mistake(error) }
     }

@@ -1,8 +1,8 @@
 //! couplet scores sentence pairs in bulk.
 //!
-//! It reads pairs, or single sentences, with SQL from Parquet, delimited text, JSON or Arrow files; runs them
-//! through a `DistilBERT` or BERT encoder without padding; and writes predictions as a Parquet file that is there
-//! whole or not at all.
+//! It reads pairs, or single sentences, with SQL from Parquet, delimited text, JSON or Arrow files, local or in
+//! buckets; runs them through a `DistilBERT` or BERT encoder without padding; and writes predictions as a Parquet file
+//! that is there whole or not at all.
 //!
 //! ```text
 //! pipeline.toml ── config ── Pipeline
@@ -19,8 +19,13 @@
 
 pub mod cli;
 pub mod config;
+mod crash;
+pub mod delta;
 pub mod error;
+pub mod history;
+pub mod lock;
 pub mod model;
+pub mod objects;
 pub mod ops;
 pub mod predict;
 pub mod progress;
@@ -32,5 +37,6 @@ pub mod session;
 pub mod sink;
 pub mod source;
 mod sql_error;
+pub mod store;
 pub mod tables;
 pub mod train;

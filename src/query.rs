@@ -17,8 +17,9 @@ use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::DFParserBuilder;
 use futures::StreamExt;
 
-use crate::config::{Pipeline, Table, TableFormat};
+use crate::config::{Pipeline, SinkFormat, SinkMode, Table, TableFormat};
 use crate::error::Error;
+use crate::objects::Objects;
 use crate::sink::{AtomicFile, ParquetSink, SinkError};
 
 /// The name under which SQL finds a pipeline's sink whatever the pipeline is called; the files in `sql/` use it.
@@ -52,25 +53,30 @@ impl Format {
 }
 
 /// The tables of a pipeline: its own, and its sink under the pipeline's name and as [`PREDICTIONS`].
-#[must_use]
-pub fn tables_of(pipeline: &Pipeline) -> Vec<Table> {
+///
+/// # Errors
+/// A server that does not say whether there is a sink.
+pub async fn tables_of(pipeline: &Pipeline) -> Result<Vec<Table>, Error> {
     let mut tables = pipeline.tables.clone();
-    let Some(location) = pipeline.scoring.as_ref().map(|scoring| &scoring.sink.location) else { return tables };
+    let Some(sink) = pipeline.scoring.as_ref().map(|scoring| &scoring.sink) else {
+        return Ok(tables);
+    };
+    let location = &sink.location;
+    let format = match sink.format {
+        SinkFormat::Delta => TableFormat::Delta { version: None },
+        SinkFormat::Parquet if sink.is_one_file() => TableFormat::Parquet,
+        SinkFormat::Parquet => TableFormat::Runs { all: sink.mode == SinkMode::Append },
+    };
     // Before the first run there is no sink; a query that needs it will say so.
-    if location.path.exists() {
+    if Objects::open(&location.place)?.exists().await? {
         for name in [pipeline.name.as_str(), PREDICTIONS] {
             if !tables.iter().any(|table| table.name.eq_ignore_ascii_case(name)) {
                 let location = location.clone();
-                tables.push(Table {
-                    name: name.to_owned(),
-                    location,
-                    format: TableFormat::Parquet,
-                    partitions: Vec::new(),
-                });
+                tables.push(Table { name: name.to_owned(), location, format: format.clone(), partitions: Vec::new() });
             }
         }
     }
-    tables
+    Ok(tables)
 }
 
 /// Executes the statements of `sql` one after the other and writes the result of each.

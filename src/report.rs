@@ -181,7 +181,11 @@ pub struct Report {
     pub fingerprint: String,
     /// In which numbers the encoder multiplied.
     pub precision: Precision,
-    /// What the scorer counted.
+    /// The run's id.
+    pub run: String,
+    /// What became of the rows.
+    pub rows: Rows,
+    /// What the scorer counted, of the texts that it scored.
     pub counts: Counts,
     /// How many rows got each label, in the model's order; empty for regression.
     pub labels: Vec<(String, u64)>,
@@ -190,16 +194,45 @@ pub struct Report {
     /// From the first window to the last.
     pub scoring: Duration,
     /// The output table.
-    pub output: PathBuf,
+    pub output: String,
     /// Its size.
     pub output_bytes: u64,
+    /// Its version, where tables have versions.
+    pub output_version: Option<u64>,
+    /// The table of rejected rows and their number, where there is such a table.
+    pub quarantine: Option<(String, u64)>,
+}
+
+/// What became of the rows of a source.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rows {
+    /// All of them.
+    pub read: u64,
+    /// Texts that went through the encoder.
+    pub scored: u64,
+    /// Rows whose score was known from an earlier run.
+    pub remembered: u64,
+    /// Rows whose text came more than once in this run, but for the first.
+    pub repeated: u64,
+    /// Rows with an error, by [`Rejection::KINDS`].
+    pub rejected: [u64; Rejection::KINDS.len()],
+    /// Rows whose texts were cut.
+    pub truncated: u64,
+}
+
+impl Rows {
+    /// Rows with an error.
+    #[must_use]
+    pub fn rejected(&self) -> u64 {
+        self.rejected.iter().sum()
+    }
 }
 
 impl Report {
-    /// Rows a second, from the first window to the last.
+    /// Texts a second, from the first window to the last.
     #[must_use]
     pub fn rows_per_second(&self) -> f64 {
-        per_second(self.counts.rows, self.scoring)
+        per_second(self.rows.scored, self.scoring)
     }
 
     /// Tokens a second through the encoder, from the first window to the last.
@@ -220,16 +253,19 @@ impl Report {
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let counts = &self.counts;
-        let rejected = Rejection::KINDS.iter().zip(counts.rejected).filter(|(_, n)| *n > 0);
+        let rows = &self.rows;
+        let rejected = Rejection::KINDS.iter().zip(rows.rejected).filter(|(_, n)| *n > 0);
         json!({
             "pipeline": self.pipeline,
+            "run": self.run,
             "model": { "uri": self.model, "fingerprint": self.fingerprint, "precision": self.precision.to_string() },
             "rows": {
-                "read": counts.rows,
-                "scored": counts.scored,
-                "repeated": counts.remembered,
-                "rejected": counts.rejected_rows(),
-                "truncated": counts.truncated,
+                "read": rows.read,
+                "scored": rows.scored,
+                "remembered": rows.remembered,
+                "repeated": rows.repeated,
+                "rejected": rows.rejected(),
+                "truncated": rows.truncated,
             },
             "rejected": rejected.map(|(kind, n)| ((*kind).to_owned(), n.into())).collect::<serde_json::Map<_, _>>(),
             "labels": self.labels.iter().map(|(label, n)| (label.clone(), (*n).into())).collect::<serde_json::Map<_, _>>(),
@@ -242,7 +278,8 @@ impl Report {
             "seconds": { "all": self.elapsed.as_secs_f64(), "scoring": self.scoring.as_secs_f64() },
             "rows_per_second": self.rows_per_second(),
             "tokens_per_second": self.tokens_per_second(),
-            "output": { "path": self.output, "bytes": self.output_bytes },
+            "output": { "path": self.output, "bytes": self.output_bytes, "version": self.output_version },
+            "quarantine": self.quarantine.as_ref().map(|(path, rows)| json!({ "path": path, "rows": rows })),
         })
     }
 }
@@ -256,13 +293,16 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = &self.counts;
         let mut line = |name: &str, value: String| writeln!(f, "  {name:<10} {value}");
-        let mut rows = vec![format!("{} read", grouped(counts.rows)), format!("{} scored", grouped(counts.scored))];
-        if counts.remembered > 0 {
-            rows.push(format!("{} repeated", grouped(counts.remembered)));
+        let mut parts =
+            vec![format!("{} read", grouped(self.rows.read)), format!("{} scored", grouped(self.rows.scored))];
+        for (n, what) in [(self.rows.remembered, "remembered"), (self.rows.repeated, "repeated")] {
+            if n > 0 {
+                parts.push(format!("{} {what}", grouped(n)));
+            }
         }
-        rows.push(format!("{} rejected", grouped(counts.rejected_rows())));
-        line("rows", rows.join(" · "))?;
-        for (kind, n) in Rejection::KINDS.iter().zip(counts.rejected).filter(|(_, n)| *n > 0) {
+        parts.push(format!("{} rejected", grouped(self.rows.rejected())));
+        line("rows", parts.join(" · "))?;
+        for (kind, n) in Rejection::KINDS.iter().zip(self.rows.rejected).filter(|(_, n)| *n > 0) {
             line("", format!("{} with {kind}", grouped(n)))?;
         }
         if !self.labels.is_empty() {
@@ -271,12 +311,16 @@ impl fmt::Display for Report {
             let labels = self.labels.iter().map(|(label, n)| format!("{label} {} ({:.1} %)", grouped(*n), share(*n)));
             line("labels", labels.collect::<Vec<_>>().join(" · "))?;
         }
-        let truncated = match counts.truncated {
+        let truncated = match self.rows.truncated {
             0 => "none truncated".to_owned(),
             1 => "1 row truncated".to_owned(),
             n => format!("{} rows truncated", grouped(n)),
         };
         line("tokens", format!("{} · {truncated}", grouped(counts.tokens)))?;
+        if counts.tokens == 0 {
+            line("time", spoken(self.elapsed))?;
+            return self.write_end(f);
+        }
         line(
             "padding",
             format!(
@@ -290,11 +334,22 @@ impl fmt::Display for Report {
             format!("{:.0} rows/s · {} tokens/s", self.rows_per_second(), grouped(self.tokens_per_second() as u64)),
         )?;
         line("time", format!("{} ({} scoring)", spoken(self.elapsed), spoken(self.scoring)))?;
+        self.write_end(f)
+    }
+}
+
+impl Report {
+    fn write_end(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = |name: &str, value: String| writeln!(f, "  {name:<10} {value}");
         line(
             "model",
             format!("{} ({}, {})", self.model, &self.fingerprint[..self.fingerprint.len().min(16)], self.precision),
         )?;
-        let size = self.output_bytes as f64 / 1e6;
-        writeln!(f, "  {:<10} {} ({size:.2} MB)", "output", self.output.display())
+        let version = self.output_version.map_or_else(String::new, |version| format!(", version {version}"));
+        line("output", format!("{} ({:.2} MB{version})", self.output, self.output_bytes as f64 / 1e6))?;
+        match &self.quarantine {
+            Some((path, rows)) => line("rejected", format!("{path} ({} rows)", grouped(*rows))),
+            None => Ok(()),
+        }
     }
 }

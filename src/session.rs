@@ -1,13 +1,68 @@
-//! The DataFusion session: settings, tables, functions.
+//! The DataFusion session: settings, tables, functions, and the memory that plans may use.
 
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 
+use datafusion::common::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
+use tempfile::TempDir;
 
 use crate::config::Table;
 use crate::predict::{self, Models};
+use crate::sink::{TEMPORARY, remove_remains};
 use crate::tables::{self, TableError};
+
+/// Begins the name of a folder for what does not fit into memory.
+const PREFIX: &str = "couplet-";
+
+/// Consumers of memory that an error about too little of it names.
+const CONSUMERS_TO_NAME: NonZeroUsize = NonZeroUsize::new(3).expect("three is not zero");
+
+/// What plans may use besides the processors: memory, and a folder for what does not fit into it.
+#[derive(Debug)]
+pub struct Resources {
+    /// Both, as `DataFusion` takes them.
+    pub runtime: Arc<RuntimeEnv>,
+    folder: TempDir,
+    /// Tells the folder of a live process from that of a killed one.
+    _lock: Option<File>,
+}
+
+impl Resources {
+    /// Gives plans `memory` bytes and a new folder in `spill`, which goes with this value; removes what killed
+    /// processes left there.
+    ///
+    /// # Errors
+    /// A folder that cannot be made.
+    pub fn new(memory: u64, spill: &Path) -> Result<Self, DataFusionError> {
+        std::fs::create_dir_all(spill)?;
+        remove_remains(spill, PREFIX, |folder| std::fs::remove_dir_all(folder));
+        let folder = tempfile::Builder::new().prefix(PREFIX).suffix(TEMPORARY).tempdir_in(spill)?;
+        let lock = File::open(folder.path()).ok().filter(|folder| folder.try_lock().is_ok());
+        let memory = usize::try_from(memory).unwrap_or(usize::MAX);
+        // The disk itself says when it is full.
+        let disk = DiskManagerBuilder::default()
+            .with_mode(DiskManagerMode::Directories(vec![folder.path().to_owned()]))
+            .with_max_temp_directory_size(u64::MAX);
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(TrackConsumersPool::new(FairSpillPool::new(memory), CONSUMERS_TO_NAME)))
+            .with_disk_manager_builder(disk)
+            .build_arc()?;
+        Ok(Self { runtime, folder, _lock: lock })
+    }
+
+    /// The folder, for files that go when this value does.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
 
 /// Opens a session in which SQL sees the tables and can call `predict`.
 ///
@@ -21,10 +76,14 @@ pub async fn open(
     models: Arc<Models>,
     window: usize,
     partitions: usize,
+    resources: &Resources,
 ) -> Result<SessionContext, Vec<TableError>> {
     let config =
         SessionConfig::new().with_batch_size(window).with_target_partitions(partitions).with_information_schema(true);
-    let builder = SessionStateBuilder::new().with_config(config).with_default_features();
+    let builder = SessionStateBuilder::new()
+        .with_config(config)
+        .with_runtime_env(Arc::clone(&resources.runtime))
+        .with_default_features();
     let context = SessionContext::new_with_state(predict::install(builder, models).build());
     let mut errors = Vec::new();
     for table in listed {

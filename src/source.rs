@@ -15,8 +15,6 @@ use datafusion::prelude::{DataFrame, SessionContext};
 use futures::{Stream, StreamExt};
 use thiserror::Error;
 
-use crate::predict::text_values;
-use crate::scorer::{TextColumn, Window};
 use crate::sql_error::nearest;
 
 /// The columns that a run adds to those of the source.
@@ -42,7 +40,6 @@ pub enum SourceError {
 pub struct Source {
     frame: DataFrame,
     schema: SchemaRef,
-    text: Vec<String>,
 }
 
 impl Source {
@@ -91,11 +88,7 @@ impl Source {
                 ));
             }
         }
-        if problems.is_empty() {
-            Ok(Self { frame, schema, text: text.to_vec() })
-        } else {
-            Err(SourceError::Columns(problems.join("\n")))
-        }
+        if problems.is_empty() { Ok(Self { frame, schema }) } else { Err(SourceError::Columns(problems.join("\n"))) }
     }
 
     /// The columns of the query.
@@ -104,17 +97,17 @@ impl Source {
         &self.schema
     }
 
-    /// Counts the rows, after checking that the id columns name each of them.
+    /// Checks that the id columns name each of the rows, which are the result of the query wherever they are kept.
     ///
     /// # Errors
     /// An id that is NULL or comes twice.
-    pub async fn count_rows(&self, id: &[String]) -> Result<u64, SourceError> {
+    pub async fn check_ids(kept: &DataFrame, id: &[String]) -> Result<(), SourceError> {
         let ids: Vec<Expr> = id.iter().map(|name| Expr::Column(Column::from_name(name))).collect();
         let rows = || Expr::Column(Column::from_name("__rows"));
         let Some(any_null) = ids.iter().cloned().map(Expr::is_null).reduce(Expr::or) else {
             return Err(SourceError::Columns("source.id names no column".into()));
         };
-        let groups = self.frame.clone().aggregate(ids, vec![count(lit(1)).alias("__rows")])?;
+        let groups = kept.clone().aggregate(ids, vec![count(lit(1)).alias("__rows")])?;
         let nulls = when(any_null, rows()).otherwise(lit(0))?;
         let totals = groups.clone().aggregate(vec![], vec![sum(rows()), max(rows()), sum(nulls)])?.collect().await?;
         let total = |column: usize| {
@@ -136,39 +129,18 @@ impl Source {
                 examples.join(", ")
             )));
         }
-        Ok(u64::try_from(all).unwrap_or(0))
+        Ok(())
     }
 
-    /// Executes the query in windows of `rows` rows, in the order of the query.
-    ///
-    /// # Errors
-    /// A query that cannot be executed.
-    pub async fn windows(
-        self,
-        rows: usize,
-    ) -> Result<impl Stream<Item = Result<(RecordBatch, Window), DataFusionError>>, SourceError> {
-        let text = self.text;
-        let batches = self.frame.execute_stream().await?;
-        let windows = coalesce(batches, rows).map(move |batch| {
-            let batch = batch?;
-            let mut columns = text.iter().map(|name| {
-                let column = batch.column_by_name(name).ok_or_else(|| {
-                    DataFusionError::Internal(format!("column {name} was there when the query was planned"))
-                })?;
-                Ok::<_, DataFusionError>(TextColumn { name: name.clone(), values: text_values(column)? })
-            });
-            let first = columns.next().transpose()?;
-            let first = first.ok_or_else(|| DataFusionError::Internal("source.text names a column".into()))?;
-            let window = Window::new(first, columns.next().transpose()?);
-            drop(columns);
-            Ok((batch, window))
-        });
-        Ok(windows)
+    /// The query.
+    #[must_use]
+    pub fn frame(&self) -> &DataFrame {
+        &self.frame
     }
 }
 
 /// Gathers batches of any size into batches of `rows` rows.
-fn coalesce(
+pub(crate) fn coalesce(
     batches: SendableRecordBatchStream,
     rows: usize,
 ) -> impl Stream<Item = Result<RecordBatch, DataFusionError>> {

@@ -92,6 +92,6 @@ def couplet(binary, precision, pipelines):
         values = {"pairs": pairs, "model": model, "precision": precision, "out": out}
         pipeline = pipelines / f"{precision}-{pairs.stem}.toml"
         pipeline.write_text(PIPELINE.format(**{key: json.dumps(str(value)) for key, value in values.items()}))
-        return [binary, "run", pipeline]
+        return [binary, "run", "--fresh", pipeline]
 
     return command

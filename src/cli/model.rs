@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
-use super::print;
+use super::{model_place, print};
 use crate::error::Error;
 use crate::model::{Architecture, Calibration, Form, ImportError, Imported, Model, import};
+use crate::objects::model_folder;
 use crate::progress::grouped;
 use crate::scorer::ScorerError;
 use crate::sink::may_replace;
@@ -16,8 +17,9 @@ use crate::sink::may_replace;
 pub(super) enum ModelCommand {
     /// Show a model's architecture, size, labels, calibration and fingerprint
     Show {
-        /// The folder of the model
-        model: PathBuf,
+        /// The model: a folder, here or in a bucket (s3://…)
+        #[arg(value_name = "URI")]
+        model: String,
         /// Print it as one JSON document
         #[arg(long)]
         json: bool,
@@ -57,9 +59,9 @@ enum Target {
 }
 
 impl ModelCommand {
-    pub(super) fn execute(self) -> Result<(), Error> {
+    pub(super) async fn execute(self) -> Result<(), Error> {
         match self {
-            Self::Show { model, json } => show(&model, json),
+            Self::Show { model, json } => show(&model, json).await,
             Self::Import(arguments) => arguments.execute(),
         }
     }
@@ -128,8 +130,11 @@ fn describe(imported: &Imported, source: &Path, target: &Path, as_json: bool) ->
     )
 }
 
-fn show(folder: &Path, as_json: bool) -> Result<(), Error> {
-    let model = Model::load(folder, &candle_core::Device::Cpu).map_err(ScorerError::from)?;
+async fn show(uri: &str, as_json: bool) -> Result<(), Error> {
+    let place = model_place(uri)?;
+    let folder = model_folder(&place).await.map_err(ScorerError::from)?;
+    let model = Model::load(&folder, &candle_core::Device::Cpu);
+    let model = model.map_err(|e| ScorerError::from(e).of_copy(&place, &folder))?;
     let config = &model.config;
     if as_json {
         let document = json!({
@@ -164,7 +169,7 @@ fn show(folder: &Path, as_json: bool) -> Result<(), Error> {
   max length    {} tokens{calibration}
   fingerprint   {}
 ",
-        folder.display(),
+        place,
         config.architecture.class_name(),
         config.problem,
         config.n_layers,

@@ -2,7 +2,9 @@
 
 use super::item::Item;
 use super::learning::{task, texts};
-use super::pipeline::{DEFAULT_MAX_LENGTH, Device, Evaluate, Finetune, Location, ModelSettings, Precision, Scoring};
+use super::pipeline::{
+    DEFAULT_MAX_LENGTH, Device, Evaluate, Finetune, LocalPath, Location, ModelSettings, Precision, Scoring,
+};
 use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::sections::query;
@@ -15,7 +17,7 @@ pub(super) fn evaluate(
     scoring: Read<Option<&Scoring>>,
 ) -> Read<Evaluate> {
     let sql = keys.optional("sql", Item::template);
-    let file = keys.optional("file", Item::location);
+    let file = keys.optional("file", Item::local_path);
     let id = keys.optional("id", Item::names);
     let text = keys.optional("text", Item::names);
     let label = keys.optional("label", |item| Ok(item.words()?.to_owned()));
@@ -32,8 +34,8 @@ pub(super) fn evaluate(
     let task = task?.or(finetune.map(|stage| stage.task));
     let columns = finetune.map(|stage| &stage.text).or(scoring.map(|scoring| &scoring.source.text));
     let text = texts(keys, text?, task, columns)?;
-    let trained = finetune.map(|stage| &stage.learning.output);
-    let Some(location) = model?.or_else(|| trained.or(scoring.map(|s| &s.model.location)).cloned()) else {
+    let trained = finetune.map(|stage| Location::from(stage.learning.output.clone()));
+    let Some(location) = model?.or(trained).or_else(|| scoring.map(|s| s.model.location.clone())) else {
         return Err(keys.lacks("model", "`model`", "model = \"models/mrpc\""));
     };
     let settings = scoring.map(|scoring| &scoring.model);
@@ -59,8 +61,8 @@ pub(super) fn evaluate(
 }
 
 /// The place of a folder.
-fn folder(item: &Item<'_>) -> Read<Location> {
-    let location = item.location()?;
+fn folder(item: &Item<'_>) -> Read<LocalPath> {
+    let location = item.local_path()?;
     let is_file =
         location.path.extension().is_some_and(|extension| ["json", "parquet", "csv"].iter().any(|e| extension == *e));
     if is_file {

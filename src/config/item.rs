@@ -6,8 +6,8 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::location::resolve;
-use super::pipeline::Location;
+use super::pipeline::{LocalPath, Location};
+use super::place::{resolve, resolve_local};
 use super::problem::Problem;
 use super::reader::{Keys, Read, Reader, Reported, join, listed};
 use super::variables::{Placeholder, placeholders, substitute};
@@ -111,17 +111,31 @@ impl<'r> Item<'r> {
     /// Reads a length of time: `"90s"`, `"5m"`, `"1h"`.
     pub(super) fn duration(&self) -> Read<Duration> {
         let text = self.words()?;
+        super::duration(text).ok_or_else(|| {
+            let problem = Problem::new(format!("`{}` cannot be \"{text}\"", self.path), "not a length of time");
+            self.refuse(problem.allowed("a whole number with ms, s, m or h, as in \"60s\""))
+        })
+    }
+
+    /// Reads a number of bytes: `"512MiB"`, `"4GiB"`, `"4 GB"`.
+    pub(super) fn bytes(&self) -> Read<u64> {
+        let text = self.words()?;
         let unit = |unit: &str| match unit {
-            "s" => Some(1),
-            "m" => Some(60),
-            "h" => Some(3600),
+            "KiB" => Some(1 << 10),
+            "MiB" => Some(1 << 20),
+            "GiB" => Some(1 << 30),
+            "TiB" => Some(1 << 40),
+            "KB" | "kB" => Some(1_000),
+            "MB" => Some(1_000_000),
+            "GB" => Some(1_000_000_000),
+            "TB" => Some(1_000_000_000_000),
             _ => None,
         };
         let split = text.find(|c: char| !c.is_ascii_digit()).map(|at| text.split_at(at));
-        let seconds = split.and_then(|(n, u)| n.parse::<u32>().ok()?.checked_mul(unit(u.trim())?)).filter(|s| *s > 0);
-        seconds.map(|s| Duration::from_secs(s.into())).ok_or_else(|| {
-            let problem = Problem::new(format!("`{}` cannot be \"{text}\"", self.path), "not a length of time");
-            self.refuse(problem.allowed("a whole number with s, m or h, as in \"60s\""))
+        let bytes = split.and_then(|(n, u)| n.parse::<u64>().ok()?.checked_mul(unit(u.trim())?));
+        bytes.filter(|bytes| *bytes >= 16 << 20).ok_or_else(|| {
+            let problem = Problem::new(format!("`{}` cannot be \"{text}\"", self.path), "not an amount of memory");
+            self.refuse(problem.allowed("a whole number with MiB, GiB, MB or GB, at least 16 MiB, as in \"4GiB\""))
         })
     }
 
@@ -191,8 +205,15 @@ impl<'r> Item<'r> {
     /// Reads the place of a file or folder.
     pub(super) fn location(&self) -> Read<Location> {
         let written = self.words()?;
-        let path = resolve(self.reader.folder, &self.template()?).map_err(|problem| self.refuse(problem))?;
-        Ok(Location { written: written.to_owned(), path })
+        let place = resolve(self.reader.folder, &self.template()?).map_err(|problem| self.refuse(problem))?;
+        Ok(Location { written: written.to_owned(), place })
+    }
+
+    /// Reads the path of a file or folder that must be on the local disk.
+    pub(super) fn local_path(&self) -> Read<LocalPath> {
+        let written = self.words()?;
+        let path = resolve_local(self.reader.folder, &self.template()?, &self.path);
+        Ok(LocalPath { written: written.to_owned(), path: path.map_err(|problem| self.refuse(problem))? })
     }
 
     pub(super) fn is_table(&self) -> bool {

@@ -3,7 +3,7 @@
 use toml::de::DeValue;
 
 use super::item::{Choice, Item};
-use super::pipeline::{Finetune, Learning, Location, Pretrain, ScheduleShape, Start, Validation};
+use super::pipeline::{Finetune, Learning, LocalPath, Pretrain, ScheduleShape, Start, Validation};
 use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::sections::query;
@@ -52,7 +52,7 @@ pub(super) fn pretrain(keys: &mut Keys<'_>) -> Read<Pretrain> {
 
 pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
     let task = keys.required("task", "task = \"mrpc\"", task);
-    let base = keys.required("model", "model = \"models/base\"", Item::location);
+    let base = keys.required("model", "model = \"models/base\"", Item::local_path);
     let id = keys.optional("id", Item::names);
     let validation = keys.or("validation", Validation::Share(0.1), validation);
     let text = keys.optional("text", Item::names);
@@ -124,8 +124,8 @@ pub(super) fn texts(
 
 fn learning(keys: &mut Keys<'_>, example: &str, defaults: &Defaults) -> Read<Learning> {
     let sql = keys.optional("sql", Item::template);
-    let file = keys.optional("file", Item::location);
-    let output = keys.required("output", "output = \"models/mrpc\"", Item::location);
+    let file = keys.optional("file", Item::local_path);
+    let output = keys.required("output", "output = \"models/mrpc\"", Item::local_path);
     let max_length = keys.or("max_length", super::DEFAULT_MAX_LENGTH, |item| item.integer(3..=8192));
     let epochs = keys.or("epochs", defaults.epochs, |item| item.integer(1..=usize::MAX));
     let batch_size = keys.or("batch_size", 32, |item| item.integer(1..=usize::MAX));
@@ -156,7 +156,7 @@ fn learning(keys: &mut Keys<'_>, example: &str, defaults: &Defaults) -> Read<Lea
 }
 
 /// Refuses to write a model over its base.
-fn not_itself(keys: &Keys<'_>, base: &Location, learning: &Learning) -> Read<()> {
+fn not_itself(keys: &Keys<'_>, base: &LocalPath, learning: &Learning) -> Read<()> {
     let output = &learning.output;
     if base.path == output.path {
         let problem = Problem::new(format!("`output` is `{output}`, the model that training starts from"), "the same");
@@ -168,11 +168,11 @@ fn not_itself(keys: &Keys<'_>, base: &Location, learning: &Learning) -> Read<()>
 /// The folder of a model, or what to make one from.
 fn start(item: &Item<'_>) -> Read<Start> {
     if !item.is_table() {
-        return item.location().map(Start::Model);
+        return item.local_path().map(Start::Model);
     }
     item.table(|keys| {
-        let config = keys.required("config", "config = \"configs/tiny.json\"", Item::location);
-        let tokenizer = keys.required("tokenizer", "tokenizer = \"models/base\"", Item::location);
+        let config = keys.required("config", "config = \"configs/tiny.json\"", Item::local_path);
+        let tokenizer = keys.required("tokenizer", "tokenizer = \"models/base\"", Item::local_path);
         Ok(Start::Random { config: config?, tokenizer: tokenizer? })
     })
 }

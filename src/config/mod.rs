@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use toml::de::DeTable;
 
@@ -20,8 +21,8 @@ use syntax::Syntax;
 mod evaluating;
 mod item;
 mod learning;
-mod location;
 mod pipeline;
+mod place;
 mod problem;
 mod reader;
 mod sections;
@@ -30,10 +31,26 @@ mod tables;
 mod variables;
 
 pub use pipeline::*;
+pub use place::{Place, Remote, Service, place};
 pub(crate) use problem::closest;
 pub use problem::{ConfigErrors, Problem};
 pub use tables::table_from_uri;
 pub use variables::{UnknownVariable, substitute};
+
+/// Reads a length of time: `90s`, `5m`, `1h`, `500ms`.
+#[must_use]
+pub fn duration(text: &str) -> Option<Duration> {
+    let millis = |unit: &str| match unit {
+        "ms" => Some(1),
+        "s" => Some(1000),
+        "m" => Some(60 * 1000),
+        "h" => Some(3600 * 1000),
+        _ => None,
+    };
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let millis = number.parse::<u64>().ok()?.checked_mul(millis(unit.trim())?)?;
+    (millis > 0).then(|| Duration::from_millis(millis))
+}
 
 /// The size above which a text is taken for something else than a pipeline file, in bytes.
 const MAX_BYTES: usize = 1 << 20;

@@ -4,9 +4,10 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::place::Place;
 use crate::train::finetune::Calibrate;
 use crate::train::metrics::Metric;
 use crate::train::promotion::Condition;
@@ -17,6 +18,10 @@ use crate::train::task::Task;
 pub const DEFAULT_MAX_LENGTH: usize = 128;
 /// The default of `run.window`, in rows.
 pub const DEFAULT_WINDOW: usize = 8192;
+/// The default of `run.memory`, in bytes.
+pub const DEFAULT_MEMORY: u64 = 2 << 30;
+/// The default of `score.checkpoint`.
+pub const DEFAULT_CHECKPOINT: Duration = Duration::from_mins(1);
 
 /// One batch job, as its pipeline file describes it.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,7 +79,7 @@ pub struct Learning {
     /// The query that gives the rows.
     pub query: Query,
     /// The folder of the model that it ends with.
-    pub output: Location,
+    pub output: LocalPath,
     /// The length at which an input is cut, in tokens.
     pub max_length: usize,
     /// How often each row is learned from.
@@ -140,13 +145,13 @@ pub struct Pretrain {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
     /// The folder of a model.
-    Model(Location),
+    Model(LocalPath),
     /// Random weights.
     Random {
         /// A `config.json`, by whatever name, or the folder of one.
-        config: Location,
+        config: LocalPath,
         /// A folder with a tokenizer.
-        tokenizer: Location,
+        tokenizer: LocalPath,
     },
 }
 
@@ -156,7 +161,7 @@ pub struct Finetune {
     /// Data and hyper-parameters.
     pub learning: Learning,
     /// The folder of the model that training starts from.
-    pub base: Location,
+    pub base: LocalPath,
     /// The task.
     pub task: Task,
     /// The rows that are held out to measure on.
@@ -207,21 +212,50 @@ pub struct Evaluate {
     /// Of the bootstrap.
     pub seed: u64,
     /// The folder that the report and the mistakes are written to.
-    pub output: Location,
+    pub output: LocalPath,
 }
 
-/// A place on the local disk: a file, a folder (ends in `/` or has no extension), or a glob.
+/// A place as a pipeline file names it: a file, a folder (ends in `/` or has no extension), or a glob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
+    /// The text of the pipeline file, variables not replaced; for messages.
+    pub written: String,
+    /// The place with its variables replaced; a path is resolved against the folder of the pipeline file.
+    pub place: Place,
+}
+
+impl Location {
+    /// The path, if the place is on the local disk.
+    #[must_use]
+    pub fn local(&self) -> Option<&Path> {
+        self.place.local()
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.written)
+    }
+}
+
+/// The same for what must be on the local disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalPath {
     /// The text of the pipeline file, variables not replaced; for messages.
     pub written: String,
     /// The path with its variables replaced, resolved against the folder of the pipeline file.
     pub path: PathBuf,
 }
 
-impl fmt::Display for Location {
+impl fmt::Display for LocalPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.written)
+    }
+}
+
+impl From<LocalPath> for Location {
+    fn from(LocalPath { written, path }: LocalPath) -> Self {
+        Self { written, place: Place::Local(path) }
     }
 }
 
@@ -252,6 +286,16 @@ pub enum TableFormat {
     },
     /// Apache Arrow IPC files.
     Arrow,
+    /// A Delta table.
+    Delta {
+        /// The version that is read; the newest if not given.
+        version: Option<u64>,
+    },
+    /// A folder in which a pipeline's runs have their folders.
+    Runs {
+        /// Whether all runs are read, or the newest.
+        all: bool,
+    },
 }
 
 /// How delimited text is read.
@@ -300,7 +344,7 @@ pub enum Query {
     /// SQL that stands in the pipeline file, its variables replaced.
     Sql(String),
     /// A file of SQL; whoever reads it replaces the variables of its text with [`super::substitute`].
-    File(Location),
+    File(LocalPath),
 }
 
 /// What scores the pairs.
@@ -345,27 +389,72 @@ pub enum Device {
 }
 
 /// How the pairs are scored.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ScoreSettings {
+    /// The folder in which scores and runs are remembered; `.couplet/NAME` beside the file unless it says otherwise.
+    pub store: Location,
+    /// How much work a kill may cost.
+    pub checkpoint: Duration,
     /// The share of rows, 0 to 1, that may be rejected before the run fails; 1 unless the file says otherwise.
     pub max_errors: f64,
+    /// Where rejected rows go.
+    pub errors: Errors,
 }
 
-impl Default for ScoreSettings {
-    fn default() -> Self {
-        Self { max_errors: 1.0 }
+/// Where rejected rows go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Errors {
+    /// Among the others, with the reason in the column `error`.
+    Column,
+    /// To a table of their own, beside the others'.
+    Quarantine,
+}
+
+/// Where the predictions go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sink {
+    /// A Parquet file, or the folder of a table.
+    pub location: Location,
+    /// What kind of table.
+    pub format: SinkFormat,
+    /// What becomes of the rows of earlier runs.
+    pub mode: SinkMode,
+    /// The columns by whose values the files of a Delta table are put into folders.
+    pub partition_by: Vec<String>,
+    /// How many runs stay in a folder of Parquet files; all, if not given.
+    pub keep: Option<usize>,
+}
+
+impl Sink {
+    /// Whether the table is one Parquet file.
+    #[must_use]
+    pub fn is_one_file(&self) -> bool {
+        self.format == SinkFormat::Parquet && self.location.place.extension() == Some("parquet")
     }
 }
 
-/// Where the predictions go: one Parquet file, which replaces the one before.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sink {
-    /// The Parquet file.
-    pub location: Location,
+/// What kind of table the predictions are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SinkFormat {
+    /// One Parquet file, or a folder in which each run has a folder.
+    Parquet,
+    /// A Delta table.
+    Delta,
+}
+
+/// What becomes of the rows of earlier runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SinkMode {
+    /// They are replaced.
+    Overwrite,
+    /// They stay.
+    Append,
+    /// They stay, unless a new row has their id.
+    Merge,
 }
 
 /// How the machine is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunSettings {
     /// The number of inference threads; `None`: one a core.
     pub threads: Option<usize>,
@@ -373,10 +462,20 @@ pub struct RunSettings {
     pub window: usize,
     /// The number of tokens in a packed batch; `None`: couplet's choice.
     pub batch_tokens: Option<usize>,
+    /// The memory of joins and sorts, in bytes; what does not fit is spilled.
+    pub memory: u64,
+    /// The folder in which the rows of a run are kept while it lasts, and what does not fit into memory.
+    pub spill: PathBuf,
 }
 
 impl Default for RunSettings {
     fn default() -> Self {
-        Self { threads: None, window: DEFAULT_WINDOW, batch_tokens: None }
+        Self {
+            threads: None,
+            window: DEFAULT_WINDOW,
+            batch_tokens: None,
+            memory: DEFAULT_MEMORY,
+            spill: std::env::temp_dir(),
+        }
     }
 }

@@ -28,6 +28,8 @@ pub struct Problem {
     pub allowed: Option<String>,
     /// How to mend it.
     pub help: Option<String>,
+    /// Whether the line of the file must not be shown.
+    confidential: bool,
 }
 
 impl Problem {
@@ -40,12 +42,25 @@ impl Problem {
             related: Vec::new(),
             allowed: None,
             help: None,
+            confidential: false,
         }
     }
 
     pub(super) fn at(mut self, span: Range<usize>) -> Self {
         self.span = Some(span);
         self
+    }
+
+    /// Keeps the line out of what is shown: it may hold a secret.
+    pub(super) fn confidential(mut self) -> Self {
+        self.confidential = true;
+        self
+    }
+
+    /// The message and the mend in one line, for what does not stand in a file.
+    pub(super) fn into_line(self) -> String {
+        let mend = self.help.or_else(|| self.allowed.map(|allowed| format!("allowed: {allowed}")));
+        mend.map_or(self.message.clone(), |mend| format!("{}; {mend}", self.message))
     }
 
     pub(super) fn related(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
@@ -164,7 +179,13 @@ struct Shown<'e> {
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.problem.fmt(f)
+        match &self.problem.span {
+            Some(span) if self.problem.confidential => {
+                let (line, _) = position(&self.errors.text, span.start);
+                write!(f, "{}:{}: {}", self.errors.file, line + 1, self.problem)
+            }
+            _ => self.problem.fmt(f),
+        }
     }
 }
 
@@ -182,11 +203,11 @@ impl Diagnostic for Shown<'_> {
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        self.problem.span.as_ref().map(|_| self.errors as &dyn SourceCode)
+        self.problem.span.as_ref().filter(|_| !self.problem.confidential).map(|_| self.errors as &dyn SourceCode)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        let span = self.problem.span.clone()?;
+        let span = self.problem.span.clone().filter(|_| !self.problem.confidential)?;
         let main = LabeledSpan::new_primary_with_span(Some(self.problem.label.clone()), span);
         let related = self.problem.related.iter();
         let related = related.map(|(span, label)| LabeledSpan::new_with_span(Some(label.clone()), span.clone()));

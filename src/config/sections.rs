@@ -6,11 +6,12 @@ use std::path::Path;
 use super::evaluating;
 use super::item::{Choice, Item};
 use super::learning;
-use super::location::{covers, is_folder, is_glob};
 use super::pipeline::{
-    DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Device, Location, ModelSettings, Pipeline, Precision, Query, RunSettings,
-    ScoreSettings, Scoring, Sink, Source, Table, TableFormat,
+    DEFAULT_CHECKPOINT, DEFAULT_MAX_LENGTH, DEFAULT_MEMORY, DEFAULT_WINDOW, Device, Errors, LocalPath, Location,
+    ModelSettings, Pipeline, Precision, Query, RunSettings, ScoreSettings, Scoring, Sink, SinkFormat, SinkMode, Source,
+    Table, TableFormat,
 };
+use super::place::{Place, is_glob};
 use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::tables::tables;
@@ -22,8 +23,14 @@ const PRECISIONS: [Choice<Precision>; 5] = [
     ("f16", Some(Precision::F16)),
     ("bf16", Some(Precision::Bf16)),
 ];
-const SINK_FORMATS: [Choice<()>; 2] = [("parquet", Some(())), ("delta", None)];
-const SINK_MODES: [Choice<()>; 3] = [("overwrite", Some(())), ("append", None), ("merge", None)];
+const ERRORS: [Choice<Errors>; 2] = [("column", Some(Errors::Column)), ("quarantine", Some(Errors::Quarantine))];
+const SINK_FORMATS: [Choice<SinkFormat>; 2] =
+    [("parquet", Some(SinkFormat::Parquet)), ("delta", Some(SinkFormat::Delta))];
+const SINK_MODES: [Choice<SinkMode>; 3] =
+    [("overwrite", Some(SinkMode::Overwrite)), ("append", Some(SinkMode::Append)), ("merge", Some(SinkMode::Merge))];
+
+/// All rows may be rejected: a table of errors is better than none, unless the file says otherwise.
+const DEFAULT_MAX_ERRORS: f64 = 1.0;
 
 const EXAMPLE_SQL: &str = "sql = \"SELECT id, sentence1, sentence2 FROM pairs\"";
 
@@ -45,7 +52,14 @@ pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
     } else {
         let source = keys.section("source", EXAMPLE_SQL, source);
         let model = keys.section("model", "uri = \"models/mrpc\"", model);
-        let score = keys.or("score", ScoreSettings::default(), |section| section.table(score));
+        let store = default_store(keys.reader.folder, name.as_deref().unwrap_or_default());
+        let settings = ScoreSettings {
+            store: store.clone(),
+            checkpoint: DEFAULT_CHECKPOINT,
+            max_errors: DEFAULT_MAX_ERRORS,
+            errors: Errors::Column,
+        };
+        let score = keys.or("score", settings, |section| section.table(|keys| score(keys, store)));
         let sink = keys
             .section("sink", "uri = \"out/predictions.parquet\"", |keys| sink(keys, tables.as_deref().unwrap_or(&[])));
         source.and_then(|source| Ok(Some(Scoring { source, model: model?, score: score?, sink: sink? })))
@@ -99,7 +113,7 @@ fn pipeline_name<'r>(item: &Item<'r>) -> Read<&'r str> {
 
 fn source(keys: &mut Keys<'_>) -> Read<Source> {
     let sql = keys.optional("sql", Item::template);
-    let file = keys.optional("file", Item::location);
+    let file = keys.optional("file", Item::local_path);
     let id = keys.required("id", "id = [\"id\"]", column_names);
     let text = keys.required("text", "text = [\"sentence1\", \"sentence2\"]", text_columns);
     let label = keys.optional("label", column_name);
@@ -118,7 +132,7 @@ fn source(keys: &mut Keys<'_>) -> Read<Source> {
 pub(super) fn query(
     keys: &mut Keys<'_>,
     sql: Read<Option<String>>,
-    file: Read<Option<Location>>,
+    file: Read<Option<LocalPath>>,
     example: &str,
 ) -> Read<Query> {
     if let (Some(sql), Some(file)) = (keys.item("sql"), keys.item("file")) {
@@ -188,46 +202,108 @@ fn device(item: &Item<'_>) -> Read<Device> {
     }
 }
 
-fn score(keys: &mut Keys<'_>) -> Read<ScoreSettings> {
-    let max_errors = keys.or("max_errors", ScoreSettings::default().max_errors, Item::share);
-    let store = keys.not_yet("store", "remove it: every run scores all rows");
-    let checkpoint = keys.not_yet("checkpoint", "remove it: a run that was stopped starts again");
-    store.and(checkpoint)?;
-    Ok(ScoreSettings { max_errors: max_errors? })
+fn score(keys: &mut Keys<'_>, default_store: Location) -> Read<ScoreSettings> {
+    let store = keys.or("store", default_store, Item::location);
+    let checkpoint = keys.or("checkpoint", DEFAULT_CHECKPOINT, Item::duration);
+    let max_errors = keys.or("max_errors", DEFAULT_MAX_ERRORS, Item::share);
+    let errors = keys.or("errors", Errors::Column, |item| item.choice(&ERRORS));
+    let store = store?;
+    if store.place.is_glob() {
+        let problem = Problem::new(format!("the store `{store}` is a pattern"), "not one folder");
+        return Err(keys.refuse("store", problem.help("name a folder, for example `state/scores`")));
+    }
+    Ok(ScoreSettings { store, checkpoint: checkpoint?, max_errors: max_errors?, errors: errors? })
+}
+
+/// Where a pipeline remembers if its file does not say.
+fn default_store(folder: &Path, name: &str) -> Location {
+    let written = format!(".couplet/{name}");
+    Location { place: Place::Local(folder.join(&written)), written }
 }
 
 fn sink(keys: &mut Keys<'_>, tables: &[Table]) -> Read<Sink> {
     let location = keys.required("uri", "uri = \"out/predictions.parquet\"", Item::location);
-    let format = keys.or("format", (), |item| item.choice(&SINK_FORMATS));
-    let mode = keys.or("mode", (), |item| item.choice(&SINK_MODES));
-    let partition_by = keys.not_yet("partition_by", "remove it: the sink is one Parquet file");
+    let format = keys.or("format", SinkFormat::Parquet, |item| item.choice(&SINK_FORMATS));
+    let mode = keys.or("mode", SinkMode::Overwrite, |item| item.choice(&SINK_MODES));
+    let partition_by = keys.or("partition_by", Vec::new(), Item::names);
+    let keep = keys.optional("keep", |item| item.integer(1..=usize::MAX));
 
-    let location = location?;
-    // The folder of the pipeline file may have any name.
-    let own = location.path.strip_prefix(keys.reader.folder);
-    let is_one_file = !is_glob(own.unwrap_or(&location.path)) && !is_folder(&location.path);
-    if !is_one_file || location.path.extension().is_none_or(|extension| extension != "parquet") {
-        let problem =
-            Problem::new(format!("the sink `{location}` is not a Parquet file"), "not one file ending in .parquet");
-        let help = "this version of couplet writes one local file, for example `out/predictions.parquet`";
-        return Err(keys.refuse("uri", problem.help(help)));
-    }
+    let sink = Sink { location: location?, format: format?, mode: mode?, partition_by: partition_by?, keep: keep? };
+    check_kind(keys, &sink)?;
+    let Sink { location, .. } = &sink;
+    let place = &location.place;
     let read = |table: &&Table| match table.format {
-        TableFormat::Parquet => covers(&table.location.path, &location.path),
-        _ => table.location.path == location.path,
+        TableFormat::Parquet | TableFormat::Delta { .. } | TableFormat::Runs { .. } => {
+            table.location.place.covers(place) || !sink.is_one_file() && place.covers(&table.location.place)
+        }
+        _ => table.location.place == *place,
     };
     if let Some(table) = tables.iter().find(read) {
         let message = format!("the sink `{location}` is read by table `{}`, \"{}\"", table.name, table.location);
         let problem = Problem::new(message, "would overwrite its own source");
         return Err(keys.refuse("uri", problem.help("write the predictions to another place")));
     }
-    format.and(mode).and(partition_by)?;
-    Ok(Sink { location })
+    Ok(sink)
+}
+
+/// Checks that the place and the options are those of the kind of table that is asked for.
+fn check_kind(keys: &Keys<'_>, sink: &Sink) -> Read<()> {
+    let location = &sink.location;
+    let place = &location.place;
+    // The folder of the pipeline file may have any name.
+    let own = place.as_path().strip_prefix(keys.reader.folder);
+    let is_pattern = is_glob(own.unwrap_or(place.as_path()));
+    let is_file = sink.is_one_file() && !place.is_folder();
+    let is_folder = place.is_folder() && place.extension() != Some("parquet");
+    if is_pattern || !(is_file || is_folder) {
+        let (problem, help) = match sink.format {
+            SinkFormat::Parquet => (
+                "neither a Parquet file nor a folder",
+                "name a file that ends in .parquet, for example `out/predictions.parquet`, or a folder, in which each \
+                 run gets a folder of its own",
+            ),
+            SinkFormat::Delta => ("not a folder", "a Delta table is a folder, for example `out/predictions`"),
+        };
+        return Err(keys.refuse("uri", Problem::new(format!("the sink `{location}` is {problem}"), problem).help(help)));
+    }
+    let refuse = |key: &str, message: &str, label: &str, help: &str| {
+        Err(keys.refuse(key, Problem::new(message.to_owned(), label.to_owned()).help(help)))
+    };
+    let delta = "add `format = \"delta\"`, with a folder as `uri`";
+    match (sink.format, sink.mode) {
+        (SinkFormat::Parquet, SinkMode::Merge) => {
+            refuse("mode", "rows can be merged by their id in a Delta table only", "not for Parquet files", delta)
+        }
+        (SinkFormat::Parquet, _) if !sink.partition_by.is_empty() => {
+            refuse("partition_by", "only a Delta table has partitions", "not for Parquet files", delta)
+        }
+        (SinkFormat::Parquet, SinkMode::Append) if sink.is_one_file() => refuse(
+            "mode",
+            "one Parquet file cannot be appended to",
+            "not for one file",
+            "name a folder instead of the file, or add `format = \"delta\"`",
+        ),
+        _ if sink.keep.is_some() && (sink.format == SinkFormat::Delta || sink.is_one_file()) => refuse(
+            "keep",
+            "`sink.keep` says how many runs stay in a folder of Parquet files",
+            "nothing to keep here",
+            "remove it",
+        ),
+        _ => Ok(()),
+    }
 }
 
 fn run(keys: &mut Keys<'_>) -> Read<RunSettings> {
     let threads = keys.optional("threads", |item| item.integer(1..=usize::MAX));
     let window = keys.or("window", DEFAULT_WINDOW, |item| item.integer(1..=usize::MAX));
     let batch_tokens = keys.optional("batch_tokens", |item| item.integer(16..=usize::MAX));
-    Ok(RunSettings { threads: threads?, window: window?, batch_tokens: batch_tokens? })
+    let memory = keys.or("memory", DEFAULT_MEMORY, Item::bytes);
+    let spill = keys.optional("spill", Item::local_path);
+    Ok(RunSettings {
+        threads: threads?,
+        window: window?,
+        batch_tokens: batch_tokens?,
+        memory: memory?,
+        spill: spill?.map_or_else(std::env::temp_dir, |spill: LocalPath| spill.path),
+    })
 }

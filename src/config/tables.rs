@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::item::{Choice, Item};
-use super::location::{is_folder, is_glob, resolve};
 use super::pipeline::{Compression, CsvOptions, Location, Table, TableFormat};
+use super::place::{Place, resolve};
 use super::problem::Problem;
 use super::reader::{Keys, Read};
 
@@ -15,37 +15,41 @@ enum Kind {
     Tsv,
     Json,
     Arrow,
+    Delta,
 }
 
-const KINDS: [Choice<Kind>; 6] = [
+const KINDS: [Choice<Kind>; 7] = [
     ("parquet", Some(Kind::Parquet)),
     ("csv", Some(Kind::Csv)),
     ("tsv", Some(Kind::Tsv)),
     ("json", Some(Kind::Json)),
     ("ndjson", Some(Kind::Json)),
     ("arrow", Some(Kind::Arrow)),
+    ("delta", Some(Kind::Delta)),
 ];
 
 const EXTENSIONS: &str = ".parquet, .csv, .tsv, .tab, .json, .ndjson, .jsonl, .arrow, .feather, .ipc; \
                           text also with .gz or .zst behind it";
 
 /// Makes a table of a URI alone, as in `--table NAME=URI`: the format is that of the extension, a relative path
-/// starts at the current folder, variables are not replaced.
+/// starts at the current folder, variables are not replaced. `URI@3` is version 3 of a Delta table.
 ///
 /// # Errors
 /// What is wrong with the name or the URI, in one line.
 pub fn table_from_uri(name: &str, uri: &str) -> Result<Table, String> {
     let table = || {
         check_name(name)?;
-        let path = resolve(Path::new(""), uri)?;
-        let (kind, compression) = infer(&path, None)?;
-        let location = Location { written: uri.to_owned(), path };
-        Ok(Table { name: name.to_owned(), location, format: plain(kind, compression), partitions: Vec::new() })
+        let versioned = uri.rsplit_once('@').and_then(|(uri, version)| Some((uri, version.parse().ok()?)));
+        let (path, version) = versioned.map_or((uri, None), |(uri, version)| (uri, Some(version)));
+        let place = resolve(Path::new(""), path)?;
+        let format = match version {
+            Some(_) => TableFormat::Delta { version },
+            None => infer(&place, None).map(|(kind, compression)| plain(kind, compression))?,
+        };
+        let location = Location { written: uri.to_owned(), place };
+        Ok(Table { name: name.to_owned(), location, format, partitions: Vec::new() })
     };
-    table().map_err(|problem: Problem| match problem.help {
-        Some(help) => format!("{}; {help}", problem.message),
-        None => problem.message,
-    })
+    table().map_err(Problem::into_line)
 }
 
 /// Reads `[tables]`; the name of the pipeline is taken, as that of its sink.
@@ -81,7 +85,7 @@ fn table(name: &str, item: &Item<'_>) -> Read<Table> {
         return Err(item.refuse(problem.help(format!("write for example `{name} = \"{name}.parquet\"`"))));
     }
     let location = item.location()?;
-    let (kind, compression) = infer(&location.path, None).map_err(|problem| item.refuse(problem))?;
+    let (kind, compression) = infer(&location.place, None).map_err(|problem| item.refuse(problem))?;
     Ok(Table { name: name.to_owned(), location, format: plain(kind, compression), partitions: Vec::new() })
 }
 
@@ -93,11 +97,12 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
     let quote = keys.or("quote", Some(b'"'), quotation_mark);
     let null = keys.optional("null", Item::string);
     let partitions = keys.or("partitions", Vec::new(), Item::names);
+    let version = keys.optional("version", |item| item.integer(0..=usize::MAX));
 
     let location = location?;
-    let (kind, compression) = infer(&location.path, kind?).map_err(|problem| keys.refuse("uri", problem))?;
+    let (kind, compression) = infer(&location.place, kind?).map_err(|problem| keys.refuse("uri", problem))?;
     let partitions = partitions?;
-    if !partitions.is_empty() && !is_folder(&location.path) && !is_glob(&location.path) {
+    if !partitions.is_empty() && !location.place.is_folder() && !location.place.is_glob() {
         let problem =
             Problem::new(format!("`{location}` is one file, which has no partitions"), "read from folder names");
         return Err(keys.refuse("partitions", problem.help("name the folder above `dt=…/`, or remove `partitions`")));
@@ -114,6 +119,15 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
             TableFormat::Csv(CsvOptions { delimiter, header: header?, quote, null, ..defaults })
         }
         format => check_no_csv_options(keys, &format).map(|()| format)?,
+    };
+    let format = match (format, version?.map(|version| version as u64)) {
+        (TableFormat::Delta { .. }, version) => TableFormat::Delta { version },
+        (format, None) => format,
+        (format, Some(_)) => {
+            let problem =
+                Problem::new(format!("`version` means nothing for {}", title(&format)), "only for Delta tables");
+            return Err(keys.refuse("version", problem.help("remove it, or set `format` to \"delta\"")));
+        }
     };
     Ok(Table { name: name.to_owned(), location, format, partitions })
 }
@@ -135,6 +149,8 @@ fn title(format: &TableFormat) -> &'static str {
         TableFormat::Csv(_) => "CSV",
         TableFormat::Json { .. } => "JSON",
         TableFormat::Arrow => "Arrow",
+        TableFormat::Delta { .. } => "Delta",
+        TableFormat::Runs { .. } => "a folder of runs",
     }
 }
 
@@ -149,21 +165,23 @@ fn plain(kind: Kind, compression: Compression) -> TableFormat {
         Kind::Tsv => delimited(b'\t'),
         Kind::Json => TableFormat::Json { compression },
         Kind::Arrow => TableFormat::Arrow,
+        Kind::Delta => TableFormat::Delta { version: None },
     }
 }
 
 /// Tells format and compression of a table by its extension; a folder is Parquet unless told otherwise.
-fn infer(path: &Path, explicit: Option<Kind>) -> Result<(Kind, Compression), Problem> {
+fn infer(place: &Place, explicit: Option<Kind>) -> Result<(Kind, Compression), Problem> {
+    let path = place.as_path();
     let extension = |path: &Path| path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
     let (name, compression) = match extension(path).as_deref() {
-        _ if is_folder(path) => (path, Compression::None),
+        _ if place.is_folder() => (path, Compression::None),
         Some("gz") => (Path::new(path.file_stem().unwrap_or_default()), Compression::Gzip),
         Some("zst") => (Path::new(path.file_stem().unwrap_or_default()), Compression::Zstd),
         _ => (path, Compression::None),
     };
     let kind = match (explicit, extension(name).as_deref()) {
         (Some(kind), _) => kind,
-        (None, _) if is_folder(path) => Kind::Parquet,
+        (None, _) if place.is_folder() => Kind::Parquet,
         (None, Some("parquet")) => Kind::Parquet,
         (None, Some("csv")) => Kind::Csv,
         (None, Some("tsv" | "tab")) => Kind::Tsv,

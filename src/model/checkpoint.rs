@@ -46,8 +46,8 @@ enum Shard {
     Pickle(PthTensors, u64),
 }
 
-const SAFETENSORS: &str = "model.safetensors";
-const PICKLE: &str = "pytorch_model.bin";
+pub(super) const SAFETENSORS: &str = "model.safetensors";
+pub(super) const PICKLE: &str = "pytorch_model.bin";
 
 impl Checkpoint {
     /// Opens the weights of a folder and lists their tensors, without reading them.

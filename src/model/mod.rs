@@ -10,6 +10,7 @@ mod folder;
 mod head;
 mod import;
 mod masked_words;
+mod needed;
 mod source;
 mod tokenizer;
 mod weights_file;
@@ -33,6 +34,7 @@ pub(crate) use checkpoint::{Checkpoint, full_name};
 pub(crate) use folder::{clear_head, copy_tokenizer, write_json};
 pub(crate) use head::Head;
 pub(crate) use masked_words::MaskedWordsHead;
+pub(crate) use needed::Needed;
 pub(crate) use source::Source;
 pub(crate) use weights_file::{Data, Entry, write as write_weights};
 

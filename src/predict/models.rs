@@ -1,11 +1,12 @@
 //! The models of a session: each is loaded once, when the first window needs it.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 
+use crate::config::{self, Place};
 use crate::scorer::{Counts, Pool, Scorer, ScorerError, ScorerOptions};
 
 /// How the models of a session are run, unless a model has options of its own.
@@ -17,7 +18,7 @@ pub struct Models {
     pool: Pool,
     base: PathBuf,
     default_options: ModelOptions,
-    options: HashMap<PathBuf, ModelOptions>,
+    options: HashMap<Place, ModelOptions>,
     loaded: Mutex<HashMap<String, Arc<OnceCell<Scorer>>>>,
 }
 
@@ -35,10 +36,12 @@ impl Models {
         self
     }
 
-    /// Runs the model in `folder` with options of its own.
+    /// Runs the model of that name with options of its own.
     #[must_use]
-    pub fn with_model_options(mut self, folder: &Path, options: ModelOptions) -> Self {
-        self.options.insert(canonical(folder), options);
+    pub fn with_model_options(mut self, name: &str, options: ModelOptions) -> Self {
+        if let Ok(place) = config::place(name) {
+            self.options.insert(canonical(place), options);
+        }
         self
     }
 
@@ -52,11 +55,12 @@ impl Models {
             Arc::clone(loaded.entry(name.to_owned()).or_default())
         };
         let load = || async {
-            let folder = self.base.join(name.strip_prefix("file://").unwrap_or(name));
-            let options = self.options.get(&canonical(&folder)).unwrap_or(&self.default_options);
-            let (options, pool) = (*options, self.pool.clone());
-            let loading = tokio::task::spawn_blocking(move || Scorer::load(&folder, options, &pool));
-            loading.await.unwrap_or(Err(ScorerError::Stopped))
+            let place = match config::place(name).map_err(|problem| ScorerError::Name { name: name.into(), problem })? {
+                Place::Local(path) => Place::Local(self.base.join(path)),
+                remote @ Place::Remote(_) => remote,
+            };
+            let options = self.options.get(&canonical(place.clone())).unwrap_or(&self.default_options);
+            Scorer::open(&place, *options, &self.pool).await
         };
         cell.get_or_try_init(load).await.cloned()
     }
@@ -70,6 +74,9 @@ impl Models {
 }
 
 /// One spelling for a folder that can be reached by several.
-fn canonical(folder: &Path) -> PathBuf {
-    folder.canonicalize().unwrap_or_else(|_| folder.to_owned())
+fn canonical(place: Place) -> Place {
+    match place {
+        Place::Local(folder) => Place::Local(folder.canonicalize().unwrap_or(folder)),
+        remote @ Place::Remote(_) => remote,
+    }
 }

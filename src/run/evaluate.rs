@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::mistakes::{self, Judged};
 use super::rows::{Columns, Selection};
-use super::{folder_of, missing_model, model_name, pool, readable, scorer_options};
+use super::{folder_of, missing_model, model_name, pool, readable, readable_place, resources, scorer_options};
 use crate::config::{Evaluate, Pipeline};
 use crate::error::Error;
 use crate::model::{Model, Problem};
@@ -69,7 +69,8 @@ impl Work<'_> {
         let models = Models::new(pool(pipeline.run.threads)?, folder_of(&pipeline.path));
         let models = Arc::new(models.with_options(scorer_options(&stage.model, pipeline)));
         // One partition keeps the rows in the order of the files; the cores belong to the model.
-        let context = session::open(&pipeline.tables, Arc::clone(&models), pipeline.run.window, 1);
+        let resources = resources(&pipeline.run)?;
+        let context = session::open(&pipeline.tables, Arc::clone(&models), pipeline.run.window, 1, &resources);
         let context = context.await.map_err(Error::Tables)?;
         let selection = Selection { pipeline, context: &context, section: SECTION, variables: self.variables };
         let table = self.read(&selection).await?;
@@ -197,7 +198,7 @@ impl Work<'_> {
         json["couplet"] = env!("CARGO_PKG_VERSION").into();
         json["pipeline"] = self.pipeline.name.clone().into();
         json["model"] = json!({
-            "uri": readable(&self.settings.model.location.path),
+            "uri": readable_place(&self.settings.model.location.place),
             "fingerprint": model.fingerprint.as_str(),
             "precision": scorer.precision().to_string(),
             "max_length": scorer.max_length(),

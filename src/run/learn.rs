@@ -10,14 +10,14 @@ use candle_core::Device;
 use datafusion::prelude::SessionContext;
 
 use super::rows::{Columns, Selection};
-use super::{folder_of, pool, readable};
+use super::{folder_of, pool, readable, resources};
 use crate::config::{Finetune, Learning, Pipeline, Pretrain, Query, ScheduleShape, Start, Validation};
 use crate::error::Error;
 use crate::predict::Models;
 use crate::progress::{Style, TrainingProgress};
 use crate::report::StageReport;
 use crate::scorer::Pool;
-use crate::session;
+use crate::session::{self, Resources};
 use crate::sink::may_replace;
 use crate::train::course::{Interval, JobError, Outcome, Watch};
 use crate::train::sampling::HoldOut;
@@ -214,15 +214,17 @@ impl Training<'_> {
     }
 
     /// A session over the pipeline's tables.
-    async fn open(&self) -> Result<SessionContext, Error> {
+    async fn open(&self) -> Result<(SessionContext, Resources), Error> {
         let models = Models::new(pool(Some(1))?, folder_of(&self.pipeline.path));
         // One partition keeps the rows in the order of the files, on which training depends.
-        let session = session::open(&self.pipeline.tables, Arc::new(models), self.pipeline.run.window, 1);
-        session.await.map_err(Error::Tables)
+        let run = &self.pipeline.run;
+        let resources = resources(run)?;
+        let session = session::open(&self.pipeline.tables, Arc::new(models), run.window, 1, &resources);
+        Ok((session.await.map_err(Error::Tables)?, resources))
     }
 
     async fn labelled_rows(&self, stage: &Finetune) -> Result<(Vec<tuning::Row>, Vec<tuning::Row>), Error> {
-        let context = self.open().await?;
+        let (context, _resources) = self.open().await?;
         let selection = self.selection(&context, FINETUNE);
         let id = stage.id.as_ref().unwrap_or(&stage.text);
         let columns = Columns { id, text: &stage.text, label: &stage.label };
@@ -245,7 +247,7 @@ impl Training<'_> {
     }
 
     async fn plain_texts(&self, stage: &Pretrain) -> Result<Vec<String>, Error> {
-        let context = self.open().await?;
+        let (context, _resources) = self.open().await?;
         let selection = self.selection(&context, PRETRAIN);
         let mut texts = Vec::new();
         for batch in selection.read(&stage.learning.query, &[&stage.text]).await? {

@@ -1,10 +1,14 @@
 //! `couplet run`: the recipe of a pipeline, from its file to its published table, one call a stage.
 
+mod checked;
 mod evaluate;
 mod learn;
 mod mistakes;
+mod night;
 mod rows;
 mod score;
+mod sinks;
+mod spool;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -12,14 +16,17 @@ use std::path::{Path, PathBuf};
 
 use datafusion::prelude::SessionContext;
 
-use crate::config::{self, Device, ModelSettings, Pipeline, Query, Table};
+use crate::config::{self, Device, ModelSettings, Pipeline, Place, Query, RunSettings, Table};
 use crate::error::Error;
 use crate::predict::Models;
 use crate::progress::Style;
 use crate::report::RunReport;
 use crate::scorer::{DeviceSetting, Pool, Precision, PrecisionSetting, ScorerOptions};
+use crate::session::Resources;
 use crate::tables;
 use crate::train::finetune;
+
+pub use score::Remembering;
 
 /// A part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -43,6 +50,7 @@ pub async fn run(
     pipeline: &Pipeline,
     variables: &BTreeMap<String, String>,
     only: &[Stage],
+    remembering: Remembering,
     style: Style,
     stop: impl Future<Output = ()>,
 ) -> Result<RunReport, Error> {
@@ -61,7 +69,8 @@ pub async fn run(
         report.evaluate = Some(evaluate::evaluate(pipeline, stage, variables, style, &mut stop).await?);
     }
     if let Some(scoring) = pipeline.scoring.as_ref().filter(|_| wanted(Stage::Score)) {
-        report.score = Some(score::score(pipeline, scoring, variables, style, &mut stop).await?);
+        let scored = Box::pin(score::score(pipeline, scoring, variables, remembering, style, &mut stop));
+        report.score = Some(scored.await?);
     }
     Ok(report)
 }
@@ -133,6 +142,16 @@ fn check_variables(pipeline: &Pipeline, variables: &BTreeMap<String, String>) ->
     }
 }
 
+/// What a pipeline's plans may use.
+///
+/// # Errors
+/// A spill folder that cannot be made.
+pub fn resources(run: &RunSettings) -> Result<Resources, Error> {
+    Resources::new(run.memory, &run.spill).map_err(|e| {
+        Error::Usage(format!("run.spill: cannot keep what does not fit into memory in {}: {e}", run.spill.display()))
+    })
+}
+
 /// Starts the inference threads.
 ///
 /// # Errors
@@ -146,7 +165,7 @@ pub fn pool(threads: Option<usize>) -> Result<Pool, Error> {
 pub fn models_of(pipeline: &Pipeline, pool: Pool, base: &Path) -> Models {
     let models = Models::new(pool, base.to_owned());
     let Some(settings) = pipeline.scoring.as_ref().map(|scoring| &scoring.model) else { return models };
-    models.with_model_options(&settings.location.path, scorer_options(settings, pipeline))
+    models.with_model_options(&model_name(settings), scorer_options(settings, pipeline))
 }
 
 /// How the pipeline says that a model is to be run.
@@ -172,7 +191,7 @@ fn scorer_options(settings: &ModelSettings, pipeline: &Pipeline) -> ScorerOption
 
 /// Why a model is not there, where the reason is that `promote_if` refused the first one that was trained.
 fn missing_model(model: &ModelSettings) -> Option<Error> {
-    let path = &model.location.path;
+    let path = model.location.local()?;
     if path.exists() {
         return None;
     }
@@ -190,12 +209,19 @@ fn readable(path: &Path) -> PathBuf {
     }
 }
 
-/// The name under which the pipeline's own model is asked for: one that no base folder changes.
-fn model_name(model: &ModelSettings) -> String {
-    let path = &model.location.path;
-    std::path::absolute(path).unwrap_or_else(|_| path.clone()).to_string_lossy().into_owned()
+/// A place as a person at this folder would write it.
+fn readable_place(place: &Place) -> String {
+    place.local().map_or_else(|| place.to_string(), |path| readable(path).display().to_string())
 }
 
-fn folder_of(path: &Path) -> PathBuf {
+/// The name under which the pipeline's own model is asked for: one that no base folder changes.
+pub(crate) fn model_name(model: &ModelSettings) -> String {
+    match &model.location.place {
+        Place::Local(path) => std::path::absolute(path).unwrap_or_else(|_| path.clone()).to_string_lossy().into_owned(),
+        Place::Remote(remote) => remote.to_string(),
+    }
+}
+
+pub(crate) fn folder_of(path: &Path) -> PathBuf {
     path.parent().unwrap_or(Path::new("")).to_owned()
 }

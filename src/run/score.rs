@@ -1,67 +1,94 @@
-//! The stage that scores: prepare, score window by window, check, publish.
+//! The stage that scores: read the rows once, score what has no score yet, remember it, publish.
+//!
+//! ```text
+//! source ─ rows ─ check ids ─┬─ texts without a score ─ score ─ remember, now and then ─┐
+//!          (spool)           └──────────── rows with their scores ◀── store ◀───────────┘
+//!                                                    └─ check ─ publish in one step
+//! ```
+//!
+//! Only two steps change anything that lasts: a commit to the store, which costs nothing to repeat, and the commit to
+//! the sink. A run that was stopped between any two of them is simply run again.
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use arrow::array::{ArrayRef, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::array::ArrayRef;
 use datafusion::common::DataFusionError;
+use datafusion::logical_expr::col;
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 
-use super::{NOTHING_WRITTEN, blame, folder_of, missing_model, model_name, models_of, pool, query_text, readable};
-use crate::config::{Pipeline, Scoring};
+use super::checked::{Check, Checked, Refusal, output_schema, refusal};
+use super::night::Night;
+use super::sinks::{Sink, SinkKind};
+use super::spool::{Pending, Spool};
+use super::{
+    NOTHING_WRITTEN, blame, folder_of, missing_model, model_name, models_of, pool, query_text, readable_place,
+    resources,
+};
+use crate::config::{Errors, Pipeline, Scoring};
+use crate::crash;
 use crate::error::Error;
-use crate::predict::{prediction_fields, predictions_to_array};
+use crate::objects::Objects;
 use crate::progress::{Progress, Style, grouped};
-use crate::report::Report;
-use crate::scorer::{Counts, Prediction, Rejection, Scorer};
-use crate::session;
-use crate::sink::ParquetSink;
-use crate::source::{OUTPUT_COLUMNS, Source};
+use crate::report::{Report, Rows};
+use crate::scorer::{Rejection, Scorer};
+use crate::session::{self, Resources};
+use crate::source::Source;
+use crate::store::{RunRecord, ScoreStore, SourceFile, model_class};
+use crate::tables;
 
 /// Windows that are scored at once: while the last batches of one run, the next is tokenized.
 const WINDOWS_UNDER_WAY: usize = 2;
+
+/// Rows whose scores are kept in memory at most before they are remembered for good.
+const ROWS_TO_COMMIT: usize = 1 << 20;
+
+/// What the command line asks of a night.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Remembering {
+    /// Forget this model's scores first.
+    pub fresh: bool,
+    /// Try the rows again that the tokenizer refused before.
+    pub retry_errors: bool,
+    /// For how long to wait while another run is under way; none to give up at once.
+    pub wait: Option<Duration>,
+}
 
 /// Scores the source into the sink until it is done or `stop` is; a stage that does not end well leaves the sink as it was.
 pub(super) async fn score(
     pipeline: &Pipeline,
     scoring: &Scoring,
     variables: &BTreeMap<String, String>,
+    remembering: Remembering,
     style: Style,
     stop: &mut (impl Future<Output = ()> + Unpin),
 ) -> Result<Report, Error> {
-    let began = Instant::now();
-    let Prepared { context, source, scorer, rows } = tokio::select! {
+    let store = Objects::open(&scoring.score.store.place)?;
+    let begun = tokio::select! {
         biased;
-        () = &mut *stop => return Err(interrupted(scoring, "before the first row was scored".into())),
-        prepared = prepare(pipeline, scoring, variables) => prepared?,
+        () = &mut *stop => return Err(interrupted(scoring, "before the first row was scored", None)),
+        night = Night::begin(pipeline, &store, remembering.wait) => night?,
     };
-    let start = Instant::now();
-    let progress = Progress::start(style, &scorer, rows);
-    let output = match score_windows(pipeline, scoring, &context, source, &scorer, rows, stop).await {
-        Ok(output) => output,
-        Err(error) => return Err(blame(&context, &pipeline.tables, error, NOTHING_WRITTEN).await),
-    };
-    drop(progress);
-    let elapsed = start.elapsed();
-    check(scoring, &scorer.tally().counts(), rows, output.rows)?;
-    let labels = output.label_counts(&scorer);
-    let output_bytes = output.sink.publish()?;
-    Ok(Report {
-        pipeline: pipeline.name.clone(),
-        model: readable(&scoring.model.location.path).display().to_string(),
-        precision: scorer.precision(),
-        fingerprint: scorer.model().fingerprint.as_str().to_owned(),
-        counts: scorer.tally().counts(),
-        labels,
-        elapsed: began.elapsed(),
-        scoring: elapsed,
-        output: readable(&scoring.sink.location.path),
-        output_bytes,
-    })
+    let run = Run { pipeline, scoring, variables, remembering, style, store, night: &begun };
+    let mut record = begun.record();
+    let outcome = run.all(&mut record, stop).await;
+    begun.end(record, outcome.as_ref().err()).await;
+    outcome
+}
+
+/// A run that holds the lock of its store.
+struct Run<'a> {
+    pipeline: &'a Pipeline,
+    scoring: &'a Scoring,
+    variables: &'a BTreeMap<String, String>,
+    remembering: Remembering,
+    style: Style,
+    store: Objects,
+    night: &'a Night,
 }
 
 /// All that a run needs before its first row.
@@ -69,153 +96,363 @@ struct Prepared {
     context: SessionContext,
     source: Source,
     scorer: Scorer,
-    rows: u64,
+    scores: ScoreStore,
+    sinks: Vec<Sink>,
 }
 
-/// Opens the tables, plans the query, loads the model, counts the rows: all that can turn out wrong before the work.
-async fn prepare(
-    pipeline: &Pipeline,
-    scoring: &Scoring,
-    variables: &BTreeMap<String, String>,
-) -> Result<Prepared, Error> {
-    let Scoring { source: settings, .. } = scoring;
-    let sql = query_text(pipeline, &settings.query, "source.file", variables)?;
-    let models = Arc::new(models_of(pipeline, pool(pipeline.run.threads)?, &folder_of(&pipeline.path)));
-    // One partition keeps the rows in the order of the files; the cores belong to the model.
-    let context =
-        session::open(&pipeline.tables, Arc::clone(&models), pipeline.run.window, 1).await.map_err(Error::Tables)?;
-    let source = Source::open(&context, &sql, &settings.id, &settings.text, settings.label.as_deref())
-        .await
-        .map_err(|e| Error::source(&pipeline.path, e, &context))?;
-    if let Some(error) = missing_model(&scoring.model) {
-        return Err(error);
-    }
-    let scorer = models.get(&model_name(&scoring.model)).await?;
-    match source.count_rows(&settings.id).await {
-        Ok(rows) => Ok(Prepared { context, source, scorer, rows }),
-        Err(error) => {
-            let error = Error::source(&pipeline.path, error, &context);
-            Err(blame(&context, &pipeline.tables, error, NOTHING_WRITTEN).await)
-        }
-    }
-}
-
-/// Scores all windows into the sink, which is not published yet.
-async fn score_windows(
-    pipeline: &Pipeline,
-    scoring: &Scoring,
-    context: &SessionContext,
-    source: Source,
-    scorer: &Scorer,
-    rows: u64,
-    stop: &mut (impl Future<Output = ()> + Unpin),
-) -> Result<Output, Error> {
-    let mut output = Output::create(pipeline, scoring, source.schema(), scorer)?;
-    let query_failed =
-        |e: DataFusionError| Error::sql(format!("{}: the source query", pipeline.path.display()), &e, Some(context));
-    let windows = source.windows(pipeline.run.window).await.map_err(|e| Error::source(&pipeline.path, e, context))?;
-    let predictions = windows
-        .map(|window| async {
-            let (batch, window) = window.map_err(query_failed)?;
-            let outcomes = scorer.score(window).await?;
-            Ok::<_, Error>((batch, outcomes))
-        })
-        .buffered(WINDOWS_UNDER_WAY);
-    let mut predictions = std::pin::pin!(predictions);
-    loop {
-        tokio::select! {
+impl Run<'_> {
+    async fn all(
+        &self,
+        record: &mut RunRecord,
+        stop: &mut (impl Future<Output = ()> + Unpin),
+    ) -> Result<Report, Error> {
+        let began = Instant::now();
+        let reading = async {
+            let (prepared, resources) = self.prepare().await?;
+            let (spool, sources) = self.read(&prepared, resources).await?;
+            Ok::<_, Error>((prepared, spool, sources))
+        };
+        let (Prepared { scorer, mut scores, sinks, .. }, spool, sources) = tokio::select! {
             biased;
-            () = &mut *stop => {
-                let counts = scorer.tally().counts();
-                let done = grouped(rows.min(counts.scored + counts.remembered));
-                return Err(interrupted(scoring, format!("after scoring {done} of {} rows", grouped(rows))));
+            () = &mut *stop => return Err(interrupted(self.scoring, "before the first row was scored", None)),
+            read = reading => read?,
+        };
+        record.sources = sources;
+        record.rows_read = Some(spool.len());
+        record.model = Some(scorer.model().fingerprint.as_str().to_owned());
+        record.model_uri = Some(self.scoring.model.location.place.to_string());
+        record.precision = Some(scorer.precision().to_string());
+        record.max_length = Some(scorer.max_length());
+        crash::point("read");
+
+        let pending = tokio::select! {
+            biased;
+            () = &mut *stop => return Err(interrupted(self.scoring, "before the first row was scored", None)),
+            pending = self.pending(&spool, &scores) => pending?,
+        };
+        let (texts, rows_without_score) = (pending.texts, pending.rows);
+        let start = Instant::now();
+        let progress = Progress::start(self.style, &scorer, texts);
+        let scored = self.score_pending(pending, &scorer, &mut scores, stop).await;
+        drop(progress);
+        let scoring_time = start.elapsed();
+        let counts = scorer.tally().counts();
+        record.rows_scored = Some(counts.scored);
+        record.tokens = Some(counts.tokens);
+        scored?;
+
+        let rejected_texts: u64 = spool.rejected().iter().sum();
+        let published = self.publish(&spool, &scores, sinks, &scorer, stop).await?;
+        let mut rejected = spool.rejected();
+        // What is not the text's fault is the tokenizer's.
+        rejected[Rejection::KINDS.len() - 1] += published.rejected.saturating_sub(rejected_texts);
+        let rows = Rows {
+            read: spool.len(),
+            scored: counts.scored,
+            remembered: spool.len() - rejected_texts - rows_without_score,
+            repeated: rows_without_score - texts,
+            rejected,
+            truncated: published.truncated,
+        };
+        record.rows_remembered = Some(rows.remembered);
+        record.rows_repeated = Some(rows.repeated);
+        record.rows_rejected = Some(published.rejected);
+        record.output = Some(published.output.clone());
+        record.output_version = published.version;
+        scores.compact().await;
+        let labels = &scorer.model().config.labels;
+        Ok(Report {
+            pipeline: self.pipeline.name.clone(),
+            run: self.night.run().to_owned(),
+            model: readable_place(&self.scoring.model.location.place),
+            precision: scorer.precision(),
+            fingerprint: scorer.model().fingerprint.as_str().to_owned(),
+            rows,
+            counts,
+            labels: labels.iter().map(|l| (l.clone(), published.labels.get(l).copied().unwrap_or_default())).collect(),
+            elapsed: began.elapsed(),
+            scoring: scoring_time,
+            output: published.output,
+            output_bytes: published.bytes,
+            output_version: published.version,
+            quarantine: published.quarantine,
+        })
+    }
+
+    /// Opens the tables, plans the query, loads the model, opens store and sink: all that can turn out wrong before the work.
+    async fn prepare(&self) -> Result<(Prepared, Resources), Error> {
+        let Self { pipeline, scoring, .. } = self;
+        let settings = &scoring.source;
+        let sql = query_text(pipeline, &settings.query, "source.file", self.variables)?;
+        let models = Arc::new(models_of(pipeline, pool(pipeline.run.threads)?, &folder_of(&pipeline.path)));
+        let resources = resources(&pipeline.run)?;
+        // One partition keeps the rows in the order of the files; the cores belong to the model.
+        let context = session::open(&pipeline.tables, Arc::clone(&models), pipeline.run.window, 1, &resources)
+            .await
+            .map_err(Error::Tables)?;
+        let source = Source::open(&context, &sql, &settings.id, &settings.text, settings.label.as_deref())
+            .await
+            .map_err(|e| Error::source(&pipeline.path, e, &context))?;
+        if let Some(error) = missing_model(&scoring.model) {
+            return Err(error);
+        }
+        let scorer = models.get(&model_name(&scoring.model)).await?;
+        let mut scores = ScoreStore::open(&self.store, model_class(&scorer), self.night.run()).await?;
+        if self.remembering.fresh {
+            scores.forget().await?;
+        } else if self.remembering.retry_errors {
+            scores.forget_errors().await?;
+        }
+        let schema = output_schema(source.schema());
+        let metadata = self.metadata(&scorer);
+        let mut kinds = vec![SinkKind::Predictions];
+        if scoring.score.errors == Errors::Quarantine {
+            // Committed first: rows that are rejected and published nowhere would be lost.
+            kinds.insert(0, SinkKind::Rejected);
+        }
+        let mut sinks = Vec::new();
+        for kind in kinds {
+            let sink = Sink::open(kind, pipeline, scoring, &schema, &metadata, self.night.run()).await?;
+            sinks.push(sink);
+        }
+        Ok((Prepared { context, source, scorer, scores, sinks }, resources))
+    }
+
+    /// Reads the rows of the source, and notices whether its files change meanwhile.
+    async fn read(&self, prepared: &Prepared, resources: Resources) -> Result<(Spool, Vec<SourceFile>), Error> {
+        let Self { pipeline, scoring, .. } = self;
+        let Prepared { context, source, .. } = prepared;
+        let broken = async |error: Error| blame(context, &pipeline.tables, error, NOTHING_WRITTEN).await;
+        let before = tables::source_files(context, &pipeline.tables).await.map_err(Error::Tables)?;
+        let text = &scoring.source.text;
+        let filled = Spool::fill(source.frame().clone(), text, pipeline.run.memory, resources).await;
+        let spool = match filled {
+            Ok(spool) => spool,
+            Err(e) => {
+                let origin = format!("{}: the source query", pipeline.path.display());
+                return Err(broken(Error::sql(origin, &e, Some(context))).await);
             }
-            next = predictions.next() => match next {
-                Some(window) => {
-                    let (batch, outcomes) = window?;
-                    output.write(&batch, &outcomes, scorer)?;
+        };
+        let after = tables::source_files(context, &pipeline.tables).await.map_err(Error::Tables)?;
+        if let Some(changed) = first_change(&before, &after) {
+            return Err(Error::SourceChanged { pipeline: pipeline.path.display().to_string(), change: changed });
+        }
+        let rows = spool.rows().await.map_err(|e| self.spool_failed(&e))?;
+        let ids = Source::check_ids(&rows, &scoring.source.id).await;
+        ids.map_err(|e| Error::source(&pipeline.path, e, context))?;
+        self.check_errors(spool.rejected(), spool.len())?;
+        Ok((spool, before))
+    }
+
+    async fn pending(&self, spool: &Spool, scores: &ScoreStore) -> Result<Pending, Error> {
+        let known = scores.scores(spool.context()).await?;
+        spool.pending(known, scores.rows()).await.map_err(|e| self.spool_failed(&e))
+    }
+
+    /// Scores the texts and remembers them; what was scored before an error or a stop is remembered too.
+    async fn score_pending(
+        &self,
+        pending: Pending,
+        scorer: &Scorer,
+        scores: &mut ScoreStore,
+        stop: &mut (impl Future<Output = ()> + Unpin),
+    ) -> Result<(), Error> {
+        let texts = pending.texts;
+        let windows = pending
+            .windows()
+            .map(|window| async {
+                let (keys, window) = window.map_err(|e| self.spool_failed(&e))?;
+                let outcomes = scorer.score(window).await?;
+                Ok::<(ArrayRef, _), Error>((keys, outcomes))
+            })
+            .buffered(WINDOWS_UNDER_WAY);
+        let mut windows = std::pin::pin!(windows);
+        let mut last_commit = Instant::now();
+        let ended = loop {
+            let next = tokio::select! {
+                biased;
+                () = &mut *stop => {
+                    let done = scorer.tally().counts().scored;
+                    let after = format!("after scoring {} of {} texts", grouped(done.min(texts)), grouped(texts));
+                    break Err(interrupted(self.scoring, &after, Some(scores)));
                 }
-                None => return Ok(output),
-            },
+                lost = self.night.lost() => break Err(lost),
+                next = windows.next() => next,
+            };
+            match next {
+                Some(Ok((keys, outcomes))) => scores.remember(&keys, &outcomes, scorer)?,
+                Some(Err(error)) => break Err(error),
+                None => break Ok(()),
+            }
+            if last_commit.elapsed() >= self.scoring.score.checkpoint || scores.waiting() >= ROWS_TO_COMMIT {
+                self.commit(scores).await?;
+                last_commit = Instant::now();
+            }
+        };
+        // After a lost lock another run is at work on the same store, and scores these texts itself.
+        if !matches!(&ended, Err(Error::Lock(_))) {
+            self.commit(scores).await?;
+        }
+        ended
+    }
+
+    async fn commit(&self, scores: &mut ScoreStore) -> Result<(), Error> {
+        if scores.waiting() == 0 {
+            return Ok(());
+        }
+        self.night.confirm().await?;
+        crash::point("store.before");
+        scores.commit().await?;
+        crash::point("store.after");
+        Ok(())
+    }
+
+    /// Writes the rows with their scores to the sinks, and makes them visible there.
+    async fn publish(
+        &self,
+        spool: &Spool,
+        scores: &ScoreStore,
+        sinks: Vec<Sink>,
+        scorer: &Scorer,
+        stop: &mut (impl Future<Output = ()> + Unpin),
+    ) -> Result<PublishedTo, Error> {
+        let mut all = PublishedTo::default();
+        let max_rejected = self.max_rejected(spool.len());
+        let split = sinks.len() > 1;
+        for sink in sinks {
+            let kind = sink.kind();
+            let rows = match kind {
+                SinkKind::Rejected => None,
+                SinkKind::Predictions => Some(spool.len() - if split { all.rejected } else { 0 }),
+            };
+            let check = Arc::new(Check {
+                rows,
+                max_rejected,
+                model: scorer.model().fingerprint.to_string(),
+                stopped: false.into(),
+                published: Mutex::default(),
+            });
+            let known = scores.scores(spool.context()).await?;
+            let which = split.then(|| match kind {
+                SinkKind::Rejected => col("__couplet_error").is_not_null(),
+                SinkKind::Predictions => col("__couplet_error").is_null(),
+            });
+            let stream = spool.scored(known, scores.rows(), which).await.map_err(|e| self.spool_failed(&e))?;
+            let stream = Checked::new(stream, output_schema(spool.schema()), Arc::clone(&check));
+            self.night.confirm().await?;
+            crash::point("publish.before");
+            let mut publishing = std::pin::pin!(sink.publish(Box::pin(stream), spool.context(), self.night));
+            let done = tokio::select! {
+                biased;
+                () = &mut *stop => {
+                    // The stream then ends with an error, on which the sink clears up.
+                    check.stopped.store(true, Ordering::Relaxed);
+                    publishing.await
+                }
+                done = &mut publishing => done,
+            };
+            let done = done.map_err(|error| self.not_published(error, &check, spool, Some(scores)))?;
+            crash::point("publish.after");
+            let published = check.published();
+            all.rejected += published.rejected;
+            match kind {
+                SinkKind::Rejected => all.quarantine = Some((done.output, published.rows)),
+                SinkKind::Predictions => {
+                    all.output = done.output;
+                    all.bytes = done.bytes;
+                    all.version = done.version;
+                    all.truncated = published.truncated;
+                    all.labels = published.labels;
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Says in the pipeline's words why the sink gave up.
+    fn not_published(&self, error: Error, check: &Check, spool: &Spool, scores: Option<&ScoreStore>) -> Error {
+        let written = check.published().rows;
+        match refusal(&error) {
+            Some(Refusal::Stopped) => interrupted(self.scoring, "while the table was written", scores),
+            Some(Refusal::TooManyErrors { .. }) => {
+                let mut rejected = spool.rejected();
+                let texts: u64 = rejected.iter().sum();
+                rejected[Rejection::KINDS.len() - 1] += check.published().rejected.saturating_sub(texts);
+                self.check_errors(rejected, spool.len()).err().unwrap_or(error)
+            }
+            Some(Refusal::Unscored { .. } | Refusal::Lost { .. }) => {
+                Error::RowsLost { read: check.rows.unwrap_or(spool.len()), written }
+            }
+            None => error,
         }
     }
-}
 
-/// What is left when a run is interrupted: the output of the one before.
-fn interrupted(scoring: &Scoring, after: String) -> Error {
-    let path = &scoring.sink.location.path;
-    let kept = if path.exists() {
-        format!("{} is as it was before", readable(path).display())
-    } else {
-        NOTHING_WRITTEN.to_owned()
-    };
-    Error::Interrupted { after, kept: format!("{kept}. Run the same command again to score all rows") }
-}
+    fn max_rejected(&self, rows: u64) -> u64 {
+        (self.scoring.score.max_errors * rows as f64).floor() as u64
+    }
 
-/// The table in the making.
-struct Output {
-    sink: ParquetSink,
-    schema: SchemaRef,
-    rows: u64,
-    labels: Vec<u64>,
-}
+    /// Not too many rows may be errors.
+    fn check_errors(&self, rejected: [u64; Rejection::KINDS.len()], rows: u64) -> Result<(), Error> {
+        let all: u64 = rejected.iter().sum();
+        if all <= self.max_rejected(rows) {
+            return Ok(());
+        }
+        let kinds = Rejection::KINDS.iter().zip(rejected).filter(|(_, n)| *n > 0);
+        let kinds = kinds.map(|(kind, n)| format!("{n} with {kind}")).collect::<Vec<_>>().join(", ");
+        Err(Error::TooManyErrors { rejected: all, rows, kinds, max_errors: self.scoring.score.max_errors })
+    }
 
-impl Output {
-    fn create(pipeline: &Pipeline, scoring: &Scoring, source: &Schema, scorer: &Scorer) -> Result<Self, Error> {
-        let predicted = prediction_fields();
-        let predicted =
-            predicted.iter().map(|field| (field.data_type().clone(), true)).chain([(DataType::Utf8, false)]);
-        let added = OUTPUT_COLUMNS
-            .iter()
-            .zip(predicted)
-            .map(|(name, (data_type, nullable))| Field::new(*name, data_type, nullable));
-        let fields = source.fields().iter().map(|field| Field::clone(field)).chain(added);
-        let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
-        let metadata = [
+    fn metadata(&self, scorer: &Scorer) -> Vec<(&'static str, String)> {
+        vec![
             ("couplet.version", env!("CARGO_PKG_VERSION").to_owned()),
-            ("couplet.pipeline", pipeline.name.clone()),
+            ("couplet.pipeline", self.pipeline.name.clone()),
             ("couplet.model", scorer.model().fingerprint.as_str().to_owned()),
-            ("couplet.model_uri", scoring.model.location.path.display().to_string()),
+            ("couplet.model_uri", self.scoring.model.location.place.to_string()),
             ("couplet.max_length", scorer.max_length().to_string()),
             ("couplet.precision", scorer.precision().to_string()),
-        ];
-        let sink = ParquetSink::create(&scoring.sink.location.path, &schema, &metadata)?;
-        Ok(Self { sink, schema, rows: 0, labels: vec![0; scorer.model().config.labels.len()] })
+        ]
     }
 
-    fn write(
-        &mut self,
-        batch: &RecordBatch,
-        outcomes: &[Result<Prediction, Rejection>],
-        scorer: &Scorer,
-    ) -> Result<(), Error> {
-        for label in outcomes.iter().filter_map(|outcome| outcome.as_ref().ok()?.label) {
-            self.labels[label] += 1;
-        }
-        let (_, predicted, _) = predictions_to_array(outcomes, &scorer.model().config).into_parts();
-        let model: ArrayRef = Arc::new(StringArray::from(vec![scorer.model().fingerprint.to_string(); outcomes.len()]));
-        let columns = batch.columns().iter().cloned().chain(predicted).chain([model]).collect();
-        let rows = RecordBatch::try_new(Arc::clone(&self.schema), columns)
-            .map_err(|e| Error::sql("the output table", &DataFusionError::from(e), None))?;
-        self.rows += rows.num_rows() as u64;
-        Ok(self.sink.write(&rows)?)
-    }
-
-    fn label_counts(&self, scorer: &Scorer) -> Vec<(String, u64)> {
-        scorer.model().config.labels.iter().cloned().zip(self.labels.iter().copied()).collect()
+    fn spool_failed(&self, error: &DataFusionError) -> Error {
+        let origin = format!("{}: the rows in {}", self.pipeline.path.display(), self.pipeline.run.spill.display());
+        Error::sql(origin, error, None)
     }
 }
 
-/// Rows in are rows out, and not too many of them are errors.
-fn check(scoring: &Scoring, counts: &Counts, read: u64, written: u64) -> Result<(), Error> {
-    if read != written {
-        return Err(Error::RowsLost { read, written });
+/// What all sinks of a run have.
+#[derive(Debug, Default)]
+struct PublishedTo {
+    output: String,
+    bytes: u64,
+    version: Option<u64>,
+    rejected: u64,
+    truncated: u64,
+    labels: BTreeMap<String, u64>,
+    quarantine: Option<(String, u64)>,
+}
+
+/// The first file that came, went or changed.
+fn first_change(before: &[SourceFile], after: &[SourceFile]) -> Option<String> {
+    for file in before {
+        match after.iter().find(|other| other.url == file.url) {
+            None => return Some(format!("{} was removed", file.url)),
+            Some(other) if other.bytes != file.bytes => {
+                return Some(format!("{} had {} bytes and now has {}", file.url, file.bytes, other.bytes));
+            }
+            Some(other) if other != file => return Some(format!("{} was written again", file.url)),
+            Some(_) => {}
+        }
     }
-    let (rejected, max_errors) = (counts.rejected_rows(), scoring.score.max_errors);
-    if rejected as f64 > max_errors * read as f64 {
-        let kinds = Rejection::KINDS.iter().zip(counts.rejected).filter(|(_, n)| *n > 0);
-        let kinds = kinds.map(|(kind, n)| format!("{n} with {kind}")).collect::<Vec<_>>().join(", ");
-        return Err(Error::TooManyErrors { rejected, rows: read, kinds, max_errors });
-    }
-    Ok(())
+    after.iter().find(|file| !before.iter().any(|other| other.url == file.url)).map(|new| format!("{} is new", new.url))
+}
+
+/// What is left when a run is interrupted: the output of the one before, and the scores.
+fn interrupted(scoring: &Scoring, after: &str, scores: Option<&ScoreStore>) -> Error {
+    let output = &scoring.sink.location;
+    let kept = match (scores, output.local()) {
+        (None, Some(path)) if !path.exists() => NOTHING_WRITTEN.to_owned(),
+        (None, _) => format!("{output} is as it was before"),
+        (Some(_), _) => format!("what was scored is kept in {}, and {output} is as it was before", scoring.score.store),
+    };
+    Error::Interrupted { after: after.to_owned(), kept: format!("{kept}. Run the same command again to go on") }
 }

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use super::prediction::{Prediction, Rejection};
 
 /// The first half of BLAKE3 over a text or a pair.
-pub(super) type TextKey = [u8; 16];
+pub(crate) type TextKey = [u8; 16];
 
 /// Names a text or a pair; a pair differs from the two texts joined.
 pub(super) fn text_key(text: &str, text_pair: Option<&str>) -> TextKey {

@@ -17,7 +17,7 @@ mod self_check;
 mod tally;
 mod window;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -29,7 +29,9 @@ pub use prediction::{Prediction, Rejection};
 pub use tally::{Counts, PADDED_BATCH, Tally};
 pub use window::{TextColumn, Window};
 
+use crate::config::Place;
 use crate::model::{LoadError, Model, Tokenizer};
+use crate::objects::{ObjectsError, model_folder};
 pub use crate::ops::Precision;
 
 use crate::ops::Kernels;
@@ -77,6 +79,27 @@ pub enum ScorerError {
     /// The checkpoint cannot be used.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The model's name is no place.
+    #[error("model {name:?}: {problem}")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The checkpoint cannot be fetched from where it is.
+    #[error("model {0}")]
+    Fetch(#[from] ObjectsError),
+    /// The checkpoint was fetched and cannot be run as asked for.
+    #[error("{}", error.to_string().replace(&*copy.to_string_lossy(), place))]
+    Fetched {
+        /// Where it is.
+        place: String,
+        /// Where its copy is.
+        copy: PathBuf,
+        /// What is wrong with the copy.
+        error: Box<ScorerError>,
+    },
     /// There is no such device.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -120,11 +143,28 @@ fn needs(precision: Precision) -> &'static str {
 }
 
 impl ScorerError {
+    /// Names the place of a model instead of that of its copy.
+    #[must_use]
+    pub fn of_copy(self, place: &Place, copy: &Path) -> Self {
+        match place {
+            Place::Local(_) => self,
+            Place::Remote(remote) => Self::Fetched {
+                place: remote.to_string().trim_end_matches('/').to_owned(),
+                copy: copy.to_owned(),
+                error: Box::new(self),
+            },
+        }
+    }
+
     /// Whether the model cannot be run as asked for, rather than having failed while it ran.
     #[must_use]
     pub fn is_mistake(&self) -> bool {
         match self {
-            Self::Load(_) | Self::Device(_) | Self::Precision { .. } | Self::MaxLength { .. } => true,
+            Self::Fetch(error) => error.trouble.is_mistake(),
+            Self::Fetched { error, .. } => error.is_mistake(),
+            Self::Load(_) | Self::Name { .. } | Self::Device(_) | Self::Precision { .. } | Self::MaxLength { .. } => {
+                true
+            }
             Self::Forward { .. } | Self::Stopped => false,
         }
     }
@@ -162,6 +202,17 @@ impl Scorer {
             }
         })?;
         Self::assemble(model, precision, options, pool)
+    }
+
+    /// Loads the model at a place, from a copy where that is in a bucket.
+    ///
+    /// # Errors
+    /// As [`Scorer::load`]; a model that cannot be fetched.
+    pub async fn open(place: &Place, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
+        let folder = model_folder(place).await?;
+        let (copy, pool) = (folder.clone(), pool.clone());
+        let loading = tokio::task::spawn_blocking(move || Self::load(&folder, options, &pool));
+        loading.await.unwrap_or(Err(ScorerError::Stopped)).map_err(|error| error.of_copy(place, &copy))
     }
 
     fn assemble(model: Model, precision: Precision, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {

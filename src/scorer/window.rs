@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow::array::{Array, StringViewArray};
 use tokio::sync::oneshot;
 
-use super::memo::{Answer, Slot};
+use super::memo::{Answer, Slot, TextKey, text_key};
 use super::prediction::{Prediction, Rejection};
 use super::{MAX_TEXT_BYTES, ScorerError, Shared, pack};
 use crate::model::{Encoding, PackedBatch};
@@ -62,8 +62,13 @@ impl Window {
         self.text_pair.as_ref().map(|pair| pair.values.value(row))
     }
 
+    /// What a row's texts are remembered by; none if they cannot be scored.
+    pub(crate) fn key(&self, row: usize) -> Option<TextKey> {
+        self.rejection(row).is_none().then(|| text_key(self.text(row), self.text_pair(row)))
+    }
+
     /// Why a row cannot be scored, as far as its texts alone tell.
-    pub(super) fn rejection(&self, row: usize) -> Option<Rejection> {
+    pub(crate) fn rejection(&self, row: usize) -> Option<Rejection> {
         for column in std::iter::once(&self.text).chain(&self.text_pair) {
             let name = || column.name.clone();
             if column.values.is_null(row) {

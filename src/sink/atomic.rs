@@ -9,7 +9,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-pub(super) const TEMPORARY: &str = ".couplet-tmp";
+pub(crate) const TEMPORARY: &str = ".couplet-tmp";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -90,7 +90,7 @@ pub(super) fn folder_of(target: &Path) -> &Path {
 }
 
 /// Removes what killed runs left of the same file or folder, whose names begin with `prefix`.
-pub(super) fn remove_remains(folder: &Path, prefix: &str, remove: fn(&Path) -> io::Result<()>) {
+pub(crate) fn remove_remains(folder: &Path, prefix: &str, remove: fn(&Path) -> io::Result<()>) {
     let Ok(entries) = folder.read_dir() else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();

@@ -1,7 +1,9 @@
 //! What a run leaves: a Parquet file, or a checkpoint's folder, that is there whole or not at all.
 
 mod atomic;
+mod delta;
 mod folder;
+pub mod runs;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +18,10 @@ use parquet::file::properties::WriterProperties;
 use thiserror::Error;
 
 pub use atomic::AtomicFile;
+pub(crate) use atomic::{TEMPORARY, remove_remains};
+pub use delta::{Committed, DeltaSink, Mode};
 pub use folder::{AtomicFolder, may_replace, recover};
+pub(crate) use runs::Part;
 
 /// Rows of a row group: enough to compress well, few enough that readers can skip and share the work.
 const ROW_GROUP_ROWS: usize = 128 * 1024;
@@ -47,18 +52,8 @@ impl ParquetSink {
     /// A folder that cannot be made or written, a schema that Parquet cannot hold.
     pub fn create(path: &Path, schema: &SchemaRef, metadata: &[(&str, String)]) -> Result<Self, SinkError> {
         let error = |problem: String| SinkError { path: path.to_owned(), problem };
-        let hint = [(ARROW_SCHEMA_META_KEY, encode_arrow_schema(&without_views(schema)))];
-        let metadata = metadata.iter().chain(&hint);
-        let metadata = metadata.map(|(key, value)| KeyValue::new((*key).to_owned(), value.clone())).collect();
-        let properties = WriterProperties::builder()
-            .set_compression(Compression::ZSTD(ZstdLevel::default()))
-            .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
-            .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
-            .set_created_by(concat!("couplet ", env!("CARGO_PKG_VERSION")).to_owned())
-            .set_key_value_metadata(Some(metadata))
-            .build();
         let file = AtomicFile::create(path).map_err(|e| error(e.to_string()))?;
-        let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
+        let options = writer_options(schema, metadata);
         let writer = ArrowWriter::try_new_with_options(file, Arc::clone(schema), options);
         let writer = writer.map_err(|e| error(e.to_string()))?;
         Ok(Self { path: path.to_owned(), writer })
@@ -81,6 +76,26 @@ impl ParquetSink {
         let file = self.writer.into_inner().map_err(|e| error(e.to_string()))?;
         file.publish().map_err(|e| error(e.to_string()))
     }
+}
+
+/// How couplet writes a Parquet file of its own, with the schema as a hint for Arrow's readers.
+pub(crate) fn writer_options(schema: &SchemaRef, metadata: &[(&str, String)]) -> ArrowWriterOptions {
+    let hint = (ARROW_SCHEMA_META_KEY, encode_arrow_schema(&without_views(schema)));
+    let properties = properties(&[metadata, &[hint]].concat());
+    ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true)
+}
+
+/// How couplet writes Parquet, with `metadata` in the footer.
+#[must_use]
+pub fn properties(metadata: &[(&str, String)]) -> WriterProperties {
+    let metadata = metadata.iter().map(|(key, value)| KeyValue::new((*key).to_owned(), value.clone())).collect();
+    WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
+        .set_created_by(concat!("couplet ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_key_value_metadata(Some(metadata))
+        .build()
 }
 
 /// The schema that a Parquet file gives Arrow's readers as a hint: strings instead of DataFusion's string views, which

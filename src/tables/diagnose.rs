@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
@@ -15,8 +15,8 @@ use crate::config::{Compression, CsvOptions, TableFormat};
 /// A broken file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Broken {
-    /// The file.
-    pub file: PathBuf,
+    /// The file, as messages name it.
+    pub file: String,
     /// The line, counted from 1, where lines make sense.
     pub line: Option<u64>,
     /// What is wrong there, and how to mend it.
@@ -25,7 +25,7 @@ pub struct Broken {
 
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
+        f.write_str(&self.file)?;
         if let Some(line) = self.line {
             write!(f, ":{line}")?;
         }
@@ -33,20 +33,18 @@ impl fmt::Display for Broken {
     }
 }
 
-/// Reads the files until one turns out to be broken.
+/// Reads a file and says what is wrong with it, with the line where lines make sense.
 #[must_use]
-pub fn first_broken(format: &TableFormat, files: &[PathBuf]) -> Option<Broken> {
-    files.iter().find_map(|file| {
-        let found = match format {
-            TableFormat::Parquet => parquet(file),
-            TableFormat::Csv(options) if options.compression == Compression::None => delimited(file, options),
-            TableFormat::Json { compression: Compression::None } => json_lines(file),
-            TableFormat::Arrow => arrow_ipc(file),
-            // What the decompressor stumbled over has no line.
-            TableFormat::Csv(_) | TableFormat::Json { .. } => Ok(()),
-        };
-        found.err().map(|(line, problem)| Broken { file: file.clone(), line, problem })
-    })
+pub fn problem_of(format: &TableFormat, file: &Path) -> Option<(Option<u64>, String)> {
+    let found = match format {
+        TableFormat::Parquet => parquet(file),
+        TableFormat::Csv(options) if options.compression == Compression::None => delimited(file, options),
+        TableFormat::Json { compression: Compression::None } => json_lines(file),
+        TableFormat::Arrow => arrow_ipc(file),
+        // What the decompressor stumbled over has no line.
+        TableFormat::Csv(_) | TableFormat::Json { .. } | TableFormat::Delta { .. } | TableFormat::Runs { .. } => Ok(()),
+    };
+    found.err()
 }
 
 type Found = Result<(), (Option<u64>, String)>;

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use couplet::config::{
-    Compression, ConfigErrors, CsvOptions, DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Device, Location, ModelSettings,
-    Pipeline, Precision, Query, RunSettings, ScoreSettings, Scoring, Sink, Source, Start, Table, TableFormat, parse,
-    table_from_uri,
+    Compression, ConfigErrors, CsvOptions, DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Device, Errors, LocalPath, Location,
+    ModelSettings, Pipeline, Place, Precision, Query, RunSettings, ScoreSettings, Scoring, Sink, SinkFormat, SinkMode,
+    Source, Start, Table, TableFormat, parse, table_from_uri,
 };
 use couplet::train::finetune::Calibrate;
 use couplet::train::sampling::ClassWeights;
@@ -58,7 +59,7 @@ fn every_broken_rule_has_a_helpful_message() {
 #[test]
 fn a_full_file_means_what_it_says() {
     let pipeline = parse_as("full", &fixture("valid_full")).unwrap();
-    let at = |written: &str, path: &str| Location { written: written.to_owned(), path: PathBuf::from(path) };
+    let at = |written: &str, path: &str| Location { written: written.to_owned(), place: Place::Local(path.into()) };
     let table = |name: &str, location, format| Table { name: name.to_owned(), location, format, partitions: vec![] };
     let tsv = CsvOptions {
         delimiter: b'\t',
@@ -108,10 +109,27 @@ fn a_full_file_means_what_it_says() {
                 precision: Precision::F32,
                 device: Device::Cuda(1),
             },
-            score: ScoreSettings { max_errors: 0.001 },
-            sink: Sink { location: at("out/{date}.parquet", "pipelines/out/2026-01-01.parquet") },
+            score: ScoreSettings {
+                store: at("state/{date}", "pipelines/state/2026-01-01"),
+                checkpoint: Duration::from_secs(90),
+                max_errors: 0.001,
+                errors: Errors::Quarantine,
+            },
+            sink: Sink {
+                location: at("out/{date}", "pipelines/out/2026-01-01"),
+                format: SinkFormat::Delta,
+                mode: SinkMode::Merge,
+                partition_by: vec!["split".to_owned()],
+                keep: None,
+            },
         }),
-        run: RunSettings { threads: Some(4), window: 4096, batch_tokens: Some(2048) },
+        run: RunSettings {
+            threads: Some(4),
+            window: 4096,
+            batch_tokens: Some(2048),
+            memory: 4 << 30,
+            spill: "pipelines/spill".into(),
+        },
         unused_variables: [].into(),
     };
     assert_eq!(pipeline, expected);
@@ -128,15 +146,20 @@ fn a_minimal_file_gets_the_defaults() {
     assert_eq!(scoring.model.max_length, DEFAULT_MAX_LENGTH);
     assert_eq!(scoring.model.precision, Precision::F32);
     assert_eq!(scoring.model.device, Device::Auto);
-    assert_eq!(scoring.score, ScoreSettings { max_errors: 1.0 });
-    assert_eq!(pipeline.run, RunSettings { threads: None, window: DEFAULT_WINDOW, batch_tokens: None });
+    assert_eq!(scoring.score.store.written, ".couplet/one");
+    assert_eq!(scoring.score.checkpoint, Duration::from_secs(60));
+    assert_eq!((scoring.score.max_errors, scoring.score.errors), (1.0, Errors::Column));
+    let Sink { format, mode, ref partition_by, keep, .. } = scoring.sink;
+    assert_eq!((format, mode, partition_by.len(), keep), (SinkFormat::Parquet, SinkMode::Overwrite, 0, None));
+    assert_eq!(pipeline.run, RunSettings::default());
+    assert_eq!((pipeline.run.window, pipeline.run.memory), (DEFAULT_WINDOW, 2 << 30));
 }
 
 #[test]
 fn what_an_evaluation_leaves_open_is_as_in_training() {
     let pipeline = parse_as("learning", &fixture("valid_learning")).unwrap();
     assert!(pipeline.scoring.is_none());
-    let at = |written: &str, path: &str| Location { written: written.to_owned(), path: PathBuf::from(path) };
+    let at = |written: &str, path: &str| LocalPath { written: written.to_owned(), path: PathBuf::from(path) };
     let pretrain = pipeline.pretrain.unwrap();
     let (config, tokenizer) =
         (at("configs/tiny.json", "pipelines/configs/tiny.json"), at("models/base", "pipelines/models/base"));
@@ -151,7 +174,7 @@ fn what_an_evaluation_leaves_open_is_as_in_training() {
     let evaluate = pipeline.evaluate.unwrap();
     assert_eq!((evaluate.task, &evaluate.text), (Some(Task::Mnli), &finetune.text));
     assert_eq!((evaluate.id, &*evaluate.label), (Some(vec!["id".to_owned()]), "gold"));
-    assert_eq!(evaluate.model.location, at("models/{date}", "pipelines/models/2026-01-01"));
+    assert_eq!(evaluate.model.location, at("models/{date}", "pipelines/models/2026-01-01").into());
     assert_eq!((evaluate.model.max_length, evaluate.model.precision), (64, Precision::F32));
     assert_eq!(
         (&evaluate.slices[..], evaluate.resamples, evaluate.level),
@@ -213,14 +236,35 @@ fn color_is_used_only_when_asked_for() {
 #[test]
 fn a_table_of_the_command_line_gets_its_format_from_the_extension() {
     let table = table_from_uri("pairs", "data/pairs.ndjson.zst").unwrap();
-    assert_eq!(table.location.path, Path::new("data/pairs.ndjson.zst"));
+    assert_eq!(table.location.place, Place::Local("data/pairs.ndjson.zst".into()));
     assert_eq!(table.format, TableFormat::Json { compression: Compression::Zstd });
     for uri in ["data/", "data", "data/*.parquet"] {
         assert_eq!(table_from_uri("t", uri).unwrap().format, TableFormat::Parquet, "{uri}");
     }
     insta::assert_snapshot!(table_from_uri("my-pairs", "a.csv").unwrap_err(), @r#""my-pairs" cannot be the name of a table; write for example `my_pairs`"#);
     insta::assert_snapshot!(table_from_uri("pairs", "a.txt").unwrap_err(), @r#"the name of `a.txt` does not tell its format; write a table with its format: `{ uri = "…", format = "csv" }`"#);
-    insta::assert_snapshot!(table_from_uri("pairs", "s3://a/b.csv").unwrap_err(), @r#"`s3://` is not supported yet in this version of couplet; use a local path; a relative one starts at the folder of the pipeline file"#);
+    let table = table_from_uri("pairs", "s3://a/b.csv.gz").unwrap();
+    assert_eq!(table.location.place.to_string(), "s3://a/b.csv.gz");
+    assert!(matches!(table.format, TableFormat::Csv(CsvOptions { compression: Compression::Gzip, .. })));
+    for uri in ["s3://a", "s3://a/", "s3://a/b", "gs://a/b/", "az://a/b/*.parquet"] {
+        assert_eq!(table_from_uri("t", uri).unwrap().format, TableFormat::Parquet, "{uri}");
+    }
+    insta::assert_snapshot!(table_from_uri("pairs", "s4://a/b.csv").unwrap_err());
+}
+
+#[test]
+fn tables_model_and_sink_may_be_in_buckets() {
+    let text = "# --var date=2026-01-01\n".to_owned() + &fixture("valid_minimal");
+    let text = text.replace("\"model\"", "\"s3a://models/m\"").replace("one.parquet", "gs://out/dt={date}.parquet");
+    let text = text + "[tables]\nt = \"s3://b/t/dt={date}/*.csv\"\nw = \"s3://b\"\n";
+    let pipeline = parse_as("remote", &text).unwrap();
+    let scoring = pipeline.scoring.unwrap();
+    let places = pipeline.tables.iter().map(|table| &table.location);
+    let places: Vec<String> = places
+        .chain([&scoring.model.location, &scoring.sink.location])
+        .map(|location| format!("{location} is {}", location.place))
+        .collect();
+    insta::assert_snapshot!(places.join("\n"));
 }
 
 /// Whatever is cut off, left out or changed in a file, there is a message and no panic.

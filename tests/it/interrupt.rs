@@ -18,7 +18,7 @@ struct LongRun {
 }
 
 impl LongRun {
-    /// Starts a run and waits until its unfinished output is there.
+    /// Starts a run and waits until some of its scores are remembered.
     fn start(job: Job) -> Self {
         let mut pairs = String::from("id,a,b\n");
         for id in 0..20_000 {
@@ -28,7 +28,9 @@ impl LongRun {
         }
         write(&job.path("pairs.csv"), pairs);
         let tiny = format!("{:?}", crate::support::golden("tiny-distilbert"));
-        let job = job.change(&tiny, &format!("{:?}", quickstart_model()));
+        let job = job
+            .change(&tiny, &format!("{:?}", quickstart_model()))
+            .add("[score]\nstore = \"state\"\ncheckpoint = \"200ms\"\n[run]\nwindow = 64\nspill = \"spill\"");
         let child = Command::new(env!("CARGO_BIN_EXE_couplet"))
             .args(["run", "pipeline.toml"])
             .current_dir(job.path(""))
@@ -39,16 +41,12 @@ impl LongRun {
             .unwrap();
         let mut run = Self { job, child };
         let began = Instant::now();
-        while run.unfinished().is_empty() {
+        while !run.job.path("state/scores/_delta_log/00000000000000000001.json").exists() {
             assert!(run.child.try_wait().unwrap().is_none(), "the run ended before it could be stopped");
-            assert!(began.elapsed() < Duration::from_secs(120), "the run did not begin to write");
+            assert!(began.elapsed() < Duration::from_secs(120), "the run did not begin to score");
             std::thread::sleep(Duration::from_millis(5));
         }
         run
-    }
-
-    fn unfinished(&self) -> Vec<String> {
-        self.job.output_files().into_iter().filter(|name| name.ends_with(".couplet-tmp")).collect()
     }
 
     /// Sends a signal; returns how the run ended, and how long it took.
@@ -77,45 +75,48 @@ fn stops_on(signal: &str, job: Job) -> (Job, String) {
     (job, without_progress(&message))
 }
 
-#[test]
-fn ctrl_c_stops_a_run_soon_and_keeps_the_output_of_the_one_before() {
-    let job = Job::new("id,a,b\n1,x,y\n");
-    job.report();
-    let before = std::fs::read(job.output()).unwrap();
-    // A moment into the scoring.
-    let run = LongRun::start(job);
-    std::thread::sleep(Duration::from_millis(700));
-    let (job, output, took) = run.end("-INT");
-    let message = job.without_paths(&String::from_utf8(output.stderr).unwrap());
-    assert_eq!(output.status.code(), Some(130), "{message}");
-    assert!(took < PATIENCE, "it took {took:?}");
-    insta::assert_snapshot!(without_progress(&message), @"error: interrupted after scoring N of 20,000 rows; out/scores.parquet is as it was before. Run the same command again to score all rows");
-    assert!(std::fs::read(job.output()).unwrap() == before);
+/// The next night, on fewer rows: what was scored is not scored again, and nothing is left of the run before.
+fn goes_on(job: &Job) {
+    let pairs = std::fs::read_to_string(job.path("pairs.csv")).unwrap();
+    let some: Vec<&str> = pairs.lines().take(101).collect();
+    write(&job.path("pairs.csv"), some.join("\n"));
+    let report = job.report();
+    assert!(report["rows"]["remembered"].as_u64().unwrap() >= 64, "{report}");
+    assert_eq!(rows_of(&job.output()).len(), 100);
     assert_eq!(job.output_files(), ["scores.parquet"]);
+    assert_eq!(job.path("spill").read_dir().unwrap().count(), 0);
 }
 
 #[test]
-fn a_request_to_terminate_stops_a_first_run_and_leaves_nothing() {
+fn ctrl_c_stops_a_run_soon_and_keeps_the_output_of_the_one_before() {
+    let job = Job::new("");
+    write(&job.output(), "as before");
+    let (job, message) = stops_on("-INT", job);
+    insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 texts; what was scored is kept in state, and out/scores.parquet is as it was before. Run the same command again to go on");
+    assert_eq!(std::fs::read(job.output()).unwrap(), b"as before");
+    assert_eq!(job.output_files(), ["scores.parquet"]);
+    goes_on(&job);
+}
+
+#[test]
+fn a_request_to_terminate_stops_a_first_run_and_leaves_nothing_but_scores() {
     let (job, message) = stops_on("-TERM", Job::new(""));
-    insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 rows; nothing was written. Run the same command again to score all rows");
+    insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 texts; what was scored is kept in state, and out/scores.parquet is as it was before. Run the same command again to go on");
     assert!(job.output_files().is_empty(), "{:?}", job.output_files());
+    goes_on(&job);
 }
 
 #[test]
 fn a_killed_run_leaves_nothing_that_reads_as_a_table_and_the_next_run_cleans_up() {
-    let run = LongRun::start(Job::new(""));
-    std::thread::sleep(Duration::from_millis(200));
-    let (job, output, _) = run.end("-KILL");
+    let (job, output, _) = LongRun::start(Job::new("")).end("-KILL");
     assert_eq!(output.status.signal(), Some(9));
-    let left = job.output_files();
-    assert!(left.len() == 1 && left[0].starts_with('.') && !left[0].ends_with(".parquet"), "{left:?}");
+    assert!(job.output_files().is_empty(), "{:?}", job.output_files());
+    assert_eq!(job.path("spill").read_dir().unwrap().count(), 1, "the rows of the run are still there");
 
     let count = "SELECT count(*) FROM predictions";
     let message = job.error_of(&mut job.couplet(&["query", "--pipeline", "pipeline.toml", count]), 2);
+    // Behind a line that says what was cleaned up.
+    let message = message.lines().last().unwrap();
     insta::assert_snapshot!(message, @"error: SQL: there is no table `predictions`: run the pipeline first, or name a result with --table predictions=URI (tables: pairs)");
-
-    write(&job.path("pairs.csv"), "id,a,b\n1,x,y\n");
-    job.report();
-    assert_eq!(rows_of(&job.output()).len(), 1);
-    assert_eq!(job.output_files(), ["scores.parquet"]);
+    goes_on(&job);
 }

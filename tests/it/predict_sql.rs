@@ -12,7 +12,7 @@ use couplet::session;
 use datafusion::error::Result;
 use datafusion::prelude::SessionContext;
 
-use crate::support::{golden, write};
+use crate::support::{golden, resources, write};
 
 /// Rows of the table `t`, all different.
 const ROWS: u64 = 40;
@@ -33,7 +33,7 @@ async fn session() -> Session {
     write(&folder.path().join("t.csv"), csv);
     let table = table_from_uri("t", folder.path().join("t.csv").to_str().unwrap()).unwrap();
     let models = Arc::new(Models::new(Pool::new(Some(2)).unwrap(), golden("")));
-    let context = session::open(&[table], Arc::clone(&models), 16, 2).await.unwrap();
+    let context = session::open(&[table], Arc::clone(&models), 16, 2, &resources()).await.unwrap();
     Session { context, models, _folder: folder }
 }
 

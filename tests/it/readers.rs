@@ -2,46 +2,14 @@
 //!
 //! Both come from PyPI into the target folder; without Python 3 or a network the test is skipped.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
 
 use crate::support::{QUICKSTART, couplet, root, skip, stdout_of};
+use crate::venv;
 
 const PACKAGES: [&str; 2] = ["duckdb==2.0.0", "pyarrow==26.0.1"];
-
-/// A Python that has the packages, or why there is none.
-fn python() -> Result<PathBuf, String> {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let venv = target.join("readers-venv");
-    let python = venv.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
-    // Another test process may be installing; the lock ends with the file.
-    let lock = File::create(target.join("readers-venv.lock")).map_err(|e| e.to_string())?;
-    lock.lock().map_err(|e| e.to_string())?;
-    // Written last, so that an installation that was cut short is made again.
-    let complete = venv.join("complete");
-    if std::fs::read_to_string(&complete).is_ok_and(|packages| packages == PACKAGES.join(" ")) {
-        return Ok(python);
-    }
-    succeed(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"];
-    succeed(Command::new(&python).args(pip).args(PACKAGES))?;
-    std::fs::write(complete, PACKAGES.join(" ")).map_err(|e| e.to_string())?;
-    Ok(python)
-}
-
-fn succeed(command: &mut Command) -> Result<(), String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().map_err(|e| format!("{program}: {e}"))?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() {
-        Ok(())
-    } else {
-        Err(format!("{program}: {}", stderr.lines().last().unwrap_or("failed")))
-    }
-}
 
 fn first_row(sql: &str) -> Value {
     let mut query = couplet();
@@ -52,7 +20,7 @@ fn first_row(sql: &str) -> Value {
 
 #[test]
 fn duckdb_and_pyarrow_read_the_output_of_a_run() {
-    let python = match python() {
+    let python = match venv::program("readers-venv", &PACKAGES, "python") {
         Ok(python) => python,
         Err(why) => return skip("duckdb_and_pyarrow_read_the_output_of_a_run", &why),
     };

@@ -119,7 +119,10 @@ fn every_column_is_compressed_with_zstd() {
 fn the_json_report_is_one_document_whose_numbers_add_up() {
     let report: Value = serde_json::from_str(&QUICKSTART.stdout).unwrap();
     assert_eq!(report["pipeline"], "quickstart");
-    assert_eq!(report["rows"], json!({"read": 525, "scored": 525, "repeated": 0, "rejected": 0, "truncated": 0}));
+    assert_eq!(
+        report["rows"],
+        json!({"read": 525, "scored": 525, "remembered": 0, "repeated": 0, "rejected": 0, "truncated": 0})
+    );
     assert_eq!(report["rejected"], json!({}));
     assert_eq!(report["labels"], json!({"not_paraphrase": 190, "paraphrase": 335}));
     let tokens: i64 = golden_lines("pairs.minilm-mrpc.jsonl").iter().map(|row| row["tokens"].as_i64().unwrap()).sum();
@@ -227,7 +230,10 @@ fn integers_of_16_bits_are_near_and_repeatable_and_said() {
 fn equal_pairs_are_scored_once() {
     let job = Job::new("id,a,b\n1,x,y\n2,p,q\n3,x,y\n4,y,x\n");
     let report = job.report();
-    assert_eq!(report["rows"], json!({"read": 4, "scored": 3, "repeated": 1, "rejected": 0, "truncated": 0}));
+    assert_eq!(
+        report["rows"],
+        json!({"read": 4, "scored": 3, "remembered": 0, "repeated": 1, "rejected": 0, "truncated": 0})
+    );
     let rows = rows_of(&job.output());
     assert_eq!(rows[0]["probabilities"], rows[2]["probabilities"]);
     assert_eq!(column(&rows, "id"), [1, 2, 3, 4]);
@@ -246,7 +252,10 @@ fn long_pairs_are_cut_and_say_so() {
 fn a_source_without_rows_gives_a_table_without_rows() {
     let job = Job::new("id,a,b\n1,x,y\n").change("FROM pairs", "FROM pairs WHERE id < 0");
     let report = job.report();
-    assert_eq!(report["rows"], json!({"read": 0, "scored": 0, "repeated": 0, "rejected": 0, "truncated": 0}));
+    assert_eq!(
+        report["rows"],
+        json!({"read": 0, "scored": 0, "remembered": 0, "repeated": 0, "rejected": 0, "truncated": 0})
+    );
     assert!(rows_of(&job.output()).is_empty());
     assert_eq!(footer_of(&job.output()).0.fields().len(), 10);
     let count = "SELECT count(*) AS n FROM predictions";
@@ -298,7 +307,10 @@ fn bad_rows() -> String {
 fn bad_rows_get_their_reason_and_the_run_goes_on() {
     let job = Job::new(bad_rows());
     let report = job.report();
-    assert_eq!(report["rows"], json!({"read": 8, "scored": 3, "repeated": 0, "rejected": 5, "truncated": 0}));
+    assert_eq!(
+        report["rows"],
+        json!({"read": 8, "scored": 3, "remembered": 0, "repeated": 0, "rejected": 5, "truncated": 0})
+    );
     assert_eq!(report["rejected"], json!({"NULL text": 2, "empty text": 1, "text too large": 2}));
     let rows = rows_of(&job.output());
     let errors: Vec<String> =

@@ -9,6 +9,7 @@ use arrow::datatypes::SchemaRef;
 use arrow::json::WriterBuilder;
 use arrow::json::writer::JsonArray;
 use assert_cmd::Command;
+use couplet::session::Resources;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::file::metadata::ParquetMetaData;
 use serde_json::Value;
@@ -221,11 +222,18 @@ pub static QUICKSTART: LazyLock<Quickstart> = LazyLock::new(|| {
         toml = toml.replace(written, &format!("{path:?}"));
     }
     write(&pipeline, toml);
+    // What an earlier run of the tests left is not to be remembered.
+    let _ = std::fs::remove_dir_all(folder.join(".couplet"));
     let result = couplet().arg("run").arg(&pipeline).arg("--json").output().unwrap();
     let stderr = String::from_utf8(result.stderr).unwrap();
     assert!(result.status.success(), "{stderr}");
     Quickstart { pipeline, output, stdout: String::from_utf8(result.stdout).unwrap(), stderr }
 });
+
+/// What a session of a test may use.
+pub fn resources() -> Resources {
+    Resources::new(1 << 30, &std::env::temp_dir()).unwrap()
+}
 
 /// The rows of a Parquet file, NULLs included.
 pub fn rows_of(path: &Path) -> Vec<Value> {

@@ -13,7 +13,7 @@ use couplet::scorer::Pool;
 use couplet::session;
 use datafusion::prelude::SessionContext;
 
-use crate::support::{Job, couplet, rows_of, stdout_of, write};
+use crate::support::{Job, couplet, resources, rows_of, stdout_of, write};
 
 /// A folder of files for `[tables]`.
 struct Files(tempfile::TempDir);
@@ -40,7 +40,7 @@ impl Files {
         let pipeline = parse(&self.path("p.toml"), &toml, &BTreeMap::new());
         let pipeline = pipeline.unwrap_or_else(|errors| panic!("{}", errors.render(false, 100)));
         let models = Arc::new(Models::new(Pool::new(Some(1)).unwrap(), PathBuf::new()));
-        let opened = session::open(&pipeline.tables, models, 8192, 1).await;
+        let opened = session::open(&pipeline.tables, models, 8192, 1, &resources()).await;
         let context = opened.unwrap_or_else(|errors| panic!("{errors:?}"));
         let frame = context.sql(sql).await.unwrap_or_else(|e| panic!("{sql}: {e}"));
         pretty_format_batches(&frame.collect().await.unwrap_or_else(|e| panic!("{sql}: {e}"))).unwrap().to_string()

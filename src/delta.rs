@@ -1,0 +1,184 @@
+//! Delta tables in any object store: opened, made, read by SQL and written.
+//!
+//! A Delta table is data files and a log. A commit is one log entry that is created if it is not there yet, so a table
+//! moves from one version to the next in one step, and of two writers one learns that it was the second. Files that no
+//! entry names (a killed run leaves some) are never read; [`clean`] removes them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Schema};
+use chrono::Duration;
+use datafusion::catalog::TableProvider;
+use datafusion::prelude::SessionContext;
+use deltalake_core::kernel::StructType;
+use deltalake_core::kernel::engine::arrow_conversion::TryIntoKernel;
+use deltalake_core::logstore::{LogStoreRef, StorageConfig, default_logstore};
+use deltalake_core::operations::create::CreateBuilder;
+use deltalake_core::{DeltaTable, DeltaTableError, TableProperty};
+use futures::TryStreamExt;
+use object_store::prefix::PrefixStore;
+use thiserror::Error;
+
+use crate::objects::Objects;
+
+/// The key in a commit's metadata that names the run that made it.
+pub const RUN: &str = "couplet.run";
+
+/// A Delta table that cannot be read or written.
+#[derive(Debug, Error)]
+#[error("Delta table {url}: {problem}")]
+pub struct DeltaError {
+    /// The table.
+    pub url: String,
+    /// What is wrong.
+    pub problem: String,
+}
+
+impl DeltaError {
+    /// What the library said, with the table that it was about.
+    pub(crate) fn new(objects: &Objects, error: &DeltaTableError) -> Self {
+        Self { url: objects.to_string(), problem: error.to_string() }
+    }
+}
+
+/// The table, if there is one, in its newest version or the one that is asked for.
+///
+/// # Errors
+/// A log that cannot be read; a version that does not exist.
+pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<DeltaTable>, DeltaError> {
+    let failed = |e: DeltaTableError| DeltaError::new(objects, &e);
+    let mut table = DeltaTable::new(log_store(objects));
+    if !table.verify_deltatable_existence().await.map_err(failed)? {
+        return Ok(None);
+    }
+    match version {
+        None => table.load().await.map_err(failed)?,
+        Some(version) => table.load_version(version).await.map_err(|e| DeltaError {
+            url: objects.to_string(),
+            problem: format!("version {version} cannot be read: {e}"),
+        })?,
+    }
+    Ok(Some(table))
+}
+
+/// The table, which is made with this schema if there is none; `statistics` names the columns whose least and greatest
+/// values the log has.
+///
+/// # Errors
+/// A place that cannot be read or written; a schema that Delta cannot hold.
+pub async fn open_or_create(
+    objects: &Objects,
+    schema: &Schema,
+    partition_by: &[&str],
+    statistics: &str,
+    description: &str,
+) -> Result<DeltaTable, DeltaError> {
+    let failed = |e: DeltaTableError| DeltaError::new(objects, &e);
+    if let Some(table) = open(objects, None).await? {
+        return Ok(table);
+    }
+    let columns: StructType = (&for_delta(schema))
+        .try_into_kernel()
+        .map_err(|e| DeltaError { url: objects.to_string(), problem: e.to_string() })?;
+    let created = CreateBuilder::new()
+        .with_log_store(log_store(objects))
+        .with_columns(columns.fields().cloned())
+        .with_partition_columns(partition_by.iter().copied())
+        .with_comment(description)
+        .with_configuration_property(TableProperty::DataSkippingStatsColumns, Some(statistics))
+        .await;
+    match created {
+        Ok(table) => Ok(table),
+        // Another run may have made it in this moment, and so may this one in an attempt whose answer was lost.
+        Err(error) => open(objects, None).await?.ok_or_else(|| failed(error)),
+    }
+}
+
+/// Whether a run has committed to the table after a version, as it does not know itself when the answer was lost.
+///
+/// # Errors
+/// A log that cannot be read.
+pub async fn has_committed(objects: &Objects, run: &str, after: Option<u64>) -> Result<Option<DeltaTable>, DeltaError> {
+    let failed = |e: DeltaTableError| DeltaError::new(objects, &e);
+    let Some(table) = open(objects, None).await? else { return Ok(None) };
+    let newest = table.version().unwrap_or_default();
+    let since = usize::try_from(newest - after.map_or(0, |version| version.min(newest))).unwrap_or(usize::MAX);
+    let limit = since.saturating_add(usize::from(after.is_none()));
+    let commits: Vec<_> = table.history(Some(limit)).try_collect().await.map_err(failed)?;
+    let own = commits.iter().any(|commit| commit.info.get(RUN).and_then(|value| value.as_str()) == Some(run));
+    Ok(own.then_some(table))
+}
+
+/// The table for SQL.
+///
+/// # Errors
+/// A table that needs what this version cannot do.
+pub async fn provider(
+    objects: &Objects,
+    table: &DeltaTable,
+    context: &SessionContext,
+) -> Result<Arc<dyn TableProvider>, DeltaError> {
+    let failed = |e: DeltaTableError| DeltaError::new(objects, &e);
+    let state = context.state();
+    table.update_datafusion_session(&state).map_err(failed)?;
+    let provider = table.table_provider().with_session(Arc::new(state)).await;
+    provider.map_err(|e| DeltaError { url: objects.to_string(), problem: e.to_string() })
+}
+
+/// Rows and bytes of the table's files, by its log.
+///
+/// # Errors
+/// A table that was not loaded.
+pub fn size(objects: &Objects, table: &DeltaTable) -> Result<(u64, u64), DeltaError> {
+    let snapshot = table.snapshot().map_err(|e| DeltaError::new(objects, &e))?;
+    let files = snapshot.log_data();
+    let (mut rows, mut bytes) = (0, 0);
+    for file in files {
+        rows += file.num_records().unwrap_or_default() as u64;
+        bytes += u64::try_from(file.size()).unwrap_or_default();
+    }
+    Ok((rows, bytes))
+}
+
+/// Removes the files that no version within `keep` names; returns how many.
+///
+/// # Errors
+/// A place that cannot be listed or written.
+pub async fn clean(objects: &Objects, table: DeltaTable, keep: Duration) -> Result<usize, DeltaError> {
+    let (_, metrics) = table
+        .vacuum()
+        .with_retention_period(keep)
+        .with_enforce_retention_duration(false)
+        .await
+        .map_err(|e| DeltaError::new(objects, &e))?;
+    Ok(metrics.files_deleted.len())
+}
+
+/// The schema as Delta knows it: no views, no dictionaries, no unsigned integers.
+#[must_use]
+pub fn for_delta(schema: &Schema) -> Schema {
+    fn known(data_type: &DataType) -> DataType {
+        match data_type {
+            DataType::Utf8View | DataType::LargeUtf8 | DataType::Null => DataType::Utf8,
+            DataType::BinaryView | DataType::LargeBinary | DataType::FixedSizeBinary(_) => DataType::Binary,
+            DataType::UInt8 => DataType::Int16,
+            DataType::UInt16 => DataType::Int32,
+            DataType::UInt32 | DataType::UInt64 => DataType::Int64,
+            DataType::Float16 => DataType::Float32,
+            DataType::Dictionary(_, values) => known(values),
+            DataType::List(item) | DataType::LargeList(item) => {
+                DataType::List(Arc::new(Field::new("element", known(item.data_type()), item.is_nullable())))
+            }
+            other => other.clone(),
+        }
+    }
+    let fields = schema.fields().iter().map(|field| Field::clone(field).with_data_type(known(field.data_type())));
+    Schema::new_with_metadata(fields.collect::<Vec<_>>(), HashMap::default())
+}
+
+pub(crate) fn log_store(objects: &Objects) -> LogStoreRef {
+    let root = Arc::clone(&objects.store);
+    let prefixed = Arc::new(PrefixStore::new(Arc::clone(&root), objects.root.clone()));
+    default_logstore(prefixed, root, &objects.url, &StorageConfig::default())
+}

@@ -1,0 +1,135 @@
+//! `couplet runs` and `couplet store gc`: what a pipeline's runs left in its store.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};
+use arrow::json::ArrayWriter;
+use chrono::{Local, TimeZone};
+use datafusion::prelude::SessionContext;
+
+use crate::config::{Pipeline, Scoring};
+use crate::error::Error;
+use crate::objects::Objects;
+use crate::progress::{grouped, spoken};
+use crate::run::{model_name, models_of, pool};
+use crate::store::{Garbage, Runs, collect_garbage, model_class};
+
+/// The name of the runs in SQL.
+const RUNS: &str = "runs";
+
+/// The runs of a pipeline, the newest first, as text or as one JSON document.
+///
+/// # Errors
+/// A pipeline that does not score; a store that cannot be read.
+pub async fn runs(pipeline: &Pipeline, limit: usize, as_json: bool) -> Result<String, Error> {
+    let store = store_of(pipeline)?;
+    let batches = Runs::of(&store).list(&pipeline.name, limit).await?;
+    if as_json {
+        return json(&batches).map_err(|e| Error::sql("the runs", &e.into(), None));
+    }
+    if batches.iter().all(|batch| batch.num_rows() == 0) {
+        return Ok(format!("{} has not run yet (its store is {store})\n", pipeline.name));
+    }
+    let mut text = format!(
+        "{:<19}  {:<11}  {:>9}  {:>12}  {:>12}  {:>12}  {:>9}  output or error\n",
+        "started", "outcome", "took", "read", "scored", "remembered", "rejected"
+    );
+    for batch in &batches {
+        for row in 0..batch.num_rows() {
+            let _ = writeln!(text, "{}", line(batch, row));
+        }
+    }
+    Ok(text)
+}
+
+/// Gives the session the runs of a pipeline as the table `runs`, if there have been any and no table has the name.
+///
+/// # Errors
+/// A store that cannot be read.
+pub async fn register(context: &SessionContext, pipeline: &Pipeline) -> Result<(), Error> {
+    if pipeline.scoring.is_none() || context.table_exist(RUNS).unwrap_or(true) {
+        return Ok(());
+    }
+    if let Some(runs) = Runs::of(&store_of(pipeline)?).provider(context).await? {
+        context.register_table(RUNS, runs).map_err(|e| Error::sql("the runs", &e, None))?;
+    }
+    Ok(())
+}
+
+fn line(batch: &RecordBatch, row: usize) -> String {
+    let column = |name: &str| batch.column_by_name(name).filter(|column| column.is_valid(row));
+    let text = |name: &str| column(name).map(|column| column.as_string::<i32>().value(row).to_owned());
+    let number = |name: &str| {
+        let number = column(name).map(|column| column.as_primitive::<Int64Type>().value(row));
+        number.map_or_else(String::new, |number| grouped(number.unsigned_abs()))
+    };
+    let started = column("started_at").and_then(|column| {
+        let micros = column.as_primitive::<TimestampMicrosecondType>().value(row);
+        Some(Local.timestamp_micros(micros).single()?.format("%Y-%m-%d %H:%M:%S").to_string())
+    });
+    let seconds = column("seconds").map(|column| column.as_primitive::<Float64Type>().value(row));
+    let took = seconds.map(|seconds| spoken(std::time::Duration::from_secs_f64(seconds.max(0.0))));
+    let output = match (text("output"), column("output_version")) {
+        (Some(output), Some(_)) => format!("{output}@{}", number("output_version").replace(',', "")),
+        (Some(output), None) => output,
+        (None, _) => text("message").and_then(|m| m.lines().next().map(str::to_owned)).unwrap_or_default(),
+    };
+    let line = format!(
+        "{:<19}  {:<11}  {:>9}  {:>12}  {:>12}  {:>12}  {:>9}  {output}",
+        started.unwrap_or_default(),
+        text("outcome").unwrap_or_default(),
+        took.unwrap_or_default(),
+        number("rows_read"),
+        number("rows_scored"),
+        number("rows_remembered"),
+        number("rows_rejected"),
+    );
+    line.trim_end().to_owned()
+}
+
+fn json(batches: &[RecordBatch]) -> Result<String, arrow::error::ArrowError> {
+    let mut writer = ArrayWriter::new(Vec::new());
+    for batch in batches {
+        writer.write(batch)?;
+    }
+    writer.finish()?;
+    let document: serde_json::Value = serde_json::from_slice(&writer.into_inner()).unwrap_or_default();
+    Ok(format!("{document:#}\n"))
+}
+
+/// Forgets the scores of models that none of the pipelines uses any more; `pipelines` are those that share the store.
+///
+/// # Errors
+/// Pipelines of different stores; a model that cannot be loaded; a store that cannot be read or written.
+pub async fn collect(pipelines: &[Pipeline], dry_run: bool) -> Result<Garbage, Error> {
+    let mut keep = Vec::new();
+    let mut store: Option<Objects> = None;
+    for pipeline in pipelines {
+        let scoring = scoring_of(pipeline)?;
+        let own = store_of(pipeline)?;
+        if let Some(other) = store.as_ref().filter(|store| store.url != own.url) {
+            return Err(Error::Usage(format!(
+                "{} has its store in {own}, and {} in {other}; name the pipelines of one store",
+                pipeline.path.display(),
+                pipelines[0].path.display()
+            )));
+        }
+        store = Some(own);
+        let models = Arc::new(models_of(pipeline, pool(Some(1))?, &crate::run::folder_of(&pipeline.path)));
+        keep.push(model_class(&models.get(&model_name(&scoring.model)).await?));
+    }
+    let Some(store) = store else { return Err(Error::Usage("name the pipelines that use the store".into())) };
+    collect_garbage(&store, &keep, dry_run).await
+}
+
+fn scoring_of(pipeline: &Pipeline) -> Result<&Scoring, Error> {
+    pipeline.scoring.as_ref().ok_or_else(|| {
+        Error::Usage(format!("{}: this pipeline only trains, and keeps no scores or runs", pipeline.path.display()))
+    })
+}
+
+fn store_of(pipeline: &Pipeline) -> Result<Objects, Error> {
+    Ok(Objects::open(&scoring_of(pipeline)?.score.store.place)?)
+}

@@ -1,0 +1,148 @@
+//! The lock of a local folder: the system's lock on the file `lock.json`, which ends with its process.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::error::who;
+use super::holder::{Content, State};
+use super::{Claim, Holder, LOCK, LockError};
+
+/// How often it is asked whether the lock is free.
+const POLL: Duration = Duration::from_millis(200);
+
+/// A lock that this process holds.
+#[derive(Debug)]
+pub(super) struct FileLock {
+    path: PathBuf,
+    file: File,
+    content: Content,
+}
+
+impl FileLock {
+    pub(super) async fn acquire(folder: &Path, claim: &Claim) -> Result<Self, LockError> {
+        let path = folder.join(LOCK);
+        let failed = |e: &io::Error| store_error(&path, e);
+        fs::create_dir_all(folder).map_err(|e| failed(&e))?;
+        let began = Instant::now();
+        let mut said = false;
+        let mut file = loop {
+            let file = File::options().create(true).read(true).write(true).truncate(false).open(&path);
+            let file = file.map_err(|e| failed(&e))?;
+            match file.try_lock() {
+                // Whoever removed the file meanwhile has made room for another one of that name.
+                Ok(()) if !is_at(&file, &path) => {}
+                Ok(()) => break file,
+                Err(TryLockError::WouldBlock) => {
+                    let left = claim.wait.map(|wait| wait.saturating_sub(began.elapsed()));
+                    let Some(left) = left.filter(|left| !left.is_zero()) else {
+                        return Err(busy(folder, &path, claim).await);
+                    };
+                    if !said {
+                        let holder = who(read_holder(&path).await.as_deref());
+                        tracing::info!("waiting for {}, in use by another run: {holder}", folder.display());
+                        said = true;
+                    }
+                    tokio::time::sleep(POLL.min(left)).await;
+                }
+                Err(TryLockError::Error(e)) => {
+                    return Err(LockError::Unsafe {
+                        place: folder.display().to_string(),
+                        problem: format!(
+                            "its file system cannot lock files ({e}), so that two runs at a time would not notice each other; use a folder on another disk, or an object store"
+                        ),
+                    });
+                }
+            }
+        };
+        let mut before = Vec::new();
+        file.read_to_end(&mut before).map_err(|e| failed(&e))?;
+        let left_behind = match Content::from_json(&before) {
+            Some(content) => content.into_left_behind(),
+            None if before.is_empty() => Vec::new(),
+            None => {
+                tracing::warn!("{} was not written by couplet, or cut; writing it anew", path.display());
+                Vec::new()
+            }
+        };
+        let content = Content::new(Holder::this(&claim.run_id, &claim.pipeline), None, left_behind);
+        let mut lock = Self { path, file, content };
+        lock.write()?;
+        Ok(lock)
+    }
+
+    pub(super) fn left_behind(&self) -> &[Holder] {
+        &self.content.left_behind
+    }
+
+    pub(super) fn settle(&mut self) -> Result<(), LockError> {
+        self.content.left_behind.clear();
+        self.write()
+    }
+
+    /// Whether the locked file is still the one that others will try to lock.
+    pub(super) fn check(&self) -> Result<(), LockError> {
+        if is_at(&self.file, &self.path) {
+            return Ok(());
+        }
+        let place = self.path.parent().unwrap_or(&self.path).display().to_string();
+        Err(LockError::Lost { place, why: format!("{} was removed or replaced", self.path.display()) })
+    }
+
+    /// Says that the run came to its end, and lets the next one have the lock.
+    pub(super) fn release(mut self) -> Result<(), LockError> {
+        self.check()?;
+        self.content.state = State::Released;
+        self.write()
+    }
+
+    /// Writes the content in place: renaming another file over it would leave the lock on the old one.
+    fn write(&mut self) -> Result<(), LockError> {
+        let json = self.content.to_json();
+        let write = |file: &mut File| {
+            file.rewind()?;
+            file.write_all(&json)?;
+            file.set_len(json.len() as u64)
+        };
+        write(&mut self.file).map_err(|e| store_error(&self.path, &e))
+    }
+}
+
+fn store_error(path: &Path, error: &io::Error) -> LockError {
+    let place = path.parent().unwrap_or(path).display().to_string();
+    LockError::Store { place, problem: format!("{}: {error}", path.display()) }
+}
+
+async fn busy(folder: &Path, path: &Path, claim: &Claim) -> LockError {
+    LockError::Busy { place: folder.display().to_string(), holder: read_holder(path).await, waited: claim.wait }
+}
+
+/// Who holds the lock. A run that has just got it has not written its name yet: it gets a moment for that.
+async fn read_holder(path: &Path) -> Option<Box<Holder>> {
+    for _ in 0..20 {
+        let content = fs::read(path).ok().and_then(|json| Content::from_json(&json));
+        if let Some(content) = content.filter(|content| content.state == State::Held) {
+            return Some(Box::new(content.holder));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    None
+}
+
+/// Whether a path leads to this very file.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(file), Ok(path)) => inode(file) == inode(path),
+        _ => false,
+    }
+}
+
+/// Whether a path leads to this very file; elsewhere a file that is open can usually not be removed.
+#[cfg(not(unix))]
+fn is_at(_: &File, path: &Path) -> bool {
+    path.exists()
+}

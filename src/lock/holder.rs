@@ -1,0 +1,110 @@
+//! What the lock says of whoever holds it, as JSON that people can read too.
+
+use std::fmt;
+use std::time::Duration;
+
+use chrono::{SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::process::Process;
+
+/// The longest lease that is believed; a lock that asks for more is waited for no longer than this.
+const LONGEST_LEASE: Duration = Duration::from_hours(1);
+
+/// A run that holds the lock, or held it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The run.
+    pub run_id: String,
+    /// The name of its pipeline.
+    pub pipeline: String,
+    /// The computer that it runs on.
+    pub host: String,
+    /// Its process there.
+    pub process: Process,
+    /// When it took the lock by its own clock, as RFC 3339. For people only: nothing is decided by it.
+    pub started_at: String,
+    /// Tells two attempts of one process apart.
+    token: String,
+}
+
+impl Holder {
+    pub(super) fn this(run_id: &str, pipeline: &str) -> Self {
+        Self {
+            run_id: run_id.to_owned(),
+            pipeline: pipeline.to_owned(),
+            host: super::process::host(),
+            process: Process::this(),
+            started_at: Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true),
+            token: Uuid::new_v4().to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { run_id, pipeline, host, process, started_at, .. } = self;
+        write!(f, "pipeline `{pipeline}`, run {run_id}, process {} on {host}, since {started_at}", process.pid)
+    }
+}
+
+/// How the lock was last left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum State {
+    /// Somebody holds it, or died while holding it.
+    Held,
+    /// Its holder came to its end and said so.
+    Released,
+    /// Its holder lets others have it, but did not come to its end.
+    Abandoned,
+}
+
+/// The text of `lock.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Content {
+    pub(super) state: State,
+    pub(super) holder: Holder,
+    /// For how long after a renewal the lock is the holder's; none in a local folder, where the system knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) lease_seconds: Option<f64>,
+    /// Counted up, so that each renewal has another text: the etag of many servers is a hash of it.
+    #[serde(default)]
+    pub(super) renewals: u64,
+    /// Runs that died with the lock, until somebody has taken note.
+    #[serde(default)]
+    pub(super) left_behind: Vec<Holder>,
+}
+
+impl Content {
+    pub(super) fn new(holder: Holder, lease: Option<Duration>, left_behind: Vec<Holder>) -> Self {
+        let lease_seconds = lease.map(|lease| lease.as_secs_f64());
+        Self { state: State::Held, holder, lease_seconds, renewals: 0, left_behind }
+    }
+
+    /// What the next holder has to take note of.
+    pub(super) fn into_left_behind(self) -> Vec<Holder> {
+        let mut left = self.left_behind;
+        if self.state != State::Released {
+            left.push(self.holder);
+        }
+        left
+    }
+
+    pub(super) fn lease(&self) -> Option<Duration> {
+        let seconds = self.lease_seconds.filter(|seconds| seconds.is_finite() && *seconds > 0.0)?;
+        Some(Duration::from_secs_f64(seconds.min(LONGEST_LEASE.as_secs_f64())))
+    }
+
+    pub(super) fn to_json(&self) -> Vec<u8> {
+        let mut json = serde_json::to_vec_pretty(self).expect("texts and numbers can be written as JSON");
+        json.push(b'\n');
+        json
+    }
+
+    /// The content, if it is one; a file that was cut or written by somebody else is none.
+    pub(super) fn from_json(json: &[u8]) -> Option<Self> {
+        serde_json::from_slice(json).ok()
+    }
+}

@@ -1,0 +1,280 @@
+//! A lock on an object store that is held: renewed in the background, and known to be lost when it is.
+
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use object_store::path::Path;
+use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMode, PutResult, UpdateVersion};
+use tokio::sync::{Mutex, oneshot, watch};
+use tokio::time::timeout;
+
+use super::conditional::put_if;
+use super::holder::{Content, State};
+use super::{Explain, Holder, LockError};
+
+/// A lock that this process holds.
+#[derive(Debug)]
+pub(super) struct Lease {
+    inner: Arc<Inner>,
+    left_behind: Vec<Holder>,
+    /// Ends the renewals; dropped, it also tells others that the lock is to be had.
+    renewals: Option<oneshot::Sender<()>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    object: Object,
+    lease: Duration,
+    /// What was last written, and the version that the server gave it.
+    written: Mutex<(Content, UpdateVersion)>,
+    /// When the last write that succeeded was sent.
+    renewed: StdMutex<Instant>,
+    /// Why the lock is lost, if it is.
+    lost: watch::Sender<Option<String>>,
+}
+
+impl Lease {
+    /// Begins to renew a lock that was just taken by a write that was sent at `sent`.
+    pub(super) fn begin(
+        object: Object,
+        lease: Duration,
+        content: Content,
+        version: UpdateVersion,
+        sent: Instant,
+    ) -> Self {
+        let left_behind = content.left_behind.clone();
+        let inner = Arc::new(Inner {
+            object,
+            lease,
+            written: Mutex::new((content, version)),
+            renewed: StdMutex::new(sent),
+            lost: watch::Sender::new(None),
+        });
+        let (renewals, stop) = oneshot::channel();
+        tokio::spawn(keep(Arc::clone(&inner), stop));
+        Self { inner, left_behind, renewals: Some(renewals) }
+    }
+
+    pub(super) fn left_behind(&self) -> &[Holder] {
+        &self.left_behind
+    }
+
+    pub(super) async fn settle(&mut self) -> Result<(), LockError> {
+        self.inner.insist(|content| content.left_behind.clear()).await?;
+        self.left_behind.clear();
+        Ok(())
+    }
+
+    pub(super) fn check(&self) -> Result<(), LockError> {
+        let inner = &self.inner;
+        if let Some(why) = inner.lost.borrow().clone() {
+            return Err(inner.lost_error(why));
+        }
+        let age = inner.age();
+        if age > inner.lease {
+            return Err(inner.lost_error(inner.too_old(age)));
+        }
+        Ok(())
+    }
+
+    pub(super) async fn confirm(&self) -> Result<(), LockError> {
+        self.inner.insist(|_| ()).await
+    }
+
+    pub(super) async fn lost(&self) -> LockError {
+        let mut lost = self.inner.lost.subscribe();
+        let why = lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match why {
+            Some(why) => self.inner.lost_error(why),
+            // The sender lives in `inner`, so this is not reached.
+            None => std::future::pending().await,
+        }
+    }
+
+    pub(super) async fn release(mut self) -> Result<(), LockError> {
+        self.inner.insist(|content| content.state = State::Released).await?;
+        if let Some(renewals) = self.renewals.take() {
+            let _ = renewals.send(());
+        }
+        Ok(())
+    }
+}
+
+/// Why a write did not succeed.
+enum Refused {
+    /// The lock is somebody else's.
+    Lost(String),
+    /// It is not known whether the write took place.
+    Unclear(String),
+}
+
+impl Inner {
+    /// Changes what the lock says, trying again where it is not known whether that took place.
+    async fn insist(&self, change: impl Fn(&mut Content)) -> Result<(), LockError> {
+        let mut attempts = 1;
+        loop {
+            match self.write(&change).await {
+                Ok(()) => return Ok(()),
+                Err(Refused::Unclear(_)) if attempts < 3 && self.age() <= self.lease => attempts += 1,
+                Err(Refused::Unclear(problem)) => {
+                    return Err(LockError::Store { place: self.object.place.clone(), problem });
+                }
+                Err(Refused::Lost(why)) => return Err(self.lost_error(why)),
+            }
+            tokio::time::sleep(self.lease / 20).await;
+        }
+    }
+
+    /// Changes what the lock says, if it is still held. The text is another one each time, even if nothing changes.
+    async fn write(&self, change: impl Fn(&mut Content)) -> Result<(), Refused> {
+        let mut written = self.written.lock().await;
+        if let Some(why) = self.lost.borrow().clone() {
+            return Err(Refused::Lost(why));
+        }
+        // After a write of our own whose answer was lost, the version is another one than we know: read it and go on.
+        for _ in 0..3 {
+            let mut content = written.0.clone();
+            content.renewals += 1;
+            change(&mut content);
+            let sent = Instant::now();
+            // The client would try for minutes, in which it could not be said whether the lock is held.
+            let patience = (self.lease / 3).max(Duration::from_millis(50));
+            match timeout(patience, self.object.replace(&content, written.1.clone())).await {
+                Ok(Ok(version)) => {
+                    *written = (content, version);
+                    *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = sent;
+                    return Ok(());
+                }
+                Ok(Err(e)) if is_refusal(&e) => match timeout(patience, self.object.read()).await {
+                    Ok(Ok(Some((Some(found), version)))) if found.holder == content.holder => {
+                        written.1 = version;
+                        written.0.renewals = found.renewals.max(content.renewals);
+                    }
+                    Ok(Ok(found)) => return Err(Refused::Lost(self.lose(&taken(found.and_then(|(found, _)| found))))),
+                    Ok(Err(e)) => return Err(Refused::Unclear(self.object.explain.explain(&e))),
+                    Err(_) => return Err(Refused::Unclear(no_answer(patience))),
+                },
+                Ok(Err(e)) => {
+                    // The next write must have another text than this one, which may have taken place.
+                    written.0.renewals = content.renewals;
+                    return Err(Refused::Unclear(self.object.explain.explain(&e)));
+                }
+                Err(_) => {
+                    written.0.renewals = content.renewals;
+                    return Err(Refused::Unclear(no_answer(patience)));
+                }
+            }
+        }
+        Err(Refused::Unclear("it changes faster than it can be written".into()))
+    }
+
+    fn lose(&self, why: &str) -> String {
+        tracing::error!("the lock on {} is lost: {why}", self.object.place);
+        self.lost.send_replace(Some(why.to_owned()));
+        why.to_owned()
+    }
+
+    /// How long ago the last write that succeeded was sent.
+    fn age(&self) -> Duration {
+        self.renewed.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    fn too_old(&self, age: Duration) -> String {
+        let (age, lease) = (age.as_secs_f64(), self.lease.as_secs_f64());
+        format!("it could not be renewed for {age:.1} s, and is given to others after {lease:.1} s")
+    }
+
+    fn lost_error(&self, why: String) -> LockError {
+        LockError::Lost { place: self.object.place.clone(), why }
+    }
+}
+
+/// Whether a conditional write did not take place because of its condition, or had taken place before.
+fn is_refusal(error: &StoreError) -> bool {
+    // Servers differ in what they say where the object has been removed.
+    matches!(error, StoreError::Precondition { .. } | StoreError::AlreadyExists { .. } | StoreError::NotFound { .. })
+}
+
+fn taken(by: Option<Content>) -> String {
+    match by {
+        Some(content) => format!("another run took it: {}", content.holder),
+        None => "somebody removed or overwrote it".into(),
+    }
+}
+
+fn no_answer(patience: Duration) -> String {
+    format!("no answer within {:.1} s", patience.as_secs_f64())
+}
+
+/// Renews a lock until it is stopped or lost.
+async fn keep(inner: Arc<Inner>, mut stop: oneshot::Receiver<()>) {
+    let mut pause = inner.lease / 3;
+    loop {
+        tokio::select! {
+            biased;
+            stopped = &mut stop => {
+                if stopped.is_err() {
+                    // Dropped, not released: best effort, else the lease runs out.
+                    let _ = inner.write(|content| content.state = State::Abandoned).await;
+                }
+                return;
+            }
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = match inner.write(|_| ()).await {
+            Ok(()) => inner.lease / 3,
+            Err(Refused::Lost(_)) => return,
+            Err(Refused::Unclear(problem)) => {
+                let age = inner.age();
+                if age > inner.lease {
+                    inner.lose(&format!("{} ({problem})", inner.too_old(age)));
+                    return;
+                }
+                tracing::warn!("the lock on {} could not be renewed, trying again: {problem}", inner.object.place);
+                inner.lease / 20
+            }
+        };
+    }
+}
+
+/// The object that is the lock.
+#[derive(Debug, Clone)]
+pub(super) struct Object {
+    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) path: Path,
+    /// What messages call the store.
+    pub(super) place: String,
+    pub(super) explain: Explain,
+}
+
+impl Object {
+    /// What is there, if anything is, and its version; the content is none if it is not one.
+    pub(super) async fn read(&self) -> object_store::Result<Option<(Option<Content>, UpdateVersion)>> {
+        let result = match self.store.get(&self.path).await {
+            Ok(result) => result,
+            Err(StoreError::NotFound { .. }) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let version = UpdateVersion { e_tag: result.meta.e_tag.clone(), version: result.meta.version.clone() };
+        let json = result.bytes().await?;
+        Ok(Some((Content::from_json(&json), version)))
+    }
+
+    pub(super) async fn create(&self, content: &Content) -> object_store::Result<UpdateVersion> {
+        self.put(content, PutMode::Create).await
+    }
+
+    pub(super) async fn replace(&self, content: &Content, old: UpdateVersion) -> object_store::Result<UpdateVersion> {
+        self.put(content, PutMode::Update(old)).await
+    }
+
+    async fn put(&self, content: &Content, mode: PutMode) -> object_store::Result<UpdateVersion> {
+        let PutResult { e_tag, version, .. } = put_if(self.store.as_ref(), &self.path, content.to_json(), mode).await?;
+        if e_tag.is_none() && version.is_none() {
+            // Without either, no later write could be conditional.
+            let meta = self.store.head(&self.path).await?;
+            return Ok(UpdateVersion { e_tag: meta.e_tag, version: meta.version });
+        }
+        Ok(UpdateVersion { e_tag, version })
+    }
+}

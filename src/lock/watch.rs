@@ -1,0 +1,147 @@
+//! Taking a lock on an object store: creating it, or watching its holder until that ends, or is known to be dead.
+
+use std::time::{Duration, Instant};
+
+use object_store::{Error as StoreError, UpdateVersion};
+
+use super::conditional::is_unclear;
+use super::error::who;
+use super::holder::{Content, State};
+use super::lease::{Lease, Object};
+use super::{Claim, DEFAULT_LEASE, Holder, LockError};
+
+/// Takes the lock; see [`super::acquire`].
+pub(super) async fn acquire(object: Object, claim: &Claim) -> Result<Lease, LockError> {
+    let this = Holder::this(&claim.run_id, &claim.pipeline);
+    let name = object.place.clone();
+    let explain = object.explain.clone();
+    let failed = |e: StoreError| LockError::Store { place: name.clone(), problem: explain.explain(&e) };
+    let began = Instant::now();
+    let mut seen: Option<Seen> = None;
+    // What this run tried to write, and when: a refusal may be of its own write, whose answer was lost.
+    let mut tried: Option<(Content, Instant)> = None;
+    let mut unclear = 0;
+    loop {
+        let sent = Instant::now();
+        let (content, attempt) = match object.read().await.map_err(failed)? {
+            None => {
+                let content = Content::new(this.clone(), Some(claim.lease), Vec::new());
+                (content.clone(), object.create(&content).await)
+            }
+            Some((Some(found), version)) if found.holder == this => {
+                let (content, sent) = tried.unwrap_or((found, sent));
+                return Ok(Lease::begin(object, claim.lease, content, version, sent));
+            }
+            Some((found, version)) => {
+                let seen = Seen::update(&mut seen, version);
+                match judge(found.as_ref(), seen) {
+                    Verdict::Free => {
+                        if let Some(found) = found.as_ref().filter(|found| found.state != State::Released) {
+                            tracing::info!(
+                                "taking {name} over from a run that ended without releasing it: {}",
+                                found.holder
+                            );
+                        }
+                        let left_behind = found.map(Content::into_left_behind).unwrap_or_default();
+                        let content = Content::new(this.clone(), Some(claim.lease), left_behind);
+                        (content.clone(), object.replace(&content, seen.version.clone()).await)
+                    }
+                    verdict => {
+                        let known_alive = matches!(verdict, Verdict::Alive);
+                        let wait = claim.wait.unwrap_or_default();
+                        if known_alive && began.elapsed() >= wait {
+                            let holder = found.map(|found| Box::new(found.holder));
+                            return Err(LockError::Busy { place: name.clone(), holder, waited: claim.wait });
+                        }
+                        seen.say(&name, found.as_ref(), known_alive);
+                        let left = wait.saturating_sub(began.elapsed()).max(Duration::from_millis(20));
+                        let poll = patience(found.as_ref()) / 15;
+                        let poll = poll.clamp(Duration::from_millis(20), Duration::from_secs(5));
+                        tokio::time::sleep(if known_alive { poll.min(left) } else { poll }).await;
+                        continue;
+                    }
+                }
+            }
+        };
+        match attempt {
+            Ok(version) => return Ok(Lease::begin(object, claim.lease, content, version, sent)),
+            // Somebody was faster, or it was our own write: what is there tells.
+            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => tried = Some((content, sent)),
+            // The same; but a server that never answers is not asked for ever.
+            Err(e) if is_unclear(&e) && unclear < 3 => {
+                unclear += 1;
+                tried = Some((content, sent));
+            }
+            Err(e) => return Err(failed(e)),
+        }
+    }
+}
+
+/// For how long a lock must not change before its holder is taken for dead. Longer than the lease by a quarter: clocks
+/// do not run at quite the same rate, and what the holder began in time may end a little later.
+fn patience(content: Option<&Content>) -> Duration {
+    content.and_then(Content::lease).unwrap_or(DEFAULT_LEASE) * 5 / 4
+}
+
+enum Verdict {
+    /// The lock is to be had.
+    Free,
+    /// Its holder has shown life.
+    Alive,
+    /// Nothing is known yet.
+    Unknown,
+}
+
+fn judge(content: Option<&Content>, seen: &Seen) -> Verdict {
+    if seen.since.elapsed() > patience(content) {
+        return Verdict::Free;
+    }
+    let Some(content) = content else { return Verdict::Unknown };
+    match (content.state, content.holder.process.is_alive()) {
+        (State::Released | State::Abandoned, _) | (State::Held, Some(false)) => Verdict::Free,
+        (State::Held, Some(true)) => Verdict::Alive,
+        (State::Held, None) if seen.changed => Verdict::Alive,
+        (State::Held, None) => Verdict::Unknown,
+    }
+}
+
+/// What has been seen of the lock so far.
+struct Seen {
+    version: UpdateVersion,
+    /// Since when it has been this version, by the clock of this process; counted from after it was read.
+    since: Instant,
+    /// Whether it has been another one before.
+    changed: bool,
+    said: (bool, bool),
+}
+
+impl Seen {
+    fn update(seen: &mut Option<Self>, version: UpdateVersion) -> &mut Self {
+        let now = Instant::now();
+        let seen = seen.get_or_insert_with(|| Self {
+            version: version.clone(),
+            since: now,
+            changed: false,
+            said: (false, false),
+        });
+        if seen.version != version {
+            (seen.version, seen.since, seen.changed) = (version, now, true);
+        }
+        seen
+    }
+
+    /// Says once why it takes a while.
+    fn say(&mut self, name: &str, content: Option<&Content>, known_alive: bool) {
+        let holder = who(content.map(|content| &content.holder));
+        if known_alive && !self.said.0 {
+            tracing::info!("waiting for {name}, in use by another run: {holder}");
+            self.said.0 = true;
+        } else if !known_alive && !self.said.1 {
+            let seconds = patience(content).as_secs_f64();
+            tracing::info!(
+                "watching for up to {seconds:.0} s whether the run that has locked {name} is alive: {holder}"
+            );
+            self.said.1 = true;
+        }
+    }
+}

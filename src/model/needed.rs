@@ -1,0 +1,62 @@
+//! Which files of a folder a model is loaded from: what must be fetched where the folder is elsewhere.
+
+use serde_json::Value;
+
+use super::checkpoint::{PICKLE, SAFETENSORS};
+
+/// Configuration and tokenizer.
+const SMALL: [&str; 4] = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"];
+
+/// The files that a model is loaded from, of those that there are: besides the small ones either the weights, or the
+/// index that names the files with weights.
+pub(crate) struct Needed<'n> {
+    pub(crate) files: Vec<&'n str>,
+    pub(crate) index: Option<&'n str>,
+}
+
+impl<'n> Needed<'n> {
+    /// Chooses as loading does: safetensors before PyTorch, an index before a single file.
+    pub(crate) fn among(names: &[&'n str]) -> Self {
+        let find = |wanted: &str| names.iter().find(|name| **name == wanted).copied();
+        let mut files: Vec<&str> = SMALL.iter().filter_map(|name| find(name)).collect();
+        for single in [SAFETENSORS, PICKLE] {
+            if let Some(index) = find(&format!("{single}.index.json")) {
+                files.push(index);
+                return Self { files, index: Some(index) };
+            }
+            if let Some(weights) = find(single) {
+                files.push(weights);
+                return Self { files, index: None };
+            }
+        }
+        Self { files, index: None }
+    }
+
+    /// Adds those files that the text of the index names; what is wrong with it, loading says.
+    pub(crate) fn add_shards(&mut self, index: &[u8], names: &[&'n str]) {
+        let index: Value = serde_json::from_slice(index).unwrap_or_default();
+        let map = index.get("weight_map").and_then(Value::as_object);
+        let shards: Vec<&str> = map.into_iter().flatten().filter_map(|(_, file)| file.as_str()).collect();
+        self.files.extend(names.iter().filter(|name| shards.contains(name)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_needs_its_configuration_its_tokenizer_and_one_form_of_its_weights() {
+        let names = ["README.md", "config.json", "model.safetensors", "onnx", "pytorch_model.bin", "vocab.txt"];
+        assert_eq!(Needed::among(&names).files, ["config.json", "vocab.txt", "model.safetensors"]);
+        let names = ["a.safetensors", "b.safetensors", "c.safetensors", "model.safetensors.index.json"];
+        let mut needed = Needed::among(&names);
+        assert_eq!(needed.index, Some("model.safetensors.index.json"));
+        let index =
+            br#"{"weight_map": {"x": "b.safetensors", "y": "a.safetensors", "z": "a.safetensors", "w": "../q"}}"#;
+        needed.add_shards(index, &names);
+        assert_eq!(needed.files, ["model.safetensors.index.json", "a.safetensors", "b.safetensors"]);
+        needed.add_shards(b"not JSON", &names);
+        assert_eq!(needed.files.len(), 3);
+    }
+}

@@ -1,0 +1,52 @@
+//! An object becomes a local file: fetched in ranges of one version of it.
+
+use std::io;
+
+use futures::{StreamExt, TryStreamExt};
+use object_store::{GetOptions, ObjectMeta};
+use tokio::io::AsyncWriteExt;
+
+use super::{Objects, ObjectsError, Trouble};
+
+/// Bytes of one request: few enough to be there before a request times out on a slow line.
+const RANGE: u64 = 8 << 20;
+
+/// Requests under way at once.
+const REQUESTS: usize = 4;
+
+/// Fetches an object into an empty file, all of it in the version that `object` describes.
+///
+/// # Errors
+/// A server that does not give it, an object that has changed meanwhile, a disk that is full.
+pub async fn download(objects: &Objects, object: &ObjectMeta, file: std::fs::File) -> Result<(), ObjectsError> {
+    let place = objects.place_of(&object.location);
+    let refused = |e: &object_store::Error| match e {
+        object_store::Error::Precondition { .. } | object_store::Error::NotFound { .. } => {
+            ObjectsError::new(&place, Trouble::Other, "it changed while it was downloaded; run the command again")
+        }
+        e => objects.error_at(&object.location, e),
+    };
+    let disk = |e: &io::Error| ObjectsError::new(&place, Trouble::Other, format!("downloading to the local disk: {e}"));
+    let mut file = tokio::fs::File::from_std(file);
+    let starts = (0..object.size).step_by(RANGE as usize);
+    let mut ranges = futures::stream::iter(starts)
+        .map(|start| {
+            let range = start..object.size.min(start + RANGE);
+            // Where the server names versions, the ranges are of one.
+            let options = GetOptions { if_match: object.e_tag.clone(), ..GetOptions::default() };
+            let options = options.with_range(Some(range.clone()));
+            async move {
+                let bytes = objects.store.get_opts(&object.location, options).await?.bytes().await?;
+                Ok::<_, object_store::Error>((range, bytes))
+            }
+        })
+        .buffered(REQUESTS);
+    while let Some((range, bytes)) = ranges.try_next().await.map_err(|e| refused(&e))? {
+        if bytes.len() as u64 != range.end - range.start {
+            let problem = format!("the server gave {} of {} bytes", bytes.len(), range.end - range.start);
+            return Err(ObjectsError::new(&place, Trouble::Unreachable, problem));
+        }
+        file.write_all(&bytes).await.map_err(|e| disk(&e))?;
+    }
+    file.flush().await.map_err(|e| disk(&e))
+}

@@ -1,0 +1,204 @@
+//! The local disk as an object store whose writes survive a loss of power.
+//!
+//! `object_store`'s own renames files into place without making them durable. After a loss of power the name can then
+//! be there and the contents not: a commit of which nothing is left but its name, which nobody can write again. Here
+//! contents are made durable before they get their name, and names before a write counts as done.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::ops::Range;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
+};
+
+/// Tells apart what one process writes at once.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// A local disk from its root on.
+#[derive(Debug)]
+pub struct DurableLocal(LocalFileSystem);
+
+impl DurableLocal {
+    /// The disk.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(LocalFileSystem::new())
+    }
+}
+
+impl Default for DurableLocal {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Display for DurableLocal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for DurableLocal {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        // Conditions on what is there already are refused by the other.
+        if matches!(options.mode, PutMode::Update(_)) || !options.attributes.is_empty() {
+            return self.0.put_opts(location, payload, options).await;
+        }
+        let path = self.0.path_to_filesystem(location)?;
+        let create = matches!(options.mode, PutMode::Create);
+        let written = tokio::task::spawn_blocking(move || put(&path, &payload, create)).await;
+        written.unwrap_or_else(|e| Err(Error::Generic { store: "LocalFileSystem", source: e.into() }))
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        let path = self.0.path_to_filesystem(location)?;
+        let upload = self.0.put_multipart_opts(location, options).await?;
+        Ok(Box::new(DurableUpload { upload, path }))
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.0.get_opts(location, options).await
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.0.get_ranges(location, ranges).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.0.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.0.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.0.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.0.copy_opts(from, to, options).await?;
+        self.make_durable(to).await
+    }
+
+    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
+        self.0.rename_opts(from, to, options).await?;
+        self.make_durable(to).await
+    }
+}
+
+impl DurableLocal {
+    async fn make_durable(&self, location: &Path) -> Result<()> {
+        let path = self.0.path_to_filesystem(location)?;
+        make_durable(path).await
+    }
+}
+
+/// Parts of a file, which is durable when the upload is complete.
+#[derive(Debug)]
+struct DurableUpload {
+    upload: Box<dyn MultipartUpload>,
+    path: PathBuf,
+}
+
+#[async_trait]
+impl MultipartUpload for DurableUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        self.upload.put_part(data)
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        let done = self.upload.complete().await?;
+        // The name comes first here, which does no harm: such files count only once a commit names them.
+        make_durable(self.path.clone()).await?;
+        Ok(done)
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.upload.abort().await
+    }
+}
+
+async fn make_durable(path: PathBuf) -> Result<()> {
+    let synced = tokio::task::spawn_blocking(move || {
+        File::open(&path)?.sync_all()?;
+        sync_folder(&path)
+    });
+    let synced = synced.await.unwrap_or_else(|e| Err(io::Error::other(e)));
+    synced.map_err(|e| failed(&e, FilePath::new("")))
+}
+
+/// Writes a file beside its place, makes it durable, and gives it its name.
+fn put(path: &FilePath, payload: &PutPayload, create: bool) -> Result<PutResult> {
+    if let Some(parent) = path.parent() {
+        make_folders(parent).map_err(|e| failed(&e, path))?;
+    }
+    // Listings pass over names that end so.
+    let unique = u64::from(std::process::id()) << 24 | NEXT.fetch_add(1, Ordering::Relaxed) & 0xFF_FFFF;
+    let staged = PathBuf::from(format!("{}#{unique}", path.display()));
+    let placed = (|| {
+        let mut file = File::create(&staged)?;
+        payload.iter().try_for_each(|bytes| file.write_all(bytes))?;
+        file.sync_all()?;
+        if create {
+            // Unlike a rename, a link is refused where there is a file.
+            fs::hard_link(&staged, path)?;
+            fs::remove_file(&staged)?;
+        } else {
+            fs::rename(&staged, path)?;
+        }
+        sync_folder(path)
+    })();
+    if let Err(error) = placed {
+        let _ = fs::remove_file(&staged);
+        return Err(failed(&error, path));
+    }
+    Ok(PutResult { e_tag: None, version: None })
+}
+
+/// Makes folders whose names are durable.
+fn make_folders(folder: &FilePath) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = folder.parent() {
+        make_folders(parent)?;
+    }
+    match fs::create_dir(folder) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(e),
+        _ => sync_folder(folder),
+    }
+}
+
+/// Makes the name of a file or folder durable, which is in the folder around it.
+fn sync_folder(path: &FilePath) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if cfg!(unix) => File::open(parent)?.sync_all(),
+        _ => Ok(()),
+    }
+}
+
+fn failed(error: &io::Error, path: &FilePath) -> Error {
+    let source = io::Error::new(error.kind(), error.to_string()).into();
+    let path = path.display().to_string();
+    match error.kind() {
+        ErrorKind::AlreadyExists => Error::AlreadyExists { path, source },
+        ErrorKind::NotFound => Error::NotFound { path, source },
+        ErrorKind::PermissionDenied => Error::PermissionDenied { path, source },
+        _ => Error::Generic { store: "LocalFileSystem", source },
+    }
+}

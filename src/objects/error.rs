@@ -1,0 +1,293 @@
+//! What object stores complain of, in words that help: the place, the likely cause, the setting that mends it.
+//!
+//! `object_store` gives the URL of a request and the whole answer of the server. Of these, only what is known not to
+//! hold a secret is passed on: the status, and the code and message that the service's protocol defines.
+
+use std::error::Error as _;
+
+use object_store::client::{HttpError, HttpErrorKind};
+use thiserror::Error;
+use url::Url;
+
+use crate::config::{Place, Service};
+
+/// A place that cannot be read or written.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+#[error("{place}: {problem}")]
+pub struct ObjectsError {
+    /// The place.
+    pub place: String,
+    /// What is wrong, and how to mend it.
+    pub problem: String,
+    /// What kind of trouble it is.
+    pub trouble: Trouble,
+}
+
+/// What kind of trouble a place gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// There is no such object, or no such bucket.
+    Missing,
+    /// The server knows who asks, or does not, and refuses.
+    Refused,
+    /// The environment's settings do not suit.
+    Settings,
+    /// The server cannot be reached, or does not answer as it should even when asked again.
+    Unreachable,
+    /// Anything else.
+    Other,
+}
+
+impl Trouble {
+    /// Whether the user can mend it before the next run, rather than wait for the service.
+    #[must_use]
+    pub fn is_mistake(self) -> bool {
+        matches!(self, Self::Missing | Self::Refused | Self::Settings)
+    }
+}
+
+impl ObjectsError {
+    pub(super) fn new(place: &Place, trouble: Trouble, problem: impl Into<String>) -> Self {
+        Self { place: place.to_string(), problem: problem.into(), trouble }
+    }
+}
+
+/// Refuses an endpoint without TLS that nobody has allowed: `object_store` would say so only at the first request.
+pub(super) fn check_endpoint(
+    place: &Place,
+    endpoint: Option<&str>,
+    allow_http: Option<&str>,
+    variable: &str,
+) -> Result<(), ObjectsError> {
+    let Some(endpoint) = endpoint else { return Ok(()) };
+    let shown = without_secrets(endpoint);
+    if Url::parse(endpoint).is_err() {
+        let problem = format!("the endpoint {shown} is not a URL such as https://host:port");
+        return Err(ObjectsError::new(place, Trouble::Settings, problem));
+    }
+    if endpoint.starts_with("http://") && allow_http != Some("true") {
+        let problem =
+            format!("the endpoint {shown} is without TLS; set {variable}=true if the network may see what is sent");
+        return Err(ObjectsError::new(place, Trouble::Settings, problem));
+    }
+    Ok(())
+}
+
+/// Says what an error means.
+pub(super) fn explain(place: &Place, error: &object_store::Error) -> ObjectsError {
+    let Place::Remote(remote) = place else {
+        let trouble = match error {
+            object_store::Error::NotFound { .. } => Trouble::Missing,
+            object_store::Error::PermissionDenied { .. } => Trouble::Refused,
+            _ => Trouble::Other,
+        };
+        return ObjectsError::new(place, trouble, innermost(error));
+    };
+    let (trouble, problem) = Answer::of(error).explain(remote.service(), remote.bucket(), error);
+    ObjectsError::new(place, trouble, problem)
+}
+
+/// What is known of a failed request.
+struct Answer {
+    /// The error and all its causes; not for people.
+    text: String,
+    /// Status line, as in `503 Service Unavailable`.
+    status: Option<String>,
+    /// The service's word for the error, as in `NoSuchBucket`.
+    code: Option<String>,
+    /// Its message.
+    message: Option<String>,
+    /// Where there was no answer: why.
+    http: Option<HttpErrorKind>,
+    /// How often it was tried again.
+    retries: Option<String>,
+}
+
+impl Answer {
+    fn of(error: &object_store::Error) -> Self {
+        let mut text = error.to_string();
+        let mut http = None;
+        let mut cause = error.source();
+        while let Some(e) = cause {
+            text = format!("{text}\n{e}");
+            http = http.or_else(|| e.downcast_ref::<HttpError>().map(HttpError::kind));
+            cause = e.source();
+        }
+        let between = |start: &str, end: &str| {
+            let (_, rest) = text.split_once(start)?;
+            let (found, _) = rest.split_once(end)?;
+            Some(found.trim().to_owned()).filter(|found| !found.is_empty() && found.len() < 300)
+        };
+        Self {
+            status: between("status code: ", ":"),
+            // XML of S3 and Azure, JSON of Google.
+            code: between("<Code>", "</Code>").or_else(|| between("\"reason\": \"", "\"")),
+            message: between("<Message>", "</Message>").or_else(|| between("\"message\": \"", "\"")),
+            http,
+            retries: between("after ", " retries"),
+            text,
+        }
+    }
+
+    fn explain(&self, service: Service, bucket: &str, error: &object_store::Error) -> (Trouble, String) {
+        let said = self.said();
+        let code = self.code.as_deref().unwrap_or_default();
+        let has = |texts: &[&str]| texts.iter().any(|text| self.text.contains(text));
+        if has(&["169.254.169.254", "169.254.170.2", "/latest/api/token", "computeMetadata", "/metadata/identity"]) {
+            return (Trouble::Refused, no_credentials(service));
+        }
+        for (missing, variable) in [("SecretAccessKey", "AWS_SECRET_ACCESS_KEY"), ("AccessKeyId", "AWS_ACCESS_KEY_ID")]
+        {
+            if has(&[&format!("Missing {missing}")]) {
+                return (Trouble::Settings, format!("{variable} is not set; {} go together", service.credentials()));
+            }
+        }
+        match code {
+            "NoSuchBucket" | "ContainerNotFound" => {
+                return (Trouble::Missing, format!("there is no bucket `{bucket}`"));
+            }
+            "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "AuthenticationFailed" => {
+                let problem =
+                    format!("the server does not accept the credentials ({said}); check {}", service.credentials());
+                return (Trouble::Refused, problem);
+            }
+            "ExpiredToken" | "TokenRefreshRequired" => {
+                return (Trouble::Refused, format!("the session has expired ({said}); get a new AWS_SESSION_TOKEN"));
+            }
+            "RequestTimeTooSkewed" => {
+                return (Trouble::Refused, format!("this machine's clock is wrong ({said})"));
+            }
+            "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException" => {
+                return (Trouble::Settings, other_region(&said));
+            }
+            _ => {}
+        }
+        if has(&["redirect without LOCATION"]) || self.is("301") || self.is("307") {
+            return (Trouble::Settings, other_region(&said));
+        }
+        match error {
+            object_store::Error::NotFound { .. } => (Trouble::Missing, "does not exist".into()),
+            object_store::Error::PermissionDenied { .. } => {
+                let problem = format!(
+                    "the server refuses access ({said}): {} are wrong, or they do not allow this",
+                    service.credentials()
+                );
+                (Trouble::Refused, problem)
+            }
+            object_store::Error::Unauthenticated { .. } => (Trouble::Refused, no_credentials(service)),
+            _ => self.explain_failure(error),
+        }
+    }
+
+    /// The server was not reached, or failed.
+    fn explain_failure(&self, error: &object_store::Error) -> (Trouble, String) {
+        let said = self.said();
+        let tried = match self.retries.as_deref() {
+            Some("1") => ", also when asked again".to_owned(),
+            Some(n) => format!(", also when asked {n} times again"),
+            None => String::new(),
+        };
+        let endpoint = endpoint().map_or_else(String::new, |endpoint| format!(" at {endpoint}"));
+        match self.http {
+            Some(HttpErrorKind::Connect) => {
+                let cause = innermost(error);
+                let problem = format!(
+                    "the server{endpoint} cannot be reached{tried} ({cause}); check the network and the endpoint"
+                );
+                (Trouble::Unreachable, problem)
+            }
+            Some(HttpErrorKind::Timeout) => {
+                (Trouble::Unreachable, format!("the server{endpoint} did not answer in time{tried}"))
+            }
+            Some(_) => {
+                let cause = innermost(error);
+                (Trouble::Unreachable, format!("the connection to the server{endpoint} broke{tried} ({cause})"))
+            }
+            None if self.status.is_some() || self.code.is_some() => {
+                (Trouble::Unreachable, format!("the server{endpoint} failed{tried} ({said})"))
+            }
+            None => (Trouble::Other, innermost(error)),
+        }
+    }
+
+    fn is(&self, status: &str) -> bool {
+        self.status.as_deref().is_some_and(|found| found.starts_with(status))
+    }
+
+    /// What the server said, in short: `403 Forbidden, AccessDenied: Access Denied.`
+    fn said(&self) -> String {
+        let code = match (&self.code, &self.message) {
+            (Some(code), Some(message)) => Some(format!("{code}: {}", message.trim_end_matches('.'))),
+            (code, message) => code.clone().or(message.clone()),
+        };
+        let parts: Vec<String> = self.status.clone().into_iter().chain(code).collect();
+        if parts.is_empty() { "without a reason".into() } else { parts.join(", ") }
+    }
+}
+
+fn no_credentials(service: Service) -> String {
+    let more = match service {
+        Service::S3 => {
+            ", and AWS_SESSION_TOKEN for a session; profiles in ~/.aws are not read: \
+             `eval \"$(aws configure export-credentials --format env)\"` sets the variables"
+        }
+        Service::Gcs | Service::Azure => "",
+    };
+    format!("no credentials were found; set {}{more}", service.credentials())
+}
+
+fn other_region(said: &str) -> String {
+    format!("the bucket is in another region than the one asked ({said}); set AWS_REGION to the bucket's")
+}
+
+/// The endpoint that the environment names, without what may be secret in it.
+fn endpoint() -> Option<String> {
+    let named =
+        ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"].iter().find_map(|name| std::env::var(name).ok());
+    named.map(|endpoint| without_secrets(&endpoint))
+}
+
+/// Scheme, host and port of an endpoint: before the host there may be a password, behind it a token.
+fn without_secrets(endpoint: &str) -> String {
+    match Url::parse(endpoint) {
+        Ok(url) if url.has_host() => {
+            let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
+            format!("{}://{}{port}", url.scheme(), url.host_str().unwrap_or_default())
+        }
+        _ => "in the environment".into(),
+    }
+}
+
+/// The error of an object store that is behind another one.
+pub(crate) fn cause_in<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e object_store::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// Says what an error means that a bucket gave, where only the error is known; none for the local disk.
+pub(crate) fn explain_unplaced(error: &object_store::Error) -> Option<ObjectsError> {
+    let answer = Answer::of(error);
+    // "Error performing GET http://host/bucket/key?query in 3ms …", or "… REDACTED in …".
+    let (_, request) = answer.text.split_once("Error performing ")?;
+    let (request, _) = request.split_once(" in ")?;
+    let request = request.split('?').next().unwrap_or(request);
+    let url = request.split_once(' ').map_or(request, |(_, url)| url);
+    let bucket = Url::parse(url).ok().and_then(|url| Some(url.path_segments()?.next()?.to_owned()));
+    let (trouble, problem) = answer.explain(Service::S3, &bucket.unwrap_or_default(), error);
+    Some(ObjectsError { place: request.to_owned(), problem, trouble })
+}
+
+/// The cause behind all others, in one line.
+fn innermost(error: &object_store::Error) -> String {
+    let mut last: &dyn std::error::Error = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last.to_string().lines().next().unwrap_or_default().to_owned()
+}

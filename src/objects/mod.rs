@@ -1,0 +1,253 @@
+//! Object stores: a place on the local disk or in a bucket, as the store it is in and the path there.
+//!
+//! Settings and credentials of services come from the environment, under the names that their own tools use. A bucket
+//! gets one client a process. Nothing here talks to a server but [`Objects::exists`].
+
+mod download;
+mod durable;
+mod error;
+mod model;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Component, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::path::Path;
+use object_store::{BackoffConfig, ClientConfigKey, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
+use url::Url;
+
+use crate::config::{Place, Remote, Service};
+use crate::lock;
+
+pub use download::download;
+pub use durable::DurableLocal;
+pub use error::{ObjectsError, Trouble};
+pub(crate) use error::{cause_in, explain_unplaced};
+pub use model::model_folder;
+
+/// How long a request is tried again, at most 10 times in a minute: a short fault of the service passes, and a
+/// job that cannot go on says so soon. `object_store` itself would go on for three minutes.
+fn retries() -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig { max_backoff: Duration::from_secs(5), ..BackoffConfig::default() },
+        max_retries: 10,
+        retry_timeout: Duration::from_mins(1),
+    }
+}
+
+/// A place as its store and the path in it.
+#[derive(Debug, Clone)]
+pub struct Objects {
+    /// The store: a bucket, or the local disk from its root on.
+    pub store: Arc<dyn ObjectStore>,
+    /// The path of the place in the store.
+    pub root: Path,
+    /// The place as a URL: percent-encoded, `file://` for the local disk; ends in `/` if the place does.
+    pub url: Url,
+    /// The place, as messages name it.
+    pub place: Place,
+}
+
+impl Objects {
+    /// Opens a place, which need not exist; a relative path starts at the current folder.
+    ///
+    /// # Errors
+    /// Settings in the environment that do not suit the service.
+    pub fn open(place: &Place) -> Result<Self, ObjectsError> {
+        let wrong = |problem: String| ObjectsError::new(place, Trouble::Settings, problem);
+        match place {
+            Place::Local(path) => {
+                let absolute = without_parents(&std::path::absolute(path).map_err(|e| wrong(e.to_string()))?);
+                let root = Path::from_absolute_path(&absolute).map_err(|e| wrong(e.to_string()))?;
+                let is_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+                let url = if is_folder { Url::from_directory_path(&absolute) } else { Url::from_file_path(&absolute) };
+                let url = url.map_err(|()| wrong("this path cannot be written as a URL".into()))?;
+                Ok(Self { store: Arc::new(DurableLocal::new()), root, url, place: place.clone() })
+            }
+            Place::Remote(remote) => {
+                let root = Path::parse(remote.key()).map_err(|e| wrong(e.to_string()))?;
+                Ok(Self { store: client(remote)?, root, url: remote.url(), place: place.clone() })
+            }
+        }
+    }
+
+    /// The folder of that name below this place.
+    #[must_use]
+    pub fn folder(&self, name: &str) -> Self {
+        let mut url = self.url.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend([name, ""]);
+        }
+        Self { store: Arc::clone(&self.store), root: self.root.clone().join(name), url, place: self.place.join(name) }
+    }
+
+    /// This place as that of a lock.
+    #[must_use]
+    pub fn lock_place(&self) -> lock::Place {
+        match &self.place {
+            Place::Local(path) => lock::Place::Folder(path.clone()),
+            Place::Remote(_) => {
+                let objects = self.clone();
+                lock::Place::Objects {
+                    store: Arc::clone(&self.store),
+                    root: self.root.clone(),
+                    name: self.place.to_string(),
+                    explain: lock::Explain::new(move |error| objects.error(error).problem),
+                }
+            }
+        }
+    }
+
+    /// The path of an object below this place; `name` may have slashes in it.
+    #[must_use]
+    pub fn path(&self, name: &str) -> Path {
+        name.split('/').filter(|part| !part.is_empty()).fold(self.root.clone(), Path::join)
+    }
+
+    /// Says what an error of the store means for this place.
+    #[must_use]
+    pub fn error(&self, error: &object_store::Error) -> ObjectsError {
+        error::explain(&self.place, error)
+    }
+
+    /// Says what an error of the store means for an object of it.
+    #[must_use]
+    pub fn error_at(&self, path: &Path, error: &object_store::Error) -> ObjectsError {
+        error::explain(&self.place_of(path), error)
+    }
+
+    /// The place of an object of this store.
+    #[must_use]
+    pub fn place_of(&self, path: &Path) -> Place {
+        match &self.place {
+            Place::Local(_) => Place::Local(format!("/{path}").into()),
+            Place::Remote(remote) => Place::Remote(remote.with_key(path.as_ref())),
+        }
+    }
+
+    /// The object at this place; none if there is no object of that name.
+    ///
+    /// # Errors
+    /// A server that cannot be asked, or that does not say.
+    pub async fn head(&self) -> Result<Option<ObjectMeta>, ObjectsError> {
+        // An empty path is the bucket itself.
+        if self.root.as_ref().is_empty() {
+            return Ok(None);
+        }
+        match self.store.head(&self.root).await {
+            Ok(found) => Ok(Some(found)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(self.error(&e)),
+        }
+    }
+
+    /// Whether there is an object below this place, taken for a folder.
+    ///
+    /// # Errors
+    /// A server that cannot be asked, or that does not say.
+    pub async fn has_children(&self) -> Result<bool, ObjectsError> {
+        let first = self.store.list(Some(&self.root)).try_next().await;
+        Ok(first.map_err(|e| self.error(&e))?.is_some())
+    }
+
+    /// Whether there is a file or a folder at this place.
+    ///
+    /// # Errors
+    /// A server that cannot be asked, or that does not say.
+    pub async fn exists(&self) -> Result<bool, ObjectsError> {
+        match &self.place {
+            Place::Local(path) => Ok(path.exists()),
+            Place::Remote(_) => Ok(self.head().await?.is_some() || self.has_children().await?),
+        }
+    }
+}
+
+impl fmt::Display for Objects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.place.fmt(f)
+    }
+}
+
+/// The path without `..`, which stores do not know: what is above a link is above what it points to.
+fn without_parents(path: &std::path::Path) -> PathBuf {
+    let mut parts = PathBuf::new();
+    for part in path.components() {
+        if part == Component::ParentDir {
+            parts = parts.canonicalize().unwrap_or(parts);
+            parts.pop();
+        } else {
+            parts.push(part);
+        }
+    }
+    parts
+}
+
+/// The clients of this process, by the URI of the bucket: each keeps its connections and credentials.
+static CLIENTS: LazyLock<Mutex<HashMap<String, Arc<dyn ObjectStore>>>> = LazyLock::new(Mutex::default);
+
+fn client(remote: &Remote) -> Result<Arc<dyn ObjectStore>, ObjectsError> {
+    let mut clients = CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(client) = clients.get(&remote.root()) {
+        return Ok(Arc::clone(client));
+    }
+    let client = connect(remote)?;
+    clients.insert(remote.root(), Arc::clone(&client));
+    Ok(client)
+}
+
+/// Makes a client of what the environment says; nothing is sent yet.
+fn connect(remote: &Remote) -> Result<Arc<dyn ObjectStore>, ObjectsError> {
+    let place = Place::Remote(remote.clone());
+    let unsuited = |e: object_store::Error| error::explain(&place, &e);
+    Ok(match remote.service() {
+        Service::S3 => {
+            let builder = AmazonS3Builder::from_env().with_bucket_name(remote.bucket()).with_retry(retries());
+            let setting = |key| builder.get_config_value(&key);
+            let endpoint = setting(AmazonS3ConfigKey::S3Endpoint).or_else(|| setting(AmazonS3ConfigKey::Endpoint));
+            let allow_http = setting(AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp));
+            error::check_endpoint(&place, endpoint.as_deref(), allow_http.as_deref(), "AWS_ALLOW_HTTP")?;
+            Arc::new(builder.build().map_err(unsuited)?)
+        }
+        Service::Gcs => {
+            let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(remote.bucket());
+            Arc::new(builder.with_retry(retries()).build().map_err(unsuited)?)
+        }
+        Service::Azure => {
+            let builder = MicrosoftAzureBuilder::from_env().with_url(remote.root()).with_retry(retries());
+            let setting = |key| builder.get_config_value(&key);
+            let endpoint = setting(AzureConfigKey::Endpoint);
+            let allow_http = setting(AzureConfigKey::Client(ClientConfigKey::AllowHttp));
+            error::check_endpoint(&place, endpoint.as_deref(), allow_http.as_deref(), "AZURE_ALLOW_HTTP")?;
+            Arc::new(builder.build().map_err(unsuited)?)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_local_place_is_found_in_its_store_whatever_its_name() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().canonicalize().unwrap();
+        std::fs::create_dir(folder.join("a b")).unwrap();
+        for name in ["x.txt", "100% é #?.txt", "a*[b].txt"] {
+            std::fs::write(folder.join(name), name).unwrap();
+            let place = Place::Local(folder.join("a b").join("..").join(name));
+            let objects = Objects::open(&place).unwrap();
+            assert_eq!(objects.head().await.unwrap().map(|found| found.size), Some(name.len() as u64), "{name}");
+            assert!(objects.exists().await.unwrap());
+            assert_eq!(objects.place_of(&objects.root), Place::Local(folder.join(name)));
+            assert_eq!(objects.url.to_file_path().unwrap(), folder.join(name));
+        }
+        let objects = Objects::open(&Place::Local(folder.join("none"))).unwrap();
+        assert!(!objects.exists().await.unwrap() && !objects.has_children().await.unwrap());
+    }
+}

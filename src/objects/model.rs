@@ -1,0 +1,124 @@
+//! The folder of a model, wherever it is: a model in a bucket is downloaded once into the user's cache.
+//!
+//! A folder of the cache is named by the model's URI and the versions of its files, so that a model that changes in the
+//! bucket gets another one. It appears when it is complete; processes that want it at the same time wait for the first.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use object_store::{ObjectMeta, ObjectStoreExt};
+
+use super::{Objects, ObjectsError, Trouble, download};
+use crate::config::Place;
+use crate::model::Needed;
+use crate::sink::AtomicFolder;
+
+/// The local folder of a model: itself, or its copy in the cache.
+///
+/// # Errors
+/// A model that is not there or cannot be downloaded.
+pub async fn model_folder(place: &Place) -> Result<PathBuf, ObjectsError> {
+    match place {
+        Place::Local(path) => Ok(path.clone()),
+        Place::Remote(_) => {
+            let objects = Objects::open(place)?;
+            let files = files(&objects).await?;
+            cached(&objects, &files).await
+        }
+    }
+}
+
+/// The files that the model is loaded from, in the order of their names.
+async fn files(objects: &Objects) -> Result<Vec<ObjectMeta>, ObjectsError> {
+    let missing = |problem: &str| ObjectsError::new(&objects.place, Trouble::Missing, problem);
+    let listed = objects.store.list_with_delimiter(Some(&objects.root)).await.map_err(|e| objects.error(&e))?;
+    let names: Vec<&str> = listed.objects.iter().filter_map(|object| object.location.filename()).collect();
+    if names.is_empty() && listed.common_prefixes.is_empty() {
+        return Err(missing(
+            "does not exist; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or \
+             pytorch_model.bin",
+        ));
+    }
+    let mut needed = Needed::among(&names);
+    if let Some(index) = needed.index {
+        let path = objects.path(index);
+        let read = async { objects.store.get(&path).await?.bytes().await };
+        needed.add_shards(&read.await.map_err(|e| objects.error_at(&path, &e))?, &names);
+    }
+    let needed = |object: &ObjectMeta| object.location.filename().is_some_and(|name| needed.files.contains(&name));
+    let mut files: Vec<ObjectMeta> = listed.objects.iter().filter(|object| needed(object)).cloned().collect();
+    if files.is_empty() {
+        return Err(missing("has no file of a model, such as config.json or model.safetensors"));
+    }
+    files.sort_by(|a, b| a.location.cmp(&b.location));
+    Ok(files)
+}
+
+/// The folder of the cache with these files, filled if it is not there yet.
+async fn cached(objects: &Objects, files: &[ObjectMeta]) -> Result<PathBuf, ObjectsError> {
+    let disk = |what: &Path, e: &dyn std::fmt::Display| {
+        ObjectsError::new(&objects.place, Trouble::Other, format!("downloading to {}: {e}", what.display()))
+    };
+    let cache = dirs::cache_dir().ok_or_else(|| {
+        let problem = "there is no folder for downloads; set HOME, or XDG_CACHE_HOME to a folder";
+        ObjectsError::new(&objects.place, Trouble::Settings, problem)
+    })?;
+    let cache = cache.join("couplet/models");
+    let folder = cache.join(version(objects, files));
+    if is_whole(&folder, files) {
+        return Ok(folder);
+    }
+    std::fs::create_dir_all(&cache).map_err(|e| disk(&cache, &e))?;
+    let lock = lock(folder.with_extension("lock")).await.map_err(|e| disk(&cache, &e))?;
+    // Another process may have been quicker.
+    if !is_whole(&folder, files) {
+        let bytes: u64 = files.iter().map(|file| file.size).sum();
+        tracing::info!(
+            "downloading the model {} ({:.1} MB), once, to {}",
+            objects.place,
+            bytes as f64 / 1e6,
+            folder.display()
+        );
+        let unfinished = AtomicFolder::create(&folder).map_err(|e| disk(&folder, &e))?;
+        for object in files {
+            let path = unfinished.path().join(object.location.filename().unwrap_or_default());
+            let file = File::create(&path).map_err(|e| disk(&path, &e))?;
+            download(objects, object, file).await?;
+        }
+        unfinished.publish().map_err(|e| disk(&folder, &e))?;
+    }
+    drop(lock);
+    Ok(folder)
+}
+
+/// A name for these versions of these files of this model.
+fn version(objects: &Objects, files: &[ObjectMeta]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(objects.url.as_str().trim_end_matches('/').as_bytes());
+    for file in files {
+        // A server without tags has times.
+        let tag = file.e_tag.clone().unwrap_or_else(|| file.last_modified.to_rfc3339());
+        for part in [file.location.filename().unwrap_or_default(), &file.size.to_string(), &tag] {
+            hasher.update(&[0]).update(part.as_bytes());
+        }
+    }
+    hasher.finalize().to_hex()[..32].to_owned()
+}
+
+/// Whether a folder has all the files in their sizes; a disk that was full, or a person, may have taken some.
+fn is_whole(folder: &Path, files: &[ObjectMeta]) -> bool {
+    files.iter().all(|file| {
+        let path = folder.join(file.location.filename().unwrap_or_default());
+        path.metadata().is_ok_and(|found| found.len() == file.size)
+    })
+}
+
+/// Waits until no other process holds the lock; it ends with the file that is returned.
+async fn lock(path: PathBuf) -> std::io::Result<File> {
+    let locking = tokio::task::spawn_blocking(move || {
+        let file = File::create(path)?;
+        file.lock()?;
+        Ok(file)
+    });
+    locking.await.map_err(std::io::Error::other)?
+}

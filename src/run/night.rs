@@ -1,0 +1,117 @@
+//! What surrounds the work of a run: its id, the lock of its store, and its record.
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::config::Pipeline;
+use crate::error::Error;
+use crate::lock::{self, Claim, DEFAULT_LEASE, Held};
+use crate::objects::Objects;
+use crate::store::{Outcome, RunRecord, Runs};
+
+/// A run that has begun.
+pub(super) struct Night {
+    run: String,
+    pipeline: String,
+    pipeline_hash: Option<String>,
+    began: Instant,
+    started_at: DateTime<Utc>,
+    held: Held,
+    runs: Runs,
+}
+
+impl Night {
+    /// Takes the lock of the store, and records runs that were killed while they had it.
+    ///
+    /// # Errors
+    /// Another run is under way; a store that cannot keep the promises of a lock.
+    pub(super) async fn begin(pipeline: &Pipeline, store: &Objects, wait: Option<Duration>) -> Result<Self, Error> {
+        let run = Uuid::now_v7().simple().to_string();
+        let place = store.lock_place();
+        lock::probe(&place).await?;
+        let claim = Claim { run_id: run.clone(), pipeline: pipeline.name.clone(), wait, lease: DEFAULT_LEASE };
+        let mut held = lock::acquire(&place, &claim).await?;
+        let runs = Runs::of(store);
+        for killed in held.left_behind() {
+            tracing::info!("the run before was killed: {killed}");
+            let record = RunRecord {
+                run: killed.run_id.clone(),
+                pipeline: killed.pipeline.clone(),
+                started_at: killed.started_at.parse().ok(),
+                outcome: Some(Outcome::Killed),
+                host: Some(killed.host.clone()),
+                ..RunRecord::default()
+            };
+            runs.add(&record).await?;
+        }
+        held.settle().await?;
+        let text = std::fs::read(&pipeline.path).ok();
+        let pipeline_hash = text.map(|text| {
+            let digest = Sha256::digest(&text);
+            digest.iter().take(8).fold(String::new(), |hash, byte| format!("{hash}{byte:02x}"))
+        });
+        Ok(Self {
+            run,
+            pipeline: pipeline.name.clone(),
+            pipeline_hash,
+            began: Instant::now(),
+            started_at: Utc::now(),
+            held,
+            runs,
+        })
+    }
+
+    /// The run's id; later runs have greater ones, as far as clocks can be trusted.
+    pub(super) fn run(&self) -> &str {
+        &self.run
+    }
+
+    /// The record, as far as it is known at the start.
+    pub(super) fn record(&self) -> RunRecord {
+        RunRecord {
+            run: self.run.clone(),
+            pipeline: self.pipeline.clone(),
+            pipeline_hash: self.pipeline_hash.clone(),
+            started_at: Some(self.started_at),
+            host: Some(lock::host()),
+            ..RunRecord::default()
+        }
+    }
+
+    /// Makes sure before a commit that no other run has taken the lock.
+    ///
+    /// # Errors
+    /// It has.
+    pub(super) async fn confirm(&self) -> Result<(), Error> {
+        Ok(self.held.confirm().await?)
+    }
+
+    /// Resolves when another run has taken the lock, with the reason.
+    pub(super) async fn lost(&self) -> Error {
+        Error::from(self.held.lost().await)
+    }
+
+    /// Records how the run ended, and releases the lock. What fails here is said and changes nothing any more.
+    pub(super) async fn end(self, mut record: RunRecord, error: Option<&Error>) {
+        record.ended_at = Some(Utc::now());
+        record.seconds = Some(self.began.elapsed().as_secs_f64());
+        record.outcome = Some(match error {
+            None => Outcome::Done,
+            Some(Error::Interrupted { .. }) => Outcome::Interrupted,
+            Some(_) => Outcome::Failed,
+        });
+        record.message = error.map(ToString::to_string);
+        // Whoever lost the lock has nothing to say in the store any more.
+        if !matches!(error, Some(Error::Lock(_)))
+            && let Err(error) = self.runs.add(&record).await
+        {
+            tracing::warn!("this run could not be recorded: {error}");
+        }
+        if let Err(error) = self.held.release().await {
+            tracing::warn!("{error}");
+        }
+    }
+}

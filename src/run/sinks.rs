@@ -1,0 +1,233 @@
+//! Where the rows go: a Delta table, a folder with a folder for each run, or one Parquet file.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use datafusion::catalog::TableProvider;
+use datafusion::catalog::streaming::StreamingTable;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::prelude::SessionContext;
+use futures::StreamExt;
+
+use super::checked::Once;
+use super::night::Night;
+use super::{readable, readable_place};
+use crate::config::{Pipeline, Place, Scoring, SinkFormat, SinkMode};
+use crate::crash;
+use crate::error::Error;
+use crate::objects::Objects;
+use crate::sink::runs::{self, Manifest, RunFolder};
+use crate::sink::{DeltaSink, Mode, ParquetSink, Part, SinkError, writer_options};
+
+/// Which rows a sink is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SinkKind {
+    /// The table that the pipeline names.
+    Predictions,
+    /// The table beside it, of rows that could not be scored.
+    Rejected,
+}
+
+/// A place for the rows of a run, of which nothing is to be seen yet.
+pub(super) struct Sink {
+    kind: SinkKind,
+    output: String,
+    to: To,
+}
+
+enum To {
+    File { path: PathBuf, schema: SchemaRef, metadata: Vec<(&'static str, String)> },
+    Object { objects: Objects, schema: SchemaRef, metadata: Vec<(&'static str, String)> },
+    Runs(Box<RunFolder>),
+    Delta { sink: DeltaSink, metadata: Vec<(&'static str, String)> },
+}
+
+/// What became visible.
+pub(super) struct Done {
+    pub(super) output: String,
+    pub(super) bytes: u64,
+    pub(super) version: Option<u64>,
+}
+
+/// The place of rejected rows: beside that of the others, with `_rejected` after its name.
+pub(super) fn rejected_beside(place: &Place) -> Place {
+    let name = place.name();
+    let (stem, extension) = match name.rsplit_once('.') {
+        Some((stem, extension)) if !stem.is_empty() => (stem, format!(".{extension}")),
+        _ => (&*name, String::new()),
+    };
+    place.with_name(&format!("{stem}_rejected{extension}"))
+}
+
+impl Sink {
+    /// Looks at the place, and whether rows of `schema` can go there.
+    ///
+    /// # Errors
+    /// A place that cannot be read, or has a table of other columns.
+    pub(super) async fn open(
+        kind: SinkKind,
+        pipeline: &Pipeline,
+        scoring: &Scoring,
+        schema: &SchemaRef,
+        metadata: &[(&'static str, String)],
+        run: &str,
+    ) -> Result<Self, Error> {
+        let place = match kind {
+            SinkKind::Predictions => scoring.sink.location.place.clone(),
+            SinkKind::Rejected => rejected_beside(&scoring.sink.location.place),
+        };
+        let settings = &scoring.sink;
+        let metadata = metadata.to_vec();
+        let to = match (settings.format, &place) {
+            (SinkFormat::Delta, place) => {
+                let mode = match (settings.mode, kind) {
+                    (SinkMode::Overwrite, _) => Mode::Overwrite,
+                    // Rejected rows come again each time; what a run that failed halfway left is replaced.
+                    (SinkMode::Append, SinkKind::Predictions) => Mode::Append,
+                    (SinkMode::Append | SinkMode::Merge, _) => Mode::Merge,
+                };
+                let objects = Objects::open(place)?;
+                let (partition_by, id) = (&settings.partition_by, &scoring.source.id);
+                let sink = DeltaSink::open(&objects, schema, mode, partition_by, id, &pipeline.name, run).await?;
+                To::Delta { sink, metadata }
+            }
+            (SinkFormat::Parquet, _) if !settings.is_one_file() => {
+                let model = metadata.iter().find(|(key, _)| *key == "couplet.model").map(|(_, value)| value.clone());
+                let run = runs::Run {
+                    id: run.to_owned(),
+                    pipeline: pipeline.name.clone(),
+                    model: model.unwrap_or_default(),
+                    keep: settings.keep,
+                };
+                let place = Objects::open(&place)?.lock_place();
+                To::Runs(Box::new(RunFolder::begin(&place, schema, &metadata, run).await?))
+            }
+            (SinkFormat::Parquet, Place::Local(path)) => {
+                To::File { path: path.clone(), schema: Arc::clone(schema), metadata }
+            }
+            (SinkFormat::Parquet, Place::Remote(_)) => {
+                To::Object { objects: Objects::open(&place)?, schema: Arc::clone(schema), metadata }
+            }
+        };
+        let output = readable_place(&place);
+        Ok(Self { kind, output, to })
+    }
+
+    pub(super) fn kind(&self) -> SinkKind {
+        self.kind
+    }
+
+    /// Writes the rows and makes them visible, all at once; an error of the stream leaves the place as it was.
+    ///
+    /// # Errors
+    /// The stream's, and a place that cannot be written.
+    pub(super) async fn publish(
+        self,
+        rows: SendableRecordBatchStream,
+        context: &SessionContext,
+        night: &Night,
+    ) -> Result<Done, Error> {
+        let Self { output, to, .. } = self;
+        match to {
+            To::File { path, schema, metadata } => {
+                let bytes = to_file(rows, &path, &schema, &metadata, night).await?;
+                Ok(Done { output: readable(&path).display().to_string(), bytes, version: None })
+            }
+            To::Object { objects, schema, metadata } => {
+                let bytes = to_object(rows, &objects, &schema, &metadata, night).await?;
+                Ok(Done { output, bytes, version: None })
+            }
+            To::Runs(folder) => {
+                let manifest = to_runs(rows, *folder, &output, night).await?;
+                let output = format!("{}/{}", output.trim_end_matches('/'), manifest.folder());
+                Ok(Done { output, bytes: manifest.bytes(), version: None })
+            }
+            To::Delta { sink, metadata } => {
+                let table = StreamingTable::try_new(rows.schema(), vec![Arc::new(Once::new(rows))]);
+                let table: Arc<dyn TableProvider> = Arc::new(table.map_err(|e| Error::sql(&output, &e, None))?);
+                let committed = sink.publish(context, table, crate::sink::properties(&metadata)).await;
+                let committed =
+                    committed.map_err(|e| Error::Publish { output: output.clone(), source: Box::new(e) })?;
+                Ok(Done { output, bytes: committed.bytes, version: Some(committed.version) })
+            }
+        }
+    }
+}
+
+async fn to_file(
+    mut rows: SendableRecordBatchStream,
+    path: &Path,
+    schema: &SchemaRef,
+    metadata: &[(&str, String)],
+    night: &Night,
+) -> Result<u64, Error> {
+    let mut sink = ParquetSink::create(path, schema, metadata)?;
+    while let Some(batch) = rows.next().await {
+        let output = || readable(path).display().to_string();
+        sink.write(&batch.map_err(|e| Error::Publish { output: output(), source: Box::new(e) })?)?;
+    }
+    crash::point("publish.written");
+    night.confirm().await?;
+    Ok(sink.publish()?)
+}
+
+async fn to_object(
+    mut rows: SendableRecordBatchStream,
+    objects: &Objects,
+    schema: &SchemaRef,
+    metadata: &[(&str, String)],
+    night: &Night,
+) -> Result<u64, Error> {
+    let failed = |e: &dyn std::fmt::Display| SinkError { path: objects.to_string().into(), problem: e.to_string() };
+    let folder = objects.root.parent().unwrap_or_default();
+    let name = objects.place.name();
+    let part = Part::on_store(Arc::clone(&objects.store), &folder, name, schema, writer_options(schema, metadata));
+    let mut part = part.map_err(|e| failed(&e))?;
+    while let Some(batch) = rows.next().await {
+        let written = match batch {
+            Ok(batch) => part.write(&batch).await.map_err(|e| failed(&e).into()),
+            Err(e) => Err(Error::Publish { output: objects.to_string(), source: Box::new(e) }),
+        };
+        if let Err(error) = written {
+            part.abort().await;
+            return Err(error);
+        }
+    }
+    crash::point("publish.written");
+    if let Err(error) = night.confirm().await {
+        part.abort().await;
+        return Err(error);
+    }
+    // The object appears when its upload is complete.
+    Ok(part.finish().await.map_err(|e| failed(&e))?.bytes)
+}
+
+async fn to_runs(
+    mut rows: SendableRecordBatchStream,
+    mut folder: RunFolder,
+    output: &str,
+    night: &Night,
+) -> Result<Manifest, Error> {
+    while let Some(batch) = rows.next().await {
+        let written = match batch {
+            Ok(batch) => folder.write(&batch).await.map_err(Error::from),
+            Err(e) => Err(Error::Publish { output: output.to_owned(), source: Box::new(e) }),
+        };
+        if let Err(error) = written {
+            folder.abort().await;
+            return Err(error);
+        }
+    }
+    // The long upload lies before the last look at the lock.
+    let finished = match folder.finish().await {
+        Ok(()) => night.confirm().await,
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = finished {
+        folder.abort().await;
+        return Err(error);
+    }
+    crash::point("publish.written");
+    Ok(folder.commit().await?)
+}

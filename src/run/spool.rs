@@ -1,0 +1,275 @@
+//! The rows of a run on the local disk, read from the source once.
+//!
+//! A run goes over its rows three times: to check their ids, to find the texts that have no score yet, and to publish.
+//! Reading the source each time could give different rows (files change, `random()` and `LIMIT` choose anew), would
+//! download a remote corpus three times, and would call `predict` three times where the query does. So the rows are
+//! read once into a compressed file that goes when the run ends, however it ends; joins, distinct and sort over it
+//! run in DataFusion's memory pool and spill beside it.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter};
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
+use arrow::ipc::reader::FileReader;
+use arrow::ipc::writer::FileWriter;
+use datafusion::common::{Column, DataFusionError, JoinType};
+use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder};
+use datafusion::functions_aggregate::expr_fn::count;
+use datafusion::logical_expr::{Expr, col, lit, when};
+use datafusion::prelude::{DataFrame, ParquetReadOptions, SessionConfig, SessionContext};
+use deltalake_core::delta_datafusion::planner::DeltaPlanner;
+use futures::{Stream, StreamExt};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+
+use crate::predict::{prediction_fields, text_values};
+use crate::scorer::{Rejection, TextColumn, Window};
+use crate::session::Resources;
+use crate::source::coalesce;
+use crate::store::{text_error, text_key};
+
+/// The place of a row in the source.
+const ROW: &str = "__couplet_row";
+/// The key of its texts.
+const KEY: &str = "__couplet_key";
+/// The key of a score.
+const KNOWN: &str = "__couplet_known";
+/// Rows that share their texts.
+const ROWS: &str = "__couplet_rows";
+
+/// What a remembered score takes in memory when it is looked up by its key, in bytes; rather too much.
+const BYTES_PER_SCORE: u64 = 200;
+
+/// The rows of a run.
+pub(super) struct Spool {
+    context: SessionContext,
+    schema: SchemaRef,
+    text: Vec<String>,
+    memory: u64,
+    resources: Resources,
+    rows: u64,
+    rejected: [u64; Rejection::KINDS.len()],
+}
+
+impl Spool {
+    /// Reads all rows of `source` into a file in the folder of `resources`.
+    ///
+    /// # Errors
+    /// A source that cannot be read; a disk that is full.
+    pub(super) async fn fill(
+        source: DataFrame,
+        text: &[String],
+        memory: u64,
+        resources: Resources,
+    ) -> Result<Self, DataFusionError> {
+        let schema: SchemaRef = Arc::new(source.schema().as_arrow().clone());
+        let (state, _) = source.clone().into_parts();
+        let window = state.config().batch_size();
+        let runtime = Arc::clone(state.runtime_env());
+        let mut batches = source.with_column(KEY, text_key(text))?.execute_stream().await?;
+        let keyed = batches.schema();
+        let fields = keyed.fields().iter().cloned();
+        let spooled: Vec<_> = fields.chain([Arc::new(Field::new(ROW, DataType::Int64, false))]).collect();
+        let spooled = Arc::new(Schema::new(spooled));
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::LZ4_RAW)
+            .set_dictionary_enabled(false)
+            .set_statistics_enabled(EnabledStatistics::None)
+            .set_max_row_group_row_count(Some(64 * 1024))
+            .build();
+        let path = resources.folder().join("rows.parquet");
+        let file = BufWriter::with_capacity(1 << 20, File::create(&path)?);
+        let mut writer = ArrowWriter::try_new(file, Arc::clone(&spooled), Some(properties))?;
+        let (mut rows, mut rejected) = (0, [0; Rejection::KINDS.len()]);
+        while let Some(batch) = batches.next().await {
+            let batch = batch?;
+            count_rejections(&batch, text, &mut rejected)?;
+            let end = rows + i64::try_from(batch.num_rows()).unwrap_or(i64::MAX);
+            let numbers = Int64Array::from_iter_values(rows..end);
+            rows = end;
+            let columns = batch.columns().iter().cloned().chain([Arc::new(numbers) as ArrayRef]).collect();
+            writer.write(&RecordBatch::try_new(Arc::clone(&spooled), columns)?)?;
+        }
+        io::Write::flush(&mut writer.into_inner()?)?;
+        // In one partition rows come in the order of the source, and so do distinct texts and joins by hash.
+        let config = SessionConfig::new().with_batch_size(window).with_target_partitions(1);
+        let state = SessionStateBuilder::new()
+            .with_config(config)
+            .with_runtime_env(runtime)
+            .with_default_features()
+            // Which plans everything else as usual.
+            .with_query_planner(DeltaPlanner::new());
+        let context = SessionContext::new_with_state(state.build());
+        Ok(Self { context, schema, text: text.to_vec(), memory, resources, rows: rows.unsigned_abs(), rejected })
+    }
+
+    /// The number of rows.
+    pub(super) fn len(&self) -> u64 {
+        self.rows
+    }
+
+    /// The rows whose texts cannot be scored, by the kinds of rejection.
+    pub(super) fn rejected(&self) -> [u64; Rejection::KINDS.len()] {
+        self.rejected
+    }
+
+    /// The columns of the source.
+    pub(super) fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// A session for work on the rows.
+    pub(super) fn context(&self) -> &SessionContext {
+        &self.context
+    }
+
+    /// The rows with their place and their key.
+    pub(super) async fn rows(&self) -> Result<DataFrame, DataFusionError> {
+        let options = ParquetReadOptions::default().file_sort_order(vec![vec![column(ROW).sort(true, false)]]);
+        self.context
+            .read_parquet(self.resources.folder().join("rows.parquet").to_string_lossy().into_owned(), options)
+            .await
+    }
+
+    /// The texts that have no score among `known`, of which there are `held`.
+    pub(super) async fn pending(&self, known: DataFrame, held: u64) -> Result<Pending, DataFusionError> {
+        let texts: Vec<Expr> = [KEY].into_iter().chain(self.text.iter().map(String::as_str)).map(column).collect();
+        let mut frame = self.rows().await?.filter(column(KEY).is_not_null())?.select(texts.clone())?;
+        if held > 0 {
+            let known = known.select(vec![col("key").alias(KNOWN)])?;
+            frame = known.join(frame, JoinType::RightAnti, &[KNOWN], &[KEY], None)?;
+        }
+        let frame = frame.aggregate(texts, vec![count(lit(1)).alias(ROWS)])?;
+        Pending::fill(
+            self.with_room_for(held, frame).execute_stream().await?,
+            self.text.len(),
+            self.context.state().config().batch_size(),
+            self.resources.folder(),
+        )
+        .await
+    }
+
+    /// All rows with their scores, or those that `which` is true of: the columns of the source and those of a prediction,
+    /// in the order of the source.
+    pub(super) async fn scored(
+        &self,
+        scores: DataFrame,
+        held: u64,
+        which: Option<Expr>,
+    ) -> Result<SendableRecordBatchStream, DataFusionError> {
+        let predicted = || prediction_fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>();
+        // Behind a name that no source has.
+        let ours = |name: &str| format!("__couplet_{name}");
+        let scores = scores.select(
+            predicted()
+                .iter()
+                .map(|name| col(name).alias(ours(name)))
+                .chain([col("key").alias(KNOWN)])
+                .collect::<Vec<_>>(),
+        )?;
+        let joined = scores.join(self.rows().await?, JoinType::Right, &[KNOWN], &[KEY], None)?;
+        let sorted = joined.sort(vec![column(ROW).sort(true, false)])?;
+        let source = self.schema.fields().iter().map(|field| column(field.name()));
+        let predicted = predicted().into_iter().map(|name| {
+            let known = column(&ours(&name));
+            if name == "error" {
+                // Said anew, as it calls the columns by the names that they have in this pipeline.
+                let error = text_error(&self.text);
+                return Ok(when(error.clone().is_not_null(), error).otherwise(known)?.alias(ours(&name)));
+            }
+            Ok::<_, DataFusionError>(known)
+        });
+        let columns = source.map(Ok).chain(predicted).collect::<Result<Vec<_>, _>>()?;
+        let mut scored = sorted.select(columns)?;
+        if let Some(which) = which {
+            scored = scored.filter(which)?;
+        }
+        self.with_room_for(held, scored).execute_stream().await
+    }
+
+    /// The frame, planned so that a join with `held` scores fits into memory.
+    fn with_room_for(&self, held: u64, frame: DataFrame) -> DataFrame {
+        let (mut state, plan) = frame.into_parts();
+        // A join by hash holds one side in memory, and fails where that does not fit; one by sorting can spill.
+        let fits = held.saturating_mul(BYTES_PER_SCORE) < self.memory / 3;
+        state.config_mut().options_mut().optimizer.prefer_hash_join = fits;
+        DataFrame::new(state, plan)
+    }
+}
+
+/// Texts to be scored, each once, in a file.
+pub(super) struct Pending {
+    reader: FileReader<BufReader<File>>,
+    columns: usize,
+    /// Texts, or pairs.
+    pub(super) texts: u64,
+    /// Rows that have them.
+    pub(super) rows: u64,
+}
+
+impl Pending {
+    async fn fill(
+        batches: SendableRecordBatchStream,
+        columns: usize,
+        window: usize,
+        folder: &Path,
+    ) -> Result<Self, DataFusionError> {
+        let path = folder.join("pending.arrow");
+        let mut writer =
+            FileWriter::try_new(BufWriter::with_capacity(1 << 20, File::create(&path)?), &batches.schema())?;
+        let (mut texts, mut rows) = (0, 0);
+        let mut batches = std::pin::pin!(coalesce(batches, window));
+        while let Some(batch) = batches.next().await {
+            let batch = batch?;
+            texts += batch.num_rows() as u64;
+            let counts = batch.column(batch.num_columns() - 1).as_primitive::<Int64Type>();
+            rows += counts.values().iter().sum::<i64>().unsigned_abs();
+            writer.write(&batch)?;
+        }
+        writer.finish()?;
+        drop(writer);
+        let reader = FileReader::try_new_buffered(File::open(&path)?, None)?;
+        Ok(Self { reader, columns, texts, rows })
+    }
+
+    /// The texts in windows, each with the keys of its rows.
+    pub(super) fn windows(self) -> impl Stream<Item = Result<(ArrayRef, Window), DataFusionError>> {
+        let columns = self.columns;
+        futures::stream::iter(self.reader).map(move |batch| {
+            let batch = batch?;
+            let text = |i: usize| -> Result<TextColumn, DataFusionError> {
+                let name = batch.schema().field(i).name().clone();
+                Ok(TextColumn { name, values: text_values(batch.column(i))? })
+            };
+            let pair = if columns > 1 { Some(text(2)?) } else { None };
+            Ok((Arc::clone(batch.column(0)), Window::new(text(1)?, pair)))
+        })
+    }
+}
+
+/// Counts the rows that have no key, by the reason.
+fn count_rejections(
+    batch: &RecordBatch,
+    text: &[String],
+    rejected: &mut [u64; Rejection::KINDS.len()],
+) -> Result<(), DataFusionError> {
+    let Some(keys) = batch.column_by_name(KEY).filter(|keys| keys.null_count() > 0) else { return Ok(()) };
+    let mut columns = text.iter().filter_map(|name| Some((name, batch.column_by_name(name)?))).map(|(name, values)| {
+        Ok::<_, DataFusionError>(TextColumn { name: name.clone(), values: text_values(values)? })
+    });
+    let Some(first) = columns.next().transpose()? else { return Ok(()) };
+    let window = Window::new(first, columns.next().transpose()?);
+    for rejection in (0..batch.num_rows()).filter(|&row| keys.is_null(row)).filter_map(|row| window.rejection(row)) {
+        rejected[rejection.kind()] += 1;
+    }
+    Ok(())
+}
+
+/// A column by its exact name.
+fn column(name: &str) -> Expr {
+    Expr::Column(Column::from_name(name))
+}

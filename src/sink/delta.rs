@@ -1,0 +1,221 @@
+//! A Delta table as the sink: each run is one commit.
+//!
+//! The rows are written to data files first; the commit then names them in one log entry. Whoever reads meanwhile
+//! reads the version before. A commit whose answer was lost is looked up by the run's id, which every commit carries.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{Schema, SchemaRef};
+use datafusion::catalog::TableProvider;
+use datafusion::common::Column;
+use datafusion::logical_expr::Expr;
+use datafusion::prelude::SessionContext;
+use deltalake_core::delta_datafusion::DataFusionMixins;
+use deltalake_core::kernel::Transaction;
+use deltalake_core::kernel::transaction::CommitProperties;
+use deltalake_core::operations::write::SchemaMode;
+use deltalake_core::protocol::SaveMode;
+use deltalake_core::{DeltaTable, DeltaTableError};
+use parquet::file::properties::WriterProperties;
+use serde_json::json;
+
+use crate::delta::{self, DeltaError};
+use crate::objects::Objects;
+
+/// What becomes of the rows that are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// They go.
+    Overwrite,
+    /// They stay.
+    Append,
+    /// Those with the id of a new row go.
+    Merge,
+}
+
+/// What was committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// The table's version that has the run's rows.
+    pub version: u64,
+    /// Bytes of all its files.
+    pub bytes: u64,
+}
+
+/// A table that a run will commit to.
+#[derive(Debug)]
+pub struct DeltaSink {
+    objects: Objects,
+    table: Option<DeltaTable>,
+    mode: Mode,
+    partition_by: Vec<String>,
+    id: Vec<String>,
+    run: String,
+    pipeline: String,
+    schema: SchemaRef,
+}
+
+impl DeltaSink {
+    /// Looks at the table, if it is there, and whether rows of `schema` can go into it. `id` names a row for merging.
+    ///
+    /// # Errors
+    /// A table that cannot be read, or whose columns are others.
+    pub async fn open(
+        objects: &Objects,
+        schema: &Schema,
+        mode: Mode,
+        partition_by: &[String],
+        id: &[String],
+        pipeline: &str,
+        run: &str,
+    ) -> Result<Self, DeltaError> {
+        let table = delta::open(objects, None).await?;
+        let schema = delta::for_delta(schema);
+        if let Some(table) = table.as_ref().filter(|_| mode != Mode::Overwrite) {
+            let snapshot = table.snapshot().map_err(|e| DeltaError::new(objects, &e))?;
+            let problems = differences(&schema, &snapshot.snapshot().read_schema());
+            if !problems.is_empty() {
+                let problem = format!(
+                    "the rows do not fit the table: {}; select the table's columns in the source query, write to another \
+                     table, or replace this one with mode = \"overwrite\"",
+                    problems.join("; ")
+                );
+                return Err(DeltaError { url: objects.to_string(), problem });
+            }
+            let there = snapshot.metadata().partition_columns();
+            if there != partition_by {
+                let named = |names: &[String]| format!("[{}]", names.join(", "));
+                let problem = format!(
+                    "the table is partitioned by {}, and partition_by says {}; make it say the same, or replace the table \
+                     with mode = \"overwrite\"",
+                    named(there),
+                    named(partition_by)
+                );
+                return Err(DeltaError { url: objects.to_string(), problem });
+            }
+        }
+        Ok(Self {
+            objects: objects.clone(),
+            table,
+            mode,
+            partition_by: partition_by.to_vec(),
+            id: id.to_vec(),
+            run: run.to_owned(),
+            pipeline: pipeline.to_owned(),
+            schema: Arc::new(schema),
+        })
+    }
+
+    /// Commits the rows of `rows`, which is scanned once.
+    ///
+    /// # Errors
+    /// Rows that end with an error, a place that cannot be written, another writer's change; the table is as it was.
+    pub async fn publish(
+        self,
+        context: &SessionContext,
+        rows: Arc<dyn TableProvider>,
+        properties: WriterProperties,
+    ) -> Result<Committed, DeltaTableError> {
+        let before = self.table.as_ref().and_then(DeltaTable::version);
+        let written = match self.table.clone() {
+            Some(table) if self.mode == Mode::Merge => self.merge(table, context, rows, properties).await,
+            table => self.write(table, context, rows, properties).await,
+        };
+        let table = match written {
+            Ok(table) => table,
+            // The commit may have been made, and its answer lost.
+            Err(error) => match delta::has_committed(&self.objects, &self.run, before).await {
+                Ok(Some(table)) => table,
+                _ => return Err(error),
+            },
+        };
+        let (_, bytes) = delta::size(&self.objects, &table).unwrap_or_default();
+        Ok(Committed { version: table.version().unwrap_or_default(), bytes })
+    }
+
+    async fn write(
+        &self,
+        table: Option<DeltaTable>,
+        context: &SessionContext,
+        rows: Arc<dyn TableProvider>,
+        properties: WriterProperties,
+    ) -> Result<DeltaTable, DeltaTableError> {
+        let plan = context.read_table(rows)?.into_parts().1;
+        let table = table.unwrap_or_else(|| DeltaTable::new(delta::log_store(&self.objects)));
+        let mut write = table
+            .write(Vec::new())
+            .with_input_plan(plan)
+            .with_session_state(Arc::new(context.state()))
+            .with_partition_columns(self.partition_by.clone())
+            .with_writer_properties(properties)
+            .with_table_name(self.pipeline.clone())
+            .with_description("predictions of couplet")
+            .with_commit_properties(self.properties());
+        write = match self.mode {
+            Mode::Overwrite => write.with_save_mode(SaveMode::Overwrite).with_schema_mode(SchemaMode::Overwrite),
+            Mode::Append | Mode::Merge => write.with_save_mode(SaveMode::Append),
+        };
+        write.await
+    }
+
+    async fn merge(
+        &self,
+        table: DeltaTable,
+        context: &SessionContext,
+        rows: Arc<dyn TableProvider>,
+        properties: WriterProperties,
+    ) -> Result<DeltaTable, DeltaTableError> {
+        let of = |table: &str, name: &str| Expr::Column(Column::new(Some(table), name));
+        let same = self.id.iter().map(|name| of("target", name).eq(of("source", name)));
+        let same = same.reduce(Expr::and).ok_or_else(|| DeltaTableError::generic("a merge needs an id"))?;
+        let names: Vec<String> = self.schema.fields().iter().map(|field| field.name().clone()).collect();
+        let quoted = |name: &String| format!("\"{}\"", name.replace('"', "\"\""));
+        let (table, _) = table
+            .merge(context.read_table(rows)?, same)
+            .with_source_alias("source")
+            .with_target_alias("target")
+            // The rows can be read once, and so not to find the range of their ids first.
+            .with_streaming(true)
+            .with_session_state(Arc::new(context.state()))
+            .with_writer_properties(properties)
+            .with_commit_properties(self.properties())
+            .when_matched_update(|update| {
+                names.iter().fold(update, |update, name| update.update(quoted(name), of("source", name)))
+            })?
+            .when_not_matched_insert(|insert| {
+                names.iter().fold(insert, |insert, name| insert.set(quoted(name), of("source", name)))
+            })?
+            .await?;
+        Ok(table)
+    }
+
+    fn properties(&self) -> CommitProperties {
+        // With a transaction of the application's, a second attempt at a commit that was made after all is a conflict.
+        let app = format!("couplet/{}/{}", self.pipeline, self.run);
+        CommitProperties::default().with_application_transaction(Transaction::new(app, 1)).with_metadata([
+            (delta::RUN.to_owned(), json!(self.run)),
+            ("couplet.pipeline".to_owned(), json!(self.pipeline)),
+        ])
+    }
+}
+
+/// What keeps rows of one schema out of a table of another.
+fn differences(rows: &Schema, table: &Schema) -> Vec<String> {
+    let table = delta::for_delta(table);
+    let mut problems = Vec::new();
+    for field in rows.fields() {
+        match table.field_with_name(field.name()) {
+            Err(_) => problems.push(format!("column `{}` is not in the table", field.name())),
+            Ok(there) if there.data_type() != field.data_type() => problems.push(format!(
+                "column `{}` is {} and in the table {}",
+                field.name(),
+                field.data_type(),
+                there.data_type()
+            )),
+            Ok(_) => {}
+        }
+    }
+    let missing = table.fields().iter().filter(|field| rows.field_with_name(field.name()).is_err());
+    problems.extend(missing.map(|field| format!("the table's column `{}` is missing", field.name())));
+    problems
+}

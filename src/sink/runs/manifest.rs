@@ -1,0 +1,208 @@
+//! What a run says of itself: `_STARTED` when it begins, `_SUCCESS` when it is complete.
+
+use arrow::datatypes::{Schema, SchemaRef};
+use object_store::path::Path;
+use serde::{Deserialize, Serialize};
+
+/// The name of the manifest in the folder of a run; Spark, pyarrow and others skip names that begin so.
+pub(super) const SUCCESS: &str = "_SUCCESS";
+
+/// The name of the note by which a run that died is known to be this pipeline's.
+pub(super) const STARTED: &str = "_STARTED";
+
+/// The version of the texts that this version writes and reads.
+const FORMAT: u32 = 1;
+
+/// What runs' folders begin with: readers of partitioned tables make a column `run` of it.
+const PREFIX: &str = "run=";
+
+/// A run that is complete, as its `_SUCCESS` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    format: u32,
+    /// The run.
+    pub run_id: String,
+    /// Its place in the order of runs, from 1; greater than that of every run that was complete when it began.
+    pub sequence: u64,
+    /// The name of its pipeline.
+    pub pipeline: String,
+    /// The fingerprint of the model.
+    pub model: String,
+    /// Rows of all files.
+    pub rows: u64,
+    /// The files, in the order of the rows.
+    pub files: Vec<RunFile>,
+    /// The columns, in words; the files have the types to the letter.
+    pub schema: Vec<RunColumn>,
+    /// When it was complete by its own clock, as RFC 3339. For people only: the sequence gives the order.
+    pub created_at: String,
+}
+
+/// A file of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunFile {
+    /// Its name in the run's folder.
+    pub name: String,
+    /// Its rows.
+    pub rows: u64,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The server's name for this version of it, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
+}
+
+/// A column of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunColumn {
+    /// Its name.
+    pub name: String,
+    /// Its Arrow type, in words.
+    pub r#type: String,
+    /// Whether it may have NULL.
+    pub nullable: bool,
+}
+
+impl Manifest {
+    pub(super) fn new(run: &super::Run, sequence: u64, files: Vec<RunFile>, schema: &SchemaRef) -> Self {
+        Self {
+            format: FORMAT,
+            run_id: run.id.clone(),
+            sequence,
+            pipeline: run.pipeline.clone(),
+            model: run.model.clone(),
+            rows: files.iter().map(|file| file.rows).sum(),
+            files,
+            schema: columns(schema),
+            created_at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+        }
+    }
+
+    /// The name of the run's folder within the sink.
+    #[must_use]
+    pub fn folder(&self) -> String {
+        folder_name(self.sequence, &self.run_id)
+    }
+
+    /// The paths of the run's files on an object store, within the sink at `root`.
+    #[must_use]
+    pub fn paths(&self, root: &Path) -> Vec<Path> {
+        let folder = root.clone().join(self.folder());
+        self.files.iter().map(|file| folder.clone().join(file.name.as_str())).collect()
+    }
+
+    /// The size of all files, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+}
+
+fn columns(schema: &Schema) -> Vec<RunColumn> {
+    let column = |field: &arrow::datatypes::FieldRef| RunColumn {
+        name: field.name().clone(),
+        r#type: field.data_type().to_string(),
+        nullable: field.is_nullable(),
+    };
+    schema.fields().iter().map(column).collect()
+}
+
+/// A run that has begun, as its `_STARTED` says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Started {
+    format: u32,
+    pub(super) run_id: String,
+    pub(super) pipeline: String,
+    at: String,
+}
+
+impl Started {
+    pub(super) fn new(run: &super::Run) -> Self {
+        Self {
+            format: FORMAT,
+            run_id: run.id.clone(),
+            pipeline: run.pipeline.clone(),
+            at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+        }
+    }
+}
+
+/// In place of a manifest where a dead run is removed: it can never become complete, however late its last write is.
+pub(super) const REMOVED: &str = "{\"format\": 1, \"removed\": true}\n";
+
+/// What a `_SUCCESS` says.
+pub(super) enum Success {
+    Complete(Box<Manifest>),
+    Removed,
+}
+
+impl Success {
+    /// Reads a `_SUCCESS`; why it cannot be, if it cannot.
+    pub(super) fn from_json(json: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+            #[serde(default)]
+            removed: bool,
+        }
+        let head: Head = serde_json::from_slice(json).map_err(|e| format!("it is not a manifest of couplet ({e})"))?;
+        if head.format > FORMAT {
+            return Err(format!(
+                "it is of format {}, and this version of couplet knows formats up to {FORMAT}; use a newer one",
+                head.format
+            ));
+        }
+        if head.removed {
+            return Ok(Self::Removed);
+        }
+        let manifest: Manifest =
+            serde_json::from_slice(json).map_err(|e| format!("it is not a manifest of couplet ({e})"))?;
+        if let Some(file) = manifest.files.iter().find(|file| file.name.contains(['/', '\\'])) {
+            return Err(format!("it names a file outside of its folder, {:?}", file.name));
+        }
+        Ok(Self::Complete(Box::new(manifest)))
+    }
+}
+
+/// Writes one of the texts above.
+pub(super) fn to_json(value: &impl Serialize) -> Vec<u8> {
+    let mut json = serde_json::to_vec_pretty(value).expect("texts and numbers can be written as JSON");
+    json.push(b'\n');
+    json
+}
+
+/// The name of a run's folder.
+pub(super) fn folder_name(sequence: u64, run_id: &str) -> String {
+    format!("{PREFIX}{sequence:06}-{run_id}")
+}
+
+/// The sequence in the name of a run's folder, if it is one.
+pub(super) fn sequence_of(folder: &str) -> Option<u64> {
+    let (digits, id) = folder.strip_prefix(PREFIX)?.split_once('-')?;
+    let is_number = digits.len() >= 6 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    (is_number && !id.is_empty()).then(|| digits.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_folders_sort_as_their_sequence_and_are_read_back() {
+        assert_eq!(folder_name(12, "a-b"), "run=000012-a-b");
+        assert_eq!(sequence_of("run=000012-a-b"), Some(12));
+        assert_eq!(sequence_of(&folder_name(12_345_678, "x")), Some(12_345_678));
+        for other in ["run=12-a", "run=000012", "run=000012-", "run=00x012-a", "dt=000012-a", ".run=000012-a.tmp"] {
+            assert_eq!(sequence_of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn texts_of_other_programs_and_of_newer_versions_are_told_apart() {
+        let problem = |json: &str| Success::from_json(json.as_bytes()).err().unwrap_or_default();
+        assert!(problem("").starts_with("it is not a manifest of couplet"));
+        assert!(problem("{\"format\": 1}").contains("missing field `run_id`"));
+        assert!(problem("{\"format\": 2, \"parts\": []}").ends_with("formats up to 1; use a newer one"));
+        assert!(matches!(Success::from_json(REMOVED.as_bytes()), Ok(Success::Removed)));
+    }
+}

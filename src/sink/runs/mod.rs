@@ -1,0 +1,302 @@
+//! A Parquet sink in which each run is a folder of its own, on this computer or on an object store.
+//!
+//! ```text
+//! <sink>/run=000041-<run id>/part-00000.parquet … _SUCCESS
+//! <sink>/run=000042-<run id>/part-00000.parquet … _SUCCESS   ◀── the newest complete run
+//! <sink>/run=000043-<run id>/part-00000.parquet              ◀── under way, or dead: invisible without _SUCCESS
+//! ```
+//!
+//! `_SUCCESS` is a [`Manifest`] that names the run's files. Readers follow it, not the listing.
+//!
+//! - **On this computer** the folder is written under a hidden name and appears as a whole, durable.
+//! - **On an object store** the files are uploaded first; then the manifest is created if there is none. A run that
+//!   died is removed by the next run of its pipeline, which knows it by the note `_STARTED`. Before it removes the
+//!   files it creates a `_SUCCESS` that says so: from then on the dead run cannot become complete, even if it is not
+//!   quite dead. Parts of an upload that a kill left are not objects, and no listing shows them: a rule of the bucket
+//!   for unfinished uploads removes them.
+//!
+//! The order of runs is their sequence, not a clock. That there is one run at a time is for [`crate::lock`] to see to.
+
+mod clean;
+mod manifest;
+mod part;
+mod read;
+mod upload;
+
+use std::fmt::Display;
+use std::fs;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use object_store::path::Path;
+use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMode};
+use parquet::errors::ParquetError;
+use thiserror::Error;
+
+use super::{AtomicFolder, writer_options};
+use crate::lock::{Place, put_if};
+
+pub use clean::remove_older;
+pub use manifest::{Manifest, RunColumn, RunFile};
+use manifest::{STARTED, SUCCESS, Started, Success, folder_name, to_json};
+pub(crate) use part::Part;
+pub use read::{all, latest};
+
+/// A sink that cannot be read or written.
+#[derive(Debug, Clone, Error)]
+#[error("cannot {action} {place}: {problem}")]
+pub struct RunsError {
+    /// Read or write.
+    action: &'static str,
+    /// The sink, or an object in it.
+    pub place: String,
+    /// What went wrong, and how to mend it.
+    pub problem: String,
+}
+
+impl RunsError {
+    fn write(place: &impl Display, problem: &impl Display) -> Self {
+        Self { action: "write", place: place.to_string(), problem: problem.to_string() }
+    }
+
+    fn read(place: &impl Display, problem: &impl Display) -> Self {
+        Self { action: "read", place: place.to_string(), problem: problem.to_string() }
+    }
+
+    fn remove(place: &impl Display, problem: &impl Display) -> Self {
+        Self { action: "remove", place: place.to_string(), problem: problem.to_string() }
+    }
+}
+
+/// A run that writes to a sink.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Its id, which no other run has: letters, digits, `-` and `_`.
+    pub id: String,
+    /// The name of its pipeline.
+    pub pipeline: String,
+    /// The fingerprint of the model.
+    pub model: String,
+    /// How many complete runs of the pipeline stay when this one is; none keeps all.
+    pub keep: Option<usize>,
+}
+
+/// When a file ends and the next one begins.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Its size in bytes, about.
+    pub bytes: u64,
+    /// Its rows, about.
+    pub rows: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { bytes: 512 << 20, rows: 50_000_000 }
+    }
+}
+
+/// A run's folder in the making. Dropped, it is given up: on an object store that takes a moment in the background, so
+/// [`RunFolder::abort`] is better where the program ends.
+pub struct RunFolder {
+    place: Place,
+    run: Run,
+    sequence: u64,
+    schema: SchemaRef,
+    metadata: Vec<(String, String)>,
+    limits: Limits,
+    target: Target,
+    part: Option<Part>,
+    files: Vec<RunFile>,
+}
+
+enum Target {
+    Folder(AtomicFolder),
+    Objects { store: Arc<dyn ObjectStore>, folder: Path },
+}
+
+impl RunFolder {
+    /// Begins the folder of a run in a sink, after removing what dead runs of its pipeline left there; `metadata` goes
+    /// into the footer of each file.
+    ///
+    /// # Errors
+    /// A sink that cannot be read or written.
+    pub async fn begin(
+        place: &Place,
+        schema: &SchemaRef,
+        metadata: &[(&str, String)],
+        run: Run,
+    ) -> Result<Self, RunsError> {
+        if run.id.is_empty() || !run.id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
+            return Err(RunsError::write(place, &format!("{:?} cannot be the id of a run", run.id)));
+        }
+        clean::remove_dead(place, &run.pipeline).await?;
+        let sequence = read::last_sequence(place).await?.map_or(1, |last| last + 1);
+        let name = folder_name(sequence, &run.id);
+        let target = match place {
+            Place::Folder(path) => {
+                let folder = AtomicFolder::create(&path.join(name)).map_err(|e| RunsError::write(place, &e))?;
+                Target::Folder(folder)
+            }
+            Place::Objects { store, root, .. } => {
+                let (store, folder) = (Arc::clone(store), root.clone().join(name));
+                let started = to_json(&Started::new(&run));
+                let put = store.put(&folder.clone().join(STARTED), started.into()).await;
+                put.map_err(|e| RunsError::write(place, &place.explain(&e)))?;
+                Target::Objects { store, folder }
+            }
+        };
+        Ok(Self {
+            place: place.clone(),
+            run,
+            sequence,
+            schema: Arc::clone(schema),
+            metadata: metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect(),
+            limits: Limits::default(),
+            target,
+            part: None,
+            files: Vec::new(),
+        })
+    }
+
+    /// Ends files at other sizes than usual.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// Rows so far.
+    #[must_use]
+    pub fn rows(&self) -> u64 {
+        self.files.iter().map(|file| file.rows).sum::<u64>() + self.part.as_ref().map_or(0, Part::rows)
+    }
+
+    /// Appends a batch.
+    ///
+    /// # Errors
+    /// A disk that is full, a server that does not take it; the run is to be given up then.
+    pub async fn write(&mut self, batch: &RecordBatch) -> Result<(), RunsError> {
+        let part = if let Some(part) = &mut self.part {
+            part
+        } else {
+            let part = self.begin_part()?;
+            self.part.insert(part)
+        };
+        part.write(batch).await.map_err(|e| RunsError::write(&self.place, &parquet_said(&self.place, &e)))?;
+        if part.bytes() >= self.limits.bytes || part.rows() >= self.limits.rows {
+            self.end_part().await?;
+        }
+        Ok(())
+    }
+
+    fn begin_part(&self) -> Result<Part, RunsError> {
+        let name = format!("part-{:05}.parquet", self.files.len());
+        let metadata: Vec<_> = self.metadata.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+        let options = writer_options(&self.schema, &metadata);
+        match &self.target {
+            Target::Folder(folder) => Part::in_folder(folder.path(), name, &self.schema, options),
+            Target::Objects { store, folder } => Part::on_store(Arc::clone(store), folder, name, &self.schema, options),
+        }
+        .map_err(|e| RunsError::write(&self.place, &parquet_said(&self.place, &e)))
+    }
+
+    async fn end_part(&mut self) -> Result<(), RunsError> {
+        if let Some(part) = self.part.take() {
+            let file =
+                part.finish().await.map_err(|e| RunsError::write(&self.place, &parquet_said(&self.place, &e)))?;
+            self.files.push(file);
+        }
+        Ok(())
+    }
+
+    /// Ends the last file and brings it to its place. Nothing is to be seen of the run yet: what remains for
+    /// [`RunFolder::commit`] is short, so this is the moment to check rows and lock.
+    ///
+    /// # Errors
+    /// A disk that is full, a server that does not take it; the run is to be given up then.
+    pub async fn finish(&mut self) -> Result<(), RunsError> {
+        if self.part.is_none() && self.files.is_empty() {
+            // A run without rows has columns all the same.
+            self.part = Some(self.begin_part()?);
+        }
+        self.end_part().await
+    }
+
+    /// Makes the run visible, all at once, and then removes older runs where only some are kept.
+    ///
+    /// # Errors
+    /// A run that could not be made visible. On an object store where the answer was lost, it may be visible after all:
+    /// the error says so, and the files stay.
+    pub async fn commit(mut self) -> Result<Manifest, RunsError> {
+        if let Err(error) = self.finish().await {
+            self.abort().await;
+            return Err(error);
+        }
+        let manifest = Manifest::new(&self.run, self.sequence, std::mem::take(&mut self.files), &self.schema);
+        let json = to_json(&manifest);
+        match self.target {
+            Target::Folder(folder) => {
+                let written = fs::write(folder.path().join(SUCCESS), json);
+                written.and_then(|()| folder.publish()).map_err(|e| RunsError::write(&self.place, &e))?;
+            }
+            Target::Objects { store, folder } => {
+                let path = folder.join(SUCCESS);
+                let created = put_if(store.as_ref(), &path, json, PutMode::Create).await;
+                if let Err(error) = created {
+                    confirm(store.as_ref(), &path, &manifest, &self.place.explain(&error))
+                        .await
+                        .map_err(|problem| RunsError::write(&self.place, &problem))?;
+                }
+            }
+        }
+        if let Some(keep) = self.run.keep
+            && let Err(error) = remove_older(&self.place, &self.run.pipeline, keep).await
+        {
+            tracing::warn!("older runs could not be removed, which the next run tries again: {error}");
+        }
+        Ok(manifest)
+    }
+
+    /// Gives the run up: unfinished uploads end, and its files are removed as far as that can be done.
+    pub async fn abort(self) {
+        if let Some(part) = self.part {
+            part.abort().await;
+        }
+        if let Target::Objects { store, folder } = self.target
+            && let Err(error) = clean::remove_objects(store.as_ref(), &folder, &self.run.pipeline).await
+        {
+            tracing::warn!("{folder} could not be removed, which the next run does: {}", self.place.explain(&error));
+        }
+    }
+}
+
+/// Looks whether a manifest is there whose creation was not clearly answered.
+async fn confirm(store: &dyn ObjectStore, path: &Path, manifest: &Manifest, problem: &str) -> Result<(), String> {
+    let found = match store.get(path).await {
+        Ok(found) => found.bytes().await,
+        Err(e) => Err(e),
+    };
+    match found.map(|json| Success::from_json(&json)) {
+        Ok(Ok(Success::Complete(found))) if found.run_id == manifest.run_id => Ok(()),
+        Ok(Ok(Success::Removed)) => Err("another run took this one for dead, and has removed it".into()),
+        Ok(_) => Err(format!("{path} is there already, and is not of this run")),
+        Err(_) => Err(format!(
+            "{problem}; whether this run's output was published is not known: `couplet runs` or the next run will tell"
+        )),
+    }
+}
+
+/// What is behind an error of the Parquet writer.
+fn parquet_said(place: &Place, error: &ParquetError) -> String {
+    let mut cause: &(dyn std::error::Error + 'static) = error;
+    loop {
+        if let Some(error) = cause.downcast_ref::<StoreError>() {
+            return place.explain(error);
+        }
+        cause = match cause.downcast_ref::<ParquetError>() {
+            Some(ParquetError::External(inner)) => inner.as_ref(),
+            _ => return cause.to_string(),
+        };
+    }
+}

@@ -1,0 +1,148 @@
+//! A file on an object store in the making: nothing is to be seen of it until it is complete, and nothing of it stays,
+//! nor is paid for, if it is given up.
+
+use bytes::Bytes;
+use object_store::path::Path;
+use object_store::{Error as StoreError, MultipartUpload, ObjectStore, ObjectStoreExt as _, PutPayload, Result};
+use std::sync::Arc;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+
+/// Bytes of a part. All parts but the last have this size, as some servers ask; at most 10,000 parts give 80 GB.
+const PART: usize = 8 << 20;
+
+/// Parts that are under way at once.
+const PARTS_UNDER_WAY: usize = 4;
+
+/// A file on an object store in the making.
+#[derive(Debug)]
+pub(super) struct Upload {
+    store: Arc<dyn ObjectStore>,
+    path: Path,
+    buffer: Vec<Bytes>,
+    buffered: usize,
+    /// Bytes so far.
+    bytes: u64,
+    /// Begun with the first full part; a smaller file is written in one request.
+    multipart: Option<Box<dyn MultipartUpload>>,
+    parts: JoinSet<Result<()>>,
+}
+
+/// What has become of a file.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Uploaded {
+    pub(super) bytes: u64,
+    pub(super) etag: Option<String>,
+}
+
+impl Upload {
+    pub(super) fn begin(store: Arc<dyn ObjectStore>, path: Path) -> Self {
+        let (buffer, parts) = (Vec::new(), JoinSet::new());
+        Self { store, path, buffer, buffered: 0, bytes: 0, multipart: None, parts }
+    }
+
+    /// Takes bytes, and sends what makes a full part; waits where too many are under way.
+    pub(super) async fn write(&mut self, mut bytes: Bytes) -> Result<()> {
+        self.bytes += bytes.len() as u64;
+        while self.buffered + bytes.len() >= PART {
+            let rest = bytes.split_off(PART - self.buffered);
+            self.push(bytes);
+            self.send().await?;
+            bytes = rest;
+        }
+        self.push(bytes);
+        Ok(())
+    }
+
+    fn push(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.buffered += bytes.len();
+            self.buffer.push(bytes);
+        }
+    }
+
+    async fn send(&mut self) -> Result<()> {
+        let part = self.take();
+        let upload = match &mut self.multipart {
+            Some(upload) => upload,
+            upload @ None => upload.insert(self.store.put_multipart(&self.path).await?),
+        };
+        while self.parts.len() >= PARTS_UNDER_WAY
+            && let Some(part) = self.parts.join_next().await
+        {
+            part??;
+        }
+        self.parts.spawn(upload.put_part(part));
+        Ok(())
+    }
+
+    fn take(&mut self) -> PutPayload {
+        self.buffered = 0;
+        std::mem::take(&mut self.buffer).into_iter().collect()
+    }
+
+    /// Ends the file and makes sure that the server has all of it.
+    pub(super) async fn finish(&mut self) -> Result<Uploaded> {
+        if self.multipart.is_none() {
+            let payload = self.take();
+            self.store.put(&self.path, payload).await?;
+            return self.verify().await;
+        }
+        if self.buffered > 0 {
+            self.send().await?;
+        }
+        while let Some(part) = self.parts.join_next().await {
+            part??;
+        }
+        let Some(upload) = &mut self.multipart else { return self.verify().await };
+        if let Err(error) = upload.complete().await {
+            // The upload is gone if it was completed and the answer was lost: then the file is there.
+            let Ok(uploaded) = self.verify().await else { return Err(error) };
+            self.multipart = None;
+            return Ok(uploaded);
+        }
+        self.multipart = None;
+        self.verify().await
+    }
+
+    async fn verify(&mut self) -> Result<Uploaded> {
+        let meta = self.store.head(&self.path).await?;
+        if meta.size != self.bytes {
+            let problem = format!("{} bytes were sent and the server has {}", self.bytes, meta.size);
+            return Err(StoreError::Generic { store: "upload", source: problem.into() });
+        }
+        Ok(Uploaded { bytes: self.bytes, etag: meta.e_tag })
+    }
+
+    /// Gives the file up.
+    pub(super) async fn abort(&mut self) {
+        self.parts.shutdown().await;
+        if let Some(upload) = self.multipart.take() {
+            end(upload, self.path.clone()).await;
+        }
+    }
+}
+
+impl Drop for Upload {
+    /// Best effort: a runtime that is shut down at once, or a kill, leaves the parts.
+    fn drop(&mut self) {
+        if let Some(upload) = self.multipart.take()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            self.parts.abort_all();
+            let (mut parts, path) = (std::mem::take(&mut self.parts), self.path.clone());
+            runtime.spawn(async move {
+                parts.shutdown().await;
+                end(upload, path).await;
+            });
+        }
+    }
+}
+
+async fn end(mut upload: Box<dyn MultipartUpload>, path: Path) {
+    if let Err(error) = upload.abort().await {
+        tracing::warn!(
+            "an unfinished upload to {path} may have stayed, and may be paid for until a rule of the bucket removes it: {error}"
+        );
+    }
+}

@@ -1,0 +1,220 @@
+//! The files of a table: a file, a folder or a glob, on the local disk or in a bucket, becomes the list of what is read.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use datafusion::common::DataFusionError;
+use datafusion::datasource::listing::ListingTableUrl;
+use datafusion::prelude::SessionContext;
+use futures::TryStreamExt;
+use object_store::{ObjectMeta, ObjectStoreExt};
+
+use super::diagnose::{self, Broken};
+use super::format::extension;
+use crate::config::{Place, Remote, Table, TableFormat};
+use crate::objects::{Objects, ObjectsError, Trouble, cause_in, download};
+use crate::store::SourceFile;
+
+/// The size above which a file in a bucket is not downloaded only to find the place where it is broken, in bytes.
+const MOST_TO_DIAGNOSE: u64 = 1 << 30;
+
+/// The files of a table, in the order in which they are read.
+pub(super) struct Files {
+    /// What DataFusion lists to find them.
+    pub(super) url: ListingTableUrl,
+    /// The ending of those that are meant.
+    pub(super) extension: String,
+    objects: Objects,
+    list: Vec<ObjectMeta>,
+}
+
+impl Files {
+    /// Finds the files of a table, at least one, and gives the session the store that they are in.
+    pub(super) async fn find(context: &SessionContext, table: &Table) -> Result<Self, String> {
+        let place = &table.location.place;
+        let objects = Objects::open(place).map_err(|e| e.to_string())?;
+        let url = match place {
+            Place::Local(path) => local_url(path, table)?,
+            Place::Remote(remote) => {
+                context.runtime_env().register_object_store(&remote.session_url(), Arc::clone(&objects.store));
+                remote_url(remote, &objects).await?
+            }
+        };
+        // A file or a glob says itself which files are meant.
+        let extension =
+            if url.is_collection() && url.get_glob().is_none() { extension(&table.format) } else { String::new() };
+        let failed = |e: &DataFusionError| describe(e, &objects, table);
+        let state = context.state();
+        let listed = url.list_all_files(&state, objects.store.as_ref(), &extension).await;
+        let mut list: Vec<ObjectMeta> = listed.map_err(|e| failed(&e))?.try_collect().await.map_err(|e| failed(&e))?;
+        let shown = |meta: &ObjectMeta| objects.place_of(&meta.location);
+        // DataFusion passes over such files in silence; text files without a line are whole.
+        let is_binary = matches!(table.format, TableFormat::Parquet | TableFormat::Arrow);
+        if let Some(empty) = list.iter().find(|meta| is_binary && meta.size == 0) {
+            return Err(format!("{} is empty; was it cut off while it was written or copied?", shown(empty)));
+        }
+        if list.is_empty() {
+            return Err(match url.get_glob() {
+                Some(_) => format!("no file matches {place}"),
+                None => format!("folder {place} has no *{extension} file"),
+            });
+        }
+        list.sort_by(|a, b| a.location.cmp(&b.location));
+        Ok(Self { url, extension, objects, list })
+    }
+
+    /// What they are now.
+    pub(super) fn describe_all(&self) -> impl Iterator<Item = SourceFile> {
+        self.list.iter().map(|meta| SourceFile {
+            url: self.objects.place_of(&meta.location).to_string(),
+            bytes: meta.size,
+            etag: meta.e_tag.clone(),
+            modified: meta.last_modified,
+        })
+    }
+
+    /// Whether the first of them begins with these bytes.
+    pub(super) async fn begin_with(&self, bytes: &[u8]) -> bool {
+        let Some(first) = self.list.first() else { return false };
+        let start = self.objects.store.get_range(&first.location, 0..bytes.len() as u64).await;
+        start.is_ok_and(|start| start == bytes)
+    }
+
+    /// What an error of DataFusion means that came up in reading them.
+    pub(super) fn describe(&self, error: &DataFusionError, table: &Table) -> String {
+        describe(error, &self.objects, table)
+    }
+
+    /// Reads them once more until one turns out to be broken.
+    pub(super) async fn first_broken(&self, format: &TableFormat) -> Option<Broken> {
+        for meta in &self.list {
+            let place = self.objects.place_of(&meta.location);
+            // A file in a bucket is read from a copy, which ends with this turn.
+            let copy = match &place {
+                Place::Local(_) => None,
+                Place::Remote(_) if meta.size > MOST_TO_DIAGNOSE => return None,
+                Place::Remote(_) => {
+                    let copy = tempfile::NamedTempFile::new().ok()?;
+                    download(&self.objects, meta, copy.reopen().ok()?).await.ok()?;
+                    Some(copy)
+                }
+            };
+            let path =
+                copy.as_ref().map_or_else(|| place.local().map(Path::to_owned), |copy| Some(copy.path().to_owned()))?;
+            let format = format.clone();
+            let found = tokio::task::spawn_blocking(move || diagnose::problem_of(&format, &path)).await.ok()?;
+            if let Some((line, problem)) = found {
+                return Some(Broken { file: place.to_string(), line, problem });
+            }
+        }
+        None
+    }
+}
+
+fn describe(error: &DataFusionError, objects: &Objects, table: &Table) -> String {
+    match cause_in(error) {
+        Some(cause) if objects.place.remote().is_some() => objects.error(cause).to_string(),
+        _ => format!("{}: {}", table.location, error.strip_backtrace()),
+    }
+}
+
+fn local_url(path: &Path, table: &Table) -> Result<ListingTableUrl, String> {
+    let describe = |e: DataFusionError| format!("{}: {}", table.location, e.strip_backtrace());
+    let absolute = std::path::absolute(path).map_err(|e| describe(e.into()))?;
+    let mut text = absolute.to_string_lossy().into_owned();
+    if absolute.is_dir() && !text.ends_with('/') {
+        text.push('/');
+    }
+    let url = ListingTableUrl::parse(text).map_err(describe)?;
+    if url.get_glob().is_none() && !path.exists() {
+        return Err(format!("{} does not exist{}", path.display(), nearest_file(path)));
+    }
+    match url.get_glob().as_ref().and_then(|_| pattern_for_folders(path)) {
+        Some(problem) => Err(problem),
+        None => Ok(url),
+    }
+}
+
+/// Whether a key is a file or a folder, only the server knows: what has an object of that very name is a file.
+async fn remote_url(remote: &Remote, objects: &Objects) -> Result<ListingTableUrl, String> {
+    let listing =
+        |key: &str| ListingTableUrl::try_new(remote.with_key(key).session_url(), None).map_err(|e| e.to_string());
+    let key = remote.key();
+    if objects.place.is_glob() {
+        if let Some(problem) = pattern_for_folders(Path::new(&remote.to_string())) {
+            return Err(problem);
+        }
+        let (folder, pattern) = key.rsplit_once('/').unwrap_or(("", key));
+        return listing(&format!("{folder}/"))?
+            .with_glob(pattern)
+            .map_err(|e| format!("{remote}: {}", e.strip_backtrace()));
+    }
+    let is_folder = key.is_empty() || key.ends_with('/');
+    if !is_folder && objects.head().await.map_err(|e| e.to_string())?.is_some() {
+        return listing(key);
+    }
+    if objects.has_children().await.map_err(|e| e.to_string())? {
+        return listing(&format!("{}/", key.trim_end_matches('/')));
+    }
+    let problem = match nearest_object(remote, objects).await {
+        Ok(hint) if key.is_empty() => format!("{remote} is empty{hint}"),
+        Ok(hint) => format!("{remote} does not exist{hint}"),
+        // Listing may be forbidden where reading is not; then this is all that is known.
+        Err(e) if e.trouble == Trouble::Refused => format!("{remote} does not exist"),
+        Err(e) => e.to_string(),
+    };
+    Err(problem)
+}
+
+/// The same as [`nearest_file`] for a key that does not exist.
+async fn nearest_object(remote: &Remote, objects: &Objects) -> Result<String, ObjectsError> {
+    let key = remote.key().trim_end_matches('/');
+    let (folder, name) = key.rsplit_once('/').unwrap_or(("", key));
+    let parent = object_store::path::Path::parse(folder).unwrap_or_default();
+    let found = objects.store.list_with_delimiter(Some(&parent)).await.map_err(|e| objects.error(&e))?;
+    let keys = found.common_prefixes.iter().chain(found.objects.iter().map(|object| &object.location));
+    let names: Vec<&str> = keys.filter_map(|key| key.filename()).collect();
+    if names.is_empty() && !folder.is_empty() {
+        return Ok(format!(", nor does its folder {}", remote.with_key(folder)));
+    }
+    let other = nearest_name(name, names.into_iter());
+    Ok(other.map_or_else(String::new, |other| {
+        let other = if folder.is_empty() { other.to_owned() } else { format!("{folder}/{other}") };
+        format!("; did you mean {}?", remote.with_key(other))
+    }))
+}
+
+/// Why a glob cannot be read that has a pattern for folders, which DataFusion matches never or now and then.
+fn pattern_for_folders(glob: &Path) -> Option<String> {
+    let folder = glob
+        .parent()?
+        .ancestors()
+        .filter(|folder| folder.file_name().is_some_and(|name| name.to_string_lossy().contains(['*', '?', '['])));
+    let folder = folder.last()?;
+    let (name, above) = (Path::new(folder.file_name()?).display(), folder.parent()?.display());
+    Some(format!(
+        "{}: only the name of a file can be a pattern, and `{name}` stands for folders; name the folder {above}/ \
+         instead, whose folders of the form key=value are read as columns to filter by",
+        glob.display()
+    ))
+}
+
+/// " (did you mean …?)" where the folder has a file with nearly that name.
+fn nearest_file(path: &Path) -> String {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return String::new() };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let Ok(entries) = parent.read_dir() else {
+        return format!(", nor does its folder {}", parent.display());
+    };
+    let others: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    nearest_name(&name.to_string_lossy(), others.iter().map(String::as_str))
+        .map_or_else(String::new, |other| format!("; did you mean {}?", path.with_file_name(other).display()))
+}
+
+fn nearest_name<'a>(name: &str, others: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    others
+        .map(|other| (strsim::jaro_winkler(name, other), other))
+        .filter(|(similarity, _)| *similarity > 0.85)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, other)| other)
+}

@@ -1,0 +1,211 @@
+//! Runs that die, are given up or are not answered: what they leave is no run, and goes.
+
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use couplet::lock::Place;
+use couplet::sink::runs::{Limits, Run, RunFolder, RunsError, all, latest};
+use object_store::memory::InMemory;
+
+use crate::faulty::{Fault, Faulty};
+use crate::runs::{batch, begin, ids, names, objects, places, publish, read, remote, run, schema, wide_batch};
+
+/// Runs as a child of the next test.
+#[test]
+#[ignore = "it is the child of `a_run_that_is_killed_anywhere_leaves_nothing_that_reads_as_a_run`"]
+fn child_that_publishes() {
+    let sink = std::env::var("COUPLET_TEST_SINK").unwrap();
+    let id = std::env::var("COUPLET_TEST_RUN").unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let place = Place::Folder(sink.into());
+        let begun = RunFolder::begin(&place, &schema(), &[("couplet.model", "b1c3".into())], run(&id, Some(2))).await;
+        let mut folder = begun.unwrap().with_limits(Limits { bytes: u64::MAX, rows: 5000 });
+        for _ in 0..40 {
+            folder.write(&batch(&id, 1000)).await.unwrap();
+        }
+        folder.commit().await.unwrap();
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_killed_anywhere_leaves_nothing_that_reads_as_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place::Folder(folder.path().into());
+    publish(&place, "first", 40, None).await.unwrap();
+    let (mut kills, mut unfinished, mut last) = (0, 0, 1);
+    for attempt in 0..60 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "broken_runs::child_that_publishes"])
+            .env("COUPLET_TEST_SINK", folder.path())
+            .env("COUPLET_TEST_RUN", format!("run{attempt}"))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        // At other places each time: from before it begins to after it is done.
+        tokio::time::sleep(Duration::from_millis(10 + 7 * attempt % 200)).await;
+        let done = child.try_wait().unwrap().is_some();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += u32::from(!done);
+        unfinished += u32::from(names(folder.path()).iter().any(|name| name.starts_with('.')));
+        let runs = all(&place).await.unwrap();
+        assert!(!runs.is_empty());
+        for manifest in &runs {
+            assert_eq!(read(&place, manifest).await, Ok(40_000));
+        }
+        let newest = runs.last().unwrap().sequence;
+        assert!(newest == last || newest == last + 1, "{last} then {newest}");
+        last = newest;
+    }
+    println!("{kills} kills, {unfinished} of them while something was written, {last} runs published");
+    assert!(kills > 10);
+    publish(&place, "last", 1, Some(1)).await.unwrap();
+    assert_eq!(names(folder.path()), [latest(&place).await.unwrap().unwrap().folder()]);
+}
+
+#[tokio::test]
+async fn a_run_that_is_given_up_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    for place in places(&folder) {
+        let mut given_up = begin(&place, "up").await.with_limits(Limits { bytes: u64::MAX, rows: 1000 });
+        for _ in 0..3 {
+            given_up.write(&batch("up", 1000)).await.unwrap();
+        }
+        given_up.abort().await;
+        assert!(latest(&place).await.unwrap().is_none());
+        publish(&place, "next", 1, None).await.unwrap();
+        publish(&place, "after", 1, None).await.unwrap();
+        match &place {
+            Place::Folder(sink) => assert_eq!(names(sink), ["run=000001-next", "run=000002-after"]),
+            Place::Objects { store, .. } => {
+                assert!(objects(store.as_ref()).await.iter().all(|name| !name.contains("-up")))
+            }
+        }
+    }
+}
+
+/// An object store is left as a kill would leave it, after every single write.
+#[tokio::test]
+async fn a_remote_run_that_dies_anywhere_is_invisible_and_the_next_run_removes_it() {
+    let mut died = 0;
+    for step in 0.. {
+        let memory = InMemory::new();
+        let place = remote(&memory);
+        publish(&place, "first", 2, None).await.unwrap();
+        let faulty = Faulty::new(Arc::new(memory.clone()));
+        faulty.fail_after(step);
+        let ended = dying(&remote(&faulty)).await;
+        let killed = faulty.log.lock().unwrap().iter().any(|line| line == "killed");
+        let runs = all(&place).await.unwrap();
+        for manifest in &runs {
+            read(&place, manifest).await.unwrap();
+        }
+        if !killed {
+            ended.unwrap();
+            assert_eq!(ids(&place).await, ["second"]);
+            break;
+        }
+        died += 1;
+        assert!(matches!(runs.len(), 1 | 2), "{runs:?}");
+        let before = runs.last().unwrap().clone();
+        // Another pipeline does not touch it.
+        let objects_before = objects(&memory).await.len();
+        let other = Run { pipeline: "other".into(), ..run("other", None) };
+        RunFolder::begin(&place, &schema(), &[], other).await.unwrap();
+        assert_eq!(objects(&memory).await.len(), objects_before + 1);
+
+        let third = publish(&place, "third", 1, None).await.unwrap();
+        assert_eq!(third.sequence, before.sequence + 1);
+        publish(&place, "fourth", 1, Some(1)).await.unwrap();
+        publish(&place, "fifth", 1, Some(1)).await.unwrap();
+        let left: Vec<String> = objects(&memory).await.into_iter().filter(|name| !name.contains("-other")).collect();
+        assert_eq!(left.len(), 3, "{left:?}");
+        assert!(left.iter().all(|name| name.contains("-fifth/")), "{left:?}");
+    }
+    assert!(died > 7, "{died}");
+}
+
+/// A run in three files, whose process ends with the first error; nothing is cleaned up.
+async fn dying(place: &Place) -> Result<(), RunsError> {
+    let begun = RunFolder::begin(place, &schema(), &[("couplet.model", "b1c3".into())], run("second", Some(1))).await;
+    let mut folder = begun?.with_limits(Limits { bytes: u64::MAX, rows: 1000 });
+    for _ in 0..3 {
+        folder.write(&batch("second", 1000)).await?;
+    }
+    folder.finish().await?;
+    folder.commit().await.map(|_| ())
+}
+
+#[tokio::test]
+async fn a_dead_run_cannot_become_complete_when_it_has_been_removed() {
+    let store = InMemory::new();
+    let place = remote(&store);
+    let mut slow = begin(&place, "slow").await;
+    slow.write(&batch("slow", 1000)).await.unwrap();
+    slow.finish().await.unwrap();
+    publish(&place, "next", 1, None).await.unwrap();
+    let error = slow.commit().await.unwrap_err().to_string();
+    assert_eq!(error, "cannot write s3://bucket/out/scores: another run took this one for dead, and has removed it");
+    assert_eq!(ids(&place).await, ["next"]);
+    publish(&place, "after", 1, None).await.unwrap();
+    publish(&place, "last", 1, None).await.unwrap();
+    assert!(objects(&store).await.iter().all(|name| !name.contains("slow")));
+}
+
+#[tokio::test]
+async fn a_manifest_whose_answer_was_lost_is_known_as_its_own() {
+    for fault in [Fault::Repeated, Fault::AnswerLost] {
+        let store = Faulty::new(Arc::new(InMemory::new()));
+        let place = remote(&store);
+        let mut folder = begin(&place, "a").await;
+        folder.write(&batch("a", 1000)).await.unwrap();
+        folder.finish().await.unwrap();
+        store.script(&[Some(fault)]);
+        let manifest = folder.commit().await.unwrap();
+        assert_eq!(latest(&place).await.unwrap(), Some(manifest));
+    }
+    // Not known: the files stay, as the manifest may still come.
+    let store = Faulty::new(Arc::new(InMemory::new()));
+    let place = remote(&store);
+    let mut folder = begin(&place, "a").await;
+    folder.finish().await.unwrap();
+    store.script(&[Some(Fault::Refused); 3]);
+    let error = folder.commit().await.unwrap_err().to_string();
+    assert!(error.contains("whether this run's output was published is not known"), "{error}");
+    assert_eq!(objects(&store).await.len(), 2);
+}
+
+#[tokio::test]
+async fn uploads_that_fail_or_are_given_up_are_aborted() {
+    // A row group, which is what is sent at once, of more than a part.
+    let full = wide_batch("full", 128 * 1024, 8);
+    for case in ["fails", "drops", "aborts", "finishes"] {
+        let store = Faulty::new(Arc::new(InMemory::new()));
+        let place = remote(&store);
+        let mut folder = begin(&place, case).await;
+        folder.write(&full).await.unwrap();
+        assert_eq!(store.open_uploads.load(Ordering::SeqCst), 1, "{case}");
+        match case {
+            "fails" => {
+                store.script(&[Some(Fault::Refused); 3]);
+                let failed = folder.write(&full).await;
+                let failed = failed.and(folder.finish().await).unwrap_err().to_string();
+                assert!(failed.starts_with("cannot write s3://bucket/out/scores: 500 Internal"), "{failed}");
+                folder.abort().await;
+            }
+            "drops" => {
+                drop(folder);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            "aborts" => folder.abort().await,
+            _ => {
+                let manifest = folder.commit().await.unwrap();
+                assert_eq!(read(&place, &manifest).await, Ok(128 * 1024));
+            }
+        }
+        assert_eq!(store.open_uploads.load(Ordering::SeqCst), 0, "{case}");
+    }
+}

@@ -1,0 +1,202 @@
+//! The fault proxy itself: every fault is seen by a client as what it stands for, and requests without a fault go on
+//! unchanged.
+
+use std::time::{Duration, Instant};
+
+use object_store::aws::AmazonS3;
+use object_store::path::Path;
+use object_store::{Error, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+
+use crate::proxy::{Fault, Kind, Proxy, Rule};
+use crate::seaweed::{Bucket, block_on, client_of, client_with_retries};
+
+/// Bytes that tell a truncated or a damaged body from a whole one.
+fn bytes() -> Vec<u8> {
+    (0..300_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
+}
+
+/// A bucket with an object in it, a proxy, and a client before the proxy that asks once.
+fn setup(test: &str, bucket: &str) -> Option<(Bucket, Proxy, AmazonS3, Path)> {
+    let bucket = Bucket::new(test, bucket)?;
+    bucket.put("folder/object", bytes());
+    let proxy = bucket.proxy(7);
+    let client = client_of(&proxy.endpoint(), &bucket.name);
+    Some((bucket, proxy, client, Path::from("folder/object")))
+}
+
+#[test]
+fn without_a_rule_requests_pass_and_are_told_apart() {
+    let Some((_bucket, proxy, client, path)) = setup("without_a_rule_requests_pass_and_are_told_apart", "faults-none")
+    else {
+        return;
+    };
+    block_on(async {
+        assert_eq!(client.get(&path).await.unwrap().bytes().await.unwrap(), bytes());
+        assert_eq!(client.head(&path).await.unwrap().size, 1_200_000);
+        let listed = client.list_with_delimiter(None).await.unwrap();
+        assert_eq!(listed.common_prefixes, [Path::from("folder")]);
+        let other = Path::from("é & other=%2F?");
+        client.put(&other, "1".into()).await.unwrap();
+        client.copy(&other, &Path::from("copy")).await.unwrap();
+        let create = PutOptions::from(PutMode::Create);
+        let again = client.put_opts(&other, "2".into(), create).await;
+        assert!(matches!(again, Err(Error::AlreadyExists { .. })), "{again:?}");
+        let mut upload = client.put_multipart(&Path::from("parts")).await.unwrap();
+        upload.put_part(vec![1; 5 << 20].into()).await.unwrap();
+        upload.put_part(vec![2; 10].into()).await.unwrap();
+        upload.complete().await.unwrap();
+        let mut upload = client.put_multipart(&Path::from("never")).await.unwrap();
+        upload.put_part(vec![1; 10].into()).await.unwrap();
+        upload.abort().await.unwrap();
+        client.delete(&other).await.unwrap();
+        assert_eq!(client.head(&Path::from("parts")).await.unwrap().size, (5 << 20) + 10);
+    });
+    let kinds = [
+        (Kind::Get, 1),
+        (Kind::Head, 2),
+        (Kind::List, 1),
+        (Kind::Put, 1),
+        (Kind::PutIf, 1),
+        (Kind::Copy, 1),
+        (Kind::Delete, 1),
+        (Kind::UploadStart, 2),
+        (Kind::UploadPart, 3),
+        (Kind::UploadComplete, 1),
+        (Kind::UploadAbort, 1),
+        (Kind::Other, 0),
+    ];
+    for (kind, requests) in kinds {
+        assert_eq!(proxy.requests(kind), requests, "{kind:?}: {:?}", proxy.log());
+    }
+}
+
+#[test]
+fn statuses_come_as_s3_gives_them() {
+    let Some((_bucket, proxy, client, path)) = setup("statuses_come_as_s3_gives_them", "faults-status") else { return };
+    for (status, code) in [(500, "InternalError"), (503, "SlowDown"), (429, "TooManyRequests"), (501, "NotImplemented")]
+    {
+        proxy.heal();
+        proxy.fail(Rule::new(Fault::Status(status)).on(&[Kind::Get]));
+        let error = block_on(client.get(&path)).unwrap_err().to_string();
+        assert!(error.contains(&status.to_string()) && error.contains(code), "{error}");
+        assert_eq!(proxy.faults(Fault::Status(status)), 1);
+    }
+    proxy.heal();
+    proxy.fail(Rule::new(Fault::Status(403)));
+    assert!(matches!(block_on(client.get(&path)), Err(Error::PermissionDenied { .. })));
+}
+
+#[test]
+fn a_success_with_an_error_in_it_is_a_failure() {
+    let Some((bucket, proxy, client, _)) = setup("a_success_with_an_error_in_it_is_a_failure", "faults-body") else {
+        return;
+    };
+    proxy.fail(Rule::new(Fault::ErrorBody).on(&[Kind::UploadComplete]));
+    let path = Path::from("parts");
+    let completed = block_on(async {
+        let mut upload = client.put_multipart(&path).await.unwrap();
+        upload.put_part(vec![1; 10].into()).await.unwrap();
+        upload.complete().await
+    });
+    let error = completed.unwrap_err().to_string();
+    assert!(error.contains("InternalError"), "{error}");
+    assert!(matches!(block_on(bucket.client.head(&path)), Err(Error::NotFound { .. })));
+}
+
+#[test]
+fn a_reset_comes_before_the_server_knows_and_a_dropped_answer_after() {
+    let test = "a_reset_comes_before_the_server_knows_and_a_dropped_answer_after";
+    let Some((bucket, proxy, client, _)) = setup(test, "faults-reset") else { return };
+    let exists = |path: &Path| block_on(bucket.client.head(path)).is_ok();
+    let path = Path::from("reset");
+    proxy.fail(Rule::new(Fault::Reset).on(&[Kind::Put]));
+    let put = block_on(client.put(&path, "1".into()));
+    assert!(put.is_err() && !exists(&path), "{put:?}");
+    proxy.heal();
+    proxy.fail(Rule::new(Fault::DropAnswer).on(&[Kind::Put]));
+    let put = block_on(client.put(&path, "1".into()));
+    assert!(put.is_err() && exists(&path), "{put:?}");
+}
+
+/// What makes commits hard: the one who wrote is told that somebody was quicker.
+#[test]
+fn a_create_whose_answer_is_lost_may_have_been_done() {
+    let test = "a_create_whose_answer_is_lost_may_have_been_done";
+    let Some((bucket, proxy, _, _)) = setup(test, "faults-create") else { return };
+    let client = client_with_retries(&proxy.endpoint(), &bucket.name, 3);
+    let path = Path::from("commit");
+    proxy.fail(Rule::new(Fault::DoneButStatus(500)).on(&[Kind::PutIf]).times(1));
+    let create = || block_on(client.put_opts(&path, "mine".into(), PutOptions::from(PutMode::Create)));
+    let created = create();
+    assert!(matches!(created, Err(Error::AlreadyExists { .. })), "{created:?}");
+    let found = block_on(async { bucket.client.get(&path).await.unwrap().bytes().await.unwrap() });
+    assert_eq!(found, "mine".as_bytes());
+    // Where the connection broke, the client does not ask again, as it cannot know.
+    block_on(bucket.client.delete(&path)).unwrap();
+    proxy.fail(Rule::new(Fault::DropAnswer).on(&[Kind::PutIf]).times(1));
+    let created = create();
+    assert!(matches!(created, Err(Error::Generic { .. })), "{created:?}");
+    assert!(block_on(bucket.client.head(&path)).is_ok());
+}
+
+#[test]
+fn a_stalled_answer_ends_late_and_a_slow_one_is_whole() {
+    let Some((_bucket, proxy, client, path)) =
+        setup("a_stalled_answer_ends_late_and_a_slow_one_is_whole", "faults-slow")
+    else {
+        return;
+    };
+    let began = Instant::now();
+    proxy.fail(Rule::new(Fault::Stall(Duration::from_millis(300))));
+    assert!(block_on(client.get(&path)).is_err());
+    assert!(began.elapsed() >= Duration::from_millis(300));
+    proxy.heal();
+    let began = Instant::now();
+    proxy.fail(Rule::new(Fault::SlowBody(Duration::from_millis(3))));
+    let found = block_on(async { client.get(&path).await.unwrap().bytes().await.unwrap() });
+    assert!(found == bytes() && began.elapsed() >= Duration::from_millis(300));
+}
+
+#[test]
+fn a_truncated_body_is_noticed_and_read_on_from_where_it_broke() {
+    let test = "a_truncated_body_is_noticed_and_read_on_from_where_it_broke";
+    let Some((bucket, proxy, client, path)) = setup(test, "faults-truncated") else { return };
+    proxy.fail(Rule::new(Fault::TruncatedBody).on(&[Kind::Get]).times(2));
+    let cut = block_on(async { client.get(&path).await.unwrap().bytes().await });
+    assert!(cut.is_err());
+    let client = client_with_retries(&proxy.endpoint(), &bucket.name, 3);
+    let found = block_on(async { client.get(&path).await.unwrap().bytes().await.unwrap() });
+    assert_eq!(found, bytes());
+    assert_eq!((proxy.faults(Fault::TruncatedBody), proxy.requests(Kind::Get)), (2, 3));
+}
+
+#[test]
+fn rules_choose_by_kind_path_number_and_share() {
+    let Some((_bucket, proxy, client, path)) = setup("rules_choose_by_kind_path_number_and_share", "faults-rules")
+    else {
+        return;
+    };
+    let fault = Fault::Status(500);
+    proxy.fail(Rule::new(fault).on(&[Kind::Get]).path("/folder/").after(1).times(2));
+    let get = |path: &Path| block_on(client.get_opts(path, GetOptions::default())).is_ok();
+    assert!(block_on(client.head(&path)).is_ok());
+    assert_eq!([get(&path), get(&path), get(&path), get(&path)], [true, false, false, true]);
+    assert_eq!((proxy.faults(fault), proxy.requests(Kind::Get)), (2, 4));
+    proxy.heal();
+    proxy.fail(Rule::new(fault).rate(0.5));
+    let failed = (0..100).filter(|_| !get(&path)).count();
+    assert!((30..=70).contains(&failed), "{failed}");
+}
+
+#[test]
+fn a_server_that_does_not_know_conditions_overwrites() {
+    let Some((_bucket, proxy, client, path)) = setup("a_server_that_does_not_know_conditions_overwrites", "faults-if")
+    else {
+        return;
+    };
+    let create = || block_on(client.put_opts(&path, "2".into(), PutOptions::from(PutMode::Create)));
+    assert!(matches!(create(), Err(Error::AlreadyExists { .. })));
+    proxy.fail(Rule::new(Fault::IgnoreCondition).on(&[Kind::PutIf]));
+    create().unwrap();
+    assert_eq!(block_on(client.head(&path)).unwrap().size, 1);
+}

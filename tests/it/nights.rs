@@ -1,0 +1,329 @@
+//! `couplet run`, night after night: what is remembered, what a kill leaves, and what readers see meanwhile.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::{Job, rows_of, stderr_of, stdout_of, write};
+
+/// `id,a,b` of rows from `from` up to `to`; every third text comes twice.
+fn pairs(from: usize, to: usize) -> String {
+    let mut csv = String::from("id,a,b\n");
+    for id in from..to {
+        let text = id - usize::from(id % 3 == 2);
+        csv.push_str(&format!("{id},The council heard letter {text} on the plan,Letter {text} reached the council\n"));
+    }
+    csv
+}
+
+/// A job of 300 rows and 200 texts in windows of 16, which commits after each window.
+fn job() -> Job {
+    Job::new(pairs(0, 300)).add("[run]\nwindow = 16\n[score]\nstore = \"state\"\ncheckpoint = \"1ms\"")
+}
+
+fn delta(job: Job, mode: &str) -> Job {
+    job.change("uri = \"out/scores.parquet\"", &format!("uri = \"out/scores\"\nformat = \"delta\"\nmode = {mode:?}"))
+}
+
+fn folder(job: Job, mode: &str) -> Job {
+    job.change("uri = \"out/scores.parquet\"", &format!("uri = \"out/scores\"\nmode = {mode:?}"))
+}
+
+/// The published rows in the order of their ids, as `couplet query` reads them.
+fn published(job: &Job) -> Vec<Value> {
+    let sql = "SELECT * FROM predictions ORDER BY CAST(id AS INT)";
+    let mut query = job.couplet(&["query", "--pipeline", "pipeline.toml", "--format", "json", sql]);
+    serde_json::from_str(&stdout_of(&mut query)).unwrap()
+}
+
+fn counts(report: &Value) -> [u64; 5] {
+    ["read", "scored", "remembered", "repeated", "rejected"].map(|name| report["rows"][name].as_u64().unwrap())
+}
+
+/// Runs the job, killed at a point; expects the point to be reached.
+fn crash(job: &Job, point: &str) {
+    let output = job.run().env("COUPLET_CRASH", point).output().unwrap();
+    assert_eq!(output.status.code(), None, "{point}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn the_second_night_scores_what_is_new_or_changed() {
+    let job = job();
+    assert_eq!(counts(&job.report()), [300, 200, 0, 100, 0]);
+    let first = rows_of(&job.output());
+    assert_eq!(counts(&job.report()), [300, 0, 300, 0, 0]);
+    assert_eq!(rows_of(&job.output()), first);
+
+    // Six rows more, one text changed.
+    let grown = pairs(0, 306).replace("0,The council heard letter 0 ", "0,The council read letter 0 ");
+    write(&job.path("pairs.csv"), grown);
+    assert_eq!(counts(&job.report()), [306, 5, 299, 2, 0]);
+    let grown = rows_of(&job.output());
+    assert_eq!(grown.len(), 306);
+    assert_eq!(grown[1..300], first[1..]);
+    assert_ne!(grown[0]["score"], first[0]["score"]);
+}
+
+#[test]
+fn the_order_of_rows_is_that_of_the_source_however_they_are_joined() {
+    let job = job();
+    job.report();
+    let ids = |job: &Job| rows_of(&job.output()).iter().map(|row| row["id"].as_u64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(ids(&job), (0..300).collect::<Vec<_>>());
+    // With too little memory for a table of scores, both sides are sorted, and spilled where that is too much as well.
+    let job = Job::new(pairs(0, 120_000)).add("[run]\nmemory = \"16MiB\"\nspill = \"spill\"");
+    let job = job.change("SELECT id, a, b FROM pairs", "SELECT id, a, b FROM pairs WHERE id % 1000 < 200");
+    assert_eq!(counts(&job.report())[0], 24_000);
+    let ids = ids(&job);
+    assert!(ids.is_sorted() && ids.len() == 24_000);
+    assert_eq!(job.path("spill").read_dir().unwrap().count(), 0, "what was spilled is removed");
+}
+
+#[test]
+fn another_model_or_length_or_precision_forgets_by_itself_and_fresh_on_purpose() {
+    let job = job();
+    job.report();
+    let job = job.change("[sink]", "max_length = 16\n[sink]");
+    assert_eq!(counts(&job.report())[1], 200);
+    assert_eq!(counts(&job.report())[1], 0);
+    let fresh: Value = serde_json::from_str(&stdout_of(job.run().args(["--json", "--fresh"]))).unwrap();
+    assert_eq!(counts(&fresh), [300, 200, 0, 100, 0]);
+    // The two models' scores are there; that of the model that is used no more goes.
+    let gc = |dry: &[&str]| stdout_of(job.couplet(&["store", "gc", "pipeline.toml"]).args(dry));
+    assert_eq!(gc(&["--dry-run"]), "200 scores of 1 models would be forgotten; 0 files removed\n");
+    assert!(gc(&[]).starts_with("200 scores of 1 models forgotten; "));
+    assert!(gc(&[]).starts_with("0 scores of 0 models forgotten; "));
+    assert_eq!(counts(&job.report()), [300, 0, 300, 0, 0]);
+}
+
+/// Each step of a run, as [`crash`] names it.
+const POINTS: [&str; 8] = [
+    "read",
+    "store.before",
+    "store.after",
+    "store.before:3",
+    "store.after:7",
+    "publish.before",
+    "publish.written",
+    "publish.after",
+];
+
+#[test]
+fn a_run_that_is_killed_at_any_step_goes_on_and_ends_with_the_same_table() {
+    let undisturbed = job();
+    undisturbed.report();
+    let expected = published(&undisturbed);
+    for (kind, once) in
+        [("file", true), ("runs", true), ("delta overwrite", true), ("delta merge", true), ("delta append", false)]
+    {
+        for point in POINTS {
+            // The rows of Delta tables are written by the library, which knows no such point.
+            if point == "publish.written" && kind.starts_with("delta") {
+                continue;
+            }
+            let job = match kind {
+                "file" => job(),
+                "runs" => folder(job(), "overwrite"),
+                _ => delta(job(), kind.split_once(' ').unwrap().1),
+            };
+            crash(&job, point);
+            let report = job.report();
+            assert_eq!(counts(&report)[0], 300, "{kind} {point}");
+            // Windows that follow each other at once are committed together.
+            let done = match point {
+                "read" | "store.before" => 0..=0,
+                "store.after" => 16..=64,
+                "store.before:3" => 2 * 16..=200,
+                "store.after:7" => 7 * 16..=200,
+                _ => 200..=200,
+            };
+            let remembered = 200 - counts(&report)[1];
+            assert!(done.contains(&remembered), "{kind} {point}: {remembered} texts were not scored again");
+            let rows = published(&job);
+            // After the commit the work was done: to append once more is what the second run was asked for.
+            let times = if point == "publish.after" && !once { 2 } else { 1 };
+            assert_eq!(rows.len(), 300 * times, "{kind} {point}");
+            let distinct: BTreeSet<String> = rows.iter().map(ToString::to_string).collect();
+            let all: BTreeSet<String> = expected.iter().map(ToString::to_string).collect();
+            assert_eq!(distinct, all, "{kind} {point}");
+            assert_eq!(outcomes(&job), ["done", "killed"], "{kind} {point}");
+        }
+    }
+}
+
+/// How the job's runs ended, the newest first.
+fn outcomes(job: &Job) -> Vec<String> {
+    let runs: Value = serde_json::from_str(&stdout_of(&mut job.couplet(&["runs", "pipeline.toml", "--json"]))).unwrap();
+    runs.as_array().unwrap().iter().map(|run| run["outcome"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Kills at random moments: how many kills come from `COUPLET_KILLS`, a few if it is not set.
+#[test]
+fn kills_at_random_moments_lose_nothing() {
+    let kills: u64 = std::env::var("COUPLET_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(6);
+    let undisturbed = job();
+    let began = Instant::now();
+    undisturbed.report();
+    let whole = began.elapsed();
+    let expected = published(&undisturbed);
+    let mut state: u64 = 42;
+    let mut random = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as f64 / f64::from(1_u32 << 31)
+    };
+    let (mut done, mut job, mut in_this_job) = (0, None, 0);
+    while done < kills {
+        let current = job.get_or_insert_with(|| delta(self::job(), "merge"));
+        let mut child = start(current);
+        std::thread::sleep(whole.mul_f64(random() * 1.1));
+        let _ = child.kill();
+        let ended = child.wait().unwrap();
+        assert!(ended.code().is_none_or(|code| code == 0), "a run after kills failed");
+        done += u64::from(ended.code().is_none());
+        in_this_job += 1;
+        if in_this_job == 5 {
+            current.report();
+            assert_eq!(published(current), expected);
+            (job, in_this_job) = (None, 0);
+        }
+    }
+    if let Some(current) = job {
+        current.report();
+        assert_eq!(published(&current), expected);
+    }
+}
+
+fn start(job: &Job) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_couplet"))
+        .args(["run", "pipeline.toml", "--quiet"])
+        .current_dir(job.path(""))
+        .env_remove("RUST_LOG")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn a_second_run_at_the_same_time_refuses_or_waits() {
+    let job = job();
+    // Held as a run holds it.
+    std::fs::create_dir_all(job.path("state")).unwrap();
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(job.path("state/lock.json"));
+    let file = file.unwrap();
+    file.lock().unwrap();
+    let message = job.error(1);
+    assert!(message.contains("is in use by another run") && message.contains("--wait"), "{message}");
+    let waiting = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(500));
+        drop(file);
+    });
+    stdout_of(job.run().args(["--wait", "60s"]));
+    waiting.join().unwrap();
+}
+
+#[test]
+fn tables_move_from_version_to_version() {
+    let job = delta(job(), "append").change("mode = \"append\"", "mode = \"append\"\npartition_by = [\"part\"]");
+    let job = job.change("SELECT id, a, b FROM pairs", "SELECT id, a, b, id % 2 AS part FROM pairs");
+    assert_eq!(job.report()["output"]["version"], 0);
+    assert_eq!(job.report()["output"]["version"], 1);
+    let count = |table: &str| {
+        let table = format!("t={table}");
+        let sql = "SELECT count(*) AS n, count(DISTINCT id) AS ids, max(part) AS parts FROM t";
+        let text = stdout_of(&mut job.couplet(&["query", "--format", "json", "--table", &table, sql]));
+        serde_json::from_str::<Value>(&text).unwrap()[0].clone()
+    };
+    assert_eq!(count("out/scores"), serde_json::json!({ "n": 600, "ids": 300, "parts": 1 }));
+    assert_eq!(count("out/scores@0"), serde_json::json!({ "n": 300, "ids": 300, "parts": 1 }));
+    assert!(job.path("out/scores/part=1").is_dir());
+    let message = stderr_of(&mut job.couplet(&["query", "--table", "t=out/scores@9", "SELECT 1"]), 2);
+    assert!(message.contains("version 9"), "{message}");
+
+    // A column more does not fit what is there, and is welcome where everything is replaced.
+    let job = job.change("SELECT id, a, b,", "SELECT id, a, b, 'x' AS more,");
+    let message = job.error(1);
+    assert!(message.contains("column `more` is not in the table"), "{message}");
+    let job = job.change("mode = \"append\"", "mode = \"overwrite\"");
+    assert_eq!(job.report()["output"]["version"], 2);
+    assert_eq!(published(&job).len(), 300);
+}
+
+#[test]
+fn rows_are_merged_by_their_id() {
+    let job = delta(job(), "merge");
+    job.report();
+    let changed = pairs(200, 310).replace("250,The council heard", "250,The mayor heard");
+    write(&job.path("pairs.csv"), changed);
+    job.report();
+    let rows = published(&job);
+    assert_eq!(rows.len(), 310);
+    assert!(rows[250]["a"].as_str().unwrap().starts_with("The mayor"));
+    assert!(rows[100]["a"].as_str().unwrap().starts_with("The council"));
+}
+
+#[test]
+fn a_folder_of_runs_is_read_by_its_manifests() {
+    let job = folder(job(), "overwrite").change("mode = \"overwrite\"", "mode = \"overwrite\"\nkeep = 2");
+    let outputs: Vec<String> = (0..3).map(|_| job.report()["output"]["path"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(published(&job).len(), 300);
+    let there: BTreeSet<PathBuf> =
+        job.path("out/scores").read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    let kept: BTreeSet<PathBuf> = outputs[1..].iter().map(|output| job.path(output)).collect();
+    assert_eq!(there, kept, "the newest two stay");
+    // Without its manifest, a run is not there.
+    std::fs::remove_file(job.path(&outputs[2]).join("_SUCCESS")).unwrap();
+    assert_eq!(published(&job).len(), 300);
+    let job = job.change("mode = \"overwrite\"\nkeep = 2", "mode = \"append\"");
+    job.report();
+    assert_eq!(published(&job).len(), 600);
+}
+
+#[test]
+fn rejected_rows_go_to_a_table_of_their_own_if_asked() {
+    for format in ["", "format = \"delta\"\nmode = \"append\""] {
+        let csv = pairs(0, 30) + "30,,nothing\n31,,nothing\n";
+        let job = Job::new(csv).add("[score]\nerrors = \"quarantine\"");
+        let job = if format.is_empty() {
+            job
+        } else {
+            job.change("uri = \"out/scores.parquet\"", &format!("uri = \"out/scores\"\n{format}"))
+        };
+        let report = job.report();
+        assert_eq!(counts(&report), [32, 20, 0, 10, 2]);
+        assert_eq!(report["quarantine"]["rows"], 2);
+        assert_eq!(published(&job).len(), 30);
+        let table = format!("t={}", report["quarantine"]["path"].as_str().unwrap());
+        let sql = "SELECT id, error FROM t ORDER BY id";
+        let text = stdout_of(&mut job.couplet(&["query", "--format", "csv", "--table", &table, sql]));
+        assert_eq!(text, "id,error\n30,a is NULL\n31,a is NULL\n");
+        // A second night adds no second copy of them.
+        job.report();
+        let text = stdout_of(&mut job.couplet(&["query", "--format", "csv", "--table", &table, sql]));
+        assert_eq!(text.lines().count(), 3, "{text}");
+    }
+}
+
+#[test]
+fn runs_are_rows_of_a_table() {
+    let job = job();
+    assert!(stdout_of(&mut job.couplet(&["runs", "pipeline.toml"])).starts_with("demo has not run yet"));
+    job.report();
+    let broken = job.change("[score]", "[score]\nmax_errors = 0.0");
+    write(&broken.path("pairs.csv"), pairs(0, 3) + "4,,x\n");
+    broken.error(1);
+    assert_eq!(outcomes(&broken), ["failed", "done"]);
+    let sql = "SELECT outcome, rows_read, rows_scored, rows_remembered, sources LIKE '%pairs.csv%' AS source, \
+               length(pipeline_hash) AS hash FROM runs ORDER BY started_at";
+    let mut query = broken.couplet(&["query", "--pipeline", "pipeline.toml", "--format", "json", sql]);
+    let runs: Value = serde_json::from_str(&stdout_of(&mut query)).unwrap();
+    assert_eq!(runs[0]["outcome"], "done");
+    assert_eq!(runs[0]["rows_scored"], 200);
+    assert_eq!(runs[0]["source"], true);
+    assert_eq!(runs[1]["outcome"], "failed");
+    let listed = stdout_of(&mut broken.couplet(&["runs", "pipeline.toml"]));
+    assert!(listed.lines().count() == 3 && listed.contains("were rejected"), "{listed}");
+}

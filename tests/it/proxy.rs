@@ -1,0 +1,373 @@
+//! A proxy before the S3 server that makes requests fail in the ways that networks and services fail, by script.
+//!
+//! Requests go on byte for byte, as they are signed, each over a connection of its own. What S3 requests mean is told by
+//! their first line and headers alone. Nothing here knows what couplet does.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// What a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Get,
+    Head,
+    List,
+    /// A whole object in one request.
+    Put,
+    /// The same on the condition that there is none, or the version that is known: how commits are made.
+    PutIf,
+    Copy,
+    Delete,
+    /// The beginning of an upload in parts, a part, the end that makes it an object, the end that makes it nothing.
+    UploadStart,
+    UploadPart,
+    UploadComplete,
+    UploadAbort,
+    Other,
+}
+
+impl Kind {
+    fn of(method: &str, target: &str, headers: &[(String, String)]) -> Self {
+        let query = target.split_once('?').map_or("", |(_, query)| query);
+        let asks = |name: &str| query.split('&').any(|part| part.split('=').next() == Some(name));
+        let has = |name: &str| headers.iter().any(|(header, _)| header == name);
+        match method {
+            "GET" if asks("list-type") => Self::List,
+            "GET" => Self::Get,
+            "HEAD" => Self::Head,
+            "PUT" if asks("partNumber") => Self::UploadPart,
+            "PUT" if has("x-amz-copy-source") => Self::Copy,
+            "PUT" if has("if-none-match") || has("if-match") => Self::PutIf,
+            "PUT" => Self::Put,
+            "DELETE" if asks("uploadId") => Self::UploadAbort,
+            "DELETE" => Self::Delete,
+            "POST" if asks("uploads") => Self::UploadStart,
+            "POST" if asks("uploadId") => Self::UploadComplete,
+            "POST" if asks("delete") => Self::Delete,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// How a request fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// Not forwarded: this status, with the code that S3 gives with it.
+    Status(u16),
+    /// Not forwarded: 200 with an error as its body, as S3 answers long requests that fail on the way.
+    ErrorBody,
+    /// Not forwarded: the connection is reset.
+    Reset,
+    /// Forwarded, and done by the server; the connection is reset instead of the answer.
+    DropAnswer,
+    /// Forwarded, and done by the server; this status instead of the answer.
+    DoneButStatus(u16),
+    /// Forwarded, and done by the server; there is no answer for so long, then the connection is reset.
+    Stall(Duration),
+    /// Forwarded; the answer's body comes in a hundred pieces with so long a pause between two of them.
+    SlowBody(Duration),
+    /// Forwarded; the connection is reset after half of the answer's body.
+    TruncatedBody,
+    /// A condition that there be no such object is taken for fulfilled, as by servers that do not know conditions: the
+    /// object that there is goes first.
+    IgnoreCondition,
+}
+
+/// Which requests fail, and how.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    fault: Fault,
+    kinds: Vec<Kind>,
+    path: String,
+    after: usize,
+    count: usize,
+    rate: f64,
+}
+
+impl Rule {
+    /// All requests fail.
+    pub fn new(fault: Fault) -> Self {
+        Self { fault, kinds: Vec::new(), path: String::new(), after: 0, count: usize::MAX, rate: 1.0 }
+    }
+
+    /// Only those of these kinds.
+    pub fn on(self, kinds: &[Kind]) -> Self {
+        Self { kinds: kinds.to_vec(), ..self }
+    }
+
+    /// Only those with this in their path and query.
+    pub fn path(self, part: &str) -> Self {
+        Self { path: part.into(), ..self }
+    }
+
+    /// Of these, only those behind the first `after`.
+    pub fn after(self, after: usize) -> Self {
+        Self { after, ..self }
+    }
+
+    /// Of these, only so many.
+    pub fn times(self, count: usize) -> Self {
+        Self { count, ..self }
+    }
+
+    /// Of these, only such a share, by the proxy's seed.
+    pub fn rate(self, rate: f64) -> Self {
+        Self { rate, ..self }
+    }
+}
+
+/// A running proxy; dropped, it takes no more connections.
+pub struct Proxy {
+    address: String,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    upstream: String,
+    closed: AtomicBool,
+    state: Mutex<State>,
+    /// Removes an object past the proxy, for [`Fault::IgnoreCondition`].
+    remove: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+#[derive(Default)]
+struct State {
+    rules: Vec<Rule>,
+    random: u64,
+    requests: BTreeMap<Kind, usize>,
+    faults: BTreeMap<Fault, usize>,
+    log: Vec<(Kind, String, Option<Fault>)>,
+}
+
+impl Proxy {
+    /// Starts a proxy before the server at `upstream` (`host:port`); `remove` removes the object at a path such as
+    /// `/bucket/key` from that server.
+    pub fn start(upstream: &str, seed: u64, remove: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let state = State { random: seed, ..State::default() };
+        let shared = Arc::new(Shared {
+            upstream: upstream.to_owned(),
+            closed: AtomicBool::new(false),
+            state: Mutex::new(state),
+            remove: Box::new(remove),
+        });
+        let serving = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                if serving.closed.load(Ordering::SeqCst) {
+                    break;
+                }
+                let (client, shared) = (client.unwrap(), Arc::clone(&serving));
+                // A connection that breaks is what is wanted, or the client's own doing.
+                std::thread::spawn(move || drop(shared.serve(client)));
+            }
+        });
+        Self { address, shared }
+    }
+
+    /// The endpoint for clients.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Adds a rule; the first that fits a request decides.
+    pub fn fail(&self, rule: Rule) -> &Self {
+        self.shared.state.lock().unwrap().rules.push(rule);
+        self
+    }
+
+    /// Removes all rules.
+    pub fn heal(&self) {
+        self.shared.state.lock().unwrap().rules.clear();
+    }
+
+    /// How many requests of a kind there were.
+    pub fn requests(&self, kind: Kind) -> usize {
+        self.shared.state.lock().unwrap().requests.get(&kind).copied().unwrap_or(0)
+    }
+
+    /// How often a fault came.
+    pub fn faults(&self, fault: Fault) -> usize {
+        self.shared.state.lock().unwrap().faults.get(&fault).copied().unwrap_or(0)
+    }
+
+    /// Every request so far: its kind, its path and query, and how it failed.
+    pub fn log(&self) -> Vec<(Kind, String, Option<Fault>)> {
+        self.shared.state.lock().unwrap().log.clone()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::SeqCst);
+        // Wakes the thread that waits for connections.
+        drop(TcpStream::connect(&self.address));
+    }
+}
+
+impl Shared {
+    /// One request, one answer; the header that ends the connection makes this the rule.
+    fn serve(&self, mut client: TcpStream) -> io::Result<()> {
+        let Some(request) = Request::read(&mut client)? else { return Ok(()) };
+        match self.choose(&request) {
+            None => client.write_all(&self.forward(&request)?)?,
+            Some(Fault::Status(status)) => client.write_all(&error_answer(status, status))?,
+            Some(Fault::ErrorBody) => client.write_all(&error_answer(200, 500))?,
+            Some(Fault::Reset) => return reset(client),
+            Some(Fault::DropAnswer) => {
+                self.forward(&request)?;
+                return reset(client);
+            }
+            Some(Fault::DoneButStatus(status)) => {
+                self.forward(&request)?;
+                client.write_all(&error_answer(status, status))?;
+            }
+            Some(Fault::Stall(time)) => {
+                self.forward(&request)?;
+                std::thread::sleep(time);
+                return reset(client);
+            }
+            Some(Fault::SlowBody(pause)) => {
+                let answer = self.forward(&request)?;
+                let (head, body) = answer.split_at(head_of(&answer));
+                client.write_all(head)?;
+                for piece in body.chunks((body.len() / 100).max(1)) {
+                    std::thread::sleep(pause);
+                    client.write_all(piece)?;
+                }
+            }
+            Some(Fault::TruncatedBody) => {
+                let answer = self.forward(&request)?;
+                let head = head_of(&answer);
+                client.write_all(&answer[..head + (answer.len() - head) / 2])?;
+                // What was written is to arrive before the end does.
+                std::thread::sleep(Duration::from_millis(50));
+                return reset(client);
+            }
+            Some(Fault::IgnoreCondition) => {
+                (self.remove)(request.target.split('?').next().unwrap_or_default());
+                client.write_all(&self.forward(&request)?)?;
+            }
+        }
+        client.shutdown(Shutdown::Write)
+    }
+
+    fn choose(&self, request: &Request) -> Option<Fault> {
+        let mut state = self.state.lock().unwrap();
+        let state = &mut *state;
+        *state.requests.entry(request.kind).or_default() += 1;
+        let fits = |rule: &&mut Rule| {
+            (rule.kinds.is_empty() || rule.kinds.contains(&request.kind)) && request.target.contains(&rule.path)
+        };
+        let mut fault = None;
+        for rule in state.rules.iter_mut().filter(fits) {
+            if rule.after > 0 {
+                rule.after -= 1;
+            } else if rule.count > 0 && random(&mut state.random) < rule.rate {
+                rule.count -= 1;
+                fault = Some(rule.fault);
+                *state.faults.entry(rule.fault).or_default() += 1;
+                break;
+            }
+        }
+        state.log.push((request.kind, request.target.clone(), fault));
+        fault
+    }
+
+    fn forward(&self, request: &Request) -> io::Result<Vec<u8>> {
+        let mut server = TcpStream::connect(&self.upstream)?;
+        server.write_all(&request.bytes)?;
+        let mut answer = Vec::new();
+        server.read_to_end(&mut answer)?;
+        Ok(answer)
+    }
+}
+
+/// A request as it came, but for a header that ends the connection with the answer.
+struct Request {
+    kind: Kind,
+    /// Path and query.
+    target: String,
+    bytes: Vec<u8>,
+}
+
+impl Request {
+    /// Reads a request; none if the client closed the connection before it.
+    fn read(client: &mut TcpStream) -> io::Result<Option<Self>> {
+        let mut bytes = Vec::new();
+        let mut buffer = [0; 1 << 16];
+        let (kind, target, head, length) = loop {
+            let n = client.read(&mut buffer)?;
+            if n == 0 {
+                return Ok(None);
+            }
+            bytes.extend_from_slice(&buffer[..n]);
+            let mut headers = [httparse::EMPTY_HEADER; 64];
+            let mut request = httparse::Request::new(&mut headers);
+            if let httparse::Status::Complete(head) = request.parse(&bytes).map_err(io::Error::other)? {
+                let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+                let headers: Vec<(String, String)> =
+                    request.headers.iter().map(|h| (h.name.to_ascii_lowercase(), text(h.value))).collect();
+                let header = |name: &str| headers.iter().find(|(header, _)| header == name).map(|(_, value)| value);
+                assert!(header("transfer-encoding").is_none(), "a request with a length was expected: {headers:?}");
+                let length = header("content-length").map_or(0, |length| length.parse().unwrap());
+                let target = request.path.unwrap().to_owned();
+                break (Kind::of(request.method.unwrap(), &target, &headers), target, head, length);
+            }
+        };
+        while bytes.len() < head + length {
+            let n = client.read(&mut buffer)?;
+            if n == 0 {
+                return Ok(None);
+            }
+            bytes.extend_from_slice(&buffer[..n]);
+        }
+        // Signatures cover the headers that they name, and this one is not among them.
+        let end_of_headers = head - b"\r\n".len();
+        bytes.splice(end_of_headers..end_of_headers, *b"connection: close\r\n");
+        Ok(Some(Self { kind, target, bytes }))
+    }
+}
+
+/// Where the body of an answer begins.
+fn head_of(answer: &[u8]) -> usize {
+    answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").map_or(answer.len(), |end| end + 4)
+}
+
+/// Ends a connection in the middle: the other side gets "connection reset".
+fn reset(client: TcpStream) -> io::Result<()> {
+    socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))
+}
+
+/// The answer that S3 gives with a status, under another status if need be.
+fn error_answer(status: u16, error: u16) -> Vec<u8> {
+    let (code, message) = match error {
+        403 => ("AccessDenied", "Access Denied."),
+        429 => ("TooManyRequests", "Please reduce your request rate."),
+        501 => ("NotImplemented", "A header you provided implies functionality that is not implemented."),
+        503 => ("SlowDown", "Please reduce your request rate."),
+        _ => ("InternalError", "We encountered an internal error. Please try again."),
+    };
+    let body = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    );
+    format!(
+        "HTTP/1.1 {status} Injected\r\nContent-Type: application/xml\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// SplitMix64, as a number from 0 to 1.
+fn random(state: &mut u64) -> f64 {
+    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    (z ^ (z >> 31)) as f64 / u64::MAX as f64
+}
