@@ -18,6 +18,7 @@ mod masking;
 mod metrics;
 mod mistakes;
 mod nights;
+mod nights_in_buckets;
 mod one_at_a_time;
 mod ops;
 mod parity;

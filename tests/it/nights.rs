@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::support::{Job, rows_of, stderr_of, stdout_of, write};
 
 /// `id,a,b` of rows from `from` up to `to`; every third text comes twice.
-fn pairs(from: usize, to: usize) -> String {
+pub fn pairs(from: usize, to: usize) -> String {
     let mut csv = String::from("id,a,b\n");
     for id in from..to {
         let text = id - usize::from(id % 3 == 2);
@@ -39,7 +39,7 @@ fn published(job: &Job) -> Vec<Value> {
     serde_json::from_str(&stdout_of(&mut query)).unwrap()
 }
 
-fn counts(report: &Value) -> [u64; 5] {
+pub fn counts(report: &Value) -> [u64; 5] {
     ["read", "scored", "remembered", "repeated", "rejected"].map(|name| report["rows"][name].as_u64().unwrap())
 }
 
@@ -100,7 +100,7 @@ fn another_model_or_length_or_precision_forgets_by_itself_and_fresh_on_purpose()
 }
 
 /// Each step of a run, as [`crash`] names it.
-const POINTS: [&str; 8] = [
+pub const POINTS: [&str; 8] = [
     "read",
     "store.before",
     "store.after",
