@@ -18,8 +18,10 @@ use datafusion::sql::parser::DFParserBuilder;
 use futures::StreamExt;
 
 use crate::config::{Pipeline, SinkFormat, SinkMode, Table, TableFormat};
+use crate::delta;
 use crate::error::Error;
 use crate::objects::Objects;
+use crate::sink::runs;
 use crate::sink::{AtomicFile, ParquetSink, SinkError};
 
 /// The name under which SQL finds a pipeline's sink whatever the pipeline is called; the files in `sql/` use it.
@@ -68,7 +70,14 @@ pub async fn tables_of(pipeline: &Pipeline) -> Result<Vec<Table>, Error> {
         SinkFormat::Parquet => TableFormat::Runs { all: sink.mode == SinkMode::Append },
     };
     // Before the first run there is no sink; a query that needs it will say so.
-    if Objects::open(&location.place)?.exists().await? {
+    let objects = Objects::open(&location.place)?;
+    let is_there = match format {
+        TableFormat::Delta { .. } => delta::open(&objects, None).await?.is_some(),
+        // A run that was killed may have left files that nobody reads.
+        TableFormat::Runs { .. } => runs::latest(&objects.lock_place()).await?.is_some(),
+        _ => objects.exists().await?,
+    };
+    if is_there {
         for name in [pipeline.name.as_str(), PREDICTIONS] {
             if !tables.iter().any(|table| table.name.eq_ignore_ascii_case(name)) {
                 let location = location.clone();

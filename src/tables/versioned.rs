@@ -30,9 +30,14 @@ pub(super) async fn provider(
     let objects = Objects::open(place).map_err(|e| e.to_string())?;
     let version = match table.format {
         TableFormat::Delta { version } => version,
-        _ if is_delta(&objects).await? => None,
-        TableFormat::Runs { all } => return runs_of(context, &objects, all).await,
-        _ => return runs_of(context, &objects, false).await,
+        // What is wrong with a place that cannot be looked at is said by whoever reads it as a plain folder.
+        _ => match is_delta(&objects).await {
+            Ok(true) => None,
+            Ok(false) => {
+                return runs_of(context, &objects, matches!(table.format, TableFormat::Runs { all: true })).await;
+            }
+            Err(_) => return Ok(None),
+        },
     };
     match delta::open(&objects, version).await.map_err(|e| e.to_string())? {
         Some(delta) => Ok(Some(delta::provider(&objects, &delta, context).await.map_err(|e| e.to_string())?)),
