@@ -1,12 +1,12 @@
-//! Other programs read the output of a run: DuckDB and pyarrow find in it what couplet does.
+//! Other programs read the output of a run: DuckDB, Polars, pyarrow and delta-rs find in it what couplet does.
 //!
-//! Both come from PyPI into the target folder; without Python 3 or a network the test is skipped.
+//! They come from PyPI into the target folder; without Python 3 or a network the tests are skipped.
 
 use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::{QUICKSTART, couplet, root, skip, stdout_of};
+use crate::support::{Job, QUICKSTART, couplet, root, skip, stdout_of};
 use crate::venv;
 
 const PACKAGES: [&str; 2] = ["duckdb==2.0.0", "pyarrow==26.0.1"];
@@ -81,4 +81,37 @@ fn duckdb_and_pyarrow_read_the_output_of_a_run() {
 fn columns(found: &Value) -> String {
     let columns = found["columns"].as_object().unwrap().iter();
     columns.map(|(name, kind)| format!("{name} {}", kind.as_str().unwrap())).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn duckdb_polars_pyarrow_and_delta_rs_read_delta_tables_and_folders_of_runs() {
+    let packages = ["deltalake==1.6.6", "duckdb==2.0.0", "polars==2.1.0", "pyarrow==26.0.1"];
+    let python = match venv::program("table-readers-venv", &packages, "python") {
+        Ok(python) => python,
+        Err(why) => return skip("duckdb_polars_pyarrow_and_delta_rs_read_delta_tables_and_folders_of_runs", &why),
+    };
+    let sink = "uri = \"out/scores.parquet\"";
+    let delta = Job::over_quickstart_pairs().change(sink, "uri = \"out\"\nformat = \"delta\"\nmode = \"append\"");
+    let runs = Job::over_quickstart_pairs().change(sink, "uri = \"out\"");
+    let commits: Vec<Value> = (0..2).map(|_| delta.report()["run"].clone()).collect();
+    runs.report();
+    runs.report();
+    let script = root().join("tests/it/table_readers.py");
+    let output = Command::new(python).arg(script).args([delta.path("out"), runs.path("out")]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["version"], 1);
+    assert_eq!(answer["commits"], Value::from(vec![commits[1].clone(), commits[0].clone()]));
+    let sql = "SELECT count(*) AS rows, count(DISTINCT id) AS ids, round(sum(CAST(score AS DOUBLE)), 6) AS sum_of_score \
+               FROM predictions";
+    let ours = |job: &Job| {
+        let mut query = job.couplet(&["query", "--pipeline", "pipeline.toml", "--format", "json", sql]);
+        serde_json::from_str::<Value>(&stdout_of(&mut query)).unwrap()[0].clone()
+    };
+    let (of_delta, of_runs) = (ours(&delta), ours(&runs));
+    assert_eq!((&of_delta["rows"], &of_runs["rows"]), (&Value::from(1050), &Value::from(525)));
+    for (reader, found) in answer["found"].as_object().unwrap() {
+        let expected = if ["delta-rs", "polars", "duckdb"].contains(&reader.as_str()) { &of_delta } else { &of_runs };
+        assert_eq!(found, expected, "{reader}");
+    }
 }
