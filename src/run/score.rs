@@ -45,7 +45,7 @@ use crate::tables;
 const WINDOWS_UNDER_WAY: usize = 2;
 
 /// Rows whose scores are kept in memory at most before they are remembered for good.
-const ROWS_TO_COMMIT: usize = 1 << 20;
+const ROWS_TO_COMMIT: usize = 1 << 17;
 
 /// What the command line asks of a night.
 #[derive(Debug, Clone, Copy, Default)]
