@@ -1,13 +1,13 @@
 //! couplet scores sentence pairs in bulk.
 //!
 //! It reads pairs, or single sentences, with SQL from Parquet, delimited text, JSON or Arrow files, local or in
-//! buckets; runs them through a `DistilBERT` or BERT encoder without padding; and writes predictions as a Parquet file
-//! that is there whole or not at all.
+//! buckets; runs them through a `DistilBERT` or BERT encoder without padding; remembers the scores from night to night; and
+//! publishes predictions as a Parquet file, a folder of runs or a Delta table, whole or not at all.
 //!
 //! ```text
 //! pipeline.toml ── config ── Pipeline
 //!                               │
-//!  tables ── source query ── windows ──▶ scorer ──▶ sink
+//!  tables ── source query ── windows ──▶ scorer ──▶ store ──▶ sink
 //!  (DataFusion)                           │
 //!                           tokenize → pack → encoder → head
 //! ```

@@ -3,16 +3,13 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::compute::BatchCoalescer;
 use arrow::datatypes::{Int64Type, Schema, SchemaRef};
 use arrow::util::display::array_value_to_string;
 use datafusion::common::{Column, DataFusionError};
-use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
 use datafusion::functions_aggregate::expr_fn::{count, max, sum};
 use datafusion::logical_expr::{Expr, lit, when};
 use datafusion::prelude::{DataFrame, SessionContext};
-use futures::{Stream, StreamExt};
 use thiserror::Error;
 
 use crate::sql_error::nearest;
@@ -137,30 +134,6 @@ impl Source {
     pub fn frame(&self) -> &DataFrame {
         &self.frame
     }
-}
-
-/// Gathers batches of any size into batches of `rows` rows.
-pub(crate) fn coalesce(
-    batches: SendableRecordBatchStream,
-    rows: usize,
-) -> impl Stream<Item = Result<RecordBatch, DataFusionError>> {
-    let coalescer = BatchCoalescer::new(batches.schema(), rows);
-    futures::stream::try_unfold((batches, coalescer, false), |(mut batches, mut coalescer, mut ended)| async move {
-        loop {
-            if let Some(batch) = coalescer.next_completed_batch() {
-                return Ok(Some((batch, (batches, coalescer, ended))));
-            }
-            if ended {
-                return Ok(None);
-            }
-            if let Some(batch) = batches.next().await {
-                coalescer.push_batch(batch?)?;
-            } else {
-                coalescer.finish_buffered_batch()?;
-                ended = true;
-            }
-        }
-    })
 }
 
 /// `(a, b) 2 times` for each row of ids and their count.

@@ -110,6 +110,9 @@ impl<'r> Item<'r> {
 
     /// Reads a length of time: `"90s"`, `"5m"`, `"1h"`.
     pub(super) fn duration(&self) -> Read<Duration> {
+        if let Some(number) = self.value.get_ref().as_integer() {
+            return Err(self.unexpected("a length of time", Some(format!("\"{}s\"", number.as_str()))));
+        }
         let text = self.words()?;
         super::duration(text).ok_or_else(|| {
             let problem = Problem::new(format!("`{}` cannot be \"{text}\"", self.path), "not a length of time");

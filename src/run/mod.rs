@@ -5,6 +5,7 @@ mod evaluate;
 mod learn;
 mod mistakes;
 mod night;
+mod publish;
 mod rows;
 mod score;
 mod sinks;

@@ -11,17 +11,15 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::ArrayRef;
 use datafusion::common::DataFusionError;
-use datafusion::logical_expr::col;
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 
-use super::checked::{Check, Checked, Refusal, output_schema, refusal};
+use super::checked::output_schema;
 use super::night::Night;
 use super::sinks::{Sink, SinkKind};
 use super::spool::{Pending, Spool};
@@ -81,14 +79,14 @@ pub(super) async fn score(
 }
 
 /// A run that holds the lock of its store.
-struct Run<'a> {
+pub(super) struct Run<'a> {
     pipeline: &'a Pipeline,
-    scoring: &'a Scoring,
+    pub(super) scoring: &'a Scoring,
     variables: &'a BTreeMap<String, String>,
     remembering: Remembering,
     style: Style,
     store: Objects,
-    night: &'a Night,
+    pub(super) night: &'a Night,
 }
 
 /// All that a run needs before its first row.
@@ -307,92 +305,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Writes the rows with their scores to the sinks, and makes them visible there.
-    async fn publish(
-        &self,
-        spool: &Spool,
-        scores: &ScoreStore,
-        sinks: Vec<Sink>,
-        scorer: &Scorer,
-        stop: &mut (impl Future<Output = ()> + Unpin),
-    ) -> Result<PublishedTo, Error> {
-        let mut all = PublishedTo::default();
-        let max_rejected = self.max_rejected(spool.len());
-        let split = sinks.len() > 1;
-        for sink in sinks {
-            let kind = sink.kind();
-            let rows = match kind {
-                SinkKind::Rejected => None,
-                SinkKind::Predictions => Some(spool.len() - if split { all.rejected } else { 0 }),
-            };
-            let check = Arc::new(Check {
-                rows,
-                max_rejected,
-                model: scorer.model().fingerprint.to_string(),
-                stopped: false.into(),
-                published: Mutex::default(),
-            });
-            let known = scores.scores(spool.context()).await?;
-            let which = split.then(|| match kind {
-                SinkKind::Rejected => col("__couplet_error").is_not_null(),
-                SinkKind::Predictions => col("__couplet_error").is_null(),
-            });
-            let stream = spool.scored(known, scores.rows(), which).await.map_err(|e| self.spool_failed(&e))?;
-            let stream = Checked::new(stream, output_schema(spool.schema()), Arc::clone(&check));
-            self.night.confirm().await?;
-            crash::point("publish.before");
-            let mut publishing = std::pin::pin!(sink.publish(Box::pin(stream), spool.context(), self.night));
-            let done = tokio::select! {
-                biased;
-                () = &mut *stop => {
-                    // The stream then ends with an error, on which the sink clears up.
-                    check.stopped.store(true, Ordering::Relaxed);
-                    publishing.await
-                }
-                done = &mut publishing => done,
-            };
-            let done = done.map_err(|error| self.not_published(error, &check, spool, Some(scores)))?;
-            crash::point("publish.after");
-            let published = check.published();
-            all.rejected += published.rejected;
-            match kind {
-                SinkKind::Rejected => all.quarantine = Some((done.output, published.rows)),
-                SinkKind::Predictions => {
-                    all.output = done.output;
-                    all.bytes = done.bytes;
-                    all.version = done.version;
-                    all.truncated = published.truncated;
-                    all.labels = published.labels;
-                }
-            }
-        }
-        Ok(all)
-    }
-
-    /// Says in the pipeline's words why the sink gave up.
-    fn not_published(&self, error: Error, check: &Check, spool: &Spool, scores: Option<&ScoreStore>) -> Error {
-        let written = check.published().rows;
-        match refusal(&error) {
-            Some(Refusal::Stopped) => interrupted(self.scoring, "while the table was written", scores),
-            Some(Refusal::TooManyErrors { .. }) => {
-                let mut rejected = spool.rejected();
-                let texts: u64 = rejected.iter().sum();
-                rejected[Rejection::KINDS.len() - 1] += check.published().rejected.saturating_sub(texts);
-                self.check_errors(rejected, spool.len()).err().unwrap_or(error)
-            }
-            Some(Refusal::Unscored { .. } | Refusal::Lost { .. }) => {
-                Error::RowsLost { read: check.rows.unwrap_or(spool.len()), written }
-            }
-            None => error,
-        }
-    }
-
-    fn max_rejected(&self, rows: u64) -> u64 {
+    pub(super) fn max_rejected(&self, rows: u64) -> u64 {
         (self.scoring.score.max_errors * rows as f64).floor() as u64
     }
 
     /// Not too many rows may be errors.
-    fn check_errors(&self, rejected: [u64; Rejection::KINDS.len()], rows: u64) -> Result<(), Error> {
+    pub(super) fn check_errors(&self, rejected: [u64; Rejection::KINDS.len()], rows: u64) -> Result<(), Error> {
         let all: u64 = rejected.iter().sum();
         if all <= self.max_rejected(rows) {
             return Ok(());
@@ -413,22 +331,10 @@ impl Run<'_> {
         ]
     }
 
-    fn spool_failed(&self, error: &DataFusionError) -> Error {
+    pub(super) fn spool_failed(&self, error: &DataFusionError) -> Error {
         let origin = format!("{}: the rows in {}", self.pipeline.path.display(), self.pipeline.run.spill.display());
         Error::sql(origin, error, None)
     }
-}
-
-/// What all sinks of a run have.
-#[derive(Debug, Default)]
-struct PublishedTo {
-    output: String,
-    bytes: u64,
-    version: Option<u64>,
-    rejected: u64,
-    truncated: u64,
-    labels: BTreeMap<String, u64>,
-    quarantine: Option<(String, u64)>,
 }
 
 /// The first file that came, went or changed.
@@ -447,7 +353,7 @@ fn first_change(before: &[SourceFile], after: &[SourceFile]) -> Option<String> {
 }
 
 /// What is left when a run is interrupted: the output of the one before, and the scores.
-fn interrupted(scoring: &Scoring, after: &str, scores: Option<&ScoreStore>) -> Error {
+pub(super) fn interrupted(scoring: &Scoring, after: &str, scores: Option<&ScoreStore>) -> Error {
     let output = &scoring.sink.location;
     let kept = match (scores, output.local()) {
         (None, Some(path)) if !path.exists() => NOTHING_WRITTEN.to_owned(),

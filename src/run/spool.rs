@@ -12,12 +12,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
+use arrow::compute::BatchCoalescer;
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use arrow::ipc::reader::FileReader;
 use arrow::ipc::writer::FileWriter;
 use datafusion::common::{Column, DataFusionError, JoinType};
 use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder};
-use datafusion::functions_aggregate::expr_fn::count;
+use datafusion::functions_aggregate::expr_fn::{count, min};
 use datafusion::logical_expr::{Expr, col, lit, when};
 use datafusion::prelude::{DataFrame, ParquetReadOptions, SessionConfig, SessionContext};
 use deltalake_core::delta_datafusion::planner::DeltaPlanner;
@@ -29,7 +30,6 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use crate::predict::{prediction_fields, text_values};
 use crate::scorer::{Rejection, TextColumn, Window};
 use crate::session::Resources;
-use crate::source::coalesce;
 use crate::store::{text_error, text_key};
 
 /// The place of a row in the source.
@@ -38,6 +38,8 @@ const ROW: &str = "__couplet_row";
 const KEY: &str = "__couplet_key";
 /// The key of a score.
 const KNOWN: &str = "__couplet_known";
+/// The first row that has a key.
+const FIRST: &str = "__couplet_first";
 /// Rows that share their texts.
 const ROWS: &str = "__couplet_rows";
 
@@ -135,17 +137,25 @@ impl Spool {
             .await
     }
 
-    /// The texts that have no score among `known`, of which there are `held`.
+    /// The texts that have no score among `known`, of which there are `held`, in the order in which they first come.
+    ///
+    /// What is told apart is the keys, which take a fraction of the memory of the texts; the texts are then fetched by
+    /// the row in which each comes first.
     pub(super) async fn pending(&self, known: DataFrame, held: u64) -> Result<Pending, DataFusionError> {
-        let texts: Vec<Expr> = [KEY].into_iter().chain(self.text.iter().map(String::as_str)).map(column).collect();
-        let mut frame = self.rows().await?.filter(column(KEY).is_not_null())?.select(texts.clone())?;
+        let mut keys = self.rows().await?.filter(column(KEY).is_not_null())?.select(vec![column(KEY), column(ROW)])?;
         if held > 0 {
             let known = known.select(vec![col("key").alias(KNOWN)])?;
-            frame = known.join(frame, JoinType::RightAnti, &[KNOWN], &[KEY], None)?;
+            keys = known.join(keys, JoinType::RightAnti, &[KNOWN], &[KEY], None)?;
         }
-        let frame = frame.aggregate(texts, vec![count(lit(1)).alias(ROWS)])?;
+        let first = vec![min(column(ROW)).alias(FIRST), count(lit(1)).alias(ROWS)];
+        let keys = keys.aggregate(vec![column(KEY)], first)?.select(vec![column(FIRST), column(ROWS)])?;
+        let texts = [KEY].into_iter().chain(self.text.iter().map(String::as_str)).chain([ROWS]).map(column);
+        let frame = keys.join(self.rows().await?, JoinType::Inner, &[FIRST], &[ROW], None)?;
+        let frame = frame.sort(vec![column(ROW).sort(true, false)])?.select(texts.collect::<Vec<_>>())?;
+        // A key and a row take a third of what a score does.
+        let frame = self.with_room_for(held.max(self.rows / 3), frame);
         Pending::fill(
-            self.with_room_for(held, frame).execute_stream().await?,
+            frame.execute_stream().await?,
             self.text.len(),
             self.context.state().config().batch_size(),
             self.resources.folder(),
@@ -249,6 +259,30 @@ impl Pending {
             Ok((Arc::clone(batch.column(0)), Window::new(text(1)?, pair)))
         })
     }
+}
+
+/// Gathers batches of any size into batches of `rows` rows.
+fn coalesce(
+    batches: SendableRecordBatchStream,
+    rows: usize,
+) -> impl Stream<Item = Result<RecordBatch, DataFusionError>> {
+    let coalescer = BatchCoalescer::new(batches.schema(), rows);
+    futures::stream::try_unfold((batches, coalescer, false), |(mut batches, mut coalescer, mut ended)| async move {
+        loop {
+            if let Some(batch) = coalescer.next_completed_batch() {
+                return Ok(Some((batch, (batches, coalescer, ended))));
+            }
+            if ended {
+                return Ok(None);
+            }
+            if let Some(batch) = batches.next().await {
+                coalescer.push_batch(batch?)?;
+            } else {
+                coalescer.finish_buffered_batch()?;
+                ended = true;
+            }
+        }
+    })
 }
 
 /// Counts the rows that have no key, by the reason.

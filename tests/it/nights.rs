@@ -208,6 +208,28 @@ fn start(job: &Job) -> Child {
 }
 
 #[test]
+fn many_small_files_of_the_store_become_few() {
+    // A window is a text and a commit a window: more of them than the store leaves as they are.
+    let job = job().change("window = 16", "window = 1");
+    write(&job.path("pairs.csv"), pairs(0, 900));
+    job.report();
+    let files = |job: &Job| {
+        let log = job.path("state/scores/_delta_log");
+        let commits = log.read_dir().unwrap().map(|entry| entry.unwrap().path());
+        let commits: Vec<String> = commits
+            .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+            .map(|path| std::fs::read_to_string(path).unwrap())
+            .collect();
+        let count =
+            |action: &str| commits.iter().flat_map(|text| text.lines()).filter(|l| l.starts_with(action)).count();
+        (count("{\"add\""), count("{\"remove\""))
+    };
+    let (added, removed) = files(&job);
+    assert!(removed >= 128 && added - removed < 8, "{added} files were added and {removed} removed");
+    assert_eq!(counts(&job.report()), [900, 0, 900, 0, 0]);
+}
+
+#[test]
 fn a_second_run_at_the_same_time_refuses_or_waits() {
     let job = job();
     // Held as a run holds it.

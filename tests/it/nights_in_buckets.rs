@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use object_store::ObjectStore;
+use object_store::{ObjectStore, ObjectStoreExt};
 use serde_json::Value;
 
 use crate::nights::{POINTS, counts, pairs};
@@ -104,6 +104,17 @@ fn nights_in_a_bucket_are_as_nights_on_a_disk() {
         let runs: Value = serde_json::from_slice(&runs.unwrap().stdout).unwrap();
         assert_eq!(runs.as_array().unwrap().len(), 3);
         assert!(runs[0]["sources"].as_str().unwrap().contains("etag"), "{}", runs[0]);
+        for secret in [ACCESS_KEY, SECRET_KEY] {
+            assert!(!runs.to_string().contains(secret), "{secret} is in {runs}");
+            for key in night.keys() {
+                let object = block_on(async {
+                    let path = object_store::path::Path::parse(&key).unwrap();
+                    night.bucket.client.get(&path).await.unwrap().bytes().await.unwrap()
+                });
+                let found = object.windows(secret.len()).any(|bytes| bytes == secret.as_bytes());
+                assert!(!found, "{secret} is in {key}");
+            }
+        }
     }
 }
 

@@ -1,0 +1,111 @@
+//! The last step of a night: rows with their scores go to the sinks, checked on the way, and become visible at once.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use datafusion::logical_expr::col;
+
+use super::checked::{Check, Checked, Refusal, output_schema, refusal};
+use super::score::{Run, interrupted};
+use super::sinks::{Sink, SinkKind};
+use super::spool::Spool;
+use crate::crash;
+use crate::error::Error;
+use crate::scorer::{Rejection, Scorer};
+use crate::store::ScoreStore;
+
+/// What all sinks of a run have.
+#[derive(Debug, Default)]
+pub(super) struct PublishedTo {
+    pub(super) output: String,
+    pub(super) bytes: u64,
+    pub(super) version: Option<u64>,
+    pub(super) rejected: u64,
+    pub(super) truncated: u64,
+    pub(super) labels: BTreeMap<String, u64>,
+    pub(super) quarantine: Option<(String, u64)>,
+}
+
+impl Run<'_> {
+    /// Writes the rows with their scores to the sinks, and makes them visible there.
+    pub(super) async fn publish(
+        &self,
+        spool: &Spool,
+        scores: &ScoreStore,
+        sinks: Vec<Sink>,
+        scorer: &Scorer,
+        stop: &mut (impl Future<Output = ()> + Unpin),
+    ) -> Result<PublishedTo, Error> {
+        let mut all = PublishedTo::default();
+        let max_rejected = self.max_rejected(spool.len());
+        let split = sinks.len() > 1;
+        for sink in sinks {
+            let kind = sink.kind();
+            let rows = match kind {
+                SinkKind::Rejected => None,
+                SinkKind::Predictions => Some(spool.len() - if split { all.rejected } else { 0 }),
+            };
+            let check = Arc::new(Check {
+                rows,
+                max_rejected,
+                model: scorer.model().fingerprint.to_string(),
+                stopped: false.into(),
+                published: Mutex::default(),
+            });
+            let known = scores.scores(spool.context()).await?;
+            let which = split.then(|| match kind {
+                SinkKind::Rejected => col("__couplet_error").is_not_null(),
+                SinkKind::Predictions => col("__couplet_error").is_null(),
+            });
+            let stream = spool.scored(known, scores.rows(), which).await.map_err(|e| self.spool_failed(&e))?;
+            let stream = Checked::new(stream, output_schema(spool.schema()), Arc::clone(&check));
+            self.night.confirm().await?;
+            crash::point("publish.before");
+            let mut publishing = std::pin::pin!(sink.publish(Box::pin(stream), spool.context(), self.night));
+            let done = tokio::select! {
+                biased;
+                () = &mut *stop => {
+                    // The stream then ends with an error, on which the sink clears up.
+                    check.stopped.store(true, Ordering::Relaxed);
+                    publishing.await
+                }
+                done = &mut publishing => done,
+            };
+            let done = done.map_err(|error| self.not_published(error, &check, spool, Some(scores)))?;
+            crash::point("publish.after");
+            let published = check.published();
+            all.rejected += published.rejected;
+            match kind {
+                SinkKind::Rejected => all.quarantine = Some((done.output, published.rows)),
+                SinkKind::Predictions => {
+                    all.output = done.output;
+                    all.bytes = done.bytes;
+                    all.version = done.version;
+                    all.truncated = published.truncated;
+                    all.labels = published.labels;
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Says in the pipeline's words why the sink gave up.
+    fn not_published(&self, error: Error, check: &Check, spool: &Spool, scores: Option<&ScoreStore>) -> Error {
+        let written = check.published().rows;
+        match refusal(&error) {
+            Some(Refusal::Stopped) => interrupted(self.scoring, "while the table was written", scores),
+            Some(Refusal::TooManyErrors { .. }) => {
+                let mut rejected = spool.rejected();
+                let texts: u64 = rejected.iter().sum();
+                rejected[Rejection::KINDS.len() - 1] += check.published().rejected.saturating_sub(texts);
+                self.check_errors(rejected, spool.len()).err().unwrap_or(error)
+            }
+            Some(Refusal::Unscored { .. } | Refusal::Lost { .. }) => {
+                Error::RowsLost { read: check.rows.unwrap_or(spool.len()), written }
+            }
+            None => error,
+        }
+    }
+}
