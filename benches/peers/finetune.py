@@ -1,23 +1,28 @@
-"""Fine-tunes an encoder with PyTorch as couplet does: same start, same rows, same held-out tenth, same settings.
+"""Fine-tunes an encoder with PyTorch as couplet does: same start, same rows, same held-out rows, same settings.
 
 Prints a JSON document a line: for each seed the metrics on the held-out rows after every epoch.
 
     python finetune.py ../../../shared/models/minilm-base ../../../shared/data/mrpc/msr_paraphrase_train.txt
+    python finetune.py ../../../shared/models/minilm-base ../../../shared/data/stsb/stsb-en-train.csv \
+        --dev ../../../shared/data/stsb/stsb-en-dev.csv
 """
 
 import argparse
+import csv
 import json
 import time
 
 import numpy
 import torch
 from blake3 import blake3
+from scipy.stats import pearsonr, spearmanr
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
 
 parser = argparse.ArgumentParser()
 parser.add_argument("model")
-parser.add_argument("data", help="MRPC: tab-separated label, two ids, two sentences")
+parser.add_argument("data", help="MRPC: tab-separated label, two ids, two sentences; with --dev STS-B")
+parser.add_argument("--dev", help="STS-B: the held-out rows, like DATA comma-separated sentences and similarity")
 parser.add_argument("--seeds", default="1,2,3")
 parser.add_argument("--epochs", type=int, default=3)
 parser.add_argument("--batch-size", type=int, default=32)
@@ -47,6 +52,11 @@ def read(path):
     return training, validation
 
 
+def read_similarities(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return [(text, text_pair, float(label)) for text, text_pair, label in csv.reader(file)]
+
+
 def encode(rows, model):
     tokenizer = Tokenizer.from_file(f"{model}/tokenizer.json")
     tokenizer.enable_truncation(128)
@@ -70,11 +80,15 @@ def metrics(model, rows):
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     right = numpy.array([rows[i][2] for i in order])
-    said = []
+    logits = []
     with torch.no_grad():
         for start in range(0, len(order), 32):
-            said += model(**tensors([rows[i] for i in order[start : start + 32]])).logits.argmax(-1).tolist()
-    said = numpy.array(said)
+            logits.append(model(**tensors([rows[i] for i in order[start : start + 32]])).logits.numpy())
+    logits = numpy.concatenate(logits)
+    if logits.shape[1] == 1:
+        said = logits[:, 0]
+        return {"pearson": float(pearsonr(said, right).statistic), "spearman": float(spearmanr(said, right).statistic)}
+    said = logits.argmax(-1)
     tp, tn = ((said == 1) & (right == 1)).sum(), ((said == 0) & (right == 0)).sum()
     fp, fn = ((said == 1) & (right == 0)).sum(), ((said == 0) & (right == 1)).sum()
     root = numpy.sqrt(float(tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
@@ -87,7 +101,9 @@ def metrics(model, rows):
 
 def train(seed, training, validation, args):
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=2, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        args.model, num_labels=1 if args.dev else 2, dtype=torch.float32
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, eps=1e-8, weight_decay=0.0)
     steps = args.epochs * -(-len(training) // args.batch_size)
     linear = get_linear_schedule_with_warmup(optimizer, 0, steps) if args.schedule == "linear" else None
@@ -111,7 +127,8 @@ def train(seed, training, validation, args):
 if __name__ == "__main__":
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    training, validation = (encode(rows, args.model) for rows in read(args.data))
+    parts = map(read_similarities, (args.data, args.dev)) if args.dev else read(args.data)
+    training, validation = (encode(rows, args.model) for rows in parts)
     for seed in map(int, args.seeds.split(",")):
         row = train(seed, training, validation, args)
         print(json.dumps({"engine": "pytorch", "rows": [len(training), len(validation)]} | row), flush=True)

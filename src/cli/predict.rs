@@ -1,0 +1,80 @@
+//! `couplet predict`.
+
+use arrow::array::StringViewArray;
+use clap::Args;
+use serde_json::json;
+
+use super::{model_place, print};
+use crate::error::Error;
+use crate::model::Model;
+use crate::run;
+use crate::scorer::{Prediction, Scorer, ScorerOptions, TextColumn, Window};
+
+#[derive(Debug, Args)]
+pub(super) struct Predict {
+    /// The model: a folder, here or in a bucket (s3://…)
+    #[arg(long, short, value_name = "URI")]
+    model: String,
+    /// The text
+    text: String,
+    /// The second text of a pair
+    text_pair: Option<String>,
+    /// The length at which the input is cut, in tokens; the model's own limit if not given
+    #[arg(long)]
+    max_length: Option<usize>,
+    /// Print the prediction as one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+impl Predict {
+    pub(super) async fn execute(self) -> Result<(), Error> {
+        let options = ScorerOptions { max_length: self.max_length, ..ScorerOptions::default() };
+        let scorer = Scorer::open(&model_place(&self.model)?, options, &run::pool(Some(1))?).await?;
+        let column =
+            |name: &str, text: &str| TextColumn { name: name.into(), values: StringViewArray::from(vec![text]) };
+        let window =
+            Window::new(column("TEXT", &self.text), self.text_pair.as_deref().map(|text| column("TEXT_PAIR", text)));
+        let outcome = scorer.score(window).await?.pop();
+        let prediction = match outcome {
+            Some(Ok(prediction)) => prediction,
+            Some(Err(rejection)) => return Err(Error::Usage(rejection.to_string())),
+            None => return Err(Error::Usage("there is no text".into())),
+        };
+        print(&describe(&prediction, scorer.model(), self.json))
+    }
+}
+
+fn describe(prediction: &Prediction, model: &Model, as_json: bool) -> String {
+    let labels = &model.config.labels;
+    let label = prediction.label.map(|label| labels[label].as_str());
+    let named = |values: &[f32]| {
+        let named = labels.iter().zip(values).map(|(label, p)| (label.clone(), (*p).into()));
+        (!values.is_empty()).then(|| named.collect::<serde_json::Map<_, _>>())
+    };
+    if as_json {
+        let document = json!({
+            "label": label,
+            "score": prediction.score,
+            "probabilities": named(&prediction.probabilities),
+            "raw_probabilities": named(&prediction.raw),
+            "tokens": prediction.tokens,
+            "truncated": prediction.truncated,
+            "model": model.fingerprint.as_str(),
+        });
+        return format!("{document:#}\n");
+    }
+    let mut lines = vec![match label {
+        Some(label) => format!("{label} ({:.1} %)", 100.0 * prediction.score),
+        None => prediction.score.to_string(),
+    }];
+    let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
+    for (i, (label, p)) in labels.iter().zip(&prediction.probabilities).enumerate() {
+        let raw = prediction.raw.get(i).map_or_else(String::new, |raw| format!("  ({raw:.4} before calibration)"));
+        lines.push(format!("  {label:width$}  {p:.4}{raw}"));
+    }
+    if prediction.truncated {
+        lines.push(format!("  cut to {} tokens", prediction.tokens));
+    }
+    lines.join("\n") + "\n"
+}

@@ -1,0 +1,61 @@
+//! `couplet run`.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{Variables, print, read_pipeline};
+use crate::config;
+use crate::error::Error;
+use crate::progress::Style;
+use crate::run::{self, Remembering};
+
+#[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "switches of a command")]
+pub(super) struct Run {
+    /// The pipeline file
+    pipeline: PathBuf,
+    #[command(flatten)]
+    variables: Variables,
+    /// Run only these stages, of those that the pipeline has
+    #[arg(long, value_delimiter = ',', value_name = "STAGE")]
+    only: Vec<run::Stage>,
+    /// Forget the scores of this model first, and score all rows anew
+    #[arg(long)]
+    fresh: bool,
+    /// Try the rows again that the tokenizer refused in an earlier run
+    #[arg(long, conflicts_with = "fresh")]
+    retry_errors: bool,
+    /// Wait this long for another run on the same store to end, as in 90s or 10m; without it, give up at once
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    wait: Option<Duration>,
+    /// Print the report as one JSON document
+    #[arg(long)]
+    json: bool,
+    /// Show no progress and no summary
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+impl Run {
+    pub(super) async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
+        let variables = self.variables.to_map();
+        let pipeline = read_pipeline(&self.pipeline, &variables)?;
+        let style = if self.quiet { Style::Quiet } else { Style::Auto };
+        let remembering = Remembering { fresh: self.fresh, retry_errors: self.retry_errors, wait: self.wait };
+        let report = run::run(&pipeline, &variables, &self.only, remembering, style, stop).await?;
+        if self.json {
+            print(&format!("{:#}\n", report.to_json()))
+        } else if self.quiet {
+            Ok(())
+        } else {
+            print(&format!("{}: done\n{report}", pipeline.name))
+        }
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    config::duration(text).ok_or_else(|| "expected a whole number with s, m or h, such as 10m".into())
+}
