@@ -8,7 +8,7 @@ use std::sync::Arc;
 use datafusion::common::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::memory_pool::{FairSpillPool, MemoryPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use tempfile::TempDir;
@@ -45,16 +45,21 @@ impl Resources {
         remove_remains(spill, PREFIX, |folder| std::fs::remove_dir_all(folder));
         let folder = tempfile::Builder::new().prefix(PREFIX).suffix(TEMPORARY).tempdir_in(spill)?;
         let lock = File::open(folder.path()).ok().filter(|folder| folder.try_lock().is_ok());
-        let memory = usize::try_from(memory).unwrap_or(usize::MAX);
         // The disk itself says when it is full.
         let disk = DiskManagerBuilder::default()
             .with_mode(DiskManagerMode::Directories(vec![folder.path().to_owned()]))
             .with_max_temp_directory_size(u64::MAX);
-        let runtime = RuntimeEnvBuilder::new()
-            .with_memory_pool(Arc::new(TrackConsumersPool::new(FairSpillPool::new(memory), CONSUMERS_TO_NAME)))
-            .with_disk_manager_builder(disk)
-            .build_arc()?;
+        let runtime =
+            RuntimeEnvBuilder::new().with_memory_pool(pool(memory)).with_disk_manager_builder(disk).build_arc()?;
         Ok(Self { runtime, folder, _lock: lock })
+    }
+
+    /// The same folder with a pool of its own of `memory` bytes, for work whose memory must not grow with its rows.
+    ///
+    /// # Errors
+    /// A folder that cannot be used.
+    pub fn with_memory(&self, memory: u64) -> Result<Arc<RuntimeEnv>, DataFusionError> {
+        RuntimeEnvBuilder::from_runtime_env(&self.runtime).with_memory_pool(pool(memory)).build_arc()
     }
 
     /// The folder, for files that go when this value does.
@@ -62,6 +67,11 @@ impl Resources {
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
+}
+
+fn pool(memory: u64) -> Arc<dyn MemoryPool> {
+    let memory = usize::try_from(memory).unwrap_or(usize::MAX);
+    Arc::new(TrackConsumersPool::new(FairSpillPool::new(memory), CONSUMERS_TO_NAME))
 }
 
 /// Opens a session in which SQL sees the tables and can call `predict`.

@@ -1,5 +1,6 @@
 //! `couplet run`: the recipe of a pipeline, from its file to its published table, one call a stage.
 
+mod beside;
 mod checked;
 mod evaluate;
 mod learn;

@@ -5,8 +5,6 @@ use std::future::Future;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use datafusion::logical_expr::col;
-
 use super::checked::{Check, Checked, Refusal, output_schema, refusal};
 use super::score::{Run, interrupted};
 use super::sinks::{Sink, SinkKind};
@@ -54,11 +52,8 @@ impl Run<'_> {
                 stopped: false.into(),
                 published: Mutex::default(),
             });
-            let known = scores.scores(spool.context()).await?;
-            let which = split.then(|| match kind {
-                SinkKind::Rejected => col("__couplet_error").is_not_null(),
-                SinkKind::Predictions => col("__couplet_error").is_null(),
-            });
+            let known = scores.scores(spool.joins(scores.rows())).await?;
+            let which = split.then_some(kind);
             let stream = spool.scored(known, scores.rows(), which).await.map_err(|e| self.spool_failed(&e))?;
             let stream = Checked::new(stream, output_schema(spool.schema()), Arc::clone(&check));
             self.night.confirm().await?;

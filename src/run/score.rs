@@ -243,7 +243,7 @@ impl Run<'_> {
     }
 
     async fn pending(&self, spool: &Spool, scores: &ScoreStore) -> Result<Pending, Error> {
-        let known = scores.scores(spool.context()).await?;
+        let known = scores.scores(spool.joins(scores.rows())).await?;
         spool.pending(known, scores.rows()).await.map_err(|e| self.spool_failed(&e))
     }
 

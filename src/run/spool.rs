@@ -3,8 +3,9 @@
 //! A run goes over its rows three times: to check their ids, to find the texts that have no score yet, and to publish.
 //! Reading the source each time could give different rows (files change, `random()` and `LIMIT` choose anew), would
 //! download a remote corpus three times, and would call `predict` three times where the query does. So the rows are
-//! read once into a compressed file that goes when the run ends, however it ends; joins, distinct and sort over it
-//! run in DataFusion's memory pool and spill beside it.
+//! read once into a compressed file that goes when the run ends, however it ends. Joins, distinct and sort over it see
+//! keys, numbers and scores only; they run in a memory pool of their own, whose size does not grow with the rows, and
+//! spill beside the file.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
@@ -12,14 +13,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
-use arrow::compute::BatchCoalescer;
+use arrow::compute::kernels::zip::zip;
+use arrow::compute::{BatchCoalescer, cast, filter_record_batch, is_not_null, is_null};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use arrow::ipc::reader::FileReader;
 use arrow::ipc::writer::FileWriter;
 use datafusion::common::{Column, DataFusionError, JoinType};
+use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder};
 use datafusion::functions_aggregate::expr_fn::{count, min};
-use datafusion::logical_expr::{Expr, col, lit, when};
+use datafusion::logical_expr::{Expr, col, lit};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::{DataFrame, ParquetReadOptions, SessionConfig, SessionContext};
 use deltalake_core::delta_datafusion::planner::DeltaPlanner;
 use futures::{Stream, StreamExt};
@@ -27,6 +31,8 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
+use super::beside::beside;
+use super::sinks::SinkKind;
 use crate::predict::{prediction_fields, text_values};
 use crate::scorer::{Rejection, TextColumn, Window};
 use crate::session::Resources;
@@ -42,16 +48,27 @@ const KNOWN: &str = "__couplet_known";
 const FIRST: &str = "__couplet_first";
 /// Rows that share their texts.
 const ROWS: &str = "__couplet_rows";
+/// What is wrong with the texts.
+const ERROR: &str = "__couplet_error";
 
 /// What a remembered score takes in memory when it is looked up by its key, in bytes; rather too much.
 const BYTES_PER_SCORE: u64 = 200;
 
+/// The memory of joins and sorts over the rows, in bytes. More makes them hardly faster: they pass over their rows once
+/// or twice, from the disk or not, while a row costs its forward pass.
+const MEMORY: u64 = 96 << 20;
+
+/// Rows that go through joins and sorts together: few, as each file of spilled rows has a batch in memory when they are
+/// merged.
+const BATCH: usize = 1024;
+
 /// The rows of a run.
 pub(super) struct Spool {
     context: SessionContext,
+    joins: Joins,
     schema: SchemaRef,
     text: Vec<String>,
-    memory: u64,
+    window: usize,
     resources: Resources,
     rows: u64,
     rejected: [u64; Rejection::KINDS.len()],
@@ -97,16 +114,16 @@ impl Spool {
             writer.write(&RecordBatch::try_new(Arc::clone(&spooled), columns)?)?;
         }
         io::Write::flush(&mut writer.into_inner()?)?;
-        // In one partition rows come in the order of the source, and so do distinct texts and joins by hash.
-        let config = SessionConfig::new().with_batch_size(window).with_target_partitions(1);
-        let state = SessionStateBuilder::new()
-            .with_config(config)
-            .with_runtime_env(runtime)
-            .with_default_features()
-            // Which plans everything else as usual.
-            .with_query_planner(DeltaPlanner::new());
-        let context = SessionContext::new_with_state(state.build());
-        Ok(Self { context, schema, text: text.to_vec(), memory, resources, rows: rows.unsigned_abs(), rejected })
+        Ok(Self {
+            context: session(SessionConfig::new().with_batch_size(window).with_target_partitions(1), runtime),
+            joins: Joins::new(memory.min(MEMORY), &resources)?,
+            schema,
+            text: text.to_vec(),
+            window,
+            resources,
+            rows: rows.unsigned_abs(),
+            rejected,
+        })
     }
 
     /// The number of rows.
@@ -124,91 +141,141 @@ impl Spool {
         &self.schema
     }
 
-    /// A session for work on the rows.
+    /// A session with all the memory of the run, for what comes after the rows.
     pub(super) fn context(&self) -> &SessionContext {
         &self.context
     }
 
-    /// The rows with their place and their key.
+    /// A session for joins of the rows with `held` scores.
+    pub(super) fn joins(&self, held: u64) -> &SessionContext {
+        // What is grouped by its key takes a third of what a score does.
+        self.joins.with_room_for(held.max(self.rows / 3))
+    }
+
+    /// The rows with their place and their key, in their order.
     pub(super) async fn rows(&self) -> Result<DataFrame, DataFusionError> {
+        self.rows_in(&self.joins.hashing).await
+    }
+
+    async fn rows_in(&self, context: &SessionContext) -> Result<DataFrame, DataFusionError> {
         let options = ParquetReadOptions::default().file_sort_order(vec![vec![column(ROW).sort(true, false)]]);
-        self.context
-            .read_parquet(self.resources.folder().join("rows.parquet").to_string_lossy().into_owned(), options)
-            .await
+        context.read_parquet(self.resources.folder().join("rows.parquet").to_string_lossy().into_owned(), options).await
     }
 
     /// The texts that have no score among `known`, of which there are `held`, in the order in which they first come.
     ///
-    /// What is told apart is the keys, which take a fraction of the memory of the texts; the texts are then fetched by
-    /// the row in which each comes first.
+    /// `known` is a table of [`Spool::joins`].
     pub(super) async fn pending(&self, known: DataFrame, held: u64) -> Result<Pending, DataFusionError> {
-        let mut keys = self.rows().await?.filter(column(KEY).is_not_null())?.select(vec![column(KEY), column(ROW)])?;
+        let rows = self.rows_in(self.joins(held)).await?;
+        let mut keys = rows.filter(column(KEY).is_not_null())?.select(vec![column(KEY), column(ROW)])?;
         if held > 0 {
             let known = known.select(vec![col("key").alias(KNOWN)])?;
             keys = known.join(keys, JoinType::RightAnti, &[KNOWN], &[KEY], None)?;
         }
         let first = vec![min(column(ROW)).alias(FIRST), count(lit(1)).alias(ROWS)];
         let keys = keys.aggregate(vec![column(KEY)], first)?.select(vec![column(FIRST), column(ROWS)])?;
-        let texts = [KEY].into_iter().chain(self.text.iter().map(String::as_str)).chain([ROWS]).map(column);
-        let frame = keys.join(self.rows().await?, JoinType::Inner, &[FIRST], &[ROW], None)?;
-        let frame = frame.sort(vec![column(ROW).sort(true, false)])?.select(texts.collect::<Vec<_>>())?;
-        // A key and a row take a third of what a score does.
-        let frame = self.with_room_for(held.max(self.rows / 3), frame);
-        Pending::fill(
-            frame.execute_stream().await?,
-            self.text.len(),
-            self.context.state().config().batch_size(),
-            self.resources.folder(),
-        )
-        .await
+        let keys = keys.sort(vec![column(FIRST).sort(true, false)])?.execute_stream().await?;
+        let texts = [ROW, KEY].into_iter().chain(self.text.iter().map(String::as_str)).map(column);
+        let texts = self.rows().await?.select(texts.collect::<Vec<_>>())?.execute_stream().await?;
+        let counts = Arc::clone(&keys.schema().fields()[1]);
+        let fields = texts.schema().fields().iter().skip(1).cloned().chain([counts]).collect::<Vec<_>>();
+        let schema = Arc::new(Schema::new(fields));
+        let pending = Arc::clone(&schema);
+        let pending = beside(texts, keys).map(move |both| {
+            let (texts, counts) = both?;
+            Ok(RecordBatch::try_new(Arc::clone(&pending), [texts.columns(), &counts].concat())?)
+        });
+        let pending = Box::pin(RecordBatchStreamAdapter::new(schema, pending));
+        Pending::fill(pending, self.text.len(), self.window, self.resources.folder()).await
     }
 
-    /// All rows with their scores, or those that `which` is true of: the columns of the source and those of a prediction,
-    /// in the order of the source.
+    /// All rows with their scores, or those that have an error, or those that have none: the columns of the source and
+    /// those of a prediction, in the order of the source.
+    ///
+    /// `scores` is a table of [`Spool::joins`], with `held` scores.
     pub(super) async fn scored(
         &self,
         scores: DataFrame,
         held: u64,
-        which: Option<Expr>,
+        which: Option<SinkKind>,
     ) -> Result<SendableRecordBatchStream, DataFusionError> {
-        let predicted = || prediction_fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>();
-        // Behind a name that no source has.
-        let ours = |name: &str| format!("__couplet_{name}");
-        let scores = scores.select(
-            predicted()
-                .iter()
-                .map(|name| col(name).alias(ours(name)))
-                .chain([col("key").alias(KNOWN)])
-                .collect::<Vec<_>>(),
-        )?;
-        let joined = scores.join(self.rows().await?, JoinType::Right, &[KNOWN], &[KEY], None)?;
-        let sorted = joined.sort(vec![column(ROW).sort(true, false)])?;
+        let fields = prediction_fields();
+        let predicted = || fields.iter().map(|field| column(field.name()));
+        let known = scores.select(predicted().chain([col("key").alias(KNOWN)]).collect::<Vec<_>>())?;
+        let keys = self.rows_in(self.joins(held)).await?.select(vec![column(KEY), column(ROW)])?;
+        let scores = known.join(keys, JoinType::Right, &[KNOWN], &[KEY], None)?;
+        let scores = scores.sort(vec![column(ROW).sort(true, false)])?;
+        let scores = scores.select([column(ROW)].into_iter().chain(predicted()).collect::<Vec<_>>())?;
+        let scores = scores.execute_stream().await?;
+
         let source = self.schema.fields().iter().map(|field| column(field.name()));
-        let predicted = predicted().into_iter().map(|name| {
-            let known = column(&ours(&name));
-            if name == "error" {
-                // Said anew, as it calls the columns by the names that they have in this pipeline.
-                let error = text_error(&self.text);
-                return Ok(when(error.clone().is_not_null(), error).otherwise(known)?.alias(ours(&name)));
-            }
-            Ok::<_, DataFusionError>(known)
+        // Said anew, as it calls the columns by the names that they have in this pipeline.
+        let error = text_error(&self.text).alias(ERROR);
+        let rows =
+            self.rows().await?.select([column(ROW)].into_iter().chain(source).chain([error]).collect::<Vec<_>>())?;
+        let rows = rows.execute_stream().await?;
+
+        let width = self.schema.fields().len();
+        let of_source = rows.schema().fields().iter().skip(1).take(width).cloned().collect::<Vec<_>>();
+        let predicted = scores.schema().fields().iter().skip(1).cloned().collect::<Vec<_>>();
+        let error = predicted.iter().position(|field| field.name() == "error").unwrap_or_default();
+        let schema = Arc::new(Schema::new([of_source, predicted].concat()));
+        let output = Arc::clone(&schema);
+        let scored = beside(rows, scores).map(move |both| {
+            let (rows, mut scores) = both?;
+            let of_text = rows.column(width);
+            let of_text = cast(of_text, scores[error].data_type())?;
+            scores[error] = zip(&is_not_null(&of_text)?, &of_text, &scores[error])?;
+            let keep = match which {
+                None => None,
+                Some(SinkKind::Rejected) => Some(is_not_null(&scores[error])?),
+                Some(SinkKind::Predictions) => Some(is_null(&scores[error])?),
+            };
+            let all = RecordBatch::try_new(Arc::clone(&output), [&rows.columns()[..width], &scores].concat())?;
+            Ok(if let Some(keep) = keep { filter_record_batch(&all, &keep)? } else { all })
         });
-        let columns = source.map(Ok).chain(predicted).collect::<Result<Vec<_>, _>>()?;
-        let mut scored = sorted.select(columns)?;
-        if let Some(which) = which {
-            scored = scored.filter(which)?;
-        }
-        self.with_room_for(held, scored).execute_stream().await
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, scored)))
+    }
+}
+
+/// Sessions for joins and sorts of numbers, keys and scores, with a memory pool of their own.
+struct Joins {
+    memory: u64,
+    /// In one partition, where rows come in the order of their file.
+    hashing: SessionContext,
+    /// With both sides of a join sorted, for more than fits.
+    sorting: SessionContext,
+}
+
+impl Joins {
+    fn new(memory: u64, resources: &Resources) -> Result<Self, DataFusionError> {
+        let runtime = resources.with_memory(memory)?;
+        let config = SessionConfig::new().with_batch_size(BATCH);
+        let hashing = config.clone().with_target_partitions(1);
+        // DataFusion sorts for a join only where there are several partitions.
+        let mut sorting = config.with_target_partitions(2);
+        let options = sorting.options_mut();
+        options.optimizer.prefer_hash_join = false;
+        options.execution.sort_spill_reservation_bytes = usize::try_from(memory / 64).unwrap_or(usize::MAX);
+        Ok(Self { memory, hashing: session(hashing, Arc::clone(&runtime)), sorting: session(sorting, runtime) })
     }
 
-    /// The frame, planned so that a join with `held` scores fits into memory.
-    fn with_room_for(&self, held: u64, frame: DataFrame) -> DataFrame {
-        let (mut state, plan) = frame.into_parts();
+    /// The session in which a join with `held` scores fits into memory.
+    fn with_room_for(&self, held: u64) -> &SessionContext {
         // A join by hash holds one side in memory, and fails where that does not fit; one by sorting can spill.
         let fits = held.saturating_mul(BYTES_PER_SCORE) < self.memory / 3;
-        state.config_mut().options_mut().optimizer.prefer_hash_join = fits;
-        DataFrame::new(state, plan)
+        if fits { &self.hashing } else { &self.sorting }
     }
+}
+
+fn session(config: SessionConfig, runtime: Arc<RuntimeEnv>) -> SessionContext {
+    let state = SessionStateBuilder::new()
+        .with_config(config)
+        .with_runtime_env(runtime)
+        .with_default_features()
+        // Which plans everything else as usual.
+        .with_query_planner(DeltaPlanner::new());
+    SessionContext::new_with_state(state.build())
 }
 
 /// Texts to be scored, each once, in a file.

@@ -1,0 +1,86 @@
+//! Two streams of rows in the order of their numbers, put side by side.
+//!
+//! What is joined and sorted is thereby only numbers, keys and scores: the texts stay in their file and are read once,
+//! in order.
+
+use arrow::array::{ArrayRef, AsArray, RecordBatch, UInt32Array};
+use arrow::compute::take_record_batch;
+use arrow::datatypes::Int64Type;
+use datafusion::common::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
+use futures::{Stream, StreamExt};
+
+/// One batch of a stream whose first column is the number of the row, and how far it is used up.
+struct Numbered {
+    stream: SendableRecordBatchStream,
+    batch: Option<RecordBatch>,
+    at: usize,
+}
+
+impl Numbered {
+    fn new(stream: SendableRecordBatchStream) -> Self {
+        Self { stream, batch: None, at: 0 }
+    }
+
+    /// Has a batch with rows that are not used up; false at the end of the stream.
+    async fn fill(&mut self) -> Result<bool, DataFusionError> {
+        while self.batch.as_ref().is_none_or(|batch| self.at == batch.num_rows()) {
+            self.batch = self.stream.next().await.transpose()?;
+            self.at = 0;
+            if self.batch.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The rows that are not used up: their batch and their numbers.
+    fn rest(&self) -> Option<(&RecordBatch, &[i64])> {
+        let batch = self.batch.as_ref()?;
+        Some((batch, &batch.column(0).as_primitive::<Int64Type>().values()[self.at..]))
+    }
+}
+
+/// The rows of `all` whose numbers `some` has, with the columns of both behind each other, numbers left out.
+///
+/// The first column of both is the number of the row. In `all` each number is by one higher than the one before; in
+/// `some` they rise, and of several rows with one number the first counts.
+pub(super) fn beside(
+    all: SendableRecordBatchStream,
+    some: SendableRecordBatchStream,
+) -> impl Stream<Item = Result<(RecordBatch, Vec<ArrayRef>), DataFusionError>> {
+    let state = (Numbered::new(all), Numbered::new(some), None);
+    futures::stream::try_unfold(state, |(mut all, mut some, mut last)| async move {
+        while some.fill().await? && all.fill().await? {
+            let (Some((rows, numbers)), Some((partners, wanted))) = (all.rest(), some.rest()) else { break };
+            let (Some(&first), Some(&end)) = (numbers.first(), numbers.last()) else { break };
+            // Those of `wanted` that these rows are among.
+            let used = wanted.partition_point(|number| *number <= end);
+            let mut pairs = (Vec::with_capacity(used), Vec::with_capacity(used));
+            for (i, &number) in wanted[..used].iter().enumerate() {
+                if last.replace(number) != Some(number) {
+                    let row = usize::try_from(number - first)
+                        .map_err(|_| DataFusionError::Internal(format!("row {number} comes after row {first}")))?;
+                    pairs.0.push((all.at + row) as u32);
+                    pairs.1.push((some.at + i) as u32);
+                }
+            }
+            let none = pairs.0.is_empty();
+            let rows = take_record_batch(rows, &UInt32Array::from(pairs.0))?;
+            let partners = take_record_batch(partners, &UInt32Array::from(pairs.1))?;
+            // The next of `some` may be of the same rows of `all`, if these are not used up by their last number.
+            let past = if used == wanted.len() { last.map_or(0, |last| (last - first + 1).max(0)) } else { i64::MAX };
+            let past = usize::try_from(past).unwrap_or(usize::MAX).min(numbers.len());
+            some.at += used;
+            all.at += past;
+            if !none {
+                let mut columns = rows.columns().to_vec();
+                columns.remove(0);
+                let schema = rows.schema().project(&(1..rows.num_columns()).collect::<Vec<_>>())?;
+                let rows = RecordBatch::try_new(schema.into(), columns)?;
+                return Ok(Some(((rows, partners.columns()[1..].to_vec()), (all, some, last))));
+            }
+        }
+        Ok(None)
+    })
+}
