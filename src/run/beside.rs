@@ -84,3 +84,51 @@ pub(super) fn beside(
         Ok(None)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{Int64Array, StringArray};
+    use arrow::datatypes::{DataType, Field, Schema};
+    use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+    use futures::TryStreamExt;
+
+    use super::*;
+
+    /// Rows of a number and a word about it, in batches of `size`.
+    fn stream(numbers: &[i64], word: &str, size: usize) -> SendableRecordBatchStream {
+        let fields = vec![Field::new("row", DataType::Int64, false), Field::new("word", DataType::Utf8, false)];
+        let schema = Arc::new(Schema::new(fields));
+        let batch = |numbers: &[i64]| {
+            let words = StringArray::from_iter_values(numbers.iter().map(|number| format!("{word}{number}")));
+            let columns: Vec<ArrayRef> = vec![Arc::new(Int64Array::from(numbers.to_vec())), Arc::new(words)];
+            Ok(RecordBatch::try_new(Arc::clone(&schema), columns)?)
+        };
+        let batches: Vec<_> = numbers.chunks(size).map(batch).collect();
+        Box::pin(RecordBatchStreamAdapter::new(schema, futures::stream::iter(batches)))
+    }
+
+    async fn pairs(all: SendableRecordBatchStream, some: SendableRecordBatchStream) -> Vec<(String, String)> {
+        let batches: Vec<_> = beside(all, some).try_collect().await.expect("rows in order");
+        let words =
+            |column: &ArrayRef| column.as_string::<i32>().iter().flatten().map(str::to_owned).collect::<Vec<_>>();
+        batches.iter().flat_map(|(rows, some)| words(rows.column(0)).into_iter().zip(words(&some[0]))).collect()
+    }
+
+    #[tokio::test]
+    async fn rows_meet_by_their_numbers_however_they_are_batched() {
+        let all: Vec<i64> = (0..50).collect();
+        let chosen: Vec<i64> = vec![0, 1, 1, 1, 6, 7, 8, 20, 20, 33, 48, 49, 49];
+        let mut expected: Vec<_> = chosen.iter().map(|n| (format!("a{n}"), format!("s{n}"))).collect();
+        expected.dedup();
+        for size in 1..20 {
+            for other in 1..15 {
+                let met = pairs(stream(&all, "a", size), stream(&chosen, "s", other)).await;
+                assert_eq!(met, expected, "batches of {size} and {other}");
+            }
+        }
+        assert_eq!(pairs(stream(&all, "a", 7), stream(&all, "s", 3)).await.len(), 50);
+        assert!(pairs(stream(&all, "a", 7), stream(&[], "s", 3)).await.is_empty());
+    }
+}

@@ -5,6 +5,7 @@
 mod broken_runs;
 mod checkpoints;
 mod config;
+mod durable;
 mod evaluating;
 mod faults;
 mod faulty;

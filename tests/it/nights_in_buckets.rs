@@ -142,51 +142,95 @@ fn a_run_in_a_bucket_that_is_killed_at_any_step_goes_on() {
     }
 }
 
+const FAULTS: [(&str, Fault); 9] = [
+    ("500", Fault::Status(500)),
+    ("503", Fault::Status(503)),
+    ("429", Fault::Status(429)),
+    ("error-body", Fault::ErrorBody),
+    ("reset", Fault::Reset),
+    ("drop-answer", Fault::DropAnswer),
+    ("done-but-500", Fault::DoneButStatus(500)),
+    ("truncated", Fault::TruncatedBody),
+    ("slow", Fault::SlowBody(Duration::from_millis(1))),
+];
+
+/// Runs a night with failing requests between two that are undisturbed, and looks at the table after each; says how
+/// many requests failed.
+fn disturbed(night: &Night, label: &str, fault: Fault, which: impl Fn(Rule) -> Rule, seed: u64) -> usize {
+    let (old, new) = (pairs(0, 60), pairs(0, 66));
+    let (before, after) = (essence(&expected(&old)), essence(&expected(&new)));
+    night.put(&old);
+    night.report();
+    night.put(&new);
+    let proxy = night.bucket.proxy(seed);
+    proxy.fail(which(Rule::new(fault)));
+    let output = night.run(Some(&proxy.endpoint())).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    for secret in [ACCESS_KEY, SECRET_KEY, "Signature=", "Credential="] {
+        assert!(!said.contains(secret), "{secret} is in {said}");
+    }
+    let now = essence(&night.published());
+    // Merged rows stay: a table that had the new rows once has all 66 ids.
+    let whole = now == after || now == before || now.len() == after.len();
+    assert!(whole, "{label}: {} rows after {said}", now.len());
+    if output.status.success() {
+        assert_eq!(now, after, "{label}");
+    } else {
+        assert!(said.contains("error: "), "{label}: {said}");
+    }
+    let failed = proxy.faults(fault);
+    drop(proxy);
+    night.report();
+    assert_eq!(essence(&night.published()), after, "{label}: the next run ends well");
+    failed
+}
+
 #[test]
 fn whatever_fails_on_the_way_the_table_is_the_old_or_the_new_one() {
     let test = "whatever_fails_on_the_way_the_table_is_the_old_or_the_new_one";
-    let faults = [
-        ("500", Fault::Status(500)),
-        ("503", Fault::Status(503)),
-        ("429", Fault::Status(429)),
-        ("error-body", Fault::ErrorBody),
-        ("reset", Fault::Reset),
-        ("drop-answer", Fault::DropAnswer),
-        ("done-but-500", Fault::DoneButStatus(500)),
-        ("truncated", Fault::TruncatedBody),
-        ("slow", Fault::SlowBody(Duration::from_millis(1))),
-    ];
-    let (old, new) = (pairs(0, 60), pairs(0, 66));
-    let (before, after) = (essence(&expected(&old)), essence(&expected(&new)));
     for (sink_name, sink) in [("delta", DELTA), ("runs", RUNS)] {
         let Some(night) = Night::new(test, &format!("fault-{sink_name}"), sink) else { return };
-        night.put(&old);
-        night.report();
-        for (name, fault) in faults {
-            night.put(&old);
-            night.report();
-            night.put(&new);
-            let proxy = night.bucket.proxy(7);
-            proxy.fail(Rule::new(fault).rate(0.1));
-            let output = night.run(Some(&proxy.endpoint())).output().unwrap();
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            for secret in [ACCESS_KEY, SECRET_KEY, "Signature=", "Credential="] {
-                assert!(!said.contains(secret), "{secret} is in {said}");
-            }
-            let now = essence(&night.published());
-            // Merged rows stay: a table that had the new rows once has all 66 ids.
-            let whole = now == after || now == before || now.len() == after.len();
-            assert!(whole, "{sink_name} {name}: {} rows after {said}", now.len());
-            if output.status.success() {
-                assert_eq!(now, after, "{sink_name} {name}");
-            } else {
-                assert!(said.contains("error: "), "{sink_name} {name}: {said}");
-            }
-            drop(proxy);
-            night.report();
-            assert_eq!(essence(&night.published()), after, "{sink_name} {name}: the next run ends well");
+        for (name, fault) in FAULTS {
+            let failed = disturbed(&night, &format!("{sink_name} {name}"), fault, |rule| rule.rate(0.2), 7);
+            assert!(failed > 0, "{sink_name} {name}: nothing failed");
         }
     }
+}
+
+/// Each fault at each kind of request alone: the first two, and a fifth of them. With `COUPLET_FAULTS=each` at all
+/// kinds; otherwise the first two of those that make commits.
+#[test]
+fn whatever_fails_at_one_kind_of_request_the_table_is_the_old_or_the_new_one() {
+    let test = "whatever_fails_at_one_kind_of_request_the_table_is_the_old_or_the_new_one";
+    let each = std::env::var("COUPLET_FAULTS").is_ok_and(|which| which == "each");
+    let kinds: &[Kind] = &[
+        Kind::PutIf,
+        Kind::Put,
+        Kind::Get,
+        Kind::Head,
+        Kind::List,
+        Kind::Copy,
+        Kind::Delete,
+        Kind::UploadStart,
+        Kind::UploadPart,
+        Kind::UploadComplete,
+    ];
+    let mut seen = std::collections::BTreeMap::<String, usize>::new();
+    for (sink_name, sink) in [("delta", DELTA), ("runs", RUNS)] {
+        let Some(night) = Night::new(test, &format!("kinds-{sink_name}"), sink) else { return };
+        for (name, fault) in FAULTS {
+            for &kind in if each { kinds } else { &kinds[..1] } {
+                let label = format!("{sink_name} {name} at {kind:?}");
+                let mut failed = disturbed(&night, &label, fault, |rule| rule.on(&[kind]).times(2), 7);
+                if each && failed > 0 {
+                    failed += disturbed(&night, &label, fault, |rule| rule.on(&[kind]).rate(0.2), 11);
+                }
+                *seen.entry(format!("{sink_name} {kind:?}")).or_default() += failed;
+            }
+        }
+    }
+    println!("failed requests: {seen:?}");
+    assert!(seen["delta PutIf"] > 0 && seen["runs PutIf"] > 0, "{seen:?}");
 }
 
 #[test]
