@@ -18,6 +18,9 @@ use crate::sql_error::nearest;
 pub const OUTPUT_COLUMNS: [&str; 7] =
     ["predicted_label", "score", "probabilities", "truncated", "error", "raw_probabilities", "model"];
 
+/// The most columns that a query may return.
+pub const MAX_COLUMNS: usize = 1000;
+
 /// A source that does not suit the pipeline.
 #[derive(Debug, Error)]
 pub enum SourceError {
@@ -55,6 +58,7 @@ impl Source {
         let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         let frame = context.sql_with_options(sql, read_only).await?;
         let schema = Arc::new(frame.schema().as_arrow().clone());
+        check_width(&schema).map_err(SourceError::Columns)?;
         let named = [("source.id", id), ("source.text", text)]
             .into_iter()
             .flat_map(|(key, names)| names.iter().map(move |name| (key, name.as_str())))
@@ -146,6 +150,18 @@ fn describe_rows(batch: &RecordBatch) -> Vec<String> {
             format!("{:?} {} times", ids.join(", "), value(times, row))
         })
         .collect()
+}
+
+/// Refuses a query with very many columns, each of which has buffers of its own in every batch and file.
+pub(crate) fn check_width(schema: &Schema) -> Result<(), String> {
+    let columns = schema.fields().len();
+    if columns <= MAX_COLUMNS {
+        return Ok(());
+    }
+    Err(format!(
+        "the query returns {columns} columns, and at most {MAX_COLUMNS} are allowed; name those that are needed \
+         instead of *"
+    ))
 }
 
 fn missing_column(schema: &Schema, key: &str, name: &str) -> Option<String> {

@@ -19,6 +19,7 @@ use datafusion::prelude::SessionContext;
 
 use crate::config::{self, Device, ModelSettings, Pipeline, Place, Query, RunSettings, Table};
 use crate::error::Error;
+use crate::files;
 use crate::predict::Models;
 use crate::progress::Style;
 use crate::report::RunReport;
@@ -47,6 +48,7 @@ pub enum Stage {
 ///
 /// # Errors
 /// Whatever is wrong with the pipeline's tables, queries, models or sink; [`Error::Interrupted`] after `stop`.
+#[tracing::instrument(skip_all, fields(pipeline = %pipeline.name))]
 pub async fn run(
     pipeline: &Pipeline,
     variables: &BTreeMap<String, String>,
@@ -114,9 +116,8 @@ fn substituted(
         Query::Sql(sql) => return Ok((sql.clone(), BTreeSet::new())),
         Query::File(location) => &location.path,
     };
-    let text = std::fs::read_to_string(path).map_err(|e| {
-        Error::Usage(format!("{}: {key}: cannot read {}: {e}", pipeline.path.display(), path.display()))
-    })?;
+    let text = files::read_text(path)
+        .map_err(|problem| Error::Usage(format!("{}: {key}: {problem}", pipeline.path.display())))?;
     let (sql, used) =
         config::substitute(&text, variables).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
     Ok((sql, used.into_iter().map(str::to_owned).collect()))

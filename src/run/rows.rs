@@ -13,6 +13,7 @@ use datafusion::prelude::SessionContext;
 use super::query_text;
 use crate::config::{Pipeline, Query};
 use crate::error::Error;
+use crate::source::check_width;
 use crate::sql_error::nearest;
 use crate::train::finetune::Row;
 use crate::train::labels::GoldLabel;
@@ -47,6 +48,7 @@ impl Selection<'_> {
         let failed = |e: DataFusionError| Error::sql(origin.clone(), &e, Some(self.context));
         let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         let frame = self.context.sql_with_options(&sql, read_only).await.map_err(failed)?;
+        check_width(frame.schema().as_arrow()).map_err(|problem| self.refused(problem))?;
         let names: Vec<String> = frame.schema().fields().iter().map(|field| field.name().clone()).collect();
         if let Some(missing) = columns.iter().find(|column| !names.iter().any(|name| name == *column)) {
             let near = nearest(missing, names.iter().map(String::as_str));

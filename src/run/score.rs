@@ -57,6 +57,7 @@ pub struct Remembering {
 }
 
 /// Scores the source into the sink until it is done or `stop` is; a stage that does not end well leaves the sink as it was.
+#[tracing::instrument(skip_all)]
 pub(super) async fn score(
     pipeline: &Pipeline,
     scoring: &Scoring,
@@ -178,6 +179,7 @@ impl Run<'_> {
     }
 
     /// Opens the tables, plans the query, loads the model, opens store and sink: all that can turn out wrong before the work.
+    #[tracing::instrument(skip_all)]
     async fn prepare(&self) -> Result<(Prepared, Resources), Error> {
         let Self { pipeline, scoring, .. } = self;
         let settings = &scoring.source;
@@ -217,6 +219,7 @@ impl Run<'_> {
     }
 
     /// Reads the rows of the source, and notices whether its files change meanwhile.
+    #[tracing::instrument(skip_all, fields(rows))]
     async fn read(&self, prepared: &Prepared, resources: Resources) -> Result<(Spool, Vec<SourceFile>), Error> {
         let Self { pipeline, scoring, .. } = self;
         let Prepared { context, source, .. } = prepared;
@@ -239,15 +242,18 @@ impl Run<'_> {
         let ids = Source::check_ids(&rows, &scoring.source.id).await;
         ids.map_err(|e| Error::source(&pipeline.path, e, context))?;
         self.check_errors(spool.rejected(), spool.len())?;
+        tracing::Span::current().record("rows", spool.len());
         Ok((spool, before))
     }
 
+    #[tracing::instrument(skip_all)]
     async fn pending(&self, spool: &Spool, scores: &ScoreStore) -> Result<Pending, Error> {
         let known = scores.scores(spool.context()).await?;
         spool.pending(known, scores.rows()).await.map_err(|e| self.spool_failed(&e))
     }
 
     /// Scores the texts and remembers them; what was scored before an error or a stop is remembered too.
+    #[tracing::instrument(skip_all, fields(texts = pending.texts, tokens))]
     async fn score_pending(
         &self,
         pending: Pending,
@@ -287,6 +293,7 @@ impl Run<'_> {
                 last_commit = Instant::now();
             }
         };
+        tracing::Span::current().record("tokens", scorer.tally().counts().tokens);
         // After a lost lock another run is at work on the same store, and scores these texts itself.
         if !matches!(&ended, Err(Error::Lock(_))) {
             self.commit(scores).await?;

@@ -8,8 +8,9 @@ use couplet::ops::Kernels;
 use couplet::scorer::{Pool, Prediction, Scorer, ScorerOptions, TextColumn, Window};
 use serde_json::{Value, json};
 
+use crate::elsewhere::{archive, members};
 use crate::support::{golden, shared};
-use crate::tiny::{ARCHIVE, TEXTS, Variant, WEIGHTS, archive, logits, members};
+use crate::tiny::{ARCHIVE, TEXTS, Variant, WEIGHTS, logits};
 
 fn golden_logits(name: &str) -> Vec<Vec<f32>> {
     logits(&Model::load(&golden(name), &Device::Cpu).unwrap())
