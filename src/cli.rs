@@ -173,10 +173,16 @@ pub fn report_error(error: &Error, format: LogFormat) {
     let _ = match (error, format) {
         (error, LogFormat::Json) => {
             let time = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
-            let fields = json!({ "message": error.to_string(), "exit_code": error.exit_code() });
+            let mut fields = json!({ "message": error.to_string(), "exit_code": error.exit_code() });
+            if let Some(hint) = error.hint() {
+                fields["hint"] = json!(hint);
+            }
             writeln!(io::stderr(), "{}", json!({ "timestamp": time, "level": "ERROR", "fields": fields }))
         }
         (Error::Config(errors), LogFormat::Text) => write!(io::stderr(), "{}", errors.render(colors(), width)),
-        (error, LogFormat::Text) => writeln!(io::stderr(), "error: {error}"),
+        (error, LogFormat::Text) => {
+            let hint = error.hint().map_or_else(String::new, |hint| format!("\nhelp: {hint}"));
+            writeln!(io::stderr(), "error: {error}{hint}")
+        }
     };
 }

@@ -77,11 +77,23 @@ fn function_arguments(message: &str, _: Option<&SessionContext>) -> Option<Strin
     })
 }
 
-/// Only a source is planned in one step; a query takes statements of most kinds.
+/// What begins the message of a statement that is no query, before its first word.
+pub(crate) const NOT_A_QUERY: &str = "Not a query: ";
+
+/// Only a pipeline's query is planned in one step; `couplet query` takes statements of most kinds.
 fn not_one_select(message: &str, _: Option<&SessionContext>) -> Option<String> {
-    let starts = ["DML not supported", "DDL not supported", "Statement not supported", "The context currently only"];
+    let starts = [
+        NOT_A_QUERY,
+        "DML not supported",
+        "DDL not supported",
+        "Statement not supported",
+        "The context currently only",
+    ];
     starts.iter().any(|start| message.starts_with(start)).then(|| {
-        "it must be one SELECT, as a source only reads; what is written, and where, stands under [sink]".into()
+        let found = message.strip_prefix(NOT_A_QUERY).map_or_else(String::new, |word| format!(", not {word}"));
+        format!(
+            "it must be one SELECT{found}: the SQL of a pipeline only reads; what is written, and where, stands under [sink]"
+        )
     })
 }
 

@@ -58,6 +58,7 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<RunReport, Error> {
     check_variables(pipeline, variables)?;
+    check_stages(pipeline, only)?;
     let wanted = |stage| only.is_empty() || only.contains(&stage);
     let mut stop = std::pin::pin!(stop);
     let training = learn::Training { pipeline, variables, style };
@@ -121,6 +122,27 @@ fn substituted(
     let (sql, used) =
         config::substitute(&text, variables).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
     Ok((sql, used.into_iter().map(str::to_owned).collect()))
+}
+
+/// Refuses to run a stage that the pipeline does not have.
+fn check_stages(pipeline: &Pipeline, only: &[Stage]) -> Result<(), Error> {
+    let there = [
+        (Stage::Pretrain, "pretrain", "[pretrain]", pipeline.pretrain.is_some()),
+        (Stage::Finetune, "finetune", "[finetune]", pipeline.finetune.is_some()),
+        (Stage::Evaluate, "evaluate", "[evaluate]", pipeline.evaluate.is_some()),
+        (Stage::Score, "score", "[source], [model] and [sink]", pipeline.scoring.is_some()),
+    ];
+    match there.iter().find(|(stage, _, _, is_there)| only.contains(stage) && !is_there) {
+        None => Ok(()),
+        Some((_, name, sections, _)) => {
+            let has: Vec<&str> = there.iter().filter(|(.., is_there)| *is_there).map(|(_, name, ..)| *name).collect();
+            Err(Error::Usage(format!(
+                "--only {name}: {} has no {sections}; its stages are {}",
+                pipeline.path.display(),
+                has.join(", ")
+            )))
+        }
+    }
 }
 
 /// Refuses variables that neither the pipeline file nor its SQL files use.

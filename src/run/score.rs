@@ -116,6 +116,10 @@ impl Run<'_> {
             () = &mut *stop => return Err(interrupted(self.scoring, "before the first row was scored", None)),
             read = reading => read?,
         };
+        tracing::debug!("{} rows are read from {} files", grouped(spool.len()), sources.len());
+        if spool.len() == 0 {
+            tracing::warn!("the source has no rows: what is published is empty");
+        }
         record.sources = sources;
         record.rows_read = Some(spool.len());
         record.model = Some(scorer.model().fingerprint.as_str().to_owned());
@@ -130,6 +134,7 @@ impl Run<'_> {
             pending = self.pending(&spool, &scores) => pending?,
         };
         let (texts, rows_without_score) = (pending.texts, pending.rows);
+        tracing::debug!("{} texts have no score yet, those of {} rows", grouped(texts), grouped(rows_without_score));
         let start = Instant::now();
         let progress = Progress::start(self.style, &scorer, texts);
         let scored = self.score_pending(pending, &scorer, &mut scores, stop).await;
@@ -156,6 +161,7 @@ impl Run<'_> {
         record.rows_remembered = Some(rows.remembered);
         record.rows_repeated = Some(rows.repeated);
         record.rows_rejected = Some(published.rejected);
+        tracing::debug!("published to {}", published.output);
         record.output = Some(published.output.clone());
         record.output_version = published.version;
         scores.compact().await;
@@ -307,7 +313,9 @@ impl Run<'_> {
         }
         self.night.confirm().await?;
         crash::point("store.before");
+        let waiting = scores.waiting();
         scores.commit().await?;
+        tracing::debug!("{} scores are remembered", grouped(waiting as u64));
         crash::point("store.after");
         Ok(())
     }

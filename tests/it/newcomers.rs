@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use assert_cmd::Command;
 use serde_json::json;
 
-use crate::support::{Job, golden, stdout_of, write};
+use crate::support::{Job, golden, rows_of, stderr_of, write};
 use crate::tiny::Variant;
 
 const PAIRS: &str = "id,a,b,label,n\n1,He sold it.,It was sold.,1,10\n2,She ran.,She slept.,0,20\n";
@@ -105,9 +105,9 @@ fn files_that_are_something_else() {
 #[test]
 fn an_empty_source_is_said() {
     let job = Job::new("id,a,b\n");
-    let said = stdout_of(&mut job.run());
-    assert!(said.contains("0 read") && said.contains("the source has no rows"), "{said}");
-    assert!(job.output().exists());
+    let said = stderr_of(&mut job.run(), 0);
+    assert!(said.contains("the source has no rows"), "{said}");
+    assert_eq!(rows_of(&job.output()).len(), 0);
 }
 
 #[test]
