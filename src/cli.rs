@@ -43,7 +43,7 @@ enum Command {
     /// Run a pipeline: read its rows, score them, publish the table
     #[command(after_help = "Examples:
   couplet run pipelines/quickstart/pipeline.toml
-  couplet run pipelines/quickstart/pipeline.toml --quiet --fresh
+  couplet run pipelines/quickstart/pipeline.toml --quiet --only score
   couplet run nightly.toml --var date=2026-11-24 --wait 10m --json
 
 Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 interrupted")]

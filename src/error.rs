@@ -183,6 +183,8 @@ impl Error {
         let is = |number: i32| message.contains(&format!("(os error {number})"));
         if !cfg!(unix) {
             None
+        } else if is(17) || is(20) {
+            Some("a part of that path is a file where a folder would have to be: name another place")
         } else if is(28) || is(122) {
             Some(
                 "the disk is full there, or the quota used up: make room and run the same command again, or name another \

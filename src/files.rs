@@ -19,7 +19,11 @@ pub(crate) fn read_text(path: &Path) -> Result<String, String> {
     let read = File::open(path).and_then(|file| file.take(MAX_TEXT + 1).read_to_end(&mut bytes));
     match read {
         Err(e) if e.kind() == ErrorKind::NotFound => Err(format!("{shown} does not exist{}", nearest_file(path))),
-        Err(_) if path.is_dir() => Err(format!("{shown} is a folder; name a file in it")),
+        Err(_) if path.is_dir() => {
+            let pipeline = path.join("pipeline.toml");
+            let meant = pipeline.exists().then(|| format!("; did you mean {}?", pipeline.display()));
+            Err(format!("{shown} is a folder; name a file in it{}", meant.unwrap_or_default()))
+        }
         Err(e) => Err(format!("cannot read {shown}: {e}")),
         Ok(_) if bytes.len() as u64 > MAX_TEXT => {
             Err(format!("{shown} is too large for a pipeline or SQL: it has more than {MAX_TEXT} bytes (1 MiB)"))

@@ -93,6 +93,7 @@ impl Logging {
     /// # Panics
     /// In a process that has begun already.
     pub fn start(messages: Messages) -> Self {
+        hide_known_panics();
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(messages.default_filter()));
         let stderr = fmt::layer().with_writer(io::stderr).with_target(false).with_ansi(colors());
         let stderr = match messages.log_format {
@@ -121,6 +122,23 @@ impl Logging {
             traces.end();
         }
     }
+}
+
+/// Keeps quiet about one panic that tells nobody anything.
+///
+/// When a write to a local disk has failed, the Delta library drops its writer, and a task of `object_store` that is still
+/// under way finds it gone (`buffered.rs`, "Already shut down"). The error itself is reported by the run.
+fn hide_known_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let is_known = panic.payload_as_str() == Some("Already shut down")
+            && panic.location().is_some_and(|place| place.file().contains("object_store"));
+        if is_known {
+            tracing::debug!("object_store: {panic}");
+        } else {
+            usual(panic);
+        }
+    }));
 }
 
 /// Whether something is a span of couplet's own: those are the stages of a run.

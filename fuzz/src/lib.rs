@@ -16,8 +16,9 @@ pub use store::{lock, manifest};
 pub fn pipeline(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
     // A variable that a file does not use is a mistake.
-    let variables = text.contains("{date}").then(|| ("date".to_owned(), "2026-01-01".to_owned()));
-    let variables: BTreeMap<_, _> = variables.into_iter().collect();
+    let used = ["date", "bucket", "corpus", "base", "model"].into_iter();
+    let used = used.filter(|name| text.contains(&format!("{{{name}}}")));
+    let variables: BTreeMap<_, _> = used.map(|name| (name.to_owned(), "a".to_owned())).collect();
     match couplet::config::parse(Path::new("pipeline.toml"), text, &variables) {
         Ok(_) => true,
         Err(errors) => {

@@ -10,7 +10,7 @@ use crate::files::nearest_file;
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// The model's path is no folder.
-    #[error("model {} {}{}; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin", path.display(), if *exists { "is not a folder" } else { "does not exist" }, if *exists { String::new() } else { nearest_file(path) })]
+    #[error("model {} {}; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin{}", path.display(), if *exists { "is not a folder" } else { "does not exist" }, if *exists { String::new() } else { nearest_file(path) })]
     NotAFolder {
         /// What was asked for.
         path: PathBuf,

@@ -45,6 +45,9 @@ const WINDOWS_UNDER_WAY: usize = 2;
 /// Rows whose scores are kept in memory at most before they are remembered for good.
 const ROWS_TO_COMMIT: usize = 1 << 17;
 
+/// What the operating system says of a full disk, after the words for people.
+const DISK_FULL: &str = "(os error 28)";
+
 /// What the command line asks of a night.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Remembering {
@@ -235,6 +238,8 @@ impl Run<'_> {
         let filled = Spool::fill(source.frame().clone(), text, pipeline.run.memory, resources).await;
         let spool = match filled {
             Ok(spool) => spool,
+            // What is full is where the rows are kept.
+            Err(e) if e.to_string().contains(DISK_FULL) => return Err(self.spool_failed(&e)),
             Err(e) => {
                 let origin = format!("{}: the source query", pipeline.path.display());
                 return Err(broken(Error::sql(origin, &e, Some(context))).await);

@@ -60,6 +60,10 @@ impl Files {
                 None => format!("folder {place} has no *{extension} file"),
             });
         }
+        let has_header = matches!(&table.format, TableFormat::Csv(options) if options.header);
+        if has_header && list.iter().all(|meta| meta.size == 0) {
+            return Err(format!("{} is empty; its first line would name the columns", shown(&list[0])));
+        }
         list.sort_by(|a, b| a.location.cmp(&b.location));
         Ok(Self { url, extension, objects, list })
     }

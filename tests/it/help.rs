@@ -130,7 +130,7 @@ fn a_page_of_the_manual_for_each_command() {
         "{run}"
     );
     // groff finds nothing wrong with it, where there is one.
-    if let Ok(output) = Command::new("groff").args(["-man", "-Tutf8", "-ww"]).args(&pages).output() {
+    if let Ok(output) = Command::new("groff").args(["-man", "-Kutf8", "-Tutf8", "-ww"]).args(&pages).output() {
         assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     }
 }
