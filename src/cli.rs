@@ -1,26 +1,39 @@
 //! The command line: each command is one function call.
 
+mod completions;
 mod model;
 mod predict;
 mod query;
 mod run;
 mod runs;
+mod schema;
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
 use clap::{Args, Parser, Subcommand};
+use serde_json::json;
 
 use crate::config::{self, Pipeline, Place};
 use crate::error::Error;
+use crate::files;
+use crate::logging::{LogFormat, Messages, colors};
 use crate::query::end_if_nobody_reads;
 
 /// Score sentence pairs in bulk with a BERT-family model: SQL in, predictions out as Parquet.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = "Examples:
+  couplet run pipelines/quickstart/pipeline.toml
+  couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/accuracy.sql
+
+Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 interrupted.
+NO_COLOR turns colors off; RUST_LOG, such as RUST_LOG=couplet=debug, decides what is logged, before -q and -v.")]
 pub struct Cli {
+    #[command(flatten)]
+    messages: Messages,
     #[command(subcommand)]
     command: Command,
 }
@@ -30,15 +43,18 @@ enum Command {
     /// Run a pipeline: read its rows, score them, publish the table
     #[command(after_help = "Examples:
   couplet run pipelines/quickstart/pipeline.toml
-  couplet run nightly.toml --var date=2026-11-24 --json
+  couplet run pipelines/quickstart/pipeline.toml --quiet --only score
+  couplet run nightly.toml --var date=2026-11-24 --wait 10m --json
 
 Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 interrupted")]
     Run(run::Run),
     /// Query tables, results and models with SQL
     #[command(after_help = "Examples:
   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/accuracy.sql
-  couplet query --table t=pairs.parquet \"SELECT predict('models/mrpc', a, b)['label'] AS answer, count(*) FROM t GROUP BY answer\"
-  couplet query --table t=scores.csv 'SELECT * FROM t' -o scores.parquet")]
+  couplet query --table t=pipelines/quickstart/pairs.parquet 'SELECT category, count(*) FROM t GROUP BY category'
+  couplet query --table t=pipelines/quickstart/pairs.parquet 'SELECT * FROM t' -o pairs.csv
+  couplet query --table t=pairs.csv \"SELECT predict('pipelines/quickstart/model', sentence1, sentence2)['label'] AS \
+    answer, count(*) FROM (SELECT * FROM t LIMIT 20) GROUP BY answer\"")]
     Query(query::Query),
     /// Score one text or pair
     #[command(after_help = "Examples:
@@ -50,12 +66,35 @@ Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 inter
     Model(model::ModelCommand),
     /// List what the runs of a pipeline did
     #[command(after_help = "Examples:
-  couplet runs nightly.toml
-  couplet query --pipeline nightly.toml \"SELECT outcome, count(*) FROM runs GROUP BY outcome\"")]
+  couplet runs pipelines/quickstart/pipeline.toml
+  couplet query --pipeline pipelines/quickstart/pipeline.toml \"SELECT outcome, count(*) FROM runs GROUP BY outcome\"")]
     Runs(runs::Runs),
     /// Look after the stores in which pipelines remember scores
     #[command(subcommand)]
     Store(runs::StoreCommand),
+    /// Print the JSON Schema of pipeline files, by which editors complete and check them
+    #[command(after_help = "Examples:
+  couplet schema > pipeline.schema.json
+  couplet schema --markdown > reference.md
+
+Editors with Even Better TOML or taplo then take it from the first line of a pipeline file:
+  #:schema ./pipeline.schema.json")]
+    Schema(schema::Schema),
+    /// Print a script that completes couplet's commands in a shell
+    #[command(after_help = "Examples:
+  couplet completions bash > couplet.bash
+  couplet completions zsh > _couplet
+  couplet completions fish > couplet.fish
+
+Where they go: bash reads ~/.local/share/bash-completion/completions/couplet, fish
+~/.config/fish/completions/couplet.fish, and zsh a file _couplet in a folder of its fpath; PowerShell's and elvish's
+profiles can source them.")]
+    Completions(completions::Completions),
+    /// Print the manual page, or write those of all commands into a folder
+    #[command(after_help = "Examples:
+  couplet man
+  couplet man man/man1")]
+    Man(completions::Manual),
 }
 
 #[derive(Debug, Args)]
@@ -79,13 +118,19 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
 }
 
 impl Cli {
+    /// What is to be said on stderr, and how.
+    #[must_use]
+    pub fn messages(&self) -> Messages {
+        self.messages
+    }
+
     /// Executes the command; `stop` resolves when the user wants it to end.
     ///
     /// # Errors
     /// Whatever ended the command early.
     pub async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         match self.command {
-            Command::Run(command) => command.execute(stop).await,
+            Command::Run(command) => command.execute(self.messages, stop).await,
             Command::Query(command) => tokio::select! {
                 biased;
                 () = stop => Err(Error::Interrupted { after: "while querying".into(), kept: "no output was written".into() }),
@@ -95,6 +140,9 @@ impl Cli {
             Command::Runs(command) => command.execute().await,
             Command::Store(command) => command.execute().await,
             Command::Model(command) => command.execute().await,
+            Command::Schema(command) => command.execute(),
+            Command::Completions(command) => command.execute(),
+            Command::Man(command) => command.execute(),
         }
     }
 }
@@ -108,7 +156,7 @@ fn read_pipeline(path: &Path, variables: &BTreeMap<String, String>) -> Result<Pi
 }
 
 fn read(path: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(path).map_err(|e| Error::Usage(format!("cannot read {}: {e}", path.display())))
+    files::read_text(path).map_err(Error::Usage)
 }
 
 fn print(text: &str) -> Result<(), Error> {
@@ -117,18 +165,24 @@ fn print(text: &str) -> Result<(), Error> {
         .map_err(|error| Error::Io { context: "writing to stdout".into(), error })
 }
 
-/// Writes why a command ended to stderr, as a compiler would.
-pub fn report_error(error: &Error) {
+/// Writes why a command ended to stderr, as a compiler would, or as a JSON document.
+pub fn report_error(error: &Error, format: LogFormat) {
     let width =
         terminal_size::terminal_size_of(io::stderr()).map_or(100, |(width, _)| usize::from(width.0).clamp(60, 140));
     // Nothing can be said of a stderr that cannot be written to.
-    let _ = match error {
-        Error::Config(errors) => write!(io::stderr(), "{}", errors.render(colors(), width)),
-        error => writeln!(io::stderr(), "error: {error}"),
+    let _ = match (error, format) {
+        (error, LogFormat::Json) => {
+            let time = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+            let mut fields = json!({ "message": error.to_string(), "exit_code": error.exit_code() });
+            if let Some(hint) = error.hint() {
+                fields["hint"] = json!(hint);
+            }
+            writeln!(io::stderr(), "{}", json!({ "timestamp": time, "level": "ERROR", "fields": fields }))
+        }
+        (Error::Config(errors), LogFormat::Text) => write!(io::stderr(), "{}", errors.render(colors(), width)),
+        (error, LogFormat::Text) => {
+            let hint = error.hint().map_or_else(String::new, |hint| format!("\nhelp: {hint}"));
+            writeln!(io::stderr(), "error: {error}{hint}")
+        }
     };
-}
-
-/// See <https://no-color.org>.
-fn colors() -> bool {
-    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

@@ -176,6 +176,31 @@ impl Error {
         }
     }
 
+    /// What to do about a refusal of the operating system, wherever below it came from.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        let message = self.to_string();
+        let is = |number: i32| message.contains(&format!("(os error {number})"));
+        if !cfg!(unix) {
+            None
+        } else if is(17) || is(20) {
+            Some("a part of that path is a file where a folder would have to be: name another place")
+        } else if is(28) || is(122) {
+            Some(
+                "the disk is full there, or the quota used up: make room and run the same command again, or name another \
+                 place for it (sink.uri, score.store, run.spill). What was there before is as it was",
+            )
+        } else if is(13) || is(1) {
+            Some("this user may not read or write that place: see its owner and permissions, and those of its folders")
+        } else if is(30) {
+            Some("that disk can only be read: name a place on another one")
+        } else if is(24) {
+            Some("too many files are open at once: raise the limit (`ulimit -n`)")
+        } else {
+            None
+        }
+    }
+
     pub(crate) fn sql(origin: impl Into<String>, error: &DataFusionError, context: Option<&SessionContext>) -> Self {
         if let Some(error) = cause_in(error).and_then(explain_unplaced) {
             return Self::Objects(error);

@@ -1,28 +1,20 @@
-//! The `couplet` program: logging, signals and exit codes; everything else is in the library.
+//! The `couplet` program: signals and exit codes; everything else is in the library.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
 
 use couplet::cli::{Cli, report_error};
 use couplet::error::Error;
+use couplet::logging::Logging;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,couplet=info,deltalake_core=error"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    let format = cli.messages().format();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            report_error(&error);
+            report_error(&error, format);
             ExitCode::from(error.exit_code())
         }
     }
@@ -33,7 +25,11 @@ fn run(cli: Cli) -> Result<(), Error> {
         .enable_all()
         .build()
         .map_err(|error| Error::Io { context: "starting the runtime".into(), error })?;
+    let entered = runtime.enter();
+    let logging = Logging::start(cli.messages());
+    drop(entered);
     let done = runtime.block_on(cli.execute(stopped()));
+    logging.end();
     // A batch that is under way ends with the process, not before it.
     runtime.shutdown_background();
     done

@@ -21,6 +21,8 @@ const LOG_INTERVAL: Duration = Duration::from_secs(30);
 pub enum Style {
     /// A bar if stderr is a terminal, log lines otherwise.
     Auto,
+    /// Log lines.
+    Lines,
     /// Nothing.
     Quiet,
 }

@@ -10,13 +10,18 @@ use datafusion::execution::context::SQLOptions;
 use datafusion::functions_aggregate::expr_fn::{count, max, sum};
 use datafusion::logical_expr::{Expr, lit, when};
 use datafusion::prelude::{DataFrame, SessionContext};
+use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast;
 use thiserror::Error;
 
-use crate::sql_error::nearest;
+use crate::sql_error::{NOT_A_QUERY, nearest};
 
 /// The columns that a run adds to those of the source.
 pub const OUTPUT_COLUMNS: [&str; 7] =
     ["predicted_label", "score", "probabilities", "truncated", "error", "raw_probabilities", "model"];
+
+/// The most columns that a query may return.
+pub const MAX_COLUMNS: usize = 1000;
 
 /// A source that does not suit the pipeline.
 #[derive(Debug, Error)]
@@ -51,10 +56,9 @@ impl Source {
         text: &[String],
         label: Option<&str>,
     ) -> Result<Self, SourceError> {
-        // A pipeline reads; what it writes is its sink.
-        let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        let frame = context.sql_with_options(sql, read_only).await?;
+        let frame = select(context, sql).await?;
         let schema = Arc::new(frame.schema().as_arrow().clone());
+        check_width(&schema).map_err(SourceError::Columns)?;
         let named = [("source.id", id), ("source.text", text)]
             .into_iter()
             .flat_map(|(key, names)| names.iter().map(move |name| (key, name.as_str())))
@@ -146,6 +150,37 @@ fn describe_rows(batch: &RecordBatch) -> Vec<String> {
             format!("{:?} {} times", ids.join(", "), value(times, row))
         })
         .collect()
+}
+
+/// Plans the query of a pipeline, which reads and does nothing else: what it writes is its sink.
+///
+/// # Errors
+/// SQL that cannot be planned; anything but one query.
+pub(crate) async fn select(context: &SessionContext, sql: &str) -> Result<DataFrame, DataFusionError> {
+    let state = context.state();
+    let statement = state.sql_to_statement(sql, &state.config().options().sql_parser.dialect)?;
+    // `EXPLAIN ANALYZE` is a plan that reads, too, but its rows are not those of a source.
+    if !matches!(&statement, Statement::Statement(statement) if matches!(**statement, ast::Statement::Query(_))) {
+        let kind = sql.split_whitespace().next().unwrap_or_default().to_uppercase();
+        return Err(DataFusionError::Plan(format!("{NOT_A_QUERY}{kind}")));
+    }
+    let plan = state.statement_to_plan(statement).await?;
+    // `WITH … INSERT` is a query to the parser.
+    let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    read_only.verify_plan(&plan)?;
+    context.execute_logical_plan(plan).await
+}
+
+/// Refuses a query with very many columns, each of which has buffers of its own in every batch and file.
+pub(crate) fn check_width(schema: &Schema) -> Result<(), String> {
+    let columns = schema.fields().len();
+    if columns <= MAX_COLUMNS {
+        return Ok(());
+    }
+    Err(format!(
+        "the query returns {columns} columns, and at most {MAX_COLUMNS} are allowed; name those that are needed \
+         instead of *"
+    ))
 }
 
 fn missing_column(schema: &Schema, key: &str, name: &str) -> Option<String> {

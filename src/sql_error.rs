@@ -1,6 +1,6 @@
 //! DataFusion's errors in words that help: what is known here and not there, and none of its inner layers.
 
-use datafusion::common::DataFusionError;
+use datafusion::common::{Column, DataFusionError, SchemaError};
 use datafusion::prelude::SessionContext;
 
 use crate::predict::FUNCTION;
@@ -14,6 +14,12 @@ pub(crate) fn explain(error: &DataFusionError, context: Option<&SessionContext>)
         DataFusionError::SQL(e, _) => e.to_string().trim_start_matches("sql parser error: ").to_owned(),
         _ => root.message().split("\n\nbacktrace:").next().unwrap_or_default().to_owned(),
     };
+    if let DataFusionError::SchemaError(error, _) = root
+        && let SchemaError::FieldNotFound { field, valid_fields } = &**error
+    {
+        let columns: Vec<&str> = valid_fields.iter().map(Column::name).collect();
+        return no_such_column(&field.name, &columns);
+    }
     let rules = [table_not_found, dot_access, no_such_field, function_arguments, not_one_select];
     rules.into_iter().find_map(|rule| rule(&message, context)).unwrap_or(message)
 }
@@ -52,6 +58,33 @@ fn table_not_found(message: &str, context: Option<&SessionContext>) -> Option<St
     })
 }
 
+fn no_such_column(name: &str, columns: &[&str]) -> String {
+    let is_plain =
+        |name: &str| name.chars().all(|char| char == '_' || char.is_ascii_lowercase() || char.is_ascii_digit());
+    let nearest = nearest(name, columns.iter().copied());
+    let hint = match (nearest, columns) {
+        (Some(other), _) if is_plain(other) => format!("; did you mean `{other}`?"),
+        (Some(other), _) => {
+            format!("; did you mean \"{other}\"? SQL reads a name as it is only in double quotation marks")
+        }
+        (None, [only]) if only.contains([';', '\t', '|', ',']) => {
+            let delimiter = only.chars().find(|char| [';', '\t', '|', ','].contains(char)).unwrap_or(';');
+            format!(
+                "; is {delimiter:?} its delimiter? Write {{ uri = \"…\", delimiter = \"{}\" }}",
+                delimiter.escape_default()
+            )
+        }
+        _ if name.contains(' ') || !is_plain(name) => {
+            format!("; if a text is meant, it stands in single quotation marks: '{name}'")
+        }
+        _ => String::new(),
+    };
+    match columns.len() {
+        0 => format!("there is no column `{name}`{hint}"),
+        _ => format!("there is no column `{name}` (columns: {}){hint}", columns.join(", ")),
+    }
+}
+
 fn dot_access(message: &str, _: Option<&SessionContext>) -> Option<String> {
     message.starts_with("Dot access not supported").then(|| {
         "a field of a call is written with brackets: predict('model', text)['label'], not predict('model', text).label".into()
@@ -77,11 +110,23 @@ fn function_arguments(message: &str, _: Option<&SessionContext>) -> Option<Strin
     })
 }
 
-/// Only a source is planned in one step; a query takes statements of most kinds.
+/// What begins the message of a statement that is no query, before its first word.
+pub(crate) const NOT_A_QUERY: &str = "Not a query: ";
+
+/// Only a pipeline's query is planned in one step; `couplet query` takes statements of most kinds.
 fn not_one_select(message: &str, _: Option<&SessionContext>) -> Option<String> {
-    let starts = ["DML not supported", "DDL not supported", "Statement not supported", "The context currently only"];
+    let starts = [
+        NOT_A_QUERY,
+        "DML not supported",
+        "DDL not supported",
+        "Statement not supported",
+        "The context currently only",
+    ];
     starts.iter().any(|start| message.starts_with(start)).then(|| {
-        "it must be one SELECT, as a source only reads; what is written, and where, stands under [sink]".into()
+        let found = message.strip_prefix(NOT_A_QUERY).map_or_else(String::new, |word| format!(", not {word}"));
+        format!(
+            "it must be one SELECT{found}: the SQL of a pipeline only reads; what is written, and where, stands under [sink]"
+        )
     })
 }
 

@@ -16,6 +16,9 @@ use crate::sink::may_replace;
 #[derive(Debug, Subcommand)]
 pub(super) enum ModelCommand {
     /// Show a model's architecture, size, labels, calibration and fingerprint
+    #[command(after_help = "Examples:
+  couplet model show pipelines/quickstart/model
+  couplet model show pipelines/quickstart/model --json")]
     Show {
         /// The model: a folder, here or in a bucket (s3://…)
         #[arg(value_name = "URI")]

@@ -9,11 +9,10 @@ use clap::Args;
 use super::{Variables, print, read_pipeline};
 use crate::config;
 use crate::error::Error;
-use crate::progress::Style;
+use crate::logging::Messages;
 use crate::run::{self, Remembering};
 
 #[derive(Debug, Args)]
-#[allow(clippy::struct_excessive_bools, reason = "switches of a command")]
 pub(super) struct Run {
     /// The pipeline file
     pipeline: PathBuf,
@@ -34,21 +33,17 @@ pub(super) struct Run {
     /// Print the report as one JSON document
     #[arg(long)]
     json: bool,
-    /// Show no progress and no summary
-    #[arg(long, short)]
-    quiet: bool,
 }
 
 impl Run {
-    pub(super) async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
+    pub(super) async fn execute(self, messages: Messages, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let variables = self.variables.to_map();
         let pipeline = read_pipeline(&self.pipeline, &variables)?;
-        let style = if self.quiet { Style::Quiet } else { Style::Auto };
         let remembering = Remembering { fresh: self.fresh, retry_errors: self.retry_errors, wait: self.wait };
-        let report = run::run(&pipeline, &variables, &self.only, remembering, style, stop).await?;
+        let report = run::run(&pipeline, &variables, &self.only, remembering, messages.style(), stop).await?;
         if self.json {
             print(&format!("{:#}\n", report.to_json()))
-        } else if self.quiet {
+        } else if messages.is_quiet() {
             Ok(())
         } else {
             print(&format!("{}: done\n{report}", pipeline.name))

@@ -33,6 +33,9 @@ impl Runs {
 #[derive(Debug, Subcommand)]
 pub(super) enum StoreCommand {
     /// Forget the scores of models that none of these pipelines uses any more, and remove files that nobody reads
+    #[command(after_help = "Examples:
+  couplet store gc pipelines/quickstart/pipeline.toml --dry-run
+  couplet store gc pipelines/quickstart/pipeline.toml")]
     Gc {
         /// All pipelines that share the store
         #[arg(required = true)]

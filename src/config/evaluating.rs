@@ -9,8 +9,6 @@ use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::sections::query;
 
-const EXAMPLE_SQL: &str = "sql = \"SELECT sentence1, sentence2, label FROM gold WHERE split = 'test'\"";
-
 pub(super) fn evaluate(
     keys: &mut Keys<'_>,
     finetune: Read<Option<&Finetune>>,
@@ -23,20 +21,20 @@ pub(super) fn evaluate(
     let label = keys.optional("label", |item| Ok(item.words()?.to_owned()));
     let task = keys.optional("task", task);
     let model = keys.optional("model", Item::location);
-    let max_length = keys.optional("max_length", |item| item.integer(3..=8192));
-    let slices = keys.or("slices", Vec::new(), Item::names);
-    let resamples = keys.or("resamples", 1000, |item| item.integer(20..=1_000_000));
-    let level = keys.or("level", 0.95, |item| item.number(0.0, 1.0, false));
-    let seed = keys.or("seed", 42, |item| item.integer(0..=usize::MAX));
-    let output = keys.required("output", "output = \"out/evaluation\"", folder);
-    let query = query(keys, sql, file, EXAMPLE_SQL);
+    let max_length = keys.optional("max_length", Item::integer);
+    let slices = keys.optional("slices", Item::names);
+    let resamples = keys.or("resamples", Item::integer);
+    let level = keys.or("level", Item::number);
+    let seed = keys.or("seed", Item::integer);
+    let output = keys.required("output", folder);
+    let query = query(keys, sql, file);
     let (finetune, scoring) = (finetune?, scoring?);
     let task = task?.or(finetune.map(|stage| stage.task));
     let columns = finetune.map(|stage| &stage.text).or(scoring.map(|scoring| &scoring.source.text));
     let text = texts(keys, text?, task, columns)?;
     let trained = finetune.map(|stage| Location::from(stage.learning.output.clone()));
     let Some(location) = model?.or(trained).or_else(|| scoring.map(|s| s.model.location.clone())) else {
-        return Err(keys.lacks("model", "`model`", "model = \"models/mrpc\""));
+        return Err(keys.lacks("model", "`model`"));
     };
     let settings = scoring.map(|scoring| &scoring.model);
     let usual = settings.map(|model| model.max_length).or(finetune.map(|stage| stage.learning.max_length));
@@ -52,7 +50,7 @@ pub(super) fn evaluate(
             precision: settings.map_or(Precision::F32, |model| model.precision),
             device: settings.map_or(Device::Auto, |model| model.device),
         },
-        slices: slices?,
+        slices: slices?.unwrap_or_default(),
         resamples: resamples?,
         level: level?,
         seed: seed? as u64,

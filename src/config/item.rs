@@ -1,11 +1,12 @@
 //! One value of a pipeline file, and the ways to read it: each gives the value or records why it is none.
 
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
+use super::key::{Kind, Numbers, Section};
 use super::pipeline::{LocalPath, Location};
 use super::place::{resolve, resolve_local};
 use super::problem::Problem;
@@ -15,9 +16,16 @@ use super::variables::{Placeholder, placeholders, substitute};
 /// A value that may be named in the file: its name, and what it means, or `None` if couplet cannot do it yet.
 pub(super) type Choice<T> = (&'static str, Option<T>);
 
+/// The names among choices that couplet can do.
+pub(super) fn names<T>(choices: &[Choice<T>]) -> Vec<&'static str> {
+    choices.iter().filter(|(_, meaning)| meaning.is_some()).map(|&(name, _)| name).collect()
+}
+
 /// One value of the file.
 pub(super) struct Item<'r> {
     pub(super) reader: &'r Reader<'r>,
+    /// What values its key takes.
+    pub(super) kind: &'static Kind,
     /// The dotted path of the key, as in `model.max_length`.
     pub(super) path: String,
     pub(super) key: &'r Spanned<DeString<'r>>,
@@ -25,6 +33,11 @@ pub(super) struct Item<'r> {
 }
 
 impl<'r> Item<'r> {
+    /// What `pick` takes of the kind; that the table of keys says nothing to it is a bug.
+    fn described<T>(&self, pick: &dyn Fn(&'static Kind) -> Option<T>) -> T {
+        self.kind.find(pick).unwrap_or_else(|| unreachable!("`{}` is read as what it is not described as", self.path))
+    }
+
     /// Records a problem that points at the value, unless it points somewhere already.
     pub(super) fn refuse(&self, problem: Problem) -> Reported {
         self.reader.report(if problem.span.is_some() { problem } else { problem.at(self.value.span()) })
@@ -64,8 +77,9 @@ impl<'r> Item<'r> {
             .ok_or_else(|| self.unexpected("true or false", self.unquoted(|text| text.parse::<bool>().is_ok())))
     }
 
-    /// Reads a whole number in a range; a range up to `usize::MAX` has no upper end.
-    pub(super) fn integer(&self, range: RangeInclusive<usize>) -> Read<usize> {
+    /// Reads a whole number in the range of its key.
+    pub(super) fn integer(&self) -> Read<usize> {
+        let range = self.described(&|kind| if let Kind::Integer(range) = kind { Some(range) } else { None });
         let value = self.value.get_ref();
         let Some(integer) = value.as_integer() else {
             let whole = value.as_float().and_then(|float| float.as_str().strip_suffix(".0")).map(str::to_owned);
@@ -87,8 +101,10 @@ impl<'r> Item<'r> {
             .ok_or_else(|| self.out_of_range("0 to 1, a share of the rows"))
     }
 
-    /// Reads a number from `low`, or from above it, up to below `high`.
-    pub(super) fn number(&self, low: f64, high: f64, with_low: bool) -> Read<f64> {
+    /// Reads a number in the range of its key.
+    pub(super) fn number(&self) -> Read<f64> {
+        let numbers = self.described(&|kind| if let Kind::Number(numbers) = kind { Some(*numbers) } else { None });
+        let Numbers { low, with_low, high } = numbers;
         let fits = |x: &f64| (*x > low || with_low && *x >= low) && *x < high;
         self.float()?.filter(fits).ok_or_else(|| {
             let from = if with_low { format!("{low} or more") } else { format!("above {low}") };
@@ -149,7 +165,14 @@ impl<'r> Item<'r> {
     /// Reads one of a few names.
     pub(super) fn choice<T: Copy>(&self, choices: &[Choice<T>]) -> Read<T> {
         let text = self.string()?;
-        let supported = || choices.iter().filter(|(_, meaning)| meaning.is_some()).map(|&(name, _)| name);
+        let supported = || names(choices).into_iter();
+        debug_assert!(
+            self.kind
+                .find(&|kind| matches!(kind, Kind::Choice(all) if all() == names(choices)).then_some(()))
+                .is_some(),
+            "`{}` has other choices than it is described with",
+            self.path
+        );
         let problem = match choices.iter().find(|&&(name, _)| name == text) {
             Some((_, Some(meaning))) => return Ok(*meaning),
             Some((_, None)) => {
@@ -159,12 +182,12 @@ impl<'r> Item<'r> {
             None => Problem::new(format!("`{}` cannot be \"{text}\"", self.path), "unknown value")
                 .suggest(text, supported()),
         };
-        Err(self.refuse(problem.allowed(supported().collect::<Vec<_>>().join(", "))))
+        Err(self.refuse(problem.allowed(names(choices).join(", "))))
     }
 
     /// Gives the elements of a list; a single string stands for a list of one.
     pub(super) fn elements(&self) -> Read<Vec<Self>> {
-        let element = |value, path| Item { reader: self.reader, path, key: self.key, value };
+        let element = |value, path| Item { reader: self.reader, kind: self.kind, path, key: self.key, value };
         match self.value.get_ref() {
             DeValue::String(_) => Ok(vec![element(self.value, self.path.clone())]),
             DeValue::Array(array) => {
@@ -230,7 +253,15 @@ impl<'r> Item<'r> {
 
     /// Reads a table of known keys.
     pub(super) fn table<T>(&self, read: impl FnOnce(&mut Keys<'r>) -> Read<T>) -> Read<T> {
-        Keys::read(self.reader, self.path.clone(), self.value.span(), self.table_value()?, read)
+        Keys::read(self.reader, self.section(), self.path.clone(), self.value.span(), self.table_value()?, read)
+    }
+
+    /// What the keys of its table are.
+    fn section(&self) -> &'static Section {
+        self.described(&|kind| match kind {
+            Kind::Section(section) | Kind::Tables(section) => Some(*section),
+            _ => None,
+        })
     }
 
     /// Reads a table whose keys are names; gives its values in the order of the file.
@@ -238,7 +269,7 @@ impl<'r> Item<'r> {
         let entries = self.table_value()?.iter();
         let entries = entries.map(|(key, value)| {
             let path = join(&self.path, key.get_ref());
-            Item { reader: self.reader, path, key, value }
+            Item { reader: self.reader, kind: self.kind, path, key, value }
         });
         let mut entries: Vec<_> = entries.collect();
         entries.sort_by_key(|item| item.key.span().start);

@@ -15,27 +15,19 @@ use crate::train::sampling::ClassWeights;
 use crate::train::task::Task;
 use crate::train::threshold::Objective;
 
-const SCHEDULES: [Choice<ScheduleShape>; 3] = [
+pub(super) const SCHEDULES: [Choice<ScheduleShape>; 3] = [
     ("linear", Some(ScheduleShape::Linear)),
     ("cosine", Some(ScheduleShape::Cosine)),
     ("constant", Some(ScheduleShape::Constant)),
 ];
 
-/// What the two sections leave open.
-struct Defaults {
-    epochs: usize,
-    learning_rate: f64,
-    warmup: f64,
-}
-
 pub(super) fn pretrain(keys: &mut Keys<'_>) -> Read<Pretrain> {
-    let text = keys.or("text", "text".to_owned(), |item| Ok(item.words()?.to_owned()));
-    let validation = keys.or("validation", 0.05, held_out_share);
-    let mask_probability = keys.or("mask_probability", 0.15, hidden_share);
-    let measure_at = keys.or("measure_at", Vec::new(), hidden_shares);
-    let start = keys.required("model", "model = \"models/base\"", start);
-    let learning =
-        learning(keys, "sql = \"SELECT text FROM corpus\"", &Defaults { epochs: 1, learning_rate: 1e-4, warmup: 0.06 });
+    let text = keys.or("text", |item| Ok(item.words()?.to_owned()));
+    let validation = keys.or("validation", Item::number);
+    let mask_probability = keys.or("mask_probability", Item::number);
+    let measure_at = keys.optional("measure_at", hidden_shares);
+    let start = keys.required("model", start);
+    let learning = learning(keys);
     let (learning, start) = (learning?, start?);
     if let Start::Model(base) = &start {
         not_itself(keys, base, &learning)?;
@@ -46,21 +38,21 @@ pub(super) fn pretrain(keys: &mut Keys<'_>) -> Read<Pretrain> {
         text: text?,
         validation: validation?,
         mask_probability: mask_probability?,
-        measure_at: measure_at?,
+        measure_at: measure_at?.unwrap_or_default(),
     })
 }
 
 pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
-    let task = keys.required("task", "task = \"mrpc\"", task);
-    let base = keys.required("model", "model = \"models/base\"", Item::local_path);
+    let task = keys.required("task", task);
+    let base = keys.required("model", Item::local_path);
     let id = keys.optional("id", Item::names);
-    let validation = keys.or("validation", Validation::Share(0.1), validation);
+    let validation = keys.or("validation", validation);
     let text = keys.optional("text", Item::names);
-    let label = keys.or("label", "label".to_owned(), |item| Ok(item.words()?.to_owned()));
+    let label = keys.or("label", |item| Ok(item.words()?.to_owned()));
     let labels = keys.optional("labels", Item::names);
-    let label_smoothing = keys.or("label_smoothing", 0.0, |item| item.number(0.0, 1.0, true));
-    let class_weights = keys.or("class_weights", ClassWeights::Equal, class_weights);
-    let patience = keys.optional("patience", |item| item.integer(1..=usize::MAX));
+    let label_smoothing = keys.or("label_smoothing", Item::number);
+    let class_weights = keys.optional("class_weights", class_weights);
+    let patience = keys.optional("patience", Item::integer);
     let known = task.as_ref().ok().map(|task| measured(task.problem(), Some(task.labels().len()).filter(|n| *n > 0)));
     let known = known.unwrap_or_default();
     let metric = keys.optional("metric", |item| {
@@ -71,12 +63,8 @@ pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
         Condition::parse(item.words()?, &known)
             .map_err(|e| item.refuse(Problem::new(format!("`{}`: {e}", item.path), "not a condition")))
     });
-    let calibrate = keys.or("calibrate", Calibrate::Nothing, |item| calibrate(item, task.as_ref().ok()));
-    let learning = learning(
-        keys,
-        "sql = \"SELECT sentence1, sentence2, label FROM gold\"",
-        &Defaults { epochs: 3, learning_rate: 5e-5, warmup: 0.0 },
-    );
+    let calibrate = keys.or("calibrate", |item| calibrate(item, task.as_ref().ok()));
+    let learning = learning(keys);
     let task = task?;
     let text = texts(keys, text?, Some(task), None)?;
     let (learning, base) = (learning?, base?);
@@ -91,7 +79,7 @@ pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
         label: label?,
         labels: labels?,
         label_smoothing: label_smoothing?,
-        class_weights: class_weights?,
+        class_weights: class_weights?.unwrap_or(ClassWeights::Equal),
         patience: patience?,
         metric: metric?,
         promote_if: promote_if?,
@@ -113,7 +101,7 @@ pub(super) fn texts(
     let of_task = task.map(Task::text_columns).filter(|columns| !columns.is_empty());
     let of_task = of_task.map(|columns| columns.iter().map(|column| (*column).to_owned()).collect());
     let Some(text) = named.or(of_task).or_else(|| otherwise.cloned()) else {
-        return Err(keys.lacks("text", "`text`", "text = [\"sentence1\", \"sentence2\"]"));
+        return Err(keys.lacks("text", "`text`"));
     };
     if text.len() > 2 {
         let problem = Problem::new(format!("`text` names {} columns", text.len()), "too many");
@@ -122,22 +110,22 @@ pub(super) fn texts(
     Ok(text)
 }
 
-fn learning(keys: &mut Keys<'_>, example: &str, defaults: &Defaults) -> Read<Learning> {
+fn learning(keys: &mut Keys<'_>) -> Read<Learning> {
     let sql = keys.optional("sql", Item::template);
     let file = keys.optional("file", Item::local_path);
-    let output = keys.required("output", "output = \"models/mrpc\"", Item::local_path);
-    let max_length = keys.or("max_length", super::DEFAULT_MAX_LENGTH, |item| item.integer(3..=8192));
-    let epochs = keys.or("epochs", defaults.epochs, |item| item.integer(1..=usize::MAX));
-    let batch_size = keys.or("batch_size", 32, |item| item.integer(1..=usize::MAX));
-    let learning_rate = keys.or("learning_rate", defaults.learning_rate, |item| item.number(0.0, 1.0, false));
-    let schedule = keys.or("schedule", ScheduleShape::Linear, |item| item.choice(&SCHEDULES));
-    let warmup = keys.or("warmup", defaults.warmup, |item| item.number(0.0, 1.0, true));
-    let weight_decay = keys.or("weight_decay", 0.0, |item| item.number(0.0, 1.0, true));
-    let adam_epsilon = keys.or("adam_epsilon", 1e-8, |item| item.number(0.0, 1.0, false));
-    let max_grad_norm = keys.or("max_grad_norm", 1.0, |item| item.number(0.0, f64::MAX, false));
-    let seed = keys.or("seed", 42, |item| item.integer(0..=usize::MAX));
-    let checkpoint = keys.or("checkpoint", std::time::Duration::from_mins(1), Item::duration);
-    let query = query(keys, sql, file, example);
+    let output = keys.required("output", Item::local_path);
+    let max_length = keys.or("max_length", Item::integer);
+    let epochs = keys.or("epochs", Item::integer);
+    let batch_size = keys.or("batch_size", Item::integer);
+    let learning_rate = keys.or("learning_rate", Item::number);
+    let schedule = keys.or("schedule", |item| item.choice(&SCHEDULES));
+    let warmup = keys.or("warmup", Item::number);
+    let weight_decay = keys.or("weight_decay", Item::number);
+    let adam_epsilon = keys.or("adam_epsilon", Item::number);
+    let max_grad_norm = keys.or("max_grad_norm", Item::number);
+    let seed = keys.or("seed", Item::integer);
+    let checkpoint = keys.or("checkpoint", Item::duration);
+    let query = query(keys, sql, file);
     Ok(Learning {
         query: query?,
         output: output?,
@@ -171,28 +159,24 @@ fn start(item: &Item<'_>) -> Read<Start> {
         return item.local_path().map(Start::Model);
     }
     item.table(|keys| {
-        let config = keys.required("config", "config = \"configs/tiny.json\"", Item::local_path);
-        let tokenizer = keys.required("tokenizer", "tokenizer = \"models/base\"", Item::local_path);
+        let config = keys.required("config", Item::local_path);
+        let tokenizer = keys.required("tokenizer", Item::local_path);
         Ok(Start::Random { config: config?, tokenizer: tokenizer? })
     })
-}
-
-fn hidden_share(item: &Item<'_>) -> Read<f64> {
-    item.number(0.0, 1.0, false)
 }
 
 /// A share, or a list of them.
 fn hidden_shares(item: &Item<'_>) -> Read<Vec<f64>> {
     match item.value.get_ref() {
-        DeValue::Array(_) => item.elements()?.iter().map(hidden_share).collect(),
-        _ => hidden_share(item).map(|share| vec![share]),
+        DeValue::Array(_) => item.elements()?.iter().map(Item::number).collect(),
+        _ => item.number().map(|share| vec![share]),
     }
 }
 
 /// `true` for a temperature, `{ threshold = "f1" }` for a threshold too.
 fn calibrate(item: &Item<'_>, task: Option<&Task>) -> Read<Calibrate> {
     let calibrate = if item.is_table() {
-        Calibrate::Threshold(item.table(|keys| keys.required("threshold", "threshold = \"f1\"", objective))?)
+        Calibrate::Threshold(item.table(|keys| keys.required("threshold", objective))?)
     } else if item.is_text() {
         let help =
             "write `calibrate = true` for a temperature, `calibrate = { threshold = \"f1\" }` for a threshold too";
@@ -229,11 +213,7 @@ fn objective(item: &Item<'_>) -> Read<Objective> {
 
 /// A share of the rows, or a query of its own.
 fn validation(item: &Item<'_>) -> Read<Validation> {
-    if item.is_text() { item.template().map(Validation::Sql) } else { held_out_share(item).map(Validation::Share) }
-}
-
-fn held_out_share(item: &Item<'_>) -> Read<f64> {
-    item.number(0.0, 0.9, false)
+    if item.is_text() { item.template().map(Validation::Sql) } else { item.number().map(Validation::Share) }
 }
 
 /// `"balanced"`, or one weight a label.
@@ -244,7 +224,7 @@ fn class_weights(item: &Item<'_>) -> Read<ClassWeights> {
     let entries = item.entries()?;
     let weights = entries.iter().map(|entry| {
         let label = entry.key.get_ref().to_string();
-        Ok((label, entry.number(0.0, f64::MAX, false)?))
+        Ok((label, entry.number()?))
     });
     weights.collect::<Read<_>>().map(ClassWeights::Given)
 }

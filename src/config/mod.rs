@@ -18,13 +18,16 @@ use toml::de::DeTable;
 use reader::{Keys, Reader};
 use syntax::Syntax;
 
+mod described;
 mod evaluating;
 mod item;
+mod key;
 mod learning;
 mod pipeline;
 mod place;
 mod problem;
 mod reader;
+mod schema;
 mod sections;
 mod syntax;
 mod tables;
@@ -34,6 +37,7 @@ pub use pipeline::*;
 pub use place::{Place, Remote, Service, place};
 pub(crate) use problem::closest;
 pub use problem::{ConfigErrors, Problem};
+pub use schema::{reference, schema};
 pub use tables::table_from_uri;
 pub use variables::{UnknownVariable, substitute};
 
@@ -52,8 +56,7 @@ pub fn duration(text: &str) -> Option<Duration> {
     (millis > 0).then(|| Duration::from_millis(millis))
 }
 
-/// The size above which a text is taken for something else than a pipeline file, in bytes.
-const MAX_BYTES: usize = 1 << 20;
+const MAX_BYTES: usize = crate::files::MAX_TEXT as usize;
 
 /// Reads the text of a pipeline file; relative paths in it start at the folder of `path`.
 ///
@@ -67,7 +70,7 @@ pub fn parse(path: &Path, text: &str, variables: &BTreeMap<String, String>) -> R
     let (document, errors) = DeTable::parse_recoverable(text);
     let syntax = Syntax::new(text, document.get_ref(), &errors);
     let reader = Reader::new(path, text, variables, &syntax);
-    let pipeline = Keys::read(&reader, String::new(), 0..0, document.get_ref(), |keys| sections::pipeline(keys, path));
+    let pipeline = Keys::read_file(&reader, document.get_ref(), |keys| sections::pipeline(keys, path));
     let problems = reader.into_problems();
     match pipeline {
         Ok(pipeline) if problems.is_empty() => Ok(pipeline),

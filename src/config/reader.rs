@@ -1,7 +1,7 @@
 //! The reader of a pipeline file: where problems are collected, and the cursor over the keys of one TOML table.
 //!
-//! A section of the file is a closure over its [`Keys`]. Asking for a key is what makes it known, so the list of
-//! keys that a section takes and the list that its error messages give cannot differ. A value that cannot be read
+//! A section of the file is a closure over its [`Keys`]. It asks for each key that [`described`](super::described) has
+//! for the section, and for no other; both are checked where assertions are. A value that cannot be read
 //! is `Err(Reported)`: the proof that a problem was recorded, so that nothing is reported twice.
 
 use std::cell::RefCell;
@@ -12,7 +12,9 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeString, DeTable};
 
+use super::described::FILE;
 use super::item::Item;
+use super::key::{self, Absent, EMPTY, Key, Kind, Section};
 use super::problem::{Problem, closest};
 use super::syntax::Syntax;
 use super::variables::placeholders;
@@ -109,31 +111,48 @@ pub(super) fn listed<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
 /// The keys of one TOML table while it is read.
 pub(super) struct Keys<'r> {
     pub(super) reader: &'r Reader<'r>,
+    section: &'static Section,
     table: &'r DeTable<'r>,
     /// The dotted path of the table; empty for the whole file.
     path: String,
     /// The header of the table, or all of an inline table.
     header: Range<usize>,
-    known: Vec<&'static str>,
+    asked_for: Vec<&'static str>,
     later: Vec<&'static str>,
     missing: Vec<(&'static str, Problem)>,
 }
 
 impl<'r> Keys<'r> {
-    /// Reads a table with the closure, then records the keys that the closure did not ask for.
+    /// Reads the table of a whole file.
+    pub(super) fn read_file<T>(
+        reader: &'r Reader<'r>,
+        table: &'r DeTable<'r>,
+        read: impl FnOnce(&mut Self) -> Read<T>,
+    ) -> Read<T> {
+        Self::read(reader, &FILE, String::new(), 0..0, table, read)
+    }
+
+    /// Reads a table with the closure, then records the keys that the section does not have.
     ///
-    /// The closure asks for every key before its first `?`, or else a good key could be taken for an unknown one.
+    /// The closure asks for every key before its first `?`.
     pub(super) fn read<T>(
         reader: &'r Reader<'r>,
+        section: &'static Section,
         path: String,
         header: Range<usize>,
         table: &'r DeTable<'r>,
         read: impl FnOnce(&mut Self) -> Read<T>,
     ) -> Read<T> {
-        let mut keys = Self { reader, table, path, header, known: Vec::new(), later: Vec::new(), missing: Vec::new() };
+        let (asked_for, later, missing) = (Vec::new(), Vec::new(), Vec::new());
+        let mut keys = Self { reader, section, table, path, header, asked_for, later, missing };
         let mut value = read(&mut keys);
+        debug_assert!(
+            section.keys().all(|key| keys.asked_for.contains(&key.name)),
+            "[{}] describes a key that is never read",
+            section.path
+        );
         for key in table.keys() {
-            if !keys.knows(key.get_ref()) {
+            if section.key(key.get_ref()).is_none() && !keys.later.contains(&&**key.get_ref()) {
                 value = Err(keys.report_unknown(key));
             }
         }
@@ -143,45 +162,78 @@ impl<'r> Keys<'r> {
         value
     }
 
+    /// What is known of a key; that the table of keys does not have it is a bug.
+    fn key(&self, name: &str) -> &'static Key {
+        let key = self.section.key(name);
+        key.unwrap_or_else(|| unreachable!("[{}] does not describe `{name}`, which is read", self.section.path))
+    }
+
     /// Reads a key that may be absent.
     pub(super) fn optional<T>(
         &mut self,
-        key: &'static str,
+        name: &'static str,
         read: impl FnOnce(&Item<'r>) -> Read<T>,
     ) -> Read<Option<T>> {
-        self.known.push(key);
-        self.item(key).map(|item| read(&item)).transpose()
+        self.asked_for.push(name);
+        self.item(name).map(|item| read(&item)).transpose()
     }
 
     /// Reads a key that has a default.
-    pub(super) fn or<T>(&mut self, key: &'static str, default: T, read: impl FnOnce(&Item<'r>) -> Read<T>) -> Read<T> {
-        self.optional(key, read).map(|value| value.unwrap_or(default))
+    pub(super) fn or<T>(&mut self, name: &'static str, read: impl FnOnce(&Item<'r>) -> Read<T>) -> Read<T> {
+        self.asked_for.push(name);
+        let item = self.item(name).unwrap_or_else(|| {
+            let (key, value) = key::default_of(self.section, name)
+                .unwrap_or_else(|| unreachable!("[{}] describes no default of `{name}`", self.section.path));
+            Item { reader: self.reader, kind: &self.key(name).kind, path: join(&self.path, name), key, value }
+        });
+        read(&item)
     }
 
-    /// Reads a section that must be there; the example shows its first line below the header.
-    pub(super) fn section<T>(
+    /// Reads a section that must be there.
+    pub(super) fn section<T>(&mut self, name: &'static str, read: impl FnOnce(&mut Self) -> Read<T>) -> Read<T> {
+        let section = self.optional(name, |item| item.table(read))?;
+        section.ok_or_else(|| {
+            let example = format!("[{name}]\n{}", self.key(name).example);
+            self.lack(name, &format!("[{name}]"), &example)
+        })
+    }
+
+    /// Reads a section; one that is not there is as one without keys.
+    pub(super) fn section_or_empty<T>(
         &mut self,
-        key: &'static str,
-        example: &str,
+        name: &'static str,
         read: impl FnOnce(&mut Self) -> Read<T>,
     ) -> Read<T> {
-        let section = self.optional(key, |item| item.table(read))?;
-        section.ok_or_else(|| self.lacks(key, &format!("[{key}]"), &format!("[{key}]\n{example}")))
+        self.asked_for.push(name);
+        match (self.item(name), &self.key(name).kind) {
+            (Some(item), _) => item.table(read),
+            (None, Kind::Section(section)) => {
+                Keys::read(self.reader, section, join(&self.path, name), 0..0, &EMPTY, read)
+            }
+            (None, _) => unreachable!("`{name}` is not described as a section"),
+        }
     }
 
-    /// Reads a key that must be there; the example shows the whole line.
-    pub(super) fn required<T>(
-        &mut self,
-        key: &'static str,
-        example: &str,
-        read: impl FnOnce(&Item<'r>) -> Read<T>,
-    ) -> Read<T> {
-        let value = self.optional(key, read)?;
-        value.ok_or_else(|| self.lacks(key, &format!("`{key}`"), example))
+    /// Notes that these keys are not there, and need not be.
+    pub(super) fn none_of(&mut self, names: &[&'static str]) {
+        self.asked_for.extend(names);
+    }
+
+    /// Reads a key that must be there.
+    pub(super) fn required<T>(&mut self, name: &'static str, read: impl FnOnce(&Item<'r>) -> Read<T>) -> Read<T> {
+        debug_assert!(matches!(self.key(name).absent, Absent::Mistake), "`{name}` is described as one to be left out");
+        let value = self.optional(name, read)?;
+        value.ok_or_else(|| self.lacks(name, &format!("`{name}`")))
+    }
+
+    /// Records that a key is missing; `title` says which, or which others would do.
+    pub(super) fn lacks(&mut self, name: &'static str, title: &str) -> Reported {
+        let example = format!("{name} = {}", self.key(name).example);
+        self.lack(name, title, &example)
     }
 
     /// Records that a key is missing, unless it turns out to be there under a misspelt name.
-    pub(super) fn lacks(&mut self, key: &'static str, name: &str, example: &str) -> Reported {
+    fn lack(&mut self, key: &'static str, name: &str, example: &str) -> Reported {
         let (place, help) = match self.path.as_str() {
             "" => ("the file".to_owned(), format!("add to the file:\n{example}")),
             path if self.reader.text[self.header.clone()].starts_with('{') => {
@@ -194,15 +246,14 @@ impl<'r> Keys<'r> {
         Reported(())
     }
 
-    /// Makes a key known that a later version will take, and refuses it.
-    pub(super) fn not_yet(&mut self, key: &'static str, mend: &str) -> Read<()> {
-        self.later.push(key);
-        match self.item(key) {
+    /// Makes a section known that a later version will take, and refuses it.
+    pub(super) fn not_yet(&mut self, name: &'static str, mend: &str) -> Read<()> {
+        self.later.push(name);
+        match self.table.get_key_value(name) {
             None => Ok(()),
-            Some(item) => {
-                let name = if item.is_table() { format!("[{}]", item.path) } else { format!("`{}`", item.path) };
-                let message = format!("{name} is not supported yet in this version of couplet");
-                Err(self.reader.report(Problem::new(message, "not supported yet").at(item.key.span()).help(mend)))
+            Some((key, _)) => {
+                let message = format!("[{name}] is not supported yet in this version of couplet");
+                Err(self.reader.report(Problem::new(message, "not supported yet").at(key.span()).help(mend)))
             }
         }
     }
@@ -216,32 +267,44 @@ impl<'r> Keys<'r> {
     }
 
     /// Gives the value of a key as it stands in the file.
-    pub(super) fn item(&self, key: &str) -> Option<Item<'r>> {
-        self.table.get_key_value(key).map(|(key, value)| Item {
-            reader: self.reader,
-            path: join(&self.path, key.get_ref()),
-            key,
-            value,
-        })
-    }
-
-    fn knows(&self, key: &str) -> bool {
-        self.known.contains(&key) || self.later.contains(&key)
+    pub(super) fn item(&self, name: &str) -> Option<Item<'r>> {
+        let kind = &self.key(name).kind;
+        let item = |(key, value)| Item { reader: self.reader, kind, path: join(&self.path, name), key, value };
+        self.table.get_key_value(name).map(item)
     }
 
     fn report_unknown(&mut self, key: &Spanned<DeString<'_>>) -> Reported {
+        let name = key.get_ref();
         let place = if self.path.is_empty() { "the file".to_owned() } else { format!("[{}]", self.path) };
-        let absent = self.known.iter().copied().filter(|known| !self.table.contains_key(*known));
-        let meant = closest(key.get_ref(), absent);
+        let names = self.section.keys().map(|key| key.name);
+        let absent = names.clone().filter(|known| !self.table.contains_key(*known));
+        let meant = closest(name, absent);
         self.missing.retain(|(missing, _)| Some(*missing) != meant);
-        let problem = Problem::new(format!("unknown key `{}` in {place}", key.get_ref()), "unknown key")
+        let problem = Problem::new(format!("unknown key `{name}` in {place}"), "unknown key")
             .at(key.span())
-            .allowed(self.known.join(", "));
-        self.reader.report(match meant {
-            Some(meant) => problem.help(format!("did you mean `{meant}`?")),
-            None => problem,
+            .allowed(names.collect::<Vec<_>>().join(", "));
+        self.reader.report(match (meant, elsewhere(name, self.section)) {
+            (_, Some(elsewhere)) => problem.help(elsewhere),
+            (Some(meant), None) => problem.help(format!("did you mean `{meant}`?")),
+            (None, None) => problem,
         })
     }
+}
+
+/// Where a key belongs that a section does not have.
+fn elsewhere(name: &str, section: &'static Section) -> Option<String> {
+    let others = key::sections(&FILE).into_iter().filter(|other| other.path != section.path);
+    let places: Vec<_> = others.filter(|other| other.key(name).is_some()).collect();
+    if let Some(key) = places.iter().find(|other| other.path.is_empty()).and_then(|file| file.key(name)) {
+        return Some(match key.kind {
+            Kind::Section(_) | Kind::Tables(_) => {
+                format!("`{name}` is a section of its own: write its keys below a line with `[{name}]`")
+            }
+            _ => format!("`{name}` belongs at the top of the file, above the first section"),
+        });
+    }
+    let places: Vec<_> = places.iter().map(|section| format!("[{}]", section.path)).collect();
+    (!places.is_empty()).then(|| format!("`{name}` is a key of {}", places.join(", ")))
 }
 
 /// Adds a key to a dotted path.

@@ -1,5 +1,5 @@
-//! The sections of a pipeline file, one function each, in the order of the file: every line is a key, its default
-//! and its rule.
+//! The sections of a pipeline file, one function each: every line is a key and its rule. What the keys are, and their
+//! defaults, stands in [`described`](super::described).
 
 use std::path::Path;
 
@@ -7,32 +7,27 @@ use super::evaluating;
 use super::item::{Choice, Item};
 use super::learning;
 use super::pipeline::{
-    DEFAULT_CHECKPOINT, DEFAULT_MAX_LENGTH, DEFAULT_MEMORY, DEFAULT_WINDOW, Device, Errors, LocalPath, Location,
-    ModelSettings, Pipeline, Precision, Query, RunSettings, ScoreSettings, Scoring, Sink, SinkFormat, SinkMode, Source,
-    Table, TableFormat,
+    Device, Errors, LocalPath, Location, ModelSettings, Pipeline, Precision, Query, RunSettings, ScoreSettings,
+    Scoring, Sink, SinkFormat, SinkMode, Source, Table, TableFormat,
 };
 use super::place::{Place, is_glob};
 use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::tables::tables;
 
-const PRECISIONS: [Choice<Precision>; 5] = [
+pub(super) const PRECISIONS: [Choice<Precision>; 5] = [
     ("auto", Some(Precision::Auto)),
     ("f32", Some(Precision::F32)),
     ("int16", Some(Precision::Int16)),
     ("f16", Some(Precision::F16)),
     ("bf16", Some(Precision::Bf16)),
 ];
-const ERRORS: [Choice<Errors>; 2] = [("column", Some(Errors::Column)), ("quarantine", Some(Errors::Quarantine))];
-const SINK_FORMATS: [Choice<SinkFormat>; 2] =
+pub(super) const ERRORS: [Choice<Errors>; 2] =
+    [("column", Some(Errors::Column)), ("quarantine", Some(Errors::Quarantine))];
+pub(super) const SINK_FORMATS: [Choice<SinkFormat>; 2] =
     [("parquet", Some(SinkFormat::Parquet)), ("delta", Some(SinkFormat::Delta))];
-const SINK_MODES: [Choice<SinkMode>; 3] =
+pub(super) const SINK_MODES: [Choice<SinkMode>; 3] =
     [("overwrite", Some(SinkMode::Overwrite)), ("append", Some(SinkMode::Append)), ("merge", Some(SinkMode::Merge))];
-
-/// All rows may be rejected: a table of errors is better than none, unless the file says otherwise.
-const DEFAULT_MAX_ERRORS: f64 = 1.0;
-
-const EXAMPLE_SQL: &str = "sql = \"SELECT id, sentence1, sentence2 FROM pairs\"";
 
 /// The columns that couplet adds to those of the source.
 const OUTPUT_COLUMNS: [&str; 7] =
@@ -40,28 +35,24 @@ const OUTPUT_COLUMNS: [&str; 7] =
 
 /// Reads the whole file.
 pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
-    let name = keys.required("name", "name = \"nightly\"", pipeline_name);
-    let tables = keys.or("tables", Vec::new(), |section| tables(section, name.as_deref().ok()));
+    let name = keys.required("name", pipeline_name);
+    let tables = keys.optional("tables", |section| tables(section, name.as_deref().ok()));
+    let tables = tables.map(Option::unwrap_or_default);
     let pretrain = keys.optional("pretrain", |section| section.table(learning::pretrain));
     let finetune = keys.optional("finetune", |section| section.table(learning::finetune));
     // A file that only trains and measures needs nothing to score.
+    let to_score = ["source", "model", "sink", "score"];
     let only_trains = ["pretrain", "finetune", "evaluate"].iter().any(|stage| keys.item(stage).is_some())
-        && ["source", "model", "sink", "score"].iter().all(|stage| keys.item(stage).is_none());
+        && to_score.iter().all(|stage| keys.item(stage).is_none());
     let scoring = if only_trains {
+        keys.none_of(&to_score);
         Ok(None)
     } else {
-        let source = keys.section("source", EXAMPLE_SQL, source);
-        let model = keys.section("model", "uri = \"models/mrpc\"", model);
+        let source = keys.section("source", source);
+        let model = keys.section("model", model);
         let store = default_store(keys.reader.folder, name.as_deref().unwrap_or_default());
-        let settings = ScoreSettings {
-            store: store.clone(),
-            checkpoint: DEFAULT_CHECKPOINT,
-            max_errors: DEFAULT_MAX_ERRORS,
-            errors: Errors::Column,
-        };
-        let score = keys.or("score", settings, |section| section.table(|keys| score(keys, store)));
-        let sink = keys
-            .section("sink", "uri = \"out/predictions.parquet\"", |keys| sink(keys, tables.as_deref().unwrap_or(&[])));
+        let score = keys.section_or_empty("score", |keys| score(keys, store));
+        let sink = keys.section("sink", |keys| sink(keys, tables.as_deref().unwrap_or(&[])));
         source.and_then(|source| Ok(Some(Scoring { source, model: model?, score: score?, sink: sink? })))
     };
     let evaluate = keys.optional("evaluate", |section| {
@@ -69,7 +60,7 @@ pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
         let scoring = scoring.as_ref().map(Option::as_ref).map_err(|reported| *reported);
         section.table(|keys| evaluating::evaluate(keys, finetune, scoring))
     });
-    let run = keys.or("run", RunSettings::default(), |section| section.table(run));
+    let run = keys.section_or_empty("run", run);
     let later = keys.not_yet("cluster", "remove the section: this version runs on one machine");
     // A file of SQL may use what this one does not.
     let unused_variables = keys.reader.unused_variables();
@@ -114,11 +105,11 @@ fn pipeline_name<'r>(item: &Item<'r>) -> Read<&'r str> {
 fn source(keys: &mut Keys<'_>) -> Read<Source> {
     let sql = keys.optional("sql", Item::template);
     let file = keys.optional("file", Item::local_path);
-    let id = keys.required("id", "id = [\"id\"]", column_names);
-    let text = keys.required("text", "text = [\"sentence1\", \"sentence2\"]", text_columns);
+    let id = keys.required("id", column_names);
+    let text = keys.required("text", text_columns);
     let label = keys.optional("label", column_name);
 
-    let query = query(keys, sql, file, EXAMPLE_SQL);
+    let query = query(keys, sql, file);
     let (id, text, label) = (id?, text?, label?);
     if let Some(label) = label.as_ref().filter(|label| id.contains(label) || text.contains(label)) {
         let role = if id.contains(label) { "id" } else { "text" };
@@ -129,12 +120,7 @@ fn source(keys: &mut Keys<'_>) -> Read<Source> {
 }
 
 /// Takes the one query of the two that there may be.
-pub(super) fn query(
-    keys: &mut Keys<'_>,
-    sql: Read<Option<String>>,
-    file: Read<Option<LocalPath>>,
-    example: &str,
-) -> Read<Query> {
+pub(super) fn query(keys: &mut Keys<'_>, sql: Read<Option<String>>, file: Read<Option<LocalPath>>) -> Read<Query> {
     if let (Some(sql), Some(file)) = (keys.item("sql"), keys.item("file")) {
         let section = sql.path.trim_end_matches(".sql");
         let problem = Problem::new(format!("[{section}] has both `sql` and `file`"), "one query").at(sql.key.span());
@@ -142,7 +128,7 @@ pub(super) fn query(
         return Err(sql.refuse(problem.help("remove one of the two")));
     }
     let query = sql?.map(Query::Sql).or(file?.map(Query::File));
-    query.ok_or_else(|| keys.lacks("sql", "`sql` or `file`", example))
+    query.ok_or_else(|| keys.lacks("sql", "`sql` or `file`"))
 }
 
 /// Reads a list of columns that the output can hold next to couplet's own.
@@ -182,10 +168,10 @@ fn check_column(item: &Item<'_>) -> Read<()> {
 }
 
 fn model(keys: &mut Keys<'_>) -> Read<ModelSettings> {
-    let location = keys.required("uri", "uri = \"models/mrpc\"", Item::location);
-    let max_length = keys.or("max_length", DEFAULT_MAX_LENGTH, |item| item.integer(3..=8192));
-    let precision = keys.or("precision", Precision::F32, |item| item.choice(&PRECISIONS));
-    let device = keys.or("device", Device::Auto, device);
+    let location = keys.required("uri", Item::location);
+    let max_length = keys.or("max_length", Item::integer);
+    let precision = keys.or("precision", |item| item.choice(&PRECISIONS));
+    let device = keys.or("device", device);
     Ok(ModelSettings { location: location?, max_length: max_length?, precision: precision?, device: device? })
 }
 
@@ -203,11 +189,11 @@ fn device(item: &Item<'_>) -> Read<Device> {
 }
 
 fn score(keys: &mut Keys<'_>, default_store: Location) -> Read<ScoreSettings> {
-    let store = keys.or("store", default_store, Item::location);
-    let checkpoint = keys.or("checkpoint", DEFAULT_CHECKPOINT, Item::duration);
-    let max_errors = keys.or("max_errors", DEFAULT_MAX_ERRORS, Item::share);
-    let errors = keys.or("errors", Errors::Column, |item| item.choice(&ERRORS));
-    let store = store?;
+    let store = keys.optional("store", Item::location);
+    let checkpoint = keys.or("checkpoint", Item::duration);
+    let max_errors = keys.or("max_errors", Item::share);
+    let errors = keys.or("errors", |item| item.choice(&ERRORS));
+    let store = store?.unwrap_or(default_store);
     if store.place.is_glob() {
         let problem = Problem::new(format!("the store `{store}` is a pattern"), "not one folder");
         return Err(keys.refuse("store", problem.help("name a folder, for example `state/scores`")));
@@ -222,13 +208,14 @@ fn default_store(folder: &Path, name: &str) -> Location {
 }
 
 fn sink(keys: &mut Keys<'_>, tables: &[Table]) -> Read<Sink> {
-    let location = keys.required("uri", "uri = \"out/predictions.parquet\"", Item::location);
-    let format = keys.or("format", SinkFormat::Parquet, |item| item.choice(&SINK_FORMATS));
-    let mode = keys.or("mode", SinkMode::Overwrite, |item| item.choice(&SINK_MODES));
-    let partition_by = keys.or("partition_by", Vec::new(), Item::names);
-    let keep = keys.optional("keep", |item| item.integer(1..=usize::MAX));
+    let location = keys.required("uri", Item::location);
+    let format = keys.or("format", |item| item.choice(&SINK_FORMATS));
+    let mode = keys.or("mode", |item| item.choice(&SINK_MODES));
+    let partition_by = keys.optional("partition_by", Item::names);
+    let keep = keys.optional("keep", Item::integer);
 
-    let sink = Sink { location: location?, format: format?, mode: mode?, partition_by: partition_by?, keep: keep? };
+    let partition_by = partition_by?.unwrap_or_default();
+    let sink = Sink { location: location?, format: format?, mode: mode?, partition_by, keep: keep? };
     check_kind(keys, &sink)?;
     let Sink { location, .. } = &sink;
     let place = &location.place;
@@ -294,10 +281,10 @@ fn check_kind(keys: &Keys<'_>, sink: &Sink) -> Read<()> {
 }
 
 fn run(keys: &mut Keys<'_>) -> Read<RunSettings> {
-    let threads = keys.optional("threads", |item| item.integer(1..=usize::MAX));
-    let window = keys.or("window", DEFAULT_WINDOW, |item| item.integer(1..=usize::MAX));
-    let batch_tokens = keys.optional("batch_tokens", |item| item.integer(16..=usize::MAX));
-    let memory = keys.or("memory", DEFAULT_MEMORY, Item::bytes);
+    let threads = keys.optional("threads", Item::integer);
+    let window = keys.or("window", Item::integer);
+    let batch_tokens = keys.optional("batch_tokens", Item::integer);
+    let memory = keys.or("memory", Item::bytes);
     let spill = keys.optional("spill", Item::local_path);
     Ok(RunSettings {
         threads: threads?,

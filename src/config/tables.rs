@@ -9,7 +9,7 @@ use super::problem::Problem;
 use super::reader::{Keys, Read};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Parquet,
     Csv,
     Tsv,
@@ -18,7 +18,7 @@ enum Kind {
     Delta,
 }
 
-const KINDS: [Choice<Kind>; 7] = [
+pub(super) const KINDS: [Choice<Kind>; 7] = [
     ("parquet", Some(Kind::Parquet)),
     ("csv", Some(Kind::Csv)),
     ("tsv", Some(Kind::Tsv)),
@@ -90,18 +90,18 @@ fn table(name: &str, item: &Item<'_>) -> Read<Table> {
 }
 
 fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
-    let location = keys.required("uri", "uri = \"pairs.parquet\"", Item::location);
+    let location = keys.required("uri", Item::location);
     let kind = keys.optional("format", |format| format.choice(&KINDS));
     let delimiter = keys.optional("delimiter", ascii_character);
-    let header = keys.or("header", true, Item::boolean);
-    let quote = keys.or("quote", Some(b'"'), quotation_mark);
+    let header = keys.or("header", Item::boolean);
+    let quote = keys.or("quote", quotation_mark);
     let null = keys.optional("null", Item::string);
-    let partitions = keys.or("partitions", Vec::new(), Item::names);
-    let version = keys.optional("version", |item| item.integer(0..=usize::MAX));
+    let partitions = keys.optional("partitions", Item::names);
+    let version = keys.optional("version", Item::integer);
 
     let location = location?;
     let (kind, compression) = infer(&location.place, kind?).map_err(|problem| keys.refuse("uri", problem))?;
-    let partitions = partitions?;
+    let partitions = partitions?.unwrap_or_default();
     if !partitions.is_empty() && !location.place.is_folder() && !location.place.is_glob() {
         let problem =
             Problem::new(format!("`{location}` is one file, which has no partitions"), "read from folder names");

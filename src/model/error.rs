@@ -1,14 +1,16 @@
 //! Why a checkpoint could not be loaded: which file, which key or tensor, what was expected and what was found.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+
+use crate::files::nearest_file;
 
 /// A checkpoint that cannot be used.
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// The model's path is no folder.
-    #[error("model {} {}; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin", path.display(), if *exists { "is not a folder" } else { "does not exist" })]
+    #[error("model {} {}; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin{}", path.display(), if *exists { "is not a folder" } else { "does not exist" }, if *exists { String::new() } else { nearest_file(path) })]
     NotAFolder {
         /// What was asked for.
         path: PathBuf,
@@ -16,7 +18,7 @@ pub enum LoadError {
         exists: bool,
     },
     /// A file that every checkpoint has is not there.
-    #[error("model folder {} has no {expected}", folder.display())]
+    #[error("model folder {} has no {expected}{}", folder.display(), inner_model(folder))]
     NoFile {
         /// The checkpoint's folder.
         folder: PathBuf,
@@ -70,4 +72,15 @@ pub enum LoadError {
     /// The device could not hold the weights.
     #[error("cannot place the weights on the device: {0}")]
     Device(#[from] candle_core::Error),
+}
+
+/// "; did you mean …?" where a folder in this one is a model, such as a checkpoint of a training; else what a model is.
+fn inner_model(folder: &Path) -> String {
+    let inner = folder.read_dir().into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let mut models: Vec<PathBuf> = inner.filter(|path| path.join("config.json").exists()).collect();
+    models.sort();
+    match models.last() {
+        Some(model) if !folder.join("config.json").exists() => format!("; did you mean {}?", model.display()),
+        _ => "; a model and its tokenizer are written into one folder by `save_pretrained` of transformers".to_owned(),
+    }
 }

@@ -128,19 +128,21 @@ impl Tokenizer {
     /// A text that the tokenizer's rules cannot encode.
     pub fn encode(&self, text: &str, text_pair: Option<&str>) -> Result<Encoding, String> {
         let encoding = match text_pair {
-            Some(pair) => self.inner.encode_fast((text, pair), true).and_then(|encoding| {
-                if self.may_cut_the_wrong_text(&encoding) { self.encode_uncut(text, pair) } else { Ok(encoding) }
-            }),
+            Some(pair) => self.inner.encode_fast((text, pair), true),
             None => self.inner.encode_fast(text, true),
         };
-        let encoding = encoding.map_err(|e| e.to_string())?;
+        let mut encoding = encoding.map_err(|e| e.to_string())?;
+        let truncated = !encoding.get_overflowing().is_empty();
+        if let Some(pair) = text_pair.filter(|_| self.may_cut_the_wrong_text(&encoding)) {
+            encoding = self.encode_uncut(text, pair).map_err(|e| e.to_string())?;
+        }
         if encoding.is_empty() {
             return Err("it has no tokens, not even special ones".into());
         }
         Ok(Encoding {
             input_ids: encoding.get_ids().to_vec(),
             token_type_ids: encoding.get_type_ids().to_vec(),
-            truncated: !encoding.get_overflowing().is_empty(),
+            truncated,
         })
     }
 
@@ -164,7 +166,12 @@ impl Tokenizer {
         };
         let (first, second) = (uncut.encode_fast(text, false)?, uncut.encode_fast(pair, false)?);
         let truncation = TruncationParams { max_length: *room, ..truncation.clone() };
-        let (first, second) = truncate_encodings(first, Some(second), &truncation)?;
+        let (mut first, mut second) = truncate_encodings(first, Some(second), &truncation)?;
+        // Each part that is cut off one text would be paired with each that is cut off the other: of two long texts,
+        // millions.
+        for encoding in std::iter::once(&mut first).chain(&mut second) {
+            encoding.take_overflowing();
+        }
         uncut.post_process(first, second, true)
     }
 

@@ -34,6 +34,7 @@ const SECTION: &str = "evaluate";
 const REPORT: &str = "evaluation.json";
 
 /// Measures until it is done or `stop` is; the folder of the report is there whole, or as it was.
+#[tracing::instrument(skip_all)]
 pub(super) async fn evaluate(
     pipeline: &Pipeline,
     stage: &Evaluate,

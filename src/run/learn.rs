@@ -39,6 +39,7 @@ pub(super) struct Training<'a> {
 
 impl Training<'_> {
     /// Fine-tunes, unless the model that this very stage leaves is there already.
+    #[tracing::instrument(skip_all)]
     pub(super) async fn finetune(
         &self,
         stage: &Finetune,
@@ -103,6 +104,7 @@ impl Training<'_> {
     }
 
     /// Pretrains, unless the model that this very stage leaves is there already.
+    #[tracing::instrument(skip_all)]
     pub(super) async fn pretrain(
         &self,
         stage: &Pretrain,

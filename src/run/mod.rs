@@ -20,6 +20,7 @@ use datafusion::prelude::SessionContext;
 
 use crate::config::{self, Device, ModelSettings, Pipeline, Place, Query, RunSettings, Table};
 use crate::error::Error;
+use crate::files;
 use crate::predict::Models;
 use crate::progress::Style;
 use crate::report::RunReport;
@@ -48,6 +49,7 @@ pub enum Stage {
 ///
 /// # Errors
 /// Whatever is wrong with the pipeline's tables, queries, models or sink; [`Error::Interrupted`] after `stop`.
+#[tracing::instrument(skip_all, fields(pipeline = %pipeline.name))]
 pub async fn run(
     pipeline: &Pipeline,
     variables: &BTreeMap<String, String>,
@@ -57,6 +59,7 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<RunReport, Error> {
     check_variables(pipeline, variables)?;
+    check_stages(pipeline, only)?;
     let wanted = |stage| only.is_empty() || only.contains(&stage);
     let mut stop = std::pin::pin!(stop);
     let training = learn::Training { pipeline, variables, style };
@@ -115,12 +118,32 @@ fn substituted(
         Query::Sql(sql) => return Ok((sql.clone(), BTreeSet::new())),
         Query::File(location) => &location.path,
     };
-    let text = std::fs::read_to_string(path).map_err(|e| {
-        Error::Usage(format!("{}: {key}: cannot read {}: {e}", pipeline.path.display(), path.display()))
-    })?;
+    let text = files::read_text(path)
+        .map_err(|problem| Error::Usage(format!("{}: {key}: {problem}", pipeline.path.display())))?;
     let (sql, used) =
         config::substitute(&text, variables).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
     Ok((sql, used.into_iter().map(str::to_owned).collect()))
+}
+
+/// Refuses to run a stage that the pipeline does not have.
+fn check_stages(pipeline: &Pipeline, only: &[Stage]) -> Result<(), Error> {
+    let there = [
+        (Stage::Pretrain, "pretrain", "[pretrain]", pipeline.pretrain.is_some()),
+        (Stage::Finetune, "finetune", "[finetune]", pipeline.finetune.is_some()),
+        (Stage::Evaluate, "evaluate", "[evaluate]", pipeline.evaluate.is_some()),
+        (Stage::Score, "score", "[source], [model] and [sink]", pipeline.scoring.is_some()),
+    ];
+    match there.iter().find(|(stage, _, _, is_there)| only.contains(stage) && !is_there) {
+        None => Ok(()),
+        Some((_, name, sections, _)) => {
+            let has: Vec<&str> = there.iter().filter(|(.., is_there)| *is_there).map(|(_, name, ..)| *name).collect();
+            Err(Error::Usage(format!(
+                "--only {name}: {} has no {sections}; its stages are {}",
+                pipeline.path.display(),
+                has.join(", ")
+            )))
+        }
+    }
 }
 
 /// Refuses variables that neither the pipeline file nor its SQL files use.

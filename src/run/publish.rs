@@ -28,6 +28,7 @@ pub(super) struct PublishedTo {
 
 impl Run<'_> {
     /// Writes the rows with their scores to the sinks, and makes them visible there.
+    #[tracing::instrument(skip_all, fields(rows = spool.len()))]
     pub(super) async fn publish(
         &self,
         spool: &Spool,

@@ -7,12 +7,12 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use arrow::util::display::array_value_to_string;
 use datafusion::common::DataFusionError;
-use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::SessionContext;
 
 use super::query_text;
 use crate::config::{Pipeline, Query};
 use crate::error::Error;
+use crate::source::{check_width, select};
 use crate::sql_error::nearest;
 use crate::train::finetune::Row;
 use crate::train::labels::GoldLabel;
@@ -45,8 +45,8 @@ impl Selection<'_> {
         let sql = query_text(self.pipeline, query, &format!("{}.file", self.section), self.variables)?;
         let origin = format!("{}: the query of [{}]", self.pipeline.path.display(), self.section);
         let failed = |e: DataFusionError| Error::sql(origin.clone(), &e, Some(self.context));
-        let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        let frame = self.context.sql_with_options(&sql, read_only).await.map_err(failed)?;
+        let frame = select(self.context, &sql).await.map_err(failed)?;
+        check_width(frame.schema().as_arrow()).map_err(|problem| self.refused(problem))?;
         let names: Vec<String> = frame.schema().fields().iter().map(|field| field.name().clone()).collect();
         if let Some(missing) = columns.iter().find(|column| !names.iter().any(|name| name == *column)) {
             let near = nearest(missing, names.iter().map(String::as_str));

@@ -45,6 +45,9 @@ const WINDOWS_UNDER_WAY: usize = 2;
 /// Rows whose scores are kept in memory at most before they are remembered for good.
 const ROWS_TO_COMMIT: usize = 1 << 17;
 
+/// What the operating system says of a full disk, after the words for people.
+const DISK_FULL: &str = "(os error 28)";
+
 /// What the command line asks of a night.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Remembering {
@@ -57,6 +60,7 @@ pub struct Remembering {
 }
 
 /// Scores the source into the sink until it is done or `stop` is; a stage that does not end well leaves the sink as it was.
+#[tracing::instrument(skip_all)]
 pub(super) async fn score(
     pipeline: &Pipeline,
     scoring: &Scoring,
@@ -115,6 +119,10 @@ impl Run<'_> {
             () = &mut *stop => return Err(interrupted(self.scoring, "before the first row was scored", None)),
             read = reading => read?,
         };
+        tracing::debug!("{} rows are read from {} files", grouped(spool.len()), sources.len());
+        if spool.len() == 0 {
+            tracing::warn!("the source has no rows: what is published is empty");
+        }
         record.sources = sources;
         record.rows_read = Some(spool.len());
         record.model = Some(scorer.model().fingerprint.as_str().to_owned());
@@ -129,6 +137,7 @@ impl Run<'_> {
             pending = self.pending(&spool, &scores) => pending?,
         };
         let (texts, rows_without_score) = (pending.texts, pending.rows);
+        tracing::debug!("{} texts have no score yet, those of {} rows", grouped(texts), grouped(rows_without_score));
         let start = Instant::now();
         let progress = Progress::start(self.style, &scorer, texts);
         let scored = self.score_pending(pending, &scorer, &mut scores, stop).await;
@@ -155,6 +164,7 @@ impl Run<'_> {
         record.rows_remembered = Some(rows.remembered);
         record.rows_repeated = Some(rows.repeated);
         record.rows_rejected = Some(published.rejected);
+        tracing::debug!("published to {}", published.output);
         record.output = Some(published.output.clone());
         record.output_version = published.version;
         scores.compact().await;
@@ -178,6 +188,7 @@ impl Run<'_> {
     }
 
     /// Opens the tables, plans the query, loads the model, opens store and sink: all that can turn out wrong before the work.
+    #[tracing::instrument(skip_all)]
     async fn prepare(&self) -> Result<(Prepared, Resources), Error> {
         let Self { pipeline, scoring, .. } = self;
         let settings = &scoring.source;
@@ -217,6 +228,7 @@ impl Run<'_> {
     }
 
     /// Reads the rows of the source, and notices whether its files change meanwhile.
+    #[tracing::instrument(skip_all, fields(rows))]
     async fn read(&self, prepared: &Prepared, resources: Resources) -> Result<(Spool, Vec<SourceFile>), Error> {
         let Self { pipeline, scoring, .. } = self;
         let Prepared { context, source, .. } = prepared;
@@ -226,6 +238,8 @@ impl Run<'_> {
         let filled = Spool::fill(source.frame().clone(), text, pipeline.run.memory, resources).await;
         let spool = match filled {
             Ok(spool) => spool,
+            // What is full is where the rows are kept.
+            Err(e) if e.to_string().contains(DISK_FULL) => return Err(self.spool_failed(&e)),
             Err(e) => {
                 let origin = format!("{}: the source query", pipeline.path.display());
                 return Err(broken(Error::sql(origin, &e, Some(context))).await);
@@ -239,15 +253,18 @@ impl Run<'_> {
         let ids = Source::check_ids(&rows, &scoring.source.id).await;
         ids.map_err(|e| Error::source(&pipeline.path, e, context))?;
         self.check_errors(spool.rejected(), spool.len())?;
+        tracing::Span::current().record("rows", spool.len());
         Ok((spool, before))
     }
 
+    #[tracing::instrument(skip_all)]
     async fn pending(&self, spool: &Spool, scores: &ScoreStore) -> Result<Pending, Error> {
         let known = scores.scores(spool.joins(scores.rows())).await?;
         spool.pending(known, scores.rows()).await.map_err(|e| self.spool_failed(&e))
     }
 
     /// Scores the texts and remembers them; what was scored before an error or a stop is remembered too.
+    #[tracing::instrument(skip_all, fields(texts = pending.texts, tokens))]
     async fn score_pending(
         &self,
         pending: Pending,
@@ -287,6 +304,7 @@ impl Run<'_> {
                 last_commit = Instant::now();
             }
         };
+        tracing::Span::current().record("tokens", scorer.tally().counts().tokens);
         // After a lost lock another run is at work on the same store, and scores these texts itself.
         if !matches!(&ended, Err(Error::Lock(_))) {
             self.commit(scores).await?;
@@ -300,7 +318,9 @@ impl Run<'_> {
         }
         self.night.confirm().await?;
         crash::point("store.before");
+        let waiting = scores.waiting();
         scores.commit().await?;
+        tracing::debug!("{} scores are remembered", grouped(waiting as u64));
         crash::point("store.after");
         Ok(())
     }

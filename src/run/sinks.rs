@@ -16,7 +16,7 @@ use super::{readable, readable_place};
 use crate::config::{Pipeline, Place, Scoring, SinkFormat, SinkMode};
 use crate::crash;
 use crate::error::Error;
-use crate::objects::Objects;
+use crate::objects::{Objects, cause_in};
 use crate::sink::runs::{self, Manifest, RunFolder};
 use crate::sink::{DeltaSink, Mode, ParquetSink, Part, SinkError, writer_options};
 
@@ -179,7 +179,10 @@ async fn to_object(
     metadata: &[(&str, String)],
     night: &Night,
 ) -> Result<u64, Error> {
-    let failed = |e: &dyn std::fmt::Display| SinkError { path: objects.to_string().into(), problem: e.to_string() };
+    let failed = |e: &(dyn std::error::Error + 'static)| {
+        let problem = cause_in(e).map_or_else(|| e.to_string(), |cause| objects.error(cause).problem);
+        SinkError { path: objects.to_string().into(), problem }
+    };
     let folder = objects.root.parent().unwrap_or_default();
     let name = objects.place.name();
     let part = Part::on_store(Arc::clone(&objects.store), &folder, name, schema, writer_options(schema, metadata));

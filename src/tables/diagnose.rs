@@ -56,6 +56,14 @@ fn without_line(e: impl fmt::Display) -> (Option<u64>, String) {
 fn parquet(path: &Path) -> Found {
     let file = File::open(path).map_err(without_line)?;
     let length = file.metadata().map_err(without_line)?.len();
+    let mut start = Vec::new();
+    (&file).take(4).read_to_end(&mut start).map_err(without_line)?;
+    if start != *b"PAR1" {
+        let start = String::from_utf8_lossy(&start).into_owned();
+        let problem =
+            format!("it is no Parquet file, as it begins with {start:?}; name its format, as in format = \"csv\"");
+        return Err((None, problem));
+    }
     let broken = |e: &dyn fmt::Display| {
         (
             None,

@@ -12,6 +12,7 @@ use object_store::{ObjectMeta, ObjectStoreExt};
 use super::diagnose::{self, Broken};
 use super::format::extension;
 use crate::config::{Place, Remote, Table, TableFormat};
+use crate::files::{nearest_file, nearest_name};
 use crate::objects::{Objects, ObjectsError, Trouble, cause_in, download};
 use crate::store::SourceFile;
 
@@ -58,6 +59,10 @@ impl Files {
                 Some(_) => format!("no file matches {place}"),
                 None => format!("folder {place} has no *{extension} file"),
             });
+        }
+        let has_header = matches!(&table.format, TableFormat::Csv(options) if options.header);
+        if has_header && list.iter().all(|meta| meta.size == 0) {
+            return Err(format!("{} is empty; its first line would name the columns", shown(&list[0])));
         }
         list.sort_by(|a, b| a.location.cmp(&b.location));
         Ok(Self { url, extension, objects, list })
@@ -197,24 +202,4 @@ fn pattern_for_folders(glob: &Path) -> Option<String> {
          instead, whose folders of the form key=value are read as columns to filter by",
         glob.display()
     ))
-}
-
-/// " (did you mean …?)" where the folder has a file with nearly that name.
-fn nearest_file(path: &Path) -> String {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return String::new() };
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    let Ok(entries) = parent.read_dir() else {
-        return format!(", nor does its folder {}", parent.display());
-    };
-    let others: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-    nearest_name(&name.to_string_lossy(), others.iter().map(String::as_str))
-        .map_or_else(String::new, |other| format!("; did you mean {}?", path.with_file_name(other).display()))
-}
-
-fn nearest_name<'a>(name: &str, others: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    others
-        .map(|other| (strsim::jaro_winkler(name, other), other))
-        .filter(|(similarity, _)| *similarity > 0.85)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, other)| other)
 }

@@ -8,8 +8,9 @@ use couplet::ops::Kernels;
 use couplet::scorer::{Pool, Prediction, Scorer, ScorerOptions, TextColumn, Window};
 use serde_json::{Value, json};
 
+use crate::elsewhere::{archive, members};
 use crate::support::{golden, shared};
-use crate::tiny::{ARCHIVE, TEXTS, Variant, WEIGHTS, archive, logits, members};
+use crate::tiny::{ARCHIVE, TEXTS, Variant, WEIGHTS, logits};
 
 fn golden_logits(name: &str) -> Vec<Vec<f32>> {
     logits(&Model::load(&golden(name), &Device::Cpu).unwrap())
@@ -281,7 +282,7 @@ fn a_config_that_lacks_something() {
     insta::assert_snapshot!(bert().with("config.json", "[1, 2]").error(), @"cannot read MODEL/config.json: not a JSON object");
     insta::assert_snapshot!(bert().with("config.json", [0x89, b'P', b'N', b'G', 0xFF]).error(), @"cannot read MODEL/config.json: not JSON: expected value at line 1 column 1");
     insta::assert_snapshot!(bert().with("config.json", "").error(), @"cannot read MODEL/config.json: not JSON: EOF while parsing a value at line 1 column 0");
-    insta::assert_snapshot!(bert().without("config.json").error(), @"model folder MODEL has no config.json");
+    insta::assert_snapshot!(bert().without("config.json").error(), @"model folder MODEL has no config.json; a model and its tokenizer are written into one folder by `save_pretrained` of transformers");
 }
 
 #[test]
@@ -385,7 +386,7 @@ fn an_index_that_leads_nowhere() {
 fn weights_that_are_no_safetensors_file() {
     let tiny = || Variant::of("tiny-bert");
     let length = tiny().read(WEIGHTS).len();
-    insta::assert_snapshot!(tiny().without(WEIGHTS).error(), @"model folder MODEL has no weights: model.safetensors, model.safetensors.index.json or pytorch_model.bin");
+    insta::assert_snapshot!(tiny().without(WEIGHTS).error(), @"model folder MODEL has no weights: model.safetensors, model.safetensors.index.json or pytorch_model.bin; a model and its tokenizer are written into one folder by `save_pretrained` of transformers");
     insta::assert_snapshot!(tiny().with_only(WEIGHTS, length - 1).error(), @"cannot read MODEL/model.safetensors: its 244147 bytes are not what its header describes: it is truncated or was appended to");
     insta::assert_snapshot!(tiny().with_only(WEIGHTS, 2000).error(), @"cannot read MODEL/model.safetensors: it is not a safetensors file, or truncated within its header (2000 bytes; invalid header length)");
     insta::assert_snapshot!(tiny().with_only(WEIGHTS, 5).error(), @"cannot read MODEL/model.safetensors: it is not a safetensors file, or truncated within its header (5 bytes; header too small)");
@@ -501,7 +502,7 @@ fn nothing_in_a_checkpoint_is_executed() {
 fn a_tokenizer_that_does_not_suit() {
     let bert = || Variant::of("tiny-bert");
     let distilbert = || Variant::of("tiny-distilbert");
-    insta::assert_snapshot!(bert().without("vocab.txt").error(), @"model folder MODEL has no tokenizer.json and no vocab.txt");
+    insta::assert_snapshot!(bert().without("vocab.txt").error(), @"model folder MODEL has no tokenizer.json and no vocab.txt; a model and its tokenizer are written into one folder by `save_pretrained` of transformers");
     let more = [bert().read("vocab.txt"), b"one\xe2\x80\xa6more\n".to_vec()].concat();
     insta::assert_snapshot!(bert().with("vocab.txt", more).error(), @"cannot read MODEL/vocab.txt: it knows 788 tokens, the encoder only 787 (`vocab_size` of config.json)");
     // As many tokens as there are embeddings, but one with an id beyond them.

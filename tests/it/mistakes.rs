@@ -97,8 +97,7 @@ fn mistakes_in_the_query_are_explained() {
     insta::assert_snapshot!(explained("SELEC id, a, b FROM pairs"), @"error: pipeline.toml: the source query: Expected: an SQL statement, found: SELEC at Line: 1, Column: 1");
     insta::assert_snapshot!(explained("SELECT id, a, b FROM pair"), @"error: pipeline.toml: the source query: there is no table `pair` (tables: pairs); did you mean `pairs`?");
     insta::assert_snapshot!(explained("SELECT idd, a, b FROM pairs"), @r"
-    error: pipeline.toml: the source query: No field named idd. Did you mean 'pairs.id'?
-    Valid fields are pairs.id, pairs.a, pairs.b, pairs.n, pairs.score.
+    error: pipeline.toml: the source query: there is no column `idd` (columns: id, a, b, n, score); did you mean `id`?
     ");
     insta::assert_snapshot!(explained("SELECT id, a, b FROM pairs; SELECT 1"), @"error: pipeline.toml: the source query: it must be one SELECT, as a source only reads; what is written, and where, stands under [sink]");
 }
@@ -172,13 +171,13 @@ fn a_variable_without_a_value_is_refused() {
 fn a_pipeline_file_that_is_missing_is_named() {
     let job = Job::new(PAIRS);
     let message = job.error_of(&mut job.couplet(&["run", "pipelines.toml"]), 2);
-    insta::assert_snapshot!(message, @"error: cannot read pipelines.toml: No such file or directory (os error 2)");
+    insta::assert_snapshot!(message, @"error: pipelines.toml does not exist; did you mean pipeline.toml?");
 }
 
 #[test]
 fn a_model_that_is_missing_is_named() {
     let job = Job::new(PAIRS).change("tiny-distilbert", "tiny-distilbart");
-    insta::assert_snapshot!(refusal(&job), @"error: model ROOT/tests/it/goldens/tiny-distilbart does not exist; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin");
+    insta::assert_snapshot!(refusal(&job), @"error: model ROOT/tests/it/goldens/tiny-distilbart does not exist; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin; did you mean ROOT/tests/it/goldens/tiny-distilbert?");
 }
 
 #[test]

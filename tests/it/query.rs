@@ -310,8 +310,7 @@ fn predictions_before_the_first_run_are_explained() {
 #[test]
 fn unknown_columns_are_named_with_their_likes() {
     insta::assert_snapshot!(refusal("SELECT ident FROM (SELECT 1 AS id, 2 AS idents)", &[]), @r"
-    error: SQL: No field named ident. Did you mean 'idents'?
-    Valid fields are id, idents.
+    error: SQL: there is no column `ident` (columns: id, idents); did you mean `idents`?
     ");
 }
 

@@ -6,7 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use couplet::model::PackedBatch;
 
-use crate::tiny::{ARCHIVE, TEXTS, Variant, WEIGHTS, archive, members};
+use crate::elsewhere::{archive, members};
+use crate::tiny::{ARCHIVE, TEXTS, Variant, WEIGHTS};
 
 /// Remembers the largest piece of memory that a thread asked for.
 ///

@@ -94,7 +94,8 @@ impl Manifest {
     /// The size of all files, in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.bytes).sum()
+        // Whoever wrote the manifest may not have been couplet.
+        self.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes))
     }
 }
 

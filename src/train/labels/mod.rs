@@ -248,7 +248,7 @@ impl Labels {
             let near = near.map(|near| format!("did you mean {near:?}? ")).unwrap_or_default();
             (
                 "is unknown".into(),
-                format!("{near}Map it in the query, leave the row out, or name all labels in `labels`"),
+                format!("{near}map it in the query, leave the row out, or name all labels in `labels`"),
             )
         })
     }

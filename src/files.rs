@@ -1,0 +1,57 @@
+//! Files that people name on the command line or in a pipeline: texts within a limit, and what was meant by a name that
+//! does not exist.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::Path;
+
+/// The size above which a file is taken for something else than a pipeline or SQL, in bytes.
+pub(crate) const MAX_TEXT: u64 = 1 << 20;
+
+/// Reads a pipeline file or a file of SQL.
+///
+/// # Errors
+/// Why it cannot be read, in a sentence that names it.
+pub(crate) fn read_text(path: &Path) -> Result<String, String> {
+    let shown = path.display();
+    let mut bytes = Vec::new();
+    // No more than one byte above the limit: a device or a pipe may have no end.
+    let read = File::open(path).and_then(|file| file.take(MAX_TEXT + 1).read_to_end(&mut bytes));
+    match read {
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(format!("{shown} does not exist{}", nearest_file(path))),
+        Err(_) if path.is_dir() => {
+            let pipeline = path.join("pipeline.toml");
+            let meant = pipeline.exists().then(|| format!("; did you mean {}?", pipeline.display()));
+            Err(format!("{shown} is a folder; name a file in it{}", meant.unwrap_or_default()))
+        }
+        Err(e) => Err(format!("cannot read {shown}: {e}")),
+        Ok(_) if bytes.len() as u64 > MAX_TEXT => {
+            Err(format!("{shown} is too large for a pipeline or SQL: it has more than {MAX_TEXT} bytes (1 MiB)"))
+        }
+        Ok(_) => String::from_utf8(bytes).map_err(|e| {
+            let place = e.utf8_error().valid_up_to();
+            format!("{shown} is not text in UTF-8: see its byte {place}")
+        }),
+    }
+}
+
+/// "; did you mean …?" where the folder has something of nearly that name, or which folder is not there.
+pub(crate) fn nearest_file(path: &Path) -> String {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return String::new() };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let Ok(entries) = parent.read_dir() else {
+        return format!(", nor does its folder {}", parent.display());
+    };
+    let others: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    nearest_name(&name.to_string_lossy(), others.iter().map(String::as_str))
+        .map_or_else(String::new, |other| format!("; did you mean {}?", path.with_file_name(other).display()))
+}
+
+/// The name that is most like another one, if any is like it.
+pub(crate) fn nearest_name<'a>(name: &str, others: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    others
+        .map(|other| (strsim::jaro_winkler(name, other), other))
+        .filter(|(similarity, _)| *similarity > 0.85)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, other)| other)
+}

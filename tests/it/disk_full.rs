@@ -1,0 +1,104 @@
+//! A full disk under the sink, the store and the spill folder: the message names the place, the old output is intact,
+//! and the run goes well once there is room again.
+//!
+//! The disk is a tmpfs of some hundred kibibytes in a mount namespace of its own, which Linux gives to anybody.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::support::{Job, rows_of, skip, stdout_of};
+
+/// Rows whose texts do not compress, so that a small disk is soon full.
+fn pairs(rows: usize) -> String {
+    let mut state = 1_u64;
+    let mut word = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        format!("{:x}", state >> 20)
+    };
+    let row = |row| format!("{row},{} {},{}\n", word(), word(), word());
+    "id,a,b\n".to_owned() + &(0..rows).map(row).collect::<String>()
+}
+
+/// Runs the pipeline with a disk of so many KiB at a folder; what is in the folder before is on the disk, and what is on
+/// the disk afterwards is in the folder. None where such a disk cannot be had.
+fn run_on_a_disk(test: &str, job: &Job, folder: &Path, kibibytes: usize) -> Option<Output> {
+    let script = "set -e
+        cp -a \"$1\" before
+        mount -t tmpfs -o size=\"$2k\" tmpfs \"$1\"
+        cp -a before/. \"$1\"
+        touch mounted
+        status=0
+        \"$3\" run pipeline.toml || status=$?
+        cp -a \"$1\" after
+        exit $status";
+    std::fs::create_dir_all(folder).unwrap();
+    let _ = std::fs::remove_file(job.path("mounted"));
+    let mut run = Command::new("unshare");
+    run.args(["-rm", "sh", "-c", script, "sh"]).arg(folder).arg(kibibytes.to_string());
+    run.arg(env!("CARGO_BIN_EXE_couplet")).current_dir(job.path("")).env("NO_COLOR", "1").env_remove("RUST_LOG");
+    let output = run.output();
+    if !job.path("mounted").exists() {
+        let why =
+            output.map_or_else(|e| e.to_string(), |output| String::from_utf8_lossy(&output.stderr).trim().to_owned());
+        skip(test, &format!("no disk can be mounted here ({why})"));
+        return None;
+    }
+    output.ok()
+}
+
+fn said(job: &Job, output: &Output) -> String {
+    job.without_paths(&String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn a_sink_on_a_full_disk_keeps_the_old_output() {
+    let job = Job::new(pairs(60));
+    job.report();
+    let before = rows_of(&job.output());
+    std::fs::write(job.path("pairs.csv"), pairs(6000)).unwrap();
+    let Some(output) = run_on_a_disk("a_sink_on_a_full_disk", &job, &job.path("out"), 96) else { return };
+    let message = said(&job, &output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    insta::assert_snapshot!(message);
+    assert_eq!(rows_of(&job.path("after/scores.parquet")), before);
+    // Nothing is left that would fill the disk for good.
+    let left: Vec<_> = job.path("after").read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["scores.parquet"]);
+    // Its scores are remembered: with room, nothing is scored again.
+    let report: serde_json::Value = serde_json::from_str(&stdout_of(job.run().arg("--json"))).unwrap();
+    assert_eq!((&report["rows"]["scored"], &report["rows"]["read"]), (&0.into(), &6000.into()), "{report}");
+    assert_eq!(rows_of(&job.output()).len(), 6000);
+}
+
+#[test]
+fn a_store_on_a_full_disk_fails_the_run_and_keeps_the_old_output() {
+    let job = Job::new(pairs(60)).add("[score]\nstore = \"store\"");
+    job.report();
+    let before = rows_of(&job.output());
+    std::fs::write(job.path("pairs.csv"), pairs(6000)).unwrap();
+    let Some(output) = run_on_a_disk("a_store_on_a_full_disk", &job, &job.path("store"), 160) else { return };
+    let message = said(&job, &output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(
+        message.contains("store/scores") && message.contains("disk is full") && !message.contains("panicked"),
+        "{message}"
+    );
+    assert_eq!(rows_of(&job.output()), before);
+    // The store is as it was: the next run, with room, goes on from it.
+    assert_eq!(job.rows().len(), 6000);
+}
+
+#[test]
+fn a_spill_folder_on_a_full_disk_fails_the_run_and_keeps_the_old_output() {
+    let job = Job::new(pairs(60)).add("[run]\nspill = \"spill\"");
+    job.report();
+    let before = rows_of(&job.output());
+    std::fs::write(job.path("pairs.csv"), pairs(6000)).unwrap();
+    let Some(output) = run_on_a_disk("a_spill_folder_on_a_full_disk", &job, &job.path("spill"), 64) else { return };
+    let message = said(&job, &output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    insta::assert_snapshot!(message);
+    assert_eq!(rows_of(&job.output()), before);
+    assert_eq!(job.path("after").read_dir().unwrap().count(), 0);
+    assert_eq!(job.rows().len(), 6000);
+}

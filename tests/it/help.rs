@@ -1,0 +1,136 @@
+//! What `--help` shows is what works: its examples are run as they are written; and what shells and `man` are given.
+
+use std::process::Command;
+
+use clap::CommandFactory;
+use couplet::cli::Cli;
+
+use crate::support::{couplet, root, stdout_of};
+
+/// Examples that need what a clone does not have.
+const ELSEWHERE: [&str; 5] = [
+    "couplet run nightly.toml --var date=2026-11-24 --wait 10m --json",
+    "couplet predict --model models/sentiment 'A warm and funny film.'",
+    "couplet model import downloads/bert-base-uncased models/bert-base",
+    "couplet model import downloads/MiniLM-L6 models/minilm --as distilbert",
+    "#:schema ./pipeline.schema.json",
+];
+
+/// The commands without commands below them, and all commands with their help.
+fn commands() -> Vec<(String, String, bool)> {
+    fn visit(command: &clap::Command, name: &str, found: &mut Vec<(String, String, bool)>) {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        found.push((name.to_owned(), help, command.get_subcommands().next().is_none()));
+        for inner in command.get_subcommands() {
+            visit(inner, &format!("{name} {}", inner.get_name()), found);
+        }
+    }
+    let mut found = Vec::new();
+    visit(&Cli::command(), "couplet", &mut found);
+    found
+}
+
+/// The indented lines of a command's help; a line that ends in a backslash goes on in the next one.
+fn examples(help: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for line in help.lines().filter(|line| line.starts_with("  ")) {
+        match lines.last_mut().filter(|last| last.ends_with('\\')) {
+            Some(last) => last.push_str(&format!("\n{line}")),
+            None => lines.push(line.trim().to_owned()),
+        }
+    }
+    lines
+}
+
+#[test]
+fn every_command_has_examples() {
+    for (name, help, is_leaf) in commands() {
+        let own = examples(&help).into_iter().filter(|example| example.starts_with(&name));
+        assert!(!is_leaf || own.count() > 0, "`{name} --help` has no example");
+    }
+}
+
+#[test]
+fn the_examples_of_the_help_work_as_they_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&root().join("pipelines/quickstart"), &folder.path().join("pipelines/quickstart"));
+    copy(&root().join("sql"), &folder.path().join("sql"));
+    let mut all: Vec<String> = commands().iter().flat_map(|(_, help, _)| examples(help)).collect();
+    // What a run leaves is what others look at.
+    all.sort_by_key(|example| !example.starts_with("couplet run"));
+    all.dedup();
+    let known = |example: &String| ELSEWHERE.contains(&example.as_str());
+    assert_eq!(all.iter().filter(|example| known(example)).count(), ELSEWHERE.len(), "an exception is out of date");
+    let programs = std::path::Path::new(env!("CARGO_BIN_EXE_couplet")).parent().unwrap();
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    for example in all.iter().filter(|example| !known(example)) {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", example]).current_dir(folder.path()).env("PATH", &path).env_remove("RUST_LOG");
+        let output = shell.output().unwrap();
+        assert!(output.status.success(), "{example}\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    for made in ["pairs.csv", "pipeline.schema.json", "couplet.bash", "_couplet", "man/man1/couplet-run.1"] {
+        assert!(folder.path().join(made).metadata().unwrap().len() > 100, "{made}");
+    }
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in from.read_dir().unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            // What earlier runs remember is not part of a clone.
+            if entry.file_name() != ".couplet" {
+                copy(&entry.path(), &target);
+            }
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_shell_gets_a_script_that_knows_the_commands() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = stdout_of(couplet().args(["completions", shell]));
+        for word in ["predict", "completions", "dry-run"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+}
+
+/// bash itself completes a command and an option by the script.
+#[test]
+fn bash_completes_by_the_script() {
+    let script = stdout_of(couplet().args(["completions", "bash"]));
+    let test = format!(
+        "{script}\ncomplete_it() {{ COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _couplet couplet \"${{@: -1}}\" \
+         \"${{@: -2:1}}\"; echo \"${{COMPREPLY[*]}}\"; }}\ncomplete_it couplet pre\ncomplete_it couplet query --pipe\n"
+    );
+    let Ok(output) = Command::new("bash").args(["--norc", "-c", &test]).output() else {
+        return crate::support::skip("bash_completes_by_the_script", "there is no bash");
+    };
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said, "predict\n--pipeline\n", "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_page_of_the_manual_for_each_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = stdout_of(couplet().arg("man").arg(folder.path().join("man1")));
+    let pages: Vec<_> = said.lines().map(std::path::PathBuf::from).collect();
+    let names: Vec<_> = pages.iter().map(|page| page.file_name().unwrap().to_str().unwrap().to_owned()).collect();
+    for (name, ..) in commands() {
+        assert!(names.contains(&format!("{}.1", name.replace(' ', "-"))), "{name}: {names:?}");
+    }
+    let run = std::fs::read_to_string(pages.iter().find(|page| page.ends_with("couplet-run.1")).unwrap()).unwrap();
+    assert!(
+        run.contains(".SH EXAMPLES\n.nf") && run.contains("couplet run pipelines/quickstart/pipeline.toml"),
+        "{run}"
+    );
+    // groff finds nothing wrong with it, where there is one.
+    if let Ok(output) = Command::new("groff").args(["-man", "-Kutf8", "-Tutf8", "-ww"]).args(&pages).output() {
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    }
+}

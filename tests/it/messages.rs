@@ -1,0 +1,78 @@
+//! How much is said on stderr, and in which form.
+
+use serde_json::Value;
+
+use crate::support::{Job, stderr_of, stdout_of};
+
+const PAIRS: &str = "id,a,b\n1,He sold it.,It was sold.\n2,,x\n";
+
+fn said(job: &Job, arguments: &[&str]) -> (String, String) {
+    let output = job.run().arg("--fresh").args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+    assert!(output.status.success(), "{stderr}");
+    (stdout, stderr)
+}
+
+#[test]
+fn quiet_says_nothing_and_verbose_says_more() {
+    let job = Job::new(PAIRS);
+    let usual = said(&job, &[]);
+    assert!(usual.0.starts_with("demo: done\n"), "{}", usual.0);
+    for quiet in [&["-q"][..], &["--quiet"], &["-qq"]] {
+        assert_eq!(said(&job, quiet), (String::new(), String::new()));
+    }
+    let verbose = said(&job, &["-v"]).1;
+    assert!(verbose.contains("DEBUG"), "{verbose}");
+    let more = said(&job, &["-vvv"]).1;
+    assert!(more.len() > verbose.len() && more.contains("datafusion"), "{more}");
+    // It stands before the command as well as behind it.
+    assert_eq!(stdout_of(&mut job.couplet(&["-q", "run", "pipeline.toml"])), "");
+    let wrong = stderr_of(job.run().args(["-q", "-v"]), 2);
+    assert!(wrong.contains("cannot be used with"), "{wrong}");
+}
+
+#[test]
+fn rust_log_goes_before_the_switches() {
+    let job = Job::new(PAIRS);
+    let stderr = stderr_of(job.run().args(["-vvv"]).env("RUST_LOG", "off"), 0);
+    assert_eq!(stderr, "");
+    let stderr = stderr_of(job.run().arg("-q").env("RUST_LOG", "couplet=debug"), 0);
+    assert!(stderr.contains("DEBUG"), "{stderr}");
+}
+
+#[test]
+fn json_logs_are_a_document_a_line_errors_included() {
+    let job = Job::new(PAIRS);
+    let (stdout, stderr) = said(&job, &["--log-format", "json", "-v"]);
+    assert!(stdout.starts_with("demo: done\n"));
+    let lines: Vec<Value> = stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(!lines.is_empty());
+    for line in &lines {
+        assert!(line["timestamp"].is_string() && line["level"].is_string(), "{line}");
+        assert!(line["fields"]["message"].is_string(), "{line}");
+    }
+    // Which stage said it.
+    assert!(lines.iter().any(|line| line["span"]["name"].is_string()), "{stderr}");
+
+    let job = job.change("\"id\"", "\"key\"");
+    let stderr = stderr_of(job.run().args(["--log-format", "json"]), 2);
+    let error: Value = serde_json::from_str(stderr.lines().last().unwrap()).unwrap();
+    assert_eq!((&error["level"], &error["fields"]["exit_code"]), (&"ERROR".into(), &2.into()));
+    let message = error["fields"]["message"].as_str().unwrap();
+    assert!(message.contains("source.id names `key`"), "{message}");
+    let job = job.add("[runn]");
+    let stderr = stderr_of(job.run().args(["--log-format", "json"]), 2);
+    let error: Value = serde_json::from_str(stderr.trim_end()).unwrap();
+    assert!(error["fields"]["message"].as_str().unwrap().contains("unknown key `runn`"), "{stderr}");
+}
+
+#[test]
+fn what_goes_to_a_file_has_no_colors() {
+    let job = Job::new(PAIRS);
+    let mut run = job.run();
+    let output = run.env_remove("NO_COLOR").args(["-v", "--fresh"]).output().unwrap();
+    for bytes in [output.stdout, output.stderr] {
+        assert!(!bytes.contains(&0x1b));
+    }
+}
