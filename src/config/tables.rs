@@ -125,7 +125,7 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
         (format, None) => format,
         (format, Some(_)) => {
             let problem =
-                Problem::new(format!("`version` means nothing for {}", title(&format)), "only for Delta tables");
+                Problem::new(format!("`version` means nothing for {}", format.title()), "only for Delta tables");
             return Err(keys.refuse("version", problem.help("remove it, or set `format` to \"delta\"")));
         }
     };
@@ -136,22 +136,11 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
 fn check_no_csv_options(keys: &Keys<'_>, format: &TableFormat) -> Read<()> {
     let mut checked = Ok(());
     for option in ["delimiter", "header", "quote", "null"].into_iter().filter_map(|key| keys.item(key)) {
-        let message = format!("`{}` means nothing for {}", option.path, title(format));
+        let message = format!("`{}` means nothing for {}", option.path, format.title());
         let problem = Problem::new(message, "only for csv and tsv").at(option.key.span());
         checked = Err(option.refuse(problem.help("remove it, or set `format` to \"csv\" or \"tsv\"")));
     }
     checked
-}
-
-fn title(format: &TableFormat) -> &'static str {
-    match format {
-        TableFormat::Parquet => "Parquet",
-        TableFormat::Csv(_) => "CSV",
-        TableFormat::Json { .. } => "JSON",
-        TableFormat::Arrow => "Arrow",
-        TableFormat::Delta { .. } => "Delta",
-        TableFormat::Runs { .. } => "a folder of runs",
-    }
 }
 
 /// Gives a format with the defaults of its options.
@@ -201,7 +190,7 @@ fn infer(place: &Place, explicit: Option<Kind>) -> Result<(Kind, Compression), P
         }
     };
     if compression != Compression::None && matches!(kind, Kind::Parquet | Kind::Arrow) {
-        let format = title(&plain(kind, compression));
+        let format = plain(kind, compression).title();
         let problem =
             Problem::new(format!("{format} files cannot be read through .gz or .zst"), "compressed as a whole");
         return Err(problem.help("decompress the file: the format compresses inside"));

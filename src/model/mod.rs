@@ -12,6 +12,7 @@ mod import;
 mod masked_words;
 mod needed;
 mod source;
+mod stand_in;
 mod tokenizer;
 mod weights_file;
 

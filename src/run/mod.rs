@@ -5,6 +5,7 @@ mod evaluate;
 mod learn;
 mod mistakes;
 mod night;
+pub mod plan;
 mod publish;
 mod rows;
 mod score;

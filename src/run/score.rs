@@ -306,18 +306,11 @@ impl Run<'_> {
     }
 
     pub(super) fn max_rejected(&self, rows: u64) -> u64 {
-        (self.scoring.score.max_errors * rows as f64).floor() as u64
+        max_rejected(self.scoring, rows)
     }
 
-    /// Not too many rows may be errors.
     pub(super) fn check_errors(&self, rejected: [u64; Rejection::KINDS.len()], rows: u64) -> Result<(), Error> {
-        let all: u64 = rejected.iter().sum();
-        if all <= self.max_rejected(rows) {
-            return Ok(());
-        }
-        let kinds = Rejection::KINDS.iter().zip(rejected).filter(|(_, n)| *n > 0);
-        let kinds = kinds.map(|(kind, n)| format!("{n} with {kind}")).collect::<Vec<_>>().join(", ");
-        Err(Error::TooManyErrors { rejected: all, rows, kinds, max_errors: self.scoring.score.max_errors })
+        check_errors(self.scoring, rejected, rows)
     }
 
     fn metadata(&self, scorer: &Scorer) -> Vec<(&'static str, String)> {
@@ -335,6 +328,25 @@ impl Run<'_> {
         let origin = format!("{}: the rows in {}", self.pipeline.path.display(), self.pipeline.run.spill.display());
         Error::sql(origin, error, None)
     }
+}
+
+fn max_rejected(scoring: &Scoring, rows: u64) -> u64 {
+    (scoring.score.max_errors * rows as f64).floor() as u64
+}
+
+/// Not too many rows may be errors.
+pub(super) fn check_errors(
+    scoring: &Scoring,
+    rejected: [u64; Rejection::KINDS.len()],
+    rows: u64,
+) -> Result<(), Error> {
+    let all: u64 = rejected.iter().sum();
+    if all <= max_rejected(scoring, rows) {
+        return Ok(());
+    }
+    let kinds = Rejection::KINDS.iter().zip(rejected).filter(|(_, n)| *n > 0);
+    let kinds = kinds.map(|(kind, n)| format!("{n} with {kind}")).collect::<Vec<_>>().join(", ");
+    Err(Error::TooManyErrors { rejected: all, rows, kinds, max_errors: scoring.score.max_errors })
 }
 
 /// The first file that came, went or changed.
