@@ -2,6 +2,7 @@
 
 mod checked;
 mod evaluate;
+mod foresight;
 mod learn;
 mod mistakes;
 mod night;

@@ -20,6 +20,7 @@ use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 
 use super::checked::output_schema;
+use super::foresight::{Foresight, SAMPLE};
 use super::night::Night;
 use super::sinks::{Sink, SinkKind};
 use super::spool::{Pending, Spool};
@@ -32,7 +33,7 @@ use crate::crash;
 use crate::error::Error;
 use crate::objects::Objects;
 use crate::progress::{Progress, Style, grouped};
-use crate::report::{Report, Rows};
+use crate::report::{Predicted, Report, Rows};
 use crate::scorer::{Rejection, Scorer};
 use crate::session::{self, Resources};
 use crate::source::Source;
@@ -46,7 +47,7 @@ const WINDOWS_UNDER_WAY: usize = 2;
 const ROWS_TO_COMMIT: usize = 1 << 17;
 
 /// What the command line asks of a night.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Remembering {
     /// Forget this model's scores first.
     pub fresh: bool,
@@ -54,6 +55,8 @@ pub struct Remembering {
     pub retry_errors: bool,
     /// For how long to wait while another run is under way; none to give up at once.
     pub wait: Option<Duration>,
+    /// What a plan said, to be compared with what happens.
+    pub plan: Option<Predicted>,
 }
 
 /// Scores the source into the sink until it is done or `stop` is; a stage that does not end well leaves the sink as it was.
@@ -131,9 +134,12 @@ impl Run<'_> {
         let (texts, rows_without_score) = (pending.texts, pending.rows);
         let start = Instant::now();
         let progress = Progress::start(self.style, &scorer, texts);
+        let sample = pending.sample(SAMPLE).map_err(|e| self.spool_failed(&e))?;
+        let foresight = Foresight::start(&scorer, sample, texts);
         let scored = self.score_pending(pending, &scorer, &mut scores, stop).await;
         drop(progress);
         let scoring_time = start.elapsed();
+        let predicted = foresight.predicted();
         let counts = scorer.tally().counts();
         record.rows_scored = Some(counts.scored);
         record.tokens = Some(counts.tokens);
@@ -170,6 +176,7 @@ impl Run<'_> {
             labels: labels.iter().map(|l| (l.clone(), published.labels.get(l).copied().unwrap_or_default())).collect(),
             elapsed: began.elapsed(),
             scoring: scoring_time,
+            predicted: self.remembering.plan.clone().into_iter().chain(predicted).collect(),
             output: published.output,
             output_bytes: published.bytes,
             output_version: published.version,

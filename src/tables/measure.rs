@@ -2,6 +2,8 @@
 //! a Delta table, the manifests of runs, and the listing of everything else.
 
 use datafusion::common::stats::Precision;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::prelude::SessionContext;
 
 use super::files::Files;
@@ -75,7 +77,12 @@ pub async fn measure(context: &SessionContext, table: &Table) -> Result<Measured
 async fn rows_by_footers(context: &SessionContext, name: &str) -> Option<u64> {
     let provider = context.table_provider(datafusion::common::TableReference::bare(name)).await.ok()?;
     let scan = provider.scan(&context.state(), Some(&vec![]), &[], None).await.ok()?;
-    match scan.partition_statistics(None).ok()?.num_rows {
+    known_rows(scan.as_ref())
+}
+
+/// The rows of a plan, where its statistics have their exact number.
+pub(crate) fn known_rows(plan: &dyn ExecutionPlan) -> Option<u64> {
+    match StatisticsContext::new().compute(plan, &StatisticsArgs::new()).ok()?.num_rows {
         Precision::Exact(rows) => Some(rows as u64),
         _ => None,
     }

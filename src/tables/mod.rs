@@ -20,6 +20,7 @@ use crate::config::{CsvOptions, Table, TableFormat};
 use crate::store::SourceFile;
 use files::Files;
 use format::file_format;
+pub(crate) use measure::known_rows;
 pub use measure::{Measured, measure};
 
 const BYTE_ORDER_MARK: &str = "\u{feff}";

@@ -277,7 +277,9 @@ impl Job {
                 let mut trainer = Trainer::from_checkpoint(&self.base, objective, options, device)?;
                 rehearsal.pace = Some(course::rehearse(&mut trainer, &lesson, &self.hyper, budget)?);
                 let held_out = &lesson.validation;
-                rehearsal.time_measuring(held_out, self.hyper.epochs, |part| Ok(drop(trainer.logits(part)?)))?;
+                rehearsal.time_measuring(held_out, self.hyper.epochs, |part| {
+                    Ok(trainer.logits(part).map(|_| ())?)
+                })?;
             }
             Ok(rehearsal)
         })

@@ -8,7 +8,6 @@ use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Float64Type, Int64Type, SchemaRef};
 use arrow::util::display::array_value_to_string;
 use datafusion::common::DataFusionError;
-use datafusion::common::stats::Precision as Known;
 use datafusion::functions_aggregate::expr_fn::{count, max, min};
 use datafusion::logical_expr::{col, lit};
 use parquet::arrow::ArrowWriter;
@@ -27,6 +26,7 @@ use crate::scorer::{Pace, Rejection, Scorer, Tokenized, Window};
 use crate::sink::{DeltaSink, Mode, properties};
 use crate::source::Source;
 use crate::store::{ScoreStore, model_class};
+use crate::tables;
 
 /// Texts that are tokenized to learn how long all of them are: about a window.
 pub(in crate::run) const SAMPLE: u64 = 8192;
@@ -458,11 +458,7 @@ impl PlannedScoring {
 
 /// The rows of a query, where its statistics say so.
 async fn known_rows(frame: &datafusion::prelude::DataFrame) -> Option<u64> {
-    let plan = frame.clone().create_physical_plan().await.ok()?;
-    match plan.partition_statistics(None).ok()?.num_rows {
-        Known::Exact(rows) => Some(rows as u64),
-        _ => None,
-    }
+    tables::known_rows(frame.clone().create_physical_plan().await.ok()?.as_ref())
 }
 
 fn columns(source: &Source, scoring: &Scoring) -> Vec<Column> {

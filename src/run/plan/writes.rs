@@ -49,17 +49,16 @@ impl Write {
 }
 
 /// All places that the planned stages of a pipeline write to.
-pub(super) struct Writes<'a> {
-    pipeline: &'a Pipeline,
+pub(super) struct Writes {
     folder: PathBuf,
     all: Vec<Write>,
 }
 
-impl<'a> Writes<'a> {
+impl Writes {
     /// Collects them; `runs` tells which stages run.
-    pub(super) async fn of(pipeline: &'a Pipeline, runs: impl Fn(Stage) -> bool) -> Vec<Write> {
+    pub(super) async fn of(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool) -> Vec<Write> {
         let folder = pipeline.path.parent().unwrap_or(Path::new(""));
-        let mut writes = Self { pipeline, folder: real(folder), all: Vec::new() };
+        let mut writes = Self { folder: real(folder), all: Vec::new() };
         let spills = pipeline.scoring.is_some() && runs(Stage::Score);
         if let Some(scoring) = pipeline.scoring.as_ref().filter(|_| runs(Stage::Score)) {
             writes.scoring(scoring).await;
