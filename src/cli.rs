@@ -1,5 +1,6 @@
 //! The command line: each command is one function call.
 
+mod init;
 mod model;
 mod plan;
 mod predict;
@@ -28,6 +29,14 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Begin a pipeline: a project with sample data, or a pipeline for data of your own
+    #[command(after_help = "Examples:
+  couplet init my-job
+  couplet init --from pairs.parquet
+  couplet init --from reviews.csv reviews --text review --label stars --model models/sentiment
+
+Nothing is overwritten: the folder must be new or empty.")]
+    Init(init::Init),
     /// Run a pipeline: read its rows, score them, publish the table
     #[command(after_help = "Examples:
   couplet run pipelines/quickstart/pipeline.toml
@@ -94,6 +103,7 @@ impl Cli {
     /// Whatever ended the command early.
     pub async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         match self.command {
+            Command::Init(command) => command.execute().await,
             Command::Run(command) => command.execute(stop).await,
             Command::Plan(command) => tokio::select! {
                 biased;

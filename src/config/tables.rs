@@ -37,14 +37,32 @@ const EXTENSIONS: &str = ".parquet, .csv, .tsv, .tab, .json, .ndjson, .jsonl, .a
 /// # Errors
 /// What is wrong with the name or the URI, in one line.
 pub fn table_from_uri(name: &str, uri: &str) -> Result<Table, String> {
+    table_from_uri_as(name, uri, None)
+}
+
+/// The same in a format of that name, whatever the extension says.
+///
+/// # Errors
+/// As [`table_from_uri`]; a format that is not known.
+pub fn table_from_uri_as(name: &str, uri: &str, format: Option<&str>) -> Result<Table, String> {
+    let explicit = |format: &str| {
+        let kind = KINDS.iter().find(|(name, _)| *name == format).and_then(|(_, kind)| *kind);
+        kind.ok_or_else(|| {
+            let known = KINDS.map(|(name, _)| name);
+            Problem::new(format!("the format cannot be \"{format}\""), "unknown format")
+                .suggest(format, known)
+                .allowed(known.join(", "))
+        })
+    };
     let table = || {
         check_name(name)?;
+        let explicit = format.map(explicit).transpose()?;
         let versioned = uri.rsplit_once('@').and_then(|(uri, version)| Some((uri, version.parse().ok()?)));
         let (path, version) = versioned.map_or((uri, None), |(uri, version)| (uri, Some(version)));
         let place = resolve(Path::new(""), path)?;
         let format = match version {
             Some(_) => TableFormat::Delta { version },
-            None => infer(&place, None).map(|(kind, compression)| plain(kind, compression))?,
+            None => infer(&place, explicit).map(|(kind, compression)| plain(kind, compression))?,
         };
         let location = Location { written: uri.to_owned(), place };
         Ok(Table { name: name.to_owned(), location, format, partitions: Vec::new() })

@@ -28,6 +28,7 @@ pub use encoder::{Encoder, PackedBatch};
 pub use error::LoadError;
 pub use fingerprint::Fingerprint;
 pub use import::{Form, ImportError, Imported, import};
+pub use stand_in::Makings;
 pub use tokenizer::{Encoding, Tokenizer};
 
 use crate::ops::Kernels;

@@ -342,11 +342,7 @@ fn max_rejected(scoring: &Scoring, rows: u64) -> u64 {
 }
 
 /// Not too many rows may be errors.
-pub(super) fn check_errors(
-    scoring: &Scoring,
-    rejected: [u64; Rejection::KINDS.len()],
-    rows: u64,
-) -> Result<(), Error> {
+pub(super) fn check_errors(scoring: &Scoring, rejected: [u64; Rejection::KINDS.len()], rows: u64) -> Result<(), Error> {
     let all: u64 = rejected.iter().sum();
     if all <= max_rejected(scoring, rows) {
         return Ok(());

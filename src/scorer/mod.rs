@@ -32,7 +32,7 @@ pub use tally::{Counts, PADDED_BATCH, Tally};
 pub use window::{TextColumn, Window};
 
 use crate::config::Place;
-use crate::model::{LoadError, Model, Tokenizer};
+use crate::model::{LoadError, Makings, Model, Tokenizer};
 use crate::objects::{ObjectsError, model_folder};
 pub use crate::ops::Precision;
 
@@ -238,12 +238,11 @@ impl Scorer {
         })))
     }
 
-    /// A model that stands for one that does not exist yet: the encoder in `folder` under a head of `outputs` zeros,
-    /// for which nothing but sizes, tokens and times is true.
+    /// A model that stands for one that does not exist yet, and of which nothing but sizes, tokens and times is true.
     ///
     /// # Errors
     /// As [`Scorer::load`].
-    pub fn stand_in(folder: &Path, outputs: usize, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
+    pub fn stand_in(makings: &Makings, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
         let device = options.device.open()?;
         let precision = match options.precision {
             PrecisionSetting::Of(precision) => precision,
@@ -252,7 +251,7 @@ impl Scorer {
             PrecisionSetting::Auto => Precision::F32,
         };
         let kernels = Kernels::with_precision(&device, precision).ok_or(ScorerError::Precision { precision })?;
-        let model = pool.install(|| Model::stand_in(folder, outputs, &device, kernels))?;
+        let model = pool.install(|| Model::stand_in(makings, &device, kernels))?;
         Self::assemble(model, precision, options, pool)
     }
 

@@ -132,11 +132,8 @@ impl Scorer {
                 packed.push(&encoding.input_ids, &encoding.token_type_ids);
             }
             let tokens = packed.input_ids.len();
-            let failed = |e: candle_core::Error| ScorerError::Forward {
-                sequences: batch.len(),
-                tokens,
-                problem: e.to_string(),
-            };
+            let failed =
+                |e: candle_core::Error| ScorerError::Forward { sequences: batch.len(), tokens, problem: e.to_string() };
             shared.model.forward(&packed).and_then(|logits| logits.to_vec2::<f32>()).map_err(failed)?;
             Ok(tokens)
         };

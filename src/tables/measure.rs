@@ -37,7 +37,8 @@ pub struct Measured {
 pub async fn measure(context: &SessionContext, table: &Table) -> Result<Measured, TableError> {
     let error = |problem: String| TableError { table: table.name.clone(), problem };
     let place = table.location.place.to_string();
-    let measured = |format, files, bytes, rows| Measured { table: table.name.clone(), place, format, files, bytes, rows };
+    let measured =
+        |format, files, bytes, rows| Measured { table: table.name.clone(), place, format, files, bytes, rows };
     if versioned::is_versioned(table).await.map_err(error)? {
         let objects = Objects::open(&table.location.place).map_err(|e| error(e.to_string()))?;
         let version = match table.format {

@@ -14,7 +14,6 @@ use candle_core::Device;
 use rayon::ThreadPool;
 use serde_json::Value;
 
-use super::{Objective, Trainer};
 use super::calibration::Calibration;
 use super::course::{
     self, Event, Interval, JobError, Outcome, Plan, REPORT, Rehearsal, Standing, Watch, beside, report_of,
@@ -27,6 +26,7 @@ use super::promotion::{Condition, Verdict};
 use super::sampling::ClassWeights;
 use super::task::Task;
 use super::threshold;
+use super::{Objective, Trainer};
 use crate::model::{ModelConfig, Tokenizer};
 use lesson::{Labelled, encode};
 
@@ -277,9 +277,8 @@ impl Job {
                 let mut trainer = Trainer::from_checkpoint(&self.base, objective, options, device)?;
                 rehearsal.pace = Some(course::rehearse(&mut trainer, &lesson, &self.hyper, budget)?);
                 let held_out = &lesson.validation;
-                rehearsal.time_measuring(held_out, self.hyper.epochs, |part| {
-                    Ok(trainer.logits(part).map(|_| ())?)
-                })?;
+                rehearsal
+                    .time_measuring(held_out, self.hyper.epochs, |part| Ok(trainer.logits(part).map(|_| ())?))?;
             }
             Ok(rehearsal)
         })

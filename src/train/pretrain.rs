@@ -184,9 +184,7 @@ impl Job {
                 for examples in lesson.held_out_examples() {
                     // Before the first epoch too.
                     let times = self.hyper.epochs + 1;
-                    rehearsal.time_measuring(examples, times, |part| {
-                        Ok(trainer.masked_words(part).map(|_| ())?)
-                    })?;
+                    rehearsal.time_measuring(examples, times, |part| Ok(trainer.masked_words(part).map(|_| ())?))?;
                 }
             }
             Ok(rehearsal)

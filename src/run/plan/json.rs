@@ -164,9 +164,10 @@ impl Pace {
 
 impl PlannedScoring {
     fn to_json(&self) -> Value {
-        let columns = self.columns.iter().map(|column| {
-            json!({ "role": column.role, "name": column.name, "type": column.data_type.to_string() })
-        });
+        let columns = self
+            .columns
+            .iter()
+            .map(|column| json!({ "role": column.role, "name": column.name, "type": column.data_type.to_string() }));
         let rejected = Rejection::KINDS.iter().zip(self.rejected).filter(|(_, n)| *n > 0);
         json!({
             "columns": columns.collect::<Vec<_>>(),

@@ -23,8 +23,9 @@ use datafusion::physical_plan::displayable;
 use datafusion::prelude::{DataFrame, SessionContext};
 
 use super::{Stage, check_variables, folder_of, models_of, pool, resources, scorer_options};
-use crate::config::{Evaluate, Pipeline, Place};
+use crate::config::{Evaluate, Pipeline, Place, Start};
 use crate::error::Error;
+use crate::model::{Makings, Problem};
 use crate::predict::Models;
 use crate::scorer::Scorer;
 use crate::session;
@@ -95,11 +96,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// Whatever would end the run before its first row; what would end it later is among the plan's problems.
-pub async fn plan(
-    pipeline: &Pipeline,
-    variables: &BTreeMap<String, String>,
-    options: &Options,
-) -> Result<Plan, Error> {
+pub async fn plan(pipeline: &Pipeline, variables: &BTreeMap<String, String>, options: &Options) -> Result<Plan, Error> {
     let began = Instant::now();
     check_variables(pipeline, variables)?;
     // The folder that a pipeline from somebody else names may not be there, and is not to be made.
@@ -192,24 +189,29 @@ impl Planner<'_> {
         self.options.only.is_empty() || self.options.only.contains(&stage)
     }
 
-    /// The encoder that stands for a model which a stage of this plan is still to make, with a number of outputs.
-    fn stand_in(&self, model: &Place) -> Option<(PathBuf, usize)> {
+    /// What a model is made of that a stage of this plan is still to make.
+    fn makings(&self, model: &Place) -> Option<Makings> {
         let path = model.local()?;
         let finetune = self.pipeline.finetune.as_ref().filter(|_| self.plans(Stage::Finetune))?;
         if finetune.learning.output.path != path {
             return None;
         }
-        let outputs = finetune.labels.as_ref().map_or(finetune.task.labels().len(), Vec::len);
         let outputs = match finetune.task.problem() {
-            crate::model::Problem::Regression => 1,
-            _ => outputs.max(2),
+            Problem::Regression => 1,
+            // How many labels there are makes no difference to the time.
+            _ => finetune.labels.as_ref().map_or(finetune.task.labels().len(), Vec::len).max(2),
         };
         let base = &finetune.base.path;
-        let pretrained = self.pipeline.pretrain.as_ref().filter(|stage| stage.learning.output.path == *base);
-        match pretrained.map(|stage| &stage.start) {
-            Some(crate::config::Start::Model(start)) if !base.exists() => Some((start.path.clone(), outputs)),
-            _ => base.exists().then(|| (base.clone(), outputs)),
+        if base.exists() {
+            return Some(Makings::of_base(base, outputs));
         }
+        let pretrain = self.pipeline.pretrain.as_ref().filter(|_| self.plans(Stage::Pretrain))?;
+        (pretrain.learning.output.path == *base).then(|| match &pretrain.start {
+            Start::Model(start) => Makings::of_base(&start.path, outputs),
+            Start::Random { config, tokenizer } => {
+                Makings { config: config.path.clone(), tokenizer: tokenizer.path.clone(), weights: None, outputs }
+            }
+        })
     }
 
     /// Keeps the plans of a query, if they are asked for.
@@ -221,7 +223,8 @@ impl Planner<'_> {
             Ok(physical) => displayable(physical.as_ref()).indent(false).to_string(),
             Err(e) => e.strip_backtrace(),
         };
-        let logical = frame.clone().into_optimized_plan().map_or_else(|e| e.to_string(), |p| p.display_indent().to_string());
+        let logical =
+            frame.clone().into_optimized_plan().map_or_else(|e| e.to_string(), |p| p.display_indent().to_string());
         plan.explained.push((query.to_owned(), format!("{logical}\n\n{physical}")));
     }
 }

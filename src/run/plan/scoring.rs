@@ -15,14 +15,16 @@ use parquet::arrow::ArrowWriter;
 use super::super::checked::output_schema;
 use super::super::score::check_errors;
 use super::super::spool::{BYTES_PER_SCORE, Spool, column};
-use super::super::{NOTHING_WRITTEN, blame, missing_model, model_name, query_text, readable, readable_place, scorer_options};
+use super::super::{
+    NOTHING_WRITTEN, blame, missing_model, model_name, query_text, readable, readable_place, scorer_options,
+};
 use super::{Opened, Plan, Planner, Stand};
 use crate::config::{ModelSettings, Scoring, SinkFormat, SinkMode};
 use crate::error::Error;
 use crate::model::Problem;
 use crate::objects::Objects;
 use crate::predict::{Models, predictions_to_array};
-use crate::scorer::{Pace, Rejection, Scorer, Tokenized, Window};
+use crate::scorer::{Pace, Rejection, Scorer, ScorerError, TextColumn, Tokenized, Window};
 use crate::sink::{DeltaSink, Mode, properties};
 use crate::source::Source;
 use crate::store::{ScoreStore, model_class};
@@ -206,7 +208,12 @@ impl PlannedScoring {
 }
 
 impl Planner<'_> {
-    pub(super) async fn score(&self, scoring: &Scoring, opened: Opened, plan: &mut Plan) -> Result<PlannedScoring, Error> {
+    pub(super) async fn score(
+        &self,
+        scoring: &Scoring,
+        opened: Opened,
+        plan: &mut Plan,
+    ) -> Result<PlannedScoring, Error> {
         let (pipeline, options) = (self.pipeline, self.options);
         let Opened { context, models, resources, seconds: opening } = opened;
         let settings = &scoring.source;
@@ -271,7 +278,8 @@ impl Planner<'_> {
         let rejected: u64 = spool.rejected().iter().sum();
         if let Some(path) = &stand.for_now {
             let model = readable_place(&scoring.model.location.place);
-            plan.notes.push(format!("{model} is not there yet: sizes and times are those of {}", readable(path).display()));
+            plan.notes
+                .push(format!("{model} is not there yet: sizes and times are those of {}", readable(path).display()));
         } else if changes {
             plan.notes.push("the model is trained anew, so that no score is remembered".into());
         }
@@ -313,13 +321,13 @@ impl Planner<'_> {
         let began = Instant::now();
         let place = &settings.location.place;
         if place.local().is_some_and(|path| !path.exists())
-            && let Some((folder, outputs)) = self.stand_in(place)
+            && let Some(makings) = self.makings(place)
         {
-            let options = scorer_options(settings, self.pipeline);
-            let (copy, pool) = (folder.clone(), models.pool().clone());
-            let loading = tokio::task::spawn_blocking(move || Scorer::stand_in(&copy, outputs, options, &pool));
-            let scorer = loading.await.map_err(|_| crate::scorer::ScorerError::Stopped)??;
-            return Ok(Stand { scorer, for_now: Some(folder), seconds: began.elapsed().as_secs_f64() });
+            let (options, pool) = (scorer_options(settings, self.pipeline), models.pool().clone());
+            let name = makings.name().to_owned();
+            let loading = tokio::task::spawn_blocking(move || Scorer::stand_in(&makings, options, &pool));
+            let scorer = loading.await.map_err(|_| ScorerError::Stopped)??;
+            return Ok(Stand { scorer, for_now: Some(name), seconds: began.elapsed().as_secs_f64() });
         }
         if let Some(error) = missing_model(settings) {
             return Err(error);
@@ -419,7 +427,8 @@ impl Planner<'_> {
         if rows.num_rows() == 0 {
             return Ok(Written::default());
         }
-        let (_, predicted, _) = predictions_to_array(&scorer.imagined(rows.num_rows()), &scorer.model().config).into_parts();
+        let (_, predicted, _) =
+            predictions_to_array(&scorer.imagined(rows.num_rows()), &scorer.model().config).into_parts();
         let fingerprint = scorer.model().fingerprint.to_string();
         let model: ArrayRef = Arc::new(arrow::array::StringArray::from(vec![fingerprint.as_str(); rows.num_rows()]));
         let schema = output_schema(spool.schema());
@@ -485,7 +494,7 @@ fn other_columns(source: &Source, scoring: &Scoring) -> Vec<String> {
 
 /// Rows as windows, for stages that hold their rows in memory.
 pub(super) fn window_of(text: Vec<&str>, pair: Option<Vec<&str>>) -> Window {
-    let column = |name: &str, values: Vec<&str>| crate::scorer::TextColumn {
+    let column = |name: &str, values: Vec<&str>| TextColumn {
         name: name.to_owned(),
         values: values.into_iter().map(Some).collect(),
     };

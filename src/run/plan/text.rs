@@ -24,11 +24,14 @@ impl Lines<'_, '_> {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut lines = Lines(f);
-        lines.all("tables", self.tables.iter().map(|table| {
-            let rows = table.rows.map_or_else(|| "rows not known unread".to_owned(), |rows| count(rows, "row"));
-            let files = count(table.files, "file");
-            format!("{}: {rows} · {} · {}, {files}", table.table, size(table.bytes), table.format)
-        }))?;
+        lines.all(
+            "tables",
+            self.tables.iter().map(|table| {
+                let rows = table.rows.map_or_else(|| "rows not known unread".to_owned(), |rows| count(rows, "row"));
+                let files = count(table.files, "file");
+                format!("{}: {rows} · {} · {}, {files}", table.table, size(table.bytes), table.format)
+            }),
+        )?;
         for (name, stage) in [("pretrain", &self.pretrain), ("finetune", &self.finetune)] {
             if let Some(stage) = stage {
                 lines.all(name, stage.lines())?;
@@ -55,11 +58,14 @@ impl fmt::Display for Plan {
 
 impl Plan {
     fn write_places(&self, lines: &mut Lines) -> fmt::Result {
-        lines.all("writes", self.writes.iter().map(|write| {
-            let temporary = if write.temporary { " (goes again)" } else { "" };
-            let outside = if write.outside { " · outside the pipeline's folder" } else { "" };
-            format!("{}: {}: {}{temporary}{outside}", write.what, write.place, write.change)
-        }))?;
+        lines.all(
+            "writes",
+            self.writes.iter().map(|write| {
+                let temporary = if write.temporary { " (goes again)" } else { "" };
+                let outside = if write.outside { " · outside the pipeline's folder" } else { "" };
+                format!("{}: {}: {}{temporary}{outside}", write.what, write.place, write.change)
+            }),
+        )?;
         // What is neither sink nor store stands out: nobody expects it.
         let unexpected = self.writes.iter().filter(|write| write.outside && !["sink", "store"].contains(&write.what));
         let unexpected: Vec<&str> = unexpected.map(|write| write.place.as_str()).collect();
@@ -74,7 +80,10 @@ impl PlannedTraining {
     fn lines(&self) -> Vec<String> {
         let what = if self.texts { "text" } else { "row" };
         let Some(rehearsal) = &self.rehearsal else {
-            return vec![format!("{} · {}", count(self.rows as u64, what), count(self.epochs as u64, "epoch")), self.output.clone()];
+            return vec![
+                format!("{} · {}", count(self.rows as u64, what), count(self.epochs as u64, "epoch")),
+                self.output.clone(),
+            ];
         };
         let unit = if self.texts { "sequence" } else { "row" };
         let mut lines = vec![format!(
@@ -124,7 +133,8 @@ impl PlannedEvaluation {
 
 impl PlannedScoring {
     fn write(&self, lines: &mut Lines) -> fmt::Result {
-        let columns = self.columns.iter().map(|column| format!("{} `{}` {}", column.role, column.name, column.data_type));
+        let columns =
+            self.columns.iter().map(|column| format!("{} `{}` {}", column.role, column.name, column.data_type));
         let mut columns = columns.collect::<Vec<_>>();
         if !self.other_columns.is_empty() {
             columns.push(format!("{} more", self.other_columns.len()));
@@ -135,7 +145,8 @@ impl PlannedScoring {
             (true, None) => " (only these)".to_owned(),
             (false, _) => String::new(),
         };
-        let mut parts = vec![format!("{} read{limited}", grouped(self.rows)), format!("{} to score", grouped(self.texts))];
+        let mut parts =
+            vec![format!("{} read{limited}", grouped(self.rows)), format!("{} to score", grouped(self.texts))];
         for (n, what) in [(self.remembered, "remembered"), (self.repeated, "repeated")] {
             if n > 0 {
                 parts.push(format!("{} {what}", grouped(n)));
@@ -154,42 +165,54 @@ impl PlannedScoring {
             let padding = lengths.scaled(lengths.padding, self.texts);
             let padded = lengths.padding + lengths.tokens;
             let share = if padded == 0 { 0.0 } else { 100.0 * lengths.padding as f64 / padded as f64 };
-            lines.add("padding", format!(
-                "{} tokens avoided ({share:.1} % of what batches of {PADDED_BATCH} would run)",
-                grouped(padding)
-            ))?;
+            lines.add(
+                "padding",
+                format!(
+                    "{} tokens avoided ({share:.1} % of what batches of {PADDED_BATCH} would run)",
+                    grouped(padding)
+                ),
+            )?;
             if let Some(pace) = self.pace {
                 lines.add("speed", pace.in_words(lengths))?;
             }
         }
         let seconds = &self.seconds;
         let of = if self.limited && self.all_rows.is_none() { " for the rows that were read" } else { "" };
-        lines.add("time", format!(
-            "about {}{of}: {} scoring, {} loading, {} reading, {} writing",
-            time(seconds.all()),
-            time(seconds.scoring),
-            time(seconds.loading),
-            time(seconds.reading),
-            time(seconds.publishing)
-        ))?;
+        lines.add(
+            "time",
+            format!(
+                "about {}{of}: {} scoring, {} loading, {} reading, {} writing",
+                time(seconds.all()),
+                time(seconds.scoring),
+                time(seconds.loading),
+                time(seconds.reading),
+                time(seconds.publishing)
+            ),
+        )?;
         let named = match &self.fingerprint {
             Ok(fingerprint) => fingerprint[..fingerprint.len().min(16)].to_owned(),
             Err(stands_for_it) => format!("not there yet; planned with {stands_for_it}"),
         };
         lines.add("model", format!("{} ({named}, {})", self.model, self.precision))?;
-        lines.add("disk", format!(
-            "about {} of output, {} of temporary files",
-            size(self.output_bytes),
-            size(self.temporary_bytes)
-        ))
+        lines.add(
+            "disk",
+            format!("about {} of output, {} of temporary files", size(self.output_bytes), size(self.temporary_bytes)),
+        )
     }
 }
 
 impl Lengths {
     fn in_words(&self, texts: u64) -> String {
-        let sample = if self.all { String::new() } else { format!(", by {} of the texts", grouped(self.sampled as u64)) };
-        format!("{} in all · half have at most {}, 90 % {}, 99 % {}, the longest {}{sample}",
-            grouped(self.tokens_of(texts)), self.p50, self.p90, self.p99, self.max)
+        let sample =
+            if self.all { String::new() } else { format!(", by {} of the texts", grouped(self.sampled as u64)) };
+        format!(
+            "{} in all · half have at most {}, 90 % {}, 99 % {}, the longest {}{sample}",
+            grouped(self.tokens_of(texts)),
+            self.p50,
+            self.p90,
+            self.p99,
+            self.max
+        )
     }
 
     fn cut_in_words(&self, texts: u64) -> String {
