@@ -9,6 +9,7 @@
 //! kept in the system's folder for temporary files while it works, whatever `run.spill` says.
 
 mod json;
+mod planned;
 mod scoring;
 mod text;
 mod training;
@@ -32,7 +33,7 @@ use crate::session;
 use crate::tables::{self, Measured};
 use crate::train::course::peak_memory;
 
-pub use scoring::{Column, Forecast, Lengths, PlannedScoring, Seconds};
+pub use planned::{Column, Forecast, Lengths, PlannedScoring, Seconds};
 pub use training::{PlannedEvaluation, PlannedTraining};
 pub use writes::Write;
 

@@ -10,21 +10,24 @@ use arrow::util::display::array_value_to_string;
 use datafusion::common::DataFusionError;
 use datafusion::functions_aggregate::expr_fn::{count, max, min};
 use datafusion::logical_expr::{col, lit};
+use datafusion::prelude::SessionContext;
 use parquet::arrow::ArrowWriter;
 
 use super::super::checked::output_schema;
 use super::super::score::check_errors;
-use super::super::spool::{BYTES_PER_SCORE, Spool, column};
+use super::super::spool::{BYTES_PER_SCORE, Pending, Spool, column};
 use super::super::{
     NOTHING_WRITTEN, blame, missing_model, model_name, query_text, readable, readable_place, scorer_options,
 };
+use super::planned::{Column, Lengths, PlannedScoring, Seconds};
 use super::{Opened, Plan, Planner, Stand};
 use crate::config::{ModelSettings, Scoring, SinkFormat, SinkMode};
 use crate::error::Error;
 use crate::model::Problem;
 use crate::objects::Objects;
 use crate::predict::{Models, predictions_to_array};
-use crate::scorer::{Pace, Rejection, Scorer, ScorerError, TextColumn, Tokenized, Window};
+use crate::scorer::{Pace, Scorer, ScorerError, TextColumn, Window};
+use crate::session::Resources;
 use crate::sink::{DeltaSink, Mode, properties};
 use crate::source::Source;
 use crate::store::{ScoreStore, model_class};
@@ -36,177 +39,6 @@ pub(in crate::run) const SAMPLE: u64 = 8192;
 /// Labels that are listed at most.
 const MOST_LABELS: usize = 12;
 
-/// A column of the source.
-#[derive(Debug, Clone)]
-pub struct Column {
-    /// `id`, `text` or `label`.
-    pub role: &'static str,
-    /// Its name.
-    pub name: String,
-    /// Its Arrow type.
-    pub data_type: DataType,
-}
-
-/// How long texts are, by a sample of them, in tokens.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Lengths {
-    /// Texts or pairs in the sample.
-    pub sampled: usize,
-    /// Whether the sample is all of them.
-    pub all: bool,
-    /// The mean, as they are scored.
-    pub mean: f64,
-    /// The length that half of them do not exceed, before they are cut.
-    pub p50: usize,
-    /// The same for nine tenths.
-    pub p90: usize,
-    /// The same for 99 of 100.
-    pub p99: usize,
-    /// The longest in the sample.
-    pub max: usize,
-    /// Where they are cut.
-    pub max_length: usize,
-    /// How many of the sample are cut.
-    pub truncated: usize,
-    /// Padding that batches of 32 would add to the sample.
-    pub padding: usize,
-    /// Tokens of the sample.
-    pub tokens: usize,
-}
-
-impl Lengths {
-    pub(super) fn of(sample: &Tokenized, texts: u64, max_length: usize) -> Self {
-        let mut uncut = sample.uncut.clone();
-        uncut.sort_unstable();
-        let at = |share: f64| {
-            let place = (share * uncut.len() as f64).ceil() as usize;
-            uncut.get(place.saturating_sub(1)).copied().unwrap_or(0)
-        };
-        let sampled = uncut.len();
-        Self {
-            sampled,
-            all: (sampled + sample.refused) as u64 >= texts,
-            mean: if sampled == 0 { 0.0 } else { sample.tokens() as f64 / sampled as f64 },
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            max: uncut.last().copied().unwrap_or(0),
-            max_length,
-            truncated: sample.truncated,
-            padding: sample.padding(),
-            tokens: sample.tokens(),
-        }
-    }
-
-    /// Tokens of so many texts.
-    #[must_use]
-    pub fn tokens_of(&self, texts: u64) -> u64 {
-        (self.mean * texts as f64).round() as u64
-    }
-
-    /// What a number of the sample is of so many texts.
-    #[must_use]
-    pub fn scaled(&self, of_sample: usize, texts: u64) -> u64 {
-        if self.sampled == 0 { 0 } else { (of_sample as f64 / self.sampled as f64 * texts as f64).round() as u64 }
-    }
-}
-
-/// How long a run takes, in seconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Seconds {
-    /// To open the tables and load the model.
-    pub loading: f64,
-    /// To read the rows, check their ids and find the texts without a score.
-    pub reading: f64,
-    /// To tokenize and score these.
-    pub scoring: f64,
-    /// To write the table.
-    pub publishing: f64,
-}
-
-impl Seconds {
-    /// All of it.
-    #[must_use]
-    pub fn all(&self) -> f64 {
-        self.loading + self.reading + self.scoring + self.publishing
-    }
-}
-
-/// What is said beforehand of a run, to be compared with what happened.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Forecast {
-    /// Texts to be scored.
-    pub texts: u64,
-    /// Their tokens.
-    pub tokens: u64,
-    /// How long scoring takes, in seconds.
-    pub scoring: f64,
-    /// How long all of it takes, in seconds; none where only scoring was foreseen.
-    pub all: Option<f64>,
-}
-
-/// The stage that scores, planned.
-#[derive(Debug, Clone)]
-pub struct PlannedScoring {
-    /// The columns that mean something.
-    pub columns: Vec<Column>,
-    /// Columns that are only carried along.
-    pub other_columns: Vec<String>,
-    /// Whether only some rows were read.
-    pub limited: bool,
-    /// Rows that the source has, where it is known although only some were read.
-    pub all_rows: Option<u64>,
-    /// Rows that were read.
-    pub rows: u64,
-    /// Texts that have no score yet, each once.
-    pub texts: u64,
-    /// Rows whose score is remembered.
-    pub remembered: u64,
-    /// Rows whose text comes more than once, but for the first.
-    pub repeated: u64,
-    /// Rows that cannot be scored, by [`Rejection::KINDS`].
-    pub rejected: [u64; Rejection::KINDS.len()],
-    /// What the column of labels has, in words.
-    pub labels: Option<String>,
-    /// How long the texts are that have no score yet; none if all have one.
-    pub lengths: Option<Lengths>,
-    /// How quickly batches of them ran.
-    pub pace: Option<Pace>,
-    /// How long a run takes.
-    pub seconds: Seconds,
-    /// The model as a person would write it.
-    pub model: String,
-    /// Its fingerprint, or what stands for a model that is still to be trained.
-    pub fingerprint: Result<String, String>,
-    /// In which numbers it multiplies.
-    pub precision: String,
-    /// Temporary files of the run, in bytes, without what joins and sorts spill.
-    pub temporary_bytes: u64,
-    /// What joins and sorts take if they may, in bytes.
-    pub joins_bytes: u64,
-    /// The size of the output, in bytes.
-    pub output_bytes: u64,
-}
-
-impl PlannedScoring {
-    /// How many times more rows there are than were read.
-    #[must_use]
-    pub fn scale(&self) -> f64 {
-        self.all_rows.filter(|_| self.rows > 0).map_or(1.0, |all| all as f64 / self.rows as f64)
-    }
-
-    /// What is said of the run.
-    #[must_use]
-    pub fn forecast(&self) -> Forecast {
-        Forecast {
-            texts: self.texts,
-            tokens: self.lengths.as_ref().map_or(0, |lengths| lengths.tokens_of(self.texts)),
-            scoring: self.seconds.scoring,
-            all: Some(self.seconds.all()),
-        }
-    }
-}
-
 impl Planner<'_> {
     pub(super) async fn score(
         &self,
@@ -214,94 +46,60 @@ impl Planner<'_> {
         opened: Opened,
         plan: &mut Plan,
     ) -> Result<PlannedScoring, Error> {
-        let (pipeline, options) = (self.pipeline, self.options);
+        let (pipeline, settings) = (self.pipeline, &scoring.source);
         let Opened { context, models, resources, seconds: opening } = opened;
-        let settings = &scoring.source;
         let sql = query_text(pipeline, &settings.query, "source.file", self.variables)?;
         let source = Source::open(&context, &sql, &settings.id, &settings.text, settings.label.as_deref())
             .await
             .map_err(|e| Error::source(&pipeline.path, e, &context))?;
         self.explain(plan, "the source query", source.frame()).await;
-        let schema = output_schema(source.schema());
-        self.check_sink(scoring, &schema).await?;
+        self.check_sink(scoring, &output_schema(source.schema())).await?;
         let stand = self.model(&scoring.model, &models).await?;
+        let changes = self.changes(scoring, plan);
+        self.note_stand_in(scoring, &stand, changes, plan);
         let scorer = &stand.scorer;
 
-        let failed = |e: &DataFusionError| Error::sql(format!("{}: the rows", pipeline.path.display()), e, None);
         let reading = Instant::now();
-        let mut frame = source.frame().clone();
-        let mut all_rows = None;
-        if let Some(rows) = options.rows {
-            all_rows = known_rows(&frame).await.filter(|all| *all > rows as u64);
-            frame = frame.limit(0, Some(rows)).map_err(|e| failed(&e))?;
-        }
-        let spool = match Spool::fill(frame, &settings.text, pipeline.run.memory, resources).await {
-            Ok(spool) => spool,
-            Err(e) => {
-                let error = Error::sql(format!("{}: the source query", pipeline.path.display()), &e, Some(&context));
-                return Err(blame(&context, &pipeline.tables, error, NOTHING_WRITTEN).await);
-            }
-        };
-        let checking = Instant::now();
-        let rows = spool.rows().await.map_err(|e| failed(&e))?;
-        let ids = Source::check_ids(&rows, &settings.id).await;
-        let one_pass = checking.elapsed().as_secs_f64();
-        plan.problems.extend(ids.err().map(|e| Error::source(&pipeline.path, e, &context)));
-        plan.problems.extend(check_errors(scoring, spool.rejected(), spool.len()).err());
-        let changes = self.changes(scoring, plan);
-        let store = Objects::open(&scoring.score.store.place)?;
+        let read = self.read(scoring, &context, &source, resources, plan).await?;
+        let spool = &read.spool;
         let known = match &stand.for_now {
-            None if !options.fresh && !changes => ScoreStore::look(&store, model_class(scorer)).await?,
+            None if !self.options.fresh && !changes => {
+                let store = Objects::open(&scoring.score.store.place)?;
+                ScoreStore::look(&store, model_class(scorer)).await?
+            }
             _ => None,
         };
         let held = known.as_ref().map_or(0, ScoreStore::rows);
         let scores = match &known {
             Some(known) => known.scores(spool.context()).await?,
-            None => spool.context().read_empty().map_err(|e| failed(&e))?,
+            None => spool.context().read_empty().map_err(|e| self.rows_failed(&e))?,
         };
-        let pending = spool.pending(scores, held).await.map_err(|e| failed(&e))?;
+        let pending = spool.pending(scores, held).await.map_err(|e| self.rows_failed(&e))?;
         let reading = reading.elapsed().as_secs_f64();
 
-        let (texts, rows_without_score) = (pending.texts, pending.rows);
-        let (mut lengths, mut pace, mut seconds_per_text) = (None, None, 0.0);
-        if texts > 0 {
-            let sample = pending.sample(SAMPLE.max(pipeline.run.window as u64)).map_err(|e| failed(&e))?;
-            let sample = Arc::new(scorer.tokenize(sample).await?);
-            seconds_per_text = sample.seconds / sample.lengths.len().max(1) as f64;
-            lengths = Some(Lengths::of(&sample, texts, scorer.max_length()));
-            pace = scorer.pace(sample, options.budget).await?;
-        }
-        let written = self.trial_of_writing(&spool, scorer).await.map_err(|e| failed(&e))?;
-        let (on_disk, in_memory) = spool.bytes().map_err(|e| failed(&e))?;
-        let tokens = lengths.as_ref().map_or(0, |lengths| lengths.tokens_of(texts));
-        let scoring_seconds = pace.map_or(0.0, |pace| tokens as f64 / pace.tokens_per_second);
+        let tried = self.try_texts(&pending, scorer).await?;
+        let written = self.trial_of_writing(spool, scorer).await.map_err(|e| self.rows_failed(&e))?;
+        let (on_disk, in_memory) = spool.bytes().map_err(|e| self.rows_failed(&e))?;
         let rejected: u64 = spool.rejected().iter().sum();
-        if let Some(path) = &stand.for_now {
-            let model = readable_place(&scoring.model.location.place);
-            plan.notes
-                .push(format!("{model} is not there yet: sizes and times are those of {}", readable(path).display()));
-        } else if changes {
-            plan.notes.push("the model is trained anew, so that no score is remembered".into());
-        }
         let mut planned = PlannedScoring {
             columns: columns(&source, scoring),
             other_columns: other_columns(&source, scoring),
-            limited: options.rows.is_some_and(|limit| spool.len() >= limit as u64),
-            all_rows,
+            limited: self.options.rows.is_some_and(|limit| spool.len() >= limit as u64),
+            all_rows: read.all_rows,
             rows: spool.len(),
-            texts,
-            remembered: spool.len() - rejected - rows_without_score,
-            repeated: rows_without_score - texts,
+            texts: pending.texts,
+            remembered: spool.len() - rejected - pending.rows,
+            repeated: pending.rows - pending.texts,
             rejected: spool.rejected(),
-            labels: self.labels(&spool, scoring, scorer, plan).await.map_err(|e| failed(&e))?,
-            lengths,
-            pace,
+            labels: self.labels(spool, scoring, scorer, plan).await.map_err(|e| self.rows_failed(&e))?,
             seconds: Seconds {
                 loading: opening + stand.seconds,
                 reading,
-                scoring: scoring_seconds + seconds_per_text * texts as f64,
-                publishing: (written.seconds_per_row * spool.len() as f64) + one_pass,
+                scoring: tried.seconds(pending.texts),
+                publishing: written.seconds_per_row * spool.len() as f64 + read.one_pass,
             },
+            lengths: tried.lengths,
+            pace: tried.pace,
             model: readable_place(&scoring.model.location.place),
             fingerprint: match &stand.for_now {
                 None => Ok(scorer.model().fingerprint.as_str().to_owned()),
@@ -309,11 +107,71 @@ impl Planner<'_> {
             },
             precision: scorer.precision().to_string(),
             temporary_bytes: on_disk + pending.bytes(),
-            joins_bytes: (held + texts).saturating_mul(BYTES_PER_SCORE).saturating_add(in_memory),
+            joins_bytes: (held + pending.texts).saturating_mul(BYTES_PER_SCORE).saturating_add(in_memory),
             output_bytes: (written.bytes_per_row * spool.len() as f64) as u64,
         };
         planned.scale_up();
         Ok(planned)
+    }
+
+    fn rows_failed(&self, error: &DataFusionError) -> Error {
+        Error::sql(format!("{}: the rows", self.pipeline.path.display()), error, None)
+    }
+
+    /// Reads the rows as the run will, and checks ids and texts.
+    async fn read(
+        &self,
+        scoring: &Scoring,
+        context: &SessionContext,
+        source: &Source,
+        resources: Resources,
+        plan: &mut Plan,
+    ) -> Result<Read, Error> {
+        let (pipeline, settings) = (self.pipeline, &scoring.source);
+        let mut frame = source.frame().clone();
+        let mut all_rows = None;
+        if let Some(rows) = self.options.rows {
+            all_rows = known_rows(&frame).await.filter(|all| *all > rows as u64);
+            frame = frame.limit(0, Some(rows)).map_err(|e| self.rows_failed(&e))?;
+        }
+        let spool = match Spool::fill(frame, &settings.text, pipeline.run.memory, resources).await {
+            Ok(spool) => spool,
+            Err(e) => {
+                let error = Error::sql(format!("{}: the source query", pipeline.path.display()), &e, Some(context));
+                return Err(blame(context, &pipeline.tables, error, NOTHING_WRITTEN).await);
+            }
+        };
+        let checking = Instant::now();
+        let rows = spool.rows().await.map_err(|e| self.rows_failed(&e))?;
+        let ids = Source::check_ids(&rows, &settings.id).await;
+        let one_pass = checking.elapsed().as_secs_f64();
+        plan.problems.extend(ids.err().map(|e| Error::source(&pipeline.path, e, context)));
+        plan.problems.extend(check_errors(scoring, spool.rejected(), spool.len()).err());
+        Ok(Read { spool, all_rows, one_pass })
+    }
+
+    /// Tokenizes some of the texts that have no score, and runs some batches of them.
+    async fn try_texts(&self, pending: &Pending, scorer: &Scorer) -> Result<Tried, Error> {
+        if pending.texts == 0 {
+            return Ok(Tried::default());
+        }
+        let sample = pending.sample(SAMPLE.max(self.pipeline.run.window as u64)).map_err(|e| self.rows_failed(&e))?;
+        let sample = Arc::new(scorer.tokenize(sample).await?);
+        let seconds_per_text = sample.seconds / sample.lengths.len().max(1) as f64;
+        let lengths = Some(Lengths::of(&sample, pending.texts, scorer.max_length()));
+        let pace = scorer.pace(sample, self.options.budget).await?;
+        Ok(Tried { lengths, pace, seconds_per_text })
+    }
+
+    /// Says that sizes and times are not those of the model itself, or that its scores are void.
+    fn note_stand_in(&self, scoring: &Scoring, stand: &Stand, changes: bool, plan: &mut Plan) {
+        if let Some(path) = &stand.for_now {
+            let model = readable_place(&scoring.model.location.place);
+            let stands = readable(path).display().to_string();
+            plan.notes.push(format!("{model} is not there yet: sizes and times are those of {stands}"));
+        } else if changes {
+            plan.notes.push("the model is trained anew, so that no score is remembered".into());
+        }
     }
 
     /// Loads a model, or what stands for it while it is not there.
@@ -444,25 +302,36 @@ impl Planner<'_> {
     }
 }
 
+/// The rows, read.
+struct Read {
+    spool: Spool,
+    /// Rows of the source, where it is known that not all were read.
+    all_rows: Option<u64>,
+    /// How long it takes to go over them once, in seconds.
+    one_pass: f64,
+}
+
+/// What some texts say of all.
+#[derive(Default)]
+struct Tried {
+    lengths: Option<Lengths>,
+    pace: Option<Pace>,
+    seconds_per_text: f64,
+}
+
+impl Tried {
+    /// How long it takes to tokenize and score so many texts, in seconds.
+    fn seconds(&self, texts: u64) -> f64 {
+        let tokens = self.lengths.as_ref().map_or(0, |lengths| lengths.tokens_of(texts));
+        self.pace.map_or(0.0, |pace| tokens as f64 / pace.tokens_per_second) + self.seconds_per_text * texts as f64
+    }
+}
+
 /// What writing some rows says of writing all.
 #[derive(Debug, Clone, Copy, Default)]
 struct Written {
     seconds_per_row: f64,
     bytes_per_row: f64,
-}
-
-impl PlannedScoring {
-    /// Where only some rows were read of a number that is known, times and sizes are of all of them.
-    fn scale_up(&mut self) {
-        let scale = self.scale();
-        let bytes = |bytes: u64| (bytes as f64 * scale) as u64;
-        self.seconds.reading *= scale;
-        self.seconds.scoring *= scale;
-        self.seconds.publishing *= scale;
-        self.temporary_bytes = bytes(self.temporary_bytes);
-        self.joins_bytes = bytes(self.joins_bytes);
-        self.output_bytes = bytes(self.output_bytes);
-    }
 }
 
 /// The rows of a query, where its statistics say so.
