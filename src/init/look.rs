@@ -69,7 +69,8 @@ pub async fn look(uri: &str, format: Option<&str>) -> Result<Looked, Error> {
     let settings = crate::config::RunSettings::default();
     let resources = run::resources(&settings)?;
     let models = Models::new(run::pool(Some(1))?, std::env::current_dir().unwrap_or_default());
-    let session = session::open(&[table], Arc::new(models), settings.window, 1, &resources);
+    let tables = [table];
+    let session = session::open(&tables, Arc::new(models), settings.window, 1, &resources);
     let context = session.await.map_err(Error::Tables)?;
     let failed = |e: datafusion::common::DataFusionError| Error::sql(format!("--from {uri}"), &e, Some(&context));
     let frame = context.table("data").await.map_err(failed)?;
