@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray};
@@ -155,7 +155,8 @@ fn table(uri: &str, place: &Place, format: Option<&str>) -> Result<(Table, Vec<(
             crate::config::table_from_uri_as("data", uri, Some(format))?
         }
     };
-    if let (TableFormat::Csv(csv), Some(head)) = (&mut table.format, local.and_then(head)) {
+    let first = local.and_then(first_file);
+    if let (TableFormat::Csv(csv), Some(head)) = (&mut table.format, first.as_deref().and_then(head)) {
         sniff(csv, &head, &mut options);
     }
     if options.first().is_some_and(|(key, value)| *key == "format" && value == "\"parquet\"") {
@@ -187,6 +188,17 @@ fn sniff(csv: &mut CsvOptions, head: &str, options: &mut Vec<(&'static str, Stri
         csv.header = false;
         options.push(("header", "false".into()));
     }
+}
+
+/// The file itself, or the first one of a folder.
+fn first_file(path: &Path) -> Option<PathBuf> {
+    if !path.is_dir() {
+        return Some(path.to_owned());
+    }
+    let mut entries: Vec<PathBuf> = path.read_dir().ok()?.flatten().map(|entry| entry.path()).collect();
+    entries.sort();
+    let hidden = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(['.', '_']));
+    entries.iter().filter(|path| !hidden(path)).find_map(|path| first_file(path))
 }
 
 /// The beginning of a plain text file.

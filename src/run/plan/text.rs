@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{Lengths, Plan, PlannedEvaluation, PlannedScoring, PlannedTraining};
+use super::{Lengths, Plan, PlannedEvaluation, PlannedScoring, PlannedTraining, Write};
 use crate::progress::{grouped, spoken};
 use crate::scorer::{PADDED_BATCH, Pace, Rejection};
 use crate::train::course::Standing;
@@ -66,8 +66,11 @@ impl Plan {
                 format!("{}: {}: {}{temporary}{outside}", write.what, write.place, write.change)
             }),
         )?;
-        // What is neither sink nor store stands out: nobody expects it.
-        let unexpected = self.writes.iter().filter(|write| write.outside && !["sink", "store"].contains(&write.what));
+        // What is neither sink nor store stands out, unless it is where every program has its temporary files.
+        let usual = |write: &Write| {
+            ["sink", "store"].contains(&write.what) || write.temporary && self.spill == std::env::temp_dir()
+        };
+        let unexpected = self.writes.iter().filter(|write| write.outside && !usual(write));
         let unexpected: Vec<&str> = unexpected.map(|write| write.place.as_str()).collect();
         if unexpected.is_empty() {
             return Ok(());

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::super::sinks::rejected_beside;
-use super::super::{Stage, readable, readable_place};
+use super::super::{Stage, readable};
 use crate::config::{Errors, ModelSettings, Pipeline, Place, Scoring, SinkFormat, SinkMode};
 use crate::objects::Objects;
 use crate::train::beside;
@@ -138,7 +138,7 @@ impl Writes {
         let local = place.local().map(real);
         let write = Write {
             what,
-            place: readable_place(place),
+            place: local.as_ref().map_or_else(|| place.to_string(), |path| readable(path).display().to_string()),
             change,
             outside: local.as_ref().is_none_or(|path| !path.starts_with(&self.folder)),
             temporary,
@@ -164,6 +164,8 @@ async fn is_there(place: &Place) -> bool {
 
 /// The path with its links followed, as far as it exists, and without `..`.
 fn real(path: &Path) -> PathBuf {
+    // The empty path, such as the folder of `pipeline.toml`, is the current folder.
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let mut found = PathBuf::new();
     for part in absolute.components() {
