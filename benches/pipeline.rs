@@ -26,7 +26,8 @@ pub fn bench(criterion: &mut Criterion) {
         group.bench_function(precision, |bencher| {
             bencher.iter(|| {
                 let variables = BTreeMap::new();
-                let run = couplet::run::run(&pipeline, &variables, &[], fresh, Style::Quiet, std::future::pending());
+                let run =
+                    couplet::run::run(&pipeline, &variables, &[], fresh.clone(), Style::Quiet, std::future::pending());
                 runtime.block_on(run).expect("a report")
             });
         });

@@ -1,7 +1,9 @@
 //! The command line: each command is one function call.
 
 mod completions;
+mod init;
 mod model;
+mod plan;
 mod predict;
 mod query;
 mod run;
@@ -40,6 +42,14 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Begin a pipeline: a project with sample data, or a pipeline for data of your own
+    #[command(after_help = "Examples:
+  couplet init my-job
+  couplet init --from pairs.parquet
+  couplet init --from reviews.csv reviews --text review --label stars --model models/sentiment
+
+Nothing is overwritten: the folder must be new or empty.")]
+    Init(init::Init),
     /// Run a pipeline: read its rows, score them, publish the table
     #[command(after_help = "Examples:
   couplet run pipelines/quickstart/pipeline.toml
@@ -48,6 +58,14 @@ enum Command {
 
 Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 interrupted")]
     Run(run::Run),
+    /// Say what a run would do, how long it would take and where it would write, and write nothing
+    #[command(after_help = "Examples:
+  couplet plan pipelines/quickstart/pipeline.toml
+  couplet plan nightly.toml --var date=2026-11-24 --json > plan.json
+  couplet run nightly.toml --var date=2026-11-24 --plan plan.json
+
+Exit codes: 0 a run can begin, 1 or 2 it would fail with this code")]
+    Plan(plan::Plan),
     /// Query tables, results and models with SQL
     #[command(after_help = "Examples:
   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/accuracy.sql
@@ -130,7 +148,13 @@ impl Cli {
     /// Whatever ended the command early.
     pub async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         match self.command {
+            Command::Init(command) => command.execute().await,
             Command::Run(command) => command.execute(self.messages, stop).await,
+            Command::Plan(command) => tokio::select! {
+                biased;
+                () = stop => Err(Error::Interrupted { after: "while planning".into(), kept: "nothing was written".into() }),
+                done = Box::pin(command.execute()) => done,
+            },
             Command::Query(command) => tokio::select! {
                 biased;
                 () = stop => Err(Error::Interrupted { after: "while querying".into(), kept: "no output was written".into() }),

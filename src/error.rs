@@ -140,6 +140,9 @@ pub enum Error {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A run as it is planned would fail.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\nerror: "))]
+    Foreseen(Vec<Error>),
     /// Ctrl-C, or a request to terminate.
     #[error("interrupted {after}; {kept}")]
     Interrupted {
@@ -171,6 +174,7 @@ impl Error {
             Self::Objects(error) if error.trouble.is_mistake() => 2,
             Self::Model(error) if error.is_mistake() => 2,
             Self::Training { error, .. } if error.is_mistake() => 2,
+            Self::Foreseen(errors) => errors.first().map_or(1, Self::exit_code),
             Self::Interrupted { .. } => 130,
             _ => 1,
         }

@@ -56,6 +56,7 @@ pub mod delta;
 pub mod error;
 mod files;
 pub mod history;
+pub mod init;
 pub mod lock;
 pub mod logging;
 pub mod model;

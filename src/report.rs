@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::progress::{grouped, spoken};
+use crate::run::plan::Forecast;
 use crate::scorer::{Counts, PADDED_BATCH, Precision, Rejection};
 use crate::train::evaluation::Evaluation;
 
@@ -193,6 +194,8 @@ pub struct Report {
     pub elapsed: Duration,
     /// From the first window to the last.
     pub scoring: Duration,
+    /// What was said beforehand, by the run itself or by a plan.
+    pub predicted: Vec<Predicted>,
     /// The output table.
     pub output: String,
     /// Its size.
@@ -201,6 +204,26 @@ pub struct Report {
     pub output_version: Option<u64>,
     /// The table of rejected rows and their number, where there is such a table.
     pub quarantine: Option<(String, u64)>,
+}
+
+/// What was said beforehand of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Predicted {
+    /// Who said it: `run`, or the file of a plan.
+    pub by: String,
+    /// How long the run had scored when it said so, in seconds; none for a plan.
+    pub after: Option<f64>,
+    /// What was said.
+    pub forecast: Forecast,
+}
+
+impl Predicted {
+    /// The share by which the time of scoring that was said is above what it took; negative if it is below.
+    #[must_use]
+    pub fn error(&self, scoring: Duration) -> Option<f64> {
+        let seconds = scoring.as_secs_f64();
+        (seconds > 0.0 && self.forecast.texts > 0).then(|| self.forecast.scoring / seconds - 1.0)
+    }
 }
 
 /// What became of the rows of a source.
@@ -278,9 +301,26 @@ impl Report {
             "seconds": { "all": self.elapsed.as_secs_f64(), "scoring": self.scoring.as_secs_f64() },
             "rows_per_second": self.rows_per_second(),
             "tokens_per_second": self.tokens_per_second(),
+            "predicted": self.predicted.iter().map(|predicted| self.compared(predicted)).collect::<Vec<_>>(),
             "output": { "path": self.output, "bytes": self.output_bytes, "version": self.output_version },
             "quarantine": self.quarantine.as_ref().map(|(path, rows)| json!({ "path": path, "rows": rows })),
         })
+    }
+}
+
+impl Report {
+    /// A forecast beside what happened.
+    fn compared(&self, predicted: &Predicted) -> serde_json::Value {
+        let mut json = predicted.forecast.to_json();
+        json["by"] = predicted.by.clone().into();
+        json["after_seconds"] = predicted.after.into();
+        json["actual"] = json!({
+            "rows": self.rows.scored,
+            "tokens": self.counts.tokens,
+            "seconds": { "scoring": self.scoring.as_secs_f64(), "all": self.elapsed.as_secs_f64() },
+        });
+        json["error_of_scoring"] = predicted.error(self.scoring).into();
+        json
     }
 }
 
@@ -334,6 +374,20 @@ impl fmt::Display for Report {
             format!("{:.0} rows/s · {} tokens/s", self.rows_per_second(), grouped(self.tokens_per_second() as u64)),
         )?;
         line("time", format!("{} ({} scoring)", spoken(self.elapsed), spoken(self.scoring)))?;
+        for Predicted { by, after, forecast } in &self.predicted {
+            let seconds = |seconds: f64| spoken(Duration::from_secs_f64(seconds.max(0.0)));
+            let said = match after {
+                Some(after) => format!("{} scoring, said {} into it", seconds(forecast.scoring), seconds(*after)),
+                None => format!(
+                    "{} ({} scoring {} texts, {} tokens), by {by}",
+                    seconds(forecast.all.unwrap_or(forecast.scoring)),
+                    seconds(forecast.scoring),
+                    grouped(forecast.texts),
+                    grouped(forecast.tokens)
+                ),
+            };
+            line("predicted", said)?;
+        }
         self.write_end(f)
     }
 }

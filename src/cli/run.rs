@@ -1,15 +1,17 @@
 //! `couplet run`.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 
-use super::{Variables, print, read_pipeline};
+use super::{Variables, print, read, read_pipeline};
 use crate::config;
 use crate::error::Error;
 use crate::logging::Messages;
+use crate::report::Predicted;
+use crate::run::plan::Forecast;
 use crate::run::{self, Remembering};
 
 #[derive(Debug, Args)]
@@ -30,6 +32,9 @@ pub(super) struct Run {
     /// Wait this long for another run on the same store to end, as in 90s or 10m; without it, give up at once
     #[arg(long, value_name = "TIME", value_parser = duration)]
     wait: Option<Duration>,
+    /// Compare with what `couplet plan --json` said, from a file
+    #[arg(long, value_name = "PLAN.json")]
+    plan: Option<PathBuf>,
     /// Print the report as one JSON document
     #[arg(long)]
     json: bool,
@@ -39,7 +44,8 @@ impl Run {
     pub(super) async fn execute(self, messages: Messages, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let variables = self.variables.to_map();
         let pipeline = read_pipeline(&self.pipeline, &variables)?;
-        let remembering = Remembering { fresh: self.fresh, retry_errors: self.retry_errors, wait: self.wait };
+        let plan = self.plan.as_deref().map(predicted).transpose()?;
+        let remembering = Remembering { fresh: self.fresh, retry_errors: self.retry_errors, wait: self.wait, plan };
         let report = run::run(&pipeline, &variables, &self.only, remembering, messages.style(), stop).await?;
         if self.json {
             print(&format!("{:#}\n", report.to_json()))
@@ -49,6 +55,19 @@ impl Run {
             print(&format!("{}: done\n{report}", pipeline.name))
         }
     }
+}
+
+/// What a plan said of the run.
+fn predicted(path: &Path) -> Result<Predicted, Error> {
+    let json: serde_json::Value = serde_json::from_str(&read(path)?)
+        .map_err(|e| Error::Usage(format!("--plan {}: it is no JSON: {e}", path.display())))?;
+    let forecast = Forecast::from_json(&json["predicted"]).ok_or_else(|| {
+        Error::Usage(format!(
+            "--plan {}: it is not the plan of a pipeline that scores; make one with `couplet plan PIPELINE --json`",
+            path.display()
+        ))
+    })?;
+    Ok(Predicted { by: path.display().to_string(), after: None, forecast })
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

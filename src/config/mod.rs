@@ -38,7 +38,7 @@ pub use place::{Place, Remote, Service, place};
 pub(crate) use problem::closest;
 pub use problem::{ConfigErrors, Problem};
 pub use schema::{reference, schema};
-pub use tables::table_from_uri;
+pub use tables::{table_from_uri, table_from_uri_as};
 pub use variables::{UnknownVariable, substitute};
 
 /// Reads a length of time: `90s`, `5m`, `1h`, `500ms`.

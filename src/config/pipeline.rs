@@ -298,6 +298,21 @@ pub enum TableFormat {
     },
 }
 
+impl TableFormat {
+    /// What people call it.
+    #[must_use]
+    pub fn title(&self) -> &'static str {
+        match self {
+            Self::Parquet => "Parquet",
+            Self::Csv(_) => "CSV",
+            Self::Json { .. } => "JSON",
+            Self::Arrow => "Arrow",
+            Self::Delta { .. } => "Delta",
+            Self::Runs { .. } => "a folder of runs",
+        }
+    }
+}
+
 /// How delimited text is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CsvOptions {

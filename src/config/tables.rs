@@ -37,14 +37,32 @@ const EXTENSIONS: &str = ".parquet, .csv, .tsv, .tab, .json, .ndjson, .jsonl, .a
 /// # Errors
 /// What is wrong with the name or the URI, in one line.
 pub fn table_from_uri(name: &str, uri: &str) -> Result<Table, String> {
+    table_from_uri_as(name, uri, None)
+}
+
+/// The same in a format of that name, whatever the extension says.
+///
+/// # Errors
+/// As [`table_from_uri`]; a format that is not known.
+pub fn table_from_uri_as(name: &str, uri: &str, format: Option<&str>) -> Result<Table, String> {
+    let explicit = |format: &str| {
+        let kind = KINDS.iter().find(|(name, _)| *name == format).and_then(|(_, kind)| *kind);
+        kind.ok_or_else(|| {
+            let known = KINDS.map(|(name, _)| name);
+            Problem::new(format!("the format cannot be \"{format}\""), "unknown format")
+                .suggest(format, known)
+                .allowed(known.join(", "))
+        })
+    };
     let table = || {
         check_name(name)?;
+        let explicit = format.map(explicit).transpose()?;
         let versioned = uri.rsplit_once('@').and_then(|(uri, version)| Some((uri, version.parse().ok()?)));
         let (path, version) = versioned.map_or((uri, None), |(uri, version)| (uri, Some(version)));
         let place = resolve(Path::new(""), path)?;
         let format = match version {
             Some(_) => TableFormat::Delta { version },
-            None => infer(&place, None).map(|(kind, compression)| plain(kind, compression))?,
+            None => infer(&place, explicit).map(|(kind, compression)| plain(kind, compression))?,
         };
         let location = Location { written: uri.to_owned(), place };
         Ok(Table { name: name.to_owned(), location, format, partitions: Vec::new() })
@@ -125,7 +143,7 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
         (format, None) => format,
         (format, Some(_)) => {
             let problem =
-                Problem::new(format!("`version` means nothing for {}", title(&format)), "only for Delta tables");
+                Problem::new(format!("`version` means nothing for {}", format.title()), "only for Delta tables");
             return Err(keys.refuse("version", problem.help("remove it, or set `format` to \"delta\"")));
         }
     };
@@ -136,22 +154,11 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
 fn check_no_csv_options(keys: &Keys<'_>, format: &TableFormat) -> Read<()> {
     let mut checked = Ok(());
     for option in ["delimiter", "header", "quote", "null"].into_iter().filter_map(|key| keys.item(key)) {
-        let message = format!("`{}` means nothing for {}", option.path, title(format));
+        let message = format!("`{}` means nothing for {}", option.path, format.title());
         let problem = Problem::new(message, "only for csv and tsv").at(option.key.span());
         checked = Err(option.refuse(problem.help("remove it, or set `format` to \"csv\" or \"tsv\"")));
     }
     checked
-}
-
-fn title(format: &TableFormat) -> &'static str {
-    match format {
-        TableFormat::Parquet => "Parquet",
-        TableFormat::Csv(_) => "CSV",
-        TableFormat::Json { .. } => "JSON",
-        TableFormat::Arrow => "Arrow",
-        TableFormat::Delta { .. } => "Delta",
-        TableFormat::Runs { .. } => "a folder of runs",
-    }
 }
 
 /// Gives a format with the defaults of its options.
@@ -201,7 +208,7 @@ fn infer(place: &Place, explicit: Option<Kind>) -> Result<(Kind, Compression), P
         }
     };
     if compression != Compression::None && matches!(kind, Kind::Parquet | Kind::Arrow) {
-        let format = title(&plain(kind, compression));
+        let format = plain(kind, compression).title();
         let problem =
             Problem::new(format!("{format} files cannot be read through .gz or .zst"), "compressed as a whole");
         return Err(problem.help("decompress the file: the format compresses inside"));

@@ -12,6 +12,7 @@ mod import;
 mod masked_words;
 mod needed;
 mod source;
+mod stand_in;
 mod tokenizer;
 mod weights_file;
 
@@ -27,6 +28,7 @@ pub use encoder::{Encoder, PackedBatch};
 pub use error::LoadError;
 pub use fingerprint::Fingerprint;
 pub use import::{Form, ImportError, Imported, import};
+pub use stand_in::Makings;
 pub use tokenizer::{Encoding, Tokenizer};
 
 use crate::ops::Kernels;

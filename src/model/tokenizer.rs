@@ -146,6 +146,16 @@ impl Tokenizer {
         })
     }
 
+    /// The tokens of a text or a pair before anything is cut off, special tokens included.
+    pub(crate) fn uncut_length(&self, text: &str, text_pair: Option<&str>) -> Option<usize> {
+        let tokenizer = self.uncut.as_ref().map_or(&self.inner, |(uncut, _)| uncut.as_ref());
+        let encoding = match text_pair {
+            Some(pair) => tokenizer.encode_fast((text, pair), true),
+            None => tokenizer.encode_fast(text, true),
+        };
+        Some(encoding.ok()?.len())
+    }
+
     /// Whether both texts of a pair were cut and one of them got the odd token.
     ///
     /// `tokenizers` stops reading a text at `max_length` tokens. Which of two such texts was the longer one, and

@@ -45,6 +45,12 @@ impl Models {
         self
     }
 
+    /// The threads that the models run on.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     /// Returns the model of that name, loading it if this is the first call for it.
     ///
     /// # Errors

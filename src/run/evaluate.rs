@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use arrow::array::{RecordBatch, StringViewArray};
 use arrow::compute::concat_batches;
+use datafusion::prelude::SessionContext;
 use serde_json::{Value, json};
 
 use super::mistakes::{self, Judged};
@@ -53,6 +54,24 @@ pub(super) async fn evaluate(
     }
 }
 
+/// The rows that would be measured on, found to suit the model where there is one already.
+pub(super) async fn rows_of(
+    pipeline: &Pipeline,
+    stage: &Evaluate,
+    variables: &BTreeMap<String, String>,
+    context: &SessionContext,
+    model: Option<&Model>,
+) -> Result<Vec<Row>, Error> {
+    let work = Work { pipeline, settings: stage, variables, style: Style::Quiet };
+    work.check_output()?;
+    let selection = Selection { pipeline, context, section: SECTION, variables };
+    let (_, rows) = work.rows(&selection).await?;
+    if let Some(model) = model {
+        work.gold(model, &rows).map_err(|problem| selection.refused(format!("[{SECTION}]: {problem}")))?;
+    }
+    Ok(rows)
+}
+
 struct Work<'a> {
     pipeline: &'a Pipeline,
     settings: &'a Evaluate,
@@ -74,9 +93,7 @@ impl Work<'_> {
         let context = session::open(&pipeline.tables, Arc::clone(&models), pipeline.run.window, 1, &resources);
         let context = context.await.map_err(Error::Tables)?;
         let selection = Selection { pipeline, context: &context, section: SECTION, variables: self.variables };
-        let table = self.read(&selection).await?;
-        let columns = self.columns();
-        let rows = selection.labelled(&table, &columns)?;
+        let (table, rows) = self.rows(&selection).await?;
         let slices = stage.slices.iter().map(|column| Ok((column.clone(), selection.values(&table, column)?)));
         let slices: Vec<(String, Vec<Option<String>>)> = slices.collect::<Result<_, Error>>()?;
 
@@ -112,6 +129,13 @@ impl Work<'_> {
         let listed = if judged.labels.problem() == Problem::Regression { "rows by their error" } else { "mistakes" };
         lines.push(format!("{} {listed} in {}", grouped(mistakes.num_rows() as u64), mistakes::FILE));
         Ok(EvaluationReport { folder: readable(&stage.output.path), lines, elapsed: began.elapsed(), json })
+    }
+
+    /// The rows to measure on: as a table, and their texts and labels.
+    async fn rows(&self, selection: &Selection<'_>) -> Result<(RecordBatch, Vec<Row>), Error> {
+        let table = self.read(selection).await?;
+        let rows = selection.labelled(&table, &self.columns())?;
+        Ok((table, rows))
     }
 
     fn columns(&self) -> Columns<'_> {

@@ -24,8 +24,8 @@ use crate::train::sampling::HoldOut;
 use crate::train::{AdamW, Hyper, MaskedWords, Shape, Warmup, finetune as tuning, pretrain as pretraining};
 
 /// The sections, as errors name them.
-const FINETUNE: &str = "finetune";
-const PRETRAIN: &str = "pretrain";
+pub(super) const FINETUNE: &str = "finetune";
+pub(super) const PRETRAIN: &str = "pretrain";
 
 /// Says which rows are held out: not the training's seed, so that models of several seeds are measured on the same rows.
 const SPLIT_SEED: u64 = 42;
@@ -46,23 +46,12 @@ impl Training<'_> {
         stop: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<StageReport, Error> {
         let began = Instant::now();
-        let Learning { output, checkpoint, .. } = &stage.learning;
-        self.check_output(FINETUNE, &stage.learning)?;
-        let mut job = tuning::Job::new(&stage.base.path, &output.path, stage.task);
-        (job.training, job.validation) = tokio::select! {
+        let output = &stage.learning.output;
+        let job = tokio::select! {
             biased;
             () = &mut *stop => return Err(interrupted_before(&stage.learning)),
-            rows = self.labelled_rows(stage) => rows?,
+            job = self.finetune_job(stage) => Arc::new(job?),
         };
-        job.labels.clone_from(&stage.labels);
-        job.hyper = Hyper { patience: stage.patience.map(|n| n as u64), ..hyper(&stage.learning) };
-        job.label_smoothing = stage.label_smoothing as f32;
-        job.class_weights = stage.class_weights.clone();
-        job.metric = stage.metric;
-        job.promote_if = stage.promote_if.clone();
-        job.calibrate = stage.calibrate;
-        job.interval = Interval::Seconds(checkpoint.as_secs_f64());
-        let job = Arc::new(job);
 
         let known = Arc::clone(&job);
         let (done, rejected) = self
@@ -103,14 +92,25 @@ impl Training<'_> {
         Ok(StageReport { folder: readable(&output.path), lines, promoted, elapsed: began.elapsed(), json: report.json })
     }
 
-    /// Pretrains, unless the model that this very stage leaves is there already.
-    #[tracing::instrument(skip_all)]
-    pub(super) async fn pretrain(
-        &self,
-        stage: &Pretrain,
-        stop: &mut (impl Future<Output = ()> + Unpin),
-    ) -> Result<StageReport, Error> {
-        let began = Instant::now();
+    /// The job of the stage, with its rows.
+    pub(super) async fn finetune_job(&self, stage: &Finetune) -> Result<tuning::Job, Error> {
+        let Learning { output, checkpoint, .. } = &stage.learning;
+        self.check_output(FINETUNE, &stage.learning)?;
+        let mut job = tuning::Job::new(&stage.base.path, &output.path, stage.task);
+        (job.training, job.validation) = self.labelled_rows(stage).await?;
+        job.labels.clone_from(&stage.labels);
+        job.hyper = Hyper { patience: stage.patience.map(|n| n as u64), ..hyper(&stage.learning) };
+        job.label_smoothing = stage.label_smoothing as f32;
+        job.class_weights = stage.class_weights.clone();
+        job.metric = stage.metric;
+        job.promote_if = stage.promote_if.clone();
+        job.calibrate = stage.calibrate;
+        job.interval = Interval::Seconds(checkpoint.as_secs_f64());
+        Ok(job)
+    }
+
+    /// The same for pretraining.
+    pub(super) async fn pretrain_job(&self, stage: &Pretrain) -> Result<pretraining::Job, Error> {
         let Learning { output, checkpoint, .. } = &stage.learning;
         self.check_output(PRETRAIN, &stage.learning)?;
         let start = match &stage.start {
@@ -120,17 +120,28 @@ impl Training<'_> {
             }
         };
         let mut job = pretraining::Job::new(start, &output.path);
-        job.texts = tokio::select! {
-            biased;
-            () = &mut *stop => return Err(interrupted_before(&stage.learning)),
-            texts = self.plain_texts(stage) => texts?,
-        };
+        job.texts = self.plain_texts(stage).await?;
         job.hold_out = Some(self.hold_out(PRETRAIN, stage.validation)?);
         job.hyper = hyper(&stage.learning);
         job.mask_probability = stage.mask_probability;
         job.also_measure.clone_from(&stage.measure_at);
         job.interval = Interval::Seconds(checkpoint.as_secs_f64());
-        let job = Arc::new(job);
+        Ok(job)
+    }
+
+    /// Pretrains, unless the model that this very stage leaves is there already.
+    pub(super) async fn pretrain(
+        &self,
+        stage: &Pretrain,
+        stop: &mut (impl Future<Output = ()> + Unpin),
+    ) -> Result<StageReport, Error> {
+        let began = Instant::now();
+        let output = &stage.learning.output;
+        let job = tokio::select! {
+            biased;
+            () = &mut *stop => return Err(interrupted_before(&stage.learning)),
+            job = self.pretrain_job(stage) => Arc::new(job?),
+        };
 
         let known = Arc::clone(&job);
         if self.blocking(PRETRAIN, move || known.is_done()).await? {
@@ -196,7 +207,7 @@ impl Training<'_> {
         }
     }
 
-    async fn blocking<R: Send + 'static>(
+    pub(super) async fn blocking<R: Send + 'static>(
         &self,
         section: &'static str,
         work: impl FnOnce() -> Result<R, JobError> + Send + 'static,

@@ -3,9 +3,11 @@
 mod beside;
 mod checked;
 mod evaluate;
+mod foresight;
 mod learn;
 mod mistakes;
 mod night;
+pub mod plan;
 mod publish;
 mod rows;
 mod score;

@@ -20,6 +20,7 @@ use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 
 use super::checked::output_schema;
+use super::foresight::{Foresight, SAMPLE};
 use super::night::Night;
 use super::sinks::{Sink, SinkKind};
 use super::spool::{Pending, Spool};
@@ -32,7 +33,7 @@ use crate::crash;
 use crate::error::Error;
 use crate::objects::Objects;
 use crate::progress::{Progress, Style, grouped};
-use crate::report::{Report, Rows};
+use crate::report::{Predicted, Report, Rows};
 use crate::scorer::{Rejection, Scorer};
 use crate::session::{self, Resources};
 use crate::source::Source;
@@ -49,7 +50,7 @@ const ROWS_TO_COMMIT: usize = 1 << 17;
 const DISK_FULL: &str = "(os error 28)";
 
 /// What the command line asks of a night.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Remembering {
     /// Forget this model's scores first.
     pub fresh: bool,
@@ -57,6 +58,8 @@ pub struct Remembering {
     pub retry_errors: bool,
     /// For how long to wait while another run is under way; none to give up at once.
     pub wait: Option<Duration>,
+    /// What a plan said, to be compared with what happens.
+    pub plan: Option<Predicted>,
 }
 
 /// Scores the source into the sink until it is done or `stop` is; a stage that does not end well leaves the sink as it was.
@@ -140,9 +143,12 @@ impl Run<'_> {
         tracing::debug!("{} texts have no score yet, those of {} rows", grouped(texts), grouped(rows_without_score));
         let start = Instant::now();
         let progress = Progress::start(self.style, &scorer, texts);
+        let sample = pending.sample(SAMPLE).map_err(|e| self.spool_failed(&e))?;
+        let foresight = Foresight::start(&scorer, sample, texts);
         let scored = self.score_pending(pending, &scorer, &mut scores, stop).await;
         drop(progress);
         let scoring_time = start.elapsed();
+        let predicted = foresight.predicted();
         let counts = scorer.tally().counts();
         record.rows_scored = Some(counts.scored);
         record.tokens = Some(counts.tokens);
@@ -180,6 +186,7 @@ impl Run<'_> {
             labels: labels.iter().map(|l| (l.clone(), published.labels.get(l).copied().unwrap_or_default())).collect(),
             elapsed: began.elapsed(),
             scoring: scoring_time,
+            predicted: self.remembering.plan.clone().into_iter().chain(predicted).collect(),
             output: published.output,
             output_bytes: published.bytes,
             output_version: published.version,
@@ -326,18 +333,11 @@ impl Run<'_> {
     }
 
     pub(super) fn max_rejected(&self, rows: u64) -> u64 {
-        (self.scoring.score.max_errors * rows as f64).floor() as u64
+        max_rejected(self.scoring, rows)
     }
 
-    /// Not too many rows may be errors.
     pub(super) fn check_errors(&self, rejected: [u64; Rejection::KINDS.len()], rows: u64) -> Result<(), Error> {
-        let all: u64 = rejected.iter().sum();
-        if all <= self.max_rejected(rows) {
-            return Ok(());
-        }
-        let kinds = Rejection::KINDS.iter().zip(rejected).filter(|(_, n)| *n > 0);
-        let kinds = kinds.map(|(kind, n)| format!("{n} with {kind}")).collect::<Vec<_>>().join(", ");
-        Err(Error::TooManyErrors { rejected: all, rows, kinds, max_errors: self.scoring.score.max_errors })
+        check_errors(self.scoring, rejected, rows)
     }
 
     fn metadata(&self, scorer: &Scorer) -> Vec<(&'static str, String)> {
@@ -355,6 +355,21 @@ impl Run<'_> {
         let origin = format!("{}: the rows in {}", self.pipeline.path.display(), self.pipeline.run.spill.display());
         Error::sql(origin, error, None)
     }
+}
+
+fn max_rejected(scoring: &Scoring, rows: u64) -> u64 {
+    (scoring.score.max_errors * rows as f64).floor() as u64
+}
+
+/// Not too many rows may be errors.
+pub(super) fn check_errors(scoring: &Scoring, rejected: [u64; Rejection::KINDS.len()], rows: u64) -> Result<(), Error> {
+    let all: u64 = rejected.iter().sum();
+    if all <= max_rejected(scoring, rows) {
+        return Ok(());
+    }
+    let kinds = Rejection::KINDS.iter().zip(rejected).filter(|(_, n)| *n > 0);
+    let kinds = kinds.map(|(kind, n)| format!("{n} with {kind}")).collect::<Vec<_>>().join(", ");
+    Err(Error::TooManyErrors { rejected: all, rows, kinds, max_errors: scoring.score.max_errors })
 }
 
 /// The first file that came, went or changed.

@@ -9,12 +9,12 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
 use arrow::compute::kernels::zip::zip;
-use arrow::compute::{BatchCoalescer, cast, filter_record_batch, is_not_null, is_null};
+use arrow::compute::{BatchCoalescer, cast, concat_batches, filter_record_batch, is_not_null, is_null};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use arrow::ipc::reader::FileReader;
 use arrow::ipc::writer::FileWriter;
@@ -29,6 +29,7 @@ use deltalake_core::delta_datafusion::planner::DeltaPlanner;
 use futures::{Stream, StreamExt};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
+use parquet::file::metadata::ParquetMetaDataReader;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
 use super::beside::beside;
@@ -52,7 +53,7 @@ const ROWS: &str = "__couplet_rows";
 const ERROR: &str = "__couplet_error";
 
 /// What a remembered score takes in memory when it is looked up by its key, in bytes; rather too much.
-const BYTES_PER_SCORE: u64 = 200;
+pub(super) const BYTES_PER_SCORE: u64 = 200;
 
 /// The memory of joins and sorts over the rows, in bytes. More makes them hardly faster: they pass over their rows once
 /// or twice, from the disk or not, while a row costs its forward pass.
@@ -150,6 +151,16 @@ impl Spool {
     pub(super) fn joins(&self, held: u64) -> &SessionContext {
         // What is grouped by its key takes a third of what a score does.
         self.joins.with_room_for(held.max(self.rows / 3))
+    }
+
+    /// The bytes of the file, and those of its rows when they are read.
+    pub(super) fn bytes(&self) -> Result<(u64, u64), DataFusionError> {
+        let path = self.resources.folder().join("rows.parquet");
+        let file = File::open(path)?;
+        let on_disk = file.metadata()?.len();
+        let metadata = ParquetMetaDataReader::new().parse_and_finish(&file)?;
+        let in_memory = metadata.row_groups().iter().map(|group| group.total_byte_size().unsigned_abs()).sum();
+        Ok((on_disk, in_memory))
     }
 
     /// The rows with their place and their key, in their order.
@@ -277,11 +288,16 @@ fn session(config: SessionConfig, runtime: Arc<RuntimeEnv>) -> SessionContext {
         .with_query_planner(DeltaPlanner::new());
     SessionContext::new_with_state(state.build())
 }
+/// Rows that a sample takes together.
+const SAMPLED_TOGETHER: u64 = 32;
 
 /// Texts to be scored, each once, in a file.
 pub(super) struct Pending {
+    path: PathBuf,
     reader: FileReader<BufReader<File>>,
     columns: usize,
+    /// Rows of each batch but the last.
+    window: u64,
     /// Texts, or pairs.
     pub(super) texts: u64,
     /// Rows that have them.
@@ -310,7 +326,44 @@ impl Pending {
         writer.finish()?;
         drop(writer);
         let reader = FileReader::try_new_buffered(File::open(&path)?, None)?;
-        Ok(Self { reader, columns, texts, rows })
+        Ok(Self { path, reader, columns, window: window as u64, texts, rows })
+    }
+
+    /// The bytes of the file.
+    pub(super) fn bytes(&self) -> u64 {
+        self.path.metadata().map_or(0, |file| file.len())
+    }
+
+    /// About so many of the texts, or all where there are fewer, spread evenly over all of them in their order; runs of
+    /// neighbours stay together.
+    pub(super) fn sample(&self, rows: u64) -> Result<Window, DataFusionError> {
+        let reader = FileReader::try_new_buffered(File::open(&self.path)?, None)?;
+        let schema = reader.schema();
+        let runs = self.texts.div_ceil(SAMPLED_TOGETHER);
+        let wanted = rows.div_ceil(SAMPLED_TOGETHER).min(runs);
+        let mut starts = (0..wanted).map(|i| i * runs / wanted * SAMPLED_TOGETHER).peekable();
+        let (mut parts, mut before) = (Vec::new(), 0);
+        let mut reader = reader;
+        for index in 0..reader.num_batches() {
+            if starts.peek().is_none() {
+                break;
+            }
+            // Which batch has which rows is known without reading those before it: all but the last are windows.
+            let window = self.window;
+            if starts.peek().is_some_and(|start| *start >= before + window) {
+                before += window;
+                continue;
+            }
+            reader.set_index(index)?;
+            let Some(batch) = reader.next().transpose()? else { break };
+            while let Some(start) = starts.next_if(|start| *start < before + window) {
+                let offset = usize::try_from(start - before).unwrap_or(usize::MAX).min(batch.num_rows());
+                parts.push(batch.slice(offset, (SAMPLED_TOGETHER as usize).min(batch.num_rows() - offset)));
+            }
+            before += window;
+        }
+        let sample = concat_batches(&schema, &parts)?;
+        window_of(&sample, self.columns)
     }
 
     /// The texts in windows, each with the keys of its rows.
@@ -318,14 +371,19 @@ impl Pending {
         let columns = self.columns;
         futures::stream::iter(self.reader).map(move |batch| {
             let batch = batch?;
-            let text = |i: usize| -> Result<TextColumn, DataFusionError> {
-                let name = batch.schema().field(i).name().clone();
-                Ok(TextColumn { name, values: text_values(batch.column(i))? })
-            };
-            let pair = if columns > 1 { Some(text(2)?) } else { None };
-            Ok((Arc::clone(batch.column(0)), Window::new(text(1)?, pair)))
+            Ok((Arc::clone(batch.column(0)), window_of(&batch, columns)?))
         })
     }
+}
+
+/// The texts of a batch that has them behind their keys.
+fn window_of(batch: &RecordBatch, columns: usize) -> Result<Window, DataFusionError> {
+    let text = |i: usize| -> Result<TextColumn, DataFusionError> {
+        let name = batch.schema().field(i).name().clone();
+        Ok(TextColumn { name, values: text_values(batch.column(i))? })
+    };
+    let pair = if columns > 1 { Some(text(2)?) } else { None };
+    Ok(Window::new(text(1)?, pair))
 }
 
 /// Gathers batches of any size into batches of `rows` rows.
@@ -371,6 +429,6 @@ fn count_rejections(
 }
 
 /// A column by its exact name.
-fn column(name: &str) -> Expr {
+pub(super) fn column(name: &str) -> Expr {
     Expr::Column(Column::from_name(name))
 }

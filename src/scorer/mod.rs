@@ -13,6 +13,7 @@ mod memo;
 mod pack;
 mod pool;
 mod prediction;
+mod rehearsal;
 mod self_check;
 mod tally;
 mod window;
@@ -26,11 +27,12 @@ pub use device::{DeviceError, DeviceSetting};
 pub use pack::plan as plan_batches;
 pub use pool::Pool;
 pub use prediction::{Prediction, Rejection};
+pub use rehearsal::{Pace, Tokenized};
 pub use tally::{Counts, PADDED_BATCH, Tally};
 pub use window::{TextColumn, Window};
 
 use crate::config::Place;
-use crate::model::{LoadError, Model, Tokenizer};
+use crate::model::{LoadError, Makings, Model, Tokenizer};
 use crate::objects::{ObjectsError, model_folder};
 pub use crate::ops::Precision;
 
@@ -234,6 +236,23 @@ impl Scorer {
             memo: Memo::default(),
             tally: Tally::default(),
         })))
+    }
+
+    /// A model that stands for one that does not exist yet, and of which nothing but sizes, tokens and times is true.
+    ///
+    /// # Errors
+    /// As [`Scorer::load`].
+    pub fn stand_in(makings: &Makings, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
+        let device = options.device.open()?;
+        let precision = match options.precision {
+            PrecisionSetting::Of(precision) => precision,
+            // What the self-check will say of a model that is not there is not known; its answer is mostly yes.
+            PrecisionSetting::Auto if Kernels::with_precision(&device, Precision::Int16).is_some() => Precision::Int16,
+            PrecisionSetting::Auto => Precision::F32,
+        };
+        let kernels = Kernels::with_precision(&device, precision).ok_or(ScorerError::Precision { precision })?;
+        let model = pool.install(|| Model::stand_in(makings, &device, kernels))?;
+        Self::assemble(model, precision, options, pool)
     }
 
     /// The model that is run.

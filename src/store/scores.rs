@@ -66,6 +66,17 @@ impl ScoreStore {
         Ok(Self { objects, table, model, run: run.to_owned(), commits: 0, waiting: Vec::new() })
     }
 
+    /// Looks at the scores of a model without making anything; none if there is no store yet.
+    ///
+    /// # Errors
+    /// A place that cannot be read.
+    pub async fn look(store: &Objects, model: String) -> Result<Option<Self>, DeltaError> {
+        let objects = store.folder("scores");
+        let table = delta::open(&objects, None).await?;
+        let found = |table| Self { objects, table, model, run: String::new(), commits: 0, waiting: Vec::new() };
+        Ok(table.map(found))
+    }
+
     /// Rows of this model, by the log.
     #[must_use]
     pub fn rows(&self) -> u64 {

@@ -3,6 +3,7 @@
 pub mod diagnose;
 mod files;
 mod format;
+mod measure;
 mod versioned;
 
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use crate::config::{CsvOptions, Table, TableFormat};
 use crate::store::SourceFile;
 use files::Files;
 use format::file_format;
+pub(crate) use measure::known_rows;
+pub use measure::{Measured, measure};
 
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 

@@ -8,14 +8,16 @@ mod report;
 mod settings;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use candle_core::Device;
 use rayon::ThreadPool;
 use serde_json::Value;
 
-use super::Trainer;
 use super::calibration::Calibration;
-use super::course::{self, Event, Interval, JobError, Outcome, Plan, REPORT, Watch, beside, report_of};
+use super::course::{
+    self, Event, Interval, JobError, Outcome, Plan, REPORT, Rehearsal, Standing, Watch, beside, report_of,
+};
 use super::evaluation::Evaluation;
 use super::hyper::Hyper;
 use super::labels::GoldLabel;
@@ -24,6 +26,7 @@ use super::promotion::{Condition, Verdict};
 use super::sampling::ClassWeights;
 use super::task::Task;
 use super::threshold;
+use super::{Objective, Trainer};
 use crate::model::{ModelConfig, Tokenizer};
 use lesson::{Labelled, encode};
 
@@ -218,31 +221,80 @@ pub fn run(job: &Job, device: &Device, pool: &ThreadPool, watch: &mut Watch) -> 
     pool.install(|| run_here(job, device, watch))
 }
 
+/// A job whose rows and settings were found to make sense.
+struct Prepared {
+    lesson: Labelled,
+    objective: Objective,
+    key: blake3::Hash,
+    tokens: u64,
+    truncated: usize,
+}
+
+impl Job {
+    /// Reads the base's tokenizer and the labels, and encodes all rows.
+    fn prepare(&self) -> Result<Prepared, JobError> {
+        let config = ModelConfig::load(&self.base.join("config.json"))?;
+        self.hyper.check(config.max_position_embeddings)?;
+        let (labels, targets, gold) = self.read_labels()?;
+        let metric = self.check(&labels)?;
+        let objective = self.objective(&labels, &targets)?;
+        let tokenizer = Tokenizer::load(&self.base, &config)?.with_max_length(self.hyper.max_length);
+        let tokenizer = tokenizer.map_err(|found| JobError::Setting {
+            setting: "max_length",
+            expected: "room for the special tokens".into(),
+            found,
+        })?;
+        let training = encode(&tokenizer, &self.training, &targets)?;
+        let validation = encode(&tokenizer, &self.validation, &gold)?;
+        let lesson = Labelled::new(training.examples, validation.examples, labels, gold, metric);
+        let key = self.key(&lesson.labels)?;
+        let truncated = training.truncated + validation.truncated;
+        Ok(Prepared { lesson, objective, key, tokens: training.tokens, truncated })
+    }
+
+    /// Tries out on `pool`, for about `budget`, how long the job will take; nothing is written.
+    ///
+    /// # Errors
+    /// As [`run`], as far as a job can fail before its end.
+    pub fn rehearse(&self, device: &Device, pool: &ThreadPool, budget: Duration) -> Result<Rehearsal, JobError> {
+        pool.install(|| {
+            let Prepared { lesson, objective, key, tokens, truncated } = self.prepare()?;
+            let standing = match report_of(&self.output, key) {
+                Some(report) if self.is_calibrated(&report) => Standing::Done,
+                Some(_) => Standing::ToCalibrate,
+                None if self.is_rejected()? => Standing::Rejected,
+                None => course::standing(&self.output, key),
+            };
+            let mut rehearsal = Rehearsal {
+                held_out: lesson.validation.len(),
+                tokens,
+                truncated,
+                labels: lesson.labels.names().to_vec(),
+                ..Rehearsal::new(standing, &self.hyper, &lesson)
+            };
+            if rehearsal.trains() {
+                let options = self.hyper.options(self.training.len());
+                let mut trainer = Trainer::from_checkpoint(&self.base, objective, options, device)?;
+                rehearsal.pace = Some(course::rehearse(&mut trainer, &lesson, &self.hyper, budget)?);
+                let held_out = &lesson.validation;
+                rehearsal
+                    .time_measuring(held_out, self.hyper.epochs, |part| Ok(trainer.logits(part).map(|_| ())?))?;
+            }
+            Ok(rehearsal)
+        })
+    }
+}
+
 fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Report>, JobError> {
-    let config = ModelConfig::load(&job.base.join("config.json"))?;
-    job.hyper.check(config.max_position_embeddings)?;
-    let (labels, targets, gold) = job.read_labels()?;
-    let metric = job.check(&labels)?;
-    let objective = job.objective(&labels, &targets)?;
-    let tokenizer = Tokenizer::load(&job.base, &config)?.with_max_length(job.hyper.max_length);
-    let tokenizer = tokenizer.map_err(|found| JobError::Setting {
-        setting: "max_length",
-        expected: "room for the special tokens".into(),
-        found,
-    })?;
-    let training = encode(&tokenizer, &job.training, &targets)?;
-    let validation = encode(&tokenizer, &job.validation, &gold)?;
-    let lesson = Labelled::new(training.examples, validation.examples, labels, gold, metric);
-    let key = job.key(&lesson.labels)?;
+    let Prepared { lesson, objective, key, tokens, truncated } = job.prepare()?;
     if let Some(report) = report_of(&job.output, key).filter(|report| !job.is_calibrated(report)) {
         return job.calibrate_again(&lesson, objective, report, device, watch).map(Outcome::Finished);
     }
     let trainer = Trainer::from_checkpoint(&job.base, objective, job.hyper.options(job.training.len()), device)?;
-    let truncated = training.truncated + validation.truncated;
     watch.emit(&Event::Prepared {
         rows: job.training.len(),
         held_out: job.validation.len(),
-        tokens: training.tokens,
+        tokens,
         truncated,
         total_steps: job.hyper.total_steps(job.training.len()),
     });

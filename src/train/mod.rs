@@ -61,6 +61,7 @@ mod trainer;
 mod weights;
 
 pub use crate::ops::Rates;
+pub(crate) use course::beside;
 pub use error::TrainError;
 pub use evaluate::MaskedWords;
 pub use example::{Example, Target};

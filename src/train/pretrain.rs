@@ -5,6 +5,7 @@
 mod lesson;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use candle_core::Device;
 use rayon::ThreadPool;
@@ -12,8 +13,8 @@ use serde_json::{Map, Value, json};
 
 use super::chart;
 use super::course::{
-    self, CHART, Event, Interval, JobError, Key, Learned, Lesson, Outcome, Plan, Publication, REPORT, Score, Watch,
-    base_config, peak_memory, report_of,
+    self, CHART, Event, Interval, JobError, Key, Learned, Lesson, Outcome, Plan, Publication, REPORT, Rehearsal, Score,
+    Standing, Watch, base_config, peak_memory, report_of,
 };
 use super::hyper::Hyper;
 use super::masking::{BERT_MASK_PROBABILITY, Chunking, Masking, Pieces};
@@ -130,28 +131,70 @@ pub fn run(job: &Job, device: &Device, pool: &ThreadPool, watch: &mut Watch) -> 
     pool.install(|| run_here(job, device, watch))
 }
 
-fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Report>, JobError> {
-    let config = ModelConfig::load(&job.config_file())?;
-    job.hyper.check(config.max_position_embeddings)?;
-    let tokenizer = Tokenizer::load(job.tokenizer_folder(), &config)?;
-    let special = special_tokens(job.tokenizer_folder(), &tokenizer)?;
-    let pieces = Pieces::of_tokenizer(tokenizer.inner(), &special.mask)?;
-    let chunking = Chunking::try_new(job.hyper.max_length, special.cls, special.sep)?;
-    let masking = Masking::try_new(job.mask_probability, job.hyper.seed)?;
-    let lesson = Texts::new(job, &tokenizer, pieces, &chunking, masking)?;
-    if let (Some(patience), 0) = (job.hyper.patience, lesson.held_out()) {
-        let expected = "held-out texts to measure on, or no patience".into();
-        return Err(JobError::Setting {
-            setting: "patience",
-            expected,
-            found: format!("{patience} and none held out"),
-        });
+impl Job {
+    /// Reads the tokenizer, and encodes all texts.
+    fn prepare(&self) -> Result<(ModelConfig, Texts), JobError> {
+        let config = ModelConfig::load(&self.config_file())?;
+        self.hyper.check(config.max_position_embeddings)?;
+        let tokenizer = Tokenizer::load(self.tokenizer_folder(), &config)?;
+        let special = special_tokens(self.tokenizer_folder(), &tokenizer)?;
+        let pieces = Pieces::of_tokenizer(tokenizer.inner(), &special.mask)?;
+        let chunking = Chunking::try_new(self.hyper.max_length, special.cls, special.sep)?;
+        let masking = Masking::try_new(self.mask_probability, self.hyper.seed)?;
+        let lesson = Texts::new(self, &tokenizer, pieces, &chunking, masking)?;
+        if let (Some(patience), 0) = (self.hyper.patience, lesson.held_out()) {
+            let expected = "held-out texts to measure on, or no patience".into();
+            return Err(JobError::Setting {
+                setting: "patience",
+                expected,
+                found: format!("{patience} and none held out"),
+            });
+        }
+        Ok((config, lesson))
     }
-    let options = job.hyper.options(lesson.rows());
-    let trainer = match &job.start {
-        Start::Checkpoint(folder) => Trainer::from_checkpoint(folder, Objective::MaskedWords, options, device)?,
-        Start::Random { .. } => Trainer::from_config(config.clone(), Objective::MaskedWords, options, device)?,
-    };
+
+    fn trainer(&self, config: &ModelConfig, lesson: &Texts, device: &Device) -> Result<Trainer, JobError> {
+        let options = self.hyper.options(lesson.rows());
+        Ok(match &self.start {
+            Start::Checkpoint(folder) => Trainer::from_checkpoint(folder, Objective::MaskedWords, options, device)?,
+            Start::Random { .. } => Trainer::from_config(config.clone(), Objective::MaskedWords, options, device)?,
+        })
+    }
+
+    /// Tries out on `pool`, for about `budget`, how long the job will take; nothing is written.
+    ///
+    /// # Errors
+    /// As [`run`], as far as a job can fail before its end.
+    pub fn rehearse(&self, device: &Device, pool: &ThreadPool, budget: Duration) -> Result<Rehearsal, JobError> {
+        pool.install(|| {
+            let (config, lesson) = self.prepare()?;
+            let key = self.key()?;
+            let standing = match report_of(&self.output, key) {
+                Some(_) => Standing::Done,
+                None => course::standing(&self.output, key),
+            };
+            let mut rehearsal = Rehearsal {
+                held_out: lesson.held_out(),
+                tokens: lesson.tokens(),
+                ..Rehearsal::new(standing, &self.hyper, &lesson)
+            };
+            if rehearsal.trains() {
+                let mut trainer = self.trainer(&config, &lesson, device)?;
+                rehearsal.pace = Some(course::rehearse(&mut trainer, &lesson, &self.hyper, budget)?);
+                for examples in lesson.held_out_examples() {
+                    // Before the first epoch too.
+                    let times = self.hyper.epochs + 1;
+                    rehearsal.time_measuring(examples, times, |part| Ok(trainer.masked_words(part).map(|_| ())?))?;
+                }
+            }
+            Ok(rehearsal)
+        })
+    }
+}
+
+fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Report>, JobError> {
+    let (config, lesson) = job.prepare()?;
+    let trainer = job.trainer(&config, &lesson, device)?;
     watch.emit(&Event::Prepared {
         rows: lesson.rows(),
         held_out: lesson.held_out(),

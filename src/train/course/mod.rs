@@ -15,6 +15,7 @@ mod event;
 mod key;
 mod progress;
 mod publish;
+mod rehearsal;
 mod state;
 
 use std::path::{Path, PathBuf};
@@ -24,8 +25,11 @@ pub use error::JobError;
 pub use event::{Event, Watch};
 pub(super) use key::Key;
 pub use progress::{Epoch, Progress, Score};
-pub(super) use publish::{CHART, Publication, REPORT, base_config, peak_memory, remove_model, report_of};
-pub(super) use state::beside;
+pub(crate) use publish::peak_memory;
+pub(super) use publish::{CHART, Publication, REPORT, base_config, remove_model, report_of};
+pub use rehearsal::{Rehearsal, Standing, StepPace};
+pub(super) use rehearsal::{rehearse, standing};
+pub(crate) use state::beside;
 use state::{Found, StateFolder, read_tensors};
 
 use super::hyper::Hyper;

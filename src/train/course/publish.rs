@@ -79,7 +79,7 @@ pub(in crate::train) fn remove_model(folder: &Path) -> Result<(), JobError> {
 }
 
 /// The most memory that this process has used, in bytes, where the system tells.
-pub(in crate::train) fn peak_memory() -> Option<u64> {
+pub(crate) fn peak_memory() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)

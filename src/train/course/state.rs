@@ -21,6 +21,7 @@ use super::progress::Progress;
 use crate::model::{Data, Entry, write_weights};
 use crate::sink::AtomicFile;
 use crate::train::Trainer;
+use crate::train::state::STEPS;
 
 const STATE: &str = "state.safetensors";
 const KEY: &str = "job.key";
@@ -45,6 +46,18 @@ impl StateFolder {
     /// The folder of an output.
     pub(super) fn path_for(output: &Path) -> PathBuf {
         beside(output, ".training")
+    }
+
+    /// Steps of a job that an earlier run has done and saved; nothing is made, locked or removed.
+    pub(super) fn steps_done(output: &Path, key: blake3::Hash) -> Option<u64> {
+        let path = Self::path_for(output).join(STATE);
+        if !path.exists() {
+            return None;
+        }
+        let tensors = candle_core::safetensors::load(&path, &Device::Cpu).ok()?;
+        let same = tensors.get(KEY)?.to_vec1::<u8>().ok()? == key.as_bytes();
+        let steps = tensors.get(STEPS)?.to_vec1::<i64>().ok()?;
+        steps.first().filter(|_| same).map(|steps| steps.cast_unsigned())
     }
 
     /// Opens the folder of an output for a job, alone.
@@ -139,7 +152,7 @@ pub(super) fn read_tensors(path: &Path) -> Result<HashMap<String, Tensor>, JobEr
 }
 
 /// A path beside another one: its name with something after it.
-pub(in crate::train) fn beside(output: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn beside(output: &Path, suffix: &str) -> PathBuf {
     let mut path = output.components().collect::<PathBuf>().into_os_string();
     path.push(suffix);
     path.into()

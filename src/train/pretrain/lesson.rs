@@ -67,6 +67,11 @@ impl Texts {
         self.held_out.first().map_or(0, |(_, examples)| examples.len())
     }
 
+    /// The held-out texts at each share of hidden tokens.
+    pub(super) fn held_out_examples(&self) -> impl Iterator<Item = &Vec<Example>> {
+        self.held_out.iter().map(|(_, examples)| examples)
+    }
+
     pub(super) fn tokens(&self) -> u64 {
         self.sequences.iter().map(|ids| ids.len() as u64).sum()
     }

@@ -1,0 +1,94 @@
+//! `couplet init`.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::print;
+use crate::error::Error;
+use crate::init::{self, Guess, ModelChoice, Wanted};
+use crate::progress::grouped;
+
+#[derive(Debug, Args)]
+pub(super) struct Init {
+    /// The folder to make, new or empty; with --from, named after the data if not given
+    #[arg(required_unless_present = "from")]
+    folder: Option<PathBuf>,
+    /// Write the pipeline for this data: a file, a folder or a glob, here or in a bucket (s3://…)
+    #[arg(long, value_name = "DATA")]
+    from: Option<String>,
+    /// The format of the data, where its name does not tell it: parquet, csv, tsv, json, arrow, delta
+    #[arg(long, requires = "from")]
+    format: Option<String>,
+    /// The columns that name each row once, instead of a guess
+    #[arg(long, requires = "from", value_delimiter = ',', value_name = "COLUMN")]
+    id: Vec<String>,
+    /// The column of texts, or the two columns of pairs, instead of a guess
+    #[arg(long, requires = "from", value_delimiter = ',', value_name = "COLUMN")]
+    text: Vec<String>,
+    /// The column of labels, instead of a guess
+    #[arg(long, requires = "from", value_name = "COLUMN")]
+    label: Option<String>,
+    /// The model: a folder, here or in a bucket (s3://…), or one of a hub
+    #[arg(long, value_name = "URI")]
+    model: Option<String>,
+}
+
+impl Init {
+    pub(super) async fn execute(self) -> Result<(), Error> {
+        let folder = match (&self.folder, &self.from) {
+            (Some(folder), _) => folder.clone(),
+            (None, Some(uri)) => folder_for(uri),
+            (None, None) => return Err(Error::Usage("name the folder to make".into())),
+        };
+        init::check_folder(&folder)?;
+        let model = init::choose_model(self.model.as_deref(), &folder)?;
+        let name = init::name_of(&folder);
+        let mut said = String::new();
+        let files = match &self.from {
+            None => init::sample(&name, &model),
+            Some(uri) => {
+                let table = init::look(uri, self.format.as_deref()).await?;
+                let wanted = Wanted { id: self.id, text: self.text, label: self.label };
+                let guess = Guess::new(&table, &wanted).await?;
+                let _ = writeln!(said, "{uri}: {} rows, {} columns", grouped(table.rows), table.columns.len());
+                said.push_str(&guesses(&guess));
+                init::over(init::pipeline_over(&name, &init::table_uri(&folder, uri), &table, &guess, &model))
+            }
+        };
+        let written = init::write(&folder, &files)?;
+        let _ = writeln!(said, "  {:<6} {}: {}", "model", model.uri, model.why);
+        let _ = writeln!(said, "written:");
+        for path in &written {
+            let _ = writeln!(said, "  {}", path.display());
+        }
+        said.push_str(&next(&folder, &model));
+        print(&said)
+    }
+}
+
+/// A folder named after the data.
+fn folder_for(uri: &str) -> PathBuf {
+    let name = uri.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    let stem = name.split(['.', '*', '?']).find(|part| !part.is_empty()).unwrap_or("my-job");
+    PathBuf::from(format!("{stem}-job"))
+}
+
+fn guesses(guess: &Guess) -> String {
+    let named = |names: &[String]| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let mut said = String::new();
+    let mut line = |what: &str, names: String, why: &str| {
+        let _ = writeln!(said, "  {what:<6} {names}: {why}");
+    };
+    let id = if guess.id.is_empty() { "none".to_owned() } else { named(&guess.id) };
+    line("id", id, &guess.why_id);
+    line("text", named(&guess.text), &guess.why_text);
+    line("label", guess.label.as_ref().map_or_else(|| "none".into(), |label| format!("`{label}`")), &guess.why_label);
+    said
+}
+
+fn next(folder: &Path, model: &ModelChoice) -> String {
+    let fetched = if model.here { "" } else { "    # downloads the model the first time" };
+    format!("next:\n  cd {}\n  couplet plan pipeline.toml{fetched}\n  couplet run pipeline.toml\n", folder.display())
+}

@@ -1,0 +1,54 @@
+//! `couplet plan`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{Variables, print, read_pipeline};
+use crate::error::Error;
+use crate::run;
+
+#[derive(Debug, Args)]
+pub(super) struct Plan {
+    /// The pipeline file
+    pipeline: PathBuf,
+    #[command(flatten)]
+    variables: Variables,
+    /// Plan only these stages, of those that the pipeline has
+    #[arg(long, value_delimiter = ',', value_name = "STAGE")]
+    only: Vec<run::Stage>,
+    /// Plan as for `couplet run --fresh`: no score is remembered
+    #[arg(long)]
+    fresh: bool,
+    /// Read only the first N rows of the source; by default all are read, as the run will
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    rows: Option<u64>,
+    /// Show DataFusion's plan of the source query too
+    #[arg(long, short)]
+    verbose: bool,
+    /// Print the plan as one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+impl Plan {
+    pub(super) async fn execute(self) -> Result<(), Error> {
+        let variables = self.variables.to_map();
+        let pipeline = read_pipeline(&self.pipeline, &variables)?;
+        let options = run::plan::Options {
+            only: self.only,
+            fresh: self.fresh,
+            rows: self.rows.map(|rows| usize::try_from(rows).unwrap_or(usize::MAX)),
+            verbose: self.verbose,
+            ..run::plan::Options::default()
+        };
+        let plan = run::plan::plan(&pipeline, &variables, &options).await?;
+        if self.json {
+            print(&format!("{:#}\n", plan.to_json()))?;
+        } else {
+            let end = if plan.problems.is_empty() { "nothing was written" } else { "a run would fail" };
+            print(&format!("{}: plan\n{plan}{end}\n", pipeline.name))?;
+        }
+        if plan.problems.is_empty() { Ok(()) } else { Err(Error::Foreseen(plan.problems)) }
+    }
+}

@@ -1,0 +1,278 @@
+//! Which columns mean what, guessed by name, type and contents, with the reasons.
+
+use arrow::datatypes::DataType;
+
+use super::look::{Column, Looked};
+use crate::error::Error;
+use crate::progress::grouped;
+use crate::sql_error::nearest;
+
+/// Pairs of columns in well-known data sets.
+const PAIRS: [(&str, &str); 16] = [
+    ("sentence1", "sentence2"),
+    ("sentence_1", "sentence_2"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("sentence_a", "sentence_b"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("question", "answer"),
+    ("question", "context"),
+    ("query", "passage"),
+    ("query", "document"),
+    ("anchor", "positive"),
+    ("text", "text_pair"),
+    ("source", "target"),
+    ("title", "body"),
+];
+
+/// Names of columns of single texts.
+const TEXTS: [&str; 12] = [
+    "text",
+    "sentence",
+    "review",
+    "comment",
+    "tweet",
+    "content",
+    "body",
+    "document",
+    "message",
+    "question",
+    "title",
+    "description",
+];
+
+/// Names of columns of labels.
+const LABELS: [&str; 14] = [
+    "label",
+    "labels",
+    "gold",
+    "gold_label",
+    "target",
+    "class",
+    "quality",
+    "is_duplicate",
+    "sentiment",
+    "similarity",
+    "rating",
+    "stars",
+    "category",
+    "score",
+];
+
+/// Words of a text on average, at least, where its name says nothing.
+const WORDS_OF_TEXT: f64 = 3.0;
+
+/// Different labels at most, where their name says nothing.
+const MOST_LABELS: usize = 20;
+
+/// What the user says instead of a guess.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Columns that name a row.
+    pub id: Vec<String>,
+    /// One or two columns of texts.
+    pub text: Vec<String>,
+    /// The column of labels.
+    pub label: Option<String>,
+}
+
+/// Which columns mean what, and why.
+#[derive(Debug, Clone)]
+pub struct Guess {
+    /// Columns that name each row once; none if there are no such columns.
+    pub id: Vec<String>,
+    /// Why.
+    pub why_id: String,
+    /// One or two columns of texts.
+    pub text: Vec<String>,
+    /// Why.
+    pub why_text: String,
+    /// The column of labels.
+    pub label: Option<String>,
+    /// Why, or why not.
+    pub why_label: String,
+}
+
+impl Guess {
+    /// Guesses what `wanted` leaves open.
+    ///
+    /// # Errors
+    /// Columns that are not there; no column of texts; an id that is asked for and not unique.
+    pub async fn new(table: &Looked, wanted: &Wanted) -> Result<Self, Error> {
+        let names = || table.columns.iter().map(|column| column.name.as_str());
+        let asked = [("--id", &wanted.id), ("--text", &wanted.text)].into_iter();
+        let asked = asked.flat_map(|(option, names)| names.iter().map(move |name| (option, name)));
+        for (option, name) in asked.chain(wanted.label.iter().map(|name| ("--label", name))) {
+            if !names().any(|column| column == name) {
+                let near = nearest(name, names()).map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+                let all = names().collect::<Vec<_>>().join(", ");
+                return Err(Error::Usage(format!("{option} {name}: there is no such column (there are {all}){near}")));
+            }
+        }
+        let (text, why_text) = texts(table, wanted)?;
+        let (label, why_label) = label(table, wanted, &text);
+        let (id, why_id) = id(table, wanted, &text, label.as_deref()).await?;
+        Ok(Self { id, why_id, text, why_text, label, why_label })
+    }
+}
+
+fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error> {
+    match wanted.text.len() {
+        0 => {}
+        1 | 2 => return Ok((wanted.text.clone(), "as asked for".into())),
+        n => return Err(Error::Usage(format!("--text names {n} columns; one column, or two for pairs"))),
+    }
+    let strings = || {
+        let taken = |column: &&Column| wanted.id.contains(&column.name) || wanted.label.as_ref() == Some(&column.name);
+        table.columns.iter().filter(|column| column.data_type.is_string()).filter(move |column| !taken(column))
+    };
+    let named = |name: &str| strings().find(|column| plain(&column.name) == name);
+    for (first, second) in PAIRS {
+        if let (Some(first), Some(second)) = (named(first), named(second)) {
+            let why = format!("a pair by their names; {:.0} and {:.0} words on average", first.words, second.words);
+            return Ok((vec![first.name.clone(), second.name.clone()], why));
+        }
+    }
+    let mut long: Vec<&Column> = strings().filter(|column| column.words >= WORDS_OF_TEXT).collect();
+    if let [first, second] = long[..]
+        && (stem(&first.name) == stem(&second.name)
+            || first.words.max(second.words) < 2.0 * first.words.min(second.words))
+    {
+        let why = format!(
+            "the only columns of texts; {:.0} and {:.0} words on average, so a pair",
+            first.words, second.words
+        );
+        return Ok((vec![first.name.clone(), second.name.clone()], why));
+    }
+    if let Some(column) = TEXTS.into_iter().find_map(named) {
+        let why = format!("by its name; {:.0} words on average", column.words);
+        return Ok((vec![column.name.clone()], why));
+    }
+    long.sort_by(|a, b| b.words.total_cmp(&a.words));
+    if let Some(longest) = long.first() {
+        let why = format!("the longest texts; {:.0} words on average", longest.words);
+        return Ok((vec![longest.name.clone()], why));
+    }
+    let all = table.columns.iter().map(|column| format!("{} {}", column.name, column.data_type));
+    Err(Error::Usage(format!(
+        "no column looks like texts ({}); name one or two with --text",
+        all.collect::<Vec<_>>().join(", ")
+    )))
+}
+
+fn label(table: &Looked, wanted: &Wanted, text: &[String]) -> (Option<String>, String) {
+    if let Some(label) = &wanted.label {
+        return (Some(label.clone()), "as asked for".into());
+    }
+    let free = || table.columns.iter().filter(|c| !text.contains(&c.name) && !wanted.id.contains(&c.name));
+    let values = |column: &Column| match column.distinct {
+        1 => "1 value".to_owned(),
+        n => format!("{} different values", grouped(n as u64)),
+    };
+    let is_label = |column: &&Column| column.filled > 0 && column.words < 6.0;
+    if let Some(column) = LABELS.into_iter().find_map(|name| free().find(|c| plain(&c.name) == name).filter(is_label)) {
+        return (Some(column.name.clone()), format!("by its name; {}", values(column)));
+    }
+    let few = |column: &&Column| {
+        let most = if column.data_type.is_floating() { column.filled / 10 } else { MOST_LABELS };
+        column.distinct >= 2 && column.distinct <= most && column.distinct * 10 <= column.filled
+    };
+    let mut candidates = free().filter(few).filter(is_label).filter(|column| !names_rows(&column.name));
+    match (candidates.next(), candidates.next()) {
+        (Some(only), None) => {
+            (Some(only.name.clone()), format!("the only other column with few different values: {}", values(only)))
+        }
+        (None, _) => (None, "no column looks like labels; --label names one".into()),
+        (Some(a), Some(b)) => {
+            (None, format!("`{}` and `{}`, at least, could be labels; --label names one", a.name, b.name))
+        }
+    }
+}
+
+async fn id(
+    table: &Looked,
+    wanted: &Wanted,
+    text: &[String],
+    label: Option<&str>,
+) -> Result<(Vec<String>, String), Error> {
+    let rows = grouped(table.rows);
+    if !wanted.id.is_empty() {
+        let names: Vec<&str> = wanted.id.iter().map(String::as_str).collect();
+        if !table.is_unique(&names).await? {
+            return Err(Error::Usage(format!(
+                "--id {}: some of the {rows} rows have no such id, or one that another row has too; name columns that \
+                 tell the rows apart, or leave --id out",
+                names.join(",")
+            )));
+        }
+        return Ok((wanted.id.clone(), "as asked for; no two rows share it".into()));
+    }
+    let may_be = |column: &&Column| {
+        let data_type = &column.data_type;
+        let right = data_type.is_integer() || data_type.is_string() || *data_type == DataType::Binary;
+        right && !text.contains(&column.name) && label != Some(&column.name)
+    };
+    let named = || table.columns.iter().filter(may_be).filter(|column| names_rows(&column.name));
+    for column in named().filter(|column| column.distinct == table.sampled) {
+        if table.is_unique(&[&column.name]).await? {
+            let why = format!("by its name, and no two of the {rows} rows share it");
+            return Ok((vec![column.name.clone()], why));
+        }
+    }
+    let together: Vec<&str> = named().map(|column| column.name.as_str()).collect();
+    if together.len() > 1 && table.is_unique(&together).await? {
+        let why = format!("by their names: alone they repeat, but no two of the {rows} rows share all of them");
+        return Ok((together.into_iter().map(str::to_owned).collect(), why));
+    }
+    let others = table.columns.iter().filter(may_be).filter(|column| !names_rows(&column.name));
+    for column in others.filter(|column| column.distinct == table.sampled && column.words < WORDS_OF_TEXT) {
+        if table.is_unique(&[&column.name]).await? {
+            let why = format!("no two of the {rows} rows share it");
+            return Ok((vec![column.name.clone()], why));
+        }
+    }
+    let why = "no column names each row once, so rows are numbered in the order of the files, with row_number()";
+    Ok((Vec::new(), why.into()))
+}
+
+/// The name in lower case, other characters than letters and digits as single `_`.
+pub(super) fn plain(name: &str) -> String {
+    let mut plain = String::new();
+    for char in name.trim_start_matches('\u{feff}').chars() {
+        match char {
+            char if char.is_alphanumeric() => plain.extend(char.to_lowercase()),
+            _ if plain.ends_with('_') || plain.is_empty() => {}
+            _ => plain.push('_'),
+        }
+    }
+    plain.trim_end_matches('_').to_owned()
+}
+
+/// The name without what tells the two of a pair apart.
+fn stem(name: &str) -> String {
+    let plain = plain(name);
+    let stem = plain.trim_matches(|c: char| c.is_ascii_digit() || c == '_');
+    stem.trim_end_matches("_a").trim_end_matches("_b").to_owned()
+}
+
+/// Whether a name is one of columns that name rows.
+fn names_rows(name: &str) -> bool {
+    let plain = plain(name);
+    let whole = ["id", "idx", "index", "key", "uuid", "guid", "rowid", "row_id", "nr", "number"];
+    whole.contains(&plain.as_str()) || ["_id", "_idx", "_key", "_uuid"].iter().any(|end| plain.ends_with(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_compared_by_what_they_mean() {
+        assert_eq!([plain("#1 String"), plain("\u{feff}Quality"), plain("Text A")], ["1_string", "quality", "text_a"]);
+        assert_eq!(stem("#1 String"), stem("#2 String"));
+        assert_eq!(stem("text_a"), stem("text_b"));
+        assert!(names_rows("#1 ID") && names_rows("pair_id") && names_rows("Id") && !names_rows("paid"));
+    }
+}

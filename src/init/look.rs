@@ -1,0 +1,252 @@
+//! What is in a file that a pipeline is to be written over: its format, its columns, and a sample of its rows.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray};
+use arrow::compute::{cast, concat_batches};
+use arrow::datatypes::{DataType, Int64Type};
+use arrow::util::display::array_value_to_string;
+use datafusion::common::Column as Named;
+use datafusion::functions_aggregate::expr_fn::{count, count_distinct};
+use datafusion::logical_expr::{Expr, lit};
+use datafusion::prelude::SessionContext;
+
+use crate::config::{CsvOptions, Place, Table, TableFormat, place};
+use crate::error::Error;
+use crate::predict::Models;
+use crate::run;
+use crate::session::{self, Resources};
+
+/// Rows that columns are judged by.
+const SAMPLE: usize = 10_000;
+
+/// Bytes of a text file that its format is judged by.
+const HEAD: usize = 64 * 1024;
+
+/// A column, by a sample of its rows.
+#[derive(Debug, Clone)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// Its Arrow type.
+    pub data_type: DataType,
+    /// Rows of the sample that have a value.
+    pub filled: usize,
+    /// Different values among them.
+    pub distinct: usize,
+    /// The mean number of characters.
+    pub characters: f64,
+    /// The mean number of words.
+    pub words: f64,
+}
+
+/// A table that was looked at.
+pub struct Looked {
+    /// What `[tables]` says of it, but for the name: the format where the extension does not tell it.
+    pub options: Vec<(&'static str, String)>,
+    /// Its columns.
+    pub columns: Vec<Column>,
+    /// Rows of the sample.
+    pub sampled: usize,
+    /// All rows.
+    pub rows: u64,
+    context: SessionContext,
+    _resources: Resources,
+}
+
+/// Looks at a file, a folder or a glob, here or in a bucket.
+///
+/// # Errors
+/// A place that cannot be read, or whose format is not told by anything.
+pub async fn look(uri: &str, format: Option<&str>) -> Result<Looked, Error> {
+    let wrong = |problem: String| Error::Usage(format!("--from {uri}: {problem}"));
+    let place = place(uri).map_err(wrong)?;
+    let (table, options) = table(uri, &place, format).map_err(wrong)?;
+    let settings = crate::config::RunSettings::default();
+    let resources = run::resources(&settings)?;
+    let models = Models::new(run::pool(Some(1))?, std::env::current_dir().unwrap_or_default());
+    let tables = [table];
+    let session = session::open(&tables, Arc::new(models), settings.window, 1, &resources);
+    let context = session.await.map_err(Error::Tables)?;
+    let failed = |e: datafusion::common::DataFusionError| Error::sql(format!("--from {uri}"), &e, Some(&context));
+    let frame = context.table("data").await.map_err(failed)?;
+    let sample = frame.clone().limit(0, Some(SAMPLE)).map_err(failed)?.collect().await.map_err(failed)?;
+    let schema = frame.schema().as_arrow().clone();
+    let sample = concat_batches(&Arc::new(schema.clone()), &sample).map_err(|e| failed(e.into()))?;
+    let rows = frame.count().await.map_err(failed)? as u64;
+    let mut columns = Vec::new();
+    for (field, values) in schema.fields().iter().zip(sample.columns()) {
+        columns.push(describe(field.name(), values).map_err(|e| failed(e.into()))?);
+    }
+    Ok(Looked { options, columns, sampled: sample.num_rows(), rows, context, _resources: resources })
+}
+
+impl Looked {
+    /// Whether these columns together name each of all rows once.
+    ///
+    /// # Errors
+    /// A table that cannot be read.
+    pub async fn is_unique(&self, names: &[&str]) -> Result<bool, Error> {
+        let failed = |e: datafusion::common::DataFusionError| Error::sql("--from", &e, Some(&self.context));
+        let columns: Vec<Expr> = names.iter().map(|name| Expr::Column(Named::from_name(*name))).collect();
+        let frame = self.context.table("data").await.map_err(failed)?;
+        let filled = columns.iter().map(|column| count(column.clone()).alias(format!("n{column}"))).collect();
+        let filled = frame.clone().aggregate(vec![], filled).map_err(failed)?.collect().await.map_err(failed)?;
+        let has_null = filled.first().is_none_or(|batch| {
+            batch.columns().iter().any(|n| n.as_primitive::<Int64Type>().value(0).unsigned_abs() < self.rows)
+        });
+        if has_null {
+            return Ok(false);
+        }
+        let distinct = match &columns[..] {
+            [column] => frame.aggregate(vec![], vec![count_distinct(column.clone())]),
+            _ => frame.aggregate(columns, vec![]).and_then(|groups| groups.aggregate(vec![], vec![count(lit(1))])),
+        };
+        let distinct = distinct.map_err(failed)?.collect().await.map_err(failed)?;
+        let distinct = distinct.first().map_or(0, |batch| batch.column(0).as_primitive::<Int64Type>().value(0));
+        Ok(distinct.unsigned_abs() == self.rows)
+    }
+}
+
+fn describe(name: &str, values: &dyn Array) -> Result<Column, arrow::error::ArrowError> {
+    let mut distinct = HashSet::new();
+    let (mut filled, mut characters, mut words) = (0, 0, 0);
+    let texts = values.data_type().is_string().then(|| cast(values, &DataType::Utf8View)).transpose()?;
+    for row in (0..values.len()).filter(|&row| values.is_valid(row)) {
+        let value = match &texts {
+            Some(texts) => texts.as_string_view().value(row).to_owned(),
+            None => array_value_to_string(values, row)?,
+        };
+        filled += 1;
+        characters += value.chars().count();
+        words += value.split_whitespace().count();
+        distinct.insert(value);
+    }
+    let mean = |sum: usize| if filled == 0 { 0.0 } else { sum as f64 / filled as f64 };
+    Ok(Column {
+        name: name.to_owned(),
+        data_type: values.data_type().clone(),
+        filled,
+        distinct: distinct.len(),
+        characters: mean(characters),
+        words: mean(words),
+    })
+}
+
+/// The table `data`, and what `[tables]` must say of it.
+fn table(uri: &str, place: &Place, format: Option<&str>) -> Result<(Table, Vec<(&'static str, String)>), String> {
+    let inferred = crate::config::table_from_uri("data", uri);
+    let local = place.local();
+    let format = format.map(str::to_owned).or_else(|| match (&inferred, local) {
+        // A folder is Parquet unless its files say otherwise.
+        (_, Some(path)) if path.is_dir() => format_of_folder(path),
+        (Err(_), Some(path)) => head(path).and_then(|head| delimiter(&head)).map(str::to_owned),
+        _ => None,
+    });
+    let mut options: Vec<(&'static str, String)> = Vec::new();
+    let mut table = match &format {
+        None => inferred?,
+        Some(format) => {
+            options.push(("format", super::quoted(format)));
+            crate::config::table_from_uri_as("data", uri, Some(format))?
+        }
+    };
+    let first = local.and_then(first_file);
+    if let (TableFormat::Csv(csv), Some(head)) = (&mut table.format, first.as_deref().and_then(head)) {
+        sniff(csv, &head, &mut options);
+    }
+    if options.first().is_some_and(|(key, value)| *key == "format" && value == "\"parquet\"") {
+        options.remove(0);
+    }
+    Ok((table, options))
+}
+
+/// Finds out whether the first line names the columns, and whether quotation marks mean something.
+fn sniff(csv: &mut CsvOptions, head: &str, options: &mut Vec<(&'static str, String)>) {
+    let delimiter = char::from(csv.delimiter);
+    let lines: Vec<&str> = head.lines().filter(|line| !line.is_empty()).collect();
+    // A field that opens with a quotation mark must close with one, or the marks are part of the text.
+    let stray = |field: &str| field.starts_with('"') && !(field.len() > 1 && field.ends_with('"'));
+    let inner = |field: &str| !field.starts_with('"') && field.contains('"');
+    if csv.delimiter == b'\t' && lines.iter().flat_map(|line| line.split(delimiter)).any(|f| stray(f) || inner(f)) {
+        csv.quote = None;
+        options.push(("quote", "false".into()));
+    }
+    let names: Vec<&str> = lines
+        .first()
+        .map_or("", |line| line)
+        .trim_start_matches('\u{feff}')
+        .split(delimiter)
+        .map(|f| f.trim_matches('"'))
+        .collect();
+    let is_value = |name: &&str| name.parse::<f64>().is_ok() || name.split_whitespace().count() > 4;
+    if names.iter().any(|name| is_value(name)) {
+        csv.header = false;
+        options.push(("header", "false".into()));
+    }
+}
+
+/// The file itself, or the first one of a folder.
+fn first_file(path: &Path) -> Option<PathBuf> {
+    if !path.is_dir() {
+        return Some(path.to_owned());
+    }
+    let mut entries: Vec<PathBuf> = path.read_dir().ok()?.flatten().map(|entry| entry.path()).collect();
+    entries.sort();
+    let hidden = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(['.', '_']));
+    entries.iter().filter(|path| !hidden(path)).find_map(|path| first_file(path))
+}
+
+/// The beginning of a plain text file.
+fn head(path: &Path) -> Option<String> {
+    let compressed = path.extension().is_some_and(|extension| extension == "gz" || extension == "zst");
+    if compressed || !path.is_file() {
+        return None;
+    }
+    let mut head = Vec::with_capacity(HEAD);
+    File::open(path).ok()?.take(HEAD as u64).read_to_end(&mut head).ok()?;
+    let whole = head.len() < HEAD;
+    let mut text = String::from_utf8_lossy(&head).into_owned();
+    if !whole && let Some(end) = text.rfind('\n') {
+        text.truncate(end);
+    }
+    Some(text)
+}
+
+/// `tsv` or `csv`, by the first line of a file whose name tells nothing.
+fn delimiter(head: &str) -> Option<&'static str> {
+    let first = head.lines().next()?;
+    if first.contains('\t') {
+        Some("tsv")
+    } else if first.starts_with('{') {
+        Some("json")
+    } else {
+        first.contains(',').then_some("csv")
+    }
+}
+
+/// The format of most files of a folder, or of the folders in it.
+fn format_of_folder(path: &Path) -> Option<String> {
+    let mut counts = std::collections::BTreeMap::<&str, usize>::new();
+    let mut folders = vec![path.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in folder.read_dir().ok()?.flatten().take(1000) {
+            let (path, name) = (entry.path(), entry.file_name().to_string_lossy().to_lowercase());
+            if path.is_dir() {
+                if name == "_delta_log" {
+                    return None;
+                }
+                folders.push(path);
+            } else {
+                let known =
+                    ["parquet", "csv", "tsv", "json", "arrow"].into_iter().find(|e| name.ends_with(&format!(".{e}")));
+                known.into_iter().for_each(|known| *counts.entry(known).or_default() += 1);
+            }
+        }
+    }
+    counts.into_iter().max_by_key(|(_, n)| *n).map(|(format, _)| format.to_owned())
+}

@@ -1,0 +1,204 @@
+//! The pipeline over a table that was looked at, as TOML that a person goes on with.
+
+use std::fmt::Write as _;
+
+use arrow::datatypes::DataType;
+use datafusion::sql::sqlparser::keywords::ALL_KEYWORDS;
+
+use super::ModelChoice;
+use super::guess::{Guess, plain};
+use super::look::Looked;
+use crate::source::OUTPUT_COLUMNS;
+
+/// Where comments begin.
+const COMMENT: usize = 45;
+
+/// A text as TOML, in which braces mean themselves.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for char in text.chars() {
+        match char {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\t' => quoted.push_str("\\t"),
+            char if char.is_control() => {
+                let _ = write!(quoted, "\\u{:04X}", char as u32);
+            }
+            char => quoted.push(char),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// A line with a comment behind it.
+pub(super) fn with_comment(line: &str, comment: &str) -> String {
+    format!("{line:<width$}# {comment}", width = COMMENT.max(line.chars().count() + 1))
+}
+
+/// A column, and the name that it has behind the query.
+struct Selected<'a> {
+    column: &'a str,
+    name: String,
+}
+
+impl Selected<'_> {
+    fn sql(&self) -> String {
+        let (column, name) = (identifier(self.column), identifier(&self.name));
+        if self.column == self.name { column } else { format!("{column} AS {name}") }
+    }
+}
+
+/// The text of a pipeline over a table.
+#[must_use]
+pub fn pipeline_over(name: &str, uri: &str, table: &Looked, guess: &Guess, model: &ModelChoice) -> String {
+    let mut taken: Vec<String> = Vec::new();
+    let mut select = |column: &str, wished: &str| {
+        let mut name = if is_plain(column) { column.to_owned() } else { wished.to_owned() };
+        // Names that couplet gives to columns of its own, and those that differ in case only, are taken.
+        if OUTPUT_COLUMNS.iter().any(|own| own.eq_ignore_ascii_case(&name)) {
+            name = format!("source_{name}");
+        }
+        while taken.iter().any(|other| other.eq_ignore_ascii_case(&name)) {
+            name.push('_');
+        }
+        taken.push(name.clone());
+        name
+    };
+    let mut columns: Vec<Selected> = Vec::new();
+    let (mut ids, mut texts) = (Vec::new(), Vec::new());
+    if guess.id.is_empty() {
+        ids.push(select("id", "id"));
+    }
+    for (i, column) in guess.id.iter().enumerate() {
+        let wished = if guess.id.len() == 1 { "id".to_owned() } else { format!("id{}", i + 1) };
+        ids.push(select(column, &wished));
+        columns.push(Selected { column, name: ids[i].clone() });
+    }
+    for (i, column) in guess.text.iter().enumerate() {
+        let wished = if guess.text.len() == 1 { "text".to_owned() } else { format!("text{}", i + 1) };
+        texts.push(select(column, &wished));
+        columns.push(Selected { column, name: texts[i].clone() });
+    }
+    let label = guess.label.as_ref().map(|column| {
+        let name = select(column, "label");
+        columns.push(Selected { column, name: name.clone() });
+        name
+    });
+    let named: Vec<&str> = columns.iter().map(|selected| selected.column).collect();
+    for column in table.columns.iter().map(|column| column.name.as_str()).filter(|name| !named.contains(name)) {
+        let mut wished = plain(column);
+        if !wished.starts_with(|c: char| c.is_ascii_alphabetic()) || !is_plain(&wished) {
+            wished = format!(
+                "column_{}",
+                wished.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').collect::<String>()
+            );
+        }
+        columns.push(Selected { column, name: select(column, &wished) });
+    }
+
+    let mut selected: Vec<String> = columns.iter().map(Selected::sql).collect();
+    if guess.id.is_empty() {
+        selected.insert(0, format!("row_number() OVER () AS {}", identifier(&ids[0])));
+    }
+    let table_entry = match &table.options[..] {
+        [] => format!("data = {}", quoted(&doubled(uri))),
+        options => {
+            let options = options.iter().map(|(key, value)| format!(", {key} = {value}")).collect::<String>();
+            format!("data = {{ uri = {}{options} }}", quoted(&doubled(uri)))
+        }
+    };
+    let list = |names: &[String]| match names {
+        [name] => quoted(name),
+        names => format!("[{}]", names.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ")),
+    };
+    let sql = format!("SELECT\n  {}\nFROM data", selected.join(",\n  "));
+    let mut toml = format!(
+        "# Scores the rows of {}. What the columns mean was guessed by couplet init; correct it where it is wrong.\n\
+         #   couplet plan pipeline.toml      what a run would do, how long it takes, where it writes\n\
+         #   couplet run pipeline.toml\n\
+         # Paths start at this file's folder.\n\n\
+         name = {}\n\n[tables]\n{table_entry}\n\n[source]\nsql = '''\n{}\n'''\n",
+        uri.replace(char::is_control, " "),
+        quoted(name),
+        doubled(&sql)
+    );
+    let mut line = |line: String, comment: &str| toml.push_str(&format!("{}\n", with_comment(&line, comment)));
+    line(format!("id = {}", list(&ids)), &guess.why_id);
+    line(format!("text = {}", list(&texts)), &guess.why_text);
+    match &label {
+        Some(label) => line(format!("label = {}", quoted(label)), &guess.why_label),
+        None => line("# label = \"…\"".into(), &guess.why_label),
+    }
+    toml.push_str("\n[model]\n");
+    let mut line = |line: String, comment: &str| toml.push_str(&format!("{}\n", with_comment(&line, comment)));
+    line(format!("uri = {}", quoted(&doubled(&model.uri))), &model.why);
+    line("max_length = 128".into(), "tokens; longer inputs are cut. couplet plan says how many that concerns");
+    toml.push_str("\n[sink]\n");
+    let mut line = |line: String, comment: &str| toml.push_str(&format!("{}\n", with_comment(&line, comment)));
+    line("uri = \"out/predictions.parquet\"".into(), "appears when it is complete, instead of the one before");
+    if let Some(label) = &label {
+        toml.push_str(&finetune(table, guess, &sql, &texts, label));
+    }
+    toml
+}
+
+/// A stage that learns from these labels, as a comment.
+fn finetune(table: &Looked, guess: &Guess, sql: &str, texts: &[String], label: &str) -> String {
+    let column = guess.label.as_ref().and_then(|label| table.columns.iter().find(|column| column.name == *label));
+    let task = match column.map(|column| &column.data_type) {
+        Some(data_type) if data_type.is_floating() => "regression",
+        Some(DataType::List(_) | DataType::LargeList(_)) => "multilabel",
+        _ => "classification",
+    };
+    let texts = texts.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(", ");
+    let sql = sql.replace('\n', "\n# ");
+    format!(
+        "\n# To learn from the labels first, name a base and uncomment this; [model] then names the output.\n\
+         # [finetune]\n# sql = '''\n# {sql}\n# '''\n# task = \"{task}\"\n# text = [{texts}]\n# label = {}\n\
+         # model = \"models/base\"\n# output = \"models/trained\"\n",
+        quoted(label)
+    )
+}
+
+/// Whether SQL takes the name as it is, in lower case and without quotation marks.
+fn is_plain(name: &str) -> bool {
+    let mut chars = name.chars();
+    chars.next().is_some_and(|first| first == '_' || first.is_ascii_alphabetic())
+        && chars.all(|char| char == '_' || char.is_ascii_alphanumeric())
+}
+
+/// A name in SQL, between quotation marks where it needs them.
+fn identifier(name: &str) -> String {
+    let usual = ["id", "text", "label", "title", "source", "date", "category"];
+    let upper = name.to_ascii_uppercase();
+    let is_word = ALL_KEYWORDS.contains(&upper.as_str()) && !usual.contains(&name);
+    if is_plain(name) && name.to_ascii_lowercase() == name && !is_word {
+        name.to_owned()
+    } else {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    }
+}
+
+/// The text with the braces doubled that would stand for a variable.
+fn doubled(text: &str) -> String {
+    let pattern = regex::Regex::new(r"\{([A-Za-z_][A-Za-z0-9_]*)\}").expect("a pattern of this program");
+    pattern.replace_all(text, "{{$1}}").into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_texts_are_quoted_where_they_must_be() {
+        assert_eq!(identifier("sentence1"), "sentence1");
+        assert_eq!(identifier("#1 ID"), "\"#1 ID\"");
+        assert_eq!(identifier("Text"), "\"Text\"");
+        assert_eq!(identifier("order"), "\"order\"");
+        assert_eq!(identifier("a\"b"), "\"a\"\"b\"");
+        assert_eq!(quoted("a\"b\\c\u{1}"), "\"a\\\"b\\\\c\\u0001\"");
+        assert_eq!(doubled("a/{b}/{ c }"), "a/{{b}}/{ c }");
+    }
+}

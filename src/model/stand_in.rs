@@ -1,0 +1,91 @@
+//! A model in the place of one that is still to be trained: the encoder that training starts from, under an empty head.
+//!
+//! It scores nothing. It has the sizes, the tokenizer and the speed of the model to come, which is what a plan needs.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+
+use super::{Checkpoint, Encoder, Fingerprint, Head, LoadError, Model, ModelConfig, Problem, Source, Tokenizer};
+use crate::ops::{Kernels, Parameter};
+
+/// What a model will be made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Makings {
+    /// A `config.json`, by whatever name, or the folder of one.
+    pub config: PathBuf,
+    /// A folder with a tokenizer.
+    pub tokenizer: PathBuf,
+    /// A folder with the weights of the encoder; none where training starts from random ones.
+    pub weights: Option<PathBuf>,
+    /// Logits of the head.
+    pub outputs: usize,
+}
+
+impl Makings {
+    /// Those of a model that is trained from the encoder in a folder.
+    #[must_use]
+    pub fn of_base(folder: &Path, outputs: usize) -> Self {
+        let folder = folder.to_owned();
+        Self { config: folder.clone(), tokenizer: folder.clone(), weights: Some(folder), outputs }
+    }
+
+    /// The folder, or the file, that is named for the whole.
+    #[must_use]
+    pub fn name(&self) -> &Path {
+        self.weights.as_ref().unwrap_or(&self.config)
+    }
+}
+
+/// The weights of a checkpoint, and zeros where there are none.
+struct OrZeros<'a>(Option<&'a Checkpoint>, &'a Device);
+
+impl Source for OrZeros<'_> {
+    fn parameter(&self, name: &str, shape: &[usize]) -> Result<Parameter, LoadError> {
+        let Self(checkpoint, device) = self;
+        match checkpoint {
+            // A head may be missing, an encoder may not.
+            Some(checkpoint) if checkpoint.has(name, shape) || !is_head(name) => {
+                (*checkpoint, *device).parameter(name, shape)
+            }
+            _ => Ok(Parameter::plain(Tensor::zeros(shape, DType::F32, device)?)),
+        }
+    }
+}
+
+fn is_head(name: &str) -> bool {
+    ["classifier.", "pre_classifier.", "pooler."].iter().any(|head| name.starts_with(head))
+}
+
+impl Model {
+    /// Loads an encoder under a head that is zero where there is no such head.
+    ///
+    /// # Errors
+    /// As [`Model::load`], except for a head that is missing.
+    pub(crate) fn stand_in(makings: &Makings, device: &Device, kernels: Kernels) -> Result<Self, LoadError> {
+        let Makings { config, tokenizer, weights, outputs } = makings;
+        let config_file = if config.is_file() { config.clone() } else { config.join("config.json") };
+        let mut config = ModelConfig::load(&config_file)?;
+        let checkpoint = weights.as_ref().map(|folder| Checkpoint::open(folder, config.architecture)).transpose()?;
+        let tokenizer = Tokenizer::load(tokenizer, &config)?;
+        config.problem = if *outputs == 1 { Problem::Regression } else { Problem::SingleLabel };
+        config.labels =
+            if *outputs == 1 { Vec::new() } else { (0..*outputs).map(|label| format!("LABEL_{label}")).collect() };
+        let source = OrZeros(checkpoint.as_ref(), device);
+        let head = Head::load(&source, &config, *outputs, kernels)?;
+        let encoder = Encoder::load(&source, &config, kernels)?;
+        let files = checkpoint.as_ref().map_or(&[][..], |checkpoint| &checkpoint.files);
+        Ok(Self {
+            folder: makings.name().to_owned(),
+            calibration: None,
+            fingerprint: Fingerprint::of_files(&[config_file])?,
+            tokenizer,
+            parameters: checkpoint.as_ref().map_or(0, Checkpoint::parameters),
+            bytes: files.iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum(),
+            device: device.clone(),
+            config,
+            encoder,
+            head,
+        })
+    }
+}

@@ -1,0 +1,205 @@
+//! A plan as one JSON document.
+
+use serde_json::{Map, Value, json};
+
+use super::{Forecast, Lengths, Plan, PlannedEvaluation, PlannedScoring, PlannedTraining};
+use crate::scorer::{PADDED_BATCH, Pace, Rejection};
+use crate::train::course::Standing;
+
+impl Plan {
+    /// The plan as one JSON document; `predicted` is what `couplet run --plan` compares with.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let tables = self.tables.iter().map(|table| {
+            json!({
+                "table": table.table,
+                "place": table.place,
+                "format": table.format,
+                "files": table.files,
+                "bytes": table.bytes,
+                "rows": table.rows,
+            })
+        });
+        let mut json = json!({
+            "pipeline": self.pipeline,
+            "file": self.file,
+            "tables": tables.collect::<Vec<_>>(),
+            "memory": {
+                "expected_bytes": self.memory,
+                "spills_above_bytes": self.spills_above,
+                "spill": self.spill,
+            },
+            "writes": self.writes.iter().map(super::Write::to_json).collect::<Vec<_>>(),
+            "notes": self.notes,
+            "problems": self.problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "planned_in_seconds": self.seconds,
+        });
+        for (key, stage) in [("pretrain", &self.pretrain), ("finetune", &self.finetune)] {
+            if let Some(stage) = stage {
+                json[key] = stage.to_json();
+            }
+        }
+        if let Some(stage) = &self.evaluate {
+            json["evaluate"] = stage.to_json();
+        }
+        if let Some(stage) = &self.score {
+            json["score"] = stage.to_json();
+            json["predicted"] = stage.forecast().to_json();
+        }
+        if !self.explained.is_empty() {
+            let plans = self.explained.iter().map(|(query, plan)| (query.clone(), Value::from(plan.as_str())));
+            json["plans"] = Value::Object(plans.collect::<Map<_, _>>());
+        }
+        json
+    }
+}
+
+impl Forecast {
+    /// What was foreseen as JSON.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "rows": self.texts,
+            "tokens": self.tokens,
+            "seconds": { "scoring": self.scoring, "all": self.all },
+        })
+    }
+
+    /// Reads what a plan's JSON says; none if that is no plan of a pipeline that scores.
+    #[must_use]
+    pub fn from_json(json: &Value) -> Option<Self> {
+        Some(Self {
+            texts: json["rows"].as_u64()?,
+            tokens: json["tokens"].as_u64()?,
+            scoring: json["seconds"]["scoring"].as_f64()?,
+            all: json["seconds"]["all"].as_f64(),
+        })
+    }
+}
+
+impl PlannedTraining {
+    fn to_json(&self) -> Value {
+        let rehearsal = self.rehearsal.as_ref().map(|rehearsal| {
+            json!({
+                "state": match rehearsal.standing {
+                    Standing::New => "new",
+                    Standing::Resumes(_) => "resumes",
+                    Standing::Done => "unchanged",
+                    Standing::ToCalibrate => "calibrates",
+                    Standing::Rejected => "rejected_before",
+                },
+                "steps_done": match rehearsal.standing {
+                    Standing::Resumes(steps) => Some(steps),
+                    _ => None,
+                },
+                "rows": rehearsal.rows,
+                "held_out": rehearsal.held_out,
+                "labels": rehearsal.labels,
+                "steps": rehearsal.total_steps,
+                "tokens_of_an_epoch": rehearsal.tokens,
+                "truncated": rehearsal.truncated,
+                "tried": rehearsal.pace.map(|pace| json!({
+                    "steps": pace.steps,
+                    "tokens": pace.tokens,
+                    "seconds": pace.seconds,
+                    "tokens_per_second": pace.tokens_per_second(),
+                })),
+                "seconds_of_measuring": rehearsal.measuring,
+            })
+        });
+        json!({
+            "output": self.output,
+            "rows": self.rows,
+            "epochs": self.epochs,
+            "seconds": self.seconds(),
+            "training": rehearsal,
+        })
+    }
+}
+
+impl PlannedEvaluation {
+    fn to_json(&self) -> Value {
+        json!({
+            "output": self.output,
+            "rows": self.rows,
+            "model": self.model,
+            "tokens": self.lengths.to_json(self.rows as u64),
+            "speed": self.pace.map(|pace| pace.to_json(&self.lengths)),
+            "seconds": self.seconds,
+        })
+    }
+}
+
+impl Lengths {
+    fn to_json(&self, texts: u64) -> Value {
+        let padding = self.scaled(self.padding, texts);
+        json!({
+            "sampled": self.sampled,
+            "all": self.tokens_of(texts),
+            "mean": self.mean,
+            "p50": self.p50,
+            "p90": self.p90,
+            "p99": self.p99,
+            "max": self.max,
+            "max_length": self.max_length,
+            "truncated": self.scaled(self.truncated, texts),
+            "padding_avoided": padding,
+            "padded_batch": PADDED_BATCH,
+        })
+    }
+}
+
+impl Pace {
+    fn to_json(self, lengths: &Lengths) -> Value {
+        json!({
+            "batches": self.batches,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "threads": self.threads,
+            "tokens_per_second": self.tokens_per_second,
+            "rows_per_second": if lengths.mean > 0.0 { self.tokens_per_second / lengths.mean } else { 0.0 },
+        })
+    }
+}
+
+impl PlannedScoring {
+    fn to_json(&self) -> Value {
+        let columns = self
+            .columns
+            .iter()
+            .map(|column| json!({ "role": column.role, "name": column.name, "type": column.data_type.to_string() }));
+        let rejected = Rejection::KINDS.iter().zip(self.rejected).filter(|(_, n)| *n > 0);
+        json!({
+            "columns": columns.collect::<Vec<_>>(),
+            "other_columns": self.other_columns,
+            "rows": {
+                "read": self.rows,
+                "of": self.all_rows,
+                "limited": self.limited,
+                "to_score": self.texts,
+                "remembered": self.remembered,
+                "repeated": self.repeated,
+                "rejected": self.rejected.iter().sum::<u64>(),
+            },
+            "rejected": rejected.map(|(kind, n)| ((*kind).to_owned(), n.into())).collect::<Map<_, _>>(),
+            "labels": self.labels,
+            "model": {
+                "uri": self.model,
+                "fingerprint": self.fingerprint.as_ref().ok(),
+                "stands_for_it": self.fingerprint.as_ref().err(),
+                "precision": self.precision,
+            },
+            "tokens": self.lengths.as_ref().map(|lengths| lengths.to_json(self.texts)),
+            "speed": self.pace.zip(self.lengths.as_ref()).map(|(pace, lengths)| pace.to_json(lengths)),
+            "seconds": {
+                "loading": self.seconds.loading,
+                "reading": self.seconds.reading,
+                "scoring": self.seconds.scoring,
+                "publishing": self.seconds.publishing,
+                "all": self.seconds.all(),
+            },
+            "temporary_bytes": self.temporary_bytes,
+            "output_bytes": self.output_bytes,
+        })
+    }
+}

@@ -1,0 +1,371 @@
+//! The stage that scores, planned: columns, rows, texts that have no score yet, their lengths, and how long they take.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::compute::{cast, concat_batches};
+use arrow::datatypes::{DataType, Float64Type, Int64Type, SchemaRef};
+use arrow::util::display::array_value_to_string;
+use datafusion::common::DataFusionError;
+use datafusion::functions_aggregate::expr_fn::{count, max, min};
+use datafusion::logical_expr::{col, lit};
+use datafusion::prelude::SessionContext;
+use parquet::arrow::ArrowWriter;
+
+use super::super::checked::output_schema;
+use super::super::score::check_errors;
+use super::super::spool::{BYTES_PER_SCORE, Pending, Spool, column};
+use super::super::{
+    NOTHING_WRITTEN, blame, missing_model, model_name, query_text, readable, readable_place, scorer_options,
+};
+use super::planned::{Column, Lengths, PlannedScoring, Seconds};
+use super::{Opened, Plan, Planner, Stand};
+use crate::config::{ModelSettings, Scoring, SinkFormat, SinkMode};
+use crate::error::Error;
+use crate::model::Problem;
+use crate::objects::Objects;
+use crate::predict::{Models, predictions_to_array};
+use crate::scorer::{Pace, Scorer, ScorerError, TextColumn, Window};
+use crate::session::Resources;
+use crate::sink::{DeltaSink, Mode, properties};
+use crate::source::Source;
+use crate::store::{ScoreStore, model_class};
+use crate::tables;
+
+/// Texts that are tokenized to learn how long all of them are: about a window.
+pub(in crate::run) const SAMPLE: u64 = 8192;
+
+/// Labels that are listed at most.
+const MOST_LABELS: usize = 12;
+
+impl Planner<'_> {
+    pub(super) async fn score(
+        &self,
+        scoring: &Scoring,
+        opened: Opened,
+        plan: &mut Plan,
+    ) -> Result<PlannedScoring, Error> {
+        let (pipeline, settings) = (self.pipeline, &scoring.source);
+        let Opened { context, models, resources, seconds: opening } = opened;
+        let sql = query_text(pipeline, &settings.query, "source.file", self.variables)?;
+        let source = Source::open(&context, &sql, &settings.id, &settings.text, settings.label.as_deref())
+            .await
+            .map_err(|e| Error::source(&pipeline.path, e, &context))?;
+        self.explain(plan, "the source query", source.frame()).await;
+        self.check_sink(scoring, &output_schema(source.schema())).await?;
+        let stand = self.model(&scoring.model, &models).await?;
+        let changes = self.changes(scoring, plan);
+        self.note_stand_in(scoring, &stand, changes, plan);
+        let scorer = &stand.scorer;
+
+        let reading = Instant::now();
+        let read = self.read(scoring, &context, &source, resources, plan).await?;
+        let spool = &read.spool;
+        let known = match &stand.for_now {
+            None if !self.options.fresh && !changes => {
+                let store = Objects::open(&scoring.score.store.place)?;
+                ScoreStore::look(&store, model_class(scorer)).await?
+            }
+            _ => None,
+        };
+        let held = known.as_ref().map_or(0, ScoreStore::rows);
+        let scores = match &known {
+            Some(known) => known.scores(spool.context()).await?,
+            None => spool.context().read_empty().map_err(|e| self.rows_failed(&e))?,
+        };
+        let pending = spool.pending(scores, held).await.map_err(|e| self.rows_failed(&e))?;
+        let reading = reading.elapsed().as_secs_f64();
+
+        let tried = self.try_texts(&pending, scorer).await?;
+        let written = self.trial_of_writing(spool, scorer).await.map_err(|e| self.rows_failed(&e))?;
+        let (on_disk, in_memory) = spool.bytes().map_err(|e| self.rows_failed(&e))?;
+        let rejected: u64 = spool.rejected().iter().sum();
+        let mut planned = PlannedScoring {
+            columns: columns(&source, scoring),
+            other_columns: other_columns(&source, scoring),
+            limited: self.options.rows.is_some_and(|limit| spool.len() >= limit as u64),
+            all_rows: read.all_rows,
+            rows: spool.len(),
+            texts: pending.texts,
+            remembered: spool.len() - rejected - pending.rows,
+            repeated: pending.rows - pending.texts,
+            rejected: spool.rejected(),
+            labels: self.labels(spool, scoring, scorer, plan).await.map_err(|e| self.rows_failed(&e))?,
+            seconds: Seconds {
+                loading: opening + stand.seconds,
+                reading,
+                scoring: tried.seconds(pending.texts),
+                publishing: written.seconds_per_row * spool.len() as f64 + read.one_pass,
+            },
+            lengths: tried.lengths,
+            pace: tried.pace,
+            model: readable_place(&scoring.model.location.place),
+            fingerprint: match &stand.for_now {
+                None => Ok(scorer.model().fingerprint.as_str().to_owned()),
+                Some(path) => Err(readable(path).display().to_string()),
+            },
+            precision: scorer.precision().to_string(),
+            temporary_bytes: on_disk + pending.bytes(),
+            joins_bytes: (held + pending.texts).saturating_mul(BYTES_PER_SCORE).saturating_add(in_memory),
+            output_bytes: (written.bytes_per_row * spool.len() as f64) as u64,
+        };
+        planned.scale_up();
+        Ok(planned)
+    }
+
+    fn rows_failed(&self, error: &DataFusionError) -> Error {
+        Error::sql(format!("{}: the rows", self.pipeline.path.display()), error, None)
+    }
+
+    /// Reads the rows as the run will, and checks ids and texts.
+    async fn read(
+        &self,
+        scoring: &Scoring,
+        context: &SessionContext,
+        source: &Source,
+        resources: Resources,
+        plan: &mut Plan,
+    ) -> Result<Read, Error> {
+        let (pipeline, settings) = (self.pipeline, &scoring.source);
+        let mut frame = source.frame().clone();
+        let mut all_rows = None;
+        if let Some(rows) = self.options.rows {
+            all_rows = known_rows(&frame).await.filter(|all| *all > rows as u64);
+            frame = frame.limit(0, Some(rows)).map_err(|e| self.rows_failed(&e))?;
+        }
+        let spool = match Spool::fill(frame, &settings.text, pipeline.run.memory, resources).await {
+            Ok(spool) => spool,
+            Err(e) => {
+                let error = Error::sql(format!("{}: the source query", pipeline.path.display()), &e, Some(context));
+                return Err(blame(context, &pipeline.tables, error, NOTHING_WRITTEN).await);
+            }
+        };
+        let checking = Instant::now();
+        let rows = spool.rows().await.map_err(|e| self.rows_failed(&e))?;
+        let ids = Source::check_ids(&rows, &settings.id).await;
+        let one_pass = checking.elapsed().as_secs_f64();
+        plan.problems.extend(ids.err().map(|e| Error::source(&pipeline.path, e, context)));
+        plan.problems.extend(check_errors(scoring, spool.rejected(), spool.len()).err());
+        Ok(Read { spool, all_rows, one_pass })
+    }
+
+    /// Tokenizes some of the texts that have no score, and runs some batches of them.
+    async fn try_texts(&self, pending: &Pending, scorer: &Scorer) -> Result<Tried, Error> {
+        if pending.texts == 0 {
+            return Ok(Tried::default());
+        }
+        let sample = pending.sample(SAMPLE.max(self.pipeline.run.window as u64)).map_err(|e| self.rows_failed(&e))?;
+        let sample = Arc::new(scorer.tokenize(sample).await?);
+        let seconds_per_text = sample.seconds / sample.lengths.len().max(1) as f64;
+        let lengths = Some(Lengths::of(&sample, pending.texts, scorer.max_length()));
+        let pace = scorer.pace(sample, self.options.budget).await?;
+        Ok(Tried { lengths, pace, seconds_per_text })
+    }
+
+    /// Says that sizes and times are not those of the model itself, or that its scores are void.
+    fn note_stand_in(&self, scoring: &Scoring, stand: &Stand, changes: bool, plan: &mut Plan) {
+        if let Some(path) = &stand.for_now {
+            let model = readable_place(&scoring.model.location.place);
+            let stands = readable(path).display().to_string();
+            plan.notes.push(format!("{model} is not there yet: sizes and times are those of {stands}"));
+        } else if changes {
+            plan.notes.push("the model is trained anew, so that no score is remembered".into());
+        }
+    }
+
+    /// Loads a model, or what stands for it while it is not there.
+    pub(super) async fn model(&self, settings: &ModelSettings, models: &Models) -> Result<Stand, Error> {
+        let began = Instant::now();
+        let place = &settings.location.place;
+        if place.local().is_some_and(|path| !path.exists())
+            && let Some(makings) = self.makings(place)
+        {
+            let (options, pool) = (scorer_options(settings, self.pipeline), models.pool().clone());
+            let name = makings.name().to_owned();
+            let loading = tokio::task::spawn_blocking(move || Scorer::stand_in(&makings, options, &pool));
+            let scorer = loading.await.map_err(|_| ScorerError::Stopped)??;
+            return Ok(Stand { scorer, for_now: Some(name), seconds: began.elapsed().as_secs_f64() });
+        }
+        if let Some(error) = missing_model(settings) {
+            return Err(error);
+        }
+        let scorer = models.get(&model_name(settings)).await?;
+        Ok(Stand { scorer, for_now: None, seconds: began.elapsed().as_secs_f64() })
+    }
+
+    /// Whether a stage before this one leaves another model than the one that is there.
+    fn changes(&self, scoring: &Scoring, plan: &Plan) -> bool {
+        let output = self.pipeline.finetune.as_ref().map(|stage| stage.learning.output.path.as_path());
+        let trained = plan.finetune.as_ref().is_some_and(|stage| stage.changes_the_model());
+        trained && output.is_some() && output == scoring.model.location.local()
+    }
+
+    /// Whether the rows fit the table that is there; nothing is made.
+    async fn check_sink(&self, scoring: &Scoring, schema: &SchemaRef) -> Result<(), Error> {
+        let sink = &scoring.sink;
+        if sink.format != SinkFormat::Delta {
+            return Ok(());
+        }
+        let mode = match sink.mode {
+            SinkMode::Overwrite => Mode::Overwrite,
+            SinkMode::Append => Mode::Append,
+            SinkMode::Merge => Mode::Merge,
+        };
+        let objects = Objects::open(&sink.location.place)?;
+        let (id, name) = (&scoring.source.id, &self.pipeline.name);
+        DeltaSink::open(&objects, schema, mode, &sink.partition_by, id, name, "plan").await?;
+        Ok(())
+    }
+
+    /// What the column of labels has, and whether the model knows such labels.
+    async fn labels(
+        &self,
+        spool: &Spool,
+        scoring: &Scoring,
+        scorer: &Scorer,
+        plan: &mut Plan,
+    ) -> Result<Option<String>, DataFusionError> {
+        let Some(label) = &scoring.source.label else { return Ok(None) };
+        let rows = spool.rows().await?;
+        let data_type = spool.schema().field_with_name(label)?.data_type().clone();
+        if data_type.is_nested() {
+            return Ok(Some(format!("lists ({data_type})")));
+        }
+        if data_type.is_floating() {
+            let range = rows.aggregate(vec![], vec![min(column(label)), max(column(label)), count(column(label))])?;
+            let range = range.collect().await?;
+            let Some(range) = range.first() else { return Ok(None) };
+            let value = |i: usize| cast(range.column(i), &DataType::Float64);
+            let (low, high) = (value(0)?, value(1)?);
+            let (low, high) = (low.as_primitive::<Float64Type>(), high.as_primitive::<Float64Type>());
+            if low.is_null(0) {
+                return Ok(Some("all NULL".into()));
+            }
+            let null = spool.len() - range.column(2).as_primitive::<Int64Type>().value(0).unsigned_abs();
+            let null = if null > 0 { format!(" · NULL in {null} rows") } else { String::new() };
+            return Ok(Some(format!("numbers from {} to {}{null}", low.value(0), high.value(0))));
+        }
+        let counts = rows.aggregate(vec![column(label)], vec![count(lit(1)).alias("__rows")])?;
+        let counts = counts.sort(vec![col("__rows").sort(false, false), column(label).sort(true, false)])?;
+        let counts = counts.limit(0, Some(MOST_LABELS + 1))?.collect().await?;
+        let mut found: Vec<(Option<String>, i64)> = Vec::new();
+        for batch in &counts {
+            let n = batch.column(1).as_primitive::<Int64Type>();
+            for row in 0..batch.num_rows() {
+                let value = batch.column(0);
+                let name = value.is_valid(row).then(|| array_value_to_string(value, row)).transpose()?;
+                found.push((name, n.value(row)));
+            }
+        }
+        let config = &scorer.model().config;
+        let unknown = found.iter().filter_map(|(name, _)| name.as_ref()).find(|name| !config.labels.contains(name));
+        if let (Problem::SingleLabel, Some(unknown)) = (config.problem, unknown) {
+            plan.notes.push(format!(
+                "label `{label}` has the value {unknown:?}, which is not among the model's labels ({}); queries that \
+                 compare them with predicted_label need a CASE in the source query",
+                config.labels.join(", ")
+            ));
+        }
+        let more = if found.len() > MOST_LABELS { " · and more" } else { "" };
+        let named = |(name, n): &(Option<String>, i64)| {
+            format!("{} {}", name.as_deref().unwrap_or("NULL"), crate::progress::grouped(n.unsigned_abs()))
+        };
+        let named = found.iter().take(MOST_LABELS).map(named).collect::<Vec<_>>().join(" · ");
+        Ok(Some(format!("{named}{more}")))
+    }
+
+    /// Writes some rows with predictions of no meaning as Parquet into memory.
+    async fn trial_of_writing(&self, spool: &Spool, scorer: &Scorer) -> Result<Written, DataFusionError> {
+        let rows = spool.rows().await?.limit(0, Some(self.pipeline.run.window))?;
+        let names = spool.schema().fields().iter().map(|field| column(field.name())).collect::<Vec<_>>();
+        let batches = rows.select(names)?.collect().await?;
+        let Some(first) = batches.first() else { return Ok(Written::default()) };
+        let rows = concat_batches(&first.schema(), &batches)?;
+        if rows.num_rows() == 0 {
+            return Ok(Written::default());
+        }
+        let (_, predicted, _) =
+            predictions_to_array(&scorer.imagined(rows.num_rows()), &scorer.model().config).into_parts();
+        let fingerprint = scorer.model().fingerprint.to_string();
+        let model: ArrayRef = Arc::new(arrow::array::StringArray::from(vec![fingerprint.as_str(); rows.num_rows()]));
+        let schema = output_schema(spool.schema());
+        let columns = rows.columns().iter().cloned().chain(predicted).chain([model]);
+        let columns = columns.zip(schema.fields()).map(|(column, field)| cast(&column, field.data_type()));
+        let batch = RecordBatch::try_new(Arc::clone(&schema), columns.collect::<Result<_, _>>()?)?;
+        let began = Instant::now();
+        let mut writer = ArrowWriter::try_new(Vec::new(), schema, Some(properties(&[])))?;
+        writer.write(&batch)?;
+        let bytes = writer.into_inner()?.len();
+        let n = rows.num_rows() as f64;
+        Ok(Written { seconds_per_row: began.elapsed().as_secs_f64() / n, bytes_per_row: bytes as f64 / n })
+    }
+}
+
+/// The rows, read.
+struct Read {
+    spool: Spool,
+    /// Rows of the source, where it is known that not all were read.
+    all_rows: Option<u64>,
+    /// How long it takes to go over them once, in seconds.
+    one_pass: f64,
+}
+
+/// What some texts say of all.
+#[derive(Default)]
+struct Tried {
+    lengths: Option<Lengths>,
+    pace: Option<Pace>,
+    seconds_per_text: f64,
+}
+
+impl Tried {
+    /// How long it takes to tokenize and score so many texts, in seconds.
+    fn seconds(&self, texts: u64) -> f64 {
+        let tokens = self.lengths.as_ref().map_or(0, |lengths| lengths.tokens_of(texts));
+        self.pace.map_or(0.0, |pace| tokens as f64 / pace.tokens_per_second) + self.seconds_per_text * texts as f64
+    }
+}
+
+/// What writing some rows says of writing all.
+#[derive(Debug, Clone, Copy, Default)]
+struct Written {
+    seconds_per_row: f64,
+    bytes_per_row: f64,
+}
+
+/// The rows of a query, where its statistics say so.
+async fn known_rows(frame: &datafusion::prelude::DataFrame) -> Option<u64> {
+    tables::known_rows(frame.clone().create_physical_plan().await.ok()?.as_ref())
+}
+
+fn columns(source: &Source, scoring: &Scoring) -> Vec<Column> {
+    let settings = &scoring.source;
+    let named = settings.id.iter().map(|name| ("id", name));
+    let named = named.chain(settings.text.iter().map(|name| ("text", name)));
+    let named = named.chain(settings.label.iter().map(|name| ("label", name)));
+    named
+        .filter_map(|(role, name)| {
+            let data_type = source.schema().field_with_name(name).ok()?.data_type().clone();
+            Some(Column { role, name: name.clone(), data_type })
+        })
+        .collect()
+}
+
+fn other_columns(source: &Source, scoring: &Scoring) -> Vec<String> {
+    let settings = &scoring.source;
+    let is_named = |name: &String| {
+        settings.id.contains(name) || settings.text.contains(name) || settings.label.as_ref() == Some(name)
+    };
+    let names = source.schema().fields().iter().map(|field| field.name().clone());
+    names.filter(|name| !is_named(name)).collect()
+}
+
+/// Rows as windows, for stages that hold their rows in memory.
+pub(super) fn window_of(text: Vec<&str>, pair: Option<Vec<&str>>) -> Window {
+    let column = |name: &str, values: Vec<&str>| TextColumn {
+        name: name.to_owned(),
+        values: values.into_iter().map(Some).collect(),
+    };
+    Window::new(column("text", text), pair.map(|pair| column("text_pair", pair)))
+}

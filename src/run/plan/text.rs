@@ -1,0 +1,265 @@
+//! A plan as people read it.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::{Lengths, Plan, PlannedEvaluation, PlannedScoring, PlannedTraining, Write};
+use crate::progress::{grouped, spoken};
+use crate::scorer::{PADDED_BATCH, Pace, Rejection};
+use crate::train::course::Standing;
+
+/// What begins a line, or goes on with the one before.
+struct Lines<'a, 'b>(&'a mut fmt::Formatter<'b>);
+
+impl Lines<'_, '_> {
+    fn add(&mut self, name: &str, value: impl fmt::Display) -> fmt::Result {
+        writeln!(self.0, "  {name:<10} {value}")
+    }
+
+    fn all(&mut self, name: &str, values: impl IntoIterator<Item = String>) -> fmt::Result {
+        values.into_iter().enumerate().try_for_each(|(i, value)| self.add(if i == 0 { name } else { "" }, value))
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut lines = Lines(f);
+        lines.all(
+            "tables",
+            self.tables.iter().map(|table| {
+                let rows = table.rows.map_or_else(|| "rows not known unread".to_owned(), |rows| count(rows, "row"));
+                let files = count(table.files, "file");
+                format!("{}: {rows} · {} · {}, {files}", table.table, size(table.bytes), table.format)
+            }),
+        )?;
+        for (name, stage) in [("pretrain", &self.pretrain), ("finetune", &self.finetune)] {
+            if let Some(stage) = stage {
+                lines.all(name, stage.lines())?;
+            }
+        }
+        if let Some(stage) = &self.evaluate {
+            lines.all("evaluate", stage.lines())?;
+        }
+        if let Some(stage) = &self.score {
+            stage.write(&mut lines)?;
+        }
+        if let Some(memory) = self.memory {
+            let spills = size(self.spills_above);
+            lines.add("memory", format!("about {}; joins and sorts spill above {spills}", size(memory)))?;
+        }
+        self.write_places(&mut lines)?;
+        lines.all("note", self.notes.iter().cloned())?;
+        for (query, plan) in &self.explained {
+            writeln!(lines.0, "\n{query}:\n{}", plan.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    fn write_places(&self, lines: &mut Lines) -> fmt::Result {
+        lines.all(
+            "writes",
+            self.writes.iter().map(|write| {
+                let temporary = if write.temporary { " (goes again)" } else { "" };
+                let outside = if write.outside { " · outside the pipeline's folder" } else { "" };
+                format!("{}: {}: {}{temporary}{outside}", write.what, write.place, write.change)
+            }),
+        )?;
+        // What is neither sink nor store stands out, unless it is where every program has its temporary files.
+        let usual = |write: &Write| {
+            ["sink", "store"].contains(&write.what) || write.temporary && self.spill == std::env::temp_dir()
+        };
+        let unexpected = self.writes.iter().filter(|write| write.outside && !usual(write));
+        let unexpected: Vec<&str> = unexpected.map(|write| write.place.as_str()).collect();
+        if unexpected.is_empty() {
+            return Ok(());
+        }
+        lines.add("outside", format!("besides sink and store it writes outside its folder: {}", unexpected.join(", ")))
+    }
+}
+
+impl PlannedTraining {
+    fn lines(&self) -> Vec<String> {
+        let what = if self.texts { "text" } else { "row" };
+        let Some(rehearsal) = &self.rehearsal else {
+            return vec![
+                format!("{} · {}", count(self.rows as u64, what), count(self.epochs as u64, "epoch")),
+                self.output.clone(),
+            ];
+        };
+        let unit = if self.texts { "sequence" } else { "row" };
+        let mut lines = vec![format!(
+            "{} · {} to learn from, {} held out · {} tokens an epoch, {} cut",
+            count(self.rows as u64, what),
+            count(rehearsal.rows as u64, unit),
+            grouped(rehearsal.held_out as u64),
+            grouped(rehearsal.tokens),
+            grouped(rehearsal.truncated as u64),
+        )];
+        if !rehearsal.labels.is_empty() {
+            lines.push(format!("labels {}", rehearsal.labels.join(", ")));
+        }
+        let steps = format!("{} in {}", count(rehearsal.total_steps, "step"), count(self.epochs as u64, "epoch"));
+        lines.push(match rehearsal.standing {
+            Standing::New => steps,
+            Standing::Resumes(done) => format!("{steps}, of which {} are done and saved", grouped(done)),
+            Standing::Done => "nothing to do: base, rows and settings are those of the model that is there".into(),
+            Standing::ToCalibrate => "only to be calibrated: the model is there".into(),
+            Standing::Rejected => "nothing to do: promote_if refused this very model before".into(),
+        });
+        if let (Some(pace), Some(seconds)) = (rehearsal.pace, rehearsal.seconds()) {
+            lines.push(format!(
+                "about {}, at {} tokens/s ({} tried in {})",
+                time(seconds),
+                grouped(pace.tokens_per_second() as u64),
+                count(pace.steps, "step"),
+                time(pace.seconds)
+            ));
+        }
+        lines.push(self.output.clone());
+        lines
+    }
+}
+
+impl PlannedEvaluation {
+    fn lines(&self) -> Vec<String> {
+        let rows = self.rows as u64;
+        let mut lines = vec![format!("{} · {}", count(rows, "row"), self.lengths.in_words(rows))];
+        if let Some(pace) = self.pace {
+            lines.push(format!("about {} to score them, at {}", time(self.seconds), pace.in_words(&self.lengths)));
+        }
+        lines.push(format!("{} → {}", self.model, self.output));
+        lines
+    }
+}
+
+impl PlannedScoring {
+    fn write(&self, lines: &mut Lines) -> fmt::Result {
+        let columns =
+            self.columns.iter().map(|column| format!("{} `{}` {}", column.role, column.name, column.data_type));
+        let mut columns = columns.collect::<Vec<_>>();
+        if !self.other_columns.is_empty() {
+            columns.push(format!("{} more", self.other_columns.len()));
+        }
+        lines.add("columns", columns.join(" · "))?;
+        let limited = match (self.limited, self.all_rows) {
+            (true, Some(all)) => format!(" of {}", grouped(all)),
+            (true, None) => " (only these)".to_owned(),
+            (false, _) => String::new(),
+        };
+        let mut parts =
+            vec![format!("{} read{limited}", grouped(self.rows)), format!("{} to score", grouped(self.texts))];
+        for (n, what) in [(self.remembered, "remembered"), (self.repeated, "repeated")] {
+            if n > 0 {
+                parts.push(format!("{} {what}", grouped(n)));
+            }
+        }
+        parts.push(format!("{} to be rejected", grouped(self.rejected.iter().sum())));
+        lines.add("rows", parts.join(" · "))?;
+        let kinds = Rejection::KINDS.iter().zip(self.rejected).filter(|(_, n)| *n > 0);
+        kinds.map(|(kind, n)| format!("{} with {kind}", grouped(n))).try_for_each(|kind| lines.add("", kind))?;
+        if let Some(labels) = &self.labels {
+            lines.add("labels", labels)?;
+        }
+        if let Some(lengths) = &self.lengths {
+            lines.add("tokens", lengths.in_words(self.texts))?;
+            lines.add("", lengths.cut_in_words(self.texts))?;
+            let padding = lengths.scaled(lengths.padding, self.texts);
+            let padded = lengths.padding + lengths.tokens;
+            let share = if padded == 0 { 0.0 } else { 100.0 * lengths.padding as f64 / padded as f64 };
+            lines.add(
+                "padding",
+                format!(
+                    "{} tokens avoided ({share:.1} % of what batches of {PADDED_BATCH} would run)",
+                    grouped(padding)
+                ),
+            )?;
+            if let Some(pace) = self.pace {
+                lines.add("speed", pace.in_words(lengths))?;
+            }
+        }
+        let seconds = &self.seconds;
+        let of = if self.limited && self.all_rows.is_none() { " for the rows that were read" } else { "" };
+        lines.add(
+            "time",
+            format!(
+                "about {}{of}: {} scoring, {} loading, {} reading, {} writing",
+                time(seconds.all()),
+                time(seconds.scoring),
+                time(seconds.loading),
+                time(seconds.reading),
+                time(seconds.publishing)
+            ),
+        )?;
+        let named = match &self.fingerprint {
+            Ok(fingerprint) => fingerprint[..fingerprint.len().min(16)].to_owned(),
+            Err(stands_for_it) => format!("not there yet; planned with {stands_for_it}"),
+        };
+        lines.add("model", format!("{} ({named}, {})", self.model, self.precision))?;
+        lines.add(
+            "disk",
+            format!("about {} of output, {} of temporary files", size(self.output_bytes), size(self.temporary_bytes)),
+        )
+    }
+}
+
+impl Lengths {
+    fn in_words(&self, texts: u64) -> String {
+        let sample =
+            if self.all { String::new() } else { format!(", by {} of the texts", grouped(self.sampled as u64)) };
+        format!(
+            "{} in all · half have at most {}, 90 % {}, 99 % {}, the longest {}{sample}",
+            grouped(self.tokens_of(texts)),
+            self.p50,
+            self.p90,
+            self.p99,
+            self.max
+        )
+    }
+
+    fn cut_in_words(&self, texts: u64) -> String {
+        let about = if self.all { "" } else { "about " };
+        match self.scaled(self.truncated, texts) {
+            0 => format!("none longer than max_length = {}", self.max_length),
+            n => format!(
+                "{about}{} of {} are cut at max_length = {} ({:.1} %)",
+                grouped(n),
+                grouped(texts),
+                self.max_length,
+                100.0 * n as f64 / texts as f64
+            ),
+        }
+    }
+}
+
+impl Pace {
+    fn in_words(&self, lengths: &Lengths) -> String {
+        let rows = if lengths.mean > 0.0 { self.tokens_per_second / lengths.mean } else { 0.0 };
+        format!(
+            "{rows:.0} rows/s · {} tokens/s ({} tried in {} on {})",
+            grouped(self.tokens_per_second as u64),
+            if self.batches == 1 { "1 batch".to_owned() } else { format!("{} batches", grouped(self.batches as u64)) },
+            time(self.seconds),
+            count(self.threads as u64, "thread")
+        )
+    }
+}
+
+fn count(n: u64, what: &str) -> String {
+    format!("{} {what}{}", grouped(n), if n == 1 { "" } else { "s" })
+}
+
+fn time(seconds: f64) -> String {
+    spoken(Duration::from_secs_f64(seconds.max(0.0)))
+}
+
+/// Bytes to the precision that matters: `812 bytes`, `0.04 MB`, `45 MB`, `2.1 GB`.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..10_000 => count(bytes, "byte"),
+        10_000..10_000_000 => format!("{:.2} MB", bytes as f64 / 1e6),
+        10_000_000..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}

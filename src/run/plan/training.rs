@@ -1,0 +1,165 @@
+//! The stages that learn and measure, planned: their rows, what is left to do of them, and how long that takes.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use super::super::evaluate::rows_of;
+use super::super::learn::{FINETUNE, PRETRAIN, Training};
+use super::super::{pool, readable, readable_place};
+use super::planned::Lengths;
+use super::scoring::{SAMPLE, window_of};
+use super::{Opened, Plan, Planner};
+use crate::config::{Evaluate, Finetune, Learning, Pretrain, Start};
+use crate::error::Error;
+use crate::progress::Style;
+use crate::scorer::Pace;
+use crate::train::course::Rehearsal;
+
+/// A stage that learns, planned.
+#[derive(Debug, Clone)]
+pub struct PlannedTraining {
+    /// The folder of the model.
+    pub output: String,
+    /// Rows or texts that the query gives.
+    pub rows: usize,
+    /// What was tried out; none where the model that it starts from is not there yet.
+    pub rehearsal: Option<Rehearsal>,
+    /// How often each row is learned from.
+    pub epochs: usize,
+    /// Whether it is a text, rather than a labelled row, that is learned from.
+    pub texts: bool,
+}
+
+impl PlannedTraining {
+    /// Whether it leaves another model than the one that is there.
+    #[must_use]
+    pub fn changes_the_model(&self) -> bool {
+        self.rehearsal.as_ref().is_none_or(Rehearsal::changes_the_model)
+    }
+
+    /// How long it takes, in seconds, where that could be tried out.
+    #[must_use]
+    pub fn seconds(&self) -> Option<f64> {
+        self.rehearsal.as_ref()?.seconds()
+    }
+}
+
+/// The stage that measures, planned.
+#[derive(Debug, Clone)]
+pub struct PlannedEvaluation {
+    /// The folder of the report.
+    pub output: String,
+    /// Rows to measure on.
+    pub rows: usize,
+    /// How long their texts are.
+    pub lengths: Lengths,
+    /// How quickly batches of them ran.
+    pub pace: Option<Pace>,
+    /// How long scoring them takes, in seconds.
+    pub seconds: f64,
+    /// The model.
+    pub model: String,
+}
+
+impl Planner<'_> {
+    fn training(&self) -> Training<'_> {
+        Training { pipeline: self.pipeline, variables: self.variables, style: Style::Quiet }
+    }
+
+    pub(super) async fn pretrain(&self, stage: &Pretrain, plan: &mut Plan) -> Result<PlannedTraining, Error> {
+        let training = self.training();
+        let job = training.pretrain_job(stage).await?;
+        let rows = job.texts.len();
+        let base = match &stage.start {
+            Start::Model(base) => Some(base.path.as_path()),
+            Start::Random { .. } => None,
+        };
+        let rehearsal = if self.may_rehearse(PRETRAIN, base, None, plan) {
+            let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);
+            let rehearse = move || job.rehearse(&Device::Cpu, threads.rayon(), budget);
+            Some(training.blocking(PRETRAIN, rehearse).await?)
+        } else {
+            None
+        };
+        Ok(planned(&stage.learning, rows, true, rehearsal))
+    }
+
+    pub(super) async fn finetune(&self, stage: &Finetune, plan: &mut Plan) -> Result<PlannedTraining, Error> {
+        let training = self.training();
+        let job = training.finetune_job(stage).await?;
+        let rows = job.training.len() + job.validation.len();
+        let pretrained = self.pipeline.pretrain.as_ref().map(|stage| stage.learning.output.path.as_path());
+        let rehearsal = if self.may_rehearse(FINETUNE, Some(&stage.base.path), pretrained, plan) {
+            let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);
+            let rehearse = move || job.rehearse(&Device::Cpu, threads.rayon(), budget);
+            Some(training.blocking(FINETUNE, rehearse).await?)
+        } else {
+            None
+        };
+        Ok(planned(&stage.learning, rows, false, rehearsal))
+    }
+
+    /// Whether the model that a stage starts from is there as it will be; if it is not, because an earlier stage is to
+    /// make it, a note says so.
+    fn may_rehearse(&self, section: &str, base: Option<&Path>, made: Option<&Path>, plan: &mut Plan) -> bool {
+        let Some(base) = base.filter(|base| Some(*base) == made) else { return true };
+        let Some(before) = &plan.pretrain else { return true };
+        if !before.changes_the_model() {
+            return true;
+        }
+        plan.notes.push(format!(
+            "[{section}] starts from {}, which [pretrain] is to make: how long it takes can be told when that is there",
+            readable(base).display()
+        ));
+        false
+    }
+
+    pub(super) async fn evaluate(
+        &self,
+        stage: &Evaluate,
+        opened: &Opened,
+        plan: &mut Plan,
+    ) -> Result<PlannedEvaluation, Error> {
+        let stand = self.model(&stage.model, &opened.evaluating(self, stage)).await?;
+        let model = stand.for_now.is_none().then(|| stand.scorer.model());
+        let rows = rows_of(self.pipeline, stage, self.variables, &opened.context, model).await?;
+        if let Some(path) = &stand.for_now {
+            plan.notes.push(format!(
+                "[evaluate]: {} is not there yet: sizes and times are those of {}",
+                readable_place(&stage.model.location.place),
+                readable(path).display()
+            ));
+        }
+        let every = rows.len().div_ceil(SAMPLE as usize).max(1);
+        let sample: Vec<_> = rows.iter().step_by(every).collect();
+        let text = sample.iter().map(|row| row.text.as_str()).collect();
+        let pair = (stage.text.len() > 1)
+            .then(|| sample.iter().map(|row| row.text_pair.as_deref().unwrap_or_default()).collect());
+        let sample = Arc::new(stand.scorer.tokenize(window_of(text, pair)).await?);
+        let lengths = Lengths::of(&sample, rows.len() as u64, stand.scorer.max_length());
+        let per_text = sample.seconds / sample.lengths.len().max(1) as f64;
+        let pace = stand.scorer.pace(sample, self.options.budget).await?;
+        let tokens = lengths.tokens_of(rows.len() as u64) as f64;
+        let seconds = pace.map_or(0.0, |pace| tokens / pace.tokens_per_second) + per_text * rows.len() as f64;
+        Ok(PlannedEvaluation {
+            output: readable(&stage.output.path).display().to_string(),
+            rows: rows.len(),
+            lengths,
+            pace,
+            seconds,
+            model: readable_place(&stage.model.location.place),
+        })
+    }
+}
+
+fn planned(learning: &Learning, rows: usize, texts: bool, rehearsal: Option<Rehearsal>) -> PlannedTraining {
+    PlannedTraining {
+        output: readable(&learning.output.path).display().to_string(),
+        rows,
+        rehearsal,
+        epochs: learning.epochs,
+        texts,
+    }
+}

@@ -1,0 +1,90 @@
+//! How large a table is, as far as that can be told without reading its rows: by the footers of Parquet files, the log of
+//! a Delta table, the manifests of runs, and the listing of everything else.
+
+use datafusion::common::stats::Precision;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
+use datafusion::prelude::SessionContext;
+
+use super::files::Files;
+use super::{TableError, versioned};
+use crate::config::{Table, TableFormat};
+use crate::delta;
+use crate::objects::Objects;
+use crate::sink::runs;
+
+/// The size of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Measured {
+    /// The table's name in SQL.
+    pub table: String,
+    /// Where it is, as messages name it.
+    pub place: String,
+    /// What kind of table it is: `Parquet`, `CSV`, `Delta`, …
+    pub format: &'static str,
+    /// How many files it has.
+    pub files: u64,
+    /// Their size in bytes.
+    pub bytes: u64,
+    /// Its rows; none where only reading tells.
+    pub rows: Option<u64>,
+}
+
+/// Measures a table that the session has.
+///
+/// # Errors
+/// Files that cannot be listed, footers or logs that cannot be read.
+pub async fn measure(context: &SessionContext, table: &Table) -> Result<Measured, TableError> {
+    let error = |problem: String| TableError { table: table.name.clone(), problem };
+    let place = table.location.place.to_string();
+    let measured =
+        |format, files, bytes, rows| Measured { table: table.name.clone(), place, format, files, bytes, rows };
+    if versioned::is_versioned(table).await.map_err(error)? {
+        let objects = Objects::open(&table.location.place).map_err(|e| error(e.to_string()))?;
+        let version = match table.format {
+            TableFormat::Delta { version } => version,
+            _ => None,
+        };
+        if let Some(delta) = delta::open(&objects, version).await.map_err(|e| error(e.to_string()))? {
+            let (rows, bytes) = delta::size(&objects, &delta).map_err(|e| error(e.to_string()))?;
+            let files = delta.snapshot().map_or(0, |snapshot| snapshot.log_data().into_iter().count());
+            return Ok(measured("Delta", files as u64, bytes, Some(rows)));
+        }
+        let (place, all) = (objects.lock_place(), matches!(table.format, TableFormat::Runs { all: true }));
+        let manifests = if all {
+            runs::all(&place).await
+        } else {
+            runs::latest(&place).await.map(|latest| latest.into_iter().collect())
+        };
+        let manifests = manifests.map_err(|e| error(e.to_string()))?;
+        let files = manifests.iter().map(|manifest| manifest.files.len() as u64).sum();
+        let rows = manifests.iter().map(|manifest| manifest.rows).sum();
+        return Ok(measured("a folder of runs", files, manifests.iter().map(runs::Manifest::bytes).sum(), Some(rows)));
+    }
+    let files = Files::find(context, table).await.map_err(error)?;
+    let (mut count, mut bytes) = (0, 0);
+    for file in files.describe_all() {
+        count += 1;
+        bytes += file.bytes;
+    }
+    let rows = match table.format {
+        TableFormat::Parquet => rows_by_footers(context, &table.name).await,
+        _ => None,
+    };
+    Ok(measured(table.format.title(), count, bytes, rows))
+}
+
+/// The rows by the statistics of a scan, which come from the footers.
+async fn rows_by_footers(context: &SessionContext, name: &str) -> Option<u64> {
+    let provider = context.table_provider(datafusion::common::TableReference::bare(name)).await.ok()?;
+    let scan = provider.scan(&context.state(), Some(&vec![]), &[], None).await.ok()?;
+    known_rows(scan.as_ref())
+}
+
+/// The rows of a plan, where its statistics have their exact number.
+pub(crate) fn known_rows(plan: &dyn ExecutionPlan) -> Option<u64> {
+    match StatisticsContext::new().compute(plan, &StatisticsArgs::new()).ok()?.num_rows {
+        Precision::Exact(rows) => Some(rows as u64),
+        _ => None,
+    }
+}

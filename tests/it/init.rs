@@ -1,0 +1,155 @@
+//! `couplet init`: what it writes runs as it is, what it guesses is right, and it overwrites nothing.
+
+use std::path::Path;
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+use crate::support::{couplet, golden, quickstart_model, quickstart_pairs, rows_of, stderr_of, stdout_of, write};
+
+fn at(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = couplet();
+    command.current_dir(folder).args(arguments);
+    command
+}
+
+/// Runs the pipeline in a folder and returns the report.
+fn run(folder: &Path) -> Value {
+    serde_json::from_str(&stdout_of(at(folder, &["run", "pipeline.toml"]).arg("--json"))).unwrap()
+}
+
+/// `couplet init --from` with a tiny model, run; returns what it said and the report.
+fn from(folder: &Path, arguments: &[&str]) -> (String, Value) {
+    let model = golden("tiny-distilbert");
+    let mut command = at(folder, &["init", "--from"]);
+    let said = stdout_of(command.args(arguments).args(["job", "--model"]).arg(model));
+    (said, run(&folder.join("job")))
+}
+
+#[test]
+fn a_new_project_runs_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = stdout_of(at(folder.path(), &["init", "my-job", "--model"]).arg(quickstart_model()));
+    for expected in ["my-job/pipeline.toml", "my-job/pairs.csv", "my-job/.gitignore", "cd my-job", "couplet run"] {
+        assert!(said.contains(expected), "{said}");
+    }
+    let job = folder.path().join("my-job");
+    let report = run(&job);
+    assert_eq!((&report["pipeline"], &report["rows"]["scored"]), (&"my-job".into(), &48.into()));
+    assert_eq!(rows_of(&job.join("out/predictions.parquet")).len(), 48);
+    let readme = std::fs::read_to_string(job.join("README.md")).unwrap();
+    let query = readme.split('"').nth(1).unwrap();
+    let counts = stdout_of(at(&job, &["query", "--pipeline", "pipeline.toml"]).arg(query));
+    assert!(counts.contains("predicted_label"), "{counts}");
+}
+
+#[test]
+fn the_model_of_a_clone_is_found_without_being_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("pipelines/quickstart/model");
+    write(&model.join("config.json"), "{}");
+    std::fs::create_dir(folder.path().join("work")).unwrap();
+    stdout_of(&mut at(&folder.path().join("work"), &["init", "job"]));
+    let toml = std::fs::read_to_string(folder.path().join("work/job/pipeline.toml")).unwrap();
+    assert!(toml.contains("uri = \"../../pipelines/quickstart/model\""), "{toml}");
+}
+
+#[test]
+fn nothing_is_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder.path().join("job/notes.txt"), "mine");
+    let model = golden("tiny-distilbert");
+    let said = stderr_of(at(folder.path(), &["init", "job", "--model"]).arg(&model), 2);
+    assert!(said.contains("not empty"), "{said}");
+    assert_eq!(folder.path().join("job").read_dir().unwrap().count(), 1);
+    let said = stderr_of(&mut at(folder.path(), &["init", "other", "--model", "no-model"]), 2);
+    assert!(said.contains("no config.json") && !folder.path().join("other").exists(), "{said}");
+}
+
+#[test]
+fn a_parquet_file_of_pairs_is_understood() {
+    let folder = tempfile::tempdir().unwrap();
+    let pairs = quickstart_pairs();
+    let (said, report) = from(folder.path(), &[pairs.to_str().unwrap()]);
+    assert!(said.contains("525 rows"), "{said}");
+    assert!(said.contains("id     `id`: by its name, and no two of the 525 rows share it"), "{said}");
+    assert!(said.contains("text   `sentence1`, `sentence2`: a pair by their names"), "{said}");
+    assert!(said.contains("label  `label`: by its name; 2 different values"), "{said}");
+    assert_eq!((&report["rows"]["read"], &report["rows"]["rejected"]), (&525.into(), &0.into()));
+    let first = &rows_of(&folder.path().join("job/out/predictions.parquet"))[0];
+    assert!(first["category"].is_string() && first["label"].is_string(), "other columns come along: {first}");
+}
+
+#[test]
+fn a_tab_separated_file_with_odd_names_and_quotation_marks_is_understood() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut text = "\u{feff}Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n".to_owned();
+    for row in 0..60 {
+        text += &format!(
+            "{}\t{}\t{}\tHe called \"number {row}\" the witness of it all.\t\"Number {row}, he said, was a witness.\n",
+            row % 2,
+            row / 2,
+            row % 7 + 100
+        );
+    }
+    write(&folder.path().join("pairs.txt"), text);
+    let (said, report) = from(folder.path(), &["pairs.txt"]);
+    assert!(said.contains("`#1 ID`, `#2 ID`: by their names: alone they repeat"), "{said}");
+    assert!(said.contains("`#1 String`, `#2 String`"), "{said}");
+    assert!(said.contains("`Quality`: by its name"), "{said}");
+    let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
+    assert!(toml.contains("data = { uri = \"../pairs.txt\", format = \"tsv\", quote = false }"), "{toml}");
+    assert_eq!((&report["rows"]["read"], &report["rows"]["scored"]), (&60.into(), &60.into()));
+}
+
+#[test]
+fn a_file_without_names_and_ids_gets_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut text = String::new();
+    for row in 0..80 {
+        text += &format!("A man of {row} is riding a horse.,Some man rides a horse.,{:.2}\n", f64::from(row % 5));
+    }
+    write(&folder.path().join("data/a.csv"), &text);
+    write(&folder.path().join("data/b.csv"), &text);
+    let (said, report) = from(folder.path(), &["data/a.csv"]);
+    assert!(said.contains("id     none: no column names each row once"), "{said}");
+    assert!(said.contains("label  `column_3`: the only other column with few different values"), "{said}");
+    assert_eq!(report["rows"]["read"], 80);
+    assert_eq!(rows_of(&folder.path().join("job/out/predictions.parquet"))[79]["id"], 80);
+
+    let said = stdout_of(
+        at(folder.path(), &["init", "--from", "data", "whole", "--text", "column_1", "--label", "column_3", "--model"])
+            .arg(golden("tiny-distilbert")),
+    );
+    assert!(said.contains("text   `column_1`: as asked for"), "{said}");
+    let toml = std::fs::read_to_string(folder.path().join("whole/pipeline.toml")).unwrap();
+    assert!(toml.contains("format = \"csv\"") && toml.contains("task = \"regression\""), "{toml}");
+}
+
+#[test]
+fn wrong_guesses_can_be_corrected_and_wrong_corrections_are_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut lines = String::new();
+    for row in 0..40 {
+        lines += &format!(
+            "{{\"key\": \"k{row}\", \"order\": {row}, \"model\": \"m\", \"review\": \"It is good, {row} times.\", \"stars\": {}}}\n",
+            row % 5
+        );
+    }
+    write(&folder.path().join("reviews.jsonl"), lines);
+    let model = golden("tiny-distilbert");
+    let wrong = |arguments: &[&str]| {
+        let mut command = at(folder.path(), &["init", "--from", "reviews.jsonl", "wrong", "--model"]);
+        let said = stderr_of(command.arg(&model).args(arguments), 2);
+        assert!(!folder.path().join("wrong").exists());
+        said
+    };
+    assert!(wrong(&["--text", "reviw"]).contains("did you mean `review`?"));
+    assert!(wrong(&["--id", "stars"]).contains("another row has too"));
+    let (said, report) = from(folder.path(), &["reviews.jsonl", "--id", "order"]);
+    assert!(said.contains("id     `order`: as asked for") && said.contains("label  `stars`"), "{said}");
+    assert!(said.contains("text   `review`"), "{said}");
+    assert_eq!(report["rows"]["scored"], 40);
+    let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
+    assert!(toml.contains("model AS source_model") && toml.contains("\"order\""), "{toml}");
+}
