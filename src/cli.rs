@@ -31,12 +31,14 @@ enum Command {
     #[command(after_help = "Examples:
   couplet run pipelines/quickstart/pipeline.toml
   couplet run nightly.toml --var date=2026-11-24 --json
+  couplet run nightly.toml --metrics /var/lib/node_exporter/couplet_nightly.prom
 
 Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 interrupted")]
     Run(run::Run),
     /// Query tables, results and models with SQL
     #[command(after_help = "Examples:
   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/accuracy.sql
+  couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/score_histogram.sql --param width=0.1
   couplet query --table t=pairs.parquet \"SELECT predict('models/mrpc', a, b)['label'] AS answer, count(*) FROM t GROUP BY answer\"
   couplet query --table t=scores.csv 'SELECT * FROM t' -o scores.parquet")]
     Query(query::Query),

@@ -17,18 +17,22 @@
 //! The program is `couplet`; as a library, [`run::run`] executes a pipeline, [`predict::install`] gives the SQL
 //! function to any `DataFusion` session, and [`scorer::Scorer`] scores windows of texts without any SQL.
 
+mod chart;
 pub mod cli;
 pub mod config;
 mod crash;
 pub mod delta;
 pub mod error;
+pub mod histogram;
 pub mod history;
 pub mod lock;
 pub mod model;
 pub mod objects;
 pub mod ops;
+pub mod parameters;
 pub mod predict;
 pub mod progress;
+pub mod prometheus;
 pub mod query;
 pub mod report;
 pub mod run;

@@ -21,6 +21,7 @@ use futures::StreamExt;
 
 use super::checked::output_schema;
 use super::night::Night;
+use super::pace::Pace;
 use super::sinks::{Sink, SinkKind};
 use super::spool::{Pending, Spool};
 use super::{
@@ -57,6 +58,7 @@ pub struct Remembering {
 }
 
 /// Scores the source into the sink until it is done or `stop` is; a stage that does not end well leaves the sink as it was.
+/// `recorded` is what was recorded of the run, also of one that failed.
 pub(super) async fn score(
     pipeline: &Pipeline,
     scoring: &Scoring,
@@ -64,6 +66,7 @@ pub(super) async fn score(
     remembering: Remembering,
     style: Style,
     stop: &mut (impl Future<Output = ()> + Unpin),
+    recorded: &mut Option<RunRecord>,
 ) -> Result<Report, Error> {
     let store = Objects::open(&scoring.score.store.place)?;
     let begun = tokio::select! {
@@ -74,7 +77,7 @@ pub(super) async fn score(
     let run = Run { pipeline, scoring, variables, remembering, style, store, night: &begun };
     let mut record = begun.record();
     let outcome = run.all(&mut record, stop).await;
-    begun.end(record, outcome.as_ref().err()).await;
+    *recorded = Some(begun.end(record, outcome.as_ref().err()).await);
     outcome
 }
 
@@ -107,6 +110,7 @@ impl Run<'_> {
         let began = Instant::now();
         let reading = async {
             let (prepared, resources) = self.prepare().await?;
+            record.prepare_seconds = Some(began.elapsed().as_secs_f64());
             let (spool, sources) = self.read(&prepared, resources).await?;
             Ok::<_, Error>((prepared, spool, sources))
         };
@@ -121,6 +125,7 @@ impl Run<'_> {
         record.model_uri = Some(self.scoring.model.location.place.to_string());
         record.precision = Some(scorer.precision().to_string());
         record.max_length = Some(scorer.max_length());
+        record.task = Some(scorer.model().config.problem.to_string());
         crash::point("read");
 
         let pending = tokio::select! {
@@ -129,18 +134,26 @@ impl Run<'_> {
             pending = self.pending(&spool, &scores) => pending?,
         };
         let (texts, rows_without_score) = (pending.texts, pending.rows);
+        record.read_seconds = Some(began.elapsed().as_secs_f64() - record.prepare_seconds.unwrap_or_default());
         let start = Instant::now();
         let progress = Progress::start(self.style, &scorer, texts);
-        let scored = self.score_pending(pending, &scorer, &mut scores, stop).await;
+        let mut pace = Pace::default();
+        let scored = self.score_pending(pending, &scorer, &mut scores, &mut pace, stop).await;
         drop(progress);
         let scoring_time = start.elapsed();
         let counts = scorer.tally().counts();
         record.rows_scored = Some(counts.scored);
         record.tokens = Some(counts.tokens);
+        record.tokens_in_rows = Some(counts.tokens_in_rows);
+        record.padding_avoided = Some(counts.padding_avoided);
+        record.scoring_seconds = Some(scoring_time.as_secs_f64());
+        record.windows = pace.to_json();
         scored?;
 
         let rejected_texts: u64 = spool.rejected().iter().sum();
+        let start = Instant::now();
         let published = self.publish(&spool, &scores, sinks, &scorer, stop).await?;
+        record.publish_seconds = Some(start.elapsed().as_secs_f64());
         let mut rejected = spool.rejected();
         // What is not the text's fault is the tokenizer's.
         rejected[Rejection::KINDS.len() - 1] += published.rejected.saturating_sub(rejected_texts);
@@ -155,10 +168,18 @@ impl Run<'_> {
         record.rows_remembered = Some(rows.remembered);
         record.rows_repeated = Some(rows.repeated);
         record.rows_rejected = Some(published.rejected);
+        let kinds = Rejection::KINDS.iter().zip(rows.rejected).filter(|(_, n)| *n > 0);
+        record.rejected = kinds.map(|(kind, n)| ((*kind).to_owned(), n)).collect();
+        record.rows_truncated = Some(rows.truncated);
         record.output = Some(published.output.clone());
         record.output_version = published.version;
+        record.output_bytes = Some(published.bytes);
+        record.scores = Some(published.scores);
+        let labels = scorer.model().config.labels.iter();
+        let labels: Vec<_> =
+            labels.map(|label| (label.clone(), published.labels.get(label).copied().unwrap_or_default())).collect();
+        record.labels = Some(labels.clone());
         scores.compact().await;
-        let labels = &scorer.model().config.labels;
         Ok(Report {
             pipeline: self.pipeline.name.clone(),
             run: self.night.run().to_owned(),
@@ -167,7 +188,7 @@ impl Run<'_> {
             fingerprint: scorer.model().fingerprint.as_str().to_owned(),
             rows,
             counts,
-            labels: labels.iter().map(|l| (l.clone(), published.labels.get(l).copied().unwrap_or_default())).collect(),
+            labels,
             elapsed: began.elapsed(),
             scoring: scoring_time,
             output: published.output,
@@ -253,6 +274,7 @@ impl Run<'_> {
         pending: Pending,
         scorer: &Scorer,
         scores: &mut ScoreStore,
+        pace: &mut Pace,
         stop: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<(), Error> {
         let texts = pending.texts;
@@ -260,8 +282,9 @@ impl Run<'_> {
             .windows()
             .map(|window| async {
                 let (keys, window) = window.map_err(|e| self.spool_failed(&e))?;
+                let start = Instant::now();
                 let outcomes = scorer.score(window).await?;
-                Ok::<(ArrayRef, _), Error>((keys, outcomes))
+                Ok::<(ArrayRef, _, _), Error>((keys, outcomes, start.elapsed()))
             })
             .buffered(WINDOWS_UNDER_WAY);
         let mut windows = std::pin::pin!(windows);
@@ -278,7 +301,10 @@ impl Run<'_> {
                 next = windows.next() => next,
             };
             match next {
-                Some(Ok((keys, outcomes))) => scores.remember(&keys, &outcomes, scorer)?,
+                Some(Ok((keys, outcomes, took))) => {
+                    pace.add(&outcomes, took);
+                    scores.remember(&keys, &outcomes, scorer)?;
+                }
                 Some(Err(error)) => break Err(error),
                 None => break Ok(()),
             }
