@@ -3,6 +3,7 @@
 mod model;
 mod predict;
 mod query;
+mod report;
 mod run;
 mod runs;
 
@@ -55,6 +56,12 @@ Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 inter
   couplet runs nightly.toml
   couplet query --pipeline nightly.toml \"SELECT outcome, count(*) FROM runs GROUP BY outcome\"")]
     Runs(runs::Runs),
+    /// Write a page about a run: rows, scores, agreement with labels, drift, speed, sample rows
+    #[command(after_help = "Examples:
+  couplet report pipelines/quickstart/pipeline.toml -o report.html
+  couplet report nightly.toml --var date=2026-11-24 --run 0198c2 --format json
+  couplet report nightly.toml --format prometheus -o /var/lib/node_exporter/couplet_nightly.prom")]
+    Report(report::Report),
     /// Look after the stores in which pipelines remember scores
     #[command(subcommand)]
     Store(runs::StoreCommand),
@@ -95,6 +102,7 @@ impl Cli {
             },
             Command::Predict(command) => command.execute().await,
             Command::Runs(command) => command.execute().await,
+            Command::Report(command) => command.execute().await,
             Command::Store(command) => command.execute().await,
             Command::Model(command) => command.execute().await,
         }

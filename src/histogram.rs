@@ -232,7 +232,10 @@ mod tests {
     #[test]
     fn drift_is_zero_for_the_same_and_grows_with_the_distance() {
         let before = uniform(2000, 0.0, 1.0);
-        assert_eq!(before.drift_from(&before), Some(Drift { psi: 0.0, ks: 0.0, ks_by_chance: 1.358 * 0.001_f64.sqrt() }));
+        assert_eq!(
+            before.drift_from(&before),
+            Some(Drift { psi: 0.0, ks: 0.0, ks_by_chance: 1.358 * 0.001_f64.sqrt() })
+        );
         let (near, far) = (uniform(2000, 0.1, 1.0), uniform(500, 0.5, 1.0));
         let (near, far) = (near.drift_from(&before).unwrap(), far.drift_from(&before).unwrap());
         assert!(near.psi > 0.0 && near.psi < far.psi, "{near:?} {far:?}");

@@ -29,6 +29,7 @@ pub mod lock;
 pub mod model;
 pub mod objects;
 pub mod ops;
+pub mod page;
 pub mod parameters;
 pub mod predict;
 pub mod progress;

@@ -242,8 +242,11 @@ mod tests {
             default: default.map(Into::into),
             meaning: meaning.into(),
         };
-        let expected =
-            [named("bins", Some("10"), "how many bins"), named("note", Some("a b"), ""), named("label", None, "the label")];
+        let expected = [
+            named("bins", Some("10"), "how many bins"),
+            named("note", Some("a b"), ""),
+            named("label", None, "the label"),
+        ];
         assert_eq!(declared(FILE), expected);
     }
 

@@ -67,6 +67,11 @@ impl Panel {
         }
     }
 
+    /// What is over it.
+    pub(crate) fn title(&self) -> &str {
+        &self.title
+    }
+
     pub(crate) fn with(mut self, series: Vec<Series>) -> Self {
         self.series = series;
         self

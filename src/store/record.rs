@@ -289,7 +289,8 @@ impl RunRecord {
     pub(super) fn of_row(batch: &RecordBatch, row: usize) -> Self {
         let column = |name: &str| batch.column_by_name(name).filter(|column| column.is_valid(row));
         let text = |name: &str| column(name).map(|column| column.as_string::<i32>().value(row).to_owned());
-        let count = |name: &str| column(name).map(|column| column.as_primitive::<Int64Type>().value(row).unsigned_abs());
+        let count =
+            |name: &str| column(name).map(|column| column.as_primitive::<Int64Type>().value(row).unsigned_abs());
         let number = |name: &str| column(name).map(|column| column.as_primitive::<Float64Type>().value(row));
         let time = |name: &str| {
             let micros = column(name).map(|column| column.as_primitive::<TimestampMicrosecondType>().value(row));
