@@ -51,6 +51,7 @@ pub(crate) struct Panel {
     whole_x: bool,
     diagonal: bool,
     x_ends: Option<(f64, f64)>,
+    letters: f64,
 }
 
 impl Panel {
@@ -64,6 +65,7 @@ impl Panel {
             whole_x: false,
             diagonal: false,
             x_ends: None,
+            letters: 1.0,
         }
     }
 
@@ -86,6 +88,12 @@ impl Panel {
     /// Names whole numbers only on the horizontal axis.
     pub(crate) fn whole_x(mut self) -> Self {
         self.whole_x = true;
+        self
+    }
+
+    /// Makes all letters larger, for a picture that is shown small.
+    pub(crate) fn with_letters(mut self, scale: f64) -> Self {
+        self.letters = scale;
         self
     }
 
@@ -144,20 +152,21 @@ impl Panel {
 
     pub(crate) fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Drawn<B::ErrorType> {
         let ((left, right), (bottom, top)) = self.ranges();
-        let font = |size: u32, style: FontStyle| FontDesc::new(FontFamily::SansSerif, f64::from(size), style);
+        let font = |size: u32, style: FontStyle| FontDesc::new(FontFamily::SansSerif, self.letters * f64::from(size), style);
+        let area_size = |size: f64| (self.letters * size) as u32;
         let text = |size: u32, colour: &RGBColor| font(size, FontStyle::Normal).color(colour);
         let mut chart = ChartBuilder::on(area)
             .caption(&self.title, font(16, FontStyle::Bold).color(&INK))
             .margin(14)
             .margin_right(24)
-            .x_label_area_size(44)
-            .y_label_area_size(66)
+            .x_label_area_size(area_size(44.0))
+            .y_label_area_size(area_size(66.0))
             .build_cartesian_2d(left..right, bottom..top)?;
         let whole_x = self.whole_x;
         let x_label = move |x: &f64| if whole_x && x.fract().abs() > 1e-9 { String::new() } else { number(*x) };
         chart
             .configure_mesh()
-            .x_labels(8)
+            .x_labels((8.0 / self.letters) as usize)
             .y_labels(6)
             .bold_line_style(GRID)
             .light_line_style(BACKGROUND)

@@ -7,8 +7,10 @@ use crate::chart::{BLUE, GREEN, Look, ORANGE, Panel, Series, picture};
 use crate::histogram::Histogram;
 use crate::train::chart::panels;
 
-/// The size of a chart, in pixels: as wide as a column of the page, so that letters are as large as those of the page.
-const SIZE: (u32, u32) = (520, 340);
+/// The size of a chart, in pixels: little more than the width of a phone, so that letters stay large enough there.
+const SIZE: (u32, u32) = (440, 310);
+/// How much larger its letters are than those of a picture that fills a screen.
+const LETTERS: f64 = 1.3;
 /// Bars of a histogram at most.
 const BARS: usize = 48;
 
@@ -18,8 +20,8 @@ pub(super) struct Chart {
     pub(super) says: String,
 }
 
-fn chart(panel: &Panel, says: impl Into<String>) -> Option<Chart> {
-    Some(Chart { svg: picture(panel, SIZE)?, says: says.into() })
+fn chart(panel: Panel, says: impl Into<String>) -> Option<Chart> {
+    Some(Chart { svg: picture(&panel.with_letters(LETTERS), SIZE)?, says: says.into() })
 }
 
 /// The distribution of the scores, with that of the run before.
@@ -42,7 +44,7 @@ pub(super) fn scores(page: &Page) -> Option<Chart> {
     let (low, high) = if is_value { (scores.from, end) } else { (scores.from.min(0.5), 1.0) };
     let panel =
         Panel::new("Scores", if is_value { "value" } else { "probability of the predicted label" }, "% of rows");
-    chart(&panel.with(series).above_zero().within_x(low, high), says)
+    chart(panel.with(series).above_zero().within_x(low, high), says)
 }
 
 fn percent(histogram: &Histogram) -> Vec<(f64, f64)> {
@@ -58,7 +60,7 @@ pub(super) fn agreement(judged: &Judged) -> Option<Chart> {
             let name = format!("off by {:.3} on average", calibration_error.unwrap_or_default());
             let series = vec![Series::new(&name, BLUE, Look::Sized(rows), points)];
             let panel = Panel::new("Reliability", "confidence", "share that is right").with(series).diagonal();
-            chart(&panel, "How often rows of each confidence are right; on the line, confidence is what it says")
+            chart(panel, "How often rows of each confidence are right; on the line, confidence is what it says")
         }
         Judged::Values { ranges, .. } => {
             let points: Vec<(f64, f64)> = ranges.iter().map(|range| (range.mean_label, range.mean_score)).collect();
@@ -69,7 +71,7 @@ pub(super) fn agreement(judged: &Judged) -> Option<Chart> {
             let series = vec![Series::new("mean of a tenth of the scale", BLUE, Look::Sized(rows), points.clone())];
             let panel =
                 Panel::new("Values against labels", "label", "value").with(series).square(low - space, high + space);
-            chart(&panel, "The mean value of rows by their label; on the line, both are the same")
+            chart(panel, "The mean value of rows by their label; on the line, both are the same")
         }
         Judged::Sets { .. } => None,
     }
@@ -92,7 +94,7 @@ pub(super) fn over_runs(page: &Page) -> Vec<Chart> {
             return None;
         }
         let series = vec![Series::new(title, colour, Look::Marked, values)];
-        chart(&Panel::new(title, axis, unit).with(series).above_zero().whole_x(), says)
+        chart(Panel::new(title, axis, unit).with(series).above_zero().whole_x(), says)
     };
     let speed = points(&|run| run.rows_per_second);
     let padding = points(&|run| run.padding_share.map(|share| 100.0 * share));
@@ -113,5 +115,6 @@ pub(super) fn over_runs(page: &Page) -> Vec<Chart> {
 
 /// The curves of a training.
 pub(super) fn training(json: &Value) -> Vec<Chart> {
-    panels(json).iter().filter_map(|panel| chart(panel, panel.title())).collect()
+    let titled = panels(json).into_iter().map(|panel| (panel.title().to_owned(), panel));
+    titled.filter_map(|(title, panel)| chart(panel, title)).collect()
 }

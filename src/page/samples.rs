@@ -1,5 +1,7 @@
 //! Rows worth looking at: those of which the model is most and least sure, those it got wrong, those without a score.
 
+use std::collections::HashSet;
+
 use arrow::array::{Array, RecordBatch};
 use arrow::util::display::array_value_to_string;
 use serde::Serialize;
@@ -41,7 +43,8 @@ pub(super) async fn samples(
     let mut columns = id.clone();
     columns.extend(source.text.iter().map(|name| quoted(name)));
     columns.extend(source.label.iter().map(|name| quoted(name)));
-    columns.dedup();
+    let mut seen = HashSet::new();
+    columns.retain(|name| seen.insert(name.clone()));
     let regression = is_regression(record);
     let columns = columns.join(", ");
     let predicted = if regression { "score" } else { "predicted_label, score" };
