@@ -7,6 +7,14 @@
 --   $bins = 10      bins between 0 and 1
 --
 --   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/calibration.sql --param bins=5
+--
+-- +-------+-------+------+------------+----------+----------------+
+-- | above | up_to | rows | confidence | accuracy | expected_error |
+-- +-------+-------+------+------------+----------+----------------+
+-- | 0.4   | 0.6   | 17   | 0.5461     | 0.5294   | 0.3628         |
+-- | 0.6   | 0.8   | 47   | 0.7152     | 0.4681   | 0.3628         |
+-- | 0.8   | 1.0   | 461  | 0.9622     | 0.5748   | 0.3628         |
+-- +-------+-------+------+------------+----------+----------------+
 WITH
   judged AS (
     SELECT

@@ -4,6 +4,13 @@
 -- USING below). kappa is the agreement beyond chance, 1 at most.
 --
 --   couplet query --pipeline pipelines/quickstart/pipeline.toml --table other=out/other.parquet -f sql/disagreement.sql
+--
+-- +----------------+----------------+------+---------+-----------+-------+
+-- | label          | other          | rows | percent | agreement | kappa |
+-- +----------------+----------------+------+---------+-----------+-------+
+-- | not_paraphrase | not_paraphrase | 190  | 36.2    | 36.2      | 0.0   |
+-- | paraphrase     | not_paraphrase | 335  | 63.8    | 36.2      | 0.0   |
+-- +----------------+----------------+------+---------+-----------+-------+
 WITH
   both AS (
     SELECT p.predicted_label AS label, o.predicted_label AS other

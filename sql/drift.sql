@@ -9,6 +9,12 @@
 --   $bins = 10      bins of the PSI
 --
 --   couplet query --pipeline P.toml --table before=out/predictions@3 -f sql/drift.sql
+--
+-- +-------------+----------+-------------+----------+--------+--------+--------------+
+-- | rows_before | rows_now | mean_before | mean_now | psi    | ks     | ks_by_chance |
+-- +-------------+----------+-------------+----------+--------+--------+--------------+
+-- | 525         | 525      | 0.9908      | 0.9266   | 5.0059 | 0.8095 | 0.0838       |
+-- +-------------+----------+-------------+----------+--------+--------+--------------+
 WITH
   old AS (SELECT CAST(score AS DOUBLE) AS score FROM before WHERE score IS NOT NULL),
   new AS (SELECT CAST(score AS DOUBLE) AS score FROM predictions WHERE score IS NOT NULL),

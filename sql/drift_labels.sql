@@ -4,6 +4,13 @@
 -- adds to the population stability index of the labels; the last column is the whole.
 --
 --   couplet query --pipeline P.toml --table before=out/predictions@3 -f sql/drift_labels.sql
+--
+-- +----------------+-------------+----------+----------------+-------------+--------+------------+
+-- | label          | rows_before | rows_now | percent_before | percent_now | psi    | psi_of_all |
+-- +----------------+-------------+----------+----------------+-------------+--------+------------+
+-- | not_paraphrase | 525         | 190      | 100.0          | 36.2        | 0.6485 | 4.7946     |
+-- | paraphrase     | 0           | 335      | 0.1            | 63.8        | 4.1461 | 4.7946     |
+-- +----------------+-------------+----------+----------------+-------------+--------+------------+
 WITH
   both AS (
     SELECT predicted_label, 1 AS is_old FROM before WHERE predicted_label IS NOT NULL

@@ -7,13 +7,21 @@
 --   $threshold = 0.5      the probability from which on a row has a label
 --
 --   couplet query --pipeline P.toml -f sql/multilabel_f1.sql
+--
+-- +----------+--------------+----------------+-----------+--------+--------+----------+----------+
+-- | label    | rows_with_it | rows_predicted | precision | recall | f1     | f1_micro | f1_macro |
+-- +----------+--------------+----------------+-----------+--------+--------+----------+----------+
+-- | long     | 202          | 202            | 0.9356    | 0.9356 | 0.9356 | 0.7119   | 0.3119   |
+-- | number   | 49           | 0              | NULL      | 0.0    | 0.0    | 0.7119   | 0.3119   |
+-- | question | 78           | 0              | NULL      | 0.0    | 0.0    | 0.7119   | 0.3119   |
+-- +----------+--------------+----------------+-----------+--------+--------+----------+----------+
 WITH
   newest AS (
     SELECT labels FROM runs
-    WHERE outcome = 'done' AND model IN (SELECT model FROM predictions)
+    WHERE outcome = 'done' AND substr(model, 1, 16) IN (SELECT model FROM predictions)
     ORDER BY started_at DESC LIMIT 1
   ),
-  names AS (SELECT unnest(labels) AS name, unnest(range(1, array_length(labels) + 1)) AS place FROM newest),
+  names AS (SELECT unnest(labels) AS name, unnest(range(1, CAST(array_length(labels) AS BIGINT) + 1)) AS place FROM newest),
   judged AS (
     SELECT
       place,

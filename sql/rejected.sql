@@ -6,6 +6,14 @@
 --   $rows = 20      how many
 --
 --   couplet query --pipeline P.toml -f sql/rejected.sql
+--
+-- +--------------+----+------+---+------------+
+-- | rows_with_it | id | a    | b | error      |
+-- +--------------+----+------+---+------------+
+-- | 2            | 4  | NULL | z | a is NULL  |
+-- | 2            | 2  | NULL | x | a is NULL  |
+-- | 1            | 3  |      | y | a is empty |
+-- +--------------+----+------+---+------------+
 SELECT
   count(*) OVER (PARTITION BY error) AS rows_with_it,
   * EXCLUDE (score, predicted_label, probabilities, truncated, raw_probabilities, model)

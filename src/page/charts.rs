@@ -88,7 +88,7 @@ pub(super) fn over_runs(page: &Page) -> Vec<Chart> {
         let values = runs.iter().enumerate().map(|(i, run)| ((i + 1) as f64 - last, value(run)));
         values.filter_map(|(x, y)| Some((x, y?))).collect()
     };
-    let axis = "runs before this one";
+    let axis = "runs; this one is 0";
     let one = |title: &str, unit: &str, colour, values: Vec<(f64, f64)>, says: &str| {
         if values.is_empty() {
             return None;

@@ -73,7 +73,7 @@ fn head(page: &Page) -> Markup {
             @if let Some(message) = &run.message { p.message { (message) } }
             dl.tiles {
                 (tile("rows read", run.rows_read.map(grouped), None))
-                (tile("scored", run.rows_scored.map(grouped), run.tokens.map(|n| format!("{} tokens", grouped(n)))))
+                (tile("scored", run.rows_scored.map(grouped), run.tokens.filter(|n| *n > 0).map(|n| format!("{} tokens", grouped(n)))))
                 @if run.rows_remembered.unwrap_or(0) + run.rows_repeated.unwrap_or(0) > 0 {
                     (tile("remembered", run.rows_remembered.map(grouped),
                         run.rows_repeated.filter(|n| *n > 0).map(|n| format!("{} repeated", grouped(n)))))
@@ -307,7 +307,7 @@ fn drift(page: &Page) -> Markup {
                     }
                     @for run in page.runs.iter().take(MOST_LISTED) {
                         tr.about[run.run == about.run] {
-                            td { (run.started_at.as_deref().map_or_else(String::new, moment)) }
+                            td.time { (run.started_at.as_deref().map_or_else(String::new, moment)) }
                             td { (run.outcome.unwrap_or_default()) }
                             td.n { (run.seconds.map_or_else(String::new, took)) }
                             @for n in [run.rows_read, run.rows_scored, run.rows_remembered, run.rows_rejected] {
@@ -354,8 +354,12 @@ fn speed(page: &Page) -> Markup {
                 @if let (Some(windows), Some(slowest)) = (&run.windows, slowest) {
                     h3 { "Slowest windows" }
                     p.faint {
-                        (number(&windows["count"])) " windows of texts were scored, two at a time; the one in the middle took "
-                        (took(windows["median_seconds"].as_f64().unwrap_or(0.0))) "."
+                        @if windows["count"] == 1 {
+                            "All texts were in one window."
+                        } @else {
+                            (number(&windows["count"])) " windows of texts were scored, two at a time; the one in the middle took "
+                            (took(windows["median_seconds"].as_f64().unwrap_or(0.0))) "."
+                        }
                     }
                     div.scroll {
                         table {
@@ -491,7 +495,7 @@ fn facts(run: &Run) -> Markup {
                         table {
                             tr { th { "file" } th.n { "bytes" } th { "modified" } }
                             @for file in run.sources.iter().take(MOST_LISTED) {
-                                tr { td.text { (file.url) } td.n { (grouped(file.bytes)) } td { (moment(&file.modified)) } }
+                                tr { td.text { (file.url) } td.n { (grouped(file.bytes)) } td.time { (moment(&file.modified)) } }
                             }
                         }
                     }

@@ -121,6 +121,9 @@ impl Run<'_> {
         };
         record.sources = sources;
         record.rows_read = Some(spool.len());
+        record.rows_rejected = Some(spool.rejected().iter().sum());
+        record.rejected = kinds(spool.rejected());
+        self.check_errors(spool.rejected(), spool.len())?;
         record.model = Some(scorer.model().fingerprint.as_str().to_owned());
         record.model_uri = Some(self.scoring.model.location.place.to_string());
         record.precision = Some(scorer.precision().to_string());
@@ -168,8 +171,7 @@ impl Run<'_> {
         record.rows_remembered = Some(rows.remembered);
         record.rows_repeated = Some(rows.repeated);
         record.rows_rejected = Some(published.rejected);
-        let kinds = Rejection::KINDS.iter().zip(rows.rejected).filter(|(_, n)| *n > 0);
-        record.rejected = kinds.map(|(kind, n)| ((*kind).to_owned(), n)).collect();
+        record.rejected = kinds(rows.rejected);
         record.rows_truncated = Some(rows.truncated);
         record.output = Some(published.output.clone());
         record.output_version = published.version;
@@ -259,7 +261,6 @@ impl Run<'_> {
         let rows = spool.rows().await.map_err(|e| self.spool_failed(&e))?;
         let ids = Source::check_ids(&rows, &scoring.source.id).await;
         ids.map_err(|e| Error::source(&pipeline.path, e, context))?;
-        self.check_errors(spool.rejected(), spool.len())?;
         Ok((spool, before))
     }
 
@@ -361,6 +362,12 @@ impl Run<'_> {
         let origin = format!("{}: the rows in {}", self.pipeline.path.display(), self.pipeline.run.spill.display());
         Error::sql(origin, error, None)
     }
+}
+
+/// The kinds of errors that there are, with their rows.
+fn kinds(rejected: [u64; Rejection::KINDS.len()]) -> Vec<(String, u64)> {
+    let kinds = Rejection::KINDS.iter().zip(rejected).filter(|(_, n)| *n > 0);
+    kinds.map(|(kind, n)| ((*kind).to_owned(), n)).collect()
 }
 
 /// The first file that came, went or changed.
