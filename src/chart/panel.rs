@@ -152,7 +152,8 @@ impl Panel {
 
     pub(crate) fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Drawn<B::ErrorType> {
         let ((left, right), (bottom, top)) = self.ranges();
-        let font = |size: u32, style: FontStyle| FontDesc::new(FontFamily::SansSerif, self.letters * f64::from(size), style);
+        let font =
+            |size: u32, style: FontStyle| FontDesc::new(FontFamily::SansSerif, self.letters * f64::from(size), style);
         let area_size = |size: f64| (self.letters * size) as u32;
         let text = |size: u32, colour: &RGBColor| font(size, FontStyle::Normal).color(colour);
         let mut chart = ChartBuilder::on(area)
