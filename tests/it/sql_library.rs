@@ -125,8 +125,8 @@ fn every_file_says_its_question_its_parameters_and_an_example_and_runs() {
         let sql = std::fs::read_to_string(root().join("sql").join(&file)).unwrap();
         let head: Vec<&str> = sql.lines().take_while(|line| line.starts_with("--")).collect();
         assert!(head[0].contains('?') && head.len() > 4, "{file} does not say what question it answers");
-        let example = head.iter().any(|line| line.contains("couplet query") && line.contains(&format!("sql/{file}")));
-        assert!(example, "{file} has no example");
+        let (command, _) = example(&sql);
+        assert!(command.iter().any(|word| *word == format!("sql/{file}")), "{file} has no example");
         for parameter in declared(&sql) {
             assert!(!parameter.meaning.is_empty(), "{file}: ${} says nothing", parameter.name);
             assert!(
