@@ -7,7 +7,9 @@
 use serde::Serialize;
 
 /// The most bins; beyond that they become twice as wide.
-const MOST_BINS: usize = 128;
+const MOST_BINS: i64 = 128;
+/// The most bins in which two histograms are compared.
+const MOST_COMPARED: i64 = 4096;
 /// The width of the first bins: finer than what is shown of a probability.
 const FINEST: f64 = 1.0 / 1024.0;
 /// The share of the earlier values that a bin of the PSI has at least.
@@ -74,10 +76,10 @@ impl Histogram {
             self.from = bin as f64 * self.width;
         }
         loop {
-            let first = (self.from / self.width).round() as i64;
-            let (low, high) = (first.min(bin), (first + self.counts.len() as i64).max(bin + 1));
-            if high - low <= MOST_BINS as i64 {
-                let (before, after) = (first - low, high - first - self.counts.len() as i64);
+            let (first, end) = self.ends();
+            let (low, high) = (first.min(bin), end.max(bin + 1));
+            if high - low <= MOST_BINS {
+                let (before, after) = (first - low, high - end);
                 self.counts.splice(0..0, std::iter::repeat_n(0, before as usize));
                 self.counts.extend(std::iter::repeat_n(0, after as usize));
                 self.from = low as f64 * self.width;
@@ -92,9 +94,15 @@ impl Histogram {
         self.mean = Some(self.sum / self.total as f64);
     }
 
+    /// The place of the first bin, and of the one after the last.
+    fn ends(&self) -> (i64, i64) {
+        let first = (self.from / self.width).round() as i64;
+        (first, first.saturating_add_unsigned(self.counts.len() as u64))
+    }
+
     /// Makes each two bins into one.
     fn widen(&mut self) {
-        let first = (self.from / self.width).round() as i64;
+        let (first, _) = self.ends();
         let wide_first = first.div_euclid(2);
         let mut counts = Vec::with_capacity(self.counts.len() / 2 + 1);
         for (bin, count) in (first..).zip(&self.counts) {
@@ -166,16 +174,20 @@ fn bin_of(value: f64, width: f64) -> f64 {
 /// The counts of both in the same bins.
 fn aligned(a: &Histogram, b: &Histogram) -> (Vec<f64>, Vec<f64>) {
     let (mut a, mut b) = (a.clone(), b.clone());
-    while a.width < b.width {
-        a.widen();
+    loop {
+        let (ends_a, ends_b) = (a.ends(), b.ends());
+        let length = ends_a.1.max(ends_b.1).saturating_sub(ends_a.0.min(ends_b.0));
+        // What is far apart is far apart in wide bins too.
+        if a.width < b.width || a.width <= b.width && length > MOST_COMPARED {
+            a.widen();
+        } else if b.width < a.width {
+            b.widen();
+        } else {
+            break;
+        }
     }
-    while b.width < a.width {
-        b.widen();
-    }
-    let place = |histogram: &Histogram| (histogram.from / histogram.width).round() as i64;
-    let (first_a, first_b) = (place(&a), place(&b));
-    let first = first_a.min(first_b);
-    let end = (first_a + a.counts.len() as i64).max(first_b + b.counts.len() as i64);
+    let (ends_a, ends_b) = (a.ends(), b.ends());
+    let (first, end) = (ends_a.0.min(ends_b.0), ends_a.1.max(ends_b.1));
     let spread = |histogram: &Histogram, own: i64| {
         let mut counts = vec![0.0; (end - first) as usize];
         for (i, count) in histogram.counts.iter().enumerate() {
@@ -183,7 +195,7 @@ fn aligned(a: &Histogram, b: &Histogram) -> (Vec<f64>, Vec<f64>) {
         }
         counts
     };
-    (spread(&a, first_a), spread(&b, first_b))
+    (spread(&a, ends_a.0), spread(&b, ends_b.0))
 }
 
 /// The PSI of two distributions over the same few names, such as labels; half a row stands where there is none.
@@ -206,7 +218,9 @@ mod tests {
 
     fn of(values: impl IntoIterator<Item = f64>) -> Histogram {
         let mut histogram = Histogram::default();
-        values.into_iter().for_each(|value| histogram.add(value));
+        for value in values {
+            histogram.add(value);
+        }
         histogram
     }
 
@@ -222,7 +236,7 @@ mod tests {
         for values in [vec![0.0, 5.0, -3.25, f64::NAN], vec![1e300, -1e300, 1.0], vec![1.0; 3]] {
             let histogram = of(values);
             assert_eq!(histogram.total(), 3, "{histogram:?}");
-            assert!(histogram.counts.len() <= MOST_BINS);
+            assert!(histogram.counts.len() as i64 <= MOST_BINS);
         }
         // A bin has its upper end, so that 1 is the last of the probabilities.
         let ends = of([1.0, 0.5]).coarser(2);
@@ -242,6 +256,8 @@ mod tests {
         // Half of the earlier values are below all of the later ones.
         assert!((far.ks - 0.5).abs() < 0.01 && (near.ks - 0.1).abs() < 0.01, "{near:?} {far:?}");
         assert_eq!(before.drift_from(&Histogram::default()), None);
+        let (left, right) = (of([0.001, 0.002]), of([1e9, 1e9 + 1.0]));
+        assert_eq!(right.drift_from(&left).map(|drift| drift.ks), Some(1.0));
         // Widths may differ.
         let wide = of((0..1000).map(f64::from));
         assert!((wide.drift_from(&before).unwrap().ks - 0.999).abs() < 0.01);

@@ -223,7 +223,7 @@ fn is_same(number: &ScalarValue, cast: &ScalarValue) -> bool {
     };
     match (as_double(number), as_double(cast)) {
         // A 32-bit float of 0.1 is what a 32-bit column has for it.
-        (Some(a), Some(b)) => a == b || matches!(cast, ScalarValue::Float32(_)) && (a as f32) == (b as f32),
+        (Some(a), Some(b)) => matches!(cast, ScalarValue::Float32(_)) || (a - b).abs() < f64::MIN_POSITIVE,
         _ => false,
     }
 }

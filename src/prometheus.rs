@@ -1,4 +1,4 @@
-//! What a run did as a Prometheus text file, for the textfile collector of node_exporter.
+//! What a run did as a Prometheus text file, for the textfile collector of `node_exporter`.
 //!
 //! A file holds the newest run of one pipeline, and is replaced as a whole. All metrics are gauges: each run begins anew.
 //! What is not known (the rows of a run that failed before it read them) is left out rather than 0.

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::{Judged, Page};
 use crate::chart::{BLUE, GREEN, Look, ORANGE, Panel, Series, picture};
 use crate::histogram::Histogram;
+use crate::progress::grouped;
 use crate::train::chart::panels;
 
 /// The size of a chart, in pixels: little more than the width of a phone, so that letters stay large enough there.
@@ -29,19 +30,21 @@ pub(super) fn scores(page: &Page) -> Option<Chart> {
     let run = page.run.as_ref()?;
     let scores = run.scores.as_ref().filter(|scores| scores.total() > 0)?.coarser(BARS);
     let mut series = vec![Series::new("this run", BLUE, Look::Bars(scores.width), percent(&scores))];
+    let end = |histogram: &Histogram| histogram.from + histogram.counts.len() as f64 * histogram.width;
+    let mut ends = (scores.from, end(&scores));
     let before =
         page.runs.iter().skip(1).find_map(|other| other.scores.as_ref().filter(|_| other.outcome == Some("done")));
-    let mut says = format!("How the scores of {} rows are distributed", scores.total());
+    let mut says = format!("How the scores of {} rows are distributed", grouped(scores.total()));
     if let Some(before) = before.map(|before| before.coarser(BARS)).filter(|before| before.total() > 0) {
         // Shares of wider bins are larger.
         let scale = scores.width / before.width;
         let points = percent(&before).into_iter().map(|(x, y)| (x, y * scale)).collect();
         series.push(Series::new("the run before", ORANGE, Look::Line, points));
         says.push_str("; the line is the run before");
+        ends = (ends.0.min(before.from), ends.1.max(end(&before)));
     }
-    let end = scores.from + scores.counts.len() as f64 * scores.width;
     let is_value = run.task.as_deref() == Some("regression");
-    let (low, high) = if is_value { (scores.from, end) } else { (scores.from.min(0.5), 1.0) };
+    let (low, high) = if is_value { ends } else { (ends.0.min(0.5), 1.0) };
     let panel =
         Panel::new("Scores", if is_value { "value" } else { "probability of the predicted label" }, "% of rows");
     chart(panel.with(series).above_zero().within_x(low, high), says)

@@ -1,15 +1,19 @@
 //! The page itself: one HTML document that needs nothing else. maud escapes all texts; what goes in unescaped is the
 //! page's own style and the charts, which plotters escapes.
 
+mod agreement;
+mod documents;
+
 use std::time::Duration;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 use serde_json::Value;
 
 use super::charts::{self, Chart};
-use super::judged::LabelScores;
-use super::{Document, Judged, Page, Rows, Run};
+use super::{Page, Rows, Run};
 use crate::progress::{grouped, spoken};
+use agreement::agreement;
+use documents::{evaluated, trained};
 
 const STYLE: &str = include_str!("style.css");
 /// No scripts, no network, whatever a text contains.
@@ -155,100 +159,6 @@ fn scores(page: &Page) -> Markup {
     }
 }
 
-fn agreement(judged: &Judged) -> Markup {
-    let number = |value: &Option<f64>| value.map(|value| format!("{value:.4}"));
-    markup! {
-        section {
-            h2 { "Compared with the labels" }
-            @match judged {
-                Judged::Labels { rows, labels, confusion, accuracy, f1_macro, matthews, calibration_error, by_label, unscored, unknown, .. } => {
-                    dl.tiles {
-                        (tile("rows", Some(grouped(*rows)), (*unscored > 0).then(|| format!("{} more without a score", grouped(*unscored)))))
-                        (tile("accuracy", accuracy.map(percent), None))
-                        (tile("F1, mean of labels", number(f1_macro), None))
-                        (tile("Matthews", number(matthews), None))
-                        (tile("calibration error", number(calibration_error), None))
-                    }
-                    div.charts {
-                        (figures(charts::agreement(judged)))
-                        @if labels.len() <= MOST_LABELS { div { (matrix(labels, confusion)) } }
-                    }
-                    (label_scores(by_label))
-                    @if !unknown.is_empty() {
-                        p { "Left out, as the model does not know the label: "
-                            @for (i, (label, n)) in unknown.iter().enumerate() {
-                                @if i > 0 { ", " } bdi { (label) } " (" (grouped(*n)) ")"
-                            } "."
-                        }
-                    }
-                }
-                Judged::Values { rows, mae, rmse, bias, pearson, .. } => {
-                    dl.tiles {
-                        (tile("rows", Some(grouped(*rows)), None))
-                        (tile("mean absolute error", number(mae), None))
-                        (tile("root mean squared error", number(rmse), None))
-                        (tile("bias", number(bias), Some("value minus label".into())))
-                        (tile("Pearson's correlation", number(pearson), None))
-                    }
-                    div.charts { (figures(charts::agreement(judged))) }
-                }
-                Judged::Sets { rows, f1_micro, f1_macro, by_label } => {
-                    dl.tiles {
-                        (tile("rows", Some(grouped(*rows)), None))
-                        (tile("F1, all labels together", number(f1_micro), None))
-                        (tile("F1, mean of labels", number(f1_macro), None))
-                    }
-                    (label_scores(by_label))
-                }
-            }
-        }
-    }
-}
-
-/// The confusion matrix; the darker, the more of the rows of a label.
-fn matrix(labels: &[String], confusion: &[Vec<u64>]) -> Markup {
-    markup! {
-        h3 { "Confusion" }
-        div.scroll {
-            table {
-                tr { th { "label ╲ predicted" } @for label in labels { th.n dir="auto" { (label) } } }
-                @for (gold, row) in confusion.iter().enumerate() {
-                    @let all = row.iter().sum::<u64>().max(1) as f64;
-                    tr {
-                        th dir="auto" { (labels[gold]) }
-                        @for (predicted, n) in row.iter().enumerate() {
-                            @let share = *n as f64 / all;
-                            td class=(if gold == predicted { "cell right" } else { "cell" }) style=(format!("--share: {share:.3}")) {
-                                (grouped(*n)) br; span.faint { (percent(share)) }
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        p.faint { "Per cent of the rows with the label on the left." }
-    }
-}
-
-fn label_scores(labels: &[LabelScores]) -> Markup {
-    markup! {
-        div.scroll {
-            table {
-                tr { th { "label" } th.n { "rows" } th.n { "predicted" } th.n { "precision" } th.n { "recall" } th.n { "F1" } }
-                @for label in labels.iter().take(MOST_LISTED) {
-                    tr {
-                        td.short dir="auto" { (label.label) }
-                        td.n { (grouped(label.rows)) }
-                        td.n { (grouped(label.predicted)) }
-                        @for value in [label.precision, label.recall, label.f1] { td.n { (format!("{value:.4}")) } }
-                    }
-                }
-            }
-        }
-        @if labels.len() > MOST_LISTED { p.faint { (labels.len() - MOST_LISTED) " more labels are in the JSON." } }
-    }
-}
-
 fn samples(samples: &[Rows]) -> Markup {
     let is_number = |text: &Option<String>| text.as_ref().is_none_or(|text| text.parse::<f64>().is_ok());
     let is_long = |text: &Option<String>| text.as_ref().is_some_and(|text| text.chars().count() > 24);
@@ -379,88 +289,6 @@ fn speed(page: &Page) -> Markup {
                         }
                     }
                     p.faint { "Texts are counted in the order in which they first come in the source, of those without a score." }
-                }
-            }
-        }
-    }
-}
-
-fn trained(training: &Document) -> Markup {
-    let (title, subtitle) = crate::train::chart::headline(&training.document);
-    let metrics = training.document["evaluation"]["metrics"].as_object();
-    markup! {
-        section {
-            h2 { (title) }
-            p { (subtitle) }
-            p.faint { "From " code { (training.path) } ", as it is now." }
-            div.charts { @for chart in charts::training(&training.document) { (figures(Some(chart))) } }
-            @if let Some(metrics) = metrics {
-                details {
-                    summary { "All metrics on the held-out rows" }
-                    table { @for (name, value) in metrics { tr { td { (name) } td.n { (short_number(value)) } } } }
-                }
-            }
-        }
-    }
-}
-
-fn evaluated(evaluation: &Document) -> Markup {
-    let json = &evaluation.document;
-    let metrics = json["metrics"].as_object();
-    let labels: Vec<String> = serde_json::from_value(json["labels"].clone()).unwrap_or_default();
-    let confusion: Vec<Vec<u64>> =
-        serde_json::from_value(json["confusion"]["gold_by_predicted"].clone()).unwrap_or_default();
-    let is_matrix = !confusion.is_empty() && confusion.len() == labels.len() && labels.len() <= MOST_LABELS;
-    let level = json["level"].as_f64().map(|level| format!("{} % interval", 100.0 * level));
-    markup! {
-        section {
-            h2 { "Evaluation on " (json["rows"].as_u64().map_or_else(String::new, grouped)) " rows" }
-            p.faint { "From " code { (evaluation.path) } ", as it is now." }
-            @if let Some(metrics) = metrics {
-                div.scroll {
-                    table {
-                        tr { th { "metric" } th.n { "value" } @if let Some(level) = &level { th.n { (level) } } }
-                        @for (name, value) in metrics {
-                            @let ends = &json["intervals"][name];
-                            tr {
-                                td { (name) } td.n { (short_number(value)) }
-                                @if level.is_some() {
-                                    td.n { @if ends.is_array() { (short_number(&ends[0])) " – " (short_number(&ends[1])) } }
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-            @if is_matrix { (matrix(&labels, &confusion)) }
-            @if let Some(columns) = json["slices"].as_object() {
-                @for (column, slices) in columns {
-                    h3 { "By " (column) }
-                    (slice_table(slices))
-                }
-            }
-        }
-    }
-}
-
-/// The metrics of each slice of a column, as far as they fit.
-fn slice_table(slices: &Value) -> Markup {
-    let slices = slices.as_array().map(Vec::as_slice).unwrap_or_default();
-    let metrics: Vec<&String> = slices
-        .first()
-        .and_then(|slice| slice["metrics"].as_object())
-        .map(|metrics| metrics.keys().take(6).collect())
-        .unwrap_or_default();
-    markup! {
-        div.scroll {
-            table {
-                tr { th { "value" } th.n { "rows" } @for metric in &metrics { th.n { (metric) } } }
-                @for slice in slices.iter().take(MOST_LISTED) {
-                    tr {
-                        td.short dir="auto" { (slice["value"].as_str().unwrap_or("NULL")) }
-                        td.n { (slice["rows"].as_u64().map_or_else(String::new, grouped)) }
-                        @for metric in &metrics { td.n { (short_number(&slice["metrics"][metric])) } }
-                    }
                 }
             }
         }

@@ -1,16 +1,16 @@
 //! The predictions of a run compared with what people said, from counts that SQL makes: of any number of rows.
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Float64Type, Int64Type};
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{Float64Type, Int64Type};
 use serde::Serialize;
 
+use super::gold::Columns;
 use super::table::{Output, literal, quoted};
 use crate::config::{Pipeline, Scoring};
 use crate::error::Error;
 use crate::model::Problem;
 use crate::store::RunRecord;
-use crate::train::labels::{GoldLabel, Labels, Targets};
+use crate::train::labels::{Labels, Targets};
 use crate::train::metrics::{Confusion, DEFAULT_BINS};
 use crate::train::task::Task;
 
@@ -191,16 +191,14 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
         for row in 0..batch.num_rows() {
             let n = columns.counts.value(row).unsigned_abs();
             let written = columns.written.value(row);
-            let gold = match labels.targets(&[columns.gold(row)]) {
-                Ok(Targets::Classes(places)) => places[0] as usize,
-                _ => {
-                    match unknown.iter_mut().find(|(other, _)| other == written) {
-                        Some((_, rows)) => *rows += n,
-                        None => unknown.push((written.to_owned(), n)),
-                    }
-                    continue;
+            let Ok(Targets::Classes(places)) = labels.targets(&[columns.gold(row)]) else {
+                match unknown.iter_mut().find(|(other, _)| other == written) {
+                    Some((_, rows)) => *rows += n,
+                    None => unknown.push((written.to_owned(), n)),
                 }
+                continue;
             };
+            let gold = places[0] as usize;
             if !meanings.iter().any(|(other, _)| other == written) {
                 meanings.push((written.to_owned(), gold));
             }
@@ -226,30 +224,8 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
         return Ok(Err("no row has both a label and a prediction".into()));
     }
     let confusion = Confusion::of_counts(width, counts);
-    let reliability: Vec<Reliability> = bins
-        .iter()
-        .enumerate()
-        .filter(|(_, (n, ..))| *n > 0)
-        .map(|(i, (n, right, total))| Reliability {
-            above: i as f64 / DEFAULT_BINS as f64,
-            up_to: (i + 1) as f64 / DEFAULT_BINS as f64,
-            rows: *n,
-            confidence: total / *n as f64,
-            accuracy: *right as f64 / *n as f64,
-        })
-        .collect();
+    let reliability = reliability(&bins);
     let off = reliability.iter().map(|bin| (bin.accuracy - bin.confidence).abs() * bin.rows as f64).sum::<f64>();
-    let by_label = labels.names().iter().enumerate().map(|(place, name)| {
-        let scores = confusion.class(place);
-        LabelScores {
-            label: name.clone(),
-            rows: scores.support,
-            predicted: confusion.predicted(place),
-            precision: scores.precision,
-            recall: scores.recall,
-            f1: scores.f1,
-        }
-    });
     let row = |gold: usize| (0..width).map(|predicted| confusion.count(gold, predicted)).collect();
     unknown.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     unknown.truncate(MOST_UNKNOWN);
@@ -261,7 +237,7 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
         f1_macro: confusion.f1_macro(),
         matthews: confusion.matthews(),
         calibration_error: Some(off / rows as f64),
-        by_label: by_label.collect(),
+        by_label: by_label(&confusion, labels.names()),
         reliability,
         unscored,
         unknown,
@@ -273,57 +249,32 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
     Ok(Ok((judged, Some(format!("CASE WHEN predicted_label <> {gold} THEN score END")))))
 }
 
-/// The columns of the counts.
-struct Columns<'a> {
-    gold: Gold,
-    written: arrow::array::StringArray,
-    predicted: arrow::array::StringArray,
-    bins: &'a arrow::array::Int64Array,
-    counts: &'a arrow::array::Int64Array,
-    totals: &'a arrow::array::Float64Array,
+/// The bins that have rows, of their number, those that are right, and the sum of their confidence.
+fn reliability(bins: &[(u64, u64, f64)]) -> Vec<Reliability> {
+    let bins = bins.iter().enumerate().filter(|(_, (n, ..))| *n > 0);
+    bins.map(|(i, (n, right, total))| Reliability {
+        above: i as f64 / DEFAULT_BINS as f64,
+        up_to: (i + 1) as f64 / DEFAULT_BINS as f64,
+        rows: *n,
+        confidence: total / *n as f64,
+        accuracy: *right as f64 / *n as f64,
+    })
+    .collect()
 }
 
-/// A column of labels in the types that are told apart.
-enum Gold {
-    Booleans(arrow::array::BooleanArray),
-    Integers(arrow::array::Int64Array),
-    Floats(arrow::array::Float64Array),
-    Texts,
-}
-
-impl<'a> Columns<'a> {
-    fn of(batch: &'a RecordBatch) -> Result<Self, arrow::error::ArrowError> {
-        let texts =
-            |column: &ArrayRef| Ok::<_, arrow::error::ArrowError>(cast(column, &DataType::Utf8)?.as_string().clone());
-        let gold = batch.column(0);
-        let known = match gold.data_type() {
-            DataType::Boolean => Gold::Booleans(gold.as_boolean().clone()),
-            other if other.is_integer() => Gold::Integers(cast(gold, &DataType::Int64)?.as_primitive().clone()),
-            other if other.is_numeric() => Gold::Floats(cast(gold, &DataType::Float64)?.as_primitive().clone()),
-            _ => Gold::Texts,
-        };
-        Ok(Self {
-            gold: known,
-            written: texts(gold)?,
-            predicted: texts(batch.column(1))?,
-            bins: batch.column(2).as_primitive::<Int64Type>(),
-            counts: batch.column(3).as_primitive::<Int64Type>(),
-            totals: batch.column(4).as_primitive::<Float64Type>(),
-        })
-    }
-
-    fn gold(&self, row: usize) -> GoldLabel {
-        match &self.gold {
-            Gold::Booleans(values) => GoldLabel::from(values.value(row)),
-            Gold::Integers(values) => GoldLabel::Integer(values.value(row)),
-            Gold::Floats(values) => GoldLabel::Float(values.value(row)),
-            Gold::Texts => GoldLabel::Text(self.written.value(row).to_owned()),
+fn by_label(confusion: &Confusion, names: &[String]) -> Vec<LabelScores> {
+    let score = |(place, name): (usize, &String)| {
+        let scores = confusion.class(place);
+        LabelScores {
+            label: name.clone(),
+            rows: scores.support,
+            predicted: confusion.predicted(place),
+            precision: scores.precision,
+            recall: scores.recall,
+            f1: scores.f1,
         }
-    }
-
-    fn predicted(&self, row: usize) -> Option<&str> {
-        self.predicted.is_valid(row).then(|| self.predicted.value(row))
-    }
+    };
+    names.iter().enumerate().map(score).collect()
 }
 
 async fn values(table: &Output, label: &str) -> Result<Comparison, Error> {

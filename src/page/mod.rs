@@ -12,6 +12,7 @@
 //! page forbids itself scripts and the network.
 
 mod charts;
+mod gold;
 mod html;
 mod judged;
 mod samples;
@@ -178,9 +179,8 @@ pub async fn collect(pipeline: &Pipeline, run: Option<&str>) -> Result<Page, Err
         Some(_) => history::records(pipeline, RUNS).await?,
         None => Vec::new(),
     };
-    match chosen(&records, run)? {
-        Some(place) => {
-            let scoring = pipeline.scoring.as_ref().expect("only a pipeline that scores has records");
+    match pipeline.scoring.as_ref().zip(chosen(&records, run)?) {
+        Some((scoring, place)) => {
             page.of_run(pipeline, scoring, &records, place).await?;
         }
         None if page.trainings.is_empty() && page.evaluation.is_none() => {

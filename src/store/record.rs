@@ -374,7 +374,9 @@ mod tests {
     #[test]
     fn a_record_is_read_back_as_it_was_written() {
         let mut scores = Histogram::default();
-        [0.5, 0.75, 0.999].into_iter().for_each(|score| scores.add(score));
+        for score in [0.5, 0.75, 0.999] {
+            scores.add(score);
+        }
         let record = RunRecord {
             run: "r".into(),
             pipeline: "p".into(),
