@@ -4,6 +4,15 @@
 -- the predicted label (rejected).
 --
 --   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/confusion.sql
+--
+-- +----------------+----------------+------+------------------+
+-- | label          | predicted      | rows | percent_of_label |
+-- +----------------+----------------+------+------------------+
+-- | not_paraphrase | not_paraphrase | 104  | 42.1             |
+-- | not_paraphrase | paraphrase     | 143  | 57.9             |
+-- | paraphrase     | not_paraphrase | 86   | 30.9             |
+-- | paraphrase     | paraphrase     | 192  | 69.1             |
+-- +----------------+----------------+------+------------------+
 SELECT
   label,
   coalesce(predicted_label, '(rejected)') AS predicted,

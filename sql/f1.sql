@@ -4,6 +4,13 @@
 -- accuracy where labels are uneven; on even labels look at Matthews, which is 0 for guessing.
 --
 --   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/f1.sql
+--
+-- +----------------+------+-----------+--------+--------+----------+
+-- | label          | rows | precision | recall | f1     | matthews |
+-- +----------------+------+-----------+--------+--------+----------+
+-- | not_paraphrase | 247  | 0.5474    | 0.4211 | 0.476  | 0.116    |
+-- | paraphrase     | 278  | 0.5731    | 0.6906 | 0.6264 | 0.116    |
+-- +----------------+------+-----------+--------+--------+----------+
 WITH
   judged AS (
     SELECT label, predicted_label

@@ -3,6 +3,13 @@
 -- Reads the table predictions; needs no labels of one's own.
 --
 --   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/label_counts.sql
+--
+-- +----------------+------+------------+--------------+
+-- | predicted      | rows | mean_score | lowest_score |
+-- +----------------+------+------------+--------------+
+-- | paraphrase     | 335  | 0.9503     | 0.504        |
+-- | not_paraphrase | 190  | 0.8848     | 0.5166       |
+-- +----------------+------+------------+--------------+
 SELECT
   coalesce(predicted_label, error) AS predicted,
   count(*) AS rows,

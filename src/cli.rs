@@ -6,6 +6,7 @@ mod model;
 mod plan;
 mod predict;
 mod query;
+mod report;
 mod run;
 mod runs;
 mod schema;
@@ -55,6 +56,7 @@ Nothing is overwritten: the folder must be new or empty.")]
   couplet run pipelines/quickstart/pipeline.toml
   couplet run pipelines/quickstart/pipeline.toml --quiet --only score
   couplet run nightly.toml --var date=2026-11-24 --wait 10m --json
+  couplet run nightly.toml --metrics /var/lib/node_exporter/couplet_nightly.prom
 
 Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 interrupted")]
     Run(run::Run),
@@ -69,6 +71,7 @@ Exit codes: 0 a run can begin, 1 or 2 it would fail with this code")]
     /// Query tables, results and models with SQL
     #[command(after_help = "Examples:
   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/accuracy.sql
+  couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/score_histogram.sql --param width=0.1
   couplet query --table t=pipelines/quickstart/pairs.parquet 'SELECT category, count(*) FROM t GROUP BY category'
   couplet query --table t=pipelines/quickstart/pairs.parquet 'SELECT * FROM t' -o pairs.csv
   couplet query --table t=pairs.csv \"SELECT predict('pipelines/quickstart/model', sentence1, sentence2)['label'] AS \
@@ -87,6 +90,12 @@ Exit codes: 0 a run can begin, 1 or 2 it would fail with this code")]
   couplet runs pipelines/quickstart/pipeline.toml
   couplet query --pipeline pipelines/quickstart/pipeline.toml \"SELECT outcome, count(*) FROM runs GROUP BY outcome\"")]
     Runs(runs::Runs),
+    /// Write a page about a run: rows, scores, agreement with labels, drift, speed, sample rows
+    #[command(after_help = "Examples:
+  couplet report pipelines/quickstart/pipeline.toml -o report.html
+  couplet report nightly.toml --var date=2026-11-24 --run 0198c2 --format json
+  couplet report nightly.toml --format prometheus -o /var/lib/node_exporter/couplet_nightly.prom")]
+    Report(report::Report),
     /// Look after the stores in which pipelines remember scores
     #[command(subcommand)]
     Store(runs::StoreCommand),
@@ -162,6 +171,7 @@ impl Cli {
             },
             Command::Predict(command) => command.execute().await,
             Command::Runs(command) => command.execute().await,
+            Command::Report(command) => command.execute().await,
             Command::Store(command) => command.execute().await,
             Command::Model(command) => command.execute().await,
             Command::Schema(command) => command.execute(),

@@ -11,10 +11,11 @@ use datafusion::prelude::SessionContext;
 
 use crate::config::{Pipeline, Scoring};
 use crate::error::Error;
+use crate::histogram::Drift;
 use crate::objects::Objects;
 use crate::progress::{grouped, spoken};
 use crate::run::{model_name, models_of, pool};
-use crate::store::{Garbage, Runs, collect_garbage, model_class};
+use crate::store::{Garbage, Outcome, RunRecord, Runs, collect_garbage, model_class};
 
 /// The name of the runs in SQL.
 const RUNS: &str = "runs";
@@ -56,6 +57,34 @@ pub async fn register(context: &SessionContext, pipeline: &Pipeline) -> Result<(
         context.register_table(RUNS, runs).map_err(|e| Error::sql("the runs", &e, None))?;
     }
     Ok(())
+}
+
+/// Runs that are looked at to find the one before.
+const LOOK_BACK: usize = 50;
+
+/// How far the scores of a run are from those of the last one before it that ended well; none if there is none.
+///
+/// # Errors
+/// A store that cannot be read.
+pub async fn drift(pipeline: &Pipeline, run: &RunRecord) -> Result<Option<Drift>, Error> {
+    let Some(scores) = &run.scores else { return Ok(None) };
+    let records = records(pipeline, LOOK_BACK).await?;
+    Ok(before(&records, run).and_then(|before| scores.drift_from(before.scores.as_ref()?)))
+}
+
+/// The last run before another one that ended well, among records of which the newest is the first.
+#[must_use]
+pub fn before<'a>(records: &'a [RunRecord], run: &RunRecord) -> Option<&'a RunRecord> {
+    let earlier = records.iter().filter(|record| record.run != run.run && record.started_at < run.started_at);
+    earlier.filter(|record| record.outcome == Some(Outcome::Done)).find(|record| record.scores.is_some())
+}
+
+/// The records of a pipeline's runs, the newest first.
+///
+/// # Errors
+/// A pipeline that does not score; a store that cannot be read.
+pub async fn records(pipeline: &Pipeline, limit: usize) -> Result<Vec<RunRecord>, Error> {
+    Runs::of(&store_of(pipeline)?).records(&pipeline.name, limit).await
 }
 
 fn line(batch: &RecordBatch, row: usize) -> String {

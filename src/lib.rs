@@ -49,12 +49,14 @@
 /// The version that a session must be of.
 pub use datafusion;
 
+mod chart;
 pub mod cli;
 pub mod config;
 mod crash;
 pub mod delta;
 pub mod error;
 mod files;
+pub mod histogram;
 pub mod history;
 pub mod init;
 pub mod lock;
@@ -62,8 +64,11 @@ pub mod logging;
 pub mod model;
 pub mod objects;
 pub mod ops;
+pub mod page;
+pub mod parameters;
 pub mod predict;
 pub mod progress;
+pub mod prometheus;
 pub mod query;
 pub mod report;
 pub mod run;

@@ -21,6 +21,7 @@ use crate::config::{Pipeline, SinkFormat, SinkMode, Table, TableFormat};
 use crate::delta;
 use crate::error::Error;
 use crate::objects::Objects;
+use crate::parameters::Parameters;
 use crate::sink::runs;
 use crate::sink::{AtomicFile, ParquetSink, SinkError};
 
@@ -88,14 +89,16 @@ pub async fn tables_of(pipeline: &Pipeline) -> Result<Vec<Table>, Error> {
     Ok(tables)
 }
 
-/// Executes the statements of `sql` one after the other and writes the result of each.
+/// Executes the statements of `sql` one after the other, with the values of its parameters, and writes the result of
+/// each.
 ///
 /// # Errors
-/// SQL that cannot be planned or executed, an output that cannot be written.
+/// SQL that cannot be planned or executed, a value that does not suit, an output that cannot be written.
 pub async fn query(
     context: &SessionContext,
     sql: &str,
     origin: &str,
+    parameters: &Parameters,
     format: Format,
     output: Option<&Path>,
 ) -> Result<(), Error> {
@@ -115,6 +118,7 @@ pub async fn query(
         reads_only.verify_plan(&plan).map_err(|_| {
             Error::Usage(format!("{origin}: a query reads; to write its result, use -o FILE instead of COPY or INSERT"))
         })?;
+        let plan = parameters.bind(plan, origin)?;
         let frame = context.execute_logical_plan(plan).await.map_err(failed)?;
         let stream = frame.execute_stream().await.map_err(failed)?;
         // CREATE VIEW and SET have no columns to show, and have been executed by now.

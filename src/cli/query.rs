@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::{Variables, read, read_pipeline};
+use super::{Variables, name_and_value, read, read_pipeline};
 use crate::config::{self, Table};
 use crate::error::Error;
 use crate::history;
+use crate::parameters::Parameters;
 use crate::predict::Models;
 use crate::query::{self, Format};
 use crate::run;
@@ -31,6 +32,9 @@ pub(super) struct Query {
     /// Use a file, glob or folder as a table, here or in a bucket (s3://…)
     #[arg(long = "table", short, value_name = "NAME=URI")]
     tables: Vec<String>,
+    /// Give $NAME in the SQL a value, which is bound and never pasted
+    #[arg(long = "param", value_name = "NAME=VALUE", value_parser = name_and_value)]
+    parameters: Vec<(String, String)>,
     /// How the result is written; by the extension of the output file if not given
     #[arg(long)]
     format: Option<Format>,
@@ -61,6 +65,7 @@ impl Query {
             (None, Some(file)) => (read(file)?, file.display().to_string()),
             (None, None) => return Err(Error::Usage("give SQL, or a file with -f".into())),
         };
+        let parameters = Parameters::of(&sql, &origin, &self.parameters)?;
         let format = format_of(self.format, self.output.as_deref())?;
         let mut tables = match &pipeline {
             Some(pipeline) => query::tables_of(pipeline).await?,
@@ -88,7 +93,7 @@ impl Query {
         if let Some(pipeline) = &pipeline {
             history::register(&context, pipeline).await?;
         }
-        match query::query(&context, &sql, &origin, format, self.output.as_deref()).await {
+        match query::query(&context, &sql, &origin, &parameters, format, self.output.as_deref()).await {
             Ok(()) => Ok(()),
             Err(error) => {
                 let kept = if self.output.is_some() { "no output was written" } else { "the output is not complete" };

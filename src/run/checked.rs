@@ -12,13 +12,14 @@ use std::task::{Context, Poll};
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Float32Type, Schema, SchemaRef};
 use datafusion::common::DataFusionError;
 use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::streaming::PartitionStream;
 use futures::{Stream, StreamExt};
 use thiserror::Error;
 
+use crate::histogram::Histogram;
 use crate::predict::prediction_fields;
 use crate::source::OUTPUT_COLUMNS;
 
@@ -57,6 +58,7 @@ pub(super) struct Published {
     pub(super) rejected: u64,
     pub(super) truncated: u64,
     pub(super) labels: BTreeMap<String, u64>,
+    pub(super) scores: Histogram,
 }
 
 /// What a stream is checked against.
@@ -125,6 +127,8 @@ impl Checked {
         published.rows += batch.num_rows() as u64;
         published.rejected += (batch.num_rows() - errors.null_count()) as u64;
         published.truncated += column("truncated").as_boolean().iter().filter(|t| *t == Some(true)).count() as u64;
+        let values = scores.as_primitive::<Float32Type>().iter().flatten();
+        values.for_each(|score| published.scores.add(f64::from(score)));
         for label in labels.as_string::<i32>().iter().flatten() {
             if let Some(n) = published.labels.get_mut(label) {
                 *n += 1;

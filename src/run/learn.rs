@@ -130,6 +130,7 @@ impl Training<'_> {
     }
 
     /// Pretrains, unless the model that this very stage leaves is there already.
+    #[tracing::instrument(skip_all)]
     pub(super) async fn pretrain(
         &self,
         stage: &Pretrain,

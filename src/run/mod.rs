@@ -7,6 +7,7 @@ mod foresight;
 mod learn;
 mod mistakes;
 mod night;
+mod pace;
 pub mod plan;
 mod publish;
 mod rows;
@@ -28,6 +29,7 @@ use crate::progress::Style;
 use crate::report::RunReport;
 use crate::scorer::{DeviceSetting, Pool, Precision, PrecisionSetting, ScorerOptions};
 use crate::session::Resources;
+use crate::store::RunRecord;
 use crate::tables;
 use crate::train::finetune;
 
@@ -60,6 +62,22 @@ pub async fn run(
     style: Style,
     stop: impl Future<Output = ()>,
 ) -> Result<RunReport, Error> {
+    run_recorded(pipeline, variables, only, remembering, style, stop, &mut None).await
+}
+
+/// The same; `recorded` becomes what was recorded of the scoring, also of one that failed, if it came to that.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_recorded(
+    pipeline: &Pipeline,
+    variables: &BTreeMap<String, String>,
+    only: &[Stage],
+    remembering: Remembering,
+    style: Style,
+    stop: impl Future<Output = ()>,
+    recorded: &mut Option<RunRecord>,
+) -> Result<RunReport, Error> {
     check_variables(pipeline, variables)?;
     check_stages(pipeline, only)?;
     let wanted = |stage| only.is_empty() || only.contains(&stage);
@@ -76,7 +94,7 @@ pub async fn run(
         report.evaluate = Some(evaluate::evaluate(pipeline, stage, variables, style, &mut stop).await?);
     }
     if let Some(scoring) = pipeline.scoring.as_ref().filter(|_| wanted(Stage::Score)) {
-        let scored = Box::pin(score::score(pipeline, scoring, variables, remembering, style, &mut stop));
+        let scored = Box::pin(score::score(pipeline, scoring, variables, remembering, style, &mut stop, recorded));
         report.score = Some(scored.await?);
     }
     Ok(report)

@@ -77,6 +77,7 @@ impl Night {
             pipeline_hash: self.pipeline_hash.clone(),
             started_at: Some(self.started_at),
             host: Some(lock::host()),
+            couplet_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             ..RunRecord::default()
         }
     }
@@ -94,8 +95,9 @@ impl Night {
         Error::from(self.held.lost().await)
     }
 
-    /// Records how the run ended, and releases the lock. What fails here is said and changes nothing any more.
-    pub(super) async fn end(self, mut record: RunRecord, error: Option<&Error>) {
+    /// Records how the run ended, and releases the lock; returns the record. What fails here is said and changes nothing
+    /// any more.
+    pub(super) async fn end(self, mut record: RunRecord, error: Option<&Error>) -> RunRecord {
         record.ended_at = Some(Utc::now());
         record.seconds = Some(self.began.elapsed().as_secs_f64());
         record.outcome = Some(match error {
@@ -113,5 +115,6 @@ impl Night {
         if let Err(error) = self.held.release().await {
             tracing::warn!("{error}");
         }
+        record
     }
 }

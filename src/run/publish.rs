@@ -11,6 +11,7 @@ use super::sinks::{Sink, SinkKind};
 use super::spool::Spool;
 use crate::crash;
 use crate::error::Error;
+use crate::histogram::Histogram;
 use crate::scorer::{Rejection, Scorer};
 use crate::store::ScoreStore;
 
@@ -23,6 +24,7 @@ pub(super) struct PublishedTo {
     pub(super) rejected: u64,
     pub(super) truncated: u64,
     pub(super) labels: BTreeMap<String, u64>,
+    pub(super) scores: Histogram,
     pub(super) quarantine: Option<(String, u64)>,
 }
 
@@ -81,6 +83,7 @@ impl Run<'_> {
                     all.version = done.version;
                     all.truncated = published.truncated;
                     all.labels = published.labels;
+                    all.scores = published.scores;
                 }
             }
         }

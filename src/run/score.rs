@@ -22,6 +22,7 @@ use futures::StreamExt;
 use super::checked::output_schema;
 use super::foresight::{Foresight, SAMPLE};
 use super::night::Night;
+use super::pace::Pace;
 use super::sinks::{Sink, SinkKind};
 use super::spool::{Pending, Spool};
 use super::{
@@ -63,6 +64,7 @@ pub struct Remembering {
 }
 
 /// Scores the source into the sink until it is done or `stop` is; a stage that does not end well leaves the sink as it was.
+/// `recorded` is what was recorded of the run, also of one that failed.
 #[tracing::instrument(skip_all)]
 pub(super) async fn score(
     pipeline: &Pipeline,
@@ -71,6 +73,7 @@ pub(super) async fn score(
     remembering: Remembering,
     style: Style,
     stop: &mut (impl Future<Output = ()> + Unpin),
+    recorded: &mut Option<RunRecord>,
 ) -> Result<Report, Error> {
     let store = Objects::open(&scoring.score.store.place)?;
     let begun = tokio::select! {
@@ -81,7 +84,7 @@ pub(super) async fn score(
     let run = Run { pipeline, scoring, variables, remembering, style, store, night: &begun };
     let mut record = begun.record();
     let outcome = run.all(&mut record, stop).await;
-    begun.end(record, outcome.as_ref().err()).await;
+    *recorded = Some(begun.end(record, outcome.as_ref().err()).await);
     outcome
 }
 
@@ -114,6 +117,7 @@ impl Run<'_> {
         let began = Instant::now();
         let reading = async {
             let (prepared, resources) = self.prepare().await?;
+            record.prepare_seconds = Some(began.elapsed().as_secs_f64());
             let (spool, sources) = self.read(&prepared, resources).await?;
             Ok::<_, Error>((prepared, spool, sources))
         };
@@ -128,10 +132,14 @@ impl Run<'_> {
         }
         record.sources = sources;
         record.rows_read = Some(spool.len());
+        record.rows_rejected = Some(spool.rejected().iter().sum());
+        record.rejected = kinds(spool.rejected());
+        check_errors(self.scoring, spool.rejected(), spool.len())?;
         record.model = Some(scorer.model().fingerprint.as_str().to_owned());
         record.model_uri = Some(self.scoring.model.location.place.to_string());
         record.precision = Some(scorer.precision().to_string());
         record.max_length = Some(scorer.max_length());
+        record.task = Some(scorer.model().config.problem.to_string());
         crash::point("read");
 
         let pending = tokio::select! {
@@ -141,21 +149,29 @@ impl Run<'_> {
         };
         let (texts, rows_without_score) = (pending.texts, pending.rows);
         tracing::debug!("{} texts have no score yet, those of {} rows", grouped(texts), grouped(rows_without_score));
+        record.read_seconds = Some(began.elapsed().as_secs_f64() - record.prepare_seconds.unwrap_or_default());
         let start = Instant::now();
         let progress = Progress::start(self.style, &scorer, texts);
         let sample = pending.sample(SAMPLE).map_err(|e| self.spool_failed(&e))?;
         let foresight = Foresight::start(&scorer, sample, texts);
-        let scored = self.score_pending(pending, &scorer, &mut scores, stop).await;
+        let mut pace = Pace::default();
+        let scored = self.score_pending(pending, &scorer, &mut scores, &mut pace, stop).await;
         drop(progress);
         let scoring_time = start.elapsed();
         let predicted = foresight.predicted();
         let counts = scorer.tally().counts();
         record.rows_scored = Some(counts.scored);
         record.tokens = Some(counts.tokens);
+        record.tokens_in_rows = Some(counts.tokens_in_rows);
+        record.padding_avoided = Some(counts.padding_avoided);
+        record.scoring_seconds = Some(scoring_time.as_secs_f64());
+        record.windows = pace.to_json();
         scored?;
 
         let rejected_texts: u64 = spool.rejected().iter().sum();
+        let start = Instant::now();
         let published = self.publish(&spool, &scores, sinks, &scorer, stop).await?;
+        record.publish_seconds = Some(start.elapsed().as_secs_f64());
         let mut rejected = spool.rejected();
         // What is not the text's fault is the tokenizer's.
         rejected[Rejection::KINDS.len() - 1] += published.rejected.saturating_sub(rejected_texts);
@@ -171,10 +187,17 @@ impl Run<'_> {
         record.rows_repeated = Some(rows.repeated);
         record.rows_rejected = Some(published.rejected);
         tracing::debug!("published to {}", published.output);
+        record.rejected = kinds(rows.rejected);
+        record.rows_truncated = Some(rows.truncated);
         record.output = Some(published.output.clone());
         record.output_version = published.version;
+        record.output_bytes = Some(published.bytes);
+        record.scores = Some(published.scores);
+        let labels = scorer.model().config.labels.iter();
+        let labels: Vec<_> =
+            labels.map(|label| (label.clone(), published.labels.get(label).copied().unwrap_or_default())).collect();
+        record.labels = Some(labels.clone());
         scores.compact().await;
-        let labels = &scorer.model().config.labels;
         Ok(Report {
             pipeline: self.pipeline.name.clone(),
             run: self.night.run().to_owned(),
@@ -183,7 +206,7 @@ impl Run<'_> {
             fingerprint: scorer.model().fingerprint.as_str().to_owned(),
             rows,
             counts,
-            labels: labels.iter().map(|l| (l.clone(), published.labels.get(l).copied().unwrap_or_default())).collect(),
+            labels,
             elapsed: began.elapsed(),
             scoring: scoring_time,
             predicted: self.remembering.plan.clone().into_iter().chain(predicted).collect(),
@@ -259,7 +282,6 @@ impl Run<'_> {
         let rows = spool.rows().await.map_err(|e| self.spool_failed(&e))?;
         let ids = Source::check_ids(&rows, &scoring.source.id).await;
         ids.map_err(|e| Error::source(&pipeline.path, e, context))?;
-        self.check_errors(spool.rejected(), spool.len())?;
         tracing::Span::current().record("rows", spool.len());
         Ok((spool, before))
     }
@@ -277,6 +299,7 @@ impl Run<'_> {
         pending: Pending,
         scorer: &Scorer,
         scores: &mut ScoreStore,
+        pace: &mut Pace,
         stop: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<(), Error> {
         let texts = pending.texts;
@@ -284,8 +307,9 @@ impl Run<'_> {
             .windows()
             .map(|window| async {
                 let (keys, window) = window.map_err(|e| self.spool_failed(&e))?;
+                let start = Instant::now();
                 let outcomes = scorer.score(window).await?;
-                Ok::<(ArrayRef, _), Error>((keys, outcomes))
+                Ok::<(ArrayRef, _, _), Error>((keys, outcomes, start.elapsed()))
             })
             .buffered(WINDOWS_UNDER_WAY);
         let mut windows = std::pin::pin!(windows);
@@ -302,7 +326,10 @@ impl Run<'_> {
                 next = windows.next() => next,
             };
             match next {
-                Some(Ok((keys, outcomes))) => scores.remember(&keys, &outcomes, scorer)?,
+                Some(Ok((keys, outcomes, took))) => {
+                    pace.add(&outcomes, took);
+                    scores.remember(&keys, &outcomes, scorer)?;
+                }
                 Some(Err(error)) => break Err(error),
                 None => break Ok(()),
             }
@@ -370,6 +397,12 @@ pub(super) fn check_errors(scoring: &Scoring, rejected: [u64; Rejection::KINDS.l
     let kinds = Rejection::KINDS.iter().zip(rejected).filter(|(_, n)| *n > 0);
     let kinds = kinds.map(|(kind, n)| format!("{n} with {kind}")).collect::<Vec<_>>().join(", ");
     Err(Error::TooManyErrors { rejected: all, rows, kinds, max_errors: scoring.score.max_errors })
+}
+
+/// The kinds of errors that there are, with their rows.
+fn kinds(rejected: [u64; Rejection::KINDS.len()]) -> Vec<(String, u64)> {
+    let kinds = Rejection::KINDS.iter().zip(rejected).filter(|(_, n)| *n > 0);
+    kinds.map(|(kind, n)| ((*kind).to_owned(), n)).collect()
 }
 
 /// The first file that came, went or changed.

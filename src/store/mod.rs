@@ -10,9 +10,11 @@
 //! by nothing else; so a changed model forgets by itself, and a text that moves to another row is still known.
 
 mod functions;
+mod record;
 mod runs;
 mod scores;
 
 pub use functions::{text_error, text_key};
-pub use runs::{Outcome, RunRecord, Runs, SourceFile};
+pub use record::{Outcome, RunRecord, SourceFile};
+pub use runs::Runs;
 pub use scores::{Garbage, ScoreStore, collect_garbage, model_class};

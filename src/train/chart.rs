@@ -4,37 +4,22 @@
 //! there are no probabilities, the norm of the gradient. The picture has a background of its own, so that it can be read
 //! on a light page and on a dark one.
 
-mod panel;
-
-use plotters::prelude::{DrawingAreaErrorKind, IntoDrawingArea, RGBColor, SVGBackend, Text};
+use plotters::prelude::{IntoDrawingArea, RGBColor, SVGBackend, Text};
 use plotters::style::{FontDesc, FontFamily, FontStyle};
 use serde_json::Value;
 
+use crate::chart::{BACKGROUND, BLUE, COLOURS, FAINT, GREEN, INK, Look, ORANGE, Panel, Series};
 use crate::progress::grouped;
-use panel::{Look, Panel, Series};
 
 /// The picture's width and height, in pixels.
 const SIZE: (u32, u32) = (1120, 800);
 /// The height of the title above the panels.
 const HEADER: u32 = 72;
 
-const INK: RGBColor = RGBColor(36, 41, 47);
-const FAINT: RGBColor = RGBColor(110, 119, 129);
-const GRID: RGBColor = RGBColor(230, 233, 237);
-const BACKGROUND: RGBColor = RGBColor(255, 255, 255);
-
-// Colours that colour-blind people tell apart. Source: Okabe and Ito 2008, "Color universal design".
-const BLUE: RGBColor = RGBColor(0, 114, 178);
-const ORANGE: RGBColor = RGBColor(213, 94, 0);
-const GREEN: RGBColor = RGBColor(0, 158, 115);
-const COLOURS: [RGBColor; 4] = [BLUE, ORANGE, GREEN, RGBColor(204, 121, 167)];
-
 /// Points of a curve above which a smoothed one is drawn over it.
 const SMOOTHED_FROM: usize = 40;
 /// The weight of the past in the smoothed curve: about the last 20 points count.
 const KEEP: f64 = 0.95;
-
-type Drawn<E> = Result<(), DrawingAreaErrorKind<E>>;
 
 /// Draws what `training.json` says; none, with a warning, if it cannot be drawn: a model is worth more than its picture.
 pub(super) fn of_training(json: &Value) -> Option<String> {
@@ -55,15 +40,19 @@ fn draw(json: &Value, svg: &mut String) -> Result<(), String> {
     line(title, (24, 18), 22, FontStyle::Bold, INK).map_err(|e| failed(&e))?;
     line(subtitle, (24, 46), 14, FontStyle::Normal, FAINT).map_err(|e| failed(&e))?;
     let (_, below) = root.split_vertically(HEADER);
-    let panels = if json["kind"] == "pretrain" { of_pretraining(json) } else { of_finetuning(json) };
-    for (area, panel) in below.split_evenly((2, 2)).iter().zip(panels) {
+    for (area, panel) in below.split_evenly((2, 2)).iter().zip(panels(json)) {
         panel.draw(area).map_err(|e| failed(&e))?;
     }
     root.present().map_err(|e| failed(&e))
 }
 
+/// The four panels.
+pub(crate) fn panels(json: &Value) -> Vec<Panel> {
+    if json["kind"] == "pretrain" { of_pretraining(json) } else { of_finetuning(json) }
+}
+
 /// The title, and the line below it.
-fn headline(json: &Value) -> (String, String) {
+pub(crate) fn headline(json: &Value) -> (String, String) {
     let count = |value: &Value| grouped(value.as_u64().unwrap_or(0));
     let base = json["base"].as_str().or(json["base"]["random"].as_str()).unwrap_or_default();
     let base = base.rsplit(['/', '\\']).find(|part| !part.is_empty()).unwrap_or_default();

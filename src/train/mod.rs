@@ -29,7 +29,7 @@
 
 pub mod bootstrap;
 pub mod calibration;
-mod chart;
+pub(crate) mod chart;
 pub mod course;
 mod error;
 mod evaluate;

@@ -133,17 +133,6 @@ fn the_worst_mistakes_are_the_surest() {
 }
 
 #[test]
-fn every_query_of_the_folder_runs() {
-    let mut files: Vec<String> =
-        root().join("sql").read_dir().unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
-    files.sort();
-    assert_eq!(files, ["accuracy.sql", "confusion.sql", "f1.sql", "label_counts.sql", "worst_mistakes.sql"]);
-    for file in files {
-        assert!(stdout_of(&mut query(&["-f", &format!("sql/{file}")])).starts_with("+--"), "{file}");
-    }
-}
-
-#[test]
 fn the_output_has_the_name_of_the_pipeline_and_stands_beside_its_tables() {
     let sql = "SELECT count(*) AS n FROM quickstart o JOIN predictions s USING (id) JOIN pairs p USING (id)";
     insta::assert_snapshot!(stdout_of(&mut query(&[sql])), @r"

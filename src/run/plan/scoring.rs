@@ -71,7 +71,7 @@ impl Planner<'_> {
         };
         let held = known.as_ref().map_or(0, ScoreStore::rows);
         let scores = match &known {
-            Some(known) => known.scores(spool.context()).await?,
+            Some(known) => known.scores(spool.joins(held)).await?,
             None => spool.context().read_empty().map_err(|e| self.rows_failed(&e))?,
         };
         let pending = spool.pending(scores, held).await.map_err(|e| self.rows_failed(&e))?;

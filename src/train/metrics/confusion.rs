@@ -37,6 +37,16 @@ impl Confusion {
         Ok(confusion)
     }
 
+    /// Takes the counts as they are, gold label by predicted label, row by row.
+    ///
+    /// # Panics
+    /// For other than `labels` times `labels` counts.
+    #[must_use]
+    pub fn of_counts(labels: usize, counts: Vec<u64>) -> Self {
+        assert_eq!(counts.len(), labels * labels, "a count a cell");
+        Self { labels, counts }
+    }
+
     /// Counts rows, given as cells of the matrix, under counts.
     pub(super) fn of_cells(labels: usize, cells: &[u32], counts: &[u32]) -> Self {
         let size = labels * labels;

@@ -2,14 +2,14 @@
 
 use plotters::coord::Shift;
 use plotters::prelude::{
-    ChartBuilder, Circle, DrawingArea, DrawingBackend, LineSeries, PathElement, SeriesLabelPosition,
+    ChartBuilder, Circle, DrawingArea, DrawingBackend, LineSeries, PathElement, Rectangle, SeriesLabelPosition,
 };
 use plotters::style::{Color, FontDesc, FontFamily, FontStyle, RGBColor, ShapeStyle};
 
 use super::{BACKGROUND, Drawn, FAINT, GRID, INK};
 
 /// How the points of a series are shown.
-pub(super) enum Look {
+pub(crate) enum Look {
     /// As a line.
     Line,
     /// As a line that others are drawn over.
@@ -18,10 +18,12 @@ pub(super) enum Look {
     Marked,
     /// As marks whose areas are the numbers of rows behind them, joined by a faint line.
     Sized(Vec<f64>),
+    /// As bars from 0, so wide.
+    Bars(f64),
 }
 
 /// Points that belong together.
-pub(super) struct Series {
+pub(crate) struct Series {
     name: String,
     colour: RGBColor,
     look: Look,
@@ -29,18 +31,18 @@ pub(super) struct Series {
 }
 
 impl Series {
-    pub(super) fn new(name: &str, colour: RGBColor, look: Look, points: Vec<(f64, f64)>) -> Self {
+    pub(crate) fn new(name: &str, colour: RGBColor, look: Look, points: Vec<(f64, f64)>) -> Self {
         let points = points.into_iter().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
         Self { name: name.to_owned(), colour, look, points }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.points.is_empty()
     }
 }
 
 /// Axes with some series.
-pub(super) struct Panel {
+pub(crate) struct Panel {
     title: String,
     x: String,
     y: String,
@@ -48,10 +50,12 @@ pub(super) struct Panel {
     above_zero: bool,
     whole_x: bool,
     diagonal: bool,
+    x_ends: Option<(f64, f64)>,
+    letters: f64,
 }
 
 impl Panel {
-    pub(super) fn new(title: &str, x: &str, y: &str) -> Self {
+    pub(crate) fn new(title: &str, x: &str, y: &str) -> Self {
         Self {
             title: title.to_owned(),
             x: x.to_owned(),
@@ -60,28 +64,54 @@ impl Panel {
             above_zero: false,
             whole_x: false,
             diagonal: false,
+            x_ends: None,
+            letters: 1.0,
         }
     }
 
-    pub(super) fn with(mut self, series: Vec<Series>) -> Self {
+    /// What is over it.
+    pub(crate) fn title(&self) -> &str {
+        &self.title
+    }
+
+    pub(crate) fn with(mut self, series: Vec<Series>) -> Self {
         self.series = series;
         self
     }
 
     /// Lets the vertical axis begin at 0.
-    pub(super) fn above_zero(mut self) -> Self {
+    pub(crate) fn above_zero(mut self) -> Self {
         self.above_zero = true;
         self
     }
 
     /// Names whole numbers only on the horizontal axis.
-    pub(super) fn whole_x(mut self) -> Self {
+    pub(crate) fn whole_x(mut self) -> Self {
         self.whole_x = true;
         self
     }
 
+    /// Makes all letters larger, for a picture that is shown small.
+    pub(crate) fn with_letters(mut self, scale: f64) -> Self {
+        self.letters = scale;
+        self
+    }
+
+    /// Ends the horizontal axis here, whatever the points are.
+    pub(crate) fn within_x(mut self, low: f64, high: f64) -> Self {
+        self.x_ends = Some((low, high));
+        self
+    }
+
+    /// Draws the line where both axes are equal, and both from `low` to `high`.
+    pub(crate) fn square(mut self, low: f64, high: f64) -> Self {
+        self.diagonal = true;
+        self.x_ends = Some((low, high));
+        self
+    }
+
     /// Draws shares of 1 on both axes, and the line where they are equal.
-    pub(super) fn diagonal(mut self) -> Self {
+    pub(crate) fn diagonal(mut self) -> Self {
         self.diagonal = true;
         self
     }
@@ -93,6 +123,9 @@ impl Panel {
             values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)))
         };
         let (x, y) = (ends(|point| point.0), ends(|point| point.1));
+        if let (true, Some(ends)) = (self.diagonal, self.x_ends) {
+            return (ends, ends);
+        }
         if self.diagonal {
             return (((x.0 - 0.05).clamp(0.0, 0.9), 1.0), (0.0, 1.0));
         }
@@ -113,25 +146,28 @@ impl Panel {
         if self.series.len() > 1 && self.series.iter().flat_map(|series| &series.points).any(hidden) {
             y.1 += 0.4 * (y.1 - y.0);
         }
+        let x = self.x_ends.unwrap_or(x);
         (x, if self.above_zero { (0.0, y.1.max(f64::MIN_POSITIVE)) } else { y })
     }
 
-    pub(super) fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Drawn<B::ErrorType> {
+    pub(crate) fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Drawn<B::ErrorType> {
         let ((left, right), (bottom, top)) = self.ranges();
-        let font = |size: u32, style: FontStyle| FontDesc::new(FontFamily::SansSerif, f64::from(size), style);
+        let font =
+            |size: u32, style: FontStyle| FontDesc::new(FontFamily::SansSerif, self.letters * f64::from(size), style);
+        let area_size = |size: f64| (self.letters * size) as u32;
         let text = |size: u32, colour: &RGBColor| font(size, FontStyle::Normal).color(colour);
         let mut chart = ChartBuilder::on(area)
             .caption(&self.title, font(16, FontStyle::Bold).color(&INK))
             .margin(14)
             .margin_right(24)
-            .x_label_area_size(44)
-            .y_label_area_size(66)
+            .x_label_area_size(area_size(44.0))
+            .y_label_area_size(area_size(66.0))
             .build_cartesian_2d(left..right, bottom..top)?;
         let whole_x = self.whole_x;
         let x_label = move |x: &f64| if whole_x && x.fract().abs() > 1e-9 { String::new() } else { number(*x) };
         chart
             .configure_mesh()
-            .x_labels(8)
+            .x_labels((8.0 / self.letters) as usize)
             .y_labels(6)
             .bold_line_style(GRID)
             .light_line_style(BACKGROUND)
@@ -155,6 +191,15 @@ impl Panel {
                 Look::Line | Look::Marked => line(1.0, 2),
                 Look::Faint => line(0.3, 1),
                 Look::Sized(_) => line(0.4, 1),
+                Look::Bars(width) => {
+                    let bar = |(x, y): (f64, f64)| {
+                        // A gap of a tenth tells bars apart.
+                        let half = 0.45 * width;
+                        Rectangle::new([(x - half, 0.0), (x + half, y)], colour.mix(0.8).filled())
+                    };
+                    chart.draw_series(points().map(bar))?;
+                    continue;
+                }
             };
             let drawn = chart.draw_series(LineSeries::new(points(), style))?;
             if !series.points.is_empty() && self.series.len() > 1 || self.diagonal {
@@ -162,7 +207,7 @@ impl Panel {
                 drawn.label(&series.name).legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], key));
             }
             match &series.look {
-                Look::Line | Look::Faint => {}
+                Look::Line | Look::Faint | Look::Bars(_) => {}
                 Look::Marked => {
                     chart.draw_series(points().map(|point| Circle::new(point, 4, colour.filled())))?;
                 }

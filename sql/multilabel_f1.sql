@@ -1,0 +1,55 @@
+-- Precision, recall and F1 of each label, where a row may have any number of them.
+--
+-- Reads the tables predictions, of a multi-label model, with the column label (a list of texts), and runs, which
+-- --pipeline gives and which knows the names of the model's labels. The last columns are the F1 of all labels together
+-- (micro) and the mean of theirs (macro).
+--
+--   $threshold = 0.5      the probability from which on a row has a label
+--
+--   couplet query --pipeline P.toml -f sql/multilabel_f1.sql
+--
+-- +----------+--------------+----------------+-----------+--------+--------+----------+----------+
+-- | label    | rows_with_it | rows_predicted | precision | recall | f1     | f1_micro | f1_macro |
+-- +----------+--------------+----------------+-----------+--------+--------+----------+----------+
+-- | long     | 202          | 202            | 0.9356    | 0.9356 | 0.9356 | 0.7119   | 0.3119   |
+-- | number   | 49           | 0              | NULL      | 0.0    | 0.0    | 0.7119   | 0.3119   |
+-- | question | 78           | 0              | NULL      | 0.0    | 0.0    | 0.7119   | 0.3119   |
+-- +----------+--------------+----------------+-----------+--------+--------+----------+----------+
+WITH
+  newest AS (
+    SELECT labels FROM runs
+    WHERE outcome = 'done' AND substr(model, 1, 16) IN (SELECT model FROM predictions)
+    ORDER BY started_at DESC LIMIT 1
+  ),
+  names AS (SELECT unnest(labels) AS name, unnest(range(1, CAST(array_length(labels) AS BIGINT) + 1)) AS place FROM newest),
+  judged AS (
+    SELECT
+      place,
+      name,
+      array_has(label, name) AS is_so,
+      array_element(probabilities, place) >= $threshold AS is_said
+    FROM predictions CROSS JOIN names
+    WHERE probabilities IS NOT NULL AND label IS NOT NULL
+  ),
+  counts AS (
+    SELECT
+      place,
+      name,
+      CAST(sum(CASE WHEN is_so AND is_said THEN 1 ELSE 0 END) AS DOUBLE) AS tp,
+      CAST(sum(CASE WHEN NOT is_so AND is_said THEN 1 ELSE 0 END) AS DOUBLE) AS fp,
+      CAST(sum(CASE WHEN is_so AND NOT is_said THEN 1 ELSE 0 END) AS DOUBLE) AS fn
+    FROM judged
+    GROUP BY place, name
+  ),
+  scored AS (SELECT *, coalesce(2 * tp / nullif(2 * tp + fp + fn, 0), 0) AS f1 FROM counts)
+SELECT
+  name AS label,
+  CAST(tp + fn AS BIGINT) AS rows_with_it,
+  CAST(tp + fp AS BIGINT) AS rows_predicted,
+  round(tp / nullif(tp + fp, 0), 4) AS precision,
+  round(tp / nullif(tp + fn, 0), 4) AS recall,
+  round(f1, 4) AS f1,
+  round(2 * sum(tp) OVER () / nullif(sum(2 * tp + fp + fn) OVER (), 0), 4) AS f1_micro,
+  round(avg(f1) OVER (), 4) AS f1_macro
+FROM scored
+ORDER BY place

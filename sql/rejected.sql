@@ -1,0 +1,23 @@
+-- Which rows have no score, and why?
+--
+-- Reads the table predictions (for a pipeline with errors = "quarantine" name its table of rejected rows:
+-- --table predictions=out/predictions_rejected). Gives the columns of the source query, whatever they are called.
+--
+--   $rows = 20      how many
+--
+--   couplet query --pipeline P.toml -f sql/rejected.sql
+--
+-- +--------------+----+------+---+------------+
+-- | rows_with_it | id | a    | b | error      |
+-- +--------------+----+------+---+------------+
+-- | 2            | 4  | NULL | z | a is NULL  |
+-- | 2            | 2  | NULL | x | a is NULL  |
+-- | 1            | 3  |      | y | a is empty |
+-- +--------------+----+------+---+------------+
+SELECT
+  count(*) OVER (PARTITION BY error) AS rows_with_it,
+  * EXCLUDE (score, predicted_label, probabilities, truncated, raw_probabilities, model)
+FROM predictions
+WHERE error IS NOT NULL
+ORDER BY rows_with_it DESC, error
+LIMIT $rows

@@ -1,0 +1,30 @@
+-- What does another model say of the rows of which this one is least sure? It is asked here and now, by predict().
+--
+-- Reads the table predictions with the columns sentence1 and sentence2; write your own in the call, one for single
+-- sentences.
+--
+--   $model        the folder or URI of the other model
+--   $rows = 20    how many rows to ask about
+--
+--   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/second_opinion.sql \
+--     --param model=tests/it/goldens/tiny-distilbert --param rows=2 --format csv
+--
+-- score,predicted_label,other_label,other_score,sentence1,sentence2
+-- 0.504,paraphrase,not_paraphrase,0.9876,"Although our room was extremely small, the people working there were as nice as can be.","The hotel room was tiny, but the staff could not have been kinder."
+-- 0.5062,paraphrase,not_paraphrase,0.9943,I don't disagree with you.,I think you are right about that.
+WITH
+  placed AS (
+    SELECT *, row_number() OVER (ORDER BY score, probabilities, sentence1) AS place
+    FROM predictions
+    WHERE error IS NULL
+  ),
+  asked AS (SELECT *, predict($model, sentence1, sentence2) AS other FROM placed WHERE place <= $rows)
+SELECT
+  round(score, 4) AS score,
+  predicted_label,
+  other['label'] AS other_label,
+  round(other['score'], 4) AS other_score,
+  sentence1,
+  sentence2
+FROM asked
+ORDER BY place

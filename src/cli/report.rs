@@ -1,0 +1,102 @@
+//! `couplet report`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::{Variables, print, read_pipeline};
+use crate::config::Pipeline;
+use crate::error::Error;
+use crate::history;
+use crate::page;
+use crate::prometheus::{self, Facts};
+use crate::sink::AtomicFile;
+use crate::store::{Outcome, RunRecord};
+
+/// How the report is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// A page that needs nothing else
+    Html,
+    /// All that the page says, as one JSON document
+    Json,
+    /// The metrics of the run, for Prometheus' textfile collector
+    Prometheus,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Report {
+    /// The pipeline file
+    pipeline: PathBuf,
+    #[command(flatten)]
+    variables: Variables,
+    /// The file to write; NAME-report.html here if not given, and stdout for other formats; - is stdout
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// How it is written; by the extension of the output file (html, json, prom) if not given
+    #[arg(long)]
+    format: Option<Format>,
+    /// The run to report on, by its id or the beginning of it; the newest if not given
+    #[arg(long, value_name = "ID")]
+    run: Option<String>,
+}
+
+impl Report {
+    pub(super) async fn execute(self) -> Result<(), Error> {
+        let pipeline = read_pipeline(&self.pipeline, &self.variables.to_map())?;
+        let format = self.format.or_else(|| of_extension(self.output.as_deref()?)).unwrap_or(Format::Html);
+        let text = match format {
+            Format::Html => page::html(&page::collect(&pipeline, self.run.as_deref()).await?),
+            Format::Json => {
+                let page = page::collect(&pipeline, self.run.as_deref()).await?;
+                let json = serde_json::to_string_pretty(&page);
+                let json = json.map_err(|e| Error::Io { context: "writing the report".into(), error: e.into() })?;
+                format!("{json}\n")
+            }
+            Format::Prometheus => metrics(&pipeline, self.run.as_deref()).await?,
+        };
+        let output = match self.output {
+            Some(path) if path == Path::new("-") => None,
+            None if format == Format::Html => Some(PathBuf::from(format!("{}-report.html", pipeline.name))),
+            output => output,
+        };
+        let Some(path) = output else { return print(&text) };
+        let written = AtomicFile::create(&path).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.publish()
+        });
+        let bytes =
+            written.map_err(|error| Error::Io { context: format!("cannot write {}", path.display()), error })?;
+        print(&format!("{} ({:.2} MB)\n", path.display(), bytes as f64 / 1e6))
+    }
+}
+
+fn of_extension(path: &Path) -> Option<Format> {
+    match path.extension()?.to_str()? {
+        "html" | "htm" => Some(Format::Html),
+        "json" => Some(Format::Json),
+        "prom" => Some(Format::Prometheus),
+        _ => None,
+    }
+}
+
+/// The metrics of a run, as `couplet run --metrics` would have written them, but for the stages before the scoring.
+async fn metrics(pipeline: &Pipeline, run: Option<&str>) -> Result<String, Error> {
+    let (record, all) = page::run_of(pipeline, run).await?;
+    let last_success = all.iter().find(|record| record.outcome == Some(Outcome::Done));
+    let seconds = |record: &RunRecord| Some(record.ended_at?.timestamp_micros() as f64 / 1e6);
+    let drift =
+        history::before(&all, &record).and_then(|before| record.scores.as_ref()?.drift_from(before.scores.as_ref()?));
+    Ok(prometheus::text(&Facts {
+        pipeline: pipeline.name.clone(),
+        success: record.outcome == Some(Outcome::Done),
+        started_at: record.started_at,
+        ended_at: record.ended_at,
+        seconds: record.seconds,
+        last_success: last_success.and_then(seconds),
+        stages: Vec::new(),
+        drift,
+        record: Some(record),
+    }))
+}

@@ -1,0 +1,280 @@
+//! How scores are distributed, in little space: what a run remembers of its scores, so that later ones can tell a drift
+//! without the table, which may have been replaced by then.
+//!
+//! Bins are `(a, b]`, as wide as a power of two, and lie at whole multiples of their width. So a histogram that gets a
+//! value too far away makes two bins into one, and two histograms of different widths can still be compared.
+
+use serde::Serialize;
+
+/// The most bins; beyond that they become twice as wide.
+const MOST_BINS: i64 = 128;
+/// The most bins in which two histograms are compared.
+const MOST_COMPARED: i64 = 4096;
+/// The width of the first bins: finer than what is shown of a probability.
+const FINEST: f64 = 1.0 / 1024.0;
+/// The share of the earlier values that a bin of the PSI has at least.
+const PSI_SHARE: f64 = 0.1;
+
+/// Counts of values in bins of one width.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Histogram {
+    /// The lower end of the first bin.
+    pub from: f64,
+    /// The width of each bin, a power of two.
+    pub width: f64,
+    /// Values in each bin.
+    pub counts: Vec<u64>,
+    /// The mean of all values; NULL without any.
+    pub mean: Option<f64>,
+    #[serde(skip)]
+    sum: f64,
+    #[serde(skip)]
+    total: u64,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { from: 0.0, width: FINEST, counts: Vec::new(), mean: None, sum: 0.0, total: 0 }
+    }
+}
+
+/// How far two distributions are apart.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Drift {
+    /// Population stability index: 0 for equal distributions; 0.1 is a small shift, 0.25 a large one.
+    pub psi: f64,
+    /// Kolmogorov and Smirnov's statistic: the largest difference of the shares of values up to a point, 0 to 1.
+    pub ks: f64,
+    /// The KS statistic that equal distributions exceed in one case of 20.
+    pub ks_by_chance: f64,
+}
+
+impl Histogram {
+    /// What was remembered of a histogram.
+    #[must_use]
+    pub fn of_counts(from: f64, width: f64, counts: Vec<u64>, mean: Option<f64>) -> Self {
+        let total: u64 = counts.iter().sum();
+        Self { from, width, counts, mean, sum: mean.unwrap_or(0.0) * total as f64, total }
+    }
+
+    /// Values in all bins.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Counts a value; what is no finite number is left out.
+    pub fn add(&mut self, value: f64) {
+        if !value.is_finite() {
+            return;
+        }
+        while bin_of(value, self.width).abs() > 1e15 {
+            self.widen();
+        }
+        let mut bin = bin_of(value, self.width) as i64;
+        if self.counts.is_empty() {
+            self.from = bin as f64 * self.width;
+        }
+        loop {
+            let (first, end) = self.ends();
+            let (low, high) = (first.min(bin), end.max(bin + 1));
+            if high - low <= MOST_BINS {
+                let (before, after) = (first - low, high - end);
+                self.counts.splice(0..0, std::iter::repeat_n(0, before as usize));
+                self.counts.extend(std::iter::repeat_n(0, after as usize));
+                self.from = low as f64 * self.width;
+                self.counts[(bin - low) as usize] += 1;
+                break;
+            }
+            self.widen();
+            bin = bin_of(value, self.width) as i64;
+        }
+        self.total += 1;
+        self.sum += value;
+        self.mean = Some(self.sum / self.total as f64);
+    }
+
+    /// The place of the first bin, and of the one after the last.
+    fn ends(&self) -> (i64, i64) {
+        let first = (self.from / self.width).round() as i64;
+        (first, first.saturating_add_unsigned(self.counts.len() as u64))
+    }
+
+    /// Makes each two bins into one.
+    fn widen(&mut self) {
+        let (first, _) = self.ends();
+        let wide_first = first.div_euclid(2);
+        let mut counts = Vec::with_capacity(self.counts.len() / 2 + 1);
+        for (bin, count) in (first..).zip(&self.counts) {
+            let place = (bin.div_euclid(2) - wide_first) as usize;
+            counts.resize(counts.len().max(place + 1), 0);
+            counts[place] += count;
+        }
+        self.width *= 2.0;
+        self.from = wide_first as f64 * self.width;
+        self.counts = counts;
+    }
+
+    /// The same values in at most so many bins.
+    #[must_use]
+    pub fn coarser(&self, bins: usize) -> Self {
+        let mut coarse = self.clone();
+        while coarse.counts.len() > bins.max(1) {
+            coarse.widen();
+        }
+        coarse
+    }
+
+    /// The middle of each bin, with the share of the values that are in it.
+    #[must_use]
+    pub fn shares(&self) -> Vec<(f64, f64)> {
+        let total = self.total().max(1) as f64;
+        let bins = self.counts.iter().enumerate();
+        bins.map(|(i, count)| (self.from + (i as f64 + 0.5) * self.width, *count as f64 / total)).collect()
+    }
+
+    /// How far this distribution is from that of `before`; none where either has no values.
+    ///
+    /// The PSI takes bins that have a tenth of the earlier values each, as far as there are so many different ones, and
+    /// half a value where a bin is empty.
+    #[must_use]
+    pub fn drift_from(&self, before: &Self) -> Option<Drift> {
+        let (n, m) = (before.total() as f64, self.total() as f64);
+        if n == 0.0 || m == 0.0 {
+            return None;
+        }
+        let (before, now) = aligned(before, self);
+        let (mut ks, mut psi) = (0.0_f64, 0.0);
+        let (mut all_before, mut all_now, mut in_before, mut in_now) = (0.0, 0.0, 0.0, 0.0);
+        let mut add = |in_before: f64, in_now: f64| {
+            let (p, q) = (in_before.max(0.5) / n, in_now.max(0.5) / m);
+            psi += (q - p) * (q / p).ln();
+        };
+        for (was, is) in before.iter().zip(&now) {
+            (all_before, all_now) = (all_before + was, all_now + is);
+            (in_before, in_now) = (in_before + was, in_now + is);
+            ks = ks.max((all_before / n - all_now / m).abs());
+            // The last bin takes the rest, so that none is too small.
+            let rest = n - all_before;
+            if in_before / n >= PSI_SHARE - 1e-9 && rest / n >= PSI_SHARE - 1e-9 {
+                add(in_before, in_now);
+                (in_before, in_now) = (0.0, 0.0);
+            }
+        }
+        add(in_before, in_now);
+        Some(Drift { psi, ks, ks_by_chance: 1.358 * ((n + m) / (n * m)).sqrt() })
+    }
+}
+
+/// The place of the bin that has a value.
+fn bin_of(value: f64, width: f64) -> f64 {
+    (value / width).ceil() - 1.0
+}
+
+/// The counts of both in the same bins.
+fn aligned(a: &Histogram, b: &Histogram) -> (Vec<f64>, Vec<f64>) {
+    let (mut a, mut b) = (a.clone(), b.clone());
+    loop {
+        let (ends_a, ends_b) = (a.ends(), b.ends());
+        let length = ends_a.1.max(ends_b.1).saturating_sub(ends_a.0.min(ends_b.0));
+        // What is far apart is far apart in wide bins too.
+        if a.width < b.width || a.width <= b.width && length > MOST_COMPARED {
+            a.widen();
+        } else if b.width < a.width {
+            b.widen();
+        } else {
+            break;
+        }
+    }
+    let (ends_a, ends_b) = (a.ends(), b.ends());
+    let (first, end) = (ends_a.0.min(ends_b.0), ends_a.1.max(ends_b.1));
+    let spread = |histogram: &Histogram, own: i64| {
+        let mut counts = vec![0.0; (end - first) as usize];
+        for (i, count) in histogram.counts.iter().enumerate() {
+            counts[(own - first) as usize + i] = *count as f64;
+        }
+        counts
+    };
+    (spread(&a, ends_a.0), spread(&b, ends_b.0))
+}
+
+/// The PSI of two distributions over the same few names, such as labels; half a row stands where there is none.
+#[must_use]
+pub fn psi_of_counts(before: &[u64], now: &[u64]) -> Option<f64> {
+    let (n, m) = (before.iter().sum::<u64>() as f64, now.iter().sum::<u64>() as f64);
+    if n == 0.0 || m == 0.0 {
+        return None;
+    }
+    let term = |(was, is): (&u64, &u64)| {
+        let (p, q) = ((*was as f64).max(0.5) / n, (*is as f64).max(0.5) / m);
+        (q - p) * (q / p).ln()
+    };
+    Some(before.iter().zip(now).map(term).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(values: impl IntoIterator<Item = f64>) -> Histogram {
+        let mut histogram = Histogram::default();
+        for value in values {
+            histogram.add(value);
+        }
+        histogram
+    }
+
+    fn uniform(n: u32, low: f64, high: f64) -> Histogram {
+        of((1..=n).map(|i| low + (high - low) * f64::from(i) / f64::from(n)))
+    }
+
+    #[test]
+    fn every_value_is_counted_in_few_bins_whatever_its_size() {
+        let scores = uniform(1000, 0.5, 1.0);
+        assert_eq!((scores.total(), scores.width, scores.from), (1000, 1.0 / 256.0, 0.5));
+        assert!((scores.mean.unwrap() - 0.750_25).abs() < 1e-9);
+        for values in [vec![0.0, 5.0, -3.25, f64::NAN], vec![1e300, -1e300, 1.0], vec![1.0; 3]] {
+            let histogram = of(values);
+            assert_eq!(histogram.total(), 3, "{histogram:?}");
+            assert!(histogram.counts.len() <= 128);
+        }
+        // A bin has its upper end, so that 1 is the last of the probabilities.
+        let ends = of([1.0, 0.5]).coarser(2);
+        assert_eq!((ends.from, ends.width, &*ends.counts), (0.0, 0.5, &[1, 1][..]));
+    }
+
+    #[test]
+    fn drift_is_zero_for_the_same_and_grows_with_the_distance() {
+        let before = uniform(2000, 0.0, 1.0);
+        assert_eq!(
+            before.drift_from(&before),
+            Some(Drift { psi: 0.0, ks: 0.0, ks_by_chance: 1.358 * 0.001_f64.sqrt() })
+        );
+        let (near, far) = (uniform(2000, 0.1, 1.0), uniform(500, 0.5, 1.0));
+        let (near, far) = (near.drift_from(&before).unwrap(), far.drift_from(&before).unwrap());
+        assert!(near.psi > 0.0 && near.psi < far.psi, "{near:?} {far:?}");
+        // Half of the earlier values are below all of the later ones.
+        assert!((far.ks - 0.5).abs() < 0.01 && (near.ks - 0.1).abs() < 0.01, "{near:?} {far:?}");
+        assert_eq!(before.drift_from(&Histogram::default()), None);
+        let (left, right) = (of([0.001, 0.002]), of([1e9, 1e9 + 1.0]));
+        assert_eq!(right.drift_from(&left).map(|drift| drift.ks), Some(1.0));
+        // Widths may differ.
+        let wide = of((0..1000).map(f64::from));
+        assert!((wide.drift_from(&before).unwrap().ks - 0.999).abs() < 0.01);
+    }
+
+    #[test]
+    fn the_psi_of_a_distribution_is_that_of_its_definition() {
+        // Ten bins of 0.1 before; afterwards the lower half has 0.08 each, the upper 0.12.
+        let before = of((0..1024).map(|i| (f64::from(i) + 0.5) / 1024.0));
+        let (p, q) = ([100_u64; 10], [80, 80, 80, 80, 80, 120, 120, 120, 120, 120]);
+        let expected = 5.0 * (-0.02 * 0.8_f64.ln() + 0.02 * 1.2_f64.ln());
+        assert!((psi_of_counts(&p, &q).unwrap() - expected).abs() < 1e-12);
+        let now = of((0..10_000).map(|i| {
+            let u = (f64::from(i) + 0.5) / 10_000.0;
+            if u < 0.4 { u * 1.25 } else { 0.5 + (u - 0.4) / 1.2 }
+        }));
+        let psi = now.drift_from(&before).unwrap().psi;
+        assert!((psi - expected).abs() < 0.005, "{psi} instead of {expected}");
+    }
+}

@@ -1,0 +1,123 @@
+//! The charts of a page, as SVG whose colours the page's style replaces by those of its theme.
+
+use serde_json::Value;
+
+use super::{Judged, Page};
+use crate::chart::{BLUE, GREEN, Look, ORANGE, Panel, Series, picture};
+use crate::histogram::Histogram;
+use crate::progress::grouped;
+use crate::train::chart::panels;
+
+/// The size of a chart, in pixels: little more than the width of a phone, so that letters stay large enough there.
+const SIZE: (u32, u32) = (440, 310);
+/// How much larger its letters are than those of a picture that fills a screen.
+const LETTERS: f64 = 1.3;
+/// Bars of a histogram at most.
+const BARS: usize = 48;
+
+/// A chart with what it shows in words.
+pub(super) struct Chart {
+    pub(super) svg: String,
+    pub(super) says: String,
+}
+
+fn chart(panel: Panel, says: impl Into<String>) -> Option<Chart> {
+    Some(Chart { svg: picture(&panel.with_letters(LETTERS), SIZE)?, says: says.into() })
+}
+
+/// The distribution of the scores, with that of the run before.
+pub(super) fn scores(page: &Page) -> Option<Chart> {
+    let run = page.run.as_ref()?;
+    let scores = run.scores.as_ref().filter(|scores| scores.total() > 0)?.coarser(BARS);
+    let mut series = vec![Series::new("this run", BLUE, Look::Bars(scores.width), percent(&scores))];
+    let end = |histogram: &Histogram| histogram.from + histogram.counts.len() as f64 * histogram.width;
+    let mut ends = (scores.from, end(&scores));
+    let before =
+        page.runs.iter().skip(1).find_map(|other| other.scores.as_ref().filter(|_| other.outcome == Some("done")));
+    let mut says = format!("How the scores of {} rows are distributed", grouped(scores.total()));
+    if let Some(before) = before.map(|before| before.coarser(BARS)).filter(|before| before.total() > 0) {
+        // Shares of wider bins are larger.
+        let scale = scores.width / before.width;
+        let points = percent(&before).into_iter().map(|(x, y)| (x, y * scale)).collect();
+        series.push(Series::new("the run before", ORANGE, Look::Line, points));
+        says.push_str("; the line is the run before");
+        ends = (ends.0.min(before.from), ends.1.max(end(&before)));
+    }
+    let is_value = run.task.as_deref() == Some("regression");
+    let (low, high) = if is_value { ends } else { (ends.0.min(0.5), 1.0) };
+    let panel =
+        Panel::new("Scores", if is_value { "value" } else { "probability of the predicted label" }, "% of rows");
+    chart(panel.with(series).above_zero().within_x(low, high), says)
+}
+
+fn percent(histogram: &Histogram) -> Vec<(f64, f64)> {
+    histogram.shares().into_iter().map(|(x, share)| (x, 100.0 * share)).collect()
+}
+
+/// How often rows of each confidence are right; how values follow labels.
+pub(super) fn agreement(judged: &Judged) -> Option<Chart> {
+    match judged {
+        Judged::Labels { reliability, calibration_error, .. } => {
+            let points = reliability.iter().map(|bin| (bin.confidence, bin.accuracy)).collect();
+            let rows = reliability.iter().map(|bin| bin.rows as f64).collect();
+            let name = format!("off by {:.3} on average", calibration_error.unwrap_or_default());
+            let series = vec![Series::new(&name, BLUE, Look::Sized(rows), points)];
+            let panel = Panel::new("Reliability", "confidence", "share that is right").with(series).diagonal();
+            chart(panel, "How often rows of each confidence are right; on the line, confidence is what it says")
+        }
+        Judged::Values { ranges, .. } => {
+            let points: Vec<(f64, f64)> = ranges.iter().map(|range| (range.mean_label, range.mean_score)).collect();
+            let rows = ranges.iter().map(|range| range.rows as f64).collect();
+            let all = || points.iter().flat_map(|(x, y)| [*x, *y]);
+            let (low, high) = (all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
+            let space = 0.05 * (high - low).max(1e-6);
+            let series = vec![Series::new("mean of a tenth of the scale", BLUE, Look::Sized(rows), points.clone())];
+            let panel =
+                Panel::new("Values against labels", "label", "value").with(series).square(low - space, high + space);
+            chart(panel, "The mean value of rows by their label; on the line, both are the same")
+        }
+        Judged::Sets { .. } => None,
+    }
+}
+
+/// Speed, padding and drift over the runs that the page looks back on.
+pub(super) fn over_runs(page: &Page) -> Vec<Chart> {
+    let runs: Vec<_> = page.runs.iter().rev().filter(|run| run.outcome == Some("done")).collect();
+    if runs.len() < 2 {
+        return Vec::new();
+    }
+    let last = runs.len() as f64;
+    let points = |value: &dyn Fn(&super::Earlier) -> Option<f64>| -> Vec<(f64, f64)> {
+        let values = runs.iter().enumerate().map(|(i, run)| ((i + 1) as f64 - last, value(run)));
+        values.filter_map(|(x, y)| Some((x, y?))).collect()
+    };
+    let axis = "runs; this one is 0";
+    let one = |title: &str, unit: &str, colour, values: Vec<(f64, f64)>, says: &str| {
+        if values.is_empty() {
+            return None;
+        }
+        let series = vec![Series::new(title, colour, Look::Marked, values)];
+        chart(Panel::new(title, axis, unit).with(series).above_zero().whole_x(), says)
+    };
+    let speed = points(&|run| run.rows_per_second);
+    let padding = points(&|run| run.padding_share.map(|share| 100.0 * share));
+    let psi = points(&|run| run.drift.map(|drift| drift.psi));
+    let charts = [
+        one("Speed", "texts scored a second", BLUE, speed, "Texts scored a second in each run that scored any"),
+        one("Padding avoided", "% of padded batches", GREEN, padding, "The share of padded batches that was not run"),
+        one(
+            "Drift of the scores",
+            "PSI against the run before",
+            ORANGE,
+            psi,
+            "How far the scores of each run were from those of the run before it",
+        ),
+    ];
+    charts.into_iter().flatten().collect()
+}
+
+/// The curves of a training.
+pub(super) fn training(json: &Value) -> Vec<Chart> {
+    let titled = panels(json).into_iter().map(|panel| (panel.title().to_owned(), panel));
+    titled.filter_map(|(title, panel)| chart(panel, title)).collect()
+}

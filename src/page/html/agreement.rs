@@ -1,0 +1,103 @@
+//! The part of a page that compares predictions with labels.
+
+use maud::{Markup, html as markup};
+
+use super::{MOST_LABELS, MOST_LISTED, figures, percent, tile};
+use crate::page::charts;
+use crate::page::judged::{Judged, LabelScores};
+use crate::progress::grouped;
+
+/// The figures of a comparison.
+pub(super) fn agreement(judged: &Judged) -> Markup {
+    let number = |value: &Option<f64>| value.map(|value| format!("{value:.4}"));
+    markup! {
+        section {
+            h2 { "Compared with the labels" }
+            @match judged {
+                Judged::Labels { rows, labels, confusion, accuracy, f1_macro, matthews, calibration_error, by_label, unscored, unknown, .. } => {
+                    dl.tiles {
+                        (tile("rows", Some(grouped(*rows)), (*unscored > 0).then(|| format!("{} more without a score", grouped(*unscored)))))
+                        (tile("accuracy", accuracy.map(percent), None))
+                        (tile("F1, mean of labels", number(f1_macro), None))
+                        (tile("Matthews", number(matthews), None))
+                        (tile("calibration error", number(calibration_error), None))
+                    }
+                    div.charts {
+                        (figures(charts::agreement(judged)))
+                        @if labels.len() <= MOST_LABELS { div { (matrix(labels, confusion)) } }
+                    }
+                    (label_scores(by_label))
+                    @if !unknown.is_empty() {
+                        p { "Left out, as the model does not know the label: "
+                            @for (i, (label, n)) in unknown.iter().enumerate() {
+                                @if i > 0 { ", " } bdi { (label) } " (" (grouped(*n)) ")"
+                            } "."
+                        }
+                    }
+                }
+                Judged::Values { rows, mae, rmse, bias, pearson, .. } => {
+                    dl.tiles {
+                        (tile("rows", Some(grouped(*rows)), None))
+                        (tile("mean absolute error", number(mae), None))
+                        (tile("root mean squared error", number(rmse), None))
+                        (tile("bias", number(bias), Some("value minus label".into())))
+                        (tile("Pearson's correlation", number(pearson), None))
+                    }
+                    div.charts { (figures(charts::agreement(judged))) }
+                }
+                Judged::Sets { rows, f1_micro, f1_macro, by_label } => {
+                    dl.tiles {
+                        (tile("rows", Some(grouped(*rows)), None))
+                        (tile("F1, all labels together", number(f1_micro), None))
+                        (tile("F1, mean of labels", number(f1_macro), None))
+                    }
+                    (label_scores(by_label))
+                }
+            }
+        }
+    }
+}
+
+/// The confusion matrix; the darker, the more of the rows of a label.
+pub(super) fn matrix(labels: &[String], confusion: &[Vec<u64>]) -> Markup {
+    markup! {
+        h3 { "Confusion" }
+        div.scroll {
+            table {
+                tr { th { "label ╲ predicted" } @for label in labels { th.n dir="auto" { (label) } } }
+                @for (gold, row) in confusion.iter().enumerate() {
+                    @let all = row.iter().sum::<u64>().max(1) as f64;
+                    tr {
+                        th dir="auto" { (labels[gold]) }
+                        @for (predicted, n) in row.iter().enumerate() {
+                            @let share = *n as f64 / all;
+                            td class=(if gold == predicted { "cell right" } else { "cell" }) style=(format!("--share: {share:.3}")) {
+                                (grouped(*n)) br; span.faint { (percent(share)) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        p.faint { "Per cent of the rows with the label on the left." }
+    }
+}
+
+fn label_scores(labels: &[LabelScores]) -> Markup {
+    markup! {
+        div.scroll {
+            table {
+                tr { th { "label" } th.n { "rows" } th.n { "predicted" } th.n { "precision" } th.n { "recall" } th.n { "F1" } }
+                @for label in labels.iter().take(MOST_LISTED) {
+                    tr {
+                        td.short dir="auto" { (label.label) }
+                        td.n { (grouped(label.rows)) }
+                        td.n { (grouped(label.predicted)) }
+                        @for value in [label.precision, label.recall, label.f1] { td.n { (format!("{value:.4}")) } }
+                    }
+                }
+            }
+        }
+        @if labels.len() > MOST_LISTED { p.faint { (labels.len() - MOST_LISTED) " more labels are in the JSON." } }
+    }
+}

@@ -1,0 +1,93 @@
+//! The parts of a page that show what trainings and evaluations left in their folders.
+
+use maud::{Markup, html as markup};
+use serde_json::Value;
+
+use super::agreement::matrix;
+use super::{MOST_LABELS, MOST_LISTED, figures, short_number};
+use crate::page::{Document, charts};
+use crate::progress::grouped;
+
+/// What a training left.
+pub(super) fn trained(training: &Document) -> Markup {
+    let (title, subtitle) = crate::train::chart::headline(&training.document);
+    let metrics = training.document["evaluation"]["metrics"].as_object();
+    markup! {
+        section {
+            h2 { (title) }
+            p { (subtitle) }
+            p.faint { "From " code { (training.path) } ", as it is now." }
+            div.charts { @for chart in charts::training(&training.document) { (figures(Some(chart))) } }
+            @if let Some(metrics) = metrics {
+                details {
+                    summary { "All metrics on the held-out rows" }
+                    table { @for (name, value) in metrics { tr { td { (name) } td.n { (short_number(value)) } } } }
+                }
+            }
+        }
+    }
+}
+
+/// What an evaluation left.
+pub(super) fn evaluated(evaluation: &Document) -> Markup {
+    let json = &evaluation.document;
+    let metrics = json["metrics"].as_object();
+    let labels: Vec<String> = serde_json::from_value(json["labels"].clone()).unwrap_or_default();
+    let confusion: Vec<Vec<u64>> =
+        serde_json::from_value(json["confusion"]["gold_by_predicted"].clone()).unwrap_or_default();
+    let is_matrix = !confusion.is_empty() && confusion.len() == labels.len() && labels.len() <= MOST_LABELS;
+    let level = json["level"].as_f64().map(|level| format!("{} % interval", 100.0 * level));
+    markup! {
+        section {
+            h2 { "Evaluation on " (json["rows"].as_u64().map_or_else(String::new, grouped)) " rows" }
+            p.faint { "From " code { (evaluation.path) } ", as it is now." }
+            @if let Some(metrics) = metrics {
+                div.scroll {
+                    table {
+                        tr { th { "metric" } th.n { "value" } @if let Some(level) = &level { th.n { (level) } } }
+                        @for (name, value) in metrics {
+                            @let ends = &json["intervals"][name];
+                            tr {
+                                td { (name) } td.n { (short_number(value)) }
+                                @if level.is_some() {
+                                    td.n { @if ends.is_array() { (short_number(&ends[0])) " – " (short_number(&ends[1])) } }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            @if is_matrix { (matrix(&labels, &confusion)) }
+            @if let Some(columns) = json["slices"].as_object() {
+                @for (column, slices) in columns {
+                    h3 { "By " (column) }
+                    (slice_table(slices))
+                }
+            }
+        }
+    }
+}
+
+/// The metrics of each slice of a column, as far as they fit.
+fn slice_table(slices: &Value) -> Markup {
+    let slices = slices.as_array().map(Vec::as_slice).unwrap_or_default();
+    let metrics: Vec<&String> = slices
+        .first()
+        .and_then(|slice| slice["metrics"].as_object())
+        .map(|metrics| metrics.keys().take(6).collect())
+        .unwrap_or_default();
+    markup! {
+        div.scroll {
+            table {
+                tr { th { "value" } th.n { "rows" } @for metric in &metrics { th.n { (metric) } } }
+                @for slice in slices.iter().take(MOST_LISTED) {
+                    tr {
+                        td.short dir="auto" { (slice["value"].as_str().unwrap_or("NULL")) }
+                        td.n { (slice["rows"].as_u64().map_or_else(String::new, grouped)) }
+                        @for metric in &metrics { td.n { (short_number(&slice["metrics"][metric])) } }
+                    }
+                }
+            }
+        }
+    }
+}

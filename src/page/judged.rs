@@ -1,0 +1,391 @@
+//! The predictions of a run compared with what people said, from counts that SQL makes: of any number of rows.
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{Float64Type, Int64Type};
+use serde::Serialize;
+
+use super::gold::Columns;
+use super::table::{Output, literal, quoted};
+use crate::config::{Pipeline, Scoring};
+use crate::error::Error;
+use crate::model::Problem;
+use crate::store::RunRecord;
+use crate::train::labels::{Labels, Targets};
+use crate::train::metrics::{Confusion, DEFAULT_BINS};
+use crate::train::task::Task;
+
+/// Different combinations of label, prediction and bin above which a column holds no labels.
+const MOST_GROUPS: usize = 20_000;
+/// Labels above which only the first ones are looked at, where a row may have many.
+const MOST_LABELS: usize = 100;
+/// Ranges of values.
+const RANGES: usize = 10;
+/// Unknown labels that are named.
+const MOST_UNKNOWN: usize = 5;
+
+/// How predictions compare with what people said.
+#[derive(Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Judged {
+    /// One label of many.
+    Labels {
+        /// Rows with a label and a prediction.
+        rows: u64,
+        /// The names, in the order of the matrix.
+        labels: Vec<String>,
+        /// Rows by what people said and by what the model did.
+        confusion: Vec<Vec<u64>>,
+        /// Share of the rows that are right.
+        accuracy: Option<f64>,
+        /// Mean F1 of the labels.
+        f1_macro: Option<f64>,
+        /// Matthews' correlation.
+        matthews: Option<f64>,
+        /// The mean distance of confidence and accuracy.
+        calibration_error: Option<f64>,
+        /// Precision, recall and F1 of each label.
+        by_label: Vec<LabelScores>,
+        /// How often rows of each confidence are right.
+        reliability: Vec<Reliability>,
+        /// Rows with a label and without a prediction.
+        unscored: u64,
+        /// Labels that the model does not know, with their rows.
+        unknown: Vec<(String, u64)>,
+    },
+    /// A value.
+    Values {
+        /// Rows with a label and a value.
+        rows: u64,
+        /// Mean absolute error.
+        mae: Option<f64>,
+        /// Root of the mean squared error.
+        rmse: Option<f64>,
+        /// Mean of value minus label.
+        bias: Option<f64>,
+        /// Pearson's correlation.
+        pearson: Option<f64>,
+        /// The same by ranges of the labels.
+        ranges: Vec<ByRange>,
+    },
+    /// Any number of labels.
+    Sets {
+        /// Rows with labels and a prediction.
+        rows: u64,
+        /// F1 of all labels together.
+        f1_micro: Option<f64>,
+        /// Mean F1 of the labels.
+        f1_macro: Option<f64>,
+        /// Precision, recall and F1 of each label.
+        by_label: Vec<LabelScores>,
+    },
+}
+
+/// Precision, recall and F1 of a label.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
+pub struct LabelScores {
+    pub label: String,
+    pub rows: u64,
+    pub predicted: u64,
+    pub precision: f64,
+    pub recall: f64,
+    pub f1: f64,
+}
+
+/// The rows of a range of confidence.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
+pub struct Reliability {
+    pub above: f64,
+    pub up_to: f64,
+    pub rows: u64,
+    pub confidence: f64,
+    pub accuracy: f64,
+}
+
+/// The rows of a range of labels.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the names of the fields say it")]
+pub struct ByRange {
+    pub rows: u64,
+    pub mean_label: f64,
+    pub mean_score: f64,
+    pub mae: f64,
+}
+
+/// Whether the model of a run gives values.
+pub(super) fn is_regression(record: &RunRecord) -> bool {
+    record.task.as_deref() == Some(&*Problem::Regression.to_string())
+}
+
+/// Compares the rows with their labels, where the pipeline names a column of them; also how wrong a row is, as SQL that
+/// is NULL for one that is right. What cannot be compared is noted.
+pub(super) async fn judge(
+    table: &Output,
+    pipeline: &Pipeline,
+    scoring: &Scoring,
+    record: &RunRecord,
+    notes: &mut Vec<String>,
+) -> Result<(Option<Judged>, Option<String>), Error> {
+    let nothing = (None, None);
+    let Some(label) = &scoring.source.label else { return Ok(nothing) };
+    let (Ok(field), Some(names), Some(task)) =
+        (table.schema.field_with_name(label), record.labels.as_ref(), record.task.as_deref())
+    else {
+        return Ok(nothing);
+    };
+    let names: Vec<String> = names.iter().map(|(name, _)| name.clone()).collect();
+    let is = |problem: Problem| task == problem.to_string();
+    let judged = if is(Problem::Regression) && field.data_type().is_numeric() {
+        values(table, label).await?
+    } else if is(Problem::MultiLabel) && field.data_type().is_list() {
+        sets(table, label, &names).await?
+    } else if is(Problem::SingleLabel) && !field.data_type().is_nested() {
+        let task = task_of(pipeline, Problem::SingleLabel).unwrap_or(Task::Classification);
+        match Labels::given(task, names) {
+            Ok(labels) => labelled(table, label, &labels).await?,
+            Err(error) => Err(error.to_string()),
+        }
+    } else {
+        Err(format!("its values are {}, which do not suit a {task}", field.data_type()))
+    };
+    match judged {
+        Ok((judged, mistakes)) => Ok((Some(judged), mistakes)),
+        Err(why) => {
+            notes.push(format!("The column {label} was not compared with the predictions: {why}."));
+            Ok(nothing)
+        }
+    }
+}
+
+/// The task that the pipeline's other stages name, which says what labels mean.
+fn task_of(pipeline: &Pipeline, problem: Problem) -> Option<Task> {
+    let finetune = pipeline.finetune.as_ref().map(|stage| stage.task);
+    let evaluate = pipeline.evaluate.as_ref().and_then(|stage| stage.task);
+    finetune.or(evaluate).filter(|task| task.problem() == problem)
+}
+
+type Comparison = Result<(Judged, Option<String>), String>;
+
+async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Comparison, Error> {
+    let column = quoted(label);
+    let batches = table
+        .query(&format!(
+            "SELECT {column} AS gold, predicted_label, \
+             CAST(greatest(ceil(CAST(score AS DOUBLE) * {DEFAULT_BINS}), 1) AS BIGINT) AS bin, \
+             count(*) AS n, sum(CAST(score AS DOUBLE)) AS total \
+             FROM predictions WHERE {column} IS NOT NULL GROUP BY 1, 2, 3 LIMIT {MOST_GROUPS}"
+        ))
+        .await?;
+    if batches.iter().map(RecordBatch::num_rows).sum::<usize>() >= MOST_GROUPS {
+        return Ok(Err("it has too many different values to be labels".into()));
+    }
+    let width = labels.names().len();
+    let mut counts = vec![0; width * width];
+    let mut bins = vec![(0_u64, 0_u64, 0.0); DEFAULT_BINS];
+    let (mut unscored, mut unknown) = (0, Vec::<(String, u64)>::new());
+    // How each value of the column is written, and the name that it stands for.
+    let mut meanings: Vec<(String, usize)> = Vec::new();
+    for batch in &batches {
+        let columns = Columns::of(batch).map_err(|e| Error::sql("the labels", &e.into(), None))?;
+        for row in 0..batch.num_rows() {
+            let n = columns.counts.value(row).unsigned_abs();
+            let written = columns.written.value(row);
+            let Ok(Targets::Classes(places)) = labels.targets(&[columns.gold(row)]) else {
+                match unknown.iter_mut().find(|(other, _)| other == written) {
+                    Some((_, rows)) => *rows += n,
+                    None => unknown.push((written.to_owned(), n)),
+                }
+                continue;
+            };
+            let gold = places[0] as usize;
+            if !meanings.iter().any(|(other, _)| other == written) {
+                meanings.push((written.to_owned(), gold));
+            }
+            let predicted =
+                columns.predicted(row).and_then(|name| labels.names().iter().position(|other| other == name));
+            let Some(predicted) = predicted else {
+                unscored += n;
+                continue;
+            };
+            counts[gold * width + predicted] += n;
+            let bin = &mut bins[(columns.bins.value(row).max(1) as usize).min(DEFAULT_BINS) - 1];
+            bin.0 += n;
+            bin.1 += if gold == predicted { n } else { 0 };
+            bin.2 += columns.totals.value(row);
+        }
+    }
+    let rows: u64 = counts.iter().sum();
+    if rows == 0 && !unknown.is_empty() {
+        let some = unknown.iter().take(MOST_UNKNOWN).map(|(label, _)| label.as_str()).collect::<Vec<_>>().join(", ");
+        return Ok(Err(format!("the model knows none of its values ({some}); it has {}", labels.names().join(", "))));
+    }
+    if rows == 0 {
+        return Ok(Err("no row has both a label and a prediction".into()));
+    }
+    let confusion = Confusion::of_counts(width, counts);
+    let reliability = reliability(&bins);
+    let off = reliability.iter().map(|bin| (bin.accuracy - bin.confidence).abs() * bin.rows as f64).sum::<f64>();
+    let row = |gold: usize| (0..width).map(|predicted| confusion.count(gold, predicted)).collect();
+    unknown.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    unknown.truncate(MOST_UNKNOWN);
+    let judged = Judged::Labels {
+        rows,
+        labels: labels.names().to_vec(),
+        confusion: (0..width).map(row).collect(),
+        accuracy: confusion.accuracy(),
+        f1_macro: confusion.f1_macro(),
+        matthews: confusion.matthews(),
+        calibration_error: Some(off / rows as f64),
+        by_label: by_label(&confusion, labels.names()),
+        reliability,
+        unscored,
+        unknown,
+    };
+    let cases = meanings
+        .iter()
+        .map(|(written, place)| format!(" WHEN {} THEN {}", literal(written), literal(&labels.names()[*place])));
+    let gold = format!("CASE CAST({column} AS VARCHAR){} END", cases.collect::<String>());
+    Ok(Ok((judged, Some(format!("CASE WHEN predicted_label <> {gold} THEN score END")))))
+}
+
+/// The bins that have rows, of their number, those that are right, and the sum of their confidence.
+fn reliability(bins: &[(u64, u64, f64)]) -> Vec<Reliability> {
+    let bins = bins.iter().enumerate().filter(|(_, (n, ..))| *n > 0);
+    bins.map(|(i, (n, right, total))| Reliability {
+        above: i as f64 / DEFAULT_BINS as f64,
+        up_to: (i + 1) as f64 / DEFAULT_BINS as f64,
+        rows: *n,
+        confidence: total / *n as f64,
+        accuracy: *right as f64 / *n as f64,
+    })
+    .collect()
+}
+
+fn by_label(confusion: &Confusion, names: &[String]) -> Vec<LabelScores> {
+    let score = |(place, name): (usize, &String)| {
+        let scores = confusion.class(place);
+        LabelScores {
+            label: name.clone(),
+            rows: scores.support,
+            predicted: confusion.predicted(place),
+            precision: scores.precision,
+            recall: scores.recall,
+            f1: scores.f1,
+        }
+    };
+    names.iter().enumerate().map(score).collect()
+}
+
+async fn values(table: &Output, label: &str) -> Result<Comparison, Error> {
+    let column = quoted(label);
+    let pairs = format!(
+        "SELECT CAST({column} AS DOUBLE) AS y, CAST(score AS DOUBLE) AS x FROM predictions \
+         WHERE {column} IS NOT NULL AND score IS NOT NULL"
+    );
+    let all = table
+        .query(&format!(
+            "SELECT count(*), avg(abs(x - y)), sqrt(avg((x - y) * (x - y))), avg(x - y), corr(x, y) FROM ({pairs})"
+        ))
+        .await?;
+    let ranges = table
+        .query(&format!(
+            "WITH pairs AS ({pairs}), ends AS (SELECT min(y) AS low, max(y) AS high FROM pairs) \
+             SELECT least(floor((y - low) / nullif(high - low, 0) * {RANGES}), {RANGES} - 1) AS range, \
+             count(*), avg(y), avg(x), avg(abs(x - y)) FROM pairs CROSS JOIN ends GROUP BY 1 ORDER BY 1"
+        ))
+        .await?;
+    let count = |batch: &RecordBatch, column: usize, row: usize| {
+        batch.column(column).as_primitive::<Int64Type>().value(row).unsigned_abs()
+    };
+    let number = |batch: &RecordBatch, column: usize, row: usize| {
+        let values = batch.column(column).as_primitive::<Float64Type>();
+        values.is_valid(row).then(|| values.value(row)).filter(|value| value.is_finite())
+    };
+    let Some(first) = all.iter().find(|batch| batch.num_rows() > 0 && count(batch, 0, 0) > 0) else {
+        return Ok(Err("no row has both a label and a value".into()));
+    };
+    let ranges = ranges.iter().flat_map(|batch| {
+        (0..batch.num_rows()).filter_map(|row| {
+            Some(ByRange {
+                rows: count(batch, 1, row),
+                mean_label: number(batch, 2, row)?,
+                mean_score: number(batch, 3, row)?,
+                mae: number(batch, 4, row)?,
+            })
+        })
+    });
+    let judged = Judged::Values {
+        rows: count(first, 0, 0),
+        mae: number(first, 1, 0),
+        rmse: number(first, 2, 0),
+        bias: number(first, 3, 0),
+        pearson: number(first, 4, 0),
+        ranges: ranges.collect(),
+    };
+    let mistakes = format!("abs(CAST(score AS DOUBLE) - CAST({column} AS DOUBLE))");
+    Ok(Ok((judged, Some(mistakes))))
+}
+
+async fn sets(table: &Output, label: &str, names: &[String]) -> Result<Comparison, Error> {
+    let column = quoted(label);
+    let names = &names[..names.len().min(MOST_LABELS)];
+    if names.is_empty() {
+        return Ok(Err("the model has no labels".into()));
+    }
+    let is_so = |name: &str| format!("coalesce(array_has({column}, {}), false)", literal(name));
+    let probability = |place: usize| format!("array_element(probabilities, {})", place + 1);
+    let sums = names.iter().enumerate().map(|(place, name)| {
+        let (is_so, is_said) = (is_so(name), format!("{} >= 0.5", probability(place)));
+        format!(
+            "sum(CASE WHEN {is_so} AND {is_said} THEN 1 ELSE 0 END), sum(CASE WHEN {is_so} THEN 1 ELSE 0 END), \
+             sum(CASE WHEN {is_said} THEN 1 ELSE 0 END)"
+        )
+    });
+    let sums = sums.collect::<Vec<_>>().join(", ");
+    let which = format!("{column} IS NOT NULL AND probabilities IS NOT NULL");
+    let counted = table.query(&format!("SELECT count(*), {sums} FROM predictions WHERE {which}")).await?;
+    let Some(counted) = counted.into_iter().find(|batch| batch.num_rows() > 0) else {
+        return Ok(Err("it has no rows".into()));
+    };
+    let count = |column: usize| {
+        let values = counted.column(column).as_primitive::<Int64Type>();
+        if values.is_valid(0) { values.value(0).unsigned_abs() } else { 0 }
+    };
+    let rows = count(0);
+    if rows == 0 {
+        return Ok(Err("no row has both labels and a prediction".into()));
+    }
+    let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+    let by_label: Vec<LabelScores> = names
+        .iter()
+        .enumerate()
+        .map(|(place, name)| {
+            let (hits, support, predicted) = (count(3 * place + 1), count(3 * place + 2), count(3 * place + 3));
+            LabelScores {
+                label: name.clone(),
+                rows: support,
+                predicted,
+                precision: ratio(hits, predicted),
+                recall: ratio(hits, support),
+                f1: ratio(2 * hits, support + predicted),
+            }
+        })
+        .collect();
+    let places = || 0..names.len();
+    let hits: u64 = places().map(|place| count(3 * place + 1)).sum();
+    let either: u64 = places().map(|place| count(3 * place + 2) + count(3 * place + 3)).sum();
+    let judged = Judged::Sets {
+        rows,
+        f1_micro: Some(ratio(2 * hits, either)),
+        f1_macro: Some(by_label.iter().map(|label| label.f1).sum::<f64>() / by_label.len() as f64),
+        by_label,
+    };
+    // How far the worst of the labels is on the wrong side.
+    let sizes = names.iter().enumerate().map(|(place, name)| {
+        let p = probability(place);
+        format!("CASE WHEN ({p} >= 0.5) <> {} THEN abs({p} - 0.5) + 0.0001 ELSE 0 END", is_so(name))
+    });
+    let sizes = sizes.collect::<Vec<_>>().join(", ");
+    Ok(Ok((judged, Some(format!("CASE WHEN {which} THEN nullif(greatest({sizes}), 0) END")))))
+}

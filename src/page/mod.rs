@@ -1,0 +1,363 @@
+//! `couplet report`: what a run did, and what became of it, as one page or one JSON document.
+//!
+//! ```text
+//! store ─ records of runs ──────┐
+//! sink ── the run's own table ──┼─▶ Page ─▶ HTML (charts inside, nothing fetched) or JSON
+//! models, evaluation ─ JSON ────┘
+//! ```
+//!
+//! What runs remember of themselves (counts, times, the distribution of the scores) is in the store, so that drift is
+//! known where older tables are gone. What needs rows (agreement with labels, samples) is read from the table of the run
+//! that the page is about, if that is still there. Texts are data of strangers: they are escaped and shortened, and the
+//! page forbids itself scripts and the network.
+
+mod charts;
+mod gold;
+mod html;
+mod judged;
+mod samples;
+mod table;
+
+use std::path::Path;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::config::{Pipeline, Scoring};
+use crate::error::Error;
+use crate::histogram::{Drift, Histogram, psi_of_counts};
+use crate::history;
+use crate::sql_error::nearest;
+use crate::store::{Outcome, RunRecord};
+
+pub use html::html;
+pub use judged::{ByRange, Judged, LabelScores, Reliability};
+pub use samples::Rows;
+
+/// Runs that the page looks back on.
+const RUNS: usize = 60;
+
+/// All that a page says.
+#[derive(Debug, Serialize)]
+pub struct Page {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The version of couplet that made the page.
+    pub couplet: &'static str,
+    /// When the page was made.
+    pub made_at: String,
+    /// The run that the page is about; none of a pipeline that only trains.
+    pub run: Option<Run>,
+    /// That run and those before it, the newest first.
+    pub runs: Vec<Earlier>,
+    /// The predictions, compared with what people said, where the pipeline names a column of labels.
+    pub judged: Option<Judged>,
+    /// Rows worth looking at.
+    pub samples: Vec<Rows>,
+    /// How models were trained: what their `training.json` says.
+    pub trainings: Vec<Document>,
+    /// How a model was measured: what `evaluation.json` says.
+    pub evaluation: Option<Document>,
+    /// What the page does not show, and why.
+    pub notes: Vec<String>,
+}
+
+/// A JSON document in a folder.
+#[derive(Debug, Serialize)]
+pub struct Document {
+    /// The file, as the pipeline names its folder.
+    pub path: String,
+    /// What it says.
+    pub document: Value,
+}
+
+/// What a run did.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of the record")]
+pub struct Run {
+    pub run: String,
+    pub outcome: Option<&'static str>,
+    pub message: Option<String>,
+    pub started_at: Option<String>,
+    pub ended_at: Option<String>,
+    pub seconds: Option<f64>,
+    /// Seconds of the parts: prepare, read, score, publish.
+    pub stages: Vec<(&'static str, f64)>,
+    pub host: Option<String>,
+    pub couplet_version: Option<String>,
+    pub rows_read: Option<u64>,
+    pub rows_scored: Option<u64>,
+    pub rows_remembered: Option<u64>,
+    pub rows_repeated: Option<u64>,
+    pub rows_rejected: Option<u64>,
+    pub rejected: Vec<(String, u64)>,
+    pub rows_truncated: Option<u64>,
+    pub tokens: Option<u64>,
+    pub rows_per_second: Option<f64>,
+    pub tokens_per_second: Option<f64>,
+    pub padding_share: Option<f64>,
+    pub task: Option<String>,
+    pub model: Option<String>,
+    pub model_uri: Option<String>,
+    pub precision: Option<String>,
+    pub max_length: Option<usize>,
+    pub output: Option<String>,
+    pub output_version: Option<u64>,
+    pub output_bytes: Option<u64>,
+    pub sources: Vec<Source>,
+    /// Rows by label, in the model's order.
+    pub labels: Vec<(String, u64)>,
+    /// How the scores are distributed.
+    pub scores: Option<Histogram>,
+    /// The windows of the run, the slowest of them one by one.
+    pub windows: Option<Value>,
+}
+
+/// A file that was read.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of the record")]
+pub struct Source {
+    pub url: String,
+    pub bytes: u64,
+    pub modified: String,
+}
+
+/// A run among others.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of the record")]
+pub struct Earlier {
+    pub run: String,
+    pub outcome: Option<&'static str>,
+    pub started_at: Option<String>,
+    pub seconds: Option<f64>,
+    pub rows_read: Option<u64>,
+    pub rows_scored: Option<u64>,
+    pub rows_remembered: Option<u64>,
+    pub rows_rejected: Option<u64>,
+    pub rows_per_second: Option<f64>,
+    pub tokens_per_second: Option<f64>,
+    pub padding_share: Option<f64>,
+    pub model: Option<String>,
+    pub score_mean: Option<f64>,
+    pub scores: Option<Histogram>,
+    pub labels: Vec<(String, u64)>,
+    /// How far its scores are from those of the run before it that ended well.
+    pub drift: Option<Drift>,
+    /// How far the scores of the run that the page is about are from its scores.
+    pub drift_to_run: Option<Drift>,
+    /// The population stability index of the labels, of the run that the page is about against this one.
+    pub label_psi_to_run: Option<f64>,
+}
+
+/// Gathers what there is to say about the newest run of a pipeline, or about the one of that id (or its beginning).
+///
+/// # Errors
+/// A pipeline that has neither run nor trained; a run that is not recorded; a store or a table that cannot be read.
+pub async fn collect(pipeline: &Pipeline, run: Option<&str>) -> Result<Page, Error> {
+    let mut page = Page {
+        pipeline: pipeline.name.clone(),
+        couplet: env!("CARGO_PKG_VERSION"),
+        made_at: time(Utc::now()),
+        run: None,
+        runs: Vec::new(),
+        judged: None,
+        samples: Vec::new(),
+        trainings: Vec::new(),
+        evaluation: None,
+        notes: Vec::new(),
+    };
+    let pretrain = pipeline.pretrain.iter().map(|stage| &stage.learning.output);
+    let finetune = pipeline.finetune.iter().map(|stage| &stage.learning.output);
+    for folder in pretrain.chain(finetune) {
+        page.trainings.extend(document(&folder.path, &folder.written, "training.json"));
+    }
+    if let Some(stage) = &pipeline.evaluate {
+        page.evaluation = document(&stage.output.path, &stage.output.written, "evaluation.json");
+    }
+    let records = match &pipeline.scoring {
+        Some(_) => history::records(pipeline, RUNS).await?,
+        None => Vec::new(),
+    };
+    match pipeline.scoring.as_ref().zip(chosen(&records, run)?) {
+        Some((scoring, place)) => {
+            page.of_run(pipeline, scoring, &records, place).await?;
+        }
+        None if page.trainings.is_empty() && page.evaluation.is_none() => {
+            return Err(nothing(pipeline));
+        }
+        None => page.notes.push("The pipeline has not scored yet, or only trains.".into()),
+    }
+    Ok(page)
+}
+
+/// The record of the newest run of a pipeline, or of the one of that id (or its beginning); and those of all runs.
+///
+/// # Errors
+/// A pipeline that has not run; a run that is not recorded; a store that cannot be read.
+pub async fn run_of(pipeline: &Pipeline, run: Option<&str>) -> Result<(RunRecord, Vec<RunRecord>), Error> {
+    let records = history::records(pipeline, RUNS).await?;
+    match chosen(&records, run)? {
+        Some(place) => Ok((records[place].clone(), records)),
+        None => Err(nothing(pipeline)),
+    }
+}
+
+fn nothing(pipeline: &Pipeline) -> Error {
+    Error::Usage(format!(
+        "{}: there is nothing to report yet; run the pipeline first: couplet run {0}",
+        pipeline.path.display()
+    ))
+}
+
+/// The place of the run that is asked for among the records, the newest first.
+fn chosen(records: &[RunRecord], run: Option<&str>) -> Result<Option<usize>, Error> {
+    let Some(run) = run else { return Ok((!records.is_empty()).then_some(0)) };
+    let matches: Vec<usize> = (0..records.len()).filter(|&i| records[i].run.starts_with(run)).collect();
+    match matches[..] {
+        [place] => Ok(Some(place)),
+        [] => {
+            let near = nearest(run, records.iter().map(|record| record.run.as_str()));
+            let near = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
+            let newest = records.iter().take(3).map(|record| record.run.as_str()).collect::<Vec<_>>().join(", ");
+            let newest = if newest.is_empty() { "there is none".into() } else { format!("the newest are {newest}") };
+            Err(Error::Usage(format!("--run {run}: there is no such run of this pipeline ({newest}){near}")))
+        }
+        _ => Err(Error::Usage(format!("--run {run}: {} runs begin so; give more of its id", matches.len()))),
+    }
+}
+
+impl Page {
+    async fn of_run(
+        &mut self,
+        pipeline: &Pipeline,
+        scoring: &Scoring,
+        records: &[RunRecord],
+        place: usize,
+    ) -> Result<(), Error> {
+        let record = &records[place];
+        self.run = Some(Run::of(record));
+        self.runs = records[place..].iter().map(|other| Earlier::of(other, records, record)).collect();
+        if record.outcome == Some(Outcome::Done) && record.scores.is_none() {
+            self.notes.push(
+                "An earlier version of couplet recorded this run, without the distribution of its scores and the times \
+                 of its parts."
+                    .into(),
+            );
+        }
+        if record.output.is_none() {
+            self.notes.push("This run published no table, so that there are no rows to show.".into());
+            return Ok(());
+        }
+        let newest = records.iter().find(|record| record.output.is_some());
+        let is_newest = newest.is_some_and(|newest| newest.run == record.run);
+        let table = match table::of_run(pipeline, scoring, record, is_newest).await? {
+            Ok(table) => table,
+            Err(why) => {
+                self.notes.push(why);
+                return Ok(());
+            }
+        };
+        let (judged, mistakes) = judged::judge(&table, pipeline, scoring, record, &mut self.notes).await?;
+        self.judged = judged;
+        self.samples = samples::samples(&table, scoring, record, mistakes.as_deref()).await?;
+        Ok(())
+    }
+}
+
+impl Run {
+    fn of(record: &RunRecord) -> Self {
+        let record = record.clone();
+        let (rows_per_second, tokens_per_second) = (record.rows_per_second(), record.tokens_per_second());
+        let padding_share = record.padding_share();
+        let stages = [
+            ("prepare", record.prepare_seconds),
+            ("read", record.read_seconds),
+            ("score", record.scoring_seconds),
+            ("publish", record.publish_seconds),
+        ];
+        let source =
+            |file: crate::store::SourceFile| Source { url: file.url, bytes: file.bytes, modified: time(file.modified) };
+        Self {
+            run: record.run,
+            outcome: record.outcome.map(Outcome::as_str),
+            message: record.message,
+            started_at: record.started_at.map(time),
+            ended_at: record.ended_at.map(time),
+            seconds: record.seconds,
+            stages: stages.into_iter().filter_map(|(stage, seconds)| Some((stage, seconds?))).collect(),
+            host: record.host,
+            couplet_version: record.couplet_version,
+            rows_read: record.rows_read,
+            rows_scored: record.rows_scored,
+            rows_remembered: record.rows_remembered,
+            rows_repeated: record.rows_repeated,
+            rows_rejected: record.rows_rejected,
+            rejected: record.rejected,
+            rows_truncated: record.rows_truncated,
+            tokens: record.tokens,
+            rows_per_second,
+            tokens_per_second,
+            padding_share,
+            task: record.task,
+            model: record.model,
+            model_uri: record.model_uri,
+            precision: record.precision,
+            max_length: record.max_length,
+            output: record.output,
+            output_version: record.output_version,
+            output_bytes: record.output_bytes,
+            sources: record.sources.into_iter().map(source).collect(),
+            labels: record.labels.unwrap_or_default(),
+            scores: record.scores,
+            windows: record.windows,
+        }
+    }
+}
+
+impl Earlier {
+    /// A run, with the one before it among all records, and the one that the page is about.
+    fn of(record: &RunRecord, records: &[RunRecord], about: &RunRecord) -> Self {
+        let scores = record.scores.as_ref();
+        let before = history::before(records, record).and_then(|before| before.scores.as_ref());
+        let labels = record.labels.clone().unwrap_or_default();
+        let now = about.labels.as_deref().unwrap_or_default();
+        let same_names = labels.len() == now.len() && labels.iter().zip(now).all(|(a, b)| a.0 == b.0);
+        let counts = |labels: &[(String, u64)]| labels.iter().map(|(_, n)| *n).collect::<Vec<_>>();
+        let is_other = record.run != about.run;
+        Self {
+            run: record.run.clone(),
+            outcome: record.outcome.map(Outcome::as_str),
+            started_at: record.started_at.map(time),
+            seconds: record.seconds,
+            rows_read: record.rows_read,
+            rows_scored: record.rows_scored,
+            rows_remembered: record.rows_remembered,
+            rows_rejected: record.rows_rejected,
+            rows_per_second: record.rows_per_second(),
+            tokens_per_second: record.tokens_per_second(),
+            padding_share: record.padding_share(),
+            model: record.model.clone(),
+            score_mean: scores.and_then(|scores| scores.mean),
+            drift: scores.zip(before).and_then(|(scores, before)| scores.drift_from(before)),
+            drift_to_run: scores.filter(|_| is_other).and_then(|scores| about.scores.as_ref()?.drift_from(scores)),
+            label_psi_to_run: (is_other && same_names && !labels.is_empty())
+                .then(|| psi_of_counts(&counts(&labels), &counts(now)))
+                .flatten(),
+            scores: record.scores.clone(),
+            labels,
+        }
+    }
+}
+
+/// A document in a folder, if it is there and can be read.
+fn document(folder: &Path, written: &str, name: &str) -> Option<Document> {
+    let text = std::fs::read_to_string(folder.join(name)).ok()?;
+    let document = serde_json::from_str(&text);
+    let document = document.inspect_err(|e| tracing::warn!("{written}/{name} is left out: {e}")).ok()?;
+    Some(Document { path: format!("{}/{name}", written.trim_end_matches('/')), document })
+}
+
+fn time(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Secs, true)
+}

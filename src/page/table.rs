@@ -1,0 +1,103 @@
+//! The table of the run that a page is about, for SQL.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use datafusion::common::DataFusionError;
+use datafusion::prelude::SessionContext;
+
+use crate::config::{Location, Pipeline, Scoring, SinkFormat, Table, TableFormat};
+use crate::error::Error;
+use crate::objects::Objects;
+use crate::predict::Models;
+use crate::query::PREDICTIONS;
+use crate::run;
+use crate::session::{self, Resources};
+use crate::sink::runs;
+use crate::store::RunRecord;
+
+/// The rows of a run.
+pub(super) struct Output {
+    context: SessionContext,
+    origin: String,
+    pub(super) schema: SchemaRef,
+    _resources: Resources,
+}
+
+/// Opens the table that a run published; why it cannot be shown any more, if it cannot.
+pub(super) async fn of_run(
+    pipeline: &Pipeline,
+    scoring: &Scoring,
+    record: &RunRecord,
+    is_newest: bool,
+) -> Result<Result<Output, String>, Error> {
+    let sink = &scoring.sink;
+    let location = &sink.location;
+    let (place, format) = match sink.format {
+        SinkFormat::Delta => (location.place.clone(), TableFormat::Delta { version: record.output_version }),
+        SinkFormat::Parquet if sink.is_one_file() => {
+            if !is_newest {
+                return Ok(Err(format!(
+                    "A later run has replaced {location}, so that there are no rows of this one to show; a Delta table \
+                     or a folder of runs keeps them."
+                )));
+            }
+            if !Objects::open(&location.place)?.exists().await? {
+                return Ok(Err(format!("{location} is not there any more, so that there are no rows to show.")));
+            }
+            (location.place.clone(), TableFormat::Parquet)
+        }
+        SinkFormat::Parquet => {
+            let all = runs::all(&Objects::open(&location.place)?.lock_place()).await?;
+            let Some(manifest) = all.iter().find(|manifest| manifest.run_id == record.run) else {
+                return Ok(Err(format!(
+                    "The folder of this run is not in {location} any more, so that there are no rows to show."
+                )));
+            };
+            // The slash says that it is a folder, as the name has dots in it.
+            (location.place.join(&format!("{}/", manifest.folder())), TableFormat::Parquet)
+        }
+    };
+    let table = Table {
+        name: PREDICTIONS.to_owned(),
+        location: Location { written: location.written.clone(), place },
+        format,
+        partitions: Vec::new(),
+    };
+    let pool = run::pool(Some(1))?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let models = Arc::new(Models::new(pool, std::env::current_dir().unwrap_or_default()));
+    let resources = run::resources(&pipeline.run)?;
+    let context = match session::open(&[table], models, pipeline.run.window, cores, &resources).await {
+        Ok(context) => context,
+        Err(errors) => {
+            let errors = errors.into_iter().map(|error| error.problem).collect::<Vec<_>>().join("; ");
+            return Ok(Err(format!("The table of this run cannot be read any more: {errors}")));
+        }
+    };
+    let origin = format!("the rows of {location}");
+    let failed = |e: DataFusionError| Error::sql(&origin, &e, Some(&context));
+    let frame = context.table(PREDICTIONS).await.map_err(failed)?;
+    let schema = Arc::new(frame.schema().as_arrow().clone());
+    Ok(Ok(Output { context, origin, schema, _resources: resources }))
+}
+
+impl Output {
+    /// The rows of a query.
+    pub(super) async fn query(&self, sql: &str) -> Result<Vec<RecordBatch>, Error> {
+        let failed = |e: DataFusionError| Error::sql(&self.origin, &e, Some(&self.context));
+        let frame = self.context.sql(sql).await.map_err(failed)?;
+        frame.collect().await.map_err(failed)
+    }
+}
+
+/// A column's name as SQL has it.
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A text as SQL has it.
+pub(super) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}

@@ -1,0 +1,198 @@
+//! What a run did as a Prometheus text file, for the textfile collector of `node_exporter`.
+//!
+//! A file holds the newest run of one pipeline, and is replaced as a whole. All metrics are gauges: each run begins anew.
+//! What is not known (the rows of a run that failed before it read them) is left out rather than 0.
+//!
+//! **Source**: <https://prometheus.io/docs/instrumenting/exposition_formats/>, text format 0.0.4; names and units by
+//! <https://prometheus.io/docs/practices/naming/>.
+
+use std::fmt::Write;
+
+use chrono::{DateTime, Utc};
+
+use crate::histogram::Drift;
+use crate::store::RunRecord;
+
+/// The name of the time of the last run that ended well.
+const LAST_SUCCESS: &str = "couplet_run_last_success_timestamp_seconds";
+
+/// What is said of a run.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// Whether it ended well.
+    pub success: bool,
+    /// When it began.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it ended.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// How long it took, all stages.
+    pub seconds: Option<f64>,
+    /// When the last run that ended well did, as seconds since 1970.
+    pub last_success: Option<f64>,
+    /// How long the stages before the scoring took.
+    pub stages: Vec<(&'static str, f64)>,
+    /// What was recorded of the scoring.
+    pub record: Option<RunRecord>,
+    /// How far the scores are from those of the run before.
+    pub drift: Option<Drift>,
+}
+
+/// The text of the file.
+#[must_use]
+pub fn text(facts: &Facts) -> String {
+    let mut text = Text { text: String::new(), pipeline: label_value(&facts.pipeline) };
+    let seconds = |time: Option<DateTime<Utc>>| time.map(|time| time.timestamp_micros() as f64 / 1e6);
+    text.one("couplet_run_success", "Whether the run ended well: 1, or 0.", Some(u8::from(facts.success).into()));
+    text.one("couplet_run_start_timestamp_seconds", "When the run began.", seconds(facts.started_at));
+    text.one("couplet_run_end_timestamp_seconds", "When the run ended.", seconds(facts.ended_at));
+    let last = if facts.success { seconds(facts.ended_at) } else { facts.last_success };
+    text.one(LAST_SUCCESS, "When the last run that ended well did.", last);
+    text.one("couplet_run_duration_seconds", "How long the run took.", facts.seconds);
+    let record = facts.record.as_ref();
+    let of = |value: fn(&RunRecord) -> Option<f64>| record.and_then(value);
+    let parts = [
+        ("prepare", of(|r| r.prepare_seconds)),
+        ("read", of(|r| r.read_seconds)),
+        ("score", of(|r| r.scoring_seconds)),
+        ("publish", of(|r| r.publish_seconds)),
+    ];
+    let parts = parts.into_iter().filter_map(|(stage, seconds)| Some((stage, seconds?)));
+    let stages = facts.stages.iter().copied().chain(parts).map(|(stage, seconds)| (stage.to_owned(), seconds));
+    text.many("couplet_run_stage_duration_seconds", "How long each stage took.", "stage", stages);
+    let Some(record) = record else { return text.text };
+    text.one("couplet_run_rows_read", "Rows of the source.", count(record.rows_read));
+    let outcomes = [
+        ("scored", record.rows_scored),
+        ("remembered", record.rows_remembered),
+        ("repeated", record.rows_repeated),
+        ("rejected", record.rows_rejected),
+    ];
+    let outcomes = outcomes.into_iter().filter_map(|(outcome, n)| Some((outcome.to_owned(), count(n)?)));
+    text.many("couplet_run_rows", "Rows by what became of them.", "outcome", outcomes);
+    let rejected = record.rejected.iter().map(|(kind, n)| (kind.clone(), *n as f64));
+    text.many("couplet_run_rejected_rows", "Rows without a score, by the reason.", "reason", rejected);
+    text.one("couplet_run_truncated_rows", "Rows whose texts were cut.", count(record.rows_truncated));
+    let labels = record.labels.iter().flatten().map(|(label, n)| (label.clone(), *n as f64));
+    text.many("couplet_run_label_rows", "Rows by the label that they got.", "label", labels);
+    text.one("couplet_run_tokens", "Tokens that the encoder read.", count(record.tokens));
+    let padding = "Padding tokens that batches of 32 rows would have run besides.";
+    text.one("couplet_run_padding_avoided_tokens", padding, count(record.padding_avoided));
+    text.one("couplet_run_rows_per_second", "Rows scored a second.", record.rows_per_second());
+    text.one("couplet_run_tokens_per_second", "Tokens read a second.", record.tokens_per_second());
+    text.one("couplet_run_output_bytes", "The size of the published table.", count(record.output_bytes));
+    let mean = record.scores.as_ref().and_then(|scores| scores.mean);
+    text.one("couplet_run_score_mean", "The mean score.", mean);
+    let psi = "Population stability index of the scores against the run before; 0.25 is a large shift.";
+    text.one("couplet_run_score_psi", psi, facts.drift.map(|drift| drift.psi));
+    let ks = "Kolmogorov and Smirnov's statistic of the scores against the run before, 0 to 1.";
+    text.one("couplet_run_score_ks_ratio", ks, facts.drift.map(|drift| drift.ks));
+    text.info(record);
+    text.text
+}
+
+/// The time of the last run that ended well, in the text of an earlier file of the same pipeline.
+#[must_use]
+pub fn last_success(text: &str, pipeline: &str) -> Option<f64> {
+    let start = format!("{LAST_SUCCESS}{{pipeline=\"{}\"}} ", label_value(pipeline));
+    text.lines().find_map(|line| line.strip_prefix(&start)?.parse().ok())
+}
+
+fn count(n: Option<u64>) -> Option<f64> {
+    n.map(|n| n as f64)
+}
+
+/// The text in the making.
+struct Text {
+    text: String,
+    pipeline: String,
+}
+
+impl Text {
+    fn head(&mut self, name: &str, help: &str) {
+        let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} gauge\n");
+    }
+
+    fn one(&mut self, name: &str, help: &str, value: Option<f64>) {
+        let Some(value) = value.filter(|value| value.is_finite()) else { return };
+        self.head(name, help);
+        let _ = writeln!(self.text, "{name}{{pipeline=\"{}\"}} {value}", self.pipeline);
+    }
+
+    fn many(&mut self, name: &str, help: &str, label: &str, values: impl Iterator<Item = (String, f64)>) {
+        for (i, (key, value)) in values.enumerate() {
+            if i == 0 {
+                self.head(name, help);
+            }
+            let key = label_value(&key);
+            let _ = writeln!(self.text, "{name}{{pipeline=\"{}\",{label}=\"{key}\"}} {value}", self.pipeline);
+        }
+    }
+
+    fn info(&mut self, record: &RunRecord) {
+        self.head("couplet_run_info", "What ran; always 1.");
+        let facts = [
+            ("run", Some(&record.run)),
+            ("outcome", record.outcome.map(|outcome| outcome.as_str().to_owned()).as_ref()),
+            ("model", record.model.as_ref()),
+            ("precision", record.precision.as_ref()),
+            ("version", record.couplet_version.as_ref()),
+        ]
+        .map(|(name, value)| format!(",{name}=\"{}\"", label_value(value.map_or("", String::as_str))))
+        .concat();
+        let _ = writeln!(self.text, "couplet_run_info{{pipeline=\"{}\"{facts}}} 1", self.pipeline);
+    }
+}
+
+/// Escapes a label's value.
+fn label_value(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_says_what_is_known_and_remembers_the_last_success() {
+        let time = |seconds| DateTime::from_timestamp(seconds, 500_000_000);
+        let mut facts = Facts {
+            pipeline: "a\"b".into(),
+            success: true,
+            started_at: time(100),
+            ended_at: time(107),
+            seconds: Some(7.0),
+            record: Some(RunRecord {
+                rows_read: Some(10),
+                rows_scored: Some(8),
+                rows_rejected: Some(2),
+                rejected: vec![("NULL text".into(), 2)],
+                labels: Some(vec![("back\\slash\nline".into(), 8)]),
+                scoring_seconds: Some(4.0),
+                ..RunRecord::default()
+            }),
+            ..Facts::default()
+        };
+        let done = text(&facts);
+        for line in [
+            "# TYPE couplet_run_success gauge",
+            "couplet_run_success{pipeline=\"a\\\"b\"} 1",
+            "couplet_run_end_timestamp_seconds{pipeline=\"a\\\"b\"} 107.5",
+            "couplet_run_rows{pipeline=\"a\\\"b\",outcome=\"rejected\"} 2",
+            "couplet_run_rejected_rows{pipeline=\"a\\\"b\",reason=\"NULL text\"} 2",
+            "couplet_run_label_rows{pipeline=\"a\\\"b\",label=\"back\\\\slash\\nline\"} 8",
+            "couplet_run_rows_per_second{pipeline=\"a\\\"b\"} 2",
+        ] {
+            assert!(done.lines().any(|other| other == line), "{line} is not in\n{done}");
+        }
+        assert!(!done.contains("couplet_run_tokens ") && !done.contains("psi"), "{done}");
+        assert_eq!(last_success(&done, "a\"b"), Some(107.5));
+        (facts.success, facts.ended_at, facts.record) = (false, time(900), None);
+        facts.last_success = last_success(&done, "a\"b");
+        let failed = text(&facts);
+        assert!(failed.contains("couplet_run_success{pipeline=\"a\\\"b\"} 0") && !failed.contains("rows"), "{failed}");
+        assert_eq!(last_success(&failed, "a\"b"), Some(107.5));
+        assert_eq!(last_success(&failed, "other"), None);
+    }
+}

@@ -1,0 +1,90 @@
+//! How fast each window of a run was scored, and which were the slowest: what a run remembers of where its time went.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::scorer::{Prediction, Rejection};
+
+/// Slowest windows that are remembered.
+const SLOWEST: usize = 10;
+
+/// A window that was scored.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Window {
+    /// The place of its first text among all texts of the run without a score, from 0.
+    first_text: u64,
+    texts: usize,
+    tokens: usize,
+    longest: usize,
+    seconds: f64,
+}
+
+/// The windows of a run.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    windows: Vec<Window>,
+    texts: u64,
+}
+
+impl Pace {
+    /// Counts the window that comes after those before it.
+    pub(super) fn add(&mut self, outcomes: &[Result<Prediction, Rejection>], took: Duration) {
+        let lengths = || outcomes.iter().flatten().map(|prediction| prediction.tokens);
+        let window = Window {
+            first_text: self.texts,
+            texts: outcomes.len(),
+            tokens: lengths().sum(),
+            longest: lengths().max().unwrap_or(0),
+            seconds: took.as_secs_f64(),
+        };
+        self.texts += outcomes.len() as u64;
+        self.windows.push(window);
+    }
+
+    /// How many there were, the time of the one in the middle, and the slowest; none if there were none.
+    pub(super) fn to_json(&self) -> Option<Value> {
+        let mut windows = self.windows.clone();
+        windows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        let median = windows.get(windows.len() / 2)?.seconds;
+        let slowest = windows.iter().take(SLOWEST).map(|window| {
+            json!({
+                "first_text": window.first_text,
+                "texts": window.texts,
+                "tokens": window.tokens,
+                "longest": window.longest,
+                "seconds": window.seconds,
+            })
+        });
+        Some(json!({ "count": windows.len(), "median_seconds": median, "slowest": slowest.collect::<Vec<_>>() }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_windows_are_remembered_with_what_was_in_them() {
+        let text = |tokens| {
+            Ok(Prediction {
+                label: None,
+                score: 0.0,
+                probabilities: Box::default(),
+                raw: Box::default(),
+                tokens,
+                truncated: false,
+            })
+        };
+        let mut pace = Pace::default();
+        assert_eq!(pace.to_json(), None);
+        for (tokens, millis) in [(vec![3, 5], 10), (vec![128], 300), (vec![7, 8, 9], 20)] {
+            pace.add(&tokens.into_iter().map(text).collect::<Vec<_>>(), Duration::from_millis(millis));
+        }
+        let json = pace.to_json().unwrap();
+        assert_eq!((&json["count"], &json["median_seconds"]), (&json!(3), &json!(0.02)));
+        let expected = json!({ "first_text": 2, "texts": 1, "tokens": 128, "longest": 128, "seconds": 0.3 });
+        assert_eq!(json["slowest"][0], expected);
+        assert_eq!(json["slowest"][1]["first_text"], 3);
+    }
+}

@@ -1,0 +1,125 @@
+//! `couplet run --metrics FILE`: what a run did, for Prometheus; also of one that failed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::support::{Job, golden, stderr_of, stdout_of, write};
+
+const PAIRS: &str =
+    "id,a,b\n1,A man walks.,A man is walking.\n2,A man walks.,A man is walking.\n3,,x\n4,One cat.,Two cats.\n";
+
+/// The values of a metrics file by name and labels, after checking that it is as Prometheus expects it.
+fn metrics(text: &str) -> BTreeMap<String, f64> {
+    let (mut values, mut typed, mut described) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+    assert!(text.ends_with('\n'));
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# ") {
+            let mut words = rest.split(' ');
+            let (kind, name) = (words.next().unwrap(), words.next().unwrap().to_owned());
+            let new = if kind == "TYPE" { typed.insert(name) } else { described.insert(name) };
+            assert!(new && words.next().is_some(), "{line}");
+            continue;
+        }
+        let (key, value) = line.rsplit_once(' ').unwrap();
+        let name = key.split('{').next().unwrap();
+        assert!(typed.contains(name) && described.contains(name), "{line} has no HELP or TYPE");
+        assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
+        assert!(key.contains("{pipeline=\"demo\""), "{line}");
+        assert!(
+            values
+                .insert(
+                    key.replace("pipeline=\"demo\",", "").replace("{pipeline=\"demo\"}", ""),
+                    value.parse().unwrap()
+                )
+                .is_none()
+        );
+    }
+    values
+}
+
+fn read(job: &Job) -> BTreeMap<String, f64> {
+    metrics(&std::fs::read_to_string(job.path("metrics/demo.prom")).unwrap())
+}
+
+fn run(job: &Job) -> assert_cmd::Command {
+    job.couplet(&["run", "pipeline.toml", "--quiet", "--metrics", "metrics/demo.prom"])
+}
+
+#[test]
+fn a_run_leaves_its_metrics() {
+    let job = Job::new(PAIRS);
+    stdout_of(&mut run(&job));
+    let first = read(&job);
+    assert_eq!(first["couplet_run_success"], 1.0);
+    assert_eq!(first["couplet_run_rows_read"], 4.0);
+    let rows =
+        |values: &BTreeMap<String, f64>, outcome: &str| values[&format!("couplet_run_rows{{outcome=\"{outcome}\"}}")];
+    let outcomes = ["scored", "remembered", "repeated", "rejected"];
+    assert_eq!(outcomes.map(|outcome| rows(&first, outcome)), [2.0, 0.0, 1.0, 1.0]);
+    assert_eq!(first["couplet_run_rejected_rows{reason=\"NULL text\"}"], 1.0);
+    let labels =
+        ["paraphrase", "not_paraphrase"].map(|label| first[&format!("couplet_run_label_rows{{label=\"{label}\"}}")]);
+    assert_eq!(labels.iter().sum::<f64>(), 3.0);
+    assert!(first["couplet_run_duration_seconds"] > 0.0 && first["couplet_run_tokens"] > 10.0, "{first:#?}");
+    assert!(first["couplet_run_start_timestamp_seconds"] <= first["couplet_run_end_timestamp_seconds"]);
+    assert_eq!(first["couplet_run_last_success_timestamp_seconds"], first["couplet_run_end_timestamp_seconds"]);
+    assert!(first.keys().any(|key| key.starts_with("couplet_run_info{run=\"")), "{first:#?}");
+    assert!(!first.contains_key("couplet_run_score_psi"), "there was no run before");
+    // The next night knows all, and can be compared.
+    stdout_of(&mut run(&job));
+    let second = read(&job);
+    assert_eq!(outcomes.map(|outcome| rows(&second, outcome)), [0.0, 3.0, 0.0, 1.0]);
+    assert_eq!((second["couplet_run_score_psi"], second["couplet_run_score_ks_ratio"]), (0.0, 0.0));
+    assert!(!second.contains_key("couplet_run_rows_per_second"), "nothing was scored");
+    // Nothing is left beside the file.
+    assert_eq!(job.path("metrics").read_dir().unwrap().count(), 1);
+}
+
+#[test]
+fn the_report_gives_the_same_metrics() {
+    let job = Job::new(PAIRS);
+    stdout_of(&mut run(&job));
+    let written = read(&job);
+    let printed = metrics(&stdout_of(&mut job.couplet(&["report", "pipeline.toml", "--format", "prometheus"])));
+    assert_eq!(written.keys().collect::<Vec<_>>(), printed.keys().collect::<Vec<_>>());
+    for (key, value) in &written {
+        let is_time = key.contains("duration") || key.contains("timestamp");
+        assert!(
+            *value == printed[key] || is_time && (value - printed[key]).abs() < 5.0,
+            "{key}: {value} and {}",
+            printed[key]
+        );
+    }
+}
+
+#[test]
+fn a_run_that_fails_says_so_and_when_one_last_succeeded() {
+    let job = Job::new(PAIRS);
+    stdout_of(&mut run(&job));
+    let done = read(&job);
+    // Too many bad rows.
+    let job = job.add("[score]\nmax_errors = 0.1");
+    stderr_of(&mut run(&job), 1);
+    let failed = read(&job);
+    assert_eq!((failed["couplet_run_success"], failed["couplet_run_rows_read"]), (0.0, 4.0));
+    let last = "couplet_run_last_success_timestamp_seconds";
+    assert_eq!(failed[last], done[last]);
+    assert!(failed["couplet_run_end_timestamp_seconds"] > done["couplet_run_end_timestamp_seconds"]);
+    // A model that is not there, and a pipeline that cannot be read: no scoring was recorded.
+    let job = job.change(&format!("{:?}", golden("tiny-distilbert")), "\"nowhere\"");
+    stderr_of(&mut run(&job), 2);
+    let failed = read(&job);
+    assert_eq!((failed["couplet_run_success"], failed[last]), (0.0, done[last]));
+    assert!(!failed.contains_key("couplet_run_rows_read"));
+    write(&job.path("demo.toml"), "name = 1");
+    stderr_of(&mut job.couplet(&["run", "demo.toml", "--metrics", "metrics/demo.prom"]), 2);
+    assert_eq!((read(&job)["couplet_run_success"], read(&job)[last]), (0.0, done[last]));
+}
+
+#[test]
+fn metrics_that_cannot_be_written_do_not_fail_the_run() {
+    let job = Job::new(PAIRS);
+    write(&job.path("metrics"), "a file");
+    let said = stderr_of(&mut run(&job), 0);
+    assert!(said.contains("--metrics metrics/demo.prom: cannot be written"), "{said}");
+    assert!(job.output().exists());
+}

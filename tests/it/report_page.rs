@@ -1,0 +1,346 @@
+//! `couplet report`: one page about a run, and the same as JSON.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    Job, QUICKSTART, couplet, golden, quickstart_model, quickstart_pairs, root, rows_of, stderr_of, stdout_of, write,
+};
+use crate::tiny::Variant;
+
+fn json_of(job: &Job, arguments: &[&str]) -> Value {
+    let mut command = job.couplet(&["report", "pipeline.toml", "--format", "json"]);
+    serde_json::from_str(&stdout_of(command.args(arguments))).unwrap()
+}
+
+fn page_of(job: &Job, arguments: &[&str]) -> String {
+    let page = stdout_of(job.couplet(&["report", "pipeline.toml", "-o", "-"]).args(arguments));
+    check_page(&page);
+    page
+}
+
+/// Every tag is closed in its turn, nothing is fetched, nothing is executed.
+#[track_caller]
+fn check_page(page: &str) {
+    assert!(page.starts_with("<!DOCTYPE html>"));
+    let mut open: Vec<&str> = Vec::new();
+    let body = page.split_once("</style>").unwrap().1;
+    for part in body.split('<').skip(1) {
+        let tag = part.split_once('>').unwrap_or_else(|| panic!("<{part} is not closed")).0;
+        let name = tag.trim_start_matches('/').split_whitespace().next().unwrap().trim_end_matches('/');
+        if tag.starts_with('/') {
+            // The style stands in the head, which is open before it.
+            let opened = open.pop();
+            assert!(
+                opened == Some(name) || opened.is_none() && ["head", "html"].contains(&name),
+                "</{name}> closes {opened:?}"
+            );
+        } else if !tag.ends_with('/') && !["meta", "br"].contains(&name) {
+            open.push(name);
+        }
+        let address = ["href=", "src=", "srcset=", "action="].iter().find(|word| tag.contains(**word));
+        assert!(!tag.split(' ').any(|word| word.starts_with("on") && word.contains('=')), "<{tag}>");
+        assert!(name != "script" && name != "link" && name != "iframe" && address.is_none(), "<{tag}>");
+    }
+    assert!(open.is_empty(), "{open:?} are not closed");
+    assert!(!page.contains("@import") && !page.contains("url("), "the style fetches something");
+    assert!(page.contains("default-src 'none'") && page.contains("prefers-color-scheme: dark"));
+    assert!(!page.contains("NaN"), "a number is none");
+}
+
+#[test]
+fn the_page_of_the_quickstart_says_what_its_table_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("report.html");
+    let mut command = couplet();
+    let said = stdout_of(command.arg("report").arg(&QUICKSTART.pipeline).arg("-o").arg(&path));
+    assert!(said.contains("report.html ("), "{said}");
+    let page = std::fs::read_to_string(path).unwrap();
+    check_page(&page);
+    for expected in [
+        "<h1>quickstart <span class=\"outcome done\">done</span></h1>",
+        "<dt>accuracy</dt><dd>56.4 %</dd>",
+        "Mistakes, the surest first",
+        "Slowest windows",
+        "Velodrine",
+        "Reliability",
+    ] {
+        assert!(page.contains(expected), "{expected} is not in the page");
+    }
+    let mut command = couplet();
+    let json: Value =
+        serde_json::from_str(&stdout_of(command.arg("report").arg(&QUICKSTART.pipeline).args(["--format", "json"])))
+            .unwrap();
+    let rows = rows_of(&QUICKSTART.output);
+    let count = |gold: &str, predicted: &str| {
+        rows.iter().filter(|row| row["label"] == gold && row["predicted_label"] == predicted).count()
+    };
+    let names = ["not_paraphrase", "paraphrase"];
+    let matrix = names.map(|gold| names.map(|predicted| count(gold, predicted)));
+    assert_eq!(json["judged"]["confusion"], json!(matrix));
+    assert_eq!(json["judged"]["labels"], json!(names));
+    assert_eq!(json["run"]["rows_read"], 525);
+    assert_eq!(json["run"]["labels"][1], json!(["paraphrase", matrix[0][1] + matrix[1][1]]));
+    let counts = json["run"]["scores"]["counts"].as_array().unwrap();
+    assert_eq!(counts.iter().map(|n| n.as_u64().unwrap()).sum::<u64>(), 525);
+    let mean = rows.iter().map(|row| row["score"].as_f64().unwrap()).sum::<f64>() / 525.0;
+    assert!((json["run"]["scores"]["mean"].as_f64().unwrap() - mean).abs() < 1e-6);
+    assert_eq!(json["run"]["windows"]["slowest"][0]["texts"], 525);
+    let run: Value = serde_json::from_str(&QUICKSTART.stdout).unwrap();
+    assert_eq!(json["run"]["windows"]["slowest"][0]["tokens"], run["tokens"]["scored"]);
+    assert_eq!(json["run"]["run"], run["run"]);
+    // The page has the sample rows of the JSON, in the same order.
+    let surest =
+        rows.iter().filter(|row| row["label"] != row["predicted_label"]).map(|row| row["score"].as_f64().unwrap());
+    let surest = surest.fold(0.0, f64::max);
+    assert_eq!(json["samples"][0]["title"], "Mistakes, the surest first");
+    assert_eq!(json["samples"][0]["rows"][0][5], format!("{surest:.4}"));
+}
+
+/// Three nights over other parts of the bundled pairs, into a sink.
+fn nights(sink: &str) -> Job {
+    let source = "SELECT id, sentence1 AS a, sentence2 AS b, label FROM pairs";
+    let job = Job::over_quickstart_pairs()
+        .change("SELECT id, sentence1 AS a, sentence2 AS b FROM pairs", &format!("{source} WHERE id <= 'q0200'"))
+        .change("text = [\"a\", \"b\"]", "text = [\"a\", \"b\"]\nlabel = \"label\"")
+        .change("uri = \"out/scores.parquet\"", sink);
+    stdout_of(&mut job.run());
+    let job = job.change("id <= 'q0200'", "id > 'q0200' AND id <= 'q0400'");
+    stdout_of(&mut job.run());
+    let job = job.change("id > 'q0200' AND id <= 'q0400'", "id > 'q0400'");
+    stdout_of(&mut job.run());
+    job
+}
+
+#[test]
+fn an_earlier_run_is_shown_with_its_own_rows_where_the_sink_keeps_them() {
+    for sink in ["uri = \"out\"\nformat = \"delta\"", "uri = \"out\""] {
+        let job = nights(sink);
+        let newest = json_of(&job, &[]);
+        let runs: Vec<String> =
+            newest["runs"].as_array().unwrap().iter().map(|run| run["run"].as_str().unwrap().to_owned()).collect();
+        assert_eq!((runs.len(), &newest["run"]["run"], &newest["run"]["rows_read"]), (3, &json!(runs[0]), &json!(125)));
+        assert_eq!(newest["judged"]["rows"], 125, "{sink}");
+        assert!(newest["runs"][1]["drift_to_run"]["psi"].as_f64() > Some(0.0), "{newest:#}");
+        assert!(newest["runs"][0]["drift"]["ks"].as_f64() > Some(0.0) && newest["runs"][2]["drift"].is_null());
+        let first = json_of(&job, &["--run", &runs[2]]);
+        assert_eq!((&first["judged"]["rows"], &first["run"]["rows_read"]), (&json!(200), &json!(200)), "{sink}");
+        assert_eq!(first["runs"].as_array().map(Vec::len), Some(1));
+        assert!(page_of(&job, &[]).contains("Drift of the scores"));
+    }
+}
+
+#[test]
+fn one_file_has_no_older_rows_and_drift_all_the_same() {
+    let job = nights("uri = \"out/scores.parquet\"");
+    let newest = json_of(&job, &[]);
+    assert!(newest["runs"][0]["drift"]["psi"].as_f64() > Some(0.0), "{newest:#}");
+    let id = newest["runs"][2]["run"].as_str().unwrap();
+    let first = json_of(&job, &["--run", id]);
+    assert!(first["judged"].is_null() && first["samples"] == json!([]));
+    assert!(first["notes"][0].as_str().unwrap().starts_with("A later run has replaced"), "{first:#}");
+    assert_eq!(
+        first["run"]["scores"]["counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum::<u64>(),
+        200
+    );
+    let said = job.error_of(&mut job.couplet(&["report", "pipeline.toml", "--run", "xyz"]), 2);
+    assert!(said.starts_with("error: --run xyz: there is no such run of this pipeline (the newest are "), "{said}");
+    let begin = &id[..2];
+    let said = job.error_of(&mut job.couplet(&["report", "pipeline.toml", "--run", begin]), 2);
+    assert_eq!(said, format!("error: --run {begin}: 3 runs begin so; give more of its id"));
+}
+
+#[test]
+fn texts_of_strangers_stay_texts() {
+    let evil = "<script>alert(1)</script><img src=x onerror=alert(1)>\" onload=\"x";
+    let long = "word ".repeat(200);
+    let csv =
+        format!("id,a,b,label\n1,{e},\"{long}\",paraphrase\n2,x,{e},{e}\n<b>3</b>,,{e},paraphrase\n", e = quoted(evil));
+    let job = Job::new(csv)
+        .change("SELECT id, a, b FROM pairs", "SELECT id, a, b, label FROM pairs")
+        .change("text = [\"a\", \"b\"]", "text = [\"a\", \"b\"]\nlabel = \"label\"");
+    stdout_of(&mut job.run());
+    let page = page_of(&job, &[]);
+    assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;") && page.contains("&lt;b&gt;3&lt;/b&gt;"), "{page}");
+    assert!(!page.contains(&long) && page.contains("word…"), "long texts are cut");
+    // The label of the second row is none of the model's.
+    let json = json_of(&job, &[]);
+    assert_eq!((&json["judged"]["rows"], &json["judged"]["unknown"]), (&json!(1), &json!([[evil, 1]])));
+    assert_eq!((&json["judged"]["unscored"], &json["run"]["rejected"]), (&json!(1), &json!([["NULL text", 1]])));
+    assert_eq!(json["samples"].as_array().unwrap().last().unwrap()["title"], "Rows without a score");
+}
+
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('"', "\"\""))
+}
+
+/// Single sentences of the bundled pairs with a label, by a tiny model of three outputs or one.
+fn sentences(outputs: usize, labels: Value, problem: &str, label: &str) -> (Job, Variant) {
+    let variant = Variant::of("tiny-distilbert")
+        .with_outputs(outputs)
+        .without_config("label2id")
+        .with_config("id2label", labels)
+        .with_config("problem_type", json!(problem));
+    let job = Job::over_quickstart_pairs()
+        .change(&format!("{:?}", golden("tiny-distilbert")), &format!("{:?}", variant.folder()))
+        .change("sentence1 AS a, sentence2 AS b", &format!("sentence1 AS a, {label} AS label"))
+        .change("text = [\"a\", \"b\"]", "text = \"a\"\nlabel = \"label\"");
+    stdout_of(&mut job.run());
+    (job, variant)
+}
+
+#[test]
+fn values_are_compared_by_their_differences() {
+    let (job, _model) = sentences(1, json!({ "0": "LABEL_0" }), "regression", "length(sentence1) / 20.0");
+    let json = json_of(&job, &[]);
+    let rows = rows_of(&job.output());
+    let mae =
+        rows.iter().map(|row| (row["score"].as_f64().unwrap() - row["label"].as_f64().unwrap()).abs()).sum::<f64>()
+            / 525.0;
+    assert_eq!((&json["judged"]["kind"], &json["judged"]["rows"]), (&json!("values"), &json!(525)));
+    assert!((json["judged"]["mae"].as_f64().unwrap() - mae).abs() < 1e-6);
+    assert_eq!(json["samples"][0]["title"], "Largest differences from the labels");
+    let page = page_of(&job, &[]);
+    assert!(page.contains("Values against labels") && page.contains("Highest values"), "{page}");
+}
+
+#[test]
+fn sets_of_labels_are_compared_label_by_label() {
+    let label = "array_remove_all(make_array(CASE WHEN length(sentence1) > 50 THEN 'long' ELSE '' END, \
+                 CASE WHEN sentence1 LIKE '%?' THEN 'it''s' ELSE '' END), '')";
+    let names = json!({ "0": "long", "1": "other", "2": "it's" });
+    let (job, _model) = sentences(3, names, "multi_label_classification", label);
+    let json = json_of(&job, &[]);
+    let rows = rows_of(&job.output());
+    for (place, name) in ["long", "other", "it's"].into_iter().enumerate() {
+        let so = |row: &Value| row["label"].as_array().unwrap().contains(&json!(name));
+        let said = |row: &Value| row["probabilities"][place].as_f64().unwrap() >= 0.5;
+        let (gold, predicted) =
+            (rows.iter().filter(|row| so(row)).count(), rows.iter().filter(|row| said(row)).count());
+        let judged = &json["judged"]["by_label"][place];
+        assert_eq!(
+            (&judged["label"], &judged["rows"], &judged["predicted"]),
+            (&json!(name), &json!(gold), &json!(predicted))
+        );
+    }
+    assert_eq!(json["samples"][0]["title"], "Mistakes, the surest first");
+    page_of(&job, &[]);
+}
+
+#[test]
+fn labels_that_are_numbers_are_places_of_the_models_labels() {
+    let job = Job::over_quickstart_pairs()
+        .change("sentence2 AS b", "sentence2 AS b, CASE label WHEN 'paraphrase' THEN 1 ELSE 0 END AS label")
+        .change("text = [\"a\", \"b\"]", "text = [\"a\", \"b\"]\nlabel = \"label\"")
+        .change(&format!("{:?}", golden("tiny-distilbert")), &format!("{:?}", quickstart_model()));
+    stdout_of(&mut job.run());
+    let json = json_of(&job, &[]);
+    assert!((json["judged"]["accuracy"].as_f64().unwrap() - 0.5638).abs() < 1e-4, "{json:#}");
+    assert_eq!(json["samples"][0]["title"], "Mistakes, the surest first");
+}
+
+#[test]
+fn a_run_that_failed_is_shown_with_its_reason() {
+    let job = Job::new("id,a,b\n1,x,y\n2,,y\n").add("[score]\nmax_errors = 0.0");
+    stderr_of(&mut job.run(), 1);
+    let page = page_of(&job, &[]);
+    assert!(page.contains("class=\"outcome failed\"") && page.contains("1 of 2 rows were rejected"), "{page}");
+    let json = json_of(&job, &[]);
+    assert_eq!(json["notes"][0], "This run published no table, so that there are no rows to show.");
+}
+
+#[test]
+fn a_pipeline_that_has_not_run_has_nothing_to_report() {
+    let job = Job::new("id,a,b\n1,x,y\n");
+    let said = job.error_of(&mut job.couplet(&["report", "pipeline.toml"]), 2);
+    insta::assert_snapshot!(said, @"error: pipeline.toml: there is nothing to report yet; run the pipeline first: couplet run pipeline.toml");
+    assert!(!job.path("demo-report.html").exists());
+}
+
+#[test]
+fn trainings_and_evaluations_are_part_of_the_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let toml = format!(
+        r#"
+name = "stages"
+[tables]
+pairs = {:?}
+[finetune]
+sql = "SELECT id, sentence1, sentence2, label FROM pairs"
+id = "id"
+text = ["sentence1", "sentence2"]
+task = "classification"
+model = {:?}
+output = "model"
+validation = 0.3
+epochs = 1
+max_length = 32
+learning_rate = 2e-3
+[evaluate]
+sql = "SELECT id, sentence1, sentence2, category, label FROM pairs"
+slices = "category"
+resamples = 20
+output = "evaluation"
+[source]
+sql = "SELECT id, sentence1, sentence2, label FROM pairs"
+id = "id"
+text = ["sentence1", "sentence2"]
+label = "label"
+[model]
+uri = "model"
+max_length = 32
+[sink]
+uri = "out.parquet"
+"#,
+        quickstart_pairs(),
+        golden("tiny-distilbert")
+    );
+    write(&folder.path().join("p.toml"), toml);
+    let run = |arguments: &[&str]| stdout_of(couplet().current_dir(folder.path()).args(arguments));
+    run(&["run", "p.toml", "--quiet", "--metrics", "m.prom"]);
+    let metrics = std::fs::read_to_string(folder.path().join("m.prom")).unwrap();
+    for stage in ["finetune", "evaluate", "score"] {
+        assert!(
+            metrics.contains(&format!("couplet_run_stage_duration_seconds{{pipeline=\"stages\",stage=\"{stage}\"}}")),
+            "{metrics}"
+        );
+    }
+    let page = run(&["report", "p.toml", "-o", "-"]);
+    check_page(&page);
+    for expected in
+        ["Fine-tuning on ", "Evaluation on 525 rows", "By category", "95 % interval", "Learning rate", "shared_words"]
+    {
+        assert!(page.contains(expected), "{expected} is not in the page");
+    }
+    let json: Value = serde_json::from_str(&run(&["report", "p.toml", "--format", "json"])).unwrap();
+    assert_eq!(json["trainings"][0]["path"], "model/training.json");
+    assert_eq!(json["evaluation"]["document"]["rows"], 525);
+}
+
+#[test]
+fn runs_of_earlier_versions_can_still_be_read() {
+    // A store as version 0.1.0 of a few weeks ago left it, with fewer columns.
+    let job = Job::new("id,a,b\n1,A man.,A woman.\n");
+    let old = root().join("tests/it/stores/runs-of-23-columns");
+    copy(&old, &job.path(".couplet/demo/runs"));
+    stdout_of(&mut job.run());
+    let json = json_of(&job, &[]);
+    assert_eq!(json["runs"].as_array().map(Vec::len), Some(2), "{json:#}");
+    assert!(json["runs"][1]["scores"].is_null() && json["runs"][1]["rows_read"] == 1);
+    let listed = stdout_of(&mut job.couplet(&["runs", "pipeline.toml"]));
+    assert_eq!(listed.lines().count(), 3, "{listed}");
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in from.read_dir().unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::write(target, std::fs::read(entry.path()).unwrap()).unwrap();
+        }
+    }
+}
