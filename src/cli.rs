@@ -100,7 +100,7 @@ impl Cli {
 }
 
 fn model_place(uri: &str) -> Result<Place, Error> {
-    config::place(uri).map_err(|problem| Error::Usage(format!("model {uri}: {problem}")))
+    config::model_place(uri).map_err(|problem| Error::Usage(format!("model {uri}: {problem}")))
 }
 
 fn read_pipeline(path: &Path, variables: &BTreeMap<String, String>) -> Result<Pipeline, Error> {

@@ -23,6 +23,7 @@ mod crash;
 pub mod delta;
 pub mod error;
 pub mod history;
+pub mod hub;
 pub mod lock;
 pub mod model;
 pub mod objects;

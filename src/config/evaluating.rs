@@ -22,7 +22,7 @@ pub(super) fn evaluate(
     let text = keys.optional("text", Item::names);
     let label = keys.optional("label", |item| Ok(item.words()?.to_owned()));
     let task = keys.optional("task", task);
-    let model = keys.optional("model", Item::location);
+    let model = keys.optional("model", Item::model);
     let max_length = keys.optional("max_length", |item| item.integer(3..=8192));
     let slices = keys.or("slices", Vec::new(), Item::names);
     let resamples = keys.or("resamples", 1000, |item| item.integer(20..=1_000_000));

@@ -19,6 +19,7 @@ use reader::{Keys, Reader};
 use syntax::Syntax;
 
 mod evaluating;
+mod hub;
 mod item;
 mod learning;
 mod pipeline;
@@ -30,8 +31,9 @@ mod syntax;
 mod tables;
 mod variables;
 
+pub use hub::HubModel;
 pub use pipeline::*;
-pub use place::{Place, Remote, Service, place};
+pub use place::{Place, Remote, Service, model_place};
 pub(crate) use problem::closest;
 pub use problem::{ConfigErrors, Problem};
 pub use tables::table_from_uri;

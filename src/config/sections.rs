@@ -182,7 +182,7 @@ fn check_column(item: &Item<'_>) -> Read<()> {
 }
 
 fn model(keys: &mut Keys<'_>) -> Read<ModelSettings> {
-    let location = keys.required("uri", "uri = \"models/mrpc\"", Item::location);
+    let location = keys.required("uri", "uri = \"models/mrpc\"", Item::model);
     let max_length = keys.or("max_length", DEFAULT_MAX_LENGTH, |item| item.integer(3..=8192));
     let precision = keys.or("precision", Precision::F32, |item| item.choice(&PRECISIONS));
     let device = keys.or("device", Device::Auto, device);

@@ -13,10 +13,11 @@ use super::rows::{Columns, Selection};
 use super::{folder_of, pool, readable, resources};
 use crate::config::{Finetune, Learning, Pipeline, Pretrain, Query, ScheduleShape, Start, Validation};
 use crate::error::Error;
+use crate::objects::model_folder;
 use crate::predict::Models;
 use crate::progress::{Style, TrainingProgress};
 use crate::report::StageReport;
-use crate::scorer::Pool;
+use crate::scorer::{Pool, ScorerError};
 use crate::session::{self, Resources};
 use crate::sink::may_replace;
 use crate::train::course::{Interval, JobError, Outcome, Watch};
@@ -47,7 +48,13 @@ impl Training<'_> {
         let began = Instant::now();
         let Learning { output, checkpoint, .. } = &stage.learning;
         self.check_output(FINETUNE, &stage.learning)?;
-        let mut job = tuning::Job::new(&stage.base.path, &output.path, stage.task);
+        let base = tokio::select! {
+            biased;
+            () = &mut *stop => return Err(interrupted_before(&stage.learning)),
+            base = model_folder(&stage.base.place) => base.map_err(ScorerError::from)?,
+        };
+        let mut job = tuning::Job::new(&base.path, &output.path, stage.task);
+        job.base_name = base.name_of_copy(&stage.base.place);
         (job.training, job.validation) = tokio::select! {
             biased;
             () = &mut *stop => return Err(interrupted_before(&stage.learning)),
@@ -111,13 +118,23 @@ impl Training<'_> {
         let began = Instant::now();
         let Learning { output, checkpoint, .. } = &stage.learning;
         self.check_output(PRETRAIN, &stage.learning)?;
+        let mut base_name = None;
         let start = match &stage.start {
-            Start::Model(base) => pretraining::Start::Checkpoint(base.path.clone()),
+            Start::Model(location) => {
+                let base = tokio::select! {
+                    biased;
+                    () = &mut *stop => return Err(interrupted_before(&stage.learning)),
+                    base = model_folder(&location.place) => base.map_err(ScorerError::from)?,
+                };
+                base_name = base.name_of_copy(&location.place);
+                pretraining::Start::Checkpoint(base.path)
+            }
             Start::Random { config, tokenizer } => {
                 pretraining::Start::Random { config: config.path.clone(), tokenizer: tokenizer.path.clone() }
             }
         };
         let mut job = pretraining::Job::new(start, &output.path);
+        job.base_name = base_name;
         job.texts = tokio::select! {
             biased;
             () = &mut *stop => return Err(interrupted_before(&stage.learning)),
