@@ -34,8 +34,9 @@ enum Command {
 
 Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 interrupted")]
     Run(run::Run),
-    /// Query tables, results and models with SQL
+    /// Query tables, results and models with SQL, or in a shell
     #[command(after_help = "Examples:
+  couplet query --pipeline pipelines/quickstart/pipeline.toml
   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/accuracy.sql
   couplet query --table t=pairs.parquet \"SELECT predict('models/mrpc', a, b)['label'] AS answer, count(*) FROM t GROUP BY answer\"
   couplet query --table t=scores.csv 'SELECT * FROM t' -o scores.parquet")]
@@ -86,11 +87,7 @@ impl Cli {
     pub async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         match self.command {
             Command::Run(command) => command.execute(stop).await,
-            Command::Query(command) => tokio::select! {
-                biased;
-                () = stop => Err(Error::Interrupted { after: "while querying".into(), kept: "no output was written".into() }),
-                done = command.execute() => done,
-            },
+            Command::Query(command) => command.execute(stop).await,
             Command::Predict(command) => command.execute().await,
             Command::Runs(command) => command.execute().await,
             Command::Store(command) => command.execute().await,
@@ -111,7 +108,7 @@ fn read(path: &Path) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|e| Error::Usage(format!("cannot read {}: {e}", path.display())))
 }
 
-fn print(text: &str) -> Result<(), Error> {
+pub(crate) fn print(text: &str) -> Result<(), Error> {
     let mut out = io::stdout().lock();
     end_if_nobody_reads(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
         .map_err(|error| Error::Io { context: "writing to stdout".into(), error })

@@ -35,6 +35,7 @@ pub mod report;
 pub mod run;
 pub mod scorer;
 pub mod session;
+pub mod shell;
 pub mod sink;
 pub mod source;
 mod sql_error;

@@ -160,7 +160,11 @@ mod tests {
             (&format!("org/name@{commit}"), "org/name", commit, ""),
         ] {
             let model = HubModel::parse(text).unwrap();
-            assert_eq!((model.repository(), model.revision(), model.folder()), (repository, revision, folder), "{text}");
+            assert_eq!(
+                (model.repository(), model.revision(), model.folder()),
+                (repository, revision, folder),
+                "{text}"
+            );
             assert_eq!(HubModel::parse(model.to_string().strip_prefix("hf://").unwrap()).unwrap(), model);
             assert_eq!(model.is_pinned(), text.contains(commit));
         }

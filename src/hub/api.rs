@@ -154,9 +154,9 @@ impl<'a> Hub<'a> {
     }
 
     fn url(&self, commit: &str, path: &str) -> String {
-        let encoded = path.split('/').map(|part| {
-            url::form_urlencoded::byte_serialize(part.as_bytes()).collect::<String>().replace('+', "%20")
-        });
+        let encoded = path
+            .split('/')
+            .map(|part| url::form_urlencoded::byte_serialize(part.as_bytes()).collect::<String>().replace('+', "%20"));
         let path = encoded.collect::<Vec<_>>().join("/");
         let repo = Repo::with_revision(self.model.repository().to_owned(), RepoType::Model, commit.to_owned());
         self.api.repo(repo).url(&path)
@@ -192,9 +192,8 @@ impl<'a> Hub<'a> {
             return Err(problem::of_answer(self, status, header("x-error-code"), header("x-error-message")));
         }
         // "bytes 100-199/200"
-        let start = header("content-range").and_then(|range| {
-            range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
-        });
+        let start =
+            header("content-range").and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
         let body = futures::stream::unfold(Some(answer), |answer| async {
             let mut answer = answer?;
             match answer.chunk().await {

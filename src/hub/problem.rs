@@ -1,7 +1,5 @@
 //! What is wrong with a model of a hub, or with the hub: in words that say how to mend it.
 
-use std::error::Error as _;
-
 use hf_hub::api::tokio::ApiError;
 
 use super::api::{Hub, Listing};
@@ -37,7 +35,8 @@ pub(super) fn check(model: &HubModel, listing: &Listing, names: &[&str]) -> Resu
             return missing(format!("the repository has no files at commit {commit}{}", has_folder(&folders)));
         }
         let near = closest(folder, folders.iter().copied());
-        let near = near.map_or_else(|| has_folder(&folders), |near| format!("; did you mean {}?", model.with_folder(near)));
+        let near =
+            near.map_or_else(|| has_folder(&folders), |near| format!("; did you mean {}?", model.with_folder(near)));
         return missing(format!("the repository has no folder `{folder}` at commit {commit}{near}"));
     }
     let lacks = Needed::among(names).lacks();
@@ -110,11 +109,15 @@ pub(super) fn of_answer(hub: &Hub<'_>, status: u16, code: Option<String>, messag
         // To those it does not know, the hub does not say whether a repository is private or is not there.
         (401, Some("RepoNotFound")) | (401, None) if !has_token => (
             Trouble::Missing,
-            format!("{endpoint} has no repository {repository} that everybody may read; check the name, or, if it is private, {token}"),
+            format!(
+                "{endpoint} has no repository {repository} that everybody may read; check the name, or, if it is private, {token}"
+            ),
         ),
         (401, code) if code != Some("RepoNotFound") => (
             Trouble::Refused,
-            format!("{endpoint} does not accept the token ({said}); check HF_TOKEN or the file that `hf auth login` writes"),
+            format!(
+                "{endpoint} does not accept the token ({said}); check HF_TOKEN or the file that `hf auth login` writes"
+            ),
         ),
         (401 | 404, _) => {
             let private = if has_token { "the token may not read it" } else { token };
@@ -123,7 +126,9 @@ pub(super) fn of_answer(hub: &Hub<'_>, status: u16, code: Option<String>, messag
                 format!("{endpoint} has no repository {repository}; check the name; if it is private, {private}"),
             )
         }
-        (403, _) => (Trouble::Refused, format!("{endpoint} refuses access ({said}); the token may not read {repository}")),
+        (403, _) => {
+            (Trouble::Refused, format!("{endpoint} refuses access ({said}); the token may not read {repository}"))
+        }
         (429, _) => (Trouble::Unreachable, format!("{endpoint} has had too many requests ({said}); wait, or {token}")),
         (500.., _) => (Trouble::Unreachable, format!("{endpoint} failed, also when asked again ({said})")),
         _ => (Trouble::Other, format!("{endpoint} gave an answer that couplet does not understand ({said})")),

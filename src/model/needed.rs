@@ -69,7 +69,8 @@ mod tests {
 
     #[test]
     fn a_model_needs_its_configuration_its_tokenizer_and_one_form_of_its_weights() {
-        let names = ["README.md", "calibration.json", "config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt"];
+        let names =
+            ["README.md", "calibration.json", "config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt"];
         let needed = ["config.json", "vocab.txt", "calibration.json", "model.safetensors"];
         assert_eq!(Needed::among(&names).files, needed);
         let names = ["a.safetensors", "b.safetensors", "c.safetensors", "model.safetensors.index.json"];

@@ -55,10 +55,11 @@ impl Models {
             Arc::clone(loaded.entry(name.to_owned()).or_default())
         };
         let load = || async {
-            let place = match config::model_place(name).map_err(|problem| ScorerError::Name { name: name.into(), problem })? {
-                Place::Local(path) => Place::Local(self.base.join(path)),
-                elsewhere => elsewhere,
-            };
+            let place =
+                match config::model_place(name).map_err(|problem| ScorerError::Name { name: name.into(), problem })? {
+                    Place::Local(path) => Place::Local(self.base.join(path)),
+                    elsewhere => elsewhere,
+                };
             let options = self.options.get(&canonical(place.clone())).unwrap_or(&self.default_options);
             Scorer::open(&place, *options, &self.pool).await
         };
