@@ -3,12 +3,15 @@
 #![allow(clippy::pedantic, clippy::unwrap_used, reason = "a test that panics has failed, and says where")]
 
 mod broken_runs;
+mod card;
 mod checkpoints;
 mod config;
 mod evaluating;
 mod faults;
 mod faulty;
 mod gradients;
+mod hub;
+mod hub_server;
 mod interrupt;
 mod jobs;
 mod labels;
@@ -34,6 +37,7 @@ mod run;
 mod runs;
 mod scoring;
 mod seaweed;
+mod shell;
 mod support;
 mod tables;
 mod tiny;
