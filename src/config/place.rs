@@ -323,7 +323,10 @@ fn read(folder: &Path, text: &str, allowed: &str) -> Result<Place, Problem> {
     Remote::parse(scheme, rest).map_or_else(
         || {
             let problem = Problem::new(format!("couplet cannot read `{scheme}://`"), "unknown scheme");
+            let web = scheme.to_ascii_lowercase().starts_with("http");
+            let on_hub = rest.strip_prefix("huggingface.co/").filter(|_| web);
             let problem = match closest(scheme, SCHEMES.iter().map(|&(name, ..)| name)) {
+                _ if on_hub.is_some() => problem.help(format!("a model of the hub is written {}", hub::FORM)),
                 Some(near) => problem.help(format!("did you mean `{near}://`?")),
                 None => problem,
             };

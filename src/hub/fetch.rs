@@ -210,6 +210,10 @@ impl Unfinished {
     /// Gives the file its name, once its content would survive a loss of power.
     fn publish(self, blob: &Path) -> io::Result<()> {
         self.file.sync_all()?;
+        // Where locks do not work, as on some network disks, another process may have cut it.
+        if self.file.metadata()?.len() != self.size {
+            return Err(io::Error::other("another process wrote to the same file; run again"));
+        }
         fs::rename(&self.path, blob)
     }
 }

@@ -156,7 +156,7 @@ impl<'a> Shell<'a> {
             Some(Ok(Command::Help)) => print(commands::HELP).map(|()| Next::GoOn),
             Some(Ok(Command::Timing)) => {
                 self.timing = !self.timing;
-                print(if self.timing { "timing is on\n" } else { "timing is off\n" }).map(|()| Next::GoOn)
+                self.say(if self.timing { "timing is on\n" } else { "timing is off\n" }).map(|()| Next::GoOn)
             }
             Some(Ok(Command::Output(path))) => self.set_output(path).map(|()| Next::GoOn),
             Some(Ok(Command::Tables)) => print(&commands::tables(self.context).await?).map(|()| Next::GoOn),
@@ -178,15 +178,20 @@ impl<'a> Shell<'a> {
         }
     }
 
+    /// On a terminal only: elsewhere, stdout has results and nothing else.
+    fn say(&self, text: &str) -> Result<(), Error> {
+        if self.most_rows.is_some() { print(text) } else { Ok(()) }
+    }
+
     fn set_output(&mut self, path: Option<PathBuf>) -> Result<(), Error> {
         match path {
             Some(path) => {
                 query::format_of(self.format, Some(&path))?;
-                print(&format!("the next result goes to {}\n", path.display()))?;
+                self.say(&format!("the next result goes to {}\n", path.display()))?;
                 self.output = Some(path);
             }
             None => {
-                print("results are shown here\n")?;
+                self.say("results are shown here\n")?;
                 self.output = None;
             }
         }
@@ -205,16 +210,13 @@ impl<'a> Shell<'a> {
                 return Err(run::blame(self.context, self.tables, error, kept).await);
             }
         };
-        // On a terminal only: elsewhere, stdout has results and nothing else.
-        if self.most_rows.is_some() {
-            match (rows, &output) {
-                (Some(rows), Some(path)) => print(&format!("{}: {} rows\n", path.display(), grouped(rows)))?,
-                (Some(rows), None) if cut => print(&format!(
-                    "the first {} rows; `\\o FILE` before the statement writes all to a file\n",
-                    grouped(rows)
-                ))?,
-                _ => {}
-            }
+        match (rows, &output) {
+            (Some(rows), Some(path)) => self.say(&format!("{}: {} rows\n", path.display(), grouped(rows)))?,
+            (Some(rows), None) if cut => self.say(&format!(
+                "the first {} rows; `\\o FILE` before the statement writes all to a file\n",
+                grouped(rows)
+            ))?,
+            _ => {}
         }
         if rows.is_some() {
             self.output = None;
