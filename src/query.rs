@@ -128,8 +128,27 @@ pub async fn query(
     show(context, sql, origin, format, output, None).await.map(drop)
 }
 
-/// The same, with no more than so many rows of a result.
+/// The same, with no more than so many rows of a result. It ends when the future is dropped.
+///
+/// It runs as a task of its own: some plans, such as joins without a condition, do not return for minutes, and whoever
+/// waits for them must be able to give up meanwhile.
 pub(crate) async fn show(
+    context: &SessionContext,
+    sql: &str,
+    origin: &str,
+    format: Format,
+    output: Option<&Path>,
+    most_rows: Option<usize>,
+) -> Result<Shown, Error> {
+    let (context, sql, origin) = (context.clone(), sql.to_owned(), origin.to_owned());
+    let output = output.map(Path::to_owned);
+    let mut task = tokio::task::JoinSet::new();
+    task.spawn(async move { execute(&context, &sql, &origin, format, output.as_deref(), most_rows).await });
+    let done = task.join_next().await.expect("the set has one task");
+    done.unwrap_or_else(|e| Err(Error::Io { context: "executing SQL".into(), error: io::Error::other(e) }))
+}
+
+async fn execute(
     context: &SessionContext,
     sql: &str,
     origin: &str,
@@ -181,13 +200,14 @@ async fn write(
             cut = true;
         }
         rows += batch.num_rows();
+        // Where the task ends if nobody waits for it any more: what comes too late is not shown.
+        tokio::task::yield_now().await;
         writer.write(&batch)?;
         if cut {
             break;
         }
-        // A stream that always has rows must not keep the user from interrupting it.
-        tokio::task::consume_budget().await;
     }
+    tokio::task::yield_now().await;
     writer.finish()?;
     Ok(Shown { rows: Some(rows as u64), cut })
 }

@@ -41,9 +41,35 @@ model-index:
 #[test]
 fn a_card_has_what_is_known() {
     let variant = Variant::of("tiny-distilbert");
-    insta::assert_snapshot!(show(variant.folder()), @"");
+    insta::assert_snapshot!(show(variant.folder()), @r"
+    MODEL
+      architecture  DistilBertForSequenceClassification
+      task          single-label classification
+      labels        not_paraphrase, paraphrase
+      encoder       2 layers x 32, 4 heads, feed-forward 64
+      parameters    59,842 (0.2 MB on disk)
+      vocabulary    787 word pieces
+      max length    512 tokens
+      fingerprint   2f7aebeae77fd42d19550cf4e46cf931a22cd5d20cce5d8cb2d34d34e96beed5
+    ");
     write(&variant.path("README.md"), README);
-    insta::assert_snapshot!(show(variant.folder()), @"");
+    insta::assert_snapshot!(show(variant.folder()), @r"
+    MODEL
+      architecture  DistilBertForSequenceClassification
+      task          single-label classification
+      labels        not_paraphrase, paraphrase
+      encoder       2 layers x 32, 4 heads, feed-forward 64
+      parameters    59,842 (0.2 MB on disk)
+      vocabulary    787 word pieces
+      max length    512 tokens
+      languages     en
+      base model    distilbert/distilbert-base-uncased
+      data          nyu-mll/glue
+      metrics       accuracy 0.8725 (GLUE MRPC, validation)
+                    f1 0.9105 (GLUE MRPC, validation)
+      licence       apache-2.0
+      fingerprint   2f7aebeae77fd42d19550cf4e46cf931a22cd5d20cce5d8cb2d34d34e96beed5
+    ");
     let card = json(variant.folder());
     assert_eq!(card["licence"], "apache-2.0");
     assert_eq!(card["datasets"], serde_json::json!(["nyu-mll/glue"]));

@@ -140,8 +140,8 @@ fn revisions_and_folders_are_found() {
     // The tag is still what it was.
     let card = json(&mut setup.couplet(&["model", "show", "--json", &format!("{URI}@v1.0")]));
     assert_eq!((card["revision"].as_str(), card["licence"].as_str()), (Some(&*first), Some("mit")));
-    insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 2), @"");
-    insta::assert_snapshot!(setup.problem(&mut setup.predict(&format!("{URI}/models/bart")), 2), @"");
+    insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 2), @r"error: model hf://org/tiny: the repository has no files at commit COMMIT; there is a model in its folder models/bert: hf://org/tiny/models/bert");
+    insta::assert_snapshot!(setup.problem(&mut setup.predict(&format!("{URI}/models/bart")), 2), @r"error: model hf://org/tiny/models/bart: the repository has no folder `models/bart` at commit COMMIT; did you mean hf://org/tiny/models/bert?");
 }
 
 #[test]
@@ -224,8 +224,8 @@ fn processes_at_once_fetch_each_file_once() {
 fn a_token_opens_what_is_gated_or_private_and_goes_nowhere_else() {
     let (setup, _) = Setup::new();
     setup.server.set_access(REPOSITORY, Access::Gated);
-    insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 2), @"");
-    insta::assert_snapshot!(setup.problem(setup.predict(URI).env("HF_TOKEN", "hf_wrong"), 2), @"");
+    insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 2), @r"error: model hf://org/tiny: the model is gated: accept its conditions at HUB/org/tiny, then set HF_TOKEN, or log in once with `hf auth login`");
+    insta::assert_snapshot!(setup.problem(setup.predict(URI).env("HF_TOKEN", "hf_wrong"), 2), @r"error: model hf://org/tiny: HUB does not accept the token (status 401: Invalid credentials in Authorization header); check HF_TOKEN or the file that `hf auth login` writes");
     setup.server.take_log();
     assert!(setup.predict(URI).env("HF_TOKEN", TOKEN).output().unwrap().status.success());
     for asked in setup.server.take_log() {
@@ -233,20 +233,20 @@ fn a_token_opens_what_is_gated_or_private_and_goes_nowhere_else() {
     }
     let (setup, _) = Setup::new();
     setup.server.set_access(REPOSITORY, Access::Private);
-    insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 2), @"");
+    insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 2), @r"error: model hf://org/tiny: HUB has no repository org/tiny that everybody may read; check the name, or, if it is private, set HF_TOKEN, or log in once with `hf auth login`");
     write(&setup.home.path().join("token"), format!("{TOKEN}\n"));
     assert!(setup.predict(URI).output().unwrap().status.success());
-    insta::assert_snapshot!(setup.problem(&mut setup.predict("hf://org/none"), 2), @"");
+    insta::assert_snapshot!(setup.problem(&mut setup.predict("hf://org/none"), 2), @r"error: model hf://org/none: HUB has no repository org/none; check the name; if it is private, the token may not read it");
 }
 
 #[test]
 fn what_is_wrong_says_how_to_mend_it() {
     let (setup, _) = Setup::new();
     let model = golden("tiny-distilbert");
-    insta::assert_snapshot!(setup.problem(&mut setup.predict("hf://org/none"), 2), @"");
-    insta::assert_snapshot!(setup.problem(&mut setup.predict("hf://org/tiny@v9"), 2), @"");
-    insta::assert_snapshot!(setup.problem(&mut setup.predict("hf://datasets/org/tiny"), 2), @"");
-    insta::assert_snapshot!(setup.problem(setup.predict(URI).env("HF_HUB_OFFLINE", "1"), 2), @"");
+    insta::assert_snapshot!(setup.problem(&mut setup.predict("hf://org/none"), 2), @r"error: model hf://org/none: HUB has no repository org/none that everybody may read; check the name, or, if it is private, set HF_TOKEN, or log in once with `hf auth login`");
+    insta::assert_snapshot!(setup.problem(&mut setup.predict("hf://org/tiny@v9"), 2), @r"error: model hf://org/tiny@v9: the repository has no branch, tag or commit `v9`; see HUB/org/tiny/tree/main");
+    insta::assert_snapshot!(setup.problem(&mut setup.predict("hf://datasets/org/tiny"), 2), @r"error: model hf://datasets/org/tiny: `hf://datasets/…` is not a model; write hf://ORG/NAME[@REVISION][/FOLDER]");
+    insta::assert_snapshot!(setup.problem(setup.predict(URI).env("HF_HUB_OFFLINE", "1"), 2), @r"error: model hf://org/tiny: it is not in the cache, HOME/hub, and HF_HUB_OFFLINE is set; run once without HF_HUB_OFFLINE, or fetch it on another machine and copy the cache");
     let commit = |name: &str, keep: &[&str], others: &[(&str, &[u8])]| {
         let mut files: std::collections::BTreeMap<String, Vec<u8>> =
             keep.iter().map(|file| ((*file).to_owned(), std::fs::read(model.join(file)).unwrap())).collect();
@@ -254,14 +254,14 @@ fn what_is_wrong_says_how_to_mend_it() {
         setup.server.commit_files(name, files);
         setup.problem(&mut setup.predict(&format!("hf://{name}")), 2)
     };
-    insta::assert_snapshot!(commit("org/empty", &[], &[("README.md", b"soon")]), @"");
-    insta::assert_snapshot!(commit("org/bare", &["config.json", "model.safetensors"], &[]), @"");
-    insta::assert_snapshot!(commit("org/piece", &["config.json", "model.safetensors"], &[("spiece.model", b"x")]), @"");
-    insta::assert_snapshot!(commit("org/keras", &["config.json", "tokenizer.json"], &[("tf_model.h5", b"x")]), @"");
-    insta::assert_snapshot!(commit("org/onnx", &["config.json", "tokenizer.json"], &[("model.onnx", b"x")]), @"");
-    insta::assert_snapshot!(commit("org/lora", &["tokenizer.json"], &[("adapter_config.json", b"{}")]), @"");
+    insta::assert_snapshot!(commit("org/empty", &[], &[("README.md", b"soon")]), @r"error: model hf://org/empty: it has no config.json at commit COMMIT, so it is not a model as transformers saves one");
+    insta::assert_snapshot!(commit("org/bare", &["config.json", "model.safetensors"], &[]), @r"error: model hf://org/bare: it has no tokenizer, which is tokenizer.json or vocab.txt: save that of the model it was trained from beside it, with `AutoTokenizer.from_pretrained(…).save_pretrained(…)`");
+    insta::assert_snapshot!(commit("org/piece", &["config.json", "model.safetensors"], &[("spiece.model", b"x")]), @r"error: model hf://org/piece: it has no tokenizer, which is tokenizer.json or vocab.txt: its tokenizer is spiece.model, of another family than BERT");
+    insta::assert_snapshot!(commit("org/keras", &["config.json", "tokenizer.json"], &[("tf_model.h5", b"x")]), @r"error: model hf://org/keras: its weights are tf_model.h5 only, of TensorFlow; couplet reads model.safetensors or pytorch_model.bin: with a transformers that still has TensorFlow (4.x), `from_pretrained(…, from_tf=True)` and `save_pretrained` convert them");
+    insta::assert_snapshot!(commit("org/onnx", &["config.json", "tokenizer.json"], &[("model.onnx", b"x")]), @r"error: model hf://org/onnx: its weights are model.onnx only, of ONNX; couplet reads model.safetensors or pytorch_model.bin: convert them with transformers");
+    insta::assert_snapshot!(commit("org/lora", &["tokenizer.json"], &[("adapter_config.json", b"{}")]), @r"error: model hf://org/lora: it is an adapter (PEFT), not a model: merge it into its base with `merge_and_unload()` and `save_pretrained` the result");
     setup.server.fail("/api/models/org/tiny", 503, 9);
-    insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 1), @"");
+    insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 1), @r"error: model hf://org/tiny: HUB failed, also when asked again (status 503: injected)");
     // Nobody listens on this port.
     let gone = setup.predict(URI).env("HF_ENDPOINT", "http://127.0.0.1:9").output().unwrap();
     let message = String::from_utf8(gone.stderr).unwrap();
@@ -306,7 +306,7 @@ max_length = 32
 sql = "SELECT id, sentence1 AS a, sentence2 AS b, CASE label WHEN 'paraphrase' THEN 'LABEL_1' ELSE 'LABEL_0' END AS label FROM pairs"
 model = "hf://org/tiny"
 output = "out/evaluation"
-resamples = 0
+resamples = 20
 "#,
         );
     let mut command = setup.couplet(&["run", "pipeline.toml"]);
