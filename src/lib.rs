@@ -42,3 +42,4 @@ mod sql_error;
 pub mod store;
 pub mod tables;
 pub mod train;
+mod yielding;

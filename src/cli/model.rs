@@ -22,7 +22,7 @@ pub(super) enum ModelCommand {
   couplet model show pipelines/quickstart/model
   couplet model show hf://org/name@v1.0 --json")]
     Show {
-        /// The model: a folder, here, in a bucket (s3://…) or of a hub (hf://ORG/NAME[@REVISION][/FOLDER])
+        /// The model: a folder, here, in a bucket (s3://…) or of a hub (`hf://ORG/NAME[@REVISION][/FOLDER]`)
         #[arg(value_name = "URI")]
         model: String,
         /// Print it as one JSON document
@@ -146,9 +146,10 @@ async fn show(uri: &str, as_json: bool) -> Result<(), Error> {
     let readme = beside_model(&place, &folder, card::README, card::MOST_BYTES).await?;
     let training = beside_model(&place, &folder, card::TRAINING, card::MOST_BYTES).await?;
     let card = Card::read(readme.as_deref(), training.as_deref());
-    let text = match as_json {
-        true => format!("{:#}\n", card_json(&place, &folder, &model, &card)),
-        false => card_text(&place, &folder, &model, &card),
+    let text = if as_json {
+        format!("{:#}\n", card_json(&place, &folder, &model, &card))
+    } else {
+        card_text(&place, &folder, &model, &card)
     };
     print(&text)
 }

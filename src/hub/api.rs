@@ -189,7 +189,8 @@ impl<'a> Hub<'a> {
         let status = answer.status().as_u16();
         let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         if !matches!(status, 200 | 206 | 416) {
-            return Err(problem::of_answer(self, status, header("x-error-code"), header("x-error-message")));
+            let (code, message) = (header("x-error-code"), header("x-error-message"));
+            return Err(problem::of_answer(self, status, code.as_deref(), message.as_deref()));
         }
         // "bytes 100-199/200"
         let start =

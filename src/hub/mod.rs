@@ -37,10 +37,9 @@ const MOST_FILES: usize = 1000;
 pub async fn model_folder(model: &HubModel) -> Result<ModelFolder, ObjectsError> {
     let settings = Settings::from_env(model)?;
     // A commit always means the same files.
-    if let Some(found) = Snapshot::of_commit(&settings, model).filter(|_| model.is_pinned()) {
-        if found.is_complete() {
-            return Ok(found.into_folder());
-        }
+    let pinned = Snapshot::of_commit(&settings, model).filter(|_| model.is_pinned());
+    if let Some(found) = pinned.filter(Snapshot::is_complete) {
+        return Ok(found.into_folder());
     }
     if settings.offline {
         return offline(&settings, model);
@@ -101,10 +100,8 @@ pub async fn file_beside(
 
 /// The model as it is in the cache.
 fn offline(settings: &Settings, model: &HubModel) -> Result<ModelFolder, ObjectsError> {
-    let found = match model.is_pinned() {
-        true => Snapshot::of_commit(settings, model),
-        false => Snapshot::of_revision(settings, model),
-    };
+    let found =
+        if model.is_pinned() { Snapshot::of_commit(settings, model) } else { Snapshot::of_revision(settings, model) };
     let mend = format!("run once without {}, or fetch it on another machine and copy the cache", settings::OFFLINE);
     let Some(found) = found else {
         let problem = format!(

@@ -83,7 +83,7 @@ pub(super) fn check(model: &HubModel, listing: &Listing, names: &[&str]) -> Resu
 }
 
 /// What an answer means that is none of the files.
-pub(super) fn of_answer(hub: &Hub<'_>, status: u16, code: Option<String>, message: Option<String>) -> ObjectsError {
+pub(super) fn of_answer(hub: &Hub<'_>, status: u16, code: Option<&str>, message: Option<&str>) -> ObjectsError {
     let (model, settings) = (hub.model(), hub.settings());
     let (repository, endpoint) = (model.repository(), settings.shown_endpoint());
     // The address and the message may be of a mirror; what it says is passed on in short.
@@ -92,7 +92,7 @@ pub(super) fn of_answer(hub: &Hub<'_>, status: u16, code: Option<String>, messag
     let has_token = settings.token.is_some();
     let token = "set HF_TOKEN, or log in once with `hf auth login`";
     let page = format!("{endpoint}/{repository}");
-    let (trouble, problem) = match (status, code.as_deref()) {
+    let (trouble, problem) = match (status, code) {
         (_, Some("GatedRepo")) if has_token => (
             Trouble::Refused,
             format!("the model is gated and the token's owner has no access yet; ask for it at {page} and run again"),
@@ -107,7 +107,7 @@ pub(super) fn of_answer(hub: &Hub<'_>, status: u16, code: Option<String>, messag
         ),
         (404, Some("EntryNotFound")) => (Trouble::Missing, "a file that the hub lists is not there; run again".into()),
         // To those it does not know, the hub does not say whether a repository is private or is not there.
-        (401, Some("RepoNotFound")) | (401, None) if !has_token => (
+        (401, Some("RepoNotFound") | None) if !has_token => (
             Trouble::Missing,
             format!(
                 "{endpoint} has no repository {repository} that everybody may read; check the name, or, if it is private, {token}"

@@ -29,15 +29,12 @@ impl Settings {
     /// Reads the environment and the token's file.
     pub(super) fn from_env(model: &HubModel) -> Result<Self, ObjectsError> {
         let wrong = |problem: String| ObjectsError::new(&Place::Hub(model.clone()), Trouble::Settings, problem);
-        let home = match path("HF_HOME") {
-            Some(home) => home,
-            None => {
-                let cache = path("XDG_CACHE_HOME").or_else(|| Some(dirs::home_dir()?.join(".cache")));
-                cache.map(|cache| cache.join("huggingface")).ok_or_else(|| {
-                    wrong("there is no folder for the hub's cache; set HOME, or HF_HOME to a folder".into())
-                })?
-            }
+        let usual = || {
+            let cache = path("XDG_CACHE_HOME").or_else(|| Some(dirs::home_dir()?.join(".cache")))?;
+            Some(cache.join("huggingface"))
         };
+        let nowhere = || wrong("there is no folder for the hub's cache; set HOME, or HF_HOME to a folder".into());
+        let home = path("HF_HOME").or_else(usual).ok_or_else(nowhere)?;
         let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| home.join("hub"));
         let cache = std::path::absolute(&cache).map_err(|e| wrong(format!("{}: {e}", cache.display())))?;
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into());

@@ -151,7 +151,7 @@ impl Training {
 
 /// The values of a `model-index`: `accuracy 0.87 (glue mrpc, validation)`.
 fn measured(index: &Value) -> Vec<String> {
-    let results = index.as_array().into_iter().flatten().flat_map(|model| model["results"].as_array()).flatten();
+    let results = index.as_array().into_iter().flatten().filter_map(|model| model["results"].as_array()).flatten();
     let lines = results.flat_map(|result| {
         let dataset = &result["dataset"];
         let on: Vec<&str> = ["name", "split"].iter().filter_map(|key| dataset[*key].as_str()).collect();

@@ -101,11 +101,10 @@ impl<'a> Shell<'a> {
                 Err(ReadlineError::Eof) => return Ok(()),
                 Err(e) => return Err(unusable(&e)),
             };
-            if !text.trim().is_empty() && editor.add_history_entry(text.trim()).unwrap_or(false) {
-                if let Some(path) = &history {
-                    // A shell that cannot remember is still one.
-                    let _ = editor.append_history(path);
-                }
+            let is_new = !text.trim().is_empty() && editor.add_history_entry(text.trim()).unwrap_or(false);
+            if let Some(path) = history.as_ref().filter(|_| is_new) {
+                // A shell that cannot remember is still one.
+                let _ = editor.append_history(path);
             }
             let done = tokio::select! {
                 biased;
@@ -184,17 +183,13 @@ impl<'a> Shell<'a> {
     }
 
     fn set_output(&mut self, path: Option<PathBuf>) -> Result<(), Error> {
-        match path {
-            Some(path) => {
-                query::format_of(self.format, Some(&path))?;
-                self.say(&format!("the next result goes to {}\n", path.display()))?;
-                self.output = Some(path);
-            }
-            None => {
-                self.say("results are shown here\n")?;
-                self.output = None;
-            }
+        if let Some(path) = &path {
+            query::format_of(self.format, Some(path))?;
+            self.say(&format!("the next result goes to {}\n", path.display()))?;
+        } else {
+            self.say("results are shown here\n")?;
         }
+        self.output = path;
         Ok(())
     }
 
