@@ -68,8 +68,9 @@ Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 inter
 
 Exit codes: 0 a run can begin, 1 or 2 it would fail with this code")]
     Plan(plan::Plan),
-    /// Query tables, results and models with SQL
+    /// Query tables, results and models with SQL, or in a shell
     #[command(after_help = "Examples:
+  couplet query --pipeline pipelines/quickstart/pipeline.toml
   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/accuracy.sql
   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/score_histogram.sql --param width=0.1
   couplet query --table t=pipelines/quickstart/pairs.parquet 'SELECT category, count(*) FROM t GROUP BY category'
@@ -164,11 +165,7 @@ impl Cli {
                 () = stop => Err(Error::Interrupted { after: "while planning".into(), kept: "nothing was written".into() }),
                 done = Box::pin(command.execute()) => done,
             },
-            Command::Query(command) => tokio::select! {
-                biased;
-                () = stop => Err(Error::Interrupted { after: "while querying".into(), kept: "no output was written".into() }),
-                done = command.execute() => done,
-            },
+            Command::Query(command) => command.execute(stop).await,
             Command::Predict(command) => command.execute().await,
             Command::Runs(command) => command.execute().await,
             Command::Report(command) => command.execute().await,
@@ -182,7 +179,7 @@ impl Cli {
 }
 
 fn model_place(uri: &str) -> Result<Place, Error> {
-    config::place(uri).map_err(|problem| Error::Usage(format!("model {uri}: {problem}")))
+    config::model_place(uri).map_err(|problem| Error::Usage(format!("model {uri}: {problem}")))
 }
 
 fn read_pipeline(path: &Path, variables: &BTreeMap<String, String>) -> Result<Pipeline, Error> {
@@ -193,7 +190,7 @@ fn read(path: &Path) -> Result<String, Error> {
     files::read_text(path).map_err(Error::Usage)
 }
 
-fn print(text: &str) -> Result<(), Error> {
+pub(crate) fn print(text: &str) -> Result<(), Error> {
     let mut out = io::stdout().lock();
     end_if_nobody_reads(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
         .map_err(|error| Error::Io { context: "writing to stdout".into(), error })

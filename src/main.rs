@@ -28,11 +28,21 @@ fn run(cli: Cli) -> Result<(), Error> {
     let entered = runtime.enter();
     let logging = Logging::start(cli.messages());
     drop(entered);
+    hear_signals();
     let done = runtime.block_on(cli.execute(stopped()));
     logging.end();
     // A batch that is under way ends with the process, not before it.
     runtime.shutdown_background();
     done
+}
+
+/// Passes signals on while all threads of the runtime are busy, where otherwise one that is idle does.
+fn hear_signals() {
+    std::thread::spawn(|| {
+        if let Ok(listener) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            listener.block_on(std::future::pending::<()>());
+        }
+    });
 }
 
 /// Resolves on Ctrl-C and on the signal by which service managers end a program.

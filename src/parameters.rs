@@ -67,6 +67,17 @@ pub struct Parameters {
 }
 
 impl Parameters {
+    /// The same for one of several statements, each of which uses some of the values.
+    ///
+    /// # Errors
+    /// A parameter that has no value, one that is given twice.
+    pub fn of_statement(sql: &str, origin: &str, given: &[(String, String)]) -> Result<Self, Error> {
+        let used = used(sql);
+        let of_it: Vec<_> =
+            given.iter().filter(|(name, _)| used.contains(name.trim_start_matches('$'))).cloned().collect();
+        Self::of(sql, origin, &of_it)
+    }
+
     /// Takes the values that are given for `sql`, and the defaults that it declares for the others.
     ///
     /// # Errors

@@ -89,6 +89,32 @@ pub async fn tables_of(pipeline: &Pipeline) -> Result<Vec<Table>, Error> {
     Ok(tables)
 }
 
+/// What became of the last result of some statements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Shown {
+    /// Its rows that were written; none if no statement has a result.
+    pub rows: Option<u64>,
+    /// Whether it has more rows.
+    pub cut: bool,
+}
+
+/// The format that is asked for, or that the extension of the output file tells.
+///
+/// # Errors
+/// A file whose extension tells none.
+pub fn format_of(asked: Option<Format>, output: Option<&Path>) -> Result<Format, Error> {
+    match (asked, output) {
+        (Some(format), _) => Ok(format),
+        (None, None) => Ok(Format::Table),
+        (None, Some(path)) => Format::of_extension(path).ok_or_else(|| {
+            Error::Usage(format!(
+                "-o {}: the format is not told by the extension (csv, json, parquet, txt); add --format",
+                path.display()
+            ))
+        }),
+    }
+}
+
 /// Executes the statements of `sql` one after the other, with the values of its parameters, and writes the result of
 /// each.
 ///
@@ -102,6 +128,42 @@ pub async fn query(
     format: Format,
     output: Option<&Path>,
 ) -> Result<(), Error> {
+    show(context, sql, origin, parameters, format, output, None).await.map(drop)
+}
+
+/// The same, with no more than so many rows of a result. It ends when the future is dropped.
+///
+/// It runs as a task of its own: some plans, such as joins without a condition, do not return for minutes, and whoever
+/// waits for them must be able to give up meanwhile.
+pub(crate) async fn show(
+    context: &SessionContext,
+    sql: &str,
+    origin: &str,
+    parameters: &Parameters,
+    format: Format,
+    output: Option<&Path>,
+    most_rows: Option<usize>,
+) -> Result<Shown, Error> {
+    let (context, sql, origin) = (context.clone(), sql.to_owned(), origin.to_owned());
+    let parameters = parameters.clone();
+    let output = output.map(Path::to_owned);
+    let mut task = tokio::task::JoinSet::new();
+    task.spawn(
+        async move { execute(&context, &sql, &origin, &parameters, format, output.as_deref(), most_rows).await },
+    );
+    let done = task.join_next().await.expect("the set has one task");
+    done.unwrap_or_else(|e| Err(Error::Io { context: "executing SQL".into(), error: io::Error::other(e) }))
+}
+
+async fn execute(
+    context: &SessionContext,
+    sql: &str,
+    origin: &str,
+    parameters: &Parameters,
+    format: Format,
+    output: Option<&Path>,
+    most_rows: Option<usize>,
+) -> Result<Shown, Error> {
     let failed = |e: DataFusionError| Error::sql(origin, &e, Some(context));
     let statements =
         DFParserBuilder::new(sql).build().and_then(|mut parser| parser.parse_statements()).map_err(failed)?;
@@ -112,6 +174,7 @@ pub async fn query(
         return Err(Error::Usage(format!("{origin}: {} statements cannot share one output file", statements.len())));
     }
     // Views, tables in memory and settings end with the session.
+    let mut shown = Shown::default();
     let reads_only = SQLOptions::new().with_allow_dml(false);
     for statement in statements {
         let plan = context.state().statement_to_plan(statement).await.map_err(failed)?;
@@ -123,31 +186,52 @@ pub async fn query(
         let stream = frame.execute_stream().await.map_err(failed)?;
         // CREATE VIEW and SET have no columns to show, and have been executed by now.
         if !stream.schema().fields().is_empty() {
-            write(stream, format, output, failed).await?;
+            // A file gets all rows.
+            shown = write(stream, format, output, most_rows.filter(|_| output.is_none()), failed).await?;
         }
     }
-    Ok(())
+    Ok(shown)
 }
 
 async fn write(
     mut stream: SendableRecordBatchStream,
     format: Format,
     output: Option<&Path>,
+    most_rows: Option<usize>,
     failed: impl Fn(DataFusionError) -> Error,
-) -> Result<(), Error> {
+) -> Result<Shown, Error> {
     let mut writer = ResultWriter::create(format, output, stream.schema())?;
+    let (mut rows, mut cut) = (0, false);
     while let Some(batch) = stream.next().await {
-        writer.write(&batch.map_err(&failed)?)?;
+        let mut batch = batch.map_err(&failed)?;
+        if let Some(left) = most_rows.map(|most| most - rows).filter(|left| *left < batch.num_rows()) {
+            batch = batch.slice(0, left);
+            cut = true;
+        }
+        rows += batch.num_rows();
+        // Where the task ends if nobody waits for it any more: what comes too late is not shown.
+        tokio::task::yield_now().await;
+        writer.write(&batch)?;
+        if cut {
+            break;
+        }
     }
-    writer.finish()
+    tokio::task::yield_now().await;
+    writer.finish()?;
+    Ok(Shown { rows: Some(rows as u64), cut })
 }
+
+/// Rows of a table whose columns have one width: those of a longer result are printed in parts, so that not all of it
+/// is kept.
+const PAGE: usize = 10_000;
 
 /// Where the rows of a result go.
 enum ResultWriter {
-    /// Kept until the widths of all columns are known.
+    /// A page is kept until the widths of its columns are known.
     Table {
         batches: Vec<RecordBatch>,
         schema: SchemaRef,
+        pages: usize,
         out: Out,
     },
     Csv {
@@ -175,7 +259,7 @@ impl ResultWriter {
             None => Out::Stdout(io::BufWriter::new(io::stdout())),
         };
         Ok(match format {
-            Format::Table => Self::Table { batches: Vec::new(), schema, out },
+            Format::Table => Self::Table { batches: Vec::new(), schema, pages: 0, out },
             Format::Csv => {
                 let mut writer = WriterBuilder::new().with_header(true).build(out);
                 // A result without rows has a header too.
@@ -190,7 +274,14 @@ impl ResultWriter {
 
     fn write(&mut self, batch: &RecordBatch) -> Result<(), Error> {
         match self {
-            Self::Table { batches, .. } => batches.push(batch.clone()),
+            Self::Table { batches, pages, out, .. } => {
+                batches.push(batch.clone());
+                if batches.iter().map(RecordBatch::num_rows).sum::<usize>() >= PAGE {
+                    write_page(batches, *pages, out)?;
+                    batches.clear();
+                    *pages += 1;
+                }
+            }
             Self::Csv { writer, path } => {
                 flat(batch).and_then(|batch| writer.write(&batch)).map_err(|e| sink_error(path, &e))?;
             }
@@ -202,14 +293,13 @@ impl ResultWriter {
 
     fn finish(self) -> Result<(), Error> {
         match self {
-            Self::Table { mut batches, schema, mut out } => {
-                if batches.is_empty() {
+            Self::Table { mut batches, schema, pages, mut out } => {
+                if batches.is_empty() && pages == 0 {
                     batches.push(RecordBatch::new_empty(schema));
                 }
-                let options = FormatOptions::default().with_display_error(true).with_null("NULL");
-                let table = pretty_format_batches_with_options(&batches, &options)
-                    .map_err(|e| Error::sql("the result", &e.into(), None))?;
-                writeln!(out, "{table}").map_err(|e| sink_error(Path::new("stdout"), &e))?;
+                if !batches.is_empty() {
+                    write_page(&batches, pages, &mut out)?;
+                }
                 out.finish()
             }
             Self::Csv { writer, .. } => writer.into_inner().finish(),
@@ -222,6 +312,18 @@ impl ResultWriter {
             Self::Parquet(sink) => Ok(sink.publish().map(drop)?),
         }
     }
+}
+
+/// Writes some rows as a table; the first of its pages has the names of the columns.
+fn write_page(batches: &[RecordBatch], page: usize, out: &mut Out) -> Result<(), Error> {
+    let options = FormatOptions::default().with_display_error(true).with_null("NULL");
+    let table = pretty_format_batches_with_options(batches, &options)
+        .map_err(|e| Error::sql("the result", &e.into(), None))?
+        .to_string();
+    // Above the rows are a line, the names and another line.
+    let heads = if page == 0 { 0 } else { 2 };
+    let rows = table.splitn(heads + 1, '\n').last().unwrap_or_default();
+    writeln!(out, "{rows}").map_err(|e| sink_error(Path::new("stdout"), &e))
 }
 
 /// The bytes of a result go to stdout, or to a file that appears when it is complete.

@@ -180,6 +180,8 @@ pub struct Report {
     pub model: String,
     /// The model's fingerprint, all digits.
     pub fingerprint: String,
+    /// The commit that the model was read from, where it came from a hub.
+    pub revision: Option<String>,
     /// In which numbers the encoder multiplied.
     pub precision: Precision,
     /// The run's id.
@@ -281,7 +283,12 @@ impl Report {
         json!({
             "pipeline": self.pipeline,
             "run": self.run,
-            "model": { "uri": self.model, "fingerprint": self.fingerprint, "precision": self.precision.to_string() },
+            "model": {
+                "uri": self.model,
+                "fingerprint": self.fingerprint,
+                "revision": self.revision,
+                "precision": self.precision.to_string(),
+            },
             "rows": {
                 "read": rows.read,
                 "scored": rows.scored,
@@ -395,10 +402,9 @@ impl fmt::Display for Report {
 impl Report {
     fn write_end(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = |name: &str, value: String| writeln!(f, "  {name:<10} {value}");
-        line(
-            "model",
-            format!("{} ({}, {})", self.model, &self.fingerprint[..self.fingerprint.len().min(16)], self.precision),
-        )?;
+        let fingerprint = &self.fingerprint[..self.fingerprint.len().min(16)];
+        let revision = self.revision.as_ref().map_or_else(String::new, |commit| format!(", commit {commit}"));
+        line("model", format!("{} ({fingerprint}, {}{revision})", self.model, self.precision))?;
         let version = self.output_version.map_or_else(String::new, |version| format!(", version {version}"));
         line("output", format!("{} ({:.2} MB{version})", self.output, self.output_bytes as f64 / 1e6))?;
         match &self.quarantine {

@@ -17,6 +17,7 @@ use crate::config::Table;
 use crate::predict::{self, Models};
 use crate::sink::{TEMPORARY, remove_remains};
 use crate::tables::{self, TableError};
+use crate::yielding::YieldingJoins;
 
 /// Begins the name of a folder for what does not fit into memory.
 const PREFIX: &str = "couplet-";
@@ -93,7 +94,8 @@ pub async fn open(
     let builder = SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(Arc::clone(&resources.runtime))
-        .with_default_features();
+        .with_default_features()
+        .with_physical_optimizer_rule(Arc::new(YieldingJoins));
     let context = SessionContext::new_with_state(predict::install(builder, models).build());
     let mut errors = Vec::new();
     for table in listed {

@@ -6,21 +6,23 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::{model_place, print};
+use crate::config::Place;
 use crate::error::Error;
+use crate::model::card::{self, Card};
 use crate::model::{Architecture, Calibration, Form, ImportError, Imported, Model, import};
-use crate::objects::model_folder;
+use crate::objects::{ModelFolder, beside_model, model_folder};
 use crate::progress::grouped;
 use crate::scorer::ScorerError;
 use crate::sink::may_replace;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ModelCommand {
-    /// Show a model's architecture, size, labels, calibration and fingerprint
+    /// Show a model's card: architecture, labels, size, training, metrics, calibration, licence, fingerprint
     #[command(after_help = "Examples:
   couplet model show pipelines/quickstart/model
-  couplet model show pipelines/quickstart/model --json")]
+  couplet model show hf://org/name@v1.0 --json")]
     Show {
-        /// The model: a folder, here or in a bucket (s3://…)
+        /// The model: a folder, here, in a bucket (s3://…) or of a hub (`hf://ORG/NAME[@REVISION][/FOLDER]`)
         #[arg(value_name = "URI")]
         model: String,
         /// Print it as one JSON document
@@ -30,7 +32,7 @@ pub(super) enum ModelCommand {
     /// Make a base model of an encoder: one file of f32 weights, without a head
     #[command(after_help = "Examples:
   couplet model import downloads/bert-base-uncased models/bert-base
-  couplet model import downloads/MiniLM-L6 models/minilm --as distilbert
+  couplet model import hf://nreimers/MiniLM-L6-H384-uncased models/minilm --as distilbert
 
 As DistilBERT, a BERT loses its token types: the two texts of a pair are then told apart by [SEP] only. For single
 texts the hidden states stay the same, which is checked before anything is written.")]
@@ -39,8 +41,8 @@ texts the hidden states stay the same, which is checked before anything is writt
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Import {
-    /// The folder of the encoder: BERT or DistilBERT, with or without a head
-    source: PathBuf,
+    /// The encoder, BERT or DistilBERT, with or without a head: a folder, here, in a bucket or of a hub (hf://…)
+    source: String,
     /// The folder to write, which appears when it is complete
     target: PathBuf,
     /// The architecture to write; the encoder's own if not given
@@ -65,13 +67,13 @@ impl ModelCommand {
     pub(super) async fn execute(self) -> Result<(), Error> {
         match self {
             Self::Show { model, json } => show(&model, json).await,
-            Self::Import(arguments) => arguments.execute(),
+            Self::Import(arguments) => arguments.execute().await,
         }
     }
 }
 
 impl Import {
-    fn execute(self) -> Result<(), Error> {
+    async fn execute(self) -> Result<(), Error> {
         let Self { source, target, form, force, json } = self;
         if target.exists() && !force {
             let problem = format!("{} is there already; name another folder, or add --force", target.display());
@@ -87,18 +89,21 @@ impl Import {
             Some(Target::Bert) => Form::Bert,
             None => Form::AsItIs,
         };
-        let imported = import(&source, &target, form).map_err(|error| match error {
-            ImportError::Load(error) => Error::Model(ScorerError::Load(error)),
+        let place = model_place(&source)?;
+        let folder = model_folder(&place).await.map_err(ScorerError::from)?;
+        let imported = import(&folder.path, &target, form).map_err(|error| match error {
+            ImportError::Load(error) => Error::Model(ScorerError::Load(error).of_copy(&place, &folder.path)),
             ImportError::Write { source: error, folder } => {
                 Error::Io { context: format!("cannot write {}", folder.display()), error }
             }
             error => Error::Usage(error.to_string()),
         })?;
+        let source = folder.name_of_copy(&place).unwrap_or(source);
         print(&describe(&imported, &source, &target, json))
     }
 }
 
-fn describe(imported: &Imported, source: &Path, target: &Path, as_json: bool) -> String {
+fn describe(imported: &Imported, source: &str, target: &Path, as_json: bool) -> String {
     let Imported { from, architecture, parameters, dropped, difference } = imported;
     let name = |architecture: &Architecture| match architecture {
         Architecture::DistilBert => "DistilBERT",
@@ -127,7 +132,7 @@ fn describe(imported: &Imported, source: &Path, target: &Path, as_json: bool) ->
   checked       hidden states of single texts differ by {difference:.1e} at most
 ",
         target.display(),
-        source.display(),
+        source,
         name(architecture),
         grouped(*parameters as u64),
     )
@@ -136,53 +141,84 @@ fn describe(imported: &Imported, source: &Path, target: &Path, as_json: bool) ->
 async fn show(uri: &str, as_json: bool) -> Result<(), Error> {
     let place = model_place(uri)?;
     let folder = model_folder(&place).await.map_err(ScorerError::from)?;
-    let model = Model::load(&folder, &candle_core::Device::Cpu);
-    let model = model.map_err(|e| ScorerError::from(e).of_copy(&place, &folder))?;
+    let model = Model::load(&folder.path, &candle_core::Device::Cpu);
+    let model = model.map_err(|e| ScorerError::from(e).of_copy(&place, &folder.path))?;
+    let readme = beside_model(&place, &folder, card::README, card::MOST_BYTES).await?;
+    let training = beside_model(&place, &folder, card::TRAINING, card::MOST_BYTES).await?;
+    let card = Card::read(readme.as_deref(), training.as_deref());
+    let text = if as_json {
+        format!("{:#}\n", card_json(&place, &folder, &model, &card))
+    } else {
+        card_text(&place, &folder, &model, &card)
+    };
+    print(&text)
+}
+
+fn card_json(place: &Place, folder: &ModelFolder, model: &Model, card: &Card) -> serde_json::Value {
     let config = &model.config;
-    if as_json {
-        let document = json!({
-            "architecture": config.architecture.class_name(),
-            "task": config.problem.to_string(),
-            "labels": config.labels,
-            "layers": config.n_layers,
-            "dim": config.dim,
-            "heads": config.n_heads,
-            "hidden_dim": config.hidden_dim,
-            "parameters": model.parameters,
-            "bytes": model.bytes,
-            "vocabulary": model.tokenizer.vocab_size(),
-            "max_length": model.max_length(),
-            "calibration": model.calibration.as_ref().map(Calibration::to_json),
-            "fingerprint": model.fingerprint.as_str(),
-        });
-        return print(&format!("{document:#}\n"));
+    let mut json = json!({
+        "uri": place.to_string(),
+        "revision": folder.revision,
+        "architecture": config.architecture.class_name(),
+        "task": config.problem.to_string(),
+        "labels": config.labels,
+        "layers": config.n_layers,
+        "dim": config.dim,
+        "heads": config.n_heads,
+        "hidden_dim": config.hidden_dim,
+        "parameters": model.parameters,
+        "bytes": model.bytes,
+        "vocabulary": model.tokenizer.vocab_size(),
+        "max_length": model.max_length(),
+        "calibration": model.calibration.as_ref().map(Calibration::to_json),
+        "fingerprint": model.fingerprint.as_str(),
+    });
+    if let (Some(json), serde_json::Value::Object(card)) = (json.as_object_mut(), card.to_json()) {
+        json.extend(card);
     }
+    json
+}
+
+/// The card for people: what is not known has no line.
+fn card_text(place: &Place, folder: &ModelFolder, model: &Model, card: &Card) -> String {
+    let config = &model.config;
     let labels =
         if config.labels.is_empty() { "none: the output is a number".to_owned() } else { config.labels.join(", ") };
-    let calibration = model.calibration.as_ref();
-    let calibration = calibration.map_or_else(String::new, |found| format!("\n  calibration   {found}"));
-    print(&format!(
-        "{}
-  architecture  {}
-  task          {}
-  labels        {labels}
-  encoder       {} layers x {}, {} heads, feed-forward {}
-  parameters    {} ({:.1} MB on disk)
-  vocabulary    {} word pieces
-  max length    {} tokens{calibration}
-  fingerprint   {}
-",
-        place,
-        config.architecture.class_name(),
-        config.problem,
-        config.n_layers,
-        config.dim,
-        config.n_heads,
-        config.hidden_dim,
-        grouped(model.parameters as u64),
-        model.bytes as f64 / 1e6,
-        grouped(model.tokenizer.vocab_size() as u64),
-        model.max_length(),
-        model.fingerprint.as_str(),
-    ))
+    let trained = card.training.as_ref();
+    let base: Vec<String> = trained.and_then(card::Training::base).into_iter().chain(card.base.clone()).collect();
+    let mut metrics = trained.map(card::Training::metrics).unwrap_or_default();
+    metrics.extend(card.metrics.iter().cloned());
+    let listed = |values: &[String]| Some(values.join(", ")).filter(|text| !text.is_empty());
+    let lines = [
+        ("revision", folder.revision.as_ref().map(|commit| format!("commit {commit}"))),
+        ("architecture", Some(config.architecture.class_name().to_owned())),
+        ("task", Some(config.problem.to_string())),
+        ("labels", Some(labels)),
+        (
+            "encoder",
+            Some(format!(
+                "{} layers x {}, {} heads, feed-forward {}",
+                config.n_layers, config.dim, config.n_heads, config.hidden_dim
+            )),
+        ),
+        (
+            "parameters",
+            Some(format!("{} ({:.1} MB on disk)", grouped(model.parameters as u64), model.bytes as f64 / 1e6)),
+        ),
+        ("vocabulary", Some(format!("{} word pieces", grouped(model.tokenizer.vocab_size() as u64)))),
+        ("max length", Some(format!("{} tokens", model.max_length()))),
+        ("languages", listed(&card.languages)),
+        ("base model", listed(&base)),
+        ("trained", trained.map(card::Training::summary)),
+        ("data", listed(&card.datasets)),
+        ("metrics", Some(metrics.join(NEXT_LINE)).filter(|text| !text.is_empty())),
+        ("calibration", model.calibration.as_ref().map(ToString::to_string)),
+        ("licence", card.licence.clone()),
+        ("fingerprint", Some(model.fingerprint.as_str().to_owned())),
+    ];
+    let lines = lines.into_iter().filter_map(|(name, value)| Some(format!("  {name:<13} {}\n", value?)));
+    format!("{place}\n{}", lines.collect::<String>())
 }
+
+/// Goes on under the value of a line of the card.
+const NEXT_LINE: &str = "\n                ";

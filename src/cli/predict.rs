@@ -12,7 +12,7 @@ use crate::scorer::{Prediction, Scorer, ScorerOptions, TextColumn, Window};
 
 #[derive(Debug, Args)]
 pub(super) struct Predict {
-    /// The model: a folder, here or in a bucket (s3://…)
+    /// The model: a folder, here, in a bucket (s3://…) or of a hub (`hf://ORG/NAME[@REVISION][/FOLDER]`)
     #[arg(long, short, value_name = "URI")]
     model: String,
     /// The text

@@ -1,6 +1,8 @@
 //! `couplet query`.
 
-use std::path::{Path, PathBuf};
+use std::future::Future;
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
@@ -15,11 +17,12 @@ use crate::query::{self, Format};
 use crate::run;
 use crate::scorer::ScorerOptions;
 use crate::session;
+use crate::shell::Shell;
 
 #[derive(Debug, Args)]
 pub(super) struct Query {
-    /// The SQL to execute
-    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    /// The SQL to execute; without it, on a terminal, a shell, else the statements from stdin
+    #[arg(conflicts_with = "file")]
     sql: Option<String>,
     /// Execute the SQL of a file
     #[arg(long, short)]
@@ -50,7 +53,20 @@ pub(super) struct Query {
 }
 
 impl Query {
-    pub(super) async fn execute(self) -> Result<(), Error> {
+    /// Executes it; `stop` ends all but the shell, which has an end of its own for each statement.
+    pub(super) async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
+        let is_shell = self.sql.is_none() && self.file.is_none();
+        if is_shell && io::stdin().is_terminal() && io::stdout().is_terminal() {
+            return self.answer(true).await;
+        }
+        tokio::select! {
+            biased;
+            () = stop => Err(Error::Interrupted { after: "while querying".into(), kept: "no output was written".into() }),
+            done = self.answer(false) => done,
+        }
+    }
+
+    async fn answer(self, in_shell: bool) -> Result<(), Error> {
         let variables = self.variables.to_map();
         let mut pipeline = self.pipeline.as_deref().map(|path| read_pipeline(path, &variables)).transpose()?;
         let scoring = pipeline.as_mut().and_then(|pipeline| pipeline.scoring.as_mut());
@@ -63,10 +79,15 @@ impl Query {
         let (sql, origin) = match (self.sql, &self.file) {
             (Some(sql), _) => (sql, "SQL".to_owned()),
             (None, Some(file)) => (read(file)?, file.display().to_string()),
-            (None, None) => return Err(Error::Usage("give SQL, or a file with -f".into())),
+            (None, None) if in_shell => (String::new(), String::new()),
+            (None, None) => (read_stdin().await?, "stdin".to_owned()),
         };
-        let parameters = Parameters::of(&sql, &origin, &self.parameters)?;
-        let format = format_of(self.format, self.output.as_deref())?;
+        let from_stdin = origin == "stdin";
+        let parameters = match in_shell || from_stdin {
+            true => Parameters::default(),
+            false => Parameters::of(&sql, &origin, &self.parameters)?,
+        };
+        let format = query::format_of(self.format, self.output.as_deref())?;
         let mut tables = match &pipeline {
             Some(pipeline) => query::tables_of(pipeline).await?,
             None => Vec::new(),
@@ -93,6 +114,10 @@ impl Query {
         if let Some(pipeline) = &pipeline {
             history::register(&context, pipeline).await?;
         }
+        if in_shell || from_stdin {
+            let shell = Shell::new(&context, &tables, self.parameters, self.format, self.output);
+            return if in_shell { shell.run().await } else { shell.execute(&sql, &origin).await };
+        }
         match query::query(&context, &sql, &origin, &parameters, format, self.output.as_deref()).await {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -103,17 +128,11 @@ impl Query {
     }
 }
 
-fn format_of(asked: Option<Format>, output: Option<&Path>) -> Result<Format, Error> {
-    match (asked, output) {
-        (Some(format), _) => Ok(format),
-        (None, None) => Ok(Format::Table),
-        (None, Some(path)) => Format::of_extension(path).ok_or_else(|| {
-            Error::Usage(format!(
-                "-o {}: the format is not told by the extension (csv, json, parquet, txt); add --format",
-                path.display()
-            ))
-        }),
-    }
+/// All of stdin; a pipe may be long in coming, and is read where nobody waits for the thread.
+async fn read_stdin() -> Result<String, Error> {
+    let unreadable = |error: io::Error| Error::Io { context: "reading statements from stdin".into(), error };
+    let reading = tokio::task::spawn_blocking(|| io::read_to_string(io::stdin()));
+    reading.await.map_err(|e| unreadable(io::Error::other(e)))?.map_err(unreadable)
 }
 
 fn table_argument(text: &str) -> Result<Table, Error> {

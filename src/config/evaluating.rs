@@ -20,7 +20,7 @@ pub(super) fn evaluate(
     let text = keys.optional("text", Item::names);
     let label = keys.optional("label", |item| Ok(item.words()?.to_owned()));
     let task = keys.optional("task", task);
-    let model = keys.optional("model", Item::location);
+    let model = keys.optional("model", Item::model);
     let max_length = keys.optional("max_length", Item::integer);
     let slices = keys.optional("slices", Item::names);
     let resamples = keys.or("resamples", Item::integer);

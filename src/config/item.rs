@@ -8,7 +8,7 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use super::key::{Kind, Numbers, Section};
 use super::pipeline::{LocalPath, Location};
-use super::place::{resolve, resolve_local};
+use super::place::{resolve, resolve_local, resolve_model};
 use super::problem::Problem;
 use super::reader::{Keys, Read, Reader, Reported, join, listed};
 use super::variables::{Placeholder, placeholders, substitute};
@@ -232,6 +232,13 @@ impl<'r> Item<'r> {
     pub(super) fn location(&self) -> Read<Location> {
         let written = self.words()?;
         let place = resolve(self.reader.folder, &self.template()?).map_err(|problem| self.refuse(problem))?;
+        Ok(Location { written: written.to_owned(), place })
+    }
+
+    /// Reads the place of a model's folder.
+    pub(super) fn model(&self) -> Read<Location> {
+        let written = self.words()?;
+        let place = resolve_model(self.reader.folder, &self.template()?).map_err(|problem| self.refuse(problem))?;
         Ok(Location { written: written.to_owned(), place })
     }
 

@@ -3,7 +3,7 @@
 use toml::de::DeValue;
 
 use super::item::{Choice, Item};
-use super::pipeline::{Finetune, Learning, LocalPath, Pretrain, ScheduleShape, Start, Validation};
+use super::pipeline::{Finetune, Learning, Location, Pretrain, ScheduleShape, Start, Validation};
 use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::sections::query;
@@ -44,7 +44,7 @@ pub(super) fn pretrain(keys: &mut Keys<'_>) -> Read<Pretrain> {
 
 pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
     let task = keys.required("task", task);
-    let base = keys.required("model", Item::local_path);
+    let base = keys.required("model", Item::model);
     let id = keys.optional("id", Item::names);
     let validation = keys.or("validation", validation);
     let text = keys.optional("text", Item::names);
@@ -144,9 +144,9 @@ fn learning(keys: &mut Keys<'_>) -> Read<Learning> {
 }
 
 /// Refuses to write a model over its base.
-fn not_itself(keys: &Keys<'_>, base: &LocalPath, learning: &Learning) -> Read<()> {
+fn not_itself(keys: &Keys<'_>, base: &Location, learning: &Learning) -> Read<()> {
     let output = &learning.output;
-    if base.path == output.path {
+    if base.local() == Some(&output.path) {
         let problem = Problem::new(format!("`output` is `{output}`, the model that training starts from"), "the same");
         return Err(keys.refuse("output", problem.help("write the trained model to a folder of its own")));
     }
@@ -156,7 +156,7 @@ fn not_itself(keys: &Keys<'_>, base: &LocalPath, learning: &Learning) -> Read<()
 /// The folder of a model, or what to make one from.
 fn start(item: &Item<'_>) -> Read<Start> {
     if !item.is_table() {
-        return item.local_path().map(Start::Model);
+        return item.model().map(Start::Model);
     }
     item.table(|keys| {
         let config = keys.required("config", Item::local_path);

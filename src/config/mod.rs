@@ -20,6 +20,7 @@ use syntax::Syntax;
 
 mod described;
 mod evaluating;
+mod hub;
 mod item;
 mod key;
 mod learning;
@@ -33,8 +34,9 @@ mod syntax;
 mod tables;
 mod variables;
 
+pub use hub::HubModel;
 pub use pipeline::*;
-pub use place::{Place, Remote, Service, place};
+pub use place::{Place, Remote, Service, model_place};
 pub(crate) use problem::closest;
 pub use problem::{ConfigErrors, Problem};
 pub use schema::{reference, schema};

@@ -145,7 +145,7 @@ pub struct Pretrain {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
     /// The folder of a model.
-    Model(LocalPath),
+    Model(Location),
     /// Random weights.
     Random {
         /// A `config.json`, by whatever name, or the folder of one.
@@ -161,7 +161,7 @@ pub struct Finetune {
     /// Data and hyper-parameters.
     pub learning: Learning,
     /// The folder of the model that training starts from.
-    pub base: LocalPath,
+    pub base: Location,
     /// The task.
     pub task: Task,
     /// The rows that are held out to measure on.

@@ -1,10 +1,12 @@
-//! Places of files: a path of this machine, or a key in a bucket; by the letter, without looking at either.
+//! Places of files: a path of this machine, a key in a bucket, or a model of a hub; by the letter, without looking at
+//! any.
 
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
 use url::Url;
 
+use super::hub::{self, HubModel};
 use super::problem::{Problem, closest};
 
 /// Where a file or a folder is.
@@ -14,6 +16,8 @@ pub enum Place {
     Local(PathBuf),
     /// In a bucket.
     Remote(Remote),
+    /// A model of a hub.
+    Hub(HubModel),
 }
 
 impl Place {
@@ -22,7 +26,7 @@ impl Place {
     pub fn local(&self) -> Option<&Path> {
         match self {
             Self::Local(path) => Some(path),
-            Self::Remote(_) => None,
+            Self::Remote(_) | Self::Hub(_) => None,
         }
     }
 
@@ -30,8 +34,8 @@ impl Place {
     #[must_use]
     pub fn remote(&self) -> Option<&Remote> {
         match self {
-            Self::Local(_) => None,
             Self::Remote(remote) => Some(remote),
+            Self::Local(_) | Self::Hub(_) => None,
         }
     }
 
@@ -41,6 +45,11 @@ impl Place {
         match self {
             Self::Local(path) => Self::Local(path.join(name)),
             Self::Remote(remote) => Self::Remote(remote.join(name)),
+            Self::Hub(model) => {
+                let folder = model.folder();
+                let folder = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+                Self::Hub(model.with_folder(&folder))
+            }
         }
     }
 
@@ -58,6 +67,10 @@ impl Place {
             Self::Remote(remote) => {
                 let key = Path::new(remote.key()).with_file_name(name);
                 Self::Remote(remote.with_key(key.to_string_lossy()))
+            }
+            Self::Hub(model) => {
+                let folder = Path::new(model.folder()).with_file_name(name);
+                Self::Hub(model.with_folder(&folder.to_string_lossy()))
             }
         }
     }
@@ -78,6 +91,10 @@ impl Place {
     /// Tells whether reading this place, a file, a folder or a glob, would read the other one, a file.
     #[must_use]
     pub fn covers(&self, file: &Self) -> bool {
+        // Of a hub, only models are read.
+        if matches!(self, Self::Hub(_)) || matches!(file, Self::Hub(_)) {
+            return false;
+        }
         if self.remote().map(Remote::root) != file.remote().map(Remote::root) {
             return false;
         }
@@ -100,6 +117,8 @@ impl Place {
         match self {
             Self::Local(path) => path,
             Self::Remote(remote) => Path::new(&remote.key),
+            Self::Hub(model) if model.folder().is_empty() => Path::new(model.repository()),
+            Self::Hub(model) => Path::new(model.folder()),
         }
     }
 }
@@ -109,6 +128,7 @@ impl fmt::Display for Place {
         match self {
             Self::Local(path) => path.display().fmt(f),
             Self::Remote(remote) => remote.fmt(f),
+            Self::Hub(model) => model.fmt(f),
         }
     }
 }
@@ -278,29 +298,54 @@ impl Service {
 
 /// Makes a place of a path, glob or URI; a relative path starts at `folder`.
 pub(super) fn resolve(folder: &Path, text: &str) -> Result<Place, Problem> {
+    match read(folder, text, PLACES)? {
+        Place::Hub(_) => {
+            let problem = Problem::new(format!("`{text}` is a model; only models are read from a hub"), "not a model");
+            Err(problem.allowed(PLACES))
+        }
+        place => Ok(place),
+    }
+}
+
+/// The same for a model, which may be one of a hub.
+pub(super) fn resolve_model(folder: &Path, text: &str) -> Result<Place, Problem> {
+    read(folder, text, &format!("{PLACES}, {}", hub::FORM))
+}
+
+fn read(folder: &Path, text: &str, allowed: &str) -> Result<Place, Problem> {
     let Some((scheme, rest)) = scheme_of(text) else { return Ok(Place::Local(folder.join(text))) };
     if scheme.eq_ignore_ascii_case("file") {
         return Ok(Place::Local(folder.join(rest)));
     }
+    if scheme.eq_ignore_ascii_case(hub::SCHEME) {
+        return HubModel::parse(rest).map(Place::Hub);
+    }
     Remote::parse(scheme, rest).map_or_else(
         || {
             let problem = Problem::new(format!("couplet cannot read `{scheme}://`"), "unknown scheme");
+            let web = scheme.to_ascii_lowercase().starts_with("http");
+            let on_hub = rest.strip_prefix("huggingface.co/").filter(|_| web);
             let problem = match closest(scheme, SCHEMES.iter().map(|&(name, ..)| name)) {
+                _ if on_hub.is_some() => problem.help(format!("a model of the hub is written {}", hub::FORM)),
                 Some(near) => problem.help(format!("did you mean `{near}://`?")),
                 None => problem,
             };
-            Err(problem.allowed("a local path, s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY, abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/KEY"))
+            Err(problem.allowed(allowed))
         },
         |remote| remote.map(Place::Remote),
     )
 }
 
-/// The place that a text names, a relative path taken as it is.
+/// What a place may be.
+const PLACES: &str = "a local path, s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY, \
+                      abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/KEY";
+
+/// The place of a model that a text names, a relative path taken as it is.
 ///
 /// # Errors
 /// What is wrong with a URI, in one line.
-pub fn place(text: &str) -> Result<Place, String> {
-    resolve(Path::new(""), text).map_err(Problem::into_line)
+pub fn model_place(text: &str) -> Result<Place, String> {
+    resolve_model(Path::new(""), text).map_err(Problem::into_line)
 }
 
 /// Makes a path of a path or `file://` URI; `key` is the key that cannot be anything else.
@@ -405,6 +450,7 @@ mod tests {
         assert_eq!(refused("s3://b/a//b"), "`s3://b/a//b` has a key with two slashes in a row");
         assert_eq!(refused("s3://b/a/../b"), "`..` in `s3://b/a/../b` means nothing in a bucket");
         assert_eq!(refused("s3://AKIA:secret@b/key"), "a `s3://` URI holds credentials or a port");
-        assert_eq!(refused("hf://org/name"), "couplet cannot read `hf://`");
+        assert_eq!(refused("hf://org/name"), "`hf://org/name` is a model; only models are read from a hub");
+        assert_eq!(refused("ftp://org/name"), "couplet cannot read `ftp://`");
     }
 }

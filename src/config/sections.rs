@@ -168,7 +168,7 @@ fn check_column(item: &Item<'_>) -> Read<()> {
 }
 
 fn model(keys: &mut Keys<'_>) -> Read<ModelSettings> {
-    let location = keys.required("uri", Item::location);
+    let location = keys.required("uri", Item::model);
     let max_length = keys.or("max_length", Item::integer);
     let precision = keys.or("precision", |item| item.choice(&PRECISIONS));
     let device = keys.or("device", device);

@@ -1,6 +1,7 @@
 //! A sequence-classification checkpoint of the BERT family: from a Hugging Face folder to logits.
 
 mod calibration;
+pub mod card;
 mod checkpoint;
 mod config;
 mod encoder;

@@ -1,11 +1,14 @@
 //! Which files of a folder a model is loaded from: what must be fetched where the folder is elsewhere.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
+use super::calibration::CALIBRATION_FILE;
 use super::checkpoint::{PICKLE, SAFETENSORS};
 
-/// Configuration and tokenizer.
-const SMALL: [&str; 4] = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"];
+/// Configuration, tokenizer and calibration.
+const SMALL: [&str; 5] = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", CALIBRATION_FILE];
 
 /// The files that a model is loaded from, of those that there are: besides the small ones either the weights, or the
 /// index that names the files with weights.
@@ -34,10 +37,29 @@ impl<'n> Needed<'n> {
 
     /// Adds those files that the text of the index names; what is wrong with it, loading says.
     pub(crate) fn add_shards(&mut self, index: &[u8], names: &[&'n str]) {
+        let shards = Self::shards(index);
+        self.files.extend(names.iter().filter(|name| shards.contains(**name)));
+    }
+
+    /// The files that the text of an index names.
+    pub(crate) fn shards(index: &[u8]) -> BTreeSet<String> {
         let index: Value = serde_json::from_slice(index).unwrap_or_default();
         let map = index.get("weight_map").and_then(Value::as_object);
-        let shards: Vec<&str> = map.into_iter().flatten().filter_map(|(_, file)| file.as_str()).collect();
-        self.files.extend(names.iter().filter(|name| shards.contains(name)));
+        map.into_iter().flatten().filter_map(|(_, file)| file.as_str().map(str::to_owned)).collect()
+    }
+
+    /// What is missing to load a model, shards aside.
+    pub(crate) fn lacks(&self) -> Option<&'static str> {
+        let has = |name: &str| self.files.contains(&name);
+        if !has("config.json") {
+            Some("config.json")
+        } else if !has("tokenizer.json") && !has("vocab.txt") {
+            Some("tokenizer.json or vocab.txt")
+        } else if self.index.is_none() && !has(SAFETENSORS) && !has(PICKLE) {
+            Some("model.safetensors or pytorch_model.bin")
+        } else {
+            None
+        }
     }
 }
 
@@ -47,8 +69,10 @@ mod tests {
 
     #[test]
     fn a_model_needs_its_configuration_its_tokenizer_and_one_form_of_its_weights() {
-        let names = ["README.md", "config.json", "model.safetensors", "onnx", "pytorch_model.bin", "vocab.txt"];
-        assert_eq!(Needed::among(&names).files, ["config.json", "vocab.txt", "model.safetensors"]);
+        let names =
+            ["README.md", "calibration.json", "config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt"];
+        let needed = ["config.json", "vocab.txt", "calibration.json", "model.safetensors"];
+        assert_eq!(Needed::among(&names).files, needed);
         let names = ["a.safetensors", "b.safetensors", "c.safetensors", "model.safetensors.index.json"];
         let mut needed = Needed::among(&names);
         assert_eq!(needed.index, Some("model.safetensors.index.json"));

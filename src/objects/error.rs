@@ -47,7 +47,7 @@ impl Trouble {
 }
 
 impl ObjectsError {
-    pub(super) fn new(place: &Place, trouble: Trouble, problem: impl Into<String>) -> Self {
+    pub(crate) fn new(place: &Place, trouble: Trouble, problem: impl Into<String>) -> Self {
         Self { place: place.to_string(), problem: problem.into(), trouble }
     }
 }
@@ -248,7 +248,7 @@ fn endpoint() -> Option<String> {
 }
 
 /// Scheme, host and port of an endpoint: before the host there may be a password, behind it a token.
-fn without_secrets(endpoint: &str) -> String {
+pub(crate) fn without_secrets(endpoint: &str) -> String {
     match Url::parse(endpoint) {
         Ok(url) if url.has_host() => {
             let port = url.port().map_or_else(String::new, |port| format!(":{port}"));

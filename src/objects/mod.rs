@@ -6,7 +6,7 @@
 mod download;
 mod durable;
 mod error;
-mod model;
+pub(crate) mod model;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -28,8 +28,8 @@ use crate::lock;
 pub use download::download;
 pub use durable::DurableLocal;
 pub use error::{ObjectsError, Trouble};
-pub(crate) use error::{cause_in, explain_unplaced};
-pub use model::model_folder;
+pub(crate) use error::{cause_in, explain_unplaced, without_secrets};
+pub use model::{ModelFolder, beside_model, model_folder};
 
 /// How long a request is tried again, at most 10 times in a minute: a short fault of the service passes, and a
 /// job that cannot go on says so soon. `object_store` itself would go on for three minutes.
@@ -74,6 +74,7 @@ impl Objects {
                 let root = Path::parse(remote.key()).map_err(|e| wrong(e.to_string()))?;
                 Ok(Self { store: client(remote)?, root, url: remote.url(), place: place.clone() })
             }
+            Place::Hub(_) => Err(wrong("only models are read from a hub".into())),
         }
     }
 
@@ -92,7 +93,7 @@ impl Objects {
     pub fn lock_place(&self) -> lock::Place {
         match &self.place {
             Place::Local(path) => lock::Place::Folder(path.clone()),
-            Place::Remote(_) => {
+            Place::Remote(_) | Place::Hub(_) => {
                 let objects = self.clone();
                 lock::Place::Objects {
                     store: Arc::clone(&self.store),
@@ -128,6 +129,7 @@ impl Objects {
         match &self.place {
             Place::Local(_) => Place::Local(format!("/{path}").into()),
             Place::Remote(remote) => Place::Remote(remote.with_key(path.as_ref())),
+            Place::Hub(_) => unreachable!("no object store is a hub"),
         }
     }
 
@@ -163,7 +165,7 @@ impl Objects {
     pub async fn exists(&self) -> Result<bool, ObjectsError> {
         match &self.place {
             Place::Local(path) => Ok(path.exists()),
-            Place::Remote(_) => Ok(self.head().await?.is_some() || self.has_children().await?),
+            Place::Remote(_) | Place::Hub(_) => Ok(self.head().await?.is_some() || self.has_children().await?),
         }
     }
 }

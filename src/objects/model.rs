@@ -1,4 +1,5 @@
-//! The folder of a model, wherever it is: a model in a bucket is downloaded once into the user's cache.
+//! The folder of a model, wherever it is: a model in a bucket is downloaded once into the user's cache, one of a hub
+//! into the cache that all users of hubs share ([`crate::hub`]).
 //!
 //! A folder of the cache is named by the model's URI and the versions of its files, so that a model that changes in the
 //! bucket gets another one. It appears when it is complete; processes that want it at the same time wait for the first.
@@ -10,22 +11,78 @@ use object_store::{ObjectMeta, ObjectStoreExt};
 
 use super::{Objects, ObjectsError, Trouble, download};
 use crate::config::Place;
+use crate::hub;
 use crate::model::Needed;
 use crate::sink::AtomicFolder;
+
+/// The local folder of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFolder {
+    /// The model itself, or its copy in a cache.
+    pub path: PathBuf,
+    /// The commit that a copy from a hub is of.
+    pub revision: Option<String>,
+}
+
+impl ModelFolder {
+    /// What the model at `place` is called where this is a copy of it: its URI, with the commit if it has one.
+    #[must_use]
+    pub fn name_of_copy(&self, place: &Place) -> Option<String> {
+        match (place, &self.revision) {
+            (Place::Local(_), _) => None,
+            (Place::Hub(model), Some(commit)) => Some(model.with_revision(commit).to_string()),
+            (elsewhere, _) => Some(elsewhere.to_string()),
+        }
+    }
+}
 
 /// The local folder of a model: itself, or its copy in the cache.
 ///
 /// # Errors
 /// A model that is not there or cannot be downloaded.
-pub async fn model_folder(place: &Place) -> Result<PathBuf, ObjectsError> {
+pub async fn model_folder(place: &Place) -> Result<ModelFolder, ObjectsError> {
     match place {
-        Place::Local(path) => Ok(path.clone()),
+        Place::Local(path) => Ok(ModelFolder { path: path.clone(), revision: None }),
         Place::Remote(_) => {
             let objects = Objects::open(place)?;
             let files = files(&objects).await?;
-            cached(&objects, &files).await
+            Ok(ModelFolder { path: cached(&objects, &files).await?, revision: None })
         }
+        Place::Hub(model) => hub::model_folder(model).await,
     }
+}
+
+/// The text of a file beside a model of which `folder` is the folder; none if there is no such file, or if it is longer
+/// than `limit` bytes.
+///
+/// # Errors
+/// A server that does not give it.
+pub async fn beside_model(
+    place: &Place,
+    folder: &ModelFolder,
+    name: &str,
+    limit: u64,
+) -> Result<Option<Vec<u8>>, ObjectsError> {
+    let path = match place {
+        Place::Local(_) => folder.path.join(name),
+        Place::Hub(model) => match hub::file_beside(model, folder, name, limit).await? {
+            Some(path) => path,
+            None => return Ok(None),
+        },
+        Place::Remote(_) => {
+            let objects = Objects::open(&place.join(name))?;
+            if objects.head().await?.is_none_or(|found| found.size > limit) {
+                return Ok(None);
+            }
+            let read = async { objects.store.get(&objects.root).await?.bytes().await };
+            return read.await.map(|bytes| Some(bytes.to_vec())).map_err(|e| objects.error(&e));
+        }
+    };
+    if path.metadata().is_ok_and(|found| found.is_file() && found.len() <= limit) {
+        let unreadable = |e| ObjectsError::new(place, Trouble::Other, format!("cannot read {name}: {e}"));
+        return std::fs::read(path).map(Some).map_err(unreadable);
+    }
+    Ok(None)
 }
 
 /// The files that the model is loaded from, in the order of their names.
@@ -114,7 +171,7 @@ fn is_whole(folder: &Path, files: &[ObjectMeta]) -> bool {
 }
 
 /// Waits until no other process holds the lock; it ends with the file that is returned.
-async fn lock(path: PathBuf) -> std::io::Result<File> {
+pub(crate) async fn lock(path: PathBuf) -> std::io::Result<File> {
     let locking = tokio::task::spawn_blocking(move || {
         let file = File::create(path)?;
         file.lock()?;

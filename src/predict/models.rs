@@ -39,7 +39,7 @@ impl Models {
     /// Runs the model of that name with options of its own.
     #[must_use]
     pub fn with_model_options(mut self, name: &str, options: ModelOptions) -> Self {
-        if let Ok(place) = config::place(name) {
+        if let Ok(place) = config::model_place(name) {
             self.options.insert(canonical(place), options);
         }
         self
@@ -61,10 +61,11 @@ impl Models {
             Arc::clone(loaded.entry(name.to_owned()).or_default())
         };
         let load = || async {
-            let place = match config::place(name).map_err(|problem| ScorerError::Name { name: name.into(), problem })? {
-                Place::Local(path) => Place::Local(self.base.join(path)),
-                remote @ Place::Remote(_) => remote,
-            };
+            let place =
+                match config::model_place(name).map_err(|problem| ScorerError::Name { name: name.into(), problem })? {
+                    Place::Local(path) => Place::Local(self.base.join(path)),
+                    elsewhere => elsewhere,
+                };
             let options = self.options.get(&canonical(place.clone())).unwrap_or(&self.default_options);
             Scorer::open(&place, *options, &self.pool).await
         };
@@ -83,6 +84,6 @@ impl Models {
 fn canonical(place: Place) -> Place {
     match place {
         Place::Local(folder) => Place::Local(folder.canonicalize().unwrap_or(folder)),
-        remote @ Place::Remote(_) => remote,
+        elsewhere => elsewhere,
     }
 }

@@ -225,6 +225,7 @@ impl Work<'_> {
         json["model"] = json!({
             "uri": readable_place(&self.settings.model.location.place),
             "fingerprint": model.fingerprint.as_str(),
+            "revision": scorer.revision(),
             "precision": scorer.precision().to_string(),
             "max_length": scorer.max_length(),
         });

@@ -13,10 +13,11 @@ use super::rows::{Columns, Selection};
 use super::{folder_of, pool, readable, resources};
 use crate::config::{Finetune, Learning, Pipeline, Pretrain, Query, ScheduleShape, Start, Validation};
 use crate::error::Error;
+use crate::objects::model_folder;
 use crate::predict::Models;
 use crate::progress::{Style, TrainingProgress};
 use crate::report::StageReport;
-use crate::scorer::Pool;
+use crate::scorer::{Pool, ScorerError};
 use crate::session::{self, Resources};
 use crate::sink::may_replace;
 use crate::train::course::{Interval, JobError, Outcome, Watch};
@@ -96,7 +97,9 @@ impl Training<'_> {
     pub(super) async fn finetune_job(&self, stage: &Finetune) -> Result<tuning::Job, Error> {
         let Learning { output, checkpoint, .. } = &stage.learning;
         self.check_output(FINETUNE, &stage.learning)?;
-        let mut job = tuning::Job::new(&stage.base.path, &output.path, stage.task);
+        let base = model_folder(&stage.base.place).await.map_err(ScorerError::from)?;
+        let mut job = tuning::Job::new(&base.path, &output.path, stage.task);
+        job.base_name = base.name_of_copy(&stage.base.place);
         (job.training, job.validation) = self.labelled_rows(stage).await?;
         job.labels.clone_from(&stage.labels);
         job.hyper = Hyper { patience: stage.patience.map(|n| n as u64), ..hyper(&stage.learning) };
@@ -113,13 +116,19 @@ impl Training<'_> {
     pub(super) async fn pretrain_job(&self, stage: &Pretrain) -> Result<pretraining::Job, Error> {
         let Learning { output, checkpoint, .. } = &stage.learning;
         self.check_output(PRETRAIN, &stage.learning)?;
+        let mut base_name = None;
         let start = match &stage.start {
-            Start::Model(base) => pretraining::Start::Checkpoint(base.path.clone()),
+            Start::Model(location) => {
+                let base = model_folder(&location.place).await.map_err(ScorerError::from)?;
+                base_name = base.name_of_copy(&location.place);
+                pretraining::Start::Checkpoint(base.path)
+            }
             Start::Random { config, tokenizer } => {
                 pretraining::Start::Random { config: config.path.clone(), tokenizer: tokenizer.path.clone() }
             }
         };
         let mut job = pretraining::Job::new(start, &output.path);
+        job.base_name = base_name;
         job.texts = self.plain_texts(stage).await?;
         job.hold_out = Some(self.hold_out(PRETRAIN, stage.validation)?);
         job.hyper = hyper(&stage.learning);

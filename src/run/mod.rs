@@ -263,7 +263,7 @@ fn readable_place(place: &Place) -> String {
 pub(crate) fn model_name(model: &ModelSettings) -> String {
     match &model.location.place {
         Place::Local(path) => std::path::absolute(path).unwrap_or_else(|_| path.clone()).to_string_lossy().into_owned(),
-        Place::Remote(remote) => remote.to_string(),
+        place => place.to_string(),
     }
 }
 

@@ -204,6 +204,7 @@ impl Run<'_> {
             model: readable_place(&self.scoring.model.location.place),
             precision: scorer.precision(),
             fingerprint: scorer.model().fingerprint.as_str().to_owned(),
+            revision: scorer.revision().map(str::to_owned),
             rows,
             counts,
             labels,
@@ -368,14 +369,16 @@ impl Run<'_> {
     }
 
     fn metadata(&self, scorer: &Scorer) -> Vec<(&'static str, String)> {
-        vec![
+        let mut metadata = vec![
             ("couplet.version", env!("CARGO_PKG_VERSION").to_owned()),
             ("couplet.pipeline", self.pipeline.name.clone()),
             ("couplet.model", scorer.model().fingerprint.as_str().to_owned()),
             ("couplet.model_uri", self.scoring.model.location.place.to_string()),
             ("couplet.max_length", scorer.max_length().to_string()),
             ("couplet.precision", scorer.precision().to_string()),
-        ]
+        ];
+        metadata.extend(scorer.revision().map(|commit| ("couplet.model_revision", commit.to_owned())));
+        metadata
     }
 
     pub(super) fn spool_failed(&self, error: &DataFusionError) -> Error {

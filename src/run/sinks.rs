@@ -106,7 +106,7 @@ impl Sink {
             (SinkFormat::Parquet, Place::Local(path)) => {
                 To::File { path: path.clone(), schema: Arc::clone(schema), metadata }
             }
-            (SinkFormat::Parquet, Place::Remote(_)) => {
+            (SinkFormat::Parquet, Place::Remote(_) | Place::Hub(_)) => {
                 To::Object { objects: Objects::open(&place)?, schema: Arc::clone(schema), metadata }
             }
         };

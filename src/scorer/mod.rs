@@ -33,7 +33,7 @@ pub use window::{TextColumn, Window};
 
 use crate::config::Place;
 use crate::model::{LoadError, Makings, Model, Tokenizer};
-use crate::objects::{ObjectsError, model_folder};
+use crate::objects::{ModelFolder, ObjectsError, model_folder};
 pub use crate::ops::Precision;
 
 use crate::ops::Kernels;
@@ -150,8 +150,8 @@ impl ScorerError {
     pub fn of_copy(self, place: &Place, copy: &Path) -> Self {
         match place {
             Place::Local(_) => self,
-            Place::Remote(remote) => Self::Fetched {
-                place: remote.to_string().trim_end_matches('/').to_owned(),
+            elsewhere => Self::Fetched {
+                place: elsewhere.to_string().trim_end_matches('/').to_owned(),
                 copy: copy.to_owned(),
                 error: Box::new(self),
             },
@@ -180,6 +180,7 @@ pub struct Scorer(Arc<Shared>);
 struct Shared {
     model: Model,
     precision: Precision,
+    revision: Option<String>,
     tokenizer: Tokenizer,
     max_length: usize,
     batch_tokens: usize,
@@ -194,30 +195,43 @@ impl Scorer {
     /// # Errors
     /// A checkpoint, a device or a `max_length` that does not suit.
     pub fn load(folder: &Path, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
+        let (model, precision) = Self::load_model(folder, options, pool)?;
+        Self::assemble(model, precision, None, options, pool)
+    }
+
+    fn load_model(folder: &Path, options: ScorerOptions, pool: &Pool) -> Result<(Model, Precision), ScorerError> {
         let device = options.device.open()?;
-        let (model, precision) = pool.install(|| match options.precision {
+        pool.install(|| match options.precision {
             PrecisionSetting::Auto => self_check::quickest(Model::load(folder, &device)?).map_err(ScorerError::from),
             PrecisionSetting::Of(precision) => {
                 let kernels =
                     Kernels::with_precision(&device, precision).ok_or(ScorerError::Precision { precision })?;
                 Ok((Model::load_with(folder, &device, kernels)?, precision))
             }
-        })?;
-        Self::assemble(model, precision, options, pool)
+        })
     }
 
-    /// Loads the model at a place, from a copy where that is in a bucket.
+    /// Loads the model at a place, from a copy where that is not on the local disk.
     ///
     /// # Errors
     /// As [`Scorer::load`]; a model that cannot be fetched.
     pub async fn open(place: &Place, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
-        let folder = model_folder(place).await?;
-        let (copy, pool) = (folder.clone(), pool.clone());
-        let loading = tokio::task::spawn_blocking(move || Self::load(&folder, options, &pool));
+        let ModelFolder { path, revision } = model_folder(place).await?;
+        let (copy, pool) = (path.clone(), pool.clone());
+        let loading = tokio::task::spawn_blocking(move || {
+            let (model, precision) = Self::load_model(&path, options, &pool)?;
+            Self::assemble(model, precision, revision, options, &pool)
+        });
         loading.await.unwrap_or(Err(ScorerError::Stopped)).map_err(|error| error.of_copy(place, &copy))
     }
 
-    fn assemble(model: Model, precision: Precision, options: ScorerOptions, pool: &Pool) -> Result<Self, ScorerError> {
+    fn assemble(
+        model: Model,
+        precision: Precision,
+        revision: Option<String>,
+        options: ScorerOptions,
+        pool: &Pool,
+    ) -> Result<Self, ScorerError> {
         let limit = model.max_length();
         let max_length = options.max_length.unwrap_or(limit);
         let unsuitable =
@@ -229,6 +243,7 @@ impl Scorer {
         Ok(Self(Arc::new(Shared {
             model,
             precision,
+            revision,
             tokenizer,
             max_length,
             batch_tokens: options.batch_tokens.unwrap_or(DEFAULT_BATCH_TOKENS),
@@ -265,6 +280,12 @@ impl Scorer {
     #[must_use]
     pub fn precision(&self) -> Precision {
         self.0.precision
+    }
+
+    /// The commit that it was read from, where it came from a hub.
+    #[must_use]
+    pub fn revision(&self) -> Option<&str> {
+        self.0.revision.as_deref()
     }
 
     /// The most tokens of a sequence, special tokens included.

@@ -40,6 +40,7 @@ impl Files {
                 context.runtime_env().register_object_store(&remote.session_url(), Arc::clone(&objects.store));
                 remote_url(remote, &objects).await?
             }
+            Place::Hub(_) => return Err(format!("{place} is a model, not a table")),
         };
         // A file or a glob says itself which files are meant.
         let extension =
@@ -97,8 +98,8 @@ impl Files {
             // A file in a bucket is read from a copy, which ends with this turn.
             let copy = match &place {
                 Place::Local(_) => None,
-                Place::Remote(_) if meta.size > MOST_TO_DIAGNOSE => return None,
-                Place::Remote(_) => {
+                Place::Remote(_) | Place::Hub(_) if meta.size > MOST_TO_DIAGNOSE => return None,
+                Place::Remote(_) | Place::Hub(_) => {
                     let copy = tempfile::NamedTempFile::new().ok()?;
                     download(&self.objects, meta, copy.reopen().ok()?).await.ok()?;
                     Some(copy)

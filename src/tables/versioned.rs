@@ -88,6 +88,7 @@ async fn runs_of(
             context.runtime_env().register_object_store(&remote.session_url(), Arc::clone(&objects.store));
             ListingTableUrl::try_new(remote.session_url(), None)
         }
+        Place::Hub(_) => unreachable!("no object store is a hub"),
     });
     let described = |e: datafusion::common::DataFusionError| format!("{objects}: {}", e.strip_backtrace());
     let urls = urls.collect::<Result<Vec<_>, _>>().map_err(described)?;

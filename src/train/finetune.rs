@@ -62,6 +62,8 @@ pub struct Job {
     /// It may be `output`. A run that is killed after the new model is in its place, and before it could remove its
     /// state, then finds another base and trains on top of the new model when it is run again.
     pub base: PathBuf,
+    /// What the base is called, where its folder is a copy.
+    pub base_name: Option<String>,
     /// The folder that the model is written to, instead of what is there.
     pub output: PathBuf,
     /// What is learned.
@@ -95,6 +97,7 @@ impl Job {
     pub fn new(base: impl Into<PathBuf>, output: impl Into<PathBuf>, task: Task) -> Self {
         Self {
             base: base.into(),
+            base_name: None,
             output: output.into(),
             task,
             labels: None,

@@ -42,6 +42,8 @@ pub enum Start {
 pub struct Job {
     /// What the training starts from.
     pub start: Start,
+    /// What the checkpoint to start from is called, where its folder is a copy.
+    pub base_name: Option<String>,
     /// The folder that the model is written to, instead of what is there.
     pub output: PathBuf,
     /// What is learned from. A text that is longer than a sequence becomes several. All are kept in memory, as tokens.
@@ -64,6 +66,7 @@ impl Job {
     pub fn new(start: Start, output: impl Into<PathBuf>) -> Self {
         Self {
             start,
+            base_name: None,
             output: output.into(),
             texts: Vec::new(),
             hold_out: HoldOut::try_new(0.05, 42).ok(),
@@ -282,7 +285,7 @@ impl Job {
             |m| json!({ "mask_probability": m.mask_probability, "before": words(&m.before), "after": words(&m.after) }),
         );
         let start = match &self.start {
-            Start::Checkpoint(folder) => json!(folder),
+            Start::Checkpoint(folder) => self.base_name.as_deref().map_or_else(|| json!(folder), |name| json!(name)),
             Start::Random { config, .. } => json!({ "random": config }),
         };
         let mut settings = self.hyper.to_json();

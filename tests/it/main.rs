@@ -3,6 +3,7 @@
 #![allow(clippy::pedantic, clippy::unwrap_used, reason = "a test that panics has failed, and says where")]
 
 mod broken_runs;
+mod card;
 mod checkpoints;
 mod config;
 mod damage;
@@ -14,6 +15,8 @@ mod faults;
 mod faulty;
 mod gradients;
 mod help;
+mod hub;
+mod hub_server;
 mod init;
 mod interrupt;
 mod jobs;
@@ -47,6 +50,7 @@ mod runs;
 mod safety;
 mod scoring;
 mod seaweed;
+mod shell;
 mod sql_library;
 mod support;
 mod tables;

@@ -432,11 +432,14 @@ fn model_show_prints_one_json_document() {
     assert_eq!(fingerprint.as_str().unwrap().len(), 64);
     assert!(document["bytes"].as_u64().unwrap() > 200_000);
     document["bytes"].take();
+    assert_eq!(document["uri"].take(), golden("tiny-bert").to_str().unwrap());
     insta::assert_snapshot!(format!("{document:#}"), @r#"
     {
       "architecture": "BertForSequenceClassification",
+      "base_model": [],
       "bytes": null,
       "calibration": null,
+      "datasets": [],
       "dim": 32,
       "fingerprint": null,
       "heads": 4,
@@ -446,10 +449,16 @@ fn model_show_prints_one_json_document() {
         "neutral",
         "entailment"
       ],
+      "languages": [],
       "layers": 2,
+      "licence": null,
       "max_length": 512,
+      "metrics": [],
       "parameters": 59939,
+      "revision": null,
       "task": "single-label classification",
+      "training": null,
+      "uri": null,
       "vocabulary": 787
     }
     "#);

@@ -37,7 +37,7 @@ impl Job {
             "kind": "finetune",
             "job": learned.key(),
             "couplet": env!("CARGO_PKG_VERSION"),
-            "base": self.base,
+            "base": self.base_name.as_deref().map_or_else(|| json!(self.base), |name| json!(name)),
             "task": self.task.name(),
             "labels": lesson.labels.names(),
             "settings": settings,

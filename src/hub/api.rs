@@ -1,0 +1,253 @@
+//! Requests to a hub: which commit a revision is, which files it has, and the bytes of one of them.
+
+use std::time::Duration;
+
+use hf_hub::api::tokio::{Api, ApiBuilder, ApiError};
+use hf_hub::{Repo, RepoType};
+use serde_json::Value;
+
+use super::cache::repository;
+use super::problem;
+use super::settings::Settings;
+use crate::config::{HubModel, Place};
+use crate::objects::{ObjectsError, Trouble};
+
+/// How long a hub may take to say anything.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often a request is made that a hub or the network fails.
+const ATTEMPTS: u32 = 3;
+
+/// Between two attempts, for each that failed.
+pub(super) const PAUSE: Duration = Duration::from_millis(500);
+
+/// The largest list of files that is read, in bytes.
+const MOST_LISTED: usize = 64 << 20;
+
+/// A hub, asked for one model.
+pub(super) struct Hub<'a> {
+    api: Api,
+    settings: &'a Settings,
+    model: &'a HubModel,
+}
+
+/// An answer: a body that is still to come.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) body: Body,
+    /// The first byte of the body in the file, where it is a part of that.
+    pub(super) start: Option<u64>,
+}
+
+/// The bytes of an answer.
+pub(super) type Body = std::pin::Pin<Box<dyn futures::Stream<Item = Result<bytes::Bytes, ApiError>> + Send>>;
+
+/// What a commit of a repository holds.
+pub(super) struct Listing {
+    pub(super) commit: String,
+    files: Vec<RemoteFile>,
+}
+
+/// A file of a commit.
+#[derive(Debug, Clone)]
+pub(super) struct RemoteFile {
+    /// From the repository on.
+    pub(super) path: String,
+    /// In bytes, where the hub says it.
+    pub(super) size: Option<u64>,
+    /// What names its content, where the hub says it: SHA-256, or git's SHA-1 of small files.
+    pub(super) etag: Option<String>,
+}
+
+impl RemoteFile {
+    /// The name without its folders.
+    pub(super) fn name(&self) -> &str {
+        self.path.rsplit('/').next().unwrap_or_default()
+    }
+}
+
+impl Listing {
+    fn parse(text: &[u8]) -> Option<Self> {
+        let json: Value = serde_json::from_slice(text).ok()?;
+        let commit = json["sha"].as_str().filter(|sha| is_hash(sha))?.to_owned();
+        let files = json["siblings"].as_array()?.iter().filter_map(|file| {
+            let path = file["rfilename"].as_str()?;
+            let lfs = &file["lfs"];
+            let etag = lfs["sha256"].as_str().or_else(|| file["blobId"].as_str()).filter(|etag| is_hash(etag));
+            let size = lfs["size"].as_u64().or_else(|| file["size"].as_u64());
+            // Paths become files of the cache.
+            let is_plain = !path.contains('\\') && path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+            is_plain.then(|| RemoteFile { path: path.to_owned(), size, etag: etag.map(str::to_owned) })
+        });
+        Some(Self { commit, files: files.collect() })
+    }
+
+    /// The files of a folder, without those of its own folders.
+    pub(super) fn in_folder(&self, folder: &str) -> Vec<RemoteFile> {
+        let files = self.files.iter().filter(|file| folder_of(&file.path) == folder);
+        files.cloned().collect()
+    }
+
+    /// The folders in which there is a model's configuration.
+    pub(super) fn model_folders(&self) -> Vec<&str> {
+        let configs = self.files.iter().filter(|file| file.name() == "config.json");
+        configs.map(|file| folder_of(&file.path)).filter(|folder| !folder.is_empty()).collect()
+    }
+}
+
+fn folder_of(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(folder, _)| folder)
+}
+
+/// Whether a text is a name of content or a commit, and safe as the name of a file.
+fn is_hash(text: &str) -> bool {
+    (8..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+impl<'a> Hub<'a> {
+    pub(super) fn new(settings: &'a Settings, model: &'a HubModel) -> Result<Self, ObjectsError> {
+        let api = ApiBuilder::from_cache(settings.cache.clone())
+            .with_endpoint(settings.endpoint.clone())
+            .with_token(settings.token.clone())
+            .with_user_agent("couplet", env!("CARGO_PKG_VERSION"))
+            .with_progress(false)
+            .build();
+        let wrong = |e: ApiError| ObjectsError::new(&Place::Hub(model.clone()), Trouble::Settings, e.to_string());
+        Ok(Self { api: api.map_err(wrong)?, settings, model })
+    }
+
+    pub(super) fn model(&self) -> &'a HubModel {
+        self.model
+    }
+
+    pub(super) fn settings(&self) -> &'a Settings {
+        self.settings
+    }
+
+    /// Asks which commit the revision is, and for its files.
+    pub(super) async fn listing(&self) -> Result<Listing, ObjectsError> {
+        let url = format!("{}/api/{}?blobs=true", self.settings.endpoint, repository(self.model).api_url());
+        let mut answer = self.ask(&url, 0).await?;
+        let mut text = Vec::new();
+        while let Some(bytes) = self.next(&mut answer.body).await? {
+            text.extend_from_slice(&bytes);
+            if text.len() > MOST_LISTED {
+                return Err(self.unusable("its list of files does not end"));
+            }
+        }
+        Listing::parse(&text).ok_or_else(|| self.unusable("its list of files is not what a hub answers"))
+    }
+
+    /// Names the content of a file of a commit, where the listing does not, and says its size.
+    pub(super) async fn content(&self, commit: &str, path: &str) -> Result<(String, u64), ObjectsError> {
+        let asked = tokio::time::timeout(PATIENCE, self.api.metadata(&self.url(commit, path))).await;
+        let found = asked.map_err(|_| self.slow())?.map_err(|e| problem::of_network(self, &e))?;
+        if !is_hash(found.etag()) {
+            return Err(self.unusable("it does not name the content of files"));
+        }
+        Ok((found.etag().to_owned(), found.size() as u64))
+    }
+
+    /// Asks for a file of a commit, from a byte on.
+    pub(super) async fn open(&self, commit: &str, path: &str, start: u64) -> Result<Answer, ObjectsError> {
+        self.ask(&self.url(commit, path), start).await
+    }
+
+    fn url(&self, commit: &str, path: &str) -> String {
+        let encoded = path
+            .split('/')
+            .map(|part| url::form_urlencoded::byte_serialize(part.as_bytes()).collect::<String>().replace('+', "%20"));
+        let path = encoded.collect::<Vec<_>>().join("/");
+        let repo = Repo::with_revision(self.model.repository().to_owned(), RepoType::Model, commit.to_owned());
+        self.api.repo(repo).url(&path)
+    }
+
+    /// Makes a request, again if the hub or the network fails; what the hub refuses is an error.
+    async fn ask(&self, url: &str, start: u64) -> Result<Answer, ObjectsError> {
+        let mut attempt = 1;
+        loop {
+            let error = match self.ask_once(url, start).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            if error.trouble != Trouble::Unreachable || attempt == ATTEMPTS {
+                return Err(error);
+            }
+            tokio::time::sleep(PAUSE * attempt).await;
+            attempt += 1;
+        }
+    }
+
+    async fn ask_once(&self, url: &str, start: u64) -> Result<Answer, ObjectsError> {
+        // A range of a compressed body would be of something else.
+        let mut request = self.api.client().get(url).header("accept-encoding", "identity");
+        if start > 0 {
+            request = request.header("range", format!("bytes={start}-"));
+        }
+        let sent = tokio::time::timeout(PATIENCE, request.send()).await.map_err(|_| self.slow())?;
+        let answer = sent.map_err(|e| problem::of_network(self, &e.into()))?;
+        let status = answer.status().as_u16();
+        let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        if !matches!(status, 200 | 206 | 416) {
+            let (code, message) = (header("x-error-code"), header("x-error-message"));
+            return Err(problem::of_answer(self, status, code.as_deref(), message.as_deref()));
+        }
+        // "bytes 100-199/200"
+        let start =
+            header("content-range").and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
+        let body = futures::stream::unfold(Some(answer), |answer| async {
+            let mut answer = answer?;
+            match answer.chunk().await {
+                Ok(chunk) => chunk.map(|bytes| (Ok(bytes), Some(answer))),
+                Err(e) => Some((Err(e.into()), None)),
+            }
+        });
+        Ok(Answer { status, body: Box::pin(body), start })
+    }
+
+    /// The next bytes of a body; none at its end.
+    pub(super) async fn next(&self, body: &mut Body) -> Result<Option<bytes::Bytes>, ObjectsError> {
+        let next = tokio::time::timeout(PATIENCE, futures::StreamExt::next(body)).await.map_err(|_| self.slow())?;
+        next.transpose().map_err(|e| problem::of_network(self, &e))
+    }
+
+    fn slow(&self) -> ObjectsError {
+        let problem = format!("{} did not answer for {} s", self.settings.shown_endpoint(), PATIENCE.as_secs());
+        self.error(Trouble::Unreachable, problem)
+    }
+
+    fn unusable(&self, what: &str) -> ObjectsError {
+        let endpoint = self.settings.shown_endpoint();
+        self.error(Trouble::Other, format!("{endpoint} is no hub that couplet understands: {what}; check HF_ENDPOINT"))
+    }
+
+    pub(super) fn error(&self, trouble: Trouble, problem: impl Into<String>) -> ObjectsError {
+        ObjectsError::new(&Place::Hub(self.model.clone()), trouble, problem)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_names_contents_and_no_paths_outside() {
+        let sha = "a".repeat(40);
+        let text = format!(
+            r#"{{"sha": "{sha}", "siblings": [
+                {{"rfilename": "config.json", "size": 3, "blobId": "{sha}"}},
+                {{"rfilename": "a/model.safetensors", "size": 9, "blobId": "{sha}",
+                  "lfs": {{"sha256": "{sha}{sha}", "size": 7}}}},
+                {{"rfilename": "a/../../config.json"}}, {{"rfilename": "/etc/config.json"}},
+                {{"rfilename": "b/config.json", "blobId": "../../x"}}]}}"#
+        );
+        let listing = Listing::parse(text.as_bytes()).unwrap();
+        let paths: Vec<&str> = listing.files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(paths, ["config.json", "a/model.safetensors", "b/config.json"]);
+        assert_eq!((listing.files[1].size, listing.files[1].etag.as_deref()), (Some(7), Some(&*format!("{sha}{sha}"))));
+        assert_eq!(listing.files[2].etag, None);
+        assert_eq!(listing.model_folders(), ["b"]);
+        assert_eq!(listing.in_folder("a").len(), 1);
+        assert!(Listing::parse(br#"{"sha": "../x", "siblings": []}"#).is_none());
+    }
+}

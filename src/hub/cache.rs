@@ -1,0 +1,162 @@
+//! The cache that all users of the hub share: blobs by content, snapshots of commits that link to them, names of commits.
+//!
+//! See <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use hf_hub::{CacheRepo, Repo, RepoType};
+
+use super::settings::Settings;
+use crate::config::HubModel;
+use crate::model::Needed;
+use crate::objects::ModelFolder;
+use crate::sink::TEMPORARY;
+
+/// One commit of a repository in the cache.
+pub(super) struct Snapshot {
+    repo: CacheRepo,
+    /// The repository's folder in the cache.
+    root: PathBuf,
+    /// Where programs lock what they fetch.
+    locks: PathBuf,
+    commit: String,
+    /// The model's folder in the repository.
+    subfolder: String,
+}
+
+impl Snapshot {
+    pub(super) fn new(settings: &Settings, model: &HubModel, commit: &str) -> Self {
+        let repo = repository(model);
+        let name = repo.folder_name();
+        Self {
+            repo: settings.cache.repo(repo),
+            root: settings.cache.path().join(&name),
+            locks: settings.cache.path().join(".locks").join(name),
+            commit: commit.to_owned(),
+            subfolder: model.folder().to_owned(),
+        }
+    }
+
+    /// The commit that the model names, if anything of it is in the cache.
+    pub(super) fn of_commit(settings: &Settings, model: &HubModel) -> Option<Self> {
+        Some(Self::new(settings, model, model.revision())).filter(|snapshot| snapshot.folder().is_dir())
+    }
+
+    /// The commit that the model's branch or tag was when it was last asked for.
+    pub(super) fn of_revision(settings: &Settings, model: &HubModel) -> Option<Self> {
+        let root = settings.cache.path().join(repository(model).folder_name());
+        let commit = fs::read_to_string(root.join("refs").join(model.revision())).ok()?;
+        let commit = commit.trim();
+        let is_commit = !commit.is_empty() && commit.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let snapshot = is_commit.then(|| Self::new(settings, model, commit))?;
+        Some(snapshot).filter(|snapshot| snapshot.folder().is_dir())
+    }
+
+    pub(super) fn commit(&self) -> &str {
+        &self.commit
+    }
+
+    /// The model's folder.
+    pub(super) fn folder(&self) -> PathBuf {
+        let root = self.repo.pointer_path(&self.commit);
+        if self.subfolder.is_empty() { root } else { root.join(&self.subfolder) }
+    }
+
+    pub(super) fn into_folder(self) -> ModelFolder {
+        ModelFolder { path: self.folder(), revision: Some(self.commit) }
+    }
+
+    /// Where a content is, or will be.
+    pub(super) fn blob(&self, etag: &str) -> PathBuf {
+        self.repo.blob_path(etag)
+    }
+
+    /// The lock of a content.
+    pub(super) fn lock_of(&self, etag: &str) -> PathBuf {
+        self.locks.join(format!("{etag}.lock"))
+    }
+
+    /// Whether a model can be loaded from the files that are there.
+    pub(super) fn is_complete(&self) -> bool {
+        self.lacks().is_none()
+    }
+
+    /// The first thing that is missing to load a model.
+    pub(super) fn lacks(&self) -> Option<String> {
+        let folder = self.folder();
+        // A link to a blob that somebody removed is no file.
+        let files = folder.read_dir().into_iter().flatten().flatten().filter(|entry| entry.path().is_file());
+        let names: Vec<String> = files.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let needed = Needed::among(&names);
+        if let Some(lacking) = needed.lacks() {
+            return Some(lacking.to_owned());
+        }
+        let index = fs::read(folder.join(needed.index?)).unwrap_or_default();
+        let shards = Needed::shards(&index);
+        shards.into_iter().find(|shard| !names.contains(&shard.as_str()))
+    }
+
+    /// Whether the snapshot has the file, in its size where that is known.
+    pub(super) fn has(&self, path: &str, size: Option<u64>) -> bool {
+        let file = self.repo.pointer_path(&self.commit).join(path).metadata();
+        file.is_ok_and(|file| file.is_file() && size.is_none_or(|size| file.len() == size))
+    }
+
+    /// Makes `path` of the snapshot a link to a content, in one step. What is unfinished is where nobody looks for
+    /// snapshots or names.
+    pub(super) fn link(&self, path: &str, etag: &str) -> io::Result<()> {
+        let link = self.repo.pointer_path(&self.commit).join(path);
+        let folder = link.parent().unwrap_or(&link);
+        fs::create_dir_all(folder)?;
+        // From `snapshots/COMMIT/…` up to the repository's folder.
+        let up = "../".repeat(2 + path.matches('/').count());
+        let temporary = tempfile::Builder::new().prefix(".couplet-").suffix(TEMPORARY).tempdir_in(&self.root)?;
+        let made = temporary.path().join("link");
+        link_to(&Path::new(&up).join("blobs").join(etag), &self.blob(etag), &made)?;
+        fs::rename(&made, &link)
+    }
+
+    /// Notes that a branch or tag is this commit, in one step.
+    pub(super) fn name(&self, revision: &str) -> io::Result<()> {
+        let path = self.root.join("refs").join(revision);
+        if fs::read_to_string(&path).is_ok_and(|known| known == self.commit) {
+            return Ok(());
+        }
+        let folder = path.parent().unwrap_or(&path);
+        fs::create_dir_all(folder)?;
+        let mut file = tempfile::Builder::new().prefix(".couplet-").suffix(TEMPORARY).tempfile_in(&self.root)?;
+        file.write_all(self.commit.as_bytes())?;
+        readable_by_all(file.as_file())?;
+        file.persist(&path).map(drop).map_err(|e| e.error)
+    }
+}
+
+pub(super) fn repository(model: &HubModel) -> Repo {
+    Repo::with_revision(model.repository().to_owned(), RepoType::Model, model.revision().to_owned())
+}
+
+#[cfg(unix)]
+fn link_to(relative: &Path, _: &Path, link: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(relative, link)
+}
+
+/// Links need a privilege on Windows; a second name for the file does not.
+#[cfg(not(unix))]
+fn link_to(_: &Path, blob: &Path, link: &Path) -> io::Result<()> {
+    fs::hard_link(blob, link).or_else(|_| fs::copy(blob, link).map(drop))
+}
+
+/// Temporary files are the user's own; a cache may be shared, as the user's mask says.
+#[cfg(unix)]
+pub(super) fn readable_by_all(file: &File) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+pub(super) fn readable_by_all(_: &File) -> io::Result<()> {
+    Ok(())
+}

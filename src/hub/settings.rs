@@ -1,0 +1,88 @@
+//! What the environment says of the hub, under the names that `huggingface_hub` gives it.
+
+use std::env;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use hf_hub::Cache;
+
+use crate::config::{HubModel, Place};
+use crate::objects::{ObjectsError, Trouble, without_secrets};
+
+/// Nothing is asked of the network when this is set.
+pub(super) const OFFLINE: &str = "HF_HUB_OFFLINE";
+
+/// The hub that is asked if no other is named.
+const ENDPOINT: &str = "https://huggingface.co";
+
+/// Settings of a hub and its cache.
+pub(super) struct Settings {
+    pub(super) endpoint: String,
+    pub(super) cache: Cache,
+    pub(super) token: Option<String>,
+    pub(super) offline: bool,
+    /// Whether stderr shows how a download goes on.
+    pub(super) bar: bool,
+}
+
+impl Settings {
+    /// Reads the environment and the token's file.
+    pub(super) fn from_env(model: &HubModel) -> Result<Self, ObjectsError> {
+        let wrong = |problem: String| ObjectsError::new(&Place::Hub(model.clone()), Trouble::Settings, problem);
+        let usual = || {
+            let cache = path("XDG_CACHE_HOME").or_else(|| Some(dirs::home_dir()?.join(".cache")))?;
+            Some(cache.join("huggingface"))
+        };
+        let nowhere = || wrong("there is no folder for the hub's cache; set HOME, or HF_HOME to a folder".into());
+        let home = path("HF_HOME").or_else(usual).ok_or_else(nowhere)?;
+        let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| home.join("hub"));
+        let cache = std::path::absolute(&cache).map_err(|e| wrong(format!("{}: {e}", cache.display())))?;
+        let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into());
+        let endpoint = endpoint.trim_end_matches('/').to_owned();
+        if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
+            let shown = without_secrets(&endpoint);
+            return Err(wrong(format!("HF_ENDPOINT is {shown}, which is not a URL such as {ENDPOINT}")));
+        }
+        let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
+        let given = text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN"));
+        let token = given.or_else(|| {
+            let implicit = !is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN");
+            let read = std::fs::read_to_string(token_file).ok().filter(|_| implicit)?;
+            Some(read.trim().to_owned()).filter(|token| !token.is_empty())
+        });
+        if token.as_deref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return Err(wrong("the token in HF_TOKEN or its file has characters that no token has".into()));
+        }
+        Ok(Self {
+            endpoint,
+            cache: Cache::new(cache),
+            token,
+            offline: is_true(OFFLINE) || is_true("TRANSFORMERS_OFFLINE"),
+            bar: std::io::stderr().is_terminal() && !is_true("HF_HUB_DISABLE_PROGRESS_BARS"),
+        })
+    }
+
+    /// The hub without what may be secret in its address.
+    pub(super) fn shown_endpoint(&self) -> String {
+        without_secrets(&self.endpoint)
+    }
+}
+
+/// A variable that is set to something.
+fn text(name: &str) -> Option<String> {
+    env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+}
+
+/// A variable that names a path, in which `~` is the user's home.
+fn path(name: &str) -> Option<PathBuf> {
+    let value = env::var_os(name).filter(|value| !value.is_empty())?;
+    let path = PathBuf::from(value);
+    match (path.strip_prefix("~"), dirs::home_dir()) {
+        (Ok(below), Some(home)) => Some(home.join(below)),
+        _ => Some(path),
+    }
+}
+
+fn is_true(name: &str) -> bool {
+    text(name).is_some_and(|value| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+}

@@ -1,0 +1,188 @@
+//! What the shell takes besides SQL: lines that begin with a backslash, as in psql.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::array::{RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Schema};
+use arrow::util::pretty::pretty_format_batches;
+use datafusion::logical_expr::TableType;
+use datafusion::prelude::SessionContext;
+
+use super::complete::{quoted, table_names};
+use super::path_of;
+use crate::error::Error;
+use crate::predict::FUNCTION;
+use crate::sql_error::nearest;
+
+/// What `\?` shows.
+pub(super) const HELP: &str = "\
+A statement ends with `;` and may have several lines. Tab completes names; Ctrl-C ends a statement or clears the line.
+  \\d            tables
+  \\d NAME       columns of a table
+  \\df [WORD]    functions, or those with WORD in their name
+  \\i FILE       execute the statements of a file
+  \\o FILE       write the next result to a file: .csv, .json, .parquet or .txt
+  \\o            show results here after all
+  \\timing       show how long statements take, or no longer
+  \\?            this
+  \\q            leave, as do Ctrl-D, quit and exit
+";
+
+const NAMES: [&str; 8] = ["\\d", "\\df", "\\i", "\\o", "\\timing", "\\?", "\\q", "\\h"];
+
+/// How `predict` is called.
+const PREDICT: &str = "predict(model, text [, text_pair])";
+
+/// A command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Command {
+    Tables,
+    Columns(String),
+    /// Those whose names have this in them.
+    Functions(String),
+    Include(PathBuf),
+    Output(Option<PathBuf>),
+    Timing,
+    Help,
+    Leave,
+}
+
+impl Command {
+    /// Reads a command; none if the text is none.
+    pub(super) fn parse(text: &str) -> Option<Result<Self, String>> {
+        let text = text.trim();
+        // Words that everybody tries.
+        match text.trim_end_matches(';').trim_end().to_ascii_lowercase().as_str() {
+            "quit" | "exit" => return Some(Ok(Self::Leave)),
+            "help" => return Some(Ok(Self::Help)),
+            _ if !text.starts_with('\\') => return None,
+            _ => {}
+        }
+        let (name, argument) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+        // A `;` is a habit here.
+        let (name, argument) = (name.trim_end_matches(';'), argument.trim().trim_end_matches(';').trim_end());
+        let unquoted = argument.trim_matches('\'');
+        Some(match (name, argument) {
+            ("\\d" | "\\dt" | "\\d+", "") => Ok(Self::Tables),
+            ("\\d" | "\\d+", _) => Ok(Self::Columns(argument.trim_matches('"').to_owned())),
+            ("\\df", _) => Ok(Self::Functions(argument.to_lowercase())),
+            ("\\i", "") => Err("\\i takes the name of a file with statements, as in \\i sql/accuracy.sql".into()),
+            ("\\i", _) => Ok(Self::Include(path_of(unquoted))),
+            ("\\o", "") => Ok(Self::Output(None)),
+            ("\\o", _) => Ok(Self::Output(Some(path_of(unquoted)))),
+            ("\\timing", "") => Ok(Self::Timing),
+            ("\\?" | "\\h" | "\\help", _) => Ok(Self::Help),
+            ("\\q" | "\\quit", _) => Ok(Self::Leave),
+            _ => {
+                let near = nearest(name, NAMES.iter().copied());
+                let near = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
+                Err(format!("there is no command {name}{near} (\\? lists them)"))
+            }
+        })
+    }
+}
+
+/// The tables, each with its number of columns.
+pub(super) async fn tables(context: &SessionContext) -> Result<String, Error> {
+    let mut rows = Vec::new();
+    for name in table_names(context) {
+        // A table that went meanwhile is none.
+        let Ok(table) = context.table_provider(quoted(&name)).await else { continue };
+        let kind = match table.table_type() {
+            TableType::Base => "table",
+            TableType::View => "view",
+            TableType::Temporary => "temporary",
+        };
+        rows.push([name, kind.to_owned(), table.schema().fields().len().to_string()]);
+    }
+    if rows.is_empty() {
+        return Ok("there are no tables: leave, and name some with --table NAME=URI or --pipeline FILE\n".into());
+    }
+    formatted(["table", "kind", "columns"], &rows)
+}
+
+/// The columns of a table.
+pub(super) async fn columns(context: &SessionContext, name: &str) -> Result<String, Error> {
+    let names = table_names(context);
+    let Some(found) = names.iter().find(|table| *table == name).or(names.iter().find(|t| t.eq_ignore_ascii_case(name)))
+    else {
+        let near = nearest(name, names.iter().map(String::as_str));
+        let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+        return Err(Error::Usage(format!("there is no table `{name}` (tables: {}){near}", names.join(", "))));
+    };
+    let table = context.table_provider(quoted(found)).await;
+    let table = table.map_err(|e| Error::sql(format!("\\d {name}"), &e, Some(context)))?;
+    let schema = table.schema();
+    let rows: Vec<[String; 3]> = schema
+        .fields()
+        .iter()
+        .map(|field| {
+            let nulls = if field.is_nullable() { "yes" } else { "no" };
+            [field.name().clone(), field.data_type().to_string(), nulls.to_owned()]
+        })
+        .collect();
+    formatted(["column", "type", "nullable"], &rows)
+}
+
+/// The functions whose names have `part` in them, each as it is called.
+pub(super) fn functions(context: &SessionContext, part: &str) -> Result<String, Error> {
+    let state = context.state();
+    let mut rows = Vec::new();
+    let mut add = |name: &str, kind: &str, documentation: Option<(&str, &str)>| {
+        let (call, about) = match documentation {
+            Some((call, about)) => (call.lines().next().unwrap_or(name), about.lines().next().unwrap_or_default()),
+            None if name == FUNCTION => (PREDICT, "Scores a text or a pair by a model: label, score, probabilities, …"),
+            None => (name, ""),
+        };
+        if name.to_lowercase().contains(part) {
+            rows.push([call.to_owned(), kind.to_owned(), about.trim().to_owned()]);
+        }
+    };
+    // An alias has an entry of its own.
+    for (name, function) in state.scalar_functions() {
+        let about = function.documentation().map(|d| (d.syntax_example.as_str(), d.description.as_str()));
+        add(name, "scalar", about.filter(|_| name == function.name()));
+    }
+    for (name, function) in state.aggregate_functions() {
+        let about = function.documentation().map(|d| (d.syntax_example.as_str(), d.description.as_str()));
+        add(name, "aggregate", about.filter(|_| name == function.name()));
+    }
+    for (name, function) in state.window_functions() {
+        let about = function.documentation().map(|d| (d.syntax_example.as_str(), d.description.as_str()));
+        add(name, "window", about.filter(|_| name == function.name()));
+    }
+    for name in state.table_functions().keys() {
+        add(name, "table", None);
+    }
+    if rows.is_empty() {
+        return Ok(format!("no function has `{part}` in its name\n"));
+    }
+    rows.sort();
+    formatted(["function", "kind", "what it gives"], &rows)
+}
+
+fn formatted(heads: [&str; 3], rows: &[[String; 3]]) -> Result<String, Error> {
+    let fields: Vec<Field> = heads.iter().map(|head| Field::new(*head, DataType::Utf8, false)).collect();
+    let columns = (0..heads.len())
+        .map(|column| Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row[column].as_str()))) as Arc<_>);
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns.collect())
+        .and_then(|batch| pretty_format_batches(&[batch]).map(|table| format!("{table}\n")))
+        .map_err(|e| Error::sql("the list", &e.into(), None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_read_and_near_misses_named() {
+        assert_eq!(Command::parse("\\d"), Some(Ok(Command::Tables)));
+        assert_eq!(Command::parse("\\d  \"A b\";"), Some(Ok(Command::Columns("A b".into()))));
+        assert_eq!(Command::parse("\\o 'a b.csv'"), Some(Ok(Command::Output(Some("a b.csv".into())))));
+        assert_eq!(Command::parse("EXIT;"), Some(Ok(Command::Leave)));
+        assert_eq!(Command::parse("SELECT 1"), None);
+        let problem = Command::parse("\\time").unwrap().unwrap_err();
+        assert_eq!(problem, "there is no command \\time; did you mean \\timing? (\\? lists them)");
+    }
+}

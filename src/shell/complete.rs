@@ -1,0 +1,173 @@
+//! What the line editor needs to know: whether a statement has ended, and which names could be meant.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use datafusion::common::TableReference;
+use datafusion::prelude::SessionContext;
+use rustyline::completion::{Completer, FilenameCompleter, Pair};
+use rustyline::highlight::Highlighter;
+use rustyline::hint::Hinter;
+use rustyline::validate::{ValidationContext, ValidationResult, Validator};
+use rustyline::{Context, Helper, Result};
+
+use super::commands::Command;
+use super::script;
+
+/// The words of SQL that queries are made of; the parser knows a thousand, which would bury the names.
+const KEYWORDS: &str = "ALL AND ANTI ANY AS ASC BETWEEN BY CASE CAST COPY CREATE CROSS CUBE CURRENT DATE DESC DESCRIBE \
+    DISTINCT DROP ELSE END EXCEPT EXISTS EXPLAIN FALSE FILTER FIRST FOLLOWING FROM FULL GROUP GROUPING HAVING ILIKE IN \
+    INNER INTERSECT INTERVAL IS JOIN LAST LATERAL LEFT LIKE LIMIT NATURAL NOT NULL NULLS OFFSET ON OR ORDER OUTER OVER \
+    PARTITION PRECEDING QUALIFY RANGE RECURSIVE RIGHT ROLLUP ROWS SELECT SEMI SET SHOW SIMILAR TABLE TABLES THEN \
+    TIMESTAMP TRUE UNBOUNDED UNION UNNEST USING VALUES VIEW WHEN WHERE WINDOW WITH ANALYZE BIGINT BOOLEAN DOUBLE \
+    INTEGER VARCHAR";
+
+/// Helps while a statement is typed; made anew for each, as statements make views.
+pub(super) struct Assistant {
+    /// Each table's columns.
+    tables: BTreeMap<String, Vec<String>>,
+    functions: BTreeSet<String>,
+    files: FilenameCompleter,
+}
+
+impl Assistant {
+    pub(super) async fn of(context: &SessionContext) -> Self {
+        let mut tables = BTreeMap::new();
+        for name in table_names(context) {
+            if let Ok(table) = context.table_provider(quoted(&name)).await {
+                let schema = table.schema();
+                tables.insert(name, schema.fields().iter().map(|field| field.name().clone()).collect());
+            }
+        }
+        let state = context.state();
+        let names = state.scalar_functions().keys().chain(state.aggregate_functions().keys());
+        let names = names.chain(state.window_functions().keys()).chain(state.table_functions().keys());
+        Self { tables, functions: names.cloned().collect(), files: FilenameCompleter::new() }
+    }
+
+    /// The names that begin with the word before the cursor, and where that word begins.
+    fn names(&self, line: &str) -> (usize, Vec<Pair>) {
+        let start = line
+            .rfind(|c: char| !(c.is_alphanumeric() || c == '_'))
+            .map_or(0, |at| at + line[at..].chars().next().map_or(1, char::len_utf8));
+        let word = &line[start..];
+        let begins = |name: &str| name.len() >= word.len() && name.to_lowercase().starts_with(&word.to_lowercase());
+        let pair = |name: &str, replacement: String| Pair { display: name.to_owned(), replacement };
+        // Behind `table.` only its columns can stand.
+        if let Some(table) = line[..start].strip_suffix('.') {
+            let table = table.rsplit(|c: char| !(c.is_alphanumeric() || "_-\"".contains(c))).next().unwrap_or_default();
+            let table = table.trim_matches('"');
+            let found = self.tables.iter().find(|(name, _)| name.eq_ignore_ascii_case(table));
+            let columns = found.into_iter().flat_map(|(_, columns)| columns).filter(|name| begins(name));
+            return (start, columns.map(|name| pair(name, in_sql(name))).collect());
+        }
+        if word.is_empty() {
+            return (start, Vec::new());
+        }
+        let columns: BTreeSet<&String> = self.tables.values().flatten().collect();
+        let mut found: Vec<Pair> = Vec::new();
+        let names = self.tables.keys().chain(columns);
+        found.extend(names.filter(|name| begins(name)).map(|name| pair(name, in_sql(name))));
+        let functions = self.functions.iter().filter(|name| begins(name));
+        found.extend(functions.map(|name| pair(&format!("{name}("), format!("{name}("))));
+        // As the user began to write them.
+        let lower = word.chars().next().is_some_and(char::is_lowercase);
+        let keywords = KEYWORDS.split_whitespace().filter(|name| begins(name));
+        found.extend(keywords.map(|name| {
+            let name = if lower { name.to_lowercase() } else { name.to_owned() };
+            pair(&name, format!("{name} "))
+        }));
+        found.dedup_by(|a, b| a.replacement == b.replacement);
+        (start, found)
+    }
+}
+
+impl Completer for Assistant {
+    type Candidate = Pair;
+
+    fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> Result<(usize, Vec<Pair>)> {
+        let before = &line[..at];
+        let is_file_command = ["\\i ", "\\o "].iter().any(|command| before.trim_start().starts_with(command));
+        // Strings of SQL are mostly texts, but the one that names a model is a path.
+        if is_file_command || script::open_quote(before) == Some('\'') {
+            return self.files.complete_path(line, at);
+        }
+        if before.trim_start().starts_with("\\d ") {
+            let start = before.rfind(char::is_whitespace).map_or(0, |space| space + 1);
+            let names = self.tables.keys().filter(|name| name.starts_with(&before[start..]));
+            let pairs = names.map(|name| Pair { display: name.clone(), replacement: name.clone() });
+            return Ok((start, pairs.collect()));
+        }
+        Ok(self.names(before))
+    }
+}
+
+impl Validator for Assistant {
+    fn validate(&self, context: &mut ValidationContext<'_>) -> Result<ValidationResult> {
+        let text = context.input();
+        let ended = Command::parse(text).is_some() || script::is_complete(text);
+        Ok(if ended { ValidationResult::Valid(None) } else { ValidationResult::Incomplete })
+    }
+}
+
+impl Hinter for Assistant {
+    type Hint = String;
+}
+
+impl Highlighter for Assistant {}
+
+impl Helper for Assistant {}
+
+/// The tables of a session, each once: they are registered in lower case too.
+pub(super) fn table_names(context: &SessionContext) -> Vec<String> {
+    let schema = context.catalog("datafusion").and_then(|catalog| catalog.schema("public"));
+    let mut names = schema.map(|schema| schema.table_names()).unwrap_or_default();
+    names.sort();
+    names.sort_by_key(|name| name.to_lowercase());
+    names.dedup_by(|a, b| a.eq_ignore_ascii_case(b));
+    names
+}
+
+/// A table by its name to the letter.
+pub(super) fn quoted(name: &str) -> TableReference {
+    TableReference::bare(name)
+}
+
+/// The tables in a line, for the greeting.
+pub(super) fn summary(context: &SessionContext) -> String {
+    let names = table_names(context);
+    if names.is_empty() { "no tables".into() } else { format!("tables: {}", names.join(", ")) }
+}
+
+/// A name as SQL takes it.
+fn in_sql(name: &str) -> String {
+    let plain = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        && !name.starts_with(|c: char| c.is_ascii_digit());
+    if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(line: &str) -> Vec<String> {
+        let columns = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let tables = [("pairs", columns(&["id", "sentence1", "Sentence 2"])), ("my-runs", columns(&["started"]))];
+        let assistant = Assistant {
+            tables: tables.into_iter().map(|(name, columns)| (name.to_owned(), columns)).collect(),
+            functions: ["predict".to_owned(), "power".to_owned()].into(),
+            files: FilenameCompleter::new(),
+        };
+        assistant.names(line).1.into_iter().map(|pair| pair.replacement).collect()
+    }
+
+    #[test]
+    fn names_are_completed_by_where_they_stand() {
+        assert_eq!(found("sel"), ["select "]);
+        assert_eq!(found("SELECT p.x FROM pai"), ["pairs"]);
+        assert_eq!(found("SELECT sen"), ["\"Sentence 2\"", "sentence1"]);
+        assert_eq!(found("SELECT pairs.s"), ["sentence1", "\"Sentence 2\""]);
+        assert_eq!(found("SELECT pre"), ["predict(", "preceding "]);
+        assert_eq!(found("SELECT * FROM my"), ["\"my-runs\""]);
+        assert!(found("SELECT ").is_empty() && found("SELECT none.s").is_empty());
+    }
+}

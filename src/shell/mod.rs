@@ -1,0 +1,249 @@
+//! `couplet query` without SQL: a shell over the tables, and the statements that come from stdin.
+//!
+//! The line editor is rustyline and all else is here, rather than in `datafusion-cli`: that one keeps `.history` in the
+//! working folder, completes names of files only, prints `DataFusion`'s raw errors past those of [`crate::error`], and
+//! brings sixty crates of the AWS SDK with it. What a statement may do is decided by [`crate::query`], as for one on the
+//! command line.
+
+mod commands;
+mod complete;
+mod script;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use datafusion::prelude::SessionContext;
+use rustyline::error::ReadlineError;
+use rustyline::history::FileHistory;
+use rustyline::{CompletionType, Config, Editor};
+
+use crate::cli::{print, report_error};
+use crate::config::Table;
+use crate::error::Error;
+use crate::parameters::Parameters;
+use crate::progress::grouped;
+use crate::query::{self, Format, Shown};
+use crate::run;
+
+use commands::Command;
+use complete::Assistant;
+use script::Piece;
+
+/// Rows of a result that the shell shows; nobody reads more, and a table is kept until it is shown.
+const MOST_ROWS: usize = 1000;
+
+/// How deep files of statements may name each other.
+const DEEPEST: usize = 8;
+
+/// Statements that are remembered.
+const HISTORY: usize = 10_000;
+
+const PROMPT: &str = "couplet> ";
+
+/// A session to which statements and commands are given one after the other.
+pub struct Shell<'a> {
+    context: &'a SessionContext,
+    tables: &'a [Table],
+    /// Values of parameters, for the statements that use them.
+    parameters: Vec<(String, String)>,
+    /// How results are written, if not as the name of the file says.
+    format: Option<Format>,
+    /// The file that the next result goes to.
+    output: Option<PathBuf>,
+    timing: bool,
+    /// Rows of a result that are shown at most; none for all.
+    most_rows: Option<usize>,
+}
+
+/// What comes after a statement or command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    GoOn,
+    Leave,
+}
+
+impl<'a> Shell<'a> {
+    /// A shell over a session with these tables; the first result goes to `output` if that is given.
+    #[must_use]
+    pub fn new(
+        context: &'a SessionContext,
+        tables: &'a [Table],
+        parameters: Vec<(String, String)>,
+        format: Option<Format>,
+        output: Option<PathBuf>,
+    ) -> Self {
+        Self { context, tables, parameters, format, output, timing: false, most_rows: None }
+    }
+
+    /// Reads statements from the terminal until the user leaves. Ctrl-C ends the statement that runs, or clears the line.
+    ///
+    /// # Errors
+    /// A terminal that cannot be used; what is wrong with a statement is shown.
+    pub async fn run(mut self) -> Result<(), Error> {
+        self.most_rows = Some(MOST_ROWS);
+        let config = Config::builder().completion_type(CompletionType::List).auto_add_history(false);
+        let config = config.history_ignore_dups(true).and_then(|config| config.max_history_size(HISTORY));
+        let config = config.map_err(|e| unusable(&e))?.build();
+        let mut editor: Editor<Assistant, FileHistory> = Editor::with_config(config).map_err(|e| unusable(&e))?;
+        let history = history_file();
+        if let Some(path) = &history {
+            // Before the first statement there is none.
+            let _ = editor.load_history(path);
+        }
+        print(&format!(
+            "couplet {} · {} · \\? for help, \\q to leave\n",
+            env!("CARGO_PKG_VERSION"),
+            complete::summary(self.context)
+        ))?;
+        loop {
+            editor.set_helper(Some(Assistant::of(self.context).await));
+            let text = match tokio::task::block_in_place(|| editor.readline(PROMPT)) {
+                Ok(text) => text,
+                Err(ReadlineError::Interrupted) => continue,
+                Err(ReadlineError::Eof) => return Ok(()),
+                Err(e) => return Err(unusable(&e)),
+            };
+            let is_new = !text.trim().is_empty() && editor.add_history_entry(text.trim()).unwrap_or(false);
+            if let Some(path) = history.as_ref().filter(|_| is_new) {
+                // A shell that cannot remember is still one.
+                let _ = editor.append_history(path);
+            }
+            let done = tokio::select! {
+                biased;
+                _ = tokio::signal::ctrl_c() => {
+                    report_error(&Error::Usage("interrupted".into()));
+                    continue;
+                }
+                done = self.perform(&text, "SQL", 0) => done,
+            };
+            match done {
+                Ok(Next::GoOn) => {}
+                Ok(Next::Leave) => return Ok(()),
+                Err(error) => report_error(&error),
+            }
+        }
+    }
+
+    /// Executes the statements and commands of a text, up to the first that fails; `origin` is where they stand.
+    ///
+    /// # Errors
+    /// What is wrong with the first that fails.
+    pub async fn execute(mut self, text: &str, origin: &str) -> Result<(), Error> {
+        self.script(text, origin, 0).await.map(drop)
+    }
+
+    /// Statements of one kind are executed as if they stood on the command line: all are parsed before the first runs.
+    async fn script(&mut self, text: &str, origin: &str, depth: usize) -> Result<Next, Error> {
+        let pieces = script::split(text);
+        if !pieces.iter().any(Piece::is_command) {
+            return self.sql(text, origin).await;
+        }
+        for piece in pieces {
+            let origin = format!("{origin}, line {}", piece.line());
+            if self.perform(piece.text(), &origin, depth).await? == Next::Leave {
+                return Ok(Next::Leave);
+            }
+        }
+        Ok(Next::GoOn)
+    }
+
+    async fn perform(&mut self, text: &str, origin: &str, depth: usize) -> Result<Next, Error> {
+        let text = text.trim();
+        match Command::parse(text) {
+            None if text.is_empty() => Ok(Next::GoOn),
+            None => self.sql(text, origin).await,
+            Some(Err(problem)) => Err(Error::Usage(problem)),
+            Some(Ok(Command::Leave)) => Ok(Next::Leave),
+            Some(Ok(Command::Help)) => print(commands::HELP).map(|()| Next::GoOn),
+            Some(Ok(Command::Timing)) => {
+                self.timing = !self.timing;
+                self.say(if self.timing { "timing is on\n" } else { "timing is off\n" }).map(|()| Next::GoOn)
+            }
+            Some(Ok(Command::Output(path))) => self.set_output(path).map(|()| Next::GoOn),
+            Some(Ok(Command::Tables)) => print(&commands::tables(self.context).await?).map(|()| Next::GoOn),
+            Some(Ok(Command::Columns(name))) => {
+                print(&commands::columns(self.context, &name).await?).map(|()| Next::GoOn)
+            }
+            Some(Ok(Command::Functions(part))) => {
+                print(&commands::functions(self.context, &part)?).map(|()| Next::GoOn)
+            }
+            Some(Ok(Command::Include(path))) => {
+                let shown = path.display().to_string();
+                if depth == DEEPEST {
+                    return Err(Error::Usage(format!("{shown}: files name each other more than {DEEPEST} deep")));
+                }
+                let text = fs::read_to_string(&path);
+                let text = text.map_err(|e| Error::Usage(format!("cannot read {shown}: {e}")))?;
+                Box::pin(self.script(&text, &shown, depth + 1)).await
+            }
+        }
+    }
+
+    /// On a terminal only: elsewhere, stdout has results and nothing else.
+    fn say(&self, text: &str) -> Result<(), Error> {
+        if self.most_rows.is_some() { print(text) } else { Ok(()) }
+    }
+
+    fn set_output(&mut self, path: Option<PathBuf>) -> Result<(), Error> {
+        if let Some(path) = &path {
+            query::format_of(self.format, Some(path))?;
+            self.say(&format!("the next result goes to {}\n", path.display()))?;
+        } else {
+            self.say("results are shown here\n")?;
+        }
+        self.output = path;
+        Ok(())
+    }
+
+    async fn sql(&mut self, sql: &str, origin: &str) -> Result<Next, Error> {
+        let began = Instant::now();
+        let output = self.output.clone();
+        let format = query::format_of(self.format, output.as_deref())?;
+        let parameters = Parameters::of_statement(sql, origin, &self.parameters)?;
+        let shown =
+            query::show(self.context, sql, origin, &parameters, format, output.as_deref(), self.most_rows).await;
+        let Shown { rows, cut } = match shown {
+            Ok(shown) => shown,
+            Err(error) => {
+                let kept = if output.is_some() { "no output was written" } else { "the output is not complete" };
+                return Err(run::blame(self.context, self.tables, error, kept).await);
+            }
+        };
+        match (rows, &output) {
+            (Some(rows), Some(path)) => self.say(&format!("{}: {} rows\n", path.display(), grouped(rows)))?,
+            (Some(rows), None) if cut => self.say(&format!(
+                "the first {} rows; `\\o FILE` before the statement writes all to a file\n",
+                grouped(rows)
+            ))?,
+            _ => {}
+        }
+        if rows.is_some() {
+            self.output = None;
+        }
+        if self.timing {
+            print(&format!("{:.3} s\n", began.elapsed().as_secs_f64()))?;
+        }
+        Ok(Next::GoOn)
+    }
+}
+
+/// Where statements are remembered; none without a home.
+fn history_file() -> Option<PathBuf> {
+    let folder = dirs::state_dir().or_else(dirs::data_local_dir)?.join("couplet");
+    fs::create_dir_all(&folder).ok()?;
+    Some(folder.join("history"))
+}
+
+fn unusable(error: &ReadlineError) -> Error {
+    Error::Io { context: "the terminal cannot be used".into(), error: io::Error::other(error.to_string()) }
+}
+
+/// The path that a command names, in which `~` is the user's home.
+fn path_of(text: &str) -> PathBuf {
+    match (Path::new(text).strip_prefix("~"), dirs::home_dir()) {
+        (Ok(below), Some(home)) => home.join(below),
+        _ => PathBuf::from(text),
+    }
+}
