@@ -81,9 +81,9 @@ impl Run {
         stop: impl Future<Output = ()>,
         recorded: &mut Option<RunRecord>,
     ) -> Result<RunReport, Error> {
-        let style = if messages.is_quiet() { Style::Quiet } else { Style::Auto };
-        let remembering = Remembering { fresh: self.fresh, retry_errors: self.retry_errors, wait: self.wait };
-        run::run_recorded(pipeline, variables, &self.only, remembering, style, stop, recorded).await
+        let plan = self.plan.as_deref().map(predicted).transpose()?;
+        let remembering = Remembering { fresh: self.fresh, retry_errors: self.retry_errors, wait: self.wait, plan };
+        run::run_recorded(pipeline, variables, &self.only, remembering, messages.style(), stop, recorded).await
     }
 }
 

@@ -36,7 +36,7 @@ mod variables;
 
 pub use hub::HubModel;
 pub use pipeline::*;
-pub use place::{Place, Remote, Service, model_place};
+pub use place::{Place, Remote, Service, model_place, table_place};
 pub(crate) use problem::closest;
 pub use problem::{ConfigErrors, Problem};
 pub use schema::{reference, schema};

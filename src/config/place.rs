@@ -348,6 +348,14 @@ pub fn model_place(text: &str) -> Result<Place, String> {
     resolve_model(Path::new(""), text).map_err(Problem::into_line)
 }
 
+/// The place of a table that a text names, a relative path taken as it is.
+///
+/// # Errors
+/// What is wrong with a URI, in one line.
+pub fn table_place(text: &str) -> Result<Place, String> {
+    resolve(Path::new(""), text).map_err(Problem::into_line)
+}
+
 /// Makes a path of a path or `file://` URI; `key` is the key that cannot be anything else.
 pub(super) fn resolve_local(folder: &Path, text: &str, key: &str) -> Result<PathBuf, Problem> {
     match scheme_of(text) {

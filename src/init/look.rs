@@ -15,7 +15,7 @@ use datafusion::functions_aggregate::expr_fn::{count, count_distinct};
 use datafusion::logical_expr::{Expr, lit};
 use datafusion::prelude::SessionContext;
 
-use crate::config::{CsvOptions, Place, Table, TableFormat, place};
+use crate::config::{CsvOptions, Place, Table, TableFormat, table_place};
 use crate::error::Error;
 use crate::predict::Models;
 use crate::run;
@@ -64,7 +64,7 @@ pub struct Looked {
 /// A place that cannot be read, or whose format is not told by anything.
 pub async fn look(uri: &str, format: Option<&str>) -> Result<Looked, Error> {
     let wrong = |problem: String| Error::Usage(format!("--from {uri}: {problem}"));
-    let place = place(uri).map_err(wrong)?;
+    let place = table_place(uri).map_err(wrong)?;
     let (table, options) = table(uri, &place, format).map_err(wrong)?;
     let settings = crate::config::RunSettings::default();
     let resources = run::resources(&settings)?;

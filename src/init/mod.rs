@@ -49,7 +49,7 @@ pub struct ModelChoice {
 /// A model on this machine that is no folder of a model.
 pub fn choose_model(asked: Option<&str>, folder: &Path) -> Result<ModelChoice, Error> {
     if let Some(uri) = asked {
-        let place = config::place(uri);
+        let place = config::model_place(uri);
         // What has a scheme that is not known here is the pipeline's to judge.
         let Some(path) = place.as_ref().ok().and_then(config::Place::local) else {
             return Ok(ModelChoice { uri: uri.to_owned(), why: "as asked for".into(), here: false });
@@ -183,7 +183,7 @@ fn relative(folder: &Path, path: &Path) -> String {
 /// The URI of a table as a pipeline in `folder` would write it.
 #[must_use]
 pub fn table_uri(folder: &Path, uri: &str) -> String {
-    match config::place(uri) {
+    match config::table_place(uri) {
         Ok(config::Place::Local(path)) => relative(folder, &path),
         _ => uri.to_owned(),
     }

@@ -267,7 +267,7 @@ impl Scorer {
         };
         let kernels = Kernels::with_precision(&device, precision).ok_or(ScorerError::Precision { precision })?;
         let model = pool.install(|| Model::stand_in(makings, &device, kernels))?;
-        Self::assemble(model, precision, options, pool)
+        Self::assemble(model, precision, None, options, pool)
     }
 
     /// The model that is run.

@@ -22,6 +22,7 @@ use rustyline::{CompletionType, Config, Editor};
 use crate::cli::{print, report_error};
 use crate::config::Table;
 use crate::error::Error;
+use crate::logging::LogFormat;
 use crate::parameters::Parameters;
 use crate::progress::grouped;
 use crate::query::{self, Format, Shown};
@@ -113,7 +114,7 @@ impl<'a> Shell<'a> {
             let done = tokio::select! {
                 biased;
                 _ = tokio::signal::ctrl_c() => {
-                    report_error(&Error::Usage("interrupted".into()));
+                    report_error(&Error::Usage("interrupted".into()), LogFormat::Text);
                     continue;
                 }
                 done = self.perform(&text, "SQL", 0) => done,
@@ -121,7 +122,7 @@ impl<'a> Shell<'a> {
             match done {
                 Ok(Next::GoOn) => {}
                 Ok(Next::Leave) => return Ok(()),
-                Err(error) => report_error(&error),
+                Err(error) => report_error(&error, LogFormat::Text),
             }
         }
     }

@@ -9,6 +9,7 @@ mod config;
 mod damage;
 mod disk_full;
 mod durable;
+#[path = "../../fuzz/src/lib.rs"]
 mod elsewhere;
 mod evaluating;
 mod faults;
@@ -57,4 +58,3 @@ mod tables;
 mod tiny;
 mod training;
 mod venv;
-#[path = "../../fuzz/src/lib.rs"]

@@ -202,13 +202,16 @@ impl Planner<'_> {
             // How many labels there are makes no difference to the time.
             _ => finetune.labels.as_ref().map_or(finetune.task.labels().len(), Vec::len).max(2),
         };
-        let base = &finetune.base.path;
+        let base = finetune.base.local()?;
         if base.exists() {
             return Some(Makings::of_base(base, outputs));
         }
         let pretrain = self.pipeline.pretrain.as_ref().filter(|_| self.plans(Stage::Pretrain))?;
-        (pretrain.learning.output.path == *base).then(|| match &pretrain.start {
-            Start::Model(start) => Makings::of_base(&start.path, outputs),
+        if pretrain.learning.output.path != base {
+            return None;
+        }
+        Some(match &pretrain.start {
+            Start::Model(start) => Makings::of_base(start.local()?, outputs),
             Start::Random { config, tokenizer } => {
                 Makings { config: config.path.clone(), tokenizer: tokenizer.path.clone(), weights: None, outputs }
             }

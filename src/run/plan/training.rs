@@ -73,7 +73,7 @@ impl Planner<'_> {
         let job = training.pretrain_job(stage).await?;
         let rows = job.texts.len();
         let base = match &stage.start {
-            Start::Model(base) => Some(base.path.as_path()),
+            Start::Model(base) => base.local(),
             Start::Random { .. } => None,
         };
         let rehearsal = if self.may_rehearse(PRETRAIN, base, None, plan) {
@@ -91,7 +91,7 @@ impl Planner<'_> {
         let job = training.finetune_job(stage).await?;
         let rows = job.training.len() + job.validation.len();
         let pretrained = self.pipeline.pretrain.as_ref().map(|stage| stage.learning.output.path.as_path());
-        let rehearsal = if self.may_rehearse(FINETUNE, Some(&stage.base.path), pretrained, plan) {
+        let rehearsal = if self.may_rehearse(FINETUNE, stage.base.local(), pretrained, plan) {
             let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);
             let rehearse = move || job.rehearse(&Device::Cpu, threads.rayon(), budget);
             Some(training.blocking(FINETUNE, rehearse).await?)
