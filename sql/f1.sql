@@ -1,4 +1,4 @@
--- Precision, recall and F1 of each label, and Matthews' correlation where there are two labels.
+-- How good is each label? Precision, recall and F1, and Matthews' correlation where there are two labels.
 --
 -- Reads the table predictions with the columns label and predicted_label. F1 of the rarer label says more than
 -- accuracy where labels are uneven; on even labels look at Matthews, which is 0 for guessing.

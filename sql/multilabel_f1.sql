@@ -1,4 +1,4 @@
--- Precision, recall and F1 of each label, where a row may have any number of them.
+-- How good is each label, where a row may have any number of them? Precision, recall and F1.
 --
 -- Reads the tables predictions, of a multi-label model, with the column label (a list of texts), and runs, which
 -- --pipeline gives and which knows the names of the model's labels. The last columns are the F1 of all labels together
