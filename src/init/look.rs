@@ -27,6 +27,9 @@ const SAMPLE: usize = 10_000;
 /// Bytes of a text file that its format is judged by.
 const HEAD: usize = 64 * 1024;
 
+/// Keys of a table in `[tables]`, with their values as TOML.
+pub type TableOptions = Vec<(&'static str, String)>;
+
 /// A column, by a sample of its rows.
 #[derive(Debug, Clone)]
 pub struct Column {
@@ -47,7 +50,7 @@ pub struct Column {
 /// A table that was looked at.
 pub struct Looked {
     /// What `[tables]` says of it, but for the name: the format where the extension does not tell it.
-    pub options: Vec<(&'static str, String)>,
+    pub options: TableOptions,
     /// Its columns.
     pub columns: Vec<Column>,
     /// Rows of the sample.
@@ -138,7 +141,7 @@ fn describe(name: &str, values: &dyn Array) -> Result<Column, arrow::error::Arro
 }
 
 /// The table `data`, and what `[tables]` must say of it.
-fn table(uri: &str, place: &Place, format: Option<&str>) -> Result<(Table, Vec<(&'static str, String)>), String> {
+fn table(uri: &str, place: &Place, format: Option<&str>) -> Result<(Table, TableOptions), String> {
     let inferred = crate::config::table_from_uri("data", uri);
     let local = place.local();
     let format = format.map(str::to_owned).or_else(|| match (&inferred, local) {
@@ -147,7 +150,7 @@ fn table(uri: &str, place: &Place, format: Option<&str>) -> Result<(Table, Vec<(
         (Err(_), Some(path)) => head(path).and_then(|head| delimiter(&head)).map(str::to_owned),
         _ => None,
     });
-    let mut options: Vec<(&'static str, String)> = Vec::new();
+    let mut options: TableOptions = Vec::new();
     let mut table = match &format {
         None => inferred?,
         Some(format) => {
@@ -166,7 +169,7 @@ fn table(uri: &str, place: &Place, format: Option<&str>) -> Result<(Table, Vec<(
 }
 
 /// Finds out whether the first line names the columns, and whether quotation marks mean something.
-fn sniff(csv: &mut CsvOptions, head: &str, options: &mut Vec<(&'static str, String)>) {
+fn sniff(csv: &mut CsvOptions, head: &str, options: &mut TableOptions) {
     let delimiter = char::from(csv.delimiter);
     let lines: Vec<&str> = head.lines().filter(|line| !line.is_empty()).collect();
     // A field that opens with a quotation mark must close with one, or the marks are part of the text.
@@ -184,7 +187,7 @@ fn sniff(csv: &mut CsvOptions, head: &str, options: &mut Vec<(&'static str, Stri
         .map(|f| f.trim_matches('"'))
         .collect();
     let is_value = |name: &&str| name.parse::<f64>().is_ok() || name.split_whitespace().count() > 4;
-    if names.iter().any(|name| is_value(name)) {
+    if names.iter().any(is_value) {
         csv.header = false;
         options.push(("header", "false".into()));
     }
@@ -244,7 +247,9 @@ fn format_of_folder(path: &Path) -> Option<String> {
             } else {
                 let known =
                     ["parquet", "csv", "tsv", "json", "arrow"].into_iter().find(|e| name.ends_with(&format!(".{e}")));
-                known.into_iter().for_each(|known| *counts.entry(known).or_default() += 1);
+                if let Some(known) = known {
+                    *counts.entry(known).or_default() += 1;
+                }
             }
         }
     }

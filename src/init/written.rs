@@ -37,6 +37,11 @@ pub(super) fn with_comment(line: &str, comment: &str) -> String {
     format!("{line:<width$}# {comment}", width = COMMENT.max(line.chars().count() + 1))
 }
 
+fn add_line(toml: &mut String, line: &str, comment: &str) {
+    toml.push_str(&with_comment(line, comment));
+    toml.push('\n');
+}
+
 /// A column, and the name that it has behind the query.
 struct Selected<'a> {
     column: &'a str,
@@ -105,7 +110,7 @@ pub fn pipeline_over(name: &str, uri: &str, table: &Looked, guess: &Guess, model
     let table_entry = match &table.options[..] {
         [] => format!("data = {}", quoted(&doubled(uri))),
         options => {
-            let options = options.iter().map(|(key, value)| format!(", {key} = {value}")).collect::<String>();
+            let options = options.iter().map(|(key, value)| format!(", {key} = {value}")).collect::<Vec<_>>().concat();
             format!("data = {{ uri = {}{options} }}", quoted(&doubled(uri)))
         }
     };
@@ -124,7 +129,7 @@ pub fn pipeline_over(name: &str, uri: &str, table: &Looked, guess: &Guess, model
         quoted(name),
         doubled(&sql)
     );
-    let mut line = |line: String, comment: &str| toml.push_str(&format!("{}\n", with_comment(&line, comment)));
+    let mut line = |line: String, comment: &str| add_line(&mut toml, &line, comment);
     line(format!("id = {}", list(&ids)), &guess.why_id);
     line(format!("text = {}", list(&texts)), &guess.why_text);
     match &label {
@@ -132,11 +137,11 @@ pub fn pipeline_over(name: &str, uri: &str, table: &Looked, guess: &Guess, model
         None => line("# label = \"…\"".into(), &guess.why_label),
     }
     toml.push_str("\n[model]\n");
-    let mut line = |line: String, comment: &str| toml.push_str(&format!("{}\n", with_comment(&line, comment)));
+    let mut line = |line: String, comment: &str| add_line(&mut toml, &line, comment);
     line(format!("uri = {}", quoted(&doubled(&model.uri))), &model.why);
     line("max_length = 128".into(), "tokens; longer inputs are cut. couplet plan says how many that concerns");
     toml.push_str("\n[sink]\n");
-    let mut line = |line: String, comment: &str| toml.push_str(&format!("{}\n", with_comment(&line, comment)));
+    let mut line = |line: String, comment: &str| add_line(&mut toml, &line, comment);
     line("uri = \"out/predictions.parquet\"".into(), "appears when it is complete, instead of the one before");
     if let Some(label) = &label {
         toml.push_str(&finetune(table, guess, &sql, &texts, label));

@@ -196,7 +196,9 @@ mod tests {
             if n >= 20 {
                 let quarters = |part: &[usize]| {
                     let mut seen = [0; 4];
-                    part.iter().for_each(|i| seen[i * 4 / n] += 1);
+                    for i in part {
+                        seen[i * 4 / n] += 1;
+                    }
                     seen
                 };
                 assert!(quarters(&order[..8]).iter().all(|seen| (1..=3).contains(seen)), "{n}: {:?}", &order[..8]);

@@ -20,7 +20,7 @@ use super::super::{
     NOTHING_WRITTEN, blame, missing_model, model_name, query_text, readable, readable_place, scorer_options,
 };
 use super::planned::{Column, Lengths, PlannedScoring, Seconds};
-use super::{Opened, Plan, Planner, Stand};
+use super::{Opened, Plan, PlannedTraining, Planner, Stand};
 use crate::config::{ModelSettings, Scoring, SinkFormat, SinkMode};
 use crate::error::Error;
 use crate::model::Problem;
@@ -56,7 +56,7 @@ impl Planner<'_> {
         self.check_sink(scoring, &output_schema(source.schema())).await?;
         let stand = self.model(&scoring.model, &models).await?;
         let changes = self.changes(scoring, plan);
-        self.note_stand_in(scoring, &stand, changes, plan);
+        note_stand_in(scoring, &stand, changes, plan);
         let scorer = &stand.scorer;
 
         let reading = Instant::now();
@@ -163,17 +163,6 @@ impl Planner<'_> {
         Ok(Tried { lengths, pace, seconds_per_text })
     }
 
-    /// Says that sizes and times are not those of the model itself, or that its scores are void.
-    fn note_stand_in(&self, scoring: &Scoring, stand: &Stand, changes: bool, plan: &mut Plan) {
-        if let Some(path) = &stand.for_now {
-            let model = readable_place(&scoring.model.location.place);
-            let stands = readable(path).display().to_string();
-            plan.notes.push(format!("{model} is not there yet: sizes and times are those of {stands}"));
-        } else if changes {
-            plan.notes.push("the model is trained anew, so that no score is remembered".into());
-        }
-    }
-
     /// Loads a model, or what stands for it while it is not there.
     pub(super) async fn model(&self, settings: &ModelSettings, models: &Models) -> Result<Stand, Error> {
         let began = Instant::now();
@@ -197,7 +186,7 @@ impl Planner<'_> {
     /// Whether a stage before this one leaves another model than the one that is there.
     fn changes(&self, scoring: &Scoring, plan: &Plan) -> bool {
         let output = self.pipeline.finetune.as_ref().map(|stage| stage.learning.output.path.as_path());
-        let trained = plan.finetune.as_ref().is_some_and(|stage| stage.changes_the_model());
+        let trained = plan.finetune.as_ref().is_some_and(PlannedTraining::changes_the_model);
         trained && output.is_some() && output == scoring.model.location.local()
     }
 
@@ -332,6 +321,17 @@ impl Tried {
 struct Written {
     seconds_per_row: f64,
     bytes_per_row: f64,
+}
+
+/// Says that sizes and times are not those of the model itself, or that its scores are void.
+fn note_stand_in(scoring: &Scoring, stand: &Stand, changes: bool, plan: &mut Plan) {
+    if let Some(path) = &stand.for_now {
+        let model = readable_place(&scoring.model.location.place);
+        let stands = readable(path).display().to_string();
+        plan.notes.push(format!("{model} is not there yet: sizes and times are those of {stands}"));
+    } else if changes {
+        plan.notes.push("the model is trained anew, so that no score is remembered".into());
+    }
 }
 
 /// The rows of a query, where its statistics say so.

@@ -76,7 +76,7 @@ impl Planner<'_> {
             Start::Model(base) => base.local(),
             Start::Random { .. } => None,
         };
-        let rehearsal = if self.may_rehearse(PRETRAIN, base, None, plan) {
+        let rehearsal = if may_rehearse(PRETRAIN, base, None, plan) {
             let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);
             let rehearse = move || job.rehearse(&Device::Cpu, threads.rayon(), budget);
             Some(training.blocking(PRETRAIN, rehearse).await?)
@@ -91,7 +91,7 @@ impl Planner<'_> {
         let job = training.finetune_job(stage).await?;
         let rows = job.training.len() + job.validation.len();
         let pretrained = self.pipeline.pretrain.as_ref().map(|stage| stage.learning.output.path.as_path());
-        let rehearsal = if self.may_rehearse(FINETUNE, stage.base.local(), pretrained, plan) {
+        let rehearsal = if may_rehearse(FINETUNE, stage.base.local(), pretrained, plan) {
             let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);
             let rehearse = move || job.rehearse(&Device::Cpu, threads.rayon(), budget);
             Some(training.blocking(FINETUNE, rehearse).await?)
@@ -99,21 +99,6 @@ impl Planner<'_> {
             None
         };
         Ok(planned(&stage.learning, rows, false, rehearsal))
-    }
-
-    /// Whether the model that a stage starts from is there as it will be; if it is not, because an earlier stage is to
-    /// make it, a note says so.
-    fn may_rehearse(&self, section: &str, base: Option<&Path>, made: Option<&Path>, plan: &mut Plan) -> bool {
-        let Some(base) = base.filter(|base| Some(*base) == made) else { return true };
-        let Some(before) = &plan.pretrain else { return true };
-        if !before.changes_the_model() {
-            return true;
-        }
-        plan.notes.push(format!(
-            "[{section}] starts from {}, which [pretrain] is to make: how long it takes can be told when that is there",
-            readable(base).display()
-        ));
-        false
     }
 
     pub(super) async fn evaluate(
@@ -152,6 +137,21 @@ impl Planner<'_> {
             model: readable_place(&stage.model.location.place),
         })
     }
+}
+
+/// Whether the model that a stage starts from is there as it will be; if it is not, because an earlier stage is to
+/// make it, a note says so.
+fn may_rehearse(section: &str, base: Option<&Path>, made: Option<&Path>, plan: &mut Plan) -> bool {
+    let Some(base) = base.filter(|base| Some(*base) == made) else { return true };
+    let Some(before) = &plan.pretrain else { return true };
+    if !before.changes_the_model() {
+        return true;
+    }
+    plan.notes.push(format!(
+        "[{section}] starts from {}, which [pretrain] is to make: how long it takes can be told when that is there",
+        readable(base).display()
+    ));
+    false
 }
 
 fn planned(learning: &Learning, rows: usize, texts: bool, rehearsal: Option<Rehearsal>) -> PlannedTraining {
