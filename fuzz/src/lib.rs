@@ -15,10 +15,11 @@ pub use store::{lock, manifest};
 /// Reads a pipeline file, and renders what is wrong with it; whether it is right.
 pub fn pipeline(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
-    // A variable that a file does not use is a mistake.
-    let used = ["date", "bucket", "corpus", "base", "model"].into_iter();
-    let used = used.filter(|name| text.contains(&format!("{{{name}}}")));
-    let variables: BTreeMap<_, _> = used.map(|name| (name.to_owned(), "a".to_owned())).collect();
+    // A variable that a file does not use is a mistake, and so is one that is not given.
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let braced = lines.flat_map(|line| line.split('{').skip(1)).filter_map(|rest| Some(rest.split_once('}')?.0));
+    let is_name = |name: &&str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase());
+    let variables: BTreeMap<_, _> = braced.filter(is_name).map(|name| (name.to_owned(), "a".to_owned())).collect();
     match couplet::config::parse(Path::new("pipeline.toml"), text, &variables) {
         Ok(_) => true,
         Err(errors) => {

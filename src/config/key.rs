@@ -4,6 +4,7 @@
 //! errors take examples, and [`schema`](super::schema) makes the JSON Schema and the reference of it: so the four
 //! cannot differ. A key that is read and not described, or described and never read, fails whatever test reads a file.
 
+use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 use std::sync::LazyLock;
 
@@ -145,10 +146,11 @@ pub(super) fn sections(from: &'static Section) -> Vec<&'static Section> {
 static DEFAULTS: LazyLock<DeTable<'static>> = LazyLock::new(|| {
     let mut text = String::new();
     for section in sections(&super::described::FILE) {
-        text.push_str(&format!("[\"{}\"]\n", section.path));
+        // A string takes every write.
+        let _ = writeln!(text, "[\"{}\"]", section.path);
         for key in section.keys() {
             if let Absent::Default(default) = key.absent {
-                text.push_str(&format!("{} = {default}\n", key.name));
+                let _ = writeln!(text, "{} = {default}", key.name);
             }
         }
     }

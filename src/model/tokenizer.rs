@@ -127,15 +127,11 @@ impl Tokenizer {
     /// # Errors
     /// A text that the tokenizer's rules cannot encode.
     pub fn encode(&self, text: &str, text_pair: Option<&str>) -> Result<Encoding, String> {
-        let encoding = match text_pair {
-            Some(pair) => self.inner.encode_fast((text, pair), true),
-            None => self.inner.encode_fast(text, true),
+        let encoded = match text_pair {
+            Some(pair) => self.encode_pair(text, pair),
+            None => self.inner.encode_fast(text, true).map(cut_short),
         };
-        let mut encoding = encoding.map_err(|e| e.to_string())?;
-        let truncated = !encoding.get_overflowing().is_empty();
-        if let Some(pair) = text_pair.filter(|_| self.may_cut_the_wrong_text(&encoding)) {
-            encoding = self.encode_uncut(text, pair).map_err(|e| e.to_string())?;
-        }
+        let (encoding, truncated) = encoded.map_err(|e| e.to_string())?;
         if encoding.is_empty() {
             return Err("it has no tokens, not even special ones".into());
         }
@@ -156,33 +152,26 @@ impl Tokenizer {
         Some(encoding.ok()?.len())
     }
 
-    /// Whether both texts of a pair were cut and one of them got the odd token.
+    /// Encodes a pair, and tells whether tokens were cut off.
     ///
-    /// `tokenizers` stops reading a text at `max_length` tokens. Which of two such texts was the longer one, and
-    /// so which gets the odd token, it can then no longer tell.
-    fn may_cut_the_wrong_text(&self, encoding: &tokenizers::Encoding) -> bool {
-        let Some((_, room)) = self.uncut else { return false };
-        if encoding.get_overflowing().is_empty() || room % 2 == 0 {
-            return false;
-        }
-        let first = encoding.get_sequence_ids().iter().filter(|sequence| **sequence == Some(0)).count();
-        first == room / 2 || first == room / 2 + 1
-    }
-
-    /// Encodes a pair by reading both texts to their ends before cutting them.
-    fn encode_uncut(&self, text: &str, pair: &str) -> tokenizers::Result<tokenizers::Encoding> {
+    /// Each text is read by itself: `tokenizers` keeps what it cuts off, and would make a pair of each piece of the one
+    /// text and each of the other; of two long texts, millions.
+    fn encode_pair(&self, text: &str, pair: &str) -> tokenizers::Result<(tokenizers::Encoding, bool)> {
         let (Some((uncut, room)), Some(truncation)) = (&self.uncut, self.inner.get_truncation()) else {
-            return self.inner.encode_fast((text, pair), true);
+            return self.inner.encode_fast((text, pair), true).map(cut_short);
         };
-        let (first, second) = (uncut.encode_fast(text, false)?, uncut.encode_fast(pair, false)?);
+        let read = |tokenizer: &tokenizers::Tokenizer, text| tokenizer.encode_fast(text, false).map(cut_short);
+        let ((mut first, first_cut), (mut second, second_cut)) = (read(&self.inner, text)?, read(&self.inner, pair)?);
+        let truncated = first_cut || second_cut || first.len() + second.len() > *room;
+        // A text is read up to `max_length` tokens. Which of two such texts was the longer one, and so which gets the odd
+        // token, can then no longer be told: both are read to their ends.
+        if (first_cut || second_cut) && room % 2 == 1 && first.len().min(second.len()) > room / 2 {
+            ((first, _), (second, _)) = (read(uncut, text)?, read(uncut, pair)?);
+        }
         let truncation = TruncationParams { max_length: *room, ..truncation.clone() };
         let (mut first, mut second) = truncate_encodings(first, Some(second), &truncation)?;
-        // Each part that is cut off one text would be paired with each that is cut off the other: of two long texts,
-        // millions.
-        for encoding in std::iter::once(&mut first).chain(&mut second) {
-            encoding.take_overflowing();
-        }
-        uncut.post_process(first, second, true)
+        std::iter::once(&mut first).chain(&mut second).for_each(|encoding| drop(encoding.take_overflowing()));
+        Ok((uncut.post_process(first, second, true)?, truncated))
     }
 
     /// The tokenizer itself, without truncation unless [`Tokenizer::with_max_length`] made it.
@@ -195,6 +184,12 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
+}
+
+/// An encoding without what was cut off it, and whether anything was.
+fn cut_short(mut encoding: tokenizers::Encoding) -> (tokenizers::Encoding, bool) {
+    let truncated = !encoding.take_overflowing().is_empty();
+    (encoding, truncated)
 }
 
 /// The normalizer that `transformers` puts in the place of the one in `tokenizer.json`.

@@ -99,13 +99,13 @@ fn mistakes_in_the_query_are_explained() {
     insta::assert_snapshot!(explained("SELECT idd, a, b FROM pairs"), @r"
     error: pipeline.toml: the source query: there is no column `idd` (columns: id, a, b, n, score); did you mean `id`?
     ");
-    insta::assert_snapshot!(explained("SELECT id, a, b FROM pairs; SELECT 1"), @"error: pipeline.toml: the source query: it must be one SELECT, as a source only reads; what is written, and where, stands under [sink]");
+    insta::assert_snapshot!(explained("SELECT id, a, b FROM pairs; SELECT 1"), @"error: pipeline.toml: the source query: it must be one SELECT: the SQL of a pipeline only reads; what is written, and where, stands under [sink]");
 }
 
 #[test]
 fn a_source_only_reads() {
-    insta::assert_snapshot!(refusal(&with_sql("COPY pairs TO 'copy.csv'")), @"error: pipeline.toml: the source query: it must be one SELECT, as a source only reads; what is written, and where, stands under [sink]");
-    insta::assert_snapshot!(refusal(&with_sql("CREATE TABLE t AS SELECT 1")), @"error: pipeline.toml: the source query: it must be one SELECT, as a source only reads; what is written, and where, stands under [sink]");
+    insta::assert_snapshot!(refusal(&with_sql("COPY pairs TO 'copy.csv'")), @"error: pipeline.toml: the source query: it must be one SELECT, not COPY: the SQL of a pipeline only reads; what is written, and where, stands under [sink]");
+    insta::assert_snapshot!(refusal(&with_sql("CREATE TABLE t AS SELECT 1")), @"error: pipeline.toml: the source query: it must be one SELECT, not CREATE: the SQL of a pipeline only reads; what is written, and where, stands under [sink]");
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn a_sql_file_takes_variables() {
 fn a_sql_file_that_is_missing_is_named() {
     let job = with_sql_file("");
     std::fs::remove_file(job.path("sql/pairs.sql")).unwrap();
-    insta::assert_snapshot!(refusal(&job), @"error: pipeline.toml: source.file: cannot read sql/pairs.sql: No such file or directory (os error 2)");
+    insta::assert_snapshot!(refusal(&job), @"error: pipeline.toml: source.file: sql/pairs.sql does not exist");
 }
 
 #[test]

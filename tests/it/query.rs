@@ -320,7 +320,7 @@ fn arguments_of_predict_are_explained() {
 
 #[test]
 fn a_model_that_is_missing_is_named() {
-    insta::assert_snapshot!(refusal("SELECT predict('MODEL-2', 'a')", &[]), @"error: SQL: model ROOT/tests/it/goldens/tiny-distilbert-2 does not exist; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin");
+    insta::assert_snapshot!(refusal("SELECT predict('MODEL-2', 'a')", &[]), @"error: SQL: model ROOT/tests/it/goldens/tiny-distilbert-2 does not exist; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin; did you mean ROOT/tests/it/goldens/tiny-distilbert?");
 }
 
 #[test]
