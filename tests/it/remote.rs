@@ -193,7 +193,7 @@ fn a_model_in_a_bucket_is_downloaded_once_for_each_of_its_versions() {
         return;
     };
     let uri = bucket.put_folder("m/tiny", &golden("tiny-distilbert"));
-    bucket.put("m/tiny/README.md", "not needed");
+    bucket.put("m/tiny/notes.md", "not needed");
     bucket.put("m/tiny/pytorch_model.bin", "not needed either");
     let proxy = bucket.proxy(1);
     let show = || stdout_of(&mut bucket.couplet_at(&proxy.endpoint(), &["model", "show", &uri]));
@@ -258,7 +258,7 @@ fn a_model_that_cannot_be_used_is_named_by_its_uri() {
     let show = |uri: &str| failure_of(&mut bucket.couplet(&["model", "show", uri]), 2);
     insta::assert_snapshot!(show("s3://models-broken/none"), @r"error: model s3://models-broken/none: does not exist; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin");
     insta::assert_snapshot!(show("s3://no-such-bucket/none"), @r"error: model s3://no-such-bucket/none: there is no bucket `no-such-bucket`");
-    insta::assert_snapshot!(show("s4://models-broken/none"), @r"error: model s4://models-broken/none: couplet cannot read `s4://`; allowed: a local path, s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY, abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/KEY");
+    insta::assert_snapshot!(show("s4://models-broken/none"), @r"error: model s4://models-broken/none: couplet cannot read `s4://`; allowed: a local path, s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY, abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/KEY, hf://ORG/NAME[@REVISION][/FOLDER]");
     bucket.put("text/README.md", "x");
     insta::assert_snapshot!(show("s3://models-broken/text"), @r"error: model s3://models-broken/text: has no file of a model, such as config.json or model.safetensors");
     let variant = Variant::of("tiny-distilbert").without("model.safetensors");
