@@ -164,7 +164,9 @@ fn relative(folder: &Path, path: &Path) -> String {
         // The folder itself may not be there yet.
         let there = absolute.ancestors().find(|above| above.exists()).unwrap_or(Path::new("/"));
         let rest = absolute.strip_prefix(there).unwrap_or(Path::new(""));
-        there.canonicalize().unwrap_or_else(|_| there.to_owned()).join(rest)
+        let there = there.canonicalize().unwrap_or_else(|_| there.to_owned());
+        // Joining nothing would add a slash, and make a folder of a file.
+        if rest.as_os_str().is_empty() { there } else { there.join(rest) }
     };
     let (folder, resolved) = (resolved(folder), resolved(path));
     let common = folder.components().zip(resolved.components()).take_while(|(a, b)| a == b).count();
@@ -186,5 +188,18 @@ pub fn table_uri(folder: &Path, uri: &str) -> String {
     match config::table_place(uri) {
         Ok(config::Place::Local(path)) => relative(folder, &path),
         _ => uri.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_on_another_branch_of_the_disk_stays_the_path_of_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().canonicalize().unwrap();
+        assert_eq!(relative(Path::new("/nowhere/job"), &path), path.display().to_string());
+        assert_eq!(relative(&path.with_file_name("job"), &path), format!("../{}", path.file_name().unwrap().display()));
     }
 }
