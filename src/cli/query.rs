@@ -83,9 +83,10 @@ impl Query {
             (None, None) => (read_stdin().await?, "stdin".to_owned()),
         };
         let from_stdin = origin == "stdin";
-        let parameters = match in_shell || from_stdin {
-            true => Parameters::default(),
-            false => Parameters::of(&sql, &origin, &self.parameters)?,
+        let parameters = if in_shell || from_stdin {
+            Parameters::default()
+        } else {
+            Parameters::of(&sql, &origin, &self.parameters)?
         };
         let format = query::format_of(self.format, self.output.as_deref())?;
         let mut tables = match &pipeline {

@@ -148,7 +148,6 @@ impl Run<'_> {
             pending = self.pending(&spool, &scores) => pending?,
         };
         let (texts, rows_without_score) = (pending.texts, pending.rows);
-        tracing::debug!("{} texts have no score yet, those of {} rows", grouped(texts), grouped(rows_without_score));
         record.read_seconds = Some(began.elapsed().as_secs_f64() - record.prepare_seconds.unwrap_or_default());
         let start = Instant::now();
         let progress = Progress::start(self.style, &scorer, texts);
