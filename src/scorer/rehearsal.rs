@@ -201,7 +201,7 @@ mod tests {
                     }
                     seen
                 };
-                assert!(quarters(&order[..8]).iter().all(|seen| (1..=3).contains(seen)), "{n}: {:?}", &order[..8]);
+                assert!(quarters(&order[..8]).iter().all(|seen| *seen > 0), "{n}: {:?}", &order[..8]);
             }
             order.sort_unstable();
             assert!(order.into_iter().eq(0..n));
