@@ -165,7 +165,8 @@ impl Tokenizer {
         let truncated = first_cut || second_cut || first.len() + second.len() > *room;
         // A text is read up to `max_length` tokens. Which of two such texts was the longer one, and so which gets the odd
         // token, can then no longer be told: both are read to their ends.
-        if (first_cut || second_cut) && room % 2 == 1 && first.len().min(second.len()) > room / 2 {
+        let longest = first.len().max(second.len());
+        if longest >= truncation.max_length && room % 2 == 1 && first.len().min(second.len()) > room / 2 {
             ((first, _), (second, _)) = (read(uncut, text)?, read(uncut, pair)?);
         }
         let truncation = TruncationParams { max_length: *room, ..truncation.clone() };

@@ -245,10 +245,10 @@ impl Labels {
     fn name(&self, text: &str) -> Result<u32, Wrong> {
         self.places.get(text).copied().ok_or_else(|| {
             let near = closest(text, self.names.iter().map(String::as_str));
-            let near = near.map(|near| format!("did you mean {near:?}? ")).unwrap_or_default();
+            let near = near.map_or("m".into(), |near| format!("did you mean {near:?}? M"));
             (
                 "is unknown".into(),
-                format!("{near}map it in the query, leave the row out, or name all labels in `labels`"),
+                format!("{near}ap it in the query, leave the row out, or name all labels in `labels`"),
             )
         })
     }
