@@ -163,7 +163,7 @@ impl Cli {
             Command::Plan(command) => tokio::select! {
                 biased;
                 () = stop => Err(Error::Interrupted { after: "while planning".into(), kept: "nothing was written".into() }),
-                done = Box::pin(command.execute()) => done,
+                done = Box::pin(command.execute(self.messages)) => done,
             },
             Command::Query(command) => command.execute(stop).await,
             Command::Predict(command) => command.execute().await,

@@ -48,6 +48,12 @@ impl Messages {
         self.quiet > 0
     }
 
+    /// Whether more is to be said.
+    #[must_use]
+    pub fn is_verbose(self) -> bool {
+        self.verbose > 0
+    }
+
     /// How errors are written.
     #[must_use]
     pub fn format(self) -> LogFormat {

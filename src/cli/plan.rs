@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{Variables, print, read_pipeline};
 use crate::error::Error;
+use crate::logging::Messages;
 use crate::run;
 
 #[derive(Debug, Args)]
@@ -23,23 +24,20 @@ pub(super) struct Plan {
     /// Read only the first N rows of the source; by default all are read, as the run will
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     rows: Option<u64>,
-    /// Show DataFusion's plan of the source query too
-    #[arg(long, short)]
-    verbose: bool,
     /// Print the plan as one JSON document
     #[arg(long)]
     json: bool,
 }
 
 impl Plan {
-    pub(super) async fn execute(self) -> Result<(), Error> {
+    pub(super) async fn execute(self, messages: Messages) -> Result<(), Error> {
         let variables = self.variables.to_map();
         let pipeline = read_pipeline(&self.pipeline, &variables)?;
         let options = run::plan::Options {
             only: self.only,
             fresh: self.fresh,
             rows: self.rows.map(|rows| usize::try_from(rows).unwrap_or(usize::MAX)),
-            verbose: self.verbose,
+            verbose: messages.is_verbose(),
             ..run::plan::Options::default()
         };
         let plan = run::plan::plan(&pipeline, &variables, &options).await?;
