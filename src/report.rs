@@ -381,7 +381,9 @@ impl fmt::Display for Report {
             format!("{:.0} rows/s · {} tokens/s", self.rows_per_second(), grouped(self.tokens_per_second() as u64)),
         )?;
         line("time", format!("{} ({} scoring)", spoken(self.elapsed), spoken(self.scoring)))?;
-        for Predicted { by, after, forecast } in &self.predicted {
+        // What a run says of itself is worth a line where somebody waits for it.
+        let waited = self.scoring >= Duration::from_secs(10);
+        for Predicted { by, after, forecast } in self.predicted.iter().filter(|said| said.after.is_none() || waited) {
             let seconds = |seconds: f64| spoken(Duration::from_secs_f64(seconds.max(0.0)));
             let said = match after {
                 Some(after) => format!("{} scoring, said {} into it", seconds(forecast.scoring), seconds(*after)),

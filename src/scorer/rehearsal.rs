@@ -180,8 +180,8 @@ fn spread(n: usize) -> Vec<usize> {
         }
         a
     };
-    let golden = (n as f64 * 0.618_033_988_749_895).round() as usize;
-    let step = (golden.max(1)..=n.max(1)).find(|step| gcd(*step, n) == 1).unwrap_or(1);
+    let golden = ((n as f64 * 0.618_033_988_749_895).round() as usize).max(1);
+    let step = (1..=n).filter(|step| gcd(*step, n) == 1).min_by_key(|step| step.abs_diff(golden)).unwrap_or(1);
     (0..n).map(|i| i * step % n).collect()
 }
 

@@ -343,7 +343,7 @@ fn mistakes_in_the_command_are_explained() {
     insta::assert_snapshot!(refusal("SELEC 1", &[]), @"error: SQL: Expected: an SQL statement, found: SELEC at Line: 1, Column: 1");
     let mut command = couplet();
     command.args(["query", "-f", "no.sql"]);
-    insta::assert_snapshot!(stderr_of(&mut command, 2), @"error: cannot read no.sql: No such file or directory (os error 2)");
+    insta::assert_snapshot!(stderr_of(&mut command, 2), @"error: no.sql does not exist");
     let mut command = couplet();
     command.args(["query", "-f"]).arg(&empty);
     let message = stderr_of(&mut command, 2);
@@ -402,7 +402,7 @@ fn predict_refuses_what_it_cannot_score() {
     let message =
         |command: &mut Command| stderr_of(command, 2).replace(root().to_str().unwrap(), "ROOT").trim_end().to_owned();
     insta::assert_snapshot!(message(&mut predict("tests/it/goldens/tiny-bert", &["  "])), @"error: TEXT is empty");
-    insta::assert_snapshot!(message(&mut predict("tests/it/goldens/tiny", &["a"])), @"error: model tests/it/goldens/tiny does not exist; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin");
+    insta::assert_snapshot!(message(&mut predict("tests/it/goldens/tiny", &["a"])), @"error: model tests/it/goldens/tiny does not exist; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin; did you mean tests/it/goldens/tiny-bert?");
     insta::assert_snapshot!(message(predict("tests/it/goldens/tiny-bert", &["a"]).args(["--max-length", "1000"])), @"error: max_length = 1000 does not suit tests/it/goldens/tiny-bert: it reads at most 512 tokens");
 }
 
@@ -468,7 +468,7 @@ fn model_show_prints_one_json_document() {
 fn model_show_says_what_is_not_a_model() {
     let mut command = couplet();
     command.current_dir(root()).args(["model", "show", "sql"]);
-    insta::assert_snapshot!(stderr_of(&mut command, 2).trim_end(), @"error: model folder sql has no config.json");
+    insta::assert_snapshot!(stderr_of(&mut command, 2).trim_end(), @"error: model folder sql has no config.json; a model and its tokenizer are written into one folder by `save_pretrained` of transformers");
 }
 
 #[test]

@@ -263,7 +263,7 @@ fn a_model_that_cannot_be_used_is_named_by_its_uri() {
     insta::assert_snapshot!(show("s3://models-broken/text"), @r"error: model s3://models-broken/text: has no file of a model, such as config.json or model.safetensors");
     let variant = Variant::of("tiny-distilbert").without("model.safetensors");
     let uri = bucket.put_folder("m", variant.folder());
-    insta::assert_snapshot!(show(&uri), @r"error: model folder s3://models-broken/m has no weights: model.safetensors, model.safetensors.index.json or pytorch_model.bin");
+    insta::assert_snapshot!(show(&uri), @r"error: model folder s3://models-broken/m has no weights: model.safetensors, model.safetensors.index.json or pytorch_model.bin; a model and its tokenizer are written into one folder by `save_pretrained` of transformers");
     let variant = Variant::of("tiny-distilbert").with_config("architectures", serde_json::json!(["T5"]));
     let uri = bucket.put_folder("t5", variant.folder());
     insta::assert_snapshot!(show(&uri), @r#"error: s3://models-broken/t5/config.json: key `architectures`: expected ["DistilBertForSequenceClassification"], found ["T5"]"#);
