@@ -55,6 +55,10 @@ pub fn install(builder: SessionStateBuilder, models: Arc<Models>) -> SessionStat
     let mut builder = builder
         .with_analyzer_rule(Arc::new(hoist::HoistPredictions))
         .with_query_planner(Arc::new(node::PredictPlanner));
+    // DataFusion's rule that takes fields out of structs early fails where a struct has two names, as in
+    // `SELECT o['label'], n['label'] FROM (SELECT p AS o, p AS n …)`: "duplicate unqualified field name".
+    let config = builder.config().get_or_insert_default();
+    config.options_mut().optimizer.enable_leaf_expression_pushdown = false;
     let function = Arc::new(function::predict(models));
     builder.scalar_functions().get_or_insert_default().push(function);
     builder

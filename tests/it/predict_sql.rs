@@ -84,6 +84,11 @@ const SHAPES: &[(&str, &str, u64)] = &[
         ROWS,
     ),
     (
+        "SELECT o['label'] AS l, n['label'] AS m, count(*) AS k FROM (SELECT predict('$M', a, b) AS o, predict('$M', a, b) AS n FROM t) GROUP BY l, m ORDER BY l",
+        "SELECT p['label'] AS l, p['label'] AS m, count(*) AS k FROM scored GROUP BY l, m ORDER BY l",
+        ROWS,
+    ),
+    (
         "SELECT id FROM t WHERE predict('$M', a, b)['score'] > 0.9 ORDER BY id",
         "SELECT id FROM scored WHERE p['score'] > 0.9 ORDER BY id",
         ROWS,
