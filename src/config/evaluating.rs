@@ -2,12 +2,11 @@
 
 use super::item::Item;
 use super::learning::{task, texts};
-use super::pipeline::{
-    DEFAULT_MAX_LENGTH, Device, Evaluate, Finetune, LocalPath, Location, ModelSettings, Precision, Scoring,
-};
+use super::pipeline::{DEFAULT_MAX_LENGTH, Device, LocalPath, Location, ModelSettings, Precision, Scoring};
 use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::sections::query;
+use super::stages::{Evaluate, Finetune};
 
 pub(super) fn evaluate(
     keys: &mut Keys<'_>,

@@ -3,10 +3,11 @@
 use toml::de::DeValue;
 
 use super::item::{Choice, Item};
-use super::pipeline::{Finetune, Learning, Location, Pretrain, ScheduleShape, Start, Validation};
+use super::pipeline::Location;
 use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::sections::query;
+use super::stages::{Finetune, Learning, Pretrain, ScheduleShape, Start, Validation};
 use crate::model;
 use crate::train::finetune::Calibrate;
 use crate::train::metrics::{Metric, measured};

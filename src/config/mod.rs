@@ -28,18 +28,22 @@ mod pipeline;
 mod place;
 mod problem;
 mod reader;
+mod remote;
 mod schema;
 mod sections;
+mod stages;
 mod syntax;
 mod tables;
 mod variables;
 
 pub use hub::HubModel;
 pub use pipeline::*;
-pub use place::{Place, Remote, Service, model_place, table_place};
+pub use place::{Place, model_place, table_place};
 pub(crate) use problem::closest;
 pub use problem::{ConfigErrors, Problem};
+pub use remote::{Remote, Service};
 pub use schema::{reference, schema};
+pub use stages::*;
 pub use tables::{table_from_uri, table_from_uri_as};
 pub use variables::{UnknownVariable, substitute};
 

@@ -1,0 +1,170 @@
+//! Places in buckets: the service, the bucket and the key of a URI.
+
+use std::fmt;
+
+use url::Url;
+
+use super::problem::Problem;
+
+/// The service that a bucket belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Service {
+    /// Amazon S3, or a server that speaks its protocol: `s3://`, `s3a://`.
+    S3,
+    /// Google Cloud Storage: `gs://`.
+    Gcs,
+    /// Azure Blob Storage: `az://`, `abfs://`, `abfss://`.
+    Azure,
+}
+
+/// The schemes, each with the one that is used instead of it, and its service; `s3a://` is Hadoop's word for `s3://`.
+pub(super) const SCHEMES: [(&str, &str, Service); 6] = [
+    ("s3", "s3", Service::S3),
+    ("s3a", "s3", Service::S3),
+    ("gs", "gs", Service::Gcs),
+    ("az", "az", Service::Azure),
+    ("abfs", "abfs", Service::Azure),
+    ("abfss", "abfss", Service::Azure),
+];
+
+/// A key in a bucket, to the letter: nothing in it is percent-encoded.
+///
+/// A key that ends in `/` is a folder, that is, all keys that begin with it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Remote {
+    service: Service,
+    scheme: &'static str,
+    /// The bucket; for Azure the container, or `container@account.host`.
+    bucket: String,
+    /// Without a `/` at its start.
+    key: String,
+}
+
+impl Remote {
+    /// The service that the bucket belongs to.
+    #[must_use]
+    pub fn service(&self) -> Service {
+        self.service
+    }
+
+    /// The bucket; for Azure the container, or `container@account.host`.
+    #[must_use]
+    pub fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
+    /// The bucket as a URI, as in `s3://bucket`; one spelling a bucket.
+    #[must_use]
+    pub fn root(&self) -> String {
+        format!("{}://{}", self.scheme, self.bucket)
+    }
+
+    /// The key, without a `/` at its start; empty for all of the bucket.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The same bucket with another key.
+    #[must_use]
+    pub fn with_key(&self, key: impl Into<String>) -> Self {
+        Self { key: key.into(), ..self.clone() }
+    }
+
+    /// The key of that name below this one.
+    #[must_use]
+    pub fn join(&self, name: &str) -> Self {
+        let folder = self.key.trim_end_matches('/');
+        self.with_key(if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") })
+    }
+
+    /// The URL, in which what has a meaning in URLs is percent-encoded.
+    #[must_use]
+    pub fn url(&self) -> Url {
+        self.url_under(&self.root())
+    }
+
+    /// The URL for a session of DataFusion, which tells stores apart by the host alone: there, containers of one
+    /// account would be one.
+    #[must_use]
+    pub fn session_url(&self) -> Url {
+        self.url_under(&self.root().replace('@', "."))
+    }
+
+    fn url_under(&self, root: &str) -> Url {
+        let mut url = Url::parse(root).expect("a bucket's characters may stand in a host");
+        url.path_segments_mut().expect("a URL with a host has a path").pop_if_empty().extend(self.key.split('/'));
+        url
+    }
+
+    /// Reads what stands behind `scheme://`; none for an unknown scheme.
+    pub(super) fn parse(scheme: &str, rest: &str) -> Option<Result<Self, Problem>> {
+        let scheme = scheme.to_ascii_lowercase();
+        let &(_, scheme, service) = SCHEMES.iter().find(|(name, ..)| *name == scheme)?;
+        let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
+        let place = Self { service, scheme, bucket: bucket.to_owned(), key: key.to_owned() };
+        Some(place.check_bucket().and_then(|()| place.check_key()).map(|()| place))
+    }
+
+    fn check_bucket(&self) -> Result<(), Problem> {
+        let (scheme, bucket) = (self.scheme, &self.bucket);
+        if bucket.is_empty() {
+            let problem = Problem::new(format!("`{scheme}://` is without a bucket"), "no bucket");
+            return Err(problem.help(format!("write `{scheme}://BUCKET/KEY`")));
+        }
+        let is_account = self.service == Service::Azure && scheme.starts_with("abfs");
+        if bucket.contains(':') || bucket.contains('@') && !is_account {
+            // Neither the value nor its line is shown: what stands there may be a key.
+            let problem = Problem::new(format!("a `{scheme}://` URI holds credentials or a port"), "").confidential();
+            return Err(problem.help(format!(
+                "a URI names a bucket and a key only; credentials are taken from the environment ({})",
+                self.service.credentials()
+            )));
+        }
+        let is_allowed = |char: char| char.is_ascii_alphanumeric() || "-._".contains(char);
+        if bucket.split('@').count() > 2
+            || !bucket.split('@').all(|part| !part.is_empty() && part.chars().all(is_allowed))
+        {
+            let problem = Problem::new(format!("\"{bucket}\" cannot be the name of a bucket"), "not a bucket");
+            return Err(problem.allowed("letters, digits, `-`, `.` and `_`"));
+        }
+        Ok(())
+    }
+
+    fn check_key(&self) -> Result<(), Problem> {
+        let folder = self.key.strip_suffix('/').unwrap_or(&self.key);
+        let mut names = folder.split('/');
+        let wrong =
+            names.find(|name| matches!(*name, "" | "." | "..") || name.chars().any(|char| char.is_ascii_control()));
+        match wrong {
+            Some(_) if self.key.is_empty() => Ok(()),
+            None => Ok(()),
+            Some(name) => {
+                let message = match name {
+                    "" => format!("`{self}` has a key with two slashes in a row"),
+                    "." | ".." => format!("`{name}` in `{self}` means nothing in a bucket"),
+                    _ => format!("the key of {:?} has a control character", self.to_string()),
+                };
+                Err(Problem::new(message, "not a key").help("write the key from the bucket on, as the server lists it"))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}/{}", self.scheme, self.bucket, self.key)
+    }
+}
+
+impl Service {
+    /// The variables that credentials are taken from.
+    #[must_use]
+    pub fn credentials(self) -> &'static str {
+        match self {
+            Self::S3 => "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            Self::Gcs => "GOOGLE_APPLICATION_CREDENTIALS",
+            Self::Azure => "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+        }
+    }
+}
