@@ -15,36 +15,9 @@
 //! Where a pipeline has labels or plain text, [`train`] makes the model first.
 //!
 //! The program is `couplet`; as a library, [`run::run`] executes a pipeline, [`predict::install`] gives the SQL
-//! function to any `DataFusion` session, and [`scorer::Scorer`] scores windows of texts without any SQL:
-//!
-//! ```
-//! use std::sync::Arc;
-//!
-//! use couplet::datafusion::execution::SessionStateBuilder;
-//! use couplet::datafusion::prelude::{ParquetReadOptions, SessionContext};
-//! use couplet::predict::{self, Models};
-//! use couplet::scorer::Pool;
-//!
-//! #[tokio::main]
-//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     // A thread for each core; models are found from the current folder, and loaded when a query first needs them.
-//!     let models = Arc::new(Models::new(Pool::new(None)?, std::env::current_dir()?));
-//!     let state = predict::install(SessionStateBuilder::new().with_default_features(), models).build();
-//!     let context = SessionContext::new_with_state(state);
-//!
-//!     context.register_parquet("pairs", "pipelines/quickstart/pairs.parquet", ParquetReadOptions::default()).await?;
-//!     let answers = context
-//!         .sql(
-//!             "SELECT predict('pipelines/quickstart/model', sentence1, sentence2)['label'] AS answer, count(*) AS n
-//!              FROM (SELECT * FROM pairs LIMIT 16) GROUP BY answer ORDER BY n DESC",
-//!         )
-//!         .await?;
-//! #   let rows: usize = answers.clone().collect().await?.iter().map(|batch| batch.num_rows()).sum();
-//! #   assert!((1..=2).contains(&rows));
-//!     answers.show().await?;
-//!     Ok(())
-//! }
-//! ```
+//! function to any `DataFusion` session, and [`scorer::Scorer`] scores windows of texts without any SQL.
+#![doc = ""]
+#![doc = include_str!("../docs/rust.md")]
 
 /// The version that a session must be of.
 pub use datafusion;

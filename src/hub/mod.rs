@@ -30,6 +30,14 @@ use settings::Settings;
 /// The files at most that a model may consist of; an index from elsewhere could name any number.
 const MOST_FILES: usize = 1000;
 
+/// The folder of the hub's cache.
+///
+/// # Errors
+/// Settings that make no sense.
+pub fn cache_folder(model: &HubModel) -> Result<PathBuf, ObjectsError> {
+    Ok(Settings::from_env(model)?.cache.path().clone())
+}
+
 /// The local folder of a model of the hub: a snapshot in the cache, in which missing files are fetched.
 ///
 /// # Errors

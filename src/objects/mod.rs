@@ -29,7 +29,7 @@ pub use download::download;
 pub use durable::DurableLocal;
 pub use error::{ObjectsError, Trouble};
 pub(crate) use error::{cause_in, explain_unplaced, without_secrets};
-pub use model::{ModelFolder, beside_model, model_folder};
+pub use model::{ModelFolder, beside_model, model_cache, model_folder};
 
 /// How long a request is tried again, at most 10 times in a minute: a short fault of the service passes, and a
 /// job that cannot go on says so soon. `object_store` itself would go on for three minutes.

@@ -111,16 +111,32 @@ async fn files(objects: &Objects) -> Result<Vec<ObjectMeta>, ObjectsError> {
     Ok(files)
 }
 
+/// The folder in which a model that is not on this machine gets a copy; none for one that is.
+///
+/// # Errors
+/// Settings from which no such folder follows.
+pub fn model_cache(place: &Place) -> Result<Option<PathBuf>, ObjectsError> {
+    Ok(match place {
+        Place::Local(_) => None,
+        Place::Remote(_) => Some(copies(place)?),
+        Place::Hub(model) => Some(hub::cache_folder(model)?),
+    })
+}
+
+fn copies(place: &Place) -> Result<PathBuf, ObjectsError> {
+    let cache = dirs::cache_dir().ok_or_else(|| {
+        let problem = "there is no folder for downloads; set HOME, or XDG_CACHE_HOME to a folder";
+        ObjectsError::new(place, Trouble::Settings, problem)
+    })?;
+    Ok(cache.join("couplet/models"))
+}
+
 /// The folder of the cache with these files, filled if it is not there yet.
 async fn cached(objects: &Objects, files: &[ObjectMeta]) -> Result<PathBuf, ObjectsError> {
     let disk = |what: &Path, e: &dyn std::fmt::Display| {
         ObjectsError::new(&objects.place, Trouble::Other, format!("downloading to {}: {e}", what.display()))
     };
-    let cache = dirs::cache_dir().ok_or_else(|| {
-        let problem = "there is no folder for downloads; set HOME, or XDG_CACHE_HOME to a folder";
-        ObjectsError::new(&objects.place, Trouble::Settings, problem)
-    })?;
-    let cache = cache.join("couplet/models");
+    let cache = copies(&objects.place)?;
     let folder = cache.join(version(objects, files));
     if is_whole(&folder, files) {
         return Ok(folder);

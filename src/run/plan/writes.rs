@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::super::sinks::rejected_beside;
 use super::super::{Stage, readable};
-use crate::config::{Errors, ModelSettings, Pipeline, Place, Scoring, SinkFormat, SinkMode};
-use crate::objects::Objects;
+use crate::config::{Errors, Pipeline, Place, Scoring, SinkFormat, SinkMode, Start};
+use crate::objects::{Objects, model_cache};
 use crate::train::beside;
 
 /// A place that a run writes to.
@@ -62,19 +62,23 @@ impl Writes {
         let spills = pipeline.scoring.is_some() && runs(Stage::Score);
         if let Some(scoring) = pipeline.scoring.as_ref().filter(|_| runs(Stage::Score)) {
             writes.scoring(scoring).await;
-            writes.cache(&scoring.model);
+            writes.cache(&scoring.model.location.place);
         }
         if let Some(stage) = pipeline.pretrain.as_ref().filter(|_| runs(Stage::Pretrain)) {
             writes.training("model of [pretrain]", &stage.learning.output.path, &[]);
+            if let Start::Model(base) = &stage.start {
+                writes.cache(&base.place);
+            }
         }
         if let Some(stage) = pipeline.finetune.as_ref().filter(|_| runs(Stage::Finetune)) {
             let beside: &[_] = if stage.promote_if.is_some() { &[".candidate", ".last"] } else { &[".last"] };
             writes.training("model of [finetune]", &stage.learning.output.path, beside);
+            writes.cache(&stage.base.place);
         }
         if let Some(stage) = pipeline.evaluate.as_ref().filter(|_| runs(Stage::Evaluate)) {
             let path = &stage.output.path;
             writes.add("evaluation", &Place::Local(path.clone()), made_or_replaced(path), false);
-            writes.cache(&stage.model);
+            writes.cache(&stage.model.location.place);
         }
         let change = if spills {
             "the rows of the run while it lasts, and what does not fit into memory"
@@ -124,13 +128,10 @@ impl Writes {
     }
 
     /// A model in a bucket or a hub is fetched into the user's cache.
-    fn cache(&mut self, model: &ModelSettings) {
-        if model.location.local().is_some() {
-            return;
-        }
-        if let Some(cache) = dirs::cache_dir() {
-            let change = format!("a copy of {}, once", model.location.place);
-            self.add("model cache", &Place::Local(cache.join("couplet/models")), change, false);
+    fn cache(&mut self, model: &Place) {
+        // Where no folder can be told, fetching the model fails and says so.
+        if let Ok(Some(folder)) = model_cache(model) {
+            self.add("model cache", &Place::Local(folder), format!("a copy of {model}, once"), false);
         }
     }
 
