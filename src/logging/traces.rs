@@ -11,8 +11,9 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 use opentelemetry_sdk::trace::span_processor_with_async_runtime::BatchSpanProcessor;
 use tracing::{Level, Subscriber};
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
+
+use super::up_to;
 
 /// Traces on their way to a collector.
 #[derive(Debug)]
@@ -54,7 +55,7 @@ impl Traces {
             about.target().starts_with(env!("CARGO_PKG_NAME")) && (about.is_span() || *about.level() <= Level::INFO)
         };
         let tracer = self.provider.tracer(env!("CARGO_PKG_NAME"));
-        tracing_opentelemetry::layer().with_tracer(tracer).with_location(false).with_filter(filter_fn(own))
+        tracing_opentelemetry::layer().with_tracer(tracer).with_location(false).with_filter(up_to(Level::INFO, own))
     }
 
     /// Sends what is left.

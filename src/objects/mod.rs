@@ -7,6 +7,7 @@ mod download;
 mod durable;
 mod error;
 pub(crate) mod model;
+mod uploads;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,6 +19,7 @@ use futures::TryStreamExt;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{BackoffConfig, ClientConfigKey, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
 use url::Url;
@@ -30,6 +32,7 @@ pub use durable::DurableLocal;
 pub use error::{ObjectsError, Trouble};
 pub(crate) use error::{cause_in, explain_unplaced, without_secrets};
 pub use model::{ModelFolder, beside_model, model_cache, model_folder};
+use uploads::Uploads;
 
 /// How long a request is tried again, at most 10 times in a minute: a short fault of the service passes, and a
 /// job that cannot go on says so soon. `object_store` itself would go on for three minutes.
@@ -52,6 +55,8 @@ pub struct Objects {
     pub url: Url,
     /// The place, as messages name it.
     pub place: Place,
+    /// The same bucket, where its uploads must be ended by somebody.
+    uploads: Option<Uploads>,
 }
 
 impl Objects {
@@ -68,11 +73,12 @@ impl Objects {
                 let is_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/");
                 let url = if is_folder { Url::from_directory_path(&absolute) } else { Url::from_file_path(&absolute) };
                 let url = url.map_err(|()| wrong("this path cannot be written as a URL".into()))?;
-                Ok(Self { store: Arc::new(DurableLocal::new()), root, url, place: place.clone() })
+                Ok(Self { store: Arc::new(DurableLocal::new()), root, url, place: place.clone(), uploads: None })
             }
             Place::Remote(remote) => {
                 let root = Path::parse(remote.key()).map_err(|e| wrong(e.to_string()))?;
-                Ok(Self { store: client(remote)?, root, url: remote.url(), place: place.clone() })
+                let Client { store, uploads } = client(remote)?;
+                Ok(Self { store, root, url: remote.url(), place: place.clone(), uploads })
             }
             Place::Hub(_) => Err(wrong("only models are read from a hub".into())),
         }
@@ -85,7 +91,7 @@ impl Objects {
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty().extend([name, ""]);
         }
-        Self { store: Arc::clone(&self.store), root: self.root.clone().join(name), url, place: self.place.join(name) }
+        Self { root: self.root.clone().join(name), url, place: self.place.join(name), ..self.clone() }
     }
 
     /// This place as that of a lock.
@@ -190,21 +196,36 @@ fn without_parents(path: &std::path::Path) -> PathBuf {
     parts
 }
 
-/// The clients of this process, by the URI of the bucket: each keeps its connections and credentials.
-static CLIENTS: LazyLock<Mutex<HashMap<String, Arc<dyn ObjectStore>>>> = LazyLock::new(Mutex::default);
+/// A client of a bucket.
+#[derive(Debug, Clone)]
+struct Client {
+    store: Arc<dyn ObjectStore>,
+    uploads: Option<Uploads>,
+}
 
-fn client(remote: &Remote) -> Result<Arc<dyn ObjectStore>, ObjectsError> {
+impl Client {
+    /// A client of a bucket that keeps uploads until they are ended.
+    fn that_keeps_uploads(store: impl ObjectStore + MultipartStore) -> Self {
+        let store = Arc::new(store);
+        Self { store: Arc::clone(&store) as _, uploads: Some(Uploads(store)) }
+    }
+}
+
+/// The clients of this process, by the URI of the bucket: each keeps its connections and credentials.
+static CLIENTS: LazyLock<Mutex<HashMap<String, Client>>> = LazyLock::new(Mutex::default);
+
+fn client(remote: &Remote) -> Result<Client, ObjectsError> {
     let mut clients = CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(client) = clients.get(&remote.root()) {
-        return Ok(Arc::clone(client));
+        return Ok(client.clone());
     }
     let client = connect(remote)?;
-    clients.insert(remote.root(), Arc::clone(&client));
+    clients.insert(remote.root(), client.clone());
     Ok(client)
 }
 
 /// Makes a client of what the environment says; nothing is sent yet.
-fn connect(remote: &Remote) -> Result<Arc<dyn ObjectStore>, ObjectsError> {
+fn connect(remote: &Remote) -> Result<Client, ObjectsError> {
     let place = Place::Remote(remote.clone());
     let unsuited = |e: object_store::Error| error::explain(&place, &e);
     Ok(match remote.service() {
@@ -214,11 +235,11 @@ fn connect(remote: &Remote) -> Result<Arc<dyn ObjectStore>, ObjectsError> {
             let endpoint = setting(AmazonS3ConfigKey::S3Endpoint).or_else(|| setting(AmazonS3ConfigKey::Endpoint));
             let allow_http = setting(AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp));
             error::check_endpoint(&place, endpoint.as_deref(), allow_http.as_deref(), "AWS_ALLOW_HTTP")?;
-            Arc::new(builder.build().map_err(unsuited)?)
+            Client::that_keeps_uploads(builder.build().map_err(unsuited)?)
         }
         Service::Gcs => {
             let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(remote.bucket());
-            Arc::new(builder.with_retry(retries()).build().map_err(unsuited)?)
+            Client::that_keeps_uploads(builder.with_retry(retries()).build().map_err(unsuited)?)
         }
         Service::Azure => {
             let builder = MicrosoftAzureBuilder::from_env().with_url(remote.root()).with_retry(retries());
@@ -226,7 +247,7 @@ fn connect(remote: &Remote) -> Result<Arc<dyn ObjectStore>, ObjectsError> {
             let endpoint = setting(AzureConfigKey::Endpoint);
             let allow_http = setting(AzureConfigKey::Client(ClientConfigKey::AllowHttp));
             error::check_endpoint(&place, endpoint.as_deref(), allow_http.as_deref(), "AZURE_ALLOW_HTTP")?;
-            Arc::new(builder.build().map_err(unsuited)?)
+            Client { store: Arc::new(builder.build().map_err(unsuited)?), uploads: None }
         }
     })
 }

@@ -5,8 +5,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow::array::{RecordBatch, StringViewArray};
-use arrow::compute::concat_batches;
+use arrow::array::{BooleanArray, RecordBatch, StringViewArray};
+use arrow::compute::{concat_batches, filter_record_batch};
+use arrow::error::ArrowError;
 use datafusion::prelude::SessionContext;
 use serde_json::{Value, json};
 
@@ -16,8 +17,8 @@ use super::{folder_of, missing_model, model_name, pool, readable, readable_place
 use crate::config::{Evaluate, Pipeline};
 use crate::error::Error;
 use crate::model::{Model, Problem};
-use crate::predict::Models;
-use crate::progress::{Progress, Style, grouped};
+use crate::predict::{Models, text_values};
+use crate::progress::{Progress, Style, counted, grouped};
 use crate::report::{EvaluationReport, evaluation_lines};
 use crate::scorer::{Prediction, Rejection, Scorer, TextColumn, Window};
 use crate::session;
@@ -65,11 +66,40 @@ pub(super) async fn rows_of(
     let work = Work { pipeline, settings: stage, variables, style: Style::Quiet };
     work.check_output()?;
     let selection = Selection { pipeline, context, section: SECTION, variables };
-    let (_, rows) = work.rows(&selection).await?;
+    let Rows { rows, .. } = work.rows(&selection).await?;
     if let Some(model) = model {
         work.gold(model, &rows).map_err(|problem| selection.refused(format!("[{SECTION}]: {problem}")))?;
     }
     Ok(rows)
+}
+
+/// Labelled rows that can be scored.
+struct Rows {
+    /// All columns of the query.
+    table: RecordBatch,
+    /// The texts and labels of each of its rows.
+    rows: Vec<Row>,
+    /// The rows of the query that cannot be scored, by [`Rejection::KINDS`].
+    rejected: [u64; Rejection::KINDS.len()],
+}
+
+impl Rows {
+    /// Leaves out the rows for which there is a reason.
+    fn leave_out(&mut self, reasons: &[Option<Rejection>]) -> Result<(), Error> {
+        for reason in reasons.iter().flatten() {
+            self.rejected[reason.kind()] += 1;
+        }
+        let keep: BooleanArray = reasons.iter().map(|reason| Some(reason.is_none())).collect();
+        self.table = filter_record_batch(&self.table, &keep).map_err(unmeasurable)?;
+        let mut reasons = reasons.iter();
+        self.rows.retain(|_| reasons.next().is_none_or(Option::is_none));
+        Ok(())
+    }
+
+    /// How many rows cannot be scored, for each reason that there is.
+    fn reasons(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Rejection::KINDS.into_iter().zip(self.rejected).filter(|(_, rows)| *rows > 0)
+    }
 }
 
 struct Work<'a> {
@@ -93,21 +123,21 @@ impl Work<'_> {
         let context = session::open(&pipeline.tables, Arc::clone(&models), pipeline.run.window, 1, &resources);
         let context = context.await.map_err(Error::Tables)?;
         let selection = Selection { pipeline, context: &context, section: SECTION, variables: self.variables };
-        let (table, rows) = self.rows(&selection).await?;
-        let slices = stage.slices.iter().map(|column| Ok((column.clone(), selection.values(&table, column)?)));
-        let slices: Vec<(String, Vec<Option<String>>)> = slices.collect::<Result<_, Error>>()?;
+        let mut rows = self.rows(&selection).await?;
 
         let scorer = models.get(&model_name(&stage.model)).await?;
         let refused = |problem: String| selection.refused(format!("[{SECTION}]: {problem}"));
-        let (task, labels, gold) = self.gold(scorer.model(), &rows).map_err(refused)?;
-        let predictions = self.score(&scorer, &rows).await?;
-        let predictions = predictions.into_iter().zip(&rows).map(|(outcome, row)| {
-            outcome.map_err(|rejection| {
-                refused(format!("row {} cannot be scored: {rejection}; leave it out in the query", row.id.join(", ")))
-            })
-        });
-        let predictions = predictions.collect::<Result<Vec<Prediction>, Error>>()?;
-        let judged = Judged { table, labels, gold, predictions };
+        // Before the rows are scored, which takes its time.
+        self.gold(scorer.model(), &rows.rows).map_err(refused)?;
+        let outcomes = self.score(&scorer, &rows.rows).await?;
+        let reasons: Vec<_> = outcomes.iter().map(|outcome| outcome.as_ref().err().cloned()).collect();
+        rows.leave_out(&reasons)?;
+        self.some_are_left(&selection, &rows, &reasons)?;
+        let predictions = outcomes.into_iter().flatten().collect();
+        let (task, labels, gold) = self.gold(scorer.model(), &rows.rows).map_err(refused)?;
+        let slices = stage.slices.iter().map(|column| Ok((column.clone(), selection.values(&rows.table, column)?)));
+        let slices: Vec<(String, Vec<Option<String>>)> = slices.collect::<Result<_, Error>>()?;
+        let judged = Judged { table: rows.table.clone(), labels, gold, predictions };
 
         let bootstrap =
             Bootstrap::try_new(stage.resamples, stage.level, stage.seed).map_err(|e| refused(e.to_string()))?;
@@ -120,22 +150,51 @@ impl Work<'_> {
         let (evaluation, raw) = measured.map_err(|e| refused(e.to_string()))?;
         let mistakes = mistakes::table(&judged, &scorer.model().config)
             .map_err(|e| Error::sql("the table of mistakes", &e.into(), None))?;
-        let json = self.report(&scorer, task, &judged.labels, &evaluation, raw.as_ref(), mistakes.num_rows());
+        let mut json = self.report(&scorer, task, &judged.labels, &evaluation, raw.as_ref(), mistakes.num_rows());
+        json["rejected"] = rows.reasons().map(|(reason, rows)| (reason.to_owned(), Value::from(rows))).collect();
         self.publish(&json, &mistakes, &scorer).map_err(|e| self.unwritable(e))?;
         let mut lines = evaluation_lines(&evaluation, judged.labels.names());
         if let (Some(calibration), Some(raw)) = (&scorer.model().calibration, &raw) {
             lines.push(format!("calibrated: {calibration}; without: {}", raw.metrics));
         }
+        lines.extend(rows.reasons().map(|(reason, rows)| format!("{} not measured: {reason}", counted(rows, "row"))));
         let listed = if judged.labels.problem() == Problem::Regression { "rows by their error" } else { "mistakes" };
         lines.push(format!("{} {listed} in {}", grouped(mistakes.num_rows() as u64), mistakes::FILE));
         Ok(EvaluationReport { folder: readable(&stage.output.path), lines, elapsed: began.elapsed(), json })
     }
 
-    /// The rows to measure on: as a table, and their texts and labels.
-    async fn rows(&self, selection: &Selection<'_>) -> Result<(RecordBatch, Vec<Row>), Error> {
+    /// The rows to measure on.
+    async fn rows(&self, selection: &Selection<'_>) -> Result<Rows, Error> {
         let table = self.read(selection).await?;
-        let rows = selection.labelled(&table, &self.columns())?;
-        Ok((table, rows))
+        let text = |name: &String| -> Result<TextColumn, Error> {
+            let values = table.column_by_name(name).ok_or_else(|| selection.refused(format!("no column `{name}`")))?;
+            let values = text_values(values).map_err(|e| selection.refused(format!("column `{name}`: {e}")))?;
+            Ok(TextColumn { name: name.clone(), values })
+        };
+        let names = &self.settings.text;
+        let window = Window::new(text(&names[0])?, names.get(1).map(text).transpose()?);
+        let reasons: Vec<_> = (0..window.len()).map(|row| window.rejection(row)).collect();
+        let mut rows = Rows { table, rows: Vec::new(), rejected: Default::default() };
+        rows.leave_out(&reasons)?;
+        self.some_are_left(selection, &rows, &reasons)?;
+        rows.rows = selection.labelled(&rows.table, &self.columns())?;
+        Ok(rows)
+    }
+
+    /// Refuses to measure on nothing.
+    fn some_are_left(
+        &self,
+        selection: &Selection<'_>,
+        rows: &Rows,
+        reasons: &[Option<Rejection>],
+    ) -> Result<(), Error> {
+        match reasons.iter().flatten().next() {
+            Some(reason) if rows.table.num_rows() == 0 => Err(selection.refused(format!(
+                "none of the {} of the query of [{SECTION}] can be scored: in the first, {reason}",
+                counted(rows.rejected.iter().sum(), "row")
+            ))),
+            _ => Ok(()),
+        }
     }
 
     fn columns(&self) -> Columns<'_> {
@@ -174,7 +233,7 @@ impl Work<'_> {
                 mistakes::FILE
             )));
         }
-        concat_batches(&schema, &batches).map_err(|e| Error::sql("the rows to measure on", &e.into(), None))
+        concat_batches(&schema, &batches).map_err(unmeasurable)
     }
 
     /// What the labels of the rows mean to the model.
@@ -249,6 +308,10 @@ impl Work<'_> {
     fn unwritable(&self, error: std::io::Error) -> Error {
         Error::Io { context: format!("cannot write {}", self.settings.output.path.display()), error }
     }
+}
+
+fn unmeasurable(error: ArrowError) -> Error {
+    Error::sql("the rows to measure on", &error.into(), None)
 }
 
 /// Measures the predictions; and, where they are calibrated, those without the calibration.

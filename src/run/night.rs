@@ -10,6 +10,7 @@ use crate::config::Pipeline;
 use crate::error::Error;
 use crate::lock::{self, Claim, DEFAULT_LEASE, Held};
 use crate::objects::Objects;
+use crate::progress::counted;
 use crate::store::{Outcome, RunRecord, Runs};
 
 /// A run that has begun.
@@ -46,6 +47,11 @@ impl Night {
                 ..RunRecord::default()
             };
             runs.add(&record).await?;
+        }
+        match store.abort_noted_uploads().await {
+            Ok(0) => {}
+            Ok(n) => tracing::info!("{} of killed runs aborted", counted(n as u64, "unfinished upload")),
+            Err(error) => return Err(store.error(&error).into()),
         }
         held.settle().await?;
         let text = std::fs::read(&pipeline.path).ok();

@@ -23,8 +23,9 @@ use super::checked::output_schema;
 use super::foresight::{Foresight, SAMPLE};
 use super::night::Night;
 use super::pace::Pace;
+use super::pending::Pending;
 use super::sinks::{Sink, SinkKind};
-use super::spool::{Pending, Spool};
+use super::spool::Spool;
 use super::{
     NOTHING_WRITTEN, blame, folder_of, missing_model, model_name, models_of, pool, query_text, readable_place,
     resources,
@@ -81,6 +82,7 @@ pub(super) async fn score(
         () = &mut *stop => return Err(interrupted(scoring, "before the first row was scored", None)),
         night = Night::begin(pipeline, &store, remembering.wait) => night?,
     };
+    let store = store.clone().noting(&store);
     let run = Run { pipeline, scoring, variables, remembering, style, store, night: &begun };
     let mut record = begun.record();
     let outcome = run.all(&mut record, stop).await;
@@ -251,7 +253,7 @@ impl Run<'_> {
         }
         let mut sinks = Vec::new();
         for kind in kinds {
-            let sink = Sink::open(kind, pipeline, scoring, &schema, &metadata, self.night.run()).await?;
+            let sink = Sink::open(kind, pipeline, scoring, &schema, &metadata, self.night.run(), &self.store).await?;
             sinks.push(sink);
         }
         Ok((Prepared { context, source, scorer, scores, sinks }, resources))

@@ -16,6 +16,7 @@ use super::{readable, readable_place};
 use crate::config::{Pipeline, Place, Scoring, SinkFormat, SinkMode};
 use crate::crash;
 use crate::error::Error;
+use crate::lock::{self, LockError};
 use crate::objects::{Objects, cause_in};
 use crate::sink::runs::{self, Manifest, RunFolder};
 use crate::sink::{DeltaSink, Mode, ParquetSink, Part, SinkError, writer_options};
@@ -72,22 +73,24 @@ impl Sink {
         schema: &SchemaRef,
         metadata: &[(&'static str, String)],
         run: &str,
+        store: &Objects,
     ) -> Result<Self, Error> {
         let place = match kind {
             SinkKind::Predictions => scoring.sink.location.place.clone(),
             SinkKind::Rejected => rejected_beside(&scoring.sink.location.place),
         };
+        let objects = || Ok::<_, Error>(Objects::open(&place)?.noting(store));
         let settings = &scoring.sink;
         let metadata = metadata.to_vec();
         let to = match (settings.format, &place) {
-            (SinkFormat::Delta, place) => {
+            (SinkFormat::Delta, _) => {
                 let mode = match (settings.mode, kind) {
                     (SinkMode::Overwrite, _) => Mode::Overwrite,
                     // Rejected rows come again each time; what a run that failed halfway left is replaced.
                     (SinkMode::Append, SinkKind::Predictions) => Mode::Append,
                     (SinkMode::Append | SinkMode::Merge, _) => Mode::Merge,
                 };
-                let objects = Objects::open(place)?;
+                let objects = objects()?;
                 let (partition_by, id) = (&settings.partition_by, &scoring.source.id);
                 let sink = DeltaSink::open(&objects, schema, mode, partition_by, id, &pipeline.name, run).await?;
                 To::Delta { sink, metadata }
@@ -100,16 +103,17 @@ impl Sink {
                     model: model.unwrap_or_default(),
                     keep: settings.keep,
                 };
-                let place = Objects::open(&place)?.lock_place();
+                let place = objects()?.lock_place();
                 To::Runs(Box::new(RunFolder::begin(&place, schema, &metadata, run).await?))
             }
             (SinkFormat::Parquet, Place::Local(path)) => {
                 To::File { path: path.clone(), schema: Arc::clone(schema), metadata }
             }
             (SinkFormat::Parquet, Place::Remote(_) | Place::Hub(_)) => {
-                To::Object { objects: Objects::open(&place)?, schema: Arc::clone(schema), metadata }
+                To::Object { objects: objects()?, schema: Arc::clone(schema), metadata }
             }
         };
+        try_to_write(&place, settings.is_one_file(), store).await?;
         let output = readable_place(&place);
         Ok(Self { kind, output, to })
     }
@@ -152,6 +156,37 @@ impl Sink {
                 Ok(Done { output, bytes: committed.bytes, version: Some(committed.version) })
             }
         }
+    }
+}
+
+/// Finds out, before anything is scored, whether the place can be written; leaves nothing there.
+///
+/// A bucket must also keep the conditions under which it is written to.
+async fn try_to_write(place: &Place, is_one_file: bool, store: &Objects) -> Result<(), Error> {
+    let failed = |problem: String| SinkError { path: readable_place(place).into(), problem };
+    let Place::Local(path) = place else {
+        let objects = Objects::open(place)?;
+        // The store is probed by now. Rights may be given for a part of a bucket only, so that this is its own place.
+        if objects.place != store.place {
+            let lock::Place::Objects { store, root, name, explain } = objects.lock_place() else { return Ok(()) };
+            let root = if is_one_file { root.parent().unwrap_or_default() } else { root };
+            lock::probe(&lock::Place::Objects { store, root, name, explain }).await.map_err(|error| match error {
+                LockError::Store { problem, .. } => failed(problem).into(),
+                error => Error::from(error),
+            })?;
+        }
+        return Ok(());
+    };
+    if is_one_file && path.is_dir() {
+        return Err(failed("it is a folder".into()).into());
+    }
+    let absolute = std::path::absolute(path).map_err(|e| failed(e.to_string()))?;
+    let Some(folder) = absolute.ancestors().skip(usize::from(is_one_file)).find(|folder| folder.exists()) else {
+        return Ok(());
+    };
+    match tempfile::tempfile_in(folder) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(failed(format!("no file can be made in {}: {error}", readable(folder).display())).into()),
     }
 }
 

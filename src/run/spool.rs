@@ -8,31 +8,28 @@
 //! spill beside the file.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufWriter};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
+use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch};
 use arrow::compute::kernels::zip::zip;
-use arrow::compute::{BatchCoalescer, cast, concat_batches, filter_record_batch, is_not_null, is_null};
-use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
-use arrow::ipc::reader::FileReader;
-use arrow::ipc::writer::FileWriter;
+use arrow::compute::{cast, filter_record_batch, is_not_null, is_null};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::{Column, DataFusionError, JoinType};
-use datafusion::execution::runtime_env::RuntimeEnv;
-use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder};
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::functions_aggregate::expr_fn::{count, min};
 use datafusion::logical_expr::{Expr, col, lit};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::{DataFrame, ParquetReadOptions, SessionConfig, SessionContext};
-use deltalake_core::delta_datafusion::planner::DeltaPlanner;
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::metadata::ParquetMetaDataReader;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
 use super::beside::beside;
+use super::joins::{Joins, session, without_views};
+use super::pending::Pending;
 use super::sinks::SinkKind;
 use crate::predict::{prediction_fields, text_values};
 use crate::scorer::{Rejection, TextColumn, Window};
@@ -51,17 +48,6 @@ const FIRST: &str = "__couplet_first";
 const ROWS: &str = "__couplet_rows";
 /// What is wrong with the texts.
 const ERROR: &str = "__couplet_error";
-
-/// What a remembered score takes in memory when it is looked up by its key, in bytes; rather too much.
-pub(super) const BYTES_PER_SCORE: u64 = 200;
-
-/// The memory of joins and sorts over the rows, in bytes. More makes them hardly faster: they pass over their rows once
-/// or twice, from the disk or not, while a row costs its forward pass.
-const MEMORY: u64 = 96 << 20;
-
-/// Rows that go through joins and sorts together: few, as each file of spilled rows has a batch in memory when they are
-/// merged.
-const BATCH: usize = 1024;
 
 /// The rows of a run.
 pub(super) struct Spool {
@@ -117,7 +103,7 @@ impl Spool {
         io::Write::flush(&mut writer.into_inner()?)?;
         Ok(Self {
             context: session(SessionConfig::new().with_batch_size(window).with_target_partitions(1), runtime),
-            joins: Joins::new(memory.min(MEMORY), &resources)?,
+            joins: Joins::new(memory, &resources)?,
             schema,
             text: text.to_vec(),
             window,
@@ -178,9 +164,10 @@ impl Spool {
     /// `known` is a table of [`Spool::joins`].
     pub(super) async fn pending(&self, known: DataFrame, held: u64) -> Result<Pending, DataFusionError> {
         let rows = self.rows_in(self.joins(held)).await?;
-        let mut keys = rows.filter(column(KEY).is_not_null())?.select(vec![column(KEY), column(ROW)])?;
+        let keys = rows.filter(column(KEY).is_not_null())?.select(vec![column(KEY), column(ROW)])?;
+        let mut keys = without_views(keys)?;
         if held > 0 {
-            let known = known.select(vec![col("key").alias(KNOWN)])?;
+            let known = without_views(known.select(vec![col("key").alias(KNOWN)])?)?;
             keys = known.join(keys, JoinType::RightAnti, &[KNOWN], &[KEY], None)?;
         }
         let first = vec![min(column(ROW)).alias(FIRST), count(lit(1)).alias(ROWS)];
@@ -214,6 +201,7 @@ impl Spool {
         let predicted = || fields.iter().map(|field| column(field.name()));
         let known = scores.select(predicted().chain([col("key").alias(KNOWN)]).collect::<Vec<_>>())?;
         let keys = self.rows_in(self.joins(held)).await?.select(vec![column(KEY), column(ROW)])?;
+        let (known, keys) = (without_views(known)?, without_views(keys)?);
         let scores = known.join(keys, JoinType::Right, &[KNOWN], &[KEY], None)?;
         let scores = scores.sort(vec![column(ROW).sort(true, false)])?;
         let scores = scores.select([column(ROW)].into_iter().chain(predicted()).collect::<Vec<_>>())?;
@@ -249,167 +237,6 @@ impl Spool {
     }
 }
 
-/// Sessions for joins and sorts of numbers, keys and scores, with a memory pool of their own.
-struct Joins {
-    memory: u64,
-    /// In one partition, where rows come in the order of their file.
-    hashing: SessionContext,
-    /// With both sides of a join sorted, for more than fits.
-    sorting: SessionContext,
-}
-
-impl Joins {
-    fn new(memory: u64, resources: &Resources) -> Result<Self, DataFusionError> {
-        let runtime = resources.with_memory(memory)?;
-        let config = SessionConfig::new().with_batch_size(BATCH);
-        let hashing = config.clone().with_target_partitions(1);
-        // DataFusion sorts for a join only where there are several partitions.
-        let mut sorting = config.with_target_partitions(2);
-        let options = sorting.options_mut();
-        options.optimizer.prefer_hash_join = false;
-        options.execution.sort_spill_reservation_bytes = usize::try_from(memory / 64).unwrap_or(usize::MAX);
-        Ok(Self { memory, hashing: session(hashing, Arc::clone(&runtime)), sorting: session(sorting, runtime) })
-    }
-
-    /// The session in which a join with `held` scores fits into memory.
-    fn with_room_for(&self, held: u64) -> &SessionContext {
-        // A join by hash holds one side in memory, and fails where that does not fit; one by sorting can spill.
-        let fits = held.saturating_mul(BYTES_PER_SCORE) < self.memory / 3;
-        if fits { &self.hashing } else { &self.sorting }
-    }
-}
-
-fn session(config: SessionConfig, runtime: Arc<RuntimeEnv>) -> SessionContext {
-    let state = SessionStateBuilder::new()
-        .with_config(config)
-        .with_runtime_env(runtime)
-        .with_default_features()
-        // Which plans everything else as usual.
-        .with_query_planner(DeltaPlanner::new());
-    SessionContext::new_with_state(state.build())
-}
-/// Rows that a sample takes together.
-const SAMPLED_TOGETHER: u64 = 32;
-
-/// Texts to be scored, each once, in a file.
-pub(super) struct Pending {
-    path: PathBuf,
-    reader: FileReader<BufReader<File>>,
-    columns: usize,
-    /// Rows of each batch but the last.
-    window: u64,
-    /// Texts, or pairs.
-    pub(super) texts: u64,
-    /// Rows that have them.
-    pub(super) rows: u64,
-}
-
-impl Pending {
-    async fn fill(
-        batches: SendableRecordBatchStream,
-        columns: usize,
-        window: usize,
-        folder: &Path,
-    ) -> Result<Self, DataFusionError> {
-        let path = folder.join("pending.arrow");
-        let mut writer =
-            FileWriter::try_new(BufWriter::with_capacity(1 << 20, File::create(&path)?), &batches.schema())?;
-        let (mut texts, mut rows) = (0, 0);
-        let mut batches = std::pin::pin!(coalesce(batches, window));
-        while let Some(batch) = batches.next().await {
-            let batch = batch?;
-            texts += batch.num_rows() as u64;
-            let counts = batch.column(batch.num_columns() - 1).as_primitive::<Int64Type>();
-            rows += counts.values().iter().sum::<i64>().unsigned_abs();
-            writer.write(&batch)?;
-        }
-        writer.finish()?;
-        drop(writer);
-        let reader = FileReader::try_new_buffered(File::open(&path)?, None)?;
-        Ok(Self { path, reader, columns, window: window as u64, texts, rows })
-    }
-
-    /// The bytes of the file.
-    pub(super) fn bytes(&self) -> u64 {
-        self.path.metadata().map_or(0, |file| file.len())
-    }
-
-    /// About so many of the texts, or all where there are fewer, spread evenly over all of them in their order; runs of
-    /// neighbours stay together.
-    pub(super) fn sample(&self, rows: u64) -> Result<Window, DataFusionError> {
-        let reader = FileReader::try_new_buffered(File::open(&self.path)?, None)?;
-        let schema = reader.schema();
-        let runs = self.texts.div_ceil(SAMPLED_TOGETHER);
-        let wanted = rows.div_ceil(SAMPLED_TOGETHER).min(runs);
-        let mut starts = (0..wanted).map(|i| i * runs / wanted * SAMPLED_TOGETHER).peekable();
-        let (mut parts, mut before) = (Vec::new(), 0);
-        let mut reader = reader;
-        for index in 0..reader.num_batches() {
-            if starts.peek().is_none() {
-                break;
-            }
-            // Which batch has which rows is known without reading those before it: all but the last are windows.
-            let window = self.window;
-            if starts.peek().is_some_and(|start| *start >= before + window) {
-                before += window;
-                continue;
-            }
-            reader.set_index(index)?;
-            let Some(batch) = reader.next().transpose()? else { break };
-            while let Some(start) = starts.next_if(|start| *start < before + window) {
-                let offset = usize::try_from(start - before).unwrap_or(usize::MAX).min(batch.num_rows());
-                parts.push(batch.slice(offset, (SAMPLED_TOGETHER as usize).min(batch.num_rows() - offset)));
-            }
-            before += window;
-        }
-        let sample = concat_batches(&schema, &parts)?;
-        window_of(&sample, self.columns)
-    }
-
-    /// The texts in windows, each with the keys of its rows.
-    pub(super) fn windows(self) -> impl Stream<Item = Result<(ArrayRef, Window), DataFusionError>> {
-        let columns = self.columns;
-        futures::stream::iter(self.reader).map(move |batch| {
-            let batch = batch?;
-            Ok((Arc::clone(batch.column(0)), window_of(&batch, columns)?))
-        })
-    }
-}
-
-/// The texts of a batch that has them behind their keys.
-fn window_of(batch: &RecordBatch, columns: usize) -> Result<Window, DataFusionError> {
-    let text = |i: usize| -> Result<TextColumn, DataFusionError> {
-        let name = batch.schema().field(i).name().clone();
-        Ok(TextColumn { name, values: text_values(batch.column(i))? })
-    };
-    let pair = if columns > 1 { Some(text(2)?) } else { None };
-    Ok(Window::new(text(1)?, pair))
-}
-
-/// Gathers batches of any size into batches of `rows` rows.
-fn coalesce(
-    batches: SendableRecordBatchStream,
-    rows: usize,
-) -> impl Stream<Item = Result<RecordBatch, DataFusionError>> {
-    let coalescer = BatchCoalescer::new(batches.schema(), rows);
-    futures::stream::try_unfold((batches, coalescer, false), |(mut batches, mut coalescer, mut ended)| async move {
-        loop {
-            if let Some(batch) = coalescer.next_completed_batch() {
-                return Ok(Some((batch, (batches, coalescer, ended))));
-            }
-            if ended {
-                return Ok(None);
-            }
-            if let Some(batch) = batches.next().await {
-                coalescer.push_batch(batch?)?;
-            } else {
-                coalescer.finish_buffered_batch()?;
-                ended = true;
-            }
-        }
-    })
-}
-
 /// Counts the rows that have no key, by the reason.
 fn count_rejections(
     batch: &RecordBatch,
@@ -431,4 +258,44 @@ fn count_rejections(
 /// A column by its exact name.
 pub(super) fn column(name: &str) -> Expr {
     Expr::Column(Column::from_name(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::StringArray;
+    use datafusion::common::ScalarValue;
+    use futures::TryStreamExt;
+
+    use super::*;
+
+    /// Two hundred thousand rows whose texts all differ, in memory for a tenth of what their keys and scores take.
+    #[tokio::test]
+    async fn joins_and_sorts_need_little_memory_however_many_rows_there_are() {
+        const ROWS: i64 = 200_000;
+        let folder = tempfile::tempdir().expect("a folder");
+        let resources = Resources::new(1 << 30, folder.path()).expect("resources");
+        let text: ArrayRef = Arc::new(StringArray::from_iter_values((0..ROWS).map(|row| format!("letter {row}"))));
+        let texts = RecordBatch::try_from_iter([("text", text)]).expect("rows");
+        let source = SessionContext::new().read_batch(texts).expect("a table");
+        let spool = Spool::fill(source, &["text".to_owned()], 8 << 20, resources).await.expect("rows are read");
+        let nothing = spool.joins(0).read_empty().expect("a table");
+        let pending = spool.pending(nothing, 0).await.expect("texts are told apart");
+        assert_eq!((pending.texts, pending.rows), (ROWS.unsigned_abs(), ROWS.unsigned_abs()));
+
+        // All have scores, with words and numbers in them.
+        let held = ROWS.unsigned_abs();
+        let value = |field: &Field| match field.data_type() {
+            DataType::Utf8 | DataType::Utf8View if field.name() != "error" => lit("a label of some length"),
+            other => lit(ScalarValue::try_from(other).expect("a NULL of that type")),
+        };
+        let predicted = prediction_fields();
+        let predicted = predicted.iter().map(|field| value(field).alias(field.name()));
+        let rows = spool.rows_in(spool.joins(held)).await.expect("rows");
+        let known = || rows.clone().select([column(KEY).alias("key")].into_iter().chain(predicted.clone()).collect());
+        let scored = spool.scored(known().expect("scores"), held, None).await.expect("a join");
+        let scored: Vec<_> = scored.try_collect().await.expect("rows are joined");
+        assert_eq!(scored.iter().map(RecordBatch::num_rows).sum::<usize>(), held as usize);
+        let pending = spool.pending(known().expect("scores"), held).await.expect("texts are told apart");
+        assert_eq!(pending.texts, 0);
+    }
 }

@@ -323,6 +323,31 @@ fn values_are_measured_by_their_differences() {
 }
 
 #[test]
+fn rows_that_cannot_be_scored_are_counted_and_left_out() {
+    let sentence =
+        "CASE WHEN category = 'news' THEN NULL WHEN category = 'numbers' THEN ' ' ELSE sentence1 END AS sentence1";
+    let stages = Stages::evaluation().change("SELECT id, sentence1", &format!("SELECT id, {sentence}"));
+    let said = stderr_of(&mut stages.couplet(&["run", "p.toml"]), 0);
+    let measured = stages.json("evaluation/evaluation.json");
+    let of = |reason: &str| measured["rejected"][reason].as_u64().unwrap();
+    let (null, empty) = (of("NULL text"), of("empty text"));
+    assert!(null > 0 && empty > 0);
+    assert_eq!(measured["rows"].as_u64(), Some(525 - null - empty));
+    for (rows, reason) in [(null, "NULL text"), (empty, "empty text")] {
+        assert!(said.contains(&format!("{rows} rows not measured: {reason}")), "{said}");
+    }
+    let slices = measured["slices"]["category"].as_array().unwrap();
+    let others: Vec<_> = slices.iter().map(|slice| slice["value"].as_str().unwrap()).collect();
+    assert!(!others.contains(&"news") && !others.contains(&"numbers") && others.len() == 4, "{others:?}");
+
+    // The others are measured as if those rows were not there.
+    let query = "WHERE category NOT IN ('news', 'numbers')";
+    let without = Stages::evaluation().change("FROM pairs", &format!("FROM pairs {query}"));
+    without.report(&[]);
+    assert_eq!(without.json("evaluation/evaluation.json")["metrics"], measured["metrics"]);
+}
+
+#[test]
 fn what_cannot_be_measured_is_said() {
     for (from, to, expected) in [
         ("id = \"id\"", "id = \"ids\"", "has no column `ids` (did you mean `id`?)"),
@@ -338,7 +363,7 @@ fn what_cannot_be_measured_is_said() {
         (
             "sentence1, sentence2, category",
             "'' AS sentence1, sentence2, category",
-            "cannot be scored: sentence1 is empty; leave it out",
+            "none of the 525 rows of the query of [evaluate] can be scored: in the first, sentence1 is empty",
         ),
     ] {
         let stages = Stages::evaluation().change(from, to);

@@ -1,7 +1,9 @@
 //! `couplet run` on pipelines that do not suit their data: exit code 2, a message that says what to write instead, and
 //! no output.
 
-use crate::support::{Job, write};
+use serde_json::Value;
+
+use crate::support::{Job, stdout_of, write};
 
 const PAIRS: &str = "id,a,b,n,score\n1,x,y,3,0.5\n2,p,q,4,0.5\n";
 
@@ -192,4 +194,22 @@ fn an_output_that_is_a_folder_fails_the_run() {
     std::fs::create_dir_all(job.output()).unwrap();
     insta::assert_snapshot!(job.error(1), @"error: cannot write out/scores.parquet: it is a folder");
     assert_eq!(job.output_files(), ["scores.parquet"]);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn an_output_that_cannot_be_written_is_found_before_anything_is_scored() {
+    for (sink, name) in [
+        ("uri = \"/proc/out/scores.parquet\"", "/proc/out/scores.parquet"),
+        ("uri = \"/proc/out\"", "/proc/out"),
+        ("uri = \"/proc/out\"\nformat = \"delta\"", "/proc/out"),
+    ] {
+        let job = Job::new(PAIRS).change("uri = \"out/scores.parquet\"", sink).add("[score]\nstore = \"state\"");
+        let said = job.error(1);
+        let expected = format!("error: cannot write {name}: no file can be made in /proc: ");
+        assert!(said.contains(&expected), "{said}");
+        let runs: Value =
+            serde_json::from_str(&stdout_of(&mut job.couplet(&["runs", "pipeline.toml", "--json"]))).unwrap();
+        assert_eq!(runs[0]["rows_scored"], Value::Null, "{runs}");
+    }
 }

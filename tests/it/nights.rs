@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Job, rows_of, stderr_of, stdout_of, write};
+use crate::support::{Job, golden, rows_of, stderr_of, stdout_of, write};
+use crate::tiny::Variant;
 
 /// `id,a,b` of rows from `from` up to `to`; every third text comes twice.
 pub fn pairs(from: usize, to: usize) -> String {
@@ -110,6 +111,32 @@ pub const POINTS: [&str; 8] = [
     "publish.written",
     "publish.after",
 ];
+
+#[test]
+fn texts_that_the_tokenizer_refuses_are_tried_again_if_asked() {
+    // It has no token for words that it does not know.
+    let model = Variant::of("tiny-distilbert").with_json("tokenizer.json", |tokenizer| {
+        tokenizer["model"]["unk_token"] = "[NONE]".into();
+    });
+    let csv = format!("{}6,𓀀,Hieroglyphs\n7,𓀀,Hieroglyphs\n8,,Nothing\n", pairs(0, 6));
+    let job = Job::new(csv).change(golden("tiny-distilbert").to_str().unwrap(), model.folder().to_str().unwrap());
+    let report = |arguments: &[&str]| -> Value {
+        serde_json::from_str(&stdout_of(job.run().arg("--json").args(arguments))).unwrap()
+    };
+    let refused = || {
+        let rows = rows_of(&job.output());
+        let errors: Vec<_> = rows.iter().filter_map(|row| row["error"].as_str()).map(str::to_owned).collect();
+        assert!(errors[0].starts_with("the tokenizer refused the text") && errors[0] == errors[1], "{errors:?}");
+        assert_eq!(errors.len(), 3, "{errors:?}");
+    };
+    for (arguments, scored) in [(&[][..], 5), (&[], 0), (&["--retry-errors"], 1), (&[], 0)] {
+        let report = report(arguments);
+        assert_eq!(report["rows"]["scored"].as_u64(), Some(scored), "{report:#}");
+        assert_eq!(report["rejected"]["text the tokenizer refused"], 2, "{report:#}");
+        assert_eq!(report["rejected"]["empty text"], 1, "{report:#}");
+        refused();
+    }
+}
 
 #[test]
 fn a_run_that_is_killed_at_any_step_goes_on_and_ends_with_the_same_table() {

@@ -118,6 +118,50 @@ fn nights_in_a_bucket_are_as_nights_on_a_disk() {
     }
 }
 
+/// Pairs with a column of so many characters that no compression makes small.
+fn bulky(rows: usize, characters: usize) -> String {
+    let mut state = 1_u64;
+    let mut noise = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from(b'0' + (state % 75) as u8)
+    };
+    let mut csv = String::new();
+    for (i, line) in pairs(0, rows).lines().enumerate() {
+        let last = if i == 0 { "noise".to_owned() } else { (0..characters).map(|_| noise()).collect() };
+        csv.push_str(&format!("{line},{last}\n"));
+    }
+    csv
+}
+
+#[test]
+fn uploads_that_a_kill_left_are_aborted_by_the_next_run() {
+    let test = "uploads_that_a_kill_left_are_aborted_by_the_next_run";
+    let csv = bulky(60, 400_000).replace('\\', "/").replace('"', "/");
+    for (name, sink) in [("uploads-delta", DELTA), ("uploads-runs", RUNS), ("uploads-file", FILE)] {
+        let Some(mut night) = Night::new(test, name, sink) else { return };
+        night.job = night.job.change("SELECT id, a, b FROM pairs", "SELECT id, a, b, noise FROM pairs");
+        night.put(&csv);
+        let proxy = night.bucket.proxy(1);
+        let killed = night.run(Some(&proxy.endpoint())).env("COUPLET_CRASH", "upload.part").output().unwrap();
+        assert_eq!(killed.status.code(), None, "{name}: {}", String::from_utf8_lossy(&killed.stderr));
+        let ended = || proxy.requests(Kind::UploadComplete) + proxy.requests(Kind::UploadAbort);
+        let begun = proxy.requests(Kind::UploadStart);
+        assert!(begun > ended(), "{name}: an upload is unfinished");
+        let notes = || night.keys().into_iter().filter(|key| key.contains("state/uploads/")).count();
+        assert_eq!(notes(), begun - ended(), "{name}");
+
+        let again = night.run(Some(&proxy.endpoint())).output().unwrap();
+        let said = String::from_utf8_lossy(&again.stderr);
+        assert!(again.status.success() && said.contains("unfinished upload of killed runs aborted"), "{name}: {said}");
+        assert!(proxy.requests(Kind::UploadAbort) > 0, "{name}");
+        assert_eq!(proxy.requests(Kind::UploadStart), ended(), "{name}: every upload has ended");
+        assert_eq!(notes(), 0, "{name}");
+        assert_eq!(night.published().len(), 60, "{name}");
+    }
+}
+
 #[test]
 fn a_run_in_a_bucket_that_is_killed_at_any_step_goes_on() {
     let test = "a_run_in_a_bucket_that_is_killed_at_any_step_goes_on";
@@ -139,6 +183,21 @@ fn a_run_in_a_bucket_that_is_killed_at_any_step_goes_on() {
             assert_eq!(counts(&night.report())[0], 90, "{name} {point}");
             assert_eq!(essence(&night.published()), expected, "{name} {point}");
         }
+    }
+}
+
+#[test]
+fn a_sink_that_cannot_be_written_is_found_before_anything_is_scored() {
+    let test = "a_sink_that_cannot_be_written_is_found_before_anything_is_scored";
+    for (name, sink) in [("refused-delta", DELTA), ("refused-runs", RUNS), ("refused-file", FILE)] {
+        let Some(night) = Night::new(test, name, sink) else { return };
+        night.put(&pairs(0, 30));
+        let proxy = night.bucket.proxy(1);
+        proxy.fail(Rule::new(Fault::Status(403)).on(&[Kind::Put, Kind::PutIf]).path("/out"));
+        let said = stderr_of(&mut night.run(Some(&proxy.endpoint())), 1);
+        let expected = format!("cannot write s3://{}/out", night.bucket.name);
+        assert!(said.contains(&expected) && said.contains("writing is refused"), "{name}: {said}");
+        assert!(!night.keys().iter().any(|key| key.contains("scores/model=")), "{name}: {:?}", night.keys());
     }
 }
 

@@ -14,8 +14,10 @@ use datafusion::prelude::SessionContext;
 use parquet::arrow::ArrowWriter;
 
 use super::super::checked::output_schema;
+use super::super::joins::BYTES_PER_SCORE;
+use super::super::pending::Pending;
 use super::super::score::check_errors;
-use super::super::spool::{BYTES_PER_SCORE, Pending, Spool, column};
+use super::super::spool::{Spool, column};
 use super::super::{
     NOTHING_WRITTEN, blame, missing_model, model_name, query_text, readable, readable_place, scorer_options,
 };

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{Lengths, Plan, PlannedEvaluation, PlannedScoring, PlannedTraining, Write};
-use crate::progress::{grouped, spoken};
+use crate::progress::{counted, grouped, spoken};
 use crate::scorer::{PADDED_BATCH, Pace, Rejection};
 use crate::train::course::Standing;
 
@@ -27,8 +27,8 @@ impl fmt::Display for Plan {
         lines.all(
             "tables",
             self.tables.iter().map(|table| {
-                let rows = table.rows.map_or_else(|| "rows not known unread".to_owned(), |rows| count(rows, "row"));
-                let files = count(table.files, "file");
+                let rows = table.rows.map_or_else(|| "rows not known unread".to_owned(), |rows| counted(rows, "row"));
+                let files = counted(table.files, "file");
                 format!("{}: {rows} · {} · {}, {files}", table.table, size(table.bytes), table.format)
             }),
         )?;
@@ -84,15 +84,15 @@ impl PlannedTraining {
         let what = if self.texts { "text" } else { "row" };
         let Some(rehearsal) = &self.rehearsal else {
             return vec![
-                format!("{} · {}", count(self.rows as u64, what), count(self.epochs as u64, "epoch")),
+                format!("{} · {}", counted(self.rows as u64, what), counted(self.epochs as u64, "epoch")),
                 self.output.clone(),
             ];
         };
         let unit = if self.texts { "sequence" } else { "row" };
         let mut lines = vec![format!(
             "{} · {} to learn from, {} held out · {} tokens an epoch, {} cut",
-            count(self.rows as u64, what),
-            count(rehearsal.rows as u64, unit),
+            counted(self.rows as u64, what),
+            counted(rehearsal.rows as u64, unit),
             grouped(rehearsal.held_out as u64),
             grouped(rehearsal.tokens),
             grouped(rehearsal.truncated as u64),
@@ -100,7 +100,7 @@ impl PlannedTraining {
         if !rehearsal.labels.is_empty() {
             lines.push(format!("labels {}", rehearsal.labels.join(", ")));
         }
-        let steps = format!("{} in {}", count(rehearsal.total_steps, "step"), count(self.epochs as u64, "epoch"));
+        let steps = format!("{} in {}", counted(rehearsal.total_steps, "step"), counted(self.epochs as u64, "epoch"));
         lines.push(match rehearsal.standing {
             Standing::New => steps,
             Standing::Resumes(done) => format!("{steps}, of which {} are done and saved", grouped(done)),
@@ -113,7 +113,7 @@ impl PlannedTraining {
                 "about {}, at {} tokens/s ({} tried in {})",
                 time(seconds),
                 grouped(pace.tokens_per_second() as u64),
-                count(pace.steps, "step"),
+                counted(pace.steps, "step"),
                 time(pace.seconds)
             ));
         }
@@ -125,7 +125,7 @@ impl PlannedTraining {
 impl PlannedEvaluation {
     fn lines(&self) -> Vec<String> {
         let rows = self.rows as u64;
-        let mut lines = vec![format!("{} · {}", count(rows, "row"), self.lengths.in_words(rows))];
+        let mut lines = vec![format!("{} · {}", counted(rows, "row"), self.lengths.in_words(rows))];
         if let Some(pace) = self.pace {
             lines.push(format!("about {} to score them, at {}", time(self.seconds), pace.in_words(&self.lengths)));
         }
@@ -241,13 +241,9 @@ impl Pace {
             grouped(self.tokens_per_second as u64),
             if self.batches == 1 { "1 batch".to_owned() } else { format!("{} batches", grouped(self.batches as u64)) },
             time(self.seconds),
-            count(self.threads as u64, "thread")
+            counted(self.threads as u64, "thread")
         )
     }
-}
-
-fn count(n: u64, what: &str) -> String {
-    format!("{} {what}{}", grouped(n), if n == 1 { "" } else { "s" })
 }
 
 fn time(seconds: f64) -> String {
@@ -257,7 +253,7 @@ fn time(seconds: f64) -> String {
 /// Bytes to the precision that matters: `812 bytes`, `0.04 MB`, `45 MB`, `2.1 GB`.
 fn size(bytes: u64) -> String {
     match bytes {
-        0..10_000 => count(bytes, "byte"),
+        0..10_000 => counted(bytes, "byte"),
         10_000..10_000_000 => format!("{:.2} MB", bytes as f64 / 1e6),
         10_000_000..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
         _ => format!("{:.1} GB", bytes as f64 / 1e9),

@@ -1,0 +1,265 @@
+//! Uploads in parts that nobody will end, ended by the next run.
+//!
+//! A bucket keeps the parts of an upload until it is completed or aborted, shows them to nobody, and charges for them. A
+//! process that is killed does neither. So a run notes each upload in the store of its pipeline before it sends a part,
+//! and takes the note away when the upload has ended; the next run aborts what is still noted. Both hold the lock of that
+//! store, so no upload of a run that is alive is among them.
+//!
+//! Azure needs none of this: it forgets blocks that were never made a blob after a week, and charges nothing for them.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::TryStreamExt;
+use futures::stream::BoxStream;
+use object_store::multipart::{MultipartStore, PartId};
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error as StoreError, GetOptions, GetResult, ListResult, MultipartId, MultipartUpload, ObjectMeta,
+    ObjectStore, ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
+    UploadPart,
+};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::Objects;
+use crate::config::table_place;
+use crate::crash;
+
+/// The folder of the notes, in the store of a pipeline.
+const NOTES: &str = "uploads";
+
+/// A bucket whose uploads can be named, and so ended by another process.
+#[derive(Clone)]
+pub(super) struct Uploads(pub(super) Arc<dyn MultipartStore>);
+
+impl fmt::Debug for Uploads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Uploads")
+    }
+}
+
+/// What is noted of an upload.
+#[derive(Debug, Serialize, Deserialize)]
+struct Note {
+    /// The bucket's URI.
+    bucket: String,
+    /// The object that was to be.
+    path: String,
+    /// The upload's id.
+    upload: MultipartId,
+}
+
+impl Objects {
+    /// This place as a run uses it: uploads in parts are noted in `store`, whose lock the run holds.
+    #[must_use]
+    pub fn noting(self, store: &Objects) -> Self {
+        let (Some(uploads), Some(remote)) = (&self.uploads, self.place.remote()) else { return self };
+        let noting = Noting {
+            store: Arc::clone(&self.store),
+            uploads: uploads.clone(),
+            bucket: remote.root(),
+            notes: store.folder(NOTES),
+        };
+        Self { store: Arc::new(noting), ..self }
+    }
+
+    /// Aborts the uploads that earlier runs have noted in this store and never ended; returns how many there were.
+    ///
+    /// A bucket that cannot be reached keeps its notes, which is said.
+    ///
+    /// # Errors
+    /// A store that cannot be read or written.
+    pub async fn abort_noted_uploads(&self) -> Result<usize> {
+        let notes = self.folder(NOTES);
+        let mut aborted = 0;
+        for note in notes.store.list(Some(&notes.root)).try_collect::<Vec<_>>().await? {
+            let json = notes.store.get(&note.location).await?.bytes().await?;
+            // A note that was cut off was never followed by a part.
+            if let Ok(note) = serde_json::from_slice::<Note>(&json) {
+                if let Err(problem) = abort(&note).await {
+                    tracing::warn!("an unfinished upload to {}/{} may have stayed: {problem}", note.bucket, note.path);
+                    continue;
+                }
+                aborted += 1;
+            }
+            match notes.store.delete(&note.location).await {
+                Ok(()) | Err(StoreError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(aborted)
+    }
+}
+
+async fn abort(note: &Note) -> std::result::Result<(), String> {
+    let bucket = Objects::open(&table_place(&note.bucket)?).map_err(|e| e.to_string())?;
+    let Some(Uploads(uploads)) = &bucket.uploads else { return Ok(()) };
+    let path = Path::parse(&note.path).map_err(|e| e.to_string())?;
+    match uploads.abort_multipart(&path, &note.upload).await {
+        // It had ended, and only the note was left.
+        Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(bucket.error_at(&path, &error).problem),
+    }
+}
+
+/// A bucket that notes uploads.
+#[derive(Debug)]
+struct Noting {
+    store: Arc<dyn ObjectStore>,
+    uploads: Uploads,
+    bucket: String,
+    notes: Objects,
+}
+
+impl fmt::Display for Noting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.store.fmt(f)
+    }
+}
+
+impl Noting {
+    async fn begin(&self, path: &Path) -> Result<Box<dyn MultipartUpload>> {
+        let Uploads(uploads) = &self.uploads;
+        let id = uploads.create_multipart(path).await?;
+        let note = Note { bucket: self.bucket.clone(), path: path.to_string(), upload: id.clone() };
+        let upload = NotedUpload {
+            to: Arc::new(To { uploads: Arc::clone(uploads), path: path.clone(), id }),
+            begun: 0,
+            sent: Arc::default(),
+            notes: Arc::clone(&self.notes.store),
+            note: self.notes.path(&format!("{}.json", Uuid::new_v4())),
+        };
+        let json = serde_json::to_vec(&note).map_err(|e| StoreError::Generic { store: NOTES, source: e.into() })?;
+        if let Err(error) = upload.notes.put(&upload.note, json.into()).await {
+            // What cannot be noted is not begun; that it stays is all that is left to say.
+            if let Err(problem) = uploads.abort_multipart(path, &upload.to.id).await {
+                tracing::warn!("an unfinished upload to {}/{path} may have stayed: {problem}", self.bucket);
+            }
+            return Err(error);
+        }
+        Ok(Box::new(upload))
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Noting {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        self.store.put_opts(location, payload, options).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        // Uploads by their name take no tags and attributes, which nothing here sets.
+        if !options.attributes.is_empty() || !options.tags.encoded().is_empty() {
+            return self.store.put_multipart_opts(location, options).await;
+        }
+        self.begin(location).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.store.get_opts(location, options).await
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.store.get_ranges(location, ranges).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.store.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.store.list(prefix)
+    }
+
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.store.list_with_offset(prefix, offset)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.store.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.store.copy_opts(from, to, options).await
+    }
+
+    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
+        self.store.rename_opts(from, to, options).await
+    }
+}
+
+/// An upload, by its name.
+struct To {
+    uploads: Arc<dyn MultipartStore>,
+    path: Path,
+    id: MultipartId,
+}
+
+impl fmt::Debug for To {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}", self.id, self.path)
+    }
+}
+
+/// An upload that is noted.
+#[derive(Debug)]
+struct NotedUpload {
+    to: Arc<To>,
+    /// Parts that were begun.
+    begun: usize,
+    /// Those that the bucket has, with their places.
+    sent: Arc<Mutex<Vec<(usize, PartId)>>>,
+    notes: Arc<dyn ObjectStore>,
+    note: Path,
+}
+
+impl NotedUpload {
+    async fn forget(&self) {
+        // The next run finds that the upload has ended.
+        if let Err(error) = self.notes.delete(&self.note).await {
+            tracing::debug!("{}: {error}", self.note);
+        }
+    }
+}
+
+#[async_trait]
+impl MultipartUpload for NotedUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        let (place, to, sent) = (self.begun, Arc::clone(&self.to), Arc::clone(&self.sent));
+        self.begun += 1;
+        Box::pin(async move {
+            let part = to.uploads.put_part(&to.path, &to.id, place, data).await?;
+            sent.lock().unwrap_or_else(PoisonError::into_inner).push((place, part));
+            crash::point("upload.part");
+            Ok(())
+        })
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        let mut parts = self.sent.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if parts.len() != self.begun {
+            let problem = format!("{} of {} parts were sent", parts.len(), self.begun);
+            return Err(StoreError::Generic { store: NOTES, source: problem.into() });
+        }
+        parts.sort_by_key(|(place, _)| *place);
+        let parts = parts.into_iter().map(|(_, part)| part).collect();
+        // Where this fails, it is not known whether the upload has ended: the note stays.
+        let done = self.to.uploads.complete_multipart(&self.to.path, &self.to.id, parts).await?;
+        self.forget().await;
+        Ok(done)
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.to.uploads.abort_multipart(&self.to.path, &self.to.id).await?;
+        self.forget().await;
+        Ok(())
+    }
+}

@@ -1,0 +1,141 @@
+//! The texts of a run that have no score yet, each once, in a file.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, RecordBatch};
+use arrow::compute::{BatchCoalescer, concat_batches};
+use arrow::datatypes::Int64Type;
+use arrow::ipc::reader::FileReader;
+use arrow::ipc::writer::FileWriter;
+use datafusion::common::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
+use futures::{Stream, StreamExt};
+
+use crate::predict::text_values;
+use crate::scorer::{TextColumn, Window};
+
+/// Rows that a sample takes together.
+const SAMPLED_TOGETHER: u64 = 32;
+
+/// Texts to be scored, each once, in a file.
+pub(super) struct Pending {
+    path: PathBuf,
+    reader: FileReader<BufReader<File>>,
+    columns: usize,
+    /// Rows of each batch but the last.
+    window: u64,
+    /// Texts, or pairs.
+    pub(super) texts: u64,
+    /// Rows that have them.
+    pub(super) rows: u64,
+}
+
+impl Pending {
+    /// Writes `batches` into a file of `folder`: the key, `columns` texts, and how many rows have them.
+    pub(super) async fn fill(
+        batches: SendableRecordBatchStream,
+        columns: usize,
+        window: usize,
+        folder: &Path,
+    ) -> Result<Self, DataFusionError> {
+        let path = folder.join("pending.arrow");
+        let mut writer =
+            FileWriter::try_new(BufWriter::with_capacity(1 << 20, File::create(&path)?), &batches.schema())?;
+        let (mut texts, mut rows) = (0, 0);
+        let mut batches = std::pin::pin!(coalesce(batches, window));
+        while let Some(batch) = batches.next().await {
+            let batch = batch?;
+            texts += batch.num_rows() as u64;
+            let counts = batch.column(batch.num_columns() - 1).as_primitive::<Int64Type>();
+            rows += counts.values().iter().sum::<i64>().unsigned_abs();
+            writer.write(&batch)?;
+        }
+        writer.finish()?;
+        drop(writer);
+        let reader = FileReader::try_new_buffered(File::open(&path)?, None)?;
+        Ok(Self { path, reader, columns, window: window as u64, texts, rows })
+    }
+
+    /// The bytes of the file.
+    pub(super) fn bytes(&self) -> u64 {
+        self.path.metadata().map_or(0, |file| file.len())
+    }
+
+    /// About so many of the texts, or all where there are fewer, spread evenly over all of them in their order; runs of
+    /// neighbours stay together.
+    pub(super) fn sample(&self, rows: u64) -> Result<Window, DataFusionError> {
+        let reader = FileReader::try_new_buffered(File::open(&self.path)?, None)?;
+        let schema = reader.schema();
+        let runs = self.texts.div_ceil(SAMPLED_TOGETHER);
+        let wanted = rows.div_ceil(SAMPLED_TOGETHER).min(runs);
+        let mut starts = (0..wanted).map(|i| i * runs / wanted * SAMPLED_TOGETHER).peekable();
+        let (mut parts, mut before) = (Vec::new(), 0);
+        let mut reader = reader;
+        for index in 0..reader.num_batches() {
+            if starts.peek().is_none() {
+                break;
+            }
+            // Which batch has which rows is known without reading those before it: all but the last are windows.
+            let window = self.window;
+            if starts.peek().is_some_and(|start| *start >= before + window) {
+                before += window;
+                continue;
+            }
+            reader.set_index(index)?;
+            let Some(batch) = reader.next().transpose()? else { break };
+            while let Some(start) = starts.next_if(|start| *start < before + window) {
+                let offset = usize::try_from(start - before).unwrap_or(usize::MAX).min(batch.num_rows());
+                parts.push(batch.slice(offset, (SAMPLED_TOGETHER as usize).min(batch.num_rows() - offset)));
+            }
+            before += window;
+        }
+        let sample = concat_batches(&schema, &parts)?;
+        window_of(&sample, self.columns)
+    }
+
+    /// The texts in windows, each with the keys of its rows.
+    pub(super) fn windows(self) -> impl Stream<Item = Result<(ArrayRef, Window), DataFusionError>> {
+        let columns = self.columns;
+        futures::stream::iter(self.reader).map(move |batch| {
+            let batch = batch?;
+            Ok((Arc::clone(batch.column(0)), window_of(&batch, columns)?))
+        })
+    }
+}
+
+/// The texts of a batch that has them behind their keys.
+fn window_of(batch: &RecordBatch, columns: usize) -> Result<Window, DataFusionError> {
+    let text = |i: usize| -> Result<TextColumn, DataFusionError> {
+        let name = batch.schema().field(i).name().clone();
+        Ok(TextColumn { name, values: text_values(batch.column(i))? })
+    };
+    let pair = if columns > 1 { Some(text(2)?) } else { None };
+    Ok(Window::new(text(1)?, pair))
+}
+
+/// Gathers batches of any size into batches of `rows` rows.
+fn coalesce(
+    batches: SendableRecordBatchStream,
+    rows: usize,
+) -> impl Stream<Item = Result<RecordBatch, DataFusionError>> {
+    let coalescer = BatchCoalescer::new(batches.schema(), rows);
+    futures::stream::try_unfold((batches, coalescer, false), |(mut batches, mut coalescer, mut ended)| async move {
+        loop {
+            if let Some(batch) = coalescer.next_completed_batch() {
+                return Ok(Some((batch, (batches, coalescer, ended))));
+            }
+            if ended {
+                return Ok(None);
+            }
+            if let Some(batch) = batches.next().await {
+                coalescer.push_batch(batch?)?;
+            } else {
+                coalescer.finish_buffered_batch()?;
+                ended = true;
+            }
+        }
+    })
+}
