@@ -261,11 +261,12 @@ impl Run<'_> {
     #[tracing::instrument(skip_all, fields(rows))]
     async fn read(&self, prepared: &Prepared, resources: Resources) -> Result<(Spool, Vec<SourceFile>), Error> {
         let Self { pipeline, scoring, .. } = self;
-        let Prepared { context, source, .. } = prepared;
+        let Prepared { context, source, scorer, .. } = prepared;
         let broken = async |error: Error| blame(context, &pipeline.tables, error, NOTHING_WRITTEN).await;
         let before = tables::source_files(context, &pipeline.tables).await.map_err(Error::Tables)?;
         let text = &scoring.source.text;
-        let filled = Spool::fill(source.frame().clone(), text, pipeline.run.memory, resources).await;
+        let labels = scorer.model().config.labels.len();
+        let filled = Spool::fill(source.frame().clone(), text, labels, pipeline.run.memory, resources).await;
         let spool = match filled {
             Ok(spool) => spool,
             // What is full is where the rows are kept.

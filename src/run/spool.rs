@@ -52,8 +52,16 @@ const ROWS: &str = "__couplet_rows";
 /// What is wrong with the texts.
 const ERROR: &str = "__couplet_error";
 
-/// What a remembered score takes in memory when it is looked up by its key, in bytes; rather too much.
-pub(super) const BYTES_PER_SCORE: u64 = 200;
+/// What remembered scores take in memory when they are looked up by their key, in bytes; rather too much.
+///
+/// Each has the probabilities of all labels, and those before calibration.
+pub(super) fn bytes_of_scores(scores: u64, labels: usize) -> u64 {
+    let probabilities = 2 * (size_of::<f32>() as u64) * labels as u64;
+    scores.saturating_mul(BYTES_BESIDE_PROBABILITIES.saturating_add(probabilities))
+}
+
+/// The key of a score, its label and all else that has one size.
+const BYTES_BESIDE_PROBABILITIES: u64 = 184;
 
 /// The memory of joins and sorts over the rows, in bytes. More makes them hardly faster: they pass over their rows once
 /// or twice, from the disk or not, while a row costs its forward pass.
@@ -72,17 +80,21 @@ pub(super) struct Spool {
     window: usize,
     resources: Resources,
     rows: u64,
+    /// Labels of the model whose scores are looked up.
+    labels: usize,
     rejected: [u64; Rejection::KINDS.len()],
 }
 
 impl Spool {
-    /// Reads all rows of `source` into a file in the folder of `resources`.
+    /// Reads all rows of `source` into a file in the folder of `resources`; the scores that they are joined with are of a
+    /// model with so many labels.
     ///
     /// # Errors
     /// A source that cannot be read; a disk that is full.
     pub(super) async fn fill(
         source: DataFrame,
         text: &[String],
+        labels: usize,
         memory: u64,
         resources: Resources,
     ) -> Result<Self, DataFusionError> {
@@ -123,6 +135,7 @@ impl Spool {
             window,
             resources,
             rows: rows.unsigned_abs(),
+            labels,
             rejected,
         })
     }
@@ -149,8 +162,8 @@ impl Spool {
 
     /// A session for joins of the rows with `held` scores.
     pub(super) fn joins(&self, held: u64) -> &SessionContext {
-        // What is grouped by its key takes a third of what a score does.
-        self.joins.with_room_for(held.max(self.rows / 3))
+        // What is grouped by its key takes a third of what a score without probabilities does.
+        self.joins.with_room_for(bytes_of_scores(held, self.labels).max(bytes_of_scores(self.rows / 3, 0)))
     }
 
     /// The bytes of the file, and those of its rows when they are read.
@@ -271,11 +284,10 @@ impl Joins {
         Ok(Self { memory, hashing: session(hashing, Arc::clone(&runtime)), sorting: session(sorting, runtime) })
     }
 
-    /// The session in which a join with `held` scores fits into memory.
+    /// The session in which a join fits into memory that holds so many bytes.
     fn with_room_for(&self, held: u64) -> &SessionContext {
         // A join by hash holds one side in memory, and fails where that does not fit; one by sorting can spill.
-        let fits = held.saturating_mul(BYTES_PER_SCORE) < self.memory / 3;
-        if fits { &self.hashing } else { &self.sorting }
+        if held < self.memory / 3 { &self.hashing } else { &self.sorting }
     }
 }
 
@@ -431,4 +443,25 @@ fn count_rejections(
 /// A column by its exact name.
 pub(super) fn column(name: &str) -> Expr {
     Expr::Column(Column::from_name(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_of_more_labels_take_more_memory() {
+        assert_eq!(bytes_of_scores(1000, 2), 200_000);
+        // Two lists of 32-bit floats.
+        assert_eq!(bytes_of_scores(1000, 5000) - bytes_of_scores(1000, 0), 1000 * 2 * 4 * 5000);
+        assert_eq!(bytes_of_scores(u64::MAX, 2), u64::MAX);
+    }
+
+    #[test]
+    fn a_join_with_scores_of_many_labels_is_one_that_can_spill() {
+        let resources = Resources::new(1 << 30, &std::env::temp_dir()).unwrap();
+        let joins = Joins::new(MEMORY, &resources).unwrap();
+        let spills = |labels| std::ptr::eq(joins.with_room_for(bytes_of_scores(20_000, labels)), &raw const joins.sorting);
+        assert!(!spills(2) && spills(1000));
+    }
 }

@@ -15,7 +15,7 @@ use parquet::arrow::ArrowWriter;
 
 use super::super::checked::output_schema;
 use super::super::score::check_errors;
-use super::super::spool::{BYTES_PER_SCORE, Pending, Spool, column};
+use super::super::spool::{Pending, Spool, bytes_of_scores, column};
 use super::super::{
     NOTHING_WRITTEN, blame, missing_model, model_name, query_text, readable, readable_place, scorer_options,
 };
@@ -60,7 +60,8 @@ impl Planner<'_> {
         let scorer = &stand.scorer;
 
         let reading = Instant::now();
-        let read = self.read(scoring, &context, &source, resources, plan).await?;
+        let labels = scorer.model().config.labels.len();
+        let read = self.read(scoring, &context, &source, labels, resources, plan).await?;
         let spool = &read.spool;
         let known = match &stand.for_now {
             None if !self.options.fresh && !changes => {
@@ -107,7 +108,7 @@ impl Planner<'_> {
             },
             precision: scorer.precision().to_string(),
             temporary_bytes: on_disk + pending.bytes(),
-            joins_bytes: (held + pending.texts).saturating_mul(BYTES_PER_SCORE).saturating_add(in_memory),
+            joins_bytes: bytes_of_scores(held + pending.texts, labels).saturating_add(in_memory),
             output_bytes: (written.bytes_per_row * spool.len() as f64) as u64,
         };
         planned.scale_up();
@@ -124,6 +125,7 @@ impl Planner<'_> {
         scoring: &Scoring,
         context: &SessionContext,
         source: &Source,
+        labels: usize,
         resources: Resources,
         plan: &mut Plan,
     ) -> Result<Read, Error> {
@@ -134,7 +136,7 @@ impl Planner<'_> {
             all_rows = known_rows(&frame).await.filter(|all| *all > rows as u64);
             frame = frame.limit(0, Some(rows)).map_err(|e| self.rows_failed(&e))?;
         }
-        let spool = match Spool::fill(frame, &settings.text, pipeline.run.memory, resources).await {
+        let spool = match Spool::fill(frame, &settings.text, labels, pipeline.run.memory, resources).await {
             Ok(spool) => spool,
             Err(e) => {
                 let error = Error::sql(format!("{}: the source query", pipeline.path.display()), &e, Some(context));
