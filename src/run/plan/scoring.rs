@@ -85,7 +85,7 @@ impl Planner<'_> {
         let mut planned = PlannedScoring {
             columns: columns(&source, scoring),
             other_columns: other_columns(&source, scoring),
-            limited: self.options.rows.is_some_and(|limit| spool.len() >= limit as u64),
+            limited: read.limited,
             all_rows: read.all_rows,
             rows: spool.len(),
             texts: pending.texts,
@@ -131,9 +131,9 @@ impl Planner<'_> {
     ) -> Result<Read, Error> {
         let (pipeline, settings) = (self.pipeline, &scoring.source);
         let mut frame = source.frame().clone();
-        let mut all_rows = None;
+        let mut known = None;
         if let Some(rows) = self.options.rows {
-            all_rows = known_rows(&frame).await.filter(|all| *all > rows as u64);
+            known = known_rows(&frame).await;
             frame = frame.limit(0, Some(rows)).map_err(|e| self.rows_failed(&e))?;
         }
         let spool = match Spool::fill(frame, &settings.text, labels, pipeline.run.memory, resources).await {
@@ -149,7 +149,10 @@ impl Planner<'_> {
         let one_pass = checking.elapsed().as_secs_f64();
         plan.problems.extend(ids.err().map(|e| Error::source(&pipeline.path, e, context)));
         plan.problems.extend(check_errors(scoring, spool.rejected(), spool.len()).err());
-        Ok(Read { spool, all_rows, one_pass })
+        // Where nothing tells how many rows there are, as many as were asked for may be some or all.
+        let limited = self.options.rows.is_some_and(|limit| spool.len() >= limit as u64) && known != Some(spool.len());
+        let all_rows = known.filter(|all| limited && *all > spool.len());
+        Ok(Read { spool, limited, all_rows, one_pass })
     }
 
     /// Tokenizes some of the texts that have no score, and runs some batches of them.
@@ -296,6 +299,8 @@ impl Planner<'_> {
 /// The rows, read.
 struct Read {
     spool: Spool,
+    /// Whether there may be more rows than were read.
+    limited: bool,
     /// Rows of the source, where it is known that not all were read.
     all_rows: Option<u64>,
     /// How long it takes to go over them once, in seconds.
