@@ -500,6 +500,14 @@ fn parameters_are_bound_as_what_the_query_uses_them_as() {
     assert_eq!(csv("SELECT $x AS x, arrow_typeof($x) AS t", &["x=1"]), "x,t\n1,Int64\n");
     assert_eq!(csv("SELECT $x AS x, arrow_typeof($x) AS t", &["x=1.5"]), "x,t\n1.5,Float64\n");
     assert_eq!(csv("SELECT $x AS x, arrow_typeof($x) AS t", &["x=true"]), "x,t\ntrue,Boolean\n");
+    // Not a digit is lost.
+    let digits = ["0.1", "007", "9223372036854775807", "18446744073709551616", "0.12345678901234567891"];
+    for x in digits {
+        assert_eq!(csv("SELECT $x AS x", &[&format!("x={x}")]), format!("x\n{x}\n"));
+    }
+    let decimal = "SELECT CAST('12345678901234567.89' AS DECIMAL(20, 2)) = $x AS same";
+    assert_eq!(csv(decimal, &["x=12345678901234567.89"]), "same\ntrue\n");
+    assert_eq!(csv(decimal, &["x=12345678901234567.88"]), "same\nfalse\n");
     assert_eq!(csv("SELECT $x AS x, arrow_typeof($x) AS t", &["x=a=b"]), "x,t\na=b,Utf8\n");
     assert_eq!(csv("SELECT arrow_typeof(CAST($x AS DATE)) AS t", &["x=2026-11-24"]), "t\nDate32\n");
     assert_eq!(
