@@ -24,7 +24,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::config::{Pipeline, Scoring};
+use crate::config::{Pipeline, Scoring, SinkFormat, SinkMode};
 use crate::error::Error;
 use crate::histogram::{Drift, Histogram, psi_of_counts};
 use crate::history;
@@ -37,6 +37,8 @@ pub use samples::Rows;
 
 /// Runs that the page looks back on.
 const RUNS: usize = 60;
+/// Runs among which one is looked for by its id: more than there are nights in a life.
+const ALL_RUNS: usize = 100_000;
 
 /// All that a page says.
 #[derive(Debug, Serialize)]
@@ -176,7 +178,7 @@ pub async fn collect(pipeline: &Pipeline, run: Option<&str>) -> Result<Page, Err
         page.evaluation = document(&stage.output.path, &stage.output.written, "evaluation.json");
     }
     let records = match &pipeline.scoring {
-        Some(_) => history::records(pipeline, RUNS).await?,
+        Some(_) => history::records(pipeline, looked_at(run)).await?,
         None => Vec::new(),
     };
     match pipeline.scoring.as_ref().zip(chosen(&records, run)?) {
@@ -196,11 +198,16 @@ pub async fn collect(pipeline: &Pipeline, run: Option<&str>) -> Result<Page, Err
 /// # Errors
 /// A pipeline that has not run; a run that is not recorded; a store that cannot be read.
 pub async fn run_of(pipeline: &Pipeline, run: Option<&str>) -> Result<(RunRecord, Vec<RunRecord>), Error> {
-    let records = history::records(pipeline, RUNS).await?;
+    let records = history::records(pipeline, looked_at(run)).await?;
     match chosen(&records, run)? {
         Some(place) => Ok((records[place].clone(), records)),
         None => Err(nothing(pipeline)),
     }
+}
+
+/// How many of the newest runs are looked at: one that is asked for may be older than those of a page.
+fn looked_at(run: Option<&str>) -> usize {
+    if run.is_some() { ALL_RUNS } else { RUNS }
 }
 
 fn nothing(pipeline: &Pipeline) -> Error {
@@ -237,7 +244,8 @@ impl Page {
     ) -> Result<(), Error> {
         let record = &records[place];
         self.run = Some(Run::of(record));
-        self.runs = records[place..].iter().map(|other| Earlier::of(other, records, record)).collect();
+        let shown = &records[place..records.len().min(place + RUNS)];
+        self.runs = shown.iter().map(|other| Earlier::of(other, &records[place..], record)).collect();
         if record.outcome == Some(Outcome::Done) && record.scores.is_none() {
             self.notes.push(
                 "An earlier version of couplet recorded this run, without the distribution of its scores and the times \
@@ -258,6 +266,14 @@ impl Page {
                 return Ok(());
             }
         };
+        let is_not_first = records[place + 1..].iter().any(|other| other.output.is_some());
+        if scoring.sink.format == SinkFormat::Delta && scoring.sink.mode == SinkMode::Append && is_not_first {
+            self.notes.push(
+                "The sink appends, so that the table has the rows of earlier runs too: agreement and sample rows are of \
+                 all of them, up to this run."
+                    .into(),
+            );
+        }
         let (judged, mistakes) = judged::judge(&table, pipeline, scoring, record, &mut self.notes).await?;
         self.judged = judged;
         self.samples = samples::samples(&table, scoring, record, mistakes.as_deref()).await?;
