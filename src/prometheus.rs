@@ -10,6 +10,7 @@ use std::fmt::Write;
 
 use chrono::{DateTime, Utc};
 
+use crate::frequent::most_frequent;
 use crate::histogram::Drift;
 use crate::store::RunRecord;
 
@@ -78,7 +79,9 @@ pub fn text(facts: &Facts) -> String {
     text.many("couplet_run_rejected_rows", "Rows without a score, by the reason.", "reason", rejected);
     text.one("couplet_run_truncated_rows", "Rows whose texts were cut.", count(record.rows_truncated));
     let labels = record.labels.as_deref().unwrap_or_default();
-    let (labels, left_out) = (most_frequent(labels), labels.len().saturating_sub(MOST_LABELS));
+    let left_out = labels.len().saturating_sub(MOST_LABELS);
+    let labels = most_frequent(labels, MOST_LABELS, |(_, n)| *n).into_iter().map(|place| &labels[place]);
+    let labels = labels.map(|(label, n)| (label.clone(), *n as f64));
     text.many("couplet_run_label_rows", "Rows by the label that they got, for the most frequent labels.", "label", labels);
     let left_out = Some(left_out).filter(|n| *n > 0).map(|n| n as f64);
     text.one("couplet_run_omitted_labels", "Labels besides those, too many for a series each.", left_out);
@@ -103,15 +106,6 @@ pub fn text(facts: &Facts) -> String {
 pub fn last_success(text: &str, pipeline: &str) -> Option<f64> {
     let start = format!("{LAST_SUCCESS}{{pipeline=\"{}\"}} ", label_value(pipeline));
     text.lines().find_map(|line| line.strip_prefix(&start)?.parse().ok())
-}
-
-/// The labels with the most rows, in the model's order.
-fn most_frequent(labels: &[(String, u64)]) -> impl Iterator<Item = (String, f64)> {
-    let mut places: Vec<usize> = (0..labels.len()).collect();
-    places.sort_by_key(|&place| std::cmp::Reverse(labels[place].1));
-    places.truncate(MOST_LABELS);
-    places.sort_unstable();
-    places.into_iter().map(|place| (labels[place].0.clone(), labels[place].1 as f64))
 }
 
 fn count(n: Option<u64>) -> Option<f64> {

@@ -1,13 +1,17 @@
 //! The predictions of a run compared with what people said, from counts that SQL makes: of any number of rows.
 
+use std::collections::BTreeMap;
+
 use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{Float64Type, Int64Type};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use serde::Serialize;
 
 use super::gold::Columns;
 use super::table::{Output, literal, quoted};
 use crate::config::{Pipeline, Scoring};
 use crate::error::Error;
+use crate::frequent::most_frequent;
 use crate::model::Problem;
 use crate::store::RunRecord;
 use crate::train::labels::{Labels, Targets};
@@ -16,7 +20,7 @@ use crate::train::task::Task;
 
 /// Different combinations of label, prediction and bin above which a column holds no labels.
 const MOST_GROUPS: usize = 20_000;
-/// Labels above which only the first ones are looked at, where a row may have many.
+/// Labels above which only the most frequent are compared, where a row may have many: each is three sums of one query.
 const MOST_LABELS: usize = 100;
 /// Ranges of values.
 const RANGES: usize = 10;
@@ -77,6 +81,8 @@ pub enum Judged {
         f1_macro: Option<f64>,
         /// Precision, recall and F1 of each label.
         by_label: Vec<LabelScores>,
+        /// Labels that fewer rows have, and that are not compared.
+        left_out: usize,
     },
 }
 
@@ -218,7 +224,7 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
     let rows: u64 = counts.iter().sum();
     if rows == 0 && !unknown.is_empty() {
         let some = unknown.iter().take(MOST_UNKNOWN).map(|(label, _)| label.as_str()).collect::<Vec<_>>().join(", ");
-        return Ok(Err(format!("the model knows none of its values ({some}); it has {}", labels.names().join(", "))));
+        return Ok(Err(format!("the model knows none of its values ({some}); it has {}", first(labels.names()))));
     }
     if rows == 0 {
         return Ok(Err("no row has both a label and a prediction".into()));
@@ -247,6 +253,12 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
         .map(|(written, place)| format!(" WHEN {} THEN {}", literal(written), literal(&labels.names()[*place])));
     let gold = format!("CASE CAST({column} AS VARCHAR){} END", cases.collect::<String>());
     Ok(Ok((judged, Some(format!("CASE WHEN predicted_label <> {gold} THEN score END")))))
+}
+
+/// Some names in words.
+fn first(names: &[String]) -> String {
+    let more = if names.len() > MOST_UNKNOWN { format!(" and {} more", names.len() - MOST_UNKNOWN) } else { String::new() };
+    format!("{}{more}", names[..names.len().min(MOST_UNKNOWN)].join(", "))
 }
 
 /// The bins that have rows, of their number, those that are right, and the sum of their confidence.
@@ -329,21 +341,27 @@ async fn values(table: &Output, label: &str) -> Result<Comparison, Error> {
 
 async fn sets(table: &Output, label: &str, names: &[String]) -> Result<Comparison, Error> {
     let column = quoted(label);
-    let names = &names[..names.len().min(MOST_LABELS)];
     if names.is_empty() {
         return Ok(Err("the model has no labels".into()));
     }
+    let which = format!("{column} IS NOT NULL AND probabilities IS NOT NULL");
+    let places = if names.len() > MOST_LABELS {
+        let rows = rows_by_label(table, &column, &which).await?;
+        most_frequent(names, MOST_LABELS, |name| rows.get(name).copied().unwrap_or(0))
+    } else {
+        (0..names.len()).collect()
+    };
+    let left_out = names.len() - places.len();
     let is_so = |name: &str| format!("coalesce(array_has({column}, {}), false)", literal(name));
     let probability = |place: usize| format!("array_element(probabilities, {})", place + 1);
-    let sums = names.iter().enumerate().map(|(place, name)| {
-        let (is_so, is_said) = (is_so(name), format!("{} >= 0.5", probability(place)));
+    let sums = places.iter().map(|&place| {
+        let (is_so, is_said) = (is_so(&names[place]), format!("{} >= 0.5", probability(place)));
         format!(
             "sum(CASE WHEN {is_so} AND {is_said} THEN 1 ELSE 0 END), sum(CASE WHEN {is_so} THEN 1 ELSE 0 END), \
              sum(CASE WHEN {is_said} THEN 1 ELSE 0 END)"
         )
     });
     let sums = sums.collect::<Vec<_>>().join(", ");
-    let which = format!("{column} IS NOT NULL AND probabilities IS NOT NULL");
     let counted = table.query(&format!("SELECT count(*), {sums} FROM predictions WHERE {which}")).await?;
     let Some(counted) = counted.into_iter().find(|batch| batch.num_rows() > 0) else {
         return Ok(Err("it has no rows".into()));
@@ -357,13 +375,13 @@ async fn sets(table: &Output, label: &str, names: &[String]) -> Result<Compariso
         return Ok(Err("no row has both labels and a prediction".into()));
     }
     let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
-    let by_label: Vec<LabelScores> = names
+    let by_label: Vec<LabelScores> = places
         .iter()
         .enumerate()
-        .map(|(place, name)| {
-            let (hits, support, predicted) = (count(3 * place + 1), count(3 * place + 2), count(3 * place + 3));
+        .map(|(i, &place)| {
+            let (hits, support, predicted) = (count(3 * i + 1), count(3 * i + 2), count(3 * i + 3));
             LabelScores {
-                label: name.clone(),
+                label: names[place].clone(),
                 rows: support,
                 predicted,
                 precision: ratio(hits, predicted),
@@ -372,20 +390,39 @@ async fn sets(table: &Output, label: &str, names: &[String]) -> Result<Compariso
             }
         })
         .collect();
-    let places = || 0..names.len();
-    let hits: u64 = places().map(|place| count(3 * place + 1)).sum();
-    let either: u64 = places().map(|place| count(3 * place + 2) + count(3 * place + 3)).sum();
+    let hits: u64 = (0..places.len()).map(|i| count(3 * i + 1)).sum();
+    let either: u64 = (0..places.len()).map(|i| count(3 * i + 2) + count(3 * i + 3)).sum();
     let judged = Judged::Sets {
         rows,
         f1_micro: Some(ratio(2 * hits, either)),
         f1_macro: Some(by_label.iter().map(|label| label.f1).sum::<f64>() / by_label.len() as f64),
         by_label,
+        left_out,
     };
     // How far the worst of the labels is on the wrong side.
-    let sizes = names.iter().enumerate().map(|(place, name)| {
+    let sizes = places.iter().map(|&place| {
         let p = probability(place);
-        format!("CASE WHEN ({p} >= 0.5) <> {} THEN abs({p} - 0.5) + 0.0001 ELSE 0 END", is_so(name))
+        format!("CASE WHEN ({p} >= 0.5) <> {} THEN abs({p} - 0.5) + 0.0001 ELSE 0 END", is_so(&names[place]))
     });
     let sizes = sizes.collect::<Vec<_>>().join(", ");
     Ok(Ok((judged, Some(format!("CASE WHEN {which} THEN nullif(greatest({sizes}), 0) END")))))
+}
+
+/// How many rows have each label, by what people said.
+async fn rows_by_label(table: &Output, column: &str, which: &str) -> Result<BTreeMap<String, u64>, Error> {
+    let batches = table
+        .query(&format!(
+            "SELECT CAST(name AS VARCHAR) AS name, count(*) AS n \
+             FROM (SELECT unnest({column}) AS name FROM predictions WHERE {which}) \
+             WHERE name IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {MOST_GROUPS}"
+        ))
+        .await?;
+    let mut rows = BTreeMap::new();
+    for batch in &batches {
+        let names = cast(batch.column(0), &DataType::Utf8).map_err(|e| Error::sql("the labels", &e.into(), None))?;
+        let counts = batch.column(1).as_primitive::<Int64Type>();
+        let named = names.as_string::<i32>().iter().flatten().map(str::to_owned);
+        rows.extend(named.zip(counts.values().iter().map(|n| n.unsigned_abs())));
+    }
+    Ok(rows)
 }

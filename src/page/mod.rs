@@ -26,6 +26,7 @@ use serde_json::Value;
 
 use crate::config::{Pipeline, Scoring, SinkFormat, SinkMode};
 use crate::error::Error;
+use crate::frequent::most_frequent;
 use crate::histogram::{Drift, Histogram, psi_of_counts};
 use crate::history;
 use crate::sql_error::nearest;
@@ -37,6 +38,8 @@ pub use samples::Rows;
 
 /// Runs that the page looks back on.
 const RUNS: usize = 60;
+/// Labels of each of these runs: sixty runs of thousands of labels would be most of the page.
+const MOST_LABELS: usize = 100;
 /// Runs among which one is looked for by its id: more than there are nights in a life.
 const ALL_RUNS: usize = 100_000;
 
@@ -143,7 +146,10 @@ pub struct Earlier {
     pub model: Option<String>,
     pub score_mean: Option<f64>,
     pub scores: Option<Histogram>,
+    /// Rows by label, in the model's order; of many labels those with the most rows.
     pub labels: Vec<(String, u64)>,
+    /// Labels besides those, with fewer rows.
+    pub labels_left_out: usize,
     /// How far its scores are from those of the run before it that ended well.
     pub drift: Option<Drift>,
     /// How far the scores of the run that the page is about are from its scores.
@@ -361,7 +367,8 @@ impl Earlier {
                 .then(|| psi_of_counts(&counts(&labels), &counts(now)))
                 .flatten(),
             scores: record.scores.clone(),
-            labels,
+            labels_left_out: labels.len().saturating_sub(MOST_LABELS),
+            labels: most_frequent(&labels, MOST_LABELS, |(_, n)| *n).into_iter().map(|i| labels[i].clone()).collect(),
         }
     }
 }

@@ -268,6 +268,32 @@ fn sets_of_labels_are_compared_label_by_label() {
 }
 
 #[test]
+fn of_very_many_labels_the_most_frequent_are_shown_and_the_rest_counted() {
+    // The labels that rows have are the last ones of the model.
+    let label = "array_remove_all(make_array(CASE WHEN length(sentence1) > 50 THEN 'n249' ELSE '' END, \
+                 CASE WHEN sentence1 LIKE '%?' THEN 'n248' ELSE '' END), '')";
+    let names: serde_json::Map<String, Value> = (0..250).map(|i| (i.to_string(), format!("n{i}").into())).collect();
+    let (job, _model) = sentences(250, names.into(), "multi_label_classification", label);
+    let json = json_of(&job, &[]);
+    let by_label = json["judged"]["by_label"].as_array().unwrap();
+    assert_eq!((by_label.len(), &json["judged"]["left_out"]), (100, &json!(150)));
+    let rows = rows_of(&job.output());
+    for (place, name) in [(248, "n248"), (249, "n249")] {
+        let so = |row: &Value| row["label"].as_array().unwrap().contains(&json!(name));
+        let said = |row: &Value| row["probabilities"][place].as_f64().unwrap() >= 0.5;
+        let judged = by_label.iter().find(|judged| judged["label"] == name).unwrap();
+        let counts = [rows.iter().filter(|row| so(row)).count(), rows.iter().filter(|row| said(row)).count()];
+        assert_eq!((&judged["rows"], &judged["predicted"]), (&json!(counts[0]), &json!(counts[1])), "{name}");
+    }
+    assert_eq!((json["run"]["labels"].as_array().unwrap().len(), &json["runs"][0]["labels_left_out"]), (250, &json!(150)));
+    let page = page_of(&job, &[]);
+    assert!(page.contains("150 labels that fewer rows have") && page.contains("of the 100 most frequent"), "{page}");
+    assert!(page.contains(">n249<") && page.matches("<tr>").count() < 150, "{page}");
+    let said = stdout_of(&mut job.run());
+    assert!(said.lines().any(|line| line.trim_start().starts_with("labels") && line.ends_with("230 more labels")), "{said}");
+}
+
+#[test]
 fn labels_that_are_numbers_are_places_of_the_models_labels() {
     let job = Job::over_quickstart_pairs()
         .change("sentence2 AS b", "sentence2 AS b, CASE label WHEN 'paraphrase' THEN 1 ELSE 0 END AS label")

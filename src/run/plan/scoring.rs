@@ -255,10 +255,11 @@ impl Planner<'_> {
         let config = &scorer.model().config;
         let unknown = found.iter().filter_map(|(name, _)| name.as_ref()).find(|name| !config.labels.contains(name));
         if let (Problem::SingleLabel, Some(unknown)) = (config.problem, unknown) {
+            let more = if config.labels.len() > MOST_LABELS { ", …" } else { "" };
             plan.notes.push(format!(
-                "label `{label}` has the value {unknown:?}, which is not among the model's labels ({}); queries that \
+                "label `{label}` has the value {unknown:?}, which is not among the model's labels ({}{more}); queries that \
                  compare them with predicted_label need a CASE in the source query",
-                config.labels.join(", ")
+                config.labels[..config.labels.len().min(MOST_LABELS)].join(", ")
             ));
         }
         let more = if found.len() > MOST_LABELS { " · and more" } else { "" };
