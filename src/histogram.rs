@@ -279,7 +279,9 @@ mod tests {
         let top = of(many(1.0, 95).chain(many(0.6, 5)));
         let bottom = of(many(0.5, 95).chain(many(0.9, 5)));
         let expected = |p: f64, q: f64| (q - p) * (q / p).ln();
-        for (before, now) in [(&top, of(many(1.0, 50).chain(many(0.6, 50)))), (&bottom, of(many(0.5, 50).chain(many(0.9, 50))))] {
+        for (before, now) in
+            [(&top, of(many(1.0, 50).chain(many(0.6, 50)))), (&bottom, of(many(0.5, 50).chain(many(0.9, 50))))]
+        {
             let psi = psi(before, &now);
             let of_two = expected(0.95, 0.5) + expected(0.05, 0.5);
             assert!((psi - of_two).abs() < 1e-9, "{psi} instead of {of_two}");

@@ -235,7 +235,8 @@ fn scalar(value: &str, types: &[DataType]) -> Result<ScalarValue, String> {
 fn guessed(value: &str) -> ScalarValue {
     let digits = value.strip_prefix('-').unwrap_or(value);
     // Postcodes, numbers of telephones and of articles are no numbers: nobody writes these so.
-    let is_code = digits.starts_with('+') || digits.starts_with('0') && digits[1..].starts_with(|c: char| c.is_ascii_digit());
+    let is_code =
+        digits.starts_with('+') || digits.starts_with('0') && digits[1..].starts_with(|c: char| c.is_ascii_digit());
     match (number(value).filter(|_| !is_code), value.to_ascii_lowercase().as_str()) {
         (Some(number), _) => number,
         (_, "true") => ScalarValue::from(true),
@@ -375,7 +376,14 @@ mod tests {
         assert_eq!(scalar("18446744073709551616", &[]), decimal(18_446_744_073_709_551_616, 20, 0));
         assert_eq!(scalar("-9223372036854775809", &[]), decimal(-9_223_372_036_854_775_809, 19, 0));
         // A double has these digits, and not those.
-        for (text, value) in [("0.1", 0.1), ("1.50", 1.5), ("-.5", -0.5), ("5.", 5.0), ("1e3", 1e3), ("0.30000000000000004", 0.30000000000000004)] {
+        for (text, value) in [
+            ("0.1", 0.1),
+            ("1.50", 1.5),
+            ("-.5", -0.5),
+            ("5.", 5.0),
+            ("1e3", 1e3),
+            ("0.30000000000000004", 0.30000000000000004),
+        ] {
             assert_eq!(scalar(text, &[]), ScalarValue::from(value), "{text}");
         }
         assert_eq!(scalar("0.1234567890123456789", &[]), decimal(1_234_567_890_123_456_789, 19, 19));

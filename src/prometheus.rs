@@ -82,7 +82,12 @@ pub fn text(facts: &Facts) -> String {
     let left_out = labels.len().saturating_sub(MOST_LABELS);
     let labels = most_frequent(labels, MOST_LABELS, |(_, n)| *n).into_iter().map(|place| &labels[place]);
     let labels = labels.map(|(label, n)| (label.clone(), *n as f64));
-    text.many("couplet_run_label_rows", "Rows by the label that they got, for the most frequent labels.", "label", labels);
+    text.many(
+        "couplet_run_label_rows",
+        "Rows by the label that they got, for the most frequent labels.",
+        "label",
+        labels,
+    );
     let left_out = Some(left_out).filter(|n| *n > 0).map(|n| n as f64);
     text.one("couplet_run_omitted_labels", "Labels besides those, too many for a series each.", left_out);
     text.one("couplet_run_tokens", "Tokens that the encoder read.", count(record.tokens));
@@ -252,7 +257,8 @@ mod tests {
                 None => series.push(line.rsplit_once(' ').unwrap().0),
             }
         }
-        let units = ["success", "seconds", "rows", "tokens", "bytes", "second", "labels", "psi", "ratio", "mean", "info"];
+        let units =
+            ["success", "seconds", "rows", "tokens", "bytes", "second", "labels", "psi", "ratio", "mean", "info"];
         for name in &names {
             assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
             assert!(units.contains(&name.rsplit('_').next().unwrap()), "{name} does not end with a unit");
@@ -261,7 +267,9 @@ mod tests {
         assert!(unique(&names) && unique(&series), "{text}");
         // The most frequent labels have the last places here.
         assert_eq!(series.iter().filter(|line| line.starts_with("couplet_run_label_rows")).count(), 100);
-        assert!(text.contains("label=\"label 498\"") && text.contains("couplet_run_omitted_labels{pipeline=\"p\"} 400\n"));
+        assert!(
+            text.contains("label=\"label 498\"") && text.contains("couplet_run_omitted_labels{pipeline=\"p\"} 400\n")
+        );
         assert!(text.contains("reason=\"NULL text\"} 3\n") && !text.contains("NaN"), "{text}");
     }
 }

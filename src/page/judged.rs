@@ -257,7 +257,8 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
 
 /// Some names in words.
 fn first(names: &[String]) -> String {
-    let more = if names.len() > MOST_UNKNOWN { format!(" and {} more", names.len() - MOST_UNKNOWN) } else { String::new() };
+    let more =
+        if names.len() > MOST_UNKNOWN { format!(" and {} more", names.len() - MOST_UNKNOWN) } else { String::new() };
     format!("{}{more}", names[..names.len().min(MOST_UNKNOWN)].join(", "))
 }
 

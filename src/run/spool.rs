@@ -461,7 +461,8 @@ mod tests {
     fn a_join_with_scores_of_many_labels_is_one_that_can_spill() {
         let resources = Resources::new(1 << 30, &std::env::temp_dir()).unwrap();
         let joins = Joins::new(MEMORY, &resources).unwrap();
-        let spills = |labels| std::ptr::eq(joins.with_room_for(bytes_of_scores(20_000, labels)), &raw const joins.sorting);
+        let spills =
+            |labels| std::ptr::eq(joins.with_room_for(bytes_of_scores(20_000, labels)), &raw const joins.sorting);
         assert!(!spills(2) && spills(1000));
     }
 }

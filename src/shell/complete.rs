@@ -99,7 +99,9 @@ impl Completer for Assistant {
 
     fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> Result<(usize, Vec<Pair>)> {
         let before = &line[..at];
-        let is_file_command = ["\\i ", "\\o ", ".read ", ".output ", ".once "].iter().any(|command| before.trim_start().starts_with(command));
+        let is_file_command = ["\\i ", "\\o ", ".read ", ".output ", ".once "]
+            .iter()
+            .any(|command| before.trim_start().starts_with(command));
         // Strings of SQL are mostly texts, but the one that names a model is a path.
         if is_file_command || matches!(script::open_quote(before), Some(('\'', _))) {
             return self.files.complete_path(line, at);

@@ -100,7 +100,8 @@ fn piece(text: &str, comments: usize, from: usize, to: usize) -> Piece {
 
 /// Whether a text begins with a command, as psql has them, or DuckDB and SQLite.
 fn is_command(text: &str) -> bool {
-    text.starts_with('\\') || text.strip_prefix('.').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphabetic()))
+    text.starts_with('\\')
+        || text.strip_prefix('.').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphabetic()))
 }
 
 /// Bytes of the string, name or comment at a place of a text, or of the character there, and whether it has an end; all
@@ -208,14 +209,12 @@ mod tests {
 
     #[test]
     fn comments_before_a_statement_belong_to_it_and_its_places_stay() {
-        let text = "\\timing -- é\nSELECT 1; -- about the first\n\n-- $x = 1\n/* b */ SELECT $x; SELEC\n-- nothing\n\\q";
+        let text =
+            "\\timing -- é\nSELECT 1; -- about the first\n\n-- $x = 1\n/* b */ SELECT $x; SELEC\n-- nothing\n\\q";
         let pieces = split(text);
         let placed: Vec<_> = pieces.iter().map(Piece::placed).collect();
         let third = format!("\n\n\n\n{}SELEC\n-- nothing\n\\q", " ".repeat("/* b */ SELECT $x; ".len()));
-        assert_eq!(
-            placed,
-            ["\\timing -- é", "\nSELECT 1;", "\n\n\n-- $x = 1\n/* b */ SELECT $x;", &third]
-        );
+        assert_eq!(placed, ["\\timing -- é", "\nSELECT 1;", "\n\n\n-- $x = 1\n/* b */ SELECT $x;", &third]);
         assert_eq!(pieces.iter().map(Piece::line).collect::<Vec<_>>(), [1, 2, 5, 5]);
         // Behind characters of two bytes a column is still a column.
         assert_eq!(split("SELECT 'é'; SELEC 1")[1].placed(), format!("{}SELEC 1", " ".repeat(12)));

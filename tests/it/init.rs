@@ -182,7 +182,8 @@ fn names_and_paths_of_any_characters_stay_names_and_paths() {
     assert!(row.values().any(|value| *value == 9) && row.values().any(|value| *value == "no"), "{row:?}");
     // What is a comment until somebody takes its marks away is right then too.
     let (_, commented) = toml.split_once("# [finetune]").unwrap();
-    let uncommented = commented.lines().map(|line| line.strip_prefix("# ").unwrap_or(line)).collect::<Vec<_>>().join("\n");
+    let uncommented =
+        commented.lines().map(|line| line.strip_prefix("# ").unwrap_or(line)).collect::<Vec<_>>().join("\n");
     let (learns, scores) = (DeTable::parse(&uncommented).unwrap(), DeTable::parse(&toml).unwrap());
     let source = scores.get_ref()["source"].get_ref().as_table().unwrap();
     assert_eq!(learns.get_ref()["sql"].get_ref().as_str(), source["sql"].get_ref().as_str());

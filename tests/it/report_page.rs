@@ -285,12 +285,18 @@ fn of_very_many_labels_the_most_frequent_are_shown_and_the_rest_counted() {
         let counts = [rows.iter().filter(|row| so(row)).count(), rows.iter().filter(|row| said(row)).count()];
         assert_eq!((&judged["rows"], &judged["predicted"]), (&json!(counts[0]), &json!(counts[1])), "{name}");
     }
-    assert_eq!((json["run"]["labels"].as_array().unwrap().len(), &json["runs"][0]["labels_left_out"]), (250, &json!(150)));
+    assert_eq!(
+        (json["run"]["labels"].as_array().unwrap().len(), &json["runs"][0]["labels_left_out"]),
+        (250, &json!(150))
+    );
     let page = page_of(&job, &[]);
     assert!(page.contains("150 labels that fewer rows have") && page.contains("of the 100 most frequent"), "{page}");
     assert!(page.contains(">n249<") && page.matches("<tr>").count() < 150, "{page}");
     let said = stdout_of(&mut job.run());
-    assert!(said.lines().any(|line| line.trim_start().starts_with("labels") && line.ends_with("230 more labels")), "{said}");
+    assert!(
+        said.lines().any(|line| line.trim_start().starts_with("labels") && line.ends_with("230 more labels")),
+        "{said}"
+    );
 }
 
 #[test]

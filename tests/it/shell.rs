@@ -97,7 +97,8 @@ fn places_are_those_of_the_script() {
     insta::assert_snapshot!(problem("SELECT 1;\n\nSELECT * FROM none;\n"), @"error: stdin, line 3: there is no table `none`, nor any other: name one with --table none=URI or --pipeline FILE");
     insta::assert_snapshot!(problem("\\timing maybe"), @r"error: \timing maybe: it is on or off");
     // Words of other shells.
-    let printed = stdout_of(&mut from_stdin("CREATE VIEW v AS SELECT 1 AS x;\n.schema v\n.timer off\n.quit\nSELECT 2;", &[]));
+    let printed =
+        stdout_of(&mut from_stdin("CREATE VIEW v AS SELECT 1 AS x;\n.schema v\n.timer off\n.quit\nSELECT 2;", &[]));
     assert!(printed.contains("| x ") && !printed.contains("| 2 "), "{printed}");
 }
 

@@ -364,8 +364,10 @@ fn a_label_of_one_night_only_has_its_share() {
     let labels = |labels: &str| format!("predicted_label,score\n{labels}");
     let (before, now) = (labels("a,1\na,1\na,1\nb,1\n,\n"), labels("a,1\nc,1\n,\n,\n"));
     let rows = over("drift_labels.sql", &[("before", &before), ("predictions", &now)], &[]);
-    let shares: Vec<_> =
-        rows.iter().map(|row| (row["label"].as_str().unwrap(), number(&row["percent_before"]), number(&row["percent_now"]))).collect();
+    let shares: Vec<_> = rows
+        .iter()
+        .map(|row| (row["label"].as_str().unwrap(), number(&row["percent_before"]), number(&row["percent_now"])))
+        .collect();
     assert_eq!(shares, [("a", 75.0, 50.0), ("b", 25.0, 0.0), ("c", 0.0, 50.0)]);
     let term = |p: f64, q: f64| (q - p) * (q / p).ln();
     assert_close(&rows[2]["psi_of_all"], term(0.75, 0.5) + term(0.25, 0.25) + term(0.125, 0.5));
