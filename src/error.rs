@@ -168,9 +168,9 @@ impl Error {
         match self {
             Self::Config(_)
             | Self::Usage(_)
-            | Self::Tables(_)
             | Self::Source { .. }
             | Self::Sql { mistake: true, .. } => 2,
+            Self::Tables(errors) if errors.iter().any(|error| !error.passes) => 2,
             Self::Objects(error) if error.trouble.is_mistake() => 2,
             Self::Model(error) if error.is_mistake() => 2,
             Self::Training { error, .. } if error.is_mistake() => 2,
