@@ -16,6 +16,7 @@ mod gold;
 mod html;
 mod judged;
 mod samples;
+mod sets;
 mod table;
 
 use std::path::Path;
