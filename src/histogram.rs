@@ -115,11 +115,11 @@ impl Histogram {
         self.counts = counts;
     }
 
-    /// The same values in at most so many bins.
+    /// The same values in at most so many bins, but for the two on either side of 0, which stay apart.
     #[must_use]
     pub fn coarser(&self, bins: usize) -> Self {
         let mut coarse = self.clone();
-        while coarse.counts.len() > bins.max(1) {
+        while coarse.counts.len() > bins.max(2) {
             coarse.widen();
         }
         coarse
@@ -247,6 +247,7 @@ mod tests {
             assert!(histogram.counts.len() <= 128);
         }
         // A bin has its upper end, so that 1 is the last of the probabilities.
+        assert_eq!(of([-1.0, 1.0]).coarser(1).counts.len(), 2);
         let ends = of([1.0, 0.5]).coarser(2);
         assert_eq!((ends.from, ends.width, &*ends.counts), (0.0, 0.5, &[1, 1][..]));
     }

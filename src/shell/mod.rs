@@ -132,10 +132,17 @@ impl<'a> Shell<'a> {
     /// # Errors
     /// What is wrong with the first that fails.
     pub async fn execute(mut self, text: &str, origin: &str) -> Result<(), Error> {
+        let pieces = script::split(text);
+        let (mut statements, mut includes) = (Vec::new(), false);
+        for piece in &pieces {
+            match Command::parse(piece.text()) {
+                None => statements.push(piece.text()),
+                Some(command) => includes |= matches!(command, Ok(Command::Include(_))),
+            }
+        }
         // What is in other files is known only when they are read.
-        let includes = |piece: &Piece| matches!(Command::parse(piece.text()), Some(Ok(Command::Include(_))));
-        if !script::split(text).iter().any(includes) {
-            Parameters::check_used(text, origin, &self.parameters)?;
+        if !includes {
+            Parameters::check_used(&statements.join("\n"), origin, &self.parameters)?;
         }
         self.script(text, origin, 0).await.map(drop)
     }
