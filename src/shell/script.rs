@@ -137,13 +137,12 @@ fn has_escapes(before: &str) -> bool {
 
 /// The string with escapes at the start of a text.
 fn escaped(text: &str) -> (usize, bool) {
-    let mut chars = text.char_indices().skip(1);
-    while let Some((at, char)) = chars.next() {
-        match char {
-            '\\' => drop(chars.next()),
-            '\'' if text[at + 1..].starts_with('\'') => drop(chars.next()),
-            '\'' => return (at + 1, true),
-            _ => {}
+    let mut at = 1;
+    while at < text.len() {
+        match text.as_bytes()[at..] {
+            [b'\\', _, ..] | [b'\'', b'\'', ..] => at += 2,
+            [b'\'', ..] => return (at + 1, true),
+            _ => at += 1,
         }
     }
     (text.len(), false)
