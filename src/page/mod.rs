@@ -19,6 +19,7 @@ mod samples;
 mod sets;
 mod table;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -345,8 +346,6 @@ impl Earlier {
         let before = history::before(records, record).and_then(|before| before.scores.as_ref());
         let labels = record.labels.clone().unwrap_or_default();
         let now = about.labels.as_deref().unwrap_or_default();
-        let same_names = labels.len() == now.len() && labels.iter().zip(now).all(|(a, b)| a.0 == b.0);
-        let counts = |labels: &[(String, u64)]| labels.iter().map(|(_, n)| *n).collect::<Vec<_>>();
         let is_other = record.run != about.run;
         Self {
             run: record.run.clone(),
@@ -364,14 +363,21 @@ impl Earlier {
             score_mean: scores.and_then(|scores| scores.mean),
             drift: scores.zip(before).and_then(|(scores, before)| scores.drift_from(before)),
             drift_to_run: scores.filter(|_| is_other).and_then(|scores| about.scores.as_ref()?.drift_from(scores)),
-            label_psi_to_run: (is_other && same_names && !labels.is_empty())
-                .then(|| psi_of_counts(&counts(&labels), &counts(now)))
-                .flatten(),
+            label_psi_to_run: is_other.then(|| label_psi(&labels, now)).flatten(),
             scores: record.scores.clone(),
             labels_left_out: labels.len().saturating_sub(MOST_LABELS),
             labels: most_frequent(&labels, MOST_LABELS, |(_, n)| *n).into_iter().map(|i| labels[i].clone()).collect(),
         }
     }
+}
+
+/// The PSI of labels by their names: a label that only one of two models has counts as one without rows of the other.
+fn label_psi(before: &[(String, u64)], now: &[(String, u64)]) -> Option<f64> {
+    let mut rows = BTreeMap::<&str, (u64, u64)>::new();
+    before.iter().for_each(|(name, n)| rows.entry(name).or_default().0 = *n);
+    now.iter().for_each(|(name, n)| rows.entry(name).or_default().1 = *n);
+    let (before, now): (Vec<u64>, Vec<u64>) = rows.into_values().unzip();
+    psi_of_counts(&before, &now)
 }
 
 /// A document in a folder, if it is there and can be read.
@@ -384,4 +390,21 @@ fn document(folder: &Path, written: &str, name: &str) -> Option<Document> {
 
 fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_compared_by_their_names() {
+        let labels = |rows: &[(&str, u64)]| rows.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect::<Vec<_>>();
+        let before = labels(&[("no", 5), ("yes", 5)]);
+        assert_eq!(label_psi(&before, &labels(&[("yes", 3), ("no", 3)])), Some(0.0));
+        assert_eq!(
+            label_psi(&before, &labels(&[("yes", 5), ("no", 3), ("new", 2)])),
+            psi_of_counts(&[5, 5, 0], &[3, 5, 2])
+        );
+        assert_eq!(label_psi(&before, &[]), None);
+    }
 }
