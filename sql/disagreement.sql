@@ -1,7 +1,8 @@
 -- Where do two models disagree? How often each label of one meets each label of the other.
 --
 -- Reads the tables predictions and other, two outputs over the same rows with the column id (for other ids, change the
--- USING below). kappa is the agreement beyond chance, 1 at most.
+-- ON below). kappa is the agreement beyond chance, 1 at most. Rows that only one of the two has, or has a label for,
+-- stand below with NULL for the other, and count in nothing else.
 --
 --   couplet query --pipeline pipelines/quickstart/pipeline.toml --table other=out/other.parquet -f sql/disagreement.sql
 --
@@ -14,31 +15,32 @@
 WITH
   both AS (
     SELECT p.predicted_label AS label, o.predicted_label AS other
-    FROM predictions p JOIN other o USING (id)
-    WHERE p.predicted_label IS NOT NULL AND o.predicted_label IS NOT NULL
+    FROM predictions p FULL JOIN other o ON p.id IS NOT DISTINCT FROM o.id
+    WHERE p.predicted_label IS NOT NULL OR o.predicted_label IS NOT NULL
   ),
   cells AS (SELECT label, other, count(*) AS rows FROM both GROUP BY label, other),
   shares AS (
-    SELECT
-      *,
-      CAST(rows AS DOUBLE) / sum(rows) OVER () AS share,
-      CAST(sum(rows) OVER (PARTITION BY label) AS DOUBLE) / sum(rows) OVER () AS of_label,
-      CAST(sum(rows) OVER (PARTITION BY other) AS DOUBLE) / sum(rows) OVER () AS of_other
+    SELECT label, other, CAST(rows AS DOUBLE) / sum(rows) OVER () AS share
     FROM cells
+    WHERE label IS NOT NULL AND other IS NOT NULL
   ),
-  -- The share that two models would agree on by chance: the sum of the products over the labels.
+  -- The share that two models would agree on by chance: the sum of the products over the labels. A label that only one
+  -- of them gives adds nothing.
   chance AS (
-    SELECT sum(a.share * b.share) AS by_chance
+    SELECT coalesce(sum(a.share * b.share), 0) AS by_chance
     FROM (SELECT label, sum(share) AS share FROM shares GROUP BY label) a
     JOIN (SELECT other, sum(share) AS share FROM shares GROUP BY other) b ON a.label = b.other
   ),
   agreed AS (SELECT sum(CASE WHEN label = other THEN share ELSE 0 END) AS agreement FROM shares)
 SELECT
-  label,
-  other,
+  cells.label,
+  cells.other,
   rows,
   round(100 * share, 1) AS percent,
   round(100 * agreement, 1) AS agreement,
-  round((agreement - coalesce(by_chance, 0)) / nullif(1 - coalesce(by_chance, 0), 0), 4) AS kappa
-FROM shares CROSS JOIN agreed CROSS JOIN chance
-ORDER BY label, other
+  round((agreement - by_chance) / nullif(1 - by_chance, 0), 4) AS kappa
+FROM cells
+LEFT JOIN shares ON cells.label = shares.label AND cells.other = shares.other
+CROSS JOIN agreed
+CROSS JOIN chance
+ORDER BY cells.label, cells.other

@@ -2,9 +2,9 @@
 --
 -- Reads the tables before and predictions; before is an earlier output: a version of a Delta table, the folder of a
 -- run, or a file that was kept. The PSI (population stability index) is 0 for equal distributions; 0.1 is called a small shift and
--- 0.25 a large one. Its bins have equally many of the earlier scores. ks is the largest difference of the
--- shares of scores up to a point, 0 to 1; equal distributions exceed ks_by_chance in one case of 20. For what moved,
--- see sql/drift_labels.sql.
+-- 0.25 a large one. Its bins have equally many of the earlier scores; a score that alone has as many is a bin of its
+-- own. ks is the largest difference of the shares of scores up to a point, 0 to 1; equal distributions exceed
+-- ks_by_chance in one case of 20. Rows without a score count nowhere. For what moved, see sql/drift_labels.sql.
 --
 --   $bins = 10      bins of the PSI
 --
@@ -16,12 +16,14 @@
 -- | 525         | 525      | 0.9908      | 0.9266   | 5.0059 | 0.8095 | 0.0838       |
 -- +-------------+----------+-------------+----------+--------+--------+--------------+
 WITH
-  old AS (SELECT CAST(score AS DOUBLE) AS score FROM before WHERE score IS NOT NULL),
-  new AS (SELECT CAST(score AS DOUBLE) AS score FROM predictions WHERE score IS NOT NULL),
+  -- A table that was kept as text has the digits of a REAL, which mean the same only as a REAL.
+  old AS (SELECT CAST(CAST(score AS REAL) AS DOUBLE) AS score FROM before WHERE score IS NOT NULL),
+  new AS (SELECT CAST(CAST(score AS REAL) AS DOUBLE) AS score FROM predictions WHERE score IS NOT NULL),
   sizes AS (
     SELECT
       CAST((SELECT count(*) FROM old) AS DOUBLE) AS n,
-      CAST((SELECT count(*) FROM new) AS DOUBLE) AS m
+      CAST((SELECT count(*) FROM new) AS DOUBLE) AS m,
+      CAST($bins AS DOUBLE) AS bins
   ),
   points AS (
     SELECT score, sum(is_old) AS old_rows, sum(1 - is_old) AS new_rows
@@ -33,21 +35,35 @@ WITH
       score,
       old_rows,
       new_rows,
+      n,
+      m,
+      bins,
+      CASE WHEN old_rows * bins >= n THEN 1 ELSE 0 END AS is_alone,
       sum(old_rows) OVER (ORDER BY score) AS old_up_to,
       sum(new_rows) OVER (ORDER BY score) AS new_up_to
-    FROM points
+    FROM points CROSS JOIN sizes
+    -- Of an empty table there is nothing to compare.
+    WHERE n > 0 AND m > 0
   ),
-  ks AS (SELECT max(abs(old_up_to / n - new_up_to / m)) AS ks FROM curves CROSS JOIN sizes),
-  -- Scores that lie between two of the earlier ones go to the bin of the next.
-  bins AS (
+  ks AS (SELECT max(abs(old_up_to / n - new_up_to / m)) AS ks FROM curves),
+  placed AS (
     SELECT
-      least(ceil(greatest(old_up_to, 1) * CAST($bins AS DOUBLE) / n), CAST($bins AS DOUBLE)) AS bin,
+      *,
+      -- Scores that lie between two of the earlier ones go to the bin of the next.
+      least(CASE WHEN old_rows > 0 THEN ceil(old_up_to * bins / n) ELSE floor(old_up_to * bins / n) + 1 END, bins) AS bin,
+      -- What lies below a score that is a bin of its own stays apart from what lies above.
+      sum(is_alone) OVER (ORDER BY score) AS alone_up_to
+    FROM curves
+  ),
+  -- Half a row stands where a bin has none.
+  shares AS (
+    SELECT
       greatest(CAST(sum(old_rows) AS DOUBLE), 0.5) / max(n) AS p,
       greatest(CAST(sum(new_rows) AS DOUBLE), 0.5) / max(m) AS q
-    FROM curves CROSS JOIN sizes
-    GROUP BY 1
+    FROM placed
+    GROUP BY bin, alone_up_to, is_alone
   ),
-  psi AS (SELECT sum((q - p) * ln(q / p)) AS psi FROM bins)
+  psi AS (SELECT sum((q - p) * ln(q / p)) AS psi FROM shares)
 SELECT
   CAST(n AS BIGINT) AS rows_before,
   CAST(m AS BIGINT) AS rows_now,
@@ -55,5 +71,5 @@ SELECT
   round((SELECT avg(score) FROM new), 4) AS mean_now,
   round(psi, 4) AS psi,
   round(ks, 4) AS ks,
-  round(1.358 * sqrt((n + m) / (n * m)), 4) AS ks_by_chance
+  round(1.358 * sqrt((n + m) / nullif(n * m, 0)), 4) AS ks_by_chance
 FROM sizes CROSS JOIN ks CROSS JOIN psi

@@ -2,19 +2,20 @@
 --
 -- Reads the tables predictions, of a multi-label model, with the column label (a list of texts), and runs, which
 -- --pipeline gives and which knows the names of the model's labels. The last columns are the F1 of all labels together
--- (micro) and the mean of theirs (macro).
+-- (micro) and the mean of theirs (macro), also of those that are left out.
 --
 --   $threshold = 0.5      the probability from which on a row has a label
+--   $labels = 100         how many labels, those of the most rows; left_out says how many there are besides
 --
 --   couplet query --pipeline P.toml -f sql/multilabel_f1.sql
 --
--- +----------+--------------+----------------+-----------+--------+--------+----------+----------+
--- | label    | rows_with_it | rows_predicted | precision | recall | f1     | f1_micro | f1_macro |
--- +----------+--------------+----------------+-----------+--------+--------+----------+----------+
--- | long     | 202          | 202            | 0.9356    | 0.9356 | 0.9356 | 0.7119   | 0.3119   |
--- | number   | 49           | 0              | NULL      | 0.0    | 0.0    | 0.7119   | 0.3119   |
--- | question | 78           | 0              | NULL      | 0.0    | 0.0    | 0.7119   | 0.3119   |
--- +----------+--------------+----------------+-----------+--------+--------+----------+----------+
+-- +----------+--------------+----------------+-----------+--------+--------+----------+----------+----------+
+-- | label    | rows_with_it | rows_predicted | precision | recall | f1     | f1_micro | f1_macro | left_out |
+-- +----------+--------------+----------------+-----------+--------+--------+----------+----------+----------+
+-- | long     | 202          | 202            | 0.9356    | 0.9356 | 0.9356 | 0.7119   | 0.3119   | 0        |
+-- | number   | 49           | 0              | NULL      | 0.0    | 0.0    | 0.7119   | 0.3119   | 0        |
+-- | question | 78           | 0              | NULL      | 0.0    | 0.0    | 0.7119   | 0.3119   | 0        |
+-- +----------+--------------+----------------+-----------+--------+--------+----------+----------+----------+
 WITH
   newest AS (
     SELECT labels FROM runs
@@ -22,14 +23,21 @@ WITH
     ORDER BY started_at DESC LIMIT 1
   ),
   names AS (SELECT unnest(labels) AS name, unnest(range(1, CAST(array_length(labels) AS BIGINT) + 1)) AS place FROM newest),
+  cells AS (
+    SELECT
+      label,
+      unnest(probabilities) AS probability,
+      unnest(range(1, CAST(array_length(probabilities) AS BIGINT) + 1)) AS place
+    FROM predictions
+    WHERE probabilities IS NOT NULL AND label IS NOT NULL
+  ),
   judged AS (
     SELECT
-      place,
+      names.place,
       name,
-      array_has(label, name) AS is_so,
-      array_element(probabilities, place) >= $threshold AS is_said
-    FROM predictions CROSS JOIN names
-    WHERE probabilities IS NOT NULL AND label IS NOT NULL
+      coalesce(array_has(label, name), false) AS is_so,
+      probability >= $threshold AS is_said
+    FROM cells JOIN names ON cells.place = names.place
   ),
   counts AS (
     SELECT
@@ -41,7 +49,16 @@ WITH
     FROM judged
     GROUP BY place, name
   ),
-  scored AS (SELECT *, coalesce(2 * tp / nullif(2 * tp + fp + fn, 0), 0) AS f1 FROM counts)
+  scored AS (SELECT *, coalesce(2 * tp / nullif(2 * tp + fp + fn, 0), 0) AS f1 FROM counts),
+  ranked AS (
+    SELECT
+      *,
+      2 * sum(tp) OVER () / nullif(sum(2 * tp + fp + fn) OVER (), 0) AS f1_micro,
+      avg(f1) OVER () AS f1_macro,
+      row_number() OVER (ORDER BY tp + fn DESC, place) AS nth,
+      count(*) OVER () AS labels
+    FROM scored
+  )
 SELECT
   name AS label,
   CAST(tp + fn AS BIGINT) AS rows_with_it,
@@ -49,7 +66,9 @@ SELECT
   round(tp / nullif(tp + fp, 0), 4) AS precision,
   round(tp / nullif(tp + fn, 0), 4) AS recall,
   round(f1, 4) AS f1,
-  round(2 * sum(tp) OVER () / nullif(sum(2 * tp + fp + fn) OVER (), 0), 4) AS f1_micro,
-  round(avg(f1) OVER (), 4) AS f1_macro
-FROM scored
+  round(f1_micro, 4) AS f1_micro,
+  round(f1_macro, 4) AS f1_macro,
+  greatest(labels - $labels, 0) AS left_out
+FROM ranked
+WHERE nth <= $labels
 ORDER BY place

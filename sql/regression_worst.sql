@@ -14,7 +14,7 @@ WITH placed AS (
   SELECT
     *,
     CAST(score AS DOUBLE) - CAST(label AS DOUBLE) AS difference,
-    row_number() OVER (ORDER BY abs(CAST(score AS DOUBLE) - CAST(label AS DOUBLE)) DESC, label) AS place
+    row_number() OVER (ORDER BY abs(CAST(score AS DOUBLE) - CAST(label AS DOUBLE)) DESC, label) AS __place
   FROM predictions
   WHERE label IS NOT NULL AND score IS NOT NULL
 )
@@ -22,8 +22,8 @@ SELECT
   round(difference, 4) AS difference,
   round(score, 4) AS score,
   * EXCLUDE (
-    difference, score, predicted_label, probabilities, truncated, error, raw_probabilities, model, place
+    difference, score, predicted_label, probabilities, truncated, error, raw_probabilities, model, __place
   )
 FROM placed
-ORDER BY place
+ORDER BY __place
 LIMIT $rows

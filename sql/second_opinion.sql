@@ -14,11 +14,11 @@
 -- 0.5062,paraphrase,not_paraphrase,0.9943,I don't disagree with you.,I think you are right about that.
 WITH
   placed AS (
-    SELECT *, row_number() OVER (ORDER BY score, probabilities, sentence1) AS place
+    SELECT *, row_number() OVER (ORDER BY score, probabilities, sentence1) AS __place
     FROM predictions
     WHERE error IS NULL
   ),
-  asked AS (SELECT *, predict($model, sentence1, sentence2) AS other FROM placed WHERE place <= $rows)
+  asked AS (SELECT *, predict($model, sentence1, sentence2) AS other FROM placed WHERE __place <= $rows)
 SELECT
   round(score, 4) AS score,
   predicted_label,
@@ -27,4 +27,4 @@ SELECT
   sentence1,
   sentence2
 FROM asked
-ORDER BY place
+ORDER BY __place

@@ -15,15 +15,15 @@
 -- 0.53,not_paraphrase,q0509,The airline lost my suitcase; whom do I turn to?,What may I carry in my hand luggage?,question,not_paraphrase
 WITH
   placed AS (
-    SELECT *, row_number() OVER (PARTITION BY predicted_label ORDER BY score, probabilities) AS place
+    SELECT *, row_number() OVER (PARTITION BY predicted_label ORDER BY score, probabilities) AS __place
     FROM predictions
     WHERE score < $below
   ),
-  taken AS (SELECT *, row_number() OVER (ORDER BY place, score, predicted_label) AS turn FROM placed)
+  taken AS (SELECT *, row_number() OVER (ORDER BY __place, score, predicted_label) AS __turn FROM placed)
 SELECT
   round(score, 4) AS score,
   predicted_label,
-  * EXCLUDE (score, predicted_label, probabilities, truncated, error, raw_probabilities, model, place, turn)
+  * EXCLUDE (score, predicted_label, probabilities, truncated, error, raw_probabilities, model, __place, __turn)
 FROM taken
-ORDER BY turn
+ORDER BY __turn
 LIMIT $rows

@@ -12,14 +12,14 @@
 -- 0.9875,paraphrase,q0515,"Doctors say the new flu strain is milder than last year's, although it spreads just as fast.","The new flu strain is just as mild as last year's but spreads faster, doctors say.",news,not_paraphrase
 -- 0.9875,paraphrase,q0119,Velodrine reported a loss of 3.2 million dollars for the first quarter.,"For the first quarter, Velodrine posted a loss of 2.3 million dollars.",numbers,not_paraphrase
 WITH placed AS (
-  SELECT *, row_number() OVER (ORDER BY score DESC, probabilities, label) AS place
+  SELECT *, row_number() OVER (ORDER BY score DESC, probabilities, label) AS __place
   FROM predictions
   WHERE predicted_label <> label
 )
 SELECT
   round(score, 4) AS score,
   predicted_label,
-  * EXCLUDE (score, predicted_label, probabilities, truncated, error, raw_probabilities, model, place)
+  * EXCLUDE (score, predicted_label, probabilities, truncated, error, raw_probabilities, model, __place)
 FROM placed
-ORDER BY place
+ORDER BY __place
 LIMIT $rows

@@ -6,7 +6,7 @@ use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
 use thiserror::Error;
 
-use crate::config::ConfigErrors;
+use crate::config::{ConfigErrors, Query};
 use crate::delta::DeltaError;
 use crate::lock::LockError;
 use crate::objects::{ObjectsError, cause_in, explain_unplaced};
@@ -166,11 +166,8 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_)
-            | Self::Usage(_)
-            | Self::Tables(_)
-            | Self::Source { .. }
-            | Self::Sql { mistake: true, .. } => 2,
+            Self::Config(_) | Self::Usage(_) | Self::Source { .. } | Self::Sql { mistake: true, .. } => 2,
+            Self::Tables(errors) if errors.iter().any(|error| !error.passes) => 2,
             Self::Objects(error) if error.trouble.is_mistake() => 2,
             Self::Model(error) if error.is_mistake() => 2,
             Self::Training { error, .. } if error.is_mistake() => 2,
@@ -213,11 +210,21 @@ impl Error {
         Self::Sql { origin: origin.into(), message, mistake: sql_error::is_mistake(error) }
     }
 
-    pub(crate) fn source(pipeline: &Path, error: SourceError, context: &SessionContext) -> Self {
+    pub(crate) fn source(pipeline: &Path, query: &Query, error: SourceError, context: &SessionContext) -> Self {
         let pipeline = pipeline.display().to_string();
         match error {
-            SourceError::Query(error) => Self::sql(format!("{pipeline}: the source query"), &error, Some(context)),
+            SourceError::Query(error) => {
+                Self::sql(format!("{pipeline}: the source query{}", in_file(query)), &error, Some(context))
+            }
             SourceError::Columns(problem) | SourceError::Ids(problem) => Self::Source { pipeline, problem },
         }
+    }
+}
+
+/// The file that has a query, where it is not the pipeline's own: places in the query are places in it.
+pub(crate) fn in_file(query: &Query) -> String {
+    match query {
+        Query::Sql(_) => String::new(),
+        Query::File(file) => format!(" in {file}"),
     }
 }

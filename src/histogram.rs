@@ -12,8 +12,8 @@ const MOST_BINS: i64 = 128;
 const MOST_COMPARED: i64 = 4096;
 /// The width of the first bins: finer than what is shown of a probability.
 const FINEST: f64 = 1.0 / 1024.0;
-/// The share of the earlier values that a bin of the PSI has at least.
-const PSI_SHARE: f64 = 0.1;
+/// Bins of the PSI, each with as many of the earlier values as the others, as far as equal values do not stay together.
+const PSI_BINS: f64 = 10.0;
 
 /// Counts of values in bins of one width.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -115,11 +115,11 @@ impl Histogram {
         self.counts = counts;
     }
 
-    /// The same values in at most so many bins.
+    /// The same values in at most so many bins, but for the two on either side of 0, which stay apart.
     #[must_use]
     pub fn coarser(&self, bins: usize) -> Self {
         let mut coarse = self.clone();
-        while coarse.counts.len() > bins.max(1) {
+        while coarse.counts.len() > bins.max(2) {
             coarse.widen();
         }
         coarse
@@ -135,8 +135,10 @@ impl Histogram {
 
     /// How far this distribution is from that of `before`; none where either has no values.
     ///
-    /// The PSI takes bins that have a tenth of the earlier values each, as far as there are so many different ones, and
-    /// half a value where a bin is empty.
+    /// The PSI takes ten bins with equally many of the earlier values. What alone has a tenth of them or more is a bin of
+    /// its own, so that what lies below and above it stays apart: scores are often almost all in the last bin, and a bin
+    /// that reached from there over all others would have all values before and all of them now, whatever became of
+    /// them. Half a value stands where a bin is empty. `sql/drift.sql` does the same with single scores.
     #[must_use]
     pub fn drift_from(&self, before: &Self) -> Option<Drift> {
         let (n, m) = (before.total() as f64, self.total() as f64);
@@ -144,26 +146,35 @@ impl Histogram {
             return None;
         }
         let (before, now) = aligned(before, self);
-        let (mut ks, mut psi) = (0.0_f64, 0.0);
-        let (mut all_before, mut all_now, mut in_before, mut in_now) = (0.0, 0.0, 0.0, 0.0);
-        let mut add = |in_before: f64, in_now: f64| {
-            let (p, q) = (in_before.max(0.5) / n, in_now.max(0.5) / m);
-            psi += (q - p) * (q / p).ln();
-        };
-        for (was, is) in before.iter().zip(&now) {
+        let mut bins: Vec<(f64, f64)> = Vec::new();
+        let (mut ks, mut all_before, mut all_now) = (0.0_f64, 0.0, 0.0);
+        // Which of the ten the last bin is; none if it is one of its own, or there is none yet.
+        let mut last = None;
+        for (was, is) in before.iter().zip(&now).filter(|(was, is)| **was > 0.0 || **is > 0.0) {
+            let below = all_before * PSI_BINS / n;
             (all_before, all_now) = (all_before + was, all_now + is);
-            (in_before, in_now) = (in_before + was, in_now + is);
             ks = ks.max((all_before / n - all_now / m).abs());
-            // The last bin takes the rest, so that none is too small.
-            let rest = n - all_before;
-            if in_before / n >= PSI_SHARE - 1e-9 && rest / n >= PSI_SHARE - 1e-9 {
-                add(in_before, in_now);
-                (in_before, in_now) = (0.0, 0.0);
+            // Where none were before, the values go to the bin of the next that were.
+            let place = if *was > 0.0 { (all_before * PSI_BINS / n).ceil() } else { below.floor() + 1.0 };
+            let place = (was * PSI_BINS < n).then_some(place.min(PSI_BINS));
+            match bins.last_mut() {
+                Some(bin) if place.is_some() && place == last => *bin = (bin.0 + was, bin.1 + is),
+                _ => bins.push((*was, *is)),
             }
+            last = place;
         }
-        add(in_before, in_now);
-        Some(Drift { psi, ks, ks_by_chance: 1.358 * ((n + m) / (n * m)).sqrt() })
+        Some(Drift { psi: psi(&bins, n, m), ks, ks_by_chance: 1.358 * ((n + m) / (n * m)).sqrt() })
     }
+}
+
+/// The PSI of `n` earlier values and `m` later ones, by those of each that are in a bin; half a value stands where there
+/// is none, so that it is finite, and depends on how many values there are only as far as an empty bin is news.
+fn psi(bins: &[(f64, f64)], n: f64, m: f64) -> f64 {
+    let term = |(was, is): &(f64, f64)| {
+        let (p, q) = (was.max(0.5) / n, is.max(0.5) / m);
+        (q - p) * (q / p).ln()
+    };
+    bins.iter().filter(|(was, is)| *was > 0.0 || *is > 0.0).map(term).sum()
 }
 
 /// The place of the bin that has a value.
@@ -205,11 +216,8 @@ pub fn psi_of_counts(before: &[u64], now: &[u64]) -> Option<f64> {
     if n == 0.0 || m == 0.0 {
         return None;
     }
-    let term = |(was, is): (&u64, &u64)| {
-        let (p, q) = ((*was as f64).max(0.5) / n, (*is as f64).max(0.5) / m);
-        (q - p) * (q / p).ln()
-    };
-    Some(before.iter().zip(now).map(term).sum())
+    let bins: Vec<_> = before.iter().zip(now).map(|(was, is)| (*was as f64, *is as f64)).collect();
+    Some(psi(&bins, n, m))
 }
 
 #[cfg(test)]
@@ -239,6 +247,7 @@ mod tests {
             assert!(histogram.counts.len() <= 128);
         }
         // A bin has its upper end, so that 1 is the last of the probabilities.
+        assert_eq!(of([-1.0, 1.0]).coarser(1).counts.len(), 2);
         let ends = of([1.0, 0.5]).coarser(2);
         assert_eq!((ends.from, ends.width, &*ends.counts), (0.0, 0.5, &[1, 1][..]));
     }
@@ -261,6 +270,35 @@ mod tests {
         // Widths may differ.
         let wide = of((0..1000).map(f64::from));
         assert!((wide.drift_from(&before).unwrap().ks - 0.999).abs() < 0.01);
+    }
+
+    #[test]
+    fn a_drift_out_of_a_bin_with_most_values_is_seen_on_either_side() {
+        let many = |value: f64, n: usize| std::iter::repeat_n(value, n);
+        let psi = |before: &Histogram, now: &Histogram| now.drift_from(before).unwrap().psi;
+        // Nearly all at one end of the scale, as the scores of a good model are.
+        let top = of(many(1.0, 95).chain(many(0.6, 5)));
+        let bottom = of(many(0.5, 95).chain(many(0.9, 5)));
+        let expected = |p: f64, q: f64| (q - p) * (q / p).ln();
+        for (before, now) in
+            [(&top, of(many(1.0, 50).chain(many(0.6, 50)))), (&bottom, of(many(0.5, 50).chain(many(0.9, 50))))]
+        {
+            let psi = psi(before, &now);
+            let of_two = expected(0.95, 0.5) + expected(0.05, 0.5);
+            assert!((psi - of_two).abs() < 1e-9, "{psi} instead of {of_two}");
+        }
+        // All of one value, and all of another.
+        let (one, other) = (of(many(0.75, 100)), of(many(0.25, 100)));
+        let of_two = 2.0 * expected(1.0, 0.005);
+        assert!((psi(&one, &other) - of_two).abs() < 1e-9 && (psi(&other, &one) - of_two).abs() < 1e-9);
+        assert_eq!(psi(&one, &one), 0.0);
+    }
+
+    #[test]
+    fn the_psi_of_labels_takes_no_notice_of_a_label_that_nobody_has() {
+        let with = psi_of_counts(&[3, 7, 0], &[5, 500, 0]).unwrap();
+        assert_eq!(Some(with), psi_of_counts(&[3, 7], &[5, 500]));
+        assert_eq!(psi_of_counts(&[0, 0], &[1, 2]), None);
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod crash;
 pub mod delta;
 pub mod error;
 mod files;
+mod frequent;
 pub mod histogram;
 pub mod history;
 pub mod hub;

@@ -2,7 +2,8 @@
 //!
 //! A value is bound to the plan as a typed literal; its text never becomes SQL. Its type is that of what the SQL
 //! compares or computes the parameter with, where that is one type: `label = $label` makes it what `label` is. Else the
-//! value decides: a whole number, a number, `true` or `false`, and text for everything else.
+//! value decides: a whole number, a number, `true` or `false`, and text for everything else, also for what has zeros
+//! before its digits. A number keeps all its digits: it is a decimal where a double would round it.
 //!
 //! A query may declare its parameters in the comments at its head, with defaults and what they mean:
 //!
@@ -15,7 +16,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DECIMAL128_MAX_PRECISION, DECIMAL256_MAX_PRECISION, DataType, i256};
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, ParamValues, ScalarValue};
 use datafusion::logical_expr::expr::Placeholder;
@@ -78,6 +79,16 @@ impl Parameters {
         Self::of(sql, origin, &of_it)
     }
 
+    /// Refuses a value that none of several statements uses.
+    ///
+    /// # Errors
+    /// Its name, and those that there are.
+    pub fn check_used(sql: &str, origin: &str, given: &[(String, String)]) -> Result<(), Error> {
+        let used = used(sql);
+        let unused = given.iter().find(|(name, _)| !used.contains(name.trim_start_matches('$')));
+        unused.map_or(Ok(()), |(name, value)| Err(unknown(origin, name.trim_start_matches('$'), value, &used)))
+    }
+
     /// Takes the values that are given for `sql`, and the defaults that it declares for the others.
     ///
     /// # Errors
@@ -93,13 +104,7 @@ impl Parameters {
         for (name, value) in given {
             let name = name.trim_start_matches('$');
             if !used.contains(name) {
-                let near = nearest(name, used.iter().map(String::as_str));
-                let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
-                let has = match used.len() {
-                    0 => "it has no parameters".to_owned(),
-                    _ => format!("its parameters are {}", listed(&used)),
-                };
-                return mistake(format!("--param {name}={value}: the SQL has no ${name} ({has}){near}"));
+                return Err(unknown(origin, name, value, &used));
             }
             if values.insert(name.to_owned(), value.clone()).is_some() {
                 return mistake(format!("--param {name} is given twice"));
@@ -166,6 +171,17 @@ fn used(sql: &str) -> BTreeSet<String> {
     names.collect()
 }
 
+/// Says that the SQL does not use a parameter.
+fn unknown(origin: &str, name: &str, value: &str, used: &BTreeSet<String>) -> Error {
+    let near = nearest(name, used.iter().map(String::as_str));
+    let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+    let has = match used.len() {
+        0 => "it has no parameters".to_owned(),
+        _ => format!("its parameters are {}", listed(used)),
+    };
+    Error::Usage(format!("{origin}: --param {name}={value}: the SQL has no ${name} ({has}){near}"))
+}
+
 fn listed(names: &BTreeSet<String>) -> String {
     names.iter().map(|name| format!("${name}")).collect::<Vec<_>>().join(", ")
 }
@@ -190,29 +206,18 @@ fn contexts(plan: &LogicalPlan) -> Result<BTreeMap<String, Vec<DataType>>, DataF
 
 /// The value as what the SQL uses it as; what was expected, if it is not that.
 fn scalar(value: &str, types: &[DataType]) -> Result<ScalarValue, String> {
-    let guessed = || match (value.parse::<i64>(), value.parse::<f64>(), value.to_ascii_lowercase().as_str()) {
-        (Ok(whole), _, _) => ScalarValue::from(whole),
-        (_, Ok(number), _) if number.is_finite() => ScalarValue::from(number),
-        (_, _, "true") => ScalarValue::from(true),
-        (_, _, "false") => ScalarValue::from(false),
-        _ => ScalarValue::from(value),
-    };
-    let Some(first) = types.first() else { return Ok(guessed()) };
+    let Some(first) = types.first() else { return Ok(guessed(value)) };
     if types.iter().any(DataType::is_string) {
         return Ok(ScalarValue::from(value));
     }
     if types.iter().all(DataType::is_numeric) {
+        let Some(number) = number(value) else { return Err("a number".into()) };
         // Numbers are compared as numbers, whatever the width of either: 0.5 may stand where the SQL has a count.
-        return match guessed() {
-            number @ (ScalarValue::Int64(_) | ScalarValue::Float64(_)) if types.iter().all(|t| t == first) => {
-                Ok(number.cast_to(first).ok().filter(|cast| is_same(&number, cast)).unwrap_or(number))
-            }
-            number @ (ScalarValue::Int64(_) | ScalarValue::Float64(_)) => Ok(number),
-            _ => Err("a number".into()),
-        };
+        let same = types.iter().all(|other| other == first);
+        return Ok(if same { as_the_column(&number, first).unwrap_or(number) } else { number });
     }
     if types.iter().any(|other| other != first) {
-        return Ok(guessed());
+        return Ok(guessed(value));
     }
     let expected = match first {
         DataType::Boolean => "true or false".to_owned(),
@@ -226,17 +231,82 @@ fn scalar(value: &str, types: &[DataType]) -> Result<ScalarValue, String> {
     }
 }
 
-/// Whether a number is still the same as another type.
-fn is_same(number: &ScalarValue, cast: &ScalarValue) -> bool {
-    let as_double = |scalar: &ScalarValue| match scalar.cast_to(&DataType::Float64) {
-        Ok(ScalarValue::Float64(Some(value))) => Some(value),
-        _ => None,
-    };
-    match (as_double(number), as_double(cast)) {
-        // A 32-bit float of 0.1 is what a 32-bit column has for it.
-        (Some(a), Some(b)) => matches!(cast, ScalarValue::Float32(_)) || (a - b).abs() < f64::MIN_POSITIVE,
-        _ => false,
+/// What a value looks like, where the SQL does not say what it is.
+fn guessed(value: &str) -> ScalarValue {
+    let digits = value.strip_prefix('-').unwrap_or(value);
+    // Postcodes, numbers of telephones and of articles are no numbers: nobody writes these so.
+    let is_code =
+        digits.starts_with('+') || digits.starts_with('0') && digits[1..].starts_with(|c: char| c.is_ascii_digit());
+    match (number(value).filter(|_| !is_code), value.to_ascii_lowercase().as_str()) {
+        (Some(number), _) => number,
+        (_, "true") => ScalarValue::from(true),
+        (_, "false") => ScalarValue::from(false),
+        _ => ScalarValue::from(value),
     }
+}
+
+/// A number with all the digits that are written: a double only where it has them.
+fn number(value: &str) -> Option<ScalarValue> {
+    if let Ok(whole) = value.parse::<i64>() {
+        return Some(ScalarValue::from(whole));
+    }
+    if let Ok(whole) = value.parse::<u64>() {
+        return Some(ScalarValue::from(whole));
+    }
+    let double = value.parse::<f64>().ok().filter(|double| double.is_finite())?;
+    match Digits::of(value) {
+        Some(digits) if Digits::of(&format!("{double}")).as_ref() != Some(&digits) => {
+            Some(digits.decimal().unwrap_or_else(|| ScalarValue::from(value)))
+        }
+        _ => Some(ScalarValue::from(double)),
+    }
+}
+
+/// A number written without an exponent.
+#[derive(Debug, PartialEq, Eq)]
+struct Digits {
+    is_negative: bool,
+    /// Without zeros that mean nothing.
+    digits: String,
+    /// How many of them are behind the point.
+    scale: usize,
+}
+
+impl Digits {
+    fn of(text: &str) -> Option<Self> {
+        let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
+        let (whole, fraction) = unsigned.split_once('.').unwrap_or((unsigned, ""));
+        let are_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if !are_digits(whole) || !are_digits(fraction) || whole.is_empty() && fraction.is_empty() {
+            return None;
+        }
+        let fraction = fraction.trim_end_matches('0');
+        let digits = format!("{}{fraction}", whole.trim_start_matches('0'));
+        Some(Self { is_negative: text.starts_with('-'), digits, scale: fraction.len() })
+    }
+
+    /// The same as a decimal; none if there are more digits than one has.
+    fn decimal(&self) -> Option<ScalarValue> {
+        let sign = if self.is_negative { "-" } else { "" };
+        let digits = format!("{sign}{}", if self.digits.is_empty() { "0" } else { self.digits.as_str() });
+        let precision = u8::try_from(self.digits.len().max(1)).ok()?;
+        let scale = i8::try_from(self.scale).ok()?;
+        match precision {
+            ..=DECIMAL128_MAX_PRECISION => Some(ScalarValue::Decimal128(Some(digits.parse().ok()?), precision, scale)),
+            ..=DECIMAL256_MAX_PRECISION => {
+                Some(ScalarValue::Decimal256(Some(i256::from_string(&digits)?), precision, scale))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The number as the type of the column that it is compared with, if it is still the same.
+fn as_the_column(number: &ScalarValue, column: &DataType) -> Option<ScalarValue> {
+    let cast = number.cast_to(column).ok().filter(|cast| !cast.is_null())?;
+    // A 32-bit float of 0.1 is what a 32-bit column has for it, and likewise a double.
+    let is_same = column.is_floating() || cast.cast_to(&number.data_type()).is_ok_and(|back| back == *number);
+    is_same.then_some(cast)
 }
 
 #[cfg(test)]
@@ -292,7 +362,44 @@ mod tests {
         assert_eq!(scalar("2.5", &[DataType::Int64]), Ok(ScalarValue::from(2.5)));
         assert_eq!(scalar("3", &[DataType::Int32, DataType::Float32]), Ok(ScalarValue::from(3_i64)));
         assert_eq!(scalar("ten", &[DataType::Int64]), Err("a number".into()));
+        assert_eq!(scalar("007", &[DataType::Int64]), Ok(ScalarValue::from(7_i64)));
         assert_eq!(scalar("2026-11-24", &[DataType::Date32]), Ok(ScalarValue::Date32(Some(20_781))));
         assert_eq!(scalar("today", &[DataType::Date32]), Err("a date such as 2026-11-24".into()));
+    }
+
+    #[test]
+    fn no_digit_is_lost() {
+        let scalar = |value: &str, types: &[DataType]| scalar(value, types).unwrap();
+        let decimal = |value: i128, precision, scale| ScalarValue::Decimal128(Some(value), precision, scale);
+        assert_eq!(scalar("9223372036854775807", &[]), ScalarValue::from(i64::MAX));
+        assert_eq!(scalar("9999999999999999999", &[]), ScalarValue::from(9_999_999_999_999_999_999_u64));
+        assert_eq!(scalar("18446744073709551616", &[]), decimal(18_446_744_073_709_551_616, 20, 0));
+        assert_eq!(scalar("-9223372036854775809", &[]), decimal(-9_223_372_036_854_775_809, 19, 0));
+        // A double has these digits, and not those.
+        for (text, value) in [
+            ("0.1", 0.1),
+            ("1.50", 1.5),
+            ("-.5", -0.5),
+            ("5.", 5.0),
+            ("1e3", 1e3),
+            ("0.30000000000000004", 0.30000000000000004),
+        ] {
+            assert_eq!(scalar(text, &[]), ScalarValue::from(value), "{text}");
+        }
+        assert_eq!(scalar("0.1234567890123456789", &[]), decimal(1_234_567_890_123_456_789, 19, 19));
+        assert_eq!(scalar("-123456789012345678.90", &[]), decimal(-1_234_567_890_123_456_789, 19, 1));
+        assert_eq!(scalar(&format!("1.{}", "7".repeat(60)), &[]).data_type(), DataType::Decimal256(61, 60));
+        let long = "7".repeat(90);
+        assert_eq!(scalar(&long, &[]), ScalarValue::from(long.as_str()));
+        for code in ["007", "00", "-01", "+49", "01.5"] {
+            assert_eq!(scalar(code, &[]), ScalarValue::from(code), "{code}");
+        }
+        // In a column of decimals a number is a decimal, and in one of whole numbers a whole number.
+        let column = [DataType::Decimal128(20, 2)];
+        assert_eq!(scalar("0.1", &column), decimal(10, 20, 2));
+        assert_eq!(scalar("12345678901234567.89", &column), decimal(1_234_567_890_123_456_789, 20, 2));
+        assert_eq!(scalar("18446744073709551615", &[DataType::UInt64]), ScalarValue::from(u64::MAX));
+        assert_eq!(scalar("16777217", &[DataType::Int32]), ScalarValue::from(16_777_217_i32));
+        assert_eq!(scalar("4294967296", &[DataType::Int32]), ScalarValue::from(4_294_967_296_i64));
     }
 }

@@ -10,11 +10,15 @@ use std::fmt::Write;
 
 use chrono::{DateTime, Utc};
 
+use crate::frequent::most_frequent;
 use crate::histogram::Drift;
 use crate::store::RunRecord;
 
 /// The name of the time of the last run that ended well.
 const LAST_SUCCESS: &str = "couplet_run_last_success_timestamp_seconds";
+
+/// Labels that have a series of their own: each series costs the server memory, in every run anew.
+const MOST_LABELS: usize = 100;
 
 /// What is said of a run.
 #[derive(Debug, Clone, Default)]
@@ -62,7 +66,7 @@ pub fn text(facts: &Facts) -> String {
     let stages = facts.stages.iter().copied().chain(parts).map(|(stage, seconds)| (stage.to_owned(), seconds));
     text.many("couplet_run_stage_duration_seconds", "How long each stage took.", "stage", stages);
     let Some(record) = record else { return text.text };
-    text.one("couplet_run_rows_read", "Rows of the source.", count(record.rows_read));
+    text.one("couplet_run_read_rows", "Rows of the source.", count(record.rows_read));
     let outcomes = [
         ("scored", record.rows_scored),
         ("remembered", record.rows_remembered),
@@ -74,8 +78,18 @@ pub fn text(facts: &Facts) -> String {
     let rejected = record.rejected.iter().map(|(kind, n)| (kind.clone(), *n as f64));
     text.many("couplet_run_rejected_rows", "Rows without a score, by the reason.", "reason", rejected);
     text.one("couplet_run_truncated_rows", "Rows whose texts were cut.", count(record.rows_truncated));
-    let labels = record.labels.iter().flatten().map(|(label, n)| (label.clone(), *n as f64));
-    text.many("couplet_run_label_rows", "Rows by the label that they got.", "label", labels);
+    let labels = record.labels.as_deref().unwrap_or_default();
+    let left_out = labels.len().saturating_sub(MOST_LABELS);
+    let labels = most_frequent(labels, MOST_LABELS, |(_, n)| *n).into_iter().map(|place| &labels[place]);
+    let labels = labels.map(|(label, n)| (label.clone(), *n as f64));
+    text.many(
+        "couplet_run_label_rows",
+        "Rows by the label that they got, for the most frequent labels.",
+        "label",
+        labels,
+    );
+    let left_out = Some(left_out).filter(|n| *n > 0).map(|n| n as f64);
+    text.one("couplet_run_omitted_labels", "Labels besides those, too many for a series each.", left_out);
     text.one("couplet_run_tokens", "Tokens that the encoder read.", count(record.tokens));
     let padding = "Padding tokens that batches of 32 rows would have run besides.";
     text.one("couplet_run_padding_avoided_tokens", padding, count(record.padding_avoided));
@@ -121,11 +135,18 @@ impl Text {
     }
 
     fn many(&mut self, name: &str, help: &str, label: &str, values: impl Iterator<Item = (String, f64)>) {
-        for (i, (key, value)) in values.enumerate() {
+        // A series that is there twice makes the collector refuse the whole file. Labels of one name share their rows.
+        let mut series: Vec<(String, f64)> = Vec::new();
+        for (key, value) in values.filter(|(_, value)| value.is_finite()) {
+            if !series.iter().any(|(other, _)| *other == key) {
+                series.push((key, value));
+            }
+        }
+        for (i, (key, value)) in series.iter().enumerate() {
             if i == 0 {
                 self.head(name, help);
             }
-            let key = label_value(&key);
+            let key = label_value(key);
             let _ = writeln!(self.text, "{name}{{pipeline=\"{}\",{label}=\"{key}\"}} {value}", self.pipeline);
         }
     }
@@ -194,5 +215,61 @@ mod tests {
         assert!(failed.contains("couplet_run_success{pipeline=\"a\\\"b\"} 0") && !failed.contains("rows"), "{failed}");
         assert_eq!(last_success(&failed, "a\"b"), Some(107.5));
         assert_eq!(last_success(&failed, "other"), None);
+    }
+
+    /// What `promtool check metrics` refuses, of names and series.
+    #[test]
+    fn names_end_with_their_unit_and_no_series_is_there_twice() {
+        let labels = (0..500).map(|i| (format!("label {}", i % 499), i));
+        let counted = Some(3);
+        let facts = Facts {
+            pipeline: "p".into(),
+            success: true,
+            started_at: Some(Utc::now()),
+            ended_at: Some(Utc::now()),
+            seconds: Some(1.0),
+            stages: vec![("finetune", 1.0), ("evaluate", f64::NAN)],
+            drift: Some(Drift { psi: 0.1, ks: 0.2, ks_by_chance: 0.3 }),
+            record: Some(RunRecord {
+                rows_read: counted,
+                rows_scored: counted,
+                rows_remembered: counted,
+                rows_repeated: counted,
+                rows_rejected: counted,
+                rows_truncated: counted,
+                rejected: vec![("NULL text".into(), 3)],
+                tokens: counted,
+                tokens_in_rows: counted,
+                padding_avoided: counted,
+                output_bytes: counted,
+                scoring_seconds: Some(1.0),
+                labels: Some(labels.collect()),
+                ..RunRecord::default()
+            }),
+            ..Facts::default()
+        };
+        let text = text(&facts);
+        let (mut names, mut series) = (Vec::new(), Vec::new());
+        for line in text.lines() {
+            match line.strip_prefix("# TYPE ") {
+                Some(typed) => names.push(typed.strip_suffix(" gauge").unwrap()),
+                None if line.starts_with('#') => assert!(line.starts_with("# HELP ")),
+                None => series.push(line.rsplit_once(' ').unwrap().0),
+            }
+        }
+        let units =
+            ["success", "seconds", "rows", "tokens", "bytes", "second", "labels", "psi", "ratio", "mean", "info"];
+        for name in &names {
+            assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
+            assert!(units.contains(&name.rsplit('_').next().unwrap()), "{name} does not end with a unit");
+        }
+        let unique = |of: &[&str]| of.iter().collect::<std::collections::BTreeSet<_>>().len() == of.len();
+        assert!(unique(&names) && unique(&series), "{text}");
+        // The most frequent labels have the last places here.
+        assert_eq!(series.iter().filter(|line| line.starts_with("couplet_run_label_rows")).count(), 100);
+        assert!(
+            text.contains("label=\"label 498\"") && text.contains("couplet_run_omitted_labels{pipeline=\"p\"} 400\n")
+        );
+        assert!(text.contains("reason=\"NULL text\"} 3\n") && !text.contains("NaN"), "{text}");
     }
 }

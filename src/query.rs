@@ -131,6 +131,15 @@ pub async fn query(
     show(context, sql, origin, parameters, format, output, None).await.map(drop)
 }
 
+/// Refuses a text that is not SQL, without executing anything of it.
+///
+/// # Errors
+/// What the parser says.
+pub(crate) fn check_syntax(context: &SessionContext, sql: &str, origin: &str) -> Result<(), Error> {
+    let parsed = DFParserBuilder::new(sql).build().and_then(|mut parser| parser.parse_statements());
+    parsed.map(drop).map_err(|e| Error::sql(origin, &e, Some(context)))
+}
+
 /// The same, with no more than so many rows of a result. It ends when the future is dropped.
 ///
 /// It runs as a task of its own: some plans, such as joins without a condition, do not return for minutes, and whoever

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::frequent::most_frequent;
 use crate::progress::{grouped, spoken};
 use crate::run::plan::Forecast;
 use crate::scorer::{Counts, PADDED_BATCH, Precision, Rejection};
@@ -124,6 +125,9 @@ fn write_stage(
 
 /// Metrics in a line of the summary of an evaluation.
 const METRICS_IN_LINE: usize = 3;
+/// Labels that are listed with their rows.
+const MOST_LISTED: usize = 20;
+
 /// Labels up to which the summary shows the confusion matrix.
 const MOST_LABELS: usize = 8;
 /// Slices of a column that the summary shows.
@@ -355,8 +359,14 @@ impl fmt::Display for Report {
         if !self.labels.is_empty() {
             let all: u64 = self.labels.iter().map(|(_, n)| n).sum();
             let share = |n: u64| if all == 0 { 0.0 } else { 100.0 * n as f64 / all as f64 };
-            let labels = self.labels.iter().map(|(label, n)| format!("{label} {} ({:.1} %)", grouped(*n), share(*n)));
-            line("labels", labels.collect::<Vec<_>>().join(" · "))?;
+            let listed = most_frequent(&self.labels, MOST_LISTED, |(_, n)| *n);
+            let listed = listed.into_iter().map(|place| &self.labels[place]);
+            let labels = listed.map(|(label, n)| format!("{label} {} ({:.1} %)", grouped(*n), share(*n)));
+            let mut labels: Vec<String> = labels.collect();
+            if self.labels.len() > MOST_LISTED {
+                labels.push(format!("{} more labels", grouped((self.labels.len() - MOST_LISTED) as u64)));
+            }
+            line("labels", labels.join(" · "))?;
         }
         let truncated = match self.rows.truncated {
             0 => "none truncated".to_owned(),

@@ -90,5 +90,23 @@ fn guesses(guess: &Guess) -> String {
 
 fn next(folder: &Path, model: &ModelChoice) -> String {
     let fetched = if model.here { "" } else { "    # downloads the model the first time" };
-    format!("next:\n  cd {}\n  couplet plan pipeline.toml{fetched}\n  couplet run pipeline.toml\n", folder.display())
+    let folder = in_shell(&folder.display().to_string());
+    format!("next:\n  cd {folder}\n  couplet plan pipeline.toml{fetched}\n  couplet run pipeline.toml\n")
+}
+
+/// A path as a shell takes it.
+fn in_shell(path: &str) -> String {
+    let is_plain = path.chars().all(|c| c.is_alphanumeric() || "/._-+@:,".contains(c)) && !path.starts_with('-');
+    if is_plain { path.to_owned() } else { format!("'{}'", path.replace('\'', "'\\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_one_word_of_the_shell() {
+        assert_eq!(in_shell("work/my-job"), "work/my-job");
+        assert_eq!(in_shell("it's here; $(rm)"), "'it'\\''s here; $(rm)'");
+    }
 }

@@ -127,6 +127,14 @@ async fn write_metrics(
 fn predicted(path: &Path) -> Result<Predicted, Error> {
     let json: serde_json::Value = serde_json::from_str(&read(path)?)
         .map_err(|e| Error::Usage(format!("--plan {}: it is no JSON: {e}", path.display())))?;
+    if json["score"]["rows"]["limited"] == true && json["predicted"].is_null() {
+        return Err(Error::Usage(format!(
+            "--plan {}: it read only {} rows of a number that is not known, and says nothing of a run over all of them; \
+             plan without --rows",
+            path.display(),
+            json["score"]["rows"]["read"]
+        )));
+    }
     let forecast = Forecast::from_json(&json["predicted"]).ok_or_else(|| {
         Error::Usage(format!(
             "--plan {}: it is not the plan of a pipeline that scores; make one with `couplet plan PIPELINE --json`",

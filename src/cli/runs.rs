@@ -1,10 +1,12 @@
 //! `couplet runs` and `couplet store`: what is remembered.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{Variables, print, read_pipeline};
+use super::{Variables, name_and_value, print, read, read_pipeline};
+use crate::config::{Pipeline, Query, variables_in};
 use crate::error::Error;
 use crate::history;
 use crate::progress::grouped;
@@ -40,8 +42,9 @@ pub(super) enum StoreCommand {
         /// All pipelines that share the store
         #[arg(required = true)]
         pipelines: Vec<PathBuf>,
-        #[command(flatten)]
-        variables: Variables,
+        /// Replace {NAME} in the pipelines by a value; once for each value that a pipeline runs with
+        #[arg(long = "var", value_name = "NAME=VALUE", value_parser = name_and_value)]
+        variables: Vec<(String, String)>,
         /// Say what would be forgotten, and change nothing
         #[arg(long)]
         dry_run: bool,
@@ -50,16 +53,82 @@ pub(super) enum StoreCommand {
 
 impl StoreCommand {
     pub(super) async fn execute(self) -> Result<(), Error> {
-        let Self::Gc { pipelines, variables, dry_run } = self;
-        let variables = variables.to_map();
-        let pipelines = pipelines.iter().map(|path| read_pipeline(path, &variables));
-        let garbage = history::collect(&pipelines.collect::<Result<Vec<_>, _>>()?, dry_run).await?;
+        let Self::Gc { pipelines: paths, variables, dry_run } = self;
+        let mut given = Given::new();
+        for (name, value) in variables {
+            given.entry(name).or_default().insert(value);
+        }
+        let mut pipelines = Vec::new();
+        let mut unused: BTreeSet<&str> = given.keys().map(String::as_str).collect();
+        for path in &paths {
+            let text = read(path)?;
+            let used = variables_in(&text);
+            unused.retain(|name| !used.contains(name));
+            for variables in combinations(&given, &used) {
+                pipelines.push(read_pipeline(path, &variables)?);
+            }
+        }
+        // What a file of SQL uses decides nothing here.
+        let has_files = pipelines.iter().flat_map(Pipeline::queries).any(|(_, query)| matches!(query, Query::File(_)));
+        if let Some(name) = unused.first().filter(|_| !has_files) {
+            return Err(Error::Usage(format!("--var {name}=…: none of the pipelines uses it")));
+        }
+        let garbage = history::collect(&pipelines, dry_run).await?;
         let done = if dry_run { "would be forgotten" } else { "forgotten" };
-        print(&format!(
+        let mut said = format!(
             "{} scores of {} models {done}; {} files removed\n",
             grouped(garbage.scores),
             garbage.models,
             garbage.files
-        ))
+        );
+        if garbage.models > 0 {
+            said.extend(one_of_many(&pipelines, &given));
+        }
+        print(&said)
+    }
+}
+
+/// The values of each variable.
+type Given = BTreeMap<String, BTreeSet<String>>;
+
+/// Each combination of the values of the variables that a pipeline uses.
+fn combinations(given: &Given, used: &BTreeSet<&str>) -> Vec<BTreeMap<String, String>> {
+    let used = given.iter().filter(|(name, _)| used.contains(name.as_str()));
+    used.fold(vec![BTreeMap::new()], |all, (name, values)| {
+        let with = |some: &BTreeMap<String, String>, value: &String| {
+            let mut more = some.clone();
+            more.insert(name.clone(), value.clone());
+            more
+        };
+        all.iter().flat_map(|some| values.iter().map(move |value| with(some, value))).collect()
+    })
+}
+
+/// Says of pipelines whose model is one of many that the others count as unused.
+fn one_of_many(pipelines: &[Pipeline], given: &Given) -> BTreeSet<String> {
+    let models = pipelines.iter().filter_map(|pipeline| Some((pipeline, &pipeline.scoring.as_ref()?.model.location)));
+    let noted = models.flat_map(|(pipeline, model)| {
+        variables_in(&model.written).into_iter().map(move |name| {
+            let values = given.get(name).into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join(", ");
+            format!(
+                "note: {}: [model] uri = \"{model}\" has {{{name}}}: only the scores of its models for {name} = {values} are \
+                 kept; give --var {name}=VALUE once for each value that it still runs with\n",
+                pipeline.path.display()
+            )
+        })
+    });
+    noted.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_value_of_a_variable_is_one_more_pipeline() {
+        let values = |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect::<BTreeSet<_>>();
+        let given = Given::from([("a".into(), values(&["1", "2"])), ("b".into(), values(&["x", "y"]))]);
+        let all = |used: &[&str]| combinations(&given, &used.iter().copied().collect()).len();
+        assert_eq!([all(&[]), all(&["a"]), all(&["a", "b", "c"])], [1, 2, 4]);
     }
 }

@@ -13,7 +13,7 @@ pub(super) fn evaluate(
     finetune: Read<Option<&Finetune>>,
     scoring: Read<Option<&Scoring>>,
 ) -> Read<Evaluate> {
-    let sql = keys.optional("sql", Item::template);
+    let sql = keys.optional("sql", Item::sql);
     let file = keys.optional("file", Item::local_path);
     let id = keys.optional("id", Item::names);
     let text = keys.optional("text", Item::names);

@@ -7,9 +7,9 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::key::{Kind, Numbers, Section};
-use super::pipeline::{LocalPath, Location};
+use super::pipeline::{LocalPath, Location, Sql};
 use super::place::{resolve, resolve_local, resolve_model};
-use super::problem::Problem;
+use super::problem::{Problem, position};
 use super::reader::{Keys, Read, Reader, Reported, join, listed};
 use super::variables::{Placeholder, placeholders, substitute};
 
@@ -228,6 +228,15 @@ impl<'r> Item<'r> {
         }
     }
 
+    /// Reads SQL.
+    pub(super) fn sql(&self) -> Read<Sql> {
+        let text = self.template()?;
+        let span = self.value.span();
+        let raw = self.reader.text.get(span.clone()).unwrap_or_default();
+        let (line, column) = position(self.reader.text, span.start + raw.len() - body_of(raw).len());
+        Ok(Sql { text, line, column })
+    }
+
     /// Reads the place of a file or folder.
     pub(super) fn location(&self) -> Read<Location> {
         let written = self.words()?;
@@ -320,17 +329,11 @@ impl<'r> Item<'r> {
         let (Some(text), Some(raw)) = (self.value.get_ref().as_str(), self.reader.text.get(span.clone())) else {
             return span;
         };
-        let is_multiline = raw.starts_with("\"\"\"") || raw.starts_with("'''");
-        let quotes = if is_multiline { 3 } else { 1 };
-        let body = &raw[quotes.min(raw.len())..];
-        // A newline right behind the opening quotation marks is not part of the string.
-        let body =
-            if is_multiline { body.strip_prefix("\r\n").or(body.strip_prefix('\n')).unwrap_or(body) } else { body };
-        if body.starts_with(&text[..part.end]) {
-            let start = span.start + raw.len() - body.len();
-            start + part.start..start + part.end
-        } else {
-            span
+        let body = body_of(raw);
+        let body_start = span.start + raw.len() - body.len();
+        match (place_in(body, text, part.start), place_in(body, text, part.end)) {
+            (Some(start), Some(end)) => body_start + start..body_start + end,
+            _ => span,
         }
     }
 
@@ -370,5 +373,40 @@ impl<'r> Item<'r> {
         let written = &self.reader.text[value.span()];
         let shown: String = written.chars().take_while(|&char| char != '\n').take(LONGEST).collect();
         if shown.len() < written.len() { format!("{shown}…") } else { shown }
+    }
+}
+
+/// What stands behind the opening quotation marks of a string.
+fn body_of(raw: &str) -> &str {
+    let is_multiline = raw.starts_with("\"\"\"") || raw.starts_with("'''");
+    let quotes = if is_multiline { 3 } else { 1 };
+    let body = &raw[quotes.min(raw.len())..];
+    // A newline right behind the opening quotation marks is not part of the string.
+    if is_multiline { body.strip_prefix("\r\n").or(body.strip_prefix('\n')).unwrap_or(body) } else { body }
+}
+
+/// Where in a string as it stands in the file a place in its text is; none where escapes blur it. A line may end with
+/// CR LF in the file, and with LF in the text.
+fn place_in(body: &str, text: &str, place: usize) -> Option<usize> {
+    let (mut body, mut text, whole) = (body, &text[..place], body.len());
+    while let Some(char) = text.chars().next() {
+        text = &text[char.len_utf8()..];
+        let written = if char == '\n' && body.starts_with("\r\n") { "\r\n".len() } else { char.len_utf8() };
+        let same = body.starts_with(char) || written > char.len_utf8();
+        body = same.then(|| &body[written..])?;
+    }
+    Some(whole - body.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_in_a_string_is_found_in_the_file() {
+        assert_eq!(place_in("é\r\n{x}", "é\n{x}", 3), Some(4));
+        assert_eq!(place_in("é\r\n{x}", "é\r\n{x}", 4), Some(4));
+        assert_eq!(place_in("a\\t{x}", "a\t{x}", 2), None);
+        assert_eq!([body_of("\"a\""), body_of("'''\r\nb'''"), body_of("\"\"\"c\"\"\"")], ["a\"", "b'''", "c\"\"\""]);
     }
 }

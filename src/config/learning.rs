@@ -112,7 +112,7 @@ pub(super) fn texts(
 }
 
 fn learning(keys: &mut Keys<'_>) -> Read<Learning> {
-    let sql = keys.optional("sql", Item::template);
+    let sql = keys.optional("sql", Item::sql);
     let file = keys.optional("file", Item::local_path);
     let output = keys.required("output", Item::local_path);
     let max_length = keys.or("max_length", Item::integer);
@@ -214,7 +214,7 @@ fn objective(item: &Item<'_>) -> Read<Objective> {
 
 /// A share of the rows, or a query of its own.
 fn validation(item: &Item<'_>) -> Read<Validation> {
-    if item.is_text() { item.template().map(Validation::Sql) } else { item.number().map(Validation::Share) }
+    if item.is_text() { item.sql().map(Validation::Sql) } else { item.number().map(Validation::Share) }
 }
 
 /// `"balanced"`, or one weight a label.

@@ -45,7 +45,7 @@ pub use remote::{Remote, Service};
 pub use schema::{reference, schema};
 pub use stages::*;
 pub use tables::{table_from_uri, table_from_uri_as};
-pub use variables::{UnknownVariable, substitute};
+pub use variables::{UnknownVariable, substitute, variables_in};
 
 /// Reads a length of time: `90s`, `5m`, `1h`, `500ms`.
 #[must_use]

@@ -210,10 +210,30 @@ pub struct Source {
 /// The query of the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Query {
-    /// SQL that stands in the pipeline file, its variables replaced.
-    Sql(String),
+    /// SQL that stands in the pipeline file.
+    Sql(Sql),
     /// A file of SQL; whoever reads it replaces the variables of its text with [`super::substitute`].
     File(LocalPath),
+}
+
+/// SQL in a pipeline file, and where it stands there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sql {
+    /// The SQL, its variables replaced.
+    pub text: String,
+    /// The line on which it begins, from 0.
+    pub line: usize,
+    /// The column at which it begins, from 0.
+    pub column: usize,
+}
+
+impl Sql {
+    /// The SQL behind as many lines and columns as in the file, so that places in it are places in the file. Behind a
+    /// variable or an escape, columns are those of the SQL.
+    #[must_use]
+    pub fn placed(&self) -> String {
+        format!("{}{}{}", "\n".repeat(self.line), " ".repeat(self.column), self.text)
+    }
 }
 
 /// What scores the pairs.

@@ -8,7 +8,7 @@ use super::item::{Choice, Item};
 use super::learning;
 use super::pipeline::{
     Device, Errors, LocalPath, Location, ModelSettings, Pipeline, Precision, Query, RunSettings, ScoreSettings,
-    Scoring, Sink, SinkFormat, SinkMode, Source, Table, TableFormat,
+    Scoring, Sink, SinkFormat, SinkMode, Source, Sql, Table, TableFormat,
 };
 use super::place::{Place, is_glob};
 use super::problem::Problem;
@@ -103,7 +103,7 @@ fn pipeline_name<'r>(item: &Item<'r>) -> Read<&'r str> {
 }
 
 fn source(keys: &mut Keys<'_>) -> Read<Source> {
-    let sql = keys.optional("sql", Item::template);
+    let sql = keys.optional("sql", Item::sql);
     let file = keys.optional("file", Item::local_path);
     let id = keys.required("id", column_names);
     let text = keys.required("text", text_columns);
@@ -120,7 +120,7 @@ fn source(keys: &mut Keys<'_>) -> Read<Source> {
 }
 
 /// Takes the one query of the two that there may be.
-pub(super) fn query(keys: &mut Keys<'_>, sql: Read<Option<String>>, file: Read<Option<LocalPath>>) -> Read<Query> {
+pub(super) fn query(keys: &mut Keys<'_>, sql: Read<Option<Sql>>, file: Read<Option<LocalPath>>) -> Read<Query> {
     if let (Some(sql), Some(file)) = (keys.item("sql"), keys.item("file")) {
         let section = sql.path.trim_end_matches(".sql");
         let problem = Problem::new(format!("[{section}] has both `sql` and `file`"), "one query").at(sql.key.span());

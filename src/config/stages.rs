@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::pipeline::{LocalPath, Location, ModelSettings, Query};
+use super::pipeline::{LocalPath, Location, ModelSettings, Query, Sql};
 use crate::train::finetune::Calibrate;
 use crate::train::metrics::Metric;
 use crate::train::promotion::Condition;
@@ -46,7 +46,7 @@ pub enum Validation {
     /// A share of the rows, by a hash of their ids.
     Share(f64),
     /// Rows of their own.
-    Sql(String),
+    Sql(Sql),
 }
 
 /// The course of the learning rate after the warm-up.

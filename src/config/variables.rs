@@ -45,6 +45,12 @@ pub fn substitute<'t>(
     Ok((replaced, used))
 }
 
+/// The names of the variables that a text uses.
+#[must_use]
+pub fn variables_in(text: &str) -> BTreeSet<&str> {
+    placeholders(text).filter(|placeholder| !placeholder.literal).map(|placeholder| placeholder.name).collect()
+}
+
 /// One `{name}` or `{{name}}` of a text.
 pub(super) struct Placeholder<'t> {
     pub(super) name: &'t str,
@@ -117,6 +123,11 @@ mod tests {
         becomes("{{{date}}}", "{{date}}", &[]);
         becomes("{{date}", "{2026-01-01", &["date"]);
         becomes("{date}}", "2026-01-01}", &["date"]);
+    }
+
+    #[test]
+    fn names_the_variables_of_a_text() {
+        assert_eq!(variables_in("a/{date}/{x1}/{{y}}/{date}").into_iter().collect::<Vec<_>>(), ["date", "x1"]);
     }
 
     #[test]

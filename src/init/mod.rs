@@ -86,7 +86,7 @@ pub type NewFile = (&'static str, String);
 /// The files of a project with sample pairs.
 #[must_use]
 pub fn sample(name: &str, model: &ModelChoice) -> Vec<NewFile> {
-    let model = written::with_comment(&format!("uri = {}", quoted(&model.uri)), &model.why);
+    let model = written::with_comment(&format!("uri = {}", quoted(&written::doubled(&model.uri))), &model.why);
     let pipeline = PIPELINE.replace("name = @NAME@ ", &format!("name = {} ", quoted(name))).replace("@MODEL@", &model);
     vec![
         ("pipeline.toml", pipeline),

@@ -32,8 +32,28 @@ pub fn quoted(text: &str) -> String {
     quoted
 }
 
+/// A text of several lines as TOML: to the letter where that can be, so that SQL stays legible.
+fn quoted_lines(text: &str) -> String {
+    // A file's names of columns may have anything in them; no control character may stand in a TOML file.
+    let is_literal = !text.contains("'''") && !text.chars().any(|char| char.is_control() && char != '\n');
+    if is_literal {
+        return format!("'''\n{text}\n'''");
+    }
+    let lines = text.split('\n').map(|line| {
+        let line = quoted(line);
+        line[1..line.len() - 1].to_owned()
+    });
+    format!("\"\"\"\n{}\n\"\"\"", lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// A text as part of a comment, which ends with its line.
+fn in_comment(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
 /// A line with a comment behind it.
 pub(super) fn with_comment(line: &str, comment: &str) -> String {
+    let comment = in_comment(comment);
     format!("{line:<width$}# {comment}", width = COMMENT.max(line.chars().count() + 1))
 }
 
@@ -124,10 +144,10 @@ pub fn pipeline_over(name: &str, uri: &str, table: &Looked, guess: &Guess, model
          #   couplet plan pipeline.toml      what a run would do, how long it takes, where it writes\n\
          #   couplet run pipeline.toml\n\
          # Paths start at this file's folder.\n\n\
-         name = {}\n\n[tables]\n{table_entry}\n\n[source]\nsql = '''\n{}\n'''\n",
-        uri.replace(char::is_control, " "),
+         name = {}\n\n[tables]\n{table_entry}\n\n[source]\nsql = {}\n",
+        in_comment(uri),
         quoted(name),
-        doubled(&sql)
+        quoted_lines(&doubled(&sql))
     );
     let mut line = |line: String, comment: &str| add_line(&mut toml, &line, comment);
     line(format!("id = {}", list(&ids)), &guess.why_id);
@@ -158,10 +178,10 @@ fn finetune(table: &Looked, guess: &Guess, sql: &str, texts: &[String], label: &
         _ => "classification",
     };
     let texts = texts.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(", ");
-    let sql = sql.replace('\n', "\n# ");
+    let sql = quoted_lines(&doubled(sql)).replace('\n', "\n# ");
     format!(
         "\n# To learn from the labels first, name a base and uncomment this; [model] then names the output.\n\
-         # [finetune]\n# sql = '''\n# {sql}\n# '''\n# task = \"{task}\"\n# text = [{texts}]\n# label = {}\n\
+         # [finetune]\n# sql = {sql}\n# task = \"{task}\"\n# text = [{texts}]\n# label = {}\n\
          # model = \"models/base\"\n# output = \"models/trained\"\n",
         quoted(label)
     )
@@ -187,7 +207,7 @@ fn identifier(name: &str) -> String {
 }
 
 /// The text with the braces doubled that would stand for a variable.
-fn doubled(text: &str) -> String {
+pub(super) fn doubled(text: &str) -> String {
     let pattern = regex::Regex::new(r"\{([A-Za-z_][A-Za-z0-9_]*)\}").expect("a pattern of this program");
     pattern.replace_all(text, "{{$1}}").into_owned()
 }
@@ -205,5 +225,20 @@ mod tests {
         assert_eq!(identifier("a\"b"), "\"a\"\"b\"");
         assert_eq!(quoted("a\"b\\c\u{1}"), "\"a\\\"b\\\\c\\u0001\"");
         assert_eq!(doubled("a/{b}/{ c }"), "a/{{b}}/{ c }");
+    }
+
+    #[test]
+    fn a_text_of_several_lines_cannot_end_early() {
+        let value = |toml: &str| {
+            let toml = format!("a = {toml}");
+            let table = toml::de::DeTable::parse(&toml).unwrap();
+            let value = table.get_ref().get("a").unwrap().get_ref().as_str();
+            value.map(str::to_owned)
+        };
+        for text in ["SELECT \"a\\b\"\nFROM t", "'''\nb = 1\n'''", "\"\"\"", "a\r\n\u{1}\u{7f}\t\\\"", "'"] {
+            let toml = quoted_lines(text);
+            assert_eq!(value(&toml), Some(format!("{text}\n")), "{toml}");
+        }
+        assert_eq!(with_comment("a = 1", "one\nb = 2").lines().count(), 1);
     }
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::charts::{self, Chart};
 use super::{Page, Rows, Run};
+use crate::frequent::most_frequent;
 use crate::progress::{grouped, spoken};
 use agreement::agreement;
 use documents::{evaluated, trained};
@@ -134,7 +135,7 @@ fn scores(page: &Page) -> Markup {
                         div {
                             table {
                                 tr { th { "label" } th.n { "rows" } th.n { "share" } th {} }
-                                @for (label, n) in run.labels.iter().take(MOST_LISTED) {
+                                @for (label, n) in most_frequent(&run.labels, MOST_LISTED, |(_, n)| *n).into_iter().map(|i| &run.labels[i]) {
                                     tr {
                                         td.short dir="auto" { (label) }
                                         td.n { (grouped(*n)) }
@@ -144,7 +145,7 @@ fn scores(page: &Page) -> Markup {
                                 }
                             }
                             @if run.labels.len() > MOST_LISTED {
-                                p.faint { (run.labels.len() - MOST_LISTED) " more labels are in the JSON." }
+                                p.faint { (run.labels.len() - MOST_LISTED) " more labels, of fewer rows, are in the JSON." }
                             }
                             @if let Some(mean) = run.scores.as_ref().and_then(|scores| scores.mean) {
                                 p { "Mean score " (format!("{mean:.4}")) "." }

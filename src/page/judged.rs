@@ -5,6 +5,7 @@ use arrow::datatypes::{Float64Type, Int64Type};
 use serde::Serialize;
 
 use super::gold::Columns;
+use super::sets::sets;
 use super::table::{Output, literal, quoted};
 use crate::config::{Pipeline, Scoring};
 use crate::error::Error;
@@ -15,9 +16,7 @@ use crate::train::metrics::{Confusion, DEFAULT_BINS};
 use crate::train::task::Task;
 
 /// Different combinations of label, prediction and bin above which a column holds no labels.
-const MOST_GROUPS: usize = 20_000;
-/// Labels above which only the first ones are looked at, where a row may have many.
-const MOST_LABELS: usize = 100;
+pub(super) const MOST_GROUPS: usize = 20_000;
 /// Ranges of values.
 const RANGES: usize = 10;
 /// Unknown labels that are named.
@@ -77,6 +76,8 @@ pub enum Judged {
         f1_macro: Option<f64>,
         /// Precision, recall and F1 of each label.
         by_label: Vec<LabelScores>,
+        /// Labels that fewer rows have, and that are not compared.
+        left_out: usize,
     },
 }
 
@@ -165,7 +166,7 @@ fn task_of(pipeline: &Pipeline, problem: Problem) -> Option<Task> {
     finetune.or(evaluate).filter(|task| task.problem() == problem)
 }
 
-type Comparison = Result<(Judged, Option<String>), String>;
+pub(super) type Comparison = Result<(Judged, Option<String>), String>;
 
 async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Comparison, Error> {
     let column = quoted(label);
@@ -218,7 +219,7 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
     let rows: u64 = counts.iter().sum();
     if rows == 0 && !unknown.is_empty() {
         let some = unknown.iter().take(MOST_UNKNOWN).map(|(label, _)| label.as_str()).collect::<Vec<_>>().join(", ");
-        return Ok(Err(format!("the model knows none of its values ({some}); it has {}", labels.names().join(", "))));
+        return Ok(Err(format!("the model knows none of its values ({some}); it has {}", first(labels.names()))));
     }
     if rows == 0 {
         return Ok(Err("no row has both a label and a prediction".into()));
@@ -247,6 +248,13 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
         .map(|(written, place)| format!(" WHEN {} THEN {}", literal(written), literal(&labels.names()[*place])));
     let gold = format!("CASE CAST({column} AS VARCHAR){} END", cases.collect::<String>());
     Ok(Ok((judged, Some(format!("CASE WHEN predicted_label <> {gold} THEN score END")))))
+}
+
+/// Some names in words.
+fn first(names: &[String]) -> String {
+    let more =
+        if names.len() > MOST_UNKNOWN { format!(" and {} more", names.len() - MOST_UNKNOWN) } else { String::new() };
+    format!("{}{more}", names[..names.len().min(MOST_UNKNOWN)].join(", "))
 }
 
 /// The bins that have rows, of their number, those that are right, and the sum of their confidence.
@@ -325,67 +333,4 @@ async fn values(table: &Output, label: &str) -> Result<Comparison, Error> {
     };
     let mistakes = format!("abs(CAST(score AS DOUBLE) - CAST({column} AS DOUBLE))");
     Ok(Ok((judged, Some(mistakes))))
-}
-
-async fn sets(table: &Output, label: &str, names: &[String]) -> Result<Comparison, Error> {
-    let column = quoted(label);
-    let names = &names[..names.len().min(MOST_LABELS)];
-    if names.is_empty() {
-        return Ok(Err("the model has no labels".into()));
-    }
-    let is_so = |name: &str| format!("coalesce(array_has({column}, {}), false)", literal(name));
-    let probability = |place: usize| format!("array_element(probabilities, {})", place + 1);
-    let sums = names.iter().enumerate().map(|(place, name)| {
-        let (is_so, is_said) = (is_so(name), format!("{} >= 0.5", probability(place)));
-        format!(
-            "sum(CASE WHEN {is_so} AND {is_said} THEN 1 ELSE 0 END), sum(CASE WHEN {is_so} THEN 1 ELSE 0 END), \
-             sum(CASE WHEN {is_said} THEN 1 ELSE 0 END)"
-        )
-    });
-    let sums = sums.collect::<Vec<_>>().join(", ");
-    let which = format!("{column} IS NOT NULL AND probabilities IS NOT NULL");
-    let counted = table.query(&format!("SELECT count(*), {sums} FROM predictions WHERE {which}")).await?;
-    let Some(counted) = counted.into_iter().find(|batch| batch.num_rows() > 0) else {
-        return Ok(Err("it has no rows".into()));
-    };
-    let count = |column: usize| {
-        let values = counted.column(column).as_primitive::<Int64Type>();
-        if values.is_valid(0) { values.value(0).unsigned_abs() } else { 0 }
-    };
-    let rows = count(0);
-    if rows == 0 {
-        return Ok(Err("no row has both labels and a prediction".into()));
-    }
-    let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
-    let by_label: Vec<LabelScores> = names
-        .iter()
-        .enumerate()
-        .map(|(place, name)| {
-            let (hits, support, predicted) = (count(3 * place + 1), count(3 * place + 2), count(3 * place + 3));
-            LabelScores {
-                label: name.clone(),
-                rows: support,
-                predicted,
-                precision: ratio(hits, predicted),
-                recall: ratio(hits, support),
-                f1: ratio(2 * hits, support + predicted),
-            }
-        })
-        .collect();
-    let places = || 0..names.len();
-    let hits: u64 = places().map(|place| count(3 * place + 1)).sum();
-    let either: u64 = places().map(|place| count(3 * place + 2) + count(3 * place + 3)).sum();
-    let judged = Judged::Sets {
-        rows,
-        f1_micro: Some(ratio(2 * hits, either)),
-        f1_macro: Some(by_label.iter().map(|label| label.f1).sum::<f64>() / by_label.len() as f64),
-        by_label,
-    };
-    // How far the worst of the labels is on the wrong side.
-    let sizes = names.iter().enumerate().map(|(place, name)| {
-        let p = probability(place);
-        format!("CASE WHEN ({p} >= 0.5) <> {} THEN abs({p} - 0.5) + 0.0001 ELSE 0 END", is_so(name))
-    });
-    let sizes = sizes.collect::<Vec<_>>().join(", ");
-    Ok(Ok((judged, Some(format!("CASE WHEN {which} THEN nullif(greatest({sizes}), 0) END")))))
 }

@@ -16,16 +16,19 @@ mod gold;
 mod html;
 mod judged;
 mod samples;
+mod sets;
 mod table;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::config::{Pipeline, Scoring};
+use crate::config::{Pipeline, Scoring, SinkFormat, SinkMode};
 use crate::error::Error;
+use crate::frequent::most_frequent;
 use crate::histogram::{Drift, Histogram, psi_of_counts};
 use crate::history;
 use crate::sql_error::nearest;
@@ -37,6 +40,10 @@ pub use samples::Rows;
 
 /// Runs that the page looks back on.
 const RUNS: usize = 60;
+/// Labels of each of these runs: sixty runs of thousands of labels would be most of the page.
+const MOST_LABELS: usize = 100;
+/// Runs among which one is looked for by its id: more than there are nights in a life.
+const ALL_RUNS: usize = 100_000;
 
 /// All that a page says.
 #[derive(Debug, Serialize)]
@@ -141,7 +148,10 @@ pub struct Earlier {
     pub model: Option<String>,
     pub score_mean: Option<f64>,
     pub scores: Option<Histogram>,
+    /// Rows by label, in the model's order; of many labels those with the most rows.
     pub labels: Vec<(String, u64)>,
+    /// Labels besides those, with fewer rows.
+    pub labels_left_out: usize,
     /// How far its scores are from those of the run before it that ended well.
     pub drift: Option<Drift>,
     /// How far the scores of the run that the page is about are from its scores.
@@ -176,7 +186,7 @@ pub async fn collect(pipeline: &Pipeline, run: Option<&str>) -> Result<Page, Err
         page.evaluation = document(&stage.output.path, &stage.output.written, "evaluation.json");
     }
     let records = match &pipeline.scoring {
-        Some(_) => history::records(pipeline, RUNS).await?,
+        Some(_) => history::records(pipeline, looked_at(run)).await?,
         None => Vec::new(),
     };
     match pipeline.scoring.as_ref().zip(chosen(&records, run)?) {
@@ -196,11 +206,16 @@ pub async fn collect(pipeline: &Pipeline, run: Option<&str>) -> Result<Page, Err
 /// # Errors
 /// A pipeline that has not run; a run that is not recorded; a store that cannot be read.
 pub async fn run_of(pipeline: &Pipeline, run: Option<&str>) -> Result<(RunRecord, Vec<RunRecord>), Error> {
-    let records = history::records(pipeline, RUNS).await?;
+    let records = history::records(pipeline, looked_at(run)).await?;
     match chosen(&records, run)? {
         Some(place) => Ok((records[place].clone(), records)),
         None => Err(nothing(pipeline)),
     }
+}
+
+/// How many of the newest runs are looked at: one that is asked for may be older than those of a page.
+fn looked_at(run: Option<&str>) -> usize {
+    if run.is_some() { ALL_RUNS } else { RUNS }
 }
 
 fn nothing(pipeline: &Pipeline) -> Error {
@@ -237,7 +252,8 @@ impl Page {
     ) -> Result<(), Error> {
         let record = &records[place];
         self.run = Some(Run::of(record));
-        self.runs = records[place..].iter().map(|other| Earlier::of(other, records, record)).collect();
+        let shown = &records[place..records.len().min(place + RUNS)];
+        self.runs = shown.iter().map(|other| Earlier::of(other, &records[place..], record)).collect();
         if record.outcome == Some(Outcome::Done) && record.scores.is_none() {
             self.notes.push(
                 "An earlier version of couplet recorded this run, without the distribution of its scores and the times \
@@ -258,6 +274,14 @@ impl Page {
                 return Ok(());
             }
         };
+        let is_not_first = records[place + 1..].iter().any(|other| other.output.is_some());
+        if scoring.sink.format == SinkFormat::Delta && scoring.sink.mode == SinkMode::Append && is_not_first {
+            self.notes.push(
+                "The sink appends, so that the table has the rows of earlier runs too: agreement and sample rows are of \
+                 all of them, up to this run."
+                    .into(),
+            );
+        }
         let (judged, mistakes) = judged::judge(&table, pipeline, scoring, record, &mut self.notes).await?;
         self.judged = judged;
         self.samples = samples::samples(&table, scoring, record, mistakes.as_deref()).await?;
@@ -322,8 +346,6 @@ impl Earlier {
         let before = history::before(records, record).and_then(|before| before.scores.as_ref());
         let labels = record.labels.clone().unwrap_or_default();
         let now = about.labels.as_deref().unwrap_or_default();
-        let same_names = labels.len() == now.len() && labels.iter().zip(now).all(|(a, b)| a.0 == b.0);
-        let counts = |labels: &[(String, u64)]| labels.iter().map(|(_, n)| *n).collect::<Vec<_>>();
         let is_other = record.run != about.run;
         Self {
             run: record.run.clone(),
@@ -341,13 +363,21 @@ impl Earlier {
             score_mean: scores.and_then(|scores| scores.mean),
             drift: scores.zip(before).and_then(|(scores, before)| scores.drift_from(before)),
             drift_to_run: scores.filter(|_| is_other).and_then(|scores| about.scores.as_ref()?.drift_from(scores)),
-            label_psi_to_run: (is_other && same_names && !labels.is_empty())
-                .then(|| psi_of_counts(&counts(&labels), &counts(now)))
-                .flatten(),
+            label_psi_to_run: is_other.then(|| label_psi(&labels, now)).flatten(),
             scores: record.scores.clone(),
-            labels,
+            labels_left_out: labels.len().saturating_sub(MOST_LABELS),
+            labels: most_frequent(&labels, MOST_LABELS, |(_, n)| *n).into_iter().map(|i| labels[i].clone()).collect(),
         }
     }
+}
+
+/// The PSI of labels by their names: a label that only one of two models has counts as one without rows of the other.
+fn label_psi(before: &[(String, u64)], now: &[(String, u64)]) -> Option<f64> {
+    let mut rows = BTreeMap::<&str, (u64, u64)>::new();
+    before.iter().for_each(|(name, n)| rows.entry(name).or_default().0 = *n);
+    now.iter().for_each(|(name, n)| rows.entry(name).or_default().1 = *n);
+    let (before, now): (Vec<u64>, Vec<u64>) = rows.into_values().unzip();
+    psi_of_counts(&before, &now)
 }
 
 /// A document in a folder, if it is there and can be read.
@@ -360,4 +390,21 @@ fn document(folder: &Path, written: &str, name: &str) -> Option<Document> {
 
 fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_compared_by_their_names() {
+        let labels = |rows: &[(&str, u64)]| rows.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect::<Vec<_>>();
+        let before = labels(&[("no", 5), ("yes", 5)]);
+        assert_eq!(label_psi(&before, &labels(&[("yes", 3), ("no", 3)])), Some(0.0));
+        assert_eq!(
+            label_psi(&before, &labels(&[("yes", 5), ("no", 3), ("new", 2)])),
+            psi_of_counts(&[5, 5, 0], &[3, 5, 2])
+        );
+        assert_eq!(label_psi(&before, &[]), None);
+    }
 }

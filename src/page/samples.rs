@@ -39,18 +39,19 @@ pub(super) async fn samples(
     mistakes: Option<&str>,
 ) -> Result<Vec<Rows>, Error> {
     let source = &scoring.source;
-    let id: Vec<String> = source.id.iter().map(|name| quoted(name)).collect();
+    // The table of an earlier run has the columns that the pipeline had then.
+    let there = |name: &&String| table.schema.field_with_name(name).is_ok();
+    let id: Vec<String> = source.id.iter().filter(there).map(|name| quoted(name)).collect();
     let mut columns = id.clone();
-    columns.extend(source.text.iter().map(|name| quoted(name)));
-    columns.extend(source.label.iter().map(|name| quoted(name)));
+    columns.extend(source.text.iter().chain(&source.label).filter(there).map(|name| quoted(name)));
     let mut seen = HashSet::new();
     columns.retain(|name| seen.insert(name.clone()));
     let regression = is_regression(record);
-    let columns = columns.join(", ");
+    let columns = columns.iter().map(|name| format!("{name}, ")).collect::<String>();
     let predicted = if regression { "score" } else { "predicted_label, score" };
-    let ids = id.join(", ");
+    let ids = id.iter().map(|name| format!(", {name}")).collect::<String>();
     let select_from = |from: &str, what: &str, which: &str, order: &str| {
-        format!("SELECT {columns}, {what} FROM {from} WHERE {which} ORDER BY {order}, {ids} LIMIT {ROWS}")
+        format!("SELECT {columns}{what} FROM {from} WHERE {which} ORDER BY {order}{ids} LIMIT {ROWS}")
     };
     let select = |what: &str, which: &str, order: &str| select_from(PREDICTIONS, what, which, order);
     let mut queries = if regression {

@@ -35,6 +35,12 @@ pub(super) async fn of_run(
     let sink = &scoring.sink;
     let location = &sink.location;
     let (place, format) = match sink.format {
+        // The newest version has the rows of the newest run.
+        SinkFormat::Delta if record.output_version.is_none() && !is_newest => {
+            return Ok(Err(format!(
+                "It is not recorded which version of {location} this run published, so that there are no rows to show."
+            )));
+        }
         SinkFormat::Delta => (location.place.clone(), TableFormat::Delta { version: record.output_version }),
         SinkFormat::Parquet if sink.is_one_file() => {
             if !is_newest {
@@ -43,8 +49,14 @@ pub(super) async fn of_run(
                      or a folder of runs keeps them."
                 )));
             }
-            if !Objects::open(&location.place)?.exists().await? {
+            let Some(file) = Objects::open(&location.place)?.head().await? else {
                 return Ok(Err(format!("{location} is not there any more, so that there are no rows to show.")));
+            };
+            // A run that was killed, another pipeline or a person may have written it since.
+            if record.output_bytes.is_some_and(|bytes| bytes != file.size) {
+                return Ok(Err(format!(
+                    "{location} is not the file that this run published, so that there are no rows of this run to show."
+                )));
             }
             (location.place.clone(), TableFormat::Parquet)
         }

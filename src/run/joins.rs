@@ -14,8 +14,16 @@ use deltalake_core::delta_datafusion::planner::DeltaPlanner;
 use super::spool::column;
 use crate::session::Resources;
 
-/// What a remembered score takes in memory when it is looked up by its key, in bytes; rather too much.
-pub(super) const BYTES_PER_SCORE: u64 = 200;
+/// What remembered scores take in memory when they are looked up by their key, in bytes; rather too much.
+///
+/// Each has the probabilities of all labels, and those before calibration.
+pub(super) fn bytes_of_scores(scores: u64, labels: usize) -> u64 {
+    let probabilities = 2 * (size_of::<f32>() as u64) * labels as u64;
+    scores.saturating_mul(BYTES_BESIDE_PROBABILITIES.saturating_add(probabilities))
+}
+
+/// The key of a score, its label and all else that has one size.
+const BYTES_BESIDE_PROBABILITIES: u64 = 184;
 
 /// The memory of joins and sorts over the rows, in bytes. More makes them hardly faster: they pass over their rows once
 /// or twice, from the disk or not, while a row costs its forward pass.
@@ -50,11 +58,10 @@ impl Joins {
         Ok(Self { memory, hashing: session(hashing, Arc::clone(&runtime)), sorting: session(sorting, runtime) })
     }
 
-    /// The session in which a join with `held` scores fits into memory.
+    /// The session in which a join fits into memory that holds so many bytes.
     pub(super) fn with_room_for(&self, held: u64) -> &SessionContext {
         // A join by hash holds one side in memory, and fails where that does not fit; one by sorting can spill.
-        let fits = held.saturating_mul(BYTES_PER_SCORE) < self.memory / 3;
-        if fits { &self.hashing } else { &self.sorting }
+        if held < self.memory / 3 { &self.hashing } else { &self.sorting }
     }
 }
 
@@ -84,4 +91,27 @@ pub(super) fn session(config: SessionConfig, runtime: Arc<RuntimeEnv>) -> Sessio
         // Which plans everything else as usual.
         .with_query_planner(DeltaPlanner::new());
     SessionContext::new_with_state(state.build())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_of_more_labels_take_more_memory() {
+        assert_eq!(bytes_of_scores(1000, 2), 200_000);
+        // Two lists of 32-bit floats.
+        assert_eq!(bytes_of_scores(1000, 5000) - bytes_of_scores(1000, 0), 1000 * 2 * 4 * 5000);
+        assert_eq!(bytes_of_scores(u64::MAX, 2), u64::MAX);
+    }
+
+    #[test]
+    fn a_join_with_scores_of_many_labels_is_one_that_can_spill() {
+        let folder = tempfile::tempdir().unwrap();
+        let resources = Resources::new(1 << 30, folder.path()).unwrap();
+        let joins = Joins::new(MEMORY, &resources).unwrap();
+        let spills =
+            |labels| std::ptr::eq(joins.with_room_for(bytes_of_scores(20_000, labels)), &raw const joins.sorting);
+        assert!(!spills(2) && spills(1000));
+    }
 }

@@ -116,7 +116,8 @@ pub async fn blame(context: &SessionContext, tables: &[Table], error: Error, kep
     }
 }
 
-/// The text of a stage's query, its variables replaced; `key` is where the pipeline names its file.
+/// The text of a stage's query, its variables replaced, placed as in the file that has it; `key` is where the pipeline
+/// names a file of SQL.
 ///
 /// # Errors
 /// A SQL file that cannot be read, variables that are not given.
@@ -137,7 +138,7 @@ fn substituted(
     variables: &BTreeMap<String, String>,
 ) -> Result<(String, BTreeSet<String>), Error> {
     let path = match query {
-        Query::Sql(sql) => return Ok((sql.clone(), BTreeSet::new())),
+        Query::Sql(sql) => return Ok((sql.placed(), BTreeSet::new())),
         Query::File(location) => &location.path,
     };
     let text = files::read_text(path)

@@ -11,7 +11,7 @@ use datafusion::prelude::SessionContext;
 
 use super::query_text;
 use crate::config::{Pipeline, Query};
-use crate::error::Error;
+use crate::error::{Error, in_file};
 use crate::source::{check_width, select};
 use crate::sql_error::nearest;
 use crate::train::finetune::Row;
@@ -43,7 +43,8 @@ impl Selection<'_> {
     /// Reads all rows of a query that has these columns.
     pub(super) async fn read(&self, query: &Query, columns: &[&str]) -> Result<Vec<RecordBatch>, Error> {
         let sql = query_text(self.pipeline, query, &format!("{}.file", self.section), self.variables)?;
-        let origin = format!("{}: the query of [{}]", self.pipeline.path.display(), self.section);
+        let (pipeline, section) = (self.pipeline.path.display(), self.section);
+        let origin = format!("{pipeline}: the query of [{section}]{}", in_file(query));
         let failed = |e: DataFusionError| Error::sql(origin.clone(), &e, Some(self.context));
         let frame = select(self.context, &sql).await.map_err(failed)?;
         check_width(frame.schema().as_arrow()).map_err(|problem| self.refused(problem))?;

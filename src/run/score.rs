@@ -233,7 +233,7 @@ impl Run<'_> {
             .map_err(Error::Tables)?;
         let source = Source::open(&context, &sql, &settings.id, &settings.text, settings.label.as_deref())
             .await
-            .map_err(|e| Error::source(&pipeline.path, e, &context))?;
+            .map_err(|e| Error::source(&pipeline.path, &scoring.source.query, e, &context))?;
         if let Some(error) = missing_model(&scoring.model) {
             return Err(error);
         }
@@ -263,11 +263,12 @@ impl Run<'_> {
     #[tracing::instrument(skip_all, fields(rows))]
     async fn read(&self, prepared: &Prepared, resources: Resources) -> Result<(Spool, Vec<SourceFile>), Error> {
         let Self { pipeline, scoring, .. } = self;
-        let Prepared { context, source, .. } = prepared;
+        let Prepared { context, source, scorer, .. } = prepared;
         let broken = async |error: Error| blame(context, &pipeline.tables, error, NOTHING_WRITTEN).await;
         let before = tables::source_files(context, &pipeline.tables).await.map_err(Error::Tables)?;
         let text = &scoring.source.text;
-        let filled = Spool::fill(source.frame().clone(), text, pipeline.run.memory, resources).await;
+        let labels = scorer.model().config.labels.len();
+        let filled = Spool::fill(source.frame().clone(), text, labels, pipeline.run.memory, resources).await;
         let spool = match filled {
             Ok(spool) => spool,
             // What is full is where the rows are kept.
@@ -283,7 +284,7 @@ impl Run<'_> {
         }
         let rows = spool.rows().await.map_err(|e| self.spool_failed(&e))?;
         let ids = Source::check_ids(&rows, &scoring.source.id).await;
-        ids.map_err(|e| Error::source(&pipeline.path, e, context))?;
+        ids.map_err(|e| Error::source(&pipeline.path, &scoring.source.query, e, context))?;
         tracing::Span::current().record("rows", spool.len());
         Ok((spool, before))
     }

@@ -28,7 +28,7 @@ use parquet::file::metadata::ParquetMetaDataReader;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
 use super::beside::beside;
-use super::joins::{Joins, session, without_views};
+use super::joins::{Joins, bytes_of_scores, session, without_views};
 use super::pending::Pending;
 use super::sinks::SinkKind;
 use crate::predict::{prediction_fields, text_values};
@@ -58,17 +58,21 @@ pub(super) struct Spool {
     window: usize,
     resources: Resources,
     rows: u64,
+    /// Labels of the model whose scores are looked up.
+    labels: usize,
     rejected: [u64; Rejection::KINDS.len()],
 }
 
 impl Spool {
-    /// Reads all rows of `source` into a file in the folder of `resources`.
+    /// Reads all rows of `source` into a file in the folder of `resources`; the scores that they are joined with are of a
+    /// model with so many labels.
     ///
     /// # Errors
     /// A source that cannot be read; a disk that is full.
     pub(super) async fn fill(
         source: DataFrame,
         text: &[String],
+        labels: usize,
         memory: u64,
         resources: Resources,
     ) -> Result<Self, DataFusionError> {
@@ -109,6 +113,7 @@ impl Spool {
             window,
             resources,
             rows: rows.unsigned_abs(),
+            labels,
             rejected,
         })
     }
@@ -135,8 +140,8 @@ impl Spool {
 
     /// A session for joins of the rows with `held` scores.
     pub(super) fn joins(&self, held: u64) -> &SessionContext {
-        // What is grouped by its key takes a third of what a score does.
-        self.joins.with_room_for(held.max(self.rows / 3))
+        // What is grouped by its key takes a third of what a score without probabilities does.
+        self.joins.with_room_for(bytes_of_scores(held, self.labels).max(bytes_of_scores(self.rows / 3, 0)))
     }
 
     /// The bytes of the file, and those of its rows when they are read.
@@ -277,7 +282,7 @@ mod tests {
         let text: ArrayRef = Arc::new(StringArray::from_iter_values((0..ROWS).map(|row| format!("letter {row}"))));
         let texts = RecordBatch::try_from_iter([("text", text)]).expect("rows");
         let source = SessionContext::new().read_batch(texts).expect("a table");
-        let spool = Spool::fill(source, &["text".to_owned()], 8 << 20, resources).await.expect("rows are read");
+        let spool = Spool::fill(source, &["text".to_owned()], 2, 8 << 20, resources).await.expect("rows are read");
         let nothing = spool.joins(0).read_empty().expect("a table");
         let pending = spool.pending(nothing, 0).await.expect("texts are told apart");
         assert_eq!((pending.texts, pending.rows), (ROWS.unsigned_abs(), ROWS.unsigned_abs()));

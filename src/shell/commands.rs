@@ -1,4 +1,4 @@
-//! What the shell takes besides SQL: lines that begin with a backslash, as in psql.
+//! What the shell takes besides SQL: lines that begin with a backslash, as in psql, or with a dot, as in `DuckDB`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,9 +24,10 @@ A statement ends with `;` and may have several lines. Tab completes names; Ctrl-
   \\i FILE       execute the statements of a file
   \\o FILE       write the next result to a file: .csv, .json, .parquet or .txt
   \\o            show results here after all
-  \\timing       show how long statements take, or no longer
+  \\timing [on|off]  show how long statements take, or no longer
   \\?            this
   \\q            leave, as do Ctrl-D, quit and exit
+.tables, .schema NAME, .read FILE, .once FILE, .timer on, .help and .quit are the same.
 ";
 
 const NAMES: [&str; 8] = ["\\d", "\\df", "\\i", "\\o", "\\timing", "\\?", "\\q", "\\h"];
@@ -43,7 +44,8 @@ pub(super) enum Command {
     Functions(String),
     Include(PathBuf),
     Output(Option<PathBuf>),
-    Timing,
+    /// On or off, or the other of the two.
+    Timing(Option<bool>),
     Help,
     Leave,
 }
@@ -56,30 +58,60 @@ impl Command {
         match text.trim_end_matches(';').trim_end().to_ascii_lowercase().as_str() {
             "quit" | "exit" => return Some(Ok(Self::Leave)),
             "help" => return Some(Ok(Self::Help)),
-            _ if !text.starts_with('\\') => return None,
+            _ if !text.starts_with(['\\', '.']) => return None,
             _ => {}
         }
         let (name, argument) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
         // A `;` is a habit here.
         let (name, argument) = (name.trim_end_matches(';'), argument.trim().trim_end_matches(';').trim_end());
-        let unquoted = argument.trim_matches('\'');
         Some(match (name, argument) {
-            ("\\d" | "\\dt" | "\\d+", "") => Ok(Self::Tables),
-            ("\\d" | "\\d+", _) => Ok(Self::Columns(argument.trim_matches('"').to_owned())),
+            ("\\d" | "\\dt" | "\\dv" | "\\d+" | "\\dt+" | ".tables" | ".schema", "") => Ok(Self::Tables),
+            ("\\d" | "\\d+" | ".schema", _) => Ok(Self::Columns(table_of(argument))),
             ("\\df", _) => Ok(Self::Functions(argument.to_lowercase())),
-            ("\\i", "") => Err("\\i takes the name of a file with statements, as in \\i sql/accuracy.sql".into()),
-            ("\\i", _) => Ok(Self::Include(path_of(unquoted))),
-            ("\\o", "") => Ok(Self::Output(None)),
-            ("\\o", _) => Ok(Self::Output(Some(path_of(unquoted)))),
-            ("\\timing", "") => Ok(Self::Timing),
-            ("\\?" | "\\h" | "\\help", _) => Ok(Self::Help),
-            ("\\q" | "\\quit", _) => Ok(Self::Leave),
+            ("\\i" | "\\ir" | ".read", "") => {
+                Err(format!("{name} takes the name of a file with statements, as in {name} sql/accuracy.sql"))
+            }
+            ("\\i" | "\\ir" | ".read", _) => Ok(Self::Include(path_of(&unquoted(argument)))),
+            ("\\o" | ".output" | ".once", "") => Ok(Self::Output(None)),
+            ("\\o" | ".output" | ".once", _) => Ok(Self::Output(Some(path_of(&unquoted(argument))))),
+            ("\\timing" | ".timer", _) => match argument.to_ascii_lowercase().as_str() {
+                "" => Ok(Self::Timing(None)),
+                "on" => Ok(Self::Timing(Some(true))),
+                "off" => Ok(Self::Timing(Some(false))),
+                _ => Err(format!("{name} {argument}: it is on or off")),
+            },
+            ("\\?" | "\\h" | "\\help" | ".help", _) => Ok(Self::Help),
+            ("\\q" | "\\quit" | ".quit" | ".exit", _) => Ok(Self::Leave),
+            ("\\copy", _) => Err("there is no command \\copy; \\o FILE writes the next result to a file".into()),
+            ("\\x" | "\\pset" | "\\a" | "\\t" | ".mode", _) => {
+                Err(format!("there is no command {name}; how results look is said before, with --format"))
+            }
             _ => {
                 let near = nearest(name, NAMES.iter().copied());
                 let near = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
                 Err(format!("there is no command {name}{near} (\\? lists them)"))
             }
         })
+    }
+}
+
+/// A table as SQL would write it: in quotation marks or not, and perhaps behind its schema.
+fn table_of(argument: &str) -> String {
+    let name = argument.strip_prefix("datafusion.").unwrap_or(argument);
+    let name = name.strip_prefix("public.").unwrap_or(name);
+    match name.strip_prefix('"').and_then(|name| name.strip_suffix('"')) {
+        Some(name) => name.replace("\"\"", "\""),
+        None => name.to_owned(),
+    }
+}
+
+/// The name of a file, in quotation marks or not.
+fn unquoted(argument: &str) -> String {
+    let inside = |mark: char| argument.strip_prefix(mark)?.strip_suffix(mark);
+    match (inside('\''), inside('"')) {
+        (Some(name), _) => name.replace("''", "'"),
+        (None, Some(name)) => name.to_owned(),
+        (None, None) => argument.to_owned(),
     }
 }
 
@@ -181,6 +213,13 @@ mod tests {
         assert_eq!(Command::parse("\\d  \"A b\";"), Some(Ok(Command::Columns("A b".into()))));
         assert_eq!(Command::parse("\\o 'a b.csv'"), Some(Ok(Command::Output(Some("a b.csv".into())))));
         assert_eq!(Command::parse("EXIT;"), Some(Ok(Command::Leave)));
+        assert_eq!(Command::parse("\\o 'it''s.csv'"), Some(Ok(Command::Output(Some("it's.csv".into())))));
+        assert_eq!(Command::parse("\\o it's.csv"), Some(Ok(Command::Output(Some("it's.csv".into())))));
+        assert_eq!(Command::parse("\\d public.\"a\"\"b\""), Some(Ok(Command::Columns("a\"b".into()))));
+        assert_eq!(Command::parse("\\timing on"), Some(Ok(Command::Timing(Some(true)))));
+        assert_eq!(Command::parse(".timer OFF"), Some(Ok(Command::Timing(Some(false)))));
+        assert_eq!(Command::parse(".tables"), Some(Ok(Command::Tables)));
+        assert!(Command::parse("\\copy t TO 'x.csv'").unwrap().unwrap_err().contains("\\o FILE"));
         assert_eq!(Command::parse("SELECT 1"), None);
         let problem = Command::parse("\\time").unwrap().unwrap_err();
         assert_eq!(problem, "there is no command \\time; did you mean \\timing? (\\? lists them)");

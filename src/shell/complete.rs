@@ -46,6 +46,9 @@ impl Assistant {
 
     /// The names that begin with the word before the cursor, and where that word begins.
     fn names(&self, line: &str) -> (usize, Vec<Pair>) {
+        if let Some(('"', start)) = script::open_quote(line) {
+            return (start, self.quoted_names(&line[start + 1..]));
+        }
         let start = line
             .rfind(|c: char| !(c.is_alphanumeric() || c == '_'))
             .map_or(0, |at| at + line[at..].chars().next().map_or(1, char::len_utf8));
@@ -81,19 +84,32 @@ impl Assistant {
     }
 }
 
+impl Assistant {
+    /// The tables and columns that begin with what stands behind a quotation mark, in quotation marks.
+    fn quoted_names(&self, word: &str) -> Vec<Pair> {
+        let word = word.to_lowercase();
+        let names: BTreeSet<&String> = self.tables.keys().chain(self.tables.values().flatten()).collect();
+        let names = names.into_iter().filter(|name| name.to_lowercase().starts_with(&word));
+        names.map(|name| Pair { display: name.clone(), replacement: in_quotes(name) }).collect()
+    }
+}
+
 impl Completer for Assistant {
     type Candidate = Pair;
 
     fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> Result<(usize, Vec<Pair>)> {
         let before = &line[..at];
-        let is_file_command = ["\\i ", "\\o "].iter().any(|command| before.trim_start().starts_with(command));
+        let is_file_command = ["\\i ", "\\o ", ".read ", ".output ", ".once "]
+            .iter()
+            .any(|command| before.trim_start().starts_with(command));
         // Strings of SQL are mostly texts, but the one that names a model is a path.
-        if is_file_command || script::open_quote(before) == Some('\'') {
+        if is_file_command || matches!(script::open_quote(before), Some(('\'', _))) {
             return self.files.complete_path(line, at);
         }
-        if before.trim_start().starts_with("\\d ") {
+        if ["\\d ", "\\d+ ", ".schema "].iter().any(|command| before.trim_start().starts_with(command)) {
             let start = before.rfind(char::is_whitespace).map_or(0, |space| space + 1);
-            let names = self.tables.keys().filter(|name| name.starts_with(&before[start..]));
+            let word = before[start..].to_lowercase();
+            let names = self.tables.keys().filter(|name| name.to_lowercase().starts_with(&word));
             let pairs = names.map(|name| Pair { display: name.clone(), replacement: name.clone() });
             return Ok((start, pairs.collect()));
         }
@@ -142,7 +158,11 @@ pub(super) fn summary(context: &SessionContext) -> String {
 fn in_sql(name: &str) -> String {
     let plain = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
         && !name.starts_with(|c: char| c.is_ascii_digit());
-    if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+    if plain { name.to_owned() } else { in_quotes(name) }
+}
+
+fn in_quotes(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 #[cfg(test)]
@@ -168,6 +188,8 @@ mod tests {
         assert_eq!(found("SELECT pairs.s"), ["sentence1", "\"Sentence 2\""]);
         assert_eq!(found("SELECT pre"), ["predict(", "preceding "]);
         assert_eq!(found("SELECT * FROM my"), ["\"my-runs\""]);
+        assert_eq!(found("SELECT \"sentence 2"), ["\"Sentence 2\""]);
+        assert_eq!(found("SELECT \"id\" FROM \"pa"), ["\"pairs\""]);
         assert!(found("SELECT ").is_empty() && found("SELECT none.s").is_empty());
     }
 }

@@ -117,7 +117,7 @@ impl<'a> Shell<'a> {
                     report_error(&Error::Usage("interrupted".into()), LogFormat::Text);
                     continue;
                 }
-                done = self.perform(&text, "SQL", 0) => done,
+                done = self.script(&text, "SQL", 0) => done,
             };
             match done {
                 Ok(Next::GoOn) => {}
@@ -132,34 +132,52 @@ impl<'a> Shell<'a> {
     /// # Errors
     /// What is wrong with the first that fails.
     pub async fn execute(mut self, text: &str, origin: &str) -> Result<(), Error> {
+        let pieces = script::split(text);
+        let (mut statements, mut includes) = (Vec::new(), false);
+        for piece in &pieces {
+            match Command::parse(piece.text()) {
+                None => statements.push(piece.text()),
+                Some(command) => includes |= matches!(command, Ok(Command::Include(_))),
+            }
+        }
+        // What is in other files is known only when they are read.
+        if !includes {
+            Parameters::check_used(&statements.join("\n"), origin, &self.parameters)?;
+        }
         self.script(text, origin, 0).await.map(drop)
     }
 
-    /// Statements of one kind are executed as if they stood on the command line: all are parsed before the first runs.
+    /// Executes a text piece by piece. What has no commands in it is parsed as a whole before its first statement runs, as
+    /// on the command line; with commands, what was executed before may decide what comes after.
     async fn script(&mut self, text: &str, origin: &str, depth: usize) -> Result<Next, Error> {
         let pieces = script::split(text);
-        if !pieces.iter().any(Piece::is_command) {
-            return self.sql(text, origin).await;
+        let is_shell = self.most_rows.is_some();
+        if !pieces.iter().any(|piece| Command::parse(piece.text()).is_some()) {
+            // In a shell a comment, or nothing, is nothing to complain of.
+            let is_one = pieces.is_empty() && !is_shell || pieces.len() > 1 && self.output.is_some();
+            if is_one {
+                return self.sql(text, origin).await;
+            }
+            query::check_syntax(self.context, text, origin)?;
         }
+        let is_alone = pieces.len() == 1;
         for piece in pieces {
-            let origin = format!("{origin}, line {}", piece.line());
-            if self.perform(piece.text(), &origin, depth).await? == Next::Leave {
+            let line = if is_alone || is_shell { String::new() } else { format!(", line {}", piece.line()) };
+            if self.perform(&piece, &format!("{origin}{line}"), depth).await? == Next::Leave {
                 return Ok(Next::Leave);
             }
         }
         Ok(Next::GoOn)
     }
 
-    async fn perform(&mut self, text: &str, origin: &str, depth: usize) -> Result<Next, Error> {
-        let text = text.trim();
-        match Command::parse(text) {
-            None if text.is_empty() => Ok(Next::GoOn),
-            None => self.sql(text, origin).await,
+    async fn perform(&mut self, piece: &Piece, origin: &str, depth: usize) -> Result<Next, Error> {
+        match Command::parse(piece.text()) {
+            None => self.sql(piece.placed(), origin).await,
             Some(Err(problem)) => Err(Error::Usage(problem)),
             Some(Ok(Command::Leave)) => Ok(Next::Leave),
             Some(Ok(Command::Help)) => print(commands::HELP).map(|()| Next::GoOn),
-            Some(Ok(Command::Timing)) => {
-                self.timing = !self.timing;
+            Some(Ok(Command::Timing(on))) => {
+                self.timing = on.unwrap_or(!self.timing);
                 self.say(if self.timing { "timing is on\n" } else { "timing is off\n" }).map(|()| Next::GoOn)
             }
             Some(Ok(Command::Output(path))) => self.set_output(path).map(|()| Next::GoOn),

@@ -9,6 +9,7 @@ use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
 use object_store::{ObjectMeta, ObjectStoreExt};
 
+use super::Problem;
 use super::diagnose::{self, Broken};
 use super::format::extension;
 use crate::config::{Place, Remote, Table, TableFormat};
@@ -31,16 +32,16 @@ pub(super) struct Files {
 
 impl Files {
     /// Finds the files of a table, at least one, and gives the session the store that they are in.
-    pub(super) async fn find(context: &SessionContext, table: &Table) -> Result<Self, String> {
+    pub(super) async fn find(context: &SessionContext, table: &Table) -> Result<Self, Problem> {
         let place = &table.location.place;
-        let objects = Objects::open(place).map_err(|e| e.to_string())?;
+        let objects = Objects::open(place)?;
         let url = match place {
             Place::Local(path) => local_url(path, table)?,
             Place::Remote(remote) => {
                 context.runtime_env().register_object_store(&remote.session_url(), Arc::clone(&objects.store));
                 remote_url(remote, &objects).await?
             }
-            Place::Hub(_) => return Err(format!("{place} is a model, not a table")),
+            Place::Hub(_) => return Err(format!("{place} is a model, not a table").into()),
         };
         // A file or a glob says itself which files are meant.
         let extension =
@@ -53,17 +54,18 @@ impl Files {
         // DataFusion passes over such files in silence; text files without a line are whole.
         let is_binary = matches!(table.format, TableFormat::Parquet | TableFormat::Arrow);
         if let Some(empty) = list.iter().find(|meta| is_binary && meta.size == 0) {
-            return Err(format!("{} is empty; was it cut off while it was written or copied?", shown(empty)));
+            return Err(format!("{} is empty; was it cut off while it was written or copied?", shown(empty)).into());
         }
         if list.is_empty() {
-            return Err(match url.get_glob() {
+            let problem = match url.get_glob() {
                 Some(_) => format!("no file matches {place}"),
                 None => format!("folder {place} has no *{extension} file"),
-            });
+            };
+            return Err(problem.into());
         }
         let has_header = matches!(&table.format, TableFormat::Csv(options) if options.header);
         if has_header && list.iter().all(|meta| meta.size == 0) {
-            return Err(format!("{} is empty; its first line would name the columns", shown(&list[0])));
+            return Err(format!("{} is empty; its first line would name the columns", shown(&list[0])).into());
         }
         list.sort_by(|a, b| a.location.cmp(&b.location));
         Ok(Self { url, extension, objects, list })
@@ -87,7 +89,7 @@ impl Files {
     }
 
     /// What an error of DataFusion means that came up in reading them.
-    pub(super) fn describe(&self, error: &DataFusionError, table: &Table) -> String {
+    pub(super) fn describe(&self, error: &DataFusionError, table: &Table) -> Problem {
         describe(error, &self.objects, table)
     }
 
@@ -117,10 +119,10 @@ impl Files {
     }
 }
 
-fn describe(error: &DataFusionError, objects: &Objects, table: &Table) -> String {
+fn describe(error: &DataFusionError, objects: &Objects, table: &Table) -> Problem {
     match cause_in(error) {
-        Some(cause) if objects.place.remote().is_some() => objects.error(cause).to_string(),
-        _ => format!("{}: {}", table.location, error.strip_backtrace()),
+        Some(cause) if objects.place.remote().is_some() => objects.error(cause).into(),
+        _ => format!("{}: {}", table.location, error.strip_backtrace()).into(),
     }
 }
 
@@ -142,24 +144,26 @@ fn local_url(path: &Path, table: &Table) -> Result<ListingTableUrl, String> {
 }
 
 /// Whether a key is a file or a folder, only the server knows: what has an object of that very name is a file.
-async fn remote_url(remote: &Remote, objects: &Objects) -> Result<ListingTableUrl, String> {
-    let listing =
-        |key: &str| ListingTableUrl::try_new(remote.with_key(key).session_url(), None).map_err(|e| e.to_string());
+async fn remote_url(remote: &Remote, objects: &Objects) -> Result<ListingTableUrl, Problem> {
+    let listing = |key: &str| {
+        let url = ListingTableUrl::try_new(remote.with_key(key).session_url(), None);
+        url.map_err(|e| Problem::from(e.to_string()))
+    };
     let key = remote.key();
     if objects.place.is_glob() {
         if let Some(problem) = pattern_for_folders(Path::new(&remote.to_string())) {
-            return Err(problem);
+            return Err(problem.into());
         }
         let (folder, pattern) = key.rsplit_once('/').unwrap_or(("", key));
         return listing(&format!("{folder}/"))?
             .with_glob(pattern)
-            .map_err(|e| format!("{remote}: {}", e.strip_backtrace()));
+            .map_err(|e| format!("{remote}: {}", e.strip_backtrace()).into());
     }
     let is_folder = key.is_empty() || key.ends_with('/');
-    if !is_folder && objects.head().await.map_err(|e| e.to_string())?.is_some() {
+    if !is_folder && objects.head().await?.is_some() {
         return listing(key);
     }
-    if objects.has_children().await.map_err(|e| e.to_string())? {
+    if objects.has_children().await? {
         return listing(&format!("{}/", key.trim_end_matches('/')));
     }
     let problem = match nearest_object(remote, objects).await {
@@ -167,9 +171,9 @@ async fn remote_url(remote: &Remote, objects: &Objects) -> Result<ListingTableUr
         Ok(hint) => format!("{remote} does not exist{hint}"),
         // Listing may be forbidden where reading is not; then this is all that is known.
         Err(e) if e.trouble == Trouble::Refused => format!("{remote} does not exist"),
-        Err(e) => e.to_string(),
+        Err(e) => return Err(e.into()),
     };
-    Err(problem)
+    Err(problem.into())
 }
 
 /// The same as [`nearest_file`] for a key that does not exist.

@@ -35,12 +35,12 @@ pub struct Measured {
 /// # Errors
 /// Files that cannot be listed, footers or logs that cannot be read.
 pub async fn measure(context: &SessionContext, table: &Table) -> Result<Measured, TableError> {
-    let error = |problem: String| TableError { table: table.name.clone(), problem };
+    let error = |problem: String| TableError::new(table, problem);
     let place = table.location.place.to_string();
     let measured =
         |format, files, bytes, rows| Measured { table: table.name.clone(), place, format, files, bytes, rows };
-    if versioned::is_versioned(table).await.map_err(error)? {
-        let objects = Objects::open(&table.location.place).map_err(|e| error(e.to_string()))?;
+    if versioned::is_versioned(table).await.map_err(|e| TableError::new(table, e))? {
+        let objects = Objects::open(&table.location.place).map_err(|e| TableError::new(table, e))?;
         let version = match table.format {
             TableFormat::Delta { version } => version,
             _ => None,
@@ -61,7 +61,7 @@ pub async fn measure(context: &SessionContext, table: &Table) -> Result<Measured
         let rows = manifests.iter().map(|manifest| manifest.rows).sum();
         return Ok(measured("a folder of runs", files, manifests.iter().map(runs::Manifest::bytes).sum(), Some(rows)));
     }
-    let files = Files::find(context, table).await.map_err(error)?;
+    let files = Files::find(context, table).await.map_err(|e| TableError::new(table, e))?;
     let (mut count, mut bytes) = (0, 0);
     for file in files.describe_all() {
         count += 1;

@@ -17,6 +17,7 @@ use datafusion::prelude::{SessionContext, lit, ltrim};
 use thiserror::Error;
 
 use crate::config::{CsvOptions, Table, TableFormat};
+use crate::objects::{ObjectsError, Trouble};
 use crate::store::SourceFile;
 use files::Files;
 use format::file_format;
@@ -33,6 +34,34 @@ pub struct TableError {
     pub table: String,
     /// What is wrong, with the file.
     pub problem: String,
+    /// Whether it may be right the next time though nobody mends anything: the server could not be reached.
+    pub passes: bool,
+}
+
+impl TableError {
+    fn new(table: &Table, problem: impl Into<Problem>) -> Self {
+        let Problem { text, passes } = problem.into();
+        Self { table: table.name.clone(), problem: text, passes }
+    }
+}
+
+/// What is wrong with a table's files.
+#[derive(Debug)]
+struct Problem {
+    text: String,
+    passes: bool,
+}
+
+impl From<String> for Problem {
+    fn from(text: String) -> Self {
+        Self { text, passes: false }
+    }
+}
+
+impl From<ObjectsError> for Problem {
+    fn from(error: ObjectsError) -> Self {
+        Self { text: error.to_string(), passes: error.trouble == Trouble::Unreachable }
+    }
 }
 
 /// Gives the session a table.
@@ -40,18 +69,17 @@ pub struct TableError {
 /// # Errors
 /// Files that are missing, or that are not what the format says.
 pub async fn register(context: &SessionContext, table: &Table) -> Result<(), TableError> {
-    let error = |problem: String| TableError { table: table.name.clone(), problem };
-    if let Some(provider) = versioned::provider(context, table).await.map_err(error)? {
+    if let Some(provider) = versioned::provider(context, table).await.map_err(|e| TableError::new(table, e))? {
         let registered = register_under_its_name(context, &table.name, &provider);
-        return registered.map_err(|e| error(e.strip_backtrace()));
+        return registered.map_err(|e| TableError::new(table, e.strip_backtrace()));
     }
-    let files = Files::find(context, table).await.map_err(error)?;
+    let files = Files::find(context, table).await.map_err(|e| TableError::new(table, e))?;
     match try_register(context, table, &files).await {
         Ok(()) => Ok(()),
-        Err(e) => Err(error(match files.first_broken(&table.format).await {
-            Some(broken) => broken.to_string(),
-            None => files.describe(&e, table),
-        })),
+        Err(e) => Err(match files.first_broken(&table.format).await {
+            Some(broken) => TableError::new(table, broken.to_string()),
+            None => TableError::new(table, files.describe(&e, table)),
+        }),
     }
 }
 
@@ -121,7 +149,7 @@ pub async fn first_broken(context: &SessionContext, tables: &[Table]) -> Option<
 pub async fn source_files(context: &SessionContext, tables: &[Table]) -> Result<Vec<SourceFile>, Vec<TableError>> {
     let mut all = Vec::new();
     for table in tables {
-        let error = |problem: String| vec![TableError { table: table.name.clone(), problem }];
+        let error = |problem: Problem| vec![TableError::new(table, problem)];
         // The version that is read is fixed when the table is opened, whatever happens to it afterwards.
         if !versioned::is_versioned(table).await.map_err(error)? {
             all.extend(Files::find(context, table).await.map_err(error)?.describe_all());

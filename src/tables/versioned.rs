@@ -10,9 +10,10 @@ use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::prelude::SessionContext;
 
+use super::Problem;
 use crate::config::{Place, Table, TableFormat};
 use crate::delta;
-use crate::objects::Objects;
+use crate::objects::{Objects, ObjectsError};
 use crate::sink::runs;
 
 /// The folder of a Delta table's log.
@@ -22,14 +23,18 @@ const LOG: &str = "_delta_log";
 pub(super) async fn provider(
     context: &SessionContext,
     table: &Table,
-) -> Result<Option<Arc<dyn TableProvider>>, String> {
+) -> Result<Option<Arc<dyn TableProvider>>, Problem> {
     let place = &table.location.place;
     if !may_be(table) {
         return Ok(None);
     }
-    let objects = Objects::open(place).map_err(|e| e.to_string())?;
+    let objects = Objects::open(place)?;
     let version = match table.format {
-        TableFormat::Delta { version } => version,
+        TableFormat::Delta { version } => {
+            // Whether the server answers is not told by what the library says.
+            is_delta(&objects).await?;
+            version
+        }
         // What is wrong with a place that cannot be looked at is said by whoever reads it as a plain folder.
         _ => match is_delta(&objects).await {
             Ok(true) => None,
@@ -41,16 +46,16 @@ pub(super) async fn provider(
     };
     match delta::open(&objects, version).await.map_err(|e| e.to_string())? {
         Some(delta) => Ok(Some(delta::provider(&objects, &delta, context).await.map_err(|e| e.to_string())?)),
-        None => Err(format!("{place} is not a Delta table: it has no {LOG}")),
+        None => Err(format!("{place} is not a Delta table: it has no {LOG}").into()),
     }
 }
 
 /// Whether the table says itself which files it has.
-pub(super) async fn is_versioned(table: &Table) -> Result<bool, String> {
+pub(super) async fn is_versioned(table: &Table) -> Result<bool, Problem> {
     if !may_be(table) {
         return Ok(false);
     }
-    let objects = Objects::open(&table.location.place).map_err(|e| e.to_string())?;
+    let objects = Objects::open(&table.location.place)?;
     Ok(matches!(table.format, TableFormat::Delta { .. } | TableFormat::Runs { .. })
         || is_delta(&objects).await?
         || runs::latest(&objects.lock_place()).await.map_err(|e| e.to_string())?.is_some())
@@ -65,8 +70,8 @@ fn may_be(table: &Table) -> bool {
     }
 }
 
-async fn is_delta(objects: &Objects) -> Result<bool, String> {
-    objects.folder(LOG).has_children().await.map_err(|e| e.to_string())
+async fn is_delta(objects: &Objects) -> Result<bool, ObjectsError> {
+    objects.folder(LOG).has_children().await
 }
 
 /// The files of the newest run, or of all of them where the sink appends.
@@ -74,7 +79,7 @@ async fn runs_of(
     context: &SessionContext,
     objects: &Objects,
     all: bool,
-) -> Result<Option<Arc<dyn TableProvider>>, String> {
+) -> Result<Option<Arc<dyn TableProvider>>, Problem> {
     let place = objects.lock_place();
     let manifests = if all {
         runs::all(&place).await.map_err(|e| e.to_string())?

@@ -8,7 +8,7 @@ use std::time::Duration;
 use couplet::config::{
     Compression, ConfigErrors, CsvOptions, DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Device, Errors, LocalPath, Location,
     ModelSettings, Pipeline, Place, Precision, Query, RunSettings, ScoreSettings, Scoring, Sink, SinkFormat, SinkMode,
-    Source, Start, Table, TableFormat, parse, table_from_uri,
+    Source, Sql, Start, Table, TableFormat, parse, table_from_uri,
 };
 use couplet::train::finetune::Calibrate;
 use couplet::train::sampling::ClassWeights;
@@ -96,9 +96,11 @@ fn a_full_file_means_what_it_says() {
         evaluate: None,
         scoring: Some(Scoring {
             source: Source {
-                query: Query::Sql(
-                    "SELECT id, sentence1, sentence2, label FROM pairs WHERE dt = '2026-01-01'\n".to_owned(),
-                ),
+                query: Query::Sql(Sql {
+                    text: "SELECT id, sentence1, sentence2, label FROM pairs WHERE dt = '2026-01-01'\n".to_owned(),
+                    line: 15,
+                    column: 0,
+                }),
                 id: vec!["id".to_owned()],
                 text: vec!["sentence1".to_owned(), "sentence2".to_owned()],
                 label: Some("label".to_owned()),

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use assert_cmd::Command;
 use serde_json::Value;
+use toml::de::DeTable;
 
 use crate::support::{couplet, golden, quickstart_model, quickstart_pairs, rows_of, stderr_of, stdout_of, write};
 
@@ -152,4 +153,51 @@ fn wrong_guesses_can_be_corrected_and_wrong_corrections_are_said() {
     assert_eq!(report["rows"]["scored"], 40);
     let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
     assert!(toml.contains("model AS source_model") && toml.contains("\"order\""), "{toml}");
+}
+
+#[test]
+fn names_and_paths_of_any_characters_stay_names_and_paths() {
+    let folder = tempfile::tempdir().unwrap();
+    let odd = "it's \"odd\" {date} '''\nb = 1\\";
+    let names = ["'''\nid = 1 # ", "\"\"\" -- ;", "tab\tand\u{1}\r\n", "back\\slash {date} {{x}}", "é\u{85}"];
+    let mut lines = String::new();
+    for row in 0..40 {
+        let mut object = serde_json::Map::new();
+        object.insert("id".into(), row.into());
+        object.insert(names[0].into(), format!("A man rides horse {row}.").into());
+        object.insert(names[1].into(), format!("Horse {row} is ridden by a man.").into());
+        object.insert(names[2].into(), ["yes", "no"][row % 2].into());
+        object.insert(names[3].into(), (row * row).into());
+        object.insert(names[4].into(), row.into());
+        lines += &format!("{}\n", Value::Object(object));
+    }
+    let data = format!("{odd}/pairs.jsonl");
+    write(&folder.path().join(&data), lines);
+    let (said, report) = from(folder.path(), &[&data]);
+    assert_eq!((&report["rows"]["scored"], &report["rows"]["rejected"]), (&40.into(), &0.into()), "{said}");
+    let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
+    assert!(toml.chars().all(|char| char == '\n' || !char.is_control()), "{toml:?}");
+    let rows = rows_of(&folder.path().join("job/out/predictions.parquet"));
+    let row = rows[3].as_object().unwrap();
+    assert!(row.values().any(|value| *value == 9) && row.values().any(|value| *value == "no"), "{row:?}");
+    // What is a comment until somebody takes its marks away is right then too.
+    let (_, commented) = toml.split_once("# [finetune]").unwrap();
+    let uncommented =
+        commented.lines().map(|line| line.strip_prefix("# ").unwrap_or(line)).collect::<Vec<_>>().join("\n");
+    let (learns, scores) = (DeTable::parse(&uncommented).unwrap(), DeTable::parse(&toml).unwrap());
+    let source = scores.get_ref()["source"].get_ref().as_table().unwrap();
+    assert_eq!(learns.get_ref()["sql"].get_ref().as_str(), source["sql"].get_ref().as_str());
+}
+
+#[test]
+fn a_model_in_a_folder_with_braces_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("models/{name} \"x\"");
+    std::fs::create_dir_all(&model).unwrap();
+    for file in golden("tiny-distilbert").read_dir().unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), model.join(file.file_name())).unwrap();
+    }
+    stdout_of(at(folder.path(), &["init", "job", "--model"]).arg(&model));
+    assert_eq!(run(&folder.path().join("job"))["rows"]["scored"], 48);
 }

@@ -50,7 +50,7 @@ fn a_run_leaves_its_metrics() {
     stdout_of(&mut run(&job));
     let first = read(&job);
     assert_eq!(first["couplet_run_success"], 1.0);
-    assert_eq!(first["couplet_run_rows_read"], 4.0);
+    assert_eq!(first["couplet_run_read_rows"], 4.0);
     let rows =
         |values: &BTreeMap<String, f64>, outcome: &str| values[&format!("couplet_run_rows{{outcome=\"{outcome}\"}}")];
     let outcomes = ["scored", "remembered", "repeated", "rejected"];
@@ -100,7 +100,7 @@ fn a_run_that_fails_says_so_and_when_one_last_succeeded() {
     let job = job.add("[score]\nmax_errors = 0.1");
     stderr_of(&mut run(&job), 1);
     let failed = read(&job);
-    assert_eq!((failed["couplet_run_success"], failed["couplet_run_rows_read"]), (0.0, 4.0));
+    assert_eq!((failed["couplet_run_success"], failed["couplet_run_read_rows"]), (0.0, 4.0));
     let last = "couplet_run_last_success_timestamp_seconds";
     assert_eq!(failed[last], done[last]);
     assert!(failed["couplet_run_end_timestamp_seconds"] > done["couplet_run_end_timestamp_seconds"]);
@@ -109,7 +109,7 @@ fn a_run_that_fails_says_so_and_when_one_last_succeeded() {
     stderr_of(&mut run(&job), 2);
     let failed = read(&job);
     assert_eq!((failed["couplet_run_success"], failed[last]), (0.0, done[last]));
-    assert!(!failed.contains_key("couplet_run_rows_read"));
+    assert!(!failed.contains_key("couplet_run_read_rows"));
     write(&job.path("demo.toml"), "name = 1");
     stderr_of(&mut job.couplet(&["run", "demo.toml", "--metrics", "metrics/demo.prom"]), 2);
     assert_eq!((read(&job)["couplet_run_success"], read(&job)[last]), (0.0, done[last]));

@@ -94,9 +94,23 @@ fn two_columns_of_one_name_are_refused() {
 }
 
 #[test]
+fn places_in_the_query_are_those_of_the_file_that_has_it() {
+    // A line, and a column in characters behind some of two bytes.
+    let several = "'''\nSELECT id, 'é' AS a,\n  'ééé' AS b FROM FROM pairs'''";
+    let job = Job::new(PAIRS).change("\"SELECT id, a, b FROM pairs\"", several);
+    insta::assert_snapshot!(refusal(&job), @"error: pipeline.toml: the source query: Expected: identifier, found: FROM at Line: 8, Column: 19");
+    let toml = std::fs::read_to_string(job.path("pipeline.toml")).unwrap();
+    write(&job.path("pipeline.toml"), toml.replace('\n', "\r\n"));
+    insta::assert_snapshot!(refusal(&job), @"error: pipeline.toml: the source query: Expected: identifier, found: FROM at Line: 8, Column: 19");
+    let job = Job::new(PAIRS).change("sql = \"SELECT id, a, b FROM pairs\"", "file = \"pairs.sql\"");
+    write(&job.path("pairs.sql"), "-- é\r\nSELECT id\r\n  FROM FROM pairs");
+    insta::assert_snapshot!(refusal(&job), @"error: pipeline.toml: the source query in pairs.sql: Expected: identifier, found: FROM at Line: 3, Column: 8");
+}
+
+#[test]
 fn mistakes_in_the_query_are_explained() {
     let explained = |sql: &str| refusal(&with_sql(sql));
-    insta::assert_snapshot!(explained("SELEC id, a, b FROM pairs"), @"error: pipeline.toml: the source query: Expected: an SQL statement, found: SELEC at Line: 1, Column: 1");
+    insta::assert_snapshot!(explained("SELEC id, a, b FROM pairs"), @"error: pipeline.toml: the source query: Expected: an SQL statement, found: SELEC at Line: 6, Column: 8");
     insta::assert_snapshot!(explained("SELECT id, a, b FROM pair"), @"error: pipeline.toml: the source query: there is no table `pair` (tables: pairs); did you mean `pairs`?");
     insta::assert_snapshot!(explained("SELECT idd, a, b FROM pairs"), @r"
     error: pipeline.toml: the source query: there is no column `idd` (columns: id, a, b, n, score); did you mean `id`?

@@ -86,6 +86,26 @@ fn only_some_rows_are_read_on_request() {
         (rows["read"].as_u64(), rows["of"].as_u64(), rows["limited"].as_bool()),
         (Some(100), Some(525), Some(true))
     );
+    // The run that it is compared with goes over all rows, and so does what it says of the run.
+    let (predicted, tokens) = (&planned["predicted"], &planned["score"]["tokens"]);
+    assert_eq!((&planned["score"]["rows"]["to_score"], &predicted["rows"]), (&100.into(), &525.into()));
+    assert_eq!(predicted["tokens"].as_f64(), Some((tokens["mean"].as_f64().unwrap() * 525.0).round()));
+    write(&job.path("plan.json"), planned.to_string());
+    let report: Value = serde_json::from_str(&stdout_of(job.run().args(["--json", "--plan", "plan.json"]))).unwrap();
+    assert_eq!(report["predicted"][0]["actual"]["rows"], report["predicted"][0]["rows"]);
+    // All rows are all, whatever was asked for.
+    let all = plan(&job, &["--rows", "525", "--fresh"]);
+    assert_eq!((&all["score"]["rows"]["limited"], &all["predicted"]["rows"]), (&false.into(), &525.into()));
+}
+
+#[test]
+fn a_plan_of_some_rows_of_an_unknown_number_says_nothing_of_a_run() {
+    let job = Job::new("id,a,b\n1,x,y\n2,x,z\n3,y,z\n");
+    let planned = plan(&job, &["--rows", "2"]);
+    assert_eq!((&planned["score"]["rows"]["limited"], &planned["predicted"]), (&true.into(), &Value::Null));
+    write(&job.path("plan.json"), planned.to_string());
+    let said = stderr_of(job.run().args(["--plan", "plan.json"]), 2);
+    assert!(said.contains("--plan plan.json: it read only 2 rows") && said.contains("plan without --rows"), "{said}");
 }
 
 #[test]

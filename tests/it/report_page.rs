@@ -152,6 +152,45 @@ fn one_file_has_no_older_rows_and_drift_all_the_same() {
 }
 
 #[test]
+fn a_file_that_somebody_else_wrote_is_not_that_of_the_run() {
+    let job = nights("uri = \"out/scores.parquet\"");
+    assert_eq!(json_of(&job, &[])["judged"]["rows"], 125);
+    let other = job.path("out/scores.parquet");
+    std::fs::copy(quickstart_pairs(), &other).unwrap();
+    let json = json_of(&job, &[]);
+    assert!(json["judged"].is_null() && json["samples"] == json!([]), "{json:#}");
+    let note = json["notes"][0].as_str().unwrap();
+    assert!(note.starts_with("out/scores.parquet is not the file that this run published"), "{note}");
+    page_of(&job, &[]);
+    std::fs::remove_file(other).unwrap();
+    assert!(json_of(&job, &[])["notes"][0].as_str().unwrap().contains("is not there any more"));
+}
+
+#[test]
+fn an_earlier_run_is_shown_though_the_pipeline_has_other_columns_now() {
+    for sink in ["uri = \"out\"\nformat = \"delta\"", "uri = \"out\""] {
+        let job = nights(sink);
+        let runs = json_of(&job, &[]);
+        let first = runs["runs"][2]["run"].as_str().unwrap().to_owned();
+        let job = job.change("id, sentence1 AS a, sentence2 AS b", "id AS nr, sentence1 AS one, sentence2 AS two");
+        let job = job.change("text = [\"a\", \"b\"]", "text = [\"one\", \"two\"]").change("id = \"id\"", "id = \"nr\"");
+        let json = json_of(&job, &["--run", &first]);
+        assert_eq!((&json["judged"]["rows"], &json["run"]["rows_read"]), (&json!(200), &json!(200)), "{sink}");
+        assert!(!json["samples"].as_array().unwrap().is_empty(), "{sink}");
+    }
+}
+
+#[test]
+fn a_table_that_grows_says_that_its_rows_are_of_all_runs() {
+    let job = nights("uri = \"out\"\nformat = \"delta\"\nmode = \"append\"");
+    let json = json_of(&job, &[]);
+    assert_eq!((&json["run"]["rows_read"], &json["judged"]["rows"]), (&json!(125), &json!(525)));
+    assert!(json["notes"][0].as_str().unwrap().starts_with("The sink appends"), "{:#}", json["notes"]);
+    let first = json_of(&job, &["--run", json["runs"][2]["run"].as_str().unwrap()]);
+    assert_eq!((&first["judged"]["rows"], &first["notes"]), (&json!(200), &json!([])));
+}
+
+#[test]
 fn texts_of_strangers_stay_texts() {
     let evil = "<script>alert(1)</script><img src=x onerror=alert(1)>\" onload=\"x";
     let long = "word ".repeat(200);
@@ -226,6 +265,38 @@ fn sets_of_labels_are_compared_label_by_label() {
     }
     assert_eq!(json["samples"][0]["title"], "Mistakes, the surest first");
     page_of(&job, &[]);
+}
+
+#[test]
+fn of_very_many_labels_the_most_frequent_are_shown_and_the_rest_counted() {
+    // The labels that rows have are the last ones of the model.
+    let label = "array_remove_all(make_array(CASE WHEN length(sentence1) > 50 THEN 'n249' ELSE '' END, \
+                 CASE WHEN sentence1 LIKE '%?' THEN 'n248' ELSE '' END), '')";
+    let names: serde_json::Map<String, Value> = (0..250).map(|i| (i.to_string(), format!("n{i}").into())).collect();
+    let (job, _model) = sentences(250, names.into(), "multi_label_classification", label);
+    let json = json_of(&job, &[]);
+    let by_label = json["judged"]["by_label"].as_array().unwrap();
+    assert_eq!((by_label.len(), &json["judged"]["left_out"]), (100, &json!(150)));
+    let rows = rows_of(&job.output());
+    for (place, name) in [(248, "n248"), (249, "n249")] {
+        let so = |row: &Value| row["label"].as_array().unwrap().contains(&json!(name));
+        let said = |row: &Value| row["probabilities"][place].as_f64().unwrap() >= 0.5;
+        let judged = by_label.iter().find(|judged| judged["label"] == name).unwrap();
+        let counts = [rows.iter().filter(|row| so(row)).count(), rows.iter().filter(|row| said(row)).count()];
+        assert_eq!((&judged["rows"], &judged["predicted"]), (&json!(counts[0]), &json!(counts[1])), "{name}");
+    }
+    assert_eq!(
+        (json["run"]["labels"].as_array().unwrap().len(), &json["runs"][0]["labels_left_out"]),
+        (250, &json!(150))
+    );
+    let page = page_of(&job, &[]);
+    assert!(page.contains("150 labels that fewer rows have") && page.contains("of the 100 most frequent"), "{page}");
+    assert!(page.contains(">n249<") && page.matches("<tr>").count() < 150, "{page}");
+    let said = stdout_of(&mut job.run());
+    assert!(
+        said.lines().any(|line| line.trim_start().starts_with("labels") && line.ends_with("230 more labels")),
+        "{said}"
+    );
 }
 
 #[test]

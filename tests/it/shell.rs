@@ -67,6 +67,42 @@ fn what_is_wrong_on_stdin_is_said_as_for_one_statement() {
 }
 
 #[test]
+fn parameters_go_to_the_statements_that_use_them() {
+    let with = |text: &str, parameters: &[&str]| {
+        let mut arguments = vec!["--format", "csv"];
+        arguments.extend(parameters.iter().flat_map(|parameter| ["--param", *parameter]));
+        from_stdin(text, &arguments)
+    };
+    let csv = |text: &str, parameters: &[&str]| stdout_of(&mut with(text, parameters));
+    assert_eq!(csv("SELECT $x AS x;", &["x=12345678901234567890"]), "x\n12345678901234567890\n");
+    assert_eq!(csv("SELECT $x AS x; SELECT $y AS y;", &["x=007", "y=0.1"]), "x\n007\ny\n0.1\n");
+    // What the comments before a statement declare, wherever it stands.
+    let text = "-- $n = 3   how many\nSELECT $n AS n;\n\\timing off\n/* x; */\n-- $n = 4\nSELECT $n AS n; -- $n = 5\nSELECT $n AS n;";
+    assert_eq!(csv(text, &["n=9"]), "n\n9\nn\n9\nn\n9\n");
+    let said = stderr_of(&mut with(text, &[]), 2);
+    assert!(said.contains("stdin, line 7: $n has no value: add --param n=VALUE"), "{said}");
+    let said = stderr_of(&mut with("SELECT $x AS x;", &["y=1", "x=1"]), 2);
+    assert!(said.contains("--param y=1: the SQL has no $y (its parameters are $x)"), "{said}");
+}
+
+#[test]
+fn places_are_those_of_the_script() {
+    let problem = |text: &str| {
+        let said = stderr_of(&mut from_stdin(text, &[]), 2);
+        said.lines().find(|line| line.starts_with("error: ")).unwrap().to_owned()
+    };
+    let text = "\\timing on\n-- it's; a comment\nSELECT 'é'; /* a /* b; */ */ SELEC 2;";
+    insta::assert_snapshot!(problem(text), @"error: stdin, line 3: Expected: an SQL statement, found: SELEC at Line: 3, Column: 33");
+    insta::assert_snapshot!(problem("SELECT 1;\r\n\r\n  SELEC 2;\r\n"), @"error: stdin: Expected: an SQL statement, found: SELEC at Line: 3, Column: 3");
+    insta::assert_snapshot!(problem("SELECT 1;\n\nSELECT * FROM none;\n"), @"error: stdin, line 3: there is no table `none`, nor any other: name one with --table none=URI or --pipeline FILE");
+    insta::assert_snapshot!(problem("\\timing maybe"), @r"error: \timing maybe: it is on or off");
+    // Words of other shells.
+    let printed =
+        stdout_of(&mut from_stdin("CREATE VIEW v AS SELECT 1 AS x;\n.schema v\n.timer off\n.quit\nSELECT 2;", &[]));
+    assert!(printed.contains("| x ") && !printed.contains("| 2 "), "{printed}");
+}
+
+#[test]
 fn a_table_of_more_rows_than_a_page_is_whole() {
     let text = stdout_of(couplet().args(["query", "SELECT value AS n FROM generate_series(1, 25000)"]));
     let rows: Vec<u64> = text.lines().filter_map(|line| line.trim_matches(['|', ' ']).parse().ok()).collect();
@@ -136,7 +172,9 @@ fn the_shell_remembers_completes_and_goes_on_after_mistakes() {
         ["garbage that nobody means", null],
         ["\u0003", "couplet> "],
         ["SELECT 40 + 2 AS x;\r", "| 42 |"],
-        ["\\timing\r", "timing is on"],
+        ["-- only a remark\r", "couplet> "],
+        [";\r", "couplet> "],
+        ["\\timing on\r", "timing is on"],
         ["SELECT value FROM generate_series(1, 5000);\r", "the first 1,000 rows"],
         ["\\o all.csv\r", "the next result goes to all.csv"],
         ["SELECT value FROM generate_series(1, 5000);\r", "all.csv: 5,000 rows"],

@@ -311,6 +311,105 @@ fn drift_is_psi_and_ks_of_two_nights() {
     assert!((number(&rows[0]["psi_of_all"]) - psi).abs() < 2e-4, "{rows:?}");
 }
 
+/// The rows that a query of `sql/` gives over tables that are files.
+fn over(file: &str, tables: &[(&str, &str)], arguments: &[&str]) -> Vec<Value> {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = couplet();
+    command.args(["query", "--format", "json", "-f"]).arg(root().join("sql").join(file)).args(arguments);
+    for (name, csv) in tables {
+        let path = folder.path().join(format!("{name}.csv"));
+        write(&path, csv);
+        command.arg("--table").arg(format!("{name}={}", path.display()));
+    }
+    serde_json::from_str(&stdout_of(&mut command)).unwrap()
+}
+
+#[test]
+fn drift_out_of_a_score_that_most_rows_have_is_seen_on_either_side() {
+    let scores = |parts: &[(&str, usize)]| {
+        let rows = parts.iter().flat_map(|(score, n)| std::iter::repeat_n(format!("x,{score}\n"), *n));
+        format!("predicted_label,score\n{}", rows.collect::<String>())
+    };
+    let term = |p: f64, q: f64| (q - p) * (q / p).ln();
+    let of_two = term(0.95, 0.5) + term(0.05, 0.5);
+    for (most, few) in [("1.0", "0.6"), ("0.5", "0.9")] {
+        // A row without a score was rejected, and counts nowhere.
+        let (before, now) = (scores(&[(most, 95), (few, 5), ("", 7)]), scores(&[(most, 50), (few, 50)]));
+        let row = over("drift.sql", &[("before", &before), ("predictions", &now)], &[]).remove(0);
+        assert_close(&row["psi"], of_two);
+        assert_close(&row["ks"], 0.45);
+        assert_eq!((&row["rows_before"], &row["rows_now"]), (&json!(100), &json!(100)));
+    }
+    // What is 0.1 as a REAL is not what is 0.1 as a DOUBLE.
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("kept.csv");
+    let query = |arguments: &[&str]| {
+        let mut command = couplet();
+        command.args(["query", "--table"]).arg(format!("predictions={}", QUICKSTART.output.display()));
+        stdout_of(command.args(arguments))
+    };
+    query(&["SELECT * FROM predictions", "-o", kept.to_str().unwrap()]);
+    let drift = root().join("sql/drift.sql");
+    let before = format!("before={}", kept.display());
+    let printed = query(&["-f", drift.to_str().unwrap(), "--format", "json", "--table", &before]);
+    let row = &serde_json::from_str::<Value>(&printed).unwrap()[0];
+    assert_eq!((number(&row["psi"]), number(&row["ks"])), (0.0, 0.0));
+    // Nothing to compare with is no drift, and no error.
+    let row = over("drift.sql", &[("before", &scores(&[("", 3)])), ("predictions", &scores(&[("0.5", 3)]))], &[]);
+    assert_eq!((&row[0]["rows_before"], row[0].get("psi"), row[0].get("ks")), (&json!(0), None, None), "{row:?}");
+}
+
+#[test]
+fn a_label_of_one_night_only_has_its_share() {
+    let labels = |labels: &str| format!("predicted_label,score\n{labels}");
+    let (before, now) = (labels("a,1\na,1\na,1\nb,1\n,\n"), labels("a,1\nc,1\n,\n,\n"));
+    let rows = over("drift_labels.sql", &[("before", &before), ("predictions", &now)], &[]);
+    let shares: Vec<_> = rows
+        .iter()
+        .map(|row| (row["label"].as_str().unwrap(), number(&row["percent_before"]), number(&row["percent_now"])))
+        .collect();
+    assert_eq!(shares, [("a", 75.0, 50.0), ("b", 25.0, 0.0), ("c", 0.0, 50.0)]);
+    let term = |p: f64, q: f64| (q - p) * (q / p).ln();
+    assert_close(&rows[2]["psi_of_all"], term(0.75, 0.5) + term(0.25, 0.25) + term(0.125, 0.5));
+}
+
+#[test]
+fn rows_and_labels_of_one_model_only_are_kept_and_agree_with_nothing() {
+    let predictions = "id,predicted_label,score\n1,a,0.9\n2,a,0.9\n3,b,0.9\n4,c,0.9\n5,,\n6,a,0.9\n7,,\n";
+    let other = "id,predicted_label,score\n1,a,0.9\n2,b,0.9\n3,b,0.9\n4,d,0.9\n5,a,0.9\n7,,\n";
+    let rows = over("disagreement.sql", &[("predictions", predictions), ("other", other)], &[]);
+    let cells: Vec<_> = rows
+        .iter()
+        .map(|row| (row["label"].as_str(), row["other"].as_str(), number(&row["rows"]), row["percent"].as_f64()))
+        .collect();
+    let (a, b) = (Some("a"), Some("b"));
+    assert_eq!(
+        cells,
+        [
+            (a, a, 1.0, Some(25.0)),
+            (a, b, 1.0, Some(25.0)),
+            (a, None, 1.0, None),
+            (b, b, 1.0, Some(25.0)),
+            (Some("c"), Some("d"), 1.0, Some(25.0)),
+            (None, a, 1.0, None)
+        ]
+    );
+    // Of four rows two agree; by chance, a does with 1/2 · 1/4 and b with 1/4 · 1/2.
+    assert_close(&rows[0]["kappa"], (0.5 - 0.25) / (1.0 - 0.25));
+}
+
+#[test]
+fn only_the_most_frequent_of_many_labels_are_listed() {
+    for file in ["multilabel_counts.sql", "multilabel_f1.sql"] {
+        let all = SETS.query(file, &[]);
+        let some = SETS.query(file, &["--param", "labels=1"]);
+        assert_eq!((all.len(), some.len(), &some[0]["left_out"]), (3, 1, &json!(2)), "{file}");
+        let most = all.iter().map(|row| number(&row["rows_with_it"])).fold(0.0, f64::max);
+        assert_eq!(number(&some[0]["rows_with_it"]), most, "{file}");
+        assert_eq!(some[0].get("f1_micro"), all[0].get("f1_micro"), "{file}");
+    }
+}
+
 #[test]
 fn drift_reads_a_version_of_a_delta_table() {
     let sql = "SELECT id, sentence1, label FROM pairs WHERE category <> 'news'";
@@ -403,6 +502,14 @@ fn parameters_are_bound_as_what_the_query_uses_them_as() {
     assert_eq!(csv("SELECT $x AS x, arrow_typeof($x) AS t", &["x=1"]), "x,t\n1,Int64\n");
     assert_eq!(csv("SELECT $x AS x, arrow_typeof($x) AS t", &["x=1.5"]), "x,t\n1.5,Float64\n");
     assert_eq!(csv("SELECT $x AS x, arrow_typeof($x) AS t", &["x=true"]), "x,t\ntrue,Boolean\n");
+    // Not a digit is lost.
+    let digits = ["0.1", "007", "9223372036854775807", "18446744073709551616", "0.12345678901234567891"];
+    for x in digits {
+        assert_eq!(csv("SELECT $x AS x", &[&format!("x={x}")]), format!("x\n{x}\n"));
+    }
+    let decimal = "SELECT CAST('12345678901234567.89' AS DECIMAL(20, 2)) = $x AS same";
+    assert_eq!(csv(decimal, &["x=12345678901234567.89"]), "same\ntrue\n");
+    assert_eq!(csv(decimal, &["x=12345678901234567.88"]), "same\nfalse\n");
     assert_eq!(csv("SELECT $x AS x, arrow_typeof($x) AS t", &["x=a=b"]), "x,t\na=b,Utf8\n");
     assert_eq!(csv("SELECT arrow_typeof(CAST($x AS DATE)) AS t", &["x=2026-11-24"]), "t\nDate32\n");
     assert_eq!(

@@ -3,6 +3,7 @@
 use maud::{Markup, html as markup};
 
 use super::{MOST_LABELS, MOST_LISTED, figures, percent, tile};
+use crate::frequent::most_frequent;
 use crate::page::charts;
 use crate::page::judged::{Judged, LabelScores};
 use crate::progress::grouped;
@@ -45,13 +46,17 @@ pub(super) fn agreement(judged: &Judged) -> Markup {
                     }
                     div.charts { (figures(charts::agreement(judged))) }
                 }
-                Judged::Sets { rows, f1_micro, f1_macro, by_label } => {
+                Judged::Sets { rows, f1_micro, f1_macro, by_label, left_out } => {
+                    @let which = (*left_out > 0).then(|| format!("of the {} most frequent", by_label.len()));
                     dl.tiles {
                         (tile("rows", Some(grouped(*rows)), None))
-                        (tile("F1, all labels together", number(f1_micro), None))
-                        (tile("F1, mean of labels", number(f1_macro), None))
+                        (tile("F1, all labels together", number(f1_micro), which.clone()))
+                        (tile("F1, mean of labels", number(f1_macro), which))
                     }
                     (label_scores(by_label))
+                    @if *left_out > 0 {
+                        p.faint { (grouped(*left_out as u64)) " labels that fewer rows have were left out of the comparison." }
+                    }
                 }
             }
         }
@@ -88,7 +93,7 @@ fn label_scores(labels: &[LabelScores]) -> Markup {
         div.scroll {
             table {
                 tr { th { "label" } th.n { "rows" } th.n { "predicted" } th.n { "precision" } th.n { "recall" } th.n { "F1" } }
-                @for label in labels.iter().take(MOST_LISTED) {
+                @for label in most_frequent(labels, MOST_LISTED, |label| label.rows).into_iter().map(|i| &labels[i]) {
                     tr {
                         td.short dir="auto" { (label.label) }
                         td.n { (grouped(label.rows)) }
@@ -98,6 +103,6 @@ fn label_scores(labels: &[LabelScores]) -> Markup {
                 }
             }
         }
-        @if labels.len() > MOST_LISTED { p.faint { (labels.len() - MOST_LISTED) " more labels are in the JSON." } }
+        @if labels.len() > MOST_LISTED { p.faint { (labels.len() - MOST_LISTED) " more labels, of fewer rows, are in the JSON." } }
     }
 }

@@ -44,7 +44,7 @@ impl Plan {
         }
         if let Some(stage) = &self.score {
             json["score"] = stage.to_json();
-            json["predicted"] = stage.forecast().to_json();
+            json["predicted"] = stage.forecast().as_ref().map_or(Value::Null, Forecast::to_json);
         }
         if !self.explained.is_empty() {
             let plans = self.explained.iter().map(|(query, plan)| (query.clone(), Value::from(plan.as_str())));

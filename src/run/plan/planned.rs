@@ -120,7 +120,7 @@ pub struct PlannedScoring {
     pub columns: Vec<Column>,
     /// Columns that are only carried along.
     pub other_columns: Vec<String>,
-    /// Whether only some rows were read.
+    /// Whether there may be more rows than were read.
     pub limited: bool,
     /// Rows that the source has, where it is known although only some were read.
     pub all_rows: Option<u64>,
@@ -163,15 +163,20 @@ impl PlannedScoring {
         self.all_rows.filter(|_| self.rows > 0).map_or(1.0, |all| all as f64 / self.rows as f64)
     }
 
-    /// What is said of the run.
+    /// What is said of the run, which goes over all rows; none where only some were read of a number that is not known.
     #[must_use]
-    pub fn forecast(&self) -> Forecast {
-        Forecast {
-            texts: self.texts,
-            tokens: self.lengths.as_ref().map_or(0, |lengths| lengths.tokens_of(self.texts)),
+    pub fn forecast(&self) -> Option<Forecast> {
+        if self.limited && self.all_rows.is_none() {
+            return None;
+        }
+        // The rest of the rows is taken to be like those that were read, as it is for the times.
+        let texts = (self.texts as f64 * self.scale()).round() as u64;
+        Some(Forecast {
+            texts,
+            tokens: self.lengths.as_ref().map_or(0, |lengths| lengths.tokens_of(texts)),
             scoring: self.seconds.scoring,
             all: Some(self.seconds.all()),
-        }
+        })
     }
 }
 

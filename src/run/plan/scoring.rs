@@ -14,7 +14,7 @@ use datafusion::prelude::SessionContext;
 use parquet::arrow::ArrowWriter;
 
 use super::super::checked::output_schema;
-use super::super::joins::BYTES_PER_SCORE;
+use super::super::joins::bytes_of_scores;
 use super::super::pending::Pending;
 use super::super::score::check_errors;
 use super::super::spool::{Spool, column};

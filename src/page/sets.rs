@@ -1,0 +1,104 @@
+//! The predictions of a model whose rows may have any number of labels, compared with what people said, label by label.
+
+use std::collections::BTreeMap;
+
+use arrow::array::{Array, AsArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Int64Type};
+
+use super::judged::{Comparison, Judged, LabelScores, MOST_GROUPS};
+use super::table::{Output, literal, quoted};
+use crate::error::Error;
+use crate::frequent::most_frequent;
+
+/// Labels above which only the most frequent are compared, where a row may have many: each is three sums of one query.
+const MOST_LABELS: usize = 100;
+
+/// Compares the labels of each row.
+pub(super) async fn sets(table: &Output, label: &str, names: &[String]) -> Result<Comparison, Error> {
+    let column = quoted(label);
+    if names.is_empty() {
+        return Ok(Err("the model has no labels".into()));
+    }
+    let which = format!("{column} IS NOT NULL AND probabilities IS NOT NULL");
+    let places = if names.len() > MOST_LABELS {
+        let rows = rows_by_label(table, &column, &which).await?;
+        most_frequent(names, MOST_LABELS, |name| rows.get(name).copied().unwrap_or(0))
+    } else {
+        (0..names.len()).collect()
+    };
+    let left_out = names.len() - places.len();
+    let is_so = |name: &str| format!("coalesce(array_has({column}, {}), false)", literal(name));
+    let probability = |place: usize| format!("array_element(probabilities, {})", place + 1);
+    let sums = places.iter().map(|&place| {
+        let (is_so, is_said) = (is_so(&names[place]), format!("{} >= 0.5", probability(place)));
+        format!(
+            "sum(CASE WHEN {is_so} AND {is_said} THEN 1 ELSE 0 END), sum(CASE WHEN {is_so} THEN 1 ELSE 0 END), \
+             sum(CASE WHEN {is_said} THEN 1 ELSE 0 END)"
+        )
+    });
+    let sums = sums.collect::<Vec<_>>().join(", ");
+    let counted = table.query(&format!("SELECT count(*), {sums} FROM predictions WHERE {which}")).await?;
+    let Some(counted) = counted.into_iter().find(|batch| batch.num_rows() > 0) else {
+        return Ok(Err("it has no rows".into()));
+    };
+    let count = |column: usize| {
+        let values = counted.column(column).as_primitive::<Int64Type>();
+        if values.is_valid(0) { values.value(0).unsigned_abs() } else { 0 }
+    };
+    let rows = count(0);
+    if rows == 0 {
+        return Ok(Err("no row has both labels and a prediction".into()));
+    }
+    let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+    let by_label: Vec<LabelScores> = places
+        .iter()
+        .enumerate()
+        .map(|(i, &place)| {
+            let (hits, support, predicted) = (count(3 * i + 1), count(3 * i + 2), count(3 * i + 3));
+            LabelScores {
+                label: names[place].clone(),
+                rows: support,
+                predicted,
+                precision: ratio(hits, predicted),
+                recall: ratio(hits, support),
+                f1: ratio(2 * hits, support + predicted),
+            }
+        })
+        .collect();
+    let hits: u64 = (0..places.len()).map(|i| count(3 * i + 1)).sum();
+    let either: u64 = (0..places.len()).map(|i| count(3 * i + 2) + count(3 * i + 3)).sum();
+    let judged = Judged::Sets {
+        rows,
+        f1_micro: Some(ratio(2 * hits, either)),
+        f1_macro: Some(by_label.iter().map(|label| label.f1).sum::<f64>() / by_label.len() as f64),
+        by_label,
+        left_out,
+    };
+    // How far the worst of the labels is on the wrong side.
+    let sizes = places.iter().map(|&place| {
+        let p = probability(place);
+        format!("CASE WHEN ({p} >= 0.5) <> {} THEN abs({p} - 0.5) + 0.0001 ELSE 0 END", is_so(&names[place]))
+    });
+    let sizes = sizes.collect::<Vec<_>>().join(", ");
+    Ok(Ok((judged, Some(format!("CASE WHEN {which} THEN nullif(greatest({sizes}), 0) END")))))
+}
+
+/// How many rows have each label, by what people said.
+async fn rows_by_label(table: &Output, column: &str, which: &str) -> Result<BTreeMap<String, u64>, Error> {
+    let batches = table
+        .query(&format!(
+            "SELECT CAST(name AS VARCHAR) AS name, count(*) AS n \
+             FROM (SELECT unnest({column}) AS name FROM predictions WHERE {which}) \
+             WHERE name IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {MOST_GROUPS}"
+        ))
+        .await?;
+    let mut rows = BTreeMap::new();
+    for batch in &batches {
+        let names = cast(batch.column(0), &DataType::Utf8).map_err(|e| Error::sql("the labels", &e.into(), None))?;
+        let counts = batch.column(1).as_primitive::<Int64Type>();
+        let named = names.as_string::<i32>().iter().flatten().map(str::to_owned);
+        rows.extend(named.zip(counts.values().iter().map(|n| n.unsigned_abs())));
+    }
+    Ok(rows)
+}
