@@ -232,8 +232,10 @@ impl<'r> Item<'r> {
     pub(super) fn sql(&self) -> Read<Sql> {
         let text = self.template()?;
         let span = self.value.span();
-        let raw = self.reader.text.get(span.clone()).unwrap_or_default();
-        let (line, column) = position(self.reader.text, span.start + raw.len() - body_of(raw).len());
+        // Of a file that is damaged, spans may be anything.
+        let raw = self.reader.text.get(span.clone());
+        let start = raw.map(|raw| span.start + raw.len() - body_of(raw).len());
+        let (line, column) = start.map_or((0, 0), |start| position(self.reader.text, start));
         Ok(Sql { text, line, column })
     }
 
@@ -380,7 +382,7 @@ impl<'r> Item<'r> {
 fn body_of(raw: &str) -> &str {
     let is_multiline = raw.starts_with("\"\"\"") || raw.starts_with("'''");
     let quotes = if is_multiline { 3 } else { 1 };
-    let body = &raw[quotes.min(raw.len())..];
+    let body = raw.get(quotes..).unwrap_or(raw);
     // A newline right behind the opening quotation marks is not part of the string.
     if is_multiline { body.strip_prefix("\r\n").or(body.strip_prefix('\n')).unwrap_or(body) } else { body }
 }

@@ -158,7 +158,7 @@ fn wrong_guesses_can_be_corrected_and_wrong_corrections_are_said() {
 #[test]
 fn names_and_paths_of_any_characters_stay_names_and_paths() {
     let folder = tempfile::tempdir().unwrap();
-    let odd = "it's \"odd\" {date} '''\nb = 1\\";
+    let odd = "it's \"odd\" {date} ''' # \\";
     let names = ["'''\nid = 1 # ", "\"\"\" -- ;", "tab\tand\u{1}\r\n", "back\\slash {date} {{x}}", "é\u{85}"];
     let mut lines = String::new();
     for row in 0..40 {

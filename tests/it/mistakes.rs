@@ -96,15 +96,15 @@ fn two_columns_of_one_name_are_refused() {
 #[test]
 fn places_in_the_query_are_those_of_the_file_that_has_it() {
     // A line, and a column in characters behind some of two bytes.
-    let several = "'''\nSELECT id, 'é' AS a,\n  'ééé' AS b FROM FROM pairs'''";
+    let several = "'''\nSELECT id, 'é' AS a,\n  'ééé' AS b, , FROM pairs'''";
     let job = Job::new(PAIRS).change("\"SELECT id, a, b FROM pairs\"", several);
-    insta::assert_snapshot!(refusal(&job), @"error: pipeline.toml: the source query: Expected: identifier, found: FROM at Line: 8, Column: 19");
+    insta::assert_snapshot!(refusal(&job), @"error: pipeline.toml: the source query: Expected: an expression, found: , at Line: 8, Column: 15");
     let toml = std::fs::read_to_string(job.path("pipeline.toml")).unwrap();
     write(&job.path("pipeline.toml"), toml.replace('\n', "\r\n"));
-    insta::assert_snapshot!(refusal(&job), @"error: pipeline.toml: the source query: Expected: identifier, found: FROM at Line: 8, Column: 19");
+    insta::assert_snapshot!(refusal(&job), @"error: pipeline.toml: the source query: Expected: an expression, found: , at Line: 8, Column: 15");
     let job = Job::new(PAIRS).change("sql = \"SELECT id, a, b FROM pairs\"", "file = \"pairs.sql\"");
-    write(&job.path("pairs.sql"), "-- é\r\nSELECT id\r\n  FROM FROM pairs");
-    insta::assert_snapshot!(refusal(&job), @"error: pipeline.toml: the source query in pairs.sql: Expected: identifier, found: FROM at Line: 3, Column: 8");
+    write(&job.path("pairs.sql"), "-- é\r\nSELECT id\r\n, , FROM pairs");
+    insta::assert_snapshot!(refusal(&job), @"error: pipeline.toml: the source query in pairs.sql: Expected: an expression, found: , at Line: 3, Column: 3");
 }
 
 #[test]

@@ -77,7 +77,7 @@ fn parameters_go_to_the_statements_that_use_them() {
     assert_eq!(csv("SELECT $x AS x;", &["x=12345678901234567890"]), "x\n12345678901234567890\n");
     assert_eq!(csv("SELECT $x AS x; SELECT $y AS y;", &["x=007", "y=0.1"]), "x\n007\ny\n0.1\n");
     // What the comments before a statement declare, wherever it stands.
-    let text = "-- $n = 3   how many\nSELECT $n AS n;\n\\timing off\n/* x; */\n-- $n = 4\nSELECT $n AS n; -- $n = 5\nSELECT $n AS n;";
+    let text = "-- $n = 3   how many\nSELECT $n AS n;\n\\timing off\n-- x; y\n-- $n = 4\nSELECT $n AS n; -- $n = 5\nSELECT $n AS n;";
     assert_eq!(csv(text, &["n=9"]), "n\n9\nn\n9\nn\n9\n");
     let said = stderr_of(&mut with(text, &[]), 2);
     assert!(said.contains("stdin, line 7: $n has no value: add --param n=VALUE"), "{said}");
@@ -92,7 +92,7 @@ fn places_are_those_of_the_script() {
         said.lines().find(|line| line.starts_with("error: ")).unwrap().to_owned()
     };
     let text = "\\timing on\n-- it's; a comment\nSELECT 'é'; /* a /* b; */ */ SELEC 2;";
-    insta::assert_snapshot!(problem(text), @"error: stdin, line 3: Expected: an SQL statement, found: SELEC at Line: 3, Column: 33");
+    insta::assert_snapshot!(problem(text), @"error: stdin, line 3: Expected: an SQL statement, found: SELEC at Line: 3, Column: 30");
     insta::assert_snapshot!(problem("SELECT 1;\r\n\r\n  SELEC 2;\r\n"), @"error: stdin: Expected: an SQL statement, found: SELEC at Line: 3, Column: 3");
     insta::assert_snapshot!(problem("SELECT 1;\n\nSELECT * FROM none;\n"), @"error: stdin, line 3: there is no table `none`, nor any other: name one with --table none=URI or --pipeline FILE");
     insta::assert_snapshot!(problem("\\timing maybe"), @r"error: \timing maybe: it is on or off");
