@@ -113,7 +113,8 @@ impl Snapshot {
                 return Some(Gap::Lacks(shard));
             }
         }
-        let unknown: Vec<String> = needed.alternatives().filter(|name| !self.is_absent(name)).map(str::to_owned).collect();
+        let unknown: Vec<String> =
+            needed.alternatives().filter(|name| !self.is_absent(name)).map(str::to_owned).collect();
         match unknown.iter().any(|name| name == CALIBRATION_FILE) {
             _ if unknown.is_empty() => None,
             true => Some(Gap::Unasked(unknown)),

@@ -132,7 +132,8 @@ impl Content {
             let before = file.length;
             let mut answer = hub.open(snapshot.commit(), &self.path, before).await?;
             let is_all = answer.status == 200;
-            let is_rest = answer.part.is_some_and(|(start, size)| start == before && size.is_none_or(|n| n == self.size));
+            let is_rest =
+                answer.part.is_some_and(|(start, size)| start == before && size.is_none_or(|n| n == self.size));
             if !is_all && !is_rest {
                 // Nothing of what comes is what was asked for.
                 file.restart().map_err(disk)?;

@@ -95,7 +95,9 @@ fn expanded(text: &str, value: impl Fn(&str) -> Option<String>) -> String {
         out.push_str(before);
         let (name, after) = match behind.strip_prefix('{').and_then(|inner| inner.split_once('}')) {
             Some(found) => found,
-            None => behind.split_at(behind.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(behind.len())),
+            None => {
+                behind.split_at(behind.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(behind.len()))
+            }
         };
         let written = &behind[..behind.len() - after.len()];
         match value(name) {

@@ -177,11 +177,7 @@ impl Writes {
 }
 
 /// The SQL of the planned stages, as far as it can be read.
-fn queries(
-    pipeline: &Pipeline,
-    variables: &BTreeMap<String, String>,
-    runs: impl Fn(Stage) -> bool,
-) -> Vec<String> {
+fn queries(pipeline: &Pipeline, variables: &BTreeMap<String, String>, runs: impl Fn(Stage) -> bool) -> Vec<String> {
     let stage_of = |key: &str| match key {
         "pretrain.file" => Stage::Pretrain,
         "finetune.file" => Stage::Finetune,
@@ -191,7 +187,8 @@ fn queries(
     let planned = pipeline.queries().filter(|(key, _)| runs(stage_of(key)));
     let mut queries: Vec<String> =
         planned.filter_map(|(key, query)| query_text(pipeline, query, key, variables).ok()).collect();
-    if let Some(Validation::Sql(sql)) = pipeline.finetune.as_ref().filter(|_| runs(Stage::Finetune)).map(|s| &s.validation)
+    if let Some(Validation::Sql(sql)) =
+        pipeline.finetune.as_ref().filter(|_| runs(Stage::Finetune)).map(|s| &s.validation)
     {
         queries.push(sql.clone());
     }
