@@ -2,6 +2,7 @@
 //! cursor, changes a title, hides what stands beside it or begins a line that looks like couplet's own.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 /// Whether a character does something on a terminal instead of being shown, or turns the direction of what follows.
 fn is_active(char: char) -> bool {
@@ -39,11 +40,15 @@ pub(crate) fn json(document: &str) -> Cow<'_, str> {
     if !document.contains(is_active) {
         return Cow::Borrowed(document);
     }
-    let escaped = document.chars().map(|char| match char {
-        char if is_active(char) => format!("\\u{:04x}", u32::from(char)),
-        char => char.into(),
-    });
-    Cow::Owned(escaped.collect())
+    let mut out = String::with_capacity(document.len() + 16);
+    for char in document.chars() {
+        if is_active(char) {
+            let _ = write!(out, "\\u{:04x}", u32::from(char));
+        } else {
+            out.push(char);
+        }
+    }
+    Cow::Owned(out)
 }
 
 /// A text in which the same bytes stand at the same places, but for those characters: spans of it stay what they are.

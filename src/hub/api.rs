@@ -266,7 +266,7 @@ impl<'a> Hub<'a> {
         self.error(Trouble::Unreachable, problem)
     }
 
-    fn unusable(&self, what: &str) -> ObjectsError {
+    pub(super) fn unusable(&self, what: &str) -> ObjectsError {
         let endpoint = self.settings.shown_endpoint();
         self.error(Trouble::Other, format!("{endpoint} is no hub that couplet understands: {what}; check HF_ENDPOINT"))
     }

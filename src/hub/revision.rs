@@ -54,7 +54,12 @@ async fn ask(settings: &Settings, model: &HubModel) -> Result<Resolved, ObjectsE
             }
         };
     }
-    match Hub::new(settings, model)?.listing().await {
+    let hub = Hub::new(settings, model)?;
+    match hub.listing().await {
+        // Whoever names a commit wants that one.
+        Ok(listing) if model.is_pinned() && listing.commit != model.revision() => {
+            Err(hub.unusable(&format!("asked for a commit, it answers with another, {}", listing.commit)))
+        }
         Ok(listing) => Ok(Resolved { commit: listing.commit.clone(), listing: Some(listing), unreachable: None }),
         Err(error) if error.trouble == Trouble::Unreachable => match cached() {
             Some(commit) => Ok(Resolved { commit, listing: None, unreachable: Some(error) }),

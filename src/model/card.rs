@@ -348,7 +348,7 @@ model-index:
         assert_eq!(of("model-index:\n  results:\n  - metrics: [{name: f1, value: 1}]").metrics, ["f1 1"]);
         assert_eq!(of("a: &a {b: c}\nd: *a\n<<: *a\n? [x, y]\n: z\nlicense: mit").licence.as_deref(), Some("mit"));
         assert_eq!(of("license: |\n  of\n  my own").licence.as_deref(), Some("of my own"));
-        assert_eq!(of("license: a --- b\nx: \"\n----\n\"").licence.as_deref(), Some("a --- b"));
+        assert_eq!(of("license: a --- b\nx: |\n  ---\n  y").licence.as_deref(), Some("a --- b"));
         // Windows, and a mark of the order of bytes.
         let text = "\u{feff}---\r\nlicense: mit\r\n---\r\n";
         assert_eq!(Card::read(Some(text.as_bytes()), None).licence.as_deref(), Some("mit"));

@@ -41,8 +41,8 @@ impl<'n> Needed<'n> {
     /// The files that would be loaded besides these, or instead, if they were there.
     pub(crate) fn alternatives(&self) -> impl Iterator<Item = &'static str> {
         let is_chosen = |name: &&str| self.files.contains(name);
-        let before = WEIGHTS.iter().position(|name| is_chosen(&name)).unwrap_or(WEIGHTS.len());
-        SMALL.into_iter().filter(move |name| !is_chosen(&name)).chain(WEIGHTS.into_iter().take(before))
+        let before = WEIGHTS.iter().position(|name| is_chosen(name)).unwrap_or(WEIGHTS.len());
+        SMALL.into_iter().filter(move |name| !is_chosen(name)).chain(WEIGHTS.into_iter().take(before))
     }
 
     /// Adds those files that the text of the index names; what is wrong with it, loading says.

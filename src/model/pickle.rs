@@ -70,9 +70,12 @@ struct Shadow<'p> {
 impl Shadow<'_> {
     /// Follows one instruction; none at the end, or at what the interpreter would refuse.
     fn step(&mut self) -> Option<()> {
-        match self.bytes(1)?[0] {
+        let instruction = self.bytes(1)?[0];
+        match instruction {
             // The version.
-            0x80 => drop(self.bytes(1)?),
+            0x80 => {
+                self.bytes(1)?;
+            }
             b'c' => {
                 let length = self.line()? + self.line()?;
                 self.push(Weight::of_text(length));
@@ -229,7 +232,7 @@ mod tests {
         pickle.push(b'.');
         assert!(check(&pickle).unwrap_err().contains("more than 2097152 objects"));
         // A long text, often.
-        let mut pickle = [b"\x80\x02X".as_slice(), &100_000u32.to_le_bytes(), &[b'a'; 100_000], &put(0)].concat();
+        let mut pickle = [b"\x80\x02X".as_slice(), &100_000u32.to_le_bytes(), &b"a".repeat(100_000), &put(0)].concat();
         pickle.extend(b"h\0".repeat(10_000));
         assert!(check(&pickle).is_err());
         // A large list that is remembered again and again.
