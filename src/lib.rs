@@ -42,6 +42,7 @@ pub mod ops;
 pub mod page;
 pub mod parameters;
 pub mod predict;
+mod printable;
 pub mod progress;
 pub mod prometheus;
 pub mod query;

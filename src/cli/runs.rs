@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{Variables, name_and_value, print, read, read_pipeline};
+use super::{Variables, name_and_value, print, print_as, read, read_pipeline};
 use crate::config::{Pipeline, Query, variables_in};
 use crate::error::Error;
 use crate::history;
@@ -28,7 +28,7 @@ pub(super) struct Runs {
 impl Runs {
     pub(super) async fn execute(self) -> Result<(), Error> {
         let pipeline = read_pipeline(&self.pipeline, &self.variables.to_map())?;
-        print(&history::runs(&pipeline, self.limit, self.json).await?)
+        print_as(&history::runs(&pipeline, self.limit, self.json).await?, self.json)
     }
 }
 

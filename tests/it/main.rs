@@ -2,6 +2,7 @@
 
 #![allow(clippy::pedantic, clippy::unwrap_used, reason = "a test that panics has failed, and says where")]
 
+mod archives;
 mod broken_runs;
 mod card;
 mod checkpoints;
@@ -17,6 +18,8 @@ mod faulty;
 mod gradients;
 mod help;
 mod hub;
+mod hub_cache;
+mod hub_faults;
 mod hub_server;
 mod init;
 mod interrupt;
@@ -55,6 +58,7 @@ mod shell;
 mod sql_library;
 mod support;
 mod tables;
+mod terminal;
 mod tiny;
 mod training;
 mod venv;
