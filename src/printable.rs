@@ -9,7 +9,7 @@ fn is_active(char: char) -> bool {
     char.is_control() || matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-fn escape<'t>(text: &'t str, is_active: impl Fn(char) -> bool) -> Cow<'t, str> {
+fn escape(text: &str, is_active: impl Fn(char) -> bool) -> Cow<'_, str> {
     if !text.contains(&is_active) {
         return Cow::Borrowed(text);
     }

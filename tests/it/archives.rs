@@ -64,8 +64,9 @@ fn tensors_outside_of_their_storage_are_refused() {
     let with_offset = |offset: &[u8]| {
         let mut members = members(&model());
         let (_, pickle) = members.iter_mut().find(|(name, _)| name.ends_with("data.pkl")).unwrap();
-        // Behind the storage of the first tensor, `Q`, stands where it begins there: `K\0`.
-        let at = pickle.windows(3).position(|three| three == b"QK\0").unwrap() + 1;
+        // Behind the storage of a tensor, `Q`, stands where it begins there: `K\0`. The first is of positions, and not read.
+        let mut tensors = pickle.windows(3).enumerate().filter(|(_, three)| three == b"QK\0");
+        let at = tensors.nth(1).unwrap().0 + 1;
         pickle.splice(at..at + 2, offset.iter().copied());
         of(archive(&members))
     };
