@@ -23,6 +23,7 @@ use crate::config::{self, Pipeline, Place};
 use crate::error::Error;
 use crate::files;
 use crate::logging::{LogFormat, Messages, colors};
+use crate::printable::{self, printable};
 use crate::query::end_if_nobody_reads;
 
 /// Score sentence pairs in bulk with a BERT-family model: SQL in, predictions out as Parquet.
@@ -190,7 +191,18 @@ fn read(path: &Path) -> Result<String, Error> {
     files::read_text(path).map_err(Error::Usage)
 }
 
+/// Prints a text for people.
 pub(crate) fn print(text: &str) -> Result<(), Error> {
+    print_document(&printable(text))
+}
+
+/// Prints a text for people, or a JSON document.
+fn print_as(text: &str, is_json: bool) -> Result<(), Error> {
+    if is_json { print_document(&printable::json(text)) } else { print(text) }
+}
+
+/// Prints a document for programs, byte by byte.
+fn print_document(text: &str) -> Result<(), Error> {
     let mut out = io::stdout().lock();
     end_if_nobody_reads(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
         .map_err(|error| Error::Io { context: "writing to stdout".into(), error })
@@ -208,12 +220,13 @@ pub fn report_error(error: &Error, format: LogFormat) {
             if let Some(hint) = error.hint() {
                 fields["hint"] = json!(hint);
             }
-            writeln!(io::stderr(), "{}", json!({ "timestamp": time, "level": "ERROR", "fields": fields }))
+            let line = json!({ "timestamp": time, "level": "ERROR", "fields": fields }).to_string();
+            writeln!(io::stderr(), "{}", printable::json(&line))
         }
         (Error::Config(errors), LogFormat::Text) => write!(io::stderr(), "{}", errors.render(colors(), width)),
         (error, LogFormat::Text) => {
             let hint = error.hint().map_or_else(String::new, |hint| format!("\nhelp: {hint}"));
-            writeln!(io::stderr(), "error: {error}{hint}")
+            writeln!(io::stderr(), "error: {}{hint}", printable(&error.to_string()))
         }
     };
 }

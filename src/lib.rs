@@ -41,6 +41,7 @@ pub mod ops;
 pub mod page;
 pub mod parameters;
 pub mod predict;
+mod printable;
 pub mod progress;
 pub mod prometheus;
 pub mod query;

@@ -22,6 +22,7 @@ use crate::delta;
 use crate::error::Error;
 use crate::objects::Objects;
 use crate::parameters::Parameters;
+use crate::printable::printable;
 use crate::sink::runs;
 use crate::sink::{AtomicFile, ParquetSink, SinkError};
 
@@ -323,7 +324,8 @@ fn write_page(batches: &[RecordBatch], page: usize, out: &mut Out) -> Result<(),
     // Above the rows are a line, the names and another line.
     let heads = if page == 0 { 0 } else { 2 };
     let rows = table.splitn(heads + 1, '\n').last().unwrap_or_default();
-    writeln!(out, "{rows}").map_err(|e| sink_error(Path::new("stdout"), &e))
+    // A table is for people; CSV, JSON and Parquet have the values as they are.
+    writeln!(out, "{}", printable(rows)).map_err(|e| sink_error(Path::new("stdout"), &e))
 }
 
 /// The bytes of a result go to stdout, or to a file that appears when it is complete.

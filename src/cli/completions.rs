@@ -9,7 +9,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
-use super::{Cli, print};
+use super::{Cli, print, print_document};
 use crate::error::Error;
 
 #[derive(Debug, Args)]
@@ -22,7 +22,7 @@ impl Completions {
     pub(super) fn execute(self) -> Result<(), Error> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), env!("CARGO_PKG_NAME"), &mut script);
-        print(&String::from_utf8_lossy(&script))
+        print_document(&String::from_utf8_lossy(&script))
     }
 }
 
@@ -37,7 +37,7 @@ impl Manual {
         // The command `help` needs no page.
         let mut command = Cli::command().disable_help_subcommand(true);
         command.build();
-        let Some(folder) = &self.folder else { return print(&page(&command)) };
+        let Some(folder) = &self.folder else { return print_document(&page(&command)) };
         let failed = |path: &Path, error| Error::Io { context: format!("cannot write {}", path.display()), error };
         fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
         let mut written = String::new();

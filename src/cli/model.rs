@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
-use super::{model_place, print};
+use super::{model_place, print_as};
 use crate::config::Place;
 use crate::error::Error;
 use crate::model::card::{self, Card};
 use crate::model::{Architecture, Calibration, Form, ImportError, Imported, Model, import};
 use crate::objects::{ModelFolder, beside_model, model_folder};
+use crate::printable::in_line;
 use crate::progress::grouped;
 use crate::scorer::ScorerError;
 use crate::sink::may_replace;
@@ -99,7 +100,7 @@ impl Import {
             error => Error::Usage(error.to_string()),
         })?;
         let source = folder.name_of_copy(&place).unwrap_or(source);
-        print(&describe(&imported, &source, &target, json))
+        print_as(&describe(&imported, &source, &target, json), json)
     }
 }
 
@@ -151,7 +152,7 @@ async fn show(uri: &str, as_json: bool) -> Result<(), Error> {
     } else {
         card_text(&place, &folder, &model, &card)
     };
-    print(&text)
+    print_as(&text, as_json)
 }
 
 fn card_json(place: &Place, folder: &ModelFolder, model: &Model, card: &Card) -> serde_json::Value {
@@ -182,8 +183,8 @@ fn card_json(place: &Place, folder: &ModelFolder, model: &Model, card: &Card) ->
 /// The card for people: what is not known has no line.
 fn card_text(place: &Place, folder: &ModelFolder, model: &Model, card: &Card) -> String {
     let config = &model.config;
-    let labels =
-        if config.labels.is_empty() { "none: the output is a number".to_owned() } else { config.labels.join(", ") };
+    let labels: Vec<_> = config.labels.iter().map(|label| in_line(label)).collect();
+    let labels = if labels.is_empty() { "none: the output is a number".to_owned() } else { labels.join(", ") };
     let trained = card.training.as_ref();
     let base: Vec<String> = trained.and_then(card::Training::base).into_iter().chain(card.base.clone()).collect();
     let mut metrics = trained.map(card::Training::metrics).unwrap_or_default();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Variables, print, read_pipeline};
+use super::{Variables, print, print_as, read_pipeline};
 use crate::error::Error;
 use crate::logging::Messages;
 use crate::run;
@@ -42,7 +42,7 @@ impl Plan {
         };
         let plan = run::plan::plan(&pipeline, &variables, &options).await?;
         if self.json {
-            print(&format!("{:#}\n", plan.to_json()))?;
+            print_as(&format!("{:#}\n", plan.to_json()), true)?;
         } else {
             let end = if plan.problems.is_empty() { "nothing was written" } else { "a run would fail" };
             print(&format!("{}: plan\n{plan}{end}\n", pipeline.name))?;

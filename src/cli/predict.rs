@@ -4,9 +4,10 @@ use arrow::array::StringViewArray;
 use clap::Args;
 use serde_json::json;
 
-use super::{model_place, print};
+use super::{model_place, print_as};
 use crate::error::Error;
 use crate::model::Model;
+use crate::printable::in_line;
 use crate::run;
 use crate::scorer::{Prediction, Scorer, ScorerOptions, TextColumn, Window};
 
@@ -41,7 +42,7 @@ impl Predict {
             Some(Err(rejection)) => return Err(Error::Usage(rejection.to_string())),
             None => return Err(Error::Usage("there is no text".into())),
         };
-        print(&describe(&prediction, scorer.model(), self.json))
+        print_as(&describe(&prediction, scorer.model(), self.json), self.json)
     }
 }
 
@@ -64,7 +65,8 @@ fn describe(prediction: &Prediction, model: &Model, as_json: bool) -> String {
         });
         return format!("{document:#}\n");
     }
-    let mut lines = vec![match label {
+    let labels: Vec<_> = labels.iter().map(|label| in_line(label)).collect();
+    let mut lines = vec![match label.map(in_line) {
         Some(label) => format!("{label} ({:.1} %)", 100.0 * prediction.score),
         None => prediction.score.to_string(),
     }];

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::{Variables, print, read_pipeline};
+use super::{Variables, print, print_as, print_document, read_pipeline};
 use crate::config::Pipeline;
 use crate::error::Error;
 use crate::history;
@@ -61,7 +61,9 @@ impl Report {
             None if format == Format::Html => Some(PathBuf::from(format!("{}-report.html", pipeline.name))),
             output => output,
         };
-        let Some(path) = output else { return print(&text) };
+        let Some(path) = output else {
+            return if format == Format::Json { print_as(&text, true) } else { print_document(&text) };
+        };
         let written = AtomicFile::create(&path).and_then(|mut file| {
             file.write_all(text.as_bytes())?;
             file.publish()

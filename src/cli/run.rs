@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 use clap::Args;
 
-use super::{Variables, print, read, read_pipeline};
+use super::{Variables, print, print_as, read, read_pipeline};
 use crate::config::{self, Pipeline};
 use crate::error::Error;
 use crate::history;
@@ -66,7 +66,7 @@ impl Run {
         }
         let pipeline = pipeline?;
         match done {
-            Ok(report) if self.json => print(&format!("{:#}\n", report.to_json())),
+            Ok(report) if self.json => print_as(&format!("{:#}\n", report.to_json()), true),
             Ok(_) if messages.is_quiet() => Ok(()),
             Ok(report) => print(&format!("{}: done\n{report}", pipeline.name)),
             Err(error) => error.map_or(Ok(()), Err),

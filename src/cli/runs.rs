@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{Variables, print, read_pipeline};
+use super::{Variables, print, print_as, read_pipeline};
 use crate::error::Error;
 use crate::history;
 use crate::progress::grouped;
@@ -26,7 +26,7 @@ pub(super) struct Runs {
 impl Runs {
     pub(super) async fn execute(self) -> Result<(), Error> {
         let pipeline = read_pipeline(&self.pipeline, &self.variables.to_map())?;
-        print(&history::runs(&pipeline, self.limit, self.json).await?)
+        print_as(&history::runs(&pipeline, self.limit, self.json).await?, self.json)
     }
 }
 

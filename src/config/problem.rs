@@ -9,6 +9,8 @@ use miette::{
     SourceSpan, SpanContents,
 };
 
+use crate::printable::{in_line, of_same_length, printable};
+
 /// The number of problems above which a report shows the first ones only.
 const MOST_SHOWN: usize = 100;
 
@@ -49,6 +51,15 @@ impl Problem {
     pub(super) fn at(mut self, span: Range<usize>) -> Self {
         self.span = Some(span);
         self
+    }
+
+    /// Shows what of a stranger's file a terminal would act on.
+    fn make_printable(&mut self) {
+        let texts = [Some(&mut self.message), Some(&mut self.label), self.allowed.as_mut(), self.help.as_mut()];
+        let related = self.related.iter_mut().map(|(_, label)| label);
+        for text in texts.into_iter().flatten().chain(related) {
+            *text = printable(text).into_owned();
+        }
     }
 
     /// Keeps the line out of what is shown: it may hold a secret.
@@ -112,7 +123,10 @@ pub struct ConfigErrors {
 
 impl ConfigErrors {
     pub(super) fn new(file: &Path, text: &str, problems: Vec<Problem>) -> Self {
-        Self { file: file.display().to_string(), text: text.to_owned(), problems }
+        let mut errors =
+            Self { file: in_line(&file.to_string_lossy()).into(), text: of_same_length(text).into(), problems };
+        errors.problems.iter_mut().for_each(Problem::make_printable);
+        errors
     }
 
     /// Gives the problems, in the order of the file; at least one.

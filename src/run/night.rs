@@ -10,6 +10,7 @@ use crate::config::Pipeline;
 use crate::error::Error;
 use crate::lock::{self, Claim, DEFAULT_LEASE, Held};
 use crate::objects::Objects;
+use crate::printable::printable;
 use crate::store::{Outcome, RunRecord, Runs};
 
 /// A run that has begun.
@@ -105,7 +106,8 @@ impl Night {
             Some(Error::Interrupted { .. }) => Outcome::Interrupted,
             Some(_) => Outcome::Failed,
         });
-        record.message = error.map(ToString::to_string);
+        // Whatever shows it later, it does nothing there.
+        record.message = error.map(|error| printable(&error.to_string()).into_owned());
         // Whoever lost the lock has nothing to say in the store any more.
         if !matches!(error, Some(Error::Lock(_)))
             && let Err(error) = self.runs.add(&record).await

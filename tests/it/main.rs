@@ -55,6 +55,7 @@ mod shell;
 mod sql_library;
 mod support;
 mod tables;
+mod terminal;
 mod tiny;
 mod training;
 mod venv;
