@@ -1,19 +1,18 @@
 //! The weights of a checkpoint: safetensors or a PyTorch archive, whole or in shards, in f32, f16 or bf16.
 //!
 //! Tensors are looked up by one canonical name each: without the `distilbert.` or `bert.` prefix, and
-//! with `weight` and `bias` where old checkpoints say `gamma` and `beta`. A PyTorch archive is read by
-//! an interpreter of the few pickle instructions that tensors need; nothing in it is executed.
+//! with `weight` and `bias` where old checkpoints say `gamma` and `beta`.
 
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Component, Path, PathBuf};
 
-use candle_core::pickle::PthTensors;
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
+use super::archive::Archive;
 use super::config::{Architecture, Keys, read_json};
 use super::error::LoadError;
 
@@ -42,8 +41,7 @@ impl Entry {
 
 enum Shard {
     Safetensors(MmapedSafetensors),
-    /// The archive and its size in bytes.
-    Pickle(PthTensors, u64),
+    Pickle(Archive),
 }
 
 pub(super) const SAFETENSORS: &str = "model.safetensors";
@@ -87,10 +85,10 @@ impl Checkpoint {
             Shard::Safetensors(file)
         } else {
             let file = open_pickle(path)?;
-            for (name, info) in file.tensor_infos() {
-                add(name, info.layout.dims(), info.dtype.as_str().to_uppercase());
+            for info in file.tensors() {
+                add(&info.name, info.layout.dims(), info.dtype.as_str().to_uppercase());
             }
-            Shard::Pickle(file, path.metadata().map_or(0, |metadata| metadata.len()))
+            Shard::Pickle(file)
         };
         self.shards.push(shard);
         Ok(())
@@ -120,11 +118,7 @@ impl Checkpoint {
         let unreadable = |problem: String| error(values.clone(), format!("an unreadable tensor ({problem})"));
         let tensor = match &self.shards[entry.shard] {
             Shard::Safetensors(file) => file.load(&entry.name, device).map_err(|e| unreadable(first_line(&e)))?,
-            // Memory for the values is taken before they are read.
-            Shard::Pickle(_, size) if entry.values() as u64 > *size => {
-                return Err(error(values, format!("a file of {size} bytes")));
-            }
-            Shard::Pickle(file, _) => match guarded(|| file.get(&entry.name)).map_err(unreadable)? {
+            Shard::Pickle(file) => match guarded(|| file.tensor(&entry.name)).map_err(unreadable)? {
                 Some(tensor) => tensor.to_device(device)?.contiguous()?,
                 None => return Err(error(values, "nothing".into())),
             },
@@ -301,9 +295,9 @@ fn open_safetensors(path: &Path) -> Result<MmapedSafetensors, LoadError> {
 /// The magic number, as a pickle, of what PyTorch wrote before it wrote archives.
 const LEGACY: [u8; 14] = *b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19";
 
-fn open_pickle(path: &Path) -> Result<PthTensors, LoadError> {
+fn open_pickle(path: &Path) -> Result<Archive, LoadError> {
     check_start(path)?;
-    guarded(|| PthTensors::new(path, None)).map_err(|problem| LoadError::Unreadable {
+    guarded(|| Archive::open(path)).map_err(|problem| LoadError::Unreadable {
         path: path.to_owned(),
         problem: format!("it is truncated or not a PyTorch archive ({problem})"),
     })
@@ -327,7 +321,7 @@ fn check_start(path: &Path) -> Result<(), LoadError> {
     Err(LoadError::Unreadable { path: path.to_owned(), problem })
 }
 
-/// Runs candle's reader of archives, which trusts them to be whole: a panic of it is an error like any other.
+/// Runs what follows a pickle: candle's interpreter trusts it to be whole, and a panic of it is an error like any other.
 fn guarded<T>(read: impl FnOnce() -> candle_core::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(read)) {
         Ok(result) => result.map_err(|e| first_line(&e)),

@@ -1,5 +1,6 @@
 //! `config.json`: the sizes, the labels and the task of a checkpoint.
 
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value;
@@ -179,10 +180,21 @@ const BERT: Names = Names {
     activation: "hidden_act",
 };
 
+/// The largest JSON file of a checkpoint that is read, in bytes; it becomes many times as large in memory.
+const MOST_BYTES: u64 = 64 << 20;
+
 /// Reads a JSON file of a checkpoint: an object.
 pub(super) fn read_json(path: &Path) -> Result<Value, LoadError> {
     let unreadable = |problem: String| LoadError::Unreadable { path: path.to_owned(), problem };
-    match std::fs::read(path) {
+    let read = || {
+        let mut bytes = Vec::new();
+        std::fs::File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+        Ok::<_, std::io::Error>(bytes)
+    };
+    match read() {
+        Ok(bytes) if bytes.len() as u64 > MOST_BYTES => {
+            Err(unreadable(format!("it has more than {MOST_BYTES} bytes, which no model's settings have")))
+        }
         Ok(bytes) => match serde_json::from_slice(&bytes) {
             Ok(json @ Value::Object(_)) => Ok(json),
             Ok(_) => Err(unreadable("not a JSON object".into())),

@@ -1,5 +1,6 @@
 //! A sequence-classification checkpoint of the BERT family: from a Hugging Face folder to logits.
 
+mod archive;
 mod calibration;
 pub mod card;
 mod checkpoint;
@@ -12,6 +13,7 @@ mod head;
 mod import;
 mod masked_words;
 mod needed;
+mod pickle;
 mod source;
 mod stand_in;
 mod tokenizer;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::pedantic, clippy::unwrap_used, reason = "a test that panics has failed, and says where")]
 
+mod archives;
 mod broken_runs;
 mod card;
 mod checkpoints;
