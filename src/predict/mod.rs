@@ -15,6 +15,7 @@ mod columns;
 mod function;
 mod hoist;
 mod models;
+mod named;
 mod node;
 
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use datafusion::execution::SessionStateBuilder;
 pub use columns::{prediction_fields, predictions_to_array};
 pub(crate) use function::text_values;
 pub use models::{ModelOptions, Models};
+pub(crate) use named::named_models;
 
 /// The function's name in SQL.
 pub const FUNCTION: &str = "predict";

@@ -5,8 +5,8 @@
 //!           (the run's code, in a temporary folder)        store: read, not made; no lock is taken
 //! ```
 //!
-//! Nothing lasts of a plan but the copy of a model that is in a bucket, which cannot be looked at otherwise. Rows are
-//! kept in the system's folder for temporary files while it works, whatever `run.spill` says.
+//! Nothing lasts of a plan but the copies of models that are in buckets and hubs, which cannot be looked at otherwise, in
+//! the caches that are among the places that the plan names. Rows are kept in the system's folder for temporary files while it works, whatever `run.spill` says.
 
 mod json;
 mod planned;
@@ -113,7 +113,7 @@ pub async fn plan(pipeline: &Pipeline, variables: &BTreeMap<String, String>, opt
         finetune: None,
         evaluate: None,
         score: None,
-        writes: writes::Writes::of(pipeline, runs).await,
+        writes: writes::Writes::of(pipeline, variables, runs).await,
         memory: None,
         spills_above: pipeline.run.memory,
         spill: pipeline.run.spill.clone(),

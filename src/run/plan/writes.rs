@@ -3,14 +3,16 @@
 //! A pipeline file from someone else can name any place. Whatever a run of it would make, replace or remove stands in
 //! this list; a new kind of output belongs here before it is written for the first time.
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::super::sinks::rejected_beside;
-use super::super::{Stage, readable};
-use crate::config::{Errors, Pipeline, Place, Scoring, SinkFormat, SinkMode, Start};
+use super::super::{Stage, query_text, readable};
+use crate::config::{Errors, Pipeline, Place, Scoring, SinkFormat, SinkMode, Start, Validation, model_place};
 use crate::objects::{Objects, model_cache};
+use crate::predict::named_models;
 use crate::train::beside;
 
 /// A place that a run writes to.
@@ -48,17 +50,26 @@ impl Write {
     }
 }
 
+/// Where copies of models lie.
+const CACHE: &str = "model cache";
+
 /// All places that the planned stages of a pipeline write to.
 pub(super) struct Writes {
     folder: PathBuf,
+    /// The models whose caches are among them.
+    cached: Vec<Place>,
     all: Vec<Write>,
 }
 
 impl Writes {
     /// Collects them; `runs` tells which stages run.
-    pub(super) async fn of(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool) -> Vec<Write> {
+    pub(super) async fn of(
+        pipeline: &Pipeline,
+        variables: &BTreeMap<String, String>,
+        runs: impl Fn(Stage) -> bool,
+    ) -> Vec<Write> {
         let folder = pipeline.path.parent().unwrap_or(Path::new(""));
-        let mut writes = Self { folder: real(folder), all: Vec::new() };
+        let mut writes = Self { folder: real(folder), cached: Vec::new(), all: Vec::new() };
         let spills = pipeline.scoring.is_some() && runs(Stage::Score);
         if let Some(scoring) = pipeline.scoring.as_ref().filter(|_| runs(Stage::Score)) {
             writes.scoring(scoring).await;
@@ -79,6 +90,11 @@ impl Writes {
             let path = &stage.output.path;
             writes.add("evaluation", &Place::Local(path.clone()), made_or_replaced(path), false);
             writes.cache(&stage.model.location.place);
+        }
+        for sql in queries(pipeline, variables, runs) {
+            for place in named_models(&sql).iter().filter_map(|model| model_place(model).ok()) {
+                writes.cache(&place);
+            }
         }
         let change = if spills {
             "the rows of the run while it lasts, and what does not fit into memory"
@@ -129,9 +145,17 @@ impl Writes {
 
     /// A model in a bucket or a hub is fetched into the user's cache.
     fn cache(&mut self, model: &Place) {
+        if self.cached.contains(model) {
+            return;
+        }
+        self.cached.push(model.clone());
         // Where no folder can be told, fetching the model fails and says so.
         if let Ok(Some(folder)) = model_cache(model) {
-            self.add("model cache", &Place::Local(folder), format!("a copy of {model}, once"), false);
+            let place = shown(&real(&folder));
+            match self.all.iter_mut().find(|write| write.what == CACHE && write.place == place) {
+                Some(write) => write.change = format!("{}, a copy of {model}, once", write.change),
+                None => self.add(CACHE, &Place::Local(folder), format!("a copy of {model}, once"), false),
+            }
         }
     }
 
@@ -139,7 +163,7 @@ impl Writes {
         let local = place.local().map(real);
         let write = Write {
             what,
-            place: local.as_ref().map_or_else(|| place.to_string(), |path| readable(path).display().to_string()),
+            place: local.as_ref().map_or_else(|| place.to_string(), |path| shown(path)),
             change,
             outside: local.as_ref().is_none_or(|path| !path.starts_with(&self.folder)),
             temporary,
@@ -150,6 +174,29 @@ impl Writes {
             self.all.push(write);
         }
     }
+}
+
+/// The SQL of the planned stages, as far as it can be read.
+fn queries(pipeline: &Pipeline, variables: &BTreeMap<String, String>, runs: impl Fn(Stage) -> bool) -> Vec<String> {
+    let stage_of = |key: &str| match key {
+        "pretrain.file" => Stage::Pretrain,
+        "finetune.file" => Stage::Finetune,
+        "evaluate.file" => Stage::Evaluate,
+        _ => Stage::Score,
+    };
+    let planned = pipeline.queries().filter(|(key, _)| runs(stage_of(key)));
+    let mut queries: Vec<String> =
+        planned.filter_map(|(key, query)| query_text(pipeline, query, key, variables).ok()).collect();
+    if let Some(Validation::Sql(sql)) =
+        pipeline.finetune.as_ref().filter(|_| runs(Stage::Finetune)).map(|s| &s.validation)
+    {
+        queries.push(sql.clone());
+    }
+    queries
+}
+
+fn shown(path: &Path) -> String {
+    readable(path).display().to_string()
 }
 
 fn made_or_replaced(path: &Path) -> String {
