@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use hf_hub::api::tokio::{Api, ApiBuilder, ApiError};
 use hf_hub::{Repo, RepoType};
 use serde_json::Value;
+use url::Url;
 
 use super::cache::repository;
 use super::problem;
@@ -24,8 +26,12 @@ pub(super) const PAUSE: Duration = Duration::from_millis(500);
 /// The largest list of files that is read, in bytes.
 const MOST_LISTED: usize = 64 << 20;
 
+/// The longest that a hub may ask for before the next attempt; beyond that, the run ends and says so.
+const LONGEST_WAIT: Duration = Duration::from_secs(120);
+
 /// A hub, asked for one model.
 pub(super) struct Hub<'a> {
+    /// With the token, if there is one.
     api: Api,
     settings: &'a Settings,
     model: &'a HubModel,
@@ -35,8 +41,26 @@ pub(super) struct Hub<'a> {
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) body: Body,
-    /// The first byte of the body in the file, where it is a part of that.
-    pub(super) start: Option<u64>,
+    /// Where it is a part of a file: its first byte, and the bytes of all of that, if they are known.
+    pub(super) part: Option<(u64, Option<u64>)>,
+    /// What the server calls the content.
+    etag: Option<String>,
+    /// In bytes.
+    length: Option<u64>,
+    /// Whether another host gave it, to which the hub redirects.
+    from_elsewhere: bool,
+}
+
+/// A request without an answer to go on with, and how long the server wants to be left alone.
+struct Failed {
+    error: ObjectsError,
+    wait: Option<Duration>,
+}
+
+impl From<ObjectsError> for Failed {
+    fn from(error: ObjectsError) -> Self {
+        Self { error, wait: None }
+    }
 }
 
 /// The bytes of an answer.
@@ -76,7 +100,8 @@ impl Listing {
             let etag = lfs["sha256"].as_str().or_else(|| file["blobId"].as_str()).filter(|etag| is_hash(etag));
             let size = lfs["size"].as_u64().or_else(|| file["size"].as_u64());
             // Paths become files of the cache.
-            let is_plain = !path.contains('\\') && path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+            let is_plain = !path.contains(|char: char| char == '\\' || char.is_control())
+                && path.split('/').all(|part| !matches!(part, "" | "." | ".."));
             is_plain.then(|| RemoteFile { path: path.to_owned(), size, etag: etag.map(str::to_owned) })
         });
         Some(Self { commit, files: files.collect() })
@@ -95,6 +120,16 @@ impl Listing {
     }
 }
 
+fn api(settings: &Settings, model: &HubModel, token: Option<String>) -> Result<Api, ObjectsError> {
+    let api = ApiBuilder::from_cache(settings.cache.clone())
+        .with_endpoint(settings.endpoint.clone())
+        .with_token(token)
+        .with_user_agent("couplet", env!("CARGO_PKG_VERSION"))
+        .with_progress(false)
+        .build();
+    api.map_err(|e| ObjectsError::new(&Place::Hub(model.clone()), Trouble::Settings, e.to_string()))
+}
+
 fn folder_of(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
@@ -106,14 +141,7 @@ fn is_hash(text: &str) -> bool {
 
 impl<'a> Hub<'a> {
     pub(super) fn new(settings: &'a Settings, model: &'a HubModel) -> Result<Self, ObjectsError> {
-        let api = ApiBuilder::from_cache(settings.cache.clone())
-            .with_endpoint(settings.endpoint.clone())
-            .with_token(settings.token.clone())
-            .with_user_agent("couplet", env!("CARGO_PKG_VERSION"))
-            .with_progress(false)
-            .build();
-        let wrong = |e: ApiError| ObjectsError::new(&Place::Hub(model.clone()), Trouble::Settings, e.to_string());
-        Ok(Self { api: api.map_err(wrong)?, settings, model })
+        Ok(Self { api: api(settings, model, settings.token.clone())?, settings, model })
     }
 
     pub(super) fn model(&self) -> &'a HubModel {
@@ -140,12 +168,25 @@ impl<'a> Hub<'a> {
 
     /// Names the content of a file of a commit, where the listing does not, and says its size.
     pub(super) async fn content(&self, commit: &str, path: &str) -> Result<(String, u64), ObjectsError> {
-        let asked = tokio::time::timeout(PATIENCE, self.api.metadata(&self.url(commit, path))).await;
-        let found = asked.map_err(|_| self.slow())?.map_err(|e| problem::of_network(self, &e))?;
-        if !is_hash(found.etag()) {
-            return Err(self.unusable("it does not name the content of files"));
+        let url = self.url(commit, path);
+        // Its body is not read.
+        let answer = self.ask(&url, 0).await?;
+        let (etag, size) = if answer.from_elsewhere {
+            // The hub has named it in the redirect, which only `Api::metadata` looks at; and that would send the token on
+            // to the other host.
+            let nobody = api(self.settings, self.model, None)?;
+            let asked = tokio::time::timeout(PATIENCE, nobody.metadata(&url)).await.map_err(|_| self.slow())?;
+            let found = asked.map_err(|_| {
+                self.unusable("it names the content of files neither in its list nor to those who ask without a token")
+            })?;
+            (Some(found.etag().to_owned()), Some(found.size() as u64))
+        } else {
+            (answer.etag, answer.length)
+        };
+        match (etag.filter(|etag| is_hash(etag)), size) {
+            (Some(etag), Some(size)) => Ok((etag, size)),
+            _ => Err(self.unusable("it does not name the content of files, or not its size")),
         }
-        Ok((found.etag().to_owned(), found.size() as u64))
     }
 
     /// Asks for a file of a commit, from a byte on.
@@ -166,35 +207,44 @@ impl<'a> Hub<'a> {
     async fn ask(&self, url: &str, start: u64) -> Result<Answer, ObjectsError> {
         let mut attempt = 1;
         loop {
-            let error = match self.ask_once(url, start).await {
+            let Failed { error, wait } = match self.ask_once(url, start).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) => error,
+                Err(failed) => failed,
             };
-            if error.trouble != Trouble::Unreachable || attempt == ATTEMPTS {
+            let wait = wait.unwrap_or_default();
+            if error.trouble != Trouble::Unreachable || attempt == ATTEMPTS || wait > LONGEST_WAIT {
                 return Err(error);
             }
-            tokio::time::sleep(PAUSE * attempt).await;
+            if wait > PATIENCE {
+                tracing::info!("{} wants to be asked again in {} s", self.settings.shown_endpoint(), wait.as_secs());
+            }
+            tokio::time::sleep(wait.max(PAUSE * attempt)).await;
             attempt += 1;
         }
     }
 
-    async fn ask_once(&self, url: &str, start: u64) -> Result<Answer, ObjectsError> {
+    async fn ask_once(&self, url: &str, start: u64) -> Result<Answer, Failed> {
         // A range of a compressed body would be of something else.
         let mut request = self.api.client().get(url).header("accept-encoding", "identity");
         if start > 0 {
             request = request.header("range", format!("bytes={start}-"));
         }
+        // The client takes the token out of a request that is redirected to another host.
         let sent = tokio::time::timeout(PATIENCE, request.send()).await.map_err(|_| self.slow())?;
         let answer = sent.map_err(|e| problem::of_network(self, &e.into()))?;
         let status = answer.status().as_u16();
         let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         if !matches!(status, 200 | 206 | 416) {
             let (code, message) = (header("x-error-code"), header("x-error-message"));
-            return Err(problem::of_answer(self, status, code.as_deref(), message.as_deref()));
+            let wait = header("retry-after").and_then(|text| wait_of(&text, Utc::now()));
+            let error = problem::of_answer(self, status, code.as_deref(), message.as_deref(), wait);
+            return Err(Failed { error, wait });
         }
-        // "bytes 100-199/200"
-        let start =
-            header("content-range").and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
+        let asked = Url::parse(url).map(|url| url.origin());
+        let from_elsewhere = asked.is_ok_and(|asked| asked != answer.url().origin());
+        let etag = header("x-linked-etag").or_else(|| header("etag")).map(|etag| etag.replace('"', ""));
+        let part = header("content-range").and_then(|range| part_of(&range)).filter(|_| status == 206);
+        let length = answer.content_length();
         let body = futures::stream::unfold(Some(answer), |answer| async {
             let mut answer = answer?;
             match answer.chunk().await {
@@ -202,7 +252,7 @@ impl<'a> Hub<'a> {
                 Err(e) => Some((Err(e.into()), None)),
             }
         });
-        Ok(Answer { status, body: Box::pin(body), start })
+        Ok(Answer { status, body: Box::pin(body), part, etag, length, from_elsewhere })
     }
 
     /// The next bytes of a body; none at its end.
@@ -216,7 +266,7 @@ impl<'a> Hub<'a> {
         self.error(Trouble::Unreachable, problem)
     }
 
-    fn unusable(&self, what: &str) -> ObjectsError {
+    pub(super) fn unusable(&self, what: &str) -> ObjectsError {
         let endpoint = self.settings.shown_endpoint();
         self.error(Trouble::Other, format!("{endpoint} is no hub that couplet understands: {what}; check HF_ENDPOINT"))
     }
@@ -226,9 +276,35 @@ impl<'a> Hub<'a> {
     }
 }
 
+/// The first byte and the size of `bytes 100-199/200`; a server may not know the size.
+fn part_of(range: &str) -> Option<(u64, Option<u64>)> {
+    let (bytes, size) = range.strip_prefix("bytes ")?.split_once('/')?;
+    Some((bytes.split_once('-')?.0.parse().ok()?, size.parse().ok()))
+}
+
+/// What `Retry-After` asks for: seconds, or until a time.
+fn wait_of(text: &str, now: DateTime<Utc>) -> Option<Duration> {
+    match text.trim().parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => (DateTime::parse_from_rfc2822(text.trim()).ok()?.to_utc() - now).to_std().ok(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn headers_are_read_as_servers_write_them() {
+        assert_eq!(part_of("bytes 100-199/200"), Some((100, Some(200))));
+        assert_eq!(part_of("bytes 0-0/*"), Some((0, None)));
+        assert_eq!(part_of("bytes */200"), None);
+        let now = DateTime::parse_from_rfc3339("2026-11-27T13:00:00Z").unwrap().to_utc();
+        assert_eq!(wait_of("7", now), Some(Duration::from_secs(7)));
+        assert_eq!(wait_of("Fri, 27 Nov 2026 13:01:30 GMT", now), Some(Duration::from_secs(90)));
+        assert_eq!(wait_of("Fri, 27 Nov 2026 12:00:00 GMT", now), None);
+        assert_eq!(wait_of("soon", now), None);
+    }
 
     #[test]
     fn a_listing_names_contents_and_no_paths_outside() {

@@ -1,4 +1,5 @@
-//! The cache that all users of the hub share: blobs by content, snapshots of commits that link to them, names of commits.
+//! The cache that all users of the hub share: blobs by content, snapshots of commits that link to them, names of
+//! commits, and, as empty files under `.no_exist`, what commits do not have.
 //!
 //! See <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>.
 
@@ -10,9 +11,19 @@ use hf_hub::{CacheRepo, Repo, RepoType};
 
 use super::settings::Settings;
 use crate::config::HubModel;
-use crate::model::Needed;
+use crate::model::{CALIBRATION_FILE, Needed};
 use crate::objects::ModelFolder;
 use crate::sink::TEMPORARY;
+
+/// Why a model should not be loaded from what is in the cache.
+pub(super) enum Gap {
+    /// It cannot be loaded without this.
+    Lacks(String),
+    /// These files were not fetched when a download ended early.
+    Unfinished(Vec<String>),
+    /// Nobody has asked the hub for these files.
+    Unasked(Vec<String>),
+}
 
 /// One commit of a repository in the cache.
 pub(super) struct Snapshot {
@@ -39,19 +50,22 @@ impl Snapshot {
         }
     }
 
-    /// The commit that the model names, if anything of it is in the cache.
-    pub(super) fn of_commit(settings: &Settings, model: &HubModel) -> Option<Self> {
-        Some(Self::new(settings, model, model.revision())).filter(|snapshot| snapshot.folder().is_dir())
-    }
-
     /// The commit that the model's branch or tag was when it was last asked for.
-    pub(super) fn of_revision(settings: &Settings, model: &HubModel) -> Option<Self> {
+    pub(super) fn commit_of(settings: &Settings, model: &HubModel) -> Option<String> {
         let root = settings.cache.path().join(repository(model).folder_name());
         let commit = fs::read_to_string(root.join("refs").join(model.revision())).ok()?;
         let commit = commit.trim();
         let is_commit = !commit.is_empty() && commit.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        let snapshot = is_commit.then(|| Self::new(settings, model, commit))?;
-        Some(snapshot).filter(|snapshot| snapshot.folder().is_dir())
+        is_commit.then(|| commit.to_owned())
+    }
+
+    /// The commits of which anything is in the cache.
+    pub(super) fn commits(settings: &Settings, model: &HubModel) -> Vec<String> {
+        let root = settings.cache.path().join(repository(model).folder_name());
+        let found = root.join("snapshots").read_dir().into_iter().flatten().flatten();
+        let mut found: Vec<String> = found.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        found.sort();
+        found
     }
 
     pub(super) fn commit(&self) -> &str {
@@ -78,13 +92,12 @@ impl Snapshot {
         self.locks.join(format!("{etag}.lock"))
     }
 
-    /// Whether a model can be loaded from the files that are there.
-    pub(super) fn is_complete(&self) -> bool {
-        self.lacks().is_none()
-    }
-
-    /// The first thing that is missing to load a model.
-    pub(super) fn lacks(&self) -> Option<String> {
+    /// What is to be said against loading the model from the files that are there.
+    ///
+    /// What a commit does not have is noted beside its snapshot, so that what is neither there nor noted was not fetched.
+    /// couplet notes or fetches the calibration before all other files; where nothing is known of it, which files there
+    /// are was another program's choice.
+    pub(super) fn gap(&self) -> Option<Gap> {
         let folder = self.folder();
         // A link to a blob that somebody removed is no file.
         let files = folder.read_dir().into_iter().flatten().flatten().filter(|entry| entry.path().is_file());
@@ -92,11 +105,41 @@ impl Snapshot {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let needed = Needed::among(&names);
         if let Some(lacking) = needed.lacks() {
-            return Some(lacking.to_owned());
+            return Some(Gap::Lacks(lacking.to_owned()));
         }
-        let index = fs::read(folder.join(needed.index?)).unwrap_or_default();
-        let shards = Needed::shards(&index);
-        shards.into_iter().find(|shard| !names.contains(&shard.as_str()))
+        if let Some(index) = needed.index {
+            let shards = Needed::shards(&fs::read(folder.join(index)).unwrap_or_default());
+            if let Some(shard) = shards.into_iter().find(|shard| !names.contains(&shard.as_str())) {
+                return Some(Gap::Lacks(shard));
+            }
+        }
+        let unknown: Vec<String> =
+            needed.alternatives().filter(|name| !self.is_absent(name)).map(str::to_owned).collect();
+        match unknown.iter().any(|name| name == CALIBRATION_FILE) {
+            _ if unknown.is_empty() => None,
+            true => Some(Gap::Unasked(unknown)),
+            false => Some(Gap::Unfinished(unknown)),
+        }
+    }
+
+    /// Where it is noted that the commit has no such file in the model's folder.
+    fn absent(&self, name: &str) -> PathBuf {
+        self.root.join(".no_exist").join(&self.commit).join(&self.subfolder).join(name)
+    }
+
+    /// Whether the commit is known not to have that file in the model's folder.
+    pub(super) fn is_absent(&self, name: &str) -> bool {
+        self.absent(name).is_file()
+    }
+
+    /// Notes that the commit has no such file in the model's folder, as `huggingface_hub` does.
+    pub(super) fn note_absent(&self, name: &str) -> io::Result<()> {
+        let path = self.absent(name);
+        if path.is_file() {
+            return Ok(());
+        }
+        fs::create_dir_all(path.parent().unwrap_or(&path))?;
+        File::create(path).map(drop)
     }
 
     /// Whether the snapshot has the file, in its size where that is known.

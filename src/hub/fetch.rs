@@ -47,11 +47,22 @@ pub(super) async fn all(hub: &Hub<'_>, snapshot: &Snapshot, files: &[RemoteFile]
     }
     let mut progress = Progress::start(hub.settings().bar, bytes);
     for content in &contents {
-        let disk = |e: io::Error| hub.error(Trouble::Other, format!("downloading {}: {e}", content.path));
+        let disk = |e: io::Error| disk(hub, &content.path, &e);
         content.fetch(hub, snapshot, &mut progress).await?;
         snapshot.link(&content.path, &content.etag).map_err(disk)?;
     }
     Ok(())
+}
+
+fn disk(hub: &Hub<'_>, path: &str, error: &io::Error) -> ObjectsError {
+    let cache = hub.settings().cache.path().display();
+    let mend = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; HF_HOME or HF_HUB_CACHE name another place for the cache, and what has come is kept"
+        }
+        _ => "",
+    };
+    hub.error(Trouble::Other, format!("downloading {path} to {cache}: {error}{mend}"))
 }
 
 /// A file to fetch.
@@ -69,7 +80,7 @@ impl Content {
 
     /// Puts the content into the cache, unless another process is quicker.
     async fn fetch(&self, hub: &Hub<'_>, snapshot: &Snapshot, progress: &mut Progress) -> Result<(), ObjectsError> {
-        let disk = |e: io::Error| hub.error(Trouble::Other, format!("downloading {}: {e}", self.path));
+        let disk = |e: io::Error| disk(hub, &self.path, &e);
         let blob = snapshot.blob(&self.etag);
         if self.is_at(&blob) {
             return Ok(());
@@ -115,17 +126,33 @@ impl Content {
         file: &mut Unfinished,
         progress: &mut Progress,
     ) -> Result<(), ObjectsError> {
-        let disk = |e: io::Error| hub.error(Trouble::Other, format!("downloading {}: {e}", self.path));
-        let mut failures = 0;
+        let disk = |e: io::Error| disk(hub, &self.path, &e);
+        // Progress is what nobody has had before: a server that always breaks at the same place makes none.
+        let (mut failures, mut furthest) = (0, file.length);
         while file.length < self.size {
             let before = file.length;
             let mut answer = hub.open(snapshot.commit(), &self.path, before).await?;
-            if before > 0 && (answer.status != 206 || answer.start != Some(before)) {
-                // The server knows no ranges, or another file.
+            let is_all = answer.status == 200;
+            let is_rest =
+                answer.part.is_some_and(|(start, size)| start == before && size.is_none_or(|n| n == self.size));
+            if !is_all && !is_rest {
+                // Nothing of what comes is what was asked for.
                 file.restart().map_err(disk)?;
-                if answer.status == 416 {
-                    continue;
+                failures += 1;
+                if failures == ATTEMPTS {
+                    let problem = format!(
+                        "{} comes in other parts than were asked for (status {}); run again, and if it comes so again, \
+                         check HF_ENDPOINT",
+                        self.path, answer.status
+                    );
+                    return Err(hub.error(Trouble::Unreachable, problem));
                 }
+                tokio::time::sleep(PAUSE * failures).await;
+                continue;
+            }
+            if is_all && before > 0 {
+                // The server knows no ranges.
+                file.restart().map_err(disk)?;
             }
             let broke = loop {
                 match hub.next(&mut answer.body).await {
@@ -145,7 +172,8 @@ impl Content {
             if file.length == self.size {
                 break;
             }
-            failures = if file.length > before { 1 } else { failures + 1 };
+            failures = if file.length > furthest { 1 } else { failures + 1 };
+            furthest = furthest.max(file.length);
             if failures == ATTEMPTS {
                 let ended = || hub.error(Trouble::Unreachable, format!("{} ends too soon; run again", self.path));
                 return Err(broke.unwrap_or_else(ended));
@@ -171,7 +199,8 @@ impl Unfinished {
     fn open(path: PathBuf, etag: &str, size: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
         let mut unfinished = Self { path, file, length: 0, size, etag: etag.to_owned(), hash: Hash::new(etag, size) };
-        if unfinished.file.metadata()?.len() > size {
+        // What is too long is something else, and of what cannot be checked nobody knows what it is.
+        if unfinished.file.metadata()?.len() > size || matches!(unfinished.hash, Hash::Unknown) {
             unfinished.restart()?;
             return Ok(unfinished);
         }

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Files go to the cache of `huggingface_hub`, in its layout and under its locks: what one program has fetched, the
-//! other uses. A commit that is complete there needs no network; neither does anything with `HF_HUB_OFFLINE=1`. Only the
-//! files that a model is loaded from are fetched. The crate `hf-hub` knows names, addresses and credentials; what it
+//! other uses. A commit that is complete there needs no network; neither does anything with `HF_HUB_OFFLINE=1`. A branch
+//! or tag is the same commit as long as the process lasts. Only the files that a model is loaded from are fetched. The crate `hf-hub` knows names, addresses and credentials; what it
 //! does not do is done here: it checks no content, resumes whole chunks only, gives up on a lock after five seconds, and
 //! does not know some of the variables.
 
@@ -15,17 +15,18 @@ mod api;
 mod cache;
 mod fetch;
 mod problem;
+mod revision;
 mod settings;
 
 use std::path::PathBuf;
 
 use crate::config::{HubModel, Place};
-use crate::model::Needed;
+use crate::model::{CALIBRATION_FILE, Needed};
 use crate::objects::{ModelFolder, ObjectsError, Trouble};
 
 use api::{Hub, Listing, RemoteFile};
-use cache::Snapshot;
-use settings::Settings;
+use cache::{Gap, Snapshot};
+use settings::{OFFLINE, Settings};
 
 /// The files at most that a model may consist of; an index from elsewhere could name any number.
 const MOST_FILES: usize = 1000;
@@ -44,27 +45,20 @@ pub fn cache_folder(model: &HubModel) -> Result<PathBuf, ObjectsError> {
 /// A repository, revision or file that is not there, a hub that refuses or cannot be reached, a disk that is full.
 pub async fn model_folder(model: &HubModel) -> Result<ModelFolder, ObjectsError> {
     let settings = Settings::from_env(model)?;
-    // A commit always means the same files.
-    let pinned = Snapshot::of_commit(&settings, model).filter(|_| model.is_pinned());
-    if let Some(found) = pinned.filter(Snapshot::is_complete) {
-        return Ok(found.into_folder());
-    }
-    if settings.offline {
-        return offline(&settings, model);
-    }
-    let hub = Hub::new(&settings, model)?;
-    let listing = match hub.listing().await {
-        Ok(listing) => listing,
-        Err(error) if error.trouble == Trouble::Unreachable => {
-            // What was fetched before is better than no run tonight.
-            let cached = Snapshot::of_revision(&settings, model).filter(Snapshot::is_complete).ok_or(error.clone())?;
-            tracing::warn!("{error}; going on with commit {} in the cache", cached.commit());
-            return Ok(cached.into_folder());
+    if model.is_pinned() {
+        // A commit always means the same files.
+        let snapshot = Snapshot::new(&settings, model, model.revision());
+        if snapshot.gap().is_none() {
+            return Ok(snapshot.into_folder());
         }
-        Err(error) => return Err(error),
+    }
+    let resolved = revision::resolve(&settings, model).await?;
+    let snapshot = Snapshot::new(&settings, model, &resolved.commit);
+    let Some(listing) = &resolved.listing else {
+        return from_cache(&settings, model, snapshot, resolved.unreachable.as_ref());
     };
-    let snapshot = Snapshot::new(&settings, model, &listing.commit);
-    fetch_needed(&hub, &snapshot, &listing).await?;
+    let hub = Hub::new(&settings, model)?;
+    fetch_needed(&hub, &snapshot, listing).await?;
     if !model.is_pinned() {
         // Last, so that whoever reads the name finds all files.
         snapshot.name(model.revision()).map_err(|e| disk(model, &e))?;
@@ -88,6 +82,10 @@ pub async fn file_beside(
         return Ok(Some(path).filter(|path| path.exists()));
     };
     let pinned = model.with_revision(commit);
+    let snapshot = Snapshot::new(&settings, &pinned, commit);
+    if snapshot.is_absent(name) {
+        return Ok(None);
+    }
     let hub = Hub::new(&settings, &pinned)?;
     let listing = match hub.listing().await {
         Ok(listing) => listing,
@@ -96,36 +94,91 @@ pub async fn file_beside(
         Err(error) => return Err(error),
     };
     let Some(file) = listing.in_folder(model.folder()).into_iter().find(|file| file.name() == name) else {
+        note_absent(&snapshot, name);
         return Ok(None);
     };
     if file.size.is_some_and(|size| size > limit) {
         return Ok(None);
     }
-    let snapshot = Snapshot::new(&settings, &pinned, commit);
     fetch::all(&hub, &snapshot, &[file]).await?;
     Ok(Some(path))
 }
 
-/// The model as it is in the cache.
-fn offline(settings: &Settings, model: &HubModel) -> Result<ModelFolder, ObjectsError> {
-    let found =
-        if model.is_pinned() { Snapshot::of_commit(settings, model) } else { Snapshot::of_revision(settings, model) };
-    let mend = format!("run once without {}, or fetch it on another machine and copy the cache", settings::OFFLINE);
-    let Some(found) = found else {
-        let problem = format!(
-            "it is not in the cache, {}, and {} is set; {mend}",
-            settings.cache.path().display(),
-            settings::OFFLINE
-        );
-        return Err(ObjectsError::new(&Place::Hub(model.clone()), Trouble::Missing, problem));
+/// The model as it is in the cache: offline, or while the hub cannot be reached.
+fn from_cache(
+    settings: &Settings,
+    model: &HubModel,
+    snapshot: Snapshot,
+    unreachable: Option<&ObjectsError>,
+) -> Result<ModelFolder, ObjectsError> {
+    let missing = |problem: String| {
+        let error = ObjectsError::new(&Place::Hub(model.clone()), Trouble::Missing, problem);
+        Err(unreachable.cloned().unwrap_or(error))
     };
-    match found.lacks() {
-        None => Ok(found.into_folder()),
-        Some(lacks) => {
-            let path = found.folder().display().to_string();
-            let problem = format!("{path} in the cache has no {lacks}, and {} is set; {mend}", settings::OFFLINE);
-            Err(ObjectsError::new(&Place::Hub(model.clone()), Trouble::Missing, problem))
+    if !snapshot.folder().is_dir() {
+        return missing(not_cached(settings, model));
+    }
+    let path = snapshot.folder().display().to_string();
+    match snapshot.gap() {
+        None => {}
+        Some(Gap::Lacks(file)) => {
+            return missing(format!("{path} in the cache has no {file}, and {OFFLINE} is set; {}", mend()));
         }
+        Some(Gap::Unfinished(files)) => {
+            return missing(format!(
+                "{path} in the cache is not complete: a download ended before {}, and {OFFLINE} is set; {}",
+                listed(&files),
+                mend()
+            ));
+        }
+        // As transformers does with what it finds there.
+        Some(Gap::Unasked(files)) => tracing::warn!(
+            "{path} in the cache was fetched by another program, which did not ask for {}: it is taken for a model \
+             without that; to be sure, run once with a hub that can be reached",
+            listed(&files)
+        ),
+    }
+    if let Some(error) = unreachable {
+        // What was fetched before is better than no run tonight.
+        tracing::warn!("{error}; going on with commit {} in the cache", snapshot.commit());
+    }
+    Ok(snapshot.into_folder())
+}
+
+/// What is wrong with a model that is to come from the cache, and is not there.
+fn not_cached(settings: &Settings, model: &HubModel) -> String {
+    let cache = settings.cache.path().display();
+    match &Snapshot::commits(settings, model)[..] {
+        [] => format!("it is not in the cache, {cache}, and {OFFLINE} is set; {}", mend()),
+        commits if model.is_pinned() || commits.len() > 3 => {
+            format!("this commit of it is not in the cache, {cache}, and {OFFLINE} is set; {}", mend())
+        }
+        commits => format!(
+            "the cache, {cache}, does not know which commit `{}` is, and {OFFLINE} is set; it has files of commit {}, of \
+             which a download may not have ended; {}",
+            model.revision(),
+            commits.join(", "),
+            mend()
+        ),
+    }
+}
+
+fn mend() -> String {
+    format!("run once without {OFFLINE}, or fetch it on another machine and copy the cache")
+}
+
+/// `a`, `a and b`, `a, b and c`
+fn listed(names: &[String]) -> String {
+    match names {
+        [all @ .., last] if !all.is_empty() => format!("{} and {last}", all.join(", ")),
+        names => names.concat(),
+    }
+}
+
+/// Notes that a commit has no such file. A cache that is only read does without: it is asked for again.
+fn note_absent(snapshot: &Snapshot, name: &str) {
+    if let Err(e) = snapshot.note_absent(name) {
+        tracing::debug!("cannot note in the cache that commit {} has no {name}: {e}", snapshot.commit());
     }
 }
 
@@ -134,6 +187,10 @@ async fn fetch_needed(hub: &Hub<'_>, snapshot: &Snapshot, listing: &Listing) -> 
     let files = listing.in_folder(hub.model().folder());
     let names: Vec<&str> = files.iter().map(RemoteFile::name).collect();
     problem::check(hub.model(), listing, &names)?;
+    // Before the files, so that a snapshot in which one is missing is known to be unfinished: `Snapshot::gap`.
+    for absent in Needed::candidates().filter(|name| !names.contains(name)) {
+        note_absent(snapshot, absent);
+    }
     let mut needed = Needed::among(&names);
     if let Some(index) = needed.index {
         let index_file: Vec<RemoteFile> = files.iter().filter(|file| file.name() == index).cloned().collect();
@@ -141,7 +198,9 @@ async fn fetch_needed(hub: &Hub<'_>, snapshot: &Snapshot, listing: &Listing) -> 
         let text = std::fs::read(snapshot.folder().join(index)).map_err(|e| disk(hub.model(), &e))?;
         needed.add_shards(&text, &names);
     }
-    let needed: Vec<RemoteFile> = files.iter().filter(|file| needed.files.contains(&file.name())).cloned().collect();
+    let mut needed: Vec<RemoteFile> =
+        files.iter().filter(|file| needed.files.contains(&file.name())).cloned().collect();
+    needed.sort_by_key(|file| file.name() != CALIBRATION_FILE);
     if needed.len() > MOST_FILES {
         let problem = format!("it has {} files, more than a model has ({MOST_FILES})", needed.len());
         return Err(ObjectsError::new(&Place::Hub(hub.model().clone()), Trouble::Missing, problem));

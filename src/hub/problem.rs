@@ -1,5 +1,7 @@
 //! What is wrong with a model of a hub, or with the hub: in words that say how to mend it.
 
+use std::time::Duration;
+
 use hf_hub::api::tokio::ApiError;
 
 use super::api::{Hub, Listing};
@@ -83,12 +85,19 @@ pub(super) fn check(model: &HubModel, listing: &Listing, names: &[&str]) -> Resu
 }
 
 /// What an answer means that is none of the files.
-pub(super) fn of_answer(hub: &Hub<'_>, status: u16, code: Option<&str>, message: Option<&str>) -> ObjectsError {
+pub(super) fn of_answer(
+    hub: &Hub<'_>,
+    status: u16,
+    code: Option<&str>,
+    message: Option<&str>,
+    wait: Option<Duration>,
+) -> ObjectsError {
     let (model, settings) = (hub.model(), hub.settings());
     let (repository, endpoint) = (model.repository(), settings.shown_endpoint());
     // The address and the message may be of a mirror; what it says is passed on in short.
     let said: String = message.unwrap_or_default().chars().filter(|char| !char.is_control()).take(200).collect();
     let said = if said.is_empty() { format!("status {status}") } else { format!("status {status}: {said}") };
+    let said = wait.map_or(said.clone(), |wait| format!("{said}; to be asked again in {} s", wait.as_secs()));
     let has_token = settings.token.is_some();
     let token = "set HF_TOKEN, or log in once with `hf auth login`";
     let page = format!("{endpoint}/{repository}");
@@ -145,7 +154,7 @@ pub(super) fn of_network(hub: &Hub<'_>, error: &ApiError) -> ObjectsError {
         return hub.error(Trouble::Other, problem);
     };
     if let Some(status) = request.status() {
-        return of_answer(hub, status.as_u16(), None, None);
+        return of_answer(hub, status.as_u16(), None, None, None);
     }
     let mut cause: &dyn std::error::Error = request;
     while let Some(next) = cause.source() {

@@ -44,12 +44,13 @@ impl Settings {
             return Err(wrong(format!("HF_ENDPOINT is {shown}, which is not a URL such as {ENDPOINT}")));
         }
         let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
-        let given = text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN"));
-        let token = given.or_else(|| {
-            let implicit = !is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN");
-            let read = std::fs::read_to_string(token_file).ok().filter(|_| implicit)?;
+        let given = || text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN"));
+        let kept = || {
+            let read = std::fs::read_to_string(token_file).ok()?;
             Some(read.trim().to_owned()).filter(|token| !token.is_empty())
-        });
+        };
+        // A token that no call names is implicit, be it of the environment or of the file.
+        let token = if is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN") { None } else { given().or_else(kept) };
         if token.as_deref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
             return Err(wrong("the token in HF_TOKEN or its file has characters that no token has".into()));
         }
@@ -73,16 +74,60 @@ fn text(name: &str) -> Option<String> {
     env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
-/// A variable that names a path, in which `~` is the user's home.
+/// A variable that names a path, in which `~` is the user's home, and other variables may stand.
 fn path(name: &str) -> Option<PathBuf> {
     let value = env::var_os(name).filter(|value| !value.is_empty())?;
-    let path = PathBuf::from(value);
+    let path = match value.into_string() {
+        Ok(text) => PathBuf::from(expanded(&text, |name| env::var(name).ok())),
+        Err(bytes) => PathBuf::from(bytes),
+    };
     match (path.strip_prefix("~"), dirs::home_dir()) {
         (Ok(below), Some(home)) => Some(home.join(below)),
         _ => Some(path),
     }
 }
 
+/// A text with the values of `$NAME` and `${NAME}`, as Python's `os.path.expandvars` gives it: what is not set stays.
+fn expanded(text: &str, value: impl Fn(&str) -> Option<String>) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, behind)) = rest.split_once('$') {
+        out.push_str(before);
+        let (name, after) = match behind.strip_prefix('{').and_then(|inner| inner.split_once('}')) {
+            Some(found) => found,
+            None => {
+                behind.split_at(behind.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(behind.len()))
+            }
+        };
+        let written = &behind[..behind.len() - after.len()];
+        match value(name) {
+            Some(value) => out.push_str(&value),
+            None => out.extend(["$", written]),
+        }
+        rest = after;
+    }
+    out + rest
+}
+
 fn is_true(name: &str) -> bool {
     text(name).is_some_and(|value| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::expanded;
+
+    #[test]
+    fn variables_in_paths_are_those_of_the_environment() {
+        let value = |name: &str| (name == "SCRATCH").then(|| "/scratch/me".to_owned());
+        for (text, path) in [
+            ("$SCRATCH/hf", "/scratch/me/hf"),
+            ("/a/${SCRATCH}b", "/a//scratch/meb"),
+            ("$NONE/${NONE}/$", "$NONE/${NONE}/$"),
+            ("${SCRATCH", "${SCRATCH"),
+            ("/plain", "/plain"),
+        ] {
+            assert_eq!(expanded(text, value), path);
+        }
+    }
 }

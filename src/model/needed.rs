@@ -10,6 +10,12 @@ use super::checkpoint::{PICKLE, SAFETENSORS};
 /// Configuration, tokenizer and calibration.
 const SMALL: [&str; 5] = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", CALIBRATION_FILE];
 
+/// What the names of indices end with.
+const INDEX: &str = ".index.json";
+
+/// Weights, in the order in which they are looked for: the first that is there is loaded.
+const WEIGHTS: [&str; 4] = ["model.safetensors.index.json", SAFETENSORS, "pytorch_model.bin.index.json", PICKLE];
+
 /// The files that a model is loaded from, of those that there are: besides the small ones either the weights, or the
 /// index that names the files with weights.
 pub(crate) struct Needed<'n> {
@@ -22,17 +28,21 @@ impl<'n> Needed<'n> {
     pub(crate) fn among(names: &[&'n str]) -> Self {
         let find = |wanted: &str| names.iter().find(|name| **name == wanted).copied();
         let mut files: Vec<&str> = SMALL.iter().filter_map(|name| find(name)).collect();
-        for single in [SAFETENSORS, PICKLE] {
-            if let Some(index) = find(&format!("{single}.index.json")) {
-                files.push(index);
-                return Self { files, index: Some(index) };
-            }
-            if let Some(weights) = find(single) {
-                files.push(weights);
-                return Self { files, index: None };
-            }
-        }
-        Self { files, index: None }
+        let weights = WEIGHTS.iter().find_map(|name| find(name));
+        files.extend(weights);
+        Self { files, index: weights.filter(|name| name.ends_with(INDEX)) }
+    }
+
+    /// The names that are looked for in a folder.
+    pub(crate) fn candidates() -> impl Iterator<Item = &'static str> {
+        SMALL.into_iter().chain(WEIGHTS)
+    }
+
+    /// The files that would be loaded besides these, or instead, if they were there.
+    pub(crate) fn alternatives(&self) -> impl Iterator<Item = &'static str> {
+        let is_chosen = |name: &&str| self.files.contains(name);
+        let before = WEIGHTS.iter().position(|name| is_chosen(name)).unwrap_or(WEIGHTS.len());
+        SMALL.into_iter().filter(move |name| !is_chosen(name)).chain(WEIGHTS.into_iter().take(before))
     }
 
     /// Adds those files that the text of the index names; what is wrong with it, loading says.
@@ -82,5 +92,16 @@ mod tests {
         assert_eq!(needed.files, ["model.safetensors.index.json", "a.safetensors", "b.safetensors"]);
         needed.add_shards(b"not JSON", &names);
         assert_eq!(needed.files.len(), 3);
+    }
+
+    #[test]
+    fn what_is_loaded_depends_on_what_is_not_there_too() {
+        let alternatives = |names: &[&str]| Needed::among(names).alternatives().collect::<Vec<_>>();
+        let small = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "calibration.json"];
+        assert_eq!(alternatives(&[&small[..], &["model.safetensors.index.json"]].concat()), Vec::<&str>::new());
+        assert_eq!(
+            alternatives(&[&small[1..], &["pytorch_model.bin"]].concat()),
+            ["config.json", "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json"]
+        );
     }
 }

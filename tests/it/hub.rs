@@ -7,22 +7,22 @@ use std::time::Duration;
 use assert_cmd::Command;
 use serde_json::Value;
 
-use crate::hub_server::{Access, HubServer, TOKEN, git_hash, sha256};
+use crate::hub_server::{Access, HubServer, Ranges, TOKEN, git_hash, sha256};
 use crate::support::{Job, couplet, golden, quickstart_pairs, root, skip, stderr_of, stdout_of, write};
 use crate::venv;
 
-const REPOSITORY: &str = "org/tiny";
-const URI: &str = "hf://org/tiny";
+pub const REPOSITORY: &str = "org/tiny";
+pub const URI: &str = "hf://org/tiny";
 
 /// A hub and a cache of its own.
-struct Setup {
-    server: HubServer,
-    home: tempfile::TempDir,
+pub struct Setup {
+    pub server: HubServer,
+    pub home: tempfile::TempDir,
 }
 
 impl Setup {
     /// With the tiny DistilBERT and files that nobody needs.
-    fn new() -> (Self, String) {
+    pub fn new() -> (Self, String) {
         let setup = Self { server: HubServer::start(), home: tempfile::tempdir().unwrap() };
         let others: [(&str, &[u8]); 4] = [
             ("pytorch_model.bin", b"not needed"),
@@ -35,7 +35,7 @@ impl Setup {
     }
 
     /// `couplet ARGUMENTS` with this hub and cache, and nothing else of the caller's.
-    fn couplet(&self, arguments: &[&str]) -> Command {
+    pub fn couplet(&self, arguments: &[&str]) -> Command {
         let mut command = couplet();
         for name in [
             "HF_HUB_CACHE",
@@ -43,6 +43,7 @@ impl Setup {
             "HF_TOKEN",
             "HUGGING_FACE_HUB_TOKEN",
             "HF_TOKEN_PATH",
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN",
             "HF_HUB_OFFLINE",
             "TRANSFORMERS_OFFLINE",
         ] {
@@ -52,16 +53,16 @@ impl Setup {
         command
     }
 
-    fn predict(&self, uri: &str) -> Command {
+    pub fn predict(&self, uri: &str) -> Command {
         self.couplet(&["predict", "--json", "--model", uri, "A man went home.", "He was at home."])
     }
 
-    fn repository(&self) -> PathBuf {
+    pub fn repository(&self) -> PathBuf {
         self.home.path().join("hub/models--org--tiny")
     }
 
     /// What a failure says, without what changes from test to test.
-    fn problem(&self, command: &mut Command, code: i32) -> String {
+    pub fn problem(&self, command: &mut Command, code: i32) -> String {
         let message = stderr_of(command, code);
         assert!(!message.contains(TOKEN), "the token is in {message}");
         let message =
@@ -72,13 +73,13 @@ impl Setup {
     }
 }
 
-fn of_folder(folder: &Path) -> Value {
+pub fn of_folder(folder: &Path) -> Value {
     let mut command = couplet();
     command.args(["predict", "--json", "A man went home.", "He was at home.", "--model"]).arg(folder);
     serde_json::from_str(&stdout_of(&mut command)).unwrap()
 }
 
-fn json(command: &mut Command) -> Value {
+pub fn json(command: &mut Command) -> Value {
     serde_json::from_str(&stdout_of(command)).unwrap()
 }
 
@@ -103,7 +104,7 @@ fn a_model_is_fetched_once_and_scores_like_its_folder() {
     let left = std::fs::read_dir(&repository).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut left: Vec<String> = left.collect();
     left.sort();
-    assert_eq!(left, ["blobs", "refs", "snapshots"]);
+    assert_eq!(left, [".no_exist", "blobs", "refs", "snapshots"]);
     assert!(
         !std::fs::read_dir(repository.join("blobs"))
             .unwrap()
@@ -164,7 +165,7 @@ fn what_another_process_left_unfinished_is_used_if_it_is_right() {
     {
         let (setup, _) = Setup::new();
         if ignores_ranges {
-            setup.server.ignore_ranges();
+            setup.server.set_ranges(Ranges::Ignored);
         }
         write(&setup.repository().join(format!("blobs/{}.incomplete", sha256(&weights))), &left);
         assert_eq!(json(&mut setup.predict(URI)), of_folder(&golden("tiny-distilbert")));
@@ -362,11 +363,14 @@ fn tables_sinks_and_stores_are_of_no_hub() {
 /// What `huggingface_hub` does with the cache, both ways.
 const PYTHON: &str = r#"
 import os, sys
-from huggingface_hub import hf_hub_download, scan_cache_dir, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, scan_cache_dir, try_to_load_from_cache
 files = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
 found = [hf_hub_download("org/tiny", name, local_files_only=sys.argv[1] == "find") for name in files]
 folder, = {os.path.dirname(path) for path in found}
 assert try_to_load_from_cache("org/tiny", "config.json") == os.path.join(folder, "config.json")
+if sys.argv[1] == "find":
+    assert try_to_load_from_cache("org/tiny", "vocab.txt") is _CACHED_NO_EXIST
+    assert try_to_load_from_cache("org/tiny", "README.md") is None
 info = scan_cache_dir()
 assert not info.warnings, info.warnings
 assert [repo.repo_id for repo in info.repos] == ["org/tiny"], info.repos

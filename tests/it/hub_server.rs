@@ -25,6 +25,19 @@ pub enum Access {
     Private,
 }
 
+/// What a server does about a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ranges {
+    #[default]
+    Given,
+    /// It gives all of the file.
+    Ignored,
+    /// It gives another part than was asked for.
+    Shifted,
+    /// It says that there is no such part, with words.
+    Refused,
+}
+
 /// The token that the hub knows.
 pub const TOKEN: &str = "hf_a-secret-of-the-tests";
 
@@ -53,9 +66,13 @@ struct State {
     cuts: Vec<(String, usize, usize)>,
     /// Files with this in their names come with a changed byte.
     damaged: Option<String>,
-    /// Paths with this in them get this status, so often.
-    failures: Vec<(String, u16, usize)>,
-    ignores_ranges: bool,
+    /// Paths with this in them get this status, so often, and are to be asked for again in so many seconds.
+    failures: Vec<(String, u16, usize, Option<u64>)>,
+    /// Answers about paths with this in them break within their head, so often.
+    hang_ups: Vec<(String, usize)>,
+    /// What `main` of a repository becomes once it has been asked for.
+    moves: Vec<(String, String)>,
+    ranges: Ranges,
     without_hashes: bool,
     pause: Duration,
     log: Vec<Asked>,
@@ -140,11 +157,25 @@ impl HubServer {
     }
 
     pub fn fail(&self, path: &str, status: u16, times: usize) {
-        self.state.lock().unwrap().failures.push((path.into(), status, times));
+        self.state.lock().unwrap().failures.push((path.into(), status, times, None));
     }
 
-    pub fn ignore_ranges(&self) {
-        self.state.lock().unwrap().ignores_ranges = true;
+    /// The same, with the wish to be asked again in so many seconds.
+    pub fn fail_for(&self, path: &str, status: u16, times: usize, seconds: u64) {
+        self.state.lock().unwrap().failures.push((path.into(), status, times, Some(seconds)));
+    }
+
+    pub fn hang_up(&self, path: &str, times: usize) {
+        self.state.lock().unwrap().hang_ups.push((path.into(), times));
+    }
+
+    /// `main` is another commit for whoever asks after the next one.
+    pub fn move_main(&self, repository: &str, commit: &str) {
+        self.state.lock().unwrap().moves.push((repository.into(), commit.into()));
+    }
+
+    pub fn set_ranges(&self, ranges: Ranges) {
+        self.state.lock().unwrap().ranges = ranges;
     }
 
     /// Lists files without hashes and sizes, as some mirrors do.
@@ -245,19 +276,29 @@ fn serve(mut client: TcpStream, port: u16, state: &Mutex<State>) -> io::Result<(
         Some((from.parse::<usize>().ok()?, to.parse::<usize>().ok()))
     });
     let from = range.map(|(from, _)| from);
-    let (reply, cut, pause) = {
+    let (reply, cut, hangs_up, pause) = {
         let mut state = state.lock().unwrap();
         let authorized = token.as_deref() == Some(TOKEN);
         state.log.push(Asked { method: method.clone(), path: path.clone(), from, authorized });
-        let failure = state.failures.iter_mut().find(|(part, _, times)| path.contains(part.as_str()) && *times > 0);
-        let failure = failure.map(|(_, status, times)| {
+        let failure = state.failures.iter_mut().find(|(part, _, times, _)| path.contains(part.as_str()) && *times > 0);
+        let failure = failure.map(|(_, status, times, wait)| {
             *times -= 1;
-            *status
+            (*status, *wait)
         });
         let mut reply = match failure {
-            Some(status) => refusal(status, "", "injected"),
+            Some((status, wait)) => {
+                let mut refusal = refusal(status, "", "injected");
+                refusal.headers.extend(wait.map(|seconds| ("Retry-After", seconds.to_string())));
+                refusal
+            }
             None => answer(&state, &path, token.as_deref(), port),
         };
+        let hangs_up = state.hang_ups.iter_mut().find(|(part, times)| path.contains(part.as_str()) && *times > 0);
+        let hangs_up = hangs_up.map(|(_, times)| *times -= 1).is_some();
+        let moved = state.moves.iter().position(|(name, _)| path.starts_with(&format!("/api/models/{name}/")));
+        if let Some((name, commit)) = moved.map(|at| state.moves.remove(at)) {
+            state.repositories.get_mut(&name).unwrap().names.insert("main".into(), commit);
+        }
         let mut cut = None;
         if let Some(file) = reply.file.clone() {
             if state.damaged.as_deref().is_some_and(|part| file.contains(part)) {
@@ -265,7 +306,15 @@ fn serve(mut client: TcpStream, port: u16, state: &Mutex<State>) -> io::Result<(
                 reply.body[middle] ^= 1;
             }
             let all = reply.body.len();
-            match range.filter(|_| !state.ignores_ranges) {
+            match range.filter(|_| state.ranges != Ranges::Ignored) {
+                Some(_) if state.ranges == Ranges::Refused => {
+                    reply = Reply { status: 416, headers: Vec::new(), body: b"no such part".into(), file: None };
+                }
+                Some((from, _)) if state.ranges == Ranges::Shifted && from > 0 => {
+                    reply.body = reply.body[from - 1..].to_vec();
+                    reply.status = 206;
+                    reply.headers.push(("Content-Range", format!("bytes {}-{}/{all}", from - 1, all - 1)));
+                }
                 Some((from, _)) if from >= all && all > 0 => {
                     reply = Reply { status: 416, headers: Vec::new(), body: Vec::new(), file: None };
                 }
@@ -283,13 +332,18 @@ fn serve(mut client: TcpStream, port: u16, state: &Mutex<State>) -> io::Result<(
                 cut = Some((*bytes).min(reply.body.len()));
             }
         }
-        (reply, cut, state.pause)
+        (reply, cut, hangs_up, state.pause)
     };
     let mut head = format!("HTTP/1.1 {} Reply\r\nConnection: close\r\n", reply.status);
     for (name, value) in &reply.headers {
         write!(head, "{name}: {value}\r\n").unwrap();
     }
     write!(head, "Content-Length: {}\r\n\r\n", reply.body.len()).unwrap();
+    if hangs_up {
+        client.write_all(&head.as_bytes()[..head.len() / 2])?;
+        std::thread::sleep(Duration::from_millis(50));
+        return socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO));
+    }
     client.write_all(head.as_bytes())?;
     if method == "HEAD" {
         return client.shutdown(Shutdown::Write);

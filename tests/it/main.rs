@@ -18,6 +18,8 @@ mod faulty;
 mod gradients;
 mod help;
 mod hub;
+mod hub_cache;
+mod hub_faults;
 mod hub_server;
 mod init;
 mod interrupt;

@@ -1,0 +1,70 @@
+//! Which commit a revision is, decided once: a branch may move while a run is under way, and two stages or two calls of
+//! `predict` that name the same model must mean the same one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::OnceCell;
+
+use super::api::{Hub, Listing};
+use super::cache::Snapshot;
+use super::settings::Settings;
+use crate::config::{HubModel, Place};
+use crate::objects::{ObjectsError, Trouble};
+
+/// What a revision was when this process first asked for it.
+pub(super) struct Resolved {
+    pub(super) commit: String,
+    /// What the hub says of the commit; none where the hub was not asked, or did not answer.
+    pub(super) listing: Option<Listing>,
+    /// Why the hub did not answer.
+    pub(super) unreachable: Option<ObjectsError>,
+}
+
+/// A hub, a cache, a repository and a revision of it.
+type Key = (String, PathBuf, String, String);
+
+/// What was found for each, or is being asked for.
+static KNOWN: Mutex<BTreeMap<Key, Arc<OnceCell<Arc<Resolved>>>>> = Mutex::new(BTreeMap::new());
+
+/// Says which commit a model's revision is. Errors are not kept: the next call asks again.
+pub(super) async fn resolve(settings: &Settings, model: &HubModel) -> Result<Arc<Resolved>, ObjectsError> {
+    let key = (
+        settings.endpoint.clone(),
+        settings.cache.path().clone(),
+        model.repository().to_owned(),
+        model.revision().to_owned(),
+    );
+    let cell = Arc::clone(KNOWN.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default());
+    cell.get_or_try_init(|| async { ask(settings, model).await.map(Arc::new) }).await.cloned()
+}
+
+async fn ask(settings: &Settings, model: &HubModel) -> Result<Resolved, ObjectsError> {
+    let cached = || {
+        let pinned = Some(model.revision().to_owned()).filter(|_| model.is_pinned());
+        pinned.or_else(|| Snapshot::commit_of(settings, model))
+    };
+    if settings.offline {
+        return match cached() {
+            Some(commit) => Ok(Resolved { commit, listing: None, unreachable: None }),
+            None => {
+                let problem = super::not_cached(settings, model);
+                Err(ObjectsError::new(&Place::Hub(model.clone()), Trouble::Missing, problem))
+            }
+        };
+    }
+    let hub = Hub::new(settings, model)?;
+    match hub.listing().await {
+        // Whoever names a commit wants that one.
+        Ok(listing) if model.is_pinned() && listing.commit != model.revision() => {
+            Err(hub.unusable(&format!("asked for a commit, it answers with another, {}", listing.commit)))
+        }
+        Ok(listing) => Ok(Resolved { commit: listing.commit.clone(), listing: Some(listing), unreachable: None }),
+        Err(error) if error.trouble == Trouble::Unreachable => match cached() {
+            Some(commit) => Ok(Resolved { commit, listing: None, unreachable: Some(error) }),
+            None => Err(error),
+        },
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,153 @@
+//! What is in the cache of a hub, and what is known not to be there: complete models load without the hub, others do not.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::hub::{REPOSITORY, Setup, URI, json, of_folder};
+use crate::support::{Job, golden, quickstart_pairs, stdout_of, write};
+
+const OFFLINE: (&str, &str) = ("HF_HUB_OFFLINE", "1");
+
+fn offline(setup: &Setup, uri: &str) -> assert_cmd::Command {
+    let mut command = setup.predict(uri);
+    command.env(OFFLINE.0, OFFLINE.1);
+    command
+}
+
+fn absent(setup: &Setup, commit: &str) -> Vec<String> {
+    let folder = setup.repository().join(".no_exist").join(commit);
+    let names = folder.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn what_a_commit_does_not_have_is_remembered() {
+    let (setup, commit) = Setup::new();
+    json(&mut setup.predict(URI));
+    let none = ["calibration.json", "model.safetensors.index.json", "pytorch_model.bin.index.json", "vocab.txt"];
+    assert_eq!(absent(&setup, &commit), none);
+    // A card that is not there is asked for once.
+    let show = || json(&mut setup.couplet(&["model", "show", "--json", &format!("{URI}@{commit}")]));
+    assert_eq!(show()["licence"], "mit");
+    assert!(absent(&setup, &commit).contains(&"training.json".to_owned()));
+    setup.server.take_log();
+    assert_eq!(show()["licence"], "mit");
+    assert_eq!(setup.server.take_log(), []);
+}
+
+/// A download that is killed leaves some of the files; any of them may be the last.
+#[test]
+fn a_snapshot_that_is_not_complete_is_not_used_offline() {
+    let expected = of_folder(&golden("tiny-distilbert"));
+    for file in ["tokenizer_config.json", "tokenizer.json", "config.json", "model.safetensors"] {
+        let (setup, commit) = Setup::new();
+        let pinned = format!("{URI}@{commit}");
+        json(&mut setup.predict(&pinned));
+        std::fs::remove_file(setup.repository().join("snapshots").join(&commit).join(file)).unwrap();
+        let problem = setup.problem(&mut offline(&setup, &pinned), 2);
+        let said = match file {
+            "tokenizer_config.json" => "is not complete: a download ended before tokenizer_config.json",
+            "tokenizer.json" => "has no tokenizer.json or vocab.txt",
+            "model.safetensors" => "has no model.safetensors or pytorch_model.bin",
+            file => &format!("has no {file}"),
+        };
+        assert!(problem.contains(said) && problem.contains("HF_HUB_OFFLINE is set; run once without"), "{problem}");
+        // With the hub it becomes complete, although the commit was there.
+        assert_eq!(json(&mut setup.predict(&pinned)), expected);
+        assert_eq!(json(&mut offline(&setup, &pinned)), expected);
+        // Its blob was still there.
+        assert_eq!(setup.server.take_files().iter().filter(|asked| *asked == file).count(), 1, "{file}");
+    }
+}
+
+#[test]
+fn a_branch_of_which_a_download_did_not_end_is_not_used_offline() {
+    let (setup, commit) = Setup::new();
+    setup.server.damage(Some("tokenizer_config.json"));
+    setup.problem(&mut setup.predict(URI), 1);
+    assert!(setup.repository().join("snapshots").join(&commit).join("model.safetensors").exists());
+    let problem = setup.problem(&mut offline(&setup, URI), 2).replace(&commit, "COMMIT");
+    insta::assert_snapshot!(problem, @r"error: model hf://org/tiny: the cache, HOME/hub, does not know which commit `main` is, and HF_HUB_OFFLINE is set; it has files of commit COMMIT, of which a download may not have ended; run once without HF_HUB_OFFLINE, or fetch it on another machine and copy the cache");
+    let problem = setup.problem(&mut offline(&setup, &format!("{URI}@{commit}")), 2);
+    assert!(problem.contains("is not complete: a download ended before tokenizer_config.json"), "{problem}");
+}
+
+/// transformers asks for other files than couplet; what it fetched is used, and it is said that something may be missing.
+#[test]
+fn what_another_program_fetched_is_used_offline() {
+    let (setup, commit) = Setup::new();
+    json(&mut setup.predict(URI));
+    std::fs::remove_dir_all(setup.repository().join(".no_exist")).unwrap();
+    let output = offline(&setup, URI).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), of_folder(&golden("tiny-distilbert")));
+    assert!(said.contains("did not ask for vocab.txt, calibration.json and model.safetensors.index.json"), "{said}");
+    // A commit of which nobody knows that is asked for, or taken as it is while the hub is gone.
+    setup.server.take_log();
+    json(setup.predict(&format!("{URI}@{commit}")).env("HF_ENDPOINT", "http://127.0.0.1:9"));
+    json(&mut setup.predict(&format!("{URI}@{commit}")));
+    assert_eq!((setup.server.take_log().len(), absent(&setup, &commit).len()), (1, 4));
+    assert!(offline(&setup, URI).output().unwrap().stderr.is_empty());
+}
+
+/// A cache on a disk that can only be read, as a team may share it.
+#[test]
+#[cfg(unix)]
+fn a_cache_that_cannot_be_written_to_is_read() {
+    use std::os::unix::fs::PermissionsExt;
+    let (setup, _) = Setup::new();
+    json(&mut setup.predict(URI));
+    std::fs::remove_dir_all(setup.repository().join(".no_exist")).unwrap();
+    let set = |mode: u32| {
+        std::fs::set_permissions(setup.repository(), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set(0o555);
+    let found = json(&mut setup.predict(URI));
+    set(0o755);
+    assert_eq!(found, of_folder(&golden("tiny-distilbert")));
+}
+
+#[test]
+fn two_uses_of_a_branch_are_one_commit() {
+    let (setup, first) = Setup::new();
+    let second = setup.server.commit(REPOSITORY, &golden("tiny-bert"), &[]);
+    setup.server.name(REPOSITORY, "main", &first);
+    setup.server.move_main(REPOSITORY, &second);
+    let pairs = format!("t={}", quickstart_pairs().display());
+    let sql = format!(
+        "SELECT count(*) AS n FROM t WHERE predict('{URI}', sentence1)['score'] = predict('{URI}@main', sentence1)['score']"
+    );
+    let rows = json(&mut setup.couplet(&["query", "--format", "json", "--table", &pairs, &sql]));
+    assert_eq!(rows[0]["n"], 525);
+    let asked = setup.server.take_log();
+    assert_eq!(asked.iter().filter(|asked| asked.path.starts_with("/api/")).count(), 1, "{asked:?}");
+    // The next process takes what the branch is by then.
+    assert_eq!(json(&mut setup.predict(URI)), of_folder(&golden("tiny-bert")));
+    assert_eq!(std::fs::read_to_string(setup.repository().join("refs/main")).unwrap(), second);
+}
+
+#[test]
+fn a_plan_names_the_caches_of_models_in_sql() {
+    let (setup, _) = Setup::new();
+    let sql = format!("SELECT *, predict('{URI}', sentence1)['label'] AS other FROM pairs LIMIT 20");
+    let job = Job::over_quickstart_pairs();
+    let toml = std::fs::read_to_string(job.path("pipeline.toml")).unwrap();
+    let (before, rest) = toml.split_once("sql = \"").unwrap();
+    let (_, after) = rest.split_once('"').unwrap();
+    let sql = sql.replace("SELECT *,", "SELECT id, sentence1 AS a, sentence2 AS b,");
+    write(&job.path("pipeline.toml"), format!("{before}sql = \"{sql}\"{after}"));
+    let plan = json(setup.couplet(&["plan", "--json", "pipeline.toml"]).current_dir(job.path("")));
+    let caches: Vec<&Value> =
+        plan["writes"].as_array().unwrap().iter().filter(|write| write["what"] == "model cache").collect();
+    assert_eq!(caches.len(), 1, "{plan:#}");
+    assert_eq!(
+        PathBuf::from(caches[0]["place"].as_str().unwrap()),
+        setup.home.path().canonicalize().unwrap().join("hub")
+    );
+    assert_eq!(caches[0]["change"], format!("a copy of {URI}, once"));
+    let text = stdout_of(setup.couplet(&["plan", "pipeline.toml"]).current_dir(job.path("")));
+    assert!(text.contains(&format!("a copy of {URI}, once")), "{text}");
+}

@@ -1,0 +1,151 @@
+//! Hubs that are slow, that give something else than was asked for, or that would learn what is not theirs.
+
+use std::time::{Duration, Instant};
+
+use crate::hub::{REPOSITORY, Setup, URI, json, of_folder};
+use crate::hub_server::{Access, Ranges, TOKEN, sha256};
+use crate::support::{golden, skip, write};
+
+/// Where the list has no hashes, files are asked about one by one, and large ones are redirected to another host.
+#[test]
+fn a_token_goes_to_no_other_host_when_contents_are_asked_for() {
+    for access in [Access::Everybody, Access::Gated] {
+        let (setup, _) = Setup::new();
+        setup.server.forget_hashes();
+        setup.server.set_access(REPOSITORY, access);
+        let output = setup.predict(URI).env("HF_TOKEN", TOKEN).output().unwrap();
+        let log = setup.server.take_log();
+        assert!(log.iter().any(|asked| asked.path.starts_with("/cdn/")), "{log:?}");
+        for asked in log.iter().filter(|asked| asked.path.starts_with("/cdn/")) {
+            assert!(!asked.authorized, "{asked:?}");
+        }
+        // Where the redirect itself is refused without a token, nobody but the other host could name the content.
+        assert_eq!(output.status.success(), access == Access::Everybody);
+        if access == Access::Gated {
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(said.contains("neither in its list nor to those who ask without a token"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_token_that_is_not_to_be_sent_is_not() {
+    let (setup, _) = Setup::new();
+    write(&setup.home.path().join("token"), TOKEN);
+    json(setup.predict(URI).env("HF_TOKEN", TOKEN).env("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1"));
+    assert!(setup.server.take_log().iter().all(|asked| !asked.authorized));
+    let elsewhere = setup.home.path().join("elsewhere");
+    write(&elsewhere, format!("{TOKEN}\r\n"));
+    std::fs::remove_file(setup.home.path().join("token")).unwrap();
+    json(setup.predict(URI).env("TOKENS", setup.home.path()).env("HF_TOKEN_PATH", "$TOKENS/elsewhere"));
+    assert!(setup.server.take_log().iter().all(|asked| asked.authorized));
+}
+
+#[test]
+fn a_hub_is_asked_again_when_it_wants_to_be() {
+    let expected = of_folder(&golden("tiny-distilbert"));
+    for path in ["/api/models/", "/cdn/"] {
+        for status in [429, 503] {
+            let (setup, _) = Setup::new();
+            setup.server.fail_for(path, status, 1, 2);
+            let began = Instant::now();
+            assert_eq!(json(&mut setup.predict(URI)), expected);
+            assert!(began.elapsed() >= Duration::from_secs(2), "{path} {status}");
+        }
+    }
+    // Nobody waits for an hour.
+    let (setup, _) = Setup::new();
+    setup.server.fail_for("/api/models/", 429, 1, 3600);
+    insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 1), @r"error: model hf://org/tiny: HUB has had too many requests (status 429: injected; to be asked again in 3600 s); wait, or set HF_TOKEN, or log in once with `hf auth login`");
+    assert_eq!(setup.server.take_log().len(), 1);
+}
+
+#[test]
+fn a_connection_that_breaks_within_the_head_is_made_again() {
+    let (setup, _) = Setup::new();
+    for path in ["/api/models/", "/resolve/", "/cdn/"] {
+        setup.server.hang_up(path, 2);
+    }
+    assert_eq!(json(&mut setup.predict(URI)), of_folder(&golden("tiny-distilbert")));
+}
+
+/// What goes on with an earlier attempt is the rest of that, or all of the file; nothing else gets into it.
+#[test]
+fn a_part_that_was_not_asked_for_is_not_used() {
+    let weights = std::fs::read(golden("tiny-distilbert/model.safetensors")).unwrap();
+    for ranges in [Ranges::Shifted, Ranges::Refused, Ranges::Ignored] {
+        let (setup, _) = Setup::new();
+        setup.server.set_ranges(ranges);
+        let unfinished = setup.repository().join(format!("blobs/{}.incomplete", sha256(&weights)));
+        write(&unfinished, &weights[..5000]);
+        assert_eq!(json(&mut setup.predict(URI)), of_folder(&golden("tiny-distilbert")), "{ranges:?}");
+        let log = setup.server.take_log();
+        let from: Vec<_> = log.iter().filter(|asked| asked.path.starts_with("/cdn/")).map(|asked| asked.from).collect();
+        // A server that gives all of it has given it.
+        let expected: &[_] = if ranges == Ranges::Ignored { &[Some(5000)] } else { &[Some(5000), None] };
+        assert_eq!(from, expected, "{ranges:?}");
+        assert!(!unfinished.exists());
+    }
+    // Each time it begins anew and breaks at the same place: that is not tried without end.
+    let (setup, _) = Setup::new();
+    setup.server.set_ranges(Ranges::Refused);
+    setup.server.cut("model.safetensors", 1000, 20);
+    let problem = setup.problem(&mut setup.predict(URI), 1);
+    assert!(problem.contains("broke"), "{problem}");
+    assert!(setup.server.take_log().len() < 30);
+}
+
+/// The disk is a tmpfs in a mount namespace of its own, as in `disk_full`.
+#[test]
+fn a_disk_that_is_full_keeps_what_has_come() {
+    let (setup, _) = Setup::new();
+    let (home, mounted) = (setup.home.path().join("small"), setup.home.path().join("mounted"));
+    std::fs::create_dir(&home).unwrap();
+    let script = "mount -t tmpfs -o size=128k tmpfs \"$1\" && touch \"$2\" || exit 9
+        HF_HOME=\"$1\" \"$3\" predict --model hf://org/tiny one two
+        status=$?
+        cp -a \"$1\" \"$1\".after
+        exit $status";
+    let mut run = std::process::Command::new("unshare");
+    run.args(["-rm", "sh", "-c", script, "sh"]).arg(&home).arg(&mounted).arg(env!("CARGO_BIN_EXE_couplet"));
+    for name in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"] {
+        run.env_remove(name);
+    }
+    let output = run.env("HF_ENDPOINT", setup.server.endpoint()).env("NO_COLOR", "1").output();
+    let output = match output {
+        Ok(output) if mounted.exists() => output,
+        _ => return skip("a_disk_that_is_full_keeps_what_has_come", "no disk can be mounted here"),
+    };
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let place = format!("downloading model.safetensors to {}/hub: No space left", home.display());
+    assert!(said.contains(&place) && said.contains("HF_HOME or HF_HUB_CACHE name another place"), "{said}");
+    // With room, it goes on from there.
+    setup.server.take_log();
+    let after = setup.home.path().join("small.after");
+    assert_eq!(json(setup.predict(URI).env("HF_HOME", after)), of_folder(&golden("tiny-distilbert")));
+    let log = setup.server.take_log();
+    let from: Vec<_> = log.iter().filter(|asked| asked.path.starts_with("/cdn/")).map(|asked| asked.from).collect();
+    assert!(matches!(from[..], [Some(1..)]), "{from:?}");
+}
+
+#[test]
+fn a_hub_that_gives_another_commit_is_not_believed() {
+    let (setup, commit) = Setup::new();
+    let wanted = "0123456789abcdef0123456789abcdef01234567";
+    setup.server.name(REPOSITORY, wanted, &commit);
+    let problem = setup.problem(&mut setup.predict(&format!("{URI}@{wanted}")), 1);
+    assert!(problem.contains(&format!("asked for a commit, it answers with another, {commit}")), "{problem}");
+    assert!(!setup.repository().exists());
+}
+
+#[test]
+fn what_a_hub_says_is_shown_and_not_obeyed() {
+    let (setup, _) = Setup::new();
+    let config = std::fs::read_to_string(golden("tiny-distilbert/config.json")).unwrap();
+    let config = config.replace("\"gelu\"", r#""\u001b]0;title\u0007\u009b2J\u202e""#);
+    setup.server.commit("org/odd", &golden("tiny-distilbert"), &[("config.json", config.as_bytes())]);
+    let problem = setup.problem(&mut setup.predict("hf://org/odd"), 2);
+    let is_active = |char: char| char.is_control() && char != '\n' || char == '\u{202e}';
+    assert!(!problem.contains(is_active) && problem.contains(r"title"), "{problem:?}");
+}
