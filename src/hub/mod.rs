@@ -6,10 +6,10 @@
 //! ```
 //!
 //! Files go to the cache of `huggingface_hub`, in its layout and under its locks: what one program has fetched, the
-//! other uses. A commit that is complete there needs no network; neither does anything with `HF_HUB_OFFLINE=1`. A branch
-//! or tag is the same commit as long as the process lasts. Only the files that a model is loaded from are fetched. The crate `hf-hub` knows names, addresses and credentials; what it
-//! does not do is done here: it checks no content, resumes whole chunks only, gives up on a lock after five seconds, and
-//! does not know some of the variables.
+//! other uses. A commit that is complete there needs no network; neither does anything with `HF_HUB_OFFLINE=1`. A
+//! branch or tag is the same commit as long as the process lasts. Only the files that a model is loaded from are
+//! fetched. The crate `hf-hub` knows names, addresses and credentials; what it does not do is done here: it checks no
+//! content, resumes whole chunks only, gives up on a lock after five seconds, and does not know some of the variables.
 
 mod api;
 mod cache;

@@ -5,8 +5,9 @@
 //!           (the run's code, in a temporary folder)        store: read, not made; no lock is taken
 //! ```
 //!
-//! Nothing lasts of a plan but the copies of models that are in buckets and hubs, which cannot be looked at otherwise, in
-//! the caches that are among the places that the plan names. Rows are kept in the system's folder for temporary files while it works, whatever `run.spill` says.
+//! Nothing lasts of a plan but the copies of models that are in buckets and hubs, which cannot be looked at otherwise,
+//! in the caches that are among the places that the plan names. Rows are kept in the system's folder for temporary
+//! files while it works, whatever `run.spill` says.
 
 mod json;
 mod planned;
