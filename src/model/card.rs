@@ -114,12 +114,11 @@ impl Training {
     pub fn summary(&self) -> String {
         let json = &self.json;
         let number = |value: &Value| value.as_u64().map(crate::progress::grouped);
-        let kind = match json["kind"].as_str() {
-            Some("pretrain") => "pretrained by masked words".to_owned(),
-            _ => {
-                let task = json["task"].as_str();
-                task.map_or("fine-tuned".into(), |task| format!("fine-tuned for {}", one_line(task)))
-            }
+        let kind = if json["kind"] == "pretrain" {
+            "pretrained by masked words".to_owned()
+        } else {
+            let task = json["task"].as_str();
+            task.map_or("fine-tuned".into(), |task| format!("fine-tuned for {}", one_line(task)))
         };
         let parts = [
             Some(kind),

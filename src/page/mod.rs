@@ -374,8 +374,12 @@ impl Earlier {
 /// The PSI of labels by their names: a label that only one of two models has counts as one without rows of the other.
 fn label_psi(before: &[(String, u64)], now: &[(String, u64)]) -> Option<f64> {
     let mut rows = BTreeMap::<&str, (u64, u64)>::new();
-    before.iter().for_each(|(name, n)| rows.entry(name).or_default().0 = *n);
-    now.iter().for_each(|(name, n)| rows.entry(name).or_default().1 = *n);
+    for (name, n) in before {
+        rows.entry(name).or_default().0 = *n;
+    }
+    for (name, n) in now {
+        rows.entry(name).or_default().1 = *n;
+    }
     let (before, now): (Vec<u64>, Vec<u64>) = rows.into_values().unzip();
     psi_of_counts(&before, &now)
 }

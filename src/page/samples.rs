@@ -47,11 +47,11 @@ pub(super) async fn samples(
     let mut seen = HashSet::new();
     columns.retain(|name| seen.insert(name.clone()));
     let regression = is_regression(record);
-    let columns = columns.iter().map(|name| format!("{name}, ")).collect::<String>();
+    let columns = columns.join(", ");
     let predicted = if regression { "score" } else { "predicted_label, score" };
-    let ids = id.iter().map(|name| format!(", {name}")).collect::<String>();
+    let ids = id.join(", ");
     let select_from = |from: &str, what: &str, which: &str, order: &str| {
-        format!("SELECT {columns}{what} FROM {from} WHERE {which} ORDER BY {order}{ids} LIMIT {ROWS}")
+        format!("SELECT {columns}, {what} FROM {from} WHERE {which} ORDER BY {order}, {ids} LIMIT {ROWS}")
     };
     let select = |what: &str, which: &str, order: &str| select_from(PREDICTIONS, what, which, order);
     let mut queries = if regression {

@@ -66,7 +66,7 @@ pub(super) async fn rows_of(
     let work = Work { pipeline, settings: stage, variables, style: Style::Quiet };
     work.check_output()?;
     let selection = Selection { pipeline, context, section: SECTION, variables };
-    let Rows { rows, .. } = work.rows(&selection).await?;
+    let Rows { labelled: rows, .. } = work.rows(&selection).await?;
     if let Some(model) = model {
         work.gold(model, &rows).map_err(|problem| selection.refused(format!("[{SECTION}]: {problem}")))?;
     }
@@ -78,7 +78,7 @@ struct Rows {
     /// All columns of the query.
     table: RecordBatch,
     /// The texts and labels of each of its rows.
-    rows: Vec<Row>,
+    labelled: Vec<Row>,
     /// The rows of the query that cannot be scored, by [`Rejection::KINDS`].
     rejected: [u64; Rejection::KINDS.len()],
 }
@@ -92,8 +92,19 @@ impl Rows {
         let keep: BooleanArray = reasons.iter().map(|reason| Some(reason.is_none())).collect();
         self.table = filter_record_batch(&self.table, &keep).map_err(unmeasurable)?;
         let mut reasons = reasons.iter();
-        self.rows.retain(|_| reasons.next().is_none_or(Option::is_none));
+        self.labelled.retain(|_| reasons.next().is_none_or(Option::is_none));
         Ok(())
+    }
+
+    /// Refuses to measure on nothing.
+    fn are_some(&self, selection: &Selection<'_>, reasons: &[Option<Rejection>]) -> Result<(), Error> {
+        match reasons.iter().flatten().next() {
+            Some(reason) if self.table.num_rows() == 0 => Err(selection.refused(format!(
+                "none of the {} of the query of [{SECTION}] can be scored: in the first, {reason}",
+                counted(self.rejected.iter().sum(), "row")
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// How many rows cannot be scored, for each reason that there is.
@@ -128,13 +139,13 @@ impl Work<'_> {
         let scorer = models.get(&model_name(&stage.model)).await?;
         let refused = |problem: String| selection.refused(format!("[{SECTION}]: {problem}"));
         // Before the rows are scored, which takes its time.
-        self.gold(scorer.model(), &rows.rows).map_err(refused)?;
-        let outcomes = self.score(&scorer, &rows.rows).await?;
+        self.gold(scorer.model(), &rows.labelled).map_err(refused)?;
+        let outcomes = self.score(&scorer, &rows.labelled).await?;
         let reasons: Vec<_> = outcomes.iter().map(|outcome| outcome.as_ref().err().cloned()).collect();
         rows.leave_out(&reasons)?;
-        self.some_are_left(&selection, &rows, &reasons)?;
+        rows.are_some(&selection, &reasons)?;
         let predictions = outcomes.into_iter().flatten().collect();
-        let (task, labels, gold) = self.gold(scorer.model(), &rows.rows).map_err(refused)?;
+        let (task, labels, gold) = self.gold(scorer.model(), &rows.labelled).map_err(refused)?;
         let slices = stage.slices.iter().map(|column| Ok((column.clone(), selection.values(&rows.table, column)?)));
         let slices: Vec<(String, Vec<Option<String>>)> = slices.collect::<Result<_, Error>>()?;
         let judged = Judged { table: rows.table.clone(), labels, gold, predictions };
@@ -174,27 +185,11 @@ impl Work<'_> {
         let names = &self.settings.text;
         let window = Window::new(text(&names[0])?, names.get(1).map(text).transpose()?);
         let reasons: Vec<_> = (0..window.len()).map(|row| window.rejection(row)).collect();
-        let mut rows = Rows { table, rows: Vec::new(), rejected: Default::default() };
+        let mut rows = Rows { table, labelled: Vec::new(), rejected: Default::default() };
         rows.leave_out(&reasons)?;
-        self.some_are_left(selection, &rows, &reasons)?;
-        rows.rows = selection.labelled(&rows.table, &self.columns())?;
+        rows.are_some(selection, &reasons)?;
+        rows.labelled = selection.labelled(&rows.table, &self.columns())?;
         Ok(rows)
-    }
-
-    /// Refuses to measure on nothing.
-    fn some_are_left(
-        &self,
-        selection: &Selection<'_>,
-        rows: &Rows,
-        reasons: &[Option<Rejection>],
-    ) -> Result<(), Error> {
-        match reasons.iter().flatten().next() {
-            Some(reason) if rows.table.num_rows() == 0 => Err(selection.refused(format!(
-                "none of the {} of the query of [{SECTION}] can be scored: in the first, {reason}",
-                counted(rows.rejected.iter().sum(), "row")
-            ))),
-            _ => Ok(()),
-        }
     }
 
     fn columns(&self) -> Columns<'_> {

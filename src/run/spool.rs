@@ -296,7 +296,8 @@ mod tests {
         let predicted = prediction_fields();
         let predicted = predicted.iter().map(|field| value(field).alias(field.name()));
         let rows = spool.rows_in(spool.joins(held)).await.expect("rows");
-        let known = || rows.clone().select([column(KEY).alias("key")].into_iter().chain(predicted.clone()).collect());
+        let known =
+            || rows.clone().select([column(KEY).alias("key")].into_iter().chain(predicted.clone()).collect::<Vec<_>>());
         let scored = spool.scored(known().expect("scores"), held, None).await.expect("a join");
         let scored: Vec<_> = scored.try_collect().await.expect("rows are joined");
         assert_eq!(scored.iter().map(RecordBatch::num_rows).sum::<usize>(), held as usize);

@@ -98,7 +98,7 @@ fn piece(text: &str, comments: usize, from: usize, to: usize) -> Piece {
     Piece { line: line_of(from) + 1, text: text[from..to].trim().to_owned(), placed }
 }
 
-/// Whether a text begins with a command, as psql has them, or DuckDB and SQLite.
+/// Whether a text begins with a command, as `psql` has them, or `duckdb` and `sqlite3`.
 fn is_command(text: &str) -> bool {
     text.starts_with('\\')
         || text.strip_prefix('.').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphabetic()))

@@ -100,6 +100,34 @@ fn another_model_or_length_or_precision_forgets_by_itself_and_fresh_on_purpose()
     assert_eq!(counts(&job.report()), [300, 0, 300, 0, 0]);
 }
 
+#[test]
+fn the_models_of_all_values_of_a_variable_are_kept_or_said_not_to_be() {
+    let job = job().change(&format!("{:?}", golden("tiny-distilbert")), "\"models/{which}\"");
+    for (name, model) in [("a", "tiny-distilbert"), ("b", "tiny-bert")] {
+        for file in golden(model).read_dir().unwrap() {
+            let file = file.unwrap();
+            let copy = job.path("models").join(name).join(file.file_name());
+            write(&copy, std::fs::read(file.path()).unwrap());
+        }
+        stdout_of(job.run().args(["--var", &format!("which={name}"), "--quiet"]));
+    }
+    // Another pipeline of the same store needs no variable.
+    let toml = std::fs::read_to_string(job.path("pipeline.toml")).unwrap();
+    write(&job.path("other.toml"), toml.replace("{which}", "a").replace("out/scores", "out/other"));
+    let gc = |arguments: &[&str]| {
+        let mut command = job.couplet(&["store", "gc", "pipeline.toml", "other.toml"]);
+        command.args(arguments).arg("--dry-run");
+        command
+    };
+    let said = stdout_of(&mut gc(&["--var", "which=a"]));
+    assert!(said.starts_with("200 scores of 1 models would be forgotten; 0 files removed\n"), "{said}");
+    assert!(said.contains("note: pipeline.toml: [model] uri = \"models/{which}\" has {which}: only the scores of its models for which = a"), "{said}");
+    let said = stdout_of(&mut gc(&["--var", "which=a", "--var", "which=b"]));
+    assert_eq!(said, "0 scores of 0 models would be forgotten; 0 files removed\n");
+    let said = stderr_of(&mut gc(&["--var", "which=a", "--var", "whcih=b"]), 2);
+    assert!(said.contains("--var whcih=…: none of the pipelines uses it"), "{said}");
+}
+
 /// Each step of a run, as [`crash`] names it.
 pub const POINTS: [&str; 8] = [
     "read",

@@ -138,7 +138,7 @@ fn bulky(rows: usize, characters: usize) -> String {
 #[test]
 fn uploads_that_a_kill_left_are_aborted_by_the_next_run() {
     let test = "uploads_that_a_kill_left_are_aborted_by_the_next_run";
-    let csv = bulky(60, 400_000).replace('\\', "/").replace('"', "/");
+    let csv = bulky(60, 400_000).replace(['\\', '"'], "/");
     for (name, sink) in [("uploads-delta", DELTA), ("uploads-runs", RUNS), ("uploads-file", FILE)] {
         let Some(mut night) = Night::new(test, name, sink) else { return };
         night.job = night.job.change("SELECT id, a, b FROM pairs", "SELECT id, a, b, noise FROM pairs");

@@ -53,7 +53,7 @@ impl Planner<'_> {
         let sql = query_text(pipeline, &settings.query, "source.file", self.variables)?;
         let source = Source::open(&context, &sql, &settings.id, &settings.text, settings.label.as_deref())
             .await
-            .map_err(|e| Error::source(&pipeline.path, e, &context))?;
+            .map_err(|e| Error::source(&pipeline.path, &scoring.source.query, e, &context))?;
         self.explain(plan, "the source query", source.frame()).await;
         self.check_sink(scoring, &output_schema(source.schema())).await?;
         let stand = self.model(&scoring.model, &models).await?;
@@ -62,7 +62,8 @@ impl Planner<'_> {
         let scorer = &stand.scorer;
 
         let reading = Instant::now();
-        let read = self.read(scoring, &context, &source, resources, plan).await?;
+        let labels = scorer.model().config.labels.len();
+        let read = self.read(scoring, &context, &source, labels, resources, plan).await?;
         let spool = &read.spool;
         let known = match &stand.for_now {
             None if !self.options.fresh && !changes => {
@@ -86,7 +87,7 @@ impl Planner<'_> {
         let mut planned = PlannedScoring {
             columns: columns(&source, scoring),
             other_columns: other_columns(&source, scoring),
-            limited: self.options.rows.is_some_and(|limit| spool.len() >= limit as u64),
+            limited: read.limited,
             all_rows: read.all_rows,
             rows: spool.len(),
             texts: pending.texts,
@@ -109,7 +110,7 @@ impl Planner<'_> {
             },
             precision: scorer.precision().to_string(),
             temporary_bytes: on_disk + pending.bytes(),
-            joins_bytes: (held + pending.texts).saturating_mul(BYTES_PER_SCORE).saturating_add(in_memory),
+            joins_bytes: bytes_of_scores(held + pending.texts, labels).saturating_add(in_memory),
             output_bytes: (written.bytes_per_row * spool.len() as f64) as u64,
         };
         planned.scale_up();
@@ -126,17 +127,18 @@ impl Planner<'_> {
         scoring: &Scoring,
         context: &SessionContext,
         source: &Source,
+        labels: usize,
         resources: Resources,
         plan: &mut Plan,
     ) -> Result<Read, Error> {
         let (pipeline, settings) = (self.pipeline, &scoring.source);
         let mut frame = source.frame().clone();
-        let mut all_rows = None;
+        let mut known = None;
         if let Some(rows) = self.options.rows {
-            all_rows = known_rows(&frame).await.filter(|all| *all > rows as u64);
+            known = known_rows(&frame).await;
             frame = frame.limit(0, Some(rows)).map_err(|e| self.rows_failed(&e))?;
         }
-        let spool = match Spool::fill(frame, &settings.text, pipeline.run.memory, resources).await {
+        let spool = match Spool::fill(frame, &settings.text, labels, pipeline.run.memory, resources).await {
             Ok(spool) => spool,
             Err(e) => {
                 let error = Error::sql(format!("{}: the source query", pipeline.path.display()), &e, Some(context));
@@ -147,9 +149,12 @@ impl Planner<'_> {
         let rows = spool.rows().await.map_err(|e| self.rows_failed(&e))?;
         let ids = Source::check_ids(&rows, &settings.id).await;
         let one_pass = checking.elapsed().as_secs_f64();
-        plan.problems.extend(ids.err().map(|e| Error::source(&pipeline.path, e, context)));
+        plan.problems.extend(ids.err().map(|e| Error::source(&pipeline.path, &scoring.source.query, e, context)));
         plan.problems.extend(check_errors(scoring, spool.rejected(), spool.len()).err());
-        Ok(Read { spool, all_rows, one_pass })
+        // Where nothing tells how many rows there are, as many as were asked for may be some or all.
+        let limited = self.options.rows.is_some_and(|limit| spool.len() >= limit as u64) && known != Some(spool.len());
+        let all_rows = known.filter(|all| limited && *all > spool.len());
+        Ok(Read { spool, limited, all_rows, one_pass })
     }
 
     /// Tokenizes some of the texts that have no score, and runs some batches of them.
@@ -252,10 +257,11 @@ impl Planner<'_> {
         let config = &scorer.model().config;
         let unknown = found.iter().filter_map(|(name, _)| name.as_ref()).find(|name| !config.labels.contains(name));
         if let (Problem::SingleLabel, Some(unknown)) = (config.problem, unknown) {
+            let more = if config.labels.len() > MOST_LABELS { ", …" } else { "" };
             plan.notes.push(format!(
-                "label `{label}` has the value {unknown:?}, which is not among the model's labels ({}); queries that \
+                "label `{label}` has the value {unknown:?}, which is not among the model's labels ({}{more}); queries that \
                  compare them with predicted_label need a CASE in the source query",
-                config.labels.join(", ")
+                config.labels[..config.labels.len().min(MOST_LABELS)].join(", ")
             ));
         }
         let more = if found.len() > MOST_LABELS { " · and more" } else { "" };
@@ -296,6 +302,8 @@ impl Planner<'_> {
 /// The rows, read.
 struct Read {
     spool: Spool,
+    /// Whether there may be more rows than were read.
+    limited: bool,
     /// Rows of the source, where it is known that not all were read.
     all_rows: Option<u64>,
     /// How long it takes to go over them once, in seconds.

@@ -190,7 +190,7 @@ fn queries(pipeline: &Pipeline, variables: &BTreeMap<String, String>, runs: impl
     if let Some(Validation::Sql(sql)) =
         pipeline.finetune.as_ref().filter(|_| runs(Stage::Finetune)).map(|s| &s.validation)
     {
-        queries.push(sql.clone());
+        queries.push(sql.text.clone());
     }
     queries
 }
