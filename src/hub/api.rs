@@ -27,7 +27,7 @@ pub(super) const PAUSE: Duration = Duration::from_millis(500);
 const MOST_LISTED: usize = 64 << 20;
 
 /// The longest that a hub may ask for before the next attempt; beyond that, the run ends and says so.
-const LONGEST_WAIT: Duration = Duration::from_secs(120);
+const LONGEST_WAIT: Duration = Duration::from_mins(2);
 
 /// A hub, asked for one model.
 pub(super) struct Hub<'a> {

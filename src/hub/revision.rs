@@ -46,13 +46,9 @@ async fn ask(settings: &Settings, model: &HubModel) -> Result<Resolved, ObjectsE
         pinned.or_else(|| Snapshot::commit_of(settings, model))
     };
     if settings.offline {
-        return match cached() {
-            Some(commit) => Ok(Resolved { commit, listing: None, unreachable: None }),
-            None => {
-                let problem = super::not_cached(settings, model);
-                Err(ObjectsError::new(&Place::Hub(model.clone()), Trouble::Missing, problem))
-            }
-        };
+        let missing =
+            || ObjectsError::new(&Place::Hub(model.clone()), Trouble::Missing, super::not_cached(settings, model));
+        return cached().map(|commit| Resolved { commit, listing: None, unreachable: None }).ok_or_else(missing);
     }
     let hub = Hub::new(settings, model)?;
     match hub.listing().await {

@@ -114,12 +114,10 @@ impl Training {
     pub fn summary(&self) -> String {
         let json = &self.json;
         let number = |value: &Value| value.as_u64().map(crate::progress::grouped);
+        let tuned = |task| format!("fine-tuned for {}", one_line(task));
         let kind = match json["kind"].as_str() {
             Some("pretrain") => "pretrained by masked words".to_owned(),
-            _ => {
-                let task = json["task"].as_str();
-                task.map_or("fine-tuned".into(), |task| format!("fine-tuned for {}", one_line(task)))
-            }
+            _ => json["task"].as_str().map_or("fine-tuned".into(), tuned),
         };
         let parts = [
             Some(kind),

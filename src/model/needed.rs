@@ -41,7 +41,7 @@ impl<'n> Needed<'n> {
     /// The files that would be loaded besides these, or instead, if they were there.
     pub(crate) fn alternatives(&self) -> impl Iterator<Item = &'static str> {
         let is_chosen = |name: &&str| self.files.contains(name);
-        let before = WEIGHTS.iter().position(|name| is_chosen(name)).unwrap_or(WEIGHTS.len());
+        let before = WEIGHTS.iter().position(is_chosen).unwrap_or(WEIGHTS.len());
         SMALL.into_iter().filter(move |name| !is_chosen(name)).chain(WEIGHTS.into_iter().take(before))
     }
 

@@ -98,7 +98,7 @@ impl Shadow<'_> {
             }
             b'(' => self.push(Weight { is_mark: true, ..Weight::of_text(0) }),
             b't' => {
-                let parts = self.to_mark()?;
+                let parts = self.since_mark()?;
                 self.push_around(parts);
             }
             b'Q' | 0x85 => self.wrap(1)?,
@@ -107,7 +107,7 @@ impl Shadow<'_> {
             b'a' => self.insert(1)?,
             b's' => self.insert(2)?,
             b'e' | b'u' => {
-                let parts = self.to_mark()?;
+                let parts = self.since_mark()?;
                 self.add(parts)?;
             }
             b'h' => {
@@ -188,7 +188,7 @@ impl Shadow<'_> {
         Some(())
     }
 
-    fn to_mark(&mut self) -> Option<Vec<Weight>> {
+    fn since_mark(&mut self) -> Option<Vec<Weight>> {
         let mark = self.stack.iter().rposition(|weight| weight.is_mark)?;
         let parts = self.stack.split_off(mark + 1);
         self.stack.pop();
