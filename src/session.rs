@@ -55,12 +55,12 @@ impl Resources {
         Ok(Self { runtime, folder, _lock: lock })
     }
 
-    /// The same folder with a pool of its own of `memory` bytes, for work whose memory must not grow with its rows.
+    /// The same folder with another pool, for work whose memory must not grow with its rows.
     ///
     /// # Errors
     /// A folder that cannot be used.
-    pub fn with_memory(&self, memory: u64) -> Result<Arc<RuntimeEnv>, DataFusionError> {
-        RuntimeEnvBuilder::from_runtime_env(&self.runtime).with_memory_pool(pool(memory)).build_arc()
+    pub fn with_pool(&self, pool: Arc<dyn MemoryPool>) -> Result<Arc<RuntimeEnv>, DataFusionError> {
+        RuntimeEnvBuilder::from_runtime_env(&self.runtime).with_memory_pool(pool).build_arc()
     }
 
     /// The folder, for files that go when this value does.
@@ -70,7 +70,8 @@ impl Resources {
     }
 }
 
-fn pool(memory: u64) -> Arc<dyn MemoryPool> {
+/// A pool that shares `memory` bytes fairly among those that can spill.
+pub(crate) fn pool(memory: u64) -> Arc<dyn MemoryPool> {
     let memory = usize::try_from(memory).unwrap_or(usize::MAX);
     Arc::new(TrackConsumersPool::new(FairSpillPool::new(memory), CONSUMERS_TO_NAME))
 }

@@ -2,17 +2,19 @@
 //!
 //! They have a memory pool of their own, whose size does not grow with the rows, and spill what does not fit.
 
+use std::fmt::{self, Display};
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
 use datafusion::common::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use deltalake_core::delta_datafusion::planner::DeltaPlanner;
 
 use super::spool::column;
-use crate::session::Resources;
+use crate::session::{Resources, pool};
 
 /// What remembered scores take in memory when they are looked up by their key, in bytes; rather too much.
 ///
@@ -46,9 +48,12 @@ impl Joins {
     /// Takes `memory` bytes, or those that joins are content with, if these are fewer.
     pub(super) fn new(memory: u64, resources: &Resources) -> Result<Self, DataFusionError> {
         let memory = memory.min(MEMORY);
-        let runtime = resources.with_memory(memory)?;
+        let runtime = resources.with_pool(Arc::new(SortsInShares::new(memory)))?;
         let mut config = SessionConfig::new().with_batch_size(BATCH);
-        config.options_mut().execution.parquet.schema_force_view_types = false;
+        let execution = &mut config.options_mut().execution;
+        execution.parquet.schema_force_view_types = false;
+        // A sort of so little makes one batch of it, which must fit into its share as well.
+        execution.sort_in_place_threshold_bytes = usize::try_from(memory / SHARES / 8).unwrap_or(usize::MAX);
         let hashing = config.clone().with_target_partitions(1);
         // DataFusion sorts for a join only where there are several partitions.
         let mut sorting = config.with_target_partitions(2);
@@ -62,6 +67,76 @@ impl Joins {
     pub(super) fn with_room_for(&self, held: u64) -> &SessionContext {
         // A join by hash holds one side in memory, and fails where that does not fit; one by sorting can spill.
         if held < self.memory / 3 { &self.hashing } else { &self.sorting }
+    }
+}
+
+/// A pool in which no sort takes more than its share.
+///
+/// A sort of `DataFusion` that merges what it has spilled takes as many files at once as there is room for, does with less
+/// where it must, and gives nothing back while it lasts. The sort behind it begins meanwhile, finds the pool empty, and
+/// fails. A join has four sorts below it and two above, one for each partition; those above run while those below merge.
+#[derive(Debug)]
+struct SortsInShares {
+    pool: Arc<dyn MemoryPool>,
+    share: usize,
+}
+
+/// Of six sorts at a time and what they need to spill, each gets one part of so many.
+const SHARES: u64 = 8;
+
+impl SortsInShares {
+    fn new(memory: u64) -> Self {
+        Self { pool: pool(memory), share: usize::try_from(memory / SHARES).unwrap_or(usize::MAX) }
+    }
+}
+
+impl Display for SortsInShares {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.pool.fmt(f)
+    }
+}
+
+impl MemoryPool for SortsInShares {
+    fn name(&self) -> &'static str {
+        "sorts in shares"
+    }
+
+    fn register(&self, consumer: &MemoryConsumer) {
+        self.pool.register(consumer);
+    }
+
+    fn unregister(&self, consumer: &MemoryConsumer) {
+        self.pool.unregister(consumer);
+    }
+
+    fn grow(&self, reservation: &MemoryReservation, additional: usize) {
+        self.pool.grow(reservation, additional);
+    }
+
+    fn shrink(&self, reservation: &MemoryReservation, shrink: usize) {
+        self.pool.shrink(reservation, shrink);
+    }
+
+    fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<(), DataFusionError> {
+        let name = reservation.consumer().name();
+        // A sort calls itself so, and its merges by the same word with another behind it.
+        if name.starts_with("ExternalSorter") && reservation.size().saturating_add(additional) > self.share {
+            let problem = format!(
+                "{name} has {} bytes, and {additional} more are above its share of {}",
+                reservation.size(),
+                self.share
+            );
+            return Err(DataFusionError::ResourcesExhausted(problem));
+        }
+        self.pool.try_grow(reservation, additional)
+    }
+
+    fn reserved(&self) -> usize {
+        self.pool.reserved()
+    }
+
+    fn memory_limit(&self) -> MemoryLimit {
+        self.pool.memory_limit()
     }
 }
 
