@@ -47,11 +47,12 @@ pub(super) async fn samples(
     let mut seen = HashSet::new();
     columns.retain(|name| seen.insert(name.clone()));
     let regression = is_regression(record);
-    let columns = columns.join(", ");
     let predicted = if regression { "score" } else { "predicted_label, score" };
-    let ids = id.join(", ");
     let select_from = |from: &str, what: &str, which: &str, order: &str| {
-        format!("SELECT {columns}, {what} FROM {from} WHERE {which} ORDER BY {order}, {ids} LIMIT {ROWS}")
+        // The table of an earlier run may have none of the columns that the pipeline names now.
+        let selected = [&columns[..], &[what.to_owned()]].concat().join(", ");
+        let sorted = [&[order.to_owned()], &id[..]].concat().join(", ");
+        format!("SELECT {selected} FROM {from} WHERE {which} ORDER BY {sorted} LIMIT {ROWS}")
     };
     let select = |what: &str, which: &str, order: &str| select_from(PREDICTIONS, what, which, order);
     let mut queries = if regression {

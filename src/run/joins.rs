@@ -53,13 +53,14 @@ impl Joins {
         let execution = &mut config.options_mut().execution;
         execution.parquet.schema_force_view_types = false;
         // A sort of so little makes one batch of it, which must fit into its share as well.
-        execution.sort_in_place_threshold_bytes = usize::try_from(memory / SHARES / 8).unwrap_or(usize::MAX);
+        let little = usize::try_from(memory / SHARES / 8).unwrap_or(usize::MAX);
+        execution.sort_in_place_threshold_bytes = little;
+        execution.sort_spill_reservation_bytes = little;
         let hashing = config.clone().with_target_partitions(1);
         // DataFusion sorts for a join only where there are several partitions.
         let mut sorting = config.with_target_partitions(2);
         let options = sorting.options_mut();
         options.optimizer.prefer_hash_join = false;
-        options.execution.sort_spill_reservation_bytes = usize::try_from(memory / 64).unwrap_or(usize::MAX);
         Ok(Self { memory, hashing: session(hashing, Arc::clone(&runtime)), sorting: session(sorting, runtime) })
     }
 

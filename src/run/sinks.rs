@@ -81,6 +81,7 @@ impl Sink {
         };
         let objects = || Ok::<_, Error>(Objects::open(&place)?.noting(store));
         let settings = &scoring.sink;
+        try_to_write(&place, settings.is_one_file(), store).await?;
         let metadata = metadata.to_vec();
         let to = match (settings.format, &place) {
             (SinkFormat::Delta, _) => {
@@ -113,7 +114,6 @@ impl Sink {
                 To::Object { objects: objects()?, schema: Arc::clone(schema), metadata }
             }
         };
-        try_to_write(&place, settings.is_one_file(), store).await?;
         let output = readable_place(&place);
         Ok(Self { kind, output, to })
     }

@@ -51,11 +51,11 @@ fn members_that_are_compressed_are_not_unpacked() {
         beyond[entry + at..entry + at + 4].copy_from_slice(&(u32::MAX - 1).to_le_bytes());
     }
     let said = of(beyond).error();
-    assert!(said.contains("failed to fill whole buffer"), "{said}");
+    assert!(said.contains("has 4294967294 bytes, and at most 67108864 are read"), "{said}");
     let mut elsewhere = bytes;
     elsewhere[entry + 42..entry + 46].copy_from_slice(&7u32.to_le_bytes());
     let said = of(elsewhere).error();
-    assert!(said.contains("a member is not where it should be"), "{said}");
+    assert!(said.contains("Invalid local file header"), "{said}");
 }
 
 /// A tensor at an offset of its storage that is negative, or behind its end.

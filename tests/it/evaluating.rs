@@ -327,7 +327,7 @@ fn rows_that_cannot_be_scored_are_counted_and_left_out() {
     let sentence =
         "CASE WHEN category = 'news' THEN NULL WHEN category = 'numbers' THEN ' ' ELSE sentence1 END AS sentence1";
     let stages = Stages::evaluation().change("SELECT id, sentence1", &format!("SELECT id, {sentence}"));
-    let said = stderr_of(&mut stages.couplet(&["run", "p.toml"]), 0);
+    let said = stdout_of(&mut stages.couplet(&["run", "p.toml"]));
     let measured = stages.json("evaluation/evaluation.json");
     let of = |reason: &str| measured["rejected"][reason].as_u64().unwrap();
     let (null, empty) = (of("NULL text"), of("empty text"));

@@ -193,10 +193,11 @@ fn a_default_that_is_written_out_changes_nothing() {
             &written(section("run"), &[])
         ))
     );
+    // A query in a file of its own: one in this file has its place, which longer sections would move.
     let training = |pretrain: &str, finetune: &str, evaluate: &str| {
         format!(
-            "name = \"a\"\n[pretrain]\nsql = \"SELECT 1\"\nmodel = \"m\"\noutput = \"n\"\n{pretrain}\n[finetune]\nsql = \
-             \"SELECT 1\"\ntask = \"mrpc\"\nmodel = \"n\"\noutput = \"o\"\n{finetune}\n[evaluate]\nsql = \"SELECT 1\"\n\
+            "name = \"a\"\n[pretrain]\nfile = \"a.sql\"\nmodel = \"m\"\noutput = \"n\"\n{pretrain}\n[finetune]\nfile = \
+             \"a.sql\"\ntask = \"mrpc\"\nmodel = \"n\"\noutput = \"o\"\n{finetune}\n[evaluate]\nfile = \"a.sql\"\n\
              output = \"p\"\n{evaluate}\n"
         )
     };
