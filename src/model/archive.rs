@@ -4,7 +4,7 @@
 //! candle's interpreter reads the pickle; it knows the few instructions that tensors need, and executes nothing. It
 //! trusts the file to be of an honest size, though: a member that is compressed, or a few bytes that copy themselves,
 //! could take all memory. So members are only read where they are stored as they are, and
-//! [`pickle`](super::pickle) weighs what the instructions would make before they are followed.
+//! [`pickle`] weighs what the instructions would make before they are followed.
 //!
 //! **Source**: `torch/csrc/jit/serialization` of PyTorch (what it writes).
 
