@@ -110,20 +110,13 @@ impl Shadow<'_> {
                 let parts = self.pop_mark()?;
                 self.add(parts)?;
             }
-            b'h' => {
-                let place = self.bytes(1)?[0].into();
+            // Of one byte, or of four.
+            b'h' | b'j' => {
+                let place = if instruction == b'h' { self.bytes(1)?[0].into() } else { self.number()? };
                 self.fetch(place)?;
             }
-            b'j' => {
-                let place = self.number()?;
-                self.fetch(place)?;
-            }
-            b'q' => {
-                let place = self.bytes(1)?[0].into();
-                self.remember(place)?;
-            }
-            b'r' => {
-                let place = self.number()?;
+            b'q' | b'r' => {
+                let place = if instruction == b'q' { self.bytes(1)?[0].into() } else { self.number()? };
                 self.remember(place)?;
             }
             // The end, and what is unknown.

@@ -1,7 +1,7 @@
 //! Object stores: a place on the local disk or in a bucket, as the store it is in and the path there.
 //!
 //! Settings and credentials of services come from the environment, under the names that their own tools use. A bucket
-//! gets one client a process. Nothing here talks to a server but [`Objects::exists`].
+//! gets one client a process. Opening a place asks no server. Uploads that a killed run left are in `uploads`.
 
 mod download;
 mod durable;

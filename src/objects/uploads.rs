@@ -5,7 +5,7 @@
 //! and takes the note away when the upload has ended; the next run aborts what is still noted. Both hold the lock of that
 //! store, so no upload of a run that is alive is among them.
 //!
-//! Azure needs none of this: it forgets blocks that were never made a blob after a week, and charges nothing for them.
+//! Azure needs none of this: it has no uploads to end, and forgets blocks that were never made a blob after a week.
 
 use std::fmt;
 use std::ops::Range;

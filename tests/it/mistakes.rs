@@ -224,6 +224,6 @@ fn an_output_that_cannot_be_written_is_found_before_anything_is_scored() {
         assert!(said.contains(&expected), "{said}");
         let runs: Value =
             serde_json::from_str(&stdout_of(&mut job.couplet(&["runs", "pipeline.toml", "--json"]))).unwrap();
-        assert_eq!(runs[0]["rows_scored"], Value::Null, "{runs}");
+        assert_eq!((&runs[0]["outcome"], &runs[0]["rows_scored"]), (&"failed".into(), &Value::Null), "{runs}");
     }
 }

@@ -12,8 +12,8 @@
 //! - **On an object store** the files are uploaded first; then the manifest is created if there is none. A run that
 //!   died is removed by the next run of its pipeline, which knows it by the note `_STARTED`. Before it removes the
 //!   files it creates a `_SUCCESS` that says so: from then on the dead run cannot become complete, even if it is not
-//!   quite dead. Parts of an upload that a kill left are not objects, and no listing shows them; how they
-//!   are ended is in [`crate::objects`].
+//!   quite dead. Parts of an upload that a kill left are not objects, and no listing shows them; the next
+//!   run aborts them, see [`Objects::abort_noted_uploads`](crate::objects::Objects::abort_noted_uploads).
 //!
 //! The order of runs is their sequence, not a clock. That there is one run at a time is for [`crate::lock`] to see to.
 
