@@ -24,7 +24,6 @@ use datafusion::prelude::{DataFrame, ParquetReadOptions, SessionConfig, SessionC
 use futures::StreamExt;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
-use parquet::file::metadata::ParquetMetaDataReader;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
 use super::beside::beside;
@@ -144,14 +143,9 @@ impl Spool {
         self.joins.with_room_for(bytes_of_scores(held, self.labels).max(bytes_of_scores(self.rows / 3, 0)))
     }
 
-    /// The bytes of the file, and those of its rows when they are read.
-    pub(super) fn bytes(&self) -> Result<(u64, u64), DataFusionError> {
-        let path = self.resources.folder().join("rows.parquet");
-        let file = File::open(path)?;
-        let on_disk = file.metadata()?.len();
-        let metadata = ParquetMetaDataReader::new().parse_and_finish(&file)?;
-        let in_memory = metadata.row_groups().iter().map(|group| group.total_byte_size().unsigned_abs()).sum();
-        Ok((on_disk, in_memory))
+    /// The bytes of the file.
+    pub(super) fn bytes(&self) -> io::Result<u64> {
+        Ok(self.resources.folder().join("rows.parquet").metadata()?.len())
     }
 
     /// The rows with their place and their key, in their order.

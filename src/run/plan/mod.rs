@@ -80,7 +80,7 @@ pub struct Plan {
     pub writes: Vec<Write>,
     /// The memory that the run is expected to take at most, in bytes, where the system tells what is taken now.
     pub memory: Option<u64>,
-    /// The memory of joins and sorts above which they spill, in bytes.
+    /// The memory of joins and sorts of the queries above which they spill, in bytes.
     pub spills_above: u64,
     /// Where to.
     pub spill: PathBuf,
@@ -142,7 +142,7 @@ pub async fn plan(pipeline: &Pipeline, variables: &BTreeMap<String, String>, opt
     }
     if let Some(scoring) = own.scoring.as_ref().filter(|_| runs(Stage::Score)) {
         let planned = Box::pin(planner.score(scoring, opened, &mut plan)).await?;
-        let joins = planned.joins_bytes.min(pipeline.run.memory);
+        let joins = planned.joins_bytes.min(super::joins::MEMORY).min(pipeline.run.memory);
         plan.memory = resident_memory().zip(peak_memory()).map(|(now, peak)| peak.max(now + joins));
         plan.score = Some(planned);
     } else {

@@ -150,7 +150,7 @@ pub struct PlannedScoring {
     pub precision: String,
     /// Temporary files of the run, in bytes, without what joins and sorts spill.
     pub temporary_bytes: u64,
-    /// What joins and sorts take if they may, in bytes.
+    /// What joins with the scores take if they may, in bytes.
     pub joins_bytes: u64,
     /// The size of the output, in bytes.
     pub output_bytes: u64,

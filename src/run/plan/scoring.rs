@@ -82,7 +82,7 @@ impl Planner<'_> {
 
         let tried = self.try_texts(&pending, scorer).await?;
         let written = self.trial_of_writing(spool, scorer).await.map_err(|e| self.rows_failed(&e))?;
-        let (on_disk, in_memory) = spool.bytes().map_err(|e| self.rows_failed(&e))?;
+        let on_disk = spool.bytes().map_err(|e| self.rows_failed(&e.into()))?;
         let rejected: u64 = spool.rejected().iter().sum();
         let mut planned = PlannedScoring {
             columns: columns(&source, scoring),
@@ -110,7 +110,7 @@ impl Planner<'_> {
             },
             precision: scorer.precision().to_string(),
             temporary_bytes: on_disk + pending.bytes(),
-            joins_bytes: bytes_of_scores(held + pending.texts, labels).saturating_add(in_memory),
+            joins_bytes: bytes_of_scores(held + pending.texts, labels),
             output_bytes: (written.bytes_per_row * spool.len() as f64) as u64,
         };
         planned.scale_up();

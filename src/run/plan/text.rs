@@ -45,7 +45,10 @@ impl fmt::Display for Plan {
         }
         if let Some(memory) = self.memory {
             let spills = size(self.spills_above);
-            lines.add("memory", format!("about {}; joins and sorts spill above {spills}", size(memory)))?;
+            lines.add(
+                "memory",
+                format!("about {}; joins and sorts of the queries spill above {spills}", size(memory)),
+            )?;
         }
         self.write_places(&mut lines)?;
         lines.all("note", self.notes.iter().cloned())?;
