@@ -1,5 +1,6 @@
 //! The command line: each command is one function call.
 
+mod cluster;
 mod completions;
 mod init;
 mod model;
@@ -58,6 +59,7 @@ Nothing is overwritten: the folder must be new or empty.")]
   couplet run pipelines/quickstart/pipeline.toml --quiet --only score
   couplet run nightly.toml --var date=2026-11-24 --wait 10m --json
   couplet run nightly.toml --metrics /var/lib/node_exporter/couplet_nightly.prom
+  couplet run nightly.toml --cluster df://10.0.0.7:50050
 
 Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 interrupted")]
     Run(run::Run),
@@ -101,6 +103,22 @@ Exit codes: 0 a run can begin, 1 or 2 it would fail with this code")]
     /// Look after the stores in which pipelines remember scores
     #[command(subcommand)]
     Store(runs::StoreCommand),
+    /// Hand out the work of runs and queries to executors, as a part of a cluster
+    #[command(after_help = "Examples:
+  couplet scheduler
+  couplet scheduler --bind 10.0.0.7 --port 50050
+
+It listens on the loopback device only unless told otherwise: whoever reaches its port can have it execute queries.
+A couplet that was built without the feature `cluster` refuses.")]
+    Scheduler(cluster::Scheduler),
+    /// Score what a scheduler hands out, as a part of a cluster
+    #[command(after_help = "Examples:
+  couplet executor
+  couplet executor --scheduler df://10.0.0.7:50050 --bind 10.0.0.8 --name gpu-3 --device cuda:0
+
+Models, tables and stores are opened with the settings and credentials of this machine's environment.
+A couplet that was built without the feature `cluster` refuses.")]
+    Executor(cluster::Executor),
     /// Print the JSON Schema of pipeline files, by which editors complete and check them
     #[command(after_help = "Examples:
   couplet schema > pipeline.schema.json
@@ -172,6 +190,8 @@ impl Cli {
             Command::Report(command) => command.execute().await,
             Command::Store(command) => command.execute().await,
             Command::Model(command) => command.execute().await,
+            Command::Scheduler(command) => command.execute(stop).await,
+            Command::Executor(command) => command.execute().await,
             Command::Schema(command) => command.execute(),
             Command::Completions(command) => command.execute(),
             Command::Man(command) => command.execute(),

@@ -6,6 +6,7 @@ use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
 use thiserror::Error;
 
+use crate::cluster::ClusterError;
 use crate::config::{ConfigErrors, Query};
 use crate::delta::DeltaError;
 use crate::lock::LockError;
@@ -63,6 +64,9 @@ pub enum Error {
     /// A model cannot be loaded or run.
     #[error(transparent)]
     Model(#[from] ScorerError),
+    /// A cluster cannot do what it was asked for.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// A model cannot be trained.
     #[error("{context}: {error}")]
     Training {

@@ -24,6 +24,7 @@ pub use datafusion;
 
 mod chart;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 mod crash;
 pub mod delta;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::frequent::most_frequent;
-use crate::progress::{grouped, spoken};
+use crate::printable::printable;
+use crate::progress::{counted, grouped, spoken};
 use crate::run::plan::Forecast;
 use crate::scorer::{Counts, PADDED_BATCH, Precision, Rejection};
 use crate::train::evaluation::Evaluation;
@@ -196,6 +197,8 @@ pub struct Report {
     pub counts: Counts,
     /// How many rows got each label, in the model's order; empty for regression.
     pub labels: Vec<(String, u64)>,
+    /// The executors of a cluster, if one scored.
+    pub executors: Vec<Executor>,
     /// From the start to the published table.
     pub elapsed: Duration,
     /// From the first window to the last.
@@ -210,6 +213,27 @@ pub struct Report {
     pub output_version: Option<u64>,
     /// The table of rejected rows and their number, where there is such a table.
     pub quarantine: Option<(String, u64)>,
+}
+
+/// What an executor of a cluster did for a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Executor {
+    /// Its name.
+    pub name: String,
+    /// Tasks that it ended.
+    pub tasks: u64,
+    /// Texts that it scored or refused.
+    pub texts: u64,
+    /// Tokens that its encoder read.
+    pub tokens: u64,
+}
+
+impl Executor {
+    /// The same as JSON.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        json!({ "executor": self.name, "tasks": self.tasks, "texts": self.texts, "tokens": self.tokens })
+    }
 }
 
 /// What was said beforehand of a run.
@@ -312,6 +336,7 @@ impl Report {
             "seconds": { "all": self.elapsed.as_secs_f64(), "scoring": self.scoring.as_secs_f64() },
             "rows_per_second": self.rows_per_second(),
             "tokens_per_second": self.tokens_per_second(),
+            "executors": self.executors.iter().map(Executor::to_json).collect::<Vec<_>>(),
             "predicted": self.predicted.iter().map(|predicted| self.compared(predicted)).collect::<Vec<_>>(),
             "output": { "path": self.output, "bytes": self.output_bytes, "version": self.output_version },
             "quarantine": self.quarantine.as_ref().map(|(path, rows)| json!({ "path": path, "rows": rows })),
@@ -391,6 +416,14 @@ impl fmt::Display for Report {
             format!("{:.0} rows/s · {} tokens/s", self.rows_per_second(), grouped(self.tokens_per_second() as u64)),
         )?;
         line("time", format!("{} ({} scoring)", spoken(self.elapsed), spoken(self.scoring)))?;
+        let all: u64 = self.executors.iter().map(|executor| executor.tokens).sum();
+        for (i, executor) in self.executors.iter().enumerate() {
+            let name = if i == 0 { "executors" } else { "" };
+            let share = 100.0 * executor.tokens as f64 / all.max(1) as f64;
+            let done =
+                format!("{}, {} ({share:.0} %)", counted(executor.tasks, "task"), counted(executor.texts, "text"));
+            line(name, format!("{} {done}", printable(&executor.name)))?;
+        }
         // What a run says of itself is worth a line where somebody waits for it.
         let waited = self.scoring >= Duration::from_secs(10);
         for Predicted { by, after, forecast } in self.predicted.iter().filter(|said| said.after.is_none() || waited) {

@@ -98,9 +98,18 @@ pub async fn open(
         .with_default_features()
         .with_physical_optimizer_rule(Arc::new(YieldingJoins));
     let context = SessionContext::new_with_state(predict::install(builder, models).build());
+    register(&context, listed).await?;
+    Ok(context)
+}
+
+/// Gives a session tables.
+///
+/// # Errors
+/// Those whose files are missing or unreadable: all of them, not the first.
+pub async fn register(context: &SessionContext, listed: &[Table]) -> Result<(), Vec<TableError>> {
     let mut errors = Vec::new();
     for table in listed {
-        errors.extend(tables::register(&context, table).await.err());
+        errors.extend(tables::register(context, table).await.err());
     }
-    if errors.is_empty() { Ok(context) } else { Err(errors) }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
 }

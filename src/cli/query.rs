@@ -8,6 +8,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::{Variables, name_and_value, read, read_pipeline};
+use crate::cluster::{self, Address};
 use crate::config::{self, Table};
 use crate::error::Error;
 use crate::history;
@@ -47,6 +48,9 @@ pub(super) struct Query {
     /// Inference threads of `predict`; one a core if not given
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
+    /// Have a cluster execute it; all its machines must reach the tables and models
+    #[arg(long, value_name = "df://HOST:PORT")]
+    cluster: Option<Address>,
     /// The length at which `predict` cuts its input, in tokens; the model's own limit if not given
     #[arg(long)]
     max_length: Option<usize>,
@@ -110,8 +114,15 @@ impl Query {
         let window = pipeline.as_ref().map_or(config::DEFAULT_WINDOW, |pipeline| pipeline.run.window);
         let settings = pipeline.as_ref().map(|pipeline| pipeline.run.clone()).unwrap_or_default();
         let resources = run::resources(&settings)?;
-        let context =
-            session::open(&tables, Arc::new(models), window, cores, &resources).await.map_err(Error::Tables)?;
+        let models = Arc::new(models);
+        let context = match &self.cluster {
+            None => session::open(&tables, models, window, cores, &resources).await.map_err(Error::Tables)?,
+            Some(address) => {
+                let context = cluster::session_of(address, window, models).await?;
+                session::register(&context, &tables).await.map_err(Error::Tables)?;
+                context
+            }
+        };
         if let Some(pipeline) = &pipeline {
             history::register(&context, pipeline).await?;
         }

@@ -10,6 +10,7 @@ use chrono::Utc;
 use clap::Args;
 
 use super::{Variables, print, print_as, read, read_pipeline};
+use crate::cluster::{self, Address};
 use crate::config::{self, Pipeline};
 use crate::error::Error;
 use crate::history;
@@ -42,6 +43,9 @@ pub(super) struct Run {
     /// Compare with what `couplet plan --json` said, from a file
     #[arg(long, value_name = "PLAN.json")]
     plan: Option<PathBuf>,
+    /// Have a cluster score; reading, remembering and publishing stay here
+    #[arg(long, value_name = "df://HOST:PORT")]
+    cluster: Option<Address>,
     /// Write what the run did to a file for Prometheus' textfile collector, also when it fails
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
@@ -82,7 +86,16 @@ impl Run {
         recorded: &mut Option<RunRecord>,
     ) -> Result<RunReport, Error> {
         let plan = self.plan.as_deref().map(predicted).transpose()?;
-        let remembering = Remembering { fresh: self.fresh, retry_errors: self.retry_errors, wait: self.wait, plan };
+        if self.cluster.is_some() && !cfg!(feature = "cluster") {
+            return Err(cluster::built_without("--cluster"));
+        }
+        let remembering = Remembering {
+            fresh: self.fresh,
+            retry_errors: self.retry_errors,
+            wait: self.wait,
+            plan,
+            cluster: self.cluster.clone(),
+        };
         run::run_recorded(pipeline, variables, &self.only, remembering, messages.style(), stop, recorded).await
     }
 }

@@ -241,6 +241,14 @@ static RUN: Section = Section {
             "Tokens that one thread runs at a time.",
         ),
         or(
+            "task_tokens",
+            Kind::Integer(1024..=usize::MAX),
+            "500000",
+            "2000000",
+            "Tokens of a task that a cluster hands out, at most: a minute or a few of one executor's time. A lost executor \
+             costs the tasks that it had. Only with --cluster.",
+        ),
+        or(
             "memory",
             Kind::Bytes,
             "\"2GiB\"",

@@ -139,19 +139,7 @@ impl<'r> Item<'r> {
     /// Reads a number of bytes: `"512MiB"`, `"4GiB"`, `"4 GB"`.
     pub(super) fn bytes(&self) -> Read<u64> {
         let text = self.words()?;
-        let unit = |unit: &str| match unit {
-            "KiB" => Some(1 << 10),
-            "MiB" => Some(1 << 20),
-            "GiB" => Some(1 << 30),
-            "TiB" => Some(1 << 40),
-            "KB" | "kB" => Some(1_000),
-            "MB" => Some(1_000_000),
-            "GB" => Some(1_000_000_000),
-            "TB" => Some(1_000_000_000_000),
-            _ => None,
-        };
-        let split = text.find(|c: char| !c.is_ascii_digit()).map(|at| text.split_at(at));
-        let bytes = split.and_then(|(n, u)| n.parse::<u64>().ok()?.checked_mul(unit(u.trim())?));
+        let bytes = super::bytes(text);
         bytes.filter(|bytes| *bytes >= 16 << 20).ok_or_else(|| {
             let problem = Problem::new(format!("`{}` cannot be \"{text}\"", self.path), "not an amount of memory");
             self.refuse(problem.allowed("a whole number with MiB, GiB, MB or GB, at least 16 MiB, as in \"4GiB\""))

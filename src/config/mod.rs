@@ -62,6 +62,24 @@ pub fn duration(text: &str) -> Option<Duration> {
     (millis > 0).then(|| Duration::from_millis(millis))
 }
 
+/// A number of bytes as pipelines write it: a whole number with a unit, such as `4GiB` or `512 MB`.
+#[must_use]
+pub fn bytes(text: &str) -> Option<u64> {
+    let unit = |unit: &str| match unit {
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
+        "TiB" => Some(1 << 40),
+        "KB" | "kB" => Some(1_000),
+        "MB" => Some(1_000_000),
+        "GB" => Some(1_000_000_000),
+        "TB" => Some(1_000_000_000_000),
+        _ => None,
+    };
+    let (number, suffix) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    number.parse::<u64>().ok()?.checked_mul(unit(suffix.trim())?)
+}
+
 const MAX_BYTES: usize = crate::files::MAX_TEXT as usize;
 
 /// Reads the text of a pipeline file; relative paths in it start at the folder of `path`.

@@ -16,6 +16,8 @@ pub const DEFAULT_MAX_LENGTH: usize = 128;
 pub const DEFAULT_WINDOW: usize = 8192;
 /// The default of `run.memory`, in bytes.
 pub const DEFAULT_MEMORY: u64 = 2 << 30;
+/// Tokens of a task that a cluster hands out, if nothing is said: a minute or a few.
+pub const DEFAULT_TASK_TOKENS: usize = 500_000;
 /// The default of `score.checkpoint`.
 pub const DEFAULT_CHECKPOINT: Duration = Duration::from_mins(1);
 
@@ -351,6 +353,8 @@ pub struct RunSettings {
     pub window: usize,
     /// The number of tokens in a packed batch; `None`: couplet's choice.
     pub batch_tokens: Option<usize>,
+    /// The number of tokens in a task that a cluster hands out, at most.
+    pub task_tokens: usize,
     /// The memory of joins and sorts, in bytes; what does not fit is spilled.
     pub memory: u64,
     /// The folder in which the rows of a run are kept while it lasts, and what does not fit into memory.
@@ -363,6 +367,7 @@ impl Default for RunSettings {
             threads: None,
             window: DEFAULT_WINDOW,
             batch_tokens: None,
+            task_tokens: DEFAULT_TASK_TOKENS,
             memory: DEFAULT_MEMORY,
             spill: std::env::temp_dir(),
         }

@@ -284,12 +284,14 @@ fn run(keys: &mut Keys<'_>) -> Read<RunSettings> {
     let threads = keys.optional("threads", Item::integer);
     let window = keys.or("window", Item::integer);
     let batch_tokens = keys.optional("batch_tokens", Item::integer);
+    let task_tokens = keys.or("task_tokens", Item::integer);
     let memory = keys.or("memory", Item::bytes);
     let spill = keys.optional("spill", Item::local_path);
     Ok(RunSettings {
         threads: threads?,
         window: window?,
         batch_tokens: batch_tokens?,
+        task_tokens: task_tokens?,
         memory: memory?,
         spill: spill?.map_or_else(std::env::temp_dir, |spill: LocalPath| spill.path),
     })

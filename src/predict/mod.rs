@@ -21,11 +21,14 @@ mod node;
 use std::sync::Arc;
 
 use datafusion::execution::SessionStateBuilder;
+use datafusion::logical_expr::ScalarUDF;
 
 pub use columns::{prediction_fields, predictions_to_array};
 pub(crate) use function::text_values;
 pub use models::{ModelOptions, Models};
 pub(crate) use named::named_models;
+#[cfg(feature = "cluster")]
+pub(crate) use node::{calls_of_node, node_of_calls};
 
 /// The function's name in SQL.
 pub const FUNCTION: &str = "predict";
@@ -61,7 +64,12 @@ pub fn install(builder: SessionStateBuilder, models: Arc<Models>) -> SessionStat
     // `SELECT o['label'], n['label'] FROM (SELECT p AS o, p AS n …)`: "duplicate unqualified field name".
     let config = builder.config().get_or_insert_default();
     config.options_mut().optimizer.enable_leaf_expression_pushdown = false;
-    let function = Arc::new(function::predict(models));
-    builder.scalar_functions().get_or_insert_default().push(function);
+    builder.scalar_functions().get_or_insert_default().push(Arc::new(function(models)));
     builder
+}
+
+/// The function alone, for whoever executes plans that [`install`] made elsewhere.
+#[must_use]
+pub fn function(models: Arc<Models>) -> ScalarUDF {
+    function::predict(models)
 }

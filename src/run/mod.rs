@@ -2,6 +2,7 @@
 
 mod beside;
 mod checked;
+mod elsewhere;
 mod evaluate;
 mod foresight;
 mod joins;

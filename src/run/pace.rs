@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::report::Executor;
 use crate::scorer::{Prediction, Rejection};
 
 /// Slowest windows that are remembered.
@@ -20,16 +21,17 @@ struct Window {
     seconds: f64,
 }
 
-/// The windows of a run.
+/// The windows of a run, and who scored them.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     windows: Vec<Window>,
     texts: u64,
+    executors: Vec<Executor>,
 }
 
 impl Pace {
-    /// Counts the window that comes after those before it.
-    pub(super) fn add(&mut self, outcomes: &[Result<Prediction, Rejection>], took: Duration) {
+    /// Counts the window that comes after those before it; of a cluster, a task of one of its executors.
+    pub(super) fn add(&mut self, outcomes: &[Result<Prediction, Rejection>], took: Duration, executor: Option<String>) {
         let lengths = || outcomes.iter().flatten().map(|prediction| prediction.tokens);
         let window = Window {
             first_text: self.texts,
@@ -40,6 +42,26 @@ impl Pace {
         };
         self.texts += outcomes.len() as u64;
         self.windows.push(window);
+        let Some(name) = executor else { return };
+        let place = self.executors.iter().position(|executor| executor.name == name).unwrap_or_else(|| {
+            self.executors.push(Executor { name, tasks: 0, texts: 0, tokens: 0 });
+            self.executors.len() - 1
+        });
+        let executor = &mut self.executors[place];
+        executor.tasks += 1;
+        executor.texts += outcomes.len() as u64;
+        executor.tokens += window.tokens as u64;
+    }
+
+    /// The executors of a cluster, in the order in which they first came back with something; none without a cluster.
+    pub(super) fn executors(&self) -> &[Executor] {
+        &self.executors
+    }
+
+    /// The same for the record.
+    pub(super) fn executors_to_json(&self) -> Option<Value> {
+        let executors: Vec<Value> = self.executors.iter().map(Executor::to_json).collect();
+        (!executors.is_empty()).then(|| executors.into())
     }
 
     /// How many there were, the time of the one in the middle, and the slowest; none if there were none.
@@ -79,12 +101,18 @@ mod tests {
         let mut pace = Pace::default();
         assert_eq!(pace.to_json(), None);
         for (tokens, millis) in [(vec![3, 5], 10), (vec![128], 300), (vec![7, 8, 9], 20)] {
-            pace.add(&tokens.into_iter().map(text).collect::<Vec<_>>(), Duration::from_millis(millis));
+            pace.add(&tokens.into_iter().map(text).collect::<Vec<_>>(), Duration::from_millis(millis), None);
         }
         let json = pace.to_json().unwrap();
         assert_eq!((&json["count"], &json["median_seconds"]), (&json!(3), &json!(0.02)));
         let expected = json!({ "first_text": 2, "texts": 1, "tokens": 128, "longest": 128, "seconds": 0.3 });
         assert_eq!(json["slowest"][0], expected);
         assert_eq!(json["slowest"][1]["first_text"], 3);
+        assert!(pace.executors().is_empty());
+        for name in ["a", "b", "a"] {
+            pace.add(&[text(4), text(6)], Duration::ZERO, Some(name.into()));
+        }
+        let done = |name: &str, tasks| Executor { name: name.into(), tasks, texts: 2 * tasks, tokens: 10 * tasks };
+        assert_eq!(pace.executors(), [done("a", 2), done("b", 1)]);
     }
 }

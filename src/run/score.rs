@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 use arrow::array::ArrayRef;
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 
 use super::checked::output_schema;
+use super::elsewhere::{self, Elsewhere};
 use super::foresight::{Foresight, SAMPLE};
 use super::night::Night;
 use super::pace::Pace;
@@ -30,13 +31,14 @@ use super::{
     NOTHING_WRITTEN, blame, folder_of, missing_model, model_name, models_of, pool, query_text, readable_place,
     resources,
 };
+use crate::cluster::Address;
 use crate::config::{Errors, Pipeline, Scoring};
 use crate::crash;
 use crate::error::Error;
 use crate::objects::Objects;
 use crate::progress::{Progress, Style, grouped};
 use crate::report::{Predicted, Report, Rows};
-use crate::scorer::{Rejection, Scorer};
+use crate::scorer::{Prediction, Rejection, Scorer};
 use crate::session::{self, Resources};
 use crate::source::Source;
 use crate::store::{RunRecord, ScoreStore, SourceFile, model_class};
@@ -62,6 +64,8 @@ pub struct Remembering {
     pub wait: Option<Duration>,
     /// What a plan said, to be compared with what happens.
     pub plan: Option<Predicted>,
+    /// The cluster that scores; this machine if none.
+    pub cluster: Option<Address>,
 }
 
 /// Scores the source into the sink until it is done or `stop` is; a stage that does not end well leaves the sink as it was.
@@ -83,6 +87,7 @@ pub(super) async fn score(
         night = Night::begin(pipeline, &store, remembering.wait) => night?,
     };
     let store = store.clone().noting(&store);
+    elsewhere::clean(&store).await?;
     let run = Run { pipeline, scoring, variables, remembering, style, store, night: &begun };
     let mut record = begun.record();
     let outcome = run.all(&mut record, stop).await;
@@ -92,13 +97,22 @@ pub(super) async fn score(
 
 /// A run that holds the lock of its store.
 pub(super) struct Run<'a> {
-    pipeline: &'a Pipeline,
+    pub(super) pipeline: &'a Pipeline,
     pub(super) scoring: &'a Scoring,
     variables: &'a BTreeMap<String, String>,
     remembering: Remembering,
     style: Style,
-    store: Objects,
+    pub(super) store: Objects,
     pub(super) night: &'a Night,
+}
+
+/// Texts that have their scores.
+pub(super) struct Scored {
+    pub(super) keys: ArrayRef,
+    pub(super) outcomes: Vec<Result<Prediction, Rejection>>,
+    /// Who scored them; this machine if none.
+    pub(super) executor: Option<String>,
+    pub(super) took: Duration,
 }
 
 /// All that a run needs before its first row.
@@ -108,6 +122,7 @@ struct Prepared {
     scorer: Scorer,
     scores: ScoreStore,
     sinks: Vec<Sink>,
+    elsewhere: Option<Elsewhere>,
 }
 
 impl Run<'_> {
@@ -123,7 +138,7 @@ impl Run<'_> {
             let (spool, sources) = self.read(&prepared, resources).await?;
             Ok::<_, Error>((prepared, spool, sources))
         };
-        let (Prepared { scorer, mut scores, sinks, .. }, spool, sources) = tokio::select! {
+        let (Prepared { scorer, mut scores, sinks, elsewhere, .. }, spool, sources) = tokio::select! {
             biased;
             () = &mut *stop => return Err(interrupted(self.scoring, "before the first row was scored", None)),
             read = reading => read?,
@@ -137,11 +152,7 @@ impl Run<'_> {
         record.rows_rejected = Some(spool.rejected().iter().sum());
         record.rejected = kinds(spool.rejected());
         check_errors(self.scoring, spool.rejected(), spool.len())?;
-        record.model = Some(scorer.model().fingerprint.as_str().to_owned());
-        record.model_uri = Some(self.scoring.model.location.place.to_string());
-        record.precision = Some(scorer.precision().to_string());
-        record.max_length = Some(scorer.max_length());
-        record.task = Some(scorer.model().config.problem.to_string());
+        self.record_model(record, &scorer);
         crash::point("read");
 
         let pending = tokio::select! {
@@ -156,7 +167,7 @@ impl Run<'_> {
         let sample = pending.sample(SAMPLE).map_err(|e| self.spool_failed(&e))?;
         let foresight = Foresight::start(&scorer, sample, texts);
         let mut pace = Pace::default();
-        let scored = self.score_pending(pending, &scorer, &mut scores, &mut pace, stop).await;
+        let scored = self.score_pending(pending, &scorer, elsewhere, &mut scores, &mut pace, stop).await;
         drop(progress);
         let scoring_time = start.elapsed();
         let predicted = foresight.predicted();
@@ -167,6 +178,7 @@ impl Run<'_> {
         record.padding_avoided = Some(counts.padding_avoided);
         record.scoring_seconds = Some(scoring_time.as_secs_f64());
         record.windows = pace.to_json();
+        record.executors = pace.executors_to_json();
         scored?;
 
         let rejected_texts: u64 = spool.rejected().iter().sum();
@@ -209,6 +221,7 @@ impl Run<'_> {
             rows,
             counts,
             labels,
+            executors: pace.executors().to_vec(),
             elapsed: began.elapsed(),
             scoring: scoring_time,
             predicted: self.remembering.plan.clone().into_iter().chain(predicted).collect(),
@@ -217,6 +230,14 @@ impl Run<'_> {
             output_version: published.version,
             quarantine: published.quarantine,
         })
+    }
+
+    fn record_model(&self, record: &mut RunRecord, scorer: &Scorer) {
+        record.model = Some(scorer.model().fingerprint.as_str().to_owned());
+        record.model_uri = Some(self.scoring.model.location.place.to_string());
+        record.precision = Some(scorer.precision().to_string());
+        record.max_length = Some(scorer.max_length());
+        record.task = Some(scorer.model().config.problem.to_string());
     }
 
     /// Opens the tables, plans the query, loads the model, opens store and sink: all that can turn out wrong before the work.
@@ -238,6 +259,10 @@ impl Run<'_> {
             return Err(error);
         }
         let scorer = models.get(&model_name(&scoring.model)).await?;
+        let elsewhere = match &self.remembering.cluster {
+            Some(address) => Some(Elsewhere::reach(address, pipeline, models).await?),
+            None => None,
+        };
         let mut scores = ScoreStore::open(&self.store, model_class(&scorer), self.night.run()).await?;
         if self.remembering.fresh {
             scores.forget().await?;
@@ -256,7 +281,7 @@ impl Run<'_> {
             let sink = Sink::open(kind, pipeline, scoring, &schema, &metadata, self.night.run(), &self.store).await?;
             sinks.push(sink);
         }
-        Ok((Prepared { context, source, scorer, scores, sinks }, resources))
+        Ok((Prepared { context, source, scorer, scores, sinks, elsewhere }, resources))
     }
 
     /// Reads the rows of the source, and notices whether its files change meanwhile.
@@ -301,21 +326,16 @@ impl Run<'_> {
         &self,
         pending: Pending,
         scorer: &Scorer,
+        elsewhere: Option<Elsewhere>,
         scores: &mut ScoreStore,
         pace: &mut Pace,
         stop: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<(), Error> {
         let texts = pending.texts;
-        let windows = pending
-            .windows()
-            .map(|window| async {
-                let (keys, window) = window.map_err(|e| self.spool_failed(&e))?;
-                let start = Instant::now();
-                let outcomes = scorer.score(window).await?;
-                Ok::<(ArrayRef, _, _), Error>((keys, outcomes, start.elapsed()))
-            })
-            .buffered(WINDOWS_UNDER_WAY);
-        let mut windows = std::pin::pin!(windows);
+        let mut windows = match &elsewhere {
+            None => self.score_here(pending, scorer).boxed_local(),
+            Some(elsewhere) => elsewhere.score(self, pending, scorer).await?,
+        };
         let mut last_commit = Instant::now();
         let ended = loop {
             let next = tokio::select! {
@@ -329,8 +349,8 @@ impl Run<'_> {
                 next = windows.next() => next,
             };
             match next {
-                Some(Ok((keys, outcomes, took))) => {
-                    pace.add(&outcomes, took);
+                Some(Ok(Scored { keys, outcomes, executor, took })) => {
+                    pace.add(&outcomes, took, executor);
                     scores.remember(&keys, &outcomes, scorer)?;
                 }
                 Some(Err(error)) => break Err(error),
@@ -341,12 +361,26 @@ impl Run<'_> {
                 last_commit = Instant::now();
             }
         };
+        drop(windows);
+        if let Some(elsewhere) = elsewhere {
+            elsewhere.end(&self.store).await;
+        }
         tracing::Span::current().record("tokens", scorer.tally().counts().tokens);
         // After a lost lock another run is at work on the same store, and scores these texts itself.
         if !matches!(&ended, Err(Error::Lock(_))) {
             self.commit(scores).await?;
         }
         ended
+    }
+
+    fn score_here(&self, pending: Pending, scorer: &Scorer) -> impl Stream<Item = Result<Scored, Error>> {
+        let scored = pending.windows().map(move |window| async move {
+            let (keys, window) = window.map_err(|e| self.spool_failed(&e))?;
+            let start = Instant::now();
+            let outcomes = scorer.score(window).await?;
+            Ok(Scored { keys, outcomes, executor: None, took: start.elapsed() })
+        });
+        scored.buffered(WINDOWS_UNDER_WAY)
     }
 
     async fn commit(&self, scores: &mut ScoreStore) -> Result<(), Error> {
@@ -384,8 +418,13 @@ impl Run<'_> {
     }
 
     pub(super) fn spool_failed(&self, error: &DataFusionError) -> Error {
+        self.spool_error()(error)
+    }
+
+    /// The same for whoever outlives the run.
+    pub(super) fn spool_error(&self) -> impl Fn(&DataFusionError) -> Error + use<> {
         let origin = format!("{}: the rows in {}", self.pipeline.path.display(), self.pipeline.run.spill.display());
-        Error::sql(origin, error, None)
+        move |error| Error::sql(origin.clone(), error, None)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Where an encoder runs.
 
+use std::str::FromStr;
+
 use candle_core::Device;
 use thiserror::Error;
 
@@ -15,6 +17,24 @@ pub enum DeviceSetting {
     Cuda(usize),
     /// Apple's GPU.
     Metal,
+}
+
+impl FromStr for DeviceSetting {
+    type Err = String;
+
+    /// Reads `auto`, `cpu`, `cuda`, `cuda:N` or `metal`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "metal" => Ok(Self::Metal),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let number = text.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+                number.map(Self::Cuda).ok_or_else(|| "expected auto, cpu, cuda, cuda:N or metal".to_owned())
+            }
+        }
+    }
 }
 
 /// A device that is not there.
@@ -50,5 +70,20 @@ impl DeviceSetting {
             }
             Self::Auto | Self::Cpu => Ok(Device::Cpu),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_as_in_pipelines() {
+        for (text, device) in
+            [("auto", DeviceSetting::Auto), ("cuda", DeviceSetting::Cuda(0)), ("cuda:3", DeviceSetting::Cuda(3))]
+        {
+            assert_eq!(text.parse(), Ok(device));
+        }
+        assert!("gpu".parse::<DeviceSetting>().unwrap_err().contains("cuda:N"));
     }
 }

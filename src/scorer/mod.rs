@@ -353,6 +353,16 @@ impl Scorer {
         shared.tally.window(&count(&outcomes, remembered.count()));
         Ok(outcomes)
     }
+
+    /// Counts what another process scored with the same model, as if it had been scored here.
+    pub fn credit(&self, outcomes: &[Result<Prediction, Rejection>]) {
+        let counts = count(outcomes, 0);
+        let scored = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+        let tally = &self.0.tally;
+        tally.planned(outcomes.len(), counts.tokens);
+        tally.batch(scored, counts.tokens);
+        tally.window(&counts);
+    }
 }
 
 fn count(outcomes: &[Result<Prediction, Rejection>], remembered: usize) -> WindowCounts {

@@ -54,6 +54,24 @@ impl Window {
         self.len() == 0
     }
 
+    /// Its columns.
+    pub(crate) fn columns(&self) -> impl Iterator<Item = &TextColumn> {
+        std::iter::once(&self.text).chain(&self.text_pair)
+    }
+
+    /// The bytes of a row's texts.
+    pub(crate) fn bytes(&self, row: usize) -> usize {
+        self.columns().map(|column| if column.values.is_null(row) { 0 } else { column.values.value(row).len() }).sum()
+    }
+
+    /// Some of its rows.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn slice(&self, offset: usize, length: usize) -> Self {
+        let slice =
+            |column: &TextColumn| TextColumn { name: column.name.clone(), values: column.values.slice(offset, length) };
+        Self { text: slice(&self.text), text_pair: self.text_pair.as_ref().map(slice) }
+    }
+
     pub(super) fn text(&self, row: usize) -> &str {
         self.text.values.value(row)
     }
@@ -69,7 +87,7 @@ impl Window {
 
     /// Why a row cannot be scored, as far as its texts alone tell.
     pub(crate) fn rejection(&self, row: usize) -> Option<Rejection> {
-        for column in std::iter::once(&self.text).chain(&self.text_pair) {
+        for column in self.columns() {
             let name = || column.name.clone();
             if column.values.is_null(row) {
                 return Some(Rejection::Null { column: name() });

@@ -58,6 +58,7 @@ pub(super) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         ("score_from", DataType::Float64),
         ("score_width", DataType::Float64),
         ("score_counts", list_of(DataType::Int64)),
+        ("executors", DataType::Utf8),
     ];
     Arc::new(Schema::new(fields.map(|(name, data_type)| Field::new(name, data_type, true)).to_vec()))
 });
@@ -161,6 +162,8 @@ pub struct RunRecord {
     pub padding_avoided: Option<u64>,
     /// The windows that were scored: how many, and the slowest of them.
     pub windows: Option<Value>,
+    /// The executors of a cluster, each with its tasks, texts and tokens; none if the run's own machine scored.
+    pub executors: Option<Value>,
     /// What the model says of a row.
     pub task: Option<String>,
     /// The model's labels in their order, with the rows that got each; none of a run that published nothing.
@@ -281,6 +284,7 @@ impl RunRecord {
             number(scores.map(|scores| scores.from)),
             number(scores.map(|scores| scores.width)),
             counts(scores.map(|scores| scores.counts.clone())),
+            text(self.executors.as_ref().map(Value::to_string).as_deref()),
         ];
         RecordBatch::try_new(Arc::clone(&SCHEMA), columns)
     }
@@ -345,6 +349,7 @@ impl RunRecord {
             tokens_in_rows: count("tokens_in_rows"),
             padding_avoided: count("padding_avoided"),
             windows: json("windows"),
+            executors: json("executors"),
             task: text("task"),
             labels: names.map(|names| names.into_iter().zip(counts("label_rows").unwrap_or_default()).collect()),
             scores: scores(),
@@ -386,6 +391,7 @@ mod tests {
             rows_rejected: Some(2),
             rejected: vec![("NULL text".into(), 2)],
             windows: Some(json!({ "count": 1 })),
+            executors: Some(json!([{ "executor": "one", "tasks": 1 }])),
             labels: Some(vec![("no".into(), 1), ("yes".into(), 2)]),
             scores: Some(scores),
             sources: vec![SourceFile {

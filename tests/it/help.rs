@@ -8,7 +8,7 @@ use couplet::cli::Cli;
 use crate::support::{couplet, root, stdout_of};
 
 /// Examples that need what a clone does not have.
-const ELSEWHERE: [&str; 14] = [
+const ELSEWHERE: [&str; 19] = [
     "couplet run nightly.toml --var date=2026-11-24 --wait 10m --json",
     "couplet predict --model models/sentiment 'A warm and funny film.'",
     "couplet model import downloads/bert-base-uncased models/bert-base",
@@ -24,6 +24,12 @@ const ELSEWHERE: [&str; 14] = [
     // A shell, which needs a terminal.
     "couplet query --pipeline pipelines/quickstart/pipeline.toml",
     "#:schema ./pipeline.schema.json",
+    // A cluster, which `clusters` starts.
+    "couplet run nightly.toml --cluster df://10.0.0.7:50050",
+    "couplet scheduler",
+    "couplet scheduler --bind 10.0.0.7 --port 50050",
+    "couplet executor",
+    "couplet executor --scheduler df://10.0.0.7:50050 --bind 10.0.0.8 --name gpu-3 --device cuda:0",
 ];
 
 /// The commands without commands below them, and all commands with their help.

@@ -6,6 +6,8 @@ mod archives;
 mod broken_runs;
 mod card;
 mod checkpoints;
+#[cfg(feature = "cluster")]
+mod clusters;
 mod config;
 mod damage;
 mod disk_full;

@@ -1,0 +1,181 @@
+//! `couplet executor`: scores what a scheduler hands out.
+//!
+//! Ballista's executor asks the scheduler for tasks and keeps their results until they are fetched; couplet gives it the
+//! function that scores, one pool of inference threads for all its tasks, and the stores of this machine's environment.
+//! Beside it, a small HTTP server says whether it is well and what it has done.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::routing::get;
+use ballista_core::config::TaskSchedulingPolicy;
+use ballista_core::extension::SessionConfigExt;
+use ballista_core::registry::BallistaFunctionRegistry;
+use ballista_executor::executor_process::{ExecutorProcessConfig, start_executor_process};
+use ballista_executor::health::ExecutorHealth;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::prelude::SessionConfig;
+use tokio::net::TcpListener;
+
+use super::function::{self, Worker};
+use super::{Address, ClusterError, codec, stores};
+use crate::predict::{self, Models};
+use crate::scorer::{DeviceSetting, Pool, ScorerOptions};
+
+/// How an executor is run.
+#[derive(Debug, Clone)]
+pub struct ExecutorOptions {
+    /// Where the scheduler is.
+    pub scheduler: Address,
+    /// The address on which results are given out.
+    pub bind: String,
+    /// The host that others reach it by, where that is another one.
+    pub advertise: Option<String>,
+    /// The port on which results are given out.
+    pub port: u16,
+    /// The port for health and metrics; none for no such server.
+    pub http_port: Option<u16>,
+    /// What the executor is called in records and errors; one name for one executor.
+    pub name: String,
+    /// Tasks at once. They share the inference threads; a second one reads while the first is scored.
+    pub slots: usize,
+    /// Inference threads.
+    pub threads: Option<usize>,
+    /// Where the encoder runs.
+    pub device: DeviceSetting,
+    /// The memory of joins and sorts of queries, in bytes.
+    pub memory: u64,
+    /// A folder for results until they are fetched; one that goes with the executor if none.
+    pub work: Option<PathBuf>,
+}
+
+/// Runs an executor until it is told to end; tasks that are under way are ended first.
+///
+/// # Errors
+/// A port that is taken, threads or a folder that cannot be had.
+pub async fn execute(options: ExecutorOptions) -> Result<(), ClusterError> {
+    let failed = |problem: String| ClusterError::Start { what: format!("executor {}", options.name), problem };
+    // What is not there is better known now than from the first task.
+    options.device.open().map_err(|e| failed(e.to_string()))?;
+    let pool = Pool::new(options.threads).map_err(|e| failed(format!("inference threads: {e}")))?;
+    let (work, _temporary) = if let Some(folder) = &options.work {
+        (folder.clone(), None)
+    } else {
+        let folder = tempfile::Builder::new().prefix("couplet-executor-").tempdir();
+        let folder = folder.map_err(|e| failed(format!("a temporary folder: {e}")))?;
+        (folder.path().to_owned(), Some(folder))
+    };
+    std::fs::create_dir_all(&work).map_err(|e| failed(format!("folder {}: {e}", work.display())))?;
+    // Ballista would say of a taken port only that it stopped.
+    let data = format!("{}:{}", options.bind, options.port);
+    drop(TcpListener::bind(&data).await.map_err(|e| failed(format!("port {data}: {e}")))?);
+
+    let worker = Arc::new(Worker::new(options.name.clone(), pool, options.device));
+    let health = ExecutorHealth::new();
+    if let Some(port) = options.http_port {
+        let place = format!("{}:{port}", options.bind);
+        let listener = TcpListener::bind(&place).await.map_err(|e| failed(format!("port {place}: {e}")))?;
+        let routes = routes(&worker, &health);
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+    }
+    let spill = work.clone();
+    let config = ExecutorProcessConfig {
+        executor_id: options.name.clone(),
+        bind_host: options.bind.clone(),
+        external_host: options.advertise.clone(),
+        port: options.port,
+        grpc_port: options.port,
+        scheduler_host: options.scheduler.host.clone(),
+        scheduler_port: options.scheduler.port,
+        // It waits for a scheduler that is not there yet.
+        scheduler_connect_timeout_seconds: u16::MAX,
+        vcores: options.slots,
+        task_scheduling_policy: TaskSchedulingPolicy::PullStaged,
+        work_dir: Some(work.to_string_lossy().into_owned()),
+        memory_pool_size: Some(options.memory),
+        health,
+        override_function_registry: Some(Arc::new(functions(&worker))),
+        override_runtime_producer: Some(Arc::new(move |_| {
+            stores::runtime(RuntimeEnvBuilder::new().with_temp_file_path(&spill))
+        })),
+        override_config_producer: Some(Arc::new(SessionConfig::new_with_ballista)),
+        override_logical_codec: Some(Arc::new(codec::PlanCodec::default())),
+        ..ExecutorProcessConfig::default()
+    };
+    tracing::info!(
+        "executor {} of {}: {} tasks at once on {} threads; results at {data}",
+        options.name,
+        options.scheduler,
+        options.slots,
+        worker.pool().threads()
+    );
+    start_executor_process(Arc::new(config)).await.map_err(|e| failed(e.to_string()))?;
+    tracing::info!("executor {} ended", options.name);
+    Ok(())
+}
+
+/// DataFusion's functions and couplet's.
+fn functions(worker: &Arc<Worker>) -> BallistaFunctionRegistry {
+    let mut functions = BallistaFunctionRegistry::default();
+    let options = ScorerOptions { device: worker.device(), ..ScorerOptions::default() };
+    let models = Models::new(worker.pool().clone(), PathBuf::from("/")).with_options(options);
+    for function in [function::score(Some(Arc::clone(worker))), predict::function(Arc::new(models))] {
+        functions.scalar_functions.insert(function.name().to_owned(), Arc::new(function));
+    }
+    functions
+}
+
+/// `/healthz`: the process is well; `/readyz`: the scheduler knows it; `/metrics`: what it has done, for Prometheus.
+fn routes(worker: &Arc<Worker>, health: &ExecutorHealth) -> Router {
+    let (worker, ready, shown) = (Arc::clone(worker), health.clone(), health.clone());
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route(
+            "/readyz",
+            get(move || async move {
+                if ready.is_ready() {
+                    (StatusCode::OK, "ready\n")
+                } else {
+                    (StatusCode::SERVICE_UNAVAILABLE, "the scheduler has not answered\n")
+                }
+            }),
+        )
+        .route(
+            "/metrics",
+            get(move || async move {
+                ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics(&worker, shown.is_ready()))
+            }),
+        )
+}
+
+fn metrics(worker: &Worker, ready: bool) -> String {
+    let (models, all) = worker.counts();
+    let mut text = String::new();
+    let mut one = |name: &str, kind: &str, help: &str, value: u64| {
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    };
+    one("couplet_executor_ready", "gauge", "Whether the scheduler answers: 1, or 0.", ready.into());
+    one("couplet_executor_threads", "gauge", "Inference threads.", worker.pool().threads() as u64);
+    one("couplet_executor_models", "gauge", "Models that are loaded.", models.len() as u64);
+    one("couplet_executor_rows_total", "counter", "Rows that were scored or refused.", all.rows);
+    one("couplet_executor_tokens_total", "counter", "Tokens that the encoders read.", all.tokens);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_there_before_the_first_task() {
+        let worker = Worker::new("one".into(), Pool::new(Some(1)).unwrap(), DeviceSetting::Cpu);
+        let text = metrics(&worker, false);
+        assert!(
+            text.contains("couplet_executor_ready 0\n") && text.contains("couplet_executor_rows_total 0\n"),
+            "{text}"
+        );
+    }
+}

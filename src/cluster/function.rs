@@ -1,0 +1,221 @@
+//! `couplet_score(contract, text [, text_pair])`: what a task calls; only executors answer it.
+//!
+//! Clients and schedulers know the function too, as a plan that names it passes through them.
+
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow::datatypes::DataType;
+use datafusion::common::{DataFusionError, Result, ScalarValue, internal_err, plan_err};
+use datafusion::logical_expr::async_udf::{AsyncScalarUDF, AsyncScalarUDFImpl};
+use datafusion::logical_expr::{
+    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility,
+};
+use tokio::sync::OnceCell;
+
+use super::contract::{Contract, Refusal};
+use super::outcomes::{fields, to_array};
+use crate::predict::text_values;
+use crate::scorer::{Counts, DeviceSetting, Pool, Scorer, TextColumn, Window};
+
+/// The function's name.
+pub(super) const FUNCTION: &str = "couplet_score";
+
+/// Begins what an executor says when it refuses, so that the client knows that another try is in vain.
+pub(super) const REFUSES: &str = "refuses the task: ";
+
+/// Models that an executor keeps: those that were asked for last.
+const MODELS_KEPT: usize = 4;
+
+/// Whoever scores: its models, and the threads that they share.
+#[derive(Debug)]
+pub(super) struct Worker {
+    name: String,
+    pool: Pool,
+    device: DeviceSetting,
+    models: Mutex<Vec<(Contract, Arc<OnceCell<Scorer>>)>>,
+    /// What models did that are not kept any more.
+    past: Mutex<Counts>,
+}
+
+impl Worker {
+    pub(super) fn new(name: String, pool: Pool, device: DeviceSetting) -> Self {
+        Self { name, pool, device, models: Mutex::default(), past: Mutex::default() }
+    }
+
+    pub(super) fn device(&self) -> DeviceSetting {
+        self.device
+    }
+
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// The models that are loaded, by URI, each with its work so far; then all work, that of models before them too.
+    pub(super) fn counts(&self) -> (Vec<(String, Counts)>, Counts) {
+        let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = models
+            .iter()
+            .filter_map(|(contract, cell)| Some((contract.model().to_owned(), cell.get()?.tally().counts())));
+        let loaded: Vec<_> = loaded.collect();
+        let past = self.past.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let all = loaded.iter().fold(past, |all, (_, counts)| sum(&all, counts));
+        (loaded, all)
+    }
+
+    /// The model of a contract; loaded once, whichever tasks ask for it.
+    async fn scorer(&self, contract: &Contract) -> Result<Scorer, Refusal> {
+        let cell = {
+            let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+            let cell = match models.iter().position(|(known, _)| known == contract) {
+                Some(place) => models.remove(place).1,
+                None => Arc::default(),
+            };
+            models.insert(0, (contract.clone(), Arc::clone(&cell)));
+            if models.len() > MODELS_KEPT
+                && let Some((_, gone)) = models.pop()
+                && let Some(gone) = gone.get()
+            {
+                let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+                *past = sum(&past, &gone.tally().counts());
+            }
+            cell
+        };
+        let load = async || {
+            let (place, options) = (contract.place()?, contract.options(self.device)?);
+            let scorer = Scorer::open(&place, options, &self.pool).await.map_err(|e| {
+                let hint = if place.local().is_some() {
+                    "; a model that a cluster scores with must be where all machines can read it: a bucket, a hub, or a folder that they share under one path"
+                } else {
+                    ""
+                };
+                Refusal(format!("{e}{hint}"))
+            })?;
+            contract.check(&scorer)?;
+            tracing::info!(
+                "loaded model {} ({}, {})",
+                contract.model(),
+                scorer.precision(),
+                scorer.model().fingerprint.as_str()
+            );
+            Ok(scorer)
+        };
+        cell.get_or_try_init(load).await.cloned()
+    }
+}
+
+fn sum(a: &Counts, b: &Counts) -> Counts {
+    Counts {
+        rows: a.rows + b.rows,
+        scored: a.scored + b.scored,
+        remembered: a.remembered + b.remembered,
+        tokens: a.tokens + b.tokens,
+        ..Counts::default()
+    }
+}
+
+/// Makes the function; without a worker, one that plans may name and nobody can call.
+pub(super) fn score(worker: Option<Arc<Worker>>) -> ScalarUDF {
+    let signature = Signature::one_of(vec![TypeSignature::String(2), TypeSignature::String(3)], Volatility::Volatile);
+    AsyncScalarUDF::new(Arc::new(Score { signature, worker })).into_scalar_udf()
+}
+
+#[derive(Debug)]
+struct Score {
+    signature: Signature,
+    worker: Option<Arc<Worker>>,
+}
+
+impl PartialEq for Score {
+    fn eq(&self, other: &Self) -> bool {
+        self.worker.as_ref().map(Arc::as_ptr) == other.worker.as_ref().map(Arc::as_ptr)
+    }
+}
+
+impl Eq for Score {}
+
+impl Hash for Score {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.worker.as_ref().map(Arc::as_ptr).hash(state);
+    }
+}
+
+impl ScalarUDFImpl for Score {
+    fn name(&self) -> &'static str {
+        FUNCTION
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Struct(fields()))
+    }
+
+    fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        internal_err!("{FUNCTION} is executed asynchronously")
+    }
+}
+
+#[async_trait::async_trait]
+impl AsyncScalarUDFImpl for Score {
+    async fn invoke_async_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let Some(worker) = &self.worker else {
+            return internal_err!("{FUNCTION} was called where nothing is executed");
+        };
+        let ScalarFunctionArgs { args, number_rows, .. } = args;
+        let mut args = args.into_iter();
+        let Some(ColumnarValue::Scalar(
+            ScalarValue::Utf8(Some(contract))
+            | ScalarValue::Utf8View(Some(contract))
+            | ScalarValue::LargeUtf8(Some(contract)),
+        )) = args.next()
+        else {
+            return plan_err!("the first argument of {FUNCTION} is a contract");
+        };
+        let refused =
+            |refusal: Refusal| DataFusionError::Execution(format!("executor {} {REFUSES}{refusal}", worker.name));
+        let contract = Contract::read(&contract).map_err(refused)?;
+        let mut columns = args.enumerate().map(|(i, values)| -> Result<TextColumn> {
+            Ok(TextColumn { name: contract.column(i), values: text_values(&values.to_array(number_rows)?)? })
+        });
+        let Some(text) = columns.next().transpose()? else { return internal_err!("{FUNCTION} has texts") };
+        let window = Window::new(text, columns.next().transpose()?);
+        let scorer = worker.scorer(&contract).await.map_err(refused)?;
+        let outcomes = scorer.score(window).await;
+        // What a device says once it may not say again: another executor may do better.
+        let outcomes =
+            outcomes.map_err(|e| DataFusionError::Execution(format!("executor {} failed: {e}", worker.name)))?;
+        Ok(ColumnarValue::Array(Arc::new(to_array(&outcomes, &worker.name))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Place;
+    use crate::scorer::ScorerOptions;
+
+    #[tokio::test]
+    async fn a_worker_keeps_contracts_and_refuses_another_model() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/goldens/tiny-distilbert");
+        let pool = Pool::new(Some(1)).unwrap();
+        let scorer = Scorer::load(&model, ScorerOptions::default(), &pool).unwrap();
+        let columns = ["a".to_owned(), "b".to_owned()];
+        let contract = Contract::of(&scorer, &Place::Local(model), None, &columns);
+        let worker = Worker::new("one".into(), pool, DeviceSetting::Cpu);
+        let loaded = worker.scorer(&contract).await.unwrap();
+        assert_eq!(loaded.model().fingerprint, scorer.model().fingerprint);
+        assert_eq!(worker.counts().0.len(), 1);
+        let fingerprint = scorer.model().fingerprint.as_str();
+        let other = contract.to_text().replace(fingerprint, &"0".repeat(fingerprint.len()));
+        let refusal = worker.scorer(&Contract::read(&other).unwrap()).await.unwrap_err().to_string();
+        assert!(refusal.contains("is another one there") && refusal.contains(fingerprint), "{refusal}");
+        let nowhere = contract.to_text().replace("tiny-distilbert", "nowhere");
+        let refusal = worker.scorer(&Contract::read(&nowhere).unwrap()).await.unwrap_err().to_string();
+        assert!(refusal.contains("nowhere") && refusal.contains("where all machines can read it"), "{refusal}");
+    }
+}

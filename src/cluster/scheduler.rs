@@ -1,0 +1,88 @@
+//! `couplet scheduler`: plans what clients send, hands it out to executors, and hands out again what was lost.
+//!
+//! It is Ballista's, with couplet's functions and plan nodes known to it. Its state is in memory: after it ends, clients
+//! fail, and their next runs go on from what they remembered.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ballista_core::config::TaskSchedulingPolicy;
+use ballista_core::extension::{
+    SessionConfigExt, ballista_aggregate_functions, ballista_scalar_functions, ballista_window_functions,
+};
+use ballista_core::optimizer::ballista_default_optimizer_rules;
+use ballista_scheduler::SessionBuilder;
+use ballista_scheduler::cluster::BallistaCluster;
+use ballista_scheduler::config::SchedulerConfig;
+use ballista_scheduler::scheduler_process::start_server;
+use datafusion::execution::SessionStateBuilder;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::prelude::SessionConfig;
+
+use super::{ClusterError, codec, function, stores};
+use crate::predict::{self, Models};
+use crate::scorer::Pool;
+
+/// Between two words of an executor that is well: it asks for work every five seconds at least.
+const EXPECTED_WITHIN_SECONDS: u64 = 5;
+
+/// How a scheduler is run.
+#[derive(Debug, Clone)]
+pub struct SchedulerOptions {
+    /// The address on which it listens, for clients and executors.
+    pub bind: String,
+    /// The port.
+    pub port: u16,
+    /// After how many seconds without a word an executor is taken for dead, and its tasks are handed out again.
+    pub executor_timeout: u64,
+}
+
+/// Runs a scheduler until the process ends.
+///
+/// # Errors
+/// A port that is taken.
+pub async fn schedule(options: SchedulerOptions) -> Result<(), ClusterError> {
+    let place = format!("{}:{}", options.bind, options.port);
+    let failed = |problem: String| ClusterError::Start { what: format!("scheduler at {place}"), problem };
+    let address = tokio::net::lookup_host(&place).await.map_err(|e| failed(e.to_string()))?.next();
+    let address = address.ok_or_else(|| failed("the host has no address".into()))?;
+    let pool = Pool::new(Some(1)).map_err(|e| failed(e.to_string()))?;
+    let session = session_builder(Arc::new(Models::new(pool, PathBuf::from("/"))));
+    let config = SchedulerConfig {
+        external_host: options.bind.clone(),
+        bind_host: options.bind.clone(),
+        bind_port: options.port,
+        scheduling_policy: TaskSchedulingPolicy::PullStaged,
+        executor_timeout_seconds: options.executor_timeout.max(2 * EXPECTED_WITHIN_SECONDS),
+        expire_dead_executor_interval_seconds: EXPECTED_WITHIN_SECONDS,
+        // A run is a thousand small jobs: what is done with is soon forgotten.
+        finished_job_data_clean_up_interval_seconds: 60,
+        finished_job_state_clean_up_interval_seconds: 300,
+        // Clients then need to reach nobody but the scheduler.
+        enable_embedded_flight_proxy: true,
+        override_config_producer: Some(Arc::new(SessionConfig::new_with_ballista)),
+        override_session_builder: Some(Arc::clone(&session)),
+        override_logical_codec: Some(Arc::new(codec::PlanCodec::default())),
+        ..SchedulerConfig::default()
+    };
+    let cluster = BallistaCluster::new_from_config(&config).await.map_err(|e| failed(e.to_string()))?;
+    tracing::info!("scheduler at df://{place}, for clients and executors; http://{place}/api/executors lists those");
+    start_server(cluster, address, Arc::new(config)).await.map_err(|e| failed(e.to_string()))
+}
+
+/// Sessions in which plans that call couplet's functions are planned.
+fn session_builder(models: Arc<Models>) -> SessionBuilder {
+    Arc::new(move |config| {
+        let builder = SessionStateBuilder::new()
+            .with_default_features()
+            .with_config(config)
+            .with_runtime_env(stores::runtime(RuntimeEnvBuilder::new())?)
+            .with_optimizer_rules(ballista_default_optimizer_rules())
+            .with_scalar_functions(ballista_scalar_functions())
+            .with_aggregate_functions(ballista_aggregate_functions())
+            .with_window_functions(ballista_window_functions());
+        let mut builder = predict::install(builder, Arc::clone(&models));
+        builder.scalar_functions().get_or_insert_default().push(Arc::new(function::score(None)));
+        Ok(builder.build())
+    })
+}

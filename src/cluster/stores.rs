@@ -1,0 +1,59 @@
+//! The places that a plan names, opened where it is executed: with the settings and credentials of that machine.
+
+use std::sync::Arc;
+
+use datafusion::common::{DataFusionError, Result};
+use datafusion::execution::object_store::{DefaultObjectStoreRegistry, ObjectStoreRegistry};
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use object_store::ObjectStore;
+use url::Url;
+
+use crate::config;
+use crate::objects::Objects;
+
+/// Opens a bucket when a plan first names it.
+#[derive(Debug, Default)]
+struct Stores {
+    known: DefaultObjectStoreRegistry,
+}
+
+impl ObjectStoreRegistry for Stores {
+    fn register_store(&self, url: &Url, store: Arc<dyn ObjectStore>) -> Option<Arc<dyn ObjectStore>> {
+        self.known.register_store(url, store)
+    }
+
+    fn deregister_store(&self, url: &Url) -> Result<Arc<dyn ObjectStore>> {
+        self.known.deregister_store(url)
+    }
+
+    fn get_store(&self, url: &Url) -> Result<Arc<dyn ObjectStore>> {
+        if let Ok(known) = self.known.get_store(url) {
+            return Ok(known);
+        }
+        let unknown = |problem: String| DataFusionError::Execution(format!("{url}: {problem}"));
+        let place = config::table_place(url.as_str()).map_err(unknown)?;
+        let store = Objects::open(&place).map_err(|e| DataFusionError::External(Box::new(e)))?.store;
+        self.known.register_store(url, Arc::clone(&store));
+        Ok(store)
+    }
+}
+
+/// What plans are executed with that may name any place.
+pub(super) fn runtime(builder: RuntimeEnvBuilder) -> Result<Arc<RuntimeEnv>> {
+    builder.with_object_store_registry(Arc::new(Stores::default())).build_arc()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_is_opened_when_it_is_named() {
+        let runtime = runtime(RuntimeEnvBuilder::new()).unwrap();
+        for url in ["file:///tmp/a.parquet", "s3://bucket/a/b.parquet", "gs://bucket/a"] {
+            let found = runtime.object_store_registry.get_store(&Url::parse(url).unwrap());
+            assert!(found.is_ok() || url.starts_with("gs"), "{url}: {:?}", found.err());
+        }
+        assert!(runtime.object_store_registry.get_store(&Url::parse("ftp://host/a").unwrap()).is_err());
+    }
+}

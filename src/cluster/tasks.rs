@@ -1,0 +1,128 @@
+//! Texts in tasks that cost about the same, whatever files they came from and however long they are.
+//!
+//! What a task costs is told by its tokens. Those are estimated from the bytes of the texts, at the rate of a sample: the
+//! client cannot tokenize for a hundred machines. Texts come in the order of their first rows, so a task has short and
+//! long ones as they come.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::error::ArrowError;
+
+use crate::scorer::Window;
+
+/// What is cut into tasks, and where.
+#[derive(Debug)]
+pub(super) struct Cutter {
+    tokens_per_byte: f64,
+    max_length: f64,
+    limit: f64,
+    task: Vec<(ArrayRef, Window)>,
+    tokens: f64,
+}
+
+/// Texts that are scored together, with their keys.
+#[derive(Debug)]
+pub(super) struct Task {
+    parts: Vec<(ArrayRef, Window)>,
+    /// How many.
+    pub(super) texts: usize,
+}
+
+impl Cutter {
+    /// Cuts where `limit` tokens come together, of texts that have so many tokens a byte and are cut at `max_length`.
+    pub(super) fn new(tokens_per_byte: f64, max_length: usize, limit: u64) -> Self {
+        Self { tokens_per_byte, max_length: max_length as f64, limit: limit as f64, task: Vec::new(), tokens: 0.0 }
+    }
+
+    /// Takes a window, and gives the tasks that it completes.
+    pub(super) fn push(&mut self, keys: &ArrayRef, window: &Window) -> Vec<Task> {
+        let (mut tasks, mut start) = (Vec::new(), 0);
+        for row in 0..window.len() {
+            self.tokens += (window.bytes(row) as f64 * self.tokens_per_byte).clamp(1.0, self.max_length);
+            if self.tokens >= self.limit {
+                self.task.push(slice(keys, window, start, row + 1 - start));
+                tasks.extend(self.finish());
+                start = row + 1;
+            }
+        }
+        if start < window.len() {
+            self.task.push(slice(keys, window, start, window.len() - start));
+        }
+        tasks
+    }
+
+    /// What is left; none if nothing is.
+    pub(super) fn finish(&mut self) -> Option<Task> {
+        self.tokens = 0.0;
+        let parts = std::mem::take(&mut self.task);
+        let texts = parts.iter().map(|(keys, _)| keys.len()).sum();
+        (texts > 0).then_some(Task { parts, texts })
+    }
+}
+
+fn slice(keys: &ArrayRef, window: &Window, offset: usize, length: usize) -> (ArrayRef, Window) {
+    (keys.slice(offset, length), window.slice(offset, length))
+}
+
+impl Task {
+    /// The columns of the file that a task is read from: `key`, `text`, and `text_pair` where there are pairs.
+    pub(super) fn schema(&self) -> SchemaRef {
+        let (keys, window) = &self.parts[0];
+        let mut fields = vec![Field::new("key", keys.data_type().clone(), false)];
+        let names = ["text", "text_pair"].into_iter();
+        // Views would each take their whole buffer with them.
+        fields.extend(names.zip(window.columns()).map(|(name, _)| Field::new(name, DataType::Utf8, true)));
+        Arc::new(Schema::new(fields))
+    }
+
+    /// Its rows, as they are written into that file.
+    pub(super) fn batches(&self) -> impl Iterator<Item = Result<RecordBatch, ArrowError>> {
+        let schema = self.schema();
+        self.parts.iter().map(move |(keys, window)| {
+            let texts = window.columns().map(|column| cast(&column.values, &DataType::Utf8));
+            let columns = std::iter::once(Ok(Arc::clone(keys))).chain(texts).collect::<Result<_, _>>()?;
+            RecordBatch::try_new(Arc::clone(&schema), columns)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{Int32Array, StringViewArray};
+
+    use super::*;
+    use crate::scorer::TextColumn;
+
+    fn window(texts: &[&str]) -> (ArrayRef, Window) {
+        let keys = Int32Array::from_iter_values((0..texts.len()).map(|key| key as i32));
+        let column = |name: &str| TextColumn { name: name.into(), values: StringViewArray::from(texts.to_vec()) };
+        (Arc::new(keys), Window::new(column("a"), Some(column("b"))))
+    }
+
+    #[test]
+    fn tasks_are_cut_by_tokens_across_windows_and_lose_no_row() {
+        let long = "x".repeat(1000);
+        // 10 bytes a pair are 5 tokens; the long one is cut to 16.
+        let (keys, texts) = window(&["12345", "12345", "12345", &long, "12345", "12345"]);
+        let mut cutter = Cutter::new(0.5, 16, 20);
+        let mut tasks = cutter.push(&keys, &texts);
+        tasks.extend(cutter.push(&keys, &texts));
+        tasks.extend(cutter.finish());
+        assert_eq!(tasks.iter().map(|task| task.texts).collect::<Vec<_>>(), [4, 4, 2, 2]);
+        let rows = |task: &Task| -> Vec<i32> {
+            let batches = task.batches().map(Result::unwrap);
+            batches
+                .flat_map(|batch| {
+                    use arrow::array::AsArray;
+                    batch.column(0).as_primitive::<arrow::datatypes::Int32Type>().values().to_vec()
+                })
+                .collect()
+        };
+        assert_eq!(tasks.iter().flat_map(rows).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]);
+        assert_eq!(tasks[0].schema().fields().len(), 3);
+        assert!(cutter.finish().is_none());
+    }
+}

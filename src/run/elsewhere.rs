@@ -1,0 +1,162 @@
+//! The step from texts to scores on a cluster.
+//!
+//! Without the feature `cluster` there is none: the command line refuses `--cluster` then, and nothing here is reached.
+
+#[cfg(feature = "cluster")]
+use std::sync::Arc;
+
+#[cfg(feature = "cluster")]
+use futures::StreamExt;
+use futures::TryStreamExt;
+#[cfg(feature = "cluster")]
+use futures::stream::LocalBoxStream;
+use object_store::ObjectStoreExt;
+
+use crate::config::Place;
+use crate::error::Error;
+use crate::objects::Objects;
+
+/// The folder of a store in which the texts of tasks are while a cluster scores them.
+const FOLDER: &str = "cluster";
+
+#[cfg(feature = "cluster")]
+pub(super) use with::Elsewhere;
+#[cfg(not(feature = "cluster"))]
+pub(super) use without::Elsewhere;
+
+/// Removes the texts of tasks, also those that a killed run left.
+///
+/// # Errors
+/// A store that cannot be read or written.
+pub(super) async fn clean(store: &Objects) -> Result<(), Error> {
+    let folder = store.folder(FOLDER);
+    if let Place::Local(path) = &folder.place {
+        return match std::fs::remove_dir_all(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::Io { context: format!("removing {}", path.display()), error })
+            }
+            _ => Ok(()),
+        };
+    }
+    let mut left = folder.store.list(Some(&folder.root));
+    while let Some(object) = left.try_next().await.map_err(|e| folder.error(&e))? {
+        folder.store.delete(&object.location).await.map_err(|e| folder.error_at(&object.location, &e))?;
+    }
+    Ok(())
+}
+
+#[cfg(feature = "cluster")]
+mod with {
+    use super::super::pending::Pending;
+    use super::super::score::{Run, Scored};
+    use super::{Arc, Error, FOLDER, LocalBoxStream, Objects, StreamExt, clean};
+    use crate::cluster::{Address, Client, Contract, Work};
+    use crate::config::Pipeline;
+    use crate::predict::Models;
+    use crate::run::foresight::SAMPLE;
+    use crate::scorer::Scorer;
+
+    /// A cluster that scores the texts of a run.
+    pub(in super::super) struct Elsewhere {
+        client: Arc<Client>,
+    }
+
+    impl Elsewhere {
+        pub(in super::super) async fn reach(
+            address: &Address,
+            pipeline: &Pipeline,
+            models: Arc<Models>,
+        ) -> Result<Self, Error> {
+            Ok(Self { client: Arc::new(Client::connect(address, pipeline.run.window, models).await?) })
+        }
+
+        /// Has the texts scored, in tasks; they come back as they are done.
+        pub(in super::super) async fn score<'a>(
+            &self,
+            run: &'a Run<'_>,
+            pending: Pending,
+            scorer: &'a Scorer,
+        ) -> Result<LocalBoxStream<'a, Result<Scored, Error>>, Error> {
+            let settings = &run.pipeline.run;
+            let sample = pending.sample(SAMPLE).map_err(|e| run.spool_failed(&e))?;
+            let bytes: usize = (0..sample.len()).map(|row| sample.bytes(row)).sum();
+            let rows = sample.len().max(1) as f64;
+            let tokens = scorer.tokenize(sample).await?.tokens() as f64;
+            let texts = pending.texts;
+            let work = Work {
+                contract: Contract::of(
+                    scorer,
+                    &run.scoring.model.location.place,
+                    settings.batch_tokens,
+                    &run.scoring.source.text,
+                ),
+                folder: run.store.folder(FOLDER).folder(run.night.run()),
+                texts,
+                tokens: (tokens / rows * texts as f64) as u64,
+                tokens_per_byte: tokens / bytes.max(1) as f64,
+                max_length: scorer.max_length(),
+                task_tokens: settings.task_tokens as u64,
+            };
+            let failed = run.spool_error();
+            let windows = pending.windows().map(move |window| window.map_err(|e| failed(&e)));
+            let scored = self.client.score::<Error, _>(windows, work);
+            let scored = scored.map(move |scored| {
+                let scored = scored?;
+                scorer.credit(&scored.outcomes);
+                Ok(Scored {
+                    keys: scored.keys,
+                    outcomes: scored.outcomes,
+                    executor: Some(scored.executor),
+                    took: scored.took,
+                })
+            });
+            Ok(scored.boxed_local())
+        }
+
+        /// Cancels what is under way, and removes what was written for it.
+        pub(in super::super) async fn end(self, store: &Objects) {
+            self.client.end().await;
+            if let Err(error) = clean(store).await {
+                tracing::warn!("texts of tasks are left for the next run to remove: {error}");
+            }
+        }
+    }
+}
+
+#[cfg(not(feature = "cluster"))]
+mod without {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+
+    use futures::stream::LocalBoxStream;
+
+    use super::super::pending::Pending;
+    use super::super::score::{Run, Scored};
+    use super::{Error, Objects};
+    use crate::cluster::{Address, built_without};
+    use crate::config::Pipeline;
+    use crate::predict::Models;
+    use crate::scorer::Scorer;
+
+    /// No cluster.
+    pub(in super::super) struct Elsewhere(Infallible);
+
+    impl Elsewhere {
+        pub(in super::super) async fn reach(_: &Address, _: &Pipeline, _: Arc<Models>) -> Result<Self, Error> {
+            Err(built_without("--cluster"))
+        }
+
+        pub(in super::super) async fn score<'a>(
+            &self,
+            _: &'a Run<'_>,
+            _: Pending,
+            _: &'a Scorer,
+        ) -> Result<LocalBoxStream<'a, Result<Scored, Error>>, Error> {
+            match self.0 {}
+        }
+
+        pub(in super::super) async fn end(self, _: &Objects) {
+            match self.0 {}
+        }
+    }
+}
