@@ -20,6 +20,8 @@ use futures::TryStreamExt;
 use object_store::prefix::PrefixStore;
 use thiserror::Error;
 
+#[cfg(feature = "cluster")]
+use crate::cluster;
 use crate::objects::Objects;
 
 /// The key in a commit's metadata that names the run that made it.
@@ -119,6 +121,12 @@ pub async fn provider(
     table: &DeltaTable,
     context: &SessionContext,
 ) -> Result<Arc<dyn TableProvider>, DeltaError> {
+    #[cfg(feature = "cluster")]
+    if let Some(files) = cluster::delta::provider(objects, table, context)
+        .map_err(|e| DeltaError { url: objects.to_string(), problem: e.strip_backtrace() })?
+    {
+        return Ok(files);
+    }
     let failed = |e: DeltaTableError| DeltaError::new(objects, &e);
     let state = context.state();
     table.update_datafusion_session(&state).map_err(failed)?;

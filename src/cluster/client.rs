@@ -36,6 +36,7 @@ use tokio::task::JoinHandle;
 
 use super::codec::PlanCodec;
 use super::contract::Contract;
+use super::delta::SentAway;
 use super::function::{self, REFUSES};
 use super::outcomes;
 use super::tasks::{Cutter, Task};
@@ -44,17 +45,14 @@ use crate::config::Place;
 use crate::objects::Objects;
 use crate::predict;
 use crate::predict::Models;
-use crate::progress::counted;
+use crate::progress::{counted, grouped};
 use crate::scorer::{Prediction, Rejection, Window};
 
 /// Jobs under way for each slot: while one is scored, the next is ready.
 const JOBS_PER_SLOT: usize = 2;
 
-/// Tasks of a run for each slot at least, so that the slots end at about the same time.
-const TASKS_PER_SLOT: u64 = 4;
-
-/// Tokens of a task at least: fewer cost more to hand out than to score.
-const FEWEST_TOKENS: u64 = 1 << 14;
+/// The shares for each slot into which what is left is divided: a task is one of them at most.
+const SHARES_PER_SLOT: usize = 4;
 
 /// How often a task is tried that failed for no reason that will last.
 const TRIES: usize = 4;
@@ -145,14 +143,11 @@ impl Client {
         E: From<ClusterError> + Send + 'static,
         W: Stream<Item = Result<(ArrayRef, Window), E>> + Send + 'static,
     {
-        let slots = self.executors.slots.load(Ordering::Relaxed).max(1) as u64;
-        let share = work.tokens / (slots * TASKS_PER_SLOT);
-        let limit = work.task_tokens.min(share.max(FEWEST_TOKENS));
-        tracing::debug!("{} in tasks of {limit} tokens", counted(work.texts, "text"));
+        tracing::debug!("{} with about {} tokens", counted(work.texts, "text"), grouped(work.tokens));
         let state = UnderWay {
             client: Arc::clone(self),
             windows: Some(Box::pin(windows)),
-            cutter: Cutter::new(work.tokens_per_byte, work.max_length, limit),
+            cutter: Cutter::new(work.tokens, work.tokens_per_byte, work.max_length, work.task_tokens),
             work: Arc::new(work),
             ready: VecDeque::new(),
             tasks: 0,
@@ -374,7 +369,8 @@ impl<E: From<ClusterError>> UnderWay<E> {
         while self.ready.is_empty() {
             let Some(windows) = &mut self.windows else { break };
             if let Some((keys, window)) = windows.next().await.transpose()? {
-                self.ready.extend(self.cutter.push(&keys, &window));
+                let shares = SHARES_PER_SLOT * self.client.executors.slots.load(Ordering::Relaxed).max(1);
+                self.ready.extend(self.cutter.push(&keys, &window, shares));
             } else {
                 self.ready.extend(self.cutter.finish());
                 self.windows = None;
@@ -412,6 +408,7 @@ fn session(
         .with_batch_size(window)
         .with_target_partitions(partitions)
         .with_information_schema(true)
+        .with_extension(Arc::new(SentAway))
         .with_ballista_logical_extension_codec(Arc::new(PlanCodec::default()));
     let builder = SessionStateBuilder::new().with_config(config).with_default_features();
     let state = predict::install(builder, Arc::clone(&models)).build().upgrade_for_ballista(address.http());

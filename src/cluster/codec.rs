@@ -65,7 +65,11 @@ impl LogicalExtensionCodec for PlanCodec {
         node: Arc<dyn TableProvider>,
         buf: &mut Vec<u8>,
     ) -> Result<()> {
-        self.ballista.try_encode_table_provider(table_ref, node, buf)
+        self.ballista.try_encode_table_provider(table_ref, node, buf).map_err(|_| {
+            plan_datafusion_err!(
+                "a cluster cannot read table {table_ref}, which is only in this process: query it without --cluster"
+            )
+        })
     }
 
     fn try_decode_file_format(&self, buf: &[u8], ctx: &TaskContext) -> Result<Arc<dyn FileFormatFactory>> {

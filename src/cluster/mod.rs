@@ -27,6 +27,8 @@ mod codec;
 #[cfg(feature = "cluster")]
 mod contract;
 #[cfg(feature = "cluster")]
+pub(crate) mod delta;
+#[cfg(feature = "cluster")]
 mod executor;
 #[cfg(feature = "cluster")]
 mod function;

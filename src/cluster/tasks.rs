@@ -2,7 +2,8 @@
 //!
 //! What a task costs is told by its tokens. Those are estimated from the bytes of the texts, at the rate of a sample: the
 //! client cannot tokenize for a hundred machines. Texts come in the order of their first rows, so a task has short and
-//! long ones as they come.
+//! long ones as they come. Tasks become smaller towards the end, so that all executors end at about the same time
+//! (guided self-scheduling: Polychronopoulos and Kuck, 1987).
 
 use std::sync::Arc;
 
@@ -13,12 +14,17 @@ use arrow::error::ArrowError;
 
 use crate::scorer::Window;
 
+/// Tokens of a task at least, unless fewer are asked for: they cost more to hand out than to score.
+const FEWEST_TOKENS: f64 = 4096.0;
+
 /// What is cut into tasks, and where.
 #[derive(Debug)]
 pub(super) struct Cutter {
     tokens_per_byte: f64,
     max_length: f64,
-    limit: f64,
+    most: f64,
+    /// Tokens that are not in a task yet, as far as a sample tells.
+    left: f64,
     task: Vec<(ArrayRef, Window)>,
     tokens: f64,
 }
@@ -32,20 +38,30 @@ pub(super) struct Task {
 }
 
 impl Cutter {
-    /// Cuts where `limit` tokens come together, of texts that have so many tokens a byte and are cut at `max_length`.
-    pub(super) fn new(tokens_per_byte: f64, max_length: usize, limit: u64) -> Self {
-        Self { tokens_per_byte, max_length: max_length as f64, limit: limit as f64, task: Vec::new(), tokens: 0.0 }
+    /// Cuts texts that have so many tokens in all and to a byte, and are cut at `max_length`, into tasks of `most` tokens
+    /// at most.
+    pub(super) fn new(tokens: u64, tokens_per_byte: f64, max_length: usize, most: u64) -> Self {
+        Self {
+            tokens_per_byte,
+            max_length: max_length as f64,
+            most: most as f64,
+            left: tokens as f64,
+            task: Vec::new(),
+            tokens: 0.0,
+        }
     }
 
-    /// Takes a window, and gives the tasks that it completes.
-    pub(super) fn push(&mut self, keys: &ArrayRef, window: &Window) -> Vec<Task> {
+    /// Takes a window, and gives the tasks that it completes, each at most one of so many shares of what is left.
+    pub(super) fn push(&mut self, keys: &ArrayRef, window: &Window, shares: usize) -> Vec<Task> {
         let (mut tasks, mut start) = (Vec::new(), 0);
+        let mut limit = self.limit(shares);
         for row in 0..window.len() {
             self.tokens += (window.bytes(row) as f64 * self.tokens_per_byte).clamp(1.0, self.max_length);
-            if self.tokens >= self.limit {
+            if self.tokens >= limit {
                 self.task.push(slice(keys, window, start, row + 1 - start));
                 tasks.extend(self.finish());
                 start = row + 1;
+                limit = self.limit(shares);
             }
         }
         if start < window.len() {
@@ -54,9 +70,13 @@ impl Cutter {
         tasks
     }
 
+    fn limit(&self, shares: usize) -> f64 {
+        (self.left / shares.max(1) as f64).max(FEWEST_TOKENS).min(self.most)
+    }
+
     /// What is left; none if nothing is.
     pub(super) fn finish(&mut self) -> Option<Task> {
-        self.tokens = 0.0;
+        self.left -= std::mem::take(&mut self.tokens);
         let parts = std::mem::take(&mut self.task);
         let texts = parts.iter().map(|(keys, _)| keys.len()).sum();
         (texts > 0).then_some(Task { parts, texts })
@@ -97,7 +117,7 @@ mod tests {
     use crate::scorer::TextColumn;
 
     fn window(texts: &[&str]) -> (ArrayRef, Window) {
-        let keys = Int32Array::from_iter_values((0..texts.len()).map(|key| key as i32));
+        let keys = Int32Array::from_iter_values((0_i32..).take(texts.len()));
         let column = |name: &str| TextColumn { name: name.into(), values: StringViewArray::from(texts.to_vec()) };
         (Arc::new(keys), Window::new(column("a"), Some(column("b"))))
     }
@@ -107,9 +127,9 @@ mod tests {
         let long = "x".repeat(1000);
         // 10 bytes a pair are 5 tokens; the long one is cut to 16.
         let (keys, texts) = window(&["12345", "12345", "12345", &long, "12345", "12345"]);
-        let mut cutter = Cutter::new(0.5, 16, 20);
-        let mut tasks = cutter.push(&keys, &texts);
-        tasks.extend(cutter.push(&keys, &texts));
+        let mut cutter = Cutter::new(1_000_000, 0.5, 16, 20);
+        let mut tasks = cutter.push(&keys, &texts, 4);
+        tasks.extend(cutter.push(&keys, &texts, 4));
         tasks.extend(cutter.finish());
         assert_eq!(tasks.iter().map(|task| task.texts).collect::<Vec<_>>(), [4, 4, 2, 2]);
         let rows = |task: &Task| -> Vec<i32> {
@@ -124,5 +144,18 @@ mod tests {
         assert_eq!(tasks.iter().flat_map(rows).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]);
         assert_eq!(tasks[0].schema().fields().len(), 3);
         assert!(cutter.finish().is_none());
+    }
+
+    #[test]
+    fn tasks_become_smaller_towards_the_end() {
+        let text = "x".repeat(1000);
+        let (keys, texts) = window(&vec![text.as_str(); 100]);
+        // 2,000 bytes a pair are 1,000 tokens.
+        let mut cutter = Cutter::new(100_000, 0.5, 5000, 20_000);
+        let mut tasks = cutter.push(&keys, &texts, 4);
+        tasks.extend(cutter.finish());
+        let sizes: Vec<usize> = tasks.iter().map(|task| task.texts).collect();
+        assert_eq!(sizes.iter().sum::<usize>(), 100);
+        assert!(sizes[0] == 20 && sizes.is_sorted_by(|a, b| a >= b) && sizes.contains(&5), "{sizes:?}");
     }
 }

@@ -129,6 +129,7 @@ fn a_full_file_means_what_it_says() {
             threads: Some(4),
             window: 4096,
             batch_tokens: Some(2048),
+            task_tokens: 500_000,
             memory: 4 << 30,
             spill: "pipelines/spill".into(),
         },

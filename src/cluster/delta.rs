@@ -1,0 +1,91 @@
+//! Delta tables for a cluster: as their files, since the scan that reads them by their log cannot be sent.
+//!
+//! deltalake 1.1 has no codec for its scan (`delta_datafusion/mod.rs`: "until a `DeltaScanExec` codec"). The log is read by
+//! the client, so the version is one for all executors; what the files alone do not say is a column of constants (the
+//! partition's values) or refused (rows that were deleted without a new file).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use arrow::datatypes::{Schema, SchemaRef};
+use datafusion::catalog::TableProvider;
+use datafusion::common::{DFSchema, DataFusionError, Result, plan_err};
+use datafusion::datasource::file_format::parquet::ParquetFormat;
+use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
+use datafusion::logical_expr::{EmptyRelation, LogicalPlan, cast};
+use datafusion::prelude::{DataFrame, SessionContext, col, lit};
+use datafusion::scalar::ScalarValue;
+use deltalake_core::DeltaTable;
+
+use crate::config::Place;
+use crate::objects::Objects;
+
+/// Marks a session whose plans are executed elsewhere.
+#[derive(Debug)]
+pub(crate) struct SentAway;
+
+/// The table, as a view of the files of its version; none where the session executes its plans itself.
+pub(crate) fn provider(
+    objects: &Objects,
+    table: &DeltaTable,
+    context: &SessionContext,
+) -> Result<Option<Arc<dyn TableProvider>>> {
+    if context.copied_config().get_extension::<SentAway>().is_none() {
+        return Ok(None);
+    }
+    let snapshot = table.snapshot().map_err(|e| DataFusionError::External(Box::new(e)))?;
+    let partitions = snapshot.metadata().partition_columns();
+    let schema = snapshot.snapshot().arrow_schema();
+    let mut files: BTreeMap<Vec<Option<String>>, Vec<ListingTableUrl>> = BTreeMap::new();
+    for file in snapshot.log_data() {
+        if file.deletion_vector_descriptor().is_some() {
+            return plan_err!(
+                "its version {} has rows that were deleted without a new file, which a cluster cannot read yet; query it \
+                 without --cluster",
+                table.version().unwrap_or_default()
+            );
+        }
+        let values: HashMap<String, Option<String>> = file.partition_values_map();
+        let values = partitions.iter().map(|name| values.get(name).cloned().flatten()).collect();
+        let path = objects.path(file.object_store_path().as_ref());
+        let url = match objects.place_of(&path) {
+            Place::Remote(remote) => remote.session_url(),
+            place => Objects::open(&place).map_err(|e| DataFusionError::External(Box::new(e)))?.url,
+        };
+        files.entry(values).or_default().push(ListingTableUrl::try_new(url, None)?);
+    }
+    let mut whole: Option<DataFrame> = None;
+    for (values, urls) in files {
+        let part = part(context, &schema, urls, &partitions.iter().map(String::as_str).zip(values).collect())?;
+        whole = Some(match whole {
+            None => part,
+            Some(whole) => whole.union(part)?,
+        });
+    }
+    let whole = if let Some(whole) = whole {
+        whole
+    } else {
+        let schema = Arc::new(DFSchema::try_from(Schema::clone(&schema))?);
+        let empty = LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema });
+        DataFrame::new(context.state(), empty)
+    };
+    Ok(Some(whole.into_view()))
+}
+
+/// The files of a partition, with its values.
+fn part(
+    context: &SessionContext,
+    schema: &SchemaRef,
+    urls: Vec<ListingTableUrl>,
+    values: &HashMap<&str, Option<String>>,
+) -> Result<DataFrame> {
+    let fields = schema.fields().iter().filter(|field| !values.contains_key(field.name().as_str())).cloned();
+    let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension("");
+    let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options);
+    let table = ListingTable::try_new(config.with_schema(Arc::new(Schema::new(fields.collect::<Vec<_>>()))))?;
+    let columns = schema.fields().iter().map(|field| match values.get(field.name().as_str()) {
+        None => col(datafusion::common::Column::from_name(field.name())),
+        Some(value) => cast(lit(ScalarValue::Utf8(value.clone())), field.data_type().clone()).alias(field.name()),
+    });
+    context.read_table(Arc::new(table))?.select(columns.collect::<Vec<_>>())
+}
