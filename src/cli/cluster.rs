@@ -108,6 +108,7 @@ impl Executor {
 }
 
 #[cfg(not(feature = "cluster"))]
+#[expect(clippy::unused_async, reason = "as it is with the feature")]
 impl Scheduler {
     pub(super) async fn execute(self, _: impl Future<Output = ()>) -> Result<(), Error> {
         Err(crate::cluster::built_without("couplet scheduler"))
@@ -115,6 +116,7 @@ impl Scheduler {
 }
 
 #[cfg(not(feature = "cluster"))]
+#[expect(clippy::unused_async, reason = "as it is with the feature")]
 impl Executor {
     pub(super) async fn execute(self) -> Result<(), Error> {
         Err(crate::cluster::built_without("couplet executor"))

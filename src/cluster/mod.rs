@@ -135,6 +135,7 @@ pub fn built_without(what: &str) -> Error {
 /// # Errors
 /// Always.
 #[cfg(not(feature = "cluster"))]
+#[expect(clippy::unused_async, reason = "as it is with the feature")]
 pub async fn session_of(_: &Address, _: usize, _: Arc<Models>) -> Result<SessionContext, Error> {
     Err(built_without("--cluster"))
 }

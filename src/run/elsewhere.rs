@@ -124,6 +124,7 @@ mod with {
 }
 
 #[cfg(not(feature = "cluster"))]
+#[expect(clippy::unused_async, reason = "as it is with the feature")]
 mod without {
     use std::convert::Infallible;
     use std::sync::Arc;

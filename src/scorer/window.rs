@@ -60,6 +60,7 @@ impl Window {
     }
 
     /// The bytes of a row's texts.
+    #[cfg(feature = "cluster")]
     pub(crate) fn bytes(&self, row: usize) -> usize {
         self.columns().map(|column| if column.values.is_null(row) { 0 } else { column.values.value(row).len() }).sum()
     }
