@@ -250,10 +250,6 @@ impl Client {
     /// Executes a plan; its job can be cancelled until it is done.
     async fn collect(&self, plan: Arc<dyn ExecutionPlan>) -> PlanResult<Vec<RecordBatch>> {
         let mut batches = plan.execute(0, self.context.task_ctx())?;
-        let job = || {
-            let query = plan.downcast_ref::<DistributedQueryExec<LogicalPlanNode>>();
-            query.and_then(DistributedQueryExec::job_id).map(|job: JobId| job.to_string())
-        };
         let mut noted = None;
         let mut collected = Vec::new();
         let mut looks = tokio::time::interval(Duration::from_millis(200));
@@ -266,7 +262,7 @@ impl Client {
                     Err(error) => break Err(error),
                 },
                 _ = looks.tick(), if noted.is_none() => {
-                    noted = job();
+                    noted = job_of(&plan);
                     if let Some(job) = &noted {
                         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).insert(job.clone());
                     }
@@ -418,6 +414,15 @@ fn session(
     context.register_udf(predict::function(models));
     context.register_udf(function::score(None));
     Ok(context)
+}
+
+/// The job of a plan that was sent, once the scheduler has named it.
+fn job_of(plan: &Arc<dyn ExecutionPlan>) -> Option<String> {
+    match plan.downcast_ref::<DistributedQueryExec<LogicalPlanNode>>() {
+        Some(query) => query.job_id().map(|job: JobId| job.to_string()),
+        // DataFusion wraps it.
+        None => plan.children().into_iter().find_map(job_of),
+    }
 }
 
 /// Counts the slots of the executors, every now and then.
