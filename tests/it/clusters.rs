@@ -205,38 +205,6 @@ fn a_client_that_is_killed_goes_on_where_it_was() {
     assert!(!job.path("state/cluster").exists());
 }
 
-/// The jobs that a scheduler has not ended.
-fn open_jobs(cluster: &Cluster) -> usize {
-    use std::io::{Read, Write};
-    let mut socket = std::net::TcpStream::connect(format!("127.0.0.1:{}", cluster.port)).unwrap();
-    write!(socket, "GET /api/jobs HTTP/1.0\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).unwrap();
-    let jobs: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
-    let open = |job: &&Value| ["Running", "Queued"].contains(&job["status"].as_str().unwrap());
-    jobs.as_array().unwrap().iter().filter(open).count()
-}
-
-#[test]
-fn a_client_that_is_interrupted_cancels_its_jobs() {
-    let cluster = Cluster::new(1, &[]);
-    let job = job(30_000);
-    let child = start(&job, &cluster);
-    wait_for_scores(&job);
-    assert!(open_jobs(&cluster) > 0);
-    let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{stderr}");
-    assert!(stderr.contains("interrupted after scoring"), "{stderr}");
-    let began = Instant::now();
-    while open_jobs(&cluster) > 0 {
-        assert!(began.elapsed() < Duration::from_secs(5), "its jobs go on");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 #[test]
 fn a_scheduler_that_is_killed_fails_the_run_and_the_next_one_goes_on() {
     let mut cluster = Cluster::new(2, &[]);
