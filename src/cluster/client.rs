@@ -5,17 +5,15 @@
 //! a killed client costs is what it had not remembered. Twice as many jobs are under way as the executors have slots: one
 //! that comes or goes changes that within seconds.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use arrow::array::{ArrayRef, RecordBatch};
+use arrow::array::ArrayRef;
 use arrow::compute::concat_batches;
-use ballista_core::JobId;
-use ballista_core::execution_plans::DistributedQueryExec;
 use ballista_core::extension::{SessionConfigExt, SessionStateExt};
 use ballista_core::serde::protobuf::CancelJobParams;
 use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
@@ -24,15 +22,14 @@ use datafusion::common::{DataFusionError, Result as PlanResult};
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::execution::SessionStateBuilder;
-use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::{SessionConfig, SessionContext, col, lit};
-use datafusion_proto::protobuf::LogicalPlanNode;
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use object_store::ObjectStoreExt;
 use parquet::arrow::ArrowWriter;
 use serde_json::Value;
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 use super::codec::PlanCodec;
 use super::contract::Contract;
@@ -63,6 +60,12 @@ const LOOK: Duration = Duration::from_secs(2);
 /// For how long there may be no executor.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// How often jobs are looked for that are to be cancelled, at most.
+const ROUNDS: usize = 5;
+
+/// Between two of those.
+const ROUND: Duration = Duration::from_millis(200);
+
 /// The connection of a run or a query to a cluster.
 pub struct Client {
     address: Address,
@@ -70,8 +73,8 @@ pub struct Client {
     context: SessionContext,
     executors: Arc<Executors>,
     watch: JoinHandle<()>,
-    /// Jobs that are not done.
-    jobs: Mutex<HashSet<String>>,
+    /// What the scheduler calls this client's jobs.
+    name: String,
 }
 
 /// What the scheduler says of its executors.
@@ -126,12 +129,13 @@ impl Client {
         let executors = Arc::new(Executors { slots: AtomicUsize::new(slots), seen: Mutex::new(Instant::now()) });
         let watch = tokio::spawn(watch(http.clone(), address.clone(), Arc::clone(&executors)));
         // A task is a file, and a file one part of a plan.
-        let context = session(address, window, 1, models)?;
+        let name = format!("couplet-{}", Uuid::new_v4().simple());
+        let context = session(address, &name, window, 1, models)?;
         match slots {
             0 => tracing::warn!("{address} has no executor yet"),
             slots => tracing::info!("{address} has {}", counted(slots as u64, "slot")),
         }
-        Ok(Self { address: address.clone(), http, context, executors, watch, jobs: Mutex::default() })
+        Ok(Self { address: address.clone(), http, context, executors, watch, name })
     }
 
     /// Scores texts, in tasks; they come back as they are done.
@@ -163,25 +167,43 @@ impl Client {
         })
     }
 
-    /// Ends jobs that are still under way.
+    /// Cancels the jobs that are still under way. They are found by their name, as the scheduler tells a client the id of a
+    /// job only when it ends.
     pub async fn end(&self) {
-        let jobs: Vec<String> = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).drain().collect();
-        if jobs.is_empty() {
-            return;
-        }
-        let cancelled = async {
-            let endpoint = create_grpc_client_endpoint(self.address.http(), None).map_err(|e| e.to_string())?;
-            let connection = endpoint.connect_timeout(Duration::from_secs(5)).connect().await;
-            let mut scheduler = SchedulerGrpcClient::new(connection.map_err(|e| e.to_string())?);
-            for job_id in &jobs {
-                scheduler.cancel_job(CancelJobParams { job_id: job_id.clone() }).await.map_err(|e| e.to_string())?;
+        let mut cancelled = 0;
+        // One that was just being sent shows up a moment later.
+        for round in 0..ROUNDS {
+            match self.cancel().await {
+                Ok(0) if round > 0 => break,
+                Ok(n) => cancelled += n,
+                Err(problem) => {
+                    tracing::debug!("jobs may go on, as they could not be cancelled: {problem}");
+                    break;
+                }
             }
-            Ok::<(), String>(())
-        };
-        match cancelled.await {
-            Ok(()) => tracing::debug!("{} cancelled", counted(jobs.len() as u64, "job")),
-            Err(problem) => tracing::debug!("{} could not be cancelled: {problem}", counted(jobs.len() as u64, "job")),
+            tokio::time::sleep(ROUND).await;
         }
+        if cancelled > 0 {
+            tracing::debug!("{} cancelled", counted(cancelled, "job"));
+        }
+    }
+
+    async fn cancel(&self) -> Result<u64, String> {
+        let jobs = list(&self.http, &self.address, "jobs").await?;
+        let own = jobs.iter().filter(|job| job["job_name"] == self.name.as_str());
+        let open = own.filter(|job| ["Queued", "Running"].iter().any(|status| job["status"] == *status));
+        let open: Vec<&str> = open.filter_map(|job| job["job_id"].as_str()).collect();
+        if open.is_empty() {
+            return Ok(0);
+        }
+        let endpoint = create_grpc_client_endpoint(self.address.http(), None).map_err(|e| e.to_string())?;
+        let connection = endpoint.connect_timeout(Duration::from_secs(5)).connect().await.map_err(|e| e.to_string())?;
+        let mut scheduler = SchedulerGrpcClient::new(connection);
+        for job_id in &open {
+            let job_id = (*job_id).to_owned();
+            scheduler.cancel_job(CancelJobParams { job_id }).await.map_err(|e| e.to_string())?;
+        }
+        Ok(open.len() as u64)
     }
 
     /// Has a task scored, by another executor if one is lost.
@@ -233,8 +255,7 @@ impl Client {
         arguments.extend(schema.fields().iter().skip(1).map(|field| col(field.name())));
         let score = function::score(None).call(arguments).alias("outcome");
         let scored = self.context.read_table(Arc::new(table))?.select(vec![col("key"), score])?;
-        let plan = scored.create_physical_plan().await?;
-        let batches = self.collect(plan).await?;
+        let batches = scored.collect().await?;
         let Some(first) = batches.first() else {
             return Err(DataFusionError::Execution("a task came back without its scores".into()));
         };
@@ -245,34 +266,6 @@ impl Client {
         }
         let (outcomes, executor) = outcomes::of_array(batch.column(1))?;
         Ok((Arc::clone(batch.column(0)), outcomes, executor))
-    }
-
-    /// Executes a plan; its job can be cancelled until it is done.
-    async fn collect(&self, plan: Arc<dyn ExecutionPlan>) -> PlanResult<Vec<RecordBatch>> {
-        let mut batches = plan.execute(0, self.context.task_ctx())?;
-        let mut noted = None;
-        let mut collected = Vec::new();
-        let mut looks = tokio::time::interval(Duration::from_millis(200));
-        let ended = loop {
-            tokio::select! {
-                biased;
-                batch = batches.try_next() => match batch {
-                    Ok(Some(batch)) => collected.push(batch),
-                    Ok(None) => break Ok(collected),
-                    Err(error) => break Err(error),
-                },
-                _ = looks.tick(), if noted.is_none() => {
-                    noted = job_of(&plan);
-                    if let Some(job) = &noted {
-                        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).insert(job.clone());
-                    }
-                }
-            }
-        };
-        if let Some(job) = noted {
-            self.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&job);
-        }
-        ended
     }
 
     /// Makes sure that the scheduler is there, and has had executors.
@@ -385,7 +378,7 @@ pub async fn session_of(address: &Address, window: usize, models: Arc<Models>) -
     if slots == 0 {
         tracing::warn!("{address} has no executor yet");
     }
-    session(address, window, slots.max(1), models)
+    session(address, "couplet query", window, slots.max(1), models)
 }
 
 fn http_client(address: &Address) -> Result<reqwest::Client, ClusterError> {
@@ -396,6 +389,7 @@ fn http_client(address: &Address) -> Result<reqwest::Client, ClusterError> {
 /// A session whose plans a scheduler executes, in so many parts at once.
 fn session(
     address: &Address,
+    name: &str,
     window: usize,
     partitions: usize,
     models: Arc<Models>,
@@ -404,6 +398,7 @@ fn session(
         .with_batch_size(window)
         .with_target_partitions(partitions)
         .with_information_schema(true)
+        .with_ballista_job_name(name)
         .with_extension(Arc::new(SentAway))
         .with_ballista_logical_extension_codec(Arc::new(PlanCodec::default()));
     let builder = SessionStateBuilder::new().with_config(config).with_default_features();
@@ -414,15 +409,6 @@ fn session(
     context.register_udf(predict::function(models));
     context.register_udf(function::score(None));
     Ok(context)
-}
-
-/// The job of a plan that was sent, once the scheduler has named it.
-fn job_of(plan: &Arc<dyn ExecutionPlan>) -> Option<String> {
-    match plan.downcast_ref::<DistributedQueryExec<LogicalPlanNode>>() {
-        Some(query) => query.job_id().map(|job: JobId| job.to_string()),
-        // DataFusion wraps it.
-        None => plan.children().into_iter().find_map(job_of),
-    }
 }
 
 /// Counts the slots of the executors, every now and then.
@@ -445,7 +431,14 @@ async fn watch(http: reqwest::Client, address: Address, executors: Arc<Executors
 
 /// Asks the scheduler for the slots of all its executors.
 async fn slots(http: &reqwest::Client, address: &Address) -> Result<usize, String> {
-    let url = format!("{}/api/executors", address.http());
+    let executors = list(http, address, "executors").await?;
+    let slots = executors.iter().filter_map(|executor| executor["specification"]["vcores"].as_u64());
+    Ok(usize::try_from(slots.sum::<u64>()).unwrap_or(usize::MAX))
+}
+
+/// Asks the scheduler for one of its lists.
+async fn list(http: &reqwest::Client, address: &Address, what: &str) -> Result<Vec<Value>, String> {
+    let url = format!("{}/api/{what}", address.http());
     let answer = async { http.get(url).send().await?.error_for_status()?.json::<Value>().await };
     let answer = answer.await.map_err(|error| {
         let error = error.without_url();
@@ -453,9 +446,10 @@ async fn slots(http: &reqwest::Client, address: &Address) -> Result<usize, Strin
         // What the system said stands behind what each layer says of the one below it.
         std::iter::successors(Some(first), |error| error.source()).last().unwrap_or(first).to_string()
     })?;
-    let Some(executors) = answer.as_array() else { return Err("it is no scheduler: it answered otherwise".into()) };
-    let slots = executors.iter().filter_map(|executor| executor["specification"]["vcores"].as_u64());
-    Ok(usize::try_from(slots.sum::<u64>()).unwrap_or(usize::MAX))
+    match answer {
+        Value::Array(list) => Ok(list),
+        _ => Err("it is no scheduler: it answered otherwise".into()),
+    }
 }
 
 fn unreachable(address: &Address, problem: &str, kept: &'static str) -> ClusterError {

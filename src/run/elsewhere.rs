@@ -24,12 +24,15 @@ pub(super) use with::Elsewhere;
 #[cfg(not(feature = "cluster"))]
 pub(super) use without::Elsewhere;
 
-/// Removes the texts of tasks, also those that a killed run left.
+/// Removes the texts of tasks that killed runs left; only the run that holds the lock may.
 ///
 /// # Errors
 /// A store that cannot be read or written.
 pub(super) async fn clean(store: &Objects) -> Result<(), Error> {
-    let folder = store.folder(FOLDER);
+    remove(&store.folder(FOLDER)).await
+}
+
+async fn remove(folder: &Objects) -> Result<(), Error> {
     if let Place::Local(path) = &folder.place {
         return match std::fs::remove_dir_all(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -49,12 +52,17 @@ pub(super) async fn clean(store: &Objects) -> Result<(), Error> {
 mod with {
     use super::super::pending::Pending;
     use super::super::score::{Run, Scored};
-    use super::{Arc, Error, FOLDER, LocalBoxStream, Objects, StreamExt, clean};
+    use super::{Arc, Error, FOLDER, LocalBoxStream, Objects, Place, StreamExt, remove};
     use crate::cluster::{Address, Client, Contract, Work};
     use crate::config::Pipeline;
     use crate::predict::Models;
     use crate::run::foresight::SAMPLE;
     use crate::scorer::Scorer;
+
+    /// Where the texts of a run's tasks are.
+    fn texts_of(run: &Run<'_>) -> Objects {
+        run.store.folder(FOLDER).folder(run.night.run())
+    }
 
     /// A cluster that scores the texts of a run.
     pub(in super::super) struct Elsewhere {
@@ -90,7 +98,7 @@ mod with {
                     settings.batch_tokens,
                     &run.scoring.source.text,
                 ),
-                folder: run.store.folder(FOLDER).folder(run.night.run()),
+                folder: texts_of(run),
                 texts,
                 tokens: (tokens / rows * texts as f64) as u64,
                 tokens_per_byte: tokens / bytes.max(1) as f64,
@@ -113,11 +121,18 @@ mod with {
             Ok(scored.boxed_local())
         }
 
-        /// Cancels what is under way, and removes what was written for it.
-        pub(in super::super) async fn end(self, store: &Objects) {
-            self.client.end().await;
-            if let Err(error) = clean(store).await {
+        /// Cancels what is under way, and removes what was written for it: this run's alone, as another may have taken the
+        /// lock.
+        pub(in super::super) async fn end(self, run: &Run<'_>, all_is_back: bool) {
+            if !all_is_back {
+                self.client.end().await;
+            }
+            if let Err(error) = remove(&texts_of(run)).await {
                 tracing::warn!("texts of tasks are left for the next run to remove: {error}");
+            }
+            // Empty, unless another run has taken the lock.
+            if let Place::Local(folder) = run.store.folder(FOLDER).place {
+                let _ = std::fs::remove_dir(folder);
             }
         }
     }
@@ -133,7 +148,7 @@ mod without {
 
     use super::super::pending::Pending;
     use super::super::score::{Run, Scored};
-    use super::{Error, Objects};
+    use super::Error;
     use crate::cluster::{Address, built_without};
     use crate::config::Pipeline;
     use crate::predict::Models;
@@ -156,7 +171,7 @@ mod without {
             match self.0 {}
         }
 
-        pub(in super::super) async fn end(self, _: &Objects) {
+        pub(in super::super) async fn end(self, _: &Run<'_>, _: bool) {
             match self.0 {}
         }
     }

@@ -87,7 +87,6 @@ pub(super) async fn score(
         night = Night::begin(pipeline, &store, remembering.wait) => night?,
     };
     let store = store.clone().noting(&store);
-    elsewhere::clean(&store).await?;
     let run = Run { pipeline, scoring, variables, remembering, style, store, night: &begun };
     let mut record = begun.record();
     let outcome = run.all(&mut record, stop).await;
@@ -245,6 +244,7 @@ impl Run<'_> {
     async fn prepare(&self) -> Result<(Prepared, Resources), Error> {
         let Self { pipeline, scoring, .. } = self;
         let settings = &scoring.source;
+        elsewhere::clean(&self.store).await?;
         let sql = query_text(pipeline, &settings.query, "source.file", self.variables)?;
         let models = Arc::new(models_of(pipeline, pool(pipeline.run.threads)?, &folder_of(&pipeline.path)));
         let resources = resources(&pipeline.run)?;
@@ -362,13 +362,13 @@ impl Run<'_> {
             }
         };
         drop(windows);
-        if let Some(elsewhere) = elsewhere {
-            elsewhere.end(&self.store).await;
-        }
         tracing::Span::current().record("tokens", scorer.tally().counts().tokens);
         // After a lost lock another run is at work on the same store, and scores these texts itself.
         if !matches!(&ended, Err(Error::Lock(_))) {
             self.commit(scores).await?;
+        }
+        if let Some(elsewhere) = elsewhere {
+            elsewhere.end(self, ended.is_ok()).await;
         }
         ended
     }

@@ -205,6 +205,47 @@ fn a_client_that_is_killed_goes_on_where_it_was() {
     assert!(!job.path("state/cluster").exists());
 }
 
+/// The jobs that a scheduler has not ended.
+fn open_jobs(cluster: &Cluster) -> usize {
+    use std::io::{Read, Write};
+    let mut socket = std::net::TcpStream::connect(format!("127.0.0.1:{}", cluster.port)).unwrap();
+    write!(socket, "GET /api/jobs HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    let jobs: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let open = |job: &&Value| ["Running", "Queued"].contains(&job["status"].as_str().unwrap());
+    jobs.as_array().unwrap().iter().filter(open).count()
+}
+
+/// Waits until a scheduler has jobs under way, or none.
+fn wait_for_jobs(cluster: &Cluster, any: bool) {
+    let began = Instant::now();
+    while (open_jobs(cluster) > 0) != any {
+        assert!(began.elapsed() < Duration::from_secs(20), "{} jobs", open_jobs(cluster));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_client_that_is_interrupted_cancels_its_jobs() {
+    let mut cluster = Cluster::new(0, &[]);
+    let job = job(900);
+    // Without an executor, jobs can only wait.
+    let child = start(&job, &cluster);
+    wait_for_jobs(&cluster, true);
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("interrupted after scoring 0 of 600 texts"), "{stderr}");
+    wait_for_jobs(&cluster, false);
+    assert!(!job.path("state/cluster").exists());
+    cluster.add();
+    assert_eq!(names(&report(&job, &cluster)), ["executor-0"]);
+    assert_eq!(rows_of(&job.output()), expected(900));
+}
+
 #[test]
 fn a_scheduler_that_is_killed_fails_the_run_and_the_next_one_goes_on() {
     let mut cluster = Cluster::new(2, &[]);
