@@ -152,9 +152,22 @@ struct Variables {
 }
 
 impl Variables {
-    fn to_map(&self) -> BTreeMap<String, String> {
-        self.variables.iter().cloned().collect()
+    fn to_map(&self) -> Result<BTreeMap<String, String>, Error> {
+        once_each("--var", &self.variables)
     }
+}
+
+/// Names with their values, none of which may be given twice.
+fn once_each(option: &str, given: &[(String, String)]) -> Result<BTreeMap<String, String>, Error> {
+    let mut values = BTreeMap::new();
+    for (name, value) in given {
+        if let Some(before) = values.insert(name.clone(), value.clone()) {
+            return Err(Error::Usage(format!(
+                "{option} {name}={value}: {name} was given before, as {before}; give each name once"
+            )));
+        }
+    }
+    Ok(values)
 }
 
 fn name_and_value(text: &str) -> Result<(String, String), String> {
@@ -191,7 +204,7 @@ impl Cli {
             Command::Store(command) => command.execute().await,
             Command::Model(command) => command.execute().await,
             Command::Scheduler(command) => command.execute(stop).await,
-            Command::Executor(command) => command.execute().await,
+            Command::Executor(command) => command.execute(stop).await,
             Command::Schema(command) => command.execute(),
             Command::Completions(command) => command.execute(),
             Command::Man(command) => command.execute(),

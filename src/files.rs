@@ -30,7 +30,12 @@ pub(crate) fn read_text(path: &Path) -> Result<String, String> {
         }
         Ok(_) => String::from_utf8(bytes).map_err(|e| {
             let place = e.utf8_error().valid_up_to();
-            format!("{shown} is not text in UTF-8: see its byte {place}")
+            let data = if e.as_bytes().starts_with(b"PAR1") {
+                format!("; it is data in Parquet, over which `couplet init --from {shown}` writes a pipeline")
+            } else {
+                String::new()
+            };
+            format!("{shown} is not text in UTF-8: see its byte {place}{data}")
         }),
     }
 }

@@ -34,8 +34,8 @@ pub async fn runs(pipeline: &Pipeline, limit: usize, as_json: bool) -> Result<St
         return Ok(format!("{} has not run yet (its store is {store})\n", pipeline.name));
     }
     let mut text = format!(
-        "{:<19}  {:<11}  {:>9}  {:>12}  {:>12}  {:>12}  {:>9}  output or error\n",
-        "started", "outcome", "took", "read", "scored", "remembered", "rejected"
+        "{:<13}  {:<19}  {:<11}  {:>12}  {:>12}  {:>12}  {:>12}  {:>9}  output or error\n",
+        "run", "started", "outcome", "took", "read", "scored", "remembered", "rejected"
     );
     for batch in &batches {
         for row in 0..batch.num_rows() {
@@ -106,7 +106,9 @@ fn line(batch: &RecordBatch, row: usize) -> String {
         (None, _) => text("message").and_then(|m| m.lines().next().map(str::to_owned)).unwrap_or_default(),
     };
     let line = format!(
-        "{:<19}  {:<11}  {:>9}  {:>12}  {:>12}  {:>12}  {:>9}  {output}",
+        "{:<13}  {:<19}  {:<11}  {:>12}  {:>12}  {:>12}  {:>12}  {:>9}  {output}",
+        // The beginning of an id is the time to a millisecond, and enough for `couplet report --run`.
+        text("run").map(|run| run.chars().take(13).collect::<String>()).unwrap_or_default(),
         started.unwrap_or_default(),
         text("outcome").unwrap_or_default(),
         took.unwrap_or_default(),

@@ -7,6 +7,7 @@ use clap::Parser;
 use couplet::cli::{Cli, report_error};
 use couplet::error::Error;
 use couplet::logging::Logging;
+use couplet::query::nobody_reads;
 
 fn main() -> ExitCode {
     return_memory();
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
     let format = cli.messages().format();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(_) if nobody_reads() => ExitCode::SUCCESS,
         Err(error) => {
             report_error(&error, format);
             ExitCode::from(error.exit_code())

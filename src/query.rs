@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow::array::RecordBatch;
 use arrow::csv::WriterBuilder;
@@ -368,12 +369,22 @@ impl Write for Out {
     }
 }
 
-/// Ends the program quietly when the reader of stdout has seen enough, as `head` does.
+/// Whether the reader of stdout has seen enough.
+static NOBODY_READS: AtomicBool = AtomicBool::new(false);
+
+/// Notes that the reader of stdout has seen enough, as `head` does: the error that it is still ends what is under way,
+/// temporary files go, and [`nobody_reads`] says that nothing went wrong.
 pub(crate) fn end_if_nobody_reads<T>(written: io::Result<T>) -> io::Result<T> {
-    match written {
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-        written => written,
+    if written.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
+        NOBODY_READS.store(true, Ordering::Relaxed);
     }
+    written
+}
+
+/// Whether what ended the program is that nobody reads its output any more, which is no failure.
+#[must_use]
+pub fn nobody_reads() -> bool {
+    NOBODY_READS.load(Ordering::Relaxed)
 }
 
 fn sink_error(path: &Path, problem: &dyn std::fmt::Display) -> Error {

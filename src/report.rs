@@ -138,7 +138,7 @@ const MOST_SLICES: usize = 12;
 #[must_use]
 pub fn evaluation_lines(evaluation: &Evaluation, labels: &[String]) -> Vec<String> {
     let level = evaluation.level.map_or_else(String::new, |level| format!("; intervals of {} %", 100.0 * level));
-    let mut lines = vec![format!("{} rows{level}", grouped(evaluation.rows as u64))];
+    let mut lines = vec![format!("{}{level}", counted(evaluation.rows as u64, "row"))];
     let metrics = evaluation.metrics.iter().map(|(metric, value)| {
         let Some(value) = value else { return format!("{metric} not defined") };
         let interval = evaluation.intervals.iter().find(|(other, _)| *other == metric).and_then(|(_, ends)| *ends);
@@ -167,7 +167,7 @@ pub fn evaluation_lines(evaluation: &Evaluation, labels: &[String]) -> Vec<Strin
             });
             let metrics = metrics.collect::<Vec<_>>().join(" · ");
             let value = slice.key.as_deref().unwrap_or("NULL");
-            lines.push(format!("{column} = {value}: {} rows, {metrics}", grouped(slice.rows as u64)));
+            lines.push(format!("{column} = {value}: {}, {metrics}", counted(slice.rows as u64, "row")));
         }
         if slices.len() > MOST_SLICES {
             lines.push(format!("{column}: {} more values are in evaluation.json", slices.len() - MOST_SLICES));
@@ -395,8 +395,7 @@ impl fmt::Display for Report {
         }
         let truncated = match self.rows.truncated {
             0 => "none truncated".to_owned(),
-            1 => "1 row truncated".to_owned(),
-            n => format!("{} rows truncated", grouped(n)),
+            n => format!("{} truncated", counted(n, "row")),
         };
         line("tokens", format!("{} · {truncated}", grouped(counts.tokens)))?;
         if counts.tokens == 0 {
@@ -453,7 +452,7 @@ impl Report {
         let version = self.output_version.map_or_else(String::new, |version| format!(", version {version}"));
         line("output", format!("{} ({:.2} MB{version})", self.output, self.output_bytes as f64 / 1e6))?;
         match &self.quarantine {
-            Some((path, rows)) => line("rejected", format!("{path} ({} rows)", grouped(*rows))),
+            Some((path, rows)) => line("rejected", format!("{path} ({})", counted(*rows, "row"))),
             None => Ok(()),
         }
     }

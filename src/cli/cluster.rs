@@ -42,7 +42,7 @@ pub(super) struct Executor {
     /// The port for /healthz, /readyz and /metrics; 0 for none
     #[arg(long, value_name = "PORT", default_value_t = EXECUTOR_PORT + 1)]
     http_port: u16,
-    /// What it is called in records and errors, no two alike; the host's name and some digits if not given
+    /// What it is called in records and errors; the host's name and some digits if not given
     #[arg(long)]
     name: Option<String>,
     /// Tasks at once: they share the threads, and one is read while another is scored
@@ -51,13 +51,14 @@ pub(super) struct Executor {
     /// Inference threads; one a core if not given
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Where the encoder runs: auto, cpu, cuda, cuda:N or metal
+    /// Where the encoder runs: auto, cpu, cuda:N or metal
     #[arg(long, default_value = "auto")]
     device: DeviceSetting,
     /// The memory of joins and sorts of queries, such as 4GiB
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = bytes)]
     memory: u64,
-    /// A folder for results until they are fetched; one that goes with the executor if not given
+    /// Where results are kept until they are fetched, in a folder that goes with the executor; the system's folder for
+    /// temporary files if not given
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
 }
@@ -84,7 +85,7 @@ impl Scheduler {
 
 #[cfg(feature = "cluster")]
 impl Executor {
-    pub(super) async fn execute(self) -> Result<(), Error> {
+    pub(super) async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let name = self.name.unwrap_or_else(|| {
             let digits = uuid::Uuid::new_v4().simple().to_string();
             format!("{}-{}", crate::lock::host(), &digits[..6])
@@ -100,10 +101,9 @@ impl Executor {
             threads: self.threads.map(usize::from),
             device: self.device,
             memory: self.memory,
-            work: self.work,
+            work: self.work.unwrap_or_else(std::env::temp_dir),
         };
-        // It hears signals itself, and ends what is under way.
-        Ok(crate::cluster::execute(options).await?)
+        Ok(crate::cluster::execute(options, stop).await?)
     }
 }
 
@@ -118,7 +118,7 @@ impl Scheduler {
 #[cfg(not(feature = "cluster"))]
 #[expect(clippy::unused_async, reason = "as it is with the feature")]
 impl Executor {
-    pub(super) async fn execute(self) -> Result<(), Error> {
+    pub(super) async fn execute(self, _: impl Future<Output = ()>) -> Result<(), Error> {
         Err(crate::cluster::built_without("couplet executor"))
     }
 }

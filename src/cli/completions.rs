@@ -28,7 +28,9 @@ impl Completions {
 
 #[derive(Debug, Args)]
 pub(super) struct Manual {
-    /// The folder to write a page for each command into; without it, the page of `couplet` is printed
+    /// The command whose page is printed, or a folder to write the pages of all commands into; without either, the page
+    /// of `couplet` is printed
+    #[arg(value_name = "COMMAND|FOLDER")]
     folder: Option<PathBuf>,
 }
 
@@ -38,6 +40,11 @@ impl Manual {
         let mut command = Cli::command().disable_help_subcommand(true);
         command.build();
         let Some(folder) = &self.folder else { return print_document(&page(&command)) };
+        // A folder of that name is written as `./run`.
+        let named = command.get_subcommands().find(|c| folder.as_os_str() == c.get_name() && !c.is_hide_set());
+        if let Some(command) = named {
+            return print_document(&page(command));
+        }
         let failed = |path: &Path, error| Error::Io { context: format!("cannot write {}", path.display()), error };
         fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
         let mut written = String::new();

@@ -8,7 +8,7 @@ use clap::Args;
 use super::print;
 use crate::error::Error;
 use crate::init::{self, Guess, ModelChoice, Wanted};
-use crate::progress::grouped;
+use crate::progress::counted;
 
 #[derive(Debug, Args)]
 pub(super) struct Init {
@@ -42,7 +42,9 @@ impl Init {
             (None, Some(uri)) => folder_for(uri),
             (None, None) => return Err(Error::Usage("name the folder to make".into())),
         };
-        init::check_folder(&folder)?;
+        if self.from.is_none() {
+            init::check_folder(&folder)?;
+        }
         let model = init::choose_model(self.model.as_deref(), &folder)?;
         let name = init::name_of(&folder);
         let mut said = String::new();
@@ -52,7 +54,12 @@ impl Init {
                 let table = init::look(uri, self.format.as_deref()).await?;
                 let wanted = Wanted { id: self.id, text: self.text, label: self.label };
                 let guess = Guess::new(&table, &wanted).await?;
-                let _ = writeln!(said, "{uri}: {} rows, {} columns", grouped(table.rows), table.columns.len());
+                let _ = writeln!(
+                    said,
+                    "{uri}: {}, {}",
+                    counted(table.rows, "row"),
+                    counted(table.columns.len() as u64, "column")
+                );
                 said.push_str(&guesses(&guess));
                 init::over(init::pipeline_over(&name, &init::table_uri(&folder, uri), &table, &guess, &model))
             }

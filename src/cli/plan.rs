@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Variables, print, print_as, read_pipeline};
+use crate::cluster::Address;
 use crate::error::Error;
 use crate::logging::Messages;
 use crate::run;
@@ -24,6 +25,9 @@ pub(super) struct Plan {
     /// Read only the first N rows of the source; by default all are read, as the run will
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     rows: Option<u64>,
+    /// Plan as for `couplet run --cluster`: ask the scheduler for its executors
+    #[arg(long, value_name = "df://HOST:PORT")]
+    cluster: Option<Address>,
     /// Print the plan as one JSON document
     #[arg(long)]
     json: bool,
@@ -31,12 +35,13 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) async fn execute(self, messages: Messages) -> Result<(), Error> {
-        let variables = self.variables.to_map();
+        let variables = self.variables.to_map()?;
         let pipeline = read_pipeline(&self.pipeline, &variables)?;
         let options = run::plan::Options {
             only: self.only,
             fresh: self.fresh,
             rows: self.rows.map(|rows| usize::try_from(rows).unwrap_or(usize::MAX)),
+            cluster: self.cluster,
             verbose: messages.is_verbose(),
             ..run::plan::Options::default()
         };

@@ -4,6 +4,7 @@ use arrow::array::StringViewArray;
 use clap::Args;
 use serde_json::json;
 
+use super::query::read_stdin;
 use super::{model_place, print_as};
 use crate::error::Error;
 use crate::model::Model;
@@ -16,7 +17,7 @@ pub(super) struct Predict {
     /// The model: a folder, here, in a bucket (s3://…) or of a hub (`hf://ORG/NAME[@REVISION][/FOLDER]`)
     #[arg(long, short, value_name = "URI")]
     model: String,
-    /// The text
+    /// The text; - reads it from stdin
     text: String,
     /// The second text of a pair
     text_pair: Option<String>,
@@ -29,7 +30,11 @@ pub(super) struct Predict {
 }
 
 impl Predict {
-    pub(super) async fn execute(self) -> Result<(), Error> {
+    pub(super) async fn execute(mut self) -> Result<(), Error> {
+        if self.text == "-" {
+            let text = read_stdin().await?;
+            text.trim_end_matches(['\n', '\r']).clone_into(&mut self.text);
+        }
         let options = ScorerOptions { max_length: self.max_length, ..ScorerOptions::default() };
         let scorer = Scorer::open(&model_place(&self.model)?, options, &run::pool(Some(1))?).await?;
         let column =

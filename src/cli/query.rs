@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -71,7 +71,7 @@ impl Query {
     }
 
     async fn answer(self, in_shell: bool) -> Result<(), Error> {
-        let variables = self.variables.to_map();
+        let variables = self.variables.to_map()?;
         let mut pipeline = self.pipeline.as_deref().map(|path| read_pipeline(path, &variables)).transpose()?;
         let scoring = pipeline.as_mut().and_then(|pipeline| pipeline.scoring.as_mut());
         if let (Some(scoring), Some(max_length)) = (scoring, self.max_length) {
@@ -79,6 +79,9 @@ impl Query {
         }
         if pipeline.is_none() && !variables.is_empty() {
             return Err(Error::Usage("--var needs --pipeline: variables belong to a pipeline".into()));
+        }
+        if let Some(sql) = self.sql.as_deref() {
+            refuse_file(sql)?;
         }
         let (sql, origin) = match (self.sql, &self.file) {
             (Some(sql), _) => (sql, "SQL".to_owned()),
@@ -97,8 +100,16 @@ impl Query {
             Some(pipeline) => query::tables_of(pipeline).await?,
             None => Vec::new(),
         };
+        let mut given: Vec<Table> = Vec::new();
         for text in &self.tables {
             let table = table_argument(text)?;
+            if let Some(before) = given.iter().find(|other| other.name.eq_ignore_ascii_case(&table.name)) {
+                let problem = format!("{} was given before, as {}; give each name once", table.name, before.location);
+                return Err(Error::Usage(format!("--table {text}: {problem}")));
+            }
+            given.push(table);
+        }
+        for table in given {
             // What the command line says goes before what the pipeline says.
             tables.retain(|other| !other.name.eq_ignore_ascii_case(&table.name));
             tables.push(table);
@@ -141,10 +152,24 @@ impl Query {
 }
 
 /// All of stdin; a pipe may be long in coming, and is read where nobody waits for the thread.
-async fn read_stdin() -> Result<String, Error> {
-    let unreadable = |error: io::Error| Error::Io { context: "reading statements from stdin".into(), error };
+pub(super) async fn read_stdin() -> Result<String, Error> {
+    let unreadable = |error: io::Error| Error::Io { context: "reading stdin".into(), error };
     let reading = tokio::task::spawn_blocking(|| io::read_to_string(io::stdin()));
     reading.await.map_err(|e| unreadable(io::Error::other(e)))?.map_err(unreadable)
+}
+
+/// A file's name is no SQL; what was meant is said instead of what the parser would say.
+fn refuse_file(sql: &str) -> Result<(), Error> {
+    let path = Path::new(sql.trim());
+    if sql.contains(['\n', ';']) || !path.is_file() {
+        return Ok(());
+    }
+    let meant = if path.extension().is_some_and(|extension| extension == "sql") {
+        format!("execute its SQL with --file {sql}")
+    } else {
+        format!("read it as a table: --table data={sql} \"SELECT * FROM data\"")
+    };
+    Err(Error::Usage(format!("`{sql}` is a file, not SQL; {meant}")))
 }
 
 fn table_argument(text: &str) -> Result<Table, Error> {

@@ -44,8 +44,12 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) async fn execute(self) -> Result<(), Error> {
-        let pipeline = read_pipeline(&self.pipeline, &self.variables.to_map())?;
-        let format = self.format.or_else(|| of_extension(self.output.as_deref()?)).unwrap_or(Format::Html);
+        let pipeline = read_pipeline(&self.pipeline, &self.variables.to_map()?)?;
+        let format = match (self.format, self.output.as_deref()) {
+            (Some(format), _) => format,
+            (None, Some(path)) if path != Path::new("-") => of_extension(path)?,
+            (None, _) => Format::Html,
+        };
         let text = match format {
             Format::Html => page::html(&page::collect(&pipeline, self.run.as_deref()).await?),
             Format::Json => {
@@ -74,12 +78,15 @@ impl Report {
     }
 }
 
-fn of_extension(path: &Path) -> Option<Format> {
-    match path.extension()?.to_str()? {
-        "html" | "htm" => Some(Format::Html),
-        "json" => Some(Format::Json),
-        "prom" => Some(Format::Prometheus),
-        _ => None,
+fn of_extension(path: &Path) -> Result<Format, Error> {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("html" | "htm") => Ok(Format::Html),
+        Some("json") => Ok(Format::Json),
+        Some("prom") => Ok(Format::Prometheus),
+        _ => Err(Error::Usage(format!(
+            "--output {}: its extension is none of html, json and prom; say what to write with --format",
+            path.display()
+        ))),
     }
 }
 

@@ -10,7 +10,7 @@ use chrono::Utc;
 use clap::Args;
 
 use super::{Variables, print, print_as, read, read_pipeline};
-use crate::cluster::{self, Address};
+use crate::cluster::Address;
 use crate::config::{self, Pipeline};
 use crate::error::Error;
 use crate::history;
@@ -56,7 +56,7 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) async fn execute(self, messages: Messages, stop: impl Future<Output = ()>) -> Result<(), Error> {
-        let variables = self.variables.to_map();
+        let variables = self.variables.to_map()?;
         let mut facts = Facts { started_at: Some(Utc::now()), ..Facts::default() };
         let began = Instant::now();
         let pipeline = read_pipeline(&self.pipeline, &variables);
@@ -86,9 +86,6 @@ impl Run {
         recorded: &mut Option<RunRecord>,
     ) -> Result<RunReport, Error> {
         let plan = self.plan.as_deref().map(predicted).transpose()?;
-        if self.cluster.is_some() && !cfg!(feature = "cluster") {
-            return Err(cluster::built_without("--cluster"));
-        }
         let remembering = Remembering {
             fresh: self.fresh,
             retry_errors: self.retry_errors,

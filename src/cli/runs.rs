@@ -9,7 +9,7 @@ use super::{Variables, name_and_value, print, print_as, read, read_pipeline};
 use crate::config::{Pipeline, Query, variables_in};
 use crate::error::Error;
 use crate::history;
-use crate::progress::grouped;
+use crate::progress::counted;
 
 #[derive(Debug, Args)]
 pub(super) struct Runs {
@@ -27,7 +27,7 @@ pub(super) struct Runs {
 
 impl Runs {
     pub(super) async fn execute(self) -> Result<(), Error> {
-        let pipeline = read_pipeline(&self.pipeline, &self.variables.to_map())?;
+        let pipeline = read_pipeline(&self.pipeline, &self.variables.to_map()?)?;
         print_as(&history::runs(&pipeline, self.limit, self.json).await?, self.json)
     }
 }
@@ -76,10 +76,10 @@ impl StoreCommand {
         let garbage = history::collect(&pipelines, dry_run).await?;
         let done = if dry_run { "would be forgotten" } else { "forgotten" };
         let mut said = format!(
-            "{} scores of {} models {done}; {} files removed\n",
-            grouped(garbage.scores),
-            garbage.models,
-            garbage.files
+            "{} of {} {done}; {} removed\n",
+            counted(garbage.scores, "score"),
+            counted(garbage.models as u64, "model"),
+            counted(garbage.files as u64, "file")
         );
         if garbage.models > 0 {
             said.extend(one_of_many(&pipelines, &given));

@@ -8,12 +8,13 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arrow::array::ArrayRef;
 use arrow::compute::concat_batches;
+use arrow::datatypes::SchemaRef;
 use ballista_core::extension::{SessionConfigExt, SessionStateExt};
 use ballista_core::serde::protobuf::CancelJobParams;
 use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
@@ -37,12 +38,12 @@ use super::delta::SentAway;
 use super::function::{self, REFUSES};
 use super::outcomes;
 use super::tasks::{Cutter, Task};
-use super::{Address, ClusterError};
+use super::{Address, ClusterError, INSTANCE, Seen};
 use crate::config::Place;
 use crate::objects::Objects;
 use crate::predict;
 use crate::predict::Models;
-use crate::progress::{counted, grouped};
+use crate::progress::{counted, grouped, spoken};
 use crate::scorer::{Prediction, Rejection, Window};
 
 /// Jobs under way for each slot: while one is scored, the next is ready.
@@ -54,10 +55,26 @@ const SHARES_PER_SLOT: usize = 4;
 /// How often a task is tried that failed for no reason that will last.
 const TRIES: usize = 4;
 
+/// For how long nothing is sent again after the first, second and third of those tries.
+const PAUSES: [Duration; TRIES - 1] = [Duration::from_secs(2), Duration::from_secs(10), Duration::from_secs(30)];
+
+/// Tasks that must be back before it is known how long one takes.
+const KNOWN: usize = 3;
+
+/// How long a task may take while that is not known.
+const FIRST: Duration = Duration::from_hours(2);
+
+/// How many times as long as most a task may take, and what that is at least, until it is sent once more.
+const TIMES: u32 = 10;
+const LEAST: Duration = Duration::from_mins(10);
+
+/// How long a scheduler has to answer what it answers at once.
+const ANSWER: Duration = Duration::from_secs(5);
+
 /// Between two looks at the executors.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// For how long there may be no executor.
+/// For how long there may be no executor, or no answer from the scheduler.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How often jobs are looked for that are to be cancelled, at most.
@@ -75,6 +92,10 @@ pub struct Client {
     watch: JoinHandle<()>,
     /// What the scheduler calls this client's jobs.
     name: String,
+    /// How long tasks took that are back.
+    took: Mutex<Vec<Duration>>,
+    /// Whether a job may still be under way of which nothing is awaited any more.
+    gave_up: AtomicBool,
 }
 
 /// What the scheduler says of its executors.
@@ -83,6 +104,8 @@ struct Executors {
     slots: AtomicUsize,
     /// When there was one last.
     seen: Mutex<Instant>,
+    /// When the scheduler answered last.
+    answered: Mutex<Instant>,
 }
 
 /// The scores of a task.
@@ -126,7 +149,8 @@ impl Client {
     pub async fn connect(address: &Address, window: usize, models: Arc<Models>) -> Result<Self, ClusterError> {
         let http = http_client(address)?;
         let slots = slots(&http, address).await.map_err(|problem| unreachable(address, &problem, ""))?;
-        let executors = Arc::new(Executors { slots: AtomicUsize::new(slots), seen: Mutex::new(Instant::now()) });
+        let now = || Mutex::new(Instant::now());
+        let executors = Arc::new(Executors { slots: AtomicUsize::new(slots), seen: now(), answered: now() });
         let watch = tokio::spawn(watch(http.clone(), address.clone(), Arc::clone(&executors)));
         // A task is a file, and a file one part of a plan.
         let name = format!("couplet-{}", Uuid::new_v4().simple());
@@ -135,7 +159,8 @@ impl Client {
             0 => tracing::warn!("{address} has no executor yet"),
             slots => tracing::info!("{address} has {}", counted(slots as u64, "slot")),
         }
-        Ok(Self { address: address.clone(), http, context, executors, watch, name })
+        let (took, gave_up) = (Mutex::default(), AtomicBool::new(false));
+        Ok(Self { address: address.clone(), http, context, executors, watch, name, took, gave_up })
     }
 
     /// Scores texts, in tasks; they come back as they are done.
@@ -197,11 +222,12 @@ impl Client {
             return Ok(0);
         }
         let endpoint = create_grpc_client_endpoint(self.address.http(), None).map_err(|e| e.to_string())?;
-        let connection = endpoint.connect_timeout(Duration::from_secs(5)).connect().await.map_err(|e| e.to_string())?;
+        let connection = endpoint.connect_timeout(ANSWER).connect().await.map_err(|e| e.to_string())?;
         let mut scheduler = SchedulerGrpcClient::new(connection);
         for job_id in &open {
             let job_id = (*job_id).to_owned();
-            scheduler.cancel_job(CancelJobParams { job_id }).await.map_err(|e| e.to_string())?;
+            let cancelled = tokio::time::timeout(ANSWER, scheduler.cancel_job(CancelJobParams { job_id })).await;
+            cancelled.map_err(|_| "it does not answer".to_owned())?.map_err(|e| e.to_string())?;
         }
         Ok(open.len() as u64)
     }
@@ -215,42 +241,73 @@ impl Client {
         let bytes = to_parquet(&task).map_err(|e| texts(e.to_string()))?;
         let put = work.folder.store.put(&path, bytes.into()).await;
         put.map_err(|e| texts(work.folder.error_at(&path, &e).problem))?;
-        let mut tries = 0;
+        let (schema, texts) = (task.schema(), task.texts);
+        // They are in the store.
+        drop(task);
+        let mut pauses = PAUSES.iter();
         let (keys, outcomes, executor) = loop {
-            tries += 1;
-            let error = match self.try_task(&work, &task, &place).await {
-                Ok(done) => break done,
-                Err(error) => error.strip_backtrace(),
+            let patience = self.patience();
+            let tried = tokio::time::timeout(patience, self.try_task(&work, &schema, texts, &place)).await;
+            let problem = match tried {
+                Ok(Ok(done)) => break done,
+                Ok(Err(error)) => {
+                    let error = error.strip_backtrace();
+                    let problem = readable(&error);
+                    if error.contains(REFUSES) {
+                        return Err(ClusterError::Failed { address: self.address.to_string(), problem });
+                    }
+                    problem
+                }
+                // Ballista loses sight of a task when an executor's question for work fails on its way: the scheduler
+                // takes it for under way for ever (execution_loop.rs forgets what it was about to say).
+                Err(_) => {
+                    self.gave_up.store(true, Ordering::Relaxed);
+                    format!("it is not back after {}", spoken(patience))
+                }
             };
-            let problem = readable(&error);
-            if error.contains(REFUSES) {
-                return Err(ClusterError::Failed { address: self.address.to_string(), problem });
-            }
             self.reach().await?;
-            if tries == TRIES {
+            let Some(pause) = pauses.next() else {
                 return Err(ClusterError::Failed { address: self.address.to_string(), problem });
-            }
+            };
             tracing::warn!("a task failed and is tried again: {problem}");
+            tokio::time::sleep(*pause).await;
         };
+        self.took.lock().unwrap_or_else(PoisonError::into_inner).push(start.elapsed());
         // What cannot be removed now goes with the folder.
         let _ = work.folder.store.delete(&path).await;
         Ok(Scored { keys, outcomes, executor, took: start.elapsed() })
     }
 
+    /// How long a task may take: the scores of one that is sent a second time are the same.
+    fn patience(&self) -> Duration {
+        let mut took = self.took.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if took.len() < KNOWN {
+            return FIRST;
+        }
+        let middle = took.len() / 2;
+        (TIMES * *took.select_nth_unstable(middle).1).max(LEAST)
+    }
+
+    /// Whether a job may still be under way of which nothing is awaited any more.
+    #[must_use]
+    pub fn gave_up(&self) -> bool {
+        self.gave_up.load(Ordering::Relaxed)
+    }
+
     async fn try_task(
         &self,
         work: &Work,
-        task: &Task,
+        schema: &SchemaRef,
+        texts: usize,
         place: &Place,
     ) -> PlanResult<(ArrayRef, Vec<Result<Prediction, Rejection>>, String)> {
-        let schema = task.schema();
         let url = match place {
             Place::Remote(remote) => remote.session_url(),
             place => Objects::open(place).map_err(|e| DataFusionError::External(Box::new(e)))?.url,
         };
         let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension("");
         let listed = ListingTableConfig::new(ListingTableUrl::try_new(url, None)?).with_listing_options(options);
-        let table = ListingTable::try_new(listed.with_schema(Arc::clone(&schema)))?;
+        let table = ListingTable::try_new(listed.with_schema(Arc::clone(schema)))?;
         let mut arguments = vec![lit(work.contract.to_text())];
         arguments.extend(schema.fields().iter().skip(1).map(|field| col(field.name())));
         let score = function::score(None).call(arguments).alias("outcome");
@@ -260,8 +317,8 @@ impl Client {
             return Err(DataFusionError::Execution("a task came back without its scores".into()));
         };
         let batch = concat_batches(&first.schema(), &batches)?;
-        if batch.num_rows() != task.texts {
-            let problem = format!("a task of {} texts came back with {} scores", task.texts, batch.num_rows());
+        if batch.num_rows() != texts {
+            let problem = format!("a task of {texts} texts came back with {} scores", batch.num_rows());
             return Err(DataFusionError::Execution(problem));
         }
         let (outcomes, executor) = outcomes::of_array(batch.column(1))?;
@@ -278,9 +335,12 @@ impl Client {
                 Err(said) => problem = said,
             }
         }
-        Err(unreachable(&self.address, &problem, "; what was scored is remembered: run the same command again"))
+        Err(unreachable(&self.address, &problem, KEPT))
     }
 }
+
+/// What there is of a run whose scheduler is gone.
+const KEPT: &str = "; what was scored is remembered: run the same command again";
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -299,6 +359,11 @@ impl Drop for Client {
 
 impl Executors {
     fn check(&self, address: &Address) -> Result<(), ClusterError> {
+        let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        if answered >= PATIENCE {
+            let problem = format!("not a word for {}", spoken(answered));
+            return Err(unreachable(address, &problem, KEPT));
+        }
         let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if self.slots.load(Ordering::Relaxed) == 0 && seen.elapsed() >= PATIENCE {
             return Err(ClusterError::NoExecutor { address: address.to_string(), seconds: seen.elapsed().as_secs() });
@@ -400,7 +465,7 @@ fn session(
         .with_information_schema(true)
         .with_ballista_job_name(name)
         .with_extension(Arc::new(SentAway))
-        .with_ballista_logical_extension_codec(Arc::new(PlanCodec::default()));
+        .with_ballista_logical_extension_codec(Arc::new(PlanCodec::of(Arc::clone(&models))));
     let builder = SessionStateBuilder::new().with_config(config).with_default_features();
     let state = predict::install(builder, Arc::clone(&models)).build().upgrade_for_ballista(address.http());
     let state = state.map_err(|e| unreachable(address, &e.to_string(), ""))?;
@@ -418,6 +483,7 @@ async fn watch(http: reqwest::Client, address: Address, executors: Arc<Executors
     loop {
         looks.tick().await;
         if let Ok(now) = slots(&http, &address).await {
+            *executors.answered.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             let before = executors.slots.swap(now, Ordering::Relaxed);
             if now > 0 {
                 *executors.seen.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
@@ -429,11 +495,31 @@ async fn watch(http: reqwest::Client, address: Address, executors: Arc<Executors
     }
 }
 
-/// Asks the scheduler for the slots of all its executors.
+/// Asks a scheduler for its executors, in the order of their names.
+///
+/// # Errors
+/// A scheduler that does not answer.
+pub async fn look(address: &Address) -> Result<Vec<Seen>, ClusterError> {
+    let seen = executors(&http_client(address)?, address).await;
+    seen.map_err(|problem| unreachable(address, &problem, ""))
+}
+
+async fn executors(http: &reqwest::Client, address: &Address) -> Result<Vec<Seen>, String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let seen = list(http, address, "executors").await?.into_iter().map(|executor| Seen {
+        name: executor["id"].as_str().map_or("", |id| id.rsplit_once(INSTANCE).map_or(id, |(name, _)| name)).to_owned(),
+        host: text(&executor["host"]),
+        slots: executor["specification"]["vcores"].as_u64().unwrap_or(0),
+    });
+    let mut seen: Vec<_> = seen.collect();
+    seen.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(seen)
+}
+
+/// The slots of all executors of a scheduler.
 async fn slots(http: &reqwest::Client, address: &Address) -> Result<usize, String> {
-    let executors = list(http, address, "executors").await?;
-    let slots = executors.iter().filter_map(|executor| executor["specification"]["vcores"].as_u64());
-    Ok(usize::try_from(slots.sum::<u64>()).unwrap_or(usize::MAX))
+    let slots = executors(http, address).await?.iter().map(|executor| executor.slots).sum::<u64>();
+    Ok(usize::try_from(slots).unwrap_or(usize::MAX))
 }
 
 /// Asks the scheduler for one of its lists.

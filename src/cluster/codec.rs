@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use ballista_core::serde::BallistaLogicalExtensionCodec;
 use datafusion::catalog::TableProvider;
-use datafusion::common::{Result, TableReference, plan_datafusion_err};
+use datafusion::common::{Result, ScalarValue, TableReference, plan_datafusion_err};
 use datafusion::datasource::file_format::FileFormatFactory;
 use datafusion::execution::TaskContext;
 use datafusion::logical_expr::{Expr, Extension, LogicalPlan};
@@ -13,7 +13,7 @@ use datafusion_proto::bytes::Serializeable;
 use datafusion_proto::logical_plan::LogicalExtensionCodec;
 use serde::{Deserialize, Serialize};
 
-use crate::predict;
+use crate::predict::{self, Models};
 
 /// Begins the form of couplet's node, which no message of Ballista's does.
 const PREDICT: &[u8] = b"couplet predict\n";
@@ -22,6 +22,27 @@ const PREDICT: &[u8] = b"couplet predict\n";
 #[derive(Debug, Default)]
 pub(super) struct PlanCodec {
     ballista: BallistaLogicalExtensionCodec,
+    /// How a client runs the models that its calls name.
+    models: Option<Arc<Models>>,
+}
+
+impl PlanCodec {
+    /// A client's: calls say how their models are to be run.
+    pub(super) fn of(models: Arc<Models>) -> Self {
+        Self { ballista: BallistaLogicalExtensionCodec::default(), models: Some(models) }
+    }
+
+    /// A call as another process understands it.
+    fn sent(&self, call: &Expr) -> Expr {
+        let (Some(models), Expr::ScalarFunction(function)) = (&self.models, call) else { return call.clone() };
+        let mut function = function.clone();
+        if let Some(Expr::Literal(value, _)) = function.args.first_mut()
+            && let Some(Some(name)) = value.try_as_str()
+        {
+            *value = ScalarValue::from(models.sent(name));
+        }
+        Expr::ScalarFunction(function)
+    }
 }
 
 /// A call of `predict`, as DataFusion encodes expressions, and the column that it fills.
@@ -43,7 +64,9 @@ impl LogicalExtensionCodec for PlanCodec {
 
     fn try_encode(&self, node: &Extension, buf: &mut Vec<u8>) -> Result<()> {
         let Some(calls) = predict::calls_of_node(node) else { return self.ballista.try_encode(node, buf) };
-        let calls = calls.iter().map(|(call, name)| Ok(Call { call: call.to_bytes()?.to_vec(), name: name.clone() }));
+        let calls = calls
+            .iter()
+            .map(|(call, name)| Ok(Call { call: self.sent(call).to_bytes()?.to_vec(), name: name.clone() }));
         buf.extend_from_slice(PREDICT);
         serde_json::to_writer(buf, &calls.collect::<Result<Vec<_>>>()?)
             .map_err(|e| plan_datafusion_err!("calls of predict cannot be written: {e}"))

@@ -92,8 +92,7 @@ impl Contract {
 
     /// How the model is run here.
     pub(super) fn options(&self, device: DeviceSetting) -> Result<ScorerOptions, Refusal> {
-        let precisions = [Precision::F32, Precision::Int16, Precision::F16, Precision::Bf16];
-        let precision = precisions.into_iter().find(|precision| precision.to_string() == self.precision);
+        let precision = Precision::ALL.into_iter().find(|precision| precision.to_string() == self.precision);
         let precision = precision.ok_or_else(|| Refusal(format!("precision {} is unknown here", self.precision)))?;
         Ok(ScorerOptions {
             max_length: Some(self.max_length),

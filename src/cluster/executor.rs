@@ -5,8 +5,10 @@
 //! Beside it, a small HTTP server says whether it is well and what it has done.
 
 use std::fmt::Write;
+use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -14,16 +16,20 @@ use axum::routing::get;
 use ballista_core::config::TaskSchedulingPolicy;
 use ballista_core::extension::SessionConfigExt;
 use ballista_core::registry::BallistaFunctionRegistry;
+use ballista_core::serde::protobuf::ExecutorStoppedParams;
+use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
+use ballista_core::utils::create_grpc_client_endpoint;
 use ballista_executor::executor_process::{ExecutorProcessConfig, start_executor_process};
 use ballista_executor::health::ExecutorHealth;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::SessionConfig;
 use tokio::net::TcpListener;
 
-use super::function::{self, Worker};
-use super::{Address, ClusterError, codec, stores};
+use super::function::{self, MODELS_KEPT, Worker};
+use super::{Address, ClusterError, INSTANCE, codec, stores};
 use crate::predict::{self, Models};
 use crate::scorer::{DeviceSetting, Pool, ScorerOptions};
+use crate::session::Resources;
 
 /// How an executor is run.
 #[derive(Debug, Clone)]
@@ -38,7 +44,7 @@ pub struct ExecutorOptions {
     pub port: u16,
     /// The port for health and metrics; none for no such server.
     pub http_port: Option<u16>,
-    /// What the executor is called in records and errors; one name for one executor.
+    /// What the executor is called in records and errors.
     pub name: String,
     /// Tasks at once. They share the inference threads; a second one reads while the first is scored.
     pub slots: usize,
@@ -48,30 +54,36 @@ pub struct ExecutorOptions {
     pub device: DeviceSetting,
     /// The memory of joins and sorts of queries, in bytes.
     pub memory: u64,
-    /// A folder for results until they are fetched; one that goes with the executor if none.
-    pub work: Option<PathBuf>,
+    /// Where results are kept until they are fetched, in a folder that goes with the executor.
+    pub work: PathBuf,
 }
 
-/// Runs an executor until it is told to end; tasks that are under way are ended first.
+/// How long Ballista has to end by itself when the executor is to end.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// How long the scheduler has to hear that an executor is gone.
+const GOODBYE: Duration = Duration::from_secs(3);
+
+/// Runs an executor until `stop`; the scheduler then hands out again at once what was under way.
 ///
 /// # Errors
 /// A port that is taken, threads or a folder that cannot be had.
-pub async fn execute(options: ExecutorOptions) -> Result<(), ClusterError> {
+pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -> Result<(), ClusterError> {
     let failed = |problem: String| ClusterError::Start { what: format!("executor {}", options.name), problem };
     // What is not there is better known now than from the first task.
     options.device.open().map_err(|e| failed(e.to_string()))?;
     let pool = Pool::new(options.threads).map_err(|e| failed(format!("inference threads: {e}")))?;
-    let (work, _temporary) = if let Some(folder) = &options.work {
-        (folder.clone(), None)
-    } else {
-        let folder = tempfile::Builder::new().prefix("couplet-executor-").tempdir();
-        let folder = folder.map_err(|e| failed(format!("a temporary folder: {e}")))?;
-        (folder.path().to_owned(), Some(folder))
-    };
-    std::fs::create_dir_all(&work).map_err(|e| failed(format!("folder {}: {e}", work.display())))?;
-    // Ballista would say of a taken port only that it stopped.
+    // Only its folder is needed, which goes with it; what killed executors left there goes now.
+    let folder = Resources::new(options.memory, &options.work);
+    let folder = folder.map_err(|e| failed(format!("folder {}: {e}", options.work.display())))?;
+    let work = folder.folder().to_owned();
+    // Ballista would say of a taken port only that it stopped; and it takes no names of hosts.
     let data = format!("{}:{}", options.bind, options.port);
-    drop(TcpListener::bind(&data).await.map_err(|e| failed(format!("port {data}: {e}")))?);
+    let listener = TcpListener::bind(&data).await.map_err(|e| failed(format!("port {data}: {e}")))?;
+    let bind = listener.local_addr().map_err(|e| failed(format!("port {data}: {e}")))?.ip().to_string();
+    drop(listener);
+    // Of two lives of one name, the scheduler would take the second for the first, and wait for what that one had.
+    let id = format!("{}{INSTANCE}{}", options.name, &uuid::Uuid::new_v4().simple().to_string()[..6]);
 
     let worker = Arc::new(Worker::new(options.name.clone(), pool, options.device));
     let health = ExecutorHealth::new();
@@ -83,8 +95,8 @@ pub async fn execute(options: ExecutorOptions) -> Result<(), ClusterError> {
     }
     let spill = work.clone();
     let config = ExecutorProcessConfig {
-        executor_id: options.name.clone(),
-        bind_host: options.bind.clone(),
+        executor_id: id.clone(),
+        bind_host: bind,
         external_host: options.advertise.clone(),
         port: options.port,
         grpc_port: options.port,
@@ -112,16 +124,35 @@ pub async fn execute(options: ExecutorOptions) -> Result<(), ClusterError> {
         options.slots,
         worker.pool().threads()
     );
-    start_executor_process(Arc::new(config)).await.map_err(|e| failed(e.to_string()))?;
+    tokio::select! {
+        ended = start_executor_process(Arc::new(config)) => ended.map_err(|e| failed(e.to_string()))?,
+        () = async { stop.await; tokio::time::sleep(GRACE).await } => {
+            // Ballista hears signals too, says goodbye, and then goes on to ask for tasks while it waits for those that it
+            // has (execution_loop.rs does not look at TERMINATING). So the last word is ours.
+            match tokio::time::timeout(GOODBYE, say_goodbye(&options.scheduler, id)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(problem)) => tracing::warn!("the scheduler does not know that this executor is gone: {problem}"),
+                Err(_) => tracing::warn!("the scheduler does not know that this executor is gone: it does not answer"),
+            }
+        }
+    }
     tracing::info!("executor {} ended", options.name);
     Ok(())
+}
+
+/// Tells the scheduler that this executor is gone, so that it hands out its tasks again.
+async fn say_goodbye(scheduler: &Address, executor_id: String) -> Result<(), String> {
+    let endpoint = create_grpc_client_endpoint(scheduler.http(), None).map_err(|e| e.to_string())?;
+    let connection = endpoint.connect_timeout(GOODBYE).connect().await.map_err(|e| e.to_string())?;
+    let gone = ExecutorStoppedParams { executor_id, reason: "it was told to end".into() };
+    SchedulerGrpcClient::new(connection).executor_stopped(gone).await.map(drop).map_err(|e| e.to_string())
 }
 
 /// DataFusion's functions and couplet's.
 fn functions(worker: &Arc<Worker>) -> BallistaFunctionRegistry {
     let mut functions = BallistaFunctionRegistry::default();
     let options = ScorerOptions { device: worker.device(), ..ScorerOptions::default() };
-    let models = Models::new(worker.pool().clone(), PathBuf::from("/")).with_options(options);
+    let models = Models::new(worker.pool().clone(), PathBuf::from("/")).with_options(options).keeping(MODELS_KEPT);
     for function in [function::score(Some(Arc::clone(worker))), predict::function(Arc::new(models))] {
         functions.scalar_functions.insert(function.name().to_owned(), Arc::new(function));
     }

@@ -4,6 +4,7 @@
 
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arrow::datatypes::DataType;
 use datafusion::common::{DataFusionError, Result, ScalarValue, internal_err, plan_err};
@@ -15,8 +16,9 @@ use tokio::sync::OnceCell;
 
 use super::contract::{Contract, Refusal};
 use super::outcomes::{fields, to_array};
+use crate::objects::Trouble;
 use crate::predict::text_values;
-use crate::scorer::{Counts, DeviceSetting, Pool, Scorer, TextColumn, Window};
+use crate::scorer::{Counts, DeviceSetting, Pool, Scorer, ScorerError, TextColumn, Window};
 
 /// The function's name.
 pub(super) const FUNCTION: &str = "couplet_score";
@@ -25,7 +27,11 @@ pub(super) const FUNCTION: &str = "couplet_score";
 pub(super) const REFUSES: &str = "refuses the task: ";
 
 /// Models that an executor keeps: those that were asked for last.
-const MODELS_KEPT: usize = 4;
+pub(super) const MODELS_KEPT: usize = 4;
+
+/// How long an executor that failed keeps the task that it failed at: one that fails at once would otherwise be the one
+/// that is always free, and have every task.
+const PENANCE: Duration = Duration::from_secs(5);
 
 /// Whoever scores: its models, and the threads that they share.
 #[derive(Debug)]
@@ -64,7 +70,7 @@ impl Worker {
     }
 
     /// The model of a contract; loaded once, whichever tasks ask for it.
-    async fn scorer(&self, contract: &Contract) -> Result<Scorer, Refusal> {
+    async fn scorer(&self, contract: &Contract) -> Result<Scorer, Failure> {
         let cell = {
             let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
             let cell = match models.iter().position(|(known, _)| known == contract) {
@@ -89,7 +95,8 @@ impl Worker {
                 } else {
                     ""
                 };
-                Refusal(format!("{e}{hint}"))
+                let said = format!("{e}{hint}");
+                if may_pass(&e) { Failure::Passing(said) } else { Failure::Lasting(Refusal(said)) }
             })?;
             contract.check(&scorer)?;
             tracing::info!(
@@ -101,6 +108,31 @@ impl Worker {
             Ok(scorer)
         };
         cell.get_or_try_init(load).await.cloned()
+    }
+}
+
+/// Why an executor has no scores to give.
+#[derive(Debug)]
+enum Failure {
+    /// It will not have any at the next try.
+    Lasting(Refusal),
+    /// Another executor may do better, or this one later.
+    Passing(String),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Lasting(refusal)
+    }
+}
+
+/// Whether a model that could not be opened may be there at the next try: a server that does not answer, a full disk.
+fn may_pass(error: &ScorerError) -> bool {
+    match error {
+        ScorerError::Fetch(error) => !matches!(error.trouble, Trouble::Missing | Trouble::Refused | Trouble::Settings),
+        ScorerError::Fetched { error, .. } => may_pass(error),
+        ScorerError::Stopped | ScorerError::Forward { .. } => true,
+        _ => false,
     }
 }
 
@@ -174,19 +206,28 @@ impl AsyncScalarUDFImpl for Score {
         else {
             return plan_err!("the first argument of {FUNCTION} is a contract");
         };
-        let refused =
-            |refusal: Refusal| DataFusionError::Execution(format!("executor {} {REFUSES}{refusal}", worker.name));
+        let name = &worker.name;
+        let refused = |refusal: Refusal| DataFusionError::Execution(format!("executor {name} {REFUSES}{refusal}"));
+        let failed = async |problem: String| {
+            tokio::time::sleep(PENANCE).await;
+            DataFusionError::Execution(format!("executor {name} failed: {problem}"))
+        };
         let contract = Contract::read(&contract).map_err(refused)?;
         let mut columns = args.enumerate().map(|(i, values)| -> Result<TextColumn> {
             Ok(TextColumn { name: contract.column(i), values: text_values(&values.to_array(number_rows)?)? })
         });
         let Some(text) = columns.next().transpose()? else { return internal_err!("{FUNCTION} has texts") };
         let window = Window::new(text, columns.next().transpose()?);
-        let scorer = worker.scorer(&contract).await.map_err(refused)?;
-        let outcomes = scorer.score(window).await;
-        // What a device says once it may not say again: another executor may do better.
-        let outcomes =
-            outcomes.map_err(|e| DataFusionError::Execution(format!("executor {} failed: {e}", worker.name)))?;
+        let scorer = match worker.scorer(&contract).await {
+            Ok(scorer) => scorer,
+            Err(Failure::Lasting(refusal)) => return Err(refused(refusal)),
+            Err(Failure::Passing(problem)) => return Err(failed(problem).await),
+        };
+        let outcomes = match scorer.score(window).await {
+            Ok(outcomes) => outcomes,
+            // What a device says once it may not say again.
+            Err(error) => return Err(failed(error.to_string()).await),
+        };
         Ok(ColumnarValue::Array(Arc::new(to_array(&outcomes, &worker.name))))
     }
 }
@@ -198,6 +239,21 @@ mod tests {
     use super::*;
     use crate::config::Place;
     use crate::scorer::ScorerOptions;
+
+    fn refusal(opened: Result<Scorer, Failure>) -> String {
+        match opened {
+            Err(Failure::Lasting(refusal)) => refusal.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_a_server_says_once_is_no_refusal() {
+        let fetch = |trouble| {
+            ScorerError::Fetch(crate::objects::ObjectsError { place: "s3://b".into(), problem: "503".into(), trouble })
+        };
+        assert!(may_pass(&fetch(Trouble::Other)) && !may_pass(&fetch(Trouble::Refused)));
+    }
 
     #[tokio::test]
     async fn a_worker_keeps_contracts_and_refuses_another_model() {
@@ -212,10 +268,10 @@ mod tests {
         assert_eq!(worker.counts().0.len(), 1);
         let fingerprint = scorer.model().fingerprint.as_str();
         let other = contract.to_text().replace(fingerprint, &"0".repeat(fingerprint.len()));
-        let refusal = worker.scorer(&Contract::read(&other).unwrap()).await.unwrap_err().to_string();
+        let refusal = refusal(worker.scorer(&Contract::read(&other).unwrap()).await);
         assert!(refusal.contains("is another one there") && refusal.contains(fingerprint), "{refusal}");
         let nowhere = contract.to_text().replace("tiny-distilbert", "nowhere");
-        let refusal = worker.scorer(&Contract::read(&nowhere).unwrap()).await.unwrap_err().to_string();
+        let refusal = self::refusal(worker.scorer(&Contract::read(&nowhere).unwrap()).await);
         assert!(refusal.contains("nowhere") && refusal.contains("where all machines can read it"), "{refusal}");
     }
 }

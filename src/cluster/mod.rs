@@ -54,13 +54,17 @@ use crate::error::Error;
 use crate::predict::Models;
 
 #[cfg(feature = "cluster")]
-pub use client::{Client, Scored, Work, session_of};
+pub use client::{Client, Scored, Work, look, session_of};
 #[cfg(feature = "cluster")]
 pub use contract::Contract;
 #[cfg(feature = "cluster")]
 pub use executor::{ExecutorOptions, execute};
 #[cfg(feature = "cluster")]
 pub use scheduler::{SchedulerOptions, schedule};
+
+/// Stands between the name of an executor and what sets its life apart from others of that name.
+#[cfg(feature = "cluster")]
+const INSTANCE: char = '~';
 
 /// The port of a scheduler where no other is named.
 pub const SCHEDULER_PORT: u16 = 50050;
@@ -137,6 +141,27 @@ pub fn built_without(what: &str) -> Error {
 #[cfg(not(feature = "cluster"))]
 #[expect(clippy::unused_async, reason = "as it is with the feature")]
 pub async fn session_of(_: &Address, _: usize, _: Arc<Models>) -> Result<SessionContext, Error> {
+    Err(built_without("--cluster"))
+}
+
+/// An executor, as its scheduler knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// What it is called.
+    pub name: String,
+    /// The host that it is on.
+    pub host: String,
+    /// Tasks that it takes at once.
+    pub slots: u64,
+}
+
+/// Asks a scheduler for its executors: without the feature, there is none.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "cluster"))]
+#[expect(clippy::unused_async, reason = "as it is with the feature")]
+pub async fn look(_: &Address) -> Result<Vec<Seen>, Error> {
     Err(built_without("--cluster"))
 }
 

@@ -56,8 +56,9 @@ pub async fn schedule(options: SchedulerOptions) -> Result<(), ClusterError> {
         executor_timeout_seconds: options.executor_timeout.max(2 * EXPECTED_WITHIN_SECONDS),
         expire_dead_executor_interval_seconds: EXPECTED_WITHIN_SECONDS,
         // A run is a thousand small jobs: what is done with is soon forgotten.
-        finished_job_data_clean_up_interval_seconds: 60,
-        finished_job_state_clean_up_interval_seconds: 300,
+        // A client fetches them at once, but for a minute in which its store does not answer.
+        finished_job_data_clean_up_interval_seconds: 600,
+        finished_job_state_clean_up_interval_seconds: 900,
         // Clients then need to reach nobody but the scheduler.
         enable_embedded_flight_proxy: true,
         override_config_producer: Some(Arc::new(SessionConfig::new_with_ballista)),

@@ -17,6 +17,10 @@ use crate::scorer::Window;
 /// Tokens of a task at least, unless fewer are asked for: they cost more to hand out than to score.
 const FEWEST_TOKENS: f64 = 4096.0;
 
+/// Bytes of the texts of a task, at which it is full however few tokens are read of them: clients hold twice as many tasks
+/// as there are slots.
+const MOST_BYTES: usize = 64 << 20;
+
 /// What is cut into tasks, and where.
 #[derive(Debug)]
 pub(super) struct Cutter {
@@ -27,6 +31,7 @@ pub(super) struct Cutter {
     left: f64,
     task: Vec<(ArrayRef, Window)>,
     tokens: f64,
+    bytes: usize,
 }
 
 /// Texts that are scored together, with their keys.
@@ -48,6 +53,7 @@ impl Cutter {
             left: tokens as f64,
             task: Vec::new(),
             tokens: 0.0,
+            bytes: 0,
         }
     }
 
@@ -57,7 +63,8 @@ impl Cutter {
         let mut limit = self.limit(shares);
         for row in 0..window.len() {
             self.tokens += (window.bytes(row) as f64 * self.tokens_per_byte).clamp(1.0, self.max_length);
-            if self.tokens >= limit {
+            self.bytes += window.bytes(row);
+            if self.tokens >= limit || self.bytes >= MOST_BYTES {
                 self.task.push(slice(keys, window, start, row + 1 - start));
                 tasks.extend(self.finish());
                 start = row + 1;
@@ -77,6 +84,7 @@ impl Cutter {
     /// What is left; none if nothing is.
     pub(super) fn finish(&mut self) -> Option<Task> {
         self.left -= std::mem::take(&mut self.tokens);
+        self.bytes = 0;
         let parts = std::mem::take(&mut self.task);
         let texts = parts.iter().map(|(keys, _)| keys.len()).sum();
         (texts > 0).then_some(Task { parts, texts })
@@ -144,6 +152,17 @@ mod tests {
         assert_eq!(tasks.iter().flat_map(rows).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]);
         assert_eq!(tasks[0].schema().fields().len(), 3);
         assert!(cutter.finish().is_none());
+    }
+
+    #[test]
+    fn a_task_is_full_of_bytes_before_it_is_of_tokens() {
+        let text = "x".repeat(1 << 20);
+        let (keys, texts) = window(&vec![text.as_str(); 100]);
+        // Each pair is 2 MiB, of which 8 tokens are read.
+        let mut cutter = Cutter::new(1_000_000, 0.25, 8, 500_000);
+        let mut tasks = cutter.push(&keys, &texts, 1);
+        tasks.extend(cutter.finish());
+        assert_eq!(tasks.iter().map(|task| task.texts).collect::<Vec<_>>(), [32, 32, 32, 4]);
     }
 
     #[test]

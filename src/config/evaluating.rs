@@ -2,11 +2,12 @@
 
 use super::item::Item;
 use super::learning::{task, texts};
-use super::pipeline::{DEFAULT_MAX_LENGTH, Device, LocalPath, Location, ModelSettings, Precision, Scoring};
+use super::pipeline::{DEFAULT_MAX_LENGTH, LocalPath, Location, ModelSettings, Precision, Scoring};
 use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::sections::query;
 use super::stages::{Evaluate, Finetune};
+use crate::scorer::DeviceSetting;
 
 pub(super) fn evaluate(
     keys: &mut Keys<'_>,
@@ -47,7 +48,7 @@ pub(super) fn evaluate(
             location,
             max_length: max_length?.or(usual).unwrap_or(DEFAULT_MAX_LENGTH),
             precision: settings.map_or(Precision::F32, |model| model.precision),
-            device: settings.map_or(Device::Auto, |model| model.device),
+            device: settings.map_or(DeviceSetting::Auto, |model| model.device),
         },
         slices: slices?.unwrap_or_default(),
         resamples: resamples?,

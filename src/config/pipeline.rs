@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::place::Place;
 use super::stages::{Evaluate, Finetune, Pretrain};
+use crate::scorer::DeviceSetting;
 
 /// The default of `model.max_length`, in tokens.
 pub const DEFAULT_MAX_LENGTH: usize = 128;
@@ -248,7 +249,7 @@ pub struct ModelSettings {
     /// The number format of the forward pass.
     pub precision: Precision,
     /// Where the forward pass runs.
-    pub device: Device,
+    pub device: DeviceSetting,
 }
 
 /// The number format of the forward pass.
@@ -264,19 +265,6 @@ pub enum Precision {
     F16,
     /// 16-bit floats with the exponents of f32; on GPUs only.
     Bf16,
-}
-
-/// Where the forward pass runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Device {
-    /// The best device of this machine.
-    Auto,
-    /// The processor.
-    Cpu,
-    /// The NVIDIA card of this number.
-    Cuda(usize),
-    /// Apple's graphics processor.
-    Metal,
 }
 
 /// How the pairs are scored.

@@ -7,13 +7,14 @@ use super::evaluating;
 use super::item::{Choice, Item};
 use super::learning;
 use super::pipeline::{
-    Device, Errors, LocalPath, Location, ModelSettings, Pipeline, Precision, Query, RunSettings, ScoreSettings,
-    Scoring, Sink, SinkFormat, SinkMode, Source, Sql, Table, TableFormat,
+    Errors, LocalPath, Location, ModelSettings, Pipeline, Precision, Query, RunSettings, ScoreSettings, Scoring, Sink,
+    SinkFormat, SinkMode, Source, Sql, Table, TableFormat,
 };
 use super::place::{Place, is_glob};
 use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::tables::tables;
+use crate::scorer::DeviceSetting;
 
 pub(super) const PRECISIONS: [Choice<Precision>; 5] = [
     ("auto", Some(Precision::Auto)),
@@ -175,17 +176,12 @@ fn model(keys: &mut Keys<'_>) -> Read<ModelSettings> {
     Ok(ModelSettings { location: location?, max_length: max_length?, precision: precision?, device: device? })
 }
 
-fn device(item: &Item<'_>) -> Read<Device> {
-    match item.string()? {
-        "auto" => Ok(Device::Auto),
-        "cpu" => Ok(Device::Cpu),
-        "metal" => Ok(Device::Metal),
-        text => text.strip_prefix("cuda:").and_then(|number| number.parse().ok()).map(Device::Cuda).ok_or_else(|| {
-            let problem = Problem::new(format!("`{}` cannot be \"{text}\"", item.path), "unknown device");
-            let problem = problem.suggest(text, ["auto", "cpu", "cuda:0", "metal"]);
-            item.refuse(problem.allowed("auto, cpu, metal, or cuda: and the number of the card, as in cuda:0"))
-        }),
-    }
+fn device(item: &Item<'_>) -> Read<DeviceSetting> {
+    let text = item.string()?;
+    text.parse().map_err(|allowed: String| {
+        let problem = Problem::new(format!("`{}` cannot be \"{text}\"", item.path), "unknown device");
+        item.refuse(problem.suggest(text, ["auto", "cpu", "cuda:0", "metal"]).allowed(&allowed))
+    })
 }
 
 fn score(keys: &mut Keys<'_>, default_store: Location) -> Read<ScoreSettings> {

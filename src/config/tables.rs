@@ -60,9 +60,12 @@ pub fn table_from_uri_as(name: &str, uri: &str, format: Option<&str>) -> Result<
         let versioned = uri.rsplit_once('@').and_then(|(uri, version)| Some((uri, version.parse().ok()?)));
         let (path, version) = versioned.map_or((uri, None), |(uri, version)| (uri, Some(version)));
         let place = resolve(Path::new(""), path)?;
-        let format = match version {
-            Some(_) => TableFormat::Delta { version },
-            None => infer(&place, explicit).map(|(kind, compression)| plain(kind, compression))?,
+        let help = "rename the file, or name its format in `[tables]` of a pipeline: \
+                    `{ uri = \"…\", format = \"csv\" }`";
+        let format = if version.is_some() {
+            TableFormat::Delta { version }
+        } else {
+            infer(&place, explicit, help).map(|(kind, compression)| plain(kind, compression))?
         };
         let location = Location { written: uri.to_owned(), place };
         Ok(Table { name: name.to_owned(), location, format, partitions: Vec::new() })
@@ -103,7 +106,7 @@ fn table(name: &str, item: &Item<'_>) -> Read<Table> {
         return Err(item.refuse(problem.help(format!("write for example `{name} = \"{name}.parquet\"`"))));
     }
     let location = item.location()?;
-    let (kind, compression) = infer(&location.place, None).map_err(|problem| item.refuse(problem))?;
+    let (kind, compression) = infer(&location.place, None, NAME_FORMAT).map_err(|problem| item.refuse(problem))?;
     Ok(Table { name: name.to_owned(), location, format: plain(kind, compression), partitions: Vec::new() })
 }
 
@@ -118,7 +121,8 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
     let version = keys.optional("version", Item::integer);
 
     let location = location?;
-    let (kind, compression) = infer(&location.place, kind?).map_err(|problem| keys.refuse("uri", problem))?;
+    let (kind, compression) =
+        infer(&location.place, kind?, NAME_FORMAT).map_err(|problem| keys.refuse("uri", problem))?;
     let partitions = partitions?.unwrap_or_default();
     if !partitions.is_empty() && !location.place.is_folder() && !location.place.is_glob() {
         let problem =
@@ -176,8 +180,12 @@ fn plain(kind: Kind, compression: Compression) -> TableFormat {
     }
 }
 
-/// Tells format and compression of a table by its extension; a folder is Parquet unless told otherwise.
-fn infer(place: &Place, explicit: Option<Kind>) -> Result<(Kind, Compression), Problem> {
+/// How the file of a pipeline names the format of a table.
+const NAME_FORMAT: &str = "write a table with its format: `{ uri = \"…\", format = \"csv\" }`";
+
+/// Tells format and compression of a table by its extension; a folder is Parquet unless told otherwise. `help` is for a
+/// name that tells nothing.
+fn infer(place: &Place, explicit: Option<Kind>, help: &str) -> Result<(Kind, Compression), Problem> {
     let path = place.as_path();
     let extension = |path: &Path| path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
     let (name, compression) = match extension(path).as_deref() {
@@ -202,9 +210,7 @@ fn infer(place: &Place, explicit: Option<Kind>) -> Result<(Kind, Compression), P
                 ),
                 "unknown extension",
             );
-            return Err(problem
-                .allowed(EXTENSIONS)
-                .help("write a table with its format: `{ uri = \"…\", format = \"csv\" }`"));
+            return Err(problem.allowed(EXTENSIONS).help(help));
         }
     };
     if compression != Compression::None && matches!(kind, Kind::Parquet | Kind::Arrow) {

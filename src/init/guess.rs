@@ -155,6 +155,11 @@ fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error
         let why = format!("the longest texts; {:.0} words on average", longest.words);
         return Ok((vec![longest.name.clone()], why));
     }
+    if table.rows == 0 {
+        return Err(Error::Usage(
+            "the data has no rows, so nothing tells which columns are texts; name them with --text".into(),
+        ));
+    }
     let all = table.columns.iter().map(|column| format!("{} {}", column.name, column.data_type));
     Err(Error::Usage(format!(
         "no column looks like texts ({}); name one or two with --text",

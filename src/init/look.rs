@@ -152,7 +152,7 @@ fn table(uri: &str, place: &Place, format: Option<&str>) -> Result<(Table, Table
     });
     let mut options: TableOptions = Vec::new();
     let mut table = match &format {
-        None => inferred?,
+        None => inferred.map_err(|problem| format!("{problem}; here, --format csv says it"))?,
         Some(format) => {
             options.push(("format", super::quoted(format)));
             crate::config::table_from_uri_as("data", uri, Some(format))?
@@ -168,8 +168,18 @@ fn table(uri: &str, place: &Place, format: Option<&str>) -> Result<(Table, Table
     Ok((table, options))
 }
 
-/// Finds out whether the first line names the columns, and whether quotation marks mean something.
+/// Finds out what stands between fields, whether the first line names the columns, and whether quotation marks mean something.
 fn sniff(csv: &mut CsvOptions, head: &str, options: &mut TableOptions) {
+    // Commas in a text would hide behind another delimiter, so it is judged by the first line, which mostly has names.
+    let first = head.lines().next().unwrap_or_default();
+    let others = [(b';', "\";\""), (b'\t', "\"\\t\""), (b'|', "\"|\"")];
+    if csv.delimiter == b','
+        && !first.contains(',')
+        && let Some((other, written)) = others.into_iter().find(|(other, _)| first.contains(char::from(*other)))
+    {
+        csv.delimiter = other;
+        options.push(("delimiter", written.into()));
+    }
     let delimiter = char::from(csv.delimiter);
     let lines: Vec<&str> = head.lines().filter(|line| !line.is_empty()).collect();
     // A field that opens with a quotation mark must close with one, or the marks are part of the text.
@@ -220,7 +230,7 @@ fn head(path: &Path) -> Option<String> {
     Some(text)
 }
 
-/// `tsv` or `csv`, by the first line of a file whose name tells nothing.
+/// `tsv`, `json` or `csv`, by the first line of a file whose name tells nothing.
 fn delimiter(head: &str) -> Option<&'static str> {
     let first = head.lines().next()?;
     if first.contains('\t') {
@@ -228,7 +238,7 @@ fn delimiter(head: &str) -> Option<&'static str> {
     } else if first.starts_with('{') {
         Some("json")
     } else {
-        first.contains(',').then_some("csv")
+        first.contains([',', ';', '|']).then_some("csv")
     }
 }
 

@@ -1,16 +1,25 @@
 //! Why a checkpoint could not be loaded: which file, which key or tensor, what was expected and what was found.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
 
 use crate::files::nearest_file;
 
+/// What is said of a name that looks like one of a model hub.
+fn of_hub(path: &Path) -> String {
+    let parts: Vec<_> = path.components().collect();
+    match parts[..] {
+        [Component::Normal(_), Component::Normal(_)] => format!("; if it is of the hub, write hf://{}", path.display()),
+        _ => String::new(),
+    }
+}
+
 /// A checkpoint that cannot be used.
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// The model's path is no folder.
-    #[error("model {} {}; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin{}", path.display(), if *exists { "is not a folder" } else { "does not exist" }, if *exists { String::new() } else { nearest_file(path) })]
+    #[error("model {} {}; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin{}", path.display(), if *exists { "is not a folder".to_owned() } else { format!("does not exist{}", nearest_file(path)) }, if *exists { String::new() } else { of_hub(path) })]
     NotAFolder {
         /// What was asked for.
         path: PathBuf,

@@ -47,6 +47,11 @@ pub enum Precision {
     Bf16,
 }
 
+impl Precision {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::F32, Self::Int16, Self::F16, Self::Bf16];
+}
+
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -4,10 +4,14 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
 use crate::config::{self, Place};
-use crate::scorer::{Counts, Pool, Scorer, ScorerError, ScorerOptions};
+use crate::scorer::{Counts, Pool, Precision, PrecisionSetting, Scorer, ScorerError, ScorerOptions};
+
+/// A precision that each process decides on itself.
+const AUTO: &str = "auto";
 
 /// How the models of a session are run, unless a model has options of its own.
 pub type ModelOptions = ScorerOptions;
@@ -19,14 +23,28 @@ pub struct Models {
     base: PathBuf,
     default_options: ModelOptions,
     options: HashMap<Place, ModelOptions>,
-    loaded: Mutex<HashMap<String, Arc<OnceCell<Scorer>>>>,
+    /// Those that were asked for last come last.
+    loaded: Mutex<Vec<(String, Arc<OnceCell<Scorer>>)>>,
+    most: usize,
+}
+
+/// A model as a plan names it on its way to another process: with how it is to be run.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sent {
+    model: String,
+    max_length: Option<usize>,
+    batch_tokens: Option<usize>,
+    /// `auto`, or the name of a precision.
+    precision: String,
 }
 
 impl Models {
     /// Makes an empty set whose models run on `pool`; relative paths start at `base`.
     #[must_use]
     pub fn new(pool: Pool, base: PathBuf) -> Self {
-        Self { pool, base, default_options: ModelOptions::default(), options: HashMap::new(), loaded: Mutex::default() }
+        let (default_options, options) = (ModelOptions::default(), HashMap::new());
+        Self { pool, base, default_options, options, loaded: Mutex::default(), most: usize::MAX }
     }
 
     /// Runs every model with these options.
@@ -45,6 +63,13 @@ impl Models {
         self
     }
 
+    /// Keeps only so many models: those that were asked for last.
+    #[must_use]
+    pub fn keeping(mut self, most: usize) -> Self {
+        self.most = most;
+        self
+    }
+
     /// The threads that the models run on.
     #[must_use]
     pub fn pool(&self) -> &Pool {
@@ -58,18 +83,65 @@ impl Models {
     pub async fn get(&self, name: &str) -> Result<Scorer, ScorerError> {
         let cell = {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(loaded.entry(name.to_owned()).or_default())
+            let known = loaded.iter().position(|(known, _)| known == name).map(|place| loaded.remove(place).1);
+            let cell = known.unwrap_or_default();
+            loaded.push((name.to_owned(), Arc::clone(&cell)));
+            if loaded.len() > self.most {
+                loaded.remove(0);
+            }
+            cell
         };
         let load = || async {
-            let place =
-                match config::model_place(name).map_err(|problem| ScorerError::Name { name: name.into(), problem })? {
-                    Place::Local(path) => Place::Local(self.base.join(path)),
-                    elsewhere => elsewhere,
-                };
-            let options = self.options.get(&canonical(place.clone())).unwrap_or(&self.default_options);
-            Scorer::open(&place, *options, &self.pool).await
+            let (place, options) = self.asked(name)?;
+            Scorer::open(&place, options, &self.pool).await
         };
         cell.get_or_try_init(load).await.cloned()
+    }
+
+    /// Where the model of that name is, and how it is to be run.
+    fn asked(&self, name: &str) -> Result<(Place, ModelOptions), ScorerError> {
+        let wrong = |problem: String| ScorerError::Name { name: name.into(), problem };
+        if name.starts_with('{') {
+            let sent: Sent = serde_json::from_str(name).map_err(|e| wrong(e.to_string()))?;
+            let precision = match sent.precision.as_str() {
+                AUTO => PrecisionSetting::Auto,
+                other => {
+                    let known = Precision::ALL.into_iter().find(|known| known.to_string() == other);
+                    PrecisionSetting::Of(known.ok_or_else(|| wrong(format!("precision {other} is unknown here")))?)
+                }
+            };
+            let options = ModelOptions {
+                max_length: sent.max_length,
+                batch_tokens: sent.batch_tokens,
+                precision,
+                device: self.default_options.device,
+            };
+            return Ok((config::model_place(&sent.model).map_err(wrong)?, options));
+        }
+        let place = match config::model_place(name).map_err(wrong)? {
+            Place::Local(path) => Place::Local(self.base.join(path)),
+            elsewhere => elsewhere,
+        };
+        let options = self.options.get(&canonical(place.clone())).unwrap_or(&self.default_options);
+        Ok((place, *options))
+    }
+
+    /// The name by which the `Models` of another process know the model of that name, and run it as these do.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn sent(&self, name: &str) -> String {
+        // What names nothing is for the other process to say.
+        let Ok((place, options)) = self.asked(name) else { return name.to_owned() };
+        let model = match place {
+            Place::Local(path) => std::path::absolute(&path).unwrap_or(path).to_string_lossy().into_owned(),
+            elsewhere => elsewhere.to_string(),
+        };
+        let precision = match options.precision {
+            PrecisionSetting::Auto => AUTO.to_owned(),
+            PrecisionSetting::Of(precision) => precision.to_string(),
+        };
+        let ModelOptions { max_length, batch_tokens, .. } = options;
+        let sent = Sent { model, max_length, batch_tokens, precision };
+        serde_json::to_string(&sent).expect("strings and numbers are JSON")
     }
 
     /// What each loaded model has done so far, by name.

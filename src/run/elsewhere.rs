@@ -87,9 +87,11 @@ mod with {
         ) -> Result<LocalBoxStream<'a, Result<Scored, Error>>, Error> {
             let settings = &run.pipeline.run;
             let sample = pending.sample(SAMPLE).map_err(|e| run.spool_failed(&e))?;
-            let bytes: usize = (0..sample.len()).map(|row| sample.bytes(row)).sum();
+            let scored = (0..sample.len()).filter(|&row| sample.rejection(row).is_none());
+            let bytes: usize = scored.map(|row| sample.bytes(row)).sum();
             let rows = sample.len().max(1) as f64;
-            let tokens = scorer.tokenize(sample).await?.tokens() as f64;
+            let sample = scorer.tokenize(sample).await?;
+            let (tokens, uncut) = (sample.tokens() as f64, sample.uncut.iter().sum::<usize>() as f64);
             let texts = pending.texts;
             let work = Work {
                 contract: Contract::of(
@@ -101,7 +103,8 @@ mod with {
                 folder: texts_of(run),
                 texts,
                 tokens: (tokens / rows * texts as f64) as u64,
-                tokens_per_byte: tokens / bytes.max(1) as f64,
+                // Of texts as they are, of which a task counts as much as is read.
+                tokens_per_byte: uncut / bytes.max(1) as f64,
                 max_length: scorer.max_length(),
                 task_tokens: settings.task_tokens as u64,
             };
@@ -124,7 +127,7 @@ mod with {
         /// Cancels what is under way, and removes what was written for it: this run's alone, as another may have taken the
         /// lock.
         pub(in super::super) async fn end(self, run: &Run<'_>, all_is_back: bool) {
-            if !all_is_back {
+            if !all_is_back || self.client.gave_up() {
                 self.client.end().await;
             }
             if let Err(error) = remove(&texts_of(run)).await {

@@ -24,13 +24,14 @@ use std::path::{Path, PathBuf};
 
 use datafusion::prelude::SessionContext;
 
-use crate::config::{self, Device, ModelSettings, Pipeline, Place, Query, RunSettings, Table};
+use crate::cluster::{Address, built_without};
+use crate::config::{self, ModelSettings, Pipeline, Place, Query, RunSettings, Table};
 use crate::error::Error;
 use crate::files;
 use crate::predict::Models;
 use crate::progress::Style;
 use crate::report::RunReport;
-use crate::scorer::{DeviceSetting, Pool, Precision, PrecisionSetting, ScorerOptions};
+use crate::scorer::{Pool, Precision, PrecisionSetting, ScorerOptions};
 use crate::session::Resources;
 use crate::store::RunRecord;
 use crate::tables;
@@ -83,6 +84,7 @@ pub async fn run_recorded(
 ) -> Result<RunReport, Error> {
     check_variables(pipeline, variables)?;
     check_stages(pipeline, only)?;
+    check_cluster(pipeline, only, remembering.cluster.as_ref())?;
     let wanted = |stage| only.is_empty() || only.contains(&stage);
     let mut stop = std::pin::pin!(stop);
     let training = learn::Training { pipeline, variables, style };
@@ -101,6 +103,21 @@ pub async fn run_recorded(
         report.score = Some(scored.await?);
     }
     Ok(report)
+}
+
+/// Makes sure that a cluster, if there is one, has something to do, and that this couplet can ask it.
+fn check_cluster(pipeline: &Pipeline, only: &[Stage], cluster: Option<&Address>) -> Result<(), Error> {
+    let Some(address) = cluster else { return Ok(()) };
+    if !cfg!(feature = "cluster") {
+        return Err(built_without("--cluster"));
+    }
+    let stages = if only.is_empty() { "the pipeline" } else { "--only" };
+    if pipeline.scoring.is_none() || !(only.is_empty() || only.contains(&Stage::Score)) {
+        return Err(Error::Usage(format!(
+            "--cluster {address}: {stages} has no stage that scores, and only that one runs on a cluster; leave --cluster out"
+        )));
+    }
+    Ok(())
 }
 
 /// What there is of an output that was not there before the run.
@@ -229,12 +246,7 @@ fn scorer_options(settings: &ModelSettings, pipeline: &Pipeline) -> ScorerOption
             config::Precision::F16 => PrecisionSetting::Of(Precision::F16),
             config::Precision::Bf16 => PrecisionSetting::Of(Precision::Bf16),
         },
-        device: match settings.device {
-            Device::Auto => DeviceSetting::Auto,
-            Device::Cpu => DeviceSetting::Cpu,
-            Device::Cuda(ordinal) => DeviceSetting::Cuda(ordinal),
-            Device::Metal => DeviceSetting::Metal,
-        },
+        device: settings.device,
     }
 }
 

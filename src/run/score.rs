@@ -351,26 +351,28 @@ impl Run<'_> {
             match next {
                 Some(Ok(Scored { keys, outcomes, executor, took })) => {
                     pace.add(&outcomes, took, executor);
-                    scores.remember(&keys, &outcomes, scorer)?;
+                    if let Err(error) = scores.remember(&keys, &outcomes, scorer) {
+                        break Err(error);
+                    }
                 }
                 Some(Err(error)) => break Err(error),
                 None => break Ok(()),
             }
             if last_commit.elapsed() >= self.scoring.score.checkpoint || scores.waiting() >= ROWS_TO_COMMIT {
-                self.commit(scores).await?;
+                if let Err(error) = self.commit(scores).await {
+                    break Err(error);
+                }
                 last_commit = Instant::now();
             }
         };
         drop(windows);
         tracing::Span::current().record("tokens", scorer.tally().counts().tokens);
         // After a lost lock another run is at work on the same store, and scores these texts itself.
-        if !matches!(&ended, Err(Error::Lock(_))) {
-            self.commit(scores).await?;
-        }
+        let committed = if matches!(&ended, Err(Error::Lock(_))) { Ok(()) } else { self.commit(scores).await };
         if let Some(elsewhere) = elsewhere {
             elsewhere.end(self, ended.is_ok()).await;
         }
-        ended
+        ended.and(committed)
     }
 
     fn score_here(&self, pending: Pending, scorer: &Scorer) -> impl Stream<Item = Result<Scored, Error>> {

@@ -22,16 +22,17 @@ pub enum DeviceSetting {
 impl FromStr for DeviceSetting {
     type Err = String;
 
-    /// Reads `auto`, `cpu`, `cuda`, `cuda:N` or `metal`.
+    /// Reads `auto`, `cpu`, `metal` or `cuda:N`; an error says what is allowed.
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "metal" => Ok(Self::Metal),
-            "cuda" => Ok(Self::Cuda(0)),
             _ => {
                 let number = text.strip_prefix("cuda:").and_then(|number| number.parse().ok());
-                number.map(Self::Cuda).ok_or_else(|| "expected auto, cpu, cuda, cuda:N or metal".to_owned())
+                number
+                    .map(Self::Cuda)
+                    .ok_or_else(|| "auto, cpu, metal, or cuda: and the number of the card, as in cuda:0".to_owned())
             }
         }
     }
@@ -80,10 +81,12 @@ mod tests {
     #[test]
     fn devices_are_named_as_in_pipelines() {
         for (text, device) in
-            [("auto", DeviceSetting::Auto), ("cuda", DeviceSetting::Cuda(0)), ("cuda:3", DeviceSetting::Cuda(3))]
+            [("auto", DeviceSetting::Auto), ("cpu", DeviceSetting::Cpu), ("cuda:3", DeviceSetting::Cuda(3))]
         {
             assert_eq!(text.parse(), Ok(device));
         }
-        assert!("gpu".parse::<DeviceSetting>().unwrap_err().contains("cuda:N"));
+        for text in ["gpu", "cuda", "cuda:x"] {
+            assert!(text.parse::<DeviceSetting>().unwrap_err().contains("as in cuda:0"), "{text}");
+        }
     }
 }

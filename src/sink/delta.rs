@@ -20,6 +20,7 @@ use parquet::file::properties::WriterProperties;
 use serde_json::json;
 
 use crate::delta::{self, DeltaError};
+use crate::files::nearest_name;
 use crate::objects::Objects;
 
 /// What becomes of the rows that are there.
@@ -71,6 +72,9 @@ impl DeltaSink {
     ) -> Result<Self, DeltaError> {
         let table = delta::open(objects, None).await?;
         let schema = delta::for_delta(schema);
+        if let Some(problem) = partitions_problem(&schema, partition_by) {
+            return Err(DeltaError { url: objects.to_string(), problem });
+        }
         if let Some(table) = table.as_ref().filter(|_| mode != Mode::Overwrite) {
             let snapshot = table.snapshot().map_err(|e| DeltaError::new(objects, &e))?;
             let problems = differences(&schema, &snapshot.snapshot().read_schema());
@@ -197,6 +201,27 @@ impl DeltaSink {
             ("couplet.pipeline".to_owned(), json!(self.pipeline)),
         ])
     }
+}
+
+/// What keeps rows from being put into folders by these columns, if anything does.
+fn partitions_problem(schema: &Schema, partition_by: &[String]) -> Option<String> {
+    let columns = || schema.fields().iter().map(|field| field.name().as_str());
+    let missing = partition_by.iter().find(|name| schema.column_with_name(name).is_none());
+    if let Some(missing) = missing {
+        let nearest =
+            nearest_name(missing, columns()).map_or_else(String::new, |other| format!("; did you mean `{other}`?"));
+        return Some(format!(
+            "partition_by names `{missing}`, which is no column of the output{nearest}; it has {}: select it in the source \
+             query, as in `SELECT …, '{{date}}' AS {missing}`",
+            columns().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+        ));
+    }
+    let nested = schema.fields().iter().find(|f| partition_by.contains(f.name()) && f.data_type().is_nested());
+    if let Some(field) = nested {
+        return Some(format!("partition_by names `{}`, which is no single value: {}", field.name(), field.data_type()));
+    }
+    (partition_by.len() == schema.fields().len())
+        .then(|| "partition_by names every column, and a file must have one; leave some out".to_owned())
 }
 
 /// What keeps rows of one schema out of a table of another.

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use couplet::config::{
-    Compression, ConfigErrors, CsvOptions, DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Device, Errors, LocalPath, Location,
+    Compression, ConfigErrors, CsvOptions, DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Errors, LocalPath, Location,
     ModelSettings, Pipeline, Place, Precision, Query, RunSettings, ScoreSettings, Scoring, Sink, SinkFormat, SinkMode,
     Source, Sql, Start, Table, TableFormat, parse, table_from_uri,
 };
+use couplet::scorer::DeviceSetting;
 use couplet::train::finetune::Calibrate;
 use couplet::train::sampling::ClassWeights;
 use couplet::train::task::Task;
@@ -109,7 +110,7 @@ fn a_full_file_means_what_it_says() {
                 location: at("models/mrpc", "pipelines/models/mrpc"),
                 max_length: 256,
                 precision: Precision::F32,
-                device: Device::Cuda(1),
+                device: DeviceSetting::Cuda(1),
             },
             score: ScoreSettings {
                 store: at("state/{date}", "pipelines/state/2026-01-01"),
@@ -148,7 +149,7 @@ fn a_minimal_file_gets_the_defaults() {
     assert_eq!(scoring.source.label, None);
     assert_eq!(scoring.model.max_length, DEFAULT_MAX_LENGTH);
     assert_eq!(scoring.model.precision, Precision::F32);
-    assert_eq!(scoring.model.device, Device::Auto);
+    assert_eq!(scoring.model.device, DeviceSetting::Auto);
     assert_eq!(scoring.score.store.written, ".couplet/one");
     assert_eq!(scoring.score.checkpoint, Duration::from_secs(60));
     assert_eq!((scoring.score.max_errors, scoring.score.errors), (1.0, Errors::Column));

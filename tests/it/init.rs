@@ -128,6 +128,23 @@ fn a_file_without_names_and_ids_gets_numbers() {
 }
 
 #[test]
+fn what_stands_between_fields_is_found_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows: String = (0..40).map(|row| format!("{row};It is good, {row} times.\n")).collect();
+    write(&folder.path().join("reviews.csv"), format!("id;review\n{rows}"));
+    let (said, report) = from(folder.path(), &["reviews.csv"]);
+    assert!(said.contains("40 rows, 2 columns") && said.contains("text   `review`"), "{said}");
+    assert_eq!(report["rows"]["scored"], 40);
+    write(&folder.path().join("none.csv"), "id,review\n");
+    let model = golden("tiny-distilbert");
+    let said = stderr_of(at(folder.path(), &["init", "--from", "none.csv", "none", "--model"]).arg(&model), 2);
+    assert!(said.contains("the data has no rows"), "{said}");
+    write(&folder.path().join("pairs.html"), "<p>");
+    let said = stderr_of(at(folder.path(), &["init", "--from", "pairs.html", "none", "--model"]).arg(&model), 2);
+    assert!(said.contains("--format csv says it"), "{said}");
+}
+
+#[test]
 fn wrong_guesses_can_be_corrected_and_wrong_corrections_are_said() {
     let folder = tempfile::tempdir().unwrap();
     let mut lines = String::new();

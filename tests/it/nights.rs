@@ -94,8 +94,8 @@ fn another_model_or_length_or_precision_forgets_by_itself_and_fresh_on_purpose()
     assert_eq!(counts(&fresh), [300, 200, 0, 100, 0]);
     // The two models' scores are there; that of the model that is used no more goes.
     let gc = |dry: &[&str]| stdout_of(job.couplet(&["store", "gc", "pipeline.toml"]).args(dry));
-    assert_eq!(gc(&["--dry-run"]), "200 scores of 1 models would be forgotten; 0 files removed\n");
-    assert!(gc(&[]).starts_with("200 scores of 1 models forgotten; "));
+    assert_eq!(gc(&["--dry-run"]), "200 scores of 1 model would be forgotten; 0 files removed\n");
+    assert!(gc(&[]).starts_with("200 scores of 1 model forgotten; "));
     assert!(gc(&[]).starts_with("0 scores of 0 models forgotten; "));
     assert_eq!(counts(&job.report()), [300, 0, 300, 0, 0]);
 }
@@ -120,7 +120,7 @@ fn the_models_of_all_values_of_a_variable_are_kept_or_said_not_to_be() {
         command
     };
     let said = stdout_of(&mut gc(&["--var", "which=a"]));
-    assert!(said.starts_with("200 scores of 1 models would be forgotten; 0 files removed\n"), "{said}");
+    assert!(said.starts_with("200 scores of 1 model would be forgotten; 0 files removed\n"), "{said}");
     assert!(said.contains("note: pipeline.toml: [model] uri = \"models/{which}\" has {which}: only the scores of its models for which = a"), "{said}");
     let said = stdout_of(&mut gc(&["--var", "which=a", "--var", "which=b"]));
     assert_eq!(said, "0 scores of 0 models would be forgotten; 0 files removed\n");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::{Job, couplet, golden, quickstart_pairs, stderr_of, stdout_of, write};
+use crate::support::{Job, couplet, golden, quickstart_model, quickstart_pairs, root, stderr_of, stdout_of, write};
 
 /// The files below a folder with their sizes and times.
 fn files(folder: &Path) -> BTreeMap<String, (u64, std::time::SystemTime)> {
@@ -125,6 +125,44 @@ fn what_would_make_the_run_fail_is_said_with_its_exit_code() {
 
     let column = Job::new("id,a,b\n1,x,y\n").change("text = [\"a\", \"b\"]", "text = [\"a\", \"c\"]");
     assert!(stderr_of(&mut column.couplet(&["plan", "pipeline.toml"]), 2).contains("`c`"));
+}
+
+#[test]
+fn a_column_of_folders_that_is_not_there_is_said_before_anything_is_scored() {
+    let job = Job::new("id,a,b\n1,x,y\n")
+        .change("uri = \"out/scores.parquet\"", "uri = \"out/scores\"\nformat = \"delta\"\npartition_by = [\"idd\"]");
+    for command in ["plan", "run"] {
+        let said = stderr_of(&mut job.couplet(&[command, "pipeline.toml"]), 1);
+        assert!(said.contains("partition_by names `idd`") && said.contains("did you mean `id`?"), "{said}");
+        assert!(!job.path("out/scores").exists());
+    }
+    let job = job.change("idd", "probabilities");
+    assert!(stderr_of(&mut job.couplet(&["plan", "pipeline.toml"]), 1).contains("is no single value"));
+}
+
+#[test]
+fn the_pipeline_of_the_readme_runs() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let toml = readme.split("```toml\n").find(|part| part.contains("[sink]")).unwrap().split("```").next().unwrap();
+    let job = Job::new("");
+    write(&job.path("nightly.toml"), toml);
+    let pairs = format!("q={}", quickstart_pairs().display());
+    let day = job.path("pairs/dt=2026-11-24");
+    std::fs::create_dir_all(&day).unwrap();
+    let sql = "SELECT id, sentence1, sentence2 FROM q LIMIT 20";
+    stdout_of(job.couplet(&["query", "--table", &pairs, sql, "-o"]).arg(day.join("a.parquet")));
+    let gold = stdout_of(&mut job.couplet(&["query", "--table", &pairs, "SELECT id, label FROM q", "--format", "csv"]));
+    write(&job.path("gold.txt"), gold.replace(',', "\t"));
+    std::fs::create_dir(job.path("models")).unwrap();
+    std::os::unix::fs::symlink(quickstart_model(), job.path("models/mrpc")).unwrap();
+    let day = ["--var", "date=2026-11-24", "--json"];
+    let planned: Value = serde_json::from_str(&stdout_of(job.couplet(&["plan", "nightly.toml"]).args(day))).unwrap();
+    let report: Value = serde_json::from_str(&stdout_of(job.couplet(&["run", "nightly.toml"]).args(day))).unwrap();
+    assert_eq!((&planned["predicted"]["rows"], &report["rows"]["scored"]), (&20.into(), &20.into()));
+    assert!(job.path("out/predictions/dt=2026-11-24").is_dir());
+    let twice = job.couplet(&["plan", "nightly.toml"]).args(day).args(["--var", "date=2026-11-25"]).output().unwrap();
+    let said = String::from_utf8(twice.stderr).unwrap();
+    assert!(said.contains("--var date=2026-11-25: date was given before, as 2026-11-24"), "{said}");
 }
 
 #[test]

@@ -253,8 +253,10 @@ fn statements_are_executed_one_after_the_other() {
 
 #[test]
 fn a_reader_that_has_seen_enough_ends_the_query_quietly() {
+    let folder = tempfile::tempdir().unwrap();
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_couplet"))
         .args(["query", "SELECT value FROM generate_series(1, 3000000)", "--format", "csv"])
+        .env("TMPDIR", folder.path())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -265,6 +267,7 @@ fn a_reader_that_has_seen_enough_ends_the_query_quietly() {
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), stderr.as_str()), (Some(0), ""));
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0, "temporary files are left");
 }
 
 /// What a query says that cannot be executed, with exit code 2.
@@ -339,6 +342,10 @@ fn mistakes_in_the_command_are_explained() {
     insta::assert_snapshot!(refusal("SELECT 1", &["--table", "pairs.csv"]), @"error: --table pairs.csv: expected NAME=URI, such as pairs=data/pairs.parquet");
     insta::assert_snapshot!(refusal("SELECT 1", &["--table", "my-pairs=pairs.csv"]), @r#"error: --table my-pairs=pairs.csv: "my-pairs" cannot be the name of a table; write for example `my_pairs`"#);
     insta::assert_snapshot!(refusal("SELECT 1", &["--var", "day=1"]), @"error: --var needs --pipeline: variables belong to a pipeline");
+    insta::assert_snapshot!(refusal("SELECT 1", &["--table", "t=a.csv", "--table", "T=b.csv"]), @"error: --table T=b.csv: T was given before, as a.csv; give each name once");
+    insta::assert_snapshot!(refusal("SELECT 1", &["--table", "t=a.html"]), @r#"error: --table t=a.html: the name of `a.html` does not tell its format; rename the file, or name its format in `[tables]` of a pipeline: `{ uri = "…", format = "csv" }`"#);
+    insta::assert_snapshot!(refusal("sql/accuracy.sql", &[]), @"error: `sql/accuracy.sql` is a file, not SQL; execute its SQL with --file sql/accuracy.sql");
+    insta::assert_snapshot!(refusal("Cargo.toml", &[]), @r#"error: `Cargo.toml` is a file, not SQL; read it as a table: --table data=Cargo.toml "SELECT * FROM data""#);
     insta::assert_snapshot!(refusal("", &[]), @"error: SQL: there is no SQL");
     insta::assert_snapshot!(refusal("SELEC 1", &[]), @"error: SQL: Expected: an SQL statement, found: SELEC at Line: 1, Column: 1");
     let mut command = couplet();
@@ -392,6 +399,13 @@ fn predict_takes_one_text() {
 }
 
 #[test]
+fn predict_reads_the_text_from_stdin() {
+    let text = "The council heard the letter.";
+    let piped = stdout_of(predict("tests/it/goldens/tiny-bert", &["-"]).write_stdin(format!("{text}\n")));
+    assert_eq!(piped, stdout_of(&mut predict("tests/it/goldens/tiny-bert", &[text])));
+}
+
+#[test]
 fn predict_says_when_it_cut_the_texts() {
     let printed = stdout_of(predict("tests/it/goldens/tiny-bert", &CONSISTENT).args(["--max-length", "8"]));
     assert!(printed.ends_with("  cut to 8 tokens\n"), "{printed}");
@@ -402,7 +416,8 @@ fn predict_refuses_what_it_cannot_score() {
     let message =
         |command: &mut Command| stderr_of(command, 2).replace(root().to_str().unwrap(), "ROOT").trim_end().to_owned();
     insta::assert_snapshot!(message(&mut predict("tests/it/goldens/tiny-bert", &["  "])), @"error: TEXT is empty");
-    insta::assert_snapshot!(message(&mut predict("tests/it/goldens/tiny", &["a"])), @"error: model tests/it/goldens/tiny does not exist; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin; did you mean tests/it/goldens/tiny-bert?");
+    insta::assert_snapshot!(message(&mut predict("tests/it/goldens/tiny", &["a"])), @"error: model tests/it/goldens/tiny does not exist; did you mean tests/it/goldens/tiny-bert?; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin");
+    insta::assert_snapshot!(message(&mut predict("org/bert", &["a"])), @"error: model org/bert does not exist, nor does its folder org; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin; if it is of the hub, write hf://org/bert");
     insta::assert_snapshot!(message(predict("tests/it/goldens/tiny-bert", &["a"]).args(["--max-length", "1000"])), @"error: max_length = 1000 does not suit tests/it/goldens/tiny-bert: it reads at most 512 tokens");
 }
 

@@ -46,6 +46,9 @@ impl Plan {
             json["score"] = stage.to_json();
             json["predicted"] = stage.forecast().as_ref().map_or(Value::Null, Forecast::to_json);
         }
+        if let Some(cluster) = &self.cluster {
+            json["cluster"] = cluster.to_json();
+        }
         if !self.explained.is_empty() {
             let plans = self.explained.iter().map(|(query, plan)| (query.clone(), Value::from(plan.as_str())));
             json["plans"] = Value::Object(plans.collect::<Map<_, _>>());

@@ -9,6 +9,7 @@
 //! in the caches that are among the places that the plan names. Rows are kept in the system's folder for temporary
 //! files while it works, whatever `run.spill` says.
 
+mod cluster;
 mod json;
 mod planned;
 mod scoring;
@@ -24,7 +25,10 @@ use std::time::{Duration, Instant};
 use datafusion::physical_plan::displayable;
 use datafusion::prelude::{DataFrame, SessionContext};
 
-use super::{Stage, check_variables, folder_of, models_of, pool, resources, scorer_options};
+use super::{
+    Stage, check_cluster, check_stages, check_variables, folder_of, models_of, pool, resources, scorer_options,
+};
+use crate::cluster::Address;
 use crate::config::{Evaluate, Pipeline, Place, Start};
 use crate::error::Error;
 use crate::model::{Makings, Problem};
@@ -34,6 +38,7 @@ use crate::session;
 use crate::tables::{self, Measured};
 use crate::train::course::peak_memory;
 
+pub use cluster::PlannedCluster;
 pub use planned::{Column, Forecast, Lengths, PlannedScoring, Seconds};
 pub use training::{PlannedEvaluation, PlannedTraining};
 pub use writes::Write;
@@ -47,6 +52,8 @@ pub struct Options {
     pub fresh: bool,
     /// Read only so many rows of the source.
     pub rows: Option<usize>,
+    /// The scheduler of a cluster that is to score.
+    pub cluster: Option<Address>,
     /// For how long batches and steps of training are tried out, each.
     pub budget: Duration,
     /// Keep DataFusion's plans of the queries.
@@ -55,7 +62,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { only: Vec::new(), fresh: false, rows: None, budget: Duration::from_secs(2), verbose: false }
+        Self {
+            only: Vec::new(),
+            fresh: false,
+            rows: None,
+            cluster: None,
+            budget: Duration::from_secs(2),
+            verbose: false,
+        }
     }
 }
 
@@ -76,6 +90,8 @@ pub struct Plan {
     pub evaluate: Option<PlannedEvaluation>,
     /// The stage that scores.
     pub score: Option<PlannedScoring>,
+    /// The cluster that scores, if one is to.
+    pub cluster: Option<PlannedCluster>,
     /// Every place that is written to.
     pub writes: Vec<Write>,
     /// The memory that the run is expected to take at most, in bytes, where the system tells what is taken now.
@@ -101,6 +117,8 @@ pub struct Plan {
 pub async fn plan(pipeline: &Pipeline, variables: &BTreeMap<String, String>, options: &Options) -> Result<Plan, Error> {
     let began = Instant::now();
     check_variables(pipeline, variables)?;
+    check_stages(pipeline, &options.only)?;
+    check_cluster(pipeline, &options.only, options.cluster.as_ref())?;
     // The folder that a pipeline from somebody else names may not be there, and is not to be made.
     let mut own = pipeline.clone();
     own.run.spill = std::env::temp_dir();
@@ -114,6 +132,7 @@ pub async fn plan(pipeline: &Pipeline, variables: &BTreeMap<String, String>, opt
         finetune: None,
         evaluate: None,
         score: None,
+        cluster: None,
         writes: writes::Writes::of(pipeline, variables, runs).await,
         memory: None,
         spills_above: pipeline.run.memory,
@@ -144,6 +163,16 @@ pub async fn plan(pipeline: &Pipeline, variables: &BTreeMap<String, String>, opt
         let planned = Box::pin(planner.score(scoring, opened, &mut plan)).await?;
         let joins = planned.joins_bytes.min(super::joins::MEMORY).min(pipeline.run.memory);
         plan.memory = resident_memory().zip(peak_memory()).map(|(now, peak)| peak.max(now + joins));
+        if let Some(address) = &options.cluster {
+            let tokens = planned.forecast().map(|forecast| forecast.tokens);
+            match PlannedCluster::look(address, pipeline, scoring, tokens).await {
+                Ok(cluster) => {
+                    plan.notes.extend(cluster.notes());
+                    plan.cluster = Some(cluster);
+                }
+                Err(problem) => plan.problems.push(problem),
+            }
+        }
         plan.score = Some(planned);
     } else {
         plan.memory = peak_memory();

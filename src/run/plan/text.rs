@@ -27,7 +27,7 @@ impl fmt::Display for Plan {
         lines.all(
             "tables",
             self.tables.iter().map(|table| {
-                let rows = table.rows.map_or_else(|| "rows not known unread".to_owned(), |rows| counted(rows, "row"));
+                let rows = table.rows.map_or_else(|| "rows unknown until read".to_owned(), |rows| counted(rows, "row"));
                 let files = counted(table.files, "file");
                 format!("{}: {rows} · {} · {}, {files}", table.table, size(table.bytes), table.format)
             }),
@@ -42,6 +42,9 @@ impl fmt::Display for Plan {
         }
         if let Some(stage) = &self.score {
             stage.write(&mut lines)?;
+        }
+        if let Some(cluster) = &self.cluster {
+            lines.all("cluster", cluster.in_words())?;
         }
         if let Some(memory) = self.memory {
             let spills = size(self.spills_above);
@@ -64,7 +67,7 @@ impl Plan {
         lines.all(
             "writes",
             self.writes.iter().map(|write| {
-                let temporary = if write.temporary { " (goes again)" } else { "" };
+                let temporary = if write.temporary { " (removed afterwards)" } else { "" };
                 let outside = if write.outside { " · outside the pipeline's folder" } else { "" };
                 format!("{}: {}: {}{temporary}{outside}", write.what, write.place, write.change)
             }),

@@ -110,7 +110,7 @@ impl Writes {
         let place = &sink.location.place;
         let there = is_there(place).await;
         let change = match (there, sink.format, sink.mode) {
-            (false, _, _) => "made".to_owned(),
+            (false, _, _) => "will be created".to_owned(),
             (true, SinkFormat::Delta, SinkMode::Overwrite) => "a new version replaces its rows".into(),
             (true, SinkFormat::Delta, SinkMode::Append) => "a new version with more rows".into(),
             (true, SinkFormat::Delta, SinkMode::Merge) => "a new version, rows merged by their id".into(),
@@ -123,11 +123,12 @@ impl Writes {
         self.add("sink", place, change, false);
         if scoring.score.errors == Errors::Quarantine {
             let rejected = rejected_beside(place);
-            let change = if is_there(&rejected).await { "changed like the sink" } else { "made" };
+            let change = if is_there(&rejected).await { "changed like the sink" } else { "will be created" };
             self.add("rejected rows", &rejected, change.into(), false);
         }
         let store = &scoring.score.store.place;
-        let change = if is_there(store).await { "scores and the record of the run are added" } else { "made" };
+        let change =
+            if is_there(store).await { "scores and the record of the run are added" } else { "will be created" };
         self.add("store", store, change.into(), false);
     }
 
@@ -200,7 +201,7 @@ fn shown(path: &Path) -> String {
 }
 
 fn made_or_replaced(path: &Path) -> String {
-    if path.exists() { "replaced".into() } else { "made".into() }
+    if path.exists() { "replaced".into() } else { "will be created".into() }
 }
 
 async fn is_there(place: &Place) -> bool {

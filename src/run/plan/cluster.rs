@@ -1,0 +1,103 @@
+//! What a plan says of the cluster that is to score.
+
+use serde_json::{Value, json};
+
+use crate::cluster::{self, Address, Seen};
+use crate::config::{Pipeline, Place, Scoring};
+use crate::error::Error;
+use crate::progress::{counted, grouped};
+
+/// A cluster as it was when a run on it was planned.
+#[derive(Debug, Clone)]
+pub struct PlannedCluster {
+    /// Where its scheduler is.
+    pub address: String,
+    /// The executors that it has.
+    pub executors: Vec<Seen>,
+    /// Tasks of the run at least; none where the number of its texts is not known.
+    pub tasks: Option<u64>,
+    /// Tokens of a task at most.
+    pub task_tokens: u64,
+    /// Local folders of the pipeline that each executor must have under the same path: what it is, and the path.
+    pub folders: Vec<(&'static str, String)>,
+}
+
+impl PlannedCluster {
+    /// Asks the scheduler; `tokens` is what is to be scored.
+    ///
+    /// # Errors
+    /// A scheduler that does not answer.
+    pub(super) async fn look(
+        address: &Address,
+        pipeline: &Pipeline,
+        scoring: &Scoring,
+        tokens: Option<u64>,
+    ) -> Result<Self, Error> {
+        let executors = cluster::look(address).await?;
+        let task_tokens = pipeline.run.task_tokens as u64;
+        let places = [("the model", &scoring.model.location.place), ("score.store", &scoring.score.store.place)];
+        let folders = places.into_iter().filter_map(|(what, place)| match place {
+            Place::Local(path) => Some((what, path.display().to_string())),
+            _ => None,
+        });
+        Ok(Self {
+            address: address.to_string(),
+            executors,
+            tasks: tokens.map(|tokens| tokens.div_ceil(task_tokens)),
+            task_tokens,
+            folders: folders.collect(),
+        })
+    }
+
+    /// What is worth knowing before the run.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.executors.is_empty() {
+            notes.push(format!(
+                "{} has no executor: a run waits a minute for one (`couplet executor --scheduler {0}`)",
+                self.address
+            ));
+        }
+        if !self.folders.is_empty() {
+            let folders = self.folders.iter().map(|(what, path)| format!("{what}, {path}"));
+            notes.push(format!(
+                "each executor must have these folders under the same paths: {}",
+                folders.collect::<Vec<_>>().join("; ")
+            ));
+        }
+        notes.push("speed and time are those of this machine alone".into());
+        notes
+    }
+
+    pub(super) fn in_words(&self) -> Vec<String> {
+        let slots = self.executors.iter().map(|executor| executor.slots).sum();
+        let tasks = self.tasks.map_or_else(String::new, |tasks| format!(" · {} or more", counted(tasks, "task")));
+        let mut lines = vec![format!(
+            "{} · {} with {}{tasks}, of {} tokens at most",
+            self.address,
+            counted(self.executors.len() as u64, "executor"),
+            counted(slots, "slot"),
+            grouped(self.task_tokens),
+        )];
+        lines.extend(
+            self.executors.iter().map(|executor| {
+                format!("{} on {} · {}", executor.name, executor.host, counted(executor.slots, "slot"))
+            }),
+        );
+        lines
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        let executors = self
+            .executors
+            .iter()
+            .map(|executor| json!({ "executor": executor.name, "host": executor.host, "slots": executor.slots }));
+        json!({
+            "scheduler": self.address,
+            "executors": executors.collect::<Vec<_>>(),
+            "tasks_at_least": self.tasks,
+            "task_tokens": self.task_tokens,
+            "folders_of_executors": self.folders.iter().map(|(_, path)| path).collect::<Vec<_>>(),
+        })
+    }
+}
