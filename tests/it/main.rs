@@ -62,5 +62,7 @@ mod support;
 mod tables;
 mod terminal;
 mod tiny;
+#[cfg(feature = "otel")]
+mod traces;
 mod training;
 mod venv;
