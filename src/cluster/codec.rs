@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use ballista_core::serde::BallistaLogicalExtensionCodec;
 use datafusion::catalog::TableProvider;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Result, ScalarValue, TableReference, plan_datafusion_err};
 use datafusion::datasource::file_format::FileFormatFactory;
 use datafusion::execution::TaskContext;
@@ -33,15 +34,20 @@ impl PlanCodec {
     }
 
     /// A call as another process understands it.
-    fn sent(&self, call: &Expr) -> Expr {
-        let (Some(models), Expr::ScalarFunction(function)) = (&self.models, call) else { return call.clone() };
-        let mut function = function.clone();
-        if let Some(Expr::Literal(value, _)) = function.args.first_mut()
-            && let Some(Some(name)) = value.try_as_str()
-        {
-            *value = ScalarValue::from(models.sent(name));
-        }
-        Expr::ScalarFunction(function)
+    fn sent(&self, call: &Expr) -> Result<Expr> {
+        let Some(models) = &self.models else { return Ok(call.clone()) };
+        // It may stand behind a name.
+        let sent = call.clone().transform(|part| {
+            let Expr::ScalarFunction(mut function) = part else { return Ok(Transformed::no(part)) };
+            if function.func.name() == predict::FUNCTION
+                && let Some(Expr::Literal(value, _)) = function.args.first_mut()
+                && let Some(Some(name)) = value.try_as_str()
+            {
+                *value = ScalarValue::from(models.sent(name));
+            }
+            Ok(Transformed::yes(Expr::ScalarFunction(function)))
+        });
+        sent.map(|sent| sent.data)
     }
 }
 
@@ -66,7 +72,7 @@ impl LogicalExtensionCodec for PlanCodec {
         let Some(calls) = predict::calls_of_node(node) else { return self.ballista.try_encode(node, buf) };
         let calls = calls
             .iter()
-            .map(|(call, name)| Ok(Call { call: self.sent(call).to_bytes()?.to_vec(), name: name.clone() }));
+            .map(|(call, name)| Ok(Call { call: self.sent(call)?.to_bytes()?.to_vec(), name: name.clone() }));
         buf.extend_from_slice(PREDICT);
         serde_json::to_writer(buf, &calls.collect::<Result<Vec<_>>>()?)
             .map_err(|e| plan_datafusion_err!("calls of predict cannot be written: {e}"))

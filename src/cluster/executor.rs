@@ -126,15 +126,13 @@ pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -
     );
     tokio::select! {
         ended = start_executor_process(Arc::new(config)) => ended.map_err(|e| failed(e.to_string()))?,
-        () = async { stop.await; tokio::time::sleep(GRACE).await } => {
-            // Ballista hears signals too, says goodbye, and then goes on to ask for tasks while it waits for those that it
-            // has (execution_loop.rs does not look at TERMINATING). So the last word is ours.
-            match tokio::time::timeout(GOODBYE, say_goodbye(&options.scheduler, id)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(problem)) => tracing::warn!("the scheduler does not know that this executor is gone: {problem}"),
-                Err(_) => tracing::warn!("the scheduler does not know that this executor is gone: it does not answer"),
-            }
-        }
+        () = async { stop.await; tokio::time::sleep(GRACE).await } => {}
+    }
+    // Ballista hears signals too and says goodbye, and then goes on to ask for tasks until it has none
+    // (execution_loop.rs does not look at TERMINATING). So the last word is ours.
+    let heard = tokio::time::timeout(GOODBYE, say_goodbye(&options.scheduler, id)).await;
+    if let Err(problem) = heard.unwrap_or_else(|_| Err("it does not answer".into())) {
+        tracing::warn!("the scheduler does not know that executor {} is gone: {problem}", options.name);
     }
     tracing::info!("executor {} ended", options.name);
     Ok(())

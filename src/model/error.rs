@@ -6,20 +6,25 @@ use thiserror::Error;
 
 use crate::files::nearest_file;
 
-/// What is said of a name that looks like one of a model hub.
-fn of_hub(path: &Path) -> String {
+/// What is said of a path that does not exist: which folder does not either, and what may have been meant.
+fn near(path: &Path) -> (String, String) {
+    let nearest = nearest_file(path);
+    if !nearest.starts_with(',') {
+        return (String::new(), nearest);
+    }
     let parts: Vec<_> = path.components().collect();
-    match parts[..] {
+    let of_hub = match parts[..] {
         [Component::Normal(_), Component::Normal(_)] => format!("; if it is of the hub, write hf://{}", path.display()),
         _ => String::new(),
-    }
+    };
+    (nearest, of_hub)
 }
 
 /// A checkpoint that cannot be used.
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// The model's path is no folder.
-    #[error("model {} {}; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin{}", path.display(), if *exists { "is not a folder".to_owned() } else { format!("does not exist{}", nearest_file(path)) }, if *exists { String::new() } else { of_hub(path) })]
+    #[error("model {} {}; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin{}", path.display(), if *exists { "is not a folder".to_owned() } else { format!("does not exist{}", near(path).0) }, if *exists { String::new() } else { near(path).1 })]
     NotAFolder {
         /// What was asked for.
         path: PathBuf,

@@ -224,7 +224,7 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
     if rows == 0 {
         return Ok(Err("no row has both a label and a prediction".into()));
     }
-    let confusion = Confusion::of_counts(width, counts);
+    let confusion = Confusion::of_counts(width, &counts);
     let reliability = reliability(&bins);
     let off = reliability.iter().map(|bin| (bin.accuracy - bin.confidence).abs() * bin.rows as f64).sum::<f64>();
     let row = |gold: usize| (0..width).map(|predicted| confusion.count(gold, predicted)).collect();

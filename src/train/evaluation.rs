@@ -86,7 +86,13 @@ impl Evaluation {
     }
 }
 
-/// Gold label to predicted label to rows, and each label's scores.
+/// Labels at most of which the whole matrix is written.
+const MOST_LABELS: usize = 1000;
+
+/// How many of the most frequent mistakes are written.
+const MISTAKES: usize = 50;
+
+/// Gold label to predicted label to rows, each label's scores, and which labels were taken for which most often.
 fn confusion_json(confusion: &Confusion, labels: &[String]) -> Value {
     let places = || 0..confusion.labels();
     let row = |gold: usize| -> Vec<u64> { places().map(|predicted| confusion.count(gold, predicted)).collect() };
@@ -101,9 +107,13 @@ fn confusion_json(confusion: &Confusion, labels: &[String]) -> Value {
             "f1": scores.f1,
         })
     };
+    let mistakes = confusion.mistakes(MISTAKES).into_iter();
     json!({
-        "gold_by_predicted": places().map(row).collect::<Vec<_>>(),
+        "gold_by_predicted": (confusion.labels() <= MOST_LABELS).then(|| places().map(row).collect::<Vec<_>>()),
         "labels": places().map(class).collect::<Vec<_>>(),
+        "mistakes": mistakes
+            .map(|(gold, predicted, rows)| json!({ "gold": labels[gold], "predicted": labels[predicted], "rows": rows }))
+            .collect::<Vec<_>>(),
     })
 }
 

@@ -416,7 +416,7 @@ fn predict_refuses_what_it_cannot_score() {
     let message =
         |command: &mut Command| stderr_of(command, 2).replace(root().to_str().unwrap(), "ROOT").trim_end().to_owned();
     insta::assert_snapshot!(message(&mut predict("tests/it/goldens/tiny-bert", &["  "])), @"error: TEXT is empty");
-    insta::assert_snapshot!(message(&mut predict("tests/it/goldens/tiny", &["a"])), @"error: model tests/it/goldens/tiny does not exist; did you mean tests/it/goldens/tiny-bert?; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin");
+    insta::assert_snapshot!(message(&mut predict("tests/it/goldens/tiny", &["a"])), @"error: model tests/it/goldens/tiny does not exist; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin; did you mean tests/it/goldens/tiny-bert?");
     insta::assert_snapshot!(message(&mut predict("org/bert", &["a"])), @"error: model org/bert does not exist, nor does its folder org; expected a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors or pytorch_model.bin; if it is of the hub, write hf://org/bert");
     insta::assert_snapshot!(message(predict("tests/it/goldens/tiny-bert", &["a"]).args(["--max-length", "1000"])), @"error: max_length = 1000 does not suit tests/it/goldens/tiny-bert: it reads at most 512 tokens");
 }

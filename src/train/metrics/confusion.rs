@@ -1,13 +1,61 @@
 //! One label of many: the confusion matrix, and what is computed from nothing else.
 
+use std::collections::BTreeMap;
+
 use super::{MetricError, check_labels, check_length, f1, ratio};
 
 /// How often each label was predicted for each gold label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confusion {
+    /// The cells that have rows, by gold label, then predicted label: of thousands of labels, few are ever confused.
+    cells: Vec<(Place, u64)>,
+    /// Rows with each gold label, predicted to have each label, and both.
+    support: Vec<u64>,
+    predicted: Vec<u64>,
+    hits: Vec<u64>,
+}
+
+/// A gold label and a predicted one.
+type Place = (u32, u32);
+
+/// Rows by the cell of the matrix that they fall into.
+#[derive(Debug, Clone)]
+pub(super) struct Cells {
     labels: usize,
-    /// Gold label by predicted label, row by row.
-    counts: Vec<u64>,
+    /// The cells, in order.
+    places: Vec<Place>,
+    /// The cell of each row, by its number among these.
+    rows: Vec<u32>,
+}
+
+impl Cells {
+    /// Takes labels that [`check`] has found right.
+    pub(super) fn new(labels: usize, gold: &[u32], predicted: &[u32]) -> Self {
+        let places = || gold.iter().copied().zip(predicted.iter().copied());
+        let numbers: BTreeMap<Place, u32> = places().map(|place| (place, 0)).collect();
+        let numbers: BTreeMap<Place, u32> = numbers.into_keys().zip(0..).collect();
+        Self { labels, rows: places().map(|place| numbers[&place]).collect(), places: numbers.into_keys().collect() }
+    }
+
+    /// Counts the rows, each as often as `counts` says.
+    pub(super) fn count(&self, counts: &[u32]) -> Confusion {
+        let size = self.places.len();
+        // Neighbours mostly fall into the same few cells, and an addition waits for the one before it in its cell.
+        // Four matrices side by side halve the time.
+        let mut parts = vec![0_u64; 4 * size];
+        let (cell_fours, cell_rest) = self.rows.as_chunks::<4>();
+        let (count_fours, count_rest) = counts.as_chunks::<4>();
+        for (cells, counts) in cell_fours.iter().zip(count_fours) {
+            for (part, (cell, count)) in cells.iter().zip(counts).enumerate() {
+                parts[part * size + *cell as usize] += u64::from(*count);
+            }
+        }
+        for (cell, count) in cell_rest.iter().zip(count_rest) {
+            parts[*cell as usize] += u64::from(*count);
+        }
+        let count = |cell: usize| (0..4).map(|part| parts[part * size + cell]).sum();
+        Confusion::of_places(self.labels, self.places.iter().enumerate().map(|(cell, place)| (*place, count(cell))))
+    }
 }
 
 /// What a confusion matrix says about one label; all from 0 to 1.
@@ -30,11 +78,7 @@ impl Confusion {
     /// No rows; columns of different lengths; a label beyond `labels`.
     pub fn new(labels: usize, gold: &[u32], predicted: &[u32]) -> Result<Self, MetricError> {
         check(labels, gold, predicted)?;
-        let mut confusion = Self { labels, counts: vec![0; labels * labels] };
-        for (gold, predicted) in gold.iter().zip(predicted) {
-            confusion.counts[*gold as usize * labels + *predicted as usize] += 1;
-        }
-        Ok(confusion)
+        Ok(Cells::new(labels, gold, predicted).count(&vec![1; gold.len()]))
     }
 
     /// Takes the counts as they are, gold label by predicted label, row by row.
@@ -42,63 +86,70 @@ impl Confusion {
     /// # Panics
     /// For other than `labels` times `labels` counts.
     #[must_use]
-    pub fn of_counts(labels: usize, counts: Vec<u64>) -> Self {
+    pub fn of_counts(labels: usize, counts: &[u64]) -> Self {
         assert_eq!(counts.len(), labels * labels, "a count a cell");
-        Self { labels, counts }
+        let places = (0..labels as u32).flat_map(|gold| (0..labels as u32).map(move |predicted| (gold, predicted)));
+        Self::of_places(labels, places.zip(counts.iter().copied()))
     }
 
-    /// Counts rows, given as cells of the matrix, under counts.
-    pub(super) fn of_cells(labels: usize, cells: &[u32], counts: &[u32]) -> Self {
-        let size = labels * labels;
-        // Neighbours mostly fall into the same few cells, and an addition waits for the one before it in its cell.
-        // Four matrices side by side halve the time.
-        let mut parts = vec![0_u64; 4 * size];
-        let (cell_fours, cell_rest) = cells.as_chunks::<4>();
-        let (count_fours, count_rest) = counts.as_chunks::<4>();
-        for (cells, counts) in cell_fours.iter().zip(count_fours) {
-            for (part, (cell, count)) in cells.iter().zip(counts).enumerate() {
-                parts[part * size + *cell as usize] += u64::from(*count);
+    /// Takes counts by their cells, which are in order.
+    fn of_places(labels: usize, cells: impl Iterator<Item = (Place, u64)>) -> Self {
+        let cells: Vec<_> = cells.filter(|(_, count)| *count > 0).collect();
+        let [mut support, mut predicted, mut hits] = [(); 3].map(|()| vec![0; labels]);
+        for ((gold, guess), count) in &cells {
+            support[*gold as usize] += count;
+            predicted[*guess as usize] += count;
+            if gold == guess {
+                hits[*gold as usize] += count;
             }
         }
-        for (cell, count) in cell_rest.iter().zip(count_rest) {
-            parts[*cell as usize] += u64::from(*count);
-        }
-        let counts = (0..size).map(|cell| (0..4).map(|part| parts[part * size + cell]).sum()).collect();
-        Self { labels, counts }
+        Self { cells, support, predicted, hits }
     }
 
     /// Number of labels.
     #[must_use]
     pub fn labels(&self) -> usize {
-        self.labels
+        self.support.len()
     }
 
     /// Rows with this gold label that were predicted to have that label.
     #[must_use]
     pub fn count(&self, gold: usize, predicted: usize) -> u64 {
-        self.counts[gold * self.labels + predicted]
+        let found = self.cells.binary_search_by_key(&(gold as u32, predicted as u32), |(place, _)| *place);
+        found.map_or(0, |cell| self.cells[cell].1)
+    }
+
+    /// Gold label, predicted label and rows of the most frequent mistakes, the most frequent first.
+    #[must_use]
+    pub fn mistakes(&self, most: usize) -> Vec<(usize, usize, u64)> {
+        let wrong = self.cells.iter().filter(|((gold, predicted), _)| gold != predicted);
+        let mut wrong: Vec<_> =
+            wrong.map(|((gold, predicted), count)| (*gold as usize, *predicted as usize, *count)).collect();
+        wrong.sort_by_key(|(.., count)| std::cmp::Reverse(*count));
+        wrong.truncate(most);
+        wrong
     }
 
     /// All rows.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.counts.iter().sum()
+        self.support.iter().sum()
     }
 
     /// Rows with this gold label.
     #[must_use]
     pub fn support(&self, label: usize) -> u64 {
-        (0..self.labels).map(|predicted| self.count(label, predicted)).sum()
+        self.support[label]
     }
 
     /// Rows predicted to have this label.
     #[must_use]
     pub fn predicted(&self, label: usize) -> u64 {
-        (0..self.labels).map(|gold| self.count(gold, label)).sum()
+        self.predicted[label]
     }
 
     fn hits(&self) -> u64 {
-        (0..self.labels).map(|label| self.count(label, label)).sum()
+        self.hits.iter().sum()
     }
 
     /// Share of the rows whose label is right; none without rows.
@@ -112,7 +163,7 @@ impl Confusion {
     /// Precision, recall and F1 of one label.
     #[must_use]
     pub fn class(&self, label: usize) -> ClassScores {
-        let (hits, support, predicted) = (self.count(label, label), self.support(label), self.predicted(label));
+        let (hits, support, predicted) = (self.hits[label], self.support(label), self.predicted(label));
         ClassScores {
             precision: ratio(hits, predicted).unwrap_or(0.0),
             recall: ratio(hits, support).unwrap_or(0.0),
@@ -126,7 +177,7 @@ impl Confusion {
     /// A label of the model that occurs nowhere is left out, as `sklearn.metrics.f1_score(average="macro")` does.
     #[must_use]
     pub fn f1_macro(&self) -> Option<f64> {
-        let occur = (0..self.labels).filter(|&label| self.support(label) + self.predicted(label) > 0);
+        let occur = (0..self.labels()).filter(|&label| self.support(label) + self.predicted(label) > 0);
         let (sum, n) = occur.fold((0.0, 0_u64), |(sum, n), label| (sum + self.class(label).f1, n + 1));
         (n > 0).then(|| sum / n as f64)
     }
@@ -134,7 +185,7 @@ impl Confusion {
     /// Mean F1 of the labels, weighted by the rows that have them; none without rows.
     #[must_use]
     pub fn f1_weighted(&self) -> Option<f64> {
-        let classes = (0..self.labels).map(|label| self.class(label));
+        let classes = (0..self.labels()).map(|label| self.class(label));
         let sum: f64 = classes.map(|class| class.f1 * class.support as f64).sum();
         let total = self.total();
         (total > 0).then(|| sum / total as f64)
@@ -150,7 +201,7 @@ impl Confusion {
         if total == 0.0 {
             return None;
         }
-        let shares = (0..self.labels).map(|label| {
+        let shares = (0..self.labels()).map(|label| {
             // Shares rather than counts: the products of counts leave the 53 bits that a float has.
             (self.support(label) as f64 / total, self.predicted(label) as f64 / total)
         });
@@ -199,11 +250,20 @@ mod tests {
         let repeat = |column: [u32; 7]| -> Vec<u32> {
             column.iter().zip(counts).flat_map(|(label, n)| std::iter::repeat_n(*label, n as usize)).collect()
         };
-        let cells: Vec<u32> = gold.iter().zip(predicted).map(|(g, p)| g * 3 + p).collect();
-        assert_eq!(
-            Confusion::of_cells(3, &cells, &counts),
-            Confusion::new(3, &repeat(gold), &repeat(predicted)).unwrap()
-        );
+        let repeated = Confusion::new(3, &repeat(gold), &repeat(predicted)).unwrap();
+        assert_eq!(Cells::new(3, &gold, &predicted).count(&counts), repeated);
+        let dense: Vec<u64> = (0..9).map(|cell| repeated.count(cell / 3, cell % 3)).collect();
+        assert_eq!((dense.iter().sum::<u64>(), repeated.total()), (12, 12));
+        assert_eq!(Confusion::of_counts(3, &dense), repeated);
+        assert_eq!(repeated.mistakes(2), [(1, 0, 4), (2, 1, 3)]);
+    }
+
+    #[test]
+    fn thousands_of_labels_cost_what_their_rows_do() {
+        let gold: Vec<u32> = (0..70_000).collect();
+        let predicted: Vec<u32> = gold.iter().map(|label| label - label % 2).collect();
+        let confusion = Confusion::new(70_000, &gold, &predicted).unwrap();
+        assert_eq!((confusion.accuracy(), confusion.count(69_999, 69_998)), (Some(0.5), 1));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Labelled rows with their predictions: all metrics that suit the kind of problem, of all rows or of some.
 
-use super::confusion::{self, Confusion};
+use super::confusion::{self, Cells, Confusion};
 use super::correlation::{self, Correlation};
 use super::probability::{self, Bin, Reliability, RowMeans};
 use super::{LabelSets, Metric, MetricError, Metrics, Ranking, check_length, check_probabilities};
@@ -72,7 +72,7 @@ pub struct Classes {
     probabilities: Vec<f64>,
     bins: usize,
     /// Each row's place in the confusion matrix.
-    cells: Vec<u32>,
+    cells: Cells,
     log_loss: RowMeans,
     brier: RowMeans,
     reliability: Reliability,
@@ -124,7 +124,7 @@ impl Classes {
             None
         };
         Ok(Self {
-            cells: gold.iter().zip(&predicted).map(|(gold, predicted)| gold * labels as u32 + predicted).collect(),
+            cells: Cells::new(labels, &gold, &predicted),
             log_loss: RowMeans::log_loss(labels, &gold, &probabilities)?,
             brier: RowMeans::brier(labels, &gold, &probabilities)?,
             reliability: Reliability::new(bins, labels, &gold, &probabilities)?,
@@ -140,7 +140,7 @@ impl Classes {
     /// The confusion matrix of all rows.
     #[must_use]
     pub fn confusion(&self) -> Confusion {
-        Confusion::of_cells(self.labels, &self.cells, &ones(self.gold.len()))
+        self.cells.count(&ones(self.gold.len()))
     }
 
     /// The bins of the reliability diagram of all rows.
@@ -150,7 +150,7 @@ impl Classes {
     }
 
     fn measure(&self, counts: &[u32]) -> (&'static [Metric], Vec<Option<f64>>) {
-        let confusion = Confusion::of_cells(self.labels, &self.cells, counts);
+        let confusion = self.cells.count(counts);
         let mut values = vec![confusion.accuracy()];
         if let Some(ranking) = &self.ranking {
             let positive = (confusion.total() > 0).then(|| confusion.class(1));
