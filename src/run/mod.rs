@@ -57,7 +57,6 @@ pub enum Stage {
 ///
 /// # Errors
 /// Whatever is wrong with the pipeline's tables, queries, models or sink; [`Error::Interrupted`] after `stop`.
-#[tracing::instrument(skip_all, fields(pipeline = %pipeline.name))]
 pub async fn run(
     pipeline: &Pipeline,
     variables: &BTreeMap<String, String>,
@@ -73,6 +72,7 @@ pub async fn run(
 ///
 /// # Errors
 /// As [`run`].
+#[tracing::instrument(name = "run", skip_all, fields(pipeline = %pipeline.name))]
 pub async fn run_recorded(
     pipeline: &Pipeline,
     variables: &BTreeMap<String, String>,
