@@ -2,6 +2,7 @@
 //!
 //! All settings are the SDK's own environment variables: `OTEL_EXPORTER_OTLP_ENDPOINT`, without which nothing is sent,
 //! `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER` and the rest.
+//! Spans record counts as signed integers: `tracing-opentelemetry` sends others as text.
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};

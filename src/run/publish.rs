@@ -30,7 +30,7 @@ pub(super) struct PublishedTo {
 
 impl Run<'_> {
     /// Writes the rows with their scores to the sinks, and makes them visible there.
-    #[tracing::instrument(skip_all, fields(rows = spool.len()))]
+    #[tracing::instrument(skip_all, fields(rows = spool.len().cast_signed()))]
     pub(super) async fn publish(
         &self,
         spool: &Spool,

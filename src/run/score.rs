@@ -310,7 +310,7 @@ impl Run<'_> {
         let rows = spool.rows().await.map_err(|e| self.spool_failed(&e))?;
         let ids = Source::check_ids(&rows, &scoring.source.id).await;
         ids.map_err(|e| Error::source(&pipeline.path, &scoring.source.query, e, context))?;
-        tracing::Span::current().record("rows", spool.len());
+        tracing::Span::current().record("rows", spool.len().cast_signed());
         Ok((spool, before))
     }
 
@@ -321,7 +321,7 @@ impl Run<'_> {
     }
 
     /// Scores the texts and remembers them; what was scored before an error or a stop is remembered too.
-    #[tracing::instrument(skip_all, fields(texts = pending.texts, tokens))]
+    #[tracing::instrument(skip_all, fields(texts = pending.texts.cast_signed(), tokens))]
     async fn score_pending(
         &self,
         pending: Pending,
@@ -366,7 +366,7 @@ impl Run<'_> {
             }
         };
         drop(windows);
-        tracing::Span::current().record("tokens", scorer.tally().counts().tokens);
+        tracing::Span::current().record("tokens", scorer.tally().counts().tokens.cast_signed());
         // After a lost lock another run is at work on the same store, and scores these texts itself.
         let committed = if matches!(&ended, Err(Error::Lock(_))) { Ok(()) } else { self.commit(scores).await };
         if let Some(elsewhere) = elsewhere {

@@ -284,6 +284,7 @@ fn whatever_fails_at_one_kind_of_request_the_table_is_the_old_or_the_new_one() {
                 if each && failed > 0 {
                     failed += disturbed(&night, &label, fault, |rule| rule.on(&[kind]).rate(0.2), 11);
                 }
+                println!("{label}: {failed} failed");
                 *seen.entry(format!("{sink_name} {kind:?}")).or_default() += failed;
             }
         }
