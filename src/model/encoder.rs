@@ -10,8 +10,8 @@ use super::config::{Architecture, ModelConfig};
 use super::error::LoadError;
 use super::source::{Source, load_linear, load_norm};
 use crate::ops::{
-    Attention, Embeddings, FirstTokenAttention, Kernels, LayerNorm, Linear, Noise, Parameter, Place, TableGradients,
-    attention_with_dropout, drop_elements, feed_forward, linear_many, select_rows,
+    Attention, Embeddings, FirstTokenAttention, Kernels, LayerNorm, Linear, Noise, Parameter, Place,
+    ProjectedEmbeddings, TableGradients, attention_with_dropout, drop_elements, feed_forward, linear_many, select_rows,
 };
 
 /// Sequences one after the other, without padding.
@@ -58,8 +58,8 @@ pub(crate) const WORD_EMBEDDINGS: &str = "embeddings.word_embeddings.weight";
 pub struct Encoder {
     embeddings: Embeddings,
     layer: Vec<TransformerBlock>,
-    /// The last block's keys and values, for its first tokens; none where they are learned.
-    first_tokens: Option<FirstTokenAttention>,
+    /// None where the weights are learned.
+    shortcuts: Option<Shortcuts>,
     kernels: Kernels,
 }
 
@@ -98,8 +98,13 @@ impl Encoder {
         } else {
             (0..config.n_layers).map(load).collect::<std::result::Result<_, _>>()?
         };
-        let first_tokens = load_first_tokens(source, config, kernels)?;
-        Ok(Self { embeddings, layer, first_tokens, kernels })
+        let shortcuts = match kernels {
+            Kernels::Fast(_) | Kernels::Reference(_) if config.n_layers > 0 => {
+                Some(Shortcuts::load(source, config, &embeddings, kernels)?)
+            }
+            Kernels::Fast(_) | Kernels::Reference(_) | Kernels::Training(_) => None,
+        };
+        Ok(Self { embeddings, layer, shortcuts, kernels })
     }
 
     /// Computes the last hidden state of every token: `[T] → [T, D]`.
@@ -117,24 +122,31 @@ impl Encoder {
     /// Computes the last hidden state of each sequence's first token only: `[T] → [B, D]`.
     ///
     /// The last block is then computed for one token a sequence, which saves nearly all of it and loses nothing:
-    /// see [`FirstTokenAttention`] for its keys and values.
+    /// see [`FirstTokenAttention`] for its keys and values, and [`ProjectedEmbeddings`] for what the first block saves.
     ///
     /// # Errors
     /// A failure of the device.
     pub fn forward_first(&self, batch: &PackedBatch) -> Result<Tensor> {
+        let PackedBatch { input_ids, token_type_ids, position_ids, cu_seqlens } = batch;
         let sequences = batch.sequences();
-        let rows = &batch.cu_seqlens[..sequences];
-        let (Some(first_tokens), Some((last, blocks))) = (&self.first_tokens, self.layer.split_last()) else {
+        let rows = &cu_seqlens[..sequences];
+        let (Some(shortcuts), Some((last, blocks))) = (&self.shortcuts, self.layer.split_last()) else {
             let one_each: Vec<u32> = (0..).take(sequences + 1).collect();
             return self.forward_at(batch, rows, &one_each, None);
         };
-        let mut hidden_states = self.embed(batch, None)?;
-        for block in blocks {
-            hidden_states = block.forward(&hidden_states, &batch.cu_seqlens, None)?;
+        let mut hidden_states = match blocks.first() {
+            Some(block) => {
+                let (x, projected) = shortcuts.embeddings.forward(input_ids, position_ids, token_type_ids)?;
+                block.forward_projected(&x, &projected, cu_seqlens, None)?
+            }
+            None => self.embed(batch, None)?,
+        };
+        for block in blocks.iter().skip(1) {
+            hidden_states = block.forward(&hidden_states, cu_seqlens, None)?;
         }
         let first = select_rows(&hidden_states, rows, self.kernels)?;
         let query = last.attention.q_lin.forward(&first)?;
-        let context = first_tokens.forward(&query, &hidden_states, &batch.cu_seqlens)?;
+        let context = shortcuts.first_tokens.forward(&query, &hidden_states, cu_seqlens)?;
         last.finish(&context, &first, None)
     }
 
@@ -206,8 +218,18 @@ impl TransformerBlock {
 
     /// `[T, D] → [T, D]`
     fn forward(&self, x: &Tensor, cu_seqlens: &[u32], noise: Option<&Noise>) -> Result<Tensor> {
-        let [q, k, v] = self.attention.project(x)?;
-        let context = self.attend([&q, &k, &v], cu_seqlens, cu_seqlens, noise)?;
+        self.forward_projected(x, &self.attention.project(x)?, cu_seqlens, noise)
+    }
+
+    /// The same for queries, keys and values that are there already.
+    fn forward_projected(
+        &self,
+        x: &Tensor,
+        [q, k, v]: &[Tensor; 3],
+        cu_seqlens: &[u32],
+        noise: Option<&Noise>,
+    ) -> Result<Tensor> {
+        let context = self.attend([q, k, v], cu_seqlens, cu_seqlens, noise)?;
         self.finish(&context, x, noise.map(|noise| (noise, cu_seqlens)))
     }
 
@@ -324,23 +346,38 @@ impl BlockNames {
     }
 }
 
-/// None for kernels with gradients, to which keys and values have to be real.
-fn load_first_tokens(
-    source: &impl Source,
-    config: &ModelConfig,
-    kernels: Kernels,
-) -> std::result::Result<Option<FirstTokenAttention>, LoadError> {
-    let names = BlockNames::of(config.architecture);
-    let last = match (config.n_layers.checked_sub(1), kernels) {
-        (Some(last), Kernels::Fast(_) | Kernels::Reference(_)) => last,
-        (None, _) | (_, Kernels::Training(_)) => return Ok(None),
-    };
-    let load = |name: &str| -> std::result::Result<(Tensor, Tensor), LoadError> {
-        let name = format!("{}.{last}.{name}", names.block);
-        let weight = source.parameter(&format!("{name}.weight"), &[config.dim, config.dim])?;
-        let bias = source.parameter(&format!("{name}.bias"), &[config.dim])?;
-        Ok((weight.tensor, bias.tensor))
-    };
-    let ((key, key_bias), (value, value_bias)) = (load(names.k_lin)?, load(names.v_lin)?);
-    Ok(Some(FirstTokenAttention::new((&key, &key_bias), (&value, &value_bias), config.n_heads, kernels)?))
+/// What spares work where weights stay as they are: parts of the first and of the last block in other forms.
+#[derive(Debug)]
+struct Shortcuts {
+    /// With the queries, keys and values of the first block.
+    embeddings: ProjectedEmbeddings<3>,
+    /// Over the keys and values of the last block.
+    first_tokens: FirstTokenAttention,
+}
+
+impl Shortcuts {
+    /// Of an encoder that has blocks.
+    fn load(
+        source: &impl Source,
+        config: &ModelConfig,
+        embeddings: &Embeddings,
+        kernels: Kernels,
+    ) -> std::result::Result<Self, LoadError> {
+        let BlockNames { block, q_lin, k_lin, v_lin, .. } = BlockNames::of(config.architecture);
+        let load = |index: usize, name: &str| -> std::result::Result<(Tensor, Tensor), LoadError> {
+            let name = format!("{block}.{index}.{name}");
+            let weight = source.parameter(&format!("{name}.weight"), &[config.dim, config.dim])?;
+            let bias = source.parameter(&format!("{name}.bias"), &[config.dim])?;
+            Ok((weight.tensor, bias.tensor))
+        };
+        let [(q, q_bias), (k, k_bias), (v, v_bias)] = [load(0, q_lin)?, load(0, k_lin)?, load(0, v_lin)?];
+        let first = [(&q, &q_bias), (&k, &k_bias), (&v, &v_bias)];
+        let last = config.n_layers - 1;
+        let [(key, key_bias), (value, value_bias)] = [load(last, k_lin)?, load(last, v_lin)?];
+        let (key, value) = ((&key, &key_bias), (&value, &value_bias));
+        Ok(Self {
+            embeddings: ProjectedEmbeddings::new(embeddings.clone(), first, kernels)?,
+            first_tokens: FirstTokenAttention::new(key, value, config.n_heads, kernels)?,
+        })
+    }
 }

@@ -2,7 +2,8 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::fast::{Embed, Tables};
+use super::fast::{Embed, Isa, Products, Project, Tables};
+use super::linear::{Linear, linear_many};
 use super::{FastKernels, Kernels, LayerNorm, TableGradients, read, read2, training};
 
 /// Tables of word, position and (in BERT) token-type embeddings with the normalisation after their sum.
@@ -32,61 +33,164 @@ impl Embeddings {
         token_type_ids: &[u32],
         kernels: Kernels,
     ) -> Result<Tensor> {
-        let types = self.token_types.as_ref();
-        let tokens = input_ids.len();
-        if position_ids.len() != tokens || (types.is_some() && token_type_ids.len() != tokens) {
-            candle_core::bail!(
-                "{tokens} tokens have {} positions and {} types",
-                position_ids.len(),
-                token_type_ids.len()
-            );
-        }
-        for (ids, table) in
-            [(input_ids, Some(&self.words)), (position_ids, Some(&self.positions)), (token_type_ids, types)]
-        {
-            let Some(table) = table else { continue };
-            if let Some(id) = ids.iter().find(|id| **id as usize >= table.dims()[0]) {
-                candle_core::bail!("id {id} is not in an embedding table of {}", table.dims()[0]);
-            }
-        }
+        let tables = self.check(input_ids, position_ids, token_type_ids)?;
         match kernels {
-            Kernels::Fast(FastKernels { isa, .. }) => {
-                let dim = self.words.dim(1)?;
-                let embed = |token_types: Option<(&[u32], &[f32])>| {
-                    read2(&self.words, &self.positions, |words, positions| {
-                        read2(&self.norm.weight, &self.norm.bias, |weight, bias| {
-                            let eps = self.norm.eps_f32();
-                            let tables = Tables { words, positions, token_types, weight, bias, eps };
-                            isa.run(Embed { input_ids, position_ids, tables })
-                        })
-                    })?
-                };
-                let out = match types {
-                    Some(types) => read(types, |table| embed(Some((token_type_ids, table))))??,
-                    None => embed(None)?,
-                };
-                Tensor::from_vec(out, (input_ids.len(), dim), &Device::Cpu)
-            }
+            Kernels::Fast(FastKernels { isa, .. }) => Ok(self.embed(input_ids, position_ids, token_type_ids, isa)?.0),
             Kernels::Training(_) => {
                 let Some(gradients) = &self.gradients else {
                     candle_core::bail!("embeddings without gradients in training");
                 };
-                let mut tables = vec![(&self.words, input_ids, gradients.words.clone())];
-                if let Some((table, gradient)) = types.zip(gradients.token_types.clone()) {
-                    tables.push((table, token_type_ids, gradient));
-                }
-                tables.push((&self.positions, position_ids, gradients.positions.clone()));
+                let TableGradients { words, token_types, positions } = gradients;
+                let gradients = [Some(words), token_types.as_ref(), Some(positions)].into_iter().flatten();
+                let tables: Vec<_> =
+                    tables.into_iter().zip(gradients).map(|((table, ids), to)| (table, ids, to.clone())).collect();
                 self.norm.normalise(&training::gather(&tables)?, kernels)
             }
             Kernels::Reference(_) => {
                 let device = self.words.device();
-                let mut sum = self.words.index_select(&Tensor::new(input_ids, device)?, 0)?;
-                if let Some(table) = types {
-                    sum = (sum + table.index_select(&Tensor::new(token_type_ids, device)?, 0)?)?;
-                }
-                sum = (sum + self.positions.index_select(&Tensor::new(position_ids, device)?, 0)?)?;
-                self.norm.forward(&sum)
+                let gathered = tables.iter().map(|(table, ids)| table.index_select(&Tensor::new(*ids, device)?, 0));
+                let sum = gathered.reduce(|sum, rows| sum? + rows?);
+                let Some(sum) = sum else { candle_core::bail!("no table to gather from") };
+                self.norm.forward(&sum?)
             }
         }
     }
+
+    /// The tables with the ids in each, in the order in which PyTorch adds them, which decides the last bit.
+    fn check<'a>(
+        &'a self,
+        input_ids: &'a [u32],
+        position_ids: &'a [u32],
+        token_type_ids: &'a [u32],
+    ) -> Result<Vec<(&'a Tensor, &'a [u32])>> {
+        let types = self.token_types.as_ref().map(|table| (table, token_type_ids));
+        let tables = [Some((&self.words, input_ids)), types, Some((&self.positions, position_ids))];
+        let tables: Vec<_> = tables.into_iter().flatten().collect();
+        for (table, ids) in &tables {
+            if ids.len() != input_ids.len() {
+                candle_core::bail!(
+                    "{} tokens have {} positions and {} types",
+                    input_ids.len(),
+                    position_ids.len(),
+                    token_type_ids.len()
+                );
+            }
+            if let Some(id) = ids.iter().find(|id| **id as usize >= table.dims()[0]) {
+                candle_core::bail!("id {id} is not in an embedding table of {}", table.dims()[0]);
+            }
+        }
+        Ok(tables)
+    }
+
+    /// The fused kernel, for ids that are checked: `[T, D]`, and what each row was scaled with.
+    fn embed(
+        &self,
+        input_ids: &[u32],
+        position_ids: &[u32],
+        token_type_ids: &[u32],
+        isa: Isa,
+    ) -> Result<(Tensor, Vec<f32>)> {
+        let (out, scales) = self.read_tables(|words, types, positions| {
+            read2(&self.norm.weight, &self.norm.bias, |weight, bias| {
+                let token_types = types.map(|table| (token_type_ids, table));
+                let tables = Tables { words, positions, token_types, weight, bias, eps: self.norm.eps_f32() };
+                isa.run(Embed { input_ids, position_ids, tables })
+            })
+        })??;
+        Ok((Tensor::from_vec(out, (input_ids.len(), self.words.dim(1)?), &Device::Cpu)?, scales))
+    }
+
+    /// Gives `f` the elements of the tables of words, of token types and of positions.
+    fn read_tables<R>(&self, f: impl FnOnce(&[f32], Option<&[f32]>, &[f32]) -> R) -> Result<R> {
+        read2(&self.words, &self.positions, |words, positions| match &self.token_types {
+            Some(types) => read(types, |types| f(words, Some(types), positions)),
+            None => Ok(f(words, None, positions)),
+        })?
+    }
+}
+
+/// Embeddings with the square layers that read them: with words multiplied once, however often they occur.
+#[derive(Debug)]
+pub struct ProjectedEmbeddings<const N: usize> {
+    embeddings: Embeddings,
+    projections: Projections<N>,
+}
+
+#[derive(Debug)]
+enum Projections<const N: usize> {
+    /// From products with the entries of the tables.
+    Products(Isa, Products),
+    Layers([Linear; N], Kernels),
+}
+
+impl<const N: usize> ProjectedEmbeddings<N> {
+    /// Takes weight `[D, D]` and bias `[D]` of each layer.
+    ///
+    /// # Errors
+    /// Shapes that are not as above; kernels with gradients.
+    pub fn new(embeddings: Embeddings, layers: [(&Tensor, &Tensor); N], kernels: Kernels) -> Result<Self> {
+        let dim = embeddings.words.dim(1)?;
+        if let Some((weight, bias)) =
+            layers.iter().find(|(weight, bias)| weight.dims() != [dim; 2] || bias.dims() != [dim])
+        {
+            candle_core::bail!("weight {:?} and bias {:?} do not fit {dim} columns", weight.dims(), bias.dims());
+        }
+        let projections = match kernels {
+            Kernels::Fast(FastKernels { isa, .. }) => {
+                let weight = Tensor::cat(&layers.map(|(weight, _)| weight), 0)?;
+                let bias = Tensor::cat(&layers.map(|(_, bias)| bias), 0)?;
+                let tables = [Some(&embeddings.words), embeddings.token_types.as_ref(), Some(&embeddings.positions)];
+                let entries = tables.into_iter().flatten().map(|table| table.dims()[0]).sum();
+                let products = read2(&weight, &bias, |weight, bias| {
+                    read2(&embeddings.norm.weight, &embeddings.norm.bias, |norm_weight, norm_bias| {
+                        Products::pack(isa, weight, bias, (norm_weight, norm_bias), entries)
+                    })
+                })??;
+                Projections::Products(isa, products)
+            }
+            Kernels::Training(_) => candle_core::bail!("products of tables that are learned cannot be kept"),
+            Kernels::Reference(_) => {
+                let layers = layers.into_iter().map(|(weight, bias)| Linear::new(weight, bias, kernels));
+                Projections::Layers(array(layers.collect::<Result<_>>()?)?, kernels)
+            }
+        };
+        Ok(Self { embeddings, projections })
+    }
+
+    /// The normalised embeddings of ids `[T]`, `[T, D]`, and their product with each layer, `[T, D]`.
+    ///
+    /// # Errors
+    /// An id that is not in its table.
+    pub fn forward(
+        &self,
+        input_ids: &[u32],
+        position_ids: &[u32],
+        token_type_ids: &[u32],
+    ) -> Result<(Tensor, [Tensor; N])> {
+        match &self.projections {
+            Projections::Products(isa, products) => {
+                let Self { embeddings, .. } = self;
+                embeddings.check(input_ids, position_ids, token_type_ids)?;
+                let (x, scales) = embeddings.embed(input_ids, position_ids, token_type_ids, *isa)?;
+                let (tokens, dim) = x.dims2()?;
+                let outs = embeddings.read_tables(|words, types, positions| {
+                    let types = types.map(|table| (table, token_type_ids));
+                    let tables = [Some((words, input_ids)), types, Some((positions, position_ids))];
+                    let tables: Vec<_> = tables.into_iter().flatten().collect();
+                    isa.run(Project { products, tables: &tables, scales: &scales, dim })
+                })?;
+                let outs = outs.into_iter().map(|out| Tensor::from_vec(out, (tokens, dim), &Device::Cpu));
+                Ok((x, array(outs.collect::<Result<_>>()?)?))
+            }
+            Projections::Layers(layers, kernels) => {
+                let x = self.embeddings.forward(input_ids, position_ids, token_type_ids, *kernels)?;
+                let products = linear_many(&x, layers.each_ref())?;
+                Ok((x, products))
+            }
+        }
+    }
+}
+
+fn array<T, const N: usize>(of: Vec<T>) -> Result<[T; N]> {
+    of.try_into().map_err(|_| candle_core::Error::Msg("one product a layer".into()))
 }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Storage, Tensor};
 
 pub use attention::{Attention, FirstTokenAttention, attention};
-pub use embeddings::Embeddings;
+pub use embeddings::{Embeddings, ProjectedEmbeddings};
 pub use linear::{Linear, feed_forward, linear_many};
 
 pub(crate) use fast::Isa;

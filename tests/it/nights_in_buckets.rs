@@ -1,6 +1,7 @@
 //! `couplet run` with tables, store and sink on a real S3 server: as on a disk, whatever fails on the way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -16,6 +17,7 @@ use crate::support::{Job, stderr_of, stdout_of};
 struct Night {
     bucket: Bucket,
     job: Job,
+    is_bulky: bool,
 }
 
 impl Night {
@@ -26,11 +28,22 @@ impl Night {
             .change("\"pairs.csv\"", &at("pairs.csv"))
             .change("uri = \"out/scores.parquet\"", &sink.replace("BUCKET", &format!("s3://{}", bucket.name)))
             .add(&format!("[run]\nwindow = 16\n[score]\nstore = {}\ncheckpoint = \"1ms\"", at("state")));
-        Some(Self { bucket, job })
+        Some(Self { bucket, job, is_bulky: false })
+    }
+
+    /// A night whose rows are so large that the table is uploaded in parts.
+    fn bulky(test: &str, name: &str, sink: &str) -> Option<Self> {
+        let night = Self::new(test, name, sink)?;
+        let job = night.job.change("SELECT id, a, b FROM pairs", "SELECT id, a, b, noise FROM pairs");
+        Some(Self { job, is_bulky: true, ..night })
     }
 
     fn put(&self, csv: &str) {
         self.bucket.put("pairs.csv", csv);
+    }
+
+    fn put_rows(&self, rows: usize) {
+        self.put(&if self.is_bulky { bulky(rows, 400_000) } else { pairs(0, rows) });
     }
 
     fn run(&self, endpoint: Option<&str>) -> assert_cmd::Command {
@@ -49,7 +62,7 @@ impl Night {
 
     /// The published rows, as text, in the order of their ids; none before the first run.
     fn published(&self) -> Vec<String> {
-        let sql = "SELECT * FROM predictions ORDER BY CAST(id AS INT)";
+        let sql = "SELECT id, a, predicted_label, score FROM predictions ORDER BY CAST(id AS INT)";
         let mut query = self.bucket.couplet(&["query", "--pipeline", "pipeline.toml", "--format", "json", sql]);
         let output = query.current_dir(self.job.path("")).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -130,7 +143,7 @@ fn bulky(rows: usize, characters: usize) -> String {
     let mut csv = String::new();
     for (i, line) in pairs(0, rows).lines().enumerate() {
         let last = if i == 0 { "noise".to_owned() } else { (0..characters).map(|_| noise()).collect() };
-        csv.push_str(&format!("{line},{last}\n"));
+        csv.push_str(&format!("{line},{}\n", last.replace(['\\', '"'], "/")));
     }
     csv
 }
@@ -138,11 +151,9 @@ fn bulky(rows: usize, characters: usize) -> String {
 #[test]
 fn uploads_that_a_kill_left_are_aborted_by_the_next_run() {
     let test = "uploads_that_a_kill_left_are_aborted_by_the_next_run";
-    let csv = bulky(60, 400_000).replace(['\\', '"'], "/");
     for (name, sink) in [("uploads-delta", DELTA), ("uploads-runs", RUNS), ("uploads-file", FILE)] {
-        let Some(mut night) = Night::new(test, name, sink) else { return };
-        night.job = night.job.change("SELECT id, a, b FROM pairs", "SELECT id, a, b, noise FROM pairs");
-        night.put(&csv);
+        let Some(night) = Night::bulky(test, name, sink) else { return };
+        night.put_rows(60);
         let proxy = night.bucket.proxy(1);
         let killed = night.run(Some(&proxy.endpoint())).env("COUPLET_CRASH", "upload.part").output().unwrap();
         assert_eq!(killed.status.code(), None, "{name}: {}", String::from_utf8_lossy(&killed.stderr));
@@ -216,11 +227,10 @@ const FAULTS: [(&str, Fault); 9] = [
 /// Runs a night with failing requests between two that are undisturbed, and looks at the table after each; says how
 /// many requests failed.
 fn disturbed(night: &Night, label: &str, fault: Fault, which: impl Fn(Rule) -> Rule, seed: u64) -> usize {
-    let (old, new) = (pairs(0, 60), pairs(0, 66));
-    let (before, after) = (essence(&expected(&old)), essence(&expected(&new)));
-    night.put(&old);
+    let [before, after] = [60, 66].map(|rows| essence(&expected(&pairs(0, rows))));
+    night.put_rows(60);
     night.report();
-    night.put(&new);
+    night.put_rows(66);
     let proxy = night.bucket.proxy(seed);
     proxy.fail(which(Rule::new(fault)));
     let output = night.run(Some(&proxy.endpoint())).output().unwrap();
@@ -256,38 +266,33 @@ fn whatever_fails_on_the_way_the_table_is_the_old_or_the_new_one() {
     }
 }
 
-/// Each fault at each kind of request alone: the first two, and a fifth of them. With `COUPLET_FAULTS=each` at all
-/// kinds; otherwise the first two of those that make commits.
-#[test]
-fn whatever_fails_at_one_kind_of_request_the_table_is_the_old_or_the_new_one() {
-    let test = "whatever_fails_at_one_kind_of_request_the_table_is_the_old_or_the_new_one";
-    let each = std::env::var("COUPLET_FAULTS").is_ok_and(|which| which == "each");
-    let kinds: &[Kind] = &[
-        Kind::PutIf,
-        Kind::Put,
-        Kind::Get,
-        Kind::Head,
-        Kind::List,
-        Kind::Copy,
-        Kind::Delete,
-        Kind::UploadStart,
-        Kind::UploadPart,
-        Kind::UploadComplete,
-    ];
-    let sinks = [("delta", DELTA), ("runs", RUNS)];
-    let cases = sinks.into_iter().flat_map(|sink| FAULTS.into_iter().map(move |fault| (sink, fault)));
-    let cases = std::sync::Mutex::new(cases);
-    let seen = std::sync::Mutex::new(std::collections::BTreeMap::<String, usize>::new());
+/// Whether all faults are to be tried at all kinds of requests, which takes a while.
+fn each() -> bool {
+    std::env::var("COUPLET_FAULTS").is_ok_and(|which| which == "each")
+}
+
+/// Tries faults at kinds of requests alone, the first two of each kind and with [`each`] a fifth of them; says how many
+/// requests failed for each sink and kind, nothing where there is no server.
+fn disturbed_one_by_one(
+    test: &str,
+    sinks: &[(&str, &str)],
+    kinds: &[Kind],
+    faults: &[(&str, Fault)],
+    start: impl Fn(&str, &str) -> Option<Night> + Sync,
+) -> BTreeMap<String, usize> {
+    let cases = sinks.iter().flat_map(|sink| faults.iter().map(move |fault| (sink, fault)));
+    let cases = Mutex::new(cases);
+    let seen = Mutex::new(BTreeMap::new());
     // Requests that failed are mostly waited for.
     let work = || {
         loop {
             let Some(((sink_name, sink), (name, fault))) = cases.lock().unwrap().next() else { return };
-            let Some(night) = Night::new(test, &format!("kinds-{sink_name}-{name}"), sink) else { return };
-            for &kind in if each { kinds } else { &kinds[..1] } {
+            let Some(night) = start(&format!("{sink_name}-{name}"), sink) else { return };
+            for &kind in kinds {
                 let label = format!("{sink_name} {name} at {kind:?}");
-                let mut failed = disturbed(&night, &label, fault, |rule| rule.on(&[kind]).times(2), 7);
-                if each && failed > 0 {
-                    failed += disturbed(&night, &label, fault, |rule| rule.on(&[kind]).rate(0.2), 11);
+                let mut failed = disturbed(&night, &label, *fault, |rule| rule.on(&[kind]).times(2), 7);
+                if each() && failed > 0 {
+                    failed += disturbed(&night, &label, *fault, |rule| rule.on(&[kind]).rate(0.2), 11);
                 }
                 println!("{label}: {failed} failed");
                 *seen.lock().unwrap().entry(format!("{sink_name} {kind:?}")).or_default() += failed;
@@ -295,17 +300,40 @@ fn whatever_fails_at_one_kind_of_request_the_table_is_the_old_or_the_new_one() {
         }
     };
     std::thread::scope(|scope| {
-        for _ in 0..if each { 6 } else { 2 } {
+        for _ in 0..if each() { 6 } else { 2 } {
             scope.spawn(work);
         }
     });
     let seen = seen.into_inner().unwrap();
-    // Without Python there is no server, and nothing was tried.
-    if seen.is_empty() {
-        return;
-    }
-    println!("failed requests: {seen:?}");
-    assert!(seen["delta PutIf"] > 0 && seen["runs PutIf"] > 0, "{seen:?}");
+    println!("{test}: failed requests: {seen:?}");
+    seen
+}
+
+/// Without `COUPLET_FAULTS=each` only at the requests that make commits.
+#[test]
+fn whatever_fails_at_one_kind_of_request_the_table_is_the_old_or_the_new_one() {
+    let test = "whatever_fails_at_one_kind_of_request_the_table_is_the_old_or_the_new_one";
+    let kinds = [Kind::PutIf, Kind::Put, Kind::Get, Kind::Head, Kind::List, Kind::Copy, Kind::Delete];
+    let kinds = if each() { &kinds[..] } else { &kinds[..1] };
+    let start = |name: &str, sink: &str| Night::new(test, &format!("kinds-{name}"), sink);
+    let seen = disturbed_one_by_one(test, &[("delta", DELTA), ("runs", RUNS)], kinds, &FAULTS, start);
+    assert!(seen.is_empty() || seen["delta PutIf"] > 0 && seen["runs PutIf"] > 0, "{seen:?}");
+}
+
+/// Without `COUPLET_FAULTS=each` only parts that are refused or whose answers are lost.
+#[test]
+fn whatever_fails_at_uploads_in_parts_the_table_is_the_old_or_the_new_one() {
+    let test = "whatever_fails_at_uploads_in_parts_the_table_is_the_old_or_the_new_one";
+    let sinks = [("delta", DELTA), ("runs", RUNS), ("file", FILE)];
+    let kinds = [Kind::UploadPart, Kind::UploadStart, Kind::UploadComplete];
+    let some = [("500", Fault::Status(500)), ("drop-answer", Fault::DropAnswer)];
+    let start = |name: &str, sink: &str| Night::bulky(test, &format!("parts-{name}"), sink);
+    let seen = if each() {
+        disturbed_one_by_one(test, &sinks, &kinds, &FAULTS, start)
+    } else {
+        disturbed_one_by_one(test, &sinks[..1], &kinds[..1], &some, start)
+    };
+    assert!(seen.values().all(|failed| *failed > 0), "{seen:?}");
 }
 
 #[test]

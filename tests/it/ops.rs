@@ -2,7 +2,8 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use couplet::ops::{
-    Attention, Embeddings, FirstTokenAttention, Kernels, LayerNorm, Linear, attention, feed_forward, linear_many,
+    Attention, Embeddings, FirstTokenAttention, Kernels, LayerNorm, Linear, ProjectedEmbeddings, attention,
+    feed_forward, linear_many,
 };
 
 use crate::support::skip;
@@ -366,6 +367,50 @@ fn embeddings_agree_with_the_reference_and_do_not_depend_on_their_neighbours() {
                 assert_eq!(values(&alone), values(&rows(&whole, t, t + 1)));
             }
         }
+    }
+}
+
+#[test]
+fn products_of_embeddings_agree_with_layers_and_do_not_depend_on_what_was_kept() {
+    let test = "products_of_embeddings_agree_with_layers_and_do_not_depend_on_what_was_kept";
+    let Some(kernels) = fast(test) else { return };
+    let ids: Vec<u32> = (0..77).map(|i| i * 31 % 50).collect();
+    let positions: Vec<u32> = (0..77).map(|i| i % 30).collect();
+    let types: Vec<u32> = (0..77).map(|i| i / 3 % 2).collect();
+    for dim in [5, 12, 33, 64] {
+        let layers = [10, 20, 30]
+            .map(|seed| ((random(seed, &[dim, dim]) * (1.0 / (dim as f64).sqrt())).unwrap(), random(seed + 1, &[dim])));
+        let layers = layers.each_ref().map(|(weight, bias)| (weight, bias));
+        for token_types in [false, true] {
+            let new = |kernels| ProjectedEmbeddings::new(embeddings(dim, token_types), layers, kernels).unwrap();
+            let (fast, what) = (new(kernels), format!("embeddings of {dim}"));
+            let (x, whole) = fast.forward(&ids, &positions, &types).unwrap();
+            let (x_reference, reference) =
+                new(Kernels::Reference(DType::F32)).forward(&ids, &positions, &types).unwrap();
+            assert_close(&x, &x_reference, &what);
+            for (product, reference) in whole.iter().zip(&reference) {
+                assert_close(product, reference, &what);
+            }
+            // Where everything was kept, and where nothing was.
+            for embeddings in [fast, new(kernels)] {
+                for t in [0, 40, 76] {
+                    let (x_alone, alone) = embeddings.forward(&ids[t..=t], &positions[t..=t], &types[t..=t]).unwrap();
+                    assert_eq!(values(&x_alone), values(&rows(&x, t, t + 1)), "{what}");
+                    for (alone, whole) in alone.iter().zip(&whole) {
+                        assert_eq!(values(alone), values(&rows(whole, t, t + 1)), "{what}");
+                    }
+                }
+                assert!(embeddings.forward(&[50], &[0], &[0]).is_err());
+            }
+        }
+    }
+    let (weight, bias, short) = (random(1, &[12, 12]), random(2, &[12]), random(3, &[11]));
+    for kernels in both() {
+        for layer in [(&weight, &short), (&bias, &bias)] {
+            assert!(ProjectedEmbeddings::new(embeddings(12, true), [layer], kernels).is_err());
+        }
+        let one = ProjectedEmbeddings::new(embeddings(12, true), [(&weight, &bias)], kernels).unwrap();
+        assert_eq!(one.forward(&[], &[], &[]).unwrap().1[0].dims(), [0, 12]);
     }
 }
 

@@ -102,11 +102,11 @@ pub(in crate::ops) fn add(row: &mut [f32], other: &[f32]) {
     }
 }
 
-/// Normalises a row to mean 0 and variance 1, then scales and shifts it.
+/// Normalises a row to mean 0 and variance 1, then scales and shifts it; returns the inverse of its deviation.
 ///
 /// Source: Ba, Kiros & Hinton 2016, section 3.
 #[inline(always)]
-pub(super) fn layer_norm(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+pub(super) fn layer_norm(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) -> f32 {
     let n = row.len() as f32;
     let mean = sum_by(row, |x| x) / n;
     let variance = sum_by(row, |x| (x - mean) * (x - mean)) / n;
@@ -114,6 +114,7 @@ pub(super) fn layer_norm(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32
     for ((x, w), b) in row.iter_mut().zip(weight).zip(bias) {
         *x = (*x - mean) * scale * *w + *b;
     }
+    scale
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use pulp::Simd;
 use super::Operator;
 use super::elementwise::{add, layer_norm};
 
-/// The sum of each token's embeddings, normalised.
+/// The sum of each token's embeddings, normalised, and what each was scaled with.
 ///
-/// Shapes: `input_ids`, `position_ids` `[T]`, tables `[_, D]` → `[T, D]`; `token_types` holds the ids and their table.
+/// Shapes: `input_ids`, `position_ids` `[T]`, tables `[_, D]` → `[T, D]`, `[T]`; `token_types` holds the ids and their table.
 /// Source: Devlin et al. 2019, figure 2.
 pub(crate) struct Embed<'a> {
     pub(crate) input_ids: &'a [u32],
@@ -26,14 +26,15 @@ pub(crate) struct Tables<'a> {
 }
 
 impl Operator for Embed<'_> {
-    type Output = Vec<f32>;
+    type Output = (Vec<f32>, Vec<f32>);
 
     #[inline(always)]
-    fn run<S: Simd, const R: usize, const C: usize>(self, _: S) -> Vec<f32> {
+    fn run<S: Simd, const R: usize, const C: usize>(self, _: S) -> (Vec<f32>, Vec<f32>) {
         let Self { input_ids, position_ids, tables } = self;
         let dim = tables.weight.len();
         let entry = |id: u32| id as usize * dim..(id as usize + 1) * dim;
         let mut out = Vec::with_capacity(input_ids.len() * dim);
+        let mut scales = Vec::with_capacity(input_ids.len());
         for (t, (&id, &position)) in input_ids.iter().zip(position_ids).enumerate() {
             let row_start = out.len();
             out.extend_from_slice(&tables.words[entry(id)]);
@@ -43,8 +44,8 @@ impl Operator for Embed<'_> {
                 add(row, &table[entry(ids[t])]);
             }
             add(row, &tables.positions[entry(position)]);
-            layer_norm(row, tables.weight, tables.bias, tables.eps);
+            scales.push(layer_norm(row, tables.weight, tables.bias, tables.eps));
         }
-        out
+        (out, scales)
     }
 }

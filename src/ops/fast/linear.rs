@@ -21,7 +21,7 @@ const ROW_MULTIPLE: usize = 24;
 const ROW_GAP: usize = 16;
 
 /// Rows of a block when each has up to `width` floats.
-fn block_rows(width: usize) -> usize {
+pub(super) fn block_rows(width: usize) -> usize {
     (BLOCK_FLOATS / width / ROW_MULTIPLE * ROW_MULTIPLE).clamp(ROW_MULTIPLE, ROW_BLOCK)
 }
 

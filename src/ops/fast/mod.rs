@@ -11,6 +11,7 @@ mod embed;
 pub(super) mod gemm;
 mod int16;
 mod linear;
+mod products;
 mod quantize;
 
 use std::cell::RefCell;
@@ -21,6 +22,7 @@ pub(super) use attention::{AttendFirst, Attention, FirstTokens};
 pub(super) use dot::Int16Kernel;
 pub(super) use embed::{Embed, Tables};
 pub(super) use linear::{AddNorm, Epilogue, FeedForward, Layer, Linear};
+pub(super) use products::{Products, Project};
 
 use gemm::Panels;
 use quantize::Int16Rows;
