@@ -124,12 +124,25 @@ pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -
         options.slots,
         worker.pool().threads()
     );
-    tokio::select! {
-        ended = start_executor_process(Arc::new(config)) => ended.map_err(|e| failed(e.to_string()))?,
-        () = async { stop.await; tokio::time::sleep(GRACE).await } => {}
-    }
     // Ballista hears signals too and says goodbye, and then goes on to ask for tasks until it has none
-    // (execution_loop.rs does not look at TERMINATING). So the last word is ours.
+    // (execution_loop.rs does not look at TERMINATING), by which the scheduler takes it for alive again. Its loop ends
+    // with the runtime that it was started on, and then the last word is ours.
+    let ballista = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| failed(format!("a runtime for tasks: {e}")))?;
+    let process = ballista.spawn(async move { start_executor_process(Arc::new(config)).await });
+    let ended = tokio::select! {
+        ended = process => match ended {
+            Ok(ended) => ended.map_err(|e| failed(e.to_string())),
+            Err(panicked) => Err(failed(panicked.to_string())),
+        },
+        () = async { stop.await; tokio::time::sleep(GRACE).await } => Ok(()),
+    };
+    // A runtime may not wait for its end on a thread of another.
+    let stopped = tokio::task::spawn_blocking(move || ballista.shutdown_timeout(GRACE)).await;
+    stopped.map_err(|e| failed(e.to_string()))?;
+    ended?;
     let heard = tokio::time::timeout(GOODBYE, say_goodbye(&options.scheduler, id)).await;
     if let Err(problem) = heard.unwrap_or_else(|_| Err("it does not answer".into())) {
         tracing::warn!("the scheduler does not know that executor {} is gone: {problem}", options.name);

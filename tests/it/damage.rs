@@ -86,9 +86,10 @@ fn damaged(seed: &[u8], damages: &[Damage]) -> Vec<u8> {
     bytes
 }
 
-/// Damages a seed in `cases` ways, the same ones each time.
+/// Damages a seed in `cases` ways, the same ones each time; with `COUPLET_DAMAGE=100` in a hundred times as many.
 fn survives(cases: u32, seeds: &[Vec<u8>], test: impl Fn(&[u8])) {
-    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    let times = std::env::var("COUPLET_DAMAGE").map_or(1, |times| times.parse().expect("COUPLET_DAMAGE is a number"));
+    let config = ProptestConfig { cases: cases * times, failure_persistence: None, ..ProptestConfig::default() };
     let mut runner = proptest::test_runner::TestRunner::new_with_rng(
         config,
         proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
