@@ -349,13 +349,16 @@ fn embeddings(dim: usize, token_types: bool) -> Embeddings {
     }
 }
 
+/// Words, positions and types of 77 tokens, for [`embeddings`].
+fn tokens() -> [Vec<u32>; 3] {
+    [|i| i * 31 % 50, |i| i % 30, |i| i / 3 % 2].map(|id: fn(u32) -> u32| (0..77).map(id).collect())
+}
+
 #[test]
 fn embeddings_agree_with_the_reference_and_do_not_depend_on_their_neighbours() {
     let test = "embeddings_agree_with_the_reference_and_do_not_depend_on_their_neighbours";
     let Some(kernels) = fast(test) else { return };
-    let ids: Vec<u32> = (0..77).map(|i| i * 31 % 50).collect();
-    let positions: Vec<u32> = (0..77).map(|i| i % 30).collect();
-    let types: Vec<u32> = (0..77).map(|i| i / 3 % 2).collect();
+    let [ids, positions, types] = tokens();
     for dim in [12, 20, 33, 32] {
         for token_types in [false, true] {
             let tables = embeddings(dim, token_types);
@@ -374,9 +377,7 @@ fn embeddings_agree_with_the_reference_and_do_not_depend_on_their_neighbours() {
 fn products_of_embeddings_agree_with_layers_and_do_not_depend_on_what_was_kept() {
     let test = "products_of_embeddings_agree_with_layers_and_do_not_depend_on_what_was_kept";
     let Some(kernels) = fast(test) else { return };
-    let ids: Vec<u32> = (0..77).map(|i| i * 31 % 50).collect();
-    let positions: Vec<u32> = (0..77).map(|i| i % 30).collect();
-    let types: Vec<u32> = (0..77).map(|i| i / 3 % 2).collect();
+    let [ids, positions, types] = tokens();
     for dim in [5, 12, 33, 64] {
         let layers = [10, 20, 30]
             .map(|seed| ((random(seed, &[dim, dim]) * (1.0 / (dim as f64).sqrt())).unwrap(), random(seed + 1, &[dim])));
