@@ -62,7 +62,7 @@ impl Tokenizer {
         };
         let (json, vocab) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
         let (path, inner) = if json.exists() {
-            (json.clone(), tokenizers::Tokenizer::from_file(&json))
+            (json.clone(), tokenizer_of(&json))
         } else if vocab.exists() {
             (vocab.clone(), word_piece(&vocab, &settings, normalizer))
         } else {
@@ -218,6 +218,14 @@ fn bert_normalizer(settings: &Keys) -> Result<BertNormalizer, LoadError> {
         settings.flag("strip_accents")?,
         settings.flag("do_lower_case")?.unwrap_or(true),
     ))
+}
+
+/// Reads a `tokenizer.json`.
+fn tokenizer_of(json: &Path) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let bytes = std::fs::read(json)?;
+    // The library panics where the JSON breaks inside the decoder (decoders/mod.rs, `expect("Helper")`).
+    serde_json::from_slice::<Value>(&bytes)?;
+    tokenizers::Tokenizer::from_bytes(bytes)
 }
 
 /// BERT's WordPiece tokenizer from a `vocab.txt`, one piece a line, and the settings of `tokenizer_config.json`.
