@@ -1,8 +1,10 @@
 //! Each operator on one thread, in operations a second: 1,024 tokens of a 6 x 384 encoder.
 
 use candle_core::{DType, Device, Tensor};
-use couplet::ops::{Attention, Kernels, LayerNorm, Linear, Precision, attention, feed_forward};
-use criterion::{BenchmarkId, Criterion, Throughput};
+use couplet::ops::{
+    Attention, Embeddings, Kernels, LayerNorm, Linear, Precision, ProjectedEmbeddings, attention, feed_forward,
+};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 
 const TOKENS: usize = 1024;
 const DIM: usize = 384;
@@ -20,9 +22,52 @@ fn kernels() -> Vec<(&'static str, Kernels)> {
 }
 
 pub fn bench(criterion: &mut Criterion) {
+    embed(criterion);
     linear(criterion);
     block(criterion);
     attend(criterion);
+}
+
+/// What the first block reads: its queries, keys and values, from products of words that are kept and by its layers.
+fn embed(criterion: &mut Criterion) {
+    const WORDS: usize = 30_522;
+    let mut group = criterion.benchmark_group("first queries, keys and values");
+    group.throughput(Throughput::Elements(3 * 2 * (TOKENS * DIM * DIM) as u64));
+    let kernels = Kernels::for_device(&Device::Cpu);
+    let embeddings = Embeddings {
+        words: random(&[WORDS, DIM]),
+        positions: random(&[512, DIM]),
+        token_types: None,
+        norm: LayerNorm::new(random(&[DIM]), random(&[DIM]), 1e-12),
+        gradients: None,
+    };
+    let layers = [(); 3].map(|()| (random(&[DIM, DIM]), random(&[DIM])));
+    let position_ids: Vec<u32> = (0..TOKENS as u32).map(|i| i % 64).collect();
+    let token_type_ids = vec![0; TOKENS];
+
+    let weights = layers.each_ref().map(|(weight, bias)| (weight, bias));
+    let projected = ProjectedEmbeddings::new(embeddings.clone(), weights, kernels).expect("layers that fit");
+    let input_ids: Vec<u32> = (0..TOKENS as u32).map(|i| i * 7919 % WORDS as u32).collect();
+    group.bench_function("of words that came before", |bencher| {
+        bencher.iter(|| projected.forward(&input_ids, &position_ids, &token_type_ids));
+    });
+    let layers = layers.each_ref().map(|(weight, bias)| Linear::new(weight, bias, kernels).expect("a layer"));
+    group.bench_function("by layers", |bencher| {
+        bencher.iter(|| {
+            let x = embeddings.forward(&input_ids, &position_ids, &token_type_ids, kernels).expect("ids in the tables");
+            layers.each_ref().map(|layer| layer.forward(&x))
+        });
+    });
+    group.bench_function("of words that are new", |bencher| {
+        // Another model each time, as its products are kept.
+        let fresh = || ProjectedEmbeddings::new(embeddings.clone(), weights, kernels).expect("layers that fit");
+        bencher.iter_batched_ref(
+            fresh,
+            |projected| projected.forward(&input_ids, &position_ids, &token_type_ids),
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
 }
 
 fn block(criterion: &mut Criterion) {

@@ -76,7 +76,7 @@ Exit codes: 0 a run can begin, 1 or 2 it would fail with this code")]
   couplet query --pipeline pipelines/quickstart/pipeline.toml
   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/accuracy.sql
   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/score_histogram.sql --param width=0.1
-  couplet query --table t=pipelines/quickstart/pairs.parquet 'SELECT category, count(*) FROM t GROUP BY category'
+  couplet query \"SELECT category, count(*) FROM 'pipelines/quickstart/pairs.parquet' GROUP BY category\"
   couplet query --table t=pipelines/quickstart/pairs.parquet 'SELECT * FROM t' -o pairs.csv
   couplet query --table t=pairs.csv \"SELECT predict('pipelines/quickstart/model', sentence1, sentence2)['label'] AS \
     answer, count(*) FROM (SELECT * FROM t LIMIT 20) GROUP BY answer\"")]

@@ -5,6 +5,7 @@ use datafusion::prelude::SessionContext;
 
 use crate::predict::FUNCTION;
 use crate::scorer::ScorerError;
+use crate::tables::TableError;
 
 /// Says what is wrong with a query, with what the session knows of it.
 pub(crate) fn explain(error: &DataFusionError, context: Option<&SessionContext>) -> String {
@@ -31,7 +32,10 @@ pub(crate) fn is_mistake(error: &DataFusionError) -> bool {
         | DataFusionError::Plan(_)
         | DataFusionError::SchemaError(..)
         | DataFusionError::NotImplemented(_) => true,
-        DataFusionError::External(e) => e.downcast_ref().is_some_and(ScorerError::is_mistake),
+        DataFusionError::External(e) => {
+            e.downcast_ref().is_some_and(ScorerError::is_mistake)
+                || e.downcast_ref().is_some_and(|table: &TableError| !table.passes)
+        }
         _ => false,
     }
 }
@@ -48,7 +52,10 @@ fn table_not_found(message: &str, context: Option<&SessionContext>) -> Option<St
     let nearest = nearest.map_or_else(String::new, |other| format!("; did you mean `{other}`?"));
     Some(match tables.is_empty() {
         true => {
-            format!("there is no table `{name}`, nor any other: name one with --table {name}=URI or --pipeline FILE")
+            format!(
+                "there is no table `{name}`, nor any other: name one with --table {name}=URI or --pipeline FILE, or read \
+                 a file with FROM 'FILE'"
+            )
         }
         false if name == crate::query::PREDICTIONS => format!(
             "there is no table `{name}`: run the pipeline first, or name a result with --table {name}=URI (tables: {})",

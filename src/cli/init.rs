@@ -30,6 +30,9 @@ pub(super) struct Init {
     /// The column of labels, instead of a guess
     #[arg(long, requires = "from", value_name = "COLUMN")]
     label: Option<String>,
+    /// No column has labels, whatever they look like
+    #[arg(long, requires = "from", conflicts_with = "label")]
+    no_label: bool,
     /// The model: a folder, here or in a bucket (s3://…), or one of a hub
     #[arg(long, value_name = "URI")]
     model: Option<String>,
@@ -52,7 +55,7 @@ impl Init {
             None => init::sample(&name, &model),
             Some(uri) => {
                 let table = init::look(uri, self.format.as_deref()).await?;
-                let wanted = Wanted { id: self.id, text: self.text, label: self.label };
+                let wanted = Wanted { id: self.id, text: self.text, label: self.label, no_label: self.no_label };
                 let guess = Guess::new(&table, &wanted).await?;
                 let _ = writeln!(
                     said,

@@ -19,10 +19,12 @@ use crate::run;
 use crate::scorer::ScorerOptions;
 use crate::session;
 use crate::shell::Shell;
+use crate::tables;
 
 #[derive(Debug, Args)]
 pub(super) struct Query {
-    /// The SQL to execute; without it, on a terminal, a shell, else the statements from stdin
+    /// The SQL to execute, in which 'FILE' is a table too; without it, on a terminal, a shell, else the statements from
+    /// stdin
     #[arg(conflicts_with = "file")]
     sql: Option<String>,
     /// Execute the SQL of a file
@@ -134,6 +136,7 @@ impl Query {
                 context
             }
         };
+        let context = tables::enable_places(context);
         if let Some(pipeline) = &pipeline {
             history::register(&context, pipeline).await?;
         }
@@ -167,7 +170,7 @@ fn refuse_file(sql: &str) -> Result<(), Error> {
     let meant = if path.extension().is_some_and(|extension| extension == "sql") {
         format!("execute its SQL with --file {sql}")
     } else {
-        format!("read it as a table: --table data={sql} \"SELECT * FROM data\"")
+        format!("read it as a table: \"SELECT * FROM '{sql}'\"")
     };
     Err(Error::Usage(format!("`{sql}` is a file, not SQL; {meant}")))
 }

@@ -8,40 +8,33 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arrow::array::ArrayRef;
 use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
-use ballista_core::extension::{SessionConfigExt, SessionStateExt};
-use ballista_core::serde::protobuf::CancelJobParams;
-use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
-use ballista_core::utils::create_grpc_client_endpoint;
 use datafusion::common::{DataFusionError, Result as PlanResult};
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
-use datafusion::execution::SessionStateBuilder;
-use datafusion::prelude::{SessionConfig, SessionContext, col, lit};
+use datafusion::prelude::{SessionContext, col, lit};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, Stream, StreamExt};
 use object_store::ObjectStoreExt;
 use parquet::arrow::ArrowWriter;
-use serde_json::Value;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use super::codec::PlanCodec;
 use super::contract::Contract;
-use super::delta::SentAway;
 use super::function::{self, REFUSES};
+use super::lists::{LOOK, Lists, Watched};
 use super::outcomes;
+use super::session::session;
 use super::tasks::{Cutter, Task};
-use super::{Address, ClusterError, INSTANCE, Seen};
+use super::{Address, ClusterError};
 use crate::config::Place;
 use crate::objects::Objects;
-use crate::predict;
 use crate::predict::Models;
 use crate::progress::{counted, grouped, spoken};
 use crate::scorer::{Prediction, Rejection, Window};
@@ -68,27 +61,12 @@ const FIRST: Duration = Duration::from_hours(2);
 const TIMES: u32 = 10;
 const LEAST: Duration = Duration::from_mins(10);
 
-/// How long a scheduler has to answer what it answers at once.
-const ANSWER: Duration = Duration::from_secs(5);
-
-/// Between two looks at the executors.
-const LOOK: Duration = Duration::from_secs(2);
-
-/// For how long there may be no executor, or no answer from the scheduler.
-const PATIENCE: Duration = Duration::from_mins(1);
-
-/// How often jobs are looked for that are to be cancelled, at most.
-const ROUNDS: usize = 5;
-
-/// Between two of those.
-const ROUND: Duration = Duration::from_millis(200);
-
 /// The connection of a run or a query to a cluster.
 pub struct Client {
     address: Address,
-    http: reqwest::Client,
+    scheduler: Lists,
     context: SessionContext,
-    executors: Arc<Executors>,
+    executors: Arc<Watched>,
     watch: JoinHandle<()>,
     /// What the scheduler calls this client's jobs.
     name: String,
@@ -96,16 +74,6 @@ pub struct Client {
     took: Mutex<Vec<Duration>>,
     /// Whether a job may still be under way of which nothing is awaited any more.
     gave_up: AtomicBool,
-}
-
-/// What the scheduler says of its executors.
-#[derive(Debug)]
-struct Executors {
-    slots: AtomicUsize,
-    /// When there was one last.
-    seen: Mutex<Instant>,
-    /// When the scheduler answered last.
-    answered: Mutex<Instant>,
 }
 
 /// The scores of a task.
@@ -147,11 +115,10 @@ impl Client {
     /// # Errors
     /// A scheduler that does not answer.
     pub async fn connect(address: &Address, window: usize, models: Arc<Models>) -> Result<Self, ClusterError> {
-        let http = http_client(address)?;
-        let slots = slots(&http, address).await.map_err(|problem| unreachable(address, &problem, ""))?;
-        let now = || Mutex::new(Instant::now());
-        let executors = Arc::new(Executors { slots: AtomicUsize::new(slots), seen: now(), answered: now() });
-        let watch = tokio::spawn(watch(http.clone(), address.clone(), Arc::clone(&executors)));
+        let scheduler = Lists::of(address)?;
+        let slots = scheduler.slots().await?;
+        let executors = Arc::new(Watched::new(slots));
+        let watch = tokio::spawn(Arc::clone(&executors).watch(scheduler.clone()));
         // A task is a file, and a file one part of a plan.
         let name = format!("couplet-{}", Uuid::new_v4().simple());
         let context = session(address, &name, window, 1, models)?;
@@ -160,7 +127,7 @@ impl Client {
             slots => tracing::info!("{address} has {}", counted(slots as u64, "slot")),
         }
         let (took, gave_up) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self { address: address.clone(), http, context, executors, watch, name, took, gave_up })
+        Ok(Self { address: address.clone(), scheduler, context, executors, watch, name, took, gave_up })
     }
 
     /// Scores texts, in tasks; they come back as they are done.
@@ -192,44 +159,9 @@ impl Client {
         })
     }
 
-    /// Cancels the jobs that are still under way. They are found by their name, as the scheduler tells a client the id of a
-    /// job only when it ends.
+    /// Cancels the jobs that are still under way.
     pub async fn end(&self) {
-        let mut cancelled = 0;
-        // One that was just being sent shows up a moment later.
-        for round in 0..ROUNDS {
-            match self.cancel().await {
-                Ok(0) if round > 0 => break,
-                Ok(n) => cancelled += n,
-                Err(problem) => {
-                    tracing::debug!("jobs may go on, as they could not be cancelled: {problem}");
-                    break;
-                }
-            }
-            tokio::time::sleep(ROUND).await;
-        }
-        if cancelled > 0 {
-            tracing::debug!("{} cancelled", counted(cancelled, "job"));
-        }
-    }
-
-    async fn cancel(&self) -> Result<u64, String> {
-        let jobs = list(&self.http, &self.address, "jobs").await?;
-        let own = jobs.iter().filter(|job| job["job_name"] == self.name.as_str());
-        let open = own.filter(|job| ["Queued", "Running"].iter().any(|status| job["status"] == *status));
-        let open: Vec<&str> = open.filter_map(|job| job["job_id"].as_str()).collect();
-        if open.is_empty() {
-            return Ok(0);
-        }
-        let endpoint = create_grpc_client_endpoint(self.address.http(), None).map_err(|e| e.to_string())?;
-        let connection = endpoint.connect_timeout(ANSWER).connect().await.map_err(|e| e.to_string())?;
-        let mut scheduler = SchedulerGrpcClient::new(connection);
-        for job_id in &open {
-            let job_id = (*job_id).to_owned();
-            let cancelled = tokio::time::timeout(ANSWER, scheduler.cancel_job(CancelJobParams { job_id })).await;
-            cancelled.map_err(|_| "it does not answer".to_owned())?.map_err(|e| e.to_string())?;
-        }
-        Ok(open.len() as u64)
+        self.scheduler.cancel_all(&self.name).await;
     }
 
     /// Has a task scored, by another executor if one is lost.
@@ -265,7 +197,8 @@ impl Client {
                     format!("it is not back after {}", spoken(patience))
                 }
             };
-            self.reach().await?;
+            self.scheduler.reach().await?;
+            self.executors.check(&self.address)?;
             let Some(pause) = pauses.next() else {
                 return Err(ClusterError::Failed { address: self.address.to_string(), problem });
             };
@@ -324,23 +257,7 @@ impl Client {
         let (outcomes, executor) = outcomes::of_array(batch.column(1))?;
         Ok((Arc::clone(batch.column(0)), outcomes, executor))
     }
-
-    /// Makes sure that the scheduler is there, and has had executors.
-    async fn reach(&self) -> Result<(), ClusterError> {
-        let mut problem = String::new();
-        for wait in [0, 1, 2, 4] {
-            tokio::time::sleep(Duration::from_secs(wait)).await;
-            match slots(&self.http, &self.address).await {
-                Ok(_) => return self.executors.check(&self.address),
-                Err(said) => problem = said,
-            }
-        }
-        Err(unreachable(&self.address, &problem, KEPT))
-    }
 }
-
-/// What there is of a run whose scheduler is gone.
-const KEPT: &str = "; what was scored is remembered: run the same command again";
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -354,21 +271,6 @@ impl fmt::Debug for Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.watch.abort();
-    }
-}
-
-impl Executors {
-    fn check(&self, address: &Address) -> Result<(), ClusterError> {
-        let answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
-        if answered >= PATIENCE {
-            let problem = format!("not a word for {}", spoken(answered));
-            return Err(unreachable(address, &problem, KEPT));
-        }
-        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.slots.load(Ordering::Relaxed) == 0 && seen.elapsed() >= PATIENCE {
-            return Err(ClusterError::NoExecutor { address: address.to_string(), seconds: seen.elapsed().as_secs() });
-        }
-        Ok(())
     }
 }
 
@@ -392,7 +294,7 @@ struct UnderWay<E> {
 impl<E: From<ClusterError>> UnderWay<E> {
     async fn next(&mut self) -> Option<Result<Scored, E>> {
         loop {
-            let limit = JOBS_PER_SLOT * self.client.executors.slots.load(Ordering::Relaxed).max(1);
+            let limit = JOBS_PER_SLOT * self.client.executors.slots();
             while self.jobs.len() < limit {
                 match self.task().await {
                     Ok(Some(task)) => {
@@ -423,7 +325,7 @@ impl<E: From<ClusterError>> UnderWay<E> {
         while self.ready.is_empty() {
             let Some(windows) = &mut self.windows else { break };
             if let Some((keys, window)) = windows.next().await.transpose()? {
-                let shares = SHARES_PER_SLOT * self.client.executors.slots.load(Ordering::Relaxed).max(1);
+                let shares = SHARES_PER_SLOT * self.client.executors.slots();
                 self.ready.extend(self.cutter.push(&keys, &window, shares));
             } else {
                 self.ready.extend(self.cutter.finish());
@@ -432,114 +334,6 @@ impl<E: From<ClusterError>> UnderWay<E> {
         }
         Ok(self.ready.pop_front())
     }
-}
-
-/// A session whose queries the executors of a cluster share among their slots.
-///
-/// # Errors
-/// A scheduler that does not answer.
-pub async fn session_of(address: &Address, window: usize, models: Arc<Models>) -> Result<SessionContext, ClusterError> {
-    let slots = slots(&http_client(address)?, address).await.map_err(|problem| unreachable(address, &problem, ""))?;
-    if slots == 0 {
-        tracing::warn!("{address} has no executor yet");
-    }
-    session(address, "couplet query", window, slots.max(1), models)
-}
-
-fn http_client(address: &Address) -> Result<reqwest::Client, ClusterError> {
-    let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).connect_timeout(Duration::from_secs(5));
-    http.build().map_err(|e| unreachable(address, &e.to_string(), ""))
-}
-
-/// A session whose plans a scheduler executes, in so many parts at once.
-fn session(
-    address: &Address,
-    name: &str,
-    window: usize,
-    partitions: usize,
-    models: Arc<Models>,
-) -> Result<SessionContext, ClusterError> {
-    let config = SessionConfig::new_with_ballista()
-        .with_batch_size(window)
-        .with_target_partitions(partitions)
-        .with_information_schema(true)
-        .with_ballista_job_name(name)
-        .with_extension(Arc::new(SentAway))
-        .with_ballista_logical_extension_codec(Arc::new(PlanCodec::of(Arc::clone(&models))));
-    let builder = SessionStateBuilder::new().with_config(config).with_default_features();
-    let state = predict::install(builder, Arc::clone(&models)).build().upgrade_for_ballista(address.http());
-    let state = state.map_err(|e| unreachable(address, &e.to_string(), ""))?;
-    let context = SessionContext::new_with_state(state);
-    // Ballista leaves out the functions that the session had.
-    context.register_udf(predict::function(models));
-    context.register_udf(function::score(None));
-    Ok(context)
-}
-
-/// Counts the slots of the executors, every now and then.
-async fn watch(http: reqwest::Client, address: Address, executors: Arc<Executors>) {
-    let mut looks = tokio::time::interval(LOOK);
-    looks.tick().await;
-    loop {
-        looks.tick().await;
-        if let Ok(now) = slots(&http, &address).await {
-            *executors.answered.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-            let before = executors.slots.swap(now, Ordering::Relaxed);
-            if now > 0 {
-                *executors.seen.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-            }
-            if now != before {
-                tracing::info!("{address} has {} now", counted(now as u64, "slot"));
-            }
-        }
-    }
-}
-
-/// Asks a scheduler for its executors, in the order of their names.
-///
-/// # Errors
-/// A scheduler that does not answer.
-pub async fn look(address: &Address) -> Result<Vec<Seen>, ClusterError> {
-    let seen = executors(&http_client(address)?, address).await;
-    seen.map_err(|problem| unreachable(address, &problem, ""))
-}
-
-async fn executors(http: &reqwest::Client, address: &Address) -> Result<Vec<Seen>, String> {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let seen = list(http, address, "executors").await?.into_iter().map(|executor| Seen {
-        name: executor["id"].as_str().map_or("", |id| id.rsplit_once(INSTANCE).map_or(id, |(name, _)| name)).to_owned(),
-        host: text(&executor["host"]),
-        slots: executor["specification"]["vcores"].as_u64().unwrap_or(0),
-    });
-    let mut seen: Vec<_> = seen.collect();
-    seen.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(seen)
-}
-
-/// The slots of all executors of a scheduler.
-async fn slots(http: &reqwest::Client, address: &Address) -> Result<usize, String> {
-    let slots = executors(http, address).await?.iter().map(|executor| executor.slots).sum::<u64>();
-    Ok(usize::try_from(slots).unwrap_or(usize::MAX))
-}
-
-/// Asks the scheduler for one of its lists.
-async fn list(http: &reqwest::Client, address: &Address, what: &str) -> Result<Vec<Value>, String> {
-    let url = format!("{}/api/{what}", address.http());
-    let answer = async { http.get(url).send().await?.error_for_status()?.json::<Value>().await };
-    let answer = answer.await.map_err(|error| {
-        let error = error.without_url();
-        let first: &dyn std::error::Error = &error;
-        // What the system said stands behind what each layer says of the one below it.
-        std::iter::successors(Some(first), |error| error.source()).last().unwrap_or(first).to_string()
-    })?;
-    match answer {
-        Value::Array(list) => Ok(list),
-        _ => Err("it is no scheduler: it answered otherwise".into()),
-    }
-}
-
-fn unreachable(address: &Address, problem: &str, kept: &'static str) -> ClusterError {
-    ClusterError::Unreachable { address: address.to_string(), problem: problem.to_owned(), kept }
 }
 
 /// The rows of a task as a Parquet file.

@@ -33,9 +33,13 @@ mod executor;
 #[cfg(feature = "cluster")]
 mod function;
 #[cfg(feature = "cluster")]
+mod lists;
+#[cfg(feature = "cluster")]
 mod outcomes;
 #[cfg(feature = "cluster")]
 mod scheduler;
+#[cfg(feature = "cluster")]
+mod session;
 #[cfg(feature = "cluster")]
 mod stores;
 #[cfg(feature = "cluster")]
@@ -54,13 +58,17 @@ use crate::error::Error;
 use crate::predict::Models;
 
 #[cfg(feature = "cluster")]
-pub use client::{Client, Scored, Work, look, session_of};
+pub use client::{Client, Scored, Work};
 #[cfg(feature = "cluster")]
 pub use contract::Contract;
 #[cfg(feature = "cluster")]
 pub use executor::{ExecutorOptions, execute};
 #[cfg(feature = "cluster")]
+pub use lists::look;
+#[cfg(feature = "cluster")]
 pub use scheduler::{SchedulerOptions, schedule};
+#[cfg(feature = "cluster")]
+pub use session::session_of;
 
 /// Stands between the name of an executor and what sets its life apart from others of that name.
 #[cfg(feature = "cluster")]

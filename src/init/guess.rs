@@ -76,6 +76,8 @@ pub struct Wanted {
     pub text: Vec<String>,
     /// The column of labels.
     pub label: Option<String>,
+    /// That no column has labels.
+    pub no_label: bool,
 }
 
 /// Which columns mean what, and why.
@@ -170,6 +172,9 @@ fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error
 fn label(table: &Looked, wanted: &Wanted, text: &[String]) -> (Option<String>, String) {
     if let Some(label) = &wanted.label {
         return (Some(label.clone()), "as asked for".into());
+    }
+    if wanted.no_label {
+        return (None, "as asked for".into());
     }
     let free = || table.columns.iter().filter(|c| !text.contains(&c.name) && !wanted.id.contains(&c.name));
     let values = |column: &Column| match column.distinct {

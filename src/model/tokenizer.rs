@@ -7,9 +7,10 @@ use serde_json::Value;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::{BertNormalizer, NormalizerWrapper};
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
-use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::processors::template::{Template, TemplateProcessing};
 use tokenizers::{
-    AddedToken, PostProcessor, TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings,
+    AddedToken, PostProcessor, PostProcessorWrapper, TruncationDirection, TruncationParams, TruncationStrategy,
+    truncate_encodings,
 };
 
 use super::config::{Keys, ModelConfig, read_json};
@@ -77,7 +78,13 @@ impl Tokenizer {
                 config.vocab_size
             )));
         }
-        if let Some((token, id)) = inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id)
+        // A post-processor puts special tokens by their ids, which need not be in the vocabulary.
+        let special = [inner.encode_fast("", true), inner.encode_fast(("", ""), true)];
+        let special = special
+            .iter()
+            .flatten()
+            .flat_map(|encoding| encoding.get_tokens().iter().cloned().zip(encoding.get_ids().iter().copied()));
+        if let Some((token, id)) = inner.get_vocab(true).into_iter().chain(special).max_by_key(|(_, id)| *id)
             && id as usize >= config.vocab_size
         {
             return Err(unreadable(format!(
@@ -225,7 +232,41 @@ fn tokenizer_of(json: &Path) -> tokenizers::Result<tokenizers::Tokenizer> {
     let bytes = std::fs::read(json)?;
     // The library panics where the JSON breaks inside the decoder (decoders/mod.rs, `expect("Helper")`).
     serde_json::from_slice::<Value>(&bytes)?;
-    tokenizers::Tokenizer::from_bytes(bytes)
+    let tokenizer = tokenizers::Tokenizer::from_bytes(bytes)?;
+    tokenizer.get_post_processor().map_or(Ok(()), check_templates)?;
+    Ok(tokenizer)
+}
+
+/// Makes sure that templates use what there is: the library looks no further when it reads them, and panics at the first
+/// text (processors/template.rs, `apply_template`).
+fn check_templates(processor: &PostProcessorWrapper) -> tokenizers::Result<()> {
+    match processor {
+        PostProcessorWrapper::Sequence(processors) => processors.as_ref().iter().try_for_each(check_templates),
+        PostProcessorWrapper::Template(templates) => {
+            check_template("single", &templates.single, templates)?;
+            check_template("pair", templates.get_pair(), templates)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_template(name: &str, template: &Template, templates: &TemplateProcessing) -> tokenizers::Result<()> {
+    // Pieces are private to the library but for their JSON.
+    let pieces = serde_json::to_value(template)?;
+    for piece in pieces.as_array().into_iter().flatten() {
+        if let Some(token) = piece["SpecialToken"]["id"].as_str()
+            && !templates.get_special_tokens().0.contains_key(token)
+        {
+            return Err(format!(
+                "`post_processor`: the template `{name}` puts the token {token:?}, which `special_tokens` does not have"
+            )
+            .into());
+        }
+        if name == "single" && piece["Sequence"]["id"] == "B" {
+            return Err("`post_processor`: the template `single` puts a second text, where there is one only".into());
+        }
+    }
+    Ok(())
 }
 
 /// BERT's WordPiece tokenizer from a `vocab.txt`, one piece a line, and the settings of `tokenizer_config.json`.

@@ -14,6 +14,7 @@ use super::path_of;
 use crate::error::Error;
 use crate::predict::FUNCTION;
 use crate::sql_error::nearest;
+use crate::tables::is_place;
 
 /// What `\?` shows.
 pub(super) const HELP: &str = "\
@@ -99,9 +100,11 @@ impl Command {
 fn table_of(argument: &str) -> String {
     let name = argument.strip_prefix("datafusion.").unwrap_or(argument);
     let name = name.strip_prefix("public.").unwrap_or(name);
-    match name.strip_prefix('"').and_then(|name| name.strip_suffix('"')) {
-        Some(name) => name.replace("\"\"", "\""),
-        None => name.to_owned(),
+    let inside = |mark: char| name.strip_prefix(mark)?.strip_suffix(mark);
+    match (inside('"'), inside('\'')) {
+        (Some(name), _) => name.replace("\"\"", "\""),
+        (None, Some(file)) => file.replace("''", "'"),
+        (None, None) => name.to_owned(),
     }
 }
 
@@ -129,16 +132,18 @@ pub(super) async fn tables(context: &SessionContext) -> Result<String, Error> {
         rows.push([name, kind.to_owned(), table.schema().fields().len().to_string()]);
     }
     if rows.is_empty() {
-        return Ok("there are no tables: leave, and name some with --table NAME=URI or --pipeline FILE\n".into());
+        return Ok("there are no tables: leave, and name some with --table NAME=URI or --pipeline FILE; \
+                   a file is one itself, as in SELECT * FROM 'FILE'\n"
+            .into());
     }
     formatted(["table", "kind", "columns"], &rows)
 }
 
-/// The columns of a table.
+/// The columns of a table, or of a file that SQL could name.
 pub(super) async fn columns(context: &SessionContext, name: &str) -> Result<String, Error> {
     let names = table_names(context);
-    let Some(found) = names.iter().find(|table| *table == name).or(names.iter().find(|t| t.eq_ignore_ascii_case(name)))
-    else {
+    let found = names.iter().find(|table| *table == name).or(names.iter().find(|t| t.eq_ignore_ascii_case(name)));
+    let Some(found) = found.map(String::as_str).or(Some(name).filter(|name| is_place(name))) else {
         let near = nearest(name, names.iter().map(String::as_str));
         let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
         return Err(Error::Usage(format!("there is no table `{name}` (tables: {}){near}", names.join(", "))));

@@ -4,6 +4,7 @@ pub mod diagnose;
 mod files;
 mod format;
 mod measure;
+mod named_by_place;
 mod versioned;
 
 use std::sync::Arc;
@@ -23,6 +24,9 @@ use files::Files;
 use format::file_format;
 pub(crate) use measure::known_rows;
 pub use measure::{Measured, measure};
+use named_by_place::Opened;
+pub use named_by_place::enable_places;
+pub(crate) use named_by_place::is_place;
 
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
@@ -69,13 +73,18 @@ impl From<ObjectsError> for Problem {
 /// # Errors
 /// Files that are missing, or that are not what the format says.
 pub async fn register(context: &SessionContext, table: &Table) -> Result<(), TableError> {
+    let provider = open(context, table).await?;
+    let registered = register_under_its_name(context, &table.name, &provider);
+    registered.map_err(|e| TableError::new(table, e.strip_backtrace()))
+}
+
+async fn open(context: &SessionContext, table: &Table) -> Result<Arc<dyn TableProvider>, TableError> {
     if let Some(provider) = versioned::provider(context, table).await.map_err(|e| TableError::new(table, e))? {
-        let registered = register_under_its_name(context, &table.name, &provider);
-        return registered.map_err(|e| TableError::new(table, e.strip_backtrace()));
+        return Ok(provider);
     }
     let files = Files::find(context, table).await.map_err(|e| TableError::new(table, e))?;
-    match try_register(context, table, &files).await {
-        Ok(()) => Ok(()),
+    match listing(context, table, &files).await {
+        Ok(provider) => Ok(provider),
         Err(e) => Err(match files.first_broken(&table.format).await {
             Some(broken) => TableError::new(table, broken.to_string()),
             None => TableError::new(table, files.describe(&e, table)),
@@ -83,7 +92,11 @@ pub async fn register(context: &SessionContext, table: &Table) -> Result<(), Tab
     }
 }
 
-async fn try_register(context: &SessionContext, table: &Table, files: &Files) -> Result<(), DataFusionError> {
+async fn listing(
+    context: &SessionContext,
+    table: &Table,
+    files: &Files,
+) -> Result<Arc<dyn TableProvider>, DataFusionError> {
     let url = files.url.clone();
     let state = context.state();
     let mut options = ListingOptions::new(file_format(&table.format)).with_file_extension(&files.extension);
@@ -115,7 +128,7 @@ async fn try_register(context: &SessionContext, table: &Table, files: &Files) ->
         }
         _ => {}
     }
-    register_under_its_name(context, &table.name, &provider)
+    Ok(provider)
 }
 
 /// Registers the table as it is written, and in lower case, which is what SQL makes of a name without quotation marks.
@@ -131,9 +144,10 @@ fn register_under_its_name(
     Ok(())
 }
 
-/// Reads the files of the tables once more, to find the one that made a query fail.
+/// Reads the files of the tables, and of those that SQL named by their places, once more, to find the one that made a
+/// query fail.
 pub async fn first_broken(context: &SessionContext, tables: &[Table]) -> Option<diagnose::Broken> {
-    for table in tables {
+    for table in tables.iter().chain(&Opened::of(context)) {
         let files = Files::find(context, table).await.ok()?;
         if let Some(broken) = files.first_broken(&table.format).await {
             return Some(broken);

@@ -524,6 +524,24 @@ fn a_tokenizer_that_does_not_suit() {
 }
 
 #[test]
+fn a_post_processor_that_puts_what_is_not_there() {
+    let with = |change: fn(&mut Value)| {
+        Variant::of("tiny-distilbert").with_json("tokenizer.json", |json| change(&mut json["post_processor"])).error()
+    };
+    insta::assert_snapshot!(with(|processor| processor["pair"][2]["SpecialToken"]["id"] = "</s>".into()), @r#"cannot read MODEL/tokenizer.json: `post_processor`: the template `pair` puts the token "</s>", which `special_tokens` does not have"#);
+    insta::assert_snapshot!(with(|processor| processor["single"][1]["Sequence"]["id"] = "B".into()), @"cannot read MODEL/tokenizer.json: `post_processor`: the template `single` puts a second text, where there is one only");
+    insta::assert_snapshot!(with(|processor| processor["special_tokens"]["[SEP]"]["ids"] = json!([9000])), @r#"cannot read MODEL/tokenizer.json: token "[SEP]" has the id 9000, beyond the 787 that the encoder knows (`vocab_size` of config.json)"#);
+    let nested = |processor: &mut Value| {
+        processor["special_tokens"].as_object_mut().unwrap().remove("[CLS]");
+        *processor = json!({"type": "Sequence", "processors": [processor.take()]});
+    };
+    insta::assert_snapshot!(with(nested), @r#"cannot read MODEL/tokenizer.json: `post_processor`: the template `single` puts the token "[CLS]", which `special_tokens` does not have"#);
+    let other = json!({"type": "BertProcessing", "sep": ["[SEP]", 4_000_000_000_u32], "cls": ["[CLS]", 2]});
+    let other = Variant::of("tiny-distilbert").with_json("tokenizer.json", |json| json["post_processor"] = other);
+    insta::assert_snapshot!(other.error(), @r#"cannot read MODEL/tokenizer.json: token "[SEP]" has the id 4000000000, beyond the 787 that the encoder knows (`vocab_size` of config.json)"#);
+}
+
+#[test]
 fn settings_of_the_tokenizer_are_checked_too() {
     let with = |key: &str, value: Value| {
         Variant::of("tiny-bert").with_json("tokenizer_config.json", |settings| settings[key] = value).error()

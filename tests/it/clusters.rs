@@ -355,6 +355,7 @@ fn queries_on_a_cluster_answer_as_queries_here() {
              WHERE p['score'] > 0.9 GROUP BY 1 ORDER BY 1",
             model.display()
         ),
+        format!("SELECT category, count(*) AS n FROM '{}' GROUP BY 1 ORDER BY 1", quickstart_pairs().display()),
     ] {
         let query = |more: &[&str]| {
             // Models are cut short by what the command says, wherever they are.

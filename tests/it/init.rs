@@ -170,6 +170,11 @@ fn wrong_guesses_can_be_corrected_and_wrong_corrections_are_said() {
     assert_eq!(report["rows"]["scored"], 40);
     let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
     assert!(toml.contains("model AS source_model") && toml.contains("\"order\""), "{toml}");
+    let none = ["init", "--from", "reviews.jsonl", "none", "--no-label", "--model"];
+    let said = stdout_of(at(folder.path(), &none).arg(&model));
+    assert!(said.contains("label  none: as asked for"), "{said}");
+    let toml = std::fs::read_to_string(folder.path().join("none/pipeline.toml")).unwrap();
+    assert!(toml.lines().any(|line| line.starts_with("# label = \"…\"")), "{toml}");
 }
 
 #[test]

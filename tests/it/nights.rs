@@ -308,9 +308,11 @@ fn tables_move_from_version_to_version() {
     assert_eq!(job.report()["output"]["version"], 0);
     assert_eq!(job.report()["output"]["version"], 1);
     let count = |table: &str| {
+        let sql = "SELECT count(*) AS n, count(DISTINCT id) AS ids, max(part) AS parts FROM";
+        let (listed, by_place) = (format!("{sql} t"), format!("{sql} '{table}'"));
         let table = format!("t={table}");
-        let sql = "SELECT count(*) AS n, count(DISTINCT id) AS ids, max(part) AS parts FROM t";
-        let text = stdout_of(&mut job.couplet(&["query", "--format", "json", "--table", &table, sql]));
+        let text = stdout_of(&mut job.couplet(&["query", "--format", "json", "--table", &table, &listed]));
+        assert_eq!(stdout_of(&mut job.couplet(&["query", "--format", "json", &by_place])), text);
         serde_json::from_str::<Value>(&text).unwrap()[0].clone()
     };
     assert_eq!(count("out/scores"), serde_json::json!({ "n": 600, "ids": 300, "parts": 1 }));
@@ -372,13 +374,12 @@ fn rejected_rows_go_to_a_table_of_their_own_if_asked() {
         assert_eq!(counts(&report), [32, 20, 0, 10, 2]);
         assert_eq!(report["quarantine"]["rows"], 2);
         assert_eq!(published(&job).len(), 30);
-        let table = format!("t={}", report["quarantine"]["path"].as_str().unwrap());
-        let sql = "SELECT id, error FROM t ORDER BY id";
-        let text = stdout_of(&mut job.couplet(&["query", "--format", "csv", "--table", &table, sql]));
+        let sql = format!("SELECT id, error FROM '{}' ORDER BY id", report["quarantine"]["path"].as_str().unwrap());
+        let text = stdout_of(&mut job.couplet(&["query", "--format", "csv", &sql]));
         assert_eq!(text, "id,error\n30,a is NULL\n31,a is NULL\n");
         // A second night adds no second copy of them.
         job.report();
-        let text = stdout_of(&mut job.couplet(&["query", "--format", "csv", "--table", &table, sql]));
+        let text = stdout_of(&mut job.couplet(&["query", "--format", "csv", &sql]));
         assert_eq!(text.lines().count(), 3, "{text}");
     }
 }

@@ -289,7 +289,7 @@ fn a_query_only_reads() {
 fn unknown_tables_are_named_with_their_likes() {
     let table = format!("Pairs={}", quickstart_pairs().display());
     insta::assert_snapshot!(refusal("SELECT 1 FROM pair", &["--table", &table]), @"error: SQL: there is no table `pair` (tables: Pairs); did you mean `Pairs`?");
-    insta::assert_snapshot!(refusal("SELECT 1 FROM pairs", &[]), @"error: SQL: there is no table `pairs`, nor any other: name one with --table pairs=URI or --pipeline FILE");
+    insta::assert_snapshot!(refusal("SELECT 1 FROM pairs", &[]), @"error: SQL: there is no table `pairs`, nor any other: name one with --table pairs=URI or --pipeline FILE, or read a file with FROM 'FILE'");
 }
 
 #[test]
@@ -345,7 +345,7 @@ fn mistakes_in_the_command_are_explained() {
     insta::assert_snapshot!(refusal("SELECT 1", &["--table", "t=a.csv", "--table", "T=b.csv"]), @"error: --table T=b.csv: T was given before, as a.csv; give each name once");
     insta::assert_snapshot!(refusal("SELECT 1", &["--table", "t=a.html"]), @r#"error: --table t=a.html: the name of `a.html` does not tell its format; rename the file, or name its format in `[tables]` of a pipeline: `{ uri = "…", format = "csv" }`"#);
     insta::assert_snapshot!(refusal("sql/accuracy.sql", &[]), @"error: `sql/accuracy.sql` is a file, not SQL; execute its SQL with --file sql/accuracy.sql");
-    insta::assert_snapshot!(refusal("Cargo.toml", &[]), @r#"error: `Cargo.toml` is a file, not SQL; read it as a table: --table data=Cargo.toml "SELECT * FROM data""#);
+    insta::assert_snapshot!(refusal("Cargo.toml", &[]), @r#"error: `Cargo.toml` is a file, not SQL; read it as a table: "SELECT * FROM 'Cargo.toml'""#);
     insta::assert_snapshot!(refusal("", &[]), @"error: SQL: there is no SQL");
     insta::assert_snapshot!(refusal("SELEC 1", &[]), @"error: SQL: Expected: an SQL statement, found: SELEC at Line: 1, Column: 1");
     let mut command = couplet();

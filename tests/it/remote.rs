@@ -17,9 +17,12 @@ use crate::tiny::Variant;
 
 const PAIRS: &str = "id,a,b\n1,A man went home.,He was at home.\n2,No.,Yes.\n";
 
-/// What `couplet query` makes of a table, as CSV.
+/// What `couplet query` makes of a table `t`, as CSV: the same if SQL names its place.
 fn query(bucket: &Bucket, uri: &str, sql: &str) -> String {
-    stdout_of(&mut bucket.couplet(&["query", "--format", "csv", sql, "--table", &format!("t={uri}")]))
+    let listed = stdout_of(&mut bucket.couplet(&["query", "--format", "csv", sql, "--table", &format!("t={uri}")]));
+    let by_place = sql.replace(" FROM t", &format!(" FROM '{uri}'"));
+    assert_eq!(stdout_of(&mut bucket.couplet(&["query", "--format", "csv", &by_place])), listed, "{by_place}");
+    listed
 }
 
 /// What `couplet query` says of a table that cannot be read, without what the tests keep secret.

@@ -26,10 +26,12 @@ fn commands_come_from_stdin_too() {
     let folder = tempfile::tempdir().unwrap();
     let (result, file) = (folder.path().join("a b.csv"), folder.path().join("more.sql"));
     write(&file, "\\d v\nSELECT x * 2 AS x FROM v;");
+    write(&folder.path().join("c.csv"), "id,text\n1,a\n");
     let text = format!(
-        "CREATE VIEW v AS SELECT 21 AS x;\n\\o '{}'\nSELECT x FROM v;\n\\i {}\n\\q\nSELECT 'never';",
+        "CREATE VIEW v AS SELECT 21 AS x;\n\\o '{}'\nSELECT x FROM v;\n\\i {}\n\\d '{}'\n\\q\nSELECT 'never';",
         result.display(),
-        file.display()
+        file.display(),
+        folder.path().join("c.csv").display()
     );
     let printed = stdout_of(&mut from_stdin(&text, &[]));
     let printed = printed.replace(folder.path().to_str().unwrap(), "DIR");
@@ -61,6 +63,7 @@ fn what_is_wrong_on_stdin_is_said_as_for_one_statement() {
     insta::assert_snapshot!(problem("INSERT INTO pairs VALUES (1);"), @r"error: stdin: Inconsistent data length across values list: got 1 values in row 0 but expected 5");
     insta::assert_snapshot!(problem("\\timing\nSELECT 1;\nSELECT * FROM pears;"), @r"error: stdin, line 3: there is no table `pears` (tables: pairs); did you mean `pairs`?");
     insta::assert_snapshot!(problem("\\d pears"), @r"error: there is no table `pears` (tables: pairs); did you mean `pairs`?");
+    insta::assert_snapshot!(problem("\\d pears.csv"), @"");
     insta::assert_snapshot!(problem("\\dx"), @r"error: there is no command \dx; did you mean \d? (\? lists them)");
     insta::assert_snapshot!(problem("\\o result.doc"), @r"error: -o result.doc: the format is not told by the extension (csv, json, parquet, txt); add --format");
     insta::assert_snapshot!(problem("\\i none.sql"), @r"error: cannot read none.sql: No such file or directory (os error 2)");
@@ -94,7 +97,7 @@ fn places_are_those_of_the_script() {
     let text = "\\timing on\n-- it's; a comment\nSELECT 'é'; /* a /* b; */ */ SELEC 2;";
     insta::assert_snapshot!(problem(text), @"error: stdin, line 3: Expected: an SQL statement, found: SELEC at Line: 3, Column: 30");
     insta::assert_snapshot!(problem("SELECT 1;\r\n\r\n  SELEC 2;\r\n"), @"error: stdin: Expected: an SQL statement, found: SELEC at Line: 3, Column: 3");
-    insta::assert_snapshot!(problem("SELECT 1;\n\nSELECT * FROM none;\n"), @"error: stdin, line 3: there is no table `none`, nor any other: name one with --table none=URI or --pipeline FILE");
+    insta::assert_snapshot!(problem("SELECT 1;\n\nSELECT * FROM none;\n"), @"error: stdin, line 3: there is no table `none`, nor any other: name one with --table none=URI or --pipeline FILE, or read a file with FROM 'FILE'");
     insta::assert_snapshot!(problem("\\timing maybe"), @r"error: \timing maybe: it is on or off");
     // Words of other shells.
     let printed =

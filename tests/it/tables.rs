@@ -51,11 +51,16 @@ impl Files {
         self.failure(uri, "SELECT * FROM t", 2)
     }
 
+    /// What a command says that fails, this folder's path replaced.
+    fn error(&self, command: &mut assert_cmd::Command, code: i32) -> String {
+        let message = crate::support::stderr_of(command, code);
+        message.replace(self.0.path().to_str().unwrap(), "DIR").trim_end().to_owned()
+    }
+
     fn failure(&self, uri: &str, sql: &str, code: i32) -> String {
         let mut command = couplet();
         command.current_dir(self.0.path()).args(["query", sql, "--table", &format!("t={uri}")]);
-        let message = crate::support::stderr_of(&mut command, code);
-        message.replace(self.0.path().to_str().unwrap(), "DIR").trim_end().to_owned()
+        self.error(&mut command, code)
     }
 
     /// Writes the rows of a query in the formats that the tests cannot write themselves.
@@ -409,6 +414,55 @@ async fn a_corrupt_page_fails_a_query_with_file_and_row() {
     let message = job.error_of(job.couplet(&query).args(["-o", "out/x.csv"]), 1);
     assert!(message.ends_with("; no output was written"), "{message}");
     assert!(job.output_files().is_empty());
+    for sql in ["SELECT max(length(a)) FROM 'pairs.parquet'", "SELECT 1;\nSELECT max(length(a)) FROM 'pairs.parquet';"]
+    {
+        let by_place = job.error_of(job.couplet(&["query"]).write_stdin(sql), 1);
+        assert!(by_place.contains("DIR/pairs.parquet: a page after row 1024 cannot be read"), "{by_place}");
+    }
+}
+
+#[test]
+fn a_query_names_files_by_their_places() {
+    let files = Files::new([
+        ("t.csv", "id,a\n1,x\n2,y\n".as_bytes()),
+        ("parts/p-1.csv", b"id,a\n3,z\n"),
+        ("parts/p-2.csv", b"id,a\n4,z\n"),
+        ("broken.csv", b"id,a\n1,x\n2,\"y\n"),
+    ]);
+    let query = |sql: &str, arguments: &[&str]| {
+        let mut command = couplet();
+        command.current_dir(files.path("")).args(["query", "--format", "csv", sql]).args(arguments);
+        command
+    };
+    let rows = |sql: &str, arguments: &[&str]| stdout_of(&mut query(sql, arguments));
+    assert_eq!(rows("SELECT a FROM 't.csv' ORDER BY id", &[]), "a\nx\ny\n");
+    assert_eq!(rows("SELECT a FROM \"t.csv\" ORDER BY id", &[]), "a\nx\ny\n");
+    assert_eq!(rows("SELECT sum(id) AS ids FROM 'parts/*.csv'", &[]), "ids\n7\n");
+    let absolute = files.path("t.csv");
+    assert_eq!(rows(&format!("SELECT count(*) AS n FROM '{}'", absolute.display()), &[]), "n\n2\n");
+    assert_eq!(rows("SELECT r.a FROM 't.csv' l JOIN 't.csv' r ON l.id + 1 = r.id", &[]), "a\ny\n");
+    // A table that is listed goes before a file of its name, and parameters are bound as everywhere.
+    assert_eq!(
+        rows(
+            "SELECT t.a, l.a AS b FROM t JOIN 't.csv' l ON t.id = l.id + $more",
+            &["--table", "t=parts/p-1.csv", "--param", "more=2"]
+        ),
+        "a,b\nz,x\n"
+    );
+    let refusal = |sql: &str| files.error(&mut query(sql, &[]), 2);
+    insta::assert_snapshot!(refusal("SELECT a FROM 'u.csv'"), @"");
+    insta::assert_snapshot!(refusal("SELECT a FROM 'parts/*.parquet'"), @"");
+    insta::assert_snapshot!(refusal("SELECT a FROM 't.html'"), @"");
+    insta::assert_snapshot!(refusal("SELECT a FROM 'broken.csv'"), @"");
+    insta::assert_snapshot!(refusal("SELECT b FROM 't.csv'"), @"");
+    // It reads only.
+    insta::assert_snapshot!(refusal("INSERT INTO 't.csv' VALUES (5, 'v')"), @"");
+}
+
+#[test]
+fn a_pipeline_names_its_tables() {
+    let job = Job::new("id,a,b\n1,x,y\n").change("FROM pairs", "FROM 'pairs.csv'");
+    insta::assert_snapshot!(job.error(2), @"");
 }
 
 #[test]

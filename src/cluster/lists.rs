@@ -1,0 +1,212 @@
+//! What a scheduler says of its executors and jobs.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ballista_core::serde::protobuf::CancelJobParams;
+use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
+use ballista_core::utils::create_grpc_client_endpoint;
+use serde_json::Value;
+
+use super::{Address, ClusterError, INSTANCE, Seen};
+use crate::progress::{counted, spoken};
+
+/// How long a scheduler has to answer what it answers at once.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Between two looks at the executors.
+pub(super) const LOOK: Duration = Duration::from_secs(2);
+
+/// For how long there may be no executor, or no answer from the scheduler.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// How often jobs are looked for that are to be cancelled, at most.
+const ROUNDS: usize = 5;
+
+/// Between two of those.
+const ROUND: Duration = Duration::from_millis(200);
+
+/// What there is of a run whose scheduler is gone.
+const KEPT: &str = "; what was scored is remembered: run the same command again";
+
+/// A scheduler, asked for its lists.
+#[derive(Debug, Clone)]
+pub(super) struct Lists {
+    address: Address,
+    http: reqwest::Client,
+}
+
+impl Lists {
+    pub(super) fn of(address: &Address) -> Result<Self, ClusterError> {
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(10)).connect_timeout(ANSWER);
+        let http = http.build().map_err(|e| address.unreachable(&e.to_string(), ""))?;
+        Ok(Self { address: address.clone(), http })
+    }
+
+    /// The executors, in the order of their names.
+    async fn executors(&self) -> Result<Vec<Seen>, String> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let name = |id: &str| id.rsplit_once(INSTANCE).map_or(id, |(name, _)| name).to_owned();
+        let seen = self.list("executors").await?.into_iter().map(|executor| Seen {
+            name: executor["id"].as_str().map(name).unwrap_or_default(),
+            host: text(&executor["host"]),
+            slots: executor["specification"]["vcores"].as_u64().unwrap_or(0),
+        });
+        let mut seen: Vec<_> = seen.collect();
+        seen.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(seen)
+    }
+
+    /// The slots of all executors.
+    ///
+    /// # Errors
+    /// A scheduler that does not answer.
+    pub(super) async fn slots(&self) -> Result<usize, ClusterError> {
+        self.try_slots().await.map_err(|problem| self.address.unreachable(&problem, ""))
+    }
+
+    async fn try_slots(&self) -> Result<usize, String> {
+        let slots = self.executors().await?.iter().map(|executor| executor.slots).sum::<u64>();
+        Ok(usize::try_from(slots).unwrap_or(usize::MAX))
+    }
+
+    /// Makes sure, more than once, that the scheduler answers.
+    pub(super) async fn reach(&self) -> Result<(), ClusterError> {
+        let mut problem = String::new();
+        for wait in [0, 1, 2, 4] {
+            tokio::time::sleep(Duration::from_secs(wait)).await;
+            match self.try_slots().await {
+                Ok(_) => return Ok(()),
+                Err(said) => problem = said,
+            }
+        }
+        Err(self.address.unreachable(&problem, KEPT))
+    }
+
+    /// Cancels the jobs of a name that are not done. They are found by it, as a scheduler tells a client the id of a job
+    /// only when it ends.
+    pub(super) async fn cancel_all(&self, name: &str) {
+        let mut cancelled = 0;
+        // One that was just being sent shows up a moment later.
+        for round in 0..ROUNDS {
+            match self.cancel(name).await {
+                Ok(0) if round > 0 => break,
+                Ok(n) => cancelled += n,
+                Err(problem) => {
+                    tracing::debug!("jobs may go on, as they could not be cancelled: {problem}");
+                    break;
+                }
+            }
+            tokio::time::sleep(ROUND).await;
+        }
+        if cancelled > 0 {
+            tracing::debug!("{} cancelled", counted(cancelled, "job"));
+        }
+    }
+
+    async fn cancel(&self, name: &str) -> Result<u64, String> {
+        let jobs = self.list("jobs").await?;
+        let own = jobs.iter().filter(|job| job["job_name"] == name);
+        let open = own.filter(|job| ["Queued", "Running"].iter().any(|status| job["status"] == *status));
+        let open: Vec<&str> = open.filter_map(|job| job["job_id"].as_str()).collect();
+        if open.is_empty() {
+            return Ok(0);
+        }
+        let endpoint = create_grpc_client_endpoint(self.address.http(), None).map_err(|e| e.to_string())?;
+        let connection = endpoint.connect_timeout(ANSWER).connect().await.map_err(|e| e.to_string())?;
+        let mut scheduler = SchedulerGrpcClient::new(connection);
+        for job_id in &open {
+            let job_id = (*job_id).to_owned();
+            let cancelled = tokio::time::timeout(ANSWER, scheduler.cancel_job(CancelJobParams { job_id })).await;
+            cancelled.map_err(|_| "it does not answer".to_owned())?.map_err(|e| e.to_string())?;
+        }
+        Ok(open.len() as u64)
+    }
+
+    async fn list(&self, what: &str) -> Result<Vec<Value>, String> {
+        let url = format!("{}/api/{what}", self.address.http());
+        let answer = async { self.http.get(url).send().await?.error_for_status()?.json::<Value>().await };
+        let answer = answer.await.map_err(|error| {
+            let error = error.without_url();
+            let first: &dyn std::error::Error = &error;
+            // What the system said stands behind what each layer says of the one below it.
+            std::iter::successors(Some(first), |error| error.source()).last().unwrap_or(first).to_string()
+        })?;
+        match answer {
+            Value::Array(list) => Ok(list),
+            _ => Err("it is no scheduler: it answered otherwise".into()),
+        }
+    }
+}
+
+/// Asks a scheduler for its executors, in the order of their names.
+///
+/// # Errors
+/// A scheduler that does not answer.
+pub async fn look(address: &Address) -> Result<Vec<Seen>, ClusterError> {
+    Lists::of(address)?.executors().await.map_err(|problem| address.unreachable(&problem, ""))
+}
+
+/// The executors of a scheduler, counted every now and then.
+#[derive(Debug)]
+pub(super) struct Watched {
+    slots: AtomicUsize,
+    /// When there was one last.
+    seen: Mutex<Instant>,
+    /// When the scheduler answered last.
+    answered: Mutex<Instant>,
+}
+
+impl Watched {
+    /// Begins with so many slots.
+    pub(super) fn new(slots: usize) -> Self {
+        let now = || Mutex::new(Instant::now());
+        Self { slots: AtomicUsize::new(slots), seen: now(), answered: now() }
+    }
+
+    /// Goes on counting, for as long as it is let.
+    pub(super) async fn watch(self: Arc<Self>, scheduler: Lists) {
+        let now = |instant: &Mutex<Instant>| *instant.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let mut looks = tokio::time::interval(LOOK);
+        looks.tick().await;
+        loop {
+            looks.tick().await;
+            if let Ok(slots) = scheduler.try_slots().await {
+                now(&self.answered);
+                let before = self.slots.swap(slots, Ordering::Relaxed);
+                if slots > 0 {
+                    now(&self.seen);
+                }
+                if slots != before {
+                    tracing::info!("{} has {} now", scheduler.address, counted(slots as u64, "slot"));
+                }
+            }
+        }
+    }
+
+    /// The slots of all executors, or one where there are none just now.
+    pub(super) fn slots(&self) -> usize {
+        self.slots.load(Ordering::Relaxed).max(1)
+    }
+
+    /// Makes sure that there were executors, and answers, not too long ago.
+    pub(super) fn check(&self, address: &Address) -> Result<(), ClusterError> {
+        let since = |instant: &Mutex<Instant>| instant.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        let answered = since(&self.answered);
+        if answered >= PATIENCE {
+            return Err(address.unreachable(&format!("not a word for {}", spoken(answered)), KEPT));
+        }
+        let seen = since(&self.seen);
+        if self.slots.load(Ordering::Relaxed) == 0 && seen >= PATIENCE {
+            return Err(ClusterError::NoExecutor { address: address.to_string(), seconds: seen.as_secs() });
+        }
+        Ok(())
+    }
+}
+
+impl Address {
+    pub(super) fn unreachable(&self, problem: &str, kept: &'static str) -> ClusterError {
+        ClusterError::Unreachable { address: self.to_string(), problem: problem.to_owned(), kept }
+    }
+}

@@ -1,0 +1,51 @@
+//! Sessions whose plans a scheduler executes.
+
+use std::sync::Arc;
+
+use ballista_core::extension::{SessionConfigExt, SessionStateExt};
+use datafusion::execution::SessionStateBuilder;
+use datafusion::prelude::{SessionConfig, SessionContext};
+
+use super::codec::PlanCodec;
+use super::delta::SentAway;
+use super::function;
+use super::lists::Lists;
+use super::{Address, ClusterError};
+use crate::predict::{self, Models};
+
+/// A session whose queries the executors of a cluster share among their slots.
+///
+/// # Errors
+/// A scheduler that does not answer.
+pub async fn session_of(address: &Address, window: usize, models: Arc<Models>) -> Result<SessionContext, ClusterError> {
+    let slots = Lists::of(address)?.slots().await?;
+    if slots == 0 {
+        tracing::warn!("{address} has no executor yet");
+    }
+    session(address, "couplet query", window, slots.max(1), models)
+}
+
+/// A session whose plans a scheduler executes, in so many parts at once.
+pub(super) fn session(
+    address: &Address,
+    name: &str,
+    window: usize,
+    partitions: usize,
+    models: Arc<Models>,
+) -> Result<SessionContext, ClusterError> {
+    let config = SessionConfig::new_with_ballista()
+        .with_batch_size(window)
+        .with_target_partitions(partitions)
+        .with_information_schema(true)
+        .with_ballista_job_name(name)
+        .with_extension(Arc::new(SentAway))
+        .with_ballista_logical_extension_codec(Arc::new(PlanCodec::of(Arc::clone(&models))));
+    let builder = SessionStateBuilder::new().with_config(config).with_default_features();
+    let state = predict::install(builder, Arc::clone(&models)).build().upgrade_for_ballista(address.http());
+    let state = state.map_err(|e| address.unreachable(&e.to_string(), ""))?;
+    let context = SessionContext::new_with_state(state);
+    // Ballista leaves out the functions that the session had.
+    context.register_udf(predict::function(models));
+    context.register_udf(function::score(None));
+    Ok(context)
+}

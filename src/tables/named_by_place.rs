@@ -1,0 +1,71 @@
+//! Tables that SQL names by where they are: `SELECT * FROM 'out/predictions.parquet'`.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use datafusion::catalog::{DynamicFileCatalog, TableProvider, UrlTableFactory};
+use datafusion::common::{DataFusionError, Result};
+use datafusion::prelude::SessionContext;
+
+use super::{TableError, open};
+use crate::config::{Table, table_from_uri};
+
+/// Lets SQL read the files, globs and folders that it names in quotation marks, here and in buckets.
+///
+/// It is for SQL that its user wrote: a pipeline says under `[tables]` what it reads.
+#[must_use]
+pub fn enable_places(context: SessionContext) -> SessionContext {
+    let session_id = context.session_id();
+    let listed = Arc::clone(context.state().catalog_list());
+    let opened = Arc::new(Opened::default());
+    // The session from before opens the tables, so that none has itself in its catalogs.
+    let places = Arc::new(Places { context: context.clone(), opened: Arc::clone(&opened) });
+    let catalogs = Arc::new(DynamicFileCatalog::new(listed, places));
+    let config = context.copied_config().with_extension(opened);
+    let builder = context.into_state_builder().with_session_id(session_id).with_config(config);
+    builder.with_catalog_list(catalogs).build().into()
+}
+
+/// The tables that SQL named by their places so far.
+#[derive(Default)]
+pub(super) struct Opened(Mutex<Vec<Table>>);
+
+impl Opened {
+    pub(super) fn of(context: &SessionContext) -> Vec<Table> {
+        let opened = context.state_ref().read().config().get_extension::<Self>();
+        opened.map(|opened| opened.0.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default()
+    }
+}
+
+/// Whether a name in SQL is rather a place than one of a table; a folder that is here is then `'out/'`.
+pub(crate) fn is_place(name: &str) -> bool {
+    name.contains(['/', '.', '*'])
+}
+
+struct Places {
+    context: SessionContext,
+    opened: Arc<Opened>,
+}
+
+impl fmt::Debug for Places {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Places").finish_non_exhaustive()
+    }
+}
+
+#[async_trait::async_trait]
+impl UrlTableFactory for Places {
+    async fn try_new(&self, url: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        if !is_place(url) {
+            return Ok(None);
+        }
+        let failed = |e: TableError| DataFusionError::External(Box::new(e));
+        let refused = |problem| failed(TableError { table: url.to_owned(), problem, passes: false });
+        let table = Table { name: url.to_owned(), ..table_from_uri("place", url).map_err(refused)? };
+        let provider = open(&self.context, &table).await.map_err(failed)?;
+        let mut opened = self.opened.0.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.retain(|other| other.name != table.name);
+        opened.push(table);
+        Ok(Some(provider))
+    }
+}
