@@ -15,6 +15,7 @@ use deltalake_core::kernel::StructType;
 use deltalake_core::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake_core::logstore::{LogStoreRef, StorageConfig, default_logstore};
 use deltalake_core::operations::create::CreateBuilder;
+use deltalake_core::operations::vacuum::VacuumMode;
 use deltalake_core::{DeltaTable, DeltaTableError, TableProperty};
 use futures::TryStreamExt;
 use object_store::prefix::PrefixStore;
@@ -22,7 +23,8 @@ use thiserror::Error;
 
 #[cfg(feature = "cluster")]
 use crate::cluster;
-use crate::objects::Objects;
+use crate::config::Place;
+use crate::objects::{Objects, cause_in, cut_answers};
 
 /// The key in a commit's metadata that names the run that made it.
 pub const RUN: &str = "couplet.run";
@@ -39,8 +41,12 @@ pub struct DeltaError {
 
 impl DeltaError {
     /// What the library said, with the table that it was about.
-    pub(crate) fn new(objects: &Objects, error: &DeltaTableError) -> Self {
-        Self { url: objects.to_string(), problem: error.to_string() }
+    pub(crate) fn new(objects: &Objects, error: &(dyn std::error::Error + 'static)) -> Self {
+        let problem = match cause_in(error).filter(|_| matches!(objects.place, Place::Remote(_))) {
+            Some(cause) => objects.error(cause).problem,
+            None => cut_answers(&error.to_string()),
+        };
+        Self { url: objects.to_string(), problem }
     }
 }
 
@@ -56,9 +62,9 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
     }
     match version {
         None => table.load().await.map_err(failed)?,
-        Some(version) => table.load_version(version).await.map_err(|e| DeltaError {
-            url: objects.to_string(),
-            problem: format!("version {version} cannot be read: {e}"),
+        Some(version) => table.load_version(version).await.map_err(|e| {
+            let DeltaError { url, problem } = failed(e);
+            DeltaError { url, problem: format!("version {version} cannot be read: {problem}") }
         })?,
     }
     Ok(Some(table))
@@ -80,9 +86,7 @@ pub async fn open_or_create(
     if let Some(table) = open(objects, None).await? {
         return Ok(table);
     }
-    let columns: StructType = (&for_delta(schema))
-        .try_into_kernel()
-        .map_err(|e| DeltaError { url: objects.to_string(), problem: e.to_string() })?;
+    let columns: StructType = (&for_delta(schema)).try_into_kernel().map_err(|e| DeltaError::new(objects, &e))?;
     let created = CreateBuilder::new()
         .with_log_store(log_store(objects))
         .with_columns(columns.fields().cloned())
@@ -96,6 +100,28 @@ pub async fn open_or_create(
         Err(error) => open(objects, None).await?.ok_or_else(|| failed(error)),
     }
 }
+
+/// The key in a commit's metadata that names what its rows were made of.
+pub const INPUTS: &str = "couplet.inputs";
+
+/// Which of these runs has committed what was made of these inputs, if one has.
+///
+/// # Errors
+/// A log that cannot be read.
+pub async fn committed_by(objects: &Objects, runs: &[String], inputs: &str) -> Result<Option<String>, DeltaError> {
+    if runs.is_empty() {
+        return Ok(None);
+    }
+    let failed = |e: DeltaTableError| DeltaError::new(objects, &e);
+    let Some(table) = open(objects, None).await? else { return Ok(None) };
+    let commits: Vec<_> = table.history(Some(COMMITS)).try_collect().await.map_err(failed)?;
+    let said = |info: &HashMap<String, serde_json::Value>, key: &str| info.get(key)?.as_str().map(str::to_owned);
+    let same = commits.iter().filter(|commit| said(&commit.info, INPUTS).as_deref() == Some(inputs));
+    Ok(same.filter_map(|commit| said(&commit.info, RUN)).find(|run| runs.contains(run)))
+}
+
+/// Commits that are looked at for one of a run that did not live to record it.
+const COMMITS: usize = 1000;
 
 /// Whether a run has committed to the table after a version, as it does not know itself when the answer was lost.
 ///
@@ -131,7 +157,7 @@ pub async fn provider(
     let state = context.state();
     table.update_datafusion_session(&state).map_err(failed)?;
     let provider = table.table_provider().with_session(Arc::new(state)).await;
-    provider.map_err(|e| DeltaError { url: objects.to_string(), problem: e.to_string() })
+    provider.map_err(|e| DeltaError::new(objects, &e))
 }
 
 /// Rows and bytes of the table's files, by its log.
@@ -156,6 +182,8 @@ pub fn size(objects: &Objects, table: &DeltaTable) -> Result<(u64, u64), DeltaEr
 pub async fn clean(objects: &Objects, table: DeltaTable, keep: Duration) -> Result<usize, DeltaError> {
     let (_, metrics) = table
         .vacuum()
+        // Also those that no commit ever named.
+        .with_mode(VacuumMode::Full)
         .with_retention_period(keep)
         .with_enforce_retention_duration(false)
         .await

@@ -10,7 +10,7 @@ use crate::cluster::ClusterError;
 use crate::config::{ConfigErrors, Query};
 use crate::delta::DeltaError;
 use crate::lock::LockError;
-use crate::objects::{ObjectsError, cause_in, explain_unplaced};
+use crate::objects::{ObjectsError, cause_in, explain_unplaced, without_answers};
 use crate::scorer::ScorerError;
 use crate::sink::SinkError;
 use crate::sink::runs::RunsError;
@@ -19,6 +19,10 @@ use crate::sql_error;
 use crate::tables::TableError;
 use crate::tables::diagnose::Broken;
 use crate::train::course::JobError;
+
+/// What there is of a table that could not be written.
+const AS_BEFORE: &str = "the table is as it was before";
+const NOT_KNOWN: &str = "whether this run's rows are in the table is not known; run the same command again, which makes sure that they are there once";
 
 /// Why a command ended without its result.
 #[derive(Debug, Error)]
@@ -137,12 +141,14 @@ pub enum Error {
     #[error(transparent)]
     Runs(#[from] RunsError),
     /// The rows could not be published.
-    #[error("cannot write {output}: {source}; the table is as it was before")]
+    #[error("cannot write {output}: {}; {}", without_answers(&**source), if *known { AS_BEFORE } else { NOT_KNOWN })]
     Publish {
         /// The table.
         output: String,
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
+        /// Whether it is known that they were not.
+        known: bool,
     },
     /// A run as it is planned would fail.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\nerror: "))]
@@ -212,6 +218,11 @@ impl Error {
         }
         let message = sql_error::explain(error, context);
         Self::Sql { origin: origin.into(), message, mistake: sql_error::is_mistake(error) }
+    }
+
+    /// Rows that cannot be published; the place is as it was.
+    pub(crate) fn publish(output: impl Into<String>, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Publish { output: output.into(), source: Box::new(source), known: true }
     }
 
     pub(crate) fn source(pipeline: &Path, query: &Query, error: SourceError, context: &SessionContext) -> Self {

@@ -72,14 +72,15 @@ impl Messages {
 
     /// What `RUST_LOG` is, if it is not set.
     fn default_filter(self) -> &'static str {
-        // The Delta library warns of counters of its own that nobody can do anything about.
+        // The Delta library writes answers of servers to the letter, which may hold what they were asked with, and warns
+        // of counters of its own. What it comes to is said by couplet.
         match (self.quiet, self.verbose) {
-            (0, 0) => "warn,couplet=info,deltalake_core=error",
-            (1, _) => "warn,deltalake_core=error",
-            (2.., _) => "error",
-            (0, 1) => "warn,couplet=debug",
-            (0, 2) => "info,couplet=debug",
-            (0, 3..) => "debug,couplet=trace",
+            (0, 0) => "warn,couplet=info,deltalake_core=off",
+            (1, _) => "warn,deltalake_core=off",
+            (2.., _) => "error,deltalake_core=off",
+            (0, 1) => "warn,couplet=debug,deltalake_core=off",
+            (0, 2) => "info,couplet=debug,deltalake_core=off",
+            (0, 3..) => "debug,couplet=trace,deltalake_core=off",
         }
     }
 }

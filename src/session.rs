@@ -1,6 +1,7 @@
 //! The DataFusion session: settings, tables, functions, and the memory that plans may use.
 
 use std::fs::File;
+use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::config::Table;
 use crate::predict::{self, Models};
-use crate::sink::{TEMPORARY, remove_remains};
+use crate::sink::{TEMPORARY, hold, remove_remains};
 use crate::tables::{self, TableError};
 use crate::yielding::YieldingJoins;
 
@@ -44,14 +45,27 @@ impl Resources {
     pub fn new(memory: u64, spill: &Path) -> Result<Self, DataFusionError> {
         std::fs::create_dir_all(spill)?;
         remove_remains(spill, PREFIX, |folder| std::fs::remove_dir_all(folder));
-        let folder = tempfile::Builder::new().prefix(PREFIX).suffix(TEMPORARY).tempdir_in(spill)?;
-        let lock = File::open(folder.path()).ok().filter(|folder| folder.try_lock().is_ok());
+        let make = || -> io::Result<_> {
+            let folder = tempfile::Builder::new().prefix(PREFIX).suffix(TEMPORARY).tempdir_in(spill)?;
+            let lock = File::open(folder.path()).ok().filter(hold);
+            Ok((folder, lock))
+        };
+        let (mut folder, mut lock) = make()?;
+        // Another process that began before it was locked took it for a dead one's.
+        while !folder.path().is_dir() {
+            (folder, lock) = make()?;
+        }
         // The disk itself says when it is full.
         let disk = DiskManagerBuilder::default()
             .with_mode(DiskManagerMode::Directories(vec![folder.path().to_owned()]))
             .with_max_temp_directory_size(u64::MAX);
-        let runtime =
-            RuntimeEnvBuilder::new().with_memory_pool(pool(memory)).with_disk_manager_builder(disk).build_arc()?;
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(pool(memory))
+            .with_disk_manager_builder(disk)
+            // What a folder held when it was listed first would be what it holds for good: a file that changes while it
+            // is read would not be noticed, and the shell would not see what comes.
+            .with_object_list_cache_limit(0)
+            .build_arc()?;
         Ok(Self { runtime, folder, _lock: lock })
     }
 

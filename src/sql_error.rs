@@ -3,6 +3,7 @@
 use datafusion::common::{Column, DataFusionError, SchemaError};
 use datafusion::prelude::SessionContext;
 
+use crate::objects::without_answers;
 use crate::predict::FUNCTION;
 use crate::scorer::ScorerError;
 use crate::tables::TableError;
@@ -11,7 +12,7 @@ use crate::tables::TableError;
 pub(crate) fn explain(error: &DataFusionError, context: Option<&SessionContext>) -> String {
     let root = error.find_root();
     let message = match root {
-        DataFusionError::External(e) => e.to_string(),
+        DataFusionError::External(e) => without_answers(&**e),
         DataFusionError::SQL(e, _) => e.to_string().trim_start_matches("sql parser error: ").to_owned(),
         _ => root.message().split("\n\nbacktrace:").next().unwrap_or_default().to_owned(),
     };

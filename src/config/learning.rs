@@ -147,7 +147,7 @@ fn learning(keys: &mut Keys<'_>) -> Read<Learning> {
 /// Refuses to write a model over its base.
 fn not_itself(keys: &Keys<'_>, base: &Location, learning: &Learning) -> Read<()> {
     let output = &learning.output;
-    if base.local() == Some(&output.path) {
+    if base.place.is_same(&super::Place::Local(output.path.clone())) {
         let problem = Problem::new(format!("`output` is `{output}`, the model that training starts from"), "the same");
         return Err(keys.refuse("output", problem.help("write the trained model to a folder of its own")));
     }

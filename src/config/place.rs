@@ -1,5 +1,5 @@
 //! Places of files: a path of this machine, a key in a bucket, or a model of a hub; by the letter, without looking at
-//! any.
+//! any, but for links of this machine where it matters whether two places are one.
 
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
@@ -97,12 +97,33 @@ impl Place {
         if self.remote().map(Remote::root) != file.remote().map(Remote::root) {
             return false;
         }
-        let (files, file) = (normal(self.as_path()), normal(file.as_path()));
+        let (files, file) = (self.real(), file.real());
         if self.is_glob() {
             matches(files.as_os_str().as_encoded_bytes(), file.as_os_str().as_encoded_bytes())
         } else {
             file == files || self.is_folder() && file.starts_with(files)
         }
+    }
+
+    /// Tells whether both are the same place, however they are written.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Local(_), Self::Local(_)) => self.real() == other.real(),
+            _ => self == other,
+        }
+    }
+
+    /// The path behind all links, as far as it exists; a key without `.` and `..`.
+    fn real(&self) -> PathBuf {
+        let Self::Local(path) = self else { return normal(self.as_path()) };
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        // What does not exist, or is a pattern, has no links.
+        let found = absolute.ancestors().find_map(|part| Some((part, part.canonicalize().ok()?)));
+        found.map_or_else(
+            || normal(&absolute),
+            |(part, real)| normal(&real.join(absolute.strip_prefix(part).unwrap_or(Path::new("")))),
+        )
     }
 
     /// The extension of the name, without its dot.

@@ -219,7 +219,7 @@ fn sink(keys: &mut Keys<'_>, tables: &[Table]) -> Read<Sink> {
         TableFormat::Parquet | TableFormat::Delta { .. } | TableFormat::Runs { .. } => {
             table.location.place.covers(place) || !sink.is_one_file() && place.covers(&table.location.place)
         }
-        _ => table.location.place == *place,
+        _ => table.location.place.is_same(place),
     };
     if let Some(table) = tables.iter().find(read) {
         let message = format!("the sink `{location}` is read by table `{}`, \"{}\"", table.name, table.location);

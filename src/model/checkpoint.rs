@@ -132,7 +132,7 @@ impl Checkpoint {
     /// A checkpoint without a head.
     pub(crate) fn classifier_outputs(&self) -> Result<usize, LoadError> {
         match self.tensors.get("classifier.weight") {
-            Some(entry) if entry.shape.len() == 2 => Ok(entry.shape[0]),
+            Some(entry) if entry.shape.len() == 2 && entry.shape[0] > 0 => Ok(entry.shape[0]),
             Some(entry) => Err(LoadError::Tensor {
                 folder: self.folder.clone(),
                 tensor: "classifier.weight".into(),

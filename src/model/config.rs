@@ -114,7 +114,13 @@ impl ModelConfig {
                 Architecture::DistilBert => 0,
                 Architecture::Bert => keys.size("type_vocab_size")?,
             },
-            layer_norm_eps: json.get("layer_norm_eps").and_then(Value::as_f64).unwrap_or(1e-12),
+            layer_norm_eps: match json.get("layer_norm_eps") {
+                None | Some(Value::Null) => 1e-12,
+                Some(eps) => match eps.as_f64() {
+                    Some(eps) if (0.0..1.0).contains(&eps) => eps,
+                    _ => return Err(keys.error("layer_norm_eps", "a number from 0, below 1")),
+                },
+            },
             problem: problem(&keys)?,
             labels: labels(&keys)?,
         };

@@ -142,7 +142,10 @@ pub fn import(source: &Path, target: &Path, form: Form) -> Result<Imported, Impo
     let written = write(source, target, &json, &tensors, folds).map_err(unwritable)?;
     let difference = largest_difference(source, written.path())?;
     if difference > ROUNDING {
-        let problem = format!("its hidden states would differ by {difference:e}: please report this");
+        let problem = match difference {
+            f32::INFINITY => "its hidden states are no numbers: its weights hold NaN or infinity".to_owned(),
+            difference => format!("its hidden states would differ by {difference:e}: please report this"),
+        };
         return Err(ImportError::Form { folder: source.to_owned(), problem });
     }
     written.publish().map_err(unwritable)?;
@@ -153,7 +156,9 @@ pub fn import(source: &Path, target: &Path, form: Form) -> Result<Imported, Impo
 /// How far the hidden states of two encoders are apart, for two sequences without a token of type 1.
 fn largest_difference(one: &Path, other: &Path) -> Result<f32, ImportError> {
     let (one, other) = (hidden_states(one)?, hidden_states(other)?);
-    Ok(one.into_iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max))
+    let differences = one.into_iter().zip(other).map(|(a, b)| (a - b).abs());
+    // What is no number is as far as can be.
+    Ok(differences.fold(0.0, |most, d| if d.is_nan() { f32::INFINITY } else { most.max(d) }))
 }
 
 fn hidden_states(folder: &Path) -> Result<Vec<f32>, ImportError> {

@@ -8,7 +8,6 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,9 +18,7 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
-
-/// Tells apart what one process writes at once.
-static NEXT: AtomicU64 = AtomicU64::new(0);
+use uuid::Uuid;
 
 /// A local disk from its root on.
 #[derive(Debug)]
@@ -147,11 +144,11 @@ fn put(path: &FilePath, payload: &PutPayload, create: bool) -> Result<PutResult>
     if let Some(parent) = path.parent() {
         make_folders(parent).map_err(|e| failed(&e, path))?;
     }
-    // Listings pass over names that end so.
-    let unique = u64::from(std::process::id()) << 24 | NEXT.fetch_add(1, Ordering::Relaxed) & 0xFF_FFFF;
+    // Listings pass over names that end so. On a disk that machines share, a process's id is no name.
+    let (unique, _) = Uuid::new_v4().as_u64_pair();
     let staged = PathBuf::from(format!("{}#{unique}", path.display()));
     let placed = (|| {
-        let mut file = File::create(&staged)?;
+        let mut file = File::create_new(&staged)?;
         payload.iter().try_for_each(|bytes| file.write_all(bytes))?;
         file.sync_all()?;
         if create {

@@ -61,7 +61,9 @@ pub(super) fn check_endpoint(
 ) -> Result<(), ObjectsError> {
     let Some(endpoint) = endpoint else { return Ok(()) };
     let shown = without_secrets(endpoint);
-    if Url::parse(endpoint).is_err() {
+    let is_url = |url: Url| ["http", "https"].contains(&url.scheme()) && url.has_host();
+    // `object_store` takes it to the letter: a space at its end, or a host without its scheme, is no address.
+    if endpoint.contains(char::is_whitespace) || !Url::parse(endpoint).is_ok_and(is_url) {
         let problem = format!("the endpoint {shown} is not a URL such as https://host:port");
         return Err(ObjectsError::new(place, Trouble::Settings, problem));
     }
@@ -71,6 +73,20 @@ pub(super) fn check_endpoint(
         return Err(ObjectsError::new(place, Trouble::Settings, problem));
     }
     Ok(())
+}
+
+/// Refuses a value that no request can hold, such as a key with the end of its line: `object_store` would panic.
+pub(super) fn check_value(place: &Place, value: Option<&str>, variable: &str) -> Result<(), ObjectsError> {
+    let Some(value) = value else { return Ok(()) };
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Ok(());
+    }
+    let problem = if value.is_empty() {
+        format!("{variable} is set and empty; give it a value, or unset it")
+    } else {
+        format!("{variable} has a space, the end of a line or another character that no request can hold")
+    };
+    Err(ObjectsError::new(place, Trouble::Settings, problem))
 }
 
 /// Says what an error means.
@@ -268,6 +284,24 @@ pub(crate) fn cause_in<'e>(error: &'e (dyn std::error::Error + 'static)) -> Opti
         next = error.source();
     }
     None
+}
+
+/// What a library says of its trouble, without what a server answered it: some answers hold what they were asked with.
+pub(crate) fn without_answers(error: &(dyn std::error::Error + 'static)) -> String {
+    match cause_in(error).and_then(explain_unplaced) {
+        Some(explained) => explained.to_string(),
+        None => cut_answers(&error.to_string()),
+    }
+}
+
+/// The same where only words are left of the error.
+pub(crate) fn cut_answers(text: &str) -> String {
+    let starts = ["Error performing ", "<?xml", "<Error", "{\"error\""];
+    let Some(start) = starts.iter().filter_map(|start| text.find(start)).min() else { return text.to_owned() };
+    let (before, answer) = text.split_at(start);
+    let status = answer.split_once("status code: ").and_then(|(_, rest)| rest.split([':', '<', '\n']).next());
+    let status = status.map_or_else(String::new, |status| format!(" ({})", status.trim()));
+    format!("{before}the server did not do what it was asked{status}")
 }
 
 /// Says what an error means that a bucket gave, where only the error is known; none for the local disk.

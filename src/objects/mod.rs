@@ -30,7 +30,7 @@ use crate::lock;
 pub use download::download;
 pub use durable::DurableLocal;
 pub use error::{ObjectsError, Trouble};
-pub(crate) use error::{cause_in, explain_unplaced, without_secrets};
+pub(crate) use error::{cause_in, cut_answers, explain_unplaced, without_answers, without_secrets};
 pub use model::{ModelFolder, beside_model, model_cache, model_folder};
 use uploads::Uploads;
 
@@ -235,6 +235,14 @@ fn connect(remote: &Remote) -> Result<Client, ObjectsError> {
             let endpoint = setting(AmazonS3ConfigKey::S3Endpoint).or_else(|| setting(AmazonS3ConfigKey::Endpoint));
             let allow_http = setting(AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp));
             error::check_endpoint(&place, endpoint.as_deref(), allow_http.as_deref(), "AWS_ALLOW_HTTP")?;
+            for (key, variable) in [
+                (AmazonS3ConfigKey::AccessKeyId, "AWS_ACCESS_KEY_ID"),
+                (AmazonS3ConfigKey::SecretAccessKey, "AWS_SECRET_ACCESS_KEY"),
+                (AmazonS3ConfigKey::Token, "AWS_SESSION_TOKEN"),
+                (AmazonS3ConfigKey::Region, "AWS_REGION"),
+            ] {
+                error::check_value(&place, setting(key).as_deref(), variable)?;
+            }
             Client::that_keeps_uploads(builder.build().map_err(unsuited)?)
         }
         Service::Gcs => {

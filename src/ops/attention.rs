@@ -1,6 +1,6 @@
 //! Attention over packed sequences.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::fast::{self, Isa};
 use super::linear::{Linear, linear_many};
@@ -126,8 +126,15 @@ impl FirstTokenAttention {
             FirstTokens::Absorbed(isa, weights) => {
                 let (rows, dim) = query.dims2()?;
                 let end = cu_seqlens.last().map(|t| *t as usize);
-                if x.dims2()?.1 != dim || end != Some(x.dim(0)?) || cu_seqlens.len() != rows + 1 {
+                let fits = [x.dims2()?.1, weights.dim()] == [dim; 2] && end == Some(x.dim(0)?);
+                if !fits || cu_seqlens.len() != rows + 1 {
                     candle_core::bail!("query {:?} and x {:?} do not fit {rows} sequences", query.dims(), x.dims());
+                }
+                if cu_seqlens.windows(2).any(|s| s[0] >= s[1]) {
+                    candle_core::bail!("a sequence has no token: {cu_seqlens:?}");
+                }
+                if rows == 0 {
+                    return Tensor::zeros((0, dim), DType::F32, &Device::Cpu);
                 }
                 let context = read2(query, x, |query, x| isa.run(fast::AttendFirst { weights, query, x, cu_seqlens }))?;
                 Tensor::from_vec(context, (rows, dim), &Device::Cpu)

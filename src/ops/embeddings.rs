@@ -25,7 +25,7 @@ impl Embeddings {
     /// Adds up and normalises each token's embeddings: ids `[T]` → `[T, D]`.
     ///
     /// # Errors
-    /// An id that is not in its table.
+    /// An id that is not in its table; tables and a norm of different widths.
     pub fn forward(
         &self,
         input_ids: &[u32],
@@ -66,6 +66,11 @@ impl Embeddings {
         let types = self.token_types.as_ref().map(|table| (table, token_type_ids));
         let tables = [Some((&self.words, input_ids)), types, Some((&self.positions, position_ids))];
         let tables: Vec<_> = tables.into_iter().flatten().collect();
+        let dim = self.words.dims2()?.1;
+        if !self.norm.fits(dim) || tables.iter().any(|(table, _)| table.dims().get(1) != Some(&dim)) {
+            let tables: Vec<_> = tables.iter().map(|(table, _)| table.dims()).collect();
+            candle_core::bail!("tables {tables:?} and a norm of {:?} do not fit each other", self.norm.weight.dims());
+        }
         for (table, ids) in &tables {
             if ids.len() != input_ids.len() {
                 candle_core::bail!(
@@ -135,6 +140,7 @@ impl<const N: usize> ProjectedEmbeddings<N> {
         {
             candle_core::bail!("weight {:?} and bias {:?} do not fit {dim} columns", weight.dims(), bias.dims());
         }
+        embeddings.check(&[], &[], &[])?;
         let projections = match kernels {
             Kernels::Fast(FastKernels { isa, .. }) => {
                 let weight = Tensor::cat(&layers.map(|(weight, _)| weight), 0)?;

@@ -29,6 +29,9 @@ impl Linear {
         if bias.dims() != [weight.dims2()?.0] {
             candle_core::bail!("bias {:?} does not fit weight {:?}", bias.dims(), weight.dims());
         }
+        if weight.elem_count() == 0 {
+            candle_core::bail!("weight {:?} has no element", weight.dims());
+        }
         Ok(Self(match kernels {
             Kernels::Fast(FastKernels { isa, int16 }) => {
                 let pack = |weight: &[f32], bias: &[f32]| match int16 {
@@ -73,7 +76,7 @@ impl Linear {
     pub fn forward_add_norm(&self, x: &Tensor, residual: &Tensor, norm: &LayerNorm) -> Result<Tensor> {
         match &self.0 {
             Weights::Packed(isa, layer) => {
-                if residual.dims2()? != (x.dim(0)?, layer.outputs) || norm.weight.dims() != [layer.outputs] {
+                if residual.dims2()? != (x.dim(0)?, layer.outputs) || !norm.fits(layer.outputs) {
                     candle_core::bail!(
                         "residual {:?} and norm {:?} do not fit x {:?} and {} outputs",
                         residual.dims(),
@@ -153,7 +156,7 @@ pub fn feed_forward(x: &Tensor, lin1: &Linear, lin2: &Linear, norm: &LayerNorm) 
         (Weights::Packed(isa, lin1), Weights::Packed(_, lin2)) => {
             let dim = x.dim(1)?;
             let fit = [lin1.inputs, lin2.outputs] == [dim; 2] && lin1.outputs == lin2.inputs;
-            if !fit || norm.weight.dims() != [dim] {
+            if !fit || !norm.fits(dim) {
                 candle_core::bail!(
                     "layers {} to {} and {} to {} with a norm {:?} do not fit x {:?}",
                     lin1.inputs,

@@ -164,6 +164,11 @@ impl LayerNorm {
         Self { weight, bias, eps, gradients: None }
     }
 
+    /// Whether it is of rows of so many columns.
+    fn fits(&self, dim: usize) -> bool {
+        [self.weight.dims(), self.bias.dims()] == [[dim]; 2]
+    }
+
     fn eps_f32(&self) -> f32 {
         self.eps as f32
     }

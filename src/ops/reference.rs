@@ -87,7 +87,7 @@ impl<'a> Padding<'a> {
     /// `[T, D] → [batch · longest, D]`; a padding row repeats row 0, which the mask hides.
     fn pad(&self, x: &Tensor) -> Result<Tensor> {
         let mut index = vec![0u32; self.batch * self.longest];
-        for (slots, sequence) in index.chunks_exact_mut(self.longest).zip(self.cu_seqlens.windows(2)) {
+        for (slots, sequence) in index.chunks_exact_mut(self.longest.max(1)).zip(self.cu_seqlens.windows(2)) {
             for (slot, row) in slots.iter_mut().zip(sequence[0]..sequence[1]) {
                 *slot = row;
             }

@@ -5,6 +5,7 @@ mod checked;
 mod elsewhere;
 mod evaluate;
 mod foresight;
+mod gate;
 mod joins;
 mod learn;
 mod mistakes;
@@ -86,7 +87,8 @@ pub async fn run_recorded(
     check_stages(pipeline, only)?;
     check_cluster(pipeline, only, remembering.cluster.as_ref())?;
     let wanted = |stage| only.is_empty() || only.contains(&stage);
-    let mut stop = std::pin::pin!(stop);
+    // It stays done: a stage that ends well in spite of it leaves it to the next one.
+    let mut stop = std::pin::pin!(futures::future::maybe_done(stop));
     let training = learn::Training { pipeline, variables, style };
     let mut report = RunReport { pipeline: pipeline.name.clone(), ..RunReport::default() };
     if let Some(stage) = pipeline.pretrain.as_ref().filter(|_| wanted(Stage::Pretrain)) {

@@ -23,7 +23,11 @@ pub(super) struct Night {
     started_at: DateTime<Utc>,
     held: Held,
     runs: Runs,
+    left_behind: Vec<String>,
 }
+
+/// Records that are looked at for runs that did not end well.
+const LOOK_BACK: usize = 50;
 
 impl Night {
     /// Takes the lock of the store, and records runs that were killed while they had it.
@@ -37,7 +41,14 @@ impl Night {
         let claim = Claim { run_id: run.clone(), pipeline: pipeline.name.clone(), wait, lease: DEFAULT_LEASE };
         let mut held = lock::acquire(&place, &claim).await?;
         let runs = Runs::of(store);
+        let mut left_behind = Vec::new();
         for killed in held.left_behind() {
+            left_behind.push(killed.run_id.clone());
+            // A kill may have come after its record, or after that of its kill.
+            let recorded = runs.records(&killed.pipeline, LOOK_BACK).await?;
+            if recorded.iter().any(|record| record.run == killed.run_id) {
+                continue;
+            }
             tracing::info!("the run before was killed: {killed}");
             let record = RunRecord {
                 run: killed.run_id.clone(),
@@ -68,7 +79,18 @@ impl Night {
             started_at: Utc::now(),
             held,
             runs,
+            left_behind,
         })
+    }
+
+    /// The runs of this pipeline since the last one that ended well: each may have published its rows all the same.
+    ///
+    /// # Errors
+    /// Records that cannot be read.
+    pub(super) async fn unfinished(&self) -> Result<Vec<String>, Error> {
+        let records = self.runs.records(&self.pipeline, LOOK_BACK).await?;
+        let since = records.into_iter().take_while(|record| record.outcome != Some(Outcome::Done));
+        Ok(since.map(|record| record.run).chain(self.left_behind.iter().cloned()).collect())
     }
 
     /// The run's id; later runs have greater ones, as far as clocks can be trusted.

@@ -5,6 +5,8 @@ use std::future::Future;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
+use datafusion::common::DataFusionError;
+
 use super::checked::{Check, Checked, Refusal, output_schema, refusal};
 use super::score::{Run, interrupted};
 use super::sinks::{Sink, SinkKind};
@@ -13,7 +15,7 @@ use crate::crash;
 use crate::error::Error;
 use crate::histogram::Histogram;
 use crate::scorer::{Rejection, Scorer};
-use crate::store::ScoreStore;
+use crate::store::{ScoreStore, model_class};
 
 /// What all sinks of a run have.
 #[derive(Debug, Default)]
@@ -60,8 +62,19 @@ impl Run<'_> {
             let stream = spool.scored(known, scores.rows(), which).await.map_err(|e| self.spool_failed(&e))?;
             let stream = Checked::new(stream, output_schema(spool.schema()), Arc::clone(&check));
             self.night.confirm().await?;
+            let inputs = if sink.appends() { self.inputs(spool, scorer).await? } else { None };
+            let there = match &inputs {
+                Some(inputs) => sink.published_by(&self.night.unfinished().await?, inputs).await?,
+                None => None,
+            };
             crash::point("publish.before");
-            let mut publishing = std::pin::pin!(sink.publish(Box::pin(stream), spool.context(), self.night));
+            let mut publishing = std::pin::pin!(async {
+                let Some((run, there)) = there else {
+                    return sink.publish(Box::pin(stream), spool.context(), self.night, inputs.as_deref()).await;
+                };
+                tracing::info!("run {run} appended these rows before it was killed; they are not appended again");
+                sink.pass_over(Box::pin(stream)).await.map(|()| there)
+            });
             let done = tokio::select! {
                 biased;
                 () = &mut *stop => {
@@ -88,6 +101,15 @@ impl Run<'_> {
             }
         }
         Ok(all)
+    }
+
+    /// What the rows to publish are made of; none where a column has values that cannot be told apart.
+    async fn inputs(&self, spool: &Spool, scorer: &Scorer) -> Result<Option<String>, Error> {
+        match spool.contents().await {
+            Ok(contents) => Ok(Some(format!("{contents}-{}", model_class(scorer)))),
+            Err(DataFusionError::NotImplemented(_) | DataFusionError::Internal(_)) => Ok(None),
+            Err(error) => Err(self.spool_failed(&error)),
+        }
     }
 
     /// Says in the pipeline's words why the sink gave up.

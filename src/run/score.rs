@@ -50,6 +50,9 @@ const WINDOWS_UNDER_WAY: usize = 2;
 /// Rows whose scores are kept in memory at most before they are remembered for good.
 const ROWS_TO_COMMIT: usize = 1 << 17;
 
+/// And bytes: a score of thousands of labels is long.
+const BYTES_TO_COMMIT: usize = 64 << 20;
+
 /// What the operating system says of a full disk, after the words for people.
 const DISK_FULL: &str = "(os error 28)";
 
@@ -182,7 +185,7 @@ impl Run<'_> {
 
         let rejected_texts: u64 = spool.rejected().iter().sum();
         let start = Instant::now();
-        let published = self.publish(&spool, &scores, sinks, &scorer, stop).await?;
+        let published = Box::pin(self.publish(&spool, &scores, sinks, &scorer, stop)).await?;
         record.publish_seconds = Some(start.elapsed().as_secs_f64());
         let mut rejected = spool.rejected();
         // What is not the text's fault is the tokenizer's.
@@ -358,7 +361,8 @@ impl Run<'_> {
                 Some(Err(error)) => break Err(error),
                 None => break Ok(()),
             }
-            if last_commit.elapsed() >= self.scoring.score.checkpoint || scores.waiting() >= ROWS_TO_COMMIT {
+            let is_much = scores.waiting() >= ROWS_TO_COMMIT || scores.waiting_bytes() >= BYTES_TO_COMMIT;
+            if is_much || last_commit.elapsed() >= self.scoring.score.checkpoint {
                 if let Err(error) = self.commit(scores).await {
                     break Err(error);
                 }

@@ -1,6 +1,7 @@
 //! Where the rows go: a Delta table, a folder with a folder for each run, or one Parquet file.
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
@@ -11,6 +12,7 @@ use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 
 use super::checked::Once;
+use super::gate::gated;
 use super::night::Night;
 use super::{readable, readable_place};
 use crate::config::{Pipeline, Place, Scoring, SinkFormat, SinkMode};
@@ -19,7 +21,7 @@ use crate::error::Error;
 use crate::lock::{self, LockError};
 use crate::objects::{Objects, cause_in};
 use crate::sink::runs::{self, Manifest, RunFolder};
-use crate::sink::{DeltaSink, Mode, ParquetSink, Part, SinkError, writer_options};
+use crate::sink::{DeltaSink, Mode, ParquetSink, Part, SinkError, Unpublished, writer_options};
 
 /// Which rows a sink is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +35,7 @@ pub(super) enum SinkKind {
 /// A place for the rows of a run, of which nothing is to be seen yet.
 pub(super) struct Sink {
     kind: SinkKind,
+    mode: SinkMode,
     output: String,
     to: To,
 }
@@ -115,14 +118,56 @@ impl Sink {
             }
         };
         let output = readable_place(&place);
-        Ok(Self { kind, output, to })
+        Ok(Self { kind, mode: settings.mode, output, to })
     }
 
     pub(super) fn kind(&self) -> SinkKind {
         self.kind
     }
 
-    /// Writes the rows and makes them visible, all at once; an error of the stream leaves the place as it was.
+    /// Whether each run adds its rows to those that are there.
+    pub(super) fn appends(&self) -> bool {
+        self.kind == SinkKind::Predictions && self.mode == SinkMode::Append
+    }
+
+    /// What one of these runs appended that was made of these inputs, with the run.
+    ///
+    /// # Errors
+    /// A place that cannot be read.
+    pub(super) async fn published_by(&self, runs: &[String], inputs: &str) -> Result<Option<(String, Done)>, Error> {
+        Ok(match &self.to {
+            To::Delta { sink, .. } => sink.published_by(runs, inputs).await?.map(|(run, committed)| {
+                let version = Some(committed.version);
+                (run, Done { output: self.output.clone(), bytes: committed.bytes, version })
+            }),
+            To::Runs(folder) => {
+                let published = folder.published_by(runs, inputs).await?;
+                published.map(|manifest| (manifest.run_id.clone(), done_by(&self.output, &manifest)))
+            }
+            To::File { .. } | To::Object { .. } => None,
+        })
+    }
+
+    /// Reads the rows, to check and count them, and publishes none.
+    ///
+    /// # Errors
+    /// The stream's.
+    pub(super) async fn pass_over(self, mut rows: SendableRecordBatchStream) -> Result<(), Error> {
+        let mut read = Ok(());
+        while let Some(batch) = rows.next().await {
+            if let Err(error) = batch {
+                read = Err(Error::publish(&self.output, error));
+                break;
+            }
+        }
+        if let To::Runs(folder) = self.to {
+            folder.abort().await;
+        }
+        read
+    }
+
+    /// Writes the rows and makes them visible, all at once; an error of the stream leaves the place as it was. `inputs`
+    /// tells what they were made of, where that may be asked later.
     ///
     /// # Errors
     /// The stream's, and a place that cannot be written.
@@ -131,6 +176,7 @@ impl Sink {
         rows: SendableRecordBatchStream,
         context: &SessionContext,
         night: &Night,
+        inputs: Option<&str>,
     ) -> Result<Done, Error> {
         let Self { output, to, .. } = self;
         match to {
@@ -143,20 +189,38 @@ impl Sink {
                 Ok(Done { output, bytes, version: None })
             }
             To::Runs(folder) => {
-                let manifest = to_runs(rows, *folder, &output, night).await?;
-                let output = format!("{}/{}", output.trim_end_matches('/'), manifest.folder());
-                Ok(Done { output, bytes: manifest.bytes(), version: None })
+                let manifest = to_runs(rows, folder.of_inputs(inputs), &output, night).await?;
+                Ok(done_by(&output, &manifest))
             }
             To::Delta { sink, metadata } => {
+                let (rows, gate) = gated(rows);
                 let table = StreamingTable::try_new(rows.schema(), vec![Arc::new(Once::new(rows))]);
                 let table: Arc<dyn TableProvider> = Arc::new(table.map_err(|e| Error::sql(&output, &e, None))?);
-                let committed = sink.publish(context, table, crate::sink::properties(&metadata)).await;
-                let committed =
-                    committed.map_err(|e| Error::Publish { output: output.clone(), source: Box::new(e) })?;
+                // The library commits as soon as the rows end, so that the last look at the lock lies before their end.
+                let mut publishing = pin!(sink.publish(context, table, crate::sink::properties(&metadata), inputs));
+                let committed = tokio::select! {
+                    biased;
+                    committed = &mut publishing => committed,
+                    passed = gate.pass_if(night.confirm()) => {
+                        let committed = publishing.await;
+                        passed?;
+                        committed
+                    }
+                };
+                let committed = committed.map_err(|Unpublished { source, known }| Error::Publish {
+                    output: output.clone(),
+                    source: Box::new(source),
+                    known,
+                })?;
                 Ok(Done { output, bytes: committed.bytes, version: Some(committed.version) })
             }
         }
     }
+}
+
+fn done_by(output: &str, manifest: &Manifest) -> Done {
+    let output = format!("{}/{}", output.trim_end_matches('/'), manifest.folder());
+    Done { output, bytes: manifest.bytes(), version: None }
 }
 
 /// Finds out, before anything is scored, whether the place can be written; leaves nothing there.
@@ -200,7 +264,7 @@ async fn to_file(
     let mut sink = ParquetSink::create(path, schema, metadata)?;
     while let Some(batch) = rows.next().await {
         let output = || readable(path).display().to_string();
-        sink.write(&batch.map_err(|e| Error::Publish { output: output(), source: Box::new(e) })?)?;
+        sink.write(&batch.map_err(|e| Error::publish(output(), e))?)?;
     }
     crash::point("publish.written");
     night.confirm().await?;
@@ -225,7 +289,7 @@ async fn to_object(
     while let Some(batch) = rows.next().await {
         let written = match batch {
             Ok(batch) => part.write(&batch).await.map_err(|e| failed(&e).into()),
-            Err(e) => Err(Error::Publish { output: objects.to_string(), source: Box::new(e) }),
+            Err(e) => Err(Error::publish(objects.to_string(), e)),
         };
         if let Err(error) = written {
             part.abort().await;
@@ -250,7 +314,7 @@ async fn to_runs(
     while let Some(batch) = rows.next().await {
         let written = match batch {
             Ok(batch) => folder.write(&batch).await.map_err(Error::from),
-            Err(e) => Err(Error::Publish { output: output.to_owned(), source: Box::new(e) }),
+            Err(e) => Err(Error::publish(output, e)),
         };
         if let Err(error) = written {
             folder.abort().await;

@@ -15,6 +15,7 @@ use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch};
 use arrow::compute::kernels::zip::zip;
 use arrow::compute::{cast, filter_record_batch, is_not_null, is_null};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::common::hash_utils::{RandomState, create_hashes};
 use datafusion::common::{Column, DataFusionError, JoinType};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::functions_aggregate::expr_fn::{count, min};
@@ -47,6 +48,9 @@ const FIRST: &str = "__couplet_first";
 const ROWS: &str = "__couplet_rows";
 /// What is wrong with the texts.
 const ERROR: &str = "__couplet_error";
+
+/// Bytes of the rows that are compressed together, about.
+const GROUP: usize = 64 << 20;
 
 /// The rows of a run.
 pub(super) struct Spool {
@@ -89,6 +93,8 @@ impl Spool {
             .set_dictionary_enabled(false)
             .set_statistics_enabled(EnabledStatistics::None)
             .set_max_row_group_row_count(Some(64 * 1024))
+            // A group is in memory while it is written, and its columns while they are read.
+            .set_max_row_group_bytes(Some(GROUP))
             .build();
         let path = resources.folder().join("rows.parquet");
         let file = BufWriter::with_capacity(1 << 20, File::create(&path)?);
@@ -156,6 +162,24 @@ impl Spool {
     async fn rows_in(&self, context: &SessionContext) -> Result<DataFrame, DataFusionError> {
         let options = ParquetReadOptions::default().file_sort_order(vec![vec![column(ROW).sort(true, false)]]);
         context.read_parquet(self.resources.folder().join("rows.parquet").to_string_lossy().into_owned(), options).await
+    }
+
+    /// What tells these rows from others, in whatever order they are: the same for the same rows, on any machine.
+    pub(super) async fn contents(&self) -> Result<String, DataFusionError> {
+        let columns = self.schema.fields().iter().map(|field| column(field.name()));
+        let mut rows = self.rows().await?.select(columns.collect::<Vec<_>>())?.execute_stream().await?;
+        let mut sums = [0_u64; 2];
+        let mut hashes = Vec::new();
+        while let Some(batch) = rows.next().await {
+            let batch = batch?;
+            for (seed, sum) in (1..).zip(&mut sums) {
+                hashes.clear();
+                hashes.resize(batch.num_rows(), 0);
+                create_hashes(batch.columns(), &RandomState::with_seed(seed), &mut hashes)?;
+                *sum = hashes.iter().fold(*sum, |sum, hash| sum.wrapping_add(*hash));
+            }
+        }
+        Ok(format!("{}-{:016x}{:016x}", self.rows, sums[0], sums[1]))
     }
 
     /// The texts that have no score among `known`, of which there are `held`, in the order in which they first come.

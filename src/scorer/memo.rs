@@ -36,16 +36,30 @@ pub(super) enum Answer {
     Abandoned,
 }
 
-/// Texts in a generation; two generations are kept, some 100 bytes a text.
+/// Texts in a generation at most; two generations are kept.
 const GENERATION: usize = 1 << 17;
 
-#[derive(Debug, Default)]
+/// Memory of a generation, about.
+const BYTES: usize = 16 << 20;
+
+/// What a text takes besides its probabilities, about.
+const BYTES_OF_A_TEXT: usize = 100;
+
+#[derive(Debug)]
 pub(super) struct Memo {
     generations: Mutex<[HashMap<TextKey, Slot>; 2]>,
+    /// Texts in one of them.
+    most: usize,
     changed: Notify,
 }
 
 impl Memo {
+    /// Remembers predictions with so many numbers each.
+    pub(super) fn new(numbers: usize) -> Self {
+        let most = (BYTES / (BYTES_OF_A_TEXT + size_of::<f32>() * numbers)).clamp(1024, GENERATION);
+        Self { generations: Mutex::default(), most, changed: Notify::new() }
+    }
+
     /// Finds the slot of each text; `true` where the slot is new and the caller is to fill it.
     pub(super) fn claim(&self, keys: impl Iterator<Item = TextKey>) -> Vec<(Slot, bool)> {
         // The maps are whole between any two statements that can panic.
@@ -58,7 +72,7 @@ impl Memo {
                 Some(slot) => (Arc::clone(slot), false),
                 None => (Slot::default(), true),
             };
-            if young.len() >= GENERATION {
+            if young.len() >= self.most {
                 std::mem::swap(young, old);
                 young.clear();
             }
@@ -102,7 +116,7 @@ mod tests {
 
     #[test]
     fn the_second_claim_shares_the_slot_of_the_first() {
-        let memo = Memo::default();
+        let memo = Memo::new(2);
         let key = text_key("a", None);
         let claims = memo.claim([key, key].into_iter());
         assert_eq!(claims.iter().map(|(_, new)| *new).collect::<Vec<_>>(), [true, false]);
@@ -110,8 +124,15 @@ mod tests {
     }
 
     #[test]
+    fn long_predictions_are_fewer() {
+        assert_eq!(Memo::new(2).most, GENERATION);
+        assert_eq!(Memo::new(2000).most, (16 << 20) / 8100);
+        assert_eq!(Memo::new(1 << 20).most, 1024);
+    }
+
+    #[test]
     fn an_abandoned_text_can_be_claimed_again() {
-        let memo = Memo::default();
+        let memo = Memo::new(2);
         let key = text_key("a", None);
         memo.claim([key].into_iter())[0].0.get_or_init(|| Answer::Abandoned);
         assert!(memo.claim([key].into_iter())[0].1);

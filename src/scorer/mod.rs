@@ -240,6 +240,8 @@ impl Scorer {
             return Err(unsuitable(format!("it reads at most {limit} tokens")));
         }
         let tokenizer = model.tokenizer.with_max_length(max_length).map_err(unsuitable)?;
+        // Probabilities, and once more where they are calibrated.
+        let numbers = model.config.labels.len() * if model.calibration.is_some() { 2 } else { 1 };
         Ok(Self(Arc::new(Shared {
             model,
             precision,
@@ -248,7 +250,7 @@ impl Scorer {
             max_length,
             batch_tokens: options.batch_tokens.unwrap_or(DEFAULT_BATCH_TOKENS),
             pool: pool.clone(),
-            memo: Memo::default(),
+            memo: Memo::new(numbers),
             tally: Tally::default(),
         })))
     }

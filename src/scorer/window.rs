@@ -237,6 +237,18 @@ impl Work {
             tokens: batch.input_ids.len(),
             problem: e.to_string(),
         })?;
+        let broken = logits.iter().filter(|logits| !logits.iter().all(|logit| logit.is_finite())).count();
+        if broken > 0 {
+            return Err(ScorerError::Forward {
+                sequences: sequences.len(),
+                tokens: batch.input_ids.len(),
+                problem: format!(
+                    "the model computes no finite logits for {broken} of them: its weights hold NaN or infinity, or numbers \
+                     too large for {}",
+                    self.shared.precision
+                ),
+            });
+        }
         for ((i, encoding), logits) in sequences.iter().zip(logits) {
             let tokens = encoding.input_ids.len();
             let prediction =

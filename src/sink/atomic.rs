@@ -4,14 +4,14 @@
 //! renamed at the end. The writer holds a lock on it, by which a later run tells the remains of a killed
 //! one, which it removes, from the work of one that is alive.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use uuid::Uuid;
 
 pub(crate) const TEMPORARY: &str = ".couplet-tmp";
-
-static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A file in the making; dropped before [`AtomicFile::publish`], it leaves nothing behind.
 pub struct AtomicFile {
@@ -26,19 +26,24 @@ impl AtomicFile {
     /// # Errors
     /// A folder that cannot be made or written.
     pub fn create(target: &Path) -> io::Result<Self> {
+        // What a link points to is replaced, not the link.
+        let target =
+            &fs::canonicalize(target).ok().filter(|_| target.is_symlink()).unwrap_or_else(|| target.to_owned());
         let folder = folder_of(target);
         fs::create_dir_all(folder)?;
         let name = target.file_name().ok_or_else(|| io::Error::other("it is not the name of a file"))?;
         if target.is_dir() {
             return Err(io::Error::other("it is a folder"));
         }
+        if target.exists() && !target.is_file() {
+            return Err(io::Error::other("it is a device or a pipe, and only a file can be replaced"));
+        }
         let prefix = format!(".{}.", name.to_string_lossy());
         remove_remains(folder, &prefix, |path| fs::remove_file(path));
-        let unique = NEXT.fetch_add(1, Ordering::Relaxed);
-        let temporary = folder.join(format!("{prefix}{}-{unique}{TEMPORARY}", std::process::id()));
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+        let temporary = folder.join(format!("{prefix}{}{TEMPORARY}", Uuid::new_v4().simple()));
+        let file = File::create_new(&temporary)?;
         // File systems without locks exist; there a killed run's remains stay until they are removed by hand.
-        let _ = file.try_lock();
+        let _ = hold(&file);
         Ok(Self { target: target.to_owned(), temporary, file: Some(BufWriter::with_capacity(1 << 20, file)) })
     }
 
@@ -87,6 +92,18 @@ pub(super) fn folder_of(target: &Path) -> &Path {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
+}
+
+/// Locks a file or folder in the making; whether that could be done.
+pub(crate) fn hold(file: &File) -> bool {
+    // Whoever looks whether it is locked locks it too, for a moment.
+    for pause in 1..8 {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(pause)),
+            tried => return tried.is_ok(),
+        }
+    }
+    false
 }
 
 /// Removes what killed runs left of the same file or folder, whose names begin with `prefix`.

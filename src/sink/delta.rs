@@ -43,6 +43,15 @@ pub struct Committed {
     pub bytes: u64,
 }
 
+/// Rows that were not committed, as far as is known.
+#[derive(Debug)]
+pub struct Unpublished {
+    /// Why not.
+    pub source: DeltaTableError,
+    /// Whether it is known that they were not.
+    pub known: bool,
+}
+
 /// A table that a run will commit to.
 #[derive(Debug)]
 pub struct DeltaSink {
@@ -110,7 +119,16 @@ impl DeltaSink {
         })
     }
 
-    /// Commits the rows of `rows`, which is scanned once.
+    /// Which of these runs has appended what was made of these inputs, if one has.
+    ///
+    /// # Errors
+    /// A log that cannot be read.
+    pub async fn published_by(&self, runs: &[String], inputs: &str) -> Result<Option<(String, Committed)>, DeltaError> {
+        let Some(run) = delta::committed_by(&self.objects, runs, inputs).await? else { return Ok(None) };
+        Ok(delta::open(&self.objects, None).await?.map(|table| (run, self.committed(&table))))
+    }
+
+    /// Commits the rows of `rows`, which is scanned once; `inputs` tells what they were made of.
     ///
     /// # Errors
     /// Rows that end with an error, a place that cannot be written, another writer's change; the table is as it was.
@@ -119,22 +137,28 @@ impl DeltaSink {
         context: &SessionContext,
         rows: Arc<dyn TableProvider>,
         properties: WriterProperties,
-    ) -> Result<Committed, DeltaTableError> {
+        inputs: Option<&str>,
+    ) -> Result<Committed, Unpublished> {
+        let commit = self.properties(inputs);
         let before = self.table.as_ref().and_then(DeltaTable::version);
         let written = match self.table.clone() {
-            Some(table) if self.mode == Mode::Merge => self.merge(table, context, rows, properties).await,
-            table => self.write(table, context, rows, properties).await,
+            Some(table) if self.mode == Mode::Merge => self.merge(table, context, rows, properties, commit).await,
+            table => self.write(table, context, rows, properties, commit).await,
         };
         let table = match written {
             Ok(table) => table,
             // The commit may have been made, and its answer lost.
-            Err(error) => match delta::has_committed(&self.objects, &self.run, before).await {
+            Err(source) => match delta::has_committed(&self.objects, &self.run, before).await {
                 Ok(Some(table)) => table,
-                _ => return Err(error),
+                looked => return Err(Unpublished { source, known: looked.is_ok() }),
             },
         };
-        let (_, bytes) = delta::size(&self.objects, &table).unwrap_or_default();
-        Ok(Committed { version: table.version().unwrap_or_default(), bytes })
+        Ok(self.committed(&table))
+    }
+
+    fn committed(&self, table: &DeltaTable) -> Committed {
+        let (_, bytes) = delta::size(&self.objects, table).unwrap_or_default();
+        Committed { version: table.version().unwrap_or_default(), bytes }
     }
 
     async fn write(
@@ -143,6 +167,7 @@ impl DeltaSink {
         context: &SessionContext,
         rows: Arc<dyn TableProvider>,
         properties: WriterProperties,
+        commit: CommitProperties,
     ) -> Result<DeltaTable, DeltaTableError> {
         let plan = context.read_table(rows)?.into_parts().1;
         let table = table.unwrap_or_else(|| DeltaTable::new(delta::log_store(&self.objects)));
@@ -154,7 +179,7 @@ impl DeltaSink {
             .with_writer_properties(properties)
             .with_table_name(self.pipeline.clone())
             .with_description("predictions of couplet")
-            .with_commit_properties(self.properties());
+            .with_commit_properties(commit);
         write = match self.mode {
             Mode::Overwrite => write.with_save_mode(SaveMode::Overwrite).with_schema_mode(SchemaMode::Overwrite),
             Mode::Append | Mode::Merge => write.with_save_mode(SaveMode::Append),
@@ -168,6 +193,7 @@ impl DeltaSink {
         context: &SessionContext,
         rows: Arc<dyn TableProvider>,
         properties: WriterProperties,
+        commit: CommitProperties,
     ) -> Result<DeltaTable, DeltaTableError> {
         let of = |table: &str, name: &str| Expr::Column(Column::new(Some(table), name));
         let same = self.id.iter().map(|name| of("target", name).eq(of("source", name)));
@@ -182,7 +208,7 @@ impl DeltaSink {
             .with_streaming(true)
             .with_session_state(Arc::new(context.state()))
             .with_writer_properties(properties)
-            .with_commit_properties(self.properties())
+            .with_commit_properties(commit)
             .when_matched_update(|update| {
                 names.iter().fold(update, |update, name| update.update(quoted(name), of("source", name)))
             })?
@@ -193,13 +219,13 @@ impl DeltaSink {
         Ok(table)
     }
 
-    fn properties(&self) -> CommitProperties {
+    fn properties(&self, inputs: Option<&str>) -> CommitProperties {
         // With a transaction of the application's, a second attempt at a commit that was made after all is a conflict.
         let app = format!("couplet/{}/{}", self.pipeline, self.run);
-        CommitProperties::default().with_application_transaction(Transaction::new(app, 1)).with_metadata([
-            (delta::RUN.to_owned(), json!(self.run)),
-            ("couplet.pipeline".to_owned(), json!(self.pipeline)),
-        ])
+        let said =
+            [(delta::RUN, Some(&*self.run)), ("couplet.pipeline", Some(&self.pipeline)), (delta::INPUTS, inputs)];
+        let said = said.into_iter().filter_map(|(key, value)| Some((key.to_owned(), json!(value?))));
+        CommitProperties::default().with_application_transaction(Transaction::new(app, 1)).with_metadata(said)
     }
 }
 

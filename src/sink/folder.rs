@@ -16,14 +16,13 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::atomic::{TEMPORARY, folder_of, remove_remains};
+use uuid::Uuid;
+
+use super::atomic::{TEMPORARY, folder_of, hold, remove_remains};
 
 /// Where the old folder waits while there is no exchange.
 const ASIDE: &str = ".couplet-old";
-
-static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A folder in the making; dropped before [`AtomicFolder::publish`], it leaves nothing behind.
 #[derive(Debug)]
@@ -49,11 +48,10 @@ impl AtomicFolder {
         fs::create_dir_all(around)?;
         recover(target)?;
         remove_remains(around, &format!(".{name}."), |path| fs::remove_dir_all(path));
-        let unique = NEXT.fetch_add(1, Ordering::Relaxed);
-        let temporary = around.join(format!(".{name}.{}-{unique}{TEMPORARY}", std::process::id()));
+        let temporary = around.join(format!(".{name}.{}{TEMPORARY}", Uuid::new_v4().simple()));
         fs::create_dir(&temporary)?;
         // Where folders cannot be locked, the remains of a killed run stay until they are removed by hand.
-        let lock = File::open(&temporary).ok().filter(|folder| folder.try_lock().is_ok());
+        let lock = File::open(&temporary).ok().filter(hold);
         Ok(Self { target: target.to_owned(), temporary, _lock: lock })
     }
 
@@ -196,7 +194,7 @@ mod tests {
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| {
                 let mut last = 0;
-                while !done.load(Ordering::Relaxed) {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
                     let read: u32 = fs::read_to_string(target.join("a")).unwrap().parse().unwrap();
                     assert!(read >= last);
                     last = read;
@@ -205,7 +203,7 @@ mod tests {
             for text in 1..200 {
                 begin(&target, &text.to_string()).publish().unwrap();
             }
-            done.store(true, Ordering::Relaxed);
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
             reader.join().unwrap();
         });
     }

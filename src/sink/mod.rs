@@ -18,8 +18,8 @@ use parquet::file::properties::WriterProperties;
 use thiserror::Error;
 
 pub use atomic::AtomicFile;
-pub(crate) use atomic::{TEMPORARY, remove_remains};
-pub use delta::{Committed, DeltaSink, Mode};
+pub(crate) use atomic::{TEMPORARY, hold, remove_remains};
+pub use delta::{Committed, DeltaSink, Mode, Unpublished};
 pub use folder::{AtomicFolder, may_replace, recover};
 pub(crate) use runs::Part;
 

@@ -16,6 +16,7 @@ use serde_json::json;
 
 use crate::delta::{self, DeltaError};
 use crate::error::Error;
+use crate::lock::{self, Claim};
 use crate::objects::Objects;
 use crate::predict::{prediction_fields, predictions_to_array};
 use crate::scorer::{Prediction, Rejection, Scorer};
@@ -157,6 +158,12 @@ impl ScoreStore {
         self.waiting.iter().map(RecordBatch::num_rows).sum()
     }
 
+    /// The memory that they take.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting.iter().map(RecordBatch::get_array_memory_size).sum()
+    }
+
     /// Makes what was scored since the last time a part of the table, in one step.
     ///
     /// # Errors
@@ -195,7 +202,9 @@ impl ScoreStore {
             .await;
         match compacted {
             Ok((table, _)) => self.table = table,
-            Err(error) => tracing::warn!("the score store {} could not be compacted: {error}", self.objects),
+            Err(error) => {
+                tracing::warn!("the score store could not be compacted: {}", DeltaError::new(&self.objects, &error));
+            }
         }
     }
 
@@ -239,10 +248,19 @@ pub async fn collect_garbage(store: &Objects, keep: &[String], dry_run: bool) ->
     if dry_run {
         return Ok(garbage);
     }
+    // A run that is under way may have written what no commit names yet, and may use a model that is new to the pipelines.
+    let claim =
+        Claim { run_id: "gc".into(), pipeline: "couplet store gc".into(), wait: None, lease: lock::DEFAULT_LEASE };
+    let held = lock::acquire(&store.lock_place(), &claim).await?;
     if !models.is_empty() {
         let forgotten: Vec<_> = models.keys().map(|model| lit(model.as_str())).collect();
         (table, _) = table.delete().with_predicate(col("model").in_list(forgotten, false)).await.map_err(failed)?;
     }
     garbage.files = delta::clean(&objects, table, READERS).await?;
+    let runs = store.folder("runs");
+    if let Some(table) = delta::open(&runs, None).await? {
+        garbage.files += delta::clean(&runs, table, READERS).await?;
+    }
+    held.release().await?;
     Ok(garbage)
 }

@@ -21,7 +21,8 @@ pub fn enable_places(context: SessionContext) -> SessionContext {
     // The session from before opens the tables, so that none has itself in its catalogs.
     let places = Arc::new(Places { context: context.clone(), opened: Arc::clone(&opened) });
     let catalogs = Arc::new(DynamicFileCatalog::new(listed, places));
-    let config = context.copied_config().with_extension(opened);
+    // The catalogs are there already; a new one would have no tables.
+    let config = context.copied_config().with_extension(opened).with_create_default_catalog_and_schema(false);
     let builder = context.into_state_builder().with_session_id(session_id).with_config(config);
     builder.with_catalog_list(catalogs).build().into()
 }

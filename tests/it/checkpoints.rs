@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use couplet::model::{Model, Problem};
 use couplet::ops::Kernels;
-use couplet::scorer::{Pool, Prediction, Scorer, ScorerOptions, TextColumn, Window};
+use couplet::scorer::{Pool, Precision, PrecisionSetting, Prediction, Scorer, ScorerOptions, TextColumn, Window};
 use serde_json::{Value, json};
 
 use crate::elsewhere::{archive, members};
@@ -521,6 +521,43 @@ fn a_tokenizer_that_does_not_suit() {
     insta::assert_snapshot!(distilbert().with("tokenizer.json", "{}").error(), @"cannot read MODEL/tokenizer.json: Model missing. at line 1 column 2");
     insta::assert_snapshot!(distilbert().with_only("tokenizer.json", 9000).error(), @"cannot read MODEL/tokenizer.json: EOF while parsing a value at line 511 column 5");
     insta::assert_snapshot!(distilbert().with_json("tokenizer.json", |json| json["model"]["type"] = "Magic".into()).error(), @"cannot read MODEL/tokenizer.json: data did not match any variant of untagged enum ModelUntagged at line 1 column 9001");
+}
+
+#[test]
+fn weights_that_are_no_numbers_score_nothing() {
+    for (name, weight) in [
+        ("tiny-distilbert", "distilbert.transformer.layer.1.ffn.lin2.weight"),
+        ("tiny-bert", "bert.encoder.layer.1.output.dense.weight"),
+    ] {
+        for broken in [f32::NAN, f32::INFINITY] {
+            let spoil = |(tensor, values): (String, Tensor)| {
+                let values = if tensor == weight { (values * f64::from(broken)).unwrap() } else { values };
+                Some((tensor, values))
+            };
+            let variant = Variant::of(name).with_tensors(spoil);
+            for precision in [PrecisionSetting::Auto, PrecisionSetting::Of(Precision::F32)] {
+                let options = ScorerOptions { precision, ..ScorerOptions::default() };
+                let scorer = Scorer::load(variant.folder(), options, &Pool::new(Some(1)).unwrap()).unwrap();
+                assert_eq!(scorer.precision().to_string(), "f32", "the self-check of int16 passed");
+                let column = TextColumn { name: "text".into(), values: std::iter::once(Some("A man.")).collect() };
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                let error = runtime.block_on(scorer.score(Window::new(column, None))).unwrap_err().to_string();
+                assert!(error.contains("no finite logits for 1 of them"), "{name}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_head_or_norm_that_computes_nothing_is_refused() {
+    let tiny = || Variant::of("tiny-distilbert");
+    let dim = tiny().tensors()["classifier.weight"].dim(1).unwrap();
+    let empty = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
+    let headless =
+        tiny().with_tensor("classifier.weight", empty(&[0, dim])).with_tensor("classifier.bias", empty(&[0]));
+    insta::assert_snapshot!(headless.without_config("id2label").error(), @"");
+    insta::assert_snapshot!(tiny().with_config("layer_norm_eps", json!(-1)).error(), @"");
+    insta::assert_snapshot!(tiny().with_config("layer_norm_eps", json!("1e-5")).error(), @"");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use serde_json::Value;
 
 use crate::nights::{POINTS, counts, pairs};
-use crate::proxy::{Fault, Kind, Rule};
+use crate::proxy::{ECHO, Fault, Kind, Rule};
 use crate::seaweed::{ACCESS_KEY, Bucket, SECRET_KEY, block_on};
 use crate::support::{Job, stderr_of, stdout_of};
 
@@ -224,6 +224,63 @@ const FAULTS: [(&str, Fault); 9] = [
     ("slow", Fault::SlowBody(Duration::from_millis(1))),
 ];
 
+fn assert_no_secret(said: &str) {
+    for secret in [ACCESS_KEY, SECRET_KEY, "Signature=", "Credential=", ECHO] {
+        assert!(!said.contains(secret), "{secret} is in {said}");
+    }
+}
+
+/// What a session that expires is answered holds its token: at whatever request that is, nothing tells it.
+#[test]
+fn what_a_server_answers_is_not_passed_on() {
+    let test = "what_a_server_answers_is_not_passed_on";
+    for (name, sink) in [("answers-delta", DELTA), ("answers-runs", RUNS), ("answers-file", FILE)] {
+        let Some(night) = Night::new(test, name, sink) else { return };
+        night.put_rows(60);
+        let mut expired = 0;
+        for (kinds, path) in [
+            (&[Kind::Put, Kind::PutIf][..], "/state/scores"),
+            (&[Kind::Put, Kind::PutIf], "/state/runs"),
+            (&[Kind::PutIf], "/out"),
+            (&[Kind::Put], "/out"),
+            (&[Kind::Get, Kind::Head], "/state/scores"),
+            (&[Kind::List], "state%2Fruns"),
+            (&[Kind::List], "out"),
+            (&[Kind::Get], "/out"),
+        ] {
+            for after in [0, 1, 3] {
+                let proxy = night.bucket.proxy(1);
+                proxy.fail(Rule::new(Fault::Status(400)).on(kinds).path(path).after(after));
+                let at = |arguments: &[&str]| {
+                    let mut command = night.bucket.couplet_at(&proxy.endpoint(), arguments);
+                    command.current_dir(night.job.path("")).output().unwrap()
+                };
+                for arguments in [
+                    &["run", "pipeline.toml", "-v"][..],
+                    &["runs", "pipeline.toml"],
+                    &["query", "--pipeline", "pipeline.toml", "-v", "SELECT count(*) FROM predictions"],
+                    &["report", "pipeline.toml", "--format", "json"],
+                    &["store", "gc", "pipeline.toml"],
+                ] {
+                    let output = at(arguments);
+                    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+                    assert_no_secret(&said);
+                    let is_clear = output.status.success() || said.contains("the session has expired");
+                    assert!(is_clear, "{name} {kinds:?} {path} {after} {arguments:?}: {said}");
+                    expired += usize::from(!output.status.success());
+                }
+            }
+        }
+        assert!(expired > 20, "{name}: {expired}");
+        // Nor does what was recorded of them.
+        night.report();
+        let runs = night.bucket.couplet(&["runs", "pipeline.toml", "--json"]).current_dir(night.job.path("")).output();
+        let runs = String::from_utf8(runs.unwrap().stdout).unwrap();
+        assert!(runs.contains("the session has expired"), "{runs}");
+        assert_no_secret(&runs);
+    }
+}
+
 /// Runs a night with failing requests between two that are undisturbed, and looks at the table after each; says how
 /// many requests failed.
 fn disturbed(night: &Night, label: &str, fault: Fault, which: impl Fn(Rule) -> Rule, seed: u64) -> usize {
@@ -235,9 +292,7 @@ fn disturbed(night: &Night, label: &str, fault: Fault, which: impl Fn(Rule) -> R
     proxy.fail(which(Rule::new(fault)));
     let output = night.run(Some(&proxy.endpoint())).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    for secret in [ACCESS_KEY, SECRET_KEY, "Signature=", "Credential="] {
-        assert!(!said.contains(secret), "{secret} is in {said}");
-    }
+    assert_no_secret(&said);
     let now = essence(&night.published());
     // Merged rows stay: a table that had the new rows once has all 66 ids.
     let whole = now == after || now == before || now.len() == after.len();

@@ -328,13 +328,55 @@ fn attention_of_first_tokens_needs_no_keys_and_values() {
                 fast.forward(&rows(&query, n - 1, n), &rows(&x, start, end), &[0, (end - start) as u32]).unwrap();
             assert_eq!(values(&alone), values(&rows(&context, n - 1, n)), "{what}");
         }
-        for cu_seqlens in [&[0, 3][..], &[0, 2, 3], &[0, 4]] {
+        for cu_seqlens in [&[0, 3][..], &[0, 2, 3], &[0, 4], &[0, 0, 4], &[0, 5, 4]] {
             assert!(fast.forward(&random(1, &[2, dim]), &random(2, &[4, dim]), cu_seqlens).is_err());
         }
     }
     let (square, bias) = (random(1, &[12, 12]), random(2, &[12]));
+    let attend = FirstTokenAttention::new((&square, &bias), (&square, &bias), 3, kernels).unwrap();
+    assert!(attend.forward(&random(1, &[2, 8]), &random(2, &[4, 8]), &[0, 2, 4]).is_err());
+    let none = |rows| Tensor::zeros((rows, 12), DType::F32, &Device::Cpu).unwrap();
+    assert_eq!(attend.forward(&none(0), &none(0), &[0]).unwrap().dims(), [0, 12]);
     for heads in [0, 5] {
         assert!(FirstTokenAttention::new((&square, &bias), (&square, &bias), heads, kernels).is_err());
+    }
+}
+
+#[test]
+fn sequences_without_tokens_and_batches_without_sequences_are_passed_over() {
+    let x = random(1, &[5, 24]);
+    for kernels in both() {
+        let attend = |x: &Tensor, cu: &[u32]| {
+            attention(&Attention { query: x, key: x, value: x, cu_queries: cu, cu_keys: cu, heads: 3 }, kernels)
+        };
+        assert_close(&attend(&x, &[0, 3, 3, 5]).unwrap(), &attend(&x, &[0, 3, 5]).unwrap(), "an empty one between two");
+        let none = Tensor::zeros((0, 24), DType::F32, &Device::Cpu).unwrap();
+        for cu in [&[0][..], &[0, 0]] {
+            assert!(attend(&none, cu).is_err() || attend(&none, cu).unwrap().dims() == [0, 24], "{cu:?}");
+        }
+    }
+}
+
+#[test]
+fn layers_and_norms_that_do_not_fit_are_refused() {
+    for kernels in both() {
+        for (outputs, inputs) in [(0, 4), (4, 0)] {
+            let weight = Tensor::zeros((outputs, inputs), DType::F32, &Device::Cpu).unwrap();
+            let bias = Tensor::zeros(outputs, DType::F32, &Device::Cpu).unwrap();
+            assert!(Linear::new(&weight, &bias, kernels).is_err());
+        }
+    }
+    let Some(kernels) = fast("layers_and_norms_that_do_not_fit_are_refused") else { return };
+    let short = || LayerNorm::new(random(1, &[12]), random(2, &[8]), 1e-12);
+    let (x, layer, wide) = (random(3, &[2, 12]), linear(4, 12, 12, kernels), linear(5, 12, 48, kernels));
+    assert!(layer.forward_add_norm(&x, &x, &short()).is_err());
+    assert!(feed_forward(&x, &wide, &linear(6, 48, 12, kernels), &short()).is_err());
+    let [ids, positions, types] = tokens();
+    let norm = Embeddings { norm: short(), ..embeddings(12, true) };
+    let table = Embeddings { positions: random(2, &[30, 8]), ..embeddings(12, true) };
+    for embeddings in [norm, table] {
+        assert!(embeddings.forward(&ids, &positions, &types, kernels).is_err());
+        assert!(ProjectedEmbeddings::new(embeddings, [(&random(1, &[12, 12]), &random(2, &[12]))], kernels).is_err());
     }
 }
 

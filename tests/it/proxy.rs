@@ -344,9 +344,13 @@ fn reset(client: TcpStream) -> io::Result<()> {
     socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))
 }
 
+/// What each answer of an error holds as some of S3's do: what the request was signed with.
+pub const ECHO: &str = "session-token-of-the-couplet-tests";
+
 /// The answer that S3 gives with a status, under another status if need be.
 fn error_answer(status: u16, error: u16) -> Vec<u8> {
     let (code, message) = match error {
+        400 => ("ExpiredToken", "The provided token has expired."),
         403 => ("AccessDenied", "Access Denied."),
         429 => ("TooManyRequests", "Please reduce your request rate."),
         501 => ("NotImplemented", "A header you provided implies functionality that is not implemented."),
@@ -354,7 +358,8 @@ fn error_answer(status: u16, error: u16) -> Vec<u8> {
         _ => ("InternalError", "We encountered an internal error. Please try again."),
     };
     let body = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message>\
+         <Token-0>{ECHO}</Token-0></Error>"
     );
     format!(
         "HTTP/1.1 {status} Injected\r\nContent-Type: application/xml\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",

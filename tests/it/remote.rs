@@ -119,6 +119,12 @@ fn what_the_environment_lacks_is_said_without_secrets() {
     insta::assert_snapshot!(with("AWS_ACCESS_KEY_ID", "AKIDNOBODY"), @r"error: table `t`: s3://environment/pairs.csv: the server refuses access (403 Forbidden): AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are wrong, or they do not allow this");
     insta::assert_snapshot!(with("AWS_ALLOW_HTTP", "false"), @r"error: table `t`: s3://environment/pairs.csv: the endpoint http://SERVER is without TLS; set AWS_ALLOW_HTTP=true if the network may see what is sent");
     insta::assert_snapshot!(with("AWS_ENDPOINT_URL", "localhost"), @r#"error: table `t`: s3://environment/pairs.csv: the endpoint in the environment is not a URL such as https://host:port"#);
+    // What object_store would panic of.
+    insta::assert_snapshot!(with("AWS_ENDPOINT_URL", "localhost:9000"), @r"error: table `t`: s3://environment/pairs.csv: the endpoint in the environment is not a URL such as https://host:port");
+    insta::assert_snapshot!(with("AWS_ENDPOINT_URL", "https://localhost:9000 "), @r"error: table `t`: s3://environment/pairs.csv: the endpoint https://localhost:9000 is not a URL such as https://host:port");
+    insta::assert_snapshot!(with("AWS_ACCESS_KEY_ID", "AKID\n"), @r"error: table `t`: s3://environment/pairs.csv: AWS_ACCESS_KEY_ID has a space, the end of a line or another character that no request can hold");
+    insta::assert_snapshot!(with("AWS_REGION", "x y"), @r"error: table `t`: s3://environment/pairs.csv: AWS_REGION has a space, the end of a line or another character that no request can hold");
+    insta::assert_snapshot!(with("AWS_REGION", ""), @r"error: table `t`: s3://environment/pairs.csv: AWS_REGION is set and empty; give it a value, or unset it");
     let mut command = bucket.couplet(&arguments);
     insta::assert_snapshot!(failure_of(command.env_remove("AWS_SECRET_ACCESS_KEY"), 2), @r"error: table `t`: s3://environment/pairs.csv: AWS_SECRET_ACCESS_KEY is not set; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together");
     // Where there are no credentials, those of the machine are asked for, which a laptop does not have.

@@ -379,6 +379,79 @@ async fn parquet_and_arrow_files_that_are_cut_off_are_refused() {
     insta::assert_snapshot!(files.refusal("t.arrow"), @"error: table `t`: DIR/t.arrow: neither a whole Arrow file nor a whole Arrow stream: Parser error: Arrow file does not contain correct footer");
 }
 
+#[test]
+fn a_sink_that_is_a_source_by_another_name_is_refused() {
+    let job = Job::new("").change("pairs.csv", "pairs.parquet");
+    let rows = "SELECT 1 AS id, 'a' AS a, 'b' AS b";
+    stdout_of(job.couplet(&["query", rows, "-o"]).arg(job.path("pairs.parquet")));
+    let link = job.path("link");
+    std::os::unix::fs::symlink(job.path(""), &link).unwrap();
+    let folder = job.path("").canonicalize().unwrap();
+    let name = folder.file_name().unwrap().to_str().unwrap();
+    let absolute = folder.join("pairs.parquet").display().to_string();
+    for uri in [
+        absolute.clone(),
+        format!("file://{absolute}"),
+        format!("/{absolute}"),
+        link.join("pairs.parquet").display().to_string(),
+        format!("../{name}/pairs.parquet"),
+    ] {
+        let toml = std::fs::read_to_string(job.path("pipeline.toml")).unwrap();
+        let sink = toml.lines().find(|line| line.contains("out/scores.parquet")).unwrap();
+        write(&job.path("sink.toml"), toml.replace(sink, &format!("uri = \"{uri}\"")));
+        for command in ["run", "plan"] {
+            let said = job.error_of(&mut job.couplet(&[command, "sink.toml"]), 2);
+            assert!(said.contains("would overwrite its own source"), "{command} {uri}: {said}");
+        }
+        assert_eq!(rows_of(&job.path("pairs.parquet")).len(), 1);
+    }
+}
+
+#[test]
+fn only_files_are_replaced_and_links_stay() {
+    let files = Files::new([("old.csv", "x\n".as_bytes())]);
+    std::os::unix::fs::symlink(files.path("old.csv"), files.path("link.csv")).unwrap();
+    let pipe = files.path("pipe.csv");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let query = |output: &str| {
+        let mut command = couplet();
+        command.current_dir(files.path("")).args(["query", "SELECT 1 AS x", "--format", "csv", "-o", output]);
+        command
+    };
+    stdout_of(&mut query("link.csv"));
+    assert!(files.path("link.csv").is_symlink());
+    assert_eq!(std::fs::read_to_string(files.path("old.csv")).unwrap(), "x\n1\n");
+    for device in ["pipe.csv", "/dev/null"] {
+        let said = files.error(&mut query(device), 1);
+        assert!(said.contains("it is a device or a pipe, and only a file can be replaced"), "{said}");
+        assert!(!files.path(device).is_file());
+    }
+}
+
+#[tokio::test]
+async fn files_that_change_while_they_are_read_are_noticed_in_folders_and_globs_too() {
+    let files = Files::new([("one.csv", "id,a\n1,x\n".as_bytes()), ("parts/p-1.csv", b"id,a\n1,x\n")]);
+    for (uri, more) in [("one.csv", None), ("parts", Some("parts/p-2.csv")), ("parts/*.csv", Some("parts/p-3.csv"))] {
+        let uri = files.path(uri).display().to_string();
+        let table = couplet::config::table_from_uri_as("t", &uri, Some("csv")).unwrap();
+        let models = Arc::new(Models::new(Pool::new(Some(1)).unwrap(), PathBuf::new()));
+        let tables = [table];
+        let context = session::open(&tables, models, 8192, 1, &resources()).await.unwrap();
+        let now = async || couplet::tables::source_files(&context, &tables).await.unwrap();
+        let before = now().await;
+        context.sql("SELECT * FROM t").await.unwrap().collect().await.unwrap();
+        assert_eq!(now().await, before, "{uri}");
+        let changed = if more.is_none() { "one.csv" } else { "parts/p-1.csv" };
+        write(&files.path(changed), format!("{}2,y\n", std::fs::read_to_string(files.path(changed)).unwrap()));
+        let after = now().await;
+        assert!(after.len() == before.len() && after != before, "{uri}");
+        if let Some(more) = more {
+            write(&files.path(more), "id,a\n3,z\n");
+            assert_eq!(now().await.len(), before.len() + 1, "{uri}");
+        }
+    }
+}
+
 /// A pipeline whose Parquet source has a page that cannot be read, after some that can.
 async fn job_with_a_corrupt_page() -> Job {
     let job = Job::new("").change("pairs.csv", "pairs.parquet");

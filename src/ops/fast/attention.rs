@@ -46,6 +46,9 @@ impl Operator for Attention<'_> {
             let rows = rows[0] as usize..rows[1] as usize;
             let tokens = tokens[0] as usize * dim..tokens[1] as usize * dim;
             let n = tokens.len() / dim;
+            if rows.is_empty() || n == 0 {
+                continue;
+            }
             scores.resize(scores.len().max(n * QUERIES), 0.0);
             for head in 0..heads {
                 let columns = head * head_dim..(head + 1) * head_dim;
@@ -175,6 +178,11 @@ pub(crate) struct FirstTokens {
 }
 
 impl FirstTokens {
+    /// Columns of `x`.
+    pub(crate) fn dim(&self) -> usize {
+        self.value_bias.len()
+    }
+
     /// Takes row-major weights `[D, D]` and a bias `[D]`.
     pub(crate) fn pack(isa: Isa, key: &[f32], value: &[f32], value_bias: &[f32], heads: usize) -> Self {
         let (dim, width) = (value_bias.len(), isa.panel_width());

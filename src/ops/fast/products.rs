@@ -74,11 +74,14 @@ impl Products {
     /// Keeps what there is room for of products `[_, n]`. Threads that meet an entry at the same time have computed the
     /// same to the last bit.
     fn keep(&self, entries: impl ExactSizeIterator<Item = usize>, products: &[f32]) {
-        let take = |room: usize| Some(room.saturating_sub(entries.len()));
+        let n = self.constant.len();
+        // Meanwhile another thread may have kept some, for which there shall be no room twice.
+        let mut new: Vec<_> = entries.zip(products.chunks_exact(n)).filter(|(e, _)| self.get(*e).is_none()).collect();
+        let take = |room: usize| Some(room.saturating_sub(new.len()));
         let (Ok(room) | Err(room)) = self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
-        let count = room.min(entries.len());
-        let products: Arc<[f32]> = products[..count * self.constant.len()].into();
-        for (row, entry) in entries.take(count).enumerate() {
+        new.truncate(room);
+        let products: Arc<[f32]> = new.iter().flat_map(|(_, products)| *products).copied().collect();
+        for (row, (entry, _)) in new.into_iter().enumerate() {
             self.kept[entry].get_or_init(|| Kept { products: products.clone(), row });
         }
     }

@@ -26,7 +26,7 @@ pub(crate) use parameter::{Gradient, PackedWeight};
 
 use super::attention::Attention;
 use super::linear::Weights;
-use super::{FastKernels, Kernels, LayerNorm, Linear, reference};
+use super::{FastKernels, Kernels, LayerNorm, Linear, read, reference};
 pub(crate) use tape::Tape;
 
 /// A layer's parameters where they are learned on the CPU.
@@ -181,8 +181,10 @@ pub(crate) fn select_rows(x: &Tensor, rows: &[u32], kernels: Kernels) -> Result<
 /// A failure of the device.
 pub(crate) fn rectify(x: &Tensor, kernels: Kernels) -> Result<Tensor> {
     match kernels {
-        Kernels::Training(_) => operators::elementwise(x, |x| x.max(0.0), |y| if y > 0.0 { 1.0 } else { 0.0 }),
-        Kernels::Fast(_) | Kernels::Reference(_) => x.relu(),
+        Kernels::Training(_) => operators::elementwise(x, positive, |y| if y > 0.0 { 1.0 } else { 0.0 }),
+        Kernels::Fast(_) => map(x, positive),
+        // candle's `relu` makes a number of what is none; times zero, it stays none.
+        Kernels::Reference(_) => x.relu()? + (x * 0.0)?,
     }
 }
 
@@ -193,8 +195,20 @@ pub(crate) fn rectify(x: &Tensor, kernels: Kernels) -> Result<Tensor> {
 pub(crate) fn tanh(x: &Tensor, kernels: Kernels) -> Result<Tensor> {
     match kernels {
         Kernels::Training(_) => operators::elementwise(x, f32::tanh, |y| 1.0 - y * y),
-        Kernels::Fast(_) | Kernels::Reference(_) => x.tanh(),
+        Kernels::Fast(_) => map(x, f32::tanh),
+        Kernels::Reference(_) => x.tanh(),
     }
+}
+
+/// `max(x, 0)`, and NaN of NaN.
+fn positive(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+/// On this thread: candle would hand many elements to threads of its own.
+fn map(x: &Tensor, f: impl Fn(f32) -> f32) -> Result<Tensor> {
+    let out = read(x, |x| x.iter().map(|x| f(*x)).collect::<Vec<_>>())?;
+    Tensor::from_vec(out, x.shape(), x.device())
 }
 
 fn drop_plain(x: &Tensor, dropout: &Dropout) -> Result<Tensor> {

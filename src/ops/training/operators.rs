@@ -64,7 +64,7 @@ pub(super) fn add_norm(
 ) -> Result<Tensor> {
     let (x, residual) = (x.contiguous()?, residual.contiguous()?);
     layer.check(&x)?;
-    if residual.dims2()? != (x.dim(0)?, layer.outputs()) || norm.weight.dims() != [layer.outputs()] {
+    if residual.dims2()? != (x.dim(0)?, layer.outputs()) || !norm.fits(layer.outputs()) {
         candle_core::bail!("residual {:?} and norm {:?} do not fit x {:?}", residual, norm.weight, x);
     }
     if let Some(dropout) = &dropout {
@@ -121,7 +121,7 @@ impl LayerNorm {
 
 /// A normalisation by itself.
 pub(super) fn norm(isa: Isa, norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
-    if x.dims2()?.1 != norm.weight.elem_count() {
+    if !norm.fits(x.dims2()?.1) {
         candle_core::bail!("x {:?} does not fit a norm of {:?}", x.dims(), norm.weight.dims());
     }
     let values = values(x)?;

@@ -34,6 +34,9 @@ pub struct Manifest {
     pub files: Vec<RunFile>,
     /// The columns, in words; the files have the types to the letter.
     pub schema: Vec<RunColumn>,
+    /// What its rows were made of, where a later run may have to know whether they are there already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inputs: Option<String>,
     /// When it was complete by its own clock, as RFC 3339. For people only: the sequence gives the order.
     pub created_at: String,
 }
@@ -64,7 +67,13 @@ pub struct RunColumn {
 }
 
 impl Manifest {
-    pub(super) fn new(run: &super::Run, sequence: u64, files: Vec<RunFile>, schema: &SchemaRef) -> Self {
+    pub(super) fn new(
+        run: &super::Run,
+        sequence: u64,
+        files: Vec<RunFile>,
+        schema: &SchemaRef,
+        inputs: Option<String>,
+    ) -> Self {
         Self {
             format: FORMAT,
             run_id: run.id.clone(),
@@ -74,6 +83,7 @@ impl Manifest {
             rows: files.iter().map(|file| file.rows).sum(),
             files,
             schema: columns(schema),
+            inputs,
             created_at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
         }
     }

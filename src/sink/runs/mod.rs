@@ -109,6 +109,7 @@ pub struct RunFolder {
     target: Target,
     part: Option<Part>,
     files: Vec<RunFile>,
+    inputs: Option<String>,
 }
 
 enum Target {
@@ -157,6 +158,7 @@ impl RunFolder {
             target,
             part: None,
             files: Vec::new(),
+            inputs: None,
         })
     }
 
@@ -164,6 +166,25 @@ impl RunFolder {
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
+    }
+
+    /// Says in the manifest what the rows were made of.
+    #[must_use]
+    pub fn of_inputs(self, inputs: Option<&str>) -> Self {
+        Self { inputs: inputs.map(str::to_owned), ..self }
+    }
+
+    /// What one of these runs published that was made of these inputs, if one did.
+    ///
+    /// # Errors
+    /// A sink that cannot be read.
+    pub async fn published_by(&self, runs: &[String], inputs: &str) -> Result<Option<Manifest>, RunsError> {
+        if runs.is_empty() {
+            return Ok(None);
+        }
+        let published = all(&self.place).await?;
+        let same = |manifest: &Manifest| manifest.inputs.as_deref() == Some(inputs) && runs.contains(&manifest.run_id);
+        Ok(published.into_iter().find(same))
     }
 
     /// Rows so far.
@@ -233,7 +254,8 @@ impl RunFolder {
             self.abort().await;
             return Err(error);
         }
-        let manifest = Manifest::new(&self.run, self.sequence, std::mem::take(&mut self.files), &self.schema);
+        let files = std::mem::take(&mut self.files);
+        let manifest = Manifest::new(&self.run, self.sequence, files, &self.schema, self.inputs.take());
         let json = to_json(&manifest);
         match self.target {
             Target::Folder(folder) => {

@@ -3,10 +3,14 @@
 
 use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{Error as StoreError, MultipartUpload, ObjectStore, ObjectStoreExt as _, PutPayload, Result};
+use object_store::{
+    Error as StoreError, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutPayload, Result,
+};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
+
+use crate::objects::without_answers;
 
 /// Bytes of a part. All parts but the last have this size, as some servers ask; at most 10,000 parts give 80 GB.
 const PART: usize = 8 << 20;
@@ -25,6 +29,8 @@ pub(super) struct Upload {
     bytes: u64,
     /// Begun with the first full part; a smaller file is written in one request.
     multipart: Option<Box<dyn MultipartUpload>>,
+    /// What was there under the name when it was begun.
+    before: Option<ObjectMeta>,
     parts: JoinSet<Result<()>>,
 }
 
@@ -38,7 +44,7 @@ pub(super) struct Uploaded {
 impl Upload {
     pub(super) fn begin(store: Arc<dyn ObjectStore>, path: Path) -> Self {
         let (buffer, parts) = (Vec::new(), JoinSet::new());
-        Self { store, path, buffer, buffered: 0, bytes: 0, multipart: None, parts }
+        Self { store, path, buffer, buffered: 0, bytes: 0, multipart: None, before: None, parts }
     }
 
     /// Takes bytes, and sends what makes a full part; waits where too many are under way.
@@ -65,7 +71,10 @@ impl Upload {
         let part = self.take();
         let upload = match &mut self.multipart {
             Some(upload) => upload,
-            upload @ None => upload.insert(self.store.put_multipart(&self.path).await?),
+            upload @ None => {
+                self.before = self.store.head(&self.path).await.ok();
+                upload.insert(self.store.put_multipart(&self.path).await?)
+            }
         };
         while self.parts.len() >= PARTS_UNDER_WAY
             && let Some(part) = self.parts.join_next().await
@@ -97,7 +106,9 @@ impl Upload {
         let Some(upload) = &mut self.multipart else { return self.verify().await };
         if let Err(error) = upload.complete().await {
             // The upload is gone if it was completed and the answer was lost: then the file is there.
-            let Ok(uploaded) = self.verify().await else { return Err(error) };
+            let there = self.store.head(&self.path).await.ok();
+            let is_new = there != self.before;
+            let Some(uploaded) = self.verify().await.ok().filter(|_| is_new) else { return Err(error) };
             self.multipart = None;
             return Ok(uploaded);
         }
@@ -142,7 +153,8 @@ impl Drop for Upload {
 async fn end(mut upload: Box<dyn MultipartUpload>, path: Path) {
     if let Err(error) = upload.abort().await {
         tracing::warn!(
-            "an unfinished upload to {path} may have stayed, and may be paid for until a rule of the bucket removes it: {error}"
+            "an unfinished upload to {path} may have stayed, and may be paid for until a rule of the bucket removes it: {}",
+            without_answers(&error)
         );
     }
 }
