@@ -88,7 +88,9 @@ impl Night {
     /// # Errors
     /// Records that cannot be read.
     pub(super) async fn unfinished(&self) -> Result<Vec<String>, Error> {
-        let records = self.runs.records(&self.pipeline, LOOK_BACK).await?;
+        let mut records = self.runs.records(&self.pipeline, LOOK_BACK).await?;
+        // Their ids begin with the time to a millisecond; of a killed run, the record knows it to a second.
+        records.sort_by(|a, b| b.run.cmp(&a.run));
         let since = records.into_iter().take_while(|record| record.outcome != Some(Outcome::Done));
         Ok(since.map(|record| record.run).chain(self.left_behind.iter().cloned()).collect())
     }

@@ -47,6 +47,10 @@ use crate::tables;
 /// Windows that are scored at once: while the last batches of one run, the next is tokenized.
 const WINDOWS_UNDER_WAY: usize = 2;
 
+/// Texts of a window for each thread at most: with a slow model, they are some seconds' work, which is what a kill costs
+/// besides what waits for its commit.
+const TEXTS_OF_A_THREAD: usize = 512;
+
 /// Rows whose scores are kept in memory at most before they are remembered for good.
 const ROWS_TO_COMMIT: usize = 1 << 17;
 
@@ -160,7 +164,7 @@ impl Run<'_> {
         let pending = tokio::select! {
             biased;
             () = &mut *stop => return Err(interrupted(self.scoring, "before the first row was scored", None)),
-            pending = self.pending(&spool, &scores) => pending?,
+            pending = self.pending(&spool, &scores, TEXTS_OF_A_THREAD * scorer.threads()) => pending?,
         };
         let (texts, rows_without_score) = (pending.texts, pending.rows);
         record.read_seconds = Some(began.elapsed().as_secs_f64() - record.prepare_seconds.unwrap_or_default());
@@ -318,9 +322,9 @@ impl Run<'_> {
     }
 
     #[tracing::instrument(skip_all)]
-    async fn pending(&self, spool: &Spool, scores: &ScoreStore) -> Result<Pending, Error> {
+    async fn pending(&self, spool: &Spool, scores: &ScoreStore, together: usize) -> Result<Pending, Error> {
         let known = scores.scores(spool.joins(scores.rows())).await?;
-        spool.pending(known, scores.rows()).await.map_err(|e| self.spool_failed(&e))
+        spool.pending(known, scores.rows(), together).await.map_err(|e| self.spool_failed(&e))
     }
 
     /// Scores the texts and remembers them; what was scored before an error or a stop is remembered too.
@@ -339,13 +343,12 @@ impl Run<'_> {
             None => self.score_here(pending, scorer).boxed_local(),
             Some(elsewhere) => elsewhere.score(self, pending, scorer).await?,
         };
-        let mut last_commit = Instant::now();
+        let (mut last_commit, mut remembered) = (Instant::now(), 0);
         let ended = loop {
             let next = tokio::select! {
                 biased;
                 () = &mut *stop => {
-                    let done = scorer.tally().counts().scored;
-                    let after = format!("after scoring {} of {} texts", grouped(done.min(texts)), grouped(texts));
+                    let after = format!("after scoring {} of {} texts", grouped(remembered.min(texts)), grouped(texts));
                     break Err(interrupted(self.scoring, &after, Some(scores)));
                 }
                 lost = self.night.lost() => break Err(lost),
@@ -354,6 +357,7 @@ impl Run<'_> {
             match next {
                 Some(Ok(Scored { keys, outcomes, executor, took })) => {
                     pace.add(&outcomes, took, executor);
+                    remembered += outcomes.len() as u64;
                     if let Err(error) = scores.remember(&keys, &outcomes, scorer) {
                         break Err(error);
                     }

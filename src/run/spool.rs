@@ -184,8 +184,13 @@ impl Spool {
 
     /// The texts that have no score among `known`, of which there are `held`, in the order in which they first come.
     ///
-    /// `known` is a table of [`Spool::joins`].
-    pub(super) async fn pending(&self, known: DataFrame, held: u64) -> Result<Pending, DataFusionError> {
+    /// `known` is a table of [`Spool::joins`]. So many texts are scored together, but no more than a batch of the session.
+    pub(super) async fn pending(
+        &self,
+        known: DataFrame,
+        held: u64,
+        together: usize,
+    ) -> Result<Pending, DataFusionError> {
         let rows = self.rows_in(self.joins(held)).await?;
         let keys = rows.filter(column(KEY).is_not_null())?.select(vec![column(KEY), column(ROW)])?;
         let mut keys = without_views(keys)?;
@@ -207,7 +212,7 @@ impl Spool {
             Ok(RecordBatch::try_new(Arc::clone(&pending), [texts.columns(), &counts].concat())?)
         });
         let pending = Box::pin(RecordBatchStreamAdapter::new(schema, pending));
-        Pending::fill(pending, self.text.len(), self.window, self.resources.folder()).await
+        Pending::fill(pending, self.text.len(), together.min(self.window), self.resources.folder()).await
     }
 
     /// All rows with their scores, or those that have an error, or those that have none: the columns of the source and
@@ -302,7 +307,7 @@ mod tests {
         let source = SessionContext::new().read_batch(texts).expect("a table");
         let spool = Spool::fill(source, &["text".to_owned()], 2, 8 << 20, resources).await.expect("rows are read");
         let nothing = spool.joins(0).read_empty().expect("a table");
-        let pending = spool.pending(nothing, 0).await.expect("texts are told apart");
+        let pending = spool.pending(nothing, 0, 8192).await.expect("texts are told apart");
         assert_eq!((pending.texts, pending.rows), (ROWS.unsigned_abs(), ROWS.unsigned_abs()));
 
         // All have scores, with words and numbers in them.
@@ -319,7 +324,7 @@ mod tests {
         let scored = spool.scored(known().expect("scores"), held, None).await.expect("a join");
         let scored: Vec<_> = scored.try_collect().await.expect("rows are joined");
         assert_eq!(scored.iter().map(RecordBatch::num_rows).sum::<usize>(), held as usize);
-        let pending = spool.pending(known().expect("scores"), held).await.expect("texts are told apart");
+        let pending = spool.pending(known().expect("scores"), held, 8192).await.expect("texts are told apart");
         assert_eq!(pending.texts, 0);
     }
 }

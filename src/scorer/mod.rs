@@ -278,6 +278,12 @@ impl Scorer {
         &self.0.model
     }
 
+    /// Threads that work for it.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.0.pool.threads()
+    }
+
     /// In which numbers it multiplies.
     #[must_use]
     pub fn precision(&self) -> Precision {

@@ -555,9 +555,9 @@ fn a_head_or_norm_that_computes_nothing_is_refused() {
     let empty = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
     let headless =
         tiny().with_tensor("classifier.weight", empty(&[0, dim])).with_tensor("classifier.bias", empty(&[0]));
-    insta::assert_snapshot!(headless.without_config("id2label").error(), @"");
-    insta::assert_snapshot!(tiny().with_config("layer_norm_eps", json!(-1)).error(), @"");
-    insta::assert_snapshot!(tiny().with_config("layer_norm_eps", json!("1e-5")).error(), @"");
+    insta::assert_snapshot!(headless.without_config("id2label").error(), @"MODEL: tensor `classifier.weight`: expected shape [labels, dim], found [0, 32]");
+    insta::assert_snapshot!(tiny().with_config("layer_norm_eps", json!(-1)).error(), @"MODEL/config.json: key `layer_norm_eps`: expected a number from 0, below 1, found -1");
+    insta::assert_snapshot!(tiny().with_config("layer_norm_eps", json!("1e-5")).error(), @r#"MODEL/config.json: key `layer_norm_eps`: expected a number from 0, below 1, found "1e-5""#);
 }
 
 #[test]

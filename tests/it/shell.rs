@@ -46,6 +46,12 @@ fn commands_come_from_stdin_too() {
     +----+
     | 42 |
     +----+
+    +--------+-------+----------+
+    | column | type  | nullable |
+    +--------+-------+----------+
+    | id     | Int64 | yes      |
+    | text   | Utf8  | yes      |
+    +--------+-------+----------+
     ");
     assert_eq!(std::fs::read_to_string(result).unwrap(), "x\n21\n");
 }
@@ -63,7 +69,7 @@ fn what_is_wrong_on_stdin_is_said_as_for_one_statement() {
     insta::assert_snapshot!(problem("INSERT INTO pairs VALUES (1);"), @r"error: stdin: Inconsistent data length across values list: got 1 values in row 0 but expected 5");
     insta::assert_snapshot!(problem("\\timing\nSELECT 1;\nSELECT * FROM pears;"), @r"error: stdin, line 3: there is no table `pears` (tables: pairs); did you mean `pairs`?");
     insta::assert_snapshot!(problem("\\d pears"), @r"error: there is no table `pears` (tables: pairs); did you mean `pairs`?");
-    insta::assert_snapshot!(problem("\\d pears.csv"), @"");
+    insta::assert_snapshot!(problem("\\d pears.csv"), @r"error: \d pears.csv: table `pears.csv`: pears.csv does not exist");
     insta::assert_snapshot!(problem("\\dx"), @r"error: there is no command \dx; did you mean \d? (\? lists them)");
     insta::assert_snapshot!(problem("\\o result.doc"), @r"error: -o result.doc: the format is not told by the extension (csv, json, parquet, txt); add --format");
     insta::assert_snapshot!(problem("\\i none.sql"), @r"error: cannot read none.sql: No such file or directory (os error 2)");

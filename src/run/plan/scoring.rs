@@ -77,7 +77,7 @@ impl Planner<'_> {
             Some(known) => known.scores(spool.joins(held)).await?,
             None => spool.context().read_empty().map_err(|e| self.rows_failed(&e))?,
         };
-        let pending = spool.pending(scores, held).await.map_err(|e| self.rows_failed(&e))?;
+        let pending = spool.pending(scores, held, pipeline.run.window).await.map_err(|e| self.rows_failed(&e))?;
         let reading = reading.elapsed().as_secs_f64();
 
         let tried = self.try_texts(&pending, scorer).await?;
