@@ -75,12 +75,20 @@ impl Messages {
         // The Delta library writes answers of servers to the letter, which may hold what they were asked with, and warns
         // of counters of its own. What it comes to is said by couplet.
         match (self.quiet, self.verbose) {
-            (0, 0) => "warn,couplet=info,deltalake_core=off",
-            (1, _) => "warn,deltalake_core=off",
-            (2.., _) => "error,deltalake_core=off",
-            (0, 1) => "warn,couplet=debug,deltalake_core=off",
-            (0, 2) => "info,couplet=debug,deltalake_core=off",
-            (0, 3..) => "debug,couplet=trace,deltalake_core=off",
+            (0, 0) => {
+                "warn,couplet=info,deltalake_core=off,buoyant_kernel=off,delta_kernel=off,buoyant_kernel_engine=off"
+            }
+            (1, _) => "warn,deltalake_core=off,buoyant_kernel=off,delta_kernel=off,buoyant_kernel_engine=off",
+            (2.., _) => "error,deltalake_core=off,buoyant_kernel=off,delta_kernel=off,buoyant_kernel_engine=off",
+            (0, 1) => {
+                "warn,couplet=debug,deltalake_core=off,buoyant_kernel=off,delta_kernel=off,buoyant_kernel_engine=off"
+            }
+            (0, 2) => {
+                "info,couplet=debug,deltalake_core=off,buoyant_kernel=off,delta_kernel=off,buoyant_kernel_engine=off"
+            }
+            (0, 3..) => {
+                "debug,couplet=trace,deltalake_core=off,buoyant_kernel=off,delta_kernel=off,buoyant_kernel_engine=off"
+            }
         }
     }
 }

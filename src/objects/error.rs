@@ -281,7 +281,9 @@ pub(crate) fn cause_in<'e>(error: &'e (dyn std::error::Error + 'static)) -> Opti
         if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
-        next = error.source();
+        // An I/O error passes over what it holds.
+        let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = held.map(|held| held as &(dyn std::error::Error + 'static)).or_else(|| error.source());
     }
     None
 }
