@@ -71,25 +71,18 @@ impl Messages {
     }
 
     /// What `RUST_LOG` is, if it is not set.
-    fn default_filter(self) -> &'static str {
-        // The Delta library writes answers of servers to the letter, which may hold what they were asked with, and warns
-        // of counters of its own. What it comes to is said by couplet.
-        match (self.quiet, self.verbose) {
-            (0, 0) => {
-                "warn,couplet=info,deltalake_core=off,buoyant_kernel=off,delta_kernel=off,buoyant_kernel_engine=off"
-            }
-            (1, _) => "warn,deltalake_core=off,buoyant_kernel=off,delta_kernel=off,buoyant_kernel_engine=off",
-            (2.., _) => "error,deltalake_core=off,buoyant_kernel=off,delta_kernel=off,buoyant_kernel_engine=off",
-            (0, 1) => {
-                "warn,couplet=debug,deltalake_core=off,buoyant_kernel=off,delta_kernel=off,buoyant_kernel_engine=off"
-            }
-            (0, 2) => {
-                "info,couplet=debug,deltalake_core=off,buoyant_kernel=off,delta_kernel=off,buoyant_kernel_engine=off"
-            }
-            (0, 3..) => {
-                "debug,couplet=trace,deltalake_core=off,buoyant_kernel=off,delta_kernel=off,buoyant_kernel_engine=off"
-            }
-        }
+    fn default_filter(self) -> String {
+        let levels = match (self.quiet, self.verbose) {
+            (0, 0) => "warn,couplet=info",
+            (1, _) => "warn",
+            (2.., _) => "error",
+            (0, 1) => "warn,couplet=debug",
+            (0, 2) => "info,couplet=debug",
+            (0, 3..) => "debug,couplet=trace",
+        };
+        // The Delta library and its kernel, whose targets begin so, write answers of servers to the letter, which may
+        // hold what they were asked with, and warn of counters of their own. What it comes to is said by couplet.
+        format!("{levels},deltalake_core=off,buoyant_kernel=off")
     }
 }
 
