@@ -13,6 +13,12 @@ use uuid::Uuid;
 
 pub(crate) const TEMPORARY: &str = ".couplet-tmp";
 
+/// How long a process may take from making a file or folder to locking it.
+const TO_LOCK: Duration = Duration::from_millis(100);
+
+/// And how old one is that was made by a process that is beyond that.
+const NEW: Duration = Duration::from_secs(10);
+
 /// A file in the making; dropped before [`AtomicFile::publish`], it leaves nothing behind.
 pub struct AtomicFile {
     target: PathBuf,
@@ -113,14 +119,33 @@ pub(crate) fn remove_remains(folder: &Path, prefix: &str, remove: fn(&Path) -> i
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if name.starts_with(prefix) && name.ends_with(TEMPORARY) {
-            let lock = File::open(entry.path()).map(|entry| entry.try_lock());
+            let Ok(opened) = File::open(entry.path()) else { continue };
             // Held by a live run; or the question cannot be asked, and then nothing is removed.
-            if !matches!(lock, Ok(Err(TryLockError::WouldBlock | TryLockError::Error(_))) | Err(_)) {
+            let is_free = || opened.try_lock().is_ok();
+            let mut free = is_free();
+            if free && is_begun(&entry.path()) {
+                // Whoever made it may not have come to lock it.
+                let _ = opened.unlock();
+                std::thread::sleep(TO_LOCK);
+                free = is_free();
+            }
+            // It may have ended just now, and have taken it away itself.
+            if free && entry.path().exists() {
                 tracing::info!("removing {}, left by a run that was killed", entry.path().display());
                 let _ = remove(&entry.path());
             }
         }
     }
+}
+
+/// Whether nothing has been written to a file or folder yet, and nothing for long.
+fn is_begun(path: &Path) -> bool {
+    let empty = || path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+    path.metadata().is_ok_and(|about| {
+        let nothing = if about.is_dir() { empty() } else { about.len() == 0 };
+        // A time that is still to come is of a clock that was set back since.
+        nothing && about.modified().is_ok_and(|at| at.elapsed().map_or(true, |age| age < NEW))
+    })
 }
 
 #[cfg(test)]
@@ -167,5 +192,22 @@ mod tests {
         let also_alive = AtomicFile::create(&target).unwrap();
         assert_eq!(names(folder.path()).len(), 2);
         drop((alive, also_alive));
+    }
+
+    #[test]
+    fn what_is_not_locked_yet_is_no_remains() {
+        let folder = tempfile::tempdir().unwrap();
+        let begun = folder.path().join(format!(".out.parquet.1-0{TEMPORARY}"));
+        let file = File::create_new(&begun).unwrap();
+        let locking = std::thread::spawn(move || {
+            std::thread::sleep(TO_LOCK / 10);
+            assert!(hold(&file));
+            file
+        });
+        drop(AtomicFile::create(&folder.path().join("out.parquet")).unwrap());
+        assert!(begun.exists());
+        drop(locking.join().unwrap());
+        drop(AtomicFile::create(&folder.path().join("out.parquet")).unwrap());
+        assert!(!begun.exists());
     }
 }

@@ -138,7 +138,7 @@ fn expected(rows: usize) -> Vec<Value> {
 fn start(job: &Job, cluster: &Cluster) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_couplet"));
     command.current_dir(job.path("")).args(["run", "pipeline.toml", "--json", "--cluster", &cluster.address()]);
-    command.envs(cluster.env.iter().cloned());
+    command.envs(cluster.env.iter().cloned()).env("TMPDIR", job.path(""));
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 

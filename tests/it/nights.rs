@@ -46,7 +46,7 @@ pub fn counts(report: &Value) -> [u64; 5] {
 
 /// Runs the job, killed at a point; expects the point to be reached.
 fn crash(job: &Job, point: &str) {
-    let output = job.run().env("COUPLET_CRASH", point).output().unwrap();
+    let output = job.run().env("COUPLET_CRASH", point).env("TMPDIR", job.path("")).output().unwrap();
     assert_eq!(output.status.code(), None, "{point}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -299,6 +299,8 @@ fn start(job: &Job) -> Child {
         .args(["run", "pipeline.toml", "--quiet"])
         .current_dir(job.path(""))
         .env_remove("RUST_LOG")
+        // What it leaves there when it is killed, others would find, and say so.
+        .env("TMPDIR", job.path(""))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

@@ -52,7 +52,8 @@ impl Night {
             Some(endpoint) => self.bucket.couplet_at(endpoint, &arguments),
             None => self.bucket.couplet(&arguments),
         };
-        command.current_dir(self.job.path(""));
+        // Where a run that is killed leaves what no other test shall find.
+        command.current_dir(self.job.path("")).env("TMPDIR", self.job.path(""));
         command
     }
 
