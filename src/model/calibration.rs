@@ -131,6 +131,7 @@ pub(crate) fn problem_type(problem: Problem) -> &'static str {
 mod tests {
     use super::*;
     use crate::model::Architecture;
+    use crate::ops::Rates;
 
     fn config(problem: Problem, labels: &[&str]) -> ModelConfig {
         ModelConfig {
@@ -145,6 +146,8 @@ mod tests {
             layer_norm_eps: 1e-12,
             problem,
             labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+            dropout: Rates::NONE,
+            initializer_range: 0.02,
         }
     }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::LoadError;
+use crate::ops::Rates;
 
 /// The two encoders that couplet runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +47,11 @@ pub enum Problem {
     Regression,
 }
 
+impl Problem {
+    /// The probability from which on a row has a label, where it may have any number of them.
+    pub const HAS_LABEL: f32 = 0.5;
+}
+
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -81,6 +87,10 @@ pub struct ModelConfig {
     pub problem: Problem,
     /// The name of each logit, in order; empty for regression.
     pub labels: Vec<String>,
+    /// What training drops, by default as in the architecture's paper.
+    pub dropout: Rates,
+    /// Standard deviation of weights that begin at random.
+    pub initializer_range: f64,
 }
 
 impl ModelConfig {
@@ -114,15 +124,12 @@ impl ModelConfig {
                 Architecture::DistilBert => 0,
                 Architecture::Bert => keys.size("type_vocab_size")?,
             },
-            layer_norm_eps: match json.get("layer_norm_eps") {
-                None | Some(Value::Null) => 1e-12,
-                Some(eps) => match eps.as_f64() {
-                    Some(eps) if (0.0..1.0).contains(&eps) => eps,
-                    _ => return Err(keys.error("layer_norm_eps", "a number from 0, below 1")),
-                },
-            },
+            layer_norm_eps: keys.number("layer_norm_eps", 1e-12)?,
             problem: problem(&keys)?,
             labels: labels(&keys)?,
+            dropout: dropout(&keys, architecture)?,
+            // Source: Devlin et al. 2019's code.
+            initializer_range: keys.number("initializer_range", 0.02)?,
         };
         if !config.dim.is_multiple_of(config.n_heads) {
             return Err(keys.error(names.n_heads, &format!("a divisor of {} = {}", names.dim, config.dim)));
@@ -238,6 +245,17 @@ impl Keys<'_> {
         }
     }
 
+    /// A number that is small and not negative; `default` where the key is missing or null.
+    fn number(&self, key: &str, default: f64) -> Result<f64, LoadError> {
+        match self.json.get(key) {
+            None | Some(Value::Null) => Ok(default),
+            Some(number) => match number.as_f64() {
+                Some(number) if (0.0..1.0).contains(&number) => Ok(number),
+                _ => Err(self.error(key, "a number from 0, below 1")),
+            },
+        }
+    }
+
     fn size(&self, key: &str) -> Result<usize, LoadError> {
         let size = self.json.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
         match size {
@@ -272,6 +290,34 @@ fn architecture(keys: &Keys) -> Result<Architecture, LoadError> {
     } else {
         Err(keys.error("architectures", &format!("[\"{expected}\"]")))
     }
+}
+
+/// What `transformers` drops in training, by the keys that each architecture has for it.
+fn dropout(keys: &Keys, architecture: Architecture) -> Result<Rates, LoadError> {
+    let rate = |key: &str, default: f32| keys.number(key, f64::from(default)).map(|rate| rate as f32);
+    Ok(match architecture {
+        Architecture::DistilBert => {
+            let paper = Rates::DISTILBERT;
+            let hidden = rate("dropout", paper.embeddings)?;
+            Rates {
+                embeddings: hidden,
+                attention: rate("attention_dropout", paper.attention)?,
+                attention_output: paper.attention_output,
+                feed_forward: hidden,
+                head: rate("seq_classif_dropout", paper.head)?,
+            }
+        }
+        Architecture::Bert => {
+            let hidden = rate("hidden_dropout_prob", Rates::BERT.embeddings)?;
+            Rates {
+                embeddings: hidden,
+                attention: rate("attention_probs_dropout_prob", Rates::BERT.attention)?,
+                attention_output: hidden,
+                feed_forward: hidden,
+                head: rate("classifier_dropout", hidden)?,
+            }
+        }
+    })
 }
 
 fn problem(keys: &Keys) -> Result<Problem, LoadError> {

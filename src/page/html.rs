@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::charts::{self, Chart};
 use super::{Page, Rows, Run};
 use crate::frequent::most_frequent;
+use crate::model::Problem;
 use crate::progress::{grouped, spoken};
 use agreement::agreement;
 use documents::{evaluated, trained};
@@ -122,7 +123,11 @@ fn rows(run: &Run) -> Markup {
 
 fn scores(page: &Page) -> Markup {
     let Some(run) = &page.run else { return markup! {} };
-    let all: u64 = run.labels.iter().map(|(_, n)| n).sum();
+    let any_number = run.task == Some(Problem::MultiLabel.to_string());
+    let all: u64 = match (any_number, run.rows_read) {
+        (true, Some(read)) => read - run.rows_rejected.unwrap_or_default().min(read),
+        _ => run.labels.iter().map(|(_, n)| n).sum(),
+    };
     let share = |n: u64| if all == 0 { 0.0 } else { n as f64 / all as f64 };
     let chart = charts::scores(page);
     markup! {
@@ -146,6 +151,9 @@ fn scores(page: &Page) -> Markup {
                             }
                             @if run.labels.len() > MOST_LISTED {
                                 p.faint { (run.labels.len() - MOST_LISTED) " more labels, of fewer rows, are in the JSON." }
+                            }
+                            @if any_number {
+                                p.faint { "A row has each label of a probability of at least " (Problem::HAS_LABEL) ": several, or none." }
                             }
                             @if let Some(mean) = run.scores.as_ref().and_then(|scores| scores.mean) {
                                 p { "Mean score " (format!("{mean:.4}")) "." }

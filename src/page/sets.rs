@@ -10,6 +10,7 @@ use super::judged::{Comparison, Judged, LabelScores, MOST_GROUPS};
 use super::table::{Output, literal, quoted};
 use crate::error::Error;
 use crate::frequent::most_frequent;
+use crate::model::Problem;
 
 /// Labels above which only the most frequent are compared, where a row may have many: each is three sums of one query.
 const MOST_LABELS: usize = 100;
@@ -28,10 +29,11 @@ pub(super) async fn sets(table: &Output, label: &str, names: &[String]) -> Resul
         (0..names.len()).collect()
     };
     let left_out = names.len() - places.len();
+    let enough = Problem::HAS_LABEL;
     let is_so = |name: &str| format!("coalesce(array_has({column}, {}), false)", literal(name));
     let probability = |place: usize| format!("array_element(probabilities, {})", place + 1);
     let sums = places.iter().map(|&place| {
-        let (is_so, is_said) = (is_so(&names[place]), format!("{} >= 0.5", probability(place)));
+        let (is_so, is_said) = (is_so(&names[place]), format!("{} >= {enough}", probability(place)));
         format!(
             "sum(CASE WHEN {is_so} AND {is_said} THEN 1 ELSE 0 END), sum(CASE WHEN {is_so} THEN 1 ELSE 0 END), \
              sum(CASE WHEN {is_said} THEN 1 ELSE 0 END)"
@@ -78,7 +80,7 @@ pub(super) async fn sets(table: &Output, label: &str, names: &[String]) -> Resul
     // How far the worst of the labels is on the wrong side.
     let sizes = places.iter().map(|&place| {
         let p = probability(place);
-        format!("CASE WHEN ({p} >= 0.5) <> {} THEN abs({p} - 0.5) + 0.0001 ELSE 0 END", is_so(&names[place]))
+        format!("CASE WHEN ({p} >= {enough}) <> {} THEN abs({p} - {enough}) + 0.0001 ELSE 0 END", is_so(&names[place]))
     });
     let sizes = sizes.collect::<Vec<_>>().join(", ");
     Ok(Ok((judged, Some(format!("CASE WHEN {which} THEN nullif(greatest({sizes}), 0) END")))))

@@ -20,6 +20,7 @@ use futures::{Stream, StreamExt};
 use thiserror::Error;
 
 use crate::histogram::Histogram;
+use crate::model::Problem;
 use crate::predict::prediction_fields;
 use crate::source::OUTPUT_COLUMNS;
 
@@ -61,6 +62,16 @@ pub(super) struct Published {
     pub(super) scores: Histogram,
 }
 
+impl Published {
+    fn count(&mut self, label: &str) {
+        if let Some(n) = self.labels.get_mut(label) {
+            *n += 1;
+        } else {
+            self.labels.insert(label.to_owned(), 1);
+        }
+    }
+}
+
 /// What a stream is checked against.
 #[derive(Debug)]
 pub(super) struct Check {
@@ -70,6 +81,8 @@ pub(super) struct Check {
     pub(super) max_rejected: u64,
     /// The model's fingerprint, for the column of that name.
     pub(super) model: String,
+    /// The labels in the order of the probabilities, where a row may have any number of them; else none.
+    pub(super) any_of: Vec<String>,
     /// Set when the user asks to stop.
     pub(super) stopped: AtomicBool,
     /// What has come through so far.
@@ -129,11 +142,13 @@ impl Checked {
         published.truncated += column("truncated").as_boolean().iter().filter(|t| *t == Some(true)).count() as u64;
         let values = scores.as_primitive::<Float32Type>().iter().flatten();
         values.for_each(|score| published.scores.add(f64::from(score)));
-        for label in labels.as_string::<i32>().iter().flatten() {
-            if let Some(n) = published.labels.get_mut(label) {
-                *n += 1;
-            } else {
-                published.labels.insert(label.to_owned(), 1);
+        if self.against.any_of.is_empty() {
+            labels.as_string::<i32>().iter().flatten().for_each(|label| published.count(label));
+        } else {
+            for row in column("probabilities").as_list::<i32>().iter().flatten() {
+                let probabilities = row.as_primitive::<Float32Type>().values();
+                let has = self.against.any_of.iter().zip(probabilities).filter(|(_, p)| **p >= Problem::HAS_LABEL);
+                has.for_each(|(label, _)| published.count(label));
             }
         }
         Ok(batch)

@@ -57,8 +57,11 @@ impl Training<'_> {
         let known = Arc::clone(&job);
         let (done, rejected) = self
             .blocking(FINETUNE, move || {
-                let done = known.is_done()?;
-                Ok((done, !done && known.is_rejected()?))
+                let (done, rejected) = (known.is_done()?, known.is_rejected()?);
+                if done || rejected {
+                    known.clean()?;
+                }
+                Ok((done, rejected))
             })
             .await?;
         if done || rejected {
@@ -78,7 +81,9 @@ impl Training<'_> {
         let mut lines = vec![if report.trained {
             format!("{rows} rows, {} steps; the model is that of epoch {}", report.steps, report.epoch)
         } else {
-            "calibrated anew: base, rows and settings are else those of the model that is there".to_owned()
+            "nothing to learn: base, rows and settings are else those of the model that is there, which is calibrated and \
+             judged anew"
+                .to_owned()
         }];
         if let Some(evaluation) = &report.evaluation {
             lines.push(format!("{} held-out rows: {}", evaluation.rows, evaluation.metrics));
@@ -154,7 +159,14 @@ impl Training<'_> {
         };
 
         let known = Arc::clone(&job);
-        if self.blocking(PRETRAIN, move || known.is_done()).await? {
+        let done = self.blocking(PRETRAIN, move || {
+            let done = known.is_done()?;
+            if done {
+                known.clean()?;
+            }
+            Ok(done)
+        });
+        if done.await? {
             return Ok(StageReport::unchanged(readable(&output.path), began.elapsed()));
         }
         let rows = job.texts.len();

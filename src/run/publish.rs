@@ -14,6 +14,7 @@ use super::spool::Spool;
 use crate::crash;
 use crate::error::Error;
 use crate::histogram::Histogram;
+use crate::model::Problem;
 use crate::scorer::{Rejection, Scorer};
 use crate::store::{ScoreStore, model_class};
 
@@ -43,6 +44,8 @@ impl Run<'_> {
     ) -> Result<PublishedTo, Error> {
         let mut all = PublishedTo::default();
         let max_rejected = self.max_rejected(spool.len());
+        let config = &scorer.model().config;
+        let any_of = if config.problem == Problem::MultiLabel { config.labels.clone() } else { Vec::new() };
         let split = sinks.len() > 1;
         for sink in sinks {
             let kind = sink.kind();
@@ -54,6 +57,7 @@ impl Run<'_> {
                 rows,
                 max_rejected,
                 model: scorer.model().fingerprint.to_string(),
+                any_of: any_of.clone(),
                 stopped: false.into(),
                 published: Mutex::default(),
             });

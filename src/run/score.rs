@@ -226,6 +226,7 @@ impl Run<'_> {
             revision: scorer.revision().map(str::to_owned),
             rows,
             counts,
+            problem: scorer.model().config.problem,
             labels,
             executors: pace.executors().to_vec(),
             elapsed: began.elapsed(),

@@ -124,6 +124,7 @@ impl fmt::Display for Rejection {
 mod tests {
     use super::*;
     use crate::model::Architecture;
+    use crate::ops::Rates;
 
     fn config(problem: Problem, labels: usize) -> ModelConfig {
         ModelConfig {
@@ -138,6 +139,8 @@ mod tests {
             layer_norm_eps: 1e-12,
             problem,
             labels: (0..labels).map(|i| i.to_string()).collect(),
+            dropout: Rates::NONE,
+            initializer_range: 0.02,
         }
     }
 

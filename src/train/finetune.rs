@@ -82,8 +82,8 @@ pub struct Job {
     pub class_weights: ClassWeights,
     /// Which metric chooses the best epoch; none for the task's own.
     pub metric: Option<Metric>,
-    /// What must hold for the model to take its place; it is judged by the best epoch's metrics on the validation rows,
-    /// without calibration.
+    /// What must hold for the model to take its place; it is judged as it would stand there, by the best epoch's metrics
+    /// on the validation rows, calibrated if it is.
     pub promote_if: Option<Condition>,
     /// What is fitted on the validation rows when training is over.
     pub calibrate: Calibrate,
@@ -125,16 +125,7 @@ impl Job {
     /// # Errors
     /// Labels or a base that cannot be used.
     pub fn is_done(&self) -> Result<bool, JobError> {
-        if !self.output.exists() {
-            return Ok(false);
-        }
-        let (labels, ..) = self.read_labels()?;
-        Ok(report_of(&self.output, self.key(&labels)?).is_some_and(|report| self.is_calibrated(&report)))
-    }
-
-    /// Whether a model of this job was calibrated as this job says.
-    fn is_calibrated(&self, report: &Value) -> bool {
-        report["settings"]["calibrate"] == self.calibrate.to_json()
+        Ok(matches!(self.find()?, Found::Done))
     }
 
     /// Whether the candidate is the model that this very job leaves, and was refused by the same condition.
@@ -142,14 +133,35 @@ impl Job {
     /// # Errors
     /// Labels or a base that cannot be used.
     pub fn is_rejected(&self) -> Result<bool, JobError> {
-        let candidate = self.candidate();
-        if self.promote_if.is_none() || !candidate.exists() {
-            return Ok(false);
+        Ok(matches!(self.find()?, Found::Rejected))
+    }
+
+    /// Removes the state of a run that was killed when its model was in its place already.
+    ///
+    /// # Errors
+    /// As [`Job::is_done`]; files that cannot be removed.
+    pub fn clean(&self) -> Result<(), JobError> {
+        let (labels, ..) = self.read_labels()?;
+        course::discard_state(&self.output, self.key(&labels)?)
+    }
+
+    fn find(&self) -> Result<Found, JobError> {
+        if !self.output.exists() && !self.candidate().exists() {
+            return Ok(Found::Nothing);
         }
         let (labels, ..) = self.read_labels()?;
-        let condition = self.promote_if.as_ref().map(ToString::to_string);
-        let report = report_of(&candidate, self.key(&labels)?);
-        Ok(report.is_some_and(|report| report["settings"]["promote_if"].as_str() == condition.as_deref()))
+        Ok(self.found(self.key(&labels)?))
+    }
+
+    /// What an earlier run of the job left: `calibrate` and `promote_if` change no weights.
+    fn found(&self, key: blake3::Hash) -> Found {
+        let is_calibrated = |report: &Value| report["settings"]["calibrate"] == self.calibrate.to_json();
+        if let Some(report) = report_of(&self.output, key) {
+            return if is_calibrated(&report) { Found::Done } else { Found::Weights(self.output.clone(), report) };
+        }
+        let Some(report) = report_of(&self.candidate(), key) else { return Found::Nothing };
+        let same = report["settings"]["promote_if"] == self.promote_if_to_json() && is_calibrated(&report);
+        if same { Found::Rejected } else { Found::Weights(self.candidate(), report) }
     }
 
     /// Where the last epoch's model goes, if it is not the best.
@@ -157,6 +169,18 @@ impl Job {
     pub fn last(&self) -> PathBuf {
         beside(&self.output, ".last")
     }
+}
+
+/// What an earlier run of a job left.
+enum Found {
+    /// Nothing, or what other jobs left.
+    Nothing,
+    /// Its model, in its place.
+    Done,
+    /// Its model as candidate, refused by the same condition.
+    Rejected,
+    /// Its model's weights, in this folder with this report, calibrated or judged otherwise.
+    Weights(PathBuf, Value),
 }
 
 /// Where the model is that `promote_if` refused a place at `output`, and why, if there is one.
@@ -194,7 +218,7 @@ pub enum Promotion {
 pub struct Report {
     /// Whether the model took its place.
     pub promotion: Promotion,
-    /// Whether anything was learned, rather than the model that was there calibrated anew.
+    /// Whether anything was learned, rather than the model that was there calibrated and judged anew.
     pub trained: bool,
     /// Which epoch's weights it has, from 1.
     pub epoch: u64,
@@ -215,7 +239,8 @@ pub struct Report {
 /// Does a job, or goes on with it where an earlier run was ended.
 ///
 /// The state is in the folder `<output>.training`, which goes when the model is in its place. Where the output is this
-/// job's model already but for its calibration, that alone is done. Computes on `pool`.
+/// job's model already but for its calibration, that alone is done; and where the candidate has its weights, it is
+/// calibrated and judged anew. Computes on `pool`.
 ///
 /// # Errors
 /// Settings that make no sense, rows or a base that cannot be used, a training that diverges, files that cannot be
@@ -262,11 +287,11 @@ impl Job {
     pub fn rehearse(&self, device: &Device, pool: &ThreadPool, budget: Duration) -> Result<Rehearsal, JobError> {
         pool.install(|| {
             let Prepared { lesson, objective, key, tokens, truncated } = self.prepare()?;
-            let standing = match report_of(&self.output, key) {
-                Some(report) if self.is_calibrated(&report) => Standing::Done,
-                Some(_) => Standing::ToCalibrate,
-                None if self.is_rejected()? => Standing::Rejected,
-                None => course::standing(&self.output, key),
+            let standing = match self.found(key) {
+                Found::Done => Standing::Done,
+                Found::Rejected => Standing::Rejected,
+                Found::Weights(..) => Standing::ToCalibrate,
+                Found::Nothing => course::standing(&self.output, key),
             };
             let mut rehearsal = Rehearsal {
                 held_out: lesson.validation.len(),
@@ -290,8 +315,8 @@ impl Job {
 
 fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Report>, JobError> {
     let Prepared { lesson, objective, key, tokens, truncated } = job.prepare()?;
-    if let Some(report) = report_of(&job.output, key).filter(|report| !job.is_calibrated(report)) {
-        return job.calibrate_again(&lesson, objective, report, device, watch).map(Outcome::Finished);
+    if let Found::Weights(folder, report) = job.found(key) {
+        return job.judge_again(&folder, &lesson, objective, report, device, watch).map(Outcome::Finished);
     }
     let trainer = Trainer::from_checkpoint(&job.base, objective, job.hyper.options(job.training.len()), device)?;
     watch.emit(&Event::Prepared {

@@ -38,7 +38,7 @@ pub struct Hyper {
     pub max_grad_norm: Option<f64>,
     /// The most tokens of a sequence, special ones included.
     pub max_length: usize,
-    /// What is dropped; none for the rates of the architecture's paper.
+    /// What is dropped; none for what the base's `config.json` says.
     pub dropout: Option<Rates>,
     /// Epochs without a better model after which training ends; none to go on to the end.
     pub patience: Option<u64>,
@@ -145,9 +145,9 @@ impl Hyper {
         }
     }
 
-    /// The settings as JSON.
+    /// The settings as JSON, with the rates that were used.
     #[must_use]
-    pub fn to_json(&self) -> Value {
+    pub fn to_json(&self, dropout: Rates) -> Value {
         json!({
             "epochs": self.epochs,
             "max_steps": self.max_steps,
@@ -167,7 +167,13 @@ impl Hyper {
             "weight_decay": self.adamw.weight_decay,
             "max_grad_norm": self.max_grad_norm,
             "max_length": self.max_length,
-            "dropout": self.dropout.map(|rates| format!("{rates:?}")),
+            "dropout": {
+                "embeddings": dropout.embeddings,
+                "attention": dropout.attention,
+                "attention_output": dropout.attention_output,
+                "feed_forward": dropout.feed_forward,
+                "head": dropout.head,
+            },
             "patience": self.patience,
             "seed": self.seed,
             "micro_batch_tokens": self.micro_batch_tokens,

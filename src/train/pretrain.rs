@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::chart;
 use super::course::{
     self, CHART, Event, Interval, JobError, Key, Learned, Lesson, Outcome, Plan, Publication, REPORT, Rehearsal, Score,
-    Standing, Watch, base_config, peak_memory, report_of,
+    Standing, Watch, base_config, discard_state, peak_memory, report_of,
 };
 use super::hyper::Hyper;
 use super::masking::{BERT_MASK_PROBABILITY, Chunking, Masking, Pieces};
@@ -83,6 +83,14 @@ impl Job {
     /// A start that cannot be read.
     pub fn is_done(&self) -> Result<bool, JobError> {
         Ok(self.output.exists() && report_of(&self.output, self.key()?).is_some())
+    }
+
+    /// Removes the state of a run that was killed when its model was in its place already.
+    ///
+    /// # Errors
+    /// As [`Job::is_done`]; files that cannot be removed.
+    pub fn clean(&self) -> Result<(), JobError> {
+        discard_state(&self.output, self.key()?)
     }
 
     /// The `config.json` that says what is trained.
@@ -288,7 +296,7 @@ impl Job {
             Start::Checkpoint(folder) => self.base_name.as_deref().map_or_else(|| json!(folder), |name| json!(name)),
             Start::Random { config, .. } => json!({ "random": config }),
         };
-        let mut settings = self.hyper.to_json();
+        let mut settings = self.hyper.to_json(learned.trainer.dropout());
         settings["mask_probability"] = self.mask_probability.into();
         let mut json = json!({
             "kind": "pretrain",

@@ -14,7 +14,7 @@ use super::network::Network;
 use super::optimizer::{Moments, Update};
 use super::options::{Options, check};
 use super::weights::{Initial, Lane, Weights, update};
-use crate::model::{Architecture, Checkpoint, ModelConfig};
+use crate::model::{Checkpoint, ModelConfig};
 use crate::ops::{Kernels, Noise, Rates, Tape};
 
 /// What happened in a step.
@@ -97,12 +97,10 @@ impl Trainer {
         kernels: Kernels,
     ) -> Result<Self, TrainError> {
         check(&options, &objective)?;
-        options.dropout.get_or_insert(match config.architecture {
-            Architecture::DistilBert => Rates::DISTILBERT,
-            Architecture::Bert => Rates::BERT,
-        });
+        options.dropout.get_or_insert(config.dropout);
         let tied = objective == Objective::MaskedWords;
-        let initial = Initial { checkpoint, device, seed: options.seed, tied, weights: Mutex::default() };
+        let (seed, deviation) = (options.seed, config.initializer_range);
+        let initial = Initial { checkpoint, device, seed, deviation, tied, weights: Mutex::default() };
         Network::load(&initial, &config, &objective, Kernels::Reference(DType::F32))?;
         let weights = initial.weights.into_inner().unwrap_or_else(PoisonError::into_inner);
         let sizes = weights.sizes();
@@ -115,6 +113,12 @@ impl Trainer {
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// What a step drops.
+    #[must_use]
+    pub fn dropout(&self) -> Rates {
+        self.options.dropout.unwrap_or(self.config.dropout)
     }
 
     /// Steps taken so far, which is the number of the next.
@@ -205,7 +209,7 @@ impl Trainer {
         if examples.iter().all(|example| self.objective.weight(example) <= 0.0) {
             return Ok(0.0);
         }
-        let rates = self.options.dropout.unwrap_or(Rates::NONE);
+        let rates = self.dropout();
         let noise = Noise::new(self.options.seed, self.steps, rates, indices.iter().map(|i| *i as u64).collect());
         let (logits, tape) = Tape::record(|| network.forward(&examples, Some(&noise)))?;
         let columns = logits.dim(1)?;

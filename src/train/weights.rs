@@ -9,9 +9,6 @@ use rayon::prelude::*;
 use crate::model::{Checkpoint, LoadError, Source, WORD_EMBEDDINGS};
 use crate::ops::{Gradient, Isa, PackedWeight, Parameter, mix64};
 
-/// Standard deviation of weights that begin at random. Source: Devlin et al. 2019's code, `initializer_range`.
-const INITIAL_DEVIATION: f64 = 0.02;
-
 /// All weights of a network, in the order in which the model asks for them.
 #[derive(Debug, Default)]
 pub(super) struct Weights {
@@ -65,6 +62,8 @@ pub(super) struct Initial<'a> {
     pub(super) checkpoint: Option<Checkpoint>,
     pub(super) device: &'a Device,
     pub(super) seed: u64,
+    /// Standard deviation of weights that begin at random.
+    pub(super) deviation: f64,
     /// Whether the word embeddings are a layer's weight too.
     pub(super) tied: bool,
     pub(super) weights: Mutex<Weights>,
@@ -77,8 +76,23 @@ impl Initial<'_> {
             Some(checkpoint) if !is_head(name) || checkpoint.has(name, shape) => {
                 checkpoint.tensor(name, shape, self.device)
             }
-            _ => Ok(initial(name, shape, self.seed, self.device)?),
+            _ => Ok(self.random(name, shape)?),
         }
+    }
+
+    /// Biases 0, the scales of normalisations 1, everything else from a normal distribution.
+    fn random(&self, name: &str, shape: &[usize]) -> candle_core::Result<Tensor> {
+        if is_bias(name) {
+            return Tensor::zeros(shape, DType::F32, self.device);
+        }
+        if is_norm(name) {
+            return Tensor::ones(shape, DType::F32, self.device);
+        }
+        let key = name.bytes().fold(mix64(self.seed), |key, byte| mix64(key ^ u64::from(byte)));
+        let values: Vec<f32> = (0..shape.iter().product::<usize>() as u64)
+            .map(|i| (self.deviation * normal(mix64(key ^ (2 * i)), mix64(key ^ (2 * i + 1)))) as f32)
+            .collect();
+        Tensor::from_vec(values, shape, self.device)
     }
 }
 
@@ -146,21 +160,6 @@ fn is_table(name: &str) -> bool {
 
 fn is_norm(name: &str) -> bool {
     name.contains("LayerNorm") || name.contains("layer_norm")
-}
-
-/// Biases 0, the scales of normalisations 1, everything else from a normal distribution.
-fn initial(name: &str, shape: &[usize], seed: u64, device: &Device) -> candle_core::Result<Tensor> {
-    if is_bias(name) {
-        return Tensor::zeros(shape, DType::F32, device);
-    }
-    if is_norm(name) {
-        return Tensor::ones(shape, DType::F32, device);
-    }
-    let key = name.bytes().fold(mix64(seed), |key, byte| mix64(key ^ u64::from(byte)));
-    let values: Vec<f32> = (0..shape.iter().product::<usize>() as u64)
-        .map(|i| (INITIAL_DEVIATION * normal(mix64(key ^ (2 * i)), mix64(key ^ (2 * i + 1)))) as f32)
-        .collect();
-    Tensor::from_vec(values, shape, device)
 }
 
 /// A normal variate from 2 x 64 random bits. Source: Box & Muller 1958.

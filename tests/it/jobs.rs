@@ -3,10 +3,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::Device;
 use couplet::model::Model;
 use couplet::train::course::{Event, Interval, JobError, Outcome, Watch};
+use couplet::train::evaluation::Evaluation;
 use couplet::train::finetune::{self, Calibrate, Promotion, Row};
 use couplet::train::labels::GoldLabel;
 use couplet::train::metrics::{Metric, measured};
@@ -147,8 +149,10 @@ fn keeps_the_old_model_unless_the_new_one_is_good_enough() {
     assert!(job.is_rejected().unwrap() && !job.is_done().unwrap());
     job.promote_if = Some(Condition::parse("accuracy >= 0", &metrics).unwrap());
     assert!(!job.is_rejected().unwrap(), "another condition");
-    assert_eq!(run(&job).promotion, Promotion::Published);
-    assert!(weights(&job.output) != old);
+    let (refused, report) = (weights(candidate), run(&job));
+    assert_eq!((report.promotion, report.trained), (Promotion::Published, false));
+    assert!(weights(&job.output) != old && weights(&job.output) == refused, "what was refused is not learned again");
+    assert_eq!(read_json(job.output.join("training.json"))["promotion"], serde_json::json!({ "published": true }));
     // It is no candidate any more.
     assert!(!candidate.exists());
     assert!(job.is_done().unwrap());
@@ -252,4 +256,75 @@ fn says_which_setting_is_wrong() {
         .starts_with("`patience`: expected validation rows")
     );
     assert!(error(|job| job.base = "/nowhere".into()).contains("/nowhere"));
+}
+
+#[test]
+fn a_refused_model_is_calibrated_and_judged_anew_without_being_learned_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = job(folder.path());
+    let metrics = measured(couplet::model::Problem::SingleLabel, Some(2));
+    job.promote_if = Some(Condition::parse("log_loss < 0.0001", &metrics).unwrap());
+    let raw = run(&job);
+    let refused = weights(&job.candidate());
+    assert!(raw.trained && job.is_rejected().unwrap());
+    // The setting that is changed is heeded, though it is refused again.
+    job.calibrate = Calibrate::Temperature;
+    assert!(!job.is_rejected().unwrap());
+    let calibrated = run(&job);
+    assert!(!calibrated.trained && job.is_rejected().unwrap() && job.candidate().join("calibration.json").exists());
+    assert!(weights(&job.candidate()) == refused);
+    // What is judged is the model that would be in the place: temperature makes the log loss smaller.
+    let loss = |evaluation: Option<Evaluation>| evaluation.unwrap().metrics.get(Metric::LogLoss).unwrap();
+    let (before, after) = (loss(raw.evaluation), loss(calibrated.calibrated));
+    assert!(after < before, "{after} {before}");
+    let between = format!("log_loss < {}", after.midpoint(before));
+    job.promote_if = Some(Condition::parse(&between, &metrics).unwrap());
+    let promoted = run(&job);
+    assert_eq!((promoted.promotion, promoted.trained), (Promotion::Published, false));
+    assert!(weights(&job.output) == refused && !job.candidate().exists() && job.is_done().unwrap());
+}
+
+#[test]
+fn a_state_that_a_kill_left_behind_a_published_model_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = job(folder.path());
+    run(&job);
+    let state = job.output.with_file_name("model.training");
+    assert!(!state.exists());
+    // As if it had been killed between the two: the state of the same job is made again, and stopped.
+    let published = folder.path().join("published");
+    fs::rename(&job.output, &published).unwrap();
+    let asked = AtomicUsize::new(0);
+    let stopped = run_watched(&job, |_| (), || asked.fetch_add(1, Ordering::Relaxed) > 6);
+    assert!(matches!(stopped, Ok(Outcome::Interrupted { .. })));
+    fs::rename(&published, &job.output).unwrap();
+    assert!(state.exists() && job.is_done().unwrap());
+    job.hyper.seed += 1;
+    job.clean().unwrap();
+    assert!(state.exists(), "it is of another job");
+    job.hyper.seed -= 1;
+    job.clean().unwrap();
+    assert!(!state.exists());
+}
+
+#[test]
+fn what_is_dropped_is_what_the_base_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = job(folder.path());
+    let report = run(&job);
+    let dropout = &report.json["settings"]["dropout"];
+    assert_eq!(dropout["head"].as_f64().map(|rate| (rate * 1000.0).round()), Some(200.0), "{dropout}");
+    let with = weights(&job.output);
+    let base = crate::tiny::Variant::of("tiny-distilbert")
+        .with_config("dropout", 0.0.into())
+        .with_config("attention_dropout", 0.0.into())
+        .with_config("seq_classif_dropout", 0.0.into());
+    job.base = base.folder().into();
+    let report = run(&job);
+    assert_eq!(report.json["settings"]["dropout"]["head"], 0.0);
+    assert!(weights(&job.output) != with);
+    let base = base.with_config("dropout", 1.5.into());
+    job.base = base.folder().into();
+    let refused = run_watched(&job, |_| (), || false).unwrap_err().to_string();
+    assert!(refused.contains("key `dropout`: expected a number from 0, below 1, found 1.5"), "{refused}");
 }

@@ -64,6 +64,24 @@ fn a_glue_task_brings_its_labels_for_numbers_and_names() {
 }
 
 #[test]
+fn numbers_of_a_glue_task_mean_its_labels_whatever_the_order_of_the_names() {
+    let places = |task, given: &[&str], rows: &[i64]| {
+        Labels::given(task, names(given)).unwrap().targets(&integers(rows)).map_err(|e| e.to_string())
+    };
+    // As GLUE's MRPC has them, and the other way round.
+    assert_eq!(places(Task::Mrpc, &["not_equivalent", "equivalent"], &[0, 1]), Ok(Targets::Classes(vec![0, 1])));
+    assert_eq!(places(Task::Mrpc, &["Equivalent", "NOT-equivalent"], &[0, 1]), Ok(Targets::Classes(vec![1, 0])));
+    // Many checkpoints for MNLI have their labels in this order.
+    let reversed = ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"];
+    assert_eq!(places(Task::Mnli, &reversed, &[0, 1, 2]), Ok(Targets::Classes(vec![2, 1, 0])));
+    // Names of one's own say nothing of an order.
+    assert_eq!(places(Task::Mrpc, &["LABEL_0", "LABEL_1"], &[0, 1]), Ok(Targets::Classes(vec![0, 1])));
+    insta::assert_snapshot!(places(Task::Mrpc, &["equivalent", "different"], &[1]).unwrap_err(), @"");
+    insta::assert_snapshot!(places(Task::Rte, &reversed, &[1]).unwrap_err(), @"");
+    insta::assert_snapshot!(places(Task::Mnli, &reversed, &[3]).unwrap_err(), @"");
+}
+
+#[test]
 fn given_names_are_taken_by_place_unless_they_are_numbers() {
     let labels = Labels::given(Task::Classification, names(&["no", "yes"])).unwrap();
     assert_eq!(labels.targets(&integers(&[1, 0])), Ok(Targets::Classes(vec![1, 0])));

@@ -464,6 +464,10 @@ fn sets_of_labels_are_counted_label_by_label() {
     let rows = SETS.output();
     let counts = SETS.query("multilabel_counts.sql", &[]);
     let scores = SETS.query("multilabel_f1.sql", &[]);
+    // What the run itself said, which the report and its page show.
+    let mut runs = couplet();
+    runs.current_dir(SETS.folder.path()).args(["query", "--pipeline", "pipeline.toml", "--format", "json"]);
+    let runs: Value = serde_json::from_str(&stdout_of(runs.arg("SELECT label_rows FROM runs"))).unwrap();
     let (mut all_hits, mut all_either) = (0.0, 0.0);
     for (place, name) in ["long", "it's \"odd\"", "question"].into_iter().enumerate() {
         let said = |row: &Value| number(&row["probabilities"][place]) >= 0.5;
@@ -471,6 +475,7 @@ fn sets_of_labels_are_counted_label_by_label() {
         let count = |which: &dyn Fn(&Value) -> bool| rows.iter().filter(|row| which(row)).count() as f64;
         let (hits, gold, predicted) = (count(&|row| so(row) && said(row)), count(&so), count(&said));
         assert_eq!((&counts[place]["label"], number(&counts[place]["rows_with_it"])), (&json!(name), predicted));
+        assert_eq!(number(&runs[0]["label_rows"][place]), predicted, "{name}");
         let f1 = if gold + predicted == 0.0 { 0.0 } else { 2.0 * hits / (gold + predicted) };
         assert_eq!(
             (number(&scores[place]["rows_with_it"]), number(&scores[place]["rows_predicted"])),

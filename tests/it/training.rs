@@ -194,6 +194,8 @@ fn tiny_config(architecture: Architecture) -> ModelConfig {
         layer_norm_eps: 1e-12,
         problem: Problem::SingleLabel,
         labels: Vec::new(),
+        dropout: Rates::NONE,
+        initializer_range: 0.02,
     }
 }
 

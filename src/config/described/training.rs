@@ -141,8 +141,8 @@ pub(super) static FINETUNE: Section = Section {
                 Kind::Text,
                 "always",
                 "\"f1 >= 0.85\"",
-                "What a model must reach to take the place of the old one; one that does not stays beside it as \
-                 ….candidate.",
+                "What a model must reach on the held-out rows, calibrated if it is to be, to take the place of the old \
+                 one; one that does not stays beside it as ….candidate.",
             ),
             or(
                 "calibrate",

@@ -111,7 +111,7 @@ impl PlannedTraining {
             Standing::New => steps,
             Standing::Resumes(done) => format!("{steps}, of which {} are done and saved", grouped(done)),
             Standing::Done => "nothing to do: base, rows and settings are those of the model that is there".into(),
-            Standing::ToCalibrate => "only to be calibrated: the model is there".into(),
+            Standing::ToCalibrate => "only to be calibrated and judged: the model is there".into(),
             Standing::Rejected => "nothing to do: promote_if refused this very model before".into(),
         });
         if let (Some(pace), Some(seconds)) = (rehearsal.pace, rehearsal.seconds()) {

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::JobError;
 
 /// Changes when the arithmetic or the saved state changes in a way that makes old states useless.
-const VERSION: &str = "couplet training 1";
+const VERSION: &str = "couplet training 2";
 
 /// Takes in what a job depends on, in a fixed order.
 pub(in crate::train) struct Key(blake3::Hasher);

@@ -28,7 +28,7 @@ pub use progress::{Epoch, Progress, Score};
 pub(crate) use publish::peak_memory;
 pub(super) use publish::{CHART, Publication, REPORT, base_config, remove_model, report_of};
 pub use rehearsal::{Rehearsal, Standing, StepPace};
-pub(super) use rehearsal::{rehearse, standing};
+pub(super) use rehearsal::{discard_state, rehearse, standing};
 pub(crate) use state::beside;
 use state::{Found, StateFolder, read_tensors};
 

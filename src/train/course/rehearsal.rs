@@ -143,6 +143,11 @@ pub(in crate::train) fn standing(output: &Path, key: blake3::Hash) -> Standing {
     StateFolder::steps_done(output, key).map_or(Standing::New, Standing::Resumes)
 }
 
+/// Removes what is left of a job whose model is where it belongs.
+pub(in crate::train) fn discard_state(output: &Path, key: blake3::Hash) -> Result<(), JobError> {
+    StateFolder::discard_done(output, key)
+}
+
 /// Takes the first steps of a training, at least three of them where there are so many, until `budget` is over; what the trainer has learned is
 /// not kept.
 pub(in crate::train) fn rehearse(

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `lock` | held by the process that trains |
 //! | `state.safetensors` | everything that the next step depends on: weights, moments, [`Progress`], the job's key |
-//! | `best-N.safetensors` | the weights after epoch N, if no later epoch was better |
+//! | `best-N-KEY.safetensors` | the weights after epoch N of the job, if no later epoch was better |
 //!
 //! Each file appears complete or not at all. The best weights are written before the state that names them and removed
 //! after the state that names others, so that a kill at any moment leaves a state whose files are all there.
@@ -58,6 +58,18 @@ impl StateFolder {
         let same = tensors.get(KEY)?.to_vec1::<u8>().ok()? == key.as_bytes();
         let steps = tensors.get(STEPS)?.to_vec1::<i64>().ok()?;
         steps.first().filter(|_| same).map(|steps| steps.cast_unsigned())
+    }
+
+    /// Removes the folder of an output if it is a job's that is done, and no other process is at work in it: one that was
+    /// killed when its model was in its place had no time to.
+    pub(super) fn discard_done(output: &Path, key: blake3::Hash) -> Result<(), JobError> {
+        if Self::steps_done(output, key).is_none() {
+            return Ok(());
+        }
+        match Self::open(output, key) {
+            Err(JobError::Busy { .. }) => Ok(()),
+            opened => opened?.discard(),
+        }
     }
 
     /// Opens the folder of an output for a job, alone.
@@ -137,7 +149,8 @@ impl StateFolder {
 
     /// The weights of an epoch.
     pub(super) fn best(&self, epoch: u64) -> PathBuf {
-        self.path.join(format!("best-{epoch}.safetensors"))
+        // Another job's state may be here too, until this one's is saved.
+        self.path.join(format!("best-{epoch}-{}.safetensors", &self.key()[..16]))
     }
 
     /// Removes the folder, when the job is done.

@@ -1,5 +1,7 @@
 //! The end of a job: the best weights are measured, calibrated, and put in their place if they may.
 
+use std::path::Path;
+
 use candle_core::Device;
 use serde_json::{Map, Value, json};
 
@@ -24,6 +26,11 @@ pub(super) struct Judgement {
 }
 
 impl Judgement {
+    /// Of the model as it is to be published.
+    fn final_evaluation(&self) -> Option<&Evaluation> {
+        self.calibrated.as_ref().or(self.evaluation.as_ref())
+    }
+
     /// What `training.json` says of it.
     pub(super) fn entries(&self, labels: &[String]) -> [(&'static str, Value); 3] {
         let json =
@@ -56,32 +63,50 @@ impl Job {
         }
         learned.take_best()?;
         let judgement = self.judge(lesson, &learned.trainer)?;
-        let metrics = judgement.evaluation.as_ref().map(|evaluation| &evaluation.metrics);
-        let verdict = self.promote_if.as_ref().zip(metrics).map(|(condition, metrics)| condition.evaluate(metrics));
-        let promotion = match verdict {
-            Some(verdict) if !verdict.holds => Promotion::Rejected { candidate: self.candidate(), verdict },
-            _ => Promotion::Published,
-        };
+        let promotion = self.promotion(&judgement);
         let json = self.report(lesson, &learned, &judgement, &promotion, truncated);
-        let publication = self.publication(config, &judgement, &json);
-        match &promotion {
-            Promotion::Published => {
-                publication.publish(&learned.trainer, &self.output)?;
-                remove_model(&self.candidate())?;
-                watch.emit(&Event::Published { folder: &self.output });
-            }
-            Promotion::Rejected { candidate, verdict } => {
-                publication.publish(&learned.trainer, candidate)?;
-                watch.emit(&Event::Rejected { candidate, verdict: &verdict.to_string() });
-            }
-        }
+        self.put(&self.publication(config, &judgement, &json), &learned.trainer, &promotion, watch)?;
         learned.discard_state()?;
         Ok(said(promotion, true, judgement, &lesson.labels, json))
     }
 
-    /// Fits the calibration of the model that is in its place anew; its weights stay as they are.
-    pub(super) fn calibrate_again(
+    /// Whether the model may take its place.
+    fn promotion(&self, judgement: &Judgement) -> Promotion {
+        let metrics = judgement.final_evaluation().map(|evaluation| &evaluation.metrics);
+        let verdict = self.promote_if.as_ref().zip(metrics).map(|(condition, metrics)| condition.evaluate(metrics));
+        match verdict {
+            Some(verdict) if !verdict.holds => Promotion::Rejected { candidate: self.candidate(), verdict },
+            _ => Promotion::Published,
+        }
+    }
+
+    /// Puts a model in its place, or where candidates go.
+    fn put(
         &self,
+        publication: &Publication,
+        trainer: &Trainer,
+        promotion: &Promotion,
+        watch: &mut Watch,
+    ) -> Result<(), JobError> {
+        match promotion {
+            Promotion::Published => {
+                publication.publish(trainer, &self.output)?;
+                remove_model(&self.candidate())?;
+                watch.emit(&Event::Published { folder: &self.output });
+            }
+            Promotion::Rejected { candidate, verdict } => {
+                publication.publish(trainer, candidate)?;
+                watch.emit(&Event::Rejected { candidate, verdict: &verdict.to_string() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Fits the calibration of a model in `folder` anew, and judges it anew unless it is in its place already; its weights
+    /// stay as they are.
+    pub(super) fn judge_again(
+        &self,
+        folder: &Path,
         lesson: &Labelled,
         objective: Objective,
         mut json: Value,
@@ -89,15 +114,18 @@ impl Job {
         watch: &mut Watch,
     ) -> Result<Report, JobError> {
         let options = self.hyper.options(self.training.len());
-        let trainer = Trainer::from_checkpoint(&self.output, objective, options, device)?;
+        let trainer = Trainer::from_checkpoint(folder, objective, options, device)?;
         let judgement = self.judge(lesson, &trainer)?;
+        let promotion = if folder == self.output { Promotion::Published } else { self.promotion(&judgement) };
         json["settings"]["calibrate"] = self.calibrate.to_json();
+        json["settings"]["promote_if"] = self.promote_if_to_json();
+        json["promotion"] = promotion.to_json();
         for (key, value) in judgement.entries(lesson.labels.names()) {
             json[key] = value;
         }
-        self.publication(self.config(&lesson.labels)?, &judgement, &json).publish(&trainer, &self.output)?;
-        watch.emit(&Event::Published { folder: &self.output });
-        Ok(said(Promotion::Published, false, judgement, &lesson.labels, json))
+        let publication = self.publication(self.config(&lesson.labels)?, &judgement, &json);
+        self.put(&publication, &trainer, &promotion, watch)?;
+        Ok(said(promotion, false, judgement, &lesson.labels, json))
     }
 
     fn publication(&self, config: Map<String, Value>, judgement: &Judgement, json: &Value) -> Publication<'_> {

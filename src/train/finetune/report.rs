@@ -23,16 +23,12 @@ impl Job {
             ClassWeights::Given(weights) => json!(weights),
         };
         let epochs = learned.progress.epochs().len() as u64;
-        let promotion = match promotion {
-            Promotion::Published => json!({ "published": true }),
-            Promotion::Rejected { verdict, .. } => json!({ "published": false, "verdict": verdict.to_json() }),
-        };
-        let mut settings = self.hyper.to_json();
+        let mut settings = self.hyper.to_json(learned.trainer.dropout());
         settings["label_smoothing"] = self.label_smoothing.into();
         settings["class_weights"] = class_weights;
         settings["calibrate"] = self.calibrate.to_json();
         settings["metric"] = lesson.metric().into();
-        settings["promote_if"] = self.promote_if.as_ref().map(ToString::to_string).into();
+        settings["promote_if"] = self.promote_if_to_json();
         let mut json = json!({
             "kind": "finetune",
             "job": learned.key(),
@@ -44,7 +40,7 @@ impl Job {
             "rows": { "training": self.training.len(), "validation": self.validation.len(), "truncated": truncated },
             "steps": learned.trainer.steps(),
             "epoch": learned.progress.best().map_or(epochs, |best| best.epoch),
-            "promotion": promotion,
+            "promotion": promotion.to_json(),
             "peak_memory_bytes": peak_memory(),
         });
         if let Some(json) = json.as_object_mut() {
@@ -53,6 +49,19 @@ impl Job {
             json.extend(learned.progress.to_json(lesson.scores()));
         }
         json
+    }
+
+    pub(super) fn promote_if_to_json(&self) -> Value {
+        self.promote_if.as_ref().map(ToString::to_string).into()
+    }
+}
+
+impl Promotion {
+    pub(super) fn to_json(&self) -> Value {
+        match self {
+            Self::Published => json!({ "published": true }),
+            Self::Rejected { verdict, .. } => json!({ "published": false, "verdict": verdict.to_json() }),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::fmt::{self, Write as _};
 
 use serde_json::{Map, Value, json};
 
+use super::names::same_name;
 use super::task::Task;
 use crate::config::closest;
 use crate::model::Problem;
@@ -70,8 +71,37 @@ pub struct Labels {
     task: Task,
     names: Vec<String>,
     places: HashMap<String, u32>,
-    /// Whether a whole number is a label's place rather than its name.
-    by_place: bool,
+    numbers: Numbers,
+}
+
+/// What a whole number in a label column stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Numbers {
+    /// The label of that name.
+    Names,
+    /// The label in that place, from 0.
+    Places,
+    /// The label that a GLUE data set has in that place: its place among the names, which may have another order.
+    DataSet(Vec<u32>),
+    /// Nothing: the names are some of the GLUE data set's, but not all.
+    Unclear,
+}
+
+impl Numbers {
+    fn of(task: Task, names: &[String]) -> Self {
+        let places: Vec<Option<usize>> =
+            task.labels().iter().map(|label| names.iter().position(|name| same_name(name, label))).collect();
+        if names.iter().all(|name| name.parse::<i64>().is_ok()) {
+            Self::Names
+        } else if places.iter().any(Option::is_some) {
+            let all = places.into_iter().map(|place| place.and_then(|place| u32::try_from(place).ok()));
+            all.collect::<Option<_>>().map_or(Self::Unclear, Self::DataSet)
+        } else if task.is_glue() && names.len() != task.labels().len() {
+            Self::Unclear
+        } else {
+            Self::Places
+        }
+    }
 }
 
 impl Labels {
@@ -114,8 +144,9 @@ impl Labels {
 
     /// Takes the names of the labels in the order of the logits, from a pipeline or from a checkpoint.
     ///
-    /// A text in the label column is a name. So is a whole number where all names are whole numbers; otherwise it is
-    /// the place of a name, from 0.
+    /// A text in the label column is a name. So is a whole number where all names are whole numbers. Otherwise it is
+    /// the place of a name, from 0; but for a GLUE task whose labels these are, in whatever order, it stands for the
+    /// label that it has in GLUE's data set.
     ///
     /// # Errors
     /// Too few names, an empty name, or one that is there twice; names for a regression.
@@ -141,12 +172,12 @@ impl Labels {
                 return refuse(names, problem);
             }
         }
-        let by_place = !names.iter().all(|name| name.parse::<i64>().is_ok());
-        Ok(Self { task, names, places, by_place })
+        let numbers = Numbers::of(task, &names);
+        Ok(Self { task, names, places, numbers })
     }
 
     fn regression(task: Task) -> Self {
-        Self { task, names: Vec::new(), places: HashMap::new(), by_place: false }
+        Self { task, names: Vec::new(), places: HashMap::new(), numbers: Numbers::Names }
     }
 
     /// The names of the logits, in order; empty for a regression.
@@ -226,18 +257,42 @@ impl Labels {
     }
 
     fn integer(&self, number: i64) -> Result<u32, Wrong> {
-        if !self.by_place {
-            return self.name(&number.to_string());
-        }
-        match u32::try_from(number) {
-            Ok(place) if (place as usize) < self.names.len() => Ok(place),
-            _ if self.task.is_glue() && number == -1 => Err((
+        let place = usize::try_from(number).ok();
+        let found = match &self.numbers {
+            Numbers::Names => return self.name(&number.to_string()),
+            Numbers::Places => place.filter(|place| *place < self.names.len()).and_then(|place| place.try_into().ok()),
+            Numbers::DataSet(places) => place.and_then(|place| places.get(place).copied()),
+            Numbers::Unclear => {
+                return Err((
+                    "is not clear".into(),
+                    format!(
+                        "GLUE's {} has the labels {}, which are not those of the model: name the labels in the query, \
+                         for example with CASE",
+                        self.task,
+                        listed(self.task.labels())
+                    ),
+                ));
+            }
+        };
+        match found {
+            Some(place) => Ok(place),
+            None if self.task.is_glue() && number == -1 => Err((
                 "stands for no label".into(),
                 "GLUE's test parts have no gold labels: select the train or validation part".into(),
             )),
-            _ => Err((
+            None => Err((
                 "is unknown".into(),
-                format!("whole numbers from 0 to {} stand for the labels in their order", self.names.len() - 1),
+                match &self.numbers {
+                    Numbers::DataSet(places) => format!(
+                        "whole numbers from 0 to {} stand for the labels of GLUE's {}: {}",
+                        places.len() - 1,
+                        self.task,
+                        listed(self.task.labels())
+                    ),
+                    _ => {
+                        format!("whole numbers from 0 to {} stand for the labels in their order", self.names.len() - 1)
+                    }
+                },
             )),
         }
     }
@@ -279,13 +334,16 @@ impl Labels {
     }
 
     fn known(&self) -> String {
-        let mut known =
-            self.names.iter().take(MOST_LISTED).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+        let mut known = listed(&self.names[..self.names.len().min(MOST_LISTED)]);
         if self.names.len() > MOST_LISTED {
             let _ = write!(known, " and {} more", self.names.len() - MOST_LISTED);
         }
         known
     }
+}
+
+fn listed(names: &[impl fmt::Debug]) -> String {
+    names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
 }
 
 const MIXED: &str = "cast the column to one type in the query";

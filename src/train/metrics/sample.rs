@@ -217,7 +217,7 @@ impl Sets {
         }
         check_length("probabilities", probabilities.len(), gold.len())?;
         check_probabilities(probabilities, labels)?;
-        let predicted: Vec<bool> = probabilities.iter().map(|&p| p >= 0.5).collect();
+        let predicted: Vec<bool> = probabilities.iter().map(|&p| p >= f64::from(Problem::HAS_LABEL)).collect();
         Ok(Self { counted: LabelSets::new(labels, &gold, &predicted)?, labels, gold, predicted })
     }
 

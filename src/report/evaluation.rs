@@ -1,0 +1,53 @@
+//! What an evaluation measured, for people.
+
+use crate::progress::{counted, grouped};
+use crate::train::evaluation::Evaluation;
+
+/// Metrics in a line of the summary of an evaluation.
+const METRICS_IN_LINE: usize = 3;
+/// Labels up to which the summary shows the confusion matrix.
+const MOST_LABELS: usize = 8;
+/// Slices of a column that the summary shows.
+const MOST_SLICES: usize = 12;
+
+/// An evaluation for people: metrics with their intervals, the confusion matrix, the slices.
+#[must_use]
+pub fn evaluation_lines(evaluation: &Evaluation, labels: &[String]) -> Vec<String> {
+    let level = evaluation.level.map_or_else(String::new, |level| format!("; intervals of {} %", 100.0 * level));
+    let mut lines = vec![format!("{}{level}", counted(evaluation.rows as u64, "row"))];
+    let metrics = evaluation.metrics.iter().map(|(metric, value)| {
+        let Some(value) = value else { return format!("{metric} not defined") };
+        let interval = evaluation.intervals.iter().find(|(other, _)| *other == metric).and_then(|(_, ends)| *ends);
+        let interval = interval.map_or_else(String::new, |ends| format!(" [{:.4}, {:.4}]", ends.low, ends.high));
+        format!("{metric} {value:.4}{interval}")
+    });
+    lines.extend(metrics.collect::<Vec<_>>().chunks(METRICS_IN_LINE).map(|metrics| metrics.join(" · ")));
+    if let Some(confusion) = evaluation.confusion.as_ref().filter(|_| labels.len() <= MOST_LABELS) {
+        let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0).max(9);
+        let row = |head: &str, cells: Vec<String>| {
+            let cells = cells.iter().map(|cell| format!("  {cell:>width$}")).collect::<Vec<_>>().concat();
+            format!("{head:<width$}{cells}")
+        };
+        lines.push(row("gold \\ as", labels.to_vec()));
+        for (gold, label) in labels.iter().enumerate() {
+            let cells = (0..labels.len()).map(|predicted| grouped(confusion.count(gold, predicted)));
+            lines.push(row(label, cells.collect()));
+        }
+    }
+    for (column, slices) in &evaluation.slices {
+        for slice in slices.iter().take(MOST_SLICES) {
+            let metrics = slice.metrics.iter().take(METRICS_IN_LINE);
+            let metrics = metrics.map(|(metric, value)| match value {
+                Some(value) => format!("{metric} {value:.4}"),
+                None => format!("{metric} not defined"),
+            });
+            let metrics = metrics.collect::<Vec<_>>().join(" · ");
+            let value = slice.key.as_deref().unwrap_or("NULL");
+            lines.push(format!("{column} = {value}: {}, {metrics}", counted(slice.rows as u64, "row")));
+        }
+        if slices.len() > MOST_SLICES {
+            lines.push(format!("{column}: {} more values are in evaluation.json", slices.len() - MOST_SLICES));
+        }
+    }
+    lines
+}

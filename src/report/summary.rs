@@ -1,0 +1,110 @@
+//! What scoring did, for people.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::{Predicted, Report};
+use crate::frequent::most_frequent;
+use crate::model::Problem;
+use crate::printable::printable;
+use crate::progress::{counted, grouped, spoken};
+use crate::scorer::{PADDED_BATCH, Rejection};
+
+/// Labels that are listed with their rows.
+const MOST_LISTED: usize = 20;
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = &self.counts;
+        let mut line = |name: &str, value: String| writeln!(f, "  {name:<10} {value}");
+        let mut parts =
+            vec![format!("{} read", grouped(self.rows.read)), format!("{} scored", grouped(self.rows.scored))];
+        for (n, what) in [(self.rows.remembered, "remembered"), (self.rows.repeated, "repeated")] {
+            if n > 0 {
+                parts.push(format!("{} {what}", grouped(n)));
+            }
+        }
+        parts.push(format!("{} rejected", grouped(self.rows.rejected())));
+        line("rows", parts.join(" · "))?;
+        for (kind, n) in Rejection::KINDS.iter().zip(self.rows.rejected).filter(|(_, n)| *n > 0) {
+            line("", format!("{} with {kind}", grouped(n)))?;
+        }
+        if !self.labels.is_empty() {
+            let all = match self.problem {
+                Problem::MultiLabel => self.rows.read - self.rows.rejected(),
+                _ => self.labels.iter().map(|(_, n)| n).sum(),
+            };
+            let share = |n: u64| if all == 0 { 0.0 } else { 100.0 * n as f64 / all as f64 };
+            let listed = most_frequent(&self.labels, MOST_LISTED, |(_, n)| *n);
+            let listed = listed.into_iter().map(|place| &self.labels[place]);
+            let labels = listed.map(|(label, n)| format!("{label} {} ({:.1} %)", grouped(*n), share(*n)));
+            let mut labels: Vec<String> = labels.collect();
+            if self.labels.len() > MOST_LISTED {
+                labels.push(format!("{} more labels", grouped((self.labels.len() - MOST_LISTED) as u64)));
+            }
+            line("labels", labels.join(" · "))?;
+        }
+        let truncated = match self.rows.truncated {
+            0 => "none truncated".to_owned(),
+            n => format!("{} truncated", counted(n, "row")),
+        };
+        line("tokens", format!("{} · {truncated}", grouped(counts.tokens)))?;
+        if counts.tokens == 0 {
+            line("time", spoken(self.elapsed))?;
+            return self.write_end(f);
+        }
+        line(
+            "padding",
+            format!(
+                "{} tokens avoided ({:.1} % of what batches of {PADDED_BATCH} would have run)",
+                grouped(counts.padding_avoided),
+                100.0 * self.padding_share()
+            ),
+        )?;
+        line(
+            "speed",
+            format!("{:.0} rows/s · {} tokens/s", self.rows_per_second(), grouped(self.tokens_per_second() as u64)),
+        )?;
+        line("time", format!("{} ({} scoring)", spoken(self.elapsed), spoken(self.scoring)))?;
+        let all: u64 = self.executors.iter().map(|executor| executor.tokens).sum();
+        for (i, executor) in self.executors.iter().enumerate() {
+            let name = if i == 0 { "executors" } else { "" };
+            let share = 100.0 * executor.tokens as f64 / all.max(1) as f64;
+            let done =
+                format!("{}, {} ({share:.0} %)", counted(executor.tasks, "task"), counted(executor.texts, "text"));
+            line(name, format!("{} {done}", printable(&executor.name)))?;
+        }
+        // What a run says of itself is worth a line where somebody waits for it.
+        let waited = self.scoring >= Duration::from_secs(10);
+        for Predicted { by, after, forecast } in self.predicted.iter().filter(|said| said.after.is_none() || waited) {
+            let seconds = |seconds: f64| spoken(Duration::from_secs_f64(seconds.max(0.0)));
+            let said = match after {
+                Some(after) => format!("{} scoring, said {} into it", seconds(forecast.scoring), seconds(*after)),
+                None => format!(
+                    "{} ({} scoring {} texts, {} tokens), by {by}",
+                    seconds(forecast.all.unwrap_or(forecast.scoring)),
+                    seconds(forecast.scoring),
+                    grouped(forecast.texts),
+                    grouped(forecast.tokens)
+                ),
+            };
+            line("predicted", said)?;
+        }
+        self.write_end(f)
+    }
+}
+
+impl Report {
+    fn write_end(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = |name: &str, value: String| writeln!(f, "  {name:<10} {value}");
+        let fingerprint = &self.fingerprint[..self.fingerprint.len().min(16)];
+        let revision = self.revision.as_ref().map_or_else(String::new, |commit| format!(", commit {commit}"));
+        line("model", format!("{} ({fingerprint}, {}{revision})", self.model, self.precision))?;
+        let version = self.output_version.map_or_else(String::new, |version| format!(", version {version}"));
+        line("output", format!("{} ({:.2} MB{version})", self.output, self.output_bytes as f64 / 1e6))?;
+        match &self.quarantine {
+            Some((path, rows)) => line("rejected", format!("{path} ({})", counted(*rows, "row"))),
+            None => Ok(()),
+        }
+    }
+}
