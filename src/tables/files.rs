@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow::datatypes::SchemaRef;
 use datafusion::common::DataFusionError;
 use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::prelude::SessionContext;
@@ -10,9 +11,10 @@ use futures::TryStreamExt;
 use object_store::{ObjectMeta, ObjectStoreExt};
 
 use super::Problem;
+use super::delimited;
 use super::diagnose::{self, Broken};
 use super::format::extension;
-use crate::config::{Place, Remote, Table, TableFormat};
+use crate::config::{CsvOptions, Place, Remote, Table, TableFormat};
 use crate::files::{nearest_file, nearest_name};
 use crate::objects::{Objects, ObjectsError, Trouble, cause_in, download};
 use crate::store::SourceFile;
@@ -79,6 +81,11 @@ impl Files {
             etag: meta.e_tag.clone(),
             modified: meta.last_modified,
         })
+    }
+
+    /// The columns of delimited text.
+    pub(super) async fn columns_of_text(&self, options: &CsvOptions) -> Result<SchemaRef, DataFusionError> {
+        delimited::schema(&self.objects.store, &self.list, options).await
     }
 
     /// Whether the first of them begins with these bytes.

@@ -9,13 +9,13 @@ use datafusion::datasource::file_format::file_compression_type::FileCompressionT
 use datafusion::datasource::file_format::json::JsonFormat;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 
-use crate::config::{Compression, TableFormat};
+use crate::config::{Compression, CsvOptions, TableFormat};
 
 /// Rows that the types of a text file's columns are told by.
-const ROWS_TO_INFER_FROM: usize = 100_000;
+pub(super) const ROWS_TO_INFER_FROM: usize = 100_000;
 
 /// A byte that valid UTF-8 never contains: the quotation mark of files in which quotation marks mean nothing.
-const NO_QUOTE: u8 = 0xFF;
+pub(super) const NO_QUOTE: u8 = 0xFF;
 
 /// The format with its options.
 pub(super) fn file_format(format: &TableFormat) -> Arc<dyn FileFormat> {
@@ -31,8 +31,7 @@ pub(super) fn file_format(format: &TableFormat) -> Arc<dyn FileFormat> {
                 .with_quote(options.quote.unwrap_or(NO_QUOTE))
                 // A line break between quotation marks belongs to the value; such files cannot be read in pieces.
                 .with_newlines_in_values(options.quote.is_some())
-                .with_null_regex(options.null.as_ref().map(|null| format!("^({})?$", regex::escape(null))))
-                .with_schema_infer_max_rec(ROWS_TO_INFER_FROM)
+                .with_null_regex(null_pattern(options))
                 .with_file_compression_type(file_compression(options.compression)),
         ),
         TableFormat::Json { compression } => Arc::new(
@@ -44,7 +43,12 @@ pub(super) fn file_format(format: &TableFormat) -> Arc<dyn FileFormat> {
     }
 }
 
-fn file_compression(compression: Compression) -> FileCompressionType {
+/// What a field looks like that means NULL, if not the empty one alone does.
+pub(super) fn null_pattern(options: &CsvOptions) -> Option<String> {
+    options.null.as_ref().map(|null| format!("^({})?$", regex::escape(null)))
+}
+
+pub(super) fn file_compression(compression: Compression) -> FileCompressionType {
     match compression {
         Compression::None => FileCompressionType::UNCOMPRESSED,
         Compression::Gzip => FileCompressionType::GZIP,

@@ -1,5 +1,6 @@
 //! Files become SQL tables: Parquet, delimited text, JSON lines and Arrow IPC; files, globs and folders.
 
+mod delimited;
 pub mod diagnose;
 mod files;
 mod format;
@@ -110,7 +111,10 @@ async fn listing(
     if !table.partitions.is_empty() {
         options.validate_partitions(&state, &url).await?;
     }
-    let schema = options.infer_schema(&state, &url).await?;
+    let schema = match &table.format {
+        TableFormat::Csv(options) => files.columns_of_text(options).await?,
+        _ => options.infer_schema(&state, &url).await?,
+    };
     let marked = matches!(table.format, TableFormat::Csv(_)) && files.begin_with(BYTE_ORDER_MARK.as_bytes()).await;
     let schema = if marked { without_byte_order_mark(&schema) } else { schema };
     let config = ListingTableConfig::new(url).with_listing_options(options).with_schema(Arc::clone(&schema));

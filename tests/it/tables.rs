@@ -353,6 +353,28 @@ fn a_line_that_is_broken_far_down_is_named_when_it_is_read() {
     insta::assert_snapshot!(files.failure("t.csv", COUNT, 1), @r#"error: DIR/t.csv:100002: 3 fields where the first line has 2; is a quotation mark (") unbalanced? `quote = false` takes them as they are; the output is not complete"#);
 }
 
+#[tokio::test]
+async fn the_table_says_what_is_a_quotation_mark_wherever_it_stands() {
+    // Whole files are read in chunks of 8 KiB, and a mark may be on each side of each of their ends.
+    let filler = "a plain text of some length that says nothing in particular";
+    let rows = |odd: &str| -> String {
+        let lines = (0..600).map(|id| format!("{id}\t{}{filler}\n", if id % 7 == 0 { odd } else { "" }));
+        std::iter::once("id\ta\n".to_owned()).chain(lines).collect()
+    };
+    for odd in ["5\" pipe ", "\\alpha \" ", "\"said \\\" "] {
+        let files = Files::new([("t.tsv", rows(odd).as_bytes())]);
+        let table = r#"t = { uri = "t.tsv", quote = false }"#;
+        let answer =
+            files.sql(table, "SELECT count(*) AS n, sum(id) AS s, count(*) FILTER (a LIKE '%\"%') AS q FROM t").await;
+        assert!(answer.contains("600") && answer.contains("179700") && answer.contains("86"), "{odd}: {answer}");
+    }
+    // In a CSV a backslash escapes nothing, and a mark within a field is a mark.
+    let csv: String = (0..600).map(|id| format!("{id},\\{filler} 5\" wide,\"one\nand \"\"two\"\"\"\n")).collect();
+    let files = Files::new([("t.csv", format!("id,a,b\n{csv}").as_bytes())]);
+    let answer = files.sql(r#"t = "t.csv""#, "SELECT count(*) AS n, sum(id) AS s, min(b) AS b FROM t").await;
+    assert!(answer.contains("600") && answer.contains("179700") && answer.contains("and \"two\""), "{answer}");
+}
+
 #[test]
 fn broken_json_is_refused_with_file_line_and_column() {
     let files = Files::new([
