@@ -20,6 +20,7 @@ use std::path::Path;
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 
+use crate::confidential::without_credentials;
 use crate::config::{self, Pipeline, Place};
 use crate::error::Error;
 use crate::files;
@@ -249,7 +250,8 @@ pub fn report_error(error: &Error, format: LogFormat) {
     let _ = match (error, format) {
         (error, LogFormat::Json) => {
             let time = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
-            let mut fields = json!({ "message": error.to_string(), "exit_code": error.exit_code() });
+            let message = error.to_string();
+            let mut fields = json!({ "message": without_credentials(&message), "exit_code": error.exit_code() });
             if let Some(hint) = error.hint() {
                 fields["hint"] = json!(hint);
             }
@@ -259,7 +261,7 @@ pub fn report_error(error: &Error, format: LogFormat) {
         (Error::Config(errors), LogFormat::Text) => write!(io::stderr(), "{}", errors.render(colors(), width)),
         (error, LogFormat::Text) => {
             let hint = error.hint().map_or_else(String::new, |hint| format!("\nhelp: {hint}"));
-            writeln!(io::stderr(), "error: {}{hint}", printable(&error.to_string()))
+            writeln!(io::stderr(), "error: {}{hint}", printable(&without_credentials(&error.to_string())))
         }
     };
 }

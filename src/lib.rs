@@ -25,6 +25,7 @@ pub use datafusion;
 mod chart;
 pub mod cli;
 pub mod cluster;
+mod confidential;
 pub mod config;
 mod crash;
 pub mod delta;

@@ -3,7 +3,7 @@
 //! `RUST_LOG` decides where it is set, the switches `--quiet` and `--verbose` otherwise. Traces are a feature of the
 //! build, `otel`, and are sent where `OTEL_EXPORTER_OTLP_ENDPOINT` says.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 
 use clap::{ArgAction, Args, ValueEnum};
 use tracing::{Level, Metadata};
@@ -12,6 +12,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
 
+use crate::confidential::without_credentials;
 use crate::progress::Style;
 
 #[cfg(feature = "otel")]
@@ -103,7 +104,7 @@ impl Logging {
     pub fn start(messages: Messages) -> Self {
         hide_known_panics();
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(messages.default_filter()));
-        let stderr = fmt::layer().with_writer(io::stderr).with_target(false).with_ansi(colors());
+        let stderr = fmt::layer().with_writer(|| Stderr).with_target(false).with_ansi(colors());
         let stderr = match messages.log_format {
             // What stage a line belongs to is plain to people.
             LogFormat::Text => stderr.with_filter(filter.and(up_to(Level::TRACE, |about| !about.is_span()))).boxed(),
@@ -131,6 +132,21 @@ impl Logging {
         if let Some(traces) = self.traces {
             traces.end();
         }
+    }
+}
+
+/// The way of a line to stderr, on which what is secret in it is left out.
+struct Stderr;
+
+impl Write for Stderr {
+    /// Takes a line, which is how the layer gives them.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let shown = without_credentials(&String::from_utf8_lossy(line)).into_owned();
+        io::stderr().write_all(shown.as_bytes()).map(|()| line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use super::hub::{self, HubModel};
 use super::problem::{Problem, closest};
 use super::remote::{Remote, SCHEMES};
+use crate::confidential::holds_credentials;
 
 /// Where a file or a folder is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -171,6 +172,12 @@ pub(super) fn resolve_model(folder: &Path, text: &str) -> Result<Place, Problem>
 
 fn read(folder: &Path, text: &str, allowed: &str) -> Result<Place, Problem> {
     let Some((scheme, rest)) = scheme_of(text) else { return Ok(Place::Local(folder.join(text))) };
+    // Buckets say which variables their credentials are taken from.
+    let is_bucket = SCHEMES.iter().any(|(name, ..)| scheme.eq_ignore_ascii_case(name));
+    if !is_bucket && holds_credentials(text) {
+        let problem = Problem::new(format!("a `{scheme}://` URI holds credentials"), "").confidential();
+        return Err(problem.allowed(allowed));
+    }
     if scheme.eq_ignore_ascii_case("file") {
         return Ok(Place::Local(folder.join(rest)));
     }

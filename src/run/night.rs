@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use crate::confidential::without_credentials;
 use crate::config::Pipeline;
 use crate::error::Error;
 use crate::lock::{self, Claim, DEFAULT_LEASE, Held};
@@ -137,7 +138,7 @@ impl Night {
             Some(_) => Outcome::Failed,
         });
         // Whatever shows it later, it does nothing there.
-        record.message = error.map(|error| printable(&error.to_string()).into_owned());
+        record.message = error.map(|error| printable(&without_credentials(&error.to_string())).into_owned());
         // Whoever lost the lock has nothing to say in the store any more.
         if !matches!(error, Some(Error::Lock(_)))
             && let Err(error) = self.runs.add(&record).await

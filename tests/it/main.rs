@@ -9,6 +9,7 @@ mod checkpoints;
 #[cfg(feature = "cluster")]
 mod clusters;
 mod config;
+mod credentials;
 mod damage;
 mod disk_full;
 mod durable;

@@ -1,0 +1,110 @@
+//! URIs as messages may repeat them: without the keys, passwords and signatures that some people write into them.
+//!
+//! No place of couplet's takes such a URI; whoever refuses one must not show it either, and its text may have come into a
+//! message by other ways, as a part of SQL or of what a library says. So the rule is about texts, and all that goes to
+//! stderr or into the record of a run is passed through it.
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use regex::{Captures, Regex};
+
+/// A URI in a text: its scheme, and the rest up to what cannot be a part of it.
+static URI: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r#"([A-Za-z][A-Za-z0-9+.-]*)://([^\s"'`<>\\]+)"#).expect("a pattern of this program"));
+
+/// What a signed URL says of its signature.
+const SIGNED: [&str; 6] = ["sig=", "signature", "token", "secret", "password", "credential"];
+
+/// The text with `…` for what is secret in its URIs.
+pub(crate) fn without_credentials(text: &str) -> Cow<'_, str> {
+    if !text.contains("://") {
+        return Cow::Borrowed(text);
+    }
+    URI.replace_all(text, |uri: &Captures<'_>| {
+        let (scheme, rest) = (&uri[1], &uri[2]);
+        let start = secret_before(scheme, rest);
+        let (hidden, shown) = if start > 0 { ("…", &rest[start..]) } else { ("", rest) };
+        match secret_behind(scheme, shown) {
+            Some(end) => format!("{scheme}://{hidden}{}?…", &shown[..end]),
+            None => format!("{scheme}://{hidden}{shown}"),
+        }
+    })
+}
+
+/// Whether a URI has something in it that may be secret.
+pub(crate) fn holds_credentials(uri: &str) -> bool {
+    without_credentials(uri) != uri
+}
+
+/// How many bytes behind `scheme://` may be a key or a password: all up to the last `@`, as passwords have slashes.
+fn secret_before(scheme: &str, rest: &str) -> usize {
+    let scheme = scheme.to_ascii_lowercase();
+    let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
+    let is_bucket = ["s3", "s3a", "gs", "az", "abfs", "abfss"].contains(&scheme.as_str());
+    let user = authority.split_once('@').map(|(user, _)| user);
+    // A port is digits; a bucket has none.
+    let has_password = authority.split_once(':').is_some_and(|(_, behind)| {
+        is_bucket || rest.contains('@') && !behind.bytes().all(|byte| byte.is_ascii_digit())
+    });
+    let has_user = match scheme.as_str() {
+        // The container of an account.
+        "abfs" | "abfss" => false,
+        // The revision of a repository without an organisation; but tokens of the hub begin so.
+        "hf" => user.is_some_and(|user| user.starts_with("hf_")),
+        _ => user.is_some(),
+    };
+    match rest.rfind('@') {
+        Some(at) if has_password || has_user => at,
+        _ if has_password => authority.len(),
+        _ => 0,
+    }
+}
+
+/// Where the query of a URL begins that is signed; `?` is also a pattern for one character.
+fn secret_behind(scheme: &str, rest: &str) -> Option<usize> {
+    let start = rest.find('?')?;
+    let query = rest[start..].to_ascii_lowercase();
+    let is_web = scheme.to_ascii_lowercase().starts_with("http");
+    (query.contains('=') && (is_web || SIGNED.iter().any(|word| query.contains(word)))).then_some(start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_secret_is_not_shown() {
+        for (text, shown) in [
+            ("s3://AKIA:secret@b/key", "s3://…@b/key"),
+            ("S3://AKIA:sec/re+t@b/key.csv", "S3://…@b/key.csv"),
+            ("s3://AKIA:secret/key", "s3://…/key"),
+            ("table `gs://token@b/k`: \"az://a:b@c/d\"", "table `gs://…@b/k`: \"az://…@c/d\""),
+            ("abfss://c:key@a.dfs.core.windows.net/k", "abfss://…@a.dfs.core.windows.net/k"),
+            ("hf://user:pw@org/name", "hf://…@org/name"),
+            ("hf://hf_abc@org/name", "hf://…@org/name"),
+            ("https://u:p/w@host/x?a=b", "https://…@host/x?…"),
+            ("https://b/x.csv?X-Amz-Signature=abc then", "https://b/x.csv?… then"),
+            ("az://c/x?sv=1&sig=abc", "az://c/x?…"),
+        ] {
+            assert_eq!(without_credentials(text), shown, "{text}");
+            assert!(holds_credentials(text));
+        }
+    }
+
+    #[test]
+    fn what_is_not_secret_stays() {
+        for text in [
+            "s3://b/dt=?/a@7.parquet",
+            "abfss://container@account.dfs.core.windows.net/KEY",
+            "hf://org/name@v1.0/folder",
+            "hf://bert-base-uncased@v1",
+            "df://HOST:PORT and df://10.0.0.7:50050",
+            "http://127.0.0.1:8333/b/k",
+            "file:///a:b@c",
+            "out/predictions@3",
+        ] {
+            assert_eq!(without_credentials(text), text);
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Credentials in a URI: whoever refuses one does not repeat it, whatever way it came.
+
+use crate::support::{Job, stderr_of};
+
+const SECRET: &str = "wJalr/XUtn+FEMI";
+
+#[test]
+fn keys_in_a_uri_are_not_repeated() {
+    let job = Job::new("id,a,b\n1,x,y\n");
+    let key = |scheme: &str| format!("{scheme}://AKIA:{SECRET}@bucket/x.parquet");
+    for scheme in ["s3", "gs", "az", "abfss", "hf", "https"] {
+        let uri = key(scheme);
+        let table = format!("d={uri}");
+        let options = format!("d={{ uri = \"{uri}\" }}");
+        let by_place = format!("SELECT * FROM '{uri}'");
+        let in_sql = format!("SELECT predict('{uri}', 'a')");
+        for arguments in [
+            &["query", "-t", &table, "SELECT 1"][..],
+            &["query", "-t", &options, "SELECT 1"],
+            &["query", &by_place],
+            &["query", &in_sql],
+            &["predict", "-m", &uri, "a"],
+            &["init", "--from", &uri],
+            &["init", "new", "--model", &uri],
+            &["model", "show", &uri],
+            &["model", "import", &uri, "new"],
+        ] {
+            for log in ["text", "json"] {
+                let said = stderr_of(job.couplet(arguments).args(["-v", "--log-format", log]), 2);
+                assert!(said.contains("credentials") && !said.contains("AKIA"), "{arguments:?}: {said}");
+                assert!(SECRET.split('/').all(|part| !said.contains(part)), "{arguments:?}: {said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_in_a_pipeline_are_neither_said_nor_recorded() {
+    let uri = format!("https://user:{SECRET}@host/pairs.csv");
+    let said = Job::new("id,a,b\n1,x,y\n").change("pairs.csv", &uri).error(2);
+    assert!(said.contains("pipeline.toml:") && said.contains("credentials") && !said.contains("user"), "{said}");
+    let sql = format!("SELECT id, predict('s3://AKIA:{SECRET}@bucket/m', a)['label'] AS a, b FROM pairs");
+    let job = Job::new("id,a,b\n1,x,y\n").change("SELECT id, a, b FROM pairs", &sql);
+    let said = job.error(2);
+    assert!(said.contains("s3://…@bucket/m") && !said.contains("AKIA"), "{said}");
+    let runs = job.couplet(&["runs", "pipeline.toml", "--json"]).output().unwrap();
+    assert!(!String::from_utf8(runs.stdout).unwrap().contains("AKIA"));
+}
