@@ -9,7 +9,7 @@ use super::{model_place, print_as};
 use crate::config::Place;
 use crate::error::Error;
 use crate::model::card::{self, Card};
-use crate::model::{Architecture, Calibration, Form, ImportError, Imported, Model, import};
+use crate::model::{Architecture, Calibration, Described, Form, ImportError, Imported, import};
 use crate::objects::{ModelFolder, beside_model, model_folder};
 use crate::printable::in_line;
 use crate::progress::grouped;
@@ -142,8 +142,7 @@ fn describe(imported: &Imported, source: &str, target: &Path, as_json: bool) -> 
 async fn show(uri: &str, as_json: bool) -> Result<(), Error> {
     let place = model_place(uri)?;
     let folder = model_folder(&place).await.map_err(ScorerError::from)?;
-    let model = Model::load(&folder.path, &candle_core::Device::Cpu);
-    let model = model.map_err(|e| ScorerError::from(e).of_copy(&place, &folder.path))?;
+    let model = Described::load(&folder.path).map_err(|e| ScorerError::from(e).of_copy(&place, &folder.path))?;
     let readme = beside_model(&place, &folder, card::README, card::MOST_BYTES).await?;
     let training = beside_model(&place, &folder, card::TRAINING, card::MOST_BYTES).await?;
     let card = Card::read(readme.as_deref(), training.as_deref());
@@ -155,22 +154,22 @@ async fn show(uri: &str, as_json: bool) -> Result<(), Error> {
     print_as(&text, as_json)
 }
 
-fn card_json(place: &Place, folder: &ModelFolder, model: &Model, card: &Card) -> serde_json::Value {
+fn card_json(place: &Place, folder: &ModelFolder, model: &Described, card: &Card) -> serde_json::Value {
     let config = &model.config;
     let mut json = json!({
         "uri": place.to_string(),
         "revision": folder.revision,
-        "architecture": config.architecture.class_name(),
-        "task": config.problem.to_string(),
-        "labels": config.labels,
+        "architecture": architecture(model),
+        "task": model.headless.is_none().then(|| config.problem.to_string()),
+        "labels": if model.headless.is_none() { &config.labels[..] } else { &[] },
         "layers": config.n_layers,
         "dim": config.dim,
         "heads": config.n_heads,
         "hidden_dim": config.hidden_dim,
         "parameters": model.parameters,
         "bytes": model.bytes,
-        "vocabulary": model.tokenizer.vocab_size(),
-        "max_length": model.max_length(),
+        "vocabulary": model.vocabulary,
+        "max_length": model.max_length,
         "calibration": model.calibration.as_ref().map(Calibration::to_json),
         "fingerprint": model.fingerprint.as_str(),
     });
@@ -180,11 +179,18 @@ fn card_json(place: &Place, folder: &ModelFolder, model: &Model, card: &Card) ->
     json
 }
 
+/// The class of `transformers` that it is.
+fn architecture(model: &Described) -> &'static str {
+    let architecture = model.config.architecture;
+    if model.headless.is_some() { architecture.encoder_name() } else { architecture.class_name() }
+}
+
 /// The card for people: what is not known has no line.
-fn card_text(place: &Place, folder: &ModelFolder, model: &Model, card: &Card) -> String {
+fn card_text(place: &Place, folder: &ModelFolder, model: &Described, card: &Card) -> String {
     let config = &model.config;
     let labels: Vec<_> = config.labels.iter().map(|label| in_line(label)).collect();
     let labels = if labels.is_empty() { "none: the output is a number".to_owned() } else { labels.join(", ") };
+    let task = model.headless.as_ref().map_or_else(|| config.problem.to_string(), |why| format!("none: {why}"));
     let trained = card.training.as_ref();
     let base: Vec<String> = trained.and_then(card::Training::base).into_iter().chain(card.base.clone()).collect();
     let mut metrics = trained.map(card::Training::metrics).unwrap_or_default();
@@ -192,9 +198,9 @@ fn card_text(place: &Place, folder: &ModelFolder, model: &Model, card: &Card) ->
     let listed = |values: &[String]| Some(values.join(", ")).filter(|text| !text.is_empty());
     let lines = [
         ("revision", folder.revision.as_ref().map(|commit| format!("commit {commit}"))),
-        ("architecture", Some(config.architecture.class_name().to_owned())),
-        ("task", Some(config.problem.to_string())),
-        ("labels", Some(labels)),
+        ("architecture", Some(architecture(model).to_owned())),
+        ("task", Some(task)),
+        ("labels", Some(labels).filter(|_| model.headless.is_none())),
         (
             "encoder",
             Some(format!(
@@ -206,8 +212,8 @@ fn card_text(place: &Place, folder: &ModelFolder, model: &Model, card: &Card) ->
             "parameters",
             Some(format!("{} ({:.1} MB on disk)", grouped(model.parameters as u64), model.bytes as f64 / 1e6)),
         ),
-        ("vocabulary", Some(format!("{} word pieces", grouped(model.tokenizer.vocab_size() as u64)))),
-        ("max length", Some(format!("{} tokens", model.max_length()))),
+        ("vocabulary", Some(format!("{} word pieces", grouped(model.vocabulary as u64)))),
+        ("max length", Some(format!("{} tokens", model.max_length))),
         ("languages", listed(&card.languages)),
         ("base model", listed(&base)),
         ("trained", trained.map(card::Training::summary)),

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config;
 use crate::error::Error;
+use crate::files::nearest_file;
 
 pub use guess::{Guess, Wanted};
 pub use look::{Looked, look};
@@ -54,6 +55,10 @@ pub fn choose_model(asked: Option<&str>, folder: &Path) -> Result<ModelChoice, E
         let Some(path) = place.as_ref().ok().and_then(config::Place::local) else {
             return Ok(ModelChoice { uri: uri.to_owned(), why: "as asked for".into(), here: false });
         };
+        if !path.exists() {
+            let near = nearest_file(path);
+            return Err(Error::Usage(format!("--model {uri}: {} does not exist{near}", path.display())));
+        }
         if !path.join("config.json").is_file() {
             return Err(Error::Usage(format!(
                 "--model {uri}: {} is not the folder of a model; it has no config.json",

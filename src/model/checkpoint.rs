@@ -166,6 +166,11 @@ impl Checkpoint {
             .fold(0, |sum, entry| sum.saturating_add(entry.values()))
     }
 
+    /// Size of the files with weights, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.files.iter().filter_map(|file| file.metadata().ok()).map(|found| found.len()).sum()
+    }
+
     fn kind(&self) -> &'static str {
         let has = |part: &str| self.tensors.keys().any(|name| name.contains(part));
         if has("vocab_transform") || has("cls.predictions") {

@@ -1,5 +1,6 @@
 //! `config.json`: the sizes, the labels and the task of a checkpoint.
 
+use std::collections::HashSet;
 use std::io::Read;
 use std::path::Path;
 
@@ -24,6 +25,15 @@ impl Architecture {
         match self {
             Self::DistilBert => "DistilBertForSequenceClassification",
             Self::Bert => "BertForSequenceClassification",
+        }
+    }
+
+    /// The same for an encoder without a head.
+    #[must_use]
+    pub fn encoder_name(self) -> &'static str {
+        match self {
+            Self::DistilBert => "DistilBertModel",
+            Self::Bert => "BertModel",
         }
     }
 
@@ -214,7 +224,13 @@ pub(super) fn read_json(path: &Path) -> Result<Value, LoadError> {
             Err(e) => Err(unreadable(format!("not JSON: {e}"))),
         },
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            Err(LoadError::NoFile { folder: path.parent().unwrap_or(path).to_owned(), expected: "config.json" })
+            let folder = path.parent().unwrap_or(path).to_owned();
+            let is_folder = folder.is_dir() || folder.as_os_str().is_empty();
+            Err(if is_folder {
+                LoadError::NoFile { folder, expected: "config.json" }
+            } else {
+                LoadError::NotAFolder { exists: folder.exists(), path: folder }
+            })
         }
         Err(e) => Err(unreadable(e.to_string())),
     }
@@ -342,13 +358,16 @@ fn labels(keys: &Keys) -> Result<Vec<String>, LoadError> {
         Some(Value::Object(map)) => map,
         Some(_) => return Err(keys.error("id2label", "an object such as {\"0\": \"no\", \"1\": \"yes\"}")),
     };
-    (0..map.len())
-        .map(|id| match map.get(&id.to_string()) {
-            Some(Value::String(label)) => Ok(label.clone()),
-            found => {
-                let expected = format!("a label, as the {} ids must run from 0 without a gap", map.len());
-                Err(keys.error_about(&format!("id2label.{id}"), found, &expected))
-            }
-        })
-        .collect()
+    let (mut labels, mut names) = (Vec::with_capacity(map.len()), HashSet::new());
+    for id in 0..map.len() {
+        let found = map.get(&id.to_string());
+        let wrong = |expected: String| Err(keys.error_about(&format!("id2label.{id}"), found, &expected));
+        match found {
+            // Rows are counted, compared and written by the names.
+            Some(Value::String(label)) if names.insert(label) => labels.push(label.clone()),
+            Some(Value::String(_)) => return wrong("a name that no other label has".into()),
+            _ => return wrong(format!("a label, as the {} ids must run from 0 without a gap", map.len())),
+        }
+    }
+    Ok(labels)
 }

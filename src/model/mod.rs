@@ -5,6 +5,7 @@ mod calibration;
 pub mod card;
 mod checkpoint;
 mod config;
+mod described;
 mod encoder;
 mod error;
 mod fingerprint;
@@ -26,6 +27,7 @@ use candle_core::{DType, Device, Result, Tensor};
 pub use calibration::{CALIBRATION_FILE, Calibration};
 pub(crate) use calibration::{CALIBRATION_VERSION, problem_type};
 pub use config::{Architecture, ModelConfig, Problem};
+pub use described::Described;
 pub(crate) use encoder::WORD_EMBEDDINGS;
 pub use encoder::{Encoder, PackedBatch};
 pub use error::LoadError;
@@ -105,7 +107,7 @@ impl Model {
             fingerprint: Fingerprint::of_files(&files)?,
             tokenizer,
             parameters: checkpoint.parameters(),
-            bytes: checkpoint.files.iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum(),
+            bytes: checkpoint.bytes(),
             device: device.clone(),
             encoder,
             head,

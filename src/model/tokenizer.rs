@@ -16,6 +16,9 @@ use tokenizers::{
 use super::config::{Keys, ModelConfig, read_json};
 use super::error::LoadError;
 
+/// Rows that an encoder may have more than its tokenizer has tokens: embeddings are padded to round numbers.
+const MOST_UNUSED: usize = 256;
+
 /// A sequence as the encoder reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoding {
@@ -91,6 +94,14 @@ impl Tokenizer {
                 "token {token:?} has the id {id}, beyond the {} that the encoder knows (`vocab_size` of config.json)",
                 config.vocab_size
             )));
+        }
+        if vocab == path && size + MOST_UNUSED < config.vocab_size {
+            tracing::warn!(
+                "{}: it has {size} tokens and the encoder knows {} (`vocab_size` of config.json): words that are not in it \
+                 are read as unknown; was it cut off, or is it another model's?",
+                path.display(),
+                config.vocab_size
+            );
         }
         inner.with_padding(None).with_truncation(None).map_err(|e| unreadable(e.to_string()))?;
         if let Some(normalizer) = overridden_normalizer(&inner, &settings, normalizer) {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{couplet, golden, quickstart_model, quickstart_pairs, stdout_of, write};
+use crate::support::{couplet, golden, quickstart_model, quickstart_pairs, stderr_of, stdout_of, write};
 use crate::tiny::Variant;
 
 fn show(folder: &std::path::Path) -> String {
@@ -124,4 +124,24 @@ calibrate = true
     assert_eq!(card["training"]["rows"], report["rows"]);
     assert_eq!(card["training"]["task"], "classification");
     assert_eq!(card["training"].get("curve"), None);
+}
+
+#[test]
+fn an_encoder_without_a_head_has_a_card() {
+    let base = Variant::of("tiny-distilbert").without_tensor("classifier.weight");
+    let text = show(base.folder());
+    assert!(text.contains("  architecture  DistilBertModel\n"), "{text}");
+    assert!(text.contains("  task          none: it is a base encoder: fine-tune it for a task first\n"), "{text}");
+    assert!(!text.contains("  labels") && text.contains("  vocabulary    787 word pieces\n"), "{text}");
+    let card = json(base.folder());
+    assert_eq!((&card["task"], &card["labels"]), (&Value::Null, &serde_json::json!([])));
+    assert_eq!(card["fingerprint"].as_str().unwrap().len(), 64);
+}
+
+#[test]
+fn a_vocabulary_that_was_cut_off_is_said() {
+    let words = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nman\n";
+    let model = Variant::of("tiny-distilbert").without("tokenizer.json").with("vocab.txt", words);
+    let said = stderr_of(couplet().args(["model", "show"]).arg(model.folder()), 0);
+    assert!(said.contains("vocab.txt: it has 7 tokens and the encoder knows 787"), "{said}");
 }

@@ -64,7 +64,10 @@ fn nothing_is_overwritten() {
     assert!(said.contains("not empty"), "{said}");
     assert_eq!(folder.path().join("job").read_dir().unwrap().count(), 1);
     let said = stderr_of(&mut at(folder.path(), &["init", "other", "--model", "no-model"]), 2);
-    assert!(said.contains("no config.json") && !folder.path().join("other").exists(), "{said}");
+    assert!(
+        said.contains("--model no-model: no-model does not exist") && !folder.path().join("other").exists(),
+        "{said}"
+    );
 }
 
 #[test]

@@ -485,6 +485,8 @@ fn model_show_says_what_is_not_a_model() {
     command.current_dir(root()).args(["model", "show", "sql"]);
     insta::assert_snapshot!(stderr_of(&mut command, 2).trim_end(), @"error: model folder sql has no config.json; a model and its tokenizer are written into one folder by `save_pretrained` of transformers");
 }
+    let import = stderr_of(couplet().current_dir(root()).args(["model", "import", "nope", "target/nope"]), 2);
+    assert!(import.starts_with("error: model nope does not exist; expected a folder with config.json"), "{import}");
 
 #[test]
 fn the_fingerprint_is_that_of_the_run() {
