@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};
-use arrow::json::ArrayWriter;
+use arrow::json::{ArrayWriter, WriterBuilder};
 use chrono::{Local, TimeZone};
 use datafusion::prelude::SessionContext;
 
@@ -120,13 +120,26 @@ fn line(batch: &RecordBatch, row: usize) -> String {
     line.trim_end().to_owned()
 }
 
+/// Columns of the table of runs that hold JSON.
+const JSON_COLUMNS: [&str; 4] = ["sources", "rejected", "windows", "executors"];
+
 fn json(batches: &[RecordBatch]) -> Result<String, arrow::error::ArrowError> {
-    let mut writer = ArrayWriter::new(Vec::new());
+    let mut writer: ArrayWriter<_> = WriterBuilder::new().with_explicit_nulls(true).build(Vec::new());
     for batch in batches {
         writer.write(batch)?;
     }
     writer.finish()?;
-    let document: serde_json::Value = serde_json::from_slice(&writer.into_inner()).unwrap_or_default();
+    let mut document: serde_json::Value = serde_json::from_slice(&writer.into_inner()).unwrap_or_default();
+    for run in document.as_array_mut().into_iter().flatten().filter_map(serde_json::Value::as_object_mut) {
+        for name in JSON_COLUMNS {
+            // The table of runs has them as texts.
+            if let Some(value) = run.get_mut(name)
+                && let Some(inner) = value.as_str().and_then(|text| serde_json::from_str(text).ok())
+            {
+                *value = inner;
+            }
+        }
+    }
     Ok(format!("{document:#}\n"))
 }
 
