@@ -62,12 +62,26 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
     }
     match version {
         None => table.load().await.map_err(failed)?,
-        Some(version) => table.load_version(version).await.map_err(|e| {
-            let DeltaError { url, problem } = failed(e);
-            DeltaError { url, problem: format!("version {version} cannot be read: {problem}") }
-        })?,
+        Some(version) => {
+            if let Err(e) = table.load_version(version).await {
+                let DeltaError { url, problem } = failed(e);
+                let problem = match newest_version(objects).await {
+                    Some(newest) if newest < version => {
+                        format!("there is no version {version}; the newest is {newest}")
+                    }
+                    _ => format!("version {version} cannot be read: {problem}"),
+                };
+                return Err(DeltaError { url, problem });
+            }
+        }
     }
     Ok(Some(table))
+}
+
+async fn newest_version(objects: &Objects) -> Option<u64> {
+    let mut table = DeltaTable::new(log_store(objects));
+    table.load().await.ok()?;
+    table.version()
 }
 
 /// The table, which is made with this schema if there is none; `statistics` names the columns whose least and greatest
