@@ -42,6 +42,9 @@ pub(crate) fn read_text(path: &Path) -> Result<String, String> {
 
 /// "; did you mean …?" where the folder has something of nearly that name, or which folder is not there.
 pub(crate) fn nearest_file(path: &Path) -> String {
+    if let Some(hint) = not_replaced(path) {
+        return hint;
+    }
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return String::new() };
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     let Ok(entries) = parent.read_dir() else {
@@ -50,6 +53,13 @@ pub(crate) fn nearest_file(path: &Path) -> String {
     let others: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
     nearest_name(&name.to_string_lossy(), others.iter().map(String::as_str))
         .map_or_else(String::new, |other| format!("; did you mean {}?", path.with_file_name(other).display()))
+}
+
+/// "; … is replaced by a shell" where a path has in it what only a shell knows, as it does between quotation marks.
+pub(crate) fn not_replaced(path: &Path) -> Option<String> {
+    let mut parts = path.iter().filter_map(|part| part.to_str());
+    let part = parts.find(|part| *part == "~" || part.starts_with('$') && part.len() > 1)?;
+    Some(format!("; {part} is replaced by a shell, and not in quotation marks: write the path that it stands for"))
 }
 
 /// The name that is most like another one, if any is like it.

@@ -15,7 +15,7 @@ use super::delimited;
 use super::diagnose::{self, Broken};
 use super::format::extension;
 use crate::config::{CsvOptions, Place, Remote, Table, TableFormat};
-use crate::files::{nearest_file, nearest_name};
+use crate::files::{nearest_file, nearest_name, not_replaced};
 use crate::objects::{Objects, ObjectsError, Trouble, cause_in, download};
 use crate::store::SourceFile;
 
@@ -60,7 +60,10 @@ impl Files {
         }
         if list.is_empty() {
             let problem = match url.get_glob() {
-                Some(_) => format!("no file matches {place}"),
+                Some(_) => {
+                    let hint = place.local().and_then(not_replaced);
+                    format!("no file matches {place}{}", hint.unwrap_or_default())
+                }
                 None => format!("folder {place} has no *{extension} file"),
             };
             return Err(problem.into());
