@@ -191,7 +191,7 @@ impl Cli {
     /// Whatever ended the command early.
     pub async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         match self.command {
-            Command::Init(command) => command.execute().await,
+            Command::Init(command) => command.execute(self.messages).await,
             Command::Run(command) => command.execute(self.messages, stop).await,
             Command::Plan(command) => tokio::select! {
                 biased;

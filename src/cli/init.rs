@@ -8,6 +8,7 @@ use clap::Args;
 use super::print;
 use crate::error::Error;
 use crate::init::{self, Guess, ModelChoice, Wanted};
+use crate::logging::Messages;
 use crate::progress::counted;
 
 #[derive(Debug, Args)]
@@ -15,7 +16,8 @@ pub(super) struct Init {
     /// The folder to make, new or empty; with --from, named after the data if not given
     #[arg(required_unless_present = "from")]
     folder: Option<PathBuf>,
-    /// Write the pipeline for this data: a file, a folder or a glob, here or in a bucket (s3://…)
+    /// Write the pipeline for this data: a file, a folder or a glob, here or in a bucket (s3://…); or with options as
+    /// [tables] has them: '{ uri = "a.csv", quote = false }'
     #[arg(long, value_name = "DATA")]
     from: Option<String>,
     /// The format of the data, where its name does not tell it: parquet, csv, tsv, json, arrow, delta
@@ -39,10 +41,14 @@ pub(super) struct Init {
 }
 
 impl Init {
-    pub(super) async fn execute(self) -> Result<(), Error> {
-        let folder = match (&self.folder, &self.from) {
+    pub(super) async fn execute(self, messages: Messages) -> Result<(), Error> {
+        let looked = match &self.from {
+            Some(from) => Some(init::look(from, self.format.as_deref()).await?),
+            None => None,
+        };
+        let folder = match (&self.folder, &looked) {
             (Some(folder), _) => folder.clone(),
-            (None, Some(uri)) => folder_for(uri),
+            (None, Some(table)) => folder_for(&table.uri),
             (None, None) => return Err(Error::Usage("name the folder to make".into())),
         };
         if self.from.is_none() {
@@ -51,12 +57,12 @@ impl Init {
         let model = init::choose_model(self.model.as_deref(), &folder)?;
         let name = init::name_of(&folder);
         let mut said = String::new();
-        let files = match &self.from {
+        let files = match &looked {
             None => init::sample(&name, &model),
-            Some(uri) => {
-                let table = init::look(uri, self.format.as_deref()).await?;
+            Some(table) => {
+                let uri = &table.uri;
                 let wanted = Wanted { id: self.id, text: self.text, label: self.label, no_label: self.no_label };
-                let guess = Guess::new(&table, &wanted).await?;
+                let guess = Guess::new(table, &wanted).await?;
                 let _ = writeln!(
                     said,
                     "{uri}: {}, {}",
@@ -64,7 +70,7 @@ impl Init {
                     counted(table.columns.len() as u64, "column")
                 );
                 said.push_str(&guesses(&guess));
-                init::over(init::pipeline_over(&name, &init::table_uri(&folder, uri), &table, &guess, &model))
+                init::over(init::pipeline_over(&name, &init::table_uri(&folder, uri), table, &guess, &model))
             }
         };
         let written = init::write(&folder, &files)?;
@@ -74,7 +80,7 @@ impl Init {
             let _ = writeln!(said, "  {}", path.display());
         }
         said.push_str(&next(&folder, &model));
-        print(&said)
+        if messages.is_quiet() { Ok(()) } else { print(&said) }
     }
 }
 

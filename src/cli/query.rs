@@ -35,7 +35,8 @@ pub(super) struct Query {
     pipeline: Option<PathBuf>,
     #[command(flatten)]
     variables: Variables,
-    /// Use a file, glob or folder as a table, here or in a bucket (s3://…)
+    /// Use a file, glob or folder as a table, here or in a bucket (s3://…); with options as [tables] of a pipeline has them:
+    /// 'NAME={ uri = "a.txt", format = "csv", delimiter = ";" }'
     #[arg(long = "table", short, value_name = "NAME=URI")]
     tables: Vec<String>,
     /// Give $NAME in the SQL a value, which is bound and never pasted
@@ -179,5 +180,6 @@ fn table_argument(text: &str) -> Result<Table, Error> {
     let Some((name, uri)) = text.split_once('=') else {
         return Err(Error::Usage(format!("--table {text}: expected NAME=URI, such as pairs=data/pairs.parquet")));
     };
-    config::table_from_uri(name, uri).map_err(|problem| Error::Usage(format!("--table {text}: {problem}")))
+    let given = config::table_from_argument(name, uri);
+    given.map(|given| given.table).map_err(|problem| Error::Usage(format!("--table {text}: {problem}")))
 }

@@ -89,6 +89,9 @@ pub(super) static FILE: Section = Section {
     ]],
 };
 
+/// The values of `[tables]`, also where one stands on the command line.
+pub(super) static TABLES: Kind = Kind::Tables(&TABLE);
+
 static TABLE: Section = Section {
     path: "tables.NAME",
     doc: "Each key of `[tables]` is the name of a table: a letter or `_`, then letters, digits and `_`, and not the name \

@@ -44,7 +44,7 @@ pub use problem::{ConfigErrors, Problem};
 pub use remote::{Remote, Service};
 pub use schema::{reference, schema};
 pub use stages::*;
-pub use tables::{table_from_uri, table_from_uri_as};
+pub use tables::{GivenTable, table_from_argument, table_from_uri, table_from_uri_as};
 pub use variables::{UnknownVariable, substitute, variables_in};
 
 /// Reads a length of time: `90s`, `5m`, `1h`, `500ms`.

@@ -1,12 +1,17 @@
 //! The section `[tables]`: which files SQL can name, and how they are read.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use toml::de::DeTable;
+
+use super::described::TABLES;
 use super::item::{Choice, Item};
 use super::pipeline::{Compression, CsvOptions, Location, Table, TableFormat};
 use super::place::{Place, resolve};
 use super::problem::Problem;
-use super::reader::{Keys, Read};
+use super::reader::{Keys, Read, Reader, join};
+use super::syntax::Syntax;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -40,6 +45,54 @@ pub fn table_from_uri(name: &str, uri: &str) -> Result<Table, String> {
     table_from_uri_as(name, uri, None)
 }
 
+/// A table of the command line, as in `--table NAME=…`.
+#[derive(Debug, Clone)]
+pub struct GivenTable {
+    /// The table.
+    pub table: Table,
+    /// The keys that were given besides `uri`, with their values as TOML.
+    pub options: Vec<(String, String)>,
+}
+
+impl GivenTable {
+    /// The URI that was given, without options.
+    #[must_use]
+    pub fn uri(&self) -> &str {
+        &self.table.location.written
+    }
+}
+
+/// Makes a table of what the command line says: a URI, as [`table_from_uri`] takes it, or the table of options that
+/// `[tables]` takes, as in `{ uri = "a.txt", format = "csv", delimiter = ";" }`; a relative path starts at the current
+/// folder.
+///
+/// # Errors
+/// What is wrong with it, in one line.
+pub fn table_from_argument(name: &str, text: &str) -> Result<GivenTable, String> {
+    if !text.trim_start().starts_with('{') {
+        return table_from_uri(name, text).map(|table| GivenTable { table, options: Vec::new() });
+    }
+    check_name(name).map_err(Problem::into_line)?;
+    let text = format!("{name} = {}", text.trim());
+    let (document, errors) = DeTable::parse_recoverable(&text);
+    let syntax = Syntax::new(&text, document.get_ref(), &errors);
+    let variables = BTreeMap::new();
+    let reader = Reader::new(Path::new(""), &text, &variables, &syntax);
+    let entry = document.get_ref().get_key_value(name);
+    let read = entry.map(|(key, value)| {
+        let item = Item { reader: &reader, kind: &TABLES, path: join("tables", name), key, value };
+        let options = item.value.get_ref().as_table().into_iter().flatten();
+        let options = options.filter(|(key, _)| &**key.get_ref() != "uri");
+        let options = options.map(|(key, value)| (key.get_ref().to_string(), text[value.span()].to_owned())).collect();
+        table(name, &item).map(|table| GivenTable { table, options })
+    });
+    let problems: Vec<String> = reader.into_problems().into_iter().map(Problem::into_line).collect();
+    match read {
+        Some(Ok(given)) if problems.is_empty() => Ok(given),
+        _ => Err(problems.join("; ")),
+    }
+}
+
 /// The same in a format of that name, whatever the extension says.
 ///
 /// # Errors
@@ -60,12 +113,10 @@ pub fn table_from_uri_as(name: &str, uri: &str, format: Option<&str>) -> Result<
         let versioned = uri.rsplit_once('@').and_then(|(uri, version)| Some((uri, version.parse().ok()?)));
         let (path, version) = versioned.map_or((uri, None), |(uri, version)| (uri, Some(version)));
         let place = resolve(Path::new(""), path)?;
-        let help = "rename the file, or name its format in `[tables]` of a pipeline: \
-                    `{ uri = \"…\", format = \"csv\" }`";
         let format = if version.is_some() {
             TableFormat::Delta { version }
         } else {
-            infer(&place, explicit, help).map(|(kind, compression)| plain(kind, compression))?
+            infer(&place, explicit).map(|(kind, compression)| plain(kind, compression))?
         };
         let location = Location { written: uri.to_owned(), place };
         Ok(Table { name: name.to_owned(), location, format, partitions: Vec::new() })
@@ -106,7 +157,7 @@ fn table(name: &str, item: &Item<'_>) -> Read<Table> {
         return Err(item.refuse(problem.help(format!("write for example `{name} = \"{name}.parquet\"`"))));
     }
     let location = item.location()?;
-    let (kind, compression) = infer(&location.place, None, NAME_FORMAT).map_err(|problem| item.refuse(problem))?;
+    let (kind, compression) = infer(&location.place, None).map_err(|problem| item.refuse(problem))?;
     Ok(Table { name: name.to_owned(), location, format: plain(kind, compression), partitions: Vec::new() })
 }
 
@@ -121,8 +172,7 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
     let version = keys.optional("version", Item::integer);
 
     let location = location?;
-    let (kind, compression) =
-        infer(&location.place, kind?, NAME_FORMAT).map_err(|problem| keys.refuse("uri", problem))?;
+    let (kind, compression) = infer(&location.place, kind?).map_err(|problem| keys.refuse("uri", problem))?;
     let partitions = partitions?.unwrap_or_default();
     if !partitions.is_empty() && !location.place.is_folder() && !location.place.is_glob() {
         let problem =
@@ -180,12 +230,11 @@ fn plain(kind: Kind, compression: Compression) -> TableFormat {
     }
 }
 
-/// How the file of a pipeline names the format of a table.
+/// How the format of a table is named, in a file and on the command line.
 const NAME_FORMAT: &str = "write a table with its format: `{ uri = \"…\", format = \"csv\" }`";
 
-/// Tells format and compression of a table by its extension; a folder is Parquet unless told otherwise. `help` is for a
-/// name that tells nothing.
-fn infer(place: &Place, explicit: Option<Kind>, help: &str) -> Result<(Kind, Compression), Problem> {
+/// Tells format and compression of a table by its extension; a folder is Parquet unless told otherwise.
+fn infer(place: &Place, explicit: Option<Kind>) -> Result<(Kind, Compression), Problem> {
     let path = place.as_path();
     let extension = |path: &Path| path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
     let (name, compression) = match extension(path).as_deref() {
@@ -210,7 +259,7 @@ fn infer(place: &Place, explicit: Option<Kind>, help: &str) -> Result<(Kind, Com
                 ),
                 "unknown extension",
             );
-            return Err(problem.allowed(EXTENSIONS).help(help));
+            return Err(problem.allowed(EXTENSIONS).help(NAME_FORMAT));
         }
     };
     if compression != Compression::None && matches!(kind, Kind::Parquet | Kind::Arrow) {

@@ -128,7 +128,8 @@ fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error
     }
     let strings = || {
         let taken = |column: &&Column| wanted.id.contains(&column.name) || wanted.label.as_ref() == Some(&column.name);
-        table.columns.iter().filter(|column| column.data_type.is_string()).filter(move |column| !taken(column))
+        let strings = table.columns.iter().filter(|column| column.data_type.is_string() && !table.is_own(column));
+        strings.filter(move |column| !taken(column))
     };
     let named = |name: &str| strings().find(|column| plain(&column.name) == name);
     for (first, second) in PAIRS {
@@ -176,7 +177,8 @@ fn label(table: &Looked, wanted: &Wanted, text: &[String]) -> (Option<String>, S
     if wanted.no_label {
         return (None, "as asked for".into());
     }
-    let free = || table.columns.iter().filter(|c| !text.contains(&c.name) && !wanted.id.contains(&c.name));
+    let is_taken = |column: &Column| text.contains(&column.name) || wanted.id.contains(&column.name);
+    let free = || table.columns.iter().filter(|column| !is_taken(column) && !table.is_own(column));
     let values = |column: &Column| match column.distinct {
         1 => "1 value".to_owned(),
         n => format!("{} different values", grouped(n as u64)),
@@ -222,7 +224,7 @@ async fn id(
     let may_be = |column: &&Column| {
         let data_type = &column.data_type;
         let right = data_type.is_integer() || data_type.is_string() || *data_type == DataType::Binary;
-        right && !text.contains(&column.name) && label != Some(&column.name)
+        right && !text.contains(&column.name) && label != Some(&column.name) && !table.is_own(column)
     };
     let named = || table.columns.iter().filter(may_be).filter(|column| names_rows(&column.name));
     for column in named().filter(|column| column.distinct == table.sampled) {

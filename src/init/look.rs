@@ -10,16 +10,17 @@ use arrow::array::{Array, AsArray};
 use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Int64Type};
 use arrow::util::display::array_value_to_string;
-use datafusion::common::Column as Named;
+use datafusion::common::{Column as Named, DataFusionError};
 use datafusion::functions_aggregate::expr_fn::{count, count_distinct};
 use datafusion::logical_expr::{Expr, lit};
 use datafusion::prelude::SessionContext;
 
-use crate::config::{CsvOptions, Place, Table, TableFormat, table_place};
+use crate::config::{CsvOptions, GivenTable, Table, TableFormat, table_from_argument, table_from_uri_as, table_place};
 use crate::error::Error;
 use crate::predict::Models;
 use crate::run;
 use crate::session::{self, Resources};
+use crate::source::OUTPUT_COLUMNS;
 
 /// Rows that columns are judged by.
 const SAMPLE: usize = 10_000;
@@ -28,7 +29,7 @@ const SAMPLE: usize = 10_000;
 const HEAD: usize = 64 * 1024;
 
 /// Keys of a table in `[tables]`, with their values as TOML.
-pub type TableOptions = Vec<(&'static str, String)>;
+pub type TableOptions = Vec<(String, String)>;
 
 /// A column, by a sample of its rows.
 #[derive(Debug, Clone)]
@@ -49,6 +50,8 @@ pub struct Column {
 
 /// A table that was looked at.
 pub struct Looked {
+    /// Where it is, as it was given.
+    pub uri: String,
     /// What `[tables]` says of it, but for the name: the format where the extension does not tell it.
     pub options: TableOptions,
     /// Its columns.
@@ -61,40 +64,53 @@ pub struct Looked {
     _resources: Resources,
 }
 
-/// Looks at a file, a folder or a glob, here or in a bucket.
+/// Looks at a file, a folder or a glob, here or in a bucket: a URI, or a table of options as in `[tables]`.
 ///
 /// # Errors
 /// A place that cannot be read, or whose format is not told by anything.
-pub async fn look(uri: &str, format: Option<&str>) -> Result<Looked, Error> {
-    let wrong = |problem: String| Error::Usage(format!("--from {uri}: {problem}"));
-    let place = table_place(uri).map_err(wrong)?;
-    let (table, options) = table(uri, &place, format).map_err(wrong)?;
+pub async fn look(from: &str, format: Option<&str>) -> Result<Looked, Error> {
+    let wrong = |problem: String| Error::Usage(format!("--from {from}: {problem}"));
+    let (table, options) = table(from, format).map_err(wrong)?;
+    let uri = table.location.written.clone();
     let settings = crate::config::RunSettings::default();
     let resources = run::resources(&settings)?;
     let models = Models::new(run::pool(Some(1))?, std::env::current_dir().unwrap_or_default());
     let tables = [table];
     let session = session::open(&tables, Arc::new(models), settings.window, 1, &resources);
     let context = session.await.map_err(Error::Tables)?;
-    let failed = |e: datafusion::common::DataFusionError| Error::sql(format!("--from {uri}"), &e, Some(&context));
+    let failed = |e: DataFusionError| Error::sql(format!("--from {uri}"), &e, Some(&context));
     let frame = context.table("data").await.map_err(failed)?;
-    let sample = frame.clone().limit(0, Some(SAMPLE)).map_err(failed)?.collect().await.map_err(failed)?;
     let schema = frame.schema().as_arrow().clone();
-    let sample = concat_batches(&Arc::new(schema.clone()), &sample).map_err(|e| failed(e.into()))?;
-    let rows = frame.count().await.map_err(failed)? as u64;
+    let read = async {
+        let sample = frame.clone().limit(0, Some(SAMPLE))?.collect().await?;
+        let sample = concat_batches(&Arc::new(schema.clone()), &sample)?;
+        Ok::<_, DataFusionError>((sample, frame.clone().count().await? as u64))
+    };
+    let (sample, rows) = match read.await {
+        Ok(read) => read,
+        Err(e) => return Err(run::blame(&context, &tables, failed(e), "nothing was written").await),
+    };
     let mut columns = Vec::new();
     for (field, values) in schema.fields().iter().zip(sample.columns()) {
         columns.push(describe(field.name(), values).map_err(|e| failed(e.into()))?);
     }
-    Ok(Looked { options, columns, sampled: sample.num_rows(), rows, context, _resources: resources })
+    Ok(Looked { uri, options, columns, sampled: sample.num_rows(), rows, context, _resources: resources })
 }
 
 impl Looked {
+    /// Whether this is a column that couplet itself added to those of its source.
+    #[must_use]
+    pub fn is_own(&self, column: &Column) -> bool {
+        let has = |name: &str| self.columns.iter().any(|column| column.name == name);
+        has("predicted_label") && has("probabilities") && OUTPUT_COLUMNS.contains(&column.name.as_str())
+    }
+
     /// Whether these columns together name each of all rows once.
     ///
     /// # Errors
     /// A table that cannot be read.
     pub async fn is_unique(&self, names: &[&str]) -> Result<bool, Error> {
-        let failed = |e: datafusion::common::DataFusionError| Error::sql("--from", &e, Some(&self.context));
+        let failed = |e: DataFusionError| Error::sql("--from", &e, Some(&self.context));
         let columns: Vec<Expr> = names.iter().map(|name| Expr::Column(Named::from_name(*name))).collect();
         let frame = self.context.table("data").await.map_err(failed)?;
         let filled = columns.iter().map(|column| count(column.clone()).alias(format!("n{column}"))).collect();
@@ -141,31 +157,80 @@ fn describe(name: &str, values: &dyn Array) -> Result<Column, arrow::error::Arro
 }
 
 /// The table `data`, and what `[tables]` must say of it.
-fn table(uri: &str, place: &Place, format: Option<&str>) -> Result<(Table, TableOptions), String> {
-    let inferred = crate::config::table_from_uri("data", uri);
-    let local = place.local();
-    let format = format.map(str::to_owned).or_else(|| match (&inferred, local) {
-        // A folder is Parquet unless its files say otherwise.
-        (_, Some(path)) if path.is_dir() => format_of_folder(path),
-        (Err(_), Some(path)) => head(path).and_then(|head| delimiter(&head)).map(str::to_owned),
-        _ => None,
-    });
-    let mut options: TableOptions = Vec::new();
-    let mut table = match &format {
-        None => inferred.map_err(|problem| format!("{problem}; here, --format csv says it"))?,
-        Some(format) => {
-            options.push(("format", super::quoted(format)));
-            crate::config::table_from_uri_as("data", uri, Some(format))?
-        }
-    };
-    let first = local.and_then(first_file);
+fn table(from: &str, format: Option<&str>) -> Result<(Table, TableOptions), String> {
+    let GivenTable { mut table, mut options } = given(from, format)?;
+    let first = table.location.local().and_then(first_file);
     if let (TableFormat::Csv(csv), Some(head)) = (&mut table.format, first.as_deref().and_then(head)) {
-        sniff(csv, &head, &mut options);
-    }
-    if options.first().is_some_and(|(key, value)| *key == "format" && value == "\"parquet\"") {
-        options.remove(0);
+        let (mut sniffed, mut found) = (csv.clone(), Vec::new());
+        sniff(&mut sniffed, &head, &mut found);
+        for (key, value) in found {
+            // What is asked for is not guessed.
+            if options.iter().any(|(given, _)| *given == key) {
+                continue;
+            }
+            match key.as_str() {
+                "delimiter" => csv.delimiter = sniffed.delimiter,
+                "quote" => csv.quote = sniffed.quote,
+                _ => csv.header = sniffed.header,
+            }
+            options.push((key, value));
+        }
     }
     Ok((table, options))
+}
+
+/// The table as it is given, in a format that is given or found out.
+fn given(from: &str, format: Option<&str>) -> Result<GivenTable, String> {
+    let is_table = from.trim_start().starts_with('{');
+    let given = match table_from_argument("data", from) {
+        Ok(given) if !given.options.is_empty() => {
+            let problem = "the format stands among the other options, as in { uri = \"…\", format = \"csv\" }";
+            return if format.is_none() { Ok(given) } else { Err(format!("{problem}; leave --format out")) };
+        }
+        Err(problem) if is_table => return Err(problem),
+        given => given,
+    };
+    let uri = given.as_ref().map_or(from, GivenTable::uri).to_owned();
+    if let Some(format) = format {
+        return in_format(&uri, format);
+    }
+    let place = table_place(&uri)?;
+    let is_told = given.is_ok() && place.extension().is_some();
+    match place.local().and_then(|path| format_by_content(path, is_told)) {
+        Some(format) => in_format(&uri, &format),
+        None => given.map_err(|problem| format!("{problem}; here, --format csv says it")),
+    }
+}
+
+/// A table in a format of that name, which the options say where nothing else does.
+fn in_format(uri: &str, format: &str) -> Result<GivenTable, String> {
+    let table = table_from_uri_as("data", uri, Some(format))?;
+    let is_plain = table_from_argument("data", uri).is_ok_and(|plain| plain.table.format == table.format);
+    let options = if is_plain { Vec::new() } else { vec![("format".to_owned(), super::quoted(format))] };
+    Ok(GivenTable { table, options })
+}
+
+/// The format of a file or folder whose name does not tell it, or tells a folder's files only.
+fn format_by_content(path: &Path, told: bool) -> Option<String> {
+    if path.is_dir() {
+        // A folder is Parquet unless its files say otherwise.
+        return format_of_folder(path);
+    }
+    if told {
+        return None;
+    }
+    binary(path).or_else(|| head(path).and_then(|head| delimiter(&head))).map(str::to_owned)
+}
+
+/// The binary format that a file says itself to be.
+fn binary(path: &Path) -> Option<&'static str> {
+    let mut start = Vec::new();
+    File::open(path).ok()?.take(6).read_to_end(&mut start).ok()?;
+    match &start[..] {
+        [b'P', b'A', b'R', b'1', ..] => Some("parquet"),
+        b"ARROW1" => Some("arrow"),
+        _ => None,
+    }
 }
 
 /// Finds out what stands between fields, whether the first line names the columns, and whether quotation marks mean something.
@@ -178,7 +243,7 @@ fn sniff(csv: &mut CsvOptions, head: &str, options: &mut TableOptions) {
         && let Some((other, written)) = others.into_iter().find(|(other, _)| first.contains(char::from(*other)))
     {
         csv.delimiter = other;
-        options.push(("delimiter", written.into()));
+        options.push(("delimiter".into(), written.into()));
     }
     let delimiter = char::from(csv.delimiter);
     let lines: Vec<&str> = head.lines().filter(|line| !line.is_empty()).collect();
@@ -187,7 +252,7 @@ fn sniff(csv: &mut CsvOptions, head: &str, options: &mut TableOptions) {
     let inner = |field: &str| !field.starts_with('"') && field.contains('"');
     if csv.delimiter == b'\t' && lines.iter().flat_map(|line| line.split(delimiter)).any(|f| stray(f) || inner(f)) {
         csv.quote = None;
-        options.push(("quote", "false".into()));
+        options.push(("quote".into(), "false".into()));
     }
     let names: Vec<&str> = lines
         .first()
@@ -199,7 +264,7 @@ fn sniff(csv: &mut CsvOptions, head: &str, options: &mut TableOptions) {
     let is_value = |name: &&str| name.parse::<f64>().is_ok() || name.split_whitespace().count() > 4;
     if names.iter().any(is_value) {
         csv.header = false;
-        options.push(("header", "false".into()));
+        options.push(("header".into(), "false".into()));
     }
 }
 

@@ -66,12 +66,20 @@ fn add_line(toml: &mut String, line: &str, comment: &str) {
 struct Selected<'a> {
     column: &'a str,
     name: String,
+    /// Whether it must be made a text.
+    cast: bool,
 }
 
 impl Selected<'_> {
     fn sql(&self) -> String {
         let (column, name) = (identifier(self.column), identifier(&self.name));
-        if self.column == self.name { column } else { format!("{column} AS {name}") }
+        if self.cast {
+            format!("CAST({column} AS VARCHAR) AS {name}")
+        } else if self.column == self.name {
+            column
+        } else {
+            format!("{column} AS {name}")
+        }
     }
 }
 
@@ -99,16 +107,18 @@ pub fn pipeline_over(name: &str, uri: &str, table: &Looked, guess: &Guess, model
     for (i, column) in guess.id.iter().enumerate() {
         let wished = if guess.id.len() == 1 { "id".to_owned() } else { format!("id{}", i + 1) };
         ids.push(select(column, &wished));
-        columns.push(Selected { column, name: ids[i].clone() });
+        columns.push(Selected { column, name: ids[i].clone(), cast: false });
     }
     for (i, column) in guess.text.iter().enumerate() {
         let wished = if guess.text.len() == 1 { "text".to_owned() } else { format!("text{}", i + 1) };
         texts.push(select(column, &wished));
-        columns.push(Selected { column, name: texts[i].clone() });
+        let found = table.columns.iter().find(|found| found.name == *column);
+        let cast = found.is_some_and(|found| needs_cast(&found.data_type));
+        columns.push(Selected { column, name: texts[i].clone(), cast });
     }
     let label = guess.label.as_ref().map(|column| {
         let name = select(column, "label");
-        columns.push(Selected { column, name: name.clone() });
+        columns.push(Selected { column, name: name.clone(), cast: false });
         name
     });
     let named: Vec<&str> = columns.iter().map(|selected| selected.column).collect();
@@ -120,7 +130,7 @@ pub fn pipeline_over(name: &str, uri: &str, table: &Looked, guess: &Guess, model
                 wished.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').collect::<String>()
             );
         }
-        columns.push(Selected { column, name: select(column, &wished) });
+        columns.push(Selected { column, name: select(column, &wished), cast: false });
     }
 
     let mut selected: Vec<String> = columns.iter().map(Selected::sql).collect();
@@ -185,6 +195,11 @@ fn finetune(table: &Looked, guess: &Guess, sql: &str, texts: &[String], label: &
          # model = \"models/base\"\n# output = \"models/trained\"\n",
         quoted(label)
     )
+}
+
+/// Whether a column of texts must be made one: a code of digits, or a text that is stored as bytes.
+fn needs_cast(data_type: &DataType) -> bool {
+    !data_type.is_string() && !data_type.is_null() && !data_type.is_nested()
 }
 
 /// Whether SQL takes the name as it is, in lower case and without quotation marks.

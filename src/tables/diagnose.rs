@@ -3,6 +3,7 @@
 //! DataFusion's errors name a line at best, and of a piece of a file. When a read has failed, the files are
 //! read once more here, one by one, to say which is broken and where.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -60,8 +61,9 @@ fn parquet(path: &Path) -> Found {
     (&file).take(4).read_to_end(&mut start).map_err(without_line)?;
     if start != *b"PAR1" {
         let start = String::from_utf8_lossy(&start).into_owned();
-        let problem =
-            format!("it is no Parquet file, as it begins with {start:?}; name its format, as in format = \"csv\"");
+        let problem = format!(
+            "it is no Parquet file, as it begins with {start:?}; write it with its format, as in {{ uri = \"…\", format = \"csv\" }}"
+        );
         return Err((None, problem));
     }
     let broken = |e: &dyn fmt::Display| {
@@ -102,17 +104,41 @@ fn delimited(path: &Path, options: &CsvOptions) -> Found {
                 format!("field {} is not valid UTF-8: {text:?}; convert the file, for example with iconv", field + 1),
             ));
         }
+        if first.is_none() && options.header {
+            no_name_twice(&record).map_err(|problem| (line, problem))?;
+        }
         let width = *first.get_or_insert(record.len());
         if record.len() != width {
             let hint = match options.quote {
                 Some(quote) => format!(
-                    "is a quotation mark ({}) unbalanced? `quote = false` takes them as they are",
+                    "is a quotation mark ({}) unbalanced? {{ uri = \"…\", quote = false }} takes them as they are",
                     quote as char
                 ),
                 None => "is there a delimiter within a field?".to_owned(),
             };
             let s = if record.len() == 1 { "" } else { "s" };
             return Err((line, format!("{} field{s} where the first line has {width}; {hint}", record.len())));
+        }
+    }
+    Ok(())
+}
+
+/// What `--format json` writes, among others.
+const AN_ARRAY: &str = "it is one JSON array, and what is read are JSON Lines, an object a line: `jq -c '.[]' FILE > \
+                        FILE.jsonl` makes them of it, and `couplet query … -o FILE.jsonl` writes them";
+
+/// Refuses a head in which two columns have one name, which the reader takes for a head with fewer columns.
+fn no_name_twice(head: &csv::ByteRecord) -> Result<(), String> {
+    let mut places = HashMap::new();
+    for (place, name) in head.iter().enumerate() {
+        if let Some(first) = places.insert(name, place) {
+            return Err(format!(
+                "fields {} and {} of the first line are both named \"{}\"; rename one, or read the file with {{ uri = \"…\", \
+                 header = false }}, which names the columns column_1, column_2, …",
+                first + 1,
+                place + 1,
+                String::from_utf8_lossy(name)
+            ));
         }
     }
     Ok(())
@@ -132,6 +158,7 @@ fn json_lines(path: &Path) -> Found {
         match serde_json::from_str::<serde_json::Value>(text.trim()) {
             _ if text.trim().is_empty() => {}
             Ok(value) if value.is_object() => {}
+            _ if line == 1 && text.trim_start().starts_with('[') => return Err((None, AN_ARRAY.into())),
             Ok(_) => {
                 return Err((
                     Some(line),

@@ -226,3 +226,43 @@ fn a_model_in_a_folder_with_braces_is_found() {
     stdout_of(at(folder.path(), &["init", "job", "--model"]).arg(&model));
     assert_eq!(run(&folder.path().join("job"))["rows"]["scored"], 48);
 }
+
+#[test]
+fn what_is_not_a_text_is_made_one_and_files_say_themselves_what_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows: String = (0..40).map(|row| format!("{row},{}\n", row * 7)).collect();
+    write(&folder.path().join("codes.csv"), format!("id,postcode\n{rows}"));
+    let (_, report) = from(folder.path(), &["codes.csv", "--text", "postcode"]);
+    assert_eq!(report["rows"]["scored"], 40);
+    let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
+    assert!(toml.contains("CAST(postcode AS VARCHAR) AS postcode"), "{toml}");
+
+    // Parquet under another name; couplet's own output, whose columns are no texts and labels of anybody.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(quickstart_pairs(), folder.path().join("pairs.blob")).unwrap();
+    let (_, report) = from(folder.path(), &["pairs.blob"]);
+    assert_eq!(report["rows"]["read"], 525);
+    let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
+    assert!(toml.contains("format = \"parquet\""), "{toml}");
+    let output = folder.path().join("scored.parquet");
+    let sql = "SELECT id, sentence1, predicted_label, score, probabilities, truncated, \
+               'the tokenizer refused this one for once' AS error, model FROM t";
+    let table = format!("t={}", folder.path().join("job/out/predictions.parquet").display());
+    stdout_of(at(folder.path(), &["query", "-t", &table, sql, "-o"]).arg(&output));
+    let mut command = at(folder.path(), &["init", "--from", "scored.parquet", "again", "--model"]);
+    let said = stdout_of(command.arg(golden("tiny-distilbert")));
+    assert!(said.contains("text   `sentence1`") && said.contains("label  none"), "{said}");
+    let mut quiet = at(folder.path(), &["-q", "init", "--from", "scored.parquet", "quiet", "--model"]);
+    assert_eq!(stdout_of(quiet.arg(golden("tiny-distilbert"))), "");
+}
+
+#[test]
+fn data_may_be_given_with_its_options() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows: String = (0..40).map(|row| format!("{row};He said \"yes, {row} times.\n")).collect();
+    write(&folder.path().join("reviews.csv"), format!("id;review\n{rows}"));
+    let (_, report) = from(folder.path(), &["{ uri = \"reviews.csv\", quote = false }"]);
+    assert_eq!(report["rows"]["scored"], 40);
+    let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
+    assert!(toml.contains("{ uri = \"../reviews.csv\", quote = false, delimiter = \";\" }"), "{toml}");
+}

@@ -102,7 +102,7 @@ fn what_is_missing_or_broken_in_a_bucket_is_named_as_on_the_disk() {
     let empty = bucket.put("empty.parquet", "");
     insta::assert_snapshot!(refusal(&bucket, &empty), @r"error: table `t`: s3://broken/empty.parquet is empty; was it cut off while it was written or copied?");
     let ragged = bucket.put("ragged.csv", "a,b\n1,2\n3\n");
-    insta::assert_snapshot!(failure(&bucket, &ragged, 2), @r#"error: table `t`: s3://broken/ragged.csv:3: 1 field where the first line has 2; is a quotation mark (") unbalanced? `quote = false` takes them as they are"#);
+    insta::assert_snapshot!(failure(&bucket, &ragged, 2), @r#"error: table `t`: s3://broken/ragged.csv:3: 1 field where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
 }
 
 #[test]
@@ -308,6 +308,6 @@ fn a_job_of_tables_in_a_bucket_fails_before_it_writes() {
     let uri = bucket.put("pairs.csv", PAIRS.to_owned() + "3,x\n");
     let job = Job::new("").change("\"pairs.csv\"", &format!("{uri:?}"));
     let mut run = job.run();
-    insta::assert_snapshot!(failure_of(run.envs(bucket.server.env()), 2), @r#"error: table `pairs`: s3://jobs/pairs.csv:4: 2 fields where the first line has 3; is a quotation mark (") unbalanced? `quote = false` takes them as they are"#);
+    insta::assert_snapshot!(failure_of(run.envs(bucket.server.env()), 2), @r#"error: table `pairs`: s3://jobs/pairs.csv:4: 2 fields where the first line has 3; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
     assert!(job.output_files().is_empty());
 }

@@ -332,15 +332,15 @@ fn ragged_lines_are_refused_with_file_and_line() {
         ("narrow.csv", b"id,a\n1,x\n2\n"),
         ("quote.csv", b"id,a,b\n1,\"x,y\n2,p,q\n3,r,s\n"),
     ]);
-    insta::assert_snapshot!(files.refusal("wide.csv"), @r#"error: table `t`: DIR/wide.csv:3: 3 fields where the first line has 2; is a quotation mark (") unbalanced? `quote = false` takes them as they are"#);
-    insta::assert_snapshot!(files.refusal("narrow.csv"), @r#"error: table `t`: DIR/narrow.csv:3: 1 field where the first line has 2; is a quotation mark (") unbalanced? `quote = false` takes them as they are"#);
-    insta::assert_snapshot!(files.refusal("quote.csv"), @r#"error: table `t`: DIR/quote.csv:2: 2 fields where the first line has 3; is a quotation mark (") unbalanced? `quote = false` takes them as they are"#);
+    insta::assert_snapshot!(files.refusal("wide.csv"), @r#"error: table `t`: DIR/wide.csv:3: 3 fields where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
+    insta::assert_snapshot!(files.refusal("narrow.csv"), @r#"error: table `t`: DIR/narrow.csv:3: 1 field where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
+    insta::assert_snapshot!(files.refusal("quote.csv"), @r#"error: table `t`: DIR/quote.csv:2: 2 fields where the first line has 3; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
 }
 
 #[test]
 fn the_broken_file_of_many_is_named() {
     let files = Files::new([("d/a.csv", b"id,a\n1,x\n".as_slice()), ("d/b.csv", b"id,a\n1,x\n2,y,z\n")]);
-    insta::assert_snapshot!(files.refusal("d/*.csv"), @r#"error: table `t`: DIR/d/b.csv:3: 3 fields where the first line has 2; is a quotation mark (") unbalanced? `quote = false` takes them as they are"#);
+    insta::assert_snapshot!(files.refusal("d/*.csv"), @r#"error: table `t`: DIR/d/b.csv:3: 3 fields where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
 }
 
 #[test]
@@ -350,7 +350,7 @@ fn a_line_that_is_broken_far_down_is_named_when_it_is_read() {
         csv.push_str(&format!("{id},x\n"));
     }
     let files = Files::new([("t.csv", format!("{csv}100000,x,y\n").as_bytes())]);
-    insta::assert_snapshot!(files.failure("t.csv", COUNT, 1), @r#"error: DIR/t.csv:100002: 3 fields where the first line has 2; is a quotation mark (") unbalanced? `quote = false` takes them as they are; the output is not complete"#);
+    insta::assert_snapshot!(files.failure("t.csv", COUNT, 1), @r#"error: DIR/t.csv:100002: 3 fields where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are; the output is not complete"#);
 }
 
 #[tokio::test]
@@ -383,7 +383,7 @@ fn broken_json_is_refused_with_file_line_and_column() {
         ("pretty.json", b"{\n  \"id\": 1\n}\n"),
     ]);
     insta::assert_snapshot!(files.refusal("cut.jsonl"), @"error: table `t`: DIR/cut.jsonl:2: the line ends within a JSON object; a line must be a whole one");
-    insta::assert_snapshot!(files.refusal("list.jsonl"), @r#"error: table `t`: DIR/list.jsonl:1: expected one JSON object a line, such as {"id": 1, "sentence1": "…"}"#);
+    insta::assert_snapshot!(files.refusal("list.jsonl"), @"error: table `t`: DIR/list.jsonl: it is one JSON array, and what is read are JSON Lines, an object a line: `jq -c '.[]' FILE > FILE.jsonl` makes them of it, and `couplet query … -o FILE.jsonl` writes them");
     insta::assert_snapshot!(files.refusal("pretty.json"), @"error: table `t`: DIR/pretty.json:1: the line ends within a JSON object; a line must be a whole one");
 }
 
@@ -397,7 +397,7 @@ async fn parquet_and_arrow_files_that_are_cut_off_are_refused() {
     }
     insta::assert_snapshot!(files.refusal("t.parquet"), @"error: table `t`: DIR/t.parquet: not a whole Parquet file (200 bytes): Parquet error: Invalid Parquet file. Corrupt footer; was it cut off while it was written or copied?");
     insta::assert_snapshot!(files.refusal("empty.parquet"), @"error: table `t`: DIR/empty.parquet is empty; was it cut off while it was written or copied?");
-    insta::assert_snapshot!(files.refusal("text.parquet"), @r#"error: table `t`: DIR/text.parquet: it is no Parquet file, as it begins with "id,a"; name its format, as in format = "csv""#);
+    insta::assert_snapshot!(files.refusal("text.parquet"), @r#"error: table `t`: DIR/text.parquet: it is no Parquet file, as it begins with "id,a"; write it with its format, as in { uri = "…", format = "csv" }"#);
     insta::assert_snapshot!(files.refusal("t.arrow"), @"error: table `t`: DIR/t.arrow: neither a whole Arrow file nor a whole Arrow stream: Parser error: Arrow file does not contain correct footer");
 }
 
@@ -546,7 +546,7 @@ fn a_query_names_files_by_their_places() {
     let refusal = |sql: &str| files.error(&mut query(sql, &[]), 2);
     insta::assert_snapshot!(refusal("SELECT a FROM 'u.csv'"), @"error: SQL: table `u.csv`: u.csv does not exist; did you mean t.csv?");
     insta::assert_snapshot!(refusal("SELECT a FROM 'parts/*.parquet'"), @"error: SQL: table `parts/*.parquet`: no file matches parts/*.parquet");
-    insta::assert_snapshot!(refusal("SELECT a FROM 't.html'"), @r#"error: SQL: table `t.html`: the name of `t.html` does not tell its format; rename the file, or name its format in `[tables]` of a pipeline: `{ uri = "…", format = "csv" }`"#);
+    insta::assert_snapshot!(refusal("SELECT a FROM 't.html'"), @r#"error: SQL: table `t.html`: the name of `t.html` does not tell its format; write a table with its format: `{ uri = "…", format = "csv" }`"#);
     insta::assert_snapshot!(refusal("SELECT b FROM 't.csv'"), @"error: SQL: there is no column `b` (columns: id, a)");
     // It reads only.
     insta::assert_snapshot!(refusal("INSERT INTO 't.csv' VALUES (5, 'v')"), @"error: SQL: a query reads; to write its result, use -o FILE instead of COPY or INSERT");
@@ -561,7 +561,7 @@ fn a_pipeline_names_its_tables() {
 #[test]
 fn a_broken_csv_fails_a_run_and_writes_nothing() {
     let job = Job::new("id,a,b\n1,x,y\n2,\"p,q\n3,r,s\n");
-    insta::assert_snapshot!(job.error(2), @r#"error: table `pairs`: DIR/pairs.csv:3: 2 fields where the first line has 3; is a quotation mark (") unbalanced? `quote = false` takes them as they are"#);
+    insta::assert_snapshot!(job.error(2), @r#"error: table `pairs`: DIR/pairs.csv:3: 2 fields where the first line has 3; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
     assert!(job.output_files().is_empty());
 }
 
