@@ -1,16 +1,17 @@
 //! Everything that ends a command, with the exit code that a shell sees.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
 use thiserror::Error;
 
 use crate::cluster::ClusterError;
-use crate::config::{ConfigErrors, Query};
+use crate::config::{ConfigErrors, Pipeline, Query};
 use crate::delta::DeltaError;
 use crate::lock::LockError;
 use crate::objects::{ObjectsError, cause_in, explain_unplaced, without_answers};
+use crate::query::PREDICTIONS;
 use crate::scorer::ScorerError;
 use crate::sink::SinkError;
 use crate::sink::runs::RunsError;
@@ -216,8 +217,18 @@ impl Error {
         if let Some(error) = cause_in(error).and_then(explain_unplaced) {
             return Self::Objects(error);
         }
-        let message = sql_error::explain(error, context);
+        let message = sql_error::explain(error, context, None);
         Self::Sql { origin: origin.into(), message, mistake: sql_error::is_mistake(error) }
+    }
+
+    /// The same where the text of the query is at hand, which tells more.
+    pub(crate) fn sql_in(origin: String, sql: &str, error: &DataFusionError, context: &SessionContext) -> Self {
+        match Self::sql(origin, error, Some(context)) {
+            Self::Sql { origin, mistake, .. } => {
+                Self::Sql { origin, message: sql_error::explain(error, Some(context), Some(sql)), mistake }
+            }
+            other => other,
+        }
     }
 
     /// Rows that cannot be published; the place is as it was.
@@ -225,15 +236,33 @@ impl Error {
         Self::Publish { output: output.into(), source: Box::new(source), known: true }
     }
 
-    pub(crate) fn source(pipeline: &Path, query: &Query, error: SourceError, context: &SessionContext) -> Self {
-        let pipeline = pipeline.display().to_string();
+    pub(crate) fn source(pipeline: &Pipeline, query: &Query, error: SourceError, context: &SessionContext) -> Self {
+        let file = pipeline.path.display().to_string();
         match error {
             SourceError::Query(error) => {
-                Self::sql(format!("{pipeline}: the source query{}", in_file(query)), &error, Some(context))
+                let message = error.find_root().message();
+                let own = sql_error::missing_table(&message).filter(|name| is_own_output(pipeline, name));
+                let query = format!("the source query{}", in_file(query));
+                match own {
+                    Some(name) => Self::Source { pipeline: file, problem: reads_own_output(&query, name) },
+                    None => Self::sql(format!("{file}: {query}"), &error, Some(context)),
+                }
             }
-            SourceError::Columns(problem) | SourceError::Ids(problem) => Self::Source { pipeline, problem },
+            SourceError::Columns(problem) | SourceError::Ids(problem) => Self::Source { pipeline: file, problem },
         }
     }
+}
+
+/// Whether a table that is not there has a name of what the pipeline writes.
+fn is_own_output(pipeline: &Pipeline, name: &str) -> bool {
+    name.eq_ignore_ascii_case(&pipeline.name) || name.eq_ignore_ascii_case(PREDICTIONS)
+}
+
+fn reads_own_output(query: &str, name: &str) -> String {
+    format!(
+        "{query}: `{name}` is what this pipeline writes, which its source cannot read; name another table, or score \
+         earlier results in a pipeline of its own that has them under [tables]"
+    )
 }
 
 /// The file that has a query, where it is not the pipeline's own: places in the query are places in it.

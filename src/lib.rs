@@ -32,6 +32,7 @@ pub mod delta;
 pub mod error;
 mod files;
 mod frequent;
+mod from_first;
 pub mod histogram;
 pub mod history;
 pub mod hub;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{Int64Type, Schema, SchemaRef};
 use arrow::util::display::array_value_to_string;
-use datafusion::common::{Column, DataFusionError};
+use datafusion::common::{Column, DataFusionError, plan_err};
 use datafusion::execution::context::SQLOptions;
 use datafusion::functions_aggregate::expr_fn::{count, max, sum};
 use datafusion::logical_expr::{Expr, lit, when};
@@ -14,6 +14,7 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 use thiserror::Error;
 
+use crate::from_first;
 use crate::sql_error::{NOT_A_QUERY, nearest};
 
 /// The columns that a run adds to those of the source.
@@ -158,13 +159,20 @@ fn describe_rows(batch: &RecordBatch) -> Vec<String> {
 /// SQL that cannot be planned; anything but one query.
 pub(crate) async fn select(context: &SessionContext, sql: &str) -> Result<DataFrame, DataFusionError> {
     let state = context.state();
-    let statement = state.sql_to_statement(sql, &state.config().options().sql_parser.dialect)?;
+    let mut statement = state.sql_to_statement(sql, &state.config().options().sql_parser.dialect)?;
+    from_first::select_all(&mut statement);
     // `EXPLAIN ANALYZE` is a plan that reads, too, but its rows are not those of a source.
     if !matches!(&statement, Statement::Statement(statement) if matches!(**statement, ast::Statement::Query(_))) {
         let kind = sql.split_whitespace().next().unwrap_or_default().to_uppercase();
         return Err(DataFusionError::Plan(format!("{NOT_A_QUERY}{kind}")));
     }
     let plan = state.statement_to_plan(statement).await?;
+    if let Some(parameter) = plan.get_parameter_names()?.into_iter().min() {
+        let name = parameter.trim_start_matches('$');
+        return plan_err!(
+            "{parameter} has no value: the SQL of a pipeline takes variables: {{{name}}}, which --var {name}=VALUE gives"
+        );
+    }
     // `WITH … INSERT` is a query to the parser.
     let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     read_only.verify_plan(&plan)?;

@@ -2,14 +2,16 @@
 
 use datafusion::common::{Column, DataFusionError, SchemaError};
 use datafusion::prelude::SessionContext;
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
 use crate::objects::without_answers;
 use crate::predict::FUNCTION;
 use crate::scorer::ScorerError;
-use crate::tables::TableError;
+use crate::tables::{self, TableError};
 
-/// Says what is wrong with a query, with what the session knows of it.
-pub(crate) fn explain(error: &DataFusionError, context: Option<&SessionContext>) -> String {
+/// Says what is wrong with a query, with what the session knows of it; `sql` is its text, where that is at hand.
+pub(crate) fn explain(error: &DataFusionError, context: Option<&SessionContext>, sql: Option<&str>) -> String {
     let root = error.find_root();
     let message = match root {
         DataFusionError::External(e) => without_answers(&**e),
@@ -20,9 +22,11 @@ pub(crate) fn explain(error: &DataFusionError, context: Option<&SessionContext>)
         && let SchemaError::FieldNotFound { field, valid_fields } = &**error
     {
         let columns: Vec<&str> = valid_fields.iter().map(Column::name).collect();
-        return no_such_column(&field.name, &columns);
+        let is_quoted = sql.is_some_and(|sql| is_quoted(sql, &field.name));
+        return no_such_column(&field.name, &columns, is_quoted, context);
     }
-    let rules = [table_not_found, dot_access, no_such_field, function_arguments, not_one_select];
+    let rules =
+        [table_not_found, no_such_function, dot_access, no_such_field, function_arguments, not_one_select, open_text];
     rules.into_iter().find_map(|rule| rule(&message, context)).unwrap_or(message)
 }
 
@@ -41,9 +45,60 @@ pub(crate) fn is_mistake(error: &DataFusionError) -> bool {
     }
 }
 
+/// The name of the column, table or function that an error says is not there.
+pub(crate) fn missing_name(error: &DataFusionError) -> Option<String> {
+    let root = error.find_root();
+    if let DataFusionError::SchemaError(error, _) = root
+        && let SchemaError::FieldNotFound { field, .. } = &**error
+    {
+        return Some(field.name.clone());
+    }
+    let message = root.message();
+    missing_table(&message).or_else(|| missing_function(&message).map(|(name, _)| name)).map(str::to_owned)
+}
+
+/// The name of the table that a message of the planner says is not there.
+pub(crate) fn missing_table(message: &str) -> Option<&str> {
+    let name = message.strip_prefix("table '")?.split_once("' not found")?.0;
+    Some(name.trim_start_matches("datafusion.public."))
+}
+
+/// The same for a function, and whether it would be one that gives a table.
+fn missing_function(message: &str) -> Option<(&str, bool)> {
+    let of = |start: &str, end: &str| Some(message.strip_prefix(start)?.split_once(end)?.0);
+    let scalar = of("Invalid function '", "'").map(|name| (name, false));
+    scalar.or_else(|| of("table function '", "' not found").map(|name| (name, true)))
+}
+
+/// Whether the text has this name in double quotation marks.
+fn is_quoted(sql: &str, name: &str) -> bool {
+    let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().unwrap_or_default();
+    tokens.iter().any(|token| matches!(token, Token::Word(word) if word.quote_style == Some('"') && word.value == name))
+}
+
+fn no_such_function(message: &str, context: Option<&SessionContext>) -> Option<String> {
+    let (name, gives_table) = missing_function(message)?;
+    // The planner suggests whatever is least unlike, which is mostly nothing that was meant.
+    let state = context.map(SessionContext::state);
+    let mut known: Vec<&String> = Vec::new();
+    if let Some(state) = &state {
+        if gives_table {
+            known.extend(state.table_functions().keys());
+        } else {
+            known.extend(state.scalar_functions().keys().chain(state.aggregate_functions().keys()));
+            known.extend(state.window_functions().keys());
+        }
+    }
+    let near = nearest(name, known.into_iter().map(String::as_str));
+    let hint = match near {
+        Some(near) => format!("; did you mean `{near}`?"),
+        None => "; \\df in the shell, `couplet query`, lists them all".into(),
+    };
+    Some(format!("there is no {}function `{name}`{hint}", if gives_table { "table " } else { "" }))
+}
+
 fn table_not_found(message: &str, context: Option<&SessionContext>) -> Option<String> {
-    let name = message.strip_prefix("table '")?.strip_suffix("' not found")?;
-    let name = name.trim_start_matches("datafusion.public.");
+    let name = missing_table(message)?;
     let mut tables = context?.catalog("datafusion")?.schema("public")?.table_names();
     tables.sort();
     // A table is registered in lower case too.
@@ -51,14 +106,18 @@ fn table_not_found(message: &str, context: Option<&SessionContext>) -> Option<St
     tables.dedup_by(|a, b| a.eq_ignore_ascii_case(b));
     let nearest = nearest(name, tables.iter().map(String::as_str));
     let nearest = nearest.map_or_else(String::new, |other| format!("; did you mean `{other}`?"));
+    let in_query = context.is_some_and(tables::takes_places);
     Some(match tables.is_empty() {
-        true => {
+        true if in_query => {
             format!(
                 "there is no table `{name}`, nor any other: name one with --table {name}=URI or --pipeline FILE, or read \
                  a file with FROM 'FILE'"
             )
         }
-        false if name == crate::query::PREDICTIONS => format!(
+        true => format!(
+            "there is no table `{name}`, nor any other: name it under [tables], as in {name} = \"{name}.parquet\""
+        ),
+        false if in_query && name == crate::query::PREDICTIONS => format!(
             "there is no table `{name}`: run the pipeline first, or name a result with --table {name}=URI (tables: {})",
             tables.join(", ")
         ),
@@ -66,23 +125,23 @@ fn table_not_found(message: &str, context: Option<&SessionContext>) -> Option<St
     })
 }
 
-fn no_such_column(name: &str, columns: &[&str]) -> String {
+fn no_such_column(name: &str, columns: &[&str], is_quoted: bool, context: Option<&SessionContext>) -> String {
     let is_plain =
         |name: &str| name.chars().all(|char| char == '_' || char.is_ascii_lowercase() || char.is_ascii_digit());
     let nearest = nearest(name, columns.iter().copied());
     let hint = match (nearest, columns) {
+        (_, [only]) if tables::delimiter_in(only).is_some() => {
+            let delimiter = tables::delimiter_in(only).unwrap_or(';');
+            let options = format!("{{ uri = \"…\", delimiter = \"{}\" }}", delimiter.escape_default());
+            let in_query = context.is_some_and(tables::takes_places);
+            let write = if in_query { format!("--table 'NAME={options}'") } else { options };
+            format!("; is {delimiter:?} its delimiter? Write {write}")
+        }
         (Some(other), _) if is_plain(other) => format!("; did you mean `{other}`?"),
         (Some(other), _) => {
             format!("; did you mean \"{other}\"? SQL reads a name as it is only in double quotation marks")
         }
-        (None, [only]) if only.contains([';', '\t', '|', ',']) => {
-            let delimiter = only.chars().find(|char| [';', '\t', '|', ','].contains(char)).unwrap_or(';');
-            format!(
-                "; is {delimiter:?} its delimiter? Write {{ uri = \"…\", delimiter = \"{}\" }}",
-                delimiter.escape_default()
-            )
-        }
-        _ if name.contains(' ') || !is_plain(name) => {
+        _ if is_quoted || !is_plain(name) => {
             format!("; if a text is meant, it stands in single quotation marks: '{name}'")
         }
         _ => String::new(),
@@ -135,6 +194,12 @@ fn not_one_select(message: &str, _: Option<&SessionContext>) -> Option<String> {
         format!(
             "it must be one SELECT{found}: the SQL of a pipeline only reads; what is written, and where, stands under [sink]"
         )
+    })
+}
+
+fn open_text(message: &str, _: Option<&SessionContext>) -> Option<String> {
+    message.starts_with("Unterminated string literal").then(|| {
+        format!("{message}; a quotation mark in a text is written twice, as in 'it''s', also in the value of a --var")
     })
 }
 

@@ -27,10 +27,11 @@ pub(super) struct Query {
     /// stdin
     #[arg(conflicts_with = "file")]
     sql: Option<String>,
-    /// Execute the SQL of a file
+    /// Execute the SQL of a file; - reads it from stdin, as does no SQL at all
     #[arg(long, short)]
     file: Option<PathBuf>,
-    /// Use the tables of a pipeline, and its sink: by the pipeline's name, and as `predictions`
+    /// Use the tables of a pipeline, its sink by the pipeline's name and as `predictions`, its quarantine as `rejected`, and
+    /// its `runs`
     #[arg(long, short)]
     pipeline: Option<PathBuf>,
     #[command(flatten)]
@@ -45,7 +46,7 @@ pub(super) struct Query {
     /// How the result is written; by the extension of the output file if not given
     #[arg(long)]
     format: Option<Format>,
-    /// Write the result to a file, which appears when it is complete
+    /// Write the result to a file, which appears when it is complete; - is stdout
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Inference threads of `predict`; one a core if not given
@@ -61,7 +62,8 @@ pub(super) struct Query {
 
 impl Query {
     /// Executes it; `stop` ends all but the shell, which has an end of its own for each statement.
-    pub(super) async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
+    pub(super) async fn execute(mut self, stop: impl Future<Output = ()>) -> Result<(), Error> {
+        self.output = self.output.filter(|path| path != Path::new("-"));
         let is_shell = self.sql.is_none() && self.file.is_none();
         if is_shell && io::stdin().is_terminal() && io::stdout().is_terminal() {
             return self.answer(true).await;
@@ -88,11 +90,11 @@ impl Query {
         }
         let (sql, origin) = match (self.sql, &self.file) {
             (Some(sql), _) => (sql, "SQL".to_owned()),
-            (None, Some(file)) => (read(file)?, file.display().to_string()),
+            (None, Some(file)) if file != Path::new("-") => (read(file)?, file.display().to_string()),
             (None, None) if in_shell => (String::new(), String::new()),
-            (None, None) => (read_stdin().await?, "stdin".to_owned()),
+            (None, _) => (read_stdin().await?, "stdin".to_owned()),
         };
-        let from_stdin = origin == "stdin";
+        let from_stdin = !in_shell && origin == "stdin";
         let parameters = if in_shell || from_stdin {
             Parameters::default()
         } else {

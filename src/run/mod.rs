@@ -39,6 +39,7 @@ use crate::tables;
 use crate::train::finetune;
 
 pub use score::Remembering;
+pub(crate) use sinks::rejected_beside;
 
 /// A part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -262,7 +262,7 @@ impl Run<'_> {
             .map_err(Error::Tables)?;
         let source = Source::open(&context, &sql, &settings.id, &settings.text, settings.label.as_deref())
             .await
-            .map_err(|e| Error::source(&pipeline.path, &scoring.source.query, e, &context))?;
+            .map_err(|e| Error::source(pipeline, &scoring.source.query, e, &context))?;
         if let Some(error) = missing_model(&scoring.model) {
             return Err(error);
         }
@@ -317,7 +317,7 @@ impl Run<'_> {
         }
         let rows = spool.rows().await.map_err(|e| self.spool_failed(&e))?;
         let ids = Source::check_ids(&rows, &scoring.source.id).await;
-        ids.map_err(|e| Error::source(&pipeline.path, &scoring.source.query, e, context))?;
+        ids.map_err(|e| Error::source(pipeline, &scoring.source.query, e, context))?;
         tracing::Span::current().record("rows", spool.len().cast_signed());
         Ok((spool, before))
     }

@@ -55,7 +55,7 @@ pub(super) struct Done {
 }
 
 /// The place of rejected rows: beside that of the others, with `_rejected` after its name.
-pub(super) fn rejected_beside(place: &Place) -> Place {
+pub(crate) fn rejected_beside(place: &Place) -> Place {
     let name = place.name();
     let (stem, extension) = match name.rsplit_once('.') {
         Some((stem, extension)) if !stem.is_empty() => (stem, format!(".{extension}")),

@@ -23,7 +23,7 @@ A statement ends with `;` and may have several lines. Tab completes names; Ctrl-
   \\d NAME       columns of a table
   \\df [WORD]    functions, or those with WORD in their name
   \\i FILE       execute the statements of a file
-  \\o FILE       write the next result to a file: .csv, .json, .parquet or .txt
+  \\o FILE       write the next result to a file: .csv, .tsv, .json, .jsonl, .parquet or .txt
   \\o            show results here after all
   \\timing [on|off]  show how long statements take, or no longer
   \\?            this
@@ -73,7 +73,7 @@ impl Command {
                 Err(format!("{name} takes the name of a file with statements, as in {name} sql/accuracy.sql"))
             }
             ("\\i" | "\\ir" | ".read", _) => Ok(Self::Include(path_of(&unquoted(argument)))),
-            ("\\o" | ".output" | ".once", "") => Ok(Self::Output(None)),
+            ("\\o" | ".output" | ".once", "" | "-") => Ok(Self::Output(None)),
             ("\\o" | ".output" | ".once", _) => Ok(Self::Output(Some(path_of(&unquoted(argument))))),
             ("\\timing" | ".timer", _) => match argument.to_ascii_lowercase().as_str() {
                 "" => Ok(Self::Timing(None)),

@@ -156,23 +156,23 @@ impl<'a> Shell<'a> {
             // In a shell a comment, or nothing, is nothing to complain of.
             let is_one = pieces.is_empty() && !is_shell || pieces.len() > 1 && self.output.is_some();
             if is_one {
-                return self.sql(text, origin).await;
+                return self.sql(text, origin, origin).await;
             }
             query::check_syntax(self.context, text, origin)?;
         }
         let is_alone = pieces.len() == 1;
         for piece in pieces {
             let line = if is_alone || is_shell { String::new() } else { format!(", line {}", piece.line()) };
-            if self.perform(&piece, &format!("{origin}{line}"), depth).await? == Next::Leave {
+            if self.perform(&piece, origin, &format!("{origin}{line}"), depth).await? == Next::Leave {
                 return Ok(Next::Leave);
             }
         }
         Ok(Next::GoOn)
     }
 
-    async fn perform(&mut self, piece: &Piece, origin: &str, depth: usize) -> Result<Next, Error> {
+    async fn perform(&mut self, piece: &Piece, origin: &str, here: &str, depth: usize) -> Result<Next, Error> {
         match Command::parse(piece.text()) {
-            None => self.sql(piece.placed(), origin).await,
+            None => self.sql(piece.placed(), origin, here).await,
             Some(Err(problem)) => Err(Error::Usage(problem)),
             Some(Ok(Command::Leave)) => Ok(Next::Leave),
             Some(Ok(Command::Help)) => print(commands::HELP).map(|()| Next::GoOn),
@@ -216,11 +216,12 @@ impl<'a> Shell<'a> {
         Ok(())
     }
 
-    async fn sql(&mut self, sql: &str, origin: &str) -> Result<Next, Error> {
+    /// Executes a statement of `origin`, in which places are those of the whole text; `here` says where it stands.
+    async fn sql(&mut self, sql: &str, origin: &str, here: &str) -> Result<Next, Error> {
         let began = Instant::now();
         let output = self.output.clone();
         let format = query::format_of(self.format, output.as_deref())?;
-        let parameters = Parameters::of_statement(sql, origin, &self.parameters)?;
+        let parameters = Parameters::of_statement(sql, here, &self.parameters)?;
         let shown =
             query::show(self.context, sql, origin, &parameters, format, output.as_deref(), self.most_rows).await;
         let Shown { rows, cut } = match shown {

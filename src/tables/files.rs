@@ -153,6 +153,18 @@ fn local_url(path: &Path, table: &Table) -> Result<ListingTableUrl, String> {
     }
 }
 
+/// The place on the disk that a URL of DataFusion stands for; a folder ends in `/`.
+pub(super) fn local_place(url: &ListingTableUrl) -> Option<Place> {
+    let mut path = url.get_url().to_file_path().ok()?;
+    if url.is_collection() {
+        path.push("");
+    }
+    if let Some(pattern) = url.get_glob() {
+        path.push(pattern.as_str());
+    }
+    Some(Place::Local(path))
+}
+
 /// Whether a key is a file or a folder, only the server knows: what has an object of that very name is a file.
 async fn remote_url(remote: &Remote, objects: &Objects) -> Result<ListingTableUrl, Problem> {
     let listing = |key: &str| {

@@ -8,17 +8,20 @@ mod measure;
 mod named_by_place;
 mod versioned;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Column, DataFusionError, TableReference};
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig};
-use datafusion::logical_expr::Expr;
+use datafusion::datasource::source_as_provider;
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::prelude::{SessionContext, lit, ltrim};
 use thiserror::Error;
 
-use crate::config::{CsvOptions, Table, TableFormat};
+use crate::config::{CsvOptions, Place, Table, TableFormat};
 use crate::objects::{ObjectsError, Trouble};
 use crate::store::SourceFile;
 use files::Files;
@@ -27,7 +30,7 @@ pub(crate) use measure::known_rows;
 pub use measure::{Measured, measure};
 use named_by_place::Opened;
 pub use named_by_place::enable_places;
-pub(crate) use named_by_place::is_place;
+pub(crate) use named_by_place::{is_place, takes_places};
 
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
@@ -133,6 +136,27 @@ async fn listing(
         _ => {}
     }
     Ok(provider)
+}
+
+/// What may stand between the fields of a text of which the head is taken for one name.
+pub(crate) fn delimiter_in(head: &str) -> Option<char> {
+    head.chars().find(|char| [';', '\t', '|', ','].contains(char))
+}
+
+/// The place of a table of files that a plan reads and of which this file is, or would be, one.
+pub(crate) fn that_reads(plan: &LogicalPlan, file: &Path) -> Result<Option<Place>, DataFusionError> {
+    let file = Place::Local(file.to_owned());
+    let mut found = None;
+    plan.apply_with_subqueries(|node| {
+        let LogicalPlan::TableScan(scan) = node else { return Ok(TreeNodeRecursion::Continue) };
+        let Ok(provider) = source_as_provider(&scan.source) else { return Ok(TreeNodeRecursion::Continue) };
+        let Some(table) = provider.downcast_ref::<ListingTable>() else { return Ok(TreeNodeRecursion::Continue) };
+        // Files of another ending in a folder are not read.
+        let is_meant = file.name().ends_with(&table.options().file_extension);
+        found = table.table_paths().iter().filter_map(files::local_place).find(|place| is_meant && place.covers(&file));
+        Ok(if found.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    })?;
+    Ok(found)
 }
 
 /// Registers the table as it is written, and in lower case, which is what SQL makes of a name without quotation marks.

@@ -38,6 +38,11 @@ impl Opened {
     }
 }
 
+/// Whether SQL of this session names places, as that of a query does; a pipeline's has `[tables]`.
+pub(crate) fn takes_places(context: &SessionContext) -> bool {
+    context.state_ref().read().config().get_extension::<Opened>().is_some()
+}
+
 /// Whether a name in SQL is rather a place than one of a table; a folder that is here is then `'out/'`.
 pub(crate) fn is_place(name: &str) -> bool {
     name.contains(['/', '.', '*'])

@@ -46,6 +46,7 @@ mod predict_sql;
 mod pretraining;
 mod proxy;
 mod query;
+mod query_files;
 mod readers;
 mod reference;
 mod remote;

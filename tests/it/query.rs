@@ -186,7 +186,7 @@ fn the_result_can_be_csv() {
 fn the_result_can_be_json() {
     let printed = stdout_of(&mut ad_hoc(ONE_ROW, &["--format", "json"]));
     let rows: Value = serde_json::from_str(&printed).unwrap();
-    assert_eq!(rows, json!([{"id": 1, "text": "a, \"b\"", "list": [1.5, 2.5]}]));
+    assert_eq!(rows, json!([{"id": 1, "text": "a, \"b\"", "nothing": null, "list": [1.5, 2.5]}]));
 }
 
 #[test]
@@ -206,7 +206,9 @@ fn the_extension_of_the_output_file_tells_the_format() {
         path
     };
     let printed = |format: &str| stdout_of(&mut ad_hoc(ONE_ROW, &["--format", format]));
-    for (name, format) in [("r.csv", "csv"), ("r.json", "json"), ("r.txt", "table")] {
+    for (name, format) in
+        [("r.csv", "csv"), ("r.tsv", "tsv"), ("r.json", "json"), ("r.jsonl", "jsonl"), ("r.txt", "table")]
+    {
         assert_eq!(std::fs::read_to_string(result_in(name)).unwrap(), printed(format), "{name}");
     }
     let expected = json!([{"id": 1, "text": "a, \"b\"", "nothing": null, "list": [1.5, 2.5]}]);
@@ -336,7 +338,7 @@ fn mistakes_in_the_command_are_explained() {
     let folder = tempfile::tempdir().unwrap();
     let empty = folder.path().join("empty.sql");
     std::fs::write(&empty, "-- nothing\n").unwrap();
-    insta::assert_snapshot!(refusal("SELECT 1", &["-o", "result.xlsx"]), @"error: -o result.xlsx: the format is not told by the extension (csv, json, parquet, txt); add --format");
+    insta::assert_snapshot!(refusal("SELECT 1", &["-o", "result.xlsx"]), @"error: -o result.xlsx: the format is not told by the extension (csv, tsv, json, jsonl, parquet, txt); add --format");
     insta::assert_snapshot!(refusal("SELECT 1", &["--format", "parquet"]), @"error: --format parquet needs a file: add -o FILE.parquet");
     insta::assert_snapshot!(refusal("SELECT 1; SELECT 2", &["-o", "result.csv"]), @"error: SQL: 2 statements cannot share one output file");
     insta::assert_snapshot!(refusal("SELECT 1", &["--table", "pairs.csv"]), @"error: --table pairs.csv: expected NAME=URI, such as pairs=data/pairs.parquet");
@@ -483,10 +485,10 @@ fn model_show_prints_one_json_document() {
 fn model_show_says_what_is_not_a_model() {
     let mut command = couplet();
     command.current_dir(root()).args(["model", "show", "sql"]);
-    insta::assert_snapshot!(stderr_of(&mut command, 2).trim_end(), @"error: model folder sql has no config.json; a model and its tokenizer are written into one folder by `save_pretrained` of transformers");
-}
     let import = stderr_of(couplet().current_dir(root()).args(["model", "import", "nope", "target/nope"]), 2);
     assert!(import.starts_with("error: model nope does not exist; expected a folder with config.json"), "{import}");
+    insta::assert_snapshot!(stderr_of(&mut command, 2).trim_end(), @"error: model folder sql has no config.json; a model and its tokenizer are written into one folder by `save_pretrained` of transformers");
+}
 
 #[test]
 fn the_fingerprint_is_that_of_the_run() {

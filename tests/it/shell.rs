@@ -71,7 +71,7 @@ fn what_is_wrong_on_stdin_is_said_as_for_one_statement() {
     insta::assert_snapshot!(problem("\\d pears"), @r"error: there is no table `pears` (tables: pairs); did you mean `pairs`?");
     insta::assert_snapshot!(problem("\\d pears.csv"), @r"error: \d pears.csv: table `pears.csv`: pears.csv does not exist");
     insta::assert_snapshot!(problem("\\dx"), @r"error: there is no command \dx; did you mean \d? (\? lists them)");
-    insta::assert_snapshot!(problem("\\o result.doc"), @r"error: -o result.doc: the format is not told by the extension (csv, json, parquet, txt); add --format");
+    insta::assert_snapshot!(problem("\\o result.doc"), @r"error: -o result.doc: the format is not told by the extension (csv, tsv, json, jsonl, parquet, txt); add --format");
     insta::assert_snapshot!(problem("\\i none.sql"), @r"error: cannot read none.sql: No such file or directory (os error 2)");
 }
 
@@ -101,7 +101,7 @@ fn places_are_those_of_the_script() {
         said.lines().find(|line| line.starts_with("error: ")).unwrap().to_owned()
     };
     let text = "\\timing on\n-- it's; a comment\nSELECT 'é'; /* a /* b; */ */ SELEC 2;";
-    insta::assert_snapshot!(problem(text), @"error: stdin, line 3: Expected: an SQL statement, found: SELEC at Line: 3, Column: 30");
+    insta::assert_snapshot!(problem(text), @"error: stdin: Expected: an SQL statement, found: SELEC at Line: 3, Column: 30");
     insta::assert_snapshot!(problem("SELECT 1;\r\n\r\n  SELEC 2;\r\n"), @"error: stdin: Expected: an SQL statement, found: SELEC at Line: 3, Column: 3");
     insta::assert_snapshot!(problem("SELECT 1;\n\nSELECT * FROM none;\n"), @"error: stdin, line 3: there is no table `none`, nor any other: name one with --table none=URI or --pipeline FILE, or read a file with FROM 'FILE'");
     insta::assert_snapshot!(problem("\\timing maybe"), @r"error: \timing maybe: it is on or off");

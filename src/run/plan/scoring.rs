@@ -53,7 +53,7 @@ impl Planner<'_> {
         let sql = query_text(pipeline, &settings.query, "source.file", self.variables)?;
         let source = Source::open(&context, &sql, &settings.id, &settings.text, settings.label.as_deref())
             .await
-            .map_err(|e| Error::source(&pipeline.path, &scoring.source.query, e, &context))?;
+            .map_err(|e| Error::source(pipeline, &scoring.source.query, e, &context))?;
         self.explain(plan, "the source query", source.frame()).await;
         self.check_sink(scoring, &output_schema(source.schema())).await?;
         let stand = self.model(&scoring.model, &models).await?;
@@ -149,7 +149,7 @@ impl Planner<'_> {
         let rows = spool.rows().await.map_err(|e| self.rows_failed(&e))?;
         let ids = Source::check_ids(&rows, &settings.id).await;
         let one_pass = checking.elapsed().as_secs_f64();
-        plan.problems.extend(ids.err().map(|e| Error::source(&pipeline.path, &scoring.source.query, e, context)));
+        plan.problems.extend(ids.err().map(|e| Error::source(pipeline, &scoring.source.query, e, context)));
         plan.problems.extend(check_errors(scoring, spool.rejected(), spool.len()).err());
         // Where nothing tells how many rows there are, as many as were asked for may be some or all.
         let limited = self.options.rows.is_some_and(|limit| spool.len() >= limit as u64) && known != Some(spool.len());

@@ -1,0 +1,257 @@
+//! Where the rows of a result go, and in which format.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arrow::array::RecordBatch;
+use arrow::csv::WriterBuilder as CsvBuilder;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::json::{ArrayWriter, LineDelimitedWriter, WriterBuilder as JsonBuilder};
+use arrow::util::display::FormatOptions;
+use arrow::util::pretty::pretty_format_batches_with_options;
+
+use crate::error::Error;
+use crate::printable::printable;
+use crate::sink::{AtomicFile, ParquetSink, SinkError};
+
+/// How a result is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Aligned columns, for people.
+    Table,
+    /// Comma-separated values with a header.
+    Csv,
+    /// The same with tabs instead of commas.
+    Tsv,
+    /// One JSON array of objects.
+    Json,
+    /// JSON Lines: an object a line, which couplet reads as a table too.
+    #[value(alias = "ndjson")]
+    Jsonl,
+    /// Parquet; needs a file.
+    Parquet,
+}
+
+impl Format {
+    /// The format that a file's extension asks for.
+    #[must_use]
+    pub fn of_extension(path: &Path) -> Option<Self> {
+        match path.extension()?.to_str()? {
+            "csv" => Some(Self::Csv),
+            "tsv" | "tab" => Some(Self::Tsv),
+            "json" => Some(Self::Json),
+            "jsonl" | "ndjson" => Some(Self::Jsonl),
+            "parquet" => Some(Self::Parquet),
+            "txt" => Some(Self::Table),
+            _ => None,
+        }
+    }
+}
+
+/// The format that is asked for, or that the extension of the output file tells.
+///
+/// # Errors
+/// A file whose extension tells none.
+pub fn format_of(asked: Option<Format>, output: Option<&Path>) -> Result<Format, Error> {
+    match (asked, output) {
+        (Some(format), _) => Ok(format),
+        (None, None) => Ok(Format::Table),
+        (None, Some(path)) => Format::of_extension(path).ok_or_else(|| {
+            Error::Usage(format!(
+                "-o {}: the format is not told by the extension (csv, tsv, json, jsonl, parquet, txt); add --format",
+                path.display()
+            ))
+        }),
+    }
+}
+
+/// Rows of a table whose columns have one width: those of a longer result are printed in parts, so that not all of it
+/// is kept.
+const PAGE: usize = 10_000;
+
+/// Where the rows of a result go.
+pub(super) enum ResultWriter {
+    /// A page is kept until the widths of its columns are known.
+    Table {
+        batches: Vec<RecordBatch>,
+        schema: SchemaRef,
+        pages: usize,
+        out: Out,
+    },
+    Delimited {
+        writer: Box<arrow::csv::Writer<Out>>,
+        path: PathBuf,
+    },
+    Json {
+        writer: ArrayWriter<Out>,
+        path: PathBuf,
+    },
+    JsonLines {
+        writer: LineDelimitedWriter<Out>,
+        path: PathBuf,
+    },
+    Parquet(Box<ParquetSink>),
+}
+
+impl ResultWriter {
+    pub(super) fn create(format: Format, output: Option<&Path>, schema: SchemaRef) -> Result<Self, Error> {
+        let path = output.unwrap_or(Path::new("stdout")).to_owned();
+        if format == Format::Parquet {
+            return match output {
+                Some(path) => Ok(Self::Parquet(Box::new(ParquetSink::create(path, &schema, &[])?))),
+                None => Err(Error::Usage("--format parquet needs a file: add -o FILE.parquet".into())),
+            };
+        }
+        let out = match output {
+            Some(path) => Out::File(Box::new(AtomicFile::create(path).map_err(|e| sink_error(path, &e))?)),
+            None => Out::Stdout(io::BufWriter::new(io::stdout())),
+        };
+        Ok(match format {
+            Format::Table => Self::Table { batches: Vec::new(), schema, pages: 0, out },
+            Format::Csv | Format::Tsv => {
+                let delimiter = if format == Format::Tsv { b'\t' } else { b',' };
+                let mut writer = CsvBuilder::new().with_header(true).with_delimiter(delimiter).build(out);
+                // A result without rows has a header too.
+                let empty = flat(&RecordBatch::new_empty(schema)).map_err(|e| sink_error(&path, &e))?;
+                writer.write(&empty).map_err(|e| sink_error(&path, &e))?;
+                Self::Delimited { writer: Box::new(writer), path }
+            }
+            // Each object has all columns: who reads one row knows them, and NULL is told from a misspelt name.
+            Format::Json => Self::Json { writer: JsonBuilder::new().with_explicit_nulls(true).build(out), path },
+            Format::Jsonl => Self::JsonLines { writer: JsonBuilder::new().with_explicit_nulls(true).build(out), path },
+            Format::Parquet => unreachable!("returned above"),
+        })
+    }
+
+    pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), Error> {
+        match self {
+            Self::Table { batches, pages, out, .. } => {
+                batches.push(batch.clone());
+                if batches.iter().map(RecordBatch::num_rows).sum::<usize>() >= PAGE {
+                    write_page(batches, *pages, out)?;
+                    batches.clear();
+                    *pages += 1;
+                }
+            }
+            Self::Delimited { writer, path } => {
+                flat(batch).and_then(|batch| writer.write(&batch)).map_err(|e| sink_error(path, &e))?;
+            }
+            Self::Json { writer, path } => writer.write(batch).map_err(|e| sink_error(path, &e))?,
+            Self::JsonLines { writer, path } => writer.write(batch).map_err(|e| sink_error(path, &e))?,
+            Self::Parquet(sink) => sink.write(batch)?,
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> Result<(), Error> {
+        match self {
+            Self::Table { mut batches, schema, pages, mut out } => {
+                if batches.is_empty() && pages == 0 {
+                    batches.push(RecordBatch::new_empty(schema));
+                }
+                if !batches.is_empty() {
+                    write_page(&batches, pages, &mut out)?;
+                }
+                out.finish()
+            }
+            Self::Delimited { writer, .. } => writer.into_inner().finish(),
+            Self::JsonLines { mut writer, path } => {
+                writer.finish().map_err(|e| sink_error(&path, &e))?;
+                writer.into_inner().finish()
+            }
+            Self::Json { mut writer, path } => {
+                writer.finish().map_err(|e| sink_error(&path, &e))?;
+                let mut out = writer.into_inner();
+                writeln!(out).map_err(|e| sink_error(&path, &e))?;
+                out.finish()
+            }
+            Self::Parquet(sink) => Ok(sink.publish().map(drop)?),
+        }
+    }
+}
+
+/// Writes some rows as a table; the first of its pages has the names of the columns.
+fn write_page(batches: &[RecordBatch], page: usize, out: &mut Out) -> Result<(), Error> {
+    let options = FormatOptions::default().with_display_error(true).with_null("NULL");
+    let table = pretty_format_batches_with_options(batches, &options)
+        .map_err(|e| Error::sql("the result", &e.into(), None))?
+        .to_string();
+    // Above the rows are a line, the names and another line.
+    let heads = if page == 0 { 0 } else { 2 };
+    let rows = table.splitn(heads + 1, '\n').last().unwrap_or_default();
+    // A table is for people; CSV, JSON and Parquet have the values as they are.
+    writeln!(out, "{}", printable(rows)).map_err(|e| sink_error(Path::new("stdout"), &e))
+}
+
+/// The bytes of a result go to stdout, or to a file that appears when it is complete.
+pub(super) enum Out {
+    Stdout(io::BufWriter<io::Stdout>),
+    File(Box<AtomicFile>),
+}
+
+impl Out {
+    fn finish(self) -> Result<(), Error> {
+        match self {
+            Self::Stdout(mut out) => end_if_nobody_reads(out.flush()).map_err(|e| sink_error(Path::new("stdout"), &e)),
+            Self::File(file) => file.publish().map(drop).map_err(|e| sink_error(Path::new("the result"), &e)),
+        }
+    }
+}
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Stdout(out) => end_if_nobody_reads(out.write(bytes)),
+            Self::File(file) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stdout(out) => end_if_nobody_reads(out.flush()),
+            Self::File(file) => file.flush(),
+        }
+    }
+}
+
+/// Whether the reader of stdout has seen enough.
+static NOBODY_READS: AtomicBool = AtomicBool::new(false);
+
+/// Notes that the reader of stdout has seen enough, as `head` does: the error that it is still ends what is under way,
+/// temporary files go, and [`nobody_reads`] says that nothing went wrong.
+pub(crate) fn end_if_nobody_reads<T>(written: io::Result<T>) -> io::Result<T> {
+    if written.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
+        NOBODY_READS.store(true, Ordering::Relaxed);
+    }
+    written
+}
+
+/// Whether what ended the program is that nobody reads its output any more, which is no failure.
+#[must_use]
+pub fn nobody_reads() -> bool {
+    NOBODY_READS.load(Ordering::Relaxed)
+}
+
+fn sink_error(path: &Path, problem: &dyn std::fmt::Display) -> Error {
+    SinkError { path: path.to_owned(), problem: problem.to_string() }.into()
+}
+
+/// CSV has no nested values: structs and lists become their text.
+fn flat(batch: &RecordBatch) -> Result<RecordBatch, arrow::error::ArrowError> {
+    let mut fields = Vec::new();
+    let mut columns = Vec::new();
+    for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
+        if field.data_type().is_nested() {
+            let formatter = arrow::util::display::ArrayFormatter::try_new(column, &FormatOptions::default())?;
+            let text = (0..column.len()).map(|row| column.is_valid(row).then(|| formatter.value(row).to_string()));
+            columns.push(Arc::new(text.collect::<arrow::array::StringArray>()) as _);
+            fields.push(Arc::new(Field::new(field.name(), DataType::Utf8, true)));
+        } else {
+            columns.push(Arc::clone(column));
+            fields.push(Arc::clone(field));
+        }
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+}
