@@ -1,7 +1,8 @@
 -- Which rows have no score, and why?
 --
--- Reads the table predictions (for a pipeline with errors = "quarantine" name its table of rejected rows:
--- --table predictions=out/predictions_rejected). Gives the columns of the source query, whatever they are called.
+-- Reads the table predictions. A pipeline with errors = "quarantine" has its rejected rows in the table rejected, which
+-- this query reads with --table predictions=out/predictions_rejected. Gives the columns of the source query, whatever
+-- they are called.
 --
 --   $rows = 20      how many
 --

@@ -17,7 +17,7 @@ pub(super) struct Init {
     #[arg(required_unless_present = "from")]
     folder: Option<PathBuf>,
     /// Write the pipeline for this data: a file, a folder or a glob, here or in a bucket (s3://…); or with options as
-    /// [tables] has them: '{ uri = "a.csv", quote = false }'
+    /// `[tables]` has them: '{ uri = "a.csv", quote = false }'
     #[arg(long, value_name = "DATA")]
     from: Option<String>,
     /// The format of the data, where its name does not tell it: parquet, csv, tsv, json, arrow, delta

@@ -36,7 +36,7 @@ pub(super) struct Query {
     pipeline: Option<PathBuf>,
     #[command(flatten)]
     variables: Variables,
-    /// Use a file, glob or folder as a table, here or in a bucket (s3://…); with options as [tables] of a pipeline has them:
+    /// Use a file, glob or folder as a table, here or in a bucket (s3://…); with options as `[tables]` of a pipeline has them:
     /// 'NAME={ uri = "a.txt", format = "csv", delimiter = ";" }'
     #[arg(long = "table", short, value_name = "NAME=URI")]
     tables: Vec<String>,
