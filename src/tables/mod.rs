@@ -17,8 +17,8 @@ use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Column, DataFusionError, TableReference};
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig};
 use datafusion::datasource::source_as_provider;
-use datafusion::logical_expr::{Expr, LogicalPlan};
-use datafusion::prelude::{SessionContext, lit, ltrim};
+use datafusion::logical_expr::{Expr, LogicalPlan, cast};
+use datafusion::prelude::{SessionContext, lit, ltrim, nullif};
 use thiserror::Error;
 
 use crate::config::{CsvOptions, Place, Table, TableFormat};
@@ -120,22 +120,42 @@ async fn listing(
     };
     let marked = matches!(table.format, TableFormat::Csv(_)) && files.begin_with(BYTE_ORDER_MARK.as_bytes()).await;
     let schema = if marked { without_byte_order_mark(&schema) } else { schema };
-    let config = ListingTableConfig::new(url).with_listing_options(options).with_schema(Arc::clone(&schema));
-    let mut provider: Arc<dyn TableProvider> = Arc::new(ListingTable::try_new(config)?);
-    match &table.format {
-        // Without a header the mark is part of the first value.
-        TableFormat::Csv(CsvOptions { header: false, .. }) if marked && schema.field(0).data_type().is_string() => {
-            let columns =
-                schema.fields().iter().map(|field| field.name()).chain(partitions.iter().map(|(name, _)| name));
-            let columns = columns.enumerate().map(|(i, name)| {
-                let column = Expr::Column(Column::from_name(name));
-                if i == 0 { ltrim(vec![column, lit(BYTE_ORDER_MARK)]).alias(name) } else { column }
-            });
-            provider = context.read_table(provider)?.select(columns.collect::<Vec<_>>())?.into_view();
-        }
-        _ => {}
+    let TableFormat::Csv(csv) = &table.format else {
+        let config = ListingTableConfig::new(url).with_listing_options(options).with_schema(schema);
+        return Ok(Arc::new(ListingTable::try_new(config)?));
+    };
+    // The reader knows what means NULL only while it tells the types.
+    let read = if csv.null.is_some() { as_texts(&schema) } else { Arc::clone(&schema) };
+    let config = ListingTableConfig::new(url).with_listing_options(options).with_schema(read);
+    let provider: Arc<dyn TableProvider> = Arc::new(ListingTable::try_new(config)?);
+    // Without a header the mark is part of the first value.
+    let is_marked = marked && !csv.header && schema.field(0).data_type().is_string();
+    if !is_marked && csv.null.is_none() {
+        return Ok(provider);
     }
-    Ok(provider)
+    let columns = schema.fields().iter().enumerate().map(|(i, field)| value_of(field, csv, is_marked && i == 0));
+    let columns = columns.chain(partitions.iter().map(|(name, _)| Expr::Column(Column::from_name(name))));
+    Ok(context.read_table(provider)?.select(columns.collect::<Vec<_>>())?.into_view())
+}
+
+/// A column of delimited text without the mark before it, NULL where the text says so, in its type.
+fn value_of(field: &Field, csv: &CsvOptions, is_marked: bool) -> Expr {
+    let mut value = Expr::Column(Column::from_name(field.name()));
+    if is_marked {
+        value = ltrim(vec![value, lit(BYTE_ORDER_MARK)]);
+    }
+    if let Some(null) = &csv.null {
+        value = nullif(value, lit(null.as_str()));
+        if !field.data_type().is_string() && !field.data_type().is_null() {
+            value = cast(value, field.data_type().clone());
+        }
+    }
+    value.alias(field.name())
+}
+
+fn as_texts(schema: &SchemaRef) -> SchemaRef {
+    let fields = schema.fields().iter().map(|field| Field::clone(field).with_data_type(DataType::Utf8));
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
 /// What may stand between the fields of a text of which the head is taken for one name.

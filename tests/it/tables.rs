@@ -148,11 +148,26 @@ async fn delimiter_quote_and_null_are_options() {
     +----+------+-----+-------+
     | id | a    | b   | none  |
     +----+------+-----+-------+
-    | 1  | x;y  | NA  | false |
+    | 1  | x;y  |     | true  |
     | 2  | it"s |     | true  |
     | 3  | NAN  | q'r | false |
     +----+------+-----+-------+
     "#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_means_null_is_null_in_columns_of_every_type() {
+    let files = Files::new([("t.csv", b"NA,n,x,d\n1,NA,0.5,2026-11-24\nNA,2,NA,NA\n".as_slice())]);
+    let table = r#"t = { uri = "t.csv", null = "NA" }"#;
+    let sql = "SELECT arrow_typeof(n) AS type, sum(n) AS n, sum(x) AS x, max(d) AS d, count(*) AS rows, count(\"NA\") AS a \
+               FROM t GROUP BY type";
+    insta::assert_snapshot!(files.sql(table, sql).await, @r"
+    +-------+---+-----+------------+------+---+
+    | type  | n | x   | d          | rows | a |
+    +-------+---+-----+------------+------+---+
+    | Int64 | 2 | 0.5 | 2026-11-24 | 2    | 1 |
+    +-------+---+-----+------------+------+---+
+    ");
 }
 
 #[tokio::test(flavor = "multi_thread")]
