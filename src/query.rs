@@ -146,7 +146,7 @@ async fn execute(
     most_rows: Option<usize>,
 ) -> Result<Shown, Error> {
     let parsed = DFParserBuilder::new(sql).build().and_then(|mut parser| parser.parse_statements());
-    let statements = parsed.map_err(|e| Error::sql(origin, &e, Some(context)))?;
+    let statements = parsed.map_err(|e| Error::sql_in(origin.to_owned(), sql, &e, context))?;
     if statements.is_empty() {
         return Err(Error::Usage(format!("{origin}: there is no SQL")));
     }

@@ -18,6 +18,11 @@ pub(crate) fn explain(error: &DataFusionError, context: Option<&SessionContext>,
         DataFusionError::SQL(e, _) => e.to_string().trim_start_matches("sql parser error: ").to_owned(),
         _ => root.message().split("\n\nbacktrace:").next().unwrap_or_default().to_owned(),
     };
+    if let Some(sql) = sql
+        && let Some(message) = from_first(&message, sql)
+    {
+        return message;
+    }
     if let DataFusionError::SchemaError(error, _) = root
         && let SchemaError::FieldNotFound { field, valid_fields } = &**error
     {
@@ -195,6 +200,13 @@ fn not_one_select(message: &str, _: Option<&SessionContext>) -> Option<String> {
             "it must be one SELECT{found}: the SQL of a pipeline only reads; what is written, and where, stands under [sink]"
         )
     })
+}
+
+/// The parser takes `FROM t`, and nothing behind it.
+fn from_first(message: &str, sql: &str) -> Option<String> {
+    let is_from = sql.trim_start().get(..5).is_some_and(|start| start.trim_end().eq_ignore_ascii_case("from"));
+    (is_from && message.starts_with("Expected: end of statement"))
+        .then(|| format!("{message}; FROM alone takes nothing behind its tables: begin with SELECT * FROM"))
 }
 
 fn open_text(message: &str, _: Option<&SessionContext>) -> Option<String> {

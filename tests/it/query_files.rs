@@ -107,7 +107,8 @@ fn a_dash_is_stdin_or_stdout() {
 #[test]
 fn from_alone_selects_all() {
     let job = Job::new(PAIRS);
-    assert_eq!(csv(&job, &["FROM 'pairs.csv' WHERE id = 1"]), csv(&job, &["SELECT * FROM 'pairs.csv' WHERE id = 1"]));
+    assert_eq!(csv(&job, &["FROM 'pairs.csv'"]), csv(&job, &["SELECT * FROM 'pairs.csv'"]));
+    assert!(refusal(&job, &["FROM 'pairs.csv' WHERE id = 1"]).ends_with("begin with SELECT * FROM"));
     assert_eq!(csv(&job, &["SELECT count(*) AS n FROM (FROM 'pairs.csv')"]), "n\n2\n");
     let job = job.change("SELECT id, a, b FROM pairs", "FROM pairs");
     assert_eq!(job.report()["rows"]["read"], 2);
