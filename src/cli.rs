@@ -258,7 +258,9 @@ pub fn report_error(error: &Error, format: LogFormat) {
             let line = json!({ "timestamp": time, "level": "ERROR", "fields": fields }).to_string();
             writeln!(io::stderr(), "{}", printable::json(&line))
         }
-        (Error::Config(errors), LogFormat::Text) => write!(io::stderr(), "{}", errors.render(colors(), width)),
+        (Error::Config(errors), LogFormat::Text) => {
+            write!(io::stderr(), "{}", without_credentials(&errors.render(colors(), width)))
+        }
         (error, LogFormat::Text) => {
             let hint = error.hint().map_or_else(String::new, |hint| format!("\nhelp: {hint}"));
             writeln!(io::stderr(), "error: {}{hint}", printable(&without_credentials(&error.to_string())))

@@ -62,7 +62,8 @@ fn parquet(path: &Path) -> Found {
     if start != *b"PAR1" {
         let start = String::from_utf8_lossy(&start).into_owned();
         let problem = format!(
-            "it is no Parquet file, as it begins with {start:?}; write it with its format, as in {{ uri = \"…\", format = \"csv\" }}"
+            "it is no Parquet file, as it begins with {start:?}; write it with its format, as in {{ uri = \"…\", format = \
+             \"csv\" }}"
         );
         return Err((None, problem));
     }
