@@ -4,6 +4,8 @@
 //! moves from one version to the next in one step, and of two writers one learns that it was the second. Files that no
 //! entry names (a killed run leaves some) are never read; [`clean`] removes them.
 
+mod damaged;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -26,6 +28,8 @@ use crate::cluster;
 use crate::config::Place;
 use crate::objects::{Objects, cause_in, cut_answers};
 
+pub(crate) use damaged::data_file;
+
 /// The key in a commit's metadata that names the run that made it.
 pub const RUN: &str = "couplet.run";
 
@@ -37,16 +41,47 @@ pub struct DeltaError {
     pub url: String,
     /// What is wrong.
     pub problem: String,
+    /// What kind of trouble it is.
+    pub trouble: Trouble,
+}
+
+/// What kind of trouble a table gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// The pipeline asks for what the table is not.
+    Mistake,
+    /// One of its files is not as it was written.
+    Damaged,
+    /// Anything else, which may pass.
+    Other,
 }
 
 impl DeltaError {
+    /// What is not as it was written.
+    fn damaged(objects: &Objects, problem: String) -> Self {
+        Self { url: objects.to_string(), problem, trouble: Trouble::Damaged }
+    }
+
+    /// What a pipeline asks for in vain.
+    pub(crate) fn mistake(objects: &Objects, problem: String) -> Self {
+        Self { url: objects.to_string(), problem, trouble: Trouble::Mistake }
+    }
+
+    /// Adds the mend, if the table is damaged.
+    pub(crate) fn mended_by(self, mend: &str) -> Self {
+        match self.trouble {
+            Trouble::Damaged => Self { problem: format!("{}; {mend}", self.problem), ..self },
+            Trouble::Mistake | Trouble::Other => self,
+        }
+    }
+
     /// What the library said, with the table that it was about.
     pub(crate) fn new(objects: &Objects, error: &(dyn std::error::Error + 'static)) -> Self {
         let problem = match cause_in(error).filter(|_| matches!(objects.place, Place::Remote(_))) {
             Some(cause) => objects.error(cause).problem,
-            None => cut_answers(&error.to_string()),
+            None => without_frames(&cut_answers(&error.to_string())).to_owned(),
         };
-        Self { url: objects.to_string(), problem }
+        Self { url: objects.to_string(), problem, trouble: Trouble::Other }
     }
 }
 
@@ -60,22 +95,34 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
     if !table.verify_deltatable_existence().await.map_err(failed)? {
         return Ok(None);
     }
-    match version {
-        None => table.load().await.map_err(failed)?,
-        Some(version) => {
-            if let Err(e) = table.load_version(version).await {
-                let DeltaError { url, problem } = failed(e);
+    let loaded = match version {
+        None => table.load().await.map_err(failed),
+        Some(version) => match table.load_version(version).await {
+            Ok(()) => Ok(()),
+            Err(e) => {
+                let error = failed(e);
                 let problem = match newest_version(objects).await {
                     Some(newest) if newest < version => {
                         format!("there is no version {version}; the newest is {newest}")
                     }
-                    _ => format!("version {version} cannot be read: {problem}"),
+                    _ => format!("version {version} cannot be read: {}", error.problem),
                 };
-                return Err(DeltaError { url, problem });
+                return Err(DeltaError { problem, ..error });
             }
-        }
+        },
+    };
+    match loaded {
+        Ok(()) => Ok(Some(table)),
+        Err(error) => Err(damaged::log_entry(objects).await.unwrap_or(error)),
     }
-    Ok(Some(table))
+}
+
+/// The folder of a table's log.
+pub(crate) const LOG: &str = "_delta_log";
+
+/// A message without the frames of the stack that a library adds to it.
+fn without_frames(message: &str) -> &str {
+    message.split("\n   0: ").next().unwrap_or(message).trim_end()
 }
 
 async fn newest_version(objects: &Objects) -> Option<u64> {
@@ -163,7 +210,7 @@ pub async fn provider(
 ) -> Result<Arc<dyn TableProvider>, DeltaError> {
     #[cfg(feature = "cluster")]
     if let Some(files) = cluster::delta::provider(objects, table, context)
-        .map_err(|e| DeltaError { url: objects.to_string(), problem: e.strip_backtrace() })?
+        .map_err(|e| DeltaError { problem: e.strip_backtrace(), ..DeltaError::new(objects, &e) })?
     {
         return Ok(files);
     }

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::cluster::ClusterError;
 use crate::config::{ConfigErrors, Pipeline, Query};
-use crate::delta::DeltaError;
+use crate::delta::{DeltaError, Trouble};
 use crate::lock::LockError;
 use crate::objects::{ObjectsError, cause_in, explain_unplaced, without_answers};
 use crate::query::PREDICTIONS;
@@ -182,6 +182,8 @@ impl Error {
             Self::Objects(error) if error.trouble.is_mistake() => 2,
             Self::Model(error) if error.is_mistake() => 2,
             Self::Training { error, .. } if error.is_mistake() => 2,
+            // A table that is damaged is so again.
+            Self::Delta(error) if error.trouble != Trouble::Other => 2,
             Self::Foreseen(errors) => errors.first().map_or(1, Self::exit_code),
             Self::Interrupted { .. } => 130,
             _ => 1,

@@ -12,6 +12,7 @@ use datafusion::prelude::SessionContext;
 use crate::config::{Pipeline, Scoring};
 use crate::error::Error;
 use crate::histogram::Drift;
+use crate::lock::{self, Seen};
 use crate::objects::Objects;
 use crate::progress::{grouped, spoken};
 use crate::run::{model_name, models_of, pool};
@@ -30,8 +31,10 @@ pub async fn runs(pipeline: &Pipeline, limit: usize, as_json: bool) -> Result<St
     if as_json {
         return json(&batches).map_err(|e| Error::sql("the runs", &e.into(), None));
     }
+    let under_way = under_way(&store).await?.unwrap_or_default();
     if batches.iter().all(|batch| batch.num_rows() == 0) {
-        return Ok(format!("{} has not run yet (its store is {store})\n", pipeline.name));
+        let yet = if under_way.is_empty() { "has not run yet" } else { "has not ended a run yet" };
+        return Ok(format!("{} {yet} (its store is {store})\n{under_way}", pipeline.name));
     }
     let mut text = format!(
         "{:<13}  {:<19}  {:<11}  {:>12}  {:>12}  {:>12}  {:>12}  {:>9}  output or error\n",
@@ -42,7 +45,15 @@ pub async fn runs(pipeline: &Pipeline, limit: usize, as_json: bool) -> Result<St
             let _ = writeln!(text, "{}", line(batch, row));
         }
     }
-    Ok(text)
+    Ok(text + &under_way)
+}
+
+/// The run that has the lock of the store, which has no record before its end; it may be of another pipeline.
+async fn under_way(store: &Objects) -> Result<Option<String>, Error> {
+    Ok(lock::look(&store.lock_place()).await?.map(|Seen { holder, is_alive }| match is_alive {
+        Some(_) => format!("a run is under way: {holder}\n"),
+        None => format!("a run is under way, or was killed where this machine does not see it: {holder}\n"),
+    }))
 }
 
 /// Gives the session the runs of a pipeline as the table `runs`, if there have been any and no table has the name.
@@ -170,7 +181,10 @@ pub async fn collect(pipelines: &[Pipeline], dry_run: bool) -> Result<Garbage, E
 
 fn scoring_of(pipeline: &Pipeline) -> Result<&Scoring, Error> {
     pipeline.scoring.as_ref().ok_or_else(|| {
-        Error::Usage(format!("{}: this pipeline only trains, and keeps no scores or runs", pipeline.path.display()))
+        Error::Usage(format!(
+            "{}: this pipeline scores nothing, and so keeps no scores or runs: it has no [source], [model] and [sink]",
+            pipeline.path.display()
+        ))
     })
 }
 

@@ -176,7 +176,20 @@ pub(crate) async fn select(context: &SessionContext, sql: &str) -> Result<DataFr
     // `WITH … INSERT` is a query to the parser.
     let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     read_only.verify_plan(&plan)?;
+    if let Some(parameter) = plan.get_parameter_names()?.into_iter().min() {
+        return Err(DataFusionError::Plan(without_value(&parameter)));
+    }
     context.execute_logical_plan(plan).await
+}
+
+/// What is said of a parameter, which only `couplet query --param` gives a value.
+fn without_value(parameter: &str) -> String {
+    let name = parameter.trim_start_matches('$');
+    let name = if name.starts_with(|char: char| char.is_ascii_alphabetic()) { name } else { "name" };
+    format!(
+        "the parameter `{parameter}` has no value, and the SQL of a pipeline takes none; write {{{name}}} instead, and \
+         give it with --var {name}=VALUE"
+    )
 }
 
 /// Refuses a query with very many columns, each of which has buffers of its own in every batch and file.

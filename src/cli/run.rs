@@ -85,7 +85,7 @@ impl Run {
         stop: impl Future<Output = ()>,
         recorded: &mut Option<RunRecord>,
     ) -> Result<RunReport, Error> {
-        let plan = self.plan.as_deref().map(predicted).transpose()?;
+        let plan = self.plan.as_deref().map(|path| predicted(path, pipeline)).transpose()?;
         let remembering = Remembering {
             fresh: self.fresh,
             retry_errors: self.retry_errors,
@@ -134,7 +134,7 @@ async fn write_metrics(
 }
 
 /// What a plan said of the run.
-fn predicted(path: &Path) -> Result<Predicted, Error> {
+fn predicted(path: &Path, pipeline: &Pipeline) -> Result<Predicted, Error> {
     let json: serde_json::Value = serde_json::from_str(&read(path)?)
         .map_err(|e| Error::Usage(format!("--plan {}: it is no JSON: {e}", path.display())))?;
     if json["score"]["rows"]["limited"] == true && json["predicted"].is_null() {
@@ -151,6 +151,16 @@ fn predicted(path: &Path) -> Result<Predicted, Error> {
             path.display()
         ))
     })?;
+    if json["pipeline"] != pipeline.name {
+        return Err(Error::Usage(format!(
+            "--plan {}: it is the plan of pipeline {}, and {} is `{}`; make one with `couplet plan {} --json`",
+            path.display(),
+            json["pipeline"].as_str().map_or_else(|| "without a name".into(), |name| format!("`{name}`")),
+            pipeline.path.display(),
+            pipeline.name,
+            pipeline.path.display()
+        )));
+    }
     Ok(Predicted { by: path.display().to_string(), after: None, forecast })
 }
 

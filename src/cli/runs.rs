@@ -18,8 +18,8 @@ pub(super) struct Runs {
     #[command(flatten)]
     variables: Variables,
     /// The most runs that are listed
-    #[arg(long, short = 'n', default_value_t = 20)]
-    limit: usize,
+    #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    limit: u64,
     /// Print them as one JSON document
     #[arg(long)]
     json: bool,
@@ -28,7 +28,10 @@ pub(super) struct Runs {
 impl Runs {
     pub(super) async fn execute(self) -> Result<(), Error> {
         let pipeline = read_pipeline(&self.pipeline, &self.variables.to_map()?)?;
-        print_as(&history::runs(&pipeline, self.limit, self.json).await?, self.json)
+        print_as(
+            &history::runs(&pipeline, usize::try_from(self.limit).unwrap_or(usize::MAX), self.json).await?,
+            self.json,
+        )
     }
 }
 

@@ -138,6 +138,16 @@ impl<'r> Item<'r> {
 
     /// Reads a number of bytes: `"512MiB"`, `"4GiB"`, `"4 GB"`.
     pub(super) fn bytes(&self) -> Read<u64> {
+        if let Some(number) = self.value.get_ref().as_integer() {
+            // Of a number without a unit, the size tells which was meant.
+            let mend = match number.as_str().parse::<u64>() {
+                Ok(number @ 1..=64) => Some(format!("\"{number}GiB\"")),
+                Ok(number @ 65..0x10_0000) => Some(format!("\"{number}MiB\"")),
+                Ok(number @ 0x100_0000..) => Some(format!("\"{}MiB\"", number >> 20)),
+                _ => Some("\"4GiB\"".into()),
+            };
+            return Err(self.unexpected("an amount of memory", mend));
+        }
         let text = self.words()?;
         let bytes = super::bytes(text);
         bytes.filter(|bytes| *bytes >= 16 << 20).ok_or_else(|| {

@@ -31,6 +31,7 @@ mod reader;
 mod remote;
 mod schema;
 mod sections;
+mod separate;
 mod stages;
 mod syntax;
 mod tables;

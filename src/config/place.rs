@@ -20,6 +20,17 @@ pub enum Place {
     Hub(HubModel),
 }
 
+/// How a place lies to another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lies {
+    /// It is the same.
+    There,
+    /// It is in it.
+    Inside,
+    /// It has it in it.
+    Around,
+}
+
 impl Place {
     /// The path, if the place is on the local disk.
     #[must_use]
@@ -115,10 +126,30 @@ impl Place {
         }
     }
 
+    /// Tells how this place lies to another one, of which it may be a part; `None` where they are apart.
+    #[must_use]
+    pub(super) fn lies(&self, other: &Self) -> Option<Lies> {
+        // Nothing is written to a hub.
+        let is_of_hub = |place: &Self| matches!(place, Self::Hub(_));
+        let root = |place: &Self| place.remote().map(Remote::root);
+        if is_of_hub(self) || is_of_hub(other) || root(self) != root(other) {
+            return None;
+        }
+        let (own, other) = (self.real(), other.real());
+        match (own.starts_with(&other), other.starts_with(&own)) {
+            (true, true) => Some(Lies::There),
+            (true, false) => Some(Lies::Inside),
+            (false, true) => Some(Lies::Around),
+            (false, false) => None,
+        }
+    }
+
     /// The path behind all links, as far as it exists; a key without `.` and `..`.
-    fn real(&self) -> PathBuf {
+    pub(crate) fn real(&self) -> PathBuf {
         let Self::Local(path) = self else { return normal(self.as_path()) };
-        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        // The empty path, such as the folder of `pipeline.toml`, is the current folder.
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         // What does not exist, or is a pattern, has no links.
         let found = absolute.ancestors().find_map(|part| Some((part, part.canonicalize().ok()?)));
         found.map_or_else(
@@ -298,6 +329,21 @@ mod tests {
         assert!(!covers("s3://b/a", "s3://c/a/c.parquet"));
         assert!(!covers("s3://b/a", "gs://b/a/c.parquet"));
         assert!(!covers("b/a", "s3://b/a/c.parquet"));
+    }
+
+    #[test]
+    fn places_are_apart_or_one_is_in_the_other() {
+        let lies = |one: &str, other: &str| place(one).lies(&place(other));
+        assert_eq!(lies("a/./c/../b", "a/b/"), Some(Lies::There));
+        assert_eq!(lies("a/b/c.parquet", "a/b"), Some(Lies::Inside));
+        assert_eq!(lies("a", "../a/../a/b"), None);
+        assert_eq!(lies("a", "a/b"), Some(Lies::Around));
+        assert_eq!(lies("a", "ab"), None);
+        assert_eq!(lies("s3://b", "s3a://b/a"), Some(Lies::Around));
+        assert_eq!(lies("s3://b/a/", "s3://b/a"), Some(Lies::There));
+        assert_eq!(lies("s3://b/a", "gs://b/a"), None);
+        let hub = resolve_model(Path::new(""), "hf://org/name").unwrap();
+        assert_eq!(hub.lies(&hub), None);
     }
 
     #[test]

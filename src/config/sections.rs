@@ -13,6 +13,7 @@ use super::pipeline::{
 use super::place::{Place, is_glob};
 use super::problem::Problem;
 use super::reader::{Keys, Read};
+use super::separate;
 use super::tables::tables;
 use crate::scorer::DeviceSetting;
 
@@ -75,7 +76,7 @@ pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
     }
     let (pretrain, finetune, evaluate, scoring) = (pretrain?, finetune?, evaluate?, scoring?);
     later?;
-    Ok(Pipeline {
+    let pipeline = Pipeline {
         name: name?.to_owned(),
         path: path.to_owned(),
         tables: tables?,
@@ -85,7 +86,9 @@ pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
         scoring,
         run: run?,
         unused_variables,
-    })
+    };
+    separate::check(keys, &pipeline)?;
+    Ok(pipeline)
 }
 
 fn pipeline_name<'r>(item: &Item<'r>) -> Read<&'r str> {

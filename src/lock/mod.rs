@@ -35,14 +35,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::ObjectStore;
 use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
 
 pub(crate) use conditional::put_if;
 pub use error::LockError;
 use error::said;
 use file::FileLock;
 pub use holder::Holder;
+use holder::{Content, State};
 use lease::{Lease, Object};
 pub use probe::probe;
 pub use process::{Process, host};
@@ -158,6 +159,44 @@ pub async fn acquire(place: &Place, claim: &Claim) -> Result<Held, LockError> {
             Kind::Lease(watch::acquire(object, claim).await?)
         }
     }))
+}
+
+/// A run that says of itself that it holds a lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// The run.
+    pub holder: Holder,
+    /// Whether its process is alive, if that can be known from here.
+    pub is_alive: Option<bool>,
+}
+
+/// Looks who holds the lock of a store, and takes nothing; none if nobody does, or who did is known to be dead.
+///
+/// # Errors
+/// A store that cannot be read.
+pub async fn look(place: &Place) -> Result<Option<Seen>, LockError> {
+    let failed = |problem: String| LockError::Store { place: place.to_string(), problem };
+    let json = match place {
+        Place::Folder(path) => match std::fs::read(path.join(LOCK)) {
+            Ok(json) => json,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(failed(format!("{}: {e}", path.join(LOCK).display()))),
+        },
+        Place::Objects { store, root, .. } => {
+            let found = match store.get(&root.clone().join(LOCK)).await {
+                Ok(found) => found.bytes().await,
+                Err(e) => Err(e),
+            };
+            match found {
+                Ok(json) => json.into(),
+                Err(object_store::Error::NotFound { .. }) => return Ok(None),
+                Err(e) => return Err(failed(place.explain(&e))),
+            }
+        }
+    };
+    let held = Content::from_json(&json).filter(|content| content.state == State::Held);
+    let seen = held.map(|Content { holder, .. }| Seen { is_alive: holder.process.is_alive(), holder });
+    Ok(seen.filter(|seen| seen.is_alive != Some(false)))
 }
 
 impl Held {

@@ -103,6 +103,29 @@ pub(super) fn explain(place: &Place, error: &object_store::Error) -> ObjectsErro
     ObjectsError::new(place, trouble, problem)
 }
 
+/// Says why no client of a bucket can be made of the environment. What a key or its file holds is not passed on.
+pub(super) fn unsuited(place: &Place, service: Service, error: &object_store::Error) -> ObjectsError {
+    let explained = explain(place, error);
+    if explained.trouble != Trouble::Other {
+        return explained;
+    }
+    if service == Service::Azure && Answer::of(error).text.contains("Account must be specified") {
+        let problem = format!("the storage account is not known; set {}", service.credentials());
+        return ObjectsError::new(place, Trouble::Settings, problem);
+    }
+    let cause = io_cause(error)
+        .map_or_else(|| "they are not in the form that the service gives them".into(), ToString::to_string);
+    let named = service.variables().iter().copied().filter(|name| std::env::var_os(name).is_some()).collect::<Vec<_>>();
+    let named = if named.is_empty() { service.credentials().to_owned() } else { named.join(", ") };
+    let problem = format!("the credentials of the environment cannot be used ({cause}); check {named}");
+    ObjectsError::new(place, Trouble::Settings, problem)
+}
+
+/// What the operating system refused, behind an error.
+fn io_cause<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e std::io::Error> {
+    error.downcast_ref().or_else(|| io_cause(error.source()?))
+}
+
 /// What is known of a failed request.
 struct Answer {
     /// The error and all its causes; not for people.

@@ -227,7 +227,7 @@ fn client(remote: &Remote) -> Result<Client, ObjectsError> {
 /// Makes a client of what the environment says; nothing is sent yet.
 fn connect(remote: &Remote) -> Result<Client, ObjectsError> {
     let place = Place::Remote(remote.clone());
-    let unsuited = |e: object_store::Error| error::explain(&place, &e);
+    let unsuited = |e: object_store::Error| error::unsuited(&place, remote.service(), &e);
     Ok(match remote.service() {
         Service::S3 => {
             let builder = AmazonS3Builder::from_env().with_bucket_name(remote.bucket()).with_retry(retries());

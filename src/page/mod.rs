@@ -196,7 +196,7 @@ pub async fn collect(pipeline: &Pipeline, run: Option<&str>) -> Result<Page, Err
         None if page.trainings.is_empty() && page.evaluation.is_none() => {
             return Err(nothing(pipeline));
         }
-        None => page.notes.push("The pipeline has not scored yet, or only trains.".into()),
+        None => page.notes.push("The pipeline has not scored yet, or has nothing to score.".into()),
     }
     Ok(page)
 }

@@ -22,7 +22,7 @@ use crate::progress::{Progress, Style, counted, grouped};
 use crate::report::{EvaluationReport, evaluation_lines};
 use crate::scorer::{Prediction, Rejection, Scorer, TextColumn, Window};
 use crate::session;
-use crate::sink::{AtomicFolder, SinkError, may_replace};
+use crate::sink::{AtomicFolder, SinkError};
 use crate::train::bootstrap::Bootstrap;
 use crate::train::evaluation::Evaluation;
 use crate::train::finetune::Row;
@@ -33,7 +33,7 @@ use crate::train::task::Task;
 const SECTION: &str = "evaluate";
 
 /// What an evaluation says about itself, in its folder.
-const REPORT: &str = "evaluation.json";
+pub(super) const REPORT: &str = "evaluation.json";
 
 /// Measures until it is done or `stop` is; the folder of the report is there whole, or as it was.
 #[tracing::instrument(skip_all)]
@@ -64,7 +64,6 @@ pub(super) async fn rows_of(
     model: Option<&Model>,
 ) -> Result<Vec<Row>, Error> {
     let work = Work { pipeline, settings: stage, variables, style: Style::Quiet };
-    work.check_output()?;
     let selection = Selection { pipeline, context, section: SECTION, variables };
     let Rows { labelled: rows, .. } = work.rows(&selection).await?;
     if let Some(model) = model {
@@ -123,7 +122,6 @@ struct Work<'a> {
 impl Work<'_> {
     async fn run(&self) -> Result<EvaluationReport, Error> {
         let (pipeline, stage, began) = (self.pipeline, self.settings, Instant::now());
-        self.check_output()?;
         if let Some(error) = missing_model(&stage.model) {
             return Err(error);
         }
@@ -195,20 +193,6 @@ impl Work<'_> {
     fn columns(&self) -> Columns<'_> {
         let stage = self.settings;
         Columns { id: stage.id.as_deref().unwrap_or(&stage.text), text: &stage.text, label: &stage.label }
-    }
-
-    /// A folder that is no evaluation is not replaced.
-    fn check_output(&self) -> Result<(), Error> {
-        let path = &self.settings.output.path;
-        if may_replace(path, REPORT) {
-            return Ok(());
-        }
-        Err(Error::Usage(format!(
-            "{}: evaluate.output: {} is there and is not the folder of an evaluation, which would replace it; name a \
-             folder that is not there yet",
-            self.pipeline.path.display(),
-            path.display()
-        )))
     }
 
     async fn read(&self, selection: &Selection<'_>) -> Result<RecordBatch, Error> {

@@ -15,11 +15,10 @@ use crate::config::{Finetune, Learning, Pipeline, Pretrain, Query, ScheduleShape
 use crate::error::Error;
 use crate::objects::model_folder;
 use crate::predict::Models;
-use crate::progress::{Style, TrainingProgress};
+use crate::progress::{Style, TrainingProgress, counted};
 use crate::report::StageReport;
 use crate::scorer::{Pool, ScorerError};
 use crate::session::{self, Resources};
-use crate::sink::may_replace;
 use crate::train::course::{Interval, JobError, Outcome, Watch};
 use crate::train::sampling::HoldOut;
 use crate::train::{AdamW, Hyper, MaskedWords, Shape, Warmup, finetune as tuning, pretrain as pretraining};
@@ -74,7 +73,7 @@ impl Training<'_> {
             }
             return Ok(report);
         }
-        let rows = job.training.len();
+        let (rows, held_out) = (job.training.len(), job.validation.len());
         let training =
             self.train(FINETUNE, stop, move |pool, watch| tuning::run(&job, &Device::Cpu, pool.rayon(), watch));
         let report = training.await?;
@@ -85,6 +84,7 @@ impl Training<'_> {
              judged anew"
                 .to_owned()
         }];
+        lines.extend(nothing_held_out(stage, rows, held_out));
         if let Some(evaluation) = &report.evaluation {
             lines.push(format!("{} held-out rows: {}", evaluation.rows, evaluation.metrics));
         }
@@ -101,7 +101,6 @@ impl Training<'_> {
     /// The job of the stage, with its rows.
     pub(super) async fn finetune_job(&self, stage: &Finetune) -> Result<tuning::Job, Error> {
         let Learning { output, checkpoint, .. } = &stage.learning;
-        self.check_output(FINETUNE, &stage.learning)?;
         let base = model_folder(&stage.base.place).await.map_err(ScorerError::from)?;
         let mut job = tuning::Job::new(&base.path, &output.path, stage.task);
         job.base_name = base.name_of_copy(&stage.base.place);
@@ -120,7 +119,6 @@ impl Training<'_> {
     /// The same for pretraining.
     pub(super) async fn pretrain_job(&self, stage: &Pretrain) -> Result<pretraining::Job, Error> {
         let Learning { output, checkpoint, .. } = &stage.learning;
-        self.check_output(PRETRAIN, &stage.learning)?;
         let mut base_name = None;
         let start = match &stage.start {
             Start::Model(location) => {
@@ -181,20 +179,6 @@ impl Training<'_> {
         }
         let folder = readable(&output.path);
         Ok(StageReport { folder, lines, promoted: true, elapsed: began.elapsed(), json: report.json })
-    }
-
-    /// A folder that is no model is not replaced.
-    fn check_output(&self, section: &str, learning: &Learning) -> Result<(), Error> {
-        let path = &learning.output.path;
-        if may_replace(path, "config.json") {
-            return Ok(());
-        }
-        Err(Error::Usage(format!(
-            "{}: {section}.output: {} is there and is not the folder of a model, which would replace it; name a folder \
-             that is not there yet",
-            self.pipeline.path.display(),
-            path.display()
-        )))
     }
 
     /// Runs a job on the inference threads until it is done, or has saved its state after `stop`.
@@ -294,6 +278,20 @@ impl Training<'_> {
     fn selection<'a>(&'a self, context: &'a SessionContext, section: &'static str) -> Selection<'a> {
         Selection { pipeline: self.pipeline, context, section, variables: self.variables }
     }
+}
+
+/// What is said where rows were to be held out, and there are none to measure on.
+pub(super) fn nothing_held_out(stage: &Finetune, rows: usize, held_out: usize) -> Option<String> {
+    if held_out > 0 {
+        return None;
+    }
+    let mend = match &stage.validation {
+        Validation::Share(share) => {
+            format!("{} are too few for validation = {share}; raise it", counted(rows as u64, "row"))
+        }
+        Validation::Sql(_) => "the query of finetune.validation gives none; change it".into(),
+    };
+    Some(format!("no row is held out, so that nothing is measured: {mend}, or measure with [evaluate]"))
 }
 
 fn describe(words: &MaskedWords) -> String {

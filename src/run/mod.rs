@@ -12,8 +12,10 @@ mod mistakes;
 mod night;
 mod pace;
 mod pending;
+mod places;
 pub mod plan;
 mod publish;
+mod rejected;
 mod rows;
 mod score;
 mod sinks;
@@ -88,17 +90,23 @@ pub async fn run_recorded(
     check_stages(pipeline, only)?;
     check_cluster(pipeline, only, remembering.cluster.as_ref())?;
     let wanted = |stage| only.is_empty() || only.contains(&stage);
+    let pretrain = pipeline.pretrain.as_ref().filter(|_| wanted(Stage::Pretrain));
+    let finetune = pipeline.finetune.as_ref().filter(|_| wanted(Stage::Finetune));
+    let evaluate = pipeline.evaluate.as_ref().filter(|_| wanted(Stage::Evaluate));
+    // Where nothing comes before the scoring, it looks at the sinks itself, and leaves a record of what it finds.
+    let scores_later = pretrain.is_some() || finetune.is_some() || evaluate.is_some();
+    places::check(pipeline, wanted, scores_later)?;
     // It stays done: a stage that ends well in spite of it leaves it to the next one.
     let mut stop = std::pin::pin!(futures::future::maybe_done(stop));
     let training = learn::Training { pipeline, variables, style };
     let mut report = RunReport { pipeline: pipeline.name.clone(), ..RunReport::default() };
-    if let Some(stage) = pipeline.pretrain.as_ref().filter(|_| wanted(Stage::Pretrain)) {
+    if let Some(stage) = pretrain {
         report.pretrain = Some(training.pretrain(stage, &mut stop).await?);
     }
-    if let Some(stage) = pipeline.finetune.as_ref().filter(|_| wanted(Stage::Finetune)) {
+    if let Some(stage) = finetune {
         report.finetune = Some(training.finetune(stage, &mut stop).await?);
     }
-    if let Some(stage) = pipeline.evaluate.as_ref().filter(|_| wanted(Stage::Evaluate)) {
+    if let Some(stage) = evaluate {
         report.evaluate = Some(evaluate::evaluate(pipeline, stage, variables, style, &mut stop).await?);
     }
     if let Some(scoring) = pipeline.scoring.as_ref().filter(|_| wanted(Stage::Score)) {
@@ -216,9 +224,7 @@ fn check_variables(pipeline: &Pipeline, variables: &BTreeMap<String, String>) ->
 /// # Errors
 /// A spill folder that cannot be made.
 pub fn resources(run: &RunSettings) -> Result<Resources, Error> {
-    Resources::new(run.memory, &run.spill).map_err(|e| {
-        Error::Usage(format!("run.spill: cannot keep what does not fit into memory in {}: {e}", run.spill.display()))
-    })
+    Resources::new(run.memory, &run.spill).map_err(|e| places::unspillable(run, &e.to_string()))
 }
 
 /// Starts the inference threads.
@@ -268,6 +274,7 @@ fn readable(path: &Path) -> PathBuf {
     let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let here = std::env::current_dir().and_then(|here| here.canonicalize());
     match here.ok().and_then(|here| canonical.strip_prefix(here).ok()) {
+        Some(relative) if relative.as_os_str().is_empty() => PathBuf::from("."),
         Some(relative) => relative.to_owned(),
         None => canonical,
     }

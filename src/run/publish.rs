@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use datafusion::common::DataFusionError;
 
 use super::checked::{Check, Checked, Refusal, output_schema, refusal};
+use super::rejected;
 use super::score::{Run, interrupted};
 use super::sinks::{Sink, SinkKind};
 use super::spool::Spool;
@@ -43,7 +44,7 @@ impl Run<'_> {
         stop: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<PublishedTo, Error> {
         let mut all = PublishedTo::default();
-        let max_rejected = self.max_rejected(spool.len());
+        let max_rejected = rejected::most(self.scoring, spool.len());
         let config = &scorer.model().config;
         let any_of = if config.problem == Problem::MultiLabel { config.labels.clone() } else { Vec::new() };
         let split = sinks.len() > 1;
@@ -125,7 +126,7 @@ impl Run<'_> {
                 let mut rejected = spool.rejected();
                 let texts: u64 = rejected.iter().sum();
                 rejected[Rejection::KINDS.len() - 1] += check.published().rejected.saturating_sub(texts);
-                self.check_errors(rejected, spool.len()).err().unwrap_or(error)
+                rejected::check(self.scoring, rejected, spool.len()).err().unwrap_or(error)
             }
             Some(Refusal::Unscored { .. } | Refusal::Lost { .. }) => {
                 Error::RowsLost { read: check.rows.unwrap_or(spool.len()), written }

@@ -25,14 +25,15 @@ use super::foresight::{Foresight, SAMPLE};
 use super::night::Night;
 use super::pace::Pace;
 use super::pending::Pending;
-use super::sinks::{Sink, SinkKind};
+use super::rejected;
+use super::sinks::{self, Sink};
 use super::spool::Spool;
 use super::{
-    NOTHING_WRITTEN, blame, folder_of, missing_model, model_name, models_of, pool, query_text, readable_place,
+    NOTHING_WRITTEN, blame, folder_of, missing_model, model_name, models_of, places, pool, query_text, readable_place,
     resources,
 };
 use crate::cluster::Address;
-use crate::config::{Errors, Pipeline, Scoring};
+use crate::config::{Pipeline, Scoring};
 use crate::crash;
 use crate::error::Error;
 use crate::objects::Objects;
@@ -156,8 +157,8 @@ impl Run<'_> {
         record.sources = sources;
         record.rows_read = Some(spool.len());
         record.rows_rejected = Some(spool.rejected().iter().sum());
-        record.rejected = kinds(spool.rejected());
-        check_errors(self.scoring, spool.rejected(), spool.len())?;
+        record.rejected = rejected::kinds(spool.rejected());
+        rejected::check(self.scoring, spool.rejected(), spool.len())?;
         self.record_model(record, &scorer);
         crash::point("read");
 
@@ -194,6 +195,7 @@ impl Run<'_> {
         let mut rejected = spool.rejected();
         // What is not the text's fault is the tokenizer's.
         rejected[Rejection::KINDS.len() - 1] += published.rejected.saturating_sub(rejected_texts);
+        rejected::warn_of_all(rejected, spool.len());
         let rows = Rows {
             read: spool.len(),
             scored: counts.scored,
@@ -206,7 +208,7 @@ impl Run<'_> {
         record.rows_repeated = Some(rows.repeated);
         record.rows_rejected = Some(published.rejected);
         tracing::debug!("published to {}", published.output);
-        record.rejected = kinds(rows.rejected);
+        record.rejected = rejected::kinds(rows.rejected);
         record.rows_truncated = Some(rows.truncated);
         record.output = Some(published.output.clone());
         record.output_version = published.version;
@@ -252,6 +254,7 @@ impl Run<'_> {
     async fn prepare(&self) -> Result<(Prepared, Resources), Error> {
         let Self { pipeline, scoring, .. } = self;
         let settings = &scoring.source;
+        places::check_sinks(pipeline)?;
         elsewhere::clean(&self.store).await?;
         let sql = query_text(pipeline, &settings.query, "source.file", self.variables)?;
         let models = Arc::new(models_of(pipeline, pool(pipeline.run.threads)?, &folder_of(&pipeline.path)));
@@ -279,13 +282,8 @@ impl Run<'_> {
         }
         let schema = output_schema(source.schema());
         let metadata = self.metadata(&scorer);
-        let mut kinds = vec![SinkKind::Predictions];
-        if scoring.score.errors == Errors::Quarantine {
-            // Committed first: rows that are rejected and published nowhere would be lost.
-            kinds.insert(0, SinkKind::Rejected);
-        }
         let mut sinks = Vec::new();
-        for kind in kinds {
+        for kind in sinks::kinds(scoring) {
             let sink = Sink::open(kind, pipeline, scoring, &schema, &metadata, self.night.run(), &self.store).await?;
             sinks.push(sink);
         }
@@ -325,7 +323,10 @@ impl Run<'_> {
     #[tracing::instrument(skip_all)]
     async fn pending(&self, spool: &Spool, scores: &ScoreStore, together: usize) -> Result<Pending, Error> {
         let known = scores.scores(spool.joins(scores.rows())).await?;
-        spool.pending(known, scores.rows(), together).await.map_err(|e| self.spool_failed(&e))
+        match spool.pending(known, scores.rows(), together).await {
+            Ok(pending) => Ok(pending),
+            Err(e) => Err(scores.blame(self.spool_failed(&e)).await),
+        }
     }
 
     /// Scores the texts and remembers them; what was scored before an error or a stop is remembered too.
@@ -407,14 +408,6 @@ impl Run<'_> {
         Ok(())
     }
 
-    pub(super) fn max_rejected(&self, rows: u64) -> u64 {
-        max_rejected(self.scoring, rows)
-    }
-
-    pub(super) fn check_errors(&self, rejected: [u64; Rejection::KINDS.len()], rows: u64) -> Result<(), Error> {
-        check_errors(self.scoring, rejected, rows)
-    }
-
     fn metadata(&self, scorer: &Scorer) -> Vec<(&'static str, String)> {
         let mut metadata = vec![
             ("couplet.version", env!("CARGO_PKG_VERSION").to_owned()),
@@ -437,27 +430,6 @@ impl Run<'_> {
         let origin = format!("{}: the rows in {}", self.pipeline.path.display(), self.pipeline.run.spill.display());
         move |error| Error::sql(origin.clone(), error, None)
     }
-}
-
-fn max_rejected(scoring: &Scoring, rows: u64) -> u64 {
-    (scoring.score.max_errors * rows as f64).floor() as u64
-}
-
-/// Not too many rows may be errors.
-pub(super) fn check_errors(scoring: &Scoring, rejected: [u64; Rejection::KINDS.len()], rows: u64) -> Result<(), Error> {
-    let all: u64 = rejected.iter().sum();
-    if all <= max_rejected(scoring, rows) {
-        return Ok(());
-    }
-    let kinds = Rejection::KINDS.iter().zip(rejected).filter(|(_, n)| *n > 0);
-    let kinds = kinds.map(|(kind, n)| format!("{n} with {kind}")).collect::<Vec<_>>().join(", ");
-    Err(Error::TooManyErrors { rejected: all, rows, kinds, max_errors: scoring.score.max_errors })
-}
-
-/// The kinds of errors that there are, with their rows.
-fn kinds(rejected: [u64; Rejection::KINDS.len()]) -> Vec<(String, u64)> {
-    let kinds = Rejection::KINDS.iter().zip(rejected).filter(|(_, n)| *n > 0);
-    kinds.map(|(kind, n)| ((*kind).to_owned(), n)).collect()
 }
 
 /// The first file that came, went or changed.

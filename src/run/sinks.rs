@@ -15,8 +15,9 @@ use super::checked::Once;
 use super::gate::gated;
 use super::night::Night;
 use super::{readable, readable_place};
-use crate::config::{Pipeline, Place, Scoring, SinkFormat, SinkMode};
+use crate::config::{Errors, Pipeline, Place, Scoring, SinkFormat, SinkMode};
 use crate::crash;
+use crate::delta;
 use crate::error::Error;
 use crate::lock::{self, LockError};
 use crate::objects::{Objects, cause_in};
@@ -64,11 +65,86 @@ pub(crate) fn rejected_beside(place: &Place) -> Place {
     place.with_name(&format!("{stem}_rejected{extension}"))
 }
 
+/// The sinks of a run in the order in which they are committed.
+pub(super) fn kinds(scoring: &Scoring) -> Vec<SinkKind> {
+    match scoring.score.errors {
+        Errors::Column => vec![SinkKind::Predictions],
+        // Rows that are rejected and published nowhere would be lost.
+        Errors::Quarantine => vec![SinkKind::Rejected, SinkKind::Predictions],
+    }
+}
+
+/// Looks at the places of all sinks, and whether rows of `schema` can go there; nothing is made.
+///
+/// # Errors
+/// A place that cannot be read, or has a table of another kind or of other columns.
+pub(super) async fn look(pipeline: &Pipeline, scoring: &Scoring, schema: &SchemaRef) -> Result<(), Error> {
+    for kind in kinds(scoring) {
+        let objects = Objects::open(&kind.place(scoring))?;
+        kind.look(pipeline, scoring, schema, "plan", &objects).await?;
+    }
+    Ok(())
+}
+
+impl SinkKind {
+    fn place(self, scoring: &Scoring) -> Place {
+        let place = &scoring.sink.location.place;
+        match self {
+            Self::Predictions => place.clone(),
+            Self::Rejected => rejected_beside(place),
+        }
+    }
+
+    /// Looks at the table that is there, if the rows go into a table, and at what would not get on with it.
+    async fn look(
+        self,
+        pipeline: &Pipeline,
+        scoring: &Scoring,
+        schema: &SchemaRef,
+        run: &str,
+        objects: &Objects,
+    ) -> Result<Option<DeltaSink>, Error> {
+        let settings = &scoring.sink;
+        let refused = |problem: &str| {
+            let place = readable_place(&objects.place);
+            Err(Error::Usage(format!("{}: sink.uri: {place} {problem}", pipeline.path.display())))
+        };
+        match settings.format {
+            SinkFormat::Delta => {
+                let mode = match (settings.mode, self) {
+                    (SinkMode::Overwrite, _) => Mode::Overwrite,
+                    // Rejected rows come again each time; what a run that failed halfway left is replaced.
+                    (SinkMode::Append, Self::Predictions) => Mode::Append,
+                    (SinkMode::Append | SinkMode::Merge, _) => Mode::Merge,
+                };
+                let (partition_by, id) = (&settings.partition_by, &scoring.source.id);
+                let sink = DeltaSink::open(objects, schema, mode, partition_by, id, &pipeline.name, run).await?;
+                if sink.is_new() && runs::are_there(&objects.lock_place()).await? {
+                    return refused(
+                        "has folders of runs, among which format = \"delta\" would make a Delta table; remove that line, \
+                         or name another folder",
+                    );
+                }
+                Ok(Some(sink))
+            }
+            SinkFormat::Parquet => {
+                if !settings.is_one_file() && objects.folder(delta::LOG).has_children().await? {
+                    return refused(
+                        "is a Delta table, into which folders of runs would be put; add format = \"delta\", or name \
+                         another folder",
+                    );
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
 impl Sink {
     /// Looks at the place, and whether rows of `schema` can go there.
     ///
     /// # Errors
-    /// A place that cannot be read, or has a table of other columns.
+    /// A place that cannot be read or written, or has a table of another kind or of other columns.
     pub(super) async fn open(
         kind: SinkKind,
         pipeline: &Pipeline,
@@ -78,28 +154,14 @@ impl Sink {
         run: &str,
         store: &Objects,
     ) -> Result<Self, Error> {
-        let place = match kind {
-            SinkKind::Predictions => scoring.sink.location.place.clone(),
-            SinkKind::Rejected => rejected_beside(&scoring.sink.location.place),
-        };
-        let objects = || Ok::<_, Error>(Objects::open(&place)?.noting(store));
+        let place = kind.place(scoring);
         let settings = &scoring.sink;
-        try_to_write(&place, settings.is_one_file(), store).await?;
+        let objects = Objects::open(&place)?.noting(store);
+        try_to_write(&objects, settings.is_one_file(), store).await?;
         let metadata = metadata.to_vec();
-        let to = match (settings.format, &place) {
-            (SinkFormat::Delta, _) => {
-                let mode = match (settings.mode, kind) {
-                    (SinkMode::Overwrite, _) => Mode::Overwrite,
-                    // Rejected rows come again each time; what a run that failed halfway left is replaced.
-                    (SinkMode::Append, SinkKind::Predictions) => Mode::Append,
-                    (SinkMode::Append | SinkMode::Merge, _) => Mode::Merge,
-                };
-                let objects = objects()?;
-                let (partition_by, id) = (&settings.partition_by, &scoring.source.id);
-                let sink = DeltaSink::open(&objects, schema, mode, partition_by, id, &pipeline.name, run).await?;
-                To::Delta { sink, metadata }
-            }
-            (SinkFormat::Parquet, _) if !settings.is_one_file() => {
+        let to = match (kind.look(pipeline, scoring, schema, run, &objects).await?, &place) {
+            (Some(sink), _) => To::Delta { sink, metadata },
+            (None, _) if !settings.is_one_file() => {
                 let model = metadata.iter().find(|(key, _)| *key == "couplet.model").map(|(_, value)| value.clone());
                 let run = runs::Run {
                     id: run.to_owned(),
@@ -107,15 +169,10 @@ impl Sink {
                     model: model.unwrap_or_default(),
                     keep: settings.keep,
                 };
-                let place = objects()?.lock_place();
-                To::Runs(Box::new(RunFolder::begin(&place, schema, &metadata, run).await?))
+                To::Runs(Box::new(RunFolder::begin(&objects.lock_place(), schema, &metadata, run).await?))
             }
-            (SinkFormat::Parquet, Place::Local(path)) => {
-                To::File { path: path.clone(), schema: Arc::clone(schema), metadata }
-            }
-            (SinkFormat::Parquet, Place::Remote(_) | Place::Hub(_)) => {
-                To::Object { objects: objects()?, schema: Arc::clone(schema), metadata }
-            }
+            (None, Place::Local(path)) => To::File { path: path.clone(), schema: Arc::clone(schema), metadata },
+            (None, Place::Remote(_) | Place::Hub(_)) => To::Object { objects, schema: Arc::clone(schema), metadata },
         };
         let output = readable_place(&place);
         Ok(Self { kind, mode: settings.mode, output, to })
@@ -223,35 +280,19 @@ fn done_by(output: &str, manifest: &Manifest) -> Done {
     Done { output, bytes: manifest.bytes(), version: None }
 }
 
-/// Finds out, before anything is scored, whether the place can be written; leaves nothing there.
-///
-/// A bucket must also keep the conditions under which it is written to.
-async fn try_to_write(place: &Place, is_one_file: bool, store: &Objects) -> Result<(), Error> {
-    let failed = |problem: String| SinkError { path: readable_place(place).into(), problem };
-    let Place::Local(path) = place else {
-        let objects = Objects::open(place)?;
-        // The store is probed by now. Rights may be given for a part of a bucket only, so that this is its own place.
-        if objects.place != store.place {
-            let lock::Place::Objects { store, root, name, explain } = objects.lock_place() else { return Ok(()) };
-            let root = if is_one_file { root.parent().unwrap_or_default() } else { root };
-            lock::probe(&lock::Place::Objects { store, root, name, explain }).await.map_err(|error| match error {
-                LockError::Store { problem, .. } => failed(problem).into(),
-                error => Error::from(error),
-            })?;
-        }
+/// Finds out, before anything is scored, whether a place in a bucket can be written, and whether the server keeps the
+/// conditions under which it is; leaves nothing there. Those of this machine were looked at with [`places`](super::places).
+async fn try_to_write(objects: &Objects, is_one_file: bool, store: &Objects) -> Result<(), Error> {
+    // The store is probed by now. Rights may be given for a part of a bucket only, so that this is its own place.
+    let lock::Place::Objects { store: bucket, root, name, explain } = objects.lock_place() else { return Ok(()) };
+    if objects.place == store.place {
         return Ok(());
-    };
-    if is_one_file && path.is_dir() {
-        return Err(failed("it is a folder".into()).into());
     }
-    let absolute = std::path::absolute(path).map_err(|e| failed(e.to_string()))?;
-    let Some(folder) = absolute.ancestors().skip(usize::from(is_one_file)).find(|folder| folder.exists()) else {
-        return Ok(());
-    };
-    match tempfile::tempfile_in(folder) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(failed(format!("no file can be made in {}: {error}", readable(folder).display())).into()),
-    }
+    let root = if is_one_file { root.parent().unwrap_or_default() } else { root };
+    lock::probe(&lock::Place::Objects { store: bucket, root, name, explain }).await.map_err(|error| match error {
+        LockError::Store { problem, .. } => SinkError { path: objects.to_string().into(), problem }.into(),
+        error => Error::from(error),
+    })
 }
 
 async fn to_file(

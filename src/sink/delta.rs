@@ -82,7 +82,7 @@ impl DeltaSink {
         let table = delta::open(objects, None).await?;
         let schema = delta::for_delta(schema);
         if let Some(problem) = partitions_problem(&schema, partition_by) {
-            return Err(DeltaError { url: objects.to_string(), problem });
+            return Err(DeltaError::mistake(objects, problem));
         }
         if let Some(table) = table.as_ref().filter(|_| mode != Mode::Overwrite) {
             let snapshot = table.snapshot().map_err(|e| DeltaError::new(objects, &e))?;
@@ -93,7 +93,7 @@ impl DeltaSink {
                      table, or replace this one with mode = \"overwrite\"",
                     problems.join("; ")
                 );
-                return Err(DeltaError { url: objects.to_string(), problem });
+                return Err(DeltaError::mistake(objects, problem));
             }
             let there = snapshot.metadata().partition_columns();
             if there != partition_by {
@@ -104,7 +104,7 @@ impl DeltaSink {
                     named(there),
                     named(partition_by)
                 );
-                return Err(DeltaError { url: objects.to_string(), problem });
+                return Err(DeltaError::mistake(objects, problem));
             }
         }
         Ok(Self {
@@ -117,6 +117,12 @@ impl DeltaSink {
             pipeline: pipeline.to_owned(),
             schema: Arc::new(schema),
         })
+    }
+
+    /// Whether there is no table yet.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.table.is_none()
     }
 
     /// Which of these runs has appended what was made of these inputs, if one has.
@@ -234,12 +240,13 @@ fn partitions_problem(schema: &Schema, partition_by: &[String]) -> Option<String
     let columns = || schema.fields().iter().map(|field| field.name().as_str());
     let missing = partition_by.iter().find(|name| schema.column_with_name(name).is_none());
     if let Some(missing) = missing {
-        let nearest =
-            nearest_name(missing, columns()).map_or_else(String::new, |other| format!("; did you mean `{other}`?"));
+        let mend = nearest_name(missing, columns()).map_or_else(
+            || format!("select it in the source query, as in `SELECT …, '{{date}}' AS {missing}`"),
+            |other| format!("did you mean `{other}`?"),
+        );
         return Some(format!(
-            "partition_by names `{missing}`, which is no column of the output{nearest}; it has {}: select it in the source \
-             query, as in `SELECT …, '{{date}}' AS {missing}`",
-            columns().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+            "partition_by names `{missing}`, which is no column of the output (it has {}); {mend}",
+            columns().collect::<Vec<_>>().join(", ")
         ));
     }
     let nested = schema.fields().iter().find(|f| partition_by.contains(f.name()) && f.data_type().is_nested());

@@ -7,6 +7,7 @@ use datafusion::catalog::TableProvider;
 use datafusion::common::DataFusionError;
 use datafusion::logical_expr::col;
 use datafusion::prelude::SessionContext;
+use deltalake_core::DeltaTable;
 use deltalake_core::kernel::transaction::CommitProperties;
 use deltalake_core::operations::write::SchemaMode;
 use deltalake_core::protocol::SaveMode;
@@ -30,6 +31,22 @@ impl Runs {
         Self { objects: store.folder("runs") }
     }
 
+    /// Where the table is.
+    pub(super) fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// The table, if there has been a run.
+    pub(super) async fn open(&self) -> Result<Option<DeltaTable>, DeltaError> {
+        delta::open(&self.objects, None).await.map_err(|e| self.mended(e))
+    }
+
+    /// Says what to do about a table that is damaged.
+    fn mended(&self, error: DeltaError) -> DeltaError {
+        let mend = format!("remove {}: the list of runs begins anew, and no score or output is lost", self.objects);
+        error.mended_by(&mend)
+    }
+
     /// Adds a run.
     ///
     /// # Errors
@@ -37,7 +54,8 @@ impl Runs {
     pub async fn add(&self, record: &RunRecord) -> Result<(), Error> {
         let batch = record.to_batch().map_err(|e| self.failed(&e.into()))?;
         let table =
-            delta::open_or_create(&self.objects, &SCHEMA, &[], "started_at,ended_at", "couplet: one row a run").await?;
+            delta::open_or_create(&self.objects, &SCHEMA, &[], "started_at,ended_at", "couplet: one row a run").await;
+        let table = table.map_err(|e| self.mended(e))?;
         let properties = CommitProperties::default().with_metadata([(delta::RUN.to_owned(), json!(record.run))]);
         // A store of an earlier version has fewer columns, and gets those that it lacks.
         let write = table.write(vec![batch]).with_save_mode(SaveMode::Append).with_schema_mode(SchemaMode::Merge);
@@ -51,7 +69,7 @@ impl Runs {
     /// # Errors
     /// A place that cannot be read.
     pub async fn provider(&self, context: &SessionContext) -> Result<Option<Arc<dyn TableProvider>>, Error> {
-        match delta::open(&self.objects, None).await? {
+        match self.open().await? {
             Some(table) => Ok(Some(delta::provider(&self.objects, &table, context).await?)),
             None => Ok(None),
         }
@@ -63,7 +81,8 @@ impl Runs {
     /// A place that cannot be read.
     pub async fn list(&self, pipeline: &str, limit: usize) -> Result<Vec<RecordBatch>, Error> {
         let context = SessionContext::new();
-        let Some(provider) = self.provider(&context).await? else { return Ok(Vec::new()) };
+        let Some(table) = self.open().await? else { return Ok(Vec::new()) };
+        let provider = delta::provider(&self.objects, &table, &context).await?;
         let list = async {
             context
                 .read_table(provider)?
@@ -73,7 +92,13 @@ impl Runs {
                 .collect()
                 .await
         };
-        let batches = list.await.map_err(|e| self.failed(&e))?;
+        let batches = match list.await {
+            Ok(batches) => batches,
+            Err(noticed) => {
+                let damaged = delta::data_file(&self.objects, &table, "").await;
+                return Err(damaged.map_or_else(|| self.failed(&noticed), |error| self.mended(error).into()));
+            }
+        };
         // The scan may give strings as views, and a table of an earlier version lacks columns.
         let plain = |batch: RecordBatch| {
             let columns = SCHEMA.fields().iter().map(|field| match batch.column_by_name(field.name()) {

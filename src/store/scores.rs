@@ -20,6 +20,7 @@ use crate::lock::{self, Claim};
 use crate::objects::Objects;
 use crate::predict::{prediction_fields, predictions_to_array};
 use crate::scorer::{Prediction, Rejection, Scorer};
+use crate::store::Runs;
 
 /// Files of a model above which they are made into fewer ones.
 const FILES_TO_COMPACT: usize = 128;
@@ -63,7 +64,8 @@ impl ScoreStore {
     /// A place that cannot be read or written.
     pub async fn open(store: &Objects, model: String, run: &str) -> Result<Self, DeltaError> {
         let objects = store.folder("scores");
-        let table = delta::open_or_create(&objects, &SCHEMA, &["model"], "score", "couplet: scores by text").await?;
+        let table = delta::open_or_create(&objects, &SCHEMA, &["model"], "score", "couplet: scores by text").await;
+        let table = table.map_err(|e| mended(&objects, e))?;
         Ok(Self { objects, table, model, run: run.to_owned(), commits: 0, waiting: Vec::new() })
     }
 
@@ -73,7 +75,7 @@ impl ScoreStore {
     /// A place that cannot be read.
     pub async fn look(store: &Objects, model: String) -> Result<Option<Self>, DeltaError> {
         let objects = store.folder("scores");
-        let table = delta::open(&objects, None).await?;
+        let table = delta::open(&objects, None).await.map_err(|e| mended(&objects, e))?;
         let found = |table| Self { objects, table, model, run: String::new(), commits: 0, waiting: Vec::new() };
         Ok(table.map(found))
     }
@@ -84,9 +86,27 @@ impl ScoreStore {
         self.files().map(|(rows, _)| rows).sum()
     }
 
+    /// Why a read of the scores failed: the file that is damaged, if one is; what was noticed otherwise.
+    pub async fn blame(&self, noticed: Error) -> Error {
+        let damaged = delta::data_file(&self.objects, &self.table, &self.partition()).await;
+        damaged.map_or(noticed, |error| {
+            error
+                .mended_by(
+                    "run the pipeline with --fresh: it forgets the scores of this model and scores all rows anew, and \
+                     nothing else is lost",
+                )
+                .into()
+        })
+    }
+
+    /// The folder of this model's files.
+    fn partition(&self) -> String {
+        format!("model={}/", self.model)
+    }
+
     fn files(&self) -> impl Iterator<Item = (u64, i64)> {
         let files = self.table.snapshot().ok().map(|snapshot| snapshot.log_data());
-        let partition = format!("model={}/", self.model);
+        let partition = self.partition();
         files
             .into_iter()
             .flatten()
@@ -217,6 +237,13 @@ impl ScoreStore {
     }
 }
 
+/// Says what to do about scores whose log is damaged.
+fn mended(objects: &Objects, error: DeltaError) -> DeltaError {
+    error.mended_by(&format!(
+        "remove {objects} and run the pipeline again: all rows are scored anew, and nothing else is lost"
+    ))
+}
+
 /// What [`collect_garbage`] removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Garbage {
@@ -234,7 +261,8 @@ pub struct Garbage {
 /// A place that cannot be read or written.
 pub async fn collect_garbage(store: &Objects, keep: &[String], dry_run: bool) -> Result<Garbage, Error> {
     let objects = store.folder("scores");
-    let Some(mut table) = delta::open(&objects, None).await? else { return Ok(Garbage::default()) };
+    let table = delta::open(&objects, None).await.map_err(|e| mended(&objects, e))?;
+    let Some(mut table) = table else { return Ok(Garbage::default()) };
     let failed = |e: deltalake_core::DeltaTableError| DeltaError::new(&objects, &e);
     let mut models = std::collections::BTreeMap::<String, u64>::new();
     for file in table.snapshot().map_err(failed)?.log_data() {
@@ -257,9 +285,9 @@ pub async fn collect_garbage(store: &Objects, keep: &[String], dry_run: bool) ->
         (table, _) = table.delete().with_predicate(col("model").in_list(forgotten, false)).await.map_err(failed)?;
     }
     garbage.files = delta::clean(&objects, table, READERS).await?;
-    let runs = store.folder("runs");
-    if let Some(table) = delta::open(&runs, None).await? {
-        garbage.files += delta::clean(&runs, table, READERS).await?;
+    let runs = Runs::of(store);
+    if let Some(table) = runs.open().await? {
+        garbage.files += delta::clean(runs.objects(), table, READERS).await?;
     }
     held.release().await?;
     Ok(garbage)

@@ -60,6 +60,7 @@ mod scoring;
 mod seaweed;
 mod shell;
 mod sql_library;
+mod stores;
 mod support;
 mod tables;
 mod terminal;

@@ -206,7 +206,12 @@ fn a_length_that_the_model_does_not_have_is_refused() {
 fn an_output_that_is_a_folder_fails_the_run() {
     let job = Job::new(PAIRS);
     std::fs::create_dir_all(job.output()).unwrap();
-    insta::assert_snapshot!(job.error(1), @"error: cannot write out/scores.parquet: it is a folder");
+    for command in ["plan", "run"] {
+        let said = job.error_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
+        insta::allow_duplicates!(
+            insta::assert_snapshot!(said, @"error: pipeline.toml: sink.uri: out/scores.parquet is a folder, and one file is to be written there; name another place, or remove the folder")
+        );
+    }
     assert_eq!(job.output_files(), ["scores.parquet"]);
 }
 
@@ -219,11 +224,119 @@ fn an_output_that_cannot_be_written_is_found_before_anything_is_scored() {
         ("uri = \"/proc/out\"\nformat = \"delta\"", "/proc/out"),
     ] {
         let job = Job::new(PAIRS).change("uri = \"out/scores.parquet\"", sink).add("[score]\nstore = \"state\"");
-        let said = job.error(1);
-        let expected = format!("error: cannot write {name}: no file can be made in /proc: ");
-        assert!(said.contains(&expected), "{said}");
+        let expected = format!("pipeline.toml: sink.uri: {name} cannot be written: no file can be made in /proc (");
+        for command in ["plan", "run"] {
+            let said = job.error_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
+            assert!(said.contains(&expected) && said.contains("; name another place"), "{said}");
+        }
         let runs: Value =
             serde_json::from_str(&stdout_of(&mut job.couplet(&["runs", "pipeline.toml", "--json"]))).unwrap();
         assert_eq!((&runs[0]["outcome"], &runs[0]["rows_scored"]), (&"failed".into(), &Value::Null), "{runs}");
     }
+}
+
+/// What `plan` and `run` say, which must be the same, and end with the same code.
+fn foreseen(job: &Job) -> String {
+    let said = job.error_of(&mut job.couplet(&["plan", "pipeline.toml"]), 2);
+    assert_eq!(job.error(2), said);
+    said
+}
+
+#[test]
+fn a_plan_finds_the_places_that_a_run_refuses() {
+    let with_sink = |sink: &str| {
+        let job = Job::new(PAIRS).change("uri = \"out/scores.parquet\"", sink);
+        write(&job.path("taken"), "years of work");
+        job
+    };
+    for sink in ["uri = \"taken\"", "uri = \"taken\"\nformat = \"delta\""] {
+        insta::allow_duplicates!(
+            insta::assert_snapshot!(foreseen(&with_sink(sink)), @"error: pipeline.toml: sink.uri: taken is a file, and a folder is to be there; name another place, or remove the file")
+        );
+    }
+    let with = |lines: &str| with_sink("uri = \"out/scores.parquet\"").add(lines);
+    insta::assert_snapshot!(foreseen(&with("[run]\nspill = \"taken\"")), @"error: pipeline.toml: run.spill: taken is a file, and a folder is to be there; name another place, or remove the file");
+    insta::assert_snapshot!(foreseen(&with("[score]\nstore = \"taken\"")), @"error: pipeline.toml: score.store: taken is a file, and a folder is to be there; name another place, or remove the file");
+    let job = with("[score]\nerrors = \"quarantine\"");
+    std::fs::create_dir_all(job.path("out/scores_rejected.parquet")).unwrap();
+    insta::assert_snapshot!(foreseen(&job), @"error: pipeline.toml: sink.uri: out/scores_rejected.parquet is a folder, and one file is to be written there; name another place, or remove the folder");
+    let taken = std::fs::read_to_string(job.path("taken")).unwrap();
+    assert_eq!(taken, "years of work");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_folder_for_temporary_files_that_is_none_is_named() {
+    let job = Job::new(PAIRS);
+    let said = |arguments: &[&str]| job.error_of(job.couplet(arguments).env("TMPDIR", job.path("pairs.csv")), 2);
+    insta::assert_snapshot!(said(&["run", "pipeline.toml"]), @"error: pipeline.toml: run.spill (the system's TMPDIR, unless it is given): pairs.csv is a file, and a folder is to be there; name another place, or remove the file");
+    assert_eq!(said(&["plan", "pipeline.toml"]), said(&["run", "pipeline.toml"]));
+    insta::assert_snapshot!(said(&["query", "SELECT 1"]), @"error: run.spill (the system's TMPDIR, unless it is given): DIR/pairs.csv is a file, and a folder is to be there; name another place, or remove the file");
+}
+
+/// The sink comes last, and is looked at first: nobody trains for hours to learn that it cannot be written.
+#[test]
+fn a_sink_is_looked_at_before_anything_is_learned() {
+    let learn = "[finetune]\nsql = \"SELECT id, a, b, 'x' AS label FROM pairs\"\nid = \"id\"\ntext = [\"a\", \"b\"]\n\
+                 task = \"classification\"\nmodel = \"base\"\noutput = \"models/task\"";
+    let job = Job::new(PAIRS).add(learn);
+    std::fs::create_dir_all(job.output()).unwrap();
+    let said = foreseen(&job);
+    assert!(said.contains("sink.uri: out/scores.parquet is a folder"), "{said}");
+    std::fs::remove_dir(job.output()).unwrap();
+    write(&job.path("models/task/thesis.txt"), "years of work");
+    write(&job.path("models/task.training"), "years of work");
+    insta::assert_snapshot!(foreseen(&job), @r"
+    error: pipeline.toml: finetune.output: models/task is there and is not the folder of a model, which would replace it; name a folder that is not there yet
+    error: pipeline.toml: finetune.output: models/task.training is a file, and a folder is to be there; name another place, or remove the file
+    ");
+}
+
+#[cfg(unix)]
+#[test]
+fn places_of_one_pipeline_are_apart_however_they_are_written() {
+    let job = Job::new(PAIRS).change(&format!("{:?}", crate::support::golden("tiny-distilbert")), "\"models/pairs\"");
+    std::fs::create_dir_all(job.path("models/pairs")).unwrap();
+    std::os::unix::fs::symlink(job.path("models"), job.path("linked")).unwrap();
+    let refused = |job: &Job| foreseen(job).lines().next().unwrap().trim().to_owned();
+    let job = job.change("uri = \"out/scores.parquet\"", "uri = \"SINK\"");
+    let with_sink = |job: Job, sink: &str| job.change("SINK", sink);
+    let job = with_sink(job, "linked/pairs");
+    insta::assert_snapshot!(refused(&job), @"× the sink `linked/pairs` is the model `models/pairs`");
+    let job = job.change("linked/pairs", "out/../models");
+    insta::assert_snapshot!(refused(&job), @"× the sink `out/../models` has in it the model `models/pairs`");
+    let job = job.change("out/../models", "linked/pairs/run.parquet");
+    insta::assert_snapshot!(refused(&job), @"× the sink `linked/pairs/run.parquet` lies in the model `models/pairs`");
+    let job = job.change("linked/pairs/run.parquet", ".couplet/demo/scores");
+    insta::assert_snapshot!(refused(&job), @"× the sink `.couplet/demo/scores` lies in the store `.couplet/demo`");
+    let job = job.change(".couplet/demo/scores", "out/scores.parquet").add("[score]\nstore = \"linked/pairs/state\"");
+    insta::assert_snapshot!(refused(&job), @"× the store `linked/pairs/state` lies in the model `models/pairs`");
+}
+
+#[test]
+fn tables_of_two_kinds_do_not_share_a_folder() {
+    let job = Job::new(PAIRS).change("uri = \"out/scores.parquet\"", "uri = \"out\"\nformat = \"delta\"");
+    job.report();
+    let job = job.change("\nformat = \"delta\"", "");
+    insta::assert_snapshot!(foreseen(&job), @r#"error: pipeline.toml: sink.uri: out is a Delta table, into which folders of runs would be put; add format = "delta", or name another folder"#);
+    let job = job.change("uri = \"out\"", "uri = \"runs\"");
+    job.report();
+    let job = job.change("uri = \"runs\"", "uri = \"runs\"\nformat = \"delta\"");
+    insta::assert_snapshot!(foreseen(&job), @r#"error: pipeline.toml: sink.uri: runs has folders of runs, among which format = "delta" would make a Delta table; remove that line, or name another folder"#);
+    assert!(!job.path("runs/_delta_log").exists());
+}
+
+#[test]
+fn a_parameter_in_the_sql_of_a_pipeline_is_refused() {
+    insta::assert_snapshot!(refusal(&with_sql("SELECT id, a, b FROM pairs WHERE id = $first")), @"error: pipeline.toml: the source query: the parameter `$first` has no value, and the SQL of a pipeline takes none; write {first} instead, and give it with --var first=VALUE");
+    let said = refusal(&with_sql("SELECT id, a, b FROM pairs WHERE id = $1"));
+    assert!(said.contains("the parameter `$1` has no value") && said.contains("write {name} instead"), "{said}");
+}
+
+#[test]
+fn a_run_without_a_single_score_is_said_aloud() {
+    let job = Job::new("id,a,b\n1,,y\n2,,y\n");
+    let said = crate::support::stderr_of(&mut job.run(), 0);
+    let expected = "none of the 2 rows could be scored (2 with NULL text): what is published has no prediction";
+    assert!(said.contains(expected), "{said}");
 }

@@ -126,6 +126,17 @@ fn models_that_are_not_whole() {
 }
 
 #[test]
+fn a_base_that_is_damaged_is_a_mistake_of_the_pipeline() {
+    let job = with_model(|model| model.with_only("model.safetensors", 100)).add(
+        "[finetune]\nsql = \"SELECT id, a, b, CASE WHEN n > 10 THEN 'yes' ELSE 'no' END AS label FROM pairs\"\n\
+         validation = \"SELECT id, a, b, 'yes' AS label FROM pairs\"\ntext = [\"a\", \"b\"]\n\
+         task = \"classification\"\nmodel = \"model\"\noutput = \"trained\"",
+    );
+    let said = job.error(2);
+    assert!(said.contains("pipeline.toml: [finetune]: ") && said.contains("model/model.safetensors"), "{said}");
+}
+
+#[test]
 fn what_the_machine_cannot_do() {
     if cfg!(not(feature = "cuda")) {
         run_says("gpu_in_a_cpu_build", &new_job().change("[sink]", "device = \"cuda:0\"\n[sink]"), 2);
@@ -165,8 +176,8 @@ fn the_command_line() {
 fn a_place_that_cannot_be_written() {
     // A file where the folder would be, as permissions mean nothing to root.
     let job = new_job().change("out/scores.parquet", "pairs.csv/scores.parquet");
-    run_says("sink_under_a_file", &job, 1);
-    run_says("store_under_a_file", &new_job().add("[score]\nstore = \"pairs.csv/store\""), 1);
+    run_says("sink_under_a_file", &job, 2);
+    run_says("store_under_a_file", &new_job().add("[score]\nstore = \"pairs.csv/store\""), 2);
     run_says("spill_under_a_file", &new_job().add("[run]\nspill = \"pairs.csv/spill\""), 2);
 }
 

@@ -369,7 +369,7 @@ fn tables_move_from_version_to_version() {
 
     // A column more does not fit what is there, and is welcome where everything is replaced.
     let job = job.change("SELECT id, a, b,", "SELECT id, a, b, 'x' AS more,");
-    let message = job.error(1);
+    let message = job.error(2);
     assert!(message.contains("column `more` is not in the table"), "{message}");
     let job = job.change("mode = \"append\"", "mode = \"overwrite\"");
     assert_eq!(job.report()["output"]["version"], 2);

@@ -132,12 +132,14 @@ fn a_column_of_folders_that_is_not_there_is_said_before_anything_is_scored() {
     let job = Job::new("id,a,b\n1,x,y\n")
         .change("uri = \"out/scores.parquet\"", "uri = \"out/scores\"\nformat = \"delta\"\npartition_by = [\"idd\"]");
     for command in ["plan", "run"] {
-        let said = stderr_of(&mut job.couplet(&[command, "pipeline.toml"]), 1);
-        assert!(said.contains("partition_by names `idd`") && said.contains("did you mean `id`?"), "{said}");
+        let said = stderr_of(&mut job.couplet(&[command, "pipeline.toml"]), 2);
+        insta::allow_duplicates!(
+            insta::assert_snapshot!(said, @"error: Delta table out/scores: partition_by names `idd`, which is no column of the output (it has id, a, b, predicted_label, score, probabilities, truncated, error, raw_probabilities, model); did you mean `id`?")
+        );
         assert!(!job.path("out/scores").exists());
     }
     let job = job.change("idd", "probabilities");
-    assert!(stderr_of(&mut job.couplet(&["plan", "pipeline.toml"]), 1).contains("is no single value"));
+    assert!(stderr_of(&mut job.couplet(&["plan", "pipeline.toml"]), 2).contains("is no single value"));
 }
 
 #[test]
@@ -287,4 +289,25 @@ fn what_is_no_plan_is_refused() {
     write(&job.path("other.json"), "{}");
     let said = stderr_of(job.run().args(["--plan", "other.json"]), 2);
     assert!(said.contains("couplet plan PIPELINE --json"), "{said}");
+}
+
+#[test]
+fn the_plan_of_another_pipeline_is_refused() {
+    let job = Job::new("id,a,b\n1,x,y\n");
+    write(&job.path("plan.json"), plan(&job, &[]).to_string());
+    let job = job.change("name = \"demo\"", "name = \"other\"");
+    let said = stderr_of(job.run().args(["--plan", "plan.json"]), 2);
+    insta::assert_snapshot!(said, @"error: --plan plan.json: it is the plan of pipeline `demo`, and pipeline.toml is `other`; make one with `couplet plan pipeline.toml --json`");
+}
+
+#[test]
+fn too_few_rows_to_hold_any_out_are_said() {
+    let learn = "[finetune]\nsql = \"SELECT id, a, b, CASE WHEN id % 2 = 0 THEN 'yes' ELSE 'no' END AS label FROM pairs\"\n\
+                 id = \"id\"\ntext = [\"a\", \"b\"]\ntask = \"classification\"\nvalidation = 0.0001\noutput = \"models/task\"";
+    let model = golden("tiny-distilbert");
+    let job = Job::new("id,a,b\n1,x,y\n2,p,q\n3,v,w\n4,s,t\n").add(&format!("{learn}\nmodel = {model:?}"));
+    let planned = plan(&job, &["--only", "finetune"]);
+    let note = "[finetune]: no row is held out, so that nothing is measured: 4 rows are too few for validation = 0.0001; \
+                raise it, or measure with [evaluate]";
+    assert_eq!(planned["notes"][0], note);
 }

@@ -311,3 +311,23 @@ fn a_job_of_tables_in_a_bucket_fails_before_it_writes() {
     insta::assert_snapshot!(failure_of(run.envs(bucket.server.env()), 2), @r#"error: table `pairs`: s3://jobs/pairs.csv:4: 2 fields where the first line has 3; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
     assert!(job.output_files().is_empty());
 }
+
+#[test]
+fn credentials_that_cannot_be_used_are_said_with_the_variables_that_have_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = |uri: &str, variables: &[(&str, &str)]| {
+        let mut command = couplet();
+        command.current_dir(folder.path()).args(["query", "SELECT 1", "--table", &format!("t={uri}")]);
+        for name in ["GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"] {
+            command.env_remove(name);
+        }
+        failure_of(command.envs(variables.iter().copied()), 2)
+    };
+    insta::assert_snapshot!(said("az://container/pairs.csv", &[]), @"error: table `t`: az://container/pairs.csv: the storage account is not known; set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY");
+    let key = [("AZURE_STORAGE_ACCOUNT_NAME", "account"), ("AZURE_STORAGE_ACCOUNT_KEY", "no base64!")];
+    insta::assert_snapshot!(said("az://container/pairs.csv", &key), @"error: table `t`: az://container/pairs.csv: the credentials of the environment cannot be used (they are not in the form that the service gives them); check AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY");
+    let file = |name| [("GOOGLE_APPLICATION_CREDENTIALS", name)];
+    insta::assert_snapshot!(said("gs://bucket/pairs.csv", &file("none.json")), @"error: table `t`: gs://bucket/pairs.csv: the credentials of the environment cannot be used (No such file or directory (os error 2)); check GOOGLE_APPLICATION_CREDENTIALS");
+    std::fs::write(folder.path().join("key.json"), r#"{"type": "hunter2"}"#).unwrap();
+    insta::assert_snapshot!(said("gs://bucket/pairs.csv", &file("key.json")), @"error: table `t`: gs://bucket/pairs.csv: the credentials of the environment cannot be used (they are not in the form that the service gives them); check GOOGLE_APPLICATION_CREDENTIALS");
+}

@@ -26,7 +26,7 @@ use datafusion::physical_plan::displayable;
 use datafusion::prelude::{DataFrame, SessionContext};
 
 use super::{
-    Stage, check_cluster, check_stages, check_variables, folder_of, models_of, pool, resources, scorer_options,
+    Stage, check_cluster, check_stages, check_variables, folder_of, models_of, places, pool, resources, scorer_options,
 };
 use crate::cluster::Address;
 use crate::config::{Evaluate, Pipeline, Place, Start};
@@ -124,6 +124,7 @@ pub async fn plan(pipeline: &Pipeline, variables: &BTreeMap<String, String>, opt
     own.run.spill = std::env::temp_dir();
     let planner = Planner { pipeline: &own, variables, options };
     let runs = |stage| options.only.is_empty() || options.only.contains(&stage);
+    places::check(pipeline, runs, true)?;
     let mut plan = Plan {
         pipeline: pipeline.name.clone(),
         file: pipeline.path.clone(),
@@ -142,10 +143,6 @@ pub async fn plan(pipeline: &Pipeline, variables: &BTreeMap<String, String>, opt
         explained: Vec::new(),
         seconds: 0.0,
     };
-    plan.problems.extend(plan.writes.iter().filter_map(|write| {
-        let problem = write.problem.as_ref()?;
-        Some(Error::Usage(format!("{}: {} {}: {problem}", pipeline.path.display(), write.what, write.place)))
-    }));
     let opened = planner.open().await?;
     for table in &own.tables {
         plan.tables.push(tables::measure(&opened.context, table).await.map_err(|e| Error::Tables(vec![e]))?);

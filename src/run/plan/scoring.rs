@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::{cast, concat_batches};
-use arrow::datatypes::{DataType, Float64Type, Int64Type, SchemaRef};
+use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use arrow::util::display::array_value_to_string;
 use datafusion::common::DataFusionError;
 use datafusion::functions_aggregate::expr_fn::{count, max, min};
@@ -16,21 +16,22 @@ use parquet::arrow::ArrowWriter;
 use super::super::checked::output_schema;
 use super::super::joins::bytes_of_scores;
 use super::super::pending::Pending;
-use super::super::score::check_errors;
+use super::super::rejected;
+use super::super::sinks;
 use super::super::spool::{Spool, column};
 use super::super::{
     NOTHING_WRITTEN, blame, missing_model, model_name, query_text, readable, readable_place, scorer_options,
 };
 use super::planned::{Column, Lengths, PlannedScoring, Seconds};
 use super::{Opened, Plan, PlannedTraining, Planner, Stand};
-use crate::config::{ModelSettings, Scoring, SinkFormat, SinkMode};
+use crate::config::{ModelSettings, Scoring};
 use crate::error::Error;
 use crate::model::Problem;
 use crate::objects::Objects;
 use crate::predict::{Models, predictions_to_array};
 use crate::scorer::{Pace, Scorer, ScorerError, TextColumn, Window};
 use crate::session::Resources;
-use crate::sink::{DeltaSink, Mode, properties};
+use crate::sink::properties;
 use crate::source::Source;
 use crate::store::{ScoreStore, model_class};
 use crate::tables;
@@ -55,7 +56,7 @@ impl Planner<'_> {
             .await
             .map_err(|e| Error::source(pipeline, &scoring.source.query, e, &context))?;
         self.explain(plan, "the source query", source.frame()).await;
-        self.check_sink(scoring, &output_schema(source.schema())).await?;
+        sinks::look(pipeline, scoring, &output_schema(source.schema())).await?;
         let stand = self.model(&scoring.model, &models).await?;
         let changes = self.changes(scoring, plan);
         note_stand_in(scoring, &stand, changes, plan);
@@ -77,7 +78,16 @@ impl Planner<'_> {
             Some(known) => known.scores(spool.joins(held)).await?,
             None => spool.context().read_empty().map_err(|e| self.rows_failed(&e))?,
         };
-        let pending = spool.pending(scores, held, pipeline.run.window).await.map_err(|e| self.rows_failed(&e))?;
+        let pending = match spool.pending(scores, held, pipeline.run.window).await {
+            Ok(pending) => pending,
+            Err(e) => {
+                let noticed = self.rows_failed(&e);
+                return Err(match &known {
+                    Some(known) => known.blame(noticed).await,
+                    None => noticed,
+                });
+            }
+        };
         let reading = reading.elapsed().as_secs_f64();
 
         let tried = self.try_texts(&pending, scorer).await?;
@@ -150,7 +160,7 @@ impl Planner<'_> {
         let ids = Source::check_ids(&rows, &settings.id).await;
         let one_pass = checking.elapsed().as_secs_f64();
         plan.problems.extend(ids.err().map(|e| Error::source(pipeline, &scoring.source.query, e, context)));
-        plan.problems.extend(check_errors(scoring, spool.rejected(), spool.len()).err());
+        plan.problems.extend(rejected::check(scoring, spool.rejected(), spool.len()).err());
         // Where nothing tells how many rows there are, as many as were asked for may be some or all.
         let limited = self.options.rows.is_some_and(|limit| spool.len() >= limit as u64) && known != Some(spool.len());
         let all_rows = known.filter(|all| limited && *all > spool.len());
@@ -195,23 +205,6 @@ impl Planner<'_> {
         let output = self.pipeline.finetune.as_ref().map(|stage| stage.learning.output.path.as_path());
         let trained = plan.finetune.as_ref().is_some_and(PlannedTraining::changes_the_model);
         trained && output.is_some() && output == scoring.model.location.local()
-    }
-
-    /// Whether the rows fit the table that is there; nothing is made.
-    async fn check_sink(&self, scoring: &Scoring, schema: &SchemaRef) -> Result<(), Error> {
-        let sink = &scoring.sink;
-        if sink.format != SinkFormat::Delta {
-            return Ok(());
-        }
-        let mode = match sink.mode {
-            SinkMode::Overwrite => Mode::Overwrite,
-            SinkMode::Append => Mode::Append,
-            SinkMode::Merge => Mode::Merge,
-        };
-        let objects = Objects::open(&sink.location.place)?;
-        let (id, name) = (&scoring.source.id, &self.pipeline.name);
-        DeltaSink::open(&objects, schema, mode, &sink.partition_by, id, name, "plan").await?;
-        Ok(())
     }
 
     /// What the column of labels has, and whether the model knows such labels.

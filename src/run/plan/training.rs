@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::Device;
 
 use super::super::evaluate::rows_of;
-use super::super::learn::{FINETUNE, PRETRAIN, Training};
+use super::super::learn::{FINETUNE, PRETRAIN, Training, nothing_held_out};
 use super::super::{pool, readable, readable_place};
 use super::planned::Lengths;
 use super::scoring::{SAMPLE, window_of};
@@ -90,6 +90,8 @@ impl Planner<'_> {
         let training = self.training();
         let job = training.finetune_job(stage).await?;
         let rows = job.training.len() + job.validation.len();
+        let unmeasured = nothing_held_out(stage, job.training.len(), job.validation.len());
+        plan.notes.extend(unmeasured.map(|note| format!("[{FINETUNE}]: {note}")));
         let pretrained = self.pipeline.pretrain.as_ref().map(|stage| stage.learning.output.path.as_path());
         let rehearsal = if may_rehearse(FINETUNE, stage.base.local(), pretrained, plan) {
             let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);

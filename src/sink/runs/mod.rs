@@ -41,6 +41,7 @@ pub use clean::remove_older;
 pub use manifest::{Manifest, RunColumn, RunFile};
 use manifest::{STARTED, SUCCESS, Started, Success, folder_name, to_json};
 pub(crate) use part::Part;
+pub(crate) use read::are_there;
 pub use read::{all, latest};
 
 /// A sink that cannot be read or written.

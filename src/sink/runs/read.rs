@@ -97,6 +97,14 @@ pub(super) struct Folder {
     pub(super) files: Vec<Path>,
 }
 
+/// Whether a place has folders of runs, complete or not.
+///
+/// # Errors
+/// A place that cannot be read.
+pub(crate) async fn are_there(place: &Place) -> Result<bool, RunsError> {
+    Ok(!folders(place).await?.is_empty())
+}
+
 /// The folders of runs in a sink by their sequence, complete or not.
 pub(super) async fn folders(place: &Place) -> Result<Vec<Folder>, RunsError> {
     match place {

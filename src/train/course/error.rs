@@ -100,7 +100,11 @@ impl JobError {
     /// Whether settings, rows or the base are wrong, rather than the training having failed.
     #[must_use]
     pub fn is_mistake(&self) -> bool {
-        !matches!(self, Self::Train(_) | Self::File { .. } | Self::Busy { .. })
+        match self {
+            Self::Train(error) => matches!(**error, TrainError::Load(_)),
+            Self::File { .. } | Self::Busy { .. } => false,
+            _ => true,
+        }
     }
 
     /// An error about a file, for `map_err`.

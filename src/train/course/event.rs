@@ -75,12 +75,14 @@ pub enum Event<'a> {
         /// Where it is.
         folder: &'a Path,
     },
-    /// The condition for promotion does not hold: the old model stays.
+    /// The condition for promotion does not hold: the old model stays, if there is one.
     Rejected {
         /// Where the new model is instead.
         candidate: &'a Path,
         /// The condition, with what was measured.
         verdict: &'a str,
+        /// Whether there is an old model.
+        replaces: bool,
     },
 }
 
@@ -115,8 +117,9 @@ impl fmt::Display for Event<'_> {
             }
             Self::Saved { step, folder } => write!(f, "saved step {step} in {}", folder.display()),
             Self::Published { folder } => write!(f, "wrote {}", folder.display()),
-            Self::Rejected { candidate, verdict } => {
-                write!(f, "the old model stays, as {verdict}; the new one is in {}", candidate.display())
+            Self::Rejected { candidate, verdict, replaces } => {
+                let stays = if *replaces { "the old model stays" } else { "there is still no model" };
+                write!(f, "{stays}, as {verdict}; the new one is in {}", candidate.display())
             }
         }
     }

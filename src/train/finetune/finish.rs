@@ -96,7 +96,8 @@ impl Job {
             }
             Promotion::Rejected { candidate, verdict } => {
                 publication.publish(trainer, candidate)?;
-                watch.emit(&Event::Rejected { candidate, verdict: &verdict.to_string() });
+                let replaces = self.output.exists();
+                watch.emit(&Event::Rejected { candidate, verdict: &verdict.to_string(), replaces });
             }
         }
         Ok(())

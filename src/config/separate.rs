@@ -1,0 +1,120 @@
+//! Places of one pipeline that must be apart: what a stage writes must not lie in what another one writes or reads, nor
+//! have it in it, or the one would replace, or be taken for, a part of the other.
+
+use super::item::Item;
+use super::pipeline::{Location, Pipeline};
+use super::place::{Lies, Place};
+use super::problem::Problem;
+use super::reader::{Keys, Read};
+use super::stages::Start;
+
+/// What is done with a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// A table, or the store: files are added to it as long as it is used.
+    Kept,
+    /// A folder that is replaced as a whole each time.
+    Replaced,
+    /// The same, a model.
+    Trained,
+    /// A model that is read.
+    Read,
+}
+
+/// A place that a pipeline names.
+struct Part {
+    what: &'static str,
+    section: &'static str,
+    key: &'static str,
+    written: String,
+    place: Place,
+    used: Use,
+}
+
+impl Part {
+    fn new(what: &'static str, key: &'static str, location: &Location, used: Use) -> Self {
+        let (section, key) = key.split_once('.').unwrap_or(("", key));
+        Self { what, section, key, written: location.written.clone(), place: location.place.clone(), used }
+    }
+
+    /// What stands in the file; nothing where the place is a default.
+    fn item<'r>(&self, keys: &Keys<'r>) -> Option<Item<'r>> {
+        let entries = keys.item(self.section)?.entries().ok()?;
+        entries.into_iter().find(|entry| *entry.key.get_ref() == self.key)
+    }
+
+    /// Whether this place and another one do harm to each other as they lie.
+    fn harms(&self, other: &Self) -> Option<Lies> {
+        let lies = self.place.lies(&other.place)?;
+        let harmless = match (self.used, other.used) {
+            (Use::Read, _) => true,
+            // What is trained is then used; and a model is read by the names of its files, whatever else is there.
+            (Use::Trained, Use::Read) => lies != Lies::Around,
+            (Use::Replaced, Use::Read) => lies == Lies::Inside,
+            _ => false,
+        };
+        (!harmless).then_some(lies)
+    }
+}
+
+/// The places of a pipeline; of two that are in each other's way, the first is the one to be moved.
+fn parts(pipeline: &Pipeline) -> Vec<Part> {
+    let mut parts = Vec::new();
+    if let Some(scoring) = &pipeline.scoring {
+        parts.push(Part::new("the sink", "sink.uri", &scoring.sink.location, Use::Kept));
+        parts.push(Part::new("the store", "score.store", &scoring.score.store, Use::Kept));
+    }
+    if let Some(stage) = &pipeline.evaluate {
+        parts.push(Part::new(
+            "the report of [evaluate]",
+            "evaluate.output",
+            &stage.output.clone().into(),
+            Use::Replaced,
+        ));
+    }
+    if let Some(stage) = &pipeline.finetune {
+        let output = stage.learning.output.clone().into();
+        parts.push(Part::new("the model of [finetune]", "finetune.output", &output, Use::Trained));
+    }
+    if let Some(stage) = &pipeline.pretrain {
+        let output = stage.learning.output.clone().into();
+        parts.push(Part::new("the model of [pretrain]", "pretrain.output", &output, Use::Trained));
+    }
+    if let Some(scoring) = &pipeline.scoring {
+        parts.push(Part::new("the model", "model.uri", &scoring.model.location, Use::Read));
+    }
+    if let Some(stage) = &pipeline.evaluate {
+        parts.push(Part::new("the model of [evaluate]", "evaluate.model", &stage.model.location, Use::Read));
+    }
+    if let Some(stage) = &pipeline.finetune {
+        parts.push(Part::new("the base of [finetune]", "finetune.model", &stage.base, Use::Read));
+    }
+    if let Some(Start::Model(base)) = pipeline.pretrain.as_ref().map(|stage| &stage.start) {
+        parts.push(Part::new("the base of [pretrain]", "pretrain.model", base, Use::Read));
+    }
+    parts
+}
+
+/// Refuses places that are in each other's way, through links and other spellings too.
+pub(super) fn check(keys: &Keys<'_>, pipeline: &Pipeline) -> Read<()> {
+    let parts = parts(pipeline);
+    let mut checked = Ok(());
+    for (i, part) in parts.iter().enumerate() {
+        let harm = parts[i + 1..].iter().find_map(|other| Some((other, part.harms(other)?)));
+        let Some((other, lies)) = harm else { continue };
+        let (verb, label) = match lies {
+            Lies::There => ("is", "the same place"),
+            Lies::Inside => ("lies in", "lies in it"),
+            Lies::Around => ("has in it", "has it in it"),
+        };
+        let message = format!("{} `{}` {verb} {} `{}`", part.what, part.written, other.what, other.written);
+        let problem = Problem::new(message, label);
+        let problem = problem.help("give each a place of its own, neither of which lies in the other");
+        checked = Err(match (part.item(keys), other.item(keys)) {
+            (Some(own), Some(other)) => own.refuse(problem.related(other.value.span(), "this place")),
+            (Some(item), None) | (None, Some(item)) => item.refuse(problem),
+            (None, None) => keys.reader.report(problem),
+        });
+    }
+    checked
+}

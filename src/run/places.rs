@@ -1,0 +1,200 @@
+//! The places that a run writes to: which they are, and whether they can be what the run makes of them.
+//!
+//! Looked at before the first stage, and by a plan, so that nobody learns after hours of training that the predictions
+//! have no place. What is in a bucket is tried by the run alone, as a server says so only when it is written to.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::sinks::rejected_beside;
+use super::{Stage, evaluate, readable, readable_place};
+use crate::config::{Errors, Pipeline, Place, RunSettings};
+use crate::error::Error;
+use crate::sink::may_replace;
+use crate::train::beside;
+
+/// What is made at a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// A file, instead of the one that is there.
+    File,
+    /// A folder to which files are added.
+    Folder,
+    /// A folder that takes the place of another one, which has this file if it is of the same kind.
+    Replaced {
+        /// The file.
+        marker: &'static str,
+        /// What such a folder is.
+        kind: &'static str,
+    },
+}
+
+const MODEL: Shape = Shape::Replaced { marker: "config.json", kind: "a model" };
+const EVALUATION: Shape = Shape::Replaced { marker: evaluate::REPORT, kind: "an evaluation" };
+
+/// A place that a run writes to.
+pub(super) struct Target {
+    /// What it is, for people.
+    pub(super) what: &'static str,
+    /// The key of the pipeline file that says where it is.
+    pub(super) key: &'static str,
+    pub(super) place: Place,
+    pub(super) shape: Shape,
+    /// Whether it goes when the run ends.
+    pub(super) temporary: bool,
+}
+
+pub(super) const SINK: &str = "sink";
+pub(super) const REJECTED: &str = "rejected rows";
+pub(super) const STORE: &str = "store";
+pub(super) const STATE: &str = "training state";
+pub(super) const BESIDE: &str = "model beside it";
+pub(super) const TEMPORARY: &str = "temporary";
+
+/// All places that stages of a pipeline write to; `runs` tells which stages run.
+///
+/// A pipeline file from someone else can name any place. Whatever a run of it would make, replace or remove stands in
+/// this list, but for copies of models in the caches; a new kind of output belongs here before it is written for the
+/// first time.
+pub(super) fn targets(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool) -> Vec<Target> {
+    let mut targets = Vec::new();
+    let mut add = |what, key, place, shape, temporary| targets.push(Target { what, key, place, shape, temporary });
+    if let Some(scoring) = pipeline.scoring.as_ref().filter(|_| runs(Stage::Score)) {
+        let sink = &scoring.sink;
+        let shape = if sink.is_one_file() { Shape::File } else { Shape::Folder };
+        add(SINK, "sink.uri", sink.location.place.clone(), shape, false);
+        if scoring.score.errors == Errors::Quarantine {
+            add(REJECTED, "sink.uri", rejected_beside(&sink.location.place), shape, false);
+        }
+        add(STORE, "score.store", scoring.score.store.place.clone(), Shape::Folder, false);
+    }
+    let mut train = |what, key, output: &Path, others: &[&str]| {
+        add(what, key, Place::Local(output.to_owned()), MODEL, false);
+        add(STATE, key, Place::Local(beside(output, ".training")), Shape::Folder, true);
+        for suffix in others {
+            add(BESIDE, key, Place::Local(beside(output, suffix)), MODEL, false);
+        }
+    };
+    if let Some(stage) = pipeline.pretrain.as_ref().filter(|_| runs(Stage::Pretrain)) {
+        train("model of [pretrain]", "pretrain.output", &stage.learning.output.path, &[]);
+    }
+    if let Some(stage) = pipeline.finetune.as_ref().filter(|_| runs(Stage::Finetune)) {
+        let others: &[_] = if stage.promote_if.is_some() { &[".candidate", ".last"] } else { &[".last"] };
+        train("model of [finetune]", "finetune.output", &stage.learning.output.path, others);
+    }
+    if let Some(stage) = pipeline.evaluate.as_ref().filter(|_| runs(Stage::Evaluate)) {
+        add("evaluation", "evaluate.output", Place::Local(stage.output.path.clone()), EVALUATION, false);
+    }
+    let spill = Place::Local(pipeline.run.spill.clone());
+    add(TEMPORARY, spill_key(&pipeline.run), spill, Shape::Folder, true);
+    targets
+}
+
+/// Where the folder for temporary files is said to be.
+fn spill_key(run: &RunSettings) -> &'static str {
+    if run.spill == std::env::temp_dir() { "run.spill (the system's TMPDIR, unless it is given)" } else { "run.spill" }
+}
+
+/// Refuses places of these stages that cannot be what a run makes of them; `scoring`: those of the scoring's own too.
+///
+/// # Errors
+/// All of them.
+pub(super) fn check(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool, scoring: bool) -> Result<(), Error> {
+    let targets = targets(pipeline, runs);
+    let targets = targets.iter().filter(|target| scoring || ![SINK, REJECTED].contains(&target.what));
+    let mut problems: Vec<Error> = targets.filter_map(|target| target.refused(pipeline)).collect();
+    match problems.len() {
+        0 => Ok(()),
+        1 => Err(problems.remove(0)),
+        _ => Err(Error::Foreseen(problems)),
+    }
+}
+
+/// Refuses a sink that cannot be what is made of it.
+///
+/// # Errors
+/// The sink, or the place of rejected rows beside it.
+pub(super) fn check_sinks(pipeline: &Pipeline) -> Result<(), Error> {
+    let targets = targets(pipeline, |stage| stage == Stage::Score);
+    let mut sinks = targets.iter().filter(|target| [SINK, REJECTED].contains(&target.what));
+    sinks.find_map(|target| target.refused(pipeline)).map_or(Ok(()), Err)
+}
+
+/// Says why there can be no temporary files where these settings want them; `otherwise` where nothing is to be seen.
+pub(super) fn unspillable(run: &RunSettings, otherwise: &str) -> Error {
+    let problem = problem(&run.spill, Shape::Folder).unwrap_or_else(|| format!("cannot be used: {otherwise}"));
+    Error::Usage(format!("{}: {} {problem}", spill_key(run), run.spill.display()))
+}
+
+impl Target {
+    fn refused(&self, pipeline: &Pipeline) -> Option<Error> {
+        let path = self.place.local()?;
+        let problem = match self.what {
+            // It is written where the model is.
+            STATE | BESIDE => unsuited(path, self.shape),
+            _ => problem(path, self.shape),
+        }?;
+        let place = readable_place(&self.place);
+        Some(Error::Usage(format!("{}: {}: {place} {problem}", pipeline.path.display(), self.key)))
+    }
+}
+
+/// What keeps a place of this machine from becoming that, if anything does; leaves nothing there.
+fn problem(path: &Path, shape: Shape) -> Option<String> {
+    // What a link points to is written, not the link.
+    let real = path.canonicalize();
+    let is_lost = real.is_err() && path.is_symlink() && shape != Shape::File;
+    if is_lost {
+        return Some("is a link to what is not there; make the folder that it points to, or remove the link".into());
+    }
+    let path = real.unwrap_or_else(|_| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+    // A model that is there may be the one that the stage leaves, which then writes nothing.
+    let stays = shape == MODEL && path.exists();
+    unsuited(&path, shape).or_else(|| if stays { None } else { unwritable(&path, shape) })
+}
+
+/// What is there already and would have to be something else.
+fn unsuited(path: &Path, shape: Shape) -> Option<String> {
+    let there = path.metadata().ok()?;
+    match shape {
+        Shape::File if there.is_dir() => {
+            Some("is a folder, and one file is to be written there; name another place, or remove the folder".into())
+        }
+        Shape::File if !there.is_file() => {
+            Some("is a device or a pipe, and only a file can be replaced; name another place".into())
+        }
+        Shape::Folder if !there.is_dir() => {
+            Some("is a file, and a folder is to be there; name another place, or remove the file".into())
+        }
+        Shape::Replaced { marker, kind } if !may_replace(path, marker) => Some(format!(
+            "is there and is not the folder of {kind}, which would replace it; name a folder that is not there yet"
+        )),
+        _ => None,
+    }
+}
+
+/// Whether a file can be made where the place is or will be.
+fn unwritable(path: &Path, shape: Shape) -> Option<String> {
+    // A file, and a folder as a whole, are written beside what they replace.
+    let around = if shape == Shape::Folder { Some(path) } else { path.parent() };
+    let folder: PathBuf = around?.ancestors().find(|folder| folder.exists())?.to_owned();
+    if !folder.is_dir() {
+        return Some(format!(
+            "cannot be made: {} is a file, not a folder; name another place",
+            readable(&folder).display()
+        ));
+    }
+    let error = tempfile::tempfile_in(&folder).err()?;
+    // What else may be in the way, such as a full disk, may be gone until then.
+    let lasts = [
+        ErrorKind::PermissionDenied,
+        ErrorKind::ReadOnlyFilesystem,
+        ErrorKind::NotFound,
+        ErrorKind::NotADirectory,
+        ErrorKind::Unsupported,
+    ];
+    lasts.contains(&error.kind()).then(|| {
+        let folder = readable(&folder);
+        format!("cannot be written: no file can be made in {} ({error}); name another place", folder.display())
+    })
+}

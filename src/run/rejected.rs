@@ -1,0 +1,48 @@
+//! Rows that could not be scored: how many there may be, and what is said of them.
+
+use crate::config::Scoring;
+use crate::error::Error;
+use crate::progress::counted;
+use crate::scorer::Rejection;
+
+/// Rejected rows by [`Rejection::KINDS`].
+type ByKind = [u64; Rejection::KINDS.len()];
+
+/// How many of so many rows may be errors.
+pub(super) fn most(scoring: &Scoring, rows: u64) -> u64 {
+    (scoring.score.max_errors * rows as f64).floor() as u64
+}
+
+/// Not too many rows may be errors.
+///
+/// # Errors
+/// They are.
+pub(super) fn check(scoring: &Scoring, rejected: ByKind, rows: u64) -> Result<(), Error> {
+    let all: u64 = rejected.iter().sum();
+    if all <= most(scoring, rows) {
+        return Ok(());
+    }
+    Err(Error::TooManyErrors { rejected: all, rows, kinds: in_words(rejected), max_errors: scoring.score.max_errors })
+}
+
+/// Says aloud that no row at all was scored, which is seldom what is wanted.
+pub(super) fn warn_of_all(rejected: ByKind, rows: u64) {
+    if rows > 0 && rejected.iter().sum::<u64>() == rows {
+        tracing::warn!(
+            "none of the {} could be scored ({}): what is published has no prediction; look at source.text and the \
+             query, or set score.max_errors, with which such a run fails",
+            counted(rows, "row"),
+            in_words(rejected)
+        );
+    }
+}
+
+fn in_words(rejected: ByKind) -> String {
+    kinds(rejected).iter().map(|(kind, n)| format!("{n} with {kind}")).collect::<Vec<_>>().join(", ")
+}
+
+/// The kinds of errors that there are, with their rows.
+pub(super) fn kinds(rejected: ByKind) -> Vec<(String, u64)> {
+    let kinds = Rejection::KINDS.iter().zip(rejected).filter(|(_, n)| *n > 0);
+    kinds.map(|(kind, n)| ((*kind).to_owned(), n)).collect()
+}

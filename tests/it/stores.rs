@@ -1,0 +1,125 @@
+//! What is said of a store that is not as couplet left it, of one that a run is using, and of pipelines without one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use couplet::lock::{Claim, Place, acquire};
+
+use crate::support::{Job, golden, stderr_of, stdout_of, write};
+
+const PAIRS: &str = "id,a,b\n1,x,y\n2,p,q\n";
+
+/// The one entry of a folder whose name has `part` in it.
+fn only(folder: &Path, part: &str) -> PathBuf {
+    let entries = folder.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<_> = entries.filter(|path| path.file_name().unwrap().to_str().unwrap().contains(part)).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0)
+}
+
+fn cut(file: &Path) {
+    let whole = fs::read(file).unwrap();
+    fs::write(file, &whole[..whole.len() / 2]).unwrap();
+}
+
+/// What a command says of a damaged store, the name of the file aside.
+fn refused(job: &Job, arguments: &[&str], file: &Path) -> String {
+    let said = job.error_of(&mut job.couplet(arguments), 2);
+    let name = file.file_name().unwrap().to_str().unwrap();
+    assert!(said.contains(name) && !said.contains("   0: ") && !said.contains("range"), "{said}");
+    said
+}
+
+#[test]
+fn a_damaged_file_of_scores_is_named_and_forgotten_by_fresh() {
+    let job = Job::new(PAIRS);
+    job.report();
+    let model = only(&job.path(".couplet/demo/scores"), "model=");
+    let file = only(&model, ".parquet");
+    let mend = "; run the pipeline with --fresh: it forgets the scores of this model and scores all rows anew, and \
+                nothing else is lost";
+    cut(&file);
+    for command in ["plan", "run"] {
+        let said = refused(&job, &[command, "pipeline.toml"], &file);
+        assert!(said.starts_with("error: Delta table .couplet/demo/scores: DIR/.couplet/demo/scores/model="), "{said}");
+        assert!(said.contains(" is damaged: not a whole Parquet file (") && said.ends_with(mend), "{said}");
+    }
+    fs::remove_file(&file).unwrap();
+    for command in ["plan", "run"] {
+        let said = refused(&job, &[command, "pipeline.toml"], &file);
+        assert!(said.contains(" is not there any more;") && said.contains(mend), "{said}");
+    }
+    stdout_of(job.run().arg("--fresh"));
+    assert_eq!(job.report()["rows"]["remembered"], 2);
+}
+
+#[test]
+fn a_damaged_log_is_named_with_the_folder_to_remove() {
+    let job = Job::new(PAIRS);
+    job.report();
+    let log = |table: &str, entry: u8| job.path(&format!(".couplet/demo/{table}/_delta_log/{entry:020}.json"));
+    cut(&log("scores", 1));
+    for arguments in [&["plan", "pipeline.toml"][..], &["run", "pipeline.toml"], &["store", "gc", "pipeline.toml"]] {
+        let said = refused(&job, arguments, &log("scores", 1));
+        assert!(said.contains("its log is damaged: DIR/.couplet/demo/scores/_delta_log/"), "{said}");
+        assert!(said.contains("; remove .couplet/demo/scores and run the pipeline again"), "{said}");
+    }
+    fs::write(log("scores", 0), "").unwrap();
+    let said = refused(&job, &["run", "pipeline.toml"], &log("scores", 0));
+    assert!(said.contains(" is empty; remove"), "{said}");
+    fs::remove_dir_all(job.path(".couplet/demo/scores")).unwrap();
+    assert_eq!(job.report()["rows"]["scored"], 2);
+
+    cut(&log("runs", 1));
+    let said = refused(&job, &["runs", "pipeline.toml"], &log("runs", 1));
+    assert!(said.contains("; remove .couplet/demo/runs: the list of runs begins anew"), "{said}");
+}
+
+#[test]
+fn a_damaged_record_of_runs_is_named_with_the_folder_to_remove() {
+    let job = Job::new(PAIRS);
+    job.report();
+    let file = only(&job.path(".couplet/demo/runs"), ".parquet");
+    cut(&file);
+    let said = refused(&job, &["runs", "pipeline.toml"], &file);
+    assert!(said.contains(" is damaged: ") && said.contains("; remove .couplet/demo/runs: "), "{said}");
+}
+
+#[tokio::test]
+async fn a_run_that_is_under_way_is_listed() {
+    let job = Job::new(PAIRS);
+    let runs = || stdout_of(&mut job.couplet(&["runs", "pipeline.toml"]));
+    let claim = Claim { run_id: "0198".into(), pipeline: "other".into(), wait: None, lease: Duration::from_secs(60) };
+    let held = acquire(&Place::Folder(job.path(".couplet/demo")), &claim).await.unwrap();
+    let said = runs();
+    assert!(said.starts_with("demo has not ended a run yet"), "{said}");
+    assert!(said.contains("\na run is under way") && said.contains("pipeline `other`, run 0198, process "), "{said}");
+    held.release().await.unwrap();
+    assert!(!runs().contains("under way"));
+    job.report();
+    assert_eq!(runs().lines().count(), 2);
+}
+
+#[test]
+fn no_runs_are_not_asked_for() {
+    let job = Job::new(PAIRS);
+    let said = stderr_of(&mut job.couplet(&["runs", "pipeline.toml", "-n", "0"]), 2);
+    assert!(said.contains("invalid value '0' for '--limit <LIMIT>'") && said.contains("is not in 1.."), "{said}");
+}
+
+#[test]
+fn a_pipeline_that_only_measures_is_not_said_to_train() {
+    let job = Job::new(PAIRS);
+    let model = golden("tiny-distilbert");
+    let sql = "SELECT a, b, 'x' AS label FROM pairs";
+    write(
+        &job.path("measure.toml"),
+        format!(
+            "name = \"measure\"\n[tables]\npairs = \"pairs.csv\"\n[evaluate]\nsql = \"{sql}\"\n\
+             text = [\"a\", \"b\"]\nmodel = {model:?}\noutput = \"evaluation\"\n"
+        ),
+    );
+    let said = job.error_of(&mut job.couplet(&["runs", "measure.toml"]), 2);
+    insta::assert_snapshot!(said, @"error: measure.toml: this pipeline scores nothing, and so keeps no scores or runs: it has no [source], [model] and [sink]");
+}
