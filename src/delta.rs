@@ -101,13 +101,16 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
             Ok(()) => Ok(()),
             Err(e) => {
                 let error = failed(e);
-                let problem = match newest_version(objects).await {
+                return Err(match newest_version(objects).await {
                     Some(newest) if newest < version => {
-                        format!("there is no version {version}; the newest is {newest}")
+                        let problem = format!("there is no version {version}; the newest is {newest}");
+                        DeltaError::mistake(objects, problem)
                     }
-                    _ => format!("version {version} cannot be read: {}", error.problem),
-                };
-                return Err(DeltaError { problem, ..error });
+                    _ => {
+                        let problem = format!("version {version} cannot be read: {}", error.problem);
+                        DeltaError { problem, ..error }
+                    }
+                });
             }
         },
     };

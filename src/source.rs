@@ -141,16 +141,18 @@ impl Source {
     }
 }
 
-/// `(a, b) 2 times` for each row of ids and their count.
+/// `"a, b" 2 times` for each row of ids and their count.
 fn describe_rows(batch: &RecordBatch) -> Vec<String> {
+    let rows = in_words(batch);
+    let times = |row: &String| row.rsplit_once(", ").map(|(ids, times)| format!("{ids:?} {times} times"));
+    rows.iter().filter_map(times).collect()
+}
+
+/// The values of each row, one behind the other.
+pub(crate) fn in_words(batch: &RecordBatch) -> Vec<String> {
     let value = |column: &ArrayRef, row: usize| array_value_to_string(column, row).unwrap_or_default();
-    let Some((times, ids)) = batch.columns().split_last() else { return Vec::new() };
-    (0..batch.num_rows())
-        .map(|row| {
-            let ids: Vec<String> = ids.iter().map(|column| value(column, row)).collect();
-            format!("{:?} {} times", ids.join(", "), value(times, row))
-        })
-        .collect()
+    let row = |row: usize| batch.columns().iter().map(|column| value(column, row)).collect::<Vec<_>>().join(", ");
+    (0..batch.num_rows()).map(row).collect()
 }
 
 /// Plans the query of a pipeline, which reads and does nothing else: what it writes is its sink.

@@ -53,6 +53,11 @@ impl Pace {
         executor.tokens += window.tokens as u64;
     }
 
+    /// Texts of all windows so far.
+    pub(super) fn texts(&self) -> u64 {
+        self.texts
+    }
+
     /// The executors of a cluster, in the order in which they first came back with something; none without a cluster.
     pub(super) fn executors(&self) -> &[Executor] {
         &self.executors

@@ -126,7 +126,7 @@ impl Run<'_> {
                 let mut rejected = spool.rejected();
                 let texts: u64 = rejected.iter().sum();
                 rejected[Rejection::KINDS.len() - 1] += check.published().rejected.saturating_sub(texts);
-                rejected::check(self.scoring, rejected, spool.len()).err().unwrap_or(error)
+                rejected::too_many(self.scoring, rejected, spool.len(), &[])
             }
             Some(Refusal::Unscored { .. } | Refusal::Lost { .. }) => {
                 Error::RowsLost { read: check.rows.unwrap_or(spool.len()), written }

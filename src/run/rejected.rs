@@ -1,5 +1,8 @@
 //! Rows that could not be scored: how many there may be, and what is said of them.
 
+use std::fmt::Write as _;
+
+use super::spool::Spool;
 use crate::config::Scoring;
 use crate::error::Error;
 use crate::progress::counted;
@@ -8,21 +11,34 @@ use crate::scorer::Rejection;
 /// Rejected rows by [`Rejection::KINDS`].
 type ByKind = [u64; Rejection::KINDS.len()];
 
+/// Rejected rows that a message names.
+const MOST_NAMED: usize = 3;
+
 /// How many of so many rows may be errors.
 pub(super) fn most(scoring: &Scoring, rows: u64) -> u64 {
     (scoring.score.max_errors * rows as f64).floor() as u64
 }
 
-/// Not too many rows may be errors.
+/// Not too many rows of those that were read may be errors.
 ///
 /// # Errors
 /// They are.
-pub(super) fn check(scoring: &Scoring, rejected: ByKind, rows: u64) -> Result<(), Error> {
-    let all: u64 = rejected.iter().sum();
-    if all <= most(scoring, rows) {
+pub(super) async fn check(scoring: &Scoring, spool: &Spool) -> Result<(), Error> {
+    if spool.rejected().iter().sum::<u64>() <= most(scoring, spool.len()) {
         return Ok(());
     }
-    Err(Error::TooManyErrors { rejected: all, rows, kinds: in_words(rejected), max_errors: scoring.score.max_errors })
+    // Without them the numbers alone say what is wrong.
+    let first = spool.first_rejected(&scoring.source.id, MOST_NAMED).await.unwrap_or_default();
+    Err(too_many(scoring, spool.rejected(), spool.len(), &first))
+}
+
+/// What is said of rows of which more are errors than may be, with the first of them if they are known.
+pub(super) fn too_many(scoring: &Scoring, rejected: ByKind, rows: u64, first: &[String]) -> Error {
+    let mut kinds = in_words(rejected);
+    if !first.is_empty() {
+        let _ = write!(kinds, "; the first {}: {}", scoring.source.id.join(", "), first.join("; "));
+    }
+    Error::TooManyErrors { rejected: rejected.iter().sum(), rows, kinds, max_errors: scoring.score.max_errors }
 }
 
 /// Says aloud that no row at all was scored, which is seldom what is wanted.

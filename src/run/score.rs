@@ -158,7 +158,7 @@ impl Run<'_> {
         record.rows_read = Some(spool.len());
         record.rows_rejected = Some(spool.rejected().iter().sum());
         record.rejected = rejected::kinds(spool.rejected());
-        rejected::check(self.scoring, spool.rejected(), spool.len())?;
+        rejected::check(self.scoring, &spool).await?;
         self.record_model(record, &scorer);
         crash::point("read");
 
@@ -186,6 +186,10 @@ impl Run<'_> {
         record.scoring_seconds = Some(scoring_time.as_secs_f64());
         record.windows = pace.to_json();
         record.executors = pace.executors_to_json();
+        if scored.is_err() {
+            // What was under way is lost.
+            record.rows_scored = Some(pace.texts().min(texts));
+        }
         scored?;
 
         let rejected_texts: u64 = spool.rejected().iter().sum();
@@ -310,7 +314,7 @@ impl Run<'_> {
             }
         };
         let after = tables::source_files(context, &pipeline.tables).await.map_err(Error::Tables)?;
-        if let Some(changed) = first_change(&before, &after) {
+        if let Some(changed) = SourceFile::first_change(&before, &after) {
             return Err(Error::SourceChanged { pipeline: pipeline.path.display().to_string(), change: changed });
         }
         let rows = spool.rows().await.map_err(|e| self.spool_failed(&e))?;
@@ -345,13 +349,14 @@ impl Run<'_> {
             None => self.score_here(pending, scorer).boxed_local(),
             Some(elsewhere) => elsewhere.score(self, pending, scorer).await?,
         };
-        let (mut last_commit, mut remembered) = (Instant::now(), 0);
+        let mut last_commit = Instant::now();
         let ended = loop {
             let next = tokio::select! {
                 biased;
                 () = &mut *stop => {
-                    let after = format!("after scoring {} of {} texts", grouped(remembered.min(texts)), grouped(texts));
-                    break Err(interrupted(self.scoring, &after, Some(scores)));
+                    let done = pace.texts().min(texts);
+                    let after = format!("after scoring {} of {} texts", grouped(done), grouped(texts));
+                    break Err(interrupted(self.scoring, &after, (done > 0).then_some(scores)));
                 }
                 lost = self.night.lost() => break Err(lost),
                 next = windows.next() => next,
@@ -359,7 +364,6 @@ impl Run<'_> {
             match next {
                 Some(Ok(Scored { keys, outcomes, executor, took })) => {
                     pace.add(&outcomes, took, executor);
-                    remembered += outcomes.len() as u64;
                     if let Err(error) = scores.remember(&keys, &outcomes, scorer) {
                         break Err(error);
                     }
@@ -430,21 +434,6 @@ impl Run<'_> {
         let origin = format!("{}: the rows in {}", self.pipeline.path.display(), self.pipeline.run.spill.display());
         move |error| Error::sql(origin.clone(), error, None)
     }
-}
-
-/// The first file that came, went or changed.
-fn first_change(before: &[SourceFile], after: &[SourceFile]) -> Option<String> {
-    for file in before {
-        match after.iter().find(|other| other.url == file.url) {
-            None => return Some(format!("{} was removed", file.url)),
-            Some(other) if other.bytes != file.bytes => {
-                return Some(format!("{} had {} bytes and now has {}", file.url, file.bytes, other.bytes));
-            }
-            Some(other) if other != file => return Some(format!("{} was written again", file.url)),
-            Some(_) => {}
-        }
-    }
-    after.iter().find(|file| !before.iter().any(|other| other.url == file.url)).map(|new| format!("{} is new", new.url))
 }
 
 /// What is left when a run is interrupted: the output of the one before, and the scores.

@@ -34,6 +34,7 @@ use super::sinks::SinkKind;
 use crate::predict::{prediction_fields, text_values};
 use crate::scorer::{Rejection, TextColumn, Window};
 use crate::session::Resources;
+use crate::source::in_words;
 use crate::store::{text_error, text_key};
 
 /// The place of a row in the source.
@@ -162,6 +163,13 @@ impl Spool {
     async fn rows_in(&self, context: &SessionContext) -> Result<DataFrame, DataFusionError> {
         let options = ParquetReadOptions::default().file_sort_order(vec![vec![column(ROW).sort(true, false)]]);
         context.read_parquet(self.resources.folder().join("rows.parquet").to_string_lossy().into_owned(), options).await
+    }
+
+    /// The ids of the first rows whose texts cannot be scored.
+    pub(super) async fn first_rejected(&self, id: &[String], most: usize) -> Result<Vec<String>, DataFusionError> {
+        let ids: Vec<Expr> = id.iter().map(|name| column(name)).collect();
+        let rows = self.rows().await?.filter(column(KEY).is_null())?.limit(0, Some(most))?;
+        Ok(rows.select(ids)?.collect().await?.iter().flat_map(in_words).collect())
     }
 
     /// What tells these rows from others, in whatever order they are: the same for the same rows, on any machine.

@@ -56,7 +56,8 @@ impl Files {
         // DataFusion passes over such files in silence; text files without a line are whole.
         let is_binary = matches!(table.format, TableFormat::Parquet | TableFormat::Arrow);
         if let Some(empty) = list.iter().find(|meta| is_binary && meta.size == 0) {
-            return Err(format!("{} is empty; was it cut off while it was written or copied?", shown(empty)).into());
+            let text = format!("{} is empty; was it cut off while it was written or copied?", shown(empty));
+            return Err(Problem { text, passes: true });
         }
         if list.is_empty() {
             let problem = match url.get_glob() {

@@ -42,7 +42,8 @@ pub struct TableError {
     pub table: String,
     /// What is wrong, with the file.
     pub problem: String,
-    /// Whether it may be right the next time though nobody mends anything: the server could not be reached.
+    /// Whether it may be right the next time though nobody mends the pipeline: the server could not be reached, or a file
+    /// is broken, which whoever writes it may write again.
     pub passes: bool,
 }
 
@@ -90,7 +91,7 @@ async fn open(context: &SessionContext, table: &Table) -> Result<Arc<dyn TablePr
     match listing(context, table, &files).await {
         Ok(provider) => Ok(provider),
         Err(e) => Err(match files.first_broken(&table.format).await {
-            Some(broken) => TableError::new(table, broken.to_string()),
+            Some(broken) => TableError::new(table, Problem { text: broken.to_string(), passes: true }),
             None => TableError::new(table, files.describe(&e, table)),
         }),
     }

@@ -366,7 +366,7 @@ fn too_many_bad_rows_fail_the_run_and_leave_the_output_as_it_was() {
     let before = std::fs::read(job.output()).unwrap();
     std::fs::write(job.path("pairs.csv"), "id,a,b\n1,x,y\n2,,y\n3,x,y\n4,\" \",y\n").unwrap();
     let job = job.change("[sink]", "[score]\nmax_errors = 0.4\n[sink]");
-    insta::assert_snapshot!(job.error(1), @"error: 2 of 4 rows were rejected (1 with NULL text, 1 with empty text), more than score.max_errors = 0.4 allows; nothing was written. Look at the rows, or raise max_errors");
+    insta::assert_snapshot!(job.error(1), @"error: 2 of 4 rows were rejected (1 with NULL text, 1 with empty text; the first id: 2; 4), more than score.max_errors = 0.4 allows; nothing was written. Look at the rows, or raise max_errors");
     assert!(std::fs::read(job.output()).unwrap() == before);
     assert_eq!(job.output_files(), ["scores.parquet"]);
     let job = job.change("0.4", "0.5");

@@ -160,7 +160,7 @@ impl Planner<'_> {
         let ids = Source::check_ids(&rows, &settings.id).await;
         let one_pass = checking.elapsed().as_secs_f64();
         plan.problems.extend(ids.err().map(|e| Error::source(pipeline, &scoring.source.query, e, context)));
-        plan.problems.extend(rejected::check(scoring, spool.rejected(), spool.len()).err());
+        plan.problems.extend(rejected::check(scoring, &spool).await.err());
         // Where nothing tells how many rows there are, as many as were asked for may be some or all.
         let limited = self.options.rows.is_some_and(|limit| spool.len() >= limit as u64) && known != Some(spool.len());
         let all_rows = known.filter(|all| limited && *all > spool.len());
