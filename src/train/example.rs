@@ -1,5 +1,8 @@
 //! What is learned from: encoded texts with their targets, and how a batch of them is cut up.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use super::TrainError;
 use super::loss::Objective;
 use crate::model::ModelConfig;
@@ -77,15 +80,18 @@ pub(super) fn micro_batches(lengths: &[usize], max_tokens: usize, lanes: usize) 
     let tokens: usize = lengths.iter().sum();
     let count = tokens.div_ceil(max_tokens.max(1)).next_multiple_of(lanes).min(lengths.len());
     let mut order: Vec<usize> = (0..lengths.len()).collect();
-    order.sort_by_key(|i| std::cmp::Reverse(lengths[*i]));
-    let mut batches = vec![(0, Vec::new()); count];
+    order.sort_by_key(|i| Reverse(lengths[*i]));
+    let mut batches = vec![Vec::new(); count];
+    // Their tokens and places, the fewest tokens first, of equals the first place.
+    let mut fewest: BinaryHeap<Reverse<(usize, usize)>> = (0..count).map(|place| Reverse((0, place))).collect();
     for i in order {
-        if let Some((tokens, batch)) = batches.iter_mut().min_by_key(|(tokens, _)| *tokens) {
+        if let Some(mut top) = fewest.peek_mut() {
+            let Reverse((tokens, place)) = &mut *top;
             *tokens += lengths[i];
-            batch.push(i);
+            batches[*place].push(i);
         }
     }
-    batches.into_iter().map(|(_, batch)| batch).collect()
+    batches
 }
 
 #[cfg(test)]
@@ -103,6 +109,27 @@ mod tests {
         let tokens = batches.iter().map(|batch| batch.iter().map(|i| lengths[*i]).sum::<usize>());
         let (min, max) = (tokens.clone().min().unwrap(), tokens.max().unwrap());
         assert!(max < 512 && max - min < 40, "{min} to {max} tokens");
+    }
+
+    /// The sums over micro-batches are part of what a seed means: the division must never change.
+    #[test]
+    fn micro_batches_are_those_that_a_search_of_all_would_give() {
+        let searched = |lengths: &[usize], count: usize| {
+            let mut order: Vec<usize> = (0..lengths.len()).collect();
+            order.sort_by_key(|i| Reverse(lengths[*i]));
+            let mut batches = vec![(0, Vec::new()); count];
+            for i in order {
+                let (tokens, batch) = batches.iter_mut().min_by_key(|(tokens, _)| *tokens).unwrap();
+                *tokens += lengths[i];
+                batch.push(i);
+            }
+            batches.into_iter().map(|(_, batch)| batch).collect::<Vec<_>>()
+        };
+        for modulus in [1, 3, 17, 90] {
+            let lengths: Vec<usize> = (0..500).map(|i| 3 + i * 37 % modulus).collect();
+            let batches = micro_batches(&lengths, 64, 4);
+            assert_eq!(batches, searched(&lengths, batches.len()), "lengths 3 to {}", 2 + modulus);
+        }
     }
 
     #[test]
