@@ -35,9 +35,9 @@ pub enum TrainError {
         examples: usize,
     },
     /// The loss or the gradient is no number any more.
-    #[error("training diverged at step {step}: loss {loss}, gradient norm {grad_norm}; a lower learning rate may help")]
+    #[error("training diverged at step {}: loss {loss}, gradient norm {grad_norm}; a lower learning rate may help", .step + 1)]
     Diverged {
-        /// The step that was not taken, from 0.
+        /// The step that was not taken, from 0; the message counts from 1, as all do.
         step: u64,
         /// The batch's loss.
         loss: f64,

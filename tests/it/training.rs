@@ -310,6 +310,8 @@ fn a_training_that_diverges_stops_before_it_spoils_the_weights() {
     let batch = examples(8);
     let error = (0..20).find_map(|_| trainer.step(&batch).err()).unwrap();
     assert!(matches!(error, TrainError::Diverged { .. }), "{error}");
+    let begins = format!("training diverged at step {}: loss ", trainer.steps() + 1);
+    assert!(error.to_string().starts_with(&begins), "{begins} does not begin {error}");
 }
 
 #[test]
