@@ -169,7 +169,20 @@ fn start(item: &Item<'_>) -> Read<Start> {
 /// A share, or a list of them.
 fn hidden_shares(item: &Item<'_>) -> Read<Vec<f64>> {
     match item.value.get_ref() {
-        DeValue::Array(_) => item.elements()?.iter().map(Item::number).collect(),
+        DeValue::Array(_) => {
+            let elements = item.elements()?;
+            let mut shares = Vec::with_capacity(elements.len());
+            for element in &elements {
+                let share = element.number()?;
+                if let Some(first) = shares.iter().position(|earlier: &f64| earlier.total_cmp(&share).is_eq()) {
+                    let problem = Problem::new(format!("`{}` has {share} twice", item.path), "the same share again");
+                    let problem = problem.related(elements[first].value.span(), "given here");
+                    return Err(element.refuse(problem.help("remove one of the two")));
+                }
+                shares.push(share);
+            }
+            Ok(shares)
+        }
         _ => item.number().map(|share| vec![share]),
     }
 }

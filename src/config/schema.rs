@@ -104,7 +104,7 @@ fn of_kind(kind: &Kind) -> Value {
             "additionalProperties": { "anyOf": [of_kind(&Kind::Uri), of_section(section)] },
         }),
         Kind::Entries(inner) => json!({ "type": "object", "additionalProperties": of_kind(inner) }),
-        Kind::List(inner) => json!({ "type": "array", "items": of_kind(inner) }),
+        Kind::List(inner) => json!({ "type": "array", "items": of_kind(inner), "uniqueItems": true }),
         Kind::Either(kinds) => json!({ "anyOf": kinds.iter().map(of_kind).collect::<Vec<_>>() }),
     }
 }
