@@ -8,6 +8,9 @@ use super::options::Options;
 use super::schedule::{Schedule, Shape};
 use crate::ops::Rates;
 
+/// The most epochs of a training: with as many rows as there may be, its steps are still exact in a float.
+pub(crate) const MOST_EPOCHS: u64 = 1_000_000;
+
 /// How long the learning rate rises.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Warmup {
@@ -78,7 +81,7 @@ impl Hyper {
     /// Steps of the whole training on so many rows.
     #[must_use]
     pub fn total_steps(&self, rows: usize) -> u64 {
-        let steps = self.epochs * rows.div_ceil(self.batch_size.max(1)) as u64;
+        let steps = self.epochs.saturating_mul(rows.div_ceil(self.batch_size.max(1)) as u64);
         self.max_steps.map_or(steps, |most| steps.min(most))
     }
 
@@ -111,7 +114,12 @@ impl Hyper {
             Warmup::Steps(_) => true,
         };
         let checks: [(&'static str, bool, String, String); 12] = [
-            ("epochs", self.epochs > 0, "1 or more".into(), self.epochs.to_string()),
+            (
+                "epochs",
+                (1..=MOST_EPOCHS).contains(&self.epochs),
+                format!("1 to {MOST_EPOCHS}"),
+                self.epochs.to_string(),
+            ),
             ("max_steps", self.max_steps != Some(0), "1 or more".into(), "0".into()),
             ("batch_size", self.batch_size > 0, "1 or more".into(), "0".into()),
             ("learning_rate", positive(self.learning_rate), "a number above 0".into(), self.learning_rate.to_string()),

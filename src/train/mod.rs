@@ -65,6 +65,7 @@ pub(crate) use course::beside;
 pub use error::TrainError;
 pub use evaluate::MaskedWords;
 pub use example::{Example, Target};
+pub(crate) use hyper::MOST_EPOCHS;
 pub use hyper::{Hyper, Warmup};
 pub use loss::Objective;
 pub use names::UnknownName;

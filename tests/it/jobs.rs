@@ -244,6 +244,7 @@ fn says_which_setting_is_wrong() {
         error(|job| job.training[3].label = GoldLabel::Integer(7))
             .starts_with("training rows: row 4: label 7 is unknown")
     );
+    assert_eq!(error(|job| job.hyper.epochs = u64::MAX), "`epochs`: expected 1 to 1000000, found 18446744073709551615");
     assert!(
         error(|job| job.metric = Some(Metric::Pearson))
             .starts_with("`metric`: expected metrics that are measured here: accuracy")

@@ -4,9 +4,11 @@ use super::super::item::names;
 use super::super::key::{Key, Kind, Numbers, Section, optional, or, required};
 use super::super::learning::SCHEDULES;
 use super::{ANY_COUNT, COLUMN, COLUMNS, MAX_LENGTH, TEXTS};
+use crate::train::MOST_EPOCHS;
 use crate::train::metrics::Metric;
 use crate::train::task::Task;
 
+const EPOCHS: Kind = Kind::Integer(1..=MOST_EPOCHS as usize);
 const SEED: Kind = Kind::Integer(0..=usize::MAX);
 /// From 0 on, below 1.
 const PART: Kind = Kind::Number(Numbers { low: 0.0, with_low: true, high: 1.0 });
@@ -59,7 +61,7 @@ pub(super) static PRETRAIN: Section = Section {
                 "[0.15, 0.5]",
                 "Other shares at which the held-out texts are measured too, before and after.",
             ),
-            or("epochs", ANY_COUNT, "1", "3", "How often each text is learned from."),
+            or("epochs", EPOCHS, "1", "3", "How often each text is learned from."),
             or("learning_rate", REAL_PART, "1e-4", "5e-5", "The learning rate after the warm-up."),
             or("warmup", PART, "0.06", "0.1", "The share of the updates in which it rises from 0."),
         ],
@@ -151,7 +153,7 @@ pub(super) static FINETUNE: Section = Section {
                 "{ threshold = \"f1\" }",
                 "Fits a temperature on the held-out rows, and a threshold if asked.",
             ),
-            or("epochs", ANY_COUNT, "3", "5", "How often each row is learned from."),
+            or("epochs", EPOCHS, "3", "5", "How often each row is learned from."),
             or("learning_rate", REAL_PART, "5e-5", "2e-5", "The learning rate after the warm-up."),
             or("warmup", PART, "0.0", "0.1", "The share of the updates in which it rises from 0."),
         ],
