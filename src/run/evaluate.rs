@@ -186,13 +186,14 @@ impl Work<'_> {
         let mut rows = Rows { table, labelled: Vec::new(), rejected: Default::default() };
         rows.leave_out(&reasons)?;
         rows.are_some(selection, &reasons)?;
-        rows.labelled = selection.labelled(&rows.table, &self.columns())?;
+        let kept = (1..).zip(&reasons).filter(|(_, reason)| reason.is_none()).map(|(number, _)| number);
+        rows.labelled = selection.labelled(&rows.table, &self.columns(), kept)?;
         Ok(rows)
     }
 
     fn columns(&self) -> Columns<'_> {
         let stage = self.settings;
-        Columns { id: stage.id.as_deref().unwrap_or(&stage.text), text: &stage.text, label: &stage.label }
+        Columns { id: stage.id.as_deref().unwrap_or_default(), text: &stage.text, label: &stage.label }
     }
 
     async fn read(&self, selection: &Selection<'_>) -> Result<RecordBatch, Error> {
@@ -228,7 +229,7 @@ impl Work<'_> {
         }
         let labels = Labels::given(task, model.config.labels.clone()).map_err(|e| e.to_string())?;
         let gold: Vec<_> = rows.iter().map(|row| row.label.clone()).collect();
-        let gold = labels.targets(&gold).map_err(|e| e.to_string())?;
+        let gold = labels.targets(&gold).map_err(|e| e.named(|row| rows[row].name()).to_string())?;
         Ok((task, labels, gold))
     }
 

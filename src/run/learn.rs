@@ -218,11 +218,19 @@ impl Training<'_> {
         section: &'static str,
         work: impl FnOnce() -> Result<R, JobError> + Send + 'static,
     ) -> Result<R, Error> {
-        let context = || format!("{}: [{section}]", self.pipeline.path.display());
         match tokio::task::spawn_blocking(work).await {
-            Ok(done) => done.map_err(|error| Error::Training { context: context(), error: Box::new(error) }),
-            Err(error) => Err(Error::Io { context: context(), error: std::io::Error::other(error) }),
+            Ok(done) => done.map_err(|error| self.failed(section, error)),
+            Err(error) => Err(Error::Io { context: self.context(section), error: std::io::Error::other(error) }),
         }
+    }
+
+    fn failed(&self, section: &str, error: JobError) -> Error {
+        Error::Training { context: self.context(section), error: Box::new(error) }
+    }
+
+    /// Where an error is, as its message begins.
+    fn context(&self, section: &str) -> String {
+        format!("{}: [{section}]", self.pipeline.path.display())
     }
 
     fn hold_out(&self, section: &str, share: f64) -> Result<HoldOut, Error> {
@@ -245,21 +253,19 @@ impl Training<'_> {
     async fn labelled_rows(&self, stage: &Finetune) -> Result<(Vec<tuning::Row>, Vec<tuning::Row>), Error> {
         let (context, _resources) = self.open().await?;
         let selection = self.selection(&context, FINETUNE);
-        let id = stage.id.as_ref().unwrap_or(&stage.text);
+        let id = stage.id.as_deref().unwrap_or_default();
         let columns = Columns { id, text: &stage.text, label: &stage.label };
-        let read = async |query: &Query| {
-            let mut rows = Vec::new();
-            for batch in selection.read(query, &columns.names()).await? {
-                rows.append(&mut selection.labelled(&batch, &columns)?);
-            }
-            Ok::<_, Error>(rows)
-        };
-        let rows = read(&stage.learning.query).await?;
+        let rows = selection.labelled_rows(&stage.learning.query, &columns).await?;
         match &stage.validation {
-            Validation::Sql(sql) => Ok((rows, read(&Query::Sql(sql.clone())).await?)),
+            Validation::Sql(sql) => Ok((rows, selection.labelled_rows(&Query::Sql(sql.clone()), &columns).await?)),
             Validation::Share(share) => {
                 let hold_out = self.hold_out(FINETUNE, *share)?;
-                let (validation, training) = rows.into_iter().partition(|row| hold_out.holds_out(&row.id));
+                let (validation, training): (Vec<_>, Vec<_>) =
+                    rows.into_iter().partition(|row| hold_out.holds_out(&row.split_by()));
+                if training.is_empty() && !validation.is_empty() {
+                    let error = JobError::AllHeldOut { rows: validation.len(), what: "row" };
+                    return Err(self.failed(FINETUNE, error));
+                }
                 Ok((training, validation))
             }
         }
@@ -267,12 +273,7 @@ impl Training<'_> {
 
     async fn plain_texts(&self, stage: &Pretrain) -> Result<Vec<String>, Error> {
         let (context, _resources) = self.open().await?;
-        let selection = self.selection(&context, PRETRAIN);
-        let mut texts = Vec::new();
-        for batch in selection.read(&stage.learning.query, &[&stage.text]).await? {
-            texts.append(&mut selection.texts(&batch, &stage.text)?);
-        }
-        Ok(texts)
+        self.selection(&context, PRETRAIN).plain_texts(&stage.learning.query, &stage.text).await
     }
 
     fn selection<'a>(&'a self, context: &'a SessionContext, section: &'static str) -> Selection<'a> {

@@ -12,6 +12,7 @@ use datafusion::prelude::SessionContext;
 use super::query_text;
 use crate::config::{Pipeline, Query};
 use crate::error::{Error, in_file};
+use crate::progress::{counted, grouped};
 use crate::source::{check_width, select};
 use crate::sql_error::nearest;
 use crate::train::finetune::Row;
@@ -26,7 +27,7 @@ pub(super) struct Selection<'a> {
     pub(super) variables: &'a BTreeMap<String, String>,
 }
 
-/// Which columns of labelled rows mean what.
+/// Which columns of labelled rows mean what; `id` is empty where none names them.
 pub(super) struct Columns<'a> {
     pub(super) id: &'a [String],
     pub(super) text: &'a [String],
@@ -61,15 +62,65 @@ impl Selection<'_> {
         frame.collect().await.map_err(failed)
     }
 
-    /// The texts and labels of a batch.
-    pub(super) fn labelled(&self, batch: &RecordBatch, columns: &Columns) -> Result<Vec<Row>, Error> {
+    /// Reads the labelled rows of a query, all of which have texts and, where columns name them, an id.
+    pub(super) async fn labelled_rows(&self, query: &Query, columns: &Columns<'_>) -> Result<Vec<Row>, Error> {
+        let batches = self.read(query, &columns.names()).await?;
+        self.refuse_nulls(&batches, columns.text, "filter them out in the query")?;
+        let mend = "it must name each row, as rows are held out by it: filter them out in the query, or name another \
+                    column";
+        self.refuse_nulls(&batches, columns.id, mend)?;
+        let mut rows = Vec::new();
+        for batch in batches {
+            rows.append(&mut self.labelled(&batch, columns, rows.len() + 1..)?);
+        }
+        Ok(rows)
+    }
+
+    /// Reads the texts of a query, none of which is NULL.
+    pub(super) async fn plain_texts(&self, query: &Query, column: &str) -> Result<Vec<String>, Error> {
+        let batches = self.read(query, &[column]).await?;
+        self.refuse_nulls(&batches, &[column], "filter them out in the query")?;
+        let mut texts = Vec::new();
+        for batch in batches {
+            texts.append(&mut self.texts(&batch, column)?);
+        }
+        Ok(texts)
+    }
+
+    /// Refuses columns that are NULL somewhere, and says in how many of all rows.
+    fn refuse_nulls(&self, batches: &[RecordBatch], columns: &[impl AsRef<str>], mend: &str) -> Result<(), Error> {
+        for column in columns.iter().map(AsRef::as_ref) {
+            let (mut rows, mut null) = (0, 0);
+            for batch in batches {
+                rows += batch.num_rows();
+                null += self.column(batch, column)?.logical_null_count();
+            }
+            if null > 0 {
+                return Err(self.refused(format!(
+                    "column `{column}` of [{}] is NULL in {} of {}; {mend}",
+                    self.section,
+                    grouped(null as u64),
+                    counted(rows as u64, "row")
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The texts and labels of a batch whose texts are there; `numbers` are the places of its rows in the query.
+    pub(super) fn labelled(
+        &self,
+        batch: &RecordBatch,
+        columns: &Columns,
+        numbers: impl IntoIterator<Item = usize>,
+    ) -> Result<Vec<Row>, Error> {
         let Columns { id, text, label } = columns;
         let pair = text.get(1).map(|name| self.texts(batch, name)).transpose()?;
         let mut pair = pair.map(Vec::into_iter);
-        let rows = self.texts(batch, &text[0])?.into_iter().zip(self.labels(batch, label)?).enumerate();
-        rows.map(|(i, (text, label))| {
+        let rows = self.texts(batch, &text[0])?.into_iter().zip(self.labels(batch, label)?).zip(numbers).enumerate();
+        rows.map(|(i, ((text, label), number))| {
             let text_pair = pair.as_mut().and_then(Iterator::next);
-            Ok(Row { id: self.id(batch, id, i)?, text, text_pair, label })
+            Ok(Row { number, id: self.id(batch, id, i)?, text, text_pair, label })
         })
         .collect()
     }
@@ -78,23 +129,17 @@ impl Selection<'_> {
         Error::Source { pipeline: self.pipeline.path.display().to_string(), problem }
     }
 
-    /// The texts of a column; NULL is a mistake.
-    pub(super) fn texts(&self, batch: &RecordBatch, column: &str) -> Result<Vec<String>, Error> {
+    /// The texts of a column without NULL.
+    fn texts(&self, batch: &RecordBatch, column: &str) -> Result<Vec<String>, Error> {
         let values = self.column(batch, column)?;
         let texts = cast(&values, &DataType::Utf8View).map_err(|e| self.refused(format!("column `{column}`: {e}")))?;
         let texts = texts.as_string_view();
-        if texts.null_count() > 0 {
-            return Err(self.refused(format!(
-                "column `{column}` of [{}] is NULL in {} rows; filter them out in the query",
-                self.section,
-                texts.null_count()
-            )));
-        }
+        debug_assert_eq!(texts.null_count(), 0);
         Ok(texts.iter().flatten().map(str::to_owned).collect())
     }
 
     /// The labels of a column.
-    pub(super) fn labels(&self, batch: &RecordBatch, column: &str) -> Result<Vec<GoldLabel>, Error> {
+    fn labels(&self, batch: &RecordBatch, column: &str) -> Result<Vec<GoldLabel>, Error> {
         let values = self.column(batch, column)?;
         let wrong = |e: arrow::error::ArrowError| self.refused(format!("column `{column}`: {e}"));
         Ok(match values.data_type() {
@@ -129,9 +174,12 @@ impl Selection<'_> {
     }
 
     /// The values of some columns of a row, as text.
-    pub(super) fn id(&self, batch: &RecordBatch, columns: &[String], row: usize) -> Result<Vec<String>, Error> {
+    fn id(&self, batch: &RecordBatch, columns: &[String], row: usize) -> Result<Vec<String>, Error> {
         let text = |name: &String| {
             let values = self.column(batch, name)?;
+            if values.is_null(row) {
+                return Ok("NULL".to_owned());
+            }
             array_value_to_string(&values, row).map_err(|e| self.refused(format!("column `{name}`: {e}")))
         };
         columns.iter().map(text).collect()

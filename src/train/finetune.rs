@@ -5,6 +5,7 @@
 mod finish;
 mod lesson;
 mod report;
+mod row;
 mod settings;
 
 use std::path::{Path, PathBuf};
@@ -20,7 +21,6 @@ use super::course::{
 };
 use super::evaluation::Evaluation;
 use super::hyper::Hyper;
-use super::labels::GoldLabel;
 use super::metrics::Metric;
 use super::promotion::{Condition, Verdict};
 use super::sampling::ClassWeights;
@@ -29,19 +29,7 @@ use super::threshold;
 use super::{Objective, Trainer};
 use crate::model::{ModelConfig, Tokenizer};
 use lesson::{Labelled, encode};
-
-/// A labelled text or pair.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Row {
-    /// What names it, in errors.
-    pub id: Vec<String>,
-    /// The text.
-    pub text: String,
-    /// The second text of a pair.
-    pub text_pair: Option<String>,
-    /// What is right.
-    pub label: GoldLabel,
-}
+pub use row::Row;
 
 /// What is fitted on the validation rows when training is over.
 #[derive(Debug, Clone, Copy, PartialEq)]

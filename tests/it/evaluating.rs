@@ -348,6 +348,36 @@ fn rows_that_cannot_be_scored_are_counted_and_left_out() {
 }
 
 #[test]
+fn a_wrong_label_is_told_with_its_row_of_the_query_whatever_was_left_out_before() {
+    let row = |n: usize| {
+        let (a, label) = (if n <= 10 { "" } else { "He sold it." }, if n == 21 { "maybe" } else { "paraphrase" });
+        format!("r{n},{a},It was sold.,{label}\n")
+    };
+    let rows: String = (1..=30).map(row).collect();
+    let toml = format!(
+        r#"
+name = "measure"
+[tables]
+pairs = "pairs.csv"
+[evaluate]
+sql = "SELECT id, a, b, label FROM pairs"
+id = "id"
+text = ["a", "b"]
+model = {:?}
+output = "evaluation"
+"#,
+        quickstart_model()
+    );
+    let stages = Stages::of(&toml);
+    write(&stages.path("pairs.csv"), format!("id,a,b,label\n{rows}"));
+    let problem = stderr_of(&mut stages.couplet(&["run", "p.toml"]), 2);
+    assert!(problem.contains("[evaluate]: row with id \"r21\": label \"maybe\" is unknown; known"), "{problem}");
+    let stages = stages.change("id = \"id\"\n", "");
+    let problem = stderr_of(&mut stages.couplet(&["run", "p.toml"]), 2);
+    assert!(problem.contains("[evaluate]: row 21: label \"maybe\" is unknown; known"), "{problem}");
+}
+
+#[test]
 fn what_cannot_be_measured_is_said() {
     for (from, to, expected) in [
         ("id = \"id\"", "id = \"ids\"", "has no column `ids` (did you mean `id`?)"),

@@ -35,7 +35,7 @@ pub fn rows(count: usize, seed: usize) -> Vec<Row> {
         let start = first.split(' ').next().unwrap();
         let second = format!("{} {}", if same { start } else { "not" }, text(i * 3 + seed));
         let label = GoldLabel::Integer(i64::from(same));
-        Row { id: vec![i.to_string()], text: first, text_pair: Some(second), label }
+        Row { number: i + 1, id: vec![i.to_string()], text: first, text_pair: Some(second), label }
     };
     (0..count).map(row).collect()
 }
@@ -242,7 +242,15 @@ fn says_which_setting_is_wrong() {
     assert!(error(|job| job.training.clear()).contains("no training rows"));
     assert!(
         error(|job| job.training[3].label = GoldLabel::Integer(7))
-            .starts_with("training rows: row 4: label 7 is unknown")
+            .starts_with("training rows: row with id \"3\": label 7 is unknown")
+    );
+    assert!(
+        error(|job| {
+            job.validation[3].label = GoldLabel::Null;
+            job.validation[3].id.clear();
+            job.validation[3].number = 38;
+        })
+        .starts_with("validation rows: row 38: label NULL is no label")
     );
     assert_eq!(error(|job| job.hyper.epochs = u64::MAX), "`epochs`: expected 1 to 1000000, found 18446744073709551615");
     assert!(

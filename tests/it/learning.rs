@@ -1,5 +1,6 @@
 //! `couplet run` with stages that train: what they leave, what comes after them, and what stops them.
 
+use couplet::train::sampling::HoldOut;
 use serde_json::Value;
 
 use crate::support::{couplet, golden, quickstart_pairs, rows_of, stderr_of, stdout_of, write};
@@ -48,6 +49,34 @@ uri = "out.parquet"
         Self(folder)
     }
 
+    /// Fine-tunes on a CSV file with the columns `id`, `text` and `label`.
+    fn on_rows(rows: impl Iterator<Item = (String, String, String)>, settings: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let rows: String = rows.map(|(id, text, label)| format!("{id},{text},{label}\n")).collect();
+        write(&folder.path().join("gold.csv"), format!("id,text,label\n{rows}"));
+        let toml = format!(
+            r#"
+name = "learn"
+[tables]
+gold = "gold.csv"
+[finetune]
+sql = "SELECT id, text, label FROM gold"
+text = "text"
+task = "classification"
+model = {:?}
+output = "model"
+epochs = 1
+max_length = 16
+{settings}
+[run]
+window = 8
+"#,
+            golden("tiny-distilbert")
+        );
+        write(&folder.path().join("learn.toml"), toml);
+        Self(folder)
+    }
+
     fn change(self, from: &str, to: &str) -> Self {
         let path = self.0.path().join("learn.toml");
         let toml = std::fs::read_to_string(&path).unwrap();
@@ -57,9 +86,21 @@ uri = "out.parquet"
     }
 
     fn couplet(&self, arguments: &[&str]) -> assert_cmd::Command {
+        self.command("run", arguments)
+    }
+
+    fn command(&self, name: &str, arguments: &[&str]) -> assert_cmd::Command {
         let mut command = couplet();
-        command.current_dir(self.0.path()).args(["run", "learn.toml"]).args(arguments);
+        command.current_dir(self.0.path()).args([name, "learn.toml"]).args(arguments);
         command
+    }
+
+    /// Why it cannot be run, which its plan must say too.
+    fn refusal(&self) -> String {
+        let planned = stderr_of(&mut self.command("plan", &[]), 2);
+        let said = stderr_of(&mut self.couplet(&[]), 2);
+        assert_eq!(said.lines().last(), planned.lines().last());
+        said
     }
 
     fn report(&self, arguments: &[&str]) -> Value {
@@ -125,4 +166,54 @@ fn what_cannot_be_learned_from_is_said() {
         let problem = stderr_of(&mut job.couplet(&["--only", "pretrain,finetune"]), 2);
         assert!(problem.contains(expected), "{problem}");
     }
+}
+
+/// Forty rows with the numbers 1 to 40 for ids, texts that differ, and two labels.
+fn forty(row: impl Fn(usize) -> (String, String, String)) -> impl Iterator<Item = (String, String, String)> {
+    (1..=40).map(row)
+}
+
+fn usual(n: usize) -> (String, String, String) {
+    (n.to_string(), format!("text {n}"), (n % 2).to_string())
+}
+
+#[test]
+fn a_wrong_label_is_told_with_the_id_of_its_row_or_its_place_in_the_query() {
+    let unlabelled = |n: usize| if n == 38 { (n.to_string(), format!("text {n}"), String::new()) } else { usual(n) };
+    for (settings, expected) in [
+        ("validation = 0.3\nid = \"id\"", "rows: row with id \"38\": label NULL is no label"),
+        ("validation = 0.3\nid = [\"text\", \"id\"]", "rows: row with id \"text 38, 38\": label NULL is no label"),
+        ("validation = 0.3", "rows: row 38: label NULL is no label"),
+        (
+            "validation = \"SELECT id, text, label FROM gold WHERE id > 30\"",
+            "training rows: row 38: label NULL is no label",
+        ),
+    ] {
+        let problem = Learning::on_rows(forty(unlabelled), settings).refusal();
+        assert!(problem.contains(expected), "{expected} is not in {problem}");
+    }
+}
+
+#[test]
+fn nulls_are_counted_over_all_batches() {
+    let no_text = |n: usize| if n.is_multiple_of(2) { (n.to_string(), String::new(), "0".into()) } else { usual(n) };
+    let problem = Learning::on_rows(forty(no_text), "validation = 0.3").refusal();
+    let expected = "column `text` of [finetune] is NULL in 20 of 40 rows; filter them out in the query";
+    assert!(problem.contains(expected), "{problem}");
+    let no_id =
+        |n: usize| if n.is_multiple_of(10) { (String::new(), format!("text {n}"), "0".into()) } else { usual(n) };
+    let problem = Learning::on_rows(forty(no_id), "validation = 0.3\nid = \"id\"").refusal();
+    let expected = "column `id` of [finetune] is NULL in 4 of 40 rows; it must name each row, as rows are held out by it: \
+                    filter them out in the query, or name another column";
+    assert!(problem.contains(expected), "{problem}");
+}
+
+#[test]
+fn a_share_that_takes_all_rows_is_told() {
+    let hold_out = HoldOut::try_new(0.5, 42).unwrap();
+    let held = (1..).find(|id: &usize| hold_out.holds_out(&[id.to_string()])).unwrap();
+    let problem = Learning::on_rows(std::iter::once(usual(held)), "validation = 0.5\nid = \"id\"").refusal();
+    let expected = "learn.toml: [finetune]: the only row is held out to measure on, and none is left to learn from; select \
+                    more rows, or set a smaller `validation`";
+    assert!(problem.contains(expected), "{problem}");
 }

@@ -98,7 +98,7 @@ pub(super) static FINETUNE: Section = Section {
                 COLUMNS,
                 "the texts",
                 "\"id\"",
-                "Columns that name a row, for the choice of those that are held out.",
+                "Columns that name a row, in messages and for the choice of those that are held out.",
             ),
             optional(
                 "text",

@@ -32,6 +32,17 @@ pub enum JobError {
         /// Which rows.
         what: &'static str,
     },
+    /// There are rows, and the share that is held out has taken them all.
+    #[error(
+        "{} held out to measure on, and none is left to learn from; select more {what}s, or set a smaller `validation`",
+        if *.rows == 1 { format!("the only {what} is") } else { format!("all {rows} {what}s are") }
+    )]
+    AllHeldOut {
+        /// How many there are.
+        rows: usize,
+        /// `row` or `text`.
+        what: &'static str,
+    },
     /// Labels that cannot be used.
     #[error("{what} rows: {source}")]
     Labels {
@@ -41,10 +52,10 @@ pub enum JobError {
         source: LabelError,
     },
     /// A text that the tokenizer refuses.
-    #[error("row {id}: cannot tokenize its text: {problem}")]
+    #[error("{row}: cannot tokenize its text: {problem}")]
     Text {
-        /// The row's id.
-        id: String,
+        /// What the row is called.
+        row: String,
         /// What the tokenizer says.
         problem: String,
     },

@@ -80,7 +80,7 @@ pub(super) struct Encoded {
 pub(super) fn encode(tokenizer: &Tokenizer, rows: &[Row], targets: &Targets) -> Result<Encoded, JobError> {
     let encodings = rows.par_iter().map(|row| {
         let encoding = tokenizer.encode(&row.text, row.text_pair.as_deref());
-        encoding.map_err(|problem| JobError::Text { id: row.id.join(", "), problem })
+        encoding.map_err(|problem| JobError::Text { row: row.name(), problem })
     });
     let encodings: Vec<_> = encodings.collect::<Result<_, _>>()?;
     let truncated = encodings.iter().filter(|encoding| encoding.truncated).count();

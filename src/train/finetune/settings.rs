@@ -4,7 +4,7 @@ use super::{Calibrate, Job, Row};
 use crate::model::Problem;
 use crate::train::Objective;
 use crate::train::course::{JobError, Key};
-use crate::train::labels::{Labels, Targets};
+use crate::train::labels::{LabelError, Labels, Targets};
 use crate::train::metrics::{Metric, measured};
 use crate::train::promotion::Condition;
 use crate::train::sampling::ClassWeights;
@@ -16,14 +16,13 @@ impl Job {
         }
         let column = |rows: &[Row]| rows.iter().map(|row| row.label.clone()).collect::<Vec<_>>();
         let (training, validation) = (column(&self.training), column(&self.validation));
-        let wrong = |what| move |source| JobError::Labels { what, source };
         let labels = match &self.labels {
             Some(names) => Labels::given(self.task, names.clone()),
             None => Labels::learn(self.task, &training),
         };
-        let labels = labels.map_err(wrong("training"))?;
-        let targets = labels.targets(&training).map_err(wrong("training"))?;
-        let gold = labels.targets(&validation).map_err(wrong("validation"))?;
+        let labels = labels.map_err(wrong("training", &self.training))?;
+        let targets = labels.targets(&training).map_err(wrong("training", &self.training))?;
+        let gold = labels.targets(&validation).map_err(wrong("validation", &self.validation))?;
         Ok((labels, targets, gold))
     }
 
@@ -112,4 +111,9 @@ impl Job {
         }
         Ok(key.finish())
     }
+}
+
+/// Says whose labels are wrong, and calls the rows by their names.
+fn wrong(what: &'static str, rows: &[Row]) -> impl FnOnce(LabelError) -> JobError {
+    move |source| JobError::Labels { what, source: source.named(|row| rows[row].name()) }
 }

@@ -30,10 +30,16 @@ pub enum LabelError {
         help: String,
     },
     /// There are too few different labels to learn anything.
-    #[error("the label column has {}; a classification needs two different labels or more: look at the query that selects the training rows", match .found { Some(label) => format!("only the label {label:?}"), None => "no label".to_owned() })]
+    #[error(
+        "the label column has {}; {}: look at the query that selects the training rows",
+        match .found { Some(label) => format!("only the label {label:?}"), None => "no label".to_owned() },
+        if *.multi { "a multilabel task needs one label or more" } else { "a classification needs two different labels or more" }
+    )]
     TooFew {
         /// The one label, if there is one.
         found: Option<String>,
+        /// Whether a row may have any number of labels.
+        multi: bool,
     },
     /// A list of labels that was given is wrong.
     #[error("labels = {names:?}: {problem}")]
@@ -45,11 +51,27 @@ pub enum LabelError {
     },
 }
 
+impl LabelError {
+    /// Calls the rows by names of their own rather than by their places among the values, of which a query that was
+    /// split or filtered has others.
+    #[must_use]
+    pub fn named(mut self, name: impl Fn(usize) -> String) -> Self {
+        if let Self::Rows { rows, .. } = &mut self {
+            for wrong in rows {
+                wrong.name = name(wrong.row);
+            }
+        }
+        self
+    }
+}
+
 /// A row whose label is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WrongRow {
-    /// The row, from 0; the message counts from 1.
+    /// Its place among the values, from 0.
     pub row: usize,
+    /// What the message calls it.
+    pub name: String,
     /// The value, as it is shown.
     pub value: String,
     /// What is wrong with it.
@@ -58,7 +80,7 @@ pub struct WrongRow {
 
 impl fmt::Display for WrongRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "row {}: label {} {}", self.row + 1, self.value, self.problem)
+        write!(f, "{}: label {} {}", self.name, self.value, self.problem)
     }
 }
 
@@ -85,7 +107,7 @@ impl WrongRows {
                 value.truncate(end);
                 value.push('…');
             }
-            self.shown.push(WrongRow { row, value, problem });
+            self.shown.push(WrongRow { row, name: format!("row {}", row + 1), value, problem });
         }
     }
 

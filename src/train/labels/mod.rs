@@ -137,7 +137,7 @@ impl Labels {
         // Numbers go by their value, not by their digits: 2 before 10.
         let names: Vec<String> = integers.iter().map(ToString::to_string).chain(texts).collect();
         if names.len() < if multi { 1 } else { 2 } {
-            return Err(LabelError::TooFew { found: names.into_iter().next() });
+            return Err(LabelError::TooFew { found: names.into_iter().next(), multi });
         }
         Self::given(task, names)
     }

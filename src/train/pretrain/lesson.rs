@@ -36,13 +36,18 @@ impl Texts {
         let cut = job.texts.par_iter().enumerate().map(|(row, text)| {
             let encoding = tokenizer.inner().encode_fast(text.as_str(), false);
             let encoding =
-                encoding.map_err(|e| JobError::Text { id: (row + 1).to_string(), problem: e.to_string() })?;
+                encoding.map_err(|e| JobError::Text { row: format!("row {}", row + 1), problem: e.to_string() })?;
             let held_out = job.hold_out.is_some_and(|hold_out| hold_out.holds_out(&[text]));
             Ok((held_out, chunking.split(&pieces, encoding.get_ids())))
         });
         let (mut sequences, mut held_out) = (Vec::new(), Vec::new());
-        for (is_held_out, chunks) in cut.collect::<Result<Vec<_>, JobError>>()? {
+        let cut = cut.collect::<Result<Vec<_>, JobError>>()?;
+        let all_held_out = !cut.is_empty() && cut.iter().all(|(is_held_out, _)| *is_held_out);
+        for (is_held_out, chunks) in cut {
             if is_held_out { &mut held_out } else { &mut sequences }.extend(chunks);
+        }
+        if all_held_out {
+            return Err(JobError::AllHeldOut { rows: job.texts.len(), what: "text" });
         }
         if sequences.is_empty() {
             return Err(JobError::NoRows { what: "training" });
@@ -144,7 +149,8 @@ pub(super) struct SpecialTokens {
 
 /// Asks the tokenizer what it puts around a text, and its settings what hides a word.
 pub(super) fn special_tokens(folder: &Path, tokenizer: &Tokenizer) -> Result<SpecialTokens, JobError> {
-    let around = tokenizer.encode("", None).map_err(|problem| JobError::Text { id: "of no words".into(), problem })?;
+    let around =
+        tokenizer.encode("", None).map_err(|problem| JobError::Text { row: "a row of no words".into(), problem })?;
     let [cls, sep] = around.input_ids[..] else {
         return Err(JobError::Setting {
             setting: "tokenizer",
