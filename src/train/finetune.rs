@@ -252,7 +252,7 @@ impl Job {
         let config = ModelConfig::load(&self.base.join("config.json"))?;
         self.hyper.check(config.max_position_embeddings)?;
         let (labels, targets, gold) = self.read_labels()?;
-        let metric = self.check(&labels)?;
+        let metric = self.check(&labels, &gold)?;
         let objective = self.objective(&labels, &targets)?;
         let tokenizer = Tokenizer::load(&self.base, &config)?.with_max_length(self.hyper.max_length);
         let tokenizer = tokenizer.map_err(|found| JobError::Setting {

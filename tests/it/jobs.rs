@@ -252,6 +252,13 @@ fn says_which_setting_is_wrong() {
         })
         .starts_with("validation rows: row 38: label NULL is no label")
     );
+    assert_eq!(
+        error(|job| {
+            job.calibrate = Calibrate::Threshold(Objective::F1);
+            job.validation.retain(|row| row.label == GoldLabel::Integer(1));
+        }),
+        "`calibrate`: expected validation rows of both labels, to find a threshold between them, found 8 rows, all of them \"equivalent\"; hold out more rows, or write `calibrate = true` for a temperature without a threshold"
+    );
     assert_eq!(error(|job| job.hyper.epochs = u64::MAX), "`epochs`: expected 1 to 1000000, found 18446744073709551615");
     assert!(
         error(|job| job.metric = Some(Metric::Pearson))

@@ -217,3 +217,16 @@ fn a_share_that_takes_all_rows_is_told() {
                     more rows, or set a smaller `validation`";
     assert!(problem.contains(expected), "{problem}");
 }
+
+#[test]
+fn a_threshold_that_the_labels_rule_out_is_refused_before_training() {
+    let job = Learning::on_rows(
+        forty(usual),
+        "validation = \"SELECT id, text, label FROM gold WHERE label = 1\"\ncalibrate = { threshold = \"f1\" }",
+    );
+    let problem = job.refusal();
+    let expected = "`calibrate`: expected validation rows of both labels, to find a threshold between them, found 20 rows, \
+                    all of them \"1\"";
+    assert!(problem.contains(expected), "{problem}");
+    assert!(!job.0.path().join("model.training").exists());
+}

@@ -26,11 +26,8 @@ impl Job {
         Ok((labels, targets, gold))
     }
 
-    /// Checks what depends on the labels, and returns the metric that decides.
-    pub(super) fn check(&self, labels: &Labels) -> Result<Metric, JobError> {
-        let error = |setting, expected: &str, found: String| {
-            Err(JobError::Setting { setting, expected: expected.to_owned(), found })
-        };
+    /// Checks what depends on the labels, and on those of the validation rows; returns the metric that decides.
+    pub(super) fn check(&self, labels: &Labels, gold: &Targets) -> Result<Metric, JobError> {
         let needs_validation = [
             ("promote_if", self.promote_if.is_some()),
             ("calibrate", self.calibrate != Calibrate::Nothing),
@@ -47,19 +44,7 @@ impl Job {
         if problem != Problem::SingleLabel && self.class_weights != ClassWeights::Equal {
             return error("class_weights", &format!("none for a {problem}"), format!("{:?}", self.class_weights));
         }
-        match self.calibrate {
-            Calibrate::Temperature | Calibrate::Threshold(_) if problem == Problem::Regression => {
-                return error("calibrate", "nothing for a regression, which has no probabilities", "it".into());
-            }
-            Calibrate::Threshold(objective) if problem != Problem::SingleLabel || count != 2 => {
-                return error(
-                    "calibrate",
-                    "a threshold for two labels only",
-                    format!("{objective} for {count} labels"),
-                );
-            }
-            _ => {}
-        }
+        self.check_calibration(labels, gold)?;
         let known = measured(problem, Some(count));
         let names = known.iter().map(|metric| metric.name()).collect::<Vec<_>>().join(", ");
         let asked = self.promote_if.iter().flat_map(Condition::clauses).map(|clause| ("promote_if", clause.metric));
@@ -70,6 +55,29 @@ impl Job {
         }
         // GLUE's first metric of the task, and of those of a plain task the first that suits its labels.
         Ok(self.metric.unwrap_or(self.task.metrics(count)[0]))
+    }
+
+    fn check_calibration(&self, labels: &Labels, gold: &Targets) -> Result<(), JobError> {
+        let (problem, count) = (labels.problem(), labels.names().len());
+        match (self.calibrate, only_class(gold)) {
+            (Calibrate::Temperature | Calibrate::Threshold(_), _) if problem == Problem::Regression => {
+                error("calibrate", "nothing for a regression, which has no probabilities", "it".into())
+            }
+            (Calibrate::Threshold(objective), _) if problem != Problem::SingleLabel || count != 2 => {
+                error("calibrate", "a threshold for two labels only", format!("{objective} for {count} labels"))
+            }
+            // What no training can change is said before it.
+            (Calibrate::Threshold(_), Some(class)) => {
+                let (rows, label) = (self.validation.len(), &labels.names()[class as usize]);
+                let all = if rows == 1 { "1 row, whose label is".into() } else { format!("{rows} rows, all of them") };
+                let found = format!(
+                    "{all} {label:?}; hold out more rows, or write `calibrate = true` for a temperature without a \
+                     threshold"
+                );
+                error("calibrate", "validation rows of both labels, to find a threshold between them", found)
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn objective(&self, labels: &Labels, targets: &Targets) -> Result<Objective, JobError> {
@@ -111,6 +119,17 @@ impl Job {
         }
         Ok(key.finish())
     }
+}
+
+fn error<T>(setting: &'static str, expected: &str, found: String) -> Result<T, JobError> {
+    Err(JobError::Setting { setting, expected: expected.to_owned(), found })
+}
+
+/// The class of all rows, where they have no other.
+fn only_class(gold: &Targets) -> Option<u32> {
+    let Targets::Classes(classes) = gold else { return None };
+    let first = *classes.first()?;
+    classes.iter().all(|class| *class == first).then_some(first)
 }
 
 /// Says whose labels are wrong, and calls the rows by their names.
