@@ -97,10 +97,12 @@ impl TrainingProgress {
 
     /// Shows what happened.
     pub fn show(&mut self, event: &Event) {
-        if self.style == Style::Quiet {
+        if self.style == Style::Quiet && !event.is_warning() {
             return;
         }
         match (event, &self.bar) {
+            (event, Some(bar)) if event.is_warning() => bar.suspend(|| tracing::warn!("{event}")),
+            (event, None) if event.is_warning() => tracing::warn!("{event}"),
             (Event::Step { step, total_steps, .. }, Some(bar)) => {
                 bar.set_length(*total_steps);
                 bar.set_position(*step);

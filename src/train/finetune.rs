@@ -303,6 +303,10 @@ impl Job {
 
 fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Report>, JobError> {
     let Prepared { lesson, objective, key, tokens, truncated } = job.prepare()?;
+    let shared = job.shared();
+    if shared > 0 {
+        watch.emit(&Event::SharedTexts { rows: shared, held_out: job.validation.len() });
+    }
     if let Found::Weights(folder, report) = job.found(key) {
         return job.judge_again(&folder, &lesson, objective, report, device, watch).map(Outcome::Finished);
     }

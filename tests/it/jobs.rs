@@ -344,3 +344,33 @@ fn what_is_dropped_is_what_the_base_says() {
     let refused = run_watched(&job, |_| (), || false).unwrap_err().to_string();
     assert!(refused.contains("key `dropout`: expected a number from 0, below 1, found 1.5"), "{refused}");
 }
+
+#[test]
+fn rows_on_both_sides_of_the_split_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = job(folder.path());
+    job.hyper.epochs = 1;
+    for (i, row) in job.validation.iter_mut().enumerate() {
+        row.text = format!("held out {i}");
+    }
+    assert_eq!(job.shared(), 0);
+    // Two held-out rows with texts of one, and two training rows that have them, are two rows that are no test.
+    job.validation[3] = job.training[5].clone();
+    job.validation[4] = Row { id: vec!["another".into()], ..job.training[5].clone() };
+    job.training.push(job.training[5].clone());
+    // The same texts the other way round are another pair.
+    let Row { text, text_pair, .. } = job.training[6].clone();
+    job.validation[7].text = text_pair.unwrap();
+    job.validation[7].text_pair = Some(text);
+    assert_eq!(job.shared(), 2);
+    let mut said = Vec::new();
+    let note = |event: &Event| {
+        if event.is_warning() {
+            said.push(event.to_string());
+        }
+    };
+    let Outcome::Finished(report) = run_watched(&job, note, || false).unwrap() else { panic!("interrupted") };
+    assert_eq!(report.json["rows"]["validation_in_training"], 2);
+    assert_eq!(said.len(), 1);
+    assert!(said[0].starts_with("2 of 16 held-out rows have texts that are learned from too"), "{said:?}");
+}

@@ -230,3 +230,29 @@ fn a_threshold_that_the_labels_rule_out_is_refused_before_training() {
     assert!(problem.contains(expected), "{problem}");
     assert!(!job.0.path().join("model.training").exists());
 }
+
+#[test]
+fn texts_on_both_sides_of_the_split_are_warned_of() {
+    let repeated = |n: usize| (n.to_string(), format!("text {}", n % 12), (n / 12 % 2).to_string());
+    let job = Learning::on_rows(forty(repeated), "validation = 0.3\nid = \"id\"");
+    let plan: Value = serde_json::from_str(&stdout_of(&mut job.command("plan", &["--json"]))).unwrap();
+    let shared = plan["finetune"]["held_out_in_training"].as_u64().unwrap();
+    let held_out = plan["finetune"]["training"]["held_out"].as_u64().unwrap();
+    assert!(shared > 0, "{plan:#}");
+    let expected = format!("{shared} of {held_out} held-out rows have texts that are learned from too");
+    let notes = plan["notes"].as_array().unwrap();
+    assert!(
+        notes.iter().any(|note| note.as_str().unwrap().starts_with(&format!("[finetune]: {expected}"))),
+        "{notes:?}"
+    );
+    let said = stderr_of(&mut job.couplet(&["-q"]), 0);
+    assert!(said.contains("WARN") && said.contains(&expected), "{said}");
+    let training: Value =
+        serde_json::from_slice(&std::fs::read(job.0.path().join("model/training.json")).unwrap()).unwrap();
+    assert_eq!(training["rows"]["validation_in_training"], shared);
+
+    // A share that goes by the texts has equal ones on one side.
+    let job = Learning::on_rows(forty(repeated), "validation = 0.5");
+    let plan: Value = serde_json::from_str(&stdout_of(&mut job.command("plan", &["--json"]))).unwrap();
+    assert_eq!(plan["finetune"]["held_out_in_training"], 0);
+}

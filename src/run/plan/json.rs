@@ -113,6 +113,7 @@ impl PlannedTraining {
         json!({
             "output": self.output,
             "rows": self.rows,
+            "held_out_in_training": self.shared,
             "epochs": self.epochs,
             "seconds": self.seconds(),
             "training": rehearsal,

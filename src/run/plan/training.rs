@@ -15,7 +15,7 @@ use crate::config::{Evaluate, Finetune, Learning, Pretrain, Start};
 use crate::error::Error;
 use crate::progress::Style;
 use crate::scorer::Pace;
-use crate::train::course::Rehearsal;
+use crate::train::course::{Event, Rehearsal};
 
 /// A stage that learns, planned.
 #[derive(Debug, Clone)]
@@ -24,6 +24,8 @@ pub struct PlannedTraining {
     pub output: String,
     /// Rows or texts that the query gives.
     pub rows: usize,
+    /// Held-out rows whose texts are learned from too.
+    pub shared: usize,
     /// What was tried out; none where the model that it starts from is not there yet.
     pub rehearsal: Option<Rehearsal>,
     /// How often each row is learned from.
@@ -92,6 +94,11 @@ impl Planner<'_> {
         let rows = job.training.len() + job.validation.len();
         let unmeasured = nothing_held_out(stage, job.training.len(), job.validation.len());
         plan.notes.extend(unmeasured.map(|note| format!("[{FINETUNE}]: {note}")));
+        let shared = job.shared();
+        if shared > 0 {
+            let warning = Event::SharedTexts { rows: shared, held_out: job.validation.len() };
+            plan.notes.push(format!("[{FINETUNE}]: {warning}"));
+        }
         let pretrained = self.pipeline.pretrain.as_ref().map(|stage| stage.learning.output.path.as_path());
         let rehearsal = if may_rehearse(FINETUNE, stage.base.local(), pretrained, plan) {
             let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);
@@ -100,7 +107,7 @@ impl Planner<'_> {
         } else {
             None
         };
-        Ok(planned(&stage.learning, rows, false, rehearsal))
+        Ok(PlannedTraining { shared, ..planned(&stage.learning, rows, false, rehearsal) })
     }
 
     pub(super) async fn evaluate(
@@ -160,6 +167,7 @@ fn planned(learning: &Learning, rows: usize, texts: bool, rehearsal: Option<Rehe
     PlannedTraining {
         output: readable(&learning.output.path).display().to_string(),
         rows,
+        shared: 0,
         rehearsal,
         epochs: learning.epochs,
         texts,

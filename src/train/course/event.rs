@@ -21,6 +21,13 @@ pub enum Event<'a> {
         /// Steps of the whole training.
         total_steps: u64,
     },
+    /// Some held-out rows are no test of what was learned: their texts are learned from too.
+    SharedTexts {
+        /// How many.
+        rows: usize,
+        /// Of how many that are held out.
+        held_out: usize,
+    },
     /// There is a state of an earlier run that cannot be gone on from; the training starts from the beginning.
     StateIgnored {
         /// Where it is.
@@ -86,6 +93,14 @@ pub enum Event<'a> {
     },
 }
 
+impl Event<'_> {
+    /// Whether it is said even where little is.
+    #[must_use]
+    pub fn is_warning(&self) -> bool {
+        matches!(self, Self::SharedTexts { .. })
+    }
+}
+
 /// A line for people; a step gets one too.
 impl fmt::Display for Event<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -94,6 +109,13 @@ impl fmt::Display for Event<'_> {
                 write!(f, "{rows} rows of {tokens} tokens, {held_out} held out, {total_steps} steps")?;
                 if *truncated > 0 { write!(f, "; {truncated} rows are too long and were cut") } else { Ok(()) }
             }
+            Self::SharedTexts { rows, held_out } => write!(
+                f,
+                "{rows} of {held_out} held-out rows {} texts that are learned from too: they measure the model better \
+                 than it is, and the best epoch, promote_if and calibrate go by them; select each text once, leave such \
+                 rows out of the `validation` query, or remove `id`, without which equal texts are on one side",
+                if *rows == 1 { "has" } else { "have" }
+            ),
             Self::StateIgnored { folder, problem } => {
                 write!(f, "starting from the beginning: the state in {} is not used: {problem}", folder.display())
             }

@@ -37,7 +37,12 @@ impl Job {
             "task": self.task.name(),
             "labels": lesson.labels.names(),
             "settings": settings,
-            "rows": { "training": self.training.len(), "validation": self.validation.len(), "truncated": truncated },
+            "rows": {
+                "training": self.training.len(),
+                "validation": self.validation.len(),
+                "validation_in_training": self.shared(),
+                "truncated": truncated,
+            },
             "steps": learned.trainer.steps(),
             "epoch": learned.progress.best().map_or(epochs, |best| best.epoch),
             "promotion": promotion.to_json(),
