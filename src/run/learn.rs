@@ -15,7 +15,7 @@ use crate::config::{Finetune, Learning, Pipeline, Pretrain, Query, ScheduleShape
 use crate::error::Error;
 use crate::objects::model_folder;
 use crate::predict::Models;
-use crate::progress::{Style, TrainingProgress, counted};
+use crate::progress::{Style, TrainingProgress, counted, grouped};
 use crate::report::StageReport;
 use crate::scorer::{Pool, ScorerError};
 use crate::session::{self, Resources};
@@ -173,6 +173,9 @@ impl Training<'_> {
         let report = training.await?;
         let mut lines =
             vec![format!("{rows} texts, {} steps; the model is that of epoch {}", report.steps, report.epoch)];
+        if report.skipped > 0 {
+            lines.push(skipped(report.steps, report.skipped));
+        }
         for pretraining::Measured { mask_probability, before, after } in &report.measured {
             let (before, after) = (describe(before), describe(after));
             lines.push(format!("held-out words, {mask_probability} of them hidden: {before} before, {after} after"));
@@ -296,8 +299,20 @@ pub(super) fn nothing_held_out(stage: &Finetune, rows: usize, held_out: usize) -
 }
 
 fn describe(words: &MaskedWords) -> String {
-    let share = words.correct as f64 / words.words.max(1) as f64;
-    format!("perplexity {:.2}, {:.1} % right", words.loss.exp(), 100.0 * share)
+    match words.perplexity().zip(words.accuracy()) {
+        Some((perplexity, share)) => format!("perplexity {perplexity:.2}, {:.1} % right", 100.0 * share),
+        None => "not defined".to_owned(),
+    }
+}
+
+/// What became of batches without a hidden word: no step, so that the learning rate does not get to its end.
+fn skipped(steps: u64, skipped: u64) -> String {
+    format!(
+        "{} of {} batches had no hidden word and were skipped, and with them as much of the learning rate's schedule; \
+         raise mask_probability or batch_size",
+        grouped(skipped),
+        grouped(steps + skipped)
+    )
 }
 
 fn interrupted_before(learning: &Learning) -> Error {

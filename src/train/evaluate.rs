@@ -20,6 +20,20 @@ pub struct MaskedWords {
     pub words: usize,
 }
 
+impl MaskedWords {
+    /// The exponential of the loss; none where no word was hidden.
+    #[must_use]
+    pub fn perplexity(&self) -> Option<f64> {
+        (self.words > 0).then(|| self.loss.exp())
+    }
+
+    /// The share of the words that got the highest logit; none where no word was hidden.
+    #[must_use]
+    pub fn accuracy(&self) -> Option<f64> {
+        (self.words > 0).then(|| self.correct as f64 / self.words as f64)
+    }
+}
+
 impl Trainer {
     /// Computes the logits of examples without dropout, `[L]` each, in their order; their targets are not read.
     ///

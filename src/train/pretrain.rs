@@ -127,6 +127,8 @@ pub struct Report {
     pub epoch: u64,
     /// Steps that were taken.
     pub steps: u64,
+    /// Batches in which no word was hidden, so that there was no step to take.
+    pub skipped: u64,
     /// What was measured, the job's own share of hidden tokens first; empty if nothing was held out.
     pub measured: Vec<Measured>,
     /// What `training.json` says.
@@ -263,9 +265,9 @@ impl Job {
         };
         publication.publish(&learned.trainer, &self.output)?;
         watch.emit(&Event::Published { folder: &self.output });
-        let steps = learned.trainer.steps();
+        let (steps, skipped) = (learned.trainer.steps(), learned.progress.skipped);
         learned.discard_state()?;
-        Ok(Report { epoch, steps, measured, json })
+        Ok(Report { epoch, steps, skipped, measured, json })
     }
 
     /// `config.json` of the model.
@@ -283,9 +285,9 @@ impl Job {
     fn report(&self, lesson: &Texts, learned: &Learned, measured: &[Measured], epoch: u64) -> Value {
         let words = |words: &MaskedWords| {
             json!({
-                "loss": words.loss,
-                "perplexity": words.loss.exp(),
-                "accuracy": words.correct as f64 / words.words.max(1) as f64,
+                "loss": (words.words > 0).then_some(words.loss),
+                "perplexity": words.perplexity(),
+                "accuracy": words.accuracy(),
                 "words": words.words,
             })
         };

@@ -256,3 +256,20 @@ fn texts_on_both_sides_of_the_split_are_warned_of() {
     let plan: Value = serde_json::from_str(&stdout_of(&mut job.command("plan", &["--json"]))).unwrap();
     assert_eq!(plan["finetune"]["held_out_in_training"], 0);
 }
+
+#[test]
+fn what_pretraining_skipped_and_could_not_measure_is_said() {
+    let job =
+        Learning::new().change("mask_probability = 0.3", "mask_probability = 0.02\nbatch_size = 1\nmeasure_at = 1e-12");
+    let said = stdout_of(&mut job.couplet(&["--only", "pretrain"]));
+    for expected in [
+        " batches had no hidden word and were skipped, and with them as much of the learning rate's schedule; raise \
+         mask_probability or batch_size",
+        "held-out words, 0.000000000001 of them hidden: not defined before, not defined after",
+    ] {
+        assert!(said.contains(expected), "{expected} is not in {said}");
+    }
+    let job = Learning::new().change("mask_probability = 0.3", "mask_probability = 1e-12");
+    let problem = stderr_of(&mut job.couplet(&["--only", "pretrain"]), 2);
+    assert!(problem.contains("`mask_probability` = 0.000000000001 hides no word of the "), "{problem}");
+}

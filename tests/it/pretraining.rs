@@ -73,3 +73,44 @@ fn imports_an_encoder_as_it_is_or_in_distilberts_form() {
     let error = Model::load(&folder.path().join("distilbert"), &Device::Cpu).unwrap_err().to_string();
     assert!(error.contains("it is a base encoder"), "{error}");
 }
+
+#[test]
+fn batches_without_a_hidden_word_are_skipped_and_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = pretrain_job(folder.path(), pretrain::Start::Checkpoint(golden("tiny-bert")));
+    job.hyper = Hyper { epochs: 1, batch_size: 1, ..job.hyper };
+    (job.mask_probability, job.also_measure) = (0.02, vec![1e-12]);
+    let Outcome::Finished(report) = run_pretrain(&job, |_| (), || false) else { panic!("interrupted") };
+    let rows = report.json["rows"]["training"].as_u64().unwrap();
+    assert!(report.steps > 0 && report.skipped > report.steps, "{} of {rows}", report.skipped);
+    assert_eq!(report.steps + report.skipped, rows);
+    assert_eq!(report.json["skipped_batches"], report.skipped);
+    // Where nothing is hidden, nothing is measured.
+    assert_eq!(report.measured[1].after.words, 0);
+    assert_eq!((report.measured[1].after.perplexity(), report.measured[1].after.accuracy()), (None, None));
+    for number in ["loss", "perplexity", "accuracy"] {
+        assert!(report.json["held_out"][1]["after"][number].is_null(), "{number}");
+    }
+}
+
+#[test]
+fn says_why_there_is_nothing_to_learn() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = |change: &dyn Fn(&mut pretrain::Job)| {
+        let mut job = pretrain_job(folder.path(), pretrain::Start::Checkpoint(golden("tiny-bert")));
+        change(&mut job);
+        let mut watch = Watch { event: &mut |_| (), cancelled: &|| false };
+        let error = pretrain::run(&job, &Device::Cpu, &pool(), &mut watch).unwrap_err().to_string();
+        assert!(jobs::names(folder.path()).is_empty(), "{error}");
+        error
+    };
+    let hold_out = HoldOut::try_new(0.2, 1).unwrap();
+    let held = (0..).map(|i| format!("company {i}")).find(|text| hold_out.holds_out(&[text])).unwrap();
+    assert_eq!(
+        error(&|job| job.texts = vec![held.clone(); 3]),
+        "all 3 texts are held out to measure on, and none is left to learn from; select more texts, or set a smaller `validation`"
+    );
+    assert_eq!(error(&|job| job.texts.clear()), "there are no training rows; look at the query that selects them");
+    let hidden = error(&|job| job.mask_probability = 1e-12);
+    assert!(hidden.starts_with("`mask_probability` = 0.000000000001 hides no word of the "), "{hidden}");
+}

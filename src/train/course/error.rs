@@ -43,6 +43,17 @@ pub enum JobError {
         /// `row` or `text`.
         what: &'static str,
     },
+    /// No word is hidden, so that there is nothing to fill in.
+    #[error(
+        "`mask_probability` = {mask_probability} hides no word of the {sequences} sequences to learn from in the first \
+         epoch; raise it, or select longer texts"
+    )]
+    NothingHidden {
+        /// The share of tokens that is hidden.
+        mask_probability: f64,
+        /// How many sequences there are.
+        sequences: usize,
+    },
     /// Labels that cannot be used.
     #[error("{what} rows: {source}")]
     Labels {

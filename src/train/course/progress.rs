@@ -61,7 +61,7 @@ pub struct Progress {
     /// Batches of the current epoch that are done.
     pub(super) batches_done: u64,
     /// Batches in which there was nothing to learn.
-    pub(super) skipped: u64,
+    pub(in crate::train) skipped: u64,
     /// Examples and tokens learned from, each as often as it was.
     pub(super) examples: u64,
     pub(super) tokens: u64,

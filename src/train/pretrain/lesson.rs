@@ -65,7 +65,19 @@ impl Texts {
             Ok((*share, examples.collect()))
         });
         let held_out = masked.collect::<Result<_, JobError>>()?;
-        Ok(Self { sequences, held_out, pieces, masking, scores: scores(&shares) })
+        let lesson = Self { sequences, held_out, pieces, masking, scores: scores(&shares) };
+        lesson.has_something_hidden(job.mask_probability)?;
+        Ok(lesson)
+    }
+
+    /// Refuses to train where not even a step of the first epoch could be taken.
+    fn has_something_hidden(&self, mask_probability: f64) -> Result<(), JobError> {
+        let hides =
+            |(row, ids): (usize, &Vec<u32>)| !self.masking.mask(&self.pieces, ids, 0, row as u64).positions.is_empty();
+        if self.sequences.par_iter().enumerate().any(hides) {
+            return Ok(());
+        }
+        Err(JobError::NothingHidden { mask_probability, sequences: self.sequences.len() })
     }
 
     pub(super) fn held_out(&self) -> usize {
@@ -116,10 +128,9 @@ impl Lesson for Texts {
     fn measure(&self, trainer: &Trainer) -> Result<Vec<Option<f64>>, JobError> {
         let mut scores = Vec::new();
         for (_, examples) in &self.held_out {
-            let MaskedWords { loss, correct, words } = trainer.masked_words(examples)?;
-            let defined = |value: f64| (words > 0).then_some(value);
-            let accuracy = correct as f64 / words as f64;
-            scores.extend([defined(loss), defined(loss.exp()), defined(accuracy), Some(words as f64)]);
+            let measured = trainer.masked_words(examples)?;
+            let loss = (measured.words > 0).then_some(measured.loss);
+            scores.extend([loss, measured.perplexity(), measured.accuracy(), Some(measured.words as f64)]);
         }
         Ok(scores)
     }
