@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::{self, Write};
 use std::path::Path;
+use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
@@ -240,6 +241,19 @@ fn print_document(text: &str) -> Result<(), Error> {
     let mut out = io::stdout().lock();
     end_if_nobody_reads(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
         .map_err(|error| Error::Io { context: "writing to stdout".into(), error })
+}
+
+/// Ends the program as clap would, after printing help where that was asked for; a mistake in the arguments is written as
+/// they ask for messages to be written.
+#[must_use]
+pub fn refuse_arguments(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || LogFormat::asked_for(std::env::args_os()) == LogFormat::Text {
+        error.exit();
+    }
+    let text = error.to_string();
+    let error = Error::Usage(text.trim_start_matches("error: ").trim().to_owned());
+    report_error(&error, LogFormat::Json);
+    ExitCode::from(error.exit_code())
 }
 
 /// Writes why a command ended to stderr, as a compiler would, or as a JSON document.

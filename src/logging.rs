@@ -3,6 +3,7 @@
 //! `RUST_LOG` decides where it is set, the switches `--quiet` and `--verbose` otherwise. Traces are a feature of the
 //! build, `otel`, and are sent where `OTEL_EXPORTER_OTLP_ENDPOINT` says.
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 
 use clap::{ArgAction, Args, ValueEnum};
@@ -25,6 +26,21 @@ pub enum LogFormat {
     Text,
     /// A JSON document a line, errors included
     Json,
+}
+
+impl LogFormat {
+    /// The format that arguments ask for which cannot be read as a whole, with the program's name in front.
+    #[must_use]
+    pub fn asked_for(arguments: impl Iterator<Item = OsString>) -> Self {
+        let mut words = arguments.skip(1).take_while(|word| word != "--");
+        while let Some(word) = words.next() {
+            if word == "--log-format=json" || word == "--log-format" && words.next().is_some_and(|next| next == "json")
+            {
+                return Self::Json;
+            }
+        }
+        Self::Text
+    }
 }
 
 /// The switches of all commands.
@@ -187,4 +203,27 @@ fn is_stage(about: &Metadata<'_>) -> bool {
 #[must_use]
 pub fn colors() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_found_among_arguments_that_cannot_be_read() {
+        let asked = |line: &str| LogFormat::asked_for(line.split(' ').map(OsString::from));
+        for line in
+            ["couplet run --nope --log-format json", "couplet --log-format=json", "couplet a --log-format json b"]
+        {
+            assert_eq!(asked(line), LogFormat::Json, "{line}");
+        }
+        for line in [
+            "couplet run",
+            "couplet run --log-format",
+            "couplet --log-format text json",
+            "couplet -- --log-format=json",
+        ] {
+            assert_eq!(asked(line), LogFormat::Text, "{line}");
+        }
+    }
 }

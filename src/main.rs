@@ -4,14 +4,17 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use couplet::cli::{Cli, report_error};
+use couplet::cli::{Cli, refuse_arguments, report_error};
 use couplet::error::Error;
 use couplet::logging::Logging;
 use couplet::query::nobody_reads;
 
 fn main() -> ExitCode {
     return_memory();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse_arguments(&error),
+    };
     let format = cli.messages().format();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,

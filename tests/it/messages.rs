@@ -68,6 +68,21 @@ fn json_logs_are_a_document_a_line_errors_included() {
 }
 
 #[test]
+fn mistaken_arguments_are_told_in_the_format_that_they_ask_for() {
+    let job = Job::new(PAIRS);
+    for json in [&["--log-format", "json"][..], &["--log-format=json"]] {
+        let stderr = stderr_of(job.run().arg("--nope").args(json), 2);
+        let error: Value = serde_json::from_str(stderr.trim_end()).unwrap();
+        assert_eq!((&error["level"], &error["fields"]["exit_code"]), (&"ERROR".into(), &2.into()));
+        let message = error["fields"]["message"].as_str().unwrap();
+        assert!(message.starts_with("unexpected argument '--nope' found"), "{message}");
+    }
+    assert!(stderr_of(job.run().arg("--nope"), 2).starts_with("error: unexpected argument '--nope' found"));
+    // Help is no mistake.
+    assert!(stdout_of(job.run().args(["--log-format", "json", "--help"])).starts_with("Run a pipeline"));
+}
+
+#[test]
 fn what_goes_to_a_file_has_no_colors() {
     let job = Job::new(PAIRS);
     let mut run = job.run();
