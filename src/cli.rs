@@ -142,6 +142,7 @@ profiles can source them.")]
     /// Print the manual page, or write those of all commands into a folder
     #[command(after_help = "Examples:
   couplet man
+  couplet man model show
   couplet man man/man1")]
     Man(completions::Manual),
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use clap::CommandFactory;
 use couplet::cli::Cli;
 
-use crate::support::{couplet, root, stdout_of};
+use crate::support::{couplet, root, stderr_of, stdout_of};
 
 /// Examples that need what a clone does not have.
 const ELSEWHERE: [&str; 19] = [
@@ -145,8 +145,31 @@ fn a_page_of_the_manual_for_each_command() {
         run.contains(".SH EXAMPLES\n.nf") && run.contains("couplet run pipelines/quickstart/pipeline.toml"),
         "{run}"
     );
+    assert!(run.contains(concat!("\"couplet ", env!("CARGO_PKG_VERSION"), "\"")), "the foot has no version: {run}");
     // groff finds nothing wrong with it, where there is one.
     if let Ok(output) = Command::new("groff").args(["-man", "-Kutf8", "-Tutf8", "-ww"]).args(&pages).output() {
         assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    }
+}
+
+#[test]
+fn the_page_of_a_command_is_found_by_its_words() {
+    let page = stdout_of(couplet().args(["man", "store", "gc"]));
+    assert!(page.contains("couplet\\-store\\-gc \\- Forget "), "{page}");
+    for name in ["store-gc", "couplet-store-gc"] {
+        assert_eq!(stdout_of(couplet().args(["man", name])), page);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for (words, near) in [(vec!["stor", "gc"], "store gc"), (vec!["reprot"], "report")] {
+        let said = stderr_of(couplet().current_dir(folder.path()).arg("man").args(&words), 2);
+        let asked = words.join(" ");
+        assert!(said.starts_with(&format!("error: man {asked}: there is no such command")), "{said}");
+        assert!(said.contains(&format!("did you mean `couplet man {near}`?")), "{said}");
+        assert_eq!(folder.path().read_dir().unwrap().count(), 0, "a command that is not there makes no folder");
+    }
+    std::fs::create_dir(folder.path().join("there")).unwrap();
+    for name in ["there", "./run"] {
+        stdout_of(couplet().current_dir(folder.path()).args(["man", name]));
+        assert!(folder.path().join(name).join("couplet-run.1").exists(), "{name}");
     }
 }
