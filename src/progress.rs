@@ -219,6 +219,20 @@ pub fn spoken(duration: Duration) -> String {
     }
 }
 
+/// Bytes to the precision that matters: `812 bytes`, `4.5 KB`, `45 MB`, `2.1 GB`.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    let (unit, name) = match bytes {
+        0..1000 => return counted(bytes, "byte"),
+        1000..1_000_000 => (1e3, "KB"),
+        1_000_000..1_000_000_000 => (1e6, "MB"),
+        _ => (1e9, "GB"),
+    };
+    let n = bytes as f64 / unit;
+    let digits = usize::from(n < 9.95);
+    format!("{n:.digits$} {name}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,5 +257,7 @@ mod tests {
         assert_eq!([grouped(0), grouped(999), grouped(1000), grouped(12_345_678)], ["0", "999", "1,000", "12,345,678"]);
         let spoken = [0.84, 42.4, 185.0, 7800.0].map(|s| spoken(Duration::from_secs_f64(s)));
         assert_eq!(spoken, ["0.8 s", "42 s", "3 min 05 s", "2 h 10 min"]);
+        let sizes = [1, 812, 4512, 9999, 45_000_000, 2_100_000_000].map(size);
+        assert_eq!(sizes, ["1 byte", "812 bytes", "4.5 KB", "10 KB", "45 MB", "2.1 GB"]);
     }
 }

@@ -10,6 +10,7 @@ use crate::config::Pipeline;
 use crate::error::Error;
 use crate::history;
 use crate::page;
+use crate::progress::size;
 use crate::prometheus::{self, Facts};
 use crate::sink::AtomicFile;
 use crate::store::{Outcome, RunRecord};
@@ -74,7 +75,7 @@ impl Report {
         });
         let bytes =
             written.map_err(|error| Error::Io { context: format!("cannot write {}", path.display()), error })?;
-        print(&format!("{} ({:.2} MB)\n", path.display(), bytes as f64 / 1e6))
+        print(&format!("{} ({})\n", path.display(), size(bytes)))
     }
 }
 

@@ -13,7 +13,7 @@ use super::charts::{self, Chart};
 use super::{Page, Rows, Run};
 use crate::frequent::most_frequent;
 use crate::model::Problem;
-use crate::progress::{grouped, spoken};
+use crate::progress::{grouped, size, spoken};
 use agreement::agreement;
 use documents::{evaluated, trained};
 
@@ -308,7 +308,7 @@ fn facts(run: &Run) -> Markup {
     let fact =
         |name: &str, value: Option<String>| markup! { @if let Some(value) = value { dt { (name) } dd { (value) } } };
     let version = run.output_version.map_or_else(String::new, |version| format!(", version {version}"));
-    let size = run.output_bytes.map_or_else(String::new, |bytes| format!(" ({:.2} MB)", bytes as f64 / 1e6));
+    let bytes_written = run.output_bytes.map_or_else(String::new, |bytes| format!(" ({})", size(bytes)));
     let bytes: u64 = run.sources.iter().map(|file| file.bytes).sum();
     markup! {
         section {
@@ -321,13 +321,13 @@ fn facts(run: &Run) -> Markup {
                 (fact("task", run.task.clone()))
                 (fact("precision", run.precision.clone()))
                 (fact("max. length", run.max_length.map(|n| format!("{n} tokens"))))
-                (fact("output", run.output.as_ref().map(|output| format!("{output}{version}{size}"))))
+                (fact("output", run.output.as_ref().map(|output| format!("{output}{version}{bytes_written}"))))
                 (fact("host", run.host.clone()))
                 (fact("couplet", run.couplet_version.clone()))
             }
             @if !run.sources.is_empty() {
                 details {
-                    summary { (run.sources.len()) " source files, " (format!("{:.2} MB", bytes as f64 / 1e6)) }
+                    summary { (run.sources.len()) " source files, " (size(bytes)) }
                     div.scroll {
                         table {
                             tr { th { "file" } th.n { "bytes" } th { "modified" } }

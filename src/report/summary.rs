@@ -7,7 +7,7 @@ use super::{Predicted, Report};
 use crate::frequent::most_frequent;
 use crate::model::Problem;
 use crate::printable::printable;
-use crate::progress::{counted, grouped, spoken};
+use crate::progress::{counted, grouped, size, spoken};
 use crate::scorer::{PADDED_BATCH, Rejection};
 
 /// Labels that are listed with their rows.
@@ -51,6 +51,7 @@ impl fmt::Display for Report {
         line("tokens", format!("{} · {truncated}", grouped(counts.tokens)))?;
         if counts.tokens == 0 {
             line("time", spoken(self.elapsed))?;
+            self.write_predicted(f)?;
             return self.write_end(f);
         }
         line(
@@ -74,6 +75,14 @@ impl fmt::Display for Report {
                 format!("{}, {} ({share:.0} %)", counted(executor.tasks, "task"), counted(executor.texts, "text"));
             line(name, format!("{} {done}", printable(&executor.name)))?;
         }
+        self.write_predicted(f)?;
+        self.write_end(f)
+    }
+}
+
+impl Report {
+    /// What was said beforehand.
+    fn write_predicted(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // What a run says of itself is worth a line where somebody waits for it.
         let waited = self.scoring >= Duration::from_secs(10);
         for Predicted { by, after, forecast } in self.predicted.iter().filter(|said| said.after.is_none() || waited) {
@@ -88,20 +97,18 @@ impl fmt::Display for Report {
                     grouped(forecast.tokens)
                 ),
             };
-            line("predicted", said)?;
+            writeln!(f, "  {:<10} {said}", "predicted")?;
         }
-        self.write_end(f)
+        Ok(())
     }
-}
 
-impl Report {
     fn write_end(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = |name: &str, value: String| writeln!(f, "  {name:<10} {value}");
         let fingerprint = &self.fingerprint[..self.fingerprint.len().min(16)];
         let revision = self.revision.as_ref().map_or_else(String::new, |commit| format!(", commit {commit}"));
         line("model", format!("{} ({fingerprint}, {}{revision})", self.model, self.precision))?;
         let version = self.output_version.map_or_else(String::new, |version| format!(", version {version}"));
-        line("output", format!("{} ({:.2} MB{version})", self.output, self.output_bytes as f64 / 1e6))?;
+        line("output", format!("{} ({}{version})", self.output, size(self.output_bytes)))?;
         match &self.quarantine {
             Some((path, rows)) => line("rejected", format!("{path} ({})", counted(*rows, "row"))),
             None => Ok(()),

@@ -58,6 +58,9 @@ fn a_plan_says_what_the_run_then_does() {
     let rows = &again["score"]["rows"];
     assert_eq!((rows["to_score"].as_u64(), rows["remembered"].as_u64()), (Some(0), Some(525)));
     assert_eq!(plan(&job, &["--fresh"])["score"]["rows"]["to_score"], 525);
+    // What the plan said stands there too where nothing was left to score.
+    let said = stdout_of(job.run().args(["--plan", "plan.json"]));
+    assert!(said.contains(" scoring 525 texts, ") && said.contains(" tokens), by plan.json"), "{said}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{Lengths, Plan, PlannedEvaluation, PlannedScoring, PlannedTraining, Write};
-use crate::progress::{counted, grouped, spoken};
+use crate::progress::{counted, grouped, size, spoken};
 use crate::scorer::{PADDED_BATCH, Pace, Rejection};
 use crate::train::course::Standing;
 
@@ -254,14 +254,4 @@ impl Pace {
 
 fn time(seconds: f64) -> String {
     spoken(Duration::from_secs_f64(seconds.max(0.0)))
-}
-
-/// Bytes to the precision that matters: `812 bytes`, `0.04 MB`, `45 MB`, `2.1 GB`.
-fn size(bytes: u64) -> String {
-    match bytes {
-        0..10_000 => counted(bytes, "byte"),
-        10_000..10_000_000 => format!("{:.2} MB", bytes as f64 / 1e6),
-        10_000_000..1_000_000_000 => format!("{:.0} MB", bytes as f64 / 1e6),
-        _ => format!("{:.1} GB", bytes as f64 / 1e9),
-    }
 }
