@@ -1,9 +1,9 @@
-//! Files that people name on the command line or in a pipeline: texts within a limit, and what was meant by a name that
-//! does not exist.
+//! Files that people name on the command line or in a pipeline: texts within a limit, what was meant by a name that does
+//! not exist, and how messages name them.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 /// The size above which a file is taken for something else than a pipeline or SQL, in bytes.
 pub(crate) const MAX_TEXT: u64 = 1 << 20;
@@ -69,4 +69,48 @@ pub(crate) fn nearest_name<'a>(name: &str, others: impl Iterator<Item = &'a str>
         .filter(|(similarity, _)| *similarity > 0.85)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, other)| other)
+}
+
+/// The path as a person at this folder would write it, whether it is there yet or not.
+pub(crate) fn readable(path: &Path) -> PathBuf {
+    let real = real_path(path);
+    match real.strip_prefix(real_path(Path::new("."))) {
+        Ok(here) if here.as_os_str().is_empty() => PathBuf::from("."),
+        Ok(below) => below.to_owned(),
+        Err(_) => real,
+    }
+}
+
+/// The path with its links followed, as far as it exists, and without `..`.
+pub(crate) fn real_path(path: &Path) -> PathBuf {
+    // The empty path, such as the folder of `pipeline.toml`, is the current folder.
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut found = PathBuf::new();
+    for part in absolute.components() {
+        match part {
+            Component::ParentDir => {
+                found.pop();
+            }
+            part => {
+                found.push(part);
+                found = found.canonicalize().unwrap_or(found);
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_named_from_this_folder() {
+        let named =
+            ["src", "src/../Cargo.toml", "not/../there/yet", ".", "src/.."].map(|path| readable(Path::new(path)));
+        assert_eq!(named, ["src", "Cargo.toml", "there/yet", ".", "."].map(PathBuf::from));
+        let elsewhere = std::env::temp_dir().canonicalize().unwrap().join("not-there/yet");
+        assert_eq!(readable(&elsewhere.join("../yet")), elsewhere);
+    }
 }

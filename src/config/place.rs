@@ -8,6 +8,7 @@ use super::hub::{self, HubModel};
 use super::problem::{Problem, closest};
 use super::remote::{Remote, SCHEMES};
 use crate::confidential::holds_credentials;
+use crate::files::real_path;
 
 /// Where a file or a folder is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -147,15 +148,7 @@ impl Place {
     /// The path behind all links, as far as it exists; a key without `.` and `..`.
     pub(crate) fn real(&self) -> PathBuf {
         let Self::Local(path) = self else { return normal(self.as_path()) };
-        // The empty path, such as the folder of `pipeline.toml`, is the current folder.
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        // What does not exist, or is a pattern, has no links.
-        let found = absolute.ancestors().find_map(|part| Some((part, part.canonicalize().ok()?)));
-        found.map_or_else(
-            || normal(&absolute),
-            |(part, real)| normal(&real.join(absolute.strip_prefix(part).unwrap_or(Path::new("")))),
-        )
+        real_path(path)
     }
 
     /// The extension of the name, without its dot.

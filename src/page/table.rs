@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::objects::Objects;
 use crate::predict::Models;
 use crate::query::PREDICTIONS;
-use crate::run;
+use crate::run::{self, readable_place};
 use crate::session::{self, Resources};
 use crate::sink::runs;
 use crate::store::RunRecord;
@@ -34,28 +34,29 @@ pub(super) async fn of_run(
 ) -> Result<Result<Output, String>, Error> {
     let sink = &scoring.sink;
     let location = &sink.location;
+    let shown = readable_place(&location.place);
     let (place, format) = match sink.format {
         // The newest version has the rows of the newest run.
         SinkFormat::Delta if record.output_version.is_none() && !is_newest => {
             return Ok(Err(format!(
-                "It is not recorded which version of {location} this run published, so that there are no rows to show."
+                "It is not recorded which version of {shown} this run published, so that there are no rows to show."
             )));
         }
         SinkFormat::Delta => (location.place.clone(), TableFormat::Delta { version: record.output_version }),
         SinkFormat::Parquet if sink.is_one_file() => {
             if !is_newest {
                 return Ok(Err(format!(
-                    "A later run has replaced {location}, so that there are no rows of this one to show; a Delta table \
+                    "A later run has replaced {shown}, so that there are no rows of this one to show; a Delta table \
                      or a folder of runs keeps them."
                 )));
             }
             let Some(file) = Objects::open(&location.place)?.head().await? else {
-                return Ok(Err(format!("{location} is not there any more, so that there are no rows to show.")));
+                return Ok(Err(format!("{shown} is not there any more, so that there are no rows to show.")));
             };
             // A run that was killed, another pipeline or a person may have written it since.
             if record.output_bytes.is_some_and(|bytes| bytes != file.size) {
                 return Ok(Err(format!(
-                    "{location} is not the file that this run published, so that there are no rows of this run to show."
+                    "{shown} is not the file that this run published, so that there are no rows of this run to show."
                 )));
             }
             (location.place.clone(), TableFormat::Parquet)
@@ -64,7 +65,7 @@ pub(super) async fn of_run(
             let all = runs::all(&Objects::open(&location.place)?.lock_place()).await?;
             let Some(manifest) = all.iter().find(|manifest| manifest.run_id == record.run) else {
                 return Ok(Err(format!(
-                    "The folder of this run is not in {location} any more, so that there are no rows to show."
+                    "The folder of this run is not in {shown} any more, so that there are no rows to show."
                 )));
             };
             // The slash says that it is a folder, as the name has dots in it.
@@ -88,7 +89,7 @@ pub(super) async fn of_run(
             return Ok(Err(format!("The table of this run cannot be read any more: {errors}")));
         }
     };
-    let origin = format!("the rows of {location}");
+    let origin = format!("the rows of {shown}");
     let failed = |e: DataFusionError| Error::sql(&origin, &e, Some(&context));
     let frame = context.table(PREDICTIONS).await.map_err(failed)?;
     let schema = Arc::new(frame.schema().as_arrow().clone());

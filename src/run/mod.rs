@@ -30,7 +30,7 @@ use datafusion::prelude::SessionContext;
 use crate::cluster::{Address, built_without};
 use crate::config::{self, ModelSettings, Pipeline, Place, Query, RunSettings, Table};
 use crate::error::Error;
-use crate::files;
+use crate::files::{self, readable};
 use crate::predict::Models;
 use crate::progress::Style;
 use crate::report::RunReport;
@@ -269,19 +269,8 @@ fn missing_model(model: &ModelSettings) -> Option<Error> {
     Some(Error::NotPromoted { model: readable(path), candidate: readable(&candidate), reason })
 }
 
-/// The path as a person at this folder would write it.
-fn readable(path: &Path) -> PathBuf {
-    let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let here = std::env::current_dir().and_then(|here| here.canonicalize());
-    match here.ok().and_then(|here| canonical.strip_prefix(here).ok()) {
-        Some(relative) if relative.as_os_str().is_empty() => PathBuf::from("."),
-        Some(relative) => relative.to_owned(),
-        None => canonical,
-    }
-}
-
 /// A place as a person at this folder would write it.
-fn readable_place(place: &Place) -> String {
+pub(crate) fn readable_place(place: &Place) -> String {
     place.local().map_or_else(|| place.to_string(), |path| readable(path).display().to_string())
 }
 

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::super::places::{BESIDE, REJECTED, SINK, STATE, STORE, TEMPORARY, Target, targets};
 use super::super::{Stage, query_text, readable};
 use crate::config::{self, Pipeline, Place, SinkFormat, SinkMode, Start, Validation, model_place};
+use crate::files::real_path;
 use crate::objects::{Objects, model_cache};
 use crate::predict::named_models;
 
@@ -105,7 +106,7 @@ impl Writes {
         self.cached.push(model.clone());
         // Where no folder can be told, fetching the model fails and says so.
         if let Ok(Some(folder)) = model_cache(model) {
-            let place = shown(&Place::Local(folder.clone()).real());
+            let place = shown(&real_path(&folder));
             match self.all.iter_mut().find(|write| write.what == CACHE && write.place == place) {
                 Some(write) => write.change = format!("{}, a copy of {model}, once", write.change),
                 None => self.add(CACHE, &Place::Local(folder), format!("a copy of {model}, once"), false),
@@ -114,7 +115,7 @@ impl Writes {
     }
 
     fn add(&mut self, what: &'static str, place: &Place, change: String, temporary: bool) {
-        let local = place.local().map(|_| place.real());
+        let local = place.local().map(real_path);
         let write = Write {
             what,
             place: local.as_ref().map_or_else(|| place.to_string(), |path| shown(path)),

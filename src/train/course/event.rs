@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use super::progress::{Epoch, Score};
+use crate::files::readable;
 
 /// Something that happened.
 #[derive(Debug)]
@@ -117,7 +118,11 @@ impl fmt::Display for Event<'_> {
                 if *rows == 1 { "has" } else { "have" }
             ),
             Self::StateIgnored { folder, problem } => {
-                write!(f, "starting from the beginning: the state in {} is not used: {problem}", folder.display())
+                write!(
+                    f,
+                    "starting from the beginning: the state in {} is not used: {problem}",
+                    readable(folder).display()
+                )
             }
             Self::Resumed { step, total_steps } => write!(f, "resuming after step {step} of {total_steps}"),
             Self::Step { step, total_steps, epoch, epochs, loss, learning_rate, examples_per_second, .. } => write!(
@@ -137,11 +142,11 @@ impl fmt::Display for Event<'_> {
                 }
                 if *improved { f.write_str(" (best so far)") } else { Ok(()) }
             }
-            Self::Saved { step, folder } => write!(f, "saved step {step} in {}", folder.display()),
-            Self::Published { folder } => write!(f, "wrote {}", folder.display()),
+            Self::Saved { step, folder } => write!(f, "saved step {step} in {}", readable(folder).display()),
+            Self::Published { folder } => write!(f, "wrote {}", readable(folder).display()),
             Self::Rejected { candidate, verdict, replaces } => {
                 let stays = if *replaces { "the old model stays" } else { "there is still no model" };
-                write!(f, "{stays}, as {verdict}; the new one is in {}", candidate.display())
+                write!(f, "{stays}, as {verdict}; the new one is in {}", readable(candidate).display())
             }
         }
     }
