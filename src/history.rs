@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};
 use arrow::json::{ArrayWriter, WriterBuilder};
-use chrono::{Local, TimeZone};
+use chrono::{DateTime, Local, TimeZone, Utc};
 use datafusion::prelude::SessionContext;
 
 use crate::config::{Pipeline, Scoring};
@@ -86,8 +86,23 @@ pub async fn drift(pipeline: &Pipeline, run: &RunRecord) -> Result<Option<Drift>
 /// The last run before another one that ended well, among records of which the newest is the first.
 #[must_use]
 pub fn before<'a>(records: &'a [RunRecord], run: &RunRecord) -> Option<&'a RunRecord> {
-    let earlier = records.iter().filter(|record| record.run != run.run && record.started_at < run.started_at);
+    let earlier = records.iter().filter(|record| record.run < run.run);
     earlier.filter(|record| record.outcome == Some(Outcome::Done)).find(|record| record.scores.is_some())
+}
+
+/// Runs that are looked at to find one that ended well: years of nights.
+const MOST_NIGHTS: usize = 1000;
+
+/// When the last run that ended well did; none if none has, or if the pipeline only trains.
+///
+/// # Errors
+/// A store that cannot be read.
+pub async fn last_success(pipeline: &Pipeline) -> Result<Option<DateTime<Utc>>, Error> {
+    if pipeline.scoring.is_none() {
+        return Ok(None);
+    }
+    let records = records(pipeline, MOST_NIGHTS).await?;
+    Ok(records.iter().find(|record| record.outcome == Some(Outcome::Done)).and_then(|record| record.ended_at))
 }
 
 /// The records of a pipeline's runs, the newest first.

@@ -12,8 +12,10 @@ use chrono::{DateTime, Utc};
 
 use crate::frequent::most_frequent;
 use crate::histogram::Drift;
-use crate::store::RunRecord;
+use crate::store::{EarlierStages, Outcome, RunRecord};
 
+/// The name of whether the run ended well.
+const SUCCESS: &str = "couplet_run_success";
 /// The name of the time of the last run that ended well.
 const LAST_SUCCESS: &str = "couplet_run_last_success_timestamp_seconds";
 
@@ -33,39 +35,55 @@ pub struct Facts {
     pub ended_at: Option<DateTime<Utc>>,
     /// How long it took, all stages.
     pub seconds: Option<f64>,
-    /// When the last run that ended well did, as seconds since 1970.
+    /// When the last run before this one that ended well did, as seconds since 1970.
     pub last_success: Option<f64>,
-    /// How long the stages before the scoring took.
-    pub stages: Vec<(&'static str, f64)>,
+    /// The stages before the scoring.
+    pub earlier: EarlierStages,
     /// What was recorded of the scoring.
     pub record: Option<RunRecord>,
     /// How far the scores are from those of the run before.
     pub drift: Option<Drift>,
 }
 
+impl Facts {
+    /// What a record says of its run.
+    #[must_use]
+    pub fn of(record: RunRecord) -> Self {
+        Self {
+            pipeline: record.pipeline.clone(),
+            success: record.outcome == Some(Outcome::Done),
+            started_at: record.started_at,
+            ended_at: record.ended_at,
+            seconds: record.seconds,
+            earlier: record.earlier.clone(),
+            record: Some(record),
+            ..Self::default()
+        }
+    }
+}
+
+/// A time as Prometheus has it.
+#[must_use]
+pub fn timestamp(time: DateTime<Utc>) -> f64 {
+    time.timestamp_micros() as f64 / 1e6
+}
+
 /// The text of the file.
 #[must_use]
 pub fn text(facts: &Facts) -> String {
     let mut text = Text { text: String::new(), pipeline: label_value(&facts.pipeline) };
-    let seconds = |time: Option<DateTime<Utc>>| time.map(|time| time.timestamp_micros() as f64 / 1e6);
-    text.one("couplet_run_success", "Whether the run ended well: 1, or 0.", Some(u8::from(facts.success).into()));
-    text.one("couplet_run_start_timestamp_seconds", "When the run began.", seconds(facts.started_at));
-    text.one("couplet_run_end_timestamp_seconds", "When the run ended.", seconds(facts.ended_at));
-    let last = if facts.success { seconds(facts.ended_at) } else { facts.last_success };
+    text.one(SUCCESS, "Whether the run ended well: 1, or 0.", Some(u8::from(facts.success).into()));
+    text.one("couplet_run_start_timestamp_seconds", "When the run began.", facts.started_at.map(timestamp));
+    text.one("couplet_run_end_timestamp_seconds", "When the run ended.", facts.ended_at.map(timestamp));
+    let last = if facts.success { facts.ended_at.map(timestamp) } else { facts.last_success };
     text.one(LAST_SUCCESS, "When the last run that ended well did.", last);
     text.one("couplet_run_duration_seconds", "How long the run took.", facts.seconds);
-    let record = facts.record.as_ref();
-    let of = |value: fn(&RunRecord) -> Option<f64>| record.and_then(value);
-    let parts = [
-        ("prepare", of(|r| r.prepare_seconds)),
-        ("read", of(|r| r.read_seconds)),
-        ("score", of(|r| r.scoring_seconds)),
-        ("publish", of(|r| r.publish_seconds)),
-    ];
-    let parts = parts.into_iter().filter_map(|(stage, seconds)| Some((stage, seconds?)));
-    let stages = facts.stages.iter().copied().chain(parts).map(|(stage, seconds)| (stage.to_owned(), seconds));
+    let stages = facts.record.as_ref().map_or_else(|| facts.earlier.seconds(), RunRecord::stages);
+    let stages = stages.into_iter().map(|(stage, seconds)| (stage.to_owned(), seconds));
     text.many("couplet_run_stage_duration_seconds", "How long each stage took.", "stage", stages);
-    let Some(record) = record else { return text.text };
+    let promoted = facts.earlier.promoted.map(|promoted| f64::from(u8::from(promoted)));
+    text.one("couplet_run_promoted", "Whether the fine-tuned model is in its place: 1, or 0 as refused.", promoted);
+    let Some(record) = facts.record.as_ref() else { return text.text };
     text.one("couplet_run_read_rows", "Rows of the source.", count(record.rows_read));
     let outcomes = [
         ("scored", record.rows_scored),
@@ -104,6 +122,25 @@ pub fn text(facts: &Facts) -> String {
     text.one("couplet_run_score_ks_ratio", ks, facts.drift.map(|drift| drift.ks));
     text.info(record);
     text.text
+}
+
+/// The name of the pipeline that an earlier file is about.
+#[must_use]
+pub fn pipeline_of(text: &str) -> Option<String> {
+    let start = format!("{SUCCESS}{{pipeline=\"");
+    let value = text.lines().find_map(|line| line.strip_prefix(&start)?.rsplit_once("\"} "))?.0;
+    let mut name = String::new();
+    let mut letters = value.chars();
+    while let Some(letter) = letters.next() {
+        name.push(match letter {
+            '\\' => match letters.next()? {
+                'n' => '\n',
+                escaped => escaped,
+            },
+            letter => letter,
+        });
+    }
+    Some(name)
 }
 
 /// The time of the last run that ended well, in the text of an earlier file of the same pipeline.
@@ -215,6 +252,12 @@ mod tests {
         assert!(failed.contains("couplet_run_success{pipeline=\"a\\\"b\"} 0") && !failed.contains("rows"), "{failed}");
         assert_eq!(last_success(&failed, "a\"b"), Some(107.5));
         assert_eq!(last_success(&failed, "other"), None);
+        assert_eq!(pipeline_of(&failed).as_deref(), Some("a\"b"));
+        for pipeline in ["plain", "back\\slash", "two\nlines\\n"] {
+            let facts = Facts { pipeline: pipeline.into(), ..Facts::default() };
+            assert_eq!(pipeline_of(&text(&facts)).as_deref(), Some(pipeline));
+        }
+        assert_eq!(pipeline_of("something else\n"), None);
     }
 
     /// What `promtool check metrics` refuses, of names and series.
@@ -228,7 +271,12 @@ mod tests {
             started_at: Some(Utc::now()),
             ended_at: Some(Utc::now()),
             seconds: Some(1.0),
-            stages: vec![("finetune", 1.0), ("evaluate", f64::NAN)],
+            earlier: EarlierStages {
+                finetune: Some(1.0),
+                evaluate: Some(f64::NAN),
+                promoted: Some(true),
+                ..EarlierStages::default()
+            },
             drift: Some(Drift { psi: 0.1, ks: 0.2, ks_by_chance: 0.3 }),
             record: Some(RunRecord {
                 rows_read: counted,
@@ -257,8 +305,10 @@ mod tests {
                 None => series.push(line.rsplit_once(' ').unwrap().0),
             }
         }
-        let units =
-            ["success", "seconds", "rows", "tokens", "bytes", "second", "labels", "psi", "ratio", "mean", "info"];
+        let units = [
+            "success", "promoted", "seconds", "rows", "tokens", "bytes", "second", "labels", "psi", "ratio", "mean",
+            "info",
+        ];
         for name in &names {
             assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
             assert!(units.contains(&name.rsplit('_').next().unwrap()), "{name} does not end with a unit");

@@ -11,9 +11,8 @@ use crate::error::Error;
 use crate::history;
 use crate::page;
 use crate::progress::size;
-use crate::prometheus::{self, Facts};
+use crate::prometheus::{self, Facts, timestamp};
 use crate::sink::AtomicFile;
-use crate::store::{Outcome, RunRecord};
 
 /// How the report is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -91,22 +90,11 @@ fn of_extension(path: &Path) -> Result<Format, Error> {
     }
 }
 
-/// The metrics of a run, as `couplet run --metrics` would have written them, but for the stages before the scoring.
+/// The metrics of a run, as `couplet run --metrics` wrote them.
 async fn metrics(pipeline: &Pipeline, run: Option<&str>) -> Result<String, Error> {
     let (record, all) = page::run_of(pipeline, run).await?;
-    let last_success = all.iter().find(|record| record.outcome == Some(Outcome::Done));
-    let seconds = |record: &RunRecord| Some(record.ended_at?.timestamp_micros() as f64 / 1e6);
     let drift =
         history::before(&all, &record).and_then(|before| record.scores.as_ref()?.drift_from(before.scores.as_ref()?));
-    Ok(prometheus::text(&Facts {
-        pipeline: pipeline.name.clone(),
-        success: record.outcome == Some(Outcome::Done),
-        started_at: record.started_at,
-        ended_at: record.ended_at,
-        seconds: record.seconds,
-        last_success: last_success.and_then(seconds),
-        stages: Vec::new(),
-        drift,
-        record: Some(record),
-    }))
+    let last_success = history::last_success(pipeline).await?.map(timestamp);
+    Ok(prometheus::text(&Facts { last_success, drift, ..Facts::of(record) }))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::Utc;
 use clap::Args;
@@ -15,12 +15,11 @@ use crate::config::{self, Pipeline};
 use crate::error::Error;
 use crate::history;
 use crate::logging::Messages;
-use crate::prometheus::{self, Facts};
+use crate::prometheus::{self, Facts, timestamp};
 use crate::report::{Predicted, RunReport};
 use crate::run::plan::Forecast;
-use crate::run::{self, Remembering};
+use crate::run::{self, Remembering, WholeRun};
 use crate::sink::AtomicFile;
-use crate::store::RunRecord;
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
@@ -57,16 +56,14 @@ pub(super) struct Run {
 impl Run {
     pub(super) async fn execute(self, messages: Messages, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let variables = self.variables.to_map()?;
-        let mut facts = Facts { started_at: Some(Utc::now()), ..Facts::default() };
-        let began = Instant::now();
+        let mut whole = WholeRun::begin();
         let pipeline = read_pipeline(&self.pipeline, &variables);
         let done = match &pipeline {
-            Ok(pipeline) => self.run(pipeline, &variables, messages, stop, &mut facts.record).await.map_err(Some),
+            Ok(pipeline) => self.run(pipeline, &variables, messages, stop, &mut whole).await.map_err(Some),
             Err(_) => Err(None),
         };
         if let Some(path) = &self.metrics {
-            facts.seconds = Some(began.elapsed().as_secs_f64());
-            write_metrics(path, &self.pipeline, facts, pipeline.as_ref().ok(), done.as_ref().ok()).await;
+            write_metrics(path, &self.pipeline, pipeline.as_ref().ok(), whole, done.is_ok()).await;
         }
         let pipeline = pipeline?;
         match done {
@@ -83,7 +80,7 @@ impl Run {
         variables: &BTreeMap<String, String>,
         messages: Messages,
         stop: impl Future<Output = ()>,
-        recorded: &mut Option<RunRecord>,
+        whole: &mut WholeRun,
     ) -> Result<RunReport, Error> {
         let plan = self.plan.as_deref().map(|path| predicted(path, pipeline)).transpose()?;
         let remembering = Remembering {
@@ -93,37 +90,34 @@ impl Run {
             plan,
             cluster: self.cluster.clone(),
         };
-        run::run_recorded(pipeline, variables, &self.only, remembering, messages.style(), stop, recorded).await
+        run::run_recorded(pipeline, variables, &self.only, remembering, messages.style(), stop, whole).await
     }
 }
 
 /// Writes the file for Prometheus. What fails here is said, and changes nothing about how the run ended.
-async fn write_metrics(
-    path: &Path,
-    pipeline_file: &Path,
-    mut facts: Facts,
-    pipeline: Option<&Pipeline>,
-    report: Option<&RunReport>,
-) {
-    // A file that cannot be read as a pipeline has no other name.
-    let stem = || pipeline_file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    facts.pipeline = pipeline.map_or_else(stem, |pipeline| pipeline.name.clone());
-    facts.success = report.is_some();
-    facts.ended_at = Some(Utc::now());
-    if let Some(report) = report {
-        let trained = [("pretrain", &report.pretrain), ("finetune", &report.finetune)];
-        let trained = trained.into_iter().filter_map(|(name, stage)| Some((name, stage.as_ref()?.elapsed)));
-        let evaluated = report.evaluate.iter().map(|stage| ("evaluate", stage.elapsed));
-        facts.stages = trained.chain(evaluated).map(|(name, took)| (name, took.as_secs_f64())).collect();
-    }
-    if let (Some(pipeline), Some(record)) = (pipeline, &facts.record) {
-        match history::drift(pipeline, record).await {
-            Ok(drift) => facts.drift = drift,
-            Err(error) => tracing::warn!("--metrics: the run before is not known: {error}"),
-        }
-    }
+async fn write_metrics(path: &Path, pipeline_file: &Path, pipeline: Option<&Pipeline>, whole: WholeRun, success: bool) {
     let before = std::fs::read_to_string(path).unwrap_or_default();
+    let seconds = Some(whole.seconds());
+    let mut facts = match whole.record {
+        Some(record) => Facts::of(record),
+        None => Facts {
+            started_at: Some(whole.started_at),
+            ended_at: Some(Utc::now()),
+            seconds,
+            earlier: whole.earlier,
+            ..Facts::default()
+        },
+    };
+    facts.success = success;
+    // A file that cannot be read as a pipeline has the name that it had when it could.
+    let stem = || pipeline_file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let unread = || prometheus::pipeline_of(&before).unwrap_or_else(stem);
+    facts.pipeline = pipeline.map_or_else(unread, |pipeline| pipeline.name.clone());
     facts.last_success = prometheus::last_success(&before, &facts.pipeline);
+    if let Some(pipeline) = pipeline {
+        let known = ask_the_store(pipeline, &mut facts).await;
+        known.unwrap_or_else(|error| tracing::warn!("--metrics: the runs before are not known: {error}"));
+    }
     let written = AtomicFile::create(path).and_then(|mut file| {
         file.write_all(prometheus::text(&facts).as_bytes())?;
         file.publish()
@@ -131,6 +125,18 @@ async fn write_metrics(
     if let Err(error) = written {
         tracing::warn!("--metrics {}: cannot be written: {error}", path.display());
     }
+}
+
+/// Adds what only the runs before can say.
+async fn ask_the_store(pipeline: &Pipeline, facts: &mut Facts) -> Result<(), Error> {
+    // A file that is new, or was another pipeline's, does not know.
+    if !facts.success && facts.last_success.is_none() {
+        facts.last_success = history::last_success(pipeline).await?.map(timestamp);
+    }
+    if let Some(record) = &facts.record {
+        facts.drift = history::drift(pipeline, record).await?;
+    }
+    Ok(())
 }
 
 /// What a plan said of the run.

@@ -20,6 +20,7 @@ mod rows;
 mod score;
 mod sinks;
 mod spool;
+mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -36,12 +37,12 @@ use crate::progress::Style;
 use crate::report::RunReport;
 use crate::scorer::{Pool, Precision, PrecisionSetting, ScorerOptions};
 use crate::session::Resources;
-use crate::store::RunRecord;
 use crate::tables;
 use crate::train::finetune;
 
 pub use score::Remembering;
 pub(crate) use sinks::rejected_beside;
+pub use whole::WholeRun;
 
 /// A part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -69,10 +70,10 @@ pub async fn run(
     style: Style,
     stop: impl Future<Output = ()>,
 ) -> Result<RunReport, Error> {
-    run_recorded(pipeline, variables, only, remembering, style, stop, &mut None).await
+    run_recorded(pipeline, variables, only, remembering, style, stop, &mut WholeRun::begin()).await
 }
 
-/// The same; `recorded` becomes what was recorded of the scoring, also of one that failed, if it came to that.
+/// The same; `whole` is told how far the run comes, and what was recorded of it, also if it fails.
 ///
 /// # Errors
 /// As [`run`].
@@ -84,7 +85,7 @@ pub async fn run_recorded(
     remembering: Remembering,
     style: Style,
     stop: impl Future<Output = ()>,
-    recorded: &mut Option<RunRecord>,
+    whole: &mut WholeRun,
 ) -> Result<RunReport, Error> {
     check_variables(pipeline, variables)?;
     check_stages(pipeline, only)?;
@@ -101,16 +102,22 @@ pub async fn run_recorded(
     let training = learn::Training { pipeline, variables, style };
     let mut report = RunReport { pipeline: pipeline.name.clone(), ..RunReport::default() };
     if let Some(stage) = pretrain {
-        report.pretrain = Some(training.pretrain(stage, &mut stop).await?);
+        let done = training.pretrain(stage, &mut stop).await?;
+        whole.earlier.pretrain = Some(done.elapsed.as_secs_f64());
+        report.pretrain = Some(done);
     }
     if let Some(stage) = finetune {
-        report.finetune = Some(training.finetune(stage, &mut stop).await?);
+        let done = training.finetune(stage, &mut stop).await?;
+        whole.finetuned(&done);
+        report.finetune = Some(done);
     }
     if let Some(stage) = evaluate {
-        report.evaluate = Some(evaluate::evaluate(pipeline, stage, variables, style, &mut stop).await?);
+        let done = evaluate::evaluate(pipeline, stage, variables, style, &mut stop).await?;
+        whole.earlier.evaluate = Some(done.elapsed.as_secs_f64());
+        report.evaluate = Some(done);
     }
     if let Some(scoring) = pipeline.scoring.as_ref().filter(|_| wanted(Stage::Score)) {
-        let scored = Box::pin(score::score(pipeline, scoring, variables, remembering, style, &mut stop, recorded));
+        let scored = Box::pin(score::score(pipeline, scoring, variables, remembering, style, &mut stop, whole));
         report.score = Some(scored.await?);
     }
     Ok(report)

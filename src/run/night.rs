@@ -1,11 +1,12 @@
 //! What surrounds the work of a run: its id, the lock of its store, and its record.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use super::WholeRun;
 use crate::confidential::without_credentials;
 use crate::config::Pipeline;
 use crate::error::Error;
@@ -20,8 +21,6 @@ pub(super) struct Night {
     run: String,
     pipeline: String,
     pipeline_hash: Option<String>,
-    began: Instant,
-    started_at: DateTime<Utc>,
     held: Held,
     runs: Runs,
     left_behind: Vec<String>,
@@ -72,16 +71,7 @@ impl Night {
             let digest = Sha256::digest(&text);
             digest.iter().take(8).fold(String::new(), |hash, byte| format!("{hash}{byte:02x}"))
         });
-        Ok(Self {
-            run,
-            pipeline: pipeline.name.clone(),
-            pipeline_hash,
-            began: Instant::now(),
-            started_at: Utc::now(),
-            held,
-            runs,
-            left_behind,
-        })
+        Ok(Self { run, pipeline: pipeline.name.clone(), pipeline_hash, held, runs, left_behind })
     }
 
     /// The runs of this pipeline since the last one that ended well: each may have published its rows all the same.
@@ -102,12 +92,13 @@ impl Night {
     }
 
     /// The record, as far as it is known at the start.
-    pub(super) fn record(&self) -> RunRecord {
+    pub(super) fn record(&self, whole: &WholeRun) -> RunRecord {
         RunRecord {
             run: self.run.clone(),
             pipeline: self.pipeline.clone(),
             pipeline_hash: self.pipeline_hash.clone(),
-            started_at: Some(self.started_at),
+            started_at: Some(whole.started_at),
+            earlier: whole.earlier.clone(),
             host: Some(lock::host()),
             couplet_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             ..RunRecord::default()
@@ -129,9 +120,9 @@ impl Night {
 
     /// Records how the run ended, and releases the lock; returns the record. What fails here is said and changes nothing
     /// any more.
-    pub(super) async fn end(self, mut record: RunRecord, error: Option<&Error>) -> RunRecord {
+    pub(super) async fn end(self, mut record: RunRecord, whole: &WholeRun, error: Option<&Error>) -> RunRecord {
         record.ended_at = Some(Utc::now());
-        record.seconds = Some(self.began.elapsed().as_secs_f64());
+        record.seconds = Some(whole.seconds());
         record.outcome = Some(match error {
             None => Outcome::Done,
             Some(Error::Interrupted { .. }) => Outcome::Interrupted,

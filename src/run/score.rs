@@ -29,8 +29,8 @@ use super::rejected;
 use super::sinks::{self, Sink};
 use super::spool::Spool;
 use super::{
-    NOTHING_WRITTEN, blame, folder_of, missing_model, model_name, models_of, places, pool, query_text, readable_place,
-    resources,
+    NOTHING_WRITTEN, WholeRun, blame, folder_of, missing_model, model_name, models_of, places, pool, query_text,
+    readable_place, resources,
 };
 use crate::cluster::Address;
 use crate::config::{Pipeline, Scoring};
@@ -77,7 +77,7 @@ pub struct Remembering {
 }
 
 /// Scores the source into the sink until it is done or `stop` is; a stage that does not end well leaves the sink as it was.
-/// `recorded` is what was recorded of the run, also of one that failed.
+/// `whole` gets what was recorded of the run, also of one that failed.
 #[tracing::instrument(skip_all)]
 pub(super) async fn score(
     pipeline: &Pipeline,
@@ -86,7 +86,7 @@ pub(super) async fn score(
     remembering: Remembering,
     style: Style,
     stop: &mut (impl Future<Output = ()> + Unpin),
-    recorded: &mut Option<RunRecord>,
+    whole: &mut WholeRun,
 ) -> Result<Report, Error> {
     let store = Objects::open(&scoring.score.store.place)?;
     let begun = tokio::select! {
@@ -96,9 +96,9 @@ pub(super) async fn score(
     };
     let store = store.clone().noting(&store);
     let run = Run { pipeline, scoring, variables, remembering, style, store, night: &begun };
-    let mut record = begun.record();
+    let mut record = begun.record(whole);
     let outcome = run.all(&mut record, stop).await;
-    *recorded = Some(begun.end(record, outcome.as_ref().err()).await);
+    whole.record = Some(begun.end(record, whole, outcome.as_ref().err()).await);
     outcome
 }
 

@@ -13,8 +13,10 @@ mod functions;
 mod record;
 mod runs;
 mod scores;
+mod stages;
 
 pub use functions::{text_error, text_key};
 pub use record::{Outcome, RunRecord, SourceFile};
 pub use runs::Runs;
 pub use scores::{Garbage, ScoreStore, collect_garbage, model_class};
+pub use stages::EarlierStages;

@@ -3,8 +3,8 @@
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, Float64Array, Int64Array, Int64Builder, ListBuilder, RecordBatch, StringArray,
-    StringBuilder, TimestampMicrosecondArray,
+    Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, Int64Builder, ListBuilder, RecordBatch,
+    StringArray, StringBuilder, TimestampMicrosecondArray,
 };
 use arrow::datatypes::{
     DataType, Field, FieldRef, Float64Type, Int64Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType,
@@ -13,6 +13,7 @@ use arrow::error::ArrowError;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
+use super::stages::{EarlierStages, ended};
 use crate::histogram::Histogram;
 
 pub(super) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
@@ -59,6 +60,10 @@ pub(super) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         ("score_width", DataType::Float64),
         ("score_counts", list_of(DataType::Int64)),
         ("executors", DataType::Utf8),
+        ("pretrain_seconds", DataType::Float64),
+        ("finetune_seconds", DataType::Float64),
+        ("evaluate_seconds", DataType::Float64),
+        ("promoted", DataType::Boolean),
     ];
     Arc::new(Schema::new(fields.map(|(name, data_type)| Field::new(name, data_type, true)).to_vec()))
 });
@@ -142,7 +147,7 @@ pub struct RunRecord {
     pub pipeline: String,
     /// A hash of the pipeline file's text.
     pub pipeline_hash: Option<String>,
-    /// When it began; by the clock of its machine.
+    /// When it began, with its first stage; by the clock of its machine.
     pub started_at: Option<DateTime<Utc>>,
     /// When it ended.
     pub ended_at: Option<DateTime<Utc>>,
@@ -150,8 +155,10 @@ pub struct RunRecord {
     pub outcome: Option<Outcome>,
     /// The error, if there was one.
     pub message: Option<String>,
-    /// How long it took, by a clock that never goes back.
+    /// How long all its stages took, by a clock that never goes back.
     pub seconds: Option<f64>,
+    /// The stages before the scoring.
+    pub earlier: EarlierStages,
     /// How long it took to open tables, model, store and sink.
     pub prepare_seconds: Option<f64>,
     /// How long it took to read the source and to look up its texts.
@@ -213,6 +220,18 @@ pub struct RunRecord {
 }
 
 impl RunRecord {
+    /// The stages and the parts of the scoring with their seconds, in their order.
+    #[must_use]
+    pub fn stages(&self) -> Vec<(&'static str, f64)> {
+        let parts = ended([
+            ("prepare", self.prepare_seconds),
+            ("read", self.read_seconds),
+            ("score", self.scoring_seconds),
+            ("publish", self.publish_seconds),
+        ]);
+        self.earlier.seconds().into_iter().chain(parts).collect()
+    }
+
     /// Texts a second, from the first window to the last; none where nothing was scored.
     #[must_use]
     pub fn rows_per_second(&self) -> Option<f64> {
@@ -305,6 +324,10 @@ impl RunRecord {
             number(scores.map(|scores| scores.width)),
             counts(scores.map(|scores| scores.counts.clone())),
             text(self.executors.as_ref().map(Value::to_string).as_deref()),
+            number(self.earlier.pretrain),
+            number(self.earlier.finetune),
+            number(self.earlier.evaluate),
+            Arc::new(BooleanArray::from(vec![self.earlier.promoted])),
         ];
         RecordBatch::try_new(Arc::clone(&SCHEMA), columns)
     }
@@ -354,6 +377,12 @@ impl RunRecord {
             outcome: text("outcome").and_then(|word| Outcome::ALL.into_iter().find(|outcome| outcome.as_str() == word)),
             message: text("message"),
             seconds: number("seconds"),
+            earlier: EarlierStages {
+                pretrain: number("pretrain_seconds"),
+                finetune: number("finetune_seconds"),
+                evaluate: number("evaluate_seconds"),
+                promoted: column("promoted").map(|column| column.as_boolean().value(row)),
+            },
             prepare_seconds: number("prepare_seconds"),
             read_seconds: number("read_seconds"),
             scoring_seconds: number("scoring_seconds"),
@@ -408,6 +437,7 @@ mod tests {
             outcome: Some(Outcome::Done),
             started_at: DateTime::from_timestamp(1_800_000_000, 0),
             seconds: Some(1.5),
+            earlier: EarlierStages { finetune: Some(0.5), promoted: Some(false), ..EarlierStages::default() },
             rows_rejected: Some(2),
             rejected: vec![("NULL text".into(), 2)],
             windows: Some(json!({ "count": 1 })),

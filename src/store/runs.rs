@@ -75,7 +75,7 @@ impl Runs {
         }
     }
 
-    /// The runs of a pipeline, the newest first, as columns of [`RunRecord`]'s names.
+    /// The runs of a pipeline, the one that began to score last first, as columns of [`RunRecord`]'s names.
     ///
     /// # Errors
     /// A place that cannot be read.
@@ -87,7 +87,9 @@ impl Runs {
             context
                 .read_table(provider)?
                 .filter(col("pipeline").eq(datafusion::logical_expr::lit(pipeline)))?
-                .sort(vec![col("started_at").sort(false, true)])?
+                // An id begins with the time at which the run took the lock. One that trained before that may have begun
+                // before another one that it followed.
+                .sort(vec![col("run").sort(false, true)])?
                 .limit(0, Some(limit))?
                 .collect()
                 .await
