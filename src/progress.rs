@@ -114,7 +114,8 @@ impl TrainingProgress {
                     tracing::info!("{event}");
                 }
             }
-            (Event::Saved { .. }, _) => tracing::debug!("{event}"),
+            // The run warns of a refused model itself, however little it is to say.
+            (Event::Saved { .. } | Event::Rejected { .. }, _) => tracing::debug!("{event}"),
             (_, Some(bar)) => bar.suspend(|| tracing::info!("{event}")),
             (_, None) => tracing::info!("{event}"),
         }

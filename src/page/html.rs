@@ -15,7 +15,7 @@ use crate::frequent::most_frequent;
 use crate::model::Problem;
 use crate::progress::{grouped, size, spoken};
 use agreement::agreement;
-use documents::{evaluated, trained};
+use documents::{evaluated, refused, trained};
 
 const STYLE: &str = include_str!("style.css");
 /// No scripts, no network, whatever a text contains.
@@ -49,6 +49,7 @@ pub fn html(page: &Page) -> String {
                     (drift(page))
                     (speed(page))
                     @for training in &page.trainings { (trained(training)) }
+                    @if let Some(model) = &page.refused { (refused(model)) }
                     @if let Some(evaluation) = &page.evaluation { (evaluated(evaluation)) }
                     @if let Some(run) = &page.run { (facts(run)) }
                     @if !page.notes.is_empty() {
@@ -138,14 +139,16 @@ fn scores(page: &Page) -> Markup {
                     (figures(chart))
                     @if all > 0 {
                         div {
-                            table {
-                                tr { th { "label" } th.n { "rows" } th.n { "share" } th {} }
-                                @for (label, n) in most_frequent(&run.labels, MOST_LISTED, |(_, n)| *n).into_iter().map(|i| &run.labels[i]) {
-                                    tr {
-                                        td.short dir="auto" { (label) }
-                                        td.n { (grouped(*n)) }
-                                        td.n { (percent(share(*n))) }
-                                        td { span.bar style=(format!("width: {:.1}em", 8.0 * share(*n))) {} }
+                            div.scroll {
+                                table {
+                                    tr { th { "label" } th.n { "rows" } th.n { "share" } th {} }
+                                    @for (label, n) in most_frequent(&run.labels, MOST_LISTED, |(_, n)| *n).into_iter().map(|i| &run.labels[i]) {
+                                        tr {
+                                            td.label dir="auto" { (label) }
+                                            td.n { (grouped(*n)) }
+                                            td.n { (percent(share(*n))) }
+                                            td { span.bar style=(format!("width: {:.1}em", 8.0 * share(*n))) {} }
+                                        }
                                     }
                                 }
                             }
@@ -319,6 +322,7 @@ fn facts(run: &Run) -> Markup {
                 (fact("model", run.model_uri.clone()))
                 (fact("fingerprint", run.model.clone()))
                 (fact("task", run.task.clone()))
+                (fact("fine-tuned model", run.promoted.map(|it_is| if it_is { "in its place" } else { "not promoted" }.into())))
                 (fact("precision", run.precision.clone()))
                 (fact("max. length", run.max_length.map(|n| format!("{n} tokens"))))
                 (fact("output", run.output.as_ref().map(|output| format!("{output}{version}{bytes_written}"))))

@@ -12,6 +12,7 @@
 //! page forbids itself scripts and the network.
 
 mod charts;
+mod documents;
 mod gold;
 mod html;
 mod judged;
@@ -20,7 +21,6 @@ mod sets;
 mod table;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
@@ -34,6 +34,7 @@ use crate::history;
 use crate::sql_error::nearest;
 use crate::store::{Outcome, RunRecord};
 
+pub use documents::{Document, Refused};
 pub use html::html;
 pub use judged::{ByRange, Judged, LabelScores, Reliability};
 pub use samples::Rows;
@@ -64,19 +65,12 @@ pub struct Page {
     pub samples: Vec<Rows>,
     /// How models were trained: what their `training.json` says.
     pub trainings: Vec<Document>,
+    /// The newest model that `promote_if` refused its place, and how it was trained.
+    pub refused: Option<Refused>,
     /// How a model was measured: what `evaluation.json` says.
     pub evaluation: Option<Document>,
     /// What the page does not show, and why.
     pub notes: Vec<String>,
-}
-
-/// A JSON document in a folder.
-#[derive(Debug, Serialize)]
-pub struct Document {
-    /// The file, as the pipeline names its folder.
-    pub path: String,
-    /// What it says.
-    pub document: Value,
 }
 
 /// What a run did.
@@ -89,8 +83,10 @@ pub struct Run {
     pub started_at: Option<String>,
     pub ended_at: Option<String>,
     pub seconds: Option<f64>,
-    /// Seconds of the parts: prepare, read, score, publish.
+    /// Seconds of the stages, the scoring in its parts: pretrain, finetune, evaluate; prepare, read, score, publish.
     pub stages: Vec<(&'static str, f64)>,
+    /// Whether the model that the run fine-tuned is in its place.
+    pub promoted: Option<bool>,
     pub host: Option<String>,
     pub couplet_version: Option<String>,
     pub rows_read: Option<u64>,
@@ -174,17 +170,15 @@ pub async fn collect(pipeline: &Pipeline, run: Option<&str>) -> Result<Page, Err
         judged: None,
         samples: Vec::new(),
         trainings: Vec::new(),
+        refused: None,
         evaluation: None,
         notes: Vec::new(),
     };
-    let pretrain = pipeline.pretrain.iter().map(|stage| &stage.learning.output);
-    let finetune = pipeline.finetune.iter().map(|stage| &stage.learning.output);
-    for folder in pretrain.chain(finetune) {
-        page.trainings.extend(document(&folder.path, &folder.written, "training.json"));
-    }
-    if let Some(stage) = &pipeline.evaluate {
-        page.evaluation = document(&stage.output.path, &stage.output.written, "evaluation.json");
-    }
+    let pretrain = pipeline.pretrain.as_ref().map(|stage| &stage.learning.output.path);
+    let finetune = pipeline.finetune.as_ref().map(|stage| &stage.learning.output.path);
+    page.trainings.extend(pretrain.into_iter().chain(finetune).filter_map(|folder| Document::training(folder)));
+    page.refused = finetune.and_then(|folder| Refused::beside(folder));
+    page.evaluation = pipeline.evaluate.as_ref().and_then(|stage| Document::evaluation(&stage.output.path));
     let records = match &pipeline.scoring {
         Some(_) => history::records(pipeline, looked_at(run)).await?,
         None => Vec::new(),
@@ -193,8 +187,8 @@ pub async fn collect(pipeline: &Pipeline, run: Option<&str>) -> Result<Page, Err
         Some((scoring, place)) => {
             page.of_run(pipeline, scoring, &records, place).await?;
         }
-        None if page.trainings.is_empty() && page.evaluation.is_none() => {
-            return Err(nothing(pipeline));
+        None if page.trainings.is_empty() && page.refused.is_none() && page.evaluation.is_none() => {
+            return Err(nothing(pipeline, ", and no stage has left a model or an evaluation"));
         }
         None => page.notes.push("The pipeline has not scored yet, or has nothing to score.".into()),
     }
@@ -209,7 +203,7 @@ pub async fn run_of(pipeline: &Pipeline, run: Option<&str>) -> Result<(RunRecord
     let records = history::records(pipeline, looked_at(run)).await?;
     match chosen(&records, run)? {
         Some(place) => Ok((records[place].clone(), records)),
-        None => Err(nothing(pipeline)),
+        None => Err(nothing(pipeline, "")),
     }
 }
 
@@ -218,9 +212,9 @@ fn looked_at(run: Option<&str>) -> usize {
     if run.is_some() { ALL_RUNS } else { RUNS }
 }
 
-fn nothing(pipeline: &Pipeline) -> Error {
+fn nothing(pipeline: &Pipeline, besides: &str) -> Error {
     Error::Usage(format!(
-        "{}: there is nothing to report yet; run the pipeline first: couplet run {0}",
+        "{}: there is nothing to report: no run of this pipeline is recorded{besides}; run it first: couplet run {0}",
         pipeline.path.display()
     ))
 }
@@ -294,12 +288,7 @@ impl Run {
         let record = record.clone();
         let (rows_per_second, tokens_per_second) = (record.rows_per_second(), record.tokens_per_second());
         let padding_share = record.padding_share();
-        let stages = [
-            ("prepare", record.prepare_seconds),
-            ("read", record.read_seconds),
-            ("score", record.scoring_seconds),
-            ("publish", record.publish_seconds),
-        ];
+        let stages = record.stages();
         let source =
             |file: crate::store::SourceFile| Source { url: file.url, bytes: file.bytes, modified: time(file.modified) };
         Self {
@@ -309,7 +298,8 @@ impl Run {
             started_at: record.started_at.map(time),
             ended_at: record.ended_at.map(time),
             seconds: record.seconds,
-            stages: stages.into_iter().filter_map(|(stage, seconds)| Some((stage, seconds?))).collect(),
+            stages,
+            promoted: record.earlier.promoted,
             host: record.host,
             couplet_version: record.couplet_version,
             rows_read: record.rows_read,
@@ -382,14 +372,6 @@ fn label_psi(before: &[(String, u64)], now: &[(String, u64)]) -> Option<f64> {
     }
     let (before, now): (Vec<u64>, Vec<u64>) = rows.into_values().unzip();
     psi_of_counts(&before, &now)
-}
-
-/// A document in a folder, if it is there and can be read.
-fn document(folder: &Path, written: &str, name: &str) -> Option<Document> {
-    let text = std::fs::read_to_string(folder.join(name)).ok()?;
-    let document = serde_json::from_str(&text);
-    let document = document.inspect_err(|e| tracing::warn!("{written}/{name} is left out: {e}")).ok()?;
-    Some(Document { path: format!("{}/{name}", written.trim_end_matches('/')), document })
 }
 
 fn time(time: DateTime<Utc>) -> String {

@@ -67,8 +67,8 @@ impl Training<'_> {
             let mut report = StageReport::unchanged(readable(&output.path), began.elapsed());
             if rejected {
                 let candidate = readable(&job.candidate()).display().to_string();
-                report.lines =
-                    vec![format!("not promoted, as before: the model that promote_if refused is {candidate}")];
+                let line = format!("not promoted, as before: the model that promote_if refused is {candidate}");
+                report.lines = vec![warned(line)];
                 report.promoted = false;
             }
             return Ok(report);
@@ -92,7 +92,8 @@ impl Training<'_> {
             lines.push(format!("calibrated: {}; {}", calibration.applied(), calibrated.metrics));
         }
         if let tuning::Promotion::Rejected { candidate, verdict } = &report.promotion {
-            lines.push(format!("not promoted, as {verdict}; the new model is {}", readable(candidate).display()));
+            let candidate = readable(candidate).display().to_string();
+            lines.push(warned(format!("not promoted, as {verdict}; the new model is {candidate}")));
         }
         let promoted = report.promotion == tuning::Promotion::Published;
         Ok(StageReport { folder: readable(&output.path), lines, promoted, elapsed: began.elapsed(), json: report.json })
@@ -313,6 +314,12 @@ fn skipped(steps: u64, skipped: u64) -> String {
         grouped(skipped),
         grouped(steps + skipped)
     )
+}
+
+/// A line of the summary that is a warning too: the run may end well with the old model, and a night has no reader.
+fn warned(line: String) -> String {
+    tracing::warn!("{FINETUNE}: {line}");
+    line
 }
 
 fn interrupted_before(learning: &Learning) -> Error {

@@ -66,12 +66,17 @@ pub(crate) fn headline(json: &Value) -> (String, String) {
     }
     let title =
         format!("Fine-tuning on {} rows: {}", count(&rows["training"]), json["task"].as_str().unwrap_or("task"));
-    let metrics = json["evaluation"]["metrics"].as_object();
     let metric = json["settings"]["metric"].as_str().unwrap_or_default();
-    let measured = metrics.and_then(|metrics| metrics.get(metric)?.as_f64());
-    let measured =
-        measured.map(|value| format!(" · {metric} {value:.4} on {} held-out rows", count(&rows["validation"])));
-    (title, steps + &measured.unwrap_or_default())
+    let measured = |key: &str| json[key]["metrics"][metric].as_f64();
+    let held_out = count(&rows["validation"]);
+    let measured = match (measured("evaluation"), measured("calibrated")) {
+        (Some(raw), Some(value)) => {
+            format!(" · {metric} {value:.4} on {held_out} held-out rows, calibrated ({raw:.4} before)")
+        }
+        (Some(value), None) => format!(" · {metric} {value:.4} on {held_out} held-out rows"),
+        (None, _) => String::new(),
+    };
+    (title, steps + &measured)
 }
 
 fn of_finetuning(json: &Value) -> Vec<Panel> {

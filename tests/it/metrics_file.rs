@@ -80,15 +80,54 @@ fn the_report_gives_the_same_metrics() {
     stdout_of(&mut run(&job));
     let written = read(&job);
     let printed = metrics(&stdout_of(&mut job.couplet(&["report", "pipeline.toml", "--format", "prometheus"])));
-    assert_eq!(written.keys().collect::<Vec<_>>(), printed.keys().collect::<Vec<_>>());
-    for (key, value) in &written {
-        let is_time = key.contains("duration") || key.contains("timestamp");
-        assert!(
-            *value == printed[key] || is_time && (value - printed[key]).abs() < 5.0,
-            "{key}: {value} and {}",
-            printed[key]
-        );
+    assert_eq!(written, printed);
+}
+
+#[test]
+fn stages_before_the_scoring_are_part_of_a_run_in_both() {
+    let job = Job::over_quickstart_pairs().add(&finetune("accuracy > 0"));
+    stdout_of(&mut run(&job));
+    let written = read(&job);
+    let printed = metrics(&stdout_of(&mut job.couplet(&["report", "pipeline.toml", "--format", "prometheus"])));
+    assert_eq!(written, printed);
+    let training = written["couplet_run_stage_duration_seconds{stage=\"finetune\"}"];
+    assert!(training > 0.0 && written["couplet_run_duration_seconds"] > training, "{written:#?}");
+    let (start, end) = (written["couplet_run_start_timestamp_seconds"], written["couplet_run_end_timestamp_seconds"]);
+    // Both clocks of the machine.
+    assert!((end - start - written["couplet_run_duration_seconds"]).abs() < 1.0, "{written:#?}");
+    assert_eq!(written["couplet_run_promoted"], 1.0);
+    // A run that trains nothing says nothing of it.
+    stdout_of(run(&job).args(["--only", "score"]));
+    assert!(!read(&job).keys().any(|key| key.contains("finetune") || key.contains("promoted")), "{:#?}", read(&job));
+}
+
+#[test]
+fn a_refused_model_is_a_warning_and_a_metric() {
+    let job = Job::over_quickstart_pairs().add(&finetune("accuracy > 0.999"));
+    for again in ["", ", as before"] {
+        let said = stderr_of(&mut run(&job), 0);
+        assert!(said.contains("WARN") && said.contains(&format!("finetune: not promoted{again}")), "{said}");
+        assert_eq!((read(&job)["couplet_run_success"], read(&job)["couplet_run_promoted"]), (1.0, 0.0));
     }
+}
+
+/// A stage that learns a model which nothing scores with.
+fn finetune(promote_if: &str) -> String {
+    format!(
+        r#"
+[finetune]
+sql = "SELECT id, sentence1, sentence2, label FROM pairs WHERE id <= 'q0100'"
+id = "id"
+text = ["sentence1", "sentence2"]
+task = "classification"
+model = {:?}
+output = "model"
+validation = 0.3
+epochs = 1
+max_length = 32
+promote_if = "{promote_if}""#,
+        golden("tiny-distilbert")
+    )
 }
 
 #[test]
@@ -113,6 +152,26 @@ fn a_run_that_fails_says_so_and_when_one_last_succeeded() {
     write(&job.path("demo.toml"), "name = 1");
     stderr_of(&mut job.couplet(&["run", "demo.toml", "--metrics", "metrics/demo.prom"]), 2);
     assert_eq!((read(&job)["couplet_run_success"], read(&job)[last]), (0.0, done[last]));
+}
+
+/// Where the pipeline is not called as its file is, and where the file of metrics is new.
+#[test]
+fn the_last_success_outlives_whatever_fails() {
+    let job = Job::new(PAIRS);
+    stdout_of(&mut run(&job));
+    let last = "couplet_run_last_success_timestamp_seconds";
+    let done = read(&job)[last];
+    // The file says what the pipeline is called while the TOML cannot be read.
+    let job = job.change("[source]", "[source");
+    stderr_of(&mut run(&job), 2);
+    assert_eq!((read(&job)["couplet_run_success"], read(&job)[last]), (0.0, done));
+    let job = job.change("[source", "[source]").change("pairs.csv", "nothing.csv");
+    stderr_of(&mut run(&job), 2);
+    assert_eq!((read(&job)["couplet_run_success"], read(&job)[last]), (0.0, done));
+    // The store knows it too.
+    std::fs::remove_file(job.path("metrics/demo.prom")).unwrap();
+    stderr_of(&mut run(&job), 2);
+    assert_eq!((read(&job)["couplet_run_success"], read(&job)[last]), (0.0, done));
 }
 
 #[test]

@@ -325,14 +325,15 @@ fn a_run_that_failed_is_shown_with_its_reason() {
 fn a_pipeline_that_has_not_run_has_nothing_to_report() {
     let job = Job::new("id,a,b\n1,x,y\n");
     let said = job.error_of(&mut job.couplet(&["report", "pipeline.toml"]), 2);
-    insta::assert_snapshot!(said, @"error: pipeline.toml: there is nothing to report yet; run the pipeline first: couplet run pipeline.toml");
+    insta::assert_snapshot!(said, @"error: pipeline.toml: there is nothing to report: no run of this pipeline is recorded, and no stage has left a model or an evaluation; run it first: couplet run pipeline.toml");
+    let said = job.error_of(&mut job.couplet(&["report", "pipeline.toml", "--format", "prometheus"]), 2);
+    insta::assert_snapshot!(said, @"error: pipeline.toml: there is nothing to report: no run of this pipeline is recorded; run it first: couplet run pipeline.toml");
     assert!(!job.path("demo-report.html").exists());
 }
 
-#[test]
-fn trainings_and_evaluations_are_part_of_the_page() {
-    let folder = tempfile::tempdir().unwrap();
-    let toml = format!(
+/// A pipeline that trains in `model`, measures, and scores with what it learned.
+fn stages(finetune: &str) -> String {
+    format!(
         r#"
 name = "stages"
 [tables]
@@ -348,6 +349,7 @@ validation = 0.3
 epochs = 1
 max_length = 32
 learning_rate = 2e-3
+{finetune}
 [evaluate]
 sql = "SELECT id, sentence1, sentence2, category, label FROM pairs"
 slices = "category"
@@ -366,8 +368,13 @@ uri = "out.parquet"
 "#,
         quickstart_pairs(),
         golden("tiny-distilbert")
-    );
-    write(&folder.path().join("p.toml"), toml);
+    )
+}
+
+#[test]
+fn trainings_and_evaluations_are_part_of_the_page() {
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder.path().join("p.toml"), stages("calibrate = { threshold = \"f1\" }"));
     let run = |arguments: &[&str]| stdout_of(couplet().current_dir(folder.path()).args(arguments));
     run(&["run", "p.toml", "--quiet", "--metrics", "m.prom"]);
     let metrics = std::fs::read_to_string(folder.path().join("m.prom")).unwrap();
@@ -379,14 +386,51 @@ uri = "out.parquet"
     }
     let page = run(&["report", "p.toml", "-o", "-"]);
     check_page(&page);
-    for expected in
-        ["Fine-tuning on ", "Evaluation on 525 rows", "By category", "95 % interval", "Learning rate", "shared_words"]
-    {
+    for expected in [
+        "Fine-tuning on ",
+        " held-out rows, calibrated (",
+        "<p>Calibrated: temperature ",
+        " for f1, fitted on ",
+        "<th class=\"n\">before calibration</th><th class=\"n\">calibrated</th>",
+        "<td>finetune</td>",
+        "<dt>fine-tuned model</dt><dd>in its place</dd>",
+        "Evaluation on 525 rows",
+        "By category",
+        "95 % interval",
+        "Learning rate",
+        "shared_words",
+    ] {
         assert!(page.contains(expected), "{expected} is not in the page");
     }
     let json: Value = serde_json::from_str(&run(&["report", "p.toml", "--format", "json"])).unwrap();
     assert_eq!(json["trainings"][0]["path"], "model/training.json");
     assert_eq!(json["evaluation"]["document"]["rows"], 525);
+    assert!(json["refused"].is_null() && json["run"]["promoted"] == true, "{:#}", json["run"]);
+}
+
+#[test]
+fn a_refused_model_is_on_the_page_before_there_is_any_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let toml = stages("promote_if = \"accuracy > 0.999\"").replace("\"model\"", "\"../models/task\"");
+    write(&folder.path().join("pipelines/p.toml"), toml);
+    // All places are named from where the reader stands.
+    let here = |arguments: &[&str]| {
+        let mut command = couplet();
+        command.current_dir(folder.path()).args(arguments);
+        command
+    };
+    let said = stdout_of(&mut here(&["run", "pipelines/p.toml", "--only", "finetune"]));
+    assert!(said.contains("not promoted, as accuracy > 0.999 does not hold (0."), "{said}");
+    assert!(said.contains("; the new model is models/task.candidate\n"), "{said}");
+    let page = stdout_of(&mut here(&["report", "pipelines/p.toml", "-o", "-"]));
+    check_page(&page);
+    assert!(page.contains("<h2>Not promoted: Fine-tuning on "), "{page}");
+    assert!(page.contains("not given its place, as accuracy &gt; 0.999 does not hold (0."), "{page}");
+    assert!(page.contains("<code>models/task.candidate/training.json</code>"), "{page}");
+    let json = stdout_of(&mut here(&["report", "pipelines/p.toml", "--format", "json"]));
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["trainings"], &json["run"]), (&json!([]), &Value::Null));
+    assert_eq!(json["refused"]["training"]["document"]["promotion"]["published"], false);
 }
 
 #[test]

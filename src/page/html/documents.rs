@@ -5,27 +5,66 @@ use serde_json::Value;
 
 use super::agreement::matrix;
 use super::{MOST_LABELS, MOST_LISTED, figures, short_number};
-use crate::page::{Document, charts};
+use crate::model::Calibration;
+use crate::page::{Document, Refused, charts};
 use crate::progress::grouped;
+use crate::train::chart::headline;
 
 /// What a training left.
 pub(super) fn trained(training: &Document) -> Markup {
-    let (title, subtitle) = crate::train::chart::headline(&training.document);
-    let metrics = training.document["evaluation"]["metrics"].as_object();
+    markup! { section { (training_parts(training, None)) } }
+}
+
+/// What the training of a model left that was refused its place.
+pub(super) fn refused(refused: &Refused) -> Markup {
+    markup! { section { (training_parts(&refused.training, Some(&refused.verdict))) } }
+}
+
+fn training_parts(training: &Document, verdict: Option<&str>) -> Markup {
+    let json = &training.document;
+    let (title, subtitle) = headline(json);
     markup! {
-        section {
-            h2 { (title) }
-            p { (subtitle) }
-            p.faint { "From " code { (training.path) } ", as it is now." }
-            div.charts { @for chart in charts::training(&training.document) { (figures(Some(chart))) } }
-            @if let Some(metrics) = metrics {
-                details {
-                    summary { "All metrics on the held-out rows" }
-                    table { @for (name, value) in metrics { tr { td { (name) } td.n { (short_number(value)) } } } }
+        h2 { @if verdict.is_some() { "Not promoted: " } (title) }
+        @if let Some(verdict) = verdict {
+            p.message { "This model was not given its place, as " (verdict) ". The one that was there, if any, stays." }
+        }
+        p { (subtitle) }
+        @if let Some(calibration) = calibration(&json["calibration"]) { p { "Calibrated: " (calibration) "." } }
+        p.faint { "From " code { (training.path) } ", as it is now." }
+        div.charts { @for chart in charts::training(json) { (figures(Some(chart))) } }
+        (training_metrics(&json["evaluation"]["metrics"], &json["calibrated"]["metrics"]))
+    }
+}
+
+/// The metrics of a model as it is, and beside them those with its calibration, by which labels are given.
+fn training_metrics(raw: &Value, calibrated: &Value) -> Markup {
+    let Some(metrics) = raw.as_object() else { return markup! {} };
+    markup! {
+        details {
+            summary { "All metrics on the held-out rows" }
+            table {
+                @if calibrated.is_object() { tr { th { "metric" } th.n { "before calibration" } th.n { "calibrated" } } }
+                @for (name, value) in metrics {
+                    tr {
+                        td { (name) }
+                        td.n { (short_number(value)) }
+                        @if calibrated.is_object() { td.n { (short_number(&calibrated[name])) } }
+                    }
                 }
             }
         }
     }
+}
+
+/// The calibration that a training fitted, in words.
+fn calibration(fitted: &Value) -> Option<Calibration> {
+    let threshold = &fitted["threshold"];
+    Some(Calibration {
+        temperature: fitted["temperature"].as_f64()?,
+        threshold: threshold["value"].as_f64(),
+        objective: threshold["objective"].as_str().map(str::to_owned),
+        fitted_on: fitted["fitted_on"].as_u64(),
+    })
 }
 
 /// What an evaluation left.
