@@ -91,7 +91,13 @@ pub(super) static FINETUNE: Section = Section {
                 "The query of the labelled rows.",
             ),
             optional("file", Kind::Path, "`sql` is given", "\"gold.sql\"", "A file with the query."),
-            required("task", TASK, "\"mrpc\"", "A task of GLUE, or a plain one; it says what labels mean."),
+            required(
+                "task",
+                TASK,
+                "\"mrpc\"",
+                "A task of GLUE, or a plain one: with `classification` a row has one label of several, with \
+                 `regression` a number, with `multilabel` any number of labels.",
+            ),
             required("model", Kind::Path, "\"models/base\"", "The folder of the model to start from."),
             optional(
                 "id",
@@ -107,7 +113,15 @@ pub(super) static FINETUNE: Section = Section {
                 "[\"sentence1\", \"sentence2\"]",
                 "The column of texts, or two for pairs.",
             ),
-            or("label", COLUMN, "\"label\"", "\"gold\"", "The column of labels."),
+            or(
+                "label",
+                COLUMN,
+                "\"label\"",
+                "\"gold\"",
+                "The column of labels: texts or whole numbers for a classification, numbers for a regression, lists of texts \
+                 for `multilabel`. Whole numbers of a GLUE task stand for the labels of its data set, whatever the order of \
+                 the model's.",
+            ),
             optional(
                 "labels",
                 COLUMNS,
@@ -144,7 +158,8 @@ pub(super) static FINETUNE: Section = Section {
                 "always",
                 "\"f1 >= 0.85\"",
                 "What a model must reach on the held-out rows, calibrated if it is to be, to take the place of the old \
-                 one; one that does not stays beside it as ….candidate.",
+                 one: a metric and a bound, or several joined by `and`, as in `f1 >= 0.85 and ece < 0.1` (`ece` is \
+                 `calibration_error`). One that falls short stays beside the old one as ….candidate.",
             ),
             or(
                 "calibrate",
@@ -192,7 +207,13 @@ pub(super) static EVALUATE: Section = Section {
             "[\"sentence1\", \"sentence2\"]",
             "The column of texts, or two for pairs.",
         ),
-        optional("label", COLUMN, "as in [finetune], else `label`", "\"gold\"", "The column of labels."),
+        optional(
+            "label",
+            COLUMN,
+            "as in [finetune], else `label`",
+            "\"gold\"",
+            "The column of labels, of the kinds that `[finetune]` takes.",
+        ),
         optional("task", TASK, "as in [finetune], else what suits the model", "\"mrpc\"", "What labels mean."),
         optional("model", Kind::Uri, "that of [finetune], else of [model]", "\"models/mrpc\"", "The model."),
         optional(
