@@ -39,7 +39,7 @@ use crate::error::Error;
 use crate::objects::Objects;
 use crate::progress::{Progress, Style, grouped};
 use crate::report::{Predicted, Report, Rows};
-use crate::scorer::{Prediction, Rejection, Scorer};
+use crate::scorer::{Counts, Prediction, Rejection, Scorer};
 use crate::session::{self, Resources};
 use crate::source::Source;
 use crate::store::{RunRecord, ScoreStore, SourceFile, model_class};
@@ -179,13 +179,7 @@ impl Run<'_> {
         let scoring_time = start.elapsed();
         let predicted = foresight.predicted();
         let counts = scorer.tally().counts();
-        record.rows_scored = Some(counts.scored);
-        record.tokens = Some(counts.tokens);
-        record.tokens_in_rows = Some(counts.tokens_in_rows);
-        record.padding_avoided = Some(counts.padding_avoided);
-        record.scoring_seconds = Some(scoring_time.as_secs_f64());
-        record.windows = pace.to_json();
-        record.executors = pace.executors_to_json();
+        record_scoring(record, &counts, &pace, scoring_time);
         if scored.is_err() {
             // What was under way is lost.
             record.rows_scored = Some(pace.texts().min(texts));
@@ -434,6 +428,16 @@ impl Run<'_> {
         let origin = format!("{}: the rows in {}", self.pipeline.path.display(), self.pipeline.run.spill.display());
         move |error| Error::sql(origin.clone(), error, None)
     }
+}
+
+fn record_scoring(record: &mut RunRecord, counts: &Counts, pace: &Pace, took: Duration) {
+    record.rows_scored = Some(counts.scored);
+    record.tokens = Some(counts.tokens);
+    record.tokens_in_rows = Some(counts.tokens_in_rows);
+    record.padding_avoided = Some(counts.padding_avoided);
+    record.scoring_seconds = Some(took.as_secs_f64());
+    record.windows = pace.to_json();
+    record.executors = pace.executors_to_json();
 }
 
 /// What is left when a run is interrupted: the output of the one before, and the scores.
