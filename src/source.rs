@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{Int64Type, Schema, SchemaRef};
 use arrow::util::display::array_value_to_string;
-use datafusion::common::{Column, DataFusionError, plan_err};
+use datafusion::common::{Column, DataFusionError};
 use datafusion::execution::context::SQLOptions;
 use datafusion::functions_aggregate::expr_fn::{count, max, sum};
 use datafusion::logical_expr::{Expr, lit, when};
@@ -169,12 +169,6 @@ pub(crate) async fn select(context: &SessionContext, sql: &str) -> Result<DataFr
         return Err(DataFusionError::Plan(format!("{NOT_A_QUERY}{kind}")));
     }
     let plan = state.statement_to_plan(statement).await?;
-    if let Some(parameter) = plan.get_parameter_names()?.into_iter().min() {
-        let name = parameter.trim_start_matches('$');
-        return plan_err!(
-            "{parameter} has no value: the SQL of a pipeline takes variables: {{{name}}}, which --var {name}=VALUE gives"
-        );
-    }
     // `WITH … INSERT` is a query to the parser.
     let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     read_only.verify_plan(&plan)?;

@@ -76,9 +76,9 @@ fn numbers_of_a_glue_task_mean_its_labels_whatever_the_order_of_the_names() {
     assert_eq!(places(Task::Mnli, &reversed, &[0, 1, 2]), Ok(Targets::Classes(vec![2, 1, 0])));
     // Names of one's own say nothing of an order.
     assert_eq!(places(Task::Mrpc, &["LABEL_0", "LABEL_1"], &[0, 1]), Ok(Targets::Classes(vec![0, 1])));
-    insta::assert_snapshot!(places(Task::Mrpc, &["equivalent", "different"], &[1]).unwrap_err(), @"");
-    insta::assert_snapshot!(places(Task::Rte, &reversed, &[1]).unwrap_err(), @"");
-    insta::assert_snapshot!(places(Task::Mnli, &reversed, &[3]).unwrap_err(), @"");
+    insta::assert_snapshot!(places(Task::Mrpc, &["equivalent", "different"], &[1]).unwrap_err(), @r#"row 1: label 1 is not clear; known labels: "equivalent", "different"; GLUE's mrpc has the labels "not_equivalent", "equivalent", which are not those of the model: name the labels in the query, for example with CASE"#);
+    insta::assert_snapshot!(places(Task::Rte, &reversed, &[1]).unwrap_err(), @r#"row 1: label 1 is not clear; known labels: "CONTRADICTION", "NEUTRAL", "ENTAILMENT"; GLUE's rte has the labels "entailment", "not_entailment", which are not those of the model: name the labels in the query, for example with CASE"#);
+    insta::assert_snapshot!(places(Task::Mnli, &reversed, &[3]).unwrap_err(), @r#"row 1: label 3 is unknown; known labels: "CONTRADICTION", "NEUTRAL", "ENTAILMENT"; whole numbers from 0 to 2 stand for the labels of GLUE's mnli: "entailment", "neutral", "contradiction""#);
 }
 
 #[test]

@@ -145,7 +145,7 @@ fn a_source_does_not_read_its_own_output_and_takes_variables() {
     let reads = |sql: &str| Job::new(PAIRS).change("SELECT id, a, b FROM pairs", sql).error(2);
     insta::assert_snapshot!(reads("SELECT id, a, b FROM predictions"), @"error: pipeline.toml: the source query: `predictions` is what this pipeline writes, which its source cannot read; name another table, or score earlier results in a pipeline of its own that has them under [tables]");
     assert!(reads("SELECT id, a, b FROM demo").contains("`demo` is what this pipeline writes"));
-    insta::assert_snapshot!(reads("SELECT id, a, b FROM pairs WHERE a = $day"), @"error: pipeline.toml: the source query: $day has no value: the SQL of a pipeline takes variables: {day}, which --var day=VALUE gives");
+    insta::assert_snapshot!(reads("SELECT id, a, b FROM pairs WHERE a = $day"), @"error: pipeline.toml: the source query: the parameter `$day` has no value, and the SQL of a pipeline takes none; write {day} instead, and give it with --var day=VALUE");
     let job = Job::new(PAIRS).change("[tables]\npairs = \"pairs.csv\"\n", "");
     let said = job.error(2);
     assert!(said.ends_with("nor any other: name it under [tables], as in pairs = \"pairs.parquet\""), "{said}");
