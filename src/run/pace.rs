@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::report::Executor;
-use crate::scorer::{Prediction, Rejection};
+use crate::scorer::{Counts, Prediction, Rejection};
+use crate::store::RunRecord;
 
 /// Slowest windows that are remembered.
 const SLOWEST: usize = 10;
@@ -58,19 +59,30 @@ impl Pace {
         self.texts
     }
 
+    /// Notes what was scored in so long a time.
+    pub(super) fn record(&self, record: &mut RunRecord, counts: &Counts, took: Duration) {
+        record.rows_scored = Some(counts.scored);
+        record.tokens = Some(counts.tokens);
+        record.tokens_in_rows = Some(counts.tokens_in_rows);
+        record.padding_avoided = Some(counts.padding_avoided);
+        record.scoring_seconds = Some(took.as_secs_f64());
+        record.windows = self.to_json();
+        record.executors = self.executors_to_json();
+    }
+
     /// The executors of a cluster, in the order in which they first came back with something; none without a cluster.
     pub(super) fn executors(&self) -> &[Executor] {
         &self.executors
     }
 
     /// The same for the record.
-    pub(super) fn executors_to_json(&self) -> Option<Value> {
+    fn executors_to_json(&self) -> Option<Value> {
         let executors: Vec<Value> = self.executors.iter().map(Executor::to_json).collect();
         (!executors.is_empty()).then(|| executors.into())
     }
 
     /// How many there were, the time of the one in the middle, and the slowest; none if there were none.
-    pub(super) fn to_json(&self) -> Option<Value> {
+    fn to_json(&self) -> Option<Value> {
         let mut windows = self.windows.clone();
         windows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         let median = windows.get(windows.len() / 2)?.seconds;

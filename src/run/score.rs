@@ -39,7 +39,7 @@ use crate::error::Error;
 use crate::objects::Objects;
 use crate::progress::{Progress, Style, grouped};
 use crate::report::{Predicted, Report, Rows};
-use crate::scorer::{Counts, Prediction, Rejection, Scorer};
+use crate::scorer::{Prediction, Rejection, Scorer};
 use crate::session::{self, Resources};
 use crate::source::Source;
 use crate::store::{RunRecord, ScoreStore, SourceFile, model_class};
@@ -179,7 +179,7 @@ impl Run<'_> {
         let scoring_time = start.elapsed();
         let predicted = foresight.predicted();
         let counts = scorer.tally().counts();
-        record_scoring(record, &counts, &pace, scoring_time);
+        pace.record(record, &counts, scoring_time);
         if scored.is_err() {
             // What was under way is lost.
             record.rows_scored = Some(pace.texts().min(texts));
@@ -430,23 +430,16 @@ impl Run<'_> {
     }
 }
 
-fn record_scoring(record: &mut RunRecord, counts: &Counts, pace: &Pace, took: Duration) {
-    record.rows_scored = Some(counts.scored);
-    record.tokens = Some(counts.tokens);
-    record.tokens_in_rows = Some(counts.tokens_in_rows);
-    record.padding_avoided = Some(counts.padding_avoided);
-    record.scoring_seconds = Some(took.as_secs_f64());
-    record.windows = pace.to_json();
-    record.executors = pace.executors_to_json();
-}
-
 /// What is left when a run is interrupted: the output of the one before, and the scores.
 pub(super) fn interrupted(scoring: &Scoring, after: &str, scores: Option<&ScoreStore>) -> Error {
-    let output = &scoring.sink.location;
-    let kept = match (scores, output.local()) {
+    let output = readable_place(&scoring.sink.location.place);
+    let kept = match (scores, scoring.sink.location.local()) {
         (None, Some(path)) if !path.exists() => NOTHING_WRITTEN.to_owned(),
         (None, _) => format!("{output} is as it was before"),
-        (Some(_), _) => format!("what was scored is kept in {}, and {output} is as it was before", scoring.score.store),
+        (Some(_), _) => {
+            let store = readable_place(&scoring.score.store.place);
+            format!("what was scored is kept in {store}, and {output} is as it was before")
+        }
     };
     Error::Interrupted { after: after.to_owned(), kept: format!("{kept}. Run the same command again to go on") }
 }

@@ -13,10 +13,12 @@ mod functions;
 mod record;
 mod runs;
 mod scores;
+mod source_file;
 mod stages;
 
 pub use functions::{text_error, text_key};
-pub use record::{Outcome, RunRecord, SourceFile};
+pub use record::{Outcome, RunRecord};
 pub use runs::Runs;
 pub use scores::{Garbage, ScoreStore, collect_garbage, model_class};
+pub use source_file::SourceFile;
 pub use stages::EarlierStages;

@@ -13,6 +13,7 @@ use arrow::error::ArrowError;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
+use super::source_file::SourceFile;
 use super::stages::{EarlierStages, ended};
 use crate::histogram::Histogram;
 
@@ -102,39 +103,6 @@ impl Outcome {
             Self::Interrupted => "interrupted",
             Self::Killed => "killed",
         }
-    }
-}
-
-/// A file that a run read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SourceFile {
-    /// Where it is.
-    pub url: String,
-    /// Its size in bytes.
-    pub bytes: u64,
-    /// What names its contents, if the store says.
-    pub etag: Option<String>,
-    /// When it was last changed.
-    pub modified: DateTime<Utc>,
-}
-
-impl SourceFile {
-    /// The first file that came, went or changed.
-    pub(crate) fn first_change(before: &[Self], after: &[Self]) -> Option<String> {
-        for file in before {
-            match after.iter().find(|other| other.url == file.url) {
-                None => return Some(format!("{} was removed", file.url)),
-                Some(other) if other.bytes != file.bytes => {
-                    return Some(format!("{} had {} bytes and now has {}", file.url, file.bytes, other.bytes));
-                }
-                Some(other) if other != file => return Some(format!("{} was written again", file.url)),
-                Some(_) => {}
-            }
-        }
-        after
-            .iter()
-            .find(|file| !before.iter().any(|other| other.url == file.url))
-            .map(|new| format!("{} is new", new.url))
     }
 }
 
