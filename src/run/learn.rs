@@ -93,7 +93,8 @@ impl Training<'_> {
         }
         if let tuning::Promotion::Rejected { candidate, verdict } = &report.promotion {
             let candidate = readable(candidate).display().to_string();
-            lines.push(warned(format!("not promoted, as {verdict}; the new model is {candidate}")));
+            let stays = if output.path.exists() { "the old model stays" } else { "there is still no model" };
+            lines.push(warned(format!("not promoted, as {verdict}: {stays}; the new model is {candidate}")));
         }
         let promoted = report.promotion == tuning::Promotion::Published;
         Ok(StageReport { folder: readable(&output.path), lines, promoted, elapsed: began.elapsed(), json: report.json })

@@ -425,7 +425,8 @@ fn a_first_model_that_is_refused_is_named_where_it_is_missed() {
         "there is no model models/task yet: the one that was trained was refused, as accuracy > 0.999 does not hold (0.",
         "Lower promote_if or train better and run again",
         "it is in models/task.candidate",
-        "there is still no model, as accuracy > 0.999 does not hold",
+        "not promoted, as accuracy > 0.999 does not hold (0.",
+        ": there is still no model; the new model is models/task.candidate",
     ] {
         assert!(problem.contains(expected), "{expected} is not in {problem}");
     }
