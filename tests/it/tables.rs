@@ -384,8 +384,9 @@ async fn the_table_says_what_is_a_quotation_mark_wherever_it_stands() {
     for odd in ["5\" pipe ", "\\alpha \" ", "\"said \\\" "] {
         let files = Files::new([("t.tsv", rows(odd).as_bytes())]);
         let table = r#"t = { uri = "t.tsv", quote = false }"#;
-        let answer =
-            files.sql(table, "SELECT count(*) AS n, sum(id) AS s, count(*) FILTER (a LIKE '%\"%') AS q FROM t").await;
+        let answer = files
+            .sql(table, "SELECT count(*) AS n, sum(id) AS s, count(*) FILTER (WHERE a LIKE '%\"%') AS q FROM t")
+            .await;
         assert!(answer.contains("600") && answer.contains("179700") && answer.contains("86"), "{odd}: {answer}");
     }
     // In a CSV a backslash escapes nothing, and a mark within a field is a mark.
