@@ -1,7 +1,5 @@
 //! PyTorch's archives that are not what they seem: small files that would fill the memory, offsets that lead elsewhere.
 
-use std::time::{Duration, Instant};
-
 use crate::elsewhere::{archive, members};
 use crate::support::golden;
 use crate::tiny::{ARCHIVE, Variant};
@@ -20,7 +18,6 @@ fn of_pickle(pickle: &[u8]) -> String {
 
 #[test]
 fn a_pickle_that_copies_itself_is_refused() {
-    let began = Instant::now();
     // Sixty tuples, each of two copies of the one before: 2^60 objects.
     let mut bomb = b"]q\0".to_vec();
     for place in 1..60 {
@@ -30,7 +27,6 @@ fn a_pickle_that_copies_itself_is_refused() {
     // A million tuples in each other, which would be more than the stack holds when they are dropped.
     let nested = [b")".as_slice(), &b"\x85".repeat(1_000_000)].concat();
     insta::assert_snapshot!(of_pickle(&nested), @"cannot read MODEL/pytorch_model.bin: it is truncated or not a PyTorch archive (its pickle nests objects more than 100 deep, which no checkpoint needs)");
-    assert!(began.elapsed() < Duration::from_secs(10));
 }
 
 #[test]

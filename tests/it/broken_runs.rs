@@ -198,7 +198,9 @@ async fn uploads_that_fail_or_are_given_up_are_aborted() {
             }
             "drops" => {
                 drop(folder);
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                while store.open_uploads.load(Ordering::SeqCst) > 0 {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
             }
             "aborts" => folder.abort().await,
             _ => {

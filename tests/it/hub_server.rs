@@ -352,8 +352,8 @@ fn serve(mut client: TcpStream, port: u16, state: &Mutex<State>) -> io::Result<(
     match cut {
         Some(bytes) => {
             client.write_all(&reply.body[..bytes])?;
-            // What was written is to arrive before the end does.
-            std::thread::sleep(Duration::from_millis(50));
+            // What was written is to be read before the end arrives.
+            std::thread::sleep(Duration::from_millis(500));
             socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))
         }
         None => {

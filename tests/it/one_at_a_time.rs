@@ -145,7 +145,9 @@ fn runs_are_published_while_answers_are_lost_and_no_upload_stays() {
                 }
                 "dropped" => {
                     drop(folder);
-                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    while proxy.requests(Kind::UploadAbort) == 0 {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
                 }
                 "aborted" => folder.abort().await,
                 _ => {
