@@ -3,9 +3,10 @@
 use std::future::Future;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use clap::Args;
+use datafusion::prelude::SessionContext;
 
 use super::{Variables, name_and_value, read, read_pipeline};
 use crate::cluster::{self, Address};
@@ -66,16 +67,23 @@ impl Query {
         self.output = self.output.filter(|path| path != Path::new("-"));
         let is_shell = self.sql.is_none() && self.file.is_none();
         if is_shell && io::stdin().is_terminal() && io::stdout().is_terminal() {
-            return self.answer(true).await;
+            return self.answer(true, &OnceLock::new()).await;
         }
+        let session = OnceLock::new();
         tokio::select! {
             biased;
-            () = stop => Err(Error::Interrupted { after: "while querying".into(), kept: "no output was written".into() }),
-            done = self.answer(false) => done,
+            () = stop => {
+                if let Some(context) = session.get() {
+                    cluster::cancel(context).await;
+                }
+                Err(Error::Interrupted { after: "while querying".into(), kept: "no output was written".into() })
+            }
+            done = self.answer(false, &session) => done,
         }
     }
 
-    async fn answer(self, in_shell: bool) -> Result<(), Error> {
+    /// Executes it in a session that others can see too.
+    async fn answer(self, in_shell: bool, session: &OnceLock<SessionContext>) -> Result<(), Error> {
         let variables = self.variables.to_map()?;
         let mut pipeline = self.pipeline.as_deref().map(|path| read_pipeline(path, &variables)).transpose()?;
         let scoring = pipeline.as_mut().and_then(|pipeline| pipeline.scoring.as_mut());
@@ -140,6 +148,8 @@ impl Query {
             }
         };
         let context = tables::enable_places(context);
+        // It is new: nobody has set it before.
+        let _ = session.set(context.clone());
         if let Some(pipeline) = &pipeline {
             history::register(&context, pipeline).await?;
         }

@@ -17,12 +17,18 @@ use datafusion::prelude::{DataFrame, SessionContext, col, lit};
 use datafusion::scalar::ScalarValue;
 use deltalake_core::DeltaTable;
 
+use super::Address;
 use crate::config::Place;
 use crate::objects::Objects;
 
 /// Marks a session whose plans are executed elsewhere.
 #[derive(Debug)]
-pub(crate) struct SentAway;
+pub(crate) struct SentAway {
+    /// Where the scheduler is.
+    pub(super) address: Address,
+    /// What it calls the jobs of the session.
+    pub(super) name: String,
+}
 
 /// The table, as a view of the files of its version; none where the session executes its plans itself.
 pub(crate) fn provider(

@@ -68,7 +68,7 @@ pub use lists::look;
 #[cfg(feature = "cluster")]
 pub use scheduler::{SchedulerOptions, schedule};
 #[cfg(feature = "cluster")]
-pub use session::session_of;
+pub use session::{cancel, session_of};
 
 /// Stands between the name of an executor and what sets its life apart from others of that name.
 #[cfg(feature = "cluster")]
@@ -150,6 +150,12 @@ pub fn built_without(what: &str) -> Error {
 #[expect(clippy::unused_async, reason = "as it is with the feature")]
 pub async fn session_of(_: &Address, _: usize, _: Arc<Models>) -> Result<SessionContext, Error> {
     Err(built_without("--cluster"))
+}
+
+/// Cancels the jobs of a session that are not done: without the feature, there are none.
+#[cfg(not(feature = "cluster"))]
+pub fn cancel(_: &SessionContext) -> std::future::Ready<()> {
+    std::future::ready(())
 }
 
 /// An executor, as its scheduler knows it.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ballista_core::extension::{SessionConfigExt, SessionStateExt};
 use datafusion::execution::SessionStateBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
+use uuid::Uuid;
 
 use super::codec::PlanCodec;
 use super::delta::SentAway;
@@ -22,7 +23,16 @@ pub async fn session_of(address: &Address, window: usize, models: Arc<Models>) -
     if slots == 0 {
         tracing::warn!("{address} has no executor yet");
     }
-    session(address, "couplet query", window, slots.max(1), models)
+    let name = format!("couplet-query-{}", Uuid::new_v4().simple());
+    session(address, &name, window, slots.max(1), models)
+}
+
+/// Cancels the jobs of a session that are not done; a session that executes its plans itself has none.
+pub async fn cancel(context: &SessionContext) {
+    let Some(sent) = context.copied_config().get_extension::<SentAway>() else { return };
+    if let Ok(scheduler) = Lists::of(&sent.address) {
+        scheduler.cancel_all(&sent.name).await;
+    }
 }
 
 /// A session whose plans a scheduler executes, in so many parts at once.
@@ -38,7 +48,7 @@ pub(super) fn session(
         .with_target_partitions(partitions)
         .with_information_schema(true)
         .with_ballista_job_name(name)
-        .with_extension(Arc::new(SentAway))
+        .with_extension(Arc::new(SentAway { address: address.clone(), name: name.to_owned() }))
         .with_ballista_logical_extension_codec(Arc::new(PlanCodec::of(Arc::clone(&models))));
     let builder = SessionStateBuilder::new().with_config(config).with_default_features();
     let state = predict::install(builder, Arc::clone(&models)).build().upgrade_for_ballista(address.http());

@@ -17,7 +17,7 @@ use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, JoinType, Result, not_impl_err, plan_err};
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
-use datafusion::logical_expr::{Expr, Filter, Join, LogicalPlan, LogicalPlanBuilder};
+use datafusion::logical_expr::{Distinct, DistinctOn, Expr, Filter, Join, LogicalPlan, LogicalPlanBuilder};
 use datafusion::optimizer::AnalyzerRule;
 
 use super::FUNCTION;
@@ -33,12 +33,7 @@ impl AnalyzerRule for HoistPredictions {
 
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
         let hoisted = plan.transform_up_with_subqueries(|node| {
-            let mut node = Transformed::no(node);
-            // The innermost calls first, should one be an argument of another.
-            while !innermost_calls(&node.data)?.is_empty() {
-                node = Transformed::yes(hoist(node.data)?);
-            }
-            Ok(node)
+            Ok(if calls_any(&node)? { Transformed::yes(hoist(node)?) } else { Transformed::no(node) })
         })?;
         Ok(hoisted.data)
     }
@@ -48,35 +43,66 @@ fn is_call(expr: &Expr) -> bool {
     matches!(expr, Expr::ScalarFunction(call) if call.func.name() == FUNCTION && call.func.as_async().is_some())
 }
 
-/// The distinct calls in a node's expressions that have no call among their arguments.
-fn innermost_calls(node: &LogicalPlan) -> Result<Vec<Expr>> {
-    let mut calls = Vec::new();
+/// Whether a node's expressions call `predict`, and it is not the node that is for them.
+fn calls_any(node: &LogicalPlan) -> Result<bool> {
+    let mut any = false;
     if !matches!(node, LogicalPlan::Extension(extension) if extension.node.name() == "Predict") {
-        node.apply_expressions(|expr| collect_innermost(expr, &mut calls))?;
+        node.apply_expressions(|expr| {
+            any |= expr.exists(|e| Ok(is_call(e)))?;
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+    }
+    Ok(any)
+}
+
+/// The distinct calls in expressions that have no call among their arguments.
+fn innermost_calls(exprs: &[Expr]) -> Result<Vec<Expr>> {
+    let mut calls = Vec::new();
+    for expr in exprs {
+        expr.apply(|expr| {
+            if is_call(expr) && !calls.contains(expr) && !has_inner_call(expr)? {
+                check(expr)?;
+                calls.push(expr.clone());
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })?;
     }
     Ok(calls)
 }
 
-fn collect_innermost(expr: &Expr, calls: &mut Vec<Expr>) -> Result<TreeNodeRecursion> {
-    expr.apply(|expr| {
-        if !is_call(expr) {
-            return Ok(TreeNodeRecursion::Continue);
-        }
-        let mut inner = 0;
-        expr.apply_children(|argument| {
-            inner += usize::from(argument.exists(|e| Ok(is_call(e)))?);
-            Ok(TreeNodeRecursion::Continue)
-        })?;
-        if inner == 0 && !calls.contains(expr) {
-            check_model(expr)?;
-            calls.push(expr.clone());
-        }
+fn has_inner_call(call: &Expr) -> Result<bool> {
+    let mut inner = false;
+    call.apply_children(|argument| {
+        inner |= argument.exists(|e| Ok(is_call(e)))?;
         Ok(TreeNodeRecursion::Continue)
-    })
+    })?;
+    Ok(inner)
 }
 
-/// The model is loaded once for a whole query, so its name cannot depend on the row.
-fn check_model(call: &Expr) -> Result<()> {
+/// The distinct calls in expressions that are no part of an argument of another.
+fn outermost_calls(exprs: &[Expr]) -> Result<Vec<Expr>> {
+    let mut calls = Vec::new();
+    for expr in exprs {
+        expr.apply(|expr| {
+            if !is_call(expr) {
+                return Ok(TreeNodeRecursion::Continue);
+            }
+            if !calls.contains(expr) {
+                calls.push(expr.clone());
+            }
+            Ok(TreeNodeRecursion::Jump)
+        })?;
+    }
+    Ok(calls)
+}
+
+/// The model is loaded once for a whole query, so its name cannot depend on the row; and what a call reads must be below it.
+fn check(call: &Expr) -> Result<()> {
+    if call.contains_outer() {
+        return not_impl_err!(
+            "{FUNCTION} over columns of an outer query; join the tables, and call it in a SELECT over the join"
+        );
+    }
     match call {
         Expr::ScalarFunction(ScalarFunction { args, .. }) if args.first().is_some_and(Expr::any_column_refs) => {
             plan_err!(
@@ -88,62 +114,91 @@ fn check_model(call: &Expr) -> Result<()> {
     }
 }
 
-/// Gives the node's innermost calls a [`Predict`] below it, and restores the node's columns above it.
+/// Gives the node's calls a [`Predict`] below it, and restores the node's columns above it.
 fn hoist(node: LogicalPlan) -> Result<LogicalPlan> {
-    let columns = output_columns(&node);
-    match node {
-        LogicalPlan::Join(join) => hoist_join(join),
-        node => {
-            let inputs = node.inputs();
-            let [input] = inputs[..] else {
-                return plan_err!(
-                    "{FUNCTION} cannot be called in {}; call it in a SELECT below and use its result here",
-                    node.display()
-                );
-            };
-            let calls = named(innermost_calls(&node)?, &mut free_names(&[input]));
-            let input_columns = input.schema().fields().len();
-            let predict = Predict::try_new(input.clone(), calls.clone())?.into_plan();
-            let exprs = node.expressions().into_iter().map(|expr| replace(expr, &calls));
-            let rewritten = node.with_new_exprs(exprs.collect::<Result<_>>()?, vec![predict])?;
-            // Nodes that pass their input on (a filter, a sort, a window) pass the predictions on as well.
-            let extra = rewritten.schema().fields().len() - columns.len();
-            let kept = (0..columns.len()).map(|i| if extra > 0 && i >= input_columns { i + extra } else { i });
-            restore(rewritten, kept, columns)
+    if let LogicalPlan::Join(join) = node {
+        return hoist_join(join);
+    }
+    let inputs = node.inputs();
+    let [input] = inputs[..] else {
+        return plan_err!(
+            "{FUNCTION} cannot be called in {}; call it in a SELECT below and use its result here",
+            node.display()
+        );
+    };
+    let mut names = Names::beside(&[input]);
+    let (below, exprs) = take_out(input.clone(), node.expressions(), &mut names)?;
+    let rewritten = over(&node, exprs, below)?;
+    restore(rewritten, &names, node.schema().columns())
+}
+
+/// Puts the calls in expressions below the plan that these read, the innermost ones lowest, and columns in their place.
+fn take_out(mut input: LogicalPlan, mut exprs: Vec<Expr>, names: &mut Names) -> Result<(LogicalPlan, Vec<Expr>)> {
+    loop {
+        let calls = innermost_calls(&exprs)?;
+        if calls.is_empty() {
+            return Ok((input, exprs));
         }
+        let calls: Vec<(Expr, String)> = calls.into_iter().map(|call| (call, names.give())).collect();
+        let columns: Vec<(Expr, Expr)> =
+            calls.iter().map(|(call, name)| (call.clone(), Expr::Column(Column::from_name(name)))).collect();
+        exprs = exprs.into_iter().map(|expr| replace(expr, &columns)).collect::<Result<_>>()?;
+        input = predict_over(input, calls)?;
     }
 }
 
+/// The node of calls over a plan. `DataFusion` makes a join of a filter by an outer query's columns only if no node that it
+/// does not know stands above it.
+fn predict_over(input: LogicalPlan, calls: Vec<(Expr, String)>) -> Result<LogicalPlan> {
+    match input {
+        LogicalPlan::Filter(filter) if filter.predicate.contains_outer() => {
+            let below = predict_over(filter.input.as_ref().clone(), calls)?;
+            Ok(LogicalPlan::Filter(Filter::try_new(filter.predicate, Arc::new(below))?))
+        }
+        input => Ok(Predict::try_new(input, calls)?.into_plan()),
+    }
+}
+
+/// The node with other expressions over another input.
+fn over(node: &LogicalPlan, mut exprs: Vec<Expr>, input: LogicalPlan) -> Result<LogicalPlan> {
+    let LogicalPlan::Distinct(Distinct::On(on)) = node else { return node.with_new_exprs(exprs, vec![input]) };
+    // `with_new_exprs` panics where this one has an order.
+    let order = exprs.split_off(on.on_expr.len() + on.select_expr.len());
+    let selected = exprs.split_off(on.on_expr.len());
+    let order = on
+        .sort_expr
+        .as_ref()
+        .map(|before| before.iter().zip(order).map(|(before, expr)| before.with_expr(expr)).collect::<Vec<_>>());
+    let distinct = DistinctOn::try_new(exprs, selected, order, Arc::new(input))?;
+    Ok(LogicalPlan::Distinct(Distinct::On(distinct)))
+}
+
 /// Calls in a join's condition go below the side that they read; if they read both, an inner join becomes a filter.
-fn hoist_join(mut join: Join) -> Result<LogicalPlan> {
-    let columns = output_columns(&LogicalPlan::Join(join.clone()));
-    let left_width = join.left.schema().fields().len();
-    let calls = innermost_calls(&LogicalPlan::Join(join.clone()))?;
+fn hoist_join(join: Join) -> Result<LogicalPlan> {
+    let columns = join.schema.columns();
+    let exprs = LogicalPlan::Join(join.clone()).expressions();
+    let calls = outermost_calls(&exprs)?;
     let reads_only =
         |call: &Expr, side: &LogicalPlan| call.column_refs().into_iter().all(|column| side.schema().has_column(column));
     let (left, rest): (Vec<_>, Vec<_>) = calls.into_iter().partition(|call| reads_only(call, &join.left));
     let (right, both): (Vec<_>, Vec<_>) = rest.into_iter().partition(|call| reads_only(call, &join.right));
     if !both.is_empty() {
+        for call in &both {
+            check(call)?;
+        }
         return filter_after_join(join, &both);
     }
-    let (left, right) = {
-        let sides: [&LogicalPlan; 2] = [&join.left, &join.right];
-        let mut names = free_names(&sides);
-        (named(left, &mut names), named(right, &mut names))
-    };
-    let calls = [left.clone(), right.clone()].concat();
-    for (side, calls) in [(&mut join.left, &left), (&mut join.right, &right)] {
-        if !calls.is_empty() {
-            *side = Arc::new(Predict::try_new(side.as_ref().clone(), calls.clone())?.into_plan());
-        }
+    let sides: [&LogicalPlan; 2] = [&join.left, &join.right];
+    let mut names = Names::beside(&sides);
+    let (mut inputs, mut replacements) = (Vec::new(), Vec::new());
+    for (side, calls) in sides.into_iter().zip([left, right]) {
+        let (below, columns) = take_out(side.clone(), calls.clone(), &mut names)?;
+        inputs.push(below);
+        replacements.extend(calls.into_iter().zip(columns));
     }
-    let inputs = vec![join.left.as_ref().clone(), join.right.as_ref().clone()];
-    let join = LogicalPlan::Join(join);
-    let exprs = join.expressions().into_iter().map(|expr| replace(expr, &calls));
-    let rewritten = join.with_new_exprs(exprs.collect::<Result<_>>()?, inputs)?;
-    let left_extra = if rewritten.schema().fields().len() > columns.len() { left.len() } else { 0 };
-    let kept = (0..columns.len()).map(|i| if i >= left_width { i + left_extra } else { i });
-    restore(rewritten, kept, columns)
+    let exprs = exprs.into_iter().map(|expr| replace(expr, &replacements)).collect::<Result<Vec<_>>>()?;
+    let rewritten = LogicalPlan::Join(join.clone()).with_new_exprs(exprs, inputs)?;
+    restore(rewritten, &names, columns)
 }
 
 /// Moves the parts of an inner join's condition that call `predict` over both sides to a filter above it.
@@ -155,61 +210,82 @@ fn filter_after_join(mut join: Join, calls: &[Expr]) -> Result<LogicalPlan> {
         );
     }
     let condition = join.filter.take().map(split_conjunction_owned).unwrap_or_default();
-    let calls_any = |expr: &Expr| expr.exists(|e| Ok(calls.contains(e)));
+    let reads_both = |expr: &Expr| expr.exists(|e| Ok(calls.contains(e)));
     let (mut above, mut within) = (Vec::new(), Vec::new());
     for part in condition {
-        if calls_any(&part)? { above.push(part) } else { within.push(part) }
+        if reads_both(&part)? { above.push(part) } else { within.push(part) }
     }
     let mut keys = Vec::new();
     for (left, right) in join.on {
-        if calls_any(&left)? || calls_any(&right)? { above.push(left.eq(right)) } else { keys.push((left, right)) }
+        if reads_both(&left)? || reads_both(&right)? { above.push(left.eq(right)) } else { keys.push((left, right)) }
     }
     (join.on, join.filter) = (keys, conjunction(within));
     let Some(predicate) = conjunction(above) else {
         return not_impl_err!("{FUNCTION} over columns of both sides of this join");
     };
-    Ok(LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(LogicalPlan::Join(join)))?))
-}
-
-fn named(calls: Vec<Expr>, names: &mut impl Iterator<Item = String>) -> Vec<(Expr, String)> {
-    calls.into_iter().zip(names).collect()
+    // Calls over one side alone may be left in it.
+    let join = LogicalPlan::Join(join);
+    let join = if calls_any(&join)? { hoist(join)? } else { join };
+    hoist(LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(join))?))
 }
 
 /// Names for predictions that no column of the inputs has.
-fn free_names(inputs: &[&LogicalPlan]) -> impl Iterator<Item = String> {
-    (0..)
-        .map(|i| format!("__{FUNCTION}_{i}"))
-        .filter(|name| !inputs.iter().any(|input| input.schema().has_column_with_unqualified_name(name)))
+struct Names<'a> {
+    inputs: Vec<&'a LogicalPlan>,
+    given: Vec<String>,
+    next: usize,
 }
 
-/// Puts a column in the place of each call, under the name that the expression had.
-fn replace(expr: Expr, calls: &[(Expr, String)]) -> Result<Expr> {
+impl<'a> Names<'a> {
+    fn beside(inputs: &[&'a LogicalPlan]) -> Self {
+        Self { inputs: inputs.to_vec(), given: Vec::new(), next: 0 }
+    }
+
+    fn give(&mut self) -> String {
+        loop {
+            let name = format!("__{FUNCTION}_{}", self.next);
+            self.next += 1;
+            if !self.inputs.iter().any(|input| input.schema().has_column_with_unqualified_name(&name)) {
+                self.given.push(name.clone());
+                return name;
+            }
+        }
+    }
+
+    fn gave(&self, column: &Column) -> bool {
+        column.relation.is_none() && self.given.contains(&column.name)
+    }
+}
+
+/// Puts a column in the place of each call.
+fn replace(expr: Expr, columns: &[(Expr, Expr)]) -> Result<Expr> {
     let replaced = expr.transform_down(|expr| {
-        Ok(match calls.iter().find(|(call, _)| *call == expr) {
-            Some((_, name)) => Transformed::yes(Expr::Column(Column::from_name(name))),
+        Ok(match columns.iter().find(|(call, _)| *call == expr) {
+            Some((_, column)) => Transformed::yes(column.clone()),
             None => Transformed::no(expr),
         })
     })?;
     Ok(replaced.data)
 }
 
-fn output_columns(node: &LogicalPlan) -> Vec<Column> {
-    node.schema().columns()
-}
-
-/// A projection to the kept columns under the names that the node's parents know.
-fn restore(node: LogicalPlan, kept: impl Iterator<Item = usize>, columns: Vec<Column>) -> Result<LogicalPlan> {
+/// A projection to the columns that the node's parents know, under the names by which they know them.
+fn restore(node: LogicalPlan, names: &Names, columns: Vec<Column>) -> Result<LogicalPlan> {
     let now = node.schema().columns();
+    // Nodes that pass their input on (a filter, a sort, a window, a join) pass the predictions on as well.
+    let passed = now.len() > columns.len();
+    if !passed && now == columns {
+        return Ok(node);
+    }
+    let kept = now.into_iter().filter(|column| !(passed && names.gave(column)));
     let exprs: Vec<Expr> = kept
         .zip(columns)
-        .map(|(i, column)| {
-            if now[i] == column {
-                Expr::Column(column)
+        .map(|(now, before)| {
+            if now == before {
+                Expr::Column(now)
             } else {
-                Expr::Column(now[i].clone()).alias_qualified(column.relation, column.name)
+                Expr::Column(now).alias_qualified(before.relation, before.name)
             }
         })
         .collect();
-    let same = exprs.len() == now.len() && exprs.iter().all(|expr| matches!(expr, Expr::Column(_)));
-    if same { Ok(node) } else { LogicalPlanBuilder::from(node).project(exprs)?.build() }
+    LogicalPlanBuilder::from(node).project(exprs)?.build()
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
+use uuid::Uuid;
 
 use crate::config::{self, Place};
 use crate::scorer::{Counts, Pool, Precision, PrecisionSetting, Scorer, ScorerError, ScorerOptions};
@@ -26,6 +27,9 @@ pub struct Models {
     /// Those that were asked for last come last.
     loaded: Mutex<Vec<(String, Arc<OnceCell<Scorer>>)>>,
     most: usize,
+    /// Sets the models that are sent from here apart from those of others.
+    #[cfg(feature = "cluster")]
+    session: Uuid,
 }
 
 /// A model as a plan names it on its way to another process: with how it is to be run.
@@ -37,6 +41,8 @@ struct Sent {
     batch_tokens: Option<usize>,
     /// `auto`, or the name of a precision.
     precision: String,
+    /// Who asks: a model is loaded once for each, as what is at a place may be another model at the next query.
+    session: Uuid,
 }
 
 impl Models {
@@ -44,7 +50,16 @@ impl Models {
     #[must_use]
     pub fn new(pool: Pool, base: PathBuf) -> Self {
         let (default_options, options) = (ModelOptions::default(), HashMap::new());
-        Self { pool, base, default_options, options, loaded: Mutex::default(), most: usize::MAX }
+        Self {
+            pool,
+            base,
+            default_options,
+            options,
+            loaded: Mutex::default(),
+            most: usize::MAX,
+            #[cfg(feature = "cluster")]
+            session: Uuid::new_v4(),
+        }
     }
 
     /// Runs every model with these options.
@@ -140,7 +155,7 @@ impl Models {
             PrecisionSetting::Of(precision) => precision.to_string(),
         };
         let ModelOptions { max_length, batch_tokens, .. } = options;
-        let sent = Sent { model, max_length, batch_tokens, precision };
+        let sent = Sent { model, max_length, batch_tokens, precision, session: self.session };
         serde_json::to_string(&sent).expect("strings and numbers are JSON")
     }
 
@@ -157,5 +172,21 @@ fn canonical(place: Place) -> Place {
     match place {
         Place::Local(folder) => Place::Local(folder.canonicalize().unwrap_or(folder)),
         elsewhere => elsewhere,
+    }
+}
+
+#[cfg(all(test, feature = "cluster"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_that_is_sent_is_the_same_for_one_session_and_another_for_the_next() {
+        let models = || Models::new(Pool::new(Some(1)).unwrap(), PathBuf::from("/models"));
+        let (one, next) = (models(), models());
+        assert_eq!(one.sent("mrpc"), one.sent("mrpc"));
+        assert_ne!(one.sent("mrpc"), next.sent("mrpc"));
+        let (place, options) = next.asked(&one.sent("mrpc")).unwrap();
+        assert_eq!(place, Place::Local(PathBuf::from("/models/mrpc")));
+        assert_eq!(options.max_length, None);
     }
 }

@@ -381,6 +381,62 @@ fn queries_on_a_cluster_answer_as_queries_here() {
     }
 }
 
+#[test]
+fn a_model_that_was_replaced_is_read_anew_by_the_next_query() {
+    let cluster = Cluster::new(1, &[]);
+    let (job, model) = (job(9), tempfile::tempdir().unwrap());
+    for file in crate::support::golden("tiny-bert").read_dir().unwrap().map(Result::unwrap) {
+        std::fs::copy(file.path(), model.path().join(file.file_name())).unwrap();
+    }
+    let sql = format!("SELECT predict('{}', a, b)['label'] AS label FROM pairs ORDER BY id", model.path().display());
+    let pairs = format!("pairs={}", job.path("pairs.csv").display());
+    let query = |more: &[&str]| {
+        let arguments = ["query", "--table", &pairs, "--format", "json", &sql];
+        stdout_of(&mut job.couplet(&[&arguments[..], more].concat()))
+    };
+    let before = query(&["--cluster", &cluster.address()]);
+    let config = model.path().join("config.json");
+    let mut replaced: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    for label in replaced["id2label"].as_object_mut().unwrap().values_mut() {
+        *label = format!("new {}", label.as_str().unwrap()).into();
+    }
+    replaced.as_object_mut().unwrap().remove("label2id");
+    std::fs::write(&config, replaced.to_string()).unwrap();
+    let after = query(&["--cluster", &cluster.address()]);
+    assert_eq!(after, query(&[]));
+    assert_ne!(after, before);
+}
+
+#[test]
+fn a_proxy_for_the_web_is_not_asked_for_the_scheduler() {
+    let cluster = Cluster::new(1, &[]);
+    let job = job(9);
+    // Nobody listens there.
+    let [proxy] = free_ports();
+    let mut plan = job.couplet(&["plan", "pipeline.toml", "--json", "--cluster", &cluster.address()]);
+    plan.env("http_proxy", format!("http://127.0.0.1:{proxy}")).env_remove("no_proxy").env_remove("NO_PROXY");
+    let plan: Value = serde_json::from_str(&stdout_of(&mut plan)).unwrap();
+    assert_eq!(names(&plan["cluster"]), ["executor-0"]);
+}
+
+#[test]
+fn a_query_that_is_interrupted_cancels_its_job() {
+    let cluster = Cluster::new(0, &[]);
+    let job = job(9);
+    // Without an executor, it can only wait.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_couplet"));
+    let pairs = format!("pairs={}", job.path("pairs.csv").display());
+    let query = ["query", "--table", &pairs, "SELECT count(*) FROM pairs", "--cluster", &cluster.address()];
+    command.current_dir(job.path("")).args(query).env("TMPDIR", job.path(""));
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_jobs(&cluster, true);
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+    wait_for_jobs(&cluster, false);
+}
+
 /// A job of so many texts that has all but its pipeline in a bucket; `name` sets it apart from others.
 fn job_in(bucket: &Bucket, rows: usize, name: &str) -> Job {
     let model = bucket.put_folder("model", &crate::support::golden("tiny-distilbert"));

@@ -204,6 +204,42 @@ async fn every_shape_of_a_query_gives_the_right_rows_and_scores_each_row_once() 
     }
 }
 
+/// Queries whose calls stand where more than one rewrite has to work together, with the same questions to a table.
+const TOGETHER: &[(&str, &str)] = &[
+    (
+        "SELECT predict('$M', predict('$M', a, b)['label'])['label'] AS l, count(*) AS n FROM t GROUP BY 1 ORDER BY 1",
+        "SELECT predict('$M', p['label'])['label'] AS l, count(*) AS n FROM scored GROUP BY 1 ORDER BY 1",
+    ),
+    (
+        "SELECT id FROM t ORDER BY predict('$M', predict('$M', a, b)['label'])['score'], id LIMIT 5",
+        "SELECT id FROM (SELECT id, predict('$M', p['label']) AS q FROM scored) ORDER BY q['score'], id LIMIT 5",
+    ),
+    (
+        "SELECT x.id FROM t x JOIN t y ON x.id = y.id AND predict('$M', x.a, y.b)['score'] > 0.5 AND predict('$M', x.a, x.b)['score'] < 0.9 ORDER BY x.id",
+        "SELECT id FROM scored WHERE p['score'] > 0.5 AND p['score'] < 0.9 ORDER BY id",
+    ),
+    (
+        "SELECT y.* FROM (SELECT id, b AS c FROM t) x RIGHT SEMI JOIN t y ON x.id = y.id AND predict('$M', x.c)['score'] > 0 AND predict('$M', y.a, y.b)['score'] > 0.5 ORDER BY y.id",
+        "SELECT id, a, b, grp FROM scored WHERE p['score'] > 0.5 ORDER BY id",
+    ),
+    (
+        "SELECT DISTINCT ON (predict('$M', a, b)['label']) id, predict('$M', a, b)['label'] AS l FROM t ORDER BY predict('$M', a, b)['label'], id",
+        "SELECT DISTINCT ON (p['label']) id, p['label'] AS l FROM scored ORDER BY p['label'], id",
+    ),
+    (
+        "SELECT id, (SELECT max(predict('$M', u.a, u.b)['score']) FROM t u WHERE u.id = t.id) AS s FROM t ORDER BY id",
+        "SELECT id, p['score'] AS s FROM scored ORDER BY id",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_in_calls_in_joins_and_in_subqueries_give_the_right_rows() {
+    for (sql, reference) in TOGETHER {
+        let (batches, _) = scored(sql).await;
+        assert_eq!(text(&batches), expected(reference).await, "{sql}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_view_is_scored_once_a_row() {
     let session = session().await;
@@ -255,6 +291,10 @@ async fn mistakes_are_named() {
     insta::assert_snapshot!(
         message("SELECT x.id FROM t x LEFT JOIN t y ON predict('$M', x.a, y.b)['score'] > 0.9").await,
         @"predict over columns of both sides in the condition of a Left join; call it in a SELECT over the join"
+    );
+    insta::assert_snapshot!(
+        message("SELECT id FROM t WHERE EXISTS (SELECT 1 FROM t u WHERE predict('$M', t.a, u.b)['score'] > 0.1)").await,
+        @"predict over columns of an outer query; join the tables, and call it in a SELECT over the join"
     );
     let missing = message("SELECT predict('no-such-model', a, b) FROM t").await;
     let missing = missing.replace(golden("").to_str().unwrap(), "GOLDENS/");
