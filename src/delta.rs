@@ -124,7 +124,7 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
 pub(crate) const LOG: &str = "_delta_log";
 
 /// A message without the frames of the stack that a library adds to it.
-fn without_frames(message: &str) -> &str {
+pub(crate) fn without_frames(message: &str) -> &str {
     message.split("\n   0: ").next().unwrap_or(message).trim_end()
 }
 
