@@ -9,7 +9,7 @@ mod damaged;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use chrono::Duration;
 use datafusion::catalog::TableProvider;
 use datafusion::prelude::SessionContext;
@@ -124,7 +124,7 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
 pub(crate) const LOG: &str = "_delta_log";
 
 /// A message without the frames of the stack that a library adds to it.
-fn without_frames(message: &str) -> &str {
+pub(crate) fn without_frames(message: &str) -> &str {
     message.split("\n   0: ").next().unwrap_or(message).trim_end()
 }
 
@@ -255,7 +255,8 @@ pub async fn clean(objects: &Objects, table: DeltaTable, keep: Duration) -> Resu
     Ok(metrics.files_deleted.len())
 }
 
-/// The schema as Delta knows it: no views, no dictionaries, no unsigned integers.
+/// The schema as Delta knows it: no views, no dictionaries, no unsigned integers, times in microseconds and of no zone
+/// but UTC.
 #[must_use]
 pub fn for_delta(schema: &Schema) -> Schema {
     fn known(data_type: &DataType) -> DataType {
@@ -266,8 +267,15 @@ pub fn for_delta(schema: &Schema) -> Schema {
             DataType::UInt16 => DataType::Int32,
             DataType::UInt32 | DataType::UInt64 => DataType::Int64,
             DataType::Float16 => DataType::Float32,
+            DataType::Date64 => DataType::Date32,
+            DataType::Timestamp(_, zone) => {
+                DataType::Timestamp(TimeUnit::Microsecond, zone.as_ref().map(|_| "UTC".into()))
+            }
             DataType::Dictionary(_, values) => known(values),
-            DataType::List(item) | DataType::LargeList(item) => {
+            DataType::Struct(fields) => DataType::Struct(
+                fields.iter().map(|field| Field::clone(field).with_data_type(known(field.data_type()))).collect(),
+            ),
+            DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
                 DataType::List(Arc::new(Field::new("element", known(item.data_type()), item.is_nullable())))
             }
             other => other.clone(),

@@ -103,7 +103,9 @@ impl FileLock {
         let write = |file: &mut File| {
             file.rewind()?;
             file.write_all(&json)?;
-            file.set_len(json.len() as u64)
+            file.set_len(json.len() as u64)?;
+            // After a loss of power, too, the next run must know whose work may have been published.
+            file.sync_all()
         };
         write(&mut self.file).map_err(|e| store_error(&self.path, &e))
     }

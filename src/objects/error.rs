@@ -10,6 +10,7 @@ use thiserror::Error;
 use url::Url;
 
 use crate::config::{Place, Service};
+use crate::delta::without_frames;
 
 /// A place that cannot be read or written.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
@@ -315,7 +316,7 @@ pub(crate) fn cause_in<'e>(error: &'e (dyn std::error::Error + 'static)) -> Opti
 pub(crate) fn without_answers(error: &(dyn std::error::Error + 'static)) -> String {
     match cause_in(error).and_then(explain_unplaced) {
         Some(explained) => explained.to_string(),
-        None => cut_answers(&error.to_string()),
+        None => cut_answers(without_frames(&error.to_string())),
     }
 }
 
@@ -349,4 +350,15 @@ fn innermost(error: &object_store::Error) -> String {
         last = cause;
     }
     last.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_frames_of_a_stack_are_no_part_of_what_a_library_says() {
+        let error = std::io::Error::other("no such type\n   0: one\n   1: other\n");
+        assert_eq!(without_answers(&error), "no such type");
+    }
 }

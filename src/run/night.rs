@@ -132,9 +132,13 @@ impl Night {
         record.message = error.map(|error| printable(&without_credentials(&error.to_string())).into_owned());
         // Whoever lost the lock has nothing to say in the store any more.
         if !matches!(error, Some(Error::Lock(_)))
-            && let Err(error) = self.runs.add(&record).await
+            && let Err(unrecorded) = self.runs.add(&record).await
         {
-            tracing::warn!("this run could not be recorded: {error}");
+            tracing::warn!("this run could not be recorded: {unrecorded}");
+            if error.is_some() {
+                // It may have published what it does not know of. A lock that is not released tells the next run of it.
+                return record;
+            }
         }
         if let Err(error) = self.held.release().await {
             tracing::warn!("{error}");

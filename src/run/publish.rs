@@ -89,7 +89,16 @@ impl Run<'_> {
                 }
                 done = &mut publishing => done,
             };
-            let done = done.map_err(|error| self.not_published(error, &check, spool, Some(scores)))?;
+            let done = match done {
+                Ok(done) => done,
+                Err(error) => {
+                    let error = self.not_published(error, &check, spool, Some(scores));
+                    // Pages of the store that nothing has read before may be what is broken.
+                    let unreadable =
+                        matches!(&error, Error::Publish { source, .. } if source.to_string().contains("Parquet"));
+                    return Err(if unreadable { scores.blame(error).await } else { error });
+                }
+            };
             crash::point("publish.after");
             let published = check.published();
             all.rejected += published.rejected;

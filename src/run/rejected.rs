@@ -16,7 +16,15 @@ const MOST_NAMED: usize = 3;
 
 /// How many of so many rows may be errors.
 pub(super) fn most(scoring: &Scoring, rows: u64) -> u64 {
-    (scoring.score.max_errors * rows as f64).floor() as u64
+    share_of(scoring.score.max_errors, rows)
+}
+
+/// The most of so many rows that are no greater a share of them.
+fn share_of(share: f64, rows: u64) -> u64 {
+    let most = (share * rows as f64).floor() as u64;
+    // 0.29 * 100 is a little less than 29, but 29 / 100 is 0.29 to the last bit.
+    let one_more = most.saturating_add(1);
+    if one_more <= rows && one_more as f64 / rows as f64 <= share { one_more } else { most }
 }
 
 /// Not too many rows of those that were read may be errors.
@@ -61,4 +69,17 @@ fn in_words(rejected: ByKind) -> String {
 pub(super) fn kinds(rejected: ByKind) -> Vec<(String, u64)> {
     let kinds = Rejection::KINDS.iter().zip(rejected).filter(|(_, n)| *n > 0);
     kinds.map(|(kind, n)| ((*kind).to_owned(), n)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_rows_as_the_share_says_may_be_errors() {
+        for (share, rows, most) in [(0.29, 100, 29), (0.57, 100, 57), (0.001, 1000, 1), (0.001, 999, 0), (0.3, 10, 3)] {
+            assert_eq!(share_of(share, rows), most, "{share} of {rows}");
+        }
+        assert_eq!([share_of(1.0, 7), share_of(0.0, 7), share_of(1.0, 0), share_of(0.5, 0)], [7, 0, 0, 0]);
+    }
 }

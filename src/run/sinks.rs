@@ -250,7 +250,7 @@ impl Sink {
                 Ok(done_by(&output, &manifest))
             }
             To::Delta { sink, metadata } => {
-                let (rows, gate) = gated(rows);
+                let (rows, gate) = gated(sink.fitted(rows));
                 let table = StreamingTable::try_new(rows.schema(), vec![Arc::new(Once::new(rows))]);
                 let table: Arc<dyn TableProvider> = Arc::new(table.map_err(|e| Error::sql(&output, &e, None))?);
                 // The library commits as soon as the rows end, so that the last look at the lock lies before their end.

@@ -5,17 +5,23 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::array::RecordBatch;
+use arrow::compute::{CastOptions, cast_with_options};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
-use datafusion::common::Column;
+use datafusion::common::{Column, DataFusionError};
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::Expr;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::SessionContext;
 use deltalake_core::delta_datafusion::DataFusionMixins;
-use deltalake_core::kernel::Transaction;
+use deltalake_core::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake_core::kernel::transaction::CommitProperties;
+use deltalake_core::kernel::{StructType, Transaction};
 use deltalake_core::operations::write::SchemaMode;
 use deltalake_core::protocol::SaveMode;
 use deltalake_core::{DeltaTable, DeltaTableError};
+use futures::StreamExt;
 use parquet::file::properties::WriterProperties;
 use serde_json::json;
 
@@ -80,7 +86,10 @@ impl DeltaSink {
         run: &str,
     ) -> Result<Self, DeltaError> {
         let table = delta::open(objects, None).await?;
-        let schema = delta::for_delta(schema);
+        let mut schema = delta::for_delta(schema);
+        if let Some(problem) = types_problem(&schema) {
+            return Err(DeltaError::mistake(objects, problem));
+        }
         if let Some(problem) = partitions_problem(&schema, partition_by) {
             return Err(DeltaError::mistake(objects, problem));
         }
@@ -106,6 +115,10 @@ impl DeltaSink {
                 );
                 return Err(DeltaError::mistake(objects, problem));
             }
+            schema = nullable_as(&schema, Some(snapshot.snapshot().read_schema().as_ref()));
+        } else {
+            // What has no NULL today may have one another night.
+            schema = nullable_as(&schema, None);
         }
         Ok(Self {
             objects: objects.clone(),
@@ -132,6 +145,26 @@ impl DeltaSink {
     pub async fn published_by(&self, runs: &[String], inputs: &str) -> Result<Option<(String, Committed)>, DeltaError> {
         let Some(run) = delta::committed_by(&self.objects, runs, inputs).await? else { return Ok(None) };
         Ok(delta::open(&self.objects, None).await?.map(|table| (run, self.committed(&table))))
+    }
+
+    /// The rows with the types of the table; a value that these cannot hold is an error of the stream.
+    #[must_use]
+    pub fn fitted(&self, rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
+        let schema = Arc::clone(&self.schema);
+        let fitted = rows.map(move |batch: Result<RecordBatch, DataFusionError>| -> Result<_, DataFusionError> {
+            let batch = batch?;
+            let columns = batch.columns().iter().zip(schema.fields()).map(|(column, field)| {
+                if column.data_type() == field.data_type() {
+                    return Ok(Arc::clone(column));
+                }
+                let options = CastOptions { safe: false, ..CastOptions::default() };
+                cast_with_options(column, field.data_type(), &options).map_err(|e| {
+                    DataFusionError::Execution(format!("column `{}` does not fit the table: {e}", field.name()))
+                })
+            });
+            Ok(RecordBatch::try_new(Arc::clone(&schema), columns.collect::<Result<Vec<_>, DataFusionError>>()?)?)
+        });
+        Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), fitted))
     }
 
     /// Commits the rows of `rows`, which is scanned once; `inputs` tells what they were made of.
@@ -235,6 +268,30 @@ impl DeltaSink {
     }
 }
 
+/// The columns as the table has them, or any where there is none: whether they may be NULL.
+fn nullable_as(schema: &Schema, table: Option<&Schema>) -> Schema {
+    let fields = schema.fields().iter().map(|field| {
+        let there = table.and_then(|table| table.field_with_name(field.name()).ok());
+        Field::clone(field).with_nullable(there.is_none_or(Field::is_nullable))
+    });
+    Schema::new(fields.collect::<Vec<_>>())
+}
+
+/// Which column is of a type that no Delta table holds, if one is.
+fn types_problem(schema: &Schema) -> Option<String> {
+    schema.fields().iter().find_map(|field| {
+        let alone = Schema::new(vec![Arc::clone(field)]);
+        let known: Result<StructType, _> = (&alone).try_into_kernel();
+        known.err().map(|_| {
+            format!(
+                "column `{}` is {}, which no Delta table can hold; CAST it in the source query, to VARCHAR if need be",
+                field.name(),
+                field.data_type()
+            )
+        })
+    })
+}
+
 /// What keeps rows from being put into folders by these columns, if anything does.
 fn partitions_problem(schema: &Schema, partition_by: &[String]) -> Option<String> {
     let columns = || schema.fields().iter().map(|field| field.name().as_str());
@@ -252,6 +309,11 @@ fn partitions_problem(schema: &Schema, partition_by: &[String]) -> Option<String
     let nested = schema.fields().iter().find(|f| partition_by.contains(f.name()) && f.data_type().is_nested());
     if let Some(field) = nested {
         return Some(format!("partition_by names `{}`, which is no single value: {}", field.name(), field.data_type()));
+    }
+    // The library writes it in escapes, and reads these as they are.
+    let bytes = schema.fields().iter().find(|f| partition_by.contains(f.name()) && *f.data_type() == DataType::Binary);
+    if let Some(field) = bytes {
+        return Some(format!("partition_by names `{}`, which is bytes; name a column of texts", field.name()));
     }
     (partition_by.len() == schema.fields().len())
         .then(|| "partition_by names every column, and a file must have one; leave some out".to_owned())

@@ -450,3 +450,26 @@ fn runs_are_rows_of_a_table() {
     let listed = stdout_of(&mut broken.couplet(&["runs", "pipeline.toml"]));
     assert!(listed.lines().count() == 3 && listed.contains("were rejected"), "{listed}");
 }
+
+#[test]
+fn a_delta_table_takes_the_same_columns_night_after_night_and_refuses_what_it_cannot_hold_before_the_work() {
+    let select = "SELECT id, a, b FROM pairs";
+    let columns = "SELECT id, a, b, 1 AS one, arrow_cast(4000000000, 'UInt32') AS large, \
+                   arrow_cast('2020-01-02T03:04:05', 'Timestamp(Nanosecond, None)') AS at, \
+                   arrow_cast('2020-01-02T03:04:05', 'Timestamp(Second, Some(\"+00:00\"))') AS zoned FROM pairs";
+    let job = || Job::new("id,a,b\n1,x,y\n2,p,q\n");
+    for mode in ["append", "merge"] {
+        let job = delta(job(), mode).change(select, &columns.replace('"', "\\\""));
+        job.report();
+        // What was never NULL is so now.
+        let job = job.change("1 AS one", "CASE WHEN id = 1 THEN 1 END AS one");
+        job.report();
+        let rows = published(&job);
+        assert_eq!(rows.len(), if mode == "append" { 4 } else { 2 }, "{rows:?}");
+        assert!(rows.iter().all(|row| row["large"] == 4_000_000_000_u64), "{rows:?}");
+        assert!(rows.iter().any(|row| row["one"].is_null()), "{rows:?}");
+    }
+    let time = "SELECT id, a, b, CAST('12:00:00' AS TIME) AS t FROM pairs";
+    let said = delta(job(), "append").change(select, time).error(2);
+    assert!(said.contains("column `t` is Time64(ns), which no Delta table can hold; CAST it"), "{said}");
+}

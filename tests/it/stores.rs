@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use couplet::lock::{Claim, Place, acquire};
+use parquet::file::reader::{FileReader, SerializedFileReader};
 
 use crate::support::{Job, golden, stderr_of, stdout_of, write};
 
@@ -52,6 +53,23 @@ fn a_damaged_file_of_scores_is_named_and_forgotten_by_fresh() {
     }
     stdout_of(job.run().arg("--fresh"));
     assert_eq!(job.report()["rows"]["remembered"], 2);
+}
+
+#[test]
+fn a_damaged_page_that_is_read_only_when_rows_are_published_is_named_as_well() {
+    let job = Job::new(PAIRS);
+    job.report();
+    let model = only(&job.path(".couplet/demo/scores"), "model=");
+    let file = only(&model, ".parquet");
+    let reader = SerializedFileReader::new(fs::File::open(&file).unwrap()).unwrap();
+    let columns = reader.metadata().row_group(0).columns();
+    let score = columns.iter().find(|column| column.column_path().string() == "score").unwrap();
+    let (start, length) = score.byte_range();
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[usize::try_from(start).unwrap()..][..usize::try_from(length).unwrap()].fill(0xFF);
+    fs::write(&file, bytes).unwrap();
+    let said = refused(&job, &["run", "pipeline.toml"], &file);
+    assert!(said.contains(" is damaged: not a whole Parquet file (") && said.contains("--fresh"), "{said}");
 }
 
 #[test]
