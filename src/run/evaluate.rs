@@ -320,7 +320,8 @@ fn sample(judged: &Judged, of: fn(&Prediction) -> &[f32], decided: bool) -> Resu
         Targets::Classes(gold) => {
             let label = |prediction: &Prediction| prediction.label.unwrap_or(0) as u32;
             let predicted = decided.then(|| predictions.iter().map(label).collect());
-            Sample::Classes(Classes::new(width, gold.clone(), probabilities(), predicted, DEFAULT_BINS)?)
+            let classes = Classes::new(width, gold.clone(), probabilities(), predicted, DEFAULT_BINS)?;
+            Sample::Classes(classes.with_positive(labels.positive())?)
         }
         Targets::Sets(gold) => Sample::Sets(Sets::new(width, gold.clone(), &probabilities())?),
         Targets::Values(gold) => Sample::Values(Values::new(
