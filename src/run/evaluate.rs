@@ -281,7 +281,7 @@ impl Work<'_> {
         let folder = AtomicFolder::create(&self.settings.output.path)?;
         crate::model::write_json(&folder.path().join(REPORT), json)?;
         mistakes::write(&folder.path().join(mistakes::FILE), mistakes, scorer.model())
-            .map_err(|SinkError { problem, .. }| std::io::Error::other(problem))?;
+            .map_err(|SinkError { problem, .. }| std::io::Error::other(problem.problem))?;
         folder.publish()
     }
 
