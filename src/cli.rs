@@ -36,7 +36,7 @@ use crate::query::end_if_nobody_reads;
   couplet run pipelines/quickstart/pipeline.toml
   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/accuracy.sql
 
-Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 interrupted.
+Exit codes: 0 done, 1 failed while running, 2 wrong usage, pipeline or credentials, 130 interrupted.
 NO_COLOR turns colors off; RUST_LOG, such as RUST_LOG=couplet=debug, decides what is logged, before -q and -v.")]
 pub struct Cli {
     #[command(flatten)]
@@ -63,7 +63,7 @@ Nothing is overwritten: the folder must be new or empty.")]
   couplet run nightly.toml --metrics /var/lib/node_exporter/couplet_nightly.prom
   couplet run nightly.toml --cluster df://10.0.0.7:50050
 
-Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 interrupted")]
+Exit codes: 0 done, 1 failed while running, 2 wrong usage, pipeline or credentials, 130 interrupted")]
     Run(run::Run),
     /// Say what a run would do, how long it would take and where it would write, and write nothing
     #[command(after_help = "Examples:

@@ -25,7 +25,7 @@ pub(crate) fn without_credentials(text: &str) -> Cow<'_, str> {
         return Cow::Borrowed(text);
     }
     URI.replace_all(text, |uri: &Captures<'_>| {
-        let colour = uri.get(1).map_or("", |colour| colour.as_str());
+        let colour = uri.get(1).map_or("", |escape| escape.as_str());
         let (scheme, rest) = (&uri[2], &uri[3]);
         let start = secret_before(scheme, rest);
         let (hidden, shown) = if start > 0 { ("…", &rest[start..]) } else { ("", rest) };
