@@ -229,8 +229,8 @@ fn read(path: &Path) -> Result<String, Error> {
 
 /// Reads whole numbers that are not below the least one.
 fn at_least(least: u64) -> impl Fn(&str) -> Result<u64, String> + Clone + Send + Sync + 'static {
-    move |text| {
-        let number = text.parse().ok().filter(|number| *number >= least);
+    move |text: &str| {
+        let number = text.parse::<u64>().ok().filter(|number| *number >= least);
         number.ok_or_else(|| format!("expected a whole number, {least} or more"))
     }
 }

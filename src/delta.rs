@@ -73,10 +73,10 @@ impl DeltaError {
 
     /// Adds the mend, if the table is damaged.
     pub(crate) fn mended_by(self, mend: &str) -> Self {
-        match self.trouble {
-            Trouble::Damaged => Self { problem: format!("{}; {mend}", self.problem), ..self },
-            _ => self,
+        if self.trouble != Trouble::Damaged {
+            return self;
         }
+        Self { problem: format!("{}; {mend}", self.problem), ..self }
     }
 
     /// What the library said, with the table that it was about.

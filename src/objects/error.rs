@@ -396,7 +396,7 @@ mod tests {
     }
 
     /// What lists objects has one kind of error for all answers.
-    fn listed(error: Error) -> Error {
+    fn listed(error: &Error) -> Error {
         Error::Generic { store: "S3", source: error.to_string().into() }
     }
 
@@ -412,7 +412,7 @@ mod tests {
             ("500 Internal Server Error", "InternalError", Trouble::Unreachable),
             ("503 Slow Down", "SlowDown", Trouble::Unreachable),
         ] {
-            for error in [answered(status, code), listed(answered(status, code))] {
+            for error in [answered(status, code), listed(&answered(status, code))] {
                 let explained = explain_unplaced(&error).unwrap();
                 assert_eq!(explained.trouble, trouble, "{status} {code}: {explained}");
             }

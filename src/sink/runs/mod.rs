@@ -267,7 +267,7 @@ impl RunFolder {
                 let path = folder.join(SUCCESS);
                 let created = put_if(store.as_ref(), &path, json, PutMode::Create).await;
                 if let Err(error) = created {
-                    confirm(store.as_ref(), &path, &manifest, self.place.explain(&error))
+                    confirm(store.as_ref(), &path, &manifest, &self.place.explain(&error))
                         .await
                         .map_err(|problem| RunsError::write(&self.place, problem))?;
                 }
@@ -299,7 +299,7 @@ async fn confirm(
     store: &dyn ObjectStore,
     path: &Path,
     manifest: &Manifest,
-    problem: Explained,
+    problem: &Explained,
 ) -> Result<(), Explained> {
     let found = match store.get(path).await {
         Ok(found) => found.bytes().await,
