@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 
-use crate::confidential::without_credentials;
+use crate::confidential::{holds_credentials, without_credentials};
 use crate::config::{self, Pipeline, Place};
 use crate::error::Error;
 use crate::files;
@@ -36,7 +36,7 @@ use crate::query::end_if_nobody_reads;
   couplet run pipelines/quickstart/pipeline.toml
   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/accuracy.sql
 
-Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 interrupted.
+Exit codes: 0 done, 1 failed while running, 2 wrong usage, pipeline or credentials, 130 interrupted.
 NO_COLOR turns colors off; RUST_LOG, such as RUST_LOG=couplet=debug, decides what is logged, before -q and -v.")]
 pub struct Cli {
     #[command(flatten)]
@@ -63,7 +63,7 @@ Nothing is overwritten: the folder must be new or empty.")]
   couplet run nightly.toml --metrics /var/lib/node_exporter/couplet_nightly.prom
   couplet run nightly.toml --cluster df://10.0.0.7:50050
 
-Exit codes: 0 done, 1 failed while running, 2 wrong usage or pipeline, 130 interrupted")]
+Exit codes: 0 done, 1 failed while running, 2 wrong usage, pipeline or credentials, 130 interrupted")]
     Run(run::Run),
     /// Say what a run would do, how long it would take and where it would write, and write nothing
     #[command(after_help = "Examples:
@@ -227,6 +227,14 @@ fn read(path: &Path) -> Result<String, Error> {
     files::read_text(path).map_err(Error::Usage)
 }
 
+/// Reads whole numbers that are not below the least one.
+fn at_least(least: u64) -> impl Fn(&str) -> Result<u64, String> + Clone + Send + Sync + 'static {
+    move |text: &str| {
+        let number = text.parse::<u64>().ok().filter(|number| *number >= least);
+        number.ok_or_else(|| format!("expected a whole number, {least} or more"))
+    }
+}
+
 /// Prints a text for people.
 pub(crate) fn print(text: &str) -> Result<(), Error> {
     print_document(&printable(text))
@@ -245,13 +253,22 @@ fn print_document(text: &str) -> Result<(), Error> {
 }
 
 /// Ends the program as clap would, after printing help where that was asked for; a mistake in the arguments is written as
-/// they ask for messages to be written.
+/// they ask for messages to be written, and repeats no credentials that are in them.
 #[must_use]
 pub fn refuse_arguments(error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() || LogFormat::asked_for(std::env::args_os()) == LogFormat::Text {
+    let text = error.to_string();
+    if !error.use_stderr() {
         error.exit();
     }
-    let text = error.to_string();
+    if LogFormat::asked_for(std::env::args_os()) == LogFormat::Text {
+        if !holds_credentials(&text) {
+            error.exit();
+        }
+        let text = if colors() { error.render().ansi().to_string() } else { text };
+        // Nothing can be said of a stderr that cannot be written to.
+        let _ = write!(io::stderr(), "{}", without_credentials(&text));
+        return ExitCode::from(Error::Usage(text).exit_code());
+    }
     let error = Error::Usage(text.trim_start_matches("error: ").trim().to_owned());
     report_error(&error, LogFormat::Json);
     ExitCode::from(error.exit_code())

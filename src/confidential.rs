@@ -9,9 +9,12 @@ use std::sync::LazyLock;
 
 use regex::{Captures, Regex};
 
-/// A URI in a text: its scheme, and the rest up to what cannot be a part of it.
-static URI: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r#"([A-Za-z][A-Za-z0-9+.-]*)://([^\s"'`<>\\]+)"#).expect("a pattern of this program"));
+/// A URI in a text: the escape that begins a colour, whose last letter is none of the scheme; the scheme; and the rest up
+/// to what cannot be a part of it, such as the escape that ends a colour.
+static URI: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r#"(\x1b\[[0-9;]*m)?([A-Za-z][A-Za-z0-9+.-]*)://([^\s"'`<>\\\x1b]+)"#)
+        .expect("a pattern of this program")
+});
 
 /// What a signed URL says of its signature.
 const SIGNED: [&str; 6] = ["sig=", "signature", "token", "secret", "password", "credential"];
@@ -22,12 +25,13 @@ pub(crate) fn without_credentials(text: &str) -> Cow<'_, str> {
         return Cow::Borrowed(text);
     }
     URI.replace_all(text, |uri: &Captures<'_>| {
-        let (scheme, rest) = (&uri[1], &uri[2]);
+        let colour = uri.get(1).map_or("", |escape| escape.as_str());
+        let (scheme, rest) = (&uri[2], &uri[3]);
         let start = secret_before(scheme, rest);
         let (hidden, shown) = if start > 0 { ("…", &rest[start..]) } else { ("", rest) };
         match secret_behind(scheme, shown) {
-            Some(end) => format!("{scheme}://{hidden}{}?…", &shown[..end]),
-            None => format!("{scheme}://{hidden}{shown}"),
+            Some(end) => format!("{colour}{scheme}://{hidden}{}?…", &shown[..end]),
+            None => format!("{colour}{scheme}://{hidden}{shown}"),
         }
     })
 }
@@ -86,6 +90,8 @@ mod tests {
             ("https://u:p/w@host/x?a=b", "https://…@host/x?…"),
             ("https://b/x.csv?X-Amz-Signature=abc then", "https://b/x.csv?… then"),
             ("az://c/x?sv=1&sig=abc", "az://c/x?…"),
+            ("\u{1b}[33mhttps://b/x?sig=abc\u{1b}[0m' found", "\u{1b}[33mhttps://b/x?…\u{1b}[0m' found"),
+            ("'\u{1b}[33ms3://AKIA:secret\u{1b}[0m'", "'\u{1b}[33ms3://…\u{1b}[0m'"),
         ] {
             assert_eq!(without_credentials(text), shown, "{text}");
             assert!(holds_credentials(text));

@@ -26,7 +26,7 @@ use thiserror::Error;
 #[cfg(feature = "cluster")]
 use crate::cluster;
 use crate::config::Place;
-use crate::objects::{Objects, cause_in, cut_answers};
+use crate::objects::{self, Objects, ObjectsError, cause_in, cut_answers};
 
 pub(crate) use damaged::data_file;
 
@@ -52,6 +52,10 @@ pub enum Trouble {
     Mistake,
     /// One of its files is not as it was written.
     Damaged,
+    /// The server refuses access to it.
+    Refused,
+    /// The server cannot be reached, or does not answer as it should even when asked again.
+    Unreachable,
     /// Anything else, which may pass.
     Other,
 }
@@ -69,19 +73,27 @@ impl DeltaError {
 
     /// Adds the mend, if the table is damaged.
     pub(crate) fn mended_by(self, mend: &str) -> Self {
-        match self.trouble {
-            Trouble::Damaged => Self { problem: format!("{}; {mend}", self.problem), ..self },
-            Trouble::Mistake | Trouble::Other => self,
+        if self.trouble != Trouble::Damaged {
+            return self;
         }
+        Self { problem: format!("{}; {mend}", self.problem), ..self }
     }
 
     /// What the library said, with the table that it was about.
     pub(crate) fn new(objects: &Objects, error: &(dyn std::error::Error + 'static)) -> Self {
-        let problem = match cause_in(error).filter(|_| matches!(objects.place, Place::Remote(_))) {
-            Some(cause) => objects.error(cause).problem,
-            None => without_frames(&cut_answers(&error.to_string())).to_owned(),
+        let (problem, trouble) = match cause_in(error).filter(|_| matches!(objects.place, Place::Remote(_))) {
+            Some(cause) => {
+                let ObjectsError { problem, trouble, .. } = objects.error(cause);
+                let trouble = match trouble {
+                    objects::Trouble::Refused | objects::Trouble::Settings => Trouble::Refused,
+                    objects::Trouble::Unreachable => Trouble::Unreachable,
+                    objects::Trouble::Missing | objects::Trouble::Other => Trouble::Other,
+                };
+                (problem, trouble)
+            }
+            None => (without_frames(&cut_answers(&error.to_string())).to_owned(), Trouble::Other),
         };
-        Self { url: objects.to_string(), problem, trouble: Trouble::Other }
+        Self { url: objects.to_string(), problem, trouble }
     }
 }
 

@@ -182,8 +182,15 @@ impl Error {
             Self::Objects(error) if error.trouble.is_mistake() => 2,
             Self::Model(error) if error.is_mistake() => 2,
             Self::Training { error, .. } if error.is_mistake() => 2,
+            Self::Lock(error) if error.is_mistake() => 2,
+            Self::Sink(SinkError { problem, .. }) | Self::Runs(RunsError { problem, .. })
+                if problem.trouble.is_mistake() =>
+            {
+                2
+            }
+            Self::Publish { source, known: true, .. } if is_refused(&**source) => 2,
             // A table that is damaged is so again.
-            Self::Delta(error) if error.trouble != Trouble::Other => 2,
+            Self::Delta(error) if !matches!(error.trouble, Trouble::Unreachable | Trouble::Other) => 2,
             Self::Foreseen(errors) => errors.first().map_or(1, Self::exit_code),
             Self::Interrupted { .. } => 130,
             _ => 1,
@@ -255,6 +262,11 @@ impl Error {
     }
 }
 
+/// Whether a server refuses access, behind an error.
+fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    cause_in(error).and_then(explain_unplaced).is_some_and(|explained| explained.trouble.is_refusal())
+}
+
 /// Whether a table that is not there has a name of what the pipeline writes.
 fn is_own_output(pipeline: &Pipeline, name: &str) -> bool {
     name.eq_ignore_ascii_case(&pipeline.name) || name.eq_ignore_ascii_case(PREDICTIONS)
@@ -272,5 +284,40 @@ pub(crate) fn in_file(query: &Query) -> String {
     match query {
         Query::Sql(_) => String::new(),
         Query::File(file) => format!(" in {file}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objects;
+
+    #[test]
+    fn a_refusal_is_a_mistake_wherever_it_comes_and_what_may_pass_is_none() {
+        let refused = object_store::Error::PermissionDenied {
+            path: "key".into(),
+            source: "Error performing PUT http://host/bucket/key in 1ms - status code: 403 Forbidden: ".into(),
+        };
+        let busy = object_store::Error::Generic {
+            store: "S3",
+            source: "Error performing PUT http://host/bucket/key in 1ms - status code: 503 Slow Down: ".into(),
+        };
+        for (error, code) in [(refused, 2), (busy, 1)] {
+            let problem = || explain_unplaced(&error).unwrap().into();
+            let place = || "s3://bucket/key".to_owned();
+            let lock = LockError::Store { place: place(), problem: problem() };
+            let sink = SinkError { path: place().into(), problem: problem() };
+            assert_eq!((Error::from(lock).exit_code(), Error::from(sink).exit_code()), (code, code));
+            let mut published = Error::publish(place(), error);
+            assert_eq!(published.exit_code(), code);
+            // Whether it was done is told by the next run.
+            if let Error::Publish { known, .. } = &mut published {
+                *known = false;
+            }
+            assert_eq!(published.exit_code(), 1);
+        }
+        let delta = |trouble| Error::Delta(DeltaError { url: String::new(), problem: String::new(), trouble });
+        assert_eq!((delta(Trouble::Refused).exit_code(), delta(Trouble::Unreachable).exit_code()), (2, 1));
+        assert!(objects::Trouble::Refused.is_refusal() && !objects::Trouble::Missing.is_refusal());
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::at_least;
 use crate::cluster::{Address, SCHEDULER_PORT};
 use crate::error::Error;
 use crate::scorer::DeviceSetting;
@@ -21,7 +22,7 @@ pub(super) struct Scheduler {
     #[arg(long, default_value_t = SCHEDULER_PORT)]
     port: u16,
     /// After how many seconds without a word an executor is taken for dead, and its tasks are handed out again
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(10..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = at_least(10))]
     executor_timeout: u64,
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Variables, print, print_as, read_pipeline};
+use super::{Variables, at_least, print, print_as, read_pipeline};
 use crate::cluster::Address;
 use crate::error::Error;
 use crate::logging::Messages;
@@ -23,7 +23,7 @@ pub(super) struct Plan {
     #[arg(long)]
     fresh: bool,
     /// Read only the first N rows of the source; by default all are read, as the run will
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
     rows: Option<u64>,
     /// Plan as for `couplet run --cluster`: ask the scheduler for its executors
     #[arg(long, value_name = "df://HOST:PORT")]

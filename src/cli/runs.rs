@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{Variables, name_and_value, print, print_as, read, read_pipeline};
+use super::{Variables, at_least, name_and_value, print, print_as, read, read_pipeline};
 use crate::config::{Pipeline, Query, variables_in};
 use crate::error::Error;
 use crate::history;
@@ -18,7 +18,7 @@ pub(super) struct Runs {
     #[command(flatten)]
     variables: Variables,
     /// The most runs that are listed
-    #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, short = 'n', default_value_t = 20, value_parser = at_least(1))]
     limit: u64,
     /// Print them as one JSON document
     #[arg(long)]

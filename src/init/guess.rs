@@ -113,6 +113,12 @@ impl Guess {
                 return Err(Error::Usage(format!("{option} {name}: there is no such column (there are {all}){near}")));
             }
         }
+        for (option, names) in [("--id", &wanted.id), ("--text", &wanted.text)] {
+            let twice = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name));
+            if let Some((_, name)) = twice {
+                return Err(Error::Usage(format!("{option} {}: `{name}` is there twice", names.join(","))));
+            }
+        }
         let (text, why_text) = texts(table, wanted)?;
         let (label, why_label) = label(table, wanted, &text);
         let (id, why_id) = id(table, wanted, &text, label.as_deref()).await?;
@@ -128,7 +134,7 @@ fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error
     }
     let strings = || {
         let taken = |column: &&Column| wanted.id.contains(&column.name) || wanted.label.as_ref() == Some(&column.name);
-        let strings = table.columns.iter().filter(|column| column.data_type.is_string() && !table.is_own(column));
+        let strings = table.columns.iter().filter(|column| column.is_text() && !table.is_own(column));
         strings.filter(move |column| !taken(column))
     };
     let named = |name: &str| strings().find(|column| plain(&column.name) == name);
@@ -223,7 +229,8 @@ async fn id(
     }
     let may_be = |column: &&Column| {
         let data_type = &column.data_type;
-        let right = data_type.is_integer() || data_type.is_string() || *data_type == DataType::Binary;
+        let is_code = data_type.is_integer() || matches!(data_type, DataType::Binary | DataType::BinaryView);
+        let right = is_code || column.is_text();
         right && !text.contains(&column.name) && label != Some(&column.name) && !table.is_own(column)
     };
     let named = || table.columns.iter().filter(may_be).filter(|column| names_rows(&column.name));

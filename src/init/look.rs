@@ -28,6 +28,9 @@ const SAMPLE: usize = 10_000;
 /// Bytes of a text file that its format is judged by.
 const HEAD: usize = 64 * 1024;
 
+/// Lines of it in which delimiters are counted.
+const LINES: usize = 20;
+
 /// Keys of a table in `[tables]`, with their values as TOML.
 pub type TableOptions = Vec<(String, String)>;
 
@@ -46,6 +49,17 @@ pub struct Column {
     pub characters: f64,
     /// The mean number of words.
     pub words: f64,
+}
+
+impl Column {
+    /// Whether its values are texts, also where they are stored as codes of a dictionary.
+    #[must_use]
+    pub fn is_text(&self) -> bool {
+        match &self.data_type {
+            DataType::Dictionary(_, values) => values.is_string(),
+            data_type => data_type.is_string(),
+        }
+    }
 }
 
 /// A table that was looked at.
@@ -70,6 +84,9 @@ pub struct Looked {
 /// A place that cannot be read, or whose format is not told by anything.
 pub async fn look(from: &str, format: Option<&str>) -> Result<Looked, Error> {
     let wrong = |problem: String| Error::Usage(format!("--from {from}: {problem}"));
+    if from.trim().is_empty() {
+        return Err(Error::Usage("--from names no data; name a file, a folder or a glob".into()));
+    }
     let (table, options) = table(from, format).map_err(wrong)?;
     let uri = table.location.written.clone();
     let settings = crate::config::RunSettings::default();
@@ -134,8 +151,11 @@ impl Looked {
 fn describe(name: &str, values: &dyn Array) -> Result<Column, arrow::error::ArrowError> {
     let mut distinct = HashSet::new();
     let (mut filled, mut characters, mut words) = (0, 0, 0);
+    // A column that has no value at all has a type without a mask of NULLs, and one of codes has NULLs among the values.
+    let nulls = values.logical_nulls();
+    let has_value = |row: &usize| nulls.as_ref().is_none_or(|nulls| nulls.is_valid(*row));
     let texts = values.data_type().is_string().then(|| cast(values, &DataType::Utf8View)).transpose()?;
-    for row in (0..values.len()).filter(|&row| values.is_valid(row)) {
+    for row in (0..values.len()).filter(has_value) {
         let value = match &texts {
             Some(texts) => texts.as_string_view().value(row).to_owned(),
             None => array_value_to_string(values, row)?,
@@ -235,12 +255,20 @@ fn binary(path: &Path) -> Option<&'static str> {
 
 /// Finds out what stands between fields, whether the first line names the columns, and whether quotation marks mean something.
 fn sniff(csv: &mut CsvOptions, head: &str, options: &mut TableOptions) {
-    // Commas in a text would hide behind another delimiter, so it is judged by the first line, which mostly has names.
+    // Commas in a text would hide behind another delimiter, so it is judged by the first line, which mostly has names; a
+    // comma in a name is told by the lines that have fewer.
     let first = head.lines().next().unwrap_or_default();
     let others = [(b';', "\";\""), (b'\t', "\"\\t\""), (b'|', "\"|\"")];
+    let is_in_each = |delimiter: char| {
+        let mut counts =
+            head.lines().filter(|line| !line.is_empty()).take(LINES).map(|line| line.matches(delimiter).count());
+        counts.next().is_some_and(|first| first > 0 && counts.all(|count| count == first))
+    };
+    let separates = |other: char| {
+        if first.contains(',') { !is_in_each(',') && is_in_each(other) } else { first.contains(other) }
+    };
     if csv.delimiter == b','
-        && !first.contains(',')
-        && let Some((other, written)) = others.into_iter().find(|(other, _)| first.contains(char::from(*other)))
+        && let Some((other, written)) = others.into_iter().find(|(other, _)| separates(char::from(*other)))
     {
         csv.delimiter = other;
         options.push(("delimiter".into(), written.into()));

@@ -188,7 +188,12 @@ fn finetune(table: &Looked, guess: &Guess, sql: &str, texts: &[String], label: &
         _ => "classification",
     };
     let texts = texts.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(", ");
-    let sql = quoted_lines(&doubled(sql)).replace('\n', "\n# ");
+    // Nothing is learned from rows without a label.
+    let sql = match column.filter(|column| column.filled < table.sampled) {
+        Some(column) => format!("{sql}\nWHERE {} IS NOT NULL", identifier(&column.name)),
+        None => sql.to_owned(),
+    };
+    let sql = quoted_lines(&doubled(&sql)).replace('\n', "\n# ");
     format!(
         "\n# To learn from the labels first, name a base and uncomment this; [model] then names the output.\n\
          # [finetune]\n# sql = {sql}\n# task = \"{task}\"\n# text = [{texts}]\n# label = {}\n\

@@ -1,10 +1,48 @@
 //! Why the lock is not, or no longer, held.
 
+use std::fmt;
 use std::time::Duration;
 
 use thiserror::Error;
 
 use super::Holder;
+use crate::objects::Trouble;
+
+/// What an error of a store means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explained {
+    /// What went wrong, and how to mend it.
+    pub problem: String,
+    /// What kind of trouble it is.
+    pub trouble: Trouble,
+}
+
+impl Explained {
+    /// The same with more words around it.
+    pub(crate) fn in_words(self, words: impl FnOnce(&str) -> String) -> Self {
+        Self { problem: words(&self.problem), ..self }
+    }
+}
+
+/// Something that no server said.
+impl From<String> for Explained {
+    fn from(problem: String) -> Self {
+        Self { problem, trouble: Trouble::Other }
+    }
+}
+
+/// Something that no server said.
+impl From<&str> for Explained {
+    fn from(problem: &str) -> Self {
+        problem.to_owned().into()
+    }
+}
+
+impl fmt::Display for Explained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problem)
+    }
+}
 
 /// Why a run cannot go on alone.
 #[derive(Debug, Clone, Error)]
@@ -34,8 +72,8 @@ pub enum LockError {
     Store {
         /// The store.
         place: String,
-        /// What went wrong, and how to mend it.
-        problem: String,
+        /// What went wrong.
+        problem: Explained,
     },
     /// The store does not do what several writers need.
     #[error("{place} cannot hold a store or a table safely: {problem}")]
@@ -45,6 +83,14 @@ pub enum LockError {
         /// What it does wrong, and how to mend it.
         problem: String,
     },
+}
+
+impl LockError {
+    /// Whether somebody must mend it before it can go well: a right that is missing, not a server that is busy.
+    #[must_use]
+    pub fn is_mistake(&self) -> bool {
+        matches!(self, Self::Store { problem, .. } if problem.trouble.is_mistake())
+    }
 }
 
 /// Names who holds a lock, if that could be read.

@@ -113,7 +113,7 @@ impl FileLock {
 
 fn store_error(path: &Path, error: &io::Error) -> LockError {
     let place = path.parent().unwrap_or(path).display().to_string();
-    LockError::Store { place, problem: format!("{}: {error}", path.display()) }
+    LockError::Store { place, problem: format!("{}: {error}", path.display()).into() }
 }
 
 async fn busy(folder: &Path, path: &Path, claim: &Claim) -> LockError {

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::conditional::put_if;
 use super::holder::{Content, State};
-use super::{Explain, Holder, LockError};
+use super::{Explain, Explained, Holder, LockError};
 
 /// A lock that this process holds.
 #[derive(Debug)]
@@ -105,7 +105,7 @@ enum Refused {
     /// The lock is somebody else's.
     Lost(String),
     /// It is not known whether the write took place.
-    Unclear(String),
+    Unclear(Explained),
 }
 
 impl Inner {
@@ -152,7 +152,7 @@ impl Inner {
                     }
                     Ok(Ok(found)) => return Err(Refused::Lost(self.lose(&taken(found.and_then(|(found, _)| found))))),
                     Ok(Err(e)) => return Err(Refused::Unclear(self.object.explain.explain(&e))),
-                    Err(_) => return Err(Refused::Unclear(no_answer(patience))),
+                    Err(_) => return Err(Refused::Unclear(no_answer(patience).into())),
                 },
                 Ok(Err(e)) => {
                     // The next write must have another text than this one, which may have taken place.
@@ -161,7 +161,7 @@ impl Inner {
                 }
                 Err(_) => {
                     written.0.renewals = content.renewals;
-                    return Err(Refused::Unclear(no_answer(patience)));
+                    return Err(Refused::Unclear(no_answer(patience).into()));
                 }
             }
         }

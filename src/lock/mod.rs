@@ -39,8 +39,8 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 pub(crate) use conditional::put_if;
-pub use error::LockError;
 use error::said;
+pub use error::{Explained, LockError};
 use file::FileLock;
 pub use holder::Holder;
 use holder::{Content, State};
@@ -83,9 +83,9 @@ impl std::fmt::Display for Place {
 
 impl Place {
     /// What an error of the store means, and how to mend it.
-    pub(crate) fn explain(&self, error: &object_store::Error) -> String {
+    pub(crate) fn explain(&self, error: &object_store::Error) -> Explained {
         match self {
-            Self::Folder(_) => said(error),
+            Self::Folder(_) => said(error).into(),
             Self::Objects { explain, .. } => explain.explain(error),
         }
     }
@@ -93,15 +93,15 @@ impl Place {
 
 /// Says what an error of a server means, in words that help and hold nothing secret.
 #[derive(Clone)]
-pub struct Explain(Arc<dyn Fn(&object_store::Error) -> String + Send + Sync>);
+pub struct Explain(Arc<dyn Fn(&object_store::Error) -> Explained + Send + Sync>);
 
 impl Explain {
     /// Explains with what is known of a service and its settings.
-    pub fn new(explain: impl Fn(&object_store::Error) -> String + Send + Sync + 'static) -> Self {
+    pub fn new(explain: impl Fn(&object_store::Error) -> Explained + Send + Sync + 'static) -> Self {
         Self(Arc::new(explain))
     }
 
-    fn explain(&self, error: &object_store::Error) -> String {
+    fn explain(&self, error: &object_store::Error) -> Explained {
         (self.0)(error)
     }
 }
@@ -109,7 +109,7 @@ impl Explain {
 /// Says what the server said, in short.
 impl Default for Explain {
     fn default() -> Self {
-        Self::new(said)
+        Self::new(|error| said(error).into())
     }
 }
 
@@ -175,12 +175,12 @@ pub struct Seen {
 /// # Errors
 /// A store that cannot be read.
 pub async fn look(place: &Place) -> Result<Option<Seen>, LockError> {
-    let failed = |problem: String| LockError::Store { place: place.to_string(), problem };
+    let failed = |problem: Explained| LockError::Store { place: place.to_string(), problem };
     let json = match place {
         Place::Folder(path) => match std::fs::read(path.join(LOCK)) {
             Ok(json) => json,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(failed(format!("{}: {e}", path.join(LOCK).display()))),
+            Err(e) => return Err(failed(format!("{}: {e}", path.join(LOCK).display()).into())),
         },
         Place::Objects { store, root, .. } => {
             let found = match store.get(&root.clone().join(LOCK)).await {

@@ -28,7 +28,7 @@ pub async fn probe(place: &Place) -> Result<(), LockError> {
                 Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
                 Err(e) => Err(LockError::Store {
                     place: name.clone(),
-                    problem: format!("cannot delete {path}: {}", explain.explain(&e)),
+                    problem: explain.explain(&e).in_words(|problem| format!("cannot delete {path}: {problem}")),
                 }),
             }
         }
@@ -44,10 +44,9 @@ async fn try_conditions(
     let not_safe = |problem: String| LockError::Unsafe { place: name.to_owned(), problem };
     let cannot_write = |e: &StoreError| LockError::Store {
         place: name.to_owned(),
-        problem: format!(
-            "writing is refused ({}). The credentials need the right to read, write and delete there",
-            explain.explain(e)
-        ),
+        problem: explain.explain(e).in_words(|problem| {
+            format!("writing is refused ({problem}). The credentials need the right to read, write and delete there")
+        }),
     };
     let refused = |what: &str, e: &StoreError| {
         not_safe(format!(
@@ -95,19 +94,20 @@ fn probe_folder(folder: &std::path::Path) -> Result<(), LockError> {
     let name = format!(".couplet-probe-{}", Uuid::new_v4());
     let (file, link) = (folder.join(&name), folder.join(format!("{name}-link")));
     let written = fs::create_dir_all(folder).and_then(|()| fs::write(&file, "1"));
-    let linked = written.map_err(|e| LockError::Store { place: place(), problem: e.to_string() }).and_then(|()| {
-        let twice = (fs::hard_link(&file, &link), fs::hard_link(&file, &link));
-        let problem = match twice {
-            (Ok(()), Err(e)) if e.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
-            (Err(e), _) => format!("its file system has no hard links ({e})"),
-            (_, Ok(())) => "its file system lets a new file take the place of another without noticing".into(),
-            (_, Err(e)) => {
-                format!("its file system refuses a second file of one name in another way than others ({e})")
-            }
-        };
-        let problem = format!("{problem}; use a folder on another disk, or an object store");
-        Err(LockError::Unsafe { place: place(), problem })
-    });
+    let linked =
+        written.map_err(|e| LockError::Store { place: place(), problem: e.to_string().into() }).and_then(|()| {
+            let twice = (fs::hard_link(&file, &link), fs::hard_link(&file, &link));
+            let problem = match twice {
+                (Ok(()), Err(e)) if e.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+                (Err(e), _) => format!("its file system has no hard links ({e})"),
+                (_, Ok(())) => "its file system lets a new file take the place of another without noticing".into(),
+                (_, Err(e)) => {
+                    format!("its file system refuses a second file of one name in another way than others ({e})")
+                }
+            };
+            let problem = format!("{problem}; use a folder on another disk, or an object store");
+            Err(LockError::Unsafe { place: place(), problem })
+        });
     let _ = fs::remove_file(&link);
     let _ = fs::remove_file(&file);
     linked

@@ -146,8 +146,10 @@ impl Training {
         };
         let rows = json["evaluation"]["rows"].as_u64().map(crate::progress::grouped);
         let rows = rows.map_or_else(String::new, |rows| format!(" on {rows} held-out rows"));
+        let positive = json["evaluation"]["positive"].as_str().map(one_line);
+        let positive = positive.map_or_else(String::new, |label| format!("; positive is \"{label}\""));
         let mut lines: Vec<String> =
-            named(&json["evaluation"]).map(|line| format!("{line}{rows}")).into_iter().collect();
+            named(&json["evaluation"]).map(|line| format!("{line}{rows}{positive}")).into_iter().collect();
         lines.extend(named(&json["calibrated"]).map(|line| format!("calibrated: {line}")));
         for share in json["held_out"].as_array().into_iter().flatten().take(MOST) {
             let hidden = share["mask_probability"].as_f64().zip(share["after"]["perplexity"].as_f64());

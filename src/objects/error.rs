@@ -11,6 +11,7 @@ use url::Url;
 
 use crate::config::{Place, Service};
 use crate::delta::without_frames;
+use crate::lock::Explained;
 
 /// A place that cannot be read or written.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
@@ -40,10 +41,22 @@ pub enum Trouble {
 }
 
 impl Trouble {
+    /// Whether access is refused, by a server or for want of what it asks for.
+    #[must_use]
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Self::Refused | Self::Settings)
+    }
+
     /// Whether the user can mend it before the next run, rather than wait for the service.
     #[must_use]
     pub fn is_mistake(self) -> bool {
         matches!(self, Self::Missing | Self::Refused | Self::Settings)
+    }
+}
+
+impl From<ObjectsError> for Explained {
+    fn from(error: ObjectsError) -> Self {
+        Self { problem: error.problem, trouble: error.trouble }
     }
 }
 
@@ -186,6 +199,10 @@ impl Answer {
             "NoSuchBucket" | "ContainerNotFound" => {
                 return (Trouble::Missing, format!("there is no bucket `{bucket}`"));
             }
+            "NoSuchUpload" => {
+                let problem = format!("the upload was ended by somebody else ({said}); run the same command again");
+                return (Trouble::Other, problem);
+            }
             "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "AuthenticationFailed" => {
                 let problem =
                     format!("the server does not accept the credentials ({said}); check {}", service.credentials());
@@ -207,7 +224,7 @@ impl Answer {
         }
         match error {
             object_store::Error::NotFound { .. } => (Trouble::Missing, "does not exist".into()),
-            object_store::Error::PermissionDenied { .. } => {
+            _ if self.refuses(error) => {
                 let problem = format!(
                     "the server refuses access ({said}): {} are wrong, or they do not allow this",
                     service.credentials()
@@ -215,8 +232,17 @@ impl Answer {
                 (Trouble::Refused, problem)
             }
             object_store::Error::Unauthenticated { .. } => (Trouble::Refused, no_credentials(service)),
+            _ if self.is("401") => (Trouble::Refused, no_credentials(service)),
             _ => self.explain_failure(error),
         }
+    }
+
+    /// Whether the server knows who asks, and refuses; `object_store` gives such an error of its own for single objects,
+    /// and not where many are listed.
+    fn refuses(&self, error: &object_store::Error) -> bool {
+        // Google's says so, too, of one who asks too often.
+        let asks_too_often = self.code.as_deref().is_some_and(|code| code.to_lowercase().contains("ratelimit"));
+        (matches!(error, object_store::Error::PermissionDenied { .. }) || self.is("403")) && !asks_too_often
     }
 
     /// The server was not reached, or failed.
@@ -354,7 +380,45 @@ fn innermost(error: &object_store::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use object_store::Error;
+
     use super::*;
+
+    fn answered(status: &str, code: &str) -> Error {
+        let source = format!(
+            "Error performing PUT http://host:1/bucket/key in 1ms - Server returned non-2xx status code: {status}: \
+             <Error><Code>{code}</Code></Error>"
+        );
+        match status.split(' ').next() {
+            Some("403") => Error::PermissionDenied { path: "key".into(), source: source.into() },
+            Some("404") => Error::NotFound { path: "key".into(), source: source.into() },
+            _ => Error::Generic { store: "S3", source: source.into() },
+        }
+    }
+
+    /// What lists objects has one kind of error for all answers.
+    fn listed(error: &Error) -> Error {
+        Error::Generic { store: "S3", source: error.to_string().into() }
+    }
+
+    #[test]
+    fn what_somebody_must_mend_is_told_from_what_passes() {
+        for (status, code, trouble) in [
+            ("403 Forbidden", "AccessDenied", Trouble::Refused),
+            ("403 Forbidden", "rateLimitExceeded", Trouble::Unreachable),
+            ("401 Unauthorized", "Unauthorized", Trouble::Refused),
+            ("404 Not Found", "NoSuchBucket", Trouble::Missing),
+            ("404 Not Found", "NoSuchUpload", Trouble::Other),
+            ("429 Too Many Requests", "TooManyRequests", Trouble::Unreachable),
+            ("500 Internal Server Error", "InternalError", Trouble::Unreachable),
+            ("503 Slow Down", "SlowDown", Trouble::Unreachable),
+        ] {
+            for error in [answered(status, code), listed(&answered(status, code))] {
+                let explained = explain_unplaced(&error).unwrap();
+                assert_eq!(explained.trouble, trouble, "{status} {code}: {explained}");
+            }
+        }
+    }
 
     #[test]
     fn the_frames_of_a_stack_are_no_part_of_what_a_library_says() {

@@ -105,7 +105,7 @@ impl Objects {
                     store: Arc::clone(&self.store),
                     root: self.root.clone(),
                     name: self.place.to_string(),
-                    explain: lock::Explain::new(move |error| objects.error(error).problem),
+                    explain: lock::Explain::new(move |error| objects.error(error).into()),
                 }
             }
         }

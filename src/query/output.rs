@@ -235,7 +235,7 @@ pub fn nobody_reads() -> bool {
 }
 
 fn sink_error(path: &Path, problem: &dyn std::fmt::Display) -> Error {
-    SinkError { path: path.to_owned(), problem: problem.to_string() }.into()
+    SinkError { path: path.to_owned(), problem: problem.to_string().into() }.into()
 }
 
 /// CSV has no nested values: structs and lists become their text.

@@ -10,11 +10,18 @@ const MOST_LABELS: usize = 8;
 /// Slices of a column that the summary shows.
 const MOST_SLICES: usize = 12;
 
+/// Which of two labels precision, recall, F1 and average precision are of, to stand behind the number of rows.
+#[must_use]
+pub fn positive_of(evaluation: &Evaluation, labels: &[String]) -> String {
+    evaluation.positive(labels).map_or_else(String::new, |label| format!("; positive is {label:?}"))
+}
+
 /// An evaluation for people: metrics with their intervals, the confusion matrix, the slices.
 #[must_use]
 pub fn evaluation_lines(evaluation: &Evaluation, labels: &[String]) -> Vec<String> {
     let level = evaluation.level.map_or_else(String::new, |level| format!("; intervals of {} %", 100.0 * level));
-    let mut lines = vec![format!("{}{level}", counted(evaluation.rows as u64, "row"))];
+    let positive = positive_of(evaluation, labels);
+    let mut lines = vec![format!("{}{level}{positive}", counted(evaluation.rows as u64, "row"))];
     let metrics = evaluation.metrics.iter().map(|(metric, value)| {
         let Some(value) = value else { return format!("{metric} not defined") };
         let interval = evaluation.intervals.iter().find(|(other, _)| *other == metric).and_then(|(_, ends)| *ends);

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::progress::spoken;
 
-pub use evaluation::evaluation_lines;
+pub use evaluation::{evaluation_lines, positive_of};
 pub use scoring::{Executor, Predicted, Report, Rows};
 
 /// What all stages of a run did.

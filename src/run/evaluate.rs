@@ -281,7 +281,7 @@ impl Work<'_> {
         let folder = AtomicFolder::create(&self.settings.output.path)?;
         crate::model::write_json(&folder.path().join(REPORT), json)?;
         mistakes::write(&folder.path().join(mistakes::FILE), mistakes, scorer.model())
-            .map_err(|SinkError { problem, .. }| std::io::Error::other(problem))?;
+            .map_err(|SinkError { problem, .. }| std::io::Error::other(problem.problem))?;
         folder.publish()
     }
 
@@ -320,7 +320,8 @@ fn sample(judged: &Judged, of: fn(&Prediction) -> &[f32], decided: bool) -> Resu
         Targets::Classes(gold) => {
             let label = |prediction: &Prediction| prediction.label.unwrap_or(0) as u32;
             let predicted = decided.then(|| predictions.iter().map(label).collect());
-            Sample::Classes(Classes::new(width, gold.clone(), probabilities(), predicted, DEFAULT_BINS)?)
+            let classes = Classes::new(width, gold.clone(), probabilities(), predicted, DEFAULT_BINS)?;
+            Sample::Classes(classes.with_positive(labels.positive())?)
         }
         Targets::Sets(gold) => Sample::Sets(Sets::new(width, gold.clone(), &probabilities())?),
         Targets::Values(gold) => Sample::Values(Values::new(

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::objects::model_folder;
 use crate::predict::Models;
 use crate::progress::{Style, TrainingProgress, counted, grouped};
-use crate::report::StageReport;
+use crate::report::{StageReport, positive_of};
 use crate::scorer::{Pool, ScorerError};
 use crate::session::{self, Resources};
 use crate::train::course::{Interval, JobError, Outcome, Watch};
@@ -86,7 +86,8 @@ impl Training<'_> {
         }];
         lines.extend(nothing_held_out(stage, rows, held_out));
         if let Some(evaluation) = &report.evaluation {
-            lines.push(format!("{} held-out rows: {}", evaluation.rows, evaluation.metrics));
+            let positive = positive_of(evaluation, &report.labels);
+            lines.push(format!("{} held-out rows{positive}: {}", evaluation.rows, evaluation.metrics));
         }
         if let (Some(calibration), Some(calibrated)) = (&report.calibration, &report.calibrated) {
             lines.push(format!("calibrated: {}; {}", calibration.applied(), calibrated.metrics));

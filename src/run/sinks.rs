@@ -320,7 +320,7 @@ async fn to_object(
     night: &Night,
 ) -> Result<u64, Error> {
     let failed = |e: &(dyn std::error::Error + 'static)| {
-        let problem = cause_in(e).map_or_else(|| e.to_string(), |cause| objects.error(cause).problem);
+        let problem = cause_in(e).map_or_else(|| e.to_string().into(), |cause| objects.error(cause).into());
         SinkError { path: objects.to_string().into(), problem }
     };
     let folder = objects.root.parent().unwrap_or_default();

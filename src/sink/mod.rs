@@ -17,6 +17,8 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use thiserror::Error;
 
+use crate::lock::Explained;
+
 pub use atomic::AtomicFile;
 pub(crate) use atomic::{TEMPORARY, hold, remove_remains};
 pub use delta::{Committed, DeltaSink, Mode, Unpublished};
@@ -36,7 +38,7 @@ pub struct SinkError {
     /// The file that was to appear.
     pub path: PathBuf,
     /// What went wrong.
-    pub problem: String,
+    pub problem: Explained,
 }
 
 /// A Parquet file in the making.
@@ -51,7 +53,7 @@ impl ParquetSink {
     /// # Errors
     /// A folder that cannot be made or written, a schema that Parquet cannot hold.
     pub fn create(path: &Path, schema: &SchemaRef, metadata: &[(&str, String)]) -> Result<Self, SinkError> {
-        let error = |problem: String| SinkError { path: path.to_owned(), problem };
+        let error = |problem: String| SinkError { path: path.to_owned(), problem: problem.into() };
         let file = AtomicFile::create(path).map_err(|e| error(e.to_string()))?;
         let options = writer_options(schema, metadata);
         let writer = ArrowWriter::try_new_with_options(file, Arc::clone(schema), options);
@@ -64,7 +66,7 @@ impl ParquetSink {
     /// # Errors
     /// A disk that is full or gone.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), SinkError> {
-        self.writer.write(batch).map_err(|e| SinkError { path: self.path.clone(), problem: e.to_string() })
+        self.writer.write(batch).map_err(|e| SinkError { path: self.path.clone(), problem: e.to_string().into() })
     }
 
     /// Ends the file and puts it in its place, in one step; returns its size in bytes.
@@ -72,7 +74,7 @@ impl ParquetSink {
     /// # Errors
     /// A disk that is full or gone; nothing has been published then.
     pub fn publish(self) -> Result<u64, SinkError> {
-        let error = |problem: String| SinkError { path: self.path.clone(), problem };
+        let error = |problem: String| SinkError { path: self.path.clone(), problem: problem.into() };
         let file = self.writer.into_inner().map_err(|e| error(e.to_string()))?;
         file.publish().map_err(|e| error(e.to_string()))
     }

@@ -22,7 +22,9 @@ use datafusion::prelude::{SessionContext, lit, ltrim, nullif};
 use thiserror::Error;
 
 use crate::config::{CsvOptions, Place, Table, TableFormat};
+use crate::delta::{self, DeltaError};
 use crate::objects::{ObjectsError, Trouble};
+use crate::sink::runs::RunsError;
 use crate::store::SourceFile;
 use files::Files;
 use format::file_format;
@@ -64,6 +66,18 @@ struct Problem {
 impl From<String> for Problem {
     fn from(text: String) -> Self {
         Self { text, passes: false }
+    }
+}
+
+impl From<DeltaError> for Problem {
+    fn from(error: DeltaError) -> Self {
+        Self { text: error.to_string(), passes: error.trouble == delta::Trouble::Unreachable }
+    }
+}
+
+impl From<RunsError> for Problem {
+    fn from(error: RunsError) -> Self {
+        Self { text: error.to_string(), passes: error.problem.trouble == Trouble::Unreachable }
     }
 }
 

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use datafusion::catalog::TableProvider;
+use datafusion::common::DataFusionError;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::prelude::SessionContext;
@@ -13,7 +14,7 @@ use datafusion::prelude::SessionContext;
 use super::Problem;
 use crate::config::{Place, Table, TableFormat};
 use crate::delta;
-use crate::objects::{Objects, ObjectsError};
+use crate::objects::{Objects, ObjectsError, cause_in};
 use crate::sink::runs;
 
 /// The folder of a Delta table's log.
@@ -44,8 +45,8 @@ pub(super) async fn provider(
             Err(_) => return Ok(None),
         },
     };
-    match delta::open(&objects, version).await.map_err(|e| e.to_string())? {
-        Some(delta) => Ok(Some(delta::provider(&objects, &delta, context).await.map_err(|e| e.to_string())?)),
+    match delta::open(&objects, version).await? {
+        Some(delta) => Ok(Some(delta::provider(&objects, &delta, context).await?)),
         None => Err(format!("{place} is not a Delta table: it has no {LOG}").into()),
     }
 }
@@ -58,7 +59,7 @@ pub(super) async fn is_versioned(table: &Table) -> Result<bool, Problem> {
     let objects = Objects::open(&table.location.place)?;
     Ok(matches!(table.format, TableFormat::Delta { .. } | TableFormat::Runs { .. })
         || is_delta(&objects).await?
-        || runs::latest(&objects.lock_place()).await.map_err(|e| e.to_string())?.is_some())
+        || runs::latest(&objects.lock_place()).await?.is_some())
 }
 
 fn may_be(table: &Table) -> bool {
@@ -81,11 +82,7 @@ async fn runs_of(
     all: bool,
 ) -> Result<Option<Arc<dyn TableProvider>>, Problem> {
     let place = objects.lock_place();
-    let manifests = if all {
-        runs::all(&place).await.map_err(|e| e.to_string())?
-    } else {
-        runs::latest(&place).await.map_err(|e| e.to_string())?.into_iter().collect()
-    };
+    let manifests = if all { runs::all(&place).await? } else { runs::latest(&place).await?.into_iter().collect() };
     let paths = manifests.iter().flat_map(|manifest| manifest.paths(&objects.root));
     let urls = paths.map(|path| match objects.place_of(&path) {
         Place::Local(path) => ListingTableUrl::parse(path.to_string_lossy()),
@@ -95,7 +92,10 @@ async fn runs_of(
         }
         Place::Hub(_) => unreachable!("no object store is a hub"),
     });
-    let described = |e: datafusion::common::DataFusionError| format!("{objects}: {}", e.strip_backtrace());
+    let described = |e: DataFusionError| match cause_in(&e).filter(|_| matches!(objects.place, Place::Remote(_))) {
+        Some(cause) => Problem::from(objects.error(cause)),
+        None => Problem::from(format!("{objects}: {}", e.strip_backtrace())),
+    };
     let urls = urls.collect::<Result<Vec<_>, _>>().map_err(described)?;
     let Some(newest) = urls.last().cloned() else { return Ok(None) };
     let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension("");

@@ -44,7 +44,7 @@ pub enum CalibrationError {
 
 impl Calibration {
     /// Fits a temperature on logits, `labels` a row, with the gold labels (the place of each row's label), and a
-    /// threshold where an objective is given.
+    /// threshold where an objective is given, with the place of the label that is the positive one.
     ///
     /// # Errors
     /// No rows, columns of different lengths, labels beyond `labels`, logits that are not finite; an objective for
@@ -53,7 +53,7 @@ impl Calibration {
         labels: usize,
         logits: &[f32],
         gold: &[u32],
-        objective: Option<Objective>,
+        objective: Option<(Objective, usize)>,
     ) -> Result<Self, CalibrationError> {
         let temperature = Temperature::fit_softmax(labels, logits, gold)?;
         if objective.is_some() && labels != 2 {
@@ -61,12 +61,12 @@ impl Calibration {
         }
         let mut calibration =
             Self { problem: Problem::SingleLabel, temperature, threshold: None, fitted_on: gold.len() };
-        if let Some(objective) = objective {
-            let positive: Vec<bool> = gold.iter().map(|&label| label == 1).collect();
+        if let Some((objective, positive)) = objective {
+            let second: Vec<bool> = gold.iter().map(|&label| label == 1).collect();
             let applied = calibration.applied();
-            let second = |row: &[f32]| applied.probabilities(Problem::SingleLabel, row)[1];
-            let scores: Vec<f32> = logits.chunks_exact(2).map(second).collect();
-            calibration.threshold = Some(Threshold::fit(objective, &scores, &positive)?);
+            let of_second = |row: &[f32]| applied.probabilities(Problem::SingleLabel, row)[1];
+            let scores: Vec<f32> = logits.chunks_exact(2).map(of_second).collect();
+            calibration.threshold = Some(Threshold::fit_for(positive, objective, &scores, &second)?);
         }
         Ok(calibration)
     }
@@ -129,7 +129,7 @@ mod tests {
         let (logits, gold) = logits();
         for objective in [None, Some("f1"), Some("precision >= 0.9")] {
             let objective = objective.map(|text| Objective::parse(text).unwrap());
-            let calibration = Calibration::fit(2, &logits, &gold, objective).unwrap();
+            let calibration = Calibration::fit(2, &logits, &gold, objective.map(|objective| (objective, 1))).unwrap();
             let json = calibration.to_json();
             let Temperature { value, before, after, .. } = calibration.temperature;
             assert!(after < before && value > 1.0);
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn the_threshold_reaches_its_objective_when_it_is_applied() {
         let (logits, gold) = logits();
-        let calibration = Calibration::fit(2, &logits, &gold, Some(Objective::Accuracy)).unwrap();
+        let calibration = Calibration::fit(2, &logits, &gold, Some((Objective::Accuracy, 1))).unwrap();
         let applied = calibration.applied();
         let decide = |row: &[f32]| applied.decide(&applied.probabilities(Problem::SingleLabel, row)).unwrap();
         let right = logits.chunks_exact(2).zip(&gold).filter(|(row, gold)| decide(row) == **gold as usize).count();
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_threshold_is_for_two_labels() {
-        let error = Calibration::fit(3, &[0.0, 1.0, 2.0], &[0], Some(Objective::F1)).unwrap_err();
+        let error = Calibration::fit(3, &[0.0, 1.0, 2.0], &[0], Some((Objective::F1, 0))).unwrap_err();
         assert_eq!(
             error.to_string(),
             "a decision threshold needs a model with two labels; this one has 3: leave the objective out"

@@ -18,6 +18,8 @@ pub struct Evaluation {
     pub level: Option<f64>,
     /// The interval of each metric, in the order of the metrics; none where it is defined too seldom.
     pub intervals: Vec<(Metric, Option<Interval>)>,
+    /// The place of the label that precision, recall, F1 and average precision are of; none where there are not two.
+    pub positive: Option<usize>,
     /// How often each label was predicted for each gold label; none for values and for sets of labels.
     pub confusion: Option<Confusion>,
     /// The bins of the reliability diagram; none for values and for sets of labels.
@@ -46,10 +48,17 @@ impl Evaluation {
             metrics: sample.metrics(),
             level: bootstrap.map(Bootstrap::level),
             intervals: bootstrap.map_or_else(Vec::new, |bootstrap| bootstrap.intervals(sample)),
+            positive: sample.positive(),
             confusion,
             reliability,
             slices: sliced.collect::<Result<_, MetricError>>()?,
         })
+    }
+
+    /// The name of the positive one of two labels, where there are two.
+    #[must_use]
+    pub fn positive<'l>(&self, labels: &'l [String]) -> Option<&'l str> {
+        self.positive.and_then(|label| labels.get(label)).map(String::as_str)
     }
 
     /// The evaluation as JSON; `labels` are the names of the labels, in order.
@@ -76,6 +85,7 @@ impl Evaluation {
         let columns = self.slices.iter().map(|(column, slices)| (column.clone(), slices.iter().map(slice).collect()));
         json!({
             "rows": self.rows,
+            "positive": self.positive(labels),
             "metrics": self.metrics.to_json(),
             "level": self.level,
             "intervals": self.intervals.iter().map(interval).collect::<Map<_, _>>(),
@@ -131,6 +141,7 @@ mod tests {
         let json = evaluation.to_json(&["no".to_owned(), "yes".to_owned()]);
         assert_eq!(json["rows"], 4);
         assert_eq!(json["metrics"]["accuracy"], 0.75);
+        assert_eq!(json["positive"], "yes");
         assert_eq!(json["level"], 0.95);
         assert!(json["intervals"]["accuracy"][0].as_f64() < Some(0.75), "{json}");
         assert_eq!(json["confusion"]["gold_by_predicted"], json!([[1, 1], [0, 2]]));
@@ -149,6 +160,7 @@ mod tests {
         let evaluation = Evaluation::of(&sample, None, &[]).unwrap();
         let json = evaluation.to_json(&[]);
         assert_eq!((&json["confusion"], &json["level"]), (&Value::Null, &Value::Null));
+        assert_eq!(json["positive"], Value::Null);
         assert_eq!(json["metrics"]["pearson"], -1.0);
         assert!(Evaluation::of(&sample, None, &[("topic", vec![])]).is_err());
     }

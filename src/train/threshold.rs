@@ -1,4 +1,5 @@
-//! The decision threshold of two labels: from which probability on a row counts as positive.
+//! The decision threshold of two labels: from which probability on a row has the second. Which of the two is the
+//! positive one, whose precision and recall matter, is another question.
 //!
 //! A threshold matters only by the rows that it separates, so every value between two neighbouring probabilities is as
 //! good as any other. Of the thresholds that reach the objective best, the widest unbroken interval is taken (of
@@ -74,7 +75,7 @@ pub enum ThresholdError {
 /// A threshold with the interval whose middle it is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Threshold {
-    /// Rows from this probability on are positive.
+    /// Rows have the second label from this probability of it on.
     pub value: f64,
     /// What it does best.
     pub objective: Objective,
@@ -144,7 +145,8 @@ impl fmt::Display for Objective {
     }
 }
 
-/// The thresholds above `from` and up to `to`, and the rows that they make positive.
+/// The thresholds above `from` and up to `to`, and the rows that they make positive: those that are so, and those that
+/// are not.
 #[derive(Debug, Clone, Copy)]
 struct Cut {
     from: f64,
@@ -153,25 +155,54 @@ struct Cut {
     negative: u64,
 }
 
+impl Cut {
+    /// The same thresholds where the first label is the positive one, of rows of which so many have the second: those
+    /// below them are positive then.
+    fn turned(self, seconds: u64, rows: u64) -> Self {
+        Self { positive: rows - seconds - self.negative, negative: seconds - self.positive, ..self }
+    }
+}
+
 impl Threshold {
-    /// Finds the threshold on the probabilities of the second label that does best on rows whose label is known.
+    /// Finds the threshold on the probabilities of the second label that does best on rows whose label is known; the
+    /// second label is the positive one.
     ///
     /// # Errors
     /// No rows, columns of different lengths, numbers that are no probabilities; rows that all have one label; a
     /// precision that no threshold reaches.
-    pub fn fit(objective: Objective, probabilities: &[f32], positive: &[bool]) -> Result<Self, ThresholdError> {
-        check_length("probabilities", probabilities.len(), positive.len())?;
+    pub fn fit(objective: Objective, probabilities: &[f32], second: &[bool]) -> Result<Self, ThresholdError> {
+        Self::fit_for(1, objective, probabilities, second)
+    }
+
+    /// The same where the label in the place `positive` is the positive one; the probabilities are still those of the
+    /// second.
+    ///
+    /// # Errors
+    /// As [`Threshold::fit`].
+    pub fn fit_for(
+        positive: usize,
+        objective: Objective,
+        probabilities: &[f32],
+        second: &[bool],
+    ) -> Result<Self, ThresholdError> {
+        check_length("probabilities", probabilities.len(), second.len())?;
         let scores: Vec<f64> = probabilities.iter().copied().map(f64::from).collect();
         super::metrics::check_probabilities(&scores, 1)?;
-        let rows = positive.len() as u64;
-        let positives = positive.iter().filter(|positive| **positive).count() as u64;
+        let rows = second.len() as u64;
+        let seconds = second.iter().filter(|second| **second).count() as u64;
         if rows == 0 {
             return Err(MetricError::Empty.into());
         }
-        if positives == 0 || positives == rows {
-            return Err(ThresholdError::OneLabel { rows: positive.len(), positive: positives > 0 });
+        if seconds == 0 || seconds == rows {
+            return Err(ThresholdError::OneLabel { rows: second.len(), positive: seconds > 0 });
         }
-        let cuts = cuts(&scores, positive);
+        let mut cuts = cuts(&scores, second);
+        let positives = if positive == 0 {
+            cuts.iter_mut().for_each(|cut| *cut = cut.turned(seconds, rows));
+            rows - seconds
+        } else {
+            seconds
+        };
         let values: Vec<Option<f64>> = cuts.iter().map(|cut| objective.value(cut, positives, rows)).collect();
         let best = values.iter().flatten().copied().fold(f64::NEG_INFINITY, f64::max);
         let is_best = |i: usize| values[i].is_some_and(|value| value >= best - ROUNDING);
@@ -195,7 +226,7 @@ impl Threshold {
         Ok(Self { value: f64::midpoint(from, to), objective, reached: best, from, to })
     }
 
-    /// Whether a row whose second label has this probability counts as positive.
+    /// Whether a row whose second label has this probability has that label.
     #[must_use]
     pub fn is_positive(&self, probability: f32) -> bool {
         f64::from(probability) >= self.value

@@ -116,7 +116,10 @@ calibrate = true
     assert!(line("base model").ends_with(base.to_str().unwrap()), "{text}");
     let trained = line("trained");
     assert!(trained.contains("fine-tuned for classification, ") && trained.contains(" of 2, learning rate "), "{text}");
-    assert!(line("metrics").contains("accuracy ") && line("metrics").contains(" held-out rows"), "{text}");
+    assert!(
+        line("metrics").contains("accuracy ") && line("metrics").contains(" held-out rows; positive is "),
+        "{text}"
+    );
     assert!(text.contains("calibrated: ") && line("calibration").contains("temperature "), "{text}");
     let card = json(&model);
     let report: Value = serde_json::from_slice(&std::fs::read(model.join("training.json")).unwrap()).unwrap();

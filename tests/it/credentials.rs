@@ -35,6 +35,25 @@ fn keys_in_a_uri_are_not_repeated() {
 }
 
 #[test]
+fn keys_in_arguments_that_cannot_be_read_are_not_repeated() {
+    let job = Job::new("id,a,b\n1,x,y\n");
+    let keyed = format!("s3://AKIA:{SECRET}@bucket/x.parquet");
+    let signed = "https://host/x.parquet?X-Amz-Signature=AKIA";
+    for uri in [&*keyed, signed] {
+        for arguments in [&[uri][..], &["run", "pipeline.toml", uri], &["runs", "pipeline.toml", "-n", uri]] {
+            for log in ["text", "json"] {
+                let said = stderr_of(job.couplet(arguments).args(["--log-format", log]), 2);
+                assert!(said.contains("bucket/x.parquet") || said.contains("host/x.parquet"), "{arguments:?}: {said}");
+                assert!(!said.contains("AKIA") && !said.contains(SECRET), "{arguments:?}: {said}");
+                // All else is as clap says it.
+                assert_eq!(said.starts_with("error: "), log == "text", "{said}");
+                assert!(said.contains("try '--help'"), "{said}");
+            }
+        }
+    }
+}
+
+#[test]
 fn keys_in_a_pipeline_are_neither_said_nor_recorded() {
     let uri = format!("https://user:{SECRET}@host/pairs.csv");
     let said = Job::new("id,a,b\n1,x,y\n").change("pairs.csv", &uri).error(2);

@@ -301,6 +301,29 @@ fn an_evaluation_says_how_good_the_bundled_model_is() {
 }
 
 #[test]
+fn the_metrics_of_one_label_are_those_of_glues_1_wherever_the_model_has_it() {
+    let variant = Variant::of("tiny-distilbert")
+        .with_outputs(2)
+        .without_config("label2id")
+        .with_config("id2label", json!({ "0": "equivalent", "1": "not_equivalent" }));
+    for (task, place, positive) in [("task = \"mrpc\"\n", 0, "equivalent"), ("", 1, "not_equivalent")] {
+        let label = "CASE label WHEN 'paraphrase' THEN 'equivalent' ELSE 'not_equivalent' END AS label FROM pairs";
+        let stages = Stages::evaluation()
+            .change("label FROM pairs", label)
+            .change(&format!("{:?}", quickstart_model()), &format!("{:?}", variant.folder()))
+            .change("resamples", &format!("{task}resamples"));
+        let said = stdout_of(&mut stages.couplet(&["run", "p.toml"]));
+        assert!(said.contains(&format!("525 rows; intervals of 95 %; positive is {positive:?}")), "{said}");
+        let evaluation = stages.json("evaluation/evaluation.json");
+        assert_eq!(evaluation["positive"], positive);
+        for metric in ["f1", "precision", "recall"] {
+            let of_label = &evaluation["confusion"]["labels"][place][metric];
+            assert_eq!(&evaluation["metrics"][metric], of_label, "{metric}: {evaluation:#}");
+        }
+    }
+}
+
+#[test]
 fn values_are_measured_by_their_differences() {
     let variant = Variant::of("tiny-distilbert")
         .with_outputs(1)

@@ -266,3 +266,66 @@ fn data_may_be_given_with_its_options() {
     let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
     assert!(toml.contains("{ uri = \"../reviews.csv\", quote = false, delimiter = \";\" }"), "{toml}");
 }
+
+#[test]
+fn texts_and_ids_are_known_where_they_are_stored_as_codes_or_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    for (file, id, text) in [
+        ("codes", "arrow_cast('k' || value, 'Dictionary(Int32, Utf8)')", "'Dictionary(Int32, Utf8)'"),
+        ("bytes", "arrow_cast('k' || value, 'Binary')", "'LargeUtf8'"),
+    ] {
+        let sql = format!(
+            "SELECT {id} AS id, arrow_cast('Here is a text, ' || value, {text}) AS text FROM generate_series(1, 40)"
+        );
+        let data = format!("{file}.parquet");
+        stdout_of(&mut at(folder.path(), &["query", &sql, "-o", &data]));
+        let mut init = at(folder.path(), &["init", "--from", &data, file, "--model"]);
+        let said = stdout_of(init.arg(golden("tiny-distilbert")));
+        assert!(said.contains("id     `id`: by its name") && said.contains("text   `text`: by its name"), "{said}");
+        assert_eq!(run(&folder.path().join(file))["rows"]["scored"], 40);
+    }
+}
+
+#[test]
+fn columns_without_labels_are_none_and_rows_without_one_are_not_learned_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows: String =
+        (0..40).map(|row| format!("{row},Here is text {row},{},\n", ["yes", "no", ""][row % 3])).collect();
+    write(&folder.path().join("some.csv"), format!("id,text,gold,label\n{rows}"));
+    let (said, report) = from(folder.path(), &["some.csv"]);
+    assert!(said.contains("label  `gold`: by its name; 2 different values"), "{said}");
+    assert_eq!(report["rows"]["scored"], 40);
+    let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
+    assert!(toml.contains("\n# FROM data\n# WHERE gold IS NOT NULL\n"), "{toml}");
+}
+
+#[test]
+fn a_comma_in_a_name_hides_no_other_delimiter() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows: String = (0..40).map(|row| format!("{row};It is good, {row} times;{}\n", row % 2)).collect();
+    write(&folder.path().join("reviews.csv"), format!("id;text, as it was;label\n{rows}").replace("good, ", "good "));
+    let (said, report) = from(folder.path(), &["reviews.csv"]);
+    assert!(said.contains("40 rows, 3 columns") && said.contains("text   `text, as it was`"), "{said}");
+    assert_eq!(report["rows"]["scored"], 40);
+    // A semicolon in a name is no delimiter where commas are.
+    let rows: String = (0..40).map(|row| format!("{row},\"It is good, {row} times\"\n")).collect();
+    write(&folder.path().join("commas.csv"), format!("id,text;note\n{rows}"));
+    let mut init = at(folder.path(), &["init", "--from", "commas.csv", "commas", "--model"]);
+    let said = stdout_of(init.arg(golden("tiny-distilbert")));
+    assert!(said.contains("40 rows, 2 columns") && said.contains("text   `text;note`"), "{said}");
+}
+
+#[test]
+fn what_is_named_twice_or_not_at_all_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder.path().join("pairs.csv"), "id,a,b\n1,A man walks.,A man is walking.\n");
+    let said = |arguments: &[&str]| {
+        let mut init = at(folder.path(), &["init", "job", "--model"]);
+        let said = stderr_of(init.arg(golden("tiny-distilbert")).args(arguments), 2);
+        assert!(!folder.path().join("job").exists());
+        said
+    };
+    insta::assert_snapshot!(said(&["--from", "pairs.csv", "--id", "id,id"]), @"error: --id id,id: `id` is there twice");
+    insta::assert_snapshot!(said(&["--from", "pairs.csv", "--text", "a,a"]), @"error: --text a,a: `a` is there twice");
+    insta::assert_snapshot!(said(&["--from", ""]), @"error: --from names no data; name a file, a folder or a glob");
+}

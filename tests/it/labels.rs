@@ -82,6 +82,26 @@ fn numbers_of_a_glue_task_mean_its_labels_whatever_the_order_of_the_names() {
 }
 
 #[test]
+fn the_positive_label_is_glues_1_wherever_the_model_has_it() {
+    let positive = |task, given: &[&str]| Labels::given(task, names(given)).unwrap().positive();
+    assert_eq!(positive(Task::Mrpc, &["not_equivalent", "equivalent"]), Some(1));
+    assert_eq!(positive(Task::Mrpc, &["Equivalent", "NOT-equivalent"]), Some(0));
+    // RTE's 1 is what does not follow, WNLI's what follows.
+    assert_eq!(positive(Task::Rte, &["entailment", "not_entailment"]), Some(1));
+    assert_eq!(positive(Task::Wnli, &["entailment", "not_entailment"]), Some(0));
+    // One name is enough, and numbers are GLUE's.
+    assert_eq!(positive(Task::Mrpc, &["equivalent", "different"]), Some(0));
+    assert_eq!(positive(Task::Mrpc, &["same", "not_equivalent"]), Some(0));
+    assert_eq!(positive(Task::Sst2, &["1", "0"]), Some(0));
+    // Names of one's own, and labels of no data set, are in the model's order.
+    assert_eq!(positive(Task::Mrpc, &["LABEL_0", "LABEL_1"]), Some(1));
+    assert_eq!(positive(Task::Classification, &["equivalent", "not_equivalent"]), Some(1));
+    assert_eq!(positive(Task::Mnli, &["entailment", "neutral", "contradiction"]), None);
+    assert_eq!(positive(Task::Multilabel, &["a", "b"]), None);
+    assert_eq!(positive(Task::Regression, &[]), None);
+}
+
+#[test]
 fn given_names_are_taken_by_place_unless_they_are_numbers() {
     let labels = Labels::given(Task::Classification, names(&["no", "yes"])).unwrap();
     assert_eq!(labels.targets(&integers(&[1, 0])), Ok(Targets::Classes(vec![1, 0])));

@@ -209,6 +209,33 @@ fn a_threshold_is_the_middle_of_the_widest_interval_whatever_the_order_of_rows()
     assert!((fitted.value - 0.575).abs() < 1e-6 && (fitted.reached - 2.0 / 3.0).abs() < 1e-12, "{fitted:?}");
 }
 
+/// The probabilities are of the second label in both cases; turned, its rows and theirs have changed places.
+#[test]
+fn a_threshold_may_be_for_the_first_label() {
+    let rows = [(0.1_f32, false), (0.2, false), (0.4, true), (0.45, false), (0.7, true), (0.9, true)];
+    let (scores, second): (Vec<f32>, Vec<bool>) = rows.iter().copied().unzip();
+    let (turned_scores, first): (Vec<f32>, Vec<bool>) = rows.iter().map(|(p, second)| (1.0 - p, !second)).unzip();
+    for objective in ["f1", "accuracy", "matthews", "precision >= 0.9", "recall >= 0.9"] {
+        let objective = Objective::parse(objective).unwrap();
+        let fitted = Threshold::fit(objective, &scores, &second).unwrap();
+        let turned = Threshold::fit_for(0, objective, &turned_scores, &first).unwrap();
+        assert!((turned.reached - fitted.reached).abs() < 1e-12, "{objective}: {turned:?} {fitted:?}");
+        for (probability, turned_probability) in scores.iter().zip(&turned_scores) {
+            // Below the threshold a row has the first label.
+            let is_first = !turned.is_positive(*turned_probability);
+            assert_eq!(is_first, fitted.is_positive(*probability), "{objective}: {turned:?} {fitted:?}");
+        }
+    }
+    let of_first = Threshold::fit_for(0, Objective::F1, &scores, &second).unwrap();
+    assert_ne!(of_first.value.to_bits(), Threshold::fit(Objective::F1, &scores, &second).unwrap().value.to_bits());
+    let error = Threshold::fit_for(0, Objective::Precision(0.9), &[0.9, 0.1, 0.2], &[false, true, true]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "no threshold gives the validation rows precision >= 0.9: the best precision is 0.3333, at recall 1.0000; ask for \
+         less"
+    );
+}
+
 #[test]
 fn what_no_threshold_can_do_is_said() {
     let message = |objective: &str, scores: &[f32], positive: &[bool]| {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::support::{Job, golden, stderr_of, stdout_of, write};
+use crate::support::{Job, finetune_stage, golden, stderr_of, stdout_of, write};
 
 const PAIRS: &str =
     "id,a,b\n1,A man walks.,A man is walking.\n2,A man walks.,A man is walking.\n3,,x\n4,One cat.,Two cats.\n";
@@ -113,21 +113,7 @@ fn a_refused_model_is_a_warning_and_a_metric() {
 
 /// A stage that learns a model which nothing scores with.
 fn finetune(promote_if: &str) -> String {
-    format!(
-        r#"
-[finetune]
-sql = "SELECT id, sentence1, sentence2, label FROM pairs WHERE id <= 'q0100'"
-id = "id"
-text = ["sentence1", "sentence2"]
-task = "classification"
-model = {:?}
-output = "model"
-validation = 0.3
-epochs = 1
-max_length = 32
-promote_if = "{promote_if}""#,
-        golden("tiny-distilbert")
-    )
+    finetune_stage("id <= 'q0100'", &format!("promote_if = {promote_if:?}"))
 }
 
 #[test]

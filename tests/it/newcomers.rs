@@ -209,16 +209,26 @@ fn forbidding_server() -> String {
 #[test]
 fn a_bucket_that_may_not_be_read_or_written() {
     let server = forbidding_server();
+    let forbidden = |command: &mut Command| {
+        command.env("AWS_ENDPOINT_URL", format!("http://{server}")).env("AWS_ALLOW_HTTP", "true");
+        command.env("AWS_ACCESS_KEY_ID", "key").env("AWS_SECRET_ACCESS_KEY", "secret").env("AWS_REGION", "us-east-1");
+    };
     let run = |job: &Job| {
         let mut run = job.run();
-        run.env("AWS_ENDPOINT_URL", format!("http://{server}")).env("AWS_ALLOW_HTTP", "true");
-        run.env("AWS_ACCESS_KEY_ID", "key").env("AWS_SECRET_ACCESS_KEY", "secret").env("AWS_REGION", "us-east-1");
+        forbidden(&mut run);
         run
     };
     let job = new_job().change("\"pairs.csv\"", "\"s3://corpus/pairs.csv\"");
     says("bucket_that_may_not_be_read", &job, &mut run(&job), 2);
     let job = new_job().change("out/scores.parquet", "s3://predictions/scores.parquet");
-    says("bucket_that_may_not_be_written", &job, &mut run(&job), 1);
+    says("bucket_that_may_not_be_written", &job, &mut run(&job), 2);
     let job = new_job().add("[score]\nstore = \"s3://state/nightly\"");
-    says("store_that_may_not_be_used", &job, &mut run(&job), 1);
+    says("store_that_may_not_be_used", &job, &mut run(&job), 2);
+    // Nor does it get better by asking again in other ways.
+    for arguments in [&["plan"][..], &["runs"], &["report", "-o", "page.html"], &["store", "gc"]] {
+        let mut command = job.couplet(arguments);
+        forbidden(command.arg("pipeline.toml"));
+        let said = stderr_of(&mut command, 2);
+        assert!(said.contains("the server refuses access (403 Forbidden, AccessDenied"), "{arguments:?}: {said}");
+    }
 }

@@ -206,7 +206,7 @@ fn a_sink_that_cannot_be_written_is_found_before_anything_is_scored() {
         night.put(&pairs(0, 30));
         let proxy = night.bucket.proxy(1);
         proxy.fail(Rule::new(Fault::Status(403)).on(&[Kind::Put, Kind::PutIf]).path("/out"));
-        let said = stderr_of(&mut night.run(Some(&proxy.endpoint())), 1);
+        let said = stderr_of(&mut night.run(Some(&proxy.endpoint())), 2);
         let expected = format!("cannot write s3://{}/out", night.bucket.name);
         assert!(said.contains(&expected) && said.contains("writing is refused"), "{name}: {said}");
         assert!(!night.keys().iter().any(|key| key.contains("scores/model=")), "{name}: {:?}", night.keys());

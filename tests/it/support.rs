@@ -95,6 +95,25 @@ pub fn write(path: &Path, text: impl AsRef<[u8]>) {
     std::fs::write(path, text).unwrap();
 }
 
+/// A stage that learns the labels of the bundled pairs, of those rows of the table `pairs`, into the folder `model`; `more`
+/// are further keys.
+pub fn finetune_stage(rows: &str, more: &str) -> String {
+    format!(
+        r#"[finetune]
+sql = "SELECT id, sentence1, sentence2, label FROM pairs WHERE {rows}"
+id = "id"
+text = ["sentence1", "sentence2"]
+task = "classification"
+model = {:?}
+output = "model"
+validation = 0.3
+epochs = 1
+max_length = 32
+{more}"#,
+        golden("tiny-distilbert")
+    )
+}
+
 /// A folder with a pipeline in it, which reads `pairs.csv` (id, a, b) and writes `out/scores.parquet` with a tiny model.
 pub struct Job {
     folder: tempfile::TempDir,

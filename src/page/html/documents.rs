@@ -32,13 +32,13 @@ fn training_parts(training: &Document, verdict: Option<&str>) -> Markup {
         @if let Some(calibration) = calibration(&json["calibration"]) { p { "Calibrated: " (calibration) "." } }
         p.faint { "From " code { (training.path) } ", as it is now." }
         div.charts { @for chart in charts::training(json) { (figures(Some(chart))) } }
-        (training_metrics(&json["evaluation"]["metrics"], &json["calibrated"]["metrics"]))
+        (training_metrics(&json["evaluation"], &json["calibrated"]["metrics"]))
     }
 }
 
 /// The metrics of a model as it is, and beside them those with its calibration, by which labels are given.
 fn training_metrics(raw: &Value, calibrated: &Value) -> Markup {
-    let Some(metrics) = raw.as_object() else { return markup! {} };
+    let Some(metrics) = raw["metrics"].as_object() else { return markup! {} };
     markup! {
         details {
             summary { "All metrics on the held-out rows" }
@@ -52,6 +52,16 @@ fn training_metrics(raw: &Value, calibrated: &Value) -> Markup {
                     }
                 }
             }
+            (positive(raw))
+        }
+    }
+}
+
+/// Of which of two labels the metrics of one label are.
+fn positive(evaluation: &Value) -> Markup {
+    markup! {
+        @if let Some(label) = evaluation["positive"].as_str() {
+            p.faint { "Precision, recall, F1 and average precision are those of " bdi { (label) } "." }
         }
     }
 }
@@ -96,6 +106,7 @@ pub(super) fn evaluated(evaluation: &Document) -> Markup {
                     }
                 }
             }
+            (positive(json))
             @if is_matrix { (matrix(&labels, &confusion)) }
             @if let Some(columns) = json["slices"].as_object() {
                 @for (column, slices) in columns {

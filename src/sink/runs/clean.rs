@@ -10,7 +10,7 @@ use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMod
 use super::RunsError;
 use super::manifest::{Manifest, REMOVED, STARTED, SUCCESS, Started, Success};
 use super::read::{all, folders};
-use crate::lock::{Place, put_if};
+use crate::lock::{Explained, Place, put_if};
 use crate::sink::{TEMPORARY, remove_remains};
 
 /// Removes what runs of a pipeline left that are not complete, and of which none is alive.
@@ -28,7 +28,7 @@ pub(super) async fn remove_dead(place: &Place, pipeline: &str) -> Result<(), Run
         if folder.started && suspect {
             let path = root.clone().join(folder.name.as_str());
             let removed = remove_objects(store.as_ref(), &path, pipeline).await;
-            removed.map_err(|e| RunsError::remove(&format!("{place}/{}", folder.name), &place.explain(&e)))?;
+            removed.map_err(|e| RunsError::remove(&format!("{place}/{}", folder.name), place.explain(&e)))?;
         }
     }
     Ok(())
@@ -117,9 +117,9 @@ pub async fn remove_older(place: &Place, pipeline: &str, keep: usize) -> Result<
     runs.retain(|run| run.pipeline == pipeline);
     let surplus = runs.len().saturating_sub(keep.max(1));
     for run in &runs[..surplus] {
-        let failed = |problem: String| RunsError::remove(&format!("{place}/{}", run.folder()), &problem);
+        let failed = |problem: Explained| RunsError::remove(&format!("{place}/{}", run.folder()), problem);
         match place {
-            Place::Folder(path) => remove_folder(path, run).map_err(|e| failed(e.to_string()))?,
+            Place::Folder(path) => remove_folder(path, run).map_err(|e| failed(e.to_string().into()))?,
             Place::Objects { store, root, .. } => {
                 let folder = root.clone().join(run.folder());
                 let mut paths = run.paths(root);

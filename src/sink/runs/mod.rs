@@ -35,7 +35,7 @@ use parquet::errors::ParquetError;
 use thiserror::Error;
 
 use super::{AtomicFolder, writer_options};
-use crate::lock::{Place, put_if};
+use crate::lock::{Explained, Place, put_if};
 
 pub use clean::remove_older;
 pub use manifest::{Manifest, RunColumn, RunFile};
@@ -53,20 +53,20 @@ pub struct RunsError {
     /// The sink, or an object in it.
     pub place: String,
     /// What went wrong, and how to mend it.
-    pub problem: String,
+    pub problem: Explained,
 }
 
 impl RunsError {
-    fn write(place: &impl Display, problem: &impl Display) -> Self {
-        Self { action: "write", place: place.to_string(), problem: problem.to_string() }
+    fn write(place: &impl Display, problem: impl Into<Explained>) -> Self {
+        Self { action: "write", place: place.to_string(), problem: problem.into() }
     }
 
-    fn read(place: &impl Display, problem: &impl Display) -> Self {
-        Self { action: "read", place: place.to_string(), problem: problem.to_string() }
+    fn read(place: &impl Display, problem: impl Into<Explained>) -> Self {
+        Self { action: "read", place: place.to_string(), problem: problem.into() }
     }
 
-    fn remove(place: &impl Display, problem: &impl Display) -> Self {
-        Self { action: "remove", place: place.to_string(), problem: problem.to_string() }
+    fn remove(place: &impl Display, problem: impl Into<Explained>) -> Self {
+        Self { action: "remove", place: place.to_string(), problem: problem.into() }
     }
 }
 
@@ -131,21 +131,22 @@ impl RunFolder {
         run: Run,
     ) -> Result<Self, RunsError> {
         if run.id.is_empty() || !run.id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
-            return Err(RunsError::write(place, &format!("{:?} cannot be the id of a run", run.id)));
+            return Err(RunsError::write(place, format!("{:?} cannot be the id of a run", run.id)));
         }
         clean::remove_dead(place, &run.pipeline).await?;
         let sequence = read::last_sequence(place).await?.map_or(1, |last| last + 1);
         let name = folder_name(sequence, &run.id);
         let target = match place {
             Place::Folder(path) => {
-                let folder = AtomicFolder::create(&path.join(name)).map_err(|e| RunsError::write(place, &e))?;
+                let folder =
+                    AtomicFolder::create(&path.join(name)).map_err(|e| RunsError::write(place, e.to_string()))?;
                 Target::Folder(folder)
             }
             Place::Objects { store, root, .. } => {
                 let (store, folder) = (Arc::clone(store), root.clone().join(name));
                 let started = to_json(&Started::new(&run));
                 let put = store.put(&folder.clone().join(STARTED), started.into()).await;
-                put.map_err(|e| RunsError::write(place, &place.explain(&e)))?;
+                put.map_err(|e| RunsError::write(place, place.explain(&e)))?;
                 Target::Objects { store, folder }
             }
         };
@@ -205,7 +206,7 @@ impl RunFolder {
             let part = self.begin_part()?;
             self.part.insert(part)
         };
-        part.write(batch).await.map_err(|e| RunsError::write(&self.place, &parquet_said(&self.place, &e)))?;
+        part.write(batch).await.map_err(|e| RunsError::write(&self.place, parquet_said(&self.place, &e)))?;
         if part.bytes() >= self.limits.bytes || part.rows() >= self.limits.rows {
             self.end_part().await?;
         }
@@ -220,13 +221,12 @@ impl RunFolder {
             Target::Folder(folder) => Part::in_folder(folder.path(), name, &self.schema, options),
             Target::Objects { store, folder } => Part::on_store(Arc::clone(store), folder, name, &self.schema, options),
         }
-        .map_err(|e| RunsError::write(&self.place, &parquet_said(&self.place, &e)))
+        .map_err(|e| RunsError::write(&self.place, parquet_said(&self.place, &e)))
     }
 
     async fn end_part(&mut self) -> Result<(), RunsError> {
         if let Some(part) = self.part.take() {
-            let file =
-                part.finish().await.map_err(|e| RunsError::write(&self.place, &parquet_said(&self.place, &e)))?;
+            let file = part.finish().await.map_err(|e| RunsError::write(&self.place, parquet_said(&self.place, &e)))?;
             self.files.push(file);
         }
         Ok(())
@@ -261,7 +261,7 @@ impl RunFolder {
         match self.target {
             Target::Folder(folder) => {
                 let written = fs::write(folder.path().join(SUCCESS), json);
-                written.and_then(|()| folder.publish()).map_err(|e| RunsError::write(&self.place, &e))?;
+                written.and_then(|()| folder.publish()).map_err(|e| RunsError::write(&self.place, e.to_string()))?;
             }
             Target::Objects { store, folder } => {
                 let path = folder.join(SUCCESS);
@@ -269,7 +269,7 @@ impl RunFolder {
                 if let Err(error) = created {
                     confirm(store.as_ref(), &path, &manifest, &self.place.explain(&error))
                         .await
-                        .map_err(|problem| RunsError::write(&self.place, &problem))?;
+                        .map_err(|problem| RunsError::write(&self.place, problem))?;
                 }
             }
         }
@@ -295,7 +295,12 @@ impl RunFolder {
 }
 
 /// Looks whether a manifest is there whose creation was not clearly answered.
-async fn confirm(store: &dyn ObjectStore, path: &Path, manifest: &Manifest, problem: &str) -> Result<(), String> {
+async fn confirm(
+    store: &dyn ObjectStore,
+    path: &Path,
+    manifest: &Manifest,
+    problem: &Explained,
+) -> Result<(), Explained> {
     let found = match store.get(path).await {
         Ok(found) => found.bytes().await,
         Err(e) => Err(e),
@@ -303,15 +308,16 @@ async fn confirm(store: &dyn ObjectStore, path: &Path, manifest: &Manifest, prob
     match found.map(|json| Success::from_json(&json)) {
         Ok(Ok(Success::Complete(found))) if found.run_id == manifest.run_id => Ok(()),
         Ok(Ok(Success::Removed)) => Err("another run took this one for dead, and has removed it".into()),
-        Ok(_) => Err(format!("{path} is there already, and is not of this run")),
+        Ok(_) => Err(format!("{path} is there already, and is not of this run").into()),
         Err(_) => Err(format!(
             "{problem}; whether this run's output was published is not known: `couplet runs` or the next run will tell"
-        )),
+        )
+        .into()),
     }
 }
 
 /// What is behind an error of the Parquet writer.
-fn parquet_said(place: &Place, error: &ParquetError) -> String {
+fn parquet_said(place: &Place, error: &ParquetError) -> Explained {
     let mut cause: &(dyn std::error::Error + 'static) = error;
     loop {
         if let Some(error) = cause.downcast_ref::<StoreError>() {
@@ -319,7 +325,7 @@ fn parquet_said(place: &Place, error: &ParquetError) -> String {
         }
         cause = match cause.downcast_ref::<ParquetError>() {
             Some(ParquetError::External(inner)) => inner.as_ref(),
-            _ => return cause.to_string(),
+            _ => return cause.to_string().into(),
         };
     }
 }

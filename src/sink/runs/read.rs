@@ -41,7 +41,7 @@ pub async fn latest(place: &Place) -> Result<Option<Manifest>, RunsError> {
             return Ok(None);
         }
     }
-    Err(RunsError::read(place, &"runs are removed faster than they can be read"))
+    Err(RunsError::read(place, "runs are removed faster than they can be read"))
 }
 
 /// All complete runs of a sink, the oldest first.
@@ -64,7 +64,7 @@ pub async fn all(place: &Place) -> Result<Vec<Manifest>, RunsError> {
         }
         return Ok(manifests);
     }
-    Err(RunsError::read(place, &"runs are removed faster than they can be read"))
+    Err(RunsError::read(place, "runs are removed faster than they can be read"))
 }
 
 /// The sequence of the newest complete run of a sink, if there is one.
@@ -108,9 +108,9 @@ pub(crate) async fn are_there(place: &Place) -> Result<bool, RunsError> {
 /// The folders of runs in a sink by their sequence, complete or not.
 pub(super) async fn folders(place: &Place) -> Result<Vec<Folder>, RunsError> {
     match place {
-        Place::Folder(path) => local_folders(path).map_err(|e| RunsError::read(place, &e)),
+        Place::Folder(path) => local_folders(path).map_err(|e| RunsError::read(place, e.to_string())),
         Place::Objects { store, root, .. } => {
-            remote_folders(store.as_ref(), root).await.map_err(|e| RunsError::read(place, &place.explain(&e)))
+            remote_folders(store.as_ref(), root).await.map_err(|e| RunsError::read(place, place.explain(&e)))
         }
     }
 }
@@ -167,7 +167,7 @@ pub(super) async fn manifest(place: &Place, folder: &Folder) -> Result<Found, Ru
         Place::Folder(path) => match fs::read(path.join(&folder.name).join(SUCCESS)) {
             Ok(json) => json,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Found::Gone),
-            Err(e) => return Err(RunsError::read(&name, &e)),
+            Err(e) => return Err(RunsError::read(&name, e.to_string())),
         },
         Place::Objects { store, root, .. } => {
             let path = root.clone().join(folder.name.as_str()).join(SUCCESS);
@@ -178,7 +178,7 @@ pub(super) async fn manifest(place: &Place, folder: &Folder) -> Result<Found, Ru
             match json {
                 Ok(json) => json.into(),
                 Err(StoreError::NotFound { .. }) => return Ok(Found::Gone),
-                Err(e) => return Err(RunsError::read(&name, &place.explain(&e))),
+                Err(e) => return Err(RunsError::read(&name, place.explain(&e))),
             }
         }
     };
@@ -186,10 +186,10 @@ pub(super) async fn manifest(place: &Place, folder: &Folder) -> Result<Found, Ru
         Ok(Success::Complete(manifest)) if manifest.folder() != folder.name => {
             let problem =
                 format!("it is the manifest of {}; rename the folder to that, or remove it", manifest.folder());
-            Err(RunsError::read(&name, &problem))
+            Err(RunsError::read(&name, problem))
         }
         Ok(Success::Complete(manifest)) => Ok(Found::Manifest(manifest)),
         Ok(Success::Removed) => Ok(Found::Removed),
-        Err(problem) => Err(RunsError::read(&name, &problem)),
+        Err(problem) => Err(RunsError::read(&name, problem)),
     }
 }

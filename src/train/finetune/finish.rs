@@ -166,7 +166,10 @@ impl Job {
         };
         let count = labels.names().len();
         Ok(match gold {
-            Targets::Classes(gold) => Some(Calibration::fit(count, logits, gold, objective)?),
+            Targets::Classes(gold) => {
+                let objective = objective.map(|objective| (objective, labels.positive().unwrap_or(1)));
+                Some(Calibration::fit(count, logits, gold, objective)?)
+            }
             Targets::Sets(gold) => Some(Calibration::fit_sets(count, logits, gold)?),
             Targets::Values(_) => None,
         })

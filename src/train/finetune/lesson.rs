@@ -110,7 +110,8 @@ pub(super) fn sample(labels: &Labels, gold: &Targets, logits: &[f32]) -> Result<
     Ok(match gold {
         Targets::Classes(gold) => {
             let probabilities = probabilities(labels.problem(), width, logits);
-            Sample::Classes(Classes::new(width, gold.clone(), probabilities, None, DEFAULT_BINS)?)
+            let classes = Classes::new(width, gold.clone(), probabilities, None, DEFAULT_BINS)?;
+            Sample::Classes(classes.with_positive(labels.positive())?)
         }
         Targets::Sets(gold) => {
             let probabilities = probabilities(labels.problem(), width, logits);
@@ -139,8 +140,9 @@ pub(super) fn calibrated_sample(
             let decided: Option<Vec<u32>> =
                 calibrated.iter().map(|row| calibration.decide(row).map(|label| label as u32)).collect();
             // A temperature changes no label.
-            let labels = decided.unwrap_or_else(|| rows().map(most_probable).collect());
-            Sample::Classes(Classes::new(width, gold.clone(), probabilities, Some(labels), DEFAULT_BINS)?)
+            let decided = decided.unwrap_or_else(|| rows().map(most_probable).collect());
+            let classes = Classes::new(width, gold.clone(), probabilities, Some(decided), DEFAULT_BINS)?;
+            Sample::Classes(classes.with_positive(labels.positive())?)
         }
         Targets::Sets(gold) => Sample::Sets(Sets::new(width, gold.clone(), &probabilities)?),
         Targets::Values(_) => sample(labels, gold, logits)?,

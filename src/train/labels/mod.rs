@@ -186,6 +186,24 @@ impl Labels {
         &self.names
     }
 
+    /// The place of the label that precision, recall, F1 and average precision are of: of a GLUE task the one that is 1
+    /// in its data set, wherever the model has it, otherwise the second of two; none for other than two labels.
+    #[must_use]
+    pub fn positive(&self) -> Option<usize> {
+        let [first, second] = self.names.as_slice() else { return None };
+        if self.problem() != Problem::SingleLabel {
+            return None;
+        }
+        let is_first = match self.task.labels() {
+            // One name that is GLUE's says which the other one is.
+            [negative, positive] => {
+                same_name(first, positive) || same_name(second, negative) || (first == "1" && second == "0")
+            }
+            _ => false,
+        };
+        Some(usize::from(!is_first))
+    }
+
     /// What the logits mean.
     #[must_use]
     pub fn problem(&self) -> Problem {

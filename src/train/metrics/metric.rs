@@ -11,11 +11,11 @@ use crate::train::names::{UnknownName, same_name};
 pub enum Metric {
     /// Share of the rows whose label is right.
     Accuracy,
-    /// Share of the rows predicted to have the second of two labels that have it.
+    /// Share of the rows predicted to have the positive one of two labels that have it.
     Precision,
-    /// Share of the rows that have the second of two labels that are predicted to have it.
+    /// Share of the rows that have the positive one of two labels that are predicted to have it.
     Recall,
-    /// F1 of the second of two labels, as GLUE has it.
+    /// F1 of the positive one of two labels, as GLUE has it.
     F1,
     /// Mean F1 of the labels.
     F1Macro,

@@ -76,7 +76,9 @@ pub struct Classes {
     log_loss: RowMeans,
     brier: RowMeans,
     reliability: Reliability,
-    /// By the probability of the second label; for two labels only.
+    /// The positive one of two labels: whose precision, recall, F1 and average precision are measured.
+    positive: usize,
+    /// By the probability of the positive label; for two labels only.
     ranking: Option<Ranking>,
 }
 
@@ -101,7 +103,7 @@ pub struct Sets {
 
 impl Classes {
     /// Takes gold labels and probabilities, `labels` a row, and the predicted labels where they are not simply the
-    /// most probable ones (the first of equals).
+    /// most probable ones (the first of equals). Of two labels the second is the positive one.
     ///
     /// # Errors
     /// No rows; columns of different lengths; labels beyond `labels`; numbers that are no probabilities of one row.
@@ -116,18 +118,14 @@ impl Classes {
         let predicted = predicted
             .unwrap_or_else(|| probabilities.chunks_exact(labels).map(|row| probability::top(row) as u32).collect());
         confusion::check(labels, &gold, &predicted)?;
-        let ranking = if labels == 2 {
-            let positive: Vec<bool> = gold.iter().map(|&label| label == 1).collect();
-            let scores: Vec<f64> = probabilities.chunks_exact(2).map(|row| row[1]).collect();
-            Some(Ranking::new(&positive, &scores)?)
-        } else {
-            None
-        };
+        let positive = 1;
+        let ranking = if labels == 2 { Some(ranking(positive, &gold, &probabilities)?) } else { None };
         Ok(Self {
             cells: Cells::new(labels, &gold, &predicted),
             log_loss: RowMeans::log_loss(labels, &gold, &probabilities)?,
             brier: RowMeans::brier(labels, &gold, &probabilities)?,
             reliability: Reliability::new(bins, labels, &gold, &probabilities)?,
+            positive,
             ranking,
             labels,
             gold,
@@ -135,6 +133,18 @@ impl Classes {
             probabilities,
             bins,
         })
+    }
+
+    /// Makes another one of two labels the positive one, by its place; where there are not two, none is.
+    ///
+    /// # Errors
+    /// None that [`Classes::new`] has not found.
+    pub fn with_positive(mut self, label: Option<usize>) -> Result<Self, MetricError> {
+        if let Some(label) = label.filter(|label| self.labels == 2 && *label != self.positive) {
+            self.ranking = Some(ranking(label, &self.gold, &self.probabilities)?);
+            self.positive = label;
+        }
+        Ok(self)
     }
 
     /// The confusion matrix of all rows.
@@ -153,7 +163,7 @@ impl Classes {
         let confusion = self.cells.count(counts);
         let mut values = vec![confusion.accuracy()];
         if let Some(ranking) = &self.ranking {
-            let positive = (confusion.total() > 0).then(|| confusion.class(1));
+            let positive = (confusion.total() > 0).then(|| confusion.class(self.positive));
             let (roc_auc, average_precision) = ranking.measure(counts);
             values.extend([
                 positive.map(|class| class.f1),
@@ -239,6 +249,15 @@ impl Sample {
         }
     }
 
+    /// The place of the positive one of two labels; none where there are not two.
+    #[must_use]
+    pub fn positive(&self) -> Option<usize> {
+        match self {
+            Self::Classes(classes) => classes.ranking.as_ref().map(|_| classes.positive),
+            Self::Values(_) | Self::Sets(_) => None,
+        }
+    }
+
     /// Measures all metrics on all rows.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
@@ -265,13 +284,12 @@ impl Sample {
     /// For a row that is not there.
     pub fn select(&self, rows: &[usize]) -> Result<Self, MetricError> {
         Ok(match self {
-            Self::Classes(all) => Self::Classes(Classes::new(
-                all.labels,
-                take(&all.gold, 1, rows),
-                take(&all.probabilities, all.labels, rows),
-                Some(take(&all.predicted, 1, rows)),
-                all.bins,
-            )?),
+            Self::Classes(all) => {
+                let (gold, probabilities) = (take(&all.gold, 1, rows), take(&all.probabilities, all.labels, rows));
+                let predicted = Some(take(&all.predicted, 1, rows));
+                let some = Classes::new(all.labels, gold, probabilities, predicted, all.bins)?;
+                Self::Classes(some.with_positive(Some(all.positive))?)
+            }
             Self::Values(all) => Self::Values(Values::new(take(&all.gold, 1, rows), take(&all.predicted, 1, rows))?),
             Self::Sets(all) => {
                 let (gold, predicted) = (take(&all.gold, all.labels, rows), take(&all.predicted, all.labels, rows));
@@ -280,6 +298,13 @@ impl Sample {
             }
         })
     }
+}
+
+/// The rows by the probability of the positive one of two labels.
+fn ranking(positive: usize, gold: &[u32], probabilities: &[f64]) -> Result<Ranking, MetricError> {
+    let is_positive: Vec<bool> = gold.iter().map(|&label| label as usize == positive).collect();
+    let scores: Vec<f64> = probabilities.chunks_exact(2).map(|row| row[positive]).collect();
+    Ranking::new(&is_positive, &scores)
 }
 
 fn ones(rows: usize) -> Vec<u32> {
@@ -337,6 +362,34 @@ mod tests {
             }
             assert_eq!(sample.select(&[]).unwrap_err(), MetricError::Empty);
         }
+    }
+
+    /// The same rows and labels the other way round: what is measured is the same.
+    #[test]
+    fn the_positive_label_may_have_either_place() {
+        let (gold, p) = ([0, 1, 1, 0, 1, 1], [0.3, 0.6, 0.8, 0.8, 0.1, 0.7]);
+        let probabilities = |first: fn(f64) -> [f64; 2]| p.iter().flat_map(|p| first(*p)).collect::<Vec<f64>>();
+        let usual = Classes::new(2, gold.to_vec(), probabilities(|p| [1.0 - p, p]), None, DEFAULT_BINS).unwrap();
+        let turned = gold.iter().map(|label| 1 - label).collect();
+        let turned = Classes::new(2, turned, probabilities(|p| [p, 1.0 - p]), None, DEFAULT_BINS).unwrap();
+        let second = Sample::Classes(turned.clone());
+        let (usual, turned) = (Sample::Classes(usual), Sample::Classes(turned.with_positive(Some(0)).unwrap()));
+        assert_eq!((usual.positive(), turned.positive(), second.positive()), (Some(1), Some(0), Some(1)));
+        let rows = [0, 1, 1, 2, 3, 5];
+        for (left, right) in [
+            (usual.metrics(), turned.metrics()),
+            (usual.select(&rows).unwrap().metrics(), turned.select(&rows).unwrap().metrics()),
+        ] {
+            for ((metric, left), (_, right)) in left.iter().zip(right.iter()) {
+                assert!((left.unwrap() - right.unwrap()).abs() < 1e-12, "{metric}: {left:?} {right:?}");
+            }
+        }
+        let of_second = second.metrics();
+        for metric in [Metric::F1, Metric::Precision, Metric::Recall, Metric::AveragePrecision] {
+            assert_ne!(of_second.get(metric), turned.metrics().get(metric), "{metric}");
+        }
+        let many = Classes::new(3, vec![0, 1], vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0], None, DEFAULT_BINS).unwrap();
+        assert_eq!(Sample::Classes(many.with_positive(Some(0)).unwrap()).positive(), None);
     }
 
     #[test]
