@@ -74,7 +74,12 @@ impl Checkpoint {
         let mut add = |name: &str, shape: &[usize], dtype: String| {
             let canonical = canonical_name(name, self.prefix);
             let entry = Entry { shard: index, name: name.to_owned(), shape: shape.to_vec(), dtype };
-            self.tensors.insert(canonical, entry);
+            // Of two names for one tensor the full one holds, as in transformers, in whatever order the file has them.
+            let full = full_name(&canonical, self.prefix);
+            let known = self.tensors.get(&canonical);
+            if known.is_none_or(|known| (name != full, name) <= (known.name != full, &known.name)) {
+                self.tensors.insert(canonical, entry);
+            }
         };
         let is_safetensors = path.extension().is_some_and(|e| e == "safetensors");
         let shard = if is_safetensors {

@@ -134,7 +134,11 @@ impl ModelConfig {
                 Architecture::DistilBert => 0,
                 Architecture::Bert => keys.size("type_vocab_size")?,
             },
-            layer_norm_eps: keys.number("layer_norm_eps", 1e-12)?,
+            layer_norm_eps: match architecture {
+                // A constant of its code, whatever its `config.json` says.
+                Architecture::DistilBert => 1e-12,
+                Architecture::Bert => keys.number("layer_norm_eps", 1e-12)?,
+            },
             problem: problem(&keys)?,
             labels: labels(&keys)?,
             dropout: dropout(&keys, architecture)?,
