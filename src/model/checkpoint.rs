@@ -77,7 +77,7 @@ impl Checkpoint {
             // Of two names for one tensor the full one holds, as in transformers, in whatever order the file has them.
             let full = full_name(&canonical, self.prefix);
             let known = self.tensors.get(&canonical);
-            if known.is_none_or(|known| (name != full, name) <= (known.name != full, &known.name)) {
+            if known.is_none_or(|known| (name != full, name) <= (known.name != full, known.name.as_str())) {
                 self.tensors.insert(canonical, entry);
             }
         };
