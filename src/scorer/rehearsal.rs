@@ -108,8 +108,8 @@ impl Scorer {
         (0..rows).map(predict).collect()
     }
 
-    /// Runs batches of these texts, packed as a window of them would be, on all threads until `budget` is over or all
-    /// have run; none if there are no texts.
+    /// Runs batches of these texts, packed as a window of them would be, on all threads until `budget` is over, at least
+    /// one a thread, or all have run; none if there are no texts.
     ///
     /// Which batches run is spread over the lengths: a window goes from its longest texts to its shortest, and the first
     /// batches alone would say too little of the others.
@@ -145,7 +145,8 @@ impl Scorer {
         let (order, next, start) = (spread(batches.len()), AtomicUsize::new(0), Instant::now());
         let threads = rayon.broadcast(|_| -> Result<(usize, usize, f64), ScorerError> {
             let (mut ran, mut tokens, mut busy) = (0, 0, 0.0);
-            while start.elapsed() < budget
+            // One batch at least, on however busy a machine: without any there is no pace.
+            while (ran == 0 || start.elapsed() < budget)
                 && let Some(&batch) = order.get(next.fetch_add(1, Ordering::Relaxed))
             {
                 let began = Instant::now();
