@@ -10,7 +10,7 @@ use super::config::{Architecture, ModelConfig};
 use super::error::LoadError;
 use super::source::{Source, load_linear, load_norm};
 use crate::ops::{
-    Attention, Embeddings, FirstTokenAttention, Kernels, LayerNorm, Linear, Noise, Parameter, Place,
+    Attention, Embeddings, FastKernels, FirstTokenAttention, Kernels, LayerNorm, Linear, Noise, Parameter, Place,
     ProjectedEmbeddings, TableGradients, attention_with_dropout, drop_elements, feed_forward, linear_many, select_rows,
 };
 
@@ -58,7 +58,7 @@ pub(crate) const WORD_EMBEDDINGS: &str = "embeddings.word_embeddings.weight";
 pub struct Encoder {
     embeddings: Embeddings,
     layer: Vec<TransformerBlock>,
-    /// None where the weights are learned.
+    /// Where the fused kernels run a model that does not learn.
     shortcuts: Option<Shortcuts>,
     kernels: Kernels,
 }
@@ -99,10 +99,10 @@ impl Encoder {
             (0..config.n_layers).map(load).collect::<std::result::Result<_, _>>()?
         };
         let shortcuts = match kernels {
-            Kernels::Fast(_) | Kernels::Reference(_) if config.n_layers > 0 => {
+            Kernels::Fast(kernels) if config.n_layers > 0 => {
                 Some(Shortcuts::load(source, config, &embeddings, kernels)?)
             }
-            Kernels::Fast(_) | Kernels::Reference(_) | Kernels::Training(_) => None,
+            _ => None,
         };
         Ok(Self { embeddings, layer, shortcuts, kernels })
     }
@@ -121,8 +121,9 @@ impl Encoder {
 
     /// Computes the last hidden state of each sequence's first token only: `[T] → [B, D]`.
     ///
-    /// The last block is then computed for one token a sequence, which saves nearly all of it and loses nothing:
-    /// see [`FirstTokenAttention`] for its keys and values, and [`ProjectedEmbeddings`] for what the first block saves.
+    /// The last block is then computed for one token a sequence, which saves nearly all of it and loses nothing. The fused
+    /// kernels save its keys and values too, see [`FirstTokenAttention`], and most of the first block's products, see
+    /// [`ProjectedEmbeddings`].
     ///
     /// # Errors
     /// A failure of the device.
@@ -361,7 +362,7 @@ impl Shortcuts {
         source: &impl Source,
         config: &ModelConfig,
         embeddings: &Embeddings,
-        kernels: Kernels,
+        kernels: FastKernels,
     ) -> std::result::Result<Self, LoadError> {
         let BlockNames { block, q_lin, k_lin, v_lin, .. } = BlockNames::of(config.architecture);
         let load = |index: usize, name: &str| -> std::result::Result<(Tensor, Tensor), LoadError> {
@@ -373,11 +374,10 @@ impl Shortcuts {
         let [(q, q_bias), (k, k_bias), (v, v_bias)] = [load(0, q_lin)?, load(0, k_lin)?, load(0, v_lin)?];
         let first = [(&q, &q_bias), (&k, &k_bias), (&v, &v_bias)];
         let last = config.n_layers - 1;
-        let [(key, key_bias), (value, value_bias)] = [load(last, k_lin)?, load(last, v_lin)?];
-        let (key, value) = ((&key, &key_bias), (&value, &value_bias));
+        let ((key, _), (value, bias)) = (load(last, k_lin)?, load(last, v_lin)?);
         Ok(Self {
             embeddings: ProjectedEmbeddings::new(embeddings.clone(), first, kernels)?,
-            first_tokens: FirstTokenAttention::new(key, value, config.n_heads, kernels)?,
+            first_tokens: FirstTokenAttention::new(&key, (&value, &bias), config.n_heads, kernels)?,
         })
     }
 }

@@ -48,7 +48,7 @@ impl Weights {
             match weight.panels.as_mut().map(Arc::get_mut) {
                 None => Ok(()),
                 Some(Some(panels)) => {
-                    crate::ops::read(weight.variable.as_tensor(), |values| panels.pack(isa, values, outputs))
+                    crate::ops::read([weight.variable.as_tensor()], |[values]| panels.pack(isa, values, outputs))
                 }
                 Some(None) => candle_core::bail!("weights are packed while a step uses them"),
             }
