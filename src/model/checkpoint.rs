@@ -210,12 +210,14 @@ impl Checkpoint {
 
 /// A tensor's name in a file, under the prefix of the encoder if it is a part of that.
 pub(crate) fn full_name(name: &str, prefix: &str) -> String {
-    match name.split('.').next() {
-        Some("classifier" | "pre_classifier" | "cls" | "vocab_transform" | "vocab_layer_norm" | "vocab_projector") => {
-            name.to_owned()
-        }
-        _ => format!("{prefix}{name}"),
-    }
+    if is_head(name) && !name.starts_with("pooler.") { name.to_owned() } else { format!("{prefix}{name}") }
+}
+
+/// Whether a tensor is of a head, which may be missing, rather than of an encoder; BERT's pooler is of its heads.
+pub(crate) fn is_head(name: &str) -> bool {
+    let heads =
+        ["classifier", "pre_classifier", "pooler", "cls", "vocab_transform", "vocab_layer_norm", "vocab_projector"];
+    heads.contains(&name.split('.').next().unwrap_or_default())
 }
 
 fn canonical_name(name: &str, prefix: &str) -> String {

@@ -188,6 +188,28 @@ impl ModelConfig {
     }
 }
 
+#[cfg(test)]
+impl ModelConfig {
+    /// One of no size, for what depends on the labels alone.
+    pub(crate) fn smallest(problem: Problem, labels: usize) -> Self {
+        Self {
+            architecture: Architecture::DistilBert,
+            vocab_size: 8,
+            dim: 4,
+            n_layers: 1,
+            n_heads: 1,
+            hidden_dim: 4,
+            max_position_embeddings: 8,
+            type_vocab_size: 0,
+            layer_norm_eps: 1e-12,
+            problem,
+            labels: (0..labels).map(|i| i.to_string()).collect(),
+            dropout: Rates::NONE,
+            initializer_range: 0.02,
+        }
+    }
+}
+
 /// How an architecture calls the sizes that both have.
 struct Names {
     dim: &'static str,

@@ -168,7 +168,7 @@ impl Trainer {
         self.gradients.reduce();
         let named = self.weights.all.iter().enumerate().map(|(index, weight)| {
             let gradient = Tensor::from_slice(self.gradients.sum(index), weight.variable.shape(), &Device::Cpu)?;
-            Ok((self.full_name(&weight.name), gradient))
+            Ok((self.full_name(weight), gradient))
         });
         Ok((loss, named.collect::<candle_core::Result<_>>()?))
     }

@@ -162,7 +162,7 @@ fn a_threshold_reaches_the_best_there_is() {
             assert!(fitted.from <= fitted.value && fitted.value <= fitted.to);
             // What is predicted from the threshold on is as good as it says.
             let gold: Vec<u32> = positive.iter().map(|positive| u32::from(*positive)).collect();
-            let predicted: Vec<u32> = scores.iter().map(|score| u32::from(fitted.is_positive(*score))).collect();
+            let predicted: Vec<u32> = scores.iter().map(|score| u32::from(f64::from(*score) >= fitted.value)).collect();
             let confusion = Confusion::new(2, &gold, &predicted).unwrap();
             let class = confusion.class(1);
             let again = match objective {
