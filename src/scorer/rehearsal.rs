@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::{PADDED_BATCH, Prediction, Rejection, Scorer, ScorerError, Window, pack};
-use crate::model::{Encoding, PackedBatch};
+use crate::model::Encoding;
 
 /// Texts that were tokenized to learn something about all of them.
 #[derive(Debug, Default)]
@@ -125,17 +125,9 @@ impl Scorer {
         let shared = &self.0;
         let batches = pack::plan(&texts.lengths, shared.batch_tokens);
         let Some(last) = batches.last() else { return Ok(None) };
-        let run = |batch: &[usize]| -> Result<usize, ScorerError> {
-            let mut packed = PackedBatch::default();
-            for &i in batch {
-                let encoding = &texts.encodings[i];
-                packed.push(&encoding.input_ids, &encoding.token_type_ids);
-            }
-            let tokens = packed.input_ids.len();
-            let failed =
-                |e: candle_core::Error| ScorerError::Forward { sequences: batch.len(), tokens, problem: e.to_string() };
-            shared.model.forward(&packed).and_then(|logits| logits.to_vec2::<f32>()).map_err(failed)?;
-            Ok(tokens)
+        let run = |batch: &[usize]| {
+            let ran = shared.forward(batch.iter().map(|&i| &texts.encodings[i]));
+            ran.map(|(_, tokens)| tokens)
         };
         let rayon = shared.pool.rayon();
         // What happens once, such as the first touch of memory, is not paid by every batch.
