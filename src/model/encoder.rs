@@ -138,7 +138,7 @@ impl Encoder {
         let mut hidden_states = match blocks.first() {
             Some(block) => {
                 let (x, projected) = shortcuts.embeddings.forward(input_ids, position_ids, token_type_ids)?;
-                block.forward_projected(&x, &projected, cu_seqlens, None)?
+                block.forward_projected(&x, &projected, cu_seqlens, cu_seqlens, None)?
             }
             None => self.embed(batch, None)?,
         };
@@ -219,19 +219,7 @@ impl TransformerBlock {
 
     /// `[T, D] → [T, D]`
     fn forward(&self, x: &Tensor, cu_seqlens: &[u32], noise: Option<&Noise>) -> Result<Tensor> {
-        self.forward_projected(x, &self.attention.project(x)?, cu_seqlens, noise)
-    }
-
-    /// The same for queries, keys and values that are there already.
-    fn forward_projected(
-        &self,
-        x: &Tensor,
-        [q, k, v]: &[Tensor; 3],
-        cu_seqlens: &[u32],
-        noise: Option<&Noise>,
-    ) -> Result<Tensor> {
-        let context = self.attend([q, k, v], cu_seqlens, cu_seqlens, noise)?;
-        self.finish(&context, x, noise.map(|noise| (noise, cu_seqlens)))
+        self.forward_projected(x, &self.attention.project(x)?, cu_seqlens, cu_seqlens, noise)
     }
 
     /// Computes only the rows that are asked for: `rows [Tq, D]` of `x [T, D]` → `[Tq, D]`.
@@ -243,22 +231,23 @@ impl TransformerBlock {
         cu_seqlens: &[u32],
         noise: Option<&Noise>,
     ) -> Result<Tensor> {
-        let [q, k, v] = self.attention.project_rows(rows, x)?;
-        let context = self.attend([&q, &k, &v], cu_rows, cu_seqlens, noise)?;
-        self.finish(&context, rows, noise.map(|noise| (noise, cu_rows)))
+        self.forward_projected(rows, &self.attention.project_rows(rows, x)?, cu_rows, cu_seqlens, noise)
     }
 
-    fn attend(
+    /// The same of queries, keys and values that are there already.
+    fn forward_projected(
         &self,
-        [q, k, v]: [&Tensor; 3],
+        rows: &Tensor,
+        [query, key, value]: &[Tensor; 3],
         cu_rows: &[u32],
         cu_seqlens: &[u32],
         noise: Option<&Noise>,
     ) -> Result<Tensor> {
-        let MultiHeadSelfAttention { n_heads, kernels, .. } = self.attention;
+        let MultiHeadSelfAttention { n_heads: heads, kernels, .. } = self.attention;
         let dropout = noise.and_then(|noise| noise.at(Place::Attention(self.index), cu_rows));
-        let of = Attention { query: q, key: k, value: v, cu_queries: cu_rows, cu_keys: cu_seqlens, heads: n_heads };
-        attention_with_dropout(&of, dropout, kernels)
+        let of = Attention { query, key, value, cu_queries: cu_rows, cu_keys: cu_seqlens, heads };
+        let context = attention_with_dropout(&of, dropout, kernels)?;
+        self.finish(&context, rows, noise.map(|noise| (noise, cu_rows)))
     }
 
     /// What follows attention, for rows `[Tq, D]`; the noise goes with their sequences' bounds.
