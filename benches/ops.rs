@@ -31,9 +31,9 @@ pub fn bench(criterion: &mut Criterion) {
 /// What the first block reads: its queries, keys and values, from products of words that are kept and by its layers.
 fn embed(criterion: &mut Criterion) {
     const WORDS: usize = 30_522;
+    let kernels @ Kernels::Fast(fused) = Kernels::for_device(&Device::Cpu) else { return };
     let mut group = criterion.benchmark_group("first queries, keys and values");
     group.throughput(Throughput::Elements(3 * 2 * (TOKENS * DIM * DIM) as u64));
-    let kernels = Kernels::for_device(&Device::Cpu);
     let embeddings = Embeddings {
         words: random(&[WORDS, DIM]),
         positions: random(&[512, DIM]),
@@ -46,7 +46,7 @@ fn embed(criterion: &mut Criterion) {
     let token_type_ids = vec![0; TOKENS];
 
     let weights = layers.each_ref().map(|(weight, bias)| (weight, bias));
-    let projected = ProjectedEmbeddings::new(embeddings.clone(), weights, kernels).expect("layers that fit");
+    let projected = ProjectedEmbeddings::new(embeddings.clone(), weights, fused).expect("layers that fit");
     let input_ids: Vec<u32> = (0..TOKENS as u32).map(|i| i * 7919 % WORDS as u32).collect();
     group.bench_function("of words that came before", |bencher| {
         bencher.iter(|| projected.forward(&input_ids, &position_ids, &token_type_ids));
@@ -60,7 +60,7 @@ fn embed(criterion: &mut Criterion) {
     });
     group.bench_function("of words that are new", |bencher| {
         // Another model each time, as its products are kept.
-        let fresh = || ProjectedEmbeddings::new(embeddings.clone(), weights, kernels).expect("layers that fit");
+        let fresh = || ProjectedEmbeddings::new(embeddings.clone(), weights, fused).expect("layers that fit");
         bencher.iter_batched_ref(
             fresh,
             |projected| projected.forward(&input_ids, &position_ids, &token_type_ids),

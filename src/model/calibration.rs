@@ -130,26 +130,6 @@ pub(crate) fn problem_type(problem: Problem) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Architecture;
-    use crate::ops::Rates;
-
-    fn config(problem: Problem, labels: &[&str]) -> ModelConfig {
-        ModelConfig {
-            architecture: Architecture::DistilBert,
-            vocab_size: 8,
-            dim: 4,
-            n_layers: 1,
-            n_heads: 1,
-            hidden_dim: 4,
-            max_position_embeddings: 8,
-            type_vocab_size: 0,
-            layer_norm_eps: 1e-12,
-            problem,
-            labels: labels.iter().map(|label| (*label).to_owned()).collect(),
-            dropout: Rates::NONE,
-            initializer_range: 0.02,
-        }
-    }
 
     fn read(json: &Value, config: &ModelConfig) -> Result<Calibration, String> {
         let folder = tempfile::tempdir().unwrap();
@@ -184,20 +164,20 @@ mod tests {
         ] {
             let mut json = whole();
             json[key] = value;
-            assert_eq!(read(&json, &config(Problem::SingleLabel, &["no", "yes"])).unwrap_err(), message);
+            assert_eq!(read(&json, &ModelConfig::smallest(Problem::SingleLabel, 2)).unwrap_err(), message);
         }
-        assert!(read(&json!([]), &config(Problem::SingleLabel, &["no", "yes"])).is_err());
+        assert!(read(&json!([]), &ModelConfig::smallest(Problem::SingleLabel, 2)).is_err());
     }
 
     #[test]
     fn a_calibration_suits_its_model() {
-        let error = read(&whole(), &config(Problem::SingleLabel, &["a", "b", "c"])).unwrap_err();
+        let error = read(&whole(), &ModelConfig::smallest(Problem::SingleLabel, 3)).unwrap_err();
         assert!(error.contains("a threshold is for two labels"), "{error}");
-        assert!(read(&whole(), &config(Problem::Regression, &[])).is_err());
+        assert!(read(&whole(), &ModelConfig::smallest(Problem::Regression, 0)).is_err());
         let mut sets = whole();
         sets["problem_type"] = "multi_label_classification".into();
         sets["threshold"] = Value::Null;
-        let read = read(&sets, &config(Problem::MultiLabel, &["a", "b", "c"])).unwrap();
+        let read = read(&sets, &ModelConfig::smallest(Problem::MultiLabel, 3)).unwrap();
         assert_eq!(read, Calibration { temperature: 1.25, threshold: None, objective: None, fitted_on: Some(7) });
     }
 

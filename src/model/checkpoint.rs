@@ -74,7 +74,12 @@ impl Checkpoint {
         let mut add = |name: &str, shape: &[usize], dtype: String| {
             let canonical = canonical_name(name, self.prefix);
             let entry = Entry { shard: index, name: name.to_owned(), shape: shape.to_vec(), dtype };
-            self.tensors.insert(canonical, entry);
+            // Of two names for one tensor the full one holds, as in transformers, in whatever order the file has them.
+            let full = full_name(&canonical, self.prefix);
+            let known = self.tensors.get(&canonical);
+            if known.is_none_or(|known| (name != full, name) <= (known.name != full, known.name.as_str())) {
+                self.tensors.insert(canonical, entry);
+            }
         };
         let is_safetensors = path.extension().is_some_and(|e| e == "safetensors");
         let shard = if is_safetensors {
@@ -205,12 +210,14 @@ impl Checkpoint {
 
 /// A tensor's name in a file, under the prefix of the encoder if it is a part of that.
 pub(crate) fn full_name(name: &str, prefix: &str) -> String {
-    match name.split('.').next() {
-        Some("classifier" | "pre_classifier" | "cls" | "vocab_transform" | "vocab_layer_norm" | "vocab_projector") => {
-            name.to_owned()
-        }
-        _ => format!("{prefix}{name}"),
-    }
+    if is_head(name) && !name.starts_with("pooler.") { name.to_owned() } else { format!("{prefix}{name}") }
+}
+
+/// Whether a tensor is of a head, which may be missing, rather than of an encoder; BERT's pooler is of its heads.
+pub(crate) fn is_head(name: &str) -> bool {
+    let heads =
+        ["classifier", "pre_classifier", "pooler", "cls", "vocab_transform", "vocab_layer_norm", "vocab_projector"];
+    heads.contains(&name.split('.').next().unwrap_or_default())
 }
 
 fn canonical_name(name: &str, prefix: &str) -> String {

@@ -134,7 +134,11 @@ impl ModelConfig {
                 Architecture::DistilBert => 0,
                 Architecture::Bert => keys.size("type_vocab_size")?,
             },
-            layer_norm_eps: keys.number("layer_norm_eps", 1e-12)?,
+            layer_norm_eps: match architecture {
+                // A constant of its code, whatever its `config.json` says.
+                Architecture::DistilBert => 1e-12,
+                Architecture::Bert => keys.number("layer_norm_eps", 1e-12)?,
+            },
             problem: problem(&keys)?,
             labels: labels(&keys)?,
             dropout: dropout(&keys, architecture)?,
@@ -181,6 +185,28 @@ impl ModelConfig {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl ModelConfig {
+    /// One of no size, for what depends on the labels alone.
+    pub(crate) fn smallest(problem: Problem, labels: usize) -> Self {
+        Self {
+            architecture: Architecture::DistilBert,
+            vocab_size: 8,
+            dim: 4,
+            n_layers: 1,
+            n_heads: 1,
+            hidden_dim: 4,
+            max_position_embeddings: 8,
+            type_vocab_size: 0,
+            layer_norm_eps: 1e-12,
+            problem,
+            labels: (0..labels).map(|i| i.to_string()).collect(),
+            dropout: Rates::NONE,
+            initializer_range: 0.02,
+        }
     }
 }
 

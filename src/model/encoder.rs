@@ -10,7 +10,7 @@ use super::config::{Architecture, ModelConfig};
 use super::error::LoadError;
 use super::source::{Source, load_linear, load_norm};
 use crate::ops::{
-    Attention, Embeddings, FirstTokenAttention, Kernels, LayerNorm, Linear, Noise, Parameter, Place,
+    Attention, Embeddings, FastKernels, FirstTokenAttention, Kernels, LayerNorm, Linear, Noise, Parameter, Place,
     ProjectedEmbeddings, TableGradients, attention_with_dropout, drop_elements, feed_forward, linear_many, select_rows,
 };
 
@@ -58,7 +58,7 @@ pub(crate) const WORD_EMBEDDINGS: &str = "embeddings.word_embeddings.weight";
 pub struct Encoder {
     embeddings: Embeddings,
     layer: Vec<TransformerBlock>,
-    /// None where the weights are learned.
+    /// Where the fused kernels run a model that does not learn.
     shortcuts: Option<Shortcuts>,
     kernels: Kernels,
 }
@@ -99,10 +99,10 @@ impl Encoder {
             (0..config.n_layers).map(load).collect::<std::result::Result<_, _>>()?
         };
         let shortcuts = match kernels {
-            Kernels::Fast(_) | Kernels::Reference(_) if config.n_layers > 0 => {
+            Kernels::Fast(kernels) if config.n_layers > 0 => {
                 Some(Shortcuts::load(source, config, &embeddings, kernels)?)
             }
-            Kernels::Fast(_) | Kernels::Reference(_) | Kernels::Training(_) => None,
+            _ => None,
         };
         Ok(Self { embeddings, layer, shortcuts, kernels })
     }
@@ -121,8 +121,9 @@ impl Encoder {
 
     /// Computes the last hidden state of each sequence's first token only: `[T] → [B, D]`.
     ///
-    /// The last block is then computed for one token a sequence, which saves nearly all of it and loses nothing:
-    /// see [`FirstTokenAttention`] for its keys and values, and [`ProjectedEmbeddings`] for what the first block saves.
+    /// The last block is then computed for one token a sequence, which saves nearly all of it and loses nothing. The fused
+    /// kernels save its keys and values too, see [`FirstTokenAttention`], and most of the first block's products, see
+    /// [`ProjectedEmbeddings`].
     ///
     /// # Errors
     /// A failure of the device.
@@ -137,7 +138,7 @@ impl Encoder {
         let mut hidden_states = match blocks.first() {
             Some(block) => {
                 let (x, projected) = shortcuts.embeddings.forward(input_ids, position_ids, token_type_ids)?;
-                block.forward_projected(&x, &projected, cu_seqlens, None)?
+                block.forward_projected(&x, &projected, cu_seqlens, cu_seqlens, None)?
             }
             None => self.embed(batch, None)?,
         };
@@ -218,19 +219,7 @@ impl TransformerBlock {
 
     /// `[T, D] → [T, D]`
     fn forward(&self, x: &Tensor, cu_seqlens: &[u32], noise: Option<&Noise>) -> Result<Tensor> {
-        self.forward_projected(x, &self.attention.project(x)?, cu_seqlens, noise)
-    }
-
-    /// The same for queries, keys and values that are there already.
-    fn forward_projected(
-        &self,
-        x: &Tensor,
-        [q, k, v]: &[Tensor; 3],
-        cu_seqlens: &[u32],
-        noise: Option<&Noise>,
-    ) -> Result<Tensor> {
-        let context = self.attend([q, k, v], cu_seqlens, cu_seqlens, noise)?;
-        self.finish(&context, x, noise.map(|noise| (noise, cu_seqlens)))
+        self.forward_projected(x, &self.attention.project(x)?, cu_seqlens, cu_seqlens, noise)
     }
 
     /// Computes only the rows that are asked for: `rows [Tq, D]` of `x [T, D]` → `[Tq, D]`.
@@ -242,22 +231,23 @@ impl TransformerBlock {
         cu_seqlens: &[u32],
         noise: Option<&Noise>,
     ) -> Result<Tensor> {
-        let [q, k, v] = self.attention.project_rows(rows, x)?;
-        let context = self.attend([&q, &k, &v], cu_rows, cu_seqlens, noise)?;
-        self.finish(&context, rows, noise.map(|noise| (noise, cu_rows)))
+        self.forward_projected(rows, &self.attention.project_rows(rows, x)?, cu_rows, cu_seqlens, noise)
     }
 
-    fn attend(
+    /// The same of queries, keys and values that are there already.
+    fn forward_projected(
         &self,
-        [q, k, v]: [&Tensor; 3],
+        rows: &Tensor,
+        [query, key, value]: &[Tensor; 3],
         cu_rows: &[u32],
         cu_seqlens: &[u32],
         noise: Option<&Noise>,
     ) -> Result<Tensor> {
-        let MultiHeadSelfAttention { n_heads, kernels, .. } = self.attention;
+        let MultiHeadSelfAttention { n_heads: heads, kernels, .. } = self.attention;
         let dropout = noise.and_then(|noise| noise.at(Place::Attention(self.index), cu_rows));
-        let of = Attention { query: q, key: k, value: v, cu_queries: cu_rows, cu_keys: cu_seqlens, heads: n_heads };
-        attention_with_dropout(&of, dropout, kernels)
+        let of = Attention { query, key, value, cu_queries: cu_rows, cu_keys: cu_seqlens, heads };
+        let context = attention_with_dropout(&of, dropout, kernels)?;
+        self.finish(&context, rows, noise.map(|noise| (noise, cu_rows)))
     }
 
     /// What follows attention, for rows `[Tq, D]`; the noise goes with their sequences' bounds.
@@ -361,7 +351,7 @@ impl Shortcuts {
         source: &impl Source,
         config: &ModelConfig,
         embeddings: &Embeddings,
-        kernels: Kernels,
+        kernels: FastKernels,
     ) -> std::result::Result<Self, LoadError> {
         let BlockNames { block, q_lin, k_lin, v_lin, .. } = BlockNames::of(config.architecture);
         let load = |index: usize, name: &str| -> std::result::Result<(Tensor, Tensor), LoadError> {
@@ -373,11 +363,10 @@ impl Shortcuts {
         let [(q, q_bias), (k, k_bias), (v, v_bias)] = [load(0, q_lin)?, load(0, k_lin)?, load(0, v_lin)?];
         let first = [(&q, &q_bias), (&k, &k_bias), (&v, &v_bias)];
         let last = config.n_layers - 1;
-        let [(key, key_bias), (value, value_bias)] = [load(last, k_lin)?, load(last, v_lin)?];
-        let (key, value) = ((&key, &key_bias), (&value, &value_bias));
+        let ((key, _), (value, bias)) = (load(last, k_lin)?, load(last, v_lin)?);
         Ok(Self {
             embeddings: ProjectedEmbeddings::new(embeddings.clone(), first, kernels)?,
-            first_tokens: FirstTokenAttention::new(key, value, config.n_heads, kernels)?,
+            first_tokens: FirstTokenAttention::new(&key, (&value, &bias), config.n_heads, kernels)?,
         })
     }
 }

@@ -132,11 +132,7 @@ pub fn import(source: &Path, target: &Path, form: Form) -> Result<Imported, Impo
     }
     let architecture = if folds { Architecture::DistilBert } else { config.architecture };
     clear_head(&mut json);
-    let class = match architecture {
-        Architecture::DistilBert => "DistilBertModel",
-        Architecture::Bert => "BertModel",
-    };
-    json.insert("architectures".into(), json!([class]));
+    json.insert("architectures".into(), json!([architecture.encoder_name()]));
     let parameters = tensors.iter().map(|(_, tensor)| tensor.elem_count()).sum();
     let unwritable = |source| ImportError::Write { folder: target.to_owned(), source };
     let written = write(source, target, &json, &tensors, folds).map_err(unwritable)?;

@@ -37,7 +37,7 @@ pub use stand_in::Makings;
 pub use tokenizer::{Encoding, Tokenizer};
 
 use crate::ops::Kernels;
-pub(crate) use checkpoint::{Checkpoint, full_name};
+pub(crate) use checkpoint::{Checkpoint, full_name, is_head};
 pub(crate) use folder::{clear_head, copy_tokenizer, write_json};
 pub(crate) use head::Head;
 pub(crate) use masked_words::MaskedWordsHead;

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{Checkpoint, Encoder, Fingerprint, Head, LoadError, Model, ModelConfig, Problem, Source, Tokenizer};
+use super::{
+    Checkpoint, Encoder, Fingerprint, Head, LoadError, Model, ModelConfig, Problem, Source, Tokenizer, is_head,
+};
 use crate::ops::{Kernels, Parameter};
 
 /// What a model will be made of.
@@ -53,10 +55,6 @@ impl Source for OrZeros<'_> {
     }
 }
 
-fn is_head(name: &str) -> bool {
-    ["classifier.", "pre_classifier.", "pooler."].iter().any(|head| name.starts_with(head))
-}
-
 impl Model {
     /// Loads an encoder under a head that is zero where there is no such head.
     ///
@@ -74,14 +72,13 @@ impl Model {
         let source = OrZeros(checkpoint.as_ref(), device);
         let head = Head::load(&source, &config, *outputs, kernels)?;
         let encoder = Encoder::load(&source, &config, kernels)?;
-        let files = checkpoint.as_ref().map_or(&[][..], |checkpoint| &checkpoint.files);
         Ok(Self {
             folder: makings.name().to_owned(),
             calibration: None,
             fingerprint: Fingerprint::of_files(&[config_file])?,
             tokenizer,
             parameters: checkpoint.as_ref().map_or(0, Checkpoint::parameters),
-            bytes: files.iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum(),
+            bytes: checkpoint.as_ref().map_or(0, Checkpoint::bytes),
             device: device.clone(),
             config,
             encoder,

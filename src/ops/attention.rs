@@ -3,8 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::fast::{self, Isa};
-use super::linear::{Linear, linear_many};
-use super::{FastKernels, Kernels, read2, read3, reference, training};
+use super::{FastKernels, Kernels, read, reference, training};
 
 /// What attention is computed of.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +34,7 @@ pub fn attention(of: &Attention, kernels: Kernels) -> Result<Tensor> {
     let Attention { query, key, value, cu_queries, cu_keys, heads } = *of;
     match kernels {
         Kernels::Fast(FastKernels { isa, .. }) => {
-            let context = read3(query, key, value, |query, key, value| {
+            let context = read([query, key, value], |[query, key, value]| {
                 isa.run(fast::Attention { query, key, value, cu_queries, cu_keys, dim, heads })
             })?;
             Tensor::from_vec(context, (rows, dim), &Device::Cpu)
@@ -71,50 +70,27 @@ impl Attention<'_> {
     }
 }
 
-/// Attention of one token of each sequence, straight from rows that are not projected to keys and values yet.
+/// Attention of one token of each sequence by the fused kernels, straight from rows that are never projected to keys and
+/// values.
 #[derive(Debug, Clone)]
-pub struct FirstTokenAttention(FirstTokens);
-
-#[derive(Debug, Clone)]
-enum FirstTokens {
-    /// Keys and values are never computed.
-    Absorbed(Isa, fast::FirstTokens),
-    Projected(Box<Projected>),
-}
-
-#[derive(Debug, Clone)]
-struct Projected {
-    key: Linear,
-    value: Linear,
-    heads: usize,
-    kernels: Kernels,
+pub struct FirstTokenAttention {
+    isa: Isa,
+    weights: fast::FirstTokens,
 }
 
 impl FirstTokenAttention {
-    /// Takes weight `[D, D]` and bias `[D]` of the keys and of the values.
+    /// Takes weight `[D, D]` of the keys, whose bias makes no difference, and weight and bias `[D]` of the values.
     ///
     /// # Errors
-    /// Shapes that are not as above, `D` that cannot be shared out among the heads; kernels with gradients.
-    pub fn new(key: (&Tensor, &Tensor), value: (&Tensor, &Tensor), heads: usize, kernels: Kernels) -> Result<Self> {
-        let dim = value.1.dims1()?;
-        let square = [key.0.dims(), value.0.dims()] == [[dim; 2]; 2] && key.1.dims() == [dim];
-        if !square || heads == 0 || !dim.is_multiple_of(heads) {
-            candle_core::bail!("keys {:?} and values {:?} do not fit {heads} heads", key.0.dims(), value.0.dims());
+    /// Shapes that are not as above, `D` that cannot be shared out among the heads.
+    pub fn new(key: &Tensor, value: (&Tensor, &Tensor), heads: usize, kernels: FastKernels) -> Result<Self> {
+        let (isa, dim) = (kernels.isa, value.1.dims1()?);
+        if [key.dims(), value.0.dims()] != [[dim; 2]; 2] || heads == 0 || !dim.is_multiple_of(heads) {
+            candle_core::bail!("keys {:?} and values {:?} do not fit {heads} heads", key.dims(), value.0.dims());
         }
-        Ok(Self(match kernels {
-            Kernels::Fast(FastKernels { isa, .. }) => {
-                let pack =
-                    |key: &[f32], value: &[f32], bias: &[f32]| fast::FirstTokens::pack(isa, key, value, bias, heads);
-                FirstTokens::Absorbed(isa, read3(key.0, value.0, value.1, pack)?)
-            }
-            Kernels::Training(_) => candle_core::bail!("keys and values that are learned are computed"),
-            Kernels::Reference(_) => FirstTokens::Projected(Box::new(Projected {
-                key: Linear::new(key.0, key.1, kernels)?,
-                value: Linear::new(value.0, value.1, kernels)?,
-                heads,
-                kernels,
-            })),
-        }))
+        let weights =
+            read([key, value.0, value.1], |[key, value, bias]| fast::FirstTokens::pack(isa, key, value, bias, heads))?;
+        Ok(Self { isa, weights })
     }
 
     /// Softmax attention: `query [B, D]`, `x [T, D]` of `B` sequences → `[B, D]`.
@@ -122,31 +98,20 @@ impl FirstTokenAttention {
     /// # Errors
     /// Shapes that are not as above.
     pub fn forward(&self, query: &Tensor, x: &Tensor, cu_seqlens: &[u32]) -> Result<Tensor> {
-        match &self.0 {
-            FirstTokens::Absorbed(isa, weights) => {
-                let (rows, dim) = query.dims2()?;
-                let end = cu_seqlens.last().map(|t| *t as usize);
-                let fits = [x.dims2()?.1, weights.dim()] == [dim; 2] && end == Some(x.dim(0)?);
-                if !fits || cu_seqlens.len() != rows + 1 {
-                    candle_core::bail!("query {:?} and x {:?} do not fit {rows} sequences", query.dims(), x.dims());
-                }
-                if cu_seqlens.windows(2).any(|s| s[0] >= s[1]) {
-                    candle_core::bail!("a sequence has no token: {cu_seqlens:?}");
-                }
-                if rows == 0 {
-                    return Tensor::zeros((0, dim), DType::F32, &Device::Cpu);
-                }
-                let context = read2(query, x, |query, x| isa.run(fast::AttendFirst { weights, query, x, cu_seqlens }))?;
-                Tensor::from_vec(context, (rows, dim), &Device::Cpu)
-            }
-            FirstTokens::Projected(projected) => {
-                let Projected { key, value, heads, kernels } = &**projected;
-                let one_each: Vec<u32> = (0..).take(cu_seqlens.len()).collect();
-                let [key, value] = linear_many(x, [key, value])?;
-                let (key, value, heads) = (&key, &value, *heads);
-                let of = Attention { query, key, value, cu_queries: &one_each, cu_keys: cu_seqlens, heads };
-                attention(&of, *kernels)
-            }
+        let Self { isa, weights } = self;
+        let (rows, dim) = query.dims2()?;
+        let end = cu_seqlens.last().map(|t| *t as usize);
+        let fits = [x.dims2()?.1, weights.dim()] == [dim; 2] && end == Some(x.dim(0)?);
+        if !fits || cu_seqlens.len() != rows + 1 {
+            candle_core::bail!("query {:?} and x {:?} do not fit {rows} sequences", query.dims(), x.dims());
         }
+        if cu_seqlens.windows(2).any(|s| s[0] >= s[1]) {
+            candle_core::bail!("a sequence has no token: {cu_seqlens:?}");
+        }
+        if rows == 0 {
+            return Tensor::zeros((0, dim), DType::F32, &Device::Cpu);
+        }
+        let context = read([query, x], |[query, x]| isa.run(fast::AttendFirst { weights, query, x, cu_seqlens }))?;
+        Tensor::from_vec(context, (rows, dim), &Device::Cpu)
     }
 }

@@ -2,9 +2,8 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::fast::{Embed, Isa, Products, Project, Tables};
-use super::linear::{Linear, linear_many};
-use super::{FastKernels, Kernels, LayerNorm, TableGradients, read, read2, training};
+use super::fast::{Embed, Isa, Products, Project};
+use super::{FastKernels, Kernels, LayerNorm, TableGradients, array, elements, read, training};
 
 /// Tables of word, position and (in BERT) token-type embeddings with the normalisation after their sum.
 #[derive(Debug, Clone)]
@@ -35,7 +34,7 @@ impl Embeddings {
     ) -> Result<Tensor> {
         let tables = self.check(input_ids, position_ids, token_type_ids)?;
         match kernels {
-            Kernels::Fast(FastKernels { isa, .. }) => Ok(self.embed(input_ids, position_ids, token_type_ids, isa)?.0),
+            Kernels::Fast(FastKernels { isa, .. }) => Ok(self.embed(&tables, isa)?.0),
             Kernels::Training(_) => {
                 let Some(gradients) = &self.gradients else {
                     candle_core::bail!("embeddings without gradients in training");
@@ -87,80 +86,53 @@ impl Embeddings {
         Ok(tables)
     }
 
-    /// The fused kernel, for ids that are checked: `[T, D]`, and what each row was scaled with.
-    fn embed(
-        &self,
-        input_ids: &[u32],
-        position_ids: &[u32],
-        token_type_ids: &[u32],
-        isa: Isa,
-    ) -> Result<(Tensor, Vec<f32>)> {
-        let (out, scales) = self.read_tables(|words, types, positions| {
-            read2(&self.norm.weight, &self.norm.bias, |weight, bias| {
-                let token_types = types.map(|table| (token_type_ids, table));
-                let tables = Tables { words, positions, token_types, weight, bias, eps: self.norm.eps_f32() };
-                isa.run(Embed { input_ids, position_ids, tables })
-            })
+    /// The fused kernel, for tables and ids that are checked: `[T, D]`, and what each row was scaled with.
+    fn embed(&self, tables: &[(&Tensor, &[u32])], isa: Isa) -> Result<(Tensor, Vec<f32>)> {
+        let (LayerNorm { weight, bias, .. }, eps) = (&self.norm, self.norm.eps_f32());
+        let (out, scales) = read_tables(tables, |tables| {
+            read([weight, bias], |[weight, bias]| isa.run(Embed { tables, weight, bias, eps }))
         })??;
-        Ok((Tensor::from_vec(out, (input_ids.len(), self.words.dim(1)?), &Device::Cpu)?, scales))
-    }
-
-    /// Gives `f` the elements of the tables of words, of token types and of positions.
-    fn read_tables<R>(&self, f: impl FnOnce(&[f32], Option<&[f32]>, &[f32]) -> R) -> Result<R> {
-        read2(&self.words, &self.positions, |words, positions| match &self.token_types {
-            Some(types) => read(types, |types| f(words, Some(types), positions)),
-            None => Ok(f(words, None, positions)),
-        })?
+        Ok((Tensor::from_vec(out, (scales.len(), weight.elem_count()), &Device::Cpu)?, scales))
     }
 }
 
-/// Embeddings with the square layers that read them: with words multiplied once, however often they occur.
+/// Gives `f` the elements of tables, with the ids in each.
+fn read_tables<R>(tables: &[(&Tensor, &[u32])], f: impl FnOnce(&[(&[f32], &[u32])]) -> R) -> Result<R> {
+    let held: Vec<_> = tables.iter().map(|(table, _)| table.storage_and_layout()).collect();
+    let read = held.iter().zip(tables).map(|((storage, layout), (_, ids))| Ok((elements(storage, layout)?, *ids)));
+    Ok(f(&read.collect::<Result<Vec<_>>>()?))
+}
+
+/// Embeddings with the square layers that read them, by the fused kernels: words are multiplied once, however often they
+/// occur.
 #[derive(Debug)]
 pub struct ProjectedEmbeddings<const N: usize> {
     embeddings: Embeddings,
-    projections: Projections<N>,
-}
-
-#[derive(Debug)]
-enum Projections<const N: usize> {
-    /// From products with the entries of the tables.
-    Products(Isa, Products),
-    Layers([Linear; N], Kernels),
+    isa: Isa,
+    /// With the entries of the tables.
+    products: Products,
 }
 
 impl<const N: usize> ProjectedEmbeddings<N> {
     /// Takes weight `[D, D]` and bias `[D]` of each layer.
     ///
     /// # Errors
-    /// Shapes that are not as above; kernels with gradients.
-    pub fn new(embeddings: Embeddings, layers: [(&Tensor, &Tensor); N], kernels: Kernels) -> Result<Self> {
-        let dim = embeddings.words.dim(1)?;
+    /// Shapes that are not as above.
+    pub fn new(embeddings: Embeddings, layers: [(&Tensor, &Tensor); N], kernels: FastKernels) -> Result<Self> {
+        let (isa, dim) = (kernels.isa, embeddings.words.dim(1)?);
         if let Some((weight, bias)) =
             layers.iter().find(|(weight, bias)| weight.dims() != [dim; 2] || bias.dims() != [dim])
         {
             candle_core::bail!("weight {:?} and bias {:?} do not fit {dim} columns", weight.dims(), bias.dims());
         }
-        embeddings.check(&[], &[], &[])?;
-        let projections = match kernels {
-            Kernels::Fast(FastKernels { isa, .. }) => {
-                let weight = Tensor::cat(&layers.map(|(weight, _)| weight), 0)?;
-                let bias = Tensor::cat(&layers.map(|(_, bias)| bias), 0)?;
-                let tables = [Some(&embeddings.words), embeddings.token_types.as_ref(), Some(&embeddings.positions)];
-                let entries = tables.into_iter().flatten().map(|table| table.dims()[0]).sum();
-                let products = read2(&weight, &bias, |weight, bias| {
-                    read2(&embeddings.norm.weight, &embeddings.norm.bias, |norm_weight, norm_bias| {
-                        Products::pack(isa, weight, bias, (norm_weight, norm_bias), entries)
-                    })
-                })??;
-                Projections::Products(isa, products)
-            }
-            Kernels::Training(_) => candle_core::bail!("products of tables that are learned cannot be kept"),
-            Kernels::Reference(_) => {
-                let layers = layers.into_iter().map(|(weight, bias)| Linear::new(weight, bias, kernels));
-                Projections::Layers(array(layers.collect::<Result<_>>()?)?, kernels)
-            }
-        };
-        Ok(Self { embeddings, projections })
+        let entries = embeddings.check(&[], &[], &[])?.iter().map(|(table, _)| table.dims()[0]).sum();
+        let weight = Tensor::cat(&layers.map(|(weight, _)| weight), 0)?;
+        let bias = Tensor::cat(&layers.map(|(_, bias)| bias), 0)?;
+        let norm = &embeddings.norm;
+        let products = read([&weight, &bias, &norm.weight, &norm.bias], |[weight, bias, norm_weight, norm_bias]| {
+            Products::pack(isa, weight, bias, (norm_weight, norm_bias), entries)
+        })?;
+        Ok(Self { embeddings, isa, products })
     }
 
     /// The normalised embeddings of ids `[T]`, `[T, D]`, and their product with each layer, `[T, D]`.
@@ -173,30 +145,12 @@ impl<const N: usize> ProjectedEmbeddings<N> {
         position_ids: &[u32],
         token_type_ids: &[u32],
     ) -> Result<(Tensor, [Tensor; N])> {
-        match &self.projections {
-            Projections::Products(isa, products) => {
-                let Self { embeddings, .. } = self;
-                embeddings.check(input_ids, position_ids, token_type_ids)?;
-                let (x, scales) = embeddings.embed(input_ids, position_ids, token_type_ids, *isa)?;
-                let (tokens, dim) = x.dims2()?;
-                let outs = embeddings.read_tables(|words, types, positions| {
-                    let types = types.map(|table| (table, token_type_ids));
-                    let tables = [Some((words, input_ids)), types, Some((positions, position_ids))];
-                    let tables: Vec<_> = tables.into_iter().flatten().collect();
-                    isa.run(Project { products, tables: &tables, scales: &scales, dim })
-                })?;
-                let outs = outs.into_iter().map(|out| Tensor::from_vec(out, (tokens, dim), &Device::Cpu));
-                Ok((x, array(outs.collect::<Result<_>>()?)?))
-            }
-            Projections::Layers(layers, kernels) => {
-                let x = self.embeddings.forward(input_ids, position_ids, token_type_ids, *kernels)?;
-                let products = linear_many(&x, layers.each_ref())?;
-                Ok((x, products))
-            }
-        }
+        let Self { embeddings, isa, products } = self;
+        let tables = embeddings.check(input_ids, position_ids, token_type_ids)?;
+        let (x, scales) = embeddings.embed(&tables, *isa)?;
+        let (tokens, dim) = x.dims2()?;
+        let outs = read_tables(&tables, |tables| isa.run(Project { products, tables, scales: &scales, dim }))?;
+        let outs = outs.into_iter().map(|out| Tensor::from_vec(out, (tokens, dim), &Device::Cpu));
+        Ok((x, array(outs.collect::<Result<_>>()?)?))
     }
-}
-
-fn array<T, const N: usize>(of: Vec<T>) -> Result<[T; N]> {
-    of.try_into().map_err(|_| candle_core::Error::Msg("one product a layer".into()))
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::fast::{self, AddNorm, Epilogue, Isa, Layer};
+use super::fast::{self, AddNorm, Epilogue, Layer};
 use super::training::{self, Learned};
-use super::{FastKernels, Kernels, LayerNorm, read, read2, read3};
+use super::{FastKernels, Kernels, LayerNorm, array, read};
 
 /// A fully connected layer: `[T, in] → [T, out]`.
 #[derive(Debug, Clone)]
@@ -14,7 +14,7 @@ pub struct Linear(pub(super) Weights);
 
 #[derive(Debug, Clone)]
 pub(super) enum Weights {
-    Packed(Isa, Layer),
+    Packed(Layer),
     Learned(Arc<Learned>),
     /// Weight `[out, in]` and bias `[out]`.
     Plain(Tensor, Tensor),
@@ -34,11 +34,7 @@ impl Linear {
         }
         Ok(Self(match kernels {
             Kernels::Fast(FastKernels { isa, int16 }) => {
-                let pack = |weight: &[f32], bias: &[f32]| match int16 {
-                    None => Layer::pack(isa, weight, bias),
-                    Some(kernel) => Layer::quantize(kernel, weight, bias),
-                };
-                Weights::Packed(isa, read2(weight, bias, pack)?)
+                Weights::Packed(read([weight, bias], |[weight, bias]| Layer::pack(isa, int16, weight, bias))?)
             }
             Kernels::Training(_) => candle_core::bail!("what is learned is a parameter"),
             Kernels::Reference(dtype) => Weights::Plain(weight.to_dtype(dtype)?, bias.to_dtype(dtype)?),
@@ -51,7 +47,7 @@ impl Linear {
     /// An `x` that is not `[T, in]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.0 {
-            Weights::Packed(isa, layer) => forward_packed(*isa, layer, x, Epilogue::None),
+            Weights::Packed(layer) => forward_packed(layer, x, Epilogue::None),
             Weights::Learned(layer) => layer.forward(x, false),
             Weights::Plain(weight, bias) => forward_plain(weight, bias, x),
         }
@@ -63,7 +59,7 @@ impl Linear {
     /// An `x` that is not `[T, in]`.
     pub fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
         match &self.0 {
-            Weights::Packed(isa, layer) => forward_packed(*isa, layer, x, Epilogue::Gelu),
+            Weights::Packed(layer) => forward_packed(layer, x, Epilogue::Gelu),
             Weights::Learned(layer) => layer.forward(x, true),
             Weights::Plain(weight, bias) => forward_plain(weight, bias, x)?.gelu_erf(),
         }
@@ -75,7 +71,7 @@ impl Linear {
     /// An `x` that is not `[T, in]`, a residual that is not `[T, out]`.
     pub fn forward_add_norm(&self, x: &Tensor, residual: &Tensor, norm: &LayerNorm) -> Result<Tensor> {
         match &self.0 {
-            Weights::Packed(isa, layer) => {
+            Weights::Packed(layer) => {
                 if residual.dims2()? != (x.dim(0)?, layer.outputs) || !norm.fits(layer.outputs) {
                     candle_core::bail!(
                         "residual {:?} and norm {:?} do not fit x {:?} and {} outputs",
@@ -86,8 +82,8 @@ impl Linear {
                     );
                 }
                 let eps = norm.eps_f32();
-                read3(residual, &norm.weight, &norm.bias, |residual, weight, bias| {
-                    forward_packed(*isa, layer, x, Epilogue::AddNorm(AddNorm { residual, weight, bias, eps }))
+                read([residual, &norm.weight, &norm.bias], |[residual, weight, bias]| {
+                    forward_packed(layer, x, Epilogue::AddNorm(AddNorm { residual, weight, bias, eps }))
                 })?
             }
             Weights::Learned(_) => self.forward_dropout_add_norm(x, None, residual, norm),
@@ -100,21 +96,20 @@ fn forward_plain(weight: &Tensor, bias: &Tensor, x: &Tensor) -> Result<Tensor> {
     x.matmul(&weight.t()?)?.broadcast_add(bias)
 }
 
-fn forward_packed(isa: Isa, layer: &Layer, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
-    let mut outs = forward_packed_many(isa, &[layer], x, epilogue)?;
-    outs.pop().ok_or_else(|| candle_core::Error::Msg("one product a layer".into()))
+fn forward_packed(layer: &Layer, x: &Tensor, epilogue: Epilogue) -> Result<Tensor> {
+    let [out] = array(forward_packed_many(&[layer], x, epilogue)?)?;
+    Ok(out)
 }
 
-fn forward_packed_many(isa: Isa, layers: &[&Layer], x: &Tensor, epilogue: Epilogue) -> Result<Vec<Tensor>> {
+fn forward_packed_many(layers: &[&Layer], x: &Tensor, epilogue: Epilogue) -> Result<Vec<Tensor>> {
     let (rows, inputs) = x.dims2()?;
     if let Some(layer) = layers.iter().find(|layer| layer.inputs != inputs) {
         candle_core::bail!("x {:?} does not fit a weight of {} inputs", x.dims(), layer.inputs);
     }
-    let outs = read(x, |x| isa.run(fast::Linear { x, layers, epilogue }))?;
-    outs.into_iter()
-        .zip(layers)
-        .map(|(out, layer)| Tensor::from_vec(out, (rows, layer.outputs), &Device::Cpu))
-        .collect()
+    let Some(isa) = layers.first().map(|layer| layer.isa) else { return Ok(Vec::new()) };
+    let outs = read([x], |[x]| isa.run(fast::Linear { x, layers, epilogue }))?;
+    let outs = outs.into_iter().zip(layers);
+    outs.map(|(out, layer)| Tensor::from_vec(out, (rows, layer.outputs), &Device::Cpu)).collect()
 }
 
 /// Applies several layers to the same rows, which are read and packed once.
@@ -122,29 +117,21 @@ fn forward_packed_many(isa: Isa, layers: &[&Layer], x: &Tensor, epilogue: Epilog
 /// # Errors
 /// An `x` that is not `[T, in]`.
 pub fn linear_many<const N: usize>(x: &Tensor, layers: [&Linear; N]) -> Result<[Tensor; N]> {
-    let packed: Vec<(Isa, &Layer)> = layers
-        .iter()
-        .filter_map(|linear| match &linear.0 {
-            Weights::Packed(isa, layer) => Some((*isa, layer)),
-            Weights::Learned(_) | Weights::Plain(..) => None,
-        })
-        .collect();
-    let learned: Vec<&Arc<Learned>> = layers
-        .iter()
-        .filter_map(|linear| match &linear.0 {
-            Weights::Learned(layer) => Some(layer),
-            Weights::Packed(..) | Weights::Plain(..) => None,
-        })
-        .collect();
-    let outs = match packed.first() {
-        None if learned.len() == N => training::forward_many(&learned, x)?,
-        Some((isa, _)) if packed.len() == N => {
-            let layers: Vec<&Layer> = packed.iter().map(|(_, layer)| *layer).collect();
-            forward_packed_many(*isa, &layers, x, Epilogue::None)?
+    let (mut packed, mut learned) = (Vec::new(), Vec::new());
+    for layer in layers {
+        match &layer.0 {
+            Weights::Packed(layer) => packed.push(layer),
+            Weights::Learned(layer) => learned.push(layer),
+            Weights::Plain(..) => {}
         }
-        _ => layers.iter().map(|linear| linear.forward(x)).collect::<Result<Vec<_>>>()?,
-    };
-    outs.try_into().map_err(|_| candle_core::Error::Msg("one product a layer".into()))
+    }
+    array(if packed.len() == N {
+        forward_packed_many(&packed, x, Epilogue::None)?
+    } else if learned.len() == N {
+        training::layers(x, &learned, false)?
+    } else {
+        layers.iter().map(|layer| layer.forward(x)).collect::<Result<_>>()?
+    })
 }
 
 /// The feed-forward sublayer, `norm(x + lin2(gelu(lin1(x))))`: `[T, D] → [T, D]`.
@@ -153,7 +140,7 @@ pub fn linear_many<const N: usize>(x: &Tensor, layers: [&Linear; N]) -> Result<[
 /// An `x` that is not `[T, D]`, layers or a norm that do not fit it and each other.
 pub fn feed_forward(x: &Tensor, lin1: &Linear, lin2: &Linear, norm: &LayerNorm) -> Result<Tensor> {
     match (&lin1.0, &lin2.0) {
-        (Weights::Packed(isa, lin1), Weights::Packed(_, lin2)) => {
+        (Weights::Packed(lin1), Weights::Packed(lin2)) => {
             let dim = x.dim(1)?;
             let fit = [lin1.inputs, lin2.outputs] == [dim; 2] && lin1.outputs == lin2.inputs;
             if !fit || !norm.fits(dim) {
@@ -168,8 +155,8 @@ pub fn feed_forward(x: &Tensor, lin1: &Linear, lin2: &Linear, norm: &LayerNorm) 
                 );
             }
             let eps = norm.eps_f32();
-            let out = read3(x, &norm.weight, &norm.bias, |residual, weight, bias| {
-                isa.run(fast::FeedForward { lin1, lin2, norm: AddNorm { residual, weight, bias, eps } })
+            let out = read([x, &norm.weight, &norm.bias], |[residual, weight, bias]| {
+                lin1.isa.run(fast::FeedForward { lin1, lin2, norm: AddNorm { residual, weight, bias, eps } })
             })?;
             Tensor::from_vec(out, x.dims(), &Device::Cpu)
         }

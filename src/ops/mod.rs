@@ -19,7 +19,7 @@ mod training;
 use std::fmt;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor};
 
 pub use attention::{Attention, FirstTokenAttention, attention};
 pub use embeddings::{Embeddings, ProjectedEmbeddings};
@@ -178,21 +178,28 @@ impl LayerNorm {
     }
 }
 
-/// Gives `f` the elements of a contiguous f32 tensor on the CPU.
-pub(crate) fn read<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    let (storage, layout) = x.storage_and_layout();
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(storage), Some((start, end))) if x.dtype() == DType::F32 => {
-            Ok(f(&storage.as_slice::<f32>()?[start..end]))
-        }
-        _ => candle_core::bail!("the CPU kernels read contiguous f32 tensors on the CPU, not {x:?}"),
+/// Gives `f` the elements of contiguous f32 tensors on the CPU.
+pub(crate) fn read<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
+    let held = tensors.map(Tensor::storage_and_layout);
+    let mut all: [&[f32]; N] = [&[]; N];
+    for (values, (storage, layout)) in all.iter_mut().zip(&held) {
+        *values = elements(storage, layout)?;
+    }
+    Ok(f(all))
+}
+
+fn elements<'s>(storage: &'s Storage, layout: &Layout) -> Result<&'s [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => Ok(&values[start..end]),
+        _ => candle_core::bail!(
+            "the CPU kernels read contiguous f32 tensors on the CPU, not {:?} on {:?} as {layout:?}",
+            storage.dtype(),
+            storage.device().location()
+        ),
     }
 }
 
-fn read2<R>(x: &Tensor, y: &Tensor, f: impl FnOnce(&[f32], &[f32]) -> R) -> Result<R> {
-    read(x, |x| read(y, |y| f(x, y)))?
-}
-
-fn read3<R>(x: &Tensor, y: &Tensor, z: &Tensor, f: impl FnOnce(&[f32], &[f32], &[f32]) -> R) -> Result<R> {
-    read2(x, y, |x, y| read(z, |z| f(x, y, z)))?
+/// The results of so many layers.
+fn array<T, const N: usize>(of: Vec<T>) -> Result<[T; N]> {
+    of.try_into().map_err(|_| candle_core::Error::Msg("one product a layer".into()))
 }

@@ -308,11 +308,10 @@ fn describe(words: &MaskedWords) -> String {
     }
 }
 
-/// What became of batches without a hidden word: no step, so that the learning rate does not get to its end.
+/// What became of batches without a hidden word.
 fn skipped(steps: u64, skipped: u64) -> String {
     format!(
-        "{} of {} batches had no hidden word and were skipped, and with them as much of the learning rate's schedule; \
-         raise mask_probability or batch_size",
+        "{} of {} batches had no hidden word and were skipped; raise mask_probability or batch_size",
         grouped(skipped),
         grouped(steps + skipped)
     )

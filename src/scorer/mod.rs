@@ -32,7 +32,7 @@ pub use tally::{Counts, PADDED_BATCH, Tally};
 pub use window::{TextColumn, Window};
 
 use crate::config::Place;
-use crate::model::{LoadError, Makings, Model, Tokenizer};
+use crate::model::{Encoding, LoadError, Makings, Model, PackedBatch, Tokenizer};
 use crate::objects::{ModelFolder, ObjectsError, model_folder};
 pub use crate::ops::Precision;
 
@@ -187,6 +187,23 @@ struct Shared {
     pool: Pool,
     memo: Memo,
     tally: Tally,
+}
+
+impl Shared {
+    /// Runs a batch of these sequences: the logits of each, and their tokens together.
+    fn forward<'e>(
+        &self,
+        encodings: impl Iterator<Item = &'e Encoding>,
+    ) -> Result<(Vec<Vec<f32>>, usize), ScorerError> {
+        let mut batch = PackedBatch::default();
+        for encoding in encodings {
+            batch.push(&encoding.input_ids, &encoding.token_type_ids);
+        }
+        let (sequences, tokens) = (batch.sequences(), batch.input_ids.len());
+        let logits = self.model.forward(&batch).and_then(|logits| logits.to_vec2::<f32>());
+        let failed = |e: candle_core::Error| ScorerError::Forward { sequences, tokens, problem: e.to_string() };
+        Ok((logits.map_err(failed)?, tokens))
+    }
 }
 
 impl Scorer {

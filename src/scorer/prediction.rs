@@ -123,30 +123,11 @@ impl fmt::Display for Rejection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Architecture;
-    use crate::ops::Rates;
-
-    fn config(problem: Problem, labels: usize) -> ModelConfig {
-        ModelConfig {
-            architecture: Architecture::DistilBert,
-            vocab_size: 8,
-            dim: 4,
-            n_layers: 1,
-            n_heads: 1,
-            hidden_dim: 4,
-            max_position_embeddings: 8,
-            type_vocab_size: 0,
-            layer_norm_eps: 1e-12,
-            problem,
-            labels: (0..labels).map(|i| i.to_string()).collect(),
-            dropout: Rates::NONE,
-            initializer_range: 0.02,
-        }
-    }
 
     #[test]
     fn one_label_of_many_is_a_softmax() {
-        let prediction = Prediction::of_logits(&[-2.0996, 2.1842], &config(Problem::SingleLabel, 2), None, 9, false);
+        let prediction =
+            Prediction::of_logits(&[-2.0996, 2.1842], &ModelConfig::smallest(Problem::SingleLabel, 2), None, 9, false);
         assert_eq!(prediction.label, Some(1));
         assert!((prediction.score - 0.986_398).abs() < 1e-5, "{}", prediction.score);
         assert!((prediction.probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-6);
@@ -154,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_calibration_leaves_the_raw_probabilities_and_a_threshold_decides() {
-        let config = config(Problem::SingleLabel, 2);
+        let config = ModelConfig::smallest(Problem::SingleLabel, 2);
         let mut calibration = Calibration { temperature: 2.0, threshold: None, objective: None, fitted_on: None };
         let raw = Prediction::of_logits(&[1.0, 0.0], &config, None, 9, false);
         let prediction = Prediction::of_logits(&[1.0, 0.0], &config, Some(&calibration), 9, false);
@@ -167,7 +148,8 @@ mod tests {
 
     #[test]
     fn many_labels_are_a_sigmoid_each() {
-        let prediction = Prediction::of_logits(&[0.0, 2.0, -2.0], &config(Problem::MultiLabel, 3), None, 9, true);
+        let prediction =
+            Prediction::of_logits(&[0.0, 2.0, -2.0], &ModelConfig::smallest(Problem::MultiLabel, 3), None, 9, true);
         assert_eq!(prediction.label, Some(1));
         assert!((prediction.score - 0.880_797).abs() < 1e-6);
         assert!((prediction.probabilities[2] - 0.119_203).abs() < 1e-6);
@@ -175,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_regression_has_a_value_and_no_label() {
-        let prediction = Prediction::of_logits(&[3.25], &config(Problem::Regression, 0), None, 9, false);
+        let prediction = Prediction::of_logits(&[3.25], &ModelConfig::smallest(Problem::Regression, 0), None, 9, false);
         assert_eq!((prediction.label, prediction.score), (None, 3.25));
         assert!(prediction.probabilities.is_empty());
     }

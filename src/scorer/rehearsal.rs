@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::{PADDED_BATCH, Prediction, Rejection, Scorer, ScorerError, Window, pack};
-use crate::model::{Encoding, PackedBatch};
+use crate::model::Encoding;
 
 /// Texts that were tokenized to learn something about all of them.
 #[derive(Debug, Default)]
@@ -108,8 +108,8 @@ impl Scorer {
         (0..rows).map(predict).collect()
     }
 
-    /// Runs batches of these texts, packed as a window of them would be, on all threads until `budget` is over or all
-    /// have run; none if there are no texts.
+    /// Runs batches of these texts, packed as a window of them would be, on all threads until `budget` is over, at least
+    /// one a thread, or all have run; none if there are no texts.
     ///
     /// Which batches run is spread over the lengths: a window goes from its longest texts to its shortest, and the first
     /// batches alone would say too little of the others.
@@ -125,17 +125,9 @@ impl Scorer {
         let shared = &self.0;
         let batches = pack::plan(&texts.lengths, shared.batch_tokens);
         let Some(last) = batches.last() else { return Ok(None) };
-        let run = |batch: &[usize]| -> Result<usize, ScorerError> {
-            let mut packed = PackedBatch::default();
-            for &i in batch {
-                let encoding = &texts.encodings[i];
-                packed.push(&encoding.input_ids, &encoding.token_type_ids);
-            }
-            let tokens = packed.input_ids.len();
-            let failed =
-                |e: candle_core::Error| ScorerError::Forward { sequences: batch.len(), tokens, problem: e.to_string() };
-            shared.model.forward(&packed).and_then(|logits| logits.to_vec2::<f32>()).map_err(failed)?;
-            Ok(tokens)
+        let run = |batch: &[usize]| {
+            let ran = shared.forward(batch.iter().map(|&i| &texts.encodings[i]));
+            ran.map(|(_, tokens)| tokens)
         };
         let rayon = shared.pool.rayon();
         // What happens once, such as the first touch of memory, is not paid by every batch.
@@ -145,7 +137,8 @@ impl Scorer {
         let (order, next, start) = (spread(batches.len()), AtomicUsize::new(0), Instant::now());
         let threads = rayon.broadcast(|_| -> Result<(usize, usize, f64), ScorerError> {
             let (mut ran, mut tokens, mut busy) = (0, 0, 0.0);
-            while start.elapsed() < budget
+            // One batch at least, on however busy a machine: without any there is no pace.
+            while (ran == 0 || start.elapsed() < budget)
                 && let Some(&batch) = order.get(next.fetch_add(1, Ordering::Relaxed))
             {
                 let began = Instant::now();

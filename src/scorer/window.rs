@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::memo::{Answer, Slot, TextKey, text_key};
 use super::prediction::{Prediction, Rejection};
 use super::{MAX_TEXT_BYTES, ScorerError, Shared, pack};
-use crate::model::{Encoding, PackedBatch};
+use crate::model::{Encoding, Model};
 
 /// Rows that one job tokenizes: a few milliseconds of work.
 const TOKENIZE_ROWS: usize = 128;
@@ -226,22 +226,12 @@ impl Work {
     }
 
     fn forward(&self, sequences: &[(usize, Encoding)]) -> Result<(), ScorerError> {
-        let mut batch = PackedBatch::default();
-        for (_, encoding) in sequences {
-            batch.push(&encoding.input_ids, &encoding.token_type_ids);
-        }
-        let model = &self.shared.model;
-        let logits = model.forward(&batch).and_then(|logits| logits.to_vec2::<f32>());
-        let logits = logits.map_err(|e| ScorerError::Forward {
-            sequences: sequences.len(),
-            tokens: batch.input_ids.len(),
-            problem: e.to_string(),
-        })?;
+        let (logits, tokens) = self.shared.forward(sequences.iter().map(|(_, encoding)| encoding))?;
         let broken = logits.iter().filter(|logits| !logits.iter().all(|logit| logit.is_finite())).count();
         if broken > 0 {
             return Err(ScorerError::Forward {
                 sequences: sequences.len(),
-                tokens: batch.input_ids.len(),
+                tokens,
                 problem: format!(
                     "the model computes no finite logits for {broken} of them: its weights hold NaN or infinity, or numbers \
                      too large for {}",
@@ -249,13 +239,13 @@ impl Work {
                 ),
             });
         }
+        let Model { config, calibration, .. } = &self.shared.model;
         for ((i, encoding), logits) in sequences.iter().zip(logits) {
-            let tokens = encoding.input_ids.len();
-            let prediction =
-                Prediction::of_logits(&logits, &model.config, model.calibration.as_ref(), tokens, encoding.truncated);
+            let Encoding { input_ids, truncated, .. } = encoding;
+            let prediction = Prediction::of_logits(&logits, config, calibration.as_ref(), input_ids.len(), *truncated);
             self.rows[*i].1.get_or_init(|| Answer::Scored(prediction));
         }
-        self.shared.tally.batch(sequences.len(), batch.input_ids.len());
+        self.shared.tally.batch(sequences.len(), tokens);
         Ok(())
     }
 

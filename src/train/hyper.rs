@@ -78,7 +78,7 @@ impl Default for Hyper {
 }
 
 impl Hyper {
-    /// Steps of the whole training on so many rows.
+    /// Steps of the whole training on so many rows, batches without anything to learn counted in.
     #[must_use]
     pub fn total_steps(&self, rows: usize) -> u64 {
         let steps = self.epochs.saturating_mul(rows.div_ceil(self.batch_size.max(1)) as u64);

@@ -50,7 +50,6 @@ pub mod pretrain;
 pub mod promotion;
 pub mod random;
 pub mod sampling;
-mod save;
 mod schedule;
 pub mod slices;
 mod state;

@@ -8,10 +8,6 @@ use thiserror::Error;
 
 use super::random::{Random, first_u64};
 
-/// Batches whose rows are sorted by length together: enough that neighbours are alike, few enough that the order of
-/// rows stays random.
-const BATCHES_SORTED_TOGETHER: usize = 50;
-
 /// What sampling refuses.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum SamplingError {
@@ -144,28 +140,6 @@ pub fn epoch_batches(seed: u64, epoch: u64, rows: usize, batch_size: usize) -> V
     epoch_order(seed, epoch, rows).chunks(batch_size).map(<[u32]>::to_vec).collect()
 }
 
-/// The batches of an epoch, each of rows of similar length: `lengths` has one a row, in tokens.
-///
-/// Parts of the random order as long as 50 batches are sorted by length and cut into batches; then the batches are
-/// shuffled. Which rows meet in a batch and when still changes with every epoch, and nearly all padding is gone. The
-/// one batch that may be smaller than the others comes last.
-///
-/// # Panics
-/// For a batch size of 0; for 2^32 rows or more.
-#[must_use]
-pub fn bucketed_batches(seed: u64, epoch: u64, lengths: &[u32], batch_size: usize) -> Vec<Vec<u32>> {
-    let mut order = epoch_order(seed, epoch, lengths.len());
-    let mut batches = Vec::with_capacity(lengths.len().div_ceil(batch_size));
-    for part in order.chunks_mut(batch_size * BATCHES_SORTED_TOGETHER) {
-        // Stable: rows of one length keep their random order.
-        part.sort_by_key(|row| std::cmp::Reverse(lengths[*row as usize]));
-        batches.extend(part.chunks(batch_size).map(<[u32]>::to_vec));
-    }
-    let whole = if lengths.len().is_multiple_of(batch_size) { batches.len() } else { batches.len() - 1 };
-    Random::new(seed, "batch order", &[epoch]).shuffle(&mut batches[..whole]);
-    batches
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,37 +203,14 @@ mod tests {
     #[test]
     fn every_row_comes_once_an_epoch() {
         for rows in [0, 1, 31, 32, 33, 5000] {
-            let lengths: Vec<u32> = (0..rows).map(|row| (row * 7919 % 120) as u32).collect();
-            for batches in [epoch_batches(3, 1, rows, 32), bucketed_batches(3, 1, &lengths, 32)] {
-                let mut seen: Vec<u32> = batches.concat();
-                seen.sort_unstable();
-                assert!(seen.iter().copied().eq(0..rows as u32));
-                assert!(batches.iter().rev().skip(1).all(|batch| batch.len() == 32));
-            }
+            let batches = epoch_batches(3, 1, rows, 32);
+            let mut seen: Vec<u32> = batches.concat();
+            seen.sort_unstable();
+            assert!(seen.iter().copied().eq(0..rows as u32));
+            assert!(batches.iter().rev().skip(1).all(|batch| batch.len() == 32));
         }
         assert_ne!(epoch_order(3, 1, 100), epoch_order(3, 2, 100));
         assert_ne!(epoch_order(3, 1, 100), epoch_order(4, 1, 100));
         assert_eq!(epoch_order(3, 1, 100), epoch_order(3, 1, 100));
-    }
-
-    #[test]
-    fn buckets_save_padding_and_stay_random() {
-        let mut random = Random::new(1, "lengths", &[]);
-        let lengths: Vec<u32> = (0..10_000).map(|_| 5 + random.below(120)).collect();
-        let real: u64 = lengths.iter().map(|&length| u64::from(length)).sum();
-        let padding = |batches: &[Vec<u32>]| {
-            let longest = |batch: &Vec<u32>| batch.iter().map(|row| lengths[*row as usize]).max().unwrap_or(0);
-            let padded: u64 = batches.iter().map(|batch| u64::from(longest(batch)) * batch.len() as u64).sum();
-            (padded - real) as f64 / padded as f64
-        };
-        let (plain, bucketed) =
-            (padding(&epoch_batches(1, 0, 10_000, 32)), padding(&bucketed_batches(1, 0, &lengths, 32)));
-        assert!(plain > 0.4 && bucketed < 0.03, "{plain} {bucketed}");
-        let batches = bucketed_batches(1, 0, &lengths, 32);
-        // Were batches in the order of their lengths, neighbours would be alike.
-        let mean = |batch: &Vec<u32>| batch.iter().map(|row| f64::from(lengths[*row as usize])).sum::<f64>() / 32.0;
-        let steps: f64 = batches.windows(2).map(|pair| (mean(&pair[0]) - mean(&pair[1])).abs()).sum::<f64>();
-        assert!(steps / batches.len() as f64 > 30.0, "{steps}");
-        assert_ne!(batches, bucketed_batches(1, 1, &lengths, 32));
     }
 }

@@ -1,4 +1,6 @@
 //! What is saved of a training, and how it goes on from there.
+//!
+//! Files are written from where the numbers lie: a copy of all of them would be three times as large as the model.
 
 use std::collections::HashMap;
 
@@ -7,11 +9,11 @@ use candle_core::{Device, Tensor};
 use super::TrainError;
 use super::optimizer::Moments;
 use super::trainer::Trainer;
-use super::weights::update;
-use crate::model::full_name;
+use super::weights::{Weight, update};
+use crate::model::{Data, Entry, full_name};
 
-pub(super) const MEAN: &str = "optimizer.mean.";
-pub(super) const SQUARE: &str = "optimizer.square.";
+const MEAN: &str = "optimizer.mean.";
+const SQUARE: &str = "optimizer.square.";
 pub(super) const STEPS: &str = "optimizer.steps";
 
 impl Trainer {
@@ -20,11 +22,7 @@ impl Trainer {
     /// # Errors
     /// A failure of the device.
     pub fn tensors(&self) -> Result<Vec<(String, Tensor)>, TrainError> {
-        let named = self.weights.all.iter().map(|weight| {
-            // A copy, as the next step changes the variable where it lies.
-            Ok((self.full_name(&weight.name), weight.variable.as_detached_tensor().copy()?.to_device(&Device::Cpu)?))
-        });
-        Ok(named.collect::<candle_core::Result<_>>()?)
+        copies(self.weight_entries())
     }
 
     /// Everything that the next steps depend on: weights, the optimizer's moments, the number of steps.
@@ -32,15 +30,26 @@ impl Trainer {
     /// # Errors
     /// A failure of the device.
     pub fn state(&self) -> Result<Vec<(String, Tensor)>, TrainError> {
-        let mut tensors = self.tensors()?;
+        copies(self.state_entries())
+    }
+
+    /// [`Trainer::tensors`] where they lie.
+    pub(super) fn weight_entries(&self) -> Vec<Entry<'_>> {
+        let weights = self.weights.all.iter();
+        weights.map(|weight| Entry::of_tensor(self.full_name(weight), weight.variable.as_tensor())).collect()
+    }
+
+    /// [`Trainer::state`] where it lies.
+    pub(super) fn state_entries(&self) -> Vec<Entry<'_>> {
+        let mut entries = self.weight_entries();
         for (weight, moments) in self.weights.all.iter().zip(&self.moments) {
             for (kind, values) in [(MEAN, &moments.mean), (SQUARE, &moments.square)] {
-                let tensor = Tensor::from_slice(values, weight.variable.shape(), &Device::Cpu)?;
-                tensors.push((format!("{kind}{}", self.full_name(&weight.name)), tensor));
+                let (name, shape) = (format!("{kind}{}", self.full_name(weight)), weight.variable.dims().to_vec());
+                entries.push(Entry { name, shape, data: Data::F32(values) });
             }
         }
-        tensors.push((STEPS.to_owned(), Tensor::new(&[self.steps.cast_signed()], &Device::Cpu)?));
-        Ok(tensors)
+        entries.push(Entry::row(STEPS, Data::I64(vec![self.steps.cast_signed()])));
+        entries
     }
 
     /// Goes on from a [`Trainer::state`]: the next step is to the last bit what it would have been.
@@ -48,30 +57,37 @@ impl Trainer {
     /// # Errors
     /// A tensor that is missing or of another shape; nothing is changed then.
     pub fn restore(&mut self, state: &HashMap<String, Tensor>) -> Result<(), TrainError> {
-        let read = |name: String, shape: &[usize]| -> Result<Vec<f32>, TrainError> {
-            let tensor = find(state, &name, shape)?;
-            Ok(tensor.flatten_all()?.to_vec1::<f32>()?)
-        };
         let steps = find(state, STEPS, &[1])?.to_vec1::<i64>()?[0];
-        let mut restored = Vec::new();
-        for weight in &self.weights.all {
-            let (name, shape) = (self.full_name(&weight.name), weight.variable.dims());
-            let moments = Moments {
-                mean: read(format!("{MEAN}{name}"), shape)?,
-                square: read(format!("{SQUARE}{name}"), shape)?,
-            };
-            restored.push((read(name, shape)?, moments));
-        }
-        for ((weight, moments), (values, restored)) in self.weights.all.iter().zip(&mut self.moments).zip(restored) {
-            update(&weight.variable, |old| old.copy_from_slice(&values))?;
-            *moments = restored;
-        }
-        self.steps = steps.cast_unsigned();
+        let moments = self.read(state, MEAN)?.into_iter().zip(self.read(state, SQUARE)?);
+        let moments = moments.map(|(mean, square)| Moments { mean, square }).collect();
+        self.load_weights(state)?;
+        (self.moments, self.steps) = (moments, steps.cast_unsigned());
         Ok(())
     }
 
-    pub(super) fn full_name(&self, name: &str) -> String {
-        full_name(name, self.config.architecture.prefix())
+    /// Takes other weights, and keeps the optimizer as it is.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape; nothing is changed then.
+    pub(super) fn load_weights(&mut self, tensors: &HashMap<String, Tensor>) -> Result<(), TrainError> {
+        let found = self.read(tensors, "")?;
+        for (weight, values) in self.weights.all.iter().zip(found) {
+            update(&weight.variable, |old| old.copy_from_slice(&values))?;
+        }
+        Ok(())
+    }
+
+    /// The numbers of one kind that there are for each weight.
+    fn read(&self, tensors: &HashMap<String, Tensor>, kind: &str) -> Result<Vec<Vec<f32>>, TrainError> {
+        let read = |weight: &Weight| {
+            let tensor = find(tensors, &format!("{kind}{}", self.full_name(weight)), weight.variable.dims())?;
+            Ok(tensor.flatten_all()?.to_vec1::<f32>()?)
+        };
+        self.weights.all.iter().map(read).collect()
+    }
+
+    pub(super) fn full_name(&self, weight: &Weight) -> String {
+        full_name(&weight.name, self.config.architecture.prefix())
     }
 }
 
@@ -84,4 +100,19 @@ fn find<'a>(state: &'a HashMap<String, Tensor>, name: &str, shape: &[usize]) -> 
             found: found.map_or_else(|| "nothing".to_owned(), |tensor| format!("{:?}", tensor.dims())),
         }),
     }
+}
+
+/// Tensors of their own, as the next step changes the weights where they lie.
+fn copies(entries: Vec<Entry>) -> Result<Vec<(String, Tensor)>, TrainError> {
+    let copy = |Entry { name, shape, data }| {
+        let tensor = match data {
+            Data::Tensor(tensor) => tensor.detach().copy()?.to_device(&Device::Cpu)?,
+            Data::F32(values) => Tensor::from_slice(values, shape, &Device::Cpu)?,
+            Data::F64(values) => Tensor::from_vec(values, shape, &Device::Cpu)?,
+            Data::I64(values) => Tensor::from_vec(values, shape, &Device::Cpu)?,
+            Data::U8(values) => Tensor::from_vec(values, shape, &Device::Cpu)?,
+        };
+        Ok((name, tensor))
+    };
+    entries.into_iter().map(copy).collect()
 }

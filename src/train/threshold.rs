@@ -225,12 +225,6 @@ impl Threshold {
         let Some((from, to)) = widest else { return Err(unreachable(objective, &cuts, positives)) };
         Ok(Self { value: f64::midpoint(from, to), objective, reached: best, from, to })
     }
-
-    /// Whether a row whose second label has this probability has that label.
-    #[must_use]
-    pub fn is_positive(&self, probability: f32) -> bool {
-        f64::from(probability) >= self.value
-    }
 }
 
 /// All thresholds that differ by what they do, the highest first: the one that makes no row positive is left out where

@@ -135,18 +135,17 @@ impl Trainer {
     /// An example that does not fit, a batch without targets, a loss or gradient that is no number, a failure of the
     /// device. The weights are then as before.
     pub fn step(&mut self, batch: &[Example]) -> Result<Step, TrainError> {
-        let loss = match self.compute_gradients(batch) {
-            Ok(loss) => loss,
-            Err(e) => {
-                self.gradients.clear();
-                return Err(e);
-            }
-        };
+        self.step_at(self.steps, batch)
+    }
+
+    /// The same at another place of the schedule, for trainings in which not every batch is a step.
+    pub(super) fn step_at(&mut self, place: u64, batch: &[Example]) -> Result<Step, TrainError> {
+        let loss = self.compute_gradients(batch)?;
         let grad_norm = self.gradients.reduce();
         if !(loss.is_finite() && grad_norm.is_finite()) {
             return Err(TrainError::Diverged { step: self.steps, loss, grad_norm });
         }
-        let learning_rate = self.options.schedule.rate(self.steps);
+        let learning_rate = self.options.schedule.rate(place);
         // torch.nn.utils.clip_grad_norm_ adds the same 1e-6.
         let clip = self.options.max_grad_norm.map_or(1.0, |max| (max / (grad_norm + 1e-6)).min(1.0));
         let change = Update::new(self.options.adamw, self.steps + 1, learning_rate, clip);
@@ -169,13 +168,17 @@ impl Trainer {
         self.gradients.reduce();
         let named = self.weights.all.iter().enumerate().map(|(index, weight)| {
             let gradient = Tensor::from_slice(self.gradients.sum(index), weight.variable.shape(), &Device::Cpu)?;
-            Ok((self.full_name(&weight.name), gradient))
+            Ok((self.full_name(weight), gradient))
         });
         Ok((loss, named.collect::<candle_core::Result<_>>()?))
     }
 
-    /// Leaves the gradients in the lanes and returns the loss.
+    /// Leaves the gradients in the lanes, unless it fails, and returns the loss.
     fn compute_gradients(&mut self, batch: &[Example]) -> Result<f64, TrainError> {
+        self.fill_lanes(batch).inspect_err(|_| self.gradients.clear())
+    }
+
+    fn fill_lanes(&mut self, batch: &[Example]) -> Result<f64, TrainError> {
         validate(batch, &self.objective, &self.config)?;
         let denominator: f64 = batch.iter().map(|example| self.objective.weight(example)).sum();
         if denominator <= 0.0 {

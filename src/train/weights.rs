@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Tensor, Var};
 use rayon::prelude::*;
 
-use crate::model::{Checkpoint, LoadError, Source, WORD_EMBEDDINGS};
+use crate::model::{Checkpoint, LoadError, Source, WORD_EMBEDDINGS, is_head};
 use crate::ops::{Gradient, Isa, PackedWeight, Parameter, mix64};
 
 /// All weights of a network, in the order in which the model asks for them.
@@ -48,7 +48,7 @@ impl Weights {
             match weight.panels.as_mut().map(Arc::get_mut) {
                 None => Ok(()),
                 Some(Some(panels)) => {
-                    crate::ops::read(weight.variable.as_tensor(), |values| panels.pack(isa, values, outputs))
+                    crate::ops::read([weight.variable.as_tensor()], |[values]| panels.pack(isa, values, outputs))
                 }
                 Some(None) => candle_core::bail!("weights are packed while a step uses them"),
             }
@@ -141,13 +141,6 @@ impl Source for Weights {
     fn parameter(&self, name: &str, shape: &[usize]) -> Result<Parameter, LoadError> {
         Ok(Parameter::plain(self.get(name, shape)?.variable.as_detached_tensor()))
     }
-}
-
-fn is_head(name: &str) -> bool {
-    let first = name.split('.').next().unwrap_or_default();
-    let heads =
-        ["classifier", "pre_classifier", "pooler", "cls", "vocab_transform", "vocab_layer_norm", "vocab_projector"];
-    heads.contains(&first)
 }
 
 fn is_bias(name: &str) -> bool {

@@ -126,6 +126,32 @@ fn layer_norms_may_bear_their_old_names() {
     }
 }
 
+#[test]
+fn of_two_names_for_a_tensor_the_full_one_holds() {
+    for (name, spare, holds) in [
+        ("tiny-bert", "bert.classifier.weight", "classifier.weight"),
+        ("tiny-bert", "embeddings.LayerNorm.gamma", "bert.embeddings.LayerNorm.weight"),
+        ("tiny-bert", "bert.embeddings.LayerNorm.gamma", "bert.embeddings.LayerNorm.weight"),
+        ("tiny-distilbert", "embeddings.word_embeddings.weight", "distilbert.embeddings.word_embeddings.weight"),
+    ] {
+        let variant = Variant::of(name);
+        let other = (variant.tensors()[holds].clone() * -3.0).unwrap();
+        let variant = variant.with_tensor(spare, other);
+        // The order in which a file's names are listed is another one each time.
+        for _ in 0..12 {
+            assert_eq!(logits(&variant.load().unwrap()), golden_logits(name), "{spare}");
+        }
+    }
+}
+
+#[test]
+fn distilberts_layer_norm_eps_is_no_setting() {
+    let variant = Variant::of("tiny-distilbert").with_config("layer_norm_eps", json!(0.1));
+    assert_eq!(logits(&variant.load().unwrap()), golden_logits("tiny-distilbert"));
+    let variant = Variant::of("tiny-bert").with_config("layer_norm_eps", json!(0.1));
+    assert_ne!(logits(&variant.load().unwrap()), golden_logits("tiny-bert"));
+}
+
 /// The token ids of a model for every text of the edge cases.
 fn token_ids(variant: &Variant, max_length: usize) -> Vec<Vec<u32>> {
     let tokenizer = variant.load().unwrap().tokenizer.with_max_length(max_length).unwrap();
@@ -557,8 +583,9 @@ fn a_head_or_norm_that_computes_nothing_is_refused() {
     let headless =
         tiny().with_tensor("classifier.weight", empty(&[0, dim])).with_tensor("classifier.bias", empty(&[0]));
     insta::assert_snapshot!(headless.without_config("id2label").error(), @"MODEL: tensor `classifier.weight`: expected shape [labels, dim], found [0, 32]");
-    insta::assert_snapshot!(tiny().with_config("layer_norm_eps", json!(-1)).error(), @"MODEL/config.json: key `layer_norm_eps`: expected a number from 0, below 1, found -1");
-    insta::assert_snapshot!(tiny().with_config("layer_norm_eps", json!("1e-5")).error(), @r#"MODEL/config.json: key `layer_norm_eps`: expected a number from 0, below 1, found "1e-5""#);
+    let bert = || Variant::of("tiny-bert");
+    insta::assert_snapshot!(bert().with_config("layer_norm_eps", json!(-1)).error(), @"MODEL/config.json: key `layer_norm_eps`: expected a number from 0, below 1, found -1");
+    insta::assert_snapshot!(bert().with_config("layer_norm_eps", json!("1e-5")).error(), @r#"MODEL/config.json: key `layer_norm_eps`: expected a number from 0, below 1, found "1e-5""#);
 }
 
 #[test]

@@ -162,7 +162,7 @@ fn a_threshold_reaches_the_best_there_is() {
             assert!(fitted.from <= fitted.value && fitted.value <= fitted.to);
             // What is predicted from the threshold on is as good as it says.
             let gold: Vec<u32> = positive.iter().map(|positive| u32::from(*positive)).collect();
-            let predicted: Vec<u32> = scores.iter().map(|score| u32::from(fitted.is_positive(*score))).collect();
+            let predicted: Vec<u32> = scores.iter().map(|score| u32::from(f64::from(*score) >= fitted.value)).collect();
             let confusion = Confusion::new(2, &gold, &predicted).unwrap();
             let class = confusion.class(1);
             let again = match objective {
@@ -222,8 +222,8 @@ fn a_threshold_may_be_for_the_first_label() {
         assert!((turned.reached - fitted.reached).abs() < 1e-12, "{objective}: {turned:?} {fitted:?}");
         for (probability, turned_probability) in scores.iter().zip(&turned_scores) {
             // Below the threshold a row has the first label.
-            let is_first = !turned.is_positive(*turned_probability);
-            assert_eq!(is_first, fitted.is_positive(*probability), "{objective}: {turned:?} {fitted:?}");
+            let is_first = f64::from(*turned_probability) < turned.value;
+            assert_eq!(is_first, f64::from(*probability) >= fitted.value, "{objective}: {turned:?} {fitted:?}");
         }
     }
     let of_first = Threshold::fit_for(0, Objective::F1, &scores, &second).unwrap();

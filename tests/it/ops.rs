@@ -307,22 +307,26 @@ fn a_feed_forward_layer_is_its_parts_and_does_not_depend_on_its_neighbours() {
 
 #[test]
 fn attention_of_first_tokens_needs_no_keys_and_values() {
-    let Some(kernels) = fast("attention_of_first_tokens_needs_no_keys_and_values") else { return };
+    let Some(Kernels::Fast(kernels)) = fast("attention_of_first_tokens_needs_no_keys_and_values") else { return };
+    let reference = Kernels::Reference(DType::F32);
     let all_to_40: Vec<usize> = (1..=40).collect();
     for (dim, heads) in [(12, 3), (20, 1), (5, 5), (66, 2), (64, 1), (96, 12)] {
         let weight = |seed| (random(seed, &[dim, dim]) * (1.0 / (dim as f64).sqrt())).unwrap();
         let (key, key_bias, value, value_bias) = (weight(1), random(2, &[dim]), weight(3), random(4, &[dim]));
-        let attend =
-            |kernels| FirstTokenAttention::new((&key, &key_bias), (&value, &value_bias), heads, kernels).unwrap();
-        let (fast, reference) = (attend(kernels), attend(Kernels::Reference(DType::F32)));
+        let fast = FirstTokenAttention::new(&key, (&value, &value_bias), heads, kernels).unwrap();
+        let layers = [(&key, &key_bias), (&value, &value_bias)];
+        let layers = layers.map(|(weight, bias)| Linear::new(weight, bias, reference).unwrap());
         for lengths in [&[1][..], &[512], &all_to_40, &[200, 1, 49, 48, 47, 97, 3]] {
             let cu_seqlens = running_sum(lengths);
             let x = random(5, &[*cu_seqlens.last().unwrap() as usize, dim]);
             let query = (random(6, &[lengths.len(), dim]) * 4.0).unwrap();
             let what = format!("{heads} heads of {dim}, {lengths:?}");
             let context = fast.forward(&query, &x, &cu_seqlens).unwrap();
-            assert_close(&context, &reference.forward(&query, &x, &cu_seqlens).unwrap(), &what);
             let n = lengths.len();
+            let one_each: Vec<u32> = (0..=n as u32).collect();
+            let [key, value] = &linear_many(&x, layers.each_ref()).unwrap();
+            let of = Attention { query: &query, key, value, cu_queries: &one_each, cu_keys: &cu_seqlens, heads };
+            assert_close(&context, &attention(&of, reference).unwrap(), &what);
             let (start, end) = (cu_seqlens[n - 1] as usize, cu_seqlens[n] as usize);
             let alone =
                 fast.forward(&rows(&query, n - 1, n), &rows(&x, start, end), &[0, (end - start) as u32]).unwrap();
@@ -333,12 +337,12 @@ fn attention_of_first_tokens_needs_no_keys_and_values() {
         }
     }
     let (square, bias) = (random(1, &[12, 12]), random(2, &[12]));
-    let attend = FirstTokenAttention::new((&square, &bias), (&square, &bias), 3, kernels).unwrap();
+    let attend = FirstTokenAttention::new(&square, (&square, &bias), 3, kernels).unwrap();
     assert!(attend.forward(&random(1, &[2, 8]), &random(2, &[4, 8]), &[0, 2, 4]).is_err());
     let none = |rows| Tensor::zeros((rows, 12), DType::F32, &Device::Cpu).unwrap();
     assert_eq!(attend.forward(&none(0), &none(0), &[0]).unwrap().dims(), [0, 12]);
     for heads in [0, 5] {
-        assert!(FirstTokenAttention::new((&square, &bias), (&square, &bias), heads, kernels).is_err());
+        assert!(FirstTokenAttention::new(&square, (&square, &bias), heads, kernels).is_err());
     }
 }
 
@@ -366,7 +370,7 @@ fn layers_and_norms_that_do_not_fit_are_refused() {
             assert!(Linear::new(&weight, &bias, kernels).is_err());
         }
     }
-    let Some(kernels) = fast("layers_and_norms_that_do_not_fit_are_refused") else { return };
+    let Some(kernels @ Kernels::Fast(fused)) = fast("layers_and_norms_that_do_not_fit_are_refused") else { return };
     let short = || LayerNorm::new(random(1, &[12]), random(2, &[8]), 1e-12);
     let (x, layer, wide) = (random(3, &[2, 12]), linear(4, 12, 12, kernels), linear(5, 12, 48, kernels));
     assert!(layer.forward_add_norm(&x, &x, &short()).is_err());
@@ -376,7 +380,7 @@ fn layers_and_norms_that_do_not_fit_are_refused() {
     let table = Embeddings { positions: random(2, &[30, 8]), ..embeddings(12, true) };
     for embeddings in [norm, table] {
         assert!(embeddings.forward(&ids, &positions, &types, kernels).is_err());
-        assert!(ProjectedEmbeddings::new(embeddings, [(&random(1, &[12, 12]), &random(2, &[12]))], kernels).is_err());
+        assert!(ProjectedEmbeddings::new(embeddings, [(&random(1, &[12, 12]), &random(2, &[12]))], fused).is_err());
     }
 }
 
@@ -418,24 +422,25 @@ fn embeddings_agree_with_the_reference_and_do_not_depend_on_their_neighbours() {
 #[test]
 fn products_of_embeddings_agree_with_layers_and_do_not_depend_on_what_was_kept() {
     let test = "products_of_embeddings_agree_with_layers_and_do_not_depend_on_what_was_kept";
-    let Some(kernels) = fast(test) else { return };
+    let Some(Kernels::Fast(kernels)) = fast(test) else { return };
+    let reference = Kernels::Reference(DType::F32);
     let [ids, positions, types] = tokens();
     for dim in [5, 12, 33, 64] {
         let layers = [10, 20, 30]
             .map(|seed| ((random(seed, &[dim, dim]) * (1.0 / (dim as f64).sqrt())).unwrap(), random(seed + 1, &[dim])));
         let layers = layers.each_ref().map(|(weight, bias)| (weight, bias));
         for token_types in [false, true] {
-            let new = |kernels| ProjectedEmbeddings::new(embeddings(dim, token_types), layers, kernels).unwrap();
-            let (fast, what) = (new(kernels), format!("embeddings of {dim}"));
+            let new = || ProjectedEmbeddings::new(embeddings(dim, token_types), layers, kernels).unwrap();
+            let (fast, what) = (new(), format!("embeddings of {dim}"));
             let (x, whole) = fast.forward(&ids, &positions, &types).unwrap();
-            let (x_reference, reference) =
-                new(Kernels::Reference(DType::F32)).forward(&ids, &positions, &types).unwrap();
-            assert_close(&x, &x_reference, &what);
-            for (product, reference) in whole.iter().zip(&reference) {
-                assert_close(product, reference, &what);
+            let expected = embeddings(dim, token_types).forward(&ids, &positions, &types, reference).unwrap();
+            assert_close(&x, &expected, &what);
+            for (product, (weight, bias)) in whole.iter().zip(layers) {
+                let layer = Linear::new(weight, bias, reference).unwrap();
+                assert_close(product, &layer.forward(&expected).unwrap(), &what);
             }
             // Where everything was kept, and where nothing was.
-            for embeddings in [fast, new(kernels)] {
+            for embeddings in [fast, new()] {
                 for t in [0, 40, 76] {
                     let (x_alone, alone) = embeddings.forward(&ids[t..=t], &positions[t..=t], &types[t..=t]).unwrap();
                     assert_eq!(values(&x_alone), values(&rows(&x, t, t + 1)), "{what}");
@@ -448,13 +453,11 @@ fn products_of_embeddings_agree_with_layers_and_do_not_depend_on_what_was_kept()
         }
     }
     let (weight, bias, short) = (random(1, &[12, 12]), random(2, &[12]), random(3, &[11]));
-    for kernels in both() {
-        for layer in [(&weight, &short), (&bias, &bias)] {
-            assert!(ProjectedEmbeddings::new(embeddings(12, true), [layer], kernels).is_err());
-        }
-        let one = ProjectedEmbeddings::new(embeddings(12, true), [(&weight, &bias)], kernels).unwrap();
-        assert_eq!(one.forward(&[], &[], &[]).unwrap().1[0].dims(), [0, 12]);
+    for layer in [(&weight, &short), (&bias, &bias)] {
+        assert!(ProjectedEmbeddings::new(embeddings(12, true), [layer], kernels).is_err());
     }
+    let one = ProjectedEmbeddings::new(embeddings(12, true), [(&weight, &bias)], kernels).unwrap();
+    assert_eq!(one.forward(&[], &[], &[]).unwrap().1[0].dims(), [0, 12]);
 }
 
 #[test]

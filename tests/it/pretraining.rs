@@ -1,6 +1,7 @@
 //! Pretraining jobs, from random weights to a model that is fine-tuned; and the import of an encoder.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::Device;
 use couplet::model::{Form, Model, import};
@@ -85,6 +86,20 @@ fn batches_without_a_hidden_word_are_skipped_and_counted() {
     assert!(report.steps > 0 && report.skipped > report.steps, "{} of {rows}", report.skipped);
     assert_eq!(report.steps + report.skipped, rows);
     assert_eq!(report.json["skipped_batches"], report.skipped);
+    // They take their places in the schedule, which comes to its end.
+    let rates = report.json["curve"]["learning_rate"].as_array().unwrap();
+    assert!(rates.last().unwrap().as_f64() < Some(job.hyper.learning_rate / 2.0), "{rates:?}");
+    let other = pretrain::Job { output: folder.path().join("other"), ..job.clone() };
+    let steps = AtomicU64::new(0);
+    let count = |event: &Event| {
+        if let Event::Step { step, .. } = event {
+            steps.store(*step, Ordering::Relaxed);
+        }
+    };
+    let cancelled = run_pretrain(&other, count, || steps.load(Ordering::Relaxed) == 2);
+    assert!(matches!(cancelled, Outcome::Interrupted { step: 2, .. }));
+    assert!(matches!(run_pretrain(&other, |_| (), || false), Outcome::Finished(_)));
+    assert!(jobs::weights(&other.output) == jobs::weights(&job.output));
     // Where nothing is hidden, nothing is measured.
     assert_eq!(report.measured[1].after.words, 0);
     assert_eq!((report.measured[1].after.perplexity(), report.measured[1].after.accuracy()), (None, None));

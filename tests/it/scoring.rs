@@ -1,6 +1,7 @@
 //! The scorer: a prediction depends on the texts alone, whatever window, batch, thread or neighbour they come with.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use couplet::model::Tokenizer;
@@ -411,4 +412,14 @@ fn a_window_that_waits_for_a_dropped_one_gets_its_answers() {
 
 async fn score_alone(text: &str) -> (Option<usize>, u32, Vec<u32>, usize, bool) {
     bits(&scorer_with(ScorerOptions::default(), 1).score(singles([text])).await.unwrap()[0])
+}
+
+#[test]
+fn a_pace_is_that_of_one_batch_a_thread_at_least() {
+    let scorer = scorer_with(ScorerOptions { batch_tokens: Some(8), ..ScorerOptions::default() }, 2);
+    let pace = Runtime::new().unwrap().block_on(async {
+        let texts = scorer.tokenize(singles(["a man", "the man went home", "yes", "no"])).await.unwrap();
+        scorer.pace(Arc::new(texts), Duration::ZERO).await.unwrap().unwrap()
+    });
+    assert!(pace.batches >= 2 && pace.tokens > 0 && pace.tokens_per_second > 0.0, "{pace:?}");
 }

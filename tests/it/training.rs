@@ -298,6 +298,15 @@ fn what_cannot_be_learned_is_refused_and_changes_nothing() {
         assert!(bits(&trainer) == before, "{expected}");
     }
     assert_eq!(trainer.steps(), 0);
+    // Nor do the gradients stay of examples that are learned from before the one that is refused: the shortest is last.
+    let mut broken = good.clone();
+    broken[0].input_ids[0] = 787;
+    let mut gradients = |batch: &[Example]| -> Result<Vec<Vec<f32>>, TrainError> {
+        Ok(trainer.gradients(batch)?.1.iter().map(|(_, x)| values(x)).collect())
+    };
+    let expected = gradients(&good).unwrap();
+    assert!(gradients(&broken).is_err());
+    assert!(gradients(&good).unwrap() == expected);
     assert!(trainer.step(&good).is_ok());
     let wrong = HashMap::from([("optimizer.steps".to_owned(), Tensor::new(&[1i64], &Device::Cpu).unwrap())]);
     let error = trainer.restore(&wrong).unwrap_err().to_string();

@@ -5,21 +5,13 @@ use pulp::Simd;
 use super::Operator;
 use super::elementwise::{add, layer_norm};
 
-/// The sum of each token's embeddings, normalised, and what each was scaled with.
+/// The sum of each token's embeddings, normalised, and what each was scaled with: `[T, D]`, `[T]`.
 ///
-/// Shapes: `input_ids`, `position_ids` `[T]`, tables `[_, D]` → `[T, D]`, `[T]`; `token_types` holds the ids and their table.
 /// Source: Devlin et al. 2019, figure 2.
 pub(crate) struct Embed<'a> {
-    pub(crate) input_ids: &'a [u32],
-    pub(crate) position_ids: &'a [u32],
-    pub(crate) tables: Tables<'a>,
-}
-
-/// What [`Embed`] adds up, and the normalisation `[D]` after it.
-pub(crate) struct Tables<'a> {
-    pub(crate) words: &'a [f32],
-    pub(crate) positions: &'a [f32],
-    pub(crate) token_types: Option<(&'a [u32], &'a [f32])>,
+    /// Each table `[_, D]` with the ids `[T]` in it, in the order in which they are added.
+    pub(crate) tables: &'a [(&'a [f32], &'a [u32])],
+    /// Of the normalisation, `[D]`.
     pub(crate) weight: &'a [f32],
     pub(crate) bias: &'a [f32],
     pub(crate) eps: f32,
@@ -30,21 +22,20 @@ impl Operator for Embed<'_> {
 
     #[inline(always)]
     fn run<S: Simd, const R: usize, const C: usize>(self, _: S) -> (Vec<f32>, Vec<f32>) {
-        let Self { input_ids, position_ids, tables } = self;
-        let dim = tables.weight.len();
+        let Self { tables, weight, bias, eps } = self;
+        let Some(((words, input_ids), others)) = tables.split_first() else { return (Vec::new(), Vec::new()) };
+        let dim = weight.len();
         let entry = |id: u32| id as usize * dim..(id as usize + 1) * dim;
         let mut out = Vec::with_capacity(input_ids.len() * dim);
         let mut scales = Vec::with_capacity(input_ids.len());
-        for (t, (&id, &position)) in input_ids.iter().zip(position_ids).enumerate() {
+        for (t, id) in input_ids.iter().enumerate() {
             let row_start = out.len();
-            out.extend_from_slice(&tables.words[entry(id)]);
+            out.extend_from_slice(&words[entry(*id)]);
             let row = &mut out[row_start..];
-            // PyTorch adds the token types before the positions; the order decides the last bit.
-            if let Some((ids, table)) = tables.token_types {
+            for (table, ids) in others {
                 add(row, &table[entry(ids[t])]);
             }
-            add(row, &tables.positions[entry(position)]);
-            scales.push(layer_norm(row, tables.weight, tables.bias, tables.eps));
+            scales.push(layer_norm(row, weight, bias, eps));
         }
         (out, scales)
     }

@@ -28,6 +28,7 @@ pub(super) fn block_rows(width: usize) -> usize {
 /// A fully connected layer `[in] → [out]`, packed for the instruction set that will read it.
 #[derive(Debug, Clone)]
 pub(crate) struct Layer {
+    pub(crate) isa: Isa,
     weight: Weight,
     bias: Vec<f32>,
     pub(crate) inputs: usize,
@@ -41,20 +42,18 @@ enum Weight {
 }
 
 impl Layer {
-    /// Packs a row-major weight `[out, in]` as it is.
-    pub(crate) fn pack(isa: Isa, weight: &[f32], bias: &[f32]) -> Self {
+    /// Packs a row-major weight `[out, in]`: as it is, or quantised for a kernel of 16-bit integers.
+    pub(crate) fn pack(isa: Isa, int16: Option<Int16Kernel>, weight: &[f32], bias: &[f32]) -> Self {
         let (outputs, inputs) = (bias.len(), weight.len() / bias.len());
         debug_assert_eq!(weight.len(), outputs * inputs);
-        let mut panels = Panels::default();
-        panels.pack_columns(weight.chunks_exact(inputs), inputs, isa.panel_width(), 1.0);
-        Self { weight: Weight::F32(panels), bias: bias.to_vec(), inputs, outputs }
-    }
-
-    /// Quantises a row-major weight `[out, in]`.
-    pub(crate) fn quantize(kernel: Int16Kernel, weight: &[f32], bias: &[f32]) -> Self {
-        let (outputs, inputs) = (bias.len(), weight.len() / bias.len());
-        let weight = Weight::Int16(kernel, Int16Layer::quantize(weight, outputs));
-        Self { weight, bias: bias.to_vec(), inputs, outputs }
+        let weight = if let Some(kernel) = int16 {
+            Weight::Int16(kernel, Int16Layer::quantize(weight, outputs))
+        } else {
+            let mut panels = Panels::default();
+            panels.pack_columns(weight.chunks_exact(inputs), inputs, isa.panel_width(), 1.0);
+            Weight::F32(panels)
+        };
+        Self { isa, weight, bias: bias.to_vec(), inputs, outputs }
     }
 
     /// The largest activation that the layer admits, if it is quantised.

@@ -20,7 +20,7 @@ use pulp::{NullaryFnOnce, Simd};
 
 pub(super) use attention::{AttendFirst, Attention, FirstTokens};
 pub(super) use dot::Int16Kernel;
-pub(super) use embed::{Embed, Tables};
+pub(super) use embed::Embed;
 pub(super) use linear::{AddNorm, Epilogue, FeedForward, Layer, Linear};
 pub(super) use products::{Products, Project};
 

@@ -21,12 +21,13 @@ use candle_core::{Result, Tensor};
 pub(crate) use dropout::{Dropout, mix64};
 pub use dropout::{Noise, Place, Rates};
 pub(crate) use loss::softmax_rows;
+pub(super) use operators::{gather, layers};
 pub use parameter::Parameter;
 pub(crate) use parameter::{Gradient, PackedWeight};
 
 use super::attention::Attention;
 use super::linear::Weights;
-use super::{FastKernels, Kernels, LayerNorm, Linear, read, reference};
+use super::{FastKernels, Kernels, LayerNorm, Linear, array, read, reference};
 pub(crate) use tape::Tape;
 
 /// A layer's parameters where they are learned on the CPU.
@@ -90,17 +91,9 @@ impl Learned {
     }
 
     pub(super) fn forward(self: &Arc<Self>, x: &Tensor, gelu: bool) -> Result<Tensor> {
-        only(operators::layers(x, &[self], gelu)?)
+        let [out] = array(layers(x, &[self], gelu)?)?;
+        Ok(out)
     }
-}
-
-/// The results of several layers for the same rows.
-pub(super) fn forward_many(layers: &[&Arc<Learned>], x: &Tensor) -> Result<Vec<Tensor>> {
-    operators::layers(x, layers, false)
-}
-
-fn only(mut tensors: Vec<Tensor>) -> Result<Tensor> {
-    tensors.pop().ok_or_else(|| candle_core::Error::Msg("one product a layer".into()))
 }
 
 impl LayerNorm {
@@ -129,11 +122,6 @@ pub struct TableGradients {
     pub(crate) words: Arc<Gradient>,
     pub(crate) positions: Arc<Gradient>,
     pub(crate) token_types: Option<Arc<Gradient>>,
-}
-
-/// Adds up embeddings: ids `[T]` and tables `[_, D]` → `[T, D]`.
-pub(super) fn gather(tables: &[(&Tensor, &[u32], Arc<Gradient>)]) -> Result<Tensor> {
-    operators::gather(tables)
 }
 
 /// [`super::attention()`] with probabilities dropped; shapes are checked.
@@ -207,7 +195,7 @@ fn positive(x: f32) -> f32 {
 
 /// On this thread: candle would hand many elements to threads of its own.
 fn map(x: &Tensor, f: impl Fn(f32) -> f32) -> Result<Tensor> {
-    let out = read(x, |x| x.iter().map(|x| f(*x)).collect::<Vec<_>>())?;
+    let out = read([x], |[x]| x.iter().map(|x| f(*x)).collect::<Vec<_>>())?;
     Tensor::from_vec(out, x.shape(), x.device())
 }
 

@@ -9,16 +9,16 @@ use super::parameter::RowGradients;
 use super::tape::{only, push};
 use super::{Dropout, Gradient, Learned, PackedWeight, attention};
 use crate::ops::fast::Isa;
-use crate::ops::{LayerNorm, read, read3};
+use crate::ops::{LayerNorm, read};
 
 /// `x · weightᵀ + bias` of each layer, through GELU or not.
-pub(super) fn layers(x: &Tensor, layers: &[&Arc<Learned>], gelu: bool) -> Result<Vec<Tensor>> {
+pub(in crate::ops) fn layers(x: &Tensor, layers: &[&Arc<Learned>], gelu: bool) -> Result<Vec<Tensor>> {
     let x = x.contiguous()?;
     for layer in layers {
         layer.check(&x)?;
     }
     let Some(isa) = layers.first().map(|layer| layer.kernels.isa) else { return Ok(Vec::new()) };
-    let (outs, before) = with_layers(layers, |layers| read(&x, |x| isa.run(linear::Forward { x, layers, gelu })))?;
+    let (outs, before) = with_layers(layers, |layers| read([&x], |[x]| isa.run(linear::Forward { x, layers, gelu })))?;
     let results: Vec<Tensor> =
         outs.into_iter().zip(layers).map(|(out, layer)| tensor(out, layer.outputs())).collect::<Result<_>>()?;
     let layers: Vec<Arc<Learned>> = layers.iter().map(|layer| (*layer).clone()).collect();
@@ -49,7 +49,7 @@ fn backward(isa: Isa, layers: &[Arc<Learned>], x: &Tensor, gradients: &[Vec<f32>
         sums.push((d_weight.dense_of(panels.outputs * panels.inputs), d_bias.dense_of(panels.outputs)));
     }
     let sums = sums.iter_mut().map(|(weight, bias)| linear::Sums { weight, bias }).collect();
-    read(x, |x| isa.run(linear::BackwardWeight { x, gradients, sums }))?;
+    read([x], |[x]| isa.run(linear::BackwardWeight { x, gradients, sums }))?;
     let weights: Vec<&PackedWeight> = layers.iter().map(|layer| layer.panels()).collect::<Result<_>>()?;
     Ok(isa.run(linear::BackwardInput { gradients, weights: &weights }))
 }
@@ -72,14 +72,11 @@ pub(super) fn add_norm(
     }
     let isa = layer.kernels.isa;
     let (out, normalised) = with_layers(&[layer], |weights| {
-        norm.read(|norm| {
-            read(&x, |x| {
-                read(&residual, |residual| {
-                    let dropout = dropout.as_ref();
-                    isa.run(linear::ForwardAddNorm { x, weight: weights[0], dropout, residual, norm })
-                })
-            })
-        })??
+        let eps = norm.eps_f32();
+        read([&x, &residual, &norm.weight, &norm.bias], |[x, residual, weight, bias]| {
+            let (dropout, norm) = (dropout.as_ref(), linear::Norm { weight, bias, eps });
+            isa.run(linear::ForwardAddNorm { x, weight: weights[0], dropout, residual, norm })
+        })
     })?;
     let result = tensor(out, layer.outputs())?;
     let (layer, norm) = (layer.clone(), norm.clone());
@@ -101,11 +98,6 @@ impl Learned {
 }
 
 impl LayerNorm {
-    fn read<R>(&self, f: impl FnOnce(linear::Norm) -> R) -> Result<R> {
-        let eps = self.eps as f32;
-        read(&self.weight, |weight| read(&self.bias, |bias| f(linear::Norm { weight, bias, eps })))?
-    }
-
     /// Adds the gradients of scale and shift, and computes that of the input.
     fn backward(&self, isa: Isa, gradient: &[f32], normalised: &Normalised) -> Result<Vec<f32>> {
         let Some((d_weight, d_bias)) = &self.gradients else {
@@ -113,7 +105,7 @@ impl LayerNorm {
         };
         let dim = self.weight.elem_count();
         let (weight_gradient, bias_gradient) = (&mut *d_weight.dense_of(dim), &mut *d_bias.dense_of(dim));
-        read(&self.weight, |weight| {
+        read([&self.weight], |[weight]| {
             isa.run(linear::BackwardNorm { gradient, normalised, weight, weight_gradient, bias_gradient })
         })
     }
@@ -124,8 +116,10 @@ pub(super) fn norm(isa: Isa, norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
     if !norm.fits(x.dims2()?.1) {
         candle_core::bail!("x {:?} does not fit a norm of {:?}", x.dims(), norm.weight.dims());
     }
-    let values = values(x)?;
-    let (out, normalised) = norm.read(|norm| isa.run(linear::ForwardNorm { x: values, norm }))?;
+    let (x_values, eps) = (values(x)?, norm.eps_f32());
+    let (out, normalised) = read([&norm.weight, &norm.bias], |[weight, bias]| {
+        isa.run(linear::ForwardNorm { x: x_values, norm: linear::Norm { weight, bias, eps } })
+    })?;
     let result = tensor(out, x.dim(1)?)?;
     let norm = norm.clone();
     push("norm", &[x], std::slice::from_ref(&result), move |gradients| {
@@ -173,23 +167,23 @@ impl Attention {
         Ok(result)
     }
 
-    fn read<R>(&self, [query, key, value]: &[Tensor; 3], f: impl FnOnce(attention::Sequences) -> R) -> Result<R> {
-        let dim = query.dim(1)?;
+    fn read<R>(&self, inputs: &[Tensor; 3], f: impl FnOnce(attention::Sequences) -> R) -> Result<R> {
+        let dim = inputs[0].dim(1)?;
         let Self { cu_queries, cu_keys, heads, dropout, .. } = self;
         let (heads, dropout) = (*heads, dropout.as_ref());
-        read3(query, key, value, |query, key, value| {
+        read(inputs.each_ref(), |[query, key, value]| {
             f(attention::Sequences { query, key, value, cu_queries, cu_keys, dim, heads, dropout })
         })
     }
 }
 
 /// The sum of rows of tables `[_, D]`, each with its ids and the place for its gradient: `[T] → [T, D]`.
-pub(super) fn gather(tables: &[(&Tensor, &[u32], Arc<Gradient>)]) -> Result<Tensor> {
+pub(in crate::ops) fn gather(tables: &[(&Tensor, &[u32], Arc<Gradient>)]) -> Result<Tensor> {
     let Some((first, ids, _)) = tables.first() else { candle_core::bail!("no table to gather from") };
     let dim = first.dim(1)?;
     let mut out = vec![0.0; ids.len() * dim];
     for (table, ids, _) in tables {
-        read(table, |table| {
+        read([*table], |[table]| {
             for (row, id) in out.chunks_exact_mut(dim).zip(*ids) {
                 for (sum, x) in row.iter_mut().zip(&table[*id as usize * dim..]) {
                     *sum += *x;

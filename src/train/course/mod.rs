@@ -173,7 +173,7 @@ impl Course<'_> {
             let epoch = self.progress.epochs_done;
             let batches = epoch_batches(self.plan.hyper.seed, epoch, self.lesson.rows(), self.plan.hyper.batch_size);
             while let Some(batch) = batches.get(self.progress.batches_done as usize)
-                && self.trainer.steps() < self.total_steps
+                && self.batches() < self.total_steps
             {
                 if (watch.cancelled)() {
                     return Ok(false);
@@ -201,14 +201,19 @@ impl Course<'_> {
     fn is_over(&self) -> bool {
         let begun = self.progress.epochs_done > 0;
         let stale = self.plan.hyper.patience.is_some_and(|patience| self.progress.stale() >= patience);
-        begun && (stale || self.trainer.steps() >= self.total_steps)
+        begun && (stale || self.batches() >= self.total_steps)
+    }
+
+    /// Batches of all epochs that are done: as many places of the schedule, whether there was something to learn or not.
+    fn batches(&self) -> u64 {
+        self.trainer.steps() + self.progress.skipped
     }
 
     fn step(&mut self, epoch: u64, batch: &[u32], watch: &mut Watch) -> Result<(), JobError> {
         let start = Instant::now();
         let examples = self.lesson.examples(epoch, batch);
         self.progress.batches_done += 1;
-        let step = match self.trainer.step(&examples) {
+        let step = match self.trainer.step_at(self.batches(), &examples) {
             Ok(step) => step,
             // Short texts may have no word hidden this time.
             Err(TrainError::NothingToLearn { .. }) => {
