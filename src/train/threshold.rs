@@ -198,7 +198,9 @@ impl Threshold {
         }
         let mut cuts = cuts(&scores, second);
         let positives = if positive == 0 {
-            cuts.iter_mut().for_each(|cut| *cut = cut.turned(seconds, rows));
+            for cut in &mut cuts {
+                *cut = cut.turned(seconds, rows);
+            }
             rows - seconds
         } else {
             seconds
