@@ -390,6 +390,26 @@ fn rows_are_merged_by_their_id() {
 }
 
 #[test]
+fn rows_that_do_not_fit_into_memory_are_merged_all_the_same() {
+    let rows = |ids: std::ops::Range<u32>, who: &str| {
+        ids.fold(String::from("id,a,b\n"), |csv, id| csv + &format!("{id},letter {} came,{who}\n", id % 20))
+    };
+    let padded = "SELECT id, a, b, repeat('padding' || id, 40) AS padded FROM pairs";
+    let job = delta(Job::new(rows(0..40_000, "council")), "merge")
+        .change("SELECT id, a, b FROM pairs", padded)
+        .add("[run]\nmemory = \"16MiB\"\nspill = \"spill\"");
+    job.report();
+    write(&job.path("pairs.csv"), rows(100..40_100, "mayor"));
+    assert_eq!(counts(&job.report()), [40_000, 20, 0, 39_980, 0]);
+    let sql = "SELECT count(*) AS rows, count(DISTINCT id) AS ids, \
+               count(*) FILTER (WHERE padded = repeat('padding' || id, 40) AND score IS NOT NULL) AS whole, \
+               count(*) FILTER (WHERE (b = 'mayor') = (id >= 100)) AS newest FROM predictions";
+    let mut query = job.couplet(&["query", "--pipeline", "pipeline.toml", "--format", "csv", sql]);
+    assert_eq!(stdout_of(&mut query), "rows,ids,whole,newest\n40100,40100,40100,40100\n");
+    assert_eq!(job.path("spill").read_dir().unwrap().count(), 0, "what was spilled is removed");
+}
+
+#[test]
 fn a_folder_of_runs_is_read_by_its_manifests() {
     let job = folder(job(), "overwrite").change("mode = \"overwrite\"", "mode = \"overwrite\"\nkeep = 2");
     let outputs: Vec<String> = (0..3).map(|_| job.report()["output"]["path"].as_str().unwrap().to_owned()).collect();
