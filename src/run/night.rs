@@ -118,9 +118,15 @@ impl Night {
         Error::from(self.held.lost().await)
     }
 
-    /// Records how the run ended, and releases the lock; returns the record. What fails here is said and changes nothing
-    /// any more.
-    pub(super) async fn end(self, mut record: RunRecord, whole: &WholeRun, error: Option<&Error>) -> RunRecord {
+    /// Records how the run ended, does the work of `then`, and releases the lock; returns the record. What fails here is
+    /// said and changes nothing any more.
+    pub(super) async fn end(
+        self,
+        mut record: RunRecord,
+        whole: &WholeRun,
+        error: Option<&Error>,
+        then: impl Future<Output = ()>,
+    ) -> RunRecord {
         record.ended_at = Some(Utc::now());
         record.seconds = Some(whole.seconds());
         record.outcome = Some(match error {
@@ -140,6 +146,7 @@ impl Night {
                 return record;
             }
         }
+        then.await;
         if let Err(error) = self.held.release().await {
             tracing::warn!("{error}");
         }

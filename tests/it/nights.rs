@@ -229,6 +229,17 @@ fn what_a_killed_run_appended_is_not_appended_again_and_what_was_asked_for_is() 
 }
 
 #[test]
+fn a_run_that_is_killed_while_it_tidies_up_is_done() {
+    let job = delta(job(), "append");
+    crash(&job, "compact");
+    assert_eq!(outcomes(&job), ["done"]);
+    // Whoever starts a killed program anew means the same rows.
+    assert_eq!(counts(&job.report()), [300, 0, 300, 0, 0]);
+    assert_eq!(published(&job).len(), 300);
+    assert_eq!(outcomes(&job), ["done", "done"]);
+}
+
+#[test]
 fn gc_removes_what_killed_runs_left_and_leaves_live_ones_alone() {
     let job = job();
     job.report();
