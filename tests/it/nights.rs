@@ -229,6 +229,16 @@ fn what_a_killed_run_appended_is_not_appended_again_and_what_was_asked_for_is() 
 }
 
 #[test]
+fn the_next_run_removes_what_a_killed_one_was_writing_to_the_store() {
+    let job = job();
+    job.report();
+    let staged = job.path("state/scores/_delta_log/00000000000000000099.json#17046467313378935449");
+    write(&staged, "half a co");
+    assert_eq!(counts(&job.report()), [300, 0, 300, 0, 0]);
+    assert!(!staged.exists());
+}
+
+#[test]
 fn a_run_that_is_killed_while_it_tidies_up_is_done() {
     let job = delta(job(), "append");
     crash(&job, "compact");
