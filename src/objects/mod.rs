@@ -7,6 +7,7 @@ mod download;
 mod durable;
 mod error;
 pub(crate) mod model;
+mod staged;
 mod uploads;
 
 use std::collections::HashMap;
@@ -32,6 +33,7 @@ pub use durable::DurableLocal;
 pub use error::{ObjectsError, Trouble};
 pub(crate) use error::{cause_in, cut_answers, explain_unplaced, without_answers, without_secrets};
 pub use model::{ModelFolder, beside_model, model_cache, model_folder};
+pub use staged::remove_staged;
 use uploads::Uploads;
 
 /// How long a request is tried again, at most 10 times in a minute: a short fault of the service passes, and a

@@ -49,19 +49,9 @@ impl Joins {
     pub(super) fn new(memory: u64, resources: &Resources) -> Result<Self, DataFusionError> {
         let memory = memory.min(MEMORY);
         let runtime = resources.with_pool(Arc::new(SortsInShares::new(memory)))?;
-        let mut config = SessionConfig::new().with_batch_size(BATCH);
-        let execution = &mut config.options_mut().execution;
-        execution.parquet.schema_force_view_types = false;
-        // A sort of so little makes one batch of it, which must fit into its share as well.
-        let little = usize::try_from(memory / SHARES / 8).unwrap_or(usize::MAX);
-        execution.sort_in_place_threshold_bytes = little;
-        execution.sort_spill_reservation_bytes = little;
-        let hashing = config.clone().with_target_partitions(1);
-        // DataFusion sorts for a join only where there are several partitions.
-        let mut sorting = config.with_target_partitions(2);
-        let options = sorting.options_mut();
-        options.optimizer.prefer_hash_join = false;
-        Ok(Self { memory, hashing: session(hashing, Arc::clone(&runtime)), sorting: session(sorting, runtime) })
+        let config = config(memory, BATCH);
+        let hashing = session(config.clone().with_target_partitions(1), Arc::clone(&runtime));
+        Ok(Self { memory, hashing, sorting: session(sorting(config), runtime) })
     }
 
     /// The session in which a join fits into memory that holds so many bytes.
@@ -69,6 +59,35 @@ impl Joins {
         // A join by hash holds one side in memory, and fails where that does not fit; one by sorting can spill.
         if held < self.memory / 3 { &self.hashing } else { &self.sorting }
     }
+}
+
+/// A session for a join of whole rows, of `width` bytes each, that sorts both sides and spills what does not fit into
+/// `memory`, in bytes.
+pub(super) fn of_rows(memory: u64, width: u64, resources: &Resources) -> Result<SessionContext, DataFusionError> {
+    let runtime = resources.with_pool(Arc::new(SortsInShares::new(memory)))?;
+    // A sort that merges what it has spilled holds two batches at least, and counts each of them twice.
+    let together = usize::try_from(memory / SHARES / 16 / width.max(1)).unwrap_or(usize::MAX);
+    Ok(session(sorting(config(memory, together.clamp(1, BATCH))), runtime))
+}
+
+/// What all joins have, with so many bytes and so many rows together.
+fn config(memory: u64, together: usize) -> SessionConfig {
+    let mut config = SessionConfig::new().with_batch_size(together);
+    let execution = &mut config.options_mut().execution;
+    execution.parquet.schema_force_view_types = false;
+    // A sort of so little makes one batch of it, which must fit into its share as well.
+    let little = usize::try_from(memory / SHARES / 8).unwrap_or(usize::MAX);
+    execution.sort_in_place_threshold_bytes = little;
+    execution.sort_spill_reservation_bytes = little;
+    config
+}
+
+/// Has joins sort both sides.
+fn sorting(config: SessionConfig) -> SessionConfig {
+    // DataFusion sorts for a join only where there are several partitions.
+    let mut config = config.with_target_partitions(2);
+    config.options_mut().optimizer.prefer_hash_join = false;
+    config
 }
 
 /// A pool in which no sort takes more than its share.

@@ -1,5 +1,6 @@
 //! What surrounds the work of a run: its id, the lock of its store, and its record.
 
+use std::io;
 use std::time::Duration;
 
 use chrono::Utc;
@@ -11,7 +12,7 @@ use crate::confidential::without_credentials;
 use crate::config::Pipeline;
 use crate::error::Error;
 use crate::lock::{self, Claim, DEFAULT_LEASE, Held};
-use crate::objects::Objects;
+use crate::objects::{Objects, remove_staged};
 use crate::printable::printable;
 use crate::progress::counted;
 use crate::store::{Outcome, RunRecord, Runs};
@@ -64,6 +65,13 @@ impl Night {
             Ok(0) => {}
             Ok(n) => tracing::info!("{} of killed runs aborted", counted(n as u64, "unfinished upload")),
             Err(error) => return Err(store.error(&error).into()),
+        }
+        // Only of the store: others may be writing to the tables, and to what else is in its folder.
+        let folders = store.place.local().into_iter().flat_map(|root| ["scores", "runs"].map(|name| root.join(name)));
+        match folders.map(|folder| remove_staged(&folder)).sum::<io::Result<u64>>() {
+            Ok(0) => {}
+            Ok(n) => tracing::info!("{} of killed runs removed", counted(n, "unfinished file")),
+            Err(error) => tracing::warn!("unfinished files of killed runs in {store} stay: {error}"),
         }
         held.settle().await?;
         let text = std::fs::read(&pipeline.path).ok();
@@ -118,9 +126,15 @@ impl Night {
         Error::from(self.held.lost().await)
     }
 
-    /// Records how the run ended, and releases the lock; returns the record. What fails here is said and changes nothing
-    /// any more.
-    pub(super) async fn end(self, mut record: RunRecord, whole: &WholeRun, error: Option<&Error>) -> RunRecord {
+    /// Records how the run ended, does the work of `then`, and releases the lock; returns the record. What fails here is
+    /// said and changes nothing any more.
+    pub(super) async fn end(
+        self,
+        mut record: RunRecord,
+        whole: &WholeRun,
+        error: Option<&Error>,
+        then: impl Future<Output = ()>,
+    ) -> RunRecord {
         record.ended_at = Some(Utc::now());
         record.seconds = Some(whole.seconds());
         record.outcome = Some(match error {
@@ -140,6 +154,7 @@ impl Night {
                 return record;
             }
         }
+        then.await;
         if let Err(error) = self.held.release().await {
             tracing::warn!("{error}");
         }

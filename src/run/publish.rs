@@ -72,10 +72,12 @@ impl Run<'_> {
                 Some(inputs) => sink.published_by(&self.night.unfinished().await?, inputs).await?,
                 None => None,
             };
+            let merging = sink.merges().then(|| spool.merging()).transpose().map_err(|e| self.spool_failed(&e))?;
+            let context = merging.as_ref().unwrap_or(spool.context());
             crash::point("publish.before");
             let mut publishing = std::pin::pin!(async {
                 let Some((run, there)) = there else {
-                    return sink.publish(Box::pin(stream), spool.context(), self.night, inputs.as_deref()).await;
+                    return sink.publish(Box::pin(stream), context, self.night, inputs.as_deref()).await;
                 };
                 tracing::info!("run {run} appended these rows before it was killed; they are not appended again");
                 sink.pass_over(Box::pin(stream)).await.map(|()| there)

@@ -97,8 +97,18 @@ pub(super) async fn score(
     let store = store.clone().noting(&store);
     let run = Run { pipeline, scoring, variables, remembering, style, store, night: &begun };
     let mut record = begun.record(whole);
-    let outcome = run.all(&mut record, stop).await;
-    whole.record = Some(begun.end(record, whole, outcome.as_ref().err()).await);
+    let (outcome, scores) = match run.all(&mut record, stop).await {
+        Ok((report, scores)) => (Ok(report), Some(scores)),
+        Err(error) => (Err(error), None),
+    };
+    // Whatever becomes of it, the run has ended well by then. No other one may begin meanwhile.
+    let compacting = async {
+        if let Some(mut scores) = scores {
+            crash::point("compact");
+            scores.compact().await;
+        }
+    };
+    whole.record = Some(begun.end(record, whole, outcome.as_ref().err(), compacting).await);
     outcome
 }
 
@@ -137,7 +147,7 @@ impl Run<'_> {
         &self,
         record: &mut RunRecord,
         stop: &mut (impl Future<Output = ()> + Unpin),
-    ) -> Result<Report, Error> {
+    ) -> Result<(Report, ScoreStore), Error> {
         let began = Instant::now();
         let reading = async {
             let (prepared, resources) = self.prepare().await?;
@@ -216,8 +226,7 @@ impl Run<'_> {
         let labels: Vec<_> =
             labels.map(|label| (label.clone(), published.labels.get(label).copied().unwrap_or_default())).collect();
         record.labels = Some(labels.clone());
-        scores.compact().await;
-        Ok(Report {
+        let report = Report {
             pipeline: self.pipeline.name.clone(),
             run: self.night.run().to_owned(),
             model: readable_place(&self.scoring.model.location.place),
@@ -236,7 +245,8 @@ impl Run<'_> {
             output_bytes: published.bytes,
             output_version: published.version,
             quarantine: published.quarantine,
-        })
+        };
+        Ok((report, scores))
     }
 
     fn record_model(&self, record: &mut RunRecord, scorer: &Scorer) {

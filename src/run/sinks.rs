@@ -205,6 +205,11 @@ impl Sink {
         })
     }
 
+    /// Whether the rows are joined with those of a table.
+    pub(super) fn merges(&self) -> bool {
+        matches!(&self.to, To::Delta { sink, .. } if sink.merges())
+    }
+
     /// Reads the rows, to check and count them, and publishes none.
     ///
     /// # Errors

@@ -28,7 +28,7 @@ use parquet::basic::Compression;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
 use super::beside::beside;
-use super::joins::{Joins, bytes_of_scores, session, without_views};
+use super::joins::{Joins, bytes_of_scores, of_rows, session, without_views};
 use super::pending::Pending;
 use super::sinks::SinkKind;
 use crate::predict::{prediction_fields, text_values};
@@ -61,7 +61,11 @@ pub(super) struct Spool {
     text: Vec<String>,
     window: usize,
     resources: Resources,
+    /// What plans may take, in bytes.
+    memory: u64,
     rows: u64,
+    /// Bytes of the rows before they are compressed.
+    size: u64,
     /// Labels of the model whose scores are looked up.
     labels: usize,
     rejected: [u64; Rejection::KINDS.len()],
@@ -110,6 +114,8 @@ impl Spool {
             let columns = batch.columns().iter().cloned().chain([Arc::new(numbers) as ArrayRef]).collect();
             writer.write(&RecordBatch::try_new(Arc::clone(&spooled), columns)?)?;
         }
+        writer.flush()?;
+        let size = writer.flushed_row_groups().iter().map(|group| group.total_byte_size().unsigned_abs()).sum();
         io::Write::flush(&mut writer.into_inner()?)?;
         Ok(Self {
             context: session(SessionConfig::new().with_batch_size(window).with_target_partitions(1), runtime),
@@ -118,7 +124,9 @@ impl Spool {
             text: text.to_vec(),
             window,
             resources,
+            memory,
             rows: rows.unsigned_abs(),
+            size,
             labels,
             rejected,
         })
@@ -142,6 +150,19 @@ impl Spool {
     /// A session with all the memory of the run, for what comes after the rows.
     pub(super) fn context(&self) -> &SessionContext {
         &self.context
+    }
+
+    /// A session with all the memory of the run, for a join of the whole rows with those of a table.
+    ///
+    /// # Errors
+    /// A folder for what does not fit that cannot be used.
+    pub(super) fn merging(&self) -> Result<SessionContext, DataFusionError> {
+        let held = self.size.saturating_add(self.rows.saturating_mul(bytes_of_scores(1, self.labels)));
+        // A join by hash holds the rows in memory, and fails where they do not fit; one by sorting can spill.
+        if held < self.memory / 4 {
+            return Ok(self.context.clone());
+        }
+        of_rows(self.memory, held / self.rows.max(1), &self.resources)
     }
 
     /// A session for joins of the rows with `held` scores.

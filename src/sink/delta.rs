@@ -138,6 +138,12 @@ impl DeltaSink {
         self.table.is_none()
     }
 
+    /// Whether the rows are joined with those of the table.
+    #[must_use]
+    pub fn merges(&self) -> bool {
+        self.mode == Mode::Merge && !self.is_new()
+    }
+
     /// Which of these runs has appended what was made of these inputs, if one has.
     ///
     /// # Errors

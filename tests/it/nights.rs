@@ -229,6 +229,27 @@ fn what_a_killed_run_appended_is_not_appended_again_and_what_was_asked_for_is() 
 }
 
 #[test]
+fn the_next_run_removes_what_a_killed_one_was_writing_to_the_store() {
+    let job = job();
+    job.report();
+    let staged = job.path("state/scores/_delta_log/00000000000000000099.json#17046467313378935449");
+    write(&staged, "half a co");
+    assert_eq!(counts(&job.report()), [300, 0, 300, 0, 0]);
+    assert!(!staged.exists());
+}
+
+#[test]
+fn a_run_that_is_killed_while_it_tidies_up_is_done() {
+    let job = delta(job(), "append");
+    crash(&job, "compact");
+    assert_eq!(outcomes(&job), ["done"]);
+    // Whoever starts a killed program anew means the same rows.
+    assert_eq!(counts(&job.report()), [300, 0, 300, 0, 0]);
+    assert_eq!(published(&job).len(), 300);
+    assert_eq!(outcomes(&job), ["done", "done"]);
+}
+
+#[test]
 fn gc_removes_what_killed_runs_left_and_leaves_live_ones_alone() {
     let job = job();
     job.report();
@@ -387,6 +408,26 @@ fn rows_are_merged_by_their_id() {
     assert_eq!(rows.len(), 310);
     assert!(rows[250]["a"].as_str().unwrap().starts_with("The mayor"));
     assert!(rows[100]["a"].as_str().unwrap().starts_with("The council"));
+}
+
+#[test]
+fn rows_that_do_not_fit_into_memory_are_merged_all_the_same() {
+    let rows = |ids: std::ops::Range<u32>, who: &str| {
+        ids.fold(String::from("id,a,b\n"), |csv, id| csv + &format!("{id},letter {} came,{who}\n", id % 20))
+    };
+    let padded = "SELECT id, a, b, repeat('padding' || id, 40) AS padded FROM pairs";
+    let job = delta(Job::new(rows(0..40_000, "council")), "merge")
+        .change("SELECT id, a, b FROM pairs", padded)
+        .add("[run]\nmemory = \"16MiB\"\nspill = \"spill\"");
+    job.report();
+    write(&job.path("pairs.csv"), rows(100..40_100, "mayor"));
+    assert_eq!(counts(&job.report()), [40_000, 20, 0, 39_980, 0]);
+    let sql = "SELECT count(*) AS rows, count(DISTINCT id) AS ids, \
+               count(*) FILTER (WHERE padded = repeat('padding' || id, 40) AND score IS NOT NULL) AS whole, \
+               count(*) FILTER (WHERE (b = 'mayor') = (id >= 100)) AS newest FROM predictions";
+    let mut query = job.couplet(&["query", "--pipeline", "pipeline.toml", "--format", "csv", sql]);
+    assert_eq!(stdout_of(&mut query), "rows,ids,whole,newest\n40100,40100,40100,40100\n");
+    assert_eq!(job.path("spill").read_dir().unwrap().count(), 0, "what was spilled is removed");
 }
 
 #[test]
