@@ -85,9 +85,15 @@ impl Cluster {
     }
 
     fn add(&mut self) {
-        let [port, http] = free_ports().map(|port| port.to_string());
+        let [port, http] = free_ports();
+        self.add_at(port, http);
+    }
+
+    /// Adds one that gives out results on a port, and says on another how it is.
+    fn add_at(&mut self, port: u16, http: u16) {
         let (address, name) = (self.address(), format!("executor-{}", self.added));
         self.added += 1;
+        let (port, http) = (port.to_string(), http.to_string());
         let arguments = ["executor", "--scheduler", &address, "--port", &port, "--http-port", &http];
         let arguments = [&arguments[..], &["--threads", "1", "--name", &name]].concat();
         // What Ballista says at start is a level that is not shown otherwise.
@@ -221,6 +227,18 @@ fn an_executor_that_is_told_to_end_gives_back_its_tasks_and_ends() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(rows_of(&job.output()), expected(9000));
     assert_eq!(executors(&cluster), ["executor-1"]);
+}
+
+#[test]
+fn executors_take_ports_that_are_free() {
+    let mut cluster = Cluster::new(0, &[]);
+    for _ in 0..2 {
+        cluster.add_at(0, 0);
+    }
+    let job = job(900);
+    report(&job, &cluster);
+    assert_eq!(rows_of(&job.output()), expected(900));
+    assert!(list(&cluster, "executors").iter().all(|executor| executor["port"] != 0));
 }
 
 #[test]
