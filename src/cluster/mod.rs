@@ -160,7 +160,6 @@ pub fn cancel(_: &SessionContext) -> std::future::Ready<()> {
 
 /// Ends when a job of the session has waited for an executor for too long: without the feature, there are none.
 #[cfg(not(feature = "cluster"))]
-#[must_use]
 pub fn starved(_: &SessionContext) -> std::future::Pending<ClusterError> {
     std::future::pending()
 }
