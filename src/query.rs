@@ -10,6 +10,7 @@ use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::DFParserBuilder;
 use futures::StreamExt;
 
+use crate::cluster;
 use crate::config::{Errors, Location, Pipeline, Place, Sink, SinkFormat, SinkMode, Table, TableFormat};
 use crate::delta;
 use crate::error::Error;
@@ -112,7 +113,8 @@ pub(crate) fn check_syntax(context: &SessionContext, sql: &str, origin: &str) ->
     parsed.map(drop).map_err(|e| Error::sql(origin, &e, Some(context)))
 }
 
-/// The same, with no more than so many rows of a result. It ends when the future is dropped.
+/// The same, with no more than so many rows of a result. It ends when the future is dropped, and when a cluster has had no
+/// executor for it for too long.
 ///
 /// It runs as a task of its own: some plans, such as joins without a condition, do not return for minutes, and whoever
 /// waits for them must be able to give up meanwhile.
@@ -125,15 +127,24 @@ pub(crate) async fn show(
     output: Option<&Path>,
     most_rows: Option<usize>,
 ) -> Result<Shown, Error> {
-    let (context, sql, origin) = (context.clone(), sql.to_owned(), origin.to_owned());
+    let (session, sql, origin) = (context.clone(), sql.to_owned(), origin.to_owned());
     let parameters = parameters.clone();
     let output = output.map(Path::to_owned);
     let mut task = tokio::task::JoinSet::new();
     task.spawn(
-        async move { execute(&context, &sql, &origin, &parameters, format, output.as_deref(), most_rows).await },
+        async move { execute(&session, &sql, &origin, &parameters, format, output.as_deref(), most_rows).await },
     );
-    let done = task.join_next().await.expect("the set has one task");
-    done.unwrap_or_else(|e| Err(Error::Io { context: "executing SQL".into(), error: io::Error::other(e) }))
+    tokio::select! {
+        biased;
+        done = task.join_next() => done
+            .expect("the set has one task")
+            .unwrap_or_else(|e| Err(Error::Io { context: "executing SQL".into(), error: io::Error::other(e) })),
+        starved = cluster::starved(context) => {
+            task.abort_all();
+            cluster::cancel(context).await;
+            Err(starved.into())
+        }
+    }
 }
 
 async fn execute(

@@ -142,10 +142,12 @@ impl Client {
         tracing::debug!("{} with about {} tokens", counted(work.texts, "text"), grouped(work.tokens));
         let state = UnderWay {
             client: Arc::clone(self),
-            windows: Some(Box::pin(windows)),
-            cutter: Cutter::new(work.tokens, work.tokens_per_byte, work.max_length, work.task_tokens),
+            source: Source {
+                windows: Some(Box::pin(windows)),
+                cutter: Cutter::new(work.tokens, work.tokens_per_byte, work.max_length, work.task_tokens),
+                ready: VecDeque::new(),
+            },
             work: Arc::new(work),
-            ready: VecDeque::new(),
             tasks: 0,
             jobs: FuturesUnordered::new(),
         };
@@ -282,11 +284,8 @@ type Job = Pin<Box<dyn Future<Output = Result<Scored, ClusterError>> + Send>>;
 /// The tasks of a run that are not back.
 struct UnderWay<E> {
     client: Arc<Client>,
-    /// None when all are cut into tasks.
-    windows: Option<Windows<E>>,
-    cutter: Cutter,
+    source: Source<E>,
     work: Arc<Work>,
-    ready: VecDeque<Task>,
     tasks: usize,
     jobs: FuturesUnordered<Job>,
 }
@@ -294,38 +293,54 @@ struct UnderWay<E> {
 impl<E: From<ClusterError>> UnderWay<E> {
     async fn next(&mut self) -> Option<Result<Scored, E>> {
         loop {
-            let limit = JOBS_PER_SLOT * self.client.executors.slots();
-            while self.jobs.len() < limit {
-                match self.task().await {
+            let executors = &self.client.executors;
+            let takes_more = self.jobs.len() < JOBS_PER_SLOT * executors.slots() && !self.source.is_over();
+            if self.jobs.is_empty() && !takes_more {
+                return None;
+            }
+            // A slow source keeps no job waiting; of a fast one, tasks go out before results are looked at.
+            tokio::select! {
+                biased;
+                task = self.source.task(executors), if takes_more => match task {
                     Ok(Some(task)) => {
                         let job = Arc::clone(&self.client).run(Arc::clone(&self.work), task, self.tasks);
                         self.jobs.push(job.boxed());
                         self.tasks += 1;
                     }
-                    Ok(None) => break,
+                    Ok(None) => {}
                     Err(error) => return Some(Err(error)),
-                }
-            }
-            if self.jobs.is_empty() {
-                return None;
-            }
-            match tokio::time::timeout(LOOK, self.jobs.next()).await {
-                Ok(done) => return done.map(|done| done.map_err(E::from)),
+                },
+                Some(done) = self.jobs.next() => return Some(done.map_err(E::from)),
                 // Executors may have come or gone.
-                Err(_) => {
-                    if let Err(error) = self.client.executors.check(&self.client.address) {
+                () = tokio::time::sleep(LOOK), if !self.jobs.is_empty() => {
+                    if let Err(error) = executors.check(&self.client.address) {
                         return Some(Err(error.into()));
                     }
                 }
             }
         }
     }
+}
 
-    async fn task(&mut self) -> Result<Option<Task>, E> {
+/// The texts of a run that are in no job yet.
+struct Source<E> {
+    /// None when all are cut into tasks.
+    windows: Option<Windows<E>>,
+    cutter: Cutter,
+    ready: VecDeque<Task>,
+}
+
+impl<E> Source<E> {
+    fn is_over(&self) -> bool {
+        self.windows.is_none() && self.ready.is_empty()
+    }
+
+    /// The next task. Nothing is lost if the future is dropped: what it has read is kept before it waits again.
+    async fn task(&mut self, executors: &Watched) -> Result<Option<Task>, E> {
         while self.ready.is_empty() {
             let Some(windows) = &mut self.windows else { break };
             if let Some((keys, window)) = windows.next().await.transpose()? {
-                let shares = SHARES_PER_SLOT * self.client.executors.slots();
+                let shares = SHARES_PER_SLOT * executors.slots();
                 self.ready.extend(self.cutter.push(&keys, &window, shares));
             } else {
                 self.ready.extend(self.cutter.finish());

@@ -40,7 +40,7 @@ pub struct ExecutorOptions {
     pub bind: String,
     /// The host that others reach it by, where that is another one.
     pub advertise: Option<String>,
-    /// The port on which results are given out.
+    /// The port on which results are given out; 0 for one that is free.
     pub port: u16,
     /// The port for health and metrics; none for no such server.
     pub http_port: Option<u16>,
@@ -80,7 +80,7 @@ pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -
     // Ballista would say of a taken port only that it stopped; and it takes no names of hosts.
     let data = format!("{}:{}", options.bind, options.port);
     let listener = TcpListener::bind(&data).await.map_err(|e| failed(format!("port {data}: {e}")))?;
-    let bind = listener.local_addr().map_err(|e| failed(format!("port {data}: {e}")))?.ip().to_string();
+    let bound = listener.local_addr().map_err(|e| failed(format!("port {data}: {e}")))?;
     drop(listener);
     // Of two lives of one name, the scheduler would take the second for the first, and wait for what that one had.
     let id = format!("{}{INSTANCE}{}", options.name, &uuid::Uuid::new_v4().simple().to_string()[..6]);
@@ -96,10 +96,11 @@ pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -
     let spill = work.clone();
     let config = ExecutorProcessConfig {
         executor_id: id.clone(),
-        bind_host: bind,
+        bind_host: bound.ip().to_string(),
         external_host: options.advertise.clone(),
-        port: options.port,
-        grpc_port: options.port,
+        // Of 0, the one that the system chose: the scheduler tells others what is said here.
+        port: bound.port(),
+        grpc_port: bound.port(),
         scheduler_host: options.scheduler.host.clone(),
         scheduler_port: options.scheduler.port,
         // It waits for a scheduler that is not there yet.
@@ -118,11 +119,13 @@ pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -
         ..ExecutorProcessConfig::default()
     };
     tracing::info!(
-        "executor {} of {}: {} tasks at once on {} threads; results at {data}",
+        "executor {} of {}: {} tasks at once on {} threads; results at {}:{}",
         options.name,
         options.scheduler,
         options.slots,
-        worker.pool().threads()
+        worker.pool().threads(),
+        options.bind,
+        bound.port()
     );
     // Ballista hears signals too and says goodbye, and then goes on to ask for tasks until it has none
     // (execution_loop.rs does not look at TERMINATING), by which the scheduler takes it for alive again. Its loop ends

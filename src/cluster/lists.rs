@@ -19,7 +19,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub(super) const LOOK: Duration = Duration::from_secs(2);
 
 /// For how long there may be no executor, or no answer from the scheduler.
-const PATIENCE: Duration = Duration::from_mins(1);
+pub(super) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How often jobs are looked for that are to be cancelled, at most.
 const ROUNDS: usize = 5;
@@ -106,23 +106,43 @@ impl Lists {
         }
     }
 
-    async fn cancel(&self, name: &str) -> Result<u64, String> {
+    /// The ids of the jobs of a name that are not done.
+    async fn open_jobs(&self, name: &str) -> Result<Vec<String>, String> {
         let jobs = self.list("jobs").await?;
         let own = jobs.iter().filter(|job| job["job_name"] == name);
         let open = own.filter(|job| ["Queued", "Running"].iter().any(|status| job["status"] == *status));
-        let open: Vec<&str> = open.filter_map(|job| job["job_id"].as_str()).collect();
+        Ok(open.filter_map(|job| job["job_id"].as_str()).map(str::to_owned).collect())
+    }
+
+    async fn cancel(&self, name: &str) -> Result<u64, String> {
+        let open = self.open_jobs(name).await?;
         if open.is_empty() {
             return Ok(0);
         }
         let endpoint = create_grpc_client_endpoint(self.address.http(), None).map_err(|e| e.to_string())?;
         let connection = endpoint.connect_timeout(ANSWER).connect().await.map_err(|e| e.to_string())?;
         let mut scheduler = SchedulerGrpcClient::new(connection);
-        for job_id in &open {
-            let job_id = (*job_id).to_owned();
+        let number = open.len() as u64;
+        for job_id in open {
             let cancelled = tokio::time::timeout(ANSWER, scheduler.cancel_job(CancelJobParams { job_id })).await;
             cancelled.map_err(|_| "it does not answer".to_owned())?.map_err(|e| e.to_string())?;
         }
-        Ok(open.len() as u64)
+        Ok(number)
+    }
+
+    /// Ends, with why, when a job of a name is not done and there has been no executor for too long.
+    pub(super) async fn starved(&self, name: &str, patience: Duration) -> ClusterError {
+        let executors = Watched::new(self.try_slots().await.unwrap_or(0));
+        loop {
+            if let Err(error) = executors.check_slots(&self.address, patience)
+                // Before a job is sent, and while its result is fetched, nobody waits for executors.
+                && self.open_jobs(name).await.is_ok_and(|open| !open.is_empty())
+            {
+                return error;
+            }
+            tokio::time::sleep(LOOK).await;
+            executors.look(self).await;
+        }
     }
 
     async fn list(&self, what: &str) -> Result<Vec<Value>, String> {
@@ -168,21 +188,25 @@ impl Watched {
 
     /// Goes on counting, for as long as it is let.
     pub(super) async fn watch(self: Arc<Self>, scheduler: Lists) {
-        let now = |instant: &Mutex<Instant>| *instant.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let mut looks = tokio::time::interval(LOOK);
         looks.tick().await;
         loop {
             looks.tick().await;
-            if let Ok(slots) = scheduler.try_slots().await {
-                now(&self.answered);
-                let before = self.slots.swap(slots, Ordering::Relaxed);
-                if slots > 0 {
-                    now(&self.seen);
-                }
-                if slots != before {
-                    tracing::info!("{} has {} now", scheduler.address, counted(slots as u64, "slot"));
-                }
-            }
+            self.look(&scheduler).await;
+        }
+    }
+
+    /// Counts them once, if the scheduler answers.
+    async fn look(&self, scheduler: &Lists) {
+        let now = |instant: &Mutex<Instant>| *instant.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let Ok(slots) = scheduler.try_slots().await else { return };
+        now(&self.answered);
+        let before = self.slots.swap(slots, Ordering::Relaxed);
+        if slots > 0 {
+            now(&self.seen);
+        }
+        if slots != before {
+            tracing::info!("{} has {} now", scheduler.address, counted(slots as u64, "slot"));
         }
     }
 
@@ -193,21 +217,70 @@ impl Watched {
 
     /// Makes sure that there were executors, and answers, not too long ago.
     pub(super) fn check(&self, address: &Address) -> Result<(), ClusterError> {
-        let since = |instant: &Mutex<Instant>| instant.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
         let answered = since(&self.answered);
         if answered >= PATIENCE {
             return Err(address.unreachable(&format!("not a word for {}", spoken(answered)), KEPT));
         }
+        self.check_slots(address, PATIENCE)
+    }
+
+    fn check_slots(&self, address: &Address, patience: Duration) -> Result<(), ClusterError> {
         let seen = since(&self.seen);
-        if self.slots.load(Ordering::Relaxed) == 0 && seen >= PATIENCE {
+        if self.slots.load(Ordering::Relaxed) == 0 && seen >= patience {
             return Err(ClusterError::NoExecutor { address: address.to_string(), seconds: seen.as_secs() });
         }
         Ok(())
     }
 }
 
+fn since(instant: &Mutex<Instant>) -> Duration {
+    instant.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+}
+
 impl Address {
     pub(super) fn unreachable(&self, problem: &str, kept: &'static str) -> ClusterError {
         ClusterError::Unreachable { address: self.to_string(), problem: problem.to_owned(), kept }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::routing::get;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A scheduler without executors that has the job of a query.
+    async fn scheduler_with(status: &str) -> Lists {
+        let jobs = serde_json::json!([{ "job_id": "x", "job_name": "query", "status": status }]).to_string();
+        let routes = Router::new().route("/api/executors", get(|| async { "[]" }));
+        let routes = routes.route("/api/jobs", get(move || async move { jobs }));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("df://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        Lists::of(&address.parse().unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_job_that_waits_for_executors_waits_so_long_and_no_longer() {
+        for status in ["Queued", "Running"] {
+            let scheduler = scheduler_with(status).await;
+            let said = scheduler.starved("query", Duration::ZERO).await.to_string();
+            let expected = format!("the scheduler at {} has had no executor for ", scheduler.address);
+            assert!(said.starts_with(&expected), "{said}");
+            // Others' jobs are not waited for, and this one may wait for a while.
+            for (name, patience) in [("other", Duration::ZERO), ("query", Duration::from_hours(1))] {
+                let waits = tokio::time::timeout(Duration::from_secs(1), scheduler.starved(name, patience)).await;
+                assert!(waits.is_err(), "{name}: {waits:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_that_is_done_waits_for_no_executor() {
+        let scheduler = scheduler_with("Completed").await;
+        let waits = tokio::time::timeout(Duration::from_secs(1), scheduler.starved("query", Duration::ZERO)).await;
+        assert!(waits.is_err(), "{waits:?}");
     }
 }

@@ -68,7 +68,7 @@ pub use lists::look;
 #[cfg(feature = "cluster")]
 pub use scheduler::{SchedulerOptions, schedule};
 #[cfg(feature = "cluster")]
-pub use session::{cancel, session_of};
+pub use session::{cancel, session_of, starved};
 
 /// Stands between the name of an executor and what sets its life apart from others of that name.
 #[cfg(feature = "cluster")]
@@ -156,6 +156,12 @@ pub async fn session_of(_: &Address, _: usize, _: Arc<Models>) -> Result<Session
 #[cfg(not(feature = "cluster"))]
 pub fn cancel(_: &SessionContext) -> std::future::Ready<()> {
     std::future::ready(())
+}
+
+/// Ends when a job of the session has waited for an executor for too long: without the feature, there are none.
+#[cfg(not(feature = "cluster"))]
+pub fn starved(_: &SessionContext) -> std::future::Pending<ClusterError> {
+    std::future::pending()
 }
 
 /// An executor, as its scheduler knows it.

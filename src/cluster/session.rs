@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::codec::PlanCodec;
 use super::delta::SentAway;
 use super::function;
-use super::lists::Lists;
+use super::lists::{Lists, PATIENCE};
 use super::{Address, ClusterError};
 use crate::predict::{self, Models};
 
@@ -33,6 +33,17 @@ pub async fn cancel(context: &SessionContext) {
     if let Ok(scheduler) = Lists::of(&sent.address) {
         scheduler.cancel_all(&sent.name).await;
     }
+}
+
+/// Ends, with why, when a job of the session has waited for an executor for too long; never for a session that executes
+/// its plans itself.
+pub async fn starved(context: &SessionContext) -> ClusterError {
+    if let Some(sent) = context.copied_config().get_extension::<SentAway>()
+        && let Ok(scheduler) = Lists::of(&sent.address)
+    {
+        return scheduler.starved(&sent.name, PATIENCE).await;
+    }
+    std::future::pending().await
 }
 
 /// A session whose plans a scheduler executes, in so many parts at once.

@@ -20,6 +20,7 @@ use rustyline::history::FileHistory;
 use rustyline::{CompletionType, Config, Editor};
 
 use crate::cli::{print, report_error};
+use crate::cluster;
 use crate::config::Table;
 use crate::error::Error;
 use crate::logging::LogFormat;
@@ -115,6 +116,7 @@ impl<'a> Shell<'a> {
                 biased;
                 _ = tokio::signal::ctrl_c() => {
                     report_error(&Error::Usage("interrupted".into()), LogFormat::Text);
+                    cluster::cancel(self.context).await;
                     continue;
                 }
                 done = self.script(&text, "SQL", 0) => done,

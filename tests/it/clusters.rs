@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::nights::{counts, pairs};
 use crate::seaweed::Bucket;
+use crate::shell::session;
 use crate::support::{Job, couplet, free_ports, quickstart_model, quickstart_pairs, rows_of, stderr_of, stdout_of};
 
 /// A process that ends with the test, as does its folder for temporary files.
@@ -84,9 +85,15 @@ impl Cluster {
     }
 
     fn add(&mut self) {
-        let [port, http] = free_ports().map(|port| port.to_string());
+        let [port, http] = free_ports();
+        self.add_at(port, http);
+    }
+
+    /// Adds one that gives out results on a port, and says on another how it is.
+    fn add_at(&mut self, port: u16, http: u16) {
         let (address, name) = (self.address(), format!("executor-{}", self.added));
         self.added += 1;
+        let (port, http) = (port.to_string(), http.to_string());
         let arguments = ["executor", "--scheduler", &address, "--port", &port, "--http-port", &http];
         let arguments = [&arguments[..], &["--threads", "1", "--name", &name]].concat();
         // What Ballista says at start is a level that is not shown otherwise.
@@ -220,6 +227,18 @@ fn an_executor_that_is_told_to_end_gives_back_its_tasks_and_ends() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(rows_of(&job.output()), expected(9000));
     assert_eq!(executors(&cluster), ["executor-1"]);
+}
+
+#[test]
+fn executors_take_ports_that_are_free() {
+    let mut cluster = Cluster::new(0, &[]);
+    for _ in 0..2 {
+        cluster.add_at(0, 0);
+    }
+    let job = job(900);
+    report(&job, &cluster);
+    assert_eq!(rows_of(&job.output()), expected(900));
+    assert!(list(&cluster, "executors").iter().all(|executor| executor["port"] != 0));
 }
 
 #[test]
@@ -435,6 +454,35 @@ fn a_query_that_is_interrupted_cancels_its_job() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
     wait_for_jobs(&cluster, false);
+}
+
+#[test]
+fn control_c_in_the_shell_cancels_the_job_of_the_statement() {
+    let cluster = Cluster::new(0, &[]);
+    let (job, folder) = (job(9), tempfile::tempdir().unwrap());
+    let home = folder.path();
+    let (address, pairs) = (cluster.address(), format!("pairs={}", job.path("pairs.csv").display()));
+    // Without an executor, a statement can only wait.
+    let steps = r#"[
+        ["", "tables: pairs"],
+        ["SELECT count(*) FROM pairs;\r", null],
+        ["AWAIT", "sent"],
+        ["\u0003", "interrupted"],
+        ["exit\r", "END"]
+    ]"#;
+    let test = "control_c_in_the_shell_cancels_the_job_of_the_statement";
+    std::thread::scope(|scope| {
+        let arguments = ["--table", &pairs, "--cluster", &address];
+        let shell = scope.spawn(move || session(test, &arguments, home, steps));
+        while open_jobs(&cluster) == 0 && !shell.is_finished() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::fs::write(home.join("sent"), "").unwrap();
+        if shell.join().unwrap().is_some() {
+            assert!(!list(&cluster, "jobs").is_empty());
+            wait_for_jobs(&cluster, false);
+        }
+    });
 }
 
 /// A job of so many texts that has all but its pipeline in a bucket; `name` sets it apart from others.

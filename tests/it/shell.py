@@ -1,7 +1,8 @@
 """Types into a program on a terminal of its own, and waits for what is to be seen.
 
 The steps are pairs of keys and a text, in SHELL_STEPS as JSON: the keys are pressed, and the text must come within
-a minute; with null, the keys are only pressed. The text "END" stands for the program's end with exit code 0.
+a minute; with null, the keys are only pressed. The text "END" stands for the program's end with exit code 0. Instead of
+keys, "SLEEP" waits for a while, and "AWAIT" for a file of the name that is the text.
 """
 
 import json
@@ -50,6 +51,12 @@ for keys, expected in steps:
     if keys == "SLEEP":
         read(0.5)
         time.sleep(2)
+        continue
+    if keys == "AWAIT":
+        deadline = time.time() + 60
+        while not os.path.exists(expected):
+            if time.time() > deadline or not read(0.1):
+                fail(f"there was no file {expected!r}")
         continue
     seen = ""
     os.write(terminal, keys.encode())

@@ -146,7 +146,7 @@ fn ten_million_rows_need_little_memory() {
 }
 
 /// What a person does at the shell, in a terminal that Python makes.
-fn session(test: &str, arguments: &[&str], home: &Path, steps: &str) -> Option<String> {
+pub fn session(test: &str, arguments: &[&str], home: &Path, steps: &str) -> Option<String> {
     let mut command = Command::new("python3");
     command.arg(root().join("tests/it/shell.py")).arg(env!("CARGO_BIN_EXE_couplet")).arg("query").args(arguments);
     command.env("SHELL_STEPS", steps).env("HOME", home).env("XDG_STATE_HOME", home.join("state"));
