@@ -96,8 +96,7 @@ impl Run<'_> {
                 Err(error) => {
                     let error = self.not_published(error, &check, spool, Some(scores));
                     // Pages of the store that nothing has read before may be what is broken.
-                    let unreadable =
-                        matches!(&error, Error::Publish { source, .. } if source.to_string().contains("Parquet"));
+                    let unreadable = matches!(&error, Error::Publish { source, known: true, .. } if source.to_string().contains("Parquet"));
                     return Err(if unreadable { scores.blame(error).await } else { error });
                 }
             };

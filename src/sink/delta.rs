@@ -3,11 +3,12 @@
 //! The rows are written to data files first; the commit then names them in one log entry. Whoever reads meanwhile
 //! reads the version before. A commit whose answer was lost is looked up by the run's id, which every commit carries.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, ArrayRef, RecordBatch, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use datafusion::catalog::TableProvider;
 use datafusion::common::{Column, DataFusionError};
 use datafusion::execution::SendableRecordBatchStream;
@@ -86,6 +87,9 @@ impl DeltaSink {
         run: &str,
     ) -> Result<Self, DeltaError> {
         let table = delta::open(objects, None).await?;
+        if let Some(problem) = ids_problem(schema, id).filter(|_| mode == Mode::Merge) {
+            return Err(DeltaError::mistake(objects, problem));
+        }
         let mut schema = delta::for_delta(schema);
         if let Some(problem) = types_problem(&schema) {
             return Err(DeltaError::mistake(objects, problem));
@@ -159,15 +163,7 @@ impl DeltaSink {
         let schema = Arc::clone(&self.schema);
         let fitted = rows.map(move |batch: Result<RecordBatch, DataFusionError>| -> Result<_, DataFusionError> {
             let batch = batch?;
-            let columns = batch.columns().iter().zip(schema.fields()).map(|(column, field)| {
-                if column.data_type() == field.data_type() {
-                    return Ok(Arc::clone(column));
-                }
-                let options = CastOptions { safe: false, ..CastOptions::default() };
-                cast_with_options(column, field.data_type(), &options).map_err(|e| {
-                    DataFusionError::Execution(format!("column `{}` does not fit the table: {e}", field.name()))
-                })
-            });
+            let columns = batch.columns().iter().zip(schema.fields()).map(|(column, field)| as_in_table(column, field));
             Ok(RecordBatch::try_new(Arc::clone(&schema), columns.collect::<Result<Vec<_>, DataFusionError>>()?)?)
         });
         Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), fitted))
@@ -274,11 +270,41 @@ impl DeltaSink {
     }
 }
 
-/// The columns as the table has them, or any where there is none: whether they may be NULL.
+/// A column with the type that the table has for it.
+fn as_in_table(column: &ArrayRef, field: &Field) -> Result<ArrayRef, DataFusionError> {
+    let misfit = |problem: &dyn Display| {
+        Err(DataFusionError::Execution(format!("column `{}` does not fit the table: {problem}", field.name())))
+    };
+    let nulls = column.logical_null_count();
+    if !field.is_nullable() && nulls > 0 {
+        return misfit(
+            &"it is NULL in a row, and the table was made without NULL in it; COALESCE it in the source query, or replace \
+              the table with mode = \"overwrite\"",
+        );
+    }
+    if *field.data_type() == DataType::Null && nulls < column.len() {
+        return misfit(
+            &"the table was made with nothing but NULL in it, and holds nothing else; replace the table with mode = \
+              \"overwrite\"",
+        );
+    }
+    if column.data_type() == field.data_type() {
+        return Ok(Arc::clone(column));
+    }
+    if *field.data_type() == DataType::Null {
+        return Ok(new_null_array(&DataType::Null, column.len()));
+    }
+    let options = CastOptions { safe: false, ..CastOptions::default() };
+    cast_with_options(column, field.data_type(), &options).or_else(|e| misfit(&e))
+}
+
+/// The columns as the table has them, or any where there is none: whether they may be NULL, or must be.
 fn nullable_as(schema: &Schema, table: Option<&Schema>) -> Schema {
     let fields = schema.fields().iter().map(|field| {
         let there = table.and_then(|table| table.field_with_name(field.name()).ok());
-        Field::clone(field).with_nullable(there.is_none_or(Field::is_nullable))
+        let field = Field::clone(field).with_nullable(there.is_none_or(Field::is_nullable));
+        let void = there.is_some_and(|there| *there.data_type() == DataType::Null);
+        if void { field.with_data_type(DataType::Null) } else { field }
     });
     Schema::new(fields.collect::<Vec<_>>())
 }
@@ -325,6 +351,19 @@ fn partitions_problem(schema: &Schema, partition_by: &[String]) -> Option<String
         .then(|| "partition_by names every column, and a file must have one; leave some out".to_owned())
 }
 
+/// Which column of the id is kept less exactly than it is, so that two ids could become one, if one is.
+fn ids_problem(schema: &Schema, id: &[String]) -> Option<String> {
+    let finer =
+        |data_type: &DataType| matches!(data_type, DataType::Timestamp(TimeUnit::Nanosecond, _) | DataType::Date64);
+    let field = schema.fields().iter().find(|field| id.contains(field.name()) && finer(field.data_type()))?;
+    Some(format!(
+        "rows are merged by `{}`, which is {}, and a Delta table has it less exactly; CAST it to BIGINT or VARCHAR in the \
+         source query",
+        field.name(),
+        field.data_type()
+    ))
+}
+
 /// What keeps rows of one schema out of a table of another.
 fn differences(rows: &Schema, table: &Schema) -> Vec<String> {
     let table = delta::for_delta(table);
@@ -344,4 +383,34 @@ fn differences(rows: &Schema, table: &Schema) -> Vec<String> {
     let missing = table.fields().iter().filter(|field| rows.field_with_name(field.name()).is_err());
     problems.extend(missing.map(|field| format!("the table's column `{}` is missing", field.name())));
     problems
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{AsArray, Int32Array, UInt32Array};
+    use arrow::datatypes::Int64Type;
+
+    use super::*;
+
+    fn fitted(column: &ArrayRef, there: DataType, nullable: bool) -> Result<ArrayRef, String> {
+        as_in_table(column, &Field::new("v", there, nullable)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_column_has_the_type_of_the_table_or_what_keeps_it_out_is_told_with_the_mend() {
+        let large: ArrayRef = Arc::new(UInt32Array::from(vec![Some(4_000_000_000), None]));
+        let as_there = fitted(&large, DataType::Int64, true).unwrap();
+        assert_eq!(as_there.as_primitive::<Int64Type>().value(0), 4_000_000_000);
+        let problem = fitted(&large, DataType::Int32, true).unwrap_err();
+        assert!(problem.contains("column `v` does not fit the table: ") && problem.contains("4000000000"), "{problem}");
+        let problem = fitted(&large, DataType::Int64, false).unwrap_err();
+        assert!(problem.contains("made without NULL in it; COALESCE it in the source query"), "{problem}");
+        // A table of nothing but NULL takes NULL in any form, and loses no value.
+        let empty: ArrayRef = Arc::new(Int32Array::from(vec![None, None]));
+        for empty in [empty, new_null_array(&DataType::Null, 2)] {
+            assert_eq!(*fitted(&empty, DataType::Null, true).unwrap().data_type(), DataType::Null);
+        }
+        let problem = fitted(&large, DataType::Null, true).unwrap_err();
+        assert!(problem.contains("nothing but NULL in it, and holds nothing else"), "{problem}");
+    }
 }

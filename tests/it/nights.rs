@@ -513,4 +513,9 @@ fn a_delta_table_takes_the_same_columns_night_after_night_and_refuses_what_it_ca
     let time = "SELECT id, a, b, CAST('12:00:00' AS TIME) AS t FROM pairs";
     let said = delta(job(), "append").change(select, time).error(2);
     assert!(said.contains("column `t` is Time64(ns), which no Delta table can hold; CAST it"), "{said}");
+    // Two ids that differ in nanoseconds would be one.
+    let finer = "SELECT arrow_cast(id, 'Timestamp(Nanosecond, None)') AS id, a, b FROM pairs";
+    let said = delta(job(), "merge").change(select, finer).error(2);
+    assert!(said.contains("merged by `id`, which is Timestamp(ns), and a Delta table has it less exactly"), "{said}");
+    delta(job(), "append").change(select, finer).report();
 }
