@@ -52,7 +52,7 @@ impl Int16Kernel {
 /// Arithmetic on 16 pairs of 16 bits or 16 sums of 32 bits, modulo 2^16 or 2^32.
 pub(super) trait Dot: Copy {
     type Vector: Pod;
-    fn splat(self, pair: [i16; 2]) -> Self::Vector;
+    fn splat(self, pair: i32) -> Self::Vector;
     fn add_16(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn add_32(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// Adds to each sum the dot product of its pairs.
@@ -69,8 +69,8 @@ impl Dot for Portable {
     type Vector = [i32; LANES];
 
     #[inline(always)]
-    fn splat(self, pair: [i16; 2]) -> Self::Vector {
-        [pulp::cast(pair); LANES]
+    fn splat(self, pair: i32) -> Self::Vector {
+        [pair; LANES]
     }
 
     #[inline(always)]
@@ -131,8 +131,8 @@ impl Dot for V3 {
     type Vector = [std::arch::x86_64::__m256i; 2];
 
     #[inline(always)]
-    fn splat(self, pair: [i16; 2]) -> Self::Vector {
-        [self.avx._mm256_set1_epi32(pulp::cast(pair)); 2]
+    fn splat(self, pair: i32) -> Self::Vector {
+        [self.avx._mm256_set1_epi32(pair); 2]
     }
 
     #[inline(always)]
@@ -159,8 +159,8 @@ macro_rules! dot_512 {
             type Vector = std::arch::x86_64::__m512i;
 
             #[inline(always)]
-            fn splat(self, pair: [i16; 2]) -> Self::Vector {
-                self.avx512f._mm512_set1_epi32(pulp::cast(pair))
+            fn splat(self, pair: i32) -> Self::Vector {
+                self.avx512f._mm512_set1_epi32(pair)
             }
 
             #[inline(always)]

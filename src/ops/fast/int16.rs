@@ -17,8 +17,9 @@ use pulp::bytemuck::Zeroable;
 #[cfg(test)]
 use super::dot::Portable;
 use super::dot::{Dot, Int16Kernel};
+use super::elementwise::gelu;
 use super::gemm::Finish;
-use super::quantize::{BLOCK, COLUMNS, Int16Layer, Int16Rows, Line};
+use super::quantize::{COLUMNS, GROUP, Int16Layer, Int16Rows, Line};
 
 /// Multiplies quantised rows by a layer: `[rows, inputs] → out [rows, outputs]`, rows of `out` `stride` apart.
 pub(super) fn multiply(
@@ -42,7 +43,7 @@ pub(super) fn multiply(
             dot.vectorize(Multiply::<_, 8, 2, true> { dot, rows, layer, finish, out, stride });
         }
         #[cfg(target_arch = "x86_64")]
-        Int16Kernel::Vnni(dot) => dot.vectorize(Multiply::<_, 12, 2, false> { dot, rows, layer, finish, out, stride }),
+        Int16Kernel::Vnni(dot) => dot.vectorize(Multiply::<_, 8, 2, false> { dot, rows, layer, finish, out, stride }),
     }
 }
 
@@ -61,81 +62,105 @@ impl<D: Dot, const R: usize, const P: usize, const WINOGRAD: bool> NullaryFnOnce
 
     #[inline(always)]
     fn call(self) {
-        let Self { rows, layer, .. } = self;
-        let live = rows.scales.len();
-        let panel_lines = layer.inputs.div_ceil(BLOCK) * COLUMNS;
+        let Self { rows, layer, finish, .. } = self;
+        let (bias, gelu) = match finish {
+            Finish::None => ([].as_slice(), false),
+            Finish::Bias(bias) => (bias, false),
+            Finish::BiasGelu(bias) => (bias, true),
+        };
+        let (panels, _) = layer.panels.as_chunks::<2>();
         // A panel stays in the first-level cache while every tile of rows passes by it.
-        for (p, panels) in layer.panels.chunks_exact(P * panel_lines).enumerate() {
-            let Some(columns) = layer.outputs.checked_sub(p * P * COLUMNS).filter(|n| *n > 0) else { break };
-            for top in (0..live).step_by(R) {
-                let sums = self.tile(panels, p * P, top);
-                for (sums, r) in sums.iter().zip(top..live) {
-                    let row = &mut self.out[r * self.stride + p * P * COLUMNS..][..columns.min(P * COLUMNS)];
-                    let scales = &layer.scales[p * P..][..P];
-                    for ((out, sums), scales) in row.chunks_mut(COLUMNS).zip(sums).zip(scales) {
-                        dequantize(out, sums, rows.scales[r], scales);
+        for (p, panels) in panels.chunks_exact(P * rows.quads).enumerate() {
+            let column = p * P * COLUMNS;
+            let columns = layer.outputs.saturating_sub(column).min(P * COLUMNS);
+            if columns == 0 {
+                break;
+            }
+            let scales: &[[f32; COLUMNS]; P] = layer.scales[p * P..].first_chunk().expect("panels come in pairs");
+            let mut biases = [[0.0; COLUMNS]; P];
+            let bias = bias.get(column..).unwrap_or_default();
+            for (padded, bias) in biases.as_flattened_mut().iter_mut().zip(bias) {
+                *padded = *bias;
+            }
+            for (tile, row_scales) in rows.scales.chunks(R).enumerate() {
+                let sums = self.tile(panels, p * P, tile * R);
+                let out = self.out.get_mut(tile * R * self.stride + column..).unwrap_or_default();
+                for ((sums, scale), out) in sums.iter().zip(row_scales).zip(out.chunks_mut(self.stride)) {
+                    let finished = dequantize(sums, *scale, scales, &biases, gelu);
+                    if let Some(out) = out[..columns].as_chunks_mut().0.first_chunk_mut() {
+                        *out = finished;
+                    } else {
+                        out[..columns].copy_from_slice(&finished.as_flattened()[..columns]);
                     }
-                    self.finish.apply(row, p * P * COLUMNS);
                 }
             }
         }
     }
 }
 
-/// `out = sum · (row's scale · channel's scale)`
+/// `sum · (row's scale · channel's scale) + bias`, through GELU if wanted.
 #[inline(always)]
-fn dequantize(out: &mut [f32], sums: &[i32; COLUMNS], scale: f32, scales: &[f32; COLUMNS]) {
-    if let Some(out) = out.first_chunk_mut::<COLUMNS>() {
+fn dequantize<const P: usize>(
+    sums: &[[i32; COLUMNS]; P],
+    scale: f32,
+    scales: &[[f32; COLUMNS]; P],
+    biases: &[[f32; COLUMNS]; P],
+    with_gelu: bool,
+) -> [[f32; COLUMNS]; P] {
+    let mut out = [[0.0; COLUMNS]; P];
+    for p in 0..P {
         for i in 0..COLUMNS {
-            out[i] = sums[i] as f32 * (scale * scales[i]);
-        }
-    } else {
-        for ((out, sum), s) in out.iter_mut().zip(sums).zip(scales) {
-            *out = *sum as f32 * (scale * *s);
+            out[p][i] = sums[p][i] as f32 * (scale * scales[p][i]) + biases[p][i];
         }
     }
+    if with_gelu {
+        for out in &mut out {
+            for x in out {
+                *x = gelu(*x);
+            }
+        }
+    }
+    out
 }
 
 impl<D: Dot, const R: usize, const P: usize, const WINOGRAD: bool> Multiply<'_, D, R, P, WINOGRAD> {
-    /// The register tile: rows from `top`, panels `[P, inputs / 2]`, of which `first` is the first → `[R, P, 16]`.
+    /// The register tile: rows from `top`, panels `[P, quads, 2]`, of which `first` is the first → `[R, P, 16]`.
     ///
     /// Loops, not closures: the compiler inlines no closure into `Dot::vectorize` unless it is told to.
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "constant bounds keep the sums in registers")]
-    fn tile(&self, panels: &[Line], first: usize, top: usize) -> [[[i32; COLUMNS]; P]; R] {
+    fn tile(&self, panels: &[[Line; 2]], first: usize, top: usize) -> [[[i32; COLUMNS]; P]; R] {
         let Self { dot, rows, layer, .. } = self;
         let mut sums = [[D::Vector::zeroed(); P]; R];
         if WINOGRAD {
             for r in 0..R {
                 for p in 0..P {
                     let channel = pulp::cast(layer.corrections[first + p]);
-                    sums[r][p] = dot.add_32(channel, dot.splat(pulp::cast(rows.corrections[top + r])));
+                    sums[r][p] = dot.add_32(channel, dot.splat(rows.corrections[top + r]));
                 }
             }
         }
-        let panel_lines = panels.len() / P;
-        for b in 0..panel_lines / COLUMNS {
-            let a: &[Line; R] = rows.lines[b * rows.height + top..].first_chunk().expect("height fills tiles");
-            let mut blocks = [[Line([0; BLOCK]); 0].as_slice(); P];
+        let group = &rows.lines[top / GROUP * rows.quads..][..rows.quads];
+        let part = top % GROUP / R;
+        let mut weights = [[].as_slice(); P];
+        for p in 0..P {
+            weights[p] = &panels[p * rows.quads..];
+        }
+        // By index: without the check that goes with it, the compiler reads all rows ahead, more than there are registers.
+        for (i, line) in group.iter().enumerate() {
+            let mut w = [[D::Vector::zeroed(); 2]; P];
             for p in 0..P {
-                blocks[p] = &panels[p * panel_lines + b * COLUMNS..][..COLUMNS];
+                w[p] = [pulp::cast(weights[p][i][0].0), pulp::cast(weights[p][i][1].0)];
             }
-            for i in 0..COLUMNS / 2 {
-                let j = i + COLUMNS / 2;
-                let mut w = [[D::Vector::zeroed(); 2]; P];
+            for r in 0..R {
+                let [a, b] = line.0[part * R + r];
+                let a = [dot.splat(a), dot.splat(b)];
                 for p in 0..P {
-                    w[p] = [pulp::cast(blocks[p][i].0), pulp::cast(blocks[p][j].0)];
-                }
-                for r in 0..R {
-                    let a = &a[r].0;
-                    let a = [dot.splat([a[2 * i], a[2 * i + 1]]), dot.splat([a[2 * j], a[2 * j + 1]])];
-                    for p in 0..P {
-                        sums[r][p] = if WINOGRAD {
-                            dot.add_dot(sums[r][p], dot.add_16(a[0], w[p][1]), dot.add_16(a[1], w[p][0]))
-                        } else {
-                            dot.add_dot(dot.add_dot(sums[r][p], a[0], w[p][0]), a[1], w[p][1])
-                        };
-                    }
+                    sums[r][p] = if WINOGRAD {
+                        dot.add_dot(sums[r][p], dot.add_16(a[0], w[p][1]), dot.add_16(a[1], w[p][0]))
+                    } else {
+                        dot.add_dot(dot.add_dot(sums[r][p], a[0], w[p][0]), a[1], w[p][1])
+                    };
                 }
             }
         }
@@ -152,6 +177,7 @@ impl<D: Dot, const R: usize, const P: usize, const WINOGRAD: bool> Multiply<'_, 
 #[cfg(test)]
 mod tests {
     use super::super::gemm::Rows;
+    use super::super::quantize::line_of_pair;
     use super::*;
 
     fn kernels() -> Vec<Int16Kernel> {
@@ -186,10 +212,9 @@ mod tests {
         let (mut largest, mut product) = (0, Vec::new());
         for r in 0..m {
             for j in 0..n {
-                let panel = &layer.panels[j / COLUMNS * k.div_ceil(BLOCK) * COLUMNS..];
-                let a = |i: usize| rows.lines[i / BLOCK * rows.height + r].0[i % BLOCK];
-                let w = |i: usize| panel[i / 2].0[j % COLUMNS * 2 + i % 2];
-                let sum: i64 = (0..k).map(|i| i64::from(a(i)) * i64::from(w(i))).sum();
+                let panel = &layer.panels[j / COLUMNS * rows.quads * 2..];
+                let w = |i: usize| panel[line_of_pair(i / 2)].0[j % COLUMNS * 2 + i % 2];
+                let sum: i64 = (0..k).map(|i| i64::from(rows.at(r, i)) * i64::from(w(i))).sum();
                 largest = largest.max(sum.abs());
                 product.push(sum as i32 as f32 * (rows.scales[r] * layer.scales[j / COLUMNS][j % COLUMNS]));
             }

@@ -9,20 +9,27 @@ use super::gemm::Rows;
 
 /// Columns of a panel: their pairs fill a cache line.
 pub(super) const COLUMNS: usize = LANES;
-/// Inputs that are packed together: those of one row fill a cache line, and have `COLUMNS` pairs.
-pub(super) const BLOCK: usize = 2 * COLUMNS;
-/// A multiple of the rows of every register tile.
-const TILE_ROWS: usize = 24;
+/// Inputs that are quantised together: those of one row fill a cache line.
+const BLOCK: usize = 2 * COLUMNS;
+/// Quads of a block: two inputs and those half a block after them, which Winograd's product takes together.
+const QUADS: usize = BLOCK / 4;
+/// Rows that share lines; a multiple of the rows of every register tile.
+pub(super) const GROUP: usize = 8;
 /// Largest weight: with the largest activation in a layer it does not leave the 16 bits.
 const MAX_WEIGHT: f64 = 16_383.0;
 const MAX_ACTIVATION: f64 = 16_384.0;
 
-/// A cache line: 32 inputs of a row, or two inputs (`[16, 2]`) of the 16 columns of a panel.
+/// A cache line of a panel: two inputs of its 16 columns, `[16, 2]`.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
 pub(super) struct Line(pub(super) [i16; BLOCK]);
 
-/// The weight `[outputs, inputs]` of a layer: panels `[outputs / 16, inputs / 2, 16, 2]`, padded with zeros.
+/// A cache line of rows: a quad of each, in two pairs of 16 bits.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct RowsLine(pub(super) [[i32; 2]; GROUP]);
+
+/// The weight `[outputs, inputs]` of a layer, padded with zeros: panels `[outputs / 16, quads, 2, 16, 2]`.
 #[derive(Debug, Clone)]
 pub(super) struct Int16Layer {
     pub(super) panels: Vec<Line>,
@@ -30,7 +37,6 @@ pub(super) struct Int16Layer {
     pub(super) scales: Vec<[f32; COLUMNS]>,
     /// `-Σ v·w` of each channel.
     pub(super) corrections: Vec<[i32; COLUMNS]>,
-    pub(super) inputs: usize,
     pub(super) outputs: usize,
     /// The largest activation that cannot overflow a sum.
     pub(super) largest: i16,
@@ -70,7 +76,7 @@ impl Int16Layer {
             let mut sum = 0;
             for (k, w) in row.iter().enumerate() {
                 let w = (f64::from(*w) / unit).round_ties_even() as i16;
-                panel[k / 2].0[j % COLUMNS * 2 + k % 2] = w;
+                panel[line_of_pair(k / 2)].0[j % COLUMNS * 2 + k % 2] = w;
                 sum += i32::from(w.unsigned_abs());
             }
             scales[j / COLUMNS][j % COLUMNS] = unit as f32;
@@ -78,34 +84,42 @@ impl Int16Layer {
         }
         let corrections = panels.chunks_exact(panel_lines).map(channel_corrections).collect();
         let largest = (i32::MAX / largest_sum).min(largest as i32) as i16;
-        Self { panels, scales, corrections, inputs, outputs, largest }
+        Self { panels, scales, corrections, outputs, largest }
     }
+}
+
+/// Where in a panel a pair of inputs is.
+pub(super) fn line_of_pair(pair: usize) -> usize {
+    let (block, pair) = (pair / COLUMNS, pair % COLUMNS);
+    block * COLUMNS + pair % QUADS * 2 + pair / QUADS
 }
 
 fn channel_corrections(panel: &[Line]) -> [i32; COLUMNS] {
     let mut corrections = [0_i32; COLUMNS];
-    for block in panel.chunks_exact(COLUMNS) {
-        let (v, w) = block.split_at(COLUMNS / 2);
-        for (v, w) in v.iter().zip(w) {
-            for (i, (v, w)) in v.0.iter().zip(&w.0).enumerate() {
-                corrections[i / 2] = corrections[i / 2].wrapping_sub(i32::from(*v) * i32::from(*w));
-            }
+    for [v, w] in panel.as_chunks().0 {
+        for (i, (v, w)) in v.0.iter().zip(&w.0).enumerate() {
+            corrections[i / 2] = corrections[i / 2].wrapping_sub(i32::from(*v) * i32::from(*w));
         }
     }
     corrections
 }
 
-/// A block of quantised rows `[inputs / 32, rows, 32]`, padded with zeros.
+/// Quantised rows, padded with zeros: `[rows / 8, quads, 8, 4]`.
+///
+/// What a tile reads lies together, for the first-level cache's sake: lines a few kilobytes apart compete for the same few
+/// places in it, and of two values a cycle those in the same part of two lines cannot be read at once.
 #[derive(Debug, Default)]
 pub(super) struct Int16Rows {
-    pub(super) lines: Vec<Line>,
+    pub(super) lines: Vec<RowsLine>,
     /// What a unit of each row is worth.
     pub(super) scales: Vec<f32>,
     /// `-Σ a·b` of each row.
     pub(super) corrections: Vec<i32>,
-    /// Rows in `lines`, with those that fill up a tile.
-    pub(super) height: usize,
+    /// Quads of a row, of which each is a line of a group.
+    pub(super) quads: usize,
     pub(super) largest: i16,
+    /// One row on its way.
+    row: Vec<[i16; BLOCK]>,
 }
 
 impl Int16Rows {
@@ -113,24 +127,28 @@ impl Int16Rows {
     #[inline(always)]
     pub(super) fn quantize(&mut self, x: Rows, k: usize, largest: i16) {
         self.largest = largest;
-        self.height = x.count.next_multiple_of(TILE_ROWS);
-        self.lines.resize(k.div_ceil(BLOCK) * self.height, Line([0; BLOCK]));
+        self.quads = k.div_ceil(BLOCK) * QUADS;
+        self.lines.resize(x.count.div_ceil(GROUP) * self.quads, RowsLine([[0; 2]; GROUP]));
+        self.row.clear();
+        self.row.resize(k.div_ceil(BLOCK), [0; BLOCK]);
         self.scales.clear();
         self.corrections.clear();
         for (r, row) in x.iter(k).enumerate() {
             let (scale, inverse) = row_scale(row, f32::from(largest));
             self.scales.push(scale);
-            let mut lines = self.lines.iter_mut().skip(r).step_by(self.height);
-            let (blocks, rest) = row.as_chunks::<BLOCK>();
-            let mut correction = quantize_blocks(lines.by_ref(), blocks, inverse);
-            if !rest.is_empty() {
-                let mut block = [0.0; BLOCK];
-                block[..rest.len()].copy_from_slice(rest);
-                correction = correction.wrapping_add(quantize_blocks(lines, &[block], inverse));
-            }
-            self.corrections.push(correction);
+            round(row, inverse, self.row.as_flattened_mut());
+            self.corrections.push(row_correction(&self.row));
+            place(&self.row, &mut self.lines[r / GROUP * self.quads..], r % GROUP);
         }
-        self.corrections.resize(self.height, 0);
+        self.corrections.resize(x.count.next_multiple_of(GROUP), 0);
+    }
+
+    /// The quantised values.
+    #[cfg(test)]
+    pub(super) fn at(&self, row: usize, input: usize) -> i16 {
+        let (block, pair) = (input / BLOCK, input % BLOCK / 2);
+        let line = row / GROUP * self.quads + block * QUADS + pair % QUADS;
+        pulp::cast::<i32, [i16; 2]>(self.lines[line].0[row % GROUP][pair / QUADS])[input % 2]
     }
 }
 
@@ -145,24 +163,39 @@ fn row_scale(row: &[f32], largest: f32) -> (f32, f32) {
     if max < 1e-30 { (0.0, 0.0) } else { (max / largest, largest / max) }
 }
 
-/// Quantises a row, or part of it, line by line → its `-Σ a·b`.
+/// Rounds a row to whole units.
 #[inline(always)]
-fn quantize_blocks<'a>(lines: impl Iterator<Item = &'a mut Line>, blocks: &[[f32; BLOCK]], inverse: f32) -> i32 {
+fn round(row: &[f32], inverse: f32, out: &mut [i16]) {
     // 1.5 · 2^23: added to a number below 2^22 it leaves the number, rounded to even, in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
+    for (q, x) in out.iter_mut().zip(row) {
+        let low = (*x * inverse + ROUND).to_bits() as i16;
+        *q = low;
+    }
+}
+
+/// `-Σ a·b` of a row.
+#[inline(always)]
+fn row_correction(row: &[[i16; BLOCK]]) -> i32 {
     let mut corrections = [0_i32; BLOCK / 2];
-    for (block, line) in blocks.iter().zip(lines) {
-        let mut halves = [[0_i16; BLOCK / 2]; 2];
-        for (half, x) in halves.iter_mut().zip(block.as_chunks::<{ BLOCK / 2 }>().0) {
-            for (q, x) in half.iter_mut().zip(x) {
-                let low = (*x * inverse + ROUND).to_bits() as i16;
-                *q = low;
-            }
-        }
-        for (correction, (a, b)) in corrections.iter_mut().zip(halves[0].iter().zip(&halves[1])) {
+    for block in row {
+        let (a, b) = block.split_at(BLOCK / 2);
+        for (correction, (a, b)) in corrections.iter_mut().zip(a.iter().zip(b)) {
             *correction = correction.wrapping_sub(i32::from(*a) * i32::from(*b));
         }
-        line.0 = pulp::cast(halves);
     }
     corrections.iter().fold(0, |sum, c| sum.wrapping_add(*c))
+}
+
+/// Puts a row into the lines of its group.
+///
+/// Not inlined: with AVX-512 the compiler would take its scattered stores, which are several times as slow.
+#[inline(never)]
+fn place(row: &[[i16; BLOCK]], lines: &mut [RowsLine], in_group: usize) {
+    for (block, lines) in row.iter().zip(lines.as_chunks_mut::<QUADS>().0) {
+        let [a, b]: [[i32; QUADS]; 2] = pulp::cast(*block);
+        for ((line, a), b) in lines.iter_mut().zip(a).zip(b) {
+            line.0[in_group] = [a, b];
+        }
+    }
 }
