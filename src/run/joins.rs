@@ -29,7 +29,7 @@ const BYTES_BESIDE_PROBABILITIES: u64 = 184;
 
 /// The memory of joins and sorts over the rows, in bytes. More makes them hardly faster: they pass over their rows once
 /// or twice, from the disk or not, while a row costs its forward pass.
-pub(super) const MEMORY: u64 = 96 << 20;
+pub(super) const MEMORY: u64 = 48 << 20;
 
 /// Rows that go through joins and sorts together: few, as each file of spilled rows has a batch in memory when they are
 /// merged.

@@ -397,7 +397,8 @@ impl Run<'_> {
         let scored = pending.windows().map(move |window| async move {
             let (keys, window) = window.map_err(|e| self.spool_failed(&e))?;
             let start = Instant::now();
-            let outcomes = scorer.score(window).await?;
+            // Each text is in one window, once.
+            let outcomes = scorer.score_once(window).await?;
             Ok(Scored { keys, outcomes, executor: None, took: start.elapsed() })
         });
         scored.buffered(WINDOWS_UNDER_WAY)

@@ -36,6 +36,14 @@ pub(super) enum Answer {
     Abandoned,
 }
 
+/// Whether new texts are remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Memory {
+    Kept,
+    /// Only what is there already is looked up.
+    Asked,
+}
+
 /// Texts in a generation at most; two generations are kept.
 const GENERATION: usize = 1 << 17;
 
@@ -61,7 +69,7 @@ impl Memo {
     }
 
     /// Finds the slot of each text; `true` where the slot is new and the caller is to fill it.
-    pub(super) fn claim(&self, keys: impl Iterator<Item = TextKey>) -> Vec<(Slot, bool)> {
+    pub(super) fn claim(&self, keys: impl Iterator<Item = TextKey>, memory: Memory) -> Vec<(Slot, bool)> {
         // The maps are whole between any two statements that can panic.
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
         let [young, old] = &mut *generations;
@@ -72,11 +80,13 @@ impl Memo {
                 Some(slot) => (Arc::clone(slot), false),
                 None => (Slot::default(), true),
             };
-            if young.len() >= self.most {
-                std::mem::swap(young, old);
-                young.clear();
+            if memory == Memory::Kept {
+                if young.len() >= self.most {
+                    std::mem::swap(young, old);
+                    young.clear();
+                }
+                young.insert(key, Arc::clone(&slot));
             }
-            young.insert(key, Arc::clone(&slot));
             (slot, new)
         })
         .collect()
@@ -118,7 +128,7 @@ mod tests {
     fn the_second_claim_shares_the_slot_of_the_first() {
         let memo = Memo::new(2);
         let key = text_key("a", None);
-        let claims = memo.claim([key, key].into_iter());
+        let claims = memo.claim([key, key].into_iter(), Memory::Kept);
         assert_eq!(claims.iter().map(|(_, new)| *new).collect::<Vec<_>>(), [true, false]);
         assert!(Arc::ptr_eq(&claims[0].0, &claims[1].0));
     }
@@ -134,7 +144,19 @@ mod tests {
     fn an_abandoned_text_can_be_claimed_again() {
         let memo = Memo::new(2);
         let key = text_key("a", None);
-        memo.claim([key].into_iter())[0].0.get_or_init(|| Answer::Abandoned);
-        assert!(memo.claim([key].into_iter())[0].1);
+        memo.claim([key].into_iter(), Memory::Kept)[0].0.get_or_init(|| Answer::Abandoned);
+        assert!(memo.claim([key].into_iter(), Memory::Kept)[0].1);
+    }
+
+    #[test]
+    fn a_text_that_will_not_come_again_is_looked_up_and_not_kept() {
+        let memo = Memo::new(2);
+        let [known, new] = [text_key("a", None), text_key("b", None)];
+        let slot = memo.claim([known].into_iter(), Memory::Kept).remove(0).0;
+        for _ in 0..2 {
+            let claims = memo.claim([known, new].into_iter(), Memory::Asked);
+            assert_eq!(claims.iter().map(|(_, new)| *new).collect::<Vec<_>>(), [false, true]);
+            assert!(Arc::ptr_eq(&claims[0].0, &slot));
+        }
     }
 }

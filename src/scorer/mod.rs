@@ -37,7 +37,7 @@ use crate::objects::{ModelFolder, ObjectsError, model_folder};
 pub use crate::ops::Precision;
 
 use crate::ops::Kernels;
-use memo::{Answer, Memo, Slot, text_key};
+use memo::{Answer, Memo, Memory, Slot, text_key};
 use tally::WindowCounts;
 use window::Work;
 
@@ -332,6 +332,22 @@ impl Scorer {
     /// # Errors
     /// A failure of the encoder; bad texts are rejections, not errors.
     pub async fn score(&self, window: Window) -> Result<Vec<Result<Prediction, Rejection>>, ScorerError> {
+        self.score_or_recall(window, Memory::Kept).await
+    }
+
+    /// The same for texts that will not come again, which are therefore not kept in memory.
+    ///
+    /// # Errors
+    /// As [`Scorer::score`].
+    pub async fn score_once(&self, window: Window) -> Result<Vec<Result<Prediction, Rejection>>, ScorerError> {
+        self.score_or_recall(window, Memory::Asked).await
+    }
+
+    async fn score_or_recall(
+        &self,
+        window: Window,
+        memory: Memory,
+    ) -> Result<Vec<Result<Prediction, Rejection>>, ScorerError> {
         let shared = &self.0;
         let rejections: Vec<Option<Rejection>> = (0..window.len()).map(|row| window.rejection(row)).collect();
         let rows: Vec<usize> = (0..window.len()).filter(|&row| rejections[row].is_none()).collect();
@@ -343,7 +359,7 @@ impl Scorer {
         // More than one round only where another window abandoned texts that this one waited for.
         let slots: Vec<Slot> = loop {
             let keys = rows.iter().map(|&row| text_key(window.text(row), window.text_pair(row)));
-            let claims = shared.memo.claim(keys);
+            let claims = shared.memo.claim(keys, memory);
             let new: Vec<(usize, Slot)> = rows
                 .iter()
                 .zip(&claims)
