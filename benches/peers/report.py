@@ -14,7 +14,7 @@ FLAGS = ["avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8"
 HEADER = "| engine | pairs/s (median) | couplet f32 is | couplet int16 is | peak MB | largest \\|Δ probability\\| | labels that differ |"
 
 
-def machine(threads):
+def machine(threads, avx2):
     cpuinfo = Path("/proc/cpuinfo").read_text()
     flags = set(re.search(r"^flags\s*:(.*)", cpuinfo, re.M)[1].split())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -22,6 +22,7 @@ def machine(threads):
         "cpu": re.search(r"^model name\s*:\s*(.*)", cpuinfo, re.M)[1],
         "cores used": f"{threads} of {os.cpu_count()}",
         "flags": ", ".join(f"{flag} {'yes' if flag in flags else 'no'}" for flag in FLAGS),
+        **({"used": "as without AVX-512"} if avx2 else {}),
         "memory": f"{memory:.0f} GB",
         "system": platform.platform(),
         "load average before": f"{os.getloadavg()[0]:.2f}",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import report
 from engines import HERE, PEERS, Failed, couplet, measure, peer
+from narrow import narrow_couplet, narrow_onnxruntime
 
 ROOT = HERE.parents[1]
 WARM_ROWS = 64
@@ -18,6 +19,7 @@ WRONG_CONFIG = 2  # couplet's exit code
 TOLERANCE = 1e-3  # of a probability
 # Integer arithmetic, and candle's DistilBERT, which takes GELU's tanh approximation for erf.
 INEXACT = {"couplet int16", "ort-int8-sorted", "candle"}
+NARROWED = {"ort", "ort-sorted", "ort-int8-sorted"}
 
 
 def arguments():
@@ -32,10 +34,15 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--peers", default=",".join(PEERS), metavar="A,B", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
+    parser.add_argument("--avx2", action="store_true", help="as without AVX-512; ONNX Runtime is the only peer then")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every run, written after each peer")
     parser.add_argument("--venv", type=Path, default=ROOT / "target/peers-venv", metavar="DIR")
     args = parser.parse_args()
     args.peers = args.peers.split(",")
+    if args.avx2 and args.peers == list(PEERS):
+        args.peers = [name for name in PEERS if name in NARROWED]
+    if args.avx2 and (others := set(args.peers) - NARROWED):
+        parser.error(f"--avx2: not with {', '.join(sorted(others))}; allowed are {', '.join(sorted(NARROWED))}")
     if unknown := set(args.peers) - set(PEERS):
         parser.error(f"--peers: unknown {', '.join(sorted(unknown))}; allowed are {', '.join(PEERS)}")
     if args.rounds < 1:
@@ -126,6 +133,9 @@ def main():
     work.mkdir(parents=True, exist_ok=True)
     args.couplet, args.model = args.couplet.resolve(strict=True), args.model.resolve(strict=True)
     python = environment(args.venv)
+    if args.avx2:
+        args.couplet = narrow_couplet(args.couplet, work / "avx2")
+        os.environ["PYTHONPATH"] = str(narrow_onnxruntime(python, work / "avx2"))
     candle = build_candle(work) if "candle" in args.peers else None
     prepare = [python, HERE / "prepare.py"]
 
@@ -142,7 +152,7 @@ def main():
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     result = {"pairs": rows, "rounds": args.rounds, "models": []}
-    result |= {"machine": report.machine(args.threads), "versions": report.versions(args.couplet)}
+    result |= {"machine": report.machine(args.threads, args.avx2), "versions": report.versions(args.couplet)}
     for number, model in enumerate(models):
         directory = work / str(number)
         directory.mkdir(exist_ok=True)
