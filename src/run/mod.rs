@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use datafusion::prelude::SessionContext;
 
 use crate::cluster::{Address, built_without};
-use crate::config::{self, ModelSettings, Pipeline, Place, Query, RunSettings, Table};
+use crate::config::{self, ModelSettings, Pipeline, Place, Query, RunSettings, Scoring, Table};
 use crate::error::Error;
 use crate::files::{self, readable};
 use crate::predict::Models;
@@ -37,6 +37,7 @@ use crate::progress::Style;
 use crate::report::RunReport;
 use crate::scorer::{Pool, Precision, PrecisionSetting, ScorerOptions};
 use crate::session::Resources;
+use crate::store::ScoreStore;
 use crate::tables;
 use crate::train::finetune;
 
@@ -291,4 +292,18 @@ pub(crate) fn model_name(model: &ModelSettings) -> String {
 
 pub(crate) fn folder_of(path: &Path) -> PathBuf {
     path.parent().unwrap_or(Path::new("")).to_owned()
+}
+
+/// What is left when a run is interrupted: the output of the one before, and the scores.
+fn interrupted(scoring: &Scoring, after: &str, scores: Option<&ScoreStore>) -> Error {
+    let output = readable_place(&scoring.sink.location.place);
+    let kept = match (scores, scoring.sink.location.local()) {
+        (None, Some(path)) if !path.exists() => NOTHING_WRITTEN.to_owned(),
+        (None, _) => format!("{output} is as it was before"),
+        (Some(_), _) => {
+            let store = readable_place(&scoring.score.store.place);
+            format!("what was scored is kept in {store}, and {output} is as it was before")
+        }
+    };
+    Error::Interrupted { after: after.to_owned(), kept: format!("{kept}. Run the same command again to go on") }
 }

@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex};
 use datafusion::common::DataFusionError;
 
 use super::checked::{Check, Checked, Refusal, output_schema, refusal};
+use super::interrupted;
 use super::rejected;
-use super::score::{Run, interrupted};
+use super::score::Run;
 use super::sinks::{Sink, SinkKind};
 use super::spool::Spool;
 use crate::crash;

@@ -29,8 +29,8 @@ use super::rejected;
 use super::sinks::{self, Sink};
 use super::spool::Spool;
 use super::{
-    NOTHING_WRITTEN, WholeRun, blame, folder_of, missing_model, model_name, models_of, places, pool, query_text,
-    readable_place, resources,
+    NOTHING_WRITTEN, WholeRun, blame, folder_of, interrupted, missing_model, model_name, models_of, places, pool,
+    query_text, readable_place, resources,
 };
 use crate::cluster::Address;
 use crate::config::{Pipeline, Scoring};
@@ -439,18 +439,4 @@ impl Run<'_> {
         let origin = format!("{}: the rows in {}", self.pipeline.path.display(), self.pipeline.run.spill.display());
         move |error| Error::sql(origin.clone(), error, None)
     }
-}
-
-/// What is left when a run is interrupted: the output of the one before, and the scores.
-pub(super) fn interrupted(scoring: &Scoring, after: &str, scores: Option<&ScoreStore>) -> Error {
-    let output = readable_place(&scoring.sink.location.place);
-    let kept = match (scores, scoring.sink.location.local()) {
-        (None, Some(path)) if !path.exists() => NOTHING_WRITTEN.to_owned(),
-        (None, _) => format!("{output} is as it was before"),
-        (Some(_), _) => {
-            let store = readable_place(&scoring.score.store.place);
-            format!("what was scored is kept in {store}, and {output} is as it was before")
-        }
-    };
-    Error::Interrupted { after: after.to_owned(), kept: format!("{kept}. Run the same command again to go on") }
 }

@@ -52,6 +52,7 @@ impl Int16Kernel {
 /// Arithmetic on 16 pairs of 16 bits or 16 sums of 32 bits, modulo 2^16 or 2^32.
 pub(super) trait Dot: Copy {
     type Vector: Pod;
+    /// A pair of 16 bits in every place, or a sum of 32.
     fn splat(self, pair: i32) -> Self::Vector;
     fn add_16(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn add_32(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;

@@ -8,10 +8,8 @@
 
 use pulp::Simd;
 
-use super::elementwise::{add, gelu};
+use super::elementwise::gelu;
 
-/// Floats that are finished together: of the widest vectors there are.
-pub(super) const VECTOR: usize = 16;
 /// Most rows in a register tile, on any instruction set.
 pub(in crate::ops) const MAX_TILE_ROWS: usize = 12;
 /// Most columns in a register tile, on any instruction set.
@@ -142,41 +140,19 @@ impl Finish<'_> {
     /// Finishes part of a row that begins at a column.
     #[inline(always)]
     pub(super) fn apply(self, part: &mut [f32], column: usize) {
-        let (vectors, rest) = part.as_chunks_mut::<VECTOR>();
-        for (i, vector) in vectors.iter_mut().enumerate() {
-            *vector = self.of_vector(*vector, column + i * VECTOR);
-        }
-        if !rest.is_empty() {
-            let first = column + vectors.len() * VECTOR;
-            match self {
-                Self::None => {}
-                Self::Bias(bias) => add(rest, &bias[first..]),
-                Self::BiasGelu(bias) => {
-                    add(rest, &bias[first..]);
-                    for x in rest {
-                        *x = gelu(*x);
-                    }
+        match self {
+            Self::None => {}
+            Self::Bias(bias) => {
+                for (x, b) in part.iter_mut().zip(&bias[column..]) {
+                    *x += *b;
+                }
+            }
+            Self::BiasGelu(bias) => {
+                for (x, b) in part.iter_mut().zip(&bias[column..]) {
+                    *x = gelu(*x + *b);
                 }
             }
         }
-    }
-
-    /// Finishes as many values of a row as a vector has, which begin at a column.
-    #[inline(always)]
-    pub(super) fn of_vector(self, mut x: [f32; VECTOR], column: usize) -> [f32; VECTOR] {
-        // Of a length that the compiler knows, so that nothing leaves the registers.
-        if let Self::Bias(bias) | Self::BiasGelu(bias) = self {
-            let bias: &[f32; VECTOR] = bias[column..].first_chunk().expect("a bias for each column");
-            for i in 0..VECTOR {
-                x[i] += bias[i];
-            }
-        }
-        if let Self::BiasGelu(_) = self {
-            for x in &mut x {
-                *x = gelu(*x);
-            }
-        }
-        x
     }
 }
 
