@@ -18,6 +18,7 @@ mod elsewhere;
 mod evaluating;
 mod faults;
 mod faulty;
+mod fencing;
 mod gradients;
 mod help;
 mod hub;
