@@ -19,12 +19,9 @@ use crate::config::{Place, Sink, SinkFormat, SinkMode, TableFormat};
 use crate::delta;
 use crate::error::Error;
 use crate::lock::Explained;
-use crate::objects::Objects;
+use crate::objects::{Objects, PENDING};
 use crate::sink::runs::{self, RunsError};
 use crate::sink::{Origin, SinkError, rejected_version};
-
-/// What the names of rejected rows end in that are not in their place yet.
-const PENDING: &str = ".couplet-pending";
 
 /// Where the rejected rows of the runs that a sink has are, and how they are read; none if there are none.
 ///
