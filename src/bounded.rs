@@ -20,20 +20,25 @@ use datafusion::logical_expr::{
 
 use crate::progress::grouped;
 
-/// The functions, for results of at most `most` bytes in a record batch.
-pub(crate) fn functions(most: usize) -> Vec<ScalarUDF> {
+/// The functions, for a session that may use `memory` bytes: a result may have a quarter of them in a record batch, as
+/// some batches are in memory at once.
+pub(crate) fn functions(memory: u64) -> Vec<ScalarUDF> {
+    let most = usize::try_from(memory / 4).unwrap_or(usize::MAX);
     let all: [(Arc<ScalarUDF>, Estimate); 8] = [
         (string::repeat(), Estimate::Repeat),
         (string::replace(), Estimate::Replace),
         (unicode::lpad(), Estimate::Pad),
         (unicode::rpad(), Estimate::Pad),
         (repeat::array_repeat_udf(), Estimate::Repeat),
-        (resize::array_resize_udf(), Estimate::Pad),
+        (resize::array_resize_udf(), Estimate::Resize),
         (range::range_udf(), Estimate::Range),
         (range::gen_series_udf(), Estimate::Range),
     ];
     all.into_iter().map(|(inner, estimate)| Bounded { inner, estimate, most }.into()).collect()
 }
+
+/// Bytes of an element of a list.
+const ELEMENT: f64 = 8.0;
 
 /// How the size of a result is estimated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,6 +47,8 @@ enum Estimate {
     Repeat,
     /// As many bytes as the second argument says.
     Pad,
+    /// As many elements as the second argument says.
+    Resize,
     /// The first argument with the third one in place of each second one.
     Replace,
     /// The numbers or times from the first argument to the second in steps of the third.
@@ -82,8 +89,8 @@ impl ScalarUDFImpl for Bounded {
         let bytes = self.estimate.bytes(&args.args)?;
         if bytes > self.most as f64 {
             return plan_err!(
-                "{}() would make about {} bytes in one batch of rows, and run.memory allows {}; make its arguments smaller, \
-                 or raise run.memory",
+                "{}() would make about {} bytes in one batch of rows, and a quarter of run.memory is {}; make its arguments \
+                 smaller, or raise run.memory",
                 self.name(),
                 grouped(bytes as u64),
                 grouped(self.most as u64)
@@ -108,7 +115,7 @@ impl Estimate {
         };
         let columns = match self {
             Self::Repeat => [measured(0, sizes)?, measured(1, values)?, vec![0.0]],
-            Self::Pad => [vec![0.0], measured(1, values)?, vec![0.0]],
+            Self::Pad | Self::Resize => [vec![0.0], measured(1, values)?, vec![0.0]],
             Self::Replace => [measured(0, sizes)?, measured(1, sizes)?, measured(2, sizes)?],
             // With one argument it is the end.
             Self::Range if args.len() == 1 => [vec![0.0], measured(0, values)?, vec![1.0]],
@@ -124,9 +131,10 @@ impl Estimate {
             match self {
                 Self::Repeat => a * b.max(0.0),
                 Self::Pad => b.max(0.0),
+                Self::Resize => b.max(0.0) * ELEMENT,
                 Self::Replace => a + a / b.max(1.0) * c,
                 Self::Range if c == 0.0 => 0.0,
-                Self::Range => ((b - a) / c).max(0.0) * 8.0,
+                Self::Range => ((b - a) / c).max(0.0) * ELEMENT,
             }
         };
         Ok((0..rows).map(of_row).sum())
@@ -157,9 +165,16 @@ fn values(array: &ArrayRef) -> Result<Vec<f64>> {
             let days = cast(&cast(array, &DataType::Int32)?, &DataType::Float64)?;
             return Ok(days.as_primitive::<Float64Type>().iter().map(|days| days.unwrap_or_default() * DAY).collect());
         }
-        DataType::Timestamp(..) => {
-            let nanoseconds = DataType::Timestamp(TimeUnit::Nanosecond, None);
-            cast(&cast(&cast(array, &nanoseconds)?, &DataType::Int64)?, &DataType::Float64)?
+        DataType::Timestamp(unit, _) => {
+            let nanoseconds = match unit {
+                TimeUnit::Second => 1e9,
+                TimeUnit::Millisecond => 1e6,
+                TimeUnit::Microsecond => 1e3,
+                TimeUnit::Nanosecond => 1.0,
+            };
+            let times = cast(&cast(array, &DataType::Int64)?, &DataType::Float64)?;
+            let times = times.as_primitive::<Float64Type>();
+            return Ok(times.iter().map(|time| time.unwrap_or_default() * nanoseconds).collect());
         }
         _ => cast(array, &DataType::Float64)?,
     };

@@ -121,6 +121,10 @@ async fn open(context: &SessionContext, table: &Table) -> Result<Arc<dyn TablePr
             snapshot.renew();
             opened = open_once(context, table).await;
         }
+        if let Some(file) = snapshot.replaced().filter(|_| opened.is_err()) {
+            let text = format!("{file} was replaced while it was read; run the same command again");
+            return Err(TableError::new(table, Problem { text, passes: true }));
+        }
     }
     opened
 }
