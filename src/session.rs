@@ -9,11 +9,12 @@ use std::sync::Arc;
 use datafusion::common::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{FairSpillPool, MemoryPool, TrackConsumersPool};
+use datafusion::execution::memory_pool::{FairSpillPool, MemoryLimit, MemoryPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use tempfile::TempDir;
 
+use crate::bounded;
 use crate::config::Table;
 use crate::predict::{self, Models};
 use crate::sink::{TEMPORARY, hold, remove_remains};
@@ -112,6 +113,11 @@ pub async fn open(
         .with_default_features()
         .with_physical_optimizer_rule(Arc::new(YieldingJoins));
     let context = SessionContext::new_with_state(predict::install(builder, models).build());
+    if let MemoryLimit::Finite(memory) = resources.runtime.memory_pool.memory_limit() {
+        for function in bounded::functions(memory) {
+            context.register_udf(function);
+        }
+    }
     register(&context, listed).await?;
     Ok(context)
 }
