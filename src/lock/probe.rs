@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::conditional::{is_not_implemented, put_if};
 use super::{Explain, LockError, Place};
+use crate::files;
 
 /// Tries conditional writes on an object of its own, which it deletes: four requests. A folder of this computer is
 /// tried by its hard links, by which files are made only where there are none.
@@ -93,7 +94,7 @@ fn probe_folder(folder: &std::path::Path) -> Result<(), LockError> {
     let place = || folder.display().to_string();
     let name = format!(".couplet-probe-{}", Uuid::new_v4());
     let (file, link) = (folder.join(&name), folder.join(format!("{name}-link")));
-    let written = fs::create_dir_all(folder).and_then(|()| fs::write(&file, "1"));
+    let written = fs::create_dir_all(folder).and_then(|()| files::write(&file, "1"));
     let linked =
         written.map_err(|e| LockError::Store { place: place(), problem: e.to_string().into() }).and_then(|()| {
             let twice = (fs::hard_link(&file, &link), fs::hard_link(&file, &link));

@@ -20,6 +20,8 @@ use object_store::{
 };
 use uuid::Uuid;
 
+use crate::files;
+
 /// A local disk from its root on.
 #[derive(Debug)]
 pub struct DurableLocal(LocalFileSystem);
@@ -68,10 +70,12 @@ impl ObjectStore for DurableLocal {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.check_regular(location).await?;
         self.0.get_opts(location, options).await
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.check_regular(location).await?;
         self.0.get_ranges(location, ranges).await
     }
 
@@ -99,6 +103,16 @@ impl ObjectStore for DurableLocal {
 }
 
 impl DurableLocal {
+    /// Refuses what is no regular file: `object_store` would wait for a pipe. What is not there is for it to say.
+    async fn check_regular(&self, location: &Path) -> Result<()> {
+        let path = self.0.path_to_filesystem(location)?;
+        let looked = tokio::task::spawn_blocking(move || match files::open(&path) {
+            Err(e) if e.kind() == ErrorKind::InvalidInput => Err(failed(&e, &path)),
+            _ => Ok(()),
+        });
+        looked.await.unwrap_or(Ok(()))
+    }
+
     async fn make_durable(&self, location: &Path) -> Result<()> {
         let path = self.0.path_to_filesystem(location)?;
         make_durable(path).await
@@ -132,7 +146,7 @@ impl MultipartUpload for DurableUpload {
 
 async fn make_durable(path: PathBuf) -> Result<()> {
     let synced = tokio::task::spawn_blocking(move || {
-        File::open(&path)?.sync_all()?;
+        files::open(&path)?.sync_all()?;
         sync_folder(&path)
     });
     let synced = synced.await.unwrap_or_else(|e| Err(io::Error::other(e)));
@@ -184,7 +198,7 @@ fn make_folders(folder: &FilePath) -> io::Result<()> {
 /// Makes the name of a file or folder durable, which is in the folder around it.
 fn sync_folder(path: &FilePath) -> io::Result<()> {
     match path.parent() {
-        Some(parent) if cfg!(unix) => File::open(parent)?.sync_all(),
+        Some(parent) if cfg!(unix) => files::sync_folder(parent),
         _ => Ok(()),
     }
 }

@@ -10,7 +10,7 @@ use thiserror::Error;
 use url::Url;
 
 use crate::config::{Place, Service};
-use crate::delta::without_frames;
+use crate::frames::without_frames;
 use crate::lock::Explained;
 
 /// A place that cannot be read or written.

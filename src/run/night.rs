@@ -11,6 +11,7 @@ use super::WholeRun;
 use crate::confidential::without_credentials;
 use crate::config::Pipeline;
 use crate::error::Error;
+use crate::files::{self, MAX_TEXT};
 use crate::lock::{self, Claim, DEFAULT_LEASE, Held};
 use crate::objects::{Objects, remove_staged};
 use crate::printable::printable;
@@ -74,7 +75,7 @@ impl Night {
             Err(error) => tracing::warn!("unfinished files of killed runs in {store} stay: {error}"),
         }
         held.settle().await?;
-        let text = std::fs::read(&pipeline.path).ok();
+        let text = files::read(&pipeline.path, MAX_TEXT).ok();
         let pipeline_hash = text.map(|text| {
             let digest = Sha256::digest(&text);
             digest.iter().take(8).fold(String::new(), |hash, byte| format!("{hash}{byte:02x}"))

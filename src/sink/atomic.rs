@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::files;
+
 pub(crate) const TEMPORARY: &str = ".couplet-tmp";
 
 /// How long a process may take from making a file or folder to locking it.
@@ -64,7 +66,7 @@ impl AtomicFile {
             file.sync_all()?;
             fs::rename(&self.temporary, &self.target)?;
             // And the rename itself is in the folder.
-            File::open(folder_of(&self.target))?.sync_all()?;
+            files::sync_folder(folder_of(&self.target))?;
             Ok(file.metadata()?.len())
         });
         if published.is_err() {
@@ -119,7 +121,7 @@ pub(crate) fn remove_remains(folder: &Path, prefix: &str, remove: fn(&Path) -> i
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if name.starts_with(prefix) && name.ends_with(TEMPORARY) {
-            let Ok(opened) = File::open(entry.path()) else { continue };
+            let Ok(opened) = files::open_own(&entry.path()) else { continue };
             // Held by a live run; or the question cannot be asked, and then nothing is removed.
             let is_free = || opened.try_lock().is_ok();
             let mut free = is_free();

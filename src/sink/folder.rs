@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::atomic::{TEMPORARY, folder_of, hold, remove_remains};
+use crate::files;
 
 /// Where the old folder waits while there is no exchange.
 const ASIDE: &str = ".couplet-old";
@@ -51,7 +52,7 @@ impl AtomicFolder {
         let temporary = around.join(format!(".{name}.{}{TEMPORARY}", Uuid::new_v4().simple()));
         fs::create_dir(&temporary)?;
         // Where folders cannot be locked, the remains of a killed run stay until they are removed by hand.
-        let lock = File::open(&temporary).ok().filter(hold);
+        let lock = files::open_own(&temporary).ok().filter(hold);
         Ok(Self { target: target.to_owned(), temporary, _lock: lock })
     }
 
@@ -72,16 +73,16 @@ impl AtomicFolder {
     fn publish_with(self, exchange: fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
         let (around, _) = parts(&self.target)?;
         for entry in self.temporary.read_dir()? {
-            File::open(entry?.path())?.sync_all()?;
+            files::open_own(&entry?.path())?.sync_all()?;
         }
-        File::open(&self.temporary)?.sync_all()?;
+        files::sync_folder(&self.temporary)?;
         if !self.target.exists() {
             fs::rename(&self.temporary, &self.target)?;
-            return File::open(around)?.sync_all();
+            return files::sync_folder(around);
         }
         if exchange(&self.temporary, &self.target).is_ok() {
             // The old folder has the temporary name now, and goes when `self` is dropped.
-            return File::open(around)?.sync_all();
+            return files::sync_folder(around);
         }
         let aside = aside(&self.target)?;
         fs::rename(&self.target, &aside)?;
@@ -89,7 +90,7 @@ impl AtomicFolder {
             fs::rename(&aside, &self.target)?;
             return Err(e);
         }
-        File::open(around)?.sync_all()?;
+        files::sync_folder(around)?;
         fs::remove_dir_all(&aside)
     }
 }
