@@ -1,6 +1,11 @@
 //! The integration tests: one binary, a module an area.
 
-#![allow(clippy::pedantic, clippy::unwrap_used, reason = "a test that panics has failed, and says where")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::pedantic,
+    clippy::unwrap_used,
+    reason = "a test that panics has failed, and says where"
+)]
 
 mod archives;
 mod broken_runs;
@@ -41,6 +46,8 @@ mod nights_in_buckets;
 mod one_at_a_time;
 mod ops;
 mod parity;
+#[cfg(target_os = "linux")]
+mod pipes;
 mod plan;
 mod predict_sql;
 mod pretraining;
@@ -50,6 +57,8 @@ mod query_files;
 mod readers;
 mod reference;
 mod remote;
+#[cfg(target_os = "linux")]
+mod replaced_models;
 mod report_page;
 mod resume;
 mod robustness;
