@@ -24,6 +24,7 @@ use thiserror::Error;
 #[cfg(feature = "cluster")]
 use crate::cluster;
 use crate::config::Place;
+use crate::frames::without_frames;
 use crate::objects::{self, Objects, ObjectsError, cause_in, cut_answers};
 
 pub(crate) use damaged::data_file;
@@ -139,11 +140,6 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
 
 /// The folder of a table's log.
 pub(crate) const LOG: &str = "_delta_log";
-
-/// A message without the frames of the stack that a library adds to it.
-pub(crate) fn without_frames(message: &str) -> &str {
-    message.split("\n   0: ").next().unwrap_or(message).trim_end()
-}
 
 /// The version of the oldest checkpoint, where the log does not go back to the first version.
 async fn oldest_version(objects: &Objects) -> Option<u64> {

@@ -18,6 +18,7 @@
 //! function to any `DataFusion` session, and [`scorer::Scorer`] scores windows of texts without any SQL.
 #![doc = ""]
 #![doc = include_str!("../docs/rust.md")]
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "tests open files that they made"))]
 
 /// The version that a session must be of.
 pub use datafusion;
@@ -32,6 +33,7 @@ mod crash;
 pub mod delta;
 pub mod error;
 mod files;
+mod frames;
 mod frequent;
 mod from_first;
 pub mod histogram;

@@ -13,9 +13,12 @@ use datafusion::execution::memory_pool::{FairSpillPool, MemoryLimit, MemoryPool,
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use tempfile::TempDir;
+use url::Url;
 
 use crate::bounded;
 use crate::config::Table;
+use crate::files;
+use crate::objects::DurableLocal;
 use crate::predict::{self, Models};
 use crate::sink::{TEMPORARY, hold, remove_remains};
 use crate::tables::{self, TableError};
@@ -48,7 +51,7 @@ impl Resources {
         remove_remains(spill, PREFIX, |folder| std::fs::remove_dir_all(folder));
         let make = || -> io::Result<_> {
             let folder = tempfile::Builder::new().prefix(PREFIX).suffix(TEMPORARY).tempdir_in(spill)?;
-            let lock = File::open(folder.path()).ok().filter(hold);
+            let lock = files::open_own(folder.path()).ok().filter(hold);
             Ok((folder, lock))
         };
         let (mut folder, mut lock) = make()?;
@@ -67,6 +70,7 @@ impl Resources {
             // is read would not be noticed, and the shell would not see what comes.
             .with_object_list_cache_limit(0)
             .build_arc()?;
+        register_local_disk(&runtime);
         Ok(Self { runtime, folder, _lock: lock })
     }
 
@@ -83,6 +87,12 @@ impl Resources {
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
+}
+
+/// Has plans read the local disk as everything else here does.
+pub(crate) fn register_local_disk(runtime: &RuntimeEnv) {
+    let root = Url::parse("file:///").expect("it is a URL");
+    runtime.register_object_store(&root, Arc::new(DurableLocal::new()));
 }
 
 /// A pool that shares `memory` bytes fairly among those that can spill.

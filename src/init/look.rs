@@ -1,7 +1,6 @@
 //! What is in a file that a pipeline is to be written over: its format, its columns, and a sample of its rows.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use datafusion::prelude::SessionContext;
 
 use crate::config::{CsvOptions, GivenTable, Table, TableFormat, table_from_argument, table_from_uri_as, table_place};
 use crate::error::Error;
+use crate::files;
 use crate::predict::Models;
 use crate::run;
 use crate::session::{self, Resources};
@@ -245,7 +245,7 @@ fn format_by_content(path: &Path, told: bool) -> Option<String> {
 /// The binary format that a file says itself to be.
 fn binary(path: &Path) -> Option<&'static str> {
     let mut start = Vec::new();
-    File::open(path).ok()?.take(6).read_to_end(&mut start).ok()?;
+    files::open(path).ok()?.take(6).read_to_end(&mut start).ok()?;
     match &start[..] {
         [b'P', b'A', b'R', b'1', ..] => Some("parquet"),
         b"ARROW1" => Some("arrow"),
@@ -314,7 +314,7 @@ fn head(path: &Path) -> Option<String> {
         return None;
     }
     let mut head = Vec::with_capacity(HEAD);
-    File::open(path).ok()?.take(HEAD as u64).read_to_end(&mut head).ok()?;
+    files::open(path).ok()?.take(HEAD as u64).read_to_end(&mut head).ok()?;
     let whole = head.len() < HEAD;
     let mut text = String::from_utf8_lossy(&head).into_owned();
     if !whole && let Some(end) = text.rfind('\n') {

@@ -49,6 +49,8 @@ use lease::{Lease, Object};
 pub use probe::{probe, probe_and_delete};
 pub use process::{Process, host};
 
+use crate::files::{self, MAX_JSON};
+
 /// The name of the lock within a store.
 pub(crate) const LOCK: &str = "lock.json";
 
@@ -178,7 +180,7 @@ pub struct Seen {
 pub async fn look(place: &Place) -> Result<Option<Seen>, LockError> {
     let failed = |problem: Explained| LockError::Store { place: place.to_string(), problem };
     let json = match place {
-        Place::Folder(path) => match std::fs::read(path.join(LOCK)) {
+        Place::Folder(path) => match files::read(&path.join(LOCK), MAX_JSON) {
             Ok(json) => json,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(failed(format!("{}: {e}", path.join(LOCK).display()).into())),

@@ -11,7 +11,7 @@ use url::Url;
 
 use super::accepted::were_accepted;
 use crate::config::{Place, Service};
-use crate::delta::without_frames;
+use crate::frames::without_frames;
 use crate::lock::Explained;
 
 /// A place that cannot be read or written.

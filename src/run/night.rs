@@ -10,6 +10,7 @@ use super::{WholeRun, places};
 use crate::confidential::without_credentials;
 use crate::config::Pipeline;
 use crate::error::Error;
+use crate::files::{self, MAX_TEXT};
 use crate::lock::{self, Claim, DEFAULT_LEASE, Held, LockError};
 use crate::objects::{StoreFolder, abort_noted_uploads};
 use crate::printable::printable;
@@ -68,7 +69,7 @@ impl Night {
             Err(error) => tracing::warn!("unfinished files of killed runs in {} stay: {error}", store.objects),
         }
         held.settle().await?;
-        let text = std::fs::read(&pipeline.path).ok();
+        let text = files::read(&pipeline.path, MAX_TEXT).ok();
         let pipeline_hash = text.map(|text| {
             let digest = Sha256::digest(&text);
             digest.iter().take(8).fold(String::new(), |hash, byte| format!("{hash}{byte:02x}"))

@@ -7,7 +7,6 @@
 //! keys, numbers and scores only; they run in a memory pool of their own, whose size does not grow with the rows, and
 //! spill beside the file.
 
-use std::fs::File;
 use std::io::{self, BufWriter};
 use std::sync::Arc;
 
@@ -31,6 +30,7 @@ use super::intact::{Hashing, check, checked_at_end};
 use super::joins::{Joins, bytes_of_scores, of_rows, session, without_views};
 use super::pending::Pending;
 use super::sinks::SinkKind;
+use crate::files;
 use crate::predict::{prediction_fields, text_values};
 use crate::scorer::{Rejection, TextColumn, Window};
 use crate::session::Resources;
@@ -104,7 +104,7 @@ impl Spool {
             .set_max_row_group_bytes(Some(GROUP))
             .build();
         let path = resources.folder().join("rows.parquet");
-        let file = Hashing::new(BufWriter::with_capacity(1 << 20, File::create(&path)?));
+        let file = Hashing::new(BufWriter::with_capacity(1 << 20, files::create(&path)?));
         let mut writer = ArrowWriter::try_new(file, Arc::clone(&spooled), Some(properties))?;
         let (mut rows, mut rejected) = (0, [0; Rejection::KINDS.len()]);
         while let Some(batch) = batches.next().await {

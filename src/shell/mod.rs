@@ -23,6 +23,7 @@ use crate::cli::{print, report_error};
 use crate::cluster;
 use crate::config::Table;
 use crate::error::Error;
+use crate::files::{self, MAX_JSON};
 use crate::logging::LogFormat;
 use crate::parameters::Parameters;
 use crate::progress::grouped;
@@ -90,7 +91,8 @@ impl<'a> Shell<'a> {
         let config = config.history_ignore_dups(true).and_then(|config| config.max_history_size(HISTORY));
         let config = config.map_err(|e| unusable(&e))?.build();
         let mut editor: Editor<Assistant, FileHistory> = Editor::with_config(config).map_err(|e| unusable(&e))?;
-        let history = history_file();
+        // rustyline would wait for a pipe of that name.
+        let history = history_file().filter(|path| path.is_file() || !path.exists());
         if let Some(path) = &history {
             // Before the first statement there is none.
             let _ = editor.load_history(path);
@@ -196,7 +198,7 @@ impl<'a> Shell<'a> {
                 if depth == DEEPEST {
                     return Err(Error::Usage(format!("{shown}: files name each other more than {DEEPEST} deep")));
                 }
-                let text = fs::read_to_string(&path);
+                let text = files::read_string(&path, MAX_JSON);
                 let text = text.map_err(|e| Error::Usage(format!("cannot read {shown}: {e}")))?;
                 Box::pin(self.script(&text, &shown, depth + 1)).await
             }

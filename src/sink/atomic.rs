@@ -13,6 +13,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::attributes::{creating, follow_links, keep};
+use crate::files;
 
 pub(crate) const TEMPORARY: &str = ".couplet-tmp";
 
@@ -49,7 +50,7 @@ impl AtomicFile {
         let prefix = format!(".{}.", name.to_string_lossy());
         remove_remains(folder, &prefix, |path| fs::remove_file(path));
         let temporary = folder.join(format!("{prefix}{}{TEMPORARY}", Uuid::new_v4().simple()));
-        let file = creating(target).open(&temporary)?;
+        let file = files::open_with(&mut creating(target), &temporary)?;
         // File systems without locks exist; there a killed run's remains stay until they are removed by hand.
         let _ = hold(&file);
         Ok(Self { target: target.to_owned(), temporary, file: Some(BufWriter::with_capacity(1 << 20, file)) })
@@ -112,8 +113,7 @@ pub struct NotDurable(io::Error);
 /// # Errors
 /// [`NotDurable`]
 pub(super) fn sync_name(target: &Path) -> io::Result<()> {
-    let synced = File::open(folder_of(target)).and_then(|folder| folder.sync_all());
-    synced.map_err(|error| io::Error::other(NotDurable(error)))
+    files::sync_folder(folder_of(target)).map_err(|error| io::Error::other(NotDurable(error)))
 }
 
 /// The folder around a file or folder.
@@ -143,7 +143,7 @@ pub(crate) fn remove_remains(folder: &Path, prefix: &str, remove: fn(&Path) -> i
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if name.starts_with(prefix) && name.ends_with(TEMPORARY) {
-            let Ok(opened) = File::open(entry.path()) else { continue };
+            let Ok(opened) = files::open_own(&entry.path()) else { continue };
             // Held by a live run; or the question cannot be asked, and then nothing is removed.
             let is_free = || opened.try_lock().is_ok();
             let mut free = is_free();

@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::atomic::{TEMPORARY, folder_of, hold, remove_remains, sync_name};
 use super::attributes::{create_folder, follow_links, keep};
+use crate::files;
 
 /// Where the old folder waits while there is no exchange.
 const ASIDE: &str = ".couplet-old";
@@ -52,7 +53,7 @@ impl AtomicFolder {
         let temporary = around.join(format!(".{name}.{}{TEMPORARY}", Uuid::new_v4().simple()));
         create_folder(&temporary, target)?;
         // Where folders cannot be locked, the remains of a killed run stay until they are removed by hand.
-        let lock = File::open(&temporary).ok().filter(hold);
+        let lock = files::open_own(&temporary).ok().filter(hold);
         Ok(Self { target: target.to_owned(), temporary, _lock: lock })
     }
 
@@ -73,9 +74,9 @@ impl AtomicFolder {
 
     fn publish_with(self, exchange: fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
         for entry in self.temporary.read_dir()? {
-            File::open(entry?.path())?.sync_all()?;
+            files::open_own(&entry?.path())?.sync_all()?;
         }
-        let folder = File::open(&self.temporary)?;
+        let folder = files::open_own(&self.temporary)?;
         keep(&folder, &self.target)?;
         folder.sync_all()?;
         if !self.target.exists() {

@@ -11,6 +11,7 @@ use futures::TryStreamExt;
 use object_store::{ObjectMeta, ObjectStoreExt};
 
 use super::Problem;
+use super::arrow_lengths;
 use super::delimited;
 use super::diagnose::{self, Broken};
 use super::format::extension;
@@ -102,6 +103,21 @@ impl Files {
     /// What an error of DataFusion means that came up in reading them.
     pub(super) fn describe(&self, error: &DataFusionError, table: &Table) -> Problem {
         describe(error, &self.objects, table)
+    }
+
+    /// The first local Arrow file that must not be read, as it would end the process.
+    pub(super) async fn with_wrong_lengths(&self, format: &TableFormat) -> Option<Broken> {
+        if !matches!(format, TableFormat::Arrow) {
+            return None;
+        }
+        for place in self.list.iter().map(|meta| self.objects.place_of(&meta.location)) {
+            let path = place.local()?.to_owned();
+            let checked = tokio::task::spawn_blocking(move || arrow_lengths::check(&path)).await;
+            if let Ok(Err(problem)) = checked {
+                return Some(Broken { file: place.to_string(), line: None, problem });
+            }
+        }
+        None
     }
 
     /// Reads them once more until one turns out to be broken.

@@ -1,5 +1,6 @@
 //! Files become SQL tables: Parquet, delimited text, JSON lines and Arrow IPC; files, globs and folders.
 
+mod arrow_lengths;
 mod delimited;
 pub mod diagnose;
 mod files;
@@ -130,6 +131,9 @@ async fn open_once(context: &SessionContext, table: &Table) -> Result<Arc<dyn Ta
         return Ok(provider);
     }
     let files = Files::find(context, table).await.map_err(|e| TableError::new(table, e))?;
+    if let Some(broken) = files.with_wrong_lengths(&table.format).await {
+        return Err(TableError::new(table, Problem { text: broken.to_string(), passes: true }));
+    }
     match listing(context, table, &files).await {
         Ok(provider) => Ok(provider),
         Err(e) => Err(match files.first_broken(&table.format).await {

@@ -1,6 +1,11 @@
 //! The integration tests: one binary, a module an area.
 
-#![allow(clippy::pedantic, clippy::unwrap_used, reason = "a test that panics has failed, and says where")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::pedantic,
+    clippy::unwrap_used,
+    reason = "a test that panics has failed, and says where"
+)]
 
 mod archives;
 mod broken_runs;
@@ -43,6 +48,8 @@ mod one_at_a_time;
 mod ops;
 mod outputs;
 mod parity;
+#[cfg(target_os = "linux")]
+mod pipes;
 mod plan;
 mod predict_sql;
 mod pretraining;
@@ -54,6 +61,8 @@ mod readers;
 mod reference;
 mod remote;
 mod replaced;
+#[cfg(target_os = "linux")]
+mod replaced_models;
 mod report_page;
 mod resume;
 mod robustness;
