@@ -11,10 +11,12 @@ use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, MemoryPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::optimizer::{Analyzer, AnalyzerRule};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use tempfile::TempDir;
 
 use crate::config::Table;
+use crate::literals::ExactLiterals;
 use crate::predict::{self, Models};
 use crate::sink::{TEMPORARY, hold, remove_remains};
 use crate::tables::{self, TableError};
@@ -104,12 +106,17 @@ pub async fn open(
     partitions: usize,
     resources: &Resources,
 ) -> Result<SessionContext, Vec<TableError>> {
-    let config =
+    let mut config =
         SessionConfig::new().with_batch_size(window).with_target_partitions(partitions).with_information_schema(true);
+    // Delta tables take it from here.
+    config.options_mut().execution.parquet.coerce_int96 = Some(tables::INT96.to_owned());
+    let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> = vec![Arc::new(ExactLiterals)];
+    rules.extend(Analyzer::new().rules);
     let builder = SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(Arc::clone(&resources.runtime))
         .with_default_features()
+        .with_analyzer_rules(rules)
         .with_physical_optimizer_rule(Arc::new(YieldingJoins));
     let context = SessionContext::new_with_state(predict::install(builder, models).build());
     register(&context, listed).await?;
