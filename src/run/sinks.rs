@@ -24,9 +24,11 @@ use crate::lock::{self, LockError};
 use crate::objects::{Objects, StoreFolder, cause_in};
 use crate::sink::runs::{self, Manifest, RunFolder};
 use crate::sink::{
-    DeltaSink, FileVersion, Mode, Origin, Over, ParquetSink, Part, REPLACED, SinkError, Unpublished, rejected_version,
-    writer_options,
+    self, DeltaSink, FileVersion, Mode, Origin, Over, ParquetSink, Part, REPLACED, SinkError, Unpublished, as_there,
+    fitted, rejected_version, writer_options,
 };
+use crate::tables;
+use crate::tables::types::{Columns, FileSchema};
 
 /// Which rows a sink is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +117,7 @@ impl SinkKind {
         schema: &SchemaRef,
         origin: Origin,
         objects: &Objects,
-    ) -> Result<Option<DeltaSink>, Error> {
+    ) -> Result<Looked, Error> {
         let settings = &scoring.sink;
         let refused = |problem: &str| {
             let place = readable_place(&objects.place);
@@ -137,19 +139,47 @@ impl SinkKind {
                          or name another folder",
                     );
                 }
-                Ok(Some(sink))
+                Ok(Looked::Delta(sink))
             }
             SinkFormat::Parquet => {
+                if let Some(problem) = sink::parquet_problem(schema) {
+                    return refused(&format!("cannot have the rows: {problem}"));
+                }
                 if !settings.is_one_file() && objects.folder(delta::LOG).has_children().await? {
                     return refused(
                         "is a Delta table, into which folders of runs would be put; add format = \"delta\", or name \
                          another folder",
                     );
                 }
-                Ok(None)
+                let appends = !settings.is_one_file() && settings.mode == SinkMode::Append && self == Self::Predictions;
+                if !appends {
+                    return Ok(Looked::Parquet(Arc::clone(schema)));
+                }
+                // All runs are read as one table.
+                let mut runs = tables::columns_of_runs(objects).await.map_err(|e| Error::Tables(vec![e]))?;
+                let fits = Columns::of(&runs).and_then(|there| {
+                    let schema = as_there(schema, &there.schema);
+                    runs.push(FileSchema { place: "this run".into(), schema: Arc::clone(&schema), footer: None });
+                    Columns::of(&runs).map(|_| schema)
+                });
+                match fits {
+                    Ok(schema) => Ok(Looked::Parquet(schema)),
+                    Err(problem) => refused(&format!(
+                        "has runs that the rows cannot be read with as one table: {problem}; CAST it in the \
+                         source query, or name another folder"
+                    )),
+                }
             }
         }
     }
+}
+
+/// What is where the rows go.
+enum Looked {
+    /// A Delta table, or a place for one.
+    Delta(DeltaSink),
+    /// Parquet, with these columns.
+    Parquet(SchemaRef),
 }
 
 impl Sink {
@@ -181,12 +211,12 @@ impl Sink {
         try_to_write(&objects, settings.is_one_file(), store).await?;
         let main = Objects::open(&settings.location.place)?;
         let to = match (kind.look(pipeline, scoring, schema, origin.clone(), &objects).await?, &place) {
-            (Some(sink), _) if kind == SinkKind::Rejected => {
+            (Looked::Delta(sink), _) if kind == SinkKind::Rejected => {
                 let published = rejected_version(&main, &pipeline.name).await?;
                 To::Delta { sink: sink.without_unpublished(published).await?, metadata }
             }
-            (Some(sink), _) => To::Delta { sink, metadata },
-            (None, _) if !settings.is_one_file() => {
+            (Looked::Delta(sink), _) => To::Delta { sink, metadata },
+            (Looked::Parquet(schema), _) if !settings.is_one_file() => {
                 let mut keep = settings.keep;
                 if kind == SinkKind::Rejected {
                     quarantine::remove_unpublished(&main, &objects, &origin).await?;
@@ -195,16 +225,16 @@ impl Sink {
                 }
                 let model = metadata.iter().find(|(key, _)| *key == "couplet.model").map(|(_, value)| value.clone());
                 let run = runs::Run { origin, model: model.unwrap_or_default(), keep };
-                To::Runs(Box::new(RunFolder::begin(&objects.lock_place(), schema, &metadata, run).await?))
+                To::Runs(Box::new(RunFolder::begin(&objects.lock_place(), &schema, &metadata, run).await?))
             }
-            (None, Place::Local(path)) => {
+            (Looked::Parquet(schema), Place::Local(path)) => {
                 let over = FileVersion::of(path)
                     .map_err(|e| SinkError { path: path.clone(), problem: e.to_string().into() })?;
-                To::File { path: path.clone(), over, schema: Arc::clone(schema), metadata }
+                To::File { path: path.clone(), over, schema, metadata }
             }
-            (None, Place::Remote(_) | Place::Hub(_)) => {
+            (Looked::Parquet(schema), Place::Remote(_) | Place::Hub(_)) => {
                 let over = objects.head().await?;
-                To::Object { objects, over, schema: Arc::clone(schema), metadata }
+                To::Object { objects, over, schema, metadata }
             }
         };
         Ok(Self { kind, output, to })
@@ -289,13 +319,16 @@ impl Sink {
                 let bytes = to_object(rows, &objects, over, &schema, &metadata, night).await?;
                 Done { output, bytes, version: None }
             }
-            To::Runs(folder) => done_by(&output, &to_runs(rows, *folder, &output, night).await?),
+            To::Runs(folder) => {
+                let rows = fitted(rows, folder.schema());
+                done_by(&output, &to_runs(rows, *folder, &output, night).await?)
+            }
             To::Delta { sink, metadata } => {
                 let (rows, gate) = gated(sink.fitted(rows));
                 let table = StreamingTable::try_new(rows.schema(), vec![Arc::new(Once::new(rows))]);
                 let table: Arc<dyn TableProvider> = Arc::new(table.map_err(|e| Error::sql(&output, &e, None))?);
                 // The library commits as soon as the rows end, so that the last look at the lock lies before their end.
-                let mut publishing = pin!(sink.publish(context, table, crate::sink::properties(&metadata)));
+                let mut publishing = pin!(sink.publish(context, table, sink::properties(&metadata)));
                 let committed = tokio::select! {
                     biased;
                     committed = &mut publishing => committed,

@@ -183,6 +183,12 @@ impl RunFolder {
         self.has_key
     }
 
+    /// The columns of its rows.
+    #[must_use]
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
     /// Rows so far.
     #[must_use]
     pub fn rows(&self) -> u64 {
