@@ -8,7 +8,7 @@
 //! texts are told apart by `[SEP]` only. The pooler is dropped too, as DistilBERT has none: a classifier that is
 //! fine-tuned learns a `pre_classifier` in its place.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ use super::checkpoint::Checkpoint;
 use super::config::{Architecture, ModelConfig, read_json};
 use super::encoder::{Encoder, PackedBatch, WORD_EMBEDDINGS};
 use super::error::LoadError;
-use super::folder::{TOKENIZER_CONFIG, clear_head, copy_tokenizer, write_json};
+use super::folder::{clear_head, copy_tokenizer, write_json};
 use super::weights_file::{self, Entry};
 use crate::ops::Kernels;
 use crate::sink::AtomicFolder;
@@ -135,7 +135,7 @@ pub fn import(source: &Path, target: &Path, form: Form) -> Result<Imported, Impo
     json.insert("architectures".into(), json!([architecture.encoder_name()]));
     let parameters = tensors.iter().map(|(_, tensor)| tensor.elem_count()).sum();
     let unwritable = |source| ImportError::Write { folder: target.to_owned(), source };
-    let written = write(source, target, &json, &tensors, folds).map_err(unwritable)?;
+    let written = write(source, target, &json, &tensors).map_err(unwritable)?;
     let difference = largest_difference(source, written.path())?;
     if difference > ROUNDING {
         let problem = match difference {
@@ -256,7 +256,7 @@ fn distilbert_config(bert: &Map<String, Value>, config: &ModelConfig) -> Map<Str
         "n_heads": config.n_heads,
         "hidden_dim": config.hidden_dim,
         "max_position_embeddings": config.max_position_embeddings,
-        "activation": "gelu",
+        "activation": or("hidden_act", json!("gelu")),
         "dropout": or("hidden_dropout_prob", json!(0.1)),
         "attention_dropout": or("attention_probs_dropout_prob", json!(0.1)),
         "seq_classif_dropout": 0.2,
@@ -274,22 +274,11 @@ fn write(
     target: &Path,
     config: &Map<String, Value>,
     tensors: &[(String, Tensor)],
-    folds: bool,
 ) -> io::Result<AtomicFolder> {
     let folder = AtomicFolder::create(target)?;
     let path = folder.path();
     write_json(&path.join("config.json"), &Value::Object(config.clone()))?;
-    copy_tokenizer(source, path)?;
-    let settings_path = path.join(TOKENIZER_CONFIG);
-    if folds && settings_path.exists() {
-        let mut settings: Value = serde_json::from_slice(&fs::read(&settings_path)?)?;
-        // BERT's tokenizer class gives token types, which DistilBERT's `forward` does not take.
-        settings["model_input_names"] = json!(["input_ids", "attention_mask"]);
-        if settings["tokenizer_class"].as_str().is_some_and(|class| class.starts_with("BertTokenizer")) {
-            settings["tokenizer_class"] = "DistilBertTokenizer".into();
-        }
-        write_json(&settings_path, &settings)?;
-    }
+    copy_tokenizer(source, path, config["model_type"] == "distilbert")?;
     let mut file = BufWriter::new(File::create(path.join("model.safetensors"))?);
     let entries = tensors.iter().map(|(name, tensor)| Entry::of_tensor(name.clone(), tensor)).collect();
     weights_file::write(entries, &mut file)?;
@@ -299,6 +288,8 @@ fn write(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -9,12 +9,12 @@ use tokenizers::normalizers::{BertNormalizer, NormalizerWrapper};
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::processors::template::{Template, TemplateProcessing};
 use tokenizers::{
-    AddedToken, PostProcessor, PostProcessorWrapper, TruncationDirection, TruncationParams, TruncationStrategy,
-    truncate_encodings,
+    PostProcessor, PostProcessorWrapper, TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings,
 };
 
 use super::config::{Keys, ModelConfig, read_json};
 use super::error::LoadError;
+use super::special_tokens::SpecialTokens;
 
 /// Rows that an encoder may have more than its tokenizer has tokens: embeddings are padded to round numbers.
 const MOST_UNUSED: usize = 256;
@@ -24,7 +24,7 @@ const MOST_UNUSED: usize = 256;
 pub struct Encoding {
     /// `[CLS] text [SEP]` or `[CLS] text [SEP] text_pair [SEP]`.
     pub input_ids: Vec<u32>,
-    /// 1 for the second text and its `[SEP]`.
+    /// 1 for the second text and its `[SEP]`; 0 everywhere where the tokenizer gives a model no token types.
     pub token_type_ids: Vec<u32>,
     /// Whether tokens were cut off.
     pub truncated: bool,
@@ -39,6 +39,10 @@ pub struct Tokenizer {
     /// The longest sequence that `tokenizer_config.json` allows, in tokens.
     pub model_max_length: usize,
     truncation: TruncationDirection,
+    /// The token that stands for a hidden word.
+    pub(crate) mask_token: String,
+    /// Whether the model is given the token types.
+    has_types: bool,
     /// The tokenizer before [`Tokenizer::with_max_length`], and the tokens that `max_length` leaves for a pair's texts.
     uncut: Option<(Arc<tokenizers::Tokenizer>, usize)>,
 }
@@ -58,22 +62,38 @@ impl Tokenizer {
             Value::Null
         };
         let keys = Keys { path: &settings_path, json: &settings };
-        let normalizer = bert_normalizer(&keys)?;
-        let truncation = match settings.get("truncation_side").map(Value::as_str) {
-            None | Some(Some("right")) => TruncationDirection::Right,
-            Some(Some("left")) => TruncationDirection::Left,
-            Some(_) => return Err(keys.error("truncation_side", "\"left\" or \"right\"")),
-        };
         let (json, vocab) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
+        if !json.exists() && !vocab.exists() {
+            return Err(LoadError::NoFile { folder: folder.to_owned(), expected: "tokenizer.json and no vocab.txt" });
+        }
+        let class = Class::of(folder, &keys, config, json.exists())?;
+        let normalizer = bert_normalizer(&keys)?;
+        let special = SpecialTokens::read(folder, &keys)?;
+        files.extend(special.files.iter().cloned());
         let (path, inner) = if json.exists() {
             (json.clone(), tokenizer_of(&json))
-        } else if vocab.exists() {
-            (vocab.clone(), word_piece(&vocab, &settings, normalizer))
         } else {
-            return Err(LoadError::NoFile { folder: folder.to_owned(), expected: "tokenizer.json and no vocab.txt" });
+            (vocab.clone(), word_piece(&vocab, &special, normalizer))
         };
         let unreadable = |problem: String| LoadError::Unreadable { path: path.clone(), problem };
         let mut inner = inner.map_err(|e| unreadable(e.to_string()))?;
+        let written = inner.get_truncation().map_or(TruncationDirection::Right, |truncation| truncation.direction);
+        let truncation = match settings.get("truncation_side").map(Value::as_str) {
+            None => written,
+            Some(Some("right")) => TruncationDirection::Right,
+            Some(Some("left")) => TruncationDirection::Left,
+            Some(_) => return Err(keys.error("truncation_side", "\"left\" or \"right\"")),
+        };
+        inner.with_padding(None).with_truncation(None).map_err(|e| unreadable(e.to_string()))?;
+        if let Some(normalizer) = overridden_normalizer(&inner, class, normalizer) {
+            inner.with_normalizer(Some(normalizer)).map_err(|e| unreadable(e.to_string()))?;
+        }
+        special.add_to(&mut inner, class != Class::AsWritten)?;
+        if path == vocab {
+            let template = template(&inner, &special).map_err(|e| unreadable(e.to_string()))?;
+            inner.with_post_processor(Some(template));
+        }
+        inner.set_encode_special_tokens(keys.flag("split_special_tokens")?.unwrap_or(false));
         let size = inner.get_vocab_size(true);
         if size > config.vocab_size {
             return Err(unreadable(format!(
@@ -82,12 +102,12 @@ impl Tokenizer {
             )));
         }
         // A post-processor puts special tokens by their ids, which need not be in the vocabulary.
-        let special = [inner.encode_fast("", true), inner.encode_fast(("", ""), true)];
-        let special = special
+        let framed = [inner.encode_fast("", true), inner.encode_fast(("", ""), true)];
+        let framed = framed
             .iter()
             .flatten()
             .flat_map(|encoding| encoding.get_tokens().iter().cloned().zip(encoding.get_ids().iter().copied()));
-        if let Some((token, id)) = inner.get_vocab(true).into_iter().chain(special).max_by_key(|(_, id)| *id)
+        if let Some((token, id)) = inner.get_vocab(true).into_iter().chain(framed).max_by_key(|(_, id)| *id)
             && id as usize >= config.vocab_size
         {
             return Err(unreadable(format!(
@@ -103,18 +123,19 @@ impl Tokenizer {
                 config.vocab_size
             );
         }
-        inner.with_padding(None).with_truncation(None).map_err(|e| unreadable(e.to_string()))?;
-        if let Some(normalizer) = overridden_normalizer(&inner, &settings, normalizer) {
-            inner.with_normalizer(Some(normalizer)).map_err(|e| unreadable(e.to_string()))?;
-        }
+        let has_types = has_token_types(&keys, class);
+        check_token_types(folder, &inner, has_types, config)?;
         files.push(path);
         // Absent, or 1e30 where there is no limit.
-        let model_max_length = settings.get("model_max_length").and_then(Value::as_u64).unwrap_or(u64::MAX);
+        let limit = ["model_max_length", "max_len"].into_iter().find_map(|key| settings.get(key));
+        let model_max_length = limit.and_then(Value::as_u64).unwrap_or(u64::MAX);
         Ok(Self {
             inner,
             files,
             model_max_length: usize::try_from(model_max_length).unwrap_or(usize::MAX),
             truncation,
+            mask_token: special.content("mask_token").to_owned(),
+            has_types,
             uncut: None,
         })
     }
@@ -153,11 +174,9 @@ impl Tokenizer {
         if encoding.is_empty() {
             return Err("it has no tokens, not even special ones".into());
         }
-        Ok(Encoding {
-            input_ids: encoding.get_ids().to_vec(),
-            token_type_ids: encoding.get_type_ids().to_vec(),
-            truncated,
-        })
+        let input_ids = encoding.get_ids().to_vec();
+        let token_type_ids = if self.has_types { encoding.get_type_ids().to_vec() } else { vec![0; input_ids.len()] };
+        Ok(Encoding { input_ids, token_type_ids, truncated })
     }
 
     /// The tokens of a text or a pair before anything is cut off, special tokens included.
@@ -211,18 +230,87 @@ fn cut_short(mut encoding: tokenizers::Encoding) -> (tokenizers::Encoding, bool)
     (encoding, truncated)
 }
 
+/// What `transformers` makes of the files of a tokenizer, by its class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// BERT's WordPiece, with token types.
+    Bert,
+    /// BERT's WordPiece, without token types.
+    DistilBert,
+    /// `tokenizer.json` as it is, without token types unless its settings ask for them.
+    AsWritten,
+}
+
+impl Class {
+    /// The class by `tokenizer_config.json`, else by `config.json`, else BERT's.
+    fn of(folder: &Path, keys: &Keys, config: &ModelConfig, has_json: bool) -> Result<Self, LoadError> {
+        let in_settings = keys.json.get("tokenizer_class").and_then(Value::as_str);
+        let (path, name) = match (in_settings, &config.tokenizer_class) {
+            (Some(name), _) => (keys.path.to_owned(), name),
+            (None, Some(name)) => (folder.join("config.json"), name.as_str()),
+            (None, None) => return Ok(Self::Bert),
+        };
+        match name.strip_suffix("Fast").unwrap_or(name) {
+            "BertTokenizer" => Ok(Self::Bert),
+            "DistilBertTokenizer" => Ok(Self::DistilBert),
+            "PreTrainedTokenizer" | "TokenizersBackend" if has_json => Ok(Self::AsWritten),
+            _ => Err(LoadError::Key {
+                path,
+                key: "tokenizer_class".into(),
+                expected: "\"BertTokenizer\", \"DistilBertTokenizer\", or \"PreTrainedTokenizerFast\" with a \
+                           tokenizer.json that gives the right ids by itself"
+                    .into(),
+                found: format!("{name:?}"),
+            }),
+        }
+    }
+}
+
+/// Whether `transformers` gives a model the token types: where `model_input_names` has them, else where the class has.
+fn has_token_types(keys: &Keys, class: Class) -> bool {
+    match keys.json.get("model_input_names").and_then(Value::as_array) {
+        Some(names) => names.iter().any(|name| name == "token_type_ids"),
+        None => class == Class::Bert,
+    }
+}
+
+/// Makes sure that the encoder knows the token types of a pair.
+fn check_token_types(
+    folder: &Path,
+    tokenizer: &tokenizers::Tokenizer,
+    has_types: bool,
+    config: &ModelConfig,
+) -> Result<(), LoadError> {
+    // DistilBERT reads none.
+    if !has_types || config.type_vocab_size == 0 {
+        return Ok(());
+    }
+    let Ok(pair) = tokenizer.encode_fast(("a", "a"), true) else { return Ok(()) };
+    match pair.get_type_ids().iter().max() {
+        Some(&most) if most as usize >= config.type_vocab_size => Err(LoadError::Key {
+            path: folder.join("config.json"),
+            key: "type_vocab_size".into(),
+            expected: format!(
+                "{} or more, as the tokenizer gives a pair the token types 0 to {most}; a model without token types has a \
+                 `model_input_names` without \"token_type_ids\" in tokenizer_config.json",
+                most + 1
+            ),
+            found: config.type_vocab_size.to_string(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// The normalizer that `transformers` puts in the place of the one in `tokenizer.json`.
 ///
-/// Its BERT tokenizers go by `tokenizer_config.json`, and by their own defaults where it is silent, unless
-/// the file names a class that takes `tokenizer.json` as it is.
+/// Its BERT tokenizers go by `tokenizer_config.json`, and by their own defaults where it is silent.
 fn overridden_normalizer(
     tokenizer: &tokenizers::Tokenizer,
-    settings: &Value,
+    class: Class,
     mut configured: BertNormalizer,
 ) -> Option<BertNormalizer> {
     let Some(NormalizerWrapper::BertNormalizer(written)) = tokenizer.get_normalizer() else { return None };
-    let class = settings.get("tokenizer_class").and_then(Value::as_str);
-    if matches!(class, Some("PreTrainedTokenizerFast" | "TokenizersBackend")) {
+    if class == Class::AsWritten {
         return None;
     }
     configured.clean_text = written.clean_text;
@@ -280,33 +368,30 @@ fn check_template(name: &str, template: &Template, templates: &TemplateProcessin
     Ok(())
 }
 
-/// BERT's WordPiece tokenizer from a `vocab.txt`, one piece a line, and the settings of `tokenizer_config.json`.
-fn word_piece(vocab: &Path, settings: &Value, normalizer: BertNormalizer) -> tokenizers::Result<tokenizers::Tokenizer> {
-    // A special token is a string, or an object with its `content`.
-    let special = |key: &str, default: &str| {
-        let token = settings.get(key);
-        let token = token.and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
-        token.unwrap_or(default).to_owned()
-    };
-    let (unk, sep, pad) = (special("unk_token", "[UNK]"), special("sep_token", "[SEP]"), special("pad_token", "[PAD]"));
-    let (cls, mask) = (special("cls_token", "[CLS]"), special("mask_token", "[MASK]"));
-    let model = WordPiece::from_file(&vocab.to_string_lossy()).unk_token(unk.clone()).build()?;
+/// BERT's WordPiece tokenizer from a `vocab.txt`, one piece a line.
+fn word_piece(
+    vocab: &Path,
+    special: &SpecialTokens,
+    normalizer: BertNormalizer,
+) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let model =
+        WordPiece::from_file(&vocab.to_string_lossy()).unk_token(special.content("unk_token").to_owned()).build()?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);
-    for token in [&unk, &sep, &pad, &cls, &mask] {
-        if tokenizer.token_to_id(token).is_none() {
-            return Err(format!("the vocabulary has no special token {token}").into());
-        }
+    if let Some(token) = special.missing(&tokenizer) {
+        return Err(format!("the vocabulary has no special token {token}").into());
     }
-    let id = |token: &str| tokenizer.token_to_id(token).expect("looked up above");
-    let post_processor = TemplateProcessing::builder()
+    tokenizer.with_normalizer(Some(normalizer))?.with_pre_tokenizer(Some(BertPreTokenizer));
+    Ok(tokenizer)
+}
+
+/// What BERT puts around a text or a pair.
+fn template(tokenizer: &tokenizers::Tokenizer, special: &SpecialTokens) -> tokenizers::Result<TemplateProcessing> {
+    let (cls, sep) = (special.content("cls_token"), special.content("sep_token"));
+    let id = |token: &str| tokenizer.token_to_id(token).expect("it is in the vocabulary, or was added");
+    let template = TemplateProcessing::builder()
         .try_single(format!("{cls}:0 $A:0 {sep}:0"))?
         .try_pair(format!("{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1"))?
-        .special_tokens(vec![(cls.as_str(), id(&cls)), (sep.as_str(), id(&sep))])
+        .special_tokens(vec![(cls, id(cls)), (sep, id(sep))])
         .build()?;
-    tokenizer
-        .with_normalizer(Some(normalizer))?
-        .with_pre_tokenizer(Some(BertPreTokenizer))
-        .with_post_processor(Some(post_processor));
-    tokenizer.add_special_tokens([unk, sep, pad, cls, mask].map(|token| AddedToken::from(token, true)))?;
-    Ok(tokenizer)
+    Ok(template)
 }

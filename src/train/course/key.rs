@@ -5,9 +5,10 @@ use std::io;
 use std::path::Path;
 
 use super::JobError;
+use crate::model::TOKENIZER;
 
-/// Changes when the arithmetic or the saved state changes in a way that makes old states useless.
-const VERSION: &str = "couplet training 2";
+/// Changes when the arithmetic, the reading of a base or the saved state changes in a way that makes old states useless.
+const VERSION: &str = "couplet training 3";
 
 /// Takes in what a job depends on, in a fixed order.
 pub(in crate::train) struct Key(blake3::Hasher);
@@ -57,10 +58,5 @@ impl Key {
 fn is_read(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let weights = name.contains(".safetensors") || (name.starts_with("pytorch_model") && name.contains(".bin"));
-    path.is_file()
-        && (weights
-            || name == "config.json"
-            || name == "tokenizer.json"
-            || name == "tokenizer_config.json"
-            || name == "vocab.txt")
+    path.is_file() && (weights || name == "config.json" || TOKENIZER.contains(&&*name))
 }
