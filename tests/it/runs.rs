@@ -41,7 +41,7 @@ pub fn wide_batch(run: &str, rows: usize, times: usize) -> RecordBatch {
 }
 
 pub fn run(id: &str, keep: Option<usize>) -> Run {
-    Run { origin: origin("nightly", id), model: "b1c37d6c43ab2d48".into(), keep }
+    Run { origin: origin("nightly", id), model: "17881bc937bbf80d".into(), keep }
 }
 
 /// A run of a pipeline, with a store of its own.
