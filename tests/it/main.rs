@@ -3,6 +3,8 @@
 #![allow(clippy::pedantic, clippy::unwrap_used, reason = "a test that panics has failed, and says where")]
 
 mod archives;
+#[cfg(target_os = "linux")]
+mod attack;
 mod broken_runs;
 mod card;
 mod checkpoints;
