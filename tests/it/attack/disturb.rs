@@ -216,7 +216,8 @@ impl<'a> Trial<'a> {
         self.note(if waits { "newer, which waited for the stopped run" } else { "newer" }, &ended);
         match ended.code() {
             Some(0) => Ok(waits),
-            Some(1) if ended.stderr.contains("in use") => Ok(true),
+            // The lock, or that of a file's folder.
+            Some(1) if ["in use", "come to its end"].iter().any(|said| ended.stderr.contains(said)) => Ok(true),
             _ => Err(format!("the newer run fails: {}", ended.stderr)),
         }
     }
@@ -357,32 +358,37 @@ impl<'a> Trial<'a> {
     }
 }
 
-/// How two tables differ, with a few rows of each side.
+/// How two tables differ, with a row of each side.
 fn difference(now: &Tables, then: &Tables, name: &str) -> String {
+    let without = |rows: &[String], others: &[String]| -> Vec<String> {
+        let mut rows = rows.to_vec();
+        for other in others {
+            if let Some(at) = rows.iter().position(|row| row == other) {
+                rows.remove(at);
+            }
+        }
+        rows
+    };
     let mut said = Vec::new();
     for (table, now, then) in [("main", &now.main, &then.main), ("rejected", &now.rejected, &then.rejected)] {
-        let (mut more, mut fewer) = (now.clone(), then.clone());
-        for row in then {
-            if let Some(at) = more.iter().position(|one| one == row) {
-                more.remove(at);
-            }
-        }
-        for row in now {
-            if let Some(at) = fewer.iter().position(|one| one == row) {
-                fewer.remove(at);
-            }
-        }
-        if !more.is_empty() || !fewer.is_empty() {
-            said.push(format!(
-                "{table}: {} rows, and {name} has {}; {} more, such as {:?}; {} missing, such as {:?}",
-                now.len(),
-                then.len(),
-                more.len(),
-                more.first(),
-                fewer.len(),
-                fewer.first()
-            ));
-        }
+        let (more, fewer) = (without(now, then), without(then, now));
+        let such = |rows: &[String]| match rows.first() {
+            Some(row) => format!("{} ({})", rows.len(), short(row)),
+            None => "none".into(),
+        };
+        said.push(format!(
+            "{table} has {} rows, {name} has {}: too many are {}, missing are {}",
+            now.len(),
+            then.len(),
+            such(&more),
+            such(&fewer)
+        ));
     }
     said.join("; ")
+}
+
+/// What tells a row from others.
+fn short(row: &str) -> String {
+    let row: serde_json::Value = serde_json::from_str(row).unwrap();
+    format!("id {}, b {}", row["id"], row["b"])
 }

@@ -16,8 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// Calls on files that change something.
 pub const FILE_CALLS: [&str; 8] = ["create", "write", "sync", "truncate", "rename", "link", "unlink", "mkdir"];
 
-/// Requests to a server that change something.
-pub const REQUESTS: [&str; 3] = ["put", "post", "delete"];
+/// Requests to a server that change something; objects are removed by `post`.
+pub const REQUESTS: [&str; 2] = ["put", "post"];
 
 /// The compiled shim, or why there is none.
 pub fn shim() -> Result<&'static Path, String> {

@@ -260,7 +260,7 @@ fn uncommitted(files: &BTreeMap<String, Vec<u8>>) -> Vec<String> {
             }
         }
     }
-    let data = files.keys().filter(|name| name.starts_with("out/") && !name.contains("/_delta_log/"));
+    let data = files.keys().filter(|name| name.starts_with("out/") && name.ends_with(".parquet"));
     data.filter(|name| !named.contains(*name)).map(|name| format!("{name} (in no commit)")).collect()
 }
 
