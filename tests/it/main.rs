@@ -46,6 +46,7 @@ mod parity;
 mod plan;
 mod predict_sql;
 mod pretraining;
+mod promises;
 mod proxy;
 mod query;
 mod query_files;
