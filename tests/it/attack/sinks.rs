@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::random::Random;
+
 /// A kind of table, a mode, and where rejected rows go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Sink {
@@ -9,6 +11,22 @@ pub struct Sink {
     /// The rest of the section `[sink]`, behind the URI.
     settings: &'static str,
     pub quarantine: bool,
+    /// Whether its rows are so large that a bucket gets them in parts of an upload.
+    pub in_parts: bool,
+}
+
+impl Sink {
+    const fn new(name: &'static str, settings: &'static str) -> Self {
+        Self { name, settings, quarantine: false, in_parts: false }
+    }
+
+    const fn with_quarantine(name: &'static str, settings: &'static str) -> Self {
+        Self { name, settings, quarantine: true, in_parts: false }
+    }
+
+    const fn in_parts(name: &'static str, settings: &'static str) -> Self {
+        Self { name, settings, quarantine: false, in_parts: true }
+    }
 }
 
 const FILE: &str = "";
@@ -23,27 +41,30 @@ const PARTS_APPEND: &str = "format = \"delta\"\nmode = \"append\"\npartition_by 
 const PARTS_MERGE: &str = "format = \"delta\"\nmode = \"merge\"\npartition_by = [\"part\"]";
 
 /// All sinks. The short run takes the first [`SHORT`].
-pub const SINKS: [Sink; 20] = [
-    Sink { name: "file", settings: FILE, quarantine: false },
-    Sink { name: "delta append", settings: DELTA_APPEND, quarantine: false },
-    Sink { name: "runs append, quarantine", settings: RUNS_APPEND, quarantine: true },
-    Sink { name: "delta by part merge, quarantine", settings: PARTS_MERGE, quarantine: true },
-    Sink { name: "runs keep", settings: RUNS_KEEP, quarantine: false },
-    Sink { name: "delta append, quarantine", settings: DELTA_APPEND, quarantine: true },
-    Sink { name: "file, quarantine", settings: FILE, quarantine: true },
-    Sink { name: "runs overwrite", settings: RUNS, quarantine: false },
-    Sink { name: "runs overwrite, quarantine", settings: RUNS, quarantine: true },
-    Sink { name: "runs append", settings: RUNS_APPEND, quarantine: false },
-    Sink { name: "runs keep, quarantine", settings: RUNS_KEEP, quarantine: true },
-    Sink { name: "delta overwrite", settings: DELTA, quarantine: false },
-    Sink { name: "delta overwrite, quarantine", settings: DELTA, quarantine: true },
-    Sink { name: "delta merge", settings: DELTA_MERGE, quarantine: false },
-    Sink { name: "delta merge, quarantine", settings: DELTA_MERGE, quarantine: true },
-    Sink { name: "delta by part overwrite", settings: PARTS, quarantine: false },
-    Sink { name: "delta by part overwrite, quarantine", settings: PARTS, quarantine: true },
-    Sink { name: "delta by part append", settings: PARTS_APPEND, quarantine: false },
-    Sink { name: "delta by part append, quarantine", settings: PARTS_APPEND, quarantine: true },
-    Sink { name: "delta by part merge", settings: PARTS_MERGE, quarantine: false },
+pub const SINKS: [Sink; 23] = [
+    Sink::new("file", FILE),
+    Sink::new("delta append", DELTA_APPEND),
+    Sink::with_quarantine("runs append, quarantine", RUNS_APPEND),
+    Sink::with_quarantine("delta by part merge, quarantine", PARTS_MERGE),
+    Sink::new("runs keep", RUNS_KEEP),
+    Sink::with_quarantine("delta append, quarantine", DELTA_APPEND),
+    Sink::with_quarantine("file, quarantine", FILE),
+    Sink::new("runs overwrite", RUNS),
+    Sink::with_quarantine("runs overwrite, quarantine", RUNS),
+    Sink::new("runs append", RUNS_APPEND),
+    Sink::with_quarantine("runs keep, quarantine", RUNS_KEEP),
+    Sink::new("delta overwrite", DELTA),
+    Sink::with_quarantine("delta overwrite, quarantine", DELTA),
+    Sink::new("delta merge", DELTA_MERGE),
+    Sink::with_quarantine("delta merge, quarantine", DELTA_MERGE),
+    Sink::new("delta by part overwrite", PARTS),
+    Sink::with_quarantine("delta by part overwrite, quarantine", PARTS),
+    Sink::new("delta by part append", PARTS_APPEND),
+    Sink::with_quarantine("delta by part append, quarantine", PARTS_APPEND),
+    Sink::new("delta by part merge", PARTS_MERGE),
+    Sink::in_parts("file in parts", FILE),
+    Sink::in_parts("runs append in parts", RUNS_APPEND),
+    Sink::in_parts("delta append in parts", DELTA_APPEND),
 ];
 
 /// How many of [`SINKS`] the short run takes.
@@ -72,6 +93,7 @@ impl Sink {
     pub fn pipeline(self, name: &str, at: &str, store: &str) -> String {
         let output = if self.settings == FILE { "scores.parquet" } else { "scores" };
         let errors = if self.quarantine { "quarantine" } else { "column" };
+        let noise = if self.in_parts { ", noise" } else { "" };
         // A column that no run has as the one before had it: what is appended twice cannot be told by its content.
         format!(
             r#"
@@ -79,7 +101,7 @@ name = "{name}"
 [tables]
 pairs = "{at}pairs.csv"
 [source]
-sql = "SELECT id, a, b, id % 2 AS part, uuid() AS tag FROM pairs"
+sql = "SELECT id, a, b, id % 2 AS part, uuid() AS tag{noise} FROM pairs"
 id = "id"
 text = ["a", "b"]
 [model]
@@ -102,18 +124,18 @@ window = 16
 
 /// The rows of a night. Each night has the ids of the one before and some more, and every third row is another one; a
 /// few have no text and are rejected.
-pub fn pairs(night: u8) -> String {
-    let mut csv = String::from("id,a,b\n");
+pub fn pairs(night: u8, in_parts: bool) -> String {
+    let mut random = Random::new(night.into());
+    // No compression makes it small.
+    let mut noise = || -> String { (0..350_000).map(|_| char::from(b'-' + random.below(47) as u8)).collect() };
+    let mut csv = String::from(if in_parts { "id,a,b,noise\n" } else { "id,a,b\n" });
     for id in 0..30 + 8 * u32::from(night) {
         // Some texts come twice.
         let text = id - u32::from(id % 4 == 3);
         let night = if id % 3 == 0 { night } else { 0 };
-        match id % 20 {
-            7 => csv.push_str(&format!("{id},,Letter {text} reached the council in night {night}\n")),
-            _ => {
-                csv.push_str(&format!("{id},Night {night}: letter {text} was read,Letter {text} reached the council\n"))
-            }
-        }
+        let a = if id % 20 == 7 { String::new() } else { format!("Night {night}: letter {text} was read") };
+        let noise = if in_parts { format!(",{}", noise()) } else { String::new() };
+        csv.push_str(&format!("{id},{a},Letter {text} reached the council in night {night}{noise}\n"));
     }
     csv
 }

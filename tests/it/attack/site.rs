@@ -93,9 +93,9 @@ impl Site {
     pub fn put_source(&self, night: u8) {
         match self.client() {
             Some(client) => {
-                block_on(client.put(&self.key("pairs.csv"), pairs(night).into())).unwrap();
+                block_on(client.put(&self.key("pairs.csv"), pairs(night, self.sink.in_parts).into())).unwrap();
             }
-            None => write(&self.path("pairs.csv"), pairs(night)),
+            None => write(&self.path("pairs.csv"), pairs(night, self.sink.in_parts)),
         }
     }
 
@@ -152,7 +152,8 @@ impl Site {
 
     /// The rows of a table, none where there is no such table yet.
     fn rows(&self, table: &str) -> Result<Vec<String>, String> {
-        let sql = format!("SELECT * FROM {table}");
+        let columns = if self.sink.in_parts { "* EXCEPT (noise), md5(noise) AS noise" } else { "*" };
+        let sql = format!("SELECT {columns} FROM {table}");
         let mut query = self.couplet(&["query", "--pipeline", "demo.toml", "--format", "json", &sql], None);
         let output = query.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
@@ -227,10 +228,11 @@ impl Site {
     /// Whether the source is as it was put there.
     pub fn source_is(&self, night: u8) -> bool {
         match self.client() {
-            None => std::fs::read_to_string(self.path("pairs.csv")).is_ok_and(|text| text == pairs(night)),
+            None => std::fs::read_to_string(self.path("pairs.csv"))
+                .is_ok_and(|text| text == pairs(night, self.sink.in_parts)),
             Some(client) => block_on(async {
                 let found = client.get(&self.key("pairs.csv")).await.unwrap();
-                found.bytes().await.unwrap() == pairs(night).as_bytes()
+                found.bytes().await.unwrap() == pairs(night, self.sink.in_parts).as_bytes()
             }),
         }
     }
