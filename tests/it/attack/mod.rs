@@ -6,6 +6,7 @@
 //! ```text
 //! COUPLET_ATTACK=1000 cargo test … attack -- --nocapture                   until 1,000 processes are killed
 //! COUPLET_ATTACK_SEED=7 …                                                  other cases
+//! COUPLET_ATTACK_PROGRAM=/usr/bin/couplet …                                another build
 //! COUPLET_ATTACK_CASE="local / kill at rename / delta append / 4711" …     one case alone
 //! ```
 

@@ -128,7 +128,7 @@ impl Site {
 
     /// `couplet ARGUMENTS` at this site, by another endpoint of the server if one is given.
     pub fn couplet(&self, arguments: &[&str], endpoint: Option<&str>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_couplet"));
+        let mut command = Command::new(program());
         command.args(arguments).current_dir(self.folder.path()).env_remove("RUST_LOG").env("NO_COLOR", "1");
         command.env("TMPDIR", self.path("tmp"));
         if let Place::Bucket(server) = self.place {
@@ -236,6 +236,11 @@ impl Site {
             }),
         }
     }
+}
+
+/// The program that is disturbed: the one of these tests, or another build, such as one for a release.
+fn program() -> String {
+    std::env::var("COUPLET_ATTACK_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_couplet").to_owned())
 }
 
 /// A path with numbers and ids, of four and more digits of base 16, as `#`.
