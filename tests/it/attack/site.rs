@@ -210,9 +210,11 @@ impl Site {
     /// of uploads.
     pub fn leftovers(&self, known: &BTreeSet<String>) -> Vec<String> {
         let files = self.files();
-        // What a killed writer leaves in a Delta table, VACUUM removes: couplet cannot tell whose it is.
-        let is_vacuums = |name: &str| self.sink.is_delta() && name.starts_with("out/") && name.contains(".parquet");
-        let unknown = files.iter().filter(|name| !known.contains(&kind_of(name)) && !is_vacuums(name)).cloned();
+        // Nobody can tell what a killed writer leaves in a Delta table from what another writer is about to commit.
+        let is_uncommitted = |name: &str| {
+            self.sink.is_delta() && name.starts_with("out/") && (name.ends_with(".parquet") || name.contains('#'))
+        };
+        let unknown = files.iter().filter(|name| !known.contains(&kind_of(name)) && !is_uncommitted(name)).cloned();
         let mut left: Vec<String> = unknown.collect();
         let temporary = self.path("tmp").read_dir().unwrap().map(|entry| entry.unwrap().file_name());
         left.extend(temporary.map(|name| format!("tmp/{}", name.display())).filter(|name| name != "tmp/couplet"));
@@ -243,7 +245,7 @@ fn program() -> String {
     std::env::var("COUPLET_ATTACK_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_couplet").to_owned())
 }
 
-/// A path with numbers and ids, of four and more digits of base 16, as `#`.
+/// A path with numbers, and ids of four and more digits of base 16, as `#`.
 fn kind_of(path: &str) -> String {
     let mut kind = String::new();
     for (n, word) in path.split_inclusive(['/', '-', '.', '=', '_']).enumerate() {
@@ -251,7 +253,8 @@ fn kind_of(path: &str) -> String {
             Some((at, end)) if "/-.=_".contains(end) => (&word[..at], &word[at..]),
             _ => (word, ""),
         };
-        let is_id = text.len() > 3 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let is_id = is_number || text.len() > 3 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         // The parts of a UUID are one id.
         let again = is_id && n > 0 && kind.ends_with("#-");
         kind.push_str(if again {
