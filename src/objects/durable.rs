@@ -20,6 +20,9 @@ use object_store::{
 };
 use uuid::Uuid;
 
+/// Begins the message of a disk on which a file cannot be made only where there is none.
+pub(crate) const NO_LINKS: &str = "its file system has no hard links";
+
 /// A local disk from its root on.
 #[derive(Debug)]
 pub struct DurableLocal(LocalFileSystem);
@@ -68,10 +71,12 @@ impl ObjectStore for DurableLocal {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.check_kind(location)?;
         self.0.get_opts(location, options).await
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.check_kind(location)?;
         self.0.get_ranges(location, ranges).await
     }
 
@@ -99,6 +104,18 @@ impl ObjectStore for DurableLocal {
 }
 
 impl DurableLocal {
+    /// Refuses to open a pipe or a device, which would be waited for, or has no end.
+    fn check_kind(&self, location: &Path) -> Result<()> {
+        let path = self.0.path_to_filesystem(location)?;
+        match fs::metadata(&path) {
+            Ok(found) if !found.is_file() && !found.is_dir() => {
+                let problem = format!("{} is a pipe or a device, and only files are read", path.display());
+                Err(failed(&io::Error::other(problem), &path))
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn make_durable(&self, location: &Path) -> Result<()> {
         let path = self.0.path_to_filesystem(location)?;
         make_durable(path).await
@@ -153,7 +170,10 @@ fn put(path: &FilePath, payload: &PutPayload, create: bool) -> Result<PutResult>
         file.sync_all()?;
         if create {
             // Unlike a rename, a link is refused where there is a file.
-            fs::hard_link(&staged, path)?;
+            fs::hard_link(&staged, path).map_err(|e| match e.kind() {
+                ErrorKind::AlreadyExists => e,
+                kind => io::Error::new(kind, format!("{NO_LINKS} ({e})")),
+            })?;
             fs::remove_file(&staged)?;
         } else {
             fs::rename(&staged, path)?;
@@ -197,5 +217,25 @@ fn failed(error: &io::Error, path: &FilePath) -> Error {
         ErrorKind::NotFound => Error::NotFound { path, source },
         ErrorKind::PermissionDenied => Error::PermissionDenied { path, source },
         _ => Error::Generic { store: "LocalFileSystem", source },
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use object_store::ObjectStoreExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pipe_is_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().canonicalize().unwrap().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let path = Path::from_absolute_path(&pipe).unwrap();
+        let disk = DurableLocal::new();
+        for error in [disk.get(&path).await.map(drop), disk.head(&path).await.map(drop)] {
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("is a pipe or a device, and only files are read"), "{error}");
+        }
     }
 }
