@@ -41,7 +41,7 @@ const PARTS_APPEND: &str = "format = \"delta\"\nmode = \"append\"\npartition_by 
 const PARTS_MERGE: &str = "format = \"delta\"\nmode = \"merge\"\npartition_by = [\"part\"]";
 
 /// All sinks. The short run takes the first [`SHORT`].
-pub const SINKS: [Sink; 23] = [
+pub const SINKS: [Sink; 21] = [
     Sink::new("file", FILE),
     Sink::new("delta append", DELTA_APPEND),
     Sink::with_quarantine("runs append, quarantine", RUNS_APPEND),
@@ -63,8 +63,6 @@ pub const SINKS: [Sink; 23] = [
     Sink::with_quarantine("delta by part append, quarantine", PARTS_APPEND),
     Sink::new("delta by part merge", PARTS_MERGE),
     Sink::in_parts("file in parts", FILE),
-    Sink::in_parts("runs append in parts", RUNS_APPEND),
-    Sink::in_parts("delta append in parts", DELTA_APPEND),
 ];
 
 /// How many of [`SINKS`] the short run takes.
