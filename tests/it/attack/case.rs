@@ -89,7 +89,7 @@ impl Case {
         let (is_local, disturbance) = all[which];
         let sinks = if is_short { &SINKS[..SHORT] } else { &SINKS[..] };
         let sink = sinks[(n / all.len() + which + seed as usize) % sinks.len()];
-        Self { is_local, sink, disturbance, seed: Random::new(seed ^ ((n as u64) << 32)).next() % 1_000_000 }
+        Self { is_local, sink, disturbance, seed: Random::new(seed ^ ((n as u64) << 32)).number() % 1_000_000 }
     }
 
     /// How many disturbances there are.

@@ -317,7 +317,7 @@ impl<'a> Trial<'a> {
         let (old, new) = (self.after(&[]), self.after(&[Run::First(2)]));
         self.site.put_source(2);
         let server = self.world.server.unwrap();
-        let proxy = Proxy::start(&server.address(), self.random.next(), |_| ());
+        let proxy = Proxy::start(&server.address(), self.random.number(), |_| ());
         let rule = Rule::new(fault);
         let kinds = [Kind::PutIf, Kind::Put, Kind::Get, Kind::Head, Kind::List, Kind::Delete];
         proxy.fail(match self.random.below(3) {

@@ -28,9 +28,11 @@ pub struct Past {
 
 type Key = (&'static str, Sink, Vec<Run>);
 
+type Once = Arc<OnceLock<Arc<Past>>>;
+
 /// All sequences that have been asked for.
 #[derive(Default)]
-pub struct History(Mutex<HashMap<Key, Arc<OnceLock<Arc<Past>>>>>);
+pub struct History(Mutex<HashMap<Key, Once>>);
 
 impl History {
     /// What these runs leave.
