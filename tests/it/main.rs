@@ -8,6 +8,8 @@
 )]
 
 mod archives;
+#[cfg(target_os = "linux")]
+mod attack;
 mod broken_runs;
 mod card;
 mod cases;
@@ -56,6 +58,7 @@ mod pipes;
 mod plan;
 mod predict_sql;
 mod pretraining;
+mod promises;
 mod proxy;
 mod query;
 mod query_files;
