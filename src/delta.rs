@@ -5,11 +5,13 @@
 //! entry names (a killed run leaves some) are never read.
 
 mod damaged;
+mod exact;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, TimeUnit};
+use chrono::Duration;
 use datafusion::catalog::TableProvider;
 use datafusion::prelude::SessionContext;
 use deltalake_core::kernel::StructType;
@@ -24,9 +26,12 @@ use thiserror::Error;
 #[cfg(feature = "cluster")]
 use crate::cluster;
 use crate::config::Place;
+use crate::frames::without_frames;
 use crate::objects::{self, Objects, ObjectsError, cause_in, cut_answers};
 
 pub(crate) use damaged::data_file;
+use exact::ExactScan;
+pub(crate) use exact::inexact;
 
 /// The key in a commit's metadata that names the run that made it.
 pub const RUN: &str = "couplet.run";
@@ -116,6 +121,13 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
                         let problem = format!("there is no version {version}; the newest is {newest}");
                         DeltaError::mistake(objects, problem)
                     }
+                    _ if oldest_version(objects).await.is_some_and(|oldest| version < oldest) => {
+                        let problem = format!(
+                            "there is no version {version} any more: the table's log is kept for as long as its property \
+                             delta.logRetentionDuration says, 30 days if it has none; name a newer version"
+                        );
+                        DeltaError::mistake(objects, problem)
+                    }
                     _ => {
                         let problem = format!("version {version} cannot be read: {}", error.problem);
                         DeltaError { problem, ..error }
@@ -133,9 +145,16 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
 /// The folder of a table's log.
 pub(crate) const LOG: &str = "_delta_log";
 
-/// A message without the frames of the stack that a library adds to it.
-pub(crate) fn without_frames(message: &str) -> &str {
-    message.split("\n   0: ").next().unwrap_or(message).trim_end()
+/// The version of the oldest checkpoint, where the log does not go back to the first version.
+async fn oldest_version(objects: &Objects) -> Option<u64> {
+    let log = objects.folder(LOG);
+    let entries: Vec<_> = log.store.list(Some(&log.root)).try_collect().await.ok()?;
+    let names = || entries.iter().filter_map(|entry| entry.location.filename());
+    if names().any(|name| name == "00000000000000000000.json") {
+        return None;
+    }
+    let checkpoints = names().filter(|name| name.contains(".checkpoint."));
+    checkpoints.filter_map(|name| name.split('.').next()?.parse().ok()).min()
 }
 
 async fn newest_version(objects: &Objects) -> Option<u64> {
@@ -175,42 +194,39 @@ pub async fn open_or_create(
     }
 }
 
-/// The key in a commit's metadata that names what its rows were made of.
-pub const INPUTS: &str = "couplet.inputs";
-
-/// Which of these runs has committed what was made of these inputs, if one has.
-///
-/// # Errors
-/// A log that cannot be read.
-pub async fn committed_by(objects: &Objects, runs: &[String], inputs: &str) -> Result<Option<String>, DeltaError> {
-    if runs.is_empty() {
-        return Ok(None);
-    }
-    let failed = |e: DeltaTableError| DeltaError::new(objects, &e);
-    let Some(table) = open(objects, None).await? else { return Ok(None) };
-    let commits: Vec<_> = table.history(Some(COMMITS)).try_collect().await.map_err(failed)?;
-    let said = |info: &HashMap<String, serde_json::Value>, key: &str| info.get(key)?.as_str().map(str::to_owned);
-    let same = commits.iter().filter(|commit| said(&commit.info, INPUTS).as_deref() == Some(inputs));
-    Ok(same.filter_map(|commit| said(&commit.info, RUN)).find(|run| runs.contains(run)))
-}
-
-/// Commits that are looked at for one of a run that did not live to record it.
-const COMMITS: usize = 1000;
-
 /// Whether a run has committed to the table after a version, as it does not know itself when the answer was lost.
 ///
 /// # Errors
 /// A log that cannot be read.
 pub async fn has_committed(objects: &Objects, run: &str, after: Option<u64>) -> Result<Option<DeltaTable>, DeltaError> {
-    let failed = |e: DeltaTableError| DeltaError::new(objects, &e);
     let Some(table) = open(objects, None).await? else { return Ok(None) };
+    let commits = commits_since(objects, &table, after).await?;
+    let own = commits.iter().any(|commit| commit.get(RUN).is_some_and(|other| other == run));
+    Ok(own.then_some(table))
+}
+
+/// What the commits after a version say of themselves, as texts.
+///
+/// # Errors
+/// A log that cannot be read.
+pub async fn commits_since(
+    objects: &Objects,
+    table: &DeltaTable,
+    after: Option<u64>,
+) -> Result<Vec<HashMap<String, String>>, DeltaError> {
     let newest = table.version().unwrap_or_default();
     let since = usize::try_from(newest - after.map_or(0, |version| version.min(newest))).unwrap_or(usize::MAX);
     let limit = since.saturating_add(usize::from(after.is_none()));
-    let commits: Vec<_> = table.history(Some(limit)).try_collect().await.map_err(failed)?;
-    let own = commits.iter().any(|commit| commit.info.get(RUN).and_then(|value| value.as_str()) == Some(run));
-    Ok(own.then_some(table))
+    let commits: Vec<_> = table.history(Some(limit)).try_collect().await.map_err(|e| DeltaError::new(objects, &e))?;
+    let texts = commits.into_iter().map(|commit| {
+        let texts = commit.info.into_iter().filter_map(|(key, value)| Some((key, value.as_str()?.to_owned())));
+        texts.collect()
+    });
+    Ok(texts.collect())
 }
+
+/// The key in a column's metadata that names it in the files, where that is another name.
+const PHYSICAL_NAME: &str = "delta.columnMapping.physicalName";
 
 /// The table for SQL.
 ///
@@ -231,7 +247,11 @@ pub async fn provider(
     let state = context.state();
     table.update_datafusion_session(&state).map_err(failed)?;
     let provider = table.table_provider().with_session(Arc::new(state)).await;
-    provider.map_err(|e| DeltaError::new(objects, &e))
+    let provider = provider.map_err(|e| DeltaError::new(objects, &e))?;
+    let snapshot = table.snapshot().map_err(failed)?;
+    let partitions = snapshot.metadata().partition_columns().to_vec();
+    let is_mapped = snapshot.schema().fields().any(|field| field.metadata().contains_key(PHYSICAL_NAME));
+    Ok(Arc::new(ExactScan::new(provider, partitions, is_mapped)))
 }
 
 /// Rows and bytes of the table's files, by its log.
@@ -255,7 +275,7 @@ pub fn size(objects: &Objects, table: &DeltaTable) -> Result<(u64, u64), DeltaEr
 pub fn for_delta(schema: &Schema) -> Schema {
     fn known(data_type: &DataType) -> DataType {
         match data_type {
-            DataType::Utf8View | DataType::LargeUtf8 | DataType::Null => DataType::Utf8,
+            DataType::Utf8View | DataType::LargeUtf8 => DataType::Utf8,
             DataType::BinaryView | DataType::LargeBinary | DataType::FixedSizeBinary(_) => DataType::Binary,
             DataType::UInt8 => DataType::Int16,
             DataType::UInt16 => DataType::Int32,
@@ -265,15 +285,31 @@ pub fn for_delta(schema: &Schema) -> Schema {
             DataType::Timestamp(_, zone) => {
                 DataType::Timestamp(TimeUnit::Microsecond, zone.as_ref().map(|_| "UTC".into()))
             }
+            DataType::Decimal32(precision, scale) | DataType::Decimal64(precision, scale) => {
+                DataType::Decimal128(*precision, *scale)
+            }
             DataType::Dictionary(_, values) => known(values),
-            DataType::Struct(fields) => DataType::Struct(
-                fields.iter().map(|field| Field::clone(field).with_data_type(known(field.data_type()))).collect(),
-            ),
-            DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
-                DataType::List(Arc::new(Field::new("element", known(item.data_type()), item.is_nullable())))
+            DataType::RunEndEncoded(_, values) => known(values.data_type()),
+            DataType::Struct(fields) => DataType::Struct(fields.iter().map(field_known).collect()),
+            DataType::Map(entries, sorted) => DataType::Map(field_known(entries), *sorted),
+            DataType::List(item)
+            | DataType::LargeList(item)
+            | DataType::ListView(item)
+            | DataType::LargeListView(item)
+            | DataType::FixedSizeList(item, _) => {
+                DataType::List(Arc::new(Field::new("element", nested(item.data_type()), item.is_nullable())))
             }
             other => other.clone(),
         }
+    }
+    fn nested(data_type: &DataType) -> DataType {
+        match data_type {
+            DataType::Null => DataType::Utf8,
+            other => known(other),
+        }
+    }
+    fn field_known(field: &FieldRef) -> FieldRef {
+        Arc::new(Field::clone(field).with_data_type(nested(field.data_type())))
     }
     let fields = schema.fields().iter().map(|field| Field::clone(field).with_data_type(known(field.data_type())));
     Schema::new_with_metadata(fields.collect::<Vec<_>>(), HashMap::default())

@@ -13,6 +13,7 @@ use super::{Variables, print, print_as, read, read_pipeline};
 use crate::cluster::Address;
 use crate::config::{self, Pipeline};
 use crate::error::Error;
+use crate::files::{self, MAX_JSON};
 use crate::history;
 use crate::logging::Messages;
 use crate::prometheus::{self, Facts, timestamp};
@@ -36,6 +37,13 @@ pub(super) struct Run {
     /// Try the rows again that the tokenizer refused in an earlier run
     #[arg(long, conflicts_with = "fresh")]
     retry_errors: bool,
+    /// The key under which rows are appended: a second run with the key of a finished one appends nothing. Without it,
+    /// the key is made of the pipeline, its query and variables, and the source files
+    #[arg(long, value_name = "KEY", value_parser = run::key::parse)]
+    run_key: Option<String>,
+    /// Append the rows even if rows were appended under the same key
+    #[arg(long)]
+    again: bool,
     /// Wait this long for another run on the same store to end, as in 90s or 10m; without it, give up at once
     #[arg(long, value_name = "TIME", value_parser = duration)]
     wait: Option<Duration>,
@@ -89,6 +97,8 @@ impl Run {
             wait: self.wait,
             plan,
             cluster: self.cluster.clone(),
+            run_key: self.run_key.clone(),
+            again: self.again,
         };
         run::run_recorded(pipeline, variables, &self.only, remembering, messages.style(), stop, whole).await
     }
@@ -96,7 +106,7 @@ impl Run {
 
 /// Writes the file for Prometheus. What fails here is said, and changes nothing about how the run ended.
 async fn write_metrics(path: &Path, pipeline_file: &Path, pipeline: Option<&Pipeline>, whole: WholeRun, success: bool) {
-    let before = std::fs::read_to_string(path).unwrap_or_default();
+    let before = files::read_string(path, MAX_JSON).unwrap_or_default();
     let seconds = Some(whole.seconds());
     let mut facts = match whole.record {
         Some(record) => Facts::of(record),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::error::who;
 use super::holder::{Content, State};
 use super::{Claim, Holder, LOCK, LockError};
+use crate::files::{self, MAX_JSON};
 
 /// How often it is asked whether the lock is free.
 const POLL: Duration = Duration::from_millis(200);
@@ -27,8 +28,8 @@ impl FileLock {
         fs::create_dir_all(folder).map_err(|e| failed(&e))?;
         let began = Instant::now();
         let mut said = false;
-        let mut file = loop {
-            let file = File::options().create(true).read(true).write(true).truncate(false).open(&path);
+        let file = loop {
+            let file = files::open_with(File::options().create(true).read(true).write(true).truncate(false), &path);
             let file = file.map_err(|e| failed(&e))?;
             match file.try_lock() {
                 // Whoever removed the file meanwhile has made room for another one of that name.
@@ -57,16 +58,12 @@ impl FileLock {
             }
         };
         let mut before = Vec::new();
-        file.read_to_end(&mut before).map_err(|e| failed(&e))?;
-        let left_behind = match Content::from_json(&before) {
-            Some(content) => content.into_left_behind(),
-            None if before.is_empty() => Vec::new(),
-            None => {
-                tracing::warn!("{} was not written by couplet, or cut; writing it anew", path.display());
-                Vec::new()
-            }
-        };
-        let content = Content::new(Holder::this(&claim.run_id, &claim.pipeline), None, left_behind);
+        (&file).take(MAX_JSON).read_to_end(&mut before).map_err(|e| failed(&e))?;
+        let found = Content::from_json(&before);
+        if found.is_none() && !before.is_empty() {
+            tracing::warn!("{} was not written by couplet, or cut; writing it anew", path.display());
+        }
+        let content = Content::after(found, Holder::this(&claim.run_id, &claim.pipeline), None);
         let mut lock = Self { path, file, content };
         lock.write()?;
         Ok(lock)
@@ -74,6 +71,10 @@ impl FileLock {
 
     pub(super) fn left_behind(&self) -> &[Holder] {
         &self.content.left_behind
+    }
+
+    pub(super) fn store(&self) -> &str {
+        &self.content.store
     }
 
     pub(super) fn settle(&mut self) -> Result<(), LockError> {
@@ -123,7 +124,7 @@ async fn busy(folder: &Path, path: &Path, claim: &Claim) -> LockError {
 /// Who holds the lock. A run that has just got it has not written its name yet: it gets a moment for that.
 async fn read_holder(path: &Path) -> Option<Box<Holder>> {
     for _ in 0..20 {
-        let content = fs::read(path).ok().and_then(|json| Content::from_json(&json));
+        let content = files::read(path, MAX_JSON).ok().and_then(|json| Content::from_json(&json));
         if let Some(content) = content.filter(|content| content.state == State::Held) {
             return Some(Box::new(content.holder));
         }

@@ -5,12 +5,12 @@
 //! "the second label, if its calibrated probability is at least this".
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::config::{Keys, ModelConfig, Problem, read_json};
 use super::error::LoadError;
+use super::files::ModelFiles;
 
 /// The file's name in a checkpoint's folder.
 pub const CALIBRATION_FILE: &str = "calibration.json";
@@ -32,14 +32,12 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Where a checkpoint has its calibration; none if it has none.
-    pub(super) fn file(folder: &Path) -> Option<PathBuf> {
-        Some(folder.join(CALIBRATION_FILE)).filter(|path| path.exists())
-    }
-
-    /// Reads a calibration for a model with such logits.
-    pub(super) fn load(path: &Path, config: &ModelConfig) -> Result<Self, LoadError> {
-        let mut json = read_json(path)?;
+    /// Reads the calibration of a model with such logits; none if the model has none.
+    pub(super) fn load(files: &ModelFiles, config: &ModelConfig) -> Result<Option<Self>, LoadError> {
+        if files.get(CALIBRATION_FILE).is_none() {
+            return Ok(None);
+        }
+        let (path, mut json) = (&files.path(CALIBRATION_FILE), read_json(files, CALIBRATION_FILE)?);
         // A key of an inner object is told by its path.
         for (outer, inner) in [("threshold", "value"), ("threshold", "objective")] {
             if json[outer].is_object() {
@@ -69,7 +67,7 @@ impl Calibration {
             _ => return Err(keys.error("threshold", "null, or an object with `value`")),
         };
         let objective = json["threshold.objective"].as_str().map(str::to_owned);
-        Ok(Self { temperature, threshold, objective, fitted_on: json["fitted_on"].as_u64() })
+        Ok(Some(Self { temperature, threshold, objective, fitted_on: json["fitted_on"].as_u64() }))
     }
 
     /// What it does, as JSON for reports.
@@ -135,7 +133,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(CALIBRATION_FILE);
         std::fs::write(&path, json.to_string()).unwrap();
-        Calibration::load(&path, config).map_err(|e| e.to_string().replace(path.to_str().unwrap(), "FILE"))
+        let read = Calibration::load(&ModelFiles::read_config(&path).unwrap(), config);
+        read.map(Option::unwrap).map_err(|e| e.to_string().replace(path.to_str().unwrap(), "FILE"))
     }
 
     fn whole() -> Value {

@@ -1,12 +1,12 @@
 //! `config.json`: the sizes, the labels and the task of a checkpoint.
 
 use std::collections::HashSet;
-use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::LoadError;
+use super::files::ModelFiles;
 use crate::ops::Rates;
 
 /// The two encoders that couplet runs.
@@ -108,8 +108,8 @@ impl ModelConfig {
     ///
     /// # Errors
     /// A file that is missing or no JSON; a key that is missing, or whose value couplet cannot run.
-    pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let json = read_json(path)?;
+    pub(crate) fn load(files: &ModelFiles) -> Result<Self, LoadError> {
+        let (path, json) = (&files.path(files.config()), read_json(files, files.config())?);
         let keys = Keys { path, json: &json };
         let architecture = architecture(&keys)?;
         let names: Names = match architecture {
@@ -229,36 +229,16 @@ const BERT: Names = Names {
     activation: "hidden_act",
 };
 
-/// The largest JSON file of a checkpoint that is read, in bytes; it becomes many times as large in memory.
-const MOST_BYTES: u64 = 64 << 20;
-
 /// Reads a JSON file of a checkpoint: an object.
-pub(super) fn read_json(path: &Path) -> Result<Value, LoadError> {
-    let unreadable = |problem: String| LoadError::Unreadable { path: path.to_owned(), problem };
-    let read = || {
-        let mut bytes = Vec::new();
-        std::fs::File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
-        Ok::<_, std::io::Error>(bytes)
+pub(crate) fn read_json(files: &ModelFiles, name: &str) -> Result<Value, LoadError> {
+    let Some(bytes) = files.get(name) else {
+        return Err(LoadError::NoFile { folder: files.folder().to_owned(), expected: "config.json" });
     };
-    match read() {
-        Ok(bytes) if bytes.len() as u64 > MOST_BYTES => {
-            Err(unreadable(format!("it has more than {MOST_BYTES} bytes, which no model's settings have")))
-        }
-        Ok(bytes) => match serde_json::from_slice(&bytes) {
-            Ok(json @ Value::Object(_)) => Ok(json),
-            Ok(_) => Err(unreadable("not a JSON object".into())),
-            Err(e) => Err(unreadable(format!("not JSON: {e}"))),
-        },
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let folder = path.parent().unwrap_or(path).to_owned();
-            let is_folder = folder.is_dir() || folder.as_os_str().is_empty();
-            Err(if is_folder {
-                LoadError::NoFile { folder, expected: "config.json" }
-            } else {
-                LoadError::NotAFolder { exists: folder.exists(), path: folder }
-            })
-        }
-        Err(e) => Err(unreadable(e.to_string())),
+    let unreadable = |problem: String| LoadError::Unreadable { path: files.path(name), problem };
+    match serde_json::from_slice(bytes) {
+        Ok(json @ Value::Object(_)) => Ok(json),
+        Ok(_) => Err(unreadable("not a JSON object".into())),
+        Err(e) => Err(unreadable(format!("not JSON: {e}"))),
     }
 }
 

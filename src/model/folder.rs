@@ -1,14 +1,18 @@
 //! What a checkpoint's folder holds besides the weights, when it is written.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::files::ModelFiles;
+use crate::files;
+
 /// What a tokenizer may consist of.
-const TOKENIZER: [&str; 5] =
-    ["tokenizer.json", TOKENIZER_CONFIG, "vocab.txt", "special_tokens_map.json", "added_tokens.json"];
+const TOKENIZER: [&str; 3] = ["tokenizer.json", TOKENIZER_CONFIG, "vocab.txt"];
+
+/// What other programs may read of it besides.
+pub(crate) const COPIED: [&str; 2] = ["special_tokens_map.json", "added_tokens.json"];
 
 /// The tokenizer's settings.
 pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -17,15 +21,10 @@ pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const OF_ANOTHER_HEAD: [&str; 7] =
     ["_name_or_path", "torch_dtype", "id2label", "label2id", "problem_type", "finetuning_task", "num_labels"];
 
-/// Copies the files of a tokenizer.
-pub(crate) fn copy_tokenizer(from: &Path, to: &Path) -> io::Result<()> {
-    for name in TOKENIZER {
-        if from.join(name).exists() {
-            // Not `copy`, which takes a read-only file's permissions with it.
-            fs::write(to.join(name), fs::read(from.join(name))?)?;
-        }
-    }
-    Ok(())
+/// Writes the files of a tokenizer.
+pub(crate) fn copy_tokenizer(from: &ModelFiles, to: &Path) -> io::Result<()> {
+    let files = TOKENIZER.into_iter().chain(COPIED).filter_map(|name| Some((name, from.get(name)?)));
+    files.into_iter().try_for_each(|(name, bytes)| files::write(&to.join(name), bytes))
 }
 
 /// Makes a `config.json` that of another head's model, with weights in f32.
@@ -38,5 +37,5 @@ pub(crate) fn clear_head(config: &mut Map<String, Value>) {
 
 /// Writes a JSON file for people to read too.
 pub(crate) fn write_json(path: &Path, document: &Value) -> io::Result<()> {
-    fs::write(path, format!("{document:#}\n"))
+    files::write(path, format!("{document:#}\n"))
 }

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::calibration::CALIBRATION_FILE;
 use super::checkpoint::{PICKLE, SAFETENSORS};
+use super::folder::COPIED;
 
 /// Configuration, tokenizer and calibration.
 const SMALL: [&str; 5] = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", CALIBRATION_FILE];
@@ -15,6 +16,11 @@ const INDEX: &str = ".index.json";
 
 /// Weights, in the order in which they are looked for: the first that is there is loaded.
 const WEIGHTS: [&str; 4] = ["model.safetensors.index.json", SAFETENSORS, "pytorch_model.bin.index.json", PICKLE];
+
+/// Whether a file of a model holds weights, by its name.
+pub(super) fn is_weights(name: &str) -> bool {
+    !SMALL.contains(&name) && !COPIED.contains(&name) && !name.ends_with(INDEX)
+}
 
 /// The files that a model is loaded from, of those that there are: besides the small ones either the weights, or the
 /// index that names the files with weights.

@@ -1,6 +1,5 @@
 //! Text to token ids, as Hugging Face's tokenizers do it.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -15,6 +14,11 @@ use tokenizers::{
 
 use super::config::{Keys, ModelConfig, read_json};
 use super::error::LoadError;
+use super::files::ModelFiles;
+use super::limits;
+
+/// The settings of a tokenizer.
+const SETTINGS: &str = "tokenizer_config.json";
 
 /// Rows that an encoder may have more than its tokenizer has tokens: embeddings are padded to round numbers.
 const MOST_UNUSED: usize = 256;
@@ -34,8 +38,8 @@ pub struct Encoding {
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// The files it was read from.
-    pub(super) files: Vec<PathBuf>,
+    /// The names of the files it was read from.
+    pub(super) files: Vec<&'static str>,
     /// The longest sequence that `tokenizer_config.json` allows, in tokens.
     pub model_max_length: usize,
     truncation: TruncationDirection,
@@ -48,15 +52,15 @@ impl Tokenizer {
     ///
     /// # Errors
     /// Files that are missing, unreadable or inconsistent.
-    pub(crate) fn load(folder: &Path, config: &ModelConfig) -> Result<Self, LoadError> {
-        let settings_path = folder.join("tokenizer_config.json");
+    pub(crate) fn load(folder: &ModelFiles, config: &ModelConfig) -> Result<Self, LoadError> {
         let mut files = Vec::new();
-        let settings = if settings_path.exists() {
-            files.push(settings_path.clone());
-            read_json(&settings_path)?
+        let settings = if folder.get(SETTINGS).is_some() {
+            files.push(SETTINGS);
+            read_json(folder, SETTINGS)?
         } else {
             Value::Null
         };
+        let settings_path = folder.path(SETTINGS);
         let keys = Keys { path: &settings_path, json: &settings };
         let normalizer = bert_normalizer(&keys)?;
         let truncation = match settings.get("truncation_side").map(Value::as_str) {
@@ -64,14 +68,16 @@ impl Tokenizer {
             Some(Some("left")) => TruncationDirection::Left,
             Some(_) => return Err(keys.error("truncation_side", "\"left\" or \"right\"")),
         };
-        let (json, vocab) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
-        let (path, inner) = if json.exists() {
-            (json.clone(), tokenizer_of(&json))
-        } else if vocab.exists() {
-            (vocab.clone(), word_piece(&vocab, &settings, normalizer))
-        } else {
-            return Err(LoadError::NoFile { folder: folder.to_owned(), expected: "tokenizer.json and no vocab.txt" });
+        let (json, vocab) = ("tokenizer.json", "vocab.txt");
+        let (name, inner) = match (folder.get(json), folder.get(vocab)) {
+            (Some(bytes), _) => (json, tokenizer_of(bytes)),
+            (None, Some(bytes)) => (vocab, word_piece(bytes, &settings, normalizer)),
+            (None, None) => {
+                let folder = folder.folder().to_owned();
+                return Err(LoadError::NoFile { folder, expected: "tokenizer.json and no vocab.txt" });
+            }
         };
+        let path = folder.path(name);
         let unreadable = |problem: String| LoadError::Unreadable { path: path.clone(), problem };
         let mut inner = inner.map_err(|e| unreadable(e.to_string()))?;
         let size = inner.get_vocab_size(true);
@@ -95,7 +101,7 @@ impl Tokenizer {
                 config.vocab_size
             )));
         }
-        if vocab == path && size + MOST_UNUSED < config.vocab_size {
+        if name == vocab && size + MOST_UNUSED < config.vocab_size {
             tracing::warn!(
                 "{}: it has {size} tokens and the encoder knows {} (`vocab_size` of config.json): words that are not in it \
                  are read as unknown; was it cut off, or is it another model's?",
@@ -107,7 +113,7 @@ impl Tokenizer {
         if let Some(normalizer) = overridden_normalizer(&inner, &settings, normalizer) {
             inner.with_normalizer(Some(normalizer)).map_err(|e| unreadable(e.to_string()))?;
         }
-        files.push(path);
+        files.push(name);
         // Absent, or 1e30 where there is no limit.
         let model_max_length = settings.get("model_max_length").and_then(Value::as_u64).unwrap_or(u64::MAX);
         Ok(Self {
@@ -239,10 +245,9 @@ fn bert_normalizer(settings: &Keys) -> Result<BertNormalizer, LoadError> {
 }
 
 /// Reads a `tokenizer.json`.
-fn tokenizer_of(json: &Path) -> tokenizers::Result<tokenizers::Tokenizer> {
-    let bytes = std::fs::read(json)?;
+fn tokenizer_of(bytes: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
     // The library panics where the JSON breaks inside the decoder (decoders/mod.rs, `expect("Helper")`).
-    serde_json::from_slice::<Value>(&bytes)?;
+    limits::check(&serde_json::from_slice(bytes)?)?;
     let tokenizer = tokenizers::Tokenizer::from_bytes(bytes)?;
     tokenizer.get_post_processor().map_or(Ok(()), check_templates)?;
     Ok(tokenizer)
@@ -281,7 +286,7 @@ fn check_template(name: &str, template: &Template, templates: &TemplateProcessin
 }
 
 /// BERT's WordPiece tokenizer from a `vocab.txt`, one piece a line, and the settings of `tokenizer_config.json`.
-fn word_piece(vocab: &Path, settings: &Value, normalizer: BertNormalizer) -> tokenizers::Result<tokenizers::Tokenizer> {
+fn word_piece(vocab: &[u8], settings: &Value, normalizer: BertNormalizer) -> tokenizers::Result<tokenizers::Tokenizer> {
     // A special token is a string, or an object with its `content`.
     let special = |key: &str, default: &str| {
         let token = settings.get(key);
@@ -290,7 +295,8 @@ fn word_piece(vocab: &Path, settings: &Value, normalizer: BertNormalizer) -> tok
     };
     let (unk, sep, pad) = (special("unk_token", "[UNK]"), special("sep_token", "[SEP]"), special("pad_token", "[PAD]"));
     let (cls, mask) = (special("cls_token", "[CLS]"), special("mask_token", "[MASK]"));
-    let model = WordPiece::from_file(&vocab.to_string_lossy()).unk_token(unk.clone()).build()?;
+    limits::check_vocabulary(vocab)?;
+    let model = WordPiece::builder().vocab(WordPiece::read_bytes(vocab)?).unk_token(unk.clone()).build()?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);
     for token in [&unk, &sep, &pad, &cls, &mask] {
         if tokenizer.token_to_id(token).is_none() {

@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 /// Begins the message of a disk on which a file cannot be made only where there is none.
 pub(crate) const NO_LINKS: &str = "its file system has no hard links";
+use crate::files;
 
 /// A local disk from its root on.
 #[derive(Debug)]
@@ -71,12 +72,12 @@ impl ObjectStore for DurableLocal {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.check_kind(location)?;
+        self.check_regular(location).await?;
         self.0.get_opts(location, options).await
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        self.check_kind(location)?;
+        self.check_regular(location).await?;
         self.0.get_ranges(location, ranges).await
     }
 
@@ -104,16 +105,14 @@ impl ObjectStore for DurableLocal {
 }
 
 impl DurableLocal {
-    /// Refuses to open a pipe or a device, which would be waited for, or has no end.
-    fn check_kind(&self, location: &Path) -> Result<()> {
+    /// Refuses what is no regular file: `object_store` would wait for a pipe. What is not there is for it to say.
+    async fn check_regular(&self, location: &Path) -> Result<()> {
         let path = self.0.path_to_filesystem(location)?;
-        match fs::metadata(&path) {
-            Ok(found) if !found.is_file() && !found.is_dir() => {
-                let problem = format!("{} is a pipe or a device, and only files are read", path.display());
-                Err(failed(&io::Error::other(problem), &path))
-            }
+        let looked = tokio::task::spawn_blocking(move || match files::open(&path) {
+            Err(e) if e.kind() == ErrorKind::InvalidInput => Err(failed(&e, &path)),
             _ => Ok(()),
-        }
+        });
+        looked.await.unwrap_or(Ok(()))
     }
 
     async fn make_durable(&self, location: &Path) -> Result<()> {
@@ -149,7 +148,7 @@ impl MultipartUpload for DurableUpload {
 
 async fn make_durable(path: PathBuf) -> Result<()> {
     let synced = tokio::task::spawn_blocking(move || {
-        File::open(&path)?.sync_all()?;
+        files::open(&path)?.sync_all()?;
         sync_folder(&path)
     });
     let synced = synced.await.unwrap_or_else(|e| Err(io::Error::other(e)));
@@ -204,7 +203,7 @@ fn make_folders(folder: &FilePath) -> io::Result<()> {
 /// Makes the name of a file or folder durable, which is in the folder around it.
 fn sync_folder(path: &FilePath) -> io::Result<()> {
     match path.parent() {
-        Some(parent) if cfg!(unix) => File::open(parent)?.sync_all(),
+        Some(parent) if cfg!(unix) => files::sync_folder(parent),
         _ => Ok(()),
     }
 }
@@ -235,7 +234,7 @@ mod tests {
         let disk = DurableLocal::new();
         for error in [disk.get(&path).await.map(drop), disk.head(&path).await.map(drop)] {
             let error = error.unwrap_err().to_string();
-            assert!(error.contains("is a pipe or a device, and only files are read"), "{error}");
+            assert!(error.contains("it is no regular file"), "{error}");
         }
     }
 }

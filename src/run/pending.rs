@@ -15,6 +15,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use futures::{Stream, StreamExt};
 
 use super::intact::damaged;
+use crate::files;
 use crate::predict::text_values;
 use crate::scorer::{TextColumn, Window};
 
@@ -44,7 +45,7 @@ impl Pending {
     ) -> Result<Self, DataFusionError> {
         let path = folder.join("pending.arrow");
         let mut writer =
-            FileWriter::try_new(BufWriter::with_capacity(1 << 20, File::create(&path)?), &batches.schema())?;
+            FileWriter::try_new(BufWriter::with_capacity(1 << 20, files::create(&path)?), &batches.schema())?;
         let (mut texts, mut rows) = (0, 0);
         let mut batches = std::pin::pin!(coalesce(batches, window));
         while let Some(batch) = batches.next().await {
@@ -56,7 +57,7 @@ impl Pending {
         }
         writer.finish()?;
         drop(writer);
-        let reader = FileReader::try_new_buffered(File::open(&path)?, None)?;
+        let reader = FileReader::try_new_buffered(files::open(&path)?, None)?;
         Ok(Self { path, reader, columns, window: window as u64, texts, rows })
     }
 
@@ -68,7 +69,7 @@ impl Pending {
     /// About so many of the texts, or all where there are fewer, spread evenly over all of them in their order; runs of
     /// neighbours stay together.
     pub(super) fn sample(&self, rows: u64) -> Result<Window, DataFusionError> {
-        let reader = FileReader::try_new_buffered(File::open(&self.path)?, None)?;
+        let reader = FileReader::try_new_buffered(files::open(&self.path)?, None)?;
         let schema = reader.schema();
         let runs = self.texts.div_ceil(SAMPLED_TOGETHER);
         let wanted = rows.div_ceil(SAMPLED_TOGETHER).min(runs);

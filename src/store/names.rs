@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn names_that_couplet_gives_are_known() {
         let run = "0".repeat(32);
-        let known = |path: &str, id: Option<&str>| is_of_a_store(&path.split('/').collect::<Vec<_>>(), id);
+        let known = |path: &str, id| is_of_a_store(&path.split('/').collect::<Vec<_>>(), id);
         let log = "_delta_log/00000000000000000001.json";
         for path in [
             "lock.json".to_owned(),

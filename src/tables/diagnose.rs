@@ -5,13 +5,15 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::Path;
 
 use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
+use super::arrow_lengths;
+use super::encrypted::is_encrypted;
 use crate::config::{Compression, CsvOptions, TableFormat};
+use crate::files;
 
 /// A broken file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,11 +57,11 @@ fn without_line(e: impl fmt::Display) -> (Option<u64>, String) {
 }
 
 fn parquet(path: &Path) -> Found {
-    let file = File::open(path).map_err(without_line)?;
+    let file = files::open(path).map_err(without_line)?;
     let length = file.metadata().map_err(without_line)?.len();
     let mut start = Vec::new();
     (&file).take(4).read_to_end(&mut start).map_err(without_line)?;
-    if start != *b"PAR1" {
+    if start != *b"PAR1" && start != *b"PARE" {
         let start = String::from_utf8_lossy(&start).into_owned();
         let problem = format!(
             "it is no Parquet file, as it begins with {start:?}; write it with its format, as in {{ uri = \"…\", format = \
@@ -67,6 +69,10 @@ fn parquet(path: &Path) -> Found {
         );
         return Err((None, problem));
     }
+    if is_encrypted(&file) {
+        return Err((None, ENCRYPTED.into()));
+    }
+    (&file).rewind().map_err(without_line)?;
     let broken = |e: &dyn fmt::Display| {
         (
             None,
@@ -93,7 +99,7 @@ fn delimited(path: &Path, options: &CsvOptions) -> Found {
         Some(quote) => reader.quote(quote),
         None => reader.quoting(false),
     };
-    let mut reader = reader.from_path(path).map_err(without_line)?;
+    let mut reader = reader.from_reader(files::open(path).map_err(without_line)?);
     let mut record = csv::ByteRecord::new();
     let mut first = None;
     while reader.read_byte_record(&mut record).map_err(without_line)? {
@@ -124,6 +130,9 @@ fn delimited(path: &Path, options: &CsvOptions) -> Found {
     Ok(())
 }
 
+/// An encrypted file, or one with encrypted columns.
+const ENCRYPTED: &str = "it is an encrypted Parquet file, which couplet cannot read; write it without encryption";
+
 /// What `--format json` writes, among others.
 const AN_ARRAY: &str = "it is one JSON array, and what is read are JSON Lines, an object a line: `jq -c '.[]' FILE > \
                         FILE.jsonl` makes them of it, and `couplet query … -o FILE.jsonl` writes them";
@@ -146,7 +155,7 @@ fn no_name_twice(head: &csv::ByteRecord) -> Result<(), String> {
 }
 
 fn json_lines(path: &Path) -> Found {
-    let mut reader = BufReader::new(File::open(path).map_err(without_line)?);
+    let mut reader = BufReader::new(files::open(path).map_err(without_line)?);
     let mut bytes = Vec::new();
     for line in 1.. {
         bytes.clear();
@@ -181,7 +190,8 @@ fn json_lines(path: &Path) -> Found {
 }
 
 fn arrow_ipc(path: &Path) -> Found {
-    let file = || File::open(path).map(BufReader::new).map_err(without_line);
+    arrow_lengths::check(path).map_err(|problem| (None, problem))?;
+    let file = || files::open(path).map(BufReader::new).map_err(without_line);
     let read = arrow::ipc::reader::FileReader::try_new(file()?, None)
         .and_then(|mut reader| reader.try_for_each(|batch| batch.map(drop)));
     let Err(problem) = read else { return Ok(()) };

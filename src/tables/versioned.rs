@@ -7,15 +7,23 @@ use std::sync::Arc;
 
 use datafusion::catalog::TableProvider;
 use datafusion::common::DataFusionError;
-use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
+use datafusion::datasource::physical_plan::parquet::transform_schema_to_view;
+use datafusion::execution::cache::cache_manager::FileMetadataCache;
+use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::SessionContext;
+use futures::{StreamExt as _, TryStreamExt as _};
+use object_store::ObjectStoreExt as _;
+use object_store::path::Path;
 
-use super::Problem;
+use super::files::{READS_UNDER_WAY, parquet_schema};
+use super::format::parquet;
+use super::types::{Columns, FileSchema};
+use super::{Problem, TableError, presented};
 use crate::config::{Place, Table, TableFormat};
 use crate::delta;
 use crate::objects::{Objects, ObjectsError, cause_in};
-use crate::sink::runs;
+use crate::sink::runs::{self, Manifest};
 
 /// The folder of a Delta table's log.
 const LOG: &str = "_delta_log";
@@ -40,7 +48,7 @@ pub(super) async fn provider(
         _ => match is_delta(&objects).await {
             Ok(true) => None,
             Ok(false) => {
-                return runs_of(context, &objects, matches!(table.format, TableFormat::Runs { all: true })).await;
+                return runs_of(context, &objects, table).await;
             }
             Err(_) => return Ok(None),
         },
@@ -62,6 +70,23 @@ pub(super) async fn is_versioned(table: &Table) -> Result<bool, Problem> {
         || runs::latest(&objects.lock_place()).await?.is_some())
 }
 
+/// Names what is read of the table now, if it says itself which files it has: a version, or runs.
+pub(super) async fn version(table: &Table) -> Result<Option<String>, Problem> {
+    if !is_versioned(table).await? {
+        return Ok(None);
+    }
+    let objects = Objects::open(&table.location.place)?;
+    let version = match table.format {
+        TableFormat::Delta { version } => version,
+        _ => None,
+    };
+    if let Some(delta) = delta::open(&objects, version).await? {
+        return Ok(Some(format!("{objects}@{}", delta.version().unwrap_or_default())));
+    }
+    let runs: Vec<_> = manifests(&objects, table).await?.into_iter().map(|manifest| manifest.folder()).collect();
+    Ok(Some(format!("{objects} {}", runs.join(" "))))
+}
+
 fn may_be(table: &Table) -> bool {
     let place = &table.location.place;
     match table.format {
@@ -75,16 +100,35 @@ async fn is_delta(objects: &Objects) -> Result<bool, ObjectsError> {
     objects.folder(LOG).has_children().await
 }
 
+/// The runs that are read of a folder.
+pub(super) async fn manifests(objects: &Objects, table: &Table) -> Result<Vec<Manifest>, Problem> {
+    let (all, published_in) = match &table.format {
+        TableFormat::Runs { all, published_in } => (*all, published_in.as_ref()),
+        _ => (false, None),
+    };
+    let published_in = published_in.map(Objects::open).transpose()?.map(|main| main.lock_place());
+    Ok(runs::readable(&objects.lock_place(), all, published_in.as_ref()).await?)
+}
+
+fn described(objects: &Objects, error: &DataFusionError) -> Problem {
+    match cause_in(error).filter(|_| matches!(objects.place, Place::Remote(_))) {
+        Some(cause) => objects.error(cause).into(),
+        None => format!("{objects}: {}", error.strip_backtrace()).into(),
+    }
+}
+
 /// The files of the newest run, or of all of them where the sink appends.
 async fn runs_of(
     context: &SessionContext,
     objects: &Objects,
-    all: bool,
+    table: &Table,
 ) -> Result<Option<Arc<dyn TableProvider>>, Problem> {
-    let place = objects.lock_place();
-    let manifests = if all { runs::all(&place).await? } else { runs::latest(&place).await?.into_iter().collect() };
-    let paths = manifests.iter().flat_map(|manifest| manifest.paths(&objects.root));
-    let urls = paths.map(|path| match objects.place_of(&path) {
+    let manifests = manifests(objects, table).await?;
+    let paths: Vec<_> = manifests.iter().flat_map(|manifest| manifest.paths(&objects.root)).collect();
+    if paths.is_empty() {
+        return Ok(None);
+    }
+    let urls = paths.iter().map(|path| match objects.place_of(path) {
         Place::Local(path) => ListingTableUrl::parse(path.to_string_lossy()),
         Place::Remote(remote) => {
             context.runtime_env().register_object_store(&remote.session_url(), Arc::clone(&objects.store));
@@ -92,14 +136,41 @@ async fn runs_of(
         }
         Place::Hub(_) => unreachable!("no object store is a hub"),
     });
-    let described = |e: DataFusionError| match cause_in(&e).filter(|_| matches!(objects.place, Place::Remote(_))) {
-        Some(cause) => Problem::from(objects.error(cause)),
-        None => Problem::from(format!("{objects}: {}", e.strip_backtrace())),
-    };
+    let described = |e: DataFusionError| described(objects, &e);
     let urls = urls.collect::<Result<Vec<_>, _>>().map_err(described)?;
-    let Some(newest) = urls.last().cloned() else { return Ok(None) };
-    let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension("");
-    let schema = options.infer_schema(&context.state(), &newest).await.map_err(described)?;
-    let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(schema);
-    Ok(Some(Arc::new(ListingTable::try_new(config).map_err(described)?)))
+    let state = context.state();
+    let schemas = schemas_of(objects, &paths, &state.runtime_env().cache_manager.get_file_metadata_cache()).await;
+    let columns = Columns::of(&schemas.map_err(described)?).map_err(Problem::from)?;
+    let options = ListingOptions::new(Arc::new(parquet())).with_file_extension("");
+    let read = Arc::new(transform_schema_to_view(&columns.schema));
+    let config =
+        ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(Arc::clone(&read));
+    let provider: Arc<dyn TableProvider> = Arc::new(ListingTable::try_new(config).map_err(described)?);
+    presented(context, provider, &columns, &read, std::iter::empty()).map(Some).map_err(described)
+}
+
+/// The columns of the files of runs.
+async fn schemas_of(
+    objects: &Objects,
+    paths: &[Path],
+    footers: &Arc<FileMetadataCache>,
+) -> Result<Vec<FileSchema>, DataFusionError> {
+    let read = paths.iter().map(|path| async move {
+        let meta = objects.store.head(path).await?;
+        parquet_schema(footers, &objects.store, &meta, objects.place_of(path).to_string()).await
+    });
+    futures::stream::iter(read.collect::<Vec<_>>()).buffered(READS_UNDER_WAY).try_collect().await
+}
+
+/// The columns of the runs that are complete in a folder; a run's files have the same.
+///
+/// # Errors
+/// A place, a manifest or a footer that cannot be read.
+pub(crate) async fn columns_of_runs(objects: &Objects) -> Result<Vec<FileSchema>, TableError> {
+    let failed =
+        |problem: Problem| TableError { table: objects.to_string(), problem: problem.text, passes: problem.passes };
+    let manifests = runs::all(&objects.lock_place()).await.map_err(|e| failed(e.into()))?;
+    let paths: Vec<_> = manifests.iter().flat_map(|manifest| manifest.paths(&objects.root)).collect();
+    let footers = RuntimeEnv::default().cache_manager.get_file_metadata_cache();
+    schemas_of(objects, &paths, &footers).await.map_err(|e| failed(described(objects, &e)))
 }

@@ -1,12 +1,18 @@
 //! The integration tests: one binary, a module an area.
 
-#![allow(clippy::pedantic, clippy::unwrap_used, reason = "a test that panics has failed, and says where")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::pedantic,
+    clippy::unwrap_used,
+    reason = "a test that panics has failed, and says where"
+)]
 
 mod archives;
 #[cfg(target_os = "linux")]
 mod attack;
 mod broken_runs;
 mod card;
+mod cases;
 mod checkpoints;
 #[cfg(feature = "cluster")]
 mod clusters;
@@ -20,6 +26,7 @@ mod elsewhere;
 mod evaluating;
 mod faults;
 mod faulty;
+mod fencing;
 mod gradients;
 mod help;
 mod hub;
@@ -42,7 +49,10 @@ mod nights;
 mod nights_in_buckets;
 mod one_at_a_time;
 mod ops;
+mod outputs;
 mod parity;
+#[cfg(target_os = "linux")]
+mod pipes;
 mod plan;
 mod predict_sql;
 mod pretraining;
@@ -50,15 +60,20 @@ mod promises;
 mod proxy;
 mod query;
 mod query_files;
+mod query_limits;
 mod readers;
 mod reference;
 mod remote;
+mod replaced;
+#[cfg(target_os = "linux")]
+mod replaced_models;
 mod report_page;
 mod resume;
 mod robustness;
 mod run;
 mod runs;
 mod safety;
+mod scheduling;
 mod scoring;
 mod seaweed;
 mod shell;
@@ -73,4 +88,5 @@ mod tiny;
 #[cfg(feature = "otel")]
 mod traces;
 mod training;
+mod types;
 mod venv;

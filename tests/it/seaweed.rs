@@ -229,8 +229,14 @@ impl Bucket {
     /// `couplet ARGUMENTS` that finds the server.
     pub fn couplet(&self, arguments: &[&str]) -> assert_cmd::Command {
         let mut command = couplet();
-        command.envs(self.server.env()).env("XDG_CACHE_HOME", self.cache.path()).args(arguments);
+        command.envs(self.settings()).args(arguments);
         command
+    }
+
+    /// The environment in which the program reaches the server.
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        let cache = self.cache.path().display().to_string();
+        self.server.env().into_iter().chain([("XDG_CACHE_HOME", cache)]).collect()
     }
 
     /// The same with another endpoint, such as a proxy's.

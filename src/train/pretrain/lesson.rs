@@ -1,12 +1,10 @@
 //! Texts with hidden words as a lesson.
 
-use std::path::Path;
-
 use rayon::prelude::*;
 use serde_json::Value;
 
 use super::{Job, scores};
-use crate::model::Tokenizer;
+use crate::model::{ModelFiles, TOKENIZER_CONFIG, Tokenizer};
 use crate::train::course::{JobError, Lesson, Score};
 use crate::train::masking::{Chunking, Masking, Pieces};
 use crate::train::{Example, MaskedWords, Target, Trainer};
@@ -159,7 +157,7 @@ pub(super) struct SpecialTokens {
 }
 
 /// Asks the tokenizer what it puts around a text, and its settings what hides a word.
-pub(super) fn special_tokens(folder: &Path, tokenizer: &Tokenizer) -> Result<SpecialTokens, JobError> {
+pub(super) fn special_tokens(files: &ModelFiles, tokenizer: &Tokenizer) -> Result<SpecialTokens, JobError> {
     let around =
         tokenizer.encode("", None).map_err(|problem| JobError::Text { row: "a row of no words".into(), problem })?;
     let [cls, sep] = around.input_ids[..] else {
@@ -169,8 +167,8 @@ pub(super) fn special_tokens(folder: &Path, tokenizer: &Tokenizer) -> Result<Spe
             found: format!("{} tokens around it", around.input_ids.len()),
         });
     };
-    let settings = std::fs::read(folder.join("tokenizer_config.json")).ok();
-    let settings: Value = settings.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    let settings = files.get(TOKENIZER_CONFIG);
+    let settings: Value = settings.and_then(|bytes| serde_json::from_slice(bytes).ok()).unwrap_or_default();
     let token = &settings["mask_token"];
     let mask = token.as_str().or_else(|| token["content"].as_str()).unwrap_or("[MASK]").to_owned();
     Ok(SpecialTokens { cls, sep, mask })
