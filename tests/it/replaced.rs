@@ -12,6 +12,7 @@ use arrow::array::{Int64Array, RecordBatch, StringArray};
 use couplet::config::Place;
 use couplet::delta;
 use couplet::objects::Objects;
+use deltalake_core::operations::vacuum::VacuumMode;
 use deltalake_core::protocol::SaveMode;
 use object_store::ObjectStoreExt;
 use parquet::arrow::ArrowWriter;
@@ -202,7 +203,8 @@ fn a_delta_table_that_is_vacuumed_meanwhile_is_read_in_its_newest_version() {
             let batch = batch(version);
             let table = delta::open_or_create(&objects, &batch.schema(), &[], "v", "").await.unwrap();
             let table = table.write([batch]).with_save_mode(SaveMode::Overwrite).await.unwrap();
-            delta::clean(&objects, table, chrono::Duration::zero()).await.unwrap();
+            let vacuum = table.vacuum().with_mode(VacuumMode::Full).with_retention_period(chrono::Duration::zero());
+            vacuum.with_enforce_retention_duration(false).await.unwrap();
         });
     };
     overwrite(0);
