@@ -46,7 +46,6 @@ struct Rows<'a> {
     spool: &'a Spool,
     scores: &'a ScoreStore,
     scorer: &'a Scorer,
-    key: Option<&'a String>,
 }
 
 impl Run<'_> {
@@ -63,7 +62,7 @@ impl Run<'_> {
         stop: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<Option<PublishedTo>, Error> {
         let mut all = PublishedTo::default();
-        let rows = Rows { spool, scores, scorer, key };
+        let rows = Rows { spool, scores, scorer };
         let split = sinks.len() > 1;
         let mut version = None;
         let mut pending = None;
