@@ -65,6 +65,7 @@ mod stores;
 mod support;
 mod tables;
 mod terminal;
+mod text_tables;
 mod tiny;
 #[cfg(feature = "otel")]
 mod traces;
