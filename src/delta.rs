@@ -2,7 +2,7 @@
 //!
 //! A Delta table is data files and a log. A commit is one log entry that is created if it is not there yet, so a table
 //! moves from one version to the next in one step, and of two writers one learns that it was the second. Files that no
-//! entry names (a killed run leaves some) are never read; [`clean`] removes them.
+//! entry names (a killed run leaves some) are never read.
 
 mod damaged;
 
@@ -10,14 +10,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
-use chrono::Duration;
 use datafusion::catalog::TableProvider;
 use datafusion::prelude::SessionContext;
 use deltalake_core::kernel::StructType;
 use deltalake_core::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake_core::logstore::{LogStoreRef, StorageConfig, default_logstore};
 use deltalake_core::operations::create::CreateBuilder;
-use deltalake_core::operations::vacuum::VacuumMode;
 use deltalake_core::{DeltaTable, DeltaTableError, TableProperty};
 use futures::TryStreamExt;
 use object_store::prefix::PrefixStore;
@@ -245,22 +243,6 @@ pub fn size(objects: &Objects, table: &DeltaTable) -> Result<(u64, u64), DeltaEr
         bytes += u64::try_from(file.size()).unwrap_or_default();
     }
     Ok((rows, bytes))
-}
-
-/// Removes the files that no version within `keep` names; returns how many.
-///
-/// # Errors
-/// A place that cannot be listed or written.
-pub async fn clean(objects: &Objects, table: DeltaTable, keep: Duration) -> Result<usize, DeltaError> {
-    let (_, metrics) = table
-        .vacuum()
-        // Also those that no commit ever named.
-        .with_mode(VacuumMode::Full)
-        .with_retention_period(keep)
-        .with_enforce_retention_duration(false)
-        .await
-        .map_err(|e| DeltaError::new(objects, &e))?;
-    Ok(metrics.files_deleted.len())
 }
 
 /// The schema as Delta knows it: no views, no dictionaries, no unsigned integers, times in microseconds and of no zone

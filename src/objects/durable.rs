@@ -21,6 +21,8 @@ use object_store::{
 use uuid::Uuid;
 
 use crate::files;
+/// Begins the message of a disk on which a file cannot be made only where there is none.
+pub(crate) const NO_LINKS: &str = "its file system has no hard links";
 
 /// A local disk from its root on.
 #[derive(Debug)]
@@ -167,7 +169,10 @@ fn put(path: &FilePath, payload: &PutPayload, create: bool) -> Result<PutResult>
         file.sync_all()?;
         if create {
             // Unlike a rename, a link is refused where there is a file.
-            fs::hard_link(&staged, path)?;
+            fs::hard_link(&staged, path).map_err(|e| match e.kind() {
+                ErrorKind::AlreadyExists => e,
+                kind => io::Error::new(kind, format!("{NO_LINKS} ({e})")),
+            })?;
             fs::remove_file(&staged)?;
         } else {
             fs::rename(&staged, path)?;
@@ -211,5 +216,25 @@ fn failed(error: &io::Error, path: &FilePath) -> Error {
         ErrorKind::NotFound => Error::NotFound { path, source },
         ErrorKind::PermissionDenied => Error::PermissionDenied { path, source },
         _ => Error::Generic { store: "LocalFileSystem", source },
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use object_store::ObjectStoreExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pipe_is_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().canonicalize().unwrap().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let path = Path::from_absolute_path(&pipe).unwrap();
+        let disk = DurableLocal::new();
+        for error in [disk.get(&path).await.map(drop), disk.head(&path).await.map(drop)] {
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("it is no regular file"), "{error}");
+        }
     }
 }

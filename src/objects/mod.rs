@@ -7,7 +7,7 @@ mod download;
 mod durable;
 mod error;
 pub(crate) mod model;
-mod staged;
+mod owned;
 mod uploads;
 
 use std::collections::HashMap;
@@ -30,11 +30,13 @@ use crate::lock;
 
 pub use download::download;
 pub use durable::DurableLocal;
+pub(crate) use durable::NO_LINKS;
 pub use error::{ObjectsError, Trouble};
 pub(crate) use error::{cause_in, cut_answers, explain_unplaced, without_answers, without_secrets};
 pub use model::{ModelFolder, beside_model, model_cache, model_folder};
-pub use staged::remove_staged;
+pub use owned::{Entries, Entry, StoreFolder};
 use uploads::Uploads;
+pub use uploads::abort_noted_uploads;
 
 /// How long a request is tried again, at most 10 times in a minute: a short fault of the service passes, and a
 /// job that cannot go on says so soon. `object_store` itself would go on for three minutes.

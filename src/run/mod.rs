@@ -6,6 +6,7 @@ mod elsewhere;
 mod evaluate;
 mod foresight;
 mod gate;
+mod intact;
 mod joins;
 mod learn;
 mod mistakes;

@@ -14,6 +14,7 @@ use datafusion::common::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use futures::{Stream, StreamExt};
 
+use super::intact::damaged;
 use crate::files;
 use crate::predict::text_values;
 use crate::scorer::{TextColumn, Window};
@@ -97,12 +98,13 @@ impl Pending {
         window_of(&sample, self.columns)
     }
 
-    /// The texts in windows, each with the keys of its rows.
+    /// The texts in windows, each with the keys of its rows; an error if a text is not the one that its key is of.
     pub(super) fn windows(self) -> impl Stream<Item = Result<(ArrayRef, Window), DataFusionError>> {
-        let columns = self.columns;
-        futures::stream::iter(self.reader).map(move |batch| {
+        let Self { path, reader, columns, .. } = self;
+        futures::stream::iter(reader).map(move |batch| {
             let batch = batch?;
-            Ok((Arc::clone(batch.column(0)), window_of(&batch, columns)?))
+            let (keys, window) = (Arc::clone(batch.column(0)), window_of(&batch, columns)?);
+            if window.has_keys(&keys) { Ok((keys, window)) } else { Err(damaged(&path)) }
         })
     }
 }

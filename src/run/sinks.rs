@@ -20,7 +20,7 @@ use crate::crash;
 use crate::delta;
 use crate::error::Error;
 use crate::lock::{self, LockError};
-use crate::objects::{Objects, cause_in};
+use crate::objects::{Objects, StoreFolder, cause_in};
 use crate::sink::runs::{self, Manifest, RunFolder};
 use crate::sink::{DeltaSink, Mode, ParquetSink, Part, SinkError, Unpublished, writer_options};
 
@@ -152,7 +152,7 @@ impl Sink {
         schema: &SchemaRef,
         metadata: &[(&'static str, String)],
         run: &str,
-        store: &Objects,
+        store: &StoreFolder,
     ) -> Result<Self, Error> {
         let place = kind.place(scoring);
         let settings = &scoring.sink;
@@ -287,14 +287,14 @@ fn done_by(output: &str, manifest: &Manifest) -> Done {
 
 /// Finds out, before anything is scored, whether a place in a bucket can be written, and whether the server keeps the
 /// conditions under which it is; leaves nothing there. Those of this machine were looked at with [`places`](super::places).
-async fn try_to_write(objects: &Objects, is_one_file: bool, store: &Objects) -> Result<(), Error> {
+async fn try_to_write(objects: &Objects, is_one_file: bool, store: &StoreFolder) -> Result<(), Error> {
     // The store is probed by now. Rights may be given for a part of a bucket only, so that this is its own place.
+    // One run of the store is here at a time: the next one finds the object of one that was killed, and deletes it.
+    let probe = format!(".couplet-probe-{}", store.id());
     let lock::Place::Objects { store: bucket, root, name, explain } = objects.lock_place() else { return Ok(()) };
-    if objects.place == store.place {
-        return Ok(());
-    }
     let root = if is_one_file { root.parent().unwrap_or_default() } else { root };
-    lock::probe(&lock::Place::Objects { store: bucket, root, name, explain }).await.map_err(|error| match error {
+    let place = lock::Place::Objects { store: bucket, root, name, explain };
+    lock::probe_and_delete(&place, &probe).await.map_err(|error| match error {
         LockError::Store { problem, .. } => SinkError { path: objects.to_string().into(), problem }.into(),
         error => Error::from(error),
     })

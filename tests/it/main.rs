@@ -69,6 +69,8 @@ mod scoring;
 mod seaweed;
 mod shell;
 mod sql_library;
+mod store_damage;
+mod store_folder;
 mod stores;
 mod support;
 mod tables;
