@@ -117,6 +117,13 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
                         let problem = format!("there is no version {version}; the newest is {newest}");
                         DeltaError::mistake(objects, problem)
                     }
+                    _ if oldest_version(objects).await.is_some_and(|oldest| version < oldest) => {
+                        let problem = format!(
+                            "there is no version {version} any more: the table's log is kept for as long as its property \
+                             delta.logRetentionDuration says, 30 days if it has none; name a newer version"
+                        );
+                        DeltaError::mistake(objects, problem)
+                    }
                     _ => {
                         let problem = format!("version {version} cannot be read: {}", error.problem);
                         DeltaError { problem, ..error }
@@ -133,6 +140,18 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
 
 /// The folder of a table's log.
 pub(crate) const LOG: &str = "_delta_log";
+
+/// The version of the oldest checkpoint, where the log does not go back to the first version.
+async fn oldest_version(objects: &Objects) -> Option<u64> {
+    let log = objects.folder(LOG);
+    let entries: Vec<_> = log.store.list(Some(&log.root)).try_collect().await.ok()?;
+    let names = || entries.iter().filter_map(|entry| entry.location.filename());
+    if names().any(|name| name == "00000000000000000000.json") {
+        return None;
+    }
+    let checkpoints = names().filter(|name| name.contains(".checkpoint."));
+    checkpoints.filter_map(|name| name.split('.').next()?.parse().ok()).min()
+}
 
 async fn newest_version(objects: &Objects) -> Option<u64> {
     let mut table = DeltaTable::new(log_store(objects));

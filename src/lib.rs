@@ -23,6 +23,7 @@
 /// The version that a session must be of.
 pub use datafusion;
 
+mod bounded;
 mod chart;
 pub mod cli;
 pub mod cluster;
@@ -58,6 +59,7 @@ pub mod session;
 pub mod shell;
 pub mod sink;
 pub mod source;
+mod sql_depth;
 mod sql_error;
 pub mod store;
 pub mod tables;

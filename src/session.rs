@@ -9,12 +9,13 @@ use std::sync::Arc;
 use datafusion::common::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{FairSpillPool, MemoryPool, TrackConsumersPool};
+use datafusion::execution::memory_pool::{FairSpillPool, MemoryLimit, MemoryPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use tempfile::TempDir;
 use url::Url;
 
+use crate::bounded;
 use crate::config::Table;
 use crate::files;
 use crate::objects::DurableLocal;
@@ -122,6 +123,11 @@ pub async fn open(
         .with_default_features()
         .with_physical_optimizer_rule(Arc::new(YieldingJoins));
     let context = SessionContext::new_with_state(predict::install(builder, models).build());
+    if let MemoryLimit::Finite(memory) = resources.runtime.memory_pool.memory_limit() {
+        for function in bounded::functions(memory) {
+            context.register_udf(function);
+        }
+    }
     register(&context, listed).await?;
     Ok(context)
 }

@@ -3,6 +3,7 @@
 //! Settings and credentials of services come from the environment, under the names that their own tools use. A bucket
 //! gets one client a process. Opening a place asks no server. Uploads that a killed run left are in `uploads`.
 
+mod accepted;
 mod download;
 mod durable;
 mod error;
@@ -28,6 +29,7 @@ use url::Url;
 use crate::config::{Place, Remote, Service};
 use crate::lock;
 
+use accepted::Connector;
 pub use download::download;
 pub use durable::DurableLocal;
 pub(crate) use durable::NO_LINKS;
@@ -247,14 +249,16 @@ fn connect(remote: &Remote) -> Result<Client, ObjectsError> {
             ] {
                 error::check_value(&place, setting(key).as_deref(), variable)?;
             }
-            Client::that_keeps_uploads(builder.build().map_err(unsuited)?)
+            Client::that_keeps_uploads(builder.with_http_connector(Connector::default()).build().map_err(unsuited)?)
         }
         Service::Gcs => {
             let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(remote.bucket());
-            Client::that_keeps_uploads(builder.with_retry(retries()).build().map_err(unsuited)?)
+            let builder = builder.with_retry(retries()).with_http_connector(Connector::default());
+            Client::that_keeps_uploads(builder.build().map_err(unsuited)?)
         }
         Service::Azure => {
             let builder = MicrosoftAzureBuilder::from_env().with_url(remote.root()).with_retry(retries());
+            let builder = builder.with_http_connector(Connector::default());
             let setting = |key| builder.get_config_value(&key);
             let endpoint = setting(AzureConfigKey::Endpoint);
             let allow_http = setting(AzureConfigKey::Client(ClientConfigKey::AllowHttp));

@@ -96,7 +96,13 @@ pub(super) enum ResultWriter {
 }
 
 impl ResultWriter {
-    pub(super) fn create(format: Format, output: Option<&Path>, schema: SchemaRef) -> Result<Self, Error> {
+    /// Begins a result in a file, or on stdout; `shown` then becomes true when the first of it is there.
+    pub(super) fn create(
+        format: Format,
+        output: Option<&Path>,
+        schema: SchemaRef,
+        shown: &Arc<AtomicBool>,
+    ) -> Result<Self, Error> {
         let path = output.unwrap_or(Path::new("stdout")).to_owned();
         if format == Format::Parquet {
             return match output {
@@ -105,8 +111,11 @@ impl ResultWriter {
             };
         }
         let out = match output {
-            Some(path) => Out::File(Box::new(AtomicFile::create(path).map_err(|e| sink_error(path, &e))?)),
-            None => Out::Stdout(io::BufWriter::new(io::stdout())),
+            Some(path) => {
+                let failed = |e: io::Error| SinkError { path: path.to_owned(), problem: (&e).into() };
+                Out::File(Box::new(AtomicFile::create(path).map_err(failed)?))
+            }
+            None => Out::Stdout { buffer: Vec::new(), shown: Arc::clone(shown) },
         };
         Ok(match format {
             Format::Table => Self::Table { batches: Vec::new(), schema, pages: 0, out },
@@ -187,14 +196,23 @@ fn write_page(batches: &[RecordBatch], page: usize, out: &mut Out) -> Result<(),
 
 /// The bytes of a result go to stdout, or to a file that appears when it is complete.
 pub(super) enum Out {
-    Stdout(io::BufWriter<io::Stdout>),
+    /// A small result is shown at its end only: the statement may have to be executed again until then.
+    Stdout {
+        buffer: Vec<u8>,
+        shown: Arc<AtomicBool>,
+    },
     File(Box<AtomicFile>),
 }
+
+/// Bytes that are kept before they go to stdout.
+const BUFFER: usize = 8192;
 
 impl Out {
     fn finish(self) -> Result<(), Error> {
         match self {
-            Self::Stdout(mut out) => end_if_nobody_reads(out.flush()).map_err(|e| sink_error(Path::new("stdout"), &e)),
+            Self::Stdout { mut buffer, shown } => {
+                show(&mut buffer, &shown).map_err(|e| sink_error(Path::new("stdout"), &e))
+            }
             Self::File(file) => file.publish().map(drop).map_err(|e| sink_error(Path::new("the result"), &e)),
         }
     }
@@ -203,17 +221,32 @@ impl Out {
 impl Write for Out {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Stdout(out) => end_if_nobody_reads(out.write(bytes)),
+            Self::Stdout { buffer, shown } => {
+                buffer.extend_from_slice(bytes);
+                if buffer.len() >= BUFFER {
+                    show(buffer, shown)?;
+                }
+                Ok(bytes.len())
+            }
             Self::File(file) => file.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Stdout(out) => end_if_nobody_reads(out.flush()),
+            // The writers of the formats flush each batch.
+            Self::Stdout { .. } => Ok(()),
             Self::File(file) => file.flush(),
         }
     }
+}
+
+fn show(buffer: &mut Vec<u8>, shown: &AtomicBool) -> io::Result<()> {
+    shown.store(true, Ordering::Relaxed);
+    let mut out = io::stdout();
+    end_if_nobody_reads(out.write_all(buffer).and_then(|()| out.flush()))?;
+    buffer.clear();
+    Ok(())
 }
 
 /// Whether the reader of stdout has seen enough.

@@ -11,7 +11,7 @@ use super::{Stage, evaluate, readable, readable_place};
 use crate::config::{Errors, Pipeline, Place, RunSettings};
 use crate::error::Error;
 use crate::objects::Objects;
-use crate::sink::may_replace;
+use crate::sink::{follow_links, may_replace};
 use crate::train::beside;
 
 /// What is made at a place.
@@ -173,12 +173,14 @@ impl Target {
 /// What keeps a place of this machine from becoming that, if anything does; leaves nothing there.
 fn problem(path: &Path, shape: Shape) -> Option<String> {
     // What a link points to is written, not the link.
-    let real = path.canonicalize();
-    let is_lost = real.is_err() && path.is_symlink() && shape != Shape::File;
-    if is_lost {
+    let target = match follow_links(path) {
+        Ok(target) => target,
+        Err(problem) => return Some(format!("cannot be written: {problem}")),
+    };
+    if target != path && !target.exists() && shape != Shape::File {
         return Some("is a link to what is not there; make the folder that it points to, or remove the link".into());
     }
-    let path = real.unwrap_or_else(|_| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+    let path = target.canonicalize().or_else(|_| std::path::absolute(&target)).unwrap_or(target);
     // A model that is there may be the one that the stage leaves, which then writes nothing.
     let stays = shape == MODEL && path.exists();
     unsuited(&path, shape).or_else(|| if stays { None } else { unwritable(&path, shape) })

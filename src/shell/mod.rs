@@ -27,8 +27,9 @@ use crate::files::{self, MAX_JSON};
 use crate::logging::LogFormat;
 use crate::parameters::Parameters;
 use crate::progress::grouped;
-use crate::query::{self, Format, Shown};
+use crate::query::{self, Format, Script, Shown};
 use crate::run;
+use crate::tables::snapshot::Snapshot;
 
 use commands::Command;
 use complete::Assistant;
@@ -226,9 +227,21 @@ impl<'a> Shell<'a> {
         let output = self.output.clone();
         let format = query::format_of(self.format, output.as_deref())?;
         let parameters = Parameters::of_statement(sql, here, &self.parameters)?;
-        let shown =
-            query::show(self.context, sql, origin, &parameters, format, output.as_deref(), self.most_rows).await;
-        let Shown { rows, cut } = match shown {
+        // Files may have been replaced since the statement before.
+        if let Some(snapshot) = Snapshot::of(self.context) {
+            snapshot.renew();
+        }
+        let script = Script {
+            context: self.context.clone(),
+            tables: self.tables.to_vec(),
+            sql: sql.to_owned(),
+            origin: origin.to_owned(),
+            parameters,
+            format,
+            output: output.clone(),
+            most_rows: self.most_rows,
+        };
+        let Shown { rows, cut } = match query::execute(script).await {
             Ok(shown) => shown,
             Err(error) => {
                 let kept = if output.is_some() { "no output was written" } else { "the output is not complete" };

@@ -1,6 +1,7 @@
 //! What a run leaves: a Parquet file, or a checkpoint's folder, that is there whole or not at all.
 
 mod atomic;
+mod attributes;
 mod delta;
 mod folder;
 pub mod runs;
@@ -20,7 +21,8 @@ use thiserror::Error;
 use crate::lock::Explained;
 
 pub use atomic::AtomicFile;
-pub(crate) use atomic::{TEMPORARY, hold, remove_remains};
+pub(crate) use atomic::{NOT_DURABLE, TEMPORARY, hold, remove_remains};
+pub(crate) use attributes::follow_links;
 pub use delta::{Committed, DeltaSink, Mode, Unpublished};
 pub use folder::{AtomicFolder, may_replace, recover};
 pub(crate) use runs::Part;
@@ -54,7 +56,7 @@ impl ParquetSink {
     /// A folder that cannot be made or written, a schema that Parquet cannot hold.
     pub fn create(path: &Path, schema: &SchemaRef, metadata: &[(&str, String)]) -> Result<Self, SinkError> {
         let error = |problem: String| SinkError { path: path.to_owned(), problem: problem.into() };
-        let file = AtomicFile::create(path).map_err(|e| error(e.to_string()))?;
+        let file = AtomicFile::create(path).map_err(|e| SinkError { path: path.to_owned(), problem: (&e).into() })?;
         let options = writer_options(schema, metadata);
         let writer = ArrowWriter::try_new_with_options(file, Arc::clone(schema), options);
         let writer = writer.map_err(|e| error(e.to_string()))?;

@@ -7,6 +7,7 @@ mod files;
 mod format;
 mod measure;
 mod named_by_place;
+pub(crate) mod snapshot;
 mod versioned;
 
 use std::path::Path;
@@ -34,6 +35,7 @@ pub use measure::{Measured, measure};
 use named_by_place::Opened;
 pub use named_by_place::enable_places;
 pub(crate) use named_by_place::{is_place, takes_places};
+use snapshot::Snapshot;
 
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
@@ -98,7 +100,33 @@ pub async fn register(context: &SessionContext, table: &Table) -> Result<(), Tab
     registered.map_err(|e| TableError::new(table, e.strip_backtrace()))
 }
 
+/// Opens a table of the session once more, whose files have been replaced.
+///
+/// # Errors
+/// As [`register`].
+pub(crate) async fn reopen(context: &SessionContext, table: &Table) -> Result<(), TableError> {
+    for name in [&table.name, &table.name.to_ascii_lowercase()] {
+        let removed = context.deregister_table(TableReference::bare(name.as_str()));
+        removed.map_err(|e| TableError::new(table, e.strip_backtrace()))?;
+    }
+    register(context, table).await
+}
+
 async fn open(context: &SessionContext, table: &Table) -> Result<Arc<dyn TableProvider>, TableError> {
+    let mut opened = open_once(context, table).await;
+    if let Some(snapshot) = Snapshot::of(context) {
+        for _ in 1..snapshot::ATTEMPTS {
+            if opened.is_ok() || !snapshot.explains_failure() {
+                break;
+            }
+            snapshot.renew();
+            opened = open_once(context, table).await;
+        }
+    }
+    opened
+}
+
+async fn open_once(context: &SessionContext, table: &Table) -> Result<Arc<dyn TableProvider>, TableError> {
     if let Some(provider) = versioned::provider(context, table).await.map_err(|e| TableError::new(table, e))? {
         return Ok(provider);
     }

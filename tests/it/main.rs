@@ -45,6 +45,7 @@ mod nights;
 mod nights_in_buckets;
 mod one_at_a_time;
 mod ops;
+mod outputs;
 mod parity;
 #[cfg(target_os = "linux")]
 mod pipes;
@@ -54,9 +55,11 @@ mod pretraining;
 mod proxy;
 mod query;
 mod query_files;
+mod query_limits;
 mod readers;
 mod reference;
 mod remote;
+mod replaced;
 #[cfg(target_os = "linux")]
 mod replaced_models;
 mod report_page;
@@ -65,6 +68,7 @@ mod robustness;
 mod run;
 mod runs;
 mod safety;
+mod scheduling;
 mod scoring;
 mod seaweed;
 mod shell;
