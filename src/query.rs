@@ -21,6 +21,7 @@ use crate::run::rejected_beside;
 use crate::sink::runs;
 use crate::tables;
 
+mod dates;
 mod output;
 mod place;
 

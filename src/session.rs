@@ -104,8 +104,10 @@ pub async fn open(
     partitions: usize,
     resources: &Resources,
 ) -> Result<SessionContext, Vec<TableError>> {
-    let config =
+    let mut config =
         SessionConfig::new().with_batch_size(window).with_target_partitions(partitions).with_information_schema(true);
+    // Delta tables take it from here.
+    config.options_mut().execution.parquet.coerce_int96 = Some(tables::INT96.to_owned());
     let builder = SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(Arc::clone(&resources.runtime))

@@ -68,4 +68,5 @@ mod tiny;
 #[cfg(feature = "otel")]
 mod traces;
 mod training;
+mod types;
 mod venv;
