@@ -11,10 +11,12 @@ use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, MemoryPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::optimizer::Analyzer;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use tempfile::TempDir;
 
 use crate::config::Table;
+use crate::literals::ExactLiterals;
 use crate::predict::{self, Models};
 use crate::sink::{TEMPORARY, hold, remove_remains};
 use crate::tables::{self, TableError};
@@ -112,6 +114,7 @@ pub async fn open(
         .with_config(config)
         .with_runtime_env(Arc::clone(&resources.runtime))
         .with_default_features()
+        .with_analyzer_rules([vec![Arc::new(ExactLiterals)], Analyzer::new().rules].concat())
         .with_physical_optimizer_rule(Arc::new(YieldingJoins));
     let context = SessionContext::new_with_state(predict::install(builder, models).build());
     register(&context, listed).await?;

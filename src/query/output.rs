@@ -15,7 +15,7 @@ use arrow::util::pretty::pretty_format_batches_with_options;
 use super::dates::printable_dates;
 use crate::error::Error;
 use crate::printable::printable;
-use crate::sink::{AtomicFile, ParquetSink, SinkError};
+use crate::sink::{AtomicFile, ParquetSink, SinkError, parquet_problem};
 
 /// How a result is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -101,6 +101,11 @@ impl ResultWriter {
         let path = output.unwrap_or(Path::new("stdout")).to_owned();
         if format == Format::Parquet {
             return match output {
+                Some(_) if parquet_problem(&schema).is_some() => Err(Error::Usage(format!(
+                    "-o {}: {}",
+                    path.display(),
+                    parquet_problem(&schema).unwrap_or_default()
+                ))),
                 Some(path) => Ok(Self::Parquet(Box::new(ParquetSink::create(path, &schema, &[])?))),
                 None => Err(Error::Usage("--format parquet needs a file: add -o FILE.parquet".into())),
             };
@@ -247,9 +252,10 @@ fn sink_error(path: &Path, problem: &dyn std::fmt::Display) -> Error {
 fn flat(batch: &RecordBatch) -> Result<RecordBatch, arrow::error::ArrowError> {
     let mut fields = Vec::new();
     let mut columns = Vec::new();
+    let options = FormatOptions::default().with_display_error(false);
     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
         if field.data_type().is_nested() {
-            let formatter = arrow::util::display::ArrayFormatter::try_new(column, &FormatOptions::default())?;
+            let formatter = arrow::util::display::ArrayFormatter::try_new(column, &options)?;
             let text = |row| column.is_valid(row).then(|| formatter.value(row).try_to_string()).transpose();
             let texts = (0..column.len()).map(text).collect::<Result<arrow::array::StringArray, _>>()?;
             columns.push(Arc::new(texts) as _);

@@ -18,9 +18,8 @@ use deltalake_core::kernel::transaction::CommitProperties;
 use deltalake_core::kernel::{StructType, Transaction};
 use deltalake_core::operations::write::SchemaMode;
 use deltalake_core::protocol::SaveMode;
-use deltalake_core::{DeltaTable, DeltaTableError};
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
-use parquet::schema::types::ColumnPath;
+use deltalake_core::{DeltaTable, DeltaTableError, TableProperty};
+use parquet::file::properties::WriterProperties;
 use serde_json::json;
 
 use super::fit;
@@ -183,9 +182,14 @@ impl DeltaSink {
         inputs: Option<&str>,
     ) -> Result<Committed, Unpublished> {
         let commit = self.properties(inputs);
-        let properties = without_inexact_statistics(properties, &self.schema);
         let before = self.table.as_ref().and_then(DeltaTable::version);
-        let written = match self.table.clone() {
+        let table = match self.table.clone() {
+            Some(table) => {
+                Some(self.with_exact_statistics(table).await.map_err(|e| Unpublished { source: e, known: true })?)
+            }
+            None => None,
+        };
+        let written = match table {
             Some(table) if self.mode == Mode::Merge => self.merge(table, context, rows, properties, commit).await,
             table => self.write(table, context, rows, properties, commit).await,
         };
@@ -203,6 +207,15 @@ impl DeltaSink {
     fn committed(&self, table: &DeltaTable) -> Committed {
         let (_, bytes) = delta::size(&self.objects, table).unwrap_or_default();
         Committed { version: table.version().unwrap_or_default(), bytes }
+    }
+
+    /// Has a table name the columns whose statistics are exact, so that readers pass over those that its log has of others.
+    async fn with_exact_statistics(&self, table: DeltaTable) -> Result<DeltaTable, DeltaTableError> {
+        let (key, names) = (TableProperty::DataSkippingStatsColumns.as_ref(), exact_statistics(&self.schema));
+        if table.snapshot()?.metadata().configuration().get(key) == Some(&names) {
+            return Ok(table);
+        }
+        table.set_tbl_properties().with_properties([(key.to_owned(), names)].into()).await
     }
 
     async fn write(
@@ -223,6 +236,10 @@ impl DeltaSink {
             .with_writer_properties(properties)
             .with_table_name(self.pipeline.clone())
             .with_description("predictions of couplet")
+            .with_configuration([(
+                TableProperty::DataSkippingStatsColumns.as_ref(),
+                Some(exact_statistics(&self.schema)),
+            )])
             .with_commit_properties(commit);
         write = match self.mode {
             Mode::Overwrite => write.with_save_mode(SaveMode::Overwrite).with_schema_mode(SchemaMode::Overwrite),
@@ -297,25 +314,26 @@ fn as_in_table(schema: &Schema, table: Option<&Schema>) -> Schema {
     Schema::new(fields.collect::<Vec<_>>())
 }
 
-/// The properties without statistics of the columns that the log would not have exactly: deltalake makes those of the log
-/// from the file's. Of decimals it makes 64-bit floats, of floats it leaves NaN out, and far dates make it panic.
-fn without_inexact_statistics(properties: WriterProperties, schema: &Schema) -> WriterProperties {
-    fn leaves(path: &[String], data_type: &DataType, found: &mut Vec<Vec<String>>) {
-        match data_type {
-            DataType::Struct(fields) => {
-                fields.iter().for_each(|f| leaves(&[path, &[f.name().clone()]].concat(), f.data_type(), found));
-            }
-            DataType::Date32 => found.push(path.to_vec()),
-            other if other.is_decimal() || other.is_floating() => found.push(path.to_vec()),
-            _ => {}
-        }
-    }
-    let mut found = Vec::new();
-    schema.fields().iter().for_each(|field| leaves(&[field.name().clone()], field.data_type(), &mut found));
-    let builder = found.into_iter().fold(properties.into_builder(), |builder, path| {
-        builder.set_column_statistics_enabled(ColumnPath::from(path), EnabledStatistics::None)
-    });
-    builder.build()
+/// The columns whose least and greatest values the log of a table has, as its property names them: those that deltalake
+/// writes exactly. Of decimals it writes 64-bit floats, of floats it leaves NaN out, and far dates make it panic. Texts are
+/// cut to bounds, and timestamps to milliseconds, as every reader expects.
+fn exact_statistics(schema: &Schema) -> String {
+    let is_exact = |data_type: &DataType| match data_type {
+        DataType::Boolean | DataType::Timestamp(..) => true,
+        other => other.is_integer() || other.is_string(),
+    };
+    // The library takes a name for that of any column within others too, and other names must be quoted.
+    let is_plain = |name: &str| name.chars().all(|char| char == '_' || char.is_ascii_alphanumeric());
+    let is_within = |name: &str| schema.fields().iter().any(|field| has_within(field.data_type(), name));
+    let exact = schema.fields().iter().filter(|field| is_exact(field.data_type()));
+    let names = exact.map(|field| field.name().as_str()).filter(|name| is_plain(name) && !is_within(name));
+    names.collect::<Vec<_>>().join(",")
+}
+
+/// Whether a struct has a column of that name, at any depth.
+fn has_within(data_type: &DataType, name: &str) -> bool {
+    let DataType::Struct(fields) = data_type else { return false };
+    fields.iter().any(|field| field.name() == name || has_within(field.data_type(), name))
 }
 
 /// Which column is of a type that no Delta table holds, if one is.

@@ -59,9 +59,6 @@ impl ParquetSink {
     /// A folder that cannot be made or written, a schema that Parquet cannot hold.
     pub fn create(path: &Path, schema: &SchemaRef, metadata: &[(&str, String)]) -> Result<Self, SinkError> {
         let error = |problem: String| SinkError { path: path.to_owned(), problem: problem.into() };
-        if let Some(problem) = parquet_problem(schema) {
-            return Err(error(problem));
-        }
         let file = AtomicFile::create(path).map_err(|e| error(e.to_string()))?;
         let (schema, options) = (stored::schema(schema), writer_options(schema, metadata));
         let writer = ArrowWriter::try_new_with_options(file, Arc::clone(&schema), options);

@@ -6,11 +6,12 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::Path;
 
 use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
+use super::encrypted::is_encrypted;
 use crate::config::{Compression, CsvOptions, TableFormat};
 
 /// A broken file.
@@ -67,9 +68,7 @@ fn parquet(path: &Path) -> Found {
         );
         return Err((None, problem));
     }
-    let mut end = Vec::new();
-    (&file).seek(SeekFrom::End(-4)).and_then(|_| (&file).read_to_end(&mut end)).map_err(without_line)?;
-    if start == *b"PARE" || end == *b"PARE" {
+    if is_encrypted(&file) {
         return Err((None, ENCRYPTED.into()));
     }
     (&file).rewind().map_err(without_line)?;

@@ -2,6 +2,7 @@
 
 mod delimited;
 pub mod diagnose;
+mod encrypted;
 mod files;
 mod format;
 mod measure;

@@ -64,7 +64,7 @@ impl Columns {
                     && file.schema.field_with_name(columns[place].name).is_err()
                 {
                     return Err(format!(
-                        "column `{}` of {} is `{}` in {}; a column must be written alike in all files",
+                        "column `{}` of {} is `{}` in {}",
                         field.name(),
                         file.place,
                         columns[place].name,

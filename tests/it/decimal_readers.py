@@ -11,7 +11,7 @@ from deltalake import DeltaTable, QueryBuilder
 
 table = DeltaTable(sys.argv[1])
 price = decimal.Decimal("818565974.1")
-sql = "SELECT id FROM t WHERE v >= 818565974.1"
+sql = "SELECT id FROM t WHERE v >= CAST('818565974.1' AS DECIMAL(38, 10))"
 scalar = pa.scalar(price, pa.decimal128(38, 10))
 found = {
     "delta-rs": QueryBuilder().register("t", table).execute(sql).read_all().num_rows,
