@@ -5,6 +5,7 @@
 mod archives;
 mod broken_runs;
 mod card;
+mod cases;
 mod checkpoints;
 #[cfg(feature = "cluster")]
 mod clusters;
