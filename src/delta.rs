@@ -5,11 +5,13 @@
 //! entry names (a killed run leaves some) are never read.
 
 mod damaged;
+mod exact;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, TimeUnit};
+use chrono::Duration;
 use datafusion::catalog::TableProvider;
 use datafusion::prelude::SessionContext;
 use deltalake_core::kernel::StructType;
@@ -28,6 +30,8 @@ use crate::frames::without_frames;
 use crate::objects::{self, Objects, ObjectsError, cause_in, cut_answers};
 
 pub(crate) use damaged::data_file;
+use exact::ExactScan;
+pub(crate) use exact::inexact;
 
 /// The key in a commit's metadata that names the run that made it.
 pub const RUN: &str = "couplet.run";
@@ -227,6 +231,9 @@ pub async fn has_committed(objects: &Objects, run: &str, after: Option<u64>) -> 
     Ok(own.then_some(table))
 }
 
+/// The key in a column's metadata that names it in the files, where that is another name.
+const PHYSICAL_NAME: &str = "delta.columnMapping.physicalName";
+
 /// The table for SQL.
 ///
 /// # Errors
@@ -246,7 +253,11 @@ pub async fn provider(
     let state = context.state();
     table.update_datafusion_session(&state).map_err(failed)?;
     let provider = table.table_provider().with_session(Arc::new(state)).await;
-    provider.map_err(|e| DeltaError::new(objects, &e))
+    let provider = provider.map_err(|e| DeltaError::new(objects, &e))?;
+    let snapshot = table.snapshot().map_err(failed)?;
+    let partitions = snapshot.metadata().partition_columns().to_vec();
+    let is_mapped = snapshot.schema().fields().any(|field| field.metadata().contains_key(PHYSICAL_NAME));
+    Ok(Arc::new(ExactScan::new(provider, partitions, is_mapped)))
 }
 
 /// Rows and bytes of the table's files, by its log.
@@ -270,7 +281,7 @@ pub fn size(objects: &Objects, table: &DeltaTable) -> Result<(u64, u64), DeltaEr
 pub fn for_delta(schema: &Schema) -> Schema {
     fn known(data_type: &DataType) -> DataType {
         match data_type {
-            DataType::Utf8View | DataType::LargeUtf8 | DataType::Null => DataType::Utf8,
+            DataType::Utf8View | DataType::LargeUtf8 => DataType::Utf8,
             DataType::BinaryView | DataType::LargeBinary | DataType::FixedSizeBinary(_) => DataType::Binary,
             DataType::UInt8 => DataType::Int16,
             DataType::UInt16 => DataType::Int32,
@@ -280,15 +291,31 @@ pub fn for_delta(schema: &Schema) -> Schema {
             DataType::Timestamp(_, zone) => {
                 DataType::Timestamp(TimeUnit::Microsecond, zone.as_ref().map(|_| "UTC".into()))
             }
+            DataType::Decimal32(precision, scale) | DataType::Decimal64(precision, scale) => {
+                DataType::Decimal128(*precision, *scale)
+            }
             DataType::Dictionary(_, values) => known(values),
-            DataType::Struct(fields) => DataType::Struct(
-                fields.iter().map(|field| Field::clone(field).with_data_type(known(field.data_type()))).collect(),
-            ),
-            DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
-                DataType::List(Arc::new(Field::new("element", known(item.data_type()), item.is_nullable())))
+            DataType::RunEndEncoded(_, values) => known(values.data_type()),
+            DataType::Struct(fields) => DataType::Struct(fields.iter().map(field_known).collect()),
+            DataType::Map(entries, sorted) => DataType::Map(field_known(entries), *sorted),
+            DataType::List(item)
+            | DataType::LargeList(item)
+            | DataType::ListView(item)
+            | DataType::LargeListView(item)
+            | DataType::FixedSizeList(item, _) => {
+                DataType::List(Arc::new(Field::new("element", nested(item.data_type()), item.is_nullable())))
             }
             other => other.clone(),
         }
+    }
+    fn nested(data_type: &DataType) -> DataType {
+        match data_type {
+            DataType::Null => DataType::Utf8,
+            other => known(other),
+        }
+    }
+    fn field_known(field: &FieldRef) -> FieldRef {
+        Arc::new(Field::clone(field).with_data_type(nested(field.data_type())))
     }
     let fields = schema.fields().iter().map(|field| Field::clone(field).with_data_type(known(field.data_type())));
     Schema::new_with_metadata(fields.collect::<Vec<_>>(), HashMap::default())

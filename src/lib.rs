@@ -40,6 +40,7 @@ pub mod histogram;
 pub mod history;
 pub mod hub;
 pub mod init;
+mod literals;
 pub mod lock;
 pub mod logging;
 pub mod model;

@@ -26,6 +26,7 @@ use crate::sql_depth;
 use crate::tables;
 use crate::tables::snapshot::{ATTEMPTS, Snapshot};
 
+mod dates;
 mod output;
 mod place;
 

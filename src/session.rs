@@ -11,6 +11,7 @@ use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, MemoryLimit, MemoryPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::optimizer::Analyzer;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use tempfile::TempDir;
 use url::Url;
@@ -18,6 +19,7 @@ use url::Url;
 use crate::bounded;
 use crate::config::Table;
 use crate::files;
+use crate::literals::ExactLiterals;
 use crate::objects::DurableLocal;
 use crate::predict::{self, Models};
 use crate::sink::{TEMPORARY, hold, remove_remains};
@@ -115,12 +117,15 @@ pub async fn open(
     partitions: usize,
     resources: &Resources,
 ) -> Result<SessionContext, Vec<TableError>> {
-    let config =
+    let mut config =
         SessionConfig::new().with_batch_size(window).with_target_partitions(partitions).with_information_schema(true);
+    // Delta tables take it from here.
+    config.options_mut().execution.parquet.coerce_int96 = Some(tables::INT96.to_owned());
     let builder = SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(Arc::clone(&resources.runtime))
         .with_default_features()
+        .with_analyzer_rules([vec![Arc::new(ExactLiterals)], Analyzer::new().rules].concat())
         .with_physical_optimizer_rule(Arc::new(YieldingJoins));
     let context = SessionContext::new_with_state(predict::install(builder, models).build());
     if let MemoryLimit::Finite(memory) = resources.runtime.memory_pool.memory_limit() {

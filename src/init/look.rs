@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray};
 use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Int64Type};
-use arrow::util::display::array_value_to_string;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::common::{Column as Named, DataFusionError};
 use datafusion::functions_aggregate::expr_fn::{count, count_distinct};
 use datafusion::logical_expr::{Expr, lit};
@@ -154,11 +154,13 @@ fn describe(name: &str, values: &dyn Array) -> Result<Column, arrow::error::Arro
     // A column that has no value at all has a type without a mask of NULLs, and one of codes has NULLs among the values.
     let nulls = values.logical_nulls();
     let has_value = |row: &usize| nulls.as_ref().is_none_or(|nulls| nulls.is_valid(*row));
+    let options = FormatOptions::default().with_display_error(true);
+    let formatter = ArrayFormatter::try_new(values, &options)?;
     let texts = values.data_type().is_string().then(|| cast(values, &DataType::Utf8View)).transpose()?;
     for row in (0..values.len()).filter(has_value) {
         let value = match &texts {
             Some(texts) => texts.as_string_view().value(row).to_owned(),
-            None => array_value_to_string(values, row)?,
+            None => formatter.value(row).to_string(),
         };
         filled += 1;
         characters += value.chars().count();

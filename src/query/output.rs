@@ -12,9 +12,10 @@ use arrow::json::{ArrayWriter, LineDelimitedWriter, WriterBuilder as JsonBuilder
 use arrow::util::display::FormatOptions;
 use arrow::util::pretty::pretty_format_batches_with_options;
 
+use super::dates::printable_dates;
 use crate::error::Error;
 use crate::printable::printable;
-use crate::sink::{AtomicFile, ParquetSink, SinkError};
+use crate::sink::{AtomicFile, ParquetSink, SinkError, parquet_problem};
 
 /// How a result is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -106,6 +107,11 @@ impl ResultWriter {
         let path = output.unwrap_or(Path::new("stdout")).to_owned();
         if format == Format::Parquet {
             return match output {
+                Some(_) if parquet_problem(&schema).is_some() => Err(Error::Usage(format!(
+                    "-o {}: {}",
+                    path.display(),
+                    parquet_problem(&schema).unwrap_or_default()
+                ))),
                 Some(path) => Ok(Self::Parquet(Box::new(ParquetSink::create(path, &schema, &[])?))),
                 None => Err(Error::Usage("--format parquet needs a file: add -o FILE.parquet".into())),
             };
@@ -135,9 +141,13 @@ impl ResultWriter {
     }
 
     pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), Error> {
+        if let Self::Parquet(sink) = self {
+            return Ok(sink.write(batch)?);
+        }
+        let batch = printable_dates(batch).map_err(|e| Error::sql("the result", &e.into(), None))?;
         match self {
             Self::Table { batches, pages, out, .. } => {
-                batches.push(batch.clone());
+                batches.push(batch);
                 if batches.iter().map(RecordBatch::num_rows).sum::<usize>() >= PAGE {
                     write_page(batches, *pages, out)?;
                     batches.clear();
@@ -145,11 +155,11 @@ impl ResultWriter {
                 }
             }
             Self::Delimited { writer, path } => {
-                flat(batch).and_then(|batch| writer.write(&batch)).map_err(|e| sink_error(path, &e))?;
+                flat(&batch).and_then(|batch| writer.write(&batch)).map_err(|e| sink_error(path, &e))?;
             }
-            Self::Json { writer, path } => writer.write(batch).map_err(|e| sink_error(path, &e))?,
-            Self::JsonLines { writer, path } => writer.write(batch).map_err(|e| sink_error(path, &e))?,
-            Self::Parquet(sink) => sink.write(batch)?,
+            Self::Json { writer, path } => writer.write(&batch).map_err(|e| sink_error(path, &e))?,
+            Self::JsonLines { writer, path } => writer.write(&batch).map_err(|e| sink_error(path, &e))?,
+            Self::Parquet(_) => unreachable!("returned above"),
         }
         Ok(())
     }
@@ -183,7 +193,7 @@ impl ResultWriter {
 
 /// Writes some rows as a table; the first of its pages has the names of the columns.
 fn write_page(batches: &[RecordBatch], page: usize, out: &mut Out) -> Result<(), Error> {
-    let options = FormatOptions::default().with_display_error(true).with_null("NULL");
+    let options = FormatOptions::default().with_display_error(false).with_null("NULL");
     let table = pretty_format_batches_with_options(batches, &options)
         .map_err(|e| Error::sql("the result", &e.into(), None))?
         .to_string();
@@ -275,11 +285,13 @@ fn sink_error(path: &Path, problem: &dyn std::fmt::Display) -> Error {
 fn flat(batch: &RecordBatch) -> Result<RecordBatch, arrow::error::ArrowError> {
     let mut fields = Vec::new();
     let mut columns = Vec::new();
+    let options = FormatOptions::default().with_display_error(false);
     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
         if field.data_type().is_nested() {
-            let formatter = arrow::util::display::ArrayFormatter::try_new(column, &FormatOptions::default())?;
-            let text = (0..column.len()).map(|row| column.is_valid(row).then(|| formatter.value(row).to_string()));
-            columns.push(Arc::new(text.collect::<arrow::array::StringArray>()) as _);
+            let formatter = arrow::util::display::ArrayFormatter::try_new(column, &options)?;
+            let text = |row| column.is_valid(row).then(|| formatter.value(row).try_to_string()).transpose();
+            let texts = (0..column.len()).map(text).collect::<Result<arrow::array::StringArray, _>>()?;
+            columns.push(Arc::new(texts) as _);
             fields.push(Arc::new(Field::new(field.name(), DataType::Utf8, true)));
         } else {
             columns.push(Arc::clone(column));

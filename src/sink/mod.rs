@@ -3,14 +3,16 @@
 mod atomic;
 mod attributes;
 mod delta;
+mod fit;
 mod folder;
 pub mod runs;
+mod stored;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use arrow::datatypes::SchemaRef;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::arrow::{ARROW_SCHEMA_META_KEY, ArrowWriter, encode_arrow_schema};
 use parquet::basic::{Compression, ZstdLevel};
@@ -24,8 +26,10 @@ pub use atomic::AtomicFile;
 pub(crate) use atomic::{NOT_DURABLE, TEMPORARY, hold, remove_remains};
 pub(crate) use attributes::follow_links;
 pub use delta::{Committed, DeltaSink, Mode, Unpublished};
+pub(crate) use fit::{as_there, fitted};
 pub use folder::{AtomicFolder, may_replace, recover};
 pub(crate) use runs::Part;
+pub(crate) use stored::parquet_problem;
 
 /// Rows of a row group: enough to compress well, few enough that readers can skip and share the work.
 const ROW_GROUP_ROWS: usize = 128 * 1024;
@@ -47,6 +51,7 @@ pub struct SinkError {
 pub struct ParquetSink {
     path: PathBuf,
     writer: ArrowWriter<AtomicFile>,
+    schema: SchemaRef,
 }
 
 impl ParquetSink {
@@ -57,10 +62,10 @@ impl ParquetSink {
     pub fn create(path: &Path, schema: &SchemaRef, metadata: &[(&str, String)]) -> Result<Self, SinkError> {
         let error = |problem: String| SinkError { path: path.to_owned(), problem: problem.into() };
         let file = AtomicFile::create(path).map_err(|e| SinkError { path: path.to_owned(), problem: (&e).into() })?;
-        let options = writer_options(schema, metadata);
-        let writer = ArrowWriter::try_new_with_options(file, Arc::clone(schema), options);
+        let (schema, options) = (stored::schema(schema), writer_options(schema, metadata));
+        let writer = ArrowWriter::try_new_with_options(file, Arc::clone(&schema), options);
         let writer = writer.map_err(|e| error(e.to_string()))?;
-        Ok(Self { path: path.to_owned(), writer })
+        Ok(Self { path: path.to_owned(), writer, schema })
     }
 
     /// Appends a batch.
@@ -68,7 +73,8 @@ impl ParquetSink {
     /// # Errors
     /// A disk that is full or gone.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), SinkError> {
-        self.writer.write(batch).map_err(|e| SinkError { path: self.path.clone(), problem: e.to_string().into() })
+        let written = stored::batch(batch, &self.schema).and_then(|batch| self.writer.write(&batch));
+        written.map_err(|e| SinkError { path: self.path.clone(), problem: e.to_string().into() })
     }
 
     /// Ends the file and puts it in its place, in one step; returns its size in bytes.
@@ -84,7 +90,7 @@ impl ParquetSink {
 
 /// How couplet writes a Parquet file of its own, with the schema as a hint for Arrow's readers.
 pub(crate) fn writer_options(schema: &SchemaRef, metadata: &[(&str, String)]) -> ArrowWriterOptions {
-    let hint = (ARROW_SCHEMA_META_KEY, encode_arrow_schema(&without_views(schema)));
+    let hint = (ARROW_SCHEMA_META_KEY, encode_arrow_schema(&stored::hint(schema)));
     let properties = properties(&[metadata, &[hint]].concat());
     ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true)
 }
@@ -100,15 +106,4 @@ pub fn properties(metadata: &[(&str, String)]) -> WriterProperties {
         .set_created_by(concat!("couplet ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_key_value_metadata(Some(metadata))
         .build()
-}
-
-/// The schema that a Parquet file gives Arrow's readers as a hint: strings instead of DataFusion's string views, which
-/// pyarrow reads but can neither compare, sort nor join.
-fn without_views(schema: &Schema) -> Schema {
-    let fields = schema.fields().iter().map(|field| match field.data_type() {
-        DataType::Utf8View => Arc::new(Field::clone(field).with_data_type(DataType::Utf8)),
-        DataType::BinaryView => Arc::new(Field::clone(field).with_data_type(DataType::Binary)),
-        _ => Arc::clone(field),
-    });
-    Schema::new_with_metadata(fields.collect::<Fields>(), schema.metadata().clone())
 }

@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::Path;
 
 use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::arrow_lengths;
+use super::encrypted::is_encrypted;
 use crate::config::{Compression, CsvOptions, TableFormat};
 use crate::files;
 
@@ -60,7 +61,7 @@ fn parquet(path: &Path) -> Found {
     let length = file.metadata().map_err(without_line)?.len();
     let mut start = Vec::new();
     (&file).take(4).read_to_end(&mut start).map_err(without_line)?;
-    if start != *b"PAR1" {
+    if start != *b"PAR1" && start != *b"PARE" {
         let start = String::from_utf8_lossy(&start).into_owned();
         let problem = format!(
             "it is no Parquet file, as it begins with {start:?}; write it with its format, as in {{ uri = \"…\", format = \
@@ -68,6 +69,10 @@ fn parquet(path: &Path) -> Found {
         );
         return Err((None, problem));
     }
+    if is_encrypted(&file) {
+        return Err((None, ENCRYPTED.into()));
+    }
+    (&file).rewind().map_err(without_line)?;
     let broken = |e: &dyn fmt::Display| {
         (
             None,
@@ -124,6 +129,9 @@ fn delimited(path: &Path, options: &CsvOptions) -> Found {
     }
     Ok(())
 }
+
+/// An encrypted file, or one with encrypted columns.
+const ENCRYPTED: &str = "it is an encrypted Parquet file, which couplet cannot read; write it without encryption";
 
 /// What `--format json` writes, among others.
 const AN_ARRAY: &str = "it is one JSON array, and what is read are JSON Lines, an object a line: `jq -c '.[]' FILE > \

@@ -3,18 +3,22 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{SchemaRef, TimeUnit};
 use datafusion::common::DataFusionError;
 use datafusion::datasource::listing::ListingTableUrl;
+use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
+use datafusion::execution::SessionState;
+use datafusion::execution::cache::cache_manager::FileMetadataCache;
 use datafusion::prelude::SessionContext;
-use futures::TryStreamExt;
-use object_store::{ObjectMeta, ObjectStoreExt};
+use futures::{StreamExt, TryStreamExt};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
 use super::Problem;
 use super::arrow_lengths;
 use super::delimited;
 use super::diagnose::{self, Broken};
-use super::format::extension;
+use super::format::{extension, file_format};
+use super::types::FileSchema;
 use crate::config::{CsvOptions, Place, Remote, Table, TableFormat};
 use crate::files::{nearest_file, nearest_name, not_replaced};
 use crate::objects::{Objects, ObjectsError, Trouble, cause_in, download};
@@ -22,6 +26,23 @@ use crate::store::SourceFile;
 
 /// The size above which a file in a bucket is not downloaded only to find the place where it is broken, in bytes.
 const MOST_TO_DIAGNOSE: u64 = 1 << 30;
+
+/// Footers and heads that are read at once.
+pub(super) const READS_UNDER_WAY: usize = 32;
+
+/// The columns of a Parquet file.
+pub(super) async fn parquet_schema(
+    footers: &Arc<FileMetadataCache>,
+    store: &Arc<dyn ObjectStore>,
+    meta: &ObjectMeta,
+    place: String,
+) -> Result<FileSchema, DataFusionError> {
+    let footer = DFParquetMetadata::new(store.as_ref(), meta)
+        .with_file_metadata_cache(Some(Arc::clone(footers)))
+        .with_coerce_int96(Some(TimeUnit::Microsecond));
+    let schema = Arc::new(footer.fetch_schema().await?);
+    Ok(FileSchema { place, schema, footer: Some(footer.fetch_metadata().await?) })
+}
 
 /// The files of a table, in the order in which they are read.
 pub(super) struct Files {
@@ -91,6 +112,31 @@ impl Files {
     /// The columns of delimited text.
     pub(super) async fn columns_of_text(&self, options: &CsvOptions) -> Result<SchemaRef, DataFusionError> {
         delimited::schema(&self.objects.store, &self.list, options).await
+    }
+
+    /// The columns of each of them.
+    pub(super) async fn schemas(
+        &self,
+        state: &SessionState,
+        format: &TableFormat,
+    ) -> Result<Vec<FileSchema>, DataFusionError> {
+        let (store, list) = (&self.objects.store, &self.list);
+        let footers = &state.runtime_env().cache_manager.get_file_metadata_cache();
+        let format = (*format != TableFormat::Parquet).then(|| file_format(format));
+        let read = list.iter().map(|meta| {
+            let format = format.clone();
+            async move {
+                let place = self.objects.place_of(&meta.location).to_string();
+                match format {
+                    None => parquet_schema(footers, store, meta, place).await,
+                    Some(format) => {
+                        let schema = format.infer_schema(state, store, std::slice::from_ref(meta)).await?;
+                        Ok(FileSchema { place, schema, footer: None })
+                    }
+                }
+            }
+        });
+        futures::stream::iter(read.collect::<Vec<_>>()).buffered(READS_UNDER_WAY).try_collect().await
     }
 
     /// Whether the first of them begins with these bytes.

@@ -21,9 +21,7 @@ pub(super) const NO_QUOTE: u8 = 0xFF;
 pub(super) fn file_format(format: &TableFormat) -> Arc<dyn FileFormat> {
     match format {
         // What the log of a Delta table or the manifest of a run names is Parquet too.
-        TableFormat::Parquet | TableFormat::Delta { .. } | TableFormat::Runs { .. } => {
-            Arc::new(ParquetFormat::default())
-        }
+        TableFormat::Parquet | TableFormat::Delta { .. } | TableFormat::Runs { .. } => Arc::new(parquet()),
         TableFormat::Csv(options) => Arc::new(
             CsvFormat::default()
                 .with_has_header(options.header)
@@ -41,6 +39,15 @@ pub(super) fn file_format(format: &TableFormat) -> Arc<dyn FileFormat> {
         ),
         TableFormat::Arrow => Arc::new(ArrowFormat),
     }
+}
+
+/// The unit of timestamps that Spark writes as INT96. In nanoseconds, the usual unit, those outside of 1677 to 2262 would
+/// be other times.
+pub(crate) const INT96: &str = "us";
+
+/// Parquet as every table reads it.
+pub(crate) fn parquet() -> ParquetFormat {
+    ParquetFormat::default().with_coerce_int96(Some(INT96.to_owned()))
 }
 
 /// What a field looks like that means NULL, if not the empty one alone does.

@@ -3,11 +3,13 @@
 mod arrow_lengths;
 mod delimited;
 pub mod diagnose;
+mod encrypted;
 mod files;
 mod format;
 mod measure;
 mod named_by_place;
 pub(crate) mod snapshot;
+pub(crate) mod types;
 mod versioned;
 
 use std::path::Path;
@@ -18,6 +20,7 @@ use datafusion::catalog::TableProvider;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Column, DataFusionError, TableReference};
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig};
+use datafusion::datasource::physical_plan::parquet::transform_schema_to_view;
 use datafusion::datasource::source_as_provider;
 use datafusion::logical_expr::{Expr, LogicalPlan, cast};
 use datafusion::prelude::{SessionContext, lit, ltrim, nullif};
@@ -30,12 +33,15 @@ use crate::sink::runs::RunsError;
 use crate::store::SourceFile;
 use files::Files;
 use format::file_format;
+pub(crate) use format::{INT96, parquet};
 pub(crate) use measure::known_rows;
 pub use measure::{Measured, measure};
 use named_by_place::Opened;
 pub use named_by_place::enable_places;
 pub(crate) use named_by_place::{is_place, takes_places};
 use snapshot::Snapshot;
+use types::Columns;
+pub(crate) use versioned::columns_of_runs;
 
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
@@ -136,18 +142,31 @@ async fn open_once(context: &SessionContext, table: &Table) -> Result<Arc<dyn Ta
     }
     match listing(context, table, &files).await {
         Ok(provider) => Ok(provider),
-        Err(e) => Err(match files.first_broken(&table.format).await {
+        Err(Unreadable::Types(problem)) => {
+            Err(TableError::new(table, format!("{problem}; write them alike, or read them as two tables with a CAST")))
+        }
+        Err(Unreadable::Files(e)) => Err(match files.first_broken(&table.format).await {
             Some(broken) => TableError::new(table, Problem { text: broken.to_string(), passes: true }),
             None => TableError::new(table, files.describe(&e, table)),
         }),
     }
 }
 
-async fn listing(
-    context: &SessionContext,
-    table: &Table,
-    files: &Files,
-) -> Result<Arc<dyn TableProvider>, DataFusionError> {
+/// Why the files of a table are not one.
+enum Unreadable {
+    /// A file cannot be read.
+    Files(DataFusionError),
+    /// No column holds what its columns hold.
+    Types(String),
+}
+
+impl From<DataFusionError> for Unreadable {
+    fn from(error: DataFusionError) -> Self {
+        Self::Files(error)
+    }
+}
+
+async fn listing(context: &SessionContext, table: &Table, files: &Files) -> Result<Arc<dyn TableProvider>, Unreadable> {
     let url = files.url.clone();
     let state = context.state();
     let mut options = ListingOptions::new(file_format(&table.format)).with_file_extension(&files.extension);
@@ -163,6 +182,18 @@ async fn listing(
     }
     let schema = match &table.format {
         TableFormat::Csv(options) => files.columns_of_text(options).await?,
+        TableFormat::Parquet | TableFormat::Arrow => {
+            let schemas = files.schemas(&state, &table.format).await?;
+            let columns = Columns::of(&schemas).map_err(Unreadable::Types)?;
+            let read = if table.format == TableFormat::Parquet {
+                Arc::new(transform_schema_to_view(&columns.schema))
+            } else {
+                types::one_schema(&schemas).map_err(Unreadable::Types)?
+            };
+            let config = ListingTableConfig::new(url).with_listing_options(options).with_schema(Arc::clone(&read));
+            let provider: Arc<dyn TableProvider> = Arc::new(ListingTable::try_new(config)?);
+            return Ok(presented(context, provider, &columns, &read, partitions.iter().map(|(name, _)| name))?);
+        }
         _ => options.infer_schema(&state, &url).await?,
     };
     let marked = matches!(table.format, TableFormat::Csv(_)) && files.begin_with(BYTE_ORDER_MARK.as_bytes()).await;
@@ -183,6 +214,21 @@ async fn listing(
     let columns = schema.fields().iter().enumerate().map(|(i, field)| value_of(field, csv, is_marked && i == 0));
     let columns = columns.chain(partitions.iter().map(|(name, _)| Expr::Column(Column::from_name(name))));
     Ok(context.read_table(provider)?.select(columns.collect::<Vec<_>>())?.into_view())
+}
+
+/// A table with its columns as SQL sees them, of one whose files are read as `read`.
+fn presented<'a>(
+    context: &SessionContext,
+    provider: Arc<dyn TableProvider>,
+    columns: &Columns,
+    read: &Schema,
+    partitions: impl Iterator<Item = &'a String>,
+) -> Result<Arc<dyn TableProvider>, DataFusionError> {
+    if !columns.needs_view(read) {
+        return Ok(provider);
+    }
+    let values = columns.expressions(read).chain(partitions.map(|name| Expr::Column(Column::from_name(name))));
+    Ok(context.read_table(provider)?.select(values.collect::<Vec<_>>())?.into_view())
 }
 
 /// A column of delimited text without the mark before it, NULL where the text says so, in its type.

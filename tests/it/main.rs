@@ -10,6 +10,7 @@
 mod archives;
 mod broken_runs;
 mod card;
+mod cases;
 mod checkpoints;
 #[cfg(feature = "cluster")]
 mod clusters;
@@ -83,4 +84,5 @@ mod tiny;
 #[cfg(feature = "otel")]
 mod traces;
 mod training;
+mod types;
 mod venv;

@@ -1,0 +1,278 @@
+"""Reads every case of ../shared/cases/data with couplet and compares the rows with what DuckDB or pyarrow read.
+
+    data.py COUPLET CASES MODEL [NAME…]
+
+A case is a line of `CASES`: its name, the table as `--table` takes it (`{}` stands for the folder of the cases), and
+what is right: `Sql` (the rows of a query of DuckDB), `Rows` (the rows themselves) or `Refused` (words of the message,
+exit code 2). Each case that is read is also put through `init --from`, `plan` and `run`, unless it has no texts. A file of the
+cases that no line names makes the script fail.
+"""
+
+import datetime
+import decimal
+import json
+import math
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import duckdb
+
+COUPLET, FOLDER, MODEL = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3]
+ONLY = sys.argv[4:]
+
+
+class Sql:
+    """The rows of a query of DuckDB; `{}` stands for the folder of the cases. `ours` is the query of couplet, if it is
+    another than all columns."""
+
+    def __init__(self, sql, ours="SELECT * FROM t", run=True):
+        self.sql, self.ours, self.run = sql, ours, run
+
+    def rows(self):
+        found = duckdb.connect().execute("SET TimeZone = 'UTC'; " + self.sql.replace("{}", str(FOLDER)))
+        names = [column[0] for column in found.description]
+        return [dict(zip(names, row)) for row in found.fetchall()]
+
+
+class Rows:
+    """The right rows."""
+
+    def __init__(self, *rows, ours="SELECT * FROM t", run=True):
+        self.found, self.ours, self.run = rows, ours, run
+
+    def rows(self):
+        return list(self.found)
+
+
+class Refused:
+    """Words of the message of a command that ends with exit code 2."""
+
+    def __init__(self, *words, ours="SELECT * FROM t"):
+        self.words, self.ours = words, ours
+
+
+def csv(path, more=""):
+    """All of the CSV files at a path as DuckDB reads them."""
+    return Sql(f"SELECT * FROM read_csv('{{}}/{path}', header = true{more})")
+
+
+def jsonl(path):
+    """All of the JSON files at a path as DuckDB reads them."""
+    return Sql(f"SELECT * FROM read_json('{{}}/{path}', format = 'newline_delimited')")
+
+
+def parquet(path):
+    """The Parquet files at a path as DuckDB reads them."""
+    return Sql(f"SELECT * FROM read_parquet('{{}}/{path}')")
+
+
+PAIRS = [
+    {"id": 1, "sentence1": "one", "sentence2": "uno"},
+    {"id": 2, "sentence1": "two", "sentence2": "dos"},
+]
+TEXTS = [{"id": 1, "text": "one"}, {"id": 2, "text": "two"}]
+
+CASES = [
+    # CSV: files.
+    ("csv/backslash.csv", "{}/csv/backslash.csv", Refused("backslash.csv:2: field 2", 'escape = "\\\\"')),
+    ("csv/backslash.csv, escape", '{ uri = "{}/csv/backslash.csv", escape = "\\\\" }', Rows({"id": 1, "sentence1": 'a "quoted" word', "sentence2": "uno"}, PAIRS[1])),
+    ("csv/bigint.csv", "{}/csv/bigint.csv", csv("csv/bigint.csv", ", types = {'id': 'UBIGINT'}")),
+    ("csv/blanklines.csv", "{}/csv/blanklines.csv", Rows(*PAIRS)),
+    ("csv/bom.csv", "{}/csv/bom.csv", csv("csv/bom.csv")),
+    ("csv/bomquoted.csv", "{}/csv/bomquoted.csv", csv("csv/bomquoted.csv")),
+    ("csv/bool.csv", "{}/csv/bool.csv", csv("csv/bool.csv")),
+    ("csv/comment.csv", "{}/csv/comment.csv", Refused("comment.csv:2: 3 fields where the first line has 1")),
+    ("csv/cr.csv", "{}/csv/cr.csv", csv("csv/cr.csv")),
+    ("csv/crlf.csv", "{}/csv/crlf.csv", csv("csv/crlf.csv")),
+    ("csv/dates.csv", "{}/csv/dates.csv", csv("csv/dates.csv", ", all_varchar = true, types = {'id': 'BIGINT'}")),
+    ("csv/datesbad.csv", "{}/csv/datesbad.csv", csv("csv/datesbad.csv", ", types = {'when': 'VARCHAR'}")),
+    ("csv/duphead.csv", "{}/csv/duphead.csv", Refused('both named "text"')),
+    ("csv/emptyhead.csv", "{}/csv/emptyhead.csv", Rows({"id": 1, "column_2": "one", "text": "uno"}, {"id": 2, "column_2": "two", "text": "dos"})),
+    ("csv/fakegz.csv", "{}/csv/fakegz.csv", Refused("fakegz.csv: it is compressed with gzip")),
+    ("csv/floats.csv", "{}/csv/floats.csv", csv("csv/floats.csv", ", types = {'v': 'VARCHAR'}")),
+    ("csv/headeronly.csv", "{}/csv/headeronly.csv", Rows(run=False)),
+    ("csv/latin1.csv", "{}/csv/latin1.csv", Refused("latin1.csv:2: field 2 is not valid UTF-8")),
+    ("csv/multi.csv.gz", "{}/csv/multi.csv.gz", csv("csv/multi.csv.gz")),
+    ("csv/noeol.csv", "{}/csv/noeol.csv", csv("csv/noeol.csv")),
+    ("csv/notgz.csv.gz", "{}/csv/notgz.csv.gz", Refused("notgz.csv.gz: it cannot be decompressed")),
+    ("csv/nulbyte.csv", "{}/csv/nulbyte.csv", Rows({"id": 1, "sentence1": "on\0e", "sentence2": "uno"})),
+    ("csv/null.csv", "{}/csv/null.csv", Sql("SELECT id, nullif(sentence1, '') AS sentence1, sentence2 FROM read_csv('{}/csv/null.csv', header = true, types = {'sentence1': 'VARCHAR'}, quote = '\"')")),
+    ("csv/numtext.csv", "{}/csv/numtext.csv", csv("csv/numtext.csv")),
+    ("csv/pipe.csv", '{ uri = "{}/csv/pipe.csv", delimiter = "|" }', csv("csv/pipe.csv", ", delim = '|'")),
+    ("csv/quotes.csv", "{}/csv/quotes.csv", csv("csv/quotes.csv")),
+    ("csv/semicolon.csv", '{ uri = "{}/csv/semicolon.csv", delimiter = ";" }', csv("csv/semicolon.csv", ", delim = ';'")),
+    ("csv/sepline.csv", '{ uri = "{}/csv/sepline.csv", delimiter = ";" }', Refused("sepline.csv:2: 3 fields where the first line has 2")),
+    ("csv/spaces.csv", "{}/csv/spaces.csv", Rows(*({"id": row["id"], " sentence1": " " + row["sentence1"], " sentence2": " " + row["sentence2"]} for row in PAIRS))),
+    ("csv/trailing.csv", "{}/csv/trailing.csv", Rows(*({**row, "column_4": None} for row in PAIRS))),
+    ("csv/trailing_rows.csv", "{}/csv/trailing_rows.csv", Refused("trailing_rows.csv:2: 4 fields where the first line has 3")),
+    ("csv/truncated.csv.gz", "{}/csv/truncated.csv.gz", Refused("truncated.csv.gz: it cannot be decompressed", "cut off")),
+    ("csv/twoempty.csv", "{}/csv/twoempty.csv", Rows(*({"id": row["id"], "text": row["text"], "column_3": None, "column_4": None} for row in TEXTS))),
+    ("csv/tz.csv", "{}/csv/tz.csv", csv("csv/tz.csv", ", types = {'when': 'VARCHAR'}")),
+    ("csv/tz2.csv", "{}/csv/tz2.csv", csv("csv/tz2.csv", ", types = {'when': 'VARCHAR'}")),
+    ("csv/tz2.csv, timestamptz", '{ uri = "{}/csv/tz2.csv", types = { when = "timestamptz" } }', csv("csv/tz2.csv", ", types = {'when': 'TIMESTAMPTZ'}")),
+    ("csv/utf16.csv", "{}/csv/utf16.csv", Refused("utf16.csv:1: it is UTF-16")),
+    ("csv/X.CSV", "{}/csv/X.CSV", csv("csv/X.CSV")),
+    ("csv/X.CSV.GZ", "{}/csv/X.CSV.GZ", csv("csv/X.CSV.GZ", ", compression = 'gzip'")),
+    ("csv/x.csv.bz2", "{}/csv/x.csv.bz2", Refused("x.csv.bz2")),
+    ("csv/x.csv.gz", "{}/csv/x.csv.gz", csv("csv/x.csv.gz")),
+    ("csv/x.csv.zst", "{}/csv/x.csv.zst", csv("csv/x.csv.zst")),
+    ("csv/zeros.csv", "{}/csv/zeros.csv", csv("csv/zeros.csv", ", types = {'id': 'VARCHAR', 'zip': 'VARCHAR'}")),
+    ("csv/zeros.csv, int", '{ uri = "{}/csv/zeros.csv", types = { id = "int" } }', csv("csv/zeros.csv", ", types = {'id': 'BIGINT', 'zip': 'VARCHAR'}")),
+    # CSV: folders.
+    ("csvempty", '{ uri = "{}/csvempty/", format = "csv" }', csv("csvempty/a.csv")),
+    ("csvextra", '{ uri = "{}/csvextra/", format = "csv" }', csv("csvextra/*.csv", ", union_by_name = true")),
+    ("csvgz", '{ uri = "{}/csvgz/", format = "csv" }', csv("csvgz/*.csv.gz")),
+    ("csvhivegz", '{ uri = "{}/csvhivegz/", format = "csv" }', csv("csvhivegz/*/*.csv.gz", ", hive_partitioning = true, hive_types_autocast = 0")),
+    ("csvmiss", '{ uri = "{}/csvmiss/", format = "csv" }', csv("csvmiss/*.csv", ", union_by_name = true")),
+    ("csvmixgz", '{ uri = "{}/csvmixgz/", format = "csv" }', Sql("SELECT * FROM read_csv(['{}/csvmixgz/a.csv', '{}/csvmixgz/b.csv.gz', '{}/csvmixgz/c.CSV'], header = true)")),
+    ("csvrename", '{ uri = "{}/csvrename/", format = "csv" }', Refused("csvrename/b.csv: its columns `question`, `answer`", "lacks `sentence1`, `sentence2`")),
+    ("csvtypes", '{ uri = "{}/csvtypes/", format = "csv" }', csv("csvtypes/*.csv", ", types = {'id': 'VARCHAR'}")),
+    ("spark.csv", "{}/spark.csv", Refused("part-00000-abc-c000.csv:2: field 2", 'escape = "\\\\"')),
+    ("spark.csv, escape", '{ uri = "{}/spark.csv", escape = "\\\\" }', csv("spark.csv/part-00000-abc-c000.csv", ", escape = '\\', quote = '\"'")),
+    # JSON: files.
+    ("json/allnull.jsonl", "{}/json/allnull.jsonl", jsonl("json/allnull.jsonl")),
+    ("json/array.json", "{}/json/array.json", Refused("array.json: it is one JSON array")),
+    ("json/bigint.jsonl", "{}/json/bigint.jsonl", jsonl("json/bigint.jsonl")),
+    ("json/bigint53.jsonl", "{}/json/bigint53.jsonl", jsonl("json/bigint53.jsonl")),
+    ("json/bigmix.jsonl", "{}/json/bigmix.jsonl", Rows({"id": "9007199254740993", "text": "one"}, {"id": "1.5", "text": "two"})),
+    ("json/bom.jsonl", "{}/json/bom.jsonl", Rows(*TEXTS)),
+    ("json/crlf.jsonl", "{}/json/crlf.jsonl", jsonl("json/crlf.jsonl")),
+    ("json/dupkey.jsonl", "{}/json/dupkey.jsonl", Refused("dupkey.jsonl:1:", "the key `text` is there twice")),
+    ("json/emptylist.jsonl", "{}/json/emptylist.jsonl", jsonl("json/emptylist.jsonl")),
+    ("json/emptyobj.jsonl", "{}/json/emptyobj.jsonl", Rows(*({**row, "m": "{}"} for row in TEXTS))),
+    ("json/escapes.jsonl", "{}/json/escapes.jsonl", jsonl("json/escapes.jsonl")),
+    ("json/gz.json.gz", "{}/json/gz.json.gz", jsonl("json/gz.json.gz")),
+    ("json/gz.jsonl.gz", "{}/json/gz.jsonl.gz", jsonl("json/gz.jsonl.gz")),
+    ("json/int_float.jsonl", "{}/json/int_float.jsonl", jsonl("json/int_float.jsonl")),
+    ("json/missing.jsonl", "{}/json/missing.jsonl", jsonl("json/missing.jsonl")),
+    ("json/mixid.jsonl", "{}/json/mixid.jsonl", Rows({"id": "1", "text": "one"}, {"id": "a2", "text": "two"})),
+    ("json/mixlist.jsonl", "{}/json/mixlist.jsonl", Rows({"id": 1, "text": "one", "tags": '["a", "b"]'}, {"id": 2, "text": "two", "tags": "c"}, {"id": 3, "text": "three", "tags": None})),
+    ("json/mixobj.jsonl", "{}/json/mixobj.jsonl", Rows({"id": 1, "text": "one", "m": '{"a": 1}'}, {"id": 2, "text": "two", "m": "x"})),
+    ("json/mixtext.jsonl", "{}/json/mixtext.jsonl", Rows({"id": 1, "text": "one"}, {"id": 2, "text": "42"}, {"id": 3, "text": "true"})),
+    ("json/mongo.jsonl", "{}/json/mongo.jsonl", jsonl("json/mongo.jsonl")),
+    ("json/nan.jsonl", "{}/json/nan.jsonl", Refused("nan.jsonl:1:", "NaN")),
+    ("json/nested.jsonl", "{}/json/nested.jsonl", jsonl("json/nested.jsonl")),
+    ("json/pretty.json", "{}/json/pretty.json", Refused("pretty.json:1:", "a line must be a whole one")),
+    ("json/surrogate.jsonl", "{}/json/surrogate.jsonl", Refused("surrogate.jsonl:1:", "half a pair of surrogates")),
+    ("json/two_on_line.jsonl", "{}/json/two_on_line.jsonl", Refused("two_on_line.jsonl:1:", "a second object on the line")),
+    # JSON: folders.
+    ("jsonhive", '{ uri = "{}/jsonhive/", format = "json" }', Sql("SELECT * FROM read_json('{}/jsonhive/*/*.json', hive_partitioning = true, hive_types_autocast = 0)")),
+    ("jsonldir", '{ uri = "{}/jsonldir/", format = "json" }', jsonl("jsonldir/*")),
+    ("jsonmixdir", '{ uri = "{}/jsonmixdir/", format = "json" }', jsonl("jsonmixdir/*")),
+    ("jsontypes", '{ uri = "{}/jsontypes/", format = "json" }', Rows({"id": "1", "text": "one"}, {"id": "A2", "text": "two"})),
+    # Folders in Hive's form.
+    ("hive", "{}/hive/", Sql("SELECT * FROM read_parquet('{}/hive/**/*.parquet', hive_partitioning = true, hive_types_autocast = 0)")),
+    ("duckhive", "{}/duckhive/", Sql("SELECT * FROM read_parquet('{}/duckhive/**/*.parquet', hive_partitioning = true, hive_types_autocast = 0)")),
+    ("duckhive2", "{}/duckhive2/", Sql("SELECT * FROM read_parquet('{}/duckhive2/**/*.parquet', hive_partitioning = true, hive_types_autocast = 0)")),
+    ("pahive", "{}/pahive/", Sql("SELECT * FROM read_parquet('{}/pahive/**/*.parquet', hive_partitioning = true, hive_types_autocast = 0)")),
+    ("polarshive", "{}/polarshive/", Sql("SELECT * REPLACE (CAST(dt AS VARCHAR) AS dt) FROM read_parquet('{}/polarshive/**/*.parquet', hive_partitioning = true, hive_types_autocast = 0)")),
+    ("hivemix", "{}/hivemix/", Refused("hivemix/part-0.parquet")),
+    # Folders and names.
+    ("hidden", "{}/hidden/", parquet("hidden/part-0.parquet")),
+    ("hidden2", "{}/hidden2/", parquet("hidden2/part-0.parquet")),
+    ("bq", "{}/bq/", parquet("bq/000000000000")),
+    ("featherdir", '{ uri = "{}/featherdir/", format = "arrow" }', Rows(*TEXTS, ours="SELECT id, text FROM t ORDER BY id")),
+    ("broken", "{}/broken/", Refused("broken/a.parquet")),
+]
+
+# Names with characters that a shell, a URL or a pattern takes for others: each file has the same rows.
+for path in sorted((FOLDER / "paths").iterdir()):
+    CASES.append((f"paths/{path.name}", "{}/paths/" + path.name, Sql(f"SELECT * FROM read_parquet(['{{}}/paths/a b.parquet'])")))
+
+# Cases of Parquet, Arrow and Delta: by name, type and value.
+CASES += [
+]
+
+# Covered by other tests: what is in these is not a matter of reading files.
+ELSEWHERE = {"int96", "intfloat", "nsus", "mixcat", "zoo3", "delta_cm", "duck", "i32i64", "iv.parquet", "agg.parquet", "structevo", "enc", "casediff", "polars_enum", "nullfirst", "ids"}
+
+
+def couplet(*arguments, folder):
+    return subprocess.run([COUPLET, *arguments], cwd=folder, capture_output=True, text=True, env={"NO_COLOR": "1", "PATH": "/usr/bin:/bin", "HOME": str(folder)})
+
+
+def plain(value):
+    """A value as both print it."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if isinstance(value, datetime.datetime):
+        value = value.astimezone(datetime.timezone.utc).replace(tzinfo=None) if value.tzinfo else value
+        return value.isoformat()
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    if isinstance(value, (bytes, bytearray)):
+        return value.hex()
+    if isinstance(value, float) and math.isfinite(value) and value == int(value) and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, str):
+        return value.removesuffix("Z")
+    return value
+
+
+def sorted_rows(rows):
+    rows = [{key: plain(value) for key, value in row.items()} for row in rows]
+    return sorted(rows, key=lambda row: json.dumps(row, sort_keys=True, default=str))
+
+
+def check(name, table, right, folder):
+    """What is wrong with a case, or nothing."""
+    table = table.replace("{}", str(FOLDER))
+    read = couplet("query", "--format", "json", "--table", "t=" + table, right.ours, folder=folder)
+    if isinstance(right, Refused):
+        if read.returncode != 2:
+            return f"exit code {read.returncode}, 2 is right: {read.stderr or read.stdout}"
+        lacking = [words for words in right.words if words not in read.stderr]
+        return f"{lacking} is not in: {read.stderr}" if lacking else None
+    if read.returncode != 0:
+        return read.stderr
+    found, wanted = sorted_rows(json.loads(read.stdout or "[]")), sorted_rows(right.rows())
+    if found != wanted:
+        return f"couplet: {found}\n    right:   {wanted}"
+    return run(name, table, wanted, folder) if right.run else None
+
+
+def run(name, table, rows, folder):
+    """Puts the table through a pipeline that `init` writes."""
+    place = folder / "job"
+    init = couplet("init", str(place), "--from", table, "--model", MODEL, folder=folder)
+    if init.returncode == 2 and ("no column looks like texts" in init.stderr):
+        return None
+    if init.returncode != 0:
+        return f"init: {init.stderr}"
+    for command in ("plan", "run"):
+        done = couplet(command, str(place / "pipeline.toml"), folder=folder)
+        if done.returncode != 0:
+            return f"{command}: {done.stderr}"
+    written = duckdb.connect().execute("SELECT count(*), count(predicted_label) FROM read_parquet(?)", [str(place / "out/predictions.parquet")])
+    count = written.fetchone()[0]
+    return None if count == len(rows) else f"{count} rows of {len(rows)} were written"
+
+
+def main():
+    wrong, seen = 0, set()
+    for name, table, right in CASES:
+        seen.add(name.split(", ")[0].split("/")[0] if "/" not in name else name.split(", ")[0])
+        if ONLY and not any(name.startswith(only) for only in ONLY):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            problem = check(name, table, right, pathlib.Path(folder).resolve())
+        if problem:
+            wrong += 1
+            print(f"{name}: {problem}")
+    for path in sorted(FOLDER.iterdir()):
+        names = {path.name} if path.name not in ("csv", "json", "paths") else {f"{path.name}/{inner.name}" for inner in path.iterdir()}
+        for name in sorted(names - seen - ELSEWHERE):
+            if not ONLY:
+                wrong += 1
+                print(f"{name}: no case reads it")
+    print(f"{len(CASES)} cases, {wrong} wrong")
+    sys.exit(1 if wrong else 0)
+
+
+main()
