@@ -60,7 +60,7 @@ impl Archive {
             let folder = Path::new(name.strip_suffix(".pkl").unwrap_or(name));
             let Object::Dict(entries) = state_of(stack.finalize()?) else { continue };
             for (name, value) in entries {
-                match value.into_tensor_info(name, folder) {
+                match tensor_of(value).into_tensor_info(name, folder) {
                     Ok(Some(tensor)) => drop(archive.tensors.insert(tensor.name.clone(), tensor)),
                     // What is no tensor is not needed.
                     Ok(None) => {}
@@ -125,19 +125,32 @@ impl Archive {
     }
 }
 
+/// The tensor of a parameter that has attributes of its own; candle knows plain parameters only.
+fn tensor_of(object: Object) -> Object {
+    match object {
+        Object::Reduce { callable, args } if is_class(&callable, "torch._utils", "_rebuild_parameter_with_state") => {
+            match *args {
+                Object::Tuple(args) => args.into_iter().next().unwrap_or(Object::None),
+                _ => Object::None,
+            }
+        }
+        object => object,
+    }
+}
+
 /// What `torch.save` was given: the state itself, or that of a scripted module.
 fn state_of(object: Object) -> Object {
     match object {
         Object::Build { callable, args } => match *callable {
-            Object::Reduce { callable, .. } if is_module(&callable) => *args,
+            Object::Reduce { callable, .. } if is_class(&callable, "__torch__", "Module") => *args,
             _ => Object::None,
         },
         object => object,
     }
 }
 
-fn is_module(object: &Object) -> bool {
-    matches!(object, Object::Class { module_name, class_name } if module_name == "__torch__" && class_name == "Module")
+fn is_class(object: &Object, module: &str, class: &str) -> bool {
+    matches!(object, Object::Class { module_name, class_name } if module_name == module && class_name == class)
 }
 
 fn bytes_of(layout: &Layout, size: usize) -> Option<u64> {

@@ -1,4 +1,4 @@
-//! The weights of a checkpoint: safetensors or a PyTorch archive, whole or in shards, in f32, f16 or bf16.
+//! The weights of a checkpoint: safetensors or a PyTorch archive, whole or in shards, in f64, f32, f16 or bf16.
 //!
 //! Tensors are looked up by one canonical name each: without the `distilbert.` or `bert.` prefix, and
 //! with `weight` and `bias` where old checkpoints say `gamma` and `beta`.
@@ -109,7 +109,7 @@ impl Checkpoint {
     /// Loads a tensor as f32, after checking its shape and type.
     ///
     /// # Errors
-    /// A tensor that is missing, of another shape, or neither f32, f16 nor bf16.
+    /// A tensor that is missing, of another shape, or not of floating-point numbers of 16, 32 or 64 bits.
     pub(crate) fn tensor(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, LoadError> {
         let error = |expected: String, found: String| LoadError::Tensor {
             folder: self.folder.clone(),
@@ -123,8 +123,8 @@ impl Checkpoint {
         if entry.shape != shape {
             return Err(error(format!("shape {shape:?} by config.json"), format!("{:?}", entry.shape)));
         }
-        if !matches!(entry.dtype.as_str(), "F32" | "F16" | "BF16") {
-            return Err(error("type F32, F16 or BF16".into(), entry.dtype.clone()));
+        if !matches!(entry.dtype.as_str(), "F64" | "F32" | "F16" | "BF16") {
+            return Err(error("type F64, F32, F16 or BF16".into(), entry.dtype.clone()));
         }
         let values = format!("{} values of type {}", entry.values(), entry.dtype);
         let unreadable = |problem: String| error(values.clone(), format!("an unreadable tensor ({problem})"));

@@ -14,7 +14,6 @@ use bytes::Bytes;
 
 use super::checkpoint::{HEAD, check_head};
 use super::error::LoadError;
-use super::folder::COPIED;
 use super::needed::{Needed, is_weights};
 use crate::files::{self, MAX_JSON};
 
@@ -53,11 +52,6 @@ impl ModelFiles {
             let needed = Needed::among(&names);
             for name in &needed.files {
                 files.read_file(name, seen)?;
-            }
-            for name in COPIED {
-                if files.get(name).is_none() && seen.look(name) {
-                    files.read_file(name, seen)?;
-                }
             }
             let index = needed.index.and_then(|index| files.bytes.get(index)).cloned().unwrap_or_default();
             // An index from elsewhere must not make us read other folders.

@@ -6,6 +6,9 @@ use sha2::{Digest, Sha256};
 
 use super::files::ModelFiles;
 
+/// Changes when couplet reads the same files otherwise, so that scores of the old reading are not taken for the new one's.
+const READING: &[u8] = b"couplet reading 2";
+
 /// SHA-256 over the names, sizes and contents of the files that a prediction depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fingerprint(String);
@@ -14,6 +17,7 @@ impl Fingerprint {
     /// Of the files of these names, in this order; of one that is not there, nothing.
     pub(super) fn of<'n>(files: &ModelFiles, names: impl IntoIterator<Item = &'n str>) -> Self {
         let mut digest = Sha256::new();
+        digest.update(READING);
         for (name, bytes) in names.into_iter().filter_map(|name| Some((name, files.get(name)?))) {
             digest.update(name.as_bytes());
             digest.update([0]);

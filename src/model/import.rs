@@ -20,7 +20,7 @@ use super::config::{Architecture, ModelConfig, read_json};
 use super::encoder::{Encoder, PackedBatch, WORD_EMBEDDINGS};
 use super::error::LoadError;
 use super::files::ModelFiles;
-use super::folder::{TOKENIZER_CONFIG, clear_head, copy_tokenizer, write_json};
+use super::folder::{clear_head, copy_tokenizer, write_json};
 use super::weights_file::{self, Entry};
 use crate::files;
 use crate::frames::message;
@@ -137,7 +137,7 @@ pub fn import(source: &Path, target: &Path, form: Form) -> Result<Imported, Impo
     json.insert("architectures".into(), json!([architecture.encoder_name()]));
     let parameters = tensors.iter().map(|(_, tensor)| tensor.elem_count()).sum();
     let unwritable = |source| ImportError::Write { folder: target.to_owned(), source };
-    let written = write(&files, target, &json, &tensors, folds).map_err(unwritable)?;
+    let written = write(&files, target, &json, &tensors).map_err(unwritable)?;
     let difference = largest_difference(&files, &ModelFiles::read(written.path())?)?;
     if difference > ROUNDING {
         let problem = match difference {
@@ -258,7 +258,7 @@ fn distilbert_config(bert: &Map<String, Value>, config: &ModelConfig) -> Map<Str
         "n_heads": config.n_heads,
         "hidden_dim": config.hidden_dim,
         "max_position_embeddings": config.max_position_embeddings,
-        "activation": "gelu",
+        "activation": or("hidden_act", json!("gelu")),
         "dropout": or("hidden_dropout_prob", json!(0.1)),
         "attention_dropout": or("attention_probs_dropout_prob", json!(0.1)),
         "seq_classif_dropout": 0.2,
@@ -276,21 +276,11 @@ fn write(
     target: &Path,
     config: &Map<String, Value>,
     tensors: &[(String, Tensor)],
-    folds: bool,
 ) -> io::Result<AtomicFolder> {
     let folder = AtomicFolder::create(target)?;
     let path = folder.path();
     write_json(&path.join("config.json"), &Value::Object(config.clone()))?;
-    copy_tokenizer(source, path)?;
-    if folds && let Some(settings) = source.get(TOKENIZER_CONFIG) {
-        let mut settings: Value = serde_json::from_slice(settings)?;
-        // BERT's tokenizer class gives token types, which DistilBERT's `forward` does not take.
-        settings["model_input_names"] = json!(["input_ids", "attention_mask"]);
-        if settings["tokenizer_class"].as_str().is_some_and(|class| class.starts_with("BertTokenizer")) {
-            settings["tokenizer_class"] = "DistilBertTokenizer".into();
-        }
-        write_json(&path.join(TOKENIZER_CONFIG), &settings)?;
-    }
+    copy_tokenizer(source, path, config["model_type"] == "distilbert")?;
     let mut file = BufWriter::new(files::create(&path.join("model.safetensors"))?);
     let entries = tensors.iter().map(|(name, tensor)| Entry::of_tensor(name.clone(), tensor)).collect();
     weights_file::write(entries, &mut file)?;

@@ -16,8 +16,10 @@ mod import;
 mod limits;
 mod masked_words;
 mod needed;
+mod outputs;
 mod pickle;
 mod source;
+mod special_tokens;
 mod stand_in;
 mod tokenizer;
 mod weights_file;
@@ -36,16 +38,18 @@ pub use encoder::{Encoder, PackedBatch};
 pub use error::LoadError;
 pub use fingerprint::Fingerprint;
 pub use import::{Form, ImportError, Imported, import};
+pub use outputs::ScoreActivation;
 pub use stand_in::Makings;
 pub use tokenizer::{Encoding, Tokenizer};
 
 use crate::ops::Kernels;
 pub(crate) use checkpoint::{Checkpoint, full_name, is_head};
 pub(crate) use files::ModelFiles;
-pub(crate) use folder::{COPIED, TOKENIZER_CONFIG, clear_head, copy_tokenizer, write_json};
+pub(crate) use folder::{clear_head, copy_tokenizer, write_json};
 pub(crate) use head::Head;
 pub(crate) use masked_words::MaskedWordsHead;
 pub(crate) use needed::Needed;
+pub(crate) use outputs::SENTENCE_TRANSFORMERS;
 pub(crate) use source::Source;
 pub(crate) use weights_file::{Data, Entry, write as write_weights};
 
@@ -99,12 +103,12 @@ impl Model {
         let checkpoint = Checkpoint::open(files, config.architecture)?;
         let tokenizer = Tokenizer::load(files, &config)?;
         let outputs = checkpoint.classifier_outputs()?;
-        config.settle_outputs(&files.path(files.config()), outputs)?;
+        config.settle_outputs(files, outputs)?;
         let source = (&checkpoint, device);
         let head = Head::load(&source, &config, outputs, kernels)?;
         let encoder = Encoder::load(&source, &config, kernels)?;
-        // Other probabilities and labels are another model's.
-        let names = encoder_files(files, &tokenizer, &checkpoint).chain([CALIBRATION_FILE]);
+        // Other probabilities, labels and scores are another model's.
+        let names = encoder_files(files, &tokenizer, &checkpoint).chain([SENTENCE_TRANSFORMERS, CALIBRATION_FILE]);
         Ok(Self {
             folder: files.folder().to_owned(),
             calibration: Calibration::load(files, &config)?,

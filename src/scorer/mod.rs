@@ -257,8 +257,8 @@ impl Scorer {
             return Err(unsuitable(format!("it reads at most {limit} tokens")));
         }
         let tokenizer = model.tokenizer.with_max_length(max_length).map_err(unsuitable)?;
-        // Probabilities, and once more where they are calibrated.
-        let numbers = model.config.labels.len() * if model.calibration.is_some() { 2 } else { 1 };
+        // Probabilities, and once more where they are calibrated; or a logit.
+        let numbers = model.config.labels.len().max(1) * if model.calibration.is_some() { 2 } else { 1 };
         Ok(Self(Arc::new(Shared {
             model,
             precision,

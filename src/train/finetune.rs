@@ -135,6 +135,15 @@ impl Job {
         course::discard_state(&self.output, self.key(&ModelFiles::read(&self.base)?, &labels))
     }
 
+    /// The labels that no validation row has.
+    ///
+    /// # Errors
+    /// Labels that cannot be used.
+    pub fn unmeasured_labels(&self) -> Result<Vec<String>, JobError> {
+        let (labels, _, gold) = self.read_labels()?;
+        Ok(labels.without_rows(&gold))
+    }
+
     fn find(&self) -> Result<Found, JobError> {
         if !self.output.exists() && !self.candidate().exists() {
             return Ok(Found::Nothing);
@@ -310,6 +319,10 @@ fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Rep
     let shared = job.shared();
     if shared > 0 {
         watch.emit(&Event::SharedTexts { rows: shared, held_out: job.validation.len() });
+    }
+    let labels = lesson.labels.without_rows(&lesson.gold);
+    if !labels.is_empty() {
+        watch.emit(&Event::UnmeasuredLabels { labels: &labels });
     }
     if let Found::Weights(folder, report) = job.found(key) {
         return job.judge_again(&folder, &base, &lesson, objective, report, device, watch).map(Outcome::Finished);

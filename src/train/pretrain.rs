@@ -158,7 +158,7 @@ impl Job {
         let config = ModelConfig::load(&files.config)?;
         self.hyper.check(config.max_position_embeddings)?;
         let tokenizer = Tokenizer::load(&files.tokenizer, &config)?;
-        let special = special_tokens(&files.tokenizer, &tokenizer)?;
+        let special = special_tokens(&tokenizer)?;
         let pieces = Pieces::of_tokenizer(tokenizer.inner(), &special.mask)?;
         let chunking = Chunking::try_new(self.hyper.max_length, special.cls, special.sep)?;
         let masking = Masking::try_new(self.mask_probability, self.hyper.seed)?;

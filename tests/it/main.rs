@@ -11,11 +11,13 @@ mod archives;
 mod broken_runs;
 mod card;
 mod cases;
+mod cases_models;
 mod checkpoints;
 #[cfg(feature = "cluster")]
 mod clusters;
 mod config;
 mod credentials;
+mod cross_encoders;
 mod damage;
 mod disk_full;
 mod durable;
@@ -81,8 +83,10 @@ mod support;
 mod tables;
 mod terminal;
 mod tiny;
+mod tokenizers;
 #[cfg(feature = "otel")]
 mod traces;
+mod trained_models;
 mod training;
 mod types;
 mod venv;

@@ -1,9 +1,9 @@
 //! A hash of everything that the weights of a job depend on.
 
-use crate::model::{CALIBRATION_FILE, COPIED, ModelFiles};
+use crate::model::{CALIBRATION_FILE, ModelFiles, SENTENCE_TRANSFORMERS};
 
-/// Changes when the arithmetic or the saved state changes in a way that makes old states useless.
-const VERSION: &str = "couplet training 2";
+/// Changes when the arithmetic, the reading of a base or the saved state changes in a way that makes old states useless.
+const VERSION: &str = "couplet training 3";
 
 /// Takes in what a job depends on, in a fixed order.
 pub(in crate::train) struct Key(blake3::Hasher);
@@ -41,5 +41,5 @@ impl Key {
 
 /// Whether a file of a model may matter to a training: weights, configuration, tokenizer.
 fn is_read(name: &str) -> bool {
-    ![CALIBRATION_FILE].iter().chain(&COPIED).any(|other| *other == name)
+    name != CALIBRATION_FILE && name != SENTENCE_TRANSFORMERS
 }

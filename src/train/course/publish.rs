@@ -38,7 +38,7 @@ impl Publication<'_> {
             let folder = AtomicFolder::create(target)?;
             let path = folder.path();
             write_json(&path.join("config.json"), &Value::Object(self.config.clone()))?;
-            copy_tokenizer(self.tokenizer, path)?;
+            copy_tokenizer(self.tokenizer, path, self.config["model_type"] == "distilbert")?;
             for (name, document) in &self.documents {
                 write_json(&path.join(name), document)?;
             }

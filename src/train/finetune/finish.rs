@@ -13,6 +13,7 @@ use crate::train::chart;
 use crate::train::course::{CHART, Event, JobError, Learned, Publication, REPORT, Watch, base_config, remove_model};
 use crate::train::evaluation::Evaluation;
 use crate::train::labels::{Labels, Targets};
+use crate::train::temperature::Temperature;
 use crate::train::{Objective, Trainer};
 
 /// What the validation rows say of a model.
@@ -29,6 +30,14 @@ impl Judgement {
     /// Of the model as it is to be published.
     fn final_evaluation(&self) -> Option<&Evaluation> {
         self.calibrated.as_ref().or(self.evaluation.as_ref())
+    }
+
+    /// Warns of a temperature that means little.
+    fn warn(&self, watch: &mut Watch) {
+        let temperature = self.calibration.as_ref().map(|calibration| calibration.temperature);
+        if let Some(Temperature { value: temperature, bound: Some(bound), .. }) = temperature {
+            watch.emit(&Event::TemperatureAtBound { temperature, bound });
+        }
     }
 
     /// What `training.json` says of it.
@@ -64,6 +73,7 @@ impl Job {
         }
         learned.take_best()?;
         let judgement = self.judge(lesson, &learned.trainer)?;
+        judgement.warn(watch);
         let promotion = self.promotion(&judgement);
         let json = self.report(lesson, &learned, &judgement, &promotion, truncated);
         self.put(&Self::publication(base, config, &judgement, &json), &learned.trainer, &promotion, watch)?;
@@ -119,6 +129,7 @@ impl Job {
         let options = self.hyper.options(self.training.len());
         let trainer = Trainer::from_checkpoint(folder, objective, options, device)?;
         let judgement = self.judge(lesson, &trainer)?;
+        judgement.warn(watch);
         let promotion = if folder == self.output { Promotion::Published } else { self.promotion(&judgement) };
         json["settings"]["calibrate"] = self.calibrate.to_json();
         json["settings"]["promote_if"] = self.promote_if_to_json();
