@@ -2,6 +2,8 @@
 //!
 //! Whole runs against other programs are in `benches/peers/`.
 
+#![expect(clippy::disallowed_methods, reason = "the files are those of the repository")]
+
 mod forward;
 mod ops;
 mod pack;

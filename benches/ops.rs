@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use couplet::ops::{
-    Attention, Embeddings, Kernels, LayerNorm, Linear, Precision, ProjectedEmbeddings, attention, feed_forward,
+    Activation, Attention, Embeddings, Kernels, LayerNorm, Linear, Precision, ProjectedEmbeddings, attention,
+    feed_forward,
 };
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 
@@ -78,7 +79,7 @@ fn block(criterion: &mut Criterion) {
             |inputs, outputs| Linear::new(&random(&[outputs, inputs]), &random(&[outputs]), kernels).expect("a layer");
         let (lin1, lin2) = (linear(DIM, 4 * DIM), linear(4 * DIM, DIM));
         let (x, norm) = (random(&[TOKENS, DIM]), LayerNorm::new(random(&[DIM]), random(&[DIM]), 1e-12));
-        group.bench_function(name, |bencher| bencher.iter(|| feed_forward(&x, &lin1, &lin2, &norm)));
+        group.bench_function(name, |bencher| bencher.iter(|| feed_forward(&x, &lin1, Activation::Gelu, &lin2, &norm)));
     }
     group.finish();
 }
@@ -94,7 +95,7 @@ fn linear(criterion: &mut Criterion) {
             let shape = format!("{inputs} to {outputs}");
             group.bench_function(BenchmarkId::new(name, &shape), |bencher| bencher.iter(|| layer.forward(&x)));
             group.bench_function(BenchmarkId::new(format!("{name} and GELU"), &shape), |bencher| {
-                bencher.iter(|| layer.forward_gelu(&x));
+                bencher.iter(|| layer.forward_activated(&x, Activation::Gelu));
             });
             group.bench_function(BenchmarkId::new(format!("{name} and norm"), &shape), |bencher| {
                 bencher.iter(|| layer.forward_add_norm(&x, &residual, &norm));

@@ -2,14 +2,15 @@
 //!
 //! A Delta table is data files and a log. A commit is one log entry that is created if it is not there yet, so a table
 //! moves from one version to the next in one step, and of two writers one learns that it was the second. Files that no
-//! entry names (a killed run leaves some) are never read; [`clean`] removes them.
+//! entry names (a killed run leaves some) are never read.
 
 mod damaged;
+mod exact;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, TimeUnit};
 use chrono::Duration;
 use datafusion::catalog::TableProvider;
 use datafusion::prelude::SessionContext;
@@ -17,7 +18,6 @@ use deltalake_core::kernel::StructType;
 use deltalake_core::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake_core::logstore::{LogStoreRef, StorageConfig, default_logstore};
 use deltalake_core::operations::create::CreateBuilder;
-use deltalake_core::operations::vacuum::VacuumMode;
 use deltalake_core::{DeltaTable, DeltaTableError, TableProperty};
 use futures::TryStreamExt;
 use object_store::prefix::PrefixStore;
@@ -26,9 +26,12 @@ use thiserror::Error;
 #[cfg(feature = "cluster")]
 use crate::cluster;
 use crate::config::Place;
+use crate::frames::without_frames;
 use crate::objects::{self, Objects, ObjectsError, cause_in, cut_answers};
 
 pub(crate) use damaged::data_file;
+use exact::ExactScan;
+pub(crate) use exact::inexact;
 
 /// The key in a commit's metadata that names the run that made it.
 pub const RUN: &str = "couplet.run";
@@ -118,6 +121,13 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
                         let problem = format!("there is no version {version}; the newest is {newest}");
                         DeltaError::mistake(objects, problem)
                     }
+                    _ if oldest_version(objects).await.is_some_and(|oldest| version < oldest) => {
+                        let problem = format!(
+                            "there is no version {version} any more: the table's log is kept for as long as its property \
+                             delta.logRetentionDuration says, 30 days if it has none; name a newer version"
+                        );
+                        DeltaError::mistake(objects, problem)
+                    }
                     _ => {
                         let problem = format!("version {version} cannot be read: {}", error.problem);
                         DeltaError { problem, ..error }
@@ -135,9 +145,16 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
 /// The folder of a table's log.
 pub(crate) const LOG: &str = "_delta_log";
 
-/// A message without the frames of the stack that a library adds to it.
-pub(crate) fn without_frames(message: &str) -> &str {
-    message.split("\n   0: ").next().unwrap_or(message).trim_end()
+/// The version of the oldest checkpoint, where the log does not go back to the first version.
+async fn oldest_version(objects: &Objects) -> Option<u64> {
+    let log = objects.folder(LOG);
+    let entries: Vec<_> = log.store.list(Some(&log.root)).try_collect().await.ok()?;
+    let names = || entries.iter().filter_map(|entry| entry.location.filename());
+    if names().any(|name| name == "00000000000000000000.json") {
+        return None;
+    }
+    let checkpoints = names().filter(|name| name.contains(".checkpoint."));
+    checkpoints.filter_map(|name| name.split('.').next()?.parse().ok()).min()
 }
 
 async fn newest_version(objects: &Objects) -> Option<u64> {
@@ -214,6 +231,9 @@ pub async fn has_committed(objects: &Objects, run: &str, after: Option<u64>) -> 
     Ok(own.then_some(table))
 }
 
+/// The key in a column's metadata that names it in the files, where that is another name.
+const PHYSICAL_NAME: &str = "delta.columnMapping.physicalName";
+
 /// The table for SQL.
 ///
 /// # Errors
@@ -233,7 +253,11 @@ pub async fn provider(
     let state = context.state();
     table.update_datafusion_session(&state).map_err(failed)?;
     let provider = table.table_provider().with_session(Arc::new(state)).await;
-    provider.map_err(|e| DeltaError::new(objects, &e))
+    let provider = provider.map_err(|e| DeltaError::new(objects, &e))?;
+    let snapshot = table.snapshot().map_err(failed)?;
+    let partitions = snapshot.metadata().partition_columns().to_vec();
+    let is_mapped = snapshot.schema().fields().any(|field| field.metadata().contains_key(PHYSICAL_NAME));
+    Ok(Arc::new(ExactScan::new(provider, partitions, is_mapped)))
 }
 
 /// Rows and bytes of the table's files, by its log.
@@ -251,29 +275,13 @@ pub fn size(objects: &Objects, table: &DeltaTable) -> Result<(u64, u64), DeltaEr
     Ok((rows, bytes))
 }
 
-/// Removes the files that no version within `keep` names; returns how many.
-///
-/// # Errors
-/// A place that cannot be listed or written.
-pub async fn clean(objects: &Objects, table: DeltaTable, keep: Duration) -> Result<usize, DeltaError> {
-    let (_, metrics) = table
-        .vacuum()
-        // Also those that no commit ever named.
-        .with_mode(VacuumMode::Full)
-        .with_retention_period(keep)
-        .with_enforce_retention_duration(false)
-        .await
-        .map_err(|e| DeltaError::new(objects, &e))?;
-    Ok(metrics.files_deleted.len())
-}
-
 /// The schema as Delta knows it: no views, no dictionaries, no unsigned integers, times in microseconds and of no zone
 /// but UTC.
 #[must_use]
 pub fn for_delta(schema: &Schema) -> Schema {
     fn known(data_type: &DataType) -> DataType {
         match data_type {
-            DataType::Utf8View | DataType::LargeUtf8 | DataType::Null => DataType::Utf8,
+            DataType::Utf8View | DataType::LargeUtf8 => DataType::Utf8,
             DataType::BinaryView | DataType::LargeBinary | DataType::FixedSizeBinary(_) => DataType::Binary,
             DataType::UInt8 => DataType::Int16,
             DataType::UInt16 => DataType::Int32,
@@ -283,15 +291,31 @@ pub fn for_delta(schema: &Schema) -> Schema {
             DataType::Timestamp(_, zone) => {
                 DataType::Timestamp(TimeUnit::Microsecond, zone.as_ref().map(|_| "UTC".into()))
             }
+            DataType::Decimal32(precision, scale) | DataType::Decimal64(precision, scale) => {
+                DataType::Decimal128(*precision, *scale)
+            }
             DataType::Dictionary(_, values) => known(values),
-            DataType::Struct(fields) => DataType::Struct(
-                fields.iter().map(|field| Field::clone(field).with_data_type(known(field.data_type()))).collect(),
-            ),
-            DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
-                DataType::List(Arc::new(Field::new("element", known(item.data_type()), item.is_nullable())))
+            DataType::RunEndEncoded(_, values) => known(values.data_type()),
+            DataType::Struct(fields) => DataType::Struct(fields.iter().map(field_known).collect()),
+            DataType::Map(entries, sorted) => DataType::Map(field_known(entries), *sorted),
+            DataType::List(item)
+            | DataType::LargeList(item)
+            | DataType::ListView(item)
+            | DataType::LargeListView(item)
+            | DataType::FixedSizeList(item, _) => {
+                DataType::List(Arc::new(Field::new("element", nested(item.data_type()), item.is_nullable())))
             }
             other => other.clone(),
         }
+    }
+    fn nested(data_type: &DataType) -> DataType {
+        match data_type {
+            DataType::Null => DataType::Utf8,
+            other => known(other),
+        }
+    }
+    fn field_known(field: &FieldRef) -> FieldRef {
+        Arc::new(Field::clone(field).with_data_type(nested(field.data_type())))
     }
     let fields = schema.fields().iter().map(|field| Field::clone(field).with_data_type(known(field.data_type())));
     Schema::new_with_metadata(fields.collect::<Vec<_>>(), HashMap::default())

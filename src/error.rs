@@ -13,8 +13,8 @@ use crate::lock::LockError;
 use crate::objects::{ObjectsError, cause_in, explain_unplaced, without_answers};
 use crate::query::PREDICTIONS;
 use crate::scorer::ScorerError;
-use crate::sink::SinkError;
 use crate::sink::runs::RunsError;
+use crate::sink::{NOT_DURABLE, SinkError};
 use crate::source::SourceError;
 use crate::sql_error;
 use crate::tables::TableError;
@@ -66,6 +66,14 @@ pub enum Error {
         broken: Broken,
         /// What there is of the output, where there may be some.
         kept: Option<&'static str>,
+    },
+    /// A file was replaced while a query read it, each time that it was tried.
+    #[error("{file} was replaced while it was read; {kept}. Run the same command again")]
+    Replaced {
+        /// The file.
+        file: String,
+        /// What there is of the output.
+        kept: &'static str,
     },
     /// A model cannot be loaded or run.
     #[error(transparent)]
@@ -205,7 +213,8 @@ impl Error {
     pub fn hint(&self) -> Option<&'static str> {
         let message = self.to_string();
         let is = |number: i32| message.contains(&format!("(os error {number})"));
-        if !cfg!(unix) {
+        // It says itself what is there now.
+        if !cfg!(unix) || message.contains(NOT_DURABLE) {
             None
         } else if is(17) || is(20) {
             Some("a part of that path is a file where a folder would have to be: name another place")

@@ -1,22 +1,145 @@
-//! Files that people name on the command line or in a pipeline: texts within a limit, what was meant by a name that does
-//! not exist, and how messages name them.
+//! Local files: opens regular files only, reads texts within a limit, tells what was meant by a name that does not exist,
+//! and names paths in messages.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
 /// The size above which a file is taken for something else than a pipeline or SQL, in bytes.
 pub(crate) const MAX_TEXT: u64 = 1 << 20;
 
-/// Reads a pipeline file or a file of SQL.
+/// The size above which a file is taken for something else than settings, notes or a report in JSON, in bytes: read, it
+/// takes many times as much memory.
+pub(crate) const MAX_JSON: u64 = 64 << 20;
+
+/// Opens a regular file for reading.
+///
+/// Every file that is opened by its name is opened here or by [`open_with`]. A pipe or a device in the place of a file
+/// would make the program wait for ever, when it is opened or when it is read.
+///
+/// # Errors
+/// What the system says; anything but a regular file.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    open_with(File::options().read(true), path)
+}
+
+/// Opens a regular file, or makes one where the options say so.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    // Opening a device can already do something, such as rewind a tape.
+    match fs::metadata(path) {
+        Ok(found) => check_regular(&found)?,
+        // It may be made. A link to nothing is for the options to follow.
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    open_now(options, 0, path, |found| check_regular(found))
+}
+
+/// Makes a regular file, or empties the one that is there.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn create(path: &Path) -> io::Result<File> {
+    open_with(File::options().write(true).create(true).truncate(true), path)
+}
+
+/// Writes a regular file, over the one that is there.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+    create(path)?.write_all(bytes.as_ref())
+}
+
+/// Opens a file or a folder that couplet itself made, for its lock or to make it durable: never through a link, as
+/// others may write where it lies.
+///
+/// # Errors
+/// What the system says; anything but a regular file or a folder.
+pub(crate) fn open_own(path: &Path) -> io::Result<File> {
+    let check = |found: &Metadata| if found.is_dir() { Ok(()) } else { check_regular(found) };
+    check(&fs::symlink_metadata(path)?)?;
+    #[cfg(unix)]
+    let flags = libc::O_NOFOLLOW;
+    #[cfg(not(unix))]
+    let flags = 0;
+    open_now(File::options().read(true), flags, path, check)
+}
+
+/// Makes the names in a folder durable.
+///
+/// # Errors
+/// What the system says; anything but a folder.
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
+    let check = |found: &Metadata| if found.is_dir() { Ok(()) } else { Err(ErrorKind::NotADirectory.into()) };
+    open_now(File::options().read(true), 0, path, check)?.sync_all()
+}
+
+/// Opens without waiting, and looks at what was opened: the name may have got something else since it was looked at.
+#[expect(clippy::disallowed_methods, reason = "the one place in which files are opened by their names")]
+fn open_now(
+    options: &mut OpenOptions,
+    flags: i32,
+    path: &Path,
+    check: impl Fn(&Metadata) -> io::Result<()>,
+) -> io::Result<File> {
+    // The system ignores the flag where it reads and writes regular files.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(options, flags | libc::O_NONBLOCK);
+    #[cfg(not(unix))]
+    let _ = flags;
+    let file = options.open(path)?;
+    check(&file.metadata()?)?;
+    Ok(file)
+}
+
+fn check_regular(found: &Metadata) -> io::Result<()> {
+    if found.is_file() {
+        Ok(())
+    } else if found.is_dir() {
+        Err(io::Error::new(ErrorKind::IsADirectory, "it is a folder, where a file is needed"))
+    } else {
+        Err(io::Error::new(ErrorKind::InvalidInput, "it is no regular file but a pipe, a socket, a device or a link"))
+    }
+}
+
+/// Reads a regular file of at most `limit` bytes.
+///
+/// # Errors
+/// As [`open`]; a file that has more bytes, or gets more while it is read.
+pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("it has more than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Reads a regular file of at most `limit` bytes, which are text.
+///
+/// # Errors
+/// As [`read`]; bytes that are not UTF-8.
+pub(crate) fn read_string(path: &Path, limit: u64) -> io::Result<String> {
+    String::from_utf8(read(path, limit)?).map_err(|e| io::Error::new(ErrorKind::InvalidData, e))
+}
+
+/// Reads a pipeline file or a file of SQL. It may be a descriptor of this process, such as `/dev/stdin`, or what a shell
+/// makes of `<(…)`.
 ///
 /// # Errors
 /// Why it cannot be read, in a sentence that names it.
 pub(crate) fn read_text(path: &Path) -> Result<String, String> {
     let shown = path.display();
     let mut bytes = Vec::new();
-    // No more than one byte above the limit: a device or a pipe may have no end.
-    let read = File::open(path).and_then(|file| file.take(MAX_TEXT + 1).read_to_end(&mut bytes));
+    let descriptor = ["/dev/stdin", "/dev/fd", "/proc/self/fd"].iter().any(|place| path.starts_with(place));
+    #[expect(clippy::disallowed_methods, reason = "a descriptor is open already")]
+    let opened = if descriptor { File::open(path) } else { open(path) };
+    // No more than one byte above the limit: a pipe may have no end.
+    let read = opened.and_then(|file| file.take(MAX_TEXT + 1).read_to_end(&mut bytes));
     match read {
         Err(e) if e.kind() == ErrorKind::NotFound => Err(format!("{shown} does not exist{}", nearest_file(path))),
         Err(_) if path.is_dir() => {
@@ -104,6 +227,60 @@ pub(crate) fn real_path(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What gives no answer in this time waits.
+    const SOON: std::time::Duration = std::time::Duration::from_secs(10);
+
+    /// The result of what must not wait.
+    fn soon<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(work()));
+        receiver.recv_timeout(SOON).expect("it waits")
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn nothing_but_regular_files_is_opened() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        mknodat(CWD, path("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        std::os::unix::fs::symlink(path("pipe"), path("link to a pipe")).unwrap();
+        for wrong in [path("pipe"), path("socket"), path("link to a pipe"), "/dev/zero".into(), folder.path().into()] {
+            let shown = wrong.display().to_string();
+            let (one, other) = (wrong.clone(), wrong.clone());
+            let kinds = [ErrorKind::InvalidInput, ErrorKind::IsADirectory];
+            let refused = |opened: io::Result<File>| opened.is_err_and(|e| kinds.contains(&e.kind()));
+            assert!(refused(soon(move || open(&one))), "{shown}");
+            let made = soon(move || open_with(File::options().create(true).read(true).write(true), &other));
+            assert!(refused(made), "{shown}");
+            assert!(soon(move || read(&wrong, 10)).is_err(), "{shown}");
+        }
+        assert!(
+            soon({
+                let pipe = path("pipe");
+                move || open_own(&pipe)
+            })
+            .is_err()
+        );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_to_files_but_not_to_own_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        fs::write(&file, "text").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert_eq!(read_string(&link, 4).unwrap(), "text");
+        assert_eq!(read(&link, 3).unwrap_err().kind(), ErrorKind::FileTooLarge);
+        assert!(open_own(&file).is_ok() && open_own(folder.path()).is_ok() && open_own(&link).is_err());
+        assert_eq!(open(&folder.path().join("none")).unwrap_err().kind(), ErrorKind::NotFound);
+        let made = folder.path().join("made");
+        open_with(File::options().create(true).write(true).truncate(false), &made).unwrap();
+        assert!(made.is_file());
+    }
 
     #[test]
     fn paths_are_named_from_this_folder() {

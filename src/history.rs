@@ -13,10 +13,10 @@ use crate::config::{Pipeline, Scoring};
 use crate::error::Error;
 use crate::histogram::Drift;
 use crate::lock::{self, Seen};
-use crate::objects::Objects;
+use crate::objects::{Objects, StoreFolder};
 use crate::progress::{grouped, spoken};
 use crate::run::{model_name, models_of, pool};
-use crate::store::{Garbage, Outcome, RunRecord, Runs, collect_garbage, model_class};
+use crate::store::{self, Garbage, Outcome, RunRecord, Runs, collect_garbage, model_class};
 
 /// The name of the runs in SQL.
 const RUNS: &str = "runs";
@@ -26,15 +26,22 @@ const RUNS: &str = "runs";
 /// # Errors
 /// A pipeline that does not score; a store that cannot be read.
 pub async fn runs(pipeline: &Pipeline, limit: usize, as_json: bool) -> Result<String, Error> {
-    let store = store_of(pipeline)?;
-    let batches = Runs::of(&store).list(&pipeline.name, limit).await?;
+    let place = &scoring_of(pipeline)?.score.store.place;
+    let store = store_of(pipeline).await?.map(|store| store.objects);
+    let batches = match &store {
+        Some(store) => Runs::of(store).list(&pipeline.name, limit).await?,
+        None => Vec::new(),
+    };
     if as_json {
         return json(&batches).map_err(|e| Error::sql("the runs", &e.into(), None));
     }
-    let under_way = under_way(&store).await?.unwrap_or_default();
+    let under_way = match &store {
+        Some(store) => under_way(store).await?.unwrap_or_default(),
+        None => String::new(),
+    };
     if batches.iter().all(|batch| batch.num_rows() == 0) {
         let yet = if under_way.is_empty() { "has not run yet" } else { "has not ended a run yet" };
-        return Ok(format!("{} {yet} (its store is {store})\n{under_way}", pipeline.name));
+        return Ok(format!("{} {yet} (its store is {place})\n{under_way}", pipeline.name));
     }
     let mut text = format!(
         "{:<13}  {:<19}  {:<11}  {:>12}  {:>12}  {:>12}  {:>12}  {:>9}  output or error\n",
@@ -64,7 +71,8 @@ pub async fn register(context: &SessionContext, pipeline: &Pipeline) -> Result<(
     if pipeline.scoring.is_none() || context.table_exist(RUNS).unwrap_or(true) {
         return Ok(());
     }
-    if let Some(runs) = Runs::of(&store_of(pipeline)?).provider(context).await? {
+    let Some(store) = store_of(pipeline).await? else { return Ok(()) };
+    if let Some(runs) = Runs::of(&store.objects).provider(context).await? {
         context.register_table(RUNS, runs).map_err(|e| Error::sql("the runs", &e, None))?;
     }
     Ok(())
@@ -110,7 +118,10 @@ pub async fn last_success(pipeline: &Pipeline) -> Result<Option<DateTime<Utc>>, 
 /// # Errors
 /// A pipeline that does not score; a store that cannot be read.
 pub async fn records(pipeline: &Pipeline, limit: usize) -> Result<Vec<RunRecord>, Error> {
-    Runs::of(&store_of(pipeline)?).records(&pipeline.name, limit).await
+    match store_of(pipeline).await? {
+        Some(store) => Runs::of(&store.objects).records(&pipeline.name, limit).await,
+        None => Ok(Vec::new()),
+    }
 }
 
 fn line(batch: &RecordBatch, row: usize) -> String {
@@ -178,7 +189,7 @@ pub async fn collect(pipelines: &[Pipeline], dry_run: bool) -> Result<Garbage, E
     let mut store: Option<Objects> = None;
     for pipeline in pipelines {
         let scoring = scoring_of(pipeline)?;
-        let own = store_of(pipeline)?;
+        let own = Objects::open(&scoring.score.store.place)?;
         if let Some(other) = store.as_ref().filter(|store| store.url != own.url) {
             return Err(Error::Usage(format!(
                 "{} has its store in {own}, and {} in {other}; name the pipelines of one store",
@@ -191,7 +202,11 @@ pub async fn collect(pipelines: &[Pipeline], dry_run: bool) -> Result<Garbage, E
         keep.push(model_class(&models.get(&model_name(&scoring.model)).await?));
     }
     let Some(store) = store else { return Err(Error::Usage("name the pipelines that use the store".into())) };
-    collect_garbage(&store, &keep, dry_run).await
+    match store::look(&store.place).await? {
+        None => Ok(Garbage::default()),
+        Some(store) if dry_run => collect_garbage(&store, &keep, true).await,
+        Some(store) => collect_garbage(&store::open(&store.objects.place).await?, &keep, false).await,
+    }
 }
 
 fn scoring_of(pipeline: &Pipeline) -> Result<&Scoring, Error> {
@@ -203,6 +218,7 @@ fn scoring_of(pipeline: &Pipeline) -> Result<&Scoring, Error> {
     })
 }
 
-fn store_of(pipeline: &Pipeline) -> Result<Objects, Error> {
-    Ok(Objects::open(&scoring_of(pipeline)?.score.store.place)?)
+/// The store of a pipeline; none if it has not run yet.
+async fn store_of(pipeline: &Pipeline) -> Result<Option<StoreFolder>, Error> {
+    store::look(&scoring_of(pipeline)?.score.store.place).await
 }

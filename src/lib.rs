@@ -18,10 +18,12 @@
 //! function to any `DataFusion` session, and [`scorer::Scorer`] scores windows of texts without any SQL.
 #![doc = ""]
 #![doc = include_str!("../docs/rust.md")]
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "tests open files that they made"))]
 
 /// The version that a session must be of.
 pub use datafusion;
 
+mod bounded;
 mod chart;
 pub mod cli;
 pub mod cluster;
@@ -31,12 +33,14 @@ mod crash;
 pub mod delta;
 pub mod error;
 mod files;
+mod frames;
 mod frequent;
 mod from_first;
 pub mod histogram;
 pub mod history;
 pub mod hub;
 pub mod init;
+mod literals;
 pub mod lock;
 pub mod logging;
 pub mod model;
@@ -56,6 +60,7 @@ pub mod session;
 pub mod shell;
 pub mod sink;
 pub mod source;
+mod sql_depth;
 mod sql_error;
 pub mod store;
 pub mod tables;

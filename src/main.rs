@@ -9,14 +9,28 @@ use couplet::error::Error;
 use couplet::logging::Logging;
 use couplet::query::nobody_reads;
 
+/// Bytes of each thread's stack, of which only what is used takes memory.
+///
+/// A query of thousands of terms becomes a tree as deep, which is copied, compared and dropped by functions that call
+/// themselves. `sql_depth` limits the depth; a level takes up to some kilobytes in a debug build.
+const STACK: usize = 256 << 20;
+
 fn main() -> ExitCode {
+    set_stack();
     return_memory();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse_arguments(&error),
     };
     let format = cli.messages().format();
-    match run(cli) {
+    // The stack of the main thread is as the shell limits it.
+    let main = std::thread::Builder::new().name("main".into()).stack_size(STACK).spawn(move || run(cli));
+    let done = match main.map(std::thread::JoinHandle::join) {
+        Ok(Ok(done)) => done,
+        Ok(Err(panic)) => std::panic::resume_unwind(panic),
+        Err(error) => Err(Error::Io { context: "starting a thread".into(), error }),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) if nobody_reads() => ExitCode::SUCCESS,
         Err(error) => {
@@ -40,6 +54,15 @@ fn run(cli: Cli) -> Result<(), Error> {
     // A batch that is under way ends with the process, not before it.
     runtime.shutdown_background();
     done
+}
+
+/// Gives all threads a stack of [`STACK`] bytes, those too that libraries start.
+fn set_stack() {
+    const VARIABLE: &str = "RUST_MIN_STACK";
+    if std::env::var_os(VARIABLE).is_none() {
+        // SAFETY: no other thread has started, so none reads the environment meanwhile.
+        unsafe { std::env::set_var(VARIABLE, STACK.to_string()) };
+    }
 }
 
 /// Makes glibc give back to the system what is freed, twice a second.

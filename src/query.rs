@@ -1,13 +1,16 @@
 //! `couplet query`: SQL over tables and models, its result streamed in the format that is asked for.
 
+use std::collections::VecDeque;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use datafusion::common::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::SessionContext;
-use datafusion::sql::parser::DFParserBuilder;
+use datafusion::sql::parser::{DFParserBuilder, Statement};
 use futures::StreamExt;
 
 use crate::cluster;
@@ -19,8 +22,11 @@ use crate::objects::Objects;
 use crate::parameters::Parameters;
 use crate::run::rejected_beside;
 use crate::sink::runs;
+use crate::sql_depth;
 use crate::tables;
+use crate::tables::snapshot::{ATTEMPTS, Snapshot};
 
+mod dates;
 mod output;
 mod place;
 
@@ -88,20 +94,21 @@ pub struct Shown {
     pub cut: bool,
 }
 
-/// Executes the statements of `sql` one after the other, with the values of its parameters, and writes the result of
-/// each.
-///
-/// # Errors
-/// SQL that cannot be planned or executed, a value that does not suit, an output that cannot be written.
-pub async fn query(
-    context: &SessionContext,
-    sql: &str,
-    origin: &str,
-    parameters: &Parameters,
-    format: Format,
-    output: Option<&Path>,
-) -> Result<(), Error> {
-    show(context, sql, origin, parameters, format, output, None).await.map(drop)
+/// A text of SQL with what it is executed with.
+pub(crate) struct Script {
+    pub(crate) context: SessionContext,
+    /// The tables of the session, which are opened again if their files are replaced while they are read.
+    pub(crate) tables: Vec<Table>,
+    pub(crate) sql: String,
+    /// Where the text is from, for messages.
+    pub(crate) origin: String,
+    /// The values of its parameters.
+    pub(crate) parameters: Parameters,
+    pub(crate) format: Format,
+    /// The file for the result; stdout if there is none.
+    pub(crate) output: Option<PathBuf>,
+    /// The most rows of a result that stdout gets.
+    pub(crate) most_rows: Option<usize>,
 }
 
 /// Refuses a text that is not SQL, without executing anything of it.
@@ -109,86 +116,177 @@ pub async fn query(
 /// # Errors
 /// What the parser says.
 pub(crate) fn check_syntax(context: &SessionContext, sql: &str, origin: &str) -> Result<(), Error> {
-    let parsed = DFParserBuilder::new(sql).build().and_then(|mut parser| parser.parse_statements());
-    parsed.map(drop).map_err(|e| Error::sql(origin, &e, Some(context)))
+    parse(context, sql, origin).map(drop)
 }
 
-/// The same, with no more than so many rows of a result. It ends when the future is dropped, and when a cluster has had no
-/// executor for it for too long.
+fn parse(context: &SessionContext, sql: &str, origin: &str) -> Result<VecDeque<Statement>, Error> {
+    if let Some(problem) = sql_depth::problem(sql) {
+        return Err(Error::Usage(format!("{origin}: {problem}")));
+    }
+    let parsed = DFParserBuilder::new(sql).build().and_then(|mut parser| parser.parse_statements());
+    parsed.map_err(|e| Error::sql_in(origin.to_owned(), sql, &e, context))
+}
+
+/// Executes the statements of a script one after the other, and writes the result of each. It ends when the future is
+/// dropped, and when a cluster has had no executor for it for too long.
 ///
 /// It runs as a task of its own: some plans, such as joins without a condition, do not return for minutes, and whoever
 /// waits for them must be able to give up meanwhile.
-pub(crate) async fn show(
-    context: &SessionContext,
-    sql: &str,
-    origin: &str,
-    parameters: &Parameters,
-    format: Format,
-    output: Option<&Path>,
-    most_rows: Option<usize>,
-) -> Result<Shown, Error> {
-    let (session, sql, origin) = (context.clone(), sql.to_owned(), origin.to_owned());
-    let parameters = parameters.clone();
-    let output = output.map(Path::to_owned);
+///
+/// # Errors
+/// SQL that cannot be planned or executed, a value that does not suit, an output that cannot be written.
+pub(crate) async fn execute(script: Script) -> Result<Shown, Error> {
+    let context = script.context.clone();
     let mut task = tokio::task::JoinSet::new();
-    task.spawn(
-        async move { execute(&session, &sql, &origin, &parameters, format, output.as_deref(), most_rows).await },
-    );
+    task.spawn(async move { script.execute().await });
     tokio::select! {
         biased;
         done = task.join_next() => done
             .expect("the set has one task")
             .unwrap_or_else(|e| Err(Error::Io { context: "executing SQL".into(), error: io::Error::other(e) })),
-        starved = cluster::starved(context) => {
+        starved = cluster::starved(&context) => {
             task.abort_all();
-            cluster::cancel(context).await;
+            cluster::cancel(&context).await;
             Err(starved.into())
         }
     }
 }
 
-async fn execute(
-    context: &SessionContext,
-    sql: &str,
-    origin: &str,
-    parameters: &Parameters,
-    format: Format,
-    output: Option<&Path>,
-    most_rows: Option<usize>,
-) -> Result<Shown, Error> {
-    let parsed = DFParserBuilder::new(sql).build().and_then(|mut parser| parser.parse_statements());
-    let statements = parsed.map_err(|e| Error::sql_in(origin.to_owned(), sql, &e, context))?;
-    if statements.is_empty() {
-        return Err(Error::Usage(format!("{origin}: there is no SQL")));
+/// Why a statement has no result, or not all of it.
+struct Failed {
+    error: Error,
+    /// Whether stdout has rows of it.
+    has_shown: bool,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, has_shown: false }
     }
-    if output.is_some() && statements.len() > 1 {
-        return Err(Error::Usage(format!("{origin}: {} statements cannot share one output file", statements.len())));
+}
+
+impl Script {
+    async fn execute(&self) -> Result<Shown, Error> {
+        let Self { context, sql, origin, .. } = self;
+        let statements = parse(context, sql, origin)?;
+        if statements.is_empty() {
+            return Err(Error::Usage(format!("{origin}: there is no SQL")));
+        }
+        if self.output.is_some() && statements.len() > 1 {
+            return Err(Error::Usage(format!(
+                "{origin}: {} statements cannot share one output file",
+                statements.len()
+            )));
+        }
+        // Views, tables in memory and settings end with the session.
+        let mut shown = Shown::default();
+        for (index, mut statement) in statements.into_iter().enumerate() {
+            from_first::select_all(&mut statement);
+            let placed = Placed { origin, sql, statement: index };
+            let snapshot = Snapshot::of(context);
+            // The first one reads the versions that its tables were opened with.
+            if let Some(snapshot) = snapshot.as_ref().filter(|_| index > 0) {
+                snapshot.renew();
+            }
+            shown = self.retried(statement, placed, snapshot.as_deref(), shown).await?;
+        }
+        Ok(shown)
     }
-    // Views, tables in memory and settings end with the session.
-    let mut shown = Shown::default();
-    let reads_only = SQLOptions::new().with_allow_dml(false);
-    for (index, mut statement) in statements.into_iter().enumerate() {
-        let placed = Placed { origin, sql, statement: index };
+
+    /// Executes a statement, and again if a file is replaced or removed while it is read.
+    async fn retried(
+        &self,
+        statement: Statement,
+        placed: Placed<'_>,
+        snapshot: Option<&Snapshot>,
+        before: Shown,
+    ) -> Result<Shown, Error> {
+        let mut attempts = 1;
+        loop {
+            let failed = match self.statement(statement.clone(), placed, snapshot).await {
+                Ok(shown) => return Ok(shown.unwrap_or(before)),
+                Err(failed) if matches!(failed.error, Error::Usage(_) | Error::Sql { mistake: true, .. }) => {
+                    return Err(failed.error);
+                }
+                Err(failed) => failed,
+            };
+            let Some(snapshot) = snapshot.filter(|snapshot| snapshot.explains_failure()) else {
+                return Err(failed.error);
+            };
+            if failed.has_shown || attempts == ATTEMPTS {
+                let kept = if self.output.is_some() { "no output was written" } else { "the output is not complete" };
+                return Err(snapshot.replaced().map_or(failed.error, |file| Error::Replaced { file, kept }));
+            }
+            attempts += 1;
+            tracing::debug!("attempt {attempts}, as a file was replaced: {}", failed.error);
+            snapshot.renew();
+            for table in &self.tables {
+                tables::reopen(&self.context, table).await.map_err(|e| Error::Tables(vec![e]))?;
+            }
+        }
+    }
+
+    /// What was shown of the result of a statement, if it has one.
+    async fn statement(
+        &self,
+        statement: Statement,
+        placed: Placed<'_>,
+        snapshot: Option<&Snapshot>,
+    ) -> Result<Option<Shown>, Failed> {
+        let Self { context, sql, origin, .. } = self;
         let failed = |e: DataFusionError| Error::sql_in(placed.of_error(&e), sql, &e, context);
-        from_first::select_all(&mut statement);
         let plan = context.state().statement_to_plan(statement).await.map_err(failed)?;
-        reads_only.verify_plan(&plan).map_err(|_| {
+        SQLOptions::new().with_allow_dml(false).verify_plan(&plan).map_err(|_| {
             Error::Usage(format!("{placed}: a query reads; to write its result, use -o FILE instead of COPY or INSERT"))
         })?;
-        let plan = parameters.bind(plan, origin)?;
-        if let Some(path) = output {
+        let plan = self.parameters.bind(plan, origin)?;
+        if let Some(path) = &self.output {
             let read = tables::that_reads(&plan, path).map_err(failed)?;
             refuse_own_source(path, read.as_ref())?;
         }
         let frame = context.execute_logical_plan(plan).await.map_err(failed)?;
         let stream = frame.execute_stream().await.map_err(failed)?;
         // CREATE VIEW and SET have no columns to show, and have been executed by now.
-        if !stream.schema().fields().is_empty() {
-            // A file gets all rows.
-            shown = write(stream, format, output, most_rows.filter(|_| output.is_none()), failed).await?;
+        if stream.schema().fields().is_empty() {
+            return Ok(None);
         }
+        self.write(stream, failed, snapshot).await.map(Some)
     }
-    Ok(shown)
+
+    async fn write(
+        &self,
+        mut stream: SendableRecordBatchStream,
+        failed: impl Fn(DataFusionError) -> Error,
+        snapshot: Option<&Snapshot>,
+    ) -> Result<Shown, Failed> {
+        let shown = Arc::new(AtomicBool::new(false));
+        let has_shown = || shown.load(Ordering::Relaxed);
+        let mut writer = ResultWriter::create(self.format, self.output.as_deref(), stream.schema(), &shown)?;
+        // A file gets all rows.
+        let most_rows = self.most_rows.filter(|_| self.output.is_none());
+        let (mut rows, mut cut) = (0, false);
+        while let Some(batch) = stream.next().await {
+            let mut batch = batch.map_err(|e| Failed { error: failed(e), has_shown: has_shown() })?;
+            if let Some(left) = most_rows.map(|most| most - rows).filter(|left| *left < batch.num_rows()) {
+                batch = batch.slice(0, left);
+                cut = true;
+            }
+            rows += batch.num_rows();
+            // Where the task ends if nobody waits for it any more: what comes too late is not shown.
+            tokio::task::yield_now().await;
+            writer.write(&batch)?;
+            if cut {
+                break;
+            }
+        }
+        if let Some(file) = snapshot.and_then(Snapshot::replaced) {
+            let error = Error::Replaced { file, kept: "the output is not complete" };
+            return Err(Failed { error, has_shown: has_shown() });
+        }
+        tokio::task::yield_now().await;
+        writer.finish()?;
+        Ok(Shown { rows: Some(rows as u64), cut })
+    }
 }
 
 /// Refuses an output that is, or would become, a part of what the query reads.
@@ -196,32 +294,4 @@ fn refuse_own_source(output: &Path, read: Option<&Place>) -> Result<(), Error> {
     let Some(read) = read else { return Ok(()) };
     let output = output.display();
     Err(Error::Usage(format!("-o {output}: the query reads {read}, of which that file is a part; name another file")))
-}
-
-async fn write(
-    mut stream: SendableRecordBatchStream,
-    format: Format,
-    output: Option<&Path>,
-    most_rows: Option<usize>,
-    failed: impl Fn(DataFusionError) -> Error,
-) -> Result<Shown, Error> {
-    let mut writer = ResultWriter::create(format, output, stream.schema())?;
-    let (mut rows, mut cut) = (0, false);
-    while let Some(batch) = stream.next().await {
-        let mut batch = batch.map_err(&failed)?;
-        if let Some(left) = most_rows.map(|most| most - rows).filter(|left| *left < batch.num_rows()) {
-            batch = batch.slice(0, left);
-            cut = true;
-        }
-        rows += batch.num_rows();
-        // Where the task ends if nobody waits for it any more: what comes too late is not shown.
-        tokio::task::yield_now().await;
-        writer.write(&batch)?;
-        if cut {
-            break;
-        }
-    }
-    tokio::task::yield_now().await;
-    writer.finish()?;
-    Ok(Shown { rows: Some(rows as u64), cut })
 }

@@ -9,12 +9,18 @@ use std::sync::Arc;
 use datafusion::common::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{FairSpillPool, MemoryPool, TrackConsumersPool};
+use datafusion::execution::memory_pool::{FairSpillPool, MemoryLimit, MemoryPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::optimizer::Analyzer;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use tempfile::TempDir;
+use url::Url;
 
+use crate::bounded;
 use crate::config::Table;
+use crate::files;
+use crate::literals::ExactLiterals;
+use crate::objects::DurableLocal;
 use crate::predict::{self, Models};
 use crate::sink::{TEMPORARY, hold, remove_remains};
 use crate::tables::{self, TableError};
@@ -47,7 +53,7 @@ impl Resources {
         remove_remains(spill, PREFIX, |folder| std::fs::remove_dir_all(folder));
         let make = || -> io::Result<_> {
             let folder = tempfile::Builder::new().prefix(PREFIX).suffix(TEMPORARY).tempdir_in(spill)?;
-            let lock = File::open(folder.path()).ok().filter(hold);
+            let lock = files::open_own(folder.path()).ok().filter(hold);
             Ok((folder, lock))
         };
         let (mut folder, mut lock) = make()?;
@@ -66,6 +72,7 @@ impl Resources {
             // is read would not be noticed, and the shell would not see what comes.
             .with_object_list_cache_limit(0)
             .build_arc()?;
+        register_local_disk(&runtime);
         Ok(Self { runtime, folder, _lock: lock })
     }
 
@@ -82,6 +89,12 @@ impl Resources {
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
+}
+
+/// Has plans read the local disk as everything else here does.
+pub(crate) fn register_local_disk(runtime: &RuntimeEnv) {
+    let root = Url::parse("file:///").expect("it is a URL");
+    runtime.register_object_store(&root, Arc::new(DurableLocal::new()));
 }
 
 /// A pool that shares `memory` bytes fairly among those that can spill.
@@ -104,14 +117,22 @@ pub async fn open(
     partitions: usize,
     resources: &Resources,
 ) -> Result<SessionContext, Vec<TableError>> {
-    let config =
+    let mut config =
         SessionConfig::new().with_batch_size(window).with_target_partitions(partitions).with_information_schema(true);
+    // Delta tables take it from here.
+    config.options_mut().execution.parquet.coerce_int96 = Some(tables::INT96.to_owned());
     let builder = SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(Arc::clone(&resources.runtime))
         .with_default_features()
+        .with_analyzer_rules([vec![Arc::new(ExactLiterals)], Analyzer::new().rules].concat())
         .with_physical_optimizer_rule(Arc::new(YieldingJoins));
     let context = SessionContext::new_with_state(predict::install(builder, models).build());
+    if let MemoryLimit::Finite(memory) = resources.runtime.memory_pool.memory_limit() {
+        for function in bounded::functions(memory) {
+            context.register_udf(function);
+        }
+    }
     register(&context, listed).await?;
     Ok(context)
 }

@@ -11,6 +11,7 @@ use clap_mangen::roff::{Roff, roman};
 
 use super::{Cli, print, print_document};
 use crate::error::Error;
+use crate::files;
 use crate::sql_error::nearest;
 
 #[derive(Debug, Args)]
@@ -67,7 +68,7 @@ fn write_all(commands: &[&Command], folder: &Path) -> Result<(), Error> {
     let mut written = String::new();
     for command in commands {
         let path = folder.join(format!("{}.1", full_name(command)));
-        fs::write(&path, page(command)).map_err(|error| failed(&path, error))?;
+        files::write(&path, page(command)).map_err(|error| failed(&path, error))?;
         let _ = writeln!(written, "{}", path.display());
     }
     print(&written)

@@ -9,7 +9,9 @@ use super::{model_place, print_as};
 use crate::config::Place;
 use crate::error::Error;
 use crate::model::card::{self, Card};
-use crate::model::{Architecture, Calibration, Described, Form, ImportError, Imported, import};
+use crate::model::{
+    Architecture, Calibration, Described, Form, ImportError, Imported, Problem, ScoreActivation, import,
+};
 use crate::objects::{ModelFolder, beside_model, model_folder};
 use crate::printable::in_line;
 use crate::progress::grouped;
@@ -162,6 +164,7 @@ fn card_json(place: &Place, folder: &ModelFolder, model: &Described, card: &Card
         "architecture": architecture(model),
         "task": model.headless.is_none().then(|| config.problem.to_string()),
         "labels": if model.headless.is_none() { &config.labels[..] } else { &[] },
+        "score": is_scored(model).then(|| config.score.name()),
         "layers": config.n_layers,
         "dim": config.dim,
         "heads": config.n_heads,
@@ -177,6 +180,11 @@ fn card_json(place: &Place, folder: &ModelFolder, model: &Described, card: &Card
         json.extend(card);
     }
     json
+}
+
+/// Whether it has one logit, which becomes the score.
+fn is_scored(model: &Described) -> bool {
+    model.headless.is_none() && model.config.problem == Problem::Regression
 }
 
 /// The class of `transformers` that it is.
@@ -201,6 +209,13 @@ fn card_text(place: &Place, folder: &ModelFolder, model: &Described, card: &Card
         ("architecture", Some(architecture(model).to_owned())),
         ("task", Some(task)),
         ("labels", Some(labels).filter(|_| model.headless.is_none())),
+        (
+            "score",
+            is_scored(model).then(|| match config.score {
+                ScoreActivation::Identity => "the logit".to_owned(),
+                ScoreActivation::Sigmoid => "the sigmoid of the logit".to_owned(),
+            }),
+        ),
         (
             "encoder",
             Some(format!(

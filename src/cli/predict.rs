@@ -58,12 +58,13 @@ fn describe(prediction: &Prediction, model: &Model, as_json: bool) -> String {
         let named = labels.iter().zip(values).map(|(label, p)| (label.clone(), (*p).into()));
         (!values.is_empty()).then(|| named.collect::<serde_json::Map<_, _>>())
     };
+    let logit = if labels.is_empty() { prediction.raw.first() } else { None };
     if as_json {
         let document = json!({
             "label": label,
             "score": prediction.score,
             "probabilities": named(&prediction.probabilities),
-            "raw_probabilities": named(&prediction.raw),
+            "raw_probabilities": logit.map_or_else(|| named(&prediction.raw).into(), |logit| json!({ "logit": logit })),
             "tokens": prediction.tokens,
             "truncated": prediction.truncated,
             "model": model.fingerprint.as_str(),
@@ -75,6 +76,7 @@ fn describe(prediction: &Prediction, model: &Model, as_json: bool) -> String {
         Some(label) => format!("{label} ({:.1} %)", 100.0 * prediction.score),
         None => prediction.score.to_string(),
     }];
+    lines.extend(logit.map(|logit| format!("  logit {logit}")));
     let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
     for (i, (label, p)) in labels.iter().zip(&prediction.probabilities).enumerate() {
         let raw = prediction.raw.get(i).map_or_else(String::new, |raw| format!("  ({raw:.4} before calibration)"));

@@ -20,7 +20,7 @@ use crate::run;
 use crate::scorer::ScorerOptions;
 use crate::session;
 use crate::shell::Shell;
-use crate::tables;
+use crate::tables::{self, snapshot};
 
 #[derive(Debug, Args)]
 pub(super) struct Query {
@@ -140,13 +140,13 @@ impl Query {
         let resources = run::resources(&settings)?;
         let models = Arc::new(models);
         let context = match &self.cluster {
-            None => session::open(&tables, models, window, cores, &resources).await.map_err(Error::Tables)?,
-            Some(address) => {
-                let context = cluster::session_of(address, window, models).await?;
-                session::register(&context, &tables).await.map_err(Error::Tables)?;
-                context
+            None => {
+                let context = session::open(&[], models, window, cores, &resources).await.map_err(Error::Tables)?;
+                snapshot::install(context).map_err(|e| Error::sql("the session", &e, None))?
             }
+            Some(address) => cluster::session_of(address, window, models).await?,
         };
+        session::register(&context, &tables).await.map_err(Error::Tables)?;
         let context = tables::enable_places(context);
         // It is new: nobody has set it before.
         let _ = session.set(context.clone());
@@ -157,10 +157,21 @@ impl Query {
             let shell = Shell::new(&context, &tables, self.parameters, self.format, self.output);
             return if in_shell { shell.run().await } else { shell.execute(&sql, &origin).await };
         }
-        match query::query(&context, &sql, &origin, &parameters, format, self.output.as_deref()).await {
-            Ok(()) => Ok(()),
+        let has_file = self.output.is_some();
+        let script = query::Script {
+            context: context.clone(),
+            tables: tables.clone(),
+            sql,
+            origin,
+            parameters,
+            format,
+            output: self.output,
+            most_rows: None,
+        };
+        match query::execute(script).await {
+            Ok(_) => Ok(()),
             Err(error) => {
-                let kept = if self.output.is_some() { "no output was written" } else { "the output is not complete" };
+                let kept = if has_file { "no output was written" } else { "the output is not complete" };
                 Err(run::blame(&context, &tables, error, kept).await)
             }
         }

@@ -13,6 +13,7 @@ use super::{Variables, print, print_as, read, read_pipeline};
 use crate::cluster::Address;
 use crate::config::{self, Pipeline};
 use crate::error::Error;
+use crate::files::{self, MAX_JSON};
 use crate::history;
 use crate::logging::Messages;
 use crate::prometheus::{self, Facts, timestamp};
@@ -96,7 +97,7 @@ impl Run {
 
 /// Writes the file for Prometheus. What fails here is said, and changes nothing about how the run ended.
 async fn write_metrics(path: &Path, pipeline_file: &Path, pipeline: Option<&Pipeline>, whole: WholeRun, success: bool) {
-    let before = std::fs::read_to_string(path).unwrap_or_default();
+    let before = files::read_string(path, MAX_JSON).unwrap_or_default();
     let seconds = Some(whole.seconds());
     let mut facts = match whole.record {
         Some(record) => Facts::of(record),

@@ -77,9 +77,10 @@ impl StoreCommand {
             return Err(Error::Usage(format!("--var {name}=…: none of the pipelines uses it")));
         }
         let garbage = history::collect(&pipelines, dry_run).await?;
-        let done = if dry_run { "would be forgotten" } else { "forgotten" };
+        let (done, removed) =
+            if dry_run { ("would be forgotten", "would be removed") } else { ("forgotten", "removed") };
         let mut said = format!(
-            "{} of {} {done}; {} removed\n",
+            "{} of {} {done}; {} {removed}\n",
             counted(garbage.scores, "score"),
             counted(garbage.models as u64, "model"),
             counted(garbage.files as u64, "file")

@@ -34,7 +34,7 @@ use super::session::session;
 use super::tasks::{Cutter, Task};
 use super::{Address, ClusterError};
 use crate::config::Place;
-use crate::objects::Objects;
+use crate::objects::{Objects, StoreFolder};
 use crate::predict::Models;
 use crate::progress::{counted, grouped, spoken};
 use crate::scorer::{Prediction, Rejection, Window};
@@ -95,7 +95,7 @@ pub struct Work {
     /// With what.
     pub contract: Contract,
     /// The folder for the texts, which executors reach under the same name.
-    pub folder: Objects,
+    pub folder: StoreFolder,
     /// How many texts there are.
     pub texts: u64,
     /// How many tokens they have, as far as a sample tells.
@@ -170,11 +170,12 @@ impl Client {
     async fn run(self: Arc<Self>, work: Arc<Work>, task: Task, number: usize) -> Result<Scored, ClusterError> {
         let start = Instant::now();
         let path = work.folder.path(&format!("{number:06}.parquet"));
-        let place = work.folder.place_of(&path);
+        let folder = &work.folder.objects;
+        let place = folder.place_of(&path);
         let texts = |problem: String| ClusterError::Texts { place: place.to_string(), problem };
         let bytes = to_parquet(&task).map_err(|e| texts(e.to_string()))?;
-        let put = work.folder.store.put(&path, bytes.into()).await;
-        put.map_err(|e| texts(work.folder.error_at(&path, &e).problem))?;
+        let put = folder.store.put(&path, bytes.into()).await;
+        put.map_err(|e| texts(folder.error_at(&path, &e).problem))?;
         let (schema, texts) = (task.schema(), task.texts);
         // They are in the store.
         drop(task);
@@ -209,7 +210,7 @@ impl Client {
         };
         self.took.lock().unwrap_or_else(PoisonError::into_inner).push(start.elapsed());
         // What cannot be removed now goes with the folder.
-        let _ = work.folder.store.delete(&path).await;
+        let _ = folder.store.delete(&path).await;
         Ok(Scored { keys, outcomes, executor, took: start.elapsed() })
     }
 
@@ -244,7 +245,8 @@ impl Client {
         let listed = ListingTableConfig::new(ListingTableUrl::try_new(url, None)?).with_listing_options(options);
         let table = ListingTable::try_new(listed.with_schema(Arc::clone(schema)))?;
         let mut arguments = vec![lit(work.contract.to_text())];
-        arguments.extend(schema.fields().iter().skip(1).map(|field| col(field.name())));
+        // With the key, by which an executor notices a text that is not as it was written.
+        arguments.extend(schema.fields().iter().map(|field| col(field.name())));
         let score = function::score(None).call(arguments).alias("outcome");
         let scored = self.context.read_table(Arc::new(table))?.select(vec![col("key"), score])?;
         let batches = scored.collect().await?;

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::common::{DFSchema, DataFusionError, Result, plan_err};
-use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::logical_expr::{EmptyRelation, LogicalPlan, cast};
 use datafusion::prelude::{DataFrame, SessionContext, col, lit};
@@ -20,6 +19,7 @@ use deltalake_core::DeltaTable;
 use super::Address;
 use crate::config::Place;
 use crate::objects::Objects;
+use crate::tables;
 
 /// Marks a session whose plans are executed elsewhere.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ fn part(
     values: &HashMap<&str, Option<String>>,
 ) -> Result<DataFrame> {
     let fields = schema.fields().iter().filter(|field| !values.contains_key(field.name().as_str())).cloned();
-    let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension("");
+    let options = ListingOptions::new(Arc::new(tables::parquet())).with_file_extension("");
     let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options);
     let table = ListingTable::try_new(config.with_schema(Arc::new(Schema::new(fields.collect::<Vec<_>>()))))?;
     let columns = schema.fields().iter().map(|field| match values.get(field.name().as_str()) {

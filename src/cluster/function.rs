@@ -1,4 +1,4 @@
-//! `couplet_score(contract, text [, text_pair])`: what a task calls; only executors answer it.
+//! `couplet_score(contract, key, text [, text_pair])`: what a task calls; only executors answer it.
 //!
 //! Clients and schedulers know the function too, as a plan that names it passes through them.
 
@@ -148,7 +148,7 @@ fn sum(a: &Counts, b: &Counts) -> Counts {
 
 /// Makes the function; without a worker, one that plans may name and nobody can call.
 pub(super) fn score(worker: Option<Arc<Worker>>) -> ScalarUDF {
-    let signature = Signature::one_of(vec![TypeSignature::String(2), TypeSignature::String(3)], Volatility::Volatile);
+    let signature = Signature::one_of(vec![TypeSignature::Any(3), TypeSignature::Any(4)], Volatility::Volatile);
     AsyncScalarUDF::new(Arc::new(Score { signature, worker })).into_scalar_udf()
 }
 
@@ -213,11 +213,16 @@ impl AsyncScalarUDFImpl for Score {
             DataFusionError::Execution(format!("executor {name} failed: {problem}"))
         };
         let contract = Contract::read(&contract).map_err(refused)?;
+        let Some(keys) = args.next() else { return internal_err!("{FUNCTION} has keys") };
+        let keys = keys.to_array(number_rows)?;
         let mut columns = args.enumerate().map(|(i, values)| -> Result<TextColumn> {
             Ok(TextColumn { name: contract.column(i), values: text_values(&values.to_array(number_rows)?)? })
         });
         let Some(text) = columns.next().transpose()? else { return internal_err!("{FUNCTION} has texts") };
         let window = Window::new(text, columns.next().transpose()?);
+        if !window.has_keys(&keys) {
+            return Err(failed("the texts of the task are damaged".into()).await);
+        }
         let scorer = match worker.scorer(&contract).await {
             Ok(scorer) => scorer,
             Err(Failure::Lasting(refusal)) => return Err(refused(refusal)),

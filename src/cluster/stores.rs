@@ -10,6 +10,7 @@ use url::Url;
 
 use crate::config;
 use crate::objects::Objects;
+use crate::session::register_local_disk;
 
 /// Opens a bucket when a plan first names it.
 #[derive(Debug, Default)]
@@ -45,7 +46,9 @@ impl ObjectStoreRegistry for Stores {
 
 /// What plans are executed with that may name any place.
 pub(super) fn runtime(builder: RuntimeEnvBuilder) -> Result<Arc<RuntimeEnv>> {
-    builder.with_object_store_registry(Arc::new(Stores::default())).build_arc()
+    let runtime = builder.with_object_store_registry(Arc::new(Stores::default())).build_arc()?;
+    register_local_disk(&runtime);
+    Ok(runtime)
 }
 
 #[cfg(test)]

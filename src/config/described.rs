@@ -213,7 +213,7 @@ static SCORE: Section = Section {
             Kind::Uri,
             "`.couplet/NAME` beside the file",
             "\"state/nightly\"",
-            "The folder in which scores and runs are remembered. Pipelines may share one.",
+            "The folder in which scores and runs are remembered; couplet makes it. Pipelines may share one.",
         ),
         or("checkpoint", Kind::Duration, "\"60s\"", "\"5m\"", "How much scoring a kill may cost."),
         or("max_errors", Kind::Share, "1.0", "0.001", "The share of bad rows above which the run fails."),

@@ -145,6 +145,12 @@ impl Place {
         }
     }
 
+    /// Tells whether this place is another one or lies in it.
+    #[must_use]
+    pub fn is_in(&self, other: &Self) -> bool {
+        matches!(self.lies(other), Some(Lies::There | Lies::Inside))
+    }
+
     /// The path behind all links, as far as it exists; a key without `.` and `..`.
     pub(crate) fn real(&self) -> PathBuf {
         let Self::Local(path) = self else { return normal(self.as_path()) };

@@ -11,6 +11,7 @@ use hf_hub::{CacheRepo, Repo, RepoType};
 
 use super::settings::Settings;
 use crate::config::HubModel;
+use crate::files::{self, MAX_JSON, MAX_TEXT};
 use crate::model::{CALIBRATION_FILE, Needed};
 use crate::objects::ModelFolder;
 use crate::sink::TEMPORARY;
@@ -53,7 +54,7 @@ impl Snapshot {
     /// The commit that the model's branch or tag was when it was last asked for.
     pub(super) fn commit_of(settings: &Settings, model: &HubModel) -> Option<String> {
         let root = settings.cache.path().join(repository(model).folder_name());
-        let commit = fs::read_to_string(root.join("refs").join(model.revision())).ok()?;
+        let commit = files::read_string(&root.join("refs").join(model.revision()), MAX_TEXT).ok()?;
         let commit = commit.trim();
         let is_commit = !commit.is_empty() && commit.bytes().all(|byte| byte.is_ascii_alphanumeric());
         is_commit.then(|| commit.to_owned())
@@ -108,7 +109,7 @@ impl Snapshot {
             return Some(Gap::Lacks(lacking.to_owned()));
         }
         if let Some(index) = needed.index {
-            let shards = Needed::shards(&fs::read(folder.join(index)).unwrap_or_default());
+            let shards = Needed::shards(&files::read(&folder.join(index), MAX_JSON).unwrap_or_default());
             if let Some(shard) = shards.into_iter().find(|shard| !names.contains(&shard.as_str())) {
                 return Some(Gap::Lacks(shard));
             }
@@ -139,7 +140,7 @@ impl Snapshot {
             return Ok(());
         }
         fs::create_dir_all(path.parent().unwrap_or(&path))?;
-        File::create(path).map(drop)
+        files::create(&path).map(drop)
     }
 
     /// Whether the snapshot has the file, in its size where that is known.
@@ -165,7 +166,7 @@ impl Snapshot {
     /// Notes that a branch or tag is this commit, in one step.
     pub(super) fn name(&self, revision: &str) -> io::Result<()> {
         let path = self.root.join("refs").join(revision);
-        if fs::read_to_string(&path).is_ok_and(|known| known == self.commit) {
+        if files::read_string(&path, MAX_TEXT).is_ok_and(|known| known == self.commit) {
             return Ok(());
         }
         let folder = path.parent().unwrap_or(&path);

@@ -1,8 +1,8 @@
 //! Files of a commit into the cache: one at a time under its lock, on from where an earlier attempt ended, checked
 //! against the name of its content before it gets that name.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek as _, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::api::{Hub, PAUSE, RemoteFile};
 use super::cache::Snapshot;
+use crate::files;
 use crate::objects::model::lock;
 use crate::objects::{ObjectsError, Trouble};
 
@@ -197,7 +198,7 @@ struct Unfinished {
 impl Unfinished {
     /// Opens what an earlier attempt left, or a new file.
     fn open(path: PathBuf, etag: &str, size: u64) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let file = files::open_with(File::options().read(true).write(true).create(true).truncate(false), &path)?;
         let mut unfinished = Self { path, file, length: 0, size, etag: etag.to_owned(), hash: Hash::new(etag, size) };
         // What is too long is something else, and of what cannot be checked nobody knows what it is.
         if unfinished.file.metadata()?.len() > size || matches!(unfinished.hash, Hash::Unknown) {
@@ -224,7 +225,8 @@ impl Unfinished {
 
     /// Begins anew.
     fn restart(&mut self) -> io::Result<()> {
-        self.file = File::create(&self.path)?;
+        self.file.set_len(0)?;
+        self.file.rewind()?;
         self.length = 0;
         self.hash = Hash::new(&self.etag, self.size);
         Ok(())

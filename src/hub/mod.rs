@@ -21,6 +21,7 @@ mod settings;
 use std::path::PathBuf;
 
 use crate::config::{HubModel, Place};
+use crate::files::{self, MAX_JSON};
 use crate::model::{CALIBRATION_FILE, Needed};
 use crate::objects::{ModelFolder, ObjectsError, Trouble};
 
@@ -195,7 +196,7 @@ async fn fetch_needed(hub: &Hub<'_>, snapshot: &Snapshot, listing: &Listing) -> 
     if let Some(index) = needed.index {
         let index_file: Vec<RemoteFile> = files.iter().filter(|file| file.name() == index).cloned().collect();
         fetch::all(hub, snapshot, &index_file).await?;
-        let text = std::fs::read(snapshot.folder().join(index)).map_err(|e| disk(hub.model(), &e))?;
+        let text = files::read(&snapshot.folder().join(index), MAX_JSON).map_err(|e| disk(hub.model(), &e))?;
         needed.add_shards(&text, &names);
     }
     let mut needed: Vec<RemoteFile> =

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use hf_hub::Cache;
 
 use crate::config::{HubModel, Place};
+use crate::files::{self, MAX_TEXT};
 use crate::objects::{ObjectsError, Trouble, without_secrets};
 
 /// Nothing is asked of the network when this is set.
@@ -46,7 +47,7 @@ impl Settings {
         let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
         let given = || text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN"));
         let kept = || {
-            let read = std::fs::read_to_string(token_file).ok()?;
+            let read = files::read_string(&token_file, MAX_TEXT).ok()?;
             Some(read.trim().to_owned()).filter(|token| !token.is_empty())
         };
         // A token that no call names is implicit, be it of the environment or of the file.

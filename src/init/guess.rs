@@ -1,7 +1,5 @@
 //! Which columns mean what, guessed by name, type and contents, with the reasons.
 
-use arrow::datatypes::DataType;
-
 use super::look::{Column, Looked};
 use crate::error::Error;
 use crate::progress::grouped;
@@ -227,13 +225,17 @@ async fn id(
         }
         return Ok((wanted.id.clone(), "as asked for; no two rows share it".into()));
     }
-    let may_be = |column: &&Column| {
+    let is_free =
+        |column: &&Column| !text.contains(&column.name) && label != Some(&column.name) && !table.is_own(column);
+    let is_code = |column: &&Column| {
         let data_type = &column.data_type;
-        let is_code = data_type.is_integer() || matches!(data_type, DataType::Binary | DataType::BinaryView);
-        let right = is_code || column.is_text();
-        right && !text.contains(&column.name) && label != Some(&column.name) && !table.is_own(column)
+        column.is_text() || data_type.is_integer() || data_type.is_decimal() || data_type.is_binary()
     };
-    let named = || table.columns.iter().filter(may_be).filter(|column| names_rows(&column.name));
+    // A column of such a name may have any type whose values are single.
+    let named = || {
+        let named = table.columns.iter().filter(is_free).filter(|column| names_rows(&column.name));
+        named.filter(|column| !column.data_type.is_nested() && !column.data_type.is_null())
+    };
     for column in named().filter(|column| column.distinct == table.sampled) {
         if table.is_unique(&[&column.name]).await? {
             let why = format!("by its name, and no two of the {rows} rows share it");
@@ -245,14 +247,15 @@ async fn id(
         let why = format!("by their names: alone they repeat, but no two of the {rows} rows share all of them");
         return Ok((together.into_iter().map(str::to_owned).collect(), why));
     }
-    let others = table.columns.iter().filter(may_be).filter(|column| !names_rows(&column.name));
+    let others = table.columns.iter().filter(is_free).filter(is_code).filter(|column| !names_rows(&column.name));
     for column in others.filter(|column| column.distinct == table.sampled && column.words < WORDS_OF_TEXT) {
         if table.is_unique(&[&column.name]).await? {
             let why = format!("no two of the {rows} rows share it");
             return Ok((vec![column.name.clone()], why));
         }
     }
-    let why = "no column names each row once, so rows are numbered in the order of the files, with row_number()";
+    let why = "no column that looks like an id names each row once, so rows are numbered in the order of the files, with \
+               row_number()";
     Ok((Vec::new(), why.into()))
 }
 

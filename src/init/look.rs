@@ -1,7 +1,6 @@
 //! What is in a file that a pipeline is to be written over: its format, its columns, and a sample of its rows.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +8,7 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray};
 use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Int64Type};
-use arrow::util::display::array_value_to_string;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::common::{Column as Named, DataFusionError};
 use datafusion::functions_aggregate::expr_fn::{count, count_distinct};
 use datafusion::logical_expr::{Expr, lit};
@@ -17,6 +16,7 @@ use datafusion::prelude::SessionContext;
 
 use crate::config::{CsvOptions, GivenTable, Table, TableFormat, table_from_argument, table_from_uri_as, table_place};
 use crate::error::Error;
+use crate::files;
 use crate::predict::Models;
 use crate::run;
 use crate::session::{self, Resources};
@@ -155,11 +155,13 @@ fn describe(name: &str, values: &dyn Array) -> Result<Column, arrow::error::Arro
     // A column that has no value at all has a type without a mask of NULLs, and one of codes has NULLs among the values.
     let nulls = values.logical_nulls();
     let has_value = |row: &usize| nulls.as_ref().is_none_or(|nulls| nulls.is_valid(*row));
+    let options = FormatOptions::default().with_display_error(true);
+    let formatter = ArrayFormatter::try_new(values, &options)?;
     let texts = values.data_type().is_string().then(|| cast(values, &DataType::Utf8View)).transpose()?;
     for row in (0..values.len()).filter(has_value) {
         let value = match &texts {
             Some(texts) => texts.as_string_view().value(row).to_owned(),
-            None => array_value_to_string(values, row)?,
+            None => formatter.value(row).to_string(),
         };
         filled += 1;
         characters += value.chars().count();
@@ -252,7 +254,7 @@ fn format_of_file(path: &Path) -> Option<&'static str> {
 /// The binary format that a file says itself to be.
 fn binary(path: &Path) -> Option<&'static str> {
     let mut start = Vec::new();
-    File::open(path).ok()?.take(6).read_to_end(&mut start).ok()?;
+    files::open(path).ok()?.take(6).read_to_end(&mut start).ok()?;
     match &start[..] {
         [b'P', b'A', b'R', b'1', ..] => Some("parquet"),
         b"ARROW1" => Some("arrow"),
@@ -332,7 +334,7 @@ fn head(path: &Path) -> Option<String> {
         return None;
     }
     let mut head = Vec::with_capacity(HEAD);
-    File::open(path).ok()?.take(HEAD as u64).read_to_end(&mut head).ok()?;
+    files::open(path).ok()?.take(HEAD as u64).read_to_end(&mut head).ok()?;
     let whole = head.len() < HEAD;
     let mut text = String::from_utf8_lossy(&head).into_owned();
     if !whole && let Some(end) = text.rfind('\n') {

@@ -123,7 +123,7 @@ pub fn write(folder: &Path, files: &[NewFile]) -> Result<Vec<PathBuf>, Error> {
     let mut written = Vec::new();
     for (name, text) in files {
         let path = folder.join(name);
-        let file = fs::File::options().write(true).create_new(true).open(&path);
+        let file = fs::File::create_new(&path);
         file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|e| failed(&path, e))?;
         written.push(path);
     }

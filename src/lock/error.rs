@@ -1,6 +1,7 @@
 //! Why the lock is not, or no longer, held.
 
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -28,6 +29,14 @@ impl Explained {
 impl From<String> for Explained {
     fn from(problem: String) -> Self {
         Self { problem, trouble: Trouble::Other }
+    }
+}
+
+/// What the system said.
+impl From<&io::Error> for Explained {
+    fn from(error: &io::Error) -> Self {
+        let is_refused = error.kind() == io::ErrorKind::PermissionDenied;
+        Self { problem: error.to_string(), trouble: if is_refused { Trouble::Refused } else { Trouble::Other } }
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::error::who;
 use super::holder::{Content, State};
 use super::{Claim, Holder, LOCK, LockError};
+use crate::files::{self, MAX_JSON};
 
 /// How often it is asked whether the lock is free.
 const POLL: Duration = Duration::from_millis(200);
@@ -27,8 +28,8 @@ impl FileLock {
         fs::create_dir_all(folder).map_err(|e| failed(&e))?;
         let began = Instant::now();
         let mut said = false;
-        let mut file = loop {
-            let file = File::options().create(true).read(true).write(true).truncate(false).open(&path);
+        let file = loop {
+            let file = files::open_with(File::options().create(true).read(true).write(true).truncate(false), &path);
             let file = file.map_err(|e| failed(&e))?;
             match file.try_lock() {
                 // Whoever removed the file meanwhile has made room for another one of that name.
@@ -57,7 +58,7 @@ impl FileLock {
             }
         };
         let mut before = Vec::new();
-        file.read_to_end(&mut before).map_err(|e| failed(&e))?;
+        (&file).take(MAX_JSON).read_to_end(&mut before).map_err(|e| failed(&e))?;
         let left_behind = match Content::from_json(&before) {
             Some(content) => content.into_left_behind(),
             None if before.is_empty() => Vec::new(),
@@ -123,7 +124,7 @@ async fn busy(folder: &Path, path: &Path, claim: &Claim) -> LockError {
 /// Who holds the lock. A run that has just got it has not written its name yet: it gets a moment for that.
 async fn read_holder(path: &Path) -> Option<Box<Holder>> {
     for _ in 0..20 {
-        let content = fs::read(path).ok().and_then(|json| Content::from_json(&json));
+        let content = files::read(path, MAX_JSON).ok().and_then(|json| Content::from_json(&json));
         if let Some(content) = content.filter(|content| content.state == State::Held) {
             return Some(Box::new(content.holder));
         }

@@ -45,11 +45,13 @@ use file::FileLock;
 pub use holder::Holder;
 use holder::{Content, State};
 use lease::{Lease, Object};
-pub use probe::probe;
+pub use probe::{probe, probe_and_delete};
 pub use process::{Process, host};
 
+use crate::files::{self, MAX_JSON};
+
 /// The name of the lock within a store.
-const LOCK: &str = "lock.json";
+pub(crate) const LOCK: &str = "lock.json";
 
 /// For how long a lock on an object store outlives the last sign of life of its holder, if nothing else is asked for.
 pub const DEFAULT_LEASE: Duration = Duration::from_mins(1);
@@ -177,7 +179,7 @@ pub struct Seen {
 pub async fn look(place: &Place) -> Result<Option<Seen>, LockError> {
     let failed = |problem: Explained| LockError::Store { place: place.to_string(), problem };
     let json = match place {
-        Place::Folder(path) => match std::fs::read(path.join(LOCK)) {
+        Place::Folder(path) => match files::read(&path.join(LOCK), MAX_JSON) {
             Ok(json) => json,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(failed(format!("{}: {e}", path.join(LOCK).display()).into())),

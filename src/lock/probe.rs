@@ -3,44 +3,58 @@
 //! A server that ignores them lets two writers overwrite each other's commits without a word.
 
 use object_store::path::Path;
-use object_store::{Error as StoreError, ObjectStoreExt as _, PutMode, UpdateVersion};
-use uuid::Uuid;
+use object_store::{Error as StoreError, ObjectStoreExt as _, PutMode, PutPayload, UpdateVersion};
 
 use super::conditional::{is_not_implemented, put_if};
+use super::error::said;
 use super::{Explain, LockError, Place};
+use crate::objects::{DurableLocal, NO_LINKS};
 
-/// Tries conditional writes on an object of its own, which it deletes: four requests. A folder of this computer is
-/// tried by its hard links, by which files are made only where there are none.
+/// Tries conditional writes on an object of this name, which has this content or none: three requests. Each of them
+/// writes that content, so that a server that ignores conditions changes nothing. The object stays.
+///
+/// A folder of this computer is tried by its hard links, by which files are made only where there are none.
 ///
 /// # Errors
 /// [`LockError::Unsafe`] where a condition is ignored or not supported, [`LockError::Store`] where the store cannot be
 /// written at all.
-pub async fn probe(place: &Place) -> Result<(), LockError> {
+pub async fn probe(place: &Place, name: &str, content: &[u8]) -> Result<(), LockError> {
     match place {
-        Place::Folder(folder) => probe_folder(folder),
-        Place::Objects { store, root, name, explain } => {
-            let path = root.clone().join(format!(".couplet-probe-{}", Uuid::new_v4()));
-            let tried = try_conditions(store.as_ref(), &path, name, explain).await;
-            let deleted = store.delete(&path).await;
-            tried?;
-            match deleted {
-                // Nobody else knows its name; a retry of the delete finds nothing.
-                Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
-                Err(e) => Err(LockError::Store {
-                    place: name.clone(),
-                    problem: explain.explain(&e).in_words(|problem| format!("cannot delete {path}: {problem}")),
-                }),
-            }
+        Place::Folder(folder) => probe_folder(folder, name, content).await,
+        Place::Objects { store, root, name: shown, explain } => {
+            try_conditions(store.as_ref(), &root.clone().join(name), content, shown, explain).await
         }
+    }
+}
+
+/// The same with an object of a bucket that goes afterwards. Two processes at once must not use one name.
+///
+/// # Errors
+/// As [`probe`]; an object that cannot be deleted.
+pub async fn probe_and_delete(place: &Place, name: &str) -> Result<(), LockError> {
+    let Place::Objects { store, root, name: shown, explain } = place else { return Ok(()) };
+    let path = root.clone().join(name);
+    let tried = try_conditions(store.as_ref(), &path, b"1", shown, explain).await;
+    let deleted = store.delete(&path).await;
+    tried?;
+    match deleted {
+        // A retry of the delete finds nothing.
+        Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
+        Err(e) => Err(LockError::Store {
+            place: shown.clone(),
+            problem: explain.explain(&e).in_words(|problem| format!("cannot delete {path}: {problem}")),
+        }),
     }
 }
 
 async fn try_conditions(
     store: &dyn object_store::ObjectStore,
     path: &Path,
+    content: &[u8],
     name: &str,
     explain: &Explain,
 ) -> Result<(), LockError> {
+    let payload = || PutPayload::from(content.to_vec());
     let not_safe = |problem: String| LockError::Unsafe { place: name.to_owned(), problem };
     let cannot_write = |e: &StoreError| LockError::Store {
         place: name.to_owned(),
@@ -54,8 +68,8 @@ async fn try_conditions(
             explain.explain(e)
         ))
     };
-    match put_if(store, path, "1", PutMode::Create).await {
-        // The name is new, so this is a write of our own whose answer was lost.
+    match put_if(store, path, payload(), PutMode::Create).await {
+        // It may have been there before, or be a write of our own whose answer was lost.
         Ok(_) | Err(StoreError::AlreadyExists { .. }) => {}
         Err(
             e
@@ -66,7 +80,7 @@ async fn try_conditions(
         Err(e) if is_not_implemented(&e) => return Err(refused("where nothing is (If-None-Match)", &e)),
         Err(e) => return Err(LockError::Store { place: name.to_owned(), problem: explain.explain(&e) }),
     }
-    match put_if(store, path, "2", PutMode::Create).await {
+    match put_if(store, path, payload(), PutMode::Create).await {
         Err(StoreError::AlreadyExists { .. }) => {}
         Ok(_) => {
             return Err(not_safe(
@@ -78,7 +92,7 @@ async fn try_conditions(
     }
     // A version that it never had: a hash on most servers, a number on Google's.
     let wrong = UpdateVersion { e_tag: Some("\"00000000000000000000000000000000\"".into()), version: Some("1".into()) };
-    match put_if(store, path, "3", PutMode::Update(wrong)).await {
+    match put_if(store, path, payload(), PutMode::Update(wrong)).await {
         Err(StoreError::Precondition { .. } | StoreError::AlreadyExists { .. } | StoreError::NotFound { .. }) => Ok(()),
         Ok(_) => Err(not_safe(
             "it ignores If-Match, so that two runs cannot be kept apart; use a server that keeps it, or a local folder"
@@ -88,27 +102,28 @@ async fn try_conditions(
     }
 }
 
-fn probe_folder(folder: &std::path::Path) -> Result<(), LockError> {
-    use std::fs;
+async fn probe_folder(folder: &std::path::Path, name: &str, content: &[u8]) -> Result<(), LockError> {
     let place = || folder.display().to_string();
-    let name = format!(".couplet-probe-{}", Uuid::new_v4());
-    let (file, link) = (folder.join(&name), folder.join(format!("{name}-link")));
-    let written = fs::create_dir_all(folder).and_then(|()| fs::write(&file, "1"));
-    let linked =
-        written.map_err(|e| LockError::Store { place: place(), problem: e.to_string().into() }).and_then(|()| {
-            let twice = (fs::hard_link(&file, &link), fs::hard_link(&file, &link));
-            let problem = match twice {
-                (Ok(()), Err(e)) if e.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
-                (Err(e), _) => format!("its file system has no hard links ({e})"),
-                (_, Ok(())) => "its file system lets a new file take the place of another without noticing".into(),
-                (_, Err(e)) => {
-                    format!("its file system refuses a second file of one name in another way than others ({e})")
-                }
-            };
-            let problem = format!("{problem}; use a folder on another disk, or an object store");
-            Err(LockError::Unsafe { place: place(), problem })
-        });
-    let _ = fs::remove_file(&link);
-    let _ = fs::remove_file(&file);
-    linked
+    let failed = |problem: String| LockError::Store { place: place(), problem: problem.into() };
+    let absolute = std::path::absolute(folder).map_err(|e| failed(e.to_string()))?;
+    let path = Path::from_absolute_path(absolute).map_err(|e| failed(e.to_string()))?.join(name);
+    let disk = DurableLocal::new();
+    match put_if(&disk, &path, content.to_vec(), PutMode::Create).await {
+        Ok(_) | Err(StoreError::AlreadyExists { .. }) => {}
+        Err(e) if said(&e).contains(NO_LINKS) => {
+            let problem = format!("{}; use a folder on another disk, or an object store", said(&e));
+            return Err(LockError::Unsafe { place: place(), problem });
+        }
+        Err(e) => return Err(failed(said(&e))),
+    }
+    match put_if(&disk, &path, content.to_vec(), PutMode::Create).await {
+        Err(StoreError::AlreadyExists { .. }) => Ok(()),
+        _ => Err(LockError::Unsafe {
+            place: place(),
+            problem:
+                "its file system lets a new file take the place of another without noticing; use a folder on another \
+                      disk, or an object store"
+                    .into(),
+        }),
+    }
 }

@@ -6,8 +6,11 @@
 //! the lease decides.
 
 use std::fs;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+use crate::files::{self, MAX_TEXT};
 
 /// A process, as far as others on the same computer can recognize it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,7 +82,7 @@ pub fn host() -> String {
 }
 
 fn read(path: &str) -> Option<String> {
-    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+    files::read_string(Path::new(path), MAX_TEXT).ok().map(|text| text.trim().to_owned())
 }
 
 #[cfg(all(test, target_os = "linux"))]

@@ -10,22 +10,23 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::io::Cursor;
+use std::path::Path;
 
+use bytes::Bytes;
 use candle_core::pickle::{Object, Stack, TensorInfo};
 use candle_core::{Device, Error, Layout, Result, Tensor};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle;
+use crate::frames::message;
 
 /// The largest pickle, in bytes: those of real models have less than one MiB.
 const MOST_BYTES: u64 = 64 << 20;
 
 /// An archive and its tensors.
 pub(super) struct Archive {
-    path: PathBuf,
+    bytes: Bytes,
     members: BTreeMap<String, Member>,
     tensors: BTreeMap<String, TensorInfo>,
 }
@@ -44,27 +45,26 @@ impl Archive {
     ///
     /// # Errors
     /// A file that is no such archive, or one that would take more memory than an honest one.
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let mut file = File::open(path)?;
-        let mut archive = Self { path: path.to_owned(), members: members(&file)?, tensors: BTreeMap::new() };
+    pub(super) fn open(path: &Path, bytes: Bytes) -> Result<Self> {
+        let mut archive = Self { members: members(&bytes)?, tensors: BTreeMap::new(), bytes };
         let pickles: Vec<String> = archive.members.keys().filter(|name| name.ends_with("data.pkl")).cloned().collect();
         for name in &pickles {
             let (start, size) = archive.place(name)?;
             if size > MOST_BYTES {
                 return Err(wrong(format!("{name} has {size} bytes, and at most {MOST_BYTES} are read")));
             }
-            let pickle = read_at(&mut file, start, size)?;
-            pickle::check(&pickle).map_err(wrong)?;
+            let pickle = archive.part(start, size)?;
+            pickle::check(pickle).map_err(wrong)?;
             let mut stack = Stack::empty();
-            stack.read_loop(&mut &pickle[..])?;
+            stack.read_loop(&mut &*pickle)?;
             let folder = Path::new(name.strip_suffix(".pkl").unwrap_or(name));
             let Object::Dict(entries) = state_of(stack.finalize()?) else { continue };
             for (name, value) in entries {
-                match value.into_tensor_info(name, folder) {
+                match tensor_of(value).into_tensor_info(name, folder) {
                     Ok(Some(tensor)) => drop(archive.tensors.insert(tensor.name.clone(), tensor)),
                     // What is no tensor is not needed.
                     Ok(None) => {}
-                    Err(e) => tracing::debug!("{}: a tensor is left out: {e}", path.display()),
+                    Err(e) => tracing::debug!("{}: a tensor is left out: {}", path.display(), message(&e)),
                 }
             }
         }
@@ -87,7 +87,6 @@ impl Archive {
         if !layout.is_contiguous() && !is_reversed {
             return Err(wrong(format!("it is not contiguous: {layout:?}")));
         }
-        let mut file = File::open(&self.path)?;
         let (start, size) = self.place(&info.path)?;
         // candle gives the offset in bytes.
         let offset = layout.start_offset() as u64;
@@ -96,14 +95,21 @@ impl Archive {
         let (Some(bytes), Some(_)) = (bytes, end) else {
             return Err(wrong("failed to fill whole buffer"));
         };
-        let values = read_at(&mut file, start + offset, bytes)?;
+        let values = self.part(start + offset, bytes)?;
         let shape = layout.dims();
         if !is_reversed {
-            return Tensor::from_raw_buffer(&values, info.dtype, shape, &Device::Cpu).map(Some);
+            return Tensor::from_raw_buffer(values, info.dtype, shape, &Device::Cpu).map(Some);
         }
         let reversed: Vec<usize> = shape.iter().rev().copied().collect();
         let order: Vec<usize> = (0..shape.len()).rev().collect();
-        Tensor::from_raw_buffer(&values, info.dtype, &reversed, &Device::Cpu)?.permute(order).map(Some)
+        Tensor::from_raw_buffer(values, info.dtype, &reversed, &Device::Cpu)?.permute(order).map(Some)
+    }
+
+    /// Bytes of the file, which must be in it.
+    fn part(&self, start: u64, size: u64) -> Result<&[u8]> {
+        let end = start.checked_add(size).and_then(|end| usize::try_from(end).ok());
+        let part = usize::try_from(start).ok().zip(end).and_then(|(start, end)| self.bytes.get(start..end));
+        part.ok_or_else(|| wrong("failed to fill whole buffer"))
     }
 
     /// Where the bytes of a member begin, and how many they are.
@@ -119,19 +125,32 @@ impl Archive {
     }
 }
 
+/// The tensor of a parameter that has attributes of its own; candle knows plain parameters only.
+fn tensor_of(object: Object) -> Object {
+    match object {
+        Object::Reduce { callable, args } if is_class(&callable, "torch._utils", "_rebuild_parameter_with_state") => {
+            match *args {
+                Object::Tuple(args) => args.into_iter().next().unwrap_or(Object::None),
+                _ => Object::None,
+            }
+        }
+        object => object,
+    }
+}
+
 /// What `torch.save` was given: the state itself, or that of a scripted module.
 fn state_of(object: Object) -> Object {
     match object {
         Object::Build { callable, args } => match *callable {
-            Object::Reduce { callable, .. } if is_module(&callable) => *args,
+            Object::Reduce { callable, .. } if is_class(&callable, "__torch__", "Module") => *args,
             _ => Object::None,
         },
         object => object,
     }
 }
 
-fn is_module(object: &Object) -> bool {
-    matches!(object, Object::Class { module_name, class_name } if module_name == "__torch__" && class_name == "Module")
+fn is_class(object: &Object, module: &str, class: &str) -> bool {
+    matches!(object, Object::Class { module_name, class_name } if module_name == module && class_name == class)
 }
 
 fn bytes_of(layout: &Layout, size: usize) -> Option<u64> {
@@ -140,8 +159,8 @@ fn bytes_of(layout: &Layout, size: usize) -> Option<u64> {
 }
 
 /// The list of members, which stands at the end of the file.
-fn members(file: &File) -> Result<BTreeMap<String, Member>> {
-    let mut zip = ZipArchive::new(file).map_err(wrong)?;
+fn members(file: &[u8]) -> Result<BTreeMap<String, Member>> {
+    let mut zip = ZipArchive::new(Cursor::new(file)).map_err(wrong)?;
     let mut members = BTreeMap::new();
     for i in 0..zip.len() {
         let member = zip.by_index_raw(i).map_err(wrong)?;
@@ -153,16 +172,6 @@ fn members(file: &File) -> Result<BTreeMap<String, Member>> {
         members.insert(name, Member { start, size: member.size(), is_stored });
     }
     Ok(members)
-}
-
-/// Bytes of the file, which must be in it: memory is taken before they are read.
-fn read_at(file: &mut File, start: u64, size: u64) -> Result<Vec<u8>> {
-    let fits = start.checked_add(size).is_some_and(|end| file.metadata().is_ok_and(|file| end <= file.len()));
-    let size = usize::try_from(size).ok().filter(|_| fits).ok_or_else(|| wrong("failed to fill whole buffer"))?;
-    file.seek(SeekFrom::Start(start))?;
-    let mut bytes = vec![0; size];
-    file.read_exact(&mut bytes)?;
-    Ok(bytes)
 }
 
 fn wrong(problem: impl Display) -> Error {

@@ -5,12 +5,12 @@
 //! "the second label, if its calibrated probability is at least this".
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::config::{Keys, ModelConfig, Problem, read_json};
 use super::error::LoadError;
+use super::files::ModelFiles;
 
 /// The file's name in a checkpoint's folder.
 pub const CALIBRATION_FILE: &str = "calibration.json";
@@ -29,17 +29,17 @@ pub struct Calibration {
     pub objective: Option<String>,
     /// Validation rows that both were fitted on, where the file says.
     pub fitted_on: Option<u64>,
+    /// Which bound the temperature is at, if it is not the best of all.
+    pub bound: Option<String>,
 }
 
 impl Calibration {
-    /// Where a checkpoint has its calibration; none if it has none.
-    pub(super) fn file(folder: &Path) -> Option<PathBuf> {
-        Some(folder.join(CALIBRATION_FILE)).filter(|path| path.exists())
-    }
-
-    /// Reads a calibration for a model with such logits.
-    pub(super) fn load(path: &Path, config: &ModelConfig) -> Result<Self, LoadError> {
-        let mut json = read_json(path)?;
+    /// Reads the calibration of a model with such logits; none if the model has none.
+    pub(super) fn load(files: &ModelFiles, config: &ModelConfig) -> Result<Option<Self>, LoadError> {
+        if files.get(CALIBRATION_FILE).is_none() {
+            return Ok(None);
+        }
+        let (path, mut json) = (&files.path(CALIBRATION_FILE), read_json(files, CALIBRATION_FILE)?);
         // A key of an inner object is told by its path.
         for (outer, inner) in [("threshold", "value"), ("threshold", "objective")] {
             if json[outer].is_object() {
@@ -69,7 +69,8 @@ impl Calibration {
             _ => return Err(keys.error("threshold", "null, or an object with `value`")),
         };
         let objective = json["threshold.objective"].as_str().map(str::to_owned);
-        Ok(Self { temperature, threshold, objective, fitted_on: json["fitted_on"].as_u64() })
+        let bound = json["temperature_bound"].as_str().map(str::to_owned);
+        Ok(Some(Self { temperature, threshold, objective, fitted_on: json["fitted_on"].as_u64(), bound }))
     }
 
     /// What it does, as JSON for reports.
@@ -77,6 +78,7 @@ impl Calibration {
     pub fn to_json(&self) -> Value {
         json!({
             "temperature": self.temperature,
+            "temperature_bound": self.bound,
             "threshold": self.threshold,
             "objective": self.objective,
             "fitted_on": self.fitted_on,
@@ -108,6 +110,9 @@ impl Calibration {
 impl fmt::Display for Calibration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "temperature {:.4}", self.temperature)?;
+        if let Some(bound) = &self.bound {
+            write!(f, " (not reliable: at its bound, {})", crate::printable::in_line(bound))?;
+        }
         if let Some(threshold) = self.threshold {
             write!(f, ", threshold {threshold:.4}")?;
         }
@@ -135,7 +140,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(CALIBRATION_FILE);
         std::fs::write(&path, json.to_string()).unwrap();
-        Calibration::load(&path, config).map_err(|e| e.to_string().replace(path.to_str().unwrap(), "FILE"))
+        let read = Calibration::load(&ModelFiles::read_config(&path).unwrap(), config);
+        read.map(Option::unwrap).map_err(|e| e.to_string().replace(path.to_str().unwrap(), "FILE"))
     }
 
     fn whole() -> Value {
@@ -178,12 +184,16 @@ mod tests {
         sets["problem_type"] = "multi_label_classification".into();
         sets["threshold"] = Value::Null;
         let read = read(&sets, &ModelConfig::smallest(Problem::MultiLabel, 3)).unwrap();
-        assert_eq!(read, Calibration { temperature: 1.25, threshold: None, objective: None, fitted_on: Some(7) });
+        assert_eq!(
+            read,
+            Calibration { temperature: 1.25, threshold: None, objective: None, fitted_on: Some(7), bound: None }
+        );
     }
 
     #[test]
     fn the_temperature_divides_and_the_threshold_decides() {
-        let calibration = Calibration { temperature: 2.0, threshold: None, objective: None, fitted_on: None };
+        let calibration =
+            Calibration { temperature: 2.0, threshold: None, objective: None, fitted_on: None, bound: None };
         let probabilities = calibration.probabilities(Problem::SingleLabel, &[1.0, 0.0]);
         let expected = 1.0 / (1.0 + 0.5_f64.exp());
         assert!((f64::from(probabilities[1]) - expected).abs() < 1e-6);

@@ -1,25 +1,30 @@
-//! The weights of a checkpoint: safetensors or a PyTorch archive, whole or in shards, in f32, f16 or bf16.
+//! The weights of a checkpoint: safetensors or a PyTorch archive, whole or in shards, in f64, f32, f16 or bf16.
 //!
 //! Tensors are looked up by one canonical name each: without the `distilbert.` or `bert.` prefix, and
 //! with `weight` and `bias` where old checkpoints say `gamma` and `beta`.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use candle_core::safetensors::MmapedSafetensors;
+use bytes::Bytes;
 use candle_core::{DType, Device, Tensor};
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Metadata, SafeTensors};
 use serde_json::Value;
 
 use super::archive::Archive;
 use super::config::{Architecture, Keys, read_json};
 use super::error::LoadError;
+use super::files::{ModelFiles, is_name};
+use crate::frames::message;
 
 pub(crate) struct Checkpoint {
     pub(super) folder: PathBuf,
-    /// The files that hold weights, in the order of their names.
-    pub(super) files: Vec<PathBuf>,
+    /// The names of the files that hold weights, in their order.
+    pub(super) files: Vec<String>,
+    /// Size of these files.
+    pub(super) bytes: u64,
     prefix: &'static str,
     tensors: BTreeMap<String, Entry>,
     shards: Vec<Shard>,
@@ -40,7 +45,7 @@ impl Entry {
 }
 
 enum Shard {
-    Safetensors(MmapedSafetensors),
+    Safetensors(Safetensors),
     Pickle(Archive),
 }
 
@@ -49,27 +54,30 @@ pub(super) const PICKLE: &str = "pytorch_model.bin";
 
 impl Checkpoint {
     /// Opens the weights of a folder and lists their tensors, without reading them.
-    pub(crate) fn open(folder: &Path, architecture: Architecture) -> Result<Self, LoadError> {
-        let prefix = architecture.prefix();
-        let files = weight_files(folder)?;
-        let mut checkpoint =
-            Self { folder: folder.to_owned(), files: Vec::new(), prefix, tensors: BTreeMap::new(), shards: Vec::new() };
-        for path in &files {
-            checkpoint.add_shard(path)?;
+    pub(crate) fn open(files: &ModelFiles, architecture: Architecture) -> Result<Self, LoadError> {
+        let mut checkpoint = Self {
+            folder: files.folder().to_owned(),
+            files: weight_files(files)?,
+            bytes: 0,
+            prefix: architecture.prefix(),
+            tensors: BTreeMap::new(),
+            shards: Vec::new(),
+        };
+        for name in checkpoint.files.clone() {
+            let bytes = files.get(&name).cloned().unwrap_or_default();
+            checkpoint.bytes += bytes.len() as u64;
+            checkpoint.add_shard(&files.path(&name), bytes)?;
         }
-        match files.first() {
-            Some(path) if checkpoint.tensors.is_empty() => Err(LoadError::Unreadable {
-                path: path.clone(),
+        match checkpoint.files.first() {
+            Some(name) if checkpoint.tensors.is_empty() => Err(LoadError::Unreadable {
+                path: files.path(name),
                 problem: "it holds no tensors by name, and nothing else in it is read".into(),
             }),
-            _ => {
-                checkpoint.files = files;
-                Ok(checkpoint)
-            }
+            _ => Ok(checkpoint),
         }
     }
 
-    fn add_shard(&mut self, path: &Path) -> Result<(), LoadError> {
+    fn add_shard(&mut self, path: &Path, bytes: Bytes) -> Result<(), LoadError> {
         let index = self.shards.len();
         let mut add = |name: &str, shape: &[usize], dtype: String| {
             let canonical = canonical_name(name, self.prefix);
@@ -81,15 +89,14 @@ impl Checkpoint {
                 self.tensors.insert(canonical, entry);
             }
         };
-        let is_safetensors = path.extension().is_some_and(|e| e == "safetensors");
-        let shard = if is_safetensors {
-            let file = open_safetensors(path)?;
-            for (name, view) in file.tensors() {
-                add(&name, view.shape(), view.dtype().to_string());
+        let shard = if is_safetensors(path) {
+            let file = Safetensors::open(path, bytes)?;
+            for (name, info) in file.metadata.tensors() {
+                add(&name, &info.shape, info.dtype.to_string());
             }
             Shard::Safetensors(file)
         } else {
-            let file = open_pickle(path)?;
+            let file = open_pickle(path, bytes)?;
             for info in file.tensors() {
                 add(&info.name, info.layout.dims(), info.dtype.as_str().to_uppercase());
             }
@@ -102,7 +109,7 @@ impl Checkpoint {
     /// Loads a tensor as f32, after checking its shape and type.
     ///
     /// # Errors
-    /// A tensor that is missing, of another shape, or neither f32, f16 nor bf16.
+    /// A tensor that is missing, of another shape, or not of floating-point numbers of 16, 32 or 64 bits.
     pub(crate) fn tensor(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, LoadError> {
         let error = |expected: String, found: String| LoadError::Tensor {
             folder: self.folder.clone(),
@@ -116,13 +123,13 @@ impl Checkpoint {
         if entry.shape != shape {
             return Err(error(format!("shape {shape:?} by config.json"), format!("{:?}", entry.shape)));
         }
-        if !matches!(entry.dtype.as_str(), "F32" | "F16" | "BF16") {
-            return Err(error("type F32, F16 or BF16".into(), entry.dtype.clone()));
+        if !matches!(entry.dtype.as_str(), "F64" | "F32" | "F16" | "BF16") {
+            return Err(error("type F64, F32, F16 or BF16".into(), entry.dtype.clone()));
         }
         let values = format!("{} values of type {}", entry.values(), entry.dtype);
         let unreadable = |problem: String| error(values.clone(), format!("an unreadable tensor ({problem})"));
         let tensor = match &self.shards[entry.shard] {
-            Shard::Safetensors(file) => file.load(&entry.name, device).map_err(|e| unreadable(first_line(&e)))?,
+            Shard::Safetensors(file) => file.tensor(&entry.name, device).map_err(|e| unreadable(message(&e)))?,
             Shard::Pickle(file) => match guarded(|| file.tensor(&entry.name)).map_err(unreadable)? {
                 Some(tensor) => tensor.to_device(device)?.contiguous()?,
                 None => return Err(error(values, "nothing".into())),
@@ -169,11 +176,6 @@ impl Checkpoint {
             .values()
             .filter(|entry| entry.dtype.contains('F'))
             .fold(0, |sum, entry| sum.saturating_add(entry.values()))
-    }
-
-    /// Size of the files with weights, in bytes.
-    pub(super) fn bytes(&self) -> u64 {
-        self.files.iter().filter_map(|file| file.metadata().ok()).map(|found| found.len()).sum()
     }
 
     fn kind(&self) -> &'static str {
@@ -230,41 +232,38 @@ fn canonical_name(name: &str, prefix: &str) -> String {
 }
 
 /// The files with weights: safetensors before PyTorch, an index before a single file.
-fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
+fn weight_files(files: &ModelFiles) -> Result<Vec<String>, LoadError> {
     for single in [SAFETENSORS, PICKLE] {
-        let index = folder.join(format!("{single}.index.json"));
-        if index.exists() {
-            return shards_of(folder, &index);
+        let index = format!("{single}.index.json");
+        if files.get(&index).is_some() {
+            return shards_of(files, &index);
         }
-        let path = folder.join(single);
-        if path.exists() {
-            return Ok(vec![path]);
+        if files.get(single).is_some() {
+            return Ok(vec![single.to_owned()]);
         }
     }
     Err(LoadError::NoFile {
-        folder: folder.to_owned(),
+        folder: files.folder().to_owned(),
         expected: "weights: model.safetensors, model.safetensors.index.json or pytorch_model.bin",
     })
 }
 
-fn shards_of(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, LoadError> {
-    let json = read_json(index)?;
-    let keys = Keys { path: index, json: &json };
+fn shards_of(files: &ModelFiles, index: &str) -> Result<Vec<String>, LoadError> {
+    let (path, json) = (&files.path(index), read_json(files, index)?);
+    let keys = Keys { path, json: &json };
     let map = match json.get("weight_map") {
         Some(Value::Object(map)) if !map.is_empty() => map,
         _ => return Err(keys.error("weight_map", "an object from tensor names to names of files beside the index")),
     };
-    let mut files = std::collections::BTreeSet::new();
+    let mut shards = std::collections::BTreeSet::new();
     for (tensor, file) in map {
-        // An index from elsewhere must not make us read other folders.
-        let name = file.as_str().map(Path::new);
-        match name {
-            Some(name) if matches!(name.components().collect::<Vec<_>>()[..], [Component::Normal(_)]) => {
-                files.insert(folder.join(name));
+        match file.as_str() {
+            Some(name) if is_name(name) => {
+                shards.insert(name.to_owned());
             }
             _ => {
                 return Err(LoadError::Key {
-                    path: index.to_owned(),
+                    path: path.clone(),
                     key: format!("weight_map.{tensor}"),
                     expected: "the name of a file beside the index".into(),
                     found: file.to_string(),
@@ -272,76 +271,114 @@ fn shards_of(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, LoadError> {
             }
         }
     }
-    match files.iter().find(|file| !file.exists()) {
+    match shards.iter().find(|name| files.get(name).is_none()) {
         Some(missing) => Err(LoadError::Unreadable {
-            path: missing.clone(),
-            problem: format!("it does not exist, although {} names it", index.display()),
+            path: files.path(missing),
+            problem: format!("it does not exist, although {} names it", path.display()),
         }),
-        None => Ok(files.into_iter().collect()),
+        None => Ok(shards.into_iter().collect()),
     }
 }
 
-fn open_safetensors(path: &Path) -> Result<MmapedSafetensors, LoadError> {
-    check_start(path)?;
-    // SAFETY: the file is mapped for the length of the load. A checkpoint that another program truncates
-    // in that time would kill the process, as it would with every loader that maps files.
-    unsafe { MmapedSafetensors::new(path) }.map_err(|e| {
-        let length = path.metadata().map_or(0, |metadata| metadata.len());
-        // candle puts the path before what safetensors says.
-        let said = first_line(&e);
-        let said = said.rsplit_once(&path.display().to_string()).map_or(&*said, |(_, said)| said);
-        let said = said.trim_start_matches([' ', '"', ':']);
-        let problem = match said {
-            "header too small" | "header too large" | "invalid header length" => {
-                format!("it is not a safetensors file, or truncated within its header ({length} bytes; {said})")
-            }
-            _ if said.contains("not fully covered") => {
-                format!("its {length} bytes are not what its header describes: it is truncated or was appended to")
-            }
-            _ => format!("its header is damaged ({length} bytes; {said})"),
-        };
-        LoadError::Unreadable { path: path.to_owned(), problem }
-    })
+/// A safetensors file in memory.
+struct Safetensors {
+    bytes: Bytes,
+    metadata: Metadata,
+    /// Where the numbers begin.
+    start: usize,
 }
+
+impl Safetensors {
+    fn open(path: &Path, bytes: Bytes) -> Result<Self, LoadError> {
+        match SafeTensors::read_metadata(&bytes) {
+            Ok((header, metadata)) => Ok(Self { start: HEADER_LENGTH + header, metadata, bytes }),
+            Err(e) => Err(LoadError::Unreadable { path: path.to_owned(), problem: damaged(&e, bytes.len() as u64) }),
+        }
+    }
+
+    fn tensor(&self, name: &str, device: &Device) -> candle_core::Result<Tensor> {
+        let info = self.metadata.info(name).ok_or_else(|| candle_core::Error::Msg("it is not in the file".into()))?;
+        let (from, to) = info.data_offsets;
+        // The offsets were checked against the length of the file when its header was read.
+        let values = &self.bytes[self.start + from..self.start + to];
+        Tensor::from_raw_buffer(values, info.dtype.try_into()?, &info.shape, device)
+    }
+}
+
+/// What is wrong with the header of a safetensors file.
+fn damaged(error: &SafeTensorError, length: u64) -> String {
+    match error {
+        SafeTensorError::HeaderTooSmall | SafeTensorError::HeaderTooLarge | SafeTensorError::InvalidHeaderLength => {
+            format!("it is not a safetensors file, or truncated within its header ({length} bytes; {error})")
+        }
+        SafeTensorError::MetadataIncompleteBuffer => {
+            format!("its {length} bytes are not what its header describes: it is truncated or was appended to")
+        }
+        _ => format!("its header is damaged ({length} bytes; {error})"),
+    }
+}
+
+/// Bytes that hold the length of a safetensors file's header.
+const HEADER_LENGTH: usize = 8;
+
+/// The largest header of a safetensors file, in bytes; it takes many times as much memory when it is read. Those of
+/// BERT's family have less than 100 KB.
+const MOST_HEADER: u64 = 16 << 20;
 
 /// The magic number, as a pickle, of what PyTorch wrote before it wrote archives.
 const LEGACY: [u8; 14] = *b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19";
 
-fn open_pickle(path: &Path) -> Result<Archive, LoadError> {
-    check_start(path)?;
-    guarded(|| Archive::open(path)).map_err(|problem| LoadError::Unreadable {
+/// Bytes at the start of a file with weights that are looked at before the rest is read.
+pub(super) const HEAD: u64 = LEGACY.len() as u64;
+
+/// Tells by its first bytes a file that stands for one that was not downloaded, one of an old format, and one with a
+/// header beyond all measure.
+pub(super) fn check_head(path: &Path, head: &[u8], size: u64) -> Result<(), String> {
+    if size == 0 {
+        return Err("it is empty".into());
+    }
+    if head == b"version https:" {
+        return Err("it is a pointer of Git LFS, not the file itself; `git lfs pull` fetches that".into());
+    }
+    if head == LEGACY {
+        let problem = "it has the format from before PyTorch 1.6; load it with transformers and `save_pretrained` it";
+        return Err(problem.into());
+    }
+    if !is_safetensors(path) {
+        return Ok(());
+    }
+    match head.first_chunk::<HEADER_LENGTH>().map(|length| u64::from_le_bytes(*length)) {
+        None => Err(damaged(&SafeTensorError::HeaderTooSmall, size)),
+        Some(header) if header > size.saturating_sub(HEADER_LENGTH as u64) => {
+            let error = if header > MOST_HEADER {
+                SafeTensorError::HeaderTooLarge
+            } else {
+                SafeTensorError::InvalidHeaderLength
+            };
+            Err(damaged(&error, size))
+        }
+        Some(header) if header > MOST_HEADER => {
+            Err(format!("its header has {header} bytes, and at most {MOST_HEADER} are read"))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn is_safetensors(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "safetensors")
+}
+
+fn open_pickle(path: &Path, bytes: Bytes) -> Result<Archive, LoadError> {
+    guarded(|| Archive::open(path, bytes)).map_err(|problem| LoadError::Unreadable {
         path: path.to_owned(),
         problem: format!("it is truncated or not a PyTorch archive ({problem})"),
     })
 }
 
-/// Tells by its first bytes a file that stands for one that was not downloaded, and one of an old format.
-fn check_start(path: &Path) -> Result<(), LoadError> {
-    let mut start = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(LEGACY.len() as u64).read_to_end(&mut start));
-    let problem = match read {
-        Err(e) => e.to_string(),
-        Ok(0) => "it is empty".into(),
-        Ok(_) if start == *b"version https:" => {
-            "it is a pointer of Git LFS, not the file itself; `git lfs pull` fetches that".into()
-        }
-        Ok(_) if start == LEGACY => {
-            "it has the format from before PyTorch 1.6; load it with transformers and `save_pretrained` it".into()
-        }
-        Ok(_) => return Ok(()),
-    };
-    Err(LoadError::Unreadable { path: path.to_owned(), problem })
-}
-
 /// Runs what follows a pickle: candle's interpreter trusts it to be whole, and a panic of it is an error like any other.
 fn guarded<T>(read: impl FnOnce() -> candle_core::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(read)) {
-        Ok(result) => result.map_err(|e| first_line(&e)),
+        Ok(result) => result.map_err(|e| message(&e)),
         Err(_) => Err("its pickle is not as PyTorch writes it".into()),
     }
-}
-
-/// What candle says, without the backtrace that may follow.
-fn first_line(error: &candle_core::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
 }

@@ -1,13 +1,13 @@
 //! `config.json`: the sizes, the labels and the task of a checkpoint.
 
-use std::collections::HashSet;
-use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::LoadError;
-use crate::ops::Rates;
+use super::files::ModelFiles;
+use super::outputs::{self, ScoreActivation};
+use crate::ops::{Activation, Rates};
 
 /// The two encoders that couplet runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,14 @@ impl Architecture {
         }
     }
 
+    /// What the names of its classes in `transformers` begin with.
+    fn class_prefix(self) -> &'static str {
+        match self {
+            Self::DistilBert => "DistilBert",
+            Self::Bert => "Bert",
+        }
+    }
+
     /// What the names of the encoder's tensors begin with.
     pub(crate) fn prefix(self) -> &'static str {
         match self {
@@ -53,7 +61,7 @@ pub enum Problem {
     SingleLabel,
     /// Any number of the labels: a sigmoid each.
     MultiLabel,
-    /// The one logit is the value.
+    /// The one logit becomes the score; see [`ScoreActivation`].
     Regression,
 }
 
@@ -93,10 +101,18 @@ pub struct ModelConfig {
     pub type_vocab_size: usize,
     /// Added to the variance in every layer normalisation.
     pub layer_norm_eps: f64,
+    /// Between the two layers of the feed-forward sublayer.
+    pub activation: Activation,
     /// What the logits mean.
     pub problem: Problem,
     /// The name of each logit, in order; empty for regression.
     pub labels: Vec<String>,
+    /// What the one logit of a regression becomes.
+    pub score: ScoreActivation,
+    /// What `config.json` says of the logits, until it is known how many there are.
+    pub(super) stated: outputs::Stated,
+    /// The class of the tokenizer, where `config.json` names one.
+    pub(super) tokenizer_class: Option<String>,
     /// What training drops, by default as in the architecture's paper.
     pub dropout: Rates,
     /// Standard deviation of weights that begin at random.
@@ -108,39 +124,43 @@ impl ModelConfig {
     ///
     /// # Errors
     /// A file that is missing or no JSON; a key that is missing, or whose value couplet cannot run.
-    pub fn load(path: &Path) -> Result<Self, LoadError> {
-        let json = read_json(path)?;
+    pub(crate) fn load(files: &ModelFiles) -> Result<Self, LoadError> {
+        let (path, json) = (&files.path(files.config()), read_json(files, files.config())?);
         let keys = Keys { path, json: &json };
         let architecture = architecture(&keys)?;
         let names: Names = match architecture {
             Architecture::DistilBert => DISTILBERT,
             Architecture::Bert => BERT,
         };
-        if json.get(names.activation).and_then(Value::as_str) != Some("gelu") {
-            return Err(keys.error(names.activation, "\"gelu\""));
-        }
         if !matches!(json.get("position_embedding_type").and_then(Value::as_str), None | Some("absolute")) {
             return Err(keys.error("position_embedding_type", "\"absolute\""));
         }
+        if keys.flag("is_decoder")? == Some(true) {
+            return Err(keys.error("is_decoder", "false, as couplet runs encoders only"));
+        }
         let config = Self {
             architecture,
-            vocab_size: keys.size("vocab_size")?,
-            dim: keys.size(names.dim)?,
-            n_layers: keys.size(names.n_layers)?,
-            n_heads: keys.size(names.n_heads)?,
-            hidden_dim: keys.size(names.hidden_dim)?,
-            max_position_embeddings: keys.size("max_position_embeddings")?,
+            vocab_size: keys.size("vocab_size", 30_522)?,
+            dim: keys.size(names.dim, 768)?,
+            n_layers: keys.size(names.n_layers, names.default_layers)?,
+            n_heads: keys.size(names.n_heads, 12)?,
+            hidden_dim: keys.size(names.hidden_dim, 3072)?,
+            max_position_embeddings: keys.size("max_position_embeddings", 512)?,
             type_vocab_size: match architecture {
                 Architecture::DistilBert => 0,
-                Architecture::Bert => keys.size("type_vocab_size")?,
+                Architecture::Bert => keys.size("type_vocab_size", 2)?,
             },
+            activation: activation(&keys, names.activation)?,
             layer_norm_eps: match architecture {
                 // A constant of its code, whatever its `config.json` says.
                 Architecture::DistilBert => 1e-12,
                 Architecture::Bert => keys.number("layer_norm_eps", 1e-12)?,
             },
-            problem: problem(&keys)?,
-            labels: labels(&keys)?,
+            problem: outputs::problem(&keys)?,
+            labels: outputs::labels(&keys)?,
+            score: ScoreActivation::Identity,
+            stated: outputs::Stated::read(&keys, architecture)?,
+            tokenizer_class: json.get("tokenizer_class").and_then(Value::as_str).map(str::to_owned),
             dropout: dropout(&keys, architecture)?,
             // Source: Devlin et al. 2019's code.
             initializer_range: keys.number("initializer_range", 0.02)?,
@@ -149,42 +169,6 @@ impl ModelConfig {
             return Err(keys.error(names.n_heads, &format!("a divisor of {} = {}", names.dim, config.dim)));
         }
         Ok(config)
-    }
-
-    /// Settles the task and the labels by the number of logits that the classifier has.
-    ///
-    /// # Errors
-    /// A label list that does not fit.
-    pub(super) fn settle_outputs(&mut self, path: &Path, outputs: usize) -> Result<(), LoadError> {
-        if self.problem == Problem::SingleLabel && outputs == 1 {
-            self.problem = Problem::Regression;
-        }
-        match self.problem {
-            Problem::Regression if outputs == 1 => self.labels.clear(),
-            Problem::Regression => {
-                return Err(LoadError::Key {
-                    path: path.to_owned(),
-                    key: "problem_type".into(),
-                    expected: format!("a classification, as `classifier.weight` has {outputs} outputs"),
-                    found: "\"regression\"".into(),
-                });
-            }
-            _ if self.labels.len() == outputs => {}
-            _ => {
-                return Err(LoadError::Key {
-                    path: path.to_owned(),
-                    key: "id2label".into(),
-                    expected: format!(
-                        "a name for each of the {outputs} outputs of `classifier.weight`, such as {{\"0\": \"no\", \"1\": \"yes\"}}"
-                    ),
-                    found: match self.labels.len() {
-                        0 => "nothing".into(),
-                        n => format!("{n} names"),
-                    },
-                });
-            }
-        }
-        Ok(())
     }
 }
 
@@ -202,63 +186,57 @@ impl ModelConfig {
             max_position_embeddings: 8,
             type_vocab_size: 0,
             layer_norm_eps: 1e-12,
+            activation: Activation::Gelu,
             problem,
             labels: (0..labels).map(|i| i.to_string()).collect(),
+            score: ScoreActivation::Identity,
+            stated: outputs::Stated::default(),
+            tokenizer_class: None,
             dropout: Rates::NONE,
             initializer_range: 0.02,
         }
     }
 }
 
-/// How an architecture calls the sizes that both have.
+/// How an architecture calls the sizes that both have, and the default in which they differ.
+///
+/// **Source** of all defaults: `BertConfig` and `DistilBertConfig` of transformers 5.24.
 struct Names {
     dim: &'static str,
     n_layers: &'static str,
     n_heads: &'static str,
     hidden_dim: &'static str,
     activation: &'static str,
+    default_layers: usize,
 }
 
-const DISTILBERT: Names =
-    Names { dim: "dim", n_layers: "n_layers", n_heads: "n_heads", hidden_dim: "hidden_dim", activation: "activation" };
+const DISTILBERT: Names = Names {
+    dim: "dim",
+    n_layers: "n_layers",
+    n_heads: "n_heads",
+    hidden_dim: "hidden_dim",
+    activation: "activation",
+    default_layers: 6,
+};
 const BERT: Names = Names {
     dim: "hidden_size",
     n_layers: "num_hidden_layers",
     n_heads: "num_attention_heads",
     hidden_dim: "intermediate_size",
     activation: "hidden_act",
+    default_layers: 12,
 };
 
-/// The largest JSON file of a checkpoint that is read, in bytes; it becomes many times as large in memory.
-const MOST_BYTES: u64 = 64 << 20;
-
 /// Reads a JSON file of a checkpoint: an object.
-pub(super) fn read_json(path: &Path) -> Result<Value, LoadError> {
-    let unreadable = |problem: String| LoadError::Unreadable { path: path.to_owned(), problem };
-    let read = || {
-        let mut bytes = Vec::new();
-        std::fs::File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
-        Ok::<_, std::io::Error>(bytes)
+pub(crate) fn read_json(files: &ModelFiles, name: &str) -> Result<Value, LoadError> {
+    let Some(bytes) = files.get(name) else {
+        return Err(LoadError::NoFile { folder: files.folder().to_owned(), expected: "config.json" });
     };
-    match read() {
-        Ok(bytes) if bytes.len() as u64 > MOST_BYTES => {
-            Err(unreadable(format!("it has more than {MOST_BYTES} bytes, which no model's settings have")))
-        }
-        Ok(bytes) => match serde_json::from_slice(&bytes) {
-            Ok(json @ Value::Object(_)) => Ok(json),
-            Ok(_) => Err(unreadable("not a JSON object".into())),
-            Err(e) => Err(unreadable(format!("not JSON: {e}"))),
-        },
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let folder = path.parent().unwrap_or(path).to_owned();
-            let is_folder = folder.is_dir() || folder.as_os_str().is_empty();
-            Err(if is_folder {
-                LoadError::NoFile { folder, expected: "config.json" }
-            } else {
-                LoadError::NotAFolder { exists: folder.exists(), path: folder }
-            })
-        }
-        Err(e) => Err(unreadable(e.to_string())),
+    let unreadable = |problem: String| LoadError::Unreadable { path: files.path(name), problem };
+    match serde_json::from_slice(bytes) {
+        Ok(json @ Value::Object(_)) => Ok(json),
+        Ok(_) => Err(unreadable("not a JSON object".into())),
+        Err(e) => Err(unreadable(format!("not JSON: {e}"))),
     }
 }
 
@@ -273,7 +251,7 @@ impl Keys<'_> {
         self.error_about(key, self.json.get(key), expected)
     }
 
-    fn error_about(&self, key: &str, found: Option<&Value>, expected: &str) -> LoadError {
+    pub(super) fn error_about(&self, key: &str, found: Option<&Value>, expected: &str) -> LoadError {
         let found = found.map_or_else(|| "nothing".to_owned(), |value| clipped(&value.to_string()));
         LoadError::Key { path: self.path.to_owned(), key: key.to_owned(), expected: expected.to_owned(), found }
     }
@@ -298,9 +276,10 @@ impl Keys<'_> {
         }
     }
 
-    fn size(&self, key: &str) -> Result<usize, LoadError> {
-        let size = self.json.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
-        match size {
+    /// A size; `default` where the key is missing.
+    fn size(&self, key: &str, default: usize) -> Result<usize, LoadError> {
+        let Some(size) = self.json.get(key) else { return Ok(default) };
+        match size.as_u64().and_then(|n| usize::try_from(n).ok()) {
             Some(n @ 1..=1_000_000_000) => Ok(n),
             _ => Err(self.error(key, "a whole number from 1")),
         }
@@ -321,16 +300,32 @@ fn architecture(keys: &Keys) -> Result<Architecture, LoadError> {
         Some("bert") => Architecture::Bert,
         _ => return Err(keys.error("model_type", "\"distilbert\" or \"bert\"")),
     };
-    let expected = architecture.class_name();
-    let Some(classes) = keys.json.get("architectures").filter(|classes| !classes.is_null()) else {
-        return Ok(architecture);
-    };
-    let classes: Vec<&str> = classes.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     // A base encoder is told apart by its tensors, which say more than a class name.
-    if classes.iter().any(|class| *class == expected || class.ends_with("Model") || class.ends_with("ForMaskedLM")) {
-        Ok(architecture)
-    } else {
-        Err(keys.error("architectures", &format!("[\"{expected}\"]")))
+    let prefix = architecture.class_prefix();
+    let is_ours = |class: &&str| class.starts_with(prefix) || class.ends_with("Model");
+    match classes(keys) {
+        classes if classes.is_empty() || classes.iter().any(is_ours) => Ok(architecture),
+        _ => Err(keys.error("architectures", &format!("[\"{}\"]", architecture.class_name()))),
+    }
+}
+
+/// The classes of `transformers` that `config.json` names.
+pub(super) fn classes<'a>(keys: &Keys<'a>) -> Vec<&'a str> {
+    let classes = keys.json.get("architectures").and_then(Value::as_array);
+    classes.into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// The activation of the feed-forward sublayer, by the names of `ACT2FN` in `transformers`.
+fn activation(keys: &Keys, key: &str) -> Result<Activation, LoadError> {
+    match keys.json.get(key) {
+        None => Ok(Activation::Gelu),
+        Some(name) => match name.as_str() {
+            Some("gelu" | "gelu_python") => Ok(Activation::Gelu),
+            Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
+            Some("relu") => Ok(Activation::Relu),
+            Some("silu" | "swish") => Ok(Activation::Silu),
+            _ => Err(keys.error(key, "\"gelu\", \"gelu_new\", \"gelu_pytorch_tanh\", \"relu\" or \"silu\"")),
+        },
     }
 }
 
@@ -360,40 +355,4 @@ fn dropout(keys: &Keys, architecture: Architecture) -> Result<Rates, LoadError> 
             }
         }
     })
-}
-
-fn problem(keys: &Keys) -> Result<Problem, LoadError> {
-    match keys.json.get("problem_type") {
-        None | Some(Value::Null) => Ok(Problem::SingleLabel),
-        Some(value) => match value.as_str() {
-            Some("single_label_classification") => Ok(Problem::SingleLabel),
-            Some("multi_label_classification") => Ok(Problem::MultiLabel),
-            Some("regression") => Ok(Problem::Regression),
-            _ => Err(keys.error(
-                "problem_type",
-                "\"single_label_classification\", \"multi_label_classification\" or \"regression\"",
-            )),
-        },
-    }
-}
-
-/// `id2label` as a list; empty where the key is missing.
-fn labels(keys: &Keys) -> Result<Vec<String>, LoadError> {
-    let map = match keys.json.get("id2label") {
-        None | Some(Value::Null) => return Ok(Vec::new()),
-        Some(Value::Object(map)) => map,
-        Some(_) => return Err(keys.error("id2label", "an object such as {\"0\": \"no\", \"1\": \"yes\"}")),
-    };
-    let (mut labels, mut names) = (Vec::with_capacity(map.len()), HashSet::new());
-    for id in 0..map.len() {
-        let found = map.get(&id.to_string());
-        let wrong = |expected: String| Err(keys.error_about(&format!("id2label.{id}"), found, &expected));
-        match found {
-            // Rows are counted, compared and written by the names.
-            Some(Value::String(label)) if names.insert(label) => labels.push(label.clone()),
-            Some(Value::String(_)) => return wrong("a name that no other label has".into()),
-            _ => return wrong(format!("a label, as the {} ids must run from 0 without a gap", map.len())),
-        }
-    }
-    Ok(labels)
 }

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use candle_core::Device;
 
-use super::{Calibration, Checkpoint, Encoder, Fingerprint, LoadError, Model, ModelConfig, Tokenizer};
+use super::{
+    Calibration, Checkpoint, Encoder, Fingerprint, LoadError, Model, ModelConfig, ModelFiles, Tokenizer, encoder_files,
+};
 use crate::ops::Kernels;
 
 /// What is known of a model by its files.
@@ -35,9 +37,10 @@ impl Described {
     /// # Errors
     /// As [`Model::load`], but for a missing head.
     pub fn load(folder: &Path) -> Result<Self, LoadError> {
-        match Model::load(folder, &Device::Cpu) {
+        let files = ModelFiles::read(folder)?;
+        match Model::of_files(&files, &Device::Cpu, Kernels::for_device(&Device::Cpu)) {
             Ok(model) => Ok(Self::of(model)),
-            Err(LoadError::NoHead { hint, .. }) => Self::of_encoder(folder, hint),
+            Err(LoadError::NoHead { hint, .. }) => Self::of_encoder(&files, hint),
             Err(error) => Err(error),
         }
     }
@@ -48,21 +51,19 @@ impl Described {
         Self { config, vocabulary, max_length, calibration, fingerprint, parameters, bytes, headless: None }
     }
 
-    fn of_encoder(folder: &Path, hint: String) -> Result<Self, LoadError> {
-        let config = ModelConfig::load(&folder.join("config.json"))?;
-        let checkpoint = Checkpoint::open(folder, config.architecture)?;
-        let tokenizer = Tokenizer::load(folder, &config)?;
+    fn of_encoder(files: &ModelFiles, hint: String) -> Result<Self, LoadError> {
+        let config = ModelConfig::load(files)?;
+        let checkpoint = Checkpoint::open(files, config.architecture)?;
+        let tokenizer = Tokenizer::load(files, &config)?;
         Encoder::load(&(&checkpoint, &Device::Cpu), &config, Kernels::for_device(&Device::Cpu))?;
-        let mut files = vec![folder.join("config.json")];
-        files.extend(tokenizer.files.iter().chain(&checkpoint.files).cloned());
         Ok(Self {
             vocabulary: tokenizer.vocab_size(),
             max_length: tokenizer.model_max_length.min(config.max_position_embeddings),
             config,
             calibration: None,
-            fingerprint: Fingerprint::of_files(&files)?,
+            fingerprint: Fingerprint::of(files, encoder_files(files, &tokenizer, &checkpoint)),
             parameters: checkpoint.parameters(),
-            bytes: checkpoint.bytes(),
+            bytes: checkpoint.bytes,
             headless: Some(hint),
         })
     }

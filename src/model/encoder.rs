@@ -10,8 +10,9 @@ use super::config::{Architecture, ModelConfig};
 use super::error::LoadError;
 use super::source::{Source, load_linear, load_norm};
 use crate::ops::{
-    Attention, Embeddings, FastKernels, FirstTokenAttention, Kernels, LayerNorm, Linear, Noise, Parameter, Place,
-    ProjectedEmbeddings, TableGradients, attention_with_dropout, drop_elements, feed_forward, linear_many, select_rows,
+    Activation, Attention, Embeddings, FastKernels, FirstTokenAttention, Kernels, LayerNorm, Linear, Noise, Parameter,
+    Place, ProjectedEmbeddings, TableGradients, attention_with_dropout, drop_elements, feed_forward, linear_many,
+    select_rows,
 };
 
 /// Sequences one after the other, without padding.
@@ -212,7 +213,11 @@ impl TransformerBlock {
                 kernels,
             },
             sa_layer_norm: load_norm(source, &format!("{prefix}.{}", names.sa_layer_norm), config)?,
-            ffn: FeedForward { lin1: linear(names.lin1, hidden_dim, dim)?, lin2: linear(names.lin2, dim, hidden_dim)? },
+            ffn: FeedForward {
+                lin1: linear(names.lin1, hidden_dim, dim)?,
+                activation: config.activation,
+                lin2: linear(names.lin2, dim, hidden_dim)?,
+            },
             output_layer_norm: load_norm(source, &format!("{prefix}.{}", names.output_layer_norm), config)?,
         })
     }
@@ -253,12 +258,15 @@ impl TransformerBlock {
     /// What follows attention, for rows `[Tq, D]`; the noise goes with their sequences' bounds.
     fn finish(&self, context: &Tensor, residual: &Tensor, noise: Option<(&Noise, &[u32])>) -> Result<Tensor> {
         let dropout = |place: Place| noise.and_then(|(noise, cu_rows)| noise.at(place, cu_rows));
-        let FeedForward { lin1, lin2 } = &self.ffn;
+        let FeedForward { lin1, activation, lin2 } = &self.ffn;
         let drop_output = dropout(Place::AttentionOutput(self.index));
         let x = self.attention.out_lin.forward_dropout_add_norm(context, drop_output, residual, &self.sa_layer_norm)?;
         match dropout(Place::FeedForward(self.index)) {
-            None => feed_forward(&x, lin1, lin2, &self.output_layer_norm),
-            dropout => lin2.forward_dropout_add_norm(&lin1.forward_gelu(&x)?, dropout, &x, &self.output_layer_norm),
+            None => feed_forward(&x, lin1, *activation, lin2, &self.output_layer_norm),
+            dropout => {
+                let hidden = lin1.forward_activated(&x, *activation)?;
+                lin2.forward_dropout_add_norm(&hidden, dropout, &x, &self.output_layer_norm)
+            }
         }
     }
 }
@@ -287,10 +295,11 @@ impl MultiHeadSelfAttention {
     }
 }
 
-/// Vaswani et al. 2017, section 3.3, with GELU.
+/// Vaswani et al. 2017, section 3.3, with GELU or another activation.
 #[derive(Debug)]
 struct FeedForward {
     lin1: Linear,
+    activation: Activation,
     lin2: Linear,
 }
 

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use thiserror::Error;
 
 use crate::files::nearest_file;
+use crate::frames::message;
 
 /// What is said of a path that does not exist: which folder does not either, and what may have been meant.
 fn near(path: &Path) -> (String, String) {
@@ -30,6 +31,14 @@ pub enum LoadError {
         path: PathBuf,
         /// Whether there is something else under that path.
         exists: bool,
+    },
+    /// The folder got other files each time that it was read.
+    #[error("model folder {} changed each of the {attempts} times that it was read; run the same command again when nothing is copied there", folder.display())]
+    Changing {
+        /// The checkpoint's folder.
+        folder: PathBuf,
+        /// How often it was read.
+        attempts: u32,
     },
     /// A file that every checkpoint has is not there.
     #[error("model folder {} has no {expected}{}", folder.display(), inner_model(folder))]
@@ -84,8 +93,16 @@ pub enum LoadError {
         found: String,
     },
     /// The device could not hold the weights.
-    #[error("cannot place the weights on the device: {0}")]
+    #[error("cannot place the weights on the device: {}", message(.0))]
     Device(#[from] candle_core::Error),
+}
+
+impl LoadError {
+    /// Whether the checkpoint is at fault, rather than the moment at which it was read.
+    #[must_use]
+    pub fn is_mistake(&self) -> bool {
+        !matches!(self, Self::Changing { .. })
+    }
 }
 
 /// "; did you mean …?" where a folder in this one is a model, such as a checkpoint of a training; else what a model is.

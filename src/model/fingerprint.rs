@@ -1,40 +1,32 @@
 //! A short name for exactly these weights, tokenizer, configuration and calibration.
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
-use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
-use super::LoadError;
+use super::files::ModelFiles;
+
+/// Changes when couplet reads the same files otherwise, so that scores of the old reading are not taken for the new one's.
+const READING: &[u8] = b"couplet reading 2";
 
 /// SHA-256 over the names, sizes and contents of the files that a prediction depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Fingerprint(String);
 
 impl Fingerprint {
-    /// Reads the files of a checkpoint, in the order given.
-    pub(super) fn of_files(files: &[PathBuf]) -> Result<Self, LoadError> {
+    /// Of the files of these names, in this order; of one that is not there, nothing.
+    pub(super) fn of<'n>(files: &ModelFiles, names: impl IntoIterator<Item = &'n str>) -> Self {
         let mut digest = Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
-        for path in files {
-            let unreadable = |e: std::io::Error| LoadError::Unreadable { path: path.clone(), problem: e.to_string() };
-            let mut file = File::open(path).map_err(unreadable)?;
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
+        digest.update(READING);
+        for (name, bytes) in names.into_iter().filter_map(|name| Some((name, files.get(name)?))) {
             digest.update(name.as_bytes());
             digest.update([0]);
-            digest.update(file.metadata().map_err(unreadable)?.len().to_le_bytes());
-            loop {
-                match file.read(&mut buffer).map_err(unreadable)? {
-                    0 => break,
-                    n => digest.update(&buffer[..n]),
-                }
-            }
+            digest.update((bytes.len() as u64).to_le_bytes());
+            digest.update(bytes);
         }
         let digest = digest.finalize();
         let digit = |half: u8| char::from_digit(half.into(), 16).expect("half a byte is one digit");
-        Ok(Self(digest.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()))
+        Self(digest.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect())
     }
 
     /// All 64 hexadecimal digits.

@@ -1,31 +1,62 @@
 //! What a checkpoint's folder holds besides the weights, when it is written.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+
+use super::files::ModelFiles;
+use crate::files;
 
 /// What a tokenizer may consist of.
-const TOKENIZER: [&str; 5] =
+pub(crate) const TOKENIZER: [&str; 5] =
     ["tokenizer.json", TOKENIZER_CONFIG, "vocab.txt", "special_tokens_map.json", "added_tokens.json"];
 
 /// The tokenizer's settings.
 pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// What `config.json` says of a head, of the type of numbers, and of where a checkpoint came from.
-const OF_ANOTHER_HEAD: [&str; 7] =
-    ["_name_or_path", "torch_dtype", "id2label", "label2id", "problem_type", "finetuning_task", "num_labels"];
+const OF_ANOTHER_HEAD: [&str; 9] = [
+    "_name_or_path",
+    "torch_dtype",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "finetuning_task",
+    "num_labels",
+    "sentence_transformers",
+    "sbert_ce_default_activation_function",
+];
 
-/// Copies the files of a tokenizer.
-pub(crate) fn copy_tokenizer(from: &Path, to: &Path) -> io::Result<()> {
-    for name in TOKENIZER {
-        if from.join(name).exists() {
-            // Not `copy`, which takes a read-only file's permissions with it.
-            fs::write(to.join(name), fs::read(from.join(name))?)?;
-        }
+/// Writes the files of a tokenizer. That of a DistilBERT gives no token types in `transformers`, whose DistilBERT does not
+/// take them.
+pub(crate) fn copy_tokenizer(from: &ModelFiles, to: &Path, is_distilbert: bool) -> io::Result<()> {
+    for (name, bytes) in TOKENIZER.into_iter().filter_map(|name| Some((name, from.get(name)?))) {
+        files::write(&to.join(name), bytes)?;
     }
-    Ok(())
+    if is_distilbert { leave_out_token_types(from, &to.join(TOKENIZER_CONFIG)) } else { Ok(()) }
+}
+
+/// Makes sure that the settings of a tokenizer, which may be missing, ask for no token types.
+fn leave_out_token_types(from: &ModelFiles, path: &Path) -> io::Result<()> {
+    let mut settings: Value = match from.get(TOKENIZER_CONFIG) {
+        Some(bytes) => serde_json::from_slice(bytes)?,
+        None => Value::Object(Map::new()),
+    };
+    let class = settings["tokenizer_class"].as_str().unwrap_or("BertTokenizer");
+    let is_berts = class.starts_with("BertTokenizer");
+    let gives_them = match settings["model_input_names"].as_array() {
+        Some(names) => names.iter().any(|name| name == "token_type_ids"),
+        None => is_berts,
+    };
+    if !gives_them {
+        return Ok(());
+    }
+    settings["model_input_names"] = json!(["input_ids", "attention_mask"]);
+    if is_berts {
+        settings["tokenizer_class"] = "DistilBertTokenizer".into();
+    }
+    write_json(path, &settings)
 }
 
 /// Makes a `config.json` that of another head's model, with weights in f32.
@@ -38,5 +69,5 @@ pub(crate) fn clear_head(config: &mut Map<String, Value>) {
 
 /// Writes a JSON file for people to read too.
 pub(crate) fn write_json(path: &Path, document: &Value) -> io::Result<()> {
-    fs::write(path, format!("{document:#}\n"))
+    files::write(path, format!("{document:#}\n"))
 }

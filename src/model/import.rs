@@ -8,7 +8,6 @@
 //! texts are told apart by `[SEP]` only. The pooler is dropped too, as DistilBERT has none: a classifier that is
 //! fine-tuned learns a `pre_classifier` in its place.
 
-use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -20,8 +19,11 @@ use super::checkpoint::Checkpoint;
 use super::config::{Architecture, ModelConfig, read_json};
 use super::encoder::{Encoder, PackedBatch, WORD_EMBEDDINGS};
 use super::error::LoadError;
-use super::folder::{TOKENIZER_CONFIG, clear_head, copy_tokenizer, write_json};
+use super::files::ModelFiles;
+use super::folder::{clear_head, copy_tokenizer, write_json};
 use super::weights_file::{self, Entry};
+use crate::files;
+use crate::frames::message;
 use crate::ops::Kernels;
 use crate::sink::AtomicFolder;
 
@@ -77,7 +79,7 @@ pub enum ImportError {
         source: io::Error,
     },
     /// A failure of arithmetic.
-    #[error("cannot compute: {0}")]
+    #[error("cannot compute: {}", message(.0))]
     Compute(#[from] candle_core::Error),
 }
 
@@ -103,13 +105,13 @@ const TOKEN_TYPES: &str = "embeddings.token_type_embeddings.weight";
 /// A source that is no encoder of the BERT family; one that DistilBERT's form cannot express; a target that cannot be
 /// written.
 pub fn import(source: &Path, target: &Path, form: Form) -> Result<Imported, ImportError> {
-    let config_path = source.join("config.json");
-    let config = ModelConfig::load(&config_path)?;
-    let mut json = match read_json(&config_path)? {
+    let files = ModelFiles::read(source)?;
+    let config = ModelConfig::load(&files)?;
+    let mut json = match read_json(&files, files.config())? {
         Value::Object(json) => json,
         _ => Map::new(),
     };
-    let checkpoint = Checkpoint::open(source, config.architecture)?;
+    let checkpoint = Checkpoint::open(&files, config.architecture)?;
     if form == Form::Bert && config.architecture == Architecture::DistilBert {
         let problem = "it is a DistilBERT, which has no token types to make a BERT of; import it as it is".into();
         return Err(ImportError::Form { folder: source.to_owned(), problem });
@@ -135,8 +137,8 @@ pub fn import(source: &Path, target: &Path, form: Form) -> Result<Imported, Impo
     json.insert("architectures".into(), json!([architecture.encoder_name()]));
     let parameters = tensors.iter().map(|(_, tensor)| tensor.elem_count()).sum();
     let unwritable = |source| ImportError::Write { folder: target.to_owned(), source };
-    let written = write(source, target, &json, &tensors, folds).map_err(unwritable)?;
-    let difference = largest_difference(source, written.path())?;
+    let written = write(&files, target, &json, &tensors).map_err(unwritable)?;
+    let difference = largest_difference(&files, &ModelFiles::read(written.path())?)?;
     if difference > ROUNDING {
         let problem = match difference {
             f32::INFINITY => "its hidden states are no numbers: its weights hold NaN or infinity".to_owned(),
@@ -150,16 +152,16 @@ pub fn import(source: &Path, target: &Path, form: Form) -> Result<Imported, Impo
 }
 
 /// How far the hidden states of two encoders are apart, for two sequences without a token of type 1.
-fn largest_difference(one: &Path, other: &Path) -> Result<f32, ImportError> {
+fn largest_difference(one: &ModelFiles, other: &ModelFiles) -> Result<f32, ImportError> {
     let (one, other) = (hidden_states(one)?, hidden_states(other)?);
     let differences = one.into_iter().zip(other).map(|(a, b)| (a - b).abs());
     // What is no number is as far as can be.
     Ok(differences.fold(0.0, |most, d| if d.is_nan() { f32::INFINITY } else { most.max(d) }))
 }
 
-fn hidden_states(folder: &Path) -> Result<Vec<f32>, ImportError> {
-    let config = ModelConfig::load(&folder.join("config.json"))?;
-    let checkpoint = Checkpoint::open(folder, config.architecture)?;
+fn hidden_states(files: &ModelFiles) -> Result<Vec<f32>, ImportError> {
+    let config = ModelConfig::load(files)?;
+    let checkpoint = Checkpoint::open(files, config.architecture)?;
     let encoder = Encoder::load(&(&checkpoint, &Device::Cpu), &config, Kernels::for_device(&Device::Cpu))?;
     let mut batch = PackedBatch::default();
     for length in [90, 17] {
@@ -256,7 +258,7 @@ fn distilbert_config(bert: &Map<String, Value>, config: &ModelConfig) -> Map<Str
         "n_heads": config.n_heads,
         "hidden_dim": config.hidden_dim,
         "max_position_embeddings": config.max_position_embeddings,
-        "activation": "gelu",
+        "activation": or("hidden_act", json!("gelu")),
         "dropout": or("hidden_dropout_prob", json!(0.1)),
         "attention_dropout": or("attention_probs_dropout_prob", json!(0.1)),
         "seq_classif_dropout": 0.2,
@@ -270,27 +272,16 @@ fn distilbert_config(bert: &Map<String, Value>, config: &ModelConfig) -> Map<Str
 }
 
 fn write(
-    source: &Path,
+    source: &ModelFiles,
     target: &Path,
     config: &Map<String, Value>,
     tensors: &[(String, Tensor)],
-    folds: bool,
 ) -> io::Result<AtomicFolder> {
     let folder = AtomicFolder::create(target)?;
     let path = folder.path();
     write_json(&path.join("config.json"), &Value::Object(config.clone()))?;
-    copy_tokenizer(source, path)?;
-    let settings_path = path.join(TOKENIZER_CONFIG);
-    if folds && settings_path.exists() {
-        let mut settings: Value = serde_json::from_slice(&fs::read(&settings_path)?)?;
-        // BERT's tokenizer class gives token types, which DistilBERT's `forward` does not take.
-        settings["model_input_names"] = json!(["input_ids", "attention_mask"]);
-        if settings["tokenizer_class"].as_str().is_some_and(|class| class.starts_with("BertTokenizer")) {
-            settings["tokenizer_class"] = "DistilBertTokenizer".into();
-        }
-        write_json(&settings_path, &settings)?;
-    }
-    let mut file = BufWriter::new(File::create(path.join("model.safetensors"))?);
+    copy_tokenizer(source, path, config["model_type"] == "distilbert")?;
+    let mut file = BufWriter::new(files::create(&path.join("model.safetensors"))?);
     let entries = tensors.iter().map(|(name, tensor)| Entry::of_tensor(name.clone(), tensor)).collect();
     weights_file::write(entries, &mut file)?;
     file.flush()?;
@@ -299,6 +290,8 @@ fn write(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -8,12 +8,13 @@ use super::config::{Architecture, ModelConfig};
 use super::encoder::WORD_EMBEDDINGS;
 use super::error::LoadError;
 use super::source::{Source, load_linear, load_norm};
-use crate::ops::{Kernels, LayerNorm, Linear};
+use crate::ops::{Activation, Kernels, LayerNorm, Linear};
 
 /// `[M, D] → [M, vocabulary]`
 #[derive(Debug)]
 pub(crate) struct MaskedWordsHead {
     transform: Linear,
+    activation: Activation,
     norm: LayerNorm,
     projector: Linear,
     kernels: Kernels,
@@ -31,6 +32,7 @@ impl MaskedWordsHead {
         let bias = source.parameter(bias, &[config.vocab_size])?;
         Ok(Self {
             transform: load_linear(source, transform, config.dim, config.dim, kernels)?,
+            activation: config.activation,
             norm: load_norm(source, norm, config)?,
             projector: Linear::from_parameters(words, bias, kernels)?,
             kernels,
@@ -38,7 +40,7 @@ impl MaskedWordsHead {
     }
 
     pub(crate) fn forward(&self, hidden_states: &Tensor) -> candle_core::Result<Tensor> {
-        let hidden = self.transform.forward_gelu(hidden_states)?;
+        let hidden = self.transform.forward_activated(hidden_states, self.activation)?;
         self.projector.forward(&self.norm.normalise(&hidden, self.kernels)?)
     }
 }

@@ -8,14 +8,18 @@ mod config;
 mod described;
 mod encoder;
 mod error;
+mod files;
 mod fingerprint;
 mod folder;
 mod head;
 mod import;
+mod limits;
 mod masked_words;
 mod needed;
+mod outputs;
 mod pickle;
 mod source;
+mod special_tokens;
 mod stand_in;
 mod tokenizer;
 mod weights_file;
@@ -26,6 +30,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 pub use calibration::{CALIBRATION_FILE, Calibration};
 pub(crate) use calibration::{CALIBRATION_VERSION, problem_type};
+pub(crate) use config::read_json;
 pub use config::{Architecture, ModelConfig, Problem};
 pub use described::Described;
 pub(crate) use encoder::WORD_EMBEDDINGS;
@@ -33,15 +38,18 @@ pub use encoder::{Encoder, PackedBatch};
 pub use error::LoadError;
 pub use fingerprint::Fingerprint;
 pub use import::{Form, ImportError, Imported, import};
+pub use outputs::ScoreActivation;
 pub use stand_in::Makings;
 pub use tokenizer::{Encoding, Tokenizer};
 
 use crate::ops::Kernels;
 pub(crate) use checkpoint::{Checkpoint, full_name, is_head};
+pub(crate) use files::ModelFiles;
 pub(crate) use folder::{clear_head, copy_tokenizer, write_json};
 pub(crate) use head::Head;
 pub(crate) use masked_words::MaskedWordsHead;
 pub(crate) use needed::Needed;
+pub(crate) use outputs::SENTENCE_TRANSFORMERS;
 pub(crate) use source::Source;
 pub(crate) use weights_file::{Data, Entry, write as write_weights};
 
@@ -82,32 +90,33 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn load_with(folder: &Path, device: &Device, kernels: Kernels) -> std::result::Result<Self, LoadError> {
-        if !folder.is_dir() {
-            return Err(LoadError::NotAFolder { path: folder.to_owned(), exists: folder.exists() });
-        }
-        let mut config = ModelConfig::load(&folder.join("config.json"))?;
-        let checkpoint = Checkpoint::open(folder, config.architecture)?;
-        let tokenizer = Tokenizer::load(folder, &config)?;
+        Self::of_files(&ModelFiles::read(folder)?, device, kernels)
+    }
+
+    /// Loads a model from its files.
+    pub(crate) fn of_files(
+        files: &ModelFiles,
+        device: &Device,
+        kernels: Kernels,
+    ) -> std::result::Result<Self, LoadError> {
+        let mut config = ModelConfig::load(files)?;
+        let checkpoint = Checkpoint::open(files, config.architecture)?;
+        let tokenizer = Tokenizer::load(files, &config)?;
         let outputs = checkpoint.classifier_outputs()?;
-        config.settle_outputs(&folder.join("config.json"), outputs)?;
+        config.settle_outputs(files, outputs)?;
         let source = (&checkpoint, device);
         let head = Head::load(&source, &config, outputs, kernels)?;
         let encoder = Encoder::load(&source, &config, kernels)?;
-        let mut files = vec![folder.join("config.json")];
-        files.extend(tokenizer.files.iter().cloned());
-        files.extend(checkpoint.files.iter().cloned());
-        let calibration = Calibration::file(folder);
-        // Other probabilities and labels are another model's.
-        files.extend(calibration.clone());
-        let calibration = calibration.map(|path| Calibration::load(&path, &config)).transpose()?;
+        // Other probabilities, labels and scores are another model's.
+        let names = encoder_files(files, &tokenizer, &checkpoint).chain([SENTENCE_TRANSFORMERS, CALIBRATION_FILE]);
         Ok(Self {
-            folder: folder.to_owned(),
+            folder: files.folder().to_owned(),
+            calibration: Calibration::load(files, &config)?,
+            fingerprint: Fingerprint::of(files, names),
             config,
-            calibration,
-            fingerprint: Fingerprint::of_files(&files)?,
             tokenizer,
             parameters: checkpoint.parameters(),
-            bytes: checkpoint.bytes(),
+            bytes: checkpoint.bytes,
             device: device.clone(),
             encoder,
             head,
@@ -127,9 +136,9 @@ impl Model {
         self.head.forward(&encoder.forward_first(batch)?.to_dtype(DType::F32)?, None)
     }
 
-    /// Loads the encoder once more, with other kernels.
-    pub(crate) fn encoder_with(&self, kernels: Kernels) -> std::result::Result<Encoder, LoadError> {
-        let checkpoint = Checkpoint::open(&self.folder, self.config.architecture)?;
+    /// Loads the encoder of the same files once more, with other kernels.
+    pub(crate) fn encoder_with(&self, files: &ModelFiles, kernels: Kernels) -> std::result::Result<Encoder, LoadError> {
+        let checkpoint = Checkpoint::open(files, self.config.architecture)?;
         Encoder::load(&(&checkpoint, &self.device), &self.config, kernels)
     }
 
@@ -143,4 +152,14 @@ impl Model {
     pub fn max_length(&self) -> usize {
         self.tokenizer.model_max_length.min(self.config.max_position_embeddings)
     }
+}
+
+/// The files that an encoder and its tokenizer were loaded from, in the order of the fingerprint.
+fn encoder_files<'n>(
+    files: &'n ModelFiles,
+    tokenizer: &'n Tokenizer,
+    checkpoint: &'n Checkpoint,
+) -> impl Iterator<Item = &'n str> {
+    let names = tokenizer.files.iter().copied().chain(checkpoint.files.iter().map(String::as_str));
+    std::iter::once(files.config()).chain(names)
 }

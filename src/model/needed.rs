@@ -6,15 +6,30 @@ use serde_json::Value;
 
 use super::calibration::CALIBRATION_FILE;
 use super::checkpoint::{PICKLE, SAFETENSORS};
+use super::outputs::SENTENCE_TRANSFORMERS;
 
 /// Configuration, tokenizer and calibration.
-const SMALL: [&str; 5] = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", CALIBRATION_FILE];
+const SMALL: [&str; 8] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    SENTENCE_TRANSFORMERS,
+    CALIBRATION_FILE,
+];
 
 /// What the names of indices end with.
 const INDEX: &str = ".index.json";
 
 /// Weights, in the order in which they are looked for: the first that is there is loaded.
 const WEIGHTS: [&str; 4] = ["model.safetensors.index.json", SAFETENSORS, "pytorch_model.bin.index.json", PICKLE];
+
+/// Whether a file of a model holds weights, by its name.
+pub(super) fn is_weights(name: &str) -> bool {
+    !SMALL.contains(&name) && !name.ends_with(INDEX)
+}
 
 /// The files that a model is loaded from, of those that there are: besides the small ones either the weights, or the
 /// index that names the files with weights.
@@ -97,7 +112,7 @@ mod tests {
     #[test]
     fn what_is_loaded_depends_on_what_is_not_there_too() {
         let alternatives = |names: &[&str]| Needed::among(names).alternatives().collect::<Vec<_>>();
-        let small = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "calibration.json"];
+        let small = SMALL;
         assert_eq!(alternatives(&[&small[..], &["model.safetensors.index.json"]].concat()), Vec::<&str>::new());
         assert_eq!(
             alternatives(&[&small[1..], &["pytorch_model.bin"]].concat()),

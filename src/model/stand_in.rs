@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 
 use super::{
-    Checkpoint, Encoder, Fingerprint, Head, LoadError, Model, ModelConfig, Problem, Source, Tokenizer, is_head,
+    Checkpoint, Encoder, Fingerprint, Head, LoadError, Model, ModelConfig, ModelFiles, Problem, Source, Tokenizer,
+    is_head,
 };
 use crate::ops::{Kernels, Parameter};
 
@@ -62,10 +63,11 @@ impl Model {
     /// As [`Model::load`], except for a head that is missing.
     pub(crate) fn stand_in(makings: &Makings, device: &Device, kernels: Kernels) -> Result<Self, LoadError> {
         let Makings { config, tokenizer, weights, outputs } = makings;
-        let config_file = if config.is_file() { config.clone() } else { config.join("config.json") };
+        let config_file = ModelFiles::read_config(config)?;
         let mut config = ModelConfig::load(&config_file)?;
-        let checkpoint = weights.as_ref().map(|folder| Checkpoint::open(folder, config.architecture)).transpose()?;
-        let tokenizer = Tokenizer::load(tokenizer, &config)?;
+        let open = |folder: &PathBuf| Checkpoint::open(&ModelFiles::read(folder)?, config.architecture);
+        let checkpoint = weights.as_ref().map(open).transpose()?;
+        let tokenizer = Tokenizer::load(&ModelFiles::read(tokenizer)?.without_weights(), &config)?;
         config.problem = if *outputs == 1 { Problem::Regression } else { Problem::SingleLabel };
         config.labels =
             if *outputs == 1 { Vec::new() } else { (0..*outputs).map(|label| format!("LABEL_{label}")).collect() };
@@ -75,10 +77,10 @@ impl Model {
         Ok(Self {
             folder: makings.name().to_owned(),
             calibration: None,
-            fingerprint: Fingerprint::of_files(&[config_file])?,
+            fingerprint: Fingerprint::of(&config_file, [config_file.config()]),
             tokenizer,
             parameters: checkpoint.as_ref().map_or(0, Checkpoint::parameters),
-            bytes: checkpoint.as_ref().map_or(0, Checkpoint::bytes),
+            bytes: checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.bytes),
             device: device.clone(),
             config,
             encoder,

@@ -1,6 +1,5 @@
 //! Text to token ids, as Hugging Face's tokenizers do it.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -9,12 +8,17 @@ use tokenizers::normalizers::{BertNormalizer, NormalizerWrapper};
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::processors::template::{Template, TemplateProcessing};
 use tokenizers::{
-    AddedToken, PostProcessor, PostProcessorWrapper, TruncationDirection, TruncationParams, TruncationStrategy,
-    truncate_encodings,
+    PostProcessor, PostProcessorWrapper, TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings,
 };
 
 use super::config::{Keys, ModelConfig, read_json};
 use super::error::LoadError;
+use super::files::ModelFiles;
+use super::limits;
+use super::special_tokens::SpecialTokens;
+
+/// The settings of a tokenizer.
+const SETTINGS: &str = "tokenizer_config.json";
 
 /// Rows that an encoder may have more than its tokenizer has tokens: embeddings are padded to round numbers.
 const MOST_UNUSED: usize = 256;
@@ -24,7 +28,7 @@ const MOST_UNUSED: usize = 256;
 pub struct Encoding {
     /// `[CLS] text [SEP]` or `[CLS] text [SEP] text_pair [SEP]`.
     pub input_ids: Vec<u32>,
-    /// 1 for the second text and its `[SEP]`.
+    /// 1 for the second text and its `[SEP]`; 0 everywhere where the tokenizer gives a model no token types.
     pub token_type_ids: Vec<u32>,
     /// Whether tokens were cut off.
     pub truncated: bool,
@@ -34,11 +38,15 @@ pub struct Encoding {
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// The files it was read from.
-    pub(super) files: Vec<PathBuf>,
+    /// The names of the files it was read from.
+    pub(super) files: Vec<&'static str>,
     /// The longest sequence that `tokenizer_config.json` allows, in tokens.
     pub model_max_length: usize,
     truncation: TruncationDirection,
+    /// The token that stands for a hidden word.
+    pub(crate) mask_token: String,
+    /// Whether the model is given the token types.
+    has_types: bool,
     /// The tokenizer before [`Tokenizer::with_max_length`], and the tokens that `max_length` leaves for a pair's texts.
     uncut: Option<(Arc<tokenizers::Tokenizer>, usize)>,
 }
@@ -48,32 +56,49 @@ impl Tokenizer {
     ///
     /// # Errors
     /// Files that are missing, unreadable or inconsistent.
-    pub(crate) fn load(folder: &Path, config: &ModelConfig) -> Result<Self, LoadError> {
-        let settings_path = folder.join("tokenizer_config.json");
+    pub(crate) fn load(folder: &ModelFiles, config: &ModelConfig) -> Result<Self, LoadError> {
         let mut files = Vec::new();
-        let settings = if settings_path.exists() {
-            files.push(settings_path.clone());
-            read_json(&settings_path)?
+        let settings = if folder.get(SETTINGS).is_some() {
+            files.push(SETTINGS);
+            read_json(folder, SETTINGS)?
         } else {
             Value::Null
         };
+        let settings_path = folder.path(SETTINGS);
         let keys = Keys { path: &settings_path, json: &settings };
+        let (json, vocab) = ("tokenizer.json", "vocab.txt");
+        if folder.get(json).is_none() && folder.get(vocab).is_none() {
+            let folder = folder.folder().to_owned();
+            return Err(LoadError::NoFile { folder, expected: "tokenizer.json and no vocab.txt" });
+        }
+        let class = Class::of(folder, &keys, config)?;
         let normalizer = bert_normalizer(&keys)?;
+        let special = SpecialTokens::read(folder, &keys)?;
+        files.extend(special.files.iter().copied());
+        let (name, inner) = match (folder.get(json), folder.get(vocab)) {
+            (Some(bytes), _) => (json, tokenizer_of(bytes)),
+            (None, bytes) => (vocab, word_piece(bytes.map_or(&[], |bytes| &**bytes), &special, normalizer)),
+        };
+        let path = folder.path(name);
+        let unreadable = |problem: String| LoadError::Unreadable { path: path.clone(), problem };
+        let mut inner = inner.map_err(|e| unreadable(e.to_string()))?;
+        let written = inner.get_truncation().map_or(TruncationDirection::Right, |truncation| truncation.direction);
         let truncation = match settings.get("truncation_side").map(Value::as_str) {
-            None | Some(Some("right")) => TruncationDirection::Right,
+            None => written,
+            Some(Some("right")) => TruncationDirection::Right,
             Some(Some("left")) => TruncationDirection::Left,
             Some(_) => return Err(keys.error("truncation_side", "\"left\" or \"right\"")),
         };
-        let (json, vocab) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
-        let (path, inner) = if json.exists() {
-            (json.clone(), tokenizer_of(&json))
-        } else if vocab.exists() {
-            (vocab.clone(), word_piece(&vocab, &settings, normalizer))
-        } else {
-            return Err(LoadError::NoFile { folder: folder.to_owned(), expected: "tokenizer.json and no vocab.txt" });
-        };
-        let unreadable = |problem: String| LoadError::Unreadable { path: path.clone(), problem };
-        let mut inner = inner.map_err(|e| unreadable(e.to_string()))?;
+        inner.with_padding(None).with_truncation(None).map_err(|e| unreadable(e.to_string()))?;
+        if let Some(normalizer) = overridden_normalizer(&inner, class, normalizer) {
+            inner.with_normalizer(Some(normalizer)).map_err(|e| unreadable(e.to_string()))?;
+        }
+        special.add_to(&mut inner, class != Class::AsWritten)?;
+        if name == vocab {
+            let template = template(&inner, &special).map_err(|e| unreadable(e.to_string()))?;
+            inner.with_post_processor(Some(template));
+        }
+        inner.set_encode_special_tokens(keys.flag("split_special_tokens")?.unwrap_or(false));
         let size = inner.get_vocab_size(true);
         if size > config.vocab_size {
             return Err(unreadable(format!(
@@ -82,12 +107,12 @@ impl Tokenizer {
             )));
         }
         // A post-processor puts special tokens by their ids, which need not be in the vocabulary.
-        let special = [inner.encode_fast("", true), inner.encode_fast(("", ""), true)];
-        let special = special
+        let framed = [inner.encode_fast("", true), inner.encode_fast(("", ""), true)];
+        let framed = framed
             .iter()
             .flatten()
             .flat_map(|encoding| encoding.get_tokens().iter().cloned().zip(encoding.get_ids().iter().copied()));
-        if let Some((token, id)) = inner.get_vocab(true).into_iter().chain(special).max_by_key(|(_, id)| *id)
+        if let Some((token, id)) = inner.get_vocab(true).into_iter().chain(framed).max_by_key(|(_, id)| *id)
             && id as usize >= config.vocab_size
         {
             return Err(unreadable(format!(
@@ -95,7 +120,7 @@ impl Tokenizer {
                 config.vocab_size
             )));
         }
-        if vocab == path && size + MOST_UNUSED < config.vocab_size {
+        if name == vocab && size + MOST_UNUSED < config.vocab_size {
             tracing::warn!(
                 "{}: it has {size} tokens and the encoder knows {} (`vocab_size` of config.json): words that are not in it \
                  are read as unknown; was it cut off, or is it another model's?",
@@ -103,18 +128,19 @@ impl Tokenizer {
                 config.vocab_size
             );
         }
-        inner.with_padding(None).with_truncation(None).map_err(|e| unreadable(e.to_string()))?;
-        if let Some(normalizer) = overridden_normalizer(&inner, &settings, normalizer) {
-            inner.with_normalizer(Some(normalizer)).map_err(|e| unreadable(e.to_string()))?;
-        }
-        files.push(path);
+        let has_types = has_token_types(&keys, class);
+        check_token_types(folder, &inner, has_types, config)?;
+        files.push(name);
         // Absent, or 1e30 where there is no limit.
-        let model_max_length = settings.get("model_max_length").and_then(Value::as_u64).unwrap_or(u64::MAX);
+        let limit = ["model_max_length", "max_len"].into_iter().find_map(|key| settings.get(key));
+        let model_max_length = limit.and_then(Value::as_u64).unwrap_or(u64::MAX);
         Ok(Self {
             inner,
             files,
             model_max_length: usize::try_from(model_max_length).unwrap_or(usize::MAX),
             truncation,
+            mask_token: special.content("mask_token").to_owned(),
+            has_types,
             uncut: None,
         })
     }
@@ -153,11 +179,9 @@ impl Tokenizer {
         if encoding.is_empty() {
             return Err("it has no tokens, not even special ones".into());
         }
-        Ok(Encoding {
-            input_ids: encoding.get_ids().to_vec(),
-            token_type_ids: encoding.get_type_ids().to_vec(),
-            truncated,
-        })
+        let input_ids = encoding.get_ids().to_vec();
+        let token_type_ids = if self.has_types { encoding.get_type_ids().to_vec() } else { vec![0; input_ids.len()] };
+        Ok(Encoding { input_ids, token_type_ids, truncated })
     }
 
     /// The tokens of a text or a pair before anything is cut off, special tokens included.
@@ -211,18 +235,87 @@ fn cut_short(mut encoding: tokenizers::Encoding) -> (tokenizers::Encoding, bool)
     (encoding, truncated)
 }
 
+/// What `transformers` makes of the files of a tokenizer, by its class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// BERT's WordPiece, with token types.
+    Bert,
+    /// BERT's WordPiece, without token types.
+    DistilBert,
+    /// `tokenizer.json` as it is, without token types unless its settings ask for them.
+    AsWritten,
+}
+
+impl Class {
+    /// The class by `tokenizer_config.json`, else by `config.json`, else BERT's.
+    fn of(files: &ModelFiles, keys: &Keys, config: &ModelConfig) -> Result<Self, LoadError> {
+        let in_settings = keys.json.get("tokenizer_class").and_then(Value::as_str);
+        let (path, name) = match (in_settings, &config.tokenizer_class) {
+            (Some(name), _) => (keys.path.to_owned(), name),
+            (None, Some(name)) => (files.path(files.config()), name.as_str()),
+            (None, None) => return Ok(Self::Bert),
+        };
+        match name.strip_suffix("Fast").unwrap_or(name) {
+            "BertTokenizer" => Ok(Self::Bert),
+            "DistilBertTokenizer" => Ok(Self::DistilBert),
+            "PreTrainedTokenizer" | "TokenizersBackend" if files.get("tokenizer.json").is_some() => Ok(Self::AsWritten),
+            _ => Err(LoadError::Key {
+                path,
+                key: "tokenizer_class".into(),
+                expected: "\"BertTokenizer\", \"DistilBertTokenizer\", or \"PreTrainedTokenizerFast\" with a \
+                           tokenizer.json that gives the right ids by itself"
+                    .into(),
+                found: format!("{name:?}"),
+            }),
+        }
+    }
+}
+
+/// Whether `transformers` gives a model the token types: where `model_input_names` has them, else where the class has.
+fn has_token_types(keys: &Keys, class: Class) -> bool {
+    match keys.json.get("model_input_names").and_then(Value::as_array) {
+        Some(names) => names.iter().any(|name| name == "token_type_ids"),
+        None => class == Class::Bert,
+    }
+}
+
+/// Makes sure that the encoder knows the token types of a pair.
+fn check_token_types(
+    files: &ModelFiles,
+    tokenizer: &tokenizers::Tokenizer,
+    has_types: bool,
+    config: &ModelConfig,
+) -> Result<(), LoadError> {
+    // DistilBERT reads none.
+    if !has_types || config.type_vocab_size == 0 {
+        return Ok(());
+    }
+    let Ok(pair) = tokenizer.encode_fast(("a", "a"), true) else { return Ok(()) };
+    match pair.get_type_ids().iter().max() {
+        Some(&most) if most as usize >= config.type_vocab_size => Err(LoadError::Key {
+            path: files.path(files.config()),
+            key: "type_vocab_size".into(),
+            expected: format!(
+                "{} or more, as the tokenizer gives a pair the token types 0 to {most}; a model without token types has a \
+                 `model_input_names` without \"token_type_ids\" in tokenizer_config.json",
+                most + 1
+            ),
+            found: config.type_vocab_size.to_string(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// The normalizer that `transformers` puts in the place of the one in `tokenizer.json`.
 ///
-/// Its BERT tokenizers go by `tokenizer_config.json`, and by their own defaults where it is silent, unless
-/// the file names a class that takes `tokenizer.json` as it is.
+/// Its BERT tokenizers go by `tokenizer_config.json`, and by their own defaults where it is silent.
 fn overridden_normalizer(
     tokenizer: &tokenizers::Tokenizer,
-    settings: &Value,
+    class: Class,
     mut configured: BertNormalizer,
 ) -> Option<BertNormalizer> {
     let Some(NormalizerWrapper::BertNormalizer(written)) = tokenizer.get_normalizer() else { return None };
-    let class = settings.get("tokenizer_class").and_then(Value::as_str);
-    if matches!(class, Some("PreTrainedTokenizerFast" | "TokenizersBackend")) {
+    if class == Class::AsWritten {
         return None;
     }
     configured.clean_text = written.clean_text;
@@ -239,10 +332,9 @@ fn bert_normalizer(settings: &Keys) -> Result<BertNormalizer, LoadError> {
 }
 
 /// Reads a `tokenizer.json`.
-fn tokenizer_of(json: &Path) -> tokenizers::Result<tokenizers::Tokenizer> {
-    let bytes = std::fs::read(json)?;
+fn tokenizer_of(bytes: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
     // The library panics where the JSON breaks inside the decoder (decoders/mod.rs, `expect("Helper")`).
-    serde_json::from_slice::<Value>(&bytes)?;
+    limits::check(&serde_json::from_slice(bytes)?)?;
     let tokenizer = tokenizers::Tokenizer::from_bytes(bytes)?;
     tokenizer.get_post_processor().map_or(Ok(()), check_templates)?;
     Ok(tokenizer)
@@ -280,33 +372,33 @@ fn check_template(name: &str, template: &Template, templates: &TemplateProcessin
     Ok(())
 }
 
-/// BERT's WordPiece tokenizer from a `vocab.txt`, one piece a line, and the settings of `tokenizer_config.json`.
-fn word_piece(vocab: &Path, settings: &Value, normalizer: BertNormalizer) -> tokenizers::Result<tokenizers::Tokenizer> {
-    // A special token is a string, or an object with its `content`.
-    let special = |key: &str, default: &str| {
-        let token = settings.get(key);
-        let token = token.and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
-        token.unwrap_or(default).to_owned()
-    };
-    let (unk, sep, pad) = (special("unk_token", "[UNK]"), special("sep_token", "[SEP]"), special("pad_token", "[PAD]"));
-    let (cls, mask) = (special("cls_token", "[CLS]"), special("mask_token", "[MASK]"));
-    let model = WordPiece::from_file(&vocab.to_string_lossy()).unk_token(unk.clone()).build()?;
+/// BERT's WordPiece tokenizer from a `vocab.txt`, one piece a line.
+fn word_piece(
+    vocab: &[u8],
+    special: &SpecialTokens,
+    normalizer: BertNormalizer,
+) -> tokenizers::Result<tokenizers::Tokenizer> {
+    limits::check_vocabulary(vocab)?;
+    let model = WordPiece::builder()
+        .vocab(WordPiece::read_bytes(vocab)?)
+        .unk_token(special.content("unk_token").to_owned())
+        .build()?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);
-    for token in [&unk, &sep, &pad, &cls, &mask] {
-        if tokenizer.token_to_id(token).is_none() {
-            return Err(format!("the vocabulary has no special token {token}").into());
-        }
+    if let Some(token) = special.missing(&tokenizer) {
+        return Err(format!("the vocabulary has no special token {token}").into());
     }
-    let id = |token: &str| tokenizer.token_to_id(token).expect("looked up above");
-    let post_processor = TemplateProcessing::builder()
+    tokenizer.with_normalizer(Some(normalizer))?.with_pre_tokenizer(Some(BertPreTokenizer));
+    Ok(tokenizer)
+}
+
+/// What BERT puts around a text or a pair.
+fn template(tokenizer: &tokenizers::Tokenizer, special: &SpecialTokens) -> tokenizers::Result<TemplateProcessing> {
+    let (cls, sep) = (special.content("cls_token"), special.content("sep_token"));
+    let id = |token: &str| tokenizer.token_to_id(token).expect("it is in the vocabulary, or was added");
+    let template = TemplateProcessing::builder()
         .try_single(format!("{cls}:0 $A:0 {sep}:0"))?
         .try_pair(format!("{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1"))?
-        .special_tokens(vec![(cls.as_str(), id(&cls)), (sep.as_str(), id(&sep))])
+        .special_tokens(vec![(cls, id(cls)), (sep, id(sep))])
         .build()?;
-    tokenizer
-        .with_normalizer(Some(normalizer))?
-        .with_pre_tokenizer(Some(BertPreTokenizer))
-        .with_post_processor(Some(post_processor));
-    tokenizer.add_special_tokens([unk, sep, pad, cls, mask].map(|token| AddedToken::from(token, true)))?;
-    Ok(tokenizer)
+    Ok(template)
 }

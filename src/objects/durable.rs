@@ -20,6 +20,10 @@ use object_store::{
 };
 use uuid::Uuid;
 
+use crate::files;
+/// Begins the message of a disk on which a file cannot be made only where there is none.
+pub(crate) const NO_LINKS: &str = "its file system has no hard links";
+
 /// A local disk from its root on.
 #[derive(Debug)]
 pub struct DurableLocal(LocalFileSystem);
@@ -68,10 +72,12 @@ impl ObjectStore for DurableLocal {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.check_regular(location).await?;
         self.0.get_opts(location, options).await
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.check_regular(location).await?;
         self.0.get_ranges(location, ranges).await
     }
 
@@ -99,6 +105,16 @@ impl ObjectStore for DurableLocal {
 }
 
 impl DurableLocal {
+    /// Refuses what is no regular file: `object_store` would wait for a pipe. What is not there is for it to say.
+    async fn check_regular(&self, location: &Path) -> Result<()> {
+        let path = self.0.path_to_filesystem(location)?;
+        let looked = tokio::task::spawn_blocking(move || match files::open(&path) {
+            Err(e) if e.kind() == ErrorKind::InvalidInput => Err(failed(&e, &path)),
+            _ => Ok(()),
+        });
+        looked.await.unwrap_or(Ok(()))
+    }
+
     async fn make_durable(&self, location: &Path) -> Result<()> {
         let path = self.0.path_to_filesystem(location)?;
         make_durable(path).await
@@ -132,7 +148,7 @@ impl MultipartUpload for DurableUpload {
 
 async fn make_durable(path: PathBuf) -> Result<()> {
     let synced = tokio::task::spawn_blocking(move || {
-        File::open(&path)?.sync_all()?;
+        files::open(&path)?.sync_all()?;
         sync_folder(&path)
     });
     let synced = synced.await.unwrap_or_else(|e| Err(io::Error::other(e)));
@@ -153,7 +169,10 @@ fn put(path: &FilePath, payload: &PutPayload, create: bool) -> Result<PutResult>
         file.sync_all()?;
         if create {
             // Unlike a rename, a link is refused where there is a file.
-            fs::hard_link(&staged, path)?;
+            fs::hard_link(&staged, path).map_err(|e| match e.kind() {
+                ErrorKind::AlreadyExists => e,
+                kind => io::Error::new(kind, format!("{NO_LINKS} ({e})")),
+            })?;
             fs::remove_file(&staged)?;
         } else {
             fs::rename(&staged, path)?;
@@ -184,7 +203,7 @@ fn make_folders(folder: &FilePath) -> io::Result<()> {
 /// Makes the name of a file or folder durable, which is in the folder around it.
 fn sync_folder(path: &FilePath) -> io::Result<()> {
     match path.parent() {
-        Some(parent) if cfg!(unix) => File::open(parent)?.sync_all(),
+        Some(parent) if cfg!(unix) => files::sync_folder(parent),
         _ => Ok(()),
     }
 }
@@ -197,5 +216,25 @@ fn failed(error: &io::Error, path: &FilePath) -> Error {
         ErrorKind::NotFound => Error::NotFound { path, source },
         ErrorKind::PermissionDenied => Error::PermissionDenied { path, source },
         _ => Error::Generic { store: "LocalFileSystem", source },
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use object_store::ObjectStoreExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pipe_is_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().canonicalize().unwrap().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let path = Path::from_absolute_path(&pipe).unwrap();
+        let disk = DurableLocal::new();
+        for error in [disk.get(&path).await.map(drop), disk.head(&path).await.map(drop)] {
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("it is no regular file"), "{error}");
+        }
     }
 }

@@ -9,8 +9,9 @@ use object_store::client::{HttpError, HttpErrorKind};
 use thiserror::Error;
 use url::Url;
 
+use super::accepted::were_accepted;
 use crate::config::{Place, Service};
-use crate::delta::without_frames;
+use crate::frames::without_frames;
 use crate::lock::Explained;
 
 /// A place that cannot be read or written.
@@ -34,7 +35,8 @@ pub enum Trouble {
     Refused,
     /// The environment's settings do not suit.
     Settings,
-    /// The server cannot be reached, or does not answer as it should even when asked again.
+    /// The server cannot be reached, does not answer as it should even when asked again, or no longer accepts credentials
+    /// that it has accepted before.
     Unreachable,
     /// Anything else.
     Other,
@@ -140,6 +142,17 @@ fn io_cause<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e std:
     error.downcast_ref().or_else(|| io_cause(error.source()?))
 }
 
+/// What services say of credentials, rather than of a right that they lack.
+const REFUSED_CREDENTIALS: [&str; 7] = [
+    "AuthenticationFailed",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "InvalidTokenId",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+];
+
 /// What is known of a failed request.
 struct Answer {
     /// The error and all its causes; not for people.
@@ -194,6 +207,15 @@ impl Answer {
             if has(&[&format!("Missing {missing}")]) {
                 return (Trouble::Settings, format!("{variable} is not set; {} go together", service.credentials()));
             }
+        }
+        let is_refused = REFUSED_CREDENTIALS.contains(&code) || self.is("401");
+        if is_refused && were_accepted() {
+            let problem = format!(
+                "the server no longer accepts the credentials ({said}), which it accepted before: they have expired, or were \
+                 changed; set {} anew and run the same command again",
+                service.credentials()
+            );
+            return (Trouble::Unreachable, problem);
         }
         match code {
             "NoSuchBucket" | "ContainerNotFound" => {

@@ -3,11 +3,12 @@
 //! Settings and credentials of services come from the environment, under the names that their own tools use. A bucket
 //! gets one client a process. Opening a place asks no server. Uploads that a killed run left are in `uploads`.
 
+mod accepted;
 mod download;
 mod durable;
 mod error;
 pub(crate) mod model;
-mod staged;
+mod owned;
 mod uploads;
 
 use std::collections::HashMap;
@@ -28,13 +29,16 @@ use url::Url;
 use crate::config::{Place, Remote, Service};
 use crate::lock;
 
+use accepted::Connector;
 pub use download::download;
 pub use durable::DurableLocal;
+pub(crate) use durable::NO_LINKS;
 pub use error::{ObjectsError, Trouble};
 pub(crate) use error::{cause_in, cut_answers, explain_unplaced, without_answers, without_secrets};
 pub use model::{ModelFolder, beside_model, model_cache, model_folder};
-pub use staged::remove_staged;
+pub use owned::{Entries, Entry, StoreFolder};
 use uploads::Uploads;
+pub use uploads::abort_noted_uploads;
 
 /// How long a request is tried again, at most 10 times in a minute: a short fault of the service passes, and a
 /// job that cannot go on says so soon. `object_store` itself would go on for three minutes.
@@ -245,14 +249,16 @@ fn connect(remote: &Remote) -> Result<Client, ObjectsError> {
             ] {
                 error::check_value(&place, setting(key).as_deref(), variable)?;
             }
-            Client::that_keeps_uploads(builder.build().map_err(unsuited)?)
+            Client::that_keeps_uploads(builder.with_http_connector(Connector::default()).build().map_err(unsuited)?)
         }
         Service::Gcs => {
             let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(remote.bucket());
-            Client::that_keeps_uploads(builder.with_retry(retries()).build().map_err(unsuited)?)
+            let builder = builder.with_retry(retries()).with_http_connector(Connector::default());
+            Client::that_keeps_uploads(builder.build().map_err(unsuited)?)
         }
         Service::Azure => {
             let builder = MicrosoftAzureBuilder::from_env().with_url(remote.root()).with_retry(retries());
+            let builder = builder.with_http_connector(Connector::default());
             let setting = |key| builder.get_config_value(&key);
             let endpoint = setting(AzureConfigKey::Endpoint);
             let allow_http = setting(AzureConfigKey::Client(ClientConfigKey::AllowHttp));

@@ -11,6 +11,7 @@ use object_store::{ObjectMeta, ObjectStoreExt};
 
 use super::{Objects, ObjectsError, Trouble, download};
 use crate::config::Place;
+use crate::files;
 use crate::hub;
 use crate::model::Needed;
 use crate::sink::AtomicFolder;
@@ -80,7 +81,7 @@ pub async fn beside_model(
     };
     if path.metadata().is_ok_and(|found| found.is_file() && found.len() <= limit) {
         let unreadable = |e| ObjectsError::new(place, Trouble::Other, format!("cannot read {name}: {e}"));
-        return std::fs::read(path).map(Some).map_err(unreadable);
+        return files::read(&path, limit).map(Some).map_err(unreadable);
     }
     Ok(None)
 }
@@ -155,7 +156,7 @@ async fn cached(objects: &Objects, files: &[ObjectMeta]) -> Result<PathBuf, Obje
         let unfinished = AtomicFolder::create(&folder).map_err(|e| disk(&folder, &e))?;
         for object in files {
             let path = unfinished.path().join(object.location.filename().unwrap_or_default());
-            let file = File::create(&path).map_err(|e| disk(&path, &e))?;
+            let file = files::create(&path).map_err(|e| disk(&path, &e))?;
             download(objects, object, file).await?;
         }
         unfinished.publish().map_err(|e| disk(&folder, &e))?;
@@ -189,7 +190,7 @@ fn is_whole(folder: &Path, files: &[ObjectMeta]) -> bool {
 /// Waits until no other process holds the lock; it ends with the file that is returned.
 pub(crate) async fn lock(path: PathBuf) -> std::io::Result<File> {
     let locking = tokio::task::spawn_blocking(move || {
-        let file = File::create(path)?;
+        let file = files::create(&path)?;
         file.lock()?;
         Ok(file)
     });

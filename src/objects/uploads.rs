@@ -3,7 +3,8 @@
 //! A bucket keeps the parts of an upload until it is completed or aborted, shows them to nobody, and charges for them. A
 //! process that is killed does neither. So a run notes each upload in the store of its pipeline before it sends a part,
 //! and takes the note away when the upload has ended; the next run aborts what is still noted. Both hold the lock of that
-//! store, so no upload of a run that is alive is among them.
+//! store, so no upload of a run that is alive is among them. Only uploads to places that the pipeline writes to are
+//! aborted; the note of another pipeline of the store waits for a run of that one.
 //!
 //! Azure needs none of this: it has no uploads to end, and forgets blocks that were never made a blob after a week.
 
@@ -13,7 +14,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
@@ -25,12 +25,14 @@ use object_store::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::Objects;
-use crate::config::table_place;
+use super::{Objects, StoreFolder};
 use crate::crash;
 
 /// The folder of the notes, in the store of a pipeline.
 const NOTES: &str = "uploads";
+
+/// A longer file is no note, in bytes: two names of at most 1,024 bytes and an id.
+const LONGEST_NOTE: u64 = 16 << 10;
 
 /// A bucket whose uploads can be named, and so ended by another process.
 #[derive(Clone)]
@@ -56,7 +58,7 @@ struct Note {
 impl Objects {
     /// This place as a run uses it: uploads in parts are noted in `store`, whose lock the run holds.
     #[must_use]
-    pub fn noting(self, store: &Objects) -> Self {
+    pub fn noting(self, store: &StoreFolder) -> Self {
         let (Some(uploads), Some(remote)) = (&self.uploads, self.place.remote()) else { return self };
         let noting = Noting {
             store: Arc::clone(&self.store),
@@ -67,42 +69,53 @@ impl Objects {
         Self { store: Arc::new(noting), ..self }
     }
 
-    /// Aborts the uploads that earlier runs have noted in this store and never ended; returns how many there were.
-    ///
-    /// A bucket that cannot be reached keeps its notes, which is said.
-    ///
-    /// # Errors
-    /// A store that cannot be read or written.
-    pub async fn abort_noted_uploads(&self) -> Result<usize> {
-        let notes = self.folder(NOTES);
-        let mut aborted = 0;
-        for note in notes.store.list(Some(&notes.root)).try_collect::<Vec<_>>().await? {
-            let json = notes.store.get(&note.location).await?.bytes().await?;
-            // A note that was cut off was never followed by a part.
-            if let Ok(note) = serde_json::from_slice::<Note>(&json) {
-                if let Err(problem) = abort(&note).await {
-                    tracing::warn!("an unfinished upload to {}/{} may have stayed: {problem}", note.bucket, note.path);
-                    continue;
-                }
-                aborted += 1;
-            }
-            match notes.store.delete(&note.location).await {
-                Ok(()) | Err(StoreError::NotFound { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(aborted)
+    /// Whether an object of a bucket is at this place or below it.
+    fn has(&self, bucket: &str, path: &Path) -> bool {
+        self.place.remote().is_some_and(|remote| remote.root() == bucket) && path.prefix_matches(&self.root)
     }
 }
 
-async fn abort(note: &Note) -> std::result::Result<(), String> {
-    let bucket = Objects::open(&table_place(&note.bucket)?).map_err(|e| e.to_string())?;
-    let Some(Uploads(uploads)) = &bucket.uploads else { return Ok(()) };
-    let path = Path::parse(&note.path).map_err(|e| e.to_string())?;
-    match uploads.abort_multipart(&path, &note.upload).await {
+/// Aborts the uploads to these places that earlier runs have noted in a store and never ended; returns how many there
+/// were.
+///
+/// A bucket that cannot be reached keeps its notes, which is said.
+///
+/// # Errors
+/// A store that cannot be read or written.
+pub async fn abort_noted_uploads(store: &StoreFolder, places: &[Objects]) -> Result<usize> {
+    let notes = store.folder(NOTES);
+    let Objects { store: objects, .. } = &notes.objects;
+    let mut aborted = 0;
+    let listed = notes.files().await.map_err(|e| StoreError::Generic { store: NOTES, source: e.into() })?;
+    for file in listed.into_iter().filter(|file| file.name.ends_with(".json") && file.bytes <= LONGEST_NOTE) {
+        let json = match objects.get(&file.path).await {
+            Err(StoreError::NotFound { .. }) => continue,
+            found => found?.bytes().await?,
+        };
+        // A note that was cut off was never followed by a part.
+        if let Ok(note) = serde_json::from_slice::<Note>(&json) {
+            let Ok(path) = Path::parse(&note.path) else { continue };
+            let Some(place) = places.iter().find(|place| place.has(&note.bucket, &path)) else { continue };
+            if let Err(problem) = abort(place, &path, &note).await {
+                tracing::warn!("an unfinished upload to {}/{path} may have stayed: {problem}", note.bucket);
+                continue;
+            }
+            aborted += 1;
+        }
+        match objects.delete(&file.path).await {
+            Ok(()) | Err(StoreError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(aborted)
+}
+
+async fn abort(place: &Objects, path: &Path, note: &Note) -> std::result::Result<(), String> {
+    let Some(Uploads(uploads)) = &place.uploads else { return Ok(()) };
+    match uploads.abort_multipart(path, &note.upload).await {
         // It had ended, and only the note was left.
         Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
-        Err(error) => Err(bucket.error_at(&path, &error).problem),
+        Err(error) => Err(place.error_at(path, &error).problem),
     }
 }
 
@@ -112,7 +125,7 @@ struct Noting {
     store: Arc<dyn ObjectStore>,
     uploads: Uploads,
     bucket: String,
-    notes: Objects,
+    notes: StoreFolder,
 }
 
 impl fmt::Display for Noting {
@@ -130,7 +143,7 @@ impl Noting {
             to: Arc::new(To { uploads: Arc::clone(uploads), path: path.clone(), id }),
             begun: 0,
             sent: Arc::default(),
-            notes: Arc::clone(&self.notes.store),
+            notes: Arc::clone(&self.notes.objects.store),
             note: self.notes.path(&format!("{}.json", Uuid::new_v4())),
         };
         let json = serde_json::to_vec(&note).map_err(|e| StoreError::Generic { store: NOTES, source: e.into() })?;

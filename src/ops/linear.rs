@@ -6,7 +6,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::fast::{self, AddNorm, Epilogue, Layer};
 use super::training::{self, Learned};
-use super::{FastKernels, Kernels, LayerNorm, array, read};
+use super::{Activation, FastKernels, Kernels, LayerNorm, array, read};
 
 /// A fully connected layer: `[T, in] → [T, out]`.
 #[derive(Debug, Clone)]
@@ -48,20 +48,20 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.0 {
             Weights::Packed(layer) => forward_packed(layer, x, Epilogue::None),
-            Weights::Learned(layer) => layer.forward(x, false),
+            Weights::Learned(layer) => layer.forward(x, None),
             Weights::Plain(weight, bias) => forward_plain(weight, bias, x),
         }
     }
 
-    /// `gelu(x · weightᵀ + bias)` with the exact `erf`
+    /// `activation(x · weightᵀ + bias)`
     ///
     /// # Errors
     /// An `x` that is not `[T, in]`.
-    pub fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         match &self.0 {
-            Weights::Packed(layer) => forward_packed(layer, x, Epilogue::Gelu),
-            Weights::Learned(layer) => layer.forward(x, true),
-            Weights::Plain(weight, bias) => forward_plain(weight, bias, x)?.gelu_erf(),
+            Weights::Packed(layer) => forward_packed(layer, x, Epilogue::Activation(activation)),
+            Weights::Learned(layer) => layer.forward(x, Some(activation)),
+            Weights::Plain(weight, bias) => activation.forward(&forward_plain(weight, bias, x)?),
         }
     }
 
@@ -128,17 +128,23 @@ pub fn linear_many<const N: usize>(x: &Tensor, layers: [&Linear; N]) -> Result<[
     array(if packed.len() == N {
         forward_packed_many(&packed, x, Epilogue::None)?
     } else if learned.len() == N {
-        training::layers(x, &learned, false)?
+        training::layers(x, &learned, None)?
     } else {
         layers.iter().map(|layer| layer.forward(x)).collect::<Result<_>>()?
     })
 }
 
-/// The feed-forward sublayer, `norm(x + lin2(gelu(lin1(x))))`: `[T, D] → [T, D]`.
+/// The feed-forward sublayer, `norm(x + lin2(activation(lin1(x))))`: `[T, D] → [T, D]`.
 ///
 /// # Errors
 /// An `x` that is not `[T, D]`, layers or a norm that do not fit it and each other.
-pub fn feed_forward(x: &Tensor, lin1: &Linear, lin2: &Linear, norm: &LayerNorm) -> Result<Tensor> {
+pub fn feed_forward(
+    x: &Tensor,
+    lin1: &Linear,
+    activation: Activation,
+    lin2: &Linear,
+    norm: &LayerNorm,
+) -> Result<Tensor> {
     match (&lin1.0, &lin2.0) {
         (Weights::Packed(lin1), Weights::Packed(lin2)) => {
             let dim = x.dim(1)?;
@@ -156,10 +162,11 @@ pub fn feed_forward(x: &Tensor, lin1: &Linear, lin2: &Linear, norm: &LayerNorm) 
             }
             let eps = norm.eps_f32();
             let out = read([x, &norm.weight, &norm.bias], |[residual, weight, bias]| {
-                lin1.isa.run(fast::FeedForward { lin1, lin2, norm: AddNorm { residual, weight, bias, eps } })
+                let norm = AddNorm { residual, weight, bias, eps };
+                lin1.isa.run(fast::FeedForward { lin1, activation, lin2, norm })
             })?;
             Tensor::from_vec(out, x.dims(), &Device::Cpu)
         }
-        _ => lin2.forward_add_norm(&lin1.forward_gelu(x)?, x, norm),
+        _ => lin2.forward_add_norm(&lin1.forward_activated(x, activation)?, x, norm),
     }
 }

@@ -63,6 +63,34 @@ impl fmt::Display for Precision {
     }
 }
 
+/// The function between the two layers of a feed-forward sublayer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// GELU with the exact `erf` (Hendrycks & Gimpel 2016).
+    Gelu,
+    /// GELU by its tanh approximation, of the same paper.
+    GeluTanh,
+    /// `max(x, 0)`
+    Relu,
+    /// `x · sigmoid(x)`
+    Silu,
+}
+
+impl Activation {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Gelu, Self::GeluTanh, Self::Relu, Self::Silu];
+
+    /// The function by candle's operators.
+    fn forward(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Gelu => x.gelu_erf(),
+            Self::GeluTanh => x.gelu(),
+            Self::Relu => x.relu(),
+            Self::Silu => x.silu(),
+        }
+    }
+}
+
 /// Which implementation of the operators a model uses.
 #[derive(Debug, Clone, Copy)]
 pub enum Kernels {

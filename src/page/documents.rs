@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::files::readable;
+use crate::files::{self, MAX_JSON, readable};
 use crate::train::finetune;
 
 /// A JSON document in a folder.
@@ -29,7 +29,7 @@ impl Document {
     }
 
     fn read(path: &Path) -> Option<Self> {
-        let text = std::fs::read_to_string(path).ok()?;
+        let text = files::read_string(path, MAX_JSON).ok()?;
         let path = readable(path).display().to_string();
         let document = serde_json::from_str(&text);
         let document = document.inspect_err(|e| tracing::warn!("{path} is left out: {e}")).ok()?;

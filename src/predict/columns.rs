@@ -24,7 +24,8 @@ fn probability_field() -> FieldRef {
 }
 
 /// The fields of a prediction: `label, score, probabilities, truncated, error, raw_probabilities`; either `error` is NULL
-/// or the rest is. Without a calibration, `raw_probabilities` is NULL too, as it would only repeat the probabilities.
+/// or the rest is. Without a calibration, `raw_probabilities` is NULL too, as it would only repeat the probabilities; where the score is made
+/// of one logit, it has that logit.
 #[must_use]
 pub fn prediction_fields() -> Fields {
     FIELDS.clone()

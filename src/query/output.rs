@@ -12,9 +12,10 @@ use arrow::json::{ArrayWriter, LineDelimitedWriter, WriterBuilder as JsonBuilder
 use arrow::util::display::FormatOptions;
 use arrow::util::pretty::pretty_format_batches_with_options;
 
+use super::dates::printable_dates;
 use crate::error::Error;
 use crate::printable::printable;
-use crate::sink::{AtomicFile, ParquetSink, SinkError};
+use crate::sink::{AtomicFile, ParquetSink, SinkError, parquet_problem};
 
 /// How a result is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -96,17 +97,31 @@ pub(super) enum ResultWriter {
 }
 
 impl ResultWriter {
-    pub(super) fn create(format: Format, output: Option<&Path>, schema: SchemaRef) -> Result<Self, Error> {
+    /// Begins a result in a file, or on stdout; `shown` then becomes true when the first of it is there.
+    pub(super) fn create(
+        format: Format,
+        output: Option<&Path>,
+        schema: SchemaRef,
+        shown: &Arc<AtomicBool>,
+    ) -> Result<Self, Error> {
         let path = output.unwrap_or(Path::new("stdout")).to_owned();
         if format == Format::Parquet {
             return match output {
+                Some(_) if parquet_problem(&schema).is_some() => Err(Error::Usage(format!(
+                    "-o {}: {}",
+                    path.display(),
+                    parquet_problem(&schema).unwrap_or_default()
+                ))),
                 Some(path) => Ok(Self::Parquet(Box::new(ParquetSink::create(path, &schema, &[])?))),
                 None => Err(Error::Usage("--format parquet needs a file: add -o FILE.parquet".into())),
             };
         }
         let out = match output {
-            Some(path) => Out::File(Box::new(AtomicFile::create(path).map_err(|e| sink_error(path, &e))?)),
-            None => Out::Stdout(io::BufWriter::new(io::stdout())),
+            Some(path) => {
+                let failed = |e: io::Error| SinkError { path: path.to_owned(), problem: (&e).into() };
+                Out::File(Box::new(AtomicFile::create(path).map_err(failed)?))
+            }
+            None => Out::Stdout { buffer: Vec::new(), shown: Arc::clone(shown) },
         };
         Ok(match format {
             Format::Table => Self::Table { batches: Vec::new(), schema, pages: 0, out },
@@ -126,9 +141,13 @@ impl ResultWriter {
     }
 
     pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), Error> {
+        if let Self::Parquet(sink) = self {
+            return Ok(sink.write(batch)?);
+        }
+        let batch = printable_dates(batch).map_err(|e| Error::sql("the result", &e.into(), None))?;
         match self {
             Self::Table { batches, pages, out, .. } => {
-                batches.push(batch.clone());
+                batches.push(batch);
                 if batches.iter().map(RecordBatch::num_rows).sum::<usize>() >= PAGE {
                     write_page(batches, *pages, out)?;
                     batches.clear();
@@ -136,11 +155,11 @@ impl ResultWriter {
                 }
             }
             Self::Delimited { writer, path } => {
-                flat(batch).and_then(|batch| writer.write(&batch)).map_err(|e| sink_error(path, &e))?;
+                flat(&batch).and_then(|batch| writer.write(&batch)).map_err(|e| sink_error(path, &e))?;
             }
-            Self::Json { writer, path } => writer.write(batch).map_err(|e| sink_error(path, &e))?,
-            Self::JsonLines { writer, path } => writer.write(batch).map_err(|e| sink_error(path, &e))?,
-            Self::Parquet(sink) => sink.write(batch)?,
+            Self::Json { writer, path } => writer.write(&batch).map_err(|e| sink_error(path, &e))?,
+            Self::JsonLines { writer, path } => writer.write(&batch).map_err(|e| sink_error(path, &e))?,
+            Self::Parquet(_) => unreachable!("returned above"),
         }
         Ok(())
     }
@@ -174,7 +193,7 @@ impl ResultWriter {
 
 /// Writes some rows as a table; the first of its pages has the names of the columns.
 fn write_page(batches: &[RecordBatch], page: usize, out: &mut Out) -> Result<(), Error> {
-    let options = FormatOptions::default().with_display_error(true).with_null("NULL");
+    let options = FormatOptions::default().with_display_error(false).with_null("NULL");
     let table = pretty_format_batches_with_options(batches, &options)
         .map_err(|e| Error::sql("the result", &e.into(), None))?
         .to_string();
@@ -187,14 +206,23 @@ fn write_page(batches: &[RecordBatch], page: usize, out: &mut Out) -> Result<(),
 
 /// The bytes of a result go to stdout, or to a file that appears when it is complete.
 pub(super) enum Out {
-    Stdout(io::BufWriter<io::Stdout>),
+    /// A small result is shown at its end only: the statement may have to be executed again until then.
+    Stdout {
+        buffer: Vec<u8>,
+        shown: Arc<AtomicBool>,
+    },
     File(Box<AtomicFile>),
 }
+
+/// Bytes that are kept before they go to stdout.
+const BUFFER: usize = 8192;
 
 impl Out {
     fn finish(self) -> Result<(), Error> {
         match self {
-            Self::Stdout(mut out) => end_if_nobody_reads(out.flush()).map_err(|e| sink_error(Path::new("stdout"), &e)),
+            Self::Stdout { mut buffer, shown } => {
+                show(&mut buffer, &shown).map_err(|e| sink_error(Path::new("stdout"), &e))
+            }
             Self::File(file) => file.publish().map(drop).map_err(|e| sink_error(Path::new("the result"), &e)),
         }
     }
@@ -203,17 +231,32 @@ impl Out {
 impl Write for Out {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Stdout(out) => end_if_nobody_reads(out.write(bytes)),
+            Self::Stdout { buffer, shown } => {
+                buffer.extend_from_slice(bytes);
+                if buffer.len() >= BUFFER {
+                    show(buffer, shown)?;
+                }
+                Ok(bytes.len())
+            }
             Self::File(file) => file.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Stdout(out) => end_if_nobody_reads(out.flush()),
+            // The writers of the formats flush each batch.
+            Self::Stdout { .. } => Ok(()),
             Self::File(file) => file.flush(),
         }
     }
+}
+
+fn show(buffer: &mut Vec<u8>, shown: &AtomicBool) -> io::Result<()> {
+    shown.store(true, Ordering::Relaxed);
+    let mut out = io::stdout();
+    end_if_nobody_reads(out.write_all(buffer).and_then(|()| out.flush()))?;
+    buffer.clear();
+    Ok(())
 }
 
 /// Whether the reader of stdout has seen enough.
@@ -242,11 +285,13 @@ fn sink_error(path: &Path, problem: &dyn std::fmt::Display) -> Error {
 fn flat(batch: &RecordBatch) -> Result<RecordBatch, arrow::error::ArrowError> {
     let mut fields = Vec::new();
     let mut columns = Vec::new();
+    let options = FormatOptions::default().with_display_error(false);
     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
         if field.data_type().is_nested() {
-            let formatter = arrow::util::display::ArrayFormatter::try_new(column, &FormatOptions::default())?;
-            let text = (0..column.len()).map(|row| column.is_valid(row).then(|| formatter.value(row).to_string()));
-            columns.push(Arc::new(text.collect::<arrow::array::StringArray>()) as _);
+            let formatter = arrow::util::display::ArrayFormatter::try_new(column, &options)?;
+            let text = |row| column.is_valid(row).then(|| formatter.value(row).try_to_string()).transpose();
+            let texts = (0..column.len()).map(text).collect::<Result<arrow::array::StringArray, _>>()?;
+            columns.push(Arc::new(texts) as _);
             fields.push(Arc::new(Field::new(field.name(), DataType::Utf8, true)));
         } else {
             columns.push(Arc::clone(column));

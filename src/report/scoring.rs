@@ -106,6 +106,8 @@ pub struct Rows {
     pub rejected: [u64; Rejection::KINDS.len()],
     /// Rows whose texts were cut.
     pub truncated: u64,
+    /// Scores of the store that were damaged, and whose texts were scored anew.
+    pub damaged_scores: u64,
 }
 
 impl Rows {
@@ -159,6 +161,7 @@ impl Report {
                 "repeated": rows.repeated,
                 "rejected": rows.rejected(),
                 "truncated": rows.truncated,
+                "damaged_scores": rows.damaged_scores,
             },
             "rejected": rejected.map(|(kind, n)| ((*kind).to_owned(), n.into())).collect::<serde_json::Map<_, _>>(),
             "labels": self.labels.iter().map(|(label, n)| (label.clone(), (*n).into())).collect::<serde_json::Map<_, _>>(),

@@ -29,6 +29,10 @@ impl fmt::Display for Report {
         for (kind, n) in Rejection::KINDS.iter().zip(self.rows.rejected).filter(|(_, n)| *n > 0) {
             line("", format!("{} with {kind}", grouped(n)))?;
         }
+        if self.rows.damaged_scores > 0 {
+            let damaged = counted(self.rows.damaged_scores, "score");
+            line("", format!("{damaged} in the store damaged and dropped"))?;
+        }
         if !self.labels.is_empty() {
             let all = match self.problem {
                 Problem::MultiLabel => self.rows.read - self.rows.rejected(),

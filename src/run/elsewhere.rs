@@ -7,14 +7,13 @@ use std::sync::Arc;
 
 #[cfg(feature = "cluster")]
 use futures::StreamExt;
-use futures::TryStreamExt;
 #[cfg(feature = "cluster")]
 use futures::stream::LocalBoxStream;
-use object_store::ObjectStoreExt;
 
-use crate::config::Place;
+use uuid::Uuid;
+
 use crate::error::Error;
-use crate::objects::Objects;
+use crate::objects::StoreFolder;
 
 /// The folder of a store in which the texts of tasks are while a cluster scores them.
 const FOLDER: &str = "cluster";
@@ -28,23 +27,22 @@ pub(super) use without::Elsewhere;
 ///
 /// # Errors
 /// A store that cannot be read or written.
-pub(super) async fn clean(store: &Objects) -> Result<(), Error> {
-    remove(&store.folder(FOLDER)).await
+pub(super) async fn clean(store: &StoreFolder) -> Result<(), Error> {
+    let folder = store.folder(FOLDER);
+    let folders = folder.objects.entries().await?.folders;
+    for run in folders.into_iter().filter(|run| Uuid::try_parse(run).is_ok()) {
+        remove(&folder.folder(&run)).await?;
+    }
+    folder.objects.remove_if_empty();
+    Ok(())
 }
 
-async fn remove(folder: &Objects) -> Result<(), Error> {
-    if let Place::Local(path) = &folder.place {
-        return match std::fs::remove_dir_all(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::Io { context: format!("removing {}", path.display()), error })
-            }
-            _ => Ok(()),
-        };
+/// Removes the texts of a run's tasks, and its folder if nothing else is in it.
+async fn remove(folder: &StoreFolder) -> Result<(), Error> {
+    for file in folder.files().await? {
+        folder.objects.remove(&file.path).await?;
     }
-    let mut left = folder.store.list(Some(&folder.root));
-    while let Some(object) = left.try_next().await.map_err(|e| folder.error(&e))? {
-        folder.store.delete(&object.location).await.map_err(|e| folder.error_at(&object.location, &e))?;
-    }
+    folder.objects.remove_if_empty();
     Ok(())
 }
 
@@ -52,7 +50,7 @@ async fn remove(folder: &Objects) -> Result<(), Error> {
 mod with {
     use super::super::pending::Pending;
     use super::super::score::{Run, Scored};
-    use super::{Arc, Error, FOLDER, LocalBoxStream, Objects, Place, StreamExt, remove};
+    use super::{Arc, Error, FOLDER, LocalBoxStream, StoreFolder, StreamExt, remove};
     use crate::cluster::{Address, Client, Contract, Work};
     use crate::config::Pipeline;
     use crate::predict::Models;
@@ -60,7 +58,7 @@ mod with {
     use crate::scorer::Scorer;
 
     /// Where the texts of a run's tasks are.
-    fn texts_of(run: &Run<'_>) -> Objects {
+    fn texts_of(run: &Run<'_>) -> StoreFolder {
         run.store.folder(FOLDER).folder(run.night.run())
     }
 
@@ -133,10 +131,7 @@ mod with {
             if let Err(error) = remove(&texts_of(run)).await {
                 tracing::warn!("texts of tasks are left for the next run to remove: {error}");
             }
-            // Empty, unless another run has taken the lock.
-            if let Place::Local(folder) = run.store.folder(FOLDER).place {
-                let _ = std::fs::remove_dir(folder);
-            }
+            run.store.folder(FOLDER).objects.remove_if_empty();
         }
     }
 }

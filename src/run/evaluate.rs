@@ -163,6 +163,13 @@ impl Work<'_> {
         json["rejected"] = rows.reasons().map(|(reason, rows)| (reason.to_owned(), Value::from(rows))).collect();
         self.publish(&json, &mistakes, &scorer).map_err(|e| self.unwritable(e))?;
         let mut lines = evaluation_lines(&evaluation, judged.labels.names());
+        let unmeasured = judged.labels.without_rows(&judged.gold);
+        if !unmeasured.is_empty() {
+            let labels = unmeasured.iter().map(|label| format!("{label:?}")).collect::<Vec<_>>().join(", ");
+            let line = format!("not measured, as no row has them: {labels}");
+            tracing::warn!("[{SECTION}]: {line}");
+            lines.push(line);
+        }
         if let (Some(calibration), Some(raw)) = (&scorer.model().calibration, &raw) {
             lines.push(format!("calibrated: {calibration}; without: {}", raw.metrics));
         }
@@ -305,7 +312,9 @@ fn measure(
         .map(|(name, values)| (name.as_str(), values.iter().map(Option::as_deref).collect::<Vec<_>>()))
         .collect();
     let evaluation = Evaluation::of(&sample(judged, |p| &p.probabilities, true)?, Some(bootstrap), &slices)?;
-    if judged.predictions.iter().all(|prediction| prediction.raw.is_empty()) {
+    // A value is not calibrated; what is raw of it is its logit.
+    let is_value = matches!(judged.gold, Targets::Values(_));
+    if is_value || judged.predictions.iter().all(|prediction| prediction.raw.is_empty()) {
         return Ok((evaluation, None));
     }
     Ok((evaluation, Some(Evaluation::of(&sample(judged, |p| &p.raw, false)?, None, &[])?)))

@@ -230,7 +230,7 @@ impl Training<'_> {
         }
     }
 
-    fn failed(&self, section: &str, error: JobError) -> Error {
+    pub(super) fn failed(&self, section: &str, error: JobError) -> Error {
         Error::Training { context: self.context(section), error: Box::new(error) }
     }
 

@@ -6,6 +6,7 @@ mod elsewhere;
 mod evaluate;
 mod foresight;
 mod gate;
+mod intact;
 mod joins;
 mod learn;
 mod mistakes;
@@ -37,6 +38,7 @@ use crate::progress::Style;
 use crate::report::RunReport;
 use crate::scorer::{Pool, Precision, PrecisionSetting, ScorerOptions};
 use crate::session::Resources;
+use crate::sql_depth;
 use crate::store::ScoreStore;
 use crate::tables;
 use crate::train::finetune;
@@ -165,7 +167,14 @@ fn query_text(
     key: &str,
     variables: &BTreeMap<String, String>,
 ) -> Result<String, Error> {
-    substituted(pipeline, query, key, variables).map(|(sql, _)| sql)
+    let (sql, _) = substituted(pipeline, query, key, variables)?;
+    match sql_depth::problem(&sql) {
+        None => Ok(sql),
+        Some(problem) => {
+            let section = key.trim_end_matches(".file");
+            Err(Error::Usage(format!("{}: the query of {section}: {problem}", pipeline.path.display())))
+        }
+    }
 }
 
 /// The same, with the names of the variables that were replaced in a file.

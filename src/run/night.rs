@@ -1,21 +1,21 @@
 //! What surrounds the work of a run: its id, the lock of its store, and its record.
 
-use std::io;
 use std::time::Duration;
 
 use chrono::Utc;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::WholeRun;
+use super::{WholeRun, places};
 use crate::confidential::without_credentials;
 use crate::config::Pipeline;
 use crate::error::Error;
+use crate::files::{self, MAX_TEXT};
 use crate::lock::{self, Claim, DEFAULT_LEASE, Held};
-use crate::objects::{Objects, remove_staged};
+use crate::objects::{StoreFolder, abort_noted_uploads};
 use crate::printable::printable;
 use crate::progress::counted;
-use crate::store::{Outcome, RunRecord, Runs};
+use crate::store::{Outcome, RunRecord, Runs, remove_staged};
 
 /// A run that has begun.
 pub(super) struct Night {
@@ -35,13 +35,12 @@ impl Night {
     ///
     /// # Errors
     /// Another run is under way; a store that cannot keep the promises of a lock.
-    pub(super) async fn begin(pipeline: &Pipeline, store: &Objects, wait: Option<Duration>) -> Result<Self, Error> {
+    pub(super) async fn begin(pipeline: &Pipeline, store: &StoreFolder, wait: Option<Duration>) -> Result<Self, Error> {
         let run = Uuid::now_v7().simple().to_string();
-        let place = store.lock_place();
-        lock::probe(&place).await?;
+        let place = store.objects.lock_place();
         let claim = Claim { run_id: run.clone(), pipeline: pipeline.name.clone(), wait, lease: DEFAULT_LEASE };
         let mut held = lock::acquire(&place, &claim).await?;
-        let runs = Runs::of(store);
+        let runs = Runs::of(&store.objects);
         let mut left_behind = Vec::new();
         for killed in held.left_behind() {
             left_behind.push(killed.run_id.clone());
@@ -61,20 +60,18 @@ impl Night {
             };
             runs.add(&record).await?;
         }
-        match store.abort_noted_uploads().await {
+        match abort_noted_uploads(store, &places::of_scoring(pipeline)?).await {
             Ok(0) => {}
             Ok(n) => tracing::info!("{} of killed runs aborted", counted(n as u64, "unfinished upload")),
-            Err(error) => return Err(store.error(&error).into()),
+            Err(error) => return Err(store.objects.error(&error).into()),
         }
-        // Only of the store: others may be writing to the tables, and to what else is in its folder.
-        let folders = store.place.local().into_iter().flat_map(|root| ["scores", "runs"].map(|name| root.join(name)));
-        match folders.map(|folder| remove_staged(&folder)).sum::<io::Result<u64>>() {
+        match remove_staged(store) {
             Ok(0) => {}
             Ok(n) => tracing::info!("{} of killed runs removed", counted(n, "unfinished file")),
-            Err(error) => tracing::warn!("unfinished files of killed runs in {store} stay: {error}"),
+            Err(error) => tracing::warn!("unfinished files of killed runs in {} stay: {error}", store.objects),
         }
         held.settle().await?;
-        let text = std::fs::read(&pipeline.path).ok();
+        let text = files::read(&pipeline.path, MAX_TEXT).ok();
         let pipeline_hash = text.map(|text| {
             let digest = Sha256::digest(&text);
             digest.iter().take(8).fold(String::new(), |hash, byte| format!("{hash}{byte:02x}"))

@@ -14,6 +14,8 @@ use datafusion::common::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use futures::{Stream, StreamExt};
 
+use super::intact::damaged;
+use crate::files;
 use crate::predict::text_values;
 use crate::scorer::{TextColumn, Window};
 
@@ -43,7 +45,7 @@ impl Pending {
     ) -> Result<Self, DataFusionError> {
         let path = folder.join("pending.arrow");
         let mut writer =
-            FileWriter::try_new(BufWriter::with_capacity(1 << 20, File::create(&path)?), &batches.schema())?;
+            FileWriter::try_new(BufWriter::with_capacity(1 << 20, files::create(&path)?), &batches.schema())?;
         let (mut texts, mut rows) = (0, 0);
         let mut batches = std::pin::pin!(coalesce(batches, window));
         while let Some(batch) = batches.next().await {
@@ -55,7 +57,7 @@ impl Pending {
         }
         writer.finish()?;
         drop(writer);
-        let reader = FileReader::try_new_buffered(File::open(&path)?, None)?;
+        let reader = FileReader::try_new_buffered(files::open(&path)?, None)?;
         Ok(Self { path, reader, columns, window: window as u64, texts, rows })
     }
 
@@ -67,7 +69,7 @@ impl Pending {
     /// About so many of the texts, or all where there are fewer, spread evenly over all of them in their order; runs of
     /// neighbours stay together.
     pub(super) fn sample(&self, rows: u64) -> Result<Window, DataFusionError> {
-        let reader = FileReader::try_new_buffered(File::open(&self.path)?, None)?;
+        let reader = FileReader::try_new_buffered(files::open(&self.path)?, None)?;
         let schema = reader.schema();
         let runs = self.texts.div_ceil(SAMPLED_TOGETHER);
         let wanted = rows.div_ceil(SAMPLED_TOGETHER).min(runs);
@@ -96,12 +98,13 @@ impl Pending {
         window_of(&sample, self.columns)
     }
 
-    /// The texts in windows, each with the keys of its rows.
+    /// The texts in windows, each with the keys of its rows; an error if a text is not the one that its key is of.
     pub(super) fn windows(self) -> impl Stream<Item = Result<(ArrayRef, Window), DataFusionError>> {
-        let columns = self.columns;
-        futures::stream::iter(self.reader).map(move |batch| {
+        let Self { path, reader, columns, .. } = self;
+        futures::stream::iter(reader).map(move |batch| {
             let batch = batch?;
-            Ok((Arc::clone(batch.column(0)), window_of(&batch, columns)?))
+            let (keys, window) = (Arc::clone(batch.column(0)), window_of(&batch, columns)?);
+            if window.has_keys(&keys) { Ok((keys, window)) } else { Err(damaged(&path)) }
         })
     }
 }

@@ -10,7 +10,8 @@ use super::sinks::rejected_beside;
 use super::{Stage, evaluate, readable, readable_place};
 use crate::config::{Errors, Pipeline, Place, RunSettings};
 use crate::error::Error;
-use crate::sink::may_replace;
+use crate::objects::Objects;
+use crate::sink::{follow_links, may_replace};
 use crate::train::beside;
 
 /// What is made at a place.
@@ -90,6 +91,15 @@ pub(super) fn targets(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool) -> Vec<
     targets
 }
 
+/// The places that the scoring of a pipeline writes to for good.
+///
+/// # Errors
+/// Settings in the environment that do not suit a service.
+pub(super) fn of_scoring(pipeline: &Pipeline) -> Result<Vec<Objects>, Error> {
+    let targets = targets(pipeline, |stage| stage == Stage::Score).into_iter().filter(|target| !target.temporary);
+    targets.map(|target| Ok(Objects::open(&target.place)?)).collect()
+}
+
 /// Where the folder for temporary files is said to be.
 fn spill_key(run: &RunSettings) -> &'static str {
     if run.spill == std::env::temp_dir() { "run.spill (the system's TMPDIR, unless it is given)" } else { "run.spill" }
@@ -103,11 +113,32 @@ pub(super) fn check(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool, scoring: 
     let targets = targets(pipeline, runs);
     let targets = targets.iter().filter(|target| scoring || ![SINK, REJECTED].contains(&target.what));
     let mut problems: Vec<Error> = targets.filter_map(|target| target.refused(pipeline)).collect();
+    problems.extend(in_store(pipeline));
     match problems.len() {
         0 => Ok(()),
         1 => Err(problems.remove(0)),
         _ => Err(Error::Foreseen(problems)),
     }
+}
+
+/// Refuses tables and rejected rows that lie in the store; the pipeline file is refused for its other places.
+fn in_store(pipeline: &Pipeline) -> Vec<Error> {
+    let Some(scoring) = &pipeline.scoring else { return Vec::new() };
+    let store = &scoring.score.store;
+    let tables = pipeline.tables.iter().map(|table| (format!("tables.{}", table.name), table.location.place.clone()));
+    let rejected = (scoring.score.errors == Errors::Quarantine)
+        .then(|| ("sink.uri: the place of rejected rows".to_owned(), rejected_beside(&scoring.sink.location.place)));
+    let inside = tables.chain(rejected).filter(|(_, place)| place.is_in(&store.place));
+    let refused = inside.map(|(key, place)| {
+        Error::Usage(format!(
+            "{}: {key}: {} lies in the store {}, in which only couplet's own files may be; name another place for one \
+             of them",
+            pipeline.path.display(),
+            readable_place(&place),
+            readable_place(&store.place)
+        ))
+    });
+    refused.collect()
 }
 
 /// Refuses a sink that cannot be what is made of it.
@@ -142,12 +173,14 @@ impl Target {
 /// What keeps a place of this machine from becoming that, if anything does; leaves nothing there.
 fn problem(path: &Path, shape: Shape) -> Option<String> {
     // What a link points to is written, not the link.
-    let real = path.canonicalize();
-    let is_lost = real.is_err() && path.is_symlink() && shape != Shape::File;
-    if is_lost {
+    let target = match follow_links(path) {
+        Ok(target) => target,
+        Err(problem) => return Some(format!("cannot be written: {problem}")),
+    };
+    if target != path && !target.exists() && shape != Shape::File {
         return Some("is a link to what is not there; make the folder that it points to, or remove the link".into());
     }
-    let path = real.unwrap_or_else(|_| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+    let path = target.canonicalize().or_else(|_| std::path::absolute(&target)).unwrap_or(target);
     // A model that is there may be the one that the stage leaves, which then writes nothing.
     let stays = shape == MODEL && path.exists();
     unsuited(&path, shape).or_else(|| if stays { None } else { unwritable(&path, shape) })

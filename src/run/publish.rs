@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use datafusion::common::DataFusionError;
 
 use super::checked::{Check, Checked, Refusal, output_schema, refusal};
+use super::intact::checked_at_end;
 use super::interrupted;
 use super::rejected;
 use super::score::Run;
@@ -63,9 +64,13 @@ impl Run<'_> {
                 stopped: false.into(),
                 published: Mutex::default(),
             });
-            let known = scores.scores(spool.joins(scores.rows())).await?;
+            let known = scores.scores(spool.joins(scores.rows()))?;
             let which = split.then_some(kind);
             let stream = spool.scored(known, scores.rows(), which).await.map_err(|e| self.spool_failed(&e))?;
+            // What was read is compared with what was written before it is committed.
+            let intact = scores.check();
+            let intact = async { intact.await.map_err(|e| DataFusionError::External(e.into())) };
+            let stream = checked_at_end(stream, intact);
             let stream = Checked::new(stream, output_schema(spool.schema()), Arc::clone(&check));
             self.night.confirm().await?;
             let inputs = if sink.appends() { self.inputs(spool, scorer).await? } else { None };

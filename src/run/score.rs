@@ -36,13 +36,13 @@ use crate::cluster::Address;
 use crate::config::{Pipeline, Scoring};
 use crate::crash;
 use crate::error::Error;
-use crate::objects::Objects;
+use crate::objects::StoreFolder;
 use crate::progress::{Progress, Style, grouped};
 use crate::report::{Predicted, Report, Rows};
 use crate::scorer::{Prediction, Rejection, Scorer};
 use crate::session::{self, Resources};
 use crate::source::Source;
-use crate::store::{RunRecord, ScoreStore, SourceFile, model_class};
+use crate::store::{self, RunRecord, ScoreStore, SourceFile, model_class};
 use crate::tables;
 
 /// Windows that are scored at once: while the last batches of one run, the next is tokenized.
@@ -88,13 +88,16 @@ pub(super) async fn score(
     stop: &mut (impl Future<Output = ()> + Unpin),
     whole: &mut WholeRun,
 ) -> Result<Report, Error> {
-    let store = Objects::open(&scoring.score.store.place)?;
-    let begun = tokio::select! {
+    let begin = async {
+        let store = store::open(&scoring.score.store.place).await?;
+        let night = Night::begin(pipeline, &store, remembering.wait).await?;
+        Ok::<_, Error>((store, night))
+    };
+    let (store, begun) = tokio::select! {
         biased;
         () = &mut *stop => return Err(interrupted(scoring, "before the first row was scored", None)),
-        night = Night::begin(pipeline, &store, remembering.wait) => night?,
+        begun = begin => begun?,
     };
-    let store = store.clone().noting(&store);
     let run = Run { pipeline, scoring, variables, remembering, style, store, night: &begun };
     let mut record = begun.record(whole);
     let (outcome, scores) = match run.all(&mut record, stop).await {
@@ -119,7 +122,7 @@ pub(super) struct Run<'a> {
     variables: &'a BTreeMap<String, String>,
     remembering: Remembering,
     style: Style,
-    pub(super) store: Objects,
+    pub(super) store: StoreFolder,
     pub(super) night: &'a Night,
 }
 
@@ -211,6 +214,7 @@ impl Run<'_> {
             repeated: rows_without_score - texts,
             rejected,
             truncated: published.truncated,
+            damaged_scores: scores.damaged(),
         };
         record.rows_remembered = Some(rows.remembered);
         record.rows_repeated = Some(rows.repeated);
@@ -218,6 +222,7 @@ impl Run<'_> {
         tracing::debug!("published to {}", published.output);
         record.rejected = rejected::kinds(rows.rejected);
         record.rows_truncated = Some(rows.truncated);
+        record.scores_damaged = Some(scores.damaged());
         record.output = Some(published.output.clone());
         record.output_version = published.version;
         record.output_bytes = Some(published.bytes);
@@ -282,7 +287,7 @@ impl Run<'_> {
             Some(address) => Some(Elsewhere::reach(address, pipeline, models).await?),
             None => None,
         };
-        let mut scores = ScoreStore::open(&self.store, model_class(&scorer), self.night.run()).await?;
+        let mut scores = ScoreStore::open(&self.store, model_class(&scorer)).await?;
         if self.remembering.fresh {
             scores.forget().await?;
         } else if self.remembering.retry_errors {
@@ -330,7 +335,7 @@ impl Run<'_> {
 
     #[tracing::instrument(skip_all)]
     async fn pending(&self, spool: &Spool, scores: &ScoreStore, together: usize) -> Result<Pending, Error> {
-        let known = scores.scores(spool.joins(scores.rows())).await?;
+        let known = scores.scores(spool.joins(scores.rows()))?;
         match spool.pending(known, scores.rows(), together).await {
             Ok(pending) => Ok(pending),
             Err(e) => Err(scores.blame(self.spool_failed(&e)).await),

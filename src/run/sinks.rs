@@ -20,9 +20,11 @@ use crate::crash;
 use crate::delta;
 use crate::error::Error;
 use crate::lock::{self, LockError};
-use crate::objects::{Objects, cause_in};
+use crate::objects::{Objects, StoreFolder, cause_in};
 use crate::sink::runs::{self, Manifest, RunFolder};
-use crate::sink::{DeltaSink, Mode, ParquetSink, Part, SinkError, Unpublished, writer_options};
+use crate::sink::{self, DeltaSink, Mode, ParquetSink, Part, SinkError, Unpublished, as_there, fitted, writer_options};
+use crate::tables;
+use crate::tables::types::{Columns, FileSchema};
 
 /// Which rows a sink is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +105,7 @@ impl SinkKind {
         schema: &SchemaRef,
         run: &str,
         objects: &Objects,
-    ) -> Result<Option<DeltaSink>, Error> {
+    ) -> Result<Looked, Error> {
         let settings = &scoring.sink;
         let refused = |problem: &str| {
             let place = readable_place(&objects.place);
@@ -125,19 +127,47 @@ impl SinkKind {
                          or name another folder",
                     );
                 }
-                Ok(Some(sink))
+                Ok(Looked::Delta(sink))
             }
             SinkFormat::Parquet => {
+                if let Some(problem) = sink::parquet_problem(schema) {
+                    return refused(&format!("cannot have the rows: {problem}"));
+                }
                 if !settings.is_one_file() && objects.folder(delta::LOG).has_children().await? {
                     return refused(
                         "is a Delta table, into which folders of runs would be put; add format = \"delta\", or name \
                          another folder",
                     );
                 }
-                Ok(None)
+                let appends = !settings.is_one_file() && settings.mode == SinkMode::Append && self == Self::Predictions;
+                if !appends {
+                    return Ok(Looked::Parquet(Arc::clone(schema)));
+                }
+                // All runs are read as one table.
+                let mut runs = tables::columns_of_runs(objects).await.map_err(|e| Error::Tables(vec![e]))?;
+                let fits = Columns::of(&runs).and_then(|there| {
+                    let schema = as_there(schema, &there.schema);
+                    runs.push(FileSchema { place: "this run".into(), schema: Arc::clone(&schema), footer: None });
+                    Columns::of(&runs).map(|_| schema)
+                });
+                match fits {
+                    Ok(schema) => Ok(Looked::Parquet(schema)),
+                    Err(problem) => refused(&format!(
+                        "has runs that the rows cannot be read with as one table: {problem}; CAST it in the \
+                         source query, or name another folder"
+                    )),
+                }
             }
         }
     }
+}
+
+/// What is where the rows go.
+enum Looked {
+    /// A Delta table, or a place for one.
+    Delta(DeltaSink),
+    /// Parquet, with these columns.
+    Parquet(SchemaRef),
 }
 
 impl Sink {
@@ -152,7 +182,7 @@ impl Sink {
         schema: &SchemaRef,
         metadata: &[(&'static str, String)],
         run: &str,
-        store: &Objects,
+        store: &StoreFolder,
     ) -> Result<Self, Error> {
         let place = kind.place(scoring);
         let settings = &scoring.sink;
@@ -160,8 +190,8 @@ impl Sink {
         try_to_write(&objects, settings.is_one_file(), store).await?;
         let metadata = metadata.to_vec();
         let to = match (kind.look(pipeline, scoring, schema, run, &objects).await?, &place) {
-            (Some(sink), _) => To::Delta { sink, metadata },
-            (None, _) if !settings.is_one_file() => {
+            (Looked::Delta(sink), _) => To::Delta { sink, metadata },
+            (Looked::Parquet(schema), _) if !settings.is_one_file() => {
                 let model = metadata.iter().find(|(key, _)| *key == "couplet.model").map(|(_, value)| value.clone());
                 let run = runs::Run {
                     id: run.to_owned(),
@@ -169,10 +199,10 @@ impl Sink {
                     model: model.unwrap_or_default(),
                     keep: settings.keep,
                 };
-                To::Runs(Box::new(RunFolder::begin(&objects.lock_place(), schema, &metadata, run).await?))
+                To::Runs(Box::new(RunFolder::begin(&objects.lock_place(), &schema, &metadata, run).await?))
             }
-            (None, Place::Local(path)) => To::File { path: path.clone(), schema: Arc::clone(schema), metadata },
-            (None, Place::Remote(_) | Place::Hub(_)) => To::Object { objects, schema: Arc::clone(schema), metadata },
+            (Looked::Parquet(schema), Place::Local(path)) => To::File { path: path.clone(), schema, metadata },
+            (Looked::Parquet(schema), Place::Remote(_) | Place::Hub(_)) => To::Object { objects, schema, metadata },
         };
         let output = readable_place(&place);
         Ok(Self { kind, mode: settings.mode, output, to })
@@ -251,6 +281,7 @@ impl Sink {
                 Ok(Done { output, bytes, version: None })
             }
             To::Runs(folder) => {
+                let rows = fitted(rows, folder.schema());
                 let manifest = to_runs(rows, folder.of_inputs(inputs), &output, night).await?;
                 Ok(done_by(&output, &manifest))
             }
@@ -259,7 +290,7 @@ impl Sink {
                 let table = StreamingTable::try_new(rows.schema(), vec![Arc::new(Once::new(rows))]);
                 let table: Arc<dyn TableProvider> = Arc::new(table.map_err(|e| Error::sql(&output, &e, None))?);
                 // The library commits as soon as the rows end, so that the last look at the lock lies before their end.
-                let mut publishing = pin!(sink.publish(context, table, crate::sink::properties(&metadata), inputs));
+                let mut publishing = pin!(sink.publish(context, table, sink::properties(&metadata), inputs));
                 let committed = tokio::select! {
                     biased;
                     committed = &mut publishing => committed,
@@ -287,14 +318,14 @@ fn done_by(output: &str, manifest: &Manifest) -> Done {
 
 /// Finds out, before anything is scored, whether a place in a bucket can be written, and whether the server keeps the
 /// conditions under which it is; leaves nothing there. Those of this machine were looked at with [`places`](super::places).
-async fn try_to_write(objects: &Objects, is_one_file: bool, store: &Objects) -> Result<(), Error> {
+async fn try_to_write(objects: &Objects, is_one_file: bool, store: &StoreFolder) -> Result<(), Error> {
     // The store is probed by now. Rights may be given for a part of a bucket only, so that this is its own place.
+    // One run of the store is here at a time: the next one finds the object of one that was killed, and deletes it.
+    let probe = format!(".couplet-probe-{}", store.id());
     let lock::Place::Objects { store: bucket, root, name, explain } = objects.lock_place() else { return Ok(()) };
-    if objects.place == store.place {
-        return Ok(());
-    }
     let root = if is_one_file { root.parent().unwrap_or_default() } else { root };
-    lock::probe(&lock::Place::Objects { store: bucket, root, name, explain }).await.map_err(|error| match error {
+    let place = lock::Place::Objects { store: bucket, root, name, explain };
+    lock::probe_and_delete(&place, &probe).await.map_err(|error| match error {
         LockError::Store { problem, .. } => SinkError { path: objects.to_string().into(), problem }.into(),
         error => Error::from(error),
     })

@@ -7,7 +7,6 @@
 //! keys, numbers and scores only; they run in a memory pool of their own, whose size does not grow with the rows, and
 //! spill beside the file.
 
-use std::fs::File;
 use std::io::{self, BufWriter};
 use std::sync::Arc;
 
@@ -28,9 +27,11 @@ use parquet::basic::Compression;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
 use super::beside::beside;
+use super::intact::{Hashing, check, checked_at_end};
 use super::joins::{Joins, bytes_of_scores, of_rows, session, without_views};
 use super::pending::Pending;
 use super::sinks::SinkKind;
+use crate::files;
 use crate::predict::{prediction_fields, text_values};
 use crate::scorer::{Rejection, TextColumn, Window};
 use crate::session::Resources;
@@ -64,6 +65,8 @@ pub(super) struct Spool {
     /// What plans may take, in bytes.
     memory: u64,
     rows: u64,
+    /// The digest of the file, as it was written.
+    digest: blake3::Hash,
     /// Bytes of the rows before they are compressed.
     size: u64,
     /// Labels of the model whose scores are looked up.
@@ -102,7 +105,7 @@ impl Spool {
             .set_max_row_group_bytes(Some(GROUP))
             .build();
         let path = resources.folder().join("rows.parquet");
-        let file = BufWriter::with_capacity(1 << 20, File::create(&path)?);
+        let file = Hashing::new(BufWriter::with_capacity(1 << 20, files::create(&path)?));
         let mut writer = ArrowWriter::try_new(file, Arc::clone(&spooled), Some(properties))?;
         let (mut rows, mut rejected) = (0, [0; Rejection::KINDS.len()]);
         while let Some(batch) = batches.next().await {
@@ -116,7 +119,7 @@ impl Spool {
         }
         writer.flush()?;
         let size = writer.flushed_row_groups().iter().map(|group| group.total_byte_size().unsigned_abs()).sum();
-        io::Write::flush(&mut writer.into_inner()?)?;
+        let digest = writer.into_inner()?.finish()?;
         Ok(Self {
             context: session(SessionConfig::new().with_batch_size(window).with_target_partitions(1), runtime),
             joins: Joins::new(memory, &resources)?,
@@ -126,6 +129,7 @@ impl Spool {
             resources,
             memory,
             rows: rows.unsigned_abs(),
+            digest,
             size,
             labels,
             rejected,
@@ -245,7 +249,7 @@ impl Spool {
     }
 
     /// All rows with their scores, or those that have an error, or those that have none: the columns of the source and
-    /// those of a prediction, in the order of the source.
+    /// those of a prediction, in the order of the source; an error at their end if the file has changed.
     ///
     /// `scores` is a table of [`Spool::joins`], with `held` scores.
     pub(super) async fn scored(
@@ -290,7 +294,9 @@ impl Spool {
             let all = RecordBatch::try_new(Arc::clone(&output), [&rows.columns()[..width], &scores].concat())?;
             Ok(if let Some(keep) = keep { filter_record_batch(&all, &keep)? } else { all })
         });
-        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, scored)))
+        let rows = Box::pin(RecordBatchStreamAdapter::new(schema, scored));
+        let path = self.resources.folder().join("rows.parquet");
+        Ok(checked_at_end(rows, check(path, self.digest)))
     }
 }
 

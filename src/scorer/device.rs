@@ -5,6 +5,8 @@ use std::str::FromStr;
 use candle_core::Device;
 use thiserror::Error;
 
+use crate::frames::message;
+
 /// A device as a pipeline names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum DeviceSetting {
@@ -55,7 +57,7 @@ impl DeviceSetting {
         let error = |device, feature: &str, problem: candle_core::Error| DeviceError {
             device,
             problem: if cfg!(any(feature = "cuda", feature = "metal")) {
-                problem.to_string()
+                message(&problem)
             } else {
                 format!(
                     "this couplet was built without GPU support; build it with --features {feature}, or set device = \"cpu\""

@@ -32,7 +32,8 @@ pub use tally::{Counts, PADDED_BATCH, Tally};
 pub use window::{TextColumn, Window};
 
 use crate::config::Place;
-use crate::model::{Encoding, LoadError, Makings, Model, PackedBatch, Tokenizer};
+use crate::frames::message;
+use crate::model::{Encoding, LoadError, Makings, Model, ModelFiles, PackedBatch, Tokenizer};
 use crate::objects::{ModelFolder, ObjectsError, model_folder};
 pub use crate::ops::Precision;
 
@@ -164,9 +165,8 @@ impl ScorerError {
         match self {
             Self::Fetch(error) => error.trouble.is_mistake(),
             Self::Fetched { error, .. } => error.is_mistake(),
-            Self::Load(_) | Self::Name { .. } | Self::Device(_) | Self::Precision { .. } | Self::MaxLength { .. } => {
-                true
-            }
+            Self::Load(error) => error.is_mistake(),
+            Self::Name { .. } | Self::Device(_) | Self::Precision { .. } | Self::MaxLength { .. } => true,
             Self::Forward { .. } | Self::Stopped => false,
         }
     }
@@ -201,7 +201,7 @@ impl Shared {
         }
         let (sequences, tokens) = (batch.sequences(), batch.input_ids.len());
         let logits = self.model.forward(&batch).and_then(|logits| logits.to_vec2::<f32>());
-        let failed = |e: candle_core::Error| ScorerError::Forward { sequences, tokens, problem: e.to_string() };
+        let failed = |e: candle_core::Error| ScorerError::Forward { sequences, tokens, problem: message(&e) };
         Ok((logits.map_err(failed)?, tokens))
     }
 }
@@ -219,7 +219,7 @@ impl Scorer {
     fn load_model(folder: &Path, options: ScorerOptions, pool: &Pool) -> Result<(Model, Precision), ScorerError> {
         let device = options.device.open()?;
         pool.install(|| match options.precision {
-            PrecisionSetting::Auto => self_check::quickest(Model::load(folder, &device)?).map_err(ScorerError::from),
+            PrecisionSetting::Auto => Ok(self_check::quickest(&ModelFiles::read(folder)?, &device)?),
             PrecisionSetting::Of(precision) => {
                 let kernels =
                     Kernels::with_precision(&device, precision).ok_or(ScorerError::Precision { precision })?;
@@ -257,8 +257,8 @@ impl Scorer {
             return Err(unsuitable(format!("it reads at most {limit} tokens")));
         }
         let tokenizer = model.tokenizer.with_max_length(max_length).map_err(unsuitable)?;
-        // Probabilities, and once more where they are calibrated.
-        let numbers = model.config.labels.len() * if model.calibration.is_some() { 2 } else { 1 };
+        // Probabilities, and once more where they are calibrated; or a logit.
+        let numbers = model.config.labels.len().max(1) * if model.calibration.is_some() { 2 } else { 1 };
         Ok(Self(Arc::new(Shared {
             model,
             precision,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::{Calibration, ModelConfig, Problem};
+use crate::model::{Calibration, ModelConfig, Problem, ScoreActivation};
 
 /// The prediction for a text or a pair.
 #[derive(Debug, Clone, PartialEq)]
@@ -10,11 +10,12 @@ pub struct Prediction {
     /// Place of the label in [`ModelConfig::labels`]: the most probable one, unless the model has a threshold that
     /// decides; none for regression.
     pub label: Option<usize>,
-    /// Probability of that label; the value for regression.
+    /// Probability of that label; for regression the value, which [`ModelConfig::score`] makes of the logit.
     pub score: f32,
     /// Probability of each label, calibrated where the model has a calibration; empty for regression.
     pub probabilities: Box<[f32]>,
-    /// Probability of each label as the logits have it; empty where nothing was calibrated.
+    /// Probability of each label as the logits have it, empty where nothing was calibrated; for regression the logit,
+    /// where the score is another number.
     pub raw: Box<[f32]>,
     /// Tokens that the encoder read.
     pub tokens: usize,
@@ -23,8 +24,8 @@ pub struct Prediction {
 }
 
 impl Prediction {
-    /// Turns the logits of one row into probabilities: softmax, a sigmoid each, or the value as it is; and calibrates
-    /// them where there is a calibration.
+    /// Turns the logits of one row into probabilities by softmax or a sigmoid each, or into the score of a regression; and
+    /// calibrates them where there is a calibration.
     pub(super) fn of_logits(
         logits: &[f32],
         config: &ModelConfig,
@@ -34,8 +35,11 @@ impl Prediction {
     ) -> Self {
         let raw: Box<[f32]> = match config.problem {
             Problem::Regression => {
-                let (score, none) = (logits.first().copied().unwrap_or(f32::NAN), Box::default);
-                return Self { label: None, score, probabilities: none(), raw: none(), tokens, truncated };
+                let logit = logits.first().copied().unwrap_or(f32::NAN);
+                let score = config.score.apply(logit);
+                let raw: Box<[f32]> =
+                    if config.score == ScoreActivation::Identity { Box::default() } else { [logit].into() };
+                return Self { label: None, score, probabilities: Box::default(), raw, tokens, truncated };
             }
             Problem::SingleLabel => softmax(logits),
             Problem::MultiLabel => logits.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
@@ -136,7 +140,8 @@ mod tests {
     #[test]
     fn a_calibration_leaves_the_raw_probabilities_and_a_threshold_decides() {
         let config = ModelConfig::smallest(Problem::SingleLabel, 2);
-        let mut calibration = Calibration { temperature: 2.0, threshold: None, objective: None, fitted_on: None };
+        let mut calibration =
+            Calibration { temperature: 2.0, threshold: None, objective: None, fitted_on: None, bound: None };
         let raw = Prediction::of_logits(&[1.0, 0.0], &config, None, 9, false);
         let prediction = Prediction::of_logits(&[1.0, 0.0], &config, Some(&calibration), 9, false);
         assert_eq!((prediction.label, &prediction.raw), (Some(0), &raw.probabilities));
@@ -159,6 +164,16 @@ mod tests {
     fn a_regression_has_a_value_and_no_label() {
         let prediction = Prediction::of_logits(&[3.25], &ModelConfig::smallest(Problem::Regression, 0), None, 9, false);
         assert_eq!((prediction.label, prediction.score), (None, 3.25));
+        assert!(prediction.probabilities.is_empty() && prediction.raw.is_empty());
+    }
+
+    #[test]
+    fn a_score_keeps_its_logit_beside_it() {
+        let mut config = ModelConfig::smallest(Problem::Regression, 0);
+        config.score = ScoreActivation::Sigmoid;
+        let prediction = Prediction::of_logits(&[3.25], &config, None, 9, false);
+        assert!((prediction.score - 0.962_673).abs() < 1e-6, "{}", prediction.score);
+        assert_eq!((prediction.label, &*prediction.raw), (None, &[3.25][..]));
         assert!(prediction.probabilities.is_empty());
     }
 }

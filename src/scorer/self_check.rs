@@ -1,9 +1,10 @@
 //! `precision = "auto"`: the quickest numbers that change nothing that matters, by trial on a few sentences.
 
-use candle_core::Result;
+use candle_core::{Device, Result};
 
 use super::prediction::Prediction;
-use crate::model::{LoadError, Model, PackedBatch, Problem};
+use crate::frames::message;
+use crate::model::{LoadError, Model, ModelFiles, PackedBatch, Problem};
 use crate::ops::{Kernels, Precision};
 
 /// The largest difference of a probability to f32 with which another precision is taken.
@@ -28,11 +29,12 @@ const SENTENCES: [&str; 12] = [
     "Police said the two men, aged 34 and 51, were arrested without incident near the border.",
 ];
 
-/// Gives the model in the quickest precision of the device that passes, and says which.
-pub(super) fn quickest(model: Model) -> std::result::Result<(Model, Precision), LoadError> {
+/// Loads a model in the quickest precision of the device that passes, and says which.
+pub(super) fn quickest(files: &ModelFiles, device: &Device) -> std::result::Result<(Model, Precision), LoadError> {
+    let model = Model::of_files(files, device, Kernels::for_device(device))?;
     for precision in [Precision::Int16, Precision::F16] {
         let Some(kernels) = Kernels::with_precision(&model.device, precision) else { continue };
-        let candidate = model.encoder_with(kernels)?;
+        let candidate = model.encoder_with(files, kernels)?;
         let difference = batch(&model).and_then(|batch| {
             let (exact, other) = rayon::join(|| model.forward(&batch), || model.forward_with(&candidate, &batch));
             Ok(Difference::between(&model, &exact?.to_vec2()?, &other?.to_vec2()?))
@@ -43,7 +45,9 @@ pub(super) fn quickest(model: Model) -> std::result::Result<(Model, Precision), 
                 return Ok((model.with_encoder(candidate), precision));
             }
             Ok(difference) => tracing::warn!(%precision, ?difference, "the self-check failed: f32 is used"),
-            Err(error) => tracing::warn!(%precision, %error, "the self-check could not run: f32 is used"),
+            Err(error) => {
+                tracing::warn!(%precision, error = message(&error), "the self-check could not run: f32 is used")
+            }
         }
     }
     Ok((model, Precision::F32))

@@ -4,7 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::{Array, StringViewArray};
+use arrow::array::{Array, ArrayRef, AsArray, StringViewArray};
+use arrow::compute::cast;
+use arrow::datatypes::DataType;
 use tokio::sync::oneshot;
 
 use super::memo::{Answer, Slot, TextKey, text_key};
@@ -84,6 +86,14 @@ impl Window {
     /// What a row's texts are remembered by; none if they cannot be scored.
     pub(crate) fn key(&self, row: usize) -> Option<TextKey> {
         self.rejection(row).is_none().then(|| text_key(self.text(row), self.text_pair(row)))
+    }
+
+    /// Whether these are the keys of its rows: a text that is not as it was written has another one.
+    pub(crate) fn has_keys(&self, keys: &ArrayRef) -> bool {
+        let Ok(keys) = cast(keys, &DataType::Binary) else { return false };
+        let keys = keys.as_binary::<i32>();
+        keys.len() == self.len()
+            && keys.iter().enumerate().all(|(row, key)| key == self.key(row).as_ref().map(AsRef::as_ref))
     }
 
     /// Why a row cannot be scored, as far as its texts alone tell.

@@ -23,11 +23,13 @@ use crate::cli::{print, report_error};
 use crate::cluster;
 use crate::config::Table;
 use crate::error::Error;
+use crate::files::{self, MAX_JSON};
 use crate::logging::LogFormat;
 use crate::parameters::Parameters;
 use crate::progress::grouped;
-use crate::query::{self, Format, Shown};
+use crate::query::{self, Format, Script, Shown};
 use crate::run;
+use crate::tables::snapshot::Snapshot;
 
 use commands::Command;
 use complete::Assistant;
@@ -89,7 +91,8 @@ impl<'a> Shell<'a> {
         let config = config.history_ignore_dups(true).and_then(|config| config.max_history_size(HISTORY));
         let config = config.map_err(|e| unusable(&e))?.build();
         let mut editor: Editor<Assistant, FileHistory> = Editor::with_config(config).map_err(|e| unusable(&e))?;
-        let history = history_file();
+        // rustyline would wait for a pipe of that name.
+        let history = history_file().filter(|path| path.is_file() || !path.exists());
         if let Some(path) = &history {
             // Before the first statement there is none.
             let _ = editor.load_history(path);
@@ -195,7 +198,7 @@ impl<'a> Shell<'a> {
                 if depth == DEEPEST {
                     return Err(Error::Usage(format!("{shown}: files name each other more than {DEEPEST} deep")));
                 }
-                let text = fs::read_to_string(&path);
+                let text = files::read_string(&path, MAX_JSON);
                 let text = text.map_err(|e| Error::Usage(format!("cannot read {shown}: {e}")))?;
                 Box::pin(self.script(&text, &shown, depth + 1)).await
             }
@@ -224,9 +227,21 @@ impl<'a> Shell<'a> {
         let output = self.output.clone();
         let format = query::format_of(self.format, output.as_deref())?;
         let parameters = Parameters::of_statement(sql, here, &self.parameters)?;
-        let shown =
-            query::show(self.context, sql, origin, &parameters, format, output.as_deref(), self.most_rows).await;
-        let Shown { rows, cut } = match shown {
+        // Files may have been replaced since the statement before.
+        if let Some(snapshot) = Snapshot::of(self.context) {
+            snapshot.renew();
+        }
+        let script = Script {
+            context: self.context.clone(),
+            tables: self.tables.to_vec(),
+            sql: sql.to_owned(),
+            origin: origin.to_owned(),
+            parameters,
+            format,
+            output: output.clone(),
+            most_rows: self.most_rows,
+        };
+        let Shown { rows, cut } = match query::execute(script).await {
             Ok(shown) => shown,
             Err(error) => {
                 let kept = if output.is_some() { "no output was written" } else { "the output is not complete" };

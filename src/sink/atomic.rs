@@ -9,7 +9,11 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use thiserror::Error;
 use uuid::Uuid;
+
+use super::attributes::{creating, follow_links, keep};
+use crate::files;
 
 pub(crate) const TEMPORARY: &str = ".couplet-tmp";
 
@@ -33,8 +37,7 @@ impl AtomicFile {
     /// A folder that cannot be made or written.
     pub fn create(target: &Path) -> io::Result<Self> {
         // What a link points to is replaced, not the link.
-        let target =
-            &fs::canonicalize(target).ok().filter(|_| target.is_symlink()).unwrap_or_else(|| target.to_owned());
+        let target = &follow_links(target)?;
         let folder = folder_of(target);
         fs::create_dir_all(folder)?;
         let name = target.file_name().ok_or_else(|| io::Error::other("it is not the name of a file"))?;
@@ -47,7 +50,7 @@ impl AtomicFile {
         let prefix = format!(".{}.", name.to_string_lossy());
         remove_remains(folder, &prefix, |path| fs::remove_file(path));
         let temporary = folder.join(format!("{prefix}{}{TEMPORARY}", Uuid::new_v4().simple()));
-        let file = File::create_new(&temporary)?;
+        let file = files::open_with(&mut creating(target), &temporary)?;
         // File systems without locks exist; there a killed run's remains stay until they are removed by hand.
         let _ = hold(&file);
         Ok(Self { target: target.to_owned(), temporary, file: Some(BufWriter::with_capacity(1 << 20, file)) })
@@ -56,21 +59,23 @@ impl AtomicFile {
     /// Makes the file durable and puts it in its place, instead of what stood there; returns its size in bytes.
     ///
     /// # Errors
-    /// A disk that is full or gone; what stood there is still there then.
+    /// A disk that is full or gone; what stood there is still there then, unless the error is [`NotDurable`].
     pub fn publish(mut self) -> io::Result<u64> {
         let Some(writer) = self.file.take() else { return Err(io::Error::other("published twice")) };
         let published = writer.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| {
+            keep(&file, &self.target)?;
             // Without this, a rename can survive a loss of power that the contents do not.
             file.sync_all()?;
+            let bytes = file.metadata()?.len();
             fs::rename(&self.temporary, &self.target)?;
-            // And the rename itself is in the folder.
-            File::open(folder_of(&self.target))?.sync_all()?;
-            Ok(file.metadata()?.len())
+            Ok(bytes)
         });
         if published.is_err() {
             let _ = fs::remove_file(&self.temporary);
         }
-        published
+        let bytes = published?;
+        sync_name(&self.target)?;
+        Ok(bytes)
     }
 }
 
@@ -90,6 +95,25 @@ impl Drop for AtomicFile {
             let _ = fs::remove_file(&self.temporary);
         }
     }
+}
+
+/// What errors say of a name that may not survive a loss of power.
+pub(crate) const NOT_DURABLE: &str = "the disk did not confirm that it is durable";
+
+/// Why a loss of power may bring back what a new file or folder has replaced.
+#[derive(Debug, Error)]
+#[error(
+    "the new version is there, but {NOT_DURABLE} ({0}): a loss of power may bring the old one back; check the disk, and \
+     run the same command again"
+)]
+pub struct NotDurable(io::Error);
+
+/// Makes the name that a file or folder has got durable, which is in the folder around it.
+///
+/// # Errors
+/// [`NotDurable`]
+pub(super) fn sync_name(target: &Path) -> io::Result<()> {
+    files::sync_folder(folder_of(target)).map_err(|error| io::Error::other(NotDurable(error)))
 }
 
 /// The folder around a file or folder.
@@ -119,7 +143,7 @@ pub(crate) fn remove_remains(folder: &Path, prefix: &str, remove: fn(&Path) -> i
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if name.starts_with(prefix) && name.ends_with(TEMPORARY) {
-            let Ok(opened) = File::open(entry.path()) else { continue };
+            let Ok(opened) = files::open_own(&entry.path()) else { continue };
             // Held by a live run; or the question cannot be asked, and then nothing is removed.
             let is_free = || opened.try_lock().is_ok();
             let mut free = is_free();

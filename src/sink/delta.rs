@@ -3,17 +3,14 @@
 //! The rows are written to data files first; the commit then names them in one log entry. Whoever reads meanwhile
 //! reads the version before. A commit whose answer was lost is looked up by the run's id, which every commit carries.
 
-use std::fmt::Display;
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, RecordBatch, new_null_array};
-use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use datafusion::catalog::TableProvider;
-use datafusion::common::{Column, DataFusionError};
+use datafusion::common::Column;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::Expr;
-use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::prelude::SessionContext;
 use deltalake_core::delta_datafusion::DataFusionMixins;
 use deltalake_core::kernel::engine::arrow_conversion::TryIntoKernel;
@@ -21,11 +18,11 @@ use deltalake_core::kernel::transaction::CommitProperties;
 use deltalake_core::kernel::{StructType, Transaction};
 use deltalake_core::operations::write::SchemaMode;
 use deltalake_core::protocol::SaveMode;
-use deltalake_core::{DeltaTable, DeltaTableError};
-use futures::StreamExt;
+use deltalake_core::{DeltaTable, DeltaTableError, TableProperty};
 use parquet::file::properties::WriterProperties;
 use serde_json::json;
 
+use super::fit;
 use crate::delta::{self, DeltaError};
 use crate::files::nearest_name;
 use crate::objects::Objects;
@@ -70,6 +67,8 @@ pub struct DeltaSink {
     run: String,
     pipeline: String,
     schema: SchemaRef,
+    /// Whether the table has nothing but NULL so far in a column that gets values now.
+    gains_types: bool,
 }
 
 impl DeltaSink {
@@ -90,7 +89,7 @@ impl DeltaSink {
         if let Some(problem) = ids_problem(schema, id).filter(|_| mode == Mode::Merge) {
             return Err(DeltaError::mistake(objects, problem));
         }
-        let mut schema = delta::for_delta(schema);
+        let (mut schema, mut gains_types) = (delta::for_delta(schema), false);
         if let Some(problem) = types_problem(&schema) {
             return Err(DeltaError::mistake(objects, problem));
         }
@@ -119,10 +118,17 @@ impl DeltaSink {
                 );
                 return Err(DeltaError::mistake(objects, problem));
             }
-            schema = nullable_as(&schema, Some(snapshot.snapshot().read_schema().as_ref()));
+            let there = delta::for_delta(&snapshot.snapshot().read_schema());
+            schema = as_in_table(&schema, Some(&there));
+            let is_void = |name: &String| there.field_with_name(name).is_ok_and(|field| field.data_type().is_null());
+            gains_types = schema.fields().iter().any(|field| is_void(field.name()) && !field.data_type().is_null());
         } else {
-            // What has no NULL today may have one another night.
-            schema = nullable_as(&schema, None);
+            schema = as_in_table(&schema, None);
+        }
+        let untyped = schema.fields().iter().find(|f| f.data_type().is_null() && partition_by.contains(f.name()));
+        if let Some(field) = untyped {
+            let problem = format!("partition_by names `{}`, which is NULL in every row", field.name());
+            return Err(DeltaError::mistake(objects, problem));
         }
         Ok(Self {
             objects: objects.clone(),
@@ -133,6 +139,7 @@ impl DeltaSink {
             run: run.to_owned(),
             pipeline: pipeline.to_owned(),
             schema: Arc::new(schema),
+            gains_types,
         })
     }
 
@@ -160,13 +167,7 @@ impl DeltaSink {
     /// The rows with the types of the table; a value that these cannot hold is an error of the stream.
     #[must_use]
     pub fn fitted(&self, rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
-        let schema = Arc::clone(&self.schema);
-        let fitted = rows.map(move |batch: Result<RecordBatch, DataFusionError>| -> Result<_, DataFusionError> {
-            let batch = batch?;
-            let columns = batch.columns().iter().zip(schema.fields()).map(|(column, field)| as_in_table(column, field));
-            Ok(RecordBatch::try_new(Arc::clone(&schema), columns.collect::<Result<Vec<_>, DataFusionError>>()?)?)
-        });
-        Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), fitted))
+        fit::fitted(rows, &self.schema)
     }
 
     /// Commits the rows of `rows`, which is scanned once; `inputs` tells what they were made of.
@@ -182,7 +183,13 @@ impl DeltaSink {
     ) -> Result<Committed, Unpublished> {
         let commit = self.properties(inputs);
         let before = self.table.as_ref().and_then(DeltaTable::version);
-        let written = match self.table.clone() {
+        let table = match self.table.clone() {
+            Some(table) => {
+                Some(self.with_exact_statistics(table).await.map_err(|e| Unpublished { source: e, known: true })?)
+            }
+            None => None,
+        };
+        let written = match table {
             Some(table) if self.mode == Mode::Merge => self.merge(table, context, rows, properties, commit).await,
             table => self.write(table, context, rows, properties, commit).await,
         };
@@ -200,6 +207,15 @@ impl DeltaSink {
     fn committed(&self, table: &DeltaTable) -> Committed {
         let (_, bytes) = delta::size(&self.objects, table).unwrap_or_default();
         Committed { version: table.version().unwrap_or_default(), bytes }
+    }
+
+    /// Has a table name the columns whose statistics are exact, so that readers pass over those that its log has of others.
+    async fn with_exact_statistics(&self, table: DeltaTable) -> Result<DeltaTable, DeltaTableError> {
+        let (key, names) = (TableProperty::DataSkippingStatsColumns.as_ref(), exact_statistics(&self.schema));
+        if table.snapshot()?.metadata().configuration().get(key) == Some(&names) {
+            return Ok(table);
+        }
+        table.set_tbl_properties().with_properties([(key.to_owned(), names)].into()).await
     }
 
     async fn write(
@@ -220,9 +236,16 @@ impl DeltaSink {
             .with_writer_properties(properties)
             .with_table_name(self.pipeline.clone())
             .with_description("predictions of couplet")
+            .with_configuration([(
+                TableProperty::DataSkippingStatsColumns.as_ref(),
+                Some(exact_statistics(&self.schema)),
+            )])
             .with_commit_properties(commit);
         write = match self.mode {
             Mode::Overwrite => write.with_save_mode(SaveMode::Overwrite).with_schema_mode(SchemaMode::Overwrite),
+            Mode::Append | Mode::Merge if self.gains_types => {
+                write.with_save_mode(SaveMode::Append).with_schema_mode(SchemaMode::Merge)
+            }
             Mode::Append | Mode::Merge => write.with_save_mode(SaveMode::Append),
         };
         write.await
@@ -237,7 +260,12 @@ impl DeltaSink {
         commit: CommitProperties,
     ) -> Result<DeltaTable, DeltaTableError> {
         let of = |table: &str, name: &str| Expr::Column(Column::new(Some(table), name));
-        let same = self.id.iter().map(|name| of("target", name).eq(of("source", name)));
+        // deltalake skips files by the range of an id that it finds in an equation; the log may not have it exactly.
+        let inexact: HashSet<&str> = delta::inexact(&self.schema).collect();
+        let same = self.id.iter().map(|name| match inexact.contains(name.as_str()) {
+            true => Expr::Not(Box::new(of("target", name).not_eq(of("source", name)))),
+            false => of("target", name).eq(of("source", name)),
+        });
         let same = same.reduce(Expr::and).ok_or_else(|| DeltaTableError::generic("a merge needs an id"))?;
         let names: Vec<String> = self.schema.fields().iter().map(|field| field.name().clone()).collect();
         let quoted = |name: &String| format!("\"{}\"", name.replace('"', "\"\""));
@@ -247,6 +275,7 @@ impl DeltaSink {
             .with_target_alias("target")
             // The rows can be read once, and so not to find the range of their ids first.
             .with_streaming(true)
+            .with_merge_schema(self.gains_types)
             .with_session_state(Arc::new(context.state()))
             .with_writer_properties(properties)
             .with_commit_properties(commit)
@@ -270,43 +299,41 @@ impl DeltaSink {
     }
 }
 
-/// A column with the type that the table has for it.
-fn as_in_table(column: &ArrayRef, field: &Field) -> Result<ArrayRef, DataFusionError> {
-    let misfit = |problem: &dyn Display| {
-        Err(DataFusionError::Execution(format!("column `{}` does not fit the table: {problem}", field.name())))
-    };
-    let nulls = column.logical_null_count();
-    if !field.is_nullable() && nulls > 0 {
-        return misfit(
-            &"it is NULL in a row, and the table was made without NULL in it; COALESCE it in the source query, or replace \
-              the table with mode = \"overwrite\"",
-        );
-    }
-    if *field.data_type() == DataType::Null && nulls < column.len() {
-        return misfit(
-            &"the table was made with nothing but NULL in it, and holds nothing else; replace the table with mode = \
-              \"overwrite\"",
-        );
-    }
-    if column.data_type() == field.data_type() {
-        return Ok(Arc::clone(column));
-    }
-    if *field.data_type() == DataType::Null {
-        return Ok(new_null_array(&DataType::Null, column.len()));
-    }
-    let options = CastOptions { safe: false, ..CastOptions::default() };
-    cast_with_options(column, field.data_type(), &options).or_else(|e| misfit(&e))
-}
-
-/// The columns as the table has them, or any where there is none: whether they may be NULL, or must be.
-fn nullable_as(schema: &Schema, table: Option<&Schema>) -> Schema {
+/// The columns with the types that the table has, where they fit into those: whether they may be NULL too. A column of
+/// nothing but NULL has no type yet.
+fn as_in_table(schema: &Schema, table: Option<&Schema>) -> Schema {
     let fields = schema.fields().iter().map(|field| {
         let there = table.and_then(|table| table.field_with_name(field.name()).ok());
+        // What has no NULL today may have one another night.
         let field = Field::clone(field).with_nullable(there.is_none_or(Field::is_nullable));
-        let void = there.is_some_and(|there| *there.data_type() == DataType::Null);
-        if void { field.with_data_type(DataType::Null) } else { field }
+        match there.map(Field::data_type).filter(|there| !there.is_null()) {
+            Some(there) => field.with_data_type(there.clone()),
+            None => field,
+        }
     });
     Schema::new(fields.collect::<Vec<_>>())
+}
+
+/// The columns whose least and greatest values the log of a table has, as its property names them: those that deltalake
+/// writes exactly. Of decimals it writes 64-bit floats, of floats it leaves NaN out, and far dates make it panic. Texts are
+/// cut to bounds, and timestamps to milliseconds, as every reader expects.
+fn exact_statistics(schema: &Schema) -> String {
+    let is_exact = |data_type: &DataType| match data_type {
+        DataType::Boolean | DataType::Timestamp(..) => true,
+        other => other.is_integer() || other.is_string(),
+    };
+    // The library takes a name for that of any column within others too, and other names must be quoted.
+    let is_plain = |name: &str| name.chars().all(|char| char == '_' || char.is_ascii_alphanumeric());
+    let is_within = |name: &str| schema.fields().iter().any(|field| has_within(field.data_type(), name));
+    let exact = schema.fields().iter().filter(|field| is_exact(field.data_type()));
+    let names = exact.map(|field| field.name().as_str()).filter(|name| is_plain(name) && !is_within(name));
+    names.collect::<Vec<_>>().join(",")
+}
+
+/// Whether a struct has a column of that name, at any depth.
+fn has_within(data_type: &DataType, name: &str) -> bool {
+    let DataType::Struct(fields) = data_type else { return false };
+    fields.iter().any(|field| field.name() == name || has_within(field.data_type(), name))
 }
 
 /// Which column is of a type that no Delta table holds, if one is.
@@ -371,46 +398,18 @@ fn differences(rows: &Schema, table: &Schema) -> Vec<String> {
     for field in rows.fields() {
         match table.field_with_name(field.name()) {
             Err(_) => problems.push(format!("column `{}` is not in the table", field.name())),
-            Ok(there) if there.data_type() != field.data_type() => problems.push(format!(
-                "column `{}` is {} and in the table {}",
-                field.name(),
-                field.data_type(),
-                there.data_type()
-            )),
+            Ok(there) if !fit::goes_into(field.data_type(), there.data_type()) && !there.data_type().is_null() => {
+                problems.push(format!(
+                    "column `{}` is {} and in the table {}",
+                    field.name(),
+                    field.data_type(),
+                    there.data_type()
+                ))
+            }
             Ok(_) => {}
         }
     }
     let missing = table.fields().iter().filter(|field| rows.field_with_name(field.name()).is_err());
     problems.extend(missing.map(|field| format!("the table's column `{}` is missing", field.name())));
     problems
-}
-
-#[cfg(test)]
-mod tests {
-    use arrow::array::{AsArray, Int32Array, UInt32Array};
-    use arrow::datatypes::Int64Type;
-
-    use super::*;
-
-    fn fitted(column: &ArrayRef, there: DataType, nullable: bool) -> Result<ArrayRef, String> {
-        as_in_table(column, &Field::new("v", there, nullable)).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn a_column_has_the_type_of_the_table_or_what_keeps_it_out_is_told_with_the_mend() {
-        let large: ArrayRef = Arc::new(UInt32Array::from(vec![Some(4_000_000_000), None]));
-        let as_there = fitted(&large, DataType::Int64, true).unwrap();
-        assert_eq!(as_there.as_primitive::<Int64Type>().value(0), 4_000_000_000);
-        let problem = fitted(&large, DataType::Int32, true).unwrap_err();
-        assert!(problem.contains("column `v` does not fit the table: ") && problem.contains("4000000000"), "{problem}");
-        let problem = fitted(&large, DataType::Int64, false).unwrap_err();
-        assert!(problem.contains("made without NULL in it; COALESCE it in the source query"), "{problem}");
-        // A table of nothing but NULL takes NULL in any form, and loses no value.
-        let empty: ArrayRef = Arc::new(Int32Array::from(vec![None, None]));
-        for empty in [empty, new_null_array(&DataType::Null, 2)] {
-            assert_eq!(*fitted(&empty, DataType::Null, true).unwrap().data_type(), DataType::Null);
-        }
-        let problem = fitted(&large, DataType::Null, true).unwrap_err();
-        assert!(problem.contains("nothing but NULL in it, and holds nothing else"), "{problem}");
-    }
 }

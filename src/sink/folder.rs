@@ -19,7 +19,9 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::atomic::{TEMPORARY, folder_of, hold, remove_remains};
+use super::atomic::{TEMPORARY, folder_of, hold, remove_remains, sync_name};
+use super::attributes::{create_folder, follow_links, keep};
+use crate::files;
 
 /// Where the old folder waits while there is no exchange.
 const ASIDE: &str = ".couplet-old";
@@ -40,7 +42,7 @@ impl AtomicFolder {
     /// A folder that cannot be made; a target that is a file.
     pub fn create(target: &Path) -> io::Result<Self> {
         // What a link points to is replaced, not the link.
-        let target = &if target.is_symlink() { fs::canonicalize(target)? } else { target.to_owned() };
+        let target = &follow_links(target)?;
         let (around, name) = parts(target)?;
         if target.is_file() {
             return Err(io::Error::other("it is a file"));
@@ -49,9 +51,9 @@ impl AtomicFolder {
         recover(target)?;
         remove_remains(around, &format!(".{name}."), |path| fs::remove_dir_all(path));
         let temporary = around.join(format!(".{name}.{}{TEMPORARY}", Uuid::new_v4().simple()));
-        fs::create_dir(&temporary)?;
+        create_folder(&temporary, target)?;
         // Where folders cannot be locked, the remains of a killed run stay until they are removed by hand.
-        let lock = File::open(&temporary).ok().filter(hold);
+        let lock = files::open_own(&temporary).ok().filter(hold);
         Ok(Self { target: target.to_owned(), temporary, _lock: lock })
     }
 
@@ -64,24 +66,26 @@ impl AtomicFolder {
     /// Makes the files durable and puts the folder in its place, instead of what stood there.
     ///
     /// # Errors
-    /// A disk that is full or gone; what stood there is still there then.
+    /// A disk that is full or gone; what stood there is still there then, unless the error is
+    /// [`NotDurable`](super::atomic::NotDurable).
     pub fn publish(self) -> io::Result<()> {
         self.publish_with(exchange)
     }
 
     fn publish_with(self, exchange: fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
-        let (around, _) = parts(&self.target)?;
         for entry in self.temporary.read_dir()? {
-            File::open(entry?.path())?.sync_all()?;
+            files::open_own(&entry?.path())?.sync_all()?;
         }
-        File::open(&self.temporary)?.sync_all()?;
+        let folder = files::open_own(&self.temporary)?;
+        keep(&folder, &self.target)?;
+        folder.sync_all()?;
         if !self.target.exists() {
             fs::rename(&self.temporary, &self.target)?;
-            return File::open(around)?.sync_all();
+            return sync_name(&self.target);
         }
         if exchange(&self.temporary, &self.target).is_ok() {
             // The old folder has the temporary name now, and goes when `self` is dropped.
-            return File::open(around)?.sync_all();
+            return sync_name(&self.target);
         }
         let aside = aside(&self.target)?;
         fs::rename(&self.target, &aside)?;
@@ -89,7 +93,7 @@ impl AtomicFolder {
             fs::rename(&aside, &self.target)?;
             return Err(e);
         }
-        File::open(around)?.sync_all()?;
+        sync_name(&self.target)?;
         fs::remove_dir_all(&aside)
     }
 }

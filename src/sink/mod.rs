@@ -1,15 +1,18 @@
 //! What a run leaves: a Parquet file, or a checkpoint's folder, that is there whole or not at all.
 
 mod atomic;
+mod attributes;
 mod delta;
+mod fit;
 mod folder;
 pub mod runs;
+mod stored;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use arrow::datatypes::SchemaRef;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::arrow::{ARROW_SCHEMA_META_KEY, ArrowWriter, encode_arrow_schema};
 use parquet::basic::{Compression, ZstdLevel};
@@ -20,10 +23,13 @@ use thiserror::Error;
 use crate::lock::Explained;
 
 pub use atomic::AtomicFile;
-pub(crate) use atomic::{TEMPORARY, hold, remove_remains};
+pub(crate) use atomic::{NOT_DURABLE, TEMPORARY, hold, remove_remains};
+pub(crate) use attributes::follow_links;
 pub use delta::{Committed, DeltaSink, Mode, Unpublished};
+pub(crate) use fit::{as_there, fitted};
 pub use folder::{AtomicFolder, may_replace, recover};
 pub(crate) use runs::Part;
+pub(crate) use stored::parquet_problem;
 
 /// Rows of a row group: enough to compress well, few enough that readers can skip and share the work.
 const ROW_GROUP_ROWS: usize = 128 * 1024;
@@ -45,6 +51,7 @@ pub struct SinkError {
 pub struct ParquetSink {
     path: PathBuf,
     writer: ArrowWriter<AtomicFile>,
+    schema: SchemaRef,
 }
 
 impl ParquetSink {
@@ -54,11 +61,11 @@ impl ParquetSink {
     /// A folder that cannot be made or written, a schema that Parquet cannot hold.
     pub fn create(path: &Path, schema: &SchemaRef, metadata: &[(&str, String)]) -> Result<Self, SinkError> {
         let error = |problem: String| SinkError { path: path.to_owned(), problem: problem.into() };
-        let file = AtomicFile::create(path).map_err(|e| error(e.to_string()))?;
-        let options = writer_options(schema, metadata);
-        let writer = ArrowWriter::try_new_with_options(file, Arc::clone(schema), options);
+        let file = AtomicFile::create(path).map_err(|e| SinkError { path: path.to_owned(), problem: (&e).into() })?;
+        let (schema, options) = (stored::schema(schema), writer_options(schema, metadata));
+        let writer = ArrowWriter::try_new_with_options(file, Arc::clone(&schema), options);
         let writer = writer.map_err(|e| error(e.to_string()))?;
-        Ok(Self { path: path.to_owned(), writer })
+        Ok(Self { path: path.to_owned(), writer, schema })
     }
 
     /// Appends a batch.
@@ -66,7 +73,8 @@ impl ParquetSink {
     /// # Errors
     /// A disk that is full or gone.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), SinkError> {
-        self.writer.write(batch).map_err(|e| SinkError { path: self.path.clone(), problem: e.to_string().into() })
+        let written = stored::batch(batch, &self.schema).and_then(|batch| self.writer.write(&batch));
+        written.map_err(|e| SinkError { path: self.path.clone(), problem: e.to_string().into() })
     }
 
     /// Ends the file and puts it in its place, in one step; returns its size in bytes.
@@ -82,7 +90,7 @@ impl ParquetSink {
 
 /// How couplet writes a Parquet file of its own, with the schema as a hint for Arrow's readers.
 pub(crate) fn writer_options(schema: &SchemaRef, metadata: &[(&str, String)]) -> ArrowWriterOptions {
-    let hint = (ARROW_SCHEMA_META_KEY, encode_arrow_schema(&without_views(schema)));
+    let hint = (ARROW_SCHEMA_META_KEY, encode_arrow_schema(&stored::hint(schema)));
     let properties = properties(&[metadata, &[hint]].concat());
     ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true)
 }
@@ -98,15 +106,4 @@ pub fn properties(metadata: &[(&str, String)]) -> WriterProperties {
         .set_created_by(concat!("couplet ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_key_value_metadata(Some(metadata))
         .build()
-}
-
-/// The schema that a Parquet file gives Arrow's readers as a hint: strings instead of DataFusion's string views, which
-/// pyarrow reads but can neither compare, sort nor join.
-fn without_views(schema: &Schema) -> Schema {
-    let fields = schema.fields().iter().map(|field| match field.data_type() {
-        DataType::Utf8View => Arc::new(Field::clone(field).with_data_type(DataType::Utf8)),
-        DataType::BinaryView => Arc::new(Field::clone(field).with_data_type(DataType::Binary)),
-        _ => Arc::clone(field),
-    });
-    Schema::new_with_metadata(fields.collect::<Fields>(), schema.metadata().clone())
 }

@@ -65,6 +65,7 @@ pub(super) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         ("finetune_seconds", DataType::Float64),
         ("evaluate_seconds", DataType::Float64),
         ("promoted", DataType::Boolean),
+        ("scores_damaged", DataType::Int64),
     ];
     Arc::new(Schema::new(fields.map(|(name, data_type)| Field::new(name, data_type, true)).to_vec()))
 });
@@ -149,6 +150,8 @@ pub struct RunRecord {
     pub rejected: Vec<(String, u64)>,
     /// Rows whose texts were cut.
     pub rows_truncated: Option<u64>,
+    /// Scores of the store that were damaged, and whose texts were scored anew.
+    pub scores_damaged: Option<u64>,
     /// Tokens that the encoder read.
     pub tokens: Option<u64>,
     /// Tokens of the texts that were scored, repeated ones too.
@@ -296,6 +299,7 @@ impl RunRecord {
             number(self.earlier.finetune),
             number(self.earlier.evaluate),
             Arc::new(BooleanArray::from(vec![self.earlier.promoted])),
+            count(self.scores_damaged),
         ];
         RecordBatch::try_new(Arc::clone(&SCHEMA), columns)
     }
@@ -362,6 +366,7 @@ impl RunRecord {
             rows_rejected: count("rows_rejected"),
             rejected: rejected.unwrap_or_default(),
             rows_truncated: count("rows_truncated"),
+            scores_damaged: count("scores_damaged"),
             tokens: count("tokens"),
             tokens_in_rows: count("tokens_in_rows"),
             padding_avoided: count("padding_avoided"),

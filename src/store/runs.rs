@@ -1,8 +1,10 @@
 //! The table of runs: a Delta table with a row a run, which SQL can query.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, new_null_array};
+use chrono::{Duration, Utc};
 use datafusion::catalog::TableProvider;
 use datafusion::common::DataFusionError;
 use datafusion::logical_expr::col;
@@ -13,6 +15,7 @@ use deltalake_core::operations::write::SchemaMode;
 use deltalake_core::protocol::SaveMode;
 use serde_json::json;
 
+use super::names::is_part;
 use super::record::{RunRecord, SCHEMA};
 use crate::delta::{self, DeltaError};
 use crate::error::Error;
@@ -31,13 +34,24 @@ impl Runs {
         Self { objects: store.folder("runs") }
     }
 
-    /// Where the table is.
-    pub(super) fn objects(&self) -> &Objects {
-        &self.objects
+    /// Removes data files that no version of the table names and that are older than `keep`; returns how many. With
+    /// `dry_run`, it only counts them.
+    pub(super) async fn clean(&self, keep: Duration, dry_run: bool) -> Result<usize, Error> {
+        let Some(table) = self.open().await? else { return Ok(0) };
+        let files = table.snapshot().map_err(|e| DeltaError::new(&self.objects, &e))?.log_data();
+        let named: HashSet<String> = files.into_iter().map(|file| file.path().to_string()).collect();
+        let before = Utc::now() - keep;
+        let mut files = self.objects.entries().await?.files;
+        // Runs are only added: what the newest version does not name, none does.
+        files.retain(|file| is_part(&file.name) && !named.contains(&file.name) && file.modified < before);
+        for file in files.iter().filter(|_| !dry_run) {
+            self.objects.remove(&file.path).await?;
+        }
+        Ok(files.len())
     }
 
     /// The table, if there has been a run.
-    pub(super) async fn open(&self) -> Result<Option<DeltaTable>, DeltaError> {
+    async fn open(&self) -> Result<Option<DeltaTable>, DeltaError> {
         delta::open(&self.objects, None).await.map_err(|e| self.mended(e))
     }
 

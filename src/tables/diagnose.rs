@@ -4,15 +4,17 @@
 //! one, to say which is broken and where.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek};
 use std::path::Path;
 
 use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use thiserror::Error;
 
+use super::arrow_lengths;
+use super::encrypted::is_encrypted;
 use crate::config::TableFormat;
+use crate::files;
 
 /// A broken file.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -53,11 +55,11 @@ fn unreadable(e: impl fmt::Display) -> String {
 }
 
 fn parquet(path: &Path) -> Found {
-    let file = File::open(path).map_err(unreadable)?;
+    let file = files::open(path).map_err(unreadable)?;
     let length = file.metadata().map_err(unreadable)?.len();
     let mut start = Vec::new();
     (&file).take(4).read_to_end(&mut start).map_err(unreadable)?;
-    if start != *b"PAR1" {
+    if start != *b"PAR1" && start != *b"PARE" {
         let start = String::from_utf8_lossy(&start).into_owned();
         let problem = format!(
             "it is no Parquet file, as it begins with {start:?}; write it with its format, as in {{ uri = \"…\", format = \
@@ -65,6 +67,10 @@ fn parquet(path: &Path) -> Found {
         );
         return Err(problem);
     }
+    if is_encrypted(&file) {
+        return Err(ENCRYPTED.into());
+    }
+    (&file).rewind().map_err(unreadable)?;
     let broken = |e: &dyn fmt::Display| {
         format!("not a whole Parquet file ({length} bytes): {e}; was it cut off while it was written or copied?")
     };
@@ -81,8 +87,12 @@ fn parquet(path: &Path) -> Found {
     Ok(())
 }
 
+/// An encrypted file, or one with encrypted columns.
+const ENCRYPTED: &str = "it is an encrypted Parquet file, which couplet cannot read; write it without encryption";
+
 fn arrow_ipc(path: &Path) -> Found {
-    let file = || File::open(path).map(BufReader::new).map_err(unreadable);
+    arrow_lengths::check(path)?;
+    let file = || files::open(path).map(BufReader::new).map_err(unreadable);
     let read = arrow::ipc::reader::FileReader::try_new(file()?, None)
         .and_then(|mut reader| reader.try_for_each(|batch| batch.map(drop)));
     let Err(problem) = read else { return Ok(()) };

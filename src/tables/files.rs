@@ -3,19 +3,25 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow::datatypes::TimeUnit;
 use datafusion::common::DataFusionError;
 use datafusion::datasource::listing::ListingTableUrl;
+use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
+use datafusion::execution::SessionState;
+use datafusion::execution::cache::cache_manager::FileMetadataCache;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
-use futures::TryStreamExt;
-use object_store::ObjectMeta;
+use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path as Key;
+use object_store::{ObjectMeta, ObjectStore};
 
 use super::Problem;
+use super::arrow_lengths;
 use super::diagnose::{self, Broken};
-use super::format::{ending, endings, format_of_name};
+use super::format::{ending, endings, file_format, format_of_name};
 use super::hive;
 use super::left_out::LeftOut;
+use super::types::FileSchema;
 use crate::config::{Place, Remote, Table, TableFormat};
 use crate::files::{nearest_file, nearest_name, not_replaced};
 use crate::objects::{Objects, ObjectsError, Trouble, cause_in, download};
@@ -23,6 +29,23 @@ use crate::store::SourceFile;
 
 /// The size above which a file in a bucket is not downloaded only to find the place where it is broken, in bytes.
 const MOST_TO_DIAGNOSE: u64 = 1 << 30;
+
+/// Footers and heads that are read at once.
+pub(super) const READS_UNDER_WAY: usize = 32;
+
+/// The columns of a Parquet file.
+pub(super) async fn parquet_schema(
+    footers: &Arc<FileMetadataCache>,
+    store: &Arc<dyn ObjectStore>,
+    meta: &ObjectMeta,
+    place: String,
+) -> Result<FileSchema, DataFusionError> {
+    let footer = DFParquetMetadata::new(store.as_ref(), meta)
+        .with_file_metadata_cache(Some(Arc::clone(footers)))
+        .with_coerce_int96(Some(TimeUnit::Microsecond));
+    let schema = Arc::new(footer.fetch_schema().await?);
+    Ok(FileSchema { place, schema, footer: Some(footer.fetch_metadata().await?) })
+}
 
 /// The files of a table, in the order in which they are read.
 pub(super) struct Files {
@@ -47,16 +70,21 @@ impl Files {
     /// Finds the files of a table, at least one, and gives the session the store that they are in.
     pub(super) async fn find(runtime: &RuntimeEnv, table: &Table) -> Result<Self, Problem> {
         let place = &table.location.place;
-        let objects = Objects::open(place)?;
-        let (named, store) = match place {
-            Place::Local(path) => (local(path, table, &objects).await?, ObjectStoreUrl::local_filesystem()),
+        let mut objects = Objects::open(place)?;
+        let store = match place {
+            Place::Local(_) => ObjectStoreUrl::local_filesystem(),
             Place::Remote(remote) => {
                 let url = remote.session_url();
                 runtime.register_object_store(&url, Arc::clone(&objects.store));
-                let store = ObjectStoreUrl::parse(&url[..url::Position::BeforePath]).map_err(|e| e.to_string())?;
-                (in_bucket(remote, &objects).await?, store)
+                ObjectStoreUrl::parse(&url[..url::Position::BeforePath]).map_err(|e| e.to_string())?
             }
             Place::Hub(_) => return Err(format!("{place} is a model, not a table").into()),
+        };
+        // The store of the session may see each file in one version.
+        objects.store = runtime.object_store(&store).map_err(|e| e.to_string())?;
+        let named = match place {
+            Place::Remote(remote) => in_bucket(remote, &objects).await?,
+            _ => local(place.local().unwrap_or(Path::new("")), table, &objects).await?,
         };
         let (root, mut list, left_out) = match named {
             Named::File(file) => (file.location.clone(), vec![file], LeftOut::default()),
@@ -100,12 +128,52 @@ impl Files {
         })
     }
 
+    /// The columns of each of them.
+    pub(super) async fn schemas(
+        &self,
+        state: &SessionState,
+        format: &TableFormat,
+    ) -> Result<Vec<FileSchema>, DataFusionError> {
+        let (store, list) = (&self.objects.store, &self.list);
+        let footers = &state.runtime_env().cache_manager.get_file_metadata_cache();
+        let format = (*format != TableFormat::Parquet).then(|| file_format(format));
+        let read = list.iter().map(|meta| {
+            let format = format.clone();
+            async move {
+                let place = self.objects.place_of(&meta.location).to_string();
+                match format {
+                    None => parquet_schema(footers, store, meta, place).await,
+                    Some(format) => {
+                        let schema = format.infer_schema(state, store, std::slice::from_ref(meta)).await?;
+                        Ok(FileSchema { place, schema, footer: None })
+                    }
+                }
+            }
+        });
+        futures::stream::iter(read.collect::<Vec<_>>()).buffered(READS_UNDER_WAY).try_collect().await
+    }
+
     /// What an error of DataFusion means that came up in reading them.
     pub(super) fn describe(&self, error: &DataFusionError, table: &Table) -> Problem {
         match cause_in(error) {
             Some(cause) if self.objects.place.remote().is_some() => self.objects.error(cause).into(),
             _ => format!("{}: {}", table.location, error.strip_backtrace()).into(),
         }
+    }
+
+    /// The first local Arrow file that must not be read, as it would end the process.
+    pub(super) async fn with_wrong_lengths(&self, format: &TableFormat) -> Option<Broken> {
+        if !matches!(format, TableFormat::Arrow) {
+            return None;
+        }
+        for place in self.list.iter().map(|meta| self.objects.place_of(&meta.location)) {
+            let path = place.local()?.to_owned();
+            let checked = tokio::task::spawn_blocking(move || arrow_lengths::check(&path)).await;
+            if let Ok(Err(problem)) = checked {
+                return Some(Broken { file: place.to_string(), line: None, problem });
+            }
+        }
+        None
     }
 
     /// Reads them once more until one turns out to be broken.

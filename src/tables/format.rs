@@ -13,8 +13,17 @@ use crate::config::TableFormat;
 pub(super) fn file_format(format: &TableFormat) -> Arc<dyn FileFormat> {
     match format {
         TableFormat::Arrow => Arc::new(ArrowFormat),
-        _ => Arc::new(ParquetFormat::default()),
+        _ => Arc::new(parquet()),
     }
+}
+
+/// The unit of timestamps that Spark writes as INT96. In nanoseconds, the usual unit, those outside of 1677 to 2262 would
+/// be other times.
+pub(crate) const INT96: &str = "us";
+
+/// Parquet as every table reads it.
+pub(crate) fn parquet() -> ParquetFormat {
+    ParquetFormat::default().with_coerce_int96(Some(INT96.to_owned()))
 }
 
 /// How a file is compressed, by its name.

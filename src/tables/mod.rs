@@ -1,8 +1,10 @@
 //! Files become SQL tables: Parquet, delimited text, JSON lines and Arrow IPC; files, globs and folders.
 
+mod arrow_lengths;
 mod csv;
 mod delimited;
 pub mod diagnose;
+mod encrypted;
 mod files;
 mod format;
 mod hive;
@@ -12,23 +14,27 @@ mod left_out;
 mod measure;
 mod named_by_place;
 mod provider;
+pub(crate) mod snapshot;
 mod text;
+pub(crate) mod types;
 mod values;
 mod versioned;
 
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow::datatypes::Schema;
 use datafusion::catalog::TableProvider;
 use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::common::{DataFusionError, TableReference};
+use datafusion::common::{Column, DataFusionError, TableReference};
 use datafusion::datasource::listing::ListingTable;
+use datafusion::datasource::physical_plan::parquet::transform_schema_to_view;
 use datafusion::datasource::source_as_provider;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::prelude::SessionContext;
 use thiserror::Error;
 
-use crate::config::{Place, Table};
+use crate::config::{Place, Table, TableFormat};
 use crate::delta::{self, DeltaError};
 use crate::objects::{ObjectsError, Trouble};
 use crate::sink::runs::RunsError;
@@ -36,13 +42,16 @@ use crate::store::SourceFile;
 use diagnose::Broken;
 use files::Files;
 use format::file_format;
-pub(crate) use format::format_of_name;
+pub(crate) use format::{INT96, format_of_name, parquet};
 pub(crate) use measure::known_rows;
 pub use measure::{Measured, measure};
 use named_by_place::Opened;
 pub use named_by_place::enable_places;
 pub(crate) use named_by_place::{is_place, takes_places};
 use provider::FileTable;
+use snapshot::Snapshot;
+use types::Columns;
+pub(crate) use versioned::columns_of_runs;
 
 /// A table that cannot be read.
 #[derive(Debug, Error)]
@@ -104,14 +113,47 @@ pub async fn register(context: &SessionContext, table: &Table) -> Result<(), Tab
     registered.map_err(|e| TableError::new(table, e.strip_backtrace()))
 }
 
+/// Opens a table of the session once more, whose files have been replaced.
+///
+/// # Errors
+/// As [`register`].
+pub(crate) async fn reopen(context: &SessionContext, table: &Table) -> Result<(), TableError> {
+    for name in [&table.name, &table.name.to_ascii_lowercase()] {
+        let removed = context.deregister_table(TableReference::bare(name.as_str()));
+        removed.map_err(|e| TableError::new(table, e.strip_backtrace()))?;
+    }
+    register(context, table).await
+}
+
 async fn open(context: &SessionContext, table: &Table) -> Result<Arc<dyn TableProvider>, TableError> {
+    let mut opened = open_once(context, table).await;
+    if let Some(snapshot) = Snapshot::of(context) {
+        for _ in 1..snapshot::ATTEMPTS {
+            if opened.is_ok() || !snapshot.explains_failure() {
+                break;
+            }
+            snapshot.renew();
+            opened = open_once(context, table).await;
+        }
+    }
+    opened
+}
+
+async fn open_once(context: &SessionContext, table: &Table) -> Result<Arc<dyn TableProvider>, TableError> {
     if let Some(provider) = versioned::provider(context, table).await.map_err(|e| TableError::new(table, e))? {
         return Ok(provider);
     }
     let files = Files::find(&context.runtime_env(), table).await.map_err(|e| TableError::new(table, e))?;
+    if let Some(broken) = files.with_wrong_lengths(&table.format).await {
+        return Err(TableError::new(table, broken.to_string()));
+    }
     let provider = match listing(context, table, &files).await {
         Ok(provider) => provider,
-        Err(e) => {
+        Err(Unreadable::Types(problem)) => {
+            let problem = format!("{problem}; write them alike, or read them as two tables with a CAST");
+            return Err(TableError::new(table, problem));
+        }
+        Err(Unreadable::Files(e)) => {
             let broken = match broken_in(&e) {
                 Some(broken) => Some(broken.clone()),
                 None => files.first_broken(&table.format).await,
@@ -127,17 +169,49 @@ async fn open(context: &SessionContext, table: &Table) -> Result<Arc<dyn TablePr
     Ok(provider)
 }
 
-async fn listing(
-    context: &SessionContext,
-    table: &Table,
-    files: &Files,
-) -> Result<Arc<dyn TableProvider>, DataFusionError> {
+/// Why the files of a table are not one.
+enum Unreadable {
+    /// A file cannot be read.
+    Files(DataFusionError),
+    /// No column holds what its columns hold.
+    Types(String),
+}
+
+impl From<DataFusionError> for Unreadable {
+    fn from(error: DataFusionError) -> Self {
+        Self::Files(error)
+    }
+}
+
+async fn listing(context: &SessionContext, table: &Table, files: &Files) -> Result<Arc<dyn TableProvider>, Unreadable> {
     if let Some(layout) = infer::layout(files, &table.format).await? {
         return Ok(Arc::new(FileTable::of_text(table, files, layout)?));
     }
-    let format = file_format(&table.format);
-    let schema = format.infer_schema(&context.state(), &files.objects.store, &files.list).await?;
-    Ok(Arc::new(FileTable::of_binary(table, files, format, &schema)?))
+    let schemas = files.schemas(&context.state(), &table.format).await?;
+    let columns = Columns::of(&schemas).map_err(Unreadable::Types)?;
+    let read = if table.format == TableFormat::Parquet {
+        Arc::new(transform_schema_to_view(&columns.schema))
+    } else {
+        types::one_schema(&schemas).map_err(Unreadable::Types)?
+    };
+    let provider = FileTable::of_binary(table, files, file_format(&table.format), &read)?;
+    let (read, partitions) = (Arc::clone(provider.file_schema()), provider.partition_names());
+    Ok(presented(context, Arc::new(provider), &columns, &read, partitions.iter())?)
+}
+
+/// A table with its columns as SQL sees them, of one whose files are read as `read`.
+fn presented<'a>(
+    context: &SessionContext,
+    provider: Arc<dyn TableProvider>,
+    columns: &Columns,
+    read: &Schema,
+    partitions: impl Iterator<Item = &'a String>,
+) -> Result<Arc<dyn TableProvider>, DataFusionError> {
+    if !columns.needs_view(read) {
+        return Ok(provider);
+    }
+    let values = columns.expressions(read).chain(partitions.map(|name| Expr::Column(Column::from_name(name))));
+    Ok(context.read_table(provider)?.select(values.collect::<Vec<_>>())?.into_view())
 }
 
 /// The file that an error of a query names as broken.

@@ -86,6 +86,16 @@ impl FileTable {
         Ok(Self { table: table.clone(), reader, file_schema: with(fields), partitions, schema: with(all) })
     }
 
+    /// The columns that the files have, without those of their folders.
+    pub(super) fn file_schema(&self) -> &SchemaRef {
+        &self.file_schema
+    }
+
+    /// The names of the columns that the folders have.
+    pub(super) fn partition_names(&self) -> Vec<String> {
+        self.partitions.iter().map(|field| field.name().clone()).collect()
+    }
+
     /// The place of the table, if this file is one of those that it reads, or would be.
     pub(super) fn place_that_reads(&self, file: &Place) -> Option<Place> {
         let place = &self.table.location.place;
@@ -118,7 +128,7 @@ impl FileTable {
 
     /// The files with the values of their folders, without those that the filters exclude.
     fn partitioned(&self, state: &dyn Session, filters: &[Expr], files: &Files) -> Result<Vec<PartitionedFile>> {
-        let names: Vec<String> = self.partitions.iter().map(|field| field.name().clone()).collect();
+        let names = self.partition_names();
         let mut rows = Vec::with_capacity(files.list.len());
         for meta in &files.list {
             let values =

@@ -7,11 +7,19 @@ use std::sync::Arc;
 
 use datafusion::catalog::TableProvider;
 use datafusion::common::DataFusionError;
-use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
+use datafusion::datasource::physical_plan::parquet::transform_schema_to_view;
+use datafusion::execution::cache::cache_manager::FileMetadataCache;
+use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::SessionContext;
+use futures::{StreamExt as _, TryStreamExt as _};
+use object_store::ObjectStoreExt as _;
+use object_store::path::Path;
 
-use super::Problem;
+use super::files::{READS_UNDER_WAY, parquet_schema};
+use super::format::parquet;
+use super::types::{Columns, FileSchema};
+use super::{Problem, TableError, presented};
 use crate::config::{Place, Table, TableFormat};
 use crate::delta;
 use crate::objects::{Objects, ObjectsError, cause_in};
@@ -75,6 +83,13 @@ async fn is_delta(objects: &Objects) -> Result<bool, ObjectsError> {
     objects.folder(LOG).has_children().await
 }
 
+fn described(objects: &Objects, error: &DataFusionError) -> Problem {
+    match cause_in(error).filter(|_| matches!(objects.place, Place::Remote(_))) {
+        Some(cause) => objects.error(cause).into(),
+        None => format!("{objects}: {}", error.strip_backtrace()).into(),
+    }
+}
+
 /// The files of the newest run, or of all of them where the sink appends.
 async fn runs_of(
     context: &SessionContext,
@@ -83,8 +98,11 @@ async fn runs_of(
 ) -> Result<Option<Arc<dyn TableProvider>>, Problem> {
     let place = objects.lock_place();
     let manifests = if all { runs::all(&place).await? } else { runs::latest(&place).await?.into_iter().collect() };
-    let paths = manifests.iter().flat_map(|manifest| manifest.paths(&objects.root));
-    let urls = paths.map(|path| match objects.place_of(&path) {
+    let paths: Vec<_> = manifests.iter().flat_map(|manifest| manifest.paths(&objects.root)).collect();
+    if paths.is_empty() {
+        return Ok(None);
+    }
+    let urls = paths.iter().map(|path| match objects.place_of(path) {
         Place::Local(path) => ListingTableUrl::parse(path.to_string_lossy()),
         Place::Remote(remote) => {
             context.runtime_env().register_object_store(&remote.session_url(), Arc::clone(&objects.store));
@@ -92,14 +110,41 @@ async fn runs_of(
         }
         Place::Hub(_) => unreachable!("no object store is a hub"),
     });
-    let described = |e: DataFusionError| match cause_in(&e).filter(|_| matches!(objects.place, Place::Remote(_))) {
-        Some(cause) => Problem::from(objects.error(cause)),
-        None => Problem::from(format!("{objects}: {}", e.strip_backtrace())),
-    };
+    let described = |e: DataFusionError| described(objects, &e);
     let urls = urls.collect::<Result<Vec<_>, _>>().map_err(described)?;
-    let Some(newest) = urls.last().cloned() else { return Ok(None) };
-    let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension("");
-    let schema = options.infer_schema(&context.state(), &newest).await.map_err(described)?;
-    let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(schema);
-    Ok(Some(Arc::new(ListingTable::try_new(config).map_err(described)?)))
+    let state = context.state();
+    let schemas = schemas_of(objects, &paths, &state.runtime_env().cache_manager.get_file_metadata_cache()).await;
+    let columns = Columns::of(&schemas.map_err(described)?).map_err(Problem::from)?;
+    let options = ListingOptions::new(Arc::new(parquet())).with_file_extension("");
+    let read = Arc::new(transform_schema_to_view(&columns.schema));
+    let config =
+        ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(Arc::clone(&read));
+    let provider: Arc<dyn TableProvider> = Arc::new(ListingTable::try_new(config).map_err(described)?);
+    presented(context, provider, &columns, &read, std::iter::empty()).map(Some).map_err(described)
+}
+
+/// The columns of the files of runs.
+async fn schemas_of(
+    objects: &Objects,
+    paths: &[Path],
+    footers: &Arc<FileMetadataCache>,
+) -> Result<Vec<FileSchema>, DataFusionError> {
+    let read = paths.iter().map(|path| async move {
+        let meta = objects.store.head(path).await?;
+        parquet_schema(footers, &objects.store, &meta, objects.place_of(path).to_string()).await
+    });
+    futures::stream::iter(read.collect::<Vec<_>>()).buffered(READS_UNDER_WAY).try_collect().await
+}
+
+/// The columns of the runs that are complete in a folder; a run's files have the same.
+///
+/// # Errors
+/// A place, a manifest or a footer that cannot be read.
+pub(crate) async fn columns_of_runs(objects: &Objects) -> Result<Vec<FileSchema>, TableError> {
+    let failed =
+        |problem: Problem| TableError { table: objects.to_string(), problem: problem.text, passes: problem.passes };
+    let manifests = runs::all(&objects.lock_place()).await.map_err(|e| failed(e.into()))?;
+    let paths: Vec<_> = manifests.iter().flat_map(|manifest| manifest.paths(&objects.root)).collect();
+    let footers = RuntimeEnv::default().cache_manager.get_file_metadata_cache();
+    schemas_of(objects, &paths, &footers).await.map_err(|e| failed(described(objects, &e)))
 }

@@ -90,6 +90,7 @@ impl Calibration {
             threshold: self.threshold.as_ref().map(|threshold| threshold.value),
             objective: self.threshold.as_ref().map(|threshold| threshold.objective.to_string()),
             fitted_on: Some(self.fitted_on as u64),
+            bound: self.temperature.bound.map(|bound| bound.name().to_owned()),
         }
     }
 

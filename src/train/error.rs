@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::frames::message;
 use crate::model::LoadError;
 
 /// A training that cannot begin or go on. The weights are as they were before the call.
@@ -55,6 +56,6 @@ pub enum TrainError {
         found: String,
     },
     /// A failure of the device.
-    #[error("cannot compute: {0}")]
+    #[error("cannot compute: {}", message(.0))]
     Compute(#[from] candle_core::Error),
 }

@@ -27,7 +27,9 @@ use super::sampling::ClassWeights;
 use super::task::Task;
 use super::threshold;
 use super::{Objective, Trainer};
-use crate::model::{ModelConfig, Tokenizer};
+use crate::files::{self, MAX_JSON};
+use crate::model::{ModelConfig, ModelFiles, Tokenizer};
+use crate::ops::Kernels;
 use lesson::{Labelled, encode};
 pub use row::Row;
 
@@ -130,7 +132,16 @@ impl Job {
     /// As [`Job::is_done`]; files that cannot be removed.
     pub fn clean(&self) -> Result<(), JobError> {
         let (labels, ..) = self.read_labels()?;
-        course::discard_state(&self.output, self.key(&labels)?)
+        course::discard_state(&self.output, self.key(&ModelFiles::read(&self.base)?, &labels))
+    }
+
+    /// The labels that no validation row has.
+    ///
+    /// # Errors
+    /// Labels that cannot be used.
+    pub fn unmeasured_labels(&self) -> Result<Vec<String>, JobError> {
+        let (labels, _, gold) = self.read_labels()?;
+        Ok(labels.without_rows(&gold))
     }
 
     fn find(&self) -> Result<Found, JobError> {
@@ -138,7 +149,7 @@ impl Job {
             return Ok(Found::Nothing);
         }
         let (labels, ..) = self.read_labels()?;
-        Ok(self.found(self.key(&labels)?))
+        Ok(self.found(self.key(&ModelFiles::read(&self.base)?, &labels)))
     }
 
     /// What an earlier run of the job left: `calibrate` and `promote_if` change no weights.
@@ -175,7 +186,7 @@ enum Found {
 #[must_use]
 pub fn refusal(output: &Path) -> Option<(PathBuf, String)> {
     let candidate = beside(output, ".candidate");
-    let report: Value = serde_json::from_slice(&std::fs::read(candidate.join(REPORT)).ok()?).ok()?;
+    let report: Value = serde_json::from_slice(&files::read(&candidate.join(REPORT), MAX_JSON).ok()?).ok()?;
     let verdict = &report["promotion"]["verdict"];
     let clause = |clause: &Value| {
         let condition = clause["condition"].as_str()?;
@@ -239,6 +250,7 @@ pub fn run(job: &Job, device: &Device, pool: &ThreadPool, watch: &mut Watch) -> 
 
 /// A job whose rows and settings were found to make sense.
 struct Prepared {
+    base: ModelFiles,
     lesson: Labelled,
     objective: Objective,
     key: blake3::Hash,
@@ -249,12 +261,13 @@ struct Prepared {
 impl Job {
     /// Reads the base's tokenizer and the labels, and encodes all rows.
     fn prepare(&self) -> Result<Prepared, JobError> {
-        let config = ModelConfig::load(&self.base.join("config.json"))?;
+        let base = ModelFiles::read(&self.base)?;
+        let config = ModelConfig::load(&base)?;
         self.hyper.check(config.max_position_embeddings)?;
         let (labels, targets, gold) = self.read_labels()?;
         let metric = self.check(&labels, &gold)?;
         let objective = self.objective(&labels, &targets)?;
-        let tokenizer = Tokenizer::load(&self.base, &config)?.with_max_length(self.hyper.max_length);
+        let tokenizer = Tokenizer::load(&base, &config)?.with_max_length(self.hyper.max_length);
         let tokenizer = tokenizer.map_err(|found| JobError::Setting {
             setting: "max_length",
             expected: "room for the special tokens".into(),
@@ -263,9 +276,9 @@ impl Job {
         let training = encode(&tokenizer, &self.training, &targets)?;
         let validation = encode(&tokenizer, &self.validation, &gold)?;
         let lesson = Labelled::new(training.examples, validation.examples, labels, gold, metric);
-        let key = self.key(&lesson.labels)?;
+        let key = self.key(&base, &lesson.labels);
         let truncated = training.truncated + validation.truncated;
-        Ok(Prepared { lesson, objective, key, tokens: training.tokens, truncated })
+        Ok(Prepared { base, lesson, objective, key, tokens: training.tokens, truncated })
     }
 
     /// Tries out on `pool`, for about `budget`, how long the job will take; nothing is written.
@@ -274,7 +287,7 @@ impl Job {
     /// As [`run`], as far as a job can fail before its end.
     pub fn rehearse(&self, device: &Device, pool: &ThreadPool, budget: Duration) -> Result<Rehearsal, JobError> {
         pool.install(|| {
-            let Prepared { lesson, objective, key, tokens, truncated } = self.prepare()?;
+            let Prepared { base, lesson, objective, key, tokens, truncated } = self.prepare()?;
             let standing = match self.found(key) {
                 Found::Done => Standing::Done,
                 Found::Rejected => Standing::Rejected,
@@ -290,7 +303,7 @@ impl Job {
             };
             if rehearsal.trains() {
                 let options = self.hyper.options(self.training.len());
-                let mut trainer = Trainer::from_checkpoint(&self.base, objective, options, device)?;
+                let mut trainer = Trainer::of_files(&base, objective, options, device, Kernels::for_training(device))?;
                 rehearsal.pace = Some(course::rehearse(&mut trainer, &lesson, &self.hyper, budget)?);
                 let held_out = &lesson.validation;
                 rehearsal
@@ -302,15 +315,21 @@ impl Job {
 }
 
 fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Report>, JobError> {
-    let Prepared { lesson, objective, key, tokens, truncated } = job.prepare()?;
+    let Prepared { base, lesson, objective, key, tokens, truncated } = job.prepare()?;
     let shared = job.shared();
     if shared > 0 {
         watch.emit(&Event::SharedTexts { rows: shared, held_out: job.validation.len() });
     }
-    if let Found::Weights(folder, report) = job.found(key) {
-        return job.judge_again(&folder, &lesson, objective, report, device, watch).map(Outcome::Finished);
+    let labels = lesson.labels.without_rows(&lesson.gold);
+    if !labels.is_empty() {
+        watch.emit(&Event::UnmeasuredLabels { labels: &labels });
     }
-    let trainer = Trainer::from_checkpoint(&job.base, objective, job.hyper.options(job.training.len()), device)?;
+    if let Found::Weights(folder, report) = job.found(key) {
+        return job.judge_again(&folder, &base, &lesson, objective, report, device, watch).map(Outcome::Finished);
+    }
+    let (options, kernels) = (job.hyper.options(job.training.len()), Kernels::for_training(device));
+    let trainer = Trainer::of_files(&base, objective, options, device, kernels)?;
+    let base = base.without_weights();
     watch.emit(&Event::Prepared {
         rows: job.training.len(),
         held_out: job.validation.len(),
@@ -320,7 +339,7 @@ fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Rep
     });
     let plan = Plan { output: &job.output, key, hyper: &job.hyper, interval: job.interval };
     match course::run(&plan, &lesson, trainer, watch)? {
-        Outcome::Finished(learned) => job.finish(&lesson, learned, truncated, watch).map(Outcome::Finished),
+        Outcome::Finished(learned) => job.finish(&base, &lesson, learned, truncated, watch).map(Outcome::Finished),
         Outcome::Interrupted { step, total_steps, state } => Ok(Outcome::Interrupted { step, total_steps, state }),
     }
 }

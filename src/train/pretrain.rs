@@ -4,7 +4,7 @@
 
 mod lesson;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use candle_core::Device;
@@ -20,7 +20,8 @@ use super::hyper::Hyper;
 use super::masking::{BERT_MASK_PROBABILITY, Chunking, Masking, Pieces};
 use super::sampling::HoldOut;
 use super::{MaskedWords, Objective, Trainer};
-use crate::model::{Architecture, ModelConfig, Tokenizer};
+use crate::model::{Architecture, ModelConfig, ModelFiles, Tokenizer};
+use crate::ops::Kernels;
 use lesson::{Texts, special_tokens};
 
 /// What a training starts from.
@@ -82,7 +83,7 @@ impl Job {
     /// # Errors
     /// A start that cannot be read.
     pub fn is_done(&self) -> Result<bool, JobError> {
-        Ok(self.output.exists() && report_of(&self.output, self.key()?).is_some())
+        Ok(self.output.exists() && report_of(&self.output, self.key(&self.files()?)).is_some())
     }
 
     /// Removes the state of a run that was killed when its model was in its place already.
@@ -90,23 +91,29 @@ impl Job {
     /// # Errors
     /// As [`Job::is_done`]; files that cannot be removed.
     pub fn clean(&self) -> Result<(), JobError> {
-        discard_state(&self.output, self.key()?)
+        discard_state(&self.output, self.key(&self.files()?))
     }
 
-    /// The `config.json` that says what is trained.
-    fn config_file(&self) -> PathBuf {
-        match &self.start {
-            Start::Random { config, .. } if config.is_file() => config.clone(),
-            Start::Checkpoint(folder) | Start::Random { config: folder, .. } => folder.join("config.json"),
-        }
+    /// Reads what the job starts from.
+    fn files(&self) -> Result<Files, JobError> {
+        Ok(match &self.start {
+            Start::Checkpoint(folder) => {
+                let files = ModelFiles::read(folder)?;
+                Files { config: files.clone(), tokenizer: files }
+            }
+            Start::Random { config, tokenizer } => {
+                Files { config: ModelFiles::read_config(config)?, tokenizer: ModelFiles::read(tokenizer)? }
+            }
+        })
     }
+}
 
-    fn tokenizer_folder(&self) -> &Path {
-        match &self.start {
-            Start::Checkpoint(folder) => folder,
-            Start::Random { tokenizer, .. } => tokenizer,
-        }
-    }
+/// The files that a job starts from.
+struct Files {
+    /// Those with the `config.json` that says what is trained, and the weights if there are any.
+    config: ModelFiles,
+    /// Those with the tokenizer.
+    tokenizer: ModelFiles,
 }
 
 /// What was measured at a share of hidden tokens, with the same words hidden before and after.
@@ -146,11 +153,12 @@ pub fn run(job: &Job, device: &Device, pool: &ThreadPool, watch: &mut Watch) -> 
 
 impl Job {
     /// Reads the tokenizer, and encodes all texts.
-    fn prepare(&self) -> Result<(ModelConfig, Texts), JobError> {
-        let config = ModelConfig::load(&self.config_file())?;
+    fn prepare(&self) -> Result<(Files, ModelConfig, Texts), JobError> {
+        let files = self.files()?;
+        let config = ModelConfig::load(&files.config)?;
         self.hyper.check(config.max_position_embeddings)?;
-        let tokenizer = Tokenizer::load(self.tokenizer_folder(), &config)?;
-        let special = special_tokens(self.tokenizer_folder(), &tokenizer)?;
+        let tokenizer = Tokenizer::load(&files.tokenizer, &config)?;
+        let special = special_tokens(&tokenizer)?;
         let pieces = Pieces::of_tokenizer(tokenizer.inner(), &special.mask)?;
         let chunking = Chunking::try_new(self.hyper.max_length, special.cls, special.sep)?;
         let masking = Masking::try_new(self.mask_probability, self.hyper.seed)?;
@@ -163,13 +171,19 @@ impl Job {
                 found: format!("{patience} and none held out"),
             });
         }
-        Ok((config, lesson))
+        Ok((files, config, lesson))
     }
 
-    fn trainer(&self, config: &ModelConfig, lesson: &Texts, device: &Device) -> Result<Trainer, JobError> {
-        let options = self.hyper.options(lesson.rows());
+    fn trainer(
+        &self,
+        files: &Files,
+        config: &ModelConfig,
+        lesson: &Texts,
+        device: &Device,
+    ) -> Result<Trainer, JobError> {
+        let (options, kernels) = (self.hyper.options(lesson.rows()), Kernels::for_training(device));
         Ok(match &self.start {
-            Start::Checkpoint(folder) => Trainer::from_checkpoint(folder, Objective::MaskedWords, options, device)?,
+            Start::Checkpoint(_) => Trainer::of_files(&files.config, Objective::MaskedWords, options, device, kernels)?,
             Start::Random { .. } => Trainer::from_config(config.clone(), Objective::MaskedWords, options, device)?,
         })
     }
@@ -180,8 +194,8 @@ impl Job {
     /// As [`run`], as far as a job can fail before its end.
     pub fn rehearse(&self, device: &Device, pool: &ThreadPool, budget: Duration) -> Result<Rehearsal, JobError> {
         pool.install(|| {
-            let (config, lesson) = self.prepare()?;
-            let key = self.key()?;
+            let (files, config, lesson) = self.prepare()?;
+            let key = self.key(&files);
             let standing = match report_of(&self.output, key) {
                 Some(_) => Standing::Done,
                 None => course::standing(&self.output, key),
@@ -192,7 +206,7 @@ impl Job {
                 ..Rehearsal::new(standing, &self.hyper, &lesson)
             };
             if rehearsal.trains() {
-                let mut trainer = self.trainer(&config, &lesson, device)?;
+                let mut trainer = self.trainer(&files, &config, &lesson, device)?;
                 rehearsal.pace = Some(course::rehearse(&mut trainer, &lesson, &self.hyper, budget)?);
                 for examples in lesson.held_out_examples() {
                     // Before the first epoch too.
@@ -206,8 +220,10 @@ impl Job {
 }
 
 fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Report>, JobError> {
-    let (config, lesson) = job.prepare()?;
-    let trainer = job.trainer(&config, &lesson, device)?;
+    let (files, config, lesson) = job.prepare()?;
+    let trainer = job.trainer(&files, &config, &lesson, device)?;
+    let key = job.key(&files);
+    let files = Files { config: files.config.without_weights(), tokenizer: files.tokenizer.without_weights() };
     watch.emit(&Event::Prepared {
         rows: lesson.rows(),
         held_out: lesson.held_out(),
@@ -215,32 +231,30 @@ fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Rep
         truncated: 0,
         total_steps: job.hyper.total_steps(lesson.rows()),
     });
-    let plan = Plan { output: &job.output, key: job.key()?, hyper: &job.hyper, interval: job.interval };
+    let plan = Plan { output: &job.output, key, hyper: &job.hyper, interval: job.interval };
     match course::run(&plan, &lesson, trainer, watch)? {
-        Outcome::Finished(learned) => job.finish(&config, &lesson, learned, watch).map(Outcome::Finished),
+        Outcome::Finished(learned) => job.finish(&files, &config, &lesson, learned, watch).map(Outcome::Finished),
         Outcome::Interrupted { step, total_steps, state } => Ok(Outcome::Interrupted { step, total_steps, state }),
     }
 }
 
 impl Job {
-    fn key(&self) -> Result<blake3::Hash, JobError> {
+    fn key(&self, files: &Files) -> blake3::Hash {
         let mut key = Key::new("pretrain");
-        match &self.start {
-            Start::Checkpoint(folder) => key.files(folder)?,
-            Start::Random { tokenizer, .. } => {
-                key.text("random");
-                key.file(&self.config_file())?;
-                key.files(tokenizer)?;
-            }
+        if let Start::Random { .. } = &self.start {
+            key.text("random");
+            key.files(&files.config);
         }
+        key.files(&files.tokenizer);
         key.text(&format!("{:?} {:?}", self.hyper, self.hold_out));
         key.text(&format!("{} {:?}", self.mask_probability, self.also_measure));
         self.texts.iter().for_each(|text| key.text(text));
-        Ok(key.finish())
+        key.finish()
     }
 
     fn finish(
         &self,
+        files: &Files,
         config: &ModelConfig,
         lesson: &Texts,
         mut learned: Learned,
@@ -258,8 +272,8 @@ impl Job {
         let epoch = learned.progress.best().map_or(self.hyper.epochs, |best| best.epoch);
         let json = self.report(lesson, &learned, &measured, epoch);
         let publication = Publication {
-            config: self.config(config)?,
-            tokenizer: self.tokenizer_folder(),
+            config: Self::config(files, config)?,
+            tokenizer: &files.tokenizer,
             documents: vec![(REPORT, json.clone())],
             chart: chart::of_training(&json).map(|chart| (CHART, chart)),
         };
@@ -271,8 +285,8 @@ impl Job {
     }
 
     /// `config.json` of the model.
-    fn config(&self, model: &ModelConfig) -> Result<Map<String, Value>, JobError> {
-        let mut config = base_config(&self.config_file())?;
+    fn config(files: &Files, model: &ModelConfig) -> Result<Map<String, Value>, JobError> {
+        let mut config = base_config(&files.config)?;
         let class = match model.architecture {
             Architecture::DistilBert => "DistilBertForMaskedLM",
             Architecture::Bert => "BertForMaskedLM",

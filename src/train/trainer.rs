@@ -14,7 +14,7 @@ use super::network::Network;
 use super::optimizer::{Moments, Update};
 use super::options::{Options, check};
 use super::weights::{Initial, Lane, Weights, update};
-use crate::model::{Checkpoint, ModelConfig};
+use crate::model::{Checkpoint, ModelConfig, ModelFiles};
 use crate::ops::{Kernels, Noise, Rates, Tape};
 
 /// What happened in a step.
@@ -70,8 +70,19 @@ impl Trainer {
         device: &Device,
         kernels: Kernels,
     ) -> Result<Self, TrainError> {
-        let config = ModelConfig::load(&folder.join("config.json"))?;
-        let checkpoint = Checkpoint::open(folder, config.architecture)?;
+        Self::of_files(&ModelFiles::read(folder)?, objective, options, device, kernels)
+    }
+
+    /// Starts from the files of a model.
+    pub(crate) fn of_files(
+        files: &ModelFiles,
+        objective: Objective,
+        options: Options,
+        device: &Device,
+        kernels: Kernels,
+    ) -> Result<Self, TrainError> {
+        let config = ModelConfig::load(files)?;
+        let checkpoint = Checkpoint::open(files, config.architecture)?;
         Self::new(config, Some(checkpoint), objective, options, device, kernels)
     }
 

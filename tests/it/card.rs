@@ -50,7 +50,7 @@ fn a_card_has_what_is_known() {
       parameters    59,842 (0.2 MB on disk)
       vocabulary    787 word pieces
       max length    512 tokens
-      fingerprint   2f7aebeae77fd42d19550cf4e46cf931a22cd5d20cce5d8cb2d34d34e96beed5
+      fingerprint   4abb5d7d4ac5b0ad5be3e00faa2410cbe2edd3d7310220061588d45f0868da1d
     ");
     write(&variant.path("README.md"), README);
     insta::assert_snapshot!(show(variant.folder()), @r"
@@ -68,7 +68,7 @@ fn a_card_has_what_is_known() {
       metrics       accuracy 0.8725 (GLUE MRPC, validation)
                     f1 0.9105 (GLUE MRPC, validation)
       licence       apache-2.0
-      fingerprint   2f7aebeae77fd42d19550cf4e46cf931a22cd5d20cce5d8cb2d34d34e96beed5
+      fingerprint   4abb5d7d4ac5b0ad5be3e00faa2410cbe2edd3d7310220061588d45f0868da1d
     ");
     let card = json(variant.folder());
     assert_eq!(card["licence"], "apache-2.0");

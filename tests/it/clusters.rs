@@ -5,10 +5,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::nights::{counts, pairs};
+use crate::nights::{counts, pairs, score_files};
 use crate::seaweed::Bucket;
 use crate::shell::session;
-use crate::support::{Job, couplet, free_ports, quickstart_model, quickstart_pairs, rows_of, stderr_of, stdout_of};
+use crate::store_folder::{names_of_users, text_of};
+use crate::support::{
+    Job, couplet, free_ports, quickstart_model, quickstart_pairs, rows_of, stderr_of, stdout_of, write,
+};
 
 /// A process that ends with the test, as does its folder for temporary files.
 struct Process {
@@ -146,8 +149,7 @@ fn start(job: &Job, cluster: &Cluster) -> Child {
 /// Waits until a run has remembered something.
 fn wait_for_scores(job: &Job) {
     let began = Instant::now();
-    let commits = || job.path("state/scores/_delta_log").read_dir().map_or(0, Iterator::count);
-    while commits() < 3 {
+    while score_files(job).len() < 2 {
         assert!(began.elapsed() < Duration::from_secs(60), "nothing is remembered");
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -184,6 +186,25 @@ fn a_cluster_gives_the_rows_of_one_machine_and_says_who_did_what() {
     assert!(state.iter().all(|folder| !folder.exists()), "{state:?}");
     let people = stdout_of(many.run().args(["--fresh", "--cluster", &cluster.address()]));
     assert!(people.contains("  executors  executor-"), "{people}");
+}
+
+#[test]
+fn files_of_users_in_a_store_survive_a_run_on_a_cluster() {
+    let cluster = Cluster::new(1, &[]);
+    let job = job(300);
+    report(&job, &cluster);
+    let store = job.path("state");
+    for name in names_of_users() {
+        write(&store.join(&name), text_of(&name));
+    }
+    let marker: Value = serde_json::from_slice(&std::fs::read(store.join("couplet-store.json")).unwrap()).unwrap();
+    let left = store.join(format!("cluster/{}/{}-000001.parquet", "0".repeat(32), marker["id"].as_str().unwrap()));
+    write(&left, "what a killed run left");
+    stdout_of(run(&job, &cluster).arg("--fresh"));
+    assert!(!left.exists());
+    for name in names_of_users() {
+        assert_eq!(std::fs::read_to_string(store.join(&name)).ok(), Some(text_of(&name)), "{name}");
+    }
 }
 
 #[test]

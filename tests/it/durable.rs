@@ -59,7 +59,7 @@ fn what_a_commit_rests_on_is_on_the_disk_before_it_and_the_commit_after_it() {
         };
         let last = |name: &str| calls.iter().rposition(|call| named(call, name));
         let synced = |calls: &[String], path: &str| calls.iter().any(|call| *call == format!("sync {path}"));
-        for commit in [commit, "scores/_delta_log/00000000000000000001.json", ".parquet"] {
+        for commit in [commit, "runs/_delta_log/00000000000000000001.json", ".parquet"] {
             let Some(at) = last(commit) else { panic!("{commit} gets no name in {calls:#?}") };
             let paths: Vec<_> = calls[at].split(' ').collect();
             assert!(synced(&calls[..at], paths[1]), "not durable before {}: {calls:#?}", calls[at]);

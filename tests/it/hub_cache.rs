@@ -27,7 +27,15 @@ fn absent(setup: &Setup, commit: &str) -> Vec<String> {
 fn what_a_commit_does_not_have_is_remembered() {
     let (setup, commit) = Setup::new();
     json(&mut setup.predict(URI));
-    let none = ["calibration.json", "model.safetensors.index.json", "pytorch_model.bin.index.json", "vocab.txt"];
+    let none = [
+        "added_tokens.json",
+        "calibration.json",
+        "config_sentence_transformers.json",
+        "model.safetensors.index.json",
+        "pytorch_model.bin.index.json",
+        "special_tokens_map.json",
+        "vocab.txt",
+    ];
     assert_eq!(absent(&setup, &commit), none);
     // A card that is not there is asked for once.
     let show = || json(&mut setup.couplet(&["model", "show", "--json", &format!("{URI}@{commit}")]));
@@ -84,12 +92,14 @@ fn what_another_program_fetched_is_used_offline() {
     let output = offline(&setup, URI).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), of_folder(&golden("tiny-distilbert")));
-    assert!(said.contains("did not ask for vocab.txt, calibration.json and model.safetensors.index.json"), "{said}");
+    let asked = "did not ask for vocab.txt, special_tokens_map.json, added_tokens.json, \
+                 config_sentence_transformers.json, calibration.json and model.safetensors.index.json";
+    assert!(said.contains(asked), "{said}");
     // A commit of which nobody knows that is asked for, or taken as it is while the hub is gone.
     setup.server.take_log();
     json(setup.predict(&format!("{URI}@{commit}")).env("HF_ENDPOINT", "http://127.0.0.1:9"));
     json(&mut setup.predict(&format!("{URI}@{commit}")));
-    assert_eq!((setup.server.take_log().len(), absent(&setup, &commit).len()), (1, 4));
+    assert_eq!((setup.server.take_log().len(), absent(&setup, &commit).len()), (1, 7));
     assert!(offline(&setup, URI).output().unwrap().stderr.is_empty());
 }
 

@@ -116,7 +116,7 @@ fn a_file_without_names_and_ids_gets_numbers() {
     write(&folder.path().join("data/a.csv"), &text);
     write(&folder.path().join("data/b.csv"), &text);
     let (said, report) = from(folder.path(), &["data/a.csv"]);
-    assert!(said.contains("id     none: no column names each row once"), "{said}");
+    assert!(said.contains("id     none: no column that looks like an id names each row once"), "{said}");
     assert!(said.contains("label  `column_3`: the only other column with few different values"), "{said}");
     assert_eq!(report["rows"]["read"], 80);
     assert_eq!(rows_of(&folder.path().join("job/out/predictions.parquet"))[79]["id"], 80);

@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::nights::score_files;
 use crate::support::{Job, quickstart_model, rows_of, write};
 
 /// How long a run may go on after it was asked to stop: a fraction of what it would take.
@@ -41,7 +42,7 @@ impl LongRun {
             .unwrap();
         let mut run = Self { job, child };
         let began = Instant::now();
-        while !run.job.path("state/scores/_delta_log/00000000000000000001.json").exists() {
+        while score_files(&run.job).is_empty() {
             assert!(run.child.try_wait().unwrap().is_none(), "the run ended before it could be stopped");
             assert!(began.elapsed() < Duration::from_secs(120), "the run did not begin to score");
             std::thread::sleep(Duration::from_millis(5));

@@ -103,6 +103,11 @@ window = 8
         said
     }
 
+    /// What `training.json` of the model says.
+    fn training(&self) -> Value {
+        serde_json::from_slice(&std::fs::read(self.0.path().join("model/training.json")).unwrap()).unwrap()
+    }
+
     fn report(&self, arguments: &[&str]) -> Value {
         serde_json::from_str(&stdout_of(self.couplet(arguments).arg("--json"))).unwrap()
     }
@@ -255,6 +260,36 @@ fn texts_on_both_sides_of_the_split_are_warned_of() {
     let job = Learning::on_rows(forty(repeated), "validation = 0.5");
     let plan: Value = serde_json::from_str(&stdout_of(&mut job.command("plan", &["--json"]))).unwrap();
     assert_eq!(plan["finetune"]["held_out_in_training"], 0);
+}
+
+#[test]
+fn labels_without_held_out_rows_are_warned_of() {
+    let row = |n: usize| (n.to_string(), format!("text {n}"), (n % 3).to_string());
+    let validation = "validation = \"SELECT id, text, label FROM gold WHERE label < 2\"";
+    let job = Learning::on_rows(forty(row), validation);
+    let expected = "no held-out row has the label \"2\": how well it is recognised is not measured";
+    let plan: Value = serde_json::from_str(&stdout_of(&mut job.command("plan", &["--json"]))).unwrap();
+    let notes = plan["notes"].as_array().unwrap();
+    assert!(notes.iter().any(|note| note.as_str().unwrap().contains(expected)), "{notes:?}");
+    let said = stderr_of(&mut job.couplet(&["-q"]), 0);
+    assert!(said.contains("WARN") && said.contains(expected), "{said}");
+    assert_eq!(job.training()["unmeasured_labels"], serde_json::json!(["2"]));
+    let all = Learning::on_rows(forty(row), "validation = \"SELECT id, text, label FROM gold\"");
+    let said = stderr_of(&mut all.couplet(&["-q"]), 0);
+    assert!(!said.contains("no held-out row has"), "{said}");
+}
+
+#[test]
+fn a_temperature_at_its_bound_is_warned_of() {
+    let row = |n: usize| (n.to_string(), format!("text {n}"), (n % 2).to_string());
+    // One row is right or wrong, and no temperature is the best for it.
+    let validation = "validation = \"SELECT id, text, label FROM gold WHERE id = 1\"\ncalibrate = true";
+    let job = Learning::on_rows(forty(row), validation);
+    let said = stderr_of(&mut job.couplet(&["-q"]), 0);
+    assert!(said.contains("WARN") && said.contains("the temperature ") && said.contains(" that is allowed"), "{said}");
+    let bound = job.training()["calibration"]["temperature_bound"].as_str().unwrap().to_owned();
+    let card = stdout_of(couplet().current_dir(job.0.path()).args(["model", "show", "model"]));
+    assert!(card.contains(&format!("(not reliable: at its bound, {bound})")), "{card}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use couplet::lock::{Claim, Explain, Held, LockError, Place, acquire, probe};
+use couplet::lock::{Claim, Explain, Held, LockError, Place, acquire, probe, probe_and_delete};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -379,24 +379,29 @@ async fn a_lock_that_is_removed_is_lost() {
 #[tokio::test]
 async fn a_probe_costs_four_requests_and_leaves_nothing() {
     let store = faulty();
-    probe(&objects(&store)).await.unwrap();
+    probe_and_delete(&objects(&store), ".couplet-probe").await.unwrap();
     let log = store.log.lock().unwrap().clone();
     assert_eq!(log.len(), 4, "{log:?}");
-    assert!(log[3].starts_with("delete a/store/.couplet-probe-"), "{log:?}");
+    assert_eq!(log[3], "delete a/store/.couplet-probe", "{log:?}");
     // A repeated first write is its own.
     store.script(&[Some(Fault::Repeated)]);
-    probe(&objects(&store)).await.unwrap();
+    probe_and_delete(&objects(&store), ".couplet-probe").await.unwrap();
+    assert!(store.list_with_delimiter(None).await.unwrap().objects.is_empty());
 
+    // One that is there stays, whatever is tried on it.
     let folder = tempfile::tempdir().unwrap();
-    probe(&Place::Folder(folder.path().join("new"))).await.unwrap();
-    assert_eq!(folder.path().join("new").read_dir().unwrap().count(), 0);
+    for _ in 0..2 {
+        probe(&Place::Folder(folder.path().join("new")), "marker", b"store").await.unwrap();
+        assert_eq!(std::fs::read(folder.path().join("new/marker")).unwrap(), b"store");
+        assert_eq!(folder.path().join("new").read_dir().unwrap().count(), 1);
+    }
 }
 
 #[tokio::test]
 async fn a_server_that_ignores_conditions_is_refused() {
     let mut store = faulty();
     store.ignores_conditions = true;
-    let refused = probe(&objects(&store)).await.unwrap_err();
+    let refused = probe_and_delete(&objects(&store), "probe").await.unwrap_err();
     assert_eq!(
         refused.to_string(),
         "s3://bucket/a/store cannot hold a store or a table safely: it ignores If-None-Match, so that two writers overwrite each other without noticing; use a server that keeps it, or a local folder"
@@ -411,6 +416,6 @@ async fn a_server_that_ignores_conditions_is_refused() {
         name: "odd".into(),
         explain: Explain::default(),
     };
-    let refused = probe(&place).await.unwrap_err().to_string();
+    let refused = probe(&place, "probe", b"1").await.unwrap_err().to_string();
     assert!(refused.contains("does not support writing only over a known version (If-Match)"), "{refused}");
 }

@@ -271,6 +271,7 @@ fn what_a_server_answers_is_not_passed_on() {
                     assert_no_secret(&said);
                     let is_clear = output.status.success()
                         || said.contains("the session has expired")
+                        || said.contains("the server no longer accepts the credentials")
                         || said.contains("(400 Bad Request)")
                         || said.contains("there is no table `predictions`");
                     assert!(is_clear, "{name} {kinds:?} {path} {after} {arguments:?}: {said}");
@@ -283,9 +284,27 @@ fn what_a_server_answers_is_not_passed_on() {
         night.report();
         let runs = night.bucket.couplet(&["runs", "pipeline.toml", "--json"]).current_dir(night.job.path("")).output();
         let runs = String::from_utf8(runs.unwrap().stdout).unwrap();
-        assert!(runs.contains("the session has expired") || runs.contains("400 Bad Request"), "{runs}");
+        assert!(runs.contains("the server no longer accepts") || runs.contains("400 Bad Request"), "{runs}");
         assert_no_secret(&runs);
     }
+}
+
+#[test]
+fn a_session_that_expires_meanwhile_ends_a_run_with_1() {
+    let test = "a_session_that_expires_meanwhile_ends_a_run_with_1";
+    let Some(night) = Night::new(test, "expires", DELTA) else { return };
+    night.put_rows(60);
+    for (after, code, words) in
+        [(0, 2, "the session has expired (400"), (20, 1, "the server no longer accepts the credentials (400")]
+    {
+        let proxy = night.bucket.proxy(1);
+        let kinds = [Kind::Get, Kind::List, Kind::Put, Kind::PutIf, Kind::Delete];
+        proxy.fail(Rule::new(Fault::Status(400)).on(&kinds).after(after));
+        let said = stderr_of(&mut night.run(Some(&proxy.endpoint())), code);
+        assert!(said.contains(words), "{said}");
+    }
+    // With credentials that are accepted, the same command goes on.
+    night.report();
 }
 
 /// Runs a night with failing requests between two that are undisturbed, and looks at the table after each; says how

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::{RecordBatch, StringArray};
-use couplet::lock::{Claim, Explain, LockError, Place, acquire, probe};
+use couplet::lock::{Claim, Explain, LockError, Place, acquire, probe_and_delete};
 use couplet::sink::runs::{Run, RunFolder, latest};
 use futures::TryStreamExt;
 use futures::future::join_all;
@@ -42,17 +42,17 @@ fn runtime() -> tokio::runtime::Runtime {
 fn a_probe_tells_servers_that_keep_conditions_from_those_that_do_not() {
     let Some((bucket, proxy)) = setup("a_probe_tells_servers_that_keep_conditions", "alone-probe") else { return };
     runtime().block_on(async {
-        probe(&place(&bucket, &proxy)).await.unwrap();
+        probe_and_delete(&place(&bucket, &proxy), "probe").await.unwrap();
         assert_eq!((proxy.requests(Kind::PutIf), proxy.requests(Kind::Delete)), (3, 1));
         // A first write whose answer is lost is made again by the client, and then refused.
         proxy.fail(Rule::new(Fault::DropAnswer).on(&[Kind::PutIf]).times(1));
-        probe(&place(&bucket, &proxy)).await.unwrap();
+        probe_and_delete(&place(&bucket, &proxy), "probe").await.unwrap();
         proxy.fail(Rule::new(Fault::IgnoreCondition).on(&[Kind::PutIf]));
-        let refused = probe(&place(&bucket, &proxy)).await.unwrap_err();
+        let refused = probe_and_delete(&place(&bucket, &proxy), "probe").await.unwrap_err();
         assert!(matches!(&refused, LockError::Unsafe { .. }), "{refused}");
         proxy.heal();
         proxy.fail(Rule::new(Fault::Status(501)).on(&[Kind::PutIf]));
-        let refused = probe(&place(&bucket, &proxy)).await.unwrap_err();
+        let refused = probe_and_delete(&place(&bucket, &proxy), "probe").await.unwrap_err();
         assert!(refused.to_string().contains("does not support writing only where nothing is"), "{refused}");
         assert!(bucket.client.list_with_delimiter(None).await.unwrap().objects.is_empty());
     });

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use couplet::ops::{
-    Attention, Embeddings, FirstTokenAttention, Kernels, LayerNorm, Linear, ProjectedEmbeddings, attention,
+    Activation, Attention, Embeddings, FirstTokenAttention, Kernels, LayerNorm, Linear, ProjectedEmbeddings, attention,
     feed_forward, linear_many,
 };
 
@@ -75,9 +75,12 @@ const ROWS: [usize; 12] = [1, 2, 5, 6, 7, 11, 12, 13, 95, 96, 97, 200];
 type Forward = fn(&Linear, &Tensor, usize) -> Result<Tensor>;
 
 /// Every way a layer is applied.
-const FORWARDS: [(&str, Forward); 3] = [
+const FORWARDS: [(&str, Forward); 6] = [
     ("forward", |linear, x, _| linear.forward(x)),
-    ("forward_gelu", |linear, x, _| linear.forward_gelu(x)),
+    ("gelu", |linear, x, _| linear.forward_activated(x, Activation::Gelu)),
+    ("gelu_tanh", |linear, x, _| linear.forward_activated(x, Activation::GeluTanh)),
+    ("relu", |linear, x, _| linear.forward_activated(x, Activation::Relu)),
+    ("silu", |linear, x, _| linear.forward_activated(x, Activation::Silu)),
     ("forward_add_norm", |linear, x, outputs| {
         // Rows of the residual go with rows of x, so that they can be told apart in a batch.
         let residual = x.sum_keepdim(D::Minus1)?.broadcast_mul(&random(5, &[1, outputs]))?.contiguous()?;
@@ -287,11 +290,12 @@ fn a_feed_forward_layer_is_its_parts_and_does_not_depend_on_its_neighbours() {
         let (lin1, lin2, norm) = (linear(1, dim, hidden, kernels), linear(3, hidden, dim, kernels), norm(5, dim));
         for count in ROWS {
             let x = random(7, &[count, dim]);
-            let whole = feed_forward(&x, &lin1, &lin2, &norm).unwrap();
-            let parts = lin2.forward_add_norm(&lin1.forward_gelu(&x).unwrap(), &x, &norm).unwrap();
+            let whole = feed_forward(&x, &lin1, Activation::Gelu, &lin2, &norm).unwrap();
+            let parts =
+                lin2.forward_add_norm(&lin1.forward_activated(&x, Activation::Gelu).unwrap(), &x, &norm).unwrap();
             let what = format!("{count} rows of {dim} to {hidden}");
             assert_eq!(values(&whole), values(&parts), "{what}");
-            let last = feed_forward(&rows(&x, count - 1, count), &lin1, &lin2, &norm).unwrap();
+            let last = feed_forward(&rows(&x, count - 1, count), &lin1, Activation::Gelu, &lin2, &norm).unwrap();
             assert_eq!(values(&last), values(&rows(&whole, count - 1, count)), "{what}");
         }
     }
@@ -301,7 +305,7 @@ fn a_feed_forward_layer_is_its_parts_and_does_not_depend_on_its_neighbours() {
         (random(7, &[2, 12]), &lin1, norm(5, 12)),
         (random(7, &[2, 12]), &lin2, norm(5, 11)),
     ] {
-        assert!(feed_forward(&x, &lin1, lin2, &norm).is_err());
+        assert!(feed_forward(&x, &lin1, Activation::Gelu, lin2, &norm).is_err());
     }
 }
 
@@ -374,7 +378,7 @@ fn layers_and_norms_that_do_not_fit_are_refused() {
     let short = || LayerNorm::new(random(1, &[12]), random(2, &[8]), 1e-12);
     let (x, layer, wide) = (random(3, &[2, 12]), linear(4, 12, 12, kernels), linear(5, 12, 48, kernels));
     assert!(layer.forward_add_norm(&x, &x, &short()).is_err());
-    assert!(feed_forward(&x, &wide, &linear(6, 48, 12, kernels), &short()).is_err());
+    assert!(feed_forward(&x, &wide, Activation::Gelu, &linear(6, 48, 12, kernels), &short()).is_err());
     let [ids, positions, types] = tokens();
     let norm = Embeddings { norm: short(), ..embeddings(12, true) };
     let table = Embeddings { positions: random(2, &[30, 8]), ..embeddings(12, true) };
@@ -482,7 +486,7 @@ fn shapes_that_do_not_fit_a_layer_are_errors() {
         let layer = linear(1, 12, 20, kernels);
         for shape in [&[5, 20][..], &[5, 24], &[60], &[5, 12, 1], &[12, 5]] {
             assert!(layer.forward(&random(3, shape)).is_err(), "{shape:?}");
-            assert!(layer.forward_gelu(&random(3, shape)).is_err(), "{shape:?}");
+            assert!(layer.forward_activated(&random(3, shape), Activation::Gelu).is_err(), "{shape:?}");
             assert!(linear_many(&random(3, shape), [&layer, &layer]).is_err(), "{shape:?}");
         }
         let x = random(3, &[5, 12]);

@@ -165,7 +165,7 @@ fn the_summary_says_what_was_done() {
       padding    23,551 tokens avoided (42.3 % of what batches of 32 would have run)
       speed      …
       time       …
-      model      ROOT/tests/it/goldens/tiny-distilbert (2f7aebeae77fd42d, f32)
+      model      ROOT/tests/it/goldens/tiny-distilbert (4abb5d7d4ac5b0ad, f32)
       output     out/scores.parquet
     ");
 }
@@ -348,7 +348,7 @@ fn the_summary_counts_bad_rows_by_reason() {
       padding    0 tokens avoided (0.0 % of what batches of 32 would have run)
       speed      …
       time       …
-      model      ROOT/tests/it/goldens/tiny-distilbert (2f7aebeae77fd42d, f32)
+      model      ROOT/tests/it/goldens/tiny-distilbert (4abb5d7d4ac5b0ad, f32)
       output     out/scores.parquet
     ");
 }

@@ -40,7 +40,7 @@ pub fn wide_batch(run: &str, rows: usize, times: usize) -> RecordBatch {
 }
 
 pub fn run(id: &str, keep: Option<usize>) -> Run {
-    Run { id: id.into(), pipeline: "nightly".into(), model: "b1c37d6c43ab2d48".into(), keep }
+    Run { id: id.into(), pipeline: "nightly".into(), model: "17881bc937bbf80d".into(), keep }
 }
 
 pub fn remote(store: &(impl ObjectStore + Clone)) -> Place {

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use couplet::lock::{Claim, Place, acquire};
-use parquet::file::reader::{FileReader, SerializedFileReader};
 
 use crate::support::{Job, golden, stderr_of, stdout_of, write};
 
@@ -33,65 +32,48 @@ fn refused(job: &Job, arguments: &[&str], file: &Path) -> String {
 }
 
 #[test]
-fn a_damaged_file_of_scores_is_named_and_forgotten_by_fresh() {
+fn scores_of_a_damaged_file_are_scored_anew_and_said() {
     let job = Job::new(PAIRS);
     job.report();
     let model = only(&job.path(".couplet/demo/scores"), "model=");
     let file = only(&model, ".parquet");
-    let mend = "; run the pipeline with --fresh: it forgets the scores of this model and scores all rows anew, and \
-                nothing else is lost";
     cut(&file);
-    for command in ["plan", "run"] {
-        let said = refused(&job, &[command, "pipeline.toml"], &file);
-        assert!(said.starts_with("error: Delta table .couplet/demo/scores: DIR/.couplet/demo/scores/model="), "{said}");
-        assert!(said.contains(" is damaged: not a whole Parquet file (") && said.ends_with(mend), "{said}");
-    }
-    fs::remove_file(&file).unwrap();
-    for command in ["plan", "run"] {
-        let said = refused(&job, &[command, "pipeline.toml"], &file);
-        assert!(said.contains(" is not there any more;") && said.contains(mend), "{said}");
-    }
-    stdout_of(job.run().arg("--fresh"));
-    assert_eq!(job.report()["rows"]["remembered"], 2);
-}
-
-#[test]
-fn a_damaged_page_that_is_read_only_when_rows_are_published_is_named_as_well() {
-    let job = Job::new(PAIRS);
-    job.report();
-    let model = only(&job.path(".couplet/demo/scores"), "model=");
-    let file = only(&model, ".parquet");
-    let reader = SerializedFileReader::new(fs::File::open(&file).unwrap()).unwrap();
-    let columns = reader.metadata().row_group(0).columns();
-    let score = columns.iter().find(|column| column.column_path().string() == "score").unwrap();
-    let (start, length) = score.byte_range();
-    let mut bytes = fs::read(&file).unwrap();
-    bytes[usize::try_from(start).unwrap()..][..usize::try_from(length).unwrap()].fill(0xFF);
-    fs::write(&file, bytes).unwrap();
-    let said = refused(&job, &["run", "pipeline.toml"], &file);
-    assert!(said.contains(" is damaged: not a whole Parquet file (") && said.contains("--fresh"), "{said}");
+    let said = stderr_of(&mut job.couplet(&["plan", "pipeline.toml"]), 0);
+    assert!(said.contains("is damaged: its checksum is wrong"), "{said}");
+    assert!(file.exists(), "a plan removes nothing");
+    let output = job.run().arg("--json").output().unwrap();
+    let said = job.without_paths(&String::from_utf8(output.stderr).unwrap());
+    assert!(
+        said.contains("is damaged: its checksum is wrong. Its scores are dropped, and their texts scored anew: 2"),
+        "{said}"
+    );
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["rows"]["scored"], &report["rows"]["damaged_scores"]), (&2.into(), &2.into()), "{report:#}");
+    let report = job.report();
+    assert_eq!(
+        (&report["rows"]["remembered"], &report["rows"]["damaged_scores"]),
+        (&2.into(), &0.into()),
+        "{report:#}"
+    );
+    // One that is gone is simply not there.
+    fs::remove_file(only(&model, ".parquet")).unwrap();
+    assert_eq!(job.report()["rows"]["scored"], 2);
 }
 
 #[test]
 fn a_damaged_log_is_named_with_the_folder_to_remove() {
     let job = Job::new(PAIRS);
     job.report();
-    let log = |table: &str, entry: u8| job.path(&format!(".couplet/demo/{table}/_delta_log/{entry:020}.json"));
-    cut(&log("scores", 1));
-    for arguments in [&["plan", "pipeline.toml"][..], &["run", "pipeline.toml"], &["store", "gc", "pipeline.toml"]] {
-        let said = refused(&job, arguments, &log("scores", 1));
-        assert!(said.contains("its log is damaged: DIR/.couplet/demo/scores/_delta_log/"), "{said}");
-        assert!(said.contains("; remove .couplet/demo/scores and run the pipeline again"), "{said}");
+    let log = |entry: u8| job.path(&format!(".couplet/demo/runs/_delta_log/{entry:020}.json"));
+    cut(&log(1));
+    for arguments in [&["runs", "pipeline.toml"][..], &["store", "gc", "pipeline.toml"]] {
+        let said = refused(&job, arguments, &log(1));
+        assert!(said.contains("its log is damaged: DIR/.couplet/demo/runs/_delta_log/"), "{said}");
+        assert!(said.contains("; remove .couplet/demo/runs: the list of runs begins anew"), "{said}");
     }
-    fs::write(log("scores", 0), "").unwrap();
-    let said = refused(&job, &["run", "pipeline.toml"], &log("scores", 0));
+    fs::write(log(0), "").unwrap();
+    let said = refused(&job, &["runs", "pipeline.toml"], &log(0));
     assert!(said.contains(" is empty; remove"), "{said}");
-    fs::remove_dir_all(job.path(".couplet/demo/scores")).unwrap();
-    assert_eq!(job.report()["rows"]["scored"], 2);
-
-    cut(&log("runs", 1));
-    let said = refused(&job, &["runs", "pipeline.toml"], &log("runs", 1));
-    assert!(said.contains("; remove .couplet/demo/runs: the list of runs begins anew"), "{said}");
 }
 
 #[test]

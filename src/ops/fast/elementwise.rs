@@ -4,6 +4,8 @@
 //! they are inlined under. Sums go through a fixed number of partial sums, so that the order of
 //! additions, and with it the last bit, does not depend on the width of the machine's vectors.
 
+use crate::ops::Activation;
+
 /// Partial sums of a reduction; a multiple of every vector width in use.
 const PARTIAL_SUMS: usize = 16;
 
@@ -71,6 +73,51 @@ pub(in crate::ops) fn gelu(x: f32) -> f32 {
     half.mul_add(z * p / q, half)
 }
 
+/// GELU by its tanh approximation, `x · sigmoid(2 √(2/π) (x + 0.044715 x³))`; see [`silu`] for its error.
+#[inline(always)]
+pub(in crate::ops) fn gelu_tanh(x: f32) -> f32 {
+    x * sigmoid(GELU_TANH[0] * x * (GELU_TANH[1] * x).mul_add(x, 1.0))
+}
+
+/// `2 √(2/π)` and 0.044715.
+pub(in crate::ops) const GELU_TANH: [f32; 2] = [1.595_769_1, 0.044_715];
+
+/// `x · sigmoid(x)`, with the relative error of [`exp`].
+#[inline(always)]
+pub(in crate::ops) fn silu(x: f32) -> f32 {
+    x * sigmoid(x)
+}
+
+/// `max(x, 0)`, NaN for NaN.
+#[inline(always)]
+pub(in crate::ops) fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+/// `1 / (1 + e^-x)`; below -87 no smaller than there.
+#[inline(always)]
+pub(in crate::ops) fn sigmoid(x: f32) -> f32 {
+    let x = if x < -87.0 { -87.0 } else { x };
+    1.0 / (1.0 + exp(-x))
+}
+
+/// Replaces elements by an activation; one loop for each function.
+#[inline(always)]
+pub(in crate::ops) fn activate(values: &mut [f32], activation: Activation) {
+    #[inline(always)]
+    fn each(values: &mut [f32], f: impl Fn(f32) -> f32) {
+        for x in values {
+            *x = f(*x);
+        }
+    }
+    match activation {
+        Activation::Gelu => each(values, gelu),
+        Activation::GeluTanh => each(values, gelu_tanh),
+        Activation::Relu => each(values, relu),
+        Activation::Silu => each(values, silu),
+    }
+}
+
 /// The polynomial with these coefficients, the constant first.
 #[inline(always)]
 fn horner<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
@@ -128,6 +175,26 @@ mod tests {
             let exact = f64::from(x).exp();
             assert!((f64::from(exp(x)) / exact - 1.0).abs() < 5e-7, "exp({x}) = {} for {exact}", exp(x));
         }
+    }
+
+    #[test]
+    fn other_activations_agree_with_reference_values() {
+        // x, then gelu_new and silu of transformers in f64.
+        for (x, tanh, swish) in [
+            (-400.0_f32, 0.0_f32, 0.0_f32),
+            (-100.0, 0.0, 0.0),
+            (-3.0, -0.003_637_392, -0.142_277_62),
+            (-0.5, -0.154_285_99, -0.188_770_33),
+            (0.0, 0.0, 0.0),
+            (1.0, 0.841_191_99, 0.731_058_6),
+            (4.0, 3.999_929_8, 3.928_055_2),
+            (400.0, 400.0, 400.0),
+        ] {
+            assert!((gelu_tanh(x) - tanh).abs() <= 1e-6 * x.abs().max(1.0), "gelu_tanh({x}) = {}", gelu_tanh(x));
+            assert!((silu(x) - swish).abs() <= 1e-6 * x.abs().max(1.0), "silu({x}) = {}", silu(x));
+            assert!((relu(x) - x.max(0.0)).abs() < f32::EPSILON);
+        }
+        assert!([gelu_tanh, silu, relu, gelu].iter().all(|f| f(f32::NAN).is_nan()));
     }
 
     #[test]

@@ -8,7 +8,8 @@
 
 use pulp::Simd;
 
-use super::elementwise::gelu;
+use super::elementwise::{gelu, gelu_tanh, relu, silu};
+use crate::ops::Activation;
 
 /// Most rows in a register tile, on any instruction set.
 pub(in crate::ops) const MAX_TILE_ROWS: usize = 12;
@@ -132,11 +133,16 @@ pub(in crate::ops) enum Finish<'a> {
     None,
     /// `+ bias[column]`
     Bias(&'a [f32]),
-    /// `gelu(+ bias[column])`
-    BiasGelu(&'a [f32]),
+    /// `activation(+ bias[column])`
+    BiasActivation(&'a [f32], Activation),
 }
 
-impl Finish<'_> {
+impl<'a> Finish<'a> {
+    /// A bias, and what follows it.
+    pub(super) fn with_bias(bias: &'a [f32], activation: Option<Activation>) -> Self {
+        activation.map_or(Self::Bias(bias), |activation| Self::BiasActivation(bias, activation))
+    }
+
     /// Finishes part of a row that begins at a column.
     #[inline(always)]
     pub(super) fn apply(self, part: &mut [f32], column: usize) {
@@ -147,12 +153,24 @@ impl Finish<'_> {
                     *x += *b;
                 }
             }
-            Self::BiasGelu(bias) => {
-                for (x, b) in part.iter_mut().zip(&bias[column..]) {
-                    *x = gelu(*x + *b);
+            Self::BiasActivation(bias, activation) => {
+                let bias = &bias[column..];
+                match activation {
+                    Activation::Gelu => add_then(part, bias, gelu),
+                    Activation::GeluTanh => add_then(part, bias, gelu_tanh),
+                    Activation::Relu => add_then(part, bias, relu),
+                    Activation::Silu => add_then(part, bias, silu),
                 }
             }
         }
+    }
+}
+
+/// `f(x + b)` of each element; one loop for each function.
+#[inline(always)]
+fn add_then(part: &mut [f32], bias: &[f32], f: impl Fn(f32) -> f32) {
+    for (x, b) in part.iter_mut().zip(bias) {
+        *x = f(*x + *b);
     }
 }
 

@@ -17,9 +17,10 @@ use pulp::bytemuck::Zeroable;
 #[cfg(test)]
 use super::dot::Portable;
 use super::dot::{Dot, Int16Kernel};
-use super::elementwise::gelu;
+use super::elementwise::activate;
 use super::gemm::Finish;
 use super::quantize::{COLUMNS, GROUP, Int16Layer, Int16Rows, Line};
+use crate::ops::Activation;
 
 /// Multiplies quantised rows by a layer: `[rows, inputs] → out [rows, outputs]`, rows of `out` `stride` apart.
 pub(super) fn multiply(
@@ -63,10 +64,10 @@ impl<D: Dot, const R: usize, const P: usize, const WINOGRAD: bool> NullaryFnOnce
     #[inline(always)]
     fn call(self) {
         let Self { rows, layer, finish, .. } = self;
-        let (bias, gelu) = match finish {
-            Finish::None => ([].as_slice(), false),
-            Finish::Bias(bias) => (bias, false),
-            Finish::BiasGelu(bias) => (bias, true),
+        let (bias, activation) = match finish {
+            Finish::None => ([].as_slice(), None),
+            Finish::Bias(bias) => (bias, None),
+            Finish::BiasActivation(bias, activation) => (bias, Some(activation)),
         };
         let (panels, _) = layer.panels.as_chunks::<2>();
         // A panel stays in the first-level cache while every tile of rows passes by it.
@@ -86,7 +87,7 @@ impl<D: Dot, const R: usize, const P: usize, const WINOGRAD: bool> NullaryFnOnce
                 let sums = self.tile(panels, p * P, tile * R);
                 let out = self.out.get_mut(tile * R * self.stride + column..).unwrap_or_default();
                 for ((sums, scale), out) in sums.iter().zip(row_scales).zip(out.chunks_mut(self.stride)) {
-                    let finished = dequantize(sums, *scale, scales, &biases, gelu);
+                    let finished = dequantize(sums, *scale, scales, &biases, activation);
                     if let Some(out) = out[..columns].as_chunks_mut().0.first_chunk_mut() {
                         *out = finished;
                     } else {
@@ -98,14 +99,14 @@ impl<D: Dot, const R: usize, const P: usize, const WINOGRAD: bool> NullaryFnOnce
     }
 }
 
-/// `sum · (row's scale · channel's scale) + bias`, through GELU if wanted.
+/// `sum · (row's scale · channel's scale) + bias`, through an activation if wanted.
 #[inline(always)]
 fn dequantize<const P: usize>(
     sums: &[[i32; COLUMNS]; P],
     scale: f32,
     scales: &[[f32; COLUMNS]; P],
     biases: &[[f32; COLUMNS]; P],
-    with_gelu: bool,
+    activation: Option<Activation>,
 ) -> [[f32; COLUMNS]; P] {
     let mut out = [[0.0; COLUMNS]; P];
     for p in 0..P {
@@ -113,12 +114,8 @@ fn dequantize<const P: usize>(
             out[p][i] = sums[p][i] as f32 * (scale * scales[p][i]) + biases[p][i];
         }
     }
-    if with_gelu {
-        for out in &mut out {
-            for x in out {
-                *x = gelu(*x);
-            }
-        }
+    if let Some(activation) = activation {
+        activate(out.as_flattened_mut(), activation);
     }
     out
 }

@@ -8,6 +8,7 @@ use super::gemm::{Finish, Panels, Rows, multiply};
 use super::int16;
 use super::quantize::{Int16Layer, Int16Rows};
 use super::{Isa, Operator, Scratch};
+use crate::ops::Activation;
 
 /// Most rows whose products and epilogue are finished before the next block begins; a multiple of every tile height.
 const ROW_BLOCK: usize = 192;
@@ -64,19 +65,19 @@ impl Layer {
         }
     }
 
-    /// `x [rows, in] · weightᵀ + bias → out [rows, out]`, rows of `out` `stride` apart, through `gelu` if wanted;
-    /// `quantized` are the rows of `x`.
+    /// `x [rows, in] · weightᵀ + bias → out [rows, out]`, rows of `out` `stride` apart, through an activation if
+    /// wanted; `quantized` are the rows of `x`.
     #[inline(always)]
     fn apply<S: Simd, const R: usize, const C: usize>(
         &self,
         simd: S,
         x: Rows,
         quantized: &Int16Rows,
-        gelu: bool,
+        activation: Option<Activation>,
         out: &mut [f32],
         stride: usize,
     ) {
-        let finish = if gelu { Finish::BiasGelu(&self.bias) } else { Finish::Bias(&self.bias) };
+        let finish = Finish::with_bias(&self.bias, activation);
         match &self.weight {
             Weight::F32(panels) => multiply::<S, R, C>(simd, x, panels, finish, out, stride),
             Weight::Int16(kernel, layer) => int16::multiply(*kernel, quantized, layer, finish, out, stride),
@@ -88,7 +89,7 @@ impl Layer {
 #[derive(Clone, Copy)]
 pub(crate) enum Epilogue<'a> {
     None,
-    Gelu,
+    Activation(Activation),
     /// `LayerNorm(row + residual)`, the residual `[rows, out]`.
     AddNorm(AddNorm<'a>),
 }
@@ -145,8 +146,8 @@ impl Operator for Linear<'_> {
                 let start = out.len();
                 out.resize(start + x.count * layer.outputs, 0.0);
                 let block = &mut out[start..];
-                let gelu = matches!(epilogue, Epilogue::Gelu);
-                layer.apply::<S, R, C>(simd, x, quantized, gelu, block, layer.outputs);
+                let activation = if let Epilogue::Activation(activation) = epilogue { Some(activation) } else { None };
+                layer.apply::<S, R, C>(simd, x, quantized, activation, block, layer.outputs);
                 if let Epilogue::AddNorm(norm) = epilogue {
                     norm.apply(block, b * block_rows);
                 }
@@ -157,9 +158,10 @@ impl Operator for Linear<'_> {
     }
 }
 
-/// `norm(x + lin2(gelu(lin1(x))))`: what `lin1` gives stays in the cache until `lin2` has read it.
+/// `norm(x + lin2(activation(lin1(x))))`: what `lin1` gives stays in the cache until `lin2` has read it.
 pub(crate) struct FeedForward<'a> {
     pub(crate) lin1: &'a Layer,
+    pub(crate) activation: Activation,
     pub(crate) lin2: &'a Layer,
     /// Its residual is `x [T, D]`.
     pub(crate) norm: AddNorm<'a>,
@@ -170,7 +172,7 @@ impl Operator for FeedForward<'_> {
 
     #[inline(always)]
     fn run<S: Simd, const R: usize, const C: usize>(self, simd: S) -> Vec<f32> {
-        let Self { lin1, lin2, norm } = self;
+        let Self { lin1, activation, lin2, norm } = self;
         let x = norm.residual;
         let mut out = Vec::with_capacity(x.len());
         let mut scratch = Scratch::take();
@@ -185,13 +187,13 @@ impl Operator for FeedForward<'_> {
             if let Some(largest) = lin1.largest() {
                 quantized.quantize(x, lin1.inputs, largest);
             }
-            lin1.apply::<S, R, C>(simd, x, quantized, true, hidden, stride);
+            lin1.apply::<S, R, C>(simd, x, quantized, Some(activation), hidden, stride);
             let hidden = Rows { values: hidden, stride, count: x.count };
             if let Some(largest) = lin2.largest() {
                 quantized.quantize(hidden, lin2.inputs, largest);
             }
             let block = &mut out[start..];
-            lin2.apply::<S, R, C>(simd, hidden, quantized, false, block, lin2.outputs);
+            lin2.apply::<S, R, C>(simd, hidden, quantized, None, block, lin2.outputs);
             norm.apply(block, b * block_rows);
         }
         scratch.put();

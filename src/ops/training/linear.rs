@@ -9,8 +9,9 @@ use pulp::Simd;
 use super::dropout::Dropout;
 use super::parameter::PackedWeight;
 use super::transposed::{Columns, PADDING, multiply_transposed};
+use crate::ops::Activation;
 use crate::ops::fast::Operator;
-use crate::ops::fast::elementwise::{add, exp, gelu, sum_by};
+use crate::ops::fast::elementwise::{GELU_TANH, activate, add, exp, sigmoid, sum_by};
 use crate::ops::fast::gemm::{Finish, Panels, Rows, multiply};
 
 /// Rows that are multiplied before the next begin; a multiple of every tile height.
@@ -34,35 +35,33 @@ pub(super) struct Weight<'a> {
     pub(super) bias: &'a [f32],
 }
 
-/// `x [T, in] · weightᵀ + bias → [T, out]` of layers with the same inputs, through GELU if asked for.
+/// `x [T, in] · weightᵀ + bias → [T, out]` of layers with the same inputs, through an activation if asked for.
 pub(super) struct Forward<'a> {
     pub(super) x: &'a [f32],
     pub(super) layers: &'a [Weight<'a>],
-    pub(super) gelu: bool,
+    pub(super) activation: Option<Activation>,
 }
 
 impl Operator for Forward<'_> {
-    /// The results, and what went into GELU.
+    /// The results, and what went into the activation.
     type Output = (Vec<Vec<f32>>, Vec<Vec<f32>>);
 
     #[inline(always)]
     fn run<S: Simd, const R: usize, const C: usize>(self, simd: S) -> Self::Output {
-        let Self { x, layers, gelu: activate } = self;
+        let Self { x, layers, activation } = self;
         let Some(k) = layers.first().map(|layer| layer.panels.inputs) else { return (Vec::new(), Vec::new()) };
         let sizes = || layers.iter().map(|layer| x.len() / k * layer.panels.outputs);
         let mut outs: Vec<Vec<f32>> = sizes().map(|size| vec![0.0; size]).collect();
-        let mut befores: Vec<Vec<f32>> = sizes().filter(|_| activate).map(Vec::with_capacity).collect();
+        let mut befores: Vec<Vec<f32>> = sizes().filter(|_| activation.is_some()).map(Vec::with_capacity).collect();
         for (b, x) in x.chunks(ROW_BLOCK * k).enumerate() {
             let rows = Rows { values: x, stride: k, count: x.len() / k };
             for (l, (layer, out)) in layers.iter().zip(&mut outs).enumerate() {
                 let n = layer.panels.outputs;
                 let out = &mut out[b * ROW_BLOCK * n..][..rows.count * n];
                 multiply::<S, R, C>(simd, rows, &layer.panels.forward, Finish::Bias(layer.bias), out, n);
-                if activate {
+                if let Some(activation) = activation {
                     befores[l].extend_from_slice(out);
-                    for x in out {
-                        *x = gelu(*x);
-                    }
+                    activate(out, activation);
                 }
             }
         }
@@ -86,7 +85,7 @@ impl Operator for ForwardAddNorm<'_> {
     fn run<S: Simd, const R: usize, const C: usize>(self, simd: S) -> Self::Output {
         let Self { x, weight, dropout, residual, norm } = self;
         let bias = weight.bias;
-        let (outs, _) = Forward { x, layers: &[weight], gelu: false }.run::<S, R, C>(simd);
+        let (outs, _) = Forward { x, layers: &[weight], activation: None }.run::<S, R, C>(simd);
         let mut out = outs.into_iter().next().unwrap_or_default();
         for (r, (row, residual)) in out.chunks_exact_mut(bias.len()).zip(residual.chunks_exact(bias.len())).enumerate()
         {
@@ -179,19 +178,30 @@ impl Operator for BackwardNorm<'_> {
     }
 }
 
-/// From the gradient of GELU's output to that of its input.
-pub(super) struct BackwardGelu<'a> {
+/// From the gradient of an activation's output to that of its input.
+pub(super) struct BackwardActivation<'a> {
     pub(super) gradient: &'a mut [f32],
     pub(super) before: &'a [f32],
+    pub(super) activation: Activation,
 }
 
-impl Operator for BackwardGelu<'_> {
+impl Operator for BackwardActivation<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd, const R: usize, const C: usize>(self, _: S) {
-        for (g, x) in self.gradient.iter_mut().zip(self.before) {
-            *g *= gelu_slope(*x);
+        #[inline(always)]
+        fn each(gradient: &mut [f32], before: &[f32], slope: impl Fn(f32) -> f32) {
+            for (g, x) in gradient.iter_mut().zip(before) {
+                *g *= slope(*x);
+            }
+        }
+        let Self { gradient, before, activation } = self;
+        match activation {
+            Activation::Gelu => each(gradient, before, gelu_slope),
+            Activation::GeluTanh => each(gradient, before, gelu_tanh_slope),
+            Activation::Relu => each(gradient, before, relu_slope),
+            Activation::Silu => each(gradient, before, silu_slope),
         }
     }
 }
@@ -323,6 +333,28 @@ fn gelu_slope(x: f32) -> f32 {
     let bell = exp(-z * z);
     let erf = (1.0 - p * bell).copysign(x);
     0.5 * (1.0 + erf) + x * DENSITY_AT_0 * bell
+}
+
+/// The derivative of GELU's tanh approximation.
+#[inline(always)]
+fn gelu_tanh_slope(x: f32) -> f32 {
+    let [scale, cubic] = GELU_TANH;
+    let square = cubic * x * x;
+    let s = sigmoid(scale * x * (1.0 + square));
+    s + x * s * (1.0 - s) * scale * 3.0_f32.mul_add(square, 1.0)
+}
+
+/// The derivative of the rectifier, 0 at 0 as in PyTorch.
+#[inline(always)]
+fn relu_slope(x: f32) -> f32 {
+    if x > 0.0 { 1.0 } else { 0.0 }
+}
+
+/// The derivative of `x · sigmoid(x)`.
+#[inline(always)]
+fn silu_slope(x: f32) -> f32 {
+    let s = sigmoid(x);
+    s + x * s * (1.0 - s)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub(crate) use parameter::{Gradient, PackedWeight};
 
 use super::attention::Attention;
 use super::linear::Weights;
-use super::{FastKernels, Kernels, LayerNorm, Linear, array, read, reference};
+use super::{Activation, FastKernels, Kernels, LayerNorm, Linear, array, read, reference};
 pub(crate) use tape::Tape;
 
 /// A layer's parameters where they are learned on the CPU.
@@ -90,8 +90,8 @@ impl Learned {
         }
     }
 
-    pub(super) fn forward(self: &Arc<Self>, x: &Tensor, gelu: bool) -> Result<Tensor> {
-        let [out] = array(layers(x, &[self], gelu)?)?;
+    pub(super) fn forward(self: &Arc<Self>, x: &Tensor, activation: Option<Activation>) -> Result<Tensor> {
+        let [out] = array(layers(x, &[self], activation)?)?;
         Ok(out)
     }
 }

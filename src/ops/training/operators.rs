@@ -9,22 +9,29 @@ use super::parameter::RowGradients;
 use super::tape::{only, push};
 use super::{Dropout, Gradient, Learned, PackedWeight, attention};
 use crate::ops::fast::Isa;
-use crate::ops::{LayerNorm, read};
+use crate::ops::{Activation, LayerNorm, read};
 
-/// `x · weightᵀ + bias` of each layer, through GELU or not.
-pub(in crate::ops) fn layers(x: &Tensor, layers: &[&Arc<Learned>], gelu: bool) -> Result<Vec<Tensor>> {
+/// `x · weightᵀ + bias` of each layer, through an activation or not.
+pub(in crate::ops) fn layers(
+    x: &Tensor,
+    layers: &[&Arc<Learned>],
+    activation: Option<Activation>,
+) -> Result<Vec<Tensor>> {
     let x = x.contiguous()?;
     for layer in layers {
         layer.check(&x)?;
     }
     let Some(isa) = layers.first().map(|layer| layer.kernels.isa) else { return Ok(Vec::new()) };
-    let (outs, before) = with_layers(layers, |layers| read([&x], |[x]| isa.run(linear::Forward { x, layers, gelu })))?;
+    let (outs, before) =
+        with_layers(layers, |layers| read([&x], |[x]| isa.run(linear::Forward { x, layers, activation })))?;
     let results: Vec<Tensor> =
         outs.into_iter().zip(layers).map(|(out, layer)| tensor(out, layer.outputs())).collect::<Result<_>>()?;
     let layers: Vec<Arc<Learned>> = layers.iter().map(|layer| (*layer).clone()).collect();
     push("linear", &[&x.clone()], &results, move |mut gradients| {
-        for (gradient, before) in gradients.iter_mut().zip(&before) {
-            isa.run(linear::BackwardGelu { gradient, before });
+        if let Some(activation) = activation {
+            for (gradient, before) in gradients.iter_mut().zip(&before) {
+                isa.run(linear::BackwardActivation { gradient, before, activation });
+            }
         }
         Ok(vec![backward(isa, &layers, &x, &gradients)?])
     });

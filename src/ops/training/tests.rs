@@ -152,9 +152,12 @@ fn layers() {
             compare(&format!("{rows} rows {inputs} -> {outputs}"), &x, &parameters, |x, parameters, kernels| {
                 Ok(vec![linear(parameters, kernels).forward(&x[0])?])
             });
-            compare(&format!("{rows} rows {inputs} -> {outputs}, gelu"), &x, &parameters, |x, parameters, kernels| {
-                Ok(vec![linear(parameters, kernels).forward_gelu(&x[0])?])
-            });
+            for activation in Activation::ALL {
+                let what = format!("{rows} rows {inputs} -> {outputs}, {activation:?}");
+                compare(&what, &x, &parameters, |x, parameters, kernels| {
+                    Ok(vec![linear(parameters, kernels).forward_activated(&x[0], activation)?])
+                });
+            }
         }
     }
 }

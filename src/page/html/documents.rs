@@ -74,6 +74,7 @@ fn calibration(fitted: &Value) -> Option<Calibration> {
         threshold: threshold["value"].as_f64(),
         objective: threshold["objective"].as_str().map(str::to_owned),
         fitted_on: fitted["fitted_on"].as_u64(),
+        bound: fitted["temperature_bound"].as_str().map(str::to_owned),
     })
 }
 

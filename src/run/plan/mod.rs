@@ -31,6 +31,7 @@ use super::{
 use crate::cluster::Address;
 use crate::config::{Evaluate, Pipeline, Place, Start};
 use crate::error::Error;
+use crate::files::{self, MAX_TEXT};
 use crate::model::{Makings, Problem};
 use crate::predict::Models;
 use crate::scorer::Scorer;
@@ -271,7 +272,7 @@ struct Stand {
 
 /// The memory that this process has now, in bytes.
 fn resident_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let status = files::read_string("/proc/self/status".as_ref(), MAX_TEXT).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }

@@ -27,13 +27,12 @@ use super::{Opened, Plan, PlannedTraining, Planner, Stand};
 use crate::config::{ModelSettings, Scoring};
 use crate::error::Error;
 use crate::model::Problem;
-use crate::objects::Objects;
 use crate::predict::{Models, predictions_to_array};
 use crate::scorer::{Pace, Scorer, ScorerError, TextColumn, Window};
 use crate::session::Resources;
 use crate::sink::properties;
 use crate::source::Source;
-use crate::store::{ScoreStore, model_class};
+use crate::store::{self, ScoreStore, model_class};
 use crate::tables;
 
 /// Texts that are tokenized to learn how long all of them are: about a window.
@@ -51,6 +50,7 @@ impl Planner<'_> {
     ) -> Result<PlannedScoring, Error> {
         let (pipeline, settings) = (self.pipeline, &scoring.source);
         let Opened { context, models, resources, seconds: opening } = opened;
+        let store = store::look(&scoring.score.store.place).await?;
         let sql = query_text(pipeline, &settings.query, "source.file", self.variables)?;
         let source = Source::open(&context, &sql, &settings.id, &settings.text, settings.label.as_deref())
             .await
@@ -67,15 +67,15 @@ impl Planner<'_> {
         let read = self.read(scoring, &context, &source, labels, resources, plan).await?;
         let spool = &read.spool;
         let known = match &stand.for_now {
-            None if !self.options.fresh && !changes => {
-                let store = Objects::open(&scoring.score.store.place)?;
-                ScoreStore::look(&store, model_class(scorer)).await?
-            }
+            None if !self.options.fresh && !changes => match &store {
+                Some(store) => Some(ScoreStore::look(store, model_class(scorer)).await?),
+                None => None,
+            },
             _ => None,
         };
         let held = known.as_ref().map_or(0, ScoreStore::rows);
         let scores = match &known {
-            Some(known) => known.scores(spool.joins(held)).await?,
+            Some(known) => known.scores(spool.joins(held))?,
             None => spool.context().read_empty().map_err(|e| self.rows_failed(&e))?,
         };
         let pending = match spool.pending(scores, held, pipeline.run.window).await {

@@ -99,6 +99,10 @@ impl Planner<'_> {
             let warning = Event::SharedTexts { rows: shared, held_out: job.validation.len() };
             plan.notes.push(format!("[{FINETUNE}]: {warning}"));
         }
+        let labels = job.unmeasured_labels().map_err(|error| training.failed(FINETUNE, error))?;
+        if !labels.is_empty() {
+            plan.notes.push(format!("[{FINETUNE}]: {}", Event::UnmeasuredLabels { labels: &labels }));
+        }
         let pretrained = self.pipeline.pretrain.as_ref().map(|stage| stage.learning.output.path.as_path());
         let rehearsal = if may_rehearse(FINETUNE, stage.base.local(), pretrained, plan) {
             let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);

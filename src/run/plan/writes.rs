@@ -145,7 +145,7 @@ async fn change(target: &Target, pipeline: &Pipeline, runs: impl Fn(Stage) -> bo
         _ if !there => "will be created",
         (SINK, Some(sink)) => return change_of_sink(sink),
         (REJECTED, _) => "changed like the sink",
-        (STORE, _) => "scores and the record of the run are added",
+        (STORE, _) => "scores and the record of the run are added; what killed runs left in it unfinished is removed",
         _ => "replaced",
     }
     .into()

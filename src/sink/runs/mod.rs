@@ -189,6 +189,12 @@ impl RunFolder {
         Ok(published.into_iter().find(same))
     }
 
+    /// The columns of its rows.
+    #[must_use]
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
     /// Rows so far.
     #[must_use]
     pub fn rows(&self) -> u64 {

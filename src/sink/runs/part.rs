@@ -19,11 +19,13 @@ use parquet::errors::{ParquetError, Result};
 
 use super::RunFile;
 use super::upload::{Upload, Uploaded};
+use crate::sink::stored;
 
 /// A Parquet file in the making.
 pub(crate) struct Part {
     name: String,
     writer: AsyncArrowWriter<Output>,
+    schema: SchemaRef,
     rows: u64,
 }
 
@@ -36,7 +38,7 @@ impl Part {
     ) -> Result<Self> {
         let file = File::create_new(folder.join(&name))?;
         let output = Output::File(BufWriter::with_capacity(1 << 20, file), 0);
-        Ok(Self { name, writer: AsyncArrowWriter::try_new_with_options(output, Arc::clone(schema), o)?, rows: 0 })
+        Self::new(name, output, schema, o)
     }
 
     pub(crate) fn on_store(
@@ -47,11 +49,17 @@ impl Part {
         options: ArrowWriterOptions,
     ) -> Result<Self> {
         let output = Output::Upload(Upload::begin(store, folder.clone().join(name.as_str())), Uploaded::default());
-        Ok(Self { name, writer: AsyncArrowWriter::try_new_with_options(output, Arc::clone(schema), options)?, rows: 0 })
+        Self::new(name, output, schema, options)
+    }
+
+    fn new(name: String, output: Output, schema: &SchemaRef, options: ArrowWriterOptions) -> Result<Self> {
+        let schema = stored::schema(schema);
+        let writer = AsyncArrowWriter::try_new_with_options(output, Arc::clone(&schema), options)?;
+        Ok(Self { name, writer, schema, rows: 0 })
     }
 
     pub(crate) async fn write(&mut self, batch: &RecordBatch) -> Result<()> {
-        self.writer.write(batch).await?;
+        self.writer.write(&stored::batch(batch, &self.schema)?).await?;
         self.rows += batch.num_rows() as u64;
         Ok(())
     }

@@ -11,6 +11,7 @@ use object_store::{Error as StoreError, ObjectMeta, ObjectStore, ObjectStoreExt 
 
 use super::RunsError;
 use super::manifest::{Manifest, REMOVED, STARTED, SUCCESS, Success, sequence_of};
+use crate::files::{self, MAX_JSON};
 use crate::lock::Place;
 
 /// How often the sink is listed again because a run was removed between the listing and the reading.
@@ -164,7 +165,7 @@ pub(super) enum Found {
 pub(super) async fn manifest(place: &Place, folder: &Folder) -> Result<Found, RunsError> {
     let name = format!("{place}/{}/{SUCCESS}", folder.name);
     let json = match place {
-        Place::Folder(path) => match fs::read(path.join(&folder.name).join(SUCCESS)) {
+        Place::Folder(path) => match files::read(&path.join(&folder.name).join(SUCCESS), MAX_JSON) {
             Ok(json) => json,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Found::Gone),
             Err(e) => return Err(RunsError::read(&name, e.to_string())),

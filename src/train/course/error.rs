@@ -123,7 +123,8 @@ impl JobError {
     #[must_use]
     pub fn is_mistake(&self) -> bool {
         match self {
-            Self::Train(error) => matches!(**error, TrainError::Load(_)),
+            Self::Load(error) => error.is_mistake(),
+            Self::Train(error) => matches!(&**error, TrainError::Load(error) if error.is_mistake()),
             Self::File { .. } | Self::Busy { .. } => false,
             _ => true,
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::progress::{Epoch, Score};
 use crate::files::readable;
+use crate::train::temperature::Bound;
 
 /// Something that happened.
 #[derive(Debug)]
@@ -28,6 +29,18 @@ pub enum Event<'a> {
         rows: usize,
         /// Of how many that are held out.
         held_out: usize,
+    },
+    /// No held-out row has some of the labels, so that nothing is measured of them.
+    UnmeasuredLabels {
+        /// Their names.
+        labels: &'a [String],
+    },
+    /// The temperature that fits best is beyond those that are allowed, or none makes a difference.
+    TemperatureAtBound {
+        /// The temperature that is published.
+        temperature: f64,
+        /// Why it is not the best of all.
+        bound: Bound,
     },
     /// There is a state of an earlier run that cannot be gone on from; the training starts from the beginning.
     StateIgnored {
@@ -98,7 +111,7 @@ impl Event<'_> {
     /// Whether it is said even where little is.
     #[must_use]
     pub fn is_warning(&self) -> bool {
-        matches!(self, Self::SharedTexts { .. })
+        matches!(self, Self::SharedTexts { .. } | Self::UnmeasuredLabels { .. } | Self::TemperatureAtBound { .. })
     }
 }
 
@@ -117,6 +130,31 @@ impl fmt::Display for Event<'_> {
                  rows out of the `validation` query, or remove `id`, without which equal texts are on one side",
                 if *rows == 1 { "has" } else { "have" }
             ),
+            Self::UnmeasuredLabels { labels } => {
+                let (noun, pronoun) = if labels.len() == 1 { ("label", "it") } else { ("labels", "they") };
+                let labels = labels.iter().map(|label| format!("{label:?}")).collect::<Vec<_>>().join(", ");
+                let verb = if pronoun == "it" { "is" } else { "are" };
+                write!(
+                    f,
+                    "no held-out row has the {noun} {labels}: how well {pronoun} {verb} recognised is not measured, and \
+                     the best epoch, promote_if and calibrate do not account for it; hold out more rows, or select rows \
+                     of every label in the `validation` query"
+                )
+            }
+            Self::TemperatureAtBound { temperature, bound } => {
+                let why = match bound {
+                    Bound::Lowest => {
+                        "lowest that is allowed, as the labels of the held-out rows are all predicted right"
+                    }
+                    Bound::Highest => "highest that is allowed, as more held-out rows are predicted wrong than right",
+                    Bound::Flat => "one that changes nothing, as all logits of each held-out row are equal",
+                };
+                write!(
+                    f,
+                    "the temperature {temperature} of calibrate is the {why}: the calibrated probabilities are not \
+                     reliable; hold out more rows, or remove `calibrate`"
+                )
+            }
             Self::StateIgnored { folder, problem } => {
                 write!(
                     f,

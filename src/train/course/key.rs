@@ -1,13 +1,9 @@
 //! A hash of everything that the weights of a job depend on.
 
-use std::fs::File;
-use std::io;
-use std::path::Path;
+use crate::model::{CALIBRATION_FILE, ModelFiles, SENTENCE_TRANSFORMERS};
 
-use super::JobError;
-
-/// Changes when the arithmetic or the saved state changes in a way that makes old states useless.
-const VERSION: &str = "couplet training 2";
+/// Changes when the arithmetic, the reading of a base or the saved state changes in a way that makes old states useless.
+const VERSION: &str = "couplet training 3";
 
 /// Takes in what a job depends on, in a fixed order.
 pub(in crate::train) struct Key(blake3::Hasher);
@@ -30,22 +26,12 @@ impl Key {
         self.0.update(&number.to_le_bytes());
     }
 
-    /// Takes in files with their contents, in the order of their names.
-    pub(in crate::train) fn files(&mut self, folder: &Path) -> Result<(), JobError> {
-        let entries = folder.read_dir().map_err(JobError::file("read", folder))?;
-        let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(|path| is_read(path)).collect();
-        paths.sort();
-        paths.iter().try_for_each(|path| self.file(path))
-    }
-
-    pub(in crate::train) fn file(&mut self, path: &Path) -> Result<(), JobError> {
-        let mut read = || -> io::Result<()> {
-            let file = File::open(path)?;
-            self.number(file.metadata()?.len());
-            self.0.update_reader(file)?;
-            Ok(())
-        };
-        read().map_err(JobError::file("read", path))
+    /// Takes in the files of a model with their contents, in the order of their names.
+    pub(in crate::train) fn files(&mut self, files: &ModelFiles) {
+        for (_, bytes) in files.iter().filter(|(name, _)| is_read(name)) {
+            self.number(bytes.len() as u64);
+            self.0.update(bytes);
+        }
     }
 
     pub(in crate::train) fn finish(self) -> blake3::Hash {
@@ -53,14 +39,7 @@ impl Key {
     }
 }
 
-/// Whether a file of a checkpoint's folder may matter to a training: weights, configuration, tokenizer.
-fn is_read(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let weights = name.contains(".safetensors") || (name.starts_with("pytorch_model") && name.contains(".bin"));
-    path.is_file()
-        && (weights
-            || name == "config.json"
-            || name == "tokenizer.json"
-            || name == "tokenizer_config.json"
-            || name == "vocab.txt")
+/// Whether a file of a model may matter to a training: weights, configuration, tokenizer.
+fn is_read(name: &str) -> bool {
+    name != CALIBRATION_FILE && name != SENTENCE_TRANSFORMERS
 }

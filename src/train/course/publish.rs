@@ -1,13 +1,14 @@
 //! The folder that a training leaves: an ordinary Hugging Face checkpoint, and `training.json`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::JobError;
-use crate::model::{clear_head, copy_tokenizer, write_json, write_weights};
+use crate::files::{self, MAX_JSON, MAX_TEXT};
+use crate::model::{ModelFiles, clear_head, copy_tokenizer, read_json, write_json, write_weights};
 use crate::sink::AtomicFolder;
 use crate::train::Trainer;
 
@@ -21,8 +22,8 @@ pub(in crate::train) const CHART: &str = "training.svg";
 pub(in crate::train) struct Publication<'a> {
     /// `config.json`.
     pub(in crate::train) config: Map<String, Value>,
-    /// The folder that the tokenizer's files are copied from.
-    pub(in crate::train) tokenizer: &'a Path,
+    /// The files of the tokenizer, among others.
+    pub(in crate::train) tokenizer: &'a ModelFiles,
     /// More JSON files by their names.
     pub(in crate::train) documents: Vec<(&'a str, Value)>,
     /// A picture by its name.
@@ -37,14 +38,14 @@ impl Publication<'_> {
             let folder = AtomicFolder::create(target)?;
             let path = folder.path();
             write_json(&path.join("config.json"), &Value::Object(self.config.clone()))?;
-            copy_tokenizer(self.tokenizer, path)?;
+            copy_tokenizer(self.tokenizer, path, self.config["model_type"] == "distilbert")?;
             for (name, document) in &self.documents {
                 write_json(&path.join(name), document)?;
             }
             if let Some((name, chart)) = &self.chart {
-                fs::write(path.join(name), chart)?;
+                files::write(&path.join(name), chart)?;
             }
-            let mut file = BufWriter::new(File::create(path.join("model.safetensors"))?);
+            let mut file = BufWriter::new(files::create(&path.join("model.safetensors"))?);
             write_weights(trainer.weight_entries(), &mut file)?;
             file.flush()?;
             folder.publish()
@@ -54,11 +55,10 @@ impl Publication<'_> {
 }
 
 /// `config.json` of a base model, for a model with another head.
-pub(in crate::train) fn base_config(path: &Path) -> Result<Map<String, Value>, JobError> {
-    let bytes = fs::read(path).map_err(JobError::file("read", path))?;
-    let json = serde_json::from_slice(&bytes).map_err(|e| JobError::file("read", path)(io::Error::other(e)))?;
-    let Value::Object(mut config) = json else {
-        return Err(JobError::file("read", path)(io::Error::other("it is no JSON object")));
+pub(in crate::train) fn base_config(files: &ModelFiles) -> Result<Map<String, Value>, JobError> {
+    let mut config = match read_json(files, files.config())? {
+        Value::Object(config) => config,
+        _ => Map::new(),
     };
     clear_head(&mut config);
     Ok(config)
@@ -66,7 +66,7 @@ pub(in crate::train) fn base_config(path: &Path) -> Result<Map<String, Value>, J
 
 /// The report of the model in a folder, if a job with this key left it.
 pub(in crate::train) fn report_of(folder: &Path, key: blake3::Hash) -> Option<Value> {
-    let report: Value = serde_json::from_slice(&fs::read(folder.join(REPORT)).ok()?).ok()?;
+    let report: Value = serde_json::from_slice(&files::read(&folder.join(REPORT), MAX_JSON).ok()?).ok()?;
     (report["job"].as_str() == Some(key.to_hex().as_str())).then_some(report)
 }
 
@@ -80,7 +80,7 @@ pub(in crate::train) fn remove_model(folder: &Path) -> Result<(), JobError> {
 
 /// The most memory that this process has used, in bytes, where the system tells.
 pub(crate) fn peak_memory() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let status = files::read_string(Path::new("/proc/self/status"), MAX_TEXT).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }

@@ -11,13 +11,15 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 
 use super::JobError;
 use super::progress::Progress;
+use crate::files;
+use crate::frames::message;
 use crate::model::{Data, Entry, write_weights};
 use crate::sink::AtomicFile;
 use crate::train::Trainer;
@@ -54,7 +56,7 @@ impl StateFolder {
         if !path.exists() {
             return None;
         }
-        let tensors = candle_core::safetensors::load(&path, &Device::Cpu).ok()?;
+        let tensors = load(&path).ok()?;
         let same = tensors.get(KEY)?.to_vec1::<u8>().ok()? == key.as_bytes();
         let steps = tensors.get(STEPS)?.to_vec1::<i64>().ok()?;
         steps.first().filter(|_| same).map(|steps| steps.cast_unsigned())
@@ -77,7 +79,7 @@ impl StateFolder {
         let path = Self::path_for(output);
         fs::create_dir_all(&path).map_err(JobError::file("make", &path))?;
         let lock = path.join("lock");
-        let file = File::options().create(true).write(true).truncate(false).open(&lock);
+        let file = files::open_with(File::options().create(true).write(true).truncate(false), &lock);
         let file = file.map_err(JobError::file("write", &lock))?;
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => return Err(JobError::Busy { folder: path }),
@@ -103,7 +105,7 @@ impl StateFolder {
             return Ok(Found::Nothing);
         }
         let unusable = |problem: String| Ok(Found::Unusable(problem));
-        let tensors = match candle_core::safetensors::load(&path, &Device::Cpu) {
+        let tensors = match load(&path) {
             Ok(tensors) => tensors,
             Err(e) => return unusable(format!("it cannot be read: {e}")),
         };
@@ -161,7 +163,13 @@ impl StateFolder {
 
 /// Reads the tensors of a file.
 pub(super) fn read_tensors(path: &Path) -> Result<HashMap<String, Tensor>, JobError> {
-    candle_core::safetensors::load(path, &Device::Cpu).map_err(|e| JobError::file("read", path)(io::Error::other(e)))
+    load(path).map_err(JobError::file("read", path))
+}
+
+fn load(path: &Path) -> io::Result<HashMap<String, Tensor>> {
+    let mut bytes = Vec::new();
+    files::open(path)?.read_to_end(&mut bytes)?;
+    candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|e| io::Error::other(message(&e)))
 }
 
 /// A path beside another one: its name with something after it.

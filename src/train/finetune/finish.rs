@@ -7,12 +7,13 @@ use serde_json::{Map, Value, json};
 
 use super::lesson::{Labelled, calibrated_sample, sample};
 use super::{Calibrate, Job, Promotion, Report};
-use crate::model::{CALIBRATION_FILE, ModelConfig};
+use crate::model::{CALIBRATION_FILE, ModelConfig, ModelFiles};
 use crate::train::calibration::Calibration;
 use crate::train::chart;
 use crate::train::course::{CHART, Event, JobError, Learned, Publication, REPORT, Watch, base_config, remove_model};
 use crate::train::evaluation::Evaluation;
 use crate::train::labels::{Labels, Targets};
+use crate::train::temperature::Temperature;
 use crate::train::{Objective, Trainer};
 
 /// What the validation rows say of a model.
@@ -31,6 +32,14 @@ impl Judgement {
         self.calibrated.as_ref().or(self.evaluation.as_ref())
     }
 
+    /// Warns of a temperature that means little.
+    fn warn(&self, watch: &mut Watch) {
+        let temperature = self.calibration.as_ref().map(|calibration| calibration.temperature);
+        if let Some(Temperature { value: temperature, bound: Some(bound), .. }) = temperature {
+            watch.emit(&Event::TemperatureAtBound { temperature, bound });
+        }
+    }
+
     /// What `training.json` says of it.
     pub(super) fn entries(&self, labels: &[String]) -> [(&'static str, Value); 3] {
         let json =
@@ -47,25 +56,27 @@ impl Job {
     /// Measures and calibrates the best weights, and puts them in their place if they may.
     pub(super) fn finish(
         &self,
+        base: &ModelFiles,
         lesson: &Labelled,
         mut learned: Learned,
         truncated: usize,
         watch: &mut Watch,
     ) -> Result<Report, JobError> {
-        let config = self.config(&lesson.labels)?;
+        let config = self.config(base, &lesson.labels)?;
         if learned.last_is_another() {
             let note = json!({ "epoch": learned.progress.epochs().len(), "best": self.output });
             let documents = vec![(REPORT, note)];
-            let publication = Publication { config: config.clone(), tokenizer: &self.base, documents, chart: None };
+            let publication = Publication { config: config.clone(), tokenizer: base, documents, chart: None };
             publication.publish(&learned.trainer, &self.last())?;
         } else {
             remove_model(&self.last())?;
         }
         learned.take_best()?;
         let judgement = self.judge(lesson, &learned.trainer)?;
+        judgement.warn(watch);
         let promotion = self.promotion(&judgement);
         let json = self.report(lesson, &learned, &judgement, &promotion, truncated);
-        self.put(&self.publication(config, &judgement, &json), &learned.trainer, &promotion, watch)?;
+        self.put(&Self::publication(base, config, &judgement, &json), &learned.trainer, &promotion, watch)?;
         learned.discard_state()?;
         Ok(said(promotion, true, judgement, &lesson.labels, json))
     }
@@ -108,6 +119,7 @@ impl Job {
     pub(super) fn judge_again(
         &self,
         folder: &Path,
+        base: &ModelFiles,
         lesson: &Labelled,
         objective: Objective,
         mut json: Value,
@@ -117,6 +129,7 @@ impl Job {
         let options = self.hyper.options(self.training.len());
         let trainer = Trainer::from_checkpoint(folder, objective, options, device)?;
         let judgement = self.judge(lesson, &trainer)?;
+        judgement.warn(watch);
         let promotion = if folder == self.output { Promotion::Published } else { self.promotion(&judgement) };
         json["settings"]["calibrate"] = self.calibrate.to_json();
         json["settings"]["promote_if"] = self.promote_if_to_json();
@@ -124,20 +137,20 @@ impl Job {
         for (key, value) in judgement.entries(lesson.labels.names()) {
             json[key] = value;
         }
-        let publication = self.publication(self.config(&lesson.labels)?, &judgement, &json);
+        let publication = Self::publication(base, self.config(base, &lesson.labels)?, &judgement, &json);
         self.put(&publication, &trainer, &promotion, watch)?;
         Ok(said(promotion, false, judgement, &lesson.labels, json))
     }
 
-    fn publication(&self, config: Map<String, Value>, judgement: &Judgement, json: &Value) -> Publication<'_> {
+    fn publication<'b>(
+        base: &'b ModelFiles,
+        config: Map<String, Value>,
+        judgement: &Judgement,
+        json: &Value,
+    ) -> Publication<'b> {
         let calibration = judgement.calibration.as_ref().map(|calibration| (CALIBRATION_FILE, calibration.to_json()));
         let documents = std::iter::once((REPORT, json.clone())).chain(calibration).collect();
-        Publication {
-            config,
-            tokenizer: &self.base,
-            documents,
-            chart: chart::of_training(json).map(|chart| (CHART, chart)),
-        }
+        Publication { config, tokenizer: base, documents, chart: chart::of_training(json).map(|chart| (CHART, chart)) }
     }
 
     /// Measures on the validation rows, and fits on them what is to be fitted.
@@ -176,9 +189,9 @@ impl Job {
     }
 
     /// `config.json` of the model.
-    fn config(&self, labels: &Labels) -> Result<Map<String, Value>, JobError> {
-        let architecture = ModelConfig::load(&self.base.join("config.json"))?.architecture;
-        let mut config = base_config(&self.base.join("config.json"))?;
+    fn config(&self, base: &ModelFiles, labels: &Labels) -> Result<Map<String, Value>, JobError> {
+        let architecture = ModelConfig::load(base)?.architecture;
+        let mut config = base_config(base)?;
         config.insert("architectures".into(), json!([architecture.class_name()]));
         config.extend(labels.config_keys());
         config.insert("num_labels".into(), json!(labels.names().len().max(1)));

@@ -43,6 +43,7 @@ impl Job {
                 "validation_in_training": self.shared(),
                 "truncated": truncated,
             },
+            "unmeasured_labels": lesson.labels.without_rows(&lesson.gold),
             "steps": learned.trainer.steps(),
             "epoch": learned.progress.best().map_or(epochs, |best| best.epoch),
             "promotion": promotion.to_json(),

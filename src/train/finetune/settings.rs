@@ -1,7 +1,7 @@
 //! What a job's settings and labels mean together, and the hash by which a job is known again.
 
 use super::{Calibrate, Job, Row};
-use crate::model::Problem;
+use crate::model::{ModelFiles, Problem};
 use crate::train::Objective;
 use crate::train::course::{JobError, Key};
 use crate::train::labels::{LabelError, Labels, Targets};
@@ -103,9 +103,9 @@ impl Job {
 
     /// A hash of everything that the weights depend on. What happens to them afterwards is left out: a condition may
     /// be changed while a training is under way.
-    pub(super) fn key(&self, labels: &Labels) -> Result<blake3::Hash, JobError> {
+    pub(super) fn key(&self, base: &ModelFiles, labels: &Labels) -> blake3::Hash {
         let mut key = Key::new("finetune");
-        key.files(&self.base)?;
+        key.files(base);
         key.text(self.task.name());
         key.text(&format!("{:?}", labels.names()));
         key.text(&format!("{:?} {} {:?} {:?}", self.hyper, self.label_smoothing, self.class_weights, self.metric));
@@ -117,7 +117,7 @@ impl Job {
                 key.text(&format!("{} {:?}", row.text_pair.is_some(), row.label));
             }
         }
-        Ok(key.finish())
+        key.finish()
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::names::same_name;
 use super::task::Task;
 use crate::config::closest;
-use crate::model::Problem;
+use crate::model::{Problem, ScoreActivation};
 pub use error::{LabelError, WrongRow};
 use error::{Wrong, WrongRows};
 
@@ -210,7 +210,8 @@ impl Labels {
         self.task.problem()
     }
 
-    /// The keys of `config.json` that `transformers` reads: `id2label`, `label2id` and `problem_type`.
+    /// The keys of `config.json` that `transformers` reads: `id2label`, `label2id` and `problem_type`; and for a
+    /// regression the activation that the `CrossEncoder` of sentence-transformers reads, which else is a sigmoid.
     #[must_use]
     pub fn config_keys(&self) -> Map<String, Value> {
         let numbered = || self.names.iter().enumerate();
@@ -227,10 +228,15 @@ impl Labels {
                 numbered().map(|(i, name)| (name.clone(), i.into())).collect::<Map<_, _>>().into(),
             ),
         };
-        [("id2label", ids), ("label2id", names), ("problem_type", problem.into())]
-            .map(|(key, value)| (key.to_owned(), value))
-            .into_iter()
-            .collect()
+        let mut keys = Map::new();
+        keys.insert("id2label".into(), ids);
+        keys.insert("label2id".into(), names);
+        keys.insert("problem_type".into(), problem.into());
+        if self.problem() == Problem::Regression {
+            let settings = json!({ "activation_fn": ScoreActivation::IDENTITY_CLASS });
+            keys.insert("sentence_transformers".into(), settings);
+        }
+        keys
     }
 
     /// Maps the label of every row to what a model learns.
@@ -246,6 +252,24 @@ impl Labels {
                 Ok(Targets::Sets(sets.into_iter().flatten().collect()))
             }
         }
+    }
+
+    /// The labels that none of the rows has; none where there are no rows, or no labels.
+    #[must_use]
+    pub fn without_rows(&self, targets: &Targets) -> Vec<String> {
+        let mut has_row = vec![false; self.names.len()];
+        match targets {
+            Targets::Classes(classes) => classes.iter().for_each(|class| has_row[*class as usize] = true),
+            Targets::Sets(sets) => sets.iter().enumerate().for_each(|(i, has)| has_row[i % self.names.len()] |= has),
+            Targets::Values(_) => {}
+        }
+        let is_empty = match targets {
+            Targets::Classes(classes) => classes.is_empty(),
+            Targets::Sets(sets) => sets.is_empty(),
+            Targets::Values(_) => true,
+        };
+        let missing = self.names.iter().zip(has_row).filter(|(_, has_row)| !has_row && !is_empty);
+        missing.map(|(name, _)| name.clone()).collect()
     }
 
     fn each<T>(&self, rows: &[GoldLabel], map: impl Fn(&GoldLabel) -> Result<T, Wrong>) -> Result<Vec<T>, LabelError> {

@@ -1,9 +1,6 @@
 //! Texts with hidden words as a lesson.
 
-use std::path::Path;
-
 use rayon::prelude::*;
-use serde_json::Value;
 
 use super::{Job, scores};
 use crate::model::Tokenizer;
@@ -158,8 +155,8 @@ pub(super) struct SpecialTokens {
     pub(super) mask: String,
 }
 
-/// Asks the tokenizer what it puts around a text, and its settings what hides a word.
-pub(super) fn special_tokens(folder: &Path, tokenizer: &Tokenizer) -> Result<SpecialTokens, JobError> {
+/// Asks the tokenizer what it puts around a text, and what hides a word.
+pub(super) fn special_tokens(tokenizer: &Tokenizer) -> Result<SpecialTokens, JobError> {
     let around =
         tokenizer.encode("", None).map_err(|problem| JobError::Text { row: "a row of no words".into(), problem })?;
     let [cls, sep] = around.input_ids[..] else {
@@ -169,9 +166,5 @@ pub(super) fn special_tokens(folder: &Path, tokenizer: &Tokenizer) -> Result<Spe
             found: format!("{} tokens around it", around.input_ids.len()),
         });
     };
-    let settings = std::fs::read(folder.join("tokenizer_config.json")).ok();
-    let settings: Value = settings.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-    let token = &settings["mask_token"];
-    let mask = token.as_str().or_else(|| token["content"].as_str()).unwrap_or("[MASK]").to_owned();
-    Ok(SpecialTokens { cls, sep, mask })
+    Ok(SpecialTokens { cls, sep, mask: tokenizer.mask_token.clone() })
 }

@@ -1,0 +1,28 @@
+//! Messages of libraries without the frames of the stack that they carry where `RUST_BACKTRACE` is set.
+
+use std::fmt::Display;
+
+/// A message without the frames of the stack that a library adds to it.
+pub(crate) fn without_frames(message: &str) -> &str {
+    message.split("\n   0: ").next().unwrap_or(message).trim_end()
+}
+
+/// What a library says, without such frames: all errors of candle become text here.
+pub(crate) fn message(error: &(impl Display + ?Sized)) -> String {
+    without_frames(&error.to_string()).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_candle_is_told_without_its_frames() {
+        let inner = Box::new(candle_core::Error::Msg("out of memory".into()));
+        let backtrace = Box::new(std::backtrace::Backtrace::force_capture());
+        let error = candle_core::Error::WithBacktrace { inner, backtrace };
+        assert!(error.to_string().lines().count() > 2);
+        assert_eq!(message(&error), "out of memory");
+        assert_eq!(message(&error.context("while loading")), "while loading\nout of memory");
+    }
+}

@@ -1,0 +1,44 @@
+//! Notes that a service has accepted the credentials of this process: if it refuses them later, they have expired or
+//! were changed meanwhile, and a run with new ones may succeed.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use object_store::ClientOptions;
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+};
+
+/// Credentials come from the environment, so that there is one set per process.
+static ACCEPTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether a request with the credentials of this process has succeeded.
+pub(super) fn were_accepted() -> bool {
+    ACCEPTED.load(Ordering::Relaxed)
+}
+
+/// Makes HTTP clients that note what is accepted.
+#[derive(Debug, Default)]
+pub(super) struct Connector(ReqwestConnector);
+
+impl HttpConnector for Connector {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(HttpClient::new(Noting(self.0.connect(options)?)))
+    }
+}
+
+#[derive(Debug)]
+struct Noting(HttpClient);
+
+#[async_trait]
+impl HttpService for Noting {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        // A request for credentials has none yet.
+        let has_credentials = request.headers().contains_key("authorization");
+        let answer = self.0.execute(request).await?;
+        if has_credentials && answer.status().is_success() {
+            ACCEPTED.store(true, Ordering::Relaxed);
+        }
+        Ok(answer)
+    }
+}

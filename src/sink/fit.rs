@@ -1,0 +1,111 @@
+//! Rows with the types of the table that they go into.
+
+use std::fmt::Display;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::compute::{CastOptions, cast_with_options};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::common::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::StreamExt;
+
+use crate::tables::types::{plain, widened};
+
+/// The rows with the types of the table; a value that these cannot hold is an error of the stream.
+pub(crate) fn fitted(rows: SendableRecordBatchStream, schema: &SchemaRef) -> SendableRecordBatchStream {
+    let into = Arc::clone(schema);
+    let fitted = rows.map(move |batch: Result<RecordBatch, DataFusionError>| -> Result<_, DataFusionError> {
+        let batch = batch?;
+        let columns = batch.columns().iter().zip(into.fields()).map(|(column, field)| as_in_table(column, field));
+        Ok(RecordBatch::try_new(Arc::clone(&into), columns.collect::<Result<Vec<_>, DataFusionError>>()?)?)
+    });
+    Box::pin(RecordBatchStreamAdapter::new(Arc::clone(schema), fitted))
+}
+
+/// Whether values of one type go into a column of another as they are, or are refused one by one.
+pub(super) fn goes_into(data_type: &DataType, there: &DataType) -> bool {
+    data_type == there || !there.is_nested() && widened(data_type, there).as_ref() == Some(there)
+}
+
+/// The columns of rows, in the types that a table has for those that fit into them.
+pub(crate) fn as_there(rows: &Schema, table: &Schema) -> SchemaRef {
+    let fields = rows.fields().iter().map(|field| {
+        let there = table.field_with_name(field.name()).ok().map(|there| plain(there.data_type()));
+        // Texts and bytes are written alike, whatever holds them in memory.
+        let differs = |there: &DataType| !there.is_string() && !there.is_binary() && !there.is_null();
+        match there.filter(|there| differs(there) && goes_into(field.data_type(), there)) {
+            Some(there) => Arc::new(Field::clone(field).with_data_type(there)),
+            None => Arc::clone(field),
+        }
+    });
+    Arc::new(Schema::new_with_metadata(fields.collect::<Vec<_>>(), rows.metadata().clone()))
+}
+
+/// A column with the type that the table has for it.
+fn as_in_table(column: &ArrayRef, field: &Field) -> Result<ArrayRef, DataFusionError> {
+    let misfit = |problem: &dyn Display| {
+        Err(DataFusionError::Execution(format!("column `{}` does not fit the table: {problem}", field.name())))
+    };
+    if !field.is_nullable() && column.logical_null_count() > 0 {
+        return misfit(
+            &"it is NULL in a row, and the table was made without NULL in it; COALESCE it in the source query, or replace \
+              the table with mode = \"overwrite\"",
+        );
+    }
+    if column.data_type() == field.data_type() {
+        return Ok(Arc::clone(column));
+    }
+    let options = CastOptions { safe: false, ..CastOptions::default() };
+    let cast = |column: &ArrayRef, to: &DataType| cast_with_options(column, to, &options);
+    let values = match cast(column, field.data_type()) {
+        Ok(values) => values,
+        Err(e) => return misfit(&e),
+    };
+    // Large integers have no float of their own.
+    let is_rounded = column.data_type().is_integer() && field.data_type().is_floating();
+    if is_rounded && !cast(&values, column.data_type()).is_ok_and(|back| back.as_ref() == column.as_ref()) {
+        let to = field.data_type();
+        return misfit(&format!(
+            "it is {to} there, which does not hold every integer here exactly; CAST it to DOUBLE in the source query to \
+             round it"
+        ));
+    }
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{AsArray, Int64Array, NullArray, UInt32Array};
+    use arrow::datatypes::{Float64Type, Int64Type};
+
+    use super::*;
+
+    fn fitted(column: &ArrayRef, there: DataType, nullable: bool) -> Result<ArrayRef, String> {
+        as_in_table(column, &Field::new("v", there, nullable)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_column_takes_the_type_of_the_table_or_is_refused() {
+        let large: ArrayRef = Arc::new(UInt32Array::from(vec![Some(4_000_000_000), None]));
+        let as_there = fitted(&large, DataType::Int64, true).unwrap();
+        assert_eq!(as_there.as_primitive::<Int64Type>().value(0), 4_000_000_000);
+        let problem = fitted(&large, DataType::Int32, true).unwrap_err();
+        assert!(problem.contains("column `v` does not fit the table: ") && problem.contains("4000000000"), "{problem}");
+        let problem = fitted(&large, DataType::Int64, false).unwrap_err();
+        assert!(problem.contains("made without NULL in it; COALESCE it in the source query"), "{problem}");
+        let empty: ArrayRef = Arc::new(NullArray::new(2));
+        assert_eq!(fitted(&empty, DataType::Float64, true).unwrap().null_count(), 2);
+    }
+
+    #[test]
+    fn integers_become_floats_only_where_they_are_exact() {
+        let exact: ArrayRef = Arc::new(Int64Array::from(vec![Some(1 << 53), None]));
+        let as_there = fitted(&exact, DataType::Float64, true).unwrap();
+        assert_eq!(as_there.as_primitive::<Float64Type>().value(0), 9_007_199_254_740_992.0);
+        let rounded: ArrayRef = Arc::new(Int64Array::from(vec![(1 << 53) + 1]));
+        let problem = fitted(&rounded, DataType::Float64, true).unwrap_err();
+        assert!(problem.contains("does not hold every integer here exactly; CAST it to DOUBLE"), "{problem}");
+    }
+}

@@ -1,0 +1,73 @@
+//! Scores of the version before, which are a Delta table, become files of the present format.
+
+use object_store::{Error as StoreError, ObjectStoreExt};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use super::names::{is_log, is_part};
+use super::scores::{FOLDER, folder_of, write};
+use crate::delta::{self, LOG, Trouble};
+use crate::error::Error;
+use crate::objects::StoreFolder;
+
+/// Takes over the scores of the version before, if there are some; only the run that holds the lock may.
+///
+/// # Errors
+/// A place that cannot be read or written.
+pub(super) async fn adopt(store: &StoreFolder) -> Result<(), Error> {
+    let scores = store.folder(FOLDER);
+    let log = scores.objects.folder(LOG);
+    let mut entries = log.entries().await?.files;
+    entries.retain(|file| is_log(&file.name));
+    if entries.is_empty() {
+        return Ok(());
+    }
+    tracing::info!("the scores in {} get checksums, which an earlier version did not give them", store.objects);
+    match delta::open(&scores.objects, None).await {
+        Ok(Some(table)) => {
+            let files = table.snapshot().map_err(|e| delta::DeltaError::new(&scores.objects, &e))?.log_data();
+            let names: Vec<String> = files.into_iter().map(|file| file.path().to_string()).collect();
+            for name in names {
+                take_over(store, &name).await?;
+            }
+        }
+        Ok(None) => {}
+        Err(error) if matches!(error.trouble, Trouble::Refused | Trouble::Unreachable) => return Err(error.into()),
+        Err(error) => tracing::warn!("they cannot be read, and their texts are scored anew: {error}"),
+    }
+    // The newest entry first: after a kill, what is left is an older version, which is taken over once more.
+    entries.sort_by(|a, b| b.name.cmp(&a.name));
+    for entry in &entries {
+        log.remove(&entry.path).await?;
+    }
+    log.remove_if_empty();
+    for folder in scores.objects.entries().await?.folders {
+        let folder = scores.objects.folder(&folder);
+        for file in folder.entries().await?.files.into_iter().filter(|file| is_part(&file.name)) {
+            folder.remove(&file.path).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives a file of the table its new name.
+async fn take_over(store: &StoreFolder, name: &str) -> Result<(), Error> {
+    let scores = store.folder(FOLDER).objects;
+    let path = scores.path(name);
+    let Some((model, _)) = name.strip_prefix("model=").and_then(|rest| rest.split_once('/')) else { return Ok(()) };
+    let bytes = match scores.store.get(&path).await {
+        Err(StoreError::NotFound { .. }) => return Ok(()),
+        found => async { found?.bytes().await }.await.map_err(|e| scores.error_at(&path, &e))?,
+    };
+    let read = bytes.clone();
+    let rows = tokio::task::spawn_blocking(move || -> Result<u64, parquet::errors::ParquetError> {
+        let reader = ParquetRecordBatchReaderBuilder::try_new(read)?.build()?;
+        reader.map(|batch| Ok(batch?.num_rows() as u64)).sum()
+    });
+    match rows.await {
+        Ok(Ok(rows)) => {
+            write(&folder_of(store, model), model, bytes.into(), rows).await?;
+        }
+        _ => tracing::warn!("{} is damaged, and its texts are scored anew", scores.place_of(&path)),
+    }
+    Ok(())
+}

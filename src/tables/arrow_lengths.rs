@@ -1,0 +1,241 @@
+//! The lengths in an Arrow file, checked before it is read.
+//!
+//! arrow-ipc takes as much memory as a file says that its parts have, and a process that asks for more than there is
+//! ends. So each part must lie within the file, and what is compressed must not be longer than its codec can make it.
+//!
+//! **Source**: <https://arrow.apache.org/docs/format/Columnar.html#serialization-and-interprocess-communication-ipc>
+
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use arrow::ipc::{CompressionType, Message, RecordBatch, root_as_footer, root_as_message};
+
+use crate::files;
+
+/// What a file begins and ends with; a stream does neither.
+const MAGIC: [u8; 6] = *b"ARROW1";
+
+/// What a message begins with, except in old files.
+const CONTINUATION: [u8; 4] = [0xFF; 4];
+
+/// Bytes that stand at least before the messages of a file.
+const HEAD: u64 = 8;
+
+/// Bytes after the footer: its length and the magic.
+const TAIL: u64 = 10;
+
+/// Bytes that a codec makes of one at most, as its format allows.
+const LZ4: u64 = 255;
+const ZSTD: u64 = 1 << 15;
+
+/// Bytes of a buffer that may always be made, whatever is compressed.
+const ALWAYS: u64 = 1 << 16;
+
+/// Whether a local file is an Arrow file or stream all of whose parts are as long as it says.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn check(path: &Path) -> Result<(), String> {
+    let file = files::open(path).map_err(|e| e.to_string())?;
+    let length = file.metadata().map_err(|e| e.to_string())?.len();
+    let mut parts = Parts { file: io::BufReader::new(file), length };
+    parts.check().map_err(|problem| format!("neither a whole Arrow file nor a whole Arrow stream: {problem}"))
+}
+
+struct Parts<F> {
+    file: F,
+    length: u64,
+}
+
+impl<F: Read + Seek> Parts<F> {
+    /// Bytes that are in the file.
+    fn read(&mut self, start: u64, length: u64) -> Result<Vec<u8>, String> {
+        let end = start.checked_add(length).filter(|end| *end <= self.length);
+        if end.is_none() {
+            return Err(format!("{length} bytes at byte {start} are not in it, as it has {}", self.length));
+        }
+        self.file.seek(SeekFrom::Start(start)).map_err(|e| e.to_string())?;
+        let mut bytes = vec![0; usize::try_from(length).map_err(|e| e.to_string())?];
+        self.file.read_exact(&mut bytes).map_err(|e| e.to_string())?;
+        Ok(bytes)
+    }
+
+    fn check(&mut self) -> Result<(), String> {
+        let is_file = self.length >= HEAD && self.read(0, 6)? == MAGIC;
+        if is_file { self.check_file() } else { self.check_stream() }
+    }
+
+    fn check_file(&mut self) -> Result<(), String> {
+        let tail = self.read(self.length.saturating_sub(TAIL), TAIL)?;
+        if tail[4..] != MAGIC {
+            return Err("it does not end as an Arrow file does".into());
+        }
+        let footer_length = length(i32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]))?;
+        let end = (self.length - TAIL).checked_sub(footer_length).filter(|end| *end >= HEAD);
+        let end = end.ok_or_else(|| format!("its footer is said to have {footer_length} bytes"))?;
+        let footer = self.read(end, footer_length)?;
+        let footer = root_as_footer(&footer).map_err(|e| format!("its footer is damaged: {e}"))?;
+        for block in footer.dictionaries().into_iter().chain(footer.recordBatches()).flatten() {
+            let (start, head) = (length(block.offset())?, length(block.metaDataLength())?);
+            let body = length(block.bodyLength())?;
+            let is_within = start.checked_add(head).and_then(|at| at.checked_add(body)).is_some_and(|at| at <= end);
+            if !is_within {
+                return Err(format!("{head} + {body} bytes at byte {start} are not before its footer at byte {end}"));
+            }
+            let head_bytes = self.read(start, head)?;
+            let message = match head_bytes.get(..4) {
+                Some(first) if first == CONTINUATION => head_bytes.get(8..),
+                _ => head_bytes.get(4..),
+            };
+            self.check_message(message.unwrap_or_default(), start + head, Some(body))?;
+        }
+        Ok(())
+    }
+
+    fn check_stream(&mut self) -> Result<(), String> {
+        let mut at = 0;
+        // The end may be marked by a length of nothing, or not at all.
+        while at + 4 <= self.length {
+            let mut first = self.read(at, 4)?;
+            at += 4;
+            if first == CONTINUATION {
+                first = self.read(at, 4)?;
+                at += 4;
+            }
+            let head = length(i32::from_le_bytes([first[0], first[1], first[2], first[3]]))?;
+            if head == 0 {
+                break;
+            }
+            let message = self.read(at, head)?;
+            at += head;
+            at += self.check_message(&message, at, None)?;
+        }
+        Ok(())
+    }
+
+    /// Checks the buffers of a message whose body begins at `start`, and returns the length of the body.
+    fn check_message(&mut self, message: &[u8], start: u64, length_of_body: Option<u64>) -> Result<u64, String> {
+        let message =
+            root_as_message(message).map_err(|e| format!("the message before byte {start} is damaged: {e}"))?;
+        let body = length(message.bodyLength())?;
+        let body = length_of_body.map_or(body, |known| known.min(body));
+        if start.checked_add(body).is_none_or(|end| end > self.length) {
+            return Err(format!("{body} bytes at byte {start} are not in it, as it has {}", self.length));
+        }
+        if let Some(batch) = batch_of(&message) {
+            self.check_batch(&batch, start, body)?;
+        }
+        Ok(body)
+    }
+
+    fn check_batch(&mut self, batch: &RecordBatch, start: u64, body: u64) -> Result<(), String> {
+        length(batch.length())?;
+        let most = batch.compression().map(|compression| match compression.codec() {
+            CompressionType::ZSTD => ZSTD,
+            _ => LZ4,
+        });
+        for buffer in batch.buffers().into_iter().flatten() {
+            let (offset, size) = (length(buffer.offset())?, length(buffer.length())?);
+            if offset.checked_add(size).is_none_or(|end| end > body) {
+                return Err(format!("a buffer of {size} bytes is not in the {body} bytes at byte {start}"));
+            }
+            let Some(most) = most.filter(|_| size >= 8) else { continue };
+            let prefix = self.read(start + offset, 8)?;
+            let prefix = i64::from_le_bytes(prefix.try_into().unwrap_or_default());
+            // -1 stands for what is not compressed.
+            let made = if prefix == -1 { 0 } else { length(prefix)? };
+            if made > size.saturating_mul(most).max(ALWAYS) {
+                return Err(format!("{size} compressed bytes at byte {} would become {made}", start + offset));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn batch_of<'m>(message: &Message<'m>) -> Option<RecordBatch<'m>> {
+    message.header_as_record_batch().or_else(|| message.header_as_dictionary_batch()?.data())
+}
+
+/// A length as the file has it.
+fn length(written: impl Into<i64>) -> Result<u64, String> {
+    let written = written.into();
+    u64::try_from(written).map_err(|_| format!("it has a length of {written}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, Int64Array, RecordBatch as Rows, StringArray};
+    use arrow::ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
+
+    use super::*;
+
+    fn rows() -> Rows {
+        let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..1000));
+        let texts: ArrayRef = Arc::new(StringArray::from_iter_values((0..1000).map(|i| format!("text {}", i % 7))));
+        Rows::try_from_iter([("id", ids), ("text", texts)]).unwrap()
+    }
+
+    fn written(is_stream: bool, codec: Option<CompressionType>) -> Vec<u8> {
+        let options = IpcWriteOptions::default().try_with_compression(codec).unwrap();
+        let (rows, mut bytes) = (rows(), Vec::new());
+        if is_stream {
+            let mut writer = StreamWriter::try_new_with_options(&mut bytes, &rows.schema(), options).unwrap();
+            writer.write(&rows).unwrap();
+            writer.finish().unwrap();
+        } else {
+            let mut writer = FileWriter::try_new_with_options(&mut bytes, &rows.schema(), options).unwrap();
+            writer.write(&rows).unwrap();
+            writer.write(&rows).unwrap();
+            writer.finish().unwrap();
+        }
+        bytes
+    }
+
+    fn check(bytes: &[u8]) -> Result<(), String> {
+        let mut parts = Parts { file: Cursor::new(bytes), length: bytes.len() as u64 };
+        parts.check()
+    }
+
+    #[test]
+    fn whole_files_and_streams_pass() {
+        for codec in [None, Some(CompressionType::LZ4_FRAME), Some(CompressionType::ZSTD)] {
+            for is_stream in [false, true] {
+                check(&written(is_stream, codec)).unwrap();
+            }
+        }
+    }
+
+    /// Whatever number stands in the place of another, no more is asked for than a file can hold.
+    #[test]
+    fn what_passes_asks_for_no_more_memory_than_there_is() {
+        for codec in [None, Some(CompressionType::LZ4_FRAME), Some(CompressionType::ZSTD)] {
+            for is_stream in [false, true] {
+                let whole = written(is_stream, codec);
+                let mut refused = 0;
+                for at in (0..whole.len() - 8).step_by(4) {
+                    let mut bytes = whole.clone();
+                    bytes[at..at + 8].copy_from_slice(&94_000_000_000_000_i64.to_le_bytes());
+                    if check(&bytes).is_err() {
+                        refused += 1;
+                        continue;
+                    }
+                    // Would abort the test if it asked for as much.
+                    let read = std::panic::catch_unwind(|| {
+                        if is_stream {
+                            let reader = arrow::ipc::reader::StreamReader::try_new(Cursor::new(&bytes), None);
+                            reader.into_iter().flatten().count()
+                        } else {
+                            let reader = arrow::ipc::reader::FileReader::try_new(Cursor::new(&bytes), None);
+                            reader.into_iter().flatten().count()
+                        }
+                    });
+                    drop(read);
+                }
+                assert!(refused > 0, "{codec:?} {is_stream}");
+            }
+        }
+    }
+}

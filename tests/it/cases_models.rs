@@ -1,0 +1,242 @@
+//! Every checkpoint of `../shared/cases/models` through `model show`, `predict`, `run` and `query`, compared with what
+//! transformers 5.24 says of it, and sentence-transformers 6.2 of the scores of one logit.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use candle_core::{DType, Device};
+use couplet::model::{Model, PackedBatch};
+use couplet::ops::Kernels;
+use parquet::arrow::ArrowWriter;
+use serde_json::Value;
+
+use crate::support::{Job, couplet, shared, stderr_of, stdout_of};
+
+/// The largest difference of a logit or a probability that counts as equal.
+const TOLERANCE: f64 = 1e-4;
+
+/// Checkpoints that are refused when they are loaded, and why.
+const REFUSED: [(&str, &str); 5] = [
+    ("n05_type_vocab_1", "config.json: key `type_vocab_size`: expected 2 or more"),
+    ("n11_is_decoder", "config.json: key `is_decoder`: expected false"),
+    ("t19_japanese", "tokenizer_config.json: key `tokenizer_class`: expected \"BertTokenizer\""),
+    ("t19b_japanese_character", "found \"BertJapaneseTokenizer\""),
+    ("t32_class_in_config", "config.json: key `tokenizer_class`: expected \"BertTokenizer\""),
+];
+
+/// A checkpoint without a classifier, to which transformers gives a random one.
+const HEADLESS: &str = "a12_bert_pretraining";
+
+/// One logit whose activation is `Identity`: `CrossEncoder` gives the logit, the pipeline of transformers a sigmoid.
+const IDENTITY: [&str; 2] = ["l08_one_label_identity", "l10_one_label_old_identity"];
+
+struct Cases {
+    folder: PathBuf,
+    pairs: Vec<(String, Option<String>)>,
+    expected: BTreeMap<String, Value>,
+}
+
+impl Cases {
+    /// The cases; none where they are not beside the checkout.
+    fn find(test: &str) -> Option<Self> {
+        let folder = shared(test, "cases/models")?;
+        let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+        let pairs = serde_json::from_slice(&read("pairs.json")).unwrap();
+        let expected = serde_json::from_slice(&read("expected.json")).unwrap();
+        Some(Self { folder, pairs, expected })
+    }
+
+    /// All checkpoints that score, with what is expected of each text or pair.
+    fn scoring(&self) -> impl Iterator<Item = (&str, PathBuf, &Vec<Value>)> {
+        let names =
+            self.expected.iter().filter(|(name, _)| *name != HEADLESS && !REFUSED.iter().any(|(r, _)| r == name));
+        names.map(|(name, expected)| {
+            let rows = expected["rows"].as_array().unwrap();
+            assert_eq!(rows.len(), self.pairs.len(), "{name}");
+            (name.as_str(), self.folder.join(name), rows)
+        })
+    }
+}
+
+fn kernels() -> Vec<Kernels> {
+    vec![Kernels::for_device(&Device::Cpu), Kernels::Reference(DType::F32)]
+}
+
+fn close(ours: f64, theirs: f64, what: &str) {
+    assert!((ours - theirs).abs() <= TOLERANCE, "{what}: {ours}, and {theirs} by transformers");
+}
+
+#[test]
+fn cases_have_the_ids_types_and_logits_of_transformers() {
+    let Some(cases) = Cases::find("cases_have_the_ids_types_and_logits_of_transformers") else { return };
+    for (name, folder, rows) in cases.scoring() {
+        for kernels in kernels() {
+            let model = Model::load_with(&folder, &Device::Cpu, kernels).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let tokenizer = model.tokenizer.with_max_length(model.max_length()).unwrap();
+            let mut batch = PackedBatch::default();
+            for ((text, pair), row) in cases.pairs.iter().zip(rows) {
+                // `tokenizer(text, "")` takes an empty second text for none; `tokenizer([text], [""])`, as `CrossEncoder`
+                // calls it, and couplet do not. The cases were made with the former.
+                let pair = pair.as_deref().filter(|pair| !pair.is_empty());
+                let encoding = tokenizer.encode(text, pair).unwrap();
+                assert_eq!(serde_json::json!(encoding.input_ids), row["ids"], "{name}: {text:?}");
+                // An empty list: the tokenizer gives the model no token types.
+                let types: Vec<u64> = row["types"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap()).collect();
+                let types = if types.is_empty() { vec![0; encoding.input_ids.len()] } else { types };
+                assert_eq!(serde_json::json!(encoding.token_type_ids), serde_json::json!(types), "{name}: {text:?}");
+                batch.push(&encoding.input_ids, &encoding.token_type_ids);
+            }
+            let logits = model.forward(&batch).unwrap().to_vec2::<f32>().unwrap();
+            for (ours, row) in logits.iter().zip(rows) {
+                let theirs = row["logits"].as_array().unwrap();
+                assert_eq!(ours.len(), theirs.len(), "{name}");
+                for (ours, theirs) in ours.iter().zip(theirs) {
+                    close(f64::from(*ours), theirs.as_f64().unwrap(), name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn cases_that_cannot_be_read_alike_are_refused() {
+    let Some(cases) = Cases::find("cases_that_cannot_be_read_alike_are_refused") else { return };
+    for (name, why) in REFUSED {
+        let folder = cases.folder.join(name);
+        let said = stderr_of(couplet().args(["model", "show"]).arg(&folder), 2);
+        assert!(said.contains(why), "{name}: {said}");
+        let said = stderr_of(couplet().arg("predict").arg("a").arg("b").arg("--model").arg(&folder), 2);
+        assert!(said.contains(why), "{name}: {said}");
+    }
+    // No head: a base for training, as `model show` says, which scores nothing.
+    let folder = cases.folder.join(HEADLESS);
+    let card = stdout_of(couplet().args(["model", "show", "--json"]).arg(&folder));
+    assert_eq!(serde_json::from_str::<Value>(&card).unwrap()["architecture"], "BertModel");
+    let said = stderr_of(couplet().arg("predict").arg("a").arg("--model").arg(&folder), 2);
+    assert!(said.contains("it is a masked-language model"), "{said}");
+}
+
+/// Writes the pairs with their places as a Parquet file; single texts, and pairs of which one is empty, are left out.
+fn write_pairs(cases: &Cases, path: &Path) -> Vec<usize> {
+    let is_pair = |i: &usize| cases.pairs[*i].1.as_ref().is_some_and(|pair| !pair.is_empty());
+    let places: Vec<usize> = (0..cases.pairs.len()).filter(is_pair).collect();
+    let text = |of: fn(&(String, Option<String>)) -> &str| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(places.iter().map(|i| of(&cases.pairs[*i]))))
+    };
+    let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(places.iter().map(|i| *i as i64)));
+    let columns =
+        [("id", ids), ("a", text(|(text, _)| text)), ("b", text(|(_, pair)| pair.as_deref().unwrap_or_default()))];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let mut writer = ArrowWriter::try_new(std::fs::File::create(path).unwrap(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    places
+}
+
+/// Compares a prediction with the logits and what the pipeline says of each label.
+fn compare(name: &str, labels: &[String], ours: &Prediction, row: &Value) {
+    let logits: Vec<f64> = row["logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+    let pipe = row["pipe"].as_object().unwrap();
+    if let [logit] = logits[..] {
+        let identity = IDENTITY.contains(&name);
+        let expected = if identity { logit } else { pipe["LABEL_0"].as_f64().unwrap() };
+        close(ours.score, expected, name);
+        assert_eq!((ours.label.as_deref(), &ours.probabilities), (None, &None), "{name}");
+        // The logit is beside the score, unless it is the score.
+        match &ours.raw {
+            None => assert!(identity, "{name}"),
+            Some(raw) => close(raw[0], logit, name),
+        }
+        return;
+    }
+    let best = pipe.iter().max_by(|a, b| a.1.as_f64().unwrap().total_cmp(&b.1.as_f64().unwrap())).unwrap();
+    assert_eq!(ours.label.as_ref(), Some(best.0), "{name}");
+    close(ours.score, best.1.as_f64().unwrap(), name);
+    for (label, probability) in labels.iter().zip(ours.probabilities.as_ref().unwrap()) {
+        close(*probability, pipe[label].as_f64().unwrap(), &format!("{name}: {label}"));
+    }
+}
+
+struct Prediction {
+    label: Option<String>,
+    score: f64,
+    probabilities: Option<Vec<f64>>,
+    raw: Option<Vec<f64>>,
+}
+
+impl Prediction {
+    fn of(row: &Value, label: &str) -> Self {
+        let list = |value: &Value| Some(value.as_array()?.iter().map(|x| x.as_f64().unwrap()).collect());
+        Self {
+            label: row[label].as_str().map(str::to_owned),
+            score: row["score"].as_f64().unwrap(),
+            probabilities: list(&row["probabilities"]),
+            raw: list(&row["raw_probabilities"]),
+        }
+    }
+}
+
+#[test]
+fn cases_have_the_scores_of_transformers_in_every_command() {
+    let Some(cases) = Cases::find("cases_have_the_scores_of_transformers_in_every_command") else { return };
+    for (name, folder, rows) in cases.scoring() {
+        let card = stdout_of(couplet().args(["model", "show", "--json"]).arg(&folder));
+        let card: Value = serde_json::from_str(&card).unwrap();
+        assert_eq!(card["architecture"], "BertForSequenceClassification", "{name}");
+        let labels: Vec<String> = serde_json::from_value(card["labels"].clone()).unwrap();
+        let one_logit = rows[0]["logits"].as_array().unwrap().len() == 1;
+        let theirs: BTreeMap<u32, String> = serde_json::from_value(cases.expected[name]["id2label"].clone()).unwrap();
+        let theirs = if one_logit { Vec::new() } else { theirs.into_values().collect() };
+        assert_eq!(labels, theirs, "{name}");
+
+        let job = Job::new("").change("\"pairs.csv\"", "\"pairs.parquet\"");
+        let job = job.change(&format!("{:?}", crate::support::golden("tiny-distilbert")), &format!("{folder:?}"));
+        let places = write_pairs(&cases, &job.path("pairs.parquet"));
+        let written = job.rows();
+        assert_eq!(written.len(), places.len(), "{name}");
+        let sql = "SELECT id, predicted_label, score, probabilities, raw_probabilities FROM predictions ORDER BY id";
+        let queried = stdout_of(&mut job.couplet(&["query", "--pipeline", "pipeline.toml", "--format", "json", sql]));
+        let queried: Vec<Value> = serde_json::from_str(&queried).unwrap();
+        for rows_of_table in [written, queried] {
+            for ours in rows_of_table {
+                let place = usize::try_from(ours["id"].as_u64().unwrap()).unwrap();
+                compare(name, &labels, &Prediction::of(&ours, "predicted_label"), &rows[place]);
+            }
+        }
+
+        // One pair and one text, as a command and as a function of SQL.
+        let single = cases.pairs.iter().position(|(_, pair)| pair.is_none()).unwrap();
+        for place in [0, single] {
+            let (text, pair) = &cases.pairs[place];
+            let mut predict = couplet();
+            predict.args(["predict", "--json", "--model"]).arg(&folder).arg(text).args(pair);
+            let said: Value = serde_json::from_str(&stdout_of(&mut predict)).unwrap();
+            close(said["score"].as_f64().unwrap(), compare_score(name, &rows[place]), name);
+            if one_logit && !IDENTITY.contains(&name) {
+                let logit = &rows[place]["logits"][0];
+                close(said["raw_probabilities"]["logit"].as_f64().unwrap(), logit.as_f64().unwrap(), name);
+            }
+            let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+            let pair = pair.as_deref().map_or_else(String::new, |pair| format!(", {}", quoted(pair)));
+            let sql = format!("SELECT p.* FROM (SELECT predict('{}', {}{pair}) AS p)", folder.display(), quoted(text));
+            let sql = sql.replace(
+                "p.*",
+                "p['label'] AS label, p['score'] AS score, p['probabilities'] AS probabilities, \
+                                          p['raw_probabilities'] AS raw_probabilities",
+            );
+            let said = stdout_of(couplet().args(["query", "--format", "json", &sql]));
+            let said: Vec<Value> = serde_json::from_str(&said).unwrap();
+            compare(name, &labels, &Prediction::of(&said[0], "label"), &rows[place]);
+        }
+    }
+}
+
+/// The score of a text or pair.
+fn compare_score(name: &str, row: &Value) -> f64 {
+    if IDENTITY.contains(&name) {
+        return row["logits"][0].as_f64().unwrap();
+    }
+    row["pipe"].as_object().unwrap().values().map(|p| p.as_f64().unwrap()).fold(f64::MIN, f64::max)
+}

@@ -1,0 +1,56 @@
+//! The script of `docs/scheduling.md` for missed nights, as it stands there.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::support::{Job, root, stdout_of, write};
+
+/// The first block of `sh` on the page.
+fn script() -> String {
+    let page = std::fs::read_to_string(root().join("docs/scheduling.md")).unwrap();
+    let (_, rest) = page.split_once("```sh\n").unwrap();
+    rest.split_once("```").unwrap().0.to_owned()
+}
+
+/// The date so many days before today.
+fn day(back: u32) -> String {
+    let date = Command::new("date").args(["-d", &format!("{back} days ago"), "+%F"]).output().unwrap();
+    String::from_utf8(date.stdout).unwrap().trim().to_owned()
+}
+
+fn start(job: &Job) -> Output {
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_couplet")).parent().unwrap();
+    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+    Command::new("sh").arg(job.path("nightly.sh")).env("PATH", path).output().unwrap()
+}
+
+#[test]
+fn missed_nights_are_scored_in_their_order() {
+    let job = Job::new("")
+        .change("\"pairs.csv\"", "\"pairs/{date}.csv\"")
+        .change("SELECT id, a, b FROM pairs", "SELECT id, '{date}' AS day, a, b FROM pairs")
+        .change("uri = \"out/scores.parquet\"", "uri = \"out\"\nformat = \"delta\"\nmode = \"merge\"");
+    std::fs::rename(job.path("pipeline.toml"), job.path("nightly.toml")).unwrap();
+    write(&job.path("nightly.sh"), script());
+    let put = |back: u32| write(&job.path(&format!("pairs/{}.csv", day(back))), format!("id,a,b\n{back},x,y\n"));
+    // A new job starts with today, if nothing says otherwise.
+    put(0);
+    let output = start(&job);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read_to_string(job.path("last-day")).unwrap().trim(), day(0));
+    // It was off for two nights, and the rows of one come late.
+    write(&job.path("last-day"), day(3));
+    put(2);
+    assert_eq!(start(&job).status.code(), Some(2));
+    assert_eq!(std::fs::read_to_string(job.path("last-day")).unwrap().trim(), day(2));
+    put(1);
+    assert!(start(&job).status.success());
+    // Nothing is left to do.
+    assert!(start(&job).status.success());
+    let sql = "SELECT id, day FROM t ORDER BY id DESC";
+    let rows = stdout_of(&mut job.couplet(&["query", "-t", "t=out", "--format", "json", sql]));
+    let rows: Vec<Value> = serde_json::from_str(&rows).unwrap();
+    let days: Vec<&str> = rows.iter().map(|row| row["day"].as_str().unwrap()).collect();
+    assert_eq!(days, [2, 1, 0].map(day));
+}

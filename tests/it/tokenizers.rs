@@ -1,0 +1,172 @@
+//! Tokens, token types and classes of tokenizers, as transformers 5.24 reads them from the files of a checkpoint.
+
+use couplet::model::{Encoding, Tokenizer};
+use serde_json::{Value, json};
+
+use crate::support::golden;
+use crate::tiny::{Variant, with_room};
+
+const CONFIG: &str = "tokenizer_config.json";
+
+fn tokenizer(variant: &Variant) -> Tokenizer {
+    variant.load().unwrap().tokenizer
+}
+
+fn encode(variant: &Variant, text: &str) -> Vec<u32> {
+    tokenizer(variant).encode(text, None).unwrap().input_ids
+}
+
+fn settings(variant: Variant, edit: impl FnOnce(&mut Value)) -> Variant {
+    variant.with_json(CONFIG, edit)
+}
+
+/// tiny-bert with a tokenizer.json of the same vocabulary.
+fn with_tokenizer_json() -> Variant {
+    let json = std::fs::read(golden("tiny-distilbert").join("tokenizer.json")).unwrap();
+    Variant::of("tiny-bert").without("vocab.txt").with("tokenizer.json", json)
+}
+
+fn token(content: &str) -> Value {
+    json!({ "content": content, "lstrip": false, "rstrip": false, "single_word": false, "normalized": false, "special": true })
+}
+
+#[test]
+fn added_tokens_are_read_from_every_file_that_has_them() {
+    let ids = json!({ "[E1]": 787, "[/E1]": 788 }).to_string();
+    let map = json!({ "additional_special_tokens": ["[E1]", token("[/E1]")] });
+    let decoder = json!({ "787": token("[E1]"), "788": token("[/E1]") });
+    let variants = [
+        with_room().with("added_tokens.json", &ids),
+        with_room().with("added_tokens.json", &ids).with("special_tokens_map.json", map.to_string()),
+        // Tokens that are listed nowhere come after the vocabulary.
+        with_room().with("special_tokens_map.json", map.to_string()),
+        settings(with_room(), |settings| settings["added_tokens_decoder"] = decoder.clone()),
+        settings(with_room(), |settings| settings["additional_special_tokens"] = json!(["[E1]", "[/E1]"])),
+        settings(with_room(), |settings| settings["extra_special_tokens"] = json!(["[E1]", "[/E1]"])),
+        settings(with_room(), |settings| {
+            settings["begin_token"] = "[E1]".into();
+            settings["end_token"] = json!({ "__type": "AddedToken", "content": "[/E1]" });
+        }),
+        // The list of all added tokens holds; the older files are not read then.
+        settings(with_room(), |settings| settings["added_tokens_decoder"] = decoder.clone())
+            .with("added_tokens.json", json!({ "other": 787 }).to_string()),
+    ];
+    let plain = Variant::of("tiny-bert");
+    let [a, b] = ["a", "b"].map(|text| encode(&plain, text)[1]);
+    for (i, variant) in variants.iter().enumerate() {
+        let ids = encode(variant, "a [E1]b[/E1] a");
+        assert_eq!(ids[1..ids.len() - 1], [a, 787, b, 788, a], "variant {i}");
+    }
+}
+
+#[test]
+fn tokens_of_settings_are_added_to_a_tokenizer_json() {
+    // [unused1] is in no vocabulary of these; `the` is.
+    let added = settings(with_tokenizer_json(), |settings| settings["additional_special_tokens"] = json!(["the"]));
+    let plain = with_tokenizer_json();
+    // An added token is found within words too.
+    let the = encode(&plain, "the")[1];
+    assert!(!encode(&plain, "bathed").contains(&the));
+    assert!(encode(&added, "bathed").contains(&the));
+}
+
+#[test]
+fn ids_that_contradict_the_vocabulary_are_refused() {
+    let variant = with_room().with("added_tokens.json", json!({ "[E1]": 788 }).to_string());
+    insta::assert_snapshot!(variant.error(), @r#"cannot read MODEL/added_tokens.json: token "[E1]" has the id 788 there, but 787 after the tokens of the vocabulary; save the tokenizer with `save_pretrained` of transformers"#);
+    let variant = with_room().with("added_tokens.json", json!({ "[E1]": "787" }).to_string());
+    insta::assert_snapshot!(variant.error(), @r#"MODEL/added_tokens.json: key `[E1]`: expected the id of the token, found "787""#);
+    let variant = settings(with_room(), |settings| settings["added_tokens_decoder"] = json!({ "x": token("[E1]") }));
+    insta::assert_snapshot!(variant.error(), @r#"MODEL/tokenizer_config.json: key `added_tokens_decoder`: expected an object from ids to tokens, found {"x":{"content":"[E1]","lstrip":false,"normalized":false,"rstrip":false,"single_word":false,"special":true}}"#);
+    let variant = settings(with_room(), |settings| settings["cls_token"] = json!(7));
+    insta::assert_snapshot!(variant.error(), @"MODEL/tokenizer_config.json: key `cls_token`: expected a token: a text, or an object with `content`, found 7");
+    let variant = settings(with_room(), |settings| {
+        settings["cls_token"] = "".into();
+        settings["added_tokens_decoder"] = json!({ "787": token("") });
+    });
+    insta::assert_snapshot!(variant.error(), @r#"MODEL/tokenizer_config.json: key `added_tokens_decoder`: expected an object from ids to tokens, found {"787":{"content":"","lstrip":false,"normalized":false,"rstrip":false,"single_word":false,"special":true}}"#);
+    // More tokens than embeddings.
+    let variant = Variant::of("tiny-bert").with("added_tokens.json", json!({ "[E1]": 787 }).to_string());
+    insta::assert_snapshot!(variant.error(), @"cannot read MODEL/vocab.txt: it knows 788 tokens, the encoder only 787 (`vocab_size` of config.json)");
+}
+
+#[test]
+fn special_tokens_may_be_named_in_the_map_alone() {
+    let vocab = String::from_utf8(Variant::of("tiny-bert").read("vocab.txt")).unwrap();
+    let vocab = vocab.replace("[CLS]\n", "<s>\n").replace("[SEP]\n", "</s>\n");
+    let variant = Variant::of("tiny-bert")
+        .with("vocab.txt", vocab)
+        .with(CONFIG, json!({ "do_lower_case": true }).to_string())
+        .with("special_tokens_map.json", json!({ "cls_token": "<s>", "sep_token": token("</s>") }).to_string());
+    let ids = encode(&Variant::of("tiny-bert"), "yes");
+    assert_eq!(encode(&variant, "yes"), ids);
+    assert_eq!(encode(&variant, "</s>")[1], ids[ids.len() - 1]);
+}
+
+#[test]
+fn special_tokens_are_split_where_the_settings_say_so() {
+    for variant in [Variant::of("tiny-bert"), with_tokenizer_json()] {
+        let sep = *encode(&variant, "").last().unwrap();
+        let count = |variant: &Variant| encode(variant, "a [SEP] b").iter().filter(|id| **id == sep).count();
+        assert_eq!(count(&variant), 2);
+        let split = settings(variant, |settings| settings["split_special_tokens"] = true.into());
+        assert_eq!(count(&split), 1);
+        // Also where texts are cut.
+        let cut = tokenizer(&split).with_max_length(16).unwrap();
+        let Encoding { input_ids, .. } = cut.encode("a [SEP] b", Some("c")).unwrap();
+        assert_eq!(input_ids.iter().filter(|id| **id == sep).count(), 2);
+    }
+}
+
+#[test]
+fn token_types_go_by_the_input_names_and_by_the_class() {
+    let types = |variant: &Variant| tokenizer(variant).encode("a", Some("b")).unwrap().token_type_ids;
+    let class = |class: &str| settings(with_tokenizer_json(), |settings| settings["tokenizer_class"] = class.into());
+    let names = |variant: Variant, names: Value| settings(variant, |settings| settings["model_input_names"] = names);
+    let (some, none) = (vec![0, 0, 0, 1, 1], vec![0; 5]);
+    assert_eq!(types(&class("BertTokenizer")), some);
+    assert_eq!(types(&class("BertTokenizerFast")), some);
+    assert_eq!(types(&with_tokenizer_json().without(CONFIG)), some);
+    assert_eq!(types(&class("DistilBertTokenizerFast")), none);
+    assert_eq!(types(&class("PreTrainedTokenizerFast")), none);
+    assert_eq!(types(&class("TokenizersBackend")), none);
+    let (all, without) =
+        (json!(["input_ids", "token_type_ids", "attention_mask"]), json!(["input_ids", "attention_mask"]));
+    assert_eq!(types(&names(class("BertTokenizer"), without.clone())), none);
+    assert_eq!(types(&names(Variant::of("tiny-bert"), without)), none);
+    assert_eq!(types(&names(class("PreTrainedTokenizerFast"), all)), some);
+}
+
+#[test]
+fn foreign_classes_are_refused_by_name() {
+    let class = |variant: Variant, class: &str| {
+        settings(variant, |settings| settings["tokenizer_class"] = class.into()).error()
+    };
+    insta::assert_snapshot!(class(Variant::of("tiny-bert"), "BertJapaneseTokenizer"), @r#"MODEL/tokenizer_config.json: key `tokenizer_class`: expected "BertTokenizer", "DistilBertTokenizer", or "PreTrainedTokenizerFast" with a tokenizer.json that gives the right ids by itself, found "BertJapaneseTokenizer""#);
+    insta::assert_snapshot!(class(with_tokenizer_json(), "XLMRobertaTokenizerFast"), @r#"MODEL/tokenizer_config.json: key `tokenizer_class`: expected "BertTokenizer", "DistilBertTokenizer", or "PreTrainedTokenizerFast" with a tokenizer.json that gives the right ids by itself, found "XLMRobertaTokenizerFast""#);
+    insta::assert_snapshot!(class(Variant::of("tiny-bert"), "PreTrainedTokenizerFast"), @r#"MODEL/tokenizer_config.json: key `tokenizer_class`: expected "BertTokenizer", "DistilBertTokenizer", or "PreTrainedTokenizerFast" with a tokenizer.json that gives the right ids by itself, found "PreTrainedTokenizerFast""#);
+    let in_config = settings(Variant::of("tiny-bert"), |settings| settings["tokenizer_class"] = Value::Null)
+        .with_config("tokenizer_class", "BertJapaneseTokenizer".into());
+    insta::assert_snapshot!(in_config.error(), @r#"MODEL/config.json: key `tokenizer_class`: expected "BertTokenizer", "DistilBertTokenizer", or "PreTrainedTokenizerFast" with a tokenizer.json that gives the right ids by itself, found "BertJapaneseTokenizer""#);
+}
+
+#[test]
+fn more_token_types_than_the_encoder_has_are_refused() {
+    let types = "bert.embeddings.token_type_embeddings.weight";
+    let one_type = || {
+        let variant = Variant::of("tiny-bert");
+        let first = variant.tensors()[types].narrow(0, 0, 1).unwrap().contiguous().unwrap();
+        variant.with_tensor(types, first).with_config("type_vocab_size", 1.into())
+    };
+    insta::assert_snapshot!(one_type().error(), @r#"MODEL/config.json: key `type_vocab_size`: expected 2 or more, as the tokenizer gives a pair the token types 0 to 1; a model without token types has a `model_input_names` without "token_type_ids" in tokenizer_config.json, found 1"#);
+    let without = json!(["input_ids", "attention_mask"]);
+    settings(one_type(), |settings| settings["model_input_names"] = without).load().unwrap();
+}
+
+#[test]
+fn the_files_of_added_tokens_are_a_part_of_the_fingerprint() {
+    let of = |variant: Variant| variant.load().unwrap().fingerprint;
+    let added = |token: &str| with_room().with("added_tokens.json", json!({ token: 787 }).to_string());
+    assert_ne!(of(added("[E1]")), of(with_room()));
+    assert_ne!(of(added("[E1]")), of(added("[E2]")));
+}
