@@ -204,12 +204,13 @@ impl Files {
 
 /// The files of a folder that are the table's.
 fn chosen(
-    listed: Vec<ObjectMeta>,
+    mut listed: Vec<ObjectMeta>,
     root: &Key,
     table: &Table,
     pattern: Option<&ListingTableUrl>,
 ) -> (Vec<ObjectMeta>, LeftOut) {
     let mut left_out = LeftOut::default();
+    listed.sort_by(|a, b| a.location.cmp(&b.location));
     let (mut list, mut without_ending) = (Vec::new(), Vec::new());
     // A pattern that begins with the mark of hidden names means them.
     let means_hidden = pattern

@@ -249,6 +249,11 @@ fn float(text: &[u8]) -> Option<(f64, Spelling)> {
     if !has_digits || !is_number(whole) || !fraction.is_none_or(is_number) || matches!(whole, [b'0', _, ..]) {
         return None;
     }
+    if fraction.is_none() && exponent.is_none() {
+        let (_, size) = integer(text)?;
+        let value = std::str::from_utf8(text).ok()?.parse().ok()?;
+        return (size <= EXACT_IN_FLOAT).then_some((value, Spelling::Plain));
+    }
     let has_sign = match exponent {
         Some([b'+' | b'-', digits @ ..]) if !digits.is_empty() && is_number(digits) => true,
         Some(digits) if !digits.is_empty() && is_number(digits) => false,
