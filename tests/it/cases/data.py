@@ -18,6 +18,7 @@ import sys
 import tempfile
 
 import duckdb
+import pyarrow.dataset
 
 COUPLET, FOLDER, MODEL = sys.argv[1], pathlib.Path(sys.argv[2]), str(pathlib.Path(sys.argv[3]).resolve())
 ONLY = sys.argv[4:]
@@ -51,6 +52,16 @@ class Refused:
 
     def __init__(self, *words, ours="SELECT * FROM t"):
         self.words, self.ours = words, ours
+
+
+class Feather:
+    """The rows of a folder of Arrow files, as pyarrow reads them."""
+
+    def __init__(self, path):
+        self.path, self.ours, self.run = path, "SELECT * FROM t", True
+
+    def rows(self):
+        return pyarrow.dataset.dataset(FOLDER / self.path, format="feather").to_table().to_pylist()
 
 
 def csv(path, more=""):
@@ -187,8 +198,8 @@ CASES = [
     ("hidden", "{}/hidden/", parquet("hidden/part-0.parquet")),
     ("hidden2", "{}/hidden2/", parquet("hidden2/part-0.parquet")),
     ("bq", "{}/bq/", parquet("bq/000000000000")),
-    ("featherdir", '{ uri = "{}/featherdir/", format = "arrow" }', Rows(*TEXTS, ours="SELECT id, text FROM t ORDER BY id")),
-    ("broken", "{}/broken/", Refused("broken/a.parquet")),
+    ("featherdir", '{ uri = "{}/featherdir/", format = "arrow" }', Feather("featherdir")),
+    ("broken", "{}/broken/", parquet("broken/a.parquet")),
 ]
 
 # Names with characters that a shell, a URL or a pattern takes for others: each file has the same rows.
