@@ -1,19 +1,27 @@
-//! Places at which a test can kill the process, as a loss of power would: nothing is cleaned up, nothing is said.
+//! Places at which a test can kill the process, as a loss of power would: nothing is cleaned up, nothing is said. Or stop
+//! it, until the test sends SIGCONT.
 //!
-//! `COUPLET_CRASH=store.after` kills at the first point of that name, `COUPLET_CRASH=store.after:3` at the third. A
-//! release build has no such points.
+//! `COUPLET_CRASH=store.after` kills at the first point of that name, `COUPLET_CRASH=store.after:3` at the third;
+//! `COUPLET_STOP` stops in the same way. A release build has no such points.
 
-/// Dies here, if a test asked for it.
+/// Dies or stops here, if a test asked for it.
 #[cfg(debug_assertions)]
 pub fn point(name: &str) {
     use std::sync::atomic::{AtomicU32, Ordering};
-    static PASSED: AtomicU32 = AtomicU32::new(0);
-    let Ok(asked) = std::env::var("COUPLET_CRASH") else { return };
-    let (point, times) = asked.split_once(':').unwrap_or((&asked, "1"));
-    if point == name && PASSED.fetch_add(1, Ordering::Relaxed) + 1 == times.parse().unwrap_or(1) {
+    static PASSED: [AtomicU32; 2] = [AtomicU32::new(0), AtomicU32::new(0)];
+    let is_here = |variable: &str, passed: &AtomicU32| {
+        let Ok(asked) = std::env::var(variable) else { return false };
+        let (point, times) = asked.split_once(':').unwrap_or((&asked, "1"));
+        point == name && passed.fetch_add(1, Ordering::Relaxed) + 1 == times.parse().unwrap_or(1)
+    };
+    if is_here("COUPLET_CRASH", &PASSED[0]) {
         #[cfg(unix)]
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         std::process::abort();
+    }
+    #[cfg(unix)]
+    if is_here("COUPLET_STOP", &PASSED[1]) {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
     }
 }
 

@@ -11,7 +11,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, TimeUnit};
-use chrono::Duration;
 use datafusion::catalog::TableProvider;
 use datafusion::prelude::SessionContext;
 use deltalake_core::kernel::StructType;
@@ -194,41 +193,35 @@ pub async fn open_or_create(
     }
 }
 
-/// The key in a commit's metadata that names what its rows were made of.
-pub const INPUTS: &str = "couplet.inputs";
-
-/// Which of these runs has committed what was made of these inputs, if one has.
-///
-/// # Errors
-/// A log that cannot be read.
-pub async fn committed_by(objects: &Objects, runs: &[String], inputs: &str) -> Result<Option<String>, DeltaError> {
-    if runs.is_empty() {
-        return Ok(None);
-    }
-    let failed = |e: DeltaTableError| DeltaError::new(objects, &e);
-    let Some(table) = open(objects, None).await? else { return Ok(None) };
-    let commits: Vec<_> = table.history(Some(COMMITS)).try_collect().await.map_err(failed)?;
-    let said = |info: &HashMap<String, serde_json::Value>, key: &str| info.get(key)?.as_str().map(str::to_owned);
-    let same = commits.iter().filter(|commit| said(&commit.info, INPUTS).as_deref() == Some(inputs));
-    Ok(same.filter_map(|commit| said(&commit.info, RUN)).find(|run| runs.contains(run)))
-}
-
-/// Commits that are looked at for one of a run that did not live to record it.
-const COMMITS: usize = 1000;
-
 /// Whether a run has committed to the table after a version, as it does not know itself when the answer was lost.
 ///
 /// # Errors
 /// A log that cannot be read.
 pub async fn has_committed(objects: &Objects, run: &str, after: Option<u64>) -> Result<Option<DeltaTable>, DeltaError> {
-    let failed = |e: DeltaTableError| DeltaError::new(objects, &e);
     let Some(table) = open(objects, None).await? else { return Ok(None) };
+    let commits = commits_since(objects, &table, after).await?;
+    let own = commits.iter().any(|commit| commit.get(RUN).is_some_and(|other| other == run));
+    Ok(own.then_some(table))
+}
+
+/// What the commits after a version say of themselves, as texts.
+///
+/// # Errors
+/// A log that cannot be read.
+pub async fn commits_since(
+    objects: &Objects,
+    table: &DeltaTable,
+    after: Option<u64>,
+) -> Result<Vec<HashMap<String, String>>, DeltaError> {
     let newest = table.version().unwrap_or_default();
     let since = usize::try_from(newest - after.map_or(0, |version| version.min(newest))).unwrap_or(usize::MAX);
     let limit = since.saturating_add(usize::from(after.is_none()));
-    let commits: Vec<_> = table.history(Some(limit)).try_collect().await.map_err(failed)?;
-    let own = commits.iter().any(|commit| commit.info.get(RUN).and_then(|value| value.as_str()) == Some(run));
-    Ok(own.then_some(table))
+    let commits: Vec<_> = table.history(Some(limit)).try_collect().await.map_err(|e| DeltaError::new(objects, &e))?;
+    let texts = commits.into_iter().map(|commit| {
+        let texts = commit.info.into_iter().filter_map(|(key, value)| Some((key, value.as_str()?.to_owned())));
+        texts.collect()
+    });
+    Ok(texts.collect())
 }
 
 /// The key in a column's metadata that names it in the files, where that is another name.

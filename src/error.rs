@@ -160,6 +160,17 @@ pub enum Error {
         /// Whether it is known that they were not.
         known: bool,
     },
+    /// Another run of the pipeline and its store has published since this one began.
+    #[error(
+        "run {by} of this pipeline has published to {output} since this run began, which published nothing. Run the same \
+         command again"
+    )]
+    Superseded {
+        /// The table.
+        output: String,
+        /// The other run.
+        by: String,
+    },
     /// A run as it is planned would fail.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\nerror: "))]
     Foreseen(Vec<Error>),

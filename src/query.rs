@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::from_first;
 use crate::objects::Objects;
 use crate::parameters::Parameters;
-use crate::run::rejected_beside;
+use crate::run::quarantine;
 use crate::sink::runs;
 use crate::sql_depth;
 use crate::tables;
@@ -50,14 +50,21 @@ pub async fn tables_of(pipeline: &Pipeline) -> Result<Vec<Table>, Error> {
     let mut tables = pipeline.tables.clone();
     let Some(scoring) = &pipeline.scoring else { return Ok(tables) };
     let sink = &scoring.sink;
-    let mut written = vec![(sink.location.clone(), vec![pipeline.name.as_str(), PREDICTIONS])];
+    // Before the first run there is no sink; a query that needs it will say so.
+    let predictions = written_there(sink, &sink.location.place).await?;
+    let mut written = Vec::new();
+    written.extend(predictions.map(|format| {
+        let names = vec![pipeline.name.as_str(), PREDICTIONS];
+        (sink.location.clone(), format, names)
+    }));
     if matches!(scoring.score.errors, Errors::Quarantine) {
-        let place = rejected_beside(&sink.location.place);
-        written.push((Location { written: place.to_string(), place }, vec![REJECTED]));
+        let rejected = quarantine::published(&pipeline.name, sink).await?;
+        written.extend(rejected.map(|(place, format)| {
+            let written = place.to_string();
+            (Location { written, place }, format, vec![REJECTED])
+        }));
     }
-    for (location, names) in written {
-        // Before the first run there is no sink; a query that needs it will say so.
-        let Some(format) = written_there(sink, &location.place).await? else { continue };
+    for (location, format, names) in written {
         for name in names {
             if !tables.iter().any(|table| table.name.eq_ignore_ascii_case(name)) {
                 let (name, location) = (name.to_owned(), location.clone());
@@ -73,7 +80,7 @@ async fn written_there(sink: &Sink, place: &Place) -> Result<Option<TableFormat>
     let format = match sink.format {
         SinkFormat::Delta => TableFormat::Delta { version: None },
         SinkFormat::Parquet if sink.is_one_file() => TableFormat::Parquet,
-        SinkFormat::Parquet => TableFormat::Runs { all: sink.mode == SinkMode::Append },
+        SinkFormat::Parquet => TableFormat::Runs { all: sink.mode == SinkMode::Append, published_in: None },
     };
     let objects = Objects::open(place)?;
     let is_there = match format {

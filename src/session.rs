@@ -11,7 +11,7 @@ use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, MemoryLimit, MemoryPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
-use datafusion::optimizer::Analyzer;
+use datafusion::optimizer::{Analyzer, AnalyzerRule};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use tempfile::TempDir;
 use url::Url;
@@ -121,11 +121,13 @@ pub async fn open(
         SessionConfig::new().with_batch_size(window).with_target_partitions(partitions).with_information_schema(true);
     // Delta tables take it from here.
     config.options_mut().execution.parquet.coerce_int96 = Some(tables::INT96.to_owned());
+    let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> = vec![Arc::new(ExactLiterals)];
+    rules.extend(Analyzer::new().rules);
     let builder = SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(Arc::clone(&resources.runtime))
         .with_default_features()
-        .with_analyzer_rules([vec![Arc::new(ExactLiterals)], Analyzer::new().rules].concat())
+        .with_analyzer_rules(rules)
         .with_physical_optimizer_rule(Arc::new(YieldingJoins));
     let context = SessionContext::new_with_state(predict::install(builder, models).build());
     if let MemoryLimit::Finite(memory) = resources.runtime.memory_pool.memory_limit() {

@@ -37,6 +37,13 @@ pub(super) struct Run {
     /// Try the rows again that the tokenizer refused in an earlier run
     #[arg(long, conflicts_with = "fresh")]
     retry_errors: bool,
+    /// The key under which rows are appended: a second run with the key of a finished one appends nothing. Without it,
+    /// the key is made of the pipeline, its query and variables, and the source files
+    #[arg(long, value_name = "KEY", value_parser = run::key::parse)]
+    run_key: Option<String>,
+    /// Append the rows even if rows were appended under the same key
+    #[arg(long)]
+    again: bool,
     /// Wait this long for another run on the same store to end, as in 90s or 10m; without it, give up at once
     #[arg(long, value_name = "TIME", value_parser = duration)]
     wait: Option<Duration>,
@@ -90,6 +97,8 @@ impl Run {
             wait: self.wait,
             plan,
             cluster: self.cluster.clone(),
+            run_key: self.run_key.clone(),
+            again: self.again,
         };
         run::run_recorded(pipeline, variables, &self.only, remembering, messages.style(), stop, whole).await
     }

@@ -152,6 +152,8 @@ pub enum TableFormat {
     Runs {
         /// Whether all runs are read, or the newest.
         all: bool,
+        /// Where the runs are published: of those that are not there, no rows are read.
+        published_in: Option<Place>,
     },
 }
 

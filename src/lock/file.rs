@@ -59,15 +59,11 @@ impl FileLock {
         };
         let mut before = Vec::new();
         (&file).take(MAX_JSON).read_to_end(&mut before).map_err(|e| failed(&e))?;
-        let left_behind = match Content::from_json(&before) {
-            Some(content) => content.into_left_behind(),
-            None if before.is_empty() => Vec::new(),
-            None => {
-                tracing::warn!("{} was not written by couplet, or cut; writing it anew", path.display());
-                Vec::new()
-            }
-        };
-        let content = Content::new(Holder::this(&claim.run_id, &claim.pipeline), None, left_behind);
+        let found = Content::from_json(&before);
+        if found.is_none() && !before.is_empty() {
+            tracing::warn!("{} was not written by couplet, or cut; writing it anew", path.display());
+        }
+        let content = Content::after(found, Holder::this(&claim.run_id, &claim.pipeline), None);
         let mut lock = Self { path, file, content };
         lock.write()?;
         Ok(lock)
@@ -75,6 +71,10 @@ impl FileLock {
 
     pub(super) fn left_behind(&self) -> &[Holder] {
         &self.content.left_behind
+    }
+
+    pub(super) fn store(&self) -> &str {
+        &self.content.store
     }
 
     pub(super) fn settle(&mut self) -> Result<(), LockError> {

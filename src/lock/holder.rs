@@ -66,6 +66,9 @@ pub(super) enum State {
 pub(super) struct Content {
     pub(super) state: State,
     pub(super) holder: Holder,
+    /// The id of the store, made with its first lock: what commits of its runs to a sink have in common.
+    #[serde(default = "new_store")]
+    pub(super) store: String,
     /// For how long after a renewal the lock is the holder's; none in a local folder, where the system knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) lease_seconds: Option<f64>,
@@ -78,13 +81,16 @@ pub(super) struct Content {
 }
 
 impl Content {
-    pub(super) fn new(holder: Holder, lease: Option<Duration>, left_behind: Vec<Holder>) -> Self {
+    /// The lock as its next holder has it, after the one `before` it.
+    pub(super) fn after(before: Option<Self>, holder: Holder, lease: Option<Duration>) -> Self {
+        let store = before.as_ref().map_or_else(new_store, |before| before.store.clone());
+        let left_behind = before.map(Self::into_left_behind).unwrap_or_default();
         let lease_seconds = lease.map(|lease| lease.as_secs_f64());
-        Self { state: State::Held, holder, lease_seconds, renewals: 0, left_behind }
+        Self { state: State::Held, holder, store, lease_seconds, renewals: 0, left_behind }
     }
 
     /// What the next holder has to take note of.
-    pub(super) fn into_left_behind(self) -> Vec<Holder> {
+    fn into_left_behind(self) -> Vec<Holder> {
         let mut left = self.left_behind;
         if self.state != State::Released {
             left.push(self.holder);
@@ -110,6 +116,10 @@ impl Content {
     }
 }
 
+fn new_store() -> String {
+    Uuid::new_v4().simple().to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,8 +127,9 @@ mod tests {
     #[test]
     fn what_is_left_of_a_longer_text_behind_a_shorter_one_does_no_harm() {
         let holder = Holder::this("run", "pipeline");
-        let longer = Content::new(holder.clone(), None, vec![holder.clone()]).to_json();
-        let shorter = Content::new(holder.clone(), None, Vec::new()).to_json();
+        let short = Content::after(None, holder.clone(), None);
+        let shorter = short.to_json();
+        let longer = Content::after(Some(short), holder.clone(), None).to_json();
         let left = [&shorter[..], &longer[shorter.len()..]].concat();
         assert_eq!(Content::from_json(&left).unwrap().into_left_behind(), [holder]);
         assert!(Content::from_json(&shorter[..shorter.len() / 2]).is_none());

@@ -18,9 +18,10 @@
 //! - A holder that could not renew for the length of its lease has lost it, whether somebody took it or not.
 //! - A write whose answer was lost is made again, and refused; so what is there is read after a refusal.
 //!
-//! Between [`Held::check`] and the write that follows it, a process can be stopped for longer than its lease.
-//! [`Held::confirm`] asks the server and leaves a whole lease for what follows, which should itself be conditional, as
-//! commits to Delta tables and [`crate::sink::runs`] are.
+//! The lock saves work; it does not decide what is published. Between [`Held::confirm`] and the commit that follows it, a
+//! process can be stopped for longer than its lease; on a network file system whose locks are local to each client, two
+//! processes can hold it. So every commit to a sink is conditional on what was there when the run looked at the sink,
+//! which it does before its last [`Held::confirm`]: if another run has published since, the commit is refused.
 
 mod conditional;
 mod error;
@@ -208,6 +209,15 @@ impl Held {
         match &self.0 {
             Kind::File(lock) => lock.left_behind(),
             Kind::Lease(lease) => lease.left_behind(),
+        }
+    }
+
+    /// The id of the store that the lock is of. A store whose `lock.json` was lost gets another one.
+    #[must_use]
+    pub fn store(&self) -> &str {
+        match &self.0 {
+            Kind::File(lock) => lock.store(),
+            Kind::Lease(lease) => lease.store(),
         }
     }
 

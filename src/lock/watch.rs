@@ -25,7 +25,7 @@ pub(super) async fn acquire(object: Object, claim: &Claim) -> Result<Lease, Lock
         let sent = Instant::now();
         let (content, attempt) = match object.read().await.map_err(failed)? {
             None => {
-                let content = Content::new(this.clone(), Some(claim.lease), Vec::new());
+                let content = Content::after(None, this.clone(), Some(claim.lease));
                 (content.clone(), object.create(&content).await)
             }
             Some((Some(found), version)) if found.holder == this => {
@@ -42,8 +42,7 @@ pub(super) async fn acquire(object: Object, claim: &Claim) -> Result<Lease, Lock
                                 found.holder
                             );
                         }
-                        let left_behind = found.map(Content::into_left_behind).unwrap_or_default();
-                        let content = Content::new(this.clone(), Some(claim.lease), left_behind);
+                        let content = Content::after(found, this.clone(), Some(claim.lease));
                         (content.clone(), object.replace(&content, seen.version.clone()).await)
                     }
                     verdict => {

@@ -34,9 +34,9 @@ const NAMED: [(&str, Option<&str>); 7] = [
 /// What the settings of a tokenizer say of added and special tokens.
 #[derive(Debug)]
 pub(super) struct SpecialTokens {
-    /// Special tokens by their names.
+    /// Special tokens by their usual names.
     named: Vec<(String, AddedToken)>,
-    /// Special tokens without a name.
+    /// Special tokens of this tokenizer alone.
     extra: Vec<AddedToken>,
     /// Added tokens by their ids.
     added: BTreeMap<u32, AddedToken>,
@@ -101,7 +101,10 @@ impl SpecialTokens {
                 *token = listed.clone();
             }
         }
-        let extra = extra_tokens(keys, &settings)?;
+        let (named, own): (Vec<_>, Vec<_>) =
+            named.into_iter().partition(|(key, _)| NAMED.iter().any(|(name, _)| name == key));
+        let own = own.into_iter().map(|(_, token)| AddedToken { special: true, ..token });
+        let extra = own.chain(extra_tokens(keys, &settings)?).collect();
         Ok(Self { named, extra, added, added_in, files })
     }
 

@@ -20,9 +20,9 @@ use object_store::{
 };
 use uuid::Uuid;
 
-use crate::files;
 /// Begins the message of a disk on which a file cannot be made only where there is none.
 pub(crate) const NO_LINKS: &str = "its file system has no hard links";
+use crate::files;
 
 /// A local disk from its root on.
 #[derive(Debug)]

@@ -50,6 +50,9 @@ fn retries() -> RetryConfig {
     }
 }
 
+/// What the names of objects end in that are to be put in their place, `.NAME.RUN.couplet-pending` beside it.
+pub(crate) const PENDING: &str = ".couplet-pending";
+
 /// A place as its store and the path in it.
 #[derive(Debug, Clone)]
 pub struct Objects {

@@ -25,7 +25,7 @@ use object_store::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Objects, StoreFolder};
+use super::{Objects, PENDING, StoreFolder};
 use crate::crash;
 
 /// The folder of the notes, in the store of a pipeline.
@@ -69,9 +69,15 @@ impl Objects {
         Self { store: Arc::new(noting), ..self }
     }
 
-    /// Whether an object of a bucket is at this place or below it.
+    /// Whether an object of a bucket is at this place or below it, or is to be put there.
     fn has(&self, bucket: &str, path: &Path) -> bool {
-        self.place.remote().is_some_and(|remote| remote.root() == bucket) && path.prefix_matches(&self.root)
+        let is_pending = || {
+            let prefix = format!(".{}.", self.place.name());
+            let is_beside = path.parent() == self.root.parent();
+            is_beside && path.filename().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(PENDING))
+        };
+        let is_in_bucket = self.place.remote().is_some_and(|remote| remote.root() == bucket);
+        is_in_bucket && (path.prefix_matches(&self.root) || is_pending())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Dates beyond the calendar that Arrow's formatter knows, such as those that DuckDB writes for `infinity`.
+//! Dates beyond the calendar that Arrow's formatter knows, such as those that databases write for `infinity`.
 
 use std::sync::Arc;
 
@@ -16,15 +16,12 @@ pub(super) fn printable_dates(batch: &RecordBatch) -> Result<RecordBatch, ArrowE
     let schema = batch.schema();
     let (mut fields, mut columns) = (Vec::new(), Vec::new());
     for (field, column) in schema.fields().iter().zip(batch.columns()) {
-        match texts(column)? {
-            Some(texts) => {
-                fields.push(Arc::new(Field::new(field.name(), DataType::Utf8, true)));
-                columns.push(texts);
-            }
-            None => {
-                fields.push(Arc::clone(field));
-                columns.push(Arc::clone(column));
-            }
+        if let Some(texts) = texts(column)? {
+            fields.push(Arc::new(Field::new(field.name(), DataType::Utf8, true)));
+            columns.push(texts);
+        } else {
+            fields.push(Arc::clone(field));
+            columns.push(Arc::clone(column));
         }
     }
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)

@@ -1,5 +1,6 @@
 //! What a run did: the summary that people read, and the same as JSON.
 
+mod appended;
 mod evaluation;
 mod scoring;
 mod summary;
@@ -12,6 +13,7 @@ use serde_json::json;
 
 use crate::progress::spoken;
 
+pub use appended::Appended;
 pub use evaluation::{evaluation_lines, positive_of};
 pub use scoring::{Executor, Predicted, Report, Rows};
 
@@ -28,13 +30,19 @@ pub struct RunReport {
     pub evaluate: Option<EvaluationReport>,
     /// The stage that scored.
     pub score: Option<Report>,
+    /// In its place, that the sink had the rows already.
+    pub appended: Option<Appended>,
 }
 
 impl RunReport {
     /// The report as one JSON document: that of the scoring, with a key for each other stage.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
-        let mut json = self.score.as_ref().map_or_else(|| json!({ "pipeline": self.pipeline }), Report::to_json);
+        let mut json = match (&self.score, &self.appended) {
+            (Some(report), _) => report.to_json(),
+            (None, Some(appended)) => appended.to_json(&self.pipeline),
+            (None, None) => json!({ "pipeline": self.pipeline }),
+        };
         for (key, stage) in [("pretrain", &self.pretrain), ("finetune", &self.finetune)] {
             if let Some(stage) = stage {
                 json[key] = stage.to_json();
@@ -57,6 +65,7 @@ impl fmt::Display for RunReport {
         if let Some(stage) = &self.evaluate {
             write_stage(f, "evaluate", &stage.lines, &stage.folder, stage.elapsed)?;
         }
+        self.appended.iter().try_for_each(|appended| writeln!(f, "  {:<10} {appended}", "append"))?;
         self.score.iter().try_for_each(|report| write!(f, "{report}"))
     }
 }

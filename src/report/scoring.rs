@@ -48,6 +48,8 @@ pub struct Report {
     pub output_version: Option<u64>,
     /// The table of rejected rows and their number, where there is such a table.
     pub quarantine: Option<(String, u64)>,
+    /// The key under which rows were appended, where the sink appends.
+    pub run_key: Option<String>,
 }
 
 /// What an executor of a cluster did for a run.
@@ -148,6 +150,8 @@ impl Report {
         json!({
             "pipeline": self.pipeline,
             "run": self.run,
+            "run_key": self.run_key,
+            "already_appended": false,
             "model": {
                 "uri": self.model,
                 "fingerprint": self.fingerprint,

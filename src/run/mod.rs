@@ -8,6 +8,7 @@ mod foresight;
 mod gate;
 mod intact;
 mod joins;
+pub(crate) mod key;
 mod learn;
 mod mistakes;
 mod night;
@@ -16,6 +17,7 @@ mod pending;
 mod places;
 pub mod plan;
 mod publish;
+pub(crate) mod quarantine;
 mod rejected;
 mod rows;
 mod score;
@@ -44,7 +46,6 @@ use crate::tables;
 use crate::train::finetune;
 
 pub use score::Remembering;
-pub(crate) use sinks::rejected_beside;
 pub use whole::WholeRun;
 
 /// A part of a run.
@@ -93,6 +94,7 @@ pub async fn run_recorded(
     check_variables(pipeline, variables)?;
     check_stages(pipeline, only)?;
     check_cluster(pipeline, only, remembering.cluster.as_ref())?;
+    key::check(pipeline, only, &remembering)?;
     let wanted = |stage| only.is_empty() || only.contains(&stage);
     let pretrain = pipeline.pretrain.as_ref().filter(|_| wanted(Stage::Pretrain));
     let finetune = pipeline.finetune.as_ref().filter(|_| wanted(Stage::Finetune));
@@ -121,7 +123,10 @@ pub async fn run_recorded(
     }
     if let Some(scoring) = pipeline.scoring.as_ref().filter(|_| wanted(Stage::Score)) {
         let scored = Box::pin(score::score(pipeline, scoring, variables, remembering, style, &mut stop, whole));
-        report.score = Some(scored.await?);
+        match scored.await? {
+            score::Done::Published(done) => report.score = Some(*done),
+            score::Done::Appended(done) => report.appended = Some(done),
+        }
     }
     Ok(report)
 }

@@ -11,10 +11,11 @@ use crate::confidential::without_credentials;
 use crate::config::Pipeline;
 use crate::error::Error;
 use crate::files::{self, MAX_TEXT};
-use crate::lock::{self, Claim, DEFAULT_LEASE, Held};
+use crate::lock::{self, Claim, DEFAULT_LEASE, Held, LockError};
 use crate::objects::{StoreFolder, abort_noted_uploads};
 use crate::printable::printable;
 use crate::progress::counted;
+use crate::sink::Origin;
 use crate::store::{Outcome, RunRecord, Runs, remove_staged};
 
 /// A run that has begun.
@@ -24,10 +25,9 @@ pub(super) struct Night {
     pipeline_hash: Option<String>,
     held: Held,
     runs: Runs,
-    left_behind: Vec<String>,
 }
 
-/// Records that are looked at for runs that did not end well.
+/// Records that are looked at for that of a run that was killed.
 const LOOK_BACK: usize = 50;
 
 impl Night {
@@ -41,9 +41,7 @@ impl Night {
         let claim = Claim { run_id: run.clone(), pipeline: pipeline.name.clone(), wait, lease: DEFAULT_LEASE };
         let mut held = lock::acquire(&place, &claim).await?;
         let runs = Runs::of(&store.objects);
-        let mut left_behind = Vec::new();
         for killed in held.left_behind() {
-            left_behind.push(killed.run_id.clone());
             // A kill may have come after its record, or after that of its kill.
             let recorded = runs.records(&killed.pipeline, LOOK_BACK).await?;
             if recorded.iter().any(|record| record.run == killed.run_id) {
@@ -76,19 +74,7 @@ impl Night {
             let digest = Sha256::digest(&text);
             digest.iter().take(8).fold(String::new(), |hash, byte| format!("{hash}{byte:02x}"))
         });
-        Ok(Self { run, pipeline: pipeline.name.clone(), pipeline_hash, held, runs, left_behind })
-    }
-
-    /// The runs of this pipeline since the last one that ended well: each may have published its rows all the same.
-    ///
-    /// # Errors
-    /// Records that cannot be read.
-    pub(super) async fn unfinished(&self) -> Result<Vec<String>, Error> {
-        let mut records = self.runs.records(&self.pipeline, LOOK_BACK).await?;
-        // Their ids begin with the time to a millisecond; of a killed run, the record knows it to a second.
-        records.sort_by(|a, b| b.run.cmp(&a.run));
-        let since = records.into_iter().take_while(|record| record.outcome != Some(Outcome::Done));
-        Ok(since.map(|record| record.run).chain(self.left_behind.iter().cloned()).collect())
+        Ok(Self { run, pipeline: pipeline.name.clone(), pipeline_hash, held, runs })
     }
 
     /// The run's id; later runs have greater ones, as far as clocks can be trusted.
@@ -123,15 +109,25 @@ impl Night {
         Error::from(self.held.lost().await)
     }
 
-    /// Records how the run ended, does the work of `then`, and releases the lock; returns the record. What fails here is
-    /// said and changes nothing any more.
+    /// What its commits say of it; `key` is that under which it appends rows.
+    pub(super) fn origin(&self, key: Option<String>) -> Origin {
+        let store = self.held.store().to_owned();
+        Origin { run: self.run.clone(), pipeline: self.pipeline.clone(), store, key }
+    }
+
+    /// Records how the run ended, does the work of `then`, and releases the lock; returns the record, and the error of a
+    /// run that went well and then found that it had lost the lock. Anything else that fails here is said and changes
+    /// nothing.
     pub(super) async fn end(
         self,
         mut record: RunRecord,
         whole: &WholeRun,
         error: Option<&Error>,
         then: impl Future<Output = ()>,
-    ) -> RunRecord {
+    ) -> (RunRecord, Option<Error>) {
+        let held = if error.is_none() { self.held.confirm().await } else { self.held.check() };
+        let lost = held.err().filter(|error| matches!(error, LockError::Lost { .. })).map(Error::from);
+        let error = error.or(lost.as_ref());
         record.ended_at = Some(Utc::now());
         record.seconds = Some(whole.seconds());
         record.outcome = Some(match error {
@@ -140,21 +136,26 @@ impl Night {
             Some(_) => Outcome::Failed,
         });
         // Whatever shows it later, it does nothing there.
-        record.message = error.map(|error| printable(&without_credentials(&error.to_string())).into_owned());
-        // Whoever lost the lock has nothing to say in the store any more.
+        if let Some(error) = error {
+            record.message = Some(printable(&without_credentials(&error.to_string())).into_owned());
+        }
+        // A run that has lost the lock writes nothing to the store any more.
+        if lost.is_some() {
+            return (record, lost);
+        }
         if !matches!(error, Some(Error::Lock(_)))
             && let Err(unrecorded) = self.runs.add(&record).await
         {
             tracing::warn!("this run could not be recorded: {unrecorded}");
             if error.is_some() {
-                // It may have published what it does not know of. A lock that is not released tells the next run of it.
-                return record;
+                // A lock that is not released tells the next run of it.
+                return (record, None);
             }
         }
         then.await;
         if let Err(error) = self.held.release().await {
             tracing::warn!("{error}");
         }
-        record
+        (record, None)
     }
 }

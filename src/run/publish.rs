@@ -7,19 +7,22 @@ use std::sync::{Arc, Mutex};
 
 use datafusion::common::DataFusionError;
 
-use super::checked::{Check, Checked, Refusal, output_schema, refusal};
+use super::checked::{Check, Checked, Published, Refusal, output_schema, refusal};
 use super::intact::checked_at_end;
-use super::interrupted;
+use super::quarantine::Pending;
 use super::rejected;
 use super::score::Run;
-use super::sinks::{Sink, SinkKind};
+use super::sinks::{Attempt, Sink, SinkKind};
 use super::spool::Spool;
+use super::{interrupted, readable_place};
 use crate::crash;
 use crate::error::Error;
 use crate::histogram::Histogram;
 use crate::model::Problem;
+use crate::objects::Objects;
 use crate::scorer::{Rejection, Scorer};
-use crate::store::{ScoreStore, model_class};
+use crate::sink::rejected_version;
+use crate::store::ScoreStore;
 
 /// What all sinks of a run have.
 #[derive(Debug, Default)]
@@ -34,8 +37,20 @@ pub(super) struct PublishedTo {
     pub(super) quarantine: Option<(String, u64)>,
 }
 
+/// How often rows are written again because other writers' commits came first.
+const ATTEMPTS: u32 = 10;
+
+/// What is published.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    spool: &'a Spool,
+    scores: &'a ScoreStore,
+    scorer: &'a Scorer,
+}
+
 impl Run<'_> {
-    /// Writes the rows with their scores to the sinks, and makes them visible there.
+    /// Writes the rows with their scores to the sinks, and makes them visible there; none if the sink has rows of the
+    /// same key by now.
     #[tracing::instrument(skip_all, fields(rows = spool.len().cast_signed()))]
     pub(super) async fn publish(
         &self,
@@ -43,74 +58,59 @@ impl Run<'_> {
         scores: &ScoreStore,
         sinks: Vec<Sink>,
         scorer: &Scorer,
+        key: Option<&String>,
         stop: &mut (impl Future<Output = ()> + Unpin),
-    ) -> Result<PublishedTo, Error> {
+    ) -> Result<Option<PublishedTo>, Error> {
         let mut all = PublishedTo::default();
-        let max_rejected = rejected::most(self.scoring, spool.len());
-        let config = &scorer.model().config;
-        let any_of = if config.problem == Problem::MultiLabel { config.labels.clone() } else { Vec::new() };
+        let rows = Rows { spool, scores, scorer };
         let split = sinks.len() > 1;
-        for sink in sinks {
+        let mut version = None;
+        let mut pending = None;
+        if split && self.scoring.sink.is_one_file() {
+            let place = SinkKind::Rejected.place(self.scoring);
+            pending = Some(Pending::of(&place, self.night.run()).await?);
+        }
+        for mut sink in sinks {
             let kind = sink.kind();
-            let rows = match kind {
+            let expected = match kind {
                 SinkKind::Rejected => None,
                 SinkKind::Predictions => Some(spool.len() - if split { all.rejected } else { 0 }),
             };
-            let check = Arc::new(Check {
-                rows,
-                max_rejected,
-                model: scorer.model().fingerprint.to_string(),
-                any_of: any_of.clone(),
-                stopped: false.into(),
-                published: Mutex::default(),
-            });
-            let known = scores.scores(spool.joins(scores.rows()))?;
             let which = split.then_some(kind);
-            let stream = spool.scored(known, scores.rows(), which).await.map_err(|e| self.spool_failed(&e))?;
-            // What was read is compared with what was written before it is committed.
-            let intact = scores.check();
-            let intact = async { intact.await.map_err(|e| DataFusionError::External(e.into())) };
-            let stream = checked_at_end(stream, intact);
-            let stream = Checked::new(stream, output_schema(spool.schema()), Arc::clone(&check));
-            self.night.confirm().await?;
-            let inputs = if sink.appends() { self.inputs(spool, scorer).await? } else { None };
-            let there = match &inputs {
-                Some(inputs) => sink.published_by(&self.night.unfinished().await?, inputs).await?,
-                None => None,
-            };
-            let merging = sink.merges().then(|| spool.merging()).transpose().map_err(|e| self.spool_failed(&e))?;
-            let context = merging.as_ref().unwrap_or(spool.context());
-            crash::point("publish.before");
-            let mut publishing = std::pin::pin!(async {
-                let Some((run, there)) = there else {
-                    return sink.publish(Box::pin(stream), context, self.night, inputs.as_deref()).await;
-                };
-                tracing::info!("run {run} appended these rows before it was killed; they are not appended again");
-                sink.pass_over(Box::pin(stream)).await.map(|()| there)
-            });
-            let done = tokio::select! {
-                biased;
-                () = &mut *stop => {
-                    // The stream then ends with an error, on which the sink clears up.
-                    check.stopped.store(true, Ordering::Relaxed);
-                    publishing.await
+            let (mut attempt, mut seen) = (1, None);
+            let (done, published) = loop {
+                if self.has_key(std::slice::from_ref(&sink)).await? {
+                    return Ok(None);
                 }
-                done = &mut publishing => done,
-            };
-            let done = match done {
-                Ok(done) => done,
-                Err(error) => {
-                    let error = self.not_published(error, &check, spool, Some(scores));
-                    // Pages of the store that nothing has read before may be what is broken.
-                    let unreadable = matches!(&error, Error::Publish { source, known: true, .. } if source.to_string().contains("Parquet"));
-                    return Err(if unreadable { scores.blame(error).await } else { error });
+                if let Some(before) = seen {
+                    sink.follows(before).await?;
+                }
+                seen = Some(sink.version());
+                match self.attempt(rows, sink.with_rejected(version), expected, which, stop).await? {
+                    (Attempt::Done(done), published) => break (done, published),
+                    (Attempt::Conflict(error), _) if attempt == ATTEMPTS => return Err(error),
+                    (Attempt::Conflict(_), _) => {
+                        tracing::info!(
+                            "another writer has changed {} meanwhile; writing the rows again",
+                            readable_place(&kind.place(self.scoring))
+                        );
+                        attempt += 1;
+                        sink = self.open_sink(kind, &output_schema(spool.schema()), scorer, key).await?;
+                        // Of two runs at once, the later version of the table of rejected rows has those of both.
+                        if let Some(own) = version {
+                            let main = Objects::open(&self.scoring.sink.location.place)?;
+                            version = rejected_version(&main, &self.pipeline.name).await?.max(Some(own));
+                        }
+                    }
                 }
             };
             crash::point("publish.after");
-            let published = check.published();
             all.rejected += published.rejected;
             match kind {
-                SinkKind::Rejected => all.quarantine = Some((done.output, published.rows)),
+                SinkKind::Rejected => {
+                    version = done.version;
+                    all.quarantine = Some((done.output, published.rows));
+                }
                 SinkKind::Predictions => {
                     all.output = done.output;
                     all.bytes = done.bytes;
@@ -121,15 +121,61 @@ impl Run<'_> {
                 }
             }
         }
-        Ok(all)
+        if let Some(pending) = pending {
+            pending.settle().await;
+        }
+        Ok(Some(all))
     }
 
-    /// What the rows to publish are made of; none where a column has values that cannot be told apart.
-    async fn inputs(&self, spool: &Spool, scorer: &Scorer) -> Result<Option<String>, Error> {
-        match spool.contents().await {
-            Ok(contents) => Ok(Some(format!("{contents}-{}", model_class(scorer)))),
-            Err(DataFusionError::NotImplemented(_) | DataFusionError::Internal(_)) => Ok(None),
-            Err(error) => Err(self.spool_failed(&error)),
+    /// Writes rows with their scores to a sink, which saw what it takes the place of before the look at the lock.
+    async fn attempt(
+        &self,
+        rows: Rows<'_>,
+        sink: Sink,
+        expected: Option<u64>,
+        which: Option<SinkKind>,
+        stop: &mut (impl Future<Output = ()> + Unpin),
+    ) -> Result<(Attempt, Published), Error> {
+        let Rows { spool, scores, scorer, .. } = rows;
+        let config = &scorer.model().config;
+        let any_of = if config.problem == Problem::MultiLabel { config.labels.clone() } else { Vec::new() };
+        let check = Arc::new(Check {
+            rows: expected,
+            max_rejected: rejected::most(self.scoring, spool.len()),
+            model: scorer.model().fingerprint.to_string(),
+            any_of,
+            stopped: false.into(),
+            published: Mutex::default(),
+        });
+        let known = scores.scores(spool.joins(scores.rows()))?;
+        let stream = spool.scored(known, scores.rows(), which).await.map_err(|e| self.spool_failed(&e))?;
+        // What was read is compared with what was written before it is committed.
+        let intact = scores.check();
+        let intact = async { intact.await.map_err(|e| DataFusionError::External(e.into())) };
+        let stream = checked_at_end(stream, intact);
+        let stream = Checked::new(stream, output_schema(spool.schema()), Arc::clone(&check));
+        self.night.confirm().await?;
+        let merging = sink.merges().then(|| spool.merging()).transpose().map_err(|e| self.spool_failed(&e))?;
+        let context = merging.as_ref().unwrap_or(spool.context());
+        crash::point("publish.before");
+        let mut publishing = std::pin::pin!(sink.publish(Box::pin(stream), context, self.night));
+        let done = tokio::select! {
+            biased;
+            () = &mut *stop => {
+                // The stream then ends with an error, on which the sink clears up.
+                check.stopped.store(true, Ordering::Relaxed);
+                publishing.await
+            }
+            done = &mut publishing => done,
+        };
+        match done {
+            Ok(done) => Ok((done, check.published())),
+            Err(error) => {
+                let error = self.not_published(error, &check, spool, Some(scores));
+                // Pages of the store that nothing has read before may be what is broken.
+                let unreadable = matches!(&error, Error::Publish { source, known: true, .. } if source.to_string().contains("Parquet"));
+                Err(if unreadable { scores.blame(error).await } else { error })
+            }
         }
     }
 

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::ArrayRef;
+use arrow::datatypes::SchemaRef;
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
 use futures::{Stream, StreamExt};
@@ -22,23 +23,24 @@ use futures::{Stream, StreamExt};
 use super::checked::output_schema;
 use super::elsewhere::{self, Elsewhere};
 use super::foresight::{Foresight, SAMPLE};
+use super::key;
 use super::night::Night;
 use super::pace::Pace;
 use super::pending::Pending;
 use super::rejected;
-use super::sinks::{self, Sink};
+use super::sinks::{self, Sink, SinkKind};
 use super::spool::Spool;
 use super::{
     NOTHING_WRITTEN, WholeRun, blame, folder_of, interrupted, missing_model, model_name, models_of, places, pool,
     query_text, readable_place, resources,
 };
 use crate::cluster::Address;
-use crate::config::{Pipeline, Scoring};
+use crate::config::{Pipeline, Scoring, SinkMode};
 use crate::crash;
 use crate::error::Error;
 use crate::objects::StoreFolder;
 use crate::progress::{Progress, Style, grouped};
-use crate::report::{Predicted, Report, Rows};
+use crate::report::{Appended, Predicted, Report, Rows};
 use crate::scorer::{Prediction, Rejection, Scorer};
 use crate::session::{self, Resources};
 use crate::source::Source;
@@ -74,6 +76,10 @@ pub struct Remembering {
     pub plan: Option<Predicted>,
     /// The cluster that scores; this machine if none.
     pub cluster: Option<Address>,
+    /// The key under which rows are appended, once; made of what the run reads if none.
+    pub run_key: Option<String>,
+    /// Append rows also where some were appended under the same key.
+    pub again: bool,
 }
 
 /// Scores the source into the sink until it is done or `stop` is; a stage that does not end well leaves the sink as it was.
@@ -87,7 +93,7 @@ pub(super) async fn score(
     style: Style,
     stop: &mut (impl Future<Output = ()> + Unpin),
     whole: &mut WholeRun,
-) -> Result<Report, Error> {
+) -> Result<Done, Error> {
     let begin = async {
         let store = store::open(&scoring.score.store.place).await?;
         let night = Night::begin(pipeline, &store, remembering.wait).await?;
@@ -101,7 +107,7 @@ pub(super) async fn score(
     let run = Run { pipeline, scoring, variables, remembering, style, store, night: &begun };
     let mut record = begun.record(whole);
     let (outcome, scores) = match run.all(&mut record, stop).await {
-        Ok((report, scores)) => (Ok(report), Some(scores)),
+        Ok((done, scores)) => (Ok(done), Some(scores)),
         Err(error) => (Err(error), None),
     };
     // Whatever becomes of it, the run has ended well by then. No other one may begin meanwhile.
@@ -111,8 +117,20 @@ pub(super) async fn score(
             scores.compact().await;
         }
     };
-    whole.record = Some(begun.end(record, whole, outcome.as_ref().err(), compacting).await);
-    outcome
+    let (record, lost) = begun.end(record, whole, outcome.as_ref().err(), compacting).await;
+    whole.record = Some(record);
+    match lost {
+        Some(lost) if outcome.is_ok() => Err(lost),
+        _ => outcome,
+    }
+}
+
+/// What the stage did.
+pub(super) enum Done {
+    /// Scored the rows and published them.
+    Published(Box<Report>),
+    /// Found that the sink has rows of the same key.
+    Appended(Appended),
 }
 
 /// A run that holds the lock of its store.
@@ -143,6 +161,10 @@ struct Prepared {
     scores: ScoreStore,
     sinks: Vec<Sink>,
     elsewhere: Option<Elsewhere>,
+    /// The files of the source as they are before they are read.
+    files: Vec<SourceFile>,
+    /// The key under which rows are appended, if they are.
+    key: Option<String>,
 }
 
 impl Run<'_> {
@@ -150,18 +172,26 @@ impl Run<'_> {
         &self,
         record: &mut RunRecord,
         stop: &mut (impl Future<Output = ()> + Unpin),
-    ) -> Result<(Report, ScoreStore), Error> {
+    ) -> Result<(Done, ScoreStore), Error> {
         let began = Instant::now();
         let reading = async {
             let (prepared, resources) = self.prepare().await?;
             record.prepare_seconds = Some(began.elapsed().as_secs_f64());
-            let (spool, sources) = self.read(&prepared, resources).await?;
-            Ok::<_, Error>((prepared, spool, sources))
+            let spool =
+                if self.has_key(&prepared.sinks).await? { None } else { Some(self.read(&prepared, resources).await?) };
+            Ok::<_, Error>((prepared, spool))
         };
-        let (Prepared { scorer, mut scores, sinks, elsewhere, .. }, spool, sources) = tokio::select! {
+        let (prepared, spool) = tokio::select! {
             biased;
             () = &mut *stop => return Err(interrupted(self.scoring, "before the first row was scored", None)),
             read = reading => read?,
+        };
+        let Prepared { scorer, mut scores, sinks, elsewhere, files: sources, key, .. } = prepared;
+        let Some(spool) = spool else {
+            for sink in sinks {
+                sink.give_up().await;
+            }
+            return Ok((self.appended(record, key), scores));
         };
         tracing::debug!("{} rows are read from {} files", grouped(spool.len()), sources.len());
         if spool.len() == 0 {
@@ -201,7 +231,8 @@ impl Run<'_> {
 
         let rejected_texts: u64 = spool.rejected().iter().sum();
         let start = Instant::now();
-        let published = Box::pin(self.publish(&spool, &scores, sinks, &scorer, stop)).await?;
+        let published = Box::pin(self.publish(&spool, &scores, sinks, &scorer, key.as_ref(), stop)).await?;
+        let Some(published) = published else { return Ok((self.appended(record, key), scores)) };
         record.publish_seconds = Some(start.elapsed().as_secs_f64());
         let mut rejected = spool.rejected();
         // What is not the text's fault is the tokenizer's.
@@ -250,8 +281,30 @@ impl Run<'_> {
             output_bytes: published.bytes,
             output_version: published.version,
             quarantine: published.quarantine,
+            run_key: key,
         };
-        Ok((report, scores))
+        Ok((Done::Published(Box::new(report)), scores))
+    }
+
+    /// Whether the sink has rows of the run's key, which are not appended once more.
+    pub(super) async fn has_key(&self, sinks: &[Sink]) -> Result<bool, Error> {
+        if self.remembering.again {
+            return Ok(false);
+        }
+        match sinks.iter().find(|sink| sink.kind() == SinkKind::Predictions) {
+            Some(sink) => sink.has_key().await,
+            None => Ok(false),
+        }
+    }
+
+    /// Says that the rows are in the sink already.
+    fn appended(&self, record: &mut RunRecord, key: Option<String>) -> Done {
+        let output = readable_place(&self.scoring.sink.location.place);
+        let appended =
+            Appended { run: self.night.run().to_owned(), run_key: key.unwrap_or_default(), output: output.clone() };
+        record.message = Some(appended.to_string());
+        record.output = Some(output);
+        Done::Appended(appended)
     }
 
     fn record_model(&self, record: &mut RunRecord, scorer: &Scorer) {
@@ -272,10 +325,18 @@ impl Run<'_> {
         let sql = query_text(pipeline, &settings.query, "source.file", self.variables)?;
         let models = Arc::new(models_of(pipeline, pool(pipeline.run.threads)?, &folder_of(&pipeline.path)));
         let resources = resources(&pipeline.run)?;
+        let versions = tables::source_versions(&pipeline.tables).await.map_err(Error::Tables)?;
         // One partition keeps the rows in the order of the files; the cores belong to the model.
         let context = session::open(&pipeline.tables, Arc::clone(&models), pipeline.run.window, 1, &resources)
             .await
             .map_err(Error::Tables)?;
+        // From here on they are as they were opened, whatever happens to them.
+        let opened = tables::source_versions(&pipeline.tables).await.map_err(Error::Tables)?;
+        if let Some((before, after)) = versions.iter().zip(&opened).find(|(before, after)| before != after) {
+            let change = format!("{before} was replaced by {after}");
+            return Err(Error::SourceChanged { pipeline: pipeline.path.display().to_string(), change });
+        }
+        let files = tables::source_files(&context, &pipeline.tables).await.map_err(Error::Tables)?;
         let source = Source::open(&context, &sql, &settings.id, &settings.text, settings.label.as_deref())
             .await
             .map_err(|e| Error::source(pipeline, &scoring.source.query, e, &context))?;
@@ -293,23 +354,37 @@ impl Run<'_> {
         } else if self.remembering.retry_errors {
             scores.forget_errors().await?;
         }
+        let key = (scoring.sink.mode == SinkMode::Append).then(|| {
+            let given = self.remembering.run_key.clone();
+            given.unwrap_or_else(|| key::default(pipeline, &sql, self.variables, &files, &versions))
+        });
         let schema = output_schema(source.schema());
-        let metadata = self.metadata(&scorer);
         let mut sinks = Vec::new();
-        for kind in sinks::kinds(scoring) {
-            let sink = Sink::open(kind, pipeline, scoring, &schema, &metadata, self.night.run(), &self.store).await?;
-            sinks.push(sink);
+        // The one that is committed last first: where it has begun, no older run can be committed.
+        for kind in sinks::kinds(scoring).into_iter().rev() {
+            sinks.insert(0, self.open_sink(kind, &schema, &scorer, key.as_ref()).await?);
         }
-        Ok((Prepared { context, source, scorer, scores, sinks, elsewhere }, resources))
+        Ok((Prepared { context, source, scorer, scores, sinks, elsewhere, files, key }, resources))
+    }
+
+    pub(super) async fn open_sink(
+        &self,
+        kind: SinkKind,
+        schema: &SchemaRef,
+        scorer: &Scorer,
+        key: Option<&String>,
+    ) -> Result<Sink, Error> {
+        let origin = self.night.origin(key.filter(|_| kind == SinkKind::Predictions).cloned());
+        let metadata = self.metadata(scorer);
+        Sink::open(kind, self.pipeline, self.scoring, schema, &metadata, origin, &self.store).await
     }
 
     /// Reads the rows of the source, and notices whether its files change meanwhile.
     #[tracing::instrument(skip_all, fields(rows))]
-    async fn read(&self, prepared: &Prepared, resources: Resources) -> Result<(Spool, Vec<SourceFile>), Error> {
+    async fn read(&self, prepared: &Prepared, resources: Resources) -> Result<Spool, Error> {
         let Self { pipeline, scoring, .. } = self;
-        let Prepared { context, source, scorer, .. } = prepared;
+        let Prepared { context, source, scorer, files: before, .. } = prepared;
         let broken = async |error: Error| blame(context, &pipeline.tables, error, NOTHING_WRITTEN).await;
-        let before = tables::source_files(context, &pipeline.tables).await.map_err(Error::Tables)?;
         let text = &scoring.source.text;
         let labels = scorer.model().config.labels.len();
         let filled = Spool::fill(source.frame().clone(), text, labels, pipeline.run.memory, resources).await;
@@ -323,14 +398,14 @@ impl Run<'_> {
             }
         };
         let after = tables::source_files(context, &pipeline.tables).await.map_err(Error::Tables)?;
-        if let Some(changed) = SourceFile::first_change(&before, &after) {
+        if let Some(changed) = SourceFile::first_change(before, &after) {
             return Err(Error::SourceChanged { pipeline: pipeline.path.display().to_string(), change: changed });
         }
         let rows = spool.rows().await.map_err(|e| self.spool_failed(&e))?;
         let ids = Source::check_ids(&rows, &scoring.source.id).await;
         ids.map_err(|e| Error::source(pipeline, &scoring.source.query, e, context))?;
         tracing::Span::current().record("rows", spool.len().cast_signed());
-        Ok((spool, before))
+        Ok(spool)
     }
 
     #[tracing::instrument(skip_all)]

@@ -10,11 +10,12 @@ use datafusion::catalog::streaming::StreamingTable;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
+use object_store::{Error as StoreError, ObjectMeta};
 
 use super::checked::Once;
 use super::gate::gated;
 use super::night::Night;
-use super::{readable, readable_place};
+use super::{quarantine, readable, readable_place};
 use crate::config::{Errors, Pipeline, Place, Scoring, SinkFormat, SinkMode};
 use crate::crash;
 use crate::delta;
@@ -22,7 +23,10 @@ use crate::error::Error;
 use crate::lock::{self, LockError};
 use crate::objects::{Objects, StoreFolder, cause_in};
 use crate::sink::runs::{self, Manifest, RunFolder};
-use crate::sink::{self, DeltaSink, Mode, ParquetSink, Part, SinkError, Unpublished, as_there, fitted, writer_options};
+use crate::sink::{
+    self, DeltaSink, FileVersion, Mode, Origin, Over, ParquetSink, Part, REPLACED, SinkError, Unpublished, as_there,
+    fitted, rejected_version, writer_options,
+};
 use crate::tables;
 use crate::tables::types::{Columns, FileSchema};
 
@@ -38,16 +42,23 @@ pub(super) enum SinkKind {
 /// A place for the rows of a run, of which nothing is to be seen yet.
 pub(super) struct Sink {
     kind: SinkKind,
-    mode: SinkMode,
     output: String,
     to: To,
 }
 
 enum To {
-    File { path: PathBuf, schema: SchemaRef, metadata: Vec<(&'static str, String)> },
-    Object { objects: Objects, schema: SchemaRef, metadata: Vec<(&'static str, String)> },
+    File { path: PathBuf, over: FileVersion, schema: SchemaRef, metadata: Vec<(&'static str, String)> },
+    Object { objects: Objects, over: Option<ObjectMeta>, schema: SchemaRef, metadata: Vec<(&'static str, String)> },
     Runs(Box<RunFolder>),
     Delta { sink: DeltaSink, metadata: Vec<(&'static str, String)> },
+}
+
+/// How an attempt to publish ended, unless it failed.
+pub(super) enum Attempt {
+    /// The rows are visible.
+    Done(Done),
+    /// Another writer's commit came first. The sink must be opened again.
+    Conflict(Error),
 }
 
 /// What became visible.
@@ -58,7 +69,7 @@ pub(super) struct Done {
 }
 
 /// The place of rejected rows: beside that of the others, with `_rejected` after its name.
-pub(crate) fn rejected_beside(place: &Place) -> Place {
+pub(super) fn rejected_beside(place: &Place) -> Place {
     let name = place.name();
     let (stem, extension) = match name.rsplit_once('.') {
         Some((stem, extension)) if !stem.is_empty() => (stem, format!(".{extension}")),
@@ -83,13 +94,14 @@ pub(super) fn kinds(scoring: &Scoring) -> Vec<SinkKind> {
 pub(super) async fn look(pipeline: &Pipeline, scoring: &Scoring, schema: &SchemaRef) -> Result<(), Error> {
     for kind in kinds(scoring) {
         let objects = Objects::open(&kind.place(scoring))?;
-        kind.look(pipeline, scoring, schema, "plan", &objects).await?;
+        let origin = Origin { run: "plan".into(), pipeline: pipeline.name.clone(), store: String::new(), key: None };
+        kind.look(pipeline, scoring, schema, origin, &objects).await?;
     }
     Ok(())
 }
 
 impl SinkKind {
-    fn place(self, scoring: &Scoring) -> Place {
+    pub(super) fn place(self, scoring: &Scoring) -> Place {
         let place = &scoring.sink.location.place;
         match self {
             Self::Predictions => place.clone(),
@@ -103,7 +115,7 @@ impl SinkKind {
         pipeline: &Pipeline,
         scoring: &Scoring,
         schema: &SchemaRef,
-        run: &str,
+        origin: Origin,
         objects: &Objects,
     ) -> Result<Looked, Error> {
         let settings = &scoring.sink;
@@ -120,7 +132,7 @@ impl SinkKind {
                     (SinkMode::Append | SinkMode::Merge, _) => Mode::Merge,
                 };
                 let (partition_by, id) = (&settings.partition_by, &scoring.source.id);
-                let sink = DeltaSink::open(objects, schema, mode, partition_by, id, &pipeline.name, run).await?;
+                let sink = DeltaSink::open(objects, schema, mode, partition_by, id, origin).await?;
                 if sink.is_new() && runs::are_there(&objects.lock_place()).await? {
                     return refused(
                         "has folders of runs, among which format = \"delta\" would make a Delta table; remove that line, \
@@ -171,7 +183,8 @@ enum Looked {
 }
 
 impl Sink {
-    /// Looks at the place, and whether rows of `schema` can go there.
+    /// Looks at the place, and whether rows of `schema` can go there. What is published later takes the place of what is
+    /// there now, and of nothing else.
     ///
     /// # Errors
     /// A place that cannot be read or written, or has a table of another kind or of other columns.
@@ -181,58 +194,87 @@ impl Sink {
         scoring: &Scoring,
         schema: &SchemaRef,
         metadata: &[(&'static str, String)],
-        run: &str,
+        origin: Origin,
         store: &StoreFolder,
     ) -> Result<Self, Error> {
-        let place = kind.place(scoring);
         let settings = &scoring.sink;
+        let mut place = kind.place(scoring);
+        let output = readable_place(&place);
+        let mut metadata = metadata.to_vec();
+        if settings.is_one_file() && scoring.score.errors == Errors::Quarantine {
+            metadata.push((delta::RUN, origin.run.clone()));
+            if kind == SinkKind::Rejected {
+                place = quarantine::pending_place(&place, &origin.run);
+            }
+        }
         let objects = Objects::open(&place)?.noting(store);
         try_to_write(&objects, settings.is_one_file(), store).await?;
-        let metadata = metadata.to_vec();
-        let to = match (kind.look(pipeline, scoring, schema, run, &objects).await?, &place) {
+        let main = Objects::open(&settings.location.place)?;
+        let to = match (kind.look(pipeline, scoring, schema, origin.clone(), &objects).await?, &place) {
+            (Looked::Delta(sink), _) if kind == SinkKind::Rejected => {
+                let published = rejected_version(&main, &pipeline.name).await?;
+                To::Delta { sink: sink.without_unpublished(published).await?, metadata }
+            }
             (Looked::Delta(sink), _) => To::Delta { sink, metadata },
             (Looked::Parquet(schema), _) if !settings.is_one_file() => {
+                let mut keep = settings.keep;
+                if kind == SinkKind::Rejected {
+                    quarantine::remove_unpublished(&main, &objects, &origin).await?;
+                    // They go with those of the sink.
+                    keep = None;
+                }
                 let model = metadata.iter().find(|(key, _)| *key == "couplet.model").map(|(_, value)| value.clone());
-                let run = runs::Run {
-                    id: run.to_owned(),
-                    pipeline: pipeline.name.clone(),
-                    model: model.unwrap_or_default(),
-                    keep: settings.keep,
-                };
+                let run = runs::Run { origin, model: model.unwrap_or_default(), keep };
                 To::Runs(Box::new(RunFolder::begin(&objects.lock_place(), &schema, &metadata, run).await?))
             }
-            (Looked::Parquet(schema), Place::Local(path)) => To::File { path: path.clone(), schema, metadata },
-            (Looked::Parquet(schema), Place::Remote(_) | Place::Hub(_)) => To::Object { objects, schema, metadata },
+            (Looked::Parquet(schema), Place::Local(path)) => {
+                let over = FileVersion::of(path)
+                    .map_err(|e| SinkError { path: path.clone(), problem: e.to_string().into() })?;
+                To::File { path: path.clone(), over, schema, metadata }
+            }
+            (Looked::Parquet(schema), Place::Remote(_) | Place::Hub(_)) => {
+                let over = objects.head().await?;
+                To::Object { objects, over, schema, metadata }
+            }
         };
-        let output = readable_place(&place);
-        Ok(Self { kind, mode: settings.mode, output, to })
+        Ok(Self { kind, output, to })
     }
 
     pub(super) fn kind(&self) -> SinkKind {
         self.kind
     }
 
-    /// Whether each run adds its rows to those that are there.
-    pub(super) fn appends(&self) -> bool {
-        self.kind == SinkKind::Predictions && self.mode == SinkMode::Append
-    }
-
-    /// What one of these runs appended that was made of these inputs, with the run.
+    /// Whether rows have been appended under the run's key.
     ///
     /// # Errors
     /// A place that cannot be read.
-    pub(super) async fn published_by(&self, runs: &[String], inputs: &str) -> Result<Option<(String, Done)>, Error> {
-        Ok(match &self.to {
-            To::Delta { sink, .. } => sink.published_by(runs, inputs).await?.map(|(run, committed)| {
-                let version = Some(committed.version);
-                (run, Done { output: self.output.clone(), bytes: committed.bytes, version })
-            }),
-            To::Runs(folder) => {
-                let published = folder.published_by(runs, inputs).await?;
-                published.map(|manifest| (manifest.run_id.clone(), done_by(&self.output, &manifest)))
-            }
-            To::File { .. } | To::Object { .. } => None,
-        })
+    pub(super) async fn has_key(&self) -> Result<bool, Error> {
+        match &self.to {
+            To::Delta { sink, .. } => Ok(sink.has_key().await?),
+            To::Runs(folder) => Ok(folder.has_key()),
+            To::File { .. } | To::Object { .. } => Ok(false),
+        }
+    }
+
+    /// The table's version that the run saw, where there are versions.
+    pub(super) fn version(&self) -> Option<u64> {
+        match &self.to {
+            To::Delta { sink, .. } => sink.version(),
+            To::Runs(_) | To::File { .. } | To::Object { .. } => None,
+        }
+    }
+
+    /// Refuses to publish over what a run of the same pipeline and store has published since the version `before`: this
+    /// one has lost the lock, and may have older rows.
+    ///
+    /// # Errors
+    /// There is such a run.
+    pub(super) async fn follows(&self, before: Option<u64>) -> Result<(), Error> {
+        let To::Delta { sink, .. } = &self.to else { return Ok(()) };
+        match sink.published_since(before).await? {
+            Some(other) => Err(Error::Superseded { output: self.output.clone(), by: other }),
+            None => Ok(()),
+        }
     }
 
     /// Whether the rows are joined with those of a table.
@@ -240,26 +282,24 @@ impl Sink {
         matches!(&self.to, To::Delta { sink, .. } if sink.merges())
     }
 
-    /// Reads the rows, to check and count them, and publishes none.
-    ///
-    /// # Errors
-    /// The stream's.
-    pub(super) async fn pass_over(self, mut rows: SendableRecordBatchStream) -> Result<(), Error> {
-        let mut read = Ok(());
-        while let Some(batch) = rows.next().await {
-            if let Err(error) = batch {
-                read = Err(Error::publish(&self.output, error));
-                break;
+    /// Names the version of the table of rejected rows that belongs to the rows of this one, where tables have versions.
+    pub(super) fn with_rejected(self, version: Option<u64>) -> Self {
+        match self.to {
+            To::Delta { sink, metadata } => {
+                Self { to: To::Delta { sink: sink.with_rejected(version), metadata }, ..self }
             }
+            to => Self { to, ..self },
         }
+    }
+
+    /// Gives the place up before anything was written to it.
+    pub(super) async fn give_up(self) {
         if let To::Runs(folder) = self.to {
             folder.abort().await;
         }
-        read
     }
 
-    /// Writes the rows and makes them visible, all at once; an error of the stream leaves the place as it was. `inputs`
-    /// tells what they were made of, where that may be asked later.
+    /// Writes the rows and makes them visible, all at once; an error of the stream leaves the place as it was.
     ///
     /// # Errors
     /// The stream's, and a place that cannot be written.
@@ -268,47 +308,54 @@ impl Sink {
         rows: SendableRecordBatchStream,
         context: &SessionContext,
         night: &Night,
-        inputs: Option<&str>,
-    ) -> Result<Done, Error> {
+    ) -> Result<Attempt, Error> {
         let Self { output, to, .. } = self;
-        match to {
-            To::File { path, schema, metadata } => {
-                let bytes = to_file(rows, &path, &schema, &metadata, night).await?;
-                Ok(Done { output: readable(&path).display().to_string(), bytes, version: None })
+        let done = match to {
+            To::File { path, over, schema, metadata } => {
+                let bytes = to_file(rows, &path, &over, &schema, &metadata, night).await?;
+                Done { output, bytes, version: None }
             }
-            To::Object { objects, schema, metadata } => {
-                let bytes = to_object(rows, &objects, &schema, &metadata, night).await?;
-                Ok(Done { output, bytes, version: None })
+            To::Object { objects, over, schema, metadata } => {
+                let bytes = to_object(rows, &objects, over, &schema, &metadata, night).await?;
+                Done { output, bytes, version: None }
             }
             To::Runs(folder) => {
                 let rows = fitted(rows, folder.schema());
-                let manifest = to_runs(rows, folder.of_inputs(inputs), &output, night).await?;
-                Ok(done_by(&output, &manifest))
+                done_by(&output, &to_runs(rows, *folder, &output, night).await?)
             }
             To::Delta { sink, metadata } => {
                 let (rows, gate) = gated(sink.fitted(rows));
                 let table = StreamingTable::try_new(rows.schema(), vec![Arc::new(Once::new(rows))]);
                 let table: Arc<dyn TableProvider> = Arc::new(table.map_err(|e| Error::sql(&output, &e, None))?);
                 // The library commits as soon as the rows end, so that the last look at the lock lies before their end.
-                let mut publishing = pin!(sink.publish(context, table, sink::properties(&metadata), inputs));
+                let mut publishing = pin!(sink.publish(context, table, sink::properties(&metadata)));
                 let committed = tokio::select! {
                     biased;
                     committed = &mut publishing => committed,
-                    passed = gate.pass_if(night.confirm()) => {
+                    passed = gate.pass_if(confirmed(night)) => {
                         let committed = publishing.await;
                         passed?;
                         committed
                     }
                 };
-                let committed = committed.map_err(|Unpublished { source, known }| Error::Publish {
-                    output: output.clone(),
-                    source: Box::new(source),
-                    known,
-                })?;
-                Ok(Done { output, bytes: committed.bytes, version: Some(committed.version) })
+                match committed {
+                    Ok(committed) => Done { output, bytes: committed.bytes, version: Some(committed.version) },
+                    Err(Unpublished { source, known, conflict }) => {
+                        let error = Error::Publish { output, source: Box::new(source), known };
+                        return if conflict { Ok(Attempt::Conflict(error)) } else { Err(error) };
+                    }
+                }
             }
-        }
+        };
+        Ok(Attempt::Done(done))
     }
+}
+
+/// The last look at the lock before a commit. What comes after it is conditional on what the run saw before it.
+async fn confirmed(night: &Night) -> Result<(), Error> {
+    night.confirm().await?;
+    crash::point("publish.confirmed");
+    Ok(())
 }
 
 fn done_by(output: &str, manifest: &Manifest) -> Done {
@@ -334,6 +381,7 @@ async fn try_to_write(objects: &Objects, is_one_file: bool, store: &StoreFolder)
 async fn to_file(
     mut rows: SendableRecordBatchStream,
     path: &Path,
+    over: &FileVersion,
     schema: &SchemaRef,
     metadata: &[(&str, String)],
     night: &Night,
@@ -344,24 +392,30 @@ async fn to_file(
         sink.write(&batch.map_err(|e| Error::publish(output(), e))?)?;
     }
     crash::point("publish.written");
-    night.confirm().await?;
-    Ok(sink.publish()?)
+    confirmed(night).await?;
+    Ok(sink.publish_over(over)?)
 }
 
 async fn to_object(
     mut rows: SendableRecordBatchStream,
     objects: &Objects,
+    over: Option<ObjectMeta>,
     schema: &SchemaRef,
     metadata: &[(&str, String)],
     night: &Night,
 ) -> Result<u64, Error> {
     let failed = |e: &(dyn std::error::Error + 'static)| {
-        let problem = cause_in(e).map_or_else(|| e.to_string().into(), |cause| objects.error(cause).into());
+        let problem = match cause_in(e) {
+            Some(StoreError::Precondition { .. }) => REPLACED.into(),
+            Some(cause) => objects.error(cause).into(),
+            None => e.to_string().into(),
+        };
         SinkError { path: objects.to_string().into(), problem }
     };
     let folder = objects.root.parent().unwrap_or_default();
     let name = objects.place.name();
-    let part = Part::on_store(Arc::clone(&objects.store), &folder, name, schema, writer_options(schema, metadata));
+    let (store, options) = (Arc::clone(&objects.store), writer_options(schema, metadata));
+    let part = Part::on_store(store, &folder, name, Over::Seen(over), schema, options);
     let mut part = part.map_err(|e| failed(&e))?;
     while let Some(batch) = rows.next().await {
         let written = match batch {
@@ -373,8 +427,13 @@ async fn to_object(
             return Err(error);
         }
     }
+    let closed = part.close().await.map_err(|e| failed(&e).into());
     crash::point("publish.written");
-    if let Err(error) = night.confirm().await {
+    let ready = match closed {
+        Ok(()) => confirmed(night).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = ready {
         part.abort().await;
         return Err(error);
     }
@@ -400,7 +459,7 @@ async fn to_runs(
     }
     // The long upload lies before the last look at the lock.
     let finished = match folder.finish().await {
-        Ok(()) => night.confirm().await,
+        Ok(()) => confirmed(night).await,
         Err(error) => Err(error.into()),
     };
     if let Err(error) = finished {

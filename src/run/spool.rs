@@ -14,7 +14,6 @@ use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch};
 use arrow::compute::kernels::zip::zip;
 use arrow::compute::{cast, filter_record_batch, is_not_null, is_null};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use datafusion::common::hash_utils::{RandomState, create_hashes};
 use datafusion::common::{Column, DataFusionError, JoinType};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::functions_aggregate::expr_fn::{count, min};
@@ -195,24 +194,6 @@ impl Spool {
         let ids: Vec<Expr> = id.iter().map(|name| column(name)).collect();
         let rows = self.rows().await?.filter(column(KEY).is_null())?.limit(0, Some(most))?;
         Ok(rows.select(ids)?.collect().await?.iter().flat_map(in_words).collect())
-    }
-
-    /// What tells these rows from others, in whatever order they are: the same for the same rows, on any machine.
-    pub(super) async fn contents(&self) -> Result<String, DataFusionError> {
-        let columns = self.schema.fields().iter().map(|field| column(field.name()));
-        let mut rows = self.rows().await?.select(columns.collect::<Vec<_>>())?.execute_stream().await?;
-        let mut sums = [0_u64; 2];
-        let mut hashes = Vec::new();
-        while let Some(batch) = rows.next().await {
-            let batch = batch?;
-            for (seed, sum) in (1..).zip(&mut sums) {
-                hashes.clear();
-                hashes.resize(batch.num_rows(), 0);
-                create_hashes(batch.columns(), &RandomState::with_seed(seed), &mut hashes)?;
-                *sum = hashes.iter().fold(*sum, |sum, hash| sum.wrapping_add(*hash));
-            }
-        }
-        Ok(format!("{}-{:016x}{:016x}", self.rows, sums[0], sums[1]))
     }
 
     /// The texts that have no score among `known`, of which there are `held`, in the order in which they first come.

@@ -2,8 +2,14 @@
 //!
 //! The rows are written to data files first; the commit then names them in one log entry. Whoever reads meanwhile
 //! reads the version before. A commit whose answer was lost is looked up by the run's id, which every commit carries.
+//!
+//! A commit is conditional on the version that [`DeltaSink::open`] saw. If another one came first, then
+//!
+//! - rows that are appended to a table follow it, unless it is of the same pipeline and store, or appended rows of the
+//!   same key: both are application transactions, and two commits with the same one conflict;
+//! - anything else, also the creation of a table, is a conflict: the table must be opened again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
@@ -14,7 +20,7 @@ use datafusion::logical_expr::Expr;
 use datafusion::prelude::SessionContext;
 use deltalake_core::delta_datafusion::DataFusionMixins;
 use deltalake_core::kernel::engine::arrow_conversion::TryIntoKernel;
-use deltalake_core::kernel::transaction::CommitProperties;
+use deltalake_core::kernel::transaction::{CommitProperties, TransactionError};
 use deltalake_core::kernel::{StructType, Transaction};
 use deltalake_core::operations::write::SchemaMode;
 use deltalake_core::protocol::SaveMode;
@@ -26,6 +32,7 @@ use super::fit;
 use crate::delta::{self, DeltaError};
 use crate::files::nearest_name;
 use crate::objects::Objects;
+use crate::sink::Origin;
 
 /// What becomes of the rows that are there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +61,8 @@ pub struct Unpublished {
     pub source: DeltaTableError,
     /// Whether it is known that they were not.
     pub known: bool,
+    /// Whether another writer's commit came first, so that they may be published once the table is opened again.
+    pub conflict: bool,
 }
 
 /// A table that a run will commit to.
@@ -64,9 +73,9 @@ pub struct DeltaSink {
     mode: Mode,
     partition_by: Vec<String>,
     id: Vec<String>,
-    run: String,
-    pipeline: String,
+    origin: Origin,
     schema: SchemaRef,
+    rejected: Option<u64>,
     /// Whether the table has nothing but NULL so far in a column that gets values now.
     gains_types: bool,
 }
@@ -82,8 +91,7 @@ impl DeltaSink {
         mode: Mode,
         partition_by: &[String],
         id: &[String],
-        pipeline: &str,
-        run: &str,
+        origin: Origin,
     ) -> Result<Self, DeltaError> {
         let table = delta::open(objects, None).await?;
         if let Some(problem) = ids_problem(schema, id).filter(|_| mode == Mode::Merge) {
@@ -136,9 +144,9 @@ impl DeltaSink {
             mode,
             partition_by: partition_by.to_vec(),
             id: id.to_vec(),
-            run: run.to_owned(),
-            pipeline: pipeline.to_owned(),
+            origin,
             schema: Arc::new(schema),
+            rejected: None,
             gains_types,
         })
     }
@@ -155,13 +163,64 @@ impl DeltaSink {
         self.mode == Mode::Merge && !self.is_new()
     }
 
-    /// Which of these runs has appended what was made of these inputs, if one has.
+    /// Names the version of the table of rejected rows that belongs to the rows of this one.
+    #[must_use]
+    pub fn with_rejected(self, version: Option<u64>) -> Self {
+        Self { rejected: version, ..self }
+    }
+
+    /// Takes back what runs of the same pipeline and store have added to a table of rejected rows after the version
+    /// `published`, which belongs to rows that were never committed. Where others have added rows too, all stay.
+    ///
+    /// # Errors
+    /// A table that cannot be read or written.
+    pub async fn without_unpublished(mut self, published: Option<u64>) -> Result<Self, DeltaError> {
+        let Some(table) = self.table.as_ref().filter(|_| self.mode != Mode::Overwrite) else { return Ok(self) };
+        let commits = delta::commits_since(&self.objects, table, published).await?;
+        if commits.is_empty() || !commits.iter().all(|commit| self.is_own(commit)) {
+            return Ok(self);
+        }
+        let Some(version) = published else { return Ok(Self { mode: Mode::Overwrite, ..self }) };
+        let restore = table.clone().restore().with_version_to_restore(version);
+        let (restored, _) = restore
+            .with_commit_properties(self.properties(None))
+            .await
+            .map_err(|e| DeltaError::new(&self.objects, &e))?;
+        self.table = Some(restored);
+        Ok(self)
+    }
+
+    /// The version that the run saw; none if there was no table.
+    #[must_use]
+    pub fn version(&self) -> Option<u64> {
+        self.table.as_ref().and_then(DeltaTable::version)
+    }
+
+    /// Whether rows were appended under the run's key by the version that the run saw.
     ///
     /// # Errors
     /// A log that cannot be read.
-    pub async fn published_by(&self, runs: &[String], inputs: &str) -> Result<Option<(String, Committed)>, DeltaError> {
-        let Some(run) = delta::committed_by(&self.objects, runs, inputs).await? else { return Ok(None) };
-        Ok(delta::open(&self.objects, None).await?.map(|table| (run, self.committed(&table))))
+    pub async fn has_key(&self) -> Result<bool, DeltaError> {
+        let (Some(table), Some(transaction)) = (&self.table, self.key()) else { return Ok(false) };
+        let failed = |e: DeltaTableError| DeltaError::new(&self.objects, &e);
+        let state = table.snapshot().map_err(failed)?;
+        let found = state.transaction_version(table.log_store().as_ref(), transaction.app_id).await;
+        Ok(found.map_err(failed)?.is_some())
+    }
+
+    /// The run of the same pipeline and store that has published after the version `before`, if one has.
+    ///
+    /// # Errors
+    /// A log that cannot be read.
+    pub async fn published_since(&self, before: Option<u64>) -> Result<Option<String>, DeltaError> {
+        let Some(table) = &self.table else { return Ok(None) };
+        let commits = delta::commits_since(&self.objects, table, before).await?;
+        Ok(commits.iter().find(|commit| self.is_own(commit)).and_then(|commit| commit.get(delta::RUN).cloned()))
+    }
+
+    /// Whether a commit is of the same pipeline and store.
+    fn is_own(&self, commit: &HashMap<String, String>) -> bool {
+        commit.get(PIPELINE) == Some(&self.origin.pipeline) && commit.get(STORE) == Some(&self.origin.store)
     }
 
     /// The rows with the types of the table; a value that these cannot hold is an error of the stream.
@@ -170,7 +229,7 @@ impl DeltaSink {
         fit::fitted(rows, &self.schema)
     }
 
-    /// Commits the rows of `rows`, which is scanned once; `inputs` tells what they were made of.
+    /// Commits the rows of `rows`, which is scanned once.
     ///
     /// # Errors
     /// Rows that end with an error, a place that cannot be written, another writer's change; the table is as it was.
@@ -179,14 +238,13 @@ impl DeltaSink {
         context: &SessionContext,
         rows: Arc<dyn TableProvider>,
         properties: WriterProperties,
-        inputs: Option<&str>,
     ) -> Result<Committed, Unpublished> {
-        let commit = self.properties(inputs);
-        let before = self.table.as_ref().and_then(DeltaTable::version);
+        let (commit, before) = (self.properties(self.rejected), self.version());
         let table = match self.table.clone() {
-            Some(table) => {
-                Some(self.with_exact_statistics(table).await.map_err(|e| Unpublished { source: e, known: true })?)
-            }
+            Some(table) => match self.with_exact_statistics(table).await {
+                Ok(table) => Some(table),
+                Err(source) => return Err(Unpublished { conflict: is_conflict(&source), known: true, source }),
+            },
             None => None,
         };
         let written = match table {
@@ -196,9 +254,12 @@ impl DeltaSink {
         let table = match written {
             Ok(table) => table,
             // The commit may have been made, and its answer lost.
-            Err(source) => match delta::has_committed(&self.objects, &self.run, before).await {
+            Err(source) => match delta::has_committed(&self.objects, &self.origin.run, before).await {
                 Ok(Some(table)) => table,
-                looked => return Err(Unpublished { source, known: looked.is_ok() }),
+                looked => {
+                    let known = looked.is_ok();
+                    return Err(Unpublished { known, conflict: known && is_conflict(&source), source });
+                }
             },
         };
         Ok(self.committed(&table))
@@ -215,7 +276,13 @@ impl DeltaSink {
         if table.snapshot()?.metadata().configuration().get(key) == Some(&names) {
             return Ok(table);
         }
-        table.set_tbl_properties().with_properties([(key.to_owned(), names)].into()).await
+        // What another writer has committed since the table was seen must not be passed over here.
+        let commit = CommitProperties::default().with_max_retries(0);
+        table
+            .set_tbl_properties()
+            .with_properties([(key.to_owned(), names)].into())
+            .with_commit_properties(commit)
+            .await
     }
 
     async fn write(
@@ -234,7 +301,7 @@ impl DeltaSink {
             .with_session_state(Arc::new(context.state()))
             .with_partition_columns(self.partition_by.clone())
             .with_writer_properties(properties)
-            .with_table_name(self.pipeline.clone())
+            .with_table_name(self.origin.pipeline.clone())
             .with_description("predictions of couplet")
             .with_configuration([(
                 TableProperty::DataSkippingStatsColumns.as_ref(),
@@ -262,9 +329,9 @@ impl DeltaSink {
         let of = |table: &str, name: &str| Expr::Column(Column::new(Some(table), name));
         // deltalake skips files by the range of an id that it finds in an equation; the log may not have it exactly.
         let inexact: HashSet<&str> = delta::inexact(&self.schema).collect();
-        let same = self.id.iter().map(|name| match inexact.contains(name.as_str()) {
-            true => Expr::Not(Box::new(of("target", name).not_eq(of("source", name)))),
-            false => of("target", name).eq(of("source", name)),
+        let same = self.id.iter().map(|name| {
+            let (target, source) = (of("target", name), of("source", name));
+            if inexact.contains(name.as_str()) { Expr::Not(Box::new(target.not_eq(source))) } else { target.eq(source) }
         });
         let same = same.reduce(Expr::and).ok_or_else(|| DeltaTableError::generic("a merge needs an id"))?;
         let names: Vec<String> = self.schema.fields().iter().map(|field| field.name().clone()).collect();
@@ -289,13 +356,58 @@ impl DeltaSink {
         Ok(table)
     }
 
-    fn properties(&self, inputs: Option<&str>) -> CommitProperties {
-        // With a transaction of the application's, a second attempt at a commit that was made after all is a conflict.
-        let app = format!("couplet/{}/{}", self.pipeline, self.run);
-        let said =
-            [(delta::RUN, Some(&*self.run)), ("couplet.pipeline", Some(&self.pipeline)), (delta::INPUTS, inputs)];
-        let said = said.into_iter().filter_map(|(key, value)| Some((key.to_owned(), json!(value?))));
-        CommitProperties::default().with_application_transaction(Transaction::new(app, 1)).with_metadata(said)
+    fn properties(&self, rejected: Option<u64>) -> CommitProperties {
+        let Origin { run, pipeline, store, .. } = &self.origin;
+        let said = [(delta::RUN, run), (PIPELINE, pipeline), (STORE, store)];
+        let commit = CommitProperties::default().with_metadata(said.map(|(key, value)| (key.to_owned(), json!(value))));
+        // A second attempt at a commit that was made after all has the same ones, and conflicts as well.
+        let lineage = Transaction::new(format!("couplet-store/{store}/{pipeline}"), 1);
+        let rejected = rejected.and_then(|version| i64::try_from(version).ok());
+        let rejected = rejected.map(|version| Transaction::new(of_rejected(pipeline), version));
+        let transactions = [lineage].into_iter().chain(self.key()).chain(rejected);
+        let commit = commit.with_application_transactions(transactions.collect());
+        // The library would add rows to a table that another writer has made meanwhile, without a look at its commits; and
+        // what replaces rows, or is merged with them, is made of the version that was seen.
+        if self.mode == Mode::Append && !self.is_new() { commit } else { commit.with_max_retries(0) }
+    }
+
+    /// The transaction by which rows that were appended under the run's key are known.
+    fn key(&self) -> Option<Transaction> {
+        let Origin { pipeline, key, .. } = &self.origin;
+        let key = key.as_ref().filter(|_| self.mode == Mode::Append)?;
+        Some(Transaction::new(format!("couplet/{pipeline}/{key}"), 1))
+    }
+}
+
+/// The version of the table of rejected rows that belongs to what a pipeline has committed to a table, if there is one.
+///
+/// # Errors
+/// A table that cannot be read.
+pub async fn rejected_version(objects: &Objects, pipeline: &str) -> Result<Option<u64>, DeltaError> {
+    let Some(table) = delta::open(objects, None).await? else { return Ok(None) };
+    let failed = |e: DeltaTableError| DeltaError::new(objects, &e);
+    let state = table.snapshot().map_err(failed)?;
+    let version = state.transaction_version(table.log_store().as_ref(), of_rejected(pipeline)).await.map_err(failed)?;
+    Ok(version.and_then(|version| u64::try_from(version).ok()))
+}
+
+/// The transaction whose version is that of the table of rejected rows.
+fn of_rejected(pipeline: &str) -> String {
+    format!("couplet-rejected/{pipeline}")
+}
+
+/// The keys in a commit's metadata that name the pipeline and its store.
+const PIPELINE: &str = "couplet.pipeline";
+const STORE: &str = "couplet.store";
+
+/// Whether a commit was refused because another one came first.
+fn is_conflict(error: &DeltaTableError) -> bool {
+    match error {
+        DeltaTableError::VersionAlreadyExists(_) => true,
+        DeltaTableError::Transaction { source } => {
+            matches!(source, TransactionError::CommitConflict(_) | TransactionError::MaxCommitAttempts(_))
+        }
+        _ => false,
     }
 }
 

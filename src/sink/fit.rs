@@ -103,7 +103,7 @@ mod tests {
     fn integers_become_floats_only_where_they_are_exact() {
         let exact: ArrayRef = Arc::new(Int64Array::from(vec![Some(1 << 53), None]));
         let as_there = fitted(&exact, DataType::Float64, true).unwrap();
-        assert_eq!(as_there.as_primitive::<Float64Type>().value(0), 9_007_199_254_740_992.0);
+        assert_eq!(as_there.as_primitive::<Float64Type>().value(0).to_bits(), 9_007_199_254_740_992_f64.to_bits());
         let rounded: ArrayRef = Arc::new(Int64Array::from(vec![(1 << 53) + 1]));
         let problem = fitted(&rounded, DataType::Float64, true).unwrap_err();
         assert!(problem.contains("does not hold every integer here exactly; CAST it to DOUBLE"), "{problem}");

@@ -7,7 +7,9 @@ mod fit;
 mod folder;
 pub mod runs;
 mod stored;
+mod unchanged;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,13 +25,16 @@ use thiserror::Error;
 use crate::lock::Explained;
 
 pub use atomic::AtomicFile;
+use atomic::folder_of;
 pub(crate) use atomic::{NOT_DURABLE, TEMPORARY, hold, remove_remains};
 pub(crate) use attributes::follow_links;
-pub use delta::{Committed, DeltaSink, Mode, Unpublished};
+pub use delta::{Committed, DeltaSink, Mode, Unpublished, rejected_version};
 pub(crate) use fit::{as_there, fitted};
 pub use folder::{AtomicFolder, may_replace, recover};
-pub(crate) use runs::Part;
+pub(crate) use runs::{Over, Part};
 pub(crate) use stored::parquet_problem;
+pub use unchanged::FileVersion;
+pub(crate) use unchanged::REPLACED;
 
 /// Rows of a row group: enough to compress well, few enough that readers can skip and share the work.
 const ROW_GROUP_ROWS: usize = 128 * 1024;
@@ -45,6 +50,19 @@ pub struct SinkError {
     pub path: PathBuf,
     /// What went wrong.
     pub problem: Explained,
+}
+
+/// The run that commits to a sink, as its commit says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The run's id, which no other run has: letters, digits, `-` and `_`.
+    pub run: String,
+    /// The name of its pipeline.
+    pub pipeline: String,
+    /// The id of its store, whose runs follow each other.
+    pub store: String,
+    /// The key under which its rows are appended, once; none where they replace others.
+    pub key: Option<String>,
 }
 
 /// A Parquet file in the making.
@@ -82,9 +100,21 @@ impl ParquetSink {
     /// # Errors
     /// A disk that is full or gone; nothing has been published then.
     pub fn publish(self) -> Result<u64, SinkError> {
+        self.publish_with(|file, _| file.publish())
+    }
+
+    /// Ends the file and puts it in the place of this one, in one step; returns its size in bytes.
+    ///
+    /// # Errors
+    /// A disk that is full or gone, another file in its place; nothing has been published then.
+    pub fn publish_over(self, seen: &FileVersion) -> Result<u64, SinkError> {
+        self.publish_with(|file, path| seen.replaced(path, || file.publish()))
+    }
+
+    fn publish_with(self, publish: impl FnOnce(AtomicFile, &Path) -> io::Result<u64>) -> Result<u64, SinkError> {
         let error = |problem: String| SinkError { path: self.path.clone(), problem: problem.into() };
         let file = self.writer.into_inner().map_err(|e| error(e.to_string()))?;
-        file.publish().map_err(|e| error(e.to_string()))
+        publish(file, &self.path).map_err(|e| error(e.to_string()))
     }
 }
 

@@ -98,8 +98,9 @@ mod tests {
     #[test]
     fn names_that_couplet_gives_are_known() {
         let run = "0".repeat(32);
-        let known = |path: &str, id| is_of_a_store(&path.split('/').collect::<Vec<_>>(), id);
+        let known = |path: &str, id: Option<&str>| is_of_a_store(&path.split('/').collect::<Vec<_>>(), id);
         let log = "_delta_log/00000000000000000001.json";
+        let other = "f".repeat(16);
         for path in [
             "lock.json".to_owned(),
             format!("{MARKER}#12"),
@@ -114,7 +115,6 @@ mod tests {
             "runs/_delta_log/00000000000000000010.checkpoint.parquet".to_owned(),
         ] {
             assert!(known(&path, None) && known(&path, Some(ID)), "{path}");
-            let other = "f".repeat(16);
             assert_eq!(known(&path, Some(&other)), !path.contains(ID), "{path}");
         }
         // Names of the version before.

@@ -95,6 +95,7 @@ impl Runs {
     /// A place that cannot be read.
     pub async fn list(&self, pipeline: &str, limit: usize) -> Result<Vec<RecordBatch>, Error> {
         let context = SessionContext::new();
+        crate::session::register_local_disk(&context.runtime_env());
         let Some(table) = self.open().await? else { return Ok(Vec::new()) };
         let provider = delta::provider(&self.objects, &table, &context).await?;
         let list = async {

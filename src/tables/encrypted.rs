@@ -9,6 +9,9 @@ const MAGIC: &[u8; 4] = b"PARE";
 /// The field of a footer that names how its columns are encrypted.
 const ENCRYPTION_ALGORITHM: i64 = 8;
 
+/// The type that ends a struct.
+const STOP: u8 = 0;
+
 /// The deepest nesting of a footer.
 const DEPTH: usize = 32;
 
@@ -30,26 +33,28 @@ pub(super) fn is_encrypted(mut file: &File) -> bool {
 /// Whether a footer, a struct of Thrift's compact protocol, has the field; none if it ends too early.
 fn names_encryption(footer: &mut &[u8]) -> Option<bool> {
     let mut last = 0;
-    while let Some((id, kind)) = field(footer, last)? {
-        if id == ENCRYPTION_ALGORITHM {
-            return Some(true);
+    loop {
+        match field(footer, last)? {
+            (_, STOP) => return Some(false),
+            (ENCRYPTION_ALGORITHM, _) => return Some(true),
+            (id, kind) => {
+                skip(footer, kind, DEPTH)?;
+                last = id;
+            }
         }
-        skip(footer, kind, DEPTH)?;
-        last = id;
     }
-    Some(false)
 }
 
-/// The number and the type of the next field; none inside at the end of the struct.
-fn field(bytes: &mut &[u8], last: i64) -> Option<Option<(i64, u8)>> {
+/// The number and the type of the next field, or [`STOP`].
+fn field(bytes: &mut &[u8], last: i64) -> Option<(i64, u8)> {
     let head = byte(bytes)?;
     Some(match (head >> 4, head & 0xf) {
-        (_, 0) => None,
+        (_, STOP) => (0, STOP),
         (0, kind) => {
             let number = i64::try_from(varint(bytes)?).ok()?;
-            Some(((number >> 1) ^ -(number & 1), kind))
+            ((number >> 1) ^ -(number & 1), kind)
         }
-        (further, kind) => Some((last + i64::from(further), kind)),
+        (further, kind) => (last + i64::from(further), kind),
     })
 }
 
@@ -58,8 +63,8 @@ fn skip(bytes: &mut &[u8], kind: u8, depth: usize) -> Option<()> {
     match kind {
         // A flag is its type.
         1 | 2 => {}
-        3 => drop(byte(bytes)?),
-        4..=6 => drop(varint(bytes)?),
+        3 => byte(bytes).map(drop)?,
+        4..=6 => varint(bytes).map(drop)?,
         7 => *bytes = bytes.get(8..)?,
         8 => {
             let length = usize::try_from(varint(bytes)?).ok()?;
@@ -70,12 +75,16 @@ fn skip(bytes: &mut &[u8], kind: u8, depth: usize) -> Option<()> {
             let length = if head >> 4 == 15 { varint(bytes)? } else { u64::from(head >> 4) };
             for _ in 0..length {
                 // In a list a flag has a byte.
-                if matches!(head & 0xf, 1 | 2) { drop(byte(bytes)?) } else { skip(bytes, head & 0xf, depth)? }
+                if matches!(head & 0xf, 1 | 2) { byte(bytes).map(drop)? } else { skip(bytes, head & 0xf, depth)? }
             }
         }
         12 => {
             let mut last = 0;
-            while let Some((id, kind)) = field(bytes, last)? {
+            loop {
+                let (id, kind) = field(bytes, last)?;
+                if kind == STOP {
+                    break;
+                }
                 skip(bytes, kind, depth)?;
                 last = id;
             }

@@ -50,13 +50,7 @@ pub async fn measure(context: &SessionContext, table: &Table) -> Result<Measured
             let files = delta.snapshot().map_or(0, |snapshot| snapshot.log_data().into_iter().count());
             return Ok(measured("Delta", files as u64, bytes, Some(rows)));
         }
-        let (place, all) = (objects.lock_place(), matches!(table.format, TableFormat::Runs { all: true }));
-        let manifests = if all {
-            runs::all(&place).await
-        } else {
-            runs::latest(&place).await.map(|latest| latest.into_iter().collect())
-        };
-        let manifests = manifests.map_err(|e| error(e.to_string()))?;
+        let manifests = versioned::manifests(&objects, table).await.map_err(|e| TableError::new(table, e))?;
         let files = manifests.iter().map(|manifest| manifest.files.len() as u64).sum();
         let rows = manifests.iter().map(|manifest| manifest.rows).sum();
         return Ok(measured("a folder of runs", files, manifests.iter().map(runs::Manifest::bytes).sum(), Some(rows)));

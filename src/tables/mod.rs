@@ -273,6 +273,18 @@ pub async fn first_broken(context: &SessionContext, tables: &[Table]) -> Option<
     None
 }
 
+/// The versions of those tables that say themselves which files they have, as they are now.
+///
+/// # Errors
+/// Tables that cannot be read.
+pub async fn source_versions(tables: &[Table]) -> Result<Vec<String>, Vec<TableError>> {
+    let mut all = Vec::new();
+    for table in tables {
+        all.extend(versioned::version(table).await.map_err(|problem| vec![TableError::new(table, problem)])?);
+    }
+    Ok(all)
+}
+
 /// What the tables' files are now: to notice whether they change.
 ///
 /// # Errors

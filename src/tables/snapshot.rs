@@ -90,25 +90,26 @@ impl Snapshot {
 
     /// Whether a failure may be due to a file that was replaced or removed, so that another attempt may succeed.
     pub(crate) fn explains_failure(&self) -> bool {
-        self.find_overwritten(|now, pinned| now != pinned);
+        self.find_overwritten();
         let state = self.state();
         state.gone || state.replaced.is_some()
     }
 
     /// A file of which the statement read, or may have read, more than one version.
     pub(crate) fn replaced(&self) -> Option<String> {
-        // What is appended to a file comes after the rows that were read.
-        self.find_overwritten(|now, pinned| now.0 < pinned.0 || now.0 == pinned.0 && now.1 != pinned.1);
+        self.find_overwritten();
         self.state().replaced.clone()
     }
 
     /// Notes a held file whose size and time are no longer those that were pinned.
-    fn find_overwritten(&self, differ: impl Fn((u64, DateTime<Utc>), (u64, DateTime<Utc>)) -> bool) {
+    ///
+    /// A file that is written anew in place cannot be told from one that grows.
+    fn find_overwritten(&self) {
         let mut state = self.state();
         let overwritten = state.pins.iter().find(|(_, pin)| {
             let Some(now) = pin.file.as_ref().and_then(|file| file.metadata().ok()) else { return false };
-            let modified = now.modified().map_or(pin.meta.last_modified, DateTime::from);
-            differ((now.len(), modified), (pin.meta.size, pin.meta.last_modified))
+            let modified = now.modified().map_or(pin.meta.last_modified, DateTime::<Utc>::from);
+            (now.len(), modified) != (pin.meta.size, pin.meta.last_modified)
         });
         let found = overwritten.map(|(url, _)| shown(url));
         state.replaced = state.replaced.take().or(found);

@@ -23,7 +23,7 @@ use super::{Problem, TableError, presented};
 use crate::config::{Place, Table, TableFormat};
 use crate::delta;
 use crate::objects::{Objects, ObjectsError, cause_in};
-use crate::sink::runs;
+use crate::sink::runs::{self, Manifest};
 
 /// The folder of a Delta table's log.
 const LOG: &str = "_delta_log";
@@ -48,7 +48,7 @@ pub(super) async fn provider(
         _ => match is_delta(&objects).await {
             Ok(true) => None,
             Ok(false) => {
-                return runs_of(context, &objects, matches!(table.format, TableFormat::Runs { all: true })).await;
+                return runs_of(context, &objects, table).await;
             }
             Err(_) => return Ok(None),
         },
@@ -70,6 +70,23 @@ pub(super) async fn is_versioned(table: &Table) -> Result<bool, Problem> {
         || runs::latest(&objects.lock_place()).await?.is_some())
 }
 
+/// Names what is read of the table now, if it says itself which files it has: a version, or runs.
+pub(super) async fn version(table: &Table) -> Result<Option<String>, Problem> {
+    if !is_versioned(table).await? {
+        return Ok(None);
+    }
+    let objects = Objects::open(&table.location.place)?;
+    let version = match table.format {
+        TableFormat::Delta { version } => version,
+        _ => None,
+    };
+    if let Some(delta) = delta::open(&objects, version).await? {
+        return Ok(Some(format!("{objects}@{}", delta.version().unwrap_or_default())));
+    }
+    let runs: Vec<_> = manifests(&objects, table).await?.into_iter().map(|manifest| manifest.folder()).collect();
+    Ok(Some(format!("{objects} {}", runs.join(" "))))
+}
+
 fn may_be(table: &Table) -> bool {
     let place = &table.location.place;
     match table.format {
@@ -83,6 +100,16 @@ async fn is_delta(objects: &Objects) -> Result<bool, ObjectsError> {
     objects.folder(LOG).has_children().await
 }
 
+/// The runs that are read of a folder.
+pub(super) async fn manifests(objects: &Objects, table: &Table) -> Result<Vec<Manifest>, Problem> {
+    let (all, published_in) = match &table.format {
+        TableFormat::Runs { all, published_in } => (*all, published_in.as_ref()),
+        _ => (false, None),
+    };
+    let published_in = published_in.map(Objects::open).transpose()?.map(|main| main.lock_place());
+    Ok(runs::readable(&objects.lock_place(), all, published_in.as_ref()).await?)
+}
+
 fn described(objects: &Objects, error: &DataFusionError) -> Problem {
     match cause_in(error).filter(|_| matches!(objects.place, Place::Remote(_))) {
         Some(cause) => objects.error(cause).into(),
@@ -94,10 +121,9 @@ fn described(objects: &Objects, error: &DataFusionError) -> Problem {
 async fn runs_of(
     context: &SessionContext,
     objects: &Objects,
-    all: bool,
+    table: &Table,
 ) -> Result<Option<Arc<dyn TableProvider>>, Problem> {
-    let place = objects.lock_place();
-    let manifests = if all { runs::all(&place).await? } else { runs::latest(&place).await?.into_iter().collect() };
+    let manifests = manifests(objects, table).await?;
     let paths: Vec<_> = manifests.iter().flat_map(|manifest| manifest.paths(&objects.root)).collect();
     if paths.is_empty() {
         return Ok(None);

@@ -444,7 +444,10 @@ fn weights_that_are_no_safetensors_file() {
     let huge = |length: u64| tiny().with(WEIGHTS, [&length.to_le_bytes(), b"{}      ".as_slice()].concat());
     insta::assert_snapshot!(huge(u64::MAX).error(), @"cannot read MODEL/model.safetensors: it is not a safetensors file, or truncated within its header (16 bytes; header too large)");
     insta::assert_snapshot!(huge(1 << 40).error(), @"cannot read MODEL/model.safetensors: it is not a safetensors file, or truncated within its header (16 bytes; header too large)");
-    insta::assert_snapshot!(huge(50_000_000).error(), @"cannot read MODEL/model.safetensors: it is not a safetensors file, or truncated within its header (16 bytes; invalid header length)");
+    insta::assert_snapshot!(huge(50_000_000).error(), @"cannot read MODEL/model.safetensors: it is not a safetensors file, or truncated within its header (16 bytes; header too large)");
+    // A header of 90 MB that is really there.
+    let long = [&90_000_000_u64.to_le_bytes(), vec![b' '; 90_000_000].as_slice()].concat();
+    insta::assert_snapshot!(tiny().with(WEIGHTS, long).error(), @"cannot read MODEL/model.safetensors: its header has 90000000 bytes, and at most 16777216 are read");
     let header =
         |header: &str| tiny().with(WEIGHTS, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()).error();
     insta::assert_snapshot!(header("not json"), @"cannot read MODEL/model.safetensors: its header is damaged (16 bytes; invalid JSON in header: expected ident at line 1 column 2)");

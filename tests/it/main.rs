@@ -8,6 +8,8 @@
 )]
 
 mod archives;
+#[cfg(target_os = "linux")]
+mod attack;
 mod broken_runs;
 mod card;
 mod cases;
@@ -26,6 +28,7 @@ mod elsewhere;
 mod evaluating;
 mod faults;
 mod faulty;
+mod fencing;
 mod gradients;
 mod help;
 mod hub;
@@ -55,6 +58,7 @@ mod pipes;
 mod plan;
 mod predict_sql;
 mod pretraining;
+mod promises;
 mod proxy;
 mod query;
 mod query_files;

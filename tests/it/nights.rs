@@ -44,6 +44,11 @@ pub fn counts(report: &Value) -> [u64; 5] {
     ["read", "scored", "remembered", "repeated", "rejected"].map(|name| report["rows"][name].as_u64().unwrap())
 }
 
+/// Runs the job with these arguments and returns the report.
+fn report_of(job: &Job, arguments: &[&str]) -> Value {
+    serde_json::from_str(&stdout_of(job.run().arg("--json").args(arguments))).unwrap()
+}
+
 /// Runs the job, killed at a point; expects the point to be reached.
 fn crash(job: &Job, point: &str) {
     let output = job.run().env("COUPLET_CRASH", point).env("TMPDIR", job.path("")).output().unwrap();
@@ -129,7 +134,7 @@ fn the_models_of_all_values_of_a_variable_are_kept_or_said_not_to_be() {
 }
 
 /// Each step of a run, as [`crash`] names it.
-pub const POINTS: [&str; 8] = [
+pub const POINTS: [&str; 9] = [
     "read",
     "store.before",
     "store.after",
@@ -137,6 +142,7 @@ pub const POINTS: [&str; 8] = [
     "store.after:7",
     "publish.before",
     "publish.written",
+    "publish.confirmed",
     "publish.after",
 ];
 
@@ -183,7 +189,10 @@ fn a_run_that_is_killed_at_any_step_goes_on_and_ends_with_the_same_table() {
             };
             crash(&job, point);
             let report = job.report();
-            assert_eq!(counts(&report)[0], 300, "{kind} {point}");
+            let is_there = kind.ends_with("append") && point == "publish.after";
+            assert_eq!(report["already_appended"], is_there, "{kind} {point}");
+            let counts = if is_there { [300, 0, 0, 0, 0] } else { counts(&report) };
+            assert_eq!(counts[0], 300, "{kind} {point}");
             // Windows that follow each other at once are committed together.
             let done = match point {
                 "read" | "store.before" => 0..=0,
@@ -192,7 +201,7 @@ fn a_run_that_is_killed_at_any_step_goes_on_and_ends_with_the_same_table() {
                 "store.after:7" => 7 * 16..=200,
                 _ => 200..=200,
             };
-            let remembered = 200 - counts(&report)[1];
+            let remembered = 200 - counts[1];
             assert!(done.contains(&remembered), "{kind} {point}: {remembered} texts were not scored again");
             let rows = published(&job);
             // Also where they had been appended before the kill.
@@ -206,25 +215,74 @@ fn a_run_that_is_killed_at_any_step_goes_on_and_ends_with_the_same_table() {
 }
 
 #[test]
-fn what_a_killed_run_appended_is_not_appended_again_and_what_was_asked_for_is() {
-    for job in [delta(job(), "append"), folder(job(), "append")] {
-        // However often it is killed before it can say that it is done.
+fn rows_are_appended_once_under_each_run_key() {
+    // Neither the rows, nor the model, nor the store, nor its records, nor the lock decide.
+    let source = "SELECT id, a, b, random() AS noise, now() AS at FROM pairs";
+    let appends = |job: Job| job.change("SELECT id, a, b FROM pairs", source);
+    for job in [appends(delta(job(), "append")), appends(folder(job(), "append"))] {
         crash(&job, "publish.after");
-        crash(&job, "publish.after");
-        crash(&job, "publish.before");
+        assert_eq!(published(&job).len(), 300);
         let report = job.report();
-        assert_eq!((published(&job).len(), &report["rows"]["read"]), (300, &300.into()));
-        assert_eq!(report["labels"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum::<u64>(), 300);
-        // The same rows once more, by a run that nothing disturbed before.
-        job.report();
+        assert_eq!((&report["already_appended"], published(&job).len()), (&true.into(), 300));
+        std::fs::write(job.path("state/lock.json"), "{\"state\": \"he").unwrap();
+        assert_eq!(job.report()["already_appended"], true);
+        std::fs::remove_dir_all(job.path("state")).unwrap();
+        let job = job.change("tiny-distilbert", "tiny-bert");
+        let said = stdout_of(&mut job.run());
+        let key = report["run_key"].as_str().unwrap();
+        assert!(said.contains(&format!("nothing: out/scores has the rows of run key {key} already")), "{said}");
+        assert_eq!(published(&job).len(), 300);
+
+        assert_eq!(report_of(&job, &["--again"])["run_key"], key);
         assert_eq!(published(&job).len(), 600);
-        // Other rows are others, whatever was killed.
-        crash(&job, "publish.after");
-        assert_eq!(published(&job).len(), 900);
+        for (appended, rows) in [(false, 900), (true, 900)] {
+            let report = report_of(&job, &["--run-key", "2026-11-29"]);
+            assert_eq!((&report["already_appended"], &report["run_key"]), (&appended.into(), &"2026-11-29".into()));
+            assert_eq!(published(&job).len(), rows);
+        }
+        // Other source files are other rows, whatever was killed.
         write(&job.path("pairs.csv"), pairs(0, 290));
-        job.report();
+        crash(&job, "publish.after");
         assert_eq!(published(&job).len(), 1190);
-        assert_eq!(outcomes(&job).iter().filter(|outcome| *outcome == "killed").count(), 4);
+        assert_eq!(job.report()["already_appended"], true);
+        assert_eq!(published(&job).len(), 1190);
+        // And so is another query.
+        assert_eq!(job.change("random() AS noise", "2.0 AS noise").report()["already_appended"], false);
+    }
+}
+
+#[test]
+fn a_default_run_key_changes_with_a_source_table() {
+    // A table that has versions is told by them, as its files are not listed.
+    let source = delta(job(), "append");
+    source.report();
+    let toml = format!("{:?}", source.path("out/scores"));
+    let reader = Job::new("").change("\"pairs.csv\"", &format!("{{ uri = {toml}, format = \"delta\" }}"));
+    let reader = delta(reader.change("SELECT id, a, b FROM pairs", "SELECT DISTINCT id, a, b FROM pairs"), "append");
+    assert_eq!(reader.report()["already_appended"], false);
+    assert_eq!(reader.report()["already_appended"], true);
+    report_of(&source, &["--again"]);
+    assert_eq!(reader.report()["already_appended"], false);
+    assert_eq!(published(&reader).len(), 600);
+}
+
+#[test]
+fn a_run_key_is_refused_where_nothing_is_appended() {
+    for (job, option) in [(job(), "--run-key"), (delta(job(), "merge"), "--again"), (delta(job(), "append"), "none")] {
+        let arguments: &[&str] = match option {
+            "--run-key" => &["--run-key", "x"],
+            "--again" => &["--again"],
+            _ => &["--run-key", " "],
+        };
+        let said = stderr_of(job.run().args(arguments), 2);
+        let problem = match option {
+            "--run-key" => {
+                "--run-key: pipeline.toml: sink.mode is \"overwrite\", in which every run publishes its rows"
+            }
+            "--again" => "--again: pipeline.toml: sink.mode is \"merge\", in which every run publishes its rows",
+            _ => "expected 1 to 200 bytes without control characters",
+        };
+        assert!(said.contains(problem), "{said}");
     }
 }
 
@@ -244,7 +302,7 @@ fn a_run_that_is_killed_while_it_tidies_up_is_done() {
     crash(&job, "compact");
     assert_eq!(outcomes(&job), ["done"]);
     // Whoever starts a killed program anew means the same rows.
-    assert_eq!(counts(&job.report()), [300, 0, 300, 0, 0]);
+    assert_eq!(job.report()["already_appended"], true);
     assert_eq!(published(&job).len(), 300);
     assert_eq!(outcomes(&job), ["done", "done"]);
 }
@@ -377,7 +435,7 @@ fn tables_move_from_version_to_version() {
     let job = delta(job(), "append").change("mode = \"append\"", "mode = \"append\"\npartition_by = [\"part\"]");
     let job = job.change("SELECT id, a, b FROM pairs", "SELECT id, a, b, id % 2 AS part FROM pairs");
     assert_eq!(job.report()["output"]["version"], 0);
-    assert_eq!(job.report()["output"]["version"], 1);
+    assert_eq!(report_of(&job, &["--again"])["output"]["version"], 1);
     let count = |table: &str| {
         let sql = "SELECT count(*) AS n, count(DISTINCT id) AS ids, max(part) AS parts FROM";
         let (listed, by_place) = (format!("{sql} t"), format!("{sql} '{table}'"));
@@ -469,7 +527,7 @@ fn rejected_rows_go_to_a_table_of_their_own_if_asked() {
         let text = stdout_of(&mut job.couplet(&["query", "--format", "csv", &sql]));
         assert_eq!(text, "id,error\n30,a is NULL\n31,a is NULL\n");
         // A second night adds no second copy of them.
-        job.report();
+        report_of(&job, if format.is_empty() { &[] } else { &["--again"] });
         let text = stdout_of(&mut job.couplet(&["query", "--format", "csv", &sql]));
         assert_eq!(text.lines().count(), 3, "{text}");
     }

@@ -428,7 +428,8 @@ fn a_commit_whose_answer_is_lost_is_made_once() {
         let fault = [Fault::DropAnswer, Fault::DoneButStatus(500)][rounds % 2];
         // The commits of store and table, each of which was made.
         proxy.fail(Rule::new(fault).on(&[Kind::PutIf]).path("_delta_log"));
-        let output = night.run(Some(&proxy.endpoint())).output().unwrap();
+        let key = rounds.to_string();
+        let output = night.run(Some(&proxy.endpoint())).args(["--run-key", &key]).output().unwrap();
         assert!(output.status.success(), "{fault:?}: {}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(night.published().len(), 30 * rounds, "{fault:?}");
     }

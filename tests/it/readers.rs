@@ -93,7 +93,10 @@ fn duckdb_polars_pyarrow_and_delta_rs_read_delta_tables_and_folders_of_runs() {
     let sink = "uri = \"out/scores.parquet\"";
     let delta = Job::over_quickstart_pairs().change(sink, "uri = \"out\"\nformat = \"delta\"\nmode = \"append\"");
     let runs = Job::over_quickstart_pairs().change(sink, "uri = \"out\"");
-    let commits: Vec<Value> = (0..2).map(|_| delta.report()["run"].clone()).collect();
+    let commits = ["1", "2"].map(|key| {
+        let report = stdout_of(delta.run().args(["--json", "--run-key", key]));
+        serde_json::from_str::<Value>(&report).unwrap()["run"].clone()
+    });
     runs.report();
     runs.report();
     let script = root().join("tests/it/table_readers.py");

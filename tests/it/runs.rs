@@ -9,6 +9,7 @@ use std::time::Duration;
 use arrow::array::{Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use couplet::lock::{Explain, Place};
+use couplet::sink::Origin;
 use couplet::sink::runs::{Limits, Manifest, Run, RunFolder, RunsError, all, latest, remove_older};
 use futures::TryStreamExt;
 use object_store::memory::InMemory;
@@ -40,7 +41,12 @@ pub fn wide_batch(run: &str, rows: usize, times: usize) -> RecordBatch {
 }
 
 pub fn run(id: &str, keep: Option<usize>) -> Run {
-    Run { id: id.into(), pipeline: "nightly".into(), model: "17881bc937bbf80d".into(), keep }
+    Run { origin: origin("nightly", id), model: "17881bc937bbf80d".into(), keep }
+}
+
+/// A run of a pipeline, with a store of its own.
+pub fn origin(pipeline: &str, id: &str) -> Origin {
+    Origin { run: id.into(), pipeline: pipeline.into(), store: format!("store of {pipeline}"), key: None }
 }
 
 pub fn remote(store: &(impl ObjectStore + Clone)) -> Place {
@@ -191,7 +197,7 @@ async fn files_end_at_their_limits_and_a_run_without_rows_has_columns() {
 async fn only_the_newest_are_kept_and_runs_of_other_pipelines_stay() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(&folder) {
-        let other = Run { pipeline: "other".into(), ..run("other", None) };
+        let other = Run { origin: origin("other", "other"), ..run("other", None) };
         RunFolder::begin(&place, &schema(), &[], other).await.unwrap().commit().await.unwrap();
         for id in ["a", "b", "c", "d"] {
             publish(&place, id, 1, Some(2)).await.unwrap();

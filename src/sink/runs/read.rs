@@ -27,7 +27,7 @@ const READS_UNDER_WAY: usize = 16;
 pub async fn latest(place: &Place) -> Result<Option<Manifest>, RunsError> {
     for _ in 0..ATTEMPTS {
         let mut gone = false;
-        for folder in folders(place).await?.iter().rev().filter(|folder| folder.success.is_some()) {
+        for folder in folders(place).await?.iter().rev().filter(|folder| folder.is_complete()) {
             match manifest(place, folder).await? {
                 Found::Manifest(manifest) => return Ok(Some(*manifest)),
                 Found::Removed => {}
@@ -52,7 +52,7 @@ pub async fn latest(place: &Place) -> Result<Option<Manifest>, RunsError> {
 pub async fn all(place: &Place) -> Result<Vec<Manifest>, RunsError> {
     'again: for _ in 0..ATTEMPTS {
         let folders = folders(place).await?;
-        let complete = folders.iter().filter(|folder| folder.success.is_some());
+        let complete = folders.iter().filter(|folder| folder.is_complete());
         let mut found = futures::stream::iter(complete.map(|folder| manifest(place, folder)).collect::<Vec<_>>())
             .buffered(READS_UNDER_WAY);
         let mut manifests = Vec::new();
@@ -68,21 +68,24 @@ pub async fn all(place: &Place) -> Result<Vec<Manifest>, RunsError> {
     Err(RunsError::read(place, "runs are removed faster than they can be read"))
 }
 
+/// The runs of a sink that are read: all, or the newest. With `published_in`, those that this sink has too.
+///
+/// # Errors
+/// A sink or a manifest that cannot be read.
+pub async fn readable(place: &Place, all: bool, published_in: Option<&Place>) -> Result<Vec<Manifest>, RunsError> {
+    let of = async |place: &Place| {
+        if all { self::all(place).await } else { Ok(latest(place).await?.into_iter().collect()) }
+    };
+    let Some(published_in) = published_in else { return of(place).await };
+    let published: Vec<String> = of(published_in).await?.into_iter().map(|manifest| manifest.run_id).collect();
+    let mut runs = self::all(place).await?;
+    runs.retain(|run| published.contains(&run.run_id));
+    Ok(runs)
+}
+
 /// The sequence of the newest complete run of a sink, if there is one.
 pub(super) async fn last_sequence(place: &Place) -> Result<Option<u64>, RunsError> {
-    for folder in folders(place).await?.iter().rev() {
-        match folder.success {
-            None => {}
-            // Only the note on a run that was removed is so small.
-            Some(size) if size <= REMOVED.len() as u64 => {
-                if let Found::Manifest(manifest) = manifest(place, folder).await? {
-                    return Ok(Some(manifest.sequence));
-                }
-            }
-            Some(_) => return Ok(Some(folder.sequence)),
-        }
-    }
-    Ok(None)
+    Ok(folders(place).await?.iter().rev().find(|folder| folder.is_complete()).map(|folder| folder.sequence))
 }
 
 /// A run's folder as it is listed.
@@ -96,6 +99,13 @@ pub(super) struct Folder {
     pub(super) started: bool,
     /// Its other objects; not looked at in a local folder.
     pub(super) files: Vec<Path>,
+}
+
+impl Folder {
+    /// Whether its run is complete. Only the note on a run that was removed is so small.
+    pub(super) fn is_complete(&self) -> bool {
+        self.success.is_some_and(|size| size > REMOVED.len() as u64)
+    }
 }
 
 /// Whether a place has folders of runs, complete or not.

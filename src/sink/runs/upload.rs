@@ -4,13 +4,16 @@
 use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{
-    Error as StoreError, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutPayload, Result,
+    Error as StoreError, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload, Result,
+    UpdateVersion,
 };
 use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
+use crate::lock::put_if;
 use crate::objects::without_answers;
+use crate::sink::REPLACED;
 
 /// Bytes of a part. All parts but the last have this size, as some servers ask; at most 10,000 parts give 80 GB.
 const PART: usize = 8 << 20;
@@ -18,11 +21,21 @@ const PART: usize = 8 << 20;
 /// Parts that are under way at once.
 const PARTS_UNDER_WAY: usize = 4;
 
+/// What a file may take the place of when it is complete.
+#[derive(Debug)]
+pub(crate) enum Over {
+    /// Whatever there is: the name is the run's own.
+    Anything,
+    /// What the run saw there, if anything.
+    Seen(Option<ObjectMeta>),
+}
+
 /// A file on an object store in the making.
 #[derive(Debug)]
 pub(super) struct Upload {
     store: Arc<dyn ObjectStore>,
     path: Path,
+    over: Over,
     buffer: Vec<Bytes>,
     buffered: usize,
     /// Bytes so far.
@@ -42,9 +55,9 @@ pub(super) struct Uploaded {
 }
 
 impl Upload {
-    pub(super) fn begin(store: Arc<dyn ObjectStore>, path: Path) -> Self {
+    pub(super) fn begin(store: Arc<dyn ObjectStore>, path: Path, over: Over) -> Self {
         let (buffer, parts) = (Vec::new(), JoinSet::new());
-        Self { store, path, buffer, buffered: 0, bytes: 0, multipart: None, before: None, parts }
+        Self { store, path, over, buffer, buffered: 0, bytes: 0, multipart: None, before: None, parts }
     }
 
     /// Takes bytes, and sends what makes a full part; waits where too many are under way.
@@ -90,18 +103,30 @@ impl Upload {
         std::mem::take(&mut self.buffer).into_iter().collect()
     }
 
-    /// Ends the file and makes sure that the server has all of it.
-    pub(super) async fn finish(&mut self) -> Result<Uploaded> {
-        if self.multipart.is_none() {
-            let payload = self.take();
-            self.store.put(&self.path, payload).await?;
-            return self.verify().await;
-        }
-        if self.buffered > 0 {
+    /// Sends all that is left of a file in parts, and waits for them.
+    pub(super) async fn flush(&mut self) -> Result<()> {
+        if self.multipart.is_some() && self.buffered > 0 {
             self.send().await?;
         }
         while let Some(part) = self.parts.join_next().await {
             part??;
+        }
+        Ok(())
+    }
+
+    /// Ends the file and makes sure that the server has all of it.
+    pub(super) async fn finish(&mut self) -> Result<Uploaded> {
+        self.flush().await?;
+        if self.multipart.is_none() {
+            let payload = self.take();
+            self.put(payload).await?;
+            return self.verify().await;
+        }
+        // No server knows a condition here. A run that has lost the lock fails all the same: the next one aborts its upload.
+        if let Over::Seen(seen) = &self.over
+            && !is_same(seen.as_ref(), self.there().await?.as_ref())
+        {
+            return Err(replaced(&self.path));
         }
         let Some(upload) = &mut self.multipart else { return self.verify().await };
         if let Err(error) = upload.complete().await {
@@ -114,6 +139,33 @@ impl Upload {
         }
         self.multipart = None;
         self.verify().await
+    }
+
+    /// Writes the whole file in one request, on the condition that what it takes the place of is there.
+    async fn put(&self, payload: PutPayload) -> Result<()> {
+        let Over::Seen(seen) = &self.over else { return self.store.put(&self.path, payload).await.map(drop) };
+        let mode = seen.clone().map_or(PutMode::Create, |seen| {
+            PutMode::Update(UpdateVersion { e_tag: seen.e_tag, version: seen.version })
+        });
+        match put_if(self.store.as_ref(), &self.path, payload.clone(), mode).await {
+            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. } | StoreError::NotFound { .. }) => {
+                // It may be this very write, made before and not answered.
+                let there = match self.store.get(&self.path).await {
+                    Err(StoreError::NotFound { .. }) => return Err(replaced(&self.path)),
+                    found => found?.bytes().await?,
+                };
+                let own: Vec<u8> = payload.iter().flat_map(|part| part.iter().copied()).collect();
+                if there == own { Ok(()) } else { Err(replaced(&self.path)) }
+            }
+            written => written.map(drop),
+        }
+    }
+
+    async fn there(&self) -> Result<Option<ObjectMeta>> {
+        match self.store.head(&self.path).await {
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     async fn verify(&mut self) -> Result<Uploaded> {
@@ -132,6 +184,15 @@ impl Upload {
             end(upload, self.path.clone()).await;
         }
     }
+}
+
+fn is_same(one: Option<&ObjectMeta>, other: Option<&ObjectMeta>) -> bool {
+    let version = |object: &ObjectMeta| (object.e_tag.clone(), object.version.clone(), object.size);
+    one.map(version) == other.map(version)
+}
+
+fn replaced(path: &Path) -> StoreError {
+    StoreError::Precondition { path: path.to_string(), source: REPLACED.into() }
 }
 
 impl Drop for Upload {

@@ -16,6 +16,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import uuid
 
 import duckdb
 import pyarrow.dataset
@@ -62,6 +63,13 @@ class Feather:
 
     def rows(self):
         return pyarrow.dataset.dataset(FOLDER / self.path, format="feather").to_table().to_pylist()
+
+
+class Unwritable:
+    """Words of the message of a `run` whose sink cannot hold a column."""
+
+    def __init__(self, *words):
+        self.words = words
 
 
 def csv(path, more=""):
@@ -206,13 +214,51 @@ CASES = [
 for path in sorted((FOLDER / "paths").iterdir()):
     CASES.append((f"paths/{path.name}", "{}/paths/" + path.name, Sql(f"SELECT * FROM read_parquet(['{{}}/paths/a b.parquet'])")))
 
+NSUS = [{"id": 1, "ns": 1}, {"id": 2, "ns": 2}, {"id": 3, "ns": 1000}, {"id": 4, "ns": 2000}]
+
 # Cases of Parquet, Arrow and Delta: by name, type and value.
 CASES += [
+    ("int96", "{}/int96/", parquet("int96/*.parquet")),
+    ("intfloat", "{}/intfloat/", Sql("SELECT * FROM read_parquet('{}/intfloat/*.parquet', union_by_name = true)")),
+    ("i32i64", "{}/i32i64/", Sql("SELECT * FROM read_parquet('{}/i32i64/*.parquet', union_by_name = true)")),
+    ("nsus", "{}/nsus/", Rows(*NSUS, ours="SELECT id, CAST(ts AS BIGINT) AS ns FROM t")),
+    ("mixcat", "{}/mixcat/", Sql("SELECT * FROM read_parquet('{}/mixcat/*.parquet', union_by_name = true)")),
+    ("nullfirst", "{}/nullfirst/", Sql("SELECT * FROM read_parquet('{}/nullfirst/*.parquet', union_by_name = true)")),
+    ("structevo", "{}/structevo/", Sql("SELECT * FROM read_parquet('{}/structevo/*.parquet', union_by_name = true)")),
+    ("polars_enum", "{}/polars_enum/", parquet("polars_enum/*.parquet")),
+    ("casediff", "{}/casediff/", Refused("column `ID` of ", "p2.parquet is `id` in ", "p1.parquet")),
+    ("iv.parquet", "{}/iv.parquet", parquet("iv.parquet")),
+    ("agg.parquet", "{}/agg.parquet", parquet("agg.parquet")),
+    ("delta_cm", "{}/delta_cm/", Rows({"n": 12}, ours="SELECT count(*) AS n FROM t", run=False)),
 ]
-
-# Covered by other tests: what is in these is not a matter of reading files.
-ELSEWHERE = {"int96", "intfloat", "nsus", "mixcat", "zoo3", "delta_cm", "duck", "i32i64", "iv.parquet", "agg.parquet", "structevo", "enc", "casediff", "polars_enum", "nullfirst", "ids"}
-
+for path in sorted((FOLDER / "ids").iterdir()):
+    CASES.append((f"ids/{path.name}", "{}/ids/" + path.name, parquet(f"ids/{path.name}")))
+for path in sorted((FOLDER / "enc").iterdir()):
+    CASES.append((f"enc/{path.name}", "{}/enc/" + path.name, Refused("it is an encrypted Parquet file")))
+# Python has no dates so far away, and DuckDB no text for these; Parquet has no marks for JSON and times with a zone.
+FAR = {"date_bc": "-0043-03-15", "date_far": "+290000-01-01", "date_inf": "+5881580-07-11", "ts_far": "+290000-01-01T00:00:00", "ts_inf": "+294247-01-10T04:00:54.775807"}
+OWN = {"interval": "1 days 2 hours", "ts_ns": "2024-01-01T00:00:00.123456789", "uuid": "cfcd2084-95d5-65ef-66e7-dff9f98764da", "timetz": "23:02:03", "time": "01:02:03.500"} | FAR
+for path in sorted((FOLDER / "duck").iterdir()):
+    name, row = path.stem, {"id": 1, "sentence1": "a b c", "sentence2": "d e f"}
+    ours = "SELECT id, sentence1, sentence2, CAST(v AS VARCHAR) AS v FROM t" if name == "interval" else "SELECT * FROM t"
+    right = Rows({**row, "v": OWN[name]}, ours=ours) if name in OWN else parquet(f"duck/{path.name}")
+    CASES.append((f"duck/{path.name}", "{}/duck/" + path.name, right))
+# Values of pyarrow's types, by the name of the file. Some have no place in a Parquet file, which `run` says.
+ZOO = {
+    "d32": ["1.5"] * 6, "d64": ["2024-01-01"] * 6, "dict_int": [10, 20] * 3, "json_ext": ['{"a":1}'] * 6, "t32": ["01:02:03"] * 6,
+    "l_ls": [["x", "y"]] * 6, "l_sv": [["x", "y"]] * 6, "lv": [["x", "y"]] * 6, "lb": ["00ff"] * 6, "ree": [*"aaabbb"],
+    "st_ls": [{"a": "x", "b": "y"}] * 6, "st_dict": [{"d": "q"}, {"d": "r"}] * 3, "st_null": [{}] * 6, "l_null": [[None], []] * 3,
+    "m_int": [[2.5]] * 6,
+    "uuid_ext": [str(uuid.UUID(bytes=bytes([i] * 16))) for i in range(6)],
+}
+for path in sorted((FOLDER / "zoo3").iterdir()):
+    table, right = "{}/zoo3/" + path.name, Unwritable(f"column `{path.stem}` is ", "which no Parquet file can hold; CAST it")
+    if path.stem in ZOO:
+        rows = ({"id": i, "sentence1": f"The fox {i} ran.", "sentence2": f"A fox {i} went.", path.stem: ZOO[path.stem][i]} for i in range(6))
+        # JSON has no keys that are numbers.
+        ours = "SELECT id, sentence1, sentence2, map_values(m_int) AS m_int FROM t" if path.stem == "m_int" else "SELECT * FROM t"
+        right = Rows(*rows, ours=ours)
+    CASES.append((f"zoo3/{path.name}", table, right))
 
 def couplet(*arguments, folder):
     return subprocess.run([COUPLET, *arguments], cwd=folder, capture_output=True, text=True, env={"NO_COLOR": "1", "PATH": "/usr/bin:/bin", "HOME": str(folder)})
@@ -230,6 +276,8 @@ def plain(value):
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):
+        return int(value) if value == int(value) else float(value)
+    if isinstance(value, uuid.UUID):
         return str(value)
     if isinstance(value, (bytes, bytearray)):
         return value.hex()
@@ -248,6 +296,11 @@ def sorted_rows(rows):
 def check(name, table, right, folder):
     """What is wrong with a case, or nothing."""
     table = table.replace("{}", str(FOLDER))
+    if isinstance(right, Unwritable):
+        couplet("init", "job", "--from", table, "--model", MODEL, folder=folder)
+        done = couplet("run", "job/pipeline.toml", folder=folder)
+        is_named = done.returncode == 2 and all(words in done.stderr for words in right.words)
+        return None if is_named else f"exit code {done.returncode}: {done.stderr}"
     read = couplet("query", "--format", "json", "--table", "t=" + table, right.ours, folder=folder)
     if isinstance(right, Refused):
         if read.returncode != 2:
@@ -294,8 +347,8 @@ def main():
             wrong += 1
             print(f"{name}: {problem}")
     for path in sorted(FOLDER.iterdir()):
-        names = {path.name} if path.name not in ("csv", "json", "paths") else {f"{path.name}/{inner.name}" for inner in path.iterdir()}
-        for name in sorted(names - seen - ELSEWHERE):
+        names = {path.name} if path.name not in ("csv", "json", "paths", "zoo3", "duck", "ids", "enc") else {f"{path.name}/{inner.name}" for inner in path.iterdir()}
+        for name in sorted(names - seen):
             if not ONLY:
                 wrong += 1
                 print(f"{name}: no case reads it")

@@ -1,0 +1,35 @@
+//! What a run says that appended nothing, as the sink had its rows already.
+
+use std::fmt;
+
+use serde_json::json;
+
+/// A run whose key the sink has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Appended {
+    /// The run's id.
+    pub run: String,
+    /// Its key.
+    pub run_key: String,
+    /// The sink.
+    pub output: String,
+}
+
+impl Appended {
+    pub(super) fn to_json(&self, pipeline: &str) -> serde_json::Value {
+        json!({
+            "pipeline": pipeline,
+            "run": self.run,
+            "run_key": self.run_key,
+            "already_appended": true,
+            "output": { "path": self.output },
+        })
+    }
+}
+
+impl fmt::Display for Appended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { run_key, output, .. } = self;
+        write!(f, "nothing: {output} has the rows of run key {run_key} already (--again appends them once more)")
+    }
+}

@@ -1,0 +1,79 @@
+//! The key of a run that appends: rows are appended once under each key, which the sink itself keeps.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::{Remembering, Stage};
+use crate::config::{Pipeline, Place, SinkMode};
+use crate::error::Error;
+use crate::store::SourceFile;
+
+/// The longest key that is taken, in bytes.
+const LONGEST: usize = 200;
+
+/// Reads a key of the command line.
+pub(crate) fn parse(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() || text.len() > LONGEST || text.chars().any(char::is_control) {
+        return Err(format!("expected 1 to {LONGEST} bytes without control characters, such as 2026-11-29"));
+    }
+    Ok(text.to_owned())
+}
+
+/// Refuses a key, and `--again`, for a run that does not append.
+///
+/// # Errors
+/// One is given.
+pub(super) fn check(pipeline: &Pipeline, only: &[Stage], remembering: &Remembering) -> Result<(), Error> {
+    let option = match (&remembering.run_key, remembering.again) {
+        (Some(_), _) => "--run-key",
+        (None, true) => "--again",
+        (None, false) => return Ok(()),
+    };
+    let scoring = pipeline.scoring.as_ref().filter(|_| only.is_empty() || only.contains(&Stage::Score));
+    let problem = match scoring.map(|scoring| scoring.sink.mode) {
+        Some(SinkMode::Append) => return Ok(()),
+        Some(SinkMode::Overwrite) => "sink.mode is \"overwrite\", in which every run publishes its rows",
+        Some(SinkMode::Merge) => "sink.mode is \"merge\", in which every run publishes its rows",
+        None => "no stage that appends rows is run",
+    };
+    let path = pipeline.path.display();
+    Err(Error::Usage(format!("{option}: {path}: {problem}; leave {option} out")))
+}
+
+/// The key of a run to which none is given: equal for the same pipeline, query, variables and source files. Neither the
+/// rows nor the model nor the time are part of it, as they may be others when a run that was killed is tried again.
+pub(super) fn default(
+    pipeline: &Pipeline,
+    query: &str,
+    variables: &BTreeMap<String, String>,
+    files: &[SourceFile],
+    versions: &[String],
+) -> String {
+    let tables = pipeline.tables.iter().map(|table| (&table.name, table.location.place.to_string()));
+    let files = files.iter().map(|file| {
+        // A bucket names contents; a copy on the disk with the same time counts as the same file.
+        let is_remote = crate::config::table_place(&file.url).is_ok_and(|place| matches!(place, Place::Remote(_)));
+        let etag = file.etag.as_ref().filter(|_| is_remote).cloned();
+        let modified = if etag.is_none() { file.modified.timestamp_micros() } else { 0 };
+        json!([file.url, file.bytes, etag, modified])
+    });
+    let parts =
+        json!([pipeline.name, query, variables, tables.collect::<Vec<_>>(), files.collect::<Vec<_>>(), versions,]);
+    let digest = Sha256::digest(parts.to_string());
+    digest.iter().take(16).fold(String::new(), |key, byte| format!("{key}{byte:02x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_short_lines() {
+        assert_eq!(parse("2026-11-29").as_deref(), Ok("2026-11-29"));
+        for wrong in ["", " ", "a\nb", &"x".repeat(201)] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! Runs that were stopped past the end of their lock, and runs at the same time: a commit takes the place of what its run
+//! saw, and of nothing else.
+
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use object_store::ObjectStoreExt;
+use serde_json::Value;
+
+use crate::nights::pairs;
+use crate::seaweed::{Bucket, block_on};
+use crate::support::{Job, rows_of, stdout_of, write};
+
+/// Kinds of sinks as a pipeline names them below a place, and whether runs add their rows to those that are there.
+const SINKS: [(&str, &str, bool); 6] = [
+    ("file", "uri = \"PLACE/scores.parquet\"", false),
+    ("runs", "uri = \"PLACE/runs/\"\nmode = \"overwrite\"", false),
+    ("runs append", "uri = \"PLACE/runs/\"\nmode = \"append\"", true),
+    ("delta", "uri = \"PLACE/delta\"\nformat = \"delta\"\nmode = \"overwrite\"", false),
+    ("delta merge", "uri = \"PLACE/delta\"\nformat = \"delta\"\nmode = \"merge\"", false),
+    ("delta append", "uri = \"PLACE/delta\"\nformat = \"delta\"\nmode = \"append\"", true),
+];
+
+fn job(rows: usize, sink: &str, place: &str) -> Job {
+    Job::new(pairs(0, rows)).change("uri = \"out/scores.parquet\"", &sink.replace("PLACE", place))
+}
+
+/// Where a job runs: on the disk, or against a server.
+struct Site<'a> {
+    job: &'a Job,
+    bucket: Option<&'a Bucket>,
+}
+
+impl Site<'_> {
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_couplet"));
+        command.env_remove("RUST_LOG").env("NO_COLOR", "1").env("TMPDIR", self.job.path(""));
+        if let Some(bucket) = self.bucket {
+            command.envs(bucket.settings());
+        }
+        command.args(arguments).current_dir(self.job.path(""));
+        command
+    }
+
+    /// Starts a run that stops itself right after its last look at the lock.
+    fn stopped_before_its_commit(&self, pipeline: &str) -> Child {
+        let mut run = self.command(&["run", pipeline, "--json"]);
+        run.env("COUPLET_STOP", "publish.confirmed").stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = run.spawn().unwrap();
+        let began = Instant::now();
+        while state_of(&child) != Some('T') {
+            assert!(child.try_wait().unwrap().is_none(), "it ended: {}", said(&child.wait_with_output().unwrap()));
+            assert!(began.elapsed() < Duration::from_secs(120), "it does not come to its commit");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child
+    }
+
+    fn run(&self, arguments: &[&str]) -> Value {
+        let output = self.command(&[&["run", "--json"][..], arguments].concat()).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// The published rows: how many, and how many ids they have.
+    fn published(&self) -> [u64; 2] {
+        let sql = "SELECT count(*) AS rows, count(DISTINCT id) AS ids FROM predictions";
+        let query = ["query", "--pipeline", "pipeline.toml", "--format", "json", sql];
+        let output = self.command(&query).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+        ["rows", "ids"].map(|name| rows[0][name].as_u64().unwrap())
+    }
+}
+
+/// The state of a process as Linux names it: `T` if it is stopped.
+fn state_of(child: &Child) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+fn go_on(child: Child) -> Output {
+    let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A night of 30 rows; one of 33 that stops before its commit and loses the lock; one of 36 that is published; and then the
+/// one before goes on. `lose` lets the third run have the lock.
+fn an_older_night_goes_on(name: &str, site: &Site, appends: bool, put: impl Fn(usize), lose: impl Fn(), wait: &[&str]) {
+    put(30);
+    site.run(&["pipeline.toml"]);
+    put(33);
+    let stopped = site.stopped_before_its_commit("pipeline.toml");
+    lose();
+    put(36);
+    site.run(&[&["pipeline.toml"][..], wait].concat());
+    let expected = if appends { [66, 36] } else { [36, 36] };
+    assert_eq!(site.published(), expected, "{name}");
+    let ended = go_on(stopped);
+    assert_eq!(ended.status.code(), Some(1), "{name}: {}", said(&ended));
+    assert_eq!(site.published(), expected, "{name}: {}", said(&ended));
+    // The next night is as if nothing had been.
+    put(39);
+    site.run(&["pipeline.toml"]);
+    assert_eq!(site.published(), if appends { [105, 39] } else { [39, 39] }, "{name}");
+}
+
+/// The same rows twice: one run stops before its commit, and another one publishes them.
+fn the_same_night_goes_on(name: &str, site: &Site, put: impl Fn(usize), lose: impl Fn()) {
+    put(30);
+    let stopped = site.stopped_before_its_commit("pipeline.toml");
+    lose();
+    site.run(&["pipeline.toml"]);
+    let ended = go_on(stopped);
+    assert_eq!(ended.status.code(), Some(1), "{name}: {}", said(&ended));
+    assert_eq!(site.published(), [30, 30], "{name}: {}", said(&ended));
+    site.run(&["pipeline.toml"]);
+    assert_eq!(site.published(), [30, 30], "{name}");
+}
+
+#[test]
+fn a_run_that_lost_its_lock_publishes_nothing() {
+    for (name, sink, appends) in SINKS {
+        let new = || job(0, sink, "out").add("[score]\nstore = \"state\"");
+        let lose = |job: &Job| std::fs::remove_file(job.path("state/lock.json")).unwrap();
+        let put = |job: &Job, rows| write(&job.path("pairs.csv"), pairs(0, rows));
+        let job = new();
+        let site = Site { job: &job, bucket: None };
+        an_older_night_goes_on(name, &site, appends, |rows| put(&job, rows), || lose(&job), &[]);
+        let job = new();
+        the_same_night_goes_on(name, &Site { job: &job, bucket: None }, |rows| put(&job, rows), || lose(&job));
+    }
+}
+
+/// A job whose pairs, store and sink are in a bucket.
+fn job_in(bucket: &Bucket, sink: &str) -> Job {
+    let at = |key: &str| format!("\"s3://{}/{key}\"", bucket.name);
+    let sink = sink.replace("PLACE", &format!("s3://{}/out", bucket.name));
+    Job::new("")
+        .change("\"pairs.csv\"", &at("pairs.csv"))
+        .change("uri = \"out/scores.parquet\"", &sink)
+        .add(&format!("[score]\nstore = {}", at("state")))
+}
+
+#[test]
+fn a_run_that_lost_its_lease_publishes_nothing() {
+    let test = "a_run_that_lost_its_lease_publishes_nothing";
+    for (name, sink, appends) in SINKS {
+        let Some(bucket) = Bucket::new(test, &format!("fence-{}", name.replace(' ', "-"))) else { return };
+        let put = |rows| drop(bucket.put("pairs.csv", pairs(0, rows)));
+        let lose = || block_on(bucket.client.delete(&"state/lock.json".into())).unwrap();
+        let job = job_in(&bucket, sink);
+        an_older_night_goes_on(name, &Site { job: &job, bucket: Some(&bucket) }, appends, put, lose, &[]);
+        let Some(bucket) = Bucket::new(test, &format!("same-{}", name.replace(' ', "-"))) else { return };
+        let put = |rows| drop(bucket.put("pairs.csv", pairs(0, rows)));
+        let lose = || block_on(bucket.client.delete(&"state/lock.json".into())).unwrap();
+        let job = job_in(&bucket, sink);
+        the_same_night_goes_on(name, &Site { job: &job, bucket: Some(&bucket) }, put, lose);
+    }
+}
+
+/// The lease itself runs out, which takes 75 seconds; the sinks are waited for at once. Those on the disk have their store
+/// in the bucket.
+#[test]
+fn a_run_stopped_past_its_lease_publishes_nothing() {
+    let test = "a_run_stopped_past_its_lease_publishes_nothing";
+    std::thread::scope(|scope| {
+        for (n, (name, sink, appends)) in SINKS.into_iter().enumerate() {
+            for is_local in [false, true] {
+                scope.spawn(move || {
+                    let Some(bucket) = Bucket::new(test, &format!("lease-{n}-{is_local}")) else { return };
+                    let mut job = job_in(&bucket, sink);
+                    if is_local {
+                        job = job.change(&format!("s3://{}/out", bucket.name), "out");
+                    }
+                    let put = |rows| drop(bucket.put("pairs.csv", pairs(0, rows)));
+                    let site = Site { job: &job, bucket: Some(&bucket) };
+                    an_older_night_goes_on(name, &site, appends, put, || (), &["--wait", "200s"]);
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn pipelines_that_create_a_table_at_once_commit_once() {
+    const PIPELINES: usize = 5;
+    for mode in ["append", "merge", "overwrite"] {
+        let sink = format!("uri = \"out/delta\"\nformat = \"delta\"\nmode = {mode:?}");
+        let job = Job::new(pairs(0, 100)).change("uri = \"out/scores.parquet\"", &sink);
+        let toml = std::fs::read_to_string(job.path("pipeline.toml")).unwrap();
+        let site = Site { job: &job, bucket: None };
+        let names: Vec<String> = (0..PIPELINES).map(|n| format!("p{n}.toml")).collect();
+        for (n, name) in names.iter().enumerate() {
+            let own = format!("SELECT id, a, b FROM pairs WHERE id % {PIPELINES} = {n}");
+            let toml = toml.replace("\"demo\"", &format!("\"demo{n}\"")).replace("SELECT id, a, b FROM pairs", &own);
+            write(&job.path(name), toml);
+        }
+        // All have seen that there is no table.
+        let stopped: Vec<Child> = names.iter().map(|name| site.stopped_before_its_commit(name)).collect();
+        for child in &stopped {
+            let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+        }
+        let versions: Vec<u64> = stopped
+            .into_iter()
+            .map(|child| {
+                let output = child.wait_with_output().unwrap();
+                assert!(output.status.success(), "{mode}: {}", said(&output));
+                let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+                report["output"]["version"].as_u64().unwrap()
+            })
+            .collect();
+        let expected = if mode == "overwrite" { [20, 20] } else { [100, 100] };
+        assert_eq!(site.published(), expected, "{mode}: {versions:?}");
+        assert!(versions.contains(&0), "{mode}: {versions:?}");
+    }
+}
+
+/// A table of rejected rows has those of the runs that the sink has, whenever a run was killed.
+fn rejected_rows_follow_the_sink(name: &str, site: &Site, appends: bool, put: impl Fn(&str)) {
+    let ids = |table: &str| {
+        let sql = format!("SELECT CAST(id AS INT) AS id FROM {table} ORDER BY 1");
+        let query = ["query", "--pipeline", "pipeline.toml", "--format", "csv", &sql];
+        let output = site.command(&query).output().unwrap();
+        if !output.status.success() {
+            assert!(said(&output).contains("there is no table"), "{name}: {}", said(&output));
+            return None;
+        }
+        let text = String::from_utf8(output.stdout).unwrap();
+        Some(text.lines().skip(1).map(|id| id.parse().unwrap()).collect::<Vec<usize>>())
+    };
+    let crash = |point: &str| {
+        let output = site.command(&["run", "pipeline.toml"]).env("COUPLET_CRASH", point).output().unwrap();
+        assert_eq!(output.status.code(), None, "{name} {point}: {}", said(&output));
+    };
+    let (only_rejected, both) = ("publish.after:1", "publish.after:2");
+    put(&(pairs(0, 30) + "30,,x\n31,,x\n"));
+    crash(only_rejected);
+    assert_eq!((ids("rejected"), ids("predictions")), (None, None), "{name}");
+    // What was rejected by a run that was never committed is rejected no more.
+    put(&(pairs(0, 30) + "30,,x\n"));
+    crash(both);
+    assert_eq!(ids("rejected"), Some(vec![30]), "{name}");
+    let first = (0..30).collect::<Vec<_>>();
+    assert_eq!(ids("predictions").as_ref(), Some(&first), "{name}");
+
+    put(&(pairs(0, 33) + "40,,x\n41,,x\n"));
+    crash(only_rejected);
+    assert_eq!((ids("rejected"), ids("predictions")), (Some(vec![30]), Some(first)), "{name}");
+    put(&(pairs(0, 33) + "40,,x\n41,a,b\n"));
+    // Rejected rows are added to those of earlier nights where the others are, and where they are merged.
+    let rejected = if appends || name == "delta merge" { vec![30, 40] } else { vec![40] };
+    let mut expected: Vec<usize> = (0..33).chain([41]).chain(if appends { 0..30 } else { 0..0 }).collect();
+    expected.sort_unstable();
+    crash(both);
+    assert_eq!((ids("rejected"), ids("predictions")), (Some(rejected.clone()), Some(expected.clone())), "{name}");
+    site.run(&["pipeline.toml"]);
+    assert_eq!((ids("rejected"), ids("predictions")), (Some(rejected), Some(expected)), "{name}");
+}
+
+#[test]
+fn rejected_rows_are_those_of_published_runs() {
+    for (name, sink, appends) in SINKS {
+        let job = job(0, sink, "out").add("[score]\nerrors = \"quarantine\"");
+        let put = |csv: &str| write(&job.path("pairs.csv"), csv);
+        rejected_rows_follow_the_sink(name, &Site { job: &job, bucket: None }, appends, put);
+        // In their place, and nothing beside it.
+        if name == "file" {
+            let mut files = job.output_files();
+            files.sort();
+            assert_eq!(files, ["scores.parquet", "scores_rejected.parquet"]);
+            assert_eq!(rows_of(&job.path("out/scores_rejected.parquet")).len(), 1);
+        }
+    }
+}
+
+#[test]
+fn rejected_rows_in_a_bucket_are_those_of_published_runs() {
+    let test = "rejected_rows_in_a_bucket_are_those_of_published_runs";
+    for (name, sink, appends) in SINKS {
+        let Some(bucket) = Bucket::new(test, &format!("rejected-{}", name.replace(' ', "-"))) else { return };
+        let job = job_in(&bucket, sink);
+        let job = job.change("[score]", "[score]\nerrors = \"quarantine\"");
+        let site = Site { job: &job, bucket: Some(&bucket) };
+        rejected_rows_follow_the_sink(name, &site, appends, |csv| drop(bucket.put("pairs.csv", csv)));
+    }
+}
+
+/// Two stores know nothing of each other: the sink alone decides.
+#[test]
+fn runs_of_two_stores_append_a_key_once() {
+    for (name, sink, _) in SINKS.into_iter().filter(|(.., appends)| *appends) {
+        let job = job(30, sink, "out").add("[score]\nstore = \"state\"");
+        let toml = std::fs::read_to_string(job.path("pipeline.toml")).unwrap();
+        write(&job.path("other.toml"), toml.replace("\"state\"", "\"other\""));
+        let site = Site { job: &job, bucket: None };
+        let stopped = site.stopped_before_its_commit("pipeline.toml");
+        assert_eq!(site.run(&["other.toml"])["already_appended"], false, "{name}");
+        let ended = go_on(stopped);
+        // It finds its key in the table, or that its folder was taken away.
+        let code = if name.starts_with("delta") { 0 } else { 1 };
+        assert_eq!(ended.status.code(), Some(code), "{name}: {}", said(&ended));
+        assert_eq!(site.published(), [30, 30], "{name}");
+        assert_eq!(site.run(&["pipeline.toml"])["already_appended"], true, "{name}");
+        assert_eq!(stdout_of(&mut job.couplet(&["runs", "pipeline.toml"])).lines().count(), 3);
+    }
+}
