@@ -18,6 +18,7 @@ use crate::sink::{NOT_DURABLE, SinkError};
 use crate::source::SourceError;
 use crate::sql_error;
 use crate::tables::TableError;
+use crate::tables::broken_in;
 use crate::tables::diagnose::Broken;
 use crate::train::course::JobError;
 
@@ -59,12 +60,12 @@ pub enum Error {
         problem: String,
     },
     /// A file turned out to be broken while it was read.
-    #[error("{broken}; {kept}")]
+    #[error("{broken}{}", kept.map_or_else(String::new, |kept| format!("; {kept}")))]
     BrokenFile {
         /// The file and the place.
         broken: Broken,
-        /// What there is of the output.
-        kept: &'static str,
+        /// What there is of the output, where there may be some.
+        kept: Option<&'static str>,
     },
     /// A file was replaced while a query read it, each time that it was tried.
     #[error("{file} was replaced while it was read; {kept}. Run the same command again")]
@@ -197,6 +198,8 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Usage(_) | Self::Source { .. } | Self::Sql { mistake: true, .. } => 2,
+            // A file that is broken is so again.
+            Self::BrokenFile { .. } => 2,
             Self::Tables(errors) if errors.iter().any(|error| !error.passes) => 2,
             Self::Objects(error) if error.trouble.is_mistake() => 2,
             Self::Model(error) if error.is_mistake() => 2,
@@ -243,6 +246,9 @@ impl Error {
     }
 
     pub(crate) fn sql(origin: impl Into<String>, error: &DataFusionError, context: Option<&SessionContext>) -> Self {
+        if let Some(broken) = broken_in(error) {
+            return Self::BrokenFile { broken: broken.clone(), kept: None };
+        }
         if let Some(error) = cause_in(error).and_then(explain_unplaced) {
             return Self::Objects(error);
         }

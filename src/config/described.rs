@@ -16,6 +16,12 @@ const COLUMNS: Kind = Kind::Names(usize::MAX);
 const TEXTS: Kind = Kind::Names(2);
 const CHARACTER: Kind = Kind::Pattern(r"^[\u0000-\u0009\u000b\u000c\u000e-\u007f]$", "one ASCII character");
 
+/// The pattern has the precisions 1 to 38.
+static COLUMN_TYPE: Kind = Kind::Pattern(
+    r"^(text|int|float|bool|date|timestamp|timestamptz|decimal\( *([1-9]|[12][0-9]|3[0-8]) *, *[0-9]+ *\))$",
+    "`text`, `int`, `float`, `decimal(PRECISION, SCALE)`, `bool`, `date`, `timestamp` or `timestamptz`",
+);
+
 /// The whole file.
 pub(super) static FILE: Section = Section {
     path: "",
@@ -106,7 +112,7 @@ static TABLE: Section = Section {
             CHARACTER,
             "`,` for csv, a tabulator for tsv",
             "\";\"",
-            "What stands between two fields. For csv and tsv only, as are the next three.",
+            "What stands between two fields. For csv and tsv only, as are the next four.",
         ),
         or("header", Kind::Boolean, "true", "false", "Whether the first line names the columns."),
         or(
@@ -116,7 +122,22 @@ static TABLE: Section = Section {
             "false",
             "What stands around a field that contains the delimiter; false if no character does.",
         ),
+        optional(
+            "escape",
+            CHARACTER,
+            "a quotation mark in a field is doubled",
+            "\"\\\\\"",
+            "What stands before a quotation mark that belongs to the field, as Spark writes it.",
+        ),
         optional("null", Kind::Text, "none", "\"NA\"", "The field that means NULL, besides the empty one."),
+        optional(
+            "types",
+            Kind::Entries(&COLUMN_TYPE),
+            "inferred",
+            "{ zip = \"text\", price = \"decimal(12, 2)\" }",
+            "Columns with the types that they are read as. For csv, tsv and json only. What is inferred is text wherever \
+             another type would not print a value as it stands in the file.",
+        ),
         optional(
             "partitions",
             COLUMNS,

@@ -138,8 +138,8 @@ pub enum TableFormat {
     Csv(CsvOptions),
     /// One JSON object a line.
     Json {
-        /// How the files are compressed.
-        compression: Compression,
+        /// Columns whose type is given, not inferred.
+        types: ColumnTypes,
     },
     /// Apache Arrow IPC files.
     Arrow,
@@ -182,21 +182,42 @@ pub struct CsvOptions {
     /// The byte around a field that contains the delimiter, `"` unless the file says otherwise; `None`: no byte
     /// has that meaning.
     pub quote: Option<u8>,
+    /// The byte that takes its meaning from a quotation mark, or from itself, behind it in a quoted field; `None`: a
+    /// quotation mark is doubled.
+    pub escape: Option<u8>,
     /// The field that means NULL besides the empty one.
     pub null: Option<String>,
-    /// How the files are compressed.
-    pub compression: Compression,
+    /// Columns whose type is given, not inferred.
+    pub types: ColumnTypes,
 }
 
-/// How a text file is compressed, told by its extension.
+/// Columns of a text file with the types that they are read as, in the order of the pipeline file.
+pub type ColumnTypes = Vec<(String, ColumnType)>;
+
+/// The type of a column of a text file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    /// Not at all.
-    None,
-    /// `.gz`.
-    Gzip,
-    /// `.zst`.
-    Zstd,
+pub enum ColumnType {
+    /// Text, as it stands in the file.
+    Text,
+    /// A signed whole number of 64 bits.
+    Integer,
+    /// A floating-point number of 64 bits.
+    Float,
+    /// A decimal number.
+    Decimal {
+        /// Digits, at most 38.
+        precision: u8,
+        /// Digits after the point.
+        scale: i8,
+    },
+    /// `true` or `false`.
+    Boolean,
+    /// A date, `2026-01-31`.
+    Date,
+    /// A date with a time and no offset, `2026-01-31T12:00:00`.
+    Timestamp,
+    /// A date with a time and an offset, `2026-01-31T12:00:00+01:00`; read as UTC.
+    TimestampTz,
 }
 
 /// Where the pairs come from, and which columns mean what.

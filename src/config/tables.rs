@@ -7,7 +7,7 @@ use toml::de::DeTable;
 
 use super::described::TABLES;
 use super::item::{Choice, Item};
-use super::pipeline::{Compression, CsvOptions, Location, Table, TableFormat};
+use super::pipeline::{ColumnType, ColumnTypes, CsvOptions, Location, Table, TableFormat};
 use super::place::{Place, resolve};
 use super::problem::Problem;
 use super::reader::{Keys, Read, Reader, join};
@@ -113,11 +113,8 @@ pub fn table_from_uri_as(name: &str, uri: &str, format: Option<&str>) -> Result<
         let versioned = uri.rsplit_once('@').and_then(|(uri, version)| Some((uri, version.parse().ok()?)));
         let (path, version) = versioned.map_or((uri, None), |(uri, version)| (uri, Some(version)));
         let place = resolve(Path::new(""), path)?;
-        let format = if version.is_some() {
-            TableFormat::Delta { version }
-        } else {
-            infer(&place, explicit).map(|(kind, compression)| plain(kind, compression))?
-        };
+        let format =
+            if version.is_some() { TableFormat::Delta { version } } else { infer(&place, explicit).map(plain)? };
         let location = Location { written: uri.to_owned(), place };
         Ok(Table { name: name.to_owned(), location, format, partitions: Vec::new() })
     };
@@ -157,8 +154,8 @@ fn table(name: &str, item: &Item<'_>) -> Read<Table> {
         return Err(item.refuse(problem.help(format!("write for example `{name} = \"{name}.parquet\"`"))));
     }
     let location = item.location()?;
-    let (kind, compression) = infer(&location.place, None).map_err(|problem| item.refuse(problem))?;
-    Ok(Table { name: name.to_owned(), location, format: plain(kind, compression), partitions: Vec::new() })
+    let kind = infer(&location.place, None).map_err(|problem| item.refuse(problem))?;
+    Ok(Table { name: name.to_owned(), location, format: plain(kind), partitions: Vec::new() })
 }
 
 fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
@@ -167,30 +164,54 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
     let delimiter = keys.optional("delimiter", ascii_character);
     let header = keys.or("header", Item::boolean);
     let quote = keys.or("quote", quotation_mark);
+    let escape = keys.optional("escape", ascii_character);
     let null = keys.optional("null", Item::string);
+    let types = keys.optional("types", column_types);
     let partitions = keys.optional("partitions", Item::names);
     let version = keys.optional("version", Item::integer);
 
     let location = location?;
-    let (kind, compression) = infer(&location.place, kind?).map_err(|problem| keys.refuse("uri", problem))?;
+    let kind = infer(&location.place, kind?).map_err(|problem| keys.refuse("uri", problem))?;
     let partitions = partitions?.unwrap_or_default();
     if !partitions.is_empty() && !location.place.is_folder() && !location.place.is_glob() {
         let problem =
             Problem::new(format!("`{location}` is one file, which has no partitions"), "read from folder names");
         return Err(keys.refuse("partitions", problem.help("name the folder above `dt=…/`, or remove `partitions`")));
     }
-    let format = match plain(kind, compression) {
+    let format = match plain(kind) {
         TableFormat::Csv(defaults) => {
             let delimiter = delimiter?.unwrap_or(defaults.delimiter);
-            let quote = quote?;
+            let (quote, escape) = (quote?, escape?);
             if quote == Some(delimiter) {
                 let problem = Problem::new("`delimiter` and `quote` are the same character", "the same as `delimiter`");
                 return Err(keys.refuse("quote", problem.help("write `quote = false` if quotation marks mean nothing")));
             }
+            if escape.is_some() && (quote.is_none() || escape == Some(delimiter)) {
+                let problem = Problem::new("`escape` means nothing without quotation marks", "only in quoted fields");
+                let problem = match quote {
+                    None => problem.help("remove it, or remove `quote = false`"),
+                    Some(_) => {
+                        Problem::new("`delimiter` and `escape` are the same character", "the same as `delimiter`")
+                    }
+                };
+                return Err(keys.refuse("escape", problem));
+            }
             let null = null?.filter(|null| !null.is_empty()).map(str::to_owned);
-            TableFormat::Csv(CsvOptions { delimiter, header: header?, quote, null, ..defaults })
+            let types = types?.unwrap_or_default();
+            TableFormat::Csv(CsvOptions { delimiter, header: header?, quote, escape, null, types })
         }
-        format => check_no_csv_options(keys, &format).map(|()| format)?,
+        format => {
+            check_no_csv_options(keys, &format)?;
+            match (format, types?) {
+                (TableFormat::Json { .. }, types) => TableFormat::Json { types: types.unwrap_or_default() },
+                (format, None) => format,
+                (format, Some(_)) => {
+                    let message = format!("`types` means nothing for {}", format.title());
+                    let problem = Problem::new(message, "only for csv, tsv and json");
+                    return Err(keys.refuse("types", problem.help("remove it: the files say the types themselves")));
+                }
+            }
+        }
     };
     let format = match (format, version?.map(|version| version as u64)) {
         (TableFormat::Delta { .. }, version) => TableFormat::Delta { version },
@@ -207,7 +228,7 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
 /// Refuses the options of delimited text next to a format that has none of them.
 fn check_no_csv_options(keys: &Keys<'_>, format: &TableFormat) -> Read<()> {
     let mut checked = Ok(());
-    for option in ["delimiter", "header", "quote", "null"].into_iter().filter_map(|key| keys.item(key)) {
+    for option in ["delimiter", "header", "quote", "escape", "null"].into_iter().filter_map(|key| keys.item(key)) {
         let message = format!("`{}` means nothing for {}", option.path, format.title());
         let problem = Problem::new(message, "only for csv and tsv").at(option.key.span());
         checked = Err(option.refuse(problem.help("remove it, or set `format` to \"csv\" or \"tsv\"")));
@@ -216,15 +237,16 @@ fn check_no_csv_options(keys: &Keys<'_>, format: &TableFormat) -> Read<()> {
 }
 
 /// Gives a format with the defaults of its options.
-fn plain(kind: Kind, compression: Compression) -> TableFormat {
+fn plain(kind: Kind) -> TableFormat {
     let delimited = |delimiter| {
-        TableFormat::Csv(CsvOptions { delimiter, header: true, quote: Some(b'"'), null: None, compression })
+        let quote = Some(b'"');
+        TableFormat::Csv(CsvOptions { delimiter, header: true, quote, escape: None, null: None, types: Vec::new() })
     };
     match kind {
         Kind::Parquet => TableFormat::Parquet,
         Kind::Csv => delimited(b','),
         Kind::Tsv => delimited(b'\t'),
-        Kind::Json => TableFormat::Json { compression },
+        Kind::Json => TableFormat::Json { types: Vec::new() },
         Kind::Arrow => TableFormat::Arrow,
         Kind::Delta => TableFormat::Delta { version: None },
     }
@@ -233,24 +255,20 @@ fn plain(kind: Kind, compression: Compression) -> TableFormat {
 /// How the format of a table is named, in a file and on the command line.
 const NAME_FORMAT: &str = "write a table with its format: `{ uri = \"…\", format = \"csv\" }`";
 
-/// Tells format and compression of a table by its extension; a folder is Parquet unless told otherwise.
-fn infer(place: &Place, explicit: Option<Kind>) -> Result<(Kind, Compression), Problem> {
+/// Tells the format of a table by its extension; a folder without one is Parquet unless told otherwise.
+fn infer(place: &Place, explicit: Option<Kind>) -> Result<Kind, Problem> {
     let path = place.as_path();
     let extension = |path: &Path| path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-    let (name, compression) = match extension(path).as_deref() {
-        _ if place.is_folder() => (path, Compression::None),
-        Some("gz") => (Path::new(path.file_stem().unwrap_or_default()), Compression::Gzip),
-        Some("zst") => (Path::new(path.file_stem().unwrap_or_default()), Compression::Zstd),
-        _ => (path, Compression::None),
-    };
+    let is_compressed = matches!(extension(path).as_deref(), Some("gz" | "zst")) && !place.is_folder();
+    let name = if is_compressed { Path::new(path.file_stem().unwrap_or_default()) } else { path };
     let kind = match (explicit, extension(name).as_deref()) {
         (Some(kind), _) => kind,
-        (None, _) if place.is_folder() => Kind::Parquet,
         (None, Some("parquet")) => Kind::Parquet,
         (None, Some("csv")) => Kind::Csv,
         (None, Some("tsv" | "tab")) => Kind::Tsv,
         (None, Some("json" | "ndjson" | "jsonl")) => Kind::Json,
         (None, Some("arrow" | "feather" | "ipc")) => Kind::Arrow,
+        (None, _) if place.is_folder() => Kind::Parquet,
         (None, _) => {
             let problem = Problem::new(
                 format!(
@@ -262,13 +280,13 @@ fn infer(place: &Place, explicit: Option<Kind>) -> Result<(Kind, Compression), P
             return Err(problem.allowed(EXTENSIONS).help(NAME_FORMAT));
         }
     };
-    if compression != Compression::None && matches!(kind, Kind::Parquet | Kind::Arrow) {
-        let format = plain(kind, compression).title();
+    if is_compressed && matches!(kind, Kind::Parquet | Kind::Arrow) {
+        let format = plain(kind).title();
         let problem =
             Problem::new(format!("{format} files cannot be read through .gz or .zst"), "compressed as a whole");
         return Err(problem.help("decompress the file: the format compresses inside"));
     }
-    Ok((kind, compression))
+    Ok(kind)
 }
 
 fn check_name(name: &str) -> Result<(), Problem> {
@@ -309,4 +327,40 @@ fn quotation_mark(item: &Item<'_>) -> Read<Option<u8>> {
         }
         None => ascii_character(item).map(Some),
     }
+}
+
+/// The names of types that `types` takes, for messages.
+const TYPES: &str = "text, int, float, decimal(PRECISION, SCALE), bool, date, timestamp, timestamptz";
+
+/// Reads names of columns, each with the name of its type.
+fn column_types(item: &Item<'_>) -> Read<ColumnTypes> {
+    let entries = item.entries()?;
+    let types = entries.iter().map(|entry| {
+        let written = entry.words()?;
+        let data_type = column_type(written).ok_or_else(|| {
+            let problem = Problem::new(format!("`{}` cannot be \"{written}\"", entry.path), "unknown type");
+            let names = TYPES.split(", ").filter(|name| !name.contains(['(', ')']));
+            entry.refuse(problem.suggest(written, names).allowed(TYPES))
+        })?;
+        Ok((entry.key.get_ref().to_string(), data_type))
+    });
+    types.collect()
+}
+
+fn column_type(written: &str) -> Option<ColumnType> {
+    Some(match written {
+        "text" => ColumnType::Text,
+        "int" => ColumnType::Integer,
+        "float" => ColumnType::Float,
+        "bool" => ColumnType::Boolean,
+        "date" => ColumnType::Date,
+        "timestamp" => ColumnType::Timestamp,
+        "timestamptz" => ColumnType::TimestampTz,
+        _ => {
+            let (precision, scale) = written.strip_prefix("decimal(")?.strip_suffix(')')?.split_once(',')?;
+            let (precision, scale) = (precision.trim().parse().ok()?, scale.trim().parse().ok()?);
+            let is_valid = (1..=38).contains(&precision) && (0..=precision as i8).contains(&scale);
+            is_valid.then_some(ColumnType::Decimal { precision, scale })?
+        }
+    })
 }

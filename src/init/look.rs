@@ -21,6 +21,7 @@ use crate::predict::Models;
 use crate::run;
 use crate::session::{self, Resources};
 use crate::source::OUTPUT_COLUMNS;
+use crate::tables::format_of_name;
 
 /// Rows that columns are judged by.
 const SAMPLE: usize = 10_000;
@@ -193,6 +194,7 @@ fn table(from: &str, format: Option<&str>) -> Result<(Table, TableOptions), Stri
             match key.as_str() {
                 "delimiter" => csv.delimiter = sniffed.delimiter,
                 "quote" => csv.quote = sniffed.quote,
+                "escape" => csv.escape = sniffed.escape,
                 _ => csv.header = sniffed.header,
             }
             options.push((key, value));
@@ -241,7 +243,12 @@ fn format_by_content(path: &Path, told: bool) -> Option<String> {
     if told {
         return None;
     }
-    binary(path).or_else(|| head(path).and_then(|head| delimiter(&head))).map(str::to_owned)
+    format_of_file(path).map(str::to_owned)
+}
+
+/// The format of a file by what is in it.
+fn format_of_file(path: &Path) -> Option<&'static str> {
+    binary(path).or_else(|| head(path).and_then(|head| delimiter(&head)))
 }
 
 /// The binary format that a file says itself to be.
@@ -283,6 +290,17 @@ fn sniff(csv: &mut CsvOptions, head: &str, options: &mut TableOptions) {
     if csv.delimiter == b'\t' && lines.iter().flat_map(|line| line.split(delimiter)).any(|f| stray(f) || inner(f)) {
         csv.quote = None;
         options.push(("quote".into(), "false".into()));
+    }
+    // A backslash before a quotation mark that does not end its field, as Spark writes them.
+    let is_escaped = |line: &&str| {
+        line.match_indices("\\\"").any(|(place, _)| {
+            let behind = line[place + 2..].chars().next();
+            behind.is_some_and(|behind| behind != delimiter && behind != '\r')
+        })
+    };
+    if csv.quote == Some(b'"') && lines.iter().any(is_escaped) {
+        csv.escape = Some(b'\\');
+        options.push(("escape".into(), "\"\\\\\"".into()));
     }
     let names: Vec<&str> = lines
         .first()
@@ -350,13 +368,15 @@ fn format_of_folder(path: &Path) -> Option<String> {
                 }
                 folders.push(path);
             } else {
-                let known =
-                    ["parquet", "csv", "tsv", "json", "arrow"].into_iter().find(|e| name.ends_with(&format!(".{e}")));
-                if let Some(known) = known {
+                if !name.starts_with(['.', '_'])
+                    && let Some(known) = format_of_name(&name)
+                {
                     *counts.entry(known).or_default() += 1;
                 }
             }
         }
     }
-    counts.into_iter().max_by_key(|(_, n)| *n).map(|(format, _)| format.to_owned())
+    let most = counts.into_iter().max_by_key(|(_, n)| *n).map(|(format, _)| format);
+    // Files may have no ending at all.
+    most.or_else(|| first_file(path).and_then(|file| format_of_file(&file))).map(str::to_owned)
 }

@@ -153,9 +153,10 @@ const NOTHING_WRITTEN: &str = "nothing was written";
 pub async fn blame(context: &SessionContext, tables: &[Table], error: Error, kept: &'static str) -> Error {
     match &error {
         Error::Sql { mistake: false, .. } => match tables::first_broken(context, tables).await {
-            Some(broken) => Error::BrokenFile { broken, kept },
+            Some(broken) => Error::BrokenFile { broken, kept: Some(kept) },
             None => error,
         },
+        Error::BrokenFile { broken, kept: None } => Error::BrokenFile { broken: broken.clone(), kept: Some(kept) },
         _ => error,
     }
 }

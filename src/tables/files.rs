@@ -3,23 +3,26 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::datatypes::{SchemaRef, TimeUnit};
+use arrow::datatypes::TimeUnit;
 use datafusion::common::DataFusionError;
 use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
 use datafusion::execution::SessionState;
 use datafusion::execution::cache::cache_manager::FileMetadataCache;
-use datafusion::prelude::SessionContext;
+use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::execution::runtime_env::RuntimeEnv;
 use futures::{StreamExt, TryStreamExt};
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
+use object_store::path::Path as Key;
+use object_store::{ObjectMeta, ObjectStore};
 
 use super::Problem;
 use super::arrow_lengths;
-use super::delimited;
 use super::diagnose::{self, Broken};
-use super::format::{extension, file_format};
+use super::format::{ending, endings, file_format, format_of_name};
+use super::hive;
+use super::left_out::LeftOut;
 use super::types::FileSchema;
-use crate::config::{CsvOptions, Place, Remote, Table, TableFormat};
+use crate::config::{Place, Remote, Table, TableFormat};
 use crate::files::{nearest_file, nearest_name, not_replaced};
 use crate::objects::{Objects, ObjectsError, Trouble, cause_in, download};
 use crate::store::SourceFile;
@@ -46,57 +49,73 @@ pub(super) async fn parquet_schema(
 
 /// The files of a table, in the order in which they are read.
 pub(super) struct Files {
-    /// What DataFusion lists to find them.
-    pub(super) url: ListingTableUrl,
-    /// The ending of those that are meant.
-    pub(super) extension: String,
-    objects: Objects,
-    list: Vec<ObjectMeta>,
+    pub(super) objects: Objects,
+    /// The store that they are in, as a session knows it.
+    pub(super) store: ObjectStoreUrl,
+    /// The folder that is listed, or the file.
+    pub(super) root: Key,
+    pub(super) list: Vec<ObjectMeta>,
+    /// What the folder has besides.
+    pub(super) left_out: LeftOut,
+}
+
+/// What a place names.
+enum Named {
+    File(ObjectMeta),
+    /// A folder, and the pattern that names in it must match.
+    Folder(Key, Option<ListingTableUrl>),
 }
 
 impl Files {
     /// Finds the files of a table, at least one, and gives the session the store that they are in.
-    pub(super) async fn find(context: &SessionContext, table: &Table) -> Result<Self, Problem> {
+    pub(super) async fn find(runtime: &RuntimeEnv, table: &Table) -> Result<Self, Problem> {
         let place = &table.location.place;
-        let objects = Objects::open(place)?;
-        let url = match place {
-            Place::Local(path) => local_url(path, table)?,
+        let mut objects = Objects::open(place)?;
+        let store = match place {
+            Place::Local(_) => ObjectStoreUrl::local_filesystem(),
             Place::Remote(remote) => {
-                context.runtime_env().register_object_store(&remote.session_url(), Arc::clone(&objects.store));
-                remote_url(remote, &objects).await?
+                let url = remote.session_url();
+                runtime.register_object_store(&url, Arc::clone(&objects.store));
+                ObjectStoreUrl::parse(&url[..url::Position::BeforePath]).map_err(|e| e.to_string())?
             }
             Place::Hub(_) => return Err(format!("{place} is a model, not a table").into()),
         };
-        // A file or a glob says itself which files are meant.
-        let extension =
-            if url.is_collection() && url.get_glob().is_none() { extension(&table.format) } else { String::new() };
-        let failed = |e: &DataFusionError| describe(e, &objects, table);
-        let state = context.state();
-        let listed = url.list_all_files(&state, objects.store.as_ref(), &extension).await;
-        let mut list: Vec<ObjectMeta> = listed.map_err(|e| failed(&e))?.try_collect().await.map_err(|e| failed(&e))?;
+        // The store of the session may see each file in one version.
+        objects.store = runtime.object_store(&store).map_err(|e| e.to_string())?;
+        let named = match place {
+            Place::Remote(remote) => in_bucket(remote, &objects).await?,
+            _ => local(place.local().unwrap_or(Path::new("")), table, &objects).await?,
+        };
+        let (root, mut list, left_out) = match named {
+            Named::File(file) => (file.location.clone(), vec![file], LeftOut::default()),
+            Named::Folder(root, pattern) => {
+                let listed = match pattern {
+                    None => objects.store.list(Some(&root)).try_collect().await,
+                    Some(_) => objects.store.list_with_delimiter(Some(&root)).await.map(|found| found.objects),
+                };
+                let listed: Vec<ObjectMeta> = listed.map_err(|e| Problem::from(objects.error(&e)))?;
+                let (list, mut left_out) = chosen(listed, &root, table, pattern.as_ref());
+                if let Place::Local(_) = place {
+                    left_out.find_dangling_links(Path::new(&format!("/{root}")));
+                }
+                if list.is_empty() {
+                    return Err(none_found(place, &table.format, pattern.is_some(), &left_out).into());
+                }
+                (root, list, left_out)
+            }
+        };
         let shown = |meta: &ObjectMeta| objects.place_of(&meta.location);
         // DataFusion passes over such files in silence; text files without a line are whole.
         let is_binary = matches!(table.format, TableFormat::Parquet | TableFormat::Arrow);
         if let Some(empty) = list.iter().find(|meta| is_binary && meta.size == 0) {
-            let text = format!("{} is empty; was it cut off while it was written or copied?", shown(empty));
-            return Err(Problem { text, passes: true });
-        }
-        if list.is_empty() {
-            let problem = match url.get_glob() {
-                Some(_) => {
-                    let hint = place.local().and_then(not_replaced);
-                    format!("no file matches {place}{}", hint.unwrap_or_default())
-                }
-                None => format!("folder {place} has no *{extension} file"),
-            };
-            return Err(problem.into());
+            return Err(format!("{} is empty; was it cut off while it was written or copied?", shown(empty)).into());
         }
         let has_header = matches!(&table.format, TableFormat::Csv(options) if options.header);
         if has_header && list.iter().all(|meta| meta.size == 0) {
             return Err(format!("{} is empty; its first line would name the columns", shown(&list[0])).into());
         }
         list.sort_by(|a, b| a.location.cmp(&b.location));
-        Ok(Self { url, extension, objects, list })
+        Ok(Self { objects, store, root, list, left_out })
     }
 
     /// What they are now.
@@ -107,11 +126,6 @@ impl Files {
             etag: meta.e_tag.clone(),
             modified: meta.last_modified,
         })
-    }
-
-    /// The columns of delimited text.
-    pub(super) async fn columns_of_text(&self, options: &CsvOptions) -> Result<SchemaRef, DataFusionError> {
-        delimited::schema(&self.objects.store, &self.list, options).await
     }
 
     /// The columns of each of them.
@@ -139,16 +153,12 @@ impl Files {
         futures::stream::iter(read.collect::<Vec<_>>()).buffered(READS_UNDER_WAY).try_collect().await
     }
 
-    /// Whether the first of them begins with these bytes.
-    pub(super) async fn begin_with(&self, bytes: &[u8]) -> bool {
-        let Some(first) = self.list.first() else { return false };
-        let start = self.objects.store.get_range(&first.location, 0..bytes.len() as u64).await;
-        start.is_ok_and(|start| start == bytes)
-    }
-
     /// What an error of DataFusion means that came up in reading them.
     pub(super) fn describe(&self, error: &DataFusionError, table: &Table) -> Problem {
-        describe(error, &self.objects, table)
+        match cause_in(error) {
+            Some(cause) if self.objects.place.remote().is_some() => self.objects.error(cause).into(),
+            _ => format!("{}: {}", table.location, error.strip_backtrace()).into(),
+        }
     }
 
     /// The first local Arrow file that must not be read, as it would end the process.
@@ -184,72 +194,132 @@ impl Files {
                 copy.as_ref().map_or_else(|| place.local().map(Path::to_owned), |copy| Some(copy.path().to_owned()))?;
             let format = format.clone();
             let found = tokio::task::spawn_blocking(move || diagnose::problem_of(&format, &path)).await.ok()?;
-            if let Some((line, problem)) = found {
-                return Some(Broken { file: place.to_string(), line, problem });
+            if let Some(problem) = found {
+                return Some(Broken { file: place.to_string(), line: None, problem });
             }
         }
         None
     }
 }
 
-fn describe(error: &DataFusionError, objects: &Objects, table: &Table) -> Problem {
-    match cause_in(error) {
-        Some(cause) if objects.place.remote().is_some() => objects.error(cause).into(),
-        _ => format!("{}: {}", table.location, error.strip_backtrace()).into(),
+/// The files of a folder that are the table's.
+fn chosen(
+    mut listed: Vec<ObjectMeta>,
+    root: &Key,
+    table: &Table,
+    pattern: Option<&ListingTableUrl>,
+) -> (Vec<ObjectMeta>, LeftOut) {
+    let mut left_out = LeftOut::default();
+    listed.sort_by(|a, b| a.location.cmp(&b.location));
+    let (mut list, mut without_ending) = (Vec::new(), Vec::new());
+    // A pattern that begins with the mark of hidden names means them.
+    let means_hidden = pattern
+        .is_some_and(|pattern| pattern.get_glob().as_ref().is_some_and(|glob| glob.as_str().starts_with(['.', '_'])));
+    let is_hidden = |name: &str| name.starts_with(['.', '_']) && !name.contains('=');
+    for file in listed {
+        let folders = hive::folders(root, &file.location);
+        let name = file.location.filename().unwrap_or_default();
+        let is_named = |url: &ListingTableUrl| url.get_glob().as_ref().is_some_and(|glob| glob.matches(name));
+        if pattern.is_some_and(|pattern| !is_named(pattern) || !folders.is_empty()) {
+            continue;
+        }
+        let below = hive::below(root, &file.location);
+        if folders.iter().any(|folder| is_hidden(folder)) || is_hidden(name) && !means_hidden {
+            left_out.hidden(below);
+        } else if folders.iter().any(|folder| !folder.contains('=')) {
+            left_out.in_folder(below);
+        } else if pattern.is_some() || endings(&table.format).contains(&ending(name).as_str()) {
+            list.push(file);
+        } else if !name.contains('.') {
+            without_ending.push(file);
+        } else {
+            left_out.other(below);
+        }
     }
+    // BigQuery and Spark may write names without an ending; beside files with one, such a name is a note.
+    if list.is_empty() {
+        list = without_ending;
+    } else {
+        without_ending.iter().for_each(|file| left_out.other(hive::below(root, &file.location)));
+    }
+    (list, left_out)
 }
 
-fn local_url(path: &Path, table: &Table) -> Result<ListingTableUrl, String> {
-    let describe = |e: DataFusionError| format!("{}: {}", table.location, e.strip_backtrace());
-    let absolute = std::path::absolute(path).map_err(|e| describe(e.into()))?;
-    let mut text = absolute.to_string_lossy().into_owned();
-    if absolute.is_dir() && !text.ends_with('/') {
-        text.push('/');
+/// Says that a folder has no file of the table.
+fn none_found(place: &Place, format: &TableFormat, is_glob: bool, left_out: &LeftOut) -> String {
+    if is_glob {
+        let hint = place.local().and_then(not_replaced);
+        return format!("no file matches {place}{}", hint.unwrap_or_default());
     }
-    let url = ListingTableUrl::parse(text).map_err(describe)?;
-    if url.get_glob().is_none() && !path.exists() {
-        return Err(format!("{} does not exist{}", path.display(), nearest_file(path)));
+    let wanted = endings(format).iter().map(|ending| format!("*.{ending}")).collect::<Vec<_>>().join(" or ");
+    let others = left_out.others().find_map(|name| Some((name, format_of_name(name)?)));
+    let hint = match others {
+        Some((name, format)) => format!("; it has {name}, which {{ uri = \"…\", format = \"{format}\" }} reads"),
+        None => left_out.to_string(),
+    };
+    format!("folder {place} has no {wanted} file{hint}")
+}
+
+/// What a local path names: what is there has that name, whatever characters it has; else they are a pattern.
+async fn local(path: &Path, table: &Table, objects: &Objects) -> Result<Named, Problem> {
+    if path.is_dir() {
+        return Ok(Named::Folder(objects.root.clone(), None));
     }
-    match url.get_glob().as_ref().and_then(|_| pattern_for_folders(path)) {
-        Some(problem) => Err(problem),
-        None => Ok(url),
+    if path.exists() {
+        let found = objects.head().await?;
+        return found.map(Named::File).ok_or_else(|| format!("{} cannot be read", table.location).into());
+    }
+    if let Ok(target) = path.read_link() {
+        return Err(format!("{} is a link to {}, which does not exist", path.display(), target.display()).into());
+    }
+    if Place::Local(path.file_name().unwrap_or_default().into()).is_glob() {
+        let (folder, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
+        if !folder.as_os_str().is_empty()
+            && !folder.is_dir()
+            && let Some(problem) = pattern_for_folders(path)
+        {
+            return Err(problem.into());
+        }
+        let above =
+            Objects::open(&Place::Local(if folder.as_os_str().is_empty() { ".".into() } else { folder.into() }))?;
+        return Ok(Named::Folder(above.root, Some(pattern(&name.to_string_lossy(), table)?)));
+    }
+    match pattern_for_folders(path) {
+        Some(problem) => Err(problem.into()),
+        None => Err(format!("{} does not exist{}", path.display(), nearest_file(path)).into()),
     }
 }
 
 /// The place on the disk that a URL of DataFusion stands for; a folder ends in `/`.
 pub(super) fn local_place(url: &ListingTableUrl) -> Option<Place> {
-    let mut path = url.get_url().to_file_path().ok()?;
-    if url.is_collection() {
-        path.push("");
-    }
-    if let Some(pattern) = url.get_glob() {
-        path.push(pattern.as_str());
-    }
+    let path = url.get_url().to_file_path().ok()?;
     Some(Place::Local(path))
 }
 
+/// A pattern for names, as `DataFusion` has it.
+fn pattern(text: &str, table: &Table) -> Result<ListingTableUrl, String> {
+    let root = ListingTableUrl::parse("file:///").and_then(|root| root.with_glob(text));
+    root.map_err(|e| format!("{}: {}", table.location, e.strip_backtrace()))
+}
+
 /// Whether a key is a file or a folder, only the server knows: what has an object of that very name is a file.
-async fn remote_url(remote: &Remote, objects: &Objects) -> Result<ListingTableUrl, Problem> {
-    let listing = |key: &str| {
-        let url = ListingTableUrl::try_new(remote.with_key(key).session_url(), None);
-        url.map_err(|e| Problem::from(e.to_string()))
-    };
+async fn in_bucket(remote: &Remote, objects: &Objects) -> Result<Named, Problem> {
     let key = remote.key();
+    let is_folder = key.is_empty() || key.ends_with('/');
+    if !is_folder && let Some(file) = objects.head().await? {
+        return Ok(Named::File(file));
+    }
     if objects.place.is_glob() {
         if let Some(problem) = pattern_for_folders(Path::new(&remote.to_string())) {
             return Err(problem.into());
         }
-        let (folder, pattern) = key.rsplit_once('/').unwrap_or(("", key));
-        return listing(&format!("{folder}/"))?
-            .with_glob(pattern)
-            .map_err(|e| format!("{remote}: {}", e.strip_backtrace()).into());
-    }
-    let is_folder = key.is_empty() || key.ends_with('/');
-    if !is_folder && objects.head().await?.is_some() {
-        return listing(key);
+        let (folder, name) = key.rsplit_once('/').unwrap_or(("", key));
+        let pattern = ListingTableUrl::parse("file:///").and_then(|root| root.with_glob(name));
+        let pattern = pattern.map_err(|e| format!("{remote}: {}", e.strip_backtrace()))?;
+        return Ok(Named::Folder(Key::parse(folder).map_err(|e| e.to_string())?, Some(pattern)));
     }
     if objects.has_children().await? {
-        return listing(&format!("{}/", key.trim_end_matches('/')));
+        return Ok(Named::Folder(objects.root.clone(), None));
     }
     let problem = match nearest_object(remote, objects).await {
         Ok(hint) if key.is_empty() => format!("{remote} is empty{hint}"),

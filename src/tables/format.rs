@@ -1,43 +1,19 @@
-//! How DataFusion is told to read a format, and which files of a folder have it.
+//! Which reader of `DataFusion` a format has, and which names its files have.
 
 use std::sync::Arc;
 
 use datafusion::datasource::file_format::FileFormat;
 use datafusion::datasource::file_format::arrow::ArrowFormat;
-use datafusion::datasource::file_format::csv::CsvFormat;
 use datafusion::datasource::file_format::file_compression_type::FileCompressionType;
-use datafusion::datasource::file_format::json::JsonFormat;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 
-use crate::config::{Compression, CsvOptions, TableFormat};
+use crate::config::TableFormat;
 
-/// Rows that the types of a text file's columns are told by.
-pub(super) const ROWS_TO_INFER_FROM: usize = 100_000;
-
-/// A byte that valid UTF-8 never contains: the quotation mark of files in which quotation marks mean nothing.
-pub(super) const NO_QUOTE: u8 = 0xFF;
-
-/// The format with its options.
+/// The reader of a format that is not text. What the log of a Delta table or the manifest of a run names is Parquet too.
 pub(super) fn file_format(format: &TableFormat) -> Arc<dyn FileFormat> {
     match format {
-        // What the log of a Delta table or the manifest of a run names is Parquet too.
-        TableFormat::Parquet | TableFormat::Delta { .. } | TableFormat::Runs { .. } => Arc::new(parquet()),
-        TableFormat::Csv(options) => Arc::new(
-            CsvFormat::default()
-                .with_has_header(options.header)
-                .with_delimiter(options.delimiter)
-                .with_quote(options.quote.unwrap_or(NO_QUOTE))
-                // A line break between quotation marks belongs to the value; such files cannot be read in pieces.
-                .with_newlines_in_values(options.quote.is_some())
-                .with_null_regex(null_pattern(options))
-                .with_file_compression_type(file_compression(options.compression)),
-        ),
-        TableFormat::Json { compression } => Arc::new(
-            JsonFormat::default()
-                .with_schema_infer_max_rec(ROWS_TO_INFER_FROM)
-                .with_file_compression_type(file_compression(*compression)),
-        ),
         TableFormat::Arrow => Arc::new(ArrowFormat),
+        _ => Arc::new(parquet()),
     }
 }
 
@@ -50,32 +26,49 @@ pub(crate) fn parquet() -> ParquetFormat {
     ParquetFormat::default().with_coerce_int96(Some(INT96.to_owned()))
 }
 
-/// What a field looks like that means NULL, if not the empty one alone does.
-pub(super) fn null_pattern(options: &CsvOptions) -> Option<String> {
-    options.null.as_ref().map(|null| format!("^({})?$", regex::escape(null)))
-}
-
-pub(super) fn file_compression(compression: Compression) -> FileCompressionType {
-    match compression {
-        Compression::None => FileCompressionType::UNCOMPRESSED,
-        Compression::Gzip => FileCompressionType::GZIP,
-        Compression::Zstd => FileCompressionType::ZSTD,
+/// How a file is compressed, by its name.
+pub(super) fn compression_of(name: &str) -> FileCompressionType {
+    match split(name) {
+        (_, "gz") => FileCompressionType::GZIP,
+        (_, "zst") => FileCompressionType::ZSTD,
+        _ => FileCompressionType::UNCOMPRESSED,
     }
 }
 
-/// The ending that files in a folder must have.
-pub(super) fn extension(format: &TableFormat) -> String {
-    let compressed = |extension: &str, compression: &Compression| match compression {
-        Compression::None => extension.to_owned(),
-        Compression::Gzip => format!("{extension}.gz"),
-        Compression::Zstd => format!("{extension}.zst"),
-    };
+/// The endings of files of a format, in lower case, without that of the compression.
+pub(super) fn endings(format: &TableFormat) -> &'static [&'static str] {
     match format {
-        TableFormat::Parquet | TableFormat::Delta { .. } | TableFormat::Runs { .. } => ".parquet".into(),
-        TableFormat::Csv(options) => {
-            compressed(if options.delimiter == b'\t' { ".tsv" } else { ".csv" }, &options.compression)
-        }
-        TableFormat::Json { compression } => compressed("json", compression),
-        TableFormat::Arrow => ".arrow".into(),
+        TableFormat::Parquet | TableFormat::Delta { .. } | TableFormat::Runs { .. } => &["parquet"],
+        TableFormat::Csv(options) if options.delimiter == b'\t' => &["tsv", "tab"],
+        TableFormat::Csv(_) => &["csv"],
+        TableFormat::Json { .. } => &["json", "jsonl", "ndjson"],
+        TableFormat::Arrow => &["arrow", "feather", "ipc"],
     }
+}
+
+/// The format that a file's ending tells, as `format` names it.
+pub(crate) fn format_of_name(name: &str) -> Option<&'static str> {
+    Some(match ending(name).as_str() {
+        "parquet" => "parquet",
+        "csv" => "csv",
+        "tsv" | "tab" => "tsv",
+        "json" | "jsonl" | "ndjson" => "json",
+        "arrow" | "feather" | "ipc" => "arrow",
+        _ => return None,
+    })
+}
+
+/// The ending of a name in lower case, without that of the compression; empty if it has none.
+pub(super) fn ending(name: &str) -> String {
+    let (name, _) = split(name);
+    name.rsplit_once('.').map_or_else(String::new, |(_, ending)| ending.to_lowercase())
+}
+
+/// The name without the ending of its compression, and that ending in lower case.
+fn split(name: &str) -> (&str, &'static str) {
+    let ending = |ending: &'static str| {
+        let (stem, found) = name.rsplit_once('.')?;
+        found.eq_ignore_ascii_case(ending).then_some((stem, ending))
+    };
+    ending("gz").or_else(|| ending("zst")).unwrap_or((name, ""))
 }

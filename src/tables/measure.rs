@@ -55,7 +55,7 @@ pub async fn measure(context: &SessionContext, table: &Table) -> Result<Measured
         let rows = manifests.iter().map(|manifest| manifest.rows).sum();
         return Ok(measured("a folder of runs", files, manifests.iter().map(runs::Manifest::bytes).sum(), Some(rows)));
     }
-    let files = Files::find(context, table).await.map_err(|e| TableError::new(table, e))?;
+    let files = Files::find(&context.runtime_env(), table).await.map_err(|e| TableError::new(table, e))?;
     let (mut count, mut bytes) = (0, 0);
     for file in files.describe_all() {
         count += 1;

@@ -1,49 +1,57 @@
 //! Files become SQL tables: Parquet, delimited text, JSON lines and Arrow IPC; files, globs and folders.
 
 mod arrow_lengths;
+mod csv;
 mod delimited;
 pub mod diagnose;
 mod encrypted;
 mod files;
 mod format;
+mod hive;
+mod infer;
+mod json;
+mod left_out;
 mod measure;
 mod named_by_place;
+mod provider;
 pub(crate) mod snapshot;
+mod text;
 pub(crate) mod types;
+mod values;
 mod versioned;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::datatypes::Schema;
 use datafusion::catalog::TableProvider;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Column, DataFusionError, TableReference};
-use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig};
+use datafusion::datasource::listing::ListingTable;
 use datafusion::datasource::physical_plan::parquet::transform_schema_to_view;
 use datafusion::datasource::source_as_provider;
-use datafusion::logical_expr::{Expr, LogicalPlan, cast};
-use datafusion::prelude::{SessionContext, lit, ltrim, nullif};
+use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::prelude::SessionContext;
 use thiserror::Error;
 
-use crate::config::{CsvOptions, Place, Table, TableFormat};
+use crate::config::{Place, Table, TableFormat};
 use crate::delta::{self, DeltaError};
 use crate::objects::{ObjectsError, Trouble};
 use crate::sink::runs::RunsError;
 use crate::store::SourceFile;
+use diagnose::Broken;
 use files::Files;
 use format::file_format;
-pub(crate) use format::{INT96, parquet};
+pub(crate) use format::{INT96, format_of_name, parquet};
 pub(crate) use measure::known_rows;
 pub use measure::{Measured, measure};
 use named_by_place::Opened;
 pub use named_by_place::enable_places;
 pub(crate) use named_by_place::{is_place, takes_places};
+use provider::FileTable;
 use snapshot::Snapshot;
 use types::Columns;
 pub(crate) use versioned::columns_of_runs;
-
-const BYTE_ORDER_MARK: &str = "\u{feff}";
 
 /// A table that cannot be read.
 #[derive(Debug, Error)]
@@ -53,8 +61,7 @@ pub struct TableError {
     pub table: String,
     /// What is wrong, with the file.
     pub problem: String,
-    /// Whether it may be right the next time though nobody mends the pipeline: the server could not be reached, or a file
-    /// is broken, which whoever writes it may write again.
+    /// Whether a retry may help: the server could not be reached.
     pub passes: bool,
 }
 
@@ -136,20 +143,30 @@ async fn open_once(context: &SessionContext, table: &Table) -> Result<Arc<dyn Ta
     if let Some(provider) = versioned::provider(context, table).await.map_err(|e| TableError::new(table, e))? {
         return Ok(provider);
     }
-    let files = Files::find(context, table).await.map_err(|e| TableError::new(table, e))?;
+    let files = Files::find(&context.runtime_env(), table).await.map_err(|e| TableError::new(table, e))?;
     if let Some(broken) = files.with_wrong_lengths(&table.format).await {
-        return Err(TableError::new(table, Problem { text: broken.to_string(), passes: true }));
+        return Err(TableError::new(table, broken.to_string()));
     }
-    match listing(context, table, &files).await {
-        Ok(provider) => Ok(provider),
+    let provider = match listing(context, table, &files).await {
+        Ok(provider) => provider,
         Err(Unreadable::Types(problem)) => {
-            Err(TableError::new(table, format!("{problem}; write them alike, or read them as two tables with a CAST")))
+            let problem = format!("{problem}; write them alike, or read them as two tables with a CAST");
+            return Err(TableError::new(table, problem));
         }
-        Err(Unreadable::Files(e)) => Err(match files.first_broken(&table.format).await {
-            Some(broken) => TableError::new(table, Problem { text: broken.to_string(), passes: true }),
-            None => TableError::new(table, files.describe(&e, table)),
-        }),
+        Err(Unreadable::Files(e)) => {
+            let broken = match broken_in(&e) {
+                Some(broken) => Some(broken.clone()),
+                None => files.first_broken(&table.format).await,
+            };
+            let problem = broken.map_or_else(|| files.describe(&e, table), |broken| broken.to_string().into());
+            return Err(TableError::new(table, problem));
+        }
+    };
+    let left_out = files.left_out.to_string();
+    if !left_out.is_empty() {
+        tracing::warn!("table `{}`: {}{left_out}", table.name, table.location.place);
     }
+    Ok(provider)
 }
 
 /// Why the files of a table are not one.
@@ -167,53 +184,19 @@ impl From<DataFusionError> for Unreadable {
 }
 
 async fn listing(context: &SessionContext, table: &Table, files: &Files) -> Result<Arc<dyn TableProvider>, Unreadable> {
-    let url = files.url.clone();
-    let state = context.state();
-    let mut options = ListingOptions::new(file_format(&table.format)).with_file_extension(&files.extension);
-    let partitions = if table.partitions.is_empty() && url.is_collection() {
-        options.infer_partitions(&state, &url).await?
+    if let Some(layout) = infer::layout(files, &table.format).await? {
+        return Ok(Arc::new(FileTable::of_text(table, files, layout)?));
+    }
+    let schemas = files.schemas(&context.state(), &table.format).await?;
+    let columns = Columns::of(&schemas).map_err(Unreadable::Types)?;
+    let read = if table.format == TableFormat::Parquet {
+        Arc::new(transform_schema_to_view(&columns.schema))
     } else {
-        table.partitions.clone()
+        types::one_schema(&schemas).map_err(Unreadable::Types)?
     };
-    let partitions: Vec<_> = partitions.into_iter().map(|name| (name, DataType::Utf8)).collect();
-    options = options.with_table_partition_cols(partitions.clone());
-    if !table.partitions.is_empty() {
-        options.validate_partitions(&state, &url).await?;
-    }
-    let schema = match &table.format {
-        TableFormat::Csv(options) => files.columns_of_text(options).await?,
-        TableFormat::Parquet | TableFormat::Arrow => {
-            let schemas = files.schemas(&state, &table.format).await?;
-            let columns = Columns::of(&schemas).map_err(Unreadable::Types)?;
-            let read = if table.format == TableFormat::Parquet {
-                Arc::new(transform_schema_to_view(&columns.schema))
-            } else {
-                types::one_schema(&schemas).map_err(Unreadable::Types)?
-            };
-            let config = ListingTableConfig::new(url).with_listing_options(options).with_schema(Arc::clone(&read));
-            let provider: Arc<dyn TableProvider> = Arc::new(ListingTable::try_new(config)?);
-            return Ok(presented(context, provider, &columns, &read, partitions.iter().map(|(name, _)| name))?);
-        }
-        _ => options.infer_schema(&state, &url).await?,
-    };
-    let marked = matches!(table.format, TableFormat::Csv(_)) && files.begin_with(BYTE_ORDER_MARK.as_bytes()).await;
-    let schema = if marked { without_byte_order_mark(&schema) } else { schema };
-    let TableFormat::Csv(csv) = &table.format else {
-        let config = ListingTableConfig::new(url).with_listing_options(options).with_schema(schema);
-        return Ok(Arc::new(ListingTable::try_new(config)?));
-    };
-    // The reader knows what means NULL only while it tells the types.
-    let read = if csv.null.is_some() { as_texts(&schema) } else { Arc::clone(&schema) };
-    let config = ListingTableConfig::new(url).with_listing_options(options).with_schema(read);
-    let provider: Arc<dyn TableProvider> = Arc::new(ListingTable::try_new(config)?);
-    // Without a header the mark is part of the first value.
-    let is_marked = marked && !csv.header && schema.field(0).data_type().is_string();
-    if !is_marked && csv.null.is_none() {
-        return Ok(provider);
-    }
-    let columns = schema.fields().iter().enumerate().map(|(i, field)| value_of(field, csv, is_marked && i == 0));
-    let columns = columns.chain(partitions.iter().map(|(name, _)| Expr::Column(Column::from_name(name))));
-    Ok(context.read_table(provider)?.select(columns.collect::<Vec<_>>())?.into_view())
+    let provider = FileTable::of_binary(table, files, file_format(&table.format), &read)?;
+    let (read, partitions) = (Arc::clone(provider.file_schema()), provider.partition_names());
+    Ok(presented(context, Arc::new(provider), &columns, &read, partitions.iter())?)
 }
 
 /// A table with its columns as SQL sees them, of one whose files are read as `read`.
@@ -231,24 +214,12 @@ fn presented<'a>(
     Ok(context.read_table(provider)?.select(values.collect::<Vec<_>>())?.into_view())
 }
 
-/// A column of delimited text without the mark before it, NULL where the text says so, in its type.
-fn value_of(field: &Field, csv: &CsvOptions, is_marked: bool) -> Expr {
-    let mut value = Expr::Column(Column::from_name(field.name()));
-    if is_marked {
-        value = ltrim(vec![value, lit(BYTE_ORDER_MARK)]);
+/// The file that an error of a query names as broken.
+pub(crate) fn broken_in(error: &DataFusionError) -> Option<&Broken> {
+    match error.find_root() {
+        DataFusionError::External(error) => error.downcast_ref(),
+        _ => None,
     }
-    if let Some(null) = &csv.null {
-        value = nullif(value, lit(null.as_str()));
-        if !field.data_type().is_string() && !field.data_type().is_null() {
-            value = cast(value, field.data_type().clone());
-        }
-    }
-    value.alias(field.name())
-}
-
-fn as_texts(schema: &SchemaRef) -> SchemaRef {
-    let fields = schema.fields().iter().map(|field| Field::clone(field).with_data_type(DataType::Utf8));
-    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
 /// What may stand between the fields of a text of which the head is taken for one name.
@@ -263,10 +234,15 @@ pub(crate) fn that_reads(plan: &LogicalPlan, file: &Path) -> Result<Option<Place
     plan.apply_with_subqueries(|node| {
         let LogicalPlan::TableScan(scan) = node else { return Ok(TreeNodeRecursion::Continue) };
         let Ok(provider) = source_as_provider(&scan.source) else { return Ok(TreeNodeRecursion::Continue) };
-        let Some(table) = provider.downcast_ref::<ListingTable>() else { return Ok(TreeNodeRecursion::Continue) };
-        // Files of another ending in a folder are not read.
-        let is_meant = file.name().ends_with(&table.options().file_extension);
-        found = table.table_paths().iter().filter_map(files::local_place).find(|place| is_meant && place.covers(&file));
+        let provider = &*provider;
+        found = if let Some(table) = provider.downcast_ref::<FileTable>() {
+            table.place_that_reads(&file)
+        } else if let Some(table) = provider.downcast_ref::<ListingTable>() {
+            // The files of a run.
+            table.table_paths().iter().filter_map(files::local_place).find(|place| place.covers(&file))
+        } else {
+            None
+        };
         Ok(if found.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
     })?;
     Ok(found)
@@ -287,9 +263,9 @@ fn register_under_its_name(
 
 /// Reads the files of the tables, and of those that SQL named by their places, once more, to find the one that made a
 /// query fail.
-pub async fn first_broken(context: &SessionContext, tables: &[Table]) -> Option<diagnose::Broken> {
+pub async fn first_broken(context: &SessionContext, tables: &[Table]) -> Option<Broken> {
     for table in tables.iter().chain(&Opened::of(context)) {
-        let files = Files::find(context, table).await.ok()?;
+        let files = Files::find(&context.runtime_env(), table).await.ok()?;
         if let Some(broken) = files.first_broken(&table.format).await {
             return Some(broken);
         }
@@ -319,16 +295,8 @@ pub async fn source_files(context: &SessionContext, tables: &[Table]) -> Result<
         let error = |problem: Problem| vec![TableError::new(table, problem)];
         // The version that is read is fixed when the table is opened, whatever happens to it afterwards.
         if !versioned::is_versioned(table).await.map_err(error)? {
-            all.extend(Files::find(context, table).await.map_err(error)?.describe_all());
+            all.extend(Files::find(&context.runtime_env(), table).await.map_err(error)?.describe_all());
         }
     }
     Ok(all)
-}
-
-fn without_byte_order_mark(schema: &SchemaRef) -> SchemaRef {
-    let fields = schema.fields().iter().map(|field| {
-        let name = field.name().strip_prefix(BYTE_ORDER_MARK).unwrap_or(field.name());
-        Field::clone(field).with_name(name)
-    });
-    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }

@@ -86,6 +86,7 @@ mod stores;
 mod support;
 mod tables;
 mod terminal;
+mod text_tables;
 mod tiny;
 mod tokenizers;
 #[cfg(feature = "otel")]

@@ -44,7 +44,7 @@ fn a_table_in_another_delimiter_says_how_it_is_read() {
     insta::assert_snapshot!(refusal(&job, &["SELECT id FROM 'semi.csv'"]), @r#"error: SQL: there is no column `id` (columns: id;a); is ';' its delimiter? Write --table 'NAME={ uri = "…", delimiter = ";" }'"#);
     assert!(refusal(&job, &["SELECT id FROM 'tab.csv'"]).ends_with(r#"delimiter = "\t" }'"#));
     write(&job.path("twice.csv"), "id,a,id\n1,x,2\n");
-    let said = job.error_of(&mut query(&job, &["SELECT id FROM 'twice.csv'"]), 1);
+    let said = job.error_of(&mut query(&job, &["SELECT id FROM 'twice.csv'"]), 2);
     assert!(said.contains("fields 1 and 3 of the first line are both named \"id\"; rename one"), "{said}");
     let table = "t={ uri = \"twice.csv\", header = false }";
     assert_eq!(csv(&job, &["-t", table, "SELECT column_3 FROM t LIMIT 1 OFFSET 1"]), "column_3\n2\n");
@@ -67,7 +67,7 @@ fn json_has_all_columns_and_json_lines_are_read_again() {
     assert_eq!(stdout_of(query(&job, &[sql]).args(["--format", "ndjson"])), lines);
     assert!(std::fs::read_to_string(job.path("rows.tsv")).unwrap().starts_with("id\ta\n"));
     write(&job.path("rows.json"), array);
-    let said = job.error_of(&mut query(&job, &["SELECT id FROM 'rows.json'"]), 1);
+    let said = job.error_of(&mut query(&job, &["SELECT id FROM 'rows.json'"]), 2);
     assert!(said.contains("`jq -c '.[]' FILE > FILE.jsonl`"), "{said}");
 }
 

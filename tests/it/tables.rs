@@ -16,10 +16,11 @@ use datafusion::prelude::SessionContext;
 use crate::support::{Job, couplet, resources, rows_of, stdout_of, write};
 
 /// A folder of files for `[tables]`.
-struct Files(tempfile::TempDir);
+pub struct Files(tempfile::TempDir);
 
 impl Files {
-    fn new<const N: usize>(files: [(&str, &[u8]); N]) -> Self {
+    /// Makes the folder.
+    pub fn new<const N: usize>(files: [(&str, &[u8]); N]) -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
         for (name, bytes) in files {
             write(&folder.path(name), bytes);
@@ -27,7 +28,8 @@ impl Files {
         folder
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// A file of it.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
@@ -51,18 +53,14 @@ impl Files {
         self.failure(uri, "SELECT * FROM t", 2)
     }
 
-    /// What it says of one whose file is broken, which may be whole the next time.
-    fn broken(&self, uri: &str) -> String {
-        self.failure(uri, "SELECT * FROM t", 1)
-    }
-
     /// What a command says that fails, this folder's path replaced.
     fn error(&self, command: &mut assert_cmd::Command, code: i32) -> String {
         let message = crate::support::stderr_of(command, code);
         message.replace(self.0.path().to_str().unwrap(), "DIR").trim_end().to_owned()
     }
 
-    fn failure(&self, uri: &str, sql: &str, code: i32) -> String {
+    /// What a query of the table `t` says that ends with this code, this folder's path replaced.
+    pub fn failure(&self, uri: &str, sql: &str, code: i32) -> String {
         let mut command = couplet();
         command.current_dir(self.0.path()).args(["query", sql, "--table", &format!("t={uri}")]);
         self.error(&mut command, code)
@@ -330,7 +328,7 @@ fn missing_files_are_named_with_what_was_looked_for() {
     insta::assert_snapshot!(files.refusal("data/pair.csv"), @"error: table `t`: data/pair.csv does not exist; did you mean data/pairs.csv?");
     insta::assert_snapshot!(files.refusal("date/pairs.csv"), @"error: table `t`: date/pairs.csv does not exist, nor does its folder date");
     insta::assert_snapshot!(files.refusal("data/*.tsv"), @"error: table `t`: no file matches data/*.tsv");
-    insta::assert_snapshot!(files.refusal("empty/"), @"error: table `t`: folder empty/ has no *.parquet file");
+    insta::assert_snapshot!(files.refusal("empty/"), @"error: table `t`: folder empty/ has no *.parquet file; left out: readme.md (with another ending)");
 }
 
 #[test]
@@ -340,9 +338,9 @@ fn invalid_utf8_is_refused_with_file_line_and_field() {
         ("t.jsonl", b"{\"id\":1}\n{\"id\":\"\xE9\"}\n"),
         ("utf16.csv", b"\xFF\xFEi\x00d\x00\n\x001\x00\n\x00"),
     ]);
-    insta::assert_snapshot!(files.broken("t.csv"), @r#"error: table `t`: DIR/t.csv:4: field 2 is not valid UTF-8: "caf�"; convert the file, for example with iconv"#);
-    insta::assert_snapshot!(files.broken("t.jsonl"), @"error: table `t`: DIR/t.jsonl:2: not valid UTF-8; convert the file, for example with iconv");
-    insta::assert_snapshot!(files.broken("utf16.csv"), @r#"error: table `t`: DIR/utf16.csv:1: field 1 is not valid UTF-8: "��i\0d\0"; convert the file, for example with iconv"#);
+    insta::assert_snapshot!(files.refusal("t.csv"), @"error: table `t`: DIR/t.csv:4: field 2 is not valid UTF-8; convert the file, for example with iconv");
+    insta::assert_snapshot!(files.refusal("t.jsonl"), @"error: table `t`: DIR/t.jsonl:2: not valid UTF-8; convert the file, for example with iconv");
+    insta::assert_snapshot!(files.refusal("utf16.csv"), @"error: table `t`: DIR/utf16.csv:1: it is UTF-16, and UTF-8 is read; convert the file, for example with iconv");
 }
 
 #[test]
@@ -352,15 +350,15 @@ fn ragged_lines_are_refused_with_file_and_line() {
         ("narrow.csv", b"id,a\n1,x\n2\n"),
         ("quote.csv", b"id,a,b\n1,\"x,y\n2,p,q\n3,r,s\n"),
     ]);
-    insta::assert_snapshot!(files.broken("wide.csv"), @r#"error: table `t`: DIR/wide.csv:3: 3 fields where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
-    insta::assert_snapshot!(files.broken("narrow.csv"), @r#"error: table `t`: DIR/narrow.csv:3: 1 field where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
-    insta::assert_snapshot!(files.broken("quote.csv"), @r#"error: table `t`: DIR/quote.csv:2: 2 fields where the first line has 3; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
+    insta::assert_snapshot!(files.refusal("wide.csv"), @r#"error: table `t`: DIR/wide.csv:3: 3 fields where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
+    insta::assert_snapshot!(files.refusal("narrow.csv"), @r#"error: table `t`: DIR/narrow.csv:3: 1 field where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
+    insta::assert_snapshot!(files.refusal("quote.csv"), @r#"error: table `t`: DIR/quote.csv:2: a quotation mark (") is never closed; { uri = "…", quote = false } takes them as they are"#);
 }
 
 #[test]
 fn the_broken_file_of_many_is_named() {
     let files = Files::new([("d/a.csv", b"id,a\n1,x\n".as_slice()), ("d/b.csv", b"id,a\n1,x\n2,y,z\n")]);
-    insta::assert_snapshot!(files.broken("d/*.csv"), @r#"error: table `t`: DIR/d/b.csv:3: 3 fields where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
+    insta::assert_snapshot!(files.refusal("d/*.csv"), @r#"error: table `t`: DIR/d/b.csv:3: 3 fields where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
 }
 
 #[test]
@@ -370,7 +368,7 @@ fn a_line_that_is_broken_far_down_is_named_when_it_is_read() {
         csv.push_str(&format!("{id},x\n"));
     }
     let files = Files::new([("t.csv", format!("{csv}100000,x,y\n").as_bytes())]);
-    insta::assert_snapshot!(files.failure("t.csv", COUNT, 1), @r#"error: DIR/t.csv:100002: 3 fields where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are; the output is not complete"#);
+    insta::assert_snapshot!(files.failure("t.csv", COUNT, 2), @r#"error: table `t`: DIR/t.csv:100002: 3 fields where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
 }
 
 #[tokio::test]
@@ -403,9 +401,9 @@ fn broken_json_is_refused_with_file_line_and_column() {
         ("list.jsonl", b"[1, 2]\n"),
         ("pretty.json", b"{\n  \"id\": 1\n}\n"),
     ]);
-    insta::assert_snapshot!(files.broken("cut.jsonl"), @"error: table `t`: DIR/cut.jsonl:2: the line ends within a JSON object; a line must be a whole one");
-    insta::assert_snapshot!(files.broken("list.jsonl"), @"error: table `t`: DIR/list.jsonl: it is one JSON array, and what is read are JSON Lines, an object a line: `jq -c '.[]' FILE > FILE.jsonl` makes them of it, and `couplet query … -o FILE.jsonl` writes them");
-    insta::assert_snapshot!(files.broken("pretty.json"), @"error: table `t`: DIR/pretty.json:1: the line ends within a JSON object; a line must be a whole one");
+    insta::assert_snapshot!(files.refusal("cut.jsonl"), @"error: table `t`: DIR/cut.jsonl:2: the line ends within a JSON object; a line must be a whole one");
+    insta::assert_snapshot!(files.refusal("list.jsonl"), @"error: table `t`: DIR/list.jsonl: it is one JSON array, and what is read are JSON Lines, an object a line: `jq -c '.[]' FILE > FILE.jsonl` makes them of it, and `couplet query … -o FILE.jsonl` writes them");
+    insta::assert_snapshot!(files.refusal("pretty.json"), @"error: table `t`: DIR/pretty.json:1: the line ends within a JSON object; a line must be a whole one");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -416,10 +414,10 @@ async fn parquet_and_arrow_files_that_are_cut_off_are_refused() {
         let whole = std::fs::read(files.path(name)).unwrap();
         write(&files.path(name), &whole[..200]);
     }
-    insta::assert_snapshot!(files.broken("t.parquet"), @"error: table `t`: DIR/t.parquet: not a whole Parquet file (200 bytes): Parquet error: Invalid Parquet file. Corrupt footer; was it cut off while it was written or copied?");
-    insta::assert_snapshot!(files.broken("empty.parquet"), @"error: table `t`: DIR/empty.parquet is empty; was it cut off while it was written or copied?");
-    insta::assert_snapshot!(files.broken("text.parquet"), @r#"error: table `t`: DIR/text.parquet: it is no Parquet file, as it begins with "id,a"; write it with its format, as in { uri = "…", format = "csv" }"#);
-    insta::assert_snapshot!(files.broken("t.arrow"), @"error: table `t`: DIR/t.arrow: neither a whole Arrow file nor a whole Arrow stream: it does not end as an Arrow file does");
+    insta::assert_snapshot!(files.refusal("t.parquet"), @"error: table `t`: DIR/t.parquet: not a whole Parquet file (200 bytes): Parquet error: Invalid Parquet file. Corrupt footer; was it cut off while it was written or copied?");
+    insta::assert_snapshot!(files.refusal("empty.parquet"), @"error: table `t`: DIR/empty.parquet is empty; was it cut off while it was written or copied?");
+    insta::assert_snapshot!(files.refusal("text.parquet"), @r#"error: table `t`: DIR/text.parquet: it is no Parquet file, as it begins with "id,a"; write it with its format, as in { uri = "…", format = "csv" }"#);
+    insta::assert_snapshot!(files.refusal("t.arrow"), @"error: table `t`: DIR/t.arrow: neither a whole Arrow file nor a whole Arrow stream: it does not end as an Arrow file does");
 }
 
 #[test]
@@ -517,7 +515,7 @@ async fn job_with_a_corrupt_page() -> Job {
 async fn a_corrupt_page_fails_a_run_with_file_and_row_and_leaves_the_output_as_it_was() {
     let job = job_with_a_corrupt_page().await;
     write(&job.output(), "what was there");
-    insta::assert_snapshot!(job.error(1), @"error: DIR/pairs.parquet: a page after row 1024 cannot be read (4 row groups): Parquet argument error: Parquet error: Unexpected struct field type 15; nothing was written");
+    insta::assert_snapshot!(job.error(2), @"error: DIR/pairs.parquet: a page after row 1024 cannot be read (4 row groups): Parquet argument error: Parquet error: Unexpected struct field type 15; nothing was written");
     assert_eq!(std::fs::read(job.output()).unwrap(), b"what was there");
     assert_eq!(job.output_files(), ["scores.parquet"]);
 }
@@ -526,13 +524,13 @@ async fn a_corrupt_page_fails_a_run_with_file_and_row_and_leaves_the_output_as_i
 async fn a_corrupt_page_fails_a_query_with_file_and_row() {
     let job = job_with_a_corrupt_page().await;
     let query = ["query", "--pipeline", "pipeline.toml", "SELECT max(length(a)) FROM pairs"];
-    insta::assert_snapshot!(job.error_of(&mut job.couplet(&query), 1), @"error: DIR/pairs.parquet: a page after row 1024 cannot be read (4 row groups): Parquet argument error: Parquet error: Unexpected struct field type 15; the output is not complete");
-    let message = job.error_of(job.couplet(&query).args(["-o", "out/x.csv"]), 1);
+    insta::assert_snapshot!(job.error_of(&mut job.couplet(&query), 2), @"error: DIR/pairs.parquet: a page after row 1024 cannot be read (4 row groups): Parquet argument error: Parquet error: Unexpected struct field type 15; the output is not complete");
+    let message = job.error_of(job.couplet(&query).args(["-o", "out/x.csv"]), 2);
     assert!(message.ends_with("; no output was written"), "{message}");
     assert!(job.output_files().is_empty());
     for sql in ["SELECT max(length(a)) FROM 'pairs.parquet'", "SELECT 1;\nSELECT max(length(a)) FROM 'pairs.parquet';"]
     {
-        let by_place = job.error_of(job.couplet(&["query"]).write_stdin(sql), 1);
+        let by_place = job.error_of(job.couplet(&["query"]).write_stdin(sql), 2);
         assert!(by_place.contains("DIR/pairs.parquet: a page after row 1024 cannot be read"), "{by_place}");
     }
 }
@@ -582,7 +580,7 @@ fn a_pipeline_names_its_tables() {
 #[test]
 fn a_broken_csv_fails_a_run_and_writes_nothing() {
     let job = Job::new("id,a,b\n1,x,y\n2,\"p,q\n3,r,s\n");
-    insta::assert_snapshot!(job.error(1), @r#"error: table `pairs`: DIR/pairs.csv:3: 2 fields where the first line has 3; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
+    insta::assert_snapshot!(job.error(2), @r#"error: table `pairs`: DIR/pairs.csv:3: a quotation mark (") is never closed; { uri = "…", quote = false } takes them as they are"#);
     assert!(job.output_files().is_empty());
 }
 

@@ -1,0 +1,101 @@
+//! Columns in the names of folders, as Hive, Spark and DuckDB write them: `dt=2026-01-01/region=New%20York/`.
+
+use std::borrow::Cow;
+
+use object_store::ObjectMeta;
+use object_store::path::Path;
+
+/// The name of a folder whose rows have no value.
+const NULL: &str = "__HIVE_DEFAULT_PARTITION__";
+
+/// The names of the folders of a file below a folder.
+pub(super) fn folders<'f>(root: &Path, file: &'f Path) -> Vec<Cow<'f, str>> {
+    let mut parts: Vec<Cow<'f, str>> = below(root, file).split('/').map(Cow::Borrowed).collect();
+    parts.pop();
+    parts
+}
+
+/// The path of a file below a folder.
+pub(super) fn below<'f>(root: &Path, file: &'f Path) -> &'f str {
+    let file = file.as_ref();
+    file.strip_prefix(root.as_ref()).map_or(file, |rest| rest.trim_start_matches('/'))
+}
+
+/// The names of the columns that all of these files have in their folders.
+///
+/// # Errors
+/// Two files that have others.
+pub(super) fn columns<'f>(root: &Path, files: &'f [ObjectMeta]) -> Result<Vec<String>, (&'f Path, &'f Path)> {
+    let names = |file: &'f Path| -> Vec<String> {
+        folders(root, file).iter().filter_map(|folder| Some(decoded(folder.split_once('=')?.0))).collect()
+    };
+    let Some(first) = files.first().map(|file| &file.location) else { return Ok(Vec::new()) };
+    let expected = names(first);
+    match files.iter().map(|file| &file.location).find(|file| names(file) != expected) {
+        Some(other) => Err((first, other)),
+        None => Ok(expected),
+    }
+}
+
+/// The values of these columns in the folders of a file; none if it is in other folders.
+pub(super) fn values(root: &Path, file: &Path, columns: &[String]) -> Option<Vec<Option<String>>> {
+    let folders = folders(root, file);
+    let mut folders = folders.iter().filter_map(|folder| folder.split_once('='));
+    let values = columns.iter().map(|column| {
+        let (_, value) = folders.next().filter(|(name, _)| decoded(name) == *column)?;
+        Some(if value == NULL { None } else { Some(decoded(value)) })
+    });
+    values.collect()
+}
+
+/// The text with `%20` and the like replaced; what is no such escape stays.
+fn decoded(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let (mut decoded, mut at) = (Vec::with_capacity(bytes.len()), 0);
+    while at < bytes.len() {
+        let digits = text
+            .get(at + 1..at + 3)
+            .filter(|digits| bytes[at] == b'%' && digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                decoded.push(byte);
+                at += 3;
+            }
+            None => {
+                decoded.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8(decoded).unwrap_or_else(|_| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_folders_are_decoded() {
+        let cases = [
+            ("a%20b", "a b"),
+            ("a%2Fb", "a/b"),
+            ("%C3%BC%2f%C3%B6", "ü/ö"),
+            ("100%", "100%"),
+            ("100%25", "100%"),
+            ("a+b", "a+b"),
+            ("k=v", "k=v"),
+            ("%zz%+1%FF", "%zz%+1%FF"),
+            ("München", "München"),
+        ];
+        for (written, value) in cases {
+            assert_eq!(decoded(written), value, "{written}");
+        }
+        let root = Path::from("data");
+        let file = Path::parse("data/dt=2026-01-01/x/region=k=v/part.parquet").unwrap();
+        let names = ["dt".to_owned(), "region".to_owned()];
+        assert_eq!(values(&root, &file, &names), Some(vec![Some("2026-01-01".into()), Some("k=v".into())]));
+        assert_eq!(values(&root, &file, &names[1..]), None);
+        let file = Path::parse("data/dt=__HIVE_DEFAULT_PARTITION__/part.parquet").unwrap();
+        assert_eq!(values(&root, &file, &names[..1]), Some(vec![None]));
+    }
+}

@@ -1,0 +1,73 @@
+//! What a folder has besides the files of a table: said once, so that nobody takes a part for the whole.
+
+use std::fmt;
+use std::path::Path;
+
+use super::format::format_of_name;
+
+/// Names that are told of each kind.
+const TOLD: usize = 3;
+
+/// The files that are not read, by the reason.
+#[derive(Debug, Default)]
+pub(super) struct LeftOut {
+    hidden: Vec<String>,
+    in_folders: Vec<String>,
+    others: Vec<String>,
+    dangling: Vec<String>,
+}
+
+impl LeftOut {
+    /// A file whose name, or that of its folder, begins with `.` or `_`; marks of Spark and checksums say nothing.
+    pub(super) fn hidden(&mut self, name: &str) {
+        if format_of_name(name).is_some() {
+            self.hidden.push(name.to_owned());
+        }
+    }
+
+    /// A file in a folder that is not of the form `key=value`.
+    pub(super) fn in_folder(&mut self, name: &str) {
+        self.in_folders.push(name.to_owned());
+    }
+
+    /// A file with another ending.
+    pub(super) fn other(&mut self, name: &str) {
+        self.others.push(name.to_owned());
+    }
+
+    /// Files with other endings.
+    pub(super) fn others(&self) -> impl Iterator<Item = &str> {
+        self.others.iter().chain(&self.in_folders).chain(&self.hidden).map(String::as_str)
+    }
+
+    /// Finds the links in a folder that lead nowhere, which no listing has.
+    pub(super) fn find_dangling_links(&mut self, folder: &Path) {
+        let Ok(entries) = folder.read_dir() else { return };
+        let links = entries.flatten().filter(|entry| entry.path().is_symlink() && !entry.path().exists());
+        self.dangling.extend(links.map(|link| link.file_name().to_string_lossy().into_owned()));
+        self.dangling.sort();
+    }
+}
+
+impl fmt::Display for LeftOut {
+    /// `; left out: …`, or nothing.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kinds = [
+            (&self.hidden, "hidden, as the name begins with . or _"),
+            (&self.in_folders, "in a folder that is not of the form key=value"),
+            (&self.others, "with another ending"),
+            (&self.dangling, "a link to nothing"),
+        ];
+        let mut before = "; left out: ";
+        for (names, reason) in kinds.into_iter().filter(|(names, _)| !names.is_empty()) {
+            let told = names.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
+            write!(f, "{before}{told}")?;
+            if names.len() > TOLD {
+                write!(f, " and {} more", names.len() - TOLD)?;
+            }
+            write!(f, " ({reason})")?;
+            before = ", ";
+        }
+        Ok(())
+    }
+}
