@@ -22,6 +22,8 @@ pub fn point(name: &str) {
     #[cfg(unix)]
     if is_here("COUPLET_STOP", &PASSED[1]) {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+        // Another thread may take the signal, and this one go on for a moment.
+        std::thread::sleep(std::time::Duration::from_secs(1));
     }
 }
 

@@ -73,10 +73,6 @@ impl FileLock {
         &self.content.left_behind
     }
 
-    pub(super) fn store(&self) -> &str {
-        &self.content.store
-    }
-
     pub(super) fn settle(&mut self) -> Result<(), LockError> {
         self.content.left_behind.clear();
         self.write()

@@ -66,9 +66,6 @@ pub(super) enum State {
 pub(super) struct Content {
     pub(super) state: State,
     pub(super) holder: Holder,
-    /// The id of the store, made with its first lock: what commits of its runs to a sink have in common.
-    #[serde(default = "new_store")]
-    pub(super) store: String,
     /// For how long after a renewal the lock is the holder's; none in a local folder, where the system knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) lease_seconds: Option<f64>,
@@ -83,10 +80,9 @@ pub(super) struct Content {
 impl Content {
     /// The lock as its next holder has it, after the one `before` it.
     pub(super) fn after(before: Option<Self>, holder: Holder, lease: Option<Duration>) -> Self {
-        let store = before.as_ref().map_or_else(new_store, |before| before.store.clone());
         let left_behind = before.map(Self::into_left_behind).unwrap_or_default();
         let lease_seconds = lease.map(|lease| lease.as_secs_f64());
-        Self { state: State::Held, holder, store, lease_seconds, renewals: 0, left_behind }
+        Self { state: State::Held, holder, lease_seconds, renewals: 0, left_behind }
     }
 
     /// What the next holder has to take note of.
@@ -114,10 +110,6 @@ impl Content {
         // A kill between writing a shorter text and cutting the file leaves the end of the one before.
         serde_json::Deserializer::from_slice(json).into_iter().next()?.ok()
     }
-}
-
-fn new_store() -> String {
-    Uuid::new_v4().simple().to_string()
 }
 
 #[cfg(test)]

@@ -17,7 +17,6 @@ use super::{Explain, Explained, Holder, LockError};
 pub(super) struct Lease {
     inner: Arc<Inner>,
     left_behind: Vec<Holder>,
-    store: String,
     /// Ends the renewals; dropped, it also tells others that the lock is to be had.
     renewals: Option<oneshot::Sender<()>>,
 }
@@ -43,7 +42,7 @@ impl Lease {
         version: UpdateVersion,
         sent: Instant,
     ) -> Self {
-        let (left_behind, store) = (content.left_behind.clone(), content.store.clone());
+        let left_behind = content.left_behind.clone();
         let inner = Arc::new(Inner {
             object,
             lease,
@@ -53,15 +52,11 @@ impl Lease {
         });
         let (renewals, stop) = oneshot::channel();
         tokio::spawn(keep(Arc::clone(&inner), stop));
-        Self { inner, left_behind, store, renewals: Some(renewals) }
+        Self { inner, left_behind, renewals: Some(renewals) }
     }
 
     pub(super) fn left_behind(&self) -> &[Holder] {
         &self.left_behind
-    }
-
-    pub(super) fn store(&self) -> &str {
-        &self.store
     }
 
     pub(super) async fn settle(&mut self) -> Result<(), LockError> {

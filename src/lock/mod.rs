@@ -212,15 +212,6 @@ impl Held {
         }
     }
 
-    /// The id of the store that the lock is of. A store whose `lock.json` was lost gets another one.
-    #[must_use]
-    pub fn store(&self) -> &str {
-        match &self.0 {
-            Kind::File(lock) => lock.store(),
-            Kind::Lease(lease) => lease.store(),
-        }
-    }
-
     /// Forgets the runs that were left behind, when note has been taken of them.
     ///
     /// # Errors

@@ -23,6 +23,8 @@ pub(super) struct Night {
     run: String,
     pipeline: String,
     pipeline_hash: Option<String>,
+    /// The id of the store, also of one whose lock file was lost.
+    store: String,
     held: Held,
     runs: Runs,
 }
@@ -74,7 +76,7 @@ impl Night {
             let digest = Sha256::digest(&text);
             digest.iter().take(8).fold(String::new(), |hash, byte| format!("{hash}{byte:02x}"))
         });
-        Ok(Self { run, pipeline: pipeline.name.clone(), pipeline_hash, held, runs })
+        Ok(Self { run, pipeline: pipeline.name.clone(), pipeline_hash, store: store.id().to_owned(), held, runs })
     }
 
     /// The run's id; later runs have greater ones, as far as clocks can be trusted.
@@ -111,8 +113,8 @@ impl Night {
 
     /// What its commits say of it; `key` is that under which it appends rows.
     pub(super) fn origin(&self, key: Option<String>) -> Origin {
-        let store = self.held.store().to_owned();
-        Origin { run: self.run.clone(), pipeline: self.pipeline.clone(), store, key }
+        let (run, pipeline, store) = (self.run.clone(), self.pipeline.clone(), self.store.clone());
+        Origin { run, pipeline, store, key }
     }
 
     /// Records how the run ended, does the work of `then`, and releases the lock; returns the record, and the error of a

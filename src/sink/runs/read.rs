@@ -27,7 +27,7 @@ const READS_UNDER_WAY: usize = 16;
 pub async fn latest(place: &Place) -> Result<Option<Manifest>, RunsError> {
     for _ in 0..ATTEMPTS {
         let mut gone = false;
-        for folder in folders(place).await?.iter().rev().filter(|folder| folder.is_complete()) {
+        for folder in folders(place).await?.iter().rev().filter(|folder| folder.success.is_some()) {
             match manifest(place, folder).await? {
                 Found::Manifest(manifest) => return Ok(Some(*manifest)),
                 Found::Removed => {}
@@ -52,7 +52,7 @@ pub async fn latest(place: &Place) -> Result<Option<Manifest>, RunsError> {
 pub async fn all(place: &Place) -> Result<Vec<Manifest>, RunsError> {
     'again: for _ in 0..ATTEMPTS {
         let folders = folders(place).await?;
-        let complete = folders.iter().filter(|folder| folder.is_complete());
+        let complete = folders.iter().filter(|folder| folder.success.is_some());
         let mut found = futures::stream::iter(complete.map(|folder| manifest(place, folder)).collect::<Vec<_>>())
             .buffered(READS_UNDER_WAY);
         let mut manifests = Vec::new();
