@@ -436,7 +436,7 @@ fn model_show_describes_the_bundled_model() {
       parameters    22,713,218 (45.4 MB on disk)
       vocabulary    30,522 word pieces
       max length    512 tokens
-      fingerprint   17881bc937bbf80d6d37c3b9614062f96b334494fa6672a72da44cd0c43f3456
+      fingerprint   17881bc937bbf80dcb6d505ec18401ecd2d2d88cf66a11c5ec92d057e9001662
     ");
 }
 
