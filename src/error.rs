@@ -197,9 +197,12 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Usage(_) | Self::Source { .. } | Self::Sql { mistake: true, .. } => 2,
             // A file that is broken is so again.
-            Self::BrokenFile { .. } => 2,
+            Self::Config(_)
+            | Self::Usage(_)
+            | Self::Source { .. }
+            | Self::Sql { mistake: true, .. }
+            | Self::BrokenFile { .. } => 2,
             Self::Tables(errors) if errors.iter().any(|error| !error.passes) => 2,
             Self::Objects(error) if error.trouble.is_mistake() => 2,
             Self::Model(error) if error.is_mistake() => 2,

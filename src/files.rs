@@ -35,7 +35,7 @@ pub(crate) fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<Fi
         Err(e) if e.kind() == ErrorKind::NotFound => {}
         Err(e) => return Err(e),
     }
-    open_now(options, 0, path, |found| check_regular(found))
+    open_now(options, 0, path, check_regular)
 }
 
 /// Makes a regular file, or empties the one that is there.

@@ -23,6 +23,8 @@ use crate::run::{self, Remembering, WholeRun};
 use crate::sink::AtomicFile;
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
+#[expect(clippy::struct_field_names, reason = "a run key is what the option is called")]
 pub(super) struct Run {
     /// The pipeline file
     pipeline: PathBuf,

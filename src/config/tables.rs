@@ -358,8 +358,8 @@ fn column_type(written: &str) -> Option<ColumnType> {
         "timestamptz" => ColumnType::TimestampTz,
         _ => {
             let (precision, scale) = written.strip_prefix("decimal(")?.strip_suffix(')')?.split_once(',')?;
-            let (precision, scale) = (precision.trim().parse().ok()?, scale.trim().parse().ok()?);
-            let is_valid = (1..=38).contains(&precision) && (0..=precision as i8).contains(&scale);
+            let (precision, scale) = (precision.trim().parse::<u8>().ok()?, scale.trim().parse::<i8>().ok()?);
+            let is_valid = (1..=38).contains(&precision) && (0..=precision.cast_signed()).contains(&scale);
             is_valid.then_some(ColumnType::Decimal { precision, scale })?
         }
     })

@@ -367,12 +367,10 @@ fn format_of_folder(path: &Path) -> Option<String> {
                     return None;
                 }
                 folders.push(path);
-            } else {
-                if !name.starts_with(['.', '_'])
-                    && let Some(known) = format_of_name(&name)
-                {
-                    *counts.entry(known).or_default() += 1;
-                }
+            } else if !name.starts_with(['.', '_'])
+                && let Some(known) = format_of_name(&name)
+            {
+                *counts.entry(known).or_default() += 1;
             }
         }
     }

@@ -253,6 +253,7 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/goldens").join(name)
     }
 
+    #[expect(clippy::unwrap_used, reason = "it is part of the tests")]
     fn copy(to: &Path) -> PathBuf {
         fs::create_dir(to).unwrap();
         for entry in golden("tiny-bert").read_dir().unwrap().flatten() {

@@ -125,11 +125,9 @@ mod tests {
 
     #[test]
     fn what_real_tokenizers_have_is_within_the_limits() {
-        for model in ["tiny-distilbert"] {
-            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/goldens").join(model);
-            let json: Value = serde_json::from_slice(&std::fs::read(path.join("tokenizer.json")).unwrap()).unwrap();
-            check(&json).unwrap();
-        }
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/goldens/tiny-distilbert");
+        let json: Value = serde_json::from_slice(&std::fs::read(path.join("tokenizer.json")).unwrap()).unwrap();
+        check(&json).unwrap();
         // XLM-R's, which multilingual sentence encoders have.
         check(&json!({ "normalizer": { "type": "Sequence", "normalizers": [
             { "type": "NFKC" },
@@ -159,7 +157,9 @@ mod tests {
             let problem = check(&json).unwrap_err();
             assert!(problem.contains(part), "{problem}");
         }
-        assert!(check_vocabulary(&[b"[UNK]\n".as_slice(), &[b'x'; 200_000]].concat()).unwrap_err().contains("line 2"));
+        assert!(
+            check_vocabulary(&[b"[UNK]\n".as_slice(), &vec![b'x'; 200_000]].concat()).unwrap_err().contains("line 2")
+        );
         check_vocabulary(b"[UNK]\nword\n").unwrap();
     }
 

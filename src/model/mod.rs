@@ -107,8 +107,9 @@ impl Model {
         let source = (&checkpoint, device);
         let head = Head::load(&source, &config, outputs, kernels)?;
         let encoder = Encoder::load(&source, &config, kernels)?;
-        // Other probabilities, labels and scores are another model's.
-        let names = encoder_files(files, &tokenizer, &checkpoint).chain([SENTENCE_TRANSFORMERS, CALIBRATION_FILE]);
+        // Other probabilities, labels and scores are another model's. The first file says what one logit becomes.
+        let others = [(outputs == 1).then_some(SENTENCE_TRANSFORMERS), Some(CALIBRATION_FILE)];
+        let names = encoder_files(files, &tokenizer, &checkpoint).chain(others.into_iter().flatten());
         Ok(Self {
             folder: files.folder().to_owned(),
             calibration: Calibration::load(files, &config)?,

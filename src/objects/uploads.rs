@@ -93,7 +93,9 @@ pub async fn abort_noted_uploads(store: &StoreFolder, places: &[Objects]) -> Res
     let Objects { store: objects, .. } = &notes.objects;
     let mut aborted = 0;
     let listed = notes.files().await.map_err(|e| StoreError::Generic { store: NOTES, source: e.into() })?;
-    for file in listed.into_iter().filter(|file| file.name.ends_with(".json") && file.bytes <= LONGEST_NOTE) {
+    #[expect(clippy::case_sensitive_file_extension_comparisons, reason = "couplet itself gave the names")]
+    let is_note = |name: &str| name.ends_with(".json");
+    for file in listed.into_iter().filter(|file| is_note(&file.name) && file.bytes <= LONGEST_NOTE) {
         let json = match objects.get(&file.path).await {
             Err(StoreError::NotFound { .. }) => continue,
             found => found?.bytes().await?,

@@ -94,17 +94,17 @@ mod tests {
 
     use super::*;
 
-    fn shown(column: ArrayRef) -> Vec<String> {
-        let texts = texts(&column).unwrap().unwrap();
+    fn shown(column: &ArrayRef) -> Vec<String> {
+        let texts = texts(column).unwrap().unwrap();
         texts.as_string::<i32>().iter().map(|text| text.unwrap_or("NULL").to_owned()).collect()
     }
 
     #[test]
     fn dates_beyond_the_formatter_are_dates() {
         let dates = Date32Array::from(vec![Some(i32::MAX), Some(-i32::MAX), Some(19_723), None]);
-        assert_eq!(shown(Arc::new(dates)), ["+5881580-07-11", "-5877641-06-24", "2024-01-01", "NULL"]);
+        assert_eq!(shown(&(Arc::new(dates) as ArrayRef)), ["+5881580-07-11", "-5877641-06-24", "2024-01-01", "NULL"]);
         let times = TimestampMicrosecondArray::from(vec![i64::MAX, 0]).with_timezone("UTC");
-        assert_eq!(shown(Arc::new(times)), ["+294247-01-10T04:00:54.775807Z", "1970-01-01T00:00:00Z"]);
+        assert_eq!(shown(&(Arc::new(times) as ArrayRef)), ["+294247-01-10T04:00:54.775807Z", "1970-01-01T00:00:00Z"]);
         assert!(texts(&(Arc::new(Date32Array::from(vec![0, 2_932_897])) as ArrayRef)).unwrap().is_none());
     }
 

@@ -1,6 +1,5 @@
 //! Files that a run writes and reads again: their digest is taken while they are written, and compared before a commit.
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -8,6 +7,8 @@ use datafusion::common::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
+
+use crate::files;
 
 /// A writer that takes the digest of what it writes.
 pub(super) struct Hashing<W> {
@@ -45,7 +46,7 @@ impl<W: Write> Write for Hashing<W> {
 /// A file that is not, or that cannot be read.
 pub(super) async fn check(path: PathBuf, digest: blake3::Hash) -> Result<(), DataFusionError> {
     let read = tokio::task::spawn_blocking(move || -> io::Result<(PathBuf, blake3::Hash)> {
-        let digest = blake3::Hasher::new().update_reader(File::open(&path)?)?.finalize();
+        let digest = blake3::Hasher::new().update_reader(files::open(&path)?)?.finalize();
         Ok((path, digest))
     });
     let (path, found) = read.await.map_err(|e| DataFusionError::External(Box::new(e)))??;

@@ -86,7 +86,7 @@ impl Run<'_> {
                     sink.follows(before).await?;
                 }
                 seen = Some(sink.version());
-                match self.attempt(rows, sink.with_rejected(version), expected, which, stop).await? {
+                match Box::pin(self.attempt(rows, sink.with_rejected(version), expected, which, stop)).await? {
                     (Attempt::Done(done), published) => break (done, published),
                     (Attempt::Conflict(error), _) if attempt == ATTEMPTS => return Err(error),
                     (Attempt::Conflict(_), _) => {

@@ -168,6 +168,7 @@ struct Prepared {
 }
 
 impl Run<'_> {
+    #[expect(clippy::too_many_lines, reason = "the stages of a run, one after the other")]
     async fn all(
         &self,
         record: &mut RunRecord,

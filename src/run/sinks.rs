@@ -139,7 +139,7 @@ impl SinkKind {
                          or name another folder",
                     );
                 }
-                Ok(Looked::Delta(sink))
+                Ok(Looked::Delta(Box::new(sink)))
             }
             SinkFormat::Parquet => {
                 if let Some(problem) = sink::parquet_problem(schema) {
@@ -177,7 +177,7 @@ impl SinkKind {
 /// What is where the rows go.
 enum Looked {
     /// A Delta table, or a place for one.
-    Delta(DeltaSink),
+    Delta(Box<DeltaSink>),
     /// Parquet, with these columns.
     Parquet(SchemaRef),
 }
@@ -215,7 +215,7 @@ impl Sink {
                 let published = rejected_version(&main, &pipeline.name).await?;
                 To::Delta { sink: sink.without_unpublished(published).await?, metadata }
             }
-            (Looked::Delta(sink), _) => To::Delta { sink, metadata },
+            (Looked::Delta(sink), _) => To::Delta { sink: *sink, metadata },
             (Looked::Parquet(schema), _) if !settings.is_one_file() => {
                 let mut keep = settings.keep;
                 if kind == SinkKind::Rejected {

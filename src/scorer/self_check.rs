@@ -46,7 +46,7 @@ pub(super) fn quickest(files: &ModelFiles, device: &Device) -> std::result::Resu
             }
             Ok(difference) => tracing::warn!(%precision, ?difference, "the self-check failed: f32 is used"),
             Err(error) => {
-                tracing::warn!(%precision, error = message(&error), "the self-check could not run: f32 is used")
+                tracing::warn!(%precision, error = message(&error), "the self-check could not run: f32 is used");
             }
         }
     }

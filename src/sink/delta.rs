@@ -516,7 +516,7 @@ fn differences(rows: &Schema, table: &Schema) -> Vec<String> {
                     field.name(),
                     field.data_type(),
                     there.data_type()
-                ))
+                ));
             }
             Ok(_) => {}
         }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::atomic::folder_of;
+use crate::files;
 
 /// How long to wait for another run that is replacing a file of the same folder, which takes it a moment.
 const TO_REPLACE: Duration = Duration::from_secs(10);
@@ -49,7 +50,7 @@ impl FileVersion {
     pub fn replaced<T>(&self, path: &Path, replace: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         // What a link points to is replaced, not the link.
         let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let folder = File::open(folder_of(&target));
+        let folder = files::open_own(folder_of(&target));
         let _locked = folder.map_or(Ok(None), |folder| lock(&folder).map(|()| Some(folder)))?;
         if Self::of(path)? != *self {
             return Err(io::Error::other(REPLACED));

@@ -63,11 +63,10 @@ async fn take_over(store: &StoreFolder, name: &str) -> Result<(), Error> {
         let reader = ParquetRecordBatchReaderBuilder::try_new(read)?.build()?;
         reader.map(|batch| Ok(batch?.num_rows() as u64)).sum()
     });
-    match rows.await {
-        Ok(Ok(rows)) => {
-            write(&folder_of(store, model), model, bytes.into(), rows).await?;
-        }
-        _ => tracing::warn!("{} is damaged, and its texts are scored anew", scores.place_of(&path)),
+    if let Ok(Ok(rows)) = rows.await {
+        write(&folder_of(store, model), model, bytes.into(), rows).await?;
+    } else {
+        tracing::warn!("{} is damaged, and its texts are scored anew", scores.place_of(&path));
     }
     Ok(())
 }

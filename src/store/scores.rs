@@ -195,6 +195,9 @@ impl ScoreStore {
     }
 
     /// Finds out whether the files are still as they were written.
+    ///
+    /// # Errors
+    /// A file that is damaged, or that cannot be read.
     pub fn check(&self) -> impl Future<Output = Result<(), ObjectsError>> + Send + use<> {
         let (objects, files, model) = (self.folder.objects.clone(), self.files.clone(), self.model.clone());
         async move {

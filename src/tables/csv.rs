@@ -118,12 +118,11 @@ impl CsvLayout {
                 ));
             }
             for (name, kinds) in file.names.into_iter().zip(file.kinds) {
-                match all.names.iter().position(|other| *other == name) {
-                    Some(place) => all.kinds[place].add(kinds),
-                    None => {
-                        all.names.push(name);
-                        all.kinds.push(kinds);
-                    }
+                if let Some(place) = all.names.iter().position(|other| *other == name) {
+                    all.kinds[place].add(kinds);
+                } else {
+                    all.names.push(name);
+                    all.kinds.push(kinds);
                 }
             }
         }

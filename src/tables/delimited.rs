@@ -284,16 +284,19 @@ mod tests {
         CsvOptions { delimiter: b',', header: true, quote, escape, null: None, types: Vec::new() }
     }
 
+    /// A record with its line.
+    type Record = (u64, Vec<String>);
+
     /// The records with their lines, read in pieces of so many bytes.
-    fn read(text: &[u8], options: &CsvOptions, piece: usize) -> Result<Vec<(u64, Vec<String>)>, (u64, String)> {
+    fn read(text: &[u8], options: &CsvOptions, piece: usize) -> Result<Vec<Record>, (u64, String)> {
         let mut records = Records::new(options);
         let mut found = Vec::new();
         for end in [false, true] {
             for bytes in text.chunks(piece).take(if end { 1 } else { usize::MAX }) {
                 if end {
-                    records.end()
+                    records.end();
                 } else {
-                    records.push(bytes)
+                    records.push(bytes);
                 }
                 while records.advance().map_err(|fault| (fault.line.unwrap(), fault.problem))? {
                     let fields = (0..records.width()).map(|field| records.field(field).into_owned()).collect();

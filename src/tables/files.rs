@@ -240,7 +240,9 @@ fn chosen(
     if list.is_empty() {
         list = without_ending;
     } else {
-        without_ending.iter().for_each(|file| left_out.other(hive::below(root, &file.location)));
+        for file in &without_ending {
+            left_out.other(hive::below(root, &file.location));
+        }
     }
     (list, left_out)
 }

@@ -1,4 +1,4 @@
-//! Columns in the names of folders, as Hive, Spark and DuckDB write them: `dt=2026-01-01/region=New%20York/`.
+//! Columns in the names of folders, as Hive, Spark and `DuckDB` write them: `dt=2026-01-01/region=New%20York/`.
 
 use std::borrow::Cow;
 
@@ -56,15 +56,12 @@ fn decoded(text: &str) -> String {
         let digits = text
             .get(at + 1..at + 3)
             .filter(|digits| bytes[at] == b'%' && digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
-        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                decoded.push(byte);
-                at += 3;
-            }
-            None => {
-                decoded.push(bytes[at]);
-                at += 1;
-            }
+        if let Some(byte) = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            decoded.push(byte);
+            at += 3;
+        } else {
+            decoded.push(bytes[at]);
+            at += 1;
         }
     }
     String::from_utf8(decoded).unwrap_or_else(|_| text.to_owned())

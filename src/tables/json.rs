@@ -112,7 +112,9 @@ impl JsonLayout {
     /// A type for a column that no file has.
     pub(super) fn of(shapes: Vec<Shape>, types: &ColumnTypes, is_complete: bool) -> Result<Self, String> {
         let mut shape = Shape::default();
-        shapes.into_iter().for_each(|other| shape.merge(other));
+        for other in shapes {
+            shape.merge(other);
+        }
         shape.forget_objects();
         if let Some((name, _)) = types.iter().find(|(name, _)| is_complete && shape.field(name).is_none()) {
             let names: Vec<&str> = shape.names().collect();

@@ -186,7 +186,8 @@ fn partitions(table: &Table, files: &Files) -> Result<Vec<String>> {
 }
 
 fn outside(files: &Files, meta: &object_store::ObjectMeta, partitions: &[String]) -> DataFusionError {
-    let folders = partitions.iter().map(|name| format!("{name}=…/")).collect::<String>();
+    let folders: Vec<_> = partitions.iter().map(|name| format!("{name}=…/")).collect();
+    let folders = folders.concat();
     broken(files, meta, format!("it is not in a folder {folders}, as the partitions of the table are"))
 }
 

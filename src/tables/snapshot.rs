@@ -172,6 +172,7 @@ impl Pin {
 
 /// A path by which an open file can be opened once more, with a position of its own, whatever its name is by now.
 #[cfg(target_os = "linux")]
+#[expect(clippy::unnecessary_wraps, reason = "other systems have no such path")]
 fn path_of(file: &File) -> Option<Path> {
     use std::os::fd::AsRawFd;
     Some(Path::from(format!("proc/self/fd/{}", file.as_raw_fd())))

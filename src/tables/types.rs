@@ -61,7 +61,7 @@ impl Columns {
             for field in file.schema.fields() {
                 let column = Merged::new(file, field);
                 if let Some(&place) = places.get(field.name().as_str()) {
-                    columns[place].add(column)?;
+                    columns[place].add(&column)?;
                     continue;
                 }
                 // Readers find columns by name, so this one would be NULL in the rows of the other file.
@@ -135,7 +135,8 @@ pub(crate) fn one_schema(files: &[FileSchema]) -> Result<SchemaRef, String> {
         if found == expected {
             continue;
         }
-        let place = (0..).find(|&i| found.get(i) != expected.get(i)).unwrap_or(0);
+        let columns = found.len().max(expected.len());
+        let place = (0..columns).find(|&i| found.get(i) != expected.get(i)).unwrap_or(0);
         let said = |column: Option<&(String, DataType)>| match column {
             Some((name, data_type)) => format!("`{name}` {data_type}"),
             None => "missing".to_owned(),
@@ -176,9 +177,9 @@ impl<'a> Merged<'a> {
         Self { name: field.name(), data_type, nullable: field.is_nullable(), is_uuid, files: 1, file }
     }
 
-    fn add(&mut self, other: Self) -> Result<(), String> {
+    fn add(&mut self, other: &Self) -> Result<(), String> {
         let has_type = |column: &Self| column.data_type != DataType::Null;
-        let is_same_kind = self.is_uuid == other.is_uuid || !has_type(self) || !has_type(&other);
+        let is_same_kind = self.is_uuid == other.is_uuid || !has_type(self) || !has_type(other);
         let Some(data_type) = widened(&self.data_type, &other.data_type).filter(|_| is_same_kind) else {
             return Err(self.differs(other.file, &other.data_type));
         };

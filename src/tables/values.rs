@@ -465,7 +465,9 @@ mod tests {
 
     fn type_of(fields: &[&str]) -> DataType {
         let mut kinds = Kinds::default();
-        fields.iter().for_each(|field| kinds.add(Kinds::of_field(field.as_bytes())));
+        for field in fields {
+            kinds.add(Kinds::of_field(field.as_bytes()));
+        }
         kinds.data_type()
     }
 

@@ -11,6 +11,7 @@ use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMod
 use super::RunsError;
 use super::manifest::{Manifest, REMOVED, STARTED, SUCCESS, Started, Success};
 use super::read::{all, folders};
+use crate::files::{self, MAX_JSON};
 use crate::lock::{Explained, Place, put_if};
 use crate::sink::{Origin, TEMPORARY, folder_of, remove_remains};
 
@@ -27,7 +28,8 @@ pub(super) fn fence_folders(own: &FilePath, next: &Origin) -> io::Result<()> {
             continue;
         }
         let started = entry.path().join(STARTED);
-        let started = fs::read(started).ok().and_then(|json| serde_json::from_slice::<Started>(&json).ok());
+        let started =
+            files::read(&started, MAX_JSON).ok().and_then(|json| serde_json::from_slice::<Started>(&json).ok());
         if started.is_some_and(|started| started.is_fenced_by(next)) {
             tracing::info!("removing {}, left by a run that did not come to its end", entry.path().display());
             // In one step: either its own rename comes first, and it is complete, or it finds nothing to rename.

@@ -31,7 +31,6 @@ mod read;
 mod upload;
 
 use std::fmt::Display;
-use std::fs;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -42,6 +41,7 @@ use parquet::errors::ParquetError;
 use thiserror::Error;
 
 use super::{AtomicFolder, Origin, writer_options};
+use crate::files;
 use crate::lock::{Explained, Place, put_if};
 
 pub use clean::{remove, remove_older};
@@ -262,7 +262,7 @@ impl RunFolder {
         let json = to_json(&manifest);
         match self.target {
             Target::Folder(folder) => {
-                let written = fs::write(folder.path().join(SUCCESS), json);
+                let written = files::write(&folder.path().join(SUCCESS), json);
                 let written = written.and_then(|()| folder.publish());
                 written.map_err(|e| RunsError::write(&self.place, without_folder(&e)))?;
             }
@@ -313,7 +313,7 @@ impl Target {
             Place::Folder(path) => {
                 let folder = AtomicFolder::create(&path.join(name));
                 let folder = folder.and_then(|folder| {
-                    fs::write(folder.path().join(STARTED), started)?;
+                    files::write(&folder.path().join(STARTED), started)?;
                     Ok(folder)
                 });
                 Ok(Self::Folder(folder.map_err(|e| RunsError::write(place, e.to_string()))?))

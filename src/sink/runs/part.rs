@@ -109,6 +109,7 @@ impl Part {
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one per file that is written")]
 enum Output {
     /// With the bytes so far.
     File(BufWriter<File>, u64),

@@ -375,8 +375,9 @@ mod tests {
     fn surrogates_are_written_as_characters() {
         for code in [0x1_0000, 0x1_F600, 0x2_0BB7, 0x2_F800, 0x10_FFFF] {
             let character = char::from_u32(code).unwrap();
-            let escaped: String =
+            let units: Vec<String> =
                 character.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect();
+            let escaped = units.concat();
             let (_, written) = parse(&format!("{{\"a\":\"x{escaped}\\\\ud842y\"}}")).unwrap();
             assert_eq!(written, format!("{{\"a\":\"x{character}\\\\ud842y\"}}\n"));
         }

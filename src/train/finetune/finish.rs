@@ -116,6 +116,7 @@ impl Job {
 
     /// Fits the calibration of a model in `folder` anew, and judges it anew unless it is in its place already; its weights
     /// stay as they are.
+    #[expect(clippy::too_many_arguments, reason = "a model, what it is judged by, and where that is told")]
     pub(super) fn judge_again(
         &self,
         folder: &Path,
