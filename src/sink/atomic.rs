@@ -59,7 +59,7 @@ impl AtomicFile {
     /// Makes the file durable and puts it in its place, instead of what stood there; returns its size in bytes.
     ///
     /// # Errors
-    /// A disk that is full or gone; what stood there is still there then, unless the error is [`NotDurable`].
+    /// A disk that is full or gone; what stood there is still there then, unless the error is `NotDurable`.
     pub fn publish(mut self) -> io::Result<u64> {
         let Some(writer) = self.file.take() else { return Err(io::Error::other("published twice")) };
         let published = writer.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| {

@@ -67,7 +67,7 @@ impl AtomicFolder {
     ///
     /// # Errors
     /// A disk that is full or gone; what stood there is still there then, unless the error is
-    /// [`NotDurable`](super::atomic::NotDurable).
+    /// `NotDurable`.
     pub fn publish(self) -> io::Result<()> {
         self.publish_with(exchange)
     }

@@ -93,7 +93,7 @@ fn labels_that_are_not_those_of_the_task() {
 fn files_that_are_something_else() {
     let job = new_job().change("pairs.csv", "pairs.parquet");
     write(&job.path("pairs.parquet"), PAIRS);
-    run_says("no_parquet", &job, 1);
+    run_says("no_parquet", &job, 2);
     let job = new_job().change("\"pairs.csv\"", "\"pairs.txt\"");
     run_says("wrong_extension", &job, 2);
     let job = new_job();

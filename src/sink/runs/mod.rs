@@ -11,7 +11,7 @@
 //! - **On this computer** the folder is written under a hidden name and appears as a whole, durable.
 //! - **On an object store** the files are uploaded first; then the manifest is created if there is none. Parts of an
 //!   upload that a kill left are not objects, and no listing shows them; the next
-//!   run aborts them, see [`Objects::abort_noted_uploads`](crate::objects::Objects::abort_noted_uploads).
+//!   run aborts them, see [`abort_noted_uploads`](crate::objects::abort_noted_uploads).
 //!
 //! The order of runs is their sequence, not a clock. Of the runs of a pipeline and its store, and of those that append
 //! rows of the same key, only the one that began last can become complete. A run that begins
