@@ -473,6 +473,7 @@ fn model_show_prints_one_json_document() {
       "metrics": [],
       "parameters": 59939,
       "revision": null,
+      "score": null,
       "task": "single-label classification",
       "training": null,
       "uri": null,
