@@ -22,13 +22,14 @@ use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::SessionContext;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use url::{Position, Url};
+
+use crate::objects::DurableLocal;
 
 /// How often a statement is executed, or a table opened, before a file that is replaced again and again is an error.
 pub(crate) const ATTEMPTS: usize = 5;
@@ -67,7 +68,7 @@ pub(crate) fn install(context: SessionContext) -> Result<SessionContext, DataFus
     let snapshot = Arc::new(Snapshot::default());
     let registry = Registry { inner: DefaultObjectStoreRegistry::new(), snapshot: Arc::clone(&snapshot) };
     let local = Url::parse("file:///").expect("this is a URL");
-    registry.register_store(&local, Arc::new(LocalFileSystem::new()));
+    registry.register_store(&local, Arc::new(DurableLocal::new()));
     let runtime = RuntimeEnvBuilder::from_runtime_env(&context.runtime_env())
         .with_object_store_registry(Arc::new(registry))
         .build_arc()?;

@@ -63,7 +63,10 @@ fn succeeds(job: &Job, arguments: &[&str]) -> String {
 fn refuses(job: &Job, arguments: &[&str], path: &Path) -> i32 {
     let (code, _, stderr) = ended(couplet(job, arguments));
     let name = path.file_name().unwrap().to_str().unwrap();
-    assert!(code > 0 && stderr.contains(name) && (stderr.contains("pipe") || stderr.contains("not a regular file")), "{arguments:?} {code}: {stderr}");
+    assert!(
+        code > 0 && stderr.contains(name) && (stderr.contains("pipe") || stderr.contains("not a regular file")),
+        "{arguments:?} {code}: {stderr}"
+    );
     assert!(!stderr.contains("panicked") && is_pipe(path), "{stderr}");
     code
 }
