@@ -50,7 +50,7 @@ pub(crate) async fn published(pipeline: &str, sink: &Sink) -> Result<Option<(Pla
     Ok(Objects::open(&place)?.exists().await?.then_some((place, TableFormat::Parquet)))
 }
 
-/// The run that wrote a Parquet file of so many bytes, if its footer says.
+/// The run that wrote a Parquet file of the given size in bytes, if its footer names one.
 async fn run_of(objects: &Objects, size: u64) -> Result<Option<String>, Error> {
     let failed = |problem: Explained| SinkError { path: objects.to_string().into(), problem };
     let mut tail = 64 << 10;

@@ -52,7 +52,7 @@ pub(super) fn is_id(id: &str) -> bool {
     is_hex(id, ID)
 }
 
-/// Whether these are so many hexadecimal digits.
+/// Tells if the text is the given number of hexadecimal digits.
 pub(super) fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
