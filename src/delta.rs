@@ -5,6 +5,7 @@
 //! entry names (a killed run leaves some) are never read.
 
 mod damaged;
+mod escaped;
 mod exact;
 
 use std::collections::HashMap;
@@ -29,6 +30,7 @@ use crate::frames::without_frames;
 use crate::objects::{self, Objects, ObjectsError, cause_in, cut_answers};
 
 pub(crate) use damaged::data_file;
+use escaped::Escaped;
 use exact::ExactScan;
 pub(crate) use exact::inexact;
 
@@ -317,5 +319,6 @@ pub fn for_delta(schema: &Schema) -> Schema {
 pub(crate) fn log_store(objects: &Objects) -> LogStoreRef {
     let root = Arc::clone(&objects.store);
     let prefixed = Arc::new(PrefixStore::new(Arc::clone(&root), objects.root.clone()));
+    let root = Escaped::where_needed(root, &objects.root);
     default_logstore(prefixed, root, &objects.url, &StorageConfig::default())
 }

@@ -23,6 +23,8 @@
 /// The version that a session must be of.
 pub use datafusion;
 
+pub use couplet_encoder::ops;
+
 mod bounded;
 mod chart;
 pub mod cli;
@@ -45,7 +47,6 @@ pub mod lock;
 pub mod logging;
 pub mod model;
 pub mod objects;
-pub mod ops;
 pub mod page;
 pub mod parameters;
 pub mod predict;

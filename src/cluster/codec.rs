@@ -1,23 +1,41 @@
-//! Plans on their way: Ballista's codec, and couplet's node for calls of `predict`.
+//! Plans on their way: Ballista's codecs, and what couplet has besides: the node for calls of `predict`, tables of files,
+//! and the reader of text files.
 
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use ballista_core::serde::BallistaLogicalExtensionCodec;
+use ballista_core::serde::{BallistaLogicalExtensionCodec, BallistaPhysicalExtensionCodec};
 use datafusion::catalog::TableProvider;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Result, ScalarValue, TableReference, plan_datafusion_err};
 use datafusion::datasource::file_format::FileFormatFactory;
+use datafusion::datasource::physical_plan::FileScanConfig;
+use datafusion::datasource::source::DataSourceExec;
 use datafusion::execution::TaskContext;
 use datafusion::logical_expr::{Expr, Extension, LogicalPlan};
+use datafusion::physical_plan::ExecutionPlan;
 use datafusion_proto::bytes::Serializeable;
 use datafusion_proto::logical_plan::LogicalExtensionCodec;
+use datafusion_proto::physical_plan::from_proto::{parse_protobuf_file_scan_config, parse_table_schema_from_proto};
+use datafusion_proto::physical_plan::to_proto::serialize_file_scan_config;
+use datafusion_proto::physical_plan::{
+    PhysicalExtensionCodec, PhysicalPlanDecodeContext, PhysicalProtoConverterExtension,
+};
+use datafusion_proto::protobuf::FileScanExecConf;
+use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::predict::{self, Models};
+use crate::tables::{FileTable, TextSource};
 
 /// Begins the form of couplet's node, which no message of Ballista's does.
 const PREDICT: &[u8] = b"couplet predict\n";
+
+/// Begins the form of a table of files.
+const TABLE: &[u8] = b"couplet table\n";
+
+/// Begins the form of a scan of text files.
+const SCAN: &[u8] = b"couplet scan\n";
 
 /// Encodes and decodes what plans have besides DataFusion's own nodes.
 #[derive(Debug, Default)]
@@ -85,7 +103,11 @@ impl LogicalExtensionCodec for PlanCodec {
         schema: SchemaRef,
         ctx: &TaskContext,
     ) -> Result<Arc<dyn TableProvider>> {
-        self.ballista.try_decode_table_provider(buf, table_ref, schema, ctx)
+        let Some(table) = buf.strip_prefix(TABLE) else {
+            return self.ballista.try_decode_table_provider(buf, table_ref, schema, ctx);
+        };
+        let table = FileTable::from_json(table);
+        Ok(Arc::new(table.map_err(|e| plan_datafusion_err!("table {table_ref} cannot be read: {e}"))?))
     }
 
     fn try_encode_table_provider(
@@ -94,6 +116,12 @@ impl LogicalExtensionCodec for PlanCodec {
         node: Arc<dyn TableProvider>,
         buf: &mut Vec<u8>,
     ) -> Result<()> {
+        if let Some(table) = node.downcast_ref::<FileTable>() {
+            buf.extend_from_slice(TABLE);
+            let json = table.to_json();
+            buf.extend(json.map_err(|e| plan_datafusion_err!("table {table_ref} cannot be sent to a cluster: {e}"))?);
+            return Ok(());
+        }
         self.ballista.try_encode_table_provider(table_ref, node, buf).map_err(|_| {
             plan_datafusion_err!(
                 "a cluster cannot read table {table_ref}, which is only in this process: query it without --cluster"
@@ -107,5 +135,60 @@ impl LogicalExtensionCodec for PlanCodec {
 
     fn try_encode_file_format(&self, buf: &mut Vec<u8>, node: Arc<dyn FileFormatFactory>) -> Result<()> {
         self.ballista.try_encode_file_format(buf, node)
+    }
+}
+
+/// Encodes and decodes what plans of executors have besides DataFusion's own nodes.
+#[derive(Debug, Default)]
+pub(super) struct ScanCodec {
+    ballista: BallistaPhysicalExtensionCodec,
+}
+
+/// A scan of text files.
+#[derive(Clone, PartialEq, Message)]
+struct TextScan {
+    /// The files and the columns that are read.
+    #[prost(message, required, tag = "1")]
+    scan: FileScanExecConf,
+    /// How they are read: a [`TextSource`] in JSON.
+    #[prost(bytes = "vec", tag = "2")]
+    source: Vec<u8>,
+}
+
+impl PhysicalExtensionCodec for ScanCodec {
+    fn try_decode(
+        &self,
+        buf: &[u8],
+        inputs: &[Arc<dyn ExecutionPlan>],
+        ctx: &TaskContext,
+        converter: &dyn PhysicalProtoConverterExtension,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let Some(scan) = buf.strip_prefix(SCAN) else {
+            return self.ballista.try_decode(buf, inputs, ctx, converter);
+        };
+        let TextScan { scan, source } =
+            TextScan::decode(scan).map_err(|e| plan_datafusion_err!("a scan cannot be read: {e}"))?;
+        let source = TextSource::from_json(&source, parse_table_schema_from_proto(&scan)?)?;
+        let context = PhysicalPlanDecodeContext::new(ctx, self);
+        let config = parse_protobuf_file_scan_config(&scan, &context, converter, Arc::new(source))?;
+        Ok(DataSourceExec::from_data_source(config))
+    }
+
+    fn try_encode(
+        &self,
+        node: Arc<dyn ExecutionPlan>,
+        buf: &mut Vec<u8>,
+        converter: &dyn PhysicalProtoConverterExtension,
+    ) -> Result<()> {
+        let scan = node.downcast_ref::<DataSourceExec>();
+        let scan = scan.and_then(|scan| scan.data_source().downcast_ref::<FileScanConfig>());
+        let Some((scan, source)) = scan.and_then(|scan| Some((scan, scan.file_source().downcast_ref::<TextSource>()?)))
+        else {
+            return self.ballista.try_encode(node, buf, converter);
+        };
+        let source = source.to_json().map_err(|e| plan_datafusion_err!("a scan cannot be sent: {e}"))?;
+        let scan = serialize_file_scan_config(scan, self, converter)?;
+        buf.extend_from_slice(SCAN);
+        TextScan { scan, source }.encode(buf).map_err(|e| plan_datafusion_err!("a scan cannot be sent: {e}"))
     }
 }

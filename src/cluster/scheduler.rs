@@ -66,6 +66,7 @@ pub async fn schedule(options: SchedulerOptions) -> Result<(), ClusterError> {
         override_config_producer: Some(Arc::new(SessionConfig::new_with_ballista)),
         override_session_builder: Some(Arc::clone(&session)),
         override_logical_codec: Some(Arc::new(codec::PlanCodec::default())),
+        override_physical_codec: Some(Arc::new(codec::ScanCodec::default())),
         ..SchedulerConfig::default()
     };
     config.validate().map_err(|e| failed(e.to_string()))?;

@@ -7,6 +7,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::place::Place;
 use super::stages::{Evaluate, Finetune, Pretrain};
 use crate::scorer::DeviceSetting;
@@ -73,7 +75,7 @@ pub struct Scoring {
 }
 
 /// A place as a pipeline file names it: a file, a folder (ends in `/` or has no extension), or a glob.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Location {
     /// The text of the pipeline file, variables not replaced; for messages.
     pub written: String,
@@ -117,7 +119,7 @@ impl From<LocalPath> for Location {
 }
 
 /// A table that SQL can name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
     /// The name of the table, a SQL identifier.
     pub name: String,
@@ -130,7 +132,7 @@ pub struct Table {
 }
 
 /// How the files of a table are read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TableFormat {
     /// Apache Parquet.
     Parquet,
@@ -173,7 +175,7 @@ impl TableFormat {
 }
 
 /// How delimited text is read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CsvOptions {
     /// The byte between two fields: `,` for `csv`, a tabulator for `tsv`, unless the file says otherwise.
     pub delimiter: u8,
@@ -195,7 +197,7 @@ pub struct CsvOptions {
 pub type ColumnTypes = Vec<(String, ColumnType)>;
 
 /// The type of a column of a text file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ColumnType {
     /// Text, as it stands in the file.
     Text,

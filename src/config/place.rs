@@ -4,6 +4,8 @@
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+
 use super::hub::{self, HubModel};
 use super::problem::{Problem, closest};
 use super::remote::{Remote, SCHEMES};
@@ -181,6 +183,28 @@ impl fmt::Display for Place {
             Self::Remote(remote) => remote.fmt(f),
             Self::Hub(model) => model.fmt(f),
         }
+    }
+}
+
+/// A place of a table, as the text that names it for any process of this machine.
+impl Serialize for Place {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Local(path) => {
+                let absolute = std::path::absolute(path).map_err(ser::Error::custom)?;
+                let is_folder = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+                let text = absolute.to_str().ok_or_else(|| ser::Error::custom(format!("{self} is not UTF-8")))?;
+                let end = if is_folder && !text.ends_with('/') { "/" } else { "" };
+                serializer.collect_str(&format_args!("{text}{end}"))
+            }
+            _ => serializer.collect_str(self),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Place {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        table_place(&String::deserialize(deserializer)?).map_err(de::Error::custom)
     }
 }
 

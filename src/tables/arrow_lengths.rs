@@ -173,8 +173,8 @@ mod tests {
     use super::*;
 
     fn rows() -> Rows {
-        let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..1000));
-        let texts: ArrayRef = Arc::new(StringArray::from_iter_values((0..1000).map(|i| format!("text {}", i % 7))));
+        let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..60));
+        let texts: ArrayRef = Arc::new(StringArray::from_iter_values((0..60).map(|i| format!("text {}", i % 7))));
         Rows::try_from_iter([("id", ids), ("text", texts)]).unwrap()
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{Field, Schema, SchemaRef};
+use serde::{Deserialize, Serialize};
 
 use super::delimited::{Records, check_width, names};
 use super::infer::Look;
@@ -81,7 +82,7 @@ fn is_null(field: &str, options: &CsvOptions) -> bool {
 }
 
 /// The columns that all files have together.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct CsvLayout {
     options: CsvOptions,
     /// Names and types.

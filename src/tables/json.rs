@@ -18,6 +18,7 @@ use arrow::json::ReaderBuilder;
 use arrow::json::reader::Decoder;
 use datafusion::common::Result as DataFusionResult;
 use memchr::memchr;
+use serde::{Deserialize, Serialize};
 
 use self::parse::{Edit, Parser};
 use self::shape::Shape;
@@ -98,7 +99,7 @@ impl Look for JsonColumns {
 }
 
 /// The columns that all files have together.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct JsonLayout {
     shape: Shape,
     types: ColumnTypes,

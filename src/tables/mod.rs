@@ -42,14 +42,18 @@ use crate::store::SourceFile;
 use diagnose::Broken;
 use files::Files;
 use format::file_format;
-pub(crate) use format::{INT96, format_of_name, parquet};
+#[cfg(feature = "cluster")]
+pub(crate) use format::parquet;
+pub(crate) use format::{INT96, format_of_name};
 pub(crate) use measure::known_rows;
 pub use measure::{Measured, measure};
 use named_by_place::Opened;
 pub use named_by_place::enable_places;
 pub(crate) use named_by_place::{is_place, takes_places};
-use provider::FileTable;
+pub(crate) use provider::FileTable;
 use snapshot::Snapshot;
+#[cfg(feature = "cluster")]
+pub(crate) use text::TextSource;
 use types::Columns;
 pub(crate) use versioned::columns_of_runs;
 

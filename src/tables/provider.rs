@@ -22,9 +22,13 @@ use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
+#[cfg(feature = "cluster")]
+use serde::{Deserialize, Serialize};
 
 use super::diagnose::Broken;
 use super::files::Files;
+#[cfg(feature = "cluster")]
+use super::format::file_format;
 use super::format::{compression_of, ending, endings};
 use super::text::{Layout, TextSource};
 use super::{Problem, TableError, hive};
@@ -37,7 +41,7 @@ enum Reader {
 }
 
 /// A table of files.
-pub(super) struct FileTable {
+pub(crate) struct FileTable {
     table: Table,
     reader: Reader,
     /// The columns that the files have.
@@ -163,6 +167,46 @@ impl FileTable {
             rows.retain(|_| keeps.next().flatten().unwrap_or(false));
         }
         Ok(rows)
+    }
+}
+
+/// A table of files as another process is told of it.
+#[cfg(feature = "cluster")]
+#[derive(Serialize, Deserialize)]
+struct Sent<L> {
+    table: Table,
+    /// None if the files are not text.
+    layout: Option<L>,
+    file_schema: SchemaRef,
+    partitions: Vec<FieldRef>,
+    schema: SchemaRef,
+}
+
+#[cfg(feature = "cluster")]
+impl FileTable {
+    /// The table in JSON; its files are listed by who opens it again.
+    pub(crate) fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        let layout = match &self.reader {
+            Reader::Binary(_) => None,
+            Reader::Text(layout) => Some(&**layout),
+        };
+        serde_json::to_vec(&Sent {
+            table: self.table.clone(),
+            layout,
+            file_schema: Arc::clone(&self.file_schema),
+            partitions: self.partitions.clone(),
+            schema: Arc::clone(&self.schema),
+        })
+    }
+
+    /// The table that another process has sent.
+    pub(crate) fn from_json(json: &[u8]) -> serde_json::Result<Self> {
+        let Sent { table, layout, file_schema, partitions, schema } = serde_json::from_slice::<Sent<Layout>>(json)?;
+        let reader = match layout {
+            Some(layout) => Reader::Text(Arc::new(layout)),
+            None => Reader::Binary(file_format(&table.format)),
+        };
+        Ok(Self { table, reader, file_schema, partitions, schema })
     }
 }
 

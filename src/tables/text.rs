@@ -26,6 +26,7 @@ use futures::stream::{self, BoxStream};
 use memchr::memchr_iter;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, GetResultPayload, ObjectStore, ObjectStoreExt as _};
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
@@ -33,6 +34,8 @@ use super::csv::{CsvLayout, CsvRows};
 use super::diagnose::Broken;
 use super::format::compression_of;
 use super::json::{JsonLayout, JsonRows};
+#[cfg(feature = "cluster")]
+use crate::config::Place;
 use crate::objects::Objects;
 
 /// The bytes that are read at once.
@@ -72,7 +75,7 @@ pub(super) trait Rows: Send {
 }
 
 /// What is known of all files of a table.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Layout {
     Csv(CsvLayout),
     Json(JsonLayout),
@@ -210,7 +213,7 @@ impl Read for Blocking {
 
 /// The text files of a table, as a plan reads them.
 #[derive(Clone)]
-pub(super) struct TextSource {
+pub(crate) struct TextSource {
     layout: Arc<Layout>,
     objects: Objects,
     /// Whether a file may be read in several pieces at once.
@@ -227,6 +230,31 @@ impl TextSource {
         let projection = SplitProjection::unprojected(&table_schema);
         let metrics = ExecutionPlanMetricsSet::new();
         Self { layout, objects, is_divisible, table_schema, projection, batch_size: 8192, metrics }
+    }
+}
+
+/// What another process needs besides the plan to read the files as this one does.
+#[cfg(feature = "cluster")]
+#[derive(Serialize, Deserialize)]
+struct Sent<L> {
+    layout: L,
+    place: Place,
+    is_divisible: bool,
+}
+
+#[cfg(feature = "cluster")]
+impl TextSource {
+    /// The source in JSON, without the files and the columns that a plan reads.
+    pub(crate) fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        let (place, is_divisible) = (self.objects.place.clone(), self.is_divisible);
+        serde_json::to_vec(&Sent { layout: &*self.layout, place, is_divisible })
+    }
+
+    /// The source that another process has sent.
+    pub(crate) fn from_json(json: &[u8], table_schema: TableSchema) -> Result<Self> {
+        let sent: Sent<Layout> = serde_json::from_slice(json).map_err(|e| DataFusionError::External(Box::new(e)))?;
+        let objects = Objects::open(&sent.place).map_err(|e| DataFusionError::External(Box::new(e)))?;
+        Ok(Self::new(Arc::new(sent.layout), objects, sent.is_divisible, table_schema))
     }
 }
 

@@ -15,6 +15,7 @@ use arrow::compute::kernels::cast_utils::{Parser, parse_decimal, string_to_datet
 use arrow::datatypes::{DataType, Date32Type, Decimal128Type, TimeUnit};
 use arrow::error::ArrowError;
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
 use crate::config::ColumnType;
 
@@ -25,7 +26,7 @@ const EXACT_IN_FLOAT: u64 = 1 << 53;
 const DIGITS_OF_FLOAT: usize = 15;
 
 /// The kinds of values that a column has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Kinds(u16);
 
 impl Kinds {

@@ -422,6 +422,54 @@ fn queries_on_a_cluster_answer_as_queries_here() {
 }
 
 #[test]
+fn text_files_have_the_values_on_a_cluster_that_they_have_here() {
+    let cluster = Cluster::new(2, &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let write = |file: &str, text: &str| {
+        let path = folder.path().join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    // Columns in another order, a code with zeros, numbers that no type holds, and values from the folders' names.
+    write("csv/day=2026-01-01/a.csv", "id,code,a\n1,007,\"x, y\"\n2,010,\n");
+    write("csv/day=__HIVE_DEFAULT_PARTITION__/b.csv", "a,id,code\n\"two\nlines\",3,99999999999999999999\n");
+    write("lines/a.jsonl", "{\"id\": 1, \"n\": 9007199254740993}\n{\"id\": 2, \"late\": {\"key\": [1, null]}}\n");
+    let many: String = (0..20_000).map(|id| format!("{{\"id\": {id}, \"text\": \"line {id}\"}}\n")).collect();
+    write("many.jsonl", &many);
+    write("odd.csv", "id;a\n1;'it\\'s'\n2;NA\n");
+    let tables = [
+        r#"csv={ uri = "csv/", format = "csv" }"#,
+        r#"lines={ uri = "lines/", format = "json" }"#,
+        "many=many.jsonl",
+        r#"odd={ uri = "odd.csv", delimiter = ";", quote = "'", escape = "\\", null = "NA", types = { id = "text" } }"#,
+    ];
+    let tables = tables.map(|table| ["--table", table]).concat();
+    let query = |sql: &str, more: &[&str]| {
+        let mut command = couplet();
+        command.current_dir(folder.path()).args(["query", "--format", "json", sql]).args(&tables).args(more);
+        command
+    };
+    let address = cluster.address();
+    for sql in [
+        "SELECT *, arrow_typeof(code) AS t FROM csv ORDER BY id",
+        "SELECT id FROM csv WHERE day = '2026-01-01' ORDER BY id",
+        "SELECT count(*) AS n FROM csv",
+        "SELECT *, arrow_typeof(late) AS t FROM lines ORDER BY id",
+        "SELECT count(*) AS n, count(DISTINCT text) AS texts, sum(id) AS ids FROM many",
+        "SELECT text FROM many ORDER BY id DESC LIMIT 3",
+        "SELECT *, arrow_typeof(id) AS t FROM odd ORDER BY id",
+    ] {
+        let here = stdout_of(&mut query(sql, &[]));
+        assert_eq!(stdout_of(&mut query(sql, &["--cluster", &address])), here, "{sql}");
+    }
+    // A line that is broken is named as it is here.
+    write("many.jsonl", &format!("{many}{{\"id\": \n"));
+    let sql = "SELECT count(text) AS n FROM many";
+    let said = stderr_of(&mut query(sql, &["--cluster", &address]), 2);
+    assert!(said.contains("many.jsonl") && said.contains("20001"), "{said}");
+}
+
+#[test]
 fn a_model_that_was_replaced_is_read_anew_by_the_next_query() {
     let cluster = Cluster::new(1, &[]);
     let (job, model) = (job(9), tempfile::tempdir().unwrap());

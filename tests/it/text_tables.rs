@@ -312,14 +312,24 @@ fn names_with_marks_of_patterns_are_names_first() {
 
 #[test]
 fn a_pipeline_in_a_folder_with_odd_marks_runs() {
-    let job = Job::new("");
-    let folder = job.path("data [v1] #1");
-    write(&folder.join("pairs.csv"), "id,a,b\n1,x,y\n");
+    let job = Job::new("").change("uri = \"out/scores.parquet\"", "uri = \"out/100%25 scores\"\nformat = \"delta\"");
     let toml = std::fs::read_to_string(job.path("pipeline.toml")).unwrap();
-    write(&folder.join("pipeline.toml"), toml);
-    let mut run = couplet();
-    stdout_of(run.current_dir(&folder).args(["run", "pipeline.toml"]));
-    assert!(folder.join("out/scores.parquet").is_file());
+    for name in ["data [v1] #1", "a%20b", "100%"] {
+        let folder = job.path(name);
+        write(&folder.join("pairs.csv"), "id,a,b\n1,x,y\n");
+        write(&folder.join("pipeline.toml"), &toml);
+        let couplet_there = |arguments: &[&str]| {
+            let mut command = couplet();
+            stdout_of(command.current_dir(&folder).args(arguments))
+        };
+        for _ in 0..2 {
+            couplet_there(&["run", "pipeline.toml"]);
+        }
+        assert!(folder.join("out/100%25 scores/_delta_log").is_dir(), "{name}");
+        let rows = "SELECT (SELECT count(*) FROM demo) AS rows, (SELECT count(*) FROM runs) AS runs";
+        let query = ["query", "--pipeline", "pipeline.toml", "--format", "csv", rows];
+        assert_eq!(couplet_there(&query), "rows,runs\n1,2\n", "{name}");
+    }
 }
 
 #[test]

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field};
+use serde::{Deserialize, Serialize};
 
 use super::super::values::Kinds;
 
 /// The values at one place of all lines.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Shape {
     pub(super) kinds: Kinds,
     pub(super) is_object: bool,

@@ -13,9 +13,9 @@ pub struct Parameter {
     /// The values.
     pub tensor: Tensor,
     /// Where the CPU kernels add their gradients; none while nothing is learned.
-    pub(crate) gradient: Option<Arc<Gradient>>,
+    pub gradient: Option<Arc<Gradient>>,
     /// A matrix `[out, in]` packed for the CPU kernels.
-    pub(crate) panels: Option<Arc<PackedWeight>>,
+    pub panels: Option<Arc<PackedWeight>>,
 }
 
 impl Parameter {
@@ -31,23 +31,23 @@ impl Parameter {
 /// Only one thread works in a lane at a time: the locks are there for the compiler, and the order of additions is
 /// that of the lane's work.
 #[derive(Debug, Default)]
-pub(crate) struct Gradient {
+pub struct Gradient {
     dense: Mutex<Vec<f32>>,
     rows: Mutex<Vec<RowGradients>>,
 }
 
 /// Gradients of some rows of an embedding table, which are few among many.
 #[derive(Debug, Clone)]
-pub(crate) struct RowGradients {
+pub struct RowGradients {
     /// The row that each gradient belongs to; a row may occur more than once.
-    pub(crate) ids: Vec<u32>,
+    pub ids: Vec<u32>,
     /// `[ids, D]`
-    pub(crate) gradients: Arc<Vec<f32>>,
+    pub gradients: Arc<Vec<f32>>,
 }
 
 impl Gradient {
     /// The dense part: `len` values, or none if nothing was added yet.
-    pub(crate) fn dense(&self) -> MutexGuard<'_, Vec<f32>> {
+    pub fn dense(&self) -> MutexGuard<'_, Vec<f32>> {
         self.dense.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -61,7 +61,7 @@ impl Gradient {
     }
 
     /// Adds a dense gradient.
-    pub(crate) fn add(&self, gradient: &[f32]) {
+    pub fn add(&self, gradient: &[f32]) {
         for (sum, x) in self.dense_of(gradient.len()).iter_mut().zip(gradient) {
             *sum += *x;
         }
@@ -72,14 +72,14 @@ impl Gradient {
     }
 
     /// Takes the rows, in the order in which they were computed.
-    pub(crate) fn take_rows(&self) -> Vec<RowGradients> {
+    pub fn take_rows(&self) -> Vec<RowGradients> {
         std::mem::take(&mut self.rows.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 /// A weight `[out, in]` packed for `x · weightᵀ` and for `gradient · weight`.
 #[derive(Debug, Default)]
-pub(crate) struct PackedWeight {
+pub struct PackedWeight {
     pub(super) forward: Panels,
     pub(super) backward: Panels,
     pub(super) outputs: usize,
@@ -88,7 +88,7 @@ pub(crate) struct PackedWeight {
 
 impl PackedWeight {
     /// Packs a row-major weight, in the memory of the one before.
-    pub(crate) fn pack(&mut self, isa: Isa, weight: &[f32], outputs: usize) {
+    pub fn pack(&mut self, isa: Isa, weight: &[f32], outputs: usize) {
         let (inputs, width) = (weight.len() / outputs, isa.panel_width());
         self.forward.pack_columns(weight.chunks_exact(inputs), inputs, width, 1.0);
         self.backward.pack_rows(weight.chunks_exact(inputs), inputs, width);

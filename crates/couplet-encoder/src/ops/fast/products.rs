@@ -21,7 +21,7 @@ const ROOM: usize = 32 << 20;
 /// the tables, each less its own mean. So a product is a sum over tables as well, and a word is multiplied once however
 /// often it occurs. The entries' order in all tables together is their name here.
 #[derive(Debug)]
-pub(crate) struct Products {
+pub struct Products {
     /// `(W·diag(γ))ᵀ`, `[D, n]`.
     weight: Panels,
     /// `W·β + b`, `[n]`.
@@ -41,7 +41,7 @@ struct Kept {
 impl Products {
     /// Takes the row-major weight `[n, D]` and the bias `[n]` of all layers, and the norm `[D]` of tables with so many
     /// `entries` together.
-    pub(crate) fn pack(
+    pub fn pack(
         isa: Isa,
         weight: &[f32],
         bias: &[f32],
@@ -88,13 +88,13 @@ impl Products {
 }
 
 /// Applies the layers of [`Products`] to the normalised sum of each token's embeddings.
-pub(crate) struct Project<'a> {
-    pub(crate) products: &'a Products,
+pub struct Project<'a> {
+    pub products: &'a Products,
     /// Each table `[_, D]` with the ids `[T]` in it.
-    pub(crate) tables: &'a [(&'a [f32], &'a [u32])],
+    pub tables: &'a [(&'a [f32], &'a [u32])],
     /// What [`super::Embed`] scaled each token's sum with, `[T]`.
-    pub(crate) scales: &'a [f32],
-    pub(crate) dim: usize,
+    pub scales: &'a [f32],
+    pub dim: usize,
 }
 
 impl Operator for Project<'_> {

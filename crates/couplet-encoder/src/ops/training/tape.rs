@@ -29,14 +29,14 @@ struct Record {
 }
 
 /// The operators of a forward pass, in their order.
-pub(crate) struct Tape(Vec<Record>);
+pub struct Tape(Vec<Record>);
 
 impl Tape {
     /// Computes something and records it.
     ///
     /// # Errors
     /// Those of `forward`.
-    pub(crate) fn record<T>(forward: impl FnOnce() -> Result<T>) -> Result<(T, Self)> {
+    pub fn record<T>(forward: impl FnOnce() -> Result<T>) -> Result<(T, Self)> {
         RECORDING.set(Some(Vec::new()));
         let result = forward();
         let records = RECORDING.take().unwrap_or_default();
@@ -49,10 +49,7 @@ impl Tape {
     ///
     /// # Errors
     /// An operator that the gradient does not reach: one was computed that does not record itself.
-    pub(crate) fn backward(
-        self,
-        of: impl IntoIterator<Item = (TensorId, Vec<f32>)>,
-    ) -> Result<HashMap<TensorId, Vec<f32>>> {
+    pub fn backward(self, of: impl IntoIterator<Item = (TensorId, Vec<f32>)>) -> Result<HashMap<TensorId, Vec<f32>>> {
         let mut gradients: HashMap<TensorId, Vec<f32>> = of.into_iter().collect();
         for Record { name, arguments, results, backward } in self.0.into_iter().rev() {
             let of_results: Option<Vec<Vec<f32>>> = results.iter().map(|id| gradients.remove(id)).collect();

@@ -21,14 +21,14 @@ const FEW_QUERIES: usize = 16;
 ///
 /// Scores are computed transposed, `[keys, queries]`: a softmax then goes down the columns, all queries at once,
 /// and its result is already what the second product wants to its left.
-pub(crate) struct Attention<'a> {
-    pub(crate) query: &'a [f32],
-    pub(crate) key: &'a [f32],
-    pub(crate) value: &'a [f32],
-    pub(crate) cu_queries: &'a [u32],
-    pub(crate) cu_keys: &'a [u32],
-    pub(crate) dim: usize,
-    pub(crate) heads: usize,
+pub struct Attention<'a> {
+    pub query: &'a [f32],
+    pub key: &'a [f32],
+    pub value: &'a [f32],
+    pub cu_queries: &'a [u32],
+    pub cu_keys: &'a [u32],
+    pub dim: usize,
+    pub heads: usize,
 }
 
 impl Operator for Attention<'_> {
@@ -169,7 +169,7 @@ fn head_rows<'a>(
 /// token, does not outlive the softmax; with `V = x·Wvᵀ + bv` and weights `p` that add up to 1, `p·V = (p·x)·Wvᵀ + bv`.
 /// Both products then have a row a head, not a row a token.
 #[derive(Debug, Clone)]
-pub(crate) struct FirstTokens {
+pub struct FirstTokens {
     /// Of each head, `Wk [d, D]`.
     key: Vec<Panels>,
     /// Of each head, `Wvᵀ [D, d]`.
@@ -179,12 +179,12 @@ pub(crate) struct FirstTokens {
 
 impl FirstTokens {
     /// Columns of `x`.
-    pub(crate) fn dim(&self) -> usize {
+    pub fn dim(&self) -> usize {
         self.value_bias.len()
     }
 
     /// Takes row-major weights `[D, D]` and a bias `[D]`.
-    pub(crate) fn pack(isa: Isa, key: &[f32], value: &[f32], value_bias: &[f32], heads: usize) -> Self {
+    pub fn pack(isa: Isa, key: &[f32], value: &[f32], value_bias: &[f32], heads: usize) -> Self {
         let (dim, width) = (value_bias.len(), isa.panel_width());
         let head_dim = dim / heads;
         let key = key.chunks_exact(head_dim * dim).map(|weight| {
@@ -202,11 +202,11 @@ impl FirstTokens {
 }
 
 /// Softmax attention of one query a sequence: `query [B, D]`, `x [T, D]` → `[B, D]`.
-pub(crate) struct AttendFirst<'a> {
-    pub(crate) weights: &'a FirstTokens,
-    pub(crate) query: &'a [f32],
-    pub(crate) x: &'a [f32],
-    pub(crate) cu_seqlens: &'a [u32],
+pub struct AttendFirst<'a> {
+    pub weights: &'a FirstTokens,
+    pub query: &'a [f32],
+    pub x: &'a [f32],
+    pub cu_seqlens: &'a [u32],
 }
 
 impl Operator for AttendFirst<'_> {

@@ -11,7 +11,7 @@ pub(super) const LANES: usize = 16;
 
 /// The instructions to multiply with.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Int16Kernel {
+pub enum Int16Kernel {
     /// What the others are tested against; slower than f32 on the machines that would need it.
     #[cfg(test)]
     Portable,
@@ -30,7 +30,7 @@ pub(crate) enum Int16Kernel {
 impl Int16Kernel {
     /// The quickest of an instruction set; none where it is slower than f32.
     #[cfg_attr(target_arch = "x86_64", expect(clippy::unnecessary_wraps, reason = "NEON has none"))]
-    pub(crate) fn for_isa(isa: Isa) -> Option<Self> {
+    pub fn for_isa(isa: Isa) -> Option<Self> {
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(v3) => Some(Self::Avx2(v3)),
@@ -115,7 +115,7 @@ fn high(pair: i32) -> i32 {
 #[cfg(target_arch = "x86_64")]
 pulp::simd_type! {
     /// AVX-512 with `vpdpwssd`. Under it the compiler contracts `vpmaddwd` and `vpaddd` into that instruction.
-    pub(crate) struct Vnni {
+    pub struct Vnni {
         avx: "avx",
         avx2: "avx2",
         fma: "fma",

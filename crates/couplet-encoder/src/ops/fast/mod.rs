@@ -56,11 +56,14 @@ impl Scratch {
 
 /// An instruction set with vectors and fused multiply-add.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Isa {
+pub enum Isa {
+    /// AVX-512 with F, BW, CD, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512(pulp::x86::V4),
+    /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2(pulp::x86::V3),
+    /// Neon, of any 64-bit ARM processor.
     #[cfg(target_arch = "aarch64")]
     Neon(pulp::aarch64::Neon),
 }

@@ -8,7 +8,7 @@ use crate::ops::{FastKernels, Kernels};
 
 /// Replaces each row of logits `[_, columns]` by its softmax, and returns the logarithm of each row's sum of
 /// exponentials.
-pub(crate) fn softmax_rows(logits: &mut [f32], columns: usize, kernels: Kernels) -> Vec<f32> {
+pub fn softmax_rows(logits: &mut [f32], columns: usize, kernels: Kernels) -> Vec<f32> {
     let operator = SoftmaxRows { logits, columns };
     match kernels {
         Kernels::Training(FastKernels { isa, .. }) | Kernels::Fast(FastKernels { isa, .. }) => isa.run(operator),

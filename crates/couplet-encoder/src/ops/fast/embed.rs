@@ -8,13 +8,13 @@ use super::elementwise::{add, layer_norm};
 /// The sum of each token's embeddings, normalised, and what each was scaled with: `[T, D]`, `[T]`.
 ///
 /// Source: Devlin et al. 2019, figure 2.
-pub(crate) struct Embed<'a> {
+pub struct Embed<'a> {
     /// Each table `[_, D]` with the ids `[T]` in it, in the order in which they are added.
-    pub(crate) tables: &'a [(&'a [f32], &'a [u32])],
+    pub tables: &'a [(&'a [f32], &'a [u32])],
     /// Of the normalisation, `[D]`.
-    pub(crate) weight: &'a [f32],
-    pub(crate) bias: &'a [f32],
-    pub(crate) eps: f32,
+    pub weight: &'a [f32],
+    pub bias: &'a [f32],
+    pub eps: f32,
 }
 
 impl Operator for Embed<'_> {

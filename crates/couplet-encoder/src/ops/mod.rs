@@ -25,8 +25,8 @@ pub use attention::{Attention, FirstTokenAttention, attention};
 pub use embeddings::{Embeddings, ProjectedEmbeddings};
 pub use linear::{Linear, feed_forward, linear_many};
 
-pub(crate) use fast::Isa;
-pub(crate) use training::{
+pub use fast::Isa;
+pub use training::{
     Gradient, PackedWeight, Tape, attention_with_dropout, drop_elements, mix64, rectify, select_rows, softmax_rows,
     tanh,
 };
@@ -111,7 +111,8 @@ pub struct FastKernels {
 
 impl FastKernels {
     /// The instruction set that they were compiled for.
-    pub(crate) fn isa(self) -> Isa {
+    #[must_use]
+    pub fn isa(self) -> Isa {
         self.isa
     }
 }
@@ -167,7 +168,8 @@ impl Kernels {
     }
 
     /// The type of the tensors between the operators.
-    pub(crate) fn dtype(self) -> DType {
+    #[must_use]
+    pub fn dtype(self) -> DType {
         match self {
             Self::Fast(_) | Self::Training(_) => DType::F32,
             Self::Reference(dtype) => dtype,
@@ -207,7 +209,10 @@ impl LayerNorm {
 }
 
 /// Gives `f` the elements of contiguous f32 tensors on the CPU.
-pub(crate) fn read<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
+///
+/// # Errors
+/// Tensors that are not f32, on another device or not contiguous.
+pub fn read<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
     let held = tensors.map(Tensor::storage_and_layout);
     let mut all: [&[f32]; N] = [&[]; N];
     for (values, (storage, layout)) in all.iter_mut().zip(&held) {

@@ -89,7 +89,8 @@ impl Noise {
     }
 
     /// What is dropped at a place from rows that `cu_rows` divides among the sequences; none if nothing is.
-    pub(crate) fn at(&self, place: Place, cu_rows: &[u32]) -> Option<Dropout> {
+    #[must_use]
+    pub fn at(&self, place: Place, cu_rows: &[u32]) -> Option<Dropout> {
         let rate = self.rates.at(place);
         if rate <= 0.0 {
             return None;
@@ -178,7 +179,8 @@ fn mix32(mut x: u32) -> u32 {
 }
 
 /// A bijection of 64 bits. Source: the output function of `SplitMix64` (Steele, Lea & Flood 2014).
-pub(crate) fn mix64(x: u64) -> u64 {
+#[must_use]
+pub fn mix64(x: u64) -> u64 {
     let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -18,17 +18,17 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-pub(crate) use dropout::{Dropout, mix64};
+pub use dropout::{Dropout, mix64};
 pub use dropout::{Noise, Place, Rates};
-pub(crate) use loss::softmax_rows;
+pub use loss::softmax_rows;
 pub(super) use operators::{gather, layers};
 pub use parameter::Parameter;
-pub(crate) use parameter::{Gradient, PackedWeight};
+pub use parameter::{Gradient, PackedWeight};
 
 use super::attention::Attention;
 use super::linear::Weights;
 use super::{Activation, FastKernels, Kernels, LayerNorm, Linear, array, read, reference};
-pub(crate) use tape::Tape;
+pub use tape::Tape;
 
 /// A layer's parameters where they are learned on the CPU.
 #[derive(Debug, Clone)]
@@ -43,7 +43,7 @@ impl Linear {
     ///
     /// # Errors
     /// A shape or type that is not as above; a weight to be learned that is not packed.
-    pub(crate) fn from_parameters(weight: Parameter, bias: Parameter, kernels: Kernels) -> Result<Self> {
+    pub fn from_parameters(weight: Parameter, bias: Parameter, kernels: Kernels) -> Result<Self> {
         match kernels {
             Kernels::Training(kernels) => {
                 let outputs = bias.tensor.elem_count();
@@ -60,7 +60,7 @@ impl Linear {
     ///
     /// # Errors
     /// As [`Linear::forward_add_norm`]; a dropout of other rows; fused kernels without gradients.
-    pub(crate) fn forward_dropout_add_norm(
+    pub fn forward_dropout_add_norm(
         &self,
         x: &Tensor,
         dropout: Option<Dropout>,
@@ -99,7 +99,7 @@ impl Learned {
 impl LayerNorm {
     /// Takes weight and bias `[D]` and the ε that is added to the variance.
     #[must_use]
-    pub(crate) fn from_parameters(weight: Parameter, bias: Parameter, eps: f64) -> Self {
+    pub fn from_parameters(weight: Parameter, bias: Parameter, eps: f64) -> Self {
         let gradients = weight.gradient.zip(bias.gradient);
         Self { weight: weight.tensor, bias: bias.tensor, eps, gradients }
     }
@@ -108,7 +108,7 @@ impl LayerNorm {
     ///
     /// # Errors
     /// An `x` that is not `[T, D]`.
-    pub(crate) fn normalise(&self, x: &Tensor, kernels: Kernels) -> Result<Tensor> {
+    pub fn normalise(&self, x: &Tensor, kernels: Kernels) -> Result<Tensor> {
         match kernels {
             Kernels::Training(FastKernels { isa, .. }) => operators::norm(isa, self, x),
             Kernels::Fast(_) | Kernels::Reference(_) => self.forward(x),
@@ -119,9 +119,12 @@ impl LayerNorm {
 /// Where the gradients of embedding tables go.
 #[derive(Debug, Clone)]
 pub struct TableGradients {
-    pub(crate) words: Arc<Gradient>,
-    pub(crate) positions: Arc<Gradient>,
-    pub(crate) token_types: Option<Arc<Gradient>>,
+    /// Of the table of words, `[vocabulary, D]`.
+    pub words: Arc<Gradient>,
+    /// Of the table of positions, `[positions, D]`.
+    pub positions: Arc<Gradient>,
+    /// Of the table of token types, `[types, D]`, where the model has one.
+    pub token_types: Option<Arc<Gradient>>,
 }
 
 /// [`super::attention()`] with probabilities dropped; shapes are checked.
@@ -141,7 +144,7 @@ pub(super) fn attention(of: &Attention, dropout: Option<Dropout>, kernels: FastK
 ///
 /// # Errors
 /// A dropout of other rows than those of `x`.
-pub(crate) fn drop_elements(x: &Tensor, dropout: Option<Dropout>, kernels: Kernels) -> Result<Tensor> {
+pub fn drop_elements(x: &Tensor, dropout: Option<Dropout>, kernels: Kernels) -> Result<Tensor> {
     match (dropout, kernels) {
         (None, _) => Ok(x.clone()),
         (Some(dropout), Kernels::Training(FastKernels { isa, .. })) => {
@@ -156,7 +159,7 @@ pub(crate) fn drop_elements(x: &Tensor, dropout: Option<Dropout>, kernels: Kerne
 ///
 /// # Errors
 /// A row that is not there.
-pub(crate) fn select_rows(x: &Tensor, rows: &[u32], kernels: Kernels) -> Result<Tensor> {
+pub fn select_rows(x: &Tensor, rows: &[u32], kernels: Kernels) -> Result<Tensor> {
     match kernels {
         Kernels::Training(_) => operators::select_rows(x, rows),
         Kernels::Fast(_) | Kernels::Reference(_) => x.index_select(&Tensor::new(rows, x.device())?, 0),
@@ -167,7 +170,7 @@ pub(crate) fn select_rows(x: &Tensor, rows: &[u32], kernels: Kernels) -> Result<
 ///
 /// # Errors
 /// A failure of the device.
-pub(crate) fn rectify(x: &Tensor, kernels: Kernels) -> Result<Tensor> {
+pub fn rectify(x: &Tensor, kernels: Kernels) -> Result<Tensor> {
     match kernels {
         Kernels::Training(_) => operators::elementwise(x, positive, |y| if y > 0.0 { 1.0 } else { 0.0 }),
         Kernels::Fast(_) => map(x, positive),
@@ -180,7 +183,7 @@ pub(crate) fn rectify(x: &Tensor, kernels: Kernels) -> Result<Tensor> {
 ///
 /// # Errors
 /// A failure of the device.
-pub(crate) fn tanh(x: &Tensor, kernels: Kernels) -> Result<Tensor> {
+pub fn tanh(x: &Tensor, kernels: Kernels) -> Result<Tensor> {
     match kernels {
         Kernels::Training(_) => operators::elementwise(x, f32::tanh, |y| 1.0 - y * y),
         Kernels::Fast(_) => map(x, f32::tanh),
@@ -215,7 +218,7 @@ fn check_rows(x: &Tensor, dropout: &Dropout) -> Result<()> {
 ///
 /// # Errors
 /// As [`super::attention()`]; fused kernels without gradients.
-pub(crate) fn attention_with_dropout(of: &Attention, dropout: Option<Dropout>, kernels: Kernels) -> Result<Tensor> {
+pub fn attention_with_dropout(of: &Attention, dropout: Option<Dropout>, kernels: Kernels) -> Result<Tensor> {
     let Some(dropout) = dropout else {
         return super::attention(of, kernels);
     };

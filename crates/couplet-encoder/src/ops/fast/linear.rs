@@ -28,12 +28,12 @@ pub(super) fn block_rows(width: usize) -> usize {
 
 /// A fully connected layer `[in] → [out]`, packed for the instruction set that will read it.
 #[derive(Debug, Clone)]
-pub(crate) struct Layer {
-    pub(crate) isa: Isa,
+pub struct Layer {
+    pub isa: Isa,
     weight: Weight,
     bias: Vec<f32>,
-    pub(crate) inputs: usize,
-    pub(crate) outputs: usize,
+    pub inputs: usize,
+    pub outputs: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -44,7 +44,7 @@ enum Weight {
 
 impl Layer {
     /// Packs a row-major weight `[out, in]`: as it is, or quantised for a kernel of 16-bit integers.
-    pub(crate) fn pack(isa: Isa, int16: Option<Int16Kernel>, weight: &[f32], bias: &[f32]) -> Self {
+    pub fn pack(isa: Isa, int16: Option<Int16Kernel>, weight: &[f32], bias: &[f32]) -> Self {
         let (outputs, inputs) = (bias.len(), weight.len() / bias.len());
         debug_assert_eq!(weight.len(), outputs * inputs);
         let weight = if let Some(kernel) = int16 {
@@ -87,7 +87,7 @@ impl Layer {
 
 /// What happens to a row of products after its bias was added.
 #[derive(Clone, Copy)]
-pub(crate) enum Epilogue<'a> {
+pub enum Epilogue<'a> {
     None,
     Activation(Activation),
     /// `LayerNorm(row + residual)`, the residual `[rows, out]`.
@@ -96,11 +96,11 @@ pub(crate) enum Epilogue<'a> {
 
 /// `LayerNorm(row + residual)`, the residual `[rows, out]`, weight and bias `[out]`.
 #[derive(Clone, Copy)]
-pub(crate) struct AddNorm<'a> {
-    pub(crate) residual: &'a [f32],
-    pub(crate) weight: &'a [f32],
-    pub(crate) bias: &'a [f32],
-    pub(crate) eps: f32,
+pub struct AddNorm<'a> {
+    pub residual: &'a [f32],
+    pub weight: &'a [f32],
+    pub bias: &'a [f32],
+    pub eps: f32,
 }
 
 impl AddNorm<'_> {
@@ -117,10 +117,10 @@ impl AddNorm<'_> {
 }
 
 /// `x [T, in] · weightᵀ + bias`, then the epilogue, for several layers of the same number of inputs.
-pub(crate) struct Linear<'a> {
-    pub(crate) x: &'a [f32],
-    pub(crate) layers: &'a [&'a Layer],
-    pub(crate) epilogue: Epilogue<'a>,
+pub struct Linear<'a> {
+    pub x: &'a [f32],
+    pub layers: &'a [&'a Layer],
+    pub epilogue: Epilogue<'a>,
 }
 
 impl Operator for Linear<'_> {
@@ -159,12 +159,12 @@ impl Operator for Linear<'_> {
 }
 
 /// `norm(x + lin2(activation(lin1(x))))`: what `lin1` gives stays in the cache until `lin2` has read it.
-pub(crate) struct FeedForward<'a> {
-    pub(crate) lin1: &'a Layer,
-    pub(crate) activation: Activation,
-    pub(crate) lin2: &'a Layer,
+pub struct FeedForward<'a> {
+    pub lin1: &'a Layer,
+    pub activation: Activation,
+    pub lin2: &'a Layer,
     /// Its residual is `x [T, D]`.
-    pub(crate) norm: AddNorm<'a>,
+    pub norm: AddNorm<'a>,
 }
 
 impl Operator for FeedForward<'_> {

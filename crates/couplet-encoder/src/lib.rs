@@ -1,0 +1,3 @@
+//! The operators that encoders of the BERT family are made of.
+
+pub mod ops;

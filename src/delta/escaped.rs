@@ -1,0 +1,75 @@
+//! Paths with a percent sign for the Delta kernel.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use futures::{StreamExt as _, TryStreamExt as _};
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
+    PutOptions, PutPayload, PutResult, Result,
+};
+
+/// A store that lists paths as they stand in URLs. The kernel takes a listed path for a part of a URL
+/// (`buoyant_kernel_engine` 0.28, `filesystem.rs`: `set_path`), in which `%20` is a blank.
+#[derive(Debug)]
+pub(super) struct Escaped(Arc<dyn ObjectStore>);
+
+impl Escaped {
+    /// The store, if a path below `root` needs it.
+    pub(super) fn where_needed(store: Arc<dyn ObjectStore>, root: &Path) -> Arc<dyn ObjectStore> {
+        if root.as_ref().contains('%') { Arc::new(Self(store)) } else { store }
+    }
+}
+
+fn escaped(mut meta: ObjectMeta) -> Result<ObjectMeta> {
+    meta.location = Path::parse(meta.location.as_ref().replace('%', "%25"))?;
+    Ok(meta)
+}
+
+impl fmt::Display for Escaped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Escaped {
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.0.list(prefix).and_then(async |meta| escaped(meta)).boxed()
+    }
+
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.0.list_with_offset(prefix, offset).and_then(async |meta| escaped(meta)).boxed()
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.0.list_with_delimiter(prefix).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.0.get_opts(location, options).await
+    }
+
+    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        self.0.put_opts(location, payload, options).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.0.put_multipart_opts(location, options).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.0.delete_stream(locations)
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.0.copy_opts(from, to, options).await
+    }
+}
