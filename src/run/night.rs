@@ -155,9 +155,13 @@ impl Night {
             }
         }
         then.await;
-        if let Err(error) = self.held.release().await {
-            tracing::warn!("{error}");
+        match self.held.release().await {
+            Ok(()) => (record, None),
+            Err(lost @ LockError::Lost { .. }) => (record, Some(lost.into())),
+            Err(error) => {
+                tracing::warn!("{error}");
+                (record, None)
+            }
         }
-        (record, None)
     }
 }
