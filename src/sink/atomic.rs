@@ -137,7 +137,7 @@ pub(crate) fn hold(file: &File) -> bool {
 }
 
 /// Removes what killed runs left of the same file or folder, whose names begin with `prefix`.
-pub(crate) fn remove_remains(folder: &Path, prefix: &str, remove: fn(&Path) -> io::Result<()>) {
+pub(crate) fn remove_remains(folder: &Path, prefix: &str, remove: impl Fn(&Path) -> io::Result<()>) {
     let Ok(entries) = folder.read_dir() else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();

@@ -30,7 +30,7 @@ pub(crate) use atomic::{NOT_DURABLE, TEMPORARY, hold, remove_remains};
 pub(crate) use attributes::follow_links;
 pub use delta::{Committed, DeltaSink, Mode, Unpublished, rejected_version};
 pub(crate) use fit::{as_there, fitted};
-pub use folder::{AtomicFolder, may_replace, recover};
+pub use folder::{AtomicFolder, FolderKind, irreplaceable, recover};
 pub(crate) use runs::{Over, Part};
 pub(crate) use stored::parquet_problem;
 pub use unchanged::FileVersion;
