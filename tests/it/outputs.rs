@@ -158,11 +158,12 @@ fn without_sync(job: &Job, test: &str, path: &str, arguments: &[&str]) -> Option
 #[test]
 fn a_disk_that_does_not_confirm_the_new_name_is_told() {
     let test = "a_disk_that_does_not_confirm_the_new_name_is_told";
-    for sink in ["out/scores.parquet", "out"] {
+    let delta = "out\"\nformat = \"delta\"\nmode = \"overwrite";
+    for (sink, synced) in [("out/scores.parquet", "out"), ("out", "out"), (delta, "out/_delta_log")] {
         let job = Job::new(PAIRS).change("out/scores.parquet", sink);
         job.report();
         fs::write(job.path("pairs.csv"), "id,a,b\n1,x,y\n").unwrap();
-        let Some(output) = without_sync(&job, test, "out", &["run", "pipeline.toml"]) else { return };
+        let Some(output) = without_sync(&job, test, synced, &["run", "pipeline.toml"]) else { return };
         let said = job.without_paths(&String::from_utf8_lossy(&output.stderr));
         assert_eq!(output.status.code(), Some(1), "{sink}: {said}");
         assert!(said.contains("the new version is there, but the disk did not confirm that it is durable"), "{said}");
