@@ -25,8 +25,7 @@ use thiserror::Error;
 use crate::lock::Explained;
 
 pub use atomic::AtomicFile;
-use atomic::folder_of;
-pub(crate) use atomic::{NOT_DURABLE, TEMPORARY, hold, remove_remains};
+pub(crate) use atomic::{NOT_DURABLE, TEMPORARY, folder_of, hold, remove_remains};
 pub(crate) use attributes::follow_links;
 pub use delta::{Committed, DeltaSink, Mode, Unpublished, rejected_version};
 pub(crate) use fit::{as_there, fitted};
