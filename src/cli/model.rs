@@ -10,13 +10,13 @@ use crate::config::Place;
 use crate::error::Error;
 use crate::model::card::{self, Card};
 use crate::model::{
-    Architecture, Calibration, Described, Form, ImportError, Imported, Problem, ScoreActivation, import,
+    Architecture, Calibration, Described, Form, ImportError, Imported, MODEL_FOLDER, Problem, ScoreActivation, import,
 };
 use crate::objects::{ModelFolder, beside_model, model_folder};
 use crate::printable::in_line;
 use crate::progress::grouped;
 use crate::scorer::ScorerError;
-use crate::sink::may_replace;
+use crate::sink::irreplaceable;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ModelCommand {
@@ -83,9 +83,8 @@ impl Import {
             return Err(Error::Usage(problem));
         }
         // What is replaced must be a model: `--force` is no way to lose a folder of something else.
-        if !may_replace(&target, "config.json") {
-            let problem = format!("{} is not the folder of a model and is not replaced", target.display());
-            return Err(Error::Usage(problem));
+        if let Some(problem) = irreplaceable(&target, &MODEL_FOLDER) {
+            return Err(Error::Usage(format!("{} {problem}", target.display())));
         }
         let form = match form {
             Some(Target::Distilbert) => Form::DistilBert,

@@ -5,8 +5,13 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::calibration::CALIBRATION_FILE;
+use super::card;
 use super::files::ModelFiles;
+use super::outputs::SENTENCE_TRANSFORMERS;
 use crate::files;
+use crate::sink::FolderKind;
+use crate::train::CHART;
 
 /// What a tokenizer may consist of.
 pub(crate) const TOKENIZER: [&str; 5] =
@@ -14,6 +19,48 @@ pub(crate) const TOKENIZER: [&str; 5] =
 
 /// The tokenizer's settings.
 pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
+/// The folder of a model, of couplet, transformers or a hub.
+pub const MODEL_FOLDER: FolderKind = FolderKind { name: "a model", marker: "config.json", has: is_in_a_model };
+
+/// What stands beside tokenizer and weights.
+const OTHERS: [&str; 12] = [
+    "config.json",
+    "generation_config.json",
+    CALIBRATION_FILE,
+    card::TRAINING,
+    CHART,
+    "training_args.bin",
+    card::README,
+    "LICENSE",
+    ".gitattributes",
+    "modules.json",
+    "sentence_bert_config.json",
+    SENTENCE_TRANSFORMERS,
+];
+
+/// Weights of all frameworks, as far as they are one file.
+const WEIGHTS: [&str; 4] = ["tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.onnx"];
+
+/// Whether the folder of a model may have a file of this name: only what is known goes with a model that is replaced.
+fn is_in_a_model(name: &str) -> bool {
+    let sharded = |stem: &str, extension: &str| {
+        let Some(rest) = name.strip_prefix(stem) else { return false };
+        rest == format!("{extension}.index.json") || rest.strip_suffix(extension).is_some_and(is_shard)
+    };
+    TOKENIZER.contains(&name)
+        || OTHERS.contains(&name)
+        || WEIGHTS.contains(&name)
+        || sharded("model", ".safetensors")
+        || sharded("pytorch_model", ".bin")
+}
+
+/// Whether this numbers one of several files, as `-00001-of-00002`, or is nothing, as with a single one.
+fn is_shard(text: &str) -> bool {
+    let is_number = |digits: &str| digits.len() == 5 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let numbers = || text.strip_prefix('-')?.split_once("-of-");
+    text.is_empty() || numbers().is_some_and(|(number, count)| is_number(number) && is_number(count))
+}
 
 /// What `config.json` says of a head, of the type of numbers, and of where a checkpoint came from.
 const OF_ANOTHER_HEAD: [&str; 9] = [
@@ -70,4 +117,28 @@ pub(crate) fn clear_head(config: &mut Map<String, Value>) {
 /// Writes a JSON file for people to read too.
 pub(crate) fn write_json(path: &Path, document: &Value) -> io::Result<()> {
     files::write(path, format!("{document:#}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_models_are_in_a_model() {
+        for name in [
+            "config.json",
+            "vocab.txt",
+            "model.safetensors",
+            "model-00001-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "pytorch_model.bin",
+            "calibration.json",
+            "training.svg",
+        ] {
+            assert!(is_in_a_model(name), "{name}");
+        }
+        for name in ["notes.txt", "model-old.safetensors", "data.bin", "my.safetensors", "model-1-of-2.safetensors"] {
+            assert!(!is_in_a_model(name), "{name}");
+        }
+    }
 }

@@ -20,7 +20,7 @@ use super::config::{Architecture, ModelConfig, read_json};
 use super::encoder::{Encoder, PackedBatch, WORD_EMBEDDINGS};
 use super::error::LoadError;
 use super::files::ModelFiles;
-use super::folder::{clear_head, copy_tokenizer, write_json};
+use super::folder::{MODEL_FOLDER, clear_head, copy_tokenizer, write_json};
 use super::weights_file::{self, Entry};
 use crate::files;
 use crate::frames::message;
@@ -277,7 +277,7 @@ fn write(
     config: &Map<String, Value>,
     tensors: &[(String, Tensor)],
 ) -> io::Result<AtomicFolder> {
-    let folder = AtomicFolder::create(target)?;
+    let folder = AtomicFolder::create(target, &MODEL_FOLDER)?;
     let path = folder.path();
     write_json(&path.join("config.json"), &Value::Object(config.clone()))?;
     copy_tokenizer(source, path, config["model_type"] == "distilbert")?;

@@ -37,6 +37,7 @@ pub(crate) use encoder::WORD_EMBEDDINGS;
 pub use encoder::{Encoder, PackedBatch};
 pub use error::LoadError;
 pub use fingerprint::Fingerprint;
+pub use folder::MODEL_FOLDER;
 pub use import::{Form, ImportError, Imported, import};
 pub use outputs::ScoreActivation;
 pub use stand_in::Makings;

@@ -18,11 +18,28 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
+use thiserror::Error as ThisError;
 use uuid::Uuid;
+
+use super::cause_in;
+use crate::files;
+use crate::sink::NOT_DURABLE;
 
 /// Begins the message of a disk on which a file cannot be made only where there is none.
 pub(crate) const NO_LINKS: &str = "its file system has no hard links";
-use crate::files;
+
+/// Why the name of a file may not survive a loss of power; the file is there.
+#[derive(Debug, ThisError)]
+#[error("{NOT_DURABLE} ({0})")]
+struct Unconfirmed(io::Error);
+
+/// What the disk said that did not confirm the name of a file, if that is the cause of an error.
+pub(crate) fn unconfirmed_in<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e io::Error> {
+    match cause_in(error)? {
+        Error::Generic { source, .. } => source.downcast_ref::<Unconfirmed>().map(|unconfirmed| &unconfirmed.0),
+        _ => None,
+    }
+}
 
 /// A local disk from its root on.
 #[derive(Debug)]
@@ -163,7 +180,7 @@ fn put(path: &FilePath, payload: &PutPayload, create: bool) -> Result<PutResult>
     // Listings pass over names that end so. On a disk that machines share, a process's id is no name.
     let (unique, _) = Uuid::new_v4().as_u64_pair();
     let staged = PathBuf::from(format!("{}#{unique}", path.display()));
-    let placed = (|| {
+    let placed = (|| -> io::Result<()> {
         let mut file = File::create_new(&staged)?;
         payload.iter().try_for_each(|bytes| file.write_all(bytes))?;
         file.sync_all()?;
@@ -173,16 +190,16 @@ fn put(path: &FilePath, payload: &PutPayload, create: bool) -> Result<PutResult>
                 ErrorKind::AlreadyExists => e,
                 kind => io::Error::new(kind, format!("{NO_LINKS} ({e})")),
             })?;
-            fs::remove_file(&staged)?;
         } else {
             fs::rename(&staged, path)?;
         }
-        sync_folder(path)
+        Ok(())
     })();
-    if let Err(error) = placed {
+    if create || placed.is_err() {
         let _ = fs::remove_file(&staged);
-        return Err(failed(&error, path));
     }
+    placed.map_err(|e| failed(&e, path))?;
+    sync_folder(path).map_err(|e| Error::Generic { store: "LocalFileSystem", source: Unconfirmed(e).into() })?;
     Ok(PutResult { e_tag: None, version: None })
 }
 

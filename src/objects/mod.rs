@@ -32,7 +32,7 @@ use crate::lock;
 use accepted::Connector;
 pub use download::download;
 pub use durable::DurableLocal;
-pub(crate) use durable::NO_LINKS;
+pub(crate) use durable::{NO_LINKS, unconfirmed_in};
 pub use error::{ObjectsError, Trouble};
 pub(crate) use error::{cause_in, cut_answers, explain_unplaced, without_answers, without_secrets};
 pub use model::{ModelFolder, beside_model, model_cache, model_folder};

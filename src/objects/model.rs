@@ -14,7 +14,7 @@ use crate::config::Place;
 use crate::files;
 use crate::hub;
 use crate::model::Needed;
-use crate::sink::AtomicFolder;
+use crate::sink::{AtomicFolder, FolderKind};
 
 /// The local folder of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,6 +132,9 @@ fn copies(place: &Place) -> Result<PathBuf, ObjectsError> {
     Ok(cache.join("couplet/models"))
 }
 
+/// A folder of the cache: all of its files are couplet's.
+const COPY: FolderKind = FolderKind { name: "a copy of a model", marker: "config.json", has: |_| true };
+
 /// The folder of the cache with these files, filled if it is not there yet.
 async fn cached(objects: &Objects, files: &[ObjectMeta]) -> Result<PathBuf, ObjectsError> {
     let disk = |what: &Path, e: &dyn std::fmt::Display| {
@@ -153,7 +156,7 @@ async fn cached(objects: &Objects, files: &[ObjectMeta]) -> Result<PathBuf, Obje
             bytes as f64 / 1e6,
             folder.display()
         );
-        let unfinished = AtomicFolder::create(&folder).map_err(|e| disk(&folder, &e))?;
+        let unfinished = AtomicFolder::create(&folder, &COPY).map_err(|e| disk(&folder, &e))?;
         for object in files {
             let path = unfinished.path().join(object.location.filename().unwrap_or_default());
             let file = files::create(&path).map_err(|e| disk(&path, &e))?;

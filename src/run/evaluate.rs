@@ -22,7 +22,7 @@ use crate::progress::{Progress, Style, counted, grouped};
 use crate::report::{EvaluationReport, evaluation_lines};
 use crate::scorer::{Prediction, Rejection, Scorer, TextColumn, Window};
 use crate::session;
-use crate::sink::{AtomicFolder, SinkError};
+use crate::sink::{AtomicFolder, FolderKind, SinkError};
 use crate::train::bootstrap::Bootstrap;
 use crate::train::evaluation::Evaluation;
 use crate::train::finetune::Row;
@@ -34,6 +34,10 @@ const SECTION: &str = "evaluate";
 
 /// What an evaluation says about itself, in its folder.
 pub(super) const REPORT: &str = "evaluation.json";
+
+/// The folder of an evaluation.
+pub(super) const EVALUATION_FOLDER: FolderKind =
+    FolderKind { name: "an evaluation", marker: REPORT, has: |name| [REPORT, mistakes::FILE].contains(&name) };
 
 /// Measures until it is done or `stop` is; the folder of the report is there whole, or as it was.
 #[tracing::instrument(skip_all)]
@@ -285,7 +289,7 @@ impl Work<'_> {
     }
 
     fn publish(&self, json: &Value, mistakes: &RecordBatch, scorer: &Scorer) -> std::io::Result<()> {
-        let folder = AtomicFolder::create(&self.settings.output.path)?;
+        let folder = AtomicFolder::create(&self.settings.output.path, &EVALUATION_FOLDER)?;
         crate::model::write_json(&folder.path().join(REPORT), json)?;
         mistakes::write(&folder.path().join(mistakes::FILE), mistakes, scorer.model())
             .map_err(|SinkError { problem, .. }| std::io::Error::other(problem.problem))?;

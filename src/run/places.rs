@@ -10,9 +10,10 @@ use super::sinks::rejected_beside;
 use super::{Stage, evaluate, readable, readable_place};
 use crate::config::{Errors, Pipeline, Place, RunSettings};
 use crate::error::Error;
+use crate::model::MODEL_FOLDER;
 use crate::objects::Objects;
-use crate::sink::{follow_links, may_replace};
-use crate::train::beside;
+use crate::sink::{follow_links, irreplaceable};
+use crate::train::{beside, foreign_state};
 
 /// What is made at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,17 +22,13 @@ pub(super) enum Shape {
     File,
     /// A folder to which files are added.
     Folder,
-    /// A folder that takes the place of another one, which has this file if it is of the same kind.
-    Replaced {
-        /// The file.
-        marker: &'static str,
-        /// What such a folder is.
-        kind: &'static str,
-    },
+    /// A model's folder, instead of the one that is there.
+    Model,
+    /// An evaluation's folder, instead of the one that is there.
+    Evaluation,
+    /// The folder of a training that is under way.
+    Training,
 }
-
-const MODEL: Shape = Shape::Replaced { marker: "config.json", kind: "a model" };
-const EVALUATION: Shape = Shape::Replaced { marker: evaluate::REPORT, kind: "an evaluation" };
 
 /// A place that a run writes to.
 pub(super) struct Target {
@@ -70,10 +67,10 @@ pub(super) fn targets(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool) -> Vec<
         add(STORE, "score.store", scoring.score.store.place.clone(), Shape::Folder, false);
     }
     let mut train = |what, key, output: &Path, others: &[&str]| {
-        add(what, key, Place::Local(output.to_owned()), MODEL, false);
-        add(STATE, key, Place::Local(beside(output, ".training")), Shape::Folder, true);
+        add(what, key, Place::Local(output.to_owned()), Shape::Model, false);
+        add(STATE, key, Place::Local(beside(output, ".training")), Shape::Training, true);
         for suffix in others {
-            add(BESIDE, key, Place::Local(beside(output, suffix)), MODEL, false);
+            add(BESIDE, key, Place::Local(beside(output, suffix)), Shape::Model, false);
         }
     };
     if let Some(stage) = pipeline.pretrain.as_ref().filter(|_| runs(Stage::Pretrain)) {
@@ -84,7 +81,7 @@ pub(super) fn targets(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool) -> Vec<
         train("model of [finetune]", "finetune.output", &stage.learning.output.path, others);
     }
     if let Some(stage) = pipeline.evaluate.as_ref().filter(|_| runs(Stage::Evaluate)) {
-        add("evaluation", "evaluate.output", Place::Local(stage.output.path.clone()), EVALUATION, false);
+        add("evaluation", "evaluate.output", Place::Local(stage.output.path.clone()), Shape::Evaluation, false);
     }
     let spill = Place::Local(pipeline.run.spill.clone());
     add(TEMPORARY, spill_key(&pipeline.run), spill, Shape::Folder, true);
@@ -182,7 +179,7 @@ fn problem(path: &Path, shape: Shape) -> Option<String> {
     }
     let path = target.canonicalize().or_else(|_| std::path::absolute(&target)).unwrap_or(target);
     // A model that is there may be the one that the stage leaves, which then writes nothing.
-    let stays = shape == MODEL && path.exists();
+    let stays = shape == Shape::Model && path.exists();
     unsuited(&path, shape).or_else(|| if stays { None } else { unwritable(&path, shape) })
 }
 
@@ -196,13 +193,13 @@ fn unsuited(path: &Path, shape: Shape) -> Option<String> {
         Shape::File if !there.is_file() => {
             Some("is a device or a pipe, and only a file can be replaced; name another place".into())
         }
-        Shape::Folder if !there.is_dir() => {
+        Shape::Folder | Shape::Training if !there.is_dir() => {
             Some("is a file, and a folder is to be there; name another place, or remove the file".into())
         }
-        Shape::Replaced { marker, kind } if !may_replace(path, marker) => Some(format!(
-            "is there and is not the folder of {kind}, which would replace it; name a folder that is not there yet"
-        )),
-        _ => None,
+        Shape::Model => irreplaceable(path, &MODEL_FOLDER),
+        Shape::Evaluation => irreplaceable(path, &evaluate::EVALUATION_FOLDER),
+        Shape::Training => foreign_state(path),
+        Shape::File | Shape::Folder => None,
     }
 }
 

@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::lock::Explained;
 use crate::objects::{Objects, PENDING};
 use crate::sink::runs::{self, RunsError};
-use crate::sink::{Origin, SinkError, rejected_version};
+use crate::sink::{Origin, SinkError, folder_of, rejected_version, remove_remains};
 
 /// Where the rejected rows of the runs that a sink has are, and how they are read; none if there are none.
 ///
@@ -105,6 +105,10 @@ impl Pending {
     /// A folder that cannot be read.
     pub(super) async fn of(place: &Place, run: &str) -> Result<Self, Error> {
         let rejected = Objects::open(place)?;
+        // A run that was killed while it wrote them: the name has its id, so that nobody else comes across it.
+        if let Some(path) = place.local() {
+            remove_remains(folder_of(path), &format!("..{}.", place.name()), |path| std::fs::remove_file(path));
+        }
         let own = Objects::open(&pending_place(place, run))?.root;
         let folder = own.parent().unwrap_or_default();
         let listed = rejected.store.list_with_delimiter(Some(&folder)).await.map_err(|e| rejected.error(&e))?;

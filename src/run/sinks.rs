@@ -340,7 +340,10 @@ impl Sink {
                 };
                 match committed {
                     Ok(committed) => Done { output, bytes: committed.bytes, version: Some(committed.version) },
-                    Err(Unpublished { source, known, conflict }) => {
+                    Err(Unpublished { not_durable: Some(problem), .. }) => {
+                        return Err(SinkError { path: output.into(), problem: problem.into() }.into());
+                    }
+                    Err(Unpublished { source, known, conflict, .. }) => {
                         let error = Error::Publish { output, source: Box::new(source), known };
                         return if conflict { Ok(Attempt::Conflict(error)) } else { Err(error) };
                     }

@@ -108,6 +108,12 @@ pub(crate) const NOT_DURABLE: &str = "the disk did not confirm that it is durabl
 )]
 pub struct NotDurable(io::Error);
 
+impl NotDurable {
+    pub(super) fn new(error: &io::Error) -> Self {
+        Self(io::Error::new(error.kind(), error.to_string()))
+    }
+}
+
 /// Makes the name that a file or folder has got durable, which is in the folder around it.
 ///
 /// # Errors
@@ -117,7 +123,7 @@ pub(super) fn sync_name(target: &Path) -> io::Result<()> {
 }
 
 /// The folder around a file or folder.
-pub(super) fn folder_of(target: &Path) -> &Path {
+pub(crate) fn folder_of(target: &Path) -> &Path {
     match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -137,7 +143,7 @@ pub(crate) fn hold(file: &File) -> bool {
 }
 
 /// Removes what killed runs left of the same file or folder, whose names begin with `prefix`.
-pub(crate) fn remove_remains(folder: &Path, prefix: &str, remove: fn(&Path) -> io::Result<()>) {
+pub(crate) fn remove_remains(folder: &Path, prefix: &str, remove: impl Fn(&Path) -> io::Result<()>) {
     let Ok(entries) = folder.read_dir() else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();

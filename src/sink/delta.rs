@@ -28,10 +28,11 @@ use deltalake_core::{DeltaTable, DeltaTableError, TableProperty};
 use parquet::file::properties::WriterProperties;
 use serde_json::json;
 
+use super::atomic::NotDurable;
 use super::fit;
 use crate::delta::{self, DeltaError};
 use crate::files::nearest_name;
-use crate::objects::Objects;
+use crate::objects::{Objects, unconfirmed_in};
 use crate::sink::Origin;
 
 /// What becomes of the rows that are there.
@@ -63,6 +64,14 @@ pub struct Unpublished {
     pub known: bool,
     /// Whether another writer's commit came first, so that they may be published once the table is opened again.
     pub conflict: bool,
+    /// What to say where they were committed after all, and the disk did not confirm it.
+    pub not_durable: Option<String>,
+}
+
+impl Unpublished {
+    fn new(source: DeltaTableError, known: bool) -> Self {
+        Self { conflict: known && is_conflict(&source), known, source, not_durable: None }
+    }
 }
 
 /// A table that a run will commit to.
@@ -182,11 +191,15 @@ impl DeltaSink {
         }
         let Some(version) = published else { return Ok(Self { mode: Mode::Overwrite, ..self }) };
         let restore = table.clone().restore().with_version_to_restore(version);
-        let (restored, _) = restore
-            .with_commit_properties(self.properties(None))
-            .await
-            .map_err(|e| DeltaError::new(&self.objects, &e))?;
-        self.table = Some(restored);
+        match restore.with_commit_properties(self.properties(None)).await {
+            Ok((restored, _)) => self.table = Some(restored),
+            Err(error) if misses_a_file(&error) => tracing::warn!(
+                "{}: a VACUUM has removed files of version {version}, so that rows of a run that did not come to its end \
+                 stay until their ids are rejected again ({error})",
+                self.objects
+            ),
+            Err(error) => return Err(DeltaError::new(&self.objects, &error)),
+        }
         Ok(self)
     }
 
@@ -243,7 +256,7 @@ impl DeltaSink {
         let table = match self.table.clone() {
             Some(table) => match self.with_exact_statistics(table).await {
                 Ok(table) => Some(table),
-                Err(source) => return Err(Unpublished { conflict: is_conflict(&source), known: true, source }),
+                Err(source) => return Err(Unpublished::new(source, true)),
             },
             None => None,
         };
@@ -255,11 +268,14 @@ impl DeltaSink {
             Ok(table) => table,
             // The commit may have been made, and its answer lost.
             Err(source) => match delta::has_committed(&self.objects, &self.origin.run, before).await {
-                Ok(Some(table)) => table,
-                looked => {
-                    let known = looked.is_ok();
-                    return Err(Unpublished { known, conflict: known && is_conflict(&source), source });
-                }
+                Ok(Some(table)) => match unconfirmed_in(&source) {
+                    Some(error) => {
+                        let not_durable = Some(NotDurable::new(error).to_string());
+                        return Err(Unpublished { not_durable, ..Unpublished::new(source, true) });
+                    }
+                    None => table,
+                },
+                looked => return Err(Unpublished::new(source, looked.is_ok())),
             },
         };
         Ok(self.committed(&table))
@@ -399,6 +415,11 @@ fn of_rejected(pipeline: &str) -> String {
 /// The keys in a commit's metadata that name the pipeline and its store.
 const PIPELINE: &str = "couplet.pipeline";
 const STORE: &str = "couplet.store";
+
+/// Whether a version cannot be restored because one of its files is gone; the library's own error is private.
+fn misses_a_file(error: &DeltaTableError) -> bool {
+    matches!(error, DeltaTableError::GenericError { source } if source.to_string().starts_with("Find missing file"))
+}
 
 /// Whether a commit was refused because another one came first.
 fn is_conflict(error: &DeltaTableError) -> bool {

@@ -12,9 +12,13 @@
 //! Where the file system cannot exchange (some network file systems), the old folder is moved aside and the new one
 //! moved in. Between the two there is nothing under the name for an instant; [`recover`] puts the old folder back if a
 //! kill fell into it.
+//!
+//! Of a folder that is replaced or removed, only the files go that have names of its [`FolderKind`]: a folder with other
+//! files is not replaced, and files that come to it meanwhile stay.
 
-use std::fs::{self, File};
-use std::io;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, DirEntry, File};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -26,9 +30,80 @@ use crate::files;
 /// Where the old folder waits while there is no exchange.
 const ASIDE: &str = ".couplet-old";
 
+/// A kind of folder that couplet makes, and removes.
+#[derive(Debug)]
+pub struct FolderKind {
+    /// What it is, for people: `a model`.
+    pub name: &'static str,
+    /// The file by which such a folder is known.
+    pub marker: &'static str,
+    /// Whether a file of such a folder may have this name. Files with other names are never removed.
+    pub has: fn(&str) -> bool,
+}
+
+impl FolderKind {
+    /// The name of an entry of a folder that such folders do not have, if there is one.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub(crate) fn foreign_in(&self, folder: &Path) -> io::Result<Option<OsString>> {
+        for entry in folder.read_dir()? {
+            let entry = entry?;
+            if !self.is_own(&entry)? {
+                return Ok(Some(entry.file_name()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes the files of a folder that such folders have, and the folder if nothing else is in it.
+    ///
+    /// # Errors
+    /// A file or folder that cannot be removed.
+    pub(crate) fn remove(&self, folder: &Path) -> io::Result<()> {
+        for entry in folder.read_dir()? {
+            let entry = entry?;
+            if self.is_own(&entry)? {
+                // Another process may be removing the same folder.
+                gone(fs::remove_file(entry.path()))?;
+            }
+        }
+        // A folder that was put elsewhere by a link is used again.
+        if folder.is_symlink() {
+            return Ok(());
+        }
+        match fs::remove_dir(folder) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
+                tracing::warn!("{} stays, with files in it that couplet did not write", folder.display());
+                Ok(())
+            }
+            removed => gone(removed),
+        }
+    }
+
+    fn is_own(&self, entry: &DirEntry) -> io::Result<bool> {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        // What a killed run was writing into the folder has a temporary name.
+        Ok(!entry.file_type()?.is_dir() && (self.has)(without_temporary(&name).unwrap_or(&name)))
+    }
+}
+
+/// What is not there any more need not be removed.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })
+}
+
+/// The name that a file was to get which was being written under a temporary one.
+fn without_temporary(name: &str) -> Option<&str> {
+    let (name, id) = name.strip_prefix('.')?.strip_suffix(TEMPORARY)?.rsplit_once('.')?;
+    Uuid::try_parse(id).is_ok().then_some(name)
+}
+
 /// A folder in the making; dropped before [`AtomicFolder::publish`], it leaves nothing behind.
 #[derive(Debug)]
 pub struct AtomicFolder {
+    kind: &'static FolderKind,
     target: PathBuf,
     temporary: PathBuf,
     /// Tells the work of a live process from the remains of a killed one.
@@ -40,7 +115,7 @@ impl AtomicFolder {
     ///
     /// # Errors
     /// A folder that cannot be made; a target that is a file.
-    pub fn create(target: &Path) -> io::Result<Self> {
+    pub fn create(target: &Path, kind: &'static FolderKind) -> io::Result<Self> {
         // What a link points to is replaced, not the link.
         let target = &follow_links(target)?;
         let (around, name) = parts(target)?;
@@ -48,13 +123,13 @@ impl AtomicFolder {
             return Err(io::Error::other("it is a file"));
         }
         fs::create_dir_all(around)?;
-        recover(target)?;
-        remove_remains(around, &format!(".{name}."), |path| fs::remove_dir_all(path));
+        recover(target, kind)?;
+        remove_remains(around, &format!(".{name}."), |path| kind.remove(path));
         let temporary = around.join(format!(".{name}.{}{TEMPORARY}", Uuid::new_v4().simple()));
         create_folder(&temporary, target)?;
         // Where folders cannot be locked, the remains of a killed run stay until they are removed by hand.
         let lock = files::open_own(&temporary).ok().filter(hold);
-        Ok(Self { target: target.to_owned(), temporary, _lock: lock })
+        Ok(Self { kind, target: target.to_owned(), temporary, _lock: lock })
     }
 
     /// Where to write the files.
@@ -66,8 +141,8 @@ impl AtomicFolder {
     /// Makes the files durable and puts the folder in its place, instead of what stood there.
     ///
     /// # Errors
-    /// A disk that is full or gone; what stood there is still there then, unless the error is
-    /// `NotDurable`.
+    /// A disk that is full or gone, files in the old folder that such folders do not have; what stood there is still
+    /// there then, unless the error is `NotDurable`.
     pub fn publish(self) -> io::Result<()> {
         self.publish_with(exchange)
     }
@@ -83,6 +158,9 @@ impl AtomicFolder {
             fs::rename(&self.temporary, &self.target)?;
             return sync_name(&self.target);
         }
+        if let Some(name) = self.kind.foreign_in(&self.target)? {
+            return Err(io::Error::other(format!("it {}", foreign(&name, self.kind))));
+        }
         if exchange(&self.temporary, &self.target).is_ok() {
             // The old folder has the temporary name now, and goes when `self` is dropped.
             return sync_name(&self.target);
@@ -94,13 +172,13 @@ impl AtomicFolder {
             return Err(e);
         }
         sync_name(&self.target)?;
-        fs::remove_dir_all(&aside)
+        self.kind.remove(&aside)
     }
 }
 
 impl Drop for AtomicFolder {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.temporary);
+        let _ = self.kind.remove(&self.temporary);
     }
 }
 
@@ -108,21 +186,42 @@ impl Drop for AtomicFolder {
 ///
 /// # Errors
 /// A folder that cannot be renamed or removed.
-pub fn recover(target: &Path) -> io::Result<()> {
+pub fn recover(target: &Path, kind: &FolderKind) -> io::Result<()> {
     let aside = aside(target)?;
     match (aside.exists(), target.exists()) {
         (true, false) => fs::rename(&aside, target),
-        (true, true) => fs::remove_dir_all(&aside),
+        (true, true) => kind.remove(&aside),
         (false, _) => Ok(()),
     }
 }
 
-/// Whether nothing is lost that is not to be replaced: there is nothing at `target`, or an empty folder, or one that has
-/// the file `marker`, by which folders of its kind are known.
+/// Why a folder is not to take the place of what is at `target`, if so: that is neither an empty folder nor one of the
+/// same kind, or has files that would be lost.
 #[must_use]
-pub fn may_replace(target: &Path, marker: &str) -> bool {
+pub fn irreplaceable(target: &Path, kind: &FolderKind) -> Option<String> {
     let is_empty = || target.read_dir().is_ok_and(|mut entries| entries.next().is_none());
-    !target.exists() || target.join(marker).exists() || is_empty()
+    if !target.exists() || is_empty() {
+        return None;
+    }
+    if !target.join(kind.marker).exists() {
+        return Some(format!(
+            "is there and is not the folder of {}, which would replace it; name a folder that is not there yet",
+            kind.name
+        ));
+    }
+    match kind.foreign_in(target) {
+        Ok(name) => name.map(|name| foreign(&name, kind)),
+        Err(error) => Some(format!("cannot be read: {error}")),
+    }
+}
+
+/// Says that a folder cannot be replaced or removed because of one of its entries.
+fn foreign(name: &OsStr, kind: &FolderKind) -> String {
+    let name = name.display();
+    format!(
+        "has `{name}`, which is no file of {} and would be lost; move it elsewhere, or name another folder",
+        kind.name
+    )
 }
 
 #[cfg(any(target_os = "linux", target_vendor = "apple"))]
@@ -133,7 +232,7 @@ fn exchange(one: &Path, other: &Path) -> io::Result<()> {
 
 #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
 fn exchange(_: &Path, _: &Path) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
+    Err(ErrorKind::Unsupported.into())
 }
 
 fn aside(target: &Path) -> io::Result<PathBuf> {
@@ -151,6 +250,8 @@ fn parts(target: &Path) -> io::Result<(&Path, String)> {
 mod tests {
     use super::*;
 
+    const KIND: FolderKind = FolderKind { name: "a test", marker: "a", has: |name| name == "a" };
+
     fn names(folder: &Path) -> Vec<String> {
         let mut names: Vec<String> =
             folder.read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -159,13 +260,13 @@ mod tests {
     }
 
     fn begin(target: &Path, text: &str) -> AtomicFolder {
-        let folder = AtomicFolder::create(target).unwrap();
+        let folder = AtomicFolder::create(target, &KIND).unwrap();
         fs::write(folder.path().join("a"), text).unwrap();
         folder
     }
 
     fn refuse(_: &Path, _: &Path) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+        Err(ErrorKind::Unsupported.into())
     }
 
     #[test]
@@ -181,6 +282,43 @@ mod tests {
                 assert_eq!(names(target.parent().unwrap()), ["model"]);
             }
         }
+    }
+
+    #[test]
+    fn files_of_others_keep_a_folder_from_being_replaced() {
+        let around = tempfile::tempdir().unwrap();
+        let target = around.path().join("model");
+        begin(&target, "old").publish().unwrap();
+        assert_eq!(irreplaceable(&target, &KIND), None);
+        fs::write(target.join("notes"), "mine").unwrap();
+        assert!(irreplaceable(&target, &KIND).unwrap().starts_with("has `notes`, which is no file of a test"));
+        let refused = begin(&target, "new").publish().unwrap_err().to_string();
+        assert!(refused.starts_with("it has `notes`"), "{refused}");
+        assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "old");
+        assert_eq!(names(around.path()), ["model"]);
+        fs::remove_file(target.join("notes")).unwrap();
+        fs::create_dir(target.join("a folder")).unwrap();
+        assert!(irreplaceable(&target, &KIND).is_some());
+    }
+
+    #[test]
+    fn files_of_others_stay_when_a_folder_is_removed() {
+        let around = tempfile::tempdir().unwrap();
+        let folder = around.path().join("old");
+        fs::create_dir_all(folder.join("below")).unwrap();
+        let half = format!(".a.{}{TEMPORARY}", Uuid::new_v4().simple());
+        for name in ["a", "notes", "below/a", &half, ".a.mine.couplet-tmp"] {
+            fs::write(folder.join(name), "").unwrap();
+        }
+        KIND.remove(&folder).unwrap();
+        assert_eq!(names(&folder), [".a.mine.couplet-tmp", "below", "notes"]);
+        assert!(folder.join("below/a").exists());
+        fs::remove_dir_all(folder.join("below")).unwrap();
+        for name in [".a.mine.couplet-tmp", "notes"] {
+            fs::remove_file(folder.join(name)).unwrap();
+        }
+        KIND.remove(&folder).unwrap();
+        assert!(!folder.exists());
     }
 
     #[test]
@@ -230,7 +368,7 @@ mod tests {
         let target = around.path().join("model");
         begin(&target, "old").publish().unwrap();
         fs::rename(&target, aside(&target).unwrap()).unwrap();
-        recover(&target).unwrap();
+        recover(&target, &KIND).unwrap();
         assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "old");
         assert_eq!(names(around.path()), ["model"]);
     }

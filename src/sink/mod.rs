@@ -25,12 +25,11 @@ use thiserror::Error;
 use crate::lock::Explained;
 
 pub use atomic::AtomicFile;
-use atomic::folder_of;
-pub(crate) use atomic::{NOT_DURABLE, TEMPORARY, hold, remove_remains};
+pub(crate) use atomic::{NOT_DURABLE, TEMPORARY, folder_of, hold, remove_remains};
 pub(crate) use attributes::follow_links;
 pub use delta::{Committed, DeltaSink, Mode, Unpublished, rejected_version};
 pub(crate) use fit::{as_there, fitted};
-pub use folder::{AtomicFolder, may_replace, recover};
+pub use folder::{AtomicFolder, FolderKind, irreplaceable, recover};
 pub(crate) use runs::{Over, Part};
 pub(crate) use stored::parquet_problem;
 pub use unchanged::FileVersion;

@@ -9,6 +9,9 @@ use crate::delta::{self, LOG, Trouble};
 use crate::error::Error;
 use crate::objects::StoreFolder;
 
+/// What the version before said of its table of scores: another table there is somebody else's.
+const DESCRIPTION: &str = "couplet: scores by text";
+
 /// Takes over the scores of the version before, if there are some; only the run that holds the lock may.
 ///
 /// # Errors
@@ -21,31 +24,37 @@ pub(super) async fn adopt(store: &StoreFolder) -> Result<(), Error> {
     if entries.is_empty() {
         return Ok(());
     }
-    tracing::info!("the scores in {} get checksums, which an earlier version did not give them", store.objects);
-    match delta::open(&scores.objects, None).await {
-        Ok(Some(table)) => {
-            let files = table.snapshot().map_err(|e| delta::DeltaError::new(&scores.objects, &e))?.log_data();
-            let names: Vec<String> = files.into_iter().map(|file| file.path().to_string()).collect();
-            for name in names {
-                take_over(store, &name).await?;
-            }
-        }
-        Ok(None) => {}
+    let table = match delta::open(&scores.objects, None).await {
+        Ok(Some(table)) => table,
+        Ok(None) => return Ok(()),
         Err(error) if matches!(error.trouble, Trouble::Refused | Trouble::Unreachable) => return Err(error.into()),
-        Err(error) => tracing::warn!("they cannot be read, and their texts are scored anew: {error}"),
+        Err(error) => {
+            tracing::warn!("{} has a Delta table that cannot be read, and stays as it is: {error}", scores.objects);
+            return Ok(());
+        }
+    };
+    let snapshot = table.snapshot().map_err(|e| delta::DeltaError::new(&scores.objects, &e))?;
+    if snapshot.metadata().description() != Some(DESCRIPTION) {
+        return Ok(());
     }
-    // The newest entry first: after a kill, what is left is an older version, which is taken over once more.
-    entries.sort_by(|a, b| b.name.cmp(&a.name));
-    for entry in &entries {
-        log.remove(&entry.path).await?;
+    tracing::info!("the scores in {} get checksums, which an earlier version did not give them", store.objects);
+    let names: Vec<String> = snapshot.log_data().into_iter().map(|file| file.path().to_string()).collect();
+    for name in names {
+        take_over(store, &name).await?;
     }
-    log.remove_if_empty();
-    for folder in scores.objects.entries().await?.folders {
+    // The log last, as it says whose files these are: what a kill leaves is then found again.
+    for folder in scores.objects.entries().await?.folders.into_iter().filter(|name| name.starts_with("model=")) {
         let folder = scores.objects.folder(&folder);
         for file in folder.entries().await?.files.into_iter().filter(|file| is_part(&file.name)) {
             folder.remove(&file.path).await?;
         }
     }
+    // The newest entry first, so that what is left of the log is a log.
+    entries.sort_by(|a, b| b.name.cmp(&a.name));
+    for entry in &entries {
+        log.remove(&entry.path).await?;
+    }
+    log.remove_if_empty();
     Ok(())
 }
 

@@ -60,7 +60,7 @@ mod trainer;
 mod weights;
 
 pub use crate::ops::Rates;
-pub(crate) use course::beside;
+pub(crate) use course::{CHART, beside, foreign_state};
 pub use error::TrainError;
 pub use evaluate::MaskedWords;
 pub use example::{Example, Target};

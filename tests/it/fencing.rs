@@ -281,6 +281,38 @@ fn rejected_rows_are_those_of_published_runs() {
 }
 
 #[test]
+fn rejected_rows_that_cannot_be_taken_back_after_a_vacuum_stop_no_run() {
+    let (_, sink, _) = SINKS.into_iter().find(|(name, ..)| *name == "delta merge").unwrap();
+    let job = job(0, sink, "out").add("[score]\nerrors = \"quarantine\"");
+    let site = Site { job: &job, bucket: None };
+    write(&job.path("pairs.csv"), pairs(0, 3) + "30,,x\n");
+    site.run(&["pipeline.toml"]);
+    write(&job.path("pairs.csv"), pairs(0, 3) + "30,,x\n31,,x\n");
+    let killed = site.command(&["run", "pipeline.toml"]).env("COUPLET_CRASH", "publish.after:1").output().unwrap();
+    assert_eq!(killed.status.code(), None, "{}", said(&killed));
+    // What VACUUM does: the files go that the newest version does not name.
+    let table = job.path("out/delta_rejected");
+    let mut vacuumed = 0;
+    for entry in table.join("_delta_log").read_dir().unwrap() {
+        for line in std::fs::read_to_string(entry.unwrap().path()).unwrap_or_default().lines() {
+            let action: Value = serde_json::from_str(line).unwrap();
+            if let Some(path) = action["remove"]["path"].as_str() {
+                std::fs::remove_file(table.join(path)).unwrap();
+                vacuumed += 1;
+            }
+        }
+    }
+    assert!(vacuumed > 0, "the row of the first night was not written anew");
+    write(&job.path("pairs.csv"), pairs(0, 3) + "30,,x\n32,,x\n");
+    let output = site.command(&["run", "pipeline.toml"]).output().unwrap();
+    assert!(output.status.success() && said(&output).contains("a VACUUM has removed files"), "{}", said(&output));
+    let sql = "SELECT CAST(id AS INT) AS id FROM rejected ORDER BY 1";
+    let query = ["query", "--pipeline", "pipeline.toml", "--format", "csv", sql];
+    let ids = site.command(&query).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&ids.stdout), "id\n30\n31\n32\n", "{}", said(&ids));
+}
+
+#[test]
 fn rejected_rows_in_a_bucket_are_those_of_published_runs() {
     let test = "rejected_rows_in_a_bucket_are_those_of_published_runs";
     for (name, sink, appends) in SINKS {

@@ -324,6 +324,48 @@ fn a_state_that_a_kill_left_behind_a_published_model_is_removed() {
 }
 
 #[test]
+fn files_of_others_are_not_taken_for_the_state_of_a_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = job(folder.path());
+    let state = folder.path().join("model.training");
+    fs::create_dir(&state).unwrap();
+    fs::write(state.join("best-recipes.txt"), "mine").unwrap();
+    let refused = run_watched(&job, |_| (), || false).unwrap_err();
+    assert!(refused.is_mistake() && refused.to_string().contains("model.training has `best-recipes.txt`"), "{refused}");
+    assert_eq!(names(&state), ["best-recipes.txt"]);
+    fs::remove_file(state.join("best-recipes.txt")).unwrap();
+    // What comes while it is trained stays.
+    let bring = |event: &Event| {
+        if let Event::Saved { folder, .. } = event {
+            fs::write(folder.join("best-recipes.txt"), "mine").unwrap();
+            fs::write(folder.join("notes.txt"), "mine").unwrap();
+        }
+    };
+    assert!(matches!(run_watched(&job, bring, || false), Ok(Outcome::Finished(_))));
+    assert_eq!(names(&state), ["best-recipes.txt", "notes.txt"]);
+    assert!(job.is_done().unwrap());
+}
+
+#[test]
+fn files_of_others_keep_a_model_from_being_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut job = job(folder.path());
+    run(&job);
+    let before = weights(&job.output);
+    fs::write(job.output.join("notes.txt"), "mine").unwrap();
+    job.hyper.seed += 1;
+    let refused = run_watched(&job, |_| (), || false).unwrap_err().to_string();
+    assert!(refused.contains("it has `notes.txt`, which is no file of a model"), "{refused}");
+    assert!(weights(&job.output) == before);
+    assert_eq!(fs::read_to_string(job.output.join("notes.txt")).unwrap(), "mine");
+    // It is learned already when the file is gone.
+    fs::remove_file(job.output.join("notes.txt")).unwrap();
+    let mut steps = 0;
+    run_watched(&job, |event| steps += u64::from(matches!(event, Event::Step { .. })), || false).unwrap();
+    assert!(steps == 0 && weights(&job.output) != before, "{steps}");
+}
+
+#[test]
 fn what_is_dropped_is_what_the_base_says() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());

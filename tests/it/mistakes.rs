@@ -292,6 +292,23 @@ fn a_sink_is_looked_at_before_anything_is_learned() {
     ");
 }
 
+#[test]
+fn files_that_a_training_would_remove_are_found_before_anything_is_learned() {
+    let learn = "[finetune]\nsql = \"SELECT id, a, b, 'x' AS label FROM pairs\"\nid = \"id\"\ntext = [\"a\", \"b\"]\n\
+                 task = \"classification\"\nmodel = \"base\"\noutput = \"models/task\"";
+    let job = Job::new(PAIRS).add(learn);
+    for name in ["task/config.json", "task/notes.txt", "task.training/notes.txt", "task.last/config.json"] {
+        write(&job.path("models").join(name), "{}");
+    }
+    std::fs::create_dir(job.path("models/task.last/onnx")).unwrap();
+    insta::assert_snapshot!(foreseen(&job), @r"
+    error: pipeline.toml: finetune.output: models/task has `notes.txt`, which is no file of a model and would be lost; move it elsewhere, or name another folder
+    error: pipeline.toml: finetune.output: models/task.training has `notes.txt`, which couplet did not write, and is where a training saves its state; move it elsewhere, or give the model another name
+    error: pipeline.toml: finetune.output: models/task.last has `onnx`, which is no file of a model and would be lost; move it elsewhere, or name another folder
+    ");
+    assert!(job.path("models/task.training/notes.txt").exists());
+}
+
 #[cfg(unix)]
 #[test]
 fn places_of_one_pipeline_are_apart_however_they_are_written() {

@@ -60,7 +60,7 @@ fn a_model_that_is_replaced_keeps_the_mode_of_its_folder() {
     let job = Job::new(PAIRS);
     let target = job.path("model");
     for _ in 0..2 {
-        let folder = couplet::sink::AtomicFolder::create(&target).unwrap();
+        let folder = couplet::sink::AtomicFolder::create(&target, &couplet::model::MODEL_FOLDER).unwrap();
         fs::write(folder.path().join("config.json"), "{}").unwrap();
         folder.publish().unwrap();
         if fs::metadata(&target).unwrap().permissions().mode() & 0o777 != 0o750 {
@@ -158,11 +158,12 @@ fn without_sync(job: &Job, test: &str, path: &str, arguments: &[&str]) -> Option
 #[test]
 fn a_disk_that_does_not_confirm_the_new_name_is_told() {
     let test = "a_disk_that_does_not_confirm_the_new_name_is_told";
-    for sink in ["out/scores.parquet", "out"] {
+    let delta = "out\"\nformat = \"delta\"\nmode = \"overwrite";
+    for (sink, synced) in [("out/scores.parquet", "out"), ("out", "out"), (delta, "out/_delta_log")] {
         let job = Job::new(PAIRS).change("out/scores.parquet", sink);
         job.report();
         fs::write(job.path("pairs.csv"), "id,a,b\n1,x,y\n").unwrap();
-        let Some(output) = without_sync(&job, test, "out", &["run", "pipeline.toml"]) else { return };
+        let Some(output) = without_sync(&job, test, synced, &["run", "pipeline.toml"]) else { return };
         let said = job.without_paths(&String::from_utf8_lossy(&output.stderr));
         assert_eq!(output.status.code(), Some(1), "{sink}: {said}");
         assert!(said.contains("the new version is there, but the disk did not confirm that it is durable"), "{said}");

@@ -287,6 +287,37 @@ fn single_texts_and_the_plan_of_the_query() {
 }
 
 #[test]
+fn what_killed_runs_left_beside_the_sink_is_said() {
+    let left = |job: &Job| -> Vec<String> {
+        let planned = plan(job, &[]);
+        let left = planned["writes"].as_array().unwrap().iter().filter(|write| write["what"] == "left by a killed run");
+        left.map(|write| write["place"].as_str().unwrap().to_owned()).collect()
+    };
+    let job = Job::new("id,a,b\n1,x,y\n").add("[score]\nerrors = \"quarantine\"");
+    assert!(left(&job).is_empty());
+    let go = [
+        ".scores.parquet.0f.couplet-tmp",
+        "..scores_rejected.parquet.r1.couplet-pending.0f.couplet-tmp",
+        ".scores_rejected.parquet.r1.couplet-pending",
+    ];
+    for name in go.into_iter().chain([".other.parquet.0f.couplet-tmp", "scores.parquet.couplet-tmp"]) {
+        write(&job.path("out").join(name), "x");
+    }
+    assert_eq!(left(&job), go.map(|name| format!("out/{name}")));
+    let said = stdout_of(&mut job.couplet(&["plan", "pipeline.toml"]));
+    let line = "left by a killed run: out/.scores.parquet.0f.couplet-tmp: removed, unless that run is still alive";
+    assert!(said.contains(line), "{said}");
+    job.report();
+    assert!(left(&job).is_empty());
+    assert!(job.path("out/.other.parquet.0f.couplet-tmp").exists());
+    let job = job.change("out/scores.parquet", "runs");
+    write(&job.path("runs/.run=000001-a.0f.couplet-tmp/_STARTED"), "{}");
+    assert_eq!(left(&job), ["runs/.run=000001-a.0f.couplet-tmp"]);
+    job.report();
+    assert!(left(&job).is_empty());
+}
+
+#[test]
 fn what_is_no_plan_is_refused() {
     let job = Job::new("id,a,b\n1,x,y\n");
     write(&job.path("other.json"), "{}");

@@ -213,6 +213,56 @@ async fn only_the_newest_are_kept_and_runs_of_other_pipelines_stay() {
     }
 }
 
+/// Puts a note into the folder of a run.
+async fn put_note(place: &Place, run: &str) {
+    match place {
+        Place::Folder(sink) => fs::write(sink.join(run).join("notes.txt"), "mine").unwrap(),
+        Place::Objects { store, root, .. } => {
+            store.put(&root.clone().join(run).join("notes.txt"), "mine".into()).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn files_of_others_stay_when_a_run_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    for place in places(&folder) {
+        let manifest = publish(&place, "a", 2, None).await.unwrap();
+        put_note(&place, &manifest.folder()).await;
+        publish(&place, "b", 1, Some(1)).await.unwrap();
+        assert_eq!(ids(&place).await, ["b"]);
+        // One that died leaves its folder, hidden or not.
+        let dead = begin(&place, "dead").await;
+        let dead_folder = match &place {
+            Place::Folder(sink) => names(sink).into_iter().find(|name| name.starts_with(".run=")).unwrap(),
+            Place::Objects { .. } => "run=000003-dead".into(),
+        };
+        put_note(&place, &dead_folder).await;
+        std::mem::forget(dead);
+        publish(&place, "c", 1, None).await.unwrap();
+        publish(&place, "d", 1, Some(1)).await.unwrap();
+        assert_eq!(ids(&place).await, ["d"]);
+        match &place {
+            Place::Folder(sink) => {
+                let there = names(sink);
+                assert_eq!(there.len(), 3, "{there:?}");
+                for name in there.iter().filter(|name| !name.ends_with("-d")) {
+                    assert_eq!(names(&sink.join(name)), ["notes.txt"], "{name}");
+                }
+                assert!(there.contains(&manifest.folder()), "{there:?}");
+            }
+            Place::Objects { store, root, .. } => {
+                let there = objects(store.as_ref()).await;
+                for run in [manifest.folder(), dead_folder] {
+                    let of_run = there.iter().filter(|path| path.contains(&run) && path.ends_with(".parquet"));
+                    assert_eq!(of_run.count(), 0, "{there:?}");
+                    assert!(there.contains(&format!("{root}/{run}/notes.txt")), "{there:?}");
+                }
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_never_see_part_of_a_run_while_runs_are_published_and_removed() {
     let folder = tempfile::tempdir().unwrap();

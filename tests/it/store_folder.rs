@@ -350,7 +350,7 @@ async fn as_before(store: &Path) {
     fs::remove_file(store.join("couplet-store.json")).unwrap();
     let objects = Objects::open(&Place::Local(scores)).unwrap();
     let schema = batches[0].schema();
-    let table = delta::open_or_create(&objects, &schema, &["model"], "score", "scores by text").await.unwrap();
+    let table = delta::open_or_create(&objects, &schema, &["model"], "score", "couplet: scores by text").await.unwrap();
     for batch in batches {
         table.clone().write(vec![batch]).await.unwrap();
     }
@@ -370,6 +370,16 @@ async fn scores_of_the_version_before_are_taken_over() {
     }
     assert_eq!(score_files(&job).len(), 1, "{:?}", score_files(&job));
     assert!(!job.path("state/scores/_delta_log").exists());
+    // A table of somebody else stays, and so do files that are named like those of one.
+    let mine = Objects::open(&Place::Local(job.path("state/scores"))).unwrap();
+    let schema = Schema::new(vec![Field::new("x", DataType::Int64, false)]);
+    delta::open_or_create(&mine, &schema, &[], "x", "mine").await.unwrap();
+    let part = job.path("state/scores/mine/part-00000-05493cfe-fd2f-4010-81bd-9092a42365fe-c000.snappy.parquet");
+    write(&part, "mine");
+    assert_eq!(job.rows(), expected);
+    assert!(part.exists() && job.path("state/scores/_delta_log/00000000000000000000.json").exists());
+    fs::remove_dir_all(job.path("state/scores/_delta_log")).unwrap();
+    fs::remove_dir_all(job.path("state/scores/mine")).unwrap();
     // Nothing of it is taken over where a user's file lies among it.
     as_before(&job.path("state")).await;
     write(&job.path("state/scores/mine.parquet"), "mine");

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::writes::LEFT;
 use super::{Lengths, Plan, PlannedEvaluation, PlannedScoring, PlannedTraining, Write};
 use crate::progress::{counted, grouped, size, spoken};
 use crate::scorer::{PADDED_BATCH, Pace, Rejection};
@@ -74,7 +75,7 @@ impl Plan {
         )?;
         // What is neither sink nor store stands out, unless it is where every program has its temporary files.
         let usual = |write: &Write| {
-            ["sink", "store"].contains(&write.what) || write.temporary && self.spill == std::env::temp_dir()
+            ["sink", "store", LEFT].contains(&write.what) || write.temporary && self.spill == std::env::temp_dir()
         };
         let unexpected = self.writes.iter().filter(|write| write.outside && !usual(write));
         let unexpected: Vec<&str> = unexpected.map(|write| write.place.as_str()).collect();

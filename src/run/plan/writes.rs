@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::super::places::{BESIDE, REJECTED, SINK, STATE, STORE, TEMPORARY, Target, targets};
+use super::super::places::{BESIDE, REJECTED, SINK, STATE, STORE, Shape, TEMPORARY, Target, targets};
 use super::super::{Stage, query_text, readable};
 use crate::config::{self, Pipeline, Place, SinkFormat, SinkMode, Start, Validation, model_place};
 use crate::files::real_path;
-use crate::objects::{Objects, model_cache};
+use crate::objects::{Objects, PENDING, model_cache};
 use crate::predict::named_models;
+use crate::sink::TEMPORARY as UNFINISHED;
 
 /// A place that a run writes to.
 #[derive(Debug, Clone)]
@@ -49,6 +50,9 @@ impl Write {
 /// Where copies of models lie.
 const CACHE: &str = "model cache";
 
+/// What a killed run left.
+pub(super) const LEFT: &str = "left by a killed run";
+
 /// All places that the planned stages of a pipeline write to.
 pub(super) struct Writes {
     folder: PathBuf,
@@ -71,9 +75,13 @@ impl Writes {
                 writes.caches(pipeline, variables, &runs);
             }
             let change = change(&target, pipeline, &runs).await;
+            let left = left(&target, pipeline);
             // The folder of a run has a name of its own.
             let place = if target.what == TEMPORARY { target.place.join("couplet-*") } else { target.place };
             writes.add(target.what, &place, change, target.temporary);
+            for path in left {
+                writes.add(LEFT, &Place::Local(path), "removed, unless that run is still alive".into(), false);
+            }
         }
         writes.all
     }
@@ -149,6 +157,32 @@ async fn change(target: &Target, pipeline: &Pipeline, runs: impl Fn(Stage) -> bo
         _ => "replaced",
     }
     .into()
+}
+
+/// The files and folders of this machine that runs were writing to a place when they were killed, and that the next one
+/// removes.
+fn left(target: &Target, pipeline: &Pipeline) -> Vec<PathBuf> {
+    let Some(path) = target.place.local().map(real_path) else { return Vec::new() };
+    let has_runs = pipeline.scoring.as_ref().is_some_and(|scoring| scoring.sink.format == SinkFormat::Parquet);
+    let name = path.file_name().map(|name| format!(".{}.", name.to_string_lossy()));
+    let (folder, prefix) = match (target.shape, path.parent(), name) {
+        (Shape::Folder, ..) if has_runs && [SINK, REJECTED].contains(&target.what) => (&*path, ".run=".to_owned()),
+        (Shape::File | Shape::Model | Shape::Evaluation, Some(around), Some(name)) => (around, name),
+        _ => return Vec::new(),
+    };
+    let names = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let mut left: Vec<PathBuf> = names
+        .filter(|name| {
+            let name = name.to_string_lossy();
+            // Rejected rows that wait for the sink's commit have such a name, and get a second one while they are written.
+            let is_of_this =
+                name.starts_with(&prefix) || name.strip_prefix('.').is_some_and(|n| n.starts_with(&prefix));
+            is_of_this && [UNFINISHED, PENDING].iter().any(|end| name.ends_with(end))
+        })
+        .map(|name| folder.join(name))
+        .collect();
+    left.sort();
+    left
 }
 
 fn change_of_sink(sink: &config::Sink) -> String {

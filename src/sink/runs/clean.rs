@@ -9,7 +9,7 @@ use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMode};
 
 use super::RunsError;
-use super::manifest::{Manifest, REMOVED, STARTED, SUCCESS, Started, Success};
+use super::manifest::{Manifest, REMOVED, RUN_FOLDER, STARTED, SUCCESS, Started, Success, is_part};
 use super::read::{all, folders};
 use crate::files::{self, MAX_JSON};
 use crate::lock::{Explained, Place, put_if};
@@ -20,7 +20,7 @@ use crate::sink::{Origin, TEMPORARY, folder_of, remove_remains};
 pub(super) fn fence_folders(own: &FilePath, next: &Origin) -> io::Result<()> {
     let sink = folder_of(own);
     // Each is locked by its run for as long as that is alive.
-    remove_remains(sink, ".run=", |path| fs::remove_dir_all(path));
+    remove_remains(sink, ".run=", |path| RUN_FOLDER.remove(path));
     for entry in sink.read_dir()? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -37,7 +37,7 @@ pub(super) fn fence_folders(own: &FilePath, next: &Origin) -> io::Result<()> {
             match fs::rename(entry.path(), &hidden) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 // Hidden, it does no harm: the next run removes it.
-                renamed => drop(renamed.map(|()| fs::remove_dir_all(hidden))?),
+                renamed => drop(renamed.map(|()| RUN_FOLDER.remove(&hidden))?),
             }
         }
     }
@@ -103,11 +103,11 @@ pub(super) async fn withdraw(store: &dyn ObjectStore, folder: &Path) -> object_s
     delete(store, vec![folder.clone().join(STARTED)]).await
 }
 
-/// The objects of a run's folder besides its notes.
+/// The objects that a run wrote into its folder besides its notes.
 async fn files(store: &dyn ObjectStore, folder: &Path) -> object_store::Result<Vec<Path>> {
-    let notes = [STARTED, SUCCESS].map(|name| folder.clone().join(name));
     let objects = store.list(Some(folder)).map_ok(|object| object.location);
-    objects.try_filter(|path| std::future::ready(!notes.contains(path))).try_collect().await
+    let is_own = |path: &Path| path.filename().is_some_and(|name| is_part(name) && *path == folder.clone().join(name));
+    objects.try_filter(|path| std::future::ready(is_own(path))).try_collect().await
 }
 
 fn is_removed(json: &[u8]) -> bool {
@@ -173,9 +173,12 @@ pub async fn remove(place: &Place, run: &Manifest) -> Result<(), RunsError> {
     }
 }
 
-/// Hides a run's folder and removes it; if the removal fails, the next run does it.
+/// Hides a run's folder and removes what the run wrote into it; if the removal fails, the next run does it. Files of
+/// others stay, in the folder under its old name.
 fn remove_folder(sink: &FilePath, run: &Manifest) -> io::Result<()> {
+    let folder = sink.join(run.folder());
     let hidden = sink.join(format!(".{}.removed{TEMPORARY}", run.folder()));
-    fs::rename(sink.join(run.folder()), &hidden)?;
-    fs::remove_dir_all(hidden)
+    fs::rename(&folder, &hidden)?;
+    RUN_FOLDER.remove(&hidden)?;
+    if hidden.exists() { fs::rename(&hidden, &folder) } else { Ok(()) }
 }

@@ -4,13 +4,28 @@ use arrow::datatypes::{Schema, SchemaRef};
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
-use crate::sink::Origin;
+use crate::sink::{FolderKind, Origin};
 
 /// The name of the manifest in the folder of a run; Spark, pyarrow and others skip names that begin so.
 pub(super) const SUCCESS: &str = "_SUCCESS";
 
 /// The name of the note by which a run that died is known to be this pipeline's.
 pub(super) const STARTED: &str = "_STARTED";
+
+/// The folder of a run.
+pub(super) const RUN_FOLDER: FolderKind =
+    FolderKind { name: "a run", marker: STARTED, has: |name| name == STARTED || name == SUCCESS || is_part(name) };
+
+/// The name of a run's file, by its place in the order of rows.
+pub(super) fn part_name(number: usize) -> String {
+    format!("part-{number:05}.parquet")
+}
+
+/// Whether a run gives such a name to a file of rows.
+pub(super) fn is_part(name: &str) -> bool {
+    let number = name.strip_prefix("part-").and_then(|rest| rest.strip_suffix(".parquet"));
+    number.is_some_and(|number| number.parse().is_ok_and(|number| part_name(number) == name))
+}
 
 /// The version of the texts that this version writes and reads.
 const FORMAT: u32 = 1;

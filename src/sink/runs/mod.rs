@@ -46,7 +46,7 @@ use crate::lock::{Explained, Place, put_if};
 
 pub use clean::{remove, remove_older};
 pub use manifest::{Manifest, RunColumn, RunFile};
-use manifest::{STARTED, SUCCESS, Started, Success, folder_name, to_json};
+use manifest::{RUN_FOLDER, STARTED, SUCCESS, Started, Success, folder_name, part_name, to_json};
 pub(crate) use part::Part;
 pub(crate) use read::are_there;
 pub use read::{all, latest, readable};
@@ -214,7 +214,7 @@ impl RunFolder {
     }
 
     fn begin_part(&self) -> Result<Part, RunsError> {
-        let name = format!("part-{:05}.parquet", self.files.len());
+        let name = part_name(self.files.len());
         let metadata: Vec<_> = self.metadata.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
         let options = writer_options(&self.schema, &metadata);
         match &self.target {
@@ -311,7 +311,7 @@ impl Target {
         let (name, started) = (folder_name(sequence, &origin.run), to_json(&Started::new(origin)));
         match place {
             Place::Folder(path) => {
-                let folder = AtomicFolder::create(&path.join(name));
+                let folder = AtomicFolder::create(&path.join(name), &RUN_FOLDER);
                 let folder = folder.and_then(|folder| {
                     files::write(&folder.path().join(STARTED), started)?;
                     Ok(folder)

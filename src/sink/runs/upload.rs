@@ -122,7 +122,8 @@ impl Upload {
             self.put(payload).await?;
             return self.verify().await;
         }
-        // No server knows a condition here. A run that has lost the lock fails all the same: the next one aborts its upload.
+        // object_store has no condition for this, though some servers have one. A run that has lost the lock fails all the
+        // same: the next one aborts its upload.
         if let Over::Seen(seen) = &self.over
             && !is_same(seen.as_ref(), self.there().await?.as_ref())
         {

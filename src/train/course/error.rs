@@ -94,6 +94,14 @@ pub enum JobError {
         /// The folder of the state.
         folder: PathBuf,
     },
+    /// The folder of the state has files of others.
+    #[error("{} {problem}", folder.display())]
+    Foreign {
+        /// The folder.
+        folder: PathBuf,
+        /// Which, and what to do.
+        problem: String,
+    },
     /// A file cannot be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
     File {

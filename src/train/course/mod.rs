@@ -25,12 +25,12 @@ pub use error::JobError;
 pub use event::{Event, Watch};
 pub(super) use key::Key;
 pub use progress::{Epoch, Progress, Score};
-pub(crate) use publish::peak_memory;
-pub(super) use publish::{CHART, Publication, REPORT, base_config, remove_model, report_of};
+pub(crate) use publish::{CHART, peak_memory};
+pub(super) use publish::{Publication, REPORT, base_config, remove_model, report_of};
 pub use rehearsal::{Rehearsal, Standing, StepPace};
 pub(super) use rehearsal::{discard_state, rehearse, standing};
-pub(crate) use state::beside;
 use state::{Found, StateFolder, read_tensors};
+pub(crate) use state::{beside, foreign_state};
 
 use super::hyper::Hyper;
 use super::sampling::epoch_batches;

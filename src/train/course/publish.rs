@@ -1,6 +1,5 @@
 //! The folder that a training leaves: an ordinary Hugging Face checkpoint, and `training.json`.
 
-use std::fs;
 use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
 
@@ -8,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::JobError;
 use crate::files::{self, MAX_JSON, MAX_TEXT};
-use crate::model::{ModelFiles, clear_head, copy_tokenizer, read_json, write_json, write_weights};
+use crate::model::{MODEL_FOLDER, ModelFiles, clear_head, copy_tokenizer, read_json, write_json, write_weights};
 use crate::sink::AtomicFolder;
 use crate::train::Trainer;
 
@@ -16,7 +15,7 @@ use crate::train::Trainer;
 pub(in crate::train) const REPORT: &str = "training.json";
 
 /// The same as a picture.
-pub(in crate::train) const CHART: &str = "training.svg";
+pub(crate) const CHART: &str = "training.svg";
 
 /// What goes into the folder besides the weights.
 pub(in crate::train) struct Publication<'a> {
@@ -35,7 +34,7 @@ impl Publication<'_> {
     /// guarantees.
     pub(in crate::train) fn publish(&self, trainer: &Trainer, target: &Path) -> Result<(), JobError> {
         let write = || -> io::Result<()> {
-            let folder = AtomicFolder::create(target)?;
+            let folder = AtomicFolder::create(target, &MODEL_FOLDER)?;
             let path = folder.path();
             write_json(&path.join("config.json"), &Value::Object(self.config.clone()))?;
             copy_tokenizer(self.tokenizer, path, self.config["model_type"] == "distilbert")?;
@@ -70,12 +69,12 @@ pub(in crate::train) fn report_of(folder: &Path, key: blake3::Hash) -> Option<Va
     (report["job"].as_str() == Some(key.to_hex().as_str())).then_some(report)
 }
 
-/// Removes a folder that an earlier job left beside its model; one that is no such folder stays.
+/// Removes the model that an earlier job left beside its own; a folder that has none stays.
 pub(in crate::train) fn remove_model(folder: &Path) -> Result<(), JobError> {
     if !folder.join(REPORT).exists() {
         return Ok(());
     }
-    fs::remove_dir_all(folder).map_err(JobError::file("remove", folder))
+    MODEL_FOLDER.remove(folder).map_err(JobError::file("remove", folder))
 }
 
 /// The most memory that this process has used, in bytes, where the system tells.

@@ -6,6 +6,8 @@
 //! | `state.safetensors` | everything that the next step depends on: weights, moments, [`Progress`], the job's key |
 //! | `best-N-KEY.safetensors` | the weights after epoch N of the job, if no later epoch was better |
 //!
+//! A folder with other files is refused, and only these are ever removed.
+//!
 //! Each file appears complete or not at all. The best weights are written before the state that names them and removed
 //! after the state that names others, so that a kill at any moment leaves a state whose files are all there.
 
@@ -21,12 +23,42 @@ use super::progress::Progress;
 use crate::files;
 use crate::frames::message;
 use crate::model::{Data, Entry, write_weights};
-use crate::sink::AtomicFile;
+use crate::sink::{AtomicFile, FolderKind};
 use crate::train::Trainer;
 use crate::train::state::STEPS;
 
 const STATE: &str = "state.safetensors";
+const LOCK: &str = "lock";
 const KEY: &str = "job.key";
+
+/// Digits of the job's key in the name of a file of weights.
+const KEY_DIGITS: usize = 16;
+
+/// The folder itself.
+const FOLDER: FolderKind =
+    FolderKind { name: "a training", marker: STATE, has: |name| name == STATE || name == LOCK || is_best(name) };
+
+/// Whether this is the name of a file with the best weights of a job.
+fn is_best(name: &str) -> bool {
+    let parts = || name.strip_prefix("best-")?.strip_suffix(".safetensors")?.split_once('-');
+    parts().is_some_and(|(epoch, key)| {
+        epoch.parse::<u64>().is_ok() && key.len() == KEY_DIGITS && key.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
+}
+
+/// Why a folder cannot be that of a training, if it cannot: it has files of others.
+pub(crate) fn foreign_state(folder: &Path) -> Option<String> {
+    match FOLDER.foreign_in(folder) {
+        Ok(name) => name.map(|name| {
+            let name = name.display();
+            format!(
+                "has `{name}`, which couplet did not write, and is where a training saves its state; move it elsewhere, or \
+                 give the model another name"
+            )
+        }),
+        Err(error) => Some(format!("cannot be read: {error}")),
+    }
+}
 
 /// What was found of an earlier run.
 pub(super) enum Found {
@@ -78,7 +110,10 @@ impl StateFolder {
     pub(super) fn open(output: &Path, key: blake3::Hash) -> Result<Self, JobError> {
         let path = Self::path_for(output);
         fs::create_dir_all(&path).map_err(JobError::file("make", &path))?;
-        let lock = path.join("lock");
+        if let Some(problem) = foreign_state(&path) {
+            return Err(JobError::Foreign { folder: path, problem });
+        }
+        let lock = path.join(LOCK);
         let file = files::open_with(File::options().create(true).write(true).truncate(false), &lock);
         let file = file.map_err(JobError::file("write", &lock))?;
         match file.try_lock() {
@@ -136,8 +171,7 @@ impl StateFolder {
         // Only now does no state name an older best.
         let best = progress.best_epoch().map(|epoch| self.best(epoch));
         for entry in self.path.read_dir().map_err(JobError::file("read", &self.path))?.flatten() {
-            let is_best = entry.file_name().to_string_lossy().starts_with("best-");
-            if is_best && Some(entry.path()) != best {
+            if is_best(&entry.file_name().to_string_lossy()) && Some(entry.path()) != best {
                 let _ = fs::remove_file(entry.path());
             }
         }
@@ -152,12 +186,12 @@ impl StateFolder {
     /// The weights of an epoch.
     pub(super) fn best(&self, epoch: u64) -> PathBuf {
         // Another job's state may be here too, until this one's is saved.
-        self.path.join(format!("best-{epoch}-{}.safetensors", &self.key()[..16]))
+        self.path.join(format!("best-{epoch}-{}.safetensors", &self.key()[..KEY_DIGITS]))
     }
 
     /// Removes the folder, when the job is done.
     pub(super) fn discard(self) -> Result<(), JobError> {
-        fs::remove_dir_all(&self.path).map_err(JobError::file("remove", &self.path))
+        FOLDER.remove(&self.path).map_err(JobError::file("remove", &self.path))
     }
 }
 
