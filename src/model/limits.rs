@@ -22,15 +22,7 @@ const MOST_GROWTH: f64 = 256.0;
 
 /// Refuses a `tokenizer.json` that would take time or memory beyond measure.
 pub(super) fn check(json: &Value) -> Result<(), String> {
-    let added = json["added_tokens"].as_array().into_iter().flatten().filter_map(|token| token["content"].as_str());
-    let mut bytes = 0;
-    for token in added {
-        check_token(token)?;
-        bytes += token.len();
-    }
-    if bytes > MOST_ADDED {
-        return Err(format!("`added_tokens` has {bytes} bytes of tokens, and at most {MOST_ADDED} are read"));
-    }
+    check_added(json["added_tokens"].as_array().into_iter().flatten().filter_map(content))?;
     match &json["model"]["vocab"] {
         Value::Object(vocab) => vocab.keys().try_for_each(|token| check_token(token))?,
         Value::Array(vocab) => vocab.iter().filter_map(|entry| entry[0].as_str()).try_for_each(check_token)?,
@@ -46,6 +38,35 @@ pub(super) fn check(json: &Value) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Refuses a `tokenizer_config.json` or `special_tokens_map.json` that adds tokens beyond measure.
+pub(super) fn check_settings(json: &Value) -> Result<(), String> {
+    let named = json.as_object().into_iter().flatten().filter(|(key, _)| key.ends_with("_token"));
+    let listed = ["added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"];
+    let listed = listed.into_iter().flat_map(|key| {
+        let (list, map) = (json[key].as_array(), json[key].as_object());
+        list.into_iter().flatten().chain(map.into_iter().flat_map(serde_json::Map::values))
+    });
+    check_added(named.map(|(_, token)| token).chain(listed).filter_map(content))
+}
+
+/// Refuses added tokens beyond measure.
+pub(super) fn check_added<'t>(tokens: impl IntoIterator<Item = &'t str>) -> Result<(), String> {
+    let mut bytes = 0;
+    for token in tokens {
+        check_token(token)?;
+        bytes += token.len();
+    }
+    if bytes > MOST_ADDED {
+        return Err(format!("its added tokens have {bytes} bytes, and at most {MOST_ADDED} are read"));
+    }
+    Ok(())
+}
+
+/// The text of a token, which may have settings beside it.
+fn content(token: &Value) -> Option<&str> {
+    token.as_str().or_else(|| token["content"].as_str())
 }
 
 /// Refuses a `vocab.txt` with tokens beyond measure.
@@ -157,6 +178,18 @@ mod tests {
             let problem = check(&json).unwrap_err();
             assert!(problem.contains(part), "{problem}");
         }
+        let long = "x".repeat(200_000);
+        for settings in [
+            json!({ "added_tokens_decoder": { "787": { "content": long } } }),
+            json!({ "extra_special_tokens": [long] }),
+            json!({ "additional_special_tokens": [{ "content": long }] }),
+            json!({ "extra_special_tokens": { "begin": long } }),
+            json!({ "begin_token": long }),
+        ] {
+            assert!(check_settings(&settings).unwrap_err().contains("has 200000 bytes"), "{settings}");
+        }
+        // Other texts may be long.
+        check_settings(&json!({ "chat_template": long, "pad_token": null })).unwrap();
         assert!(
             check_vocabulary(&[b"[UNK]\n".as_slice(), &vec![b'x'; 200_000]].concat()).unwrap_err().contains("line 2")
         );

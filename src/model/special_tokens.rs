@@ -6,7 +6,7 @@
 //! **Source**: transformers 5.24, `PreTrainedTokenizerBase._from_pretrained` and `TokenizersBackend.__init__`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer};
@@ -14,6 +14,7 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::config::{Keys, read_json};
 use super::error::LoadError;
 use super::files::ModelFiles;
+use super::limits;
 
 const DECODER: &str = "added_tokens_decoder";
 const EXTRA: &str = "extra_special_tokens";
@@ -49,6 +50,10 @@ pub(super) struct SpecialTokens {
 impl SpecialTokens {
     /// Reads `tokenizer_config.json`, whose text is known, and the older files beside it.
     pub(super) fn read(folder: &ModelFiles, keys: &Keys) -> Result<Self, LoadError> {
+        let within = |path: &Path, checked: Result<(), String>| {
+            checked.map_err(|problem| LoadError::Unreadable { path: path.to_owned(), problem })
+        };
+        within(keys.path, limits::check_settings(keys.json))?;
         let mut settings = keys.json.as_object().cloned().unwrap_or_default();
         let mut files = Vec::new();
         if !filled(&settings, EXTRA)
@@ -68,6 +73,7 @@ impl SpecialTokens {
             let name = "special_tokens_map.json";
             if folder.get(name).is_some() {
                 let json = read_json(folder, name)?;
+                within(&folder.path(name), limits::check_settings(&json))?;
                 settings.extend(json.as_object().cloned().unwrap_or_default());
                 files.push(name);
             }
@@ -75,6 +81,8 @@ impl SpecialTokens {
             if folder.get(name).is_some() {
                 let json = read_json(folder, name)?;
                 let path = folder.path(name);
+                let tokens = json.as_object().into_iter().flatten().map(|(token, _)| token.as_str());
+                within(&path, limits::check_added(tokens))?;
                 let named = named_tokens(keys, &settings)?;
                 let extra = extra_tokens(keys, &settings)?;
                 for (token, id) in json.as_object().into_iter().flatten() {

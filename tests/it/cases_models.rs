@@ -1,5 +1,5 @@
-//! Every checkpoint of `../shared/cases/models` through `model show`, `predict`, `run` and `query`, compared with what
-//! transformers 5.24 says of it, and sentence-transformers 6.2 of the scores of one logit.
+//! Every checkpoint of `../shared/cases/models` through `model show`, `predict`, `plan`, `run` and `query`, compared with
+//! what transformers 5.24 says of it, and sentence-transformers 6.2 of the scores of one logit.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use couplet::ops::Kernels;
 use parquet::arrow::ArrowWriter;
 use serde_json::Value;
 
-use crate::support::{Job, couplet, shared, stderr_of, stdout_of};
+use crate::support::{Job, couplet, golden, shared, stderr_of, stdout_of};
 
 /// The largest difference of a logit or a probability that counts as equal.
 const TOLERANCE: f64 = 1e-4;
@@ -109,6 +109,16 @@ fn cases_that_cannot_be_read_alike_are_refused() {
         assert!(said.contains(why), "{name}: {said}");
         let said = stderr_of(couplet().arg("predict").arg("a").arg("b").arg("--model").arg(&folder), 2);
         assert!(said.contains(why), "{name}: {said}");
+        let job = job_with(&folder);
+        write_pairs(&cases, &job.path("pairs.parquet"));
+        let sql = format!("SELECT predict('{}', a, b) AS p FROM pairs", folder.display());
+        for arguments in
+            [&["plan", "pipeline.toml"][..], &["run", "pipeline.toml"], &["query", "--pipeline", "pipeline.toml", &sql]]
+        {
+            let said = stderr_of(&mut job.couplet(arguments), 2);
+            assert!(said.contains(why), "{name}, {}: {said}", arguments[0]);
+        }
+        assert!(job.output_files().is_empty(), "{name}");
     }
     // No head: a base for training, as `model show` says, which scores nothing.
     let folder = cases.folder.join(HEADLESS);
@@ -133,6 +143,12 @@ fn write_pairs(cases: &Cases, path: &Path) -> Vec<usize> {
     writer.write(&batch).unwrap();
     writer.close().unwrap();
     places
+}
+
+/// A job over `pairs.parquet` with a checkpoint.
+fn job_with(folder: &Path) -> Job {
+    let job = Job::new("").change("\"pairs.csv\"", "\"pairs.parquet\"");
+    job.change(&format!("{:?}", golden("tiny-distilbert")), &format!("{folder:?}"))
 }
 
 /// Compares a prediction with the logits and what the pipeline says of each label.
@@ -191,9 +207,12 @@ fn cases_have_the_scores_of_transformers_in_every_command() {
         let theirs = if one_logit { Vec::new() } else { theirs.into_values().collect() };
         assert_eq!(labels, theirs, "{name}");
 
-        let job = Job::new("").change("\"pairs.csv\"", "\"pairs.parquet\"");
-        let job = job.change(&format!("{:?}", crate::support::golden("tiny-distilbert")), &format!("{folder:?}"));
+        let job = job_with(&folder);
         let places = write_pairs(&cases, &job.path("pairs.parquet"));
+        let plan: Value =
+            serde_json::from_str(&stdout_of(&mut job.couplet(&["plan", "pipeline.toml", "--json"]))).unwrap();
+        assert_eq!(plan["score"]["rows"]["read"], places.len(), "{name}: {plan}");
+        assert!(job.output_files().is_empty(), "{name}");
         let written = job.rows();
         assert_eq!(written.len(), places.len(), "{name}");
         let sql = "SELECT id, predicted_label, score, probabilities, raw_probabilities FROM predictions ORDER BY id";

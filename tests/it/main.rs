@@ -10,6 +10,7 @@
 mod archives;
 #[cfg(target_os = "linux")]
 mod attack;
+mod bases;
 mod broken_runs;
 mod card;
 mod cases;

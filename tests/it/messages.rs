@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
-use crate::support::{Job, stderr_of, stdout_of};
+use crate::elsewhere::archive;
+use crate::support::{Job, couplet, stderr_of, stdout_of};
+use crate::tiny::{ARCHIVE, Variant};
 
 const PAIRS: &str = "id,a,b\n1,He sold it.,It was sold.\n2,,x\n";
 
@@ -90,4 +92,28 @@ fn what_goes_to_a_file_has_no_colors() {
     for bytes in [output.stdout, output.stderr] {
         assert!(!bytes.contains(&0x1b));
     }
+}
+
+#[test]
+fn errors_of_libraries_have_no_frames_of_the_stack() {
+    // candle's interpreter meets an instruction that there is none of, and keeps the stack where RUST_BACKTRACE is set.
+    let pickle = archive(&[("archive/data.pkl".into(), b"\x80\x02\xff.".into())]);
+    let model = Variant::of("tiny-bert-bin").with(ARCHIVE, pickle);
+    for arguments in [&["model", "show"][..], &["predict", "a", "b", "--model"]] {
+        let said = |backtrace: &str| {
+            let mut command = couplet();
+            command.args(arguments).arg(model.folder()).env("RUST_BACKTRACE", backtrace);
+            stderr_of(&mut command, 2)
+        };
+        let plain = said("0");
+        assert!(plain.contains("(unknown op-code 255)"), "{plain}");
+        assert_eq!(said("1"), plain);
+        assert_eq!(said("full"), plain);
+    }
+    let query = |backtrace: &str| {
+        let mut command = couplet();
+        command.args(["query", "SELECT a FROM (SELECT 1 AS b)"]).env("RUST_BACKTRACE", backtrace);
+        stderr_of(&mut command, 2)
+    };
+    assert_eq!(query("1"), query("0"));
 }

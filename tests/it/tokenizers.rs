@@ -1,9 +1,11 @@
 //! Tokens, token types and classes of tokenizers, as transformers 5.24 reads them from the files of a checkpoint.
 
+use std::time::Duration;
+
 use couplet::model::{Encoding, Tokenizer};
 use serde_json::{Value, json};
 
-use crate::support::golden;
+use crate::support::{couplet, golden, stderr_of};
 use crate::tiny::{Variant, with_room};
 
 const CONFIG: &str = "tokenizer_config.json";
@@ -169,4 +171,52 @@ fn the_files_of_added_tokens_are_a_part_of_the_fingerprint() {
     let added = |token: &str| with_room().with("added_tokens.json", json!({ token: 787 }).to_string());
     assert_ne!(of(added("[E1]")), of(with_room()));
     assert_ne!(of(added("[E1]")), of(added("[E2]")));
+}
+
+/// What `model show` and `predict` say of a model that they refuse, which takes them seconds at most.
+fn refused(variant: &Variant, file: &str, expected: &str) {
+    for arguments in [&["model", "show"][..], &["predict", "a", "b", "--model"]] {
+        let mut command = couplet();
+        // A debug build, on a machine that has other work.
+        command.args(arguments).arg(variant.folder()).timeout(Duration::from_secs(30));
+        let said = stderr_of(&mut command, 2);
+        let named = format!("cannot read {}: ", variant.path(file).display());
+        assert!(said.contains(&named) && said.contains(expected), "{said}");
+        assert!(said.len() < 1000, "{} bytes", said.len());
+    }
+}
+
+#[test]
+fn files_beyond_measure_are_refused_before_they_are_read() {
+    for (name, file) in [
+        ("tiny-distilbert", "tokenizer.json"),
+        ("tiny-distilbert", "tokenizer_config.json"),
+        ("tiny-bert", "vocab.txt"),
+        ("tiny-bert", "added_tokens.json"),
+        ("tiny-bert", "config.json"),
+    ] {
+        let variant = Variant::of(name);
+        let options = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(variant.path(file));
+        options.unwrap().set_len(100_000_000).unwrap();
+        refused(&variant, file, "it has 100000000 bytes, and at most 67108864 are read of such a file");
+    }
+}
+
+#[test]
+fn tokens_beyond_measure_are_refused_in_every_file_that_has_them() {
+    let long = "x".repeat(200_000);
+    let vocab = [Variant::of("tiny-bert").read("vocab.txt"), long.clone().into_bytes()].concat();
+    refused(&Variant::of("tiny-bert").with("vocab.txt", vocab), "vocab.txt", "line 788 has 200000 bytes");
+    let has = "the token that begins with \"xxxxxxxxxxxxxxxxxxxx\" has 200000 bytes, and at most 1024 are allowed";
+    let json = |edit: &dyn Fn(&mut Value)| Variant::of("tiny-distilbert").with_json("tokenizer.json", edit);
+    let word = json(&|json| json["model"]["vocab"][&long] = 787.into());
+    refused(&word, "tokenizer.json", has);
+    let added = json(&|json| json["added_tokens"].as_array_mut().unwrap().push(json!({ "id": 787, "content": long })));
+    refused(&added, "tokenizer.json", has);
+    let added = with_room().with("added_tokens.json", json!({ &long: 787 }).to_string());
+    refused(&added, "added_tokens.json", has);
+    let map = json!({ "additional_special_tokens": [&long] }).to_string();
+    refused(&with_room().with("special_tokens_map.json", map), "special_tokens_map.json", has);
+    let decoder = settings(with_room(), |settings| settings["added_tokens_decoder"] = json!({ "787": token(&long) }));
+    refused(&decoder, CONFIG, has);
 }

@@ -13,12 +13,14 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Int8Type, IntervalUnit, Schema};
 use arrow::ipc::writer::FileWriter;
 use parquet::arrow::ArrowWriter;
-use parquet::data_type::{ByteArray, ByteArrayType, Int64Type, Int96, Int96Type};
+use parquet::data_type::{
+    ByteArray, ByteArrayType, FixedLenByteArray, FixedLenByteArrayType, Int64Type, Int96, Int96Type,
+};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use serde_json::{Value, json};
 
-use crate::support::{Job, root, skip, stderr_of, stdout_of, write};
+use crate::support::{Job, golden, root, rows_of, skip, stderr_of, stdout_of, write};
 use crate::venv;
 
 /// 818565974.1 as DECIMAL(38, 10), of which no 64-bit float is the value.
@@ -473,14 +475,64 @@ fn init_takes_decimals_uuids_and_bytes_for_ids() {
     }
 }
 
+/// Two rows with UUIDs as pyarrow marks them: by the type of the field in Arrow's schema.
+fn uuids_of_pyarrow(path: &Path) {
+    let ids = FixedSizeBinaryArray::try_from_iter([[1_u8; 16], [2_u8; 16]].into_iter()).unwrap();
+    let texts = |texts: [&str; 2]| Arc::new(StringArray::from(texts.to_vec())) as ArrayRef;
+    let rows = batch(&[("id", Arc::new(ids)), ("sentence1", texts(["x", "y"])), ("sentence2", texts(["v", "w"]))]);
+    let mut fields = rows.schema().fields().to_vec();
+    let name = ("ARROW:extension:name".to_owned(), "arrow.uuid".to_owned());
+    fields[0] = Arc::new(Field::clone(&fields[0]).with_metadata([name].into()));
+    parquet(path, &RecordBatch::try_new(Arc::new(Schema::new(fields)), rows.columns().to_vec()).unwrap());
+}
+
+/// The same as DuckDB marks them: by the type of the column in Parquet's schema, and there is no other.
+fn uuids_of_duckdb(path: &Path) {
+    let schema = "message m { optional fixed_len_byte_array(16) id (UUID); optional binary sentence1 (UTF8); \
+                  optional binary sentence2 (UTF8); }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    write(path, "");
+    let mut writer = SerializedFileWriter::new(File::create(path).unwrap(), schema, Arc::default()).unwrap();
+    let mut rows = writer.next_row_group().unwrap();
+    let levels: &[i16] = &[1, 1];
+    let mut column = rows.next_column().unwrap().unwrap();
+    let ids = [1, 2].map(|byte| FixedLenByteArray::from(vec![byte; 16]));
+    column.typed::<FixedLenByteArrayType>().write_batch(&ids, Some(levels), None).unwrap();
+    column.close().unwrap();
+    for texts in [["x", "y"], ["v", "w"]] {
+        let mut column = rows.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&texts.map(ByteArray::from), Some(levels), None).unwrap();
+        column.close().unwrap();
+    }
+    rows.close().unwrap();
+    writer.close().unwrap();
+}
+
+#[test]
+fn uuids_are_ids_and_come_out_as_text() {
+    for file in [uuids_of_pyarrow as fn(&Path), uuids_of_duckdb] {
+        let job = job();
+        file(&job.path("data/a.parquet"));
+        let mut init = job.couplet(&["init", "new", "--from", "data/a.parquet", "--model"]);
+        stderr_of(init.arg(golden("tiny-distilbert")), 0);
+        let pipeline = std::fs::read_to_string(job.path("new/pipeline.toml")).unwrap();
+        let chosen = pipeline.lines().find(|line| line.starts_with("id = \"id\""));
+        let why = "by its name, and no two of the 2 rows share it";
+        assert!(chosen.is_some_and(|line| line.contains(why)), "{pipeline}");
+        stderr_of(&mut job.couplet(&["run", "new/pipeline.toml"]), 0);
+        let mut rows = rows_of(&job.path("new/out/predictions.parquet"));
+        rows.sort_by_key(|row| row["id"].to_string());
+        let ids: Vec<&Value> = rows.iter().map(|row| &row["id"]).collect();
+        assert_eq!(ids, ["01010101-0101-0101-0101-010101010101", "02020202-0202-0202-0202-020202020202"]);
+    }
+}
+
 #[test]
 fn encrypted_parquet_is_called_encrypted() {
     let job = job();
     write(&job.path("data/a.parquet"), b"PARE\0\0\0\0\0\0\0\0\x04\0\0\0PARE");
-    let output = job.run().output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success());
-    assert!(said.contains("it is an encrypted Parquet file, which couplet cannot read"), "{said}");
+    let said = job.error(2);
+    assert!(said.contains("data/a.parquet: it is an encrypted Parquet file, which couplet cannot read"), "{said}");
 }
 
 #[test]

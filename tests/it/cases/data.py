@@ -4,8 +4,9 @@
 
 A case is a line of `CASES`: its name, the table as `--table` takes it (`{}` stands for the folder of the cases), and
 what is right: `Sql` (the rows of a query of DuckDB), `Rows` (the rows themselves) or `Refused` (words of the message,
-exit code 2). Each case that is read is also put through `init --from`, `plan` and `run`, unless it has no texts. A file of the
-cases that no line names makes the script fail.
+exit code 2). Each case that is read is also put through `init --from`, `plan` and `run`, and what was written is compared
+too: the sink is a file, a Delta table or a folder of runs, by turns. What is refused must be refused by all of them, and
+nothing be written. A file of the cases that no line names makes the script fail.
 """
 
 import datetime
@@ -13,9 +14,11 @@ import decimal
 import json
 import math
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 import uuid
 
 import duckdb
@@ -39,20 +42,20 @@ class Sql:
 
 
 class Rows:
-    """The right rows."""
+    """The right rows; `in_duckdb`: what DuckDB's module for Python makes of them, where that is something else."""
 
-    def __init__(self, *rows, ours="SELECT * FROM t", run=True):
-        self.found, self.ours, self.run = rows, ours, run
+    def __init__(self, *rows, ours="SELECT * FROM t", run=True, in_duckdb=None):
+        self.found, self.ours, self.run, self.in_duckdb = rows, ours, run, in_duckdb
 
     def rows(self):
         return list(self.found)
 
 
 class Refused:
-    """Words of the message of a command that ends with exit code 2."""
+    """Words of the message of a command that ends with exit code 2. `found_out`: `init` sees what the table must say."""
 
-    def __init__(self, *words, ours="SELECT * FROM t"):
-        self.words, self.ours = words, ours
+    def __init__(self, *words, ours="SELECT * FROM t", found_out=False):
+        self.words, self.ours, self.found_out = words, ours, found_out
 
 
 class Feather:
@@ -108,7 +111,7 @@ HIVE = [
 
 CASES = [
     # CSV: files.
-    ("csv/backslash.csv", "{}/csv/backslash.csv", Refused("backslash.csv:2: field 2", 'escape = "\\\\"')),
+    ("csv/backslash.csv", "{}/csv/backslash.csv", Refused("backslash.csv:2: field 2", 'escape = "\\\\"', found_out=True)),
     ("csv/backslash.csv, escape", '{ uri = "{}/csv/backslash.csv", escape = "\\\\" }', Rows({"id": 1, "sentence1": 'a "quoted" word', "sentence2": "uno"}, PAIRS[1])),
     ("csv/bigint.csv", "{}/csv/bigint.csv", csv("csv/bigint.csv", ", types = {'id': 'UBIGINT'}")),
     ("csv/blanklines.csv", "{}/csv/blanklines.csv", Rows(*PAIRS)),
@@ -161,7 +164,7 @@ CASES = [
     ("csvmixgz", '{ uri = "{}/csvmixgz/", format = "csv" }', Sql("SELECT * FROM read_csv(['{}/csvmixgz/a.csv', '{}/csvmixgz/b.csv.gz', '{}/csvmixgz/c.CSV'], header = true)")),
     ("csvrename", '{ uri = "{}/csvrename/", format = "csv" }', Refused("csvrename/b.csv: its columns `question`, `answer`", "lacks `sentence1`, `sentence2`")),
     ("csvtypes", '{ uri = "{}/csvtypes/", format = "csv" }', csv("csvtypes/*.csv", ", types = {'id': 'VARCHAR'}")),
-    ("spark.csv", "{}/spark.csv", Refused("part-00000-abc-c000.csv:2: field 2", 'escape = "\\\\"')),
+    ("spark.csv", "{}/spark.csv", Refused("part-00000-abc-c000.csv:2: field 2", 'escape = "\\\\"', found_out=True)),
     ("spark.csv, escape", '{ uri = "{}/spark.csv", escape = "\\\\" }', csv("spark.csv/part-00000-abc-c000.csv", ", escape = '\\', quote = '\"'")),
     # JSON: files.
     ("json/allnull.jsonl", "{}/json/allnull.jsonl", jsonl("json/allnull.jsonl")),
@@ -233,6 +236,8 @@ CASES += [
 ]
 for path in sorted((FOLDER / "ids").iterdir()):
     CASES.append((f"ids/{path.name}", "{}/ids/" + path.name, parquet(f"ids/{path.name}")))
+# The columns that `init` is to take for ids.
+IDS = {name: "event_id" if name == "ids/ts.parquet" else "id" for name, _, _ in CASES if name.startswith("ids/")}
 for path in sorted((FOLDER / "enc").iterdir()):
     CASES.append((f"enc/{path.name}", "{}/enc/" + path.name, Refused("it is an encrypted Parquet file")))
 # Python has no dates so far away, and DuckDB no text for these; Parquet has no marks for JSON and times with a zone.
@@ -241,11 +246,12 @@ OWN = {"interval": "1 days 2 hours", "ts_ns": "2024-01-01T00:00:00.123456789", "
 for path in sorted((FOLDER / "duck").iterdir()):
     name, row = path.stem, {"id": 1, "sentence1": "a b c", "sentence2": "d e f"}
     ours = "SELECT id, sentence1, sentence2, CAST(v AS VARCHAR) AS v FROM t" if name == "interval" else "SELECT * FROM t"
-    right = Rows({**row, "v": OWN[name]}, ours=ours) if name in OWN else parquet(f"duck/{path.name}")
+    by_duckdb = parquet(f"duck/{path.name}")
+    right = Rows({**row, "v": OWN[name]}, ours=ours, in_duckdb=by_duckdb if name in FAR or name in ("time", "ts_ns") else None) if name in OWN else by_duckdb
     CASES.append((f"duck/{path.name}", "{}/duck/" + path.name, right))
 # Values of pyarrow's types, by the name of the file. Some have no place in a Parquet file, which `run` says.
 ZOO = {
-    "d32": ["1.5"] * 6, "d64": ["2024-01-01"] * 6, "dict_int": [10, 20] * 3, "json_ext": ['{"a":1}'] * 6, "t32": ["01:02:03"] * 6,
+    "d32": [1.5] * 6, "d64": ["2024-01-01"] * 6, "dict_int": [10, 20] * 3, "json_ext": ['{"a":1}'] * 6, "t32": ["01:02:03"] * 6,
     "l_ls": [["x", "y"]] * 6, "l_sv": [["x", "y"]] * 6, "lv": [["x", "y"]] * 6, "lb": ["00ff"] * 6, "ree": [*"aaabbb"],
     "st_ls": [{"a": "x", "b": "y"}] * 6, "st_dict": [{"d": "q"}, {"d": "r"}] * 3, "st_null": [{}] * 6, "l_null": [[None], []] * 3,
     "m_int": [[2.5]] * 6,
@@ -293,54 +299,141 @@ def sorted_rows(rows):
     return sorted(rows, key=lambda row: json.dumps(row, sort_keys=True, default=str))
 
 
-def check(name, table, right, folder):
+def check(name, table, right, folder, turn):
     """What is wrong with a case, or nothing."""
     table = table.replace("{}", str(FOLDER))
     if isinstance(right, Unwritable):
         couplet("init", "job", "--from", table, "--model", MODEL, folder=folder)
-        done = couplet("run", "job/pipeline.toml", folder=folder)
-        is_named = done.returncode == 2 and all(words in done.stderr for words in right.words)
-        return None if is_named else f"exit code {done.returncode}: {done.stderr}"
+        return refusal(couplet("run", "job/pipeline.toml", folder=folder), right.words) or leftovers(folder)
     read = couplet("query", "--format", "json", "--table", "t=" + table, right.ours, folder=folder)
     if isinstance(right, Refused):
-        if read.returncode != 2:
-            return f"exit code {read.returncode}, 2 is right: {read.stderr or read.stdout}"
-        lacking = [words for words in right.words if words not in read.stderr]
-        return f"{lacking} is not in: {read.stderr}" if lacking else None
+        return refusal(read, right.words) or refused(table, right, folder)
     if read.returncode != 0:
         return read.stderr
     found, wanted = sorted_rows(json.loads(read.stdout or "[]")), sorted_rows(right.rows())
     if found != wanted:
         return f"couplet: {found}\n    right:   {wanted}"
-    return run(name, table, wanted, folder) if right.run else None
+    return run(name, table, right, folder, turn) if right.run else None
 
 
-def run(name, table, rows, folder):
-    """Puts the table through a pipeline that `init` writes."""
-    place = folder / "job"
+def refusal(done, words):
+    """What is wrong with how a command refused its work, or nothing."""
+    if done.returncode != 2:
+        return f"{done.args[1]}: exit code {done.returncode}, 2 is right: {done.stderr or done.stdout}"
+    lacking = [word for word in words if word not in done.stderr]
+    return f"{done.args[1]}: {lacking} is not in: {done.stderr}" if lacking else None
+
+
+def leftovers(folder):
+    """What a run that was refused has written, or nothing."""
+    written = sorted(str(path.relative_to(folder)) for path in folder.glob("**/out/**/*"))
+    return f"was written, although refused: {written}" if written else None
+
+
+def refused(table, right, folder):
+    """Puts a table that is refused through `init`, `plan` and `run`."""
+    init = couplet("init", "job", "--from", table, "--model", MODEL, folder=folder)
+    if right.found_out:
+        if init.returncode != 0:
+            return f"init: exit code {init.returncode}: {init.stderr}"
+    else:
+        problem = refusal(init, right.words)
+        if problem or (folder / "job").exists():
+            return problem or "init wrote a folder, although it refused"
+    entry = table if table.startswith("{") else json.dumps(table)
+    sql = "SELECT row_number() OVER () AS own_id, 'a' AS own_text, * FROM data"
+    pipeline = f"""name = "refused"
+[tables]
+data = {entry}
+[source]
+sql = {json.dumps(sql)}
+id = "own_id"
+text = "own_text"
+[model]
+uri = {json.dumps(MODEL)}
+[sink]
+uri = "out/predictions.parquet"
+"""
+    (folder / "refused.toml").write_text(pipeline)
+    for command in ("plan", "run"):
+        problem = refusal(couplet(command, "refused.toml", folder=folder), right.words)
+        if problem:
+            return problem
+    return leftovers(folder)
+
+
+# Values that no integer of a Delta table holds.
+BEYOND_DELTA = {"ids/u64.parquet"}
+# How the sink is written, and where its Parquet files are.
+SINKS = [
+    ('"out/predictions.parquet"', "out/predictions.parquet"),
+    ('"out"\nformat = "delta"\nmode = "append"', "out/*.parquet"),
+    ('"out"\nformat = "parquet"\nmode = "append"', "out/*/*.parquet"),
+]
+
+
+def run(name, table, right, folder, turn):
+    """Puts the table through a pipeline that `init` writes, and compares what `run` writes."""
+    rows, place = right.rows(), folder / "job"
     init = couplet("init", str(place), "--from", table, "--model", MODEL, folder=folder)
-    if init.returncode == 2 and ("no column looks like texts" in init.stderr):
-        return None
+    if init.returncode == 2 and "no column looks like texts" in init.stderr:
+        # Any column can be one; best one with a text, that is not the id.
+        text = max(rows[0], key=lambda column: (column != "id", isinstance(rows[0][column], str)))
+        init = couplet("init", str(place), "--from", table, "--model", MODEL, "--text", text, folder=folder)
     if init.returncode != 0:
         return f"init: {init.stderr}"
-    for command in ("plan", "run"):
-        done = couplet(command, str(place / "pipeline.toml"), folder=folder)
-        if done.returncode != 0:
-            return f"{command}: {done.stderr}"
-    written = duckdb.connect().execute("SELECT count(*), count(predicted_label) FROM read_parquet(?)", [str(place / "out/predictions.parquet")])
-    count = written.fetchone()[0]
-    return None if count == len(rows) else f"{count} rows of {len(rows)} were written"
+    path = place / "pipeline.toml"
+    pipeline = tomllib.loads(path.read_text())
+    if name in IDS and pipeline["source"]["id"] != IDS[name]:
+        return f"init chose the id {pipeline['source']['id']!r}, and {IDS[name]!r} is right"
+    in_file = SINKS[0][0]
+    sink, files = SINKS[0 if name in BEYOND_DELTA else turn % len(SINKS)]
+    path.write_text(path.read_text().replace(in_file, sink, 1))
+    plan = couplet("plan", str(path), folder=folder)
+    if plan.returncode == 2 and "which no Delta table can hold; CAST it" in plan.stderr:
+        path.write_text(path.read_text().replace(sink, in_file, 1))
+        sink, files = SINKS[0]
+        plan = couplet("plan", str(path), folder=folder)
+    if plan.returncode != 0:
+        return f"plan into {sink}: {plan.stderr}"
+    done = couplet("run", str(path), folder=folder)
+    if done.returncode != 0:
+        return f"run into {sink}: {done.stderr}"
+    written = duckdb.connect().execute("SET TimeZone = 'UTC'").execute("SELECT * FROM read_parquet(?, hive_partitioning = false)", [str(place / files)])
+    names = [column[0] for column in written.description]
+    written = [dict(zip(names, row)) for row in written.fetchall()]
+    if len(written) != len(rows):
+        return f"{len(written)} rows of {len(rows)} were written into {sink}"
+    if right.ours != "SELECT * FROM t":
+        return None
+    columns = selected(pipeline["source"]["sql"])
+    # Two at most are made texts.
+    if len(columns) < len(rows[0]) - 2:
+        return f"init selects {columns} of {list(rows[0])}"
+    found = sorted_rows([{column: row[name] for column, name in columns.items()} for row in written])
+    known = getattr(right, "in_duckdb", None)
+    wanted = sorted_rows([{column: row[column] for column in columns} for row in (known.rows() if known else rows)])
+    return None if found == wanted else f"written into {sink}: {found}\n    right:   {wanted}"
+
+
+def selected(sql):
+    """The columns that a query of `init` selects, with the names that it gives them, but for those that it makes texts."""
+    identifier = r'("(?:[^"]|"")*"|\w+)'
+    line = re.compile(rf"  {identifier}(?: AS {identifier})?,?")
+    unquoted = lambda name: name[1:-1].replace('""', '"') if name.startswith('"') else name
+    found = (line.fullmatch(text) for text in sql.replace("{{", "{").replace("}}", "}").split("\n"))
+    return {unquoted(match[1]): unquoted(match[2] or match[1]) for match in found if match}
 
 
 def main():
     wrong, seen = 0, set()
-    for name, table, right in CASES:
+    for turn, (name, table, right) in enumerate(CASES):
         seen.add(name.split(", ")[0].split("/")[0] if "/" not in name else name.split(", ")[0])
         if ONLY and not any(name.startswith(only) for only in ONLY):
             continue
         with tempfile.TemporaryDirectory() as folder:
             try:
-                problem = check(name, table, right, pathlib.Path(folder).resolve())
+                problem = check(name, table, right, pathlib.Path(folder).resolve(), turn)
             except duckdb.Error as error:
                 problem = f"DuckDB: {error}"
         if problem:

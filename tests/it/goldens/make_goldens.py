@@ -3,6 +3,7 @@
   models      tiny-bert/, tiny-distilbert/, tiny-bert-bin/: seeded checkpoints, a few hundred kB each
   edge_cases  edge_cases.jsonl, and edge_cases.MODEL.jsonl: token ids, token types and logits of every case
   pairs       pairs.MODEL.jsonl: token counts and logits of the quickstart's pairs
+  activations activations.jsonl: logits of the tiny checkpoints under each name of an activation
   mrpc        mrpc.minilm-base.tsv: real BERT weights under a formula for a head, 300 rows of MRPC, numbers only
 
 Needs the folder with models/minilm-base, models/minilm-mrpc and data/mrpc, which is not part of the repository:
@@ -26,6 +27,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -40,6 +42,8 @@ ROOT = HERE.parents[2]
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PAIRS_MAX_LENGTH = 128
 MRPC_ROWS = 300
+ACTIVATIONS = ["gelu", "gelu_python", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish"]
+ACTIVATED_CASES = ["one_word", "sentences", "capitals", "pair_just_fits"]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -383,6 +387,22 @@ def make_pairs(shared: Path, parquet: Path) -> None:
         write_jsonl(HERE / f"pairs.{model_name}.jsonl", rows)
 
 
+def make_activations() -> None:
+    """The same weights under another activation, which `config.json` alone names."""
+    cases = [case for case in edge_cases() if case["name"] in ACTIVATED_CASES]
+    rows = []
+    for model_name, key in [("tiny-bert", "hidden_act"), ("tiny-distilbert", "activation")]:
+        folder = HERE / model_name
+        for activation in ACTIVATIONS:
+            config = AutoConfig.from_pretrained(folder, **{key: activation})
+            model = AutoModelForSequenceClassification.from_pretrained(folder, config=config, dtype=torch.float32)
+            reference = Reference(folder, model)
+            for case in cases:
+                _, _, logits = reference.score(case["text"], case["text_pair"], case["max_length"])
+                rows.append({"model": model_name, "activation": activation, "name": case["name"], "logits": logits})
+    write_jsonl(HERE / "activations.jsonl", rows)
+
+
 def make_mrpc(shared: Path) -> None:
     """Row numbers, token counts and logits only: the licence of MRPC does not let its texts be shipped here."""
     reference = minilm_base_with_head(shared)
@@ -403,6 +423,7 @@ def main() -> None:
         "models": lambda: make_models(arguments.shared),
         "edge_cases": lambda: make_edge_cases(arguments.shared),
         "pairs": lambda: make_pairs(arguments.shared, arguments.pairs),
+        "activations": make_activations,
         "mrpc": lambda: make_mrpc(arguments.shared),
     }
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), metavar="PART", help=", ".join(parts))
