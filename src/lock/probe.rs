@@ -118,7 +118,8 @@ async fn probe_folder(folder: &std::path::Path, name: &str, content: &[u8]) -> R
     }
     match put_if(&disk, &path, content.to_vec(), PutMode::Create).await {
         Err(StoreError::AlreadyExists { .. }) => Ok(()),
-        _ => Err(LockError::Unsafe {
+        Err(e) => Err(failed(said(&e))),
+        Ok(_) => Err(LockError::Unsafe {
             place: place(),
             problem:
                 "its file system lets a new file take the place of another without noticing; use a folder on another \

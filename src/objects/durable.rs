@@ -172,11 +172,27 @@ async fn make_durable(path: PathBuf) -> Result<()> {
     synced.map_err(|e| failed(&e, FilePath::new("")))
 }
 
+/// How often a file is written anew that another process took for one of a killed run and removed.
+const ATTEMPTS: usize = 5;
+
 /// Writes a file beside its place, makes it durable, and gives it its name.
 fn put(path: &FilePath, payload: &PutPayload, create: bool) -> Result<PutResult> {
     if let Some(parent) = path.parent() {
         make_folders(parent).map_err(|e| failed(&e, path))?;
     }
+    let mut placed = place(path, payload, create);
+    for _ in 1..ATTEMPTS {
+        match &placed {
+            Err(e) if e.kind() == ErrorKind::NotFound => placed = place(path, payload, create),
+            _ => break,
+        }
+    }
+    placed.map_err(|e| failed(&e, path))?;
+    sync_folder(path).map_err(|e| Error::Generic { store: "LocalFileSystem", source: Unconfirmed(e).into() })?;
+    Ok(PutResult { e_tag: None, version: None })
+}
+
+fn place(path: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> {
     // Listings pass over names that end so. On a disk that machines share, a process's id is no name.
     let (unique, _) = Uuid::new_v4().as_u64_pair();
     let staged = PathBuf::from(format!("{}#{unique}", path.display()));
@@ -187,7 +203,7 @@ fn put(path: &FilePath, payload: &PutPayload, create: bool) -> Result<PutResult>
         if create {
             // Unlike a rename, a link is refused where there is a file.
             fs::hard_link(&staged, path).map_err(|e| match e.kind() {
-                ErrorKind::AlreadyExists => e,
+                ErrorKind::AlreadyExists | ErrorKind::NotFound => e,
                 kind => io::Error::new(kind, format!("{NO_LINKS} ({e})")),
             })?;
         } else {
@@ -198,9 +214,7 @@ fn put(path: &FilePath, payload: &PutPayload, create: bool) -> Result<PutResult>
     if create || placed.is_err() {
         let _ = fs::remove_file(&staged);
     }
-    placed.map_err(|e| failed(&e, path))?;
-    sync_folder(path).map_err(|e| Error::Generic { store: "LocalFileSystem", source: Unconfirmed(e).into() })?;
-    Ok(PutResult { e_tag: None, version: None })
+    placed
 }
 
 /// Makes folders whose names are durable.
