@@ -18,6 +18,7 @@ use deltalake_core::kernel::StructType;
 use deltalake_core::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake_core::logstore::{LogStoreRef, StorageConfig, default_logstore};
 use deltalake_core::operations::create::CreateBuilder;
+use deltalake_core::table::state::DeltaTableState;
 use deltalake_core::{DeltaTable, DeltaTableError, TableProperty};
 use futures::TryStreamExt;
 use object_store::prefix::PrefixStore;
@@ -251,8 +252,12 @@ pub async fn provider(
     let provider = provider.map_err(|e| DeltaError::new(objects, &e))?;
     let snapshot = table.snapshot().map_err(failed)?;
     let partitions = snapshot.metadata().partition_columns().to_vec();
-    let is_mapped = snapshot.schema().fields().any(|field| field.metadata().contains_key(PHYSICAL_NAME));
-    Ok(Arc::new(ExactScan::new(provider, partitions, is_mapped)))
+    Ok(Arc::new(ExactScan::new(provider, partitions, has_mapped_columns(snapshot))))
+}
+
+/// Whether the table's files have other names for its columns.
+pub(crate) fn has_mapped_columns(table: &DeltaTableState) -> bool {
+    table.schema().fields().any(|field| field.metadata().contains_key(PHYSICAL_NAME))
 }
 
 /// Rows and bytes of the table's files, by its log.

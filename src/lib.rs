@@ -32,6 +32,7 @@ pub mod cluster;
 mod confidential;
 pub mod config;
 mod crash;
+mod dates;
 pub mod delta;
 pub mod error;
 mod files;

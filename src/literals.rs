@@ -1,7 +1,7 @@
 //! Literals beside decimals, compared with all their digits.
 //!
 //! DataFusion reads `818565974.1` as a 64-bit float, and then compares a decimal with it as floats: the decimal
-//! 818565974.1 itself would be less. In SQL such a literal is exact.
+//! 818565974.1 itself would be less. In SQL such a literal is exact; here it is with up to 15 digits, which a float keeps.
 
 use arrow::datatypes::DataType;
 use datafusion::common::config::ConfigOptions;
@@ -69,7 +69,7 @@ fn make_decimal(literal: &mut Expr, beside: &DataType) -> bool {
     true
 }
 
-/// The decimal with the fewest digits that is this float, which are those of the literal.
+/// The decimal with the fewest digits that is this float, which are those of a literal of up to 15 digits.
 fn decimal(value: f64) -> Option<ScalarValue> {
     let written = format!("{value:e}");
     let (mantissa, exponent) = written.split_once('e')?;

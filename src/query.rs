@@ -26,7 +26,6 @@ use crate::sql_depth;
 use crate::tables;
 use crate::tables::snapshot::{ATTEMPTS, Snapshot};
 
-mod dates;
 mod output;
 mod place;
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Int64Type, Schema, SchemaRef};
-use arrow::util::display::array_value_to_string;
+use arrow::error::ArrowError;
 use datafusion::common::{Column, DataFusionError};
 use datafusion::execution::context::SQLOptions;
 use datafusion::functions_aggregate::expr_fn::{count, max, sum};
@@ -14,6 +14,7 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 use thiserror::Error;
 
+use crate::dates::value_texts;
 use crate::from_first;
 use crate::sql_error::{NOT_A_QUERY, nearest};
 
@@ -125,7 +126,8 @@ impl Source {
         }
         if most > 1 {
             let shared = groups.filter(rows().gt(lit(1)))?.limit(0, Some(3))?.collect().await?;
-            let examples: Vec<String> = shared.iter().flat_map(describe_rows).collect();
+            let examples = shared.iter().map(describe_rows).collect::<Result<Vec<_>, _>>();
+            let examples = examples.map_err(DataFusionError::from)?.concat();
             return Err(SourceError::Ids(format!(
                 "{key} must name each row once, but some values come more often: {}; add a column that tells the rows apart, or SELECT DISTINCT",
                 examples.join(", ")
@@ -142,17 +144,18 @@ impl Source {
 }
 
 /// `"a, b" 2 times` for each row of ids and their count.
-fn describe_rows(batch: &RecordBatch) -> Vec<String> {
-    let rows = in_words(batch);
+fn describe_rows(batch: &RecordBatch) -> Result<Vec<String>, ArrowError> {
+    let rows = in_words(batch)?;
     let times = |row: &String| row.rsplit_once(", ").map(|(ids, times)| format!("{ids:?} {times} times"));
-    rows.iter().filter_map(times).collect()
+    Ok(rows.iter().filter_map(times).collect())
 }
 
 /// The values of each row, one behind the other.
-pub(crate) fn in_words(batch: &RecordBatch) -> Vec<String> {
-    let value = |column: &ArrayRef, row: usize| array_value_to_string(column, row).unwrap_or_default();
-    let row = |row: usize| batch.columns().iter().map(|column| value(column, row)).collect::<Vec<_>>().join(", ");
-    (0..batch.num_rows()).map(row).collect()
+pub(crate) fn in_words(batch: &RecordBatch) -> Result<Vec<String>, ArrowError> {
+    let columns = batch.columns().iter().map(value_texts).collect::<Result<Vec<_>, _>>()?;
+    let value = |texts: &Vec<Option<String>>, row: usize| texts[row].clone().unwrap_or_default();
+    let row = |row: usize| columns.iter().map(|texts| value(texts, row)).collect::<Vec<_>>().join(", ");
+    Ok((0..batch.num_rows()).map(row).collect())
 }
 
 /// Plans the query of a pipeline, which reads and does nothing else: what it writes is its sink.

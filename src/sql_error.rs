@@ -30,8 +30,16 @@ pub(crate) fn explain(error: &DataFusionError, context: Option<&SessionContext>,
         let is_quoted = sql.is_some_and(|sql| is_quoted(sql, &field.name));
         return no_such_column(&field.name, &columns, is_quoted, context);
     }
-    let rules =
-        [table_not_found, no_such_function, dot_access, no_such_field, function_arguments, not_one_select, open_text];
+    let rules = [
+        table_not_found,
+        no_such_function,
+        dot_access,
+        no_such_field,
+        function_arguments,
+        not_one_select,
+        open_text,
+        value_of_a_row,
+    ];
     rules.into_iter().find_map(|rule| rule(&message, context)).unwrap_or(message)
 }
 
@@ -215,6 +223,40 @@ fn open_text(message: &str, _: Option<&SessionContext>) -> Option<String> {
     })
 }
 
+/// What stands before and behind a value in the messages of Arrow and DataFusion that quote one; nothing behind one at the
+/// end.
+const QUOTED_VALUES: [(&str, &str); 13] = [
+    ("Cannot cast string '", "' to value of "),
+    ("Cannot cast value '", "' to value of "),
+    ("Cannot parse decimal format: ", ""),
+    ("Invalid decimal format: ", ""),
+    ("Cannot convert ", " to Decimal"),
+    ("can't parse the string value ", " to decimal"),
+    ("parse decimal overflow (", ")"),
+    ("Error parsing timestamp from '", "': "),
+    ("Error parsing '", "' as "),
+    ("Failed to parse '", "' as "),
+    ("Failed to parse ", " as interval amount"),
+    ("Invalid input syntax for type interval: ", ""),
+    ("duplicate key found: ", ""),
+];
+
+/// A value that does not suit a CAST is a text of a row, which is not for a log.
+fn value_of_a_row(message: &str, _: Option<&SessionContext>) -> Option<String> {
+    let found = QUOTED_VALUES.into_iter().filter_map(|(before, after)| {
+        let at = message.find(before)?;
+        message[at + before.len()..].contains(after).then_some((at, before, after))
+    });
+    let (_, before, after) = found.min_by_key(|(at, ..)| *at)?;
+    let (head, rest) = message.split_once(before)?;
+    // The value may have the words behind it too.
+    let (_, tail) = rest.rsplit_once(after)?;
+    Some(format!(
+        "{head}{before}…{after}{tail}; the value is not shown, as it is one of a row: WHERE x IS NOT NULL AND TRY_CAST(x AS …) \
+         IS NULL finds it"
+    ))
+}
+
 /// The name that is most like the one that does not exist, if any is like it.
 pub(crate) fn nearest<'a>(name: &str, others: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     others
@@ -222,4 +264,34 @@ pub(crate) fn nearest<'a>(name: &str, others: impl Iterator<Item = &'a str>) -> 
         .filter(|(similarity, _)| *similarity > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, other)| other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_s_value_is_not_in_a_message() {
+        for (message, expected) in [
+            (
+                "Cast error: Cannot cast string 'a 'secret'' to value of Int32 type",
+                "string '…' to value of Int32 type; the",
+            ),
+            (
+                "Cast error: Cannot cast value 'secret' to value of Boolean type",
+                "value '…' to value of Boolean type; the",
+            ),
+            (
+                "Invalid argument error: Cannot parse decimal format: secret",
+                "error: Cannot parse decimal format: …; the",
+            ),
+            ("Cannot convert secret to Decimal128: Overflow", "Cannot convert … to Decimal128: Overflow; the"),
+            ("Error parsing timestamp from 'secret': error parsing date", "from '…': error parsing date; the"),
+            ("map key must be unique, duplicate key found: secret", "duplicate key found: …; the"),
+        ] {
+            let said = value_of_a_row(message, None).unwrap();
+            assert!(said.contains(expected) && !said.contains("secret"), "{said}");
+        }
+        assert_eq!(value_of_a_row("Divide by zero error", None), None);
+    }
 }

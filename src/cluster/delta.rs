@@ -2,7 +2,7 @@
 //!
 //! deltalake 1.1 has no codec for its scan (`delta_datafusion/mod.rs`: "until a `DeltaScanExec` codec"). The log is read by
 //! the client, so the version is one for all executors; what the files alone do not say is a column of constants (the
-//! partition's values) or refused (rows that were deleted without a new file).
+//! partition's values) or refused (rows that were deleted without a new file, names of columns).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use deltalake_core::DeltaTable;
 
 use super::Address;
 use crate::config::Place;
+use crate::delta;
 use crate::objects::Objects;
 use crate::tables;
 
@@ -40,6 +41,12 @@ pub(crate) fn provider(
         return Ok(None);
     }
     let snapshot = table.snapshot().map_err(|e| DataFusionError::External(Box::new(e)))?;
+    if delta::has_mapped_columns(snapshot) {
+        return plan_err!(
+            "its columns have other names in its files (delta.columnMapping.mode), which a cluster cannot read yet; query it \
+             without --cluster"
+        );
+    }
     let partitions = snapshot.metadata().partition_columns();
     let schema = snapshot.snapshot().arrow_schema();
     let mut files: BTreeMap<Vec<Option<String>>, Vec<ListingTableUrl>> = BTreeMap::new();

@@ -113,7 +113,9 @@ impl Place {
             return false;
         }
         let (files, file) = (self.real(), file.real());
-        if self.is_glob() {
+        // What is there has that name, whatever characters it has.
+        let is_there = matches!(self, Self::Local(path) if path.exists());
+        if self.is_glob() && !is_there {
             matches(files.as_os_str().as_encoded_bytes(), file.as_os_str().as_encoded_bytes())
         } else {
             file == files || self.is_folder() && file.starts_with(files)

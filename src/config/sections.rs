@@ -193,7 +193,7 @@ fn score(keys: &mut Keys<'_>, default_store: Location) -> Read<ScoreSettings> {
     let max_errors = keys.or("max_errors", Item::share);
     let errors = keys.or("errors", |item| item.choice(&ERRORS));
     let store = store?.unwrap_or(default_store);
-    if store.place.is_glob() {
+    if is_pattern(keys, &store.place) {
         let problem = Problem::new(format!("the store `{store}` is a pattern"), "not one folder");
         return Err(keys.refuse("store", problem.help("name a folder, for example `state/scores`")));
     }
@@ -232,16 +232,18 @@ fn sink(keys: &mut Keys<'_>, tables: &[Table]) -> Read<Sink> {
     Ok(sink)
 }
 
+/// Whether a place is a pattern by what the pipeline file says of it; the folder of the file may have any name.
+fn is_pattern(keys: &Keys<'_>, place: &Place) -> bool {
+    is_glob(place.as_path().strip_prefix(keys.reader.folder).unwrap_or(place.as_path()))
+}
+
 /// Checks that the place and the options are those of the kind of table that is asked for.
 fn check_kind(keys: &Keys<'_>, sink: &Sink) -> Read<()> {
     let location = &sink.location;
     let place = &location.place;
-    // The folder of the pipeline file may have any name.
-    let own = place.as_path().strip_prefix(keys.reader.folder);
-    let is_pattern = is_glob(own.unwrap_or(place.as_path()));
     let is_file = sink.is_one_file() && !place.is_folder();
     let is_folder = place.is_folder() && place.extension() != Some("parquet");
-    if is_pattern || !(is_file || is_folder) {
+    if is_pattern(keys, place) || !(is_file || is_folder) {
         let (problem, help) = match sink.format {
             SinkFormat::Parquet => (
                 "neither a Parquet file nor a folder",

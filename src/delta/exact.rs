@@ -1,8 +1,8 @@
 //! A Delta table for SQL that trusts its log's statistics only where they are exact.
 //!
-//! deltalake writes the least and greatest decimals of a file as 64-bit floats, and skips files by them: the greatest of
-//! a file may be greater than what its log says. Those of floats leave NaN out, which SQL sorts last. Tables that others,
-//! or earlier versions, wrote so are read without them.
+//! deltalake writes the least and greatest decimals of a file as 64-bit floats and timestamps cut to milliseconds, as
+//! Spark does, and skips files by them: the greatest of a file may be greater than what its log says. Those of floats leave
+//! NaN out, which SQL sorts last. Tables that others, or earlier versions, wrote so are read without them.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -49,6 +49,7 @@ fn is_inexact(data_type: &DataType) -> bool {
     match data_type {
         DataType::Struct(fields) => fields.iter().any(|field| is_inexact(field.data_type())),
         DataType::Dictionary(_, values) => is_inexact(values),
+        DataType::Timestamp(..) => true,
         other => other.is_decimal() || other.is_floating(),
     }
 }

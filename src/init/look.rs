@@ -5,16 +5,16 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray};
-use arrow::compute::{cast, concat_batches};
+use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Int64Type};
-use arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::common::{Column as Named, DataFusionError};
 use datafusion::functions_aggregate::expr_fn::{count, count_distinct};
 use datafusion::logical_expr::{Expr, lit};
 use datafusion::prelude::SessionContext;
 
 use crate::config::{CsvOptions, GivenTable, Table, TableFormat, table_from_argument, table_from_uri_as, table_place};
+use crate::dates::value_texts;
 use crate::error::Error;
 use crate::files;
 use crate::predict::Models;
@@ -149,20 +149,10 @@ impl Looked {
     }
 }
 
-fn describe(name: &str, values: &dyn Array) -> Result<Column, arrow::error::ArrowError> {
+fn describe(name: &str, values: &ArrayRef) -> Result<Column, arrow::error::ArrowError> {
     let mut distinct = HashSet::new();
     let (mut filled, mut characters, mut words) = (0, 0, 0);
-    // A column that has no value at all has a type without a mask of NULLs, and one of codes has NULLs among the values.
-    let nulls = values.logical_nulls();
-    let has_value = |row: &usize| nulls.as_ref().is_none_or(|nulls| nulls.is_valid(*row));
-    let options = FormatOptions::default().with_display_error(true);
-    let formatter = ArrayFormatter::try_new(values, &options)?;
-    let texts = values.data_type().is_string().then(|| cast(values, &DataType::Utf8View)).transpose()?;
-    for row in (0..values.len()).filter(has_value) {
-        let value = match &texts {
-            Some(texts) => texts.as_string_view().value(row).to_owned(),
-            None => formatter.value(row).to_string(),
-        };
+    for value in value_texts(values)?.into_iter().flatten() {
         filled += 1;
         characters += value.chars().count();
         words += value.split_whitespace().count();

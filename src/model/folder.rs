@@ -75,35 +75,48 @@ const OF_ANOTHER_HEAD: [&str; 9] = [
     "sbert_ce_default_activation_function",
 ];
 
-/// Writes the files of a tokenizer. That of a DistilBERT gives no token types in `transformers`, whose DistilBERT does not
-/// take them.
+/// Writes the files of a tokenizer, whose settings then name its class wherever it stood. That of a DistilBERT gives no
+/// token types in `transformers`, whose DistilBERT does not take them.
 pub(crate) fn copy_tokenizer(from: &ModelFiles, to: &Path, is_distilbert: bool) -> io::Result<()> {
     for (name, bytes) in TOKENIZER.into_iter().filter_map(|name| Some((name, from.get(name)?))) {
         files::write(&to.join(name), bytes)?;
     }
-    if is_distilbert { leave_out_token_types(from, &to.join(TOKENIZER_CONFIG)) } else { Ok(()) }
+    let object = |name: &str| -> io::Result<Map<String, Value>> {
+        let value = from.get(name).map(|bytes| serde_json::from_slice(bytes)).transpose()?;
+        Ok(match value {
+            Some(Value::Object(object)) => object,
+            _ => Map::new(),
+        })
+    };
+    let there = object(TOKENIZER_CONFIG)?;
+    let mut settings = there.clone();
+    // The `config.json` of the model that is written need not have it.
+    if settings.get("tokenizer_class").is_none_or(Value::is_null)
+        && let Some(class) = object(from.config())?.remove("tokenizer_class").filter(Value::is_string)
+    {
+        settings.insert("tokenizer_class".into(), class);
+    }
+    if is_distilbert {
+        leave_out_token_types(&mut settings);
+    }
+    if settings == there { Ok(()) } else { write_json(&to.join(TOKENIZER_CONFIG), &Value::Object(settings)) }
 }
 
-/// Makes sure that the settings of a tokenizer, which may be missing, ask for no token types.
-fn leave_out_token_types(from: &ModelFiles, path: &Path) -> io::Result<()> {
-    let mut settings: Value = match from.get(TOKENIZER_CONFIG) {
-        Some(bytes) => serde_json::from_slice(bytes)?,
-        None => Value::Object(Map::new()),
-    };
-    let class = settings["tokenizer_class"].as_str().unwrap_or("BertTokenizer");
+/// Makes sure that the settings of a tokenizer ask for no token types.
+fn leave_out_token_types(settings: &mut Map<String, Value>) {
+    let class = settings.get("tokenizer_class").and_then(Value::as_str).unwrap_or("BertTokenizer");
     let is_berts = class.starts_with("BertTokenizer");
-    let gives_them = match settings["model_input_names"].as_array() {
+    let gives_them = match settings.get("model_input_names").and_then(Value::as_array) {
         Some(names) => names.iter().any(|name| name == "token_type_ids"),
         None => is_berts,
     };
     if !gives_them {
-        return Ok(());
+        return;
     }
-    settings["model_input_names"] = json!(["input_ids", "attention_mask"]);
+    settings.insert("model_input_names".into(), json!(["input_ids", "attention_mask"]));
     if is_berts {
-        settings["tokenizer_class"] = "DistilBertTokenizer".into();
+        settings.insert("tokenizer_class".into(), "DistilBertTokenizer".into());
     }
-    write_json(path, &settings)
 }
 
 /// Makes a `config.json` that of another head's model, with weights in f32.

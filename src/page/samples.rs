@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 
-use arrow::array::{Array, RecordBatch};
-use arrow::util::display::array_value_to_string;
+use arrow::array::RecordBatch;
+use arrow::error::ArrowError;
 use serde::Serialize;
 
 use super::judged::is_regression;
 use super::table::{Output, quoted};
 use crate::config::Scoring;
+use crate::dates::value_texts;
 use crate::error::Error;
 use crate::query::PREDICTIONS;
 use crate::store::RunRecord;
@@ -78,7 +79,8 @@ pub(super) async fn samples(
         let batches = table.query(&query).await?;
         let Some(first) = batches.first() else { continue };
         let columns: Vec<String> = first.schema().fields().iter().map(|field| field.name().clone()).collect();
-        let rows: Vec<_> = batches.iter().flat_map(texts).collect();
+        let rows = batches.iter().map(texts).collect::<Result<Vec<_>, ArrowError>>();
+        let rows = rows.map_err(|e| table.failed(&e.into()))?.concat();
         if !rows.is_empty() {
             samples.push(Rows { title, columns, rows });
         }
@@ -86,20 +88,20 @@ pub(super) async fn samples(
     Ok(samples)
 }
 
-fn texts(batch: &RecordBatch) -> Vec<Vec<Option<String>>> {
+fn texts(batch: &RecordBatch) -> Result<Vec<Vec<Option<String>>>, ArrowError> {
     let schema = batch.schema();
+    let columns: Vec<_> = batch.columns().iter().map(value_texts).collect::<Result<_, _>>()?;
     let value = |row: usize| {
-        let columns = schema.fields().iter().zip(batch.columns());
-        let values = columns.map(|(field, column)| {
-            let text = column.is_valid(row).then(|| array_value_to_string(column, row).unwrap_or_default())?;
+        let values = schema.fields().iter().zip(&columns).map(|(field, texts)| {
+            let text = texts[row].as_ref()?;
             // The table rounds what nobody reads.
             let is_score = field.name() == "score";
             let rounded = is_score.then(|| text.parse::<f64>().ok()).flatten().map(|score| format!("{score:.4}"));
-            Some(rounded.unwrap_or_else(|| shortened(&text)))
+            Some(rounded.unwrap_or_else(|| shortened(text)))
         });
         values.collect::<Vec<_>>()
     };
-    (0..batch.num_rows()).map(value).collect()
+    Ok((0..batch.num_rows()).map(value).collect())
 }
 
 /// A text without what is beyond a few lines.

@@ -99,9 +99,13 @@ pub(super) async fn of_run(
 impl Output {
     /// The rows of a query.
     pub(super) async fn query(&self, sql: &str) -> Result<Vec<RecordBatch>, Error> {
-        let failed = |e: DataFusionError| Error::sql(&self.origin, &e, Some(&self.context));
-        let frame = self.context.sql(sql).await.map_err(failed)?;
-        frame.collect().await.map_err(failed)
+        let frame = self.context.sql(sql).await.map_err(|e| self.failed(&e))?;
+        frame.collect().await.map_err(|e| self.failed(&e))
+    }
+
+    /// Says what went wrong with a query over the output.
+    pub(super) fn failed(&self, error: &DataFusionError) -> Error {
+        Error::sql(&self.origin, error, Some(&self.context))
     }
 }
 

@@ -12,7 +12,7 @@ use arrow::json::{ArrayWriter, LineDelimitedWriter, WriterBuilder as JsonBuilder
 use arrow::util::display::FormatOptions;
 use arrow::util::pretty::pretty_format_batches_with_options;
 
-use super::dates::printable_dates;
+use crate::dates::printable_dates;
 use crate::error::Error;
 use crate::printable::printable;
 use crate::sink::{AtomicFile, ParquetSink, SinkError, parquet_problem};

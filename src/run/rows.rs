@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
-use arrow::util::display::array_value_to_string;
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
 
 use super::query_text;
 use crate::config::{Pipeline, Query};
+use crate::dates::value_texts;
 use crate::error::{Error, in_file};
 use crate::progress::{counted, grouped};
 use crate::source::{check_width, select};
@@ -117,12 +117,16 @@ impl Selection<'_> {
         let Columns { id, text, label } = columns;
         let pair = text.get(1).map(|name| self.texts(batch, name)).transpose()?;
         let mut pair = pair.map(Vec::into_iter);
+        let ids: Vec<_> = id.iter().map(|name| self.values(batch, name)).collect::<Result<_, _>>()?;
+        let id = |row: usize| {
+            ids.iter().map(|values| values[row].clone().unwrap_or_else(|| "NULL".to_owned())).collect::<Vec<_>>()
+        };
         let rows = self.texts(batch, &text[0])?.into_iter().zip(self.labels(batch, label)?).zip(numbers).enumerate();
-        rows.map(|(i, ((text, label), number))| {
+        let rows = rows.map(|(i, ((text, label), number))| {
             let text_pair = pair.as_mut().and_then(Iterator::next);
-            Ok(Row { number, id: self.id(batch, id, i)?, text, text_pair, label })
-        })
-        .collect()
+            Row { number, id: id(i), text, text_pair, label }
+        });
+        Ok(rows.collect())
     }
 
     pub(super) fn refused(&self, problem: String) -> Error {
@@ -173,23 +177,9 @@ impl Selection<'_> {
         })
     }
 
-    /// The values of some columns of a row, as text.
-    fn id(&self, batch: &RecordBatch, columns: &[String], row: usize) -> Result<Vec<String>, Error> {
-        let text = |name: &String| {
-            let values = self.column(batch, name)?;
-            if values.is_null(row) {
-                return Ok("NULL".to_owned());
-            }
-            array_value_to_string(&values, row).map_err(|e| self.refused(format!("column `{name}`: {e}")))
-        };
-        columns.iter().map(text).collect()
-    }
-
     /// The values of a column as text; none where it is NULL.
     pub(super) fn values(&self, batch: &RecordBatch, name: &str) -> Result<Vec<Option<String>>, Error> {
-        let values = self.column(batch, name)?;
-        let text = |row| array_value_to_string(&values, row).map_err(|e| self.refused(format!("column `{name}`: {e}")));
-        (0..values.len()).map(|row| values.is_valid(row).then(|| text(row)).transpose()).collect()
+        value_texts(&self.column(batch, name)?).map_err(|e| self.refused(format!("column `{name}`: {e}")))
     }
 
     fn column(&self, batch: &RecordBatch, name: &str) -> Result<ArrayRef, Error> {

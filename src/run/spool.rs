@@ -30,7 +30,9 @@ use super::intact::{Hashing, check, checked_at_end};
 use super::joins::{Joins, bytes_of_scores, of_rows, session, without_views};
 use super::pending::Pending;
 use super::sinks::SinkKind;
+use crate::config::Place;
 use crate::files;
+use crate::objects::Objects;
 use crate::predict::{prediction_fields, text_values};
 use crate::scorer::{Rejection, TextColumn, Window};
 use crate::session::Resources;
@@ -186,14 +188,18 @@ impl Spool {
 
     async fn rows_in(&self, context: &SessionContext) -> Result<DataFrame, DataFusionError> {
         let options = ParquetReadOptions::default().file_sort_order(vec![vec![column(ROW).sort(true, false)]]);
-        context.read_parquet(self.resources.folder().join("rows.parquet").to_string_lossy().into_owned(), options).await
+        let place = Place::Local(self.resources.folder().join("rows.parquet"));
+        // As a URL, since a path with `[`, `?` or `*` in it would be taken for a pattern.
+        let url = Objects::open(&place).map_err(|e| DataFusionError::External(Box::new(e)))?.url;
+        context.read_parquet(url.as_str(), options).await
     }
 
     /// The ids of the first rows whose texts cannot be scored.
     pub(super) async fn first_rejected(&self, id: &[String], most: usize) -> Result<Vec<String>, DataFusionError> {
         let ids: Vec<Expr> = id.iter().map(|name| column(name)).collect();
         let rows = self.rows().await?.filter(column(KEY).is_null())?.limit(0, Some(most))?;
-        Ok(rows.select(ids)?.collect().await?.iter().flat_map(in_words).collect())
+        let rows = rows.select(ids)?.collect().await?;
+        Ok(rows.iter().map(in_words).collect::<Result<Vec<_>, _>>()?.concat())
     }
 
     /// The texts that have no score among `known`, of which there are `held`, in the order in which they first come.

@@ -106,7 +106,9 @@ impl DeltaSink {
         if let Some(problem) = ids_problem(schema, id).filter(|_| mode == Mode::Merge) {
             return Err(DeltaError::mistake(objects, problem));
         }
-        let (mut schema, mut gains_types) = (delta::for_delta(schema), false);
+        let there = table.as_ref().filter(|_| mode != Mode::Overwrite).map(DeltaTable::snapshot).transpose();
+        let there = there.map_err(|e| DeltaError::new(objects, &e))?.map(|snapshot| snapshot.snapshot().read_schema());
+        let (mut schema, mut gains_types) = (delta::for_delta(&typed_as(schema, there.as_deref())), false);
         if let Some(problem) = types_problem(&schema) {
             return Err(DeltaError::mistake(objects, problem));
         }
@@ -447,12 +449,44 @@ fn as_in_table(schema: &Schema, table: Option<&Schema>) -> Schema {
     Schema::new(fields.collect::<Vec<_>>())
 }
 
+/// The columns with the types of a table for what is NULL in every row within lists and structs.
+fn typed_as(schema: &Schema, table: Option<&Schema>) -> Schema {
+    fn nested(data_type: &DataType, there: &DataType) -> DataType {
+        let field = |field: &Field, there: &Field| {
+            Arc::new(field.clone().with_data_type(match (field.data_type(), there.data_type()) {
+                (DataType::Null, there) => there.clone(),
+                (data_type, there) => nested(data_type, there),
+            }))
+        };
+        match (data_type, there) {
+            (
+                DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _),
+                DataType::List(there),
+            ) => DataType::List(field(item, there)),
+            (DataType::Struct(fields), DataType::Struct(there)) => {
+                let typed = fields.iter().map(|of_rows| match there.find(of_rows.name()) {
+                    Some((_, there)) => field(of_rows, there),
+                    None => Arc::clone(of_rows),
+                });
+                DataType::Struct(typed.collect())
+            }
+            _ => data_type.clone(),
+        }
+    }
+    let fields =
+        schema.fields().iter().map(|field| match table.and_then(|table| table.field_with_name(field.name()).ok()) {
+            Some(there) => Arc::new(Field::clone(field).with_data_type(nested(field.data_type(), there.data_type()))),
+            None => Arc::clone(field),
+        });
+    Schema::new(fields.collect::<Vec<_>>())
+}
+
 /// The columns whose least and greatest values the log of a table has, as its property names them: those that deltalake
-/// writes exactly. Of decimals it writes 64-bit floats, of floats it leaves NaN out, and far dates make it panic. Texts are
-/// cut to bounds, and timestamps to milliseconds, as every reader expects.
+/// writes exactly. Of decimals it writes 64-bit floats, of timestamps milliseconds, so that the greatest is too small; of
+/// floats it leaves NaN out, and far dates make it panic. Texts are cut to bounds, as every reader expects.
 fn exact_statistics(schema: &Schema) -> String {
     let is_exact = |data_type: &DataType| match data_type {
-        DataType::Boolean | DataType::Timestamp(..) => true,
+        DataType::Boolean => true,
         other => other.is_integer() || other.is_string(),
     };
     // The library takes a name for that of any column within others too, and other names must be quoted.

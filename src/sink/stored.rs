@@ -46,8 +46,8 @@ pub(super) fn hint(schema: &SchemaRef) -> SchemaRef {
 pub(crate) fn parquet_problem(schema: &SchemaRef) -> Option<String> {
     let cannot_hold = |field: &FieldRef| {
         let alone = self::schema(&Arc::new(Schema::new(vec![Field::clone(field).with_nullable(true)])));
-        let is_empty = |data_type: &DataType| matches!(data_type, DataType::Struct(fields) if fields.is_empty());
-        if matches!(field.data_type(), DataType::Union(..)) || is_empty(field.data_type()) {
+        // The writer itself panics at them.
+        if has_unwritable(field.data_type()) {
             return true;
         }
         let write = || -> Result<()> {
@@ -66,6 +66,23 @@ pub(crate) fn parquet_problem(schema: &SchemaRef) -> Option<String> {
         field.name(),
         field.data_type()
     ))
+}
+
+/// Whether a type, or one within it, is a union or a struct without fields.
+fn has_unwritable(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Union(..) => true,
+        DataType::Struct(fields) => fields.is_empty() || fields.iter().any(|field| has_unwritable(field.data_type())),
+        DataType::List(item)
+        | DataType::LargeList(item)
+        | DataType::ListView(item)
+        | DataType::LargeListView(item)
+        | DataType::FixedSizeList(item, _)
+        | DataType::Map(item, _)
+        | DataType::RunEndEncoded(_, item) => has_unwritable(item.data_type()),
+        DataType::Dictionary(_, values) => has_unwritable(values),
+        _ => false,
+    }
 }
 
 /// A schema with the types that `other` has instead, at any depth.

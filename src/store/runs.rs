@@ -67,8 +67,7 @@ impl Runs {
     /// A place that cannot be written.
     pub async fn add(&self, record: &RunRecord) -> Result<(), Error> {
         let batch = record.to_batch().map_err(|e| self.failed(&e.into()))?;
-        let table =
-            delta::open_or_create(&self.objects, &SCHEMA, &[], "started_at,ended_at", "couplet: one row a run").await;
+        let table = delta::open_or_create(&self.objects, &SCHEMA, &[], "run", "couplet: one row a run").await;
         let table = table.map_err(|e| self.mended(e))?;
         let properties = CommitProperties::default().with_metadata([(delta::RUN.to_owned(), json!(record.run))]);
         // A store of an earlier version has fewer columns, and gets those that it lacks.

@@ -18,7 +18,7 @@ use object_store::{ObjectMeta, ObjectStore};
 use super::Problem;
 use super::arrow_lengths;
 use super::diagnose::{self, Broken};
-use super::format::{ending, endings, file_format, format_of_name};
+use super::format::{ending, endings, file_format, format_of_name, other_endings};
 use super::hive;
 use super::left_out::LeftOut;
 use super::types::FileSchema;
@@ -96,7 +96,7 @@ impl Files {
                 let listed: Vec<ObjectMeta> = listed.map_err(|e| Problem::from(objects.error(&e)))?;
                 let (list, mut left_out) = chosen(listed, &root, table, pattern.as_ref());
                 if let Place::Local(_) = place {
-                    left_out.find_dangling_links(Path::new(&format!("/{root}")));
+                    left_out.find_dangling_links(Path::new(&format!("/{root}")), pattern.is_none());
                 }
                 if list.is_empty() {
                     return Err(none_found(place, &table.format, pattern.is_some(), &left_out).into());
@@ -211,7 +211,7 @@ fn chosen(
 ) -> (Vec<ObjectMeta>, LeftOut) {
     let mut left_out = LeftOut::default();
     listed.sort_by(|a, b| a.location.cmp(&b.location));
-    let (mut list, mut without_ending) = (Vec::new(), Vec::new());
+    let (mut list, mut with_other_ending, mut without_ending) = (Vec::new(), Vec::new(), Vec::new());
     // A pattern that begins with the mark of hidden names means them.
     let means_hidden = pattern
         .is_some_and(|pattern| pattern.get_glob().as_ref().is_some_and(|glob| glob.as_str().starts_with(['.', '_'])));
@@ -230,6 +230,8 @@ fn chosen(
             left_out.in_folder(below);
         } else if pattern.is_some() || endings(&table.format).contains(&ending(name).as_str()) {
             list.push(file);
+        } else if other_endings(&table.format).contains(&ending(name).as_str()) {
+            with_other_ending.push(file);
         } else if !name.contains('.') {
             without_ending.push(file);
         } else {
@@ -237,11 +239,13 @@ fn chosen(
         }
     }
     // BigQuery and Spark may write names without an ending; beside files with one, such a name is a note.
-    if list.is_empty() {
-        list = without_ending;
-    } else {
-        for file in &without_ending {
-            left_out.other(hive::below(root, &file.location));
+    for others in [with_other_ending, without_ending] {
+        if list.is_empty() {
+            list = others;
+        } else {
+            for file in &others {
+                left_out.other(hive::below(root, &file.location));
+            }
         }
     }
     (list, left_out)

@@ -46,6 +46,15 @@ pub(super) fn endings(format: &TableFormat) -> &'static [&'static str] {
     }
 }
 
+/// The endings of files that are read where a folder has none with those of the format.
+pub(super) fn other_endings(format: &TableFormat) -> &'static [&'static str] {
+    match format {
+        // Tabs often stand in files that are called CSV.
+        TableFormat::Csv(options) if options.delimiter == b'\t' => &["csv"],
+        _ => &[],
+    }
+}
+
 /// The format that a file's ending tells, as `format` names it.
 pub(crate) fn format_of_name(name: &str) -> Option<&'static str> {
     Some(match ending(name).as_str() {

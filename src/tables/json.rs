@@ -227,16 +227,25 @@ impl JsonRows {
             }
             let Some((start, end)) = self.parser.value_of(name) else { continue };
             let value = &text[start..end];
-            let value = match value.first() {
-                Some(b'"') => serde_json::from_slice(value).unwrap_or_default(),
-                _ => String::from_utf8_lossy(value).into_owned(),
+            let is_string = value.first() == Some(&b'"');
+            let value = if is_string {
+                serde_json::from_slice(value).unwrap_or_default()
+            } else {
+                String::from_utf8_lossy(value).into_owned()
             };
-            if value != "null" && !column.append(&value) {
+            if !is_string && value == "null" {
+                continue;
+            }
+            if !column.append(&value) {
                 let (wanted, form) = (name_of(data_type), form_of(&value));
                 return Err(Fault::at(
                     line,
                     format!("`{name}` is to be {wanted} by `types`, and this value is {form}"),
                 ));
+            }
+            // Of strings the decoder takes numbers and times, and no booleans.
+            if is_string && matches!(data_type, DataType::Boolean) {
+                self.parser.edit(Edit { start, end, text: value.to_lowercase() });
             }
         }
         if self.rows == 0 {

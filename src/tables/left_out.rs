@@ -40,11 +40,24 @@ impl LeftOut {
         self.others.iter().chain(&self.in_folders).chain(&self.hidden).map(String::as_str)
     }
 
-    /// Finds the links in a folder that lead nowhere, which no listing has.
-    pub(super) fn find_dangling_links(&mut self, folder: &Path) {
-        let Ok(entries) = folder.read_dir() else { return };
-        let links = entries.flatten().filter(|entry| entry.path().is_symlink() && !entry.path().exists());
-        self.dangling.extend(links.map(|link| link.file_name().to_string_lossy().into_owned()));
+    /// Finds the links that lead nowhere, which no listing has, in a folder and, if they are of the table, in those of the
+    /// form `key=value` below it.
+    pub(super) fn find_dangling_links(&mut self, folder: &Path, reads_folders: bool) {
+        let mut folders = vec![folder.to_owned()];
+        while let Some(entries) = folders.pop().map(|folder| folder.read_dir()) {
+            for entry in entries.into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_symlink() && !path.exists() {
+                    let below = path.strip_prefix(folder).unwrap_or(&path);
+                    self.dangling.push(below.to_string_lossy().into_owned());
+                } else if reads_folders
+                    && entry.file_type().is_ok_and(|kind| kind.is_dir())
+                    && entry.file_name().as_encoded_bytes().contains(&b'=')
+                {
+                    folders.push(path);
+                }
+            }
+        }
         self.dangling.sort();
     }
 }

@@ -29,7 +29,7 @@ use super::diagnose::Broken;
 use super::files::Files;
 #[cfg(feature = "cluster")]
 use super::format::file_format;
-use super::format::{compression_of, ending, endings};
+use super::format::{compression_of, ending, endings, other_endings};
 use super::text::{Layout, TextSource};
 use super::{Problem, TableError, hive};
 use crate::config::{Place, Table};
@@ -107,7 +107,9 @@ impl FileTable {
             Some(path) => (Place::Local(if path.is_dir() { path.join("") } else { path.to_owned() }), path.is_dir()),
             None => (place.clone(), place.is_folder()),
         };
-        let is_meant = !is_folder || endings(&self.table.format).contains(&ending(&file.name()).as_str());
+        let (format, name) = (&self.table.format, file.name());
+        let endings = [endings(format), other_endings(format)];
+        let is_meant = !is_folder || endings.iter().any(|endings| endings.contains(&ending(&name).as_str()));
         (is_meant && place.covers(file)).then_some(place)
     }
 

@@ -91,7 +91,11 @@ fn may_be(table: &Table) -> bool {
     let place = &table.location.place;
     match table.format {
         TableFormat::Delta { .. } | TableFormat::Runs { .. } => true,
-        TableFormat::Parquet => !place.is_glob() && place.is_folder() && table.partitions.is_empty(),
+        TableFormat::Parquet => {
+            // What is there has that name, whatever characters it has.
+            let is_there = matches!(place, Place::Local(path) if path.is_dir());
+            (is_there || !place.is_glob()) && place.is_folder() && table.partitions.is_empty()
+        }
         _ => false,
     }
 }
@@ -128,13 +132,16 @@ async fn runs_of(
     if paths.is_empty() {
         return Ok(None);
     }
-    let urls = paths.iter().map(|path| match objects.place_of(path) {
-        Place::Local(path) => ListingTableUrl::parse(path.to_string_lossy()),
-        Place::Remote(remote) => {
-            context.runtime_env().register_object_store(&remote.session_url(), Arc::clone(&objects.store));
-            ListingTableUrl::try_new(remote.session_url(), None)
-        }
-        Place::Hub(_) => unreachable!("no object store is a hub"),
+    // As URLs, since a path with `[`, `?` or `*` in it would be taken for a pattern.
+    let urls = paths.iter().map(|path| {
+        let url = match objects.place_of(path) {
+            Place::Remote(remote) => {
+                context.runtime_env().register_object_store(&remote.session_url(), Arc::clone(&objects.store));
+                remote.session_url()
+            }
+            place => Objects::open(&place).map_err(|e| DataFusionError::External(Box::new(e)))?.url,
+        };
+        ListingTableUrl::try_new(url, None)
     });
     let described = |e: DataFusionError| described(objects, &e);
     let urls = urls.collect::<Result<Vec<_>, _>>().map_err(described)?;

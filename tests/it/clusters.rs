@@ -12,6 +12,7 @@ use crate::store_folder::{names_of_users, text_of};
 use crate::support::{
     Job, couplet, free_ports, quickstart_model, quickstart_pairs, rows_of, stderr_of, stdout_of, write,
 };
+use crate::types::column_mapped_table;
 
 /// A process that ends with the test, as does its folder for temporary files.
 struct Process {
@@ -419,6 +420,11 @@ fn queries_on_a_cluster_answer_as_queries_here() {
         let there = stdout_of(&mut job.couplet(&[&query[..], &["--cluster", &address]].concat()));
         assert_eq!(there, here, "{sql}");
     }
+    column_mapped_table(&job);
+    let sum = ["query", "--cluster", &address, "SELECT sum(id) AS n FROM 'table/'"];
+    let output = job.couplet(&sum).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("query it without --cluster"), "{said}");
 }
 
 #[test]

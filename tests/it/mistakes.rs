@@ -127,7 +127,10 @@ fn a_source_only_reads() {
 #[test]
 fn a_value_that_cannot_be_cast_fails_the_run() {
     let job = with_sql("SELECT id, a, b, CAST(a AS INT) AS c FROM pairs");
-    insta::assert_snapshot!(job.error(1), @"error: pipeline.toml: the source query: Cast error: Cannot cast string 'x' to value of Int32 type");
+    insta::assert_snapshot!(job.error(1), @"error: pipeline.toml: the source query: Cast error: Cannot cast string '…' to value of Int32 type; the value is not shown, as it is one of a row: WHERE x IS NOT NULL AND TRY_CAST(x AS …) IS NULL finds it");
+    let job = with_sql("SELECT id, a, b, CAST(a AS DECIMAL(5, 2)) AS c FROM pairs");
+    let said = job.error(1);
+    assert!(said.contains("the value is not shown") && !said.contains("'x'"), "{said}");
     assert!(job.output_files().is_empty());
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use crate::support::{Job, couplet, stdout_of, write};
+use crate::support::{Job, couplet, stderr_of, stdout_of, write};
 use crate::tables::Files;
 
 /// Rows as CSV, in the order of the files.
@@ -71,6 +71,14 @@ fn a_table_says_the_types_of_its_columns() {
         rows(&files, table, "SELECT id || 'x' AS id, zip + 1 AS zip, m FROM t LIMIT 1"),
         "id,zip,m\n7x,1731,\"{\"\"a\"\": 1}\"\n"
     );
+    let bools = Files::new([
+        ("t.jsonl", "{\"x\":\"true\"}\n{\"x\":\"False\"}\n{\"x\":true}\n{\"x\":null}\n".as_bytes()),
+        ("null.jsonl", b"{\"x\":true}\n{\"x\":\"null\"}\n"),
+    ]);
+    let of = |name: &str| format!("{{ uri = \"{name}\", types = {{ x = \"bool\" }} }}");
+    assert_eq!(rows(&bools, &of("t.jsonl"), "SELECT x, 1 AS n FROM t"), "x,n\ntrue,1\nfalse,1\ntrue,1\n,1\n");
+    let said = refused(&bools, &of("null.jsonl"), ALL);
+    assert!(said.contains("DIR/null.jsonl:2: `x` is to be bool by `types`, and this value is a text of 4"), "{said}");
     let said = refused(&files, r#"{ uri = "t.csv", types = { zip = "date" } }"#, ALL);
     assert!(
         said.contains("DIR/t.csv:2: `zip` is to be date by `types`, and this value is a number that begins with 0"),
@@ -247,6 +255,8 @@ fn a_folder_says_what_is_left_out_of_it() {
         ("d/_SUCCESS", b""),
         ("d/.a.csv.crc", b"crc"),
         ("d/below/a.csv", b"id\n9\n"),
+        ("hive/dt=1/a.csv", b"id\n1\n"),
+        ("tabs/a.csv", b"id\tn\n1\t2\n"),
         ("plain/000000000000", b"id\n1\n"),
         ("plain/_SUCCESS", b""),
         ("json/a.jsonl", b"{\"id\":1}\n"),
@@ -254,6 +264,7 @@ fn a_folder_says_what_is_left_out_of_it() {
         ("json/c.json", b"{\"id\":3}\n"),
     ]);
     std::os::unix::fs::symlink(files.path("nowhere.csv"), files.path("d/link.csv")).unwrap();
+    std::os::unix::fs::symlink(files.path("nowhere.csv"), files.path("hive/dt=1/link.csv")).unwrap();
     let d = r#"t={ uri = "d/", format = "csv" }"#;
     let mut query = couplet();
     query.current_dir(files.path("")).args(["query", "--format", "csv", "SELECT sum(id) AS s FROM t", "--table", d]);
@@ -270,6 +281,12 @@ fn a_folder_says_what_is_left_out_of_it() {
     }
     assert!(!said.contains("_SUCCESS") && !said.contains(".crc"), "{said}");
     assert_eq!(rows(&files, r#"{ uri = "plain/", format = "csv" }"#, ALL), "id\n1\n");
+    let tabs = r#"{ uri = "tabs/", format = "csv", delimiter = "\t" }"#;
+    assert_eq!(rows(&files, tabs, ALL), "id,n\n1,2\n");
+    let hive = r#"t={ uri = "hive/", format = "csv" }"#;
+    let mut query = couplet();
+    let said = stderr_of(query.current_dir(files.path("")).args(["query", "SELECT id FROM t", "--table", hive]), 0);
+    assert!(said.contains("dt=1/link.csv (a link to nothing)"), "{said}");
     assert_eq!(rows(&files, r#"{ uri = "json/", format = "json" }"#, "SELECT sum(id) AS s FROM t"), "s\n6\n");
     let said = refused(&files, "json/", ALL);
     assert!(
@@ -329,6 +346,34 @@ fn a_pipeline_in_a_folder_with_odd_marks_runs() {
         let rows = "SELECT (SELECT count(*) FROM demo) AS rows, (SELECT count(*) FROM runs) AS runs";
         let query = ["query", "--pipeline", "pipeline.toml", "--format", "csv", rows];
         assert_eq!(couplet_there(&query), "rows,runs\n1,2\n", "{name}");
+    }
+}
+
+#[test]
+fn runs_and_spilled_rows_in_a_folder_with_odd_marks_are_read() {
+    let job = Job::new("")
+        .change("uri = \"out/scores.parquet\"", "uri = \"out\"\nformat = \"parquet\"\nmode = \"append\"")
+        .add("[run]\nspill = \"spill\"");
+    let toml = std::fs::read_to_string(job.path("pipeline.toml")).unwrap();
+    for name in ["data [v1] #1", "what? *", "100%"] {
+        let folder = job.path(name);
+        let pipeline = folder.join("pipeline.toml");
+        write(&pipeline, &toml);
+        for night in 1..=2 {
+            write(&folder.join("pairs.csv"), format!("id,a,b\n{night},x,y\n"));
+            stdout_of(couplet().current_dir(&folder).arg("run").arg(&pipeline));
+        }
+        let count = |source: &[&str], table: &str| {
+            let sql = format!("SELECT count(*) AS n FROM {table}");
+            let mut command = couplet();
+            command.current_dir(&folder).arg("query").args(source).args(["--format", "csv", &sql]);
+            stdout_of(&mut command)
+        };
+        assert_eq!(count(&["--pipeline", "pipeline.toml"], "demo"), "n\n2\n", "{name}");
+        assert_eq!(count(&["--pipeline", pipeline.to_str().unwrap()], "demo"), "n\n2\n", "{name}");
+        // The newest run of the folder.
+        let table = format!("t={}", folder.join("out").display());
+        assert_eq!(count(&["--table", &table], "t"), "n\n1\n", "{name}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use couplet::model::{Encoding, Tokenizer};
+use couplet::model::{Encoding, Form, Tokenizer, import};
 use serde_json::{Value, json};
 
 use crate::support::{couplet, golden, stderr_of};
@@ -150,6 +150,19 @@ fn foreign_classes_are_refused_by_name() {
     let in_config = settings(Variant::of("tiny-bert"), |settings| settings["tokenizer_class"] = Value::Null)
         .with_config("tokenizer_class", "BertJapaneseTokenizer".into());
     insta::assert_snapshot!(in_config.error(), @r#"MODEL/config.json: key `tokenizer_class`: expected "BertTokenizer", "DistilBertTokenizer", or "PreTrainedTokenizerFast" with a tokenizer.json that gives the right ids by itself, found "BertJapaneseTokenizer""#);
+}
+
+#[test]
+fn an_imported_model_keeps_the_class_that_stands_in_its_config() {
+    let base = settings(with_tokenizer_json(), |settings| settings["tokenizer_class"] = Value::Null)
+        .with_config("tokenizer_class", "PreTrainedTokenizerFast".into());
+    for form in [Form::AsItIs, Form::DistilBert] {
+        let target = tempfile::tempdir().unwrap();
+        let folder = target.path().join("base");
+        import(base.folder(), &folder, form).unwrap();
+        let written: Value = serde_json::from_slice(&std::fs::read(folder.join(CONFIG)).unwrap()).unwrap();
+        assert_eq!(written["tokenizer_class"], "PreTrainedTokenizerFast", "{form:?}");
+    }
 }
 
 #[test]

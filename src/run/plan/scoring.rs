@@ -6,7 +6,6 @@ use std::time::Instant;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
-use arrow::util::display::array_value_to_string;
 use datafusion::common::DataFusionError;
 use datafusion::functions_aggregate::expr_fn::{count, max, min};
 use datafusion::logical_expr::{col, lit};
@@ -25,6 +24,7 @@ use super::super::{
 use super::planned::{Column, Lengths, PlannedScoring, Seconds};
 use super::{Opened, Plan, PlannedTraining, Planner, Stand};
 use crate::config::{ModelSettings, Scoring};
+use crate::dates::value_texts;
 use crate::error::Error;
 use crate::model::Problem;
 use crate::predict::{Models, predictions_to_array};
@@ -241,11 +241,7 @@ impl Planner<'_> {
         let mut found: Vec<(Option<String>, i64)> = Vec::new();
         for batch in &counts {
             let n = batch.column(1).as_primitive::<Int64Type>();
-            for row in 0..batch.num_rows() {
-                let value = batch.column(0);
-                let name = value.is_valid(row).then(|| array_value_to_string(value, row)).transpose()?;
-                found.push((name, n.value(row)));
-            }
+            found.extend(value_texts(batch.column(0))?.into_iter().zip(n.values().iter().copied()));
         }
         let config = &scorer.model().config;
         let unknown = found.iter().filter_map(|(name, _)| name.as_ref()).find(|name| !config.labels.contains(name));

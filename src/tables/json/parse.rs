@@ -97,12 +97,17 @@ impl Parser {
         let nested = |start: usize| matches!(text[start], b'{' | b'[');
         for (key, start, end) in std::mem::take(&mut self.values) {
             if nested(start) && self.names.get(key).is_some_and(|name| columns.contains(name)) {
-                self.edits.retain(|edit| edit.end <= start || edit.start >= end);
                 let value = String::from_utf8_lossy(&text[start..end]);
-                self.edits.push(Edit { start, end, text: quoted(&value) });
-                self.edits.sort_unstable_by_key(|edit| edit.start);
+                self.edit(Edit { start, end, text: quoted(&value) });
             }
         }
+    }
+
+    /// Has a part of the line read otherwise, as a whole.
+    pub(super) fn edit(&mut self, edit: Edit) {
+        self.edits.retain(|other| other.end <= edit.start || other.start >= edit.end);
+        self.edits.push(edit);
+        self.edits.sort_unstable_by_key(|edit| edit.start);
     }
 
     fn blanks(&mut self, text: &[u8]) {
