@@ -267,7 +267,7 @@ fn a_model_is_calibrated_anew_without_being_trained_anew() {
     assert!(stages.report(&["--only", "finetune"])["finetune"]["training"].is_null());
 }
 
-/// The figures are those of the README and of the quickstart.
+/// The figures are those of `pipelines/quickstart/README.md`.
 #[test]
 fn an_evaluation_says_how_good_the_bundled_model_is() {
     let stages = Stages::evaluation();

@@ -146,9 +146,9 @@ fn a_column_of_folders_that_is_not_there_is_said_before_anything_is_scored() {
 }
 
 #[test]
-fn the_pipeline_of_the_readme_runs() {
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    let toml = readme.split("```toml\n").find(|part| part.contains("[sink]")).unwrap().split("```").next().unwrap();
+fn the_pipeline_of_the_guide_runs() {
+    let guide = std::fs::read_to_string(root().join("docs/pipelines.md")).unwrap();
+    let toml = guide.split("```toml\n").find(|part| part.contains("[sink]")).unwrap().split("```").next().unwrap();
     let job = Job::new("");
     write(&job.path("nightly.toml"), toml);
     let pairs = format!("q={}", quickstart_pairs().display());

@@ -1,4 +1,5 @@
-//! `docs/guarantees.md` names tests that exist.
+//! The pages of the repository say what is true: `docs/guarantees.md` names tests that exist, the README shows a pipeline of
+//! `pipelines/`, `CONTRIBUTING.md` names every module.
 
 use crate::support::root;
 
@@ -22,4 +23,30 @@ fn the_tests_of_promises_exist() {
         assert!(cell == "none" || cell.contains('`'), "no test is named in: {row}");
     }
     assert!(named > 20, "{named}");
+}
+
+#[test]
+fn the_readme_shows_the_nightly_pipeline() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let pipeline = read("pipelines/nightly.toml");
+    // The comment at the head of the file is for those who read it there.
+    let (_, shown) = pipeline.split_once("\n\n").unwrap();
+    assert!(
+        read("README.md").contains(&format!("```toml\n{shown}```")),
+        "README.md shows another pipelines/nightly.toml"
+    );
+}
+
+#[test]
+fn every_module_and_crate_is_named_in_contributing() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let page = read("CONTRIBUTING.md");
+    let library = read("src/lib.rs");
+    let modules = library.lines().filter_map(|line| {
+        line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';').map(ToOwned::to_owned)
+    });
+    let crates = root().join("crates").read_dir().unwrap();
+    let crates = crates.map(|entry| format!("crates/{}", entry.unwrap().file_name().to_str().unwrap()));
+    let missing: Vec<String> = modules.chain(crates).filter(|name| !page.contains(&format!("| `{name}` |"))).collect();
+    assert!(missing.is_empty(), "CONTRIBUTING.md has no line on {missing:?}");
 }

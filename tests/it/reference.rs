@@ -64,6 +64,23 @@ fn every_valid_file_satisfies_the_schema() {
     assert!(seen >= 8, "{seen}");
 }
 
+#[test]
+fn every_pipeline_in_the_guides_satisfies_the_schema() {
+    let validator = validator();
+    let docs = root().join("docs").read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let mut seen = 0;
+    for page in docs.chain([root().join("README.md")]).filter(|path| path.extension().is_some_and(|e| e == "md")) {
+        let text = std::fs::read_to_string(&page).unwrap();
+        let blocks = text.split("```toml\n").skip(1).filter_map(|rest| Some(rest.split_once("```")?.0));
+        for pipeline in blocks.filter(|block| block.starts_with("name = ")) {
+            let errors: Vec<_> = validator.iter_errors(&document(pipeline).unwrap()).map(|e| e.to_string()).collect();
+            assert!(errors.is_empty(), "{}: {errors:?}", page.display());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 4, "{seen}");
+}
+
 /// What only the program sees: two keys that do not suit each other, what a text means, what is given on the command line.
 const NOT_SEEN: [&str; 64] = [
     "evaluate_output_is_a_file",
