@@ -65,7 +65,7 @@ pub struct TableError {
     pub table: String,
     /// What is wrong, with the file.
     pub problem: String,
-    /// Whether a retry may help: the server could not be reached.
+    /// Whether a retry may help: the server could not be reached, or a file was replaced.
     pub passes: bool,
 }
 
@@ -138,6 +138,10 @@ async fn open(context: &SessionContext, table: &Table) -> Result<Arc<dyn TablePr
             }
             snapshot.renew();
             opened = open_once(context, table).await;
+        }
+        if let Some(file) = snapshot.replaced().filter(|_| opened.is_err()) {
+            let text = format!("{file} was replaced while it was read; run the same command again");
+            return Err(TableError::new(table, Problem { text, passes: true }));
         }
     }
     opened
