@@ -152,7 +152,8 @@ async fn open_once(context: &SessionContext, table: &Table) -> Result<Arc<dyn Ta
         return Ok(provider);
     }
     let files = Files::find(&context.runtime_env(), table).await.map_err(|e| TableError::new(table, e))?;
-    if let Some(broken) = files.with_wrong_lengths(&table.format).await {
+    let broken = files.with_wrong_lengths(&table.format).await.map_err(|e| TableError::new(table, e))?;
+    if let Some(broken) = broken {
         return Err(TableError::new(table, broken.to_string()));
     }
     let provider = match listing(context, table, &files).await {

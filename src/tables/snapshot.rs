@@ -3,7 +3,8 @@
 //! A reader of Parquet requests a file several times: its size, its footer, then its pages. If the file is replaced in
 //! between, it combines parts of two files. Here the first request of a statement pins the version of a file:
 //!
-//! - A local file is held open, and later requests read what is held (Linux only, and up to [`MOST_HELD`] files).
+//! - A local file is held open from its listing on, and requests read what is held (Linux only, and up to [`MOST_HELD`]
+//!   files).
 //! - Anywhere else, a request that gets another version is an error, on which the statement is executed again.
 //!
 //! A held file that is overwritten in place is noticed at the end of the statement.
