@@ -117,7 +117,7 @@ pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -
         })),
         override_config_producer: Some(Arc::new(SessionConfig::new_with_ballista)),
         override_logical_codec: Some(Arc::new(codec::PlanCodec::default())),
-        override_physical_codec: Some(Arc::new(codec::ScanCodec::default())),
+        override_physical_codec: Some(Arc::new(codec::ScanCodec::of_executor())),
         ..ExecutorProcessConfig::default()
     };
     tracing::info!(
