@@ -4,15 +4,18 @@
 //! would be aborted. No memory pool counts such a result, since it is made in one piece by the function itself. So the
 //! size is estimated first, and compared with the memory that the session may use.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::array::{Array, ArrayRef, AsArray, GenericListArray, OffsetSizeTrait};
 use arrow::compute::{cast, kernels::length::length};
 use arrow::datatypes::{
     DataType, FieldRef, Float64Type, IntervalMonthDayNano, IntervalMonthDayNanoType, IntervalUnit, TimeUnit,
 };
 use datafusion::common::{DataFusionError, Result, plan_err};
-use datafusion::functions::{string, unicode};
+use datafusion::functions::regex::{self, compile_regex};
+use datafusion::functions::{core as basic, string, unicode};
+use datafusion::functions_nested::string as list_text;
 use datafusion::functions_nested::{range, repeat, resize};
 use datafusion::logical_expr::{
     ColumnarValue, Documentation, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
@@ -20,20 +23,33 @@ use datafusion::logical_expr::{
 
 use crate::progress::grouped;
 
-/// The functions, for results of at most `most` bytes in a record batch.
-pub(crate) fn functions(most: usize) -> Vec<ScalarUDF> {
-    let all: [(Arc<ScalarUDF>, Estimate); 8] = [
+/// The functions, for a session that may use `memory` bytes: a result may have a quarter of them in a record batch, as
+/// some batches are in memory at once.
+///
+/// Functions whose result is at most a few times as large as their first argument are not among them: that one has
+/// been made already.
+pub(crate) fn functions(memory: u64) -> Vec<ScalarUDF> {
+    let most = usize::try_from(memory / 4).unwrap_or(usize::MAX);
+    let all: [(Arc<ScalarUDF>, Estimate); 13] = [
         (string::repeat(), Estimate::Repeat),
         (string::replace(), Estimate::Replace),
+        (regex::regexp_replace(), Estimate::ReplaceMatches),
+        (string::concat(), Estimate::Concat),
+        (string::concat_ws(), Estimate::ConcatWith),
+        (basic::overlay(), Estimate::Overlay),
         (unicode::lpad(), Estimate::Pad),
         (unicode::rpad(), Estimate::Pad),
+        (list_text::array_to_string_udf(), Estimate::Join),
         (repeat::array_repeat_udf(), Estimate::Repeat),
-        (resize::array_resize_udf(), Estimate::Pad),
+        (resize::array_resize_udf(), Estimate::Resize),
         (range::range_udf(), Estimate::Range),
         (range::gen_series_udf(), Estimate::Range),
     ];
     all.into_iter().map(|(inner, estimate)| Bounded { inner, estimate, most }.into()).collect()
 }
+
+/// Bytes of an element of a list, and of most numbers as text.
+const ELEMENT: f64 = 8.0;
 
 /// How the size of a result is estimated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,8 +58,20 @@ enum Estimate {
     Repeat,
     /// As many bytes as the second argument says.
     Pad,
+    /// As many elements as the second argument says.
+    Resize,
     /// The first argument with the third one in place of each second one.
     Replace,
+    /// The same where the second argument is a regular expression; only once unless the fourth one has a `g`.
+    ReplaceMatches,
+    /// All arguments.
+    Concat,
+    /// All arguments but the first, which stands between two.
+    ConcatWith,
+    /// The first two arguments; a negative number as the fourth one takes some of the first twice.
+    Overlay,
+    /// The elements of the first argument, the second one between two, and the third one for those that are NULL.
+    Join,
     /// The numbers or times from the first argument to the second in steps of the third.
     Range,
 }
@@ -70,6 +98,10 @@ impl ScalarUDFImpl for Bounded {
         self.inner.signature()
     }
 
+    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
+        self.inner.coerce_types(types)
+    }
+
     fn return_type(&self, types: &[DataType]) -> Result<DataType> {
         self.inner.return_type(types)
     }
@@ -79,11 +111,16 @@ impl ScalarUDFImpl for Bounded {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let bytes = self.estimate.bytes(&args.args)?;
-        if bytes > self.most as f64 {
+        let most = self.most as f64;
+        let mut bytes = self.estimate.bytes(&args.args)?;
+        if bytes > most && matches!(self.estimate, Estimate::Replace | Estimate::ReplaceMatches) {
+            // What could be replaced is often far more than what is.
+            bytes = self.estimate.bytes_of_matches(&args.args)?;
+        }
+        if bytes > most {
             return plan_err!(
-                "{}() would make about {} bytes in one batch of rows, and run.memory allows {}; make its arguments smaller, \
-                 or raise run.memory",
+                "{}() would make about {} bytes in one batch of rows, and a quarter of run.memory is {}; make its arguments \
+                 smaller, or raise run.memory",
                 self.name(),
                 grouped(bytes as u64),
                 grouped(self.most as u64)
@@ -98,7 +135,7 @@ impl ScalarUDFImpl for Bounded {
 }
 
 impl Estimate {
-    /// Bytes of the result.
+    /// Bytes of the result; of replacements, as if everything were replaced.
     fn bytes(self, args: &[ColumnarValue]) -> Result<f64> {
         let measured = |place: usize, measure: fn(&ArrayRef) -> Result<Vec<f64>>| match args.get(place) {
             // A scalar is one value, however many rows there are.
@@ -107,29 +144,152 @@ impl Estimate {
             None => Ok(vec![0.0]),
         };
         let columns = match self {
-            Self::Repeat => [measured(0, sizes)?, measured(1, values)?, vec![0.0]],
-            Self::Pad => [vec![0.0], measured(1, values)?, vec![0.0]],
-            Self::Replace => [measured(0, sizes)?, measured(1, sizes)?, measured(2, sizes)?],
+            Self::Repeat => vec![measured(0, sizes)?, measured(1, values)?],
+            Self::Pad | Self::Resize => vec![measured(1, values)?],
+            Self::Replace => vec![measured(0, sizes)?, measured(1, sizes)?, measured(2, sizes)?],
+            Self::ReplaceMatches => {
+                vec![measured(0, sizes)?, measured(2, sizes)?, measured(2, groups)?, measured(3, is_for_all)?]
+            }
+            Self::Overlay => vec![measured(0, sizes)?, measured(1, sizes)?],
+            Self::Concat | Self::ConcatWith => {
+                (0..args.len()).map(|place| measured(place, sizes)).collect::<Result<_>>()?
+            }
+            Self::Join => {
+                vec![measured(0, leaf_sizes)?, measured(0, leaves)?, measured(1, sizes)?, measured(2, sizes)?]
+            }
             // With one argument it is the end.
-            Self::Range if args.len() == 1 => [vec![0.0], measured(0, values)?, vec![1.0]],
-            Self::Range if args.len() == 2 => [measured(0, values)?, measured(1, values)?, vec![1.0]],
-            Self::Range => [measured(0, values)?, measured(1, values)?, measured(2, values)?],
+            Self::Range if args.len() == 1 => vec![vec![0.0], measured(0, values)?, vec![1.0]],
+            Self::Range if args.len() == 2 => vec![measured(0, values)?, measured(1, values)?, vec![1.0]],
+            Self::Range => vec![measured(0, values)?, measured(1, values)?, measured(2, values)?],
         };
-        let rows = columns.iter().map(Vec::len).max().unwrap_or_default();
         let of_row = |row: usize| {
-            let [a, b, c] = [0, 1, 2].map(|column: usize| {
+            let at = |column: usize| {
                 let column = &columns[column];
                 column.get(if column.len() == 1 { 0 } else { row }).copied().unwrap_or_default()
-            });
+            };
             match self {
-                Self::Repeat => a * b.max(0.0),
-                Self::Pad => b.max(0.0),
-                Self::Replace => a + a / b.max(1.0) * c,
-                Self::Range if c == 0.0 => 0.0,
-                Self::Range => ((b - a) / c).max(0.0) * 8.0,
+                Self::Repeat => at(0) * at(1).max(0.0),
+                Self::Pad => at(0).max(0.0),
+                Self::Resize => at(0).max(0.0) * ELEMENT,
+                Self::Replace => at(0) + at(0) / at(1).max(1.0) * at(2),
+                Self::ReplaceMatches => {
+                    let matches = if at(3) == 0.0 { 1.0 } else { at(0) + 1.0 };
+                    at(0) + replaced(at(0), matches, at(1), at(2))
+                }
+                Self::Concat => (0..columns.len()).map(at).sum(),
+                Self::ConcatWith => {
+                    (1..columns.len()).map(at).sum::<f64>() + at(0) * (columns.len() as f64 - 2.0).max(0.0)
+                }
+                Self::Overlay => 2.0 * at(0) + at(1),
+                Self::Join => at(0) + at(1) * (at(2) + at(3)),
+                Self::Range => {
+                    let step = at(2);
+                    if step == 0.0 { 0.0 } else { ((at(1) - at(0)) / step).max(0.0) * ELEMENT }
+                }
             }
         };
-        Ok((0..rows).map(of_row).sum())
+        Ok((0..rows_of(args)).map(of_row).sum())
+    }
+
+    /// Bytes of the result of a replacement, by the matches that there are.
+    fn bytes_of_matches(self, args: &[ColumnarValue]) -> Result<f64> {
+        let texts = args.iter().map(|arg| Ok(cast(&arg.to_array(1)?, &DataType::LargeUtf8)?));
+        let texts = texts.collect::<Result<Vec<_>>>()?;
+        let at = |place: usize, row: usize| {
+            let column = texts.get(place)?.as_string::<i64>();
+            let row = if column.len() == 1 { 0 } else { row };
+            column.is_valid(row).then(|| column.value(row))
+        };
+        let mut known = HashMap::new();
+        let of_row = |row: usize| {
+            let (text, sought, replacement) = (at(0, row)?, at(1, row)?, at(2, row)?);
+            let (matches, groups) = if self == Self::Replace {
+                (text.matches(sought).count(), 0)
+            } else {
+                let flags = if args.len() > 3 { at(3, row)? } else { "" };
+                let expression = known
+                    .entry((sought, flags))
+                    .or_insert_with(|| compile_regex(sought, Some(&flags.replace('g', ""))).ok());
+                // What is no expression is refused by the function itself.
+                let found = expression.as_ref()?.find_iter(text);
+                let most = if flags.contains('g') { usize::MAX } else { 1 };
+                (found.take(most).count(), groups_in(replacement))
+            };
+            let (text, replacement) = (text.len() as f64, replacement.len() as f64);
+            Some(text + replaced(text, matches as f64, replacement, groups as f64))
+        };
+        Ok((0..rows_of(args)).filter_map(of_row).sum())
+    }
+}
+
+/// The rows of a batch, or one if all arguments are constants.
+fn rows_of(args: &[ColumnarValue]) -> usize {
+    let of = |arg: &ColumnarValue| match arg {
+        ColumnarValue::Array(array) => Some(array.len()),
+        ColumnarValue::Scalar(_) => None,
+    };
+    args.iter().find_map(of).unwrap_or(1)
+}
+
+/// Bytes that stand in the place of all matches in a text. Each group that the replacement names is a part of the match.
+fn replaced(text: f64, matches: f64, replacement: f64, groups: f64) -> f64 {
+    if matches == 0.0 { 0.0 } else { matches * replacement + groups * text }
+}
+
+/// The groups that a replacement names at most.
+fn groups_in(replacement: &str) -> usize {
+    replacement.matches(['$', '\\']).count()
+}
+
+/// A number of each text.
+fn of_texts(array: &ArrayRef, number: fn(&str) -> f64) -> Result<Vec<f64>> {
+    let texts = cast(array, &DataType::LargeUtf8)?;
+    Ok(texts.as_string::<i64>().iter().map(|text| text.map_or(0.0, number)).collect())
+}
+
+fn groups(array: &ArrayRef) -> Result<Vec<f64>> {
+    of_texts(array, |text| groups_in(text) as f64)
+}
+
+fn is_for_all(array: &ArrayRef) -> Result<Vec<f64>> {
+    of_texts(array, |flags| f64::from(flags.contains('g')))
+}
+
+/// The elements of each list, and of the lists in it.
+fn leaves(array: &ArrayRef) -> Result<Vec<f64>> {
+    of_elements(array, |elements| Ok(vec![1.0; elements.len()]))
+}
+
+/// Bytes of the elements of each list, as text.
+fn leaf_sizes(array: &ArrayRef) -> Result<Vec<f64>> {
+    of_elements(array, |elements| {
+        let sizes = sizes(elements)?;
+        Ok(if elements.data_type().is_string() { sizes } else { sizes.iter().map(|size| size.max(ELEMENT)).collect() })
+    })
+}
+
+/// The sum of a number of the elements of each list.
+fn of_elements(array: &ArrayRef, number: fn(&ArrayRef) -> Result<Vec<f64>>) -> Result<Vec<f64>> {
+    fn of_lists<O: OffsetSizeTrait>(
+        lists: &GenericListArray<O>,
+        number: fn(&ArrayRef) -> Result<Vec<f64>>,
+    ) -> Result<Vec<f64>> {
+        let lists = lists.iter().map(|list| match list {
+            Some(list) => Ok(of_elements(&list, number)?.iter().sum()),
+            None => Ok(0.0),
+        });
+        lists.collect()
+    }
+    match array.data_type() {
+        DataType::List(_) => of_lists(array.as_list::<i32>(), number),
+        DataType::LargeList(_) => of_lists(array.as_list::<i64>(), number),
+        DataType::FixedSizeList(_, size) => {
+            let elements = of_elements(array.as_fixed_size_list().values(), number)?;
+            let size = usize::try_from(*size).unwrap_or_default().max(1);
+            Ok(elements.chunks(size).map(|list| list.iter().sum()).collect())
+        }
+        DataType::Dictionary(_, values) => number(&cast(array, values)?),
+        _ => number(array),
     }
 }
 
@@ -157,9 +317,16 @@ fn values(array: &ArrayRef) -> Result<Vec<f64>> {
             let days = cast(&cast(array, &DataType::Int32)?, &DataType::Float64)?;
             return Ok(days.as_primitive::<Float64Type>().iter().map(|days| days.unwrap_or_default() * DAY).collect());
         }
-        DataType::Timestamp(..) => {
-            let nanoseconds = DataType::Timestamp(TimeUnit::Nanosecond, None);
-            cast(&cast(&cast(array, &nanoseconds)?, &DataType::Int64)?, &DataType::Float64)?
+        DataType::Timestamp(unit, _) => {
+            let nanoseconds = match unit {
+                TimeUnit::Second => 1e9,
+                TimeUnit::Millisecond => 1e6,
+                TimeUnit::Microsecond => 1e3,
+                TimeUnit::Nanosecond => 1.0,
+            };
+            let times = cast(&cast(array, &DataType::Int64)?, &DataType::Float64)?;
+            let times = times.as_primitive::<Float64Type>();
+            return Ok(times.iter().map(|time| time.unwrap_or_default() * nanoseconds).collect());
         }
         _ => cast(array, &DataType::Float64)?,
     };

@@ -10,7 +10,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
 /// Words, operators and values in a row, without a comma or `;` between them, and with those around the brackets that
 /// they are in.
-pub(crate) const DEEPEST: usize = 20_000;
+pub(crate) const DEEPEST: usize = 10_000;
 
 /// Queries and tables of a statement.
 const MOST_QUERIES: usize = 2_000;

@@ -25,6 +25,7 @@ use datafusion_proto::protobuf::FileScanExecConf;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
+use super::listed::only_listed;
 use crate::predict::{self, Models};
 use crate::tables::{FileTable, TextSource};
 
@@ -142,6 +143,15 @@ impl LogicalExtensionCodec for PlanCodec {
 #[derive(Debug, Default)]
 pub(super) struct ScanCodec {
     ballista: BallistaPhysicalExtensionCodec,
+    /// Whether scans refuse files that have been replaced since they were listed.
+    only_listed: bool,
+}
+
+impl ScanCodec {
+    /// That of an executor, which reads the files.
+    pub(super) fn of_executor() -> Self {
+        Self { only_listed: true, ..Self::default() }
+    }
 }
 
 /// A scan of text files.
@@ -164,7 +174,12 @@ impl PhysicalExtensionCodec for ScanCodec {
         converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let Some(scan) = buf.strip_prefix(SCAN) else {
-            return self.ballista.try_decode(buf, inputs, ctx, converter);
+            if !self.only_listed {
+                return self.ballista.try_decode(buf, inputs, ctx, converter);
+            }
+            // Each plan of a task is the input of a node of Ballista's, which writes its result.
+            let inputs = inputs.iter().map(|input| only_listed(Arc::clone(input), ctx)).collect::<Result<Vec<_>>>()?;
+            return self.ballista.try_decode(buf, &inputs, ctx, converter);
         };
         let TextScan { scan, source } =
             TextScan::decode(scan).map_err(|e| plan_datafusion_err!("a scan cannot be read: {e}"))?;

@@ -27,6 +27,7 @@ use tokio::net::TcpListener;
 
 use super::function::{self, MODELS_KEPT, Worker};
 use super::{Address, ClusterError, INSTANCE, codec, stores};
+use crate::bounded;
 use crate::predict::{self, Models};
 use crate::scorer::{DeviceSetting, Pool, ScorerOptions};
 use crate::session::Resources;
@@ -110,13 +111,13 @@ pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -
         work_dir: Some(work.to_string_lossy().into_owned()),
         memory_pool_size: Some(options.memory),
         health,
-        override_function_registry: Some(Arc::new(functions(&worker))),
+        override_function_registry: Some(Arc::new(functions(&worker, options.memory))),
         override_runtime_producer: Some(Arc::new(move |_| {
             stores::runtime(RuntimeEnvBuilder::new().with_temp_file_path(&spill))
         })),
         override_config_producer: Some(Arc::new(SessionConfig::new_with_ballista)),
         override_logical_codec: Some(Arc::new(codec::PlanCodec::default())),
-        override_physical_codec: Some(Arc::new(codec::ScanCodec::default())),
+        override_physical_codec: Some(Arc::new(codec::ScanCodec::of_executor())),
         ..ExecutorProcessConfig::default()
     };
     tracing::info!(
@@ -164,11 +165,12 @@ async fn say_goodbye(scheduler: &Address, executor_id: String) -> Result<(), Str
 }
 
 /// DataFusion's functions and couplet's.
-fn functions(worker: &Arc<Worker>) -> BallistaFunctionRegistry {
+fn functions(worker: &Arc<Worker>, memory: u64) -> BallistaFunctionRegistry {
     let mut functions = BallistaFunctionRegistry::default();
     let options = ScorerOptions { device: worker.device(), ..ScorerOptions::default() };
     let models = Models::new(worker.pool().clone(), PathBuf::from("/")).with_options(options).keeping(MODELS_KEPT);
-    for function in [function::score(Some(Arc::clone(worker))), predict::function(Arc::new(models))] {
+    let own = [function::score(Some(Arc::clone(worker))), predict::function(Arc::new(models))];
+    for function in own.into_iter().chain(bounded::functions(memory)) {
         functions.scalar_functions.insert(function.name().to_owned(), Arc::new(function));
     }
     functions

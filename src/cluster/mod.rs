@@ -33,6 +33,8 @@ mod executor;
 #[cfg(feature = "cluster")]
 mod function;
 #[cfg(feature = "cluster")]
+mod listed;
+#[cfg(feature = "cluster")]
 mod lists;
 #[cfg(feature = "cluster")]
 mod outcomes;

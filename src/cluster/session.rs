@@ -12,6 +12,8 @@ use super::delta::SentAway;
 use super::function;
 use super::lists::{Lists, PATIENCE};
 use super::{Address, ClusterError};
+use crate::bounded;
+use crate::config::DEFAULT_MEMORY;
 use crate::predict::{self, Models};
 
 /// A session whose queries the executors of a cluster share among their slots.
@@ -68,5 +70,9 @@ pub(super) fn session(
     // Ballista leaves out the functions that the session had.
     context.register_udf(predict::function(models));
     context.register_udf(function::score(None));
+    // A call with nothing but constants is executed here.
+    for function in bounded::functions(DEFAULT_MEMORY) {
+        context.register_udf(function);
+    }
     Ok(context)
 }

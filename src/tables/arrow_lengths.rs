@@ -5,10 +5,15 @@
 //!
 //! **Source**: <https://arrow.apache.org/docs/format/Columnar.html#serialization-and-interprocess-communication-ipc>
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::Arc;
 
 use arrow::ipc::{CompressionType, Message, RecordBatch, root_as_footer, root_as_message};
+use bytes::Bytes;
+use object_store::path::Path as Key;
+use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt as _};
+use tokio::runtime::Handle;
 
 use crate::files;
 
@@ -31,6 +36,9 @@ const ZSTD: u64 = 1 << 15;
 /// Bytes of a buffer that may always be made, whatever is compressed.
 const ALWAYS: u64 = 1 << 16;
 
+/// Bytes of an object that are requested at once: a file of as many is downloaded whole.
+const AT_ONCE: u64 = 1 << 20;
+
 /// Whether a local file is an Arrow file or stream all of whose parts are as long as it says.
 ///
 /// # Errors
@@ -38,8 +46,91 @@ const ALWAYS: u64 = 1 << 16;
 pub(super) fn check(path: &Path) -> Result<(), String> {
     let file = files::open(path).map_err(|e| e.to_string())?;
     let length = file.metadata().map_err(|e| e.to_string())?.len();
-    let mut parts = Parts { file: io::BufReader::new(file), length };
-    parts.check().map_err(|problem| format!("neither a whole Arrow file nor a whole Arrow stream: {problem}"))
+    Parts { file: BufReader::new(file), length }.check()
+}
+
+/// The same for a file in a store, in the version that the store gives. What is wrong with the file is the inner error.
+///
+/// # Errors
+/// A store that does not give it.
+pub(super) async fn check_stored(
+    store: &Arc<dyn ObjectStore>,
+    meta: &ObjectMeta,
+) -> object_store::Result<Result<(), String>> {
+    let range = Some(GetRange::Bounded(0..AT_ONCE));
+    let found = store.get_opts(&meta.location, GetOptions { range, ..GetOptions::default() }).await?;
+    let length = found.meta.size;
+    let checked = match found.payload {
+        GetResultPayload::File(file, _) => tokio::task::spawn_blocking(move || {
+            let file = BufReader::new(file);
+            Ok(Parts { file, length }.check())
+        }),
+        payload => {
+            let window = GetResult { payload, ..found }.bytes().await?;
+            let (store, location, runtime) = (Arc::clone(store), meta.location.clone(), Handle::current());
+            let file = Object { store, location, length, runtime, at: 0, start: 0, window, failed: None };
+            tokio::task::spawn_blocking(move || {
+                let mut parts = Parts { file, length };
+                let checked = parts.check();
+                parts.file.failed.map_or(Ok(checked), Err)
+            })
+        }
+    };
+    checked.await.unwrap_or_else(|e| Ok(Err(e.to_string())))
+}
+
+/// An object that is read in parts, each of [`AT_ONCE`] bytes or more. Most Arrow files are read in their order, so
+/// that a part serves many reads.
+struct Object {
+    store: Arc<dyn ObjectStore>,
+    location: Key,
+    length: u64,
+    runtime: Handle,
+    at: u64,
+    /// Where the part begins that is here.
+    start: u64,
+    window: Bytes,
+    /// Why a part is not here.
+    failed: Option<object_store::Error>,
+}
+
+impl Read for Object {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !(self.start..self.start + self.window.len() as u64).contains(&self.at) {
+            // Near the end, where the footer is, with what stands before.
+            let start = self.at.min(self.length.saturating_sub(AT_ONCE));
+            let end = (start + AT_ONCE).max(self.at.saturating_add(buffer.len() as u64)).min(self.length);
+            if self.at >= end {
+                return Ok(0);
+            }
+            match self.runtime.block_on(self.store.get_range(&self.location, start..end)) {
+                Ok(window) => (self.start, self.window) = (start, window),
+                Err(e) => {
+                    let told = io::Error::other(e.to_string());
+                    self.failed = Some(e);
+                    return Err(told);
+                }
+            }
+        }
+        let from = usize::try_from(self.at - self.start).unwrap_or(usize::MAX);
+        let rest = self.window.get(from..).unwrap_or_default();
+        let read = rest.len().min(buffer.len());
+        buffer[..read].copy_from_slice(&rest[..read]);
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+impl Seek for Object {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.length.checked_add_signed(by),
+        };
+        self.at = at.ok_or(ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
 }
 
 struct Parts<F> {
@@ -61,8 +152,11 @@ impl<F: Read + Seek> Parts<F> {
     }
 
     fn check(&mut self) -> Result<(), String> {
-        let is_file = self.length >= HEAD && self.read(0, 6)? == MAGIC;
-        if is_file { self.check_file() } else { self.check_stream() }
+        let checked = self.read(0, self.length.min(6)).and_then(|first| {
+            let is_file = self.length >= HEAD && first == MAGIC;
+            if is_file { self.check_file() } else { self.check_stream() }
+        });
+        checked.map_err(|problem| format!("neither a whole Arrow file nor a whole Arrow stream: {problem}"))
     }
 
     fn check_file(&mut self) -> Result<(), String> {
@@ -165,30 +259,34 @@ fn length(written: impl Into<i64>) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
-    use std::sync::Arc;
 
     use arrow::array::{ArrayRef, Int64Array, RecordBatch as Rows, StringArray};
     use arrow::ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
+    use object_store::memory::InMemory;
 
     use super::*;
 
-    fn rows() -> Rows {
-        let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..60));
-        let texts: ArrayRef = Arc::new(StringArray::from_iter_values((0..60).map(|i| format!("text {}", i % 7))));
+    fn rows(number: i64) -> Rows {
+        let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..number));
+        let texts: ArrayRef = Arc::new(StringArray::from_iter_values((0..number).map(|i| format!("text {}", i % 7))));
         Rows::try_from_iter([("id", ids), ("text", texts)]).unwrap()
     }
 
     fn written(is_stream: bool, codec: Option<CompressionType>) -> Vec<u8> {
+        written_of(&rows(60), is_stream, codec)
+    }
+
+    fn written_of(rows: &Rows, is_stream: bool, codec: Option<CompressionType>) -> Vec<u8> {
         let options = IpcWriteOptions::default().try_with_compression(codec).unwrap();
-        let (rows, mut bytes) = (rows(), Vec::new());
+        let mut bytes = Vec::new();
         if is_stream {
             let mut writer = StreamWriter::try_new_with_options(&mut bytes, &rows.schema(), options).unwrap();
-            writer.write(&rows).unwrap();
+            writer.write(rows).unwrap();
             writer.finish().unwrap();
         } else {
             let mut writer = FileWriter::try_new_with_options(&mut bytes, &rows.schema(), options).unwrap();
-            writer.write(&rows).unwrap();
-            writer.write(&rows).unwrap();
+            writer.write(rows).unwrap();
+            writer.write(rows).unwrap();
             writer.finish().unwrap();
         }
         bytes
@@ -206,6 +304,43 @@ mod tests {
                 check(&written(is_stream, codec)).unwrap();
             }
         }
+    }
+
+    /// An object of some parts, and one of a single part.
+    #[tokio::test]
+    async fn objects_are_checked_as_files_are() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let location = Key::from("t.arrow");
+        let check = async |bytes: Vec<u8>| {
+            store.put(&location, bytes.into()).await.unwrap();
+            check_stored(&store, &store.head(&location).await.unwrap()).await.unwrap()
+        };
+        for number in [60, 150_000] {
+            let rows = rows(number);
+            for codec in [None, Some(CompressionType::LZ4_FRAME), Some(CompressionType::ZSTD)] {
+                for is_stream in [false, true] {
+                    let mut bytes = written_of(&rows, is_stream, codec);
+                    check(bytes.clone()).await.unwrap();
+                    let cut = bytes[..bytes.len() - 1].to_vec();
+                    let problem = check(cut).await.unwrap_err();
+                    assert!(problem.starts_with("neither a whole Arrow file"), "{problem}");
+                    // How long the numbers are, before their compressed form, which begins with the codec's magic.
+                    let magic = match codec {
+                        None => continue,
+                        Some(CompressionType::ZSTD) => [0x28, 0xB5, 0x2F, 0xFD],
+                        Some(_) => [0x04, 0x22, 0x4D, 0x18],
+                    };
+                    let prefix = [&(number * 8).to_le_bytes()[..], &magic].concat();
+                    let at = bytes.windows(12).rposition(|window| window == prefix).unwrap();
+                    bytes[at..at + 8].copy_from_slice(&94_000_000_000_000_i64.to_le_bytes());
+                    let problem = check(bytes).await.unwrap_err();
+                    assert!(problem.contains("would become 94000000000000"), "{codec:?} {is_stream}: {problem}");
+                }
+            }
+        }
+        store.delete(&location).await.unwrap();
+        let meta = ObjectMeta { location, last_modified: chrono::Utc::now(), size: 8, e_tag: None, version: None };
+        assert!(matches!(check_stored(&store, &meta).await, Err(object_store::Error::NotFound { .. })));
     }
 
     /// Whatever number stands in the place of another, no more is asked for than a file can hold.

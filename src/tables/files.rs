@@ -161,19 +161,27 @@ impl Files {
         }
     }
 
-    /// The first local Arrow file that must not be read, as it would end the process.
-    pub(super) async fn with_wrong_lengths(&self, format: &TableFormat) -> Option<Broken> {
+    /// The first Arrow file that must not be read, as it would end the process.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(super) async fn with_wrong_lengths(&self, format: &TableFormat) -> Result<Option<Broken>, Problem> {
         if !matches!(format, TableFormat::Arrow) {
-            return None;
+            return Ok(None);
         }
-        for place in self.list.iter().map(|meta| self.objects.place_of(&meta.location)) {
-            let path = place.local()?.to_owned();
-            let checked = tokio::task::spawn_blocking(move || arrow_lengths::check(&path)).await;
-            if let Ok(Err(problem)) = checked {
-                return Some(Broken { file: place.to_string(), line: None, problem });
+        let checked = self.list.iter().map(|meta| async move {
+            let checked = arrow_lengths::check_stored(&self.objects.store, meta).await;
+            let problem = checked.map_err(|e| self.objects.error_at(&meta.location, &e))?.err();
+            let file = self.objects.place_of(&meta.location).to_string();
+            Ok::<_, Problem>(problem.map(|problem| Broken { file, line: None, problem }))
+        });
+        let mut checked = futures::stream::iter(checked.collect::<Vec<_>>()).buffered(READS_UNDER_WAY);
+        while let Some(broken) = checked.next().await.transpose()? {
+            if broken.is_some() {
+                return Ok(broken);
             }
         }
-        None
+        Ok(None)
     }
 
     /// Reads them once more until one turns out to be broken.

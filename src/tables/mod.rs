@@ -65,7 +65,7 @@ pub struct TableError {
     pub table: String,
     /// What is wrong, with the file.
     pub problem: String,
-    /// Whether a retry may help: the server could not be reached.
+    /// Whether a retry may help: the server could not be reached, or a file was replaced.
     pub passes: bool,
 }
 
@@ -139,6 +139,10 @@ async fn open(context: &SessionContext, table: &Table) -> Result<Arc<dyn TablePr
             snapshot.renew();
             opened = open_once(context, table).await;
         }
+        if let Some(file) = snapshot.replaced().filter(|_| opened.is_err()) {
+            let text = format!("{file} was replaced while it was read; run the same command again");
+            return Err(TableError::new(table, Problem { text, passes: true }));
+        }
     }
     opened
 }
@@ -148,7 +152,8 @@ async fn open_once(context: &SessionContext, table: &Table) -> Result<Arc<dyn Ta
         return Ok(provider);
     }
     let files = Files::find(&context.runtime_env(), table).await.map_err(|e| TableError::new(table, e))?;
-    if let Some(broken) = files.with_wrong_lengths(&table.format).await {
+    let broken = files.with_wrong_lengths(&table.format).await.map_err(|e| TableError::new(table, e))?;
+    if let Some(broken) = broken {
         return Err(TableError::new(table, broken.to_string()));
     }
     let provider = match listing(context, table, &files).await {

@@ -3,7 +3,8 @@
 //! A reader of Parquet requests a file several times: its size, its footer, then its pages. If the file is replaced in
 //! between, it combines parts of two files. Here the first request of a statement pins the version of a file:
 //!
-//! - A local file is held open, and later requests read what is held (Linux only, and up to [`MOST_HELD`] files).
+//! - A local file is held open from its listing on, and requests read what is held (Linux only, and up to [`MOST_HELD`]
+//!   files).
 //! - Anywhere else, a request that gets another version is an error, on which the statement is executed again.
 //!
 //! A held file that is overwritten in place is noticed at the end of the statement.
@@ -116,8 +117,17 @@ impl Snapshot {
         state.replaced = state.replaced.take().or(found);
     }
 
-    fn held(&self, url: &str) -> Option<Arc<File>> {
-        self.state().pins.get(url)?.file.clone()
+    /// Whether a file is new here, and may be held open.
+    fn may_hold(&self, url: &str) -> bool {
+        let state = self.state();
+        state.held < MOST_HELD && !state.pins.contains_key(url)
+    }
+
+    /// The file that is held open, as it was when it was pinned.
+    fn held(&self, url: &str) -> Option<(Arc<File>, ObjectMeta)> {
+        let state = self.state();
+        let pin = state.pins.get(url)?;
+        Some((Arc::clone(pin.file.as_ref()?), pin.meta.clone()))
     }
 
     /// Pins the version that was found, unless another one is pinned.
@@ -223,6 +233,19 @@ impl PinnedStore {
     fn url(&self, path: &Path) -> String {
         format!("{}/{path}", self.root)
     }
+
+    /// The entry of a listing, in the version that is read. A local file is held from here on, as it may be replaced
+    /// before it is opened.
+    async fn listed(&self, meta: ObjectMeta) -> Result<ObjectMeta> {
+        let url = self.url(&meta.location);
+        if self.root == LOCAL && self.snapshot.may_hold(&url) {
+            let head = GetOptions { head: true, ..GetOptions::default() };
+            if let Ok(found) = self.get_opts(&meta.location, head).await {
+                return Ok(found.meta);
+            }
+        }
+        Ok(self.snapshot.listed(&url, meta))
+    }
 }
 
 impl fmt::Display for PinnedStore {
@@ -235,15 +258,16 @@ impl fmt::Display for PinnedStore {
 impl ObjectStore for PinnedStore {
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         let url = self.url(location);
-        // It stays open while it is opened by its number.
-        let held = self.snapshot.held(&url);
-        let path = held.as_deref().and_then(path_of);
-        let found = self.store.get_opts(path.as_ref().unwrap_or(location), options).await;
-        drop(held);
-        let mut found = found.inspect_err(|error| {
+        // What is written to it meanwhile is looked for afterwards. It stays open while it is opened by its number.
+        if let Some((file, meta)) = self.snapshot.held(&url)
+            && let Some(path) = path_of(&file)
+        {
+            let found = self.store.get_opts(&path, options).await?;
+            return Ok(GetResult { meta, ..found });
+        }
+        let found = self.store.get_opts(location, options).await.inspect_err(|error| {
             self.snapshot.state().gone |= matches!(error, Error::NotFound { .. });
         })?;
-        found.meta.location = location.clone();
         // The paths of other local stores are relative to a folder.
         self.snapshot.pin(&url, &found, self.root == LOCAL)?;
         Ok(found)
@@ -251,13 +275,18 @@ impl ObjectStore for PinnedStore {
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let this = self.clone();
-        self.store.list(prefix).map_ok(move |meta| this.snapshot.listed(&this.url(&meta.location), meta)).boxed()
+        let listed = move |meta| {
+            let this = this.clone();
+            async move { this.listed(meta).await }
+        };
+        self.store.list(prefix).and_then(listed).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
         let mut listed = self.store.list_with_delimiter(prefix).await?;
-        let objects = std::mem::take(&mut listed.objects).into_iter();
-        listed.objects = objects.map(|meta| self.snapshot.listed(&self.url(&meta.location), meta)).collect();
+        for meta in &mut listed.objects {
+            *meta = self.listed(meta.clone()).await?;
+        }
         Ok(listed)
     }
 

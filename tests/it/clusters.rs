@@ -476,6 +476,42 @@ fn text_files_have_the_values_on_a_cluster_that_they_have_here() {
 }
 
 #[test]
+fn a_file_that_is_replaced_after_it_was_listed_is_not_read_by_an_executor() {
+    let folder = tempfile::tempdir().unwrap();
+    let pairs = quickstart_pairs();
+    let lines = |rows: i64| (0..rows).map(|id| format!("{{\"id\": {id}}}\n")).collect::<String>();
+    for (name, first) in [("t.parquet", std::fs::read(&pairs).unwrap()), ("t.jsonl", lines(9).into_bytes())] {
+        let mut cluster = Cluster::new(0, &[]);
+        let (file, address) = (folder.path().join(name), cluster.address());
+        std::fs::write(&file, first).unwrap();
+        let table = format!("t={}", file.display());
+        let query = ["query", "--format", "csv", "--table", &table, "SELECT count(DISTINCT id) AS n FROM t"];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_couplet"));
+        command.args(query).args(["--cluster", &address]).env("NO_COLOR", "1").env_remove("RUST_LOG");
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // It is planned, and waits for an executor.
+        let began = Instant::now();
+        while !list(&cluster, "jobs").iter().any(|job| job["status"].as_str() == Some("Running")) {
+            assert!(began.elapsed() < Duration::from_secs(30), "{:?}", list(&cluster, "jobs"));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // Another time, and for the lines another size.
+        std::thread::sleep(Duration::from_secs(2));
+        let newer = folder.path().join("newer");
+        std::fs::write(&newer, if name == "t.jsonl" { lines(5).into_bytes() } else { std::fs::read(&pairs).unwrap() })
+            .unwrap();
+        std::fs::rename(&newer, &file).unwrap();
+        cluster.add();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_ne!(output.status.code(), Some(0), "{said}");
+        assert!(said.contains("was replaced after the query was planned"), "{said}");
+        let here = stdout_of(couplet().args(query));
+        assert_eq!(stdout_of(couplet().args(query).args(["--cluster", &address])), here);
+    }
+}
+
+#[test]
 fn a_model_that_was_replaced_is_read_anew_by_the_next_query() {
     let cluster = Cluster::new(1, &[]);
     let (job, model) = (job(9), tempfile::tempdir().unwrap());

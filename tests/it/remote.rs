@@ -2,8 +2,12 @@
 //! well as there.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+use arrow::ipc::CompressionType;
+use arrow::ipc::writer::{FileWriter, IpcWriteOptions};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use serde_json::Value;
@@ -86,6 +90,21 @@ fn folders_patterns_and_partitions_are_read_from_a_bucket() {
     insta::assert_snapshot!(refusal(&bucket, "s3://folders/t"), @r"error: table `t`: folder s3://folders/t has no *.parquet file");
 }
 
+/// A compressed Arrow file that says of a column that it has so many bytes.
+fn arrow_of_94_terabytes() -> Vec<u8> {
+    let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..1000));
+    let rows = RecordBatch::try_from_iter([("n", numbers)]).unwrap();
+    let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME)).unwrap();
+    let mut writer = FileWriter::try_new_with_options(Vec::new(), &rows.schema(), options).unwrap();
+    writer.write(&rows).unwrap();
+    let mut bytes = writer.into_inner().unwrap();
+    // The length stands before the frame, which begins with the magic of LZ4.
+    let length = [&8000_i64.to_le_bytes()[..], &[0x04, 0x22, 0x4D, 0x18]].concat();
+    let at = bytes.windows(12).position(|window| window == length).unwrap();
+    bytes[at..at + 8].copy_from_slice(&94_000_000_000_000_i64.to_le_bytes());
+    bytes
+}
+
 #[test]
 fn what_is_missing_or_broken_in_a_bucket_is_named_as_on_the_disk() {
     let Some(bucket) = Bucket::new("what_is_missing_or_broken_in_a_bucket_is_named_as_on_the_disk", "broken") else {
@@ -101,6 +120,10 @@ fn what_is_missing_or_broken_in_a_bucket_is_named_as_on_the_disk() {
     insta::assert_snapshot!(failure(&bucket, &cut, 2), @r"error: table `t`: s3://broken/cut.parquet: not a whole Parquet file (16499 bytes): Parquet error: Invalid Parquet file. Corrupt footer; was it cut off while it was written or copied?");
     let empty = bucket.put("empty.parquet", "");
     insta::assert_snapshot!(failure(&bucket, &empty, 2), @r"error: table `t`: s3://broken/empty.parquet is empty; was it cut off while it was written or copied?");
+    let lengths = bucket.put("lengths.arrow", arrow_of_94_terabytes());
+    let said = failure(&bucket, &lengths, 2);
+    let expected = "s3://broken/lengths.arrow: neither a whole Arrow file nor a whole Arrow stream: ";
+    assert!(said.contains(expected) && said.contains(" would become 94000000000000"), "{said}");
     let ragged = bucket.put("ragged.csv", "a,b\n1,2\n3\n");
     insta::assert_snapshot!(failure(&bucket, &ragged, 2), @r#"error: table `t`: s3://broken/ragged.csv:3: 1 field where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
 }

@@ -170,6 +170,8 @@ fn a_file_that_is_overwritten_in_place_gives_no_mixture() {
         for output in &answers {
             match output.status.code() {
                 Some(0) => assert_one_version(&String::from_utf8_lossy(&output.stdout), 1),
+                // It is empty for a moment, as it may be for good.
+                Some(2) if said(output).contains("is empty") => {}
                 code => assert_eq!(code, Some(1), "{}", said(output)),
             }
         }

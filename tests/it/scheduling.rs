@@ -1,6 +1,7 @@
 //! The script of `docs/scheduling.md` for missed nights, as it stands there.
 
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -53,4 +54,27 @@ fn missed_nights_are_scored_in_their_order() {
     let rows: Vec<Value> = serde_json::from_str(&rows).unwrap();
     let days: Vec<&str> = rows.iter().map(|row| row["day"].as_str().unwrap()).collect();
     assert_eq!(days, [2, 1, 0].map(day));
+}
+
+#[test]
+fn a_signal_to_the_script_ends_the_run_and_its_day_is_not_done() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    write(&path("nightly.sh"), script());
+    write(&path("last-day"), day(1));
+    // It ends as couplet does.
+    write(&path("couplet"), "#!/bin/sh\ntrap 'kill $!; exit 130' TERM\nsleep 60 &\ntouch started\nwait\n");
+    std::fs::set_permissions(path("couplet"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let programs = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let mut child = Command::new("sh").arg(path("nightly.sh")).env("PATH", programs).spawn().unwrap();
+    while !path("started").exists() {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(std::fs::read_to_string(path("last-day")).unwrap().trim(), day(1));
 }
