@@ -65,7 +65,7 @@ pub(super) async fn check_stored(
             let file = BufReader::new(file);
             Ok(Parts { file, length }.check())
         }),
-        payload => {
+        payload @ GetResultPayload::Stream(_) => {
             let window = GetResult { payload, ..found }.bytes().await?;
             let (store, location, runtime) = (Arc::clone(store), meta.location.clone(), Handle::current());
             let file = Object { store, location, length, runtime, at: 0, start: 0, window, failed: None };
