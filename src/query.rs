@@ -211,11 +211,10 @@ impl Script {
         loop {
             let failed = match self.statement(statement.clone(), placed, snapshot).await {
                 Ok(shown) => return Ok(shown.unwrap_or(before)),
-                Err(failed) if matches!(failed.error, Error::Usage(_) | Error::Sql { mistake: true, .. }) => {
-                    return Err(failed.error);
-                }
+                Err(failed) if matches!(failed.error, Error::Usage(_)) => return Err(failed.error),
                 Err(failed) => failed,
             };
+            // A file that is replaced while its columns are looked at can look like a mistake in the SQL.
             let Some(snapshot) = snapshot.filter(|snapshot| snapshot.explains_failure()) else {
                 return Err(failed.error);
             };

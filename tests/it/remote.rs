@@ -87,7 +87,7 @@ fn folders_patterns_and_partitions_are_read_from_a_bucket() {
     assert_eq!(count("s3://folders/t/?1.csv"), "n 2 ");
     insta::assert_snapshot!(refusal(&bucket, "s3://folders/t/c*.csv"), @r"error: table `t`: no file matches s3://folders/t/c*.csv");
     insta::assert_snapshot!(refusal(&bucket, "s3://folders/*/a1.csv"), @r"error: table `t`: s3://folders/*/a1.csv: only the name of a file can be a pattern, and `*` stands for folders; name the folder s3://folders/ instead, whose folders of the form key=value are read as columns to filter by");
-    insta::assert_snapshot!(refusal(&bucket, "s3://folders/t"), @r"error: table `t`: folder s3://folders/t has no *.parquet file");
+    insta::assert_snapshot!(refusal(&bucket, "s3://folders/t"), @r#"error: table `t`: folder s3://folders/t has no *.parquet file; it has a1.csv, which { uri = "…", format = "csv" } reads"#);
 }
 
 /// A compressed Arrow file that says of a column that it has so many bytes.
@@ -331,7 +331,7 @@ fn a_job_of_tables_in_a_bucket_fails_before_it_writes() {
     let uri = bucket.put("pairs.csv", PAIRS.to_owned() + "3,x\n");
     let job = Job::new("").change("\"pairs.csv\"", &format!("{uri:?}"));
     let mut run = job.run();
-    insta::assert_snapshot!(failure_of(run.envs(bucket.server.env()), 1), @r#"error: table `pairs`: s3://jobs/pairs.csv:4: 2 fields where the first line has 3; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
+    insta::assert_snapshot!(failure_of(run.envs(bucket.server.env()), 2), @r#"error: table `pairs`: s3://jobs/pairs.csv:4: 2 fields where the first line has 3; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
     assert!(job.output_files().is_empty());
 }
 

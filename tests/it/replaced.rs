@@ -185,7 +185,7 @@ fn an_old_run_that_is_removed_meanwhile_does_not_fail_a_query() {
     let place = couplet::lock::Place::Folder(sink.clone());
     block_on(runs::publish(&place, "first", 2, Some(1))).unwrap();
     let again = |time: i64| drop(block_on(runs::publish(&place, &format!("r{time}"), 2, Some(1))).unwrap());
-    meanwhile(Duration::ZERO, again, || {
+    meanwhile(EVERY, again, || {
         let sql = "SELECT count(*) AS rows, count(DISTINCT split_part(run, ' ', 1)) AS runs FROM t";
         for _ in 0..6 {
             let mut query = couplet();

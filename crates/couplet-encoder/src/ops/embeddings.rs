@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::fast::{Embed, Isa, Products, Project};
+use super::fast::{Embed, Isa, Products};
 use super::{FastKernels, Kernels, LayerNorm, TableGradients, array, elements, read, training};
 
 /// Tables of word, position and (in BERT) token-type embeddings with the normalisation after their sum.
@@ -149,7 +149,7 @@ impl<const N: usize> ProjectedEmbeddings<N> {
         let tables = embeddings.check(input_ids, position_ids, token_type_ids)?;
         let (x, scales) = embeddings.embed(&tables, *isa)?;
         let (tokens, dim) = x.dims2()?;
-        let outs = read_tables(&tables, |tables| isa.run(Project { products, tables, scales: &scales, dim }))?;
+        let outs = read_tables(&tables, |tables| products.project(*isa, tables, &scales, dim))?;
         let outs = outs.into_iter().map(|out| Tensor::from_vec(out, (tokens, dim), &Device::Cpu));
         Ok((x, array(outs.collect::<Result<_>>()?)?))
     }

@@ -22,7 +22,7 @@ pub(super) use attention::{AttendFirst, Attention, FirstTokens};
 pub(super) use dot::Int16Kernel;
 pub(super) use embed::Embed;
 pub(super) use linear::{AddNorm, Epilogue, FeedForward, Layer, Linear};
-pub(super) use products::{Products, Project};
+pub(super) use products::Products;
 
 use gemm::Panels;
 use quantize::Int16Rows;

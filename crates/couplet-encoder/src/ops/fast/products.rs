@@ -65,6 +65,12 @@ impl Products {
         }
     }
 
+    /// Applies [`Project`]. This is no generic function, so that the kernel is compiled with this crate and its level of
+    /// optimisation, not with the one that uses it.
+    pub fn project(&self, isa: Isa, tables: &[(&[f32], &[u32])], scales: &[f32], dim: usize) -> Vec<Vec<f32>> {
+        isa.run(Project { products: self, tables, scales, dim })
+    }
+
     /// The product of an entry `[n]`, if it is kept.
     fn get(&self, entry: usize) -> Option<&[f32]> {
         let n = self.constant.len();
@@ -88,7 +94,7 @@ impl Products {
 }
 
 /// Applies the layers of [`Products`] to the normalised sum of each token's embeddings.
-pub struct Project<'a> {
+struct Project<'a> {
     pub products: &'a Products,
     /// Each table `[_, D]` with the ids `[T]` in it.
     pub tables: &'a [(&'a [f32], &'a [u32])],
