@@ -14,7 +14,7 @@ use arrow::datatypes::{
 };
 use datafusion::common::{DataFusionError, Result, plan_err};
 use datafusion::functions::regex::{self, compile_regex};
-use datafusion::functions::{core as basic, string, unicode};
+use datafusion::functions::{string, unicode};
 use datafusion::functions_nested::string as list_text;
 use datafusion::functions_nested::{range, repeat, resize};
 use datafusion::logical_expr::{
@@ -30,13 +30,12 @@ use crate::progress::grouped;
 /// been made already.
 pub(crate) fn functions(memory: u64) -> Vec<ScalarUDF> {
     let most = usize::try_from(memory / 4).unwrap_or(usize::MAX);
-    let all: [(Arc<ScalarUDF>, Estimate); 13] = [
+    let all: [(Arc<ScalarUDF>, Estimate); 12] = [
         (string::repeat(), Estimate::Repeat),
         (string::replace(), Estimate::Replace),
         (regex::regexp_replace(), Estimate::ReplaceMatches),
         (string::concat(), Estimate::Concat),
         (string::concat_ws(), Estimate::ConcatWith),
-        (basic::overlay(), Estimate::Overlay),
         (unicode::lpad(), Estimate::Pad),
         (unicode::rpad(), Estimate::Pad),
         (list_text::array_to_string_udf(), Estimate::Join),
@@ -68,8 +67,6 @@ enum Estimate {
     Concat,
     /// All arguments but the first, which stands between two.
     ConcatWith,
-    /// The first two arguments; a negative number as the fourth one takes some of the first twice.
-    Overlay,
     /// The elements of the first argument, the second one between two, and the third one for those that are NULL.
     Join,
     /// The numbers or times from the first argument to the second in steps of the third.
@@ -150,7 +147,6 @@ impl Estimate {
             Self::ReplaceMatches => {
                 vec![measured(0, sizes)?, measured(2, sizes)?, measured(2, groups)?, measured(3, is_for_all)?]
             }
-            Self::Overlay => vec![measured(0, sizes)?, measured(1, sizes)?],
             Self::Concat | Self::ConcatWith => {
                 (0..args.len()).map(|place| measured(place, sizes)).collect::<Result<_>>()?
             }
@@ -180,7 +176,6 @@ impl Estimate {
                 Self::ConcatWith => {
                     (1..columns.len()).map(at).sum::<f64>() + at(0) * (columns.len() as f64 - 2.0).max(0.0)
                 }
-                Self::Overlay => 2.0 * at(0) + at(1),
                 Self::Join => at(0) + at(1) * (at(2) + at(3)),
                 Self::Range => {
                     let step = at(2);

@@ -325,5 +325,5 @@ pub(crate) fn log_store(objects: &Objects) -> LogStoreRef {
     let root = Arc::clone(&objects.store);
     let prefixed = Arc::new(PrefixStore::new(Arc::clone(&root), objects.root.clone()));
     let root = Escaped::where_needed(root, &objects.root);
-    default_logstore(prefixed, root, &objects.url, &StorageConfig::default())
+    default_logstore(prefixed, root, &escaped::without_marks(&objects.url), &StorageConfig::default())
 }

@@ -10,17 +10,17 @@ use std::sync::Arc;
 use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::common::{DFSchema, DataFusionError, Result, plan_err};
-use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::logical_expr::{EmptyRelation, LogicalPlan, cast};
 use datafusion::prelude::{DataFrame, SessionContext, col, lit};
 use datafusion::scalar::ScalarValue;
 use deltalake_core::DeltaTable;
+use object_store::path::Path;
 
 use super::Address;
-use crate::config::Place;
+use crate::config::{Location, Table, TableFormat};
 use crate::delta;
 use crate::objects::Objects;
-use crate::tables;
+use crate::tables::FileTable;
 
 /// Marks a session whose plans are executed elsewhere.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub(crate) fn provider(
     }
     let partitions = snapshot.metadata().partition_columns();
     let schema = snapshot.snapshot().arrow_schema();
-    let mut files: BTreeMap<Vec<Option<String>>, Vec<ListingTableUrl>> = BTreeMap::new();
+    let mut files: BTreeMap<Vec<Option<String>>, Vec<Path>> = BTreeMap::new();
     for file in snapshot.log_data() {
         if file.deletion_vector_descriptor().is_some() {
             return plan_err!(
@@ -61,15 +61,13 @@ pub(crate) fn provider(
         let values: HashMap<String, Option<String>> = file.partition_values_map();
         let values = partitions.iter().map(|name| values.get(name).cloned().flatten()).collect();
         let path = objects.path(file.object_store_path().as_ref());
-        let url = match objects.place_of(&path) {
-            Place::Remote(remote) => remote.session_url(),
-            place => Objects::open(&place).map_err(|e| DataFusionError::External(Box::new(e)))?.url,
-        };
-        files.entry(values).or_default().push(ListingTableUrl::try_new(url, None)?);
+        files.entry(values).or_default().push(path);
     }
     let mut whole: Option<DataFrame> = None;
-    for (values, urls) in files {
-        let part = part(context, &schema, urls, &partitions.iter().map(String::as_str).zip(values).collect())?;
+    let location = Location { written: objects.to_string(), place: objects.place.clone() };
+    let named = Table { name: objects.to_string(), location, format: TableFormat::Parquet, partitions: Vec::new() };
+    for (values, paths) in files {
+        let part = part(context, &schema, &named, paths, &partitions.iter().map(String::as_str).zip(values).collect())?;
         whole = Some(match whole {
             None => part,
             Some(whole) => whole.union(part)?,
@@ -89,13 +87,12 @@ pub(crate) fn provider(
 fn part(
     context: &SessionContext,
     schema: &SchemaRef,
-    urls: Vec<ListingTableUrl>,
+    table: &Table,
+    paths: Vec<Path>,
     values: &HashMap<&str, Option<String>>,
 ) -> Result<DataFrame> {
     let fields = schema.fields().iter().filter(|field| !values.contains_key(field.name().as_str())).cloned();
-    let options = ListingOptions::new(Arc::new(tables::parquet())).with_file_extension("");
-    let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options);
-    let table = ListingTable::try_new(config.with_schema(Arc::new(Schema::new(fields.collect::<Vec<_>>()))))?;
+    let table = FileTable::of_named(table, paths, &Arc::new(Schema::new(fields.collect::<Vec<_>>())));
     let columns = schema.fields().iter().map(|field| match values.get(field.name().as_str()) {
         None => col(datafusion::common::Column::from_name(field.name())),
         Some(value) => cast(lit(ScalarValue::Utf8(value.clone())), field.data_type().clone()).alias(field.name()),

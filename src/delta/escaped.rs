@@ -1,4 +1,4 @@
-//! Paths with a percent sign for the Delta kernel.
+//! Paths with a percent sign or brackets for the Delta kernel.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,6 +11,10 @@ use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
     PutOptions, PutPayload, PutResult, Result,
 };
+use url::Url;
+
+/// Marks that URLs leave as they are in a path, but that have another meaning to the kernel, or may not be in a host.
+const MARKS: [(char, &str); 5] = [('%', "%25"), ('[', "%5B"), (']', "%5D"), ('^', "%5E"), ('|', "%7C")];
 
 /// A store that lists paths as they stand in URLs. The kernel takes a listed path for a part of a URL
 /// (`buoyant_kernel_engine` 0.28, `filesystem.rs`: `set_path`), in which `%20` is a blank.
@@ -20,12 +24,22 @@ pub(super) struct Escaped(Arc<dyn ObjectStore>);
 impl Escaped {
     /// The store, if a path below `root` needs it.
     pub(super) fn where_needed(store: Arc<dyn ObjectStore>, root: &Path) -> Arc<dyn ObjectStore> {
-        if root.as_ref().contains('%') { Arc::new(Self(store)) } else { store }
+        if MARKS.iter().any(|(mark, _)| root.as_ref().contains(*mark)) { Arc::new(Self(store)) } else { store }
     }
 }
 
+/// The URL of a table without marks: deltalake makes a host of its path (deltalake-core 1.1, `logstore/mod.rs`:
+/// `object_store_url`), and panics where that is none.
+pub(super) fn without_marks(url: &Url) -> Url {
+    let mut url = url.clone();
+    let path = MARKS[1..].iter().fold(url.path().to_owned(), |path, (mark, code)| path.replace(*mark, code));
+    url.set_path(&path);
+    url
+}
+
 fn escaped(mut meta: ObjectMeta) -> Result<ObjectMeta> {
-    meta.location = Path::parse(meta.location.as_ref().replace('%', "%25"))?;
+    let path = MARKS.iter().fold(meta.location.to_string(), |path, (mark, code)| path.replace(*mark, code));
+    meta.location = Path::parse(path)?;
     Ok(meta)
 }
 

@@ -13,7 +13,7 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path as Key;
-use object_store::{ObjectMeta, ObjectStore};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
 
 use super::Problem;
 use super::arrow_lengths;
@@ -59,6 +59,22 @@ pub(super) struct Files {
     pub(super) left_out: LeftOut,
 }
 
+/// Opens the store of a place through the session, which may see each file in one version, and gives it to the session.
+fn open(runtime: &RuntimeEnv, place: &Place) -> Result<(Objects, ObjectStoreUrl), Problem> {
+    let mut objects = Objects::open(place)?;
+    let store = match place {
+        Place::Local(_) => ObjectStoreUrl::local_filesystem(),
+        Place::Remote(remote) => {
+            let url = remote.session_url();
+            runtime.register_object_store(&url, Arc::clone(&objects.store));
+            ObjectStoreUrl::parse(&url[..url::Position::BeforePath]).map_err(|e| e.to_string())?
+        }
+        Place::Hub(_) => return Err(format!("{place} is a model, not a table").into()),
+    };
+    objects.store = runtime.object_store(&store).map_err(|e| e.to_string())?;
+    Ok((objects, store))
+}
+
 /// What a place names.
 enum Named {
     File(ObjectMeta),
@@ -70,18 +86,7 @@ impl Files {
     /// Finds the files of a table, at least one, and gives the session the store that they are in.
     pub(super) async fn find(runtime: &RuntimeEnv, table: &Table) -> Result<Self, Problem> {
         let place = &table.location.place;
-        let mut objects = Objects::open(place)?;
-        let store = match place {
-            Place::Local(_) => ObjectStoreUrl::local_filesystem(),
-            Place::Remote(remote) => {
-                let url = remote.session_url();
-                runtime.register_object_store(&url, Arc::clone(&objects.store));
-                ObjectStoreUrl::parse(&url[..url::Position::BeforePath]).map_err(|e| e.to_string())?
-            }
-            Place::Hub(_) => return Err(format!("{place} is a model, not a table").into()),
-        };
-        // The store of the session may see each file in one version.
-        objects.store = runtime.object_store(&store).map_err(|e| e.to_string())?;
+        let (objects, store) = open(runtime, place)?;
         let named = match place {
             Place::Remote(remote) => in_bucket(remote, &objects).await?,
             _ => local(place.local().unwrap_or(Path::new("")), table, &objects).await?,
@@ -116,6 +121,16 @@ impl Files {
         }
         list.sort_by(|a, b| a.location.cmp(&b.location));
         Ok(Self { objects, store, root, list, left_out })
+    }
+
+    /// The files at these paths, all of which must be there.
+    pub(super) async fn named(runtime: &RuntimeEnv, place: &Place, paths: &[Key]) -> Result<Self, Problem> {
+        let (objects, store) = open(runtime, place)?;
+        let looked = paths.iter().map(|path| async {
+            objects.store.head(path).await.map_err(|e| Problem::from(objects.error_at(path, &e)))
+        });
+        let list = futures::stream::iter(looked.collect::<Vec<_>>()).buffered(READS_UNDER_WAY).try_collect().await?;
+        Ok(Self { root: objects.root.clone(), objects, store, list, left_out: LeftOut::default() })
     }
 
     /// What they are now.
@@ -302,12 +317,6 @@ async fn local(path: &Path, table: &Table, objects: &Objects) -> Result<Named, P
         Some(problem) => Err(problem.into()),
         None => Err(format!("{} does not exist{}", path.display(), nearest_file(path)).into()),
     }
-}
-
-/// The place on the disk that a URL of DataFusion stands for; a folder ends in `/`.
-pub(super) fn local_place(url: &ListingTableUrl) -> Option<Place> {
-    let path = url.get_url().to_file_path().ok()?;
-    Some(Place::Local(path))
 }
 
 /// A pattern for names, as `DataFusion` has it.

@@ -27,7 +27,6 @@ use arrow::datatypes::Schema;
 use datafusion::catalog::TableProvider;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Column, DataFusionError, TableReference};
-use datafusion::datasource::listing::ListingTable;
 use datafusion::datasource::physical_plan::parquet::transform_schema_to_view;
 use datafusion::datasource::source_as_provider;
 use datafusion::logical_expr::{Expr, LogicalPlan};
@@ -42,8 +41,6 @@ use crate::store::SourceFile;
 use diagnose::Broken;
 use files::Files;
 use format::file_format;
-#[cfg(feature = "cluster")]
-pub(crate) use format::parquet;
 pub(crate) use format::{INT96, format_of_name};
 pub(crate) use measure::known_rows;
 pub use measure::{Measured, measure};
@@ -244,14 +241,7 @@ pub(crate) fn that_reads(plan: &LogicalPlan, file: &Path) -> Result<Option<Place
         let LogicalPlan::TableScan(scan) = node else { return Ok(TreeNodeRecursion::Continue) };
         let Ok(provider) = source_as_provider(&scan.source) else { return Ok(TreeNodeRecursion::Continue) };
         let provider = &*provider;
-        found = if let Some(table) = provider.downcast_ref::<FileTable>() {
-            table.place_that_reads(&file)
-        } else if let Some(table) = provider.downcast_ref::<ListingTable>() {
-            // The files of a run.
-            table.table_paths().iter().filter_map(files::local_place).find(|place| place.covers(&file))
-        } else {
-            None
-        };
+        found = provider.downcast_ref::<FileTable>().and_then(|table| table.place_that_reads(&file));
         Ok(if found.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
     })?;
     Ok(found)

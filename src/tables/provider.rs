@@ -22,17 +22,17 @@ use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
+use object_store::path::Path as Key;
 #[cfg(feature = "cluster")]
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::Error as _};
 
 use super::diagnose::Broken;
 use super::files::Files;
-#[cfg(feature = "cluster")]
-use super::format::file_format;
-use super::format::{compression_of, ending, endings, other_endings};
+use super::format::{compression_of, ending, endings, file_format, other_endings};
 use super::text::{Layout, TextSource};
 use super::{Problem, TableError, hive};
-use crate::config::{Place, Table};
+use crate::config::{Place, Table, TableFormat};
+use crate::objects::Objects;
 
 /// How the files are read.
 enum Reader {
@@ -43,6 +43,8 @@ enum Reader {
 /// A table of files.
 pub(crate) struct FileTable {
     table: Table,
+    /// The paths of its files in their store; none if they are found when it is read.
+    named: Option<Vec<Key>>,
     reader: Reader,
     /// The columns that the files have.
     file_schema: SchemaRef,
@@ -74,6 +76,19 @@ impl FileTable {
         Self::new(table, files, Reader::Binary(format), schema)
     }
 
+    /// A table of the Parquet files at these paths of the store of its place. A file that is not there is an error, which
+    /// DataFusion's own table of files would pass over.
+    pub(crate) fn of_named(table: &Table, paths: Vec<Key>, schema: &SchemaRef) -> Self {
+        Self {
+            table: table.clone(),
+            named: Some(paths),
+            reader: Reader::Binary(file_format(&TableFormat::Parquet)),
+            file_schema: Arc::clone(schema),
+            partitions: Vec::new(),
+            schema: Arc::clone(schema),
+        }
+    }
+
     fn new(table: &Table, files: &Files, reader: Reader, schema: &SchemaRef) -> Result<Self> {
         let partitions = partitions(table, files)?;
         // A column that stands in the files too is one column: that of the folders, in the type of the files.
@@ -87,7 +102,8 @@ impl FileTable {
         let fields = schema.fields().iter().filter(|field| !is_partition(field)).cloned().collect::<Vec<_>>();
         let all = fields.iter().chain(&partitions).cloned().collect::<Vec<_>>();
         let with = |fields| Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone()));
-        Ok(Self { table: table.clone(), reader, file_schema: with(fields), partitions, schema: with(all) })
+        let (table, file_schema, schema) = (table.clone(), with(fields), with(all));
+        Ok(Self { table, named: None, reader, file_schema, partitions, schema })
     }
 
     /// The columns that the files have, without those of their folders.
@@ -103,6 +119,10 @@ impl FileTable {
     /// The place of the table, if this file is one of those that it reads, or would be.
     pub(super) fn place_that_reads(&self, file: &Place) -> Option<Place> {
         let place = &self.table.location.place;
+        if let Some(paths) = &self.named {
+            let objects = Objects::open(place).ok()?;
+            return paths.iter().map(|path| objects.place_of(path)).find(|place| place.covers(file));
+        }
         let (place, is_folder) = match place.local() {
             Some(path) => (Place::Local(if path.is_dir() { path.join("") } else { path.to_owned() }), path.is_dir()),
             None => (place.clone(), place.is_folder()),
@@ -114,9 +134,11 @@ impl FileTable {
     }
 
     async fn files(&self, runtime: &RuntimeEnv) -> Result<Files> {
-        Files::find(runtime, &self.table)
-            .await
-            .map_err(|problem: Problem| DataFusionError::External(Box::new(TableError::new(&self.table, problem))))
+        let found = match &self.named {
+            Some(paths) => Files::named(runtime, &self.table.location.place, paths).await,
+            None => Files::find(runtime, &self.table).await,
+        };
+        found.map_err(|problem: Problem| DataFusionError::External(Box::new(TableError::new(&self.table, problem))))
     }
 
     /// A file with its statistics.
@@ -177,6 +199,7 @@ impl FileTable {
 #[derive(Serialize, Deserialize)]
 struct Sent<L> {
     table: Table,
+    named: Option<Vec<String>>,
     /// None if the files are not text.
     layout: Option<L>,
     file_schema: SchemaRef,
@@ -194,6 +217,7 @@ impl FileTable {
         };
         serde_json::to_vec(&Sent {
             table: self.table.clone(),
+            named: self.named.as_ref().map(|paths| paths.iter().map(Key::to_string).collect()),
             layout,
             file_schema: Arc::clone(&self.file_schema),
             partitions: self.partitions.clone(),
@@ -203,12 +227,15 @@ impl FileTable {
 
     /// The table that another process has sent.
     pub(crate) fn from_json(json: &[u8]) -> serde_json::Result<Self> {
-        let Sent { table, layout, file_schema, partitions, schema } = serde_json::from_slice::<Sent<Layout>>(json)?;
+        let Sent { table, named, layout, file_schema, partitions, schema } =
+            serde_json::from_slice::<Sent<Layout>>(json)?;
+        let named = named.map(|paths| paths.into_iter().map(Key::parse).collect::<Result<_, _>>());
+        let named = named.transpose().map_err(serde_json::Error::custom)?;
         let reader = match layout {
             Some(layout) => Reader::Text(Arc::new(layout)),
             None => Reader::Binary(file_format(&table.format)),
         };
-        Ok(Self { table, reader, file_schema, partitions, schema })
+        Ok(Self { table, named, reader, file_schema, partitions, schema })
     }
 }
 

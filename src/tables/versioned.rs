@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use datafusion::catalog::TableProvider;
 use datafusion::common::DataFusionError;
-use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
 use datafusion::datasource::physical_plan::parquet::transform_schema_to_view;
 use datafusion::execution::cache::cache_manager::FileMetadataCache;
 use datafusion::execution::runtime_env::RuntimeEnv;
@@ -16,8 +15,8 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::ObjectStoreExt as _;
 use object_store::path::Path;
 
-use super::files::{READS_UNDER_WAY, parquet_schema};
-use super::format::parquet;
+use super::files::{Files, READS_UNDER_WAY, parquet_schema};
+use super::provider::FileTable;
 use super::types::{Columns, FileSchema};
 use super::{Problem, TableError, presented};
 use crate::config::{Place, Table, TableFormat};
@@ -132,27 +131,12 @@ async fn runs_of(
     if paths.is_empty() {
         return Ok(None);
     }
-    // As URLs, since a path with `[`, `?` or `*` in it would be taken for a pattern.
-    let urls = paths.iter().map(|path| {
-        let url = match objects.place_of(path) {
-            Place::Remote(remote) => {
-                context.runtime_env().register_object_store(&remote.session_url(), Arc::clone(&objects.store));
-                remote.session_url()
-            }
-            place => Objects::open(&place).map_err(|e| DataFusionError::External(Box::new(e)))?.url,
-        };
-        ListingTableUrl::try_new(url, None)
-    });
     let described = |e: DataFusionError| described(objects, &e);
-    let urls = urls.collect::<Result<Vec<_>, _>>().map_err(described)?;
-    let state = context.state();
-    let schemas = schemas_of(objects, &paths, &state.runtime_env().cache_manager.get_file_metadata_cache()).await;
-    let columns = Columns::of(&schemas.map_err(described)?).map_err(Problem::from)?;
-    let options = ListingOptions::new(Arc::new(parquet())).with_file_extension("");
+    let files = Files::named(&context.runtime_env(), &table.location.place, &paths).await?;
+    let schemas = files.schemas(&context.state(), &TableFormat::Parquet).await.map_err(described)?;
+    let columns = Columns::of(&schemas).map_err(Problem::from)?;
     let read = Arc::new(transform_schema_to_view(&columns.schema));
-    let config =
-        ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options).with_schema(Arc::clone(&read));
-    let provider: Arc<dyn TableProvider> = Arc::new(ListingTable::try_new(config).map_err(described)?);
+    let provider = Arc::new(FileTable::of_named(table, paths, &read));
     presented(context, provider, &columns, &read, std::iter::empty()).map(Some).map_err(described)
 }
 

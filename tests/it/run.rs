@@ -121,7 +121,7 @@ fn the_json_report_is_one_document_whose_numbers_add_up() {
     assert_eq!(report["pipeline"], "quickstart");
     assert_eq!(
         report["rows"],
-        json!({"read": 525, "scored": 525, "remembered": 0, "repeated": 0, "rejected": 0, "truncated": 0})
+        json!({"read": 525, "scored": 525, "remembered": 0, "repeated": 0, "rejected": 0, "truncated": 0, "damaged_scores": 0})
     );
     assert_eq!(report["rejected"], json!({}));
     assert_eq!(report["labels"], json!({"not_paraphrase": 190, "paraphrase": 335}));
@@ -232,7 +232,7 @@ fn equal_pairs_are_scored_once() {
     let report = job.report();
     assert_eq!(
         report["rows"],
-        json!({"read": 4, "scored": 3, "remembered": 0, "repeated": 1, "rejected": 0, "truncated": 0})
+        json!({"read": 4, "scored": 3, "remembered": 0, "repeated": 1, "rejected": 0, "truncated": 0, "damaged_scores": 0})
     );
     let rows = rows_of(&job.output());
     assert_eq!(rows[0]["probabilities"], rows[2]["probabilities"]);
@@ -254,7 +254,7 @@ fn a_source_without_rows_gives_a_table_without_rows() {
     let report = job.report();
     assert_eq!(
         report["rows"],
-        json!({"read": 0, "scored": 0, "remembered": 0, "repeated": 0, "rejected": 0, "truncated": 0})
+        json!({"read": 0, "scored": 0, "remembered": 0, "repeated": 0, "rejected": 0, "truncated": 0, "damaged_scores": 0})
     );
     assert!(rows_of(&job.output()).is_empty());
     assert_eq!(footer_of(&job.output()).0.fields().len(), 10);
@@ -309,7 +309,7 @@ fn bad_rows_get_their_reason_and_the_run_goes_on() {
     let report = job.report();
     assert_eq!(
         report["rows"],
-        json!({"read": 8, "scored": 3, "remembered": 0, "repeated": 0, "rejected": 5, "truncated": 0})
+        json!({"read": 8, "scored": 3, "remembered": 0, "repeated": 0, "rejected": 5, "truncated": 0, "damaged_scores": 0})
     );
     assert_eq!(report["rejected"], json!({"NULL text": 2, "empty text": 1, "text too large": 2}));
     let rows = rows_of(&job.output());
