@@ -26,7 +26,7 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use url::{Position, Url};
 
@@ -130,13 +130,20 @@ impl Snapshot {
         Some((Arc::clone(pin.file.as_ref()?), pin.meta.clone()))
     }
 
+    /// Refuses another version than the one that is pinned, and notes it.
+    fn compare(&self, url: &str, found: &ObjectMeta) -> Result<()> {
+        let mut state = self.state();
+        if state.pins.get(url).is_none_or(|pin| pin.is(found)) {
+            return Ok(());
+        }
+        state.replaced = Some(shown(url));
+        Err(Error::Precondition { path: shown(url), source: "it was replaced while it was read".into() })
+    }
+
     /// Pins the version that was found, unless another one is pinned.
     fn pin(&self, url: &str, found: &GetResult, may_hold: bool) -> Result<()> {
+        self.compare(url, &found.meta)?;
         let mut state = self.state();
-        if state.pins.get(url).is_some_and(|pin| !pin.is(&found.meta)) {
-            state.replaced = Some(shown(url));
-            return Err(Error::Precondition { path: shown(url), source: "it was replaced while it was read".into() });
-        }
         if state.pins.get(url).is_some_and(|pin| !pin.is_listed) {
             return Ok(());
         }
@@ -265,9 +272,17 @@ impl ObjectStore for PinnedStore {
             let found = self.store.get_opts(&path, options).await?;
             return Ok(GetResult { meta, ..found });
         }
-        let found = self.store.get_opts(location, options).await.inspect_err(|error| {
-            self.snapshot.state().gone |= matches!(error, Error::NotFound { .. });
-        })?;
+        let found = match self.store.get_opts(location, options).await {
+            Ok(found) => found,
+            Err(error) => {
+                self.snapshot.state().gone |= matches!(error, Error::NotFound { .. });
+                // A new version that is shorter does not have the bytes that were asked for.
+                if let Ok(now) = self.store.head(location).await {
+                    self.snapshot.compare(&url, &now)?;
+                }
+                return Err(error);
+            }
+        };
         // The paths of other local stores are relative to a folder.
         self.snapshot.pin(&url, &found, self.root == LOCAL)?;
         Ok(found)
