@@ -18,7 +18,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::multipart::MultipartStore;
@@ -240,6 +240,8 @@ fn connect(remote: &Remote) -> Result<Client, ObjectsError> {
     Ok(match remote.service() {
         Service::S3 => {
             let builder = AmazonS3Builder::from_env().with_bucket_name(remote.bucket()).with_retry(retries());
+            // Without it, SeaweedFS 4.48 takes a request that ends behind its headers for an empty object.
+            let builder = builder.with_checksum_algorithm(Checksum::SHA256);
             let setting = |key| builder.get_config_value(&key);
             let endpoint = setting(AmazonS3ConfigKey::S3Endpoint).or_else(|| setting(AmazonS3ConfigKey::Endpoint));
             let allow_http = setting(AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp));
