@@ -188,7 +188,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// A place of a table, as the text that names it for any process of this machine.
+/// The place of a table, as the text by which another process opens the same files: an absolute path, or the URI.
 impl Serialize for Place {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {

@@ -90,7 +90,7 @@ fn folders_patterns_and_partitions_are_read_from_a_bucket() {
     insta::assert_snapshot!(refusal(&bucket, "s3://folders/t"), @r#"error: table `t`: folder s3://folders/t has no *.parquet file; it has a1.csv, which { uri = "…", format = "csv" } reads"#);
 }
 
-/// A compressed Arrow file that says of a column that it has so many bytes.
+/// A compressed Arrow file in which the length of one column is set to 94 TB.
 fn arrow_of_94_terabytes() -> Vec<u8> {
     let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..1000));
     let rows = RecordBatch::try_from_iter([("n", numbers)]).unwrap();
