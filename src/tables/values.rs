@@ -1,22 +1,17 @@
-//! The scalars of text files: which type holds them exactly, and columns built of them.
+//! The scalars of text files: which type holds them exactly. [`Column`] builds columns of them.
 //!
 //! A type is inferred only if it gives each value back: `00123`, `+5` and numbers with more digits than the type has stay
 //! text. Floating-point numbers, booleans and timestamps may be spelt in several ways (`1.50`, `True`, a blank for `T`);
 //! the value is the same.
 
-use std::sync::Arc;
+mod column;
 
-use arrow::array::{
-    Array, ArrayRef, BooleanBuilder, Date32Builder, Decimal128Builder, Float64Builder, Int64Builder, NullArray,
-    StringBuilder, UInt64Builder,
-};
-use arrow::compute::cast;
-use arrow::compute::kernels::cast_utils::{Parser, parse_decimal, string_to_datetime};
-use arrow::datatypes::{DataType, Date32Type, Decimal128Type, TimeUnit};
-use arrow::error::ArrowError;
+use arrow::compute::kernels::cast_utils::{Parser, string_to_datetime};
+use arrow::datatypes::{DataType, Date32Type, TimeUnit};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::column::Column;
 use crate::config::ColumnType;
 
 /// Integers of at most this size are exact as floating-point numbers.
@@ -328,136 +323,6 @@ fn timestamp(text: &str) -> Option<(DateTime<Utc>, TimeUnit, Zone)> {
     };
     let time = string_to_datetime(&Utc, text).ok()?;
     Some((time, unit, zone))
-}
-
-/// The values of a column.
-pub(super) struct Column {
-    values: Values,
-    /// Whether the type is inferred, so that a value must be spelt as the type prints it.
-    is_inferred: bool,
-}
-
-enum Values {
-    Null(usize),
-    Text(StringBuilder),
-    Boolean(BooleanBuilder),
-    Integer(Int64Builder),
-    Unsigned(UInt64Builder),
-    Float(Float64Builder),
-    Date(Date32Builder),
-    Timestamp(Int64Builder, TimeUnit, Option<Arc<str>>),
-    Decimal(Decimal128Builder, u8, i8),
-}
-
-impl Column {
-    /// An empty column of a type that [`Kinds::data_type`] or [`data_type`] gives.
-    pub(super) fn new(data_type: &DataType, is_inferred: bool) -> Self {
-        let values = match data_type {
-            DataType::Boolean => Values::Boolean(BooleanBuilder::new()),
-            DataType::Int64 => Values::Integer(Int64Builder::new()),
-            DataType::UInt64 => Values::Unsigned(UInt64Builder::new()),
-            DataType::Float64 => Values::Float(Float64Builder::new()),
-            DataType::Date32 => Values::Date(Date32Builder::new()),
-            DataType::Timestamp(unit, zone) => Values::Timestamp(Int64Builder::new(), *unit, zone.clone()),
-            DataType::Decimal128(precision, scale) => {
-                let builder = Decimal128Builder::new().with_data_type(data_type.clone());
-                Values::Decimal(builder, *precision, *scale)
-            }
-            DataType::Null => Values::Null(0),
-            _ => Values::Text(StringBuilder::new()),
-        };
-        Self { values, is_inferred }
-    }
-
-    pub(super) fn append_null(&mut self) {
-        match &mut self.values {
-            Values::Null(rows) => *rows += 1,
-            Values::Text(values) => values.append_null(),
-            Values::Boolean(values) => values.append_null(),
-            Values::Integer(values) | Values::Timestamp(values, ..) => values.append_null(),
-            Values::Unsigned(values) => values.append_null(),
-            Values::Float(values) => values.append_null(),
-            Values::Date(values) => values.append_null(),
-            Values::Decimal(values, ..) => values.append_null(),
-        }
-    }
-
-    /// Appends a value; false if the type does not hold it.
-    pub(super) fn append(&mut self, text: &str) -> bool {
-        let is_inferred = self.is_inferred;
-        let appended = match &mut self.values {
-            Values::Null(_) => None,
-            Values::Text(values) => {
-                values.append_value(text);
-                Some(())
-            }
-            Values::Boolean(values) => boolean(text.as_bytes()).map(|value| values.append_value(value)),
-            Values::Integer(values) => {
-                let value = match integer(text.as_bytes()) {
-                    Some((false, size)) => i64::try_from(size).ok(),
-                    Some((true, size)) => 0_i64.checked_sub_unsigned(size),
-                    None if is_inferred => None,
-                    None => text.parse().ok(),
-                };
-                value.map(|value| values.append_value(value))
-            }
-            Values::Unsigned(values) => {
-                integer(text.as_bytes()).filter(|(negative, _)| !negative).map(|(_, size)| values.append_value(size))
-            }
-            Values::Float(values) => {
-                let value = if is_inferred {
-                    float(text.as_bytes()).map(|(value, _)| value)
-                } else {
-                    text.parse().ok().filter(|value: &f64| value.is_finite())
-                };
-                value.map(|value| values.append_value(value))
-            }
-            Values::Date(values) => date(text).map(|value| values.append_value(value)),
-            Values::Timestamp(values, unit, zone) => {
-                let found = timestamp(text).filter(|(_, found, found_zone)| {
-                    (*found as u8 <= *unit as u8 || !is_inferred)
-                        && match (&zone, found_zone) {
-                            (None, Zone::None) | (Some(_), Zone::Utc) => true,
-                            (Some(_), Zone::Offset) => !is_inferred,
-                            _ => false,
-                        }
-                });
-                let value = found.and_then(|(time, ..)| match unit {
-                    TimeUnit::Second => Some(time.timestamp()),
-                    TimeUnit::Millisecond => Some(time.timestamp_millis()),
-                    TimeUnit::Microsecond => Some(time.timestamp_micros()),
-                    TimeUnit::Nanosecond => time.timestamp_nanos_opt(),
-                });
-                value.map(|value| values.append_value(value))
-            }
-            Values::Decimal(values, precision, scale) => {
-                // A digit that the type does not have is not cut off.
-                let fraction = text.split_once('.').map_or("", |(_, fraction)| fraction).trim_end_matches('0');
-                let fits = fraction.len() <= usize::try_from(*scale).unwrap_or(0) && !text.contains(['e', 'E']);
-                let value = if fits { parse_decimal::<Decimal128Type>(text, *precision, *scale).ok() } else { None };
-                value.map(|value| values.append_value(value))
-            }
-        };
-        appended.is_some()
-    }
-
-    /// Takes the values that were appended.
-    pub(super) fn finish(&mut self) -> Result<ArrayRef, ArrowError> {
-        Ok(match &mut self.values {
-            Values::Null(rows) => Arc::new(NullArray::new(std::mem::take(rows))),
-            Values::Text(values) => Arc::new(values.finish()),
-            Values::Boolean(values) => Arc::new(values.finish()),
-            Values::Integer(values) => Arc::new(values.finish()),
-            Values::Unsigned(values) => Arc::new(values.finish()),
-            Values::Float(values) => Arc::new(values.finish()),
-            Values::Date(values) => Arc::new(values.finish()),
-            Values::Timestamp(values, unit, zone) => {
-                let data_type = DataType::Timestamp(*unit, zone.clone());
-                cast(&(Arc::new(values.finish()) as Arc<dyn Array>), &data_type)?
-            }
-            Values::Decimal(values, ..) => Arc::new(values.finish()),
-        })
-    }
 }
 
 #[cfg(test)]
