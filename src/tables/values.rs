@@ -419,4 +419,11 @@ mod tests {
         let mut decimal = Column::new(&DataType::Decimal128(5, 2), false);
         assert!(decimal.append("123.450") && !decimal.append("0.001") && !decimal.append("12345"));
     }
+
+    #[test]
+    fn digits_of_a_time_are_not_cut_off() {
+        let mut column = Column::new(&data_type(ColumnType::Timestamp), false);
+        assert!(column.append("2026-01-31T12:00:00.123456000"));
+        assert!(!column.append("2026-01-31T12:00:00.123456789"));
+    }
 }

@@ -105,11 +105,15 @@ impl Column {
                             _ => false,
                         }
                 });
-                let value = found.and_then(|(time, ..)| match unit {
-                    TimeUnit::Second => Some(time.timestamp()),
-                    TimeUnit::Millisecond => Some(time.timestamp_millis()),
-                    TimeUnit::Microsecond => Some(time.timestamp_micros()),
-                    TimeUnit::Nanosecond => time.timestamp_nanos_opt(),
+                // A digit that the type does not have is not cut off.
+                let value = found.and_then(|(time, ..)| {
+                    let is_whole = |nanoseconds: u32| time.timestamp_subsec_nanos().is_multiple_of(nanoseconds);
+                    match unit {
+                        TimeUnit::Second => is_whole(1_000_000_000).then(|| time.timestamp()),
+                        TimeUnit::Millisecond => is_whole(1_000_000).then(|| time.timestamp_millis()),
+                        TimeUnit::Microsecond => is_whole(1_000).then(|| time.timestamp_micros()),
+                        TimeUnit::Nanosecond => time.timestamp_nanos_opt(),
+                    }
                 });
                 value.map(|value| values.append_value(value))
             }
