@@ -8,6 +8,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use crate::objects::without_answers;
 use crate::predict::FUNCTION;
 use crate::scorer::ScorerError;
+use crate::sink::Misfit;
 use crate::tables::{self, TableError};
 
 /// Says what is wrong with a query, with what the session knows of it; `sql` is its text, where that is at hand.
@@ -53,6 +54,7 @@ pub(crate) fn is_mistake(error: &DataFusionError) -> bool {
         DataFusionError::External(e) => {
             e.downcast_ref().is_some_and(ScorerError::is_mistake)
                 || e.downcast_ref().is_some_and(|table: &TableError| !table.passes)
+                || e.is::<Misfit>()
         }
         _ => false,
     }

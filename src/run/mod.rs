@@ -24,6 +24,7 @@ mod score;
 mod sinks;
 mod spool;
 mod whole;
+mod writers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;

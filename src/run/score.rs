@@ -203,6 +203,7 @@ impl Run<'_> {
         record.rows_rejected = Some(spool.rejected().iter().sum());
         record.rejected = rejected::kinds(spool.rejected());
         rejected::check(self.scoring, &spool).await?;
+        self.check_fit(&spool, &sinks).await?;
         self.record_model(record, &scorer);
         crash::point("read");
 
@@ -296,6 +297,18 @@ impl Run<'_> {
             Some(sink) => sink.has_key().await,
             None => Ok(false),
         }
+    }
+
+    /// Refuses values that the tables of the sinks cannot hold, before anything is scored.
+    async fn check_fit(&self, spool: &Spool, sinks: &[Sink]) -> Result<(), Error> {
+        for sink in sinks {
+            let Some(table) = sink.table_schema() else { continue };
+            spool.check_fit(table, (sinks.len() > 1).then_some(sink.kind())).await.map_err(|e| {
+                let place = readable_place(&sink.kind().place(self.scoring));
+                Error::sql(format!("{}: the rows for {place}", self.pipeline.path.display()), &e, None)
+            })?;
+        }
+        Ok(())
     }
 
     /// Says that the rows are in the sink already.

@@ -1,6 +1,6 @@
 //! Where the rows go: a Delta table, a folder with a folder for each run, or one Parquet file.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -9,23 +9,21 @@ use datafusion::catalog::TableProvider;
 use datafusion::catalog::streaming::StreamingTable;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::prelude::SessionContext;
-use futures::StreamExt;
-use object_store::{Error as StoreError, ObjectMeta};
+use object_store::ObjectMeta;
 
 use super::checked::Once;
 use super::gate::gated;
 use super::night::Night;
-use super::{quarantine, readable, readable_place};
+use super::writers::{confirmed, to_file, to_object, to_runs};
+use super::{quarantine, readable_place};
 use crate::config::{Errors, Pipeline, Place, Scoring, SinkFormat, SinkMode};
-use crate::crash;
 use crate::delta;
 use crate::error::Error;
 use crate::lock::{self, LockError};
-use crate::objects::{Objects, StoreFolder, cause_in};
+use crate::objects::{Objects, StoreFolder};
 use crate::sink::runs::{self, Manifest, RunFolder};
 use crate::sink::{
-    self, DeltaSink, FileVersion, Mode, Origin, Over, ParquetSink, Part, REPLACED, SinkError, Unpublished, as_there,
-    fitted, rejected_version, writer_options,
+    self, DeltaSink, FileVersion, Mode, Origin, SinkError, Unpublished, as_there, fitted, rejected_version,
 };
 use crate::tables;
 use crate::tables::types::{Columns, FileSchema};
@@ -277,6 +275,15 @@ impl Sink {
         }
     }
 
+    /// The columns of the table that the rows go into, if they take the types of one.
+    pub(super) fn table_schema(&self) -> Option<&SchemaRef> {
+        match &self.to {
+            To::Delta { sink, .. } => Some(sink.schema()),
+            To::Runs(folder) => Some(folder.schema()),
+            To::File { .. } | To::Object { .. } => None,
+        }
+    }
+
     /// Whether the rows are joined with those of a table.
     pub(super) fn merges(&self) -> bool {
         matches!(&self.to, To::Delta { sink, .. } if sink.merges())
@@ -354,13 +361,6 @@ impl Sink {
     }
 }
 
-/// The last look at the lock before a commit. What comes after it is conditional on what the run saw before it.
-async fn confirmed(night: &Night) -> Result<(), Error> {
-    night.confirm().await?;
-    crash::point("publish.confirmed");
-    Ok(())
-}
-
 fn done_by(output: &str, manifest: &Manifest) -> Done {
     let output = format!("{}/{}", output.trim_end_matches('/'), manifest.folder());
     Done { output, bytes: manifest.bytes(), version: None }
@@ -379,96 +379,4 @@ async fn try_to_write(objects: &Objects, is_one_file: bool, store: &StoreFolder)
         LockError::Store { problem, .. } => SinkError { path: objects.to_string().into(), problem }.into(),
         error => Error::from(error),
     })
-}
-
-async fn to_file(
-    mut rows: SendableRecordBatchStream,
-    path: &Path,
-    over: &FileVersion,
-    schema: &SchemaRef,
-    metadata: &[(&str, String)],
-    night: &Night,
-) -> Result<u64, Error> {
-    let mut sink = ParquetSink::create(path, schema, metadata)?;
-    while let Some(batch) = rows.next().await {
-        let output = || readable(path).display().to_string();
-        sink.write(&batch.map_err(|e| Error::publish(output(), e))?)?;
-    }
-    crash::point("publish.written");
-    confirmed(night).await?;
-    Ok(sink.publish_over(over)?)
-}
-
-async fn to_object(
-    mut rows: SendableRecordBatchStream,
-    objects: &Objects,
-    over: Option<ObjectMeta>,
-    schema: &SchemaRef,
-    metadata: &[(&str, String)],
-    night: &Night,
-) -> Result<u64, Error> {
-    let failed = |e: &(dyn std::error::Error + 'static)| {
-        let problem = match cause_in(e) {
-            Some(StoreError::Precondition { .. }) => REPLACED.into(),
-            Some(cause) => objects.error(cause).into(),
-            None => e.to_string().into(),
-        };
-        SinkError { path: objects.to_string().into(), problem }
-    };
-    let folder = objects.root.parent().unwrap_or_default();
-    let name = objects.place.name();
-    let (store, options) = (Arc::clone(&objects.store), writer_options(schema, metadata));
-    let part = Part::on_store(store, &folder, name, Over::Seen(over), schema, options);
-    let mut part = part.map_err(|e| failed(&e))?;
-    while let Some(batch) = rows.next().await {
-        let written = match batch {
-            Ok(batch) => part.write(&batch).await.map_err(|e| failed(&e).into()),
-            Err(e) => Err(Error::publish(objects.to_string(), e)),
-        };
-        if let Err(error) = written {
-            part.abort().await;
-            return Err(error);
-        }
-    }
-    let closed = part.close().await.map_err(|e| failed(&e).into());
-    crash::point("publish.written");
-    let ready = match closed {
-        Ok(()) => confirmed(night).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = ready {
-        part.abort().await;
-        return Err(error);
-    }
-    // The object appears when its upload is complete.
-    Ok(part.finish().await.map_err(|e| failed(&e))?.bytes)
-}
-
-async fn to_runs(
-    mut rows: SendableRecordBatchStream,
-    mut folder: RunFolder,
-    output: &str,
-    night: &Night,
-) -> Result<Manifest, Error> {
-    while let Some(batch) = rows.next().await {
-        let written = match batch {
-            Ok(batch) => folder.write(&batch).await.map_err(Error::from),
-            Err(e) => Err(Error::publish(output, e)),
-        };
-        if let Err(error) = written {
-            folder.abort().await;
-            return Err(error);
-        }
-    }
-    // The long upload lies before the last look at the lock.
-    let finished = match folder.finish().await {
-        Ok(()) => confirmed(night).await,
-        Err(error) => Err(error.into()),
-    };
-    if let Err(error) = finished {
-        folder.abort().await;
-        return Err(error);
-    }
-    crash::point("publish.written");
-    Ok(folder.commit().await?)
 }

@@ -36,6 +36,7 @@ use crate::objects::Objects;
 use crate::predict::{prediction_fields, text_values};
 use crate::scorer::{Rejection, TextColumn, Window};
 use crate::session::Resources;
+use crate::sink::{fitted, narrowed};
 use crate::source::in_words;
 use crate::store::{text_error, text_key};
 
@@ -200,6 +201,27 @@ impl Spool {
         let rows = self.rows().await?.filter(column(KEY).is_null())?.limit(0, Some(most))?;
         let rows = rows.select(ids)?.collect().await?;
         Ok(rows.iter().map(in_words).collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
+    /// Looks whether the rows of a sink fit the table that they go into; `which` is none where it gets all rows.
+    ///
+    /// # Errors
+    /// The first value that the table cannot hold; a file that cannot be read.
+    pub(super) async fn check_fit(&self, table: &Schema, which: Option<SinkKind>) -> Result<(), DataFusionError> {
+        let narrowed = narrowed(&self.schema, table);
+        if narrowed.is_empty() {
+            return Ok(());
+        }
+        let rows = self.rows().await?;
+        let rows = match which {
+            None => rows,
+            Some(SinkKind::Rejected) => rows.filter(column(KEY).is_null())?,
+            Some(SinkKind::Predictions) => rows.filter(column(KEY).is_not_null())?,
+        };
+        let rows = rows.select(narrowed.iter().map(|field| column(field.name())).collect::<Vec<_>>())?;
+        let mut rows = fitted(rows.execute_stream().await?, &Arc::new(Schema::new(narrowed)));
+        while rows.next().await.transpose()?.is_some() {}
+        Ok(())
     }
 
     /// The texts that have no score among `known`, of which there are `held`, in the order in which they first come.

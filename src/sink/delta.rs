@@ -241,6 +241,12 @@ impl DeltaSink {
         commit.get(PIPELINE) == Some(&self.origin.pipeline) && commit.get(STORE) == Some(&self.origin.store)
     }
 
+    /// The columns of the rows in the types of the table.
+    #[must_use]
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
     /// The rows with the types of the table; a value that these cannot hold is an error of the stream.
     #[must_use]
     pub fn fitted(&self, rows: SendableRecordBatchStream) -> SendableRecordBatchStream {

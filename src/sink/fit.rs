@@ -10,8 +10,17 @@ use datafusion::common::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
+use thiserror::Error;
 
 use crate::tables::types::{plain, widened};
+
+/// A value that the table cannot hold.
+#[derive(Debug, Error)]
+#[error("column `{column}` does not fit the table: {problem}")]
+pub(crate) struct Misfit {
+    column: String,
+    problem: String,
+}
 
 /// The rows with the types of the table; a value that these cannot hold is an error of the stream.
 pub(crate) fn fitted(rows: SendableRecordBatchStream, schema: &SchemaRef) -> SendableRecordBatchStream {
@@ -22,6 +31,15 @@ pub(crate) fn fitted(rows: SendableRecordBatchStream, schema: &SchemaRef) -> Sen
         Ok(RecordBatch::try_new(Arc::clone(&into), columns.collect::<Result<Vec<_>, DataFusionError>>()?)?)
     });
     Box::pin(RecordBatchStreamAdapter::new(Arc::clone(schema), fitted))
+}
+
+/// The columns of rows that can have a value which the table cannot hold, with their fields in the table.
+pub(crate) fn narrowed(rows: &Schema, table: &Schema) -> Vec<Arc<Field>> {
+    let there = table.fields().iter().filter(|there| {
+        rows.field_with_name(there.name())
+            .is_ok_and(|field| field.data_type() != there.data_type() || field.is_nullable() && !there.is_nullable())
+    });
+    there.cloned().collect()
 }
 
 /// Whether values of one type go into a column of another as they are, or are refused one by one.
@@ -46,7 +64,8 @@ pub(crate) fn as_there(rows: &Schema, table: &Schema) -> SchemaRef {
 /// A column with the type that the table has for it.
 fn as_in_table(column: &ArrayRef, field: &Field) -> Result<ArrayRef, DataFusionError> {
     let misfit = |problem: &dyn Display| {
-        Err(DataFusionError::Execution(format!("column `{}` does not fit the table: {problem}", field.name())))
+        let misfit = Misfit { column: field.name().clone(), problem: problem.to_string() };
+        Err(DataFusionError::External(Box::new(misfit)))
     };
     if !field.is_nullable() && column.logical_null_count() > 0 {
         return misfit(
@@ -61,7 +80,14 @@ fn as_in_table(column: &ArrayRef, field: &Field) -> Result<ArrayRef, DataFusionE
     let cast = |column: &ArrayRef, to: &DataType| cast_with_options(column, to, &options);
     let values = match cast(column, field.data_type()) {
         Ok(values) => values,
-        Err(e) => return misfit(&e),
+        Err(e) => {
+            let e = e.to_string();
+            let problem = e.strip_prefix("Cast error: ").unwrap_or(&e);
+            return misfit(&format!(
+                "{problem}, which the column has there; filter such rows out in the source query, or give the column \
+                 another name and type"
+            ));
+        }
     };
     // Large integers have no float of their own.
     let is_rounded = column.data_type().is_integer() && field.data_type().is_floating();

@@ -28,7 +28,7 @@ pub use atomic::AtomicFile;
 pub(crate) use atomic::{NOT_DURABLE, TEMPORARY, folder_of, hold, remove_remains};
 pub(crate) use attributes::follow_links;
 pub use delta::{Committed, DeltaSink, Mode, Unpublished, rejected_version};
-pub(crate) use fit::{as_there, fitted};
+pub(crate) use fit::{Misfit, as_there, fitted, narrowed};
 pub use folder::{AtomicFolder, FolderKind, irreplaceable, recover};
 pub(crate) use runs::{Over, Part};
 pub(crate) use stored::parquet_problem;

@@ -255,6 +255,35 @@ fn a_run_that_does_not_fit_the_others_is_refused() {
 }
 
 #[test]
+fn values_that_a_table_cannot_hold_are_refused_before_the_scoring() {
+    let refused = |job: &Job, value: u64, expected: &str| {
+        let ids = UInt64Array::from(vec![1, value]);
+        parquet(&job.path("data/a.parquet"), &pairs(1, Arc::new(ids)));
+        let said = job.error(2);
+        assert!(said.contains("column `v` does not fit the table") && said.contains(expected), "{said}");
+        let scores = job.path("store/scores").read_dir().map_or(0, Iterator::count);
+        assert_eq!(scores, 0, "{said}");
+    };
+    let store = |job: Job| job.add("[score]\nstore = \"store\"");
+    // No table is there yet, and none of Delta has unsigned integers.
+    refused(&store(delta(job(), "append")), u64::MAX, "18446744073709551615 to type Int64");
+    for job in [delta(job(), "append"), runs(job())] {
+        parquet(&job.path("data/a.parquet"), &pairs(1, Arc::new(Float64Array::from(vec![0.5]))));
+        job.report();
+        refused(&store(job), (1 << 53) + 1, "does not hold every integer here exactly");
+    }
+    // Rows that go into quarantine are none of the table's.
+    let job = delta(job(), "append").add("[score]\nerrors = \"quarantine\"");
+    parquet(&job.path("data/a.parquet"), &pairs(1, Arc::new(Float64Array::from(vec![0.5]))));
+    job.report();
+    let mut rows = pairs(2, Arc::new(Int64Array::from(vec![8, (1 << 53) + 1]))).columns().to_vec();
+    rows[1] = Arc::new(StringArray::from(vec![Some("one"), None]));
+    parquet(&job.path("data/a.parquet"), &batch(&["id", "a", "b", "v"].into_iter().zip(rows).collect::<Vec<_>>()));
+    job.report();
+    assert_eq!(query(&job, "SELECT count(*) AS n, max(v) AS v FROM demo")[0], json!({"n": 2, "v": 8.0}));
+}
+
+#[test]
 fn an_untyped_column_of_a_delta_table_takes_a_type_later() {
     for mode in ["append", "merge"] {
         let job = delta(job(), mode);
@@ -274,7 +303,7 @@ fn an_untyped_column_of_a_delta_table_takes_a_type_later() {
         }
         // A float of its own is what no column of floats loses.
         parquet(&job.path("data/a.parquet"), &pairs(6, Arc::new(Int64Array::from(vec![(1 << 53) + 1]))));
-        assert!(job.error(1).contains("does not hold every integer here exactly"), "{mode}");
+        assert!(job.error(2).contains("does not hold every integer here exactly"), "{mode}");
     }
 }
 

@@ -1,0 +1,116 @@
+//! How the rows of a run become a Parquet file, an object in a bucket, or a folder of its own in a folder of runs.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use datafusion::execution::SendableRecordBatchStream;
+use futures::StreamExt;
+use object_store::{Error as StoreError, ObjectMeta};
+
+use super::night::Night;
+use super::readable;
+use crate::crash;
+use crate::error::Error;
+use crate::objects::{Objects, cause_in};
+use crate::sink::runs::{Manifest, RunFolder};
+use crate::sink::{FileVersion, Over, ParquetSink, Part, REPLACED, SinkError, writer_options};
+
+/// The last look at the lock before a commit. What comes after it is conditional on what the run saw before it.
+pub(super) async fn confirmed(night: &Night) -> Result<(), Error> {
+    night.confirm().await?;
+    crash::point("publish.confirmed");
+    Ok(())
+}
+
+pub(super) async fn to_file(
+    mut rows: SendableRecordBatchStream,
+    path: &Path,
+    over: &FileVersion,
+    schema: &SchemaRef,
+    metadata: &[(&str, String)],
+    night: &Night,
+) -> Result<u64, Error> {
+    let mut sink = ParquetSink::create(path, schema, metadata)?;
+    while let Some(batch) = rows.next().await {
+        let output = || readable(path).display().to_string();
+        sink.write(&batch.map_err(|e| Error::publish(output(), e))?)?;
+    }
+    crash::point("publish.written");
+    confirmed(night).await?;
+    Ok(sink.publish_over(over)?)
+}
+
+pub(super) async fn to_object(
+    mut rows: SendableRecordBatchStream,
+    objects: &Objects,
+    over: Option<ObjectMeta>,
+    schema: &SchemaRef,
+    metadata: &[(&str, String)],
+    night: &Night,
+) -> Result<u64, Error> {
+    let failed = |e: &(dyn std::error::Error + 'static)| {
+        let problem = match cause_in(e) {
+            Some(StoreError::Precondition { .. }) => REPLACED.into(),
+            Some(cause) => objects.error(cause).into(),
+            None => e.to_string().into(),
+        };
+        SinkError { path: objects.to_string().into(), problem }
+    };
+    let folder = objects.root.parent().unwrap_or_default();
+    let name = objects.place.name();
+    let (store, options) = (Arc::clone(&objects.store), writer_options(schema, metadata));
+    let part = Part::on_store(store, &folder, name, Over::Seen(over), schema, options);
+    let mut part = part.map_err(|e| failed(&e))?;
+    while let Some(batch) = rows.next().await {
+        let written = match batch {
+            Ok(batch) => part.write(&batch).await.map_err(|e| failed(&e).into()),
+            Err(e) => Err(Error::publish(objects.to_string(), e)),
+        };
+        if let Err(error) = written {
+            part.abort().await;
+            return Err(error);
+        }
+    }
+    let closed = part.close().await.map_err(|e| failed(&e).into());
+    crash::point("publish.written");
+    let ready = match closed {
+        Ok(()) => confirmed(night).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = ready {
+        part.abort().await;
+        return Err(error);
+    }
+    // The object appears when its upload is complete.
+    Ok(part.finish().await.map_err(|e| failed(&e))?.bytes)
+}
+
+pub(super) async fn to_runs(
+    mut rows: SendableRecordBatchStream,
+    mut folder: RunFolder,
+    output: &str,
+    night: &Night,
+) -> Result<Manifest, Error> {
+    while let Some(batch) = rows.next().await {
+        let written = match batch {
+            Ok(batch) => folder.write(&batch).await.map_err(Error::from),
+            Err(e) => Err(Error::publish(output, e)),
+        };
+        if let Err(error) = written {
+            folder.abort().await;
+            return Err(error);
+        }
+    }
+    // The long upload lies before the last look at the lock.
+    let finished = match folder.finish().await {
+        Ok(()) => confirmed(night).await,
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = finished {
+        folder.abort().await;
+        return Err(error);
+    }
+    crash::point("publish.written");
+    Ok(folder.commit().await?)
+}
