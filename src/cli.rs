@@ -21,13 +21,13 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 
-use crate::confidential::{holds_credentials, without_credentials};
 use crate::config::{self, Pipeline, Place};
 use crate::error::Error;
+use crate::escape::{self, printable};
 use crate::files;
 use crate::logging::{LogFormat, Messages, colors};
-use crate::printable::{self, printable};
 use crate::query::end_if_nobody_reads;
+use crate::redact::{holds_credentials, without_credentials};
 
 /// Score sentence pairs in bulk with a BERT-family model: SQL in, predictions out as Parquet.
 #[derive(Debug, Parser)]
@@ -69,7 +69,6 @@ Exit codes: 0 done, 1 failed while running, 2 wrong usage, pipeline or credentia
     #[command(after_help = "Examples:
   couplet plan pipelines/quickstart/pipeline.toml
   couplet plan nightly.toml --var date=2026-11-24 --json > plan.json
-  couplet run nightly.toml --var date=2026-11-24 --plan plan.json
 
 Exit codes: 0 a run can begin, 1 or 2 it would fail with this code")]
     Plan(plan::Plan),
@@ -242,7 +241,7 @@ pub(crate) fn print(text: &str) -> Result<(), Error> {
 
 /// Prints a text for people, or a JSON document.
 fn print_as(text: &str, is_json: bool) -> Result<(), Error> {
-    if is_json { print_document(&printable::json(text)) } else { print(text) }
+    if is_json { print_document(&escape::json(text)) } else { print(text) }
 }
 
 /// Prints a document for programs, byte by byte.
@@ -288,7 +287,7 @@ pub fn report_error(error: &Error, format: LogFormat) {
                 fields["hint"] = json!(hint);
             }
             let line = json!({ "timestamp": time, "level": "ERROR", "fields": fields }).to_string();
-            writeln!(io::stderr(), "{}", printable::json(&line))
+            writeln!(io::stderr(), "{}", escape::json(&line))
         }
         (Error::Config(errors), LogFormat::Text) => {
             write!(io::stderr(), "{}", without_credentials(&errors.render(colors(), width)))

@@ -24,10 +24,10 @@ use futures::TryStreamExt;
 use object_store::prefix::PrefixStore;
 use thiserror::Error;
 
+use crate::backtrace::without_frames;
 #[cfg(feature = "cluster")]
 use crate::cluster;
 use crate::config::Place;
-use crate::frames::without_frames;
 use crate::objects::{self, Objects, ObjectsError, cause_in, cut_answers};
 
 pub(crate) use damaged::data_file;

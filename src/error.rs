@@ -20,7 +20,7 @@ use crate::sql_error;
 use crate::tables::TableError;
 use crate::tables::broken_in;
 use crate::tables::diagnose::Broken;
-use crate::train::course::JobError;
+use crate::train::training_loop::JobError;
 
 /// What there is of a table that could not be written.
 const AS_BEFORE: &str = "the table is as it was before";

@@ -13,8 +13,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
 
-use crate::confidential::without_credentials;
 use crate::progress::Style;
+use crate::redact::without_credentials;
 
 #[cfg(feature = "otel")]
 mod traces;

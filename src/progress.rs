@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::scorer::{Counts, Scorer};
-use crate::train::course::Event;
+use crate::train::training_loop::Event;
 
 /// Between two looks at the counters.
 const BAR_INTERVAL: Duration = Duration::from_millis(100);

@@ -16,7 +16,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use tempfile::TempDir;
 use url::Url;
 
-use crate::bounded;
+use crate::bounded_functions;
 use crate::config::Table;
 use crate::files;
 use crate::literals::ExactLiterals;
@@ -131,7 +131,7 @@ pub async fn open(
         .with_physical_optimizer_rule(Arc::new(YieldingJoins));
     let context = SessionContext::new_with_state(predict::install(builder, models).build());
     if let MemoryLimit::Finite(memory) = resources.runtime.memory_pool.memory_limit() {
-        for function in bounded::functions(memory as u64) {
+        for function in bounded_functions::functions(memory as u64) {
             context.register_udf(function);
         }
     }

@@ -8,12 +8,12 @@ use serde_json::json;
 use super::{model_place, print_as};
 use crate::config::Place;
 use crate::error::Error;
+use crate::escape::in_line;
 use crate::model::card::{self, Card};
 use crate::model::{
     Architecture, Calibration, Described, Form, ImportError, Imported, MODEL_FOLDER, Problem, ScoreActivation, import,
 };
 use crate::objects::{ModelFolder, beside_model, model_folder};
-use crate::printable::in_line;
 use crate::progress::grouped;
 use crate::scorer::ScorerError;
 use crate::sink::irreplaceable;

@@ -7,8 +7,8 @@ use serde_json::json;
 use super::query::read_stdin;
 use super::{model_place, print_as};
 use crate::error::Error;
+use crate::escape::in_line;
 use crate::model::Model;
-use crate::printable::in_line;
 use crate::run;
 use crate::scorer::{Prediction, Scorer, ScorerOptions, TextColumn, Window};
 

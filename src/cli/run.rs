@@ -9,7 +9,7 @@ use std::time::Duration;
 use chrono::Utc;
 use clap::Args;
 
-use super::{Variables, print, print_as, read, read_pipeline};
+use super::{Variables, print, print_as, read_pipeline};
 use crate::cluster::Address;
 use crate::config::{self, Pipeline};
 use crate::error::Error;
@@ -17,9 +17,8 @@ use crate::files::{self, MAX_JSON};
 use crate::history;
 use crate::logging::Messages;
 use crate::prometheus::{self, Facts, timestamp};
-use crate::report::{Predicted, RunReport};
-use crate::run::plan::Forecast;
-use crate::run::{self, Remembering, WholeRun};
+use crate::report::RunReport;
+use crate::run::{self, Remembering, RunState};
 use crate::sink::AtomicFile;
 
 #[derive(Debug, Args)]
@@ -41,7 +40,7 @@ pub(super) struct Run {
     retry_errors: bool,
     /// The key under which rows are appended: a second run with the key of a finished one appends nothing. Without it,
     /// the key is made of the pipeline, its query and variables, and the source files
-    #[arg(long, value_name = "KEY", value_parser = run::key::parse)]
+    #[arg(long, value_name = "KEY", value_parser = run::run_key::parse)]
     run_key: Option<String>,
     /// Append the rows even if rows were appended under the same key
     #[arg(long)]
@@ -49,9 +48,6 @@ pub(super) struct Run {
     /// Wait this long for another run on the same store to end, as in 90s or 10m; without it, give up at once
     #[arg(long, value_name = "TIME", value_parser = duration)]
     wait: Option<Duration>,
-    /// Compare with what `couplet plan --json` said, from a file
-    #[arg(long, value_name = "PLAN.json")]
-    plan: Option<PathBuf>,
     /// Have a cluster score; reading, remembering and publishing stay here
     #[arg(long, value_name = "df://HOST:PORT")]
     cluster: Option<Address>,
@@ -66,7 +62,7 @@ pub(super) struct Run {
 impl Run {
     pub(super) async fn execute(self, messages: Messages, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let variables = self.variables.to_map()?;
-        let mut whole = WholeRun::begin();
+        let mut whole = RunState::begin();
         let pipeline = read_pipeline(&self.pipeline, &variables);
         let done = match &pipeline {
             Ok(pipeline) => self.run(pipeline, &variables, messages, stop, &mut whole).await.map_err(Some),
@@ -90,14 +86,12 @@ impl Run {
         variables: &BTreeMap<String, String>,
         messages: Messages,
         stop: impl Future<Output = ()>,
-        whole: &mut WholeRun,
+        whole: &mut RunState,
     ) -> Result<RunReport, Error> {
-        let plan = self.plan.as_deref().map(|path| predicted(path, pipeline)).transpose()?;
         let remembering = Remembering {
             fresh: self.fresh,
             retry_errors: self.retry_errors,
             wait: self.wait,
-            plan,
             cluster: self.cluster.clone(),
             run_key: self.run_key.clone(),
             again: self.again,
@@ -107,7 +101,7 @@ impl Run {
 }
 
 /// Writes the file for Prometheus. What fails here is said, and changes nothing about how the run ended.
-async fn write_metrics(path: &Path, pipeline_file: &Path, pipeline: Option<&Pipeline>, whole: WholeRun, success: bool) {
+async fn write_metrics(path: &Path, pipeline_file: &Path, pipeline: Option<&Pipeline>, whole: RunState, success: bool) {
     let before = files::read_string(path, MAX_JSON).unwrap_or_default();
     let seconds = Some(whole.seconds());
     let mut facts = match whole.record {
@@ -149,37 +143,6 @@ async fn ask_the_store(pipeline: &Pipeline, facts: &mut Facts) -> Result<(), Err
         facts.drift = history::drift(pipeline, record).await?;
     }
     Ok(())
-}
-
-/// What a plan said of the run.
-fn predicted(path: &Path, pipeline: &Pipeline) -> Result<Predicted, Error> {
-    let json: serde_json::Value = serde_json::from_str(&read(path)?)
-        .map_err(|e| Error::Usage(format!("--plan {}: it is no JSON: {e}", path.display())))?;
-    if json["score"]["rows"]["limited"] == true && json["predicted"].is_null() {
-        return Err(Error::Usage(format!(
-            "--plan {}: it read only {} rows of a number that is not known, and says nothing of a run over all of them; \
-             plan without --rows",
-            path.display(),
-            json["score"]["rows"]["read"]
-        )));
-    }
-    let forecast = Forecast::from_json(&json["predicted"]).ok_or_else(|| {
-        Error::Usage(format!(
-            "--plan {}: it is not the plan of a pipeline that scores; make one with `couplet plan PIPELINE --json`",
-            path.display()
-        ))
-    })?;
-    if json["pipeline"] != pipeline.name {
-        return Err(Error::Usage(format!(
-            "--plan {}: it is the plan of pipeline {}, and {} is `{}`; make one with `couplet plan {} --json`",
-            path.display(),
-            json["pipeline"].as_str().map_or_else(|| "without a name".into(), |name| format!("`{name}`")),
-            pipeline.path.display(),
-            pipeline.name,
-            pipeline.path.display()
-        )));
-    }
-    Ok(Predicted { by: path.display().to_string(), after: None, forecast })
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 
 use super::function::{self, MODELS_KEPT, Worker};
 use super::{Address, ClusterError, INSTANCE, codec, stores};
-use crate::bounded;
+use crate::bounded_functions;
 use crate::predict::{self, Models};
 use crate::scorer::{DeviceSetting, Pool, ScorerOptions};
 use crate::session::Resources;
@@ -170,7 +170,7 @@ fn functions(worker: &Arc<Worker>, memory: u64) -> BallistaFunctionRegistry {
     let options = ScorerOptions { device: worker.device(), ..ScorerOptions::default() };
     let models = Models::new(worker.pool().clone(), PathBuf::from("/")).with_options(options).keeping(MODELS_KEPT);
     let own = [function::score(Some(Arc::clone(worker))), predict::function(Arc::new(models))];
-    for function in own.into_iter().chain(bounded::functions(memory)) {
+    for function in own.into_iter().chain(bounded_functions::functions(memory)) {
         functions.scalar_functions.insert(function.name().to_owned(), Arc::new(function));
     }
     functions

@@ -12,7 +12,7 @@ use super::delta::SentAway;
 use super::function;
 use super::lists::{Lists, PATIENCE};
 use super::{Address, ClusterError};
-use crate::bounded;
+use crate::bounded_functions;
 use crate::config::DEFAULT_MEMORY;
 use crate::predict::{self, Models};
 
@@ -71,7 +71,7 @@ pub(super) fn session(
     context.register_udf(predict::function(models));
     context.register_udf(function::score(None));
     // A call with nothing but constants is executed here.
-    for function in bounded::functions(DEFAULT_MEMORY) {
+    for function in bounded_functions::functions(DEFAULT_MEMORY) {
         context.register_udf(function);
     }
     Ok(context)

@@ -9,8 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use super::hub::{self, HubModel};
 use super::problem::{Problem, closest};
 use super::remote::{Remote, SCHEMES};
-use crate::confidential::holds_credentials;
 use crate::files::real_path;
+use crate::redact::holds_credentials;
 
 /// Where a file or a folder is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

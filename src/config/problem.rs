@@ -9,7 +9,7 @@ use miette::{
     SourceSpan, SpanContents,
 };
 
-use crate::printable::{in_line, of_same_length, printable};
+use crate::escape::{in_line, of_same_length, printable};
 
 /// The number of problems above which a report shows the first ones only.
 const MOST_SHOWN: usize = 100;

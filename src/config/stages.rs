@@ -49,7 +49,7 @@ pub enum Validation {
     Sql(Sql),
 }
 
-/// The course of the learning rate after the warm-up.
+/// Learning-rate schedule after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScheduleShape {
     /// Falls to 0 in a straight line.

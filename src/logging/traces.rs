@@ -22,7 +22,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::up_to;
-use crate::confidential::without_credentials;
+use crate::redact::without_credentials;
 
 /// Traces on their way to a collector.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use candle_core::{Device, Error, Layout, Result, Tensor};
 use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle;
-use crate::frames::message;
+use crate::backtrace::message;
 
 /// The largest pickle, in bytes: those of real models have less than one MiB.
 const MOST_BYTES: u64 = 64 << 20;

@@ -111,7 +111,7 @@ impl fmt::Display for Calibration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "temperature {:.4}", self.temperature)?;
         if let Some(bound) = &self.bound {
-            write!(f, " (not reliable: at its bound, {})", crate::printable::in_line(bound))?;
+            write!(f, " (not reliable: at its bound, {})", crate::escape::in_line(bound))?;
         }
         if let Some(threshold) = self.threshold {
             write!(f, ", threshold {threshold:.4}")?;

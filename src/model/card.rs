@@ -6,7 +6,7 @@
 use saphyr_parser::{Event, Parser, ScalarStyle};
 use serde_json::{Map, Value, json};
 
-use crate::printable::in_line;
+use crate::escape::in_line;
 
 /// The largest README.md or `training.json` that is read, in bytes.
 pub const MOST_BYTES: u64 = 8 << 20;

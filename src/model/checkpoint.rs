@@ -17,7 +17,7 @@ use super::archive::Archive;
 use super::config::{Architecture, Keys, read_json};
 use super::error::LoadError;
 use super::files::{ModelFiles, is_name};
-use crate::frames::message;
+use crate::backtrace::message;
 
 pub(crate) struct Checkpoint {
     pub(super) folder: PathBuf,

@@ -4,8 +4,8 @@ use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::backtrace::message;
 use crate::files::nearest_file;
-use crate::frames::message;
 
 /// What is said of a path that does not exist: which folder does not either, and what may have been meant.
 fn near(path: &Path) -> (String, String) {

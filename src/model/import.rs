@@ -22,8 +22,8 @@ use super::error::LoadError;
 use super::files::ModelFiles;
 use super::folder::{MODEL_FOLDER, clear_head, copy_tokenizer, write_json};
 use super::weights_file::{self, Entry};
+use crate::backtrace::message;
 use crate::files;
-use crate::frames::message;
 use crate::ops::Kernels;
 use crate::sink::AtomicFolder;
 

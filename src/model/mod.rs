@@ -20,8 +20,8 @@ mod outputs;
 mod pickle;
 mod source;
 mod special_tokens;
-mod stand_in;
 mod tokenizer;
+mod untrained;
 mod weights_file;
 
 use std::path::{Path, PathBuf};
@@ -40,8 +40,8 @@ pub use fingerprint::Fingerprint;
 pub use folder::MODEL_FOLDER;
 pub use import::{Form, ImportError, Imported, import};
 pub use outputs::ScoreActivation;
-pub use stand_in::Makings;
 pub use tokenizer::{Encoding, Tokenizer};
+pub use untrained::Makings;
 
 use crate::ops::Kernels;
 pub(crate) use checkpoint::{Checkpoint, full_name, is_head};

@@ -9,9 +9,9 @@ use object_store::client::{HttpError, HttpErrorKind};
 use thiserror::Error;
 use url::Url;
 
-use super::accepted::were_accepted;
+use super::credentials::were_accepted;
+use crate::backtrace::without_frames;
 use crate::config::{Place, Service};
-use crate::frames::without_frames;
 use crate::lock::Explained;
 
 /// A place that cannot be read or written.

@@ -3,12 +3,12 @@
 //! Settings and credentials of services come from the environment, under the names that their own tools use. A bucket
 //! gets one client a process. Opening a place asks no server. Uploads that a killed run left are in `uploads`.
 
-mod accepted;
+mod credentials;
 mod download;
 mod durable;
 mod error;
 pub(crate) mod model;
-mod owned;
+mod store_folder;
 mod uploads;
 
 use std::collections::HashMap;
@@ -29,14 +29,14 @@ use url::Url;
 use crate::config::{Place, Remote, Service};
 use crate::lock;
 
-use accepted::Connector;
+use credentials::Connector;
 pub use download::download;
 pub use durable::DurableLocal;
 pub(crate) use durable::{NO_LINKS, unconfirmed_in};
 pub use error::{ObjectsError, Trouble};
 pub(crate) use error::{cause_in, cut_answers, explain_unplaced, without_answers, without_secrets};
 pub use model::{ModelFolder, beside_model, model_cache, model_folder};
-pub use owned::{Entries, Entry, StoreFolder};
+pub use store_folder::{Entries, Entry, StoreFolder};
 use uploads::Uploads;
 pub use uploads::abort_noted_uploads;
 

@@ -14,7 +14,7 @@ use arrow::util::pretty::pretty_format_batches_with_options;
 
 use crate::dates::printable_dates;
 use crate::error::Error;
-use crate::printable::printable;
+use crate::escape::printable;
 use crate::sink::{AtomicFile, ParquetSink, SinkError, parquet_problem};
 
 /// How a result is written.

@@ -15,7 +15,7 @@ use crate::progress::spoken;
 
 pub use appended::Appended;
 pub use evaluation::{evaluation_lines, positive_of};
-pub use scoring::{Executor, Predicted, Report, Rows};
+pub use scoring::{Executor, Report, Rows};
 
 /// What all stages of a run did.
 #[derive(Debug, Clone, Default)]

@@ -5,7 +5,6 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::model::Problem;
-use crate::run::plan::Forecast;
 use crate::scorer::{Counts, PADDED_BATCH, Precision, Rejection};
 
 /// What scoring did.
@@ -38,8 +37,6 @@ pub struct Report {
     pub elapsed: Duration,
     /// From the first window to the last.
     pub scoring: Duration,
-    /// What was said beforehand, by the run itself or by a plan.
-    pub predicted: Vec<Predicted>,
     /// The output table.
     pub output: String,
     /// Its size.
@@ -70,26 +67,6 @@ impl Executor {
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         json!({ "executor": self.name, "tasks": self.tasks, "texts": self.texts, "tokens": self.tokens })
-    }
-}
-
-/// What was said beforehand of a run.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Predicted {
-    /// Who said it: `run`, or the file of a plan.
-    pub by: String,
-    /// How long the run had scored when it said so, in seconds; none for a plan.
-    pub after: Option<f64>,
-    /// What was said.
-    pub forecast: Forecast,
-}
-
-impl Predicted {
-    /// The share by which the time of scoring that was said is above what it took; negative if it is below.
-    #[must_use]
-    pub fn error(&self, scoring: Duration) -> Option<f64> {
-        let seconds = scoring.as_secs_f64();
-        (seconds > 0.0 && self.forecast.texts > 0).then(|| self.forecast.scoring / seconds - 1.0)
     }
 }
 
@@ -179,26 +156,9 @@ impl Report {
             "rows_per_second": self.rows_per_second(),
             "tokens_per_second": self.tokens_per_second(),
             "executors": self.executors.iter().map(Executor::to_json).collect::<Vec<_>>(),
-            "predicted": self.predicted.iter().map(|predicted| self.compared(predicted)).collect::<Vec<_>>(),
             "output": { "path": self.output, "bytes": self.output_bytes, "version": self.output_version },
             "quarantine": self.quarantine.as_ref().map(|(path, rows)| json!({ "path": path, "rows": rows })),
         })
-    }
-}
-
-impl Report {
-    /// A forecast beside what happened.
-    fn compared(&self, predicted: &Predicted) -> serde_json::Value {
-        let mut json = predicted.forecast.to_json();
-        json["by"] = predicted.by.clone().into();
-        json["after_seconds"] = predicted.after.into();
-        json["actual"] = json!({
-            "rows": self.rows.scored,
-            "tokens": self.counts.tokens,
-            "seconds": { "scoring": self.scoring.as_secs_f64(), "all": self.elapsed.as_secs_f64() },
-        });
-        json["error_of_scoring"] = predicted.error(self.scoring).into();
-        json
     }
 }
 

@@ -1,12 +1,11 @@
 //! What scoring did, for people.
 
 use std::fmt;
-use std::time::Duration;
 
-use super::{Predicted, Report};
+use super::Report;
+use crate::escape::printable;
 use crate::frequent::most_frequent;
 use crate::model::Problem;
-use crate::printable::printable;
 use crate::progress::{counted, grouped, size, spoken};
 use crate::scorer::{PADDED_BATCH, Rejection};
 
@@ -55,7 +54,6 @@ impl fmt::Display for Report {
         line("tokens", format!("{} · {truncated}", grouped(counts.tokens)))?;
         if counts.tokens == 0 {
             line("time", spoken(self.elapsed))?;
-            self.write_predicted(f)?;
             return self.write_end(f);
         }
         line(
@@ -79,33 +77,11 @@ impl fmt::Display for Report {
                 format!("{}, {} ({share:.0} %)", counted(executor.tasks, "task"), counted(executor.texts, "text"));
             line(name, format!("{} {done}", printable(&executor.name)))?;
         }
-        self.write_predicted(f)?;
         self.write_end(f)
     }
 }
 
 impl Report {
-    /// What was said beforehand.
-    fn write_predicted(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What a run says of itself is worth a line where somebody waits for it.
-        let waited = self.scoring >= Duration::from_secs(10);
-        for Predicted { by, after, forecast } in self.predicted.iter().filter(|said| said.after.is_none() || waited) {
-            let seconds = |seconds: f64| spoken(Duration::from_secs_f64(seconds.max(0.0)));
-            let said = match after {
-                Some(after) => format!("{} scoring, said {} into it", seconds(forecast.scoring), seconds(*after)),
-                None => format!(
-                    "{} ({} scoring {} texts, {} tokens), by {by}",
-                    seconds(forecast.all.unwrap_or(forecast.scoring)),
-                    seconds(forecast.scoring),
-                    grouped(forecast.texts),
-                    grouped(forecast.tokens)
-                ),
-            };
-            writeln!(f, "  {:<10} {said}", "predicted")?;
-        }
-        Ok(())
-    }
-
     fn write_end(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = |name: &str, value: String| writeln!(f, "  {name:<10} {value}");
         let fingerprint = &self.fingerprint[..self.fingerprint.len().min(16)];

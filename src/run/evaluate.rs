@@ -11,7 +11,7 @@ use arrow::error::ArrowError;
 use datafusion::prelude::SessionContext;
 use serde_json::{Value, json};
 
-use super::mistakes::{self, Judged};
+use super::misclassified::{self, Judged};
 use super::rows::{Columns, Selection};
 use super::{folder_of, missing_model, model_name, pool, readable, readable_place, resources, scorer_options};
 use crate::config::{Evaluate, Pipeline};
@@ -37,7 +37,7 @@ pub(super) const REPORT: &str = "evaluation.json";
 
 /// The folder of an evaluation.
 pub(super) const EVALUATION_FOLDER: FolderKind =
-    FolderKind { name: "an evaluation", marker: REPORT, has: |name| [REPORT, mistakes::FILE].contains(&name) };
+    FolderKind { name: "an evaluation", marker: REPORT, has: |name| [REPORT, misclassified::FILE].contains(&name) };
 
 /// Measures until it is done or `stop` is; the folder of the report is there whole, or as it was.
 #[tracing::instrument(skip_all)]
@@ -161,7 +161,7 @@ impl Work<'_> {
         let (judged, measured) =
             measured.await.map_err(|e| Error::Io { context: "measuring".into(), error: std::io::Error::other(e) })?;
         let (evaluation, raw) = measured.map_err(|e| refused(e.to_string()))?;
-        let mistakes = mistakes::table(&judged, &scorer.model().config)
+        let mistakes = misclassified::table(&judged, &scorer.model().config)
             .map_err(|e| Error::sql("the table of mistakes", &e.into(), None))?;
         let mut json = self.report(&scorer, task, &judged.labels, &evaluation, raw.as_ref(), mistakes.num_rows());
         json["rejected"] = rows.reasons().map(|(reason, rows)| (reason.to_owned(), Value::from(rows))).collect();
@@ -179,7 +179,7 @@ impl Work<'_> {
         }
         lines.extend(rows.reasons().map(|(reason, rows)| format!("{} not measured: {reason}", counted(rows, "row"))));
         let listed = if judged.labels.problem() == Problem::Regression { "rows by their error" } else { "mistakes" };
-        lines.push(format!("{} {listed} in {}", grouped(mistakes.num_rows() as u64), mistakes::FILE));
+        lines.push(format!("{} {listed} in {}", grouped(mistakes.num_rows() as u64), misclassified::FILE));
         Ok(EvaluationReport { folder: readable(&stage.output.path), lines, elapsed: began.elapsed(), json })
     }
 
@@ -216,12 +216,13 @@ impl Work<'_> {
             return Err(selection.refused(format!("the query of [{SECTION}] gives no rows to measure on")));
         };
         let schema = first.schema();
-        if let Some(taken) = schema.fields().iter().find(|field| mistakes::ADDED.contains(&field.name().as_str())) {
+        if let Some(taken) = schema.fields().iter().find(|field| misclassified::ADDED.contains(&field.name().as_str()))
+        {
             return Err(selection.refused(format!(
                 "column `{0}` of the query of [{SECTION}] is one that {1} gets; rename it in SQL, for example `{0} AS \
                  source_{0}`",
                 taken.name(),
-                mistakes::FILE
+                misclassified::FILE
             )));
         }
         concat_batches(&schema, &batches).map_err(unmeasurable)
@@ -291,7 +292,7 @@ impl Work<'_> {
     fn publish(&self, json: &Value, mistakes: &RecordBatch, scorer: &Scorer) -> std::io::Result<()> {
         let folder = AtomicFolder::create(&self.settings.output.path, &EVALUATION_FOLDER)?;
         crate::model::write_json(&folder.path().join(REPORT), json)?;
-        mistakes::write(&folder.path().join(mistakes::FILE), mistakes, scorer.model())
+        misclassified::write(&folder.path().join(misclassified::FILE), mistakes, scorer.model())
             .map_err(|SinkError { problem, .. }| std::io::Error::other(problem.problem))?;
         folder.publish()
     }

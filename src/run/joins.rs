@@ -13,7 +13,7 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use deltalake_core::delta_datafusion::planner::DeltaPlanner;
 
-use super::spool::column;
+use super::staged_rows::column;
 use crate::session::{Resources, pool};
 
 /// What remembered scores take in memory when they are looked up by their key, in bytes; rather too much.

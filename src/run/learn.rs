@@ -19,8 +19,8 @@ use crate::progress::{Style, TrainingProgress, counted, grouped};
 use crate::report::{StageReport, positive_of};
 use crate::scorer::{Pool, ScorerError};
 use crate::session::{self, Resources};
-use crate::train::course::{Interval, JobError, Outcome, Watch};
 use crate::train::sampling::HoldOut;
+use crate::train::training_loop::{Interval, JobError, Outcome, Watch};
 use crate::train::{AdamW, Hyper, MaskedWords, Shape, Warmup, finetune as tuning, pretrain as pretraining};
 
 /// The sections, as errors name them.

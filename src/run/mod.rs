@@ -1,30 +1,29 @@
 //! `couplet run`: the recipe of a pipeline, from its file to its published table, one call a stage.
 
-mod beside;
 mod checked;
-mod elsewhere;
+mod cluster_scoring;
+mod commit_gate;
+mod digest;
 mod evaluate;
-mod foresight;
-mod gate;
-mod intact;
 mod joins;
-pub(crate) mod key;
 mod learn;
-mod mistakes;
-mod night;
-mod pace;
+mod misclassified;
+mod outputs;
 mod pending;
-mod places;
 pub mod plan;
 mod publish;
 pub(crate) mod quarantine;
 mod rejected;
 mod rows;
+pub(crate) mod run_key;
+mod run_lock;
+mod run_state;
 mod score;
 mod sinks;
-mod spool;
-mod whole;
+mod staged_rows;
+mod window_stats;
 mod writers;
+mod zip_by_row;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -46,8 +45,8 @@ use crate::store::ScoreStore;
 use crate::tables;
 use crate::train::finetune;
 
+pub use run_state::RunState;
 pub use score::Remembering;
-pub use whole::WholeRun;
 
 /// A part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -75,7 +74,7 @@ pub async fn run(
     style: Style,
     stop: impl Future<Output = ()>,
 ) -> Result<RunReport, Error> {
-    run_recorded(pipeline, variables, only, remembering, style, stop, &mut WholeRun::begin()).await
+    run_recorded(pipeline, variables, only, remembering, style, stop, &mut RunState::begin()).await
 }
 
 /// The same; `whole` is told how far the run comes, and what was recorded of it, also if it fails.
@@ -90,19 +89,19 @@ pub async fn run_recorded(
     remembering: Remembering,
     style: Style,
     stop: impl Future<Output = ()>,
-    whole: &mut WholeRun,
+    whole: &mut RunState,
 ) -> Result<RunReport, Error> {
     check_variables(pipeline, variables)?;
     check_stages(pipeline, only)?;
     check_cluster(pipeline, only, remembering.cluster.as_ref())?;
-    key::check(pipeline, only, &remembering)?;
+    run_key::check(pipeline, only, &remembering)?;
     let wanted = |stage| only.is_empty() || only.contains(&stage);
     let pretrain = pipeline.pretrain.as_ref().filter(|_| wanted(Stage::Pretrain));
     let finetune = pipeline.finetune.as_ref().filter(|_| wanted(Stage::Finetune));
     let evaluate = pipeline.evaluate.as_ref().filter(|_| wanted(Stage::Evaluate));
     // Where nothing comes before the scoring, it looks at the sinks itself, and leaves a record of what it finds.
     let scores_later = pretrain.is_some() || finetune.is_some() || evaluate.is_some();
-    places::check(pipeline, wanted, scores_later)?;
+    outputs::check(pipeline, wanted, scores_later)?;
     // It stays done: a stage that ends well in spite of it leaves it to the next one.
     let mut stop = std::pin::pin!(futures::future::maybe_done(stop));
     let training = learn::Training { pipeline, variables, style };
@@ -248,7 +247,7 @@ fn check_variables(pipeline: &Pipeline, variables: &BTreeMap<String, String>) ->
 /// # Errors
 /// A spill folder that cannot be made.
 pub fn resources(run: &RunSettings) -> Result<Resources, Error> {
-    Resources::new(run.memory, &run.spill).map_err(|e| places::unspillable(run, &e.to_string()))
+    Resources::new(run.memory, &run.spill).map_err(|e| outputs::unspillable(run, &e.to_string()))
 }
 
 /// Starts the inference threads.

@@ -14,7 +14,7 @@ use datafusion::common::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use futures::{Stream, StreamExt};
 
-use super::intact::damaged;
+use super::digest::damaged;
 use crate::files;
 use crate::predict::text_values;
 use crate::scorer::{TextColumn, Window};

@@ -1,4 +1,4 @@
-//! The last step of a night: rows with their scores go to the sinks, checked on the way, and become visible at once.
+//! The last step of a run_lock: rows with their scores go to the sinks, checked on the way, and become visible at once.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex};
 use datafusion::common::DataFusionError;
 
 use super::checked::{Check, Checked, Published, Refusal, output_schema, refusal};
-use super::intact::checked_at_end;
+use super::digest::checked_at_end;
 use super::quarantine::Pending;
 use super::rejected;
 use super::score::Run;
 use super::sinks::{Attempt, Sink, SinkKind};
-use super::spool::Spool;
+use super::staged_rows::StagedRows;
 use super::{interrupted, readable_place};
 use crate::crash;
 use crate::error::Error;
@@ -43,7 +43,7 @@ const ATTEMPTS: u32 = 10;
 /// What is published.
 #[derive(Clone, Copy)]
 struct Rows<'a> {
-    spool: &'a Spool,
+    staged: &'a StagedRows,
     scores: &'a ScoreStore,
     scorer: &'a Scorer,
 }
@@ -51,10 +51,10 @@ struct Rows<'a> {
 impl Run<'_> {
     /// Writes the rows with their scores to the sinks, and makes them visible there; none if the sink has rows of the
     /// same key by now.
-    #[tracing::instrument(skip_all, fields(rows = spool.len().cast_signed()))]
+    #[tracing::instrument(skip_all, fields(rows = staged.len().cast_signed()))]
     pub(super) async fn publish(
         &self,
-        spool: &Spool,
+        staged: &StagedRows,
         scores: &ScoreStore,
         sinks: Vec<Sink>,
         scorer: &Scorer,
@@ -62,19 +62,19 @@ impl Run<'_> {
         stop: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<Option<PublishedTo>, Error> {
         let mut all = PublishedTo::default();
-        let rows = Rows { spool, scores, scorer };
+        let rows = Rows { staged, scores, scorer };
         let split = sinks.len() > 1;
         let mut version = None;
         let mut pending = None;
         if split && self.scoring.sink.is_one_file() {
             let place = SinkKind::Rejected.place(self.scoring);
-            pending = Some(Pending::of(&place, self.night.run()).await?);
+            pending = Some(Pending::of(&place, self.run_lock.run()).await?);
         }
         for mut sink in sinks {
             let kind = sink.kind();
             let expected = match kind {
                 SinkKind::Rejected => None,
-                SinkKind::Predictions => Some(spool.len() - if split { all.rejected } else { 0 }),
+                SinkKind::Predictions => Some(staged.len() - if split { all.rejected } else { 0 }),
             };
             let which = split.then_some(kind);
             let (mut attempt, mut seen) = (1, None);
@@ -95,7 +95,7 @@ impl Run<'_> {
                             readable_place(&kind.place(self.scoring))
                         );
                         attempt += 1;
-                        sink = self.open_sink(kind, &output_schema(spool.schema()), scorer, key).await?;
+                        sink = self.open_sink(kind, &output_schema(staged.schema()), scorer, key).await?;
                         // Of two runs at once, the later version of the table of rejected rows has those of both.
                         if let Some(own) = version {
                             let main = Objects::open(&self.scoring.sink.location.place)?;
@@ -136,29 +136,29 @@ impl Run<'_> {
         which: Option<SinkKind>,
         stop: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<(Attempt, Published), Error> {
-        let Rows { spool, scores, scorer, .. } = rows;
+        let Rows { staged, scores, scorer, .. } = rows;
         let config = &scorer.model().config;
         let any_of = if config.problem == Problem::MultiLabel { config.labels.clone() } else { Vec::new() };
         let check = Arc::new(Check {
             rows: expected,
-            max_rejected: rejected::most(self.scoring, spool.len()),
+            max_rejected: rejected::most(self.scoring, staged.len()),
             model: scorer.model().fingerprint.to_string(),
             any_of,
             stopped: false.into(),
             published: Mutex::default(),
         });
-        let known = scores.scores(spool.joins(scores.rows()))?;
-        let stream = spool.scored(known, scores.rows(), which).await.map_err(|e| self.spool_failed(&e))?;
+        let known = scores.scores(staged.joins(scores.rows()))?;
+        let stream = staged.scored(known, scores.rows(), which).await.map_err(|e| self.staging_failed(&e))?;
         // What was read is compared with what was written before it is committed.
         let intact = scores.check();
         let intact = async { intact.await.map_err(|e| DataFusionError::External(e.into())) };
         let stream = checked_at_end(stream, intact);
-        let stream = Checked::new(stream, output_schema(spool.schema()), Arc::clone(&check));
-        self.night.confirm().await?;
-        let merging = sink.merges().then(|| spool.merging()).transpose().map_err(|e| self.spool_failed(&e))?;
-        let context = merging.as_ref().unwrap_or(spool.context());
+        let stream = Checked::new(stream, output_schema(staged.schema()), Arc::clone(&check));
+        self.run_lock.confirm().await?;
+        let merging = sink.merges().then(|| staged.merging()).transpose().map_err(|e| self.staging_failed(&e))?;
+        let context = merging.as_ref().unwrap_or(staged.context());
         crash::point("publish.before");
-        let mut publishing = std::pin::pin!(sink.publish(Box::pin(stream), context, self.night));
+        let mut publishing = std::pin::pin!(sink.publish(Box::pin(stream), context, self.run_lock));
         let done = tokio::select! {
             biased;
             () = &mut *stop => {
@@ -171,7 +171,7 @@ impl Run<'_> {
         match done {
             Ok(done) => Ok((done, check.published())),
             Err(error) => {
-                let error = self.not_published(error, &check, spool, Some(scores));
+                let error = self.not_published(error, &check, staged, Some(scores));
                 // Pages of the store that nothing has read before may be what is broken.
                 let unreadable = matches!(&error, Error::Publish { source, known: true, .. } if source.to_string().contains("Parquet"));
                 Err(if unreadable { scores.blame(error).await } else { error })
@@ -180,18 +180,18 @@ impl Run<'_> {
     }
 
     /// Says in the pipeline's words why the sink gave up.
-    fn not_published(&self, error: Error, check: &Check, spool: &Spool, scores: Option<&ScoreStore>) -> Error {
+    fn not_published(&self, error: Error, check: &Check, staged: &StagedRows, scores: Option<&ScoreStore>) -> Error {
         let written = check.published().rows;
         match refusal(&error) {
             Some(Refusal::Stopped) => interrupted(self.scoring, "while the table was written", scores),
             Some(Refusal::TooManyErrors { .. }) => {
-                let mut rejected = spool.rejected();
+                let mut rejected = staged.rejected();
                 let texts: u64 = rejected.iter().sum();
                 rejected[Rejection::KINDS.len() - 1] += check.published().rejected.saturating_sub(texts);
-                rejected::too_many(self.scoring, rejected, spool.len(), &[])
+                rejected::too_many(self.scoring, rejected, staged.len(), &[])
             }
             Some(Refusal::Unscored { .. } | Refusal::Lost { .. }) => {
-                Error::RowsLost { read: check.rows.unwrap_or(spool.len()), written }
+                Error::RowsLost { read: check.rows.unwrap_or(staged.len()), written }
             }
             None => error,
         }

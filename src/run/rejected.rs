@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::spool::Spool;
+use super::staged_rows::StagedRows;
 use crate::config::Scoring;
 use crate::error::Error;
 use crate::progress::counted;
@@ -31,13 +31,13 @@ fn share_of(share: f64, rows: u64) -> u64 {
 ///
 /// # Errors
 /// They are.
-pub(super) async fn check(scoring: &Scoring, spool: &Spool) -> Result<(), Error> {
-    if spool.rejected().iter().sum::<u64>() <= most(scoring, spool.len()) {
+pub(super) async fn check(scoring: &Scoring, staged: &StagedRows) -> Result<(), Error> {
+    if staged.rejected().iter().sum::<u64>() <= most(scoring, staged.len()) {
         return Ok(());
     }
     // Without them the numbers alone say what is wrong.
-    let first = spool.first_rejected(&scoring.source.id, MOST_NAMED).await.unwrap_or_default();
-    Err(too_many(scoring, spool.rejected(), spool.len(), &first))
+    let first = staged.first_rejected(&scoring.source.id, MOST_NAMED).await.unwrap_or_default();
+    Err(too_many(scoring, staged.rejected(), staged.len(), &first))
 }
 
 /// What is said of rows of which more are errors than may be, with the first of them if they are known.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! source ─ rows ─ check ids ─┬─ texts without a score ─ score ─ remember, now and then ─┐
-//!          (spool)           └──────────── rows with their scores ◀── store ◀───────────┘
+//!          (staged)           └──────────── rows with their scores ◀── store ◀───────────┘
 //!                                                    └─ check ─ publish in one step
 //! ```
 //!
@@ -21,17 +21,16 @@ use datafusion::prelude::SessionContext;
 use futures::{Stream, StreamExt};
 
 use super::checked::output_schema;
-use super::elsewhere::{self, Elsewhere};
-use super::foresight::{Foresight, SAMPLE};
-use super::key;
-use super::night::Night;
-use super::pace::Pace;
+use super::cluster_scoring::{self, ClusterScoring};
 use super::pending::Pending;
 use super::rejected;
+use super::run_key;
+use super::run_lock::RunLock;
 use super::sinks::{self, Sink, SinkKind};
-use super::spool::Spool;
+use super::staged_rows::StagedRows;
+use super::window_stats::WindowStats;
 use super::{
-    NOTHING_WRITTEN, WholeRun, blame, folder_of, interrupted, missing_model, model_name, models_of, places, pool,
+    NOTHING_WRITTEN, RunState, blame, folder_of, interrupted, missing_model, model_name, models_of, outputs, pool,
     query_text, readable_place, resources,
 };
 use crate::cluster::Address;
@@ -40,7 +39,7 @@ use crate::crash;
 use crate::error::Error;
 use crate::objects::StoreFolder;
 use crate::progress::{Progress, Style, grouped};
-use crate::report::{Appended, Predicted, Report, Rows};
+use crate::report::{Appended, Report, Rows};
 use crate::scorer::{Prediction, Rejection, Scorer};
 use crate::session::{self, Resources};
 use crate::source::Source;
@@ -63,7 +62,7 @@ const BYTES_TO_COMMIT: usize = 64 << 20;
 /// What the operating system says of a full disk, after the words for people.
 const DISK_FULL: &str = "(os error 28)";
 
-/// What the command line asks of a night.
+/// What the command line asks of a run.
 #[derive(Debug, Clone, Default)]
 pub struct Remembering {
     /// Forget this model's scores first.
@@ -72,8 +71,6 @@ pub struct Remembering {
     pub retry_errors: bool,
     /// For how long to wait while another run is under way; none to give up at once.
     pub wait: Option<Duration>,
-    /// What a plan said, to be compared with what happens.
-    pub plan: Option<Predicted>,
     /// The cluster that scores; this machine if none.
     pub cluster: Option<Address>,
     /// The key under which rows are appended, once; made of what the run reads if none.
@@ -92,19 +89,19 @@ pub(super) async fn score(
     remembering: Remembering,
     style: Style,
     stop: &mut (impl Future<Output = ()> + Unpin),
-    whole: &mut WholeRun,
+    whole: &mut RunState,
 ) -> Result<Done, Error> {
     let begin = async {
         let store = store::open(&scoring.score.store.place).await?;
-        let night = Night::begin(pipeline, &store, remembering.wait).await?;
-        Ok::<_, Error>((store, night))
+        let lock = RunLock::begin(pipeline, &store, remembering.wait).await?;
+        Ok::<_, Error>((store, lock))
     };
     let (store, begun) = tokio::select! {
         biased;
         () = &mut *stop => return Err(interrupted(scoring, "before the first row was scored", None)),
         begun = begin => begun?,
     };
-    let run = Run { pipeline, scoring, variables, remembering, style, store, night: &begun };
+    let run = Run { pipeline, scoring, variables, remembering, style, store, run_lock: &begun };
     let mut record = begun.record(whole);
     let (outcome, scores) = match run.all(&mut record, stop).await {
         Ok((done, scores)) => (Ok(done), Some(scores)),
@@ -141,7 +138,7 @@ pub(super) struct Run<'a> {
     remembering: Remembering,
     style: Style,
     pub(super) store: StoreFolder,
-    pub(super) night: &'a Night,
+    pub(super) run_lock: &'a RunLock,
 }
 
 /// Texts that have their scores.
@@ -160,7 +157,7 @@ struct Prepared {
     scorer: Scorer,
     scores: ScoreStore,
     sinks: Vec<Sink>,
-    elsewhere: Option<Elsewhere>,
+    cluster: Option<ClusterScoring>,
     /// The files of the source as they are before they are read.
     files: Vec<SourceFile>,
     /// The key under which rows are appended, if they are.
@@ -178,51 +175,48 @@ impl Run<'_> {
         let reading = async {
             let (prepared, resources) = self.prepare().await?;
             record.prepare_seconds = Some(began.elapsed().as_secs_f64());
-            let spool =
+            let staged =
                 if self.has_key(&prepared.sinks).await? { None } else { Some(self.read(&prepared, resources).await?) };
-            Ok::<_, Error>((prepared, spool))
+            Ok::<_, Error>((prepared, staged))
         };
-        let (prepared, spool) = tokio::select! {
+        let (prepared, staged) = tokio::select! {
             biased;
             () = &mut *stop => return Err(interrupted(self.scoring, "before the first row was scored", None)),
             read = reading => read?,
         };
-        let Prepared { scorer, mut scores, sinks, elsewhere, files: sources, key, .. } = prepared;
-        let Some(spool) = spool else {
+        let Prepared { scorer, mut scores, sinks, cluster, files: sources, key, .. } = prepared;
+        let Some(staged) = staged else {
             for sink in sinks {
                 sink.give_up().await;
             }
             return Ok((self.appended(record, key), scores));
         };
-        tracing::debug!("{} rows are read from {} files", grouped(spool.len()), sources.len());
-        if spool.len() == 0 {
+        tracing::debug!("{} rows are read from {} files", grouped(staged.len()), sources.len());
+        if staged.len() == 0 {
             tracing::warn!("the source has no rows: what is published is empty");
         }
         record.sources = sources;
-        record.rows_read = Some(spool.len());
-        record.rows_rejected = Some(spool.rejected().iter().sum());
-        record.rejected = rejected::kinds(spool.rejected());
-        rejected::check(self.scoring, &spool).await?;
-        self.check_fit(&spool, &sinks).await?;
+        record.rows_read = Some(staged.len());
+        record.rows_rejected = Some(staged.rejected().iter().sum());
+        record.rejected = rejected::kinds(staged.rejected());
+        rejected::check(self.scoring, &staged).await?;
+        self.check_fit(&staged, &sinks).await?;
         self.record_model(record, &scorer);
         crash::point("read");
 
         let pending = tokio::select! {
             biased;
             () = &mut *stop => return Err(interrupted(self.scoring, "before the first row was scored", None)),
-            pending = self.pending(&spool, &scores, TEXTS_OF_A_THREAD * scorer.threads()) => pending?,
+            pending = self.pending(&staged, &scores, TEXTS_OF_A_THREAD * scorer.threads()) => pending?,
         };
         let (texts, rows_without_score) = (pending.texts, pending.rows);
         record.read_seconds = Some(began.elapsed().as_secs_f64() - record.prepare_seconds.unwrap_or_default());
         let start = Instant::now();
         let progress = Progress::start(self.style, &scorer, texts);
-        let sample = pending.sample(SAMPLE).map_err(|e| self.spool_failed(&e))?;
-        let foresight = Foresight::start(&scorer, sample, texts);
-        let mut pace = Pace::default();
-        let scored = self.score_pending(pending, &scorer, elsewhere, &mut scores, &mut pace, stop).await;
+        let mut pace = WindowStats::default();
+        let scored = self.score_pending(pending, &scorer, cluster, &mut scores, &mut pace, stop).await;
         drop(progress);
         let scoring_time = start.elapsed();
-        let predicted = foresight.predicted();
         let counts = scorer.tally().counts();
         pace.record(record, &counts, scoring_time);
         if scored.is_err() {
@@ -231,19 +225,19 @@ impl Run<'_> {
         }
         scored?;
 
-        let rejected_texts: u64 = spool.rejected().iter().sum();
+        let rejected_texts: u64 = staged.rejected().iter().sum();
         let start = Instant::now();
-        let published = Box::pin(self.publish(&spool, &scores, sinks, &scorer, key.as_ref(), stop)).await?;
+        let published = Box::pin(self.publish(&staged, &scores, sinks, &scorer, key.as_ref(), stop)).await?;
         let Some(published) = published else { return Ok((self.appended(record, key), scores)) };
         record.publish_seconds = Some(start.elapsed().as_secs_f64());
-        let mut rejected = spool.rejected();
+        let mut rejected = staged.rejected();
         // What is not the text's fault is the tokenizer's.
         rejected[Rejection::KINDS.len() - 1] += published.rejected.saturating_sub(rejected_texts);
-        rejected::warn_of_all(rejected, spool.len());
+        rejected::warn_of_all(rejected, staged.len());
         let rows = Rows {
-            read: spool.len(),
+            read: staged.len(),
             scored: counts.scored,
-            remembered: spool.len() - rejected_texts - rows_without_score,
+            remembered: staged.len() - rejected_texts - rows_without_score,
             repeated: rows_without_score - texts,
             rejected,
             truncated: published.truncated,
@@ -266,7 +260,7 @@ impl Run<'_> {
         record.labels = Some(labels.clone());
         let report = Report {
             pipeline: self.pipeline.name.clone(),
-            run: self.night.run().to_owned(),
+            run: self.run_lock.run().to_owned(),
             model: readable_place(&self.scoring.model.location.place),
             precision: scorer.precision(),
             fingerprint: scorer.model().fingerprint.as_str().to_owned(),
@@ -278,7 +272,6 @@ impl Run<'_> {
             executors: pace.executors().to_vec(),
             elapsed: began.elapsed(),
             scoring: scoring_time,
-            predicted: self.remembering.plan.clone().into_iter().chain(predicted).collect(),
             output: published.output,
             output_bytes: published.bytes,
             output_version: published.version,
@@ -300,10 +293,10 @@ impl Run<'_> {
     }
 
     /// Refuses values that the tables of the sinks cannot hold, before anything is scored.
-    async fn check_fit(&self, spool: &Spool, sinks: &[Sink]) -> Result<(), Error> {
+    async fn check_fit(&self, staged: &StagedRows, sinks: &[Sink]) -> Result<(), Error> {
         for sink in sinks {
             let Some(table) = sink.table_schema() else { continue };
-            spool.check_fit(table, (sinks.len() > 1).then_some(sink.kind())).await.map_err(|e| {
+            staged.check_fit(table, (sinks.len() > 1).then_some(sink.kind())).await.map_err(|e| {
                 let place = readable_place(&sink.kind().place(self.scoring));
                 Error::sql(format!("{}: the rows for {place}", self.pipeline.path.display()), &e, None)
             })?;
@@ -315,7 +308,7 @@ impl Run<'_> {
     fn appended(&self, record: &mut RunRecord, key: Option<String>) -> Done {
         let output = readable_place(&self.scoring.sink.location.place);
         let appended =
-            Appended { run: self.night.run().to_owned(), run_key: key.unwrap_or_default(), output: output.clone() };
+            Appended { run: self.run_lock.run().to_owned(), run_key: key.unwrap_or_default(), output: output.clone() };
         record.message = Some(appended.to_string());
         record.output = Some(output);
         Done::Appended(appended)
@@ -334,8 +327,8 @@ impl Run<'_> {
     async fn prepare(&self) -> Result<(Prepared, Resources), Error> {
         let Self { pipeline, scoring, .. } = self;
         let settings = &scoring.source;
-        places::check_sinks(pipeline)?;
-        elsewhere::clean(&self.store).await?;
+        outputs::check_sinks(pipeline)?;
+        cluster_scoring::clean(&self.store).await?;
         let sql = query_text(pipeline, &settings.query, "source.file", self.variables)?;
         let models = Arc::new(models_of(pipeline, pool(pipeline.run.threads)?, &folder_of(&pipeline.path)));
         let resources = resources(&pipeline.run)?;
@@ -358,8 +351,8 @@ impl Run<'_> {
             return Err(error);
         }
         let scorer = models.get(&model_name(&scoring.model)).await?;
-        let elsewhere = match &self.remembering.cluster {
-            Some(address) => Some(Elsewhere::reach(address, pipeline, models).await?),
+        let cluster = match &self.remembering.cluster {
+            Some(address) => Some(ClusterScoring::reach(address, pipeline, models).await?),
             None => None,
         };
         let mut scores = ScoreStore::open(&self.store, model_class(&scorer)).await?;
@@ -370,7 +363,7 @@ impl Run<'_> {
         }
         let key = (scoring.sink.mode == SinkMode::Append).then(|| {
             let given = self.remembering.run_key.clone();
-            given.unwrap_or_else(|| key::default(pipeline, &sql, self.variables, &files, &versions))
+            given.unwrap_or_else(|| run_key::default(pipeline, &sql, self.variables, &files, &versions))
         });
         let schema = output_schema(source.schema());
         let mut sinks = Vec::new();
@@ -378,7 +371,7 @@ impl Run<'_> {
         for kind in sinks::kinds(scoring).into_iter().rev() {
             sinks.insert(0, self.open_sink(kind, &schema, &scorer, key.as_ref()).await?);
         }
-        Ok((Prepared { context, source, scorer, scores, sinks, elsewhere, files, key }, resources))
+        Ok((Prepared { context, source, scorer, scores, sinks, cluster, files, key }, resources))
     }
 
     pub(super) async fn open_sink(
@@ -388,24 +381,24 @@ impl Run<'_> {
         scorer: &Scorer,
         key: Option<&String>,
     ) -> Result<Sink, Error> {
-        let origin = self.night.origin(key.filter(|_| kind == SinkKind::Predictions).cloned());
+        let origin = self.run_lock.origin(key.filter(|_| kind == SinkKind::Predictions).cloned());
         let metadata = self.metadata(scorer);
         Sink::open(kind, self.pipeline, self.scoring, schema, &metadata, origin, &self.store).await
     }
 
     /// Reads the rows of the source, and notices whether its files change meanwhile.
     #[tracing::instrument(skip_all, fields(rows))]
-    async fn read(&self, prepared: &Prepared, resources: Resources) -> Result<Spool, Error> {
+    async fn read(&self, prepared: &Prepared, resources: Resources) -> Result<StagedRows, Error> {
         let Self { pipeline, scoring, .. } = self;
         let Prepared { context, source, scorer, files: before, .. } = prepared;
         let broken = async |error: Error| blame(context, &pipeline.tables, error, NOTHING_WRITTEN).await;
         let text = &scoring.source.text;
         let labels = scorer.model().config.labels.len();
-        let filled = Spool::fill(source.frame().clone(), text, labels, pipeline.run.memory, resources).await;
-        let spool = match filled {
-            Ok(spool) => spool,
+        let filled = StagedRows::fill(source.frame().clone(), text, labels, pipeline.run.memory, resources).await;
+        let staged = match filled {
+            Ok(staged) => staged,
             // What is full is where the rows are kept.
-            Err(e) if e.to_string().contains(DISK_FULL) => return Err(self.spool_failed(&e)),
+            Err(e) if e.to_string().contains(DISK_FULL) => return Err(self.staging_failed(&e)),
             Err(e) => {
                 let origin = format!("{}: the source query", pipeline.path.display());
                 return Err(broken(Error::sql(origin, &e, Some(context))).await);
@@ -415,19 +408,19 @@ impl Run<'_> {
         if let Some(changed) = SourceFile::first_change(before, &after) {
             return Err(Error::SourceChanged { pipeline: pipeline.path.display().to_string(), change: changed });
         }
-        let rows = spool.rows().await.map_err(|e| self.spool_failed(&e))?;
+        let rows = staged.rows().await.map_err(|e| self.staging_failed(&e))?;
         let ids = Source::check_ids(&rows, &scoring.source.id).await;
         ids.map_err(|e| Error::source(pipeline, &scoring.source.query, e, context))?;
-        tracing::Span::current().record("rows", spool.len().cast_signed());
-        Ok(spool)
+        tracing::Span::current().record("rows", staged.len().cast_signed());
+        Ok(staged)
     }
 
     #[tracing::instrument(skip_all)]
-    async fn pending(&self, spool: &Spool, scores: &ScoreStore, together: usize) -> Result<Pending, Error> {
-        let known = scores.scores(spool.joins(scores.rows()))?;
-        match spool.pending(known, scores.rows(), together).await {
+    async fn pending(&self, staged: &StagedRows, scores: &ScoreStore, together: usize) -> Result<Pending, Error> {
+        let known = scores.scores(staged.joins(scores.rows()))?;
+        match staged.pending(known, scores.rows(), together).await {
             Ok(pending) => Ok(pending),
-            Err(e) => Err(scores.blame(self.spool_failed(&e)).await),
+            Err(e) => Err(scores.blame(self.staging_failed(&e)).await),
         }
     }
 
@@ -437,15 +430,15 @@ impl Run<'_> {
         &self,
         pending: Pending,
         scorer: &Scorer,
-        elsewhere: Option<Elsewhere>,
+        cluster: Option<ClusterScoring>,
         scores: &mut ScoreStore,
-        pace: &mut Pace,
+        pace: &mut WindowStats,
         stop: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<(), Error> {
         let texts = pending.texts;
-        let mut windows = match &elsewhere {
+        let mut windows = match &cluster {
             None => self.score_here(pending, scorer).boxed_local(),
-            Some(elsewhere) => elsewhere.score(self, pending, scorer).await?,
+            Some(cluster) => cluster.score(self, pending, scorer).await?,
         };
         let mut last_commit = Instant::now();
         let ended = loop {
@@ -456,7 +449,7 @@ impl Run<'_> {
                     let after = format!("after scoring {} of {} texts", grouped(done), grouped(texts));
                     break Err(interrupted(self.scoring, &after, (done > 0).then_some(scores)));
                 }
-                lost = self.night.lost() => break Err(lost),
+                lost = self.run_lock.lost() => break Err(lost),
                 next = windows.next() => next,
             };
             match next {
@@ -481,15 +474,15 @@ impl Run<'_> {
         tracing::Span::current().record("tokens", scorer.tally().counts().tokens.cast_signed());
         // After a lost lock another run is at work on the same store, and scores these texts itself.
         let committed = if matches!(&ended, Err(Error::Lock(_))) { Ok(()) } else { self.commit(scores).await };
-        if let Some(elsewhere) = elsewhere {
-            elsewhere.end(self, ended.is_ok()).await;
+        if let Some(cluster) = cluster {
+            cluster.end(self, ended.is_ok()).await;
         }
         ended.and(committed)
     }
 
     fn score_here(&self, pending: Pending, scorer: &Scorer) -> impl Stream<Item = Result<Scored, Error>> {
         let scored = pending.windows().map(move |window| async move {
-            let (keys, window) = window.map_err(|e| self.spool_failed(&e))?;
+            let (keys, window) = window.map_err(|e| self.staging_failed(&e))?;
             let start = Instant::now();
             // Each text is in one window, once.
             let outcomes = scorer.score_once(window).await?;
@@ -502,7 +495,7 @@ impl Run<'_> {
         if scores.waiting() == 0 {
             return Ok(());
         }
-        self.night.confirm().await?;
+        self.run_lock.confirm().await?;
         crash::point("store.before");
         let waiting = scores.waiting();
         scores.commit().await?;
@@ -524,12 +517,12 @@ impl Run<'_> {
         metadata
     }
 
-    pub(super) fn spool_failed(&self, error: &DataFusionError) -> Error {
-        self.spool_error()(error)
+    pub(super) fn staging_failed(&self, error: &DataFusionError) -> Error {
+        self.staging_error()(error)
     }
 
     /// The same for whoever outlives the run.
-    pub(super) fn spool_error(&self) -> impl Fn(&DataFusionError) -> Error + use<> {
+    pub(super) fn staging_error(&self) -> impl Fn(&DataFusionError) -> Error + use<> {
         let origin = format!("{}: the rows in {}", self.pipeline.path.display(), self.pipeline.run.spill.display());
         move |error| Error::sql(origin.clone(), error, None)
     }

@@ -12,8 +12,8 @@ use datafusion::prelude::SessionContext;
 use object_store::ObjectMeta;
 
 use super::checked::Once;
-use super::gate::gated;
-use super::night::Night;
+use super::commit_gate::gated;
+use super::run_lock::RunLock;
 use super::writers::{confirmed, to_file, to_object, to_runs};
 use super::{quarantine, readable_place};
 use crate::config::{Errors, Pipeline, Place, Scoring, SinkFormat, SinkMode};
@@ -314,21 +314,21 @@ impl Sink {
         self,
         rows: SendableRecordBatchStream,
         context: &SessionContext,
-        night: &Night,
+        lock: &RunLock,
     ) -> Result<Attempt, Error> {
         let Self { output, to, .. } = self;
         let done = match to {
             To::File { path, over, schema, metadata } => {
-                let bytes = to_file(rows, &path, &over, &schema, &metadata, night).await?;
+                let bytes = to_file(rows, &path, &over, &schema, &metadata, lock).await?;
                 Done { output, bytes, version: None }
             }
             To::Object { objects, over, schema, metadata } => {
-                let bytes = to_object(rows, &objects, over, &schema, &metadata, night).await?;
+                let bytes = to_object(rows, &objects, over, &schema, &metadata, lock).await?;
                 Done { output, bytes, version: None }
             }
             To::Runs(folder) => {
                 let rows = fitted(rows, folder.schema());
-                done_by(&output, &to_runs(rows, *folder, &output, night).await?)
+                done_by(&output, &to_runs(rows, *folder, &output, lock).await?)
             }
             To::Delta { sink, metadata } => {
                 let (rows, gate) = gated(sink.fitted(rows));
@@ -339,7 +339,7 @@ impl Sink {
                 let committed = tokio::select! {
                     biased;
                     committed = &mut publishing => committed,
-                    passed = gate.pass_if(confirmed(night)) => {
+                    passed = gate.pass_if(confirmed(lock)) => {
                         let committed = publishing.await;
                         passed?;
                         committed
@@ -367,7 +367,7 @@ fn done_by(output: &str, manifest: &Manifest) -> Done {
 }
 
 /// Finds out, before anything is scored, whether a place in a bucket can be written, and whether the server keeps the
-/// conditions under which it is; leaves nothing there. Those of this machine were looked at with [`places`](super::places).
+/// conditions under which it is; leaves nothing there. Those of this machine were looked at with [`places`](super::outputs).
 async fn try_to_write(objects: &Objects, is_one_file: bool, store: &StoreFolder) -> Result<(), Error> {
     // The store is probed by now. Rights may be given for a part of a bucket only, so that this is its own place.
     // One run of the store is here at a time: the next one finds the object of one that was killed, and deletes it.

@@ -8,8 +8,8 @@ use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 use object_store::{Error as StoreError, ObjectMeta};
 
-use super::night::Night;
 use super::readable;
+use super::run_lock::RunLock;
 use crate::crash;
 use crate::error::Error;
 use crate::objects::{Objects, cause_in};
@@ -17,8 +17,8 @@ use crate::sink::runs::{Manifest, RunFolder};
 use crate::sink::{FileVersion, Over, ParquetSink, Part, REPLACED, SinkError, writer_options};
 
 /// The last look at the lock before a commit. What comes after it is conditional on what the run saw before it.
-pub(super) async fn confirmed(night: &Night) -> Result<(), Error> {
-    night.confirm().await?;
+pub(super) async fn confirmed(lock: &RunLock) -> Result<(), Error> {
+    lock.confirm().await?;
     crash::point("publish.confirmed");
     Ok(())
 }
@@ -29,7 +29,7 @@ pub(super) async fn to_file(
     over: &FileVersion,
     schema: &SchemaRef,
     metadata: &[(&str, String)],
-    night: &Night,
+    lock: &RunLock,
 ) -> Result<u64, Error> {
     let mut sink = ParquetSink::create(path, schema, metadata)?;
     while let Some(batch) = rows.next().await {
@@ -37,7 +37,7 @@ pub(super) async fn to_file(
         sink.write(&batch.map_err(|e| Error::publish(output(), e))?)?;
     }
     crash::point("publish.written");
-    confirmed(night).await?;
+    confirmed(lock).await?;
     Ok(sink.publish_over(over)?)
 }
 
@@ -47,7 +47,7 @@ pub(super) async fn to_object(
     over: Option<ObjectMeta>,
     schema: &SchemaRef,
     metadata: &[(&str, String)],
-    night: &Night,
+    lock: &RunLock,
 ) -> Result<u64, Error> {
     let failed = |e: &(dyn std::error::Error + 'static)| {
         let problem = match cause_in(e) {
@@ -75,7 +75,7 @@ pub(super) async fn to_object(
     let closed = part.close().await.map_err(|e| failed(&e).into());
     crash::point("publish.written");
     let ready = match closed {
-        Ok(()) => confirmed(night).await,
+        Ok(()) => confirmed(lock).await,
         Err(error) => Err(error),
     };
     if let Err(error) = ready {
@@ -90,7 +90,7 @@ pub(super) async fn to_runs(
     mut rows: SendableRecordBatchStream,
     mut folder: RunFolder,
     output: &str,
-    night: &Night,
+    lock: &RunLock,
 ) -> Result<Manifest, Error> {
     while let Some(batch) = rows.next().await {
         let written = match batch {
@@ -104,7 +104,7 @@ pub(super) async fn to_runs(
     }
     // The long upload lies before the last look at the lock.
     let finished = match folder.finish().await {
-        Ok(()) => confirmed(night).await,
+        Ok(()) => confirmed(lock).await,
         Err(error) => Err(error.into()),
     };
     if let Err(error) = finished {

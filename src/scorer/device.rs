@@ -5,7 +5,7 @@ use std::str::FromStr;
 use candle_core::Device;
 use thiserror::Error;
 
-use crate::frames::message;
+use crate::backtrace::message;
 
 /// A device as a pipeline names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -13,9 +13,9 @@ mod memo;
 mod pack;
 mod pool;
 mod prediction;
-mod rehearsal;
 mod self_check;
 mod tally;
+mod trial;
 mod window;
 
 use std::path::{Path, PathBuf};
@@ -27,12 +27,12 @@ pub use device::{DeviceError, DeviceSetting};
 pub use pack::plan as plan_batches;
 pub use pool::Pool;
 pub use prediction::{Prediction, Rejection};
-pub use rehearsal::{Pace, Tokenized};
 pub use tally::{Counts, PADDED_BATCH, Tally};
+pub use trial::{Pace, Tokenized};
 pub use window::{TextColumn, Window};
 
+use crate::backtrace::message;
 use crate::config::Place;
-use crate::frames::message;
 use crate::model::{Encoding, LoadError, Makings, Model, ModelFiles, PackedBatch, Tokenizer};
 use crate::objects::{ModelFolder, ObjectsError, model_folder};
 pub use crate::ops::Precision;

@@ -3,7 +3,7 @@
 use candle_core::{Device, Result};
 
 use super::prediction::Prediction;
-use crate::frames::message;
+use crate::backtrace::message;
 use crate::model::{LoadError, Model, ModelFiles, PackedBatch, Problem};
 use crate::ops::{Kernels, Precision};
 

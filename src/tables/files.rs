@@ -20,7 +20,7 @@ use super::arrow_lengths;
 use super::diagnose::{self, Broken};
 use super::format::{ending, endings, file_format, format_of_name, other_endings};
 use super::hive;
-use super::left_out::LeftOut;
+use super::skipped_files::LeftOut;
 use super::types::FileSchema;
 use crate::config::{Place, Remote, Table, TableFormat};
 use crate::files::{nearest_file, nearest_name, not_replaced};

@@ -1,6 +1,7 @@
 //! Files become SQL tables: Parquet, delimited text, JSON lines and Arrow IPC; files, globs and folders.
 
 mod arrow_lengths;
+mod by_path;
 mod csv;
 mod delimited;
 pub mod diagnose;
@@ -10,10 +11,9 @@ mod format;
 mod hive;
 mod infer;
 mod json;
-mod left_out;
 mod measure;
-mod named_by_place;
 mod provider;
+mod skipped_files;
 pub(crate) mod snapshot;
 mod text;
 pub(crate) mod types;
@@ -38,15 +38,15 @@ use crate::delta::{self, DeltaError};
 use crate::objects::{ObjectsError, Trouble};
 use crate::sink::runs::RunsError;
 use crate::store::SourceFile;
+use by_path::Opened;
+pub use by_path::enable_places;
+pub(crate) use by_path::{is_place, takes_places};
 use diagnose::Broken;
 use files::Files;
 use format::file_format;
 pub(crate) use format::{INT96, format_of_name};
 pub(crate) use measure::known_rows;
 pub use measure::{Measured, measure};
-use named_by_place::Opened;
-pub use named_by_place::enable_places;
-pub(crate) use named_by_place::{is_place, takes_places};
 pub(crate) use provider::FileTable;
 use snapshot::Snapshot;
 #[cfg(feature = "cluster")]

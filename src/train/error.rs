@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::frames::message;
+use crate::backtrace::message;
 use crate::model::LoadError;
 
 /// A training that cannot begin or go on. The weights are as they were before the call.

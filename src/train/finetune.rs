@@ -2,8 +2,8 @@
 //!
 //! **Source**: Devlin et al. 2019, section 4; the settings are those of transformers' `Trainer` and `run_glue`.
 
+mod epoch_data;
 mod finish;
-mod lesson;
 mod report;
 mod row;
 mod settings;
@@ -16,9 +16,6 @@ use rayon::ThreadPool;
 use serde_json::Value;
 
 use super::calibration::Calibration;
-use super::course::{
-    self, Event, Interval, JobError, Outcome, Plan, REPORT, Rehearsal, Standing, Watch, beside, report_of,
-};
 use super::evaluation::Evaluation;
 use super::hyper::Hyper;
 use super::metrics::Metric;
@@ -26,11 +23,14 @@ use super::promotion::{Condition, Verdict};
 use super::sampling::ClassWeights;
 use super::task::Task;
 use super::threshold;
+use super::training_loop::{
+    self, Event, Interval, JobError, Outcome, Plan, REPORT, Standing, Trial, Watch, beside, report_of,
+};
 use super::{Objective, Trainer};
 use crate::files::{self, MAX_JSON};
 use crate::model::{ModelConfig, ModelFiles, Tokenizer};
 use crate::ops::Kernels;
-use lesson::{Labelled, encode};
+use epoch_data::{Labelled, encode};
 pub use row::Row;
 
 /// What is fitted on the validation rows when training is over.
@@ -132,7 +132,7 @@ impl Job {
     /// As [`Job::is_done`]; files that cannot be removed.
     pub fn clean(&self) -> Result<(), JobError> {
         let (labels, ..) = self.read_labels()?;
-        course::discard_state(&self.output, self.key(&ModelFiles::read(&self.base)?, &labels))
+        training_loop::discard_state(&self.output, self.key(&ModelFiles::read(&self.base)?, &labels))
     }
 
     /// The labels that no validation row has.
@@ -251,7 +251,7 @@ pub fn run(job: &Job, device: &Device, pool: &ThreadPool, watch: &mut Watch) -> 
 /// A job whose rows and settings were found to make sense.
 struct Prepared {
     base: ModelFiles,
-    lesson: Labelled,
+    data: Labelled,
     objective: Objective,
     key: blake3::Hash,
     tokens: u64,
@@ -275,57 +275,56 @@ impl Job {
         })?;
         let training = encode(&tokenizer, &self.training, &targets)?;
         let validation = encode(&tokenizer, &self.validation, &gold)?;
-        let lesson = Labelled::new(training.examples, validation.examples, labels, gold, metric);
-        let key = self.key(&base, &lesson.labels);
+        let data = Labelled::new(training.examples, validation.examples, labels, gold, metric);
+        let key = self.key(&base, &data.labels);
         let truncated = training.truncated + validation.truncated;
-        Ok(Prepared { base, lesson, objective, key, tokens: training.tokens, truncated })
+        Ok(Prepared { base, data, objective, key, tokens: training.tokens, truncated })
     }
 
     /// Tries out on `pool`, for about `budget`, how long the job will take; nothing is written.
     ///
     /// # Errors
     /// As [`run`], as far as a job can fail before its end.
-    pub fn rehearse(&self, device: &Device, pool: &ThreadPool, budget: Duration) -> Result<Rehearsal, JobError> {
+    pub fn run_trial(&self, device: &Device, pool: &ThreadPool, budget: Duration) -> Result<Trial, JobError> {
         pool.install(|| {
-            let Prepared { base, lesson, objective, key, tokens, truncated } = self.prepare()?;
+            let Prepared { base, data, objective, key, tokens, truncated } = self.prepare()?;
             let standing = match self.found(key) {
                 Found::Done => Standing::Done,
                 Found::Rejected => Standing::Rejected,
                 Found::Weights(..) => Standing::ToCalibrate,
-                Found::Nothing => course::standing(&self.output, key),
+                Found::Nothing => training_loop::standing(&self.output, key),
             };
-            let mut rehearsal = Rehearsal {
-                held_out: lesson.validation.len(),
+            let mut trial = Trial {
+                held_out: data.validation.len(),
                 tokens,
                 truncated,
-                labels: lesson.labels.names().to_vec(),
-                ..Rehearsal::new(standing, &self.hyper, &lesson)
+                labels: data.labels.names().to_vec(),
+                ..Trial::new(standing, &self.hyper, &data)
             };
-            if rehearsal.trains() {
+            if trial.trains() {
                 let options = self.hyper.options(self.training.len());
                 let mut trainer = Trainer::of_files(&base, objective, options, device, Kernels::for_training(device))?;
-                rehearsal.pace = Some(course::rehearse(&mut trainer, &lesson, &self.hyper, budget)?);
-                let held_out = &lesson.validation;
-                rehearsal
-                    .time_measuring(held_out, self.hyper.epochs, |part| Ok(trainer.logits(part).map(|_| ())?))?;
+                trial.pace = Some(training_loop::run_trial(&mut trainer, &data, &self.hyper, budget)?);
+                let held_out = &data.validation;
+                trial.time_measuring(held_out, self.hyper.epochs, |part| Ok(trainer.logits(part).map(|_| ())?))?;
             }
-            Ok(rehearsal)
+            Ok(trial)
         })
     }
 }
 
 fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Report>, JobError> {
-    let Prepared { base, lesson, objective, key, tokens, truncated } = job.prepare()?;
+    let Prepared { base, data, objective, key, tokens, truncated } = job.prepare()?;
     let shared = job.shared();
     if shared > 0 {
         watch.emit(&Event::SharedTexts { rows: shared, held_out: job.validation.len() });
     }
-    let labels = lesson.labels.without_rows(&lesson.gold);
+    let labels = data.labels.without_rows(&data.gold);
     if !labels.is_empty() {
         watch.emit(&Event::UnmeasuredLabels { labels: &labels });
     }
     if let Found::Weights(folder, report) = job.found(key) {
-        return job.judge_again(&folder, &base, &lesson, objective, report, device, watch).map(Outcome::Finished);
+        return job.judge_again(&folder, &base, &data, objective, report, device, watch).map(Outcome::Finished);
     }
     let (options, kernels) = (job.hyper.options(job.training.len()), Kernels::for_training(device));
     let trainer = Trainer::of_files(&base, objective, options, device, kernels)?;
@@ -338,8 +337,8 @@ fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Rep
         total_steps: job.hyper.total_steps(job.training.len()),
     });
     let plan = Plan { output: &job.output, key, hyper: &job.hyper, interval: job.interval };
-    match course::run(&plan, &lesson, trainer, watch)? {
-        Outcome::Finished(learned) => job.finish(&base, &lesson, learned, truncated, watch).map(Outcome::Finished),
+    match training_loop::run(&plan, &data, trainer, watch)? {
+        Outcome::Finished(learned) => job.finish(&base, &data, learned, truncated, watch).map(Outcome::Finished),
         Outcome::Interrupted { step, total_steps, state } => Ok(Outcome::Interrupted { step, total_steps, state }),
     }
 }

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::course::JobError;
 use super::optimizer::AdamW;
 use super::options::Options;
 use super::schedule::{Schedule, Shape};
+use super::training_loop::JobError;
 use crate::ops::Rates;
 
 /// The most epochs of a training: with as many rows as there may be, its steps are still exact in a float.

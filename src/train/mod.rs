@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`finetune`] | a job: labelled rows to a checkpoint that classifies |
 //! | [`pretrain`] | a job: texts to a checkpoint that fills in hidden words |
-//! | `course` | what both share: epochs, evaluation, saved states, the published folder |
+//! | `training_loop` | what both share: epochs, evaluation, saved states, the published folder |
 //! | [`Trainer`] | one step of gradient descent, and what it needs |
 //! | [`task`] | GLUE's tasks and the plain ones: columns, labels, metrics |
 //! | [`labels`] | a label column to targets, and the mapping that the checkpoint keeps |
@@ -30,7 +30,6 @@
 pub mod bootstrap;
 pub mod calibration;
 pub(crate) mod chart;
-pub mod course;
 mod error;
 mod evaluate;
 pub mod evaluation;
@@ -57,10 +56,10 @@ pub mod task;
 pub mod temperature;
 pub mod threshold;
 mod trainer;
+pub mod training_loop;
 mod weights;
 
 pub use crate::ops::Rates;
-pub(crate) use course::{CHART, beside, foreign_state};
 pub use error::TrainError;
 pub use evaluate::MaskedWords;
 pub use example::{Example, Target};
@@ -72,3 +71,4 @@ pub use optimizer::AdamW;
 pub use options::Options;
 pub use schedule::{Schedule, Shape};
 pub use trainer::{Step, Trainer};
+pub(crate) use training_loop::{CHART, beside, foreign_state};

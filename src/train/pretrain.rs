@@ -2,7 +2,7 @@
 //!
 //! **Source**: Devlin et al. 2019, section 3.1, without the next-sentence task, as Liu et al. 2019 (`RoBERTa`).
 
-mod lesson;
+mod epoch_data;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,17 +12,17 @@ use rayon::ThreadPool;
 use serde_json::{Map, Value, json};
 
 use super::chart;
-use super::course::{
-    self, CHART, Event, Interval, JobError, Key, Learned, Lesson, Outcome, Plan, Publication, REPORT, Rehearsal, Score,
-    Standing, Watch, base_config, discard_state, peak_memory, report_of,
-};
 use super::hyper::Hyper;
 use super::masking::{BERT_MASK_PROBABILITY, Chunking, Masking, Pieces};
 use super::sampling::HoldOut;
+use super::training_loop::{
+    self, CHART, EpochData, Event, Interval, JobError, Key, Learned, Outcome, Plan, Publication, REPORT, Score,
+    Standing, Trial, Watch, base_config, discard_state, peak_memory, report_of,
+};
 use super::{MaskedWords, Objective, Trainer};
 use crate::model::{Architecture, ModelConfig, ModelFiles, Tokenizer};
 use crate::ops::Kernels;
-use lesson::{Texts, special_tokens};
+use epoch_data::{Texts, special_tokens};
 
 /// What a training starts from.
 #[derive(Debug, Clone, PartialEq)]
@@ -162,8 +162,8 @@ impl Job {
         let pieces = Pieces::of_tokenizer(tokenizer.inner(), &special.mask)?;
         let chunking = Chunking::try_new(self.hyper.max_length, special.cls, special.sep)?;
         let masking = Masking::try_new(self.mask_probability, self.hyper.seed)?;
-        let lesson = Texts::new(self, &tokenizer, pieces, &chunking, masking)?;
-        if let (Some(patience), 0) = (self.hyper.patience, lesson.held_out()) {
+        let data = Texts::new(self, &tokenizer, pieces, &chunking, masking)?;
+        if let (Some(patience), 0) = (self.hyper.patience, data.held_out()) {
             let expected = "held-out texts to measure on, or no patience".into();
             return Err(JobError::Setting {
                 setting: "patience",
@@ -171,17 +171,11 @@ impl Job {
                 found: format!("{patience} and none held out"),
             });
         }
-        Ok((files, config, lesson))
+        Ok((files, config, data))
     }
 
-    fn trainer(
-        &self,
-        files: &Files,
-        config: &ModelConfig,
-        lesson: &Texts,
-        device: &Device,
-    ) -> Result<Trainer, JobError> {
-        let (options, kernels) = (self.hyper.options(lesson.rows()), Kernels::for_training(device));
+    fn trainer(&self, files: &Files, config: &ModelConfig, data: &Texts, device: &Device) -> Result<Trainer, JobError> {
+        let (options, kernels) = (self.hyper.options(data.rows()), Kernels::for_training(device));
         Ok(match &self.start {
             Start::Checkpoint(_) => Trainer::of_files(&files.config, Objective::MaskedWords, options, device, kernels)?,
             Start::Random { .. } => Trainer::from_config(config.clone(), Objective::MaskedWords, options, device)?,
@@ -192,48 +186,45 @@ impl Job {
     ///
     /// # Errors
     /// As [`run`], as far as a job can fail before its end.
-    pub fn rehearse(&self, device: &Device, pool: &ThreadPool, budget: Duration) -> Result<Rehearsal, JobError> {
+    pub fn run_trial(&self, device: &Device, pool: &ThreadPool, budget: Duration) -> Result<Trial, JobError> {
         pool.install(|| {
-            let (files, config, lesson) = self.prepare()?;
+            let (files, config, data) = self.prepare()?;
             let key = self.key(&files);
             let standing = match report_of(&self.output, key) {
                 Some(_) => Standing::Done,
-                None => course::standing(&self.output, key),
+                None => training_loop::standing(&self.output, key),
             };
-            let mut rehearsal = Rehearsal {
-                held_out: lesson.held_out(),
-                tokens: lesson.tokens(),
-                ..Rehearsal::new(standing, &self.hyper, &lesson)
-            };
-            if rehearsal.trains() {
-                let mut trainer = self.trainer(&files, &config, &lesson, device)?;
-                rehearsal.pace = Some(course::rehearse(&mut trainer, &lesson, &self.hyper, budget)?);
-                for examples in lesson.held_out_examples() {
+            let mut trial =
+                Trial { held_out: data.held_out(), tokens: data.tokens(), ..Trial::new(standing, &self.hyper, &data) };
+            if trial.trains() {
+                let mut trainer = self.trainer(&files, &config, &data, device)?;
+                trial.pace = Some(training_loop::run_trial(&mut trainer, &data, &self.hyper, budget)?);
+                for examples in data.held_out_examples() {
                     // Before the first epoch too.
                     let times = self.hyper.epochs + 1;
-                    rehearsal.time_measuring(examples, times, |part| Ok(trainer.masked_words(part).map(|_| ())?))?;
+                    trial.time_measuring(examples, times, |part| Ok(trainer.masked_words(part).map(|_| ())?))?;
                 }
             }
-            Ok(rehearsal)
+            Ok(trial)
         })
     }
 }
 
 fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Report>, JobError> {
-    let (files, config, lesson) = job.prepare()?;
-    let trainer = job.trainer(&files, &config, &lesson, device)?;
+    let (files, config, data) = job.prepare()?;
+    let trainer = job.trainer(&files, &config, &data, device)?;
     let key = job.key(&files);
     let files = Files { config: files.config.without_weights(), tokenizer: files.tokenizer.without_weights() };
     watch.emit(&Event::Prepared {
-        rows: lesson.rows(),
-        held_out: lesson.held_out(),
-        tokens: lesson.tokens(),
+        rows: data.rows(),
+        held_out: data.held_out(),
+        tokens: data.tokens(),
         truncated: 0,
-        total_steps: job.hyper.total_steps(lesson.rows()),
+        total_steps: job.hyper.total_steps(data.rows()),
     });
     let plan = Plan { output: &job.output, key, hyper: &job.hyper, interval: job.interval };
-    match course::run(&plan, &lesson, trainer, watch)? {
-        Outcome::Finished(learned) => job.finish(&files, &config, &lesson, learned, watch).map(Outcome::Finished),
+    match training_loop::run(&plan, &data, trainer, watch)? {
+        Outcome::Finished(learned) => job.finish(&files, &config, &data, learned, watch).map(Outcome::Finished),
         Outcome::Interrupted { step, total_steps, state } => Ok(Outcome::Interrupted { step, total_steps, state }),
     }
 }
@@ -256,21 +247,21 @@ impl Job {
         &self,
         files: &Files,
         config: &ModelConfig,
-        lesson: &Texts,
+        data: &Texts,
         mut learned: Learned,
         watch: &mut Watch,
     ) -> Result<Report, JobError> {
         let scores = |place: usize| learned.progress.epochs().get(place).map(|epoch| epoch.scores.clone());
-        let before = lesson.measured(&scores(0).unwrap_or_default());
+        let before = data.measured(&scores(0).unwrap_or_default());
         let best = learned.progress.best().map(|best| best.scores.clone()).unwrap_or_default();
         let measured = before
             .into_iter()
-            .zip(lesson.measured(&best))
+            .zip(data.measured(&best))
             .map(|((mask_probability, before), (_, after))| Measured { mask_probability, before, after });
         let measured: Vec<Measured> = measured.collect();
         learned.take_best()?;
         let epoch = learned.progress.best().map_or(self.hyper.epochs, |best| best.epoch);
-        let json = self.report(lesson, &learned, &measured, epoch);
+        let json = self.report(data, &learned, &measured, epoch);
         let publication = Publication {
             config: Self::config(files, config)?,
             tokenizer: &files.tokenizer,
@@ -296,7 +287,7 @@ impl Job {
         Ok(config)
     }
 
-    fn report(&self, lesson: &Texts, learned: &Learned, measured: &[Measured], epoch: u64) -> Value {
+    fn report(&self, data: &Texts, learned: &Learned, measured: &[Measured], epoch: u64) -> Value {
         let words = |words: &MaskedWords| {
             json!({
                 "loss": (words.words > 0).then_some(words.loss),
@@ -320,14 +311,14 @@ impl Job {
             "couplet": env!("CARGO_PKG_VERSION"),
             "base": start,
             "settings": settings,
-            "rows": { "texts": self.texts.len(), "training": lesson.rows(), "validation": lesson.held_out() },
+            "rows": { "texts": self.texts.len(), "training": data.rows(), "validation": data.held_out() },
             "steps": learned.trainer.steps(),
             "epoch": epoch,
             "held_out": measured.collect::<Vec<_>>(),
             "peak_memory_bytes": peak_memory(),
         });
         if let Some(json) = json.as_object_mut() {
-            json.extend(learned.progress.to_json(lesson.scores()));
+            json.extend(learned.progress.to_json(data.scores()));
         }
         json
     }

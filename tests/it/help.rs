@@ -8,14 +8,13 @@ use couplet::cli::Cli;
 use crate::support::{couplet, root, stderr_of, stdout_of};
 
 /// Examples that need what a clone does not have.
-const ELSEWHERE: [&str; 19] = [
+const ELSEWHERE: [&str; 18] = [
     "couplet run nightly.toml --var date=2026-11-24 --wait 10m --json",
     "couplet predict --model models/sentiment 'A warm and funny film.'",
     "couplet model import downloads/bert-base-uncased models/bert-base",
     "couplet model import hf://nreimers/MiniLM-L6-H384-uncased models/minilm --as distilbert",
     "couplet model show hf://org/name@v1.0 --json",
     "couplet run nightly.toml --metrics /var/lib/node_exporter/couplet_nightly.prom",
-    "couplet run nightly.toml --var date=2026-11-24 --plan plan.json",
     "couplet plan nightly.toml --var date=2026-11-24 --json > plan.json",
     "couplet report nightly.toml --var date=2026-11-24 --run 0198c2 --format json",
     "couplet report nightly.toml --format prometheus -o /var/lib/node_exporter/couplet_nightly.prom",

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::Device;
 use couplet::model::Model;
-use couplet::train::course::{Event, Interval, JobError, Outcome, Watch};
 use couplet::train::evaluation::Evaluation;
 use couplet::train::finetune::{self, Calibrate, Promotion, Row};
 use couplet::train::labels::GoldLabel;
@@ -16,6 +15,7 @@ use couplet::train::promotion::Condition;
 use couplet::train::sampling::ClassWeights;
 use couplet::train::task::Task;
 use couplet::train::threshold::Objective;
+use couplet::train::training_loop::{Event, Interval, JobError, Outcome, Watch};
 use couplet::train::{Hyper, Warmup};
 use serde_json::Value;
 

@@ -149,7 +149,7 @@ fn a_model_that_is_not_good_enough_does_not_take_the_place_of_the_old_one() {
     assert!(job.0.path().join("models/task.candidate/model.safetensors").exists());
     let again = job.report(&["--only", "finetune"]);
     assert_eq!(again["finetune"]["promoted"], false, "{again:#}");
-    assert!(again["finetune"]["training"].is_null(), "the same is not trained and refused every night: {again:#}");
+    assert!(again["finetune"]["training"].is_null(), "the same is not trained and refused every run_lock: {again:#}");
 }
 
 #[test]

@@ -16,6 +16,8 @@ mod card;
 mod cases;
 mod cases_models;
 mod checkpoints;
+#[path = "../../fuzz/src/lib.rs"]
+mod cluster_scoring;
 #[cfg(feature = "cluster")]
 mod clusters;
 mod config;
@@ -24,8 +26,6 @@ mod cross_encoders;
 mod damage;
 mod disk_full;
 mod durable;
-#[path = "../../fuzz/src/lib.rs"]
-mod elsewhere;
 mod evaluating;
 mod faults;
 mod faulty;

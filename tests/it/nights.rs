@@ -1,4 +1,4 @@
-//! `couplet run`, night after night: what is remembered, what a kill leaves, and what readers see meanwhile.
+//! `couplet run`, night after run_lock: what is remembered, what a kill leaves, and what readers see meanwhile.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

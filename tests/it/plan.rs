@@ -37,30 +37,24 @@ fn plan(job: &Job, arguments: &[&str]) -> Value {
 fn a_plan_says_what_the_run_then_does() {
     let job = Job::over_quickstart_pairs();
     let planned = plan(&job, &[]);
-    write(&job.path("plan.json"), planned.to_string());
     let table = &planned["tables"][0];
     assert_eq!((table["rows"].as_u64(), table["format"].as_str()), (Some(525), Some("Parquet")), "by the footer");
     assert_eq!(table["bytes"].as_u64(), Some(quickstart_pairs().metadata().unwrap().len()));
 
-    let report: Value = serde_json::from_str(&stdout_of(job.run().args(["--json", "--plan", "plan.json"]))).unwrap();
+    let report = job.report();
     assert_eq!(planned["score"]["rows"]["to_score"], report["rows"]["scored"]);
     assert_eq!(planned["score"]["model"]["fingerprint"], report["model"]["fingerprint"]);
     // All texts are in the sample, so that nothing is extrapolated.
     assert_eq!(planned["score"]["tokens"]["all"], report["tokens"]["scored"]);
     assert_eq!(planned["score"]["tokens"]["padding_avoided"], report["tokens"]["padding_avoided"]);
-    let compared = &report["predicted"][0];
-    assert_eq!((&compared["by"], &compared["rows"]), (&"plan.json".into(), &planned["predicted"]["rows"]));
-    assert_eq!(compared["actual"]["tokens"], report["tokens"]["scored"]);
-    assert!(compared["seconds"]["all"].as_f64().unwrap() > 0.0 && compared["error_of_scoring"].is_f64());
+    assert_eq!(planned["predicted"]["tokens"], report["tokens"]["scored"]);
+    assert!(planned["predicted"]["seconds"]["all"].as_f64().unwrap() > 0.0);
 
     // What was scored is remembered, and a plan finds it as the next run will.
     let again = plan(&job, &[]);
     let rows = &again["score"]["rows"];
     assert_eq!((rows["to_score"].as_u64(), rows["remembered"].as_u64()), (Some(0), Some(525)));
     assert_eq!(plan(&job, &["--fresh"])["score"]["rows"]["to_score"], 525);
-    // What the plan said stands there too where nothing was left to score.
-    let said = stdout_of(job.run().args(["--plan", "plan.json"]));
-    assert!(said.contains(" scoring 525 texts, ") && said.contains(" tokens), by plan.json"), "{said}");
 }
 
 #[test]
@@ -89,13 +83,10 @@ fn only_some_rows_are_read_on_request() {
         (rows["read"].as_u64(), rows["of"].as_u64(), rows["limited"].as_bool()),
         (Some(100), Some(525), Some(true))
     );
-    // The run that it is compared with goes over all rows, and so does what it says of the run.
+    // A run goes over all rows, and so does the estimate.
     let (predicted, tokens) = (&planned["predicted"], &planned["score"]["tokens"]);
     assert_eq!((&planned["score"]["rows"]["to_score"], &predicted["rows"]), (&100.into(), &525.into()));
     assert_eq!(predicted["tokens"].as_f64(), Some((tokens["mean"].as_f64().unwrap() * 525.0).round()));
-    write(&job.path("plan.json"), planned.to_string());
-    let report: Value = serde_json::from_str(&stdout_of(job.run().args(["--json", "--plan", "plan.json"]))).unwrap();
-    assert_eq!(report["predicted"][0]["actual"]["rows"], report["predicted"][0]["rows"]);
     // All rows are all, whatever was asked for.
     let all = plan(&job, &["--rows", "525", "--fresh"]);
     assert_eq!((&all["score"]["rows"]["limited"], &all["predicted"]["rows"]), (&false.into(), &525.into()));
@@ -106,9 +97,6 @@ fn a_plan_of_some_rows_of_an_unknown_number_says_nothing_of_a_run() {
     let job = Job::new("id,a,b\n1,x,y\n2,x,z\n3,y,z\n");
     let planned = plan(&job, &["--rows", "2"]);
     assert_eq!((&planned["score"]["rows"]["limited"], &planned["predicted"]), (&true.into(), &Value::Null));
-    write(&job.path("plan.json"), planned.to_string());
-    let said = stderr_of(job.run().args(["--plan", "plan.json"]), 2);
-    assert!(said.contains("--plan plan.json: it read only 2 rows") && said.contains("plan without --rows"), "{said}");
 }
 
 #[test]
@@ -315,23 +303,6 @@ fn what_killed_runs_left_beside_the_sink_is_said() {
     assert_eq!(left(&job), ["runs/.run=000001-a.0f.couplet-tmp"]);
     job.report();
     assert!(left(&job).is_empty());
-}
-
-#[test]
-fn what_is_no_plan_is_refused() {
-    let job = Job::new("id,a,b\n1,x,y\n");
-    write(&job.path("other.json"), "{}");
-    let said = stderr_of(job.run().args(["--plan", "other.json"]), 2);
-    assert!(said.contains("couplet plan PIPELINE --json"), "{said}");
-}
-
-#[test]
-fn the_plan_of_another_pipeline_is_refused() {
-    let job = Job::new("id,a,b\n1,x,y\n");
-    write(&job.path("plan.json"), plan(&job, &[]).to_string());
-    let job = job.change("name = \"demo\"", "name = \"other\"");
-    let said = stderr_of(job.run().args(["--plan", "plan.json"]), 2);
-    insta::assert_snapshot!(said, @"error: --plan plan.json: it is the plan of pipeline `demo`, and pipeline.toml is `other`; make one with `couplet plan pipeline.toml --json`");
 }
 
 #[test]

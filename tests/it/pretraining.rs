@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::Device;
 use couplet::model::{Form, Model, import};
-use couplet::train::course::{Event, Interval, Outcome, Watch};
 use couplet::train::sampling::HoldOut;
+use couplet::train::training_loop::{Event, Interval, Outcome, Watch};
 use couplet::train::{Hyper, pretrain};
 
 use crate::jobs::{self, hyper, pool, run, text};

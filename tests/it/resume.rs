@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use candle_core::Device;
-use couplet::train::course::{Event, JobError, Outcome, Watch};
+use couplet::train::training_loop::{Event, JobError, Outcome, Watch};
 use couplet::train::{finetune, pretrain};
 
 use crate::jobs::{job, names, run, run_watched, weights};

@@ -2,12 +2,12 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Forecast, Lengths, Plan, PlannedEvaluation, PlannedScoring, PlannedTraining};
+use super::{Lengths, Plan, PlannedEvaluation, PlannedScoring, PlannedTraining};
 use crate::scorer::{PADDED_BATCH, Pace, Rejection};
-use crate::train::course::Standing;
+use crate::train::training_loop::Standing;
 
 impl Plan {
-    /// The plan as one JSON document; `predicted` is what `couplet run --plan` compares with.
+    /// The plan as one JSON document; `predicted` is the estimate for all rows.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let tables = self.tables.iter().map(|table| {
@@ -44,7 +44,7 @@ impl Plan {
         }
         if let Some(stage) = &self.score {
             json["score"] = stage.to_json();
-            json["predicted"] = stage.forecast().as_ref().map_or(Value::Null, Forecast::to_json);
+            json["predicted"] = stage.of_all_rows();
         }
         if let Some(cluster) = &self.cluster {
             json["cluster"] = cluster.to_json();
@@ -57,57 +57,34 @@ impl Plan {
     }
 }
 
-impl Forecast {
-    /// What was foreseen as JSON.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        json!({
-            "rows": self.texts,
-            "tokens": self.tokens,
-            "seconds": { "scoring": self.scoring, "all": self.all },
-        })
-    }
-
-    /// Reads what a plan's JSON says; none if that is no plan of a pipeline that scores.
-    #[must_use]
-    pub fn from_json(json: &Value) -> Option<Self> {
-        Some(Self {
-            texts: json["rows"].as_u64()?,
-            tokens: json["tokens"].as_u64()?,
-            scoring: json["seconds"]["scoring"].as_f64()?,
-            all: json["seconds"]["all"].as_f64(),
-        })
-    }
-}
-
 impl PlannedTraining {
     fn to_json(&self) -> Value {
-        let rehearsal = self.rehearsal.as_ref().map(|rehearsal| {
+        let trial = self.trial.as_ref().map(|trial| {
             json!({
-                "state": match rehearsal.standing {
+                "state": match trial.standing {
                     Standing::New => "new",
                     Standing::Resumes(_) => "resumes",
                     Standing::Done => "unchanged",
                     Standing::ToCalibrate => "calibrates",
                     Standing::Rejected => "rejected_before",
                 },
-                "steps_done": match rehearsal.standing {
+                "steps_done": match trial.standing {
                     Standing::Resumes(steps) => Some(steps),
                     _ => None,
                 },
-                "rows": rehearsal.rows,
-                "held_out": rehearsal.held_out,
-                "labels": rehearsal.labels,
-                "steps": rehearsal.total_steps,
-                "tokens_of_an_epoch": rehearsal.tokens,
-                "truncated": rehearsal.truncated,
-                "tried": rehearsal.pace.map(|pace| json!({
+                "rows": trial.rows,
+                "held_out": trial.held_out,
+                "labels": trial.labels,
+                "steps": trial.total_steps,
+                "tokens_of_an_epoch": trial.tokens,
+                "truncated": trial.truncated,
+                "tried": trial.pace.map(|pace| json!({
                     "steps": pace.steps,
                     "tokens": pace.tokens,
                     "seconds": pace.seconds,
                     "tokens_per_second": pace.tokens_per_second(),
                 })),
-                "seconds_of_measuring": rehearsal.measuring,
+                "seconds_of_measuring": trial.measuring,
             })
         });
         json!({
@@ -116,7 +93,7 @@ impl PlannedTraining {
             "held_out_in_training": self.shared,
             "epochs": self.epochs,
             "seconds": self.seconds(),
-            "training": rehearsal,
+            "training": trial,
         })
     }
 }
@@ -167,6 +144,16 @@ impl Pace {
 }
 
 impl PlannedScoring {
+    /// The estimate for all rows of the source; NULL where it is not known how many there are.
+    fn of_all_rows(&self) -> Value {
+        let Some((texts, tokens)) = self.texts_and_tokens() else { return Value::Null };
+        json!({
+            "rows": texts,
+            "tokens": tokens,
+            "seconds": { "scoring": self.seconds.scoring, "all": self.seconds.all() },
+        })
+    }
+
     fn to_json(&self) -> Value {
         let columns = self
             .columns

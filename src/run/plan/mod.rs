@@ -26,7 +26,7 @@ use datafusion::physical_plan::displayable;
 use datafusion::prelude::{DataFrame, SessionContext};
 
 use super::{
-    Stage, check_cluster, check_stages, check_variables, folder_of, models_of, places, pool, resources, scorer_options,
+    Stage, check_cluster, check_stages, check_variables, folder_of, models_of, outputs, pool, resources, scorer_options,
 };
 use crate::cluster::Address;
 use crate::config::{Evaluate, Pipeline, Place, Start};
@@ -37,10 +37,10 @@ use crate::predict::Models;
 use crate::scorer::Scorer;
 use crate::session;
 use crate::tables::{self, Measured};
-use crate::train::course::peak_memory;
+use crate::train::training_loop::peak_memory;
 
 pub use cluster::PlannedCluster;
-pub use planned::{Column, Forecast, Lengths, PlannedScoring, Seconds};
+pub use planned::{Column, Lengths, PlannedScoring, Seconds};
 pub use training::{PlannedEvaluation, PlannedTraining};
 pub use writes::Write;
 
@@ -125,7 +125,7 @@ pub async fn plan(pipeline: &Pipeline, variables: &BTreeMap<String, String>, opt
     own.run.spill = std::env::temp_dir();
     let planner = Planner { pipeline: &own, variables, options };
     let runs = |stage| options.only.is_empty() || options.only.contains(&stage);
-    places::check(pipeline, runs, true)?;
+    outputs::check(pipeline, runs, true)?;
     let mut plan = Plan {
         pipeline: pipeline.name.clone(),
         file: pipeline.path.clone(),
@@ -162,7 +162,7 @@ pub async fn plan(pipeline: &Pipeline, variables: &BTreeMap<String, String>, opt
         let joins = planned.joins_bytes.min(super::joins::MEMORY).min(pipeline.run.memory);
         plan.memory = resident_memory().zip(peak_memory()).map(|(now, peak)| peak.max(now + joins));
         if let Some(address) = &options.cluster {
-            let tokens = planned.forecast().map(|forecast| forecast.tokens);
+            let tokens = planned.texts_and_tokens().map(|(_, tokens)| tokens);
             match PlannedCluster::look(address, pipeline, scoring, tokens).await {
                 Ok(cluster) => {
                     plan.notes.extend(cluster.notes());

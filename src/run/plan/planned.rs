@@ -100,19 +100,6 @@ impl Seconds {
     }
 }
 
-/// What is said beforehand of a run, to be compared with what happened.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Forecast {
-    /// Texts to be scored.
-    pub texts: u64,
-    /// Their tokens.
-    pub tokens: u64,
-    /// How long scoring takes, in seconds.
-    pub scoring: f64,
-    /// How long all of it takes, in seconds; none where only scoring was foreseen.
-    pub all: Option<f64>,
-}
-
 /// The stage that scores, planned.
 #[derive(Debug, Clone)]
 pub struct PlannedScoring {
@@ -162,21 +149,18 @@ impl PlannedScoring {
     pub fn scale(&self) -> f64 {
         self.all_rows.filter(|_| self.rows > 0).map_or(1.0, |all| all as f64 / self.rows as f64)
     }
+}
 
-    /// What is said of the run, which goes over all rows; none where only some were read of a number that is not known.
+impl PlannedScoring {
+    /// Estimates the texts without a score of all rows, and their tokens, from the rows that were read; none where it is
+    /// not known how many rows there are.
     #[must_use]
-    pub fn forecast(&self) -> Option<Forecast> {
+    pub fn texts_and_tokens(&self) -> Option<(u64, u64)> {
         if self.limited && self.all_rows.is_none() {
             return None;
         }
-        // The rest of the rows is taken to be like those that were read, as it is for the times.
         let texts = (self.texts as f64 * self.scale()).round() as u64;
-        Some(Forecast {
-            texts,
-            tokens: self.lengths.as_ref().map_or(0, |lengths| lengths.tokens_of(texts)),
-            scoring: self.seconds.scoring,
-            all: Some(self.seconds.all()),
-        })
+        Some((texts, self.lengths.as_ref().map_or(0, |lengths| lengths.tokens_of(texts))))
     }
 }
 

@@ -17,7 +17,7 @@ use super::super::joins::bytes_of_scores;
 use super::super::pending::Pending;
 use super::super::rejected;
 use super::super::sinks;
-use super::super::spool::{Spool, column};
+use super::super::staged_rows::{StagedRows, column};
 use super::super::{
     NOTHING_WRITTEN, blame, missing_model, model_name, query_text, readable, readable_place, scorer_options,
 };
@@ -65,7 +65,7 @@ impl Planner<'_> {
         let reading = Instant::now();
         let labels = scorer.model().config.labels.len();
         let read = self.read(scoring, &context, &source, labels, resources, plan).await?;
-        let spool = &read.spool;
+        let staged = &read.staged;
         let known = match &stand.for_now {
             None if !self.options.fresh && !changes => match &store {
                 Some(store) => Some(ScoreStore::look(store, model_class(scorer)).await?),
@@ -75,10 +75,10 @@ impl Planner<'_> {
         };
         let held = known.as_ref().map_or(0, ScoreStore::rows);
         let scores = match &known {
-            Some(known) => known.scores(spool.joins(held))?,
-            None => spool.context().read_empty().map_err(|e| self.rows_failed(&e))?,
+            Some(known) => known.scores(staged.joins(held))?,
+            None => staged.context().read_empty().map_err(|e| self.rows_failed(&e))?,
         };
-        let pending = match spool.pending(scores, held, pipeline.run.window).await {
+        let pending = match staged.pending(scores, held, pipeline.run.window).await {
             Ok(pending) => pending,
             Err(e) => {
                 let noticed = self.rows_failed(&e);
@@ -91,25 +91,25 @@ impl Planner<'_> {
         let reading = reading.elapsed().as_secs_f64();
 
         let tried = self.try_texts(&pending, scorer).await?;
-        let written = self.trial_of_writing(spool, scorer).await.map_err(|e| self.rows_failed(&e))?;
-        let on_disk = spool.bytes().map_err(|e| self.rows_failed(&e.into()))?;
-        let rejected: u64 = spool.rejected().iter().sum();
+        let written = self.trial_of_writing(staged, scorer).await.map_err(|e| self.rows_failed(&e))?;
+        let on_disk = staged.bytes().map_err(|e| self.rows_failed(&e.into()))?;
+        let rejected: u64 = staged.rejected().iter().sum();
         let mut planned = PlannedScoring {
             columns: columns(&source, scoring),
             other_columns: other_columns(&source, scoring),
             limited: read.limited,
             all_rows: read.all_rows,
-            rows: spool.len(),
+            rows: staged.len(),
             texts: pending.texts,
-            remembered: spool.len() - rejected - pending.rows,
+            remembered: staged.len() - rejected - pending.rows,
             repeated: pending.rows - pending.texts,
-            rejected: spool.rejected(),
-            labels: self.labels(spool, scoring, scorer, plan).await.map_err(|e| self.rows_failed(&e))?,
+            rejected: staged.rejected(),
+            labels: self.labels(staged, scoring, scorer, plan).await.map_err(|e| self.rows_failed(&e))?,
             seconds: Seconds {
                 loading: opening + stand.seconds,
                 reading,
                 scoring: tried.seconds(pending.texts),
-                publishing: written.seconds_per_row * spool.len() as f64 + read.one_pass,
+                publishing: written.seconds_per_row * staged.len() as f64 + read.one_pass,
             },
             lengths: tried.lengths,
             pace: tried.pace,
@@ -121,7 +121,7 @@ impl Planner<'_> {
             precision: scorer.precision().to_string(),
             temporary_bytes: on_disk + pending.bytes(),
             joins_bytes: bytes_of_scores(held + pending.texts, labels),
-            output_bytes: (written.bytes_per_row * spool.len() as f64) as u64,
+            output_bytes: (written.bytes_per_row * staged.len() as f64) as u64,
         };
         planned.scale_up();
         Ok(planned)
@@ -148,23 +148,24 @@ impl Planner<'_> {
             known = known_rows(&frame).await;
             frame = frame.limit(0, Some(rows)).map_err(|e| self.rows_failed(&e))?;
         }
-        let spool = match Spool::fill(frame, &settings.text, labels, pipeline.run.memory, resources).await {
-            Ok(spool) => spool,
+        let staged = match StagedRows::fill(frame, &settings.text, labels, pipeline.run.memory, resources).await {
+            Ok(staged) => staged,
             Err(e) => {
                 let error = Error::sql(format!("{}: the source query", pipeline.path.display()), &e, Some(context));
                 return Err(blame(context, &pipeline.tables, error, NOTHING_WRITTEN).await);
             }
         };
         let checking = Instant::now();
-        let rows = spool.rows().await.map_err(|e| self.rows_failed(&e))?;
+        let rows = staged.rows().await.map_err(|e| self.rows_failed(&e))?;
         let ids = Source::check_ids(&rows, &settings.id).await;
         let one_pass = checking.elapsed().as_secs_f64();
         plan.problems.extend(ids.err().map(|e| Error::source(pipeline, &scoring.source.query, e, context)));
-        plan.problems.extend(rejected::check(scoring, &spool).await.err());
+        plan.problems.extend(rejected::check(scoring, &staged).await.err());
         // Where nothing tells how many rows there are, as many as were asked for may be some or all.
-        let limited = self.options.rows.is_some_and(|limit| spool.len() >= limit as u64) && known != Some(spool.len());
-        let all_rows = known.filter(|all| limited && *all > spool.len());
-        Ok(Read { spool, limited, all_rows, one_pass })
+        let limited =
+            self.options.rows.is_some_and(|limit| staged.len() >= limit as u64) && known != Some(staged.len());
+        let all_rows = known.filter(|all| limited && *all > staged.len());
+        Ok(Read { staged, limited, all_rows, one_pass })
     }
 
     /// Tokenizes some of the texts that have no score, and runs some batches of them.
@@ -210,14 +211,14 @@ impl Planner<'_> {
     /// What the column of labels has, and whether the model knows such labels.
     async fn labels(
         &self,
-        spool: &Spool,
+        staged: &StagedRows,
         scoring: &Scoring,
         scorer: &Scorer,
         plan: &mut Plan,
     ) -> Result<Option<String>, DataFusionError> {
         let Some(label) = &scoring.source.label else { return Ok(None) };
-        let rows = spool.rows().await?;
-        let data_type = spool.schema().field_with_name(label)?.data_type().clone();
+        let rows = staged.rows().await?;
+        let data_type = staged.schema().field_with_name(label)?.data_type().clone();
         if data_type.is_nested() {
             return Ok(Some(format!("lists ({data_type})")));
         }
@@ -231,7 +232,7 @@ impl Planner<'_> {
             if low.is_null(0) {
                 return Ok(Some("all NULL".into()));
             }
-            let null = spool.len() - range.column(2).as_primitive::<Int64Type>().value(0).unsigned_abs();
+            let null = staged.len() - range.column(2).as_primitive::<Int64Type>().value(0).unsigned_abs();
             let null = if null > 0 { format!(" · NULL in {null} rows") } else { String::new() };
             return Ok(Some(format!("numbers from {} to {}{null}", low.value(0), high.value(0))));
         }
@@ -262,9 +263,9 @@ impl Planner<'_> {
     }
 
     /// Writes some rows with predictions of no meaning as Parquet into memory.
-    async fn trial_of_writing(&self, spool: &Spool, scorer: &Scorer) -> Result<Written, DataFusionError> {
-        let rows = spool.rows().await?.limit(0, Some(self.pipeline.run.window))?;
-        let names = spool.schema().fields().iter().map(|field| column(field.name())).collect::<Vec<_>>();
+    async fn trial_of_writing(&self, staged: &StagedRows, scorer: &Scorer) -> Result<Written, DataFusionError> {
+        let rows = staged.rows().await?.limit(0, Some(self.pipeline.run.window))?;
+        let names = staged.schema().fields().iter().map(|field| column(field.name())).collect::<Vec<_>>();
         let batches = rows.select(names)?.collect().await?;
         let Some(first) = batches.first() else { return Ok(Written::default()) };
         let rows = concat_batches(&first.schema(), &batches)?;
@@ -275,7 +276,7 @@ impl Planner<'_> {
             predictions_to_array(&scorer.imagined(rows.num_rows()), &scorer.model().config).into_parts();
         let fingerprint = scorer.model().fingerprint.to_string();
         let model: ArrayRef = Arc::new(arrow::array::StringArray::from(vec![fingerprint.as_str(); rows.num_rows()]));
-        let schema = output_schema(spool.schema());
+        let schema = output_schema(staged.schema());
         let columns = rows.columns().iter().cloned().chain(predicted).chain([model]);
         let columns = columns.zip(schema.fields()).map(|(column, field)| cast(&column, field.data_type()));
         let batch = RecordBatch::try_new(Arc::clone(&schema), columns.collect::<Result<_, _>>()?)?;
@@ -290,7 +291,7 @@ impl Planner<'_> {
 
 /// The rows, read.
 struct Read {
-    spool: Spool,
+    staged: StagedRows,
     /// Whether there may be more rows than were read.
     limited: bool,
     /// Rows of the source, where it is known that not all were read.

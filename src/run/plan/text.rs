@@ -7,7 +7,7 @@ use super::writes::LEFT;
 use super::{Lengths, Plan, PlannedEvaluation, PlannedScoring, PlannedTraining, Write};
 use crate::progress::{counted, grouped, size, spoken};
 use crate::scorer::{PADDED_BATCH, Pace, Rejection};
-use crate::train::course::Standing;
+use crate::train::training_loop::Standing;
 
 /// What begins a line, or goes on with the one before.
 struct Lines<'a, 'b>(&'a mut fmt::Formatter<'b>);
@@ -89,7 +89,7 @@ impl Plan {
 impl PlannedTraining {
     fn lines(&self) -> Vec<String> {
         let what = if self.texts { "text" } else { "row" };
-        let Some(rehearsal) = &self.rehearsal else {
+        let Some(trial) = &self.trial else {
             return vec![
                 format!("{} · {}", counted(self.rows as u64, what), counted(self.epochs as u64, "epoch")),
                 self.output.clone(),
@@ -99,23 +99,23 @@ impl PlannedTraining {
         let mut lines = vec![format!(
             "{} · {} to learn from, {} held out · {} tokens an epoch, {} cut",
             counted(self.rows as u64, what),
-            counted(rehearsal.rows as u64, unit),
-            grouped(rehearsal.held_out as u64),
-            grouped(rehearsal.tokens),
-            grouped(rehearsal.truncated as u64),
+            counted(trial.rows as u64, unit),
+            grouped(trial.held_out as u64),
+            grouped(trial.tokens),
+            grouped(trial.truncated as u64),
         )];
-        if !rehearsal.labels.is_empty() {
-            lines.push(format!("labels {}", rehearsal.labels.join(", ")));
+        if !trial.labels.is_empty() {
+            lines.push(format!("labels {}", trial.labels.join(", ")));
         }
-        let steps = format!("{} in {}", counted(rehearsal.total_steps, "step"), counted(self.epochs as u64, "epoch"));
-        lines.push(match rehearsal.standing {
+        let steps = format!("{} in {}", counted(trial.total_steps, "step"), counted(self.epochs as u64, "epoch"));
+        lines.push(match trial.standing {
             Standing::New => steps,
             Standing::Resumes(done) => format!("{steps}, of which {} are done and saved", grouped(done)),
             Standing::Done => "nothing to do: base, rows and settings are those of the model that is there".into(),
             Standing::ToCalibrate => "only to be calibrated and judged: the model is there".into(),
             Standing::Rejected => "nothing to do: promote_if refused this very model before".into(),
         });
-        if let (Some(pace), Some(seconds)) = (rehearsal.pace, rehearsal.seconds()) {
+        if let (Some(pace), Some(seconds)) = (trial.pace, trial.seconds()) {
             lines.push(format!(
                 "about {}, at {} tokens/s ({} tried in {})",
                 time(seconds),

@@ -15,7 +15,7 @@ use crate::config::{Evaluate, Finetune, Learning, Pretrain, Start};
 use crate::error::Error;
 use crate::progress::Style;
 use crate::scorer::Pace;
-use crate::train::course::{Event, Rehearsal};
+use crate::train::training_loop::{Event, Trial};
 
 /// A stage that learns, planned.
 #[derive(Debug, Clone)]
@@ -27,7 +27,7 @@ pub struct PlannedTraining {
     /// Held-out rows whose texts are learned from too.
     pub shared: usize,
     /// What was tried out; none where the model that it starts from is not there yet.
-    pub rehearsal: Option<Rehearsal>,
+    pub trial: Option<Trial>,
     /// How often each row is learned from.
     pub epochs: usize,
     /// Whether it is a text, rather than a labelled row, that is learned from.
@@ -38,13 +38,13 @@ impl PlannedTraining {
     /// Whether it leaves another model than the one that is there.
     #[must_use]
     pub fn changes_the_model(&self) -> bool {
-        self.rehearsal.as_ref().is_none_or(Rehearsal::changes_the_model)
+        self.trial.as_ref().is_none_or(Trial::changes_the_model)
     }
 
     /// How long it takes, in seconds, where that could be tried out.
     #[must_use]
     pub fn seconds(&self) -> Option<f64> {
-        self.rehearsal.as_ref()?.seconds()
+        self.trial.as_ref()?.seconds()
     }
 }
 
@@ -78,14 +78,14 @@ impl Planner<'_> {
             Start::Model(base) => base.local(),
             Start::Random { .. } => None,
         };
-        let rehearsal = if may_rehearse(PRETRAIN, base, None, plan) {
+        let trial = if may_rehearse(PRETRAIN, base, None, plan) {
             let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);
-            let rehearse = move || job.rehearse(&Device::Cpu, threads.rayon(), budget);
-            Some(training.blocking(PRETRAIN, rehearse).await?)
+            let run_trial = move || job.run_trial(&Device::Cpu, threads.rayon(), budget);
+            Some(training.blocking(PRETRAIN, run_trial).await?)
         } else {
             None
         };
-        Ok(planned(&stage.learning, rows, true, rehearsal))
+        Ok(planned(&stage.learning, rows, true, trial))
     }
 
     pub(super) async fn finetune(&self, stage: &Finetune, plan: &mut Plan) -> Result<PlannedTraining, Error> {
@@ -104,14 +104,14 @@ impl Planner<'_> {
             plan.notes.push(format!("[{FINETUNE}]: {}", Event::UnmeasuredLabels { labels: &labels }));
         }
         let pretrained = self.pipeline.pretrain.as_ref().map(|stage| stage.learning.output.path.as_path());
-        let rehearsal = if may_rehearse(FINETUNE, stage.base.local(), pretrained, plan) {
+        let trial = if may_rehearse(FINETUNE, stage.base.local(), pretrained, plan) {
             let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);
-            let rehearse = move || job.rehearse(&Device::Cpu, threads.rayon(), budget);
-            Some(training.blocking(FINETUNE, rehearse).await?)
+            let run_trial = move || job.run_trial(&Device::Cpu, threads.rayon(), budget);
+            Some(training.blocking(FINETUNE, run_trial).await?)
         } else {
             None
         };
-        Ok(PlannedTraining { shared, ..planned(&stage.learning, rows, false, rehearsal) })
+        Ok(PlannedTraining { shared, ..planned(&stage.learning, rows, false, trial) })
     }
 
     pub(super) async fn evaluate(
@@ -167,12 +167,12 @@ fn may_rehearse(section: &str, base: Option<&Path>, made: Option<&Path>, plan: &
     false
 }
 
-fn planned(learning: &Learning, rows: usize, texts: bool, rehearsal: Option<Rehearsal>) -> PlannedTraining {
+fn planned(learning: &Learning, rows: usize, texts: bool, trial: Option<Trial>) -> PlannedTraining {
     PlannedTraining {
         output: readable(&learning.output.path).display().to_string(),
         rows,
         shared: 0,
-        rehearsal,
+        trial,
         epochs: learning.epochs,
         texts,
     }

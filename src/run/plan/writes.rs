@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::super::places::{BESIDE, REJECTED, SINK, STATE, STORE, Shape, TEMPORARY, Target, targets};
+use super::super::outputs::{BESIDE, REJECTED, SINK, STATE, STORE, Shape, TEMPORARY, Target, targets};
 use super::super::{Stage, query_text, readable};
 use crate::config::{self, Pipeline, Place, SinkFormat, SinkMode, Start, Validation, model_place};
 use crate::files::real_path;

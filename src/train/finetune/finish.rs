@@ -5,15 +5,17 @@ use std::path::Path;
 use candle_core::Device;
 use serde_json::{Map, Value, json};
 
-use super::lesson::{Labelled, calibrated_sample, sample};
+use super::epoch_data::{Labelled, calibrated_sample, sample};
 use super::{Calibrate, Job, Promotion, Report};
 use crate::model::{CALIBRATION_FILE, ModelConfig, ModelFiles};
 use crate::train::calibration::Calibration;
 use crate::train::chart;
-use crate::train::course::{CHART, Event, JobError, Learned, Publication, REPORT, Watch, base_config, remove_model};
 use crate::train::evaluation::Evaluation;
 use crate::train::labels::{Labels, Targets};
 use crate::train::temperature::Temperature;
+use crate::train::training_loop::{
+    CHART, Event, JobError, Learned, Publication, REPORT, Watch, base_config, remove_model,
+};
 use crate::train::{Objective, Trainer};
 
 /// What the validation rows say of a model.
@@ -57,12 +59,12 @@ impl Job {
     pub(super) fn finish(
         &self,
         base: &ModelFiles,
-        lesson: &Labelled,
+        data: &Labelled,
         mut learned: Learned,
         truncated: usize,
         watch: &mut Watch,
     ) -> Result<Report, JobError> {
-        let config = self.config(base, &lesson.labels)?;
+        let config = self.config(base, &data.labels)?;
         if learned.last_is_another() {
             let note = json!({ "epoch": learned.progress.epochs().len(), "best": self.output });
             let documents = vec![(REPORT, note)];
@@ -72,13 +74,13 @@ impl Job {
             remove_model(&self.last())?;
         }
         learned.take_best()?;
-        let judgement = self.judge(lesson, &learned.trainer)?;
+        let judgement = self.judge(data, &learned.trainer)?;
         judgement.warn(watch);
         let promotion = self.promotion(&judgement);
-        let json = self.report(lesson, &learned, &judgement, &promotion, truncated);
+        let json = self.report(data, &learned, &judgement, &promotion, truncated);
         self.put(&Self::publication(base, config, &judgement, &json), &learned.trainer, &promotion, watch)?;
         learned.discard_state()?;
-        Ok(said(promotion, true, judgement, &lesson.labels, json))
+        Ok(said(promotion, true, judgement, &data.labels, json))
     }
 
     /// Whether the model may take its place.
@@ -121,7 +123,7 @@ impl Job {
         &self,
         folder: &Path,
         base: &ModelFiles,
-        lesson: &Labelled,
+        data: &Labelled,
         objective: Objective,
         mut json: Value,
         device: &Device,
@@ -129,18 +131,18 @@ impl Job {
     ) -> Result<Report, JobError> {
         let options = self.hyper.options(self.training.len());
         let trainer = Trainer::from_checkpoint(folder, objective, options, device)?;
-        let judgement = self.judge(lesson, &trainer)?;
+        let judgement = self.judge(data, &trainer)?;
         judgement.warn(watch);
         let promotion = if folder == self.output { Promotion::Published } else { self.promotion(&judgement) };
         json["settings"]["calibrate"] = self.calibrate.to_json();
         json["settings"]["promote_if"] = self.promote_if_to_json();
         json["promotion"] = promotion.to_json();
-        for (key, value) in judgement.entries(lesson.labels.names()) {
+        for (key, value) in judgement.entries(data.labels.names()) {
             json[key] = value;
         }
-        let publication = Self::publication(base, self.config(base, &lesson.labels)?, &judgement, &json);
+        let publication = Self::publication(base, self.config(base, &data.labels)?, &judgement, &json);
         self.put(&publication, &trainer, &promotion, watch)?;
-        Ok(said(promotion, false, judgement, &lesson.labels, json))
+        Ok(said(promotion, false, judgement, &data.labels, json))
     }
 
     fn publication<'b>(
@@ -155,17 +157,17 @@ impl Job {
     }
 
     /// Measures on the validation rows, and fits on them what is to be fitted.
-    fn judge(&self, lesson: &Labelled, trainer: &Trainer) -> Result<Judgement, JobError> {
+    fn judge(&self, data: &Labelled, trainer: &Trainer) -> Result<Judgement, JobError> {
         if self.validation.is_empty() {
             return Ok(Judgement::default());
         }
-        let logits = trainer.logits(&lesson.validation)?.concat();
-        let evaluation = Evaluation::of(&sample(&lesson.labels, &lesson.gold, &logits)?, None, &[])?;
-        let calibration = self.fit(&lesson.labels, &lesson.gold, &logits)?;
+        let logits = trainer.logits(&data.validation)?.concat();
+        let evaluation = Evaluation::of(&sample(&data.labels, &data.gold, &logits)?, None, &[])?;
+        let calibration = self.fit(&data.labels, &data.gold, &logits)?;
         let calibrated = match &calibration {
             None => None,
             Some(calibration) => {
-                let sample = calibrated_sample(&lesson.labels, &lesson.gold, &logits, &calibration.applied())?;
+                let sample = calibrated_sample(&data.labels, &data.gold, &logits, &calibration.applied())?;
                 Some(Evaluation::of(&sample, None, &[])?)
             }
         };

@@ -2,16 +2,16 @@
 
 use serde_json::{Value, json};
 
+use super::epoch_data::Labelled;
 use super::finish::Judgement;
-use super::lesson::Labelled;
 use super::{Calibrate, Job, Promotion};
-use crate::train::course::{Learned, Lesson, peak_memory};
 use crate::train::sampling::ClassWeights;
+use crate::train::training_loop::{EpochData, Learned, peak_memory};
 
 impl Job {
     pub(super) fn report(
         &self,
-        lesson: &Labelled,
+        data: &Labelled,
         learned: &Learned,
         judgement: &Judgement,
         promotion: &Promotion,
@@ -27,7 +27,7 @@ impl Job {
         settings["label_smoothing"] = self.label_smoothing.into();
         settings["class_weights"] = class_weights;
         settings["calibrate"] = self.calibrate.to_json();
-        settings["metric"] = lesson.metric().into();
+        settings["metric"] = data.metric().into();
         settings["promote_if"] = self.promote_if_to_json();
         let mut json = json!({
             "kind": "finetune",
@@ -35,7 +35,7 @@ impl Job {
             "couplet": env!("CARGO_PKG_VERSION"),
             "base": self.base_name.as_deref().map_or_else(|| json!(self.base), |name| json!(name)),
             "task": self.task.name(),
-            "labels": lesson.labels.names(),
+            "labels": data.labels.names(),
             "settings": settings,
             "rows": {
                 "training": self.training.len(),
@@ -43,16 +43,16 @@ impl Job {
                 "validation_in_training": self.shared(),
                 "truncated": truncated,
             },
-            "unmeasured_labels": lesson.labels.without_rows(&lesson.gold),
+            "unmeasured_labels": data.labels.without_rows(&data.gold),
             "steps": learned.trainer.steps(),
             "epoch": learned.progress.best().map_or(epochs, |best| best.epoch),
             "promotion": promotion.to_json(),
             "peak_memory_bytes": peak_memory(),
         });
         if let Some(json) = json.as_object_mut() {
-            let judgement = judgement.entries(lesson.labels.names());
+            let judgement = judgement.entries(data.labels.names());
             json.extend(judgement.map(|(key, value)| (key.to_owned(), value)));
-            json.extend(learned.progress.to_json(lesson.scores()));
+            json.extend(learned.progress.to_json(data.scores()));
         }
         json
     }

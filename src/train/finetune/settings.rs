@@ -3,11 +3,11 @@
 use super::{Calibrate, Job, Row};
 use crate::model::{ModelFiles, Problem};
 use crate::train::Objective;
-use crate::train::course::{JobError, Key};
 use crate::train::labels::{LabelError, Labels, Targets};
 use crate::train::metrics::{Metric, measured};
 use crate::train::promotion::Condition;
 use crate::train::sampling::ClassWeights;
+use crate::train::training_loop::{JobError, Key};
 
 impl Job {
     pub(super) fn read_labels(&self) -> Result<(Labels, Targets, Targets), JobError> {

@@ -9,7 +9,7 @@ use crate::store::{EarlierStages, RunRecord};
 
 /// A run that has begun, and how far it has come.
 #[derive(Debug)]
-pub struct WholeRun {
+pub struct RunState {
     began: Instant,
     /// When it began, by the clock of this machine.
     pub started_at: DateTime<Utc>,
@@ -19,7 +19,7 @@ pub struct WholeRun {
     pub record: Option<RunRecord>,
 }
 
-impl WholeRun {
+impl RunState {
     /// A run that begins now.
     #[must_use]
     pub fn begin() -> Self {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::state::StateFolder;
-use super::{JobError, Lesson};
+use super::{EpochData, JobError};
 use crate::train::hyper::Hyper;
 use crate::train::sampling::epoch_batches;
 use crate::train::{Example, TrainError, Trainer};
@@ -29,7 +29,7 @@ pub enum Standing {
 
 /// What is known of a training before it begins.
 #[derive(Debug, Clone)]
-pub struct Rehearsal {
+pub struct Trial {
     /// What an earlier run has left.
     pub standing: Standing,
     /// Rows, or sequences, to learn from.
@@ -71,16 +71,16 @@ impl StepPace {
     }
 }
 
-impl Rehearsal {
-    pub(in crate::train) fn new(standing: Standing, hyper: &Hyper, lesson: &dyn Lesson) -> Self {
+impl Trial {
+    pub(in crate::train) fn new(standing: Standing, hyper: &Hyper, data: &dyn EpochData) -> Self {
         Self {
             standing,
-            rows: lesson.rows(),
+            rows: data.rows(),
             held_out: 0,
             tokens: 0,
             truncated: 0,
             labels: Vec::new(),
-            total_steps: hyper.total_steps(lesson.rows()),
+            total_steps: hyper.total_steps(data.rows()),
             batch_size: hyper.batch_size,
             pace: None,
             measuring: 0.0,
@@ -146,17 +146,17 @@ pub(in crate::train) fn discard_state(output: &Path, key: blake3::Hash) -> Resul
 
 /// Takes the first steps of a training, at least three of them where there are so many, until `budget` is over; what the trainer has learned is
 /// not kept.
-pub(in crate::train) fn rehearse(
+pub(in crate::train) fn run_trial(
     trainer: &mut Trainer,
-    lesson: &dyn Lesson,
+    data: &dyn EpochData,
     hyper: &Hyper,
     budget: Duration,
 ) -> Result<StepPace, JobError> {
     let mut pace = StepPace { steps: 0, tokens: 0, seconds: 0.0 };
     let (start, mut steps) = (Instant::now(), 0);
-    for batch in epoch_batches(hyper.seed, 0, lesson.rows(), hyper.batch_size) {
+    for batch in epoch_batches(hyper.seed, 0, data.rows(), hyper.batch_size) {
         let began = Instant::now();
-        let step = match trainer.step(&lesson.examples(0, &batch)) {
+        let step = match trainer.step(&data.examples(0, &batch)) {
             Ok(step) => step,
             // Short texts may have no word hidden this time.
             Err(TrainError::NothingToLearn { .. }) => continue,

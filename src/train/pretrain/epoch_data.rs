@@ -1,11 +1,11 @@
-//! Texts with hidden words as a lesson.
+//! Texts with hidden words as a data.
 
 use rayon::prelude::*;
 
 use super::{Job, scores};
 use crate::model::Tokenizer;
-use crate::train::course::{JobError, Lesson, Score};
 use crate::train::masking::{Chunking, Masking, Pieces};
+use crate::train::training_loop::{EpochData, JobError, Score};
 use crate::train::{Example, MaskedWords, Target, Trainer};
 
 /// The "epoch" in which words of held-out texts are hidden: always the same ones, and none that training uses.
@@ -62,9 +62,9 @@ impl Texts {
             Ok((*share, examples.collect()))
         });
         let held_out = masked.collect::<Result<_, JobError>>()?;
-        let lesson = Self { sequences, held_out, pieces, masking, scores: scores(&shares) };
-        lesson.has_something_hidden(job.mask_probability)?;
-        Ok(lesson)
+        let data = Self { sequences, held_out, pieces, masking, scores: scores(&shares) };
+        data.has_something_hidden(job.mask_probability)?;
+        Ok(data)
     }
 
     /// Refuses to train where not even a step of the first epoch could be taken.
@@ -90,7 +90,7 @@ impl Texts {
         self.sequences.iter().map(|ids| ids.len() as u64).sum()
     }
 
-    /// Reads what [`Lesson::measure`] gave: what was measured at each share.
+    /// Reads what [`EpochData::measure`] gave: what was measured at each share.
     pub(super) fn measured(&self, scores: &[Option<f64>]) -> Vec<(f64, MaskedWords)> {
         let number = |value: Option<f64>| value.unwrap_or(f64::NAN);
         let words = |values: &[Option<f64>]| {
@@ -101,7 +101,7 @@ impl Texts {
     }
 }
 
-impl Lesson for Texts {
+impl EpochData for Texts {
     fn rows(&self) -> usize {
         self.sequences.len()
     }

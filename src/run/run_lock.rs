@@ -6,20 +6,20 @@ use chrono::Utc;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{WholeRun, places};
-use crate::confidential::without_credentials;
+use super::{RunState, outputs};
 use crate::config::Pipeline;
 use crate::error::Error;
+use crate::escape::printable;
 use crate::files::{self, MAX_TEXT};
 use crate::lock::{self, Claim, DEFAULT_LEASE, Held, LockError};
 use crate::objects::{StoreFolder, abort_noted_uploads};
-use crate::printable::printable;
 use crate::progress::counted;
+use crate::redact::without_credentials;
 use crate::sink::Origin;
 use crate::store::{Outcome, RunRecord, Runs, remove_staged};
 
 /// A run that has begun.
-pub(super) struct Night {
+pub(super) struct RunLock {
     run: String,
     pipeline: String,
     pipeline_hash: Option<String>,
@@ -32,7 +32,7 @@ pub(super) struct Night {
 /// Records that are looked at for that of a run that was killed.
 const LOOK_BACK: usize = 50;
 
-impl Night {
+impl RunLock {
     /// Takes the lock of the store, and records runs that were killed while they had it.
     ///
     /// # Errors
@@ -60,7 +60,7 @@ impl Night {
             };
             runs.add(&record).await?;
         }
-        match abort_noted_uploads(store, &places::of_scoring(pipeline)?).await {
+        match abort_noted_uploads(store, &outputs::of_scoring(pipeline)?).await {
             Ok(0) => {}
             Ok(n) => tracing::info!("{} of killed runs aborted", counted(n as u64, "unfinished upload")),
             Err(error) => return Err(store.objects.error(&error).into()),
@@ -85,7 +85,7 @@ impl Night {
     }
 
     /// The record, as far as it is known at the start.
-    pub(super) fn record(&self, whole: &WholeRun) -> RunRecord {
+    pub(super) fn record(&self, whole: &RunState) -> RunRecord {
         RunRecord {
             run: self.run.clone(),
             pipeline: self.pipeline.clone(),
@@ -123,7 +123,7 @@ impl Night {
     pub(super) async fn end(
         self,
         mut record: RunRecord,
-        whole: &WholeRun,
+        whole: &RunState,
         error: Option<&Error>,
         then: impl Future<Output = ()>,
     ) -> (RunRecord, Option<Error>) {

@@ -81,20 +81,20 @@ mod tests {
     use datafusion::prelude::SessionContext;
     use futures::TryStreamExt;
 
-    use super::super::spool::Spool;
+    use super::super::staged_rows::StagedRows;
     use super::*;
     use crate::session::Resources;
 
     const ROWS: i64 = 300;
 
-    async fn spool(folder: &Path) -> (Spool, PathBuf) {
+    async fn staged(folder: &Path) -> (StagedRows, PathBuf) {
         let resources = Resources::new(1 << 30, folder).unwrap();
         let rows = resources.folder().join("rows.parquet");
         let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..ROWS));
         let texts: ArrayRef = Arc::new(StringArray::from_iter_values((0..ROWS).map(|row| format!("letter {row}"))));
         let batch = RecordBatch::try_from_iter([("id", ids), ("text", texts)]).unwrap();
         let source = SessionContext::new().read_batch(batch).unwrap();
-        (Spool::fill(source, &["text".to_owned()], 2, 8 << 20, resources).await.unwrap(), rows)
+        (StagedRows::fill(source, &["text".to_owned()], 2, 8 << 20, resources).await.unwrap(), rows)
     }
 
     fn flip(path: &Path, at: usize, bit: usize) {
@@ -104,20 +104,20 @@ mod tests {
     }
 
     /// No scores.
-    fn scores(spool: &Spool) -> datafusion::prelude::DataFrame {
+    fn scores(staged: &StagedRows) -> datafusion::prelude::DataFrame {
         let fields = crate::predict::prediction_fields();
         let key = Arc::new(arrow::datatypes::Field::new("key", arrow::datatypes::DataType::Binary, false));
         let fields = fields.iter().cloned().chain([key]).collect::<Vec<_>>();
         let none = RecordBatch::new_empty(Arc::new(arrow::datatypes::Schema::new(fields)));
-        spool.joins(0).read_batch(none).unwrap()
+        staged.joins(0).read_batch(none).unwrap()
     }
 
     #[tokio::test]
     async fn a_flipped_bit_in_the_rows_of_a_run_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
-        let (spool, path) = spool(folder.path()).await;
+        let (staged, path) = staged(folder.path()).await;
         let rows = async || -> Result<usize, DataFusionError> {
-            let batches: Vec<_> = spool.scored(scores(&spool), 0, None).await?.try_collect().await?;
+            let batches: Vec<_> = staged.scored(scores(&staged), 0, None).await?.try_collect().await?;
             Ok(batches.iter().map(RecordBatch::num_rows).sum())
         };
         assert_eq!(rows().await.unwrap(), ROWS as usize);
@@ -133,11 +133,11 @@ mod tests {
     #[tokio::test]
     async fn a_flipped_bit_in_a_text_to_be_scored_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
-        let (spool, rows) = spool(folder.path()).await;
+        let (staged, rows) = staged(folder.path()).await;
         let path = rows.with_file_name("pending.arrow");
         for flipped in [false, true] {
-            let none = spool.joins(0).read_empty().unwrap();
-            let pending = spool.pending(none, 0, 64).await.unwrap();
+            let none = staged.joins(0).read_empty().unwrap();
+            let pending = staged.pending(none, 0, 64).await.unwrap();
             if flipped {
                 let bytes = std::fs::read(&path).unwrap();
                 let at = bytes.windows(10).position(|bytes| bytes == b"letter 200").expect("the text is in the file");

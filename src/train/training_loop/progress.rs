@@ -218,7 +218,7 @@ impl Progress {
         ]
     }
 
-    /// Reads what [`Progress::entries`] wrote of a lesson with so many scores.
+    /// Reads what [`Progress::entries`] wrote of a data with so many scores.
     pub(super) fn from_tensors(tensors: &HashMap<String, Tensor>, scores: usize) -> Option<Self> {
         let floats = |name: &str| tensors.get(name)?.to_vec1::<f64>().ok();
         let counts = tensors.get(COUNTS)?.to_vec1::<i64>().ok()?;

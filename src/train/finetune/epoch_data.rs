@@ -1,12 +1,12 @@
-//! Labelled rows as a lesson.
+//! Labelled rows as a data.
 
 use rayon::prelude::*;
 
 use super::Row;
 use crate::model::{Calibration, Problem, Tokenizer};
-use crate::train::course::{JobError, Lesson, Score};
 use crate::train::labels::{Labels, Targets};
 use crate::train::metrics::{Classes, DEFAULT_BINS, Metric, MetricError, Sample, Sets, Values, measured};
+use crate::train::training_loop::{EpochData, JobError, Score};
 use crate::train::{Example, Target, Trainer};
 
 /// Labelled rows, encoded.
@@ -41,7 +41,7 @@ impl Labelled {
     }
 }
 
-impl Lesson for Labelled {
+impl EpochData for Labelled {
     fn rows(&self) -> usize {
         self.training.len()
     }

@@ -9,13 +9,13 @@ use tokio::sync::oneshot;
 use crate::error::Error;
 
 /// Who may let the end of a stream pass.
-pub(super) struct Gate {
+pub(super) struct CommitGate {
     ended: oneshot::Receiver<()>,
     pass: oneshot::Sender<()>,
 }
 
 /// The stream with its end held back.
-pub(super) fn gated(rows: SendableRecordBatchStream) -> (SendableRecordBatchStream, Gate) {
+pub(super) fn gated(rows: SendableRecordBatchStream) -> (SendableRecordBatchStream, CommitGate) {
     let ((end, ended), (pass, passed)) = (oneshot::channel(), oneshot::channel());
     let last = futures::stream::once(async move {
         let refused = || DataFusionError::Execution("the rows may not be committed".into());
@@ -25,10 +25,10 @@ pub(super) fn gated(rows: SendableRecordBatchStream) -> (SendableRecordBatchStre
     let schema = rows.schema();
     let last = last.filter_map(async |passed: Result<(), DataFusionError>| passed.err().map(Err));
     let rows = RecordBatchStreamAdapter::new(schema, rows.chain(last.boxed()));
-    (Box::pin(rows), Gate { ended, pass })
+    (Box::pin(rows), CommitGate { ended, pass })
 }
 
-impl Gate {
+impl CommitGate {
     /// Waits for the end, which passes if `check` is well; else it is an error of the stream.
     ///
     /// # Errors

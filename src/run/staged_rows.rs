@@ -25,11 +25,11 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
-use super::beside::beside;
-use super::intact::{Hashing, check, checked_at_end};
+use super::digest::{Hashing, check, checked_at_end};
 use super::joins::{Joins, bytes_of_scores, of_rows, session, without_views};
 use super::pending::Pending;
 use super::sinks::SinkKind;
+use super::zip_by_row::zip_by_row;
 use crate::config::Place;
 use crate::files;
 use crate::objects::Objects;
@@ -57,7 +57,7 @@ const ERROR: &str = "__couplet_error";
 const GROUP: usize = 64 << 20;
 
 /// The rows of a run.
-pub(super) struct Spool {
+pub(super) struct StagedRows {
     context: SessionContext,
     joins: Joins,
     schema: SchemaRef,
@@ -76,7 +76,7 @@ pub(super) struct Spool {
     rejected: [u64; Rejection::KINDS.len()],
 }
 
-impl Spool {
+impl StagedRows {
     /// Reads all rows of `source` into a file in the folder of `resources`; the scores that they are joined with are of a
     /// model with so many labels.
     ///
@@ -96,8 +96,8 @@ impl Spool {
         let mut batches = source.with_column(KEY, text_key(text))?.execute_stream().await?;
         let keyed = batches.schema();
         let fields = keyed.fields().iter().cloned();
-        let spooled: Vec<_> = fields.chain([Arc::new(Field::new(ROW, DataType::Int64, false))]).collect();
-        let spooled = Arc::new(Schema::new(spooled));
+        let staged_schema: Vec<_> = fields.chain([Arc::new(Field::new(ROW, DataType::Int64, false))]).collect();
+        let staged_schema = Arc::new(Schema::new(staged_schema));
         let properties = WriterProperties::builder()
             .set_compression(Compression::LZ4_RAW)
             .set_dictionary_enabled(false)
@@ -108,7 +108,7 @@ impl Spool {
             .build();
         let path = resources.folder().join("rows.parquet");
         let file = Hashing::new(BufWriter::with_capacity(1 << 20, files::create(&path)?));
-        let mut writer = ArrowWriter::try_new(file, Arc::clone(&spooled), Some(properties))?;
+        let mut writer = ArrowWriter::try_new(file, Arc::clone(&staged_schema), Some(properties))?;
         let (mut rows, mut rejected) = (0, [0; Rejection::KINDS.len()]);
         while let Some(batch) = batches.next().await {
             let batch = batch?;
@@ -117,7 +117,7 @@ impl Spool {
             let numbers = Int64Array::from_iter_values(rows..end);
             rows = end;
             let columns = batch.columns().iter().cloned().chain([Arc::new(numbers) as ArrayRef]).collect();
-            writer.write(&RecordBatch::try_new(Arc::clone(&spooled), columns)?)?;
+            writer.write(&RecordBatch::try_new(Arc::clone(&staged_schema), columns)?)?;
         }
         writer.flush()?;
         let size = writer.flushed_row_groups().iter().map(|group| group.total_byte_size().unsigned_abs()).sum();
@@ -226,7 +226,7 @@ impl Spool {
 
     /// The texts that have no score among `known`, of which there are `held`, in the order in which they first come.
     ///
-    /// `known` is a table of [`Spool::joins`]. So many texts are scored together, but no more than a batch of the session.
+    /// `known` is a table of [`StagedRows::joins`]. So many texts are scored together, but no more than a batch of the session.
     pub(super) async fn pending(
         &self,
         known: DataFrame,
@@ -249,7 +249,7 @@ impl Spool {
         let fields = texts.schema().fields().iter().skip(1).cloned().chain([counts]).collect::<Vec<_>>();
         let schema = Arc::new(Schema::new(fields));
         let pending = Arc::clone(&schema);
-        let pending = beside(texts, keys).map(move |both| {
+        let pending = zip_by_row(texts, keys).map(move |both| {
             let (texts, counts) = both?;
             Ok(RecordBatch::try_new(Arc::clone(&pending), [texts.columns(), &counts].concat())?)
         });
@@ -260,7 +260,7 @@ impl Spool {
     /// All rows with their scores, or those that have an error, or those that have none: the columns of the source and
     /// those of a prediction, in the order of the source; an error at their end if the file has changed.
     ///
-    /// `scores` is a table of [`Spool::joins`], with `held` scores.
+    /// `scores` is a table of [`StagedRows::joins`], with `held` scores.
     pub(super) async fn scored(
         &self,
         scores: DataFrame,
@@ -290,7 +290,7 @@ impl Spool {
         let error = predicted.iter().position(|field| field.name() == "error").unwrap_or_default();
         let schema = Arc::new(Schema::new([of_source, predicted].concat()));
         let output = Arc::clone(&schema);
-        let scored = beside(rows, scores).map(move |both| {
+        let scored = zip_by_row(rows, scores).map(move |both| {
             let (rows, mut scores) = both?;
             let of_text = rows.column(width);
             let of_text = cast(of_text, scores[error].data_type())?;
@@ -349,9 +349,10 @@ mod tests {
         let text: ArrayRef = Arc::new(StringArray::from_iter_values((0..ROWS).map(|row| format!("letter {row}"))));
         let texts = RecordBatch::try_from_iter([("text", text)]).expect("rows");
         let source = SessionContext::new().read_batch(texts).expect("a table");
-        let spool = Spool::fill(source, &["text".to_owned()], 2, 8 << 20, resources).await.expect("rows are read");
-        let nothing = spool.joins(0).read_empty().expect("a table");
-        let pending = spool.pending(nothing, 0, 8192).await.expect("texts are told apart");
+        let staged =
+            StagedRows::fill(source, &["text".to_owned()], 2, 8 << 20, resources).await.expect("rows are read");
+        let nothing = staged.joins(0).read_empty().expect("a table");
+        let pending = staged.pending(nothing, 0, 8192).await.expect("texts are told apart");
         assert_eq!((pending.texts, pending.rows), (ROWS.unsigned_abs(), ROWS.unsigned_abs()));
 
         // All have scores, with words and numbers in them.
@@ -362,13 +363,13 @@ mod tests {
         };
         let predicted = prediction_fields();
         let predicted = predicted.iter().map(|field| value(field).alias(field.name()));
-        let rows = spool.rows_in(spool.joins(held)).await.expect("rows");
+        let rows = staged.rows_in(staged.joins(held)).await.expect("rows");
         let known =
             || rows.clone().select([column(KEY).alias("key")].into_iter().chain(predicted.clone()).collect::<Vec<_>>());
-        let scored = spool.scored(known().expect("scores"), held, None).await.expect("a join");
+        let scored = staged.scored(known().expect("scores"), held, None).await.expect("a join");
         let scored: Vec<_> = scored.try_collect().await.expect("rows are joined");
         assert_eq!(scored.iter().map(RecordBatch::num_rows).sum::<usize>(), held as usize);
-        let pending = spool.pending(known().expect("scores"), held, 8192).await.expect("texts are told apart");
+        let pending = staged.pending(known().expect("scores"), held, 8192).await.expect("texts are told apart");
         assert_eq!(pending.texts, 0);
     }
 }

@@ -20,8 +20,8 @@ use candle_core::{Device, Tensor};
 
 use super::JobError;
 use super::progress::Progress;
+use crate::backtrace::message;
 use crate::files;
-use crate::frames::message;
 use crate::model::{Data, Entry, write_weights};
 use crate::sink::{AtomicFile, FolderKind};
 use crate::train::Trainer;

@@ -1,7 +1,7 @@
-//! The course of a training: epochs of steps, measured, saved and resumed. What is learned is a `Lesson`.
+//! The training loop: epochs of steps, measured, saved and resumed. What is learned from is an `EpochData`.
 //!
 //! ```text
-//!  Lesson: rows ── order of the epoch ── batch ── Trainer::step ── Progress ──┬─▶ Event
+//!  EpochData: rows ── order of the epoch ── batch ── Trainer::step ── Progress ──┬─▶ Event
 //!                                                        │                    └─▶ <output>.training/  every interval
 //!                                            end of the epoch: scores, best weights, early stop
 //! ```
@@ -15,8 +15,8 @@ mod event;
 mod key;
 mod progress;
 mod publish;
-mod rehearsal;
 mod state;
+mod trial;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -27,10 +27,10 @@ pub(super) use key::Key;
 pub use progress::{Epoch, Progress, Score};
 pub(crate) use publish::{CHART, peak_memory};
 pub(super) use publish::{Publication, REPORT, base_config, remove_model, report_of};
-pub use rehearsal::{Rehearsal, Standing, StepPace};
-pub(super) use rehearsal::{discard_state, rehearse, standing};
 use state::{Found, StateFolder, read_tensors};
 pub(crate) use state::{beside, foreign_state};
+pub use trial::{Standing, StepPace, Trial};
+pub(super) use trial::{discard_state, run_trial, standing};
 
 use super::hyper::Hyper;
 use super::sampling::epoch_batches;
@@ -62,12 +62,12 @@ pub enum Outcome<R> {
 }
 
 /// What is learned, and how it is measured.
-pub(super) trait Lesson {
+pub(super) trait EpochData {
     /// Rows of an epoch.
     fn rows(&self) -> usize;
     /// Some rows as they are learned from in an epoch.
     fn examples(&self, epoch: u64, rows: &[u32]) -> Vec<Example>;
-    /// What [`Lesson::measure`] gives, in its order; empty if nothing is held out.
+    /// What [`EpochData::measure`] gives, in its order; empty if nothing is held out.
     fn scores(&self) -> &[Score];
     /// Which of the scores says what is better.
     fn deciding(&self) -> usize;
@@ -77,7 +77,7 @@ pub(super) trait Lesson {
     fn measures_start(&self) -> bool;
 }
 
-/// What a course needs besides the lesson and the trainer.
+/// What the loop needs besides the data and the trainer.
 pub(super) struct Plan<'a> {
     pub(super) output: &'a Path,
     /// Of everything that the weights depend on.
@@ -86,7 +86,7 @@ pub(super) struct Plan<'a> {
     pub(super) interval: Interval,
 }
 
-/// A course that came to its end.
+/// A training that came to its end.
 pub(super) struct Learned {
     /// With the last weights.
     pub(super) trainer: Trainer,
@@ -124,14 +124,14 @@ impl Learned {
 /// Trains from the last saved state, or from the start, to the end.
 pub(super) fn run(
     plan: &Plan,
-    lesson: &dyn Lesson,
+    data: &dyn EpochData,
     mut trainer: Trainer,
     watch: &mut Watch,
 ) -> Result<Outcome<Learned>, JobError> {
     let state = StateFolder::open(plan.output, plan.key)?;
-    let total_steps = plan.hyper.total_steps(lesson.rows());
+    let total_steps = plan.hyper.total_steps(data.rows());
     let mut progress = Progress::new();
-    match state.restore(&mut trainer, lesson.scores().len())? {
+    match state.restore(&mut trainer, data.scores().len())? {
         Found::Nothing => {}
         Found::Unusable(problem) => watch.emit(&Event::StateIgnored { folder: state.path(), problem: &problem }),
         Found::State(found) => {
@@ -140,19 +140,19 @@ pub(super) fn run(
             watch.emit(&Event::Resumed { step: trainer.steps(), total_steps });
         }
     }
-    let mut course =
-        Course { plan, lesson, trainer, progress, state, total_steps, clock: Instant::now(), rate: Rate::new() };
-    if course.go(watch)? {
-        let Course { trainer, progress, state, .. } = course;
+    let mut training =
+        TrainingLoop { plan, data, trainer, progress, state, total_steps, clock: Instant::now(), rate: Rate::new() };
+    if training.go(watch)? {
+        let TrainingLoop { trainer, progress, state, .. } = training;
         return Ok(Outcome::Finished(Learned { trainer, progress, state }));
     }
-    course.save(watch)?;
-    Ok(Outcome::Interrupted { step: course.trainer.steps(), total_steps, state: course.state.path().to_owned() })
+    training.save(watch)?;
+    Ok(Outcome::Interrupted { step: training.trainer.steps(), total_steps, state: training.state.path().to_owned() })
 }
 
-struct Course<'a> {
+struct TrainingLoop<'a> {
     plan: &'a Plan<'a>,
-    lesson: &'a dyn Lesson,
+    data: &'a dyn EpochData,
     trainer: Trainer,
     progress: Progress,
     state: StateFolder,
@@ -162,16 +162,16 @@ struct Course<'a> {
     rate: Rate,
 }
 
-impl Course<'_> {
+impl TrainingLoop<'_> {
     /// Trains to the end; false if it was cancelled before.
     fn go(&mut self, watch: &mut Watch) -> Result<bool, JobError> {
-        if self.lesson.measures_start() && self.progress.epochs().is_empty() && self.trainer.steps() == 0 {
+        if self.data.measures_start() && self.progress.epochs().is_empty() && self.trainer.steps() == 0 {
             self.measure(watch)?;
         }
         let mut saved = (self.trainer.steps(), Instant::now());
         while self.progress.epochs_done < self.plan.hyper.epochs && !self.is_over() {
             let epoch = self.progress.epochs_done;
-            let batches = epoch_batches(self.plan.hyper.seed, epoch, self.lesson.rows(), self.plan.hyper.batch_size);
+            let batches = epoch_batches(self.plan.hyper.seed, epoch, self.data.rows(), self.plan.hyper.batch_size);
             while let Some(batch) = batches.get(self.progress.batches_done as usize)
                 && self.batches() < self.total_steps
             {
@@ -211,7 +211,7 @@ impl Course<'_> {
 
     fn step(&mut self, epoch: u64, batch: &[u32], watch: &mut Watch) -> Result<(), JobError> {
         let start = Instant::now();
-        let examples = self.lesson.examples(epoch, batch);
+        let examples = self.data.examples(epoch, batch);
         self.progress.batches_done += 1;
         let step = match self.trainer.step_at(self.batches(), &examples) {
             Ok(step) => step,
@@ -240,16 +240,16 @@ impl Course<'_> {
 
     /// Measures, and keeps the weights if they are the best so far.
     fn measure(&mut self, watch: &mut Watch) -> Result<(), JobError> {
-        let deciding = self.lesson.scores().get(self.lesson.deciding()).map(|score| score.better);
-        let deciding = deciding.map(|better| (self.lesson.deciding(), better));
-        let scores = if deciding.is_some() { self.lesson.measure(&self.trainer)? } else { Vec::new() };
+        let deciding = self.data.scores().get(self.data.deciding()).map(|score| score.better);
+        let deciding = deciding.map(|better| (self.data.deciding(), better));
+        let scores = if deciding.is_some() { self.data.measure(&self.trainer)? } else { Vec::new() };
         self.count_seconds();
         let improved = self.progress.note_scores(self.trainer.steps(), scores, deciding);
         if improved {
             self.state.save_best(&self.trainer, self.progress.epochs_done)?;
         }
         if let Some(epoch) = self.progress.epochs().last() {
-            watch.emit(&Event::Measured { epoch, scores: self.lesson.scores(), improved });
+            watch.emit(&Event::Measured { epoch, scores: self.data.scores(), improved });
         }
         Ok(())
     }

@@ -45,7 +45,7 @@ impl Numbered {
 ///
 /// The first column of both is the number of the row. In `all` each number is by one higher than the one before; in
 /// `some` they rise, and of several rows with one number the first counts.
-pub(super) fn beside(
+pub(super) fn zip_by_row(
     all: SendableRecordBatchStream,
     some: SendableRecordBatchStream,
 ) -> impl Stream<Item = Result<(RecordBatch, Vec<ArrayRef>), DataFusionError>> {
@@ -110,7 +110,7 @@ mod tests {
     }
 
     async fn pairs(all: SendableRecordBatchStream, some: SendableRecordBatchStream) -> Vec<(String, String)> {
-        let batches: Vec<_> = beside(all, some).try_collect().await.expect("rows in order");
+        let batches: Vec<_> = zip_by_row(all, some).try_collect().await.expect("rows in order");
         let words =
             |column: &ArrayRef| column.as_string::<i32>().iter().flatten().map(str::to_owned).collect::<Vec<_>>();
         batches.iter().flat_map(|(rows, some)| words(rows.column(0)).into_iter().zip(words(&some[0]))).collect()

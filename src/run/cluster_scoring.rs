@@ -19,9 +19,9 @@ use crate::objects::StoreFolder;
 const FOLDER: &str = "cluster";
 
 #[cfg(feature = "cluster")]
-pub(super) use with::Elsewhere;
+pub(super) use with::ClusterScoring;
 #[cfg(not(feature = "cluster"))]
-pub(super) use without::Elsewhere;
+pub(super) use without::ClusterScoring;
 
 /// Removes the texts of tasks that killed runs left; only the run that holds the lock may.
 ///
@@ -54,20 +54,22 @@ mod with {
     use crate::cluster::{Address, Client, Contract, Work};
     use crate::config::Pipeline;
     use crate::predict::Models;
-    use crate::run::foresight::SAMPLE;
     use crate::scorer::Scorer;
+
+    /// Texts that are tokenized to estimate the tokens of all: enough for a mean within a few percent.
+    const SAMPLE: u64 = 512;
 
     /// Where the texts of a run's tasks are.
     fn texts_of(run: &Run<'_>) -> StoreFolder {
-        run.store.folder(FOLDER).folder(run.night.run())
+        run.store.folder(FOLDER).folder(run.run_lock.run())
     }
 
     /// A cluster that scores the texts of a run.
-    pub(in super::super) struct Elsewhere {
+    pub(in super::super) struct ClusterScoring {
         client: Arc<Client>,
     }
 
-    impl Elsewhere {
+    impl ClusterScoring {
         pub(in super::super) async fn reach(
             address: &Address,
             pipeline: &Pipeline,
@@ -84,7 +86,7 @@ mod with {
             scorer: &'a Scorer,
         ) -> Result<LocalBoxStream<'a, Result<Scored, Error>>, Error> {
             let settings = &run.pipeline.run;
-            let sample = pending.sample(SAMPLE).map_err(|e| run.spool_failed(&e))?;
+            let sample = pending.sample(SAMPLE).map_err(|e| run.staging_failed(&e))?;
             let scored = (0..sample.len()).filter(|&row| sample.rejection(row).is_none());
             let bytes: usize = scored.map(|row| sample.bytes(row)).sum();
             let rows = sample.len().max(1) as f64;
@@ -106,7 +108,7 @@ mod with {
                 max_length: scorer.max_length(),
                 task_tokens: settings.task_tokens as u64,
             };
-            let failed = run.spool_error();
+            let failed = run.staging_error();
             let windows = pending.windows().map(move |window| window.map_err(|e| failed(&e)));
             let scored = self.client.score::<Error, _>(windows, work);
             let scored = scored.map(move |scored| {
@@ -153,9 +155,9 @@ mod without {
     use crate::scorer::Scorer;
 
     /// No cluster.
-    pub(in super::super) struct Elsewhere(Infallible);
+    pub(in super::super) struct ClusterScoring(Infallible);
 
-    impl Elsewhere {
+    impl ClusterScoring {
         pub(in super::super) async fn reach(_: &Address, _: &Pipeline, _: Arc<Models>) -> Result<Self, Error> {
             Err(built_without("--cluster"))
         }

@@ -24,13 +24,13 @@ struct Window {
 
 /// The windows of a run, and who scored them.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct WindowStats {
     windows: Vec<Window>,
     texts: u64,
     executors: Vec<Executor>,
 }
 
-impl Pace {
+impl WindowStats {
     /// Counts the window that comes after those before it; of a cluster, a task of one of its executors.
     pub(super) fn add(&mut self, outcomes: &[Result<Prediction, Rejection>], took: Duration, executor: Option<String>) {
         let lengths = || outcomes.iter().flatten().map(|prediction| prediction.tokens);
@@ -115,7 +115,7 @@ mod tests {
                 truncated: false,
             })
         };
-        let mut pace = Pace::default();
+        let mut pace = WindowStats::default();
         assert_eq!(pace.to_json(), None);
         for (tokens, millis) in [(vec![3, 5], 10), (vec![128], 300), (vec![7, 8, 9], 20)] {
             pace.add(&tokens.into_iter().map(text).collect::<Vec<_>>(), Duration::from_millis(millis), None);
