@@ -21,7 +21,7 @@ use datafusion::logical_expr::{
     ColumnarValue, Documentation, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
 };
 
-use crate::progress::grouped;
+use crate::words::grouped;
 
 /// The functions, for a session that may use `memory` bytes: a result may have a quarter of them in a record batch, as
 /// some batches are in memory at once.

@@ -21,11 +21,13 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 
-use crate::config::{self, Pipeline, Place};
+use crate::config::{self, Pipeline};
 use crate::error::Error;
 use crate::escape::{self, printable};
 use crate::files;
 use crate::logging::{LogFormat, Messages, colors};
+use crate::place;
+use crate::place::Place;
 use crate::query::end_if_nobody_reads;
 use crate::redact::{holds_credentials, without_credentials};
 
@@ -215,7 +217,7 @@ impl Cli {
 }
 
 fn model_place(uri: &str) -> Result<Place, Error> {
-    config::model_place(uri).map_err(|problem| Error::Usage(format!("model {uri}: {problem}")))
+    place::model_place(uri).map_err(|problem| Error::Usage(format!("model {uri}: {problem}")))
 }
 
 fn read_pipeline(path: &Path, variables: &BTreeMap<String, String>) -> Result<Pipeline, Error> {

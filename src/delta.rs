@@ -27,8 +27,8 @@ use thiserror::Error;
 use crate::backtrace::without_frames;
 #[cfg(feature = "cluster")]
 use crate::cluster;
-use crate::config::Place;
 use crate::objects::{self, Objects, ObjectsError, cause_in, cut_answers};
+use crate::place::Place;
 
 pub(crate) use damaged::data_file;
 use escaped::Escaped;

@@ -14,9 +14,9 @@ use crate::error::Error;
 use crate::histogram::Drift;
 use crate::lock::{self, Seen};
 use crate::objects::{Objects, StoreFolder};
-use crate::progress::{grouped, spoken};
 use crate::run::{model_name, models_of, pool};
 use crate::store::{self, Garbage, Outcome, RunRecord, Runs, collect_garbage, model_class};
+use crate::words::{grouped, spoken};
 
 /// The name of the runs in SQL.
 const RUNS: &str = "runs";

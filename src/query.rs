@@ -14,12 +14,13 @@ use datafusion::sql::parser::{DFParserBuilder, Statement};
 use futures::StreamExt;
 
 use crate::cluster;
-use crate::config::{Errors, Location, Pipeline, Place, Sink, SinkFormat, SinkMode, Table, TableFormat};
+use crate::config::{Errors, Location, Pipeline, Sink, SinkFormat, SinkMode, Table, TableFormat};
 use crate::delta;
 use crate::error::Error;
 use crate::from_first;
 use crate::objects::Objects;
 use crate::parameters::Parameters;
+use crate::place::Place;
 use crate::run::quarantine;
 use crate::sink::runs;
 use crate::sql_depth;

@@ -19,10 +19,10 @@ use url::Url;
 use crate::bounded_functions;
 use crate::config::Table;
 use crate::files;
+use crate::files::{TEMPORARY, hold, remove_remains};
 use crate::literals::ExactLiterals;
 use crate::objects::DurableLocal;
 use crate::predict::{self, Models};
-use crate::sink::{TEMPORARY, hold, remove_remains};
 use crate::tables::{self, TableError};
 use crate::yielding::YieldingJoins;
 

@@ -248,7 +248,7 @@ fn number(x: f64) -> String {
     }
     if size >= 1000.0 {
         let sign = if x < 0.0 { "-" } else { "" };
-        return format!("{sign}{}", crate::progress::grouped(size.round() as u64));
+        return format!("{sign}{}", crate::words::grouped(size.round() as u64));
     }
     let text = if size < 0.1 { format!("{x:.4}") } else { format!("{x:.3}") };
     text.trim_end_matches('0').trim_end_matches('.').to_owned()

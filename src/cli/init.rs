@@ -9,7 +9,7 @@ use super::print;
 use crate::error::Error;
 use crate::init::{self, Guess, ModelChoice, Wanted};
 use crate::logging::Messages;
-use crate::progress::counted;
+use crate::words::counted;
 
 #[derive(Debug, Args)]
 pub(super) struct Init {

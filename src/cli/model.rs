@@ -6,17 +6,17 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::{model_place, print_as};
-use crate::config::Place;
 use crate::error::Error;
 use crate::escape::in_line;
+use crate::files::irreplaceable;
+use crate::hub::{ModelFolder, beside_model, model_folder};
 use crate::model::card::{self, Card};
 use crate::model::{
     Architecture, Calibration, Described, Form, ImportError, Imported, MODEL_FOLDER, Problem, ScoreActivation, import,
 };
-use crate::objects::{ModelFolder, beside_model, model_folder};
-use crate::progress::grouped;
+use crate::place::Place;
 use crate::scorer::ScorerError;
-use crate::sink::irreplaceable;
+use crate::words::grouped;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ModelCommand {

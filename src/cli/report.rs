@@ -8,11 +8,11 @@ use clap::Args;
 use super::{Variables, print, print_as, print_document, read_pipeline};
 use crate::config::Pipeline;
 use crate::error::Error;
+use crate::files::AtomicFile;
 use crate::history;
 use crate::page;
-use crate::progress::size;
 use crate::prometheus::{self, Facts, timestamp};
-use crate::sink::AtomicFile;
+use crate::words::size;
 
 /// How the report is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -13,13 +13,13 @@ use super::{Variables, print, print_as, read_pipeline};
 use crate::cluster::Address;
 use crate::config::{self, Pipeline};
 use crate::error::Error;
+use crate::files::AtomicFile;
 use crate::files::{self, MAX_JSON};
 use crate::history;
 use crate::logging::Messages;
 use crate::prometheus::{self, Facts, timestamp};
 use crate::report::RunReport;
 use crate::run::{self, Remembering, RunState};
-use crate::sink::AtomicFile;
 
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]

@@ -9,7 +9,7 @@ use super::{Variables, at_least, name_and_value, print, print_as, read, read_pip
 use crate::config::{Pipeline, Query, variables_in};
 use crate::error::Error;
 use crate::history;
-use crate::progress::counted;
+use crate::words::counted;
 
 #[derive(Debug, Args)]
 pub(super) struct Runs {

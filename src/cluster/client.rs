@@ -33,11 +33,11 @@ use super::outcomes;
 use super::session::session;
 use super::tasks::{Cutter, Task};
 use super::{Address, ClusterError};
-use crate::config::Place;
 use crate::objects::{Objects, StoreFolder};
+use crate::place::Place;
 use crate::predict::Models;
-use crate::progress::{counted, grouped, spoken};
 use crate::scorer::{Prediction, Rejection, Window};
+use crate::words::{counted, grouped, spoken};
 
 /// Jobs under way for each slot: while one is scored, the next is ready.
 const JOBS_PER_SLOT: usize = 2;

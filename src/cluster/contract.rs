@@ -5,7 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::config::{self, Place};
+use crate::place;
+use crate::place::Place;
 use crate::scorer::{DeviceSetting, Precision, PrecisionSetting, Scorer, ScorerOptions};
 
 /// What a client asks of whoever scores.
@@ -87,7 +88,7 @@ impl Contract {
     }
 
     pub(super) fn place(&self) -> Result<Place, Refusal> {
-        config::model_place(&self.model).map_err(|problem| Refusal(format!("model {}: {problem}", self.model)))
+        place::model_place(&self.model).map_err(|problem| Refusal(format!("model {}: {problem}", self.model)))
     }
 
     /// How the model is run here.

@@ -242,7 +242,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::Place;
+    use crate::place::Place;
     use crate::scorer::ScorerOptions;
 
     fn refusal(opened: Result<Scorer, Failure>) -> String {

@@ -10,7 +10,7 @@ use ballista_core::utils::create_grpc_client_endpoint;
 use serde_json::Value;
 
 use super::{Address, ClusterError, INSTANCE, Seen};
-use crate::progress::{counted, spoken};
+use crate::words::{counted, spoken};
 
 /// How long a scheduler has to answer what it answers at once.
 const ANSWER: Duration = Duration::from_secs(5);

@@ -8,8 +8,8 @@ use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use object_store::ObjectStore;
 use url::Url;
 
-use crate::config;
 use crate::objects::Objects;
+use crate::place;
 use crate::session::register_local_disk;
 
 /// Opens a bucket when a plan first names it.
@@ -37,7 +37,7 @@ impl ObjectStoreRegistry for Stores {
             "abfs" | "abfss" => url.as_str().replacen('.', "@", 1),
             _ => url.as_str().to_owned(),
         };
-        let place = config::table_place(&text).map_err(unknown)?;
+        let place = place::table_place(&text).map_err(unknown)?;
         let store = Objects::open(&place).map_err(|e| DataFusionError::External(Box::new(e)))?.store;
         self.known.register_store(url, Arc::clone(&store));
         Ok(store)

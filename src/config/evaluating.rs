@@ -3,10 +3,10 @@
 use super::item::Item;
 use super::learning::{task, texts};
 use super::pipeline::{DEFAULT_MAX_LENGTH, LocalPath, Location, ModelSettings, Precision, Scoring};
-use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::sections::query;
 use super::stages::{Evaluate, Finetune};
+use crate::place::Problem;
 use crate::scorer::DeviceSetting;
 
 pub(super) fn evaluate(

@@ -8,10 +8,11 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use super::key::{Kind, Numbers, Section};
 use super::pipeline::{LocalPath, Location, Sql};
-use super::place::{resolve, resolve_local, resolve_model};
-use super::problem::{Problem, position};
+use super::problem::position;
 use super::reader::{Keys, Read, Reader, Reported, join, listed};
 use super::variables::{Placeholder, placeholders, substitute};
+use crate::place::Problem;
+use crate::place::{resolve, resolve_local, resolve_model};
 
 /// A value that may be named in the file: its name, and what it means, or `None` if couplet cannot do it yet.
 pub(super) type Choice<T> = (&'static str, Option<T>);

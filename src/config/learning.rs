@@ -4,11 +4,11 @@ use toml::de::DeValue;
 
 use super::item::{Choice, Item};
 use super::pipeline::Location;
-use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::sections::query;
 use super::stages::{Finetune, Learning, Pretrain, ScheduleShape, Start, Validation};
 use crate::model;
+use crate::place::Problem;
 use crate::train::finetune::Calibrate;
 use crate::train::metrics::{Metric, measured};
 use crate::train::promotion::Condition;
@@ -147,7 +147,7 @@ fn learning(keys: &mut Keys<'_>) -> Read<Learning> {
 /// Refuses to write a model over its base.
 fn not_itself(keys: &Keys<'_>, base: &Location, learning: &Learning) -> Read<()> {
     let output = &learning.output;
-    if base.place.is_same(&super::Place::Local(output.path.clone())) {
+    if base.place.is_same(&crate::place::Place::Local(output.path.clone())) {
         let problem = Problem::new(format!("`output` is `{output}`, the model that training starts from"), "the same");
         return Err(keys.refuse("output", problem.help("write the trained model to a folder of its own")));
     }

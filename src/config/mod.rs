@@ -15,20 +15,18 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+use crate::place::Problem;
 use reader::{Keys, Reader};
 use syntax::Syntax;
 
 mod described;
 mod evaluating;
-mod hub;
 mod item;
 mod key;
 mod learning;
 mod pipeline;
-mod place;
 mod problem;
 mod reader;
-mod remote;
 mod schema;
 mod sections;
 mod separate;
@@ -37,12 +35,8 @@ mod syntax;
 mod tables;
 mod variables;
 
-pub use hub::HubModel;
 pub use pipeline::*;
-pub use place::{Place, model_place, table_place};
-pub(crate) use problem::closest;
-pub use problem::{ConfigErrors, Problem};
-pub use remote::{Remote, Service};
+pub use problem::ConfigErrors;
 pub use schema::{reference, schema};
 pub use stages::*;
 pub use tables::{GivenTable, table_from_argument, table_from_uri, table_from_uri_as};

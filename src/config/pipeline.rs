@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::place::Place;
 use super::stages::{Evaluate, Finetune, Pretrain};
+use crate::place::Place;
 use crate::scorer::DeviceSetting;
 
 /// The default of `model.max_length`, in tokens.

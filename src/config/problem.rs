@@ -1,7 +1,6 @@
 //! What is wrong with a pipeline file, and how a person sees it: every problem at once, each with its line.
 
 use std::fmt::{self, Write as _};
-use std::ops::Range;
 use std::path::Path;
 
 use miette::{
@@ -9,107 +8,11 @@ use miette::{
     SourceSpan, SpanContents,
 };
 
-use crate::escape::{in_line, of_same_length, printable};
+use crate::escape::{in_line, of_same_length};
+use crate::place::Problem;
 
 /// The number of problems above which a report shows the first ones only.
 const MOST_SHOWN: usize = 100;
-
-/// One thing that is wrong with a pipeline file.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Problem {
-    /// What is wrong, with the offending value.
-    pub message: String,
-    /// The offending bytes of the file; `None` where the mistake is not in the file.
-    pub span: Option<Range<usize>>,
-    /// A few words about the offending bytes.
-    pub label: String,
-    /// Other bytes of the file that matter, and a few words about them.
-    pub related: Vec<(Range<usize>, String)>,
-    /// What is allowed there.
-    pub allowed: Option<String>,
-    /// How to mend it.
-    pub help: Option<String>,
-    /// Whether the line of the file must not be shown.
-    confidential: bool,
-}
-
-impl Problem {
-    /// Creates a problem that says only what is wrong; the label stands under the offending bytes.
-    pub(super) fn new(message: impl Into<String>, label: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            label: label.into(),
-            span: None,
-            related: Vec::new(),
-            allowed: None,
-            help: None,
-            confidential: false,
-        }
-    }
-
-    pub(super) fn at(mut self, span: Range<usize>) -> Self {
-        self.span = Some(span);
-        self
-    }
-
-    /// Shows what of a stranger's file a terminal would act on.
-    fn make_printable(&mut self) {
-        let texts = [Some(&mut self.message), Some(&mut self.label), self.allowed.as_mut(), self.help.as_mut()];
-        let related = self.related.iter_mut().map(|(_, label)| label);
-        for text in texts.into_iter().flatten().chain(related) {
-            *text = printable(text).into_owned();
-        }
-    }
-
-    /// Keeps the line out of what is shown: it may hold a secret.
-    pub(super) fn confidential(mut self) -> Self {
-        self.confidential = true;
-        self
-    }
-
-    /// The message and the mend in one line, for what does not stand in a file.
-    pub(super) fn into_line(self) -> String {
-        let mend = self.help.or_else(|| self.allowed.map(|allowed| format!("allowed: {allowed}")));
-        mend.map_or(self.message.clone(), |mend| format!("{}; {mend}", self.message))
-    }
-
-    pub(super) fn related(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
-        self.related.push((span, label.into()));
-        self
-    }
-
-    pub(super) fn allowed(mut self, allowed: impl Into<String>) -> Self {
-        self.allowed = Some(allowed.into());
-        self
-    }
-
-    pub(super) fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
-        self
-    }
-
-    /// Adds "did you mean" where one of the candidates is near to what was written.
-    pub(super) fn suggest<'c>(self, written: &str, candidates: impl IntoIterator<Item = &'c str>) -> Self {
-        match closest(written, candidates) {
-            Some(candidate) => self.help(format!("did you mean `{candidate}`?")),
-            None => self,
-        }
-    }
-}
-
-/// Finds the candidate that is most like a word, if one is near.
-pub(crate) fn closest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
-    // Jaro-Winkler takes `max_len` for `max_length` and `fp32` for `f32`, but not `gpu` for `cpu`.
-    const NEAR: f64 = 0.85;
-    let word = word.to_lowercase();
-    candidates
-        .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(&word, &candidate.to_lowercase()), candidate))
-        .filter(|&(likeness, _)| likeness >= NEAR)
-        .max_by(|(left, _), (right, _)| left.total_cmp(right))
-        .map(|(_, candidate)| candidate)
-}
 
 /// Everything that is wrong with a pipeline file, in the order of the file.
 ///

@@ -15,9 +15,10 @@ use toml::de::{DeString, DeTable};
 use super::described::FILE;
 use super::item::Item;
 use super::key::{self, Absent, EMPTY, Key, Kind, Section};
-use super::problem::{Problem, closest};
 use super::syntax::Syntax;
 use super::variables::placeholders;
+use crate::place::Problem;
+use crate::words::closest;
 
 /// The proof that a problem was recorded.
 #[derive(Debug, Clone, Copy)]

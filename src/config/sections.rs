@@ -10,11 +10,11 @@ use super::pipeline::{
     Errors, LocalPath, Location, ModelSettings, Pipeline, Precision, Query, RunSettings, ScoreSettings, Scoring, Sink,
     SinkFormat, SinkMode, Source, Sql, Table, TableFormat,
 };
-use super::place::{Place, is_glob};
-use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::separate;
 use super::tables::tables;
+use crate::place::Problem;
+use crate::place::{Place, is_glob};
 use crate::scorer::DeviceSetting;
 
 pub(super) const PRECISIONS: [Choice<Precision>; 5] = [

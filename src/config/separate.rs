@@ -3,10 +3,10 @@
 
 use super::item::Item;
 use super::pipeline::{Location, Pipeline};
-use super::place::{Lies, Place};
-use super::problem::Problem;
 use super::reader::{Keys, Read};
 use super::stages::Start;
+use crate::place::Problem;
+use crate::place::{Lies, Place};
 
 /// What is done with a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,8 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error};
 
-use super::problem::{Problem, closest};
+use crate::place::Problem;
+use crate::words::closest;
 
 /// The syntax errors of a file.
 pub(super) struct Syntax {

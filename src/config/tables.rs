@@ -8,10 +8,10 @@ use toml::de::DeTable;
 use super::described::TABLES;
 use super::item::{Choice, Item};
 use super::pipeline::{ColumnType, ColumnTypes, CsvOptions, Location, Table, TableFormat};
-use super::place::{Place, resolve};
-use super::problem::Problem;
 use super::reader::{Keys, Read, Reader, join};
 use super::syntax::Syntax;
+use crate::place::Problem;
+use crate::place::{Place, resolve};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {

@@ -11,8 +11,8 @@ use url::Url;
 use super::cache::repository;
 use super::problem;
 use super::settings::Settings;
-use crate::config::{HubModel, Place};
 use crate::objects::{ObjectsError, Trouble};
+use crate::place::{HubModel, Place};
 
 /// How long a hub may take to say anything.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);

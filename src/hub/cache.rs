@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::{CacheRepo, Repo, RepoType};
 
+use super::CALIBRATION_FILE;
 use super::settings::Settings;
-use crate::config::HubModel;
+use crate::files::TEMPORARY;
 use crate::files::{self, MAX_JSON, MAX_TEXT};
-use crate::model::{CALIBRATION_FILE, Needed};
-use crate::objects::ModelFolder;
-use crate::sink::TEMPORARY;
+use crate::hub::ModelFolder;
+use crate::hub::Needed;
+use crate::place::HubModel;
 
 /// Why a model should not be loaded from what is in the cache.
 pub(super) enum Gap {

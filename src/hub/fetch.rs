@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 
 use super::api::{Hub, PAUSE, RemoteFile};
 use super::cache::Snapshot;
+use super::folder::lock;
 use crate::files;
-use crate::objects::model::lock;
 use crate::objects::{ObjectsError, Trouble};
 
 /// How often a connection may break without a byte having come.

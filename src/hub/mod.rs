@@ -14,16 +14,21 @@
 mod api;
 mod cache;
 mod fetch;
+mod folder;
+mod needed;
 mod problem;
 mod revision;
 mod settings;
 
 use std::path::PathBuf;
 
-use crate::config::{HubModel, Place};
 use crate::files::{self, MAX_JSON};
-use crate::model::{CALIBRATION_FILE, Needed};
-use crate::objects::{ModelFolder, ObjectsError, Trouble};
+use crate::objects::{ObjectsError, Trouble};
+use crate::place::{HubModel, Place};
+
+pub use folder::{ModelFolder, beside_model, model_cache, model_folder};
+pub use needed::CALIBRATION_FILE;
+pub(crate) use needed::{Needed, PICKLE, SAFETENSORS, SENTENCE_TRANSFORMERS, is_weights};
 
 use api::{Hub, Listing, RemoteFile};
 use cache::{Gap, Snapshot};
@@ -44,7 +49,7 @@ pub fn cache_folder(model: &HubModel) -> Result<PathBuf, ObjectsError> {
 ///
 /// # Errors
 /// A repository, revision or file that is not there, a hub that refuses or cannot be reached, a disk that is full.
-pub async fn model_folder(model: &HubModel) -> Result<ModelFolder, ObjectsError> {
+pub async fn snapshot_folder(model: &HubModel) -> Result<ModelFolder, ObjectsError> {
     let settings = Settings::from_env(model)?;
     if model.is_pinned() {
         // A commit always means the same files.
@@ -70,7 +75,7 @@ pub async fn model_folder(model: &HubModel) -> Result<ModelFolder, ObjectsError>
 /// The path of another file beside the model's, fetched if need be; none if there is no such file.
 ///
 /// # Errors
-/// As [`model_folder`].
+/// As [`snapshot_folder`].
 pub async fn file_beside(
     model: &HubModel,
     folder: &ModelFolder,

@@ -6,9 +6,10 @@ use hf_hub::api::tokio::ApiError;
 
 use super::api::{Hub, Listing};
 use super::settings::OFFLINE;
-use crate::config::{HubModel, Place, closest};
-use crate::model::Needed;
+use crate::hub::Needed;
 use crate::objects::{ObjectsError, Trouble};
+use crate::place::{HubModel, Place};
+use crate::words::closest;
 
 /// Files of weights that couplet does not read, by their ends, and what they are.
 const OTHER_WEIGHTS: [(&str, &str); 7] = [

@@ -10,8 +10,8 @@ use tokio::sync::OnceCell;
 use super::api::{Hub, Listing};
 use super::cache::Snapshot;
 use super::settings::Settings;
-use crate::config::{HubModel, Place};
 use crate::objects::{ObjectsError, Trouble};
+use crate::place::{HubModel, Place};
 
 /// What a revision was when this process first asked for it.
 pub(super) struct Resolved {

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use hf_hub::Cache;
 
-use crate::config::{HubModel, Place};
 use crate::files::{self, MAX_TEXT};
 use crate::objects::{ObjectsError, Trouble, without_secrets};
+use crate::place::{HubModel, Place};
 
 /// Nothing is asked of the network when this is set.
 pub(super) const OFFLINE: &str = "HF_HUB_OFFLINE";

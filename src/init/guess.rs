@@ -2,8 +2,8 @@
 
 use super::look::{Column, Looked};
 use crate::error::Error;
-use crate::progress::grouped;
 use crate::sql_error::nearest;
+use crate::words::grouped;
 
 /// Pairs of columns in well-known data sets.
 const PAIRS: [(&str, &str); 16] = [

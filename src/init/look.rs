@@ -13,10 +13,11 @@ use datafusion::functions_aggregate::expr_fn::{count, count_distinct};
 use datafusion::logical_expr::{Expr, lit};
 use datafusion::prelude::SessionContext;
 
-use crate::config::{CsvOptions, GivenTable, Table, TableFormat, table_from_argument, table_from_uri_as, table_place};
+use crate::config::{CsvOptions, GivenTable, Table, TableFormat, table_from_argument, table_from_uri_as};
 use crate::dates::value_texts;
 use crate::error::Error;
 use crate::files;
+use crate::place::table_place;
 use crate::predict::Models;
 use crate::run;
 use crate::session::{self, Resources};

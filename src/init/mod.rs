@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use crate::config;
 use crate::error::Error;
 use crate::files::nearest_file;
+use crate::place;
 
 pub use guess::{Guess, Wanted};
 pub use look::{Looked, look};
@@ -50,9 +51,9 @@ pub struct ModelChoice {
 /// A model on this machine that is no folder of a model.
 pub fn choose_model(asked: Option<&str>, folder: &Path) -> Result<ModelChoice, Error> {
     if let Some(uri) = asked {
-        let place = config::model_place(uri);
+        let place = place::model_place(uri);
         // What has a scheme that is not known here is the pipeline's to judge.
-        let Some(path) = place.as_ref().ok().and_then(config::Place::local) else {
+        let Some(path) = place.as_ref().ok().and_then(place::Place::local) else {
             return Ok(ModelChoice { uri: uri.to_owned(), why: "as asked for".into(), here: false });
         };
         if !path.exists() {
@@ -190,8 +191,8 @@ fn relative(folder: &Path, path: &Path) -> String {
 /// The URI of a table as a pipeline in `folder` would write it.
 #[must_use]
 pub fn table_uri(folder: &Path, uri: &str) -> String {
-    match config::table_place(uri) {
-        Ok(config::Place::Local(path)) => relative(folder, &path),
+    match place::table_place(uri) {
+        Ok(place::Place::Local(path)) => relative(folder, &path),
         _ => uri.to_owned(),
     }
 }

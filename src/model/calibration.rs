@@ -12,8 +12,7 @@ use super::config::{Keys, ModelConfig, Problem, read_json};
 use super::error::LoadError;
 use super::files::ModelFiles;
 
-/// The file's name in a checkpoint's folder.
-pub const CALIBRATION_FILE: &str = "calibration.json";
+pub use crate::hub::CALIBRATION_FILE;
 
 /// The version of the file that is written and read.
 pub(crate) const CALIBRATION_VERSION: u64 = 1;

@@ -113,7 +113,7 @@ impl Training {
     #[must_use]
     pub fn summary(&self) -> String {
         let json = &self.json;
-        let number = |value: &Value| value.as_u64().map(crate::progress::grouped);
+        let number = |value: &Value| value.as_u64().map(crate::words::grouped);
         let kind = if json["kind"] == "pretrain" {
             "pretrained by masked words".to_owned()
         } else {
@@ -144,7 +144,7 @@ impl Training {
                 metrics.iter().filter_map(|(name, value)| Some(format!("{} {:.4}", one_line(name), value.as_f64()?)));
             Some(values.take(MOST).collect::<Vec<_>>().join(", ")).filter(|line| !line.is_empty())
         };
-        let rows = json["evaluation"]["rows"].as_u64().map(crate::progress::grouped);
+        let rows = json["evaluation"]["rows"].as_u64().map(crate::words::grouped);
         let rows = rows.map_or_else(String::new, |rows| format!(" on {rows} held-out rows"));
         let positive = json["evaluation"]["positive"].as_str().map(one_line);
         let positive = positive.map_or_else(String::new, |label| format!("; positive is \"{label}\""));

@@ -49,8 +49,7 @@ enum Shard {
     Pickle(Archive),
 }
 
-pub(super) const SAFETENSORS: &str = "model.safetensors";
-pub(super) const PICKLE: &str = "pytorch_model.bin";
+pub(super) use crate::hub::{PICKLE, SAFETENSORS};
 
 impl Checkpoint {
     /// Opens the weights of a folder and lists their tensors, without reading them.

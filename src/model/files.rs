@@ -14,8 +14,8 @@ use bytes::Bytes;
 
 use super::checkpoint::{HEAD, check_head};
 use super::error::LoadError;
-use super::needed::{Needed, is_weights};
 use crate::files::{self, MAX_JSON};
+use crate::hub::{Needed, is_weights};
 
 /// How often a folder is read that changes each time.
 const ATTEMPTS: u32 = 15;

@@ -10,7 +10,7 @@ use super::card;
 use super::files::ModelFiles;
 use super::outputs::SENTENCE_TRANSFORMERS;
 use crate::files;
-use crate::sink::FolderKind;
+use crate::files::FolderKind;
 use crate::train::CHART;
 
 /// What a tokenizer may consist of.

@@ -24,8 +24,8 @@ use super::folder::{MODEL_FOLDER, clear_head, copy_tokenizer, write_json};
 use super::weights_file::{self, Entry};
 use crate::backtrace::message;
 use crate::files;
+use crate::files::AtomicFolder;
 use crate::ops::Kernels;
-use crate::sink::AtomicFolder;
 
 /// The form of an imported encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

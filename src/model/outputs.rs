@@ -11,8 +11,7 @@ use super::LoadError;
 use super::config::{Architecture, Keys, ModelConfig, Problem, classes, read_json};
 use super::files::ModelFiles;
 
-/// Settings of sentence-transformers beside a model.
-pub(crate) const SENTENCE_TRANSFORMERS: &str = "config_sentence_transformers.json";
+pub(crate) use crate::hub::SENTENCE_TRANSFORMERS;
 
 /// Where `config.json` names the activation of the score: since sentence-transformers 4.0, and before.
 const ACTIVATION_KEYS: [&str; 2] = ["sentence_transformers.activation_fn", "sbert_ce_default_activation_function"];

@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use super::cause_in;
 use crate::files;
-use crate::sink::NOT_DURABLE;
+use crate::files::NOT_DURABLE;
 
 /// Begins the message of a disk on which a file cannot be made only where there is none.
 pub(crate) const NO_LINKS: &str = "its file system has no hard links";

@@ -11,8 +11,8 @@ use url::Url;
 
 use super::credentials::were_accepted;
 use crate::backtrace::without_frames;
-use crate::config::{Place, Service};
 use crate::lock::Explained;
+use crate::place::{Place, Service};
 
 /// A place that cannot be read or written.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]

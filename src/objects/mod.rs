@@ -7,7 +7,6 @@ mod credentials;
 mod download;
 mod durable;
 mod error;
-pub(crate) mod model;
 mod store_folder;
 mod uploads;
 
@@ -26,8 +25,8 @@ use object_store::path::Path;
 use object_store::{BackoffConfig, ClientConfigKey, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
 use url::Url;
 
-use crate::config::{Place, Remote, Service};
 use crate::lock;
+use crate::place::{Place, Remote, Service};
 
 use credentials::Connector;
 pub use download::download;
@@ -35,7 +34,6 @@ pub use durable::DurableLocal;
 pub(crate) use durable::{NO_LINKS, unconfirmed_in};
 pub use error::{ObjectsError, Trouble};
 pub(crate) use error::{cause_in, cut_answers, explain_unplaced, without_answers, without_secrets};
-pub use model::{ModelFolder, beside_model, model_cache, model_folder};
 pub use store_folder::{Entries, Entry, StoreFolder};
 use uploads::Uploads;
 pub use uploads::abort_noted_uploads;

@@ -12,7 +12,7 @@ use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStoreExt};
 
 use super::{Objects, ObjectsError, Trouble};
-use crate::config::Place;
+use crate::place::Place;
 
 /// A file of a folder.
 #[derive(Debug, Clone)]

@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::{Judged, Page};
 use crate::chart::{BLUE, GREEN, Look, ORANGE, Panel, Series, picture};
 use crate::histogram::Histogram;
-use crate::progress::grouped;
 use crate::train::chart::panels;
+use crate::words::grouped;
 
 /// The size of a chart, in pixels: little more than the width of a phone, so that letters stay large enough there.
 const SIZE: (u32, u32) = (440, 310);

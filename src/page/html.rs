@@ -13,7 +13,7 @@ use super::charts::{self, Chart};
 use super::{Page, Rows, Run};
 use crate::frequent::most_frequent;
 use crate::model::Problem;
-use crate::progress::{grouped, size, spoken};
+use crate::words::{grouped, size, spoken};
 use agreement::agreement;
 use documents::{evaluated, refused, trained};
 

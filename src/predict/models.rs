@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
-use crate::config::{self, Place};
+use crate::place;
+use crate::place::Place;
 use crate::scorer::{Counts, Pool, Precision, PrecisionSetting, Scorer, ScorerError, ScorerOptions};
 
 /// A precision that each process decides on itself.
@@ -72,7 +73,7 @@ impl Models {
     /// Runs the model of that name with options of its own.
     #[must_use]
     pub fn with_model_options(mut self, name: &str, options: ModelOptions) -> Self {
-        if let Ok(place) = config::model_place(name) {
+        if let Ok(place) = place::model_place(name) {
             self.options.insert(canonical(place), options);
         }
         self
@@ -131,9 +132,9 @@ impl Models {
                 precision,
                 device: self.default_options.device,
             };
-            return Ok((config::model_place(&sent.model).map_err(wrong)?, options));
+            return Ok((place::model_place(&sent.model).map_err(wrong)?, options));
         }
-        let place = match config::model_place(name).map_err(wrong)? {
+        let place = match place::model_place(name).map_err(wrong)? {
             Place::Local(path) => Place::Local(self.base.join(path)),
             elsewhere => elsewhere,
         };

@@ -15,7 +15,8 @@ use arrow::util::pretty::pretty_format_batches_with_options;
 use crate::dates::printable_dates;
 use crate::error::Error;
 use crate::escape::printable;
-use crate::sink::{AtomicFile, ParquetSink, SinkError, parquet_problem};
+use crate::files::AtomicFile;
+use crate::sink::{ParquetSink, SinkError, parquet_problem};
 
 /// How a result is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

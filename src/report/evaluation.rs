@@ -1,7 +1,7 @@
 //! What an evaluation measured, for people.
 
-use crate::progress::{counted, grouped};
 use crate::train::evaluation::Evaluation;
+use crate::words::{counted, grouped};
 
 /// Metrics in a line of the summary of an evaluation.
 const METRICS_IN_LINE: usize = 3;

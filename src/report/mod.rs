@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::progress::spoken;
+use crate::words::spoken;
 
 pub use appended::Appended;
 pub use evaluation::{evaluation_lines, positive_of};

@@ -6,8 +6,8 @@ use super::Report;
 use crate::escape::printable;
 use crate::frequent::most_frequent;
 use crate::model::Problem;
-use crate::progress::{counted, grouped, size, spoken};
 use crate::scorer::{PADDED_BATCH, Rejection};
+use crate::words::{counted, grouped, size, spoken};
 
 /// Labels that are listed with their rows.
 const MOST_LISTED: usize = 20;

@@ -16,19 +16,21 @@ use super::rows::{Columns, Selection};
 use super::{folder_of, missing_model, model_name, pool, readable, readable_place, resources, scorer_options};
 use crate::config::{Evaluate, Pipeline};
 use crate::error::Error;
+use crate::files::{AtomicFolder, FolderKind};
 use crate::model::{Model, Problem};
 use crate::predict::{Models, text_values};
-use crate::progress::{Progress, Style, counted, grouped};
+use crate::progress::{Progress, Style};
 use crate::report::{EvaluationReport, evaluation_lines};
 use crate::scorer::{Prediction, Rejection, Scorer, TextColumn, Window};
 use crate::session;
-use crate::sink::{AtomicFolder, FolderKind, SinkError};
+use crate::sink::SinkError;
 use crate::train::bootstrap::Bootstrap;
 use crate::train::evaluation::Evaluation;
 use crate::train::finetune::Row;
 use crate::train::labels::{Labels, Targets};
 use crate::train::metrics::{Classes, DEFAULT_BINS, MetricError, Sample, Sets, Values};
 use crate::train::task::Task;
+use crate::words::{counted, grouped};
 
 const SECTION: &str = "evaluate";
 

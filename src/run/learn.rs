@@ -13,15 +13,16 @@ use super::rows::{Columns, Selection};
 use super::{folder_of, pool, readable, resources};
 use crate::config::{Finetune, Learning, Pipeline, Pretrain, Query, ScheduleShape, Start, Validation};
 use crate::error::Error;
-use crate::objects::model_folder;
+use crate::hub::model_folder;
 use crate::predict::Models;
-use crate::progress::{Style, TrainingProgress, counted, grouped};
+use crate::progress::{Style, TrainingProgress};
 use crate::report::{StageReport, positive_of};
 use crate::scorer::{Pool, ScorerError};
 use crate::session::{self, Resources};
 use crate::train::sampling::HoldOut;
 use crate::train::training_loop::{Interval, JobError, Outcome, Watch};
 use crate::train::{AdamW, Hyper, MaskedWords, Shape, Warmup, finetune as tuning, pretrain as pretraining};
+use crate::words::{counted, grouped};
 
 /// The sections, as errors name them.
 pub(super) const FINETUNE: &str = "finetune";

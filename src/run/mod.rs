@@ -32,9 +32,10 @@ use std::path::{Path, PathBuf};
 use datafusion::prelude::SessionContext;
 
 use crate::cluster::{Address, built_without};
-use crate::config::{self, ModelSettings, Pipeline, Place, Query, RunSettings, Scoring, Table};
+use crate::config::{self, ModelSettings, Pipeline, Query, RunSettings, Scoring, Table};
 use crate::error::Error;
 use crate::files::{self, readable};
+use crate::place::Place;
 use crate::predict::Models;
 use crate::progress::Style;
 use crate::report::RunReport;

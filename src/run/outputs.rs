@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 
 use super::sinks::rejected_beside;
 use super::{Stage, evaluate, readable, readable_place};
-use crate::config::{Errors, Pipeline, Place, RunSettings};
+use crate::config::{Errors, Pipeline, RunSettings};
 use crate::error::Error;
+use crate::files::{follow_links, irreplaceable};
 use crate::model::MODEL_FOLDER;
 use crate::objects::Objects;
-use crate::sink::{follow_links, irreplaceable};
+use crate::place::Place;
 use crate::train::{beside, foreign_state};
 
 /// What is made at a place.

@@ -15,13 +15,15 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaDataReader;
 
 use super::sinks::rejected_beside;
-use crate::config::{Place, Sink, SinkFormat, SinkMode, TableFormat};
+use crate::config::{Sink, SinkFormat, SinkMode, TableFormat};
 use crate::delta;
 use crate::error::Error;
+use crate::files::{folder_of, remove_remains};
 use crate::lock::Explained;
 use crate::objects::{Objects, PENDING};
+use crate::place::Place;
 use crate::sink::runs::{self, RunsError};
-use crate::sink::{Origin, SinkError, folder_of, rejected_version, remove_remains};
+use crate::sink::{Origin, SinkError, rejected_version};
 
 /// Where the rejected rows of the runs that a sink has are, and how they are read; none if there are none.
 ///

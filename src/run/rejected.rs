@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use super::staged_rows::StagedRows;
 use crate::config::Scoring;
 use crate::error::Error;
-use crate::progress::counted;
 use crate::scorer::Rejection;
+use crate::words::counted;
 
 /// Rejected rows by [`Rejection::KINDS`].
 type ByKind = [u64; Rejection::KINDS.len()];

@@ -12,11 +12,11 @@ use super::query_text;
 use crate::config::{Pipeline, Query};
 use crate::dates::value_texts;
 use crate::error::{Error, in_file};
-use crate::progress::{counted, grouped};
 use crate::source::{check_width, select};
 use crate::sql_error::nearest;
 use crate::train::finetune::Row;
 use crate::train::labels::GoldLabel;
+use crate::words::{counted, grouped};
 
 /// A query of such a stage.
 pub(super) struct Selection<'a> {

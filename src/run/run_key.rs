@@ -6,8 +6,9 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::{Remembering, Stage};
-use crate::config::{Pipeline, Place, SinkMode};
+use crate::config::{Pipeline, SinkMode};
 use crate::error::Error;
+use crate::place::Place;
 use crate::store::SourceFile;
 
 /// The longest key that is taken, in bytes.
@@ -54,7 +55,7 @@ pub(super) fn default(
     let tables = pipeline.tables.iter().map(|table| (&table.name, table.location.place.to_string()));
     let files = files.iter().map(|file| {
         // A bucket names contents; a copy on the disk with the same time counts as the same file.
-        let is_remote = crate::config::table_place(&file.url).is_ok_and(|place| matches!(place, Place::Remote(_)));
+        let is_remote = crate::place::table_place(&file.url).is_ok_and(|place| matches!(place, Place::Remote(_)));
         let etag = file.etag.as_ref().filter(|_| is_remote).cloned();
         let modified = if etag.is_none() { file.modified.timestamp_micros() } else { 0 };
         json!([file.url, file.bytes, etag, modified])

@@ -13,10 +13,10 @@ use crate::escape::printable;
 use crate::files::{self, MAX_TEXT};
 use crate::lock::{self, Claim, DEFAULT_LEASE, Held, LockError};
 use crate::objects::{StoreFolder, abort_noted_uploads};
-use crate::progress::counted;
 use crate::redact::without_credentials;
 use crate::sink::Origin;
 use crate::store::{Outcome, RunRecord, Runs, remove_staged};
+use crate::words::counted;
 
 /// A run that has begun.
 pub(super) struct RunLock {

@@ -38,13 +38,14 @@ use crate::config::{Pipeline, Scoring, SinkMode};
 use crate::crash;
 use crate::error::Error;
 use crate::objects::StoreFolder;
-use crate::progress::{Progress, Style, grouped};
+use crate::progress::{Progress, Style};
 use crate::report::{Appended, Report, Rows};
 use crate::scorer::{Prediction, Rejection, Scorer};
 use crate::session::{self, Resources};
 use crate::source::Source;
 use crate::store::{self, RunRecord, ScoreStore, SourceFile, model_class};
 use crate::tables;
+use crate::words::grouped;
 
 /// Windows that are scored at once: while the last batches of one run, the next is tokenized.
 const WINDOWS_UNDER_WAY: usize = 2;

@@ -16,15 +16,15 @@ use super::commit_gate::gated;
 use super::run_lock::RunLock;
 use super::writers::{confirmed, to_file, to_object, to_runs};
 use super::{quarantine, readable_place};
-use crate::config::{Errors, Pipeline, Place, Scoring, SinkFormat, SinkMode};
+use crate::config::{Errors, Pipeline, Scoring, SinkFormat, SinkMode};
 use crate::delta;
 use crate::error::Error;
+use crate::files::FileVersion;
 use crate::lock::{self, LockError};
 use crate::objects::{Objects, StoreFolder};
+use crate::place::Place;
 use crate::sink::runs::{self, Manifest, RunFolder};
-use crate::sink::{
-    self, DeltaSink, FileVersion, Mode, Origin, SinkError, Unpublished, as_there, fitted, rejected_version,
-};
+use crate::sink::{self, DeltaSink, Mode, Origin, SinkError, Unpublished, as_there, fitted, rejected_version};
 use crate::tables;
 use crate::tables::types::{Columns, FileSchema};
 

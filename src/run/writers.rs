@@ -12,9 +12,10 @@ use super::readable;
 use super::run_lock::RunLock;
 use crate::crash;
 use crate::error::Error;
+use crate::files::{FileVersion, REPLACED};
 use crate::objects::{Objects, cause_in};
 use crate::sink::runs::{Manifest, RunFolder};
-use crate::sink::{FileVersion, Over, ParquetSink, Part, REPLACED, SinkError, writer_options};
+use crate::sink::{Over, ParquetSink, Part, SinkError, writer_options};
 
 /// The last look at the lock before a commit. What comes after it is conditional on what the run saw before it.
 pub(super) async fn confirmed(lock: &RunLock) -> Result<(), Error> {

@@ -32,10 +32,11 @@ pub use trial::{Pace, Tokenized};
 pub use window::{TextColumn, Window};
 
 use crate::backtrace::message;
-use crate::config::Place;
+use crate::hub::{ModelFolder, model_folder};
 use crate::model::{Encoding, LoadError, Makings, Model, ModelFiles, PackedBatch, Tokenizer};
-use crate::objects::{ModelFolder, ObjectsError, model_folder};
+use crate::objects::ObjectsError;
 pub use crate::ops::Precision;
+use crate::place::Place;
 
 use crate::ops::Kernels;
 use memo::{Answer, Memo, Memory, Slot, text_key};

@@ -26,10 +26,10 @@ use crate::error::Error;
 use crate::files::{self, MAX_JSON};
 use crate::logging::LogFormat;
 use crate::parameters::Parameters;
-use crate::progress::grouped;
 use crate::query::{self, Format, Script, Shown};
 use crate::run;
 use crate::tables::snapshot::Snapshot;
+use crate::words::grouped;
 
 use commands::Command;
 use complete::Assistant;

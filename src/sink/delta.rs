@@ -32,9 +32,9 @@ use serde_json::json;
 use self::columns::{
     as_in_table, differences, exact_statistics, ids_problem, partitions_problem, typed_as, types_problem,
 };
-use super::atomic::NotDurable;
 use super::fit;
 use crate::delta::{self, DeltaError};
+use crate::files::NotDurable;
 use crate::objects::{Objects, unconfirmed_in};
 use crate::sink::Origin;
 

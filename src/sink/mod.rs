@@ -1,13 +1,9 @@
 //! What a run leaves: a Parquet file, or a checkpoint's folder, that is there whole or not at all.
 
-mod atomic;
-mod attributes;
 mod delta;
 mod fit;
-mod folder;
 pub mod runs;
 mod stored;
-mod unchanged;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,18 +18,13 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use thiserror::Error;
 
+use crate::files::{AtomicFile, FileVersion};
 use crate::lock::Explained;
 
-pub use atomic::AtomicFile;
-pub(crate) use atomic::{NOT_DURABLE, TEMPORARY, folder_of, hold, remove_remains};
-pub(crate) use attributes::follow_links;
 pub use delta::{Committed, DeltaSink, Mode, Unpublished, rejected_version};
 pub(crate) use fit::{Misfit, as_there, fitted, narrowed};
-pub use folder::{AtomicFolder, FolderKind, irreplaceable, recover};
 pub(crate) use runs::{Over, Part};
 pub(crate) use stored::parquet_problem;
-pub use unchanged::FileVersion;
-pub(crate) use unchanged::REPLACED;
 
 /// Rows of a row group: enough to compress well, few enough that readers can skip and share the work.
 const ROW_GROUP_ROWS: usize = 128 * 1024;

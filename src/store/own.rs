@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::names::{ID, LOG, id_of, is_hex, is_id, is_of_a_store, without_staging};
-use crate::config::Place;
 use crate::error::Error;
 use crate::lock::{self, LockError};
 use crate::objects::{Entries, Objects, StoreFolder};
+use crate::place::Place;
 
 /// The name of the marker.
 pub(super) const MARKER: &str = "couplet-store.json";

@@ -23,10 +23,10 @@ use object_store::path::Path;
 use object_store::{Error as StoreError, GetResultPayload, ObjectStoreExt};
 
 use super::score_file::{digest_of, merged, to_parquet, without_errors};
-use crate::config::Place;
 use crate::delta;
 use crate::error::Error;
 use crate::objects::{Objects, ObjectsError, StoreFolder, Trouble};
+use crate::place::Place;
 use crate::predict::{prediction_fields, predictions_to_array};
 use crate::scorer::{Prediction, Rejection, Scorer};
 

@@ -22,9 +22,10 @@ use super::format::{ending, endings, file_format, format_of_name, other_endings}
 use super::hive;
 use super::skipped_files::LeftOut;
 use super::types::FileSchema;
-use crate::config::{Place, Remote, Table, TableFormat};
+use crate::config::{Table, TableFormat};
 use crate::files::{nearest_file, nearest_name, not_replaced};
 use crate::objects::{Objects, ObjectsError, Trouble, cause_in, download};
+use crate::place::{Place, Remote};
 use crate::store::SourceFile;
 
 /// The size above which a file in a bucket is not downloaded only to find the place where it is broken, in bytes.

@@ -33,9 +33,10 @@ use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::prelude::SessionContext;
 use thiserror::Error;
 
-use crate::config::{Place, Table, TableFormat};
+use crate::config::{Table, TableFormat};
 use crate::delta::{self, DeltaError};
 use crate::objects::{ObjectsError, Trouble};
+use crate::place::Place;
 use crate::sink::runs::RunsError;
 use crate::store::SourceFile;
 use by_path::Opened;

@@ -31,8 +31,9 @@ use super::files::Files;
 use super::format::{compression_of, ending, endings, file_format, other_endings};
 use super::text::{Layout, TextSource};
 use super::{Problem, TableError, hive};
-use crate::config::{Place, Table, TableFormat};
+use crate::config::{Table, TableFormat};
 use crate::objects::Objects;
+use crate::place::Place;
 
 /// How the files are read.
 enum Reader {

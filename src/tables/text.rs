@@ -34,9 +34,9 @@ use super::csv::{CsvLayout, CsvRows};
 use super::diagnose::Broken;
 use super::format::compression_of;
 use super::json::{JsonLayout, JsonRows};
-#[cfg(feature = "cluster")]
-use crate::config::Place;
 use crate::objects::Objects;
+#[cfg(feature = "cluster")]
+use crate::place::Place;
 
 /// The bytes that are read at once.
 const CHUNK: usize = 256 << 10;

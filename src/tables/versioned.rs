@@ -19,9 +19,10 @@ use super::files::{Files, READS_UNDER_WAY, parquet_schema};
 use super::provider::FileTable;
 use super::types::{Columns, FileSchema};
 use super::{Problem, TableError, presented};
-use crate::config::{Place, Table, TableFormat};
+use crate::config::{Table, TableFormat};
 use crate::delta;
 use crate::objects::{Objects, ObjectsError, cause_in};
+use crate::place::Place;
 use crate::sink::runs::{self, Manifest};
 
 /// The folder of a Delta table's log.

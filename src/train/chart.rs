@@ -9,7 +9,7 @@ use plotters::style::{FontDesc, FontFamily, FontStyle};
 use serde_json::Value;
 
 use crate::chart::{BACKGROUND, BLUE, COLOURS, FAINT, GREEN, INK, Look, ORANGE, Panel, Series};
-use crate::progress::grouped;
+use crate::words::grouped;
 
 /// The picture's width and height, in pixels.
 const SIZE: (u32, u32) = (1120, 800);

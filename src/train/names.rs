@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::config::closest;
+use crate::words::closest;
 
 /// A name that is not among those that are known.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use couplet::config::{
     ConfigErrors, CsvOptions, DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Errors, LocalPath, Location, ModelSettings, Pipeline,
-    Place, Precision, Query, RunSettings, ScoreSettings, Scoring, Sink, SinkFormat, SinkMode, Source, Sql, Start,
-    Table, TableFormat, parse, table_from_uri,
+    Precision, Query, RunSettings, ScoreSettings, Scoring, Sink, SinkFormat, SinkMode, Source, Sql, Start, Table,
+    TableFormat, parse, table_from_uri,
 };
+use couplet::place::Place;
 use couplet::scorer::DeviceSetting;
 use couplet::train::finetune::Calibrate;
 use couplet::train::sampling::ClassWeights;

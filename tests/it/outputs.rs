@@ -60,7 +60,7 @@ fn a_model_that_is_replaced_keeps_the_mode_of_its_folder() {
     let job = Job::new(PAIRS);
     let target = job.path("model");
     for _ in 0..2 {
-        let folder = couplet::sink::AtomicFolder::create(&target, &couplet::model::MODEL_FOLDER).unwrap();
+        let folder = couplet::files::AtomicFolder::create(&target, &couplet::model::MODEL_FOLDER).unwrap();
         fs::write(folder.path().join("config.json"), "{}").unwrap();
         folder.publish().unwrap();
         if fs::metadata(&target).unwrap().permissions().mode() & 0o777 != 0o750 {

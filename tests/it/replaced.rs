@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use arrow::array::{Int64Array, RecordBatch, StringArray};
-use couplet::config::Place;
 use couplet::delta;
 use couplet::objects::Objects;
+use couplet::place::Place;
 use deltalake_core::operations::vacuum::VacuumMode;
 use deltalake_core::protocol::SaveMode;
 use object_store::ObjectStoreExt;

@@ -8,9 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
-use couplet::config::Place;
 use couplet::delta;
 use couplet::objects::Objects;
+use couplet::place::Place;
 use futures::TryStreamExt;
 use object_store::multipart::MultipartStore;
 use object_store::{ObjectStore, ObjectStoreExt};

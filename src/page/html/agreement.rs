@@ -6,7 +6,7 @@ use super::{MOST_LABELS, MOST_LISTED, figures, percent, tile};
 use crate::frequent::most_frequent;
 use crate::page::charts;
 use crate::page::judged::{Judged, LabelScores};
-use crate::progress::grouped;
+use crate::words::grouped;
 
 /// The figures of a comparison.
 pub(super) fn agreement(judged: &Judged) -> Markup {

@@ -7,8 +7,8 @@ use super::agreement::matrix;
 use super::{MOST_LABELS, MOST_LISTED, figures, short_number};
 use crate::model::Calibration;
 use crate::page::{Document, Refused, charts};
-use crate::progress::grouped;
 use crate::train::chart::headline;
+use crate::words::grouped;
 
 /// What a training left.
 pub(super) fn trained(training: &Document) -> Markup {

@@ -3,9 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::cluster::{self, Address, Seen};
-use crate::config::{Pipeline, Place, Scoring};
+use crate::config::{Pipeline, Scoring};
 use crate::error::Error;
-use crate::progress::{counted, grouped};
+use crate::place::Place;
+use crate::words::{counted, grouped};
 
 /// A cluster as it was when a run on it was planned.
 #[derive(Debug, Clone)]

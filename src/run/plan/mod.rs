@@ -29,10 +29,11 @@ use super::{
     Stage, check_cluster, check_stages, check_variables, folder_of, models_of, outputs, pool, resources, scorer_options,
 };
 use crate::cluster::Address;
-use crate::config::{Evaluate, Pipeline, Place, Start};
+use crate::config::{Evaluate, Pipeline, Start};
 use crate::error::Error;
 use crate::files::{self, MAX_TEXT};
 use crate::model::{Makings, Problem};
+use crate::place::Place;
 use crate::predict::Models;
 use crate::scorer::Scorer;
 use crate::session;

@@ -256,7 +256,7 @@ impl Planner<'_> {
         }
         let more = if found.len() > MOST_LABELS { " · and more" } else { "" };
         let named = |(name, n): &(Option<String>, i64)| {
-            format!("{} {}", name.as_deref().unwrap_or("NULL"), crate::progress::grouped(n.unsigned_abs()))
+            format!("{} {}", name.as_deref().unwrap_or("NULL"), crate::words::grouped(n.unsigned_abs()))
         };
         let named = found.iter().take(MOST_LABELS).map(named).collect::<Vec<_>>().join(" · ");
         Ok(Some(format!("{named}{more}")))

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::writes::LEFT;
 use super::{Lengths, Plan, PlannedEvaluation, PlannedScoring, PlannedTraining, Write};
-use crate::progress::{counted, grouped, size, spoken};
 use crate::scorer::{PADDED_BATCH, Pace, Rejection};
 use crate::train::training_loop::Standing;
+use crate::words::{counted, grouped, size, spoken};
 
 /// What begins a line, or goes on with the one before.
 struct Lines<'a, 'b>(&'a mut fmt::Formatter<'b>);

@@ -9,11 +9,13 @@ use serde_json::{Value, json};
 
 use super::super::outputs::{BESIDE, REJECTED, SINK, STATE, STORE, Shape, TEMPORARY, Target, targets};
 use super::super::{Stage, query_text, readable};
-use crate::config::{self, Pipeline, Place, SinkFormat, SinkMode, Start, Validation, model_place};
+use crate::config::{self, Pipeline, SinkFormat, SinkMode, Start, Validation};
+use crate::files::TEMPORARY as UNFINISHED;
 use crate::files::real_path;
-use crate::objects::{Objects, PENDING, model_cache};
+use crate::hub::model_cache;
+use crate::objects::{Objects, PENDING};
+use crate::place::{Place, model_place};
 use crate::predict::named_models;
-use crate::sink::TEMPORARY as UNFINISHED;
 
 /// A place that a run writes to.
 #[derive(Debug, Clone)]

@@ -12,8 +12,9 @@ use super::RunsError;
 use super::manifest::{Manifest, REMOVED, RUN_FOLDER, STARTED, SUCCESS, Started, Success, is_part};
 use super::read::{all, folders};
 use crate::files::{self, MAX_JSON};
+use crate::files::{TEMPORARY, folder_of, remove_remains};
 use crate::lock::{Explained, Place, put_if};
-use crate::sink::{Origin, TEMPORARY, folder_of, remove_remains};
+use crate::sink::Origin;
 
 /// Takes away the hidden folders of runs that are dead, and of those that `next` fences even if they are alive; `own` is
 /// its own.

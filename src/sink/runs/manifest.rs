@@ -4,7 +4,8 @@ use arrow::datatypes::{Schema, SchemaRef};
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
-use crate::sink::{FolderKind, Origin};
+use crate::files::FolderKind;
+use crate::sink::Origin;
 
 /// The name of the manifest in the folder of a run; Spark, pyarrow and others skip names that begin so.
 pub(super) const SUCCESS: &str = "_SUCCESS";

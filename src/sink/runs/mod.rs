@@ -40,8 +40,9 @@ use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMod
 use parquet::errors::ParquetError;
 use thiserror::Error;
 
-use super::{AtomicFolder, Origin, writer_options};
+use super::{Origin, writer_options};
 use crate::files;
+use crate::files::AtomicFolder;
 use crate::lock::{Explained, Place, put_if};
 
 pub use clean::{remove, remove_older};

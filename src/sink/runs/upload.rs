@@ -11,9 +11,9 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
+use crate::files::REPLACED;
 use crate::lock::put_if;
 use crate::objects::without_answers;
-use crate::sink::REPLACED;
 
 /// Bytes of a part. All parts but the last have this size, as some servers ask; at most 10,000 parts give 80 GB.
 const PART: usize = 8 << 20;

@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 
 use super::names::same_name;
 use super::task::Task;
-use crate::config::closest;
 use crate::model::{Problem, ScoreActivation};
+use crate::words::closest;
 pub use error::{LabelError, WrongRow};
 use error::{Wrong, WrongRows};
 

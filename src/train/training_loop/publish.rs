@@ -6,9 +6,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::JobError;
+use crate::files::AtomicFolder;
 use crate::files::{self, MAX_JSON, MAX_TEXT};
 use crate::model::{MODEL_FOLDER, ModelFiles, clear_head, copy_tokenizer, read_json, write_json, write_weights};
-use crate::sink::AtomicFolder;
 use crate::train::Trainer;
 
 /// What a training says about itself.

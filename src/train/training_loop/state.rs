@@ -22,8 +22,8 @@ use super::JobError;
 use super::progress::Progress;
 use crate::backtrace::message;
 use crate::files;
+use crate::files::{AtomicFile, FolderKind};
 use crate::model::{Data, Entry, write_weights};
-use crate::sink::{AtomicFile, FolderKind};
 use crate::train::Trainer;
 use crate::train::state::STEPS;
 

@@ -5,6 +5,18 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
+mod atomic;
+mod attributes;
+mod folder;
+mod unchanged;
+
+pub use atomic::AtomicFile;
+pub(crate) use atomic::{NOT_DURABLE, NotDurable, TEMPORARY, folder_of, hold, remove_remains};
+pub(crate) use attributes::follow_links;
+pub use folder::{AtomicFolder, FolderKind, irreplaceable, recover};
+pub use unchanged::FileVersion;
+pub(crate) use unchanged::REPLACED;
+
 /// The size above which a file is taken for something else than a pipeline or SQL, in bytes.
 pub(crate) const MAX_TEXT: u64 = 1 << 20;
 

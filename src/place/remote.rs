@@ -18,7 +18,7 @@ pub enum Service {
 }
 
 /// The schemes, each with the one that is used instead of it, and its service; `s3a://` is Hadoop's word for `s3://`.
-pub(super) const SCHEMES: [(&str, &str, Service); 6] = [
+pub(crate) const SCHEMES: [(&str, &str, Service); 6] = [
     ("s3", "s3", Service::S3),
     ("s3a", "s3", Service::S3),
     ("gs", "gs", Service::Gcs),
@@ -98,7 +98,7 @@ impl Remote {
     }
 
     /// Reads what stands behind `scheme://`; none for an unknown scheme.
-    pub(super) fn parse(scheme: &str, rest: &str) -> Option<Result<Self, Problem>> {
+    pub(crate) fn parse(scheme: &str, rest: &str) -> Option<Result<Self, Problem>> {
         let scheme = scheme.to_ascii_lowercase();
         let &(_, scheme, service) = SCHEMES.iter().find(|(name, ..)| *name == scheme)?;
         let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));

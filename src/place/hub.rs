@@ -5,10 +5,10 @@ use std::fmt;
 use super::problem::Problem;
 
 /// The scheme of such a URI.
-pub(super) const SCHEME: &str = "hf";
+pub(crate) const SCHEME: &str = "hf";
 
 /// How such a URI is written.
-pub(super) const FORM: &str = "hf://ORG/NAME[@REVISION][/FOLDER]";
+pub(crate) const FORM: &str = "hf://ORG/NAME[@REVISION][/FOLDER]";
 
 /// The longest name of a repository that hubs take.
 const LONGEST: usize = 96;
@@ -59,7 +59,7 @@ impl HubModel {
     }
 
     /// Reads what stands behind `hf://`.
-    pub(super) fn parse(rest: &str) -> Result<Self, Problem> {
+    pub(crate) fn parse(rest: &str) -> Result<Self, Problem> {
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let wrong = |message: String| Err(Problem::new(message, "not a model of a hub").help(format!("write {FORM}")));
         if rest.is_empty() {

@@ -4,9 +4,14 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::calibration::CALIBRATION_FILE;
-use super::checkpoint::{PICKLE, SAFETENSORS};
-use super::outputs::SENTENCE_TRANSFORMERS;
+/// Temperature and thresholds of a calibrated model.
+pub const CALIBRATION_FILE: &str = "calibration.json";
+
+/// Settings of sentence-transformers.
+pub(crate) const SENTENCE_TRANSFORMERS: &str = "config_sentence_transformers.json";
+
+pub(crate) const SAFETENSORS: &str = "model.safetensors";
+pub(crate) const PICKLE: &str = "pytorch_model.bin";
 
 /// Configuration, tokenizer and calibration.
 const SMALL: [&str; 8] = [
@@ -27,7 +32,7 @@ const INDEX: &str = ".index.json";
 const WEIGHTS: [&str; 4] = ["model.safetensors.index.json", SAFETENSORS, "pytorch_model.bin.index.json", PICKLE];
 
 /// Whether a file of a model holds weights, by its name.
-pub(super) fn is_weights(name: &str) -> bool {
+pub(crate) fn is_weights(name: &str) -> bool {
     !SMALL.contains(&name) && !name.ends_with(INDEX)
 }
 

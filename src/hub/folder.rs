@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 
 use object_store::{ObjectMeta, ObjectStoreExt};
 
-use super::{Objects, ObjectsError, Trouble, download};
-use crate::config::Place;
+use super::Needed;
 use crate::files;
+use crate::files::{AtomicFolder, FolderKind};
 use crate::hub;
-use crate::model::Needed;
-use crate::sink::{AtomicFolder, FolderKind};
+use crate::objects::{Objects, ObjectsError, Trouble, download};
+use crate::place::Place;
 
 /// The local folder of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub async fn model_folder(place: &Place) -> Result<ModelFolder, ObjectsError> {
             let files = files(&objects).await?;
             Ok(ModelFolder { path: cached(&objects, &files).await?, revision: None })
         }
-        Place::Hub(model) => hub::model_folder(model).await,
+        Place::Hub(model) => hub::snapshot_folder(model).await,
     }
 }
 

@@ -6,11 +6,18 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
-use super::hub::{self, HubModel};
-use super::problem::{Problem, closest};
-use super::remote::{Remote, SCHEMES};
 use crate::files::real_path;
 use crate::redact::holds_credentials;
+use crate::words::closest;
+
+mod hub;
+mod problem;
+mod remote;
+
+pub use hub::HubModel;
+pub use problem::Problem;
+use remote::SCHEMES;
+pub use remote::{Remote, Service};
 
 /// Where a file or a folder is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -25,7 +32,7 @@ pub enum Place {
 
 /// How a place lies to another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lies {
+pub(crate) enum Lies {
     /// It is the same.
     There,
     /// It is in it.
@@ -133,7 +140,7 @@ impl Place {
 
     /// Tells how this place lies to another one, of which it may be a part; `None` where they are apart.
     #[must_use]
-    pub(super) fn lies(&self, other: &Self) -> Option<Lies> {
+    pub(crate) fn lies(&self, other: &Self) -> Option<Lies> {
         // Nothing is written to a hub.
         let is_of_hub = |place: &Self| matches!(place, Self::Hub(_));
         let root = |place: &Self| place.remote().map(Remote::root);
@@ -168,7 +175,7 @@ impl Place {
     }
 
     /// The path, or the key as a path: both have names between slashes, and the last may have an extension.
-    pub(super) fn as_path(&self) -> &Path {
+    pub(crate) fn as_path(&self) -> &Path {
         match self {
             Self::Local(path) => path,
             Self::Remote(remote) => Path::new(remote.key()),
@@ -211,7 +218,7 @@ impl<'de> Deserialize<'de> for Place {
 }
 
 /// Makes a place of a path, glob or URI; a relative path starts at `folder`.
-pub(super) fn resolve(folder: &Path, text: &str) -> Result<Place, Problem> {
+pub(crate) fn resolve(folder: &Path, text: &str) -> Result<Place, Problem> {
     match read(folder, text, PLACES)? {
         Place::Hub(_) => {
             let problem = Problem::new(format!("`{text}` is a model; only models are read from a hub"), "not a model");
@@ -222,7 +229,7 @@ pub(super) fn resolve(folder: &Path, text: &str) -> Result<Place, Problem> {
 }
 
 /// The same for a model, which may be one of a hub.
-pub(super) fn resolve_model(folder: &Path, text: &str) -> Result<Place, Problem> {
+pub(crate) fn resolve_model(folder: &Path, text: &str) -> Result<Place, Problem> {
     read(folder, text, &format!("{PLACES}, {}", hub::FORM))
 }
 
@@ -277,7 +284,7 @@ pub fn table_place(text: &str) -> Result<Place, String> {
 }
 
 /// Makes a path of a path or `file://` URI; `key` is the key that cannot be anything else.
-pub(super) fn resolve_local(folder: &Path, text: &str, key: &str) -> Result<PathBuf, Problem> {
+pub(crate) fn resolve_local(folder: &Path, text: &str, key: &str) -> Result<PathBuf, Problem> {
     match scheme_of(text) {
         None => Ok(folder.join(text)),
         Some((scheme, path)) if scheme.eq_ignore_ascii_case("file") => Ok(folder.join(path)),
@@ -298,7 +305,7 @@ fn scheme_of(text: &str) -> Option<(&str, &str)> {
 }
 
 /// Tells whether a path has a pattern in it.
-pub(super) fn is_glob(path: &Path) -> bool {
+pub(crate) fn is_glob(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().iter().any(|byte| b"*?[".contains(byte))
 }
 

@@ -109,7 +109,7 @@ pub(crate) const NOT_DURABLE: &str = "the disk did not confirm that it is durabl
 pub struct NotDurable(io::Error);
 
 impl NotDurable {
-    pub(super) fn new(error: &io::Error) -> Self {
+    pub(crate) fn new(error: &io::Error) -> Self {
         Self(io::Error::new(error.kind(), error.to_string()))
     }
 }
