@@ -19,17 +19,16 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use serde_json::json;
 
 use crate::config::{self, Pipeline};
 use crate::error::Error;
-use crate::escape::{self, printable};
 use crate::files;
 use crate::logging::{LogFormat, Messages, colors};
 use crate::place;
 use crate::place::Place;
-use crate::query::end_if_nobody_reads;
 use crate::redact::{holds_credentials, without_credentials};
+pub use crate::terminal::report_error;
+pub(crate) use crate::terminal::{print, print_as, print_document};
 
 /// Score sentence pairs in bulk with a BERT-family model: SQL in, predictions out as Parquet.
 #[derive(Debug, Parser)]
@@ -236,23 +235,6 @@ fn at_least(least: u64) -> impl Fn(&str) -> Result<u64, String> + Clone + Send +
     }
 }
 
-/// Prints a text for people.
-pub(crate) fn print(text: &str) -> Result<(), Error> {
-    print_document(&printable(text))
-}
-
-/// Prints a text for people, or a JSON document.
-fn print_as(text: &str, is_json: bool) -> Result<(), Error> {
-    if is_json { print_document(&escape::json(text)) } else { print(text) }
-}
-
-/// Prints a document for programs, byte by byte.
-fn print_document(text: &str) -> Result<(), Error> {
-    let mut out = io::stdout().lock();
-    end_if_nobody_reads(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
-        .map_err(|error| Error::Io { context: "writing to stdout".into(), error })
-}
-
 /// Ends the program as clap would, after printing help where that was asked for; a mistake in the arguments is written as
 /// they ask for messages to be written, and repeats no credentials that are in them.
 #[must_use]
@@ -273,30 +255,4 @@ pub fn refuse_arguments(error: &clap::Error) -> ExitCode {
     let error = Error::Usage(text.trim_start_matches("error: ").trim().to_owned());
     report_error(&error, LogFormat::Json);
     ExitCode::from(error.exit_code())
-}
-
-/// Writes why a command ended to stderr, as a compiler would, or as a JSON document.
-pub fn report_error(error: &Error, format: LogFormat) {
-    let width =
-        terminal_size::terminal_size_of(io::stderr()).map_or(100, |(width, _)| usize::from(width.0).clamp(60, 140));
-    // Nothing can be said of a stderr that cannot be written to.
-    let _ = match (error, format) {
-        (error, LogFormat::Json) => {
-            let time = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
-            let message = error.to_string();
-            let mut fields = json!({ "message": without_credentials(&message), "exit_code": error.exit_code() });
-            if let Some(hint) = error.hint() {
-                fields["hint"] = json!(hint);
-            }
-            let line = json!({ "timestamp": time, "level": "ERROR", "fields": fields }).to_string();
-            writeln!(io::stderr(), "{}", escape::json(&line))
-        }
-        (Error::Config(errors), LogFormat::Text) => {
-            write!(io::stderr(), "{}", without_credentials(&errors.render(colors(), width)))
-        }
-        (error, LogFormat::Text) => {
-            let hint = error.hint().map_or_else(String::new, |hint| format!("\nhelp: {hint}"));
-            writeln!(io::stderr(), "error: {}{hint}", printable(&without_credentials(&error.to_string())))
-        }
-    };
 }

@@ -25,8 +25,6 @@ use object_store::prefix::PrefixStore;
 use thiserror::Error;
 
 use crate::backtrace::without_frames;
-#[cfg(feature = "cluster")]
-use crate::cluster;
 use crate::objects::{self, Objects, ObjectsError, cause_in, cut_answers};
 use crate::place::Place;
 
@@ -230,6 +228,14 @@ pub async fn commits_since(
 /// The key in a column's metadata that names it in the files, where that is another name.
 const PHYSICAL_NAME: &str = "delta.columnMapping.physicalName";
 
+/// Makes a Delta table a table of its files: an extension of sessions whose plans are sent to other processes, which
+/// cannot be sent the scan that reads the log.
+#[derive(Debug, Clone, Copy)]
+pub struct FileScan(
+    /// Makes the table.
+    pub fn(&Objects, &DeltaTable, &SessionContext) -> datafusion::common::Result<Arc<dyn TableProvider>>,
+);
+
 /// The table for SQL.
 ///
 /// # Errors
@@ -239,11 +245,9 @@ pub async fn provider(
     table: &DeltaTable,
     context: &SessionContext,
 ) -> Result<Arc<dyn TableProvider>, DeltaError> {
-    #[cfg(feature = "cluster")]
-    if let Some(files) = cluster::delta::provider(objects, table, context)
-        .map_err(|e| DeltaError { problem: e.strip_backtrace(), ..DeltaError::new(objects, &e) })?
-    {
-        return Ok(files);
+    if let Some(scan) = context.copied_config().get_extension::<FileScan>() {
+        let files = (scan.0)(objects, table, context);
+        return files.map_err(|e| DeltaError { problem: e.strip_backtrace(), ..DeltaError::new(objects, &e) });
     }
     let failed = |e: DeltaTableError| DeltaError::new(objects, &e);
     let state = context.state();

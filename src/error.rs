@@ -7,12 +7,12 @@ use datafusion::prelude::SessionContext;
 use thiserror::Error;
 
 use crate::cluster::ClusterError;
+use crate::config::PREDICTIONS;
 use crate::config::{ConfigErrors, Pipeline, Query};
 use crate::delta::{DeltaError, Trouble};
 use crate::files::NOT_DURABLE;
 use crate::lock::LockError;
 use crate::objects::{ObjectsError, cause_in, explain_unplaced, without_answers};
-use crate::query::PREDICTIONS;
 use crate::scorer::ScorerError;
 use crate::sink::SinkError;
 use crate::sink::runs::RunsError;
@@ -203,7 +203,8 @@ impl Error {
             | Self::Usage(_)
             | Self::Source { .. }
             | Self::Sql { mistake: true, .. }
-            | Self::BrokenFile { .. } => 2,
+            | Self::BrokenFile { .. }
+            | Self::Cluster(ClusterError::Unavailable { .. }) => 2,
             Self::Tables(errors) if errors.iter().any(|error| !error.passes) => 2,
             Self::Objects(error) if error.trouble.is_mistake() => 2,
             Self::Model(error) if error.is_mistake() => 2,

@@ -12,7 +12,7 @@ use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, Operator};
 use datafusion::optimizer::AnalyzerRule;
 
-use crate::tables::types::widened;
+use crate::types::widened;
 
 /// Makes literals that are compared with decimals decimals; it comes before the types of both sides become one.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use clap::Parser;
 use couplet::cli::{Cli, refuse_arguments, report_error};
 use couplet::error::Error;
 use couplet::logging::Logging;
-use couplet::query::nobody_reads;
+use couplet::terminal::nobody_reads;
 
 /// Bytes of each thread's stack, of which only what is used takes memory.
 ///

@@ -14,6 +14,7 @@ use datafusion::sql::parser::{DFParserBuilder, Statement};
 use futures::StreamExt;
 
 use crate::cluster;
+use crate::config::PREDICTIONS;
 use crate::config::{Errors, Location, Pipeline, Sink, SinkFormat, SinkMode, Table, TableFormat};
 use crate::delta;
 use crate::error::Error;
@@ -31,12 +32,8 @@ mod output;
 mod place;
 
 use output::ResultWriter;
-pub(crate) use output::end_if_nobody_reads;
-pub use output::{Format, format_of, nobody_reads};
+pub use output::{Format, format_of};
 use place::Placed;
-
-/// The name under which SQL finds a pipeline's sink whatever the pipeline is called; the files in `sql/` use it.
-pub const PREDICTIONS: &str = "predictions";
 
 /// The name under which SQL finds the rows that a pipeline put into quarantine.
 pub const REJECTED: &str = "rejected";

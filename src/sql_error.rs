@@ -132,7 +132,7 @@ fn table_not_found(message: &str, context: Option<&SessionContext>) -> Option<St
         true => format!(
             "there is no table `{name}`, nor any other: name it under [tables], as in {name} = \"{name}.parquet\""
         ),
-        false if in_query && name == crate::query::PREDICTIONS => format!(
+        false if in_query && name == crate::config::PREDICTIONS => format!(
             "there is no table `{name}`: run the pipeline first, or name a result with --table {name}=URI (tables: {})",
             tables.join(", ")
         ),

@@ -68,7 +68,6 @@ fn bytes(text: &str) -> Result<u64, String> {
     crate::config::bytes(text).ok_or_else(|| "expected a size such as 512MiB or 4GiB".into())
 }
 
-#[cfg(feature = "cluster")]
 impl Scheduler {
     pub(super) async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let options = crate::cluster::SchedulerOptions {
@@ -84,7 +83,6 @@ impl Scheduler {
     }
 }
 
-#[cfg(feature = "cluster")]
 impl Executor {
     pub(super) async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let name = self.name.unwrap_or_else(|| {
@@ -105,21 +103,5 @@ impl Executor {
             work: self.work.unwrap_or_else(std::env::temp_dir),
         };
         Ok(crate::cluster::execute(options, stop).await?)
-    }
-}
-
-#[cfg(not(feature = "cluster"))]
-#[expect(clippy::unused_async, reason = "as it is with the feature")]
-impl Scheduler {
-    pub(super) async fn execute(self, _: impl Future<Output = ()>) -> Result<(), Error> {
-        Err(crate::cluster::built_without("couplet scheduler"))
-    }
-}
-
-#[cfg(not(feature = "cluster"))]
-#[expect(clippy::unused_async, reason = "as it is with the feature")]
-impl Executor {
-    pub(super) async fn execute(self, _: impl Future<Output = ()>) -> Result<(), Error> {
-        Err(crate::cluster::built_without("couplet executor"))
     }
 }

@@ -21,60 +21,27 @@
 //! All but the address needs the feature `cluster`.
 
 #[cfg(feature = "cluster")]
-mod client;
-#[cfg(feature = "cluster")]
-mod codec;
-#[cfg(feature = "cluster")]
-mod contract;
-#[cfg(feature = "cluster")]
-pub(crate) mod delta;
-#[cfg(feature = "cluster")]
-mod executor;
-#[cfg(feature = "cluster")]
-mod function;
-#[cfg(feature = "cluster")]
-mod listed;
-#[cfg(feature = "cluster")]
-mod lists;
-#[cfg(feature = "cluster")]
-mod outcomes;
-#[cfg(feature = "cluster")]
-mod scheduler;
-#[cfg(feature = "cluster")]
-mod session;
-#[cfg(feature = "cluster")]
-mod stores;
-#[cfg(feature = "cluster")]
-mod tasks;
+mod ballista;
+#[cfg(not(feature = "cluster"))]
+mod unavailable;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
+
+use arrow::array::ArrayRef;
+
+use crate::objects::StoreFolder;
+use crate::scorer::{DeviceSetting, Prediction, Rejection};
+
+#[cfg(feature = "cluster")]
+pub use ballista::{Client, Contract, cancel, execute, look, schedule, session_of, starved};
 #[cfg(not(feature = "cluster"))]
-use std::sync::Arc;
+pub use unavailable::{Client, Contract, cancel, execute, look, schedule, session_of, starved};
 
-#[cfg(not(feature = "cluster"))]
-use datafusion::prelude::SessionContext;
-
-use crate::error::Error;
-#[cfg(not(feature = "cluster"))]
-use crate::predict::Models;
-
-#[cfg(feature = "cluster")]
-pub use client::{Client, Scored, Work};
-#[cfg(feature = "cluster")]
-pub use contract::Contract;
-#[cfg(feature = "cluster")]
-pub use executor::{ExecutorOptions, execute};
-#[cfg(feature = "cluster")]
-pub use lists::look;
-#[cfg(feature = "cluster")]
-pub use scheduler::{SchedulerOptions, schedule};
-#[cfg(feature = "cluster")]
-pub use session::{cancel, session_of, starved};
-
-/// Stands between the name of an executor and what sets its life apart from others of that name.
-#[cfg(feature = "cluster")]
-const INSTANCE: char = '~';
+/// Whether this couplet was built with support for clusters.
+pub const IS_AVAILABLE: bool = cfg!(feature = "cluster");
 
 /// The port of a scheduler where no other is named.
 pub const SCHEDULER_PORT: u16 = 50050;
@@ -100,8 +67,8 @@ impl Address {
     }
 
     /// The address for gRPC and HTTP, which share the port.
-    #[cfg(feature = "cluster")]
-    fn http(&self) -> String {
+    #[must_use]
+    pub fn http(&self) -> String {
         format!("http://{}:{}", self.host, self.port)
     }
 }
@@ -136,34 +103,74 @@ impl FromStr for Address {
     }
 }
 
-/// What a couplet without the feature says of a command or an option.
-#[must_use]
-pub fn built_without(what: &str) -> Error {
-    Error::Usage(format!(
-        "{what}: this couplet was built without support for clusters; build it with `cargo build --release --features cluster`"
-    ))
+/// The scores of a task.
+#[derive(Debug)]
+pub struct Scored {
+    /// The keys of its texts.
+    pub keys: ArrayRef,
+    /// What became of them, in the same order.
+    pub outcomes: Vec<Result<Prediction, Rejection>>,
+    /// Who scored them.
+    pub executor: String,
+    /// How long it took, from being sent to being fetched.
+    pub took: Duration,
 }
 
-/// A session whose queries a cluster executes: without the feature, there is none.
-///
-/// # Errors
-/// Always.
-#[cfg(not(feature = "cluster"))]
-#[expect(clippy::unused_async, reason = "as it is with the feature")]
-pub async fn session_of(_: &Address, _: usize, _: Arc<Models>) -> Result<SessionContext, Error> {
-    Err(built_without("--cluster"))
+/// What a client is to have scored.
+#[derive(Debug)]
+pub struct Work {
+    /// With what.
+    pub contract: Contract,
+    /// The folder for the texts, which executors reach under the same name.
+    pub folder: StoreFolder,
+    /// How many texts there are.
+    pub texts: u64,
+    /// How many tokens they have, as far as a sample tells.
+    pub tokens: u64,
+    /// Tokens to a byte of text, by the same sample.
+    pub tokens_per_byte: f64,
+    /// Tokens of a text at most.
+    pub max_length: usize,
+    /// Tokens of a task at most.
+    pub task_tokens: u64,
 }
 
-/// Cancels the jobs of a session that are not done: without the feature, there are none.
-#[cfg(not(feature = "cluster"))]
-pub fn cancel(_: &SessionContext) -> std::future::Ready<()> {
-    std::future::ready(())
+/// How a scheduler is run.
+#[derive(Debug, Clone)]
+pub struct SchedulerOptions {
+    /// The address on which it listens, for clients and executors.
+    pub bind: String,
+    /// The port.
+    pub port: u16,
+    /// After how many seconds without a word an executor is taken for dead, and its tasks are handed out again.
+    pub executor_timeout: u64,
 }
 
-/// Ends when a job of the session has waited for an executor for too long: without the feature, there are none.
-#[cfg(not(feature = "cluster"))]
-pub fn starved(_: &SessionContext) -> std::future::Pending<ClusterError> {
-    std::future::pending()
+/// How an executor is run.
+#[derive(Debug, Clone)]
+pub struct ExecutorOptions {
+    /// Where the scheduler is.
+    pub scheduler: Address,
+    /// The address on which results are given out.
+    pub bind: String,
+    /// The host that others reach it by, where that is another one.
+    pub advertise: Option<String>,
+    /// The port on which results are given out; 0 for one that is free.
+    pub port: u16,
+    /// The port for health and metrics; none for no such server.
+    pub http_port: Option<u16>,
+    /// What the executor is called in records and errors.
+    pub name: String,
+    /// Tasks at once. They share the inference threads; a second one reads while the first is scored.
+    pub slots: usize,
+    /// Inference threads.
+    pub threads: Option<usize>,
+    /// Where the encoder runs.
+    pub device: DeviceSetting,
+    /// The memory of joins and sorts of queries, in bytes.
+    pub memory: u64,
+    /// Where results are kept until they are fetched, in a folder that goes with the executor.
+    pub work: PathBuf,
 }
 
 /// An executor, as its scheduler knows it.
@@ -177,19 +184,17 @@ pub struct Seen {
     pub slots: u64,
 }
 
-/// Asks a scheduler for its executors: without the feature, there is none.
-///
-/// # Errors
-/// Always.
-#[cfg(not(feature = "cluster"))]
-#[expect(clippy::unused_async, reason = "as it is with the feature")]
-pub async fn look(_: &Address) -> Result<Vec<Seen>, Error> {
-    Err(built_without("--cluster"))
-}
-
 /// Why a cluster could not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
+    /// This couplet was built without the feature `cluster`.
+    #[error(
+        "{what}: this couplet was built without support for clusters; build it with `cargo build --release --features cluster`"
+    )]
+    Unavailable {
+        /// The command or option that needs it.
+        what: &'static str,
+    },
     /// The scheduler does not answer.
     #[error("the scheduler at {address} does not answer: {problem}{kept}")]
     Unreachable {

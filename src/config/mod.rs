@@ -42,6 +42,9 @@ pub use stages::*;
 pub use tables::{GivenTable, table_from_argument, table_from_uri, table_from_uri_as};
 pub use variables::{UnknownVariable, substitute, variables_in};
 
+/// The name under which SQL finds a pipeline's sink whatever the pipeline is called; the files in `sql/` use it.
+pub const PREDICTIONS: &str = "predictions";
+
 /// Reads a length of time: `90s`, `5m`, `1h`, `500ms`.
 #[must_use]
 pub fn duration(text: &str) -> Option<Duration> {

@@ -32,16 +32,13 @@ mod probe;
 mod process;
 mod watch;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::ObjectStoreExt;
 
 pub(crate) use conditional::put_if;
-use error::said;
-pub use error::{Explained, LockError};
+pub use error::LockError;
 use file::FileLock;
 pub use holder::Holder;
 use holder::{Content, State};
@@ -50,77 +47,14 @@ pub use probe::{probe, probe_and_delete};
 pub use process::{Process, host};
 
 use crate::files::{self, MAX_JSON};
+pub use crate::objects::{Explain, LockPlace as Place};
+pub use crate::trouble::Explained;
 
 /// The name of the lock within a store.
 pub(crate) const LOCK: &str = "lock.json";
 
 /// For how long a lock on an object store outlives the last sign of life of its holder, if nothing else is asked for.
 pub const DEFAULT_LEASE: Duration = Duration::from_mins(1);
-
-/// Where a store is.
-#[derive(Debug, Clone)]
-pub enum Place {
-    /// A folder of this computer, or one that it has mounted.
-    Folder(PathBuf),
-    /// Objects under a prefix.
-    Objects {
-        /// The server, and a bucket on it.
-        store: Arc<dyn ObjectStore>,
-        /// The prefix within the bucket.
-        root: Path,
-        /// What messages call it: its URL without anything secret.
-        name: String,
-        /// Says what an error of the server means.
-        explain: Explain,
-    },
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Folder(path) => path.display().fmt(f),
-            Self::Objects { name, .. } => f.write_str(name),
-        }
-    }
-}
-
-impl Place {
-    /// What an error of the store means, and how to mend it.
-    pub(crate) fn explain(&self, error: &object_store::Error) -> Explained {
-        match self {
-            Self::Folder(_) => said(error).into(),
-            Self::Objects { explain, .. } => explain.explain(error),
-        }
-    }
-}
-
-/// Says what an error of a server means, in words that help and hold nothing secret.
-#[derive(Clone)]
-pub struct Explain(Arc<dyn Fn(&object_store::Error) -> Explained + Send + Sync>);
-
-impl Explain {
-    /// Explains with what is known of a service and its settings.
-    pub fn new(explain: impl Fn(&object_store::Error) -> Explained + Send + Sync + 'static) -> Self {
-        Self(Arc::new(explain))
-    }
-
-    fn explain(&self, error: &object_store::Error) -> Explained {
-        (self.0)(error)
-    }
-}
-
-/// Says what the server said, in short.
-impl Default for Explain {
-    fn default() -> Self {
-        Self::new(|error| said(error).into())
-    }
-}
-
-impl std::fmt::Debug for Explain {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Explain")
-    }
-}
 
 /// Who wants a lock, and how much.
 #[derive(Debug, Clone)]

@@ -6,9 +6,9 @@ use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStoreExt as _, PutMode, PutPayload, UpdateVersion};
 
 use super::conditional::{is_not_implemented, put_if};
-use super::error::said;
 use super::{Explain, LockError, Place};
 use crate::objects::{DurableLocal, NO_LINKS};
+use crate::trouble::said;
 
 /// Tries conditional writes on an object of this name, which has this content or none: three requests. Each of them
 /// writes that content, so that a server that ignores conditions changes nothing. The object stays.

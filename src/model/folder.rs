@@ -11,7 +11,9 @@ use super::files::ModelFiles;
 use super::outputs::SENTENCE_TRANSFORMERS;
 use crate::files;
 use crate::files::FolderKind;
-use crate::train::CHART;
+
+/// The chart of a training.
+pub(crate) const CHART: &str = "training.svg";
 
 /// What a tokenizer may consist of.
 pub(crate) const TOKENIZER: [&str; 5] =

@@ -45,7 +45,7 @@ pub use untrained::Makings;
 use crate::ops::Kernels;
 pub(crate) use checkpoint::{Checkpoint, full_name, is_head};
 pub(crate) use files::ModelFiles;
-pub(crate) use folder::{clear_head, copy_tokenizer, write_json};
+pub(crate) use folder::{CHART, clear_head, copy_tokenizer, write_json};
 pub(crate) use head::Head;
 pub(crate) use masked_words::MaskedWordsHead;
 pub(crate) use outputs::SENTENCE_TRANSFORMERS;

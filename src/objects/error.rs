@@ -11,8 +11,8 @@ use url::Url;
 
 use super::credentials::were_accepted;
 use crate::backtrace::without_frames;
-use crate::lock::Explained;
 use crate::place::{Place, Service};
+use crate::trouble::{Explained, Trouble};
 
 /// A place that cannot be read or written.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
@@ -24,36 +24,6 @@ pub struct ObjectsError {
     pub problem: String,
     /// What kind of trouble it is.
     pub trouble: Trouble,
-}
-
-/// What kind of trouble a place gives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
-    /// There is no such object, or no such bucket.
-    Missing,
-    /// The server knows who asks, or does not, and refuses.
-    Refused,
-    /// The environment's settings do not suit.
-    Settings,
-    /// The server cannot be reached, does not answer as it should even when asked again, or no longer accepts credentials
-    /// that it has accepted before.
-    Unreachable,
-    /// Anything else.
-    Other,
-}
-
-impl Trouble {
-    /// Whether access is refused, by a server or for want of what it asks for.
-    #[must_use]
-    pub fn is_refusal(self) -> bool {
-        matches!(self, Self::Refused | Self::Settings)
-    }
-
-    /// Whether the user can mend it before the next run, rather than wait for the service.
-    #[must_use]
-    pub fn is_mistake(self) -> bool {
-        matches!(self, Self::Missing | Self::Refused | Self::Settings)
-    }
 }
 
 impl From<ObjectsError> for Explained {

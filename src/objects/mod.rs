@@ -7,6 +7,7 @@ mod credentials;
 mod download;
 mod durable;
 mod error;
+mod lock_place;
 mod store_folder;
 mod uploads;
 
@@ -25,15 +26,16 @@ use object_store::path::Path;
 use object_store::{BackoffConfig, ClientConfigKey, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
 use url::Url;
 
-use crate::lock;
 use crate::place::{Place, Remote, Service};
 
+pub use crate::trouble::Trouble;
 use credentials::Connector;
 pub use download::download;
 pub use durable::DurableLocal;
 pub(crate) use durable::{NO_LINKS, unconfirmed_in};
-pub use error::{ObjectsError, Trouble};
+pub use error::ObjectsError;
 pub(crate) use error::{cause_in, cut_answers, explain_unplaced, without_answers, without_secrets};
+pub use lock_place::{Explain, LockPlace};
 pub use store_folder::{Entries, Entry, StoreFolder};
 use uploads::Uploads;
 pub use uploads::abort_noted_uploads;
@@ -103,16 +105,16 @@ impl Objects {
 
     /// This place as that of a lock.
     #[must_use]
-    pub fn lock_place(&self) -> lock::Place {
+    pub fn lock_place(&self) -> LockPlace {
         match &self.place {
-            Place::Local(path) => lock::Place::Folder(path.clone()),
+            Place::Local(path) => LockPlace::Folder(path.clone()),
             Place::Remote(_) | Place::Hub(_) => {
                 let objects = self.clone();
-                lock::Place::Objects {
+                LockPlace::Objects {
                     store: Arc::clone(&self.store),
                     root: self.root.clone(),
                     name: self.place.to_string(),
-                    explain: lock::Explain::new(move |error| objects.error(error).into()),
+                    explain: Explain::new(move |error| objects.error(error).into()),
                 }
             }
         }

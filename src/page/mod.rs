@@ -289,8 +289,11 @@ impl Run {
         let (rows_per_second, tokens_per_second) = (record.rows_per_second(), record.tokens_per_second());
         let padding_share = record.padding_share();
         let stages = record.stages();
-        let source =
-            |file: crate::store::SourceFile| Source { url: file.url, bytes: file.bytes, modified: time(file.modified) };
+        let source = |file: crate::tables::SourceFile| Source {
+            url: file.url,
+            bytes: file.bytes,
+            modified: time(file.modified),
+        };
         Self {
             run: record.run,
             outcome: record.outcome.map(Outcome::as_str),

@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::judged::is_regression;
 use super::table::{Output, quoted};
+use crate::config::PREDICTIONS;
 use crate::config::Scoring;
 use crate::dates::value_texts;
 use crate::error::Error;
-use crate::query::PREDICTIONS;
 use crate::store::RunRecord;
 
 /// The column of how wrong a row is.

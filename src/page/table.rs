@@ -7,11 +7,11 @@ use arrow::datatypes::SchemaRef;
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
 
+use crate::config::PREDICTIONS;
 use crate::config::{Location, Pipeline, Scoring, SinkFormat, Table, TableFormat};
 use crate::error::Error;
 use crate::objects::Objects;
 use crate::predict::Models;
-use crate::query::PREDICTIONS;
 use crate::run::{self, readable_place};
 use crate::session::{self, Resources};
 use crate::sink::runs;

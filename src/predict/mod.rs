@@ -27,8 +27,7 @@ pub use columns::{prediction_fields, predictions_to_array};
 pub(crate) use function::text_values;
 pub use models::{ModelOptions, Models};
 pub(crate) use named::named_models;
-#[cfg(feature = "cluster")]
-pub(crate) use node::{calls_of_node, node_of_calls};
+pub use node::{calls_of_node, node_of_calls};
 
 /// The function's name in SQL.
 pub const FUNCTION: &str = "predict";

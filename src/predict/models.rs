@@ -29,7 +29,6 @@ pub struct Models {
     loaded: Mutex<Vec<(String, Arc<OnceCell<Scorer>>)>>,
     most: usize,
     /// Sets the models that are sent from here apart from those of others.
-    #[cfg(feature = "cluster")]
     session: Uuid,
 }
 
@@ -58,7 +57,6 @@ impl Models {
             options,
             loaded: Mutex::default(),
             most: usize::MAX,
-            #[cfg(feature = "cluster")]
             session: Uuid::new_v4(),
         }
     }
@@ -143,8 +141,8 @@ impl Models {
     }
 
     /// The name by which the `Models` of another process know the model of that name, and run it as these do.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn sent(&self, name: &str) -> String {
+    #[must_use]
+    pub fn sent(&self, name: &str) -> String {
         // What names nothing is for the other process to say.
         let Ok((place, options)) = self.asked(name) else { return name.to_owned() };
         let model = match place {
@@ -176,7 +174,7 @@ fn canonical(place: Place) -> Place {
     }
 }
 
-#[cfg(all(test, feature = "cluster"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -127,14 +127,13 @@ impl UserDefinedLogicalNodeCore for Predict {
 }
 
 /// The calls of a node, if it is one of calls, each with the name of its output column.
-#[cfg(feature = "cluster")]
-pub(crate) fn calls_of_node(node: &Extension) -> Option<&[(Expr, String)]> {
+#[must_use]
+pub fn calls_of_node(node: &Extension) -> Option<&[(Expr, String)]> {
     Some(&node.node.as_any().downcast_ref::<Predict>()?.calls)
 }
 
 /// The node of such calls over an input.
-#[cfg(feature = "cluster")]
-pub(crate) fn node_of_calls(input: LogicalPlan, calls: Vec<(Expr, String)>) -> Result<Extension> {
+pub fn node_of_calls(input: LogicalPlan, calls: Vec<(Expr, String)>) -> Result<Extension> {
     Ok(Extension { node: Arc::new(Predict::try_new(input, calls)?) })
 }
 

@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::escape::printable;
 use crate::files::AtomicFile;
 use crate::sink::{ParquetSink, SinkError, parquet_problem};
+use crate::terminal::end_if_nobody_reads;
 
 /// How a result is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -258,24 +259,6 @@ fn show(buffer: &mut Vec<u8>, shown: &AtomicBool) -> io::Result<()> {
     end_if_nobody_reads(out.write_all(buffer).and_then(|()| out.flush()))?;
     buffer.clear();
     Ok(())
-}
-
-/// Whether the reader of stdout has seen enough.
-static NOBODY_READS: AtomicBool = AtomicBool::new(false);
-
-/// Notes that the reader of stdout has seen enough, as `head` does: the error that it is still ends what is under way,
-/// temporary files go, and [`nobody_reads`] says that nothing went wrong.
-pub(crate) fn end_if_nobody_reads<T>(written: io::Result<T>) -> io::Result<T> {
-    if written.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
-        NOBODY_READS.store(true, Ordering::Relaxed);
-    }
-    written
-}
-
-/// Whether what ended the program is that nobody reads its output any more, which is no failure.
-#[must_use]
-pub fn nobody_reads() -> bool {
-    NOBODY_READS.load(Ordering::Relaxed)
 }
 
 fn sink_error(path: &Path, problem: &dyn std::fmt::Display) -> Error {

@@ -1,27 +1,23 @@
 //! The step from texts to scores on a cluster.
-//!
-//! Without the feature `cluster` there is none: the command line refuses `--cluster` then, and nothing here is reached.
 
-#[cfg(feature = "cluster")]
 use std::sync::Arc;
 
-#[cfg(feature = "cluster")]
 use futures::StreamExt;
-#[cfg(feature = "cluster")]
 use futures::stream::LocalBoxStream;
 
 use uuid::Uuid;
 
+use super::pending::Pending;
+use super::score::{Run, Scored};
+use crate::cluster::{Address, Client, Contract, Work};
+use crate::config::Pipeline;
 use crate::error::Error;
 use crate::objects::StoreFolder;
+use crate::predict::Models;
+use crate::scorer::Scorer;
 
 /// The folder of a store in which the texts of tasks are while a cluster scores them.
 const FOLDER: &str = "cluster";
-
-#[cfg(feature = "cluster")]
-pub(super) use with::ClusterScoring;
-#[cfg(not(feature = "cluster"))]
-pub(super) use without::ClusterScoring;
 
 /// Removes the texts of tasks that killed runs left; only the run that holds the lock may.
 ///
@@ -46,133 +42,79 @@ async fn remove(folder: &StoreFolder) -> Result<(), Error> {
     Ok(())
 }
 
-#[cfg(feature = "cluster")]
-mod with {
-    use super::super::pending::Pending;
-    use super::super::score::{Run, Scored};
-    use super::{Arc, Error, FOLDER, LocalBoxStream, StoreFolder, StreamExt, remove};
-    use crate::cluster::{Address, Client, Contract, Work};
-    use crate::config::Pipeline;
-    use crate::predict::Models;
-    use crate::scorer::Scorer;
+/// Texts that are tokenized to estimate the tokens of all: enough for a mean within a few percent.
+const SAMPLE: u64 = 512;
 
-    /// Texts that are tokenized to estimate the tokens of all: enough for a mean within a few percent.
-    const SAMPLE: u64 = 512;
-
-    /// Where the texts of a run's tasks are.
-    fn texts_of(run: &Run<'_>) -> StoreFolder {
-        run.store.folder(FOLDER).folder(run.run_lock.run())
-    }
-
-    /// A cluster that scores the texts of a run.
-    pub(in super::super) struct ClusterScoring {
-        client: Arc<Client>,
-    }
-
-    impl ClusterScoring {
-        pub(in super::super) async fn reach(
-            address: &Address,
-            pipeline: &Pipeline,
-            models: Arc<Models>,
-        ) -> Result<Self, Error> {
-            Ok(Self { client: Arc::new(Client::connect(address, pipeline.run.window, models).await?) })
-        }
-
-        /// Has the texts scored, in tasks; they come back as they are done.
-        pub(in super::super) async fn score<'a>(
-            &self,
-            run: &'a Run<'_>,
-            pending: Pending,
-            scorer: &'a Scorer,
-        ) -> Result<LocalBoxStream<'a, Result<Scored, Error>>, Error> {
-            let settings = &run.pipeline.run;
-            let sample = pending.sample(SAMPLE).map_err(|e| run.staging_failed(&e))?;
-            let scored = (0..sample.len()).filter(|&row| sample.rejection(row).is_none());
-            let bytes: usize = scored.map(|row| sample.bytes(row)).sum();
-            let rows = sample.len().max(1) as f64;
-            let sample = scorer.tokenize(sample).await?;
-            let (tokens, uncut) = (sample.tokens() as f64, sample.uncut.iter().sum::<usize>() as f64);
-            let texts = pending.texts;
-            let work = Work {
-                contract: Contract::of(
-                    scorer,
-                    &run.scoring.model.location.place,
-                    settings.batch_tokens,
-                    &run.scoring.source.text,
-                ),
-                folder: texts_of(run),
-                texts,
-                tokens: (tokens / rows * texts as f64) as u64,
-                // Of texts as they are, of which a task counts as much as is read.
-                tokens_per_byte: uncut / bytes.max(1) as f64,
-                max_length: scorer.max_length(),
-                task_tokens: settings.task_tokens as u64,
-            };
-            let failed = run.staging_error();
-            let windows = pending.windows().map(move |window| window.map_err(|e| failed(&e)));
-            let scored = self.client.score::<Error, _>(windows, work);
-            let scored = scored.map(move |scored| {
-                let scored = scored?;
-                scorer.credit(&scored.outcomes);
-                Ok(Scored {
-                    keys: scored.keys,
-                    outcomes: scored.outcomes,
-                    executor: Some(scored.executor),
-                    took: scored.took,
-                })
-            });
-            Ok(scored.boxed_local())
-        }
-
-        /// Cancels what is under way, and removes what was written for it: this run's alone, as another may have taken the
-        /// lock.
-        pub(in super::super) async fn end(self, run: &Run<'_>, all_is_back: bool) {
-            if !all_is_back || self.client.gave_up() {
-                self.client.end().await;
-            }
-            if let Err(error) = remove(&texts_of(run)).await {
-                tracing::warn!("texts of tasks are left for the next run to remove: {error}");
-            }
-            run.store.folder(FOLDER).objects.remove_if_empty();
-        }
-    }
+/// Where the texts of a run's tasks are.
+fn texts_of(run: &Run<'_>) -> StoreFolder {
+    run.store.folder(FOLDER).folder(run.run_lock.run())
 }
 
-#[cfg(not(feature = "cluster"))]
-#[expect(clippy::unused_async, reason = "as it is with the feature")]
-mod without {
-    use std::convert::Infallible;
-    use std::sync::Arc;
+/// A cluster that scores the texts of a run.
+pub(super) struct ClusterScoring {
+    client: Arc<Client>,
+}
 
-    use futures::stream::LocalBoxStream;
+impl ClusterScoring {
+    pub(super) async fn reach(address: &Address, pipeline: &Pipeline, models: Arc<Models>) -> Result<Self, Error> {
+        Ok(Self { client: Arc::new(Client::connect(address, pipeline.run.window, models).await?) })
+    }
 
-    use super::super::pending::Pending;
-    use super::super::score::{Run, Scored};
-    use super::Error;
-    use crate::cluster::{Address, built_without};
-    use crate::config::Pipeline;
-    use crate::predict::Models;
-    use crate::scorer::Scorer;
+    /// Has the texts scored, in tasks; they come back as they are done.
+    pub(super) async fn score<'a>(
+        &self,
+        run: &'a Run<'_>,
+        pending: Pending,
+        scorer: &'a Scorer,
+    ) -> Result<LocalBoxStream<'a, Result<Scored, Error>>, Error> {
+        let settings = &run.pipeline.run;
+        let sample = pending.sample(SAMPLE).map_err(|e| run.staging_failed(&e))?;
+        let scored = (0..sample.len()).filter(|&row| sample.rejection(row).is_none());
+        let bytes: usize = scored.map(|row| sample.bytes(row)).sum();
+        let rows = sample.len().max(1) as f64;
+        let sample = scorer.tokenize(sample).await?;
+        let (tokens, uncut) = (sample.tokens() as f64, sample.uncut.iter().sum::<usize>() as f64);
+        let texts = pending.texts;
+        let work = Work {
+            contract: Contract::of(
+                scorer,
+                &run.scoring.model.location.place,
+                settings.batch_tokens,
+                &run.scoring.source.text,
+            ),
+            folder: texts_of(run),
+            texts,
+            tokens: (tokens / rows * texts as f64) as u64,
+            // Of texts as they are, of which a task counts as much as is read.
+            tokens_per_byte: uncut / bytes.max(1) as f64,
+            max_length: scorer.max_length(),
+            task_tokens: settings.task_tokens as u64,
+        };
+        let failed = run.staging_error();
+        let windows = pending.windows().map(move |window| window.map_err(|e| failed(&e)));
+        let scored = self.client.score::<Error, _>(windows, work);
+        let scored = scored.map(move |scored| {
+            let scored = scored?;
+            scorer.credit(&scored.outcomes);
+            Ok(Scored {
+                keys: scored.keys,
+                outcomes: scored.outcomes,
+                executor: Some(scored.executor),
+                took: scored.took,
+            })
+        });
+        Ok(scored.boxed_local())
+    }
 
-    /// No cluster.
-    pub(in super::super) struct ClusterScoring(Infallible);
-
-    impl ClusterScoring {
-        pub(in super::super) async fn reach(_: &Address, _: &Pipeline, _: Arc<Models>) -> Result<Self, Error> {
-            Err(built_without("--cluster"))
+    /// Cancels what is under way, and removes what was written for it: this run's alone, as another may have taken the
+    /// lock.
+    pub(super) async fn end(self, run: &Run<'_>, all_is_back: bool) {
+        if !all_is_back || self.client.gave_up() {
+            self.client.end().await;
         }
-
-        pub(in super::super) async fn score<'a>(
-            &self,
-            _: &'a Run<'_>,
-            _: Pending,
-            _: &'a Scorer,
-        ) -> Result<LocalBoxStream<'a, Result<Scored, Error>>, Error> {
-            match self.0 {}
+        if let Err(error) = remove(&texts_of(run)).await {
+            tracing::warn!("texts of tasks are left for the next run to remove: {error}");
         }
-
-        pub(in super::super) async fn end(self, _: &Run<'_>, _: bool) {
-            match self.0 {}
-        }
+        run.store.folder(FOLDER).objects.remove_if_empty();
     }
 }

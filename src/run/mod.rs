@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 
 use datafusion::prelude::SessionContext;
 
-use crate::cluster::{Address, built_without};
+use crate::cluster::{self, Address, ClusterError};
 use crate::config::{self, ModelSettings, Pipeline, Query, RunSettings, Scoring, Table};
 use crate::error::Error;
 use crate::files::{self, readable};
@@ -135,8 +135,8 @@ pub async fn run_recorded(
 /// Makes sure that a cluster, if there is one, has something to do, and that this couplet can ask it.
 fn check_cluster(pipeline: &Pipeline, only: &[Stage], cluster: Option<&Address>) -> Result<(), Error> {
     let Some(address) = cluster else { return Ok(()) };
-    if !cfg!(feature = "cluster") {
-        return Err(built_without("--cluster"));
+    if !cluster::IS_AVAILABLE {
+        return Err(ClusterError::Unavailable { what: "--cluster" }.into());
     }
     let stages = if only.is_empty() { "the pipeline" } else { "--only" };
     if pipeline.scoring.is_none() || !(only.is_empty() || only.contains(&Stage::Score)) {

@@ -9,7 +9,7 @@ use super::{Remembering, Stage};
 use crate::config::{Pipeline, SinkMode};
 use crate::error::Error;
 use crate::place::Place;
-use crate::store::SourceFile;
+use crate::tables::SourceFile;
 
 /// The longest key that is taken, in bytes.
 const LONGEST: usize = 200;

@@ -43,8 +43,9 @@ use crate::report::{Appended, Report, Rows};
 use crate::scorer::{Prediction, Rejection, Scorer};
 use crate::session::{self, Resources};
 use crate::source::Source;
-use crate::store::{self, RunRecord, ScoreStore, SourceFile, model_class};
+use crate::store::{self, RunRecord, ScoreStore, model_class};
 use crate::tables;
+use crate::tables::SourceFile;
 use crate::words::grouped;
 
 /// Windows that are scored at once: while the last batches of one run, the next is tokenized.

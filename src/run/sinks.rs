@@ -26,7 +26,7 @@ use crate::place::Place;
 use crate::sink::runs::{self, Manifest, RunFolder};
 use crate::sink::{self, DeltaSink, Mode, Origin, SinkError, Unpublished, as_there, fitted, rejected_version};
 use crate::tables;
-use crate::tables::types::{Columns, FileSchema};
+use crate::types::{Columns, FileSchema};
 
 /// Which rows a sink is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -62,14 +62,14 @@ impl Window {
     }
 
     /// The bytes of a row's texts.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn bytes(&self, row: usize) -> usize {
+    #[must_use]
+    pub fn bytes(&self, row: usize) -> usize {
         self.columns().map(|column| if column.values.is_null(row) { 0 } else { column.values.value(row).len() }).sum()
     }
 
     /// Some of its rows.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn slice(&self, offset: usize, length: usize) -> Self {
+    #[must_use]
+    pub fn slice(&self, offset: usize, length: usize) -> Self {
         let slice =
             |column: &TextColumn| TextColumn { name: column.name.clone(), values: column.values.slice(offset, length) };
         Self { text: slice(&self.text), text_pair: self.text_pair.as_ref().map(slice) }

@@ -19,7 +19,6 @@ use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
 use rustyline::{CompletionType, Config, Editor};
 
-use crate::cli::{print, report_error};
 use crate::cluster;
 use crate::config::Table;
 use crate::error::Error;
@@ -29,6 +28,7 @@ use crate::parameters::Parameters;
 use crate::query::{self, Format, Script, Shown};
 use crate::run;
 use crate::tables::snapshot::Snapshot;
+use crate::terminal::{print, report_error};
 use crate::words::grouped;
 
 use commands::Command;

@@ -12,7 +12,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
 use thiserror::Error;
 
-use crate::tables::types::{plain, widened};
+use crate::types::{plain, widened};
 
 /// A value that the table cannot hold.
 #[derive(Debug, Error)]

@@ -21,7 +21,6 @@ mod record;
 mod runs;
 mod score_file;
 mod scores;
-mod source_file;
 mod stages;
 
 pub use functions::{text_error, text_key};
@@ -30,5 +29,4 @@ pub use own::{look, open, remove_staged};
 pub use record::{Outcome, RunRecord};
 pub use runs::Runs;
 pub use scores::{ScoreStore, model_class};
-pub use source_file::SourceFile;
 pub use stages::EarlierStages;

@@ -13,9 +13,9 @@ use arrow::error::ArrowError;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
-use super::source_file::SourceFile;
 use super::stages::{EarlierStages, ended};
 use crate::histogram::Histogram;
+use crate::tables::SourceFile;
 
 pub(super) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     let time = || DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));

@@ -16,17 +16,17 @@ use object_store::path::Path as Key;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
 
 use super::Problem;
+use super::SourceFile;
 use super::arrow_lengths;
 use super::diagnose::{self, Broken};
 use super::format::{ending, endings, file_format, format_of_name, other_endings};
 use super::hive;
 use super::skipped_files::LeftOut;
-use super::types::FileSchema;
 use crate::config::{Table, TableFormat};
 use crate::files::{nearest_file, nearest_name, not_replaced};
 use crate::objects::{Objects, ObjectsError, Trouble, cause_in, download};
 use crate::place::{Place, Remote};
-use crate::store::SourceFile;
+use crate::types::FileSchema;
 
 /// The size above which a file in a bucket is not downloaded only to find the place where it is broken, in bytes.
 const MOST_TO_DIAGNOSE: u64 = 1 << 30;

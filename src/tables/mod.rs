@@ -15,8 +15,8 @@ mod measure;
 mod provider;
 mod skipped_files;
 pub(crate) mod snapshot;
+mod source_file;
 mod text;
-pub(crate) mod types;
 mod values;
 mod versioned;
 
@@ -38,7 +38,7 @@ use crate::delta::{self, DeltaError};
 use crate::objects::{ObjectsError, Trouble};
 use crate::place::Place;
 use crate::sink::runs::RunsError;
-use crate::store::SourceFile;
+use crate::types::{self, Columns};
 use by_path::Opened;
 pub use by_path::enable_places;
 pub(crate) use by_path::{is_place, takes_places};
@@ -48,11 +48,10 @@ use format::file_format;
 pub(crate) use format::{INT96, format_of_name};
 pub(crate) use measure::known_rows;
 pub use measure::{Measured, measure};
-pub(crate) use provider::FileTable;
+pub use provider::FileTable;
 use snapshot::Snapshot;
-#[cfg(feature = "cluster")]
-pub(crate) use text::TextSource;
-use types::Columns;
+pub use source_file::SourceFile;
+pub use text::TextSource;
 pub(crate) use versioned::columns_of_runs;
 
 /// A table that cannot be read.

@@ -23,7 +23,6 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use object_store::path::Path as Key;
-#[cfg(feature = "cluster")]
 use serde::{Deserialize, Serialize, de::Error as _};
 
 use super::diagnose::Broken;
@@ -42,7 +41,7 @@ enum Reader {
 }
 
 /// A table of files.
-pub(crate) struct FileTable {
+pub struct FileTable {
     table: Table,
     /// The paths of its files in their store; none if they are found when it is read.
     named: Option<Vec<Key>>,
@@ -196,7 +195,6 @@ impl FileTable {
 }
 
 /// A table of files as another process is told of it.
-#[cfg(feature = "cluster")]
 #[derive(Serialize, Deserialize)]
 struct Sent<L> {
     table: Table,
@@ -208,10 +206,9 @@ struct Sent<L> {
     schema: SchemaRef,
 }
 
-#[cfg(feature = "cluster")]
 impl FileTable {
     /// The table in JSON; its files are listed by who opens it again.
-    pub(crate) fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+    pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
         let layout = match &self.reader {
             Reader::Binary(_) => None,
             Reader::Text(layout) => Some(&**layout),
@@ -227,7 +224,7 @@ impl FileTable {
     }
 
     /// The table that another process has sent.
-    pub(crate) fn from_json(json: &[u8]) -> serde_json::Result<Self> {
+    pub fn from_json(json: &[u8]) -> serde_json::Result<Self> {
         let Sent { table, named, layout, file_schema, partitions, schema } =
             serde_json::from_slice::<Sent<Layout>>(json)?;
         let named = named.map(|paths| paths.into_iter().map(Key::parse).collect::<Result<_, _>>());

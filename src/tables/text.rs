@@ -35,7 +35,6 @@ use super::diagnose::Broken;
 use super::format::compression_of;
 use super::json::{JsonLayout, JsonRows};
 use crate::objects::Objects;
-#[cfg(feature = "cluster")]
 use crate::place::Place;
 
 /// The bytes that are read at once.
@@ -213,7 +212,7 @@ impl Read for Blocking {
 
 /// The text files of a table, as a plan reads them.
 #[derive(Clone)]
-pub(crate) struct TextSource {
+pub struct TextSource {
     layout: Arc<Layout>,
     objects: Objects,
     /// Whether a file may be read in several pieces at once.
@@ -234,7 +233,6 @@ impl TextSource {
 }
 
 /// What another process needs besides the plan to read the files as this one does.
-#[cfg(feature = "cluster")]
 #[derive(Serialize, Deserialize)]
 struct Sent<L> {
     layout: L,
@@ -242,16 +240,15 @@ struct Sent<L> {
     is_divisible: bool,
 }
 
-#[cfg(feature = "cluster")]
 impl TextSource {
     /// The source in JSON, without the files and the columns that a plan reads.
-    pub(crate) fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+    pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
         let (place, is_divisible) = (self.objects.place.clone(), self.is_divisible);
         serde_json::to_vec(&Sent { layout: &*self.layout, place, is_divisible })
     }
 
     /// The source that another process has sent.
-    pub(crate) fn from_json(json: &[u8], table_schema: TableSchema) -> Result<Self> {
+    pub fn from_json(json: &[u8], table_schema: TableSchema) -> Result<Self> {
         let sent: Sent<Layout> = serde_json::from_slice(json).map_err(|e| DataFusionError::External(Box::new(e)))?;
         let objects = Objects::open(&sent.place).map_err(|e| DataFusionError::External(Box::new(e)))?;
         Ok(Self::new(Arc::new(sent.layout), objects, sent.is_divisible, table_schema))

@@ -17,13 +17,13 @@ use object_store::path::Path;
 
 use super::files::{Files, READS_UNDER_WAY, parquet_schema};
 use super::provider::FileTable;
-use super::types::{Columns, FileSchema};
 use super::{Problem, TableError, presented};
 use crate::config::{Table, TableFormat};
 use crate::delta;
 use crate::objects::{Objects, ObjectsError, cause_in};
 use crate::place::Place;
 use crate::sink::runs::{self, Manifest};
+use crate::types::{Columns, FileSchema};
 
 /// The folder of a Delta table's log.
 const LOG: &str = "_delta_log";

@@ -71,4 +71,4 @@ pub use optimizer::AdamW;
 pub use options::Options;
 pub use schedule::{Schedule, Shape};
 pub use trainer::{Step, Trainer};
-pub(crate) use training_loop::{CHART, beside, foreign_state};
+pub(crate) use training_loop::{beside, foreign_state};

@@ -16,11 +16,11 @@ use super::hyper::Hyper;
 use super::masking::{BERT_MASK_PROBABILITY, Chunking, Masking, Pieces};
 use super::sampling::HoldOut;
 use super::training_loop::{
-    self, CHART, EpochData, Event, Interval, JobError, Key, Learned, Outcome, Plan, Publication, REPORT, Score,
-    Standing, Trial, Watch, base_config, discard_state, peak_memory, report_of,
+    self, EpochData, Event, Interval, JobError, Key, Learned, Outcome, Plan, Publication, REPORT, Score, Standing,
+    Trial, Watch, base_config, discard_state, peak_memory, report_of,
 };
 use super::{MaskedWords, Objective, Trainer};
-use crate::model::{Architecture, ModelConfig, ModelFiles, Tokenizer};
+use crate::model::{Architecture, CHART, ModelConfig, ModelFiles, Tokenizer};
 use crate::ops::Kernels;
 use epoch_data::{Texts, special_tokens};
 

@@ -25,7 +25,7 @@ pub use error::JobError;
 pub use event::{Event, Watch};
 pub(super) use key::Key;
 pub use progress::{Epoch, Progress, Score};
-pub(crate) use publish::{CHART, peak_memory};
+pub(crate) use publish::peak_memory;
 pub(super) use publish::{Publication, REPORT, base_config, remove_model, report_of};
 use state::{Found, StateFolder, read_tensors};
 pub(crate) use state::{beside, foreign_state};

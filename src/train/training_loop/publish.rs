@@ -14,9 +14,6 @@ use crate::train::Trainer;
 /// What a training says about itself.
 pub(in crate::train) const REPORT: &str = "training.json";
 
-/// The same as a picture.
-pub(crate) const CHART: &str = "training.svg";
-
 /// What goes into the folder besides the weights.
 pub(in crate::train) struct Publication<'a> {
     /// `config.json`.

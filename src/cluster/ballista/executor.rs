@@ -26,38 +26,11 @@ use datafusion::prelude::SessionConfig;
 use tokio::net::TcpListener;
 
 use super::function::{self, MODELS_KEPT, Worker};
-use super::{Address, ClusterError, INSTANCE, codec, stores};
+use super::{Address, ClusterError, ExecutorOptions, INSTANCE, codec, stores};
 use crate::bounded_functions;
 use crate::predict::{self, Models};
-use crate::scorer::{DeviceSetting, Pool, ScorerOptions};
+use crate::scorer::{Pool, ScorerOptions};
 use crate::session::Resources;
-
-/// How an executor is run.
-#[derive(Debug, Clone)]
-pub struct ExecutorOptions {
-    /// Where the scheduler is.
-    pub scheduler: Address,
-    /// The address on which results are given out.
-    pub bind: String,
-    /// The host that others reach it by, where that is another one.
-    pub advertise: Option<String>,
-    /// The port on which results are given out; 0 for one that is free.
-    pub port: u16,
-    /// The port for health and metrics; none for no such server.
-    pub http_port: Option<u16>,
-    /// What the executor is called in records and errors.
-    pub name: String,
-    /// Tasks at once. They share the inference threads; a second one reads while the first is scored.
-    pub slots: usize,
-    /// Inference threads.
-    pub threads: Option<usize>,
-    /// Where the encoder runs.
-    pub device: DeviceSetting,
-    /// The memory of joins and sorts of queries, in bytes.
-    pub memory: u64,
-    /// Where results are kept until they are fetched, in a folder that goes with the executor.
-    pub work: PathBuf,
-}
 
 /// How long Ballista has to end by itself when the executor is to end.
 const GRACE: Duration = Duration::from_millis(500);

@@ -26,14 +26,13 @@ use parquet::arrow::ArrowWriter;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use super::contract::Contract;
 use super::function::{self, REFUSES};
 use super::lists::{LOOK, Lists, Watched};
 use super::outcomes;
 use super::session::session;
 use super::tasks::{Cutter, Task};
-use super::{Address, ClusterError};
-use crate::objects::{Objects, StoreFolder};
+use super::{Address, ClusterError, Scored, Work};
+use crate::objects::Objects;
 use crate::place::Place;
 use crate::predict::Models;
 use crate::scorer::{Prediction, Rejection, Window};
@@ -74,38 +73,6 @@ pub struct Client {
     took: Mutex<Vec<Duration>>,
     /// Whether a job may still be under way of which nothing is awaited any more.
     gave_up: AtomicBool,
-}
-
-/// The scores of a task.
-#[derive(Debug)]
-pub struct Scored {
-    /// The keys of its texts.
-    pub keys: ArrayRef,
-    /// What became of them, in the same order.
-    pub outcomes: Vec<Result<Prediction, Rejection>>,
-    /// Who scored them.
-    pub executor: String,
-    /// How long it took, from being sent to being fetched.
-    pub took: Duration,
-}
-
-/// What a client is to have scored.
-#[derive(Debug)]
-pub struct Work {
-    /// With what.
-    pub contract: Contract,
-    /// The folder for the texts, which executors reach under the same name.
-    pub folder: StoreFolder,
-    /// How many texts there are.
-    pub texts: u64,
-    /// How many tokens they have, as far as a sample tells.
-    pub tokens: u64,
-    /// Tokens to a byte of text, by the same sample.
-    pub tokens_per_byte: f64,
-    /// Tokens of a text at most.
-    pub max_length: usize,
-    /// Tokens of a task at most.
-    pub task_tokens: u64,
 }
 
 impl Client {

@@ -8,12 +8,13 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use uuid::Uuid;
 
 use super::codec::PlanCodec;
-use super::delta::SentAway;
+use super::delta::{SentAway, provider};
 use super::function;
 use super::lists::{Lists, PATIENCE};
 use super::{Address, ClusterError};
 use crate::bounded_functions;
 use crate::config::DEFAULT_MEMORY;
+use crate::delta::FileScan;
 use crate::predict::{self, Models};
 
 /// A session whose queries the executors of a cluster share among their slots.
@@ -61,6 +62,7 @@ pub(super) fn session(
         .with_target_partitions(partitions)
         .with_information_schema(true)
         .with_ballista_job_name(name)
+        .with_extension(Arc::new(FileScan(provider)))
         .with_extension(Arc::new(SentAway { address: address.clone(), name: name.to_owned() }))
         .with_ballista_logical_extension_codec(Arc::new(PlanCodec::of(Arc::clone(&models))));
     let builder = SessionStateBuilder::new().with_config(config).with_default_features();

@@ -31,15 +31,12 @@ pub(crate) struct SentAway {
     pub(super) name: String,
 }
 
-/// The table, as a view of the files of its version; none where the session executes its plans itself.
+/// The table, as a view of the files of its version.
 pub(crate) fn provider(
     objects: &Objects,
     table: &DeltaTable,
     context: &SessionContext,
-) -> Result<Option<Arc<dyn TableProvider>>> {
-    if context.copied_config().get_extension::<SentAway>().is_none() {
-        return Ok(None);
-    }
+) -> Result<Arc<dyn TableProvider>> {
     let snapshot = table.snapshot().map_err(|e| DataFusionError::External(Box::new(e)))?;
     if delta::has_mapped_columns(snapshot) {
         return plan_err!(
@@ -80,7 +77,7 @@ pub(crate) fn provider(
         let empty = LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema });
         DataFrame::new(context.state(), empty)
     };
-    Ok(Some(whole.into_view()))
+    Ok(whole.into_view())
 }
 
 /// The files of a partition, with its values.

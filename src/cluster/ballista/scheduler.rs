@@ -21,23 +21,12 @@ use datafusion::prelude::SessionConfig;
 use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
 use tokio::net::TcpListener;
 
-use super::{ClusterError, codec, function, stores};
+use super::{ClusterError, SchedulerOptions, codec, function, stores};
 use crate::predict::{self, Models};
 use crate::scorer::Pool;
 
 /// Between two words of an executor that is well: it asks for work every five seconds at least.
 const EXPECTED_WITHIN_SECONDS: u64 = 5;
-
-/// How a scheduler is run.
-#[derive(Debug, Clone)]
-pub struct SchedulerOptions {
-    /// The address on which it listens, for clients and executors.
-    pub bind: String,
-    /// The port.
-    pub port: u16,
-    /// After how many seconds without a word an executor is taken for dead, and its tasks are handed out again.
-    pub executor_timeout: u64,
-}
 
 /// Runs a scheduler until the process ends.
 ///

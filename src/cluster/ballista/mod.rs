@@ -1,0 +1,27 @@
+//! The cluster over Ballista: client, scheduler and executors.
+
+mod client;
+mod codec;
+mod contract;
+mod delta;
+mod executor;
+mod function;
+mod listed;
+mod lists;
+mod outcomes;
+mod scheduler;
+mod session;
+mod stores;
+mod tasks;
+
+use super::{Address, ClusterError, ExecutorOptions, SchedulerOptions, Scored, Seen, Work};
+
+pub use client::Client;
+pub use contract::Contract;
+pub use executor::execute;
+pub use lists::look;
+pub use scheduler::schedule;
+pub use session::{cancel, session_of, starved};
+
+/// Stands between the name of an executor and what sets its life apart from others of that name.
+const INSTANCE: char = '~';

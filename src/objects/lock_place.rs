@@ -1,0 +1,74 @@
+//! The folder or the prefix of a store that a lock is for.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use object_store::ObjectStore;
+use object_store::path::Path;
+
+use crate::trouble::{Explained, said};
+
+/// Where a store is.
+#[derive(Debug, Clone)]
+pub enum LockPlace {
+    /// A folder of this computer, or one that it has mounted.
+    Folder(PathBuf),
+    /// Objects under a prefix.
+    Objects {
+        /// The server, and a bucket on it.
+        store: Arc<dyn ObjectStore>,
+        /// The prefix within the bucket.
+        root: Path,
+        /// What messages call it: its URL without anything secret.
+        name: String,
+        /// Says what an error of the server means.
+        explain: Explain,
+    },
+}
+
+impl std::fmt::Display for LockPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Folder(path) => path.display().fmt(f),
+            Self::Objects { name, .. } => f.write_str(name),
+        }
+    }
+}
+
+impl LockPlace {
+    /// What an error of the store means, and how to mend it.
+    pub(crate) fn explain(&self, error: &object_store::Error) -> Explained {
+        match self {
+            Self::Folder(_) => said(error).into(),
+            Self::Objects { explain, .. } => explain.explain(error),
+        }
+    }
+}
+
+/// Says what an error of a server means, in words that help and hold nothing secret.
+#[derive(Clone)]
+pub struct Explain(Arc<dyn Fn(&object_store::Error) -> Explained + Send + Sync>);
+
+impl Explain {
+    /// Explains with what is known of a service and its settings.
+    pub fn new(explain: impl Fn(&object_store::Error) -> Explained + Send + Sync + 'static) -> Self {
+        Self(Arc::new(explain))
+    }
+
+    pub(crate) fn explain(&self, error: &object_store::Error) -> Explained {
+        (self.0)(error)
+    }
+}
+
+/// Says what the server said, in short.
+impl Default for Explain {
+    fn default() -> Self {
+        Self::new(|error| said(error).into())
+    }
+}
+
+impl std::fmt::Debug for Explain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Explain")
+    }
+}

@@ -1,0 +1,72 @@
+//! Output of commands: texts and documents on stdout, errors on stderr.
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::json;
+
+use crate::error::Error;
+use crate::escape::{self, printable};
+use crate::logging::{LogFormat, colors};
+use crate::redact::without_credentials;
+
+/// Whether the reader of stdout has seen enough.
+static NOBODY_READS: AtomicBool = AtomicBool::new(false);
+
+/// Prints a text for people.
+pub(crate) fn print(text: &str) -> Result<(), Error> {
+    print_document(&printable(text))
+}
+
+/// Prints a text for people, or a JSON document.
+pub(crate) fn print_as(text: &str, is_json: bool) -> Result<(), Error> {
+    if is_json { print_document(&escape::json(text)) } else { print(text) }
+}
+
+/// Prints a document for programs, byte by byte.
+pub(crate) fn print_document(text: &str) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
+    end_if_nobody_reads(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+        .map_err(|error| Error::Io { context: "writing to stdout".into(), error })
+}
+
+/// Writes why a command ended to stderr, as a compiler would, or as a JSON document.
+pub fn report_error(error: &Error, format: LogFormat) {
+    let width =
+        terminal_size::terminal_size_of(io::stderr()).map_or(100, |(width, _)| usize::from(width.0).clamp(60, 140));
+    // Nothing can be said of a stderr that cannot be written to.
+    let _ = match (error, format) {
+        (error, LogFormat::Json) => {
+            let time = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+            let message = error.to_string();
+            let mut fields = json!({ "message": without_credentials(&message), "exit_code": error.exit_code() });
+            if let Some(hint) = error.hint() {
+                fields["hint"] = json!(hint);
+            }
+            let line = json!({ "timestamp": time, "level": "ERROR", "fields": fields }).to_string();
+            writeln!(io::stderr(), "{}", escape::json(&line))
+        }
+        (Error::Config(errors), LogFormat::Text) => {
+            write!(io::stderr(), "{}", without_credentials(&errors.render(colors(), width)))
+        }
+        (error, LogFormat::Text) => {
+            let hint = error.hint().map_or_else(String::new, |hint| format!("\nhelp: {hint}"));
+            writeln!(io::stderr(), "error: {}{hint}", printable(&without_credentials(&error.to_string())))
+        }
+    };
+}
+
+/// Notes that the reader of stdout has seen enough, as `head` does: the error that it is still ends what is under way,
+/// temporary files go, and [`nobody_reads`] says that nothing went wrong.
+pub(crate) fn end_if_nobody_reads<T>(written: io::Result<T>) -> io::Result<T> {
+    if written.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
+        NOBODY_READS.store(true, Ordering::Relaxed);
+    }
+    written
+}
+
+/// Whether what ended the program is that nobody reads its output any more, which is no failure.
+#[must_use]
+pub fn nobody_reads() -> bool {
+    NOBODY_READS.load(Ordering::Relaxed)
+}

@@ -1,0 +1,98 @@
+//! The kinds of errors that places give, and errors in words for people.
+
+use std::fmt;
+use std::io;
+
+/// What kind of trouble a place gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// There is no such object, or no such bucket.
+    Missing,
+    /// The server knows who asks, or does not, and refuses.
+    Refused,
+    /// The environment's settings do not suit.
+    Settings,
+    /// The server cannot be reached, does not answer as it should even when asked again, or no longer accepts credentials
+    /// that it has accepted before.
+    Unreachable,
+    /// Anything else.
+    Other,
+}
+
+impl Trouble {
+    /// Whether access is refused, by a server or for want of what it asks for.
+    #[must_use]
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Self::Refused | Self::Settings)
+    }
+
+    /// Whether the user can mend it before the next run, rather than wait for the service.
+    #[must_use]
+    pub fn is_mistake(self) -> bool {
+        matches!(self, Self::Missing | Self::Refused | Self::Settings)
+    }
+}
+
+/// What an error of a store means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explained {
+    /// What went wrong, and how to mend it.
+    pub problem: String,
+    /// What kind of trouble it is.
+    pub trouble: Trouble,
+}
+
+impl Explained {
+    /// The same with more words around it.
+    pub(crate) fn in_words(self, words: impl FnOnce(&str) -> String) -> Self {
+        Self { problem: words(&self.problem), ..self }
+    }
+}
+
+/// Something that no server said.
+impl From<String> for Explained {
+    fn from(problem: String) -> Self {
+        Self { problem, trouble: Trouble::Other }
+    }
+}
+
+/// What the system said.
+impl From<&io::Error> for Explained {
+    fn from(error: &io::Error) -> Self {
+        let is_refused = error.kind() == io::ErrorKind::PermissionDenied;
+        Self { problem: error.to_string(), trouble: if is_refused { Trouble::Refused } else { Trouble::Other } }
+    }
+}
+
+/// Something that no server said.
+impl From<&str> for Explained {
+    fn from(problem: &str) -> Self {
+        problem.to_owned().into()
+    }
+}
+
+impl fmt::Display for Explained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problem)
+    }
+}
+
+/// What a store says of a request that failed, in one line: of a server's answer only what is known to be harmless.
+pub(crate) fn said(error: &object_store::Error) -> String {
+    let text = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n");
+    let between = |start: &str, end: &str| {
+        let (_, rest) = text.split_once(start)?;
+        let (found, _) = rest.split_once(end)?;
+        Some(found.trim().to_owned()).filter(|found| !found.is_empty() && found.len() < 300)
+    };
+    let status = between("status code: ", ":");
+    let code = between("<Code>", "</Code>");
+    let message = between("<Message>", "</Message>").or_else(|| between("\"message\": \"", "\""));
+    if status.is_none() && code.is_none() {
+        return text.lines().last().unwrap_or_default().to_owned();
+    }
+    [status, code, message].into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
