@@ -1,4 +1,4 @@
-//! The stages that train: rows from SQL, a job on the inference threads, progress, and what came of it.
+//! Training stages: read rows with SQL, run a job on the inference threads, show progress, and report the result.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -23,14 +23,15 @@ use crate::train::sampling::HoldOut;
 use crate::train::training_loop::{Interval, JobError, Outcome, Watch};
 use crate::train::{AdamW, Hyper, MaskedWords, Shape, Warmup, finetune as tuning, pretrain as pretraining};
 
-/// The sections, as errors name them.
+/// Section names for error messages.
 pub(super) const FINETUNE: &str = "finetune";
 pub(super) const PRETRAIN: &str = "pretrain";
 
-/// Says which rows are held out: not the training's seed, so that models of several seeds are measured on the same rows.
+/// Seed of the held-out split. It differs from the training seed, so that models trained with several seeds are
+/// evaluated on the same rows.
 const SPLIT_SEED: u64 = 42;
 
-/// What the stages of training need to know of the run.
+/// Inputs of the training stages.
 pub(super) struct Training<'a> {
     pub(super) pipeline: &'a Pipeline,
     pub(super) variables: &'a BTreeMap<String, String>,
@@ -38,7 +39,7 @@ pub(super) struct Training<'a> {
 }
 
 impl Training<'_> {
-    /// Fine-tunes, unless the model that this very stage leaves is there already.
+    /// Fine-tunes, unless the output is already the result of this stage.
     #[tracing::instrument(skip_all)]
     pub(super) async fn finetune(
         &self,
@@ -101,7 +102,7 @@ impl Training<'_> {
         Ok(StageReport { folder: readable(&output.path), lines, promoted, elapsed: began.elapsed(), json: report.json })
     }
 
-    /// The job of the stage, with its rows.
+    /// Builds the fine-tuning job with its rows.
     pub(super) async fn finetune_job(&self, stage: &Finetune) -> Result<tuning::Job, Error> {
         let Learning { output, checkpoint, .. } = &stage.learning;
         let base = model_folder(&stage.base.place).await.map_err(ScorerError::from)?;
@@ -119,7 +120,7 @@ impl Training<'_> {
         Ok(job)
     }
 
-    /// The same for pretraining.
+    /// Builds the pretraining job with its texts.
     pub(super) async fn pretrain_job(&self, stage: &Pretrain) -> Result<pretraining::Job, Error> {
         let Learning { output, checkpoint, .. } = &stage.learning;
         let mut base_name = None;
@@ -144,7 +145,7 @@ impl Training<'_> {
         Ok(job)
     }
 
-    /// Pretrains, unless the model that this very stage leaves is there already.
+    /// Pretrains, unless the output is already the result of this stage.
     #[tracing::instrument(skip_all)]
     pub(super) async fn pretrain(
         &self,
@@ -187,7 +188,7 @@ impl Training<'_> {
         Ok(StageReport { folder, lines, promoted: true, elapsed: began.elapsed(), json: report.json })
     }
 
-    /// Runs a job on the inference threads until it is done, or has saved its state after `stop`.
+    /// Runs a job on the inference threads until done, or until it has saved its state after `stop`.
     async fn train<R: Send + 'static>(
         &self,
         section: &'static str,
@@ -234,7 +235,7 @@ impl Training<'_> {
         Error::Training { context: self.context(section), error: Box::new(error) }
     }
 
-    /// Where an error is, as its message begins.
+    /// The start of an error message: the pipeline file and the section.
     fn context(&self, section: &str) -> String {
         format!("{}: [{section}]", self.pipeline.path.display())
     }
@@ -246,10 +247,10 @@ impl Training<'_> {
         })
     }
 
-    /// A session over the pipeline's tables.
+    /// Opens a session over the pipeline's tables.
     async fn open(&self) -> Result<(SessionContext, Resources), Error> {
         let models = Models::new(pool(Some(1))?, folder_of(&self.pipeline.path));
-        // One partition keeps the rows in the order of the files, on which training depends.
+        // One partition keeps the rows in file order, on which training depends.
         let run = &self.pipeline.run;
         let resources = resources(run)?;
         let session = session::open(&self.pipeline.tables, Arc::new(models), run.window, 1, &resources);
@@ -287,18 +288,18 @@ impl Training<'_> {
     }
 }
 
-/// What is said where rows were to be held out, and there are none to measure on.
+/// Returns a summary line if no rows were held out for evaluation.
 pub(super) fn nothing_held_out(stage: &Finetune, rows: usize, held_out: usize) -> Option<String> {
     if held_out > 0 {
         return None;
     }
-    let mend = match &stage.validation {
+    let fix = match &stage.validation {
         Validation::Share(share) => {
             format!("{} are too few for validation = {share}; raise it", counted(rows as u64, "row"))
         }
         Validation::Sql(_) => "the query of finetune.validation gives none; change it".into(),
     };
-    Some(format!("no row is held out, so that nothing is measured: {mend}, or measure with [evaluate]"))
+    Some(format!("no row is held out, so that nothing is measured: {fix}, or measure with [evaluate]"))
 }
 
 fn describe(words: &MaskedWords) -> String {
@@ -308,7 +309,7 @@ fn describe(words: &MaskedWords) -> String {
     }
 }
 
-/// What became of batches without a hidden word.
+/// Describes the batches that were skipped because they had no masked word.
 fn skipped(steps: u64, skipped: u64) -> String {
     format!(
         "{} of {} batches had no hidden word and were skipped; raise mask_probability or batch_size",
@@ -317,7 +318,8 @@ fn skipped(steps: u64, skipped: u64) -> String {
     )
 }
 
-/// A line of the summary that is a warning too: the run may end well with the old model, and a night has no reader.
+/// Logs a summary line as a warning too: the run may succeed with the old model, and nobody reads the summary of a
+/// nightly run.
 fn warned(line: String) -> String {
     tracing::warn!("{FINETUNE}: {line}");
     line

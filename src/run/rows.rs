@@ -66,9 +66,9 @@ impl Selection<'_> {
     pub(super) async fn labelled_rows(&self, query: &Query, columns: &Columns<'_>) -> Result<Vec<Row>, Error> {
         let batches = self.read(query, &columns.names()).await?;
         self.refuse_nulls(&batches, columns.text, "filter them out in the query")?;
-        let mend = "it must name each row, as rows are held out by it: filter them out in the query, or name another \
+        let fix = "it must name each row, as rows are held out by it: filter them out in the query, or name another \
                     column";
-        self.refuse_nulls(&batches, columns.id, mend)?;
+        self.refuse_nulls(&batches, columns.id, fix)?;
         let mut rows = Vec::new();
         for batch in batches {
             rows.append(&mut self.labelled(&batch, columns, rows.len() + 1..)?);
@@ -88,7 +88,7 @@ impl Selection<'_> {
     }
 
     /// Refuses columns that are NULL somewhere, and says in how many of all rows.
-    fn refuse_nulls(&self, batches: &[RecordBatch], columns: &[impl AsRef<str>], mend: &str) -> Result<(), Error> {
+    fn refuse_nulls(&self, batches: &[RecordBatch], columns: &[impl AsRef<str>], fix: &str) -> Result<(), Error> {
         for column in columns.iter().map(AsRef::as_ref) {
             let (mut rows, mut null) = (0, 0);
             for batch in batches {
@@ -97,7 +97,7 @@ impl Selection<'_> {
             }
             if null > 0 {
                 return Err(self.refused(format!(
-                    "column `{column}` of [{}] is NULL in {} of {}; {mend}",
+                    "column `{column}` of [{}] is NULL in {} of {}; {fix}",
                     self.section,
                     grouped(null as u64),
                     counted(rows as u64, "row")

@@ -85,13 +85,13 @@ impl RunLock {
     }
 
     /// The record, as far as it is known at the start.
-    pub(super) fn record(&self, whole: &RunState) -> RunRecord {
+    pub(super) fn record(&self, state: &RunState) -> RunRecord {
         RunRecord {
             run: self.run.clone(),
             pipeline: self.pipeline.clone(),
             pipeline_hash: self.pipeline_hash.clone(),
-            started_at: Some(whole.started_at),
-            earlier: whole.earlier.clone(),
+            started_at: Some(state.started_at),
+            earlier: state.earlier.clone(),
             host: Some(lock::host()),
             couplet_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             ..RunRecord::default()
@@ -123,7 +123,7 @@ impl RunLock {
     pub(super) async fn end(
         self,
         mut record: RunRecord,
-        whole: &RunState,
+        state: &RunState,
         error: Option<&Error>,
         then: impl Future<Output = ()>,
     ) -> (RunRecord, Option<Error>) {
@@ -131,7 +131,7 @@ impl RunLock {
         let lost = held.err().filter(|error| matches!(error, LockError::Lost { .. })).map(Error::from);
         let error = error.or(lost.as_ref());
         record.ended_at = Some(Utc::now());
-        record.seconds = Some(whole.seconds());
+        record.seconds = Some(state.seconds());
         record.outcome = Some(match error {
             None => Outcome::Done,
             Some(Error::Interrupted { .. }) => Outcome::Interrupted,

@@ -100,12 +100,12 @@ pub(super) fn partitions_problem(schema: &Schema, partition_by: &[String]) -> Op
     let columns = || schema.fields().iter().map(|field| field.name().as_str());
     let missing = partition_by.iter().find(|name| schema.column_with_name(name).is_none());
     if let Some(missing) = missing {
-        let mend = nearest_name(missing, columns()).map_or_else(
+        let fix = nearest_name(missing, columns()).map_or_else(
             || format!("select it in the source query, as in `SELECT …, '{{date}}' AS {missing}`"),
             |other| format!("did you mean `{other}`?"),
         );
         return Some(format!(
-            "partition_by names `{missing}`, which is no column of the output (it has {}); {mend}",
+            "partition_by names `{missing}`, which is no column of the output (it has {}); {fix}",
             columns().collect::<Vec<_>>().join(", ")
         ));
     }
