@@ -77,11 +77,11 @@ impl DeltaError {
     }
 
     /// Appends a fix to the message if the table is damaged.
-    pub(crate) fn mended_by(self, mend: &str) -> Self {
+    pub(crate) fn with_fix(self, fix: &str) -> Self {
         if self.trouble != Trouble::Damaged {
             return self;
         }
-        Self { problem: format!("{}; {mend}", self.problem), ..self }
+        Self { problem: format!("{}; {fix}", self.problem), ..self }
     }
 
     /// Wraps an error of delta-rs with the table's URL.

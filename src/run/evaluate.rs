@@ -100,7 +100,7 @@ impl Rows {
     }
 
     /// Fails if no rows are left.
-    fn are_some(&self, selection: &Selection<'_>, reasons: &[Option<Rejection>]) -> Result<(), Error> {
+    fn check_not_empty(&self, selection: &Selection<'_>, reasons: &[Option<Rejection>]) -> Result<(), Error> {
         match reasons.iter().flatten().next() {
             Some(reason) if self.table.num_rows() == 0 => Err(selection.refused(format!(
                 "none of the {} of the query of [{SECTION}] can be scored: in the first, {reason}",
@@ -145,7 +145,7 @@ impl Work<'_> {
         let outcomes = self.score(&scorer, &rows.labelled).await?;
         let reasons: Vec<_> = outcomes.iter().map(|outcome| outcome.as_ref().err().cloned()).collect();
         rows.leave_out(&reasons)?;
-        rows.are_some(&selection, &reasons)?;
+        rows.check_not_empty(&selection, &reasons)?;
         let predictions = outcomes.into_iter().flatten().collect();
         let (task, labels, gold) = self.gold(scorer.model(), &rows.labelled).map_err(refused)?;
         let slices = stage.slices.iter().map(|column| Ok((column.clone(), selection.values(&rows.table, column)?)));
@@ -196,7 +196,7 @@ impl Work<'_> {
         let reasons: Vec<_> = (0..window.len()).map(|row| window.rejection(row)).collect();
         let mut rows = Rows { table, labelled: Vec::new(), rejected: Default::default() };
         rows.leave_out(&reasons)?;
-        rows.are_some(selection, &reasons)?;
+        rows.check_not_empty(selection, &reasons)?;
         let kept = (1..).zip(&reasons).filter(|(_, reason)| reason.is_none()).map(|(number, _)| number);
         rows.labelled = selection.labelled(&rows.table, &self.columns(), kept)?;
         Ok(rows)

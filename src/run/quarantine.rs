@@ -1,13 +1,13 @@
-//! Rejected rows in a table of their own. Two tables cannot be committed at once, so the sink's commit decides for both:
-//! rejected rows are written first, and count when the sink has the other rows of the same run.
+//! Quarantine: a separate table of rejected rows. Two tables cannot be committed atomically, so the sink's commit
+//! decides for both. Rejected rows are written first, and count once the sink has the other rows of the same run.
 //!
-//! - **Delta tables.** The sink's commit names the version of the table of rejected rows that belongs to it.
-//! - **Folders of runs.** Rejected rows are those of runs that the sink has too.
-//! - **One Parquet file.** Rejected rows lie in a hidden file that is named after their run. Once the sink has that run, as
-//!   its footer says, they are put in their place.
+//! - **Delta tables.** The sink's commit records the version of the rejected-rows table that belongs to it.
+//! - **Folders of runs.** Rejected rows count if the sink has the same run.
+//! - **Single Parquet file.** Rejected rows are in a hidden file named after their run. Once the footer of the sink's
+//!   file names that run, the hidden file is moved into place.
 //!
-//! So `rejected` in `couplet query` has the rows of finished runs, whenever a run was killed. Other programs that read the
-//! place of rejected rows may find there, until the next run, those of a run that was killed before its commit.
+//! So `rejected` in `couplet query` has the rows of finished runs only, whenever a run is killed. Other programs that
+//! read the place of rejected rows may see those of a run that was killed before its commit, until the next run.
 
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStoreExt as _};
@@ -64,8 +64,8 @@ async fn run_of(objects: &Objects, size: u64) -> Result<Option<String>, Error> {
             Err(error) => return Err(failed(error.to_string().into()).into()),
         }
     };
-    let mut said = footer.file_metadata().key_value_metadata().into_iter().flatten();
-    Ok(said.find(|pair| pair.key == delta::RUN).and_then(|pair| pair.value.clone()))
+    let mut metadata = footer.file_metadata().key_value_metadata().into_iter().flatten();
+    Ok(metadata.find(|pair| pair.key == delta::RUN).and_then(|pair| pair.value.clone()))
 }
 
 /// Where the rejected rows of a run are until the sink has the others.
@@ -102,7 +102,8 @@ impl Pending {
     /// Looks at what is pending before the sink's commit.
     ///
     /// # Errors
-    /// A folder that cannot be read.
+    /// Temporary files of runs that were killed while writing: their names have the run's id, so no other run finds
+    /// them.
     pub(super) async fn of(place: &Place, run: &str) -> Result<Self, Error> {
         let rejected = Objects::open(place)?;
         // A run that was killed while it wrote them: the name has its id, so that nobody else comes across it.
@@ -120,7 +121,7 @@ impl Pending {
         Ok(Self { rejected, own, others })
     }
 
-    /// Puts the rows in their place after the sink's commit, and removes those of other runs. What fails here is said: the
+    /// Puts the rows in their place after the sink's commit, and removes those of other runs. What fails here is metadata: the
     /// rows count where they are.
     pub(super) async fn settle(self) {
         let Self { rejected, own, others } = self;

@@ -522,7 +522,7 @@ impl Run<'_> {
         self.staging_error()(error)
     }
 
-    /// A [`Self::staging_failed`] that does not borrow the run.
+    /// Returns [`Self::staging_failed`] as a function that does not borrow the run.
     pub(super) fn staging_error(&self) -> impl Fn(&DataFusionError) -> Error + use<> {
         let origin = format!("{}: the rows in {}", self.pipeline.path.display(), self.pipeline.run.spill.display());
         move |error| Error::sql(origin.clone(), error, None)

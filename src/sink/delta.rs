@@ -388,8 +388,8 @@ impl DeltaSink {
 
     fn properties(&self, rejected: Option<u64>) -> CommitProperties {
         let Origin { run, pipeline, store, .. } = &self.origin;
-        let said = [(delta::RUN, run), (PIPELINE, pipeline), (STORE, store)];
-        let commit = CommitProperties::default().with_metadata(said.map(|(key, value)| (key.to_owned(), json!(value))));
+        let info = [(delta::RUN, run), (PIPELINE, pipeline), (STORE, store)];
+        let commit = CommitProperties::default().with_metadata(info.map(|(key, value)| (key.to_owned(), json!(value))));
         // A second attempt at a commit that was made after all has the same transactions, and conflicts too.
         let lineage = Transaction::new(format!("couplet-store/{store}/{pipeline}"), 1);
         let rejected = rejected.and_then(|version| i64::try_from(version).ok());

@@ -22,7 +22,7 @@ use super::super::{
     NOTHING_WRITTEN, blame, missing_model, model_name, query_text, readable, readable_place, scorer_options,
 };
 use super::planned::{Column, Lengths, PlannedScoring, Seconds};
-use super::{Opened, Plan, PlannedTraining, Planner, Stand};
+use super::{Opened, Plan, PlannedTraining, Planner, StageModel};
 use crate::config::{ModelSettings, Scoring};
 use crate::dates::value_texts;
 use crate::error::Error;
@@ -66,7 +66,7 @@ impl Planner<'_> {
         let labels = scorer.model().config.labels.len();
         let read = self.read(scoring, &context, &source, labels, resources, plan).await?;
         let staged = &read.staged;
-        let known = match &stand.for_now {
+        let known = match &stand.stand_in {
             None if !self.options.fresh && !changes => match &store {
                 Some(store) => Some(ScoreStore::look(store, model_class(scorer)).await?),
                 None => None,
@@ -114,7 +114,7 @@ impl Planner<'_> {
             lengths: tried.lengths,
             pace: tried.pace,
             model: readable_place(&scoring.model.location.place),
-            fingerprint: match &stand.for_now {
+            fingerprint: match &stand.stand_in {
                 None => Ok(scorer.model().fingerprint.as_str().to_owned()),
                 Some(path) => Err(readable(path).display().to_string()),
             },
@@ -182,7 +182,7 @@ impl Planner<'_> {
     }
 
     /// Loads a model, or its stand-in if it does not exist yet.
-    pub(super) async fn model(&self, settings: &ModelSettings, models: &Models) -> Result<Stand, Error> {
+    pub(super) async fn model(&self, settings: &ModelSettings, models: &Models) -> Result<StageModel, Error> {
         let began = Instant::now();
         let place = &settings.location.place;
         if place.local().is_some_and(|path| !path.exists())
@@ -192,13 +192,13 @@ impl Planner<'_> {
             let name = makings.name().to_owned();
             let loading = tokio::task::spawn_blocking(move || Scorer::stand_in(&makings, options, &pool));
             let scorer = loading.await.map_err(|_| ScorerError::Stopped)??;
-            return Ok(Stand { scorer, for_now: Some(name), seconds: began.elapsed().as_secs_f64() });
+            return Ok(StageModel { scorer, stand_in: Some(name), seconds: began.elapsed().as_secs_f64() });
         }
         if let Some(error) = missing_model(settings) {
             return Err(error);
         }
         let scorer = models.get(&model_name(settings)).await?;
-        Ok(Stand { scorer, for_now: None, seconds: began.elapsed().as_secs_f64() })
+        Ok(StageModel { scorer, stand_in: None, seconds: began.elapsed().as_secs_f64() })
     }
 
     /// Returns true if an earlier stage of the plan replaces the existing model.
@@ -324,8 +324,8 @@ struct Written {
 }
 
 /// Adds a note if sizes and times are those of a stand-in, or if the model's scores will not be valid any more.
-fn note_stand_in(scoring: &Scoring, stand: &Stand, changes: bool, plan: &mut Plan) {
-    if let Some(path) = &stand.for_now {
+fn note_stand_in(scoring: &Scoring, stand: &StageModel, changes: bool, plan: &mut Plan) {
+    if let Some(path) = &stand.stand_in {
         let model = readable_place(&scoring.model.location.place);
         let stands = readable(path).display().to_string();
         plan.notes.push(format!("{model} is not there yet: sizes and times are those of {stands}"));

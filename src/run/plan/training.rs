@@ -121,9 +121,9 @@ impl Planner<'_> {
         plan: &mut Plan,
     ) -> Result<PlannedEvaluation, Error> {
         let stand = self.model(&stage.model, &opened.evaluating(self, stage)).await?;
-        let model = stand.for_now.is_none().then(|| stand.scorer.model());
+        let model = stand.stand_in.is_none().then(|| stand.scorer.model());
         let rows = rows_of(self.pipeline, stage, self.variables, &opened.context, model).await?;
-        if let Some(path) = &stand.for_now {
+        if let Some(path) = &stand.stand_in {
             plan.notes.push(format!(
                 "[evaluate]: {} is not there yet: sizes and times are those of {}",
                 readable_place(&stage.model.location.place),

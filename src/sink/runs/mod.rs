@@ -17,10 +17,8 @@
 //! append rows of the same key, only the last one to begin can complete. A run begins in three steps:
 //!
 //! 1. It announces itself with a `_STARTED` file in its folder.
-//!
 //! 2. It fences the announced runs that are not complete. On the local disk it removes their hidden folders; on an
-//! object store it creates a `_SUCCESS` object that marks them as removed.
-//!
+//!    object store it creates a `_SUCCESS` object that marks them as removed.
 //! 3. It reads the complete runs, to check that none has its key and that its sequence number is greater than theirs.
 //!
 //! Of two runs that begin at the same time, at least one sees the other in step 2. So a run that was suspended and has
@@ -209,7 +207,7 @@ impl RunFolder {
             let part = self.begin_part()?;
             self.part.insert(part)
         };
-        part.write(batch).await.map_err(|e| RunsError::write(&self.place, parquet_said(&self.place, &e)))?;
+        part.write(batch).await.map_err(|e| RunsError::write(&self.place, root_cause(&self.place, &e)))?;
         if part.bytes() >= self.limits.bytes || part.rows() >= self.limits.rows {
             self.end_part().await?;
         }
@@ -226,12 +224,12 @@ impl RunFolder {
                 Part::on_store(Arc::clone(store), folder, name, Over::Anything, &self.schema, options)
             }
         }
-        .map_err(|e| RunsError::write(&self.place, parquet_said(&self.place, &e)))
+        .map_err(|e| RunsError::write(&self.place, root_cause(&self.place, &e)))
     }
 
     async fn end_part(&mut self) -> Result<(), RunsError> {
         if let Some(part) = self.part.take() {
-            let file = part.finish().await.map_err(|e| RunsError::write(&self.place, parquet_said(&self.place, &e)))?;
+            let file = part.finish().await.map_err(|e| RunsError::write(&self.place, root_cause(&self.place, &e)))?;
             self.files.push(file);
         }
         Ok(())
@@ -366,7 +364,7 @@ async fn confirm(
 }
 
 /// Explains the root cause of an error of the Parquet writer.
-fn parquet_said(place: &Place, error: &ParquetError) -> Explained {
+fn root_cause(place: &Place, error: &ParquetError) -> Explained {
     let mut cause: &(dyn std::error::Error + 'static) = error;
     loop {
         if let Some(error) = cause.downcast_ref::<StoreError>() {
