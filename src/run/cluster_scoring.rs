@@ -1,6 +1,6 @@
-//! The step from texts to scores on a cluster.
+//! Scoring on a cluster.
 //!
-//! Without the feature `cluster` there is none: the command line refuses `--cluster` then, and nothing here is reached.
+//! Without the feature `cluster` this is unreachable: the command line rejects `--cluster`.
 
 #[cfg(feature = "cluster")]
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::error::Error;
 use crate::objects::StoreFolder;
 
-/// The folder of a store in which the texts of tasks are while a cluster scores them.
+/// The store's folder for the texts of tasks, while a cluster scores them.
 const FOLDER: &str = "cluster";
 
 #[cfg(feature = "cluster")]
@@ -23,7 +23,7 @@ pub(super) use with::ClusterScoring;
 #[cfg(not(feature = "cluster"))]
 pub(super) use without::ClusterScoring;
 
-/// Removes the texts of tasks that killed runs left; only the run that holds the lock may.
+/// Removes task texts that killed runs left. Only the run that holds the lock may call this.
 ///
 /// # Errors
 /// A store that cannot be read or written.
@@ -37,7 +37,7 @@ pub(super) async fn clean(store: &StoreFolder) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes the texts of a run's tasks, and its folder if nothing else is in it.
+/// Removes the task texts of a run, and its folder if it is empty then.
 async fn remove(folder: &StoreFolder) -> Result<(), Error> {
     for file in folder.files().await? {
         folder.objects.remove(&file.path).await?;
@@ -59,7 +59,7 @@ mod with {
     /// Texts that are tokenized to estimate the tokens of all: enough for a mean within a few percent.
     const SAMPLE: u64 = 512;
 
-    /// Where the texts of a run's tasks are.
+    /// The folder of a run's task texts.
     fn texts_of(run: &Run<'_>) -> StoreFolder {
         run.store.folder(FOLDER).folder(run.run_lock.run())
     }
@@ -78,7 +78,7 @@ mod with {
             Ok(Self { client: Arc::new(Client::connect(address, pipeline.run.window, models).await?) })
         }
 
-        /// Has the texts scored, in tasks; they come back as they are done.
+        /// Scores the texts in tasks; results arrive in order of completion.
         pub(in super::super) async fn score<'a>(
             &self,
             run: &'a Run<'_>,
@@ -103,7 +103,7 @@ mod with {
                 folder: texts_of(run),
                 texts,
                 tokens: (tokens / rows * texts as f64) as u64,
-                // Of texts as they are, of which a task counts as much as is read.
+                // Based on untruncated texts; a task counts a text up to the maximum length.
                 tokens_per_byte: uncut / bytes.max(1) as f64,
                 max_length: scorer.max_length(),
                 task_tokens: settings.task_tokens as u64,
@@ -124,8 +124,8 @@ mod with {
             Ok(scored.boxed_local())
         }
 
-        /// Cancels what is under way, and removes what was written for it: this run's alone, as another may have taken the
-        /// lock.
+        /// Cancels running tasks and removes the texts written for them. It removes only this run's texts, as another
+        /// run may have taken the lock.
         pub(in super::super) async fn end(self, run: &Run<'_>, all_is_back: bool) {
             if !all_is_back || self.client.gave_up() {
                 self.client.end().await;
@@ -154,7 +154,7 @@ mod without {
     use crate::predict::Models;
     use crate::scorer::Scorer;
 
-    /// No cluster.
+    /// Placeholder without the feature `cluster`; it cannot be created.
     pub(in super::super) struct ClusterScoring(Infallible);
 
     impl ClusterScoring {

@@ -23,7 +23,7 @@ use crate::objects::{Objects, PENDING};
 use crate::sink::runs::{self, RunsError};
 use crate::sink::{Origin, SinkError, folder_of, rejected_version, remove_remains};
 
-/// Where the rejected rows of the runs that a sink has are, and how they are read; none if there are none.
+/// Returns the place and format of the rejected rows of the sink's published runs; `None` if there are none.
 ///
 /// # Errors
 /// A place that cannot be read.
@@ -50,7 +50,7 @@ pub(crate) async fn published(pipeline: &str, sink: &Sink) -> Result<Option<(Pla
     Ok(Objects::open(&place)?.exists().await?.then_some((place, TableFormat::Parquet)))
 }
 
-/// The run that wrote a Parquet file of the given size in bytes, if its footer names one.
+/// Returns the run that wrote a Parquet file of `size` bytes, if its footer names one.
 async fn run_of(objects: &Objects, size: u64) -> Result<Option<String>, Error> {
     let failed = |problem: Explained| SinkError { path: objects.to_string().into(), problem };
     let mut tail = 64 << 10;
@@ -68,13 +68,13 @@ async fn run_of(objects: &Objects, size: u64) -> Result<Option<String>, Error> {
     Ok(metadata.find(|pair| pair.key == delta::RUN).and_then(|pair| pair.value.clone()))
 }
 
-/// Where the rejected rows of a run are until the sink has the others.
+/// Returns the place of a run's rejected rows until the sink has committed.
 pub(super) fn pending_place(place: &Place, run: &str) -> Place {
     place.with_name(&format!(".{}.{run}{PENDING}", place.name()))
 }
 
-/// Removes the rejected runs of a pipeline and its store that the sink does not have: they were not finished, or are older
-/// than what the sink keeps. The sink's own run must have begun, so that none of them can become complete.
+/// Removes rejected runs of a pipeline and store that the sink does not have: they were not finished, or are older than
+/// the sink keeps. The sink's own run must have begun, so that none of them can complete any more.
 ///
 /// # Errors
 /// A place that cannot be read or written.
@@ -90,23 +90,23 @@ pub(super) async fn remove_unpublished(main: &Objects, rejected: &Objects, origi
     Ok(())
 }
 
-/// Rejected rows of one file that are not in their place yet.
+/// Rejected rows of a single-file sink that are not in place yet.
 pub(super) struct Pending {
     rejected: Objects,
     own: Path,
-    /// Those of runs that did not come to their end: they cannot any more once this one has.
+    /// Files of unfinished runs, which cannot complete once this run has.
     others: Vec<Path>,
 }
 
 impl Pending {
-    /// Looks at what is pending before the sink's commit.
+    /// Lists the pending files before the sink's commit.
     ///
     /// # Errors
-    /// Temporary files of runs that were killed while writing: their names have the run's id, so no other run finds
-    /// them.
+    /// A folder that cannot be read.
     pub(super) async fn of(place: &Place, run: &str) -> Result<Self, Error> {
         let rejected = Objects::open(place)?;
-        // A run that was killed while it wrote them: the name has its id, so that nobody else comes across it.
+        // Temporary files of runs that were killed while writing: their names have the run's id, so no other run finds
+        // them.
         if let Some(path) = place.local() {
             remove_remains(folder_of(path), &format!("..{}.", place.name()), |path| std::fs::remove_file(path));
         }
@@ -121,12 +121,12 @@ impl Pending {
         Ok(Self { rejected, own, others })
     }
 
-    /// Puts the rows in their place after the sink's commit, and removes those of other runs. What fails here is metadata: the
-    /// rows count where they are.
+    /// Moves the rows into place after the sink's commit, and removes those of other runs. Failures are only logged:
+    /// the rows count where they are.
     pub(super) async fn settle(self) {
         let Self { rejected, own, others } = self;
         match rejected.store.rename(&own, &rejected.root).await {
-            // The next run has done it.
+            // `NotFound`: the next run has already moved it.
             Ok(()) | Err(StoreError::NotFound { .. }) => {}
             Err(error) => tracing::warn!("rejected rows stay at {own}: {}", rejected.error(&error)),
         }

@@ -58,7 +58,7 @@ impl Marker {
 enum Found {
     /// Nothing, or an empty folder.
     Nothing,
-    /// A store without a marker, with the id that names of its files have, if any has one.
+    /// A store without a marker, with the id in its file names, if any.
     Unmarked(Option<String>),
     /// A store with its id.
     Store(String),

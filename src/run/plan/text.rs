@@ -1,4 +1,4 @@
-//! A plan as people read it.
+//! Text output of a plan.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::progress::{counted, grouped, size, spoken};
 use crate::scorer::{PADDED_BATCH, Pace, Rejection};
 use crate::train::training_loop::Standing;
 
-/// What begins a line, or goes on with the one before.
+/// Writes lines with an aligned name column; continuation lines have no name.
 struct Lines<'a, 'b>(&'a mut fmt::Formatter<'b>);
 
 impl Lines<'_, '_> {
@@ -73,7 +73,7 @@ impl Plan {
                 format!("{}: {}: {}{temporary}{outside}", write.what, write.place, write.change)
             }),
         )?;
-        // What is neither sink nor store stands out, unless it is where every program has its temporary files.
+        // Sink, store and the system's temporary folder are expected; any other place outside is listed.
         let usual = |write: &Write| {
             ["sink", "store", LEFT].contains(&write.what) || write.temporary && self.spill == std::env::temp_dir()
         };

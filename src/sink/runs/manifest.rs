@@ -64,13 +64,13 @@ pub struct Manifest {
 /// A file of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunFile {
-    /// Its name in the run's folder.
+    /// The file name in the run's folder.
     pub name: String,
-    /// Its rows.
+    /// The number of rows.
     pub rows: u64,
-    /// Its size in bytes.
+    /// The size in bytes.
     pub bytes: u64,
-    /// The server's name for this version of it, where there is one.
+    /// The server's `ETag`, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
 }
@@ -78,11 +78,11 @@ pub struct RunFile {
 /// A column of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunColumn {
-    /// Its name.
+    /// The column name.
     pub name: String,
-    /// Its Arrow type, in words.
+    /// The Arrow type, for display.
     pub r#type: String,
-    /// Whether it may have NULL.
+    /// True if it may have NULL.
     pub nullable: bool,
 }
 
