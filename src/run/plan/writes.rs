@@ -33,7 +33,7 @@ pub struct Write {
 }
 
 impl Write {
-    /// The place as JSON.
+    /// Returns the place as JSON.
     #[must_use]
     pub fn to_json(&self) -> Value {
         json!({
@@ -62,7 +62,7 @@ pub(super) struct Writes {
 }
 
 impl Writes {
-    /// Collects them; `runs` tells which stages run.
+    /// Returns all places that the stages selected by `runs` write to.
     pub(super) async fn of(
         pipeline: &Pipeline,
         variables: &BTreeMap<String, String>,
