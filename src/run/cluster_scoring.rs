@@ -131,7 +131,7 @@ mod with {
                 self.client.end().await;
             }
             if let Err(error) = remove(&texts_of(run)).await {
-                tracing::warn!("texts of tasks are left for the next run to remove: {error}");
+                tracing::warn!("task texts could not be removed; the next run removes them: {error}");
             }
             run.store.folder(FOLDER).objects.remove_if_empty();
         }

@@ -81,8 +81,8 @@ impl Training<'_> {
         let mut lines = vec![if report.trained {
             format!("{rows} rows, {} steps; the model is that of epoch {}", report.steps, report.epoch)
         } else {
-            "nothing to learn: base, rows and settings are else those of the model that is there, which is calibrated and \
-             judged anew"
+            "nothing to train: base, rows and settings match the existing model, which is calibrated and evaluated \
+             again"
                 .to_owned()
         }];
         lines.extend(nothing_held_out(stage, rows, held_out));
@@ -299,7 +299,7 @@ pub(super) fn nothing_held_out(stage: &Finetune, rows: usize, held_out: usize) -
         }
         Validation::Sql(_) => "the query of finetune.validation gives none; change it".into(),
     };
-    Some(format!("no row is held out, so that nothing is measured: {fix}, or measure with [evaluate]"))
+    Some(format!("no row is held out, so nothing is measured: {fix}, or measure with [evaluate]"))
 }
 
 fn describe(words: &MaskedWords) -> String {

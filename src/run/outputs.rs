@@ -1,7 +1,7 @@
 //! Output places of a run, and checks that they are usable.
 //!
 //! They are checked before the first stage, and by a plan, so that a bad sink is reported before hours of training.
-//! Whether a bucket is writable is tested only by the run, as a server reports it only on a write.
+//! Write access to a bucket is tested only by the run, as a server reports it only on a write.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -174,7 +174,7 @@ fn problem(path: &Path, shape: Shape) -> Option<String> {
         Err(problem) => return Some(format!("cannot be written: {problem}")),
     };
     if target != path && !target.exists() && shape != Shape::File {
-        return Some("is a link to what is not there; make the folder that it points to, or remove the link".into());
+        return Some("is a link to a folder that does not exist; create that folder, or remove the link".into());
     }
     let path = target.canonicalize().or_else(|_| std::path::absolute(&target)).unwrap_or(target);
     // An existing model may be up to date, and then nothing is written.

@@ -49,7 +49,7 @@ impl RunLock {
             if recorded.iter().any(|record| record.run == killed.run_id) {
                 continue;
             }
-            tracing::info!("the run before was killed: {killed}");
+            tracing::info!("the previous run was killed: {killed}");
             let record = RunRecord {
                 run: killed.run_id.clone(),
                 pipeline: killed.pipeline.clone(),

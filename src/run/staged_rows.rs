@@ -1,7 +1,7 @@
 //! Rows of a run, read from the source once and staged on the local disk.
 //!
 //! A run passes over its rows three times: to check their ids, to find the texts without a score, and to publish.
-//! Reading the source each time could return different rows (files change, `random()` and `LIMIT` choose anew), would
+//! Reading the source each time could return different rows (files change, `random()` and `LIMIT` choose others), would
 //! download a remote corpus three times, and would call `predict` three times if the query does. So the rows are read
 //! once into a compressed file that is removed when the run ends, however it ends. Joins, distincts and sorts see only
 //! keys, numbers and scores. They run in a separate memory pool, whose size does not grow with the rows, and spill next

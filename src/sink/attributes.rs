@@ -26,7 +26,7 @@ pub(crate) fn follow_links(path: &Path) -> io::Result<PathBuf> {
         }
         path = folder_of(&path).join(fs::read_link(&path)?);
     }
-    Err(io::Error::other(format!("more than {MOST_LINKS} links lead from one to the next")))
+    Err(io::Error::other(format!("more than {MOST_LINKS} symbolic links in a chain")))
 }
 
 #[cfg(unix)]

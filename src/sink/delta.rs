@@ -200,8 +200,8 @@ impl DeltaSink {
         match restore.with_commit_properties(self.properties(None)).await {
             Ok((restored, _)) => self.table = Some(restored),
             Err(error) if misses_a_file(&error) => tracing::warn!(
-                "{}: a VACUUM has removed files of version {version}, so that rows of a run that did not come to its end \
-                 stay until their ids are rejected again ({error})",
+                "{}: a VACUUM has removed files of version {version}, so rows of an unfinished run stay until \
+                 their ids are rejected again ({error})",
                 self.objects
             ),
             Err(error) => return Err(DeltaError::new(&self.objects, &error)),

@@ -29,7 +29,7 @@ struct Version {
 }
 
 impl FileVersion {
-    /// The file that a path leads to now.
+    /// Returns the current version of the file at a path.
     ///
     /// # Errors
     /// A folder that cannot be read.

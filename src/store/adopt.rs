@@ -37,7 +37,7 @@ pub(super) async fn adopt(store: &StoreFolder) -> Result<(), Error> {
     if snapshot.metadata().description() != Some(DESCRIPTION) {
         return Ok(());
     }
-    tracing::info!("the scores in {} get checksums, which an earlier version did not give them", store.objects);
+    tracing::info!("adding checksums to the scores in {}, which an earlier version wrote without them", store.objects);
     let names: Vec<String> = snapshot.log_data().into_iter().map(|file| file.path().to_string()).collect();
     for name in names {
         take_over(store, &name).await?;

@@ -57,7 +57,7 @@ impl Runs {
 
     /// Adds the fix to the error of a damaged table.
     fn with_fix(&self, error: DeltaError) -> DeltaError {
-        let fix = format!("remove {}: the list of runs begins anew, and no score or output is lost", self.objects);
+        let fix = format!("remove {}: the list of runs starts over, and no score or output is lost", self.objects);
         error.with_fix(&fix)
     }
 

@@ -328,9 +328,9 @@ fn note_stand_in(scoring: &Scoring, stand: &StageModel, changes: bool, plan: &mu
     if let Some(path) = &stand.stand_in {
         let model = readable_place(&scoring.model.location.place);
         let stands = readable(path).display().to_string();
-        plan.notes.push(format!("{model} is not there yet: sizes and times are those of {stands}"));
+        plan.notes.push(format!("{model} does not exist yet: sizes and times are those of {stands}"));
     } else if changes {
-        plan.notes.push("the model is trained anew, so that no score is remembered".into());
+        plan.notes.push("the model will be trained again, so none of its scores are cached".into());
     }
 }
 

@@ -112,8 +112,8 @@ impl PlannedTraining {
             Standing::New => steps,
             Standing::Resumes(done) => format!("{steps}, of which {} are done and saved", grouped(done)),
             Standing::Done => "nothing to do: base, rows and settings are those of the model that is there".into(),
-            Standing::ToCalibrate => "only to be calibrated and judged: the model is there".into(),
-            Standing::Rejected => "nothing to do: promote_if refused this very model before".into(),
+            Standing::ToCalibrate => "only calibration and evaluation: the model is trained already".into(),
+            Standing::Rejected => "nothing to do: promote_if rejected this model before".into(),
         });
         if let (Some(pace), Some(seconds)) = (trial.pace, trial.seconds()) {
             lines.push(format!(
@@ -201,7 +201,7 @@ impl PlannedScoring {
         )?;
         let named = match &self.fingerprint {
             Ok(fingerprint) => fingerprint[..fingerprint.len().min(16)].to_owned(),
-            Err(stands_for_it) => format!("not there yet; planned with {stands_for_it}"),
+            Err(stands_for_it) => format!("does not exist yet; planned with {stands_for_it}"),
         };
         lines.add("model", format!("{} ({named}, {})", self.model, self.precision))?;
         lines.add(

@@ -125,7 +125,7 @@ impl Planner<'_> {
         let rows = rows_of(self.pipeline, stage, self.variables, &opened.context, model).await?;
         if let Some(path) = &stand.stand_in {
             plan.notes.push(format!(
-                "[evaluate]: {} is not there yet: sizes and times are those of {}",
+                "[evaluate]: {} does not exist yet: sizes and times are those of {}",
                 readable_place(&stage.model.location.place),
                 readable(path).display()
             ));
@@ -161,7 +161,7 @@ fn may_rehearse(section: &str, base: Option<&Path>, made: Option<&Path>, plan: &
         return true;
     }
     plan.notes.push(format!(
-        "[{section}] starts from {}, which [pretrain] is to make: how long it takes can be told when that is there",
+        "[{section}] starts from {}, which [pretrain] will write: its duration can be estimated once that model exists",
         readable(base).display()
     ));
     false

@@ -31,7 +31,7 @@ pub(super) fn fence_folders(own: &FilePath, next: &Origin) -> io::Result<()> {
         let started =
             files::read(&started, MAX_JSON).ok().and_then(|json| serde_json::from_slice::<Started>(&json).ok());
         if started.is_some_and(|started| started.is_fenced_by(next)) {
-            tracing::info!("removing {}, left by a run that did not come to its end", entry.path().display());
+            tracing::info!("removing {}, left by an unfinished run", entry.path().display());
             // Renaming is atomic: either the run's own rename comes first and it is complete, or the run finds nothing
             // to rename.
             let hidden = sink.join(format!("{}.removed{TEMPORARY}", name.trim_end_matches(TEMPORARY)));
@@ -82,7 +82,7 @@ pub(super) async fn remove_objects(store: &dyn ObjectStore, folder: &Path, next:
                 }
                 Err(e) => return Err(e),
             }
-            tracing::info!("removing {folder}, left by a run that did not come to its end");
+            tracing::info!("removing {folder}, left by an unfinished run");
             false
         }
         Some(json) if is_removed(&json) => true,

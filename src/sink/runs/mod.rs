@@ -280,7 +280,7 @@ impl RunFolder {
         if let Some(keep) = self.run.keep
             && let Err(error) = remove_older(&self.place, &self.run.origin.pipeline, keep).await
         {
-            tracing::warn!("older runs could not be removed, which the next run tries again: {error}");
+            tracing::warn!("older runs could not be removed; the next run tries again: {error}");
         }
         Ok(manifest)
     }
@@ -293,7 +293,7 @@ impl RunFolder {
         if let Target::Objects { store, folder } = self.target
             && let Err(error) = clean::withdraw(store.as_ref(), &folder).await
         {
-            tracing::warn!("{folder} could not be removed, which the next run does: {}", self.place.explain(&error));
+            tracing::warn!("{folder} could not be removed; the next run removes it: {}", self.place.explain(&error));
         }
     }
 }

@@ -216,7 +216,7 @@ impl Drop for Upload {
 async fn end(mut upload: Box<dyn MultipartUpload>, path: Path) {
     if let Err(error) = upload.abort().await {
         tracing::warn!(
-            "an unfinished upload to {path} may have stayed, and may be paid for until a rule of the bucket removes it: {}",
+            "an unfinished upload to {path} may be left, and charged for until a lifecycle rule removes it: {}",
             without_answers(&error)
         );
     }
