@@ -21,11 +21,11 @@ use crate::session::{Resources, pool};
 /// Each score has the probabilities of all labels, calibrated and uncalibrated.
 pub(super) fn bytes_of_scores(scores: u64, labels: usize) -> u64 {
     let probabilities = 2 * (size_of::<f32>() as u64) * labels as u64;
-    scores.saturating_mul(BYTES_BESIDE_PROBABILITIES.saturating_add(probabilities))
+    scores.saturating_mul(FIXED_BYTES_PER_SCORE.saturating_add(probabilities))
 }
 
 /// Bytes of a score's key, label and other fields of fixed size.
-const BYTES_BESIDE_PROBABILITIES: u64 = 184;
+const FIXED_BYTES_PER_SCORE: u64 = 184;
 
 /// The memory limit of joins and sorts over the rows, in bytes. More memory makes them hardly faster: they pass over
 /// their rows once or twice, from disk or not, while each row costs a forward pass.

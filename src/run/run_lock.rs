@@ -44,7 +44,7 @@ impl RunLock {
         let mut held = lock::acquire(&place, &claim).await?;
         let runs = Runs::of(&store.objects);
         for killed in held.left_behind() {
-            // The run may have been killed after it was recorded, or this loop may have recorded it before.
+            // It may have been killed after it was recorded, or the run that recorded the kill was killed itself.
             let recorded = runs.records(&killed.pipeline, LOOK_BACK).await?;
             if recorded.iter().any(|record| record.run == killed.run_id) {
                 continue;

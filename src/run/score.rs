@@ -47,11 +47,11 @@ use crate::store::{self, RunRecord, ScoreStore, SourceFile, model_class};
 use crate::tables;
 
 /// Windows scored concurrently: while the last batches of one run, the next is tokenized.
-const WINDOWS_UNDER_WAY: usize = 2;
+const WINDOWS_IN_FLIGHT: usize = 2;
 
 /// Maximum texts per thread in a window. With a slow model these are some seconds of work. If the process is killed,
 /// they are lost, and so are the scores that wait for their commit.
-const TEXTS_OF_A_THREAD: usize = 512;
+const TEXTS_PER_THREAD: usize = 512;
 
 /// Maximum rows whose scores are held in memory before they are committed to the store.
 const ROWS_TO_COMMIT: usize = 1 << 17;
@@ -207,7 +207,7 @@ impl Run<'_> {
         let pending = tokio::select! {
             biased;
             () = &mut *stop => return Err(interrupted(self.scoring, "before the first row was scored", None)),
-            pending = self.pending(&staged, &scores, TEXTS_OF_A_THREAD * scorer.threads()) => pending?,
+            pending = self.pending(&staged, &scores, TEXTS_PER_THREAD * scorer.threads()) => pending?,
         };
         let (texts, rows_without_score) = (pending.texts, pending.rows);
         record.read_seconds = Some(began.elapsed().as_secs_f64() - record.prepare_seconds.unwrap_or_default());
@@ -463,8 +463,8 @@ impl Run<'_> {
                 Some(Err(error)) => break Err(error),
                 None => break Ok(()),
             }
-            let is_much = scores.waiting() >= ROWS_TO_COMMIT || scores.waiting_bytes() >= BYTES_TO_COMMIT;
-            if is_much || last_commit.elapsed() >= self.scoring.score.checkpoint {
+            let is_full = scores.waiting() >= ROWS_TO_COMMIT || scores.waiting_bytes() >= BYTES_TO_COMMIT;
+            if is_full || last_commit.elapsed() >= self.scoring.score.checkpoint {
                 if let Err(error) = self.commit(scores).await {
                     break Err(error);
                 }
@@ -489,7 +489,7 @@ impl Run<'_> {
             let outcomes = scorer.score_once(window).await?;
             Ok(Scored { keys, outcomes, executor: None, took: start.elapsed() })
         });
-        scored.buffered(WINDOWS_UNDER_WAY)
+        scored.buffered(WINDOWS_IN_FLIGHT)
     }
 
     async fn commit(&self, scores: &mut ScoreStore) -> Result<(), Error> {

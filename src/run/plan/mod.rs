@@ -263,7 +263,7 @@ impl Planner<'_> {
 }
 
 /// A model to plan with: the model itself, or a stand-in.
-struct StageModel {
+struct Stand {
     scorer: Scorer,
     /// The folder of the encoder that stands in for a model that does not exist yet.
     stand_in: Option<PathBuf>,

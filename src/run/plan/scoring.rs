@@ -22,7 +22,7 @@ use super::super::{
     NOTHING_WRITTEN, blame, missing_model, model_name, query_text, readable, readable_place, scorer_options,
 };
 use super::planned::{Column, Lengths, PlannedScoring, Seconds};
-use super::{Opened, Plan, PlannedTraining, Planner, StageModel};
+use super::{Opened, Plan, PlannedTraining, Planner, Stand};
 use crate::config::{ModelSettings, Scoring};
 use crate::dates::value_texts;
 use crate::error::Error;
@@ -91,7 +91,7 @@ impl Planner<'_> {
         let reading = reading.elapsed().as_secs_f64();
 
         let tried = self.try_texts(&pending, scorer).await?;
-        let written = self.trial_of_writing(staged, scorer).await.map_err(|e| self.rows_failed(&e))?;
+        let written = self.write_trial(staged, scorer).await.map_err(|e| self.rows_failed(&e))?;
         let on_disk = staged.bytes().map_err(|e| self.rows_failed(&e.into()))?;
         let rejected: u64 = staged.rejected().iter().sum();
         let mut planned = PlannedScoring {
@@ -182,7 +182,7 @@ impl Planner<'_> {
     }
 
     /// Loads a model, or its stand-in if it does not exist yet.
-    pub(super) async fn model(&self, settings: &ModelSettings, models: &Models) -> Result<StageModel, Error> {
+    pub(super) async fn model(&self, settings: &ModelSettings, models: &Models) -> Result<Stand, Error> {
         let began = Instant::now();
         let place = &settings.location.place;
         if place.local().is_some_and(|path| !path.exists())
@@ -192,13 +192,13 @@ impl Planner<'_> {
             let name = makings.name().to_owned();
             let loading = tokio::task::spawn_blocking(move || Scorer::stand_in(&makings, options, &pool));
             let scorer = loading.await.map_err(|_| ScorerError::Stopped)??;
-            return Ok(StageModel { scorer, stand_in: Some(name), seconds: began.elapsed().as_secs_f64() });
+            return Ok(Stand { scorer, stand_in: Some(name), seconds: began.elapsed().as_secs_f64() });
         }
         if let Some(error) = missing_model(settings) {
             return Err(error);
         }
         let scorer = models.get(&model_name(settings)).await?;
-        Ok(StageModel { scorer, stand_in: None, seconds: began.elapsed().as_secs_f64() })
+        Ok(Stand { scorer, stand_in: None, seconds: began.elapsed().as_secs_f64() })
     }
 
     /// Returns true if an earlier stage of the plan replaces the existing model.
@@ -263,7 +263,7 @@ impl Planner<'_> {
     }
 
     /// Writes some rows with placeholder predictions as Parquet into memory, to measure time and size.
-    async fn trial_of_writing(&self, staged: &StagedRows, scorer: &Scorer) -> Result<Written, DataFusionError> {
+    async fn write_trial(&self, staged: &StagedRows, scorer: &Scorer) -> Result<Written, DataFusionError> {
         let rows = staged.rows().await?.limit(0, Some(self.pipeline.run.window))?;
         let names = staged.schema().fields().iter().map(|field| column(field.name())).collect::<Vec<_>>();
         let batches = rows.select(names)?.collect().await?;
@@ -324,7 +324,7 @@ struct Written {
 }
 
 /// Adds a note if sizes and times are those of a stand-in, or if the model's scores will not be valid any more.
-fn note_stand_in(scoring: &Scoring, stand: &StageModel, changes: bool, plan: &mut Plan) {
+fn note_stand_in(scoring: &Scoring, stand: &Stand, changes: bool, plan: &mut Plan) {
     if let Some(path) = &stand.stand_in {
         let model = readable_place(&scoring.model.location.place);
         let stands = readable(path).display().to_string();

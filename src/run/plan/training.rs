@@ -78,7 +78,7 @@ impl Planner<'_> {
             Start::Model(base) => base.local(),
             Start::Random { .. } => None,
         };
-        let trial = if may_rehearse(PRETRAIN, base, None, plan) {
+        let trial = if is_base_final(PRETRAIN, base, None, plan) {
             let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);
             let run_trial = move || job.run_trial(&Device::Cpu, threads.rayon(), budget);
             Some(training.blocking(PRETRAIN, run_trial).await?)
@@ -104,7 +104,7 @@ impl Planner<'_> {
             plan.notes.push(format!("[{FINETUNE}]: {}", Event::UnmeasuredLabels { labels: &labels }));
         }
         let pretrained = self.pipeline.pretrain.as_ref().map(|stage| stage.learning.output.path.as_path());
-        let trial = if may_rehearse(FINETUNE, stage.base.local(), pretrained, plan) {
+        let trial = if is_base_final(FINETUNE, stage.base.local(), pretrained, plan) {
             let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);
             let run_trial = move || job.run_trial(&Device::Cpu, threads.rayon(), budget);
             Some(training.blocking(FINETUNE, run_trial).await?)
@@ -154,7 +154,7 @@ impl Planner<'_> {
 
 /// Returns true if the base model of a stage is final. If an earlier stage will replace it, adds a note and returns
 /// false.
-fn may_rehearse(section: &str, base: Option<&Path>, made: Option<&Path>, plan: &mut Plan) -> bool {
+fn is_base_final(section: &str, base: Option<&Path>, made: Option<&Path>, plan: &mut Plan) -> bool {
     let Some(base) = base.filter(|base| Some(*base) == made) else { return true };
     let Some(before) = &plan.pretrain else { return true };
     if !before.changes_the_model() {

@@ -18,7 +18,7 @@ use crate::lock::Place;
 const ATTEMPTS: usize = 5;
 
 /// Manifests read concurrently.
-const READS_UNDER_WAY: usize = 16;
+const READS_IN_FLIGHT: usize = 16;
 
 /// Returns the newest complete run of a sink, if any.
 ///
@@ -54,7 +54,7 @@ pub async fn all(place: &Place) -> Result<Vec<Manifest>, RunsError> {
         let folders = folders(place).await?;
         let complete = folders.iter().filter(|folder| folder.success.is_some());
         let mut found = futures::stream::iter(complete.map(|folder| manifest(place, folder)).collect::<Vec<_>>())
-            .buffered(READS_UNDER_WAY);
+            .buffered(READS_IN_FLIGHT);
         let mut manifests = Vec::new();
         while let Some(found) = found.try_next().await? {
             match found {

@@ -20,7 +20,7 @@ use crate::sink::REPLACED;
 const PART: usize = 8 << 20;
 
 /// Parts uploaded concurrently.
-const PARTS_UNDER_WAY: usize = 4;
+const PARTS_IN_FLIGHT: usize = 4;
 
 /// Condition under which a complete file replaces an existing object.
 #[derive(Debug)]
@@ -90,7 +90,7 @@ impl Upload {
                 upload.insert(self.store.put_multipart(&self.path).await?)
             }
         };
-        while self.parts.len() >= PARTS_UNDER_WAY
+        while self.parts.len() >= PARTS_IN_FLIGHT
             && let Some(part) = self.parts.join_next().await
         {
             part??;
