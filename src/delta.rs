@@ -1,8 +1,8 @@
-//! Delta tables in any object store: opened, made, read by SQL and written.
+//! Delta tables on any object store: opening, creating, querying and writing.
 //!
-//! A Delta table is data files and a log. A commit is one log entry that is created if it is not there yet, so a table
-//! moves from one version to the next in one step, and of two writers one learns that it was the second. Files that no
-//! entry names (a killed run leaves some) are never read.
+//! A Delta table consists of data files and a log. A commit creates one log entry if it does not exist yet. So a table
+//! moves from one version to the next atomically, and of two concurrent writers the second one gets a conflict. Files
+//! that no log entry names (a killed run leaves some) are never read.
 
 mod damaged;
 mod escaped;
@@ -33,56 +33,56 @@ use escaped::Escaped;
 use exact::ExactScan;
 pub(crate) use exact::inexact;
 
-/// The key in a commit's metadata that names the run that made it.
+/// Commit metadata key with the id of the run that committed.
 pub const RUN: &str = "couplet.run";
 
 /// A Delta table that cannot be read or written.
 #[derive(Debug, Error)]
 #[error("Delta table {url}: {problem}")]
 pub struct DeltaError {
-    /// The table.
+    /// The table's URL.
     pub url: String,
-    /// What is wrong.
+    /// The problem.
     pub problem: String,
-    /// What kind of trouble it is.
+    /// The kind of problem.
     pub trouble: Trouble,
 }
 
-/// What kind of trouble a table gives.
+/// The kind of problem with a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
-    /// The pipeline asks for what the table is not.
+    /// A request that the table cannot satisfy.
     Mistake,
-    /// One of its files is not as it was written.
+    /// A file of the table is damaged.
     Damaged,
-    /// The server refuses access to it.
+    /// The server denies access.
     Refused,
-    /// The server cannot be reached, or does not answer as it should even when asked again.
+    /// The server cannot be reached, or still fails after retries.
     Unreachable,
-    /// Anything else, which may pass.
+    /// Any other problem, which may be temporary.
     Other,
 }
 
 impl DeltaError {
-    /// What is not as it was written.
+    /// Creates an error for a damaged table.
     fn damaged(objects: &Objects, problem: String) -> Self {
         Self { url: objects.to_string(), problem, trouble: Trouble::Damaged }
     }
 
-    /// What a pipeline asks for in vain.
+    /// Creates an error for a request that the table cannot satisfy.
     pub(crate) fn mistake(objects: &Objects, problem: String) -> Self {
         Self { url: objects.to_string(), problem, trouble: Trouble::Mistake }
     }
 
-    /// Adds the mend, if the table is damaged.
-    pub(crate) fn mended_by(self, mend: &str) -> Self {
+    /// Appends a fix to the message if the table is damaged.
+    pub(crate) fn with_fix(self, fix: &str) -> Self {
         if self.trouble != Trouble::Damaged {
             return self;
         }
-        Self { problem: format!("{}; {mend}", self.problem), ..self }
+        Self { problem: format!("{}; {fix}", self.problem), ..self }
     }
 
-    /// What the library said, with the table that it was about.
+    /// Wraps an error of delta-rs with the table's URL.
     pub(crate) fn new(objects: &Objects, error: &(dyn std::error::Error + 'static)) -> Self {
         let (problem, trouble) = match cause_in(error).filter(|_| matches!(objects.place, Place::Remote(_))) {
             Some(cause) => {
@@ -100,7 +100,7 @@ impl DeltaError {
     }
 }
 
-/// The table, if there is one, in its newest version or the one that is asked for.
+/// Opens a table at the given version, or at the newest one. `None` if it does not exist.
 ///
 /// # Errors
 /// A log that cannot be read; a version that does not exist.
@@ -145,7 +145,7 @@ pub async fn open(objects: &Objects, version: Option<u64>) -> Result<Option<Delt
 /// The folder of a table's log.
 pub(crate) const LOG: &str = "_delta_log";
 
-/// The version of the oldest checkpoint, where the log does not go back to the first version.
+/// The version of the oldest checkpoint, if the log does not go back to the first version.
 async fn oldest_version(objects: &Objects) -> Option<u64> {
     let log = objects.folder(LOG);
     let entries: Vec<_> = log.store.list(Some(&log.root)).try_collect().await.ok()?;
@@ -163,11 +163,11 @@ async fn newest_version(objects: &Objects) -> Option<u64> {
     table.version()
 }
 
-/// The table, which is made with this schema if there is none; `statistics` names the columns whose least and greatest
-/// values the log has.
+/// Opens a table, or creates it with this schema. `statistics` lists the columns with minimum and maximum values in the
+/// log.
 ///
 /// # Errors
-/// A place that cannot be read or written; a schema that Delta cannot hold.
+/// A place that cannot be read or written; a schema that Delta cannot represent.
 pub async fn open_or_create(
     objects: &Objects,
     schema: &Schema,
@@ -189,12 +189,12 @@ pub async fn open_or_create(
         .await;
     match created {
         Ok(table) => Ok(table),
-        // Another run may have made it in this moment, and so may this one in an attempt whose answer was lost.
+        // The table may have been created concurrently, or by this run in an attempt whose response was lost.
         Err(error) => open(objects, None).await?.ok_or_else(|| failed(error)),
     }
 }
 
-/// Whether a run has committed to the table after a version, as it does not know itself when the answer was lost.
+/// Returns the table if a run has committed to it after version `after`, for a run whose response was lost.
 ///
 /// # Errors
 /// A log that cannot be read.
@@ -205,7 +205,7 @@ pub async fn has_committed(objects: &Objects, run: &str, after: Option<u64>) -> 
     Ok(own.then_some(table))
 }
 
-/// What the commits after a version say of themselves, as texts.
+/// The string metadata of the commits after version `after`.
 ///
 /// # Errors
 /// A log that cannot be read.
@@ -225,7 +225,7 @@ pub async fn commits_since(
     Ok(texts.collect())
 }
 
-/// The key in a column's metadata that names it in the files, where that is another name.
+/// Column metadata key with the column's name in the data files, if it differs.
 const PHYSICAL_NAME: &str = "delta.columnMapping.physicalName";
 
 /// Makes a Delta table a table of its files: an extension of sessions whose plans are sent to other processes, which
@@ -236,10 +236,10 @@ pub struct FileScan(
     pub fn(&Objects, &DeltaTable, &SessionContext) -> datafusion::common::Result<Arc<dyn TableProvider>>,
 );
 
-/// The table for SQL.
+/// Creates a table provider for queries.
 ///
 /// # Errors
-/// A table that needs what this version cannot do.
+/// A table that needs a Delta feature that this version does not support.
 pub async fn provider(
     objects: &Objects,
     table: &DeltaTable,
@@ -259,12 +259,12 @@ pub async fn provider(
     Ok(Arc::new(ExactScan::new(provider, partitions, has_mapped_columns(snapshot))))
 }
 
-/// Whether the table's files have other names for its columns.
+/// Returns true if the table's files use other names for its columns.
 pub(crate) fn has_mapped_columns(table: &DeltaTableState) -> bool {
     table.schema().fields().any(|field| field.metadata().contains_key(PHYSICAL_NAME))
 }
 
-/// Rows and bytes of the table's files, by its log.
+/// The number of rows and bytes of the table's files, from its log.
 ///
 /// # Errors
 /// A table that was not loaded.
@@ -279,8 +279,8 @@ pub fn size(objects: &Objects, table: &DeltaTable) -> Result<(u64, u64), DeltaEr
     Ok((rows, bytes))
 }
 
-/// The schema as Delta knows it: no views, no dictionaries, no unsigned integers, times in microseconds and of no zone
-/// but UTC.
+/// Maps a schema to types that Delta supports: no views, no dictionaries, no unsigned integers, timestamps in
+/// microseconds, and UTC as the only time zone.
 #[must_use]
 pub fn for_delta(schema: &Schema) -> Schema {
     fn known(data_type: &DataType) -> DataType {

@@ -1,5 +1,5 @@
-//! Finds the file of a table that is not as it was written: looked for once a read has failed, as the libraries name a
-//! log entry never, and a data file not always.
+//! Finds the damaged file of a table after a read has failed: the libraries never name a damaged log entry, and not
+//! always a damaged data file.
 
 use bytes::Bytes;
 use deltalake_core::DeltaTable;
@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::{DeltaError, LOG};
 use crate::objects::Objects;
 
-/// The first entry of a table's log that is no JSON, if there is one.
+/// Returns an error for the first log entry that is not JSON, if any.
 pub(super) async fn log_entry(objects: &Objects) -> Option<DeltaError> {
     let log = objects.folder(LOG);
     let mut entries: Vec<_> = log.store.list(Some(&log.root)).try_collect().await.ok()?;
@@ -38,7 +38,7 @@ fn problem_of_entry(json: &[u8]) -> Option<String> {
     })
 }
 
-/// The first data file of a table below `folder` that is missing or no whole Parquet file, if there is one.
+/// Returns an error for the first data file below `folder` that is missing or not a complete Parquet file, if any.
 pub(crate) async fn data_file(objects: &Objects, table: &DeltaTable, folder: &str) -> Option<DeltaError> {
     let names: Vec<String> =
         table.snapshot().ok()?.log_data().into_iter().map(|file| file.path().to_string()).collect();
@@ -47,7 +47,7 @@ pub(crate) async fn data_file(objects: &Objects, table: &DeltaTable, folder: &st
         let found = match objects.store.get(&path).await {
             Ok(found) => problem_of_data(found.bytes().await.ok()?),
             Err(StoreError::NotFound { .. }) => Some("is not there any more".into()),
-            // Whoever cannot be asked tells nothing of the file.
+            // If the store does not answer, nothing is known about the file.
             Err(_) => return None,
         };
         if let Some(problem) = found {

@@ -1,4 +1,4 @@
-//! Paths with a percent sign or brackets for the Delta kernel.
+//! Escapes percent signs and brackets in paths for the Delta kernel.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,23 +13,23 @@ use object_store::{
 };
 use url::Url;
 
-/// Marks that URLs leave as they are in a path, but that have another meaning to the kernel, or may not be in a host.
+/// Characters that URLs allow in a path, but that the kernel interprets differently, or that are not allowed in a host.
 const MARKS: [(char, &str); 5] = [('%', "%25"), ('[', "%5B"), (']', "%5D"), ('^', "%5E"), ('|', "%7C")];
 
-/// A store that lists paths as they stand in URLs. The kernel takes a listed path for a part of a URL
-/// (`buoyant_kernel_engine` 0.28, `filesystem.rs`: `set_path`), in which `%20` is a blank.
+/// A store that lists paths URL-escaped. The kernel inserts a listed path into a URL (`buoyant_kernel_engine` 0.28,
+/// `filesystem.rs`: `set_path`), in which `%20` means a space.
 #[derive(Debug)]
 pub(super) struct Escaped(Arc<dyn ObjectStore>);
 
 impl Escaped {
-    /// The store, if a path below `root` needs it.
+    /// Wraps the store if a path below `root` needs escaping.
     pub(super) fn where_needed(store: Arc<dyn ObjectStore>, root: &Path) -> Arc<dyn ObjectStore> {
         if MARKS.iter().any(|(mark, _)| root.as_ref().contains(*mark)) { Arc::new(Self(store)) } else { store }
     }
 }
 
-/// The URL of a table without marks: deltalake makes a host of its path (deltalake-core 1.1, `logstore/mod.rs`:
-/// `object_store_url`), and panics where that is none.
+/// Escapes the URL of a table. deltalake derives a host from its path (deltalake-core 1.1, `logstore/mod.rs`:
+/// `object_store_url`), and panics if that is not a valid host.
 pub(super) fn without_marks(url: &Url) -> Url {
     let mut url = url.clone();
     let path = MARKS[1..].iter().fold(url.path().to_owned(), |path, (mark, code)| path.replace(*mark, code));

@@ -1,8 +1,9 @@
-//! A Delta table for SQL that trusts its log's statistics only where they are exact.
+//! A Delta table provider that uses the log's statistics only where they are exact.
 //!
-//! deltalake writes the least and greatest decimals of a file as 64-bit floats and timestamps cut to milliseconds, as
-//! Spark does, and skips files by them: the greatest of a file may be greater than what its log says. Those of floats leave
-//! NaN out, which SQL sorts last. Tables that others, or earlier versions, wrote so are read without them.
+//! delta-rs writes the minimum and maximum of decimals as 64-bit floats and those of timestamps truncated to
+//! milliseconds, as Spark does, and skips files by them. So the true maximum of a file may be greater than the one in
+//! the log. For floats the statistics ignore NaN, which SQL sorts last. Tables with such statistics, from other writers
+//! or earlier versions, are read without them.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -19,9 +20,9 @@ use datafusion::physical_plan::projection::{ProjectionExec, ProjectionExpr};
 #[derive(Debug)]
 pub(super) struct ExactScan {
     table: Arc<dyn TableProvider>,
-    /// The values of these columns are in the log itself.
+    /// Partition columns, whose values are in the log itself.
     partitions: Vec<String>,
-    /// Whether its files have other names for its columns.
+    /// True if the files use other names for the columns.
     is_mapped: bool,
 }
 
@@ -39,12 +40,12 @@ impl ExactScan {
     }
 }
 
-/// The columns of a schema whose least and greatest values deltalake does not write exactly.
+/// Returns the columns of a schema whose minimum and maximum delta-rs does not write exactly.
 pub(crate) fn inexact(schema: &Schema) -> impl Iterator<Item = &str> {
     schema.fields().iter().filter(|field| is_inexact(field.data_type())).map(|field| field.name().as_str())
 }
 
-/// Whether deltalake does not write the least and greatest values of this type, or of one within it, exactly.
+/// Returns true if delta-rs does not write the minimum and maximum of this type, or of a type within it, exactly.
 fn is_inexact(data_type: &DataType) -> bool {
     match data_type {
         DataType::Struct(fields) => fields.iter().any(|field| is_inexact(field.data_type())),
@@ -89,7 +90,7 @@ impl TableProvider for ExactScan {
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let trusted: Vec<Expr> = filters.iter().filter(|filter| self.is_trusted(filter)).cloned().collect();
-        // deltalake maps the columns that were read, and fails where there is none, as for count(*).
+        // delta-rs maps the columns that are read, and fails if there are none, as for count(*).
         if self.is_mapped && projection.is_some_and(Vec::is_empty) {
             let rows = self.table.scan(session, Some(&vec![0]), &trusted, limit).await?;
             return Ok(Arc::new(ProjectionExec::try_new(Vec::<ProjectionExpr>::new(), rows)?));

@@ -1,8 +1,8 @@
-//! A file that appears under its name only when it is complete.
+//! Atomic files: a file appears under its name only when it is complete.
 //!
-//! It is written beside its place under a hidden name without the extension that readers look for, and
-//! renamed at the end. The writer holds a lock on it, by which a later run tells the remains of a killed
-//! one, which it removes, from the work of one that is alive.
+//! The file is written next to its target under a hidden name, without the extension that readers look for, and renamed
+//! at the end. The writer holds a lock on it. By this lock a later run tells the leftovers of a killed run, which it
+//! removes, from the file of a live one.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
@@ -17,13 +17,13 @@ use crate::files;
 
 pub(crate) const TEMPORARY: &str = ".couplet-tmp";
 
-/// How long a process may take from making a file or folder to locking it.
+/// Maximum time for a process to lock a file or folder after creating it.
 const TO_LOCK: Duration = Duration::from_millis(100);
 
-/// And how old one is that was made by a process that is beyond that.
+/// Minimum age of a file or folder whose process must have locked it by now.
 const NEW: Duration = Duration::from_secs(10);
 
-/// A file in the making; dropped before [`AtomicFile::publish`], it leaves nothing behind.
+/// A file before it is published; dropping it before [`AtomicFile::publish`] removes it.
 pub struct AtomicFile {
     target: PathBuf,
     temporary: PathBuf,
@@ -31,12 +31,12 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Begins a file for `target`, making its folder if need be.
+    /// Begins a file for `target`, and creates its folder if needed.
     ///
     /// # Errors
-    /// A folder that cannot be made or written.
+    /// A folder that cannot be created or written.
     pub fn create(target: &Path) -> io::Result<Self> {
-        // What a link points to is replaced, not the link.
+        // Symbolic links are followed: their target is replaced, not the link.
         let target = &follow_links(target)?;
         let folder = folder_of(target);
         fs::create_dir_all(folder)?;
@@ -51,20 +51,20 @@ impl AtomicFile {
         remove_remains(folder, &prefix, |path| fs::remove_file(path));
         let temporary = folder.join(format!("{prefix}{}{TEMPORARY}", Uuid::new_v4().simple()));
         let file = files::open_with(&mut creating(target), &temporary)?;
-        // File systems without locks exist; there a killed run's remains stay until they are removed by hand.
+        // Some file systems have no locks; there, leftovers of a killed run stay until they are removed by hand.
         let _ = hold(&file);
         Ok(Self { target: target.to_owned(), temporary, file: Some(BufWriter::with_capacity(1 << 20, file)) })
     }
 
-    /// Makes the file durable and puts it in its place, instead of what stood there; returns its size in bytes.
+    /// Syncs the file and replaces the target with it. Returns its size in bytes.
     ///
     /// # Errors
-    /// A disk that is full or gone; what stood there is still there then, unless the error is `NotDurable`.
+    /// A full or missing disk. The target is unchanged then, unless the error is `NotDurable`.
     pub fn publish(mut self) -> io::Result<u64> {
         let Some(writer) = self.file.take() else { return Err(io::Error::other("published twice")) };
         let published = writer.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| {
             keep(&file, &self.target)?;
-            // Without this, a rename can survive a loss of power that the contents do not.
+            // Without this, a rename could survive a power failure that the contents do not.
             file.sync_all()?;
             let bytes = file.metadata()?.len();
             fs::rename(&self.temporary, &self.target)?;
@@ -97,10 +97,10 @@ impl Drop for AtomicFile {
     }
 }
 
-/// What errors say of a name that may not survive a loss of power.
+/// The part of error messages about a name that may not survive a power failure.
 pub(crate) const NOT_DURABLE: &str = "the disk did not confirm that it is durable";
 
-/// Why a loss of power may bring back what a new file or folder has replaced.
+/// The error for a new file or folder that a power failure may revert to the old one.
 #[derive(Debug, Error)]
 #[error(
     "the new version is there, but {NOT_DURABLE} ({0}): a loss of power may bring the old one back; check the disk, and \
@@ -114,7 +114,7 @@ impl NotDurable {
     }
 }
 
-/// Makes the name that a file or folder has got durable, which is in the folder around it.
+/// Makes the name of a file or folder durable by syncing its parent folder.
 ///
 /// # Errors
 /// [`NotDurable`]
@@ -122,7 +122,7 @@ pub(super) fn sync_name(target: &Path) -> io::Result<()> {
     files::sync_folder(folder_of(target)).map_err(|error| io::Error::other(NotDurable(error)))
 }
 
-/// The folder around a file or folder.
+/// Returns the parent folder of a file or folder.
 pub(crate) fn folder_of(target: &Path) -> &Path {
     match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -130,9 +130,9 @@ pub(crate) fn folder_of(target: &Path) -> &Path {
     }
 }
 
-/// Locks a file or folder in the making; whether that could be done.
+/// Locks a temporary file or folder. Returns true if that succeeded.
 pub(crate) fn hold(file: &File) -> bool {
-    // Whoever looks whether it is locked locks it too, for a moment.
+    // A process that tests the lock holds it for a moment.
     for pause in 1..8 {
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(pause)),
@@ -142,7 +142,7 @@ pub(crate) fn hold(file: &File) -> bool {
     false
 }
 
-/// Removes what killed runs left of the same file or folder, whose names begin with `prefix`.
+/// Removes leftovers of killed runs, whose names begin with `prefix`.
 pub(crate) fn remove_remains(folder: &Path, prefix: &str, remove: impl Fn(&Path) -> io::Result<()>) {
     let Ok(entries) = folder.read_dir() else { return };
     for entry in entries.flatten() {
@@ -150,16 +150,16 @@ pub(crate) fn remove_remains(folder: &Path, prefix: &str, remove: impl Fn(&Path)
         let name = name.to_string_lossy();
         if name.starts_with(prefix) && name.ends_with(TEMPORARY) {
             let Ok(opened) = files::open_own(&entry.path()) else { continue };
-            // Held by a live run; or the question cannot be asked, and then nothing is removed.
+            // False if a live run holds it. If the lock cannot be tested, nothing is removed.
             let is_free = || opened.try_lock().is_ok();
             let mut free = is_free();
             if free && is_begun(&entry.path()) {
-                // Whoever made it may not have come to lock it.
+                // The process that created it may not have locked it yet.
                 let _ = opened.unlock();
                 std::thread::sleep(TO_LOCK);
                 free = is_free();
             }
-            // It may have ended just now, and have taken it away itself.
+            // The process may have ended just now and removed it.
             if free && entry.path().exists() {
                 tracing::info!("removing {}, left by a run that was killed", entry.path().display());
                 let _ = remove(&entry.path());
@@ -168,12 +168,12 @@ pub(crate) fn remove_remains(folder: &Path, prefix: &str, remove: impl Fn(&Path)
     }
 }
 
-/// Whether nothing has been written to a file or folder yet, and nothing for long.
+/// Returns true if a file or folder is empty and new.
 fn is_begun(path: &Path) -> bool {
     let empty = || path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
     path.metadata().is_ok_and(|about| {
         let nothing = if about.is_dir() { empty() } else { about.len() == 0 };
-        // A time that is still to come is of a clock that was set back since.
+        // A time in the future is from a clock that was set back since; it counts as new.
         nothing && about.modified().is_ok_and(|at| at.elapsed().map_or(true, |age| age < NEW))
     })
 }

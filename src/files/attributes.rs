@@ -1,5 +1,5 @@
-//! What a file or folder that is replaced hands on to its successor: the links that lead to it, owner, mode, access
-//! control list and extended attributes.
+//! Attributes that a new file or folder inherits from the one that it replaces: symbolic links to it, owner, mode,
+//! access control list and extended attributes.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use super::atomic::folder_of;
 
-/// Links that are followed one after the other, as many as Linux follows.
+/// Maximum length of a chain of symbolic links, as in Linux.
 const MOST_LINKS: usize = 40;
 
-/// Follows the links at a path to what is to be replaced, which need not exist.
+/// Follows symbolic links from a path to the file to replace, which need not exist.
 ///
 /// # Errors
-/// In a folder in which everyone may create files, such as `/tmp`, a link or file of another user: it could lead
+/// A symbolic link or file of another user in a folder where everyone may create files, such as `/tmp`: it could lead
 /// anywhere, or give that user the output. Linux refuses to open these too (`fs.protected_symlinks`,
 /// `fs.protected_regular`), but not to replace them.
 pub(crate) fn follow_links(path: &Path) -> io::Result<PathBuf> {
@@ -26,13 +26,13 @@ pub(crate) fn follow_links(path: &Path) -> io::Result<PathBuf> {
         }
         path = folder_of(&path).join(fs::read_link(&path)?);
     }
-    Err(io::Error::other(format!("more than {MOST_LINKS} links lead from one to the next")))
+    Err(io::Error::other(format!("more than {MOST_LINKS} symbolic links in a chain")))
 }
 
 #[cfg(unix)]
 fn refuse_foreign(path: &Path, there: &fs::Metadata) -> io::Result<()> {
     use std::os::unix::fs::MetadataExt;
-    /// The sticky bit, and that everyone may write.
+    /// The sticky bit, and write permission for everyone.
     const SHARED: u32 = 0o1002;
     let around = folder_of(path).metadata()?;
     let is_own = [around.uid(), rustix::process::geteuid().as_raw()].contains(&there.uid());
@@ -53,7 +53,7 @@ fn refuse_foreign(_: &Path, _: &fs::Metadata) -> io::Result<()> {
     Ok(())
 }
 
-/// The options to create a file that will replace `target`: not even for a moment may more users read it.
+/// Returns options to create a file that will replace `target`. Not even for a moment may more users read it.
 pub(super) fn creating(target: &Path) -> fs::OpenOptions {
     let mut options = File::options();
     options.write(true).create_new(true);
@@ -65,20 +65,20 @@ pub(super) fn creating(target: &Path) -> fs::OpenOptions {
     options
 }
 
-/// Makes a folder that will replace `target`, with no more rights for others.
+/// Creates a folder that will replace `target`, with no more permissions for others.
 pub(super) fn create_folder(path: &Path, target: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     #[cfg(unix)]
     if let Ok(there) = target.metadata() {
         use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-        // It is written to before it gets the mode itself.
+        // The owner needs write permission until the folder gets its final mode.
         builder.mode(there.mode() & 0o777 | 0o700);
     }
     builder.create(path)
 }
 
-/// Gives a file or folder the owner, mode, access control list and extended attributes of the one that it is about to
-/// replace, as far as this user may.
+/// Copies owner, mode, access control list and extended attributes from the target to the file or folder that is about
+/// to replace it, as far as this user may.
 ///
 /// # Errors
 /// A mode that cannot be set.
@@ -86,14 +86,14 @@ pub(super) fn create_folder(path: &Path, target: &Path) -> io::Result<()> {
 pub(super) fn keep(new: &File, target: &Path) -> io::Result<()> {
     use std::os::unix::fs::{MetadataExt, fchown};
     let Ok(there) = target.metadata() else { return Ok(()) };
-    // Only root gives files to others; a group can be kept by its members.
+    // Only root can change the owner; a member of the group can keep the group.
     let _ = fchown(new, Some(there.uid()), Some(there.gid())).or_else(|_| fchown(new, None, Some(there.gid())));
     let is_group_kept = new.metadata()?.gid() == there.gid();
     let mut mode = there.mode() & 0o777;
     if is_group_kept {
         keep_extended(new, target);
     } else {
-        // Another group gets no more than everyone.
+        // If the group differs, it gets only the permissions of everyone.
         mode = mode & 0o707 | (mode & 0o007) << 3;
     }
     new.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))
@@ -104,11 +104,11 @@ pub(super) fn keep(_: &File, _: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies the access control list, and what users attach to files.
+/// Copies the access control list and user attributes.
 #[cfg(target_os = "linux")]
 fn keep_extended(new: &File, target: &Path) {
     use rustix::fs::{XattrFlags, fsetxattr, getxattr, listxattr};
-    /// The kernel's limit, for all names and for a value.
+    /// The kernel's limit, for all names together and for each value.
     const MOST: usize = 64 << 10;
     let mut names = vec![0_u8; MOST];
     let Ok(length) = listxattr(target, &mut names) else { return };

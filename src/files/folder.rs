@@ -1,20 +1,20 @@
-//! A folder that appears under its name only when it is complete, all of its files at once.
+//! Atomic folders: a folder appears under its name only when it is complete, with all of its files at once.
 //!
-//! It is written beside its place under a hidden name. [`AtomicFolder::publish`] makes every file durable and then
-//! exchanges the two folders in one step (`renameat2` with `RENAME_EXCHANGE`, `renamex_np` with `RENAME_SWAP`). What
-//! that guarantees, for a kill or a loss of power at any moment:
+//! The folder is written next to its target under a hidden name. [`AtomicFolder::publish`] syncs every file and then
+//! swaps the two folders atomically (`renameat2` with `RENAME_EXCHANGE`, `renamex_np` with `RENAME_SWAP`). If the
+//! process is killed or the power fails at any moment:
 //!
-//! - Under the name there is the old folder or the new one, each complete; never none, and never a mixture.
-//! - Whoever opens the folder's files one after the other while it is exchanged may get some of the old ones and some
-//!   of the new. A program that holds the folder open, or opens all files before it reads them, can see by the
-//!   folder's inode that this happened. Files already open stay readable.
+//! - The name refers to the old folder or to the new one, each complete; it is never missing, and never a mixture.
+//! - A reader that opens the files one after the other during the swap may get some old and some new ones. A program
+//!   that holds the folder open, or opens all files before it reads them, can detect this by the folder's inode. Files
+//!   that are already open stay readable.
 //!
-//! Where the file system cannot exchange (some network file systems), the old folder is moved aside and the new one
-//! moved in. Between the two there is nothing under the name for an instant; [`recover`] puts the old folder back if a
-//! kill fell into it.
+//! If the file system cannot swap (some network file systems), the old folder is moved aside and the new one is moved
+//! in. Between the two renames the name is missing for an instant; [`recover`] restores the old folder if a kill fell
+//! in between.
 //!
-//! Of a folder that is replaced or removed, only the files go that have names of its [`FolderKind`]: a folder with other
-//! files is not replaced, and files that come to it meanwhile stay.
+//! When a folder is replaced or removed, only files with names of its [`FolderKind`] are deleted. A folder with other
+//! files is not replaced, and files added meanwhile stay.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirEntry, File};
@@ -27,22 +27,22 @@ use super::atomic::{TEMPORARY, folder_of, hold, remove_remains, sync_name};
 use super::attributes::{create_folder, follow_links, keep};
 use crate::files;
 
-/// Where the old folder waits while there is no exchange.
+/// Suffix of an old folder that is moved aside on file systems without swap.
 const ASIDE: &str = ".couplet-old";
 
-/// A kind of folder that couplet makes, and removes.
+/// A kind of folder that couplet creates and removes.
 #[derive(Debug)]
 pub struct FolderKind {
-    /// What it is, for people: `a model`.
+    /// The name in messages, for example `a model`.
     pub name: &'static str,
-    /// The file by which such a folder is known.
+    /// The file that identifies such a folder.
     pub marker: &'static str,
-    /// Whether a file of such a folder may have this name. Files with other names are never removed.
+    /// Returns true for file names of such a folder. Files with other names are never removed.
     pub has: fn(&str) -> bool,
 }
 
 impl FolderKind {
-    /// The name of an entry of a folder that such folders do not have, if there is one.
+    /// Returns the name of an entry that does not belong to this kind of folder, if any.
     ///
     /// # Errors
     /// A folder that cannot be read.
@@ -56,7 +56,7 @@ impl FolderKind {
         Ok(None)
     }
 
-    /// Removes the files of a folder that such folders have, and the folder if nothing else is in it.
+    /// Removes the files that belong to this kind of folder, and the folder if it is empty then.
     ///
     /// # Errors
     /// A file or folder that cannot be removed.
@@ -68,7 +68,7 @@ impl FolderKind {
                 gone(fs::remove_file(entry.path()))?;
             }
         }
-        // A folder that was put elsewhere by a link is used again.
+        // The target of a symbolic link is kept for reuse.
         if folder.is_symlink() {
             return Ok(());
         }
@@ -84,39 +84,39 @@ impl FolderKind {
     fn is_own(&self, entry: &DirEntry) -> io::Result<bool> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        // What a killed run was writing into the folder has a temporary name.
+        // Files that a killed run was writing into the folder have a temporary name.
         Ok(!entry.file_type()?.is_dir() && (self.has)(without_temporary(&name).unwrap_or(&name)))
     }
 }
 
-/// What is not there any more need not be removed.
+/// Treats a missing file as removed.
 fn gone(removed: io::Result<()>) -> io::Result<()> {
     removed.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })
 }
 
-/// The name that a file was to get which was being written under a temporary one.
+/// Returns the final name of a file that has a temporary one.
 fn without_temporary(name: &str) -> Option<&str> {
     let (name, id) = name.strip_prefix('.')?.strip_suffix(TEMPORARY)?.rsplit_once('.')?;
     Uuid::try_parse(id).is_ok().then_some(name)
 }
 
-/// A folder in the making; dropped before [`AtomicFolder::publish`], it leaves nothing behind.
+/// A folder before it is published; dropping it before [`AtomicFolder::publish`] removes it.
 #[derive(Debug)]
 pub struct AtomicFolder {
     kind: &'static FolderKind,
     target: PathBuf,
     temporary: PathBuf,
-    /// Tells the work of a live process from the remains of a killed one.
+    /// Distinguishes the folder of a live process from leftovers of a killed one.
     _lock: Option<File>,
 }
 
 impl AtomicFolder {
-    /// Begins a folder for `target`, making the folder around it if need be, and removes what killed runs left.
+    /// Begins a folder for `target`, creates its parent folder if needed, and removes leftovers of killed runs.
     ///
     /// # Errors
-    /// A folder that cannot be made; a target that is a file.
+    /// A folder that cannot be created; a target that is a file.
     pub fn create(target: &Path, kind: &'static FolderKind) -> io::Result<Self> {
-        // What a link points to is replaced, not the link.
+        // Symbolic links are followed: their target is replaced, not the link.
         let target = &follow_links(target)?;
         let (around, name) = parts(target)?;
         if target.is_file() {
@@ -127,22 +127,22 @@ impl AtomicFolder {
         remove_remains(around, &format!(".{name}."), |path| kind.remove(path));
         let temporary = around.join(format!(".{name}.{}{TEMPORARY}", Uuid::new_v4().simple()));
         create_folder(&temporary, target)?;
-        // Where folders cannot be locked, the remains of a killed run stay until they are removed by hand.
+        // Where folders cannot be locked, leftovers of a killed run stay until they are removed by hand.
         let lock = files::open_own(&temporary).ok().filter(hold);
         Ok(Self { kind, target: target.to_owned(), temporary, _lock: lock })
     }
 
-    /// Where to write the files.
+    /// The folder to write the files to.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.temporary
     }
 
-    /// Makes the files durable and puts the folder in its place, instead of what stood there.
+    /// Syncs the files and replaces the target with the folder.
     ///
     /// # Errors
-    /// A disk that is full or gone, files in the old folder that such folders do not have; what stood there is still
-    /// there then, unless the error is `NotDurable`.
+    /// A full or missing disk; files in the old folder that do not belong to this kind. The target is unchanged then,
+    /// unless the error is `NotDurable`.
     pub fn publish(self) -> io::Result<()> {
         self.publish_with(exchange)
     }
@@ -162,7 +162,7 @@ impl AtomicFolder {
             return Err(io::Error::other(format!("it {}", foreign(&name, self.kind))));
         }
         if exchange(&self.temporary, &self.target).is_ok() {
-            // The old folder has the temporary name now, and goes when `self` is dropped.
+            // The old folder has the temporary name now, and is removed when `self` is dropped.
             return sync_name(&self.target);
         }
         let aside = aside(&self.target)?;
@@ -182,7 +182,7 @@ impl Drop for AtomicFolder {
     }
 }
 
-/// Puts back a folder that was moved aside by a run that was killed before it had moved in the new one.
+/// Restores a folder that a killed run had moved aside before it moved in the new one.
 ///
 /// # Errors
 /// A folder that cannot be renamed or removed.
@@ -195,8 +195,8 @@ pub fn recover(target: &Path, kind: &FolderKind) -> io::Result<()> {
     }
 }
 
-/// Why a folder is not to take the place of what is at `target`, if so: that is neither an empty folder nor one of the
-/// same kind, or has files that would be lost.
+/// Returns why a folder may not replace `target`, if so: `target` is neither empty nor of the same kind, or it has
+/// files that would be lost.
 #[must_use]
 pub fn irreplaceable(target: &Path, kind: &FolderKind) -> Option<String> {
     let is_empty = || target.read_dir().is_ok_and(|mut entries| entries.next().is_none());
@@ -215,7 +215,7 @@ pub fn irreplaceable(target: &Path, kind: &FolderKind) -> Option<String> {
     }
 }
 
-/// Says that a folder cannot be replaced or removed because of one of its entries.
+/// Builds the message for a folder that cannot be replaced because of one of its entries.
 fn foreign(name: &OsStr, kind: &FolderKind) -> String {
     let name = name.display();
     format!(
@@ -240,7 +240,7 @@ fn aside(target: &Path) -> io::Result<PathBuf> {
     Ok(around.join(format!(".{name}{ASIDE}")))
 }
 
-/// The folder around a folder, and its name.
+/// The parent of a folder, and the folder's name.
 fn parts(target: &Path) -> io::Result<(&Path, String)> {
     let name = target.file_name().ok_or_else(|| io::Error::other("it is not the name of a folder"))?;
     Ok((folder_of(target), name.to_string_lossy().into_owned()))
@@ -326,7 +326,7 @@ mod tests {
         let around = tempfile::tempdir().unwrap();
         let target = around.path().join("model");
         begin(&target, "0").publish().unwrap();
-        // Some file systems cannot exchange folders; then there is no such promise.
+        // Some file systems cannot swap folders; they do not give this guarantee.
         let probe = begin(&around.path().join("probe"), "");
         if exchange(probe.path(), &target).is_err() {
             return;

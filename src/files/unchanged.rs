@@ -1,7 +1,7 @@
-//! A file that is replaced only if it is still the one that a run saw when it began.
+//! A file that is replaced only if it has not changed since the run began.
 //!
-//! The folder of the file is locked from the look at the file to its replacement, so that of two runs that replace it,
-//! one sees what the other has done. On a file system that cannot lock folders, look and replacement are two steps.
+//! The parent folder is locked from the check to the replacement, so of two runs that replace the file, the second one
+//! sees the change. On a file system that cannot lock folders, check and replacement are not atomic.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -11,13 +11,13 @@ use std::time::{Duration, Instant, SystemTime};
 use super::atomic::folder_of;
 use crate::files;
 
-/// How long to wait for another run that is replacing a file of the same folder, which takes it a moment.
+/// Maximum time to wait for another run that is replacing a file in the same folder, which takes a moment.
 const TO_REPLACE: Duration = Duration::from_secs(10);
 
-/// Why a file or object was not replaced.
+/// The reason why a file or object was not replaced.
 pub(crate) const REPLACED: &str = "another run or program has replaced or removed it since this run began; what is there is kept. Run the same command again";
 
-/// A file as it was at a moment; none if there was no file.
+/// The version of a file at some moment; `None` if there was no file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileVersion(Option<Version>);
 
@@ -29,7 +29,7 @@ struct Version {
 }
 
 impl FileVersion {
-    /// The file that a path leads to now.
+    /// Returns the current version of the file at a path.
     ///
     /// # Errors
     /// A folder that cannot be read.
@@ -43,12 +43,12 @@ impl FileVersion {
         }
     }
 
-    /// Replaces the file at `path` if it is this one.
+    /// Replaces the file at `path` if it has not changed.
     ///
     /// # Errors
-    /// Another file is there, or is being put there; what `replace` says.
+    /// The file has changed, or another run is replacing a file in the folder; any error of `replace`.
     pub fn replaced<T>(&self, path: &Path, replace: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        // What a link points to is replaced, not the link.
+        // Symbolic links are followed: their target is replaced, not the link.
         let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let folder = files::open_own(folder_of(&target));
         let _locked = folder.map_or(Ok(None), |folder| lock(&folder).map(|()| Some(folder)))?;
@@ -59,7 +59,7 @@ impl FileVersion {
     }
 }
 
-/// Locks a folder until the file is closed, where that can be done.
+/// Locks a folder until the file is closed, if the file system supports it.
 fn lock(folder: &File) -> io::Result<()> {
     let began = Instant::now();
     while let Err(TryLockError::WouldBlock) = folder.try_lock() {
@@ -102,7 +102,7 @@ mod tests {
         }
         first.replaced(&path, || write("second")).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "second");
-        // A file that was removed is not as it was, either.
+        // A removed file counts as changed.
         let second = FileVersion::of(&path).unwrap();
         fs::remove_file(&path).unwrap();
         assert!(second.replaced(&path, || write("third")).is_err() && !path.exists());

@@ -1,7 +1,7 @@
-//! The rows on their way to the sink: the output's columns, checked and counted up to the last row.
+//! Output stream: the rows with the output's columns, checked and counted up to the last row.
 //!
-//! Every sink commits after the stream has ended. So a mistake that can only be seen at the end (a row too few, too
-//! many errors) is an error of the stream, and the sink gives up before anybody could see its rows.
+//! Every sink commits after the stream has ended. So a problem that shows only at the end (a missing row, too many
+//! errors) is an error of the stream, and the sink aborts before its rows become visible.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,35 +24,35 @@ use crate::model::Problem;
 use crate::predict::prediction_fields;
 use crate::source::OUTPUT_COLUMNS;
 
-/// Why rows are not published.
+/// The reason why rows are not published.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// The user asked to stop.
+    /// The run was interrupted by the user.
     #[error("stopped")]
     Stopped,
-    /// Rows have neither a score nor an error.
+    /// Some rows have neither a score nor an error.
     #[error("{rows} rows have neither a score nor an error")]
     Unscored {
-        /// How many there are at least.
+        /// The number of such rows, at least.
         rows: u64,
     },
-    /// Rows were lost or made up.
+    /// The number of rows written differs from the number read.
     #[error("{read} rows were read and {written} written")]
     Lost {
-        /// Rows of the source.
+        /// The number of rows read from the source.
         read: u64,
-        /// Rows that came through.
+        /// The number of rows that reached the sink.
         written: u64,
     },
     /// More rows than allowed have an error.
     #[error("{rejected} rows were rejected")]
     TooManyErrors {
-        /// How many.
+        /// The number of rejected rows.
         rejected: u64,
     },
 }
 
-/// What came through.
+/// Statistics of the rows that reached the sink.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Published {
     pub(super) rows: u64,
@@ -72,20 +72,20 @@ impl Published {
     }
 }
 
-/// What a stream is checked against.
+/// Conditions that the stream must satisfy.
 #[derive(Debug)]
 pub(super) struct Check {
-    /// Rows that must come through, where that is known.
+    /// The expected number of rows, if known.
     pub(super) rows: Option<u64>,
-    /// The most rows that may have an error.
+    /// Maximum number of rows with an error.
     pub(super) max_rejected: u64,
     /// The model's fingerprint, for the column of that name.
     pub(super) model: String,
-    /// The labels in the order of the probabilities, where a row may have any number of them; else none.
+    /// The labels in the order of the probabilities for multi-label models; otherwise empty.
     pub(super) any_of: Vec<String>,
-    /// Set when the user asks to stop.
+    /// Set when the user interrupts the run.
     pub(super) stopped: AtomicBool,
-    /// What has come through so far.
+    /// Statistics so far.
     pub(super) published: Mutex<Published>,
 }
 
@@ -95,7 +95,7 @@ impl Check {
     }
 }
 
-/// The schema of the output: the source's columns, those of a prediction, and the model.
+/// Returns the output schema: source columns, prediction columns, and the model.
 pub(super) fn output_schema(source: &Schema) -> SchemaRef {
     let predicted = prediction_fields();
     let types = predicted.iter().map(|field| (field.data_type().clone(), true)).chain([(DataType::Utf8, false)]);
@@ -105,7 +105,7 @@ pub(super) fn output_schema(source: &Schema) -> SchemaRef {
     Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
-/// The stream of scored rows as the sink gets it.
+/// The checked stream of scored rows that the sink receives.
 pub(super) struct Checked {
     rows: SendableRecordBatchStream,
     schema: SchemaRef,
@@ -114,7 +114,7 @@ pub(super) struct Checked {
 }
 
 impl Checked {
-    /// Checks rows whose columns are those of the source and of a prediction.
+    /// Checks rows that have the source columns and the prediction columns.
     pub(super) fn new(rows: SendableRecordBatchStream, schema: SchemaRef, against: Arc<Check>) -> Self {
         Self { rows, schema, against, ended: false }
     }
@@ -170,7 +170,7 @@ fn refused(refusal: Refusal) -> DataFusionError {
     DataFusionError::External(Box::new(refusal))
 }
 
-/// The refusal in an error, however deeply it is wrapped.
+/// Finds a refusal in an error, however deeply it is wrapped.
 pub(super) fn refusal(error: &(dyn std::error::Error + 'static)) -> Option<Refusal> {
     let mut error = Some(error);
     while let Some(current) = error {

@@ -1,4 +1,4 @@
-//! The step from texts to scores on a cluster.
+//! Scoring on a cluster.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use crate::objects::StoreFolder;
 use crate::predict::Models;
 use crate::scorer::Scorer;
 
-/// The folder of a store in which the texts of tasks are while a cluster scores them.
+/// The store's folder for the texts of tasks, while a cluster scores them.
 const FOLDER: &str = "cluster";
 
-/// Removes the texts of tasks that killed runs left; only the run that holds the lock may.
+/// Removes task texts that killed runs left. Only the run that holds the lock may call this.
 ///
 /// # Errors
 /// A store that cannot be read or written.
@@ -45,7 +45,7 @@ async fn remove(folder: &StoreFolder) -> Result<(), Error> {
 /// Texts that are tokenized to estimate the tokens of all: enough for a mean within a few percent.
 const SAMPLE: u64 = 512;
 
-/// Where the texts of a run's tasks are.
+/// The folder of a run's task texts.
 fn texts_of(run: &Run<'_>) -> StoreFolder {
     run.store.folder(FOLDER).folder(run.run_lock.run())
 }
@@ -60,7 +60,7 @@ impl ClusterScoring {
         Ok(Self { client: Arc::new(Client::connect(address, pipeline.run.window, models).await?) })
     }
 
-    /// Has the texts scored, in tasks; they come back as they are done.
+    /// Scores the texts in tasks; results arrive in order of completion.
     pub(super) async fn score<'a>(
         &self,
         run: &'a Run<'_>,
@@ -85,7 +85,7 @@ impl ClusterScoring {
             folder: texts_of(run),
             texts,
             tokens: (tokens / rows * texts as f64) as u64,
-            // Of texts as they are, of which a task counts as much as is read.
+            // Based on untruncated texts; a task counts a text up to the maximum length.
             tokens_per_byte: uncut / bytes.max(1) as f64,
             max_length: scorer.max_length(),
             task_tokens: settings.task_tokens as u64,
@@ -113,7 +113,7 @@ impl ClusterScoring {
             self.client.end().await;
         }
         if let Err(error) = remove(&texts_of(run)).await {
-            tracing::warn!("texts of tasks are left for the next run to remove: {error}");
+            tracing::warn!("task texts could not be removed; the next run removes them: {error}");
         }
         run.store.folder(FOLDER).objects.remove_if_empty();
     }

@@ -1,4 +1,4 @@
-//! A stream whose end waits for a last word: a sink that commits by itself when its rows end commits after it.
+//! Commit gate: holds back end-of-stream until the lock is confirmed, for a sink that commits at the end of its input.
 
 use datafusion::common::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
@@ -8,13 +8,13 @@ use tokio::sync::oneshot;
 
 use crate::error::Error;
 
-/// Who may let the end of a stream pass.
+/// Releases the end of a stream.
 pub(super) struct CommitGate {
     ended: oneshot::Receiver<()>,
     pass: oneshot::Sender<()>,
 }
 
-/// The stream with its end held back.
+/// Returns the stream with its end held back, and the gate that releases it.
 pub(super) fn gated(rows: SendableRecordBatchStream) -> (SendableRecordBatchStream, CommitGate) {
     let ((end, ended), (pass, passed)) = (oneshot::channel(), oneshot::channel());
     let last = futures::stream::once(async move {
@@ -29,12 +29,12 @@ pub(super) fn gated(rows: SendableRecordBatchStream) -> (SendableRecordBatchStre
 }
 
 impl CommitGate {
-    /// Waits for the end, which passes if `check` is well; else it is an error of the stream.
+    /// Waits for the end of the stream, and releases it if `check` succeeds. Otherwise the stream ends with an error.
     ///
     /// # Errors
-    /// What `check` says.
+    /// The error of `check`.
     pub(super) async fn pass_if(self, check: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
-        // A stream that nobody reads to its end needs no word.
+        // If the stream is dropped before its end, nothing is to be committed.
         if self.ended.await.is_ok() {
             check.await?;
             let _ = self.pass.send(());

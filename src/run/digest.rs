@@ -1,4 +1,4 @@
-//! Files that a run writes and reads again: their digest is taken while they are written, and compared before a commit.
+//! Digests of temporary files: computed while a file is written, and verified before a commit.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use futures::StreamExt;
 
 use crate::files;
 
-/// A writer that takes the digest of what it writes.
+/// A writer that computes the digest of its output.
 pub(super) struct Hashing<W> {
     inner: W,
     hasher: blake3::Hasher,
@@ -21,7 +21,7 @@ impl<W: Write> Hashing<W> {
         Self { inner, hasher: blake3::Hasher::new() }
     }
 
-    /// Ends the file, and gives its digest.
+    /// Flushes the file and returns its digest.
     pub(super) fn finish(mut self) -> io::Result<blake3::Hash> {
         self.inner.flush()?;
         Ok(self.hasher.finalize())
@@ -40,10 +40,10 @@ impl<W: Write> Write for Hashing<W> {
     }
 }
 
-/// Checks that a file is as it was written.
+/// Verifies a file against its digest.
 ///
 /// # Errors
-/// A file that is not, or that cannot be read.
+/// A file that was changed or cannot be read.
 pub(super) async fn check(path: PathBuf, digest: blake3::Hash) -> Result<(), DataFusionError> {
     let read = tokio::task::spawn_blocking(move || -> io::Result<(PathBuf, blake3::Hash)> {
         let digest = blake3::Hasher::new().update_reader(files::open(&path)?)?.finalize();
@@ -53,7 +53,7 @@ pub(super) async fn check(path: PathBuf, digest: blake3::Hash) -> Result<(), Dat
     if found == digest { Ok(()) } else { Err(damaged(&path)) }
 }
 
-/// The error of a file of this run that is not as it was written.
+/// The error for a damaged temporary file of this run.
 pub(super) fn damaged(path: &Path) -> DataFusionError {
     let path = path.display();
     DataFusionError::Execution(format!(
@@ -62,7 +62,7 @@ pub(super) fn damaged(path: &Path) -> DataFusionError {
     ))
 }
 
-/// The rows of a stream, which ends with an error if `check` has one.
+/// Appends `check` to a stream: its error becomes the last item.
 pub(super) fn checked_at_end(
     rows: SendableRecordBatchStream,
     check: impl Future<Output = Result<(), DataFusionError>> + Send + 'static,
@@ -103,7 +103,7 @@ mod tests {
         std::fs::write(path, bytes).unwrap();
     }
 
-    /// No scores.
+    /// An empty table of scores.
     fn scores(staged: &StagedRows) -> datafusion::prelude::DataFrame {
         let fields = crate::predict::prediction_fields();
         let key = Arc::new(arrow::datatypes::Field::new("key", arrow::datatypes::DataType::Binary, false));

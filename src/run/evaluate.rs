@@ -1,4 +1,4 @@
-//! The stage that measures: labelled rows scored as a run would score them, compared with what people said.
+//! Evaluation stage: scores labelled rows as a run would, and compares them with the gold labels.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -34,14 +34,14 @@ use crate::words::{counted, grouped};
 
 const SECTION: &str = "evaluate";
 
-/// What an evaluation says about itself, in its folder.
+/// The report of an evaluation, in its folder.
 pub(super) const REPORT: &str = "evaluation.json";
 
 /// The folder of an evaluation.
 pub(super) const EVALUATION_FOLDER: FolderKind =
     FolderKind { name: "an evaluation", marker: REPORT, has: |name| [REPORT, misclassified::FILE].contains(&name) };
 
-/// Measures until it is done or `stop` is; the folder of the report is there whole, or as it was.
+/// Evaluates until done or until `stop` completes. The report folder is replaced atomically.
 #[tracing::instrument(skip_all)]
 pub(super) async fn evaluate(
     pipeline: &Pipeline,
@@ -61,7 +61,7 @@ pub(super) async fn evaluate(
     }
 }
 
-/// The rows that would be measured on, found to suit the model where there is one already.
+/// Reads the rows to evaluate on, and checks them against the model if there is one already.
 pub(super) async fn rows_of(
     pipeline: &Pipeline,
     stage: &Evaluate,
@@ -82,14 +82,14 @@ pub(super) async fn rows_of(
 struct Rows {
     /// All columns of the query.
     table: RecordBatch,
-    /// The texts and labels of each of its rows.
+    /// The texts and label of each row of `table`.
     labelled: Vec<Row>,
     /// The rows of the query that cannot be scored, by [`Rejection::KINDS`].
     rejected: [u64; Rejection::KINDS.len()],
 }
 
 impl Rows {
-    /// Leaves out the rows for which there is a reason.
+    /// Removes the rows that have a rejection reason.
     fn leave_out(&mut self, reasons: &[Option<Rejection>]) -> Result<(), Error> {
         for reason in reasons.iter().flatten() {
             self.rejected[reason.kind()] += 1;
@@ -101,8 +101,8 @@ impl Rows {
         Ok(())
     }
 
-    /// Refuses to measure on nothing.
-    fn are_some(&self, selection: &Selection<'_>, reasons: &[Option<Rejection>]) -> Result<(), Error> {
+    /// Fails if no rows are left.
+    fn check_not_empty(&self, selection: &Selection<'_>, reasons: &[Option<Rejection>]) -> Result<(), Error> {
         match reasons.iter().flatten().next() {
             Some(reason) if self.table.num_rows() == 0 => Err(selection.refused(format!(
                 "none of the {} of the query of [{SECTION}] can be scored: in the first, {reason}",
@@ -112,7 +112,7 @@ impl Rows {
         }
     }
 
-    /// How many rows cannot be scored, for each reason that there is.
+    /// The number of rejected rows per reason, for reasons that occur.
     fn reasons(&self) -> impl Iterator<Item = (&'static str, u64)> {
         Rejection::KINDS.into_iter().zip(self.rejected).filter(|(_, rows)| *rows > 0)
     }
@@ -142,12 +142,12 @@ impl Work<'_> {
 
         let scorer = models.get(&model_name(&stage.model)).await?;
         let refused = |problem: String| selection.refused(format!("[{SECTION}]: {problem}"));
-        // Before the rows are scored, which takes its time.
+        // Checked before the rows are scored, which takes long.
         self.gold(scorer.model(), &rows.labelled).map_err(refused)?;
         let outcomes = self.score(&scorer, &rows.labelled).await?;
         let reasons: Vec<_> = outcomes.iter().map(|outcome| outcome.as_ref().err().cloned()).collect();
         rows.leave_out(&reasons)?;
-        rows.are_some(&selection, &reasons)?;
+        rows.check_not_empty(&selection, &reasons)?;
         let predictions = outcomes.into_iter().flatten().collect();
         let (task, labels, gold) = self.gold(scorer.model(), &rows.labelled).map_err(refused)?;
         let slices = stage.slices.iter().map(|column| Ok((column.clone(), selection.values(&rows.table, column)?)));
@@ -185,7 +185,7 @@ impl Work<'_> {
         Ok(EvaluationReport { folder: readable(&stage.output.path), lines, elapsed: began.elapsed(), json })
     }
 
-    /// The rows to measure on.
+    /// Reads the rows to evaluate on.
     async fn rows(&self, selection: &Selection<'_>) -> Result<Rows, Error> {
         let table = self.read(selection).await?;
         let text = |name: &String| -> Result<TextColumn, Error> {
@@ -198,7 +198,7 @@ impl Work<'_> {
         let reasons: Vec<_> = (0..window.len()).map(|row| window.rejection(row)).collect();
         let mut rows = Rows { table, labelled: Vec::new(), rejected: Default::default() };
         rows.leave_out(&reasons)?;
-        rows.are_some(selection, &reasons)?;
+        rows.check_not_empty(selection, &reasons)?;
         let kept = (1..).zip(&reasons).filter(|(_, reason)| reason.is_none()).map(|(number, _)| number);
         rows.labelled = selection.labelled(&rows.table, &self.columns(), kept)?;
         Ok(rows)
@@ -230,7 +230,7 @@ impl Work<'_> {
         concat_batches(&schema, &batches).map_err(unmeasurable)
     }
 
-    /// What the labels of the rows mean to the model.
+    /// Maps the labels of the rows to the model's labels.
     fn gold(&self, model: &Model, rows: &[Row]) -> Result<(Task, Labels, Targets), String> {
         let problem = model.config.problem;
         let task = self.settings.task.unwrap_or(match problem {
@@ -261,7 +261,7 @@ impl Work<'_> {
         Ok(predictions)
     }
 
-    /// What `evaluation.json` says.
+    /// Builds `evaluation.json`.
     fn report(
         &self,
         scorer: &Scorer,
@@ -308,7 +308,7 @@ fn unmeasurable(error: ArrowError) -> Error {
     Error::sql("the rows to measure on", &error.into(), None)
 }
 
-/// Measures the predictions; and, where they are calibrated, those without the calibration.
+/// Evaluates the predictions, and also the uncalibrated ones if they are calibrated.
 fn measure(
     judged: &Judged,
     bootstrap: &Bootstrap,
@@ -319,7 +319,7 @@ fn measure(
         .map(|(name, values)| (name.as_str(), values.iter().map(Option::as_deref).collect::<Vec<_>>()))
         .collect();
     let evaluation = Evaluation::of(&sample(judged, |p| &p.probabilities, true)?, Some(bootstrap), &slices)?;
-    // A value is not calibrated; what is raw of it is its logit.
+    // Regression values are not calibrated; their raw output is the logit.
     let is_value = matches!(judged.gold, Targets::Values(_));
     if is_value || judged.predictions.iter().all(|prediction| prediction.raw.is_empty()) {
         return Ok((evaluation, None));
@@ -327,7 +327,7 @@ fn measure(
     Ok((evaluation, Some(Evaluation::of(&sample(judged, |p| &p.raw, false)?, None, &[])?)))
 }
 
-/// The predictions as the metrics take them; `decided`: with their labels rather than the most probable ones.
+/// Converts the predictions to a metric sample. `decided` uses the predicted labels rather than the most probable ones.
 fn sample(judged: &Judged, of: fn(&Prediction) -> &[f32], decided: bool) -> Result<Sample, MetricError> {
     let Judged { labels, gold, predictions, .. } = judged;
     let width = labels.names().len();

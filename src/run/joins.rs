@@ -1,6 +1,6 @@
-//! The sessions in which the rows of a run are joined and sorted: numbers, keys and scores, never texts.
+//! Sessions for joining and sorting the rows of a run: numbers, keys and scores, but no texts.
 //!
-//! They have a memory pool of their own, whose size does not grow with the rows, and spill what does not fit.
+//! They share a separate memory pool, whose size does not grow with the rows, and spill what does not fit.
 
 use std::fmt::{self, Display};
 use std::sync::Arc;
@@ -16,36 +16,35 @@ use deltalake_core::delta_datafusion::planner::DeltaPlanner;
 use super::staged_rows::column;
 use crate::session::{Resources, pool};
 
-/// What remembered scores take in memory when they are looked up by their key, in bytes; rather too much.
+/// Estimates the memory in bytes of cached scores in a join by key, on the high side.
 ///
-/// Each has the probabilities of all labels, and those before calibration.
+/// Each score has the probabilities of all labels, calibrated and uncalibrated.
 pub(super) fn bytes_of_scores(scores: u64, labels: usize) -> u64 {
     let probabilities = 2 * (size_of::<f32>() as u64) * labels as u64;
-    scores.saturating_mul(BYTES_BESIDE_PROBABILITIES.saturating_add(probabilities))
+    scores.saturating_mul(FIXED_BYTES_PER_SCORE.saturating_add(probabilities))
 }
 
-/// The key of a score, its label and all else that has one size.
-const BYTES_BESIDE_PROBABILITIES: u64 = 184;
+/// Bytes of a score's key, label and other fields of fixed size.
+const FIXED_BYTES_PER_SCORE: u64 = 184;
 
-/// The memory of joins and sorts over the rows, in bytes. More makes them hardly faster: they pass over their rows once
-/// or twice, from the disk or not, while a row costs its forward pass.
+/// The memory limit of joins and sorts over the rows, in bytes. More memory makes them hardly faster: they pass over
+/// their rows once or twice, from disk or not, while each row costs a forward pass.
 pub(super) const MEMORY: u64 = 48 << 20;
 
-/// Rows that go through joins and sorts together: few, as each file of spilled rows has a batch in memory when they are
-/// merged.
+/// Batch size of joins and sorts in rows. It is small, as a merge holds one batch of each spill file in memory.
 const BATCH: usize = 1024;
 
-/// Sessions for joins and sorts of numbers, keys and scores, with a memory pool of their own.
+/// Sessions for joins and sorts of numbers, keys and scores, with a separate memory pool.
 pub(super) struct Joins {
     memory: u64,
-    /// In one partition, where rows come in the order of their file.
+    /// Hash joins in one partition, which keeps rows in file order.
     pub(super) hashing: SessionContext,
-    /// With both sides of a join sorted, for more than fits.
+    /// Sort-merge joins, for rows that do not fit in memory.
     sorting: SessionContext,
 }
 
 impl Joins {
-    /// Takes `memory` bytes, or those that joins are content with, if these are fewer.
+    /// Creates the sessions with `memory` bytes, but at most [`MEMORY`].
     pub(super) fn new(memory: u64, resources: &Resources) -> Result<Self, DataFusionError> {
         let memory = memory.min(MEMORY);
         let runtime = resources.with_pool(Arc::new(SortsInShares::new(memory)))?;
@@ -54,54 +53,54 @@ impl Joins {
         Ok(Self { memory, hashing, sorting: session(sorting(config), runtime) })
     }
 
-    /// The session in which a join fits into memory that holds so many bytes.
+    /// Returns the session for a join that holds `held` bytes.
     pub(super) fn with_room_for(&self, held: u64) -> &SessionContext {
-        // A join by hash holds one side in memory, and fails where that does not fit; one by sorting can spill.
+        // A hash join holds one side in memory, and fails if it does not fit; a sort-merge join can spill.
         if held < self.memory / 3 { &self.hashing } else { &self.sorting }
     }
 }
 
-/// A session for a join of whole rows, of `width` bytes each, that sorts both sides and spills what does not fit into
-/// `memory`, in bytes.
+/// Creates a session for joining complete rows of `width` bytes each. It sorts both sides, and spills what does not fit
+/// into `memory` bytes.
 pub(super) fn of_rows(memory: u64, width: u64, resources: &Resources) -> Result<SessionContext, DataFusionError> {
     let runtime = resources.with_pool(Arc::new(SortsInShares::new(memory)))?;
-    // A sort that merges what it has spilled holds two batches at least, and counts each of them twice.
+    // A sort that merges spill files holds at least two batches, and counts each twice.
     let together = usize::try_from(memory / SHARES / 16 / width.max(1)).unwrap_or(usize::MAX);
     Ok(session(sorting(config(memory, together.clamp(1, BATCH))), runtime))
 }
 
-/// What all joins have, with so many bytes and so many rows together.
+/// Returns the common configuration of joins, for a memory limit in bytes and a batch size in rows.
 fn config(memory: u64, together: usize) -> SessionConfig {
     let mut config = SessionConfig::new().with_batch_size(together);
     let execution = &mut config.options_mut().execution;
     execution.parquet.schema_force_view_types = false;
-    // A sort of so little makes one batch of it, which must fit into its share as well.
+    // A sort below this threshold produces a single batch, which must fit into its share too.
     let little = usize::try_from(memory / SHARES / 8).unwrap_or(usize::MAX);
     execution.sort_in_place_threshold_bytes = little;
     execution.sort_spill_reservation_bytes = little;
     config
 }
 
-/// Has joins sort both sides.
+/// Enables sort-merge joins.
 fn sorting(config: SessionConfig) -> SessionConfig {
-    // DataFusion sorts for a join only where there are several partitions.
+    // DataFusion uses a sort-merge join only with several partitions.
     let mut config = config.with_target_partitions(2);
     config.options_mut().optimizer.prefer_hash_join = false;
     config
 }
 
-/// A pool in which no sort takes more than its share.
+/// A memory pool in which each sort is limited to its share.
 ///
-/// A sort of `DataFusion` that merges what it has spilled takes as many files at once as there is room for, does with less
-/// where it must, and gives nothing back while it lasts. The sort behind it begins meanwhile, finds the pool empty, and
-/// fails. A join has four sorts below it and two above, one for each partition; those above run while those below merge.
+/// A `DataFusion` sort that merges spill files takes as many files at once as fit, could do with fewer, and releases
+/// nothing until it ends. The next sort in the plan starts meanwhile, finds the pool exhausted, and fails. A join has
+/// four sorts below it and two above, one per partition; those above run while those below merge.
 #[derive(Debug)]
 struct SortsInShares {
     pool: Arc<dyn MemoryPool>,
     share: usize,
 }
 
-/// Of six sorts at a time and what they need to spill, each gets one part of so many.
+/// The number of shares: up to six sorts at a time, and what they need to spill.
 const SHARES: u64 = 8;
 
 impl SortsInShares {
@@ -139,7 +138,7 @@ impl MemoryPool for SortsInShares {
 
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<(), DataFusionError> {
         let name = reservation.consumer().name();
-        // A sort calls itself so, and its merges by the same word with another behind it.
+        // The consumer name of a sort; merges append a suffix.
         if name.starts_with("ExternalSorter") && reservation.size().saturating_add(additional) > self.share {
             let problem = format!(
                 "{name} has {} bytes, and {additional} more are above its share of {}",
@@ -160,10 +159,10 @@ impl MemoryPool for SortsInShares {
     }
 }
 
-/// The same columns with bytes and strings in one buffer each, as those that are sorted must have them.
+/// Casts view columns to plain strings and binary, as sorts need them.
 ///
-/// A view keeps alive the whole buffer that it points into. A sort counts that buffer anew for each of its batches, and
-/// so, merging what it has spilled, finds no room in a pool that is far from full.
+/// A view keeps its whole underlying buffer alive. A sort counts that buffer again for each of its batches. So a sort
+/// that merges spill files finds the pool exhausted when it is far from full.
 pub(super) fn without_views(frame: DataFrame) -> Result<DataFrame, DataFusionError> {
     let columns = frame.schema().fields().iter().map(|field| {
         let plain = match field.data_type() {
@@ -177,13 +176,13 @@ pub(super) fn without_views(frame: DataFrame) -> Result<DataFrame, DataFusionErr
     frame.select(columns)
 }
 
-/// A session that can read Delta tables.
+/// Creates a session that can read Delta tables.
 pub(super) fn session(config: SessionConfig, runtime: Arc<RuntimeEnv>) -> SessionContext {
     let state = SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(runtime)
         .with_default_features()
-        // Which plans everything else as usual.
+        // `DeltaPlanner` plans other nodes as usual.
         .with_query_planner(DeltaPlanner::new());
     SessionContext::new_with_state(state.build())
 }

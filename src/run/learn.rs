@@ -1,4 +1,4 @@
-//! The stages that train: rows from SQL, a job on the inference threads, progress, and what came of it.
+//! Training stages: read rows with SQL, run a job on the inference threads, show progress, and report the result.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -24,14 +24,15 @@ use crate::train::training_loop::{Interval, JobError, Outcome, Watch};
 use crate::train::{AdamW, Hyper, MaskedWords, Shape, Warmup, finetune as tuning, pretrain as pretraining};
 use crate::words::{counted, grouped};
 
-/// The sections, as errors name them.
+/// Section names for error messages.
 pub(super) const FINETUNE: &str = "finetune";
 pub(super) const PRETRAIN: &str = "pretrain";
 
-/// Says which rows are held out: not the training's seed, so that models of several seeds are measured on the same rows.
+/// Seed of the held-out split. It differs from the training seed, so that models trained with several seeds are
+/// evaluated on the same rows.
 const SPLIT_SEED: u64 = 42;
 
-/// What the stages of training need to know of the run.
+/// Inputs of the training stages.
 pub(super) struct Training<'a> {
     pub(super) pipeline: &'a Pipeline,
     pub(super) variables: &'a BTreeMap<String, String>,
@@ -39,7 +40,7 @@ pub(super) struct Training<'a> {
 }
 
 impl Training<'_> {
-    /// Fine-tunes, unless the model that this very stage leaves is there already.
+    /// Fine-tunes, unless the output is already the result of this stage.
     #[tracing::instrument(skip_all)]
     pub(super) async fn finetune(
         &self,
@@ -81,8 +82,8 @@ impl Training<'_> {
         let mut lines = vec![if report.trained {
             format!("{rows} rows, {} steps; the model is that of epoch {}", report.steps, report.epoch)
         } else {
-            "nothing to learn: base, rows and settings are else those of the model that is there, which is calibrated and \
-             judged anew"
+            "nothing to train: base, rows and settings match the existing model, which is calibrated and evaluated \
+             again"
                 .to_owned()
         }];
         lines.extend(nothing_held_out(stage, rows, held_out));
@@ -102,7 +103,7 @@ impl Training<'_> {
         Ok(StageReport { folder: readable(&output.path), lines, promoted, elapsed: began.elapsed(), json: report.json })
     }
 
-    /// The job of the stage, with its rows.
+    /// Builds the fine-tuning job with its rows.
     pub(super) async fn finetune_job(&self, stage: &Finetune) -> Result<tuning::Job, Error> {
         let Learning { output, checkpoint, .. } = &stage.learning;
         let base = model_folder(&stage.base.place).await.map_err(ScorerError::from)?;
@@ -120,7 +121,7 @@ impl Training<'_> {
         Ok(job)
     }
 
-    /// The same for pretraining.
+    /// Builds the pretraining job with its texts.
     pub(super) async fn pretrain_job(&self, stage: &Pretrain) -> Result<pretraining::Job, Error> {
         let Learning { output, checkpoint, .. } = &stage.learning;
         let mut base_name = None;
@@ -145,7 +146,7 @@ impl Training<'_> {
         Ok(job)
     }
 
-    /// Pretrains, unless the model that this very stage leaves is there already.
+    /// Pretrains, unless the output is already the result of this stage.
     #[tracing::instrument(skip_all)]
     pub(super) async fn pretrain(
         &self,
@@ -188,7 +189,7 @@ impl Training<'_> {
         Ok(StageReport { folder, lines, promoted: true, elapsed: began.elapsed(), json: report.json })
     }
 
-    /// Runs a job on the inference threads until it is done, or has saved its state after `stop`.
+    /// Runs a job on the inference threads until done, or until it has saved its state after `stop`.
     async fn train<R: Send + 'static>(
         &self,
         section: &'static str,
@@ -235,7 +236,7 @@ impl Training<'_> {
         Error::Training { context: self.context(section), error: Box::new(error) }
     }
 
-    /// Where an error is, as its message begins.
+    /// The start of an error message: the pipeline file and the section.
     fn context(&self, section: &str) -> String {
         format!("{}: [{section}]", self.pipeline.path.display())
     }
@@ -247,10 +248,10 @@ impl Training<'_> {
         })
     }
 
-    /// A session over the pipeline's tables.
+    /// Opens a session over the pipeline's tables.
     async fn open(&self) -> Result<(SessionContext, Resources), Error> {
         let models = Models::new(pool(Some(1))?, folder_of(&self.pipeline.path));
-        // One partition keeps the rows in the order of the files, on which training depends.
+        // One partition keeps the rows in file order, on which training depends.
         let run = &self.pipeline.run;
         let resources = resources(run)?;
         let session = session::open(&self.pipeline.tables, Arc::new(models), run.window, 1, &resources);
@@ -288,18 +289,18 @@ impl Training<'_> {
     }
 }
 
-/// What is said where rows were to be held out, and there are none to measure on.
+/// Returns a summary line if no rows were held out for evaluation.
 pub(super) fn nothing_held_out(stage: &Finetune, rows: usize, held_out: usize) -> Option<String> {
     if held_out > 0 {
         return None;
     }
-    let mend = match &stage.validation {
+    let fix = match &stage.validation {
         Validation::Share(share) => {
             format!("{} are too few for validation = {share}; raise it", counted(rows as u64, "row"))
         }
         Validation::Sql(_) => "the query of finetune.validation gives none; change it".into(),
     };
-    Some(format!("no row is held out, so that nothing is measured: {mend}, or measure with [evaluate]"))
+    Some(format!("no row is held out, so nothing is measured: {fix}, or measure with [evaluate]"))
 }
 
 fn describe(words: &MaskedWords) -> String {
@@ -309,7 +310,7 @@ fn describe(words: &MaskedWords) -> String {
     }
 }
 
-/// What became of batches without a hidden word.
+/// Describes the batches that were skipped because they had no masked word.
 fn skipped(steps: u64, skipped: u64) -> String {
     format!(
         "{} of {} batches had no hidden word and were skipped; raise mask_probability or batch_size",
@@ -318,7 +319,8 @@ fn skipped(steps: u64, skipped: u64) -> String {
     )
 }
 
-/// A line of the summary that is a warning too: the run may end well with the old model, and a night has no reader.
+/// Logs a summary line as a warning too: the run may succeed with the old model, and nobody reads the summary of a
+/// nightly run.
 fn warned(line: String) -> String {
     tracing::warn!("{FINETUNE}: {line}");
     line

@@ -1,4 +1,4 @@
-//! The rows that a model got wrong, the surest mistakes first: what to look at after an evaluation.
+//! Misclassified rows of an evaluation, the most confident mistakes first.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use crate::scorer::{Prediction, Rejection};
 use crate::sink::{ParquetSink, SinkError};
 use crate::train::labels::{Labels, Targets};
 
-/// The file's name in the folder of an evaluation.
+/// The file name in the folder of an evaluation.
 pub(super) const FILE: &str = "mistakes.parquet";
 
-/// The columns that the table has besides those of the query.
+/// Columns that the table adds to those of the query.
 pub(super) const ADDED: [&str; 9] = [
     "gold_label",
     "predicted_label",
@@ -32,7 +32,7 @@ pub(super) const ADDED: [&str; 9] = [
     "raw_probabilities",
 ];
 
-/// Labelled rows with what the model says of them.
+/// Labelled rows with their predictions.
 pub(super) struct Judged {
     /// All columns of the query.
     pub(super) table: RecordBatch,
@@ -41,10 +41,11 @@ pub(super) struct Judged {
     pub(super) predictions: Vec<Prediction>,
 }
 
-/// From which probability on a label is in a set.
+/// Minimum probability of a predicted label in a multi-label task.
 const IN_SET: f32 = 0.5;
 
-/// The rows whose label is wrong, the surest first; of values all rows, the largest difference first.
+/// Returns the rows with a wrong label, the most confident first; for regression all rows, the largest difference
+/// first.
 pub(super) fn table(judged: &Judged, config: &ModelConfig) -> Result<RecordBatch, ArrowError> {
     let Judged { predictions, gold, .. } = judged;
     let mut rows: Vec<(f32, usize)> =
@@ -99,7 +100,7 @@ pub(super) fn table(judged: &Judged, config: &ModelConfig) -> Result<RecordBatch
 }
 
 impl Judged {
-    /// How sure a wrong prediction is, or by how much a value is off; none for what is right.
+    /// The confidence of a wrong prediction, or the absolute error of a value; `None` for a correct prediction.
     fn wrong(&self, row: usize) -> Option<f32> {
         let prediction = &self.predictions[row];
         match &self.gold {
@@ -114,7 +115,7 @@ impl Judged {
         }
     }
 
-    /// The names of the labels that each row has.
+    /// Returns the label names of each row.
     fn sets(&self, rows: &[usize], has: impl Fn(usize) -> Vec<bool>) -> ArrayRef {
         let mut lists = ListBuilder::new(StringBuilder::new());
         for row in rows {

@@ -1,4 +1,4 @@
-//! `couplet run`: the recipe of a pipeline, from its file to its published table, one call a stage.
+//! `couplet run`: the stages of a pipeline, from its file to the published table, one call per stage.
 
 mod checked;
 mod cluster_scoring;
@@ -49,24 +49,24 @@ use crate::train::finetune;
 pub use run_state::RunState;
 pub use score::Remembering;
 
-/// A part of a run.
+/// A stage of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Stage {
-    /// Learns to fill in hidden words.
+    /// Pretrains with masked-language modelling.
     Pretrain,
-    /// Learns a task.
+    /// Fine-tunes a model for a task.
     Finetune,
-    /// Measures a model on labelled rows.
+    /// Evaluates a model on labelled rows.
     Evaluate,
     /// Scores the source.
     Score,
 }
 
-/// Runs a pipeline's stages, or those of them that are in `only`, until they are done or `stop` is; a stage that does
-/// not end well leaves what was there before.
+/// Runs the stages of a pipeline that are in `only`, or all of them if it is empty, until done or until `stop`
+/// completes. A stage that fails or is stopped leaves the existing output unchanged.
 ///
 /// # Errors
-/// Whatever is wrong with the pipeline's tables, queries, models or sink; [`Error::Interrupted`] after `stop`.
+/// Any error in the pipeline's tables, queries, models or sink; [`Error::Interrupted`] after `stop`.
 pub async fn run(
     pipeline: &Pipeline,
     variables: &BTreeMap<String, String>,
@@ -78,7 +78,7 @@ pub async fn run(
     run_recorded(pipeline, variables, only, remembering, style, stop, &mut RunState::begin()).await
 }
 
-/// The same; `whole` is told how far the run comes, and what was recorded of it, also if it fails.
+/// Runs the stages as [`run`] does. `state` receives the progress and the run record, also if the run fails.
 ///
 /// # Errors
 /// As [`run`].
@@ -90,7 +90,7 @@ pub async fn run_recorded(
     remembering: Remembering,
     style: Style,
     stop: impl Future<Output = ()>,
-    whole: &mut RunState,
+    state: &mut RunState,
 ) -> Result<RunReport, Error> {
     check_variables(pipeline, variables)?;
     check_stages(pipeline, only)?;
@@ -100,30 +100,30 @@ pub async fn run_recorded(
     let pretrain = pipeline.pretrain.as_ref().filter(|_| wanted(Stage::Pretrain));
     let finetune = pipeline.finetune.as_ref().filter(|_| wanted(Stage::Finetune));
     let evaluate = pipeline.evaluate.as_ref().filter(|_| wanted(Stage::Evaluate));
-    // Where nothing comes before the scoring, it looks at the sinks itself, and leaves a record of what it finds.
+    // If scoring is the first stage, it checks the sinks itself and writes the result to the run record.
     let scores_later = pretrain.is_some() || finetune.is_some() || evaluate.is_some();
     outputs::check(pipeline, wanted, scores_later)?;
-    // It stays done: a stage that ends well in spite of it leaves it to the next one.
+    // Stays completed: if a stage succeeds although `stop` fired, the next stage sees it.
     let mut stop = std::pin::pin!(futures::future::maybe_done(stop));
     let training = learn::Training { pipeline, variables, style };
     let mut report = RunReport { pipeline: pipeline.name.clone(), ..RunReport::default() };
     if let Some(stage) = pretrain {
         let done = training.pretrain(stage, &mut stop).await?;
-        whole.earlier.pretrain = Some(done.elapsed.as_secs_f64());
+        state.earlier.pretrain = Some(done.elapsed.as_secs_f64());
         report.pretrain = Some(done);
     }
     if let Some(stage) = finetune {
         let done = training.finetune(stage, &mut stop).await?;
-        whole.finetuned(&done);
+        state.finetuned(&done);
         report.finetune = Some(done);
     }
     if let Some(stage) = evaluate {
         let done = evaluate::evaluate(pipeline, stage, variables, style, &mut stop).await?;
-        whole.earlier.evaluate = Some(done.elapsed.as_secs_f64());
+        state.earlier.evaluate = Some(done.elapsed.as_secs_f64());
         report.evaluate = Some(done);
     }
     if let Some(scoring) = pipeline.scoring.as_ref().filter(|_| wanted(Stage::Score)) {
-        let scored = Box::pin(score::score(pipeline, scoring, variables, remembering, style, &mut stop, whole));
+        let scored = Box::pin(score::score(pipeline, scoring, variables, remembering, style, &mut stop, state));
         match scored.await? {
             score::Done::Published(done) => report.score = Some(*done),
             score::Done::Appended(done) => report.appended = Some(done),
@@ -132,7 +132,7 @@ pub async fn run_recorded(
     Ok(report)
 }
 
-/// Makes sure that a cluster, if there is one, has something to do, and that this couplet can ask it.
+/// Checks that `--cluster` is supported by this build and that the run has a stage that uses it.
 fn check_cluster(pipeline: &Pipeline, only: &[Stage], cluster: Option<&Address>) -> Result<(), Error> {
     let Some(address) = cluster else { return Ok(()) };
     if !cluster::IS_AVAILABLE {
@@ -147,10 +147,10 @@ fn check_cluster(pipeline: &Pipeline, only: &[Stage], cluster: Option<&Address>)
     Ok(())
 }
 
-/// What there is of an output that was not there before the run.
+/// The state of an output that did not exist before the run.
 const NOTHING_WRITTEN: &str = "nothing was written";
 
-/// The file and the place that made the execution of a query fail, if there is one.
+/// Replaces the error with the broken file that made a query fail, if one is found.
 pub async fn blame(context: &SessionContext, tables: &[Table], error: Error, kept: &'static str) -> Error {
     match &error {
         Error::Sql { mistake: false, .. } => match tables::first_broken(context, tables).await {
@@ -162,11 +162,11 @@ pub async fn blame(context: &SessionContext, tables: &[Table], error: Error, kep
     }
 }
 
-/// The text of a stage's query, its variables replaced, placed as in the file that has it; `key` is where the pipeline
-/// names a file of SQL.
+/// Returns the SQL of a stage's query with variables replaced, at its position in its file. `key` is the pipeline key
+/// that names a SQL file.
 ///
 /// # Errors
-/// A SQL file that cannot be read, variables that are not given.
+/// A SQL file that cannot be read; variables that are not given; SQL that is nested too deeply.
 fn query_text(
     pipeline: &Pipeline,
     query: &Query,
@@ -183,7 +183,7 @@ fn query_text(
     }
 }
 
-/// The same, with the names of the variables that were replaced in a file.
+/// Returns the SQL of a query, and the names of the variables that were replaced in a SQL file.
 fn substituted(
     pipeline: &Pipeline,
     query: &Query,
@@ -201,7 +201,7 @@ fn substituted(
     Ok((sql, used.into_iter().map(str::to_owned).collect()))
 }
 
-/// Refuses to run a stage that the pipeline does not have.
+/// Rejects `only` if it names a stage that the pipeline does not have.
 fn check_stages(pipeline: &Pipeline, only: &[Stage]) -> Result<(), Error> {
     let there = [
         (Stage::Pretrain, "pretrain", "[pretrain]", pipeline.pretrain.is_some()),
@@ -222,7 +222,7 @@ fn check_stages(pipeline: &Pipeline, only: &[Stage]) -> Result<(), Error> {
     }
 }
 
-/// Refuses variables that neither the pipeline file nor its SQL files use.
+/// Rejects variables that neither the pipeline file nor its SQL files use.
 fn check_variables(pipeline: &Pipeline, variables: &BTreeMap<String, String>) -> Result<(), Error> {
     let mut unused = pipeline.unused_variables.clone();
     let mut files = Vec::new();
@@ -243,10 +243,10 @@ fn check_variables(pipeline: &Pipeline, variables: &BTreeMap<String, String>) ->
     }
 }
 
-/// What a pipeline's plans may use.
+/// Memory limit and spill folder for the pipeline's queries.
 ///
 /// # Errors
-/// A spill folder that cannot be made.
+/// A spill folder that cannot be created.
 pub fn resources(run: &RunSettings) -> Result<Resources, Error> {
     Resources::new(run.memory, &run.spill).map_err(|e| outputs::unspillable(run, &e.to_string()))
 }
@@ -259,7 +259,7 @@ pub fn pool(threads: Option<usize>) -> Result<Pool, Error> {
     Pool::new(threads).map_err(|error| Error::Io { context: "starting the inference threads".into(), error })
 }
 
-/// A set of models in which the pipeline's own runs as the pipeline says.
+/// Creates a set of models in which the pipeline's model runs with the pipeline's options.
 #[must_use]
 pub fn models_of(pipeline: &Pipeline, pool: Pool, base: &Path) -> Models {
     let models = Models::new(pool, base.to_owned());
@@ -267,7 +267,7 @@ pub fn models_of(pipeline: &Pipeline, pool: Pool, base: &Path) -> Models {
     models.with_model_options(&model_name(settings), scorer_options(settings, pipeline))
 }
 
-/// How the pipeline says that a model is to be run.
+/// Returns the pipeline's options for running a model.
 fn scorer_options(settings: &ModelSettings, pipeline: &Pipeline) -> ScorerOptions {
     ScorerOptions {
         max_length: Some(settings.max_length),
@@ -283,7 +283,7 @@ fn scorer_options(settings: &ModelSettings, pipeline: &Pipeline) -> ScorerOption
     }
 }
 
-/// Why a model is not there, where the reason is that `promote_if` refused the first one that was trained.
+/// Returns an error if the model does not exist because `promote_if` rejected the first trained one.
 fn missing_model(model: &ModelSettings) -> Option<Error> {
     let path = model.location.local()?;
     if path.exists() {
@@ -293,12 +293,13 @@ fn missing_model(model: &ModelSettings) -> Option<Error> {
     Some(Error::NotPromoted { model: readable(path), candidate: readable(&candidate), reason })
 }
 
-/// A place as a person at this folder would write it.
+/// Formats a place as a path relative to the current folder where possible.
 pub(crate) fn readable_place(place: &Place) -> String {
     place.local().map_or_else(|| place.to_string(), |path| readable(path).display().to_string())
 }
 
-/// The name under which the pipeline's own model is asked for: one that no base folder changes.
+/// The name under which the pipeline's model is looked up. Local paths are absolute, so that the base folder does not
+/// matter.
 pub(crate) fn model_name(model: &ModelSettings) -> String {
     match &model.location.place {
         Place::Local(path) => std::path::absolute(path).unwrap_or_else(|_| path.clone()).to_string_lossy().into_owned(),
@@ -310,7 +311,7 @@ pub(crate) fn folder_of(path: &Path) -> PathBuf {
     path.parent().unwrap_or(Path::new("")).to_owned()
 }
 
-/// What is left when a run is interrupted: the output of the one before, and the scores.
+/// Builds the error for an interrupted run, which says what is kept: the previous output, and the cached scores.
 fn interrupted(scoring: &Scoring, after: &str, scores: Option<&ScoreStore>) -> Error {
     let output = readable_place(&scoring.sink.location.place);
     let kept = match (scores, scoring.sink.location.local()) {

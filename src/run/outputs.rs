@@ -1,7 +1,7 @@
-//! The places that a run writes to: which they are, and whether they can be what the run makes of them.
+//! Output places of a run, and checks that they are usable.
 //!
-//! Looked at before the first stage, and by a plan, so that nobody learns after hours of training that the predictions
-//! have no place. What is in a bucket is tried by the run alone, as a server says so only when it is written to.
+//! They are checked before the first stage, and by a plan, so that a bad sink is reported before hours of training.
+//! Write access to a bucket is tested only by the run, as a server reports it only on a write.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -16,30 +16,30 @@ use crate::objects::Objects;
 use crate::place::Place;
 use crate::train::{beside, foreign_state};
 
-/// What is made at a place.
+/// The kind of output at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shape {
-    /// A file, instead of the one that is there.
+    /// A file, which replaces an existing one.
     File,
     /// A folder to which files are added.
     Folder,
-    /// A model's folder, instead of the one that is there.
+    /// A model folder, which replaces an existing one.
     Model,
-    /// An evaluation's folder, instead of the one that is there.
+    /// An evaluation folder, which replaces an existing one.
     Evaluation,
-    /// The folder of a training that is under way.
+    /// The state folder of a training in progress.
     Training,
 }
 
 /// A place that a run writes to.
 pub(super) struct Target {
-    /// What it is, for people.
+    /// The name of the output in messages.
     pub(super) what: &'static str,
-    /// The key of the pipeline file that says where it is.
+    /// The pipeline key that sets the place.
     pub(super) key: &'static str,
     pub(super) place: Place,
     pub(super) shape: Shape,
-    /// Whether it goes when the run ends.
+    /// True if it is removed when the run ends.
     pub(super) temporary: bool,
 }
 
@@ -50,11 +50,10 @@ pub(super) const STATE: &str = "training state";
 pub(super) const BESIDE: &str = "model beside it";
 pub(super) const TEMPORARY: &str = "temporary";
 
-/// All places that stages of a pipeline write to; `runs` tells which stages run.
+/// Returns all places that stages of a pipeline write to. `runs` selects the stages.
 ///
-/// A pipeline file from someone else can name any place. Whatever a run of it would make, replace or remove stands in
-/// this list, but for copies of models in the caches; a new kind of output belongs here before it is written for the
-/// first time.
+/// An untrusted pipeline file can name any place. Everything that a run of it would create, replace or remove is in
+/// this list, except for model copies in caches. A new kind of output must be added here before it is written.
 pub(super) fn targets(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool) -> Vec<Target> {
     let mut targets = Vec::new();
     let mut add = |what, key, place, shape, temporary| targets.push(Target { what, key, place, shape, temporary });
@@ -89,24 +88,24 @@ pub(super) fn targets(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool) -> Vec<
     targets
 }
 
-/// The places that the scoring of a pipeline writes to for good.
+/// Returns the permanent outputs of scoring.
 ///
 /// # Errors
-/// Settings in the environment that do not suit a service.
+/// Environment settings that are not valid for a service.
 pub(super) fn of_scoring(pipeline: &Pipeline) -> Result<Vec<Objects>, Error> {
     let targets = targets(pipeline, |stage| stage == Stage::Score).into_iter().filter(|target| !target.temporary);
     targets.map(|target| Ok(Objects::open(&target.place)?)).collect()
 }
 
-/// Where the folder for temporary files is said to be.
+/// The setting of the spill folder, for messages.
 fn spill_key(run: &RunSettings) -> &'static str {
     if run.spill == std::env::temp_dir() { "run.spill (the system's TMPDIR, unless it is given)" } else { "run.spill" }
 }
 
-/// Refuses places of these stages that cannot be what a run makes of them; `scoring`: those of the scoring's own too.
+/// Rejects unusable output places of the selected stages. `scoring` includes those of the scoring stage's sinks.
 ///
 /// # Errors
-/// All of them.
+/// All problems.
 pub(super) fn check(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool, scoring: bool) -> Result<(), Error> {
     let targets = targets(pipeline, runs);
     let targets = targets.iter().filter(|target| scoring || ![SINK, REJECTED].contains(&target.what));
@@ -119,7 +118,7 @@ pub(super) fn check(pipeline: &Pipeline, runs: impl Fn(Stage) -> bool, scoring: 
     }
 }
 
-/// Refuses tables and rejected rows that lie in the store; the pipeline file is refused for its other places.
+/// Rejects tables and rejected rows inside the store; other places are checked when the pipeline file is read.
 fn in_store(pipeline: &Pipeline) -> Vec<Error> {
     let Some(scoring) = &pipeline.scoring else { return Vec::new() };
     let store = &scoring.score.store;
@@ -139,17 +138,17 @@ fn in_store(pipeline: &Pipeline) -> Vec<Error> {
     refused.collect()
 }
 
-/// Refuses a sink that cannot be what is made of it.
+/// Rejects an unusable sink.
 ///
 /// # Errors
-/// The sink, or the place of rejected rows beside it.
+/// A problem with the sink, or with the place of rejected rows next to it.
 pub(super) fn check_sinks(pipeline: &Pipeline) -> Result<(), Error> {
     let targets = targets(pipeline, |stage| stage == Stage::Score);
     let mut sinks = targets.iter().filter(|target| [SINK, REJECTED].contains(&target.what));
     sinks.find_map(|target| target.refused(pipeline)).map_or(Ok(()), Err)
 }
 
-/// Says why there can be no temporary files where these settings want them; `otherwise` where nothing is to be seen.
+/// Explains why the spill folder cannot be used; `otherwise` is the message if the cause is not found.
 pub(super) fn unspillable(run: &RunSettings, otherwise: &str) -> Error {
     let problem = problem(&run.spill, Shape::Folder).unwrap_or_else(|| format!("cannot be used: {otherwise}"));
     Error::Usage(format!("{}: {} {problem}", spill_key(run), run.spill.display()))
@@ -159,7 +158,7 @@ impl Target {
     fn refused(&self, pipeline: &Pipeline) -> Option<Error> {
         let path = self.place.local()?;
         let problem = match self.what {
-            // It is written where the model is.
+            // Write access is checked at the model's place, in the same folder.
             STATE | BESIDE => unsuited(path, self.shape),
             _ => problem(path, self.shape),
         }?;
@@ -168,23 +167,23 @@ impl Target {
     }
 }
 
-/// What keeps a place of this machine from becoming that, if anything does; leaves nothing there.
+/// Returns the problem with a local place, if any. Leaves nothing there.
 fn problem(path: &Path, shape: Shape) -> Option<String> {
-    // What a link points to is written, not the link.
+    // Symbolic links are followed: their target is written, not the link.
     let target = match follow_links(path) {
         Ok(target) => target,
         Err(problem) => return Some(format!("cannot be written: {problem}")),
     };
     if target != path && !target.exists() && shape != Shape::File {
-        return Some("is a link to what is not there; make the folder that it points to, or remove the link".into());
+        return Some("is a link to a folder that does not exist; create that folder, or remove the link".into());
     }
     let path = target.canonicalize().or_else(|_| std::path::absolute(&target)).unwrap_or(target);
-    // A model that is there may be the one that the stage leaves, which then writes nothing.
+    // An existing model may be up to date, and then nothing is written.
     let stays = shape == Shape::Model && path.exists();
     unsuited(&path, shape).or_else(|| if stays { None } else { unwritable(&path, shape) })
 }
 
-/// What is there already and would have to be something else.
+/// Checks that an existing file or folder has the right kind.
 fn unsuited(path: &Path, shape: Shape) -> Option<String> {
     let there = path.metadata().ok()?;
     match shape {
@@ -204,9 +203,9 @@ fn unsuited(path: &Path, shape: Shape) -> Option<String> {
     }
 }
 
-/// Whether a file can be made where the place is or will be.
+/// Checks that a file can be created where the place is or will be.
 fn unwritable(path: &Path, shape: Shape) -> Option<String> {
-    // A file, and a folder as a whole, are written beside what they replace.
+    // Files, and folders that are replaced as a whole, are written next to their target.
     let around = if shape == Shape::Folder { Some(path) } else { path.parent() };
     let folder: PathBuf = around?.ancestors().find(|folder| folder.exists())?.to_owned();
     if !folder.is_dir() {
@@ -216,7 +215,7 @@ fn unwritable(path: &Path, shape: Shape) -> Option<String> {
         ));
     }
     let error = tempfile::tempfile_in(&folder).err()?;
-    // What else may be in the way, such as a full disk, may be gone until then.
+    // Other errors, such as a full disk, may be fixed before the run writes.
     let lasts = [
         ErrorKind::PermissionDenied,
         ErrorKind::ReadOnlyFilesystem,

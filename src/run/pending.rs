@@ -1,4 +1,4 @@
-//! The texts of a run that have no score yet, each once, in a file.
+//! Pending texts: the distinct texts of a run without a score, in a file.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter};
@@ -19,24 +19,25 @@ use crate::files;
 use crate::predict::text_values;
 use crate::scorer::{TextColumn, Window};
 
-/// Rows that a sample takes together.
+/// Consecutive rows in a group of a sample.
 const SAMPLED_TOGETHER: u64 = 32;
 
-/// Texts to be scored, each once, in a file.
+/// Distinct texts to score, in a file.
 pub(super) struct Pending {
     path: PathBuf,
     reader: FileReader<BufReader<File>>,
     columns: usize,
-    /// Rows of each batch but the last.
+    /// The number of rows of each batch but the last.
     window: u64,
-    /// Texts, or pairs.
+    /// The number of distinct texts or pairs.
     pub(super) texts: u64,
-    /// Rows that have them.
+    /// The number of source rows with these texts.
     pub(super) rows: u64,
 }
 
 impl Pending {
-    /// Writes `batches` into a file of `folder`: the key, `columns` texts, and how many rows have them.
+    /// Writes `batches` into a file in `folder`. Their columns are the key, `columns` texts, and the number of rows
+    /// with these texts.
     pub(super) async fn fill(
         batches: SendableRecordBatchStream,
         columns: usize,
@@ -61,13 +62,13 @@ impl Pending {
         Ok(Self { path, reader, columns, window: window as u64, texts, rows })
     }
 
-    /// The bytes of the file.
+    /// The size of the file in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.path.metadata().map_or(0, |file| file.len())
     }
 
-    /// About so many of the texts, or all where there are fewer, spread evenly over all of them in their order; runs of
-    /// neighbours stay together.
+    /// Samples about `rows` texts, or all if there are fewer. The sample is spread evenly over the file in groups of
+    /// consecutive texts.
     pub(super) fn sample(&self, rows: u64) -> Result<Window, DataFusionError> {
         let reader = FileReader::try_new_buffered(files::open(&self.path)?, None)?;
         let schema = reader.schema();
@@ -80,7 +81,7 @@ impl Pending {
             if starts.peek().is_none() {
                 break;
             }
-            // Which batch has which rows is known without reading those before it: all but the last are windows.
+            // All batches but the last have `window` rows, so batches can be skipped without reading them.
             let window = self.window;
             if starts.peek().is_some_and(|start| *start >= before + window) {
                 before += window;
@@ -98,7 +99,7 @@ impl Pending {
         window_of(&sample, self.columns)
     }
 
-    /// The texts in windows, each with the keys of its rows; an error if a text is not the one that its key is of.
+    /// Returns the texts in windows, with the keys of their rows. A text that does not match its key is an error.
     pub(super) fn windows(self) -> impl Stream<Item = Result<(ArrayRef, Window), DataFusionError>> {
         let Self { path, reader, columns, .. } = self;
         futures::stream::iter(reader).map(move |batch| {
@@ -109,7 +110,7 @@ impl Pending {
     }
 }
 
-/// The texts of a batch that has them behind their keys.
+/// Builds a window from a batch with the key in the first column and the texts after it.
 fn window_of(batch: &RecordBatch, columns: usize) -> Result<Window, DataFusionError> {
     let text = |i: usize| -> Result<TextColumn, DataFusionError> {
         let name = batch.schema().field(i).name().clone();
@@ -119,7 +120,7 @@ fn window_of(batch: &RecordBatch, columns: usize) -> Result<Window, DataFusionEr
     Ok(Window::new(text(1)?, pair))
 }
 
-/// Gathers batches of any size into batches of `rows` rows.
+/// Coalesces batches into batches of `rows` rows.
 fn coalesce(
     batches: SendableRecordBatchStream,
     rows: usize,

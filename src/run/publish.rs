@@ -1,4 +1,4 @@
-//! The last step of a run_lock: rows with their scores go to the sinks, checked on the way, and become visible at once.
+//! Publishing: rows with their scores are written to the sinks, checked on the way, and become visible atomically.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -24,7 +24,7 @@ use crate::scorer::{Rejection, Scorer};
 use crate::sink::rejected_version;
 use crate::store::ScoreStore;
 
-/// What all sinks of a run have.
+/// Result of publishing to all sinks of a run.
 #[derive(Debug, Default)]
 pub(super) struct PublishedTo {
     pub(super) output: String,
@@ -37,10 +37,10 @@ pub(super) struct PublishedTo {
     pub(super) quarantine: Option<(String, u64)>,
 }
 
-/// How often rows are written again because other writers' commits came first.
+/// Maximum attempts to write the rows, if other writers commit first.
 const ATTEMPTS: u32 = 10;
 
-/// What is published.
+/// Inputs of publishing.
 #[derive(Clone, Copy)]
 struct Rows<'a> {
     staged: &'a StagedRows,
@@ -49,8 +49,8 @@ struct Rows<'a> {
 }
 
 impl Run<'_> {
-    /// Writes the rows with their scores to the sinks, and makes them visible there; none if the sink has rows of the
-    /// same key by now.
+    /// Writes the scored rows to the sinks and commits them. Returns `None` if the sink already has rows of the run's
+    /// key.
     #[tracing::instrument(skip_all, fields(rows = staged.len().cast_signed()))]
     pub(super) async fn publish(
         &self,
@@ -96,7 +96,7 @@ impl Run<'_> {
                         );
                         attempt += 1;
                         sink = self.open_sink(kind, &output_schema(staged.schema()), scorer, key).await?;
-                        // Of two runs at once, the later version of the table of rejected rows has those of both.
+                        // Of two concurrent runs, the later version of the rejected-rows table has the rows of both.
                         if let Some(own) = version {
                             let main = Objects::open(&self.scoring.sink.location.place)?;
                             version = rejected_version(&main, &self.pipeline.name).await?.max(Some(own));
@@ -127,7 +127,7 @@ impl Run<'_> {
         Ok(Some(all))
     }
 
-    /// Writes rows with their scores to a sink, which saw what it takes the place of before the look at the lock.
+    /// Writes scored rows to a sink. The sink recorded the version that it replaces before the lock is confirmed here.
     async fn attempt(
         &self,
         rows: Rows<'_>,
@@ -149,7 +149,7 @@ impl Run<'_> {
         });
         let known = scores.scores(staged.joins(scores.rows()))?;
         let stream = staged.scored(known, scores.rows(), which).await.map_err(|e| self.staging_failed(&e))?;
-        // What was read is compared with what was written before it is committed.
+        // The score files are verified against their digests before the commit.
         let intact = scores.check();
         let intact = async { intact.await.map_err(|e| DataFusionError::External(e.into())) };
         let stream = checked_at_end(stream, intact);
@@ -162,7 +162,7 @@ impl Run<'_> {
         let done = tokio::select! {
             biased;
             () = &mut *stop => {
-                // The stream then ends with an error, on which the sink clears up.
+                // The stream then ends with an error, and the sink cleans up.
                 check.stopped.store(true, Ordering::Relaxed);
                 publishing.await
             }
@@ -172,14 +172,14 @@ impl Run<'_> {
             Ok(done) => Ok((done, check.published())),
             Err(error) => {
                 let error = self.not_published(error, &check, staged, Some(scores));
-                // Pages of the store that nothing has read before may be what is broken.
+                // The cause may be a damaged part of the store that was not read before.
                 let unreadable = matches!(&error, Error::Publish { source, known: true, .. } if source.to_string().contains("Parquet"));
                 Err(if unreadable { scores.blame(error).await } else { error })
             }
         }
     }
 
-    /// Says in the pipeline's words why the sink gave up.
+    /// Converts a refusal of the stream into the error of the run.
     fn not_published(&self, error: Error, check: &Check, staged: &StagedRows, scores: Option<&ScoreStore>) -> Error {
         let written = check.published().rows;
         match refusal(&error) {

@@ -1,13 +1,13 @@
-//! Rejected rows in a table of their own. Two tables cannot be committed at once, so the sink's commit decides for both:
-//! rejected rows are written first, and count when the sink has the other rows of the same run.
+//! Quarantine: a separate table of rejected rows. Two tables cannot be committed atomically, so the sink's commit
+//! decides for both. Rejected rows are written first, and count once the sink has the other rows of the same run.
 //!
-//! - **Delta tables.** The sink's commit names the version of the table of rejected rows that belongs to it.
-//! - **Folders of runs.** Rejected rows are those of runs that the sink has too.
-//! - **One Parquet file.** Rejected rows lie in a hidden file that is named after their run. Once the sink has that run, as
-//!   its footer says, they are put in their place.
+//! - **Delta tables.** The sink's commit records the version of the rejected-rows table that belongs to it.
+//! - **Folders of runs.** Rejected rows count if the sink has the same run.
+//! - **Single Parquet file.** Rejected rows are in a hidden file named after their run. Once the footer of the sink's
+//!   file names that run, the hidden file is moved into place.
 //!
-//! So `rejected` in `couplet query` has the rows of finished runs, whenever a run was killed. Other programs that read the
-//! place of rejected rows may find there, until the next run, those of a run that was killed before its commit.
+//! So `rejected` in `couplet query` has the rows of finished runs only, whenever a run is killed. Other programs that
+//! read the place of rejected rows may see those of a run that was killed before its commit, until the next run.
 
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStoreExt as _};
@@ -25,7 +25,7 @@ use crate::place::Place;
 use crate::sink::runs::{self, RunsError};
 use crate::sink::{Origin, SinkError, rejected_version};
 
-/// Where the rejected rows of the runs that a sink has are, and how they are read; none if there are none.
+/// Returns the place and format of the rejected rows of the sink's published runs; `None` if there are none.
 ///
 /// # Errors
 /// A place that cannot be read.
@@ -52,7 +52,7 @@ pub(crate) async fn published(pipeline: &str, sink: &Sink) -> Result<Option<(Pla
     Ok(Objects::open(&place)?.exists().await?.then_some((place, TableFormat::Parquet)))
 }
 
-/// The run that wrote a Parquet file of the given size in bytes, if its footer names one.
+/// Returns the run that wrote a Parquet file of `size` bytes, if its footer names one.
 async fn run_of(objects: &Objects, size: u64) -> Result<Option<String>, Error> {
     let failed = |problem: Explained| SinkError { path: objects.to_string().into(), problem };
     let mut tail = 64 << 10;
@@ -66,17 +66,17 @@ async fn run_of(objects: &Objects, size: u64) -> Result<Option<String>, Error> {
             Err(error) => return Err(failed(error.to_string().into()).into()),
         }
     };
-    let mut said = footer.file_metadata().key_value_metadata().into_iter().flatten();
-    Ok(said.find(|pair| pair.key == delta::RUN).and_then(|pair| pair.value.clone()))
+    let mut metadata = footer.file_metadata().key_value_metadata().into_iter().flatten();
+    Ok(metadata.find(|pair| pair.key == delta::RUN).and_then(|pair| pair.value.clone()))
 }
 
-/// Where the rejected rows of a run are until the sink has the others.
+/// Returns the place of a run's rejected rows until the sink has committed.
 pub(super) fn pending_place(place: &Place, run: &str) -> Place {
     place.with_name(&format!(".{}.{run}{PENDING}", place.name()))
 }
 
-/// Removes the rejected runs of a pipeline and its store that the sink does not have: they were not finished, or are older
-/// than what the sink keeps. The sink's own run must have begun, so that none of them can become complete.
+/// Removes rejected runs of a pipeline and store that the sink does not have: they were not finished, or are older than
+/// the sink keeps. The sink's own run must have begun, so that none of them can complete any more.
 ///
 /// # Errors
 /// A place that cannot be read or written.
@@ -92,22 +92,23 @@ pub(super) async fn remove_unpublished(main: &Objects, rejected: &Objects, origi
     Ok(())
 }
 
-/// Rejected rows of one file that are not in their place yet.
+/// Rejected rows of a single-file sink that are not in place yet.
 pub(super) struct Pending {
     rejected: Objects,
     own: Path,
-    /// Those of runs that did not come to their end: they cannot any more once this one has.
+    /// Files of unfinished runs, which cannot complete once this run has.
     others: Vec<Path>,
 }
 
 impl Pending {
-    /// Looks at what is pending before the sink's commit.
+    /// Lists the pending files before the sink's commit.
     ///
     /// # Errors
     /// A folder that cannot be read.
     pub(super) async fn of(place: &Place, run: &str) -> Result<Self, Error> {
         let rejected = Objects::open(place)?;
-        // A run that was killed while it wrote them: the name has its id, so that nobody else comes across it.
+        // Temporary files of runs that were killed while writing: their names have the run's id, so no other run finds
+        // them.
         if let Some(path) = place.local() {
             remove_remains(folder_of(path), &format!("..{}.", place.name()), |path| std::fs::remove_file(path));
         }
@@ -122,12 +123,12 @@ impl Pending {
         Ok(Self { rejected, own, others })
     }
 
-    /// Puts the rows in their place after the sink's commit, and removes those of other runs. What fails here is said: the
-    /// rows count where they are.
+    /// Moves the rows into place after the sink's commit, and removes those of other runs. Failures are only logged:
+    /// the rows count where they are.
     pub(super) async fn settle(self) {
         let Self { rejected, own, others } = self;
         match rejected.store.rename(&own, &rejected.root).await {
-            // The next run has done it.
+            // `NotFound`: the next run has already moved it.
             Ok(()) | Err(StoreError::NotFound { .. }) => {}
             Err(error) => tracing::warn!("rejected rows stay at {own}: {}", rejected.error(&error)),
         }

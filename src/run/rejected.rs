@@ -1,4 +1,4 @@
-//! Rows that could not be scored: how many there may be, and what is said of them.
+//! Rejected rows: how many are allowed, and messages about them.
 
 use std::fmt::Write as _;
 
@@ -11,36 +11,36 @@ use crate::words::counted;
 /// Rejected rows by [`Rejection::KINDS`].
 type ByKind = [u64; Rejection::KINDS.len()];
 
-/// Rejected rows that a message names.
+/// Maximum number of rejected rows listed in a message.
 const MOST_NAMED: usize = 3;
 
-/// How many of so many rows may be errors.
+/// Returns the maximum number of errors in `rows` rows.
 pub(super) fn most(scoring: &Scoring, rows: u64) -> u64 {
     share_of(scoring.score.max_errors, rows)
 }
 
-/// The most of so many rows that are no greater a share of them.
+/// Returns the largest number of rows whose share of `rows` does not exceed `share`.
 fn share_of(share: f64, rows: u64) -> u64 {
     let most = (share * rows as f64).floor() as u64;
-    // 0.29 * 100 is a little less than 29, but 29 / 100 is 0.29 to the last bit.
+    // 0.29 * 100 is slightly less than 29 in floating point, but 29 / 100 equals 0.29.
     let one_more = most.saturating_add(1);
     if one_more <= rows && one_more as f64 / rows as f64 <= share { one_more } else { most }
 }
 
-/// Not too many rows of those that were read may be errors.
+/// Checks that the number of rejected rows is within the limit.
 ///
 /// # Errors
-/// They are.
+/// There are more than allowed.
 pub(super) async fn check(scoring: &Scoring, staged: &StagedRows) -> Result<(), Error> {
     if staged.rejected().iter().sum::<u64>() <= most(scoring, staged.len()) {
         return Ok(());
     }
-    // Without them the numbers alone say what is wrong.
+    // If the ids cannot be read, the counts alone describe the problem.
     let first = staged.first_rejected(&scoring.source.id, MOST_NAMED).await.unwrap_or_default();
     Err(too_many(scoring, staged.rejected(), staged.len(), &first))
 }
 
-/// What is said of rows of which more are errors than may be, with the first of them if they are known.
+/// Builds the error for too many rejected rows, with the ids of the first ones if known.
 pub(super) fn too_many(scoring: &Scoring, rejected: ByKind, rows: u64, first: &[String]) -> Error {
     let mut kinds = in_words(rejected);
     if !first.is_empty() {
@@ -49,7 +49,7 @@ pub(super) fn too_many(scoring: &Scoring, rejected: ByKind, rows: u64, first: &[
     Error::TooManyErrors { rejected: rejected.iter().sum(), rows, kinds, max_errors: scoring.score.max_errors }
 }
 
-/// Says aloud that no row at all was scored, which is seldom what is wanted.
+/// Warns if no row at all was scored, which is seldom intended.
 pub(super) fn warn_of_all(rejected: ByKind, rows: u64) {
     if rows > 0 && rejected.iter().sum::<u64>() == rows {
         tracing::warn!(
@@ -65,7 +65,7 @@ fn in_words(rejected: ByKind) -> String {
     kinds(rejected).iter().map(|(kind, n)| format!("{n} with {kind}")).collect::<Vec<_>>().join(", ")
 }
 
-/// The kinds of errors that there are, with their rows.
+/// Returns the kinds of errors that occur, with the number of rows.
 pub(super) fn kinds(rejected: ByKind) -> Vec<(String, u64)> {
     let kinds = Rejection::KINDS.iter().zip(rejected).filter(|(_, n)| *n > 0);
     kinds.map(|(kind, n)| ((*kind).to_owned(), n)).collect()

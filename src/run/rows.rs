@@ -1,4 +1,4 @@
-//! The rows of a stage that learns or measures: a query, checked and read into memory.
+//! Rows of the training and evaluation stages: a query, checked and read into memory.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ pub(super) struct Selection<'a> {
     pub(super) variables: &'a BTreeMap<String, String>,
 }
 
-/// Which columns of labelled rows mean what; `id` is empty where none names them.
+/// The roles of the columns of labelled rows; `id` is empty if the pipeline names no id.
 pub(super) struct Columns<'a> {
     pub(super) id: &'a [String],
     pub(super) text: &'a [String],
@@ -41,7 +41,7 @@ impl Columns<'_> {
 }
 
 impl Selection<'_> {
-    /// Reads all rows of a query that has these columns.
+    /// Reads all rows of a query, and checks that it has the given columns.
     pub(super) async fn read(&self, query: &Query, columns: &[&str]) -> Result<Vec<RecordBatch>, Error> {
         let sql = query_text(self.pipeline, query, &format!("{}.file", self.section), self.variables)?;
         let (pipeline, section) = (self.pipeline.path.display(), self.section);
@@ -62,13 +62,13 @@ impl Selection<'_> {
         frame.collect().await.map_err(failed)
     }
 
-    /// Reads the labelled rows of a query, all of which have texts and, where columns name them, an id.
+    /// Reads the labelled rows of a query. Texts and ids must not be NULL.
     pub(super) async fn labelled_rows(&self, query: &Query, columns: &Columns<'_>) -> Result<Vec<Row>, Error> {
         let batches = self.read(query, &columns.names()).await?;
         self.refuse_nulls(&batches, columns.text, "filter them out in the query")?;
-        let mend = "it must name each row, as rows are held out by it: filter them out in the query, or name another \
+        let fix = "it must name each row, as rows are held out by it: filter them out in the query, or name another \
                     column";
-        self.refuse_nulls(&batches, columns.id, mend)?;
+        self.refuse_nulls(&batches, columns.id, fix)?;
         let mut rows = Vec::new();
         for batch in batches {
             rows.append(&mut self.labelled(&batch, columns, rows.len() + 1..)?);
@@ -76,7 +76,7 @@ impl Selection<'_> {
         Ok(rows)
     }
 
-    /// Reads the texts of a query, none of which is NULL.
+    /// Reads the texts of a query, which must not be NULL.
     pub(super) async fn plain_texts(&self, query: &Query, column: &str) -> Result<Vec<String>, Error> {
         let batches = self.read(query, &[column]).await?;
         self.refuse_nulls(&batches, &[column], "filter them out in the query")?;
@@ -87,8 +87,8 @@ impl Selection<'_> {
         Ok(texts)
     }
 
-    /// Refuses columns that are NULL somewhere, and says in how many of all rows.
-    fn refuse_nulls(&self, batches: &[RecordBatch], columns: &[impl AsRef<str>], mend: &str) -> Result<(), Error> {
+    /// Rejects columns with NULLs, and reports how many rows have them.
+    fn refuse_nulls(&self, batches: &[RecordBatch], columns: &[impl AsRef<str>], fix: &str) -> Result<(), Error> {
         for column in columns.iter().map(AsRef::as_ref) {
             let (mut rows, mut null) = (0, 0);
             for batch in batches {
@@ -97,7 +97,7 @@ impl Selection<'_> {
             }
             if null > 0 {
                 return Err(self.refused(format!(
-                    "column `{column}` of [{}] is NULL in {} of {}; {mend}",
+                    "column `{column}` of [{}] is NULL in {} of {}; {fix}",
                     self.section,
                     grouped(null as u64),
                     counted(rows as u64, "row")
@@ -107,7 +107,8 @@ impl Selection<'_> {
         Ok(())
     }
 
-    /// The texts and labels of a batch whose texts are there; `numbers` are the places of its rows in the query.
+    /// Returns the texts and labels of a batch without NULL texts. `numbers` are the positions of its rows in the
+    /// query.
     pub(super) fn labelled(
         &self,
         batch: &RecordBatch,
@@ -133,7 +134,7 @@ impl Selection<'_> {
         Error::Source { pipeline: self.pipeline.path.display().to_string(), problem }
     }
 
-    /// The texts of a column without NULL.
+    /// Returns the texts of a column without NULLs.
     fn texts(&self, batch: &RecordBatch, column: &str) -> Result<Vec<String>, Error> {
         let values = self.column(batch, column)?;
         let texts = cast(&values, &DataType::Utf8View).map_err(|e| self.refused(format!("column `{column}`: {e}")))?;
@@ -142,7 +143,7 @@ impl Selection<'_> {
         Ok(texts.iter().flatten().map(str::to_owned).collect())
     }
 
-    /// The labels of a column.
+    /// Returns the labels of a column.
     fn labels(&self, batch: &RecordBatch, column: &str) -> Result<Vec<GoldLabel>, Error> {
         let values = self.column(batch, column)?;
         let wrong = |e: arrow::error::ArrowError| self.refused(format!("column `{column}`: {e}"));
@@ -177,7 +178,7 @@ impl Selection<'_> {
         })
     }
 
-    /// The values of a column as text; none where it is NULL.
+    /// Returns the values of a column as text; `None` for NULL.
     pub(super) fn values(&self, batch: &RecordBatch, name: &str) -> Result<Vec<Option<String>>, Error> {
         value_texts(&self.column(batch, name)?).map_err(|e| self.refused(format!("column `{name}`: {e}")))
     }

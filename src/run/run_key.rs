@@ -1,4 +1,4 @@
-//! The key of a run that appends: rows are appended once under each key, which the sink itself keeps.
+//! Run key: rows are appended at most once under each key, which is stored in the sink.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use crate::error::Error;
 use crate::place::Place;
 use crate::tables::SourceFile;
 
-/// The longest key that is taken, in bytes.
+/// Maximum length of a key in bytes.
 const LONGEST: usize = 200;
 
-/// Reads a key of the command line.
+/// Parses a key from the command line.
 pub(crate) fn parse(text: &str) -> Result<String, String> {
     if text.trim().is_empty() || text.len() > LONGEST || text.chars().any(char::is_control) {
         return Err(format!("expected 1 to {LONGEST} bytes without control characters, such as 2026-11-29"));
@@ -22,10 +22,10 @@ pub(crate) fn parse(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Refuses a key, and `--again`, for a run that does not append.
+/// Rejects `--run-key` and `--again` for a run that does not append.
 ///
 /// # Errors
-/// One is given.
+/// One of these options is given.
 pub(super) fn check(pipeline: &Pipeline, only: &[Stage], remembering: &Remembering) -> Result<(), Error> {
     let option = match (&remembering.run_key, remembering.again) {
         (Some(_), _) => "--run-key",
@@ -43,8 +43,8 @@ pub(super) fn check(pipeline: &Pipeline, only: &[Stage], remembering: &Rememberi
     Err(Error::Usage(format!("{option}: {path}: {problem}; leave {option} out")))
 }
 
-/// The key of a run to which none is given: equal for the same pipeline, query, variables and source files. Neither the
-/// rows nor the model nor the time are part of it, as they may be others when a run that was killed is tried again.
+/// The default key: equal for equal pipeline, query, variables and source files. Rows, model and time are not part of
+/// it, as they may differ when a killed run is retried.
 pub(super) fn default(
     pipeline: &Pipeline,
     query: &str,
@@ -54,7 +54,8 @@ pub(super) fn default(
 ) -> String {
     let tables = pipeline.tables.iter().map(|table| (&table.name, table.location.place.to_string()));
     let files = files.iter().map(|file| {
-        // A bucket names contents; a copy on the disk with the same time counts as the same file.
+        // A bucket's `ETag` identifies the content; on disk, a copy with the same modification time counts as the same
+        // file.
         let is_remote = crate::place::table_place(&file.url).is_ok_and(|place| matches!(place, Place::Remote(_)));
         let etag = file.etag.as_ref().filter(|_| is_remote).cloned();
         let modified = if etag.is_none() { file.modified.timestamp_micros() } else { 0 };

@@ -1,4 +1,4 @@
-//! What surrounds the work of a run: its id, the lock of its store, and its record.
+//! Run lock: the id of a run, the lock of its store, and its run record.
 
 use std::time::Duration;
 
@@ -18,25 +18,25 @@ use crate::sink::Origin;
 use crate::store::{Outcome, RunRecord, Runs, remove_staged};
 use crate::words::counted;
 
-/// A run that has begun.
+/// A run that holds the lock of its store.
 pub(super) struct RunLock {
     run: String,
     pipeline: String,
     pipeline_hash: Option<String>,
-    /// The id of the store, also of one whose lock file was lost.
+    /// The id of the store, also if its lock file was lost.
     store: String,
     held: Held,
     runs: Runs,
 }
 
-/// Records that are looked at for that of a run that was killed.
+/// Maximum records searched for the record of a killed run.
 const LOOK_BACK: usize = 50;
 
 impl RunLock {
-    /// Takes the lock of the store, and records runs that were killed while they had it.
+    /// Acquires the lock of the store, and records runs that were killed while they held it.
     ///
     /// # Errors
-    /// Another run is under way; a store that cannot keep the promises of a lock.
+    /// Another run holds the lock; a store that does not support the lock.
     pub(super) async fn begin(pipeline: &Pipeline, store: &StoreFolder, wait: Option<Duration>) -> Result<Self, Error> {
         let run = Uuid::now_v7().simple().to_string();
         let place = store.objects.lock_place();
@@ -44,12 +44,12 @@ impl RunLock {
         let mut held = lock::acquire(&place, &claim).await?;
         let runs = Runs::of(&store.objects);
         for killed in held.left_behind() {
-            // A kill may have come after its record, or after that of its kill.
+            // It may have been killed after it was recorded, or the run that recorded the kill was killed itself.
             let recorded = runs.records(&killed.pipeline, LOOK_BACK).await?;
             if recorded.iter().any(|record| record.run == killed.run_id) {
                 continue;
             }
-            tracing::info!("the run before was killed: {killed}");
+            tracing::info!("the previous run was killed: {killed}");
             let record = RunRecord {
                 run: killed.run_id.clone(),
                 pipeline: killed.pipeline.clone(),
@@ -79,51 +79,50 @@ impl RunLock {
         Ok(Self { run, pipeline: pipeline.name.clone(), pipeline_hash, store: store.id().to_owned(), held, runs })
     }
 
-    /// The run's id; later runs have greater ones, as far as clocks can be trusted.
+    /// The run's id; ids increase from run to run if the clocks are right.
     pub(super) fn run(&self) -> &str {
         &self.run
     }
 
-    /// The record, as far as it is known at the start.
-    pub(super) fn record(&self, whole: &RunState) -> RunRecord {
+    /// Creates the run record with what is known at the start.
+    pub(super) fn record(&self, state: &RunState) -> RunRecord {
         RunRecord {
             run: self.run.clone(),
             pipeline: self.pipeline.clone(),
             pipeline_hash: self.pipeline_hash.clone(),
-            started_at: Some(whole.started_at),
-            earlier: whole.earlier.clone(),
+            started_at: Some(state.started_at),
+            earlier: state.earlier.clone(),
             host: Some(lock::host()),
             couplet_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             ..RunRecord::default()
         }
     }
 
-    /// Makes sure before a commit that no other run has taken the lock.
+    /// Checks before a commit that no other run has taken the lock.
     ///
     /// # Errors
-    /// It has.
+    /// Another run has taken it.
     pub(super) async fn confirm(&self) -> Result<(), Error> {
         Ok(self.held.confirm().await?)
     }
 
-    /// Resolves when another run has taken the lock, with the reason.
+    /// Resolves with an error once another run has taken the lock.
     pub(super) async fn lost(&self) -> Error {
         Error::from(self.held.lost().await)
     }
 
-    /// What its commits say of it; `key` is that under which it appends rows.
+    /// Returns the run's identity for its commits. `key` is the key under which it appends rows.
     pub(super) fn origin(&self, key: Option<String>) -> Origin {
         let (run, pipeline, store) = (self.run.clone(), self.pipeline.clone(), self.store.clone());
         Origin { run, pipeline, store, key }
     }
 
-    /// Records how the run ended, does the work of `then`, and releases the lock; returns the record, and the error of a
-    /// run that went well and then found that it had lost the lock. Anything else that fails here is said and changes
-    /// nothing.
+    /// Records the outcome of the run, runs `then`, and releases the lock. Returns the record, and an error if the run
+    /// succeeded but has lost the lock. Other failures here are only logged.
     pub(super) async fn end(
         self,
         mut record: RunRecord,
-        whole: &RunState,
+        state: &RunState,
         error: Option<&Error>,
         then: impl Future<Output = ()>,
     ) -> (RunRecord, Option<Error>) {
@@ -131,17 +130,17 @@ impl RunLock {
         let lost = held.err().filter(|error| matches!(error, LockError::Lost { .. })).map(Error::from);
         let error = error.or(lost.as_ref());
         record.ended_at = Some(Utc::now());
-        record.seconds = Some(whole.seconds());
+        record.seconds = Some(state.seconds());
         record.outcome = Some(match error {
             None => Outcome::Done,
             Some(Error::Interrupted { .. }) => Outcome::Interrupted,
             Some(_) => Outcome::Failed,
         });
-        // Whatever shows it later, it does nothing there.
+        // Control characters are escaped and credentials removed, as the message may be shown anywhere later.
         if let Some(error) = error {
             record.message = Some(printable(&without_credentials(&error.to_string())).into_owned());
         }
-        // A run that has lost the lock writes nothing to the store any more.
+        // A run that has lost the lock must not write to the store any more.
         if lost.is_some() {
             return (record, lost);
         }
@@ -150,7 +149,7 @@ impl RunLock {
         {
             tracing::warn!("this run could not be recorded: {unrecorded}");
             if error.is_some() {
-                // A lock that is not released tells the next run of it.
+                // The lock is not released, so the next run records this one.
                 return (record, None);
             }
         }

@@ -1,4 +1,4 @@
-//! A run as a whole, from its first stage on: what its record and its metrics say besides the scoring.
+//! State of a whole run from its first stage on, for the run record and the metrics.
 
 use std::time::Instant;
 
@@ -7,32 +7,32 @@ use chrono::{DateTime, Utc};
 use crate::report::StageReport;
 use crate::store::{EarlierStages, RunRecord};
 
-/// A run that has begun, and how far it has come.
+/// A run in progress.
 #[derive(Debug)]
 pub struct RunState {
     began: Instant,
-    /// When it began, by the clock of this machine.
+    /// Start time by the clock of this host.
     pub started_at: DateTime<Utc>,
-    /// The stages before the scoring that have ended well.
+    /// The stages before scoring that have succeeded.
     pub earlier: EarlierStages,
-    /// What was recorded of it, if it came to the scoring; also of one that failed.
+    /// The run record, if the run reached scoring; also if it failed there.
     pub record: Option<RunRecord>,
 }
 
 impl RunState {
-    /// A run that begins now.
+    /// Starts the clock of a run.
     #[must_use]
     pub fn begin() -> Self {
         Self { began: Instant::now(), started_at: Utc::now(), earlier: EarlierStages::default(), record: None }
     }
 
-    /// How long it has taken so far, by a clock that never goes back.
+    /// Seconds since the start, by a monotonic clock.
     #[must_use]
     pub fn seconds(&self) -> f64 {
         self.began.elapsed().as_secs_f64()
     }
 
-    /// Notes that the stage that learns a task has ended.
+    /// Records that fine-tuning has ended.
     pub(super) fn finetuned(&mut self, report: &StageReport) {
         self.earlier.finetune = Some(report.elapsed.as_secs_f64());
         self.earlier.promoted = Some(report.promoted);

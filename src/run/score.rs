@@ -1,13 +1,13 @@
-//! The stage that scores: read the rows once, score what has no score yet, remember it, publish.
+//! Scoring stage: reads the rows once, scores the texts that have no cached score, caches the scores, publishes.
 //!
 //! ```text
-//! source ─ rows ─ check ids ─┬─ texts without a score ─ score ─ remember, now and then ─┐
+//! source ─ rows ─ check ids ─┬─ texts without a score ─ score ─ commit, periodically ────┐
 //!          (staged)           └──────────── rows with their scores ◀── store ◀───────────┘
-//!                                                    └─ check ─ publish in one step
+//!                                                    └─ check ─ publish atomically
 //! ```
 //!
-//! Only two steps change anything that lasts: a commit to the store, which costs nothing to repeat, and the commit to
-//! the sink. A run that was stopped between any two of them is simply run again.
+//! Only two steps have lasting effects: the commit to the store, which is idempotent, and the commit to the sink. A run
+//! that is stopped between any two steps is resumed by running it again.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -48,41 +48,41 @@ use crate::tables;
 use crate::tables::SourceFile;
 use crate::words::grouped;
 
-/// Windows that are scored at once: while the last batches of one run, the next is tokenized.
-const WINDOWS_UNDER_WAY: usize = 2;
+/// Windows scored concurrently: while the last batches of one run, the next is tokenized.
+const WINDOWS_IN_FLIGHT: usize = 2;
 
-/// Texts of a window for each thread at most: with a slow model, they are some seconds' work, which is what a kill costs
-/// besides what waits for its commit.
-const TEXTS_OF_A_THREAD: usize = 512;
+/// Maximum texts per thread in a window. With a slow model these are some seconds of work. If the process is killed,
+/// they are lost, and so are the scores that wait for their commit.
+const TEXTS_PER_THREAD: usize = 512;
 
-/// Rows whose scores are kept in memory at most before they are remembered for good.
+/// Maximum rows whose scores are held in memory before they are committed to the store.
 const ROWS_TO_COMMIT: usize = 1 << 17;
 
-/// And bytes: a score of thousands of labels is long.
+/// Maximum bytes of scores held in memory: a score with thousands of labels is long.
 const BYTES_TO_COMMIT: usize = 64 << 20;
 
-/// What the operating system says of a full disk, after the words for people.
+/// The end of the operating system's message for a full disk.
 const DISK_FULL: &str = "(os error 28)";
 
-/// What the command line asks of a run.
+/// Command-line options of a run.
 #[derive(Debug, Clone, Default)]
 pub struct Remembering {
-    /// Forget this model's scores first.
+    /// Deletes this model's cached scores first.
     pub fresh: bool,
-    /// Try the rows again that the tokenizer refused before.
+    /// Retries rows that the tokenizer rejected before.
     pub retry_errors: bool,
-    /// For how long to wait while another run is under way; none to give up at once.
+    /// Time to wait for another run to end; `None` fails at once.
     pub wait: Option<Duration>,
-    /// The cluster that scores; this machine if none.
+    /// The cluster that scores; `None` scores locally.
     pub cluster: Option<Address>,
-    /// The key under which rows are appended, once; made of what the run reads if none.
+    /// The key under which rows are appended once; `None` derives it from the inputs of the run.
     pub run_key: Option<String>,
-    /// Append rows also where some were appended under the same key.
+    /// Appends rows even if rows were appended under this key before.
     pub again: bool,
 }
 
-/// Scores the source into the sink until it is done or `stop` is; a stage that does not end well leaves the sink as it was.
-/// `whole` gets what was recorded of the run, also of one that failed.
+/// Scores the source into the sink until done or until `stop` completes. A failed or stopped run leaves the sink
+/// unchanged. `state` receives the run record, also if the run fails.
 #[tracing::instrument(skip_all)]
 pub(super) async fn score(
     pipeline: &Pipeline,
@@ -91,7 +91,7 @@ pub(super) async fn score(
     remembering: Remembering,
     style: Style,
     stop: &mut (impl Future<Output = ()> + Unpin),
-    whole: &mut RunState,
+    state: &mut RunState,
 ) -> Result<Done, Error> {
     let begin = async {
         let store = store::open(&scoring.score.store.place).await?;
@@ -104,31 +104,31 @@ pub(super) async fn score(
         begun = begin => begun?,
     };
     let run = Run { pipeline, scoring, variables, remembering, style, store, run_lock: &begun };
-    let mut record = begun.record(whole);
+    let mut record = begun.record(state);
     let (outcome, scores) = match run.all(&mut record, stop).await {
         Ok((done, scores)) => (Ok(done), Some(scores)),
         Err(error) => (Err(error), None),
     };
-    // Whatever becomes of it, the run has ended well by then. No other one may begin meanwhile.
+    // Compaction runs under the lock, and its failure does not fail the run.
     let compacting = async {
         if let Some(mut scores) = scores {
             crash::point("compact");
             scores.compact().await;
         }
     };
-    let (record, lost) = begun.end(record, whole, outcome.as_ref().err(), compacting).await;
-    whole.record = Some(record);
+    let (record, lost) = begun.end(record, state, outcome.as_ref().err(), compacting).await;
+    state.record = Some(record);
     match lost {
         Some(lost) if outcome.is_ok() => Err(lost),
         _ => outcome,
     }
 }
 
-/// What the stage did.
+/// The result of the stage.
 pub(super) enum Done {
-    /// Scored the rows and published them.
+    /// The rows were scored and published.
     Published(Box<Report>),
-    /// Found that the sink has rows of the same key.
+    /// The sink already has rows of this key.
     Appended(Appended),
 }
 
@@ -143,16 +143,16 @@ pub(super) struct Run<'a> {
     pub(super) run_lock: &'a RunLock,
 }
 
-/// Texts that have their scores.
+/// A window of scored texts.
 pub(super) struct Scored {
     pub(super) keys: ArrayRef,
     pub(super) outcomes: Vec<Result<Prediction, Rejection>>,
-    /// Who scored them; this machine if none.
+    /// The executor that scored them; `None` for this process.
     pub(super) executor: Option<String>,
     pub(super) took: Duration,
 }
 
-/// All that a run needs before its first row.
+/// Everything that a run needs before its first row.
 struct Prepared {
     context: SessionContext,
     source: Source,
@@ -160,9 +160,9 @@ struct Prepared {
     scores: ScoreStore,
     sinks: Vec<Sink>,
     cluster: Option<ClusterScoring>,
-    /// The files of the source as they are before they are read.
+    /// The source files as listed before they are read.
     files: Vec<SourceFile>,
-    /// The key under which rows are appended, if they are.
+    /// The key under which rows are appended; `None` if the sink does not append.
     key: Option<String>,
 }
 
@@ -209,7 +209,7 @@ impl Run<'_> {
         let pending = tokio::select! {
             biased;
             () = &mut *stop => return Err(interrupted(self.scoring, "before the first row was scored", None)),
-            pending = self.pending(&staged, &scores, TEXTS_OF_A_THREAD * scorer.threads()) => pending?,
+            pending = self.pending(&staged, &scores, TEXTS_PER_THREAD * scorer.threads()) => pending?,
         };
         let (texts, rows_without_score) = (pending.texts, pending.rows);
         record.read_seconds = Some(began.elapsed().as_secs_f64() - record.prepare_seconds.unwrap_or_default());
@@ -222,7 +222,7 @@ impl Run<'_> {
         let counts = scorer.tally().counts();
         pace.record(record, &counts, scoring_time);
         if scored.is_err() {
-            // What was under way is lost.
+            // The windows in progress are lost.
             record.rows_scored = Some(pace.texts().min(texts));
         }
         scored?;
@@ -233,7 +233,7 @@ impl Run<'_> {
         let Some(published) = published else { return Ok((self.appended(record, key), scores)) };
         record.publish_seconds = Some(start.elapsed().as_secs_f64());
         let mut rejected = staged.rejected();
-        // What is not the text's fault is the tokenizer's.
+        // Rejections that the text does not explain come from the tokenizer.
         rejected[Rejection::KINDS.len() - 1] += published.rejected.saturating_sub(rejected_texts);
         rejected::warn_of_all(rejected, staged.len());
         let rows = Rows {
@@ -283,7 +283,7 @@ impl Run<'_> {
         Ok((Done::Published(Box::new(report)), scores))
     }
 
-    /// Whether the sink has rows of the run's key, which are not appended once more.
+    /// Returns true if the sink already has rows of the run's key and `again` is not set.
     pub(super) async fn has_key(&self, sinks: &[Sink]) -> Result<bool, Error> {
         if self.remembering.again {
             return Ok(false);
@@ -294,7 +294,7 @@ impl Run<'_> {
         }
     }
 
-    /// Refuses values that the tables of the sinks cannot hold, before anything is scored.
+    /// Rejects values that the sink tables cannot hold, before anything is scored.
     async fn check_fit(&self, staged: &StagedRows, sinks: &[Sink]) -> Result<(), Error> {
         for sink in sinks {
             let Some(table) = sink.table_schema() else { continue };
@@ -306,7 +306,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Says that the rows are in the sink already.
+    /// Records that the sink already has the rows.
     fn appended(&self, record: &mut RunRecord, key: Option<String>) -> Done {
         let output = readable_place(&self.scoring.sink.location.place);
         let appended =
@@ -324,7 +324,8 @@ impl Run<'_> {
         record.task = Some(scorer.model().config.problem.to_string());
     }
 
-    /// Opens the tables, plans the query, loads the model, opens store and sink: all that can turn out wrong before the work.
+    /// Opens the tables, plans the query, loads the model, and opens the store and the sinks: everything that can fail
+    /// before scoring starts.
     #[tracing::instrument(skip_all)]
     async fn prepare(&self) -> Result<(Prepared, Resources), Error> {
         let Self { pipeline, scoring, .. } = self;
@@ -339,7 +340,7 @@ impl Run<'_> {
         let context = session::open(&pipeline.tables, Arc::clone(&models), pipeline.run.window, 1, &resources)
             .await
             .map_err(Error::Tables)?;
-        // From here on they are as they were opened, whatever happens to them.
+        // Plans keep reading the file versions that were opened, even if the files change later.
         let opened = tables::source_versions(&pipeline.tables).await.map_err(Error::Tables)?;
         if let Some((before, after)) = versions.iter().zip(&opened).find(|(before, after)| before != after) {
             let change = format!("{before} was replaced by {after}");
@@ -369,7 +370,7 @@ impl Run<'_> {
         });
         let schema = output_schema(source.schema());
         let mut sinks = Vec::new();
-        // The one that is committed last first: where it has begun, no older run can be committed.
+        // Opens the sink that is committed last first: once it is open, no older run can commit to it.
         for kind in sinks::kinds(scoring).into_iter().rev() {
             sinks.insert(0, self.open_sink(kind, &schema, &scorer, key.as_ref()).await?);
         }
@@ -388,7 +389,7 @@ impl Run<'_> {
         Sink::open(kind, self.pipeline, self.scoring, schema, &metadata, origin, &self.store).await
     }
 
-    /// Reads the rows of the source, and notices whether its files change meanwhile.
+    /// Reads the source rows, and fails if the source files change while they are read.
     #[tracing::instrument(skip_all, fields(rows))]
     async fn read(&self, prepared: &Prepared, resources: Resources) -> Result<StagedRows, Error> {
         let Self { pipeline, scoring, .. } = self;
@@ -399,7 +400,7 @@ impl Run<'_> {
         let filled = StagedRows::fill(source.frame().clone(), text, labels, pipeline.run.memory, resources).await;
         let staged = match filled {
             Ok(staged) => staged,
-            // What is full is where the rows are kept.
+            // The full disk is the one with the staged rows.
             Err(e) if e.to_string().contains(DISK_FULL) => return Err(self.staging_failed(&e)),
             Err(e) => {
                 let origin = format!("{}: the source query", pipeline.path.display());
@@ -426,7 +427,7 @@ impl Run<'_> {
         }
     }
 
-    /// Scores the texts and remembers them; what was scored before an error or a stop is remembered too.
+    /// Scores the texts and caches the scores. Scores from before an error or a stop are cached too.
     #[tracing::instrument(skip_all, fields(texts = pending.texts.cast_signed(), tokens))]
     async fn score_pending(
         &self,
@@ -464,8 +465,8 @@ impl Run<'_> {
                 Some(Err(error)) => break Err(error),
                 None => break Ok(()),
             }
-            let is_much = scores.waiting() >= ROWS_TO_COMMIT || scores.waiting_bytes() >= BYTES_TO_COMMIT;
-            if is_much || last_commit.elapsed() >= self.scoring.score.checkpoint {
+            let is_full = scores.waiting() >= ROWS_TO_COMMIT || scores.waiting_bytes() >= BYTES_TO_COMMIT;
+            if is_full || last_commit.elapsed() >= self.scoring.score.checkpoint {
                 if let Err(error) = self.commit(scores).await {
                     break Err(error);
                 }
@@ -474,7 +475,7 @@ impl Run<'_> {
         };
         drop(windows);
         tracing::Span::current().record("tokens", scorer.tally().counts().tokens.cast_signed());
-        // After a lost lock another run is at work on the same store, and scores these texts itself.
+        // After a lost lock another run works on the same store, and scores these texts itself.
         let committed = if matches!(&ended, Err(Error::Lock(_))) { Ok(()) } else { self.commit(scores).await };
         if let Some(cluster) = cluster {
             cluster.end(self, ended.is_ok()).await;
@@ -486,11 +487,11 @@ impl Run<'_> {
         let scored = pending.windows().map(move |window| async move {
             let (keys, window) = window.map_err(|e| self.staging_failed(&e))?;
             let start = Instant::now();
-            // Each text is in one window, once.
+            // Each text is in exactly one window.
             let outcomes = scorer.score_once(window).await?;
             Ok(Scored { keys, outcomes, executor: None, took: start.elapsed() })
         });
-        scored.buffered(WINDOWS_UNDER_WAY)
+        scored.buffered(WINDOWS_IN_FLIGHT)
     }
 
     async fn commit(&self, scores: &mut ScoreStore) -> Result<(), Error> {
@@ -523,7 +524,7 @@ impl Run<'_> {
         self.staging_error()(error)
     }
 
-    /// The same for whoever outlives the run.
+    /// Returns [`Self::staging_failed`] as a function that does not borrow the run.
     pub(super) fn staging_error(&self) -> impl Fn(&DataFusionError) -> Error + use<> {
         let origin = format!("{}: the rows in {}", self.pipeline.path.display(), self.pipeline.run.spill.display());
         move |error| Error::sql(origin.clone(), error, None)

@@ -1,4 +1,4 @@
-//! Where the rows go: a Delta table, a folder with a folder for each run, or one Parquet file.
+//! Sinks of a run: a Delta table, a folder with one subfolder per run, or a single Parquet file.
 
 use std::path::PathBuf;
 use std::pin::pin;
@@ -28,16 +28,16 @@ use crate::sink::{self, DeltaSink, Mode, Origin, SinkError, Unpublished, as_ther
 use crate::tables;
 use crate::types::{Columns, FileSchema};
 
-/// Which rows a sink is for.
+/// The rows that a sink receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SinkKind {
     /// The table that the pipeline names.
     Predictions,
-    /// The table beside it, of rows that could not be scored.
+    /// The table of rows that could not be scored, next to the predictions.
     Rejected,
 }
 
-/// A place for the rows of a run, of which nothing is to be seen yet.
+/// An opened destination for the rows of a run. Nothing is visible to readers before it is published.
 pub(super) struct Sink {
     kind: SinkKind,
     output: String,
@@ -51,22 +51,22 @@ enum To {
     Delta { sink: DeltaSink, metadata: Vec<(&'static str, String)> },
 }
 
-/// How an attempt to publish ended, unless it failed.
+/// The result of an attempt to publish that did not fail.
 pub(super) enum Attempt {
     /// The rows are visible.
     Done(Done),
-    /// Another writer's commit came first. The sink must be opened again.
+    /// Another writer committed first. The sink must be reopened.
     Conflict(Error),
 }
 
-/// What became visible.
+/// A published output.
 pub(super) struct Done {
     pub(super) output: String,
     pub(super) bytes: u64,
     pub(super) version: Option<u64>,
 }
 
-/// The place of rejected rows: beside that of the others, with `_rejected` after its name.
+/// Returns the place of rejected rows: next to the predictions, with `_rejected` appended to the name.
 pub(super) fn rejected_beside(place: &Place) -> Place {
     let name = place.name();
     let (stem, extension) = match name.rsplit_once('.') {
@@ -76,16 +76,16 @@ pub(super) fn rejected_beside(place: &Place) -> Place {
     place.with_name(&format!("{stem}_rejected{extension}"))
 }
 
-/// The sinks of a run in the order in which they are committed.
+/// Returns the sinks of a run in commit order.
 pub(super) fn kinds(scoring: &Scoring) -> Vec<SinkKind> {
     match scoring.score.errors {
         Errors::Column => vec![SinkKind::Predictions],
-        // Rows that are rejected and published nowhere would be lost.
+        // Rejected rows are committed first: if they were not published, they would be lost.
         Errors::Quarantine => vec![SinkKind::Rejected, SinkKind::Predictions],
     }
 }
 
-/// Looks at the places of all sinks, and whether rows of `schema` can go there; nothing is made.
+/// Checks for every sink that rows of `schema` can be written to its place. Creates nothing.
 ///
 /// # Errors
 /// A place that cannot be read, or has a table of another kind or of other columns.
@@ -107,7 +107,7 @@ impl SinkKind {
         }
     }
 
-    /// Looks at the table that is there, if the rows go into a table, and at what would not get on with it.
+    /// Checks the existing table, if there is one, and rejects a layout that conflicts with the sink format.
     async fn look(
         self,
         pipeline: &Pipeline,
@@ -125,7 +125,8 @@ impl SinkKind {
             SinkFormat::Delta => {
                 let mode = match (settings.mode, self) {
                     (SinkMode::Overwrite, _) => Mode::Overwrite,
-                    // Rejected rows come again each time; what a run that failed halfway left is replaced.
+                    // Rejected rows are produced again by each run; leftovers of a run that failed halfway are
+                    // replaced.
                     (SinkMode::Append, Self::Predictions) => Mode::Append,
                     (SinkMode::Append | SinkMode::Merge, _) => Mode::Merge,
                 };
@@ -172,17 +173,17 @@ impl SinkKind {
     }
 }
 
-/// What is where the rows go.
+/// The result of checking a place.
 enum Looked {
-    /// A Delta table, or a place for one.
+    /// A Delta table, or a place for a new one.
     Delta(Box<DeltaSink>),
-    /// Parquet, with these columns.
+    /// Parquet with these columns.
     Parquet(SchemaRef),
 }
 
 impl Sink {
-    /// Looks at the place, and whether rows of `schema` can go there. What is published later takes the place of what is
-    /// there now, and of nothing else.
+    /// Checks that rows of `schema` can be written to the place, and records its current version. Publishing later
+    /// replaces only that version.
     ///
     /// # Errors
     /// A place that cannot be read or written, or has a table of another kind or of other columns.
@@ -218,7 +219,7 @@ impl Sink {
                 let mut keep = settings.keep;
                 if kind == SinkKind::Rejected {
                     quarantine::remove_unpublished(&main, &objects, &origin).await?;
-                    // They go with those of the sink.
+                    // Rejected rows are removed together with those of the sink.
                     keep = None;
                 }
                 let model = metadata.iter().find(|(key, _)| *key == "couplet.model").map(|(_, value)| value.clone());
@@ -242,7 +243,7 @@ impl Sink {
         self.kind
     }
 
-    /// Whether rows have been appended under the run's key.
+    /// Returns true if rows were already appended under the run's key.
     ///
     /// # Errors
     /// A place that cannot be read.
@@ -254,7 +255,7 @@ impl Sink {
         }
     }
 
-    /// The table's version that the run saw, where there are versions.
+    /// The table version that the run saw; `None` for sinks without versions.
     pub(super) fn version(&self) -> Option<u64> {
         match &self.to {
             To::Delta { sink, .. } => sink.version(),
@@ -262,11 +263,11 @@ impl Sink {
         }
     }
 
-    /// Refuses to publish over what a run of the same pipeline and store has published since the version `before`: this
-    /// one has lost the lock, and may have older rows.
+    /// Fails if a run of the same pipeline and store has published since the version `before`. This run has lost its
+    /// lock, and its rows may be older.
     ///
     /// # Errors
-    /// There is such a run.
+    /// [`Error::Superseded`] if there is such a run.
     pub(super) async fn follows(&self, before: Option<u64>) -> Result<(), Error> {
         let To::Delta { sink, .. } = &self.to else { return Ok(()) };
         match sink.published_since(before).await? {
@@ -275,7 +276,7 @@ impl Sink {
         }
     }
 
-    /// The columns of the table that the rows go into, if they take the types of one.
+    /// The columns of the existing table, for sinks that cast rows to its types.
     pub(super) fn table_schema(&self) -> Option<&SchemaRef> {
         match &self.to {
             To::Delta { sink, .. } => Some(sink.schema()),
@@ -284,12 +285,12 @@ impl Sink {
         }
     }
 
-    /// Whether the rows are joined with those of a table.
+    /// Returns true if the rows are merged into those of a table.
     pub(super) fn merges(&self) -> bool {
         matches!(&self.to, To::Delta { sink, .. } if sink.merges())
     }
 
-    /// Names the version of the table of rejected rows that belongs to the rows of this one, where tables have versions.
+    /// Records the version of the rejected-rows table that belongs to these rows, for sinks with versions.
     pub(super) fn with_rejected(self, version: Option<u64>) -> Self {
         match self.to {
             To::Delta { sink, metadata } => {
@@ -299,17 +300,17 @@ impl Sink {
         }
     }
 
-    /// Gives the place up before anything was written to it.
+    /// Abandons the sink before anything was written to it.
     pub(super) async fn give_up(self) {
         if let To::Runs(folder) = self.to {
             folder.abort().await;
         }
     }
 
-    /// Writes the rows and makes them visible, all at once; an error of the stream leaves the place as it was.
+    /// Writes the rows and makes them visible atomically. An error of the stream leaves the place unchanged.
     ///
     /// # Errors
-    /// The stream's, and a place that cannot be written.
+    /// Errors of the stream; a place that cannot be written.
     pub(super) async fn publish(
         self,
         rows: SendableRecordBatchStream,
@@ -334,7 +335,8 @@ impl Sink {
                 let (rows, gate) = gated(sink.fitted(rows));
                 let table = StreamingTable::try_new(rows.schema(), vec![Arc::new(Once::new(rows))]);
                 let table: Arc<dyn TableProvider> = Arc::new(table.map_err(|e| Error::sql(&output, &e, None))?);
-                // The library commits as soon as the rows end, so that the last look at the lock lies before their end.
+                // delta-rs commits as soon as the stream ends, so the lock is confirmed before end-of-stream is passed
+                // on.
                 let mut publishing = pin!(sink.publish(context, table, sink::properties(&metadata)));
                 let committed = tokio::select! {
                     biased;
@@ -366,11 +368,12 @@ fn done_by(output: &str, manifest: &Manifest) -> Done {
     Done { output, bytes: manifest.bytes(), version: None }
 }
 
-/// Finds out, before anything is scored, whether a place in a bucket can be written, and whether the server keeps the
-/// conditions under which it is; leaves nothing there. Those of this machine were looked at with [`places`](super::outputs).
+/// Checks before scoring that a place in a bucket is writable, and that the server honours conditional puts. Leaves
+/// nothing there. Local places are checked by [`outputs`](super::outputs).
 async fn try_to_write(objects: &Objects, is_one_file: bool, store: &StoreFolder) -> Result<(), Error> {
-    // The store is probed by now. Rights may be given for a part of a bucket only, so that this is its own place.
-    // One run of the store is here at a time: the next one finds the object of one that was killed, and deletes it.
+    // The store's place has been probed already, but write access may be limited to a part of the bucket, so the sink's
+    // place is probed too. Only one run per store is active at a time: if it is killed, the next one finds its probe
+    // object and deletes it.
     let probe = format!(".couplet-probe-{}", store.id());
     let lock::Place::Objects { store: bucket, root, name, explain } = objects.lock_place() else { return Ok(()) };
     let root = if is_one_file { root.parent().unwrap_or_default() } else { root };

@@ -1,11 +1,11 @@
-//! The rows of a run on the local disk, read from the source once.
+//! Rows of a run, read from the source once and staged on the local disk.
 //!
-//! A run goes over its rows three times: to check their ids, to find the texts that have no score yet, and to publish.
-//! Reading the source each time could give different rows (files change, `random()` and `LIMIT` choose anew), would
-//! download a remote corpus three times, and would call `predict` three times where the query does. So the rows are
-//! read once into a compressed file that goes when the run ends, however it ends. Joins, distinct and sort over it see
-//! keys, numbers and scores only; they run in a memory pool of their own, whose size does not grow with the rows, and
-//! spill beside the file.
+//! A run passes over its rows three times: to check their ids, to find the texts without a score, and to publish.
+//! Reading the source each time could return different rows (files change, `random()` and `LIMIT` choose others), would
+//! download a remote corpus three times, and would call `predict` three times if the query does. So the rows are read
+//! once into a compressed file that is removed when the run ends, however it ends. Joins, distincts and sorts see only
+//! keys, numbers and scores. They run in a separate memory pool, whose size does not grow with the rows, and spill next
+//! to the file.
 
 use std::io::{self, BufWriter};
 use std::sync::Arc;
@@ -40,23 +40,23 @@ use crate::sink::{fitted, narrowed};
 use crate::source::in_words;
 use crate::store::{text_error, text_key};
 
-/// The place of a row in the source.
+/// The position of a row in the source.
 const ROW: &str = "__couplet_row";
-/// The key of its texts.
+/// The key of the row's texts.
 const KEY: &str = "__couplet_key";
-/// The key of a score.
+/// The key of a cached score.
 const KNOWN: &str = "__couplet_known";
-/// The first row that has a key.
+/// The first row with a key.
 const FIRST: &str = "__couplet_first";
-/// Rows that share their texts.
+/// The number of rows that share their texts.
 const ROWS: &str = "__couplet_rows";
-/// What is wrong with the texts.
+/// The reason why the texts cannot be scored.
 const ERROR: &str = "__couplet_error";
 
-/// Bytes of the rows that are compressed together, about.
+/// Approximate bytes of rows in a row group.
 const GROUP: usize = 64 << 20;
 
-/// The rows of a run.
+/// The staged rows of a run.
 pub(super) struct StagedRows {
     context: SessionContext,
     joins: Joins,
@@ -64,24 +64,24 @@ pub(super) struct StagedRows {
     text: Vec<String>,
     window: usize,
     resources: Resources,
-    /// What plans may take, in bytes.
+    /// The memory limit of the run's plans, in bytes.
     memory: u64,
     rows: u64,
-    /// The digest of the file, as it was written.
+    /// The digest of the file as it was written.
     digest: blake3::Hash,
-    /// Bytes of the rows before they are compressed.
+    /// The uncompressed size of the rows, in bytes.
     size: u64,
-    /// Labels of the model whose scores are looked up.
+    /// The number of labels of the model whose scores are looked up.
     labels: usize,
     rejected: [u64; Rejection::KINDS.len()],
 }
 
 impl StagedRows {
-    /// Reads all rows of `source` into a file in the folder of `resources`; the scores that they are joined with are of a
-    /// model with so many labels.
+    /// Reads all rows of `source` into a file in the folder of `resources`. `labels` is the number of labels of the
+    /// model whose scores the rows are joined with.
     ///
     /// # Errors
-    /// A source that cannot be read; a disk that is full.
+    /// A source that cannot be read; a full disk.
     pub(super) async fn fill(
         source: DataFrame,
         text: &[String],
@@ -103,7 +103,7 @@ impl StagedRows {
             .set_dictionary_enabled(false)
             .set_statistics_enabled(EnabledStatistics::None)
             .set_max_row_group_row_count(Some(64 * 1024))
-            // A group is in memory while it is written, and its columns while they are read.
+            // A row group is in memory while it is written, and its columns while they are read.
             .set_max_row_group_bytes(Some(GROUP))
             .build();
         let path = resources.folder().join("rows.parquet");
@@ -143,7 +143,7 @@ impl StagedRows {
         self.rows
     }
 
-    /// The rows whose texts cannot be scored, by the kinds of rejection.
+    /// The number of rows whose texts cannot be scored, by kind of rejection.
     pub(super) fn rejected(&self) -> [u64; Rejection::KINDS.len()] {
         self.rejected
     }
@@ -153,36 +153,36 @@ impl StagedRows {
         &self.schema
     }
 
-    /// A session with all the memory of the run, for what comes after the rows.
+    /// A session with the full memory limit of the run, for work on the complete rows.
     pub(super) fn context(&self) -> &SessionContext {
         &self.context
     }
 
-    /// A session with all the memory of the run, for a join of the whole rows with those of a table.
+    /// A session with the full memory limit of the run, for joining the complete rows with those of a table.
     ///
     /// # Errors
-    /// A folder for what does not fit that cannot be used.
+    /// A spill folder that cannot be used.
     pub(super) fn merging(&self) -> Result<SessionContext, DataFusionError> {
         let held = self.size.saturating_add(self.rows.saturating_mul(bytes_of_scores(1, self.labels)));
-        // A join by hash holds the rows in memory, and fails where they do not fit; one by sorting can spill.
+        // A hash join holds the rows in memory, and fails if they do not fit; a sort-merge join can spill.
         if held < self.memory / 4 {
             return Ok(self.context.clone());
         }
         of_rows(self.memory, held / self.rows.max(1), &self.resources)
     }
 
-    /// A session for joins of the rows with `held` scores.
+    /// A session for joining the rows with `held` scores.
     pub(super) fn joins(&self, held: u64) -> &SessionContext {
-        // What is grouped by its key takes a third of what a score without probabilities does.
+        // Grouping a row by its key takes a third of the memory of a score without probabilities.
         self.joins.with_room_for(bytes_of_scores(held, self.labels).max(bytes_of_scores(self.rows / 3, 0)))
     }
 
-    /// The bytes of the file.
+    /// The size of the staged file in bytes.
     pub(super) fn bytes(&self) -> io::Result<u64> {
         Ok(self.resources.folder().join("rows.parquet").metadata()?.len())
     }
 
-    /// The rows with their place and their key, in their order.
+    /// The rows in source order, with their position and key.
     pub(super) async fn rows(&self) -> Result<DataFrame, DataFusionError> {
         self.rows_in(&self.joins.hashing).await
     }
@@ -190,12 +190,12 @@ impl StagedRows {
     async fn rows_in(&self, context: &SessionContext) -> Result<DataFrame, DataFusionError> {
         let options = ParquetReadOptions::default().file_sort_order(vec![vec![column(ROW).sort(true, false)]]);
         let place = Place::Local(self.resources.folder().join("rows.parquet"));
-        // As a URL, since a path with `[`, `?` or `*` in it would be taken for a pattern.
+        // Read as a URL: a path with `[`, `?` or `*` in it would be taken for a glob pattern.
         let url = Objects::open(&place).map_err(|e| DataFusionError::External(Box::new(e)))?.url;
         context.read_parquet(url.as_str(), options).await
     }
 
-    /// The ids of the first rows whose texts cannot be scored.
+    /// The ids of the first `most` rows whose texts cannot be scored.
     pub(super) async fn first_rejected(&self, id: &[String], most: usize) -> Result<Vec<String>, DataFusionError> {
         let ids: Vec<Expr> = id.iter().map(|name| column(name)).collect();
         let rows = self.rows().await?.filter(column(KEY).is_null())?.limit(0, Some(most))?;
@@ -203,7 +203,7 @@ impl StagedRows {
         Ok(rows.iter().map(in_words).collect::<Result<Vec<_>, _>>()?.concat())
     }
 
-    /// Looks whether the rows of a sink fit the table that they go into; `which` is none where it gets all rows.
+    /// Checks that the rows of a sink fit its table. `which` selects the rows of the sink; `None` selects all.
     ///
     /// # Errors
     /// The first value that the table cannot hold; a file that cannot be read.
@@ -224,9 +224,10 @@ impl StagedRows {
         Ok(())
     }
 
-    /// The texts that have no score among `known`, of which there are `held`, in the order in which they first come.
+    /// Returns the texts without a score in `known`, in order of first occurrence. `held` is the number of scores in
+    /// `known`.
     ///
-    /// `known` is a table of [`StagedRows::joins`]. So many texts are scored together, but no more than a batch of the session.
+    /// `known` is a table of [`StagedRows::joins`]. Windows have `together` texts, but at most a batch of the session.
     pub(super) async fn pending(
         &self,
         known: DataFrame,
@@ -257,10 +258,10 @@ impl StagedRows {
         Pending::fill(pending, self.text.len(), together.min(self.window), self.resources.folder()).await
     }
 
-    /// All rows with their scores, or those that have an error, or those that have none: the columns of the source and
-    /// those of a prediction, in the order of the source; an error at their end if the file has changed.
+    /// Returns the rows of `which` (all, rejected or predicted) in source order, with the source columns followed by
+    /// the prediction columns. The stream ends with an error if the staged file has changed.
     ///
-    /// `scores` is a table of [`StagedRows::joins`], with `held` scores.
+    /// `scores` is a table of [`StagedRows::joins`] with `held` scores.
     pub(super) async fn scored(
         &self,
         scores: DataFrame,
@@ -278,7 +279,7 @@ impl StagedRows {
         let scores = scores.execute_stream().await?;
 
         let source = self.schema.fields().iter().map(|field| column(field.name()));
-        // Said anew, as it calls the columns by the names that they have in this pipeline.
+        // Recomputed rather than read from the store: the message names the columns as this pipeline does.
         let error = text_error(&self.text).alias(ERROR);
         let rows =
             self.rows().await?.select([column(ROW)].into_iter().chain(source).chain([error]).collect::<Vec<_>>())?;
@@ -309,7 +310,7 @@ impl StagedRows {
     }
 }
 
-/// Counts the rows that have no key, by the reason.
+/// Counts the rows without a key, by kind of rejection.
 fn count_rejections(
     batch: &RecordBatch,
     text: &[String],
@@ -340,7 +341,7 @@ mod tests {
 
     use super::*;
 
-    /// Two hundred thousand rows whose texts all differ, in memory for a tenth of what their keys and scores take.
+    /// 200,000 rows with distinct texts, and memory for a tenth of what their keys and scores take.
     #[tokio::test]
     async fn joins_and_sorts_need_little_memory_however_many_rows_there_are() {
         const ROWS: i64 = 200_000;
@@ -355,7 +356,7 @@ mod tests {
         let pending = staged.pending(nothing, 0, 8192).await.expect("texts are told apart");
         assert_eq!((pending.texts, pending.rows), (ROWS.unsigned_abs(), ROWS.unsigned_abs()));
 
-        // All have scores, with words and numbers in them.
+        // All texts have scores, with strings and numbers in them.
         let held = ROWS.unsigned_abs();
         let value = |field: &Field| match field.data_type() {
             DataType::Utf8 | DataType::Utf8View if field.name() != "error" => lit("a label of some length"),

@@ -1,4 +1,4 @@
-//! How fast each window of a run was scored, and which were the slowest: what a run remembers of where its time went.
+//! Window statistics of a run: the speed of each scored window, and the slowest ones.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use crate::report::Executor;
 use crate::scorer::{Counts, Prediction, Rejection};
 use crate::store::RunRecord;
 
-/// Slowest windows that are remembered.
+/// The number of slowest windows that are recorded.
 const SLOWEST: usize = 10;
 
-/// A window that was scored.
+/// A scored window.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Window {
-    /// The place of its first text among all texts of the run without a score, from 0.
+    /// The position of its first text among all texts of the run without a score, from 0.
     first_text: u64,
     texts: usize,
     tokens: usize,
@@ -22,7 +22,7 @@ struct Window {
     seconds: f64,
 }
 
-/// The windows of a run, and who scored them.
+/// The scored windows of a run, and the executors that scored them.
 #[derive(Debug, Default)]
 pub(super) struct WindowStats {
     windows: Vec<Window>,
@@ -31,7 +31,7 @@ pub(super) struct WindowStats {
 }
 
 impl WindowStats {
-    /// Counts the window that comes after those before it; of a cluster, a task of one of its executors.
+    /// Adds the next window; on a cluster, a window is a task of an executor.
     pub(super) fn add(&mut self, outcomes: &[Result<Prediction, Rejection>], took: Duration, executor: Option<String>) {
         let lengths = || outcomes.iter().flatten().map(|prediction| prediction.tokens);
         let window = Window {
@@ -54,12 +54,12 @@ impl WindowStats {
         executor.tokens += window.tokens as u64;
     }
 
-    /// Texts of all windows so far.
+    /// The number of texts of all windows so far.
     pub(super) fn texts(&self) -> u64 {
         self.texts
     }
 
-    /// Notes what was scored in so long a time.
+    /// Writes the statistics to the run record. `took` is the duration of scoring.
     pub(super) fn record(&self, record: &mut RunRecord, counts: &Counts, took: Duration) {
         record.rows_scored = Some(counts.scored);
         record.tokens = Some(counts.tokens);
@@ -70,18 +70,18 @@ impl WindowStats {
         record.executors = self.executors_to_json();
     }
 
-    /// The executors of a cluster, in the order in which they first came back with something; none without a cluster.
+    /// The executors of a cluster, in the order of their first result; empty without a cluster.
     pub(super) fn executors(&self) -> &[Executor] {
         &self.executors
     }
 
-    /// The same for the record.
+    /// The executors as JSON; `None` without a cluster.
     fn executors_to_json(&self) -> Option<Value> {
         let executors: Vec<Value> = self.executors.iter().map(Executor::to_json).collect();
         (!executors.is_empty()).then(|| executors.into())
     }
 
-    /// How many there were, the time of the one in the middle, and the slowest; none if there were none.
+    /// The number of windows, the median duration, and the slowest ones; `None` if there were none.
     fn to_json(&self) -> Option<Value> {
         let mut windows = self.windows.clone();
         windows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));

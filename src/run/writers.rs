@@ -1,4 +1,4 @@
-//! How the rows of a run become a Parquet file, an object in a bucket, or a folder of its own in a folder of runs.
+//! Writers of a run's rows: a Parquet file, an object in a bucket, or a run folder.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use crate::objects::{Objects, cause_in};
 use crate::sink::runs::{Manifest, RunFolder};
 use crate::sink::{Over, ParquetSink, Part, SinkError, writer_options};
 
-/// The last look at the lock before a commit. What comes after it is conditional on what the run saw before it.
+/// Confirms the lock for the last time before a commit. The commit itself is conditional on the version that the run
+/// saw before.
 pub(super) async fn confirmed(lock: &RunLock) -> Result<(), Error> {
     lock.confirm().await?;
     crash::point("publish.confirmed");
@@ -83,7 +84,7 @@ pub(super) async fn to_object(
         part.abort().await;
         return Err(error);
     }
-    // The object appears when its upload is complete.
+    // The object becomes visible when its upload is completed.
     Ok(part.finish().await.map_err(|e| failed(&e))?.bytes)
 }
 
@@ -103,7 +104,7 @@ pub(super) async fn to_runs(
             return Err(error);
         }
     }
-    // The long upload lies before the last look at the lock.
+    // The upload is finished before the lock is confirmed, as it may take long.
     let finished = match folder.finish().await {
         Ok(()) => confirmed(lock).await,
         Err(error) => Err(error.into()),

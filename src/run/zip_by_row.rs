@@ -1,7 +1,6 @@
-//! Two streams of rows in the order of their numbers, put side by side.
+//! Merges two streams that are sorted by row number.
 //!
-//! What is joined and sorted is thereby only numbers, keys and scores: the texts stay in their file and are read once,
-//! in order.
+//! So joins and sorts need only numbers, keys and scores: the texts stay in their file and are read once, in order.
 
 use arrow::array::{ArrayRef, AsArray, RecordBatch, UInt32Array};
 use arrow::compute::take_record_batch;
@@ -10,7 +9,7 @@ use datafusion::common::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use futures::{Stream, StreamExt};
 
-/// One batch of a stream whose first column is the number of the row, and how far it is used up.
+/// A stream whose first column is the row number, with its current batch and the position in it.
 struct Numbered {
     stream: SendableRecordBatchStream,
     batch: Option<RecordBatch>,
@@ -22,7 +21,7 @@ impl Numbered {
         Self { stream, batch: None, at: 0 }
     }
 
-    /// Has a batch with rows that are not used up; false at the end of the stream.
+    /// Loads a batch with unconsumed rows; returns false at the end of the stream.
     async fn fill(&mut self) -> Result<bool, DataFusionError> {
         while self.batch.as_ref().is_none_or(|batch| self.at == batch.num_rows()) {
             self.batch = self.stream.next().await.transpose()?;
@@ -34,17 +33,17 @@ impl Numbered {
         Ok(true)
     }
 
-    /// The rows that are not used up: their batch and their numbers.
+    /// Returns the current batch, and the numbers of its unconsumed rows.
     fn rest(&self) -> Option<(&RecordBatch, &[i64])> {
         let batch = self.batch.as_ref()?;
         Some((batch, &batch.column(0).as_primitive::<Int64Type>().values()[self.at..]))
     }
 }
 
-/// The rows of `all` whose numbers `some` has, with the columns of both behind each other, numbers left out.
+/// Returns the rows of `all` whose numbers occur in `some`, with the columns of both and without the row numbers.
 ///
-/// The first column of both is the number of the row. In `all` each number is by one higher than the one before; in
-/// `some` they rise, and of several rows with one number the first counts.
+/// The first column of both is the row number. In `all` the numbers are consecutive. In `some` they are ascending; of
+/// several rows with one number, the first is used.
 pub(super) fn zip_by_row(
     all: SendableRecordBatchStream,
     some: SendableRecordBatchStream,
@@ -54,7 +53,7 @@ pub(super) fn zip_by_row(
         while some.fill().await? && all.fill().await? {
             let (Some((rows, numbers)), Some((partners, wanted))) = (all.rest(), some.rest()) else { break };
             let (Some(&first), Some(&end)) = (numbers.first(), numbers.last()) else { break };
-            // Those of `wanted` that these rows are among.
+            // The number of rows in `wanted` up to the last row of this batch.
             let used = wanted.partition_point(|number| *number <= end);
             let mut pairs = (Vec::with_capacity(used), Vec::with_capacity(used));
             for (i, &number) in wanted[..used].iter().enumerate() {
@@ -68,7 +67,8 @@ pub(super) fn zip_by_row(
             let none = pairs.0.is_empty();
             let rows = take_record_batch(rows, &UInt32Array::from(pairs.0))?;
             let partners = take_record_batch(partners, &UInt32Array::from(pairs.1))?;
-            // The next of `some` may be of the same rows of `all`, if these are not used up by their last number.
+            // The next batch of `some` may refer to the same rows of `all`, so rows after the last match are not
+            // consumed.
             let past = if used == wanted.len() { last.map_or(0, |last| (last - first + 1).max(0)) } else { i64::MAX };
             let past = usize::try_from(past).unwrap_or(usize::MAX).min(numbers.len());
             some.at += used;
@@ -96,7 +96,7 @@ mod tests {
 
     use super::*;
 
-    /// Rows of a number and a word about it, in batches of `size`.
+    /// Rows of a number and a word with that number, in batches of `size`.
     fn stream(numbers: &[i64], word: &str, size: usize) -> SendableRecordBatchStream {
         let fields = vec![Field::new("row", DataType::Int64, false), Field::new("word", DataType::Utf8, false)];
         let schema = Arc::new(Schema::new(fields));

@@ -1,13 +1,14 @@
-//! A Delta table as the sink: each run is one commit.
+//! Delta table sink: each run is one commit.
 //!
-//! The rows are written to data files first; the commit then names them in one log entry. Whoever reads meanwhile
-//! reads the version before. A commit whose answer was lost is looked up by the run's id, which every commit carries.
+//! The rows are written to data files first; one log entry then commits them. Concurrent readers see the previous
+//! version. If the response to a commit was lost, the commit is looked up by run id, which every commit carries.
 //!
-//! A commit is conditional on the version that [`DeltaSink::open`] saw. If another one came first, then
+//! A commit is conditional on the version that [`DeltaSink::open`] saw. If another commit came first:
 //!
-//! - rows that are appended to a table follow it, unless it is of the same pipeline and store, or appended rows of the
-//!   same key: both are application transactions, and two commits with the same one conflict;
-//! - anything else, also the creation of a table, is a conflict: the table must be opened again.
+//! - Rows appended to an existing table are committed after it, unless it is of the same pipeline and store, or
+//!   appended rows of the same key. Both are recorded as application transactions, and two commits with the same one
+//!   conflict.
+//! - Anything else, including the creation of a table, is a conflict: the table must be reopened.
 
 mod columns;
 
@@ -38,36 +39,36 @@ use crate::files::NotDurable;
 use crate::objects::{Objects, unconfirmed_in};
 use crate::sink::Origin;
 
-/// What becomes of the rows that are there.
+/// The effect of a commit on the existing rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// They go.
+    /// Replaces all of them.
     Overwrite,
-    /// They stay.
+    /// Keeps them.
     Append,
-    /// Those with the id of a new row go.
+    /// Replaces those with the id of a new row.
     Merge,
 }
 
-/// What was committed.
+/// A commit that was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Committed {
-    /// The table's version that has the run's rows.
+    /// The table version with the run's rows.
     pub version: u64,
-    /// Bytes of all its files.
+    /// The size of all its files in bytes.
     pub bytes: u64,
 }
 
-/// Rows that were not committed, as far as is known.
+/// A commit that failed, or whose outcome is unknown.
 #[derive(Debug)]
 pub struct Unpublished {
-    /// Why not.
+    /// The cause.
     pub source: DeltaTableError,
-    /// Whether it is known that they were not.
+    /// True if the commit is known not to have been made.
     pub known: bool,
-    /// Whether another writer's commit came first, so that they may be published once the table is opened again.
+    /// True if another writer committed first; the rows can be published once the table is reopened.
     pub conflict: bool,
-    /// What to say where they were committed after all, and the disk did not confirm it.
+    /// The message if the commit was made after all, but the disk did not confirm it.
     pub not_durable: Option<String>,
 }
 
@@ -88,15 +89,15 @@ pub struct DeltaSink {
     origin: Origin,
     schema: SchemaRef,
     rejected: Option<u64>,
-    /// Whether the table has nothing but NULL so far in a column that gets values now.
+    /// True if a column that gets values now was all NULL before.
     gains_types: bool,
 }
 
 impl DeltaSink {
-    /// Looks at the table, if it is there, and whether rows of `schema` can go into it. `id` names a row for merging.
+    /// Opens the table if it exists, and checks that rows of `schema` fit. `id` names the key columns for merging.
     ///
     /// # Errors
-    /// A table that cannot be read, or whose columns are others.
+    /// A table that cannot be read, or that has other columns.
     pub async fn open(
         objects: &Objects,
         schema: &Schema,
@@ -165,26 +166,26 @@ impl DeltaSink {
         })
     }
 
-    /// Whether there is no table yet.
+    /// Returns true if there is no table yet.
     #[must_use]
     pub fn is_new(&self) -> bool {
         self.table.is_none()
     }
 
-    /// Whether the rows are joined with those of the table.
+    /// Returns true if the rows are merged into those of the table.
     #[must_use]
     pub fn merges(&self) -> bool {
         self.mode == Mode::Merge && !self.is_new()
     }
 
-    /// Names the version of the table of rejected rows that belongs to the rows of this one.
+    /// Records the version of the rejected-rows table that belongs to these rows.
     #[must_use]
     pub fn with_rejected(self, version: Option<u64>) -> Self {
         Self { rejected: version, ..self }
     }
 
-    /// Takes back what runs of the same pipeline and store have added to a table of rejected rows after the version
-    /// `published`, which belongs to rows that were never committed. Where others have added rows too, all stay.
+    /// Reverts what runs of the same pipeline and store have added to a rejected-rows table after version `published`:
+    /// it belongs to rows that were never committed. If other writers have committed too, nothing is reverted.
     ///
     /// # Errors
     /// A table that cannot be read or written.
@@ -199,8 +200,8 @@ impl DeltaSink {
         match restore.with_commit_properties(self.properties(None)).await {
             Ok((restored, _)) => self.table = Some(restored),
             Err(error) if misses_a_file(&error) => tracing::warn!(
-                "{}: a VACUUM has removed files of version {version}, so that rows of a run that did not come to its end \
-                 stay until their ids are rejected again ({error})",
+                "{}: a VACUUM has removed files of version {version}, so rows of an unfinished run stay until \
+                 their ids are rejected again ({error})",
                 self.objects
             ),
             Err(error) => return Err(DeltaError::new(&self.objects, &error)),
@@ -208,13 +209,13 @@ impl DeltaSink {
         Ok(self)
     }
 
-    /// The version that the run saw; none if there was no table.
+    /// The version that the run saw; `None` if there was no table.
     #[must_use]
     pub fn version(&self) -> Option<u64> {
         self.table.as_ref().and_then(DeltaTable::version)
     }
 
-    /// Whether rows were appended under the run's key by the version that the run saw.
+    /// Returns true if rows were appended under the run's key up to the version that the run saw.
     ///
     /// # Errors
     /// A log that cannot be read.
@@ -226,7 +227,7 @@ impl DeltaSink {
         Ok(found.map_err(failed)?.is_some())
     }
 
-    /// The run of the same pipeline and store that has published after the version `before`, if one has.
+    /// Returns the id of the run of the same pipeline and store that published after version `before`, if any.
     ///
     /// # Errors
     /// A log that cannot be read.
@@ -236,27 +237,27 @@ impl DeltaSink {
         Ok(commits.iter().find(|commit| self.is_own(commit)).and_then(|commit| commit.get(delta::RUN).cloned()))
     }
 
-    /// Whether a commit is of the same pipeline and store.
+    /// Returns true if a commit is of the same pipeline and store.
     fn is_own(&self, commit: &HashMap<String, String>) -> bool {
         commit.get(PIPELINE) == Some(&self.origin.pipeline) && commit.get(STORE) == Some(&self.origin.store)
     }
 
-    /// The columns of the rows in the types of the table.
+    /// The schema of the rows in the types of the table.
     #[must_use]
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
-    /// The rows with the types of the table; a value that these cannot hold is an error of the stream.
+    /// Casts the rows to the types of the table. A value that does not fit is an error of the stream.
     #[must_use]
     pub fn fitted(&self, rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
         fit::fitted(rows, &self.schema)
     }
 
-    /// Commits the rows of `rows`, which is scanned once.
+    /// Commits the rows, which are scanned once.
     ///
     /// # Errors
-    /// Rows that end with an error, a place that cannot be written, another writer's change; the table is as it was.
+    /// Rows that end with an error; a place that cannot be written; a concurrent change. The table is unchanged.
     pub async fn publish(
         self,
         context: &SessionContext,
@@ -277,7 +278,7 @@ impl DeltaSink {
         };
         let table = match written {
             Ok(table) => table,
-            // The commit may have been made, and its answer lost.
+            // The commit may have been made and its response lost.
             Err(source) => match delta::has_committed(&self.objects, &self.origin.run, before).await {
                 Ok(Some(table)) => match unconfirmed_in(&source) {
                     Some(error) => {
@@ -297,13 +298,14 @@ impl DeltaSink {
         Committed { version: table.version().unwrap_or_default(), bytes }
     }
 
-    /// Has a table name the columns whose statistics are exact, so that readers pass over those that its log has of others.
+    /// Lists the columns with exact statistics in the table's properties, so that readers ignore the other statistics
+    /// in its log.
     async fn with_exact_statistics(&self, table: DeltaTable) -> Result<DeltaTable, DeltaTableError> {
         let (key, names) = (TableProperty::DataSkippingStatsColumns.as_ref(), exact_statistics(&self.schema));
         if table.snapshot()?.metadata().configuration().get(key) == Some(&names) {
             return Ok(table);
         }
-        // What another writer has committed since the table was seen must not be passed over here.
+        // No retries: a retry would skip over what another writer has committed since the table was opened.
         let commit = CommitProperties::default().with_max_retries(0);
         table
             .set_tbl_properties()
@@ -354,7 +356,8 @@ impl DeltaSink {
         commit: CommitProperties,
     ) -> Result<DeltaTable, DeltaTableError> {
         let of = |table: &str, name: &str| Expr::Column(Column::new(Some(table), name));
-        // deltalake skips files by the range of an id that it finds in an equation; the log may not have it exactly.
+        // delta-rs skips files by the value range of an id that occurs in an equality; for some types the range in the
+        // log is not exact.
         let inexact: HashSet<&str> = delta::inexact(&self.schema).collect();
         let same = self.id.iter().map(|name| {
             let (target, source) = (of("target", name), of("source", name));
@@ -367,7 +370,7 @@ impl DeltaSink {
             .merge(context.read_table(rows)?, same)
             .with_source_alias("source")
             .with_target_alias("target")
-            // The rows can be read once, and so not to find the range of their ids first.
+            // The stream can be read only once, so it cannot be scanned for the range of its ids first.
             .with_streaming(true)
             .with_merge_schema(self.gains_types)
             .with_session_state(Arc::new(context.state()))
@@ -385,20 +388,20 @@ impl DeltaSink {
 
     fn properties(&self, rejected: Option<u64>) -> CommitProperties {
         let Origin { run, pipeline, store, .. } = &self.origin;
-        let said = [(delta::RUN, run), (PIPELINE, pipeline), (STORE, store)];
-        let commit = CommitProperties::default().with_metadata(said.map(|(key, value)| (key.to_owned(), json!(value))));
-        // A second attempt at a commit that was made after all has the same ones, and conflicts as well.
+        let info = [(delta::RUN, run), (PIPELINE, pipeline), (STORE, store)];
+        let commit = CommitProperties::default().with_metadata(info.map(|(key, value)| (key.to_owned(), json!(value))));
+        // A second attempt at a commit that was made after all has the same transactions, and conflicts too.
         let lineage = Transaction::new(format!("couplet-store/{store}/{pipeline}"), 1);
         let rejected = rejected.and_then(|version| i64::try_from(version).ok());
         let rejected = rejected.map(|version| Transaction::new(of_rejected(pipeline), version));
         let transactions = [lineage].into_iter().chain(self.key()).chain(rejected);
         let commit = commit.with_application_transactions(transactions.collect());
-        // The library would add rows to a table that another writer has made meanwhile, without a look at its commits; and
-        // what replaces rows, or is merged with them, is made of the version that was seen.
+        // delta-rs would append to a table that another writer has created meanwhile, without checking its commits.
+        // Replaced or merged rows are computed from the version that was seen, so they must not be retried on another.
         if self.mode == Mode::Append && !self.is_new() { commit } else { commit.with_max_retries(0) }
     }
 
-    /// The transaction by which rows that were appended under the run's key are known.
+    /// The transaction that marks rows as appended under the run's key.
     fn key(&self) -> Option<Transaction> {
         let Origin { pipeline, key, .. } = &self.origin;
         let key = key.as_ref().filter(|_| self.mode == Mode::Append)?;
@@ -406,7 +409,7 @@ impl DeltaSink {
     }
 }
 
-/// The version of the table of rejected rows that belongs to what a pipeline has committed to a table, if there is one.
+/// Returns the version of the rejected-rows table that belongs to a pipeline's latest commit to a table, if any.
 ///
 /// # Errors
 /// A table that cannot be read.
@@ -418,21 +421,22 @@ pub async fn rejected_version(objects: &Objects, pipeline: &str) -> Result<Optio
     Ok(version.and_then(|version| u64::try_from(version).ok()))
 }
 
-/// The transaction whose version is that of the table of rejected rows.
+/// The application id of the transaction whose version is that of the rejected-rows table.
 fn of_rejected(pipeline: &str) -> String {
     format!("couplet-rejected/{pipeline}")
 }
 
-/// The keys in a commit's metadata that name the pipeline and its store.
+/// Commit metadata keys for the pipeline and its store.
 const PIPELINE: &str = "couplet.pipeline";
 const STORE: &str = "couplet.store";
 
-/// Whether a version cannot be restored because one of its files is gone; the library's own error is private.
+/// Returns true if a version cannot be restored because one of its files is missing; delta-rs has no public error for
+/// it.
 fn misses_a_file(error: &DeltaTableError) -> bool {
     matches!(error, DeltaTableError::GenericError { source } if source.to_string().starts_with("Find missing file"))
 }
 
-/// Whether a commit was refused because another one came first.
+/// Returns true if a commit was rejected because another came first.
 fn is_conflict(error: &DeltaTableError) -> bool {
     match error {
         DeltaTableError::VersionAlreadyExists(_) => true,

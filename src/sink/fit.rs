@@ -1,4 +1,4 @@
-//! Rows with the types of the table that they go into.
+//! Casts rows to the types of the table that they are written to.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub(crate) struct Misfit {
     problem: String,
 }
 
-/// The rows with the types of the table; a value that these cannot hold is an error of the stream.
+/// Casts the rows to the types of the table. A value that does not fit is an error of the stream.
 pub(crate) fn fitted(rows: SendableRecordBatchStream, schema: &SchemaRef) -> SendableRecordBatchStream {
     let into = Arc::clone(schema);
     let fitted = rows.map(move |batch: Result<RecordBatch, DataFusionError>| -> Result<_, DataFusionError> {
@@ -33,7 +33,7 @@ pub(crate) fn fitted(rows: SendableRecordBatchStream, schema: &SchemaRef) -> Sen
     Box::pin(RecordBatchStreamAdapter::new(Arc::clone(schema), fitted))
 }
 
-/// The columns of rows that can have a value which the table cannot hold, with their fields in the table.
+/// Returns the columns that may have a value that does not fit, with their fields in the table.
 pub(crate) fn narrowed(rows: &Schema, table: &Schema) -> Vec<Arc<Field>> {
     let there = table.fields().iter().filter(|there| {
         rows.field_with_name(there.name())
@@ -42,16 +42,16 @@ pub(crate) fn narrowed(rows: &Schema, table: &Schema) -> Vec<Arc<Field>> {
     there.cloned().collect()
 }
 
-/// Whether values of one type go into a column of another as they are, or are refused one by one.
+/// Returns true if values of a type can be stored in a column of another, except for single values that do not fit.
 pub(super) fn goes_into(data_type: &DataType, there: &DataType) -> bool {
     data_type == there || !there.is_nested() && widened(data_type, there).as_ref() == Some(there)
 }
 
-/// The columns of rows, in the types that a table has for those that fit into them.
+/// Returns the columns with the table's type where their values fit.
 pub(crate) fn as_there(rows: &Schema, table: &Schema) -> SchemaRef {
     let fields = rows.fields().iter().map(|field| {
         let there = table.field_with_name(field.name()).ok().map(|there| plain(there.data_type()));
-        // Texts and bytes are written alike, whatever holds them in memory.
+        // Strings and binary are stored alike, whatever their type in memory.
         let differs = |there: &DataType| !there.is_string() && !there.is_binary() && !there.is_null();
         match there.filter(|there| differs(there) && goes_into(field.data_type(), there)) {
             Some(there) => Arc::new(Field::clone(field).with_data_type(there)),
@@ -61,7 +61,7 @@ pub(crate) fn as_there(rows: &Schema, table: &Schema) -> SchemaRef {
     Arc::new(Schema::new_with_metadata(fields.collect::<Vec<_>>(), rows.metadata().clone()))
 }
 
-/// A column with the type that the table has for it.
+/// Casts a column to its type in the table.
 fn as_in_table(column: &ArrayRef, field: &Field) -> Result<ArrayRef, DataFusionError> {
     let misfit = |problem: &dyn Display| {
         let misfit = Misfit { column: field.name().clone(), problem: problem.to_string() };
@@ -89,7 +89,7 @@ fn as_in_table(column: &ArrayRef, field: &Field) -> Result<ArrayRef, DataFusionE
             ));
         }
     };
-    // Large integers have no float of their own.
+    // Large integers are not exact as floats.
     let is_rounded = column.data_type().is_integer() && field.data_type().is_floating();
     if is_rounded && !cast(&values, column.data_type()).is_ok_and(|back| back.as_ref() == column.as_ref()) {
         let to = field.data_type();

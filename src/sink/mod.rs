@@ -1,4 +1,4 @@
-//! What a run leaves: a Parquet file, or a checkpoint's folder, that is there whole or not at all.
+//! Outputs of a run: Parquet files, Delta tables and folders that appear atomically.
 
 mod delta;
 mod fit;
@@ -26,36 +26,36 @@ pub(crate) use fit::{Misfit, as_there, fitted, narrowed};
 pub(crate) use runs::{Over, Part};
 pub(crate) use stored::parquet_problem;
 
-/// Rows of a row group: enough to compress well, few enough that readers can skip and share the work.
+/// Maximum rows of a row group: enough to compress well, few enough for readers to skip groups and read in parallel.
 const ROW_GROUP_ROWS: usize = 128 * 1024;
 
-/// Bytes of a row group at which it ends early: what the writer holds in memory, and a reader must.
+/// Maximum bytes of a row group, which writers and readers hold in memory.
 const ROW_GROUP_BYTES: usize = 64 << 20;
 
-/// A file that could not be written; whatever stood in its place before still does.
+/// A file that could not be written; an existing file at its path is unchanged.
 #[derive(Debug, Error)]
 #[error("cannot write {}: {problem}", path.display())]
 pub struct SinkError {
-    /// The file that was to appear.
+    /// The path of the file.
     pub path: PathBuf,
-    /// What went wrong.
+    /// The problem.
     pub problem: Explained,
 }
 
-/// The run that commits to a sink, as its commit says.
+/// The identity of a run in its commits to sinks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
-    /// The run's id, which no other run has: letters, digits, `-` and `_`.
+    /// The run's unique id: letters, digits, `-` and `_`.
     pub run: String,
-    /// The name of its pipeline.
+    /// The pipeline's name.
     pub pipeline: String,
-    /// The id of its store, whose runs follow each other.
+    /// The id of the store, which serializes its runs.
     pub store: String,
-    /// The key under which its rows are appended, once; none where they replace others.
+    /// The key under which rows are appended once; `None` if they replace others.
     pub key: Option<String>,
 }
 
-/// A Parquet file in the making.
+/// A Parquet file before it is published.
 pub struct ParquetSink {
     path: PathBuf,
     writer: ArrowWriter<AtomicFile>,
@@ -63,10 +63,10 @@ pub struct ParquetSink {
 }
 
 impl ParquetSink {
-    /// Begins a file that [`ParquetSink::publish`] will put at `path`, with `metadata` in its footer.
+    /// Begins a file that [`ParquetSink::publish`] will move to `path`, with `metadata` in its footer.
     ///
     /// # Errors
-    /// A folder that cannot be made or written, a schema that Parquet cannot hold.
+    /// A folder that cannot be created or written; a schema that Parquet cannot represent.
     pub fn create(path: &Path, schema: &SchemaRef, metadata: &[(&str, String)]) -> Result<Self, SinkError> {
         let error = |problem: String| SinkError { path: path.to_owned(), problem: problem.into() };
         let file = AtomicFile::create(path).map_err(|e| SinkError { path: path.to_owned(), problem: (&e).into() })?;
@@ -76,27 +76,27 @@ impl ParquetSink {
         Ok(Self { path: path.to_owned(), writer, schema })
     }
 
-    /// Appends a batch.
+    /// Appends a record batch.
     ///
     /// # Errors
-    /// A disk that is full or gone.
+    /// A full or missing disk.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), SinkError> {
         let written = stored::batch(batch, &self.schema).and_then(|batch| self.writer.write(&batch));
         written.map_err(|e| SinkError { path: self.path.clone(), problem: e.to_string().into() })
     }
 
-    /// Ends the file and puts it in its place, in one step; returns its size in bytes.
+    /// Closes the file and moves it into place atomically. Returns its size in bytes.
     ///
     /// # Errors
-    /// A disk that is full or gone; nothing has been published then.
+    /// A full or missing disk; nothing has been published then.
     pub fn publish(self) -> Result<u64, SinkError> {
         self.publish_with(|file, _| file.publish())
     }
 
-    /// Ends the file and puts it in the place of this one, in one step; returns its size in bytes.
+    /// Closes the file and atomically replaces the version `seen`. Returns its size in bytes.
     ///
     /// # Errors
-    /// A disk that is full or gone, another file in its place; nothing has been published then.
+    /// A full or missing disk; another version of the file in its place. Nothing has been published then.
     pub fn publish_over(self, seen: &FileVersion) -> Result<u64, SinkError> {
         self.publish_with(|file, path| seen.replaced(path, || file.publish()))
     }
@@ -108,14 +108,14 @@ impl ParquetSink {
     }
 }
 
-/// How couplet writes a Parquet file of its own, with the schema as a hint for Arrow's readers.
+/// Returns writer options for couplet's Parquet files, with the Arrow schema as a hint for readers.
 pub(crate) fn writer_options(schema: &SchemaRef, metadata: &[(&str, String)]) -> ArrowWriterOptions {
     let hint = (ARROW_SCHEMA_META_KEY, encode_arrow_schema(&stored::hint(schema)));
     let properties = properties(&[metadata, &[hint]].concat());
     ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true)
 }
 
-/// How couplet writes Parquet, with `metadata` in the footer.
+/// Returns Parquet writer properties, with `metadata` in the footer.
 #[must_use]
 pub fn properties(metadata: &[(&str, String)]) -> WriterProperties {
     let metadata = metadata.iter().map(|(key, value)| KeyValue::new((*key).to_owned(), value.clone())).collect();

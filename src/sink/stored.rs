@@ -1,4 +1,4 @@
-//! The types that columns have in a Parquet file.
+//! Column types in Parquet files.
 
 use std::io;
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, TimeUnit};
 use parquet::arrow::ArrowWriter;
 use parquet::errors::Result;
 
-/// The types in which the writer gets the columns.
+/// Returns the types of the columns as they are passed to the writer.
 pub(super) fn schema(schema: &SchemaRef) -> SchemaRef {
     mapped(schema, &|data_type| match data_type {
-        // Parquet has no seconds of the day.
+        // Parquet has no time of day in seconds.
         DataType::Time32(TimeUnit::Second) => Some(DataType::Time32(TimeUnit::Millisecond)),
         DataType::RunEndEncoded(_, values) => Some(values.data_type().clone()),
         _ => None,
     })
 }
 
-/// A batch in the types in which the writer gets it.
+/// Casts a batch to the types that are passed to the writer.
 pub(super) fn batch(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
     if batch.schema_ref().fields() == schema.fields() {
         return Ok(batch.clone());
@@ -30,8 +30,8 @@ pub(super) fn batch(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBat
     Ok(RecordBatch::try_new(Arc::clone(schema), columns.collect::<Result<Vec<_>, _>>()?)?)
 }
 
-/// The schema that a Parquet file gives Arrow's readers as a hint. It has no views, at any depth: pyarrow can neither
-/// compare, sort nor join them, and pandas cannot read lists of them.
+/// Returns the Arrow schema in a Parquet file's metadata, a hint for readers. It has no view types at any depth:
+/// pyarrow can neither compare, sort nor join views, and pandas cannot read lists of them.
 pub(super) fn hint(schema: &SchemaRef) -> SchemaRef {
     mapped(&self::schema(schema), &|data_type| match data_type {
         DataType::Utf8View => Some(DataType::Utf8),
@@ -42,11 +42,11 @@ pub(super) fn hint(schema: &SchemaRef) -> SchemaRef {
     })
 }
 
-/// The column that no Parquet file can hold, with its type, if there is one.
+/// Describes the first column that Parquet cannot represent, if any.
 pub(crate) fn parquet_problem(schema: &SchemaRef) -> Option<String> {
     let cannot_hold = |field: &FieldRef| {
         let alone = self::schema(&Arc::new(Schema::new(vec![Field::clone(field).with_nullable(true)])));
-        // The writer itself panics at them.
+        // The writer panics on these.
         if has_unwritable(field.data_type()) {
             return true;
         }
@@ -68,7 +68,7 @@ pub(crate) fn parquet_problem(schema: &SchemaRef) -> Option<String> {
     ))
 }
 
-/// Whether a type, or one within it, is a union or a struct without fields.
+/// Returns true if a type is, or contains, a union or a struct without fields.
 fn has_unwritable(data_type: &DataType) -> bool {
     match data_type {
         DataType::Union(..) => true,
@@ -85,7 +85,7 @@ fn has_unwritable(data_type: &DataType) -> bool {
     }
 }
 
-/// A schema with the types that `other` has instead, at any depth.
+/// Maps the types of a schema with `other`, at any depth.
 fn mapped(schema: &SchemaRef, other: &impl Fn(&DataType) -> Option<DataType>) -> SchemaRef {
     let fields = schema.fields().iter().map(|field| mapped_field(field, other));
     Arc::new(Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone()))

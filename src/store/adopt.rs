@@ -1,4 +1,4 @@
-//! Scores of the version before, which are a Delta table, become files of the present format.
+//! Migration of scores from the previous version, which stored them as a Delta table.
 
 use object_store::{Error as StoreError, ObjectStoreExt};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -9,10 +9,10 @@ use crate::delta::{self, LOG, Trouble};
 use crate::error::Error;
 use crate::objects::StoreFolder;
 
-/// What the version before said of its table of scores: another table there is somebody else's.
+/// Description of the previous version's table of scores; another table at its place is not couplet's.
 const DESCRIPTION: &str = "couplet: scores by text";
 
-/// Takes over the scores of the version before, if there are some; only the run that holds the lock may.
+/// Migrates the scores of the previous version, if any. Only the run that holds the lock may call this.
 ///
 /// # Errors
 /// A place that cannot be read or written.
@@ -37,19 +37,19 @@ pub(super) async fn adopt(store: &StoreFolder) -> Result<(), Error> {
     if snapshot.metadata().description() != Some(DESCRIPTION) {
         return Ok(());
     }
-    tracing::info!("the scores in {} get checksums, which an earlier version did not give them", store.objects);
+    tracing::info!("adding checksums to the scores in {}, which an earlier version wrote without them", store.objects);
     let names: Vec<String> = snapshot.log_data().into_iter().map(|file| file.path().to_string()).collect();
     for name in names {
         take_over(store, &name).await?;
     }
-    // The log last, as it says whose files these are: what a kill leaves is then found again.
+    // The log is removed last, as it identifies the files: after a kill, the next run finds the rest.
     for folder in scores.objects.entries().await?.folders.into_iter().filter(|name| name.starts_with("model=")) {
         let folder = scores.objects.folder(&folder);
         for file in folder.entries().await?.files.into_iter().filter(|file| is_part(&file.name)) {
             folder.remove(&file.path).await?;
         }
     }
-    // The newest entry first, so that what is left of the log is a log.
+    // Newest entry first, so that a partly removed log is still a valid log.
     entries.sort_by(|a, b| b.name.cmp(&a.name));
     for entry in &entries {
         log.remove(&entry.path).await?;
@@ -58,7 +58,7 @@ pub(super) async fn adopt(store: &StoreFolder) -> Result<(), Error> {
     Ok(())
 }
 
-/// Gives a file of the table its new name.
+/// Copies a file of the table to its new name.
 async fn take_over(store: &StoreFolder, name: &str) -> Result<(), Error> {
     let scores = store.folder(FOLDER).objects;
     let path = scores.path(name);

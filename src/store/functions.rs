@@ -1,4 +1,4 @@
-//! What SQL has to know of texts: the key under which their score is remembered, and whether they can be scored.
+//! SQL functions of texts: the key of their score, and the reason why they cannot be scored.
 
 use std::sync::Arc;
 
@@ -12,13 +12,13 @@ use datafusion::logical_expr::{
 use crate::predict::text_values;
 use crate::scorer::{TextColumn, Window};
 
-/// The key of a text or a pair: 16 bytes; NULL where it cannot be scored.
+/// The key of a text or pair, 16 bytes; NULL if it cannot be scored.
 #[must_use]
 pub fn text_key(columns: &[String]) -> Expr {
     call(Answer::Key, columns)
 }
 
-/// Why a text or a pair cannot be scored; NULL where it can.
+/// The reason why a text or pair cannot be scored; NULL if it can.
 #[must_use]
 pub fn text_error(columns: &[String]) -> Expr {
     call(Answer::Error, columns)
@@ -37,7 +37,7 @@ enum Answer {
     Error,
 }
 
-/// A function of one or two columns of texts, which errors call by their names.
+/// A function of one or two text columns. Errors use the column names.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct OfTexts {
     answer: Answer,

@@ -1,4 +1,4 @@
-//! `couplet store gc`: forgets what no pipeline of a store uses any more.
+//! `couplet store gc`: removes scores and files that no pipeline of a store uses.
 
 use chrono::Duration;
 
@@ -9,27 +9,26 @@ use crate::error::Error;
 use crate::lock::{self, Claim};
 use crate::objects::StoreFolder;
 
-/// How long files stay that a reader of an older version of the table of runs may still need.
+/// Minimum age of unused files of the table of runs, for readers of older versions.
 const READERS: Duration = Duration::hours(24);
 
-/// What [`collect_garbage`] removed.
+/// Counts of what [`collect_garbage`] removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Garbage {
-    /// Models of which no score is left.
+    /// Models whose scores were removed.
     pub models: usize,
-    /// Scores that were forgotten.
+    /// Scores removed.
     pub scores: u64,
-    /// Files that were removed.
+    /// Files removed.
     pub files: usize,
 }
 
-/// Forgets every model's scores but those of `keep`, and removes files that killed runs left. No file goes that couplet
-/// did not write.
+/// Removes the scores of all models except `keep`, and leftovers of killed runs. Files that couplet did not write stay.
 ///
 /// # Errors
 /// A place that cannot be read or written.
 pub async fn collect_garbage(store: &StoreFolder, keep: &[String], dry_run: bool) -> Result<Garbage, Error> {
-    // A run that is under way may use a model that is new to the pipelines, and writes files.
+    // A run in progress may use a model that is not in `keep` yet, and writes files.
     let held = if dry_run {
         None
     } else {

@@ -1,16 +1,16 @@
-//! What a pipeline remembers between its runs: scores by text, and a record of each run.
+//! The store of a pipeline, kept between its runs: cached scores by text, and a record of each run.
 //!
 //! ```text
-//! <store>/couplet-store.json   what makes the folder a store: version of the format, id
+//! <store>/couplet-store.json   marker of a store: version of the format, id
 //! <store>/lock.json            one run at a time
-//! <store>/scores/              Parquet files, a folder for each model: key of the texts → prediction
+//! <store>/scores/              Parquet files, one folder per model: key of the texts → prediction
 //! <store>/runs/                Delta table, one row per run
-//! <store>/uploads/             notes of uploads that have not ended
-//! <store>/cluster/             texts of the tasks of a cluster, while it scores them
+//! <store>/uploads/             notes of unfinished uploads
+//! <store>/cluster/             task texts, while a cluster scores them
 //! ```
 //!
-//! A score is found by the model (weights, tokenizer and configuration, `max_length`, precision) and by the texts, and
-//! by nothing else; so a changed model forgets by itself, and a text that moves to another row is still known.
+//! A score is looked up by model (weights, tokenizer and configuration, `max_length`, precision) and texts only. So a
+//! changed model invalidates its scores automatically, and a text that moves to another row keeps its score.
 
 mod adopt;
 mod functions;

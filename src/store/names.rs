@@ -1,18 +1,17 @@
-//! The names that couplet gives to files of a store, of this version and of the one before.
+//! File names that couplet uses in a store, in this version and the previous one.
 
 use uuid::Uuid;
 
 use super::own::MARKER;
 use crate::lock::LOCK;
 
-/// Digits of a store's id.
+/// The number of digits of a store's id.
 pub(super) const ID: usize = 16;
 
 /// The folder of a Delta table's log.
 pub(super) const LOG: &str = crate::delta::LOG;
 
-/// Whether couplet gives such a name to a file of a store; with `id`, only of the store with this id, as far as names
-/// have one.
+/// Returns true for paths that couplet uses in a store. With `id`, names that have a store id must have this one.
 pub(super) fn is_of_a_store(parts: &[&str], id: Option<&str>) -> bool {
     let Some((last, folders)) = parts.split_last() else { return false };
     let name = without_staging(last).unwrap_or(last);
@@ -35,24 +34,24 @@ pub(super) fn is_of_a_store(parts: &[&str], id: Option<&str>) -> bool {
     }
 }
 
-/// The name of a file that was being written under a name of its own, if it is one.
+/// Returns the final name of a file that is being written under a temporary name.
 pub(super) fn without_staging(name: &str) -> Option<&str> {
     let (name, number) = name.split_once('#').or_else(|| name.split_once("%23"))?;
     (!name.is_empty() && is_number(number)).then_some(name)
 }
 
-/// The store's id in the name of one of its files.
+/// Returns the store id in a file name.
 pub(super) fn id_of(name: &str) -> Option<&str> {
     let (id, rest) = name.split_once('-')?;
     (is_id(id) && !rest.is_empty()).then_some(id)
 }
 
-/// Whether this can be the id of a store.
+/// Returns true if the text is a valid store id.
 pub(super) fn is_id(id: &str) -> bool {
     is_hex(id, ID)
 }
 
-/// Tells if the text is the given number of hexadecimal digits.
+/// Returns true if the text has exactly `digits` hexadecimal digits.
 pub(super) fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
@@ -65,7 +64,7 @@ fn is_parquet(name: &str) -> bool {
     name.ends_with(".parquet")
 }
 
-/// Whether the library for Delta tables gives such a name to a data file: `part-00000-UUID-c000.snappy.parquet`.
+/// Returns true for names of delta-rs data files: `part-00000-UUID-c000.snappy.parquet`.
 pub(super) fn is_part(name: &str) -> bool {
     let parsed = || {
         let rest = name.strip_prefix("part-")?.strip_suffix(".parquet")?;
@@ -78,7 +77,7 @@ pub(super) fn is_part(name: &str) -> bool {
     parsed().unwrap_or(false)
 }
 
-/// Whether a file of a Delta table's log has such a name.
+/// Returns true for names of files in a Delta log.
 pub(super) fn is_log(name: &str) -> bool {
     if name == "_last_checkpoint" {
         return true;
@@ -117,7 +116,7 @@ mod tests {
             assert!(known(&path, None) && known(&path, Some(ID)), "{path}");
             assert_eq!(known(&path, Some(&other)), !path.contains(ID), "{path}");
         }
-        // Names of the version before.
+        // Names of the previous version.
         for path in [
             format!("uploads/{UUID}.json"),
             format!(".couplet-probe-{UUID}"),

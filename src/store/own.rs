@@ -1,8 +1,8 @@
-//! The marker of a store: only a folder that couplet made is used as a store, and only couplet's files are removed.
+//! Store marker: couplet uses only folders that it created as a store, and removes only its own files.
 //!
-//! `<store>/couplet-store.json` holds the version of the store's format and the store's id. A folder with other files and
-//! without a marker is refused before anything in it is read or written. A store of the version before has no marker: it
-//! gets one if each of its entries has a name that couplet gives.
+//! `<store>/couplet-store.json` holds the version of the store's format and the store's id. A folder that has other
+//! files and no marker is rejected before anything in it is read or written. A store of the previous version has no
+//! marker; it gets one if all its entries have names that couplet uses.
 
 use std::fs;
 use std::path::Path as FilePath;
@@ -18,24 +18,24 @@ use crate::lock::{self, LockError};
 use crate::objects::{Entries, Objects, StoreFolder};
 use crate::place::Place;
 
-/// The name of the marker.
+/// File name of the marker.
 pub(super) const MARKER: &str = "couplet-store.json";
 
-/// The version of the store's format.
+/// Version of the store's format.
 const FORMAT: u32 = 1;
 
-/// A longer file is no marker, in bytes.
+/// Maximum size of a marker in bytes.
 const LONGEST_MARKER: u64 = 4096;
 
 /// The folders of a store.
 const FOLDERS: [&str; 4] = ["scores", "runs", "uploads", "cluster"];
 
-/// The text of the marker.
+/// Content of the marker.
 #[derive(Debug, Serialize, Deserialize)]
 struct Marker {
-    /// The version of the format.
+    /// Version of the format.
     couplet_store: u32,
-    /// The store's id: the names of its files begin with it.
+    /// The store's id, which is the prefix of its file names.
     id: String,
     /// Detects a damaged marker.
     checksum: String,
@@ -54,17 +54,17 @@ impl Marker {
     }
 }
 
-/// What is at the place of a store.
+/// The result of inspecting a store's place.
 enum Found {
     /// Nothing, or an empty folder.
     Nothing,
-    /// A store without a marker, with the id that names of its files have, if any has one.
+    /// A store without a marker, with the id in its file names, if any.
     Unmarked(Option<String>),
     /// A store with its id.
     Store(String),
 }
 
-/// Looks at the place of a store, which need not exist.
+/// Opens an existing store; `None` if there is none. Creates nothing.
 ///
 /// # Errors
 /// A folder that is not a store; a place that cannot be read.
@@ -77,7 +77,7 @@ pub async fn look(place: &Place) -> Result<Option<StoreFolder>, Error> {
     })
 }
 
-/// Opens a store, which is made if there is none, and finds out whether it keeps the conditions of writes.
+/// Opens a store, or creates it, and checks that the server honours conditional puts.
 ///
 /// # Errors
 /// A folder that is not a store; a place that cannot be written, or that cannot hold a lock.
@@ -88,7 +88,7 @@ pub async fn open(place: &Place) -> Result<StoreFolder, Error> {
         Found::Store(id) | Found::Unmarked(Some(id)) => id.clone(),
         Found::Nothing | Found::Unmarked(None) => Uuid::new_v4().simple().to_string()[..ID].to_owned(),
     };
-    // Each write of the probe is of the same text, so that even a server that ignores conditions damages nothing.
+    // All probe writes have the same content, so even a server that ignores conditions damages nothing.
     let probed = lock::probe(&objects.lock_place(), MARKER, &Marker::new(&id).to_json()).await;
     if let (Found::Nothing, Err(LockError::Unsafe { .. })) = (&found, &probed) {
         objects.remove(&objects.path(MARKER)).await?;
@@ -97,7 +97,7 @@ pub async fn open(place: &Place) -> Result<StoreFolder, Error> {
     if let Found::Store(id) = found {
         return Ok(StoreFolder::new(objects, &id));
     }
-    // Another run may have made it in this moment, with another id.
+    // Another run may have created it concurrently, with another id.
     match find(&objects).await? {
         Found::Store(id) => Ok(StoreFolder::new(objects, &id)),
         Found::Nothing | Found::Unmarked(_) => Err(refused(&objects, &format!("has lost its {MARKER}; run again"))),
@@ -144,7 +144,7 @@ async fn find(objects: &Objects) -> Result<Found, Error> {
     }
 }
 
-/// Refuses what is not a regular file or a folder where couplet has one: it would be waited for, or followed.
+/// Rejects special files and links under names that couplet uses: reading them could block, or lead out of the store.
 fn check_kinds(objects: &Objects, folder: &FilePath) -> Result<(), Error> {
     for name in [MARKER, lock::LOCK] {
         if folder.join(name).symlink_metadata().is_ok_and(|found| !found.is_file()) {
@@ -159,7 +159,7 @@ fn check_kinds(objects: &Objects, folder: &FilePath) -> Result<(), Error> {
     Ok(())
 }
 
-/// Finds out whether a folder without a marker is empty, or a store of the version before.
+/// Checks whether a folder without a marker is empty, or a store of the previous version.
 async fn unmarked(objects: &Objects) -> Result<Found, Error> {
     let mut names = Vec::new();
     if objects.place.local().is_some() {
@@ -192,9 +192,9 @@ async fn unmarked(objects: &Objects) -> Result<Found, Error> {
     Ok(if names.is_empty() { Found::Nothing } else { Found::Unmarked(id) })
 }
 
-/// Collects the entries below a folder of this machine up to the first one that couplet cannot have written.
+/// Collects the entries of a local folder, without descending into folders that couplet does not create.
 async fn walk(objects: &Objects, above: &mut Vec<String>, names: &mut Vec<Vec<String>>) -> Result<(), Error> {
-    // The place itself may be a link.
+    // The place itself may be a symbolic link.
     let objects = match &objects.place {
         Place::Local(path) if above.is_empty() => Objects::open(&Place::Local(crate::files::real_path(path)))?,
         _ => objects.clone(),
@@ -222,13 +222,13 @@ async fn walk(objects: &Objects, above: &mut Vec<String>, names: &mut Vec<Vec<St
     Ok(())
 }
 
-/// Removes the files of a store that were being written when their writer was killed; returns how many there were.
+/// Removes files of a store that were left half-written by a killed process. Returns their number.
 ///
-/// Only the run that holds the lock may. A local store writes `name#123`, and renames it when it is complete; it does not
-/// list such files. In a bucket there are none.
+/// Only the run that holds the lock may call this. A local store writes `name#123` and renames it once complete; its
+/// listings skip such files. In a bucket there are none.
 ///
 /// # Errors
-/// A folder that cannot be read, a file that cannot be removed.
+/// A folder that cannot be read; a file that cannot be removed.
 pub fn remove_staged(store: &StoreFolder) -> std::io::Result<u64> {
     let Place::Local(root) = &store.objects.place else { return Ok(0) };
     let mut removed = 0;
@@ -242,7 +242,7 @@ pub fn remove_staged(store: &StoreFolder) -> std::io::Result<u64> {
         for entry in entries {
             let entry = entry?;
             let Ok(name) = entry.file_name().into_string() else { continue };
-            // Links are neither.
+            // Symbolic links are neither files nor folders here.
             let kind = entry.file_type()?;
             let names: Vec<&str> = parts.iter().map(String::as_str).chain([&*name]).collect();
             if kind.is_file() && without_staging(&name).is_some() && is_of_a_store(&names, Some(store.id())) {

@@ -1,4 +1,4 @@
-//! The record of a run: what is worth knowing of it afterwards, as a row of the table of runs.
+//! Run record: the metrics of a run, stored as a row of the table of runs.
 
 use std::sync::{Arc, LazyLock};
 
@@ -70,7 +70,7 @@ pub(super) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     Arc::new(Schema::new(fields.map(|(name, data_type)| Field::new(name, data_type, true)).to_vec()))
 });
 
-/// As Delta calls the items of its lists.
+/// Delta's name for the items of a list.
 fn item(data_type: DataType) -> FieldRef {
     Arc::new(Field::new("element", data_type, true))
 }
@@ -79,23 +79,23 @@ fn list_of(data_type: DataType) -> DataType {
     DataType::List(item(data_type))
 }
 
-/// How a run ended.
+/// The outcome of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Its table was published.
+    /// The table was published.
     Done,
-    /// It stopped with an error.
+    /// The run stopped with an error.
     Failed,
-    /// Somebody stopped it.
+    /// The run was interrupted by the user.
     Interrupted,
-    /// Its process was gone when the next run began.
+    /// The process was gone when the next run began.
     Killed,
 }
 
 impl Outcome {
     const ALL: [Self; 4] = [Self::Done, Self::Failed, Self::Interrupted, Self::Killed];
 
-    /// The word for it in the table of runs.
+    /// The name in the table of runs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -107,7 +107,7 @@ impl Outcome {
     }
 }
 
-/// What is worth knowing of a run afterwards.
+/// The metrics of a run.
 #[derive(Debug, Clone, Default)]
 pub struct RunRecord {
     /// The run's id.
@@ -116,82 +116,82 @@ pub struct RunRecord {
     pub pipeline: String,
     /// A hash of the pipeline file's text.
     pub pipeline_hash: Option<String>,
-    /// When it began, with its first stage; by the clock of its machine.
+    /// Start of the first stage, by the clock of the run's host.
     pub started_at: Option<DateTime<Utc>>,
-    /// When it ended.
+    /// End of the run.
     pub ended_at: Option<DateTime<Utc>>,
-    /// How it ended; not yet if none.
+    /// The outcome; `None` until the run ends.
     pub outcome: Option<Outcome>,
-    /// The error, if there was one.
+    /// The error message, if any.
     pub message: Option<String>,
-    /// How long all its stages took, by a clock that never goes back.
+    /// Duration of all stages in seconds, by a monotonic clock.
     pub seconds: Option<f64>,
-    /// The stages before the scoring.
+    /// The stages before scoring.
     pub earlier: EarlierStages,
-    /// How long it took to open tables, model, store and sink.
+    /// Seconds to open tables, model, store and sink.
     pub prepare_seconds: Option<f64>,
-    /// How long it took to read the source and to look up its texts.
+    /// Seconds to read the source and look up its texts.
     pub read_seconds: Option<f64>,
-    /// From the first window to the last.
+    /// Seconds from the first window to the last.
     pub scoring_seconds: Option<f64>,
-    /// How long it took to write the table.
+    /// Seconds to write the table.
     pub publish_seconds: Option<f64>,
     /// Rows of the source.
     pub rows_read: Option<u64>,
-    /// Texts that were scored by this run.
+    /// Texts scored by this run.
     pub rows_scored: Option<u64>,
-    /// Rows whose score was known from an earlier run.
+    /// Rows whose score was cached by an earlier run.
     pub rows_remembered: Option<u64>,
-    /// Rows whose text this run had scored for another row.
+    /// Duplicate rows: this run scored their text for another row.
     pub rows_repeated: Option<u64>,
     /// Rows with an error instead of a score.
     pub rows_rejected: Option<u64>,
-    /// The same by the kind of error.
+    /// Rejected rows by kind of error.
     pub rejected: Vec<(String, u64)>,
-    /// Rows whose texts were cut.
+    /// Rows whose texts were truncated.
     pub rows_truncated: Option<u64>,
-    /// Scores of the store that were damaged, and whose texts were scored anew.
+    /// Damaged scores in the store, whose texts were scored again.
     pub scores_damaged: Option<u64>,
-    /// Tokens that the encoder read.
+    /// Tokens processed by the encoder.
     pub tokens: Option<u64>,
-    /// Tokens of the texts that were scored, repeated ones too.
+    /// Tokens of the scored texts, including duplicates.
     pub tokens_in_rows: Option<u64>,
-    /// Padding tokens that batches in input order would have added to those.
+    /// Padding tokens that batches in input order would have added to `tokens_in_rows`.
     pub padding_avoided: Option<u64>,
-    /// The windows that were scored: how many, and the slowest of them.
+    /// The number of scored windows, and the slowest ones.
     pub windows: Option<Value>,
-    /// The executors of a cluster, each with its tasks, texts and tokens; none if the run's own machine scored.
+    /// The cluster executors with their tasks, texts and tokens; `None` if the run scored locally.
     pub executors: Option<Value>,
-    /// What the model says of a row.
+    /// The model's task.
     pub task: Option<String>,
-    /// The model's labels in their order, with the rows that got each; none of a run that published nothing.
+    /// The model's labels in order, with the number of rows per label; `None` if nothing was published.
     pub labels: Option<Vec<(String, u64)>>,
-    /// How the scores of the published rows are distributed.
+    /// The score distribution of the published rows.
     pub scores: Option<Histogram>,
     /// The model's fingerprint.
     pub model: Option<String>,
-    /// The model, as the pipeline names it.
+    /// The model's place as written in the pipeline.
     pub model_uri: Option<String>,
-    /// In which numbers the encoder multiplied.
+    /// Numeric precision of the encoder.
     pub precision: Option<String>,
-    /// Where inputs were cut, in tokens.
+    /// Maximum input length in tokens; longer inputs are truncated.
     pub max_length: Option<usize>,
     /// The published table.
     pub output: Option<String>,
-    /// Its version, where tables have versions.
+    /// The table version, for sinks with versions.
     pub output_version: Option<u64>,
-    /// Its size in bytes.
+    /// The output's size in bytes.
     pub output_bytes: Option<u64>,
-    /// The files that were read.
+    /// The source files.
     pub sources: Vec<SourceFile>,
-    /// The machine.
+    /// The host name.
     pub host: Option<String>,
     /// The version of couplet.
     pub couplet_version: Option<String>,
 }
 
 impl RunRecord {
-    /// The stages and the parts of the scoring with their seconds, in their order.
+    /// The seconds of each stage, and of each part of scoring, in order.
     #[must_use]
     pub fn stages(&self) -> Vec<(&'static str, f64)> {
         let parts = ended([
@@ -203,19 +203,19 @@ impl RunRecord {
         self.earlier.seconds().into_iter().chain(parts).collect()
     }
 
-    /// Texts a second, from the first window to the last; none where nothing was scored.
+    /// Texts per second, from the first window to the last; `None` if nothing was scored.
     #[must_use]
     pub fn rows_per_second(&self) -> Option<f64> {
         per_second(self.rows_scored, self.scoring_seconds)
     }
 
-    /// Tokens a second, from the first window to the last; none where nothing was scored.
+    /// Tokens per second, from the first window to the last; `None` if nothing was scored.
     #[must_use]
     pub fn tokens_per_second(&self) -> Option<f64> {
         per_second(self.tokens, self.scoring_seconds)
     }
 
-    /// The share of a padded batch's tokens that would have been padding; none where nothing was scored.
+    /// The share of padding in the tokens of padded batches in input order; `None` if nothing was scored.
     #[must_use]
     pub fn padding_share(&self) -> Option<f64> {
         let (padding, tokens) = (self.padding_avoided? as f64, self.tokens_in_rows? as f64);
@@ -304,7 +304,7 @@ impl RunRecord {
         RecordBatch::try_new(Arc::clone(&SCHEMA), columns)
     }
 
-    /// The record in a row of the table of runs, whose columns are those of the schema.
+    /// Reads a record from a row of the table of runs, whose columns are those of the schema.
     pub(super) fn of_row(batch: &RecordBatch, row: usize) -> Self {
         let column = |name: &str| batch.column_by_name(name).filter(|column| column.is_valid(row));
         let text = |name: &str| column(name).map(|column| column.as_string::<i32>().value(row).to_owned());

@@ -1,4 +1,4 @@
-//! The table of runs: a Delta table with a row a run, which SQL can query.
+//! Table of runs: a Delta table with one row per run, for SQL queries.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -28,21 +28,21 @@ pub struct Runs {
 }
 
 impl Runs {
-    /// The runs of a pipeline's store; nothing is made.
+    /// The table of runs in a store. Creates nothing.
     #[must_use]
     pub fn of(store: &Objects) -> Self {
         Self { objects: store.folder("runs") }
     }
 
-    /// Removes data files that no version of the table names and that are older than `keep`; returns how many. With
-    /// `dry_run`, it only counts them.
+    /// Removes data files older than `keep` that no version of the table uses. Returns their number. With `dry_run`, it
+    /// only counts them.
     pub(super) async fn clean(&self, keep: Duration, dry_run: bool) -> Result<usize, Error> {
         let Some(table) = self.open().await? else { return Ok(0) };
         let files = table.snapshot().map_err(|e| DeltaError::new(&self.objects, &e))?.log_data();
         let named: HashSet<String> = files.into_iter().map(|file| file.path().to_string()).collect();
         let before = Utc::now() - keep;
         let mut files = self.objects.entries().await?.files;
-        // Runs are only added: what the newest version does not name, none does.
+        // Rows are only appended, so a file that the newest version does not use is used by none.
         files.retain(|file| is_part(&file.name) && !named.contains(&file.name) && file.modified < before);
         for file in files.iter().filter(|_| !dry_run) {
             self.objects.remove(&file.path).await?;
@@ -50,34 +50,34 @@ impl Runs {
         Ok(files.len())
     }
 
-    /// The table, if there has been a run.
+    /// Opens the table, if there has been a run.
     async fn open(&self) -> Result<Option<DeltaTable>, DeltaError> {
-        delta::open(&self.objects, None).await.map_err(|e| self.mended(e))
+        delta::open(&self.objects, None).await.map_err(|e| self.with_fix(e))
     }
 
-    /// Says what to do about a table that is damaged.
-    fn mended(&self, error: DeltaError) -> DeltaError {
-        let mend = format!("remove {}: the list of runs begins anew, and no score or output is lost", self.objects);
-        error.mended_by(&mend)
+    /// Adds the fix to the error of a damaged table.
+    fn with_fix(&self, error: DeltaError) -> DeltaError {
+        let fix = format!("remove {}: the list of runs starts over, and no score or output is lost", self.objects);
+        error.with_fix(&fix)
     }
 
-    /// Adds a run.
+    /// Appends the record of a run.
     ///
     /// # Errors
     /// A place that cannot be written.
     pub async fn add(&self, record: &RunRecord) -> Result<(), Error> {
         let batch = record.to_batch().map_err(|e| self.failed(&e.into()))?;
         let table = delta::open_or_create(&self.objects, &SCHEMA, &[], "run", "couplet: one row a run").await;
-        let table = table.map_err(|e| self.mended(e))?;
+        let table = table.map_err(|e| self.with_fix(e))?;
         let properties = CommitProperties::default().with_metadata([(delta::RUN.to_owned(), json!(record.run))]);
-        // A store of an earlier version has fewer columns, and gets those that it lacks.
+        // A table of an earlier version gets the columns that it lacks.
         let write = table.write(vec![batch]).with_save_mode(SaveMode::Append).with_schema_mode(SchemaMode::Merge);
         let written = write.with_commit_properties(properties).await;
         written.map_err(|e| DeltaError::new(&self.objects, &e))?;
         Ok(())
     }
 
-    /// The runs as a table, if there has been one.
+    /// Returns the runs as a table, if there has been one.
     ///
     /// # Errors
     /// A place that cannot be read.
@@ -88,7 +88,7 @@ impl Runs {
         }
     }
 
-    /// The runs of a pipeline, the one that began to score last first, as columns of [`RunRecord`]'s names.
+    /// Returns the runs of a pipeline with the columns of [`RunRecord`], the latest to start scoring first.
     ///
     /// # Errors
     /// A place that cannot be read.
@@ -101,8 +101,8 @@ impl Runs {
             context
                 .read_table(provider)?
                 .filter(col("pipeline").eq(datafusion::logical_expr::lit(pipeline)))?
-                // An id begins with the time at which the run took the lock. One that trained before that may have begun
-                // before another one that it followed.
+                // An id begins with the time at which the run took the lock. A run that trained before that may have
+                // started earlier than the run before it.
                 .sort(vec![col("run").sort(false, true)])?
                 .limit(0, Some(limit))?
                 .collect()
@@ -112,10 +112,10 @@ impl Runs {
             Ok(batches) => batches,
             Err(noticed) => {
                 let damaged = delta::data_file(&self.objects, &table, "").await;
-                return Err(damaged.map_or_else(|| self.failed(&noticed), |error| self.mended(error).into()));
+                return Err(damaged.map_or_else(|| self.failed(&noticed), |error| self.with_fix(error).into()));
             }
         };
-        // The scan may give strings as views, and a table of an earlier version lacks columns.
+        // The scan may return strings as views, and a table of an earlier version lacks columns.
         let plain = |batch: RecordBatch| {
             let columns = SCHEMA.fields().iter().map(|field| match batch.column_by_name(field.name()) {
                 Some(column) => arrow::compute::cast(column, field.data_type()),
@@ -126,7 +126,7 @@ impl Runs {
         batches.into_iter().map(plain).collect::<Result<_, _>>().map_err(|e| self.failed(&e.into()))
     }
 
-    /// The same as records.
+    /// Returns the runs of a pipeline as records, in the order of [`Self::list`].
     ///
     /// # Errors
     /// A place that cannot be read.

@@ -1,4 +1,4 @@
-//! A file of scores: its digest, and its rows as Parquet.
+//! Score files: digest and Parquet encoding.
 
 use arrow::array::RecordBatch;
 use arrow::compute::{filter_record_batch, is_null};
@@ -12,34 +12,34 @@ use parquet::schema::types::ColumnPath;
 
 use super::scores::SCHEMA;
 
-/// Hexadecimal digits of a digest.
+/// The number of hexadecimal digits of a digest.
 const DIGITS: usize = 32;
 
-/// Begins the digest of a file of scores, which is of one model.
+/// Starts the digest of a model's score file.
 pub(super) fn hasher(model: &str) -> blake3::Hasher {
     let mut hasher = blake3::Hasher::new_derive_key("couplet 2026-11-30 scores of a model");
     hasher.update(&(model.len() as u64).to_le_bytes()).update(model.as_bytes());
     hasher
 }
 
-/// The digits of a digest that stand in a file's name.
+/// Returns the digits of a digest that are used in a file's name.
 pub(super) fn digits(digest: &blake3::Hash) -> String {
     digest.to_hex()[..DIGITS].to_owned()
 }
 
-/// The digest of a file of scores in memory.
+/// Computes the digest of a score file in memory.
 pub(super) fn digest_of(model: &str, file: &[u8]) -> String {
     digits(&hasher(model).update(file).finalize())
 }
 
-/// The rows as a file.
+/// Encodes rows as a Parquet file.
 pub(super) fn to_parquet(batches: &[RecordBatch]) -> Result<Vec<u8>> {
     let mut writer = writer()?;
     batches.iter().try_for_each(|batch| writer.write(batch))?;
     Ok(writer.into_inner()?)
 }
 
-/// The rows of several files as one.
+/// Merges files into one.
 pub(super) fn merged(files: Vec<Bytes>) -> Result<Vec<u8>> {
     let mut writer = writer()?;
     for file in files {
@@ -50,7 +50,8 @@ pub(super) fn merged(files: Vec<Bytes>) -> Result<Vec<u8>> {
     Ok(writer.into_inner()?)
 }
 
-/// The rows of a file that have a score, and how many they are; none if all have one.
+/// Removes rows with an error from a file. Returns the new file and its number of rows; `None` if there are none to
+/// remove.
 pub(super) fn without_errors(file: Bytes) -> Result<Option<(Vec<u8>, u64)>> {
     let (mut writer, mut all, mut kept) = (writer()?, 0, 0);
     for batch in rows(file)? {
@@ -67,14 +68,14 @@ pub(super) fn without_errors(file: Bytes) -> Result<Option<(Vec<u8>, u64)>> {
 fn writer() -> Result<ArrowWriter<Vec<u8>>> {
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
-        // All keys differ.
+        // All keys differ, so a dictionary is useless.
         .set_column_dictionary_enabled(ColumnPath::from("key"), false)
         .set_statistics_enabled(EnabledStatistics::None)
         .build();
     Ok(ArrowWriter::try_new(Vec::new(), SCHEMA.clone(), Some(properties))?)
 }
 
-/// The rows of a file, in the columns of the present version.
+/// Reads the rows of a file, with the columns of the current version.
 fn rows(file: Bytes) -> Result<impl Iterator<Item = Result<RecordBatch>>> {
     let reader = ParquetRecordBatchReaderBuilder::try_new(file)?.build()?;
     Ok(reader.map(|batch| {

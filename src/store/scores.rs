@@ -1,13 +1,13 @@
-//! Scores by the key of their texts: Parquet files that are never changed, in a folder for each model.
+//! Score cache: immutable Parquet files keyed by a hash of the texts, in one folder per model.
 //!
 //! ```text
 //! <store>/scores/model=CLASS/ID-ROWS-DIGEST.parquet
 //! ```
 //!
-//! ID is the store's, and DIGEST is of the model and of all bytes of the file. So a file in which one bit is not as it was
-//! written is noticed before anything of it is used; its texts are scored anew. The files of the folder are the table:
-//! a file is complete when it has its name. A kill between writing a file and removing those that it replaces leaves
-//! scores twice, which are the same.
+//! ID is that of the store. DIGEST is a digest of the model and of all bytes of the file, so a single flipped bit is
+//! detected before the file is used; its texts are scored again. The files in the folder are the table, and a file is
+//! complete once it has its name. A kill between writing a file and removing those that it replaces leaves duplicate
+//! scores, which are identical.
 
 use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
@@ -33,16 +33,16 @@ use crate::scorer::{Prediction, Rejection, Scorer};
 /// The folder of all scores in a store.
 pub(super) const FOLDER: &str = "scores";
 
-/// Small files of a model above which they are made into fewer ones.
+/// The number of small files of a model from which they are compacted.
 const FILES_TO_COMPACT: usize = 128;
 
-/// A file is small below this size, and files are put together up to it, in bytes.
+/// Files below this size in bytes are small, and are merged up to it.
 const SMALL: u64 = 32 << 20;
 
-/// Files that are checked at once.
+/// Files verified concurrently.
 const CHECKED_AT_ONCE: usize = 8;
 
-/// The key, the fields of a prediction, and the tokens that were read.
+/// The key, the fields of a prediction, and the number of tokens read.
 pub(super) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     let predicted = prediction_fields();
     let fields = [Arc::new(Field::new("key", DataType::Binary, false))]
@@ -52,14 +52,14 @@ pub(super) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     Arc::new(delta::for_delta(&Schema::new(fields.collect::<Vec<_>>())))
 });
 
-/// What makes two scores of one text the same: the model, where it cuts, and in which numbers it multiplies.
+/// Identifies scores that are interchangeable: the model's fingerprint, the maximum length, and the numeric precision.
 #[must_use]
 pub fn model_class(scorer: &Scorer) -> String {
     let fingerprint = &scorer.model().fingerprint.as_str()[..32];
     format!("{fingerprint}-{}-{}", scorer.max_length(), scorer.precision())
 }
 
-/// A file of scores, by its name.
+/// A file of scores, described by its name.
 #[derive(Debug, Clone)]
 pub(super) struct ScoreFile {
     pub(super) path: Path,
@@ -68,7 +68,7 @@ pub(super) struct ScoreFile {
     digest: String,
 }
 
-/// The files of scores of a model, in the order of their names.
+/// Lists a model's score files in name order.
 pub(super) async fn files_of(folder: &StoreFolder) -> Result<Vec<ScoreFile>, ObjectsError> {
     let mut files: Vec<_> = folder
         .files()
@@ -97,26 +97,26 @@ pub(super) async fn write(
 ) -> Result<ScoreFile, ObjectsError> {
     let digest = digest_of(model, &file);
     let (path, bytes) = (folder.path(&format!("{rows}-{digest}.parquet")), file.len() as u64);
-    // The name says what is in it, so that writing it twice is the same as once.
+    // The name depends on the content, so writing it twice is idempotent.
     let written = folder.objects.store.put(&path, file.into()).await;
     written.map_err(|e| folder.objects.error_at(&path, &e))?;
     Ok(ScoreFile { path, rows, bytes, digest })
 }
 
-/// The scores of one model.
+/// The cached scores of one model.
 #[derive(Debug)]
 pub struct ScoreStore {
     folder: StoreFolder,
     model: String,
-    /// Those that are as they were written.
+    /// Files that passed verification.
     files: Vec<ScoreFile>,
-    /// Scores in files that were not.
+    /// The number of scores in damaged files.
     damaged: u64,
     waiting: Vec<RecordBatch>,
 }
 
 impl ScoreStore {
-    /// Opens the scores of a model in a pipeline's store, and removes files that are damaged.
+    /// Opens the scores of a model in a pipeline's store, and removes damaged files.
     ///
     /// # Errors
     /// A place that cannot be read or written.
@@ -129,7 +129,7 @@ impl ScoreStore {
         Ok(scores)
     }
 
-    /// Looks at the scores of a model without making or removing anything.
+    /// Opens the scores of a model without creating or removing anything.
     ///
     /// # Errors
     /// A place that cannot be read.
@@ -143,7 +143,7 @@ impl ScoreStore {
         let (objects, class) = (&folder.objects, model.as_str());
         let checks = files.into_iter().map(|file| async move {
             let mut found = digest(objects, &file, class).await?;
-            // What was wrong only on its way is right the second time.
+            // Rereads the file, in case it was only damaged in transit.
             if found.as_ref().is_some_and(|found| *found != file.digest) {
                 found = digest(objects, &file, class).await?;
             }
@@ -162,7 +162,7 @@ impl ScoreStore {
                     );
                     damaged.push(file);
                 }
-                // It was put together with others in this moment.
+                // Another process has compacted it just now.
                 None => {}
             }
         }
@@ -171,19 +171,19 @@ impl ScoreStore {
         Ok((Self { folder, model, files: intact, damaged: rows, waiting: Vec::new() }, damaged))
     }
 
-    /// Scores of this model.
+    /// The number of scores of this model.
     #[must_use]
     pub fn rows(&self) -> u64 {
         self.files.iter().map(|file| file.rows).sum()
     }
 
-    /// Scores of this model that were in damaged files.
+    /// The number of scores of this model that were in damaged files.
     #[must_use]
     pub fn damaged(&self) -> u64 {
         self.damaged
     }
 
-    /// Why a read of the scores failed: the file that is damaged, if one is; what was noticed otherwise.
+    /// Returns the reason why reading the scores failed: the damaged file if there is one, otherwise `noticed`.
     pub async fn blame(&self, noticed: Error) -> Error {
         match self.check().await {
             Err(ObjectsError { place, problem, trouble: Trouble::Missing }) => {
@@ -194,10 +194,10 @@ impl ScoreStore {
         }
     }
 
-    /// Finds out whether the files are still as they were written.
+    /// Verifies the files against their digests again.
     ///
     /// # Errors
-    /// A file that is damaged, or that cannot be read.
+    /// A damaged, missing or unreadable file.
     pub fn check(&self) -> impl Future<Output = Result<(), ObjectsError>> + Send + use<> {
         let (objects, files, model) = (self.folder.objects.clone(), self.files.clone(), self.model.clone());
         async move {
@@ -214,7 +214,7 @@ impl ScoreStore {
         }
     }
 
-    /// The scores as a table: all of [`prediction_fields`], `key` and `tokens`.
+    /// Returns the scores as a table with [`prediction_fields`], `key` and `tokens`.
     ///
     /// # Errors
     /// A place that cannot be read.
@@ -244,7 +244,7 @@ impl ScoreStore {
         table().map_err(|e| self.failed(&e))
     }
 
-    /// Forgets the rows that could not be scored, so that they are tried again.
+    /// Deletes cached errors, so that their rows are retried.
     ///
     /// # Errors
     /// A place that cannot be read or written.
@@ -259,7 +259,7 @@ impl ScoreStore {
         Ok(())
     }
 
-    /// Forgets all scores of this model.
+    /// Deletes all scores of this model.
     ///
     /// # Errors
     /// A place that cannot be written.
@@ -270,10 +270,10 @@ impl ScoreStore {
         Ok(())
     }
 
-    /// Keeps the outcomes of a window in memory until the next [`ScoreStore::commit`]; `keys` are of its rows.
+    /// Buffers the outcomes of a window in memory until the next [`ScoreStore::commit`]. `keys` are those of its rows.
     ///
     /// # Errors
-    /// A window and keys of different lengths.
+    /// `keys` and `outcomes` of different lengths.
     pub fn remember(
         &mut self,
         keys: &ArrayRef,
@@ -293,22 +293,22 @@ impl ScoreStore {
         Ok(())
     }
 
-    /// Rows that a kill would lose now.
+    /// The number of rows buffered in memory, which a kill would lose.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.waiting.iter().map(RecordBatch::num_rows).sum()
     }
 
-    /// The memory that they take.
+    /// The memory of the buffered rows, in bytes.
     #[must_use]
     pub fn waiting_bytes(&self) -> usize {
         self.waiting.iter().map(RecordBatch::get_array_memory_size).sum()
     }
 
-    /// Makes what was scored since the last time a part of the table, in one step.
+    /// Commits the buffered scores atomically.
     ///
     /// # Errors
-    /// A place that cannot be written; a later run scores those texts again.
+    /// A place that cannot be written. A later run scores those texts again.
     pub async fn commit(&mut self) -> Result<(), Error> {
         let batches = std::mem::take(&mut self.waiting);
         if batches.is_empty() {
@@ -319,7 +319,7 @@ impl ScoreStore {
         self.replace(Vec::new(), file, rows).await
     }
 
-    /// Makes many small files into few, once there are very many; what fails here can be done another time.
+    /// Merges small files into larger ones if there are many. A failure is only logged; a later run retries.
     pub async fn compact(&mut self) {
         let small = self.files.iter().filter(|file| file.bytes < SMALL).count();
         if small < FILES_TO_COMPACT {
@@ -359,20 +359,20 @@ impl ScoreStore {
         Ok(())
     }
 
-    /// Writes a file, then removes those whose scores it has.
+    /// Writes a file, then removes the files whose scores it contains.
     async fn replace(&mut self, old: Vec<ScoreFile>, file: Vec<u8>, rows: u64) -> Result<(), Error> {
         let written = if rows == 0 { None } else { Some(write(&self.folder, &self.model, file, rows).await?) };
         for file in old.iter().filter(|old| written.as_ref().is_none_or(|written| written.path != old.path)) {
             self.folder.objects.remove(&file.path).await?;
         }
-        // The same scores may have been written before.
+        // An identical file may have been written before.
         let known: HashSet<&Path> = self.files.iter().map(|file| &file.path).collect();
         let written = written.filter(|file| !known.contains(&file.path));
         self.files.extend(written);
         Ok(())
     }
 
-    /// A file in memory, as it was written.
+    /// Reads a file into memory and verifies it.
     async fn read(&self, file: &ScoreFile) -> Result<bytes::Bytes, Error> {
         let objects = &self.folder.objects;
         let read = async { objects.store.get(&file.path).await?.bytes().await };
@@ -398,7 +398,7 @@ impl ScoreStore {
     }
 }
 
-/// The digest of a file as it is now; none if it is not there.
+/// Computes the digest of a file; `None` if it does not exist.
 async fn digest(objects: &Objects, file: &ScoreFile, model: &str) -> Result<Option<String>, ObjectsError> {
     let failed = |e: StoreError| objects.error_at(&file.path, &e);
     let found = match objects.store.get(&file.path).await {

@@ -1,22 +1,22 @@
-//! The files that a run reads, and whether they stay as they are meanwhile.
+//! Source files of a run, and detection of changes to them.
 
 use chrono::{DateTime, Utc};
 
 /// A file that a run read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceFile {
-    /// Where it is.
+    /// The URL of the file.
     pub url: String,
-    /// Its size in bytes.
+    /// The size in bytes.
     pub bytes: u64,
-    /// What names its contents, if the store says.
+    /// The `ETag`, if the store provides one.
     pub etag: Option<String>,
-    /// When it was last changed.
+    /// Time of the last modification.
     pub modified: DateTime<Utc>,
 }
 
 impl SourceFile {
-    /// The first file that came, went or changed.
+    /// Describes the first file that was added, removed or changed.
     pub(crate) fn first_change(before: &[Self], after: &[Self]) -> Option<String> {
         for file in before {
             match after.iter().find(|other| other.url == file.url) {

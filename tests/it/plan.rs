@@ -312,7 +312,7 @@ fn too_few_rows_to_hold_any_out_are_said() {
     let model = golden("tiny-distilbert");
     let job = Job::new("id,a,b\n1,x,y\n2,p,q\n3,v,w\n4,s,t\n").add(&format!("{learn}\nmodel = {model:?}"));
     let planned = plan(&job, &["--only", "finetune"]);
-    let note = "[finetune]: no row is held out, so that nothing is measured: 4 rows are too few for validation = 0.0001; \
+    let note = "[finetune]: no row is held out, so nothing is measured: 4 rows are too few for validation = 0.0001; \
                 raise it, or measure with [evaluate]";
     assert_eq!(planned["notes"][0], note);
 }

@@ -69,7 +69,7 @@ fn a_damaged_log_is_named_with_the_folder_to_remove() {
     for arguments in [&["runs", "pipeline.toml"][..], &["store", "gc", "pipeline.toml"]] {
         let said = refused(&job, arguments, &log(1));
         assert!(said.contains("its log is damaged: DIR/.couplet/demo/runs/_delta_log/"), "{said}");
-        assert!(said.contains("; remove .couplet/demo/runs: the list of runs begins anew"), "{said}");
+        assert!(said.contains("; remove .couplet/demo/runs: the list of runs starts over"), "{said}");
     }
     fs::write(log(0), "").unwrap();
     let said = refused(&job, &["runs", "pipeline.toml"], &log(0));

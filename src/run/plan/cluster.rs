@@ -1,4 +1,4 @@
-//! What a plan says of the cluster that is to score.
+//! The part of a plan about the cluster that would score.
 
 use serde_json::{Value, json};
 
@@ -8,23 +8,23 @@ use crate::error::Error;
 use crate::place::Place;
 use crate::words::{counted, grouped};
 
-/// A cluster as it was when a run on it was planned.
+/// State of a cluster at the time of planning.
 #[derive(Debug, Clone)]
 pub struct PlannedCluster {
-    /// Where its scheduler is.
+    /// The address of the scheduler.
     pub address: String,
-    /// The executors that it has.
+    /// The registered executors.
     pub executors: Vec<Seen>,
-    /// Tasks of the run at least; none where the number of its texts is not known.
+    /// The minimum number of tasks; `None` if the number of texts is unknown.
     pub tasks: Option<u64>,
-    /// Tokens of a task at most.
+    /// The maximum number of tokens per task.
     pub task_tokens: u64,
-    /// Local folders of the pipeline that each executor must have under the same path: what it is, and the path.
+    /// Local folders of the pipeline that each executor must have under the same path: the kind and the path.
     pub folders: Vec<(&'static str, String)>,
 }
 
 impl PlannedCluster {
-    /// Asks the scheduler; `tokens` is what is to be scored.
+    /// Queries the scheduler. `tokens` is the number of tokens to score.
     ///
     /// # Errors
     /// A scheduler that does not answer.
@@ -50,7 +50,7 @@ impl PlannedCluster {
         })
     }
 
-    /// What is worth knowing before the run.
+    /// Returns notes for the user.
     pub(super) fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         if self.executors.is_empty() {

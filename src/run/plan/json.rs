@@ -1,4 +1,4 @@
-//! A plan as one JSON document.
+//! JSON output of a plan.
 
 use serde_json::{Map, Value, json};
 
@@ -7,7 +7,7 @@ use crate::scorer::{PADDED_BATCH, Pace, Rejection};
 use crate::train::training_loop::Standing;
 
 impl Plan {
-    /// The plan as one JSON document; `predicted` is the estimate for all rows.
+    /// Returns the plan as a JSON document; `predicted` is the estimate for all rows.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let tables = self.tables.iter().map(|table| {
@@ -144,7 +144,7 @@ impl Pace {
 }
 
 impl PlannedScoring {
-    /// The estimate for all rows of the source; NULL where it is not known how many there are.
+    /// Estimate for all rows of the source; `null` if the number of rows is unknown.
     fn of_all_rows(&self) -> Value {
         let Some((texts, tokens)) = self.texts_and_tokens() else { return Value::Null };
         json!({

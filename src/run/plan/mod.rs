@@ -1,13 +1,14 @@
-//! `couplet plan`: what a run would do, found out by the run's own code up to where it would change anything.
+//! `couplet plan`: predicts what a run would do, with the run's own code up to the point where it would change
+//! anything.
 //!
 //! ```text
-//! tables ─ source ─ rows ─ ids ─ texts without a score ─ a sample ─ lengths ─ batches for two seconds ─ forecast
-//!           (the run's code, in a temporary folder)        store: read, not made; no lock is taken
+//! tables ─ source ─ rows ─ ids ─ texts without a score ─ a sample ─ lengths ─ batches for two seconds ─ estimate
+//!           (the run's code, in a temporary folder)        store: read, not created; no lock is taken
 //! ```
 //!
-//! Nothing lasts of a plan but the copies of models that are in buckets and hubs, which cannot be looked at otherwise,
-//! in the caches that are among the places that the plan names. Rows are kept in the system's folder for temporary
-//! files while it works, whatever `run.spill` says.
+//! A plan leaves nothing behind except cached copies of models from buckets and hubs, which cannot be inspected
+//! otherwise; the plan lists these caches among the places that are written. While it works, rows are staged in the
+//! system's temporary folder, whatever `run.spill` says.
 
 mod cluster;
 mod json;
@@ -45,20 +46,20 @@ pub use planned::{Column, Lengths, PlannedScoring, Seconds};
 pub use training::{PlannedEvaluation, PlannedTraining};
 pub use writes::Write;
 
-/// What a plan is asked for.
+/// Options of a plan.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The stages that are planned; all of them if empty.
+    /// The stages to plan; all of them if empty.
     pub only: Vec<Stage>,
-    /// Plan as if no score were remembered.
+    /// Plans as if no score were cached.
     pub fresh: bool,
-    /// Read only so many rows of the source.
+    /// Maximum number of source rows to read.
     pub rows: Option<usize>,
-    /// The scheduler of a cluster that is to score.
+    /// The scheduler of the cluster that would score.
     pub cluster: Option<Address>,
-    /// For how long batches and steps of training are tried out, each.
+    /// Time limit for trial batches and for trial training steps, each.
     pub budget: Duration,
-    /// Keep DataFusion's plans of the queries.
+    /// Includes DataFusion's query plans.
     pub verbose: bool,
 }
 
@@ -75,53 +76,53 @@ impl Default for Options {
     }
 }
 
-/// What a run would do.
+/// The result of planning a run.
 #[derive(Debug)]
 pub struct Plan {
     /// The pipeline's name.
     pub pipeline: String,
-    /// Its file.
+    /// The pipeline's file.
     pub file: PathBuf,
-    /// Its tables.
+    /// The pipeline's tables.
     pub tables: Vec<Measured>,
-    /// The stage that hides words.
+    /// The pretraining stage.
     pub pretrain: Option<PlannedTraining>,
-    /// The stage that learns a task.
+    /// The fine-tuning stage.
     pub finetune: Option<PlannedTraining>,
-    /// The stage that measures.
+    /// The evaluation stage.
     pub evaluate: Option<PlannedEvaluation>,
-    /// The stage that scores.
+    /// The scoring stage.
     pub score: Option<PlannedScoring>,
-    /// The cluster that scores, if one is to.
+    /// The cluster that would score, if any.
     pub cluster: Option<PlannedCluster>,
     /// Every place that is written to.
     pub writes: Vec<Write>,
-    /// The memory that the run is expected to take at most, in bytes, where the system tells what is taken now.
+    /// Estimated peak memory of the run in bytes, if the system reports current memory.
     pub memory: Option<u64>,
-    /// The memory of joins and sorts of the queries above which they spill, in bytes.
+    /// The memory limit in bytes above which joins and sorts of the queries spill.
     pub spills_above: u64,
-    /// Where to.
+    /// The spill folder.
     pub spill: PathBuf,
-    /// What is worth knowing and stops nothing.
+    /// Notes that do not prevent the run.
     pub notes: Vec<String>,
-    /// Why the run would fail.
+    /// Problems that would make the run fail.
     pub problems: Vec<Error>,
-    /// `DataFusion`'s plans by the query that they are of, if they were asked for.
+    /// DataFusion's plan of each query, if requested.
     pub explained: Vec<(String, String)>,
-    /// How long planning took, in seconds.
+    /// Duration of planning, in seconds.
     pub seconds: f64,
 }
 
-/// Plans a pipeline's stages, or those of them that are asked for.
+/// Plans the stages of a pipeline that are in `options.only`, or all of them if it is empty.
 ///
 /// # Errors
-/// Whatever would end the run before its first row; what would end it later is among the plan's problems.
+/// Anything that would make the run fail before its first row. Later failures are in [`Plan::problems`].
 pub async fn plan(pipeline: &Pipeline, variables: &BTreeMap<String, String>, options: &Options) -> Result<Plan, Error> {
     let began = Instant::now();
     check_variables(pipeline, variables)?;
     check_stages(pipeline, &options.only)?;
     check_cluster(pipeline, &options.only, options.cluster.as_ref())?;
-    // The folder that a pipeline from somebody else names may not be there, and is not to be made.
+    // The spill folder of an untrusted pipeline may not exist, and must not be created.
     let mut own = pipeline.clone();
     own.run.spill = std::env::temp_dir();
     let planner = Planner { pipeline: &own, variables, options };
@@ -180,9 +181,9 @@ pub async fn plan(pipeline: &Pipeline, variables: &BTreeMap<String, String>, opt
     Ok(plan)
 }
 
-/// What all stages are planned with.
+/// Inputs for planning the stages.
 struct Planner<'a> {
-    /// With a folder for temporary files that is the plan's own.
+    /// The pipeline, with its spill folder replaced by the system's temporary folder.
     pipeline: &'a Pipeline,
     variables: &'a BTreeMap<String, String>,
     options: &'a Options,
@@ -193,12 +194,12 @@ struct Opened {
     context: SessionContext,
     models: Arc<Models>,
     resources: session::Resources,
-    /// How long that took, in seconds.
+    /// Duration of opening, in seconds.
     seconds: f64,
 }
 
 impl Opened {
-    /// The models as `[evaluate]` runs them, on the same threads.
+    /// The models with the options of `[evaluate]`, on the same threads.
     fn evaluating(&self, planner: &Planner, stage: &Evaluate) -> Models {
         let models = Models::new(self.models.pool().clone(), folder_of(&planner.pipeline.path));
         models.with_options(scorer_options(&stage.model, planner.pipeline))
@@ -219,7 +220,7 @@ impl Planner<'_> {
         self.options.only.is_empty() || self.options.only.contains(&stage)
     }
 
-    /// What a model is made of that a stage of this plan is still to make.
+    /// The inputs of a model that a stage of this plan will train.
     fn makings(&self, model: &Place) -> Option<Makings> {
         let path = model.local()?;
         let finetune = self.pipeline.finetune.as_ref().filter(|_| self.plans(Stage::Finetune))?;
@@ -228,7 +229,7 @@ impl Planner<'_> {
         }
         let outputs = match finetune.task.problem() {
             Problem::Regression => 1,
-            // How many labels there are makes no difference to the time.
+            // The number of labels has no effect on the duration.
             _ => finetune.labels.as_ref().map_or(finetune.task.labels().len(), Vec::len).max(2),
         };
         let base = finetune.base.local()?;
@@ -247,7 +248,7 @@ impl Planner<'_> {
         })
     }
 
-    /// Keeps the plans of a query, if they are asked for.
+    /// Keeps the logical and physical plan of a query, if requested.
     async fn explain(&self, plan: &mut Plan, query: &str, frame: &DataFrame) {
         if !self.options.verbose {
             return;
@@ -262,16 +263,16 @@ impl Planner<'_> {
     }
 }
 
-/// A model to plan with: its own, or one that stands for it.
+/// A model to plan with: the model itself, or a stand-in.
 struct Stand {
     scorer: Scorer,
-    /// The folder of the encoder that stands for a model that is not there yet.
-    for_now: Option<PathBuf>,
-    /// How long it took to load, in seconds.
+    /// The folder of the encoder that stands in for a model that does not exist yet.
+    stand_in: Option<PathBuf>,
+    /// Duration of loading, in seconds.
     seconds: f64,
 }
 
-/// The memory that this process has now, in bytes.
+/// The resident memory of this process in bytes.
 fn resident_memory() -> Option<u64> {
     let status = files::read_string("/proc/self/status".as_ref(), MAX_TEXT).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -1,4 +1,4 @@
-//! What is found out of the stage that scores, and what it says of the run.
+//! The planned scoring stage: measurements, and estimates for the run.
 
 use arrow::datatypes::DataType;
 
@@ -9,36 +9,36 @@ use crate::scorer::{Pace, Rejection, Tokenized};
 pub struct Column {
     /// `id`, `text` or `label`.
     pub role: &'static str,
-    /// Its name.
+    /// The column name.
     pub name: String,
-    /// Its Arrow type.
+    /// The Arrow type.
     pub data_type: DataType,
 }
 
-/// How long texts are, by a sample of them, in tokens.
+/// Text lengths in tokens, measured on a sample.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Lengths {
     /// Texts or pairs in the sample.
     pub sampled: usize,
-    /// Whether the sample is all of them.
+    /// True if the sample has all texts.
     pub all: bool,
-    /// The mean, as they are scored.
+    /// Mean length after truncation.
     pub mean: f64,
-    /// The length that half of them do not exceed, before they are cut.
+    /// Median length before truncation.
     pub p50: usize,
-    /// The same for nine tenths.
+    /// 90th percentile before truncation.
     pub p90: usize,
-    /// The same for 99 of 100.
+    /// 99th percentile before truncation.
     pub p99: usize,
-    /// The longest in the sample.
+    /// Maximum in the sample, before truncation.
     pub max: usize,
-    /// Where they are cut.
+    /// Maximum length; longer inputs are truncated.
     pub max_length: usize,
-    /// How many of the sample are cut.
+    /// The number of truncated texts in the sample.
     pub truncated: usize,
-    /// Padding that batches of 32 would add to the sample.
+    /// Padding tokens that batches of 32 would add to the sample.
     pub padding: usize,
-    /// Tokens of the sample.
+    /// The number of tokens in the sample.
     pub tokens: usize,
 }
 
@@ -66,85 +66,85 @@ impl Lengths {
         }
     }
 
-    /// Tokens of so many texts.
+    /// Estimates the number of tokens of `texts` texts.
     #[must_use]
     pub fn tokens_of(&self, texts: u64) -> u64 {
         (self.mean * texts as f64).round() as u64
     }
 
-    /// What a number of the sample is of so many texts.
+    /// Scales a count in the sample to `texts` texts.
     #[must_use]
     pub fn scaled(&self, of_sample: usize, texts: u64) -> u64 {
         if self.sampled == 0 { 0 } else { (of_sample as f64 / self.sampled as f64 * texts as f64).round() as u64 }
     }
 }
 
-/// How long a run takes, in seconds.
+/// Estimated duration of a run by phase, in seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Seconds {
-    /// To open the tables and load the model.
+    /// Opening the tables and loading the model.
     pub loading: f64,
-    /// To read the rows, check their ids and find the texts without a score.
+    /// Reading the rows, checking their ids and finding the texts without a score.
     pub reading: f64,
-    /// To tokenize and score these.
+    /// Tokenizing and scoring these texts.
     pub scoring: f64,
-    /// To write the table.
+    /// Writing the table.
     pub publishing: f64,
 }
 
 impl Seconds {
-    /// All of it.
+    /// The total.
     #[must_use]
     pub fn all(&self) -> f64 {
         self.loading + self.reading + self.scoring + self.publishing
     }
 }
 
-/// The stage that scores, planned.
+/// The planned scoring stage.
 #[derive(Debug, Clone)]
 pub struct PlannedScoring {
-    /// The columns that mean something.
+    /// The id, text and label columns.
     pub columns: Vec<Column>,
-    /// Columns that are only carried along.
+    /// Other columns, which are passed through.
     pub other_columns: Vec<String>,
-    /// Whether there may be more rows than were read.
+    /// True if there may be more rows than were read.
     pub limited: bool,
-    /// Rows that the source has, where it is known although only some were read.
+    /// The number of rows in the source, if it is known that only some were read.
     pub all_rows: Option<u64>,
-    /// Rows that were read.
+    /// The number of rows read.
     pub rows: u64,
-    /// Texts that have no score yet, each once.
+    /// The number of distinct texts without a score.
     pub texts: u64,
-    /// Rows whose score is remembered.
+    /// The number of rows with a cached score.
     pub remembered: u64,
-    /// Rows whose text comes more than once, but for the first.
+    /// The number of duplicate rows: rows that repeat the text of an earlier row without a score.
     pub repeated: u64,
     /// Rows that cannot be scored, by [`Rejection::KINDS`].
     pub rejected: [u64; Rejection::KINDS.len()],
-    /// What the column of labels has, in words.
+    /// Summary of the label column.
     pub labels: Option<String>,
-    /// How long the texts are that have no score yet; none if all have one.
+    /// Lengths of the texts without a score; `None` if all have one.
     pub lengths: Option<Lengths>,
-    /// How quickly batches of them ran.
+    /// Speed of trial batches of these texts.
     pub pace: Option<Pace>,
-    /// How long a run takes.
+    /// Estimated duration of the run.
     pub seconds: Seconds,
-    /// The model as a person would write it.
+    /// The model's place, for display.
     pub model: String,
-    /// Its fingerprint, or what stands for a model that is still to be trained.
+    /// The model's fingerprint, or the stand-in for a model that is still to be trained.
     pub fingerprint: Result<String, String>,
-    /// In which numbers it multiplies.
+    /// Numeric precision of the encoder.
     pub precision: String,
-    /// Temporary files of the run, in bytes, without what joins and sorts spill.
+    /// Size of the run's temporary files in bytes, without spill files of joins and sorts.
     pub temporary_bytes: u64,
-    /// What joins with the scores take if they may, in bytes.
+    /// Memory for joins with the scores in bytes, if not limited.
     pub joins_bytes: u64,
-    /// The size of the output, in bytes.
+    /// Estimated output size in bytes.
     pub output_bytes: u64,
 }
 
 impl PlannedScoring {
-    /// How many times more rows there are than were read.
+    /// The ratio of all rows to the rows that were read.
     #[must_use]
     pub fn scale(&self) -> f64 {
         self.all_rows.filter(|_| self.rows > 0).map_or(1.0, |all| all as f64 / self.rows as f64)
@@ -152,8 +152,8 @@ impl PlannedScoring {
 }
 
 impl PlannedScoring {
-    /// Estimates the texts without a score of all rows, and their tokens, from the rows that were read; none where it is
-    /// not known how many rows there are.
+    /// Estimates the number of texts without a score, and their tokens, for all rows. `None` if the number of rows is
+    /// unknown.
     #[must_use]
     pub fn texts_and_tokens(&self) -> Option<(u64, u64)> {
         if self.limited && self.all_rows.is_none() {
@@ -165,7 +165,7 @@ impl PlannedScoring {
 }
 
 impl PlannedScoring {
-    /// Where only some rows were read of a number that is known, times and sizes are of all of them.
+    /// Scales durations and sizes to all rows, if only some were read and the total is known.
     pub(super) fn scale_up(&mut self) {
         let scale = self.scale();
         let bytes = |bytes: u64| (bytes as f64 * scale) as u64;

@@ -1,4 +1,4 @@
-//! The stage that scores, planned: columns, rows, texts that have no score yet, their lengths, and how long they take.
+//! Plan of the scoring stage: columns, rows, texts without a score, their lengths, and the estimated duration.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -35,10 +35,10 @@ use crate::source::Source;
 use crate::store::{self, ScoreStore, model_class};
 use crate::tables;
 
-/// Texts that are tokenized to learn how long all of them are: about a window.
+/// Texts that are tokenized to estimate the lengths of all: about a window.
 pub(in crate::run) const SAMPLE: u64 = 8192;
 
-/// Labels that are listed at most.
+/// Maximum number of labels listed.
 const MOST_LABELS: usize = 12;
 
 impl Planner<'_> {
@@ -66,7 +66,7 @@ impl Planner<'_> {
         let labels = scorer.model().config.labels.len();
         let read = self.read(scoring, &context, &source, labels, resources, plan).await?;
         let staged = &read.staged;
-        let known = match &stand.for_now {
+        let known = match &stand.stand_in {
             None if !self.options.fresh && !changes => match &store {
                 Some(store) => Some(ScoreStore::look(store, model_class(scorer)).await?),
                 None => None,
@@ -91,7 +91,7 @@ impl Planner<'_> {
         let reading = reading.elapsed().as_secs_f64();
 
         let tried = self.try_texts(&pending, scorer).await?;
-        let written = self.trial_of_writing(staged, scorer).await.map_err(|e| self.rows_failed(&e))?;
+        let written = self.write_trial(staged, scorer).await.map_err(|e| self.rows_failed(&e))?;
         let on_disk = staged.bytes().map_err(|e| self.rows_failed(&e.into()))?;
         let rejected: u64 = staged.rejected().iter().sum();
         let mut planned = PlannedScoring {
@@ -114,7 +114,7 @@ impl Planner<'_> {
             lengths: tried.lengths,
             pace: tried.pace,
             model: readable_place(&scoring.model.location.place),
-            fingerprint: match &stand.for_now {
+            fingerprint: match &stand.stand_in {
                 None => Ok(scorer.model().fingerprint.as_str().to_owned()),
                 Some(path) => Err(readable(path).display().to_string()),
             },
@@ -131,7 +131,7 @@ impl Planner<'_> {
         Error::sql(format!("{}: the rows", self.pipeline.path.display()), error, None)
     }
 
-    /// Reads the rows as the run will, and checks ids and texts.
+    /// Reads the rows as a run would, and checks ids and texts.
     async fn read(
         &self,
         scoring: &Scoring,
@@ -161,14 +161,14 @@ impl Planner<'_> {
         let one_pass = checking.elapsed().as_secs_f64();
         plan.problems.extend(ids.err().map(|e| Error::source(pipeline, &scoring.source.query, e, context)));
         plan.problems.extend(rejected::check(scoring, &staged).await.err());
-        // Where nothing tells how many rows there are, as many as were asked for may be some or all.
+        // If the row count is unknown and the limit was reached, there may be more rows.
         let limited =
             self.options.rows.is_some_and(|limit| staged.len() >= limit as u64) && known != Some(staged.len());
         let all_rows = known.filter(|all| limited && *all > staged.len());
         Ok(Read { staged, limited, all_rows, one_pass })
     }
 
-    /// Tokenizes some of the texts that have no score, and runs some batches of them.
+    /// Tokenizes a sample of the texts without a score, and runs some batches of it.
     async fn try_texts(&self, pending: &Pending, scorer: &Scorer) -> Result<Tried, Error> {
         if pending.texts == 0 {
             return Ok(Tried::default());
@@ -181,7 +181,7 @@ impl Planner<'_> {
         Ok(Tried { lengths, pace, seconds_per_text })
     }
 
-    /// Loads a model, or what stands for it while it is not there.
+    /// Loads a model, or its stand-in if it does not exist yet.
     pub(super) async fn model(&self, settings: &ModelSettings, models: &Models) -> Result<Stand, Error> {
         let began = Instant::now();
         let place = &settings.location.place;
@@ -192,23 +192,23 @@ impl Planner<'_> {
             let name = makings.name().to_owned();
             let loading = tokio::task::spawn_blocking(move || Scorer::stand_in(&makings, options, &pool));
             let scorer = loading.await.map_err(|_| ScorerError::Stopped)??;
-            return Ok(Stand { scorer, for_now: Some(name), seconds: began.elapsed().as_secs_f64() });
+            return Ok(Stand { scorer, stand_in: Some(name), seconds: began.elapsed().as_secs_f64() });
         }
         if let Some(error) = missing_model(settings) {
             return Err(error);
         }
         let scorer = models.get(&model_name(settings)).await?;
-        Ok(Stand { scorer, for_now: None, seconds: began.elapsed().as_secs_f64() })
+        Ok(Stand { scorer, stand_in: None, seconds: began.elapsed().as_secs_f64() })
     }
 
-    /// Whether a stage before this one leaves another model than the one that is there.
+    /// Returns true if an earlier stage of the plan replaces the existing model.
     fn changes(&self, scoring: &Scoring, plan: &Plan) -> bool {
         let output = self.pipeline.finetune.as_ref().map(|stage| stage.learning.output.path.as_path());
         let trained = plan.finetune.as_ref().is_some_and(PlannedTraining::changes_the_model);
         trained && output.is_some() && output == scoring.model.location.local()
     }
 
-    /// What the column of labels has, and whether the model knows such labels.
+    /// Summarizes the label column, and notes labels that the model does not have.
     async fn labels(
         &self,
         staged: &StagedRows,
@@ -262,8 +262,8 @@ impl Planner<'_> {
         Ok(Some(format!("{named}{more}")))
     }
 
-    /// Writes some rows with predictions of no meaning as Parquet into memory.
-    async fn trial_of_writing(&self, staged: &StagedRows, scorer: &Scorer) -> Result<Written, DataFusionError> {
+    /// Writes some rows with placeholder predictions as Parquet into memory, to measure time and size.
+    async fn write_trial(&self, staged: &StagedRows, scorer: &Scorer) -> Result<Written, DataFusionError> {
         let rows = staged.rows().await?.limit(0, Some(self.pipeline.run.window))?;
         let names = staged.schema().fields().iter().map(|field| column(field.name())).collect::<Vec<_>>();
         let batches = rows.select(names)?.collect().await?;
@@ -289,18 +289,18 @@ impl Planner<'_> {
     }
 }
 
-/// The rows, read.
+/// Rows read for the plan.
 struct Read {
     staged: StagedRows,
-    /// Whether there may be more rows than were read.
+    /// True if there may be more rows than were read.
     limited: bool,
-    /// Rows of the source, where it is known that not all were read.
+    /// The number of rows of the source, if it is known that not all were read.
     all_rows: Option<u64>,
-    /// How long it takes to go over them once, in seconds.
+    /// Duration of one pass over the rows, in seconds.
     one_pass: f64,
 }
 
-/// What some texts say of all.
+/// Measurements of a sample of the texts.
 #[derive(Default)]
 struct Tried {
     lengths: Option<Lengths>,
@@ -309,32 +309,32 @@ struct Tried {
 }
 
 impl Tried {
-    /// How long it takes to tokenize and score so many texts, in seconds.
+    /// Estimates the duration of tokenizing and scoring `texts` texts, in seconds.
     fn seconds(&self, texts: u64) -> f64 {
         let tokens = self.lengths.as_ref().map_or(0, |lengths| lengths.tokens_of(texts));
         self.pace.map_or(0.0, |pace| tokens as f64 / pace.tokens_per_second) + self.seconds_per_text * texts as f64
     }
 }
 
-/// What writing some rows says of writing all.
+/// Measurements of writing a sample of the rows.
 #[derive(Debug, Clone, Copy, Default)]
 struct Written {
     seconds_per_row: f64,
     bytes_per_row: f64,
 }
 
-/// Says that sizes and times are not those of the model itself, or that its scores are void.
+/// Adds a note if sizes and times are those of a stand-in, or if the model's scores will not be valid any more.
 fn note_stand_in(scoring: &Scoring, stand: &Stand, changes: bool, plan: &mut Plan) {
-    if let Some(path) = &stand.for_now {
+    if let Some(path) = &stand.stand_in {
         let model = readable_place(&scoring.model.location.place);
         let stands = readable(path).display().to_string();
-        plan.notes.push(format!("{model} is not there yet: sizes and times are those of {stands}"));
+        plan.notes.push(format!("{model} does not exist yet: sizes and times are those of {stands}"));
     } else if changes {
-        plan.notes.push("the model is trained anew, so that no score is remembered".into());
+        plan.notes.push("the model will be trained again, so none of its scores are cached".into());
     }
 }
 
-/// The rows of a query, where its statistics say so.
+/// The number of rows of a query, if its statistics are exact.
 async fn known_rows(frame: &datafusion::prelude::DataFrame) -> Option<u64> {
     tables::known_rows(frame.clone().create_physical_plan().await.ok()?.as_ref())
 }
@@ -361,7 +361,7 @@ fn other_columns(source: &Source, scoring: &Scoring) -> Vec<String> {
     names.filter(|name| !is_named(name)).collect()
 }
 
-/// Rows as windows, for stages that hold their rows in memory.
+/// Builds a window from rows in memory.
 pub(super) fn window_of(text: Vec<&str>, pair: Option<Vec<&str>>) -> Window {
     let column = |name: &str, values: Vec<&str>| TextColumn {
         name: name.to_owned(),

@@ -1,4 +1,4 @@
-//! A plan as people read it.
+//! Text output of a plan.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::scorer::{PADDED_BATCH, Pace, Rejection};
 use crate::train::training_loop::Standing;
 use crate::words::{counted, grouped, size, spoken};
 
-/// What begins a line, or goes on with the one before.
+/// Writes lines with an aligned name column; continuation lines have no name.
 struct Lines<'a, 'b>(&'a mut fmt::Formatter<'b>);
 
 impl Lines<'_, '_> {
@@ -73,7 +73,7 @@ impl Plan {
                 format!("{}: {}: {}{temporary}{outside}", write.what, write.place, write.change)
             }),
         )?;
-        // What is neither sink nor store stands out, unless it is where every program has its temporary files.
+        // Sink, store and the system's temporary folder are expected; any other place outside is listed.
         let usual = |write: &Write| {
             ["sink", "store", LEFT].contains(&write.what) || write.temporary && self.spill == std::env::temp_dir()
         };
@@ -112,8 +112,8 @@ impl PlannedTraining {
             Standing::New => steps,
             Standing::Resumes(done) => format!("{steps}, of which {} are done and saved", grouped(done)),
             Standing::Done => "nothing to do: base, rows and settings are those of the model that is there".into(),
-            Standing::ToCalibrate => "only to be calibrated and judged: the model is there".into(),
-            Standing::Rejected => "nothing to do: promote_if refused this very model before".into(),
+            Standing::ToCalibrate => "only calibration and evaluation: the model is trained already".into(),
+            Standing::Rejected => "nothing to do: promote_if rejected this model before".into(),
         });
         if let (Some(pace), Some(seconds)) = (trial.pace, trial.seconds()) {
             lines.push(format!(
@@ -201,7 +201,7 @@ impl PlannedScoring {
         )?;
         let named = match &self.fingerprint {
             Ok(fingerprint) => fingerprint[..fingerprint.len().min(16)].to_owned(),
-            Err(stands_for_it) => format!("not there yet; planned with {stands_for_it}"),
+            Err(stands_for_it) => format!("does not exist yet; planned with {stands_for_it}"),
         };
         lines.add("model", format!("{} ({named}, {})", self.model, self.precision))?;
         lines.add(

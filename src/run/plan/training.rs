@@ -1,4 +1,4 @@
-//! The stages that learn and measure, planned: their rows, what is left to do of them, and how long that takes.
+//! Planned training and evaluation stages: rows, remaining work, and estimated duration.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,49 +17,49 @@ use crate::progress::Style;
 use crate::scorer::Pace;
 use crate::train::training_loop::{Event, Trial};
 
-/// A stage that learns, planned.
+/// A planned training stage.
 #[derive(Debug, Clone)]
 pub struct PlannedTraining {
     /// The folder of the model.
     pub output: String,
-    /// Rows or texts that the query gives.
+    /// The number of rows or texts that the query returns.
     pub rows: usize,
-    /// Held-out rows whose texts are learned from too.
+    /// The number of held-out rows whose texts are also in the training rows.
     pub shared: usize,
-    /// What was tried out; none where the model that it starts from is not there yet.
+    /// The result of trial steps; `None` if the base model does not exist yet.
     pub trial: Option<Trial>,
-    /// How often each row is learned from.
+    /// The number of epochs.
     pub epochs: usize,
-    /// Whether it is a text, rather than a labelled row, that is learned from.
+    /// True if the stage trains on plain texts (pretraining), false for labelled rows.
     pub texts: bool,
 }
 
 impl PlannedTraining {
-    /// Whether it leaves another model than the one that is there.
+    /// Returns true if the stage replaces the existing model.
     #[must_use]
     pub fn changes_the_model(&self) -> bool {
         self.trial.as_ref().is_none_or(Trial::changes_the_model)
     }
 
-    /// How long it takes, in seconds, where that could be tried out.
+    /// Estimated duration in seconds, if there was a trial.
     #[must_use]
     pub fn seconds(&self) -> Option<f64> {
         self.trial.as_ref()?.seconds()
     }
 }
 
-/// The stage that measures, planned.
+/// A planned evaluation stage.
 #[derive(Debug, Clone)]
 pub struct PlannedEvaluation {
     /// The folder of the report.
     pub output: String,
-    /// Rows to measure on.
+    /// The number of rows to evaluate on.
     pub rows: usize,
-    /// How long their texts are.
+    /// Lengths of their texts.
     pub lengths: Lengths,
-    /// How quickly batches of them ran.
+    /// Speed of trial batches.
     pub pace: Option<Pace>,
-    /// How long scoring them takes, in seconds.
+    /// Estimated duration of scoring them, in seconds.
     pub seconds: f64,
     /// The model.
     pub model: String,
@@ -78,7 +78,7 @@ impl Planner<'_> {
             Start::Model(base) => base.local(),
             Start::Random { .. } => None,
         };
-        let trial = if may_rehearse(PRETRAIN, base, None, plan) {
+        let trial = if is_base_final(PRETRAIN, base, None, plan) {
             let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);
             let run_trial = move || job.run_trial(&Device::Cpu, threads.rayon(), budget);
             Some(training.blocking(PRETRAIN, run_trial).await?)
@@ -104,7 +104,7 @@ impl Planner<'_> {
             plan.notes.push(format!("[{FINETUNE}]: {}", Event::UnmeasuredLabels { labels: &labels }));
         }
         let pretrained = self.pipeline.pretrain.as_ref().map(|stage| stage.learning.output.path.as_path());
-        let trial = if may_rehearse(FINETUNE, stage.base.local(), pretrained, plan) {
+        let trial = if is_base_final(FINETUNE, stage.base.local(), pretrained, plan) {
             let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);
             let run_trial = move || job.run_trial(&Device::Cpu, threads.rayon(), budget);
             Some(training.blocking(FINETUNE, run_trial).await?)
@@ -121,11 +121,11 @@ impl Planner<'_> {
         plan: &mut Plan,
     ) -> Result<PlannedEvaluation, Error> {
         let stand = self.model(&stage.model, &opened.evaluating(self, stage)).await?;
-        let model = stand.for_now.is_none().then(|| stand.scorer.model());
+        let model = stand.stand_in.is_none().then(|| stand.scorer.model());
         let rows = rows_of(self.pipeline, stage, self.variables, &opened.context, model).await?;
-        if let Some(path) = &stand.for_now {
+        if let Some(path) = &stand.stand_in {
             plan.notes.push(format!(
-                "[evaluate]: {} is not there yet: sizes and times are those of {}",
+                "[evaluate]: {} does not exist yet: sizes and times are those of {}",
                 readable_place(&stage.model.location.place),
                 readable(path).display()
             ));
@@ -152,16 +152,16 @@ impl Planner<'_> {
     }
 }
 
-/// Whether the model that a stage starts from is there as it will be; if it is not, because an earlier stage is to
-/// make it, a note says so.
-fn may_rehearse(section: &str, base: Option<&Path>, made: Option<&Path>, plan: &mut Plan) -> bool {
+/// Returns true if the base model of a stage is final. If an earlier stage will replace it, adds a note and returns
+/// false.
+fn is_base_final(section: &str, base: Option<&Path>, made: Option<&Path>, plan: &mut Plan) -> bool {
     let Some(base) = base.filter(|base| Some(*base) == made) else { return true };
     let Some(before) = &plan.pretrain else { return true };
     if !before.changes_the_model() {
         return true;
     }
     plan.notes.push(format!(
-        "[{section}] starts from {}, which [pretrain] is to make: how long it takes can be told when that is there",
+        "[{section}] starts from {}, which [pretrain] will write: its duration can be estimated once that model exists",
         readable(base).display()
     ));
     false

@@ -1,6 +1,6 @@
-//! Where a run writes: every place, what becomes of what is there, and whether it is outside the pipeline's folder.
+//! Planned writes: every place that a run writes to, the change there, and whether it is outside the pipeline's folder.
 //!
-//! The places are those of [`places`](crate::run::places), and the caches of models.
+//! The places are those of [`outputs`](crate::run::outputs), and the caches of models.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,22 +20,22 @@ use crate::predict::named_models;
 /// A place that a run writes to.
 #[derive(Debug, Clone)]
 pub struct Write {
-    /// What it is: `sink`, `store`, `temporary files`, …
+    /// The kind of output: `sink`, `store`, `temporary files`, …
     pub what: &'static str,
-    /// Where it is, as a person at this folder would write it.
+    /// The place, for display; local paths are relative to the current folder where possible.
     pub place: String,
-    /// What becomes of what is there.
+    /// The change to the content of the place.
     pub change: String,
-    /// Whether it is neither in the folder of the pipeline file nor below it, links followed.
+    /// True if the place is outside the folder of the pipeline file, after resolving symbolic links.
     pub outside: bool,
-    /// Whether it goes when the run ends.
+    /// True if it is removed when the run ends.
     pub temporary: bool,
-    /// What is free on its disk, in bytes.
+    /// Free space on its disk in bytes.
     pub free: Option<u64>,
 }
 
 impl Write {
-    /// The place as JSON.
+    /// Returns the place as JSON.
     #[must_use]
     pub fn to_json(&self) -> Value {
         json!({
@@ -49,22 +49,22 @@ impl Write {
     }
 }
 
-/// Where copies of models lie.
+/// Kind of place: the folder of cached models.
 const CACHE: &str = "model cache";
 
-/// What a killed run left.
+/// Kind of place: leftovers of a killed run.
 pub(super) const LEFT: &str = "left by a killed run";
 
-/// All places that the planned stages of a pipeline write to.
+/// Collects all places that the planned stages write to.
 pub(super) struct Writes {
     folder: PathBuf,
-    /// The models whose caches are among them.
+    /// The models whose caches have been added.
     cached: Vec<Place>,
     all: Vec<Write>,
 }
 
 impl Writes {
-    /// Collects them; `runs` tells which stages run.
+    /// Returns all places that the stages selected by `runs` write to.
     pub(super) async fn of(
         pipeline: &Pipeline,
         variables: &BTreeMap<String, String>,
@@ -78,7 +78,7 @@ impl Writes {
             }
             let change = change(&target, pipeline, &runs).await;
             let left = left(&target, pipeline);
-            // The folder of a run has a name of its own.
+            // Each run creates a folder with its own name.
             let place = if target.what == TEMPORARY { target.place.join("couplet-*") } else { target.place };
             writes.add(target.what, &place, change, target.temporary);
             for path in left {
@@ -88,7 +88,7 @@ impl Writes {
         writes.all
     }
 
-    /// The caches of the models that the stages read.
+    /// Adds the caches of the models that the stages read.
     fn caches(
         &mut self,
         pipeline: &Pipeline,
@@ -108,13 +108,13 @@ impl Writes {
         }
     }
 
-    /// A model in a bucket or a hub is fetched into the user's cache.
+    /// Adds the cache of a model in a bucket or a hub.
     fn cache(&mut self, model: &Place) {
         if self.cached.contains(model) {
             return;
         }
         self.cached.push(model.clone());
-        // Where no folder can be told, fetching the model fails and says so.
+        // If there is no cache folder, downloading the model reports the error.
         if let Ok(Some(folder)) = model_cache(model) {
             let place = shown(&real_path(&folder));
             match self.all.iter_mut().find(|write| write.what == CACHE && write.place == place) {
@@ -140,7 +140,7 @@ impl Writes {
     }
 }
 
-/// What becomes of what is at a place.
+/// Describes the change to the content of a place.
 async fn change(target: &Target, pipeline: &Pipeline, runs: impl Fn(Stage) -> bool) -> String {
     let there = is_there(&target.place).await;
     let sink = pipeline.scoring.as_ref().map(|scoring| &scoring.sink);
@@ -161,8 +161,7 @@ async fn change(target: &Target, pipeline: &Pipeline, runs: impl Fn(Stage) -> bo
     .into()
 }
 
-/// The files and folders of this machine that runs were writing to a place when they were killed, and that the next one
-/// removes.
+/// Lists local files and folders that killed runs left at a place, and that the next run removes.
 fn left(target: &Target, pipeline: &Pipeline) -> Vec<PathBuf> {
     let Some(path) = target.place.local().map(real_path) else { return Vec::new() };
     let has_runs = pipeline.scoring.as_ref().is_some_and(|scoring| scoring.sink.format == SinkFormat::Parquet);
@@ -176,7 +175,7 @@ fn left(target: &Target, pipeline: &Pipeline) -> Vec<PathBuf> {
     let mut left: Vec<PathBuf> = names
         .filter(|name| {
             let name = name.to_string_lossy();
-            // Rejected rows that wait for the sink's commit have such a name, and get a second one while they are written.
+            // Pending rejected rows have such a name, and a second prefix while they are written.
             let is_of_this =
                 name.starts_with(&prefix) || name.strip_prefix('.').is_some_and(|n| n.starts_with(&prefix));
             is_of_this && [UNFINISHED, PENDING].iter().any(|end| name.ends_with(end))
@@ -200,7 +199,7 @@ fn change_of_sink(sink: &config::Sink) -> String {
     }
 }
 
-/// The SQL of the planned stages, as far as it can be read.
+/// Returns the SQL of the planned stages, as far as it can be read.
 fn queries(pipeline: &Pipeline, variables: &BTreeMap<String, String>, runs: impl Fn(Stage) -> bool) -> Vec<String> {
     let stage_of = |key: &str| match key {
         "pretrain.file" => Stage::Pretrain,

@@ -1,5 +1,4 @@
-//! The columns of rows for a Delta table: their types in the table, which of them have statistics in its log, and what
-//! keeps them out of it.
+//! Columns of a Delta table: their types in the table, their statistics in its log, and problems with them.
 
 use std::sync::Arc;
 
@@ -11,12 +10,12 @@ use crate::delta;
 use crate::files::nearest_name;
 use crate::sink::fit;
 
-/// The columns with the types that the table has, where they fit into those: whether they may be NULL too. A column of
-/// nothing but NULL has no type yet.
+/// Returns the columns with type and nullability as in the table, where their values fit. A column of only NULLs has no
+/// type yet.
 pub(super) fn as_in_table(schema: &Schema, table: Option<&Schema>) -> Schema {
     let fields = schema.fields().iter().map(|field| {
         let there = table.and_then(|table| table.field_with_name(field.name()).ok());
-        // What has no NULL today may have one another night.
+        // A new column is nullable: it may have NULLs in a later run.
         let field = Field::clone(field).with_nullable(there.is_none_or(Field::is_nullable));
         match there.map(Field::data_type).filter(|there| !there.is_null()) {
             Some(there) => field.with_data_type(there.clone()),
@@ -26,7 +25,7 @@ pub(super) fn as_in_table(schema: &Schema, table: Option<&Schema>) -> Schema {
     Schema::new(fields.collect::<Vec<_>>())
 }
 
-/// The columns with the types of a table for what is NULL in every row within lists and structs.
+/// Takes types from the table for fields within lists and structs that are NULL in every row.
 pub(super) fn typed_as(schema: &Schema, table: Option<&Schema>) -> Schema {
     fn nested(data_type: &DataType, there: &DataType) -> DataType {
         let field = |field: &Field, there: &Field| {
@@ -58,15 +57,16 @@ pub(super) fn typed_as(schema: &Schema, table: Option<&Schema>) -> Schema {
     Schema::new(fields.collect::<Vec<_>>())
 }
 
-/// The columns whose least and greatest values the log of a table has, as its property names them: those that deltalake
-/// writes exactly. Of decimals it writes 64-bit floats, of timestamps milliseconds, so that the greatest is too small; of
-/// floats it leaves NaN out, and far dates make it panic. Texts are cut to bounds, as every reader expects.
+/// Returns the columns with statistics in the table's log, in the format of the table property. These are the columns
+/// whose minimum and maximum delta-rs writes exactly. It writes decimals as 64-bit floats, and timestamps in
+/// milliseconds, so that the maximum is too small. For floats it ignores NaN. Far dates make it panic. Strings are
+/// truncated to bounds, as every reader expects.
 pub(super) fn exact_statistics(schema: &Schema) -> String {
     let is_exact = |data_type: &DataType| match data_type {
         DataType::Boolean => true,
         other => other.is_integer() || other.is_string(),
     };
-    // The library takes a name for that of any column within others too, and other names must be quoted.
+    // delta-rs applies a name to nested columns too, and requires other names to be quoted.
     let is_plain = |name: &str| name.chars().all(|char| char == '_' || char.is_ascii_alphanumeric());
     let is_within = |name: &str| schema.fields().iter().any(|field| has_within(field.data_type(), name));
     let exact = schema.fields().iter().filter(|field| is_exact(field.data_type()));
@@ -74,13 +74,13 @@ pub(super) fn exact_statistics(schema: &Schema) -> String {
     names.collect::<Vec<_>>().join(",")
 }
 
-/// Whether a struct has a column of that name, at any depth.
+/// Returns true if a struct has a field of that name, at any depth.
 fn has_within(data_type: &DataType, name: &str) -> bool {
     let DataType::Struct(fields) = data_type else { return false };
     fields.iter().any(|field| field.name() == name || has_within(field.data_type(), name))
 }
 
-/// Which column is of a type that no Delta table holds, if one is.
+/// Describes the first column of a type that Delta does not support, if any.
 pub(super) fn types_problem(schema: &Schema) -> Option<String> {
     schema.fields().iter().find_map(|field| {
         let alone = Schema::new(vec![Arc::clone(field)]);
@@ -95,17 +95,17 @@ pub(super) fn types_problem(schema: &Schema) -> Option<String> {
     })
 }
 
-/// What keeps rows from being put into folders by these columns, if anything does.
+/// Describes the problem with partitioning by these columns, if any.
 pub(super) fn partitions_problem(schema: &Schema, partition_by: &[String]) -> Option<String> {
     let columns = || schema.fields().iter().map(|field| field.name().as_str());
     let missing = partition_by.iter().find(|name| schema.column_with_name(name).is_none());
     if let Some(missing) = missing {
-        let mend = nearest_name(missing, columns()).map_or_else(
+        let fix = nearest_name(missing, columns()).map_or_else(
             || format!("select it in the source query, as in `SELECT …, '{{date}}' AS {missing}`"),
             |other| format!("did you mean `{other}`?"),
         );
         return Some(format!(
-            "partition_by names `{missing}`, which is no column of the output (it has {}); {mend}",
+            "partition_by names `{missing}`, which is no column of the output (it has {}); {fix}",
             columns().collect::<Vec<_>>().join(", ")
         ));
     }
@@ -113,7 +113,7 @@ pub(super) fn partitions_problem(schema: &Schema, partition_by: &[String]) -> Op
     if let Some(field) = nested {
         return Some(format!("partition_by names `{}`, which is no single value: {}", field.name(), field.data_type()));
     }
-    // The library writes it in escapes, and reads these as they are.
+    // delta-rs writes bytes escaped in paths, and does not unescape them when it reads.
     let bytes = schema.fields().iter().find(|f| partition_by.contains(f.name()) && *f.data_type() == DataType::Binary);
     if let Some(field) = bytes {
         return Some(format!("partition_by names `{}`, which is bytes; name a column of texts", field.name()));
@@ -122,7 +122,7 @@ pub(super) fn partitions_problem(schema: &Schema, partition_by: &[String]) -> Op
         .then(|| "partition_by names every column, and a file must have one; leave some out".to_owned())
 }
 
-/// Which column of the id is kept less exactly than it is, so that two ids could become one, if one is.
+/// Describes the first id column that the table stores with less precision, so that two ids could become equal.
 pub(super) fn ids_problem(schema: &Schema, id: &[String]) -> Option<String> {
     let finer =
         |data_type: &DataType| matches!(data_type, DataType::Timestamp(TimeUnit::Nanosecond, _) | DataType::Date64);
@@ -135,7 +135,7 @@ pub(super) fn ids_problem(schema: &Schema, id: &[String]) -> Option<String> {
     ))
 }
 
-/// What keeps rows of one schema out of a table of another.
+/// Lists the differences that prevent rows from being added to a table.
 pub(super) fn differences(rows: &Schema, table: &Schema) -> Vec<String> {
     let table = delta::for_delta(table);
     let mut problems = Vec::new();

@@ -1,4 +1,4 @@
-//! Removes runs: those of a pipeline that died or are fenced, and those that are older than what is kept.
+//! Removal of runs: dead or fenced runs of a pipeline, and runs beyond the number to keep.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -16,11 +16,11 @@ use crate::files::{TEMPORARY, folder_of, remove_remains};
 use crate::lock::{Explained, Place, put_if};
 use crate::sink::Origin;
 
-/// Takes away the hidden folders of runs that are dead, and of those that `next` fences even if they are alive; `own` is
-/// its own.
+/// Removes the hidden folders of dead runs, and of runs that `next` fences even if they are alive. `own` is the folder
+/// of `next`.
 pub(super) fn fence_folders(own: &FilePath, next: &Origin) -> io::Result<()> {
     let sink = folder_of(own);
-    // Each is locked by its run for as long as that is alive.
+    // A live run holds a lock on its folder.
     remove_remains(sink, ".run=", |path| RUN_FOLDER.remove(path));
     for entry in sink.read_dir()? {
         let entry = entry?;
@@ -32,12 +32,13 @@ pub(super) fn fence_folders(own: &FilePath, next: &Origin) -> io::Result<()> {
         let started =
             files::read(&started, MAX_JSON).ok().and_then(|json| serde_json::from_slice::<Started>(&json).ok());
         if started.is_some_and(|started| started.is_fenced_by(next)) {
-            tracing::info!("removing {}, left by a run that did not come to its end", entry.path().display());
-            // In one step: either its own rename comes first, and it is complete, or it finds nothing to rename.
+            tracing::info!("removing {}, left by an unfinished run", entry.path().display());
+            // Renaming is atomic: either the run's own rename comes first and it is complete, or the run finds nothing
+            // to rename.
             let hidden = sink.join(format!("{}.removed{TEMPORARY}", name.trim_end_matches(TEMPORARY)));
             match fs::rename(entry.path(), &hidden) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                // Hidden, it does no harm: the next run removes it.
+                // Under its hidden name it is harmless; the next run removes it.
                 renamed => drop(renamed.map(|()| RUN_FOLDER.remove(&hidden))?),
             }
         }
@@ -45,7 +46,7 @@ pub(super) fn fence_folders(own: &FilePath, next: &Origin) -> io::Result<()> {
     Ok(())
 }
 
-/// Fences the runs on an object store that `next` fences, and removes what they left; `own` is its own folder.
+/// Fences runs on an object store and removes their files, if `next` fences them. `own` is the folder of `next`.
 pub(super) async fn fence_objects(place: &Place, own: &Path, next: &Origin) -> Result<(), RunsError> {
     let Place::Objects { store, root, .. } = place else { return Ok(()) };
     for folder in folders(place).await? {
@@ -58,14 +59,14 @@ pub(super) async fn fence_objects(place: &Place, own: &Path, next: &Origin) -> R
     Ok(())
 }
 
-/// Removes a run that is not complete from an object store, if `next` fences it.
+/// Removes an incomplete run from an object store, if `next` fences it.
 ///
-/// What stays is the note that it was removed, which keeps the run from becoming complete by a write that is still
-/// under way. `_STARTED` goes when the folder is looked at again and nothing has come to it.
+/// A `_SUCCESS` object that marks it as removed stays, so that a late write cannot complete the run. `_STARTED` is
+/// removed on a later visit that finds no new files.
 pub(super) async fn remove_objects(store: &dyn ObjectStore, folder: &Path, next: &Origin) -> object_store::Result<()> {
     let (started, success) = (folder.clone().join(STARTED), folder.clone().join(SUCCESS));
     let Some(json) = read(store, &started).await? else { return Ok(()) };
-    // Others may be alive.
+    // Runs that `next` does not fence may be alive.
     if !serde_json::from_slice::<Started>(&json).is_ok_and(|started| started.is_fenced_by(next)) {
         return Ok(());
     }
@@ -74,7 +75,7 @@ pub(super) async fn remove_objects(store: &dyn ObjectStore, folder: &Path, next:
             match put_if(store, &success, REMOVED, PutMode::Create).await {
                 Ok(_) => {}
                 Err(StoreError::AlreadyExists { .. }) => {
-                    // The same note, twice; or the run is complete after all, and stays.
+                    // Either the run is already marked as removed, or it has completed after all and stays.
                     let found = read(store, &success).await?;
                     if !found.is_some_and(|json| is_removed(&json)) {
                         return Ok(());
@@ -82,7 +83,7 @@ pub(super) async fn remove_objects(store: &dyn ObjectStore, folder: &Path, next:
                 }
                 Err(e) => return Err(e),
             }
-            tracing::info!("removing {folder}, left by a run that did not come to its end");
+            tracing::info!("removing {folder}, left by an unfinished run");
             false
         }
         Some(json) if is_removed(&json) => true,
@@ -97,14 +98,14 @@ pub(super) async fn remove_objects(store: &dyn ObjectStore, folder: &Path, next:
     Ok(())
 }
 
-/// Removes what a run wrote that gives itself up, and never asked for its manifest.
+/// Removes the files of a run that aborts before it has created its manifest.
 pub(super) async fn withdraw(store: &dyn ObjectStore, folder: &Path) -> object_store::Result<()> {
     delete(store, files(store, folder).await?).await?;
-    // The note on the pipeline last: without it nobody would dare to remove the rest.
+    // The start marker goes last: without it, no other run would remove the rest.
     delete(store, vec![folder.clone().join(STARTED)]).await
 }
 
-/// The objects that a run wrote into its folder besides its notes.
+/// Lists the data files in a run's folder.
 async fn files(store: &dyn ObjectStore, folder: &Path) -> object_store::Result<Vec<Path>> {
     let objects = store.list(Some(folder)).map_ok(|object| object.location);
     let is_own = |path: &Path| path.filename().is_some_and(|name| is_part(name) && *path == folder.clone().join(name));
@@ -123,7 +124,7 @@ async fn read(store: &dyn ObjectStore, path: &Path) -> object_store::Result<Opti
     }
 }
 
-/// Removes objects, of which some may be gone.
+/// Deletes objects, some of which may not exist.
 async fn delete(store: &dyn ObjectStore, paths: Vec<Path>) -> object_store::Result<()> {
     let paths = futures::stream::iter(paths.into_iter().map(Ok)).boxed();
     let mut deleted = store.delete_stream(paths);
@@ -136,10 +137,10 @@ async fn delete(store: &dyn ObjectStore, paths: Vec<Path>) -> object_store::Resu
     Ok(())
 }
 
-/// Removes the oldest complete runs of a pipeline until `keep` are left, but at least one; returns how many went.
+/// Removes the oldest complete runs of a pipeline until `keep` are left, but at least one. Returns the number removed.
 ///
-/// Whoever reads a run while it is removed gets an error, not half of its rows. So keep at least one more than readers
-/// look at.
+/// A reader of a run that is being removed gets an error rather than half of its rows. So keep at least one more run
+/// than readers use.
 ///
 /// # Errors
 /// A sink that cannot be read or written.
@@ -163,7 +164,7 @@ pub async fn remove(place: &Place, run: &Manifest) -> Result<(), RunsError> {
         Place::Folder(path) => remove_folder(path, run).map_err(|e| failed(e.to_string().into())),
         Place::Objects { store, root, .. } => {
             let folder = root.clone().join(run.folder());
-            // From here on the run is invisible as a whole; if the rest fails, the next run takes it for dead.
+            // Without its manifest the run is invisible; if the rest fails, the next run treats it as dead.
             let removed = async {
                 delete(store.as_ref(), vec![folder.clone().join(SUCCESS)]).await?;
                 delete(store.as_ref(), run.paths(root)).await?;
@@ -174,8 +175,8 @@ pub async fn remove(place: &Place, run: &Manifest) -> Result<(), RunsError> {
     }
 }
 
-/// Hides a run's folder and removes what the run wrote into it; if the removal fails, the next run does it. Files of
-/// others stay, in the folder under its old name.
+/// Hides a run's folder, then removes the run's files. If the removal fails, the next run does it. Foreign files stay,
+/// in the folder under its old name.
 fn remove_folder(sink: &FilePath, run: &Manifest) -> io::Result<()> {
     let folder = sink.join(run.folder());
     let hidden = sink.join(format!(".{}.removed{TEMPORARY}", run.folder()));

@@ -1,4 +1,4 @@
-//! What a run says of itself: `_STARTED` when it begins, `_SUCCESS` when it is complete.
+//! Metadata files of a run: `_STARTED` when it begins, `_SUCCESS` when it is complete.
 
 use arrow::datatypes::{Schema, SchemaRef};
 use object_store::path::Path;
@@ -7,71 +7,71 @@ use serde::{Deserialize, Serialize};
 use crate::files::FolderKind;
 use crate::sink::Origin;
 
-/// The name of the manifest in the folder of a run; Spark, pyarrow and others skip names that begin so.
+/// File name of the manifest. Spark, pyarrow and others skip names that begin with `_`.
 pub(super) const SUCCESS: &str = "_SUCCESS";
 
-/// The name of the note by which a run that died is known to be this pipeline's.
+/// File name of the start marker, which identifies the pipeline of a dead run.
 pub(super) const STARTED: &str = "_STARTED";
 
 /// The folder of a run.
 pub(super) const RUN_FOLDER: FolderKind =
     FolderKind { name: "a run", marker: STARTED, has: |name| name == STARTED || name == SUCCESS || is_part(name) };
 
-/// The name of a run's file, by its place in the order of rows.
+/// Returns the name of a run's file, numbered in row order.
 pub(super) fn part_name(number: usize) -> String {
     format!("part-{number:05}.parquet")
 }
 
-/// Whether a run gives such a name to a file of rows.
+/// Returns true for the names of a run's data files.
 pub(super) fn is_part(name: &str) -> bool {
     let number = name.strip_prefix("part-").and_then(|rest| rest.strip_suffix(".parquet"));
     number.is_some_and(|number| number.parse().is_ok_and(|number| part_name(number) == name))
 }
 
-/// The version of the texts that this version writes and reads.
+/// Version of the metadata format that this version writes and reads.
 const FORMAT: u32 = 1;
 
-/// What runs' folders begin with: readers of partitioned tables make a column `run` of it.
+/// Prefix of run folders; readers of partitioned tables derive a column `run` from it.
 const PREFIX: &str = "run=";
 
-/// A run that is complete, as its `_SUCCESS` says.
+/// Manifest of a complete run, stored in `_SUCCESS`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     format: u32,
-    /// The run.
+    /// The run's id.
     pub run_id: String,
-    /// Its place in the order of runs, from 1; greater than that of every run that was complete when it began.
+    /// The run's sequence number, from 1; greater than that of every run that was complete when it began.
     pub sequence: u64,
-    /// The name of its pipeline.
+    /// The pipeline's name.
     pub pipeline: String,
     /// The id of the pipeline's store.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub store: String,
     /// The fingerprint of the model.
     pub model: String,
-    /// Rows of all files.
+    /// The number of rows of all files.
     pub rows: u64,
-    /// The files, in the order of the rows.
+    /// The files in row order.
     pub files: Vec<RunFile>,
-    /// The columns, in words; the files have the types to the letter.
+    /// The columns, with types for display; the files have the exact types.
     pub schema: Vec<RunColumn>,
-    /// The key under which its rows were appended: no other run of the pipeline appends rows under it.
+    /// The key under which the rows were appended. No other run of the pipeline appends rows under it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// When it was complete by its own clock, as RFC 3339. For people only: the sequence gives the order.
+    /// Completion time by the run's own clock, as RFC 3339. Informational: the sequence number defines the order.
     pub created_at: String,
 }
 
 /// A file of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunFile {
-    /// Its name in the run's folder.
+    /// The file name in the run's folder.
     pub name: String,
-    /// Its rows.
+    /// The number of rows.
     pub rows: u64,
-    /// Its size in bytes.
+    /// The size in bytes.
     pub bytes: u64,
-    /// The server's name for this version of it, where there is one.
+    /// The server's `ETag`, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
 }
@@ -79,11 +79,11 @@ pub struct RunFile {
 /// A column of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunColumn {
-    /// Its name.
+    /// The column name.
     pub name: String,
-    /// Its Arrow type, in words.
+    /// The Arrow type, for display.
     pub r#type: String,
-    /// Whether it may have NULL.
+    /// True if it may have NULL.
     pub nullable: bool,
 }
 
@@ -105,23 +105,23 @@ impl Manifest {
         }
     }
 
-    /// The name of the run's folder within the sink.
+    /// Returns the name of the run's folder within the sink.
     #[must_use]
     pub fn folder(&self) -> String {
         folder_name(self.sequence, &self.run_id)
     }
 
-    /// The paths of the run's files on an object store, within the sink at `root`.
+    /// Returns the paths of the run's files on an object store, for the sink at `root`.
     #[must_use]
     pub fn paths(&self, root: &Path) -> Vec<Path> {
         let folder = root.clone().join(self.folder());
         self.files.iter().map(|file| folder.clone().join(file.name.as_str())).collect()
     }
 
-    /// The size of all files, in bytes.
+    /// Returns the total size of the files in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        // Whoever wrote the manifest may not have been couplet.
+        // The manifest may have been written by another program, so the sum must not overflow.
         self.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes))
     }
 }
@@ -135,7 +135,7 @@ fn columns(schema: &Schema) -> Vec<RunColumn> {
     schema.fields().iter().map(column).collect()
 }
 
-/// A run that has begun, as its `_STARTED` says.
+/// Start marker of a run, stored in `_STARTED`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Started {
     format: u32,
@@ -161,26 +161,26 @@ impl Started {
         }
     }
 
-    /// Whether this run may not become complete any more once `next` has begun: it holds the lock of the same store, so
-    /// that this one has lost it, or is to append rows of the same key.
+    /// Returns true if this run must not complete once `next` has begun: `next` holds the lock of the same store, so
+    /// that this run has lost it, or `next` appends rows of the same key.
     pub(super) fn is_fenced_by(&self, next: &Origin) -> bool {
         let same_store = self.store == next.store || self.store.is_empty();
         self.pipeline == next.pipeline && (same_store || self.key.is_some() && self.key == next.key)
     }
 }
 
-/// In place of a manifest where a dead run is removed: it can never become complete, however late its last write is. It
-/// stays, as it is not known when that would be.
+/// Content of `_SUCCESS` for a dead run that is removed. The run can never complete then, even if one of its writes
+/// arrives late. The file stays, as nobody knows when that might be.
 pub(super) const REMOVED: &str = "{\"format\": 1, \"removed\": true}\n";
 
-/// What a `_SUCCESS` says.
+/// Content of `_SUCCESS`.
 pub(super) enum Success {
     Complete(Box<Manifest>),
     Removed,
 }
 
 impl Success {
-    /// Reads a `_SUCCESS`; why it cannot be, if it cannot.
+    /// Parses a `_SUCCESS` file; the error is the reason why it cannot be parsed.
     pub(super) fn from_json(json: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Head {
@@ -207,19 +207,19 @@ impl Success {
     }
 }
 
-/// Writes one of the texts above.
+/// Serializes a metadata file.
 pub(super) fn to_json(value: &impl Serialize) -> Vec<u8> {
     let mut json = serde_json::to_vec_pretty(value).expect("texts and numbers can be written as JSON");
     json.push(b'\n');
     json
 }
 
-/// The name of a run's folder.
+/// Returns the name of a run's folder.
 pub(super) fn folder_name(sequence: u64, run_id: &str) -> String {
     format!("{PREFIX}{sequence:06}-{run_id}")
 }
 
-/// The sequence in the name of a run's folder, if it is one.
+/// Parses the sequence number from the name of a run's folder; `None` for other names.
 pub(super) fn sequence_of(folder: &str) -> Option<u64> {
     let (digits, id) = folder.strip_prefix(PREFIX)?.split_once('-')?;
     let is_number = digits.len() >= 6 && digits.bytes().all(|byte| byte.is_ascii_digit());

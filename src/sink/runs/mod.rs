@@ -1,28 +1,28 @@
-//! A Parquet sink in which each run is a folder of its own, on this computer or on an object store.
+//! Parquet sink with one folder per run, on the local disk or on an object store.
 //!
 //! ```text
 //! <sink>/run=000041-<run id>/part-00000.parquet … _SUCCESS
 //! <sink>/run=000042-<run id>/part-00000.parquet … _SUCCESS   ◀── the newest complete run
-//! <sink>/run=000043-<run id>/part-00000.parquet              ◀── under way, or dead: invisible without _SUCCESS
+//! <sink>/run=000043-<run id>/part-00000.parquet              ◀── in progress or dead: invisible without _SUCCESS
 //! ```
 //!
-//! `_SUCCESS` is a [`Manifest`] that names the run's files. Readers follow it, not the listing.
+//! `_SUCCESS` is a [`Manifest`] that lists the run's files. Readers follow it rather than a directory listing.
 //!
-//! - **On this computer** the folder is written under a hidden name and appears as a whole, durable.
-//! - **On an object store** the files are uploaded first; then the manifest is created if there is none. Parts of an
-//!   upload that a kill left are not objects, and no listing shows them; the next
-//!   run aborts them, see [`abort_noted_uploads`](crate::objects::abort_noted_uploads).
+//! - **Local disk:** the folder is written under a hidden name, synced, and renamed into place atomically.
+//! - **Object store:** the files are uploaded first, and the manifest is then created with a conditional put. If the
+//!   process is killed, the parts of its unfinished uploads are not objects, and no listing shows them; the next run
+//!   aborts them, see [`abort_noted_uploads`](crate::objects::abort_noted_uploads).
 //!
-//! The order of runs is their sequence, not a clock. Of the runs of a pipeline and its store, and of those that append
-//! rows of the same key, only the one that began last can become complete. A run that begins
+//! Runs are ordered by sequence number, not by a clock. Among the runs of a pipeline and store, and among runs that
+//! append rows of the same key, only the last one to begin can complete. A run begins in three steps:
 //!
-//! 1. announces itself by the note `_STARTED` in its folder;
-//! 2. fences the runs that it finds announced and not complete: on this computer it takes their hidden folders away, on
-//!    an object store it creates a `_SUCCESS` that says that they are removed;
-//! 3. looks at the complete runs: whether one has its key, and whether its own sequence is greater than theirs.
+//! 1. It announces itself with a `_STARTED` file in its folder.
+//! 2. It fences the announced runs that are not complete. On the local disk it removes their hidden folders; on an
+//!    object store it creates a `_SUCCESS` object that marks them as removed.
+//! 3. It reads the complete runs, to check that none has its key and that its sequence number is greater than theirs.
 //!
-//! Of two runs that begin at once, at least one finds the other at step 2. So a run that was stopped for a while and has
-//! lost the lock cannot publish over a newer one, nor append its rows a second time.
+//! Of two runs that begin at the same time, at least one sees the other in step 2. So a run that was suspended and has
+//! lost the lock can neither publish over a newer run nor append its rows a second time.
 
 mod clean;
 mod manifest;
@@ -57,11 +57,11 @@ pub(crate) use upload::Over;
 #[derive(Debug, Clone, Error)]
 #[error("cannot {action} {place}: {problem}")]
 pub struct RunsError {
-    /// Read or write.
+    /// `read`, `write` or `remove`.
     action: &'static str,
     /// The sink, or an object in it.
     pub place: String,
-    /// What went wrong, and how to mend it.
+    /// The problem, and how to fix it.
     pub problem: Explained,
 }
 
@@ -82,20 +82,20 @@ impl RunsError {
 /// A run that writes to a sink.
 #[derive(Debug, Clone)]
 pub struct Run {
-    /// Which one.
+    /// The run's identity.
     pub origin: Origin,
     /// The fingerprint of the model.
     pub model: String,
-    /// How many complete runs of the pipeline stay when this one is; none keeps all.
+    /// The number of complete runs of the pipeline to keep, including this one; `None` keeps all.
     pub keep: Option<usize>,
 }
 
-/// When a file ends and the next one begins.
+/// Size limits of a file; the next file begins when one is reached.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Its size in bytes, about.
+    /// Approximate size in bytes.
     pub bytes: u64,
-    /// Its rows, about.
+    /// Approximate number of rows.
     pub rows: u64,
 }
 
@@ -105,8 +105,8 @@ impl Default for Limits {
     }
 }
 
-/// A run's folder in the making. Dropped, it is given up: on an object store that takes a moment in the background, so
-/// [`RunFolder::abort`] is better where the program ends.
+/// A run's folder before it is published. Dropping it aborts the run. On an object store this continues in the
+/// background, so call [`RunFolder::abort`] if the program is about to exit.
 pub struct RunFolder {
     place: Place,
     run: Run,
@@ -126,8 +126,8 @@ enum Target {
 }
 
 impl RunFolder {
-    /// Begins the folder of a run in a sink, and fences and removes what runs of its pipeline left there that did not
-    /// become complete; `metadata` goes into the footer of each file.
+    /// Begins a run's folder in a sink. Fences and removes incomplete runs of the same pipeline. `metadata` is written
+    /// to the footer of each file.
     ///
     /// # Errors
     /// A sink that cannot be read or written.
@@ -149,7 +149,7 @@ impl RunFolder {
                     .map_err(|e| RunsError::write(place, e.to_string()))?,
                 Target::Objects { folder, .. } => clean::fence_objects(place, folder, &run.origin).await?,
             }
-            // One that was complete before it could be fenced, and has begun at the same time.
+            // Another run began at the same time and completed before it could be fenced.
             if read::last_sequence(place).await?.is_none_or(|last| last < sequence) {
                 break (target, sequence);
             }
@@ -172,34 +172,35 @@ impl RunFolder {
         })
     }
 
-    /// Ends files at other sizes than usual.
+    /// Sets other file size limits than the default.
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
     }
 
-    /// Whether rows have been appended under this run's key. If not, no other run can do so before this one.
+    /// Returns true if rows were already appended under this run's key. If false, no other run can append under it
+    /// before this one.
     #[must_use]
     pub fn has_key(&self) -> bool {
         self.has_key
     }
 
-    /// The columns of its rows.
+    /// The schema of the rows.
     #[must_use]
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
-    /// Rows so far.
+    /// The number of rows written so far.
     #[must_use]
     pub fn rows(&self) -> u64 {
         self.files.iter().map(|file| file.rows).sum::<u64>() + self.part.as_ref().map_or(0, Part::rows)
     }
 
-    /// Appends a batch.
+    /// Appends a record batch.
     ///
     /// # Errors
-    /// A disk that is full, a server that does not take it; the run is to be given up then.
+    /// A full disk; a server that rejects the write. The run must be aborted then.
     pub async fn write(&mut self, batch: &RecordBatch) -> Result<(), RunsError> {
         let part = if let Some(part) = &mut self.part {
             part
@@ -207,7 +208,7 @@ impl RunFolder {
             let part = self.begin_part()?;
             self.part.insert(part)
         };
-        part.write(batch).await.map_err(|e| RunsError::write(&self.place, parquet_said(&self.place, &e)))?;
+        part.write(batch).await.map_err(|e| RunsError::write(&self.place, root_cause(&self.place, &e)))?;
         if part.bytes() >= self.limits.bytes || part.rows() >= self.limits.rows {
             self.end_part().await?;
         }
@@ -224,35 +225,35 @@ impl RunFolder {
                 Part::on_store(Arc::clone(store), folder, name, Over::Anything, &self.schema, options)
             }
         }
-        .map_err(|e| RunsError::write(&self.place, parquet_said(&self.place, &e)))
+        .map_err(|e| RunsError::write(&self.place, root_cause(&self.place, &e)))
     }
 
     async fn end_part(&mut self) -> Result<(), RunsError> {
         if let Some(part) = self.part.take() {
-            let file = part.finish().await.map_err(|e| RunsError::write(&self.place, parquet_said(&self.place, &e)))?;
+            let file = part.finish().await.map_err(|e| RunsError::write(&self.place, root_cause(&self.place, &e)))?;
             self.files.push(file);
         }
         Ok(())
     }
 
-    /// Ends the last file and brings it to its place. Nothing is to be seen of the run yet: what remains for
-    /// [`RunFolder::commit`] is short, so this is the moment to check rows and lock.
+    /// Closes the last file and moves it into place. The run is not visible yet. [`RunFolder::commit`] has little left
+    /// to do after this, so this is the moment to check the rows and the lock.
     ///
     /// # Errors
-    /// A disk that is full, a server that does not take it; the run is to be given up then.
+    /// A full disk; a server that rejects the write. The run must be aborted then.
     pub async fn finish(&mut self) -> Result<(), RunsError> {
         if self.part.is_none() && self.files.is_empty() {
-            // A run without rows has columns all the same.
+            // A run without rows has a file too, for its schema.
             self.part = Some(self.begin_part()?);
         }
         self.end_part().await
     }
 
-    /// Makes the run visible, all at once, and then removes older runs where only some are kept.
+    /// Makes the run visible atomically, then removes older runs beyond the number to keep.
     ///
     /// # Errors
-    /// A run that could not be made visible. On an object store where the answer was lost, it may be visible after all:
-    /// the error says so, and the files stay.
+    /// A run that could not be made visible. If the response of an object store was lost, the run may be visible after
+    /// all: the error says so, and the files stay.
     pub async fn commit(mut self) -> Result<Manifest, RunsError> {
         if let Err(error) = self.finish().await {
             self.abort().await;
@@ -280,12 +281,12 @@ impl RunFolder {
         if let Some(keep) = self.run.keep
             && let Err(error) = remove_older(&self.place, &self.run.origin.pipeline, keep).await
         {
-            tracing::warn!("older runs could not be removed, which the next run tries again: {error}");
+            tracing::warn!("older runs could not be removed; the next run tries again: {error}");
         }
         Ok(manifest)
     }
 
-    /// Gives the run up: unfinished uploads end, and its files are removed as far as that can be done.
+    /// Aborts the run: cancels unfinished uploads, and removes its files as far as possible.
     pub async fn abort(self) {
         if let Some(part) = self.part {
             part.abort().await;
@@ -293,21 +294,21 @@ impl RunFolder {
         if let Target::Objects { store, folder } = self.target
             && let Err(error) = clean::withdraw(store.as_ref(), &folder).await
         {
-            tracing::warn!("{folder} could not be removed, which the next run does: {}", self.place.explain(&error));
+            tracing::warn!("{folder} could not be removed; the next run removes it: {}", self.place.explain(&error));
         }
     }
 }
 
-/// Why a run cannot become complete after another one has fenced it.
+/// The reason why a fenced run cannot complete.
 const FENCED: &str = "another run of this pipeline has begun since, and has removed what this one wrote";
 
-/// What an error means of a file that is made in the hidden folder of a run.
+/// Explains an error of a file in a run's hidden folder.
 fn without_folder(error: &std::io::Error) -> String {
     if error.kind() == std::io::ErrorKind::NotFound { FENCED.to_owned() } else { error.to_string() }
 }
 
 impl Target {
-    /// Makes the folder of a run, with the note that it has begun.
+    /// Creates the folder of a run with its `_STARTED` file.
     async fn announce(place: &Place, sequence: u64, origin: &Origin) -> Result<Self, RunsError> {
         let (name, started) = (folder_name(sequence, &origin.run), to_json(&Started::new(origin)));
         match place {
@@ -328,10 +329,10 @@ impl Target {
         }
     }
 
-    /// Takes the folder of a run back that has written nothing.
+    /// Removes the folder of a run that has written nothing.
     async fn withdraw(self, place: &Place) -> Result<(), RunsError> {
         match self {
-            // It goes when it is dropped.
+            // Removed on drop.
             Self::Folder(_) => Ok(()),
             Self::Objects { store, folder } => {
                 let deleted = store.delete(&folder.join(STARTED)).await;
@@ -341,7 +342,7 @@ impl Target {
     }
 }
 
-/// Looks whether a manifest is there whose creation was not clearly answered.
+/// Checks whether the manifest was created although the response was unclear.
 async fn confirm(
     store: &dyn ObjectStore,
     path: &Path,
@@ -363,8 +364,8 @@ async fn confirm(
     }
 }
 
-/// What is behind an error of the Parquet writer.
-fn parquet_said(place: &Place, error: &ParquetError) -> Explained {
+/// Explains the root cause of an error of the Parquet writer.
+fn root_cause(place: &Place, error: &ParquetError) -> Explained {
     let mut cause: &(dyn std::error::Error + 'static) = error;
     loop {
         if let Some(error) = cause.downcast_ref::<StoreError>() {

@@ -1,4 +1,4 @@
-//! One Parquet file of a run in the making, in a folder of this computer or on an object store.
+//! A Parquet file of a run while it is written, in a local folder or on an object store.
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
@@ -21,7 +21,7 @@ use super::RunFile;
 use super::upload::{Over, Upload, Uploaded};
 use crate::sink::stored;
 
-/// A Parquet file in the making.
+/// A Parquet file while it is written.
 pub(crate) struct Part {
     name: String,
     writer: AsyncArrowWriter<Output>,
@@ -70,18 +70,18 @@ impl Part {
         self.rows
     }
 
-    /// Its size so far, about.
+    /// The approximate size so far, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
     }
 
-    /// Writes the rest of the file. Nothing is to be seen of an upload before [`Part::finish`].
+    /// Writes the end of the file. An upload becomes visible only in [`Part::finish`].
     pub(crate) async fn close(&mut self) -> Result<()> {
         self.closed = true;
         self.writer.finish().await.map(drop)
     }
 
-    /// Ends the file; gives it up if that does not succeed.
+    /// Completes the file, or aborts it on failure.
     pub(crate) async fn finish(mut self) -> Result<RunFile> {
         if !self.closed
             && let Err(error) = self.close().await
@@ -111,7 +111,7 @@ impl Part {
 
 #[expect(clippy::large_enum_variant, reason = "there is one per file that is written")]
 enum Output {
-    /// With the bytes so far.
+    /// The file, and the number of bytes written.
     File(BufWriter<File>, u64),
     Upload(Upload),
 }
@@ -134,7 +134,7 @@ impl AsyncFileWriter for Output {
     fn complete(&mut self) -> BoxFuture<'_, Result<()>> {
         async move {
             match self {
-                // It is made durable together with the folder.
+                // Synced together with the folder.
                 Self::File(file, _) => Ok(file.flush()?),
                 Self::Upload(upload) => upload.flush().await.map_err(external),
             }

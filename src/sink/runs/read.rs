@@ -1,4 +1,4 @@
-//! Which runs of a sink are complete: by their manifests.
+//! Complete runs of a sink, according to their manifests.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,13 +14,13 @@ use super::manifest::{Manifest, REMOVED, STARTED, SUCCESS, Success, sequence_of}
 use crate::files::{self, MAX_JSON};
 use crate::lock::Place;
 
-/// How often the sink is listed again because a run was removed between the listing and the reading.
+/// Maximum attempts to list the sink, if runs are removed between listing and reading.
 const ATTEMPTS: usize = 5;
 
-/// Manifests that are read at once.
-const READS_UNDER_WAY: usize = 16;
+/// Manifests read concurrently.
+const READS_IN_FLIGHT: usize = 16;
 
-/// The newest complete run of a sink, if there is one.
+/// Returns the newest complete run of a sink, if any.
 ///
 /// # Errors
 /// A sink or a manifest that cannot be read.
@@ -31,7 +31,7 @@ pub async fn latest(place: &Place) -> Result<Option<Manifest>, RunsError> {
             match manifest(place, folder).await? {
                 Found::Manifest(manifest) => return Ok(Some(*manifest)),
                 Found::Removed => {}
-                // An older one is not to be taken for the newest; and there may be a newer one by now.
+                // An older run must not be taken for the newest, and there may be a newer one by now.
                 Found::Gone => {
                     gone = true;
                     break;
@@ -45,7 +45,7 @@ pub async fn latest(place: &Place) -> Result<Option<Manifest>, RunsError> {
     Err(RunsError::read(place, "runs are removed faster than they can be read"))
 }
 
-/// All complete runs of a sink, the oldest first.
+/// Returns all complete runs of a sink, oldest first.
 ///
 /// # Errors
 /// A sink or a manifest that cannot be read.
@@ -54,7 +54,7 @@ pub async fn all(place: &Place) -> Result<Vec<Manifest>, RunsError> {
         let folders = folders(place).await?;
         let complete = folders.iter().filter(|folder| folder.success.is_some());
         let mut found = futures::stream::iter(complete.map(|folder| manifest(place, folder)).collect::<Vec<_>>())
-            .buffered(READS_UNDER_WAY);
+            .buffered(READS_IN_FLIGHT);
         let mut manifests = Vec::new();
         while let Some(found) = found.try_next().await? {
             match found {
@@ -68,7 +68,8 @@ pub async fn all(place: &Place) -> Result<Vec<Manifest>, RunsError> {
     Err(RunsError::read(place, "runs are removed faster than they can be read"))
 }
 
-/// The runs of a sink that are read: all, or the newest. With `published_in`, those that this sink has too.
+/// Returns the runs of a sink that readers see: all, or the newest. With `published_in`, only those that this other
+/// sink has too.
 ///
 /// # Errors
 /// A sink or a manifest that cannot be read.
@@ -83,32 +84,32 @@ pub async fn readable(place: &Place, all: bool, published_in: Option<&Place>) ->
     Ok(runs)
 }
 
-/// The sequence of the newest complete run of a sink, if there is one.
+/// Returns the sequence number of the newest complete run of a sink, if any.
 pub(super) async fn last_sequence(place: &Place) -> Result<Option<u64>, RunsError> {
     Ok(folders(place).await?.iter().rev().find(|folder| folder.is_complete()).map(|folder| folder.sequence))
 }
 
-/// A run's folder as it is listed.
+/// A run's folder in a listing.
 #[derive(Debug, Default)]
 pub(super) struct Folder {
     pub(super) sequence: u64,
     pub(super) name: String,
-    /// The size of `_SUCCESS`, if that is there.
+    /// The size of `_SUCCESS`, if it exists.
     pub(super) success: Option<u64>,
-    /// Whether `_STARTED` is there.
+    /// True if `_STARTED` exists.
     pub(super) started: bool,
-    /// Its other objects; not looked at in a local folder.
+    /// The other objects; not listed for a local folder.
     pub(super) files: Vec<Path>,
 }
 
 impl Folder {
-    /// Whether its run is complete. Only the note on a run that was removed is so small.
+    /// Returns true if the run is complete. A `_SUCCESS` that marks a removed run is smaller than any manifest.
     pub(super) fn is_complete(&self) -> bool {
         self.success.is_some_and(|size| size > REMOVED.len() as u64)
     }
 }
 
-/// Whether a place has folders of runs, complete or not.
+/// Returns true if a place has folders of runs, complete or not.
 ///
 /// # Errors
 /// A place that cannot be read.
@@ -116,7 +117,7 @@ pub(crate) async fn are_there(place: &Place) -> Result<bool, RunsError> {
     Ok(!folders(place).await?.is_empty())
 }
 
-/// The folders of runs in a sink by their sequence, complete or not.
+/// Lists the run folders of a sink by sequence number, complete or not.
 pub(super) async fn folders(place: &Place) -> Result<Vec<Folder>, RunsError> {
     match place {
         Place::Folder(path) => local_folders(path).map_err(|e| RunsError::read(place, e.to_string())),
@@ -165,9 +166,9 @@ async fn remote_folders(store: &dyn ObjectStore, root: &Path) -> object_store::R
 
 pub(super) enum Found {
     Manifest(Box<Manifest>),
-    /// The run died, and is being removed.
+    /// The run died and is marked as removed.
     Removed,
-    /// The run has been removed since it was listed.
+    /// The run was removed after it was listed.
     Gone,
 }
 

@@ -1,5 +1,5 @@
-//! A file on an object store in the making: nothing is to be seen of it until it is complete, and nothing of it stays,
-//! nor is paid for, if it is given up.
+//! Upload of a file to an object store. It is invisible until it is complete. An aborted upload leaves nothing that
+//! takes space or is charged for.
 
 use bytes::Bytes;
 use object_store::path::Path;
@@ -15,22 +15,23 @@ use crate::files::REPLACED;
 use crate::lock::put_if;
 use crate::objects::without_answers;
 
-/// Bytes of a part. All parts but the last have this size, as some servers ask; at most 10,000 parts give 80 GB.
+/// Size of a part in bytes. All parts but the last have this size, as some servers require; 10,000 parts, the maximum,
+/// make 80 GB.
 const PART: usize = 8 << 20;
 
-/// Parts that are under way at once.
-const PARTS_UNDER_WAY: usize = 4;
+/// Parts uploaded concurrently.
+const PARTS_IN_FLIGHT: usize = 4;
 
-/// What a file may take the place of when it is complete.
+/// Condition under which a complete file replaces an existing object.
 #[derive(Debug)]
 pub(crate) enum Over {
-    /// Whatever there is: the name is the run's own.
+    /// No condition: the name belongs to the run.
     Anything,
-    /// What the run saw there, if anything.
+    /// The object must still be the one that the run saw, if any.
     Seen(Option<ObjectMeta>),
 }
 
-/// A file on an object store in the making.
+/// An upload in progress.
 #[derive(Debug)]
 pub(super) struct Upload {
     store: Arc<dyn ObjectStore>,
@@ -38,16 +39,16 @@ pub(super) struct Upload {
     over: Over,
     buffer: Vec<Bytes>,
     buffered: usize,
-    /// Bytes so far.
+    /// Bytes written so far.
     bytes: u64,
-    /// Begun with the first full part; a smaller file is written in one request.
+    /// Started with the first full part; a smaller file is written in one request.
     multipart: Option<Box<dyn MultipartUpload>>,
-    /// What was there under the name when it was begun.
+    /// The object under the name when the upload began.
     before: Option<ObjectMeta>,
     parts: JoinSet<Result<()>>,
 }
 
-/// What has become of a file.
+/// Metadata of a complete file.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Uploaded {
     pub(super) bytes: u64,
@@ -60,7 +61,7 @@ impl Upload {
         Self { store, path, over, buffer, buffered: 0, bytes: 0, multipart: None, before: None, parts }
     }
 
-    /// Takes bytes, and sends what makes a full part; waits where too many are under way.
+    /// Buffers bytes, and uploads full parts; waits while too many parts are in flight.
     pub(super) async fn write(&mut self, mut bytes: Bytes) -> Result<()> {
         self.bytes += bytes.len() as u64;
         while self.buffered + bytes.len() >= PART {
@@ -89,7 +90,7 @@ impl Upload {
                 upload.insert(self.store.put_multipart(&self.path).await?)
             }
         };
-        while self.parts.len() >= PARTS_UNDER_WAY
+        while self.parts.len() >= PARTS_IN_FLIGHT
             && let Some(part) = self.parts.join_next().await
         {
             part??;
@@ -103,7 +104,7 @@ impl Upload {
         std::mem::take(&mut self.buffer).into_iter().collect()
     }
 
-    /// Sends all that is left of a file in parts, and waits for them.
+    /// Uploads the rest of a multipart file, and waits for all parts.
     pub(super) async fn flush(&mut self) -> Result<()> {
         if self.multipart.is_some() && self.buffered > 0 {
             self.send().await?;
@@ -114,7 +115,7 @@ impl Upload {
         Ok(())
     }
 
-    /// Ends the file and makes sure that the server has all of it.
+    /// Completes the file, and checks that the server has all of it.
     pub(super) async fn finish(&mut self) -> Result<Uploaded> {
         self.flush().await?;
         if self.multipart.is_none() {
@@ -122,8 +123,8 @@ impl Upload {
             self.put(payload).await?;
             return self.verify().await;
         }
-        // object_store has no condition for this, though some servers have one. A run that has lost the lock fails all the
-        // same: the next one aborts its upload.
+        // object_store has no conditional completion, though some servers do. A run that has lost the lock fails
+        // anyway: the next run aborts its upload.
         if let Over::Seen(seen) = &self.over
             && !is_same(seen.as_ref(), self.there().await?.as_ref())
         {
@@ -131,7 +132,7 @@ impl Upload {
         }
         let Some(upload) = &mut self.multipart else { return self.verify().await };
         if let Err(error) = upload.complete().await {
-            // The upload is gone if it was completed and the answer was lost: then the file is there.
+            // The upload no longer exists if it was completed and the response was lost: then the file exists.
             let there = self.store.head(&self.path).await.ok();
             let is_new = there != self.before;
             let Some(uploaded) = self.verify().await.ok().filter(|_| is_new) else { return Err(error) };
@@ -142,7 +143,7 @@ impl Upload {
         self.verify().await
     }
 
-    /// Writes the whole file in one request, on the condition that what it takes the place of is there.
+    /// Writes the whole file in one conditional request.
     async fn put(&self, payload: PutPayload) -> Result<()> {
         let Over::Seen(seen) = &self.over else { return self.store.put(&self.path, payload).await.map(drop) };
         let mode = seen.clone().map_or(PutMode::Create, |seen| {
@@ -150,7 +151,7 @@ impl Upload {
         });
         match put_if(self.store.as_ref(), &self.path, payload.clone(), mode).await {
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. } | StoreError::NotFound { .. }) => {
-                // It may be this very write, made before and not answered.
+                // It may be an earlier attempt of this write, whose response was lost.
                 let there = match self.store.get(&self.path).await {
                     Err(StoreError::NotFound { .. }) => return Err(replaced(&self.path)),
                     found => found?.bytes().await?,
@@ -178,7 +179,7 @@ impl Upload {
         Ok(Uploaded { bytes: self.bytes, etag: meta.e_tag })
     }
 
-    /// Gives the file up.
+    /// Aborts the upload.
     pub(super) async fn abort(&mut self) {
         self.parts.shutdown().await;
         if let Some(upload) = self.multipart.take() {
@@ -197,7 +198,7 @@ fn replaced(path: &Path) -> StoreError {
 }
 
 impl Drop for Upload {
-    /// Best effort: a runtime that is shut down at once, or a kill, leaves the parts.
+    /// Best effort: if the runtime shuts down at once, or the process is killed, the parts stay.
     fn drop(&mut self) {
         if let Some(upload) = self.multipart.take()
             && let Ok(runtime) = Handle::try_current()
@@ -215,7 +216,7 @@ impl Drop for Upload {
 async fn end(mut upload: Box<dyn MultipartUpload>, path: Path) {
     if let Err(error) = upload.abort().await {
         tracing::warn!(
-            "an unfinished upload to {path} may have stayed, and may be paid for until a rule of the bucket removes it: {}",
+            "an unfinished upload to {path} may be left, and charged for until a lifecycle rule removes it: {}",
             without_answers(&error)
         );
     }
