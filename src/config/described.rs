@@ -1,4 +1,4 @@
-//! Every key of a pipeline file: the one place where its values, its default, an example and its meaning are written.
+//! Describes every key of a pipeline file: its values, its default, an example and its meaning.
 
 mod training;
 
@@ -16,7 +16,7 @@ const COLUMNS: Kind = Kind::Names(usize::MAX);
 const TEXTS: Kind = Kind::Names(2);
 const CHARACTER: Kind = Kind::Pattern(r"^[\u0000-\u0009\u000b\u000c\u000e-\u007f]$", "one ASCII character");
 
-/// The pattern has the precisions 1 to 38.
+/// The pattern allows the precisions 1 to 38.
 static COLUMN_TYPE: Kind = Kind::Pattern(
     r"^(text|int|float|bool|date|timestamp|timestamptz|decimal\( *([1-9]|[12][0-9]|3[0-8]) *, *[0-9]+ *\))$",
     "`text`, `int`, `float`, `decimal(PRECISION, SCALE)`, `bool`, `date`, `timestamp` or `timestamptz`",
@@ -101,7 +101,7 @@ pub(super) static FILE: Section = Section {
     ]],
 };
 
-/// The values of `[tables]`, also where one stands on the command line.
+/// The values of `[tables]`, also used for tables on the command line.
 pub(super) static TABLES: Kind = Kind::Tables(&TABLE);
 
 static TABLE: Section = Section {

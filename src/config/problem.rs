@@ -1,4 +1,4 @@
-//! What is wrong with a pipeline file, and how a person sees it: every problem at once, each with its line.
+//! Problems of a pipeline file and their rendering: all problems at once, each with its line.
 
 use std::fmt::{self, Write as _};
 use std::ops::Range;
@@ -11,31 +11,31 @@ use miette::{
 
 use crate::escape::{in_line, of_same_length, printable};
 
-/// The number of problems above which a report shows the first ones only.
+/// The maximum number of problems that a report shows.
 const MOST_SHOWN: usize = 100;
 
-/// One thing that is wrong with a pipeline file.
+/// One problem of a pipeline file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Problem {
-    /// What is wrong, with the offending value.
+    /// The message, with the offending value.
     pub message: String,
-    /// The offending bytes of the file; `None` where the mistake is not in the file.
+    /// The span of the offending bytes in the file; `None` if the problem is not in the file.
     pub span: Option<Range<usize>>,
-    /// A few words about the offending bytes.
+    /// A short label for the offending bytes.
     pub label: String,
-    /// Other bytes of the file that matter, and a few words about them.
+    /// Other relevant spans of the file, each with a label.
     pub related: Vec<(Range<usize>, String)>,
-    /// What is allowed there.
+    /// The allowed values.
     pub allowed: Option<String>,
-    /// How to mend it.
+    /// A suggested fix.
     pub help: Option<String>,
-    /// Whether the line of the file must not be shown.
+    /// True if the line of the file must not be shown.
     confidential: bool,
 }
 
 impl Problem {
-    /// Creates a problem that says only what is wrong; the label stands under the offending bytes.
+    /// Creates a problem with only a message and the label of the offending bytes.
     pub(super) fn new(message: impl Into<String>, label: impl Into<String>) -> Self {
         Self {
             message: message.into(),
@@ -53,7 +53,7 @@ impl Problem {
         self
     }
 
-    /// Shows what of a stranger's file a terminal would act on.
+    /// Escapes control characters of the file for terminals.
     fn make_printable(&mut self) {
         let texts = [Some(&mut self.message), Some(&mut self.label), self.allowed.as_mut(), self.help.as_mut()];
         let related = self.related.iter_mut().map(|(_, label)| label);
@@ -62,16 +62,16 @@ impl Problem {
         }
     }
 
-    /// Keeps the line out of what is shown: it may hold a secret.
+    /// Hides the line of the file, which may hold a secret.
     pub(super) fn confidential(mut self) -> Self {
         self.confidential = true;
         self
     }
 
-    /// The message and the mend in one line, for what does not stand in a file.
+    /// Returns the message and the fix in one line, for values that are not in a file.
     pub(super) fn into_line(self) -> String {
-        let mend = self.help.or_else(|| self.allowed.map(|allowed| format!("allowed: {allowed}")));
-        mend.map_or(self.message.clone(), |mend| format!("{}; {mend}", self.message))
+        let fix = self.help.or_else(|| self.allowed.map(|allowed| format!("allowed: {allowed}")));
+        fix.map_or(self.message.clone(), |fix| format!("{}; {fix}", self.message))
     }
 
     pub(super) fn related(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
@@ -89,7 +89,7 @@ impl Problem {
         self
     }
 
-    /// Adds "did you mean" where one of the candidates is near to what was written.
+    /// Adds "did you mean" if a candidate is similar to the written word.
     pub(super) fn suggest<'c>(self, written: &str, candidates: impl IntoIterator<Item = &'c str>) -> Self {
         match closest(written, candidates) {
             Some(candidate) => self.help(format!("did you mean `{candidate}`?")),
@@ -98,9 +98,9 @@ impl Problem {
     }
 }
 
-/// Finds the candidate that is most like a word, if one is near.
+/// Returns the candidate most similar to a word, if one is similar enough.
 pub(crate) fn closest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
-    // Jaro-Winkler takes `max_len` for `max_length` and `fp32` for `f32`, but not `gpu` for `cpu`.
+    // With this bound, Jaro-Winkler matches `max_len` to `max_length` and `fp32` to `f32`, but not `gpu` to `cpu`.
     const NEAR: f64 = 0.85;
     let word = word.to_lowercase();
     candidates
@@ -111,9 +111,9 @@ pub(crate) fn closest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c s
         .map(|(_, candidate)| candidate)
 }
 
-/// Everything that is wrong with a pipeline file, in the order of the file.
+/// All problems of a pipeline file, in file order.
 ///
-/// [`Display`](fmt::Display) gives one line a problem; [`render`](Self::render) shows the lines of the file too.
+/// [`Display`](fmt::Display) writes one line per problem; [`render`](Self::render) shows the lines of the file too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors {
     file: String,
@@ -129,16 +129,16 @@ impl ConfigErrors {
         errors
     }
 
-    /// Gives the problems, in the order of the file; at least one.
+    /// Returns the problems in file order; there is at least one.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    /// Renders the problems with their lines of the file, then the count; `width` is that of the terminal, in columns.
+    /// Renders the problems with their lines of the file, then the count. `width` is the terminal width in columns.
     ///
     /// # Panics
-    /// Never: a string takes every write.
+    /// Never: writes to a string cannot fail.
     #[must_use]
     pub fn render(&self, color: bool, width: usize) -> String {
         let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
@@ -147,7 +147,7 @@ impl ConfigErrors {
         for problem in self.problems.iter().take(MOST_SHOWN) {
             handler
                 .render_report(&mut report, &Shown { problem, errors: self })
-                .expect("a string takes every write, and spans come from the text");
+                .expect("writes to a string cannot fail, and spans come from the text");
             report.push('\n');
         }
         let count = self.problems.len();
@@ -177,14 +177,14 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// Gives the line and the column of a byte, both from 0.
+/// Returns the line and the column of a byte offset, both from 0.
 pub(super) fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = &text[..offset];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     (before.matches('\n').count(), before[line_start..].chars().count())
 }
 
-/// A problem together with the file it is in, as miette wants to see it.
+/// A problem with its file, as a miette diagnostic.
 #[derive(Debug)]
 struct Shown<'e> {
     problem: &'e Problem,
@@ -229,7 +229,7 @@ impl Diagnostic for Shown<'_> {
     }
 }
 
-/// Shows the whole lines of a span and no other: miette's own source cuts the first line when asked for no context.
+/// Returns exactly the lines of a span. miette's own source cuts the first line if no context is requested.
 impl SourceCode for ConfigErrors {
     fn read_span<'a>(
         &'a self,

@@ -157,7 +157,7 @@ pub fn reference() -> String {
                 Kind::Section(_) | Kind::Tables(_) => code(key.example),
                 _ => code(&format!("{} = {}", key.name, key.example)),
             };
-            let row = [code(key.name), words(&key.kind), absent, example, key.doc.to_owned()];
+            let row = [code(key.name), value_text(&key.kind), absent, example, key.doc.to_owned()];
             let _ = writeln!(page, "| {} |", row.map(|cell| cell.replace('|', "\\|")).join(" | "));
         }
     }
@@ -169,14 +169,14 @@ fn code(text: &str) -> String {
 }
 
 /// Describes the values of a key for the reference.
-fn words(kind: &Kind) -> String {
+fn value_text(kind: &Kind) -> String {
     let choices = |names: Vec<&str>| names.into_iter().map(code).collect::<Vec<_>>().join(", ");
     match kind {
         Kind::Text => "text".to_owned(),
         Kind::Sql => "SQL".to_owned(),
         Kind::Path => "a local path".to_owned(),
         Kind::Uri => "a path or URI".to_owned(),
-        Kind::Pattern(_, words) => (*words).to_owned(),
+        Kind::Pattern(_, description) => (*description).to_owned(),
         Kind::Only(value) => code(&value.to_string()),
         Kind::Boolean => "`true` or `false`".to_owned(),
         Kind::Integer(range) if *range.end() == usize::MAX => format!("an integer, {} or more", range.start()),
@@ -196,8 +196,8 @@ fn words(kind: &Kind) -> String {
         Kind::Section(section) if section.path.contains('.') => format!("a table: see `[{}]`", section.path),
         Kind::Section(section) => format!("[a section](#{})", section.path),
         Kind::Tables(section) => format!("names, each with a URI or a table: see `[{}]`", section.path),
-        Kind::Entries(inner) => format!("a table of names, each with {}", words(inner)),
-        Kind::List(inner) => format!("a list of values: {}", words(inner)),
-        Kind::Either(kinds) => kinds.iter().map(words).collect::<Vec<_>>().join("; or "),
+        Kind::Entries(inner) => format!("a table of names, each with {}", value_text(inner)),
+        Kind::List(inner) => format!("a list of values: {}", value_text(inner)),
+        Kind::Either(kinds) => kinds.iter().map(value_text).collect::<Vec<_>>().join("; or "),
     }
 }

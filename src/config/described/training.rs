@@ -1,4 +1,4 @@
-//! The keys of the sections that train and evaluate.
+//! Describes the keys of the sections `[pretrain]`, `[finetune]` and `[evaluate]`.
 
 use super::super::item::names;
 use super::super::key::{Key, Kind, Numbers, Section, optional, or, required};
@@ -10,16 +10,16 @@ use crate::train::task::Task;
 
 const EPOCHS: Kind = Kind::Integer(1..=MOST_EPOCHS as usize);
 const SEED: Kind = Kind::Integer(0..=usize::MAX);
-/// From 0 on, below 1.
+/// A number of at least 0 and below 1.
 const PART: Kind = Kind::Number(Numbers { low: 0.0, with_low: true, high: 1.0 });
-/// Above 0, below 1.
+/// A number above 0 and below 1.
 const REAL_PART: Kind = Kind::Number(Numbers { low: 0.0, with_low: false, high: 1.0 });
 const POSITIVE: Kind = Kind::Number(Numbers { low: 0.0, with_low: false, high: f64::MAX });
-/// Of rows that are held out; the others are to be learned from.
+/// The share of held-out rows. Its upper bound leaves rows for training.
 const HELD_OUT: Kind = Kind::Number(Numbers { low: 0.0, with_low: false, high: 0.9 });
 const TASK: Kind = Kind::Named(|| Task::all().map(Task::name).collect());
 
-/// What both stages of training have, after what differs between them.
+/// The keys common to `[pretrain]` and `[finetune]`, which follow those of each section.
 const TRAINING: &[Key] = &[
     required("output", Kind::Path, "\"models/mrpc\"", "The folder of the trained model."),
     or(
