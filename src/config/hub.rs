@@ -63,7 +63,7 @@ impl HubModel {
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let wrong = |message: String| Err(Problem::new(message, "not a model of a hub").help(format!("write {FORM}")));
         if rest.is_empty() {
-            return wrong("`hf://` is without a repository".into());
+            return wrong("`hf://` has no repository".into());
         }
         // A name has at most one slash. Anything after the revision, or after the name, is a folder.
         let (repository, revision, folder) = match rest.split_once('@') {
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn what_names_no_model_is_refused() {
         let refused = |text: &str| HubModel::parse(text).unwrap_err().message;
-        assert_eq!(refused(""), "`hf://` is without a repository");
+        assert_eq!(refused(""), "`hf://` has no repository");
         assert_eq!(refused("datasets/org/name"), "`hf://datasets/…` is not a model");
         assert_eq!(refused("org/na me"), "\"org/na me\" cannot be the name of a repository");
         assert_eq!(refused("org/.."), "\"org/..\" cannot be the name of a repository");

@@ -67,7 +67,7 @@ impl<'r> Item<'r> {
         let text = self.string()?;
         if text.trim().is_empty() {
             let problem = Problem::new(format!("`{}` is empty", self.path), "empty");
-            return Err(self.refuse(problem.help("write something between the quotation marks")));
+            return Err(self.refuse(problem.help("write a value between the quotation marks")));
         }
         Ok(text)
     }

@@ -388,10 +388,10 @@ mod tests {
     #[test]
     fn what_is_no_bucket_or_key_is_refused() {
         let refused = |text: &str| resolve(Path::new(""), text).unwrap_err().message;
-        assert_eq!(refused("s3:///key"), "`s3://` is without a bucket");
+        assert_eq!(refused("s3:///key"), "`s3://` has no bucket");
         assert_eq!(refused("s3://b!/key"), "\"b!\" cannot be the name of a bucket");
         assert_eq!(refused("s3://b/a//b"), "`s3://b/a//b` has a key with two slashes in a row");
-        assert_eq!(refused("s3://b/a/../b"), "`..` in `s3://b/a/../b` means nothing in a bucket");
+        assert_eq!(refused("s3://b/a/../b"), "`..` in `s3://b/a/../b` is not allowed in the key of a bucket");
         assert_eq!(refused("s3://AKIA:secret@b/key"), "a `s3://` URI holds credentials or a port");
         assert_eq!(refused("hf://org/name"), "`hf://org/name` is a model; only models are read from a hub");
         assert_eq!(refused("ftp://org/name"), "couplet cannot read `ftp://`");

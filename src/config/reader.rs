@@ -84,7 +84,7 @@ impl<'a> Reader<'a> {
     /// Records a given variable that the file does not use.
     pub(super) fn report_unused(&self, name: &str) -> Reported {
         let mentioned = self.mentioned.borrow();
-        let problem = Problem::new(format!("`--var {name}=…` is used nowhere in the file"), "");
+        let problem = Problem::new(format!("`--var {name}=…` is not used in the file"), "");
         self.report_missing(match closest(name, mentioned.iter().map(String::as_str)) {
             Some(near) => problem.help(format!("did you mean `--var {near}=…`?")),
             None if mentioned.is_empty() => problem.help("the file uses no variables; leave the flag out"),

@@ -109,7 +109,7 @@ impl Remote {
     fn check_bucket(&self) -> Result<(), Problem> {
         let (scheme, bucket) = (self.scheme, &self.bucket);
         if bucket.is_empty() {
-            let problem = Problem::new(format!("`{scheme}://` is without a bucket"), "no bucket");
+            let problem = Problem::new(format!("`{scheme}://` has no bucket"), "no bucket");
             return Err(problem.help(format!("write `{scheme}://BUCKET/KEY`")));
         }
         let is_account = self.service == Service::Azure && scheme.starts_with("abfs");
@@ -142,10 +142,10 @@ impl Remote {
             Some(name) => {
                 let message = match name {
                     "" => format!("`{self}` has a key with two slashes in a row"),
-                    "." | ".." => format!("`{name}` in `{self}` means nothing in a bucket"),
+                    "." | ".." => format!("`{name}` in `{self}` is not allowed in the key of a bucket"),
                     _ => format!("the key of {:?} has a control character", self.to_string()),
                 };
-                Err(Problem::new(message, "not a key").help("write the key from the bucket on, as the server lists it"))
+                Err(Problem::new(message, "not a key").help("write the full key in the bucket, as the server lists it"))
             }
         }
     }

@@ -105,12 +105,12 @@ pub(super) fn check(keys: &Keys<'_>, pipeline: &Pipeline) -> Read<()> {
         let Some((other, lies)) = harm else { continue };
         let (verb, label) = match lies {
             Lies::There => ("is", "the same place"),
-            Lies::Inside => ("lies in", "lies in it"),
-            Lies::Around => ("has in it", "has it in it"),
+            Lies::Inside => ("is inside", "inside it"),
+            Lies::Around => ("contains", "contains it"),
         };
         let message = format!("{} `{}` {verb} {} `{}`", part.what, part.written, other.what, other.written);
         let problem = Problem::new(message, label);
-        let problem = problem.help("give each a place of its own, neither of which lies in the other");
+        let problem = problem.help("use separate locations, neither of them inside the other");
         checked = Err(match (part.item(keys), other.item(keys)) {
             (Some(own), Some(other)) => own.refuse(problem.related(other.value.span(), "this place")),
             (Some(item), None) | (None, Some(item)) => item.refuse(problem),

@@ -106,7 +106,7 @@ fn describe(
             .help("write `\\\\` for a backslash, or put the string in single quotation marks")
             .at(escape);
     } else if message.starts_with("unclosed table") {
-        Problem::new("a section header is never closed", "not closed").help("close it with `]`")
+        Problem::new("a section header is not closed", "not closed").help("close it with `]`")
     } else if text[span.start..].trim_start().starts_with(':') {
         Problem::new("`:` between a key and its value", "not TOML").help("write `key = value`")
     } else {
@@ -125,9 +125,9 @@ fn bare_word(word: &str) -> Problem {
 
 fn duplicate(document: &DeTable<'_>, before: &str, name: &str) -> Problem {
     let problem = if before.trim_end().ends_with('[') {
-        Problem::new(format!("section [{name}] is there twice"), "again").help("put all its keys under one header")
+        Problem::new(format!("section [{name}] is defined twice"), "again").help("put all its keys under one header")
     } else {
-        Problem::new(format!("key `{name}` is there twice"), "again").help("remove one of the two")
+        Problem::new(format!("key `{name}` is defined twice"), "again").help("remove one of the two")
     };
     // The first occurrence is in the last section above this one, or at the top of the file.
     let above = document.values().filter(|value| value.span().start < before.len());
@@ -164,7 +164,7 @@ fn never_closed(
     };
     let opened = opened?.start;
     let (open, close) = DELIMITERS.iter().find(|(open, _)| text[opened..].starts_with(open))?;
-    let problem = Problem::new(format!("a {what} is never closed"), "opened here");
+    let problem = Problem::new(format!("a {what} is not closed"), "opened here");
     Some(problem.help(format!("close it with `{close}`")).at(opened..opened + open.len()))
 }
 

@@ -129,13 +129,13 @@ pub(super) fn tables(section: &Item<'_>, pipeline: Option<&str>) -> Read<Vec<Tab
         let name = item.key.get_ref();
         let twin = entries[..index].iter().find(|earlier| earlier.key.get_ref().eq_ignore_ascii_case(name));
         let name_check = if let Some(first) = twin {
-            let message = format!("tables `{}` and `{name}` are one to SQL", first.key.get_ref());
+            let message = format!("tables `{}` and `{name}` have the same name in SQL", first.key.get_ref());
             Err(Problem::new(message, "the same name")
                 .related(first.key.span(), "first here")
                 .help("give one of the two another name"))
         } else if pipeline.is_some_and(|pipeline| pipeline.eq_ignore_ascii_case(name)) {
             let problem = Problem::new(format!("table `{name}` has the name of the pipeline"), "taken by the sink");
-            Err(problem.help("rename the table: in SQL, the name of the pipeline means what it wrote to its sink"))
+            Err(problem.help("rename the table: in SQL, the name of the pipeline is the table of its sink"))
         } else {
             check_name(name)
         };
@@ -184,10 +184,10 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
             let (quote, escape) = (quote?, escape?);
             if quote == Some(delimiter) {
                 let problem = Problem::new("`delimiter` and `quote` are the same character", "the same as `delimiter`");
-                return Err(keys.refuse("quote", problem.help("write `quote = false` if quotation marks mean nothing")));
+                return Err(keys.refuse("quote", problem.help("write `quote = false` to disable quoting")));
             }
             if escape.is_some() && (quote.is_none() || escape == Some(delimiter)) {
-                let problem = Problem::new("`escape` means nothing without quotation marks", "only in quoted fields");
+                let problem = Problem::new("`escape` needs quoted fields", "only in quoted fields");
                 let problem = match quote {
                     None => problem.help("remove it, or remove `quote = false`"),
                     Some(_) => {
@@ -206,9 +206,9 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
                 (TableFormat::Json { .. }, types) => TableFormat::Json { types: types.unwrap_or_default() },
                 (format, None) => format,
                 (format, Some(_)) => {
-                    let message = format!("`types` means nothing for {}", format.title());
+                    let message = format!("`types` does not apply to {}", format.title());
                     let problem = Problem::new(message, "only for csv, tsv and json");
-                    return Err(keys.refuse("types", problem.help("remove it: the files say the types themselves")));
+                    return Err(keys.refuse("types", problem.help("remove it: the files define the types")));
                 }
             }
         }
@@ -218,7 +218,7 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
         (format, None) => format,
         (format, Some(_)) => {
             let problem =
-                Problem::new(format!("`version` means nothing for {}", format.title()), "only for Delta tables");
+                Problem::new(format!("`version` does not apply to {}", format.title()), "only for Delta tables");
             return Err(keys.refuse("version", problem.help("remove it, or set `format` to \"delta\"")));
         }
     };
@@ -229,7 +229,7 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
 fn check_no_csv_options(keys: &Keys<'_>, format: &TableFormat) -> Read<()> {
     let mut checked = Ok(());
     for option in ["delimiter", "header", "quote", "escape", "null"].into_iter().filter_map(|key| keys.item(key)) {
-        let message = format!("`{}` means nothing for {}", option.path, format.title());
+        let message = format!("`{}` does not apply to {}", option.path, format.title());
         let problem = Problem::new(message, "only for csv and tsv").at(option.key.span());
         checked = Err(option.refuse(problem.help("remove it, or set `format` to \"csv\" or \"tsv\"")));
     }
@@ -271,10 +271,7 @@ fn infer(place: &Place, explicit: Option<Kind>) -> Result<Kind, Problem> {
         (None, _) if place.is_folder() => Kind::Parquet,
         (None, _) => {
             let problem = Problem::new(
-                format!(
-                    "the name of `{}` does not tell its format",
-                    Path::new(path.file_name().unwrap_or_default()).display()
-                ),
+                format!("cannot infer the format of `{}`", Path::new(path.file_name().unwrap_or_default()).display()),
                 "unknown extension",
             );
             return Err(problem.allowed(EXTENSIONS).help(NAME_FORMAT));
@@ -282,9 +279,11 @@ fn infer(place: &Place, explicit: Option<Kind>) -> Result<Kind, Problem> {
     };
     if is_compressed && matches!(kind, Kind::Parquet | Kind::Arrow) {
         let format = plain(kind).title();
-        let problem =
-            Problem::new(format!("{format} files cannot be read through .gz or .zst"), "compressed as a whole");
-        return Err(problem.help("decompress the file: the format compresses inside"));
+        let problem = Problem::new(
+            format!("{format} files cannot be read with .gz or .zst compression"),
+            "compressed as a whole",
+        );
+        return Err(problem.help("decompress the file: the format has its own compression"));
     }
     Ok(kind)
 }
