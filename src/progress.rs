@@ -1,7 +1,7 @@
-//! Progress of a run on stderr: a bar on a terminal, a line now and then elsewhere.
+//! Shows the progress of a run on stderr: a bar on a terminal, periodic log lines elsewhere.
 //!
-//! Time is estimated by tokens. A window is worked off from its longest texts to its shortest, so rows say
-//! little about what is left; tokens cost the same wherever they stand.
+//! The remaining time is estimated from tokens. A window is scored from its longest texts to its shortest, so the
+//! number of rows says little about the remaining work, while the cost per token is nearly constant.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -11,12 +11,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::scorer::{Counts, Scorer};
 use crate::train::training_loop::Event;
 
-/// Between two looks at the counters.
+/// The interval between two updates of the bar.
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
-/// Between two lines in a log.
+/// The interval between two log lines.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What to show.
+/// The style of progress output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
     /// A bar if stderr is a terminal, log lines otherwise.
@@ -34,7 +34,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Begins to show how far the scorer is with `rows` rows.
+    /// Starts showing the progress of a scorer over `rows` rows.
     #[must_use]
     pub fn start(style: Style, scorer: &Scorer, rows: u64) -> Self {
         let terminal = style == Style::Auto && std::io::stderr().is_terminal();
@@ -76,7 +76,7 @@ impl Drop for Progress {
     }
 }
 
-/// Shows how a training goes: a bar on a terminal, lines elsewhere.
+/// Shows the progress of training: a bar on a terminal, log lines elsewhere.
 pub struct TrainingProgress {
     bar: Option<ProgressBar>,
     style: Style,
@@ -84,7 +84,7 @@ pub struct TrainingProgress {
 }
 
 impl TrainingProgress {
-    /// Begins to show a training.
+    /// Starts showing the progress of training.
     #[must_use]
     pub fn start(style: Style) -> Self {
         let terminal = style == Style::Auto && std::io::stderr().is_terminal();
@@ -95,7 +95,7 @@ impl TrainingProgress {
         Self { bar, style, last_line: Instant::now() }
     }
 
-    /// Shows what happened.
+    /// Shows an event of the training loop.
     pub fn show(&mut self, event: &Event) {
         if self.style == Style::Quiet && !event.is_warning() {
             return;
@@ -114,7 +114,7 @@ impl TrainingProgress {
                     tracing::info!("{event}");
                 }
             }
-            // The run warns of a refused model itself, however little it is to say.
+            // The run itself warns about a rejected model, in quiet mode too.
             (Event::Saved { .. } | Event::Rejected { .. }, _) => tracing::debug!("{event}"),
             (_, Some(bar)) => bar.suspend(|| tracing::info!("{event}")),
             (_, None) => tracing::info!("{event}"),
@@ -130,7 +130,7 @@ impl Drop for TrainingProgress {
     }
 }
 
-/// Where a run stands, and when it will end.
+/// The progress of a run and its estimated end.
 #[derive(Debug, PartialEq)]
 struct Estimate {
     rows: u64,
@@ -143,7 +143,7 @@ struct Estimate {
 impl Estimate {
     fn new(counts: &Counts, rows_in_all: u64, elapsed: Duration) -> Self {
         let rows_left = rows_in_all.saturating_sub(counts.rows_planned);
-        // Rows not seen yet are taken to have as many tokens to read as those seen.
+        // Assumes that the remaining rows have as many tokens on average as those planned so far.
         let per_row = ratio(counts.tokens_planned, counts.rows_planned);
         let tokens_left = (per_row * rows_left as f64).round() as u64;
         Self {
@@ -160,7 +160,7 @@ impl Estimate {
         (self.tokens > 0).then(|| self.elapsed.mul_f64(ratio(left, self.tokens)))
     }
 
-    /// Rows a second, by the share of tokens that is done.
+    /// Returns rows per second, estimated from the share of tokens that are done.
     fn rows_per_second(&self) -> f64 {
         ratio(self.tokens, self.tokens_in_all) * self.rows_in_all as f64 / self.elapsed.as_secs_f64()
     }
@@ -187,7 +187,7 @@ fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-/// A whole number with a comma before each three digits.
+/// Formats an integer with commas as thousands separators.
 #[must_use]
 pub fn grouped(n: u64) -> String {
     let digits = n.to_string();
@@ -201,13 +201,13 @@ pub fn grouped(n: u64) -> String {
     out
 }
 
-/// So many of something whose plural ends in s: `1 row`, `1,200 rows`.
+/// Formats a count with a noun whose plural ends in s: `1 row`, `1,200 rows`.
 #[must_use]
 pub fn counted(n: u64, what: &str) -> String {
     format!("{} {what}{}", grouped(n), if n == 1 { "" } else { "s" })
 }
 
-/// A duration to the precision that matters: `0.8 s`, `42 s`, `3 min 05 s`, `2 h 10 min`.
+/// Formats a duration with a suitable precision: `0.8 s`, `42 s`, `3 min 05 s`, `2 h 10 min`.
 #[must_use]
 pub fn spoken(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
@@ -220,7 +220,7 @@ pub fn spoken(duration: Duration) -> String {
     }
 }
 
-/// Bytes to the precision that matters: `812 bytes`, `4.5 KB`, `45 MB`, `2.1 GB`.
+/// Formats a size in bytes with a suitable unit: `812 bytes`, `4.5 KB`, `45 MB`, `2.1 GB`.
 #[must_use]
 pub fn size(bytes: u64) -> String {
     let (unit, name) = match bytes {

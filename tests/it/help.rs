@@ -154,7 +154,7 @@ fn a_page_of_the_manual_for_each_command() {
 #[test]
 fn the_page_of_a_command_is_found_by_its_words() {
     let page = stdout_of(couplet().args(["man", "store", "gc"]));
-    assert!(page.contains("couplet\\-store\\-gc \\- Forget "), "{page}");
+    assert!(page.contains("couplet\\-store\\-gc \\- Delete "), "{page}");
     for name in ["store-gc", "couplet-store-gc"] {
         assert_eq!(stdout_of(couplet().args(["man", name])), page);
     }
