@@ -98,8 +98,8 @@ impl Messages {
             (0, 2) => "info,couplet=debug",
             (0, 3..) => "debug,couplet=trace",
         };
-        // The Delta library and its kernel (these targets) log server responses verbatim, which may contain request
-        // data such as credentials, and warn about internal counters. couplet reports the resulting errors itself.
+        // The Delta library and its kernel (these targets) log server responses verbatim, which may repeat request
+        // data, and warn about internal counters. couplet reports the resulting errors itself.
         format!("{levels},deltalake_core=off,buoyant_kernel=off")
     }
 }

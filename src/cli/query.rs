@@ -62,7 +62,7 @@ pub(super) struct Query {
 }
 
 impl Query {
-    /// Executes it; `stop` ends all but the shell, which has an end of its own for each statement.
+    /// Executes the command. `stop` ends everything except the shell, which interrupts each statement by itself.
     pub(super) async fn execute(mut self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         self.output = self.output.filter(|path| path != Path::new("-"));
         let is_shell = self.sql.is_none() && self.file.is_none();
@@ -82,7 +82,7 @@ impl Query {
         }
     }
 
-    /// Executes it in a session that others can see too.
+    /// Executes the command. Stores its session in `session`, so that the caller can cancel the query.
     async fn answer(self, in_shell: bool, session: &OnceLock<SessionContext>) -> Result<(), Error> {
         let variables = self.variables.to_map()?;
         let mut pipeline = self.pipeline.as_deref().map(|path| read_pipeline(path, &variables)).transpose()?;

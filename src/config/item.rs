@@ -41,7 +41,7 @@ impl<'r> Item<'r> {
         self.kind.find(pick).unwrap_or_else(|| unreachable!("`{}` is read as what it is not described as", self.path))
     }
 
-    /// Records a problem that points at the value, unless it points somewhere already.
+    /// Records a problem; it points at the value, unless it already has a span.
     pub(super) fn refuse(&self, problem: Problem) -> Reported {
         self.reader.report(if problem.span.is_some() { problem } else { problem.at(self.value.span()) })
     }
@@ -80,7 +80,7 @@ impl<'r> Item<'r> {
             .ok_or_else(|| self.unexpected("true or false", self.unquoted(|text| text.parse::<bool>().is_ok())))
     }
 
-    /// Reads a whole number in the range of its key.
+    /// Reads an integer in the range of its key.
     pub(super) fn integer(&self) -> Read<usize> {
         let range = self.described(&|kind| if let Kind::Integer(range) = kind { Some(range) } else { None });
         let value = self.value.get_ref();
@@ -97,7 +97,7 @@ impl<'r> Item<'r> {
         }
     }
 
-    /// Reads a share of a whole, 0 to 1.
+    /// Reads a share, 0 to 1.
     pub(super) fn share(&self) -> Read<f64> {
         self.float()?
             .filter(|share| (0.0..=1.0).contains(share))

@@ -24,10 +24,10 @@ pub const DEFAULT_TASK_TOKENS: usize = 500_000;
 /// The default of `score.checkpoint`.
 pub const DEFAULT_CHECKPOINT: Duration = Duration::from_mins(1);
 
-/// One batch job, as its pipeline file describes it.
+/// A batch job, as described by its pipeline file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pipeline {
-    /// The name of the pipeline: letters, digits, `-` and `_`; its sink is a SQL table of this name.
+    /// The name of the pipeline: letters, digits, `-` and `_`; its sink is an SQL table of this name.
     pub name: String,
     /// The pipeline file.
     pub path: PathBuf,
@@ -84,7 +84,7 @@ pub struct Location {
 }
 
 impl Location {
-    /// The path, if the place is on the local disk.
+    /// Returns the path, if the place is on the local disk.
     #[must_use]
     pub fn local(&self) -> Option<&Path> {
         self.place.local()
@@ -121,7 +121,7 @@ impl From<LocalPath> for Location {
 /// A table that SQL can name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
-    /// The name of the table, a SQL identifier.
+    /// The name of the table, an SQL identifier.
     pub name: String,
     /// The files of the table.
     pub location: Location,
@@ -147,7 +147,7 @@ pub enum TableFormat {
     Arrow,
     /// A Delta table.
     Delta {
-        /// The version that is read; the newest if not given.
+        /// The version to read; `None` for the newest.
         version: Option<u64>,
     },
     /// A folder with one subfolder per run of a pipeline.
@@ -267,7 +267,7 @@ impl Sql {
 pub struct ModelSettings {
     /// The folder of the checkpoint.
     pub location: Location,
-    /// The length at which an input is cut, in tokens, special tokens included.
+    /// The maximum length of an input, in tokens, special tokens included; longer inputs are truncated.
     pub max_length: usize,
     /// The number format of the forward pass.
     pub precision: Precision,

@@ -132,9 +132,9 @@ impl<'r> Keys<'r> {
         Self::read(reader, &FILE, String::new(), 0..0, table, read)
     }
 
-    /// Reads a table with the closure, then records the keys that the section does not have.
+    /// Reads a table with the closure, then records unknown and missing keys.
     ///
-    /// The closure asks for every key before its first `?`.
+    /// The closure must read all keys before its first `?`.
     pub(super) fn read<T>(
         reader: &'r Reader<'r>,
         section: &'static Section,

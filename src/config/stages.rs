@@ -49,7 +49,7 @@ pub enum Validation {
     Sql(Sql),
 }
 
-/// Learning-rate schedule after the warm-up.
+/// A learning-rate schedule after warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScheduleShape {
     /// Falls to 0 linearly.

@@ -51,7 +51,7 @@ const ALL_RUNS: usize = 100_000;
 pub struct Page {
     /// The pipeline's name.
     pub pipeline: String,
-    /// The version of couplet that made the page.
+    /// The version of couplet that generated the page.
     pub couplet: &'static str,
     /// The time at which the page was generated.
     pub made_at: String,
@@ -110,7 +110,7 @@ pub struct Run {
     pub output_version: Option<u64>,
     pub output_bytes: Option<u64>,
     pub sources: Vec<Source>,
-    /// Rows by label, in the model's order.
+    /// The number of rows per label, in the model's order.
     pub labels: Vec<(String, u64)>,
     /// The distribution of the scores.
     pub scores: Option<Histogram>,
