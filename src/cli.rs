@@ -1,4 +1,4 @@
-//! The command line: each command is one function call.
+//! The command line. Each command is one function call into the library.
 
 mod cluster;
 mod completions;
@@ -38,7 +38,7 @@ pub(crate) use crate::terminal::{print, print_as, print_document};
   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/accuracy.sql
 
 Exit codes: 0 done, 1 failed while running, 2 wrong usage, pipeline or credentials, 130 interrupted.
-NO_COLOR turns colors off; RUST_LOG, such as RUST_LOG=couplet=debug, decides what is logged, before -q and -v.")]
+NO_COLOR turns colors off; RUST_LOG, such as RUST_LOG=couplet=debug, sets what is logged and overrides -q and -v.")]
 pub struct Cli {
     #[command(flatten)]
     messages: Messages,
@@ -48,7 +48,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Begin a pipeline: a project with sample data, or a pipeline for data of your own
+    /// Create a pipeline: a project with sample data, or a pipeline for your own data
     #[command(after_help = "Examples:
   couplet init my-job
   couplet init --from pairs.parquet
@@ -66,14 +66,14 @@ Nothing is overwritten: the folder must be new or empty.")]
 
 Exit codes: 0 done, 1 failed while running, 2 wrong usage, pipeline or credentials, 130 interrupted")]
     Run(run::Run),
-    /// Say what a run would do, how long it would take and where it would write, and write nothing
+    /// Show what a run would do, how long it would take and where it would write, without writing anything
     #[command(after_help = "Examples:
   couplet plan pipelines/quickstart/pipeline.toml
   couplet plan nightly.toml --var date=2026-11-24 --json > plan.json
 
-Exit codes: 0 a run can begin, 1 or 2 it would fail with this code")]
+Exit codes: 0 a run can start, 1 or 2 a run would fail with this code")]
     Plan(plan::Plan),
-    /// Query tables, results and models with SQL, or in a shell
+    /// Query tables, results and models with SQL, in one command or in an interactive shell
     #[command(after_help = "Examples:
   couplet query --pipeline pipelines/quickstart/pipeline.toml
   couplet query --pipeline pipelines/quickstart/pipeline.toml -f sql/accuracy.sql
@@ -88,58 +88,58 @@ Exit codes: 0 a run can begin, 1 or 2 it would fail with this code")]
   couplet predict --model pipelines/quickstart/model 'He sold the car.' 'The car was sold by him.'
   couplet predict --model models/sentiment 'A warm and funny film.'")]
     Predict(predict::Predict),
-    /// Look at models, and make base models of encoders
+    /// Show models, and convert encoders to base models
     #[command(subcommand)]
     Model(model::ModelCommand),
-    /// List what the runs of a pipeline did
+    /// List the runs of a pipeline
     #[command(after_help = "Examples:
   couplet runs pipelines/quickstart/pipeline.toml
   couplet query --pipeline pipelines/quickstart/pipeline.toml \"SELECT outcome, count(*) FROM runs GROUP BY outcome\"")]
     Runs(runs::Runs),
-    /// Write a page about a run: rows, scores, agreement with labels, drift, speed, sample rows
+    /// Write a report about a run: rows, scores, agreement with labels, drift, speed, sample rows
     #[command(after_help = "Examples:
   couplet report pipelines/quickstart/pipeline.toml -o report.html
   couplet report nightly.toml --var date=2026-11-24 --run 0198c2 --format json
   couplet report nightly.toml --format prometheus -o /var/lib/node_exporter/couplet_nightly.prom")]
     Report(report::Report),
-    /// Look after the stores in which pipelines remember scores
+    /// Maintain the stores that cache the scores of pipelines
     #[command(subcommand)]
     Store(runs::StoreCommand),
-    /// Hand out the work of runs and queries to executors, as a part of a cluster
+    /// Start the scheduler of a cluster, which distributes the work of runs and queries to executors
     #[command(after_help = "Examples:
   couplet scheduler
   couplet scheduler --bind 10.0.0.7 --port 50050
 
-It listens on the loopback device only unless told otherwise: whoever reaches its port can have it execute queries.
-A couplet that was built without the feature `cluster` refuses.")]
+By default it listens on the loopback interface only: anyone who can reach its port can execute queries.
+Needs a build with the feature `cluster`.")]
     Scheduler(cluster::Scheduler),
-    /// Score what a scheduler hands out, as a part of a cluster
+    /// Start an executor of a cluster, which runs the tasks of a scheduler
     #[command(after_help = "Examples:
   couplet executor
   couplet executor --scheduler df://10.0.0.7:50050 --bind 10.0.0.8 --name gpu-3 --device cuda:0
 
-Models, tables and stores are opened with the settings and credentials of this machine's environment.
-A couplet that was built without the feature `cluster` refuses.")]
+Models, tables and stores are opened with the settings and credentials in the environment of this machine.
+Needs a build with the feature `cluster`.")]
     Executor(cluster::Executor),
-    /// Print the JSON Schema of pipeline files, by which editors complete and check them
+    /// Print the JSON Schema of pipeline files, which editors use to complete and check them
     #[command(after_help = "Examples:
   couplet schema > pipeline.schema.json
   couplet schema --markdown > reference.md
 
-Editors with Even Better TOML or taplo then take it from the first line of a pipeline file:
+Editors with Even Better TOML or taplo use the schema if the first line of a pipeline file is:
   #:schema ./pipeline.schema.json")]
     Schema(schema::Schema),
-    /// Print a script that completes couplet's commands in a shell
+    /// Print a shell completion script
     #[command(after_help = "Examples:
   couplet completions bash > couplet.bash
   couplet completions zsh > _couplet
   couplet completions fish > couplet.fish
 
-Where they go: bash reads ~/.local/share/bash-completion/completions/couplet, fish
-~/.config/fish/completions/couplet.fish, and zsh a file _couplet in a folder of its fpath; PowerShell's and elvish's
-profiles can source them.")]
+Where to install them: bash reads ~/.local/share/bash-completion/completions/couplet, fish
+~/.config/fish/completions/couplet.fish, and zsh a file _couplet in a folder of its fpath. For PowerShell and elvish,
+source the script in the profile.")]
     Completions(completions::Completions),
-    /// Print the manual page, or write those of all commands into a folder
+    /// Print a manual page, or write the pages of all commands to a folder
     #[command(after_help = "Examples:
   couplet man
   couplet man model show
@@ -149,7 +149,7 @@ profiles can source them.")]
 
 #[derive(Debug, Args)]
 struct Variables {
-    /// Replace {NAME} in the pipeline by a value
+    /// Set the value of the variable {NAME} of the pipeline
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = name_and_value)]
     variables: Vec<(String, String)>,
 }
@@ -160,7 +160,7 @@ impl Variables {
     }
 }
 
-/// Names with their values, none of which may be given twice.
+/// Collects names and values into a map; rejects a name that is given twice.
 fn once_each(option: &str, given: &[(String, String)]) -> Result<BTreeMap<String, String>, Error> {
     let mut values = BTreeMap::new();
     for (name, value) in given {
@@ -181,16 +181,16 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
 }
 
 impl Cli {
-    /// What is to be said on stderr, and how.
+    /// Returns the options for messages on stderr.
     #[must_use]
     pub fn messages(&self) -> Messages {
         self.messages
     }
 
-    /// Executes the command; `stop` resolves when the user wants it to end.
+    /// Executes the command; `stop` resolves when the user interrupts it.
     ///
     /// # Errors
-    /// Whatever ended the command early.
+    /// The error that ended the command.
     pub async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         match self.command {
             Command::Init(command) => command.execute(self.messages).await,
@@ -227,7 +227,7 @@ fn read(path: &Path) -> Result<String, Error> {
     files::read_text(path).map_err(Error::Usage)
 }
 
-/// Reads whole numbers that are not below the least one.
+/// Returns a parser of integers of at least `least`.
 fn at_least(least: u64) -> impl Fn(&str) -> Result<u64, String> + Clone + Send + Sync + 'static {
     move |text: &str| {
         let number = text.parse::<u64>().ok().filter(|number| *number >= least);
@@ -235,8 +235,8 @@ fn at_least(least: u64) -> impl Fn(&str) -> Result<u64, String> + Clone + Send +
     }
 }
 
-/// Ends the program as clap would, after printing help where that was asked for; a mistake in the arguments is written as
-/// they ask for messages to be written, and repeats no credentials that are in them.
+/// Ends the program after a clap error, which may be a request for help. An error is written in the log format that the
+/// arguments request, without any credentials in them.
 #[must_use]
 pub fn refuse_arguments(error: &clap::Error) -> ExitCode {
     let text = error.to_string();
@@ -248,7 +248,7 @@ pub fn refuse_arguments(error: &clap::Error) -> ExitCode {
             error.exit();
         }
         let text = if colors() { error.render().ansi().to_string() } else { text };
-        // Nothing can be said of a stderr that cannot be written to.
+        // If writing to stderr fails, there is nowhere to report it.
         let _ = write!(io::stderr(), "{}", without_credentials(&text));
         return ExitCode::from(Error::Usage(text).exit_code());
     }

@@ -1,4 +1,4 @@
-//! `couplet runs` and `couplet store gc`: what a pipeline's runs left in its store.
+//! `couplet runs` and `couplet store gc`: the run history and the cached scores in a pipeline's store.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -18,10 +18,10 @@ use crate::run::{model_name, models_of, pool};
 use crate::store::{self, Garbage, Outcome, RunRecord, Runs, collect_garbage, model_class};
 use crate::words::{grouped, spoken};
 
-/// The name of the runs in SQL.
+/// The name of the table of runs in SQL.
 const RUNS: &str = "runs";
 
-/// The runs of a pipeline, the newest first, as text or as one JSON document.
+/// Returns the runs of a pipeline, newest first, as text or as one JSON document.
 ///
 /// # Errors
 /// A pipeline that does not score; a store that cannot be read.
@@ -55,15 +55,16 @@ pub async fn runs(pipeline: &Pipeline, limit: usize, as_json: bool) -> Result<St
     Ok(text + &under_way)
 }
 
-/// The run that has the lock of the store, which has no record before its end; it may be of another pipeline.
+/// Describes the run that holds the lock of the store. It has no record before it ends, and may belong to another
+/// pipeline.
 async fn under_way(store: &Objects) -> Result<Option<String>, Error> {
     Ok(lock::look(&store.lock_place()).await?.map(|Seen { holder, is_alive }| match is_alive {
-        Some(_) => format!("a run is under way: {holder}\n"),
-        None => format!("a run is under way, or was killed where this machine does not see it: {holder}\n"),
+        Some(_) => format!("a run is in progress: {holder}\n"),
+        None => format!("a run is in progress, or was killed on a machine that this one cannot check: {holder}\n"),
     }))
 }
 
-/// Gives the session the runs of a pipeline as the table `runs`, if there have been any and no table has the name.
+/// Registers the runs of a pipeline as the table `runs`, if there are any and the name is free.
 ///
 /// # Errors
 /// A store that cannot be read.
@@ -78,10 +79,10 @@ pub async fn register(context: &SessionContext, pipeline: &Pipeline) -> Result<(
     Ok(())
 }
 
-/// Runs that are looked at to find the one before.
+/// The number of records that are searched for the previous run.
 const LOOK_BACK: usize = 50;
 
-/// How far the scores of a run are from those of the last one before it that ended well; none if there is none.
+/// Returns the drift of the scores of a run from those of the previous successful run; `None` if there is none.
 ///
 /// # Errors
 /// A store that cannot be read.
@@ -91,17 +92,17 @@ pub async fn drift(pipeline: &Pipeline, run: &RunRecord) -> Result<Option<Drift>
     Ok(before(&records, run).and_then(|before| scores.drift_from(before.scores.as_ref()?)))
 }
 
-/// The last run before another one that ended well, among records of which the newest is the first.
+/// Returns the last successful run before `run`, among records sorted newest first.
 #[must_use]
 pub fn before<'a>(records: &'a [RunRecord], run: &RunRecord) -> Option<&'a RunRecord> {
     let earlier = records.iter().filter(|record| record.run < run.run);
     earlier.filter(|record| record.outcome == Some(Outcome::Done)).find(|record| record.scores.is_some())
 }
 
-/// Runs that are looked at to find one that ended well: years of nights.
-const MOST_NIGHTS: usize = 1000;
+/// The number of records that are searched for a successful run: years of nightly runs.
+const MAX_RECORDS: usize = 1000;
 
-/// When the last run that ended well did; none if none has, or if the pipeline only trains.
+/// Returns the end time of the last successful run; `None` if there is none, or if the pipeline only trains.
 ///
 /// # Errors
 /// A store that cannot be read.
@@ -109,11 +110,11 @@ pub async fn last_success(pipeline: &Pipeline) -> Result<Option<DateTime<Utc>>, 
     if pipeline.scoring.is_none() {
         return Ok(None);
     }
-    let records = records(pipeline, MOST_NIGHTS).await?;
+    let records = records(pipeline, MAX_RECORDS).await?;
     Ok(records.iter().find(|record| record.outcome == Some(Outcome::Done)).and_then(|record| record.ended_at))
 }
 
-/// The records of a pipeline's runs, the newest first.
+/// Returns the records of a pipeline's runs, newest first.
 ///
 /// # Errors
 /// A pipeline that does not score; a store that cannot be read.
@@ -144,7 +145,7 @@ fn line(batch: &RecordBatch, row: usize) -> String {
     };
     let line = format!(
         "{:<13}  {:<19}  {:<11}  {:>12}  {:>12}  {:>12}  {:>12}  {:>9}  {output}",
-        // The beginning of an id is the time to a millisecond, and enough for `couplet report --run`.
+        // The first 13 characters of an id encode the time in milliseconds, and suffice for `couplet report --run`.
         text("run").map(|run| run.chars().take(13).collect::<String>()).unwrap_or_default(),
         started.unwrap_or_default(),
         text("outcome").unwrap_or_default(),
@@ -157,7 +158,7 @@ fn line(batch: &RecordBatch, row: usize) -> String {
     line.trim_end().to_owned()
 }
 
-/// Columns of the table of runs that hold JSON.
+/// The columns of the table of runs that contain JSON text.
 const JSON_COLUMNS: [&str; 4] = ["sources", "rejected", "windows", "executors"];
 
 fn json(batches: &[RecordBatch]) -> Result<String, arrow::error::ArrowError> {
@@ -169,7 +170,7 @@ fn json(batches: &[RecordBatch]) -> Result<String, arrow::error::ArrowError> {
     let mut document: serde_json::Value = serde_json::from_slice(&writer.into_inner()).unwrap_or_default();
     for run in document.as_array_mut().into_iter().flatten().filter_map(serde_json::Value::as_object_mut) {
         for name in JSON_COLUMNS {
-            // The table of runs has them as texts.
+            // The table of runs stores them as text.
             if let Some(value) = run.get_mut(name)
                 && let Some(inner) = value.as_str().and_then(|text| serde_json::from_str(text).ok())
             {
@@ -180,7 +181,8 @@ fn json(batches: &[RecordBatch]) -> Result<String, arrow::error::ArrowError> {
     Ok(format!("{document:#}\n"))
 }
 
-/// Forgets the scores of models that none of the pipelines uses any more; `pipelines` are those that share the store.
+/// Deletes the cached scores of models that none of `pipelines` uses. `pipelines` must be all pipelines that share the
+/// store.
 ///
 /// # Errors
 /// Pipelines of different stores; a model that cannot be loaded; a store that cannot be read or written.
@@ -212,13 +214,13 @@ pub async fn collect(pipelines: &[Pipeline], dry_run: bool) -> Result<Garbage, E
 fn scoring_of(pipeline: &Pipeline) -> Result<&Scoring, Error> {
     pipeline.scoring.as_ref().ok_or_else(|| {
         Error::Usage(format!(
-            "{}: this pipeline scores nothing, and so keeps no scores or runs: it has no [source], [model] and [sink]",
+            "{}: this pipeline does not score, so it has no scores or runs: [source], [model] and [sink] are missing",
             pipeline.path.display()
         ))
     })
 }
 
-/// The store of a pipeline; none if it has not run yet.
+/// Returns the store of a pipeline; `None` if it has not run yet.
 async fn store_of(pipeline: &Pipeline) -> Result<Option<StoreFolder>, Error> {
     store::look(&scoring_of(pipeline)?.score.store.place).await
 }

@@ -1,8 +1,8 @@
 //! couplet scores sentence pairs in bulk.
 //!
 //! It reads pairs, or single sentences, with SQL from Parquet, delimited text, JSON or Arrow files, local or in
-//! buckets; runs them through a `DistilBERT` or BERT encoder without padding; remembers the scores from night to night; and
-//! publishes predictions as a Parquet file, a folder of runs or a Delta table, whole or not at all.
+//! buckets; runs them through a `DistilBERT` or BERT encoder without padding; caches the scores between runs; and
+//! publishes predictions atomically as a Parquet file, a folder of runs or a Delta table.
 //!
 //! ```text
 //! pipeline.toml ── config ── Pipeline
@@ -12,15 +12,15 @@
 //!                           tokenize → pack → encoder → head
 //! ```
 //!
-//! Where a pipeline has labels or plain text, [`train`] makes the model first.
+//! If a pipeline has training stages, [`train`] trains the model first, on labelled rows or plain text.
 //!
-//! The program is `couplet`; as a library, [`run::run`] executes a pipeline, [`predict::install`] gives the SQL
-//! function to any `DataFusion` session, and [`scorer::Scorer`] scores windows of texts without any SQL.
+//! The program is `couplet`. As a library, [`run::run`] executes a pipeline, [`predict::install`] registers the SQL
+//! function in any `DataFusion` session, and [`scorer::Scorer`] scores windows of texts without SQL.
 #![doc = ""]
 #![doc = include_str!("../docs/rust.md")]
-#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "tests open files that they made"))]
+#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "tests open files that they created"))]
 
-/// The version that a session must be of.
+/// The version of `DataFusion` that sessions must use.
 pub use datafusion;
 
 pub use couplet_encoder::ops;

@@ -1,7 +1,7 @@
-//! What is said on stderr besides results and errors: how much, in which form; and traces to a collector.
+//! Log messages on stderr, their level and format, and traces to a collector.
 //!
-//! `RUST_LOG` decides where it is set, the switches `--quiet` and `--verbose` otherwise. Traces are a feature of the
-//! build, `otel`, and are sent where `OTEL_EXPORTER_OTLP_ENDPOINT` says.
+//! `RUST_LOG` sets the level if it is set, else the switches `--quiet` and `--verbose` do. Traces need the build
+//! feature `otel`, and are sent to `OTEL_EXPORTER_OTLP_ENDPOINT`.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -19,17 +19,18 @@ use crate::redact::without_credentials;
 #[cfg(feature = "otel")]
 mod traces;
 
-/// How a log line is written.
+/// The format of log messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// Lines for people
     Text,
-    /// A JSON document a line, errors included
+    /// One JSON document per line, errors included
     Json,
 }
 
 impl LogFormat {
-    /// The format that arguments ask for which cannot be read as a whole, with the program's name in front.
+    /// Returns the log format that the arguments request, even if clap rejects them. The first argument is the name of
+    /// the program.
     #[must_use]
     pub fn asked_for(arguments: impl Iterator<Item = OsString>) -> Self {
         let mut words = arguments.skip(1).take_while(|word| word != "--");
@@ -43,41 +44,41 @@ impl LogFormat {
     }
 }
 
-/// The switches of all commands.
+/// The message options that all commands share.
 #[derive(Debug, Clone, Copy, Args)]
 #[command(next_help_heading = "Messages")]
 pub struct Messages {
-    /// Say less: no progress and no summary, warnings only; twice: errors only
+    /// Print warnings only, without progress and summary; repeat for errors only
     #[arg(long, short, global = true, action = ArgAction::Count, conflicts_with = "verbose")]
     quiet: u8,
-    /// Say more; twice and three times: more still
+    /// Print more messages; repeat up to three times for more
     #[arg(long, short, global = true, action = ArgAction::Count)]
     verbose: u8,
-    /// How messages on stderr are written
+    /// The format of messages on stderr
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
 }
 
 impl Messages {
-    /// Whether only what is wrong is to be said.
+    /// Tells whether only warnings and errors are shown.
     #[must_use]
     pub fn is_quiet(self) -> bool {
         self.quiet > 0
     }
 
-    /// Whether more is to be said.
+    /// Tells whether additional messages are shown.
     #[must_use]
     pub fn is_verbose(self) -> bool {
         self.verbose > 0
     }
 
-    /// How errors are written.
+    /// Returns the format of errors.
     #[must_use]
     pub fn format(self) -> LogFormat {
         self.log_format
     }
 
-    /// How progress is shown.
+    /// Returns the style of progress output.
     #[must_use]
     pub fn style(self) -> Style {
         match self.log_format {
@@ -87,7 +88,7 @@ impl Messages {
         }
     }
 
-    /// What `RUST_LOG` is, if it is not set.
+    /// Returns the filter that is used if `RUST_LOG` is not set.
     fn default_filter(self) -> String {
         let levels = match (self.quiet, self.verbose) {
             (0, 0) => "warn,couplet=info",
@@ -97,32 +98,32 @@ impl Messages {
             (0, 2) => "info,couplet=debug",
             (0, 3..) => "debug,couplet=trace",
         };
-        // The Delta library and its kernel, whose targets begin so, write answers of servers to the letter, which may
-        // hold what they were asked with, and warn of counters of their own. What it comes to is said by couplet.
+        // The Delta library and its kernel (these targets) log server responses verbatim, which may repeat request
+        // data, and warn about internal counters. couplet reports the resulting errors itself.
         format!("{levels},deltalake_core=off,buoyant_kernel=off")
     }
 }
 
-/// Where messages and traces go until the program ends.
+/// The logging and tracing setup, active until the program ends.
 #[derive(Debug)]
-#[must_use = "traces are sent when it is ended"]
+#[must_use = "the remaining traces are sent by `end`"]
 pub struct Logging {
     #[cfg(feature = "otel")]
     traces: Option<traces::Traces>,
 }
 
 impl Logging {
-    /// Begins to write messages to stderr, and to send traces where the environment asks for it; call it within the
-    /// runtime of Tokio, which sends them.
+    /// Starts writing messages to stderr, and sending traces if the environment configures it. It must be called in a
+    /// Tokio runtime, which sends the traces.
     ///
     /// # Panics
-    /// In a process that has begun already.
+    /// If logging has already been started in this process.
     pub fn start(messages: Messages) -> Self {
         hide_known_panics();
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(messages.default_filter()));
         let stderr = fmt::layer().with_writer(|| Stderr).with_target(false).with_ansi(colors());
         let stderr = match messages.log_format {
-            // What stage a line belongs to is plain to people.
+            // Text lines leave out the spans of stages.
             LogFormat::Text => stderr.with_filter(filter.and(up_to(Level::TRACE, |about| !about.is_span()))).boxed(),
             LogFormat::Json => {
                 stderr.json().with_span_list(false).with_filter(filter.or(up_to(STAGES, is_stage))).boxed()
@@ -151,11 +152,11 @@ impl Logging {
     }
 }
 
-/// The way of a line to stderr, on which what is secret in it is left out.
+/// Writes log lines to stderr, with credentials removed.
 struct Stderr;
 
 impl Write for Stderr {
-    /// Takes a line, which is how the layer gives them.
+    /// Writes one line; the layer passes a whole line per call.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let shown = without_credentials(&String::from_utf8_lossy(line)).into_owned();
         io::stderr().write_all(shown.as_bytes()).map(|()| line.len())
@@ -166,10 +167,10 @@ impl Write for Stderr {
     }
 }
 
-/// Keeps quiet about one panic that tells nobody anything.
+/// Hides one known panic, which is harmless.
 ///
-/// When a write to a local disk has failed, the Delta library drops its writer, and a task of `object_store` that is still
-/// under way finds it gone (`buffered.rs`, "Already shut down"). The error itself is reported by the run.
+/// After a failed write to a local disk, the Delta library drops its writer, and a running task of `object_store`
+/// panics because the writer is gone (`buffered.rs`, "Already shut down"). The run reports the actual error.
 fn hide_known_panics() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -183,10 +184,10 @@ fn hide_known_panics() {
     }));
 }
 
-/// A filter that says up to which level it may let something pass.
+/// Creates a filter with a maximum-level hint.
 ///
-/// Without that, the libraries below would form each of their messages, only to have it thrown away: the tokenizer's
-/// take several times as long as its work.
+/// Without the hint, libraries would format each message only for it to be discarded. In the tokenizer, that takes
+/// several times as long as the tokenization.
 fn up_to<F: Fn(&Metadata<'_>) -> bool>(level: Level, passes: F) -> FilterFn<F> {
     filter_fn(passes).with_max_level_hint(LevelFilter::from_level(level))
 }
@@ -194,12 +195,12 @@ fn up_to<F: Fn(&Metadata<'_>) -> bool>(level: Level, passes: F) -> FilterFn<F> {
 /// The level of the spans of stages.
 const STAGES: Level = Level::INFO;
 
-/// Whether something is a span of couplet's own: those are the stages of a run.
+/// Tells whether the metadata is of a span of couplet; these spans are the stages of a run.
 fn is_stage(about: &Metadata<'_>) -> bool {
     about.is_span() && about.target().starts_with(env!("CARGO_PKG_NAME"))
 }
 
-/// Whether stderr takes colors. See <https://no-color.org>.
+/// Tells whether to use colors on stderr. See <https://no-color.org>.
 #[must_use]
 pub fn colors() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())

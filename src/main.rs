@@ -1,4 +1,4 @@
-//! The `couplet` program: signals and exit codes; everything else is in the library.
+//! The `couplet` program: signal handling and exit codes. The rest is in the library.
 
 use std::process::ExitCode;
 
@@ -9,10 +9,10 @@ use couplet::error::Error;
 use couplet::logging::Logging;
 use couplet::terminal::nobody_reads;
 
-/// Bytes of each thread's stack, of which only what is used takes memory.
+/// The stack size of each thread, in bytes. Only used pages take memory.
 ///
-/// A query of thousands of terms becomes a tree as deep, which is copied, compared and dropped by functions that call
-/// themselves. `sql_depth` limits the depth; a level takes up to some kilobytes in a debug build.
+/// A query with thousands of terms becomes an equally deep tree, which recursive functions copy, compare and drop.
+/// `sql_depth` limits the depth; a level takes up to a few kilobytes of stack in a debug build.
 const STACK: usize = 256 << 20;
 
 fn main() -> ExitCode {
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         Err(error) => return refuse_arguments(&error),
     };
     let format = cli.messages().format();
-    // The stack of the main thread is as the shell limits it.
+    // The shell limits the stack of the main thread, so the program runs in a thread of its own.
     let main = std::thread::Builder::new().name("main".into()).stack_size(STACK).spawn(move || run(cli));
     let done = match main.map(std::thread::JoinHandle::join) {
         Ok(Ok(done)) => done,
@@ -51,45 +51,45 @@ fn run(cli: Cli) -> Result<(), Error> {
     hear_signals();
     let done = runtime.block_on(cli.execute(stopped()));
     logging.end();
-    // A batch that is under way ends with the process, not before it.
+    // Do not wait for a batch in progress: it ends with the process.
     runtime.shutdown_background();
     done
 }
 
-/// Gives all threads a stack of [`STACK`] bytes, those too that libraries start.
+/// Sets the stack size of all threads to [`STACK`] bytes, including those that libraries start.
 fn set_stack() {
     const VARIABLE: &str = "RUST_MIN_STACK";
     if std::env::var_os(VARIABLE).is_none() {
-        // SAFETY: no other thread has started, so none reads the environment meanwhile.
+        // SAFETY: no other thread has started, so none reads the environment concurrently.
         unsafe { std::env::set_var(VARIABLE, STACK.to_string()) };
     }
 }
 
-/// Makes glibc give back to the system what is freed, twice a second.
+/// Makes glibc return freed memory to the system, twice a second.
 ///
-/// Left alone it keeps up to 64 MiB in each of eight arenas a core: a run of a million rows takes 425 to 480 MB then, and
-/// 275 to 295 MB with this, in the same time. (To give each large block back at once costs a page fault for every 4 KiB
-/// of every activation: int16 is a quarter slower so.)
+/// By default, glibc keeps up to 64 MiB in each of eight arenas per core: a run of a million rows takes 425 to 480 MB,
+/// and 275 to 295 MB with this function, in the same time. Returning each large block immediately would cost a page
+/// fault for every 4 KiB of every activation, and make int16 a quarter slower.
 fn return_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         const PERIOD: std::time::Duration = std::time::Duration::from_millis(500);
         let arenas = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
         let arenas = libc::c_int::try_from(arenas).unwrap_or(libc::c_int::MAX);
-        // SAFETY: `mallopt` takes two integers and touches nothing of ours; no other thread has started, so none
-        // allocates meanwhile. What it refuses, it leaves as it was.
+        // SAFETY: `mallopt` takes two integers and accesses no memory of ours; no other thread has started, so none
+        // allocates concurrently. If it fails, the setting is unchanged.
         unsafe { libc::mallopt(libc::M_ARENA_MAX, arenas) };
         let give_back = || loop {
             std::thread::sleep(PERIOD);
-            // SAFETY: `malloc_trim` takes the locks of the arenas, and gives back only what is free.
+            // SAFETY: `malloc_trim` locks the arenas and returns only free memory.
             unsafe { libc::malloc_trim(0) };
         };
-        // Where no thread can be had, there are other worries than memory.
+        // If the thread cannot be started, memory is kept; that is not an error.
         drop(std::thread::Builder::new().name("malloc_trim".into()).spawn(give_back));
     }
 }
 
-/// Passes signals on while all threads of the runtime are busy, where otherwise one that is idle does.
+/// Delivers signals while all threads of the runtime are busy; otherwise an idle runtime thread does it.
 fn hear_signals() {
     std::thread::spawn(|| {
         if let Ok(listener) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -98,7 +98,7 @@ fn hear_signals() {
     });
 }
 
-/// Resolves on Ctrl-C and on the signal by which service managers end a program.
+/// Resolves on Ctrl-C, and on SIGTERM, which service managers send.
 async fn stopped() {
     #[cfg(unix)]
     {

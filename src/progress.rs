@@ -1,7 +1,7 @@
-//! Progress of a run on stderr: a bar on a terminal, a line now and then elsewhere.
+//! Shows the progress of a run on stderr: a bar on a terminal, periodic log lines elsewhere.
 //!
-//! Time is estimated by tokens. A window is worked off from its longest texts to its shortest, so rows say
-//! little about what is left; tokens cost the same wherever they stand.
+//! The remaining time is estimated from tokens. A window is scored from its longest texts to its shortest, so the
+//! number of rows says little about the remaining work, while the cost per token is nearly constant.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -12,12 +12,12 @@ use crate::scorer::{Counts, Scorer};
 use crate::train::training_loop::Event;
 use crate::words::{grouped, spoken};
 
-/// Between two looks at the counters.
+/// The interval between two updates of the bar.
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
-/// Between two lines in a log.
+/// The interval between two log lines.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What to show.
+/// The style of progress output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
     /// A bar if stderr is a terminal, log lines otherwise.
@@ -35,7 +35,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Begins to show how far the scorer is with `rows` rows.
+    /// Starts showing the progress of a scorer over `rows` rows.
     #[must_use]
     pub fn start(style: Style, scorer: &Scorer, rows: u64) -> Self {
         let terminal = style == Style::Auto && std::io::stderr().is_terminal();
@@ -77,7 +77,7 @@ impl Drop for Progress {
     }
 }
 
-/// Shows how a training goes: a bar on a terminal, lines elsewhere.
+/// Shows the progress of training: a bar on a terminal, log lines elsewhere.
 pub struct TrainingProgress {
     bar: Option<ProgressBar>,
     style: Style,
@@ -85,7 +85,7 @@ pub struct TrainingProgress {
 }
 
 impl TrainingProgress {
-    /// Begins to show a training.
+    /// Starts showing the progress of training.
     #[must_use]
     pub fn start(style: Style) -> Self {
         let terminal = style == Style::Auto && std::io::stderr().is_terminal();
@@ -96,7 +96,7 @@ impl TrainingProgress {
         Self { bar, style, last_line: Instant::now() }
     }
 
-    /// Shows what happened.
+    /// Shows an event of the training loop.
     pub fn show(&mut self, event: &Event) {
         if self.style == Style::Quiet && !event.is_warning() {
             return;
@@ -115,7 +115,7 @@ impl TrainingProgress {
                     tracing::info!("{event}");
                 }
             }
-            // The run warns of a refused model itself, however little it is to say.
+            // The run itself warns about a rejected model, in quiet mode too.
             (Event::Saved { .. } | Event::Rejected { .. }, _) => tracing::debug!("{event}"),
             (_, Some(bar)) => bar.suspend(|| tracing::info!("{event}")),
             (_, None) => tracing::info!("{event}"),
@@ -131,7 +131,7 @@ impl Drop for TrainingProgress {
     }
 }
 
-/// Where a run stands, and when it will end.
+/// The progress of a run and its estimated end.
 #[derive(Debug, PartialEq)]
 struct Estimate {
     rows: u64,
@@ -144,7 +144,7 @@ struct Estimate {
 impl Estimate {
     fn new(counts: &Counts, rows_in_all: u64, elapsed: Duration) -> Self {
         let rows_left = rows_in_all.saturating_sub(counts.rows_planned);
-        // Rows not seen yet are taken to have as many tokens to read as those seen.
+        // Assumes that the remaining rows have as many tokens on average as those planned so far.
         let per_row = ratio(counts.tokens_planned, counts.rows_planned);
         let tokens_left = (per_row * rows_left as f64).round() as u64;
         Self {
@@ -161,7 +161,7 @@ impl Estimate {
         (self.tokens > 0).then(|| self.elapsed.mul_f64(ratio(left, self.tokens)))
     }
 
-    /// Rows a second, by the share of tokens that is done.
+    /// Returns rows per second, estimated from the share of tokens that are done.
     fn rows_per_second(&self) -> f64 {
         ratio(self.tokens, self.tokens_in_all) * self.rows_in_all as f64 / self.elapsed.as_secs_f64()
     }

@@ -13,7 +13,7 @@ use crate::redact::without_credentials;
 /// Whether the reader of stdout has seen enough.
 static NOBODY_READS: AtomicBool = AtomicBool::new(false);
 
-/// Prints a text for people.
+/// Prints text for people, escaped for terminals.
 pub(crate) fn print(text: &str) -> Result<(), Error> {
     print_document(&printable(text))
 }
@@ -30,11 +30,11 @@ pub(crate) fn print_document(text: &str) -> Result<(), Error> {
         .map_err(|error| Error::Io { context: "writing to stdout".into(), error })
 }
 
-/// Writes why a command ended to stderr, as a compiler would, or as a JSON document.
+/// Writes the error of a command to stderr, as text or as a JSON document.
 pub fn report_error(error: &Error, format: LogFormat) {
     let width =
         terminal_size::terminal_size_of(io::stderr()).map_or(100, |(width, _)| usize::from(width.0).clamp(60, 140));
-    // Nothing can be said of a stderr that cannot be written to.
+    // If writing to stderr fails, there is nowhere to report it.
     let _ = match (error, format) {
         (error, LogFormat::Json) => {
             let time = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true);

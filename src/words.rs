@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// A whole number with a comma before each three digits.
+/// Formats an integer with commas as thousands separators.
 #[must_use]
 pub fn grouped(n: u64) -> String {
     let digits = n.to_string();
@@ -16,13 +16,13 @@ pub fn grouped(n: u64) -> String {
     out
 }
 
-/// So many of something whose plural ends in s: `1 row`, `1,200 rows`.
+/// Formats a count with a noun whose plural ends in s: `1 row`, `1,200 rows`.
 #[must_use]
 pub fn counted(n: u64, what: &str) -> String {
     format!("{} {what}{}", grouped(n), if n == 1 { "" } else { "s" })
 }
 
-/// A duration to the precision that matters: `0.8 s`, `42 s`, `3 min 05 s`, `2 h 10 min`.
+/// Formats a duration with a suitable precision: `0.8 s`, `42 s`, `3 min 05 s`, `2 h 10 min`.
 #[must_use]
 pub fn spoken(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
@@ -35,7 +35,7 @@ pub fn spoken(duration: Duration) -> String {
     }
 }
 
-/// Bytes to the precision that matters: `812 bytes`, `4.5 KB`, `45 MB`, `2.1 GB`.
+/// Formats a size in bytes with a suitable unit: `812 bytes`, `4.5 KB`, `45 MB`, `2.1 GB`.
 #[must_use]
 pub fn size(bytes: u64) -> String {
     let (unit, name) = match bytes {
@@ -49,9 +49,9 @@ pub fn size(bytes: u64) -> String {
     format!("{n:.digits$} {name}")
 }
 
-/// Finds the candidate that is most like a word, if one is near.
+/// Returns the candidate most similar to a word, if one is similar enough.
 pub(crate) fn closest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
-    // Jaro-Winkler takes `max_len` for `max_length` and `fp32` for `f32`, but not `gpu` for `cpu`.
+    // With this bound, Jaro-Winkler matches `max_len` to `max_length` and `fp32` to `f32`, but not `gpu` to `cpu`.
     const NEAR: f64 = 0.85;
     let word = word.to_lowercase();
     candidates

@@ -10,7 +10,7 @@ use crate::cluster::{Address, SCHEDULER_PORT};
 use crate::error::Error;
 use crate::scorer::DeviceSetting;
 
-/// The port on which an executor gives out results where no other is named.
+/// The default port on which an executor serves results.
 const EXECUTOR_PORT: u16 = SCHEDULER_PORT + 1;
 
 #[derive(Debug, Args)]
@@ -21,45 +21,45 @@ pub(super) struct Scheduler {
     /// The port to listen on
     #[arg(long, default_value_t = SCHEDULER_PORT)]
     port: u16,
-    /// After how many seconds without a word an executor is taken for dead, and its tasks are handed out again
+    /// Seconds without a heartbeat after which an executor counts as lost and its tasks are reassigned
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = at_least(10))]
     executor_timeout: u64,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Executor {
-    /// Where the scheduler is
+    /// The address of the scheduler
     #[arg(long, value_name = "df://HOST:PORT", default_value = "df://127.0.0.1:50050")]
     scheduler: Address,
-    /// The address to give out results on
+    /// The address to serve results on
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     bind: String,
-    /// The port to give out results on
+    /// The port to serve results on
     #[arg(long, default_value_t = EXECUTOR_PORT)]
     port: u16,
-    /// The host by which others reach this one, if not by the address that the scheduler sees
+    /// The host name under which others reach this executor (default: the address that the scheduler sees)
     #[arg(long, value_name = "HOST")]
     advertise: Option<String>,
     /// The port for /healthz, /readyz and /metrics; 0 for none
     #[arg(long, value_name = "PORT", default_value_t = EXECUTOR_PORT + 1)]
     http_port: u16,
-    /// What it is called in records and errors; the host's name and some digits if not given
+    /// The name of the executor in records and errors (default: the host name and random digits)
     #[arg(long)]
     name: Option<String>,
-    /// Tasks at once: they share the threads, and one is read while another is scored
+    /// The number of concurrent tasks; they share the threads, and one reads while another scores
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     slots: u16,
-    /// Inference threads; one a core if not given
+    /// The number of inference threads (default: one per core)
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Where the encoder runs: auto, cpu, cuda:N or metal
+    /// The device that runs the encoder: auto, cpu, cuda:N or metal
     #[arg(long, default_value = "auto")]
     device: DeviceSetting,
-    /// The memory of joins and sorts of queries, such as 4GiB
+    /// The memory for joins and sorts of queries, such as 4GiB
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = bytes)]
     memory: u64,
-    /// Where results are kept until they are fetched, in a folder that goes with the executor; the system's folder for
-    /// temporary files if not given
+    /// The folder for results until they are fetched; they are in a subfolder that is deleted when the executor ends
+    /// (default: the system's temporary folder)
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
 }

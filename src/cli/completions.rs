@@ -1,4 +1,4 @@
-//! `couplet completions` and `couplet man`: what a shell and `man` know of the commands.
+//! `couplet completions` and `couplet man`: shell completion scripts and manual pages.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -30,9 +30,8 @@ impl Completions {
 
 #[derive(Debug, Args)]
 pub(super) struct Manual {
-    /// The command whose page is printed, as in `couplet man model show`, or a folder to write the pages of all commands
-    /// into: one that is there, or a path with a slash in it, as in `./man`; without either, the page of `couplet` is
-    /// printed
+    /// A command whose page to print, as in `couplet man model show`, or a folder to write all pages to: an existing
+    /// folder, or a path with a slash, as in `./man` (default: print the page of `couplet`)
     #[arg(value_name = "COMMAND|FOLDER")]
     what: Vec<PathBuf>,
 }
@@ -43,7 +42,7 @@ impl Manual {
         let mut couplet = Cli::command().disable_help_subcommand(true);
         couplet.build();
         let commands = all(&couplet);
-        // A folder that is called as a command is written as `./run`.
+        // A folder with the name of a command must be written with a slash, as in `./run`.
         let words: Vec<_> = self.what.iter().map(|word| word.to_string_lossy()).collect();
         if let Some(command) = named(&commands, &words.join("-")) {
             return print_document(&page(command));
@@ -55,7 +54,7 @@ impl Manual {
     }
 }
 
-/// The command of that name: `model-show`, or as its page is called, `couplet-model-show`; the empty name is couplet's.
+/// Returns the command with a name such as `model-show` or `couplet-model-show`; the empty name is couplet itself.
 fn named<'a>(commands: &[&'a Command], name: &str) -> Option<&'a Command> {
     let couplet = env!("CARGO_PKG_NAME");
     let full = if name.is_empty() { couplet.to_owned() } else { format!("{couplet}-{name}") };
@@ -79,36 +78,36 @@ fn unknown(commands: &[&Command], asked: &str) -> Error {
     let near = nearest(asked, names.iter().copied());
     let near = near.map_or_else(String::new, |near| format!("; did you mean `couplet man {near}`?"));
     Error::Usage(format!(
-        "man {asked}: there is no such command, nor a folder of that name (commands: {}; a folder that is to be made needs \
-         a slash, as in ./man){near}",
+        "man {asked}: no command and no folder has this name (commands: {}; to create a folder, write it with a slash, \
+         as in ./man){near}",
         names.join(", ")
     ))
 }
 
-/// A command and those below it.
+/// Returns a command and all its subcommands.
 fn all(command: &Command) -> Vec<&Command> {
     std::iter::once(command).chain(command.get_subcommands().filter(|c| !c.is_hide_set()).flat_map(all)).collect()
 }
 
-/// `couplet-model-show`, as pages of manuals are called.
+/// Returns the name of the manual page, such as `couplet-model-show`.
 fn full_name(command: &Command) -> String {
     command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned()
 }
 
-/// `model show`, as it is typed after `couplet`; none for couplet itself.
+/// Returns the words after `couplet`, such as `model show`; `None` for couplet itself.
 fn typed(command: &Command) -> Option<&str> {
     command.get_bin_name()?.strip_prefix(concat!(env!("CARGO_PKG_NAME"), " "))
 }
 
-/// A page of the manual.
+/// Returns the manual page of a command, in roff.
 fn page(command: &Command) -> String {
     let mut page = Vec::new();
-    // What stands behind the options is laid out for terminals: its lines are kept as they are.
+    // The text after the options is laid out for terminals, so its lines are kept.
     let examples = command.get_after_help().map(ToString::to_string);
     let man = Man::new(command.clone().after_help(None::<&str>));
-    // Commands have no version of their own.
+    // Subcommands have no version of their own.
     let man = man.source(concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")));
-    man.render(&mut page).expect("memory takes every write");
+    man.render(&mut page).expect("writes to memory cannot fail");
     let mut page = String::from_utf8_lossy(&page).into_owned();
     if let Some(examples) = examples {
         let mut roff = Roff::new();

@@ -13,29 +13,29 @@ use crate::words::counted;
 
 #[derive(Debug, Args)]
 pub(super) struct Init {
-    /// The folder to make, new or empty; with --from, named after the data if not given
+    /// The folder to create, which must be new or empty (default with --from: a name made from the data's name)
     #[arg(required_unless_present = "from")]
     folder: Option<PathBuf>,
-    /// Write the pipeline for this data: a file, a folder or a glob, here or in a bucket (s3://…); or with options as
-    /// `[tables]` has them: '{ uri = "a.csv", quote = false }'
+    /// Create the pipeline for this data: a file, a folder or a glob, local or in a bucket (s3://…), or a table of
+    /// options as in `[tables]`: '{ uri = "a.csv", quote = false }'
     #[arg(long, value_name = "DATA")]
     from: Option<String>,
-    /// The format of the data, where its name does not tell it: parquet, csv, tsv, json, arrow, delta
+    /// The format of the data, if it cannot be inferred from the name: parquet, csv, tsv, json, arrow, delta
     #[arg(long, requires = "from")]
     format: Option<String>,
-    /// The columns that name each row once, instead of a guess
+    /// The columns that identify a row, instead of a guess
     #[arg(long, requires = "from", value_delimiter = ',', value_name = "COLUMN")]
     id: Vec<String>,
-    /// The column of texts, or the two columns of pairs, instead of a guess
+    /// The text column, or the two columns of a pair, instead of a guess
     #[arg(long, requires = "from", value_delimiter = ',', value_name = "COLUMN")]
     text: Vec<String>,
     /// The column of labels, instead of a guess
     #[arg(long, requires = "from", value_name = "COLUMN")]
     label: Option<String>,
-    /// No column has labels, whatever they look like
+    /// Do not guess a column of labels
     #[arg(long, requires = "from", conflicts_with = "label")]
     no_label: bool,
-    /// The model: a folder, here or in a bucket (s3://…), or one of a hub
+    /// The model: a folder, local or in a bucket (s3://…), or a model on a hub (hf://…)
     #[arg(long, value_name = "URI")]
     model: Option<String>,
 }
@@ -49,14 +49,14 @@ impl Init {
         let folder = match (&self.folder, &looked) {
             (Some(folder), _) => folder.clone(),
             (None, Some(table)) => folder_for(&table.uri),
-            (None, None) => return Err(Error::Usage("name the folder to make".into())),
+            (None, None) => return Err(Error::Usage("name the folder to create".into())),
         };
         if self.from.is_none() {
             init::check_folder(&folder)?;
         }
         let model = init::choose_model(self.model.as_deref(), &folder)?;
         let name = init::name_of(&folder);
-        let mut said = String::new();
+        let mut summary = String::new();
         let files = match &looked {
             None => init::sample(&name, &model),
             Some(table) => {
@@ -64,27 +64,27 @@ impl Init {
                 let wanted = Wanted { id: self.id, text: self.text, label: self.label, no_label: self.no_label };
                 let guess = Guess::new(table, &wanted).await?;
                 let _ = writeln!(
-                    said,
+                    summary,
                     "{uri}: {}, {}",
                     counted(table.rows, "row"),
                     counted(table.columns.len() as u64, "column")
                 );
-                said.push_str(&guesses(&guess));
+                summary.push_str(&guesses(&guess));
                 init::over(init::pipeline_over(&name, &init::table_uri(&folder, uri), table, &guess, &model))
             }
         };
         let written = init::write(&folder, &files)?;
-        let _ = writeln!(said, "  {:<6} {}: {}", "model", model.uri, model.why);
-        let _ = writeln!(said, "written:");
+        let _ = writeln!(summary, "  {:<6} {}: {}", "model", model.uri, model.why);
+        let _ = writeln!(summary, "written:");
         for path in &written {
-            let _ = writeln!(said, "  {}", path.display());
+            let _ = writeln!(summary, "  {}", path.display());
         }
-        said.push_str(&next(&folder, &model));
-        if messages.is_quiet() { Ok(()) } else { print(&said) }
+        summary.push_str(&next(&folder, &model));
+        if messages.is_quiet() { Ok(()) } else { print(&summary) }
     }
 }
 
-/// A folder named after the data.
+/// Returns a folder name made from the name of the data.
 fn folder_for(uri: &str) -> PathBuf {
     let name = uri.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
     let stem = name.split(['.', '*', '?']).find(|part| !part.is_empty()).unwrap_or("my-job");
@@ -93,15 +93,15 @@ fn folder_for(uri: &str) -> PathBuf {
 
 fn guesses(guess: &Guess) -> String {
     let named = |names: &[String]| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    let mut said = String::new();
+    let mut summary = String::new();
     let mut line = |what: &str, names: String, why: &str| {
-        let _ = writeln!(said, "  {what:<6} {names}: {why}");
+        let _ = writeln!(summary, "  {what:<6} {names}: {why}");
     };
     let id = if guess.id.is_empty() { "none".to_owned() } else { named(&guess.id) };
     line("id", id, &guess.why_id);
     line("text", named(&guess.text), &guess.why_text);
     line("label", guess.label.as_ref().map_or_else(|| "none".into(), |label| format!("`{label}`")), &guess.why_label);
-    said
+    summary
 }
 
 fn next(folder: &Path, model: &ModelChoice) -> String {
@@ -110,7 +110,7 @@ fn next(folder: &Path, model: &ModelChoice) -> String {
     format!("next:\n  cd {folder}\n  couplet plan pipeline.toml{fetched}\n  couplet run pipeline.toml\n")
 }
 
-/// A path as a shell takes it.
+/// Quotes a path for a shell.
 fn in_shell(path: &str) -> String {
     let is_plain = path.chars().all(|c| c.is_alphanumeric() || "/._-+@:,".contains(c)) && !path.starts_with('-');
     if is_plain { path.to_owned() } else { format!("'{}'", path.replace('\'', "'\\''")) }

@@ -1,4 +1,4 @@
-//! `couplet model`: what a checkpoint is, and base checkpoints from encoders.
+//! `couplet model`: shows checkpoints, and converts encoders to base checkpoints.
 
 use std::path::{Path, PathBuf};
 
@@ -25,41 +25,41 @@ pub(super) enum ModelCommand {
   couplet model show pipelines/quickstart/model
   couplet model show hf://org/name@v1.0 --json")]
     Show {
-        /// The model: a folder, here, in a bucket (s3://…) or of a hub (`hf://ORG/NAME[@REVISION][/FOLDER]`)
+        /// The model: a folder, local or in a bucket (s3://…), or on a hub (`hf://ORG/NAME[@REVISION][/FOLDER]`)
         #[arg(value_name = "URI")]
         model: String,
-        /// Print it as one JSON document
+        /// Print the card as one JSON document
         #[arg(long)]
         json: bool,
     },
-    /// Make a base model of an encoder: one file of f32 weights, without a head
+    /// Convert an encoder to a base model: one file of f32 weights, without a head
     #[command(after_help = "Examples:
   couplet model import downloads/bert-base-uncased models/bert-base
   couplet model import hf://nreimers/MiniLM-L6-H384-uncased models/minilm --as distilbert
 
-As DistilBERT, a BERT loses its token types: the two texts of a pair are then told apart by [SEP] only. For single
-texts the hidden states stay the same, which is checked before anything is written.")]
+With `--as distilbert`, a BERT loses its token types: only [SEP] separates the two texts of a pair. For single texts the
+hidden states stay the same, which is checked before anything is written.")]
     Import(Import),
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Import {
-    /// The encoder, BERT or DistilBERT, with or without a head: a folder, here, in a bucket or of a hub (hf://…)
+    /// The encoder, BERT or DistilBERT, with or without a head: a folder, local or in a bucket, or on a hub (hf://…)
     source: String,
-    /// The folder to write, which appears when it is complete
+    /// The folder to write; it appears only when it is complete
     target: PathBuf,
-    /// The architecture to write; the encoder's own if not given
+    /// The architecture to write (default: that of the encoder)
     #[arg(long = "as", value_name = "ARCHITECTURE")]
     form: Option<Target>,
-    /// Replace TARGET if it is there
+    /// Replace TARGET if it exists
     #[arg(long)]
     force: bool,
-    /// Print what was done as one JSON document
+    /// Print the result as one JSON document
     #[arg(long)]
     json: bool,
 }
 
-/// An architecture to write.
+/// The architecture of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Target {
     Distilbert,
@@ -79,10 +79,10 @@ impl Import {
     async fn execute(self) -> Result<(), Error> {
         let Self { source, target, form, force, json } = self;
         if target.exists() && !force {
-            let problem = format!("{} is there already; name another folder, or add --force", target.display());
+            let problem = format!("{} already exists; name another folder, or add --force", target.display());
             return Err(Error::Usage(problem));
         }
-        // What is replaced must be a model: `--force` is no way to lose a folder of something else.
+        // `--force` replaces only model folders, so that no other data is lost.
         if let Some(problem) = irreplaceable(&target, &MODEL_FOLDER) {
             return Err(Error::Usage(format!("{} {problem}", target.display())));
         }
@@ -181,18 +181,18 @@ fn card_json(place: &Place, folder: &ModelFolder, model: &Described, card: &Card
     json
 }
 
-/// Whether it has one logit, which becomes the score.
+/// Tells whether the model has one logit, which becomes the score.
 fn is_scored(model: &Described) -> bool {
     model.headless.is_none() && model.config.problem == Problem::Regression
 }
 
-/// The class of `transformers` that it is.
+/// Returns the name of its class in `transformers`.
 fn architecture(model: &Described) -> &'static str {
     let architecture = model.config.architecture;
     if model.headless.is_some() { architecture.encoder_name() } else { architecture.class_name() }
 }
 
-/// The card for people: what is not known has no line.
+/// Returns the card as text; unknown facts have no line.
 fn card_text(place: &Place, folder: &ModelFolder, model: &Described, card: &Card) -> String {
     let config = &model.config;
     let labels: Vec<_> = config.labels.iter().map(|label| in_line(label)).collect();
@@ -241,5 +241,5 @@ fn card_text(place: &Place, folder: &ModelFolder, model: &Described, card: &Card
     format!("{place}\n{}", lines.collect::<String>())
 }
 
-/// Goes on under the value of a line of the card.
+/// A line break that aligns with the values of the card.
 const NEXT_LINE: &str = "\n                ";

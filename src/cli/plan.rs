@@ -16,16 +16,16 @@ pub(super) struct Plan {
     pipeline: PathBuf,
     #[command(flatten)]
     variables: Variables,
-    /// Plan only these stages, of those that the pipeline has
+    /// Plan only these stages of the pipeline
     #[arg(long, value_delimiter = ',', value_name = "STAGE")]
     only: Vec<run::Stage>,
-    /// Plan as for `couplet run --fresh`: no score is remembered
+    /// Plan for `couplet run --fresh`, which ignores cached scores
     #[arg(long)]
     fresh: bool,
-    /// Read only the first N rows of the source; by default all are read, as the run will
+    /// Read only the first N rows of the source (default: all rows, as the run does)
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     rows: Option<u64>,
-    /// Plan as for `couplet run --cluster`: ask the scheduler for its executors
+    /// Plan for `couplet run --cluster`, with the executors of this scheduler
     #[arg(long, value_name = "df://HOST:PORT")]
     cluster: Option<Address>,
     /// Print the plan as one JSON document

@@ -14,14 +14,14 @@ use crate::scorer::{Prediction, Scorer, ScorerOptions, TextColumn, Window};
 
 #[derive(Debug, Args)]
 pub(super) struct Predict {
-    /// The model: a folder, here, in a bucket (s3://…) or of a hub (`hf://ORG/NAME[@REVISION][/FOLDER]`)
+    /// The model: a folder, local or in a bucket (s3://…), or on a hub (`hf://ORG/NAME[@REVISION][/FOLDER]`)
     #[arg(long, short, value_name = "URI")]
     model: String,
     /// The text; - reads it from stdin
     text: String,
     /// The second text of a pair
     text_pair: Option<String>,
-    /// The length at which the input is cut, in tokens; the model's own limit if not given
+    /// The maximum length of the input, in tokens; longer inputs are truncated (default: the model's limit)
     #[arg(long)]
     max_length: Option<usize>,
     /// Print the prediction as one JSON document

@@ -24,45 +24,45 @@ use crate::tables::{self, snapshot};
 
 #[derive(Debug, Args)]
 pub(super) struct Query {
-    /// The SQL to execute, in which 'FILE' is a table too; without it, on a terminal, a shell, else the statements from
+    /// The SQL to execute; 'FILE' names a file as a table. Without SQL, starts a shell on a terminal, else executes
     /// stdin
     #[arg(conflicts_with = "file")]
     sql: Option<String>,
-    /// Execute the SQL of a file; - reads it from stdin, as does no SQL at all
+    /// Execute the SQL in a file; - reads it from stdin
     #[arg(long, short)]
     file: Option<PathBuf>,
-    /// Use the tables of a pipeline, its sink by the pipeline's name and as `predictions`, its quarantine as `rejected`, and
-    /// its `runs`
+    /// Use the tables of a pipeline; its sink is named like the pipeline and `predictions`, its quarantine `rejected`,
+    /// and its run history `runs`
     #[arg(long, short)]
     pipeline: Option<PathBuf>,
     #[command(flatten)]
     variables: Variables,
-    /// Use a file, glob or folder as a table, here or in a bucket (s3://…); with options as `[tables]` of a pipeline has them:
+    /// Use a file, glob or folder as a table, local or in a bucket (s3://…), or a table of options as in `[tables]`:
     /// 'NAME={ uri = "a.txt", format = "csv", delimiter = ";" }'
     #[arg(long = "table", short, value_name = "NAME=URI")]
     tables: Vec<String>,
-    /// Give $NAME in the SQL a value, which is bound and never pasted
+    /// Bind a value to the parameter $NAME of the SQL
     #[arg(long = "param", value_name = "NAME=VALUE", value_parser = name_and_value)]
     parameters: Vec<(String, String)>,
-    /// How the result is written; by the extension of the output file if not given
+    /// The format of the result (default: by the extension of the output file)
     #[arg(long)]
     format: Option<Format>,
-    /// Write the result to a file, which appears when it is complete; - is stdout
+    /// Write the result to a file, which appears only when it is complete; - is stdout
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Inference threads of `predict`; one a core if not given
+    /// The number of inference threads of `predict` (default: one per core)
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Have a cluster execute it; all its machines must reach the tables and models
+    /// Execute on a cluster; all its machines must be able to reach the tables and models
     #[arg(long, value_name = "df://HOST:PORT")]
     cluster: Option<Address>,
-    /// The length at which `predict` cuts its input, in tokens; the model's own limit if not given
+    /// The maximum input length of `predict`, in tokens; longer inputs are truncated (default: the model's limit)
     #[arg(long)]
     max_length: Option<usize>,
 }
 
 impl Query {
-    /// Executes it; `stop` ends all but the shell, which has an end of its own for each statement.
+    /// Executes the command. `stop` ends everything except the shell, which interrupts each statement by itself.
     pub(super) async fn execute(mut self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         self.output = self.output.filter(|path| path != Path::new("-"));
         let is_shell = self.sql.is_none() && self.file.is_none();
@@ -82,7 +82,7 @@ impl Query {
         }
     }
 
-    /// Executes it in a session that others can see too.
+    /// Executes the command. Stores its session in `session`, so that the caller can cancel the query.
     async fn answer(self, in_shell: bool, session: &OnceLock<SessionContext>) -> Result<(), Error> {
         let variables = self.variables.to_map()?;
         let mut pipeline = self.pipeline.as_deref().map(|path| read_pipeline(path, &variables)).transpose()?;
@@ -123,7 +123,7 @@ impl Query {
             given.push(table);
         }
         for table in given {
-            // What the command line says goes before what the pipeline says.
+            // Tables of the command line replace those of the pipeline.
             tables.retain(|other| !other.name.eq_ignore_ascii_case(&table.name));
             tables.push(table);
         }
@@ -148,7 +148,7 @@ impl Query {
         };
         session::register(&context, &tables).await.map_err(Error::Tables)?;
         let context = tables::enable_places(context);
-        // It is new: nobody has set it before.
+        // The cell is new, so setting it cannot fail.
         let _ = session.set(context.clone());
         if let Some(pipeline) = &pipeline {
             history::register(&context, pipeline).await?;
@@ -178,14 +178,14 @@ impl Query {
     }
 }
 
-/// All of stdin; a pipe may be long in coming, and is read where nobody waits for the thread.
+/// Reads all of stdin, on a blocking thread because a pipe may take long.
 pub(super) async fn read_stdin() -> Result<String, Error> {
     let unreadable = |error: io::Error| Error::Io { context: "reading stdin".into(), error };
     let reading = tokio::task::spawn_blocking(|| io::read_to_string(io::stdin()));
     reading.await.map_err(|e| unreadable(io::Error::other(e)))?.map_err(unreadable)
 }
 
-/// A file's name is no SQL; what was meant is said instead of what the parser would say.
+/// Rejects a file name given as SQL, with a clearer message than the parser's.
 fn refuse_file(sql: &str) -> Result<(), Error> {
     let path = Path::new(sql.trim());
     if sql.contains(['\n', ';']) || !path.is_file() {

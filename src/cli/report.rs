@@ -14,12 +14,12 @@ use crate::page;
 use crate::prometheus::{self, Facts, timestamp};
 use crate::words::size;
 
-/// How the report is written.
+/// The format of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Format {
-    /// A page that needs nothing else
+    /// A self-contained HTML page
     Html,
-    /// All that the page says, as one JSON document
+    /// The contents of the page as one JSON document
     Json,
     /// The metrics of the run, for Prometheus' textfile collector
     Prometheus,
@@ -31,13 +31,13 @@ pub(super) struct Report {
     pipeline: PathBuf,
     #[command(flatten)]
     variables: Variables,
-    /// The file to write; NAME-report.html here if not given, and stdout for other formats; - is stdout
+    /// The file to write; - is stdout (default: NAME-report.html for html, stdout for other formats)
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// How it is written; by the extension of the output file (html, json, prom) if not given
+    /// The format (default: by the extension of the output file, else html)
     #[arg(long)]
     format: Option<Format>,
-    /// The run to report on, by its id or the beginning of it; the newest if not given
+    /// The id of the run, or a prefix of it (default: the newest run)
     #[arg(long, value_name = "ID")]
     run: Option<String>,
 }
@@ -84,13 +84,13 @@ fn of_extension(path: &Path) -> Result<Format, Error> {
         Some("json") => Ok(Format::Json),
         Some("prom") => Ok(Format::Prometheus),
         _ => Err(Error::Usage(format!(
-            "--output {}: its extension is none of html, json and prom; say what to write with --format",
+            "--output {}: the extension must be html, json or prom; or set the format with --format",
             path.display()
         ))),
     }
 }
 
-/// The metrics of a run, as `couplet run --metrics` wrote them.
+/// Returns the metrics of a run, in the form that `couplet run --metrics` writes.
 async fn metrics(pipeline: &Pipeline, run: Option<&str>) -> Result<String, Error> {
     let (record, all) = page::run_of(pipeline, run).await?;
     let drift =

@@ -22,36 +22,36 @@ use crate::report::RunReport;
 use crate::run::{self, Remembering, RunState};
 
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
-#[expect(clippy::struct_field_names, reason = "a run key is what the option is called")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a command-line switch")]
+#[expect(clippy::struct_field_names, reason = "the field is named after the option")]
 pub(super) struct Run {
     /// The pipeline file
     pipeline: PathBuf,
     #[command(flatten)]
     variables: Variables,
-    /// Run only these stages, of those that the pipeline has
+    /// Run only these stages of the pipeline
     #[arg(long, value_delimiter = ',', value_name = "STAGE")]
     only: Vec<run::Stage>,
-    /// Forget the scores of this model first, and score all rows anew
+    /// Delete the cached scores of this model and score all rows again
     #[arg(long)]
     fresh: bool,
-    /// Try the rows again that the tokenizer refused in an earlier run
+    /// Retry rows that the tokenizer rejected in an earlier run
     #[arg(long, conflicts_with = "fresh")]
     retry_errors: bool,
-    /// The key under which rows are appended: a second run with the key of a finished one appends nothing. Without it,
-    /// the key is made of the pipeline, its query and variables, and the source files
+    /// The idempotency key of an append: a run with the key of a finished run appends nothing (default: derived from
+    /// the pipeline, its query and variables, and the source files)
     #[arg(long, value_name = "KEY", value_parser = run::run_key::parse)]
     run_key: Option<String>,
-    /// Append the rows even if rows were appended under the same key
+    /// Append the rows even if a run with the same key has appended its rows
     #[arg(long)]
     again: bool,
-    /// Wait this long for another run on the same store to end, as in 90s or 10m; without it, give up at once
+    /// Wait up to this long for another run on the same store to end, as in 90s or 10m (default: fail at once)
     #[arg(long, value_name = "TIME", value_parser = duration)]
     wait: Option<Duration>,
-    /// Have a cluster score; reading, remembering and publishing stay here
+    /// Score on a cluster; read, cache and publish locally
     #[arg(long, value_name = "df://HOST:PORT")]
     cluster: Option<Address>,
-    /// Write what the run did to a file for Prometheus' textfile collector, also when it fails
+    /// Write metrics of the run for Prometheus' textfile collector, even if the run fails
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
     /// Print the report as one JSON document
@@ -62,14 +62,14 @@ pub(super) struct Run {
 impl Run {
     pub(super) async fn execute(self, messages: Messages, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let variables = self.variables.to_map()?;
-        let mut whole = RunState::begin();
+        let mut state = RunState::begin();
         let pipeline = read_pipeline(&self.pipeline, &variables);
         let done = match &pipeline {
-            Ok(pipeline) => self.run(pipeline, &variables, messages, stop, &mut whole).await.map_err(Some),
+            Ok(pipeline) => self.run(pipeline, &variables, messages, stop, &mut state).await.map_err(Some),
             Err(_) => Err(None),
         };
         if let Some(path) = &self.metrics {
-            write_metrics(path, &self.pipeline, pipeline.as_ref().ok(), whole, done.is_ok()).await;
+            write_metrics(path, &self.pipeline, pipeline.as_ref().ok(), state, done.is_ok()).await;
         }
         let pipeline = pipeline?;
         match done {
@@ -86,7 +86,7 @@ impl Run {
         variables: &BTreeMap<String, String>,
         messages: Messages,
         stop: impl Future<Output = ()>,
-        whole: &mut RunState,
+        state: &mut RunState,
     ) -> Result<RunReport, Error> {
         let remembering = Remembering {
             fresh: self.fresh,
@@ -96,46 +96,46 @@ impl Run {
             run_key: self.run_key.clone(),
             again: self.again,
         };
-        run::run_recorded(pipeline, variables, &self.only, remembering, messages.style(), stop, whole).await
+        run::run_recorded(pipeline, variables, &self.only, remembering, messages.style(), stop, state).await
     }
 }
 
-/// Writes the file for Prometheus. What fails here is said, and changes nothing about how the run ended.
-async fn write_metrics(path: &Path, pipeline_file: &Path, pipeline: Option<&Pipeline>, whole: RunState, success: bool) {
+/// Writes the metrics file for Prometheus. A failure here is logged and does not change the outcome of the run.
+async fn write_metrics(path: &Path, pipeline_file: &Path, pipeline: Option<&Pipeline>, state: RunState, success: bool) {
     let before = files::read_string(path, MAX_JSON).unwrap_or_default();
-    let seconds = Some(whole.seconds());
-    let mut facts = match whole.record {
+    let seconds = Some(state.seconds());
+    let mut facts = match state.record {
         Some(record) => Facts::of(record),
         None => Facts {
-            started_at: Some(whole.started_at),
+            started_at: Some(state.started_at),
             ended_at: Some(Utc::now()),
             seconds,
-            earlier: whole.earlier,
+            earlier: state.earlier,
             ..Facts::default()
         },
     };
     facts.success = success;
-    // A file that cannot be read as a pipeline has the name that it had when it could.
+    // If the pipeline file cannot be parsed, the name in the previous metrics file is used.
     let stem = || pipeline_file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let unread = || prometheus::pipeline_of(&before).unwrap_or_else(stem);
     facts.pipeline = pipeline.map_or_else(unread, |pipeline| pipeline.name.clone());
     facts.last_success = prometheus::last_success(&before, &facts.pipeline);
     if let Some(pipeline) = pipeline {
-        let known = ask_the_store(pipeline, &mut facts).await;
-        known.unwrap_or_else(|error| tracing::warn!("--metrics: the runs before are not known: {error}"));
+        let known = add_history(pipeline, &mut facts).await;
+        known.unwrap_or_else(|error| tracing::warn!("--metrics: cannot read earlier runs: {error}"));
     }
     let written = AtomicFile::create(path).and_then(|mut file| {
         file.write_all(prometheus::text(&facts).as_bytes())?;
         file.publish()
     });
     if let Err(error) = written {
-        tracing::warn!("--metrics {}: cannot be written: {error}", path.display());
+        tracing::warn!("--metrics {}: cannot write the file: {error}", path.display());
     }
 }
 
-/// Adds what only the runs before can say.
-async fn ask_the_store(pipeline: &Pipeline, facts: &mut Facts) -> Result<(), Error> {
-    // A file that is new, or was another pipeline's, does not know.
+/// Adds the metrics that depend on earlier runs.
+async fn add_history(pipeline: &Pipeline, facts: &mut Facts) -> Result<(), Error> {
+    // A metrics file that is new, or of another pipeline, has no last success.
     if !facts.success && facts.last_success.is_none() {
         facts.last_success = history::last_success(pipeline).await?.map(timestamp);
     }
@@ -146,5 +146,5 @@ async fn ask_the_store(pipeline: &Pipeline, facts: &mut Facts) -> Result<(), Err
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    config::duration(text).ok_or_else(|| "expected a whole number with s, m or h, such as 10m".into())
+    config::duration(text).ok_or_else(|| "expected an integer with s, m or h, such as 10m".into())
 }

@@ -1,4 +1,4 @@
-//! `couplet runs` and `couplet store`: what is remembered.
+//! `couplet runs` and `couplet store`: run history and cached scores.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -17,10 +17,10 @@ pub(super) struct Runs {
     pipeline: PathBuf,
     #[command(flatten)]
     variables: Variables,
-    /// The most runs that are listed
+    /// The maximum number of runs to list
     #[arg(long, short = 'n', default_value_t = 20, value_parser = at_least(1))]
     limit: u64,
-    /// Print them as one JSON document
+    /// Print the runs as one JSON document
     #[arg(long)]
     json: bool,
 }
@@ -37,7 +37,7 @@ impl Runs {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum StoreCommand {
-    /// Forget the scores of models that none of these pipelines uses any more, and remove files that nobody reads
+    /// Delete cached scores of models that none of these pipelines uses, and files that are no longer referenced
     #[command(after_help = "Examples:
   couplet store gc pipelines/quickstart/pipeline.toml --dry-run
   couplet store gc pipelines/quickstart/pipeline.toml")]
@@ -45,10 +45,10 @@ pub(super) enum StoreCommand {
         /// All pipelines that share the store
         #[arg(required = true)]
         pipelines: Vec<PathBuf>,
-        /// Replace {NAME} in the pipelines by a value; once for each value that a pipeline runs with
+        /// Set a value of the variable {NAME}; repeat it for each value that a pipeline runs with
         #[arg(long = "var", value_name = "NAME=VALUE", value_parser = name_and_value)]
         variables: Vec<(String, String)>,
-        /// Say what would be forgotten, and change nothing
+        /// Show what would be deleted, without changing anything
         #[arg(long)]
         dry_run: bool,
     },
@@ -71,31 +71,30 @@ impl StoreCommand {
                 pipelines.push(read_pipeline(path, &variables)?);
             }
         }
-        // What a file of SQL uses decides nothing here.
+        // SQL files may use further variables, which do not matter here.
         let has_files = pipelines.iter().flat_map(Pipeline::queries).any(|(_, query)| matches!(query, Query::File(_)));
         if let Some(name) = unused.first().filter(|_| !has_files) {
-            return Err(Error::Usage(format!("--var {name}=…: none of the pipelines uses it")));
+            return Err(Error::Usage(format!("--var {name}=…: no pipeline uses this variable")));
         }
         let garbage = history::collect(&pipelines, dry_run).await?;
-        let (done, removed) =
-            if dry_run { ("would be forgotten", "would be removed") } else { ("forgotten", "removed") };
-        let mut said = format!(
+        let (done, removed) = if dry_run { ("would be deleted", "would be removed") } else { ("deleted", "removed") };
+        let mut summary = format!(
             "{} of {} {done}; {} {removed}\n",
             counted(garbage.scores, "score"),
             counted(garbage.models as u64, "model"),
             counted(garbage.files as u64, "file")
         );
         if garbage.models > 0 {
-            said.extend(one_of_many(&pipelines, &given));
+            summary.extend(variable_model_notes(&pipelines, &given));
         }
-        print(&said)
+        print(&summary)
     }
 }
 
-/// The values of each variable.
+/// The given values of each variable.
 type Given = BTreeMap<String, BTreeSet<String>>;
 
-/// Each combination of the values of the variables that a pipeline uses.
+/// Returns all combinations of the values of the variables that a pipeline uses.
 fn combinations(given: &Given, used: &BTreeSet<&str>) -> Vec<BTreeMap<String, String>> {
     let used = given.iter().filter(|(name, _)| used.contains(name.as_str()));
     used.fold(vec![BTreeMap::new()], |all, (name, values)| {
@@ -108,8 +107,8 @@ fn combinations(given: &Given, used: &BTreeSet<&str>) -> Vec<BTreeMap<String, St
     })
 }
 
-/// Says of pipelines whose model is one of many that the others count as unused.
-fn one_of_many(pipelines: &[Pipeline], given: &Given) -> BTreeSet<String> {
+/// Returns a note for each pipeline whose model URI contains a variable: models of other values count as unused.
+fn variable_model_notes(pipelines: &[Pipeline], given: &Given) -> BTreeSet<String> {
     let models = pipelines.iter().filter_map(|pipeline| Some((pipeline, &pipeline.scoring.as_ref()?.model.location)));
     let noted = models.flat_map(|(pipeline, model)| {
         variables_in(&model.written).into_iter().map(move |name| {

@@ -1,4 +1,4 @@
-//! `couplet schema`: what a pipeline file may hold.
+//! `couplet schema`: the schema of pipeline files.
 
 use clap::Args;
 
@@ -8,7 +8,7 @@ use crate::error::Error;
 
 #[derive(Debug, Args)]
 pub(super) struct Schema {
-    /// Print a page to read instead: every key with its values, default, an example and its meaning
+    /// Print a Markdown reference instead: every key with its values, default, example and meaning
     #[arg(long)]
     markdown: bool,
 }

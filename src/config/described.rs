@@ -1,4 +1,4 @@
-//! Every key of a pipeline file: the one place where its values, its default, an example and its meaning are written.
+//! Describes every key of a pipeline file: its values, its default, an example and its meaning.
 
 mod training;
 
@@ -16,7 +16,7 @@ const COLUMNS: Kind = Kind::Names(usize::MAX);
 const TEXTS: Kind = Kind::Names(2);
 const CHARACTER: Kind = Kind::Pattern(r"^[\u0000-\u0009\u000b\u000c\u000e-\u007f]$", "one ASCII character");
 
-/// The pattern has the precisions 1 to 38.
+/// The pattern allows the precisions 1 to 38.
 static COLUMN_TYPE: Kind = Kind::Pattern(
     r"^(text|int|float|bool|date|timestamp|timestamptz|decimal\( *([1-9]|[12][0-9]|3[0-8]) *, *[0-9]+ *\))$",
     "`text`, `int`, `float`, `decimal(PRECISION, SCALE)`, `bool`, `date`, `timestamp` or `timestamptz`",
@@ -25,15 +25,15 @@ static COLUMN_TYPE: Kind = Kind::Pattern(
 /// The whole file.
 pub(super) static FILE: Section = Section {
     path: "",
-    doc: "A pipeline file is TOML. Paths start at the folder of the file. `{NAME}` in a path, a URI or SQL is replaced by \
-          what `--var NAME=VALUE` gives; `{{NAME}}` stands for `{NAME}` itself. Keys that are not listed here are \
-          mistakes, and so are variables that nothing uses. A file has at most 1 MiB.",
+    doc: "A pipeline file is TOML, of at most 1 MiB. Relative paths start at the folder of the file. `{NAME}` in a \
+          path, a URI or SQL is replaced by the value of `--var NAME=VALUE`; write `{{NAME}}` for a literal `{NAME}`. \
+          Unknown keys and unused variables are errors.",
     groups: &[&[
         required(
             "name",
             Kind::Pattern("^[A-Za-z0-9_-]+$", "letters, digits, `-` and `_`"),
             "\"nightly\"",
-            "The name of the pipeline. In SQL it is the table that the pipeline wrote.",
+            "The name of the pipeline. In SQL it names the table of the pipeline's predictions.",
         ),
         optional(
             "tables",
@@ -45,105 +45,124 @@ pub(super) static FILE: Section = Section {
         optional(
             "source",
             Kind::Section(&SOURCE),
-            "needed, unless the file only trains and evaluates",
+            "required, unless the file only trains and evaluates",
             "sql = \"SELECT id, sentence1, sentence2 FROM pairs\"",
-            "The rows that are scored.",
+            "The rows to score.",
         ),
         optional(
             "model",
             Kind::Section(&MODEL),
-            "needed where there is [source]",
+            "required with [source]",
             "uri = \"models/mrpc\"",
-            "The model that scores them.",
+            "The model that scores the rows.",
         ),
         optional(
             "score",
             Kind::Section(&SCORE),
-            "as if it were empty",
+            "the defaults of the section",
             "store = \"state/nightly\"",
-            "What is remembered, and what happens to bad rows.",
+            "The cache of scores, checkpoints, and rejected rows.",
         ),
         optional(
             "sink",
             Kind::Section(&SINK),
-            "needed where there is [source]",
+            "required with [source]",
             "uri = \"out/predictions.parquet\"",
-            "Where the predictions go.",
+            "The destination of the predictions.",
         ),
-        optional("run", Kind::Section(&RUN), "as if it were empty", "memory = \"4GiB\"", "How the machine is used."),
+        optional(
+            "run",
+            Kind::Section(&RUN),
+            "the defaults of the section",
+            "memory = \"4GiB\"",
+            "Threads, memory and batch sizes.",
+        ),
         optional(
             "pretrain",
             Kind::Section(&PRETRAIN),
-            "no such stage",
+            "the stage is skipped",
             "sql = \"SELECT text FROM corpus\"",
-            "The stage that teaches an encoder a kind of text.",
+            "The stage that pretrains an encoder on unlabelled text.",
         ),
         optional(
             "finetune",
             Kind::Section(&FINETUNE),
-            "no such stage",
+            "the stage is skipped",
             "task = \"mrpc\"",
-            "The stage that teaches an encoder a task.",
+            "The stage that fine-tunes an encoder for a task.",
         ),
         optional(
             "evaluate",
             Kind::Section(&EVALUATE),
-            "no such stage",
+            "the stage is skipped",
             "output = \"out/evaluation\"",
-            "The stage that measures a model.",
+            "The stage that evaluates a model.",
         ),
     ]],
 };
 
-/// The values of `[tables]`, also where one stands on the command line.
+/// The values of `[tables]`, also used for tables on the command line.
 pub(super) static TABLES: Kind = Kind::Tables(&TABLE);
 
 static TABLE: Section = Section {
     path: "tables.NAME",
-    doc: "Each key of `[tables]` is the name of a table: a letter or `_`, then letters, digits and `_`, and not the name \
-          of the pipeline. Its value is a URI, whose extension tells the format (`.parquet`, `.csv`, `.tsv`, `.tab`, \
-          `.json`, `.ndjson`, `.jsonl`, `.arrow`, `.feather`, `.ipc`; text also with `.gz` or `.zst` behind it; a folder \
-          holds Parquet), or a table of these options.",
+    doc: "Each key of `[tables]` is the name of a table: a letter or `_`, then letters, digits and `_`. It must differ \
+          from the name of the pipeline. Its value is a URI, or a TOML table of the options below. The extension of \
+          the URI selects the format: `.parquet`, `.csv`, `.tsv`, `.tab`, `.json`, `.ndjson`, `.jsonl`, `.arrow`, \
+          `.feather` or `.ipc`. Text formats may be compressed (`.gz`, `.zst`). A folder is read as Parquet.",
     groups: &[&[
-        required("uri", Kind::Uri, "\"pairs.parquet\"", "A file, a folder or a glob, here or in a bucket."),
-        optional("format", Kind::Choice(|| names(&KINDS)), "by the extension", "\"csv\"", "How the files are read."),
+        required("uri", Kind::Uri, "\"pairs.parquet\"", "A file, a folder or a glob, local or in a bucket."),
+        optional(
+            "format",
+            Kind::Choice(|| names(&KINDS)),
+            "inferred from the extension",
+            "\"csv\"",
+            "The format of the files.",
+        ),
         optional(
             "delimiter",
             CHARACTER,
-            "`,` for csv, a tabulator for tsv",
+            "`,` for csv, a tab for tsv",
             "\";\"",
-            "What stands between two fields. For csv and tsv only, as are the next four.",
+            "The character between two fields. `delimiter`, `header`, `quote`, `escape` and `null` apply to csv and \
+             tsv only.",
         ),
-        or("header", Kind::Boolean, "true", "false", "Whether the first line names the columns."),
+        or("header", Kind::Boolean, "true", "false", "True if the first line holds the column names."),
         or(
             "quote",
             Kind::Either(&[Kind::Only(false), CHARACTER]),
             "'\"'",
             "false",
-            "What stands around a field that contains the delimiter; false if no character does.",
+            "The character around a field that contains the delimiter; false to disable quoting.",
         ),
         optional(
             "escape",
             CHARACTER,
-            "a quotation mark in a field is doubled",
+            "a quote in a quoted field is doubled",
             "\"\\\\\"",
-            "What stands before a quotation mark that belongs to the field, as Spark writes it.",
+            "The character before a literal quote in a quoted field, as Spark writes it.",
         ),
-        optional("null", Kind::Text, "none", "\"NA\"", "The field that means NULL, besides the empty one."),
+        optional(
+            "null",
+            Kind::Text,
+            "none",
+            "\"NA\"",
+            "A field value that is read as NULL, in addition to the empty field.",
+        ),
         optional(
             "types",
             Kind::Entries(&COLUMN_TYPE),
             "inferred",
             "{ zip = \"text\", price = \"decimal(12, 2)\" }",
-            "Columns with the types that they are read as. For csv, tsv and json only. What is inferred is text wherever \
-             another type would not print a value as it stands in the file.",
+            "Column types, for csv, tsv and json only. Other columns are inferred; a column is inferred as text if any \
+             other type would print one of its values differently from the file.",
         ),
         optional(
             "partitions",
             COLUMNS,
             "none",
             "[\"dt\"]",
-            "Columns that are read from names of folders, as in `dt=2026-01-01/`, the outermost first.",
+            "Partition columns, read from folder names such as `dt=2026-01-01/`, outermost first.",
         ),
         optional("version", Kind::Integer(0..=usize::MAX), "the newest", "3", "The version of a Delta table."),
     ]],
@@ -151,26 +170,26 @@ static TABLE: Section = Section {
 
 static SOURCE: Section = Section {
     path: "source",
-    doc: "The rows that are scored: one SELECT, in `sql` or in a file. It only reads; statements that write or change \
-          anything are refused. Its columns, at most 1,000, all come into the output, before couplet's own: \
+    doc: "The rows to score: one SELECT, in `sql` or in a file. Statements that write or change anything are rejected. \
+          All its columns (at most 1,000) are copied to the output, followed by the columns that couplet adds: \
           `predicted_label`, `score`, `probabilities`, `truncated`, `error`, `raw_probabilities` and `model`.",
     groups: &[&[
         optional(
             "sql",
             Kind::Sql,
-            "`file` is given",
+            "required unless `file` is given",
             "\"SELECT id, sentence1, sentence2 FROM pairs\"",
             "The query. It may call `predict()`.",
         ),
-        optional("file", Kind::Path, "`sql` is given", "\"pairs.sql\"", "A file with the query."),
-        required("id", COLUMNS, "[\"id\"]", "The column, or the columns, that name each row once."),
+        optional("file", Kind::Path, "required unless `sql` is given", "\"pairs.sql\"", "A file with the query."),
+        required("id", COLUMNS, "[\"id\"]", "The column or columns that identify a row; their values must be unique."),
         required(
             "text",
             TEXTS,
             "[\"sentence1\", \"sentence2\"]",
-            "The column of texts, or two for pairs. A text of more than 1 MiB is not scored and gets an error.",
+            "The text column, or two for pairs. A text of more than 1 MiB is not scored; its row gets an error.",
         ),
-        optional("label", COLUMN, "none", "\"label\"", "The column of what people said, for queries on the output."),
+        optional("label", COLUMN, "none", "\"label\"", "The column of gold labels, for queries on the output."),
     ]],
 };
 
@@ -178,58 +197,59 @@ static MODEL: Section = Section {
     path: "model",
     doc: "The model that scores.",
     groups: &[&[
-        required("uri", Kind::Uri, "\"models/mrpc\"", "A Hugging Face folder, here or in a bucket."),
+        required("uri", Kind::Uri, "\"models/mrpc\"", "A Hugging Face model folder, local or in a bucket."),
         or(
             "max_length",
             MAX_LENGTH,
             "128",
             "256",
-            "The length at which an input is cut, in tokens; of a pair the longer text first.",
+            "The maximum length of an input, in tokens; longer inputs are truncated, in a pair the longer text first.",
         ),
         or(
             "precision",
             Kind::Choice(|| names(&PRECISIONS)),
             "\"f32\"",
             "\"auto\"",
-            "In which numbers the encoder multiplies. f16 and bf16 are for GPUs; int16 needs x86-64; auto takes the \
-             quickest that a self-check lets pass.",
+            "The numeric precision of the encoder. f16 and bf16 need a GPU; int16 needs x86-64; auto selects the \
+             fastest precision that passes a self-check.",
         ),
         or(
             "device",
             Kind::Pattern("^(auto|cpu|metal|cuda:[0-9]+)$", "`auto`, `cpu`, `metal` or `cuda:N`"),
             "\"auto\"",
             "\"cuda:0\"",
-            "Where it runs. GPUs need a build with the feature `cuda` or `metal`.",
+            "The device that runs the model. A GPU needs a build with the feature `cuda` or `metal`.",
         ),
     ]],
 };
 
 static SCORE: Section = Section {
     path: "score",
-    doc: "What is remembered, and what happens to rows that cannot be scored.",
+    doc: "The cache of scores, checkpoints, and rows that cannot be scored.",
     groups: &[&[
         optional(
             "store",
             Kind::Uri,
-            "`.couplet/NAME` beside the file",
+            "`.couplet/NAME` in the folder of the file",
             "\"state/nightly\"",
-            "The folder in which scores and runs are remembered; couplet makes it. Pipelines may share one.",
+            "The folder that caches scores and records runs; couplet creates it. Pipelines may share it.",
         ),
-        or("checkpoint", Kind::Duration, "\"60s\"", "\"5m\"", "How much scoring a kill may cost."),
-        or("max_errors", Kind::Share, "1.0", "0.001", "The share of bad rows above which the run fails."),
+        or("checkpoint", Kind::Duration, "\"60s\"", "\"5m\"", "The most scoring work lost if the process is killed."),
+        or("max_errors", Kind::Share, "1.0", "0.001", "The share of rejected rows above which the run fails."),
         or(
             "errors",
             Kind::Choice(|| names(&ERRORS)),
             "\"column\"",
             "\"quarantine\"",
-            "Where bad rows go: to the others, with the reason in `error`, or to a table beside the sink, …_rejected.",
+            "The destination of rejected rows. column: the output, with the reason in `error`. quarantine: a table \
+             next to the sink, …_rejected.",
         ),
     ]],
 };
 
 static SINK: Section = Section {
     path: "sink",
-    doc: "Where the predictions go.",
+    doc: "The destination of the predictions.",
     groups: &[&[
         required("uri", Kind::Uri, "\"out/predictions.parquet\"", "A file that ends in .parquet, or a folder."),
         or(
@@ -237,54 +257,57 @@ static SINK: Section = Section {
             Kind::Choice(|| names(&SINK_FORMATS)),
             "\"parquet\"",
             "\"delta\"",
-            "With parquet, a folder gets a folder for each run, and its newest complete one counts.",
+            "With parquet and a folder as `uri`, each run writes a subfolder; the newest complete one is the current \
+             result.",
         ),
         or(
             "mode",
             Kind::Choice(|| names(&SINK_MODES)),
             "\"overwrite\"",
             "\"merge\"",
-            "What becomes of the rows of earlier runs. A single file is overwritten; merge, on the id, needs delta.",
+            "Replace, extend or upsert the rows of earlier runs. A single file allows only overwrite; merge matches \
+             rows by id and needs delta.",
         ),
-        optional("partition_by", COLUMNS, "none", "[\"dt\"]", "Columns whose values make folders of a Delta table."),
-        optional("keep", ANY_COUNT, "all", "7", "How many runs stay in a folder of Parquet files."),
+        optional("partition_by", COLUMNS, "none", "[\"dt\"]", "Partition columns of a Delta table."),
+        optional("keep", ANY_COUNT, "all", "7", "The number of runs kept in a folder of Parquet files."),
     ]],
 };
 
 static RUN: Section = Section {
     path: "run",
-    doc: "How the machine is used. Results do not depend on it.",
+    doc: "Threads, memory and batch sizes. They do not affect the results.",
     groups: &[&[
-        optional("threads", ANY_COUNT, "one a core", "4", "Inference threads."),
-        or("window", ANY_COUNT, "8192", "4096", "Rows that are sorted by length and packed together."),
+        optional("threads", ANY_COUNT, "one per core", "4", "The number of inference threads."),
+        or("window", ANY_COUNT, "8192", "4096", "The number of rows that are sorted by length and packed together."),
         optional(
             "batch_tokens",
             Kind::Integer(16..=usize::MAX),
-            "chosen by the model",
+            "depends on the model",
             "1024",
-            "Tokens that one thread runs at a time.",
+            "The number of tokens in a packed batch, which one thread runs at a time.",
         ),
         or(
             "task_tokens",
             Kind::Integer(1024..=usize::MAX),
             "500000",
             "2000000",
-            "Tokens of a task that a cluster hands out, at most: a minute or a few of one executor's time. A lost executor \
-             costs the tasks that it had. Only with --cluster.",
+            "The maximum number of tokens in a cluster task. The default takes one executor a minute or a few. If an \
+             executor is lost, its tasks are repeated. Only with --cluster.",
         ),
         or(
             "memory",
             Kind::Bytes,
             "\"2GiB\"",
             "\"4GiB\"",
-            "For joins, distinct and sorts, at least 16 MiB; what does not fit is spilled. The model comes on top.",
+            "The memory for joins, DISTINCT and sorts, at least 16 MiB; the rest is spilled to disk. The model's \
+             memory is extra.",
         ),
         optional(
             "spill",
             Kind::Path,
-            "the system's folder for temporary files",
+            "the system's temporary folder",
             "\"/var/tmp\"",
-            "Where a run keeps the rows of its source while it lasts, and what does not fit into memory.",
+            "The folder for the source rows during a run, and for data that does not fit into memory.",
         ),
     ]],
 };

@@ -1,4 +1,4 @@
-//! The section `[evaluate]`. What it leaves open is as in the sections for training and scoring.
+//! Reads the section `[evaluate]`. Missing keys default to those of the training and scoring sections.
 
 use super::item::Item;
 use super::learning::{task, texts};
@@ -18,7 +18,7 @@ pub(super) fn evaluate(
     let file = keys.optional("file", Item::local_path);
     let id = keys.optional("id", Item::names);
     let text = keys.optional("text", Item::names);
-    let label = keys.optional("label", |item| Ok(item.words()?.to_owned()));
+    let label = keys.optional("label", |item| Ok(item.non_blank()?.to_owned()));
     let task = keys.optional("task", task);
     let model = keys.optional("model", Item::model);
     let max_length = keys.optional("max_length", Item::integer);
@@ -58,7 +58,7 @@ pub(super) fn evaluate(
     })
 }
 
-/// The place of a folder.
+/// Reads the path of the output folder; rejects a path that looks like a file.
 fn folder(item: &Item<'_>) -> Read<LocalPath> {
     let location = item.local_path()?;
     let is_file =

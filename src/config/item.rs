@@ -1,4 +1,4 @@
-//! One value of a pipeline file, and the ways to read it: each gives the value or records why it is none.
+//! One value of a pipeline file and the methods that read it. Each returns the value or records a problem.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use super::variables::{Placeholder, placeholders, substitute};
 use crate::place::Problem;
 use crate::place::{resolve, resolve_local, resolve_model};
 
-/// A value that may be named in the file: its name, and what it means, or `None` if couplet cannot do it yet.
+/// A named value of a key: its name in the file and its meaning, or `None` if it is not supported yet.
 pub(super) type Choice<T> = (&'static str, Option<T>);
 
-/// The names among choices that couplet can do.
+/// Returns the names of the supported choices.
 pub(super) fn names<T>(choices: &[Choice<T>]) -> Vec<&'static str> {
     choices.iter().filter(|(_, meaning)| meaning.is_some()).map(|&(name, _)| name).collect()
 }
@@ -25,7 +25,7 @@ pub(super) fn names<T>(choices: &[Choice<T>]) -> Vec<&'static str> {
 /// One value of the file.
 pub(super) struct Item<'r> {
     pub(super) reader: &'r Reader<'r>,
-    /// What values its key takes.
+    /// The values that the key takes.
     pub(super) kind: &'static Kind,
     /// The dotted path of the key, as in `model.max_length`.
     pub(super) path: String,
@@ -34,12 +34,15 @@ pub(super) struct Item<'r> {
 }
 
 impl<'r> Item<'r> {
-    /// What `pick` takes of the kind; that the table of keys says nothing to it is a bug.
+    /// Returns the part of the key's description that `pick` selects.
+    ///
+    /// # Panics
+    /// If the description has no such part, which is a bug.
     fn described<T>(&self, pick: &dyn Fn(&'static Kind) -> Option<T>) -> T {
         self.kind.find(pick).unwrap_or_else(|| unreachable!("`{}` is read as what it is not described as", self.path))
     }
 
-    /// Records a problem that points at the value, unless it points somewhere already.
+    /// Records a problem; it points at the value, unless it already has a span.
     pub(super) fn refuse(&self, problem: Problem) -> Reported {
         self.reader.report(if problem.span.is_some() { problem } else { problem.at(self.value.span()) })
     }
@@ -48,7 +51,7 @@ impl<'r> Item<'r> {
     pub(super) fn string(&self) -> Read<&'r str> {
         let value = self.value.get_ref();
         value.as_str().ok_or_else(|| {
-            let mend = match value {
+            let fix = match value {
                 DeValue::Array(array) => match array.iter().next() {
                     Some(only) if array.len() == 1 && only.get_ref().is_str() => Some(self.text_of(only)),
                     _ => None,
@@ -56,16 +59,16 @@ impl<'r> Item<'r> {
                 DeValue::Table(_) => None,
                 _ => Some(format!("\"{}\"", self.text_of(self.value))),
             };
-            self.unexpected("a string", mend)
+            self.unexpected("a string", fix)
         })
     }
 
-    /// Reads a string that is not empty.
-    pub(super) fn words(&self) -> Read<&'r str> {
+    /// Reads a string that is not blank.
+    pub(super) fn non_blank(&self) -> Read<&'r str> {
         let text = self.string()?;
         if text.trim().is_empty() {
             let problem = Problem::new(format!("`{}` is empty", self.path), "empty");
-            return Err(self.refuse(problem.help("write something between the quotation marks")));
+            return Err(self.refuse(problem.help("write a value between the quotation marks")));
         }
         Ok(text)
     }
@@ -78,14 +81,14 @@ impl<'r> Item<'r> {
             .ok_or_else(|| self.unexpected("true or false", self.unquoted(|text| text.parse::<bool>().is_ok())))
     }
 
-    /// Reads a whole number in the range of its key.
+    /// Reads an integer in the range of its key.
     pub(super) fn integer(&self) -> Read<usize> {
         let range = self.described(&|kind| if let Kind::Integer(range) = kind { Some(range) } else { None });
         let value = self.value.get_ref();
         let Some(integer) = value.as_integer() else {
-            let whole = value.as_float().and_then(|float| float.as_str().strip_suffix(".0")).map(str::to_owned);
-            let mend = self.unquoted(|text| text.parse::<i64>().is_ok()).or(whole);
-            return Err(self.unexpected("an integer", mend));
+            let integral = value.as_float().and_then(|float| float.as_str().strip_suffix(".0")).map(str::to_owned);
+            let fix = self.unquoted(|text| text.parse::<i64>().is_ok()).or(integral);
+            return Err(self.unexpected("an integer", fix));
         };
         let (start, end) = (range.start(), range.end());
         match usize::from_str_radix(integer.as_str(), integer.radix()) {
@@ -95,7 +98,7 @@ impl<'r> Item<'r> {
         }
     }
 
-    /// Reads a share of a whole, 0 to 1.
+    /// Reads a share, 0 to 1.
     pub(super) fn share(&self) -> Read<f64> {
         self.float()?
             .filter(|share| (0.0..=1.0).contains(share))
@@ -113,7 +116,7 @@ impl<'r> Item<'r> {
         })
     }
 
-    /// Reads a number; none if it is not finite.
+    /// Reads a number; `None` if it is not finite.
     fn float(&self) -> Read<Option<f64>> {
         let number = match self.value.get_ref() {
             DeValue::Float(float) => float.as_str().parse::<f64>().ok(),
@@ -125,12 +128,12 @@ impl<'r> Item<'r> {
         Ok(number.filter(|number| number.is_finite()))
     }
 
-    /// Reads a length of time: `"90s"`, `"5m"`, `"1h"`.
+    /// Reads a duration: `"90s"`, `"5m"`, `"1h"`.
     pub(super) fn duration(&self) -> Read<Duration> {
         if let Some(number) = self.value.get_ref().as_integer() {
             return Err(self.unexpected("a length of time", Some(format!("\"{}s\"", number.as_str()))));
         }
-        let text = self.words()?;
+        let text = self.non_blank()?;
         super::duration(text).ok_or_else(|| {
             let problem = Problem::new(format!("`{}` cannot be \"{text}\"", self.path), "not a length of time");
             self.refuse(problem.allowed("a whole number with ms, s, m or h, as in \"60s\""))
@@ -140,16 +143,16 @@ impl<'r> Item<'r> {
     /// Reads a number of bytes: `"512MiB"`, `"4GiB"`, `"4 GB"`.
     pub(super) fn bytes(&self) -> Read<u64> {
         if let Some(number) = self.value.get_ref().as_integer() {
-            // Of a number without a unit, the size tells which was meant.
-            let mend = match number.as_str().parse::<u64>() {
+            // Guesses the unit of a number without one by its magnitude.
+            let fix = match number.as_str().parse::<u64>() {
                 Ok(number @ 1..=64) => Some(format!("\"{number}GiB\"")),
                 Ok(number @ 65..0x10_0000) => Some(format!("\"{number}MiB\"")),
                 Ok(number @ 0x100_0000..) => Some(format!("\"{}MiB\"", number >> 20)),
                 _ => Some("\"4GiB\"".into()),
             };
-            return Err(self.unexpected("an amount of memory", mend));
+            return Err(self.unexpected("an amount of memory", fix));
         }
-        let text = self.words()?;
+        let text = self.non_blank()?;
         let bytes = super::bytes(text);
         bytes.filter(|bytes| *bytes >= 16 << 20).ok_or_else(|| {
             let problem = Problem::new(format!("`{}` cannot be \"{text}\"", self.path), "not an amount of memory");
@@ -161,7 +164,7 @@ impl<'r> Item<'r> {
         self.value.get_ref().is_str()
     }
 
-    /// Reads one of a few names.
+    /// Reads one of the choices.
     pub(super) fn choice<T: Copy>(&self, choices: &[Choice<T>]) -> Read<T> {
         let text = self.string()?;
         let supported = || names(choices).into_iter();
@@ -184,7 +187,7 @@ impl<'r> Item<'r> {
         Err(self.refuse(problem.allowed(names(choices).join(", "))))
     }
 
-    /// Gives the elements of a list; a single string stands for a list of one.
+    /// Returns the elements of a list; a single string counts as a list of one.
     pub(super) fn elements(&self) -> Read<Vec<Self>> {
         let element = |value, path| Item { reader: self.reader, kind: self.kind, path, key: self.key, value };
         match self.value.get_ref() {
@@ -197,12 +200,12 @@ impl<'r> Item<'r> {
         }
     }
 
-    /// Reads a list of names, or a single one: at least one, none empty, none twice.
+    /// Reads a list of names, or a single name. The list must not be empty, and no name may be empty or repeated.
     pub(super) fn names(&self) -> Read<Vec<String>> {
         let elements = self.elements()?;
         let mut names = Vec::with_capacity(elements.len());
         for element in &elements {
-            let name = element.words()?;
+            let name = element.non_blank()?;
             if let Some(first) = names.iter().position(|earlier| earlier == name) {
                 let message = format!("`{}` names \"{name}\" twice", self.path);
                 let problem = Problem::new(message, "the same name again").help("remove one of the two");
@@ -219,7 +222,7 @@ impl<'r> Item<'r> {
 
     /// Reads a string and replaces its variables.
     pub(super) fn template(&self) -> Read<String> {
-        let text = self.words()?;
+        let text = self.non_blank()?;
         self.reader.mention(text);
         match substitute(text, self.reader.variables) {
             Ok((replaced, _)) => Ok(replaced),
@@ -231,30 +234,30 @@ impl<'r> Item<'r> {
     pub(super) fn sql(&self) -> Read<Sql> {
         let text = self.template()?;
         let span = self.value.span();
-        // Of a file that is damaged, spans may be anything.
+        // If the file has syntax errors, spans may be out of bounds.
         let raw = self.reader.text.get(span.clone());
         let start = raw.map(|raw| span.start + raw.len() - body_of(raw).len());
         let (line, column) = start.map_or((0, 0), |start| position(self.reader.text, start));
         Ok(Sql { text, line, column })
     }
 
-    /// Reads the place of a file or folder.
+    /// Reads the location of a file or folder.
     pub(super) fn location(&self) -> Read<Location> {
-        let written = self.words()?;
+        let written = self.non_blank()?;
         let place = resolve(self.reader.folder, &self.template()?).map_err(|problem| self.refuse(problem))?;
         Ok(Location { written: written.to_owned(), place })
     }
 
-    /// Reads the place of a model's folder.
+    /// Reads the location of a model folder, which may be on a hub.
     pub(super) fn model(&self) -> Read<Location> {
-        let written = self.words()?;
+        let written = self.non_blank()?;
         let place = resolve_model(self.reader.folder, &self.template()?).map_err(|problem| self.refuse(problem))?;
         Ok(Location { written: written.to_owned(), place })
     }
 
     /// Reads the path of a file or folder that must be on the local disk.
     pub(super) fn local_path(&self) -> Read<LocalPath> {
-        let written = self.words()?;
+        let written = self.non_blank()?;
         let path = resolve_local(self.reader.folder, &self.template()?, &self.path);
         Ok(LocalPath { written: written.to_owned(), path: path.map_err(|problem| self.refuse(problem))? })
     }
@@ -263,7 +266,7 @@ impl<'r> Item<'r> {
         self.value.get_ref().is_table()
     }
 
-    /// Whether it is a table with this key.
+    /// Tells whether the value is a table with this key.
     pub(super) fn has(&self, key: &str) -> bool {
         self.value.get_ref().as_table().is_some_and(|table| table.contains_key(key))
     }
@@ -273,7 +276,7 @@ impl<'r> Item<'r> {
         Keys::read(self.reader, self.section(), self.path.clone(), self.value.span(), self.table_value()?, read)
     }
 
-    /// What the keys of its table are.
+    /// Returns the section that describes the keys of the table.
     fn section(&self) -> &'static Section {
         self.described(&|kind| match kind {
             Kind::Section(section) | Kind::Tables(section) => Some(*section),
@@ -281,7 +284,7 @@ impl<'r> Item<'r> {
         })
     }
 
-    /// Reads a table whose keys are names; gives its values in the order of the file.
+    /// Reads a table with arbitrary names as keys; returns its values in file order.
     pub(super) fn entries(&self) -> Read<Vec<Self>> {
         let entries = self.table_value()?.iter();
         let entries = entries.map(|(key, value)| {
@@ -324,7 +327,8 @@ impl<'r> Item<'r> {
         self.refuse(spans.fold(problem, |problem, span| problem.related(span, "not given")))
     }
 
-    /// Gives the place in the file of a part of this string; all of the string where escapes blur it.
+    /// Returns the span in the file of a part of this string, or the span of the whole string if escapes make the part
+    /// ambiguous.
     fn inside(&self, part: Range<usize>) -> Range<usize> {
         let span = self.value.span();
         let (Some(text), Some(raw)) = (self.value.get_ref().as_str(), self.reader.text.get(span.clone())) else {
@@ -332,24 +336,24 @@ impl<'r> Item<'r> {
         };
         let body = body_of(raw);
         let body_start = span.start + raw.len() - body.len();
-        match (place_in(body, text, part.start), place_in(body, text, part.end)) {
+        match (source_offset(body, text, part.start), source_offset(body, text, part.end)) {
             (Some(start), Some(end)) => body_start + start..body_start + end,
             _ => span,
         }
     }
 
-    /// Gives the text of a string that fits, which then needs no quotation marks.
+    /// Returns the text of a string that is valid without quotes.
     fn unquoted(&self, fits: impl FnOnce(&str) -> bool) -> Option<String> {
         self.value.get_ref().as_str().filter(|text| fits(text)).map(str::to_owned)
     }
 
-    /// Records a value of the wrong type; the mend is the value as it should be written.
-    fn unexpected(&self, wanted: &str, mend: Option<String>) -> Reported {
+    /// Records a value of the wrong type; `fix` is the corrected value.
+    fn unexpected(&self, wanted: &str, fix: Option<String>) -> Reported {
         let problem = self.wrong_type(wanted);
-        self.refuse(match mend {
-            // An element of a list has no line of its own.
-            Some(mend) if self.path.ends_with(']') => problem.help(format!("write `{mend}`")),
-            Some(mend) => problem.help(format!("write `{} = {mend}`", self.key.get_ref())),
+        self.refuse(match fix {
+            // A list element has no key, so only the value is shown.
+            Some(fix) if self.path.ends_with(']') => problem.help(format!("write `{fix}`")),
+            Some(fix) => problem.help(format!("write `{} = {fix}`", self.key.get_ref())),
             None => problem,
         })
     }
@@ -368,7 +372,7 @@ impl<'r> Item<'r> {
         self.refuse(Problem::new(message, "out of range").allowed(allowed))
     }
 
-    /// Gives a value as it stands in the file, cut where it is long.
+    /// Returns the source text of a value, shortened to its first line and 40 characters.
     fn text_of(&self, value: &Spanned<DeValue<'_>>) -> String {
         const LONGEST: usize = 40;
         let written = &self.reader.text[value.span()];
@@ -377,26 +381,26 @@ impl<'r> Item<'r> {
     }
 }
 
-/// What stands behind the opening quotation marks of a string.
+/// Returns the source text of a string after its opening quotes.
 fn body_of(raw: &str) -> &str {
     let is_multiline = raw.starts_with("\"\"\"") || raw.starts_with("'''");
     let quotes = if is_multiline { 3 } else { 1 };
     let body = raw.get(quotes..).unwrap_or(raw);
-    // A newline right behind the opening quotation marks is not part of the string.
+    // TOML drops a newline right after the opening quotes.
     if is_multiline { body.strip_prefix("\r\n").or(body.strip_prefix('\n')).unwrap_or(body) } else { body }
 }
 
-/// Where in a string as it stands in the file a place in its text is; none where escapes blur it. A line may end with
-/// CR LF in the file, and with LF in the text.
-fn place_in(body: &str, text: &str, place: usize) -> Option<usize> {
-    let (mut body, mut text, whole) = (body, &text[..place], body.len());
+/// Maps a byte offset in the parsed text of a string to the offset in its source; `None` if escapes come before it. A
+/// line may end with CR LF in the source and with LF in the parsed text.
+fn source_offset(body: &str, text: &str, offset: usize) -> Option<usize> {
+    let (mut body, mut text, length) = (body, &text[..offset], body.len());
     while let Some(char) = text.chars().next() {
         text = &text[char.len_utf8()..];
         let written = if char == '\n' && body.starts_with("\r\n") { "\r\n".len() } else { char.len_utf8() };
         let same = body.starts_with(char) || written > char.len_utf8();
         body = same.then(|| &body[written..])?;
     }
-    Some(whole - body.len())
+    Some(length - body.len())
 }
 
 #[cfg(test)]
@@ -405,9 +409,9 @@ mod tests {
 
     #[test]
     fn a_place_in_a_string_is_found_in_the_file() {
-        assert_eq!(place_in("é\r\n{x}", "é\n{x}", 3), Some(4));
-        assert_eq!(place_in("é\r\n{x}", "é\r\n{x}", 4), Some(4));
-        assert_eq!(place_in("a\\t{x}", "a\t{x}", 2), None);
+        assert_eq!(source_offset("é\r\n{x}", "é\n{x}", 3), Some(4));
+        assert_eq!(source_offset("é\r\n{x}", "é\r\n{x}", 4), Some(4));
+        assert_eq!(source_offset("a\\t{x}", "a\t{x}", 2), None);
         assert_eq!([body_of("\"a\""), body_of("'''\r\nb'''"), body_of("\"\"\"c\"\"\"")], ["a\"", "b'''", "c\"\"\""]);
     }
 }

@@ -1,8 +1,8 @@
-//! What a key of a pipeline file is: its values, its default, an example, and what it means.
+//! The description of a key of a pipeline file: its values, its default, an example and its meaning.
 //!
-//! [`described`](super::described) holds the one table of them. The reader takes ranges and defaults from there, the
-//! errors take examples, and [`schema`](super::schema()) makes the JSON Schema and the reference of it: so the four
-//! cannot differ. A key that is read and not described, or described and never read, fails whatever test reads a file.
+//! [`described`](super::described) holds the descriptions. The reader takes ranges and defaults from them, errors take
+//! examples, and [`schema`](super::schema()) generates the JSON Schema and the reference, so the four cannot disagree.
+//! A key that is read but not described, or described but never read, fails every test that reads a file.
 
 use std::fmt::Write as _;
 use std::ops::RangeInclusive;
@@ -14,10 +14,10 @@ use toml::de::{DeString, DeTable, DeValue};
 /// A table of the file.
 #[derive(Debug)]
 pub(super) struct Section {
-    /// The dotted path; a part in capitals stands for any name. Empty for the whole file.
+    /// The dotted path, empty for the whole file. A part in capitals stands for any name.
     pub(super) path: &'static str,
     pub(super) doc: &'static str,
-    /// In groups, so that two sections may share one.
+    /// Groups of keys, which several sections may share.
     pub(super) groups: &'static [&'static [Key]],
 }
 
@@ -37,19 +37,19 @@ pub(super) struct Key {
     pub(super) name: &'static str,
     pub(super) kind: Kind,
     pub(super) absent: Absent,
-    /// A value as TOML; for a section the first line below its header.
+    /// An example value as TOML; for a section, the first line below its header.
     pub(super) example: &'static str,
     pub(super) doc: &'static str,
 }
 
-/// What a file means that does not have the key.
+/// The meaning of a missing key.
 #[derive(Debug)]
 pub(super) enum Absent {
-    /// Nothing: it is a mistake.
+    /// An error: the key is required.
     Mistake,
-    /// What it would mean with this value, as TOML.
+    /// A default value, as TOML.
     Default(&'static str),
-    /// Something that no value of the key says, in words.
+    /// A default that no value expresses, in words.
     Means(&'static str),
 }
 
@@ -60,33 +60,33 @@ pub(super) enum Kind {
     Sql,
     Path,
     Uri,
-    /// A string with a pattern, and the name of such strings.
+    /// A string that matches a pattern, with a description of such strings.
     Pattern(&'static str, &'static str),
-    /// This boolean alone.
+    /// Only this boolean.
     Only(bool),
     Boolean,
-    /// A range up to `usize::MAX` has no upper end.
+    /// An integer in a range; up to `usize::MAX` means unbounded.
     Integer(RangeInclusive<usize>),
     Number(Numbers),
-    /// 0 to 1.
+    /// A number from 0 to 1.
     Share,
     Duration,
     Bytes,
-    /// At most so many names, or one alone.
+    /// A list of at most this many names, or a single name.
     Names(usize),
     Choice(fn() -> Vec<&'static str>),
-    /// One of these names, however it is spelt.
+    /// One of these names, in any case and with or without dashes.
     Named(fn() -> Vec<&'static str>),
     Section(&'static Section),
-    /// Names, each with a URI or a table of options.
+    /// A table of names, each with a URI or a table of options.
     Tables(&'static Section),
-    /// Names, each with such a value.
+    /// A table of names, each with a value of this kind.
     Entries(&'static Kind),
     List(&'static Kind),
     Either(&'static [Kind]),
 }
 
-/// From `low`, or above it, to below `high`; no upper end if that is `f64::MAX`.
+/// A range of numbers from `low` (included if `with_low`) to below `high`; `f64::MAX` means unbounded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Numbers {
     pub(super) low: f64,
@@ -95,7 +95,7 @@ pub(super) struct Numbers {
 }
 
 impl Kind {
-    /// The first that `pick` takes, of this kind and those that it is made of.
+    /// Returns the first result of `pick` for this kind and the kinds nested in it.
     pub(super) fn find<T>(&'static self, pick: &dyn Fn(&'static Self) -> Option<T>) -> Option<T> {
         pick(self).or_else(|| match self {
             Self::Entries(inner) | Self::List(inner) => inner.find(pick),
@@ -109,7 +109,7 @@ pub(super) const fn required(name: &'static str, kind: Kind, example: &'static s
     Key { name, kind, absent: Absent::Mistake, example, doc }
 }
 
-/// A key with a default, which is TOML.
+/// Describes a key with a default value, written as TOML.
 pub(super) const fn or(
     name: &'static str,
     kind: Kind,
@@ -120,7 +120,7 @@ pub(super) const fn or(
     Key { name, kind, absent: Absent::Default(default), example, doc }
 }
 
-/// A key that may be absent, and what that means.
+/// Describes an optional key, with the meaning of its absence in words.
 pub(super) const fn optional(
     name: &'static str,
     kind: Kind,
@@ -131,7 +131,7 @@ pub(super) const fn optional(
     Key { name, kind, absent: Absent::Means(means), example, doc }
 }
 
-/// A section, for tables and the reader of defaults: every one that can be reached from this one, itself first.
+/// Returns a section and all sections nested in it, itself first.
 pub(super) fn sections(from: &'static Section) -> Vec<&'static Section> {
     let inner = from.keys().filter_map(|key| {
         key.kind.find(&|kind| match kind {
@@ -142,11 +142,11 @@ pub(super) fn sections(from: &'static Section) -> Vec<&'static Section> {
     std::iter::once(from).chain(inner.flat_map(sections)).collect()
 }
 
-/// The defaults of all sections as one document: a table of the section's path for each.
+/// The defaults of all sections as one TOML document, with one table per section path.
 static DEFAULTS: LazyLock<DeTable<'static>> = LazyLock::new(|| {
     let mut text = String::new();
     for section in sections(&super::described::FILE) {
-        // A string takes every write.
+        // Writes to a string cannot fail.
         let _ = writeln!(text, "[\"{}\"]", section.path);
         for key in section.keys() {
             if let Absent::Default(default) = key.absent {
@@ -154,11 +154,11 @@ static DEFAULTS: LazyLock<DeTable<'static>> = LazyLock::new(|| {
             }
         }
     }
-    // Kept for good, as the values borrow from it.
-    DeTable::parse(text.leak()).expect("the defaults are TOML").into_inner()
+    // The values borrow from the text, so it is leaked.
+    DeTable::parse(text.leak()).expect("the defaults are valid TOML").into_inner()
 });
 
-/// The default of a key, as if it stood in a file.
+/// Returns the default of a key, as a key and a value of a document.
 pub(super) fn default_of(
     section: &Section,
     name: &str,

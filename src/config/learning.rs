@@ -1,4 +1,4 @@
-//! The sections `[pretrain]` and `[finetune]`.
+//! Reads the sections `[pretrain]` and `[finetune]`.
 
 use toml::de::DeValue;
 
@@ -23,15 +23,15 @@ pub(super) const SCHEDULES: [Choice<ScheduleShape>; 3] = [
 ];
 
 pub(super) fn pretrain(keys: &mut Keys<'_>) -> Read<Pretrain> {
-    let text = keys.or("text", |item| Ok(item.words()?.to_owned()));
+    let text = keys.or("text", |item| Ok(item.non_blank()?.to_owned()));
     let validation = keys.or("validation", Item::number);
     let mask_probability = keys.or("mask_probability", Item::number);
-    let measure_at = keys.optional("measure_at", hidden_shares);
+    let measure_at = keys.optional("measure_at", mask_shares);
     let start = keys.required("model", start);
     let learning = learning(keys);
     let (learning, start) = (learning?, start?);
     if let Start::Model(base) = &start {
-        not_itself(keys, base, &learning)?;
+        check_output(keys, base, &learning)?;
     }
     Ok(Pretrain {
         learning,
@@ -49,7 +49,7 @@ pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
     let id = keys.optional("id", Item::names);
     let validation = keys.or("validation", validation);
     let text = keys.optional("text", Item::names);
-    let label = keys.or("label", |item| Ok(item.words()?.to_owned()));
+    let label = keys.or("label", |item| Ok(item.non_blank()?.to_owned()));
     let labels = keys.optional("labels", Item::names);
     let label_smoothing = keys.or("label_smoothing", Item::number);
     let class_weights = keys.optional("class_weights", class_weights);
@@ -57,11 +57,11 @@ pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
     let known = task.as_ref().ok().map(|task| measured(task.problem(), Some(task.labels().len()).filter(|n| *n > 0)));
     let known = known.unwrap_or_default();
     let metric = keys.optional("metric", |item| {
-        Metric::parse_among(item.words()?, known.iter().copied())
+        Metric::parse_among(item.non_blank()?, known.iter().copied())
             .map_err(|e| item.refuse(Problem::new(format!("`{}`: {e}", item.path), "unknown metric")))
     });
     let promote_if = keys.optional("promote_if", |item| {
-        Condition::parse(item.words()?, &known)
+        Condition::parse(item.non_blank()?, &known)
             .map_err(|e| item.refuse(Problem::new(format!("`{}`: {e}", item.path), "not a condition")))
     });
     let calibrate = keys.or("calibrate", |item| calibrate(item, task.as_ref().ok()));
@@ -69,7 +69,7 @@ pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
     let task = task?;
     let text = texts(keys, text?, Some(task), None)?;
     let (learning, base) = (learning?, base?);
-    not_itself(keys, &base, &learning)?;
+    check_output(keys, &base, &learning)?;
     Ok(Finetune {
         learning,
         base,
@@ -89,10 +89,11 @@ pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
 }
 
 pub(super) fn task(item: &Item<'_>) -> Read<Task> {
-    Task::parse(item.words()?).map_err(|e| item.refuse(Problem::new(format!("`{}`: {e}", item.path), "unknown task")))
+    Task::parse(item.non_blank()?)
+        .map_err(|e| item.refuse(Problem::new(format!("`{}`: {e}", item.path), "unknown task")))
 }
 
-/// The text columns: those that are named, else those of the task's data set, else some others.
+/// Returns the text columns: the given ones, else those of the task's data set, else the fallback.
 pub(super) fn texts(
     keys: &mut Keys<'_>,
     named: Option<Vec<String>>,
@@ -144,8 +145,8 @@ fn learning(keys: &mut Keys<'_>) -> Read<Learning> {
     })
 }
 
-/// Refuses to write a model over its base.
-fn not_itself(keys: &Keys<'_>, base: &Location, learning: &Learning) -> Read<()> {
+/// Rejects an output folder that is the base model.
+fn check_output(keys: &Keys<'_>, base: &Location, learning: &Learning) -> Read<()> {
     let output = &learning.output;
     if base.place.is_same(&crate::place::Place::Local(output.path.clone())) {
         let problem = Problem::new(format!("`output` is `{output}`, the model that training starts from"), "the same");
@@ -154,7 +155,7 @@ fn not_itself(keys: &Keys<'_>, base: &Location, learning: &Learning) -> Read<()>
     Ok(())
 }
 
-/// The folder of a model, or what to make one from.
+/// Reads the folder of a base model, or the config and tokenizer of a model with random weights.
 fn start(item: &Item<'_>) -> Read<Start> {
     if !item.is_table() {
         return item.model().map(Start::Model);
@@ -166,8 +167,8 @@ fn start(item: &Item<'_>) -> Read<Start> {
     })
 }
 
-/// A share, or a list of them.
-fn hidden_shares(item: &Item<'_>) -> Read<Vec<f64>> {
+/// Reads a masking share, or a list of them.
+fn mask_shares(item: &Item<'_>) -> Read<Vec<f64>> {
     match item.value.get_ref() {
         DeValue::Array(_) => {
             let elements = item.elements()?;
@@ -187,7 +188,7 @@ fn hidden_shares(item: &Item<'_>) -> Read<Vec<f64>> {
     }
 }
 
-/// `true` for a temperature, `{ threshold = "f1" }` for a threshold too.
+/// Reads `true` for a temperature, or `{ threshold = "f1" }` for a temperature and a threshold.
 fn calibrate(item: &Item<'_>, task: Option<&Task>) -> Read<Calibrate> {
     let calibrate = if item.is_table() {
         Calibrate::Threshold(item.table(|keys| keys.required("threshold", objective))?)
@@ -206,31 +207,31 @@ fn calibrate(item: &Item<'_>, task: Option<&Task>) -> Read<Calibrate> {
         Err(item.refuse(problem.help(help)))
     };
     match (calibrate, task.problem(), task.labels().len()) {
-        (_, model::Problem::Regression, _) => refuse("it learns a value, not probabilities".into(), "remove it"),
+        (_, model::Problem::Regression, _) => refuse("a regression has no probabilities".into(), "remove it"),
         (Calibrate::Threshold(_), model::Problem::MultiLabel, _) => {
-            refuse("a threshold is for one label of two".into(), "write `calibrate = true`")
+            refuse("a threshold needs two exclusive labels".into(), "write `calibrate = true`")
         }
         (Calibrate::Threshold(_), _, labels) if labels > 2 => {
-            refuse(format!("a threshold is for two labels, and it has {labels}"), "write `calibrate = true`")
+            refuse(format!("a threshold needs two labels, and the task has {labels}"), "write `calibrate = true`")
         }
         _ => Ok(calibrate),
     }
 }
 
 fn objective(item: &Item<'_>) -> Read<Objective> {
-    let text = item.words()?;
+    let text = item.non_blank()?;
     Objective::parse(text).map_err(|e| {
         let problem = Problem::new(format!("`{}`: {e}", item.path), "not an objective");
         item.refuse(problem.suggest(text, ["f1", "accuracy", "matthews", "precision >= 0.9", "recall >= 0.9"]))
     })
 }
 
-/// A share of the rows, or a query of its own.
+/// Reads the share of held-out rows, or a query for them.
 fn validation(item: &Item<'_>) -> Read<Validation> {
     if item.is_text() { item.sql().map(Validation::Sql) } else { item.number().map(Validation::Share) }
 }
 
-/// `"balanced"`, or one weight a label.
+/// Reads `"balanced"`, or one weight per label.
 fn class_weights(item: &Item<'_>) -> Read<ClassWeights> {
     if item.is_text() {
         return item.choice(&[("balanced", Some(()))]).map(|()| ClassWeights::Balanced);

@@ -1,13 +1,13 @@
-//! Pipeline files: one TOML text becomes one validated [`Pipeline`], or everything that is wrong with it.
+//! Parses and validates pipeline files: turns TOML text into a [`Pipeline`], or into the list of all its problems.
 //!
 //! ```text
 //! text ── toml ──▶ DeTable + syntax errors ── Keys, Item ──▶ Pipeline
 //!                         └──────────── Problem ─────────┴──▶ ConfigErrors ──▶ terminal
 //! ```
 //!
-//! Nothing here does I/O: the caller reads the file, and later the SQL file that `source.file` may name.
+//! This module does no I/O: the caller reads the pipeline file, and later the SQL file that `source.file` may name.
 
-#![expect(clippy::result_large_err, reason = "a file is read once, and a mistake in it ends the program")]
+#![expect(clippy::result_large_err, reason = "a file is read once, and an error in it ends the program")]
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -42,10 +42,10 @@ pub use stages::*;
 pub use tables::{GivenTable, table_from_argument, table_from_uri, table_from_uri_as};
 pub use variables::{UnknownVariable, substitute, variables_in};
 
-/// The name under which SQL finds a pipeline's sink whatever the pipeline is called; the files in `sql/` use it.
+/// The name under which SQL finds a pipeline's sink, whatever the pipeline is called; the files in `sql/` use it.
 pub const PREDICTIONS: &str = "predictions";
 
-/// Reads a length of time: `90s`, `5m`, `1h`, `500ms`.
+/// Parses a duration: `90s`, `5m`, `1h`, `500ms`.
 #[must_use]
 pub fn duration(text: &str) -> Option<Duration> {
     let millis = |unit: &str| match unit {
@@ -60,7 +60,7 @@ pub fn duration(text: &str) -> Option<Duration> {
     (millis > 0).then(|| Duration::from_millis(millis))
 }
 
-/// A number of bytes as pipelines write it: a whole number with a unit, such as `4GiB` or `512 MB`.
+/// Parses a size in bytes: an integer with a unit, such as `4GiB` or `512 MB`.
 #[must_use]
 pub fn bytes(text: &str) -> Option<u64> {
     let unit = |unit: &str| match unit {
@@ -80,10 +80,10 @@ pub fn bytes(text: &str) -> Option<u64> {
 
 const MAX_BYTES: usize = crate::files::MAX_TEXT as usize;
 
-/// Reads the text of a pipeline file; relative paths in it start at the folder of `path`.
+/// Parses the text of a pipeline file. Relative paths in it start at the folder of `path`.
 ///
 /// # Errors
-/// Everything that is wrong with the text and the variables, in the order of the file.
+/// All problems of the text and the variables, in file order.
 pub fn parse(path: &Path, text: &str, variables: &BTreeMap<String, String>) -> Result<Pipeline, ConfigErrors> {
     if text.len() > MAX_BYTES {
         let problem = Problem::new(format!("the file has {} bytes, too many for a pipeline file", text.len()), "");

@@ -1,6 +1,6 @@
-//! The validated pipeline: what a pipeline file says once every rule has been checked and every default filled in.
+//! The validated pipeline: the contents of a pipeline file, with all rules checked and all defaults filled in.
 //!
-//! These are plain values. [`super::parse`] makes them; nothing after it checks them again.
+//! [`super::parse`] creates these values; no later code checks them again.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -19,39 +19,39 @@ pub const DEFAULT_MAX_LENGTH: usize = 128;
 pub const DEFAULT_WINDOW: usize = 8192;
 /// The default of `run.memory`, in bytes.
 pub const DEFAULT_MEMORY: u64 = 2 << 30;
-/// Tokens of a task that a cluster hands out, if nothing is said: a minute or a few.
+/// The default of `run.task_tokens`: one executor takes a minute or a few for such a task.
 pub const DEFAULT_TASK_TOKENS: usize = 500_000;
 /// The default of `score.checkpoint`.
 pub const DEFAULT_CHECKPOINT: Duration = Duration::from_mins(1);
 
-/// One batch job, as its pipeline file describes it.
+/// A batch job, as described by its pipeline file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pipeline {
-    /// The name of the pipeline: letters, digits, `-` and `_`; its sink is a SQL table of this name.
+    /// The name of the pipeline: letters, digits, `-` and `_`; its sink is an SQL table of this name.
     pub name: String,
     /// The pipeline file.
     pub path: PathBuf,
     /// The tables that SQL can name, in the order of the file.
     pub tables: Vec<Table>,
-    /// The stage that teaches an encoder a kind of text; the first to run.
+    /// The pretraining stage, which runs first.
     pub pretrain: Option<Pretrain>,
-    /// The stage that teaches an encoder a task.
+    /// The fine-tuning stage.
     pub finetune: Option<Finetune>,
-    /// The stage that measures a model.
+    /// The evaluation stage.
     pub evaluate: Option<Evaluate>,
-    /// The stage that scores; the last to run.
+    /// The scoring stage, which runs last.
     pub scoring: Option<Scoring>,
-    /// How the machine is used.
+    /// Threads, memory and batch sizes.
     pub run: RunSettings,
-    /// The variables that were given but that the pipeline file does not use.
+    /// The given variables that the pipeline file does not use.
     ///
-    /// Always empty with [`Query::Sql`]. With [`Query::File`] the SQL file may use them: what is then still
+    /// Always empty with [`Query::Sql`]. With [`Query::File`], the SQL file may use them. A variable that is still
     /// unused after [`super::substitute`] is the user's mistake.
     pub unused_variables: BTreeSet<String>,
 }
 
 impl Pipeline {
-    /// The queries of all stages, with the key under which a file of SQL stands.
+    /// Returns the queries of all stages, each with the key that names its SQL file.
     pub fn queries(&self) -> impl Iterator<Item = (&'static str, &Query)> {
         let pretrain = self.pretrain.iter().map(|stage| ("pretrain.file", &stage.learning.query));
         let finetune = self.finetune.iter().map(|stage| ("finetune.file", &stage.learning.query));
@@ -61,20 +61,20 @@ impl Pipeline {
     }
 }
 
-/// What is scored, by what, and where the predictions go.
+/// The settings of the scoring stage.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scoring {
-    /// Where the pairs come from.
+    /// The rows to score.
     pub source: Source,
-    /// What scores them.
+    /// The model.
     pub model: ModelSettings,
-    /// How they are scored.
+    /// Cache, checkpoints and rejected rows.
     pub score: ScoreSettings,
-    /// Where the predictions go.
+    /// The destination of the predictions.
     pub sink: Sink,
 }
 
-/// A place as a pipeline file names it: a file, a folder (ends in `/` or has no extension), or a glob.
+/// A location in a pipeline file: a file, a folder (ends in `/` or has no extension), or a glob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Location {
     /// The text of the pipeline file, variables not replaced; for messages.
@@ -84,7 +84,7 @@ pub struct Location {
 }
 
 impl Location {
-    /// The path, if the place is on the local disk.
+    /// Returns the path, if the place is on the local disk.
     #[must_use]
     pub fn local(&self) -> Option<&Path> {
         self.place.local()
@@ -97,7 +97,7 @@ impl fmt::Display for Location {
     }
 }
 
-/// The same for what must be on the local disk.
+/// A location that must be on the local disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalPath {
     /// The text of the pipeline file, variables not replaced; for messages.
@@ -121,46 +121,46 @@ impl From<LocalPath> for Location {
 /// A table that SQL can name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
-    /// The name of the table, a SQL identifier.
+    /// The name of the table, an SQL identifier.
     pub name: String,
     /// The files of the table.
     pub location: Location,
-    /// How the files are read.
+    /// The format of the files.
     pub format: TableFormat,
-    /// The columns that are read from folder names such as `dt=2026-01-01`, outermost first.
+    /// The partition columns, read from folder names such as `dt=2026-01-01`, outermost first.
     pub partitions: Vec<String>,
 }
 
-/// How the files of a table are read.
+/// The format of the files of a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TableFormat {
     /// Apache Parquet.
     Parquet,
     /// Delimited text: `csv` and `tsv`.
     Csv(CsvOptions),
-    /// One JSON object a line.
+    /// JSON, one object per line.
     Json {
-        /// Columns whose type is given, not inferred.
+        /// The columns with a declared type; other types are inferred.
         types: ColumnTypes,
     },
     /// Apache Arrow IPC files.
     Arrow,
     /// A Delta table.
     Delta {
-        /// The version that is read; the newest if not given.
+        /// The version to read; `None` for the newest.
         version: Option<u64>,
     },
-    /// A folder in which a pipeline's runs have their folders.
+    /// A folder with one subfolder per run of a pipeline.
     Runs {
-        /// Whether all runs are read, or the newest.
+        /// True to read all runs, false to read the newest only.
         all: bool,
-        /// Where the runs are published: of those that are not there, no rows are read.
+        /// The folder in which runs are published; runs that are missing from it are skipped.
         published_in: Option<Place>,
     },
 }
 
 impl TableFormat {
-    /// What people call it.
+    /// Returns the display name of the format.
     #[must_use]
     pub fn title(&self) -> &'static str {
         match self {
@@ -174,62 +174,60 @@ impl TableFormat {
     }
 }
 
-/// How delimited text is read.
+/// The options of delimited text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CsvOptions {
-    /// The byte between two fields: `,` for `csv`, a tabulator for `tsv`, unless the file says otherwise.
+    /// The byte between two fields; by default `,` for `csv` and a tab for `tsv`.
     pub delimiter: u8,
-    /// Whether the first line names the columns; true unless the file says otherwise.
+    /// True if the first line holds the column names, the default.
     pub header: bool,
-    /// The byte around a field that contains the delimiter, `"` unless the file says otherwise; `None`: no byte
-    /// has that meaning.
+    /// The byte around a field that contains the delimiter, by default `"`; `None` disables quoting.
     pub quote: Option<u8>,
-    /// The byte that takes its meaning from a quotation mark, or from itself, behind it in a quoted field; `None`: a
-    /// quotation mark is doubled.
+    /// The byte that escapes a quote, or itself, in a quoted field; `None` if quotes are doubled.
     pub escape: Option<u8>,
-    /// The field that means NULL besides the empty one.
+    /// A field value that is read as NULL, in addition to the empty field.
     pub null: Option<String>,
-    /// Columns whose type is given, not inferred.
+    /// The columns with a declared type; other types are inferred.
     pub types: ColumnTypes,
 }
 
-/// Columns of a text file with the types that they are read as, in the order of the pipeline file.
+/// Columns of a text file with their declared types, in the order of the pipeline file.
 pub type ColumnTypes = Vec<(String, ColumnType)>;
 
 /// The type of a column of a text file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ColumnType {
-    /// Text, as it stands in the file.
+    /// Text, unchanged.
     Text,
-    /// A signed whole number of 64 bits.
+    /// A signed 64-bit integer.
     Integer,
-    /// A floating-point number of 64 bits.
+    /// A 64-bit floating-point number.
     Float,
     /// A decimal number.
     Decimal {
-        /// Digits, at most 38.
+        /// The number of digits, at most 38.
         precision: u8,
-        /// Digits after the point.
+        /// The number of digits after the decimal point.
         scale: i8,
     },
     /// `true` or `false`.
     Boolean,
     /// A date, `2026-01-31`.
     Date,
-    /// A date with a time and no offset, `2026-01-31T12:00:00`.
+    /// A date and time without an offset, `2026-01-31T12:00:00`.
     Timestamp,
-    /// A date with a time and an offset, `2026-01-31T12:00:00+01:00`; read as UTC.
+    /// A date and time with an offset, `2026-01-31T12:00:00+01:00`, converted to UTC.
     TimestampTz,
 }
 
-/// Where the pairs come from, and which columns mean what.
+/// The rows to score, and the roles of their columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// The query that gives the rows.
+    /// The query for the rows.
     pub query: Query,
-    /// The columns that name a row, at least one.
+    /// The columns that identify a row, at least one.
     pub id: Vec<String>,
-    /// The columns that are scored: a text, or a text and its pair.
+    /// The text column, or the two text columns of a pair.
     pub text: Vec<String>,
     /// The column of gold labels.
     pub label: Option<String>,
@@ -238,25 +236,25 @@ pub struct Source {
 /// The query of the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Query {
-    /// SQL that stands in the pipeline file.
+    /// SQL in the pipeline file.
     Sql(Sql),
-    /// A file of SQL; whoever reads it replaces the variables of its text with [`super::substitute`].
+    /// An SQL file; its reader replaces the variables with [`super::substitute`].
     File(LocalPath),
 }
 
-/// SQL in a pipeline file, and where it stands there.
+/// SQL in a pipeline file, with its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sql {
-    /// The SQL, its variables replaced.
+    /// The SQL with its variables replaced.
     pub text: String,
-    /// The line on which it begins, from 0.
+    /// The line of its first character, from 0.
     pub line: usize,
-    /// The column at which it begins, from 0.
+    /// The column of its first character, from 0.
     pub column: usize,
 }
 
 impl Sql {
-    /// The SQL behind as many lines and columns as in the file, so that places in it are places in the file. Behind a
+    /// Returns the SQL padded with newlines and spaces, so that positions in it are positions in the file. After a
     /// variable or an escape, columns are those of the SQL.
     #[must_use]
     pub fn placed(&self) -> String {
@@ -264,113 +262,113 @@ impl Sql {
     }
 }
 
-/// What scores the pairs.
+/// The model settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSettings {
     /// The folder of the checkpoint.
     pub location: Location,
-    /// The length at which an input is cut, in tokens, special tokens included.
+    /// The maximum length of an input, in tokens, special tokens included; longer inputs are truncated.
     pub max_length: usize,
     /// The number format of the forward pass.
     pub precision: Precision,
-    /// Where the forward pass runs.
+    /// The device of the forward pass.
     pub device: DeviceSetting,
 }
 
 /// The number format of the forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// The quickest of the device that a self-check at load finds to change nothing that matters.
+    /// The fastest precision of the device that passes a self-check at load.
     Auto,
     /// 32-bit floats, the same on every machine.
     F32,
     /// 16-bit integers with exact sums in the encoder's linear layers, 32-bit floats elsewhere; on x86-64 only.
     Int16,
-    /// 16-bit floats of the IEEE; on GPUs only.
+    /// IEEE 16-bit floats; on GPUs only.
     F16,
-    /// 16-bit floats with the exponents of f32; on GPUs only.
+    /// 16-bit floats with the exponent range of f32; on GPUs only.
     Bf16,
 }
 
-/// How the pairs are scored.
+/// The cache, checkpoints and rejected rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScoreSettings {
-    /// The folder in which scores and runs are remembered; `.couplet/NAME` beside the file unless it says otherwise.
+    /// The folder that caches scores and records runs; by default `.couplet/NAME` in the folder of the file.
     pub store: Location,
-    /// How much work a kill may cost.
+    /// The most work lost if the process is killed.
     pub checkpoint: Duration,
-    /// The share of rows, 0 to 1, that may be rejected before the run fails; 1 unless the file says otherwise.
+    /// The share of rows, 0 to 1, that may be rejected before the run fails; 1 by default.
     pub max_errors: f64,
-    /// Where rejected rows go.
+    /// The destination of rejected rows.
     pub errors: Errors,
 }
 
-/// Where rejected rows go.
+/// The destination of rejected rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Errors {
-    /// Among the others, with the reason in the column `error`.
+    /// The output, with the reason in the column `error`.
     Column,
-    /// To a table of their own, beside the others'.
+    /// A separate table next to the output.
     Quarantine,
 }
 
-/// Where the predictions go.
+/// The destination of the predictions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sink {
     /// A Parquet file, or the folder of a table.
     pub location: Location,
-    /// What kind of table.
+    /// The format of the table.
     pub format: SinkFormat,
-    /// What becomes of the rows of earlier runs.
+    /// The treatment of the rows of earlier runs.
     pub mode: SinkMode,
-    /// The columns by whose values the files of a Delta table are put into folders.
+    /// The partition columns of a Delta table.
     pub partition_by: Vec<String>,
-    /// How many runs stay in a folder of Parquet files; all, if not given.
+    /// The number of runs kept in a folder of Parquet files; `None` keeps all.
     pub keep: Option<usize>,
 }
 
 impl Sink {
-    /// Whether the table is one Parquet file.
+    /// Tells whether the sink is a single Parquet file.
     #[must_use]
     pub fn is_one_file(&self) -> bool {
         self.format == SinkFormat::Parquet && self.location.place.extension() == Some("parquet")
     }
 }
 
-/// What kind of table the predictions are.
+/// The format of the sink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SinkFormat {
-    /// One Parquet file, or a folder in which each run has a folder.
+    /// One Parquet file, or a folder with one subfolder per run.
     Parquet,
     /// A Delta table.
     Delta,
 }
 
-/// What becomes of the rows of earlier runs.
+/// The treatment of the rows of earlier runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SinkMode {
-    /// They are replaced.
+    /// They are deleted.
     Overwrite,
-    /// They stay.
+    /// They are kept.
     Append,
-    /// They stay, unless a new row has their id.
+    /// They are kept, unless a new row has the same id.
     Merge,
 }
 
-/// How the machine is used.
+/// Threads, memory and batch sizes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunSettings {
-    /// The number of inference threads; `None`: one a core.
+    /// The number of inference threads; `None` for one per core.
     pub threads: Option<usize>,
     /// The number of rows that are sorted by length and packed together.
     pub window: usize,
-    /// The number of tokens in a packed batch; `None`: couplet's choice.
+    /// The number of tokens in a packed batch; `None` for the model's default.
     pub batch_tokens: Option<usize>,
-    /// The number of tokens in a task that a cluster hands out, at most.
+    /// The maximum number of tokens in a cluster task.
     pub task_tokens: usize,
-    /// The memory of joins and sorts, in bytes; what does not fit is spilled.
+    /// The memory for joins and sorts, in bytes; data that does not fit is spilled to disk.
     pub memory: u64,
-    /// The folder in which the rows of a run are kept while it lasts, and what does not fit into memory.
+    /// The folder for the source rows during a run, and for data that does not fit into memory.
     pub spill: PathBuf,
 }
 

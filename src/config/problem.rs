@@ -1,4 +1,4 @@
-//! What is wrong with a pipeline file, and how a person sees it: every problem at once, each with its line.
+//! Problems of a pipeline file and their rendering: all problems at once, each with its line.
 
 use std::fmt::{self, Write as _};
 use std::path::Path;
@@ -11,12 +11,12 @@ use miette::{
 use crate::escape::{in_line, of_same_length};
 use crate::place::Problem;
 
-/// The number of problems above which a report shows the first ones only.
+/// The maximum number of problems that a report shows.
 const MOST_SHOWN: usize = 100;
 
-/// Everything that is wrong with a pipeline file, in the order of the file.
+/// All problems of a pipeline file, in file order.
 ///
-/// [`Display`](fmt::Display) gives one line a problem; [`render`](Self::render) shows the lines of the file too.
+/// [`Display`](fmt::Display) writes one line per problem; [`render`](Self::render) shows the lines of the file too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors {
     file: String,
@@ -32,16 +32,16 @@ impl ConfigErrors {
         errors
     }
 
-    /// Gives the problems, in the order of the file; at least one.
+    /// Returns the problems in file order; there is at least one.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    /// Renders the problems with their lines of the file, then the count; `width` is that of the terminal, in columns.
+    /// Renders the problems with their lines of the file, then the count. `width` is the terminal width in columns.
     ///
     /// # Panics
-    /// Never: a string takes every write.
+    /// Never: writes to a string cannot fail.
     #[must_use]
     pub fn render(&self, color: bool, width: usize) -> String {
         let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
@@ -50,7 +50,7 @@ impl ConfigErrors {
         for problem in self.problems.iter().take(MOST_SHOWN) {
             handler
                 .render_report(&mut report, &Shown { problem, errors: self })
-                .expect("a string takes every write, and spans come from the text");
+                .expect("writes to a string cannot fail, and spans come from the text");
             report.push('\n');
         }
         let count = self.problems.len();
@@ -80,14 +80,14 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// Gives the line and the column of a byte, both from 0.
+/// Returns the line and the column of a byte offset, both from 0.
 pub(super) fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = &text[..offset];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     (before.matches('\n').count(), before[line_start..].chars().count())
 }
 
-/// A problem together with the file it is in, as miette wants to see it.
+/// A problem with its file, as a miette diagnostic.
 #[derive(Debug)]
 struct Shown<'e> {
     problem: &'e Problem,
@@ -132,7 +132,7 @@ impl Diagnostic for Shown<'_> {
     }
 }
 
-/// Shows the whole lines of a span and no other: miette's own source cuts the first line when asked for no context.
+/// Returns exactly the lines of a span. miette's own source cuts the first line if no context is requested.
 impl SourceCode for ConfigErrors {
     fn read_span<'a>(
         &'a self,

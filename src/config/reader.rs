@@ -1,8 +1,8 @@
-//! The reader of a pipeline file: where problems are collected, and the cursor over the keys of one TOML table.
+//! The reader of a pipeline file: collects problems, and provides a cursor over the keys of a TOML table.
 //!
-//! A section of the file is a closure over its [`Keys`]. It asks for each key that [`described`](super::described) has
-//! for the section, and for no other; both are checked where assertions are. A value that cannot be read
-//! is `Err(Reported)`: the proof that a problem was recorded, so that nothing is reported twice.
+//! A section of the file is read by a closure over its [`Keys`]. The closure must read exactly the keys that
+//! [`described`](super::described) lists for the section; debug assertions check this. A value that cannot be read is
+//! `Err(Reported)`, the proof that a problem was recorded, so that no problem is reported twice.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,12 +27,12 @@ pub(super) struct Reported(());
 /// A value of the file, or the proof that a problem was recorded.
 pub(super) type Read<T> = Result<T, Reported>;
 
-/// What is known about the file as a whole, and the problems found so far.
+/// The file, the variables, and the problems found so far.
 ///
-/// Problems go into a cell, because a table and the values in it report side by side.
+/// Problems are in a cell because a table and its values both hold a reference to the reader.
 pub(super) struct Reader<'a> {
     pub(super) text: &'a str,
-    /// The folder of the file, which relative paths are relative to.
+    /// The folder of the file, at which relative paths start.
     pub(super) folder: &'a Path,
     pub(super) variables: &'a BTreeMap<String, String>,
     syntax: &'a Syntax,
@@ -57,7 +57,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Records a problem, unless it may be no more than the echo of a syntax error.
+    /// Records a problem, unless a syntax error may have caused it.
     pub(super) fn report(&self, problem: Problem) -> Reported {
         if problem.span.as_ref().is_none_or(|span| self.syntax.trusts(self.text, span)) {
             self.problems.borrow_mut().push(problem);
@@ -65,27 +65,27 @@ impl<'a> Reader<'a> {
         Reported(())
     }
 
-    /// Records that something is not there, unless a syntax error may have swallowed it.
+    /// Records a missing key, unless the file has a syntax error, which may hide the key.
     fn report_missing(&self, problem: Problem) -> Reported {
         if self.syntax.is_clean() { self.report(problem) } else { Reported(()) }
     }
 
-    /// Notes which variables a text mentions.
+    /// Records the variables that a text uses.
     pub(super) fn mention(&self, text: &str) {
         let names = placeholders(text).filter(|placeholder| !placeholder.literal);
         self.mentioned.borrow_mut().extend(names.map(|placeholder| placeholder.name.to_owned()));
     }
 
-    /// Gives the names of the variables that were given but not mentioned.
+    /// Returns the names of the given variables that no text uses.
     pub(super) fn unused_variables(&self) -> BTreeSet<String> {
         let mentioned = self.mentioned.borrow();
         self.variables.keys().filter(|name| !mentioned.contains(*name)).cloned().collect()
     }
 
-    /// Records that a variable was given for nothing.
+    /// Records a given variable that the file does not use.
     pub(super) fn report_unused(&self, name: &str) -> Reported {
         let mentioned = self.mentioned.borrow();
-        let problem = Problem::new(format!("`--var {name}=…` is used nowhere in the file"), "");
+        let problem = Problem::new(format!("`--var {name}=…` is not used in the file"), "");
         self.report_missing(match closest(name, mentioned.iter().map(String::as_str)) {
             Some(near) => problem.help(format!("did you mean `--var {near}=…`?")),
             None if mentioned.is_empty() => problem.help("the file uses no variables; leave the flag out"),
@@ -95,7 +95,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Gives every problem, those of the syntax included, in the order of the file.
+    /// Returns all problems in file order, syntax errors included.
     pub(super) fn into_problems(self) -> Vec<Problem> {
         let mut problems = self.problems.into_inner();
         problems.extend(self.syntax.problems().iter().cloned());
@@ -104,19 +104,19 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Lists names for a sentence.
+/// Formats names as a list for a message.
 pub(super) fn listed<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
     names.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// The keys of one TOML table while it is read.
+/// A cursor over the keys of one TOML table.
 pub(super) struct Keys<'r> {
     pub(super) reader: &'r Reader<'r>,
     section: &'static Section,
     table: &'r DeTable<'r>,
     /// The dotted path of the table; empty for the whole file.
     path: String,
-    /// The header of the table, or all of an inline table.
+    /// The span of the table header, or of a whole inline table.
     header: Range<usize>,
     asked_for: Vec<&'static str>,
     later: Vec<&'static str>,
@@ -133,9 +133,9 @@ impl<'r> Keys<'r> {
         Self::read(reader, &FILE, String::new(), 0..0, table, read)
     }
 
-    /// Reads a table with the closure, then records the keys that the section does not have.
+    /// Reads a table with the closure, then records unknown and missing keys.
     ///
-    /// The closure asks for every key before its first `?`.
+    /// The closure must read all keys before its first `?`.
     pub(super) fn read<T>(
         reader: &'r Reader<'r>,
         section: &'static Section,
@@ -163,13 +163,16 @@ impl<'r> Keys<'r> {
         value
     }
 
-    /// What is known of a key; that the table of keys does not have it is a bug.
+    /// Returns the description of a key.
+    ///
+    /// # Panics
+    /// If the section does not describe the key, which is a bug.
     fn key(&self, name: &str) -> &'static Key {
         let key = self.section.key(name);
         key.unwrap_or_else(|| unreachable!("[{}] does not describe `{name}`, which is read", self.section.path))
     }
 
-    /// Reads a key that may be absent.
+    /// Reads an optional key.
     pub(super) fn optional<T>(
         &mut self,
         name: &'static str,
@@ -190,7 +193,7 @@ impl<'r> Keys<'r> {
         read(&item)
     }
 
-    /// Reads a section that must be there.
+    /// Reads a required section.
     pub(super) fn section<T>(&mut self, name: &'static str, read: impl FnOnce(&mut Self) -> Read<T>) -> Read<T> {
         let section = self.optional(name, |item| item.table(read))?;
         section.ok_or_else(|| {
@@ -199,7 +202,7 @@ impl<'r> Keys<'r> {
         })
     }
 
-    /// Reads a section; one that is not there is as one without keys.
+    /// Reads a section; a missing section counts as an empty one.
     pub(super) fn section_or_empty<T>(
         &mut self,
         name: &'static str,
@@ -215,25 +218,25 @@ impl<'r> Keys<'r> {
         }
     }
 
-    /// Notes that these keys are not there, and need not be.
+    /// Marks keys as read that are absent and not needed.
     pub(super) fn none_of(&mut self, names: &[&'static str]) {
         self.asked_for.extend(names);
     }
 
-    /// Reads a key that must be there.
+    /// Reads a required key.
     pub(super) fn required<T>(&mut self, name: &'static str, read: impl FnOnce(&Item<'r>) -> Read<T>) -> Read<T> {
         debug_assert!(matches!(self.key(name).absent, Absent::Mistake), "`{name}` is described as one to be left out");
         let value = self.optional(name, read)?;
         value.ok_or_else(|| self.lacks(name, &format!("`{name}`")))
     }
 
-    /// Records that a key is missing; `title` says which, or which others would do.
+    /// Records a missing key; `title` names it, or the alternatives.
     pub(super) fn lacks(&mut self, name: &'static str, title: &str) -> Reported {
         let example = format!("{name} = {}", self.key(name).example);
         self.lack(name, title, &example)
     }
 
-    /// Records that a key is missing, unless it turns out to be there under a misspelt name.
+    /// Records a missing key. The record is dropped later if the key is found under a misspelt name.
     fn lack(&mut self, key: &'static str, name: &str, example: &str) -> Reported {
         let (place, help) = match self.path.as_str() {
             "" => ("the file".to_owned(), format!("add to the file:\n{example}")),
@@ -247,14 +250,14 @@ impl<'r> Keys<'r> {
         Reported(())
     }
 
-    /// Makes a section known that a later version will take, and refuses it.
-    pub(super) fn not_yet(&mut self, name: &'static str, mend: &str) -> Read<()> {
+    /// Rejects a section that only later versions support, without reporting it as unknown.
+    pub(super) fn not_yet(&mut self, name: &'static str, help: &str) -> Read<()> {
         self.later.push(name);
         match self.table.get_key_value(name) {
             None => Ok(()),
             Some((key, _)) => {
                 let message = format!("[{name}] is not supported yet in this version of couplet");
-                Err(self.reader.report(Problem::new(message, "not supported yet").at(key.span()).help(mend)))
+                Err(self.reader.report(Problem::new(message, "not supported yet").at(key.span()).help(help)))
             }
         }
     }
@@ -267,7 +270,7 @@ impl<'r> Keys<'r> {
         }
     }
 
-    /// Gives the value of a key as it stands in the file.
+    /// Returns the value of a key, if the file has it.
     pub(super) fn item(&self, name: &str) -> Option<Item<'r>> {
         let kind = &self.key(name).kind;
         let item = |(key, value)| Item { reader: self.reader, kind, path: join(&self.path, name), key, value };
@@ -292,7 +295,7 @@ impl<'r> Keys<'r> {
     }
 }
 
-/// Where a key belongs that a section does not have.
+/// Names the section that an unknown key belongs to, if there is one.
 fn elsewhere(name: &str, section: &'static Section) -> Option<String> {
     let others = key::sections(&FILE).into_iter().filter(|other| other.path != section.path);
     let places: Vec<_> = others.filter(|other| other.key(name).is_some()).collect();
@@ -308,7 +311,7 @@ fn elsewhere(name: &str, section: &'static Section) -> Option<String> {
     (!places.is_empty()).then(|| format!("`{name}` is a key of {}", places.join(", ")))
 }
 
-/// Adds a key to a dotted path.
+/// Appends a key to a dotted path.
 pub(super) fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }

@@ -1,5 +1,5 @@
-//! The sections of a pipeline file, one function each: every line is a key and its rule. What the keys are, and their
-//! defaults, stands in [`described`](super::described).
+//! Reads the sections of a pipeline file, one function per section and one line per key. The keys and their defaults
+//! are described in [`described`](super::described).
 
 use std::path::Path;
 
@@ -42,7 +42,7 @@ pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
     let tables = tables.map(Option::unwrap_or_default);
     let pretrain = keys.optional("pretrain", |section| section.table(learning::pretrain));
     let finetune = keys.optional("finetune", |section| section.table(learning::finetune));
-    // A file that only trains and measures needs nothing to score.
+    // A file that only trains and evaluates needs no source, model or sink.
     let to_score = ["source", "model", "sink", "score"];
     let only_trains = ["pretrain", "finetune", "evaluate"].iter().any(|stage| keys.item(stage).is_some())
         && to_score.iter().all(|stage| keys.item(stage).is_none());
@@ -64,7 +64,7 @@ pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
     });
     let run = keys.section_or_empty("run", run);
     let later = keys.not_yet("cluster", "remove the section: this version runs on one machine");
-    // A file of SQL may use what this one does not.
+    // An SQL file may use variables that this file does not use.
     let unused_variables = keys.reader.unused_variables();
     if !["pretrain", "finetune", "evaluate", "source"]
         .iter()
@@ -93,16 +93,16 @@ pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
 
 fn pipeline_name<'r>(item: &Item<'r>) -> Read<&'r str> {
     let is_allowed = |char: char| char.is_ascii_alphanumeric() || char == '-' || char == '_';
-    let name = item.words()?;
+    let name = item.non_blank()?;
     if name.chars().all(is_allowed) {
         return Ok(name);
     }
-    let mended: String = name.chars().map(|char| if is_allowed(char) { char } else { '-' }).collect();
+    let suggestion: String = name.chars().map(|char| if is_allowed(char) { char } else { '-' }).collect();
     let problem = Problem::new(format!("\"{name}\" cannot be the name of a pipeline"), "not a name");
     Err(item.refuse(
         problem
             .allowed("letters, digits, `-` and `_`, as a table gets this name")
-            .help(format!("write for example `{mended}`")),
+            .help(format!("write for example `{suggestion}`")),
     ))
 }
 
@@ -123,7 +123,7 @@ fn source(keys: &mut Keys<'_>) -> Read<Source> {
     Ok(Source { query: query?, id, text, label })
 }
 
-/// Takes the one query of the two that there may be.
+/// Returns the query from `sql` or `file`; exactly one of them must be present.
 pub(super) fn query(keys: &mut Keys<'_>, sql: Read<Option<Sql>>, file: Read<Option<LocalPath>>) -> Read<Query> {
     if let (Some(sql), Some(file)) = (keys.item("sql"), keys.item("file")) {
         let section = sql.path.trim_end_matches(".sql");
@@ -135,7 +135,7 @@ pub(super) fn query(keys: &mut Keys<'_>, sql: Read<Option<Sql>>, file: Read<Opti
     query.ok_or_else(|| keys.lacks("sql", "`sql` or `file`"))
 }
 
-/// Reads a list of columns that the output can hold next to couplet's own.
+/// Reads a list of columns whose names do not clash with the columns that couplet adds.
 fn column_names(item: &Item<'_>) -> Read<Vec<String>> {
     for element in item.elements()? {
         check_column(&element)?;
@@ -145,7 +145,7 @@ fn column_names(item: &Item<'_>) -> Read<Vec<String>> {
 
 fn column_name(item: &Item<'_>) -> Read<String> {
     check_column(item)?;
-    Ok(item.words()?.to_owned())
+    Ok(item.non_blank()?.to_owned())
 }
 
 fn text_columns(item: &Item<'_>) -> Read<Vec<String>> {
@@ -159,7 +159,7 @@ fn text_columns(item: &Item<'_>) -> Read<Vec<String>> {
 }
 
 fn check_column(item: &Item<'_>) -> Read<()> {
-    let name = item.words()?;
+    let name = item.non_blank()?;
     if !OUTPUT_COLUMNS.iter().any(|column| column.eq_ignore_ascii_case(name)) {
         return Ok(());
     }
@@ -200,7 +200,7 @@ fn score(keys: &mut Keys<'_>, default_store: Location) -> Read<ScoreSettings> {
     Ok(ScoreSettings { store, checkpoint: checkpoint?, max_errors: max_errors?, errors: errors? })
 }
 
-/// Where a pipeline remembers if its file does not say.
+/// Returns the default location of the store.
 fn default_store(folder: &Path, name: &str) -> Location {
     let written = format!(".couplet/{name}");
     Location { place: Place::Local(folder.join(&written)), written }
@@ -232,12 +232,13 @@ fn sink(keys: &mut Keys<'_>, tables: &[Table]) -> Read<Sink> {
     Ok(sink)
 }
 
-/// Whether a place is a pattern by what the pipeline file says of it; the folder of the file may have any name.
+/// Tells whether a place is a pattern. Only the part relative to the pipeline file counts, since the folder of the file
+/// may have any name.
 fn is_pattern(keys: &Keys<'_>, place: &Place) -> bool {
     is_glob(place.as_path().strip_prefix(keys.reader.folder).unwrap_or(place.as_path()))
 }
 
-/// Checks that the place and the options are those of the kind of table that is asked for.
+/// Checks that the location and the options suit the format of the sink.
 fn check_kind(keys: &Keys<'_>, sink: &Sink) -> Read<()> {
     let location = &sink.location;
     let place = &location.place;

@@ -1,5 +1,5 @@
-//! Places of one pipeline that must be apart: what a stage writes must not lie in what another one writes or reads, nor
-//! have it in it, or the one would replace, or be taken for, a part of the other.
+//! Checks that the locations of a pipeline do not overlap. A location that one stage writes must not be inside, or
+//! contain, a location that another stage reads or writes: one would overwrite, or be read as, a part of the other.
 
 use super::item::Item;
 use super::pipeline::{Location, Pipeline};
@@ -8,20 +8,20 @@ use super::stages::Start;
 use crate::place::Problem;
 use crate::place::{Lies, Place};
 
-/// What is done with a place.
+/// The use of a location.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
-    /// A table, or the store: files are added to it as long as it is used.
+    /// A table, or the store: files are added over its lifetime.
     Kept,
-    /// A folder that is replaced as a whole each time.
+    /// A folder that each run replaces as a whole.
     Replaced,
-    /// The same, a model.
+    /// A model folder that training replaces as a whole.
     Trained,
     /// A model that is read.
     Read,
 }
 
-/// A place that a pipeline names.
+/// A location in a pipeline.
 struct Part {
     what: &'static str,
     section: &'static str,
@@ -37,18 +37,19 @@ impl Part {
         Self { what, section, key, written: location.written.clone(), place: location.place.clone(), used }
     }
 
-    /// What stands in the file; nothing where the place is a default.
+    /// Returns the value in the file; `None` if the location is a default.
     fn item<'r>(&self, keys: &Keys<'r>) -> Option<Item<'r>> {
         let entries = keys.item(self.section)?.entries().ok()?;
         entries.into_iter().find(|entry| *entry.key.get_ref() == self.key)
     }
 
-    /// Whether this place and another one do harm to each other as they lie.
+    /// Returns the overlap of two locations, if it is harmful.
     fn harms(&self, other: &Self) -> Option<Lies> {
         let lies = self.place.lies(&other.place)?;
         let harmless = match (self.used, other.used) {
             (Use::Read, _) => true,
-            // What is trained is then used; and a model is read by the names of its files, whatever else is there.
+            // A trained model is used by later stages, and a model is read by file name, so other files in its folder
+            // do not matter.
             (Use::Trained, Use::Read) => lies != Lies::Around,
             (Use::Replaced, Use::Read) => lies == Lies::Inside,
             _ => false,
@@ -57,7 +58,7 @@ impl Part {
     }
 }
 
-/// The places of a pipeline; of two that are in each other's way, the first is the one to be moved.
+/// Returns the locations of a pipeline. If two overlap, the error is about the first.
 fn parts(pipeline: &Pipeline) -> Vec<Part> {
     let mut parts = Vec::new();
     if let Some(scoring) = &pipeline.scoring {
@@ -95,7 +96,7 @@ fn parts(pipeline: &Pipeline) -> Vec<Part> {
     parts
 }
 
-/// Refuses places that are in each other's way, through links and other spellings too.
+/// Rejects locations that overlap; links and different spellings are resolved.
 pub(super) fn check(keys: &Keys<'_>, pipeline: &Pipeline) -> Read<()> {
     let parts = parts(pipeline);
     let mut checked = Ok(());
@@ -104,12 +105,12 @@ pub(super) fn check(keys: &Keys<'_>, pipeline: &Pipeline) -> Read<()> {
         let Some((other, lies)) = harm else { continue };
         let (verb, label) = match lies {
             Lies::There => ("is", "the same place"),
-            Lies::Inside => ("lies in", "lies in it"),
-            Lies::Around => ("has in it", "has it in it"),
+            Lies::Inside => ("is inside", "inside it"),
+            Lies::Around => ("contains", "contains it"),
         };
         let message = format!("{} `{}` {verb} {} `{}`", part.what, part.written, other.what, other.written);
         let problem = Problem::new(message, label);
-        let problem = problem.help("give each a place of its own, neither of which lies in the other");
+        let problem = problem.help("use separate locations, neither of them inside the other");
         checked = Err(match (part.item(keys), other.item(keys)) {
             (Some(own), Some(other)) => own.refuse(problem.related(other.value.span(), "this place")),
             (Some(item), None) | (None, Some(item)) => item.refuse(problem),

@@ -1,4 +1,4 @@
-//! The stages before the scoring, validated: those that learn, and the one that measures.
+//! The validated settings of the stages before scoring: pretraining, fine-tuning and evaluation.
 
 use std::time::Duration;
 
@@ -9,89 +9,89 @@ use crate::train::promotion::Condition;
 use crate::train::sampling::ClassWeights;
 use crate::train::task::Task;
 
-/// What the two stages of training have in common.
+/// The settings common to both training stages.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Learning {
-    /// The query that gives the rows.
+    /// The query for the rows.
     pub query: Query,
-    /// The folder of the model that it ends with.
+    /// The folder of the trained model.
     pub output: LocalPath,
-    /// The length at which an input is cut, in tokens.
+    /// The maximum length of an input, in tokens; longer inputs are truncated.
     pub max_length: usize,
-    /// How often each row is learned from.
+    /// The number of passes over the rows.
     pub epochs: usize,
-    /// Rows in an update.
+    /// The number of rows per optimizer step.
     pub batch_size: usize,
-    /// The learning rate after the warm-up.
+    /// The peak learning rate, reached at the end of warm-up.
     pub learning_rate: f64,
-    /// What becomes of it.
+    /// The learning-rate schedule after warm-up.
     pub schedule: ScheduleShape,
-    /// The share of the updates in which it rises from 0.
+    /// The share of optimizer steps during which the learning rate rises from 0.
     pub warmup: f64,
-    /// The decay of weights that are neither biases nor of a normalisation.
+    /// The weight decay of all weights except biases and normalization weights.
     pub weight_decay: f64,
-    /// What Adam adds to the root of the second moment.
+    /// Adam's epsilon, added to the square root of the second moment.
     pub adam_epsilon: f64,
-    /// The norm to which a longer gradient is shortened.
+    /// The maximum gradient norm; larger gradients are clipped to it.
     pub max_grad_norm: f64,
-    /// Of everything that is random.
+    /// The random seed.
     pub seed: u64,
-    /// How much work a kill may cost.
+    /// The most work lost if the process is killed.
     pub checkpoint: Duration,
 }
 
-/// The rows that a model is measured with while it learns from the others.
+/// The held-out rows, on which the model is measured during training.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Validation {
-    /// A share of the rows, by a hash of their ids.
+    /// A share of the rows, selected by a hash of their ids.
     Share(f64),
-    /// Rows of their own.
+    /// The rows of a separate query.
     Sql(Sql),
 }
 
-/// Learning-rate schedule after the warm-up.
+/// A learning-rate schedule after warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScheduleShape {
-    /// Falls to 0 in a straight line.
+    /// Falls to 0 linearly.
     Linear,
-    /// Falls to 0 like half a wave.
+    /// Falls to 0 along a half cosine.
     Cosine,
-    /// Stays.
+    /// Stays constant.
     Constant,
 }
 
-/// The stage that hides words and learns to fill them in.
+/// The settings of `[pretrain]`: masked language modelling on unlabelled text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pretrain {
     /// Data and hyper-parameters.
     pub learning: Learning,
-    /// What training starts from.
+    /// The initial model.
     pub start: Start,
     /// The column of texts.
     pub text: String,
-    /// The share of the texts that is held out to measure on, by a hash of the text.
+    /// The share of the texts held out for validation, selected by a hash of the text.
     pub validation: f64,
-    /// The share of tokens that are hidden.
+    /// The share of tokens that are masked.
     pub mask_probability: f64,
-    /// Other shares at which the held-out texts are measured too, before and after.
+    /// Additional masking shares at which the model is measured on the held-out texts, before and after training.
     pub measure_at: Vec<f64>,
 }
 
-/// What pretraining starts from.
+/// The initial model of pretraining.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
     /// The folder of a model.
     Model(Location),
     /// Random weights.
     Random {
-        /// A `config.json`, by whatever name, or the folder of one.
+        /// A `config.json` (any file name), or its folder.
         config: LocalPath,
-        /// A folder with a tokenizer.
+        /// The folder of a tokenizer.
         tokenizer: LocalPath,
     },
 }
 
-/// The stage that learns a task from labelled rows.
+/// The settings of `[finetune]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finetune {
     /// Data and hyper-parameters.
@@ -100,53 +100,53 @@ pub struct Finetune {
     pub base: Location,
     /// The task.
     pub task: Task,
-    /// The rows that are held out to measure on.
+    /// The held-out rows.
     pub validation: Validation,
-    /// The columns that name a row, for the choice of those that are held out; the texts if not given.
+    /// The columns that identify a row, for messages and the selection of held-out rows; `None` for the texts.
     pub id: Option<Vec<String>>,
-    /// A text, or a text and its pair.
+    /// The text column, or the two text columns of a pair.
     pub text: Vec<String>,
     /// The column of labels.
     pub label: String,
-    /// The labels in the order of the model's outputs; learned from the rows if not given.
+    /// The labels in the order of the model's outputs; `None` to take them from the rows.
     pub labels: Option<Vec<String>>,
-    /// What part of each label is shared out among all.
+    /// The share of each label's probability that is spread over all labels.
     pub label_smoothing: f64,
-    /// How much each label weighs in the loss.
+    /// The weight of each label in the loss.
     pub class_weights: ClassWeights,
-    /// Epochs without a better model after which training stops.
+    /// The number of epochs without improvement after which training stops.
     pub patience: Option<usize>,
-    /// What decides which epoch's model is the best; the task's main one if not given.
+    /// The metric that selects the best epoch; `None` for the task's main metric.
     pub metric: Option<Metric>,
-    /// What the new model must reach to take the place of the old one.
+    /// The condition under which the new model replaces the old one.
     pub promote_if: Option<Condition>,
-    /// What is fitted on the held-out rows when training is over.
+    /// The calibration that is fitted on the held-out rows after training.
     pub calibrate: Calibrate,
 }
 
-/// The stage that measures a model on labelled rows.
+/// The settings of `[evaluate]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluate {
-    /// The query that gives the rows.
+    /// The query for the rows.
     pub query: Query,
-    /// The columns that name a row in messages; the texts if not given.
+    /// The columns that identify a row in messages; `None` for the texts.
     pub id: Option<Vec<String>>,
-    /// A text, or a text and its pair.
+    /// The text column, or the two text columns of a pair.
     pub text: Vec<String>,
     /// The column of labels.
     pub label: String,
-    /// The task, which says what labels mean; the plain one that suits the model if not given.
+    /// The task, which defines the meaning of the labels; `None` for the generic task that fits the model.
     pub task: Option<Task>,
-    /// The model, and how it is run.
+    /// The model settings.
     pub model: ModelSettings,
-    /// The columns by which the rows are sliced.
+    /// The columns by whose values the metrics are broken down.
     pub slices: Vec<String>,
-    /// Resamples of the bootstrap.
+    /// The number of bootstrap resamples.
     pub resamples: usize,
-    /// The share of them that lies in an interval.
+    /// The confidence level of the intervals.
     pub level: f64,
-    /// Of the bootstrap.
+    /// The random seed of the bootstrap.
     pub seed: u64,
-    /// The folder that the report and the mistakes are written to.
+    /// The folder for the report and the mistakes.
     pub output: LocalPath,
 }

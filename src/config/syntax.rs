@@ -1,7 +1,7 @@
-//! What the TOML parser says about a file that is not TOML, in words that name the mend.
+//! Turns the errors of the TOML parser into problems that name a fix.
 //!
-//! The parser goes on after a mistake, so the rest of the file is checked in the same go. It guesses, though: what
-//! stands on the line of a mistake, or behind a bracket that is never closed, is not to be trusted.
+//! The parser continues after an error, so the rest of the file is checked too. Its recovery is a guess, however:
+//! values on the line of an error, or after an unclosed bracket, are not trusted.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use crate::words::closest;
 /// The syntax errors of a file.
 pub(super) struct Syntax {
     problems: Vec<Problem>,
-    /// Where the parser lost its way, in bytes.
+    /// The byte offset after which the parser's recovery is not trusted.
     lost_from: usize,
 }
 
@@ -32,7 +32,7 @@ impl Syntax {
         }
         problems.sort_by_key(start);
         problems.retain(|problem| start(problem) <= lost_from);
-        // One mistake often makes several errors; the first of a line is the one to mend.
+        // One mistake often causes several errors; only the first of each line is kept.
         problems.dedup_by_key(|problem| line_of(text, start(problem)));
         Self { problems, lost_from }
     }
@@ -45,9 +45,9 @@ impl Syntax {
         &self.problems
     }
 
-    /// Tells whether what was read from a span is what the user wrote.
+    /// Tells whether the value parsed from a span can be trusted.
     pub(super) fn trusts(&self, text: &str, span: &Range<usize>) -> bool {
-        // An empty span is the parser's stand-in for a value that it could not read.
+        // The parser uses an empty span for a value that it could not read.
         self.is_clean()
             || !span.is_empty()
                 && span.start < self.lost_from
@@ -55,8 +55,8 @@ impl Syntax {
     }
 }
 
-/// Takes the errors that may be worth telling, and the offset behind which nothing is: a file of another kind,
-/// a CSV file say, makes an error a line.
+/// Returns the errors worth reporting, and the offset after which none is. A file of another format, such as CSV,
+/// causes an error per line.
 fn first_of(errors: &[Error]) -> (Vec<&Error>, usize) {
     const MOST: usize = 20;
     let mut sorted: Vec<_> = errors.iter().collect();
@@ -71,7 +71,7 @@ fn place(error: &Error) -> Range<usize> {
     error.span().unwrap_or(0..0)
 }
 
-/// Tells whether the parser cannot know where the broken part ends, and takes what follows for a piece of it.
+/// Tells whether the parser cannot find the end of the broken part, and takes the rest of the file as a part of it.
 fn loses_the_way(error: &Error) -> bool {
     ["unclosed", "key with no value"].iter().any(|message| error.message().starts_with(message))
 }
@@ -84,7 +84,7 @@ fn line_of(text: &str, offset: usize) -> usize {
     text[..offset].matches('\n').count()
 }
 
-/// Puts an error of the parser in our words.
+/// Converts an error of the parser to a problem.
 fn describe(
     text: &str,
     document: &DeTable<'_>,
@@ -107,7 +107,7 @@ fn describe(
             .help("write `\\\\` for a backslash, or put the string in single quotation marks")
             .at(escape);
     } else if message.starts_with("unclosed table") {
-        Problem::new("a section header is never closed", "not closed").help("close it with `]`")
+        Problem::new("a section header is not closed", "not closed").help("close it with `]`")
     } else if text[span.start..].trim_start().starts_with(':') {
         Problem::new("`:` between a key and its value", "not TOML").help("write `key = value`")
     } else {
@@ -126,11 +126,11 @@ fn bare_word(word: &str) -> Problem {
 
 fn duplicate(document: &DeTable<'_>, before: &str, name: &str) -> Problem {
     let problem = if before.trim_end().ends_with('[') {
-        Problem::new(format!("section [{name}] is there twice"), "again").help("put all its keys under one header")
+        Problem::new(format!("section [{name}] is defined twice"), "again").help("put all its keys under one header")
     } else {
-        Problem::new(format!("key `{name}` is there twice"), "again").help("remove one of the two")
+        Problem::new(format!("key `{name}` is defined twice"), "again").help("remove one of the two")
     };
-    // The other one is in the section whose header stands last before this one, or at the top of the file.
+    // The first occurrence is in the last section above this one, or at the top of the file.
     let above = document.values().filter(|value| value.span().start < before.len());
     let section = above.max_by_key(|value| value.span().start).and_then(|value| value.get_ref().as_table());
     let first = section.and_then(|section| section.get_key_value(name)).or_else(|| document.get_key_value(name));
@@ -140,7 +140,7 @@ fn duplicate(document: &DeTable<'_>, before: &str, name: &str) -> Problem {
     }
 }
 
-/// Points at the opening of what is never closed: the parser points at where it gave up.
+/// Points at the opening delimiter of an unclosed value; the parser points at the position where it gave up.
 fn never_closed(
     text: &str,
     document: &DeTable<'_>,
@@ -165,11 +165,11 @@ fn never_closed(
     };
     let opened = opened?.start;
     let (open, close) = DELIMITERS.iter().find(|(open, _)| text[opened..].starts_with(open))?;
-    let problem = Problem::new(format!("a {what} is never closed"), "opened here");
+    let problem = Problem::new(format!("a {what} is not closed"), "opened here");
     Some(problem.help(format!("close it with `{close}`")).at(opened..opened + open.len()))
 }
 
-/// Finds the last of the outermost values that meet a condition.
+/// Returns the span of the last outermost value that meets a condition.
 fn last_value(table: &DeTable<'_>, meets: &dyn Fn(&Spanned<DeValue<'_>>) -> bool) -> Option<Range<usize>> {
     let found = table.values().filter_map(|value| match value.get_ref() {
         _ if meets(value) => Some(value.span()),

@@ -1,4 +1,4 @@
-//! The section `[tables]`: which files SQL can name, and how they are read.
+//! Reads the section `[tables]`: the tables that SQL can name, and their formats.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -36,11 +36,11 @@ pub(super) const KINDS: [Choice<Kind>; 7] = [
 const EXTENSIONS: &str = ".parquet, .csv, .tsv, .tab, .json, .ndjson, .jsonl, .arrow, .feather, .ipc; \
                           text also with .gz or .zst behind it";
 
-/// Makes a table of a URI alone, as in `--table NAME=URI`: the format is that of the extension, a relative path
-/// starts at the current folder, variables are not replaced. `URI@3` is version 3 of a Delta table.
+/// Creates a table from a URI alone, as in `--table NAME=URI`. The extension selects the format, a relative path starts
+/// at the current folder, and variables are not replaced. `URI@3` is version 3 of a Delta table.
 ///
 /// # Errors
-/// What is wrong with the name or the URI, in one line.
+/// A one-line message about an invalid name or URI.
 pub fn table_from_uri(name: &str, uri: &str) -> Result<Table, String> {
     table_from_uri_as(name, uri, None)
 }
@@ -50,7 +50,7 @@ pub fn table_from_uri(name: &str, uri: &str) -> Result<Table, String> {
 pub struct GivenTable {
     /// The table.
     pub table: Table,
-    /// The keys that were given besides `uri`, with their values as TOML.
+    /// The given keys other than `uri`, with their values as TOML.
     pub options: Vec<(String, String)>,
 }
 
@@ -62,12 +62,12 @@ impl GivenTable {
     }
 }
 
-/// Makes a table of what the command line says: a URI, as [`table_from_uri`] takes it, or the table of options that
-/// `[tables]` takes, as in `{ uri = "a.txt", format = "csv", delimiter = ";" }`; a relative path starts at the current
+/// Creates a table from a command-line argument: a URI, as for [`table_from_uri`], or a table of options as in
+/// `[tables]`, for example `{ uri = "a.txt", format = "csv", delimiter = ";" }`. A relative path starts at the current
 /// folder.
 ///
 /// # Errors
-/// What is wrong with it, in one line.
+/// A one-line message about an invalid argument.
 pub fn table_from_argument(name: &str, text: &str) -> Result<GivenTable, String> {
     if !text.trim_start().starts_with('{') {
         return table_from_uri(name, text).map(|table| GivenTable { table, options: Vec::new() });
@@ -93,10 +93,10 @@ pub fn table_from_argument(name: &str, text: &str) -> Result<GivenTable, String>
     }
 }
 
-/// The same in a format of that name, whatever the extension says.
+/// Creates a table from a URI, as [`table_from_uri`], with an explicit format name that overrides the extension.
 ///
 /// # Errors
-/// As [`table_from_uri`]; a format that is not known.
+/// As [`table_from_uri`], and for an unknown format.
 pub fn table_from_uri_as(name: &str, uri: &str, format: Option<&str>) -> Result<Table, String> {
     let explicit = |format: &str| {
         let kind = KINDS.iter().find(|(name, _)| *name == format).and_then(|(_, kind)| *kind);
@@ -121,7 +121,7 @@ pub fn table_from_uri_as(name: &str, uri: &str, format: Option<&str>) -> Result<
     table().map_err(Problem::into_line)
 }
 
-/// Reads `[tables]`; the name of the pipeline is taken, as that of its sink.
+/// Reads `[tables]`. A table must not have the name of the pipeline, which names the sink.
 pub(super) fn tables(section: &Item<'_>, pipeline: Option<&str>) -> Read<Vec<Table>> {
     let entries = section.entries()?;
     let mut tables = Vec::with_capacity(entries.len());
@@ -129,13 +129,13 @@ pub(super) fn tables(section: &Item<'_>, pipeline: Option<&str>) -> Read<Vec<Tab
         let name = item.key.get_ref();
         let twin = entries[..index].iter().find(|earlier| earlier.key.get_ref().eq_ignore_ascii_case(name));
         let name_check = if let Some(first) = twin {
-            let message = format!("tables `{}` and `{name}` are one to SQL", first.key.get_ref());
+            let message = format!("tables `{}` and `{name}` have the same name in SQL", first.key.get_ref());
             Err(Problem::new(message, "the same name")
                 .related(first.key.span(), "first here")
                 .help("give one of the two another name"))
         } else if pipeline.is_some_and(|pipeline| pipeline.eq_ignore_ascii_case(name)) {
             let problem = Problem::new(format!("table `{name}` has the name of the pipeline"), "taken by the sink");
-            Err(problem.help("rename the table: in SQL, the name of the pipeline means what it wrote to its sink"))
+            Err(problem.help("rename the table: in SQL, the name of the pipeline is the table of its sink"))
         } else {
             check_name(name)
         };
@@ -184,10 +184,10 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
             let (quote, escape) = (quote?, escape?);
             if quote == Some(delimiter) {
                 let problem = Problem::new("`delimiter` and `quote` are the same character", "the same as `delimiter`");
-                return Err(keys.refuse("quote", problem.help("write `quote = false` if quotation marks mean nothing")));
+                return Err(keys.refuse("quote", problem.help("write `quote = false` to disable quoting")));
             }
             if escape.is_some() && (quote.is_none() || escape == Some(delimiter)) {
-                let problem = Problem::new("`escape` means nothing without quotation marks", "only in quoted fields");
+                let problem = Problem::new("`escape` needs quoted fields", "only in quoted fields");
                 let problem = match quote {
                     None => problem.help("remove it, or remove `quote = false`"),
                     Some(_) => {
@@ -206,9 +206,9 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
                 (TableFormat::Json { .. }, types) => TableFormat::Json { types: types.unwrap_or_default() },
                 (format, None) => format,
                 (format, Some(_)) => {
-                    let message = format!("`types` means nothing for {}", format.title());
+                    let message = format!("`types` does not apply to {}", format.title());
                     let problem = Problem::new(message, "only for csv, tsv and json");
-                    return Err(keys.refuse("types", problem.help("remove it: the files say the types themselves")));
+                    return Err(keys.refuse("types", problem.help("remove it: the files define the types")));
                 }
             }
         }
@@ -218,25 +218,25 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
         (format, None) => format,
         (format, Some(_)) => {
             let problem =
-                Problem::new(format!("`version` means nothing for {}", format.title()), "only for Delta tables");
+                Problem::new(format!("`version` does not apply to {}", format.title()), "only for Delta tables");
             return Err(keys.refuse("version", problem.help("remove it, or set `format` to \"delta\"")));
         }
     };
     Ok(Table { name: name.to_owned(), location, format, partitions })
 }
 
-/// Refuses the options of delimited text next to a format that has none of them.
+/// Rejects the options of delimited text for other formats.
 fn check_no_csv_options(keys: &Keys<'_>, format: &TableFormat) -> Read<()> {
     let mut checked = Ok(());
     for option in ["delimiter", "header", "quote", "escape", "null"].into_iter().filter_map(|key| keys.item(key)) {
-        let message = format!("`{}` means nothing for {}", option.path, format.title());
+        let message = format!("`{}` does not apply to {}", option.path, format.title());
         let problem = Problem::new(message, "only for csv and tsv").at(option.key.span());
         checked = Err(option.refuse(problem.help("remove it, or set `format` to \"csv\" or \"tsv\"")));
     }
     checked
 }
 
-/// Gives a format with the defaults of its options.
+/// Returns a format with default options.
 fn plain(kind: Kind) -> TableFormat {
     let delimited = |delimiter| {
         let quote = Some(b'"');
@@ -252,10 +252,10 @@ fn plain(kind: Kind) -> TableFormat {
     }
 }
 
-/// How the format of a table is named, in a file and on the command line.
+/// Help for a table whose format cannot be inferred, in a file and on the command line.
 const NAME_FORMAT: &str = "write a table with its format: `{ uri = \"…\", format = \"csv\" }`";
 
-/// Tells the format of a table by its extension; a folder without one is Parquet unless told otherwise.
+/// Infers the format of a table from its extension. A folder without an extension is Parquet, unless a format is given.
 fn infer(place: &Place, explicit: Option<Kind>) -> Result<Kind, Problem> {
     let path = place.as_path();
     let extension = |path: &Path| path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
@@ -271,10 +271,7 @@ fn infer(place: &Place, explicit: Option<Kind>) -> Result<Kind, Problem> {
         (None, _) if place.is_folder() => Kind::Parquet,
         (None, _) => {
             let problem = Problem::new(
-                format!(
-                    "the name of `{}` does not tell its format",
-                    Path::new(path.file_name().unwrap_or_default()).display()
-                ),
+                format!("cannot infer the format of `{}`", Path::new(path.file_name().unwrap_or_default()).display()),
                 "unknown extension",
             );
             return Err(problem.allowed(EXTENSIONS).help(NAME_FORMAT));
@@ -282,9 +279,11 @@ fn infer(place: &Place, explicit: Option<Kind>) -> Result<Kind, Problem> {
     };
     if is_compressed && matches!(kind, Kind::Parquet | Kind::Arrow) {
         let format = plain(kind).title();
-        let problem =
-            Problem::new(format!("{format} files cannot be read through .gz or .zst"), "compressed as a whole");
-        return Err(problem.help("decompress the file: the format compresses inside"));
+        let problem = Problem::new(
+            format!("{format} files cannot be read with .gz or .zst compression"),
+            "compressed as a whole",
+        );
+        return Err(problem.help("decompress the file: the format has its own compression"));
     }
     Ok(kind)
 }
@@ -296,15 +295,15 @@ fn check_name(name: &str) -> Result<(), Problem> {
     }
     let problem = Problem::new(format!("\"{name}\" cannot be the name of a table"), "not a SQL name")
         .allowed("a letter or `_`, then letters, digits and `_`");
-    let mended: String = name.chars().map(|char| if is_name(char) { char } else { '_' }).collect();
-    Err(if mended.starts_with(|first: char| first == '_' || first.is_alphabetic()) {
-        problem.help(format!("write for example `{mended}`"))
+    let suggestion: String = name.chars().map(|char| if is_name(char) { char } else { '_' }).collect();
+    Err(if suggestion.starts_with(|first: char| first == '_' || first.is_alphabetic()) {
+        problem.help(format!("write for example `{suggestion}`"))
     } else {
         problem
     })
 }
 
-/// Reads a string of exactly one byte, as the CSV reader takes no more.
+/// Reads a string of exactly one byte, the most that the CSV reader supports.
 fn ascii_character(item: &Item<'_>) -> Read<u8> {
     match item.string()?.as_bytes() {
         &[byte] if byte.is_ascii() && !matches!(byte, b'\n' | b'\r') => Ok(byte),
@@ -329,14 +328,14 @@ fn quotation_mark(item: &Item<'_>) -> Read<Option<u8>> {
     }
 }
 
-/// The names of types that `types` takes, for messages.
+/// The type names that `types` accepts, for messages.
 const TYPES: &str = "text, int, float, decimal(PRECISION, SCALE), bool, date, timestamp, timestamptz";
 
-/// Reads names of columns, each with the name of its type.
+/// Reads a table of column names and type names.
 fn column_types(item: &Item<'_>) -> Read<ColumnTypes> {
     let entries = item.entries()?;
     let types = entries.iter().map(|entry| {
-        let written = entry.words()?;
+        let written = entry.non_blank()?;
         let data_type = column_type(written).ok_or_else(|| {
             let problem = Problem::new(format!("`{}` cannot be \"{written}\"", entry.path), "unknown type");
             let names = TYPES.split(", ").filter(|name| !name.contains(['(', ')']));

@@ -1,26 +1,26 @@
-//! Variables: `{date}` in a text stands for what `--var date=…` gave.
+//! Replaces variables: `{date}` in a text is replaced by the value of `--var date=…`.
 //!
-//! A name is a letter or `_`, then letters, digits and `_`, all ASCII. `{{date}}` means the literal `{date}`. Every
-//! other brace, such as those of a SQL struct literal, means itself.
+//! A name is a letter or `_`, then letters, digits and `_`, all ASCII. `{{date}}` is a literal `{date}`. All other
+//! braces, such as those of an SQL struct literal, are literal too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
 use std::ops::Range;
 
-/// A variable that a text uses and that was not given.
+/// A variable that a text uses but that was not given.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("variable `{name}` was not given")]
 pub struct UnknownVariable {
     /// The name of the variable.
     pub name: String,
-    /// The place of its `{` in the text, in bytes.
+    /// The byte offset of its `{` in the text.
     pub offset: usize,
 }
 
-/// Replaces the variables of a text; gives the new text and the names that were used.
+/// Replaces the variables of a text. Returns the new text and the names of the variables that it used.
 ///
 /// # Errors
-/// The first variable of the text that `variables` does not hold.
+/// The first variable of the text that is missing from `variables`.
 pub fn substitute<'t>(
     text: &'t str,
     variables: &BTreeMap<String, String>,
@@ -45,7 +45,7 @@ pub fn substitute<'t>(
     Ok((replaced, used))
 }
 
-/// The names of the variables that a text uses.
+/// Returns the names of the variables that a text uses.
 #[must_use]
 pub fn variables_in(text: &str) -> BTreeSet<&str> {
     placeholders(text).filter(|placeholder| !placeholder.literal).map(|placeholder| placeholder.name).collect()
@@ -54,13 +54,13 @@ pub fn variables_in(text: &str) -> BTreeSet<&str> {
 /// One `{name}` or `{{name}}` of a text.
 pub(super) struct Placeholder<'t> {
     pub(super) name: &'t str,
-    /// The place in the text, braces included.
+    /// The span in the text, braces included.
     pub(super) span: Range<usize>,
-    /// Whether the braces are doubled, so that no variable is meant.
+    /// True for doubled braces, which are a literal and not a variable.
     pub(super) literal: bool,
 }
 
-/// Gives the placeholders of a text, in order.
+/// Returns the placeholders of a text, in order.
 pub(super) fn placeholders(text: &str) -> impl Iterator<Item = Placeholder<'_>> {
     let mut position = 0;
     iter::from_fn(move || {

@@ -1,10 +1,10 @@
-//! The stages of a run as OpenTelemetry spans, sent to a collector over HTTP.
+//! Sends the stages of a run as OpenTelemetry spans to a collector over HTTP.
 //!
 //! All settings are the SDK's own environment variables: `OTEL_EXPORTER_OTLP_ENDPOINT`, without which nothing is sent,
 //! `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER` and the rest.
 //! Spans record counts as signed integers: `tracing-opentelemetry` sends others as text.
 //!
-//! What is sent is no more confidential than what is said on stderr: a collector keeps it, and shows it to others.
+//! Credentials are removed from traces as they are from stderr: a collector stores traces and shows them to others.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -24,14 +24,14 @@ use tracing_subscriber::registry::LookupSpan;
 use super::up_to;
 use crate::redact::without_credentials;
 
-/// Traces on their way to a collector.
+/// A tracer provider that exports to a collector.
 #[derive(Debug)]
 pub(super) struct Traces {
     provider: SdkTracerProvider,
 }
 
 impl Traces {
-    /// Begins to send traces, if the environment names a collector.
+    /// Starts sending traces, if the environment names a collector.
     pub(super) fn from_environment() -> Option<Self> {
         let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let is_off = std::env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true"));
@@ -42,7 +42,7 @@ impl Traces {
         let exporter = match exporter {
             Ok(exporter) => exporter,
             Err(error) => {
-                // There is nothing yet that writes log lines.
+                // Logging has not started yet.
                 eprintln!("warning: no traces are sent: {}", without_credentials(&error.to_string()));
                 return None;
             }
@@ -52,13 +52,13 @@ impl Traces {
             || std::env::var("OTEL_RESOURCE_ATTRIBUTES").is_ok_and(|value| value.contains("service.name="));
         let resource = if is_named { resource } else { resource.with_service_name(env!("CARGO_PKG_NAME")) };
         let provider = SdkTracerProvider::builder()
-            .with_span_processor(BatchSpanProcessor::builder(Discreet(exporter), Tokio).build())
+            .with_span_processor(BatchSpanProcessor::builder(Redacting(exporter), Tokio).build())
             .with_resource(resource.build())
             .build();
         Some(Self { provider })
     }
 
-    /// What collects couplet's own spans, and what is said within them; not what the libraries below say.
+    /// Returns a layer that collects couplet's spans and the events in them, but not those of libraries.
     pub(super) fn layer<S: Subscriber + for<'span> LookupSpan<'span>>(&self) -> impl Layer<S> + use<S> {
         let own = |about: &tracing::Metadata<'_>| {
             about.target().starts_with(env!("CARGO_PKG_NAME")) && (about.is_span() || *about.level() <= Level::INFO)
@@ -67,7 +67,7 @@ impl Traces {
         tracing_opentelemetry::layer().with_tracer(tracer).with_location(false).with_filter(up_to(Level::INFO, own))
     }
 
-    /// Sends what is left.
+    /// Sends the remaining traces.
     pub(super) fn end(self) {
         if let Err(error) = self.provider.shutdown() {
             tracing::warn!("the last traces could not be sent: {error}");
@@ -75,13 +75,13 @@ impl Traces {
     }
 }
 
-/// A way to a collector, on which what is secret is left out.
+/// An exporter that removes credentials from spans.
 #[derive(Debug)]
-struct Discreet<E>(E);
+struct Redacting<E>(E);
 
-impl<E: trace::SpanExporter> trace::SpanExporter for Discreet<E> {
+impl<E: trace::SpanExporter> trace::SpanExporter for Redacting<E> {
     async fn export(&self, mut spans: Vec<SpanData>) -> OTelSdkResult {
-        spans.iter_mut().for_each(hide);
+        spans.iter_mut().for_each(redact);
         self.0.export(spans).await
     }
 
@@ -98,33 +98,33 @@ impl<E: trace::SpanExporter> trace::SpanExporter for Discreet<E> {
     }
 }
 
-/// Leaves out what is secret of all that a span says.
-fn hide(span: &mut SpanData) {
-    hide_in(&mut span.name);
-    hide_in_values(&mut span.attributes);
+/// Removes credentials from all texts of a span.
+fn redact(span: &mut SpanData) {
+    redact_text(&mut span.name);
+    redact_values(&mut span.attributes);
     for event in &mut span.events.events {
-        hide_in(&mut event.name);
-        hide_in_values(&mut event.attributes);
+        redact_text(&mut event.name);
+        redact_values(&mut event.attributes);
     }
     if let Status::Error { description } = &mut span.status {
-        hide_in(description);
+        redact_text(description);
     }
 }
 
-fn hide_in(text: &mut Cow<'static, str>) {
+fn redact_text(text: &mut Cow<'static, str>) {
     let Cow::Owned(shown) = without_credentials(text) else { return };
     *text = Cow::Owned(shown);
 }
 
-fn hide_in_values(attributes: &mut [KeyValue]) {
-    let hide_in_text = |text: &mut StringValue| {
+fn redact_values(attributes: &mut [KeyValue]) {
+    let redact_string = |text: &mut StringValue| {
         let Cow::Owned(shown) = without_credentials(text.as_str()) else { return };
         *text = shown.into();
     };
     for attribute in attributes {
         match &mut attribute.value {
-            Value::String(text) => hide_in_text(text),
-            Value::Array(Array::String(texts)) => texts.iter_mut().for_each(hide_in_text),
+            Value::String(text) => redact_string(text),
+            Value::Array(Array::String(texts)) => texts.iter_mut().for_each(redact_string),
             _ => {}
         }
     }
@@ -138,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    /// Keeps what a collector would get.
+    /// An exporter that keeps the spans in memory.
     #[derive(Debug, Clone, Default)]
     struct Collected(Arc<Mutex<Vec<SpanData>>>);
 
@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn a_collector_gets_no_credentials() {
         let collected = Collected::default();
-        let provider = SdkTracerProvider::builder().with_simple_exporter(Discreet(collected.clone())).build();
+        let provider = SdkTracerProvider::builder().with_simple_exporter(Redacting(collected.clone())).build();
         let traces = Traces { provider };
         let subscriber = tracing_subscriber::registry().with(traces.layer());
         tracing::subscriber::with_default(subscriber, || {

@@ -1,4 +1,4 @@
-//! The charts of a page, as SVG whose colours the page's style replaces by those of its theme.
+//! The charts of a report page, as SVG. The style sheet of the page overrides their colours with those of its theme.
 
 use serde_json::Value;
 
@@ -8,24 +8,24 @@ use crate::histogram::Histogram;
 use crate::train::chart::panels;
 use crate::words::grouped;
 
-/// The size of a chart, in pixels: little more than the width of a phone, so that letters stay large enough there.
+/// The size of a chart, in pixels: not much wider than a phone, so that text stays readable there.
 const SIZE: (u32, u32) = (440, 310);
-/// How much larger its letters are than those of a picture that fills a screen.
+/// The scale of the text, relative to a full-screen chart.
 const LETTERS: f64 = 1.3;
-/// Bars of a histogram at most.
+/// The maximum number of bars of a histogram.
 const BARS: usize = 48;
 
-/// A chart with what it shows in words.
+/// A chart with its caption.
 pub(super) struct Chart {
     pub(super) svg: String,
-    pub(super) says: String,
+    pub(super) caption: String,
 }
 
-fn chart(panel: Panel, says: impl Into<String>) -> Option<Chart> {
-    Some(Chart { svg: picture(&panel.with_letters(LETTERS), SIZE)?, says: says.into() })
+fn chart(panel: Panel, caption: impl Into<String>) -> Option<Chart> {
+    Some(Chart { svg: picture(&panel.with_letters(LETTERS), SIZE)?, caption: caption.into() })
 }
 
-/// The distribution of the scores, with that of the run before.
+/// Draws the distribution of the scores, with that of the previous run.
 pub(super) fn scores(page: &Page) -> Option<Chart> {
     let run = page.run.as_ref()?;
     let scores = run.scores.as_ref().filter(|scores| scores.total() > 0)?.coarser(BARS);
@@ -34,27 +34,27 @@ pub(super) fn scores(page: &Page) -> Option<Chart> {
     let mut ends = (scores.from, end(&scores));
     let before =
         page.runs.iter().skip(1).find_map(|other| other.scores.as_ref().filter(|_| other.outcome == Some("done")));
-    let mut says = format!("How the scores of {} rows are distributed", grouped(scores.total()));
+    let mut caption = format!("Distribution of the scores of {} rows", grouped(scores.total()));
     if let Some(before) = before.map(|before| before.coarser(BARS)).filter(|before| before.total() > 0) {
-        // Shares of wider bins are larger.
+        // Shares are proportional to the bin width, so they are scaled to the bins of this run.
         let scale = scores.width / before.width;
         let points = percent(&before).into_iter().map(|(x, y)| (x, y * scale)).collect();
-        series.push(Series::new("the run before", ORANGE, Look::Line, points));
-        says.push_str("; the line is the run before");
+        series.push(Series::new("previous run", ORANGE, Look::Line, points));
+        caption.push_str("; the line is the previous run");
         ends = (ends.0.min(before.from), ends.1.max(end(&before)));
     }
     let is_value = run.task.as_deref() == Some("regression");
     let (low, high) = if is_value { ends } else { (ends.0.min(0.5), 1.0) };
     let panel =
         Panel::new("Scores", if is_value { "value" } else { "probability of the predicted label" }, "% of rows");
-    chart(panel.with(series).above_zero().within_x(low, high), says)
+    chart(panel.with(series).above_zero().within_x(low, high), caption)
 }
 
 fn percent(histogram: &Histogram) -> Vec<(f64, f64)> {
     histogram.shares().into_iter().map(|(x, share)| (x, 100.0 * share)).collect()
 }
 
-/// How often rows of each confidence are right; how values follow labels.
+/// Draws the reliability diagram of a classification, or values against labels of a regression.
 pub(super) fn agreement(judged: &Judged) -> Option<Chart> {
     match judged {
         Judged::Labels { reliability, calibration_error, .. } => {
@@ -62,8 +62,8 @@ pub(super) fn agreement(judged: &Judged) -> Option<Chart> {
             let rows = reliability.iter().map(|bin| bin.rows as f64).collect();
             let name = format!("off by {:.3} on average", calibration_error.unwrap_or_default());
             let series = vec![Series::new(&name, BLUE, Look::Sized(rows), points)];
-            let panel = Panel::new("Reliability", "confidence", "share that is right").with(series).diagonal();
-            chart(panel, "How often rows of each confidence are right; on the line, confidence is what it says")
+            let panel = Panel::new("Reliability", "confidence", "share of correct rows").with(series).diagonal();
+            chart(panel, "Accuracy by confidence; on the diagonal, the confidence is exact")
         }
         Judged::Values { ranges, .. } => {
             let points: Vec<(f64, f64)> = ranges.iter().map(|range| (range.mean_label, range.mean_score)).collect();
@@ -80,7 +80,7 @@ pub(super) fn agreement(judged: &Judged) -> Option<Chart> {
     }
 }
 
-/// Speed, padding and drift over the runs that the page looks back on.
+/// Draws speed, avoided padding and drift over the runs of the page.
 pub(super) fn over_runs(page: &Page) -> Vec<Chart> {
     let runs: Vec<_> = page.runs.iter().rev().filter(|run| run.outcome == Some("done")).collect();
     if runs.len() < 2 {
@@ -92,31 +92,31 @@ pub(super) fn over_runs(page: &Page) -> Vec<Chart> {
         values.filter_map(|(x, y)| Some((x, y?))).collect()
     };
     let axis = "runs; this one is 0";
-    let one = |title: &str, unit: &str, colour, values: Vec<(f64, f64)>, says: &str| {
+    let one = |title: &str, unit: &str, colour, values: Vec<(f64, f64)>, caption: &str| {
         if values.is_empty() {
             return None;
         }
         let series = vec![Series::new(title, colour, Look::Marked, values)];
-        chart(Panel::new(title, axis, unit).with(series).above_zero().whole_x(), says)
+        chart(Panel::new(title, axis, unit).with(series).above_zero().whole_x(), caption)
     };
     let speed = points(&|run| run.rows_per_second);
     let padding = points(&|run| run.padding_share.map(|share| 100.0 * share));
     let psi = points(&|run| run.drift.map(|drift| drift.psi));
     let charts = [
-        one("Speed", "texts scored a second", BLUE, speed, "Texts scored a second in each run that scored any"),
+        one("Speed", "texts scored per second", BLUE, speed, "Texts scored per second, in each run that scored any"),
         one("Padding avoided", "% of padded batches", GREEN, padding, "The share of padded batches that was not run"),
         one(
             "Drift of the scores",
-            "PSI against the run before",
+            "PSI against the previous run",
             ORANGE,
             psi,
-            "How far the scores of each run were from those of the run before it",
+            "Drift of the scores of each run from those of the previous run",
         ),
     ];
     charts.into_iter().flatten().collect()
 }
 
-/// The curves of a training.
+/// Draws the training curves.
 pub(super) fn training(json: &Value) -> Vec<Chart> {
     let titled = panels(json).into_iter().map(|panel| (panel.title().to_owned(), panel));
     titled.filter_map(|(title, panel)| chart(panel, title)).collect()

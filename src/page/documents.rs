@@ -1,4 +1,4 @@
-//! What trainings and evaluations left in their folders, as it is now.
+//! The JSON documents in the folders of training and evaluation, in their current state.
 
 use std::path::Path;
 
@@ -11,19 +11,19 @@ use crate::train::finetune;
 /// A JSON document in a folder.
 #[derive(Debug, Serialize)]
 pub struct Document {
-    /// Where it is, as a person at this folder would write it.
+    /// The path of the document, in readable form.
     pub path: String,
-    /// What it says.
+    /// The contents.
     pub document: Value,
 }
 
 impl Document {
-    /// How the model in a folder was trained, if couplet trained it.
+    /// Reads the training document of a model folder, if couplet trained the model.
     pub(super) fn training(folder: &Path) -> Option<Self> {
         Self::read(&folder.join("training.json"))
     }
 
-    /// What an evaluation left in a folder, if there has been one.
+    /// Reads the evaluation document of a folder, if there is one.
     pub(super) fn evaluation(folder: &Path) -> Option<Self> {
         Self::read(&folder.join("evaluation.json"))
     }
@@ -37,17 +37,17 @@ impl Document {
     }
 }
 
-/// A model that `promote_if` refused its place.
+/// A model that failed `promote_if`.
 #[derive(Debug, Serialize)]
 pub struct Refused {
-    /// The condition, with what was measured.
+    /// The condition, with the measured values.
     pub verdict: String,
-    /// How it was trained.
+    /// The training document of the model.
     pub training: Document,
 }
 
 impl Refused {
-    /// The model that was refused the place of the one in `folder`, if there is one.
+    /// Returns the rejected candidate for the model in `folder`, if there is one.
     pub(super) fn beside(folder: &Path) -> Option<Self> {
         let (candidate, verdict) = finetune::refusal(folder)?;
         Some(Self { verdict, training: Document::training(&candidate)? })

@@ -1,4 +1,4 @@
-//! The labels of a column in the types that are told apart, with the counts that SQL made of them.
+//! A column of gold labels by type, with the counts that SQL computed.
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::compute::cast;
@@ -7,7 +7,7 @@ use arrow::error::ArrowError;
 
 use crate::train::labels::GoldLabel;
 
-/// The columns of the counts.
+/// The columns of the result with the counts.
 pub(super) struct Columns<'a> {
     gold: Gold,
     pub(super) written: StringArray,
@@ -17,7 +17,7 @@ pub(super) struct Columns<'a> {
     pub(super) totals: &'a Float64Array,
 }
 
-/// A column of labels in the types that are told apart.
+/// A column of gold labels, by type.
 enum Gold {
     Booleans(BooleanArray),
     Integers(Int64Array),

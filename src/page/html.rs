@@ -1,5 +1,5 @@
-//! The page itself: one HTML document that needs nothing else. maud escapes all texts; what goes in unescaped is the
-//! page's own style and the charts, which plotters escapes.
+//! Renders the report as one self-contained HTML document. maud escapes all text; only the style sheet and the charts,
+//! whose text plotters escapes, are inserted as they are.
 
 mod agreement;
 mod documents;
@@ -18,14 +18,14 @@ use agreement::agreement;
 use documents::{evaluated, refused, trained};
 
 const STYLE: &str = include_str!("style.css");
-/// No scripts, no network, whatever a text contains.
+/// The content security policy: no scripts and no network access, whatever a text contains.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
-/// Labels up to which the confusion matrix is shown.
+/// The maximum number of labels for which the confusion matrix is shown.
 const MOST_LABELS: usize = 20;
-/// Files, labels and runs that are listed one by one.
+/// The maximum number of files, labels or runs in a list.
 const MOST_LISTED: usize = 30;
 
-/// The page as HTML.
+/// Renders the page as HTML.
 #[must_use]
 pub fn html(page: &Page) -> String {
     let document = markup! {
@@ -153,10 +153,10 @@ fn scores(page: &Page) -> Markup {
                                 }
                             }
                             @if run.labels.len() > MOST_LISTED {
-                                p.faint { (run.labels.len() - MOST_LISTED) " more labels, of fewer rows, are in the JSON." }
+                                p.faint { (run.labels.len() - MOST_LISTED) " less frequent labels are in the JSON report." }
                             }
                             @if any_number {
-                                p.faint { "A row has each label of a probability of at least " (Problem::HAS_LABEL) ": several, or none." }
+                                p.faint { "A row has every label with a probability of at least " (Problem::HAS_LABEL) ": several, or none." }
                             }
                             @if let Some(mean) = run.scores.as_ref().and_then(|scores| scores.mean) {
                                 p { "Mean score " (format!("{mean:.4}")) "." }
@@ -247,9 +247,9 @@ fn drift(page: &Page) -> Markup {
             }
             @if page.runs.len() > 1 {
                 p.faint {
-                    "PSI and KS say how far the scores of the run in bold are from those of the run in the line: a PSI of \
-                     0.1 is called a small shift, 0.25 a large one; KS is the largest difference of the shares of scores \
-                     up to a point. A run with another model differs by its model too."
+                    "PSI and KS measure the drift of the scores of the run in bold from those of the run in each row. \
+                     A PSI of 0.1 counts as a small shift, 0.25 as a large one. KS is the largest difference between \
+                     the cumulative distributions. Runs of different models also differ by their model."
                 }
             }
         }
@@ -263,7 +263,7 @@ fn speed(page: &Page) -> Markup {
     markup! {
         @if !run.stages.is_empty() {
             section {
-                h2 { "Where the time went" }
+                h2 { "Time by stage" }
                 table {
                     @let all = run.seconds.unwrap_or(0.0).max(f64::MIN_POSITIVE);
                     @for (stage, seconds) in &run.stages {
@@ -279,7 +279,7 @@ fn speed(page: &Page) -> Markup {
                         @if windows["count"] == 1 {
                             "All texts were in one window."
                         } @else {
-                            (number(&windows["count"])) " windows of texts were scored, two at a time; the one in the middle took "
+                            (number(&windows["count"])) " windows of texts were scored, two at a time; the median window took "
                             (took(windows["median_seconds"].as_f64().unwrap_or(0.0))) "."
                         }
                     }
@@ -300,7 +300,7 @@ fn speed(page: &Page) -> Markup {
                             }
                         }
                     }
-                    p.faint { "Texts are counted in the order in which they first come in the source, of those without a score." }
+                    p.faint { "Texts are numbered in source order, counting only distinct texts without a cached score." }
                 }
             }
         }
@@ -322,7 +322,7 @@ fn facts(run: &Run) -> Markup {
                 (fact("model", run.model_uri.clone()))
                 (fact("fingerprint", run.model.clone()))
                 (fact("task", run.task.clone()))
-                (fact("fine-tuned model", run.promoted.map(|it_is| if it_is { "in its place" } else { "not promoted" }.into())))
+                (fact("fine-tuned model", run.promoted.map(|it_is| if it_is { "promoted" } else { "not promoted" }.into())))
                 (fact("precision", run.precision.clone()))
                 (fact("max. length", run.max_length.map(|n| format!("{n} tokens"))))
                 (fact("output", run.output.as_ref().map(|output| format!("{output}{version}{bytes_written}"))))
@@ -340,7 +340,7 @@ fn facts(run: &Run) -> Markup {
                             }
                         }
                     }
-                    @if run.sources.len() > MOST_LISTED { p.faint { (run.sources.len() - MOST_LISTED) " more are in the JSON." } }
+                    @if run.sources.len() > MOST_LISTED { p.faint { (run.sources.len() - MOST_LISTED) " more are in the JSON report." } }
                 }
             }
         }
@@ -351,8 +351,8 @@ fn figures(chart: Option<Chart>) -> Markup {
     markup! {
         @if let Some(chart) = chart {
             figure {
-                div role="img" aria-label=(chart.says) { (PreEscaped(chart.svg)) }
-                figcaption { (chart.says) }
+                div role="img" aria-label=(chart.caption) { (PreEscaped(chart.svg)) }
+                figcaption { (chart.caption) }
             }
         }
     }
@@ -373,7 +373,7 @@ fn took(seconds: f64) -> String {
     }
 }
 
-/// `2026-11-24T03:00:00Z` as people write it.
+/// Formats a time such as `2026-11-24T03:00:00Z` for people.
 fn moment(time: &str) -> String {
     time.replacen('T', " ", 1).replacen('Z', " UTC", 1)
 }

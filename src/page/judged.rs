@@ -1,4 +1,4 @@
-//! The predictions of a run compared with what people said, from counts that SQL makes: of any number of rows.
+//! Compares the predictions of a run with gold labels. SQL computes the counts, so any number of rows is possible.
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float64Type, Int64Type};
@@ -15,68 +15,68 @@ use crate::train::labels::{Labels, Targets};
 use crate::train::metrics::{Confusion, DEFAULT_BINS};
 use crate::train::task::Task;
 
-/// Different combinations of label, prediction and bin above which a column holds no labels.
+/// The number of distinct combinations of label, prediction and bin from which on a column is not taken as labels.
 pub(super) const MOST_GROUPS: usize = 20_000;
-/// Ranges of values.
+/// The number of label ranges of a regression.
 const RANGES: usize = 10;
-/// Unknown labels that are named.
+/// The maximum number of unknown labels that are listed.
 const MOST_UNKNOWN: usize = 5;
 
-/// How predictions compare with what people said.
+/// A comparison of predictions with gold labels.
 #[derive(Debug, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Judged {
-    /// One label of many.
+    /// One label per row.
     Labels {
-        /// Rows with a label and a prediction.
+        /// The number of rows with a label and a prediction.
         rows: u64,
-        /// The names, in the order of the matrix.
+        /// The label names, in the order of the confusion matrix.
         labels: Vec<String>,
-        /// Rows by what people said and by what the model did.
+        /// The number of rows by gold label and predicted label.
         confusion: Vec<Vec<u64>>,
-        /// Share of the rows that are right.
+        /// The share of correct rows.
         accuracy: Option<f64>,
-        /// Mean F1 of the labels.
+        /// The mean of the labels' F1.
         f1_macro: Option<f64>,
-        /// Matthews' correlation.
+        /// Matthews' correlation coefficient.
         matthews: Option<f64>,
-        /// The mean distance of confidence and accuracy.
+        /// The mean absolute difference of confidence and accuracy over the bins, weighted by rows.
         calibration_error: Option<f64>,
         /// Precision, recall and F1 of each label.
         by_label: Vec<LabelScores>,
-        /// How often rows of each confidence are right.
+        /// The accuracy by confidence.
         reliability: Vec<Reliability>,
-        /// Rows with a label and without a prediction.
+        /// The number of rows with a label but no prediction.
         unscored: u64,
-        /// Labels that the model does not know, with their rows.
+        /// Labels that the model does not know, with their row counts.
         unknown: Vec<(String, u64)>,
     },
-    /// A value.
+    /// A value per row.
     Values {
-        /// Rows with a label and a value.
+        /// The number of rows with a label and a value.
         rows: u64,
         /// Mean absolute error.
         mae: Option<f64>,
-        /// Root of the mean squared error.
+        /// Root mean squared error.
         rmse: Option<f64>,
         /// Mean of value minus label.
         bias: Option<f64>,
         /// Pearson's correlation.
         pearson: Option<f64>,
-        /// The same by ranges of the labels.
+        /// The comparison by ranges of the labels.
         ranges: Vec<ByRange>,
     },
-    /// Any number of labels.
+    /// Any number of labels per row.
     Sets {
-        /// Rows with labels and a prediction.
+        /// The number of rows with labels and a prediction.
         rows: u64,
-        /// F1 of all labels together.
+        /// The micro-averaged F1.
         f1_micro: Option<f64>,
-        /// Mean F1 of the labels.
+        /// The mean of the labels' F1.
         f1_macro: Option<f64>,
         /// Precision, recall and F1 of each label.
         by_label: Vec<LabelScores>,
-        /// Labels that fewer rows have, and that are not compared.
+        /// The number of less frequent labels that were left out of the comparison.
         left_out: usize,
     },
 }
@@ -114,13 +114,13 @@ pub struct ByRange {
     pub mae: f64,
 }
 
-/// Whether the model of a run gives values.
+/// Tells whether the model of a run is a regression.
 pub(super) fn is_regression(record: &RunRecord) -> bool {
     record.task.as_deref() == Some(&*Problem::Regression.to_string())
 }
 
-/// Compares the rows with their labels, where the pipeline names a column of them; also how wrong a row is, as SQL that
-/// is NULL for one that is right. What cannot be compared is noted.
+/// Compares the predictions with the labels, if the pipeline names a column of labels. Also returns SQL for the size of
+/// the error of a row, which is NULL for a correct row. The reason for a missing comparison is added to `notes`.
 pub(super) async fn judge(
     table: &Output,
     pipeline: &Pipeline,
@@ -159,7 +159,7 @@ pub(super) async fn judge(
     }
 }
 
-/// The task that the pipeline's other stages name, which says what labels mean.
+/// Returns the task of the pipeline's other stages, which defines the meaning of the labels.
 fn task_of(pipeline: &Pipeline, problem: Problem) -> Option<Task> {
     let finetune = pipeline.finetune.as_ref().map(|stage| stage.task);
     let evaluate = pipeline.evaluate.as_ref().and_then(|stage| stage.task);
@@ -185,7 +185,7 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
     let mut counts = vec![0; width * width];
     let mut bins = vec![(0_u64, 0_u64, 0.0); DEFAULT_BINS];
     let (mut unscored, mut unknown) = (0, Vec::<(String, u64)>::new());
-    // How each value of the column is written, and the name that it stands for.
+    // Each value of the column as text, and the index of the label that it stands for.
     let mut meanings: Vec<(String, usize)> = Vec::new();
     for batch in &batches {
         let columns = Columns::of(batch).map_err(|e| Error::sql("the labels", &e.into(), None))?;
@@ -250,14 +250,14 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
     Ok(Ok((judged, Some(format!("CASE WHEN predicted_label <> {gold} THEN score END")))))
 }
 
-/// Some names in words.
+/// Lists the first names for a message.
 fn first(names: &[String]) -> String {
     let more =
         if names.len() > MOST_UNKNOWN { format!(" and {} more", names.len() - MOST_UNKNOWN) } else { String::new() };
     format!("{}{more}", names[..names.len().min(MOST_UNKNOWN)].join(", "))
 }
 
-/// The bins that have rows, of their number, those that are right, and the sum of their confidence.
+/// Returns the non-empty bins, given the row count, the correct rows and the sum of the confidences of each bin.
 fn reliability(bins: &[(u64, u64, f64)]) -> Vec<Reliability> {
     let bins = bins.iter().enumerate().filter(|(_, (n, ..))| *n > 0);
     bins.map(|(i, (n, right, total))| Reliability {

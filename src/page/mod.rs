@@ -1,4 +1,4 @@
-//! `couplet report`: what a run did, and what became of it, as one page or one JSON document.
+//! `couplet report`: a report about a run and its results, as one HTML page or one JSON document.
 //!
 //! ```text
 //! store ─ records of runs ──────┐
@@ -6,10 +6,10 @@
 //! models, evaluation ─ JSON ────┘
 //! ```
 //!
-//! What runs remember of themselves (counts, times, the distribution of the scores) is in the store, so that drift is
-//! known where older tables are gone. What needs rows (agreement with labels, samples) is read from the table of the run
-//! that the page is about, if that is still there. Texts are data of strangers: they are escaped and shortened, and the
-//! page forbids itself scripts and the network.
+//! The records of runs (counts, times, score distributions) are in the store, so drift is known even if older tables
+//! are gone. Agreement with labels and sample rows are read from the output table of the reported run, if it still
+//! exists. Texts are untrusted: they are escaped and shortened, and the page's content security policy forbids scripts
+//! and network access.
 
 mod charts;
 mod documents;
@@ -39,41 +39,41 @@ pub use html::html;
 pub use judged::{ByRange, Judged, LabelScores, Reliability};
 pub use samples::Rows;
 
-/// Runs that the page looks back on.
+/// The maximum number of runs on the page.
 const RUNS: usize = 60;
-/// Labels of each of these runs: sixty runs of thousands of labels would be most of the page.
+/// The maximum number of labels per run: sixty runs with thousands of labels each would dominate the page.
 const MOST_LABELS: usize = 100;
-/// Runs among which one is looked for by its id: more than there are nights in a life.
+/// The number of records that are searched for a run id: more than a lifetime of nightly runs.
 const ALL_RUNS: usize = 100_000;
 
-/// All that a page says.
+/// The contents of a report.
 #[derive(Debug, Serialize)]
 pub struct Page {
     /// The pipeline's name.
     pub pipeline: String,
-    /// The version of couplet that made the page.
+    /// The version of couplet that generated the page.
     pub couplet: &'static str,
-    /// When the page was made.
+    /// The time at which the page was generated.
     pub made_at: String,
-    /// The run that the page is about; none of a pipeline that only trains.
+    /// The reported run; `None` for a pipeline that only trains.
     pub run: Option<Run>,
-    /// That run and those before it, the newest first.
+    /// The reported run and earlier runs, newest first.
     pub runs: Vec<Earlier>,
-    /// The predictions, compared with what people said, where the pipeline names a column of labels.
+    /// The predictions compared with the gold labels, if the pipeline names a column of labels.
     pub judged: Option<Judged>,
-    /// Rows worth looking at.
+    /// The sample rows.
     pub samples: Vec<Rows>,
-    /// How models were trained: what their `training.json` says.
+    /// The contents of `training.json` of each trained model.
     pub trainings: Vec<Document>,
-    /// The newest model that `promote_if` refused its place, and how it was trained.
+    /// The newest model that failed `promote_if`, and its training.
     pub refused: Option<Refused>,
-    /// How a model was measured: what `evaluation.json` says.
+    /// The contents of `evaluation.json`.
     pub evaluation: Option<Document>,
-    /// What the page does not show, and why.
+    /// The reasons for missing parts of the page.
     pub notes: Vec<String>,
 }
 
-/// What a run did.
+/// The reported run.
 #[derive(Debug, Serialize)]
 #[expect(missing_docs, reason = "the fields are those of the record")]
 pub struct Run {
@@ -83,9 +83,10 @@ pub struct Run {
     pub started_at: Option<String>,
     pub ended_at: Option<String>,
     pub seconds: Option<f64>,
-    /// Seconds of the stages, the scoring in its parts: pretrain, finetune, evaluate; prepare, read, score, publish.
+    /// The seconds per stage, with scoring split into its parts: pretrain, finetune, evaluate; prepare, read, score,
+    /// publish.
     pub stages: Vec<(&'static str, f64)>,
-    /// Whether the model that the run fine-tuned is in its place.
+    /// True if the model that the run fine-tuned was promoted.
     pub promoted: Option<bool>,
     pub host: Option<String>,
     pub couplet_version: Option<String>,
@@ -109,15 +110,15 @@ pub struct Run {
     pub output_version: Option<u64>,
     pub output_bytes: Option<u64>,
     pub sources: Vec<Source>,
-    /// Rows by label, in the model's order.
+    /// The number of rows per label, in the model's order.
     pub labels: Vec<(String, u64)>,
-    /// How the scores are distributed.
+    /// The distribution of the scores.
     pub scores: Option<Histogram>,
-    /// The windows of the run, the slowest of them one by one.
+    /// Statistics of the windows of the run, with details of the slowest.
     pub windows: Option<Value>,
 }
 
-/// A file that was read.
+/// A source file.
 #[derive(Debug, Serialize)]
 #[expect(missing_docs, reason = "the fields are those of the record")]
 pub struct Source {
@@ -126,7 +127,7 @@ pub struct Source {
     pub modified: String,
 }
 
-/// A run among others.
+/// A run in the run history.
 #[derive(Debug, Serialize)]
 #[expect(missing_docs, reason = "the fields are those of the record")]
 pub struct Earlier {
@@ -144,19 +145,19 @@ pub struct Earlier {
     pub model: Option<String>,
     pub score_mean: Option<f64>,
     pub scores: Option<Histogram>,
-    /// Rows by label, in the model's order; of many labels those with the most rows.
+    /// The number of rows per label, in the model's order; limited to the most frequent labels.
     pub labels: Vec<(String, u64)>,
-    /// Labels besides those, with fewer rows.
+    /// The number of less frequent labels that were left out.
     pub labels_left_out: usize,
-    /// How far its scores are from those of the run before it that ended well.
+    /// The drift of its scores from those of the previous successful run.
     pub drift: Option<Drift>,
-    /// How far the scores of the run that the page is about are from its scores.
+    /// The drift of the scores of the reported run from the scores of this one.
     pub drift_to_run: Option<Drift>,
-    /// The population stability index of the labels, of the run that the page is about against this one.
+    /// The population stability index of the labels of the reported run against this one.
     pub label_psi_to_run: Option<f64>,
 }
 
-/// Gathers what there is to say about the newest run of a pipeline, or about the one of that id (or its beginning).
+/// Collects the report about the newest run of a pipeline, or about the run with the given id or id prefix.
 ///
 /// # Errors
 /// A pipeline that has neither run nor trained; a run that is not recorded; a store or a table that cannot be read.
@@ -188,14 +189,15 @@ pub async fn collect(pipeline: &Pipeline, run: Option<&str>) -> Result<Page, Err
             page.of_run(pipeline, scoring, &records, place).await?;
         }
         None if page.trainings.is_empty() && page.refused.is_none() && page.evaluation.is_none() => {
-            return Err(nothing(pipeline, ", and no stage has left a model or an evaluation"));
+            return Err(nothing(pipeline, ", and there is no trained model or evaluation"));
         }
         None => page.notes.push("The pipeline has not scored yet, or has nothing to score.".into()),
     }
     Ok(page)
 }
 
-/// The record of the newest run of a pipeline, or of the one of that id (or its beginning); and those of all runs.
+/// Returns the record of the newest run of a pipeline, or of the run with the given id or id prefix, and the records of
+/// all runs.
 ///
 /// # Errors
 /// A pipeline that has not run; a run that is not recorded; a store that cannot be read.
@@ -207,19 +209,19 @@ pub async fn run_of(pipeline: &Pipeline, run: Option<&str>) -> Result<(RunRecord
     }
 }
 
-/// How many of the newest runs are looked at: one that is asked for may be older than those of a page.
+/// Returns the number of newest runs to read: a run given by id may be older than those on a page.
 fn looked_at(run: Option<&str>) -> usize {
     if run.is_some() { ALL_RUNS } else { RUNS }
 }
 
-fn nothing(pipeline: &Pipeline, besides: &str) -> Error {
+fn nothing(pipeline: &Pipeline, detail: &str) -> Error {
     Error::Usage(format!(
-        "{}: there is nothing to report: no run of this pipeline is recorded{besides}; run it first: couplet run {0}",
+        "{}: nothing to report: no run of this pipeline is recorded{detail}; run it first: couplet run {0}",
         pipeline.path.display()
     ))
 }
 
-/// The place of the run that is asked for among the records, the newest first.
+/// Returns the index of the requested run among the records, which are sorted newest first.
 fn chosen(records: &[RunRecord], run: Option<&str>) -> Result<Option<usize>, Error> {
     let Some(run) = run else { return Ok((!records.is_empty()).then_some(0)) };
     let matches: Vec<usize> = (0..records.len()).filter(|&i| records[i].run.starts_with(run)).collect();
@@ -230,9 +232,12 @@ fn chosen(records: &[RunRecord], run: Option<&str>) -> Result<Option<usize>, Err
             let near = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
             let newest = records.iter().take(3).map(|record| record.run.as_str()).collect::<Vec<_>>().join(", ");
             let newest = if newest.is_empty() { "there is none".into() } else { format!("the newest are {newest}") };
-            Err(Error::Usage(format!("--run {run}: there is no such run of this pipeline ({newest}){near}")))
+            Err(Error::Usage(format!("--run {run}: the pipeline has no such run ({newest}){near}")))
         }
-        _ => Err(Error::Usage(format!("--run {run}: {} runs begin so; give more of its id", matches.len()))),
+        _ => Err(Error::Usage(format!(
+            "--run {run}: {} runs have an id with this prefix; give a longer prefix",
+            matches.len()
+        ))),
     }
 }
 
@@ -251,12 +256,12 @@ impl Page {
         if record.outcome == Some(Outcome::Done) && record.scores.is_none() {
             self.notes.push(
                 "An earlier version of couplet recorded this run, without the distribution of its scores and the times \
-                 of its parts."
+                 of its stages."
                     .into(),
             );
         }
         if record.output.is_none() {
-            self.notes.push("This run published no table, so that there are no rows to show.".into());
+            self.notes.push("This run published no table, so there are no rows to show.".into());
             return Ok(());
         }
         let newest = records.iter().find(|record| record.output.is_some());
@@ -271,8 +276,8 @@ impl Page {
         let is_not_first = records[place + 1..].iter().any(|other| other.output.is_some());
         if scoring.sink.format == SinkFormat::Delta && scoring.sink.mode == SinkMode::Append && is_not_first {
             self.notes.push(
-                "The sink appends, so that the table has the rows of earlier runs too: agreement and sample rows are of \
-                 all of them, up to this run."
+                "The sink appends, so the table also has the rows of earlier runs: agreement and sample rows cover all \
+                 runs up to this one."
                     .into(),
             );
         }
@@ -333,7 +338,8 @@ impl Run {
 }
 
 impl Earlier {
-    /// A run, with the one before it among all records, and the one that the page is about.
+    /// Creates the history entry of a run, compared with the previous run in `records` and with the reported run
+    /// `about`.
     fn of(record: &RunRecord, records: &[RunRecord], about: &RunRecord) -> Self {
         let scores = record.scores.as_ref();
         let before = history::before(records, record).and_then(|before| before.scores.as_ref());
@@ -364,7 +370,8 @@ impl Earlier {
     }
 }
 
-/// The PSI of labels by their names: a label that only one of two models has counts as one without rows of the other.
+/// Returns the PSI of labels, matched by name. A label that only one of the two models has counts as having no rows in
+/// the other.
 fn label_psi(before: &[(String, u64)], now: &[(String, u64)]) -> Option<f64> {
     let mut rows = BTreeMap::<&str, (u64, u64)>::new();
     for (name, n) in before {

@@ -1,4 +1,4 @@
-//! Rows worth looking at: those of which the model is most and least sure, those it got wrong, those without a score.
+//! Selects sample rows: the most and least certain predictions, mistakes, and rows without a score.
 
 use std::collections::HashSet;
 
@@ -14,25 +14,25 @@ use crate::dates::value_texts;
 use crate::error::Error;
 use crate::store::RunRecord;
 
-/// The column of how wrong a row is.
+/// The column with the size of the error of a row.
 const SURENESS: &str = "__couplet_sureness";
-/// Rows of each kind.
+/// The number of sample rows of each kind.
 const ROWS: usize = 6;
-/// Characters after which a text is cut.
+/// The maximum length of a text, in characters; longer texts are cut.
 const MOST_CHARS: usize = 300;
 
-/// Rows with a title.
+/// A titled table of rows.
 #[derive(Debug, Serialize)]
 pub struct Rows {
-    /// What they are.
+    /// The title.
     pub title: &'static str,
-    /// Their columns.
+    /// The column names.
     pub columns: Vec<String>,
-    /// Their values as texts, long ones cut; none for NULL.
+    /// The values as text, shortened if long; `None` for NULL.
     pub rows: Vec<Vec<Option<String>>>,
 }
 
-/// The rows of each kind that there are; `mistakes` is how wrong a row is, as SQL, NULL for one that is right.
+/// Returns the sample rows of each kind. `mistakes` is SQL for the size of the error of a row, NULL for a correct row.
 pub(super) async fn samples(
     table: &Output,
     scoring: &Scoring,
@@ -40,7 +40,7 @@ pub(super) async fn samples(
     mistakes: Option<&str>,
 ) -> Result<Vec<Rows>, Error> {
     let source = &scoring.source;
-    // The table of an earlier run has the columns that the pipeline had then.
+    // The table of an earlier run has the columns of the pipeline at that time.
     let there = |name: &&String| table.schema.field_with_name(name).is_ok();
     let id: Vec<String> = source.id.iter().filter(there).map(|name| quoted(name)).collect();
     let mut columns = id.clone();
@@ -50,7 +50,7 @@ pub(super) async fn samples(
     let regression = is_regression(record);
     let predicted = if regression { "score" } else { "predicted_label, score" };
     let select_from = |from: &str, what: &str, which: &str, order: &str| {
-        // The table of an earlier run may have none of the columns that the pipeline names now.
+        // The table of an earlier run may lack the columns that the pipeline names now.
         let selected = [&columns[..], &[what.to_owned()]].concat().join(", ");
         let sorted = [&[order.to_owned()], &id[..]].concat().join(", ");
         format!("SELECT {selected} FROM {from} WHERE {which} ORDER BY {sorted} LIMIT {ROWS}")
@@ -68,7 +68,7 @@ pub(super) async fn samples(
         ]
     };
     if let Some(size) = mistakes {
-        let title = if regression { "Largest differences from the labels" } else { "Mistakes, the surest first" };
+        let title = if regression { "Largest differences from the labels" } else { "Mistakes, most confident first" };
         let sized = format!("(SELECT *, {size} AS {SURENESS} FROM {PREDICTIONS})");
         let (which, order) = (format!("{SURENESS} IS NOT NULL"), format!("{SURENESS} DESC"));
         queries.insert(0, (title, select_from(&sized, predicted, &which, &order)));
@@ -94,7 +94,7 @@ fn texts(batch: &RecordBatch) -> Result<Vec<Vec<Option<String>>>, ArrowError> {
     let value = |row: usize| {
         let values = schema.fields().iter().zip(&columns).map(|(field, texts)| {
             let text = texts[row].as_ref()?;
-            // The table rounds what nobody reads.
+            // Scores are rounded for display.
             let is_score = field.name() == "score";
             let rounded = is_score.then(|| text.parse::<f64>().ok()).flatten().map(|score| format!("{score:.4}"));
             Some(rounded.unwrap_or_else(|| shortened(text)))
@@ -104,7 +104,7 @@ fn texts(batch: &RecordBatch) -> Result<Vec<Vec<Option<String>>>, ArrowError> {
     Ok((0..batch.num_rows()).map(value).collect())
 }
 
-/// A text without what is beyond a few lines.
+/// Cuts a text after [`MOST_CHARS`] characters.
 fn shortened(text: &str) -> String {
     match text.char_indices().nth(MOST_CHARS) {
         None => text.to_owned(),

@@ -1,4 +1,4 @@
-//! The predictions of a model whose rows may have any number of labels, compared with what people said, label by label.
+//! Compares multi-label predictions with gold labels, label by label.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,11 @@ use crate::error::Error;
 use crate::frequent::most_frequent;
 use crate::model::Problem;
 
-/// Labels above which only the most frequent are compared, where a row may have many: each is three sums of one query.
+/// The maximum number of labels that are compared; of more labels, only the most frequent are. Each label adds three
+/// sums to the query.
 const MOST_LABELS: usize = 100;
 
-/// Compares the labels of each row.
+/// Compares the predicted and the gold labels of all rows.
 pub(super) async fn sets(table: &Output, label: &str, names: &[String]) -> Result<Comparison, Error> {
     let column = quoted(label);
     if names.is_empty() {
@@ -30,13 +31,13 @@ pub(super) async fn sets(table: &Output, label: &str, names: &[String]) -> Resul
     };
     let left_out = names.len() - places.len();
     let enough = Problem::HAS_LABEL;
-    let is_so = |name: &str| format!("coalesce(array_has({column}, {}), false)", literal(name));
+    let has_label = |name: &str| format!("coalesce(array_has({column}, {}), false)", literal(name));
     let probability = |place: usize| format!("array_element(probabilities, {})", place + 1);
     let sums = places.iter().map(|&place| {
-        let (is_so, is_said) = (is_so(&names[place]), format!("{} >= {enough}", probability(place)));
+        let (has_label, is_predicted) = (has_label(&names[place]), format!("{} >= {enough}", probability(place)));
         format!(
-            "sum(CASE WHEN {is_so} AND {is_said} THEN 1 ELSE 0 END), sum(CASE WHEN {is_so} THEN 1 ELSE 0 END), \
-             sum(CASE WHEN {is_said} THEN 1 ELSE 0 END)"
+            "sum(CASE WHEN {has_label} AND {is_predicted} THEN 1 ELSE 0 END), \
+             sum(CASE WHEN {has_label} THEN 1 ELSE 0 END), sum(CASE WHEN {is_predicted} THEN 1 ELSE 0 END)"
         )
     });
     let sums = sums.collect::<Vec<_>>().join(", ");
@@ -77,16 +78,19 @@ pub(super) async fn sets(table: &Output, label: &str, names: &[String]) -> Resul
         by_label,
         left_out,
     };
-    // How far the worst of the labels is on the wrong side.
+    // The error of a row: the largest distance from the threshold among its wrong labels.
     let sizes = places.iter().map(|&place| {
         let p = probability(place);
-        format!("CASE WHEN ({p} >= {enough}) <> {} THEN abs({p} - {enough}) + 0.0001 ELSE 0 END", is_so(&names[place]))
+        format!(
+            "CASE WHEN ({p} >= {enough}) <> {} THEN abs({p} - {enough}) + 0.0001 ELSE 0 END",
+            has_label(&names[place])
+        )
     });
     let sizes = sizes.collect::<Vec<_>>().join(", ");
     Ok(Ok((judged, Some(format!("CASE WHEN {which} THEN nullif(greatest({sizes}), 0) END")))))
 }
 
-/// How many rows have each label, by what people said.
+/// Counts the rows per gold label.
 async fn rows_by_label(table: &Output, column: &str, which: &str) -> Result<BTreeMap<String, u64>, Error> {
     let batches = table
         .query(&format!(

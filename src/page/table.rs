@@ -1,4 +1,4 @@
-//! The table of the run that a page is about, for SQL.
+//! Opens the output table of the reported run for SQL.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::session::{self, Resources};
 use crate::sink::runs;
 use crate::store::RunRecord;
 
-/// The rows of a run.
+/// The output rows of a run.
 pub(super) struct Output {
     context: SessionContext,
     origin: String,
@@ -25,7 +25,7 @@ pub(super) struct Output {
     _resources: Resources,
 }
 
-/// Opens the table that a run published; why it cannot be shown any more, if it cannot.
+/// Opens the table that a run published. The inner error is the reason why its rows cannot be shown any more.
 pub(super) async fn of_run(
     pipeline: &Pipeline,
     scoring: &Scoring,
@@ -39,24 +39,24 @@ pub(super) async fn of_run(
         // The newest version has the rows of the newest run.
         SinkFormat::Delta if record.output_version.is_none() && !is_newest => {
             return Ok(Err(format!(
-                "It is not recorded which version of {shown} this run published, so that there are no rows to show."
+                "The version of {shown} that this run published is not recorded, so there are no rows to show."
             )));
         }
         SinkFormat::Delta => (location.place.clone(), TableFormat::Delta { version: record.output_version }),
         SinkFormat::Parquet if sink.is_one_file() => {
             if !is_newest {
                 return Ok(Err(format!(
-                    "A later run has replaced {shown}, so that there are no rows of this one to show; a Delta table \
-                     or a folder of runs keeps them."
+                    "A later run has replaced {shown}, so there are no rows of this run to show; a Delta table or a \
+                     folder of runs keeps them."
                 )));
             }
             let Some(file) = Objects::open(&location.place)?.head().await? else {
-                return Ok(Err(format!("{shown} is not there any more, so that there are no rows to show.")));
+                return Ok(Err(format!("{shown} no longer exists, so there are no rows to show.")));
             };
-            // A run that was killed, another pipeline or a person may have written it since.
+            // A run that was killed, another pipeline or a person may have replaced the file since.
             if record.output_bytes.is_some_and(|bytes| bytes != file.size) {
                 return Ok(Err(format!(
-                    "{shown} is not the file that this run published, so that there are no rows of this run to show."
+                    "{shown} is not the file that this run published, so there are no rows of this run to show."
                 )));
             }
             (location.place.clone(), TableFormat::Parquet)
@@ -65,10 +65,10 @@ pub(super) async fn of_run(
             let all = runs::all(&Objects::open(&location.place)?.lock_place()).await?;
             let Some(manifest) = all.iter().find(|manifest| manifest.run_id == record.run) else {
                 return Ok(Err(format!(
-                    "The folder of this run is not in {shown} any more, so that there are no rows to show."
+                    "The folder of this run is no longer in {shown}, so there are no rows to show."
                 )));
             };
-            // The slash says that it is a folder, as the name has dots in it.
+            // The trailing slash marks a folder, since the name contains dots.
             (location.place.join(&format!("{}/", manifest.folder())), TableFormat::Parquet)
         }
     };
@@ -86,7 +86,7 @@ pub(super) async fn of_run(
         Ok(context) => context,
         Err(errors) => {
             let errors = errors.into_iter().map(|error| error.problem).collect::<Vec<_>>().join("; ");
-            return Ok(Err(format!("The table of this run cannot be read any more: {errors}")));
+            return Ok(Err(format!("The table of this run can no longer be read: {errors}")));
         }
     };
     let origin = format!("the rows of {shown}");
@@ -97,24 +97,24 @@ pub(super) async fn of_run(
 }
 
 impl Output {
-    /// The rows of a query.
+    /// Executes a query and returns its rows.
     pub(super) async fn query(&self, sql: &str) -> Result<Vec<RecordBatch>, Error> {
         let frame = self.context.sql(sql).await.map_err(|e| self.failed(&e))?;
         frame.collect().await.map_err(|e| self.failed(&e))
     }
 
-    /// Says what went wrong with a query over the output.
+    /// Converts an error of a query over the output.
     pub(super) fn failed(&self, error: &DataFusionError) -> Error {
         Error::sql(&self.origin, error, Some(&self.context))
     }
 }
 
-/// A column's name as SQL has it.
+/// Quotes a column name for SQL.
 pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A text as SQL has it.
+/// Quotes a string literal for SQL.
 pub(super) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }

@@ -1,16 +1,16 @@
-//! Models of a hub: `hf://org/name[@revision][/subfolder]`, by the letter.
+//! Model URIs of a hub: `hf://org/name[@revision][/subfolder]`. Parsing does no I/O.
 
 use std::fmt;
 
 use super::problem::Problem;
 
-/// The scheme of such a URI.
+/// The URI scheme of hub models.
 pub(crate) const SCHEME: &str = "hf";
 
-/// How such a URI is written.
+/// The form of a hub URI, for messages.
 pub(crate) const FORM: &str = "hf://ORG/NAME[@REVISION][/FOLDER]";
 
-/// The longest name of a repository that hubs take.
+/// The maximum length of a repository name, in bytes.
 const LONGEST: usize = 96;
 
 /// A model in a repository of a hub.
@@ -22,7 +22,7 @@ pub struct HubModel {
 }
 
 impl HubModel {
-    /// The repository, as in `org/name`; old ones are without an organisation.
+    /// The repository, as in `org/name`; old repositories have no organisation.
     #[must_use]
     pub fn repository(&self) -> &str {
         &self.repository
@@ -34,38 +34,38 @@ impl HubModel {
         self.revision.as_deref().unwrap_or("main")
     }
 
-    /// The folder in the repository, empty for the repository itself; without slashes at its ends.
+    /// The folder in the repository, without leading or trailing slashes; empty for the root.
     #[must_use]
     pub fn folder(&self) -> &str {
         &self.folder
     }
 
-    /// The same model in another folder of its repository.
+    /// Returns the URI with another folder of the repository.
     #[must_use]
     pub fn with_folder(&self, folder: &str) -> Self {
         Self { folder: folder.to_owned(), ..self.clone() }
     }
 
-    /// The same model at another revision.
+    /// Returns the URI with another revision.
     #[must_use]
     pub fn with_revision(&self, revision: &str) -> Self {
         Self { revision: Some(revision.to_owned()), ..self.clone() }
     }
 
-    /// Whether the revision is a commit, which always means the same files.
+    /// Tells whether the revision is a commit, whose files never change.
     #[must_use]
     pub fn is_pinned(&self) -> bool {
         self.revision.as_deref().is_some_and(is_commit)
     }
 
-    /// Reads what stands behind `hf://`.
+    /// Parses the part of a URI after `hf://`.
     pub(crate) fn parse(rest: &str) -> Result<Self, Problem> {
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let wrong = |message: String| Err(Problem::new(message, "not a model of a hub").help(format!("write {FORM}")));
         if rest.is_empty() {
-            return wrong("`hf://` is without a repository".into());
+            return wrong("`hf://` has no repository".into());
         }
-        // A name has at most one slash, and what follows the revision or that name is a folder.
+        // A name has at most one slash. Anything after the revision, or after the name, is a folder.
         let (repository, revision, folder) = match rest.split_once('@') {
             Some((repository, behind)) => {
                 let (revision, folder) = split_revision(behind);
@@ -107,7 +107,8 @@ impl fmt::Display for HubModel {
     }
 }
 
-/// Splits a revision from the folder behind it: only those of pull requests and conversions have slashes of their own.
+/// Splits a revision from the folder that follows it. Only the revisions of pull requests and conversions contain
+/// slashes.
 fn split_revision(text: &str) -> (&str, &str) {
     let slashes = if text.starts_with("refs/pr/") || text.starts_with("refs/convert/") { 2 } else { 0 };
     match text.match_indices('/').nth(slashes) {
@@ -120,7 +121,7 @@ fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// As hubs name organisations and repositories.
+/// Tells whether a hub accepts the name for an organisation or a repository.
 fn is_name(name: &str) -> bool {
     let ends = |char: char| char == '-' || char == '.';
     !name.is_empty()
@@ -131,7 +132,7 @@ fn is_name(name: &str) -> bool {
         && !name.contains("..")
 }
 
-/// As git names branches and tags, which become names of files in the cache.
+/// Tells whether git accepts the name for a branch or a tag. It becomes a file name in the cache.
 fn is_revision(revision: &str) -> bool {
     let forbidden = |char: char| char.is_whitespace() || char.is_control() || "~^:?*[\\\"'".contains(char);
     !revision.contains(forbidden) && revision.split('/').all(is_part)
@@ -173,7 +174,7 @@ mod tests {
     #[test]
     fn what_names_no_model_is_refused() {
         let refused = |text: &str| HubModel::parse(text).unwrap_err().message;
-        assert_eq!(refused(""), "`hf://` is without a repository");
+        assert_eq!(refused(""), "`hf://` has no repository");
         assert_eq!(refused("datasets/org/name"), "`hf://datasets/…` is not a model");
         assert_eq!(refused("org/na me"), "\"org/na me\" cannot be the name of a repository");
         assert_eq!(refused("org/.."), "\"org/..\" cannot be the name of a repository");

@@ -1,5 +1,5 @@
-//! Places of files: a path of this machine, a key in a bucket, or a model of a hub; by the letter, without looking at
-//! any, but for links of this machine where it matters whether two places are one.
+//! Locations of files: a local path, a key in a bucket, or a model of a hub. Parsing does no I/O; only comparisons of
+//! places resolve local links.
 
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
@@ -19,7 +19,7 @@ pub use problem::Problem;
 use remote::SCHEMES;
 pub use remote::{Remote, Service};
 
-/// Where a file or a folder is.
+/// The location of a file or a folder.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Place {
     /// On the local disk.
@@ -30,19 +30,19 @@ pub enum Place {
     Hub(HubModel),
 }
 
-/// How a place lies to another one.
+/// The position of a place relative to another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lies {
-    /// It is the same.
+    /// Both are the same place.
     There,
-    /// It is in it.
+    /// It is inside the other one.
     Inside,
-    /// It has it in it.
+    /// It contains the other one.
     Around,
 }
 
 impl Place {
-    /// The path, if the place is on the local disk.
+    /// Returns the path, if the place is on the local disk.
     #[must_use]
     pub fn local(&self) -> Option<&Path> {
         match self {
@@ -51,7 +51,7 @@ impl Place {
         }
     }
 
-    /// The bucket and the key, if the place is in a bucket.
+    /// Returns the bucket and the key, if the place is in a bucket.
     #[must_use]
     pub fn remote(&self) -> Option<&Remote> {
         match self {
@@ -60,7 +60,7 @@ impl Place {
         }
     }
 
-    /// The place of that name below this one, taken for a folder.
+    /// Returns the place of that name in this one, which is taken as a folder.
     #[must_use]
     pub fn join(&self, name: &str) -> Self {
         match self {
@@ -74,13 +74,13 @@ impl Place {
         }
     }
 
-    /// The last part of the path or key.
+    /// Returns the last part of the path or key.
     #[must_use]
     pub fn name(&self) -> String {
         self.as_path().file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// The place of that name beside this one.
+    /// Returns the place of that name in the parent folder.
     #[must_use]
     pub fn with_name(&self, name: &str) -> Self {
         match self {
@@ -96,23 +96,23 @@ impl Place {
         }
     }
 
-    /// Tells whether the place names several files by a pattern.
+    /// Tells whether the place is a glob pattern.
     #[must_use]
     pub fn is_glob(&self) -> bool {
         is_glob(self.as_path())
     }
 
-    /// Tells whether the place names a folder: by a `/` at its end, or by having no extension.
+    /// Tells whether the place is a folder: it ends in `/` or has no extension.
     #[must_use]
     pub fn is_folder(&self) -> bool {
         let path = self.as_path();
         path.as_os_str().as_encoded_bytes().ends_with(b"/") || path.extension().is_none()
     }
 
-    /// Tells whether reading this place, a file, a folder or a glob, would read the other one, a file.
+    /// Tells whether reading this place (a file, a folder or a glob) would read the given file.
     #[must_use]
     pub fn covers(&self, file: &Self) -> bool {
-        // Of a hub, only models are read.
+        // Only models are read from a hub, never tables.
         if matches!(self, Self::Hub(_)) || matches!(file, Self::Hub(_)) {
             return false;
         }
@@ -120,7 +120,7 @@ impl Place {
             return false;
         }
         let (files, file) = (self.real(), file.real());
-        // What is there has that name, whatever characters it has.
+        // An existing path is taken literally, even if it contains pattern characters.
         let is_there = matches!(self, Self::Local(path) if path.exists());
         if self.is_glob() && !is_there {
             matches(files.as_os_str().as_encoded_bytes(), file.as_os_str().as_encoded_bytes())
@@ -129,7 +129,7 @@ impl Place {
         }
     }
 
-    /// Tells whether both are the same place, however they are written.
+    /// Tells whether both are the same place, whatever their spelling.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
@@ -138,7 +138,7 @@ impl Place {
         }
     }
 
-    /// Tells how this place lies to another one, of which it may be a part; `None` where they are apart.
+    /// Returns the position of this place relative to another one; `None` if they do not overlap.
     #[must_use]
     pub(crate) fn lies(&self, other: &Self) -> Option<Lies> {
         // Nothing is written to a hub.
@@ -156,25 +156,25 @@ impl Place {
         }
     }
 
-    /// Tells whether this place is another one or lies in it.
+    /// Tells whether this place is the other one or inside it.
     #[must_use]
     pub fn is_in(&self, other: &Self) -> bool {
         matches!(self.lies(other), Some(Lies::There | Lies::Inside))
     }
 
-    /// The path behind all links, as far as it exists; a key without `.` and `..`.
+    /// Returns the path with links resolved as far as it exists; for a key, the key without `.` and `..`.
     pub(crate) fn real(&self) -> PathBuf {
         let Self::Local(path) = self else { return normal(self.as_path()) };
         real_path(path)
     }
 
-    /// The extension of the name, without its dot.
+    /// Returns the extension of the name, without its dot.
     #[must_use]
     pub fn extension(&self) -> Option<&str> {
         self.as_path().extension()?.to_str()
     }
 
-    /// The path, or the key as a path: both have names between slashes, and the last may have an extension.
+    /// Returns the path, or the key as a path. Both are names separated by slashes, and the last may have an extension.
     pub(crate) fn as_path(&self) -> &Path {
         match self {
             Self::Local(path) => path,
@@ -195,7 +195,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// The place of a table, as the text by which another process opens the same files: an absolute path, or the URI.
+/// Serializes a place as an absolute path or a URI, so that another process opens the same files.
 impl Serialize for Place {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -217,7 +217,7 @@ impl<'de> Deserialize<'de> for Place {
     }
 }
 
-/// Makes a place of a path, glob or URI; a relative path starts at `folder`.
+/// Parses a path, glob or URI of a table. A relative path starts at `folder`.
 pub(crate) fn resolve(folder: &Path, text: &str) -> Result<Place, Problem> {
     match read(folder, text, PLACES)? {
         Place::Hub(_) => {
@@ -228,14 +228,14 @@ pub(crate) fn resolve(folder: &Path, text: &str) -> Result<Place, Problem> {
     }
 }
 
-/// The same for a model, which may be one of a hub.
+/// Parses the place of a model, which may be on a hub. A relative path starts at `folder`.
 pub(crate) fn resolve_model(folder: &Path, text: &str) -> Result<Place, Problem> {
     read(folder, text, &format!("{PLACES}, {}", hub::FORM))
 }
 
 fn read(folder: &Path, text: &str, allowed: &str) -> Result<Place, Problem> {
     let Some((scheme, rest)) = scheme_of(text) else { return Ok(Place::Local(folder.join(text))) };
-    // Buckets say which variables their credentials are taken from.
+    // Errors about bucket URIs name the variables that credentials are read from.
     let is_bucket = SCHEMES.iter().any(|(name, ..)| scheme.eq_ignore_ascii_case(name));
     if !is_bucket && holds_credentials(text) {
         let problem = Problem::new(format!("a `{scheme}://` URI holds credentials"), "").confidential();
@@ -263,27 +263,27 @@ fn read(folder: &Path, text: &str, allowed: &str) -> Result<Place, Problem> {
     )
 }
 
-/// What a place may be.
+/// The allowed forms of a place, for messages.
 const PLACES: &str = "a local path, s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY, \
                       abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/KEY";
 
-/// The place of a model that a text names, a relative path taken as it is.
+/// Parses the place of a model; a relative path is kept as it is.
 ///
 /// # Errors
-/// What is wrong with a URI, in one line.
+/// A one-line message about an invalid URI.
 pub fn model_place(text: &str) -> Result<Place, String> {
     resolve_model(Path::new(""), text).map_err(Problem::into_line)
 }
 
-/// The place of a table that a text names, a relative path taken as it is.
+/// Parses the place of a table; a relative path is kept as it is.
 ///
 /// # Errors
-/// What is wrong with a URI, in one line.
+/// A one-line message about an invalid URI.
 pub fn table_place(text: &str) -> Result<Place, String> {
     resolve(Path::new(""), text).map_err(Problem::into_line)
 }
 
-/// Makes a path of a path or `file://` URI; `key` is the key that cannot be anything else.
+/// Parses a path or `file://` URI. `key` names the key for the error about other URIs.
 pub(crate) fn resolve_local(folder: &Path, text: &str, key: &str) -> Result<PathBuf, Problem> {
     match scheme_of(text) {
         None => Ok(folder.join(text)),
@@ -304,12 +304,12 @@ fn scheme_of(text: &str) -> Option<(&str, &str)> {
     })
 }
 
-/// Tells whether a path has a pattern in it.
+/// Tells whether a path contains pattern characters.
 pub(crate) fn is_glob(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().iter().any(|byte| b"*?[".contains(byte))
 }
 
-/// Removes `.` and `..` by the letter: good enough to compare, not to open where links are about.
+/// Removes `.` and `..` lexically. The result is for comparisons only: with links it may name another file.
 fn normal(path: &Path) -> PathBuf {
     let mut parts = PathBuf::new();
     for part in path.components() {
@@ -324,7 +324,7 @@ fn normal(path: &Path) -> PathBuf {
     parts
 }
 
-/// Matches a glob: `*` is any text, slashes included as for `DataFusion`, `?` any one byte; `[…]` only itself.
+/// Matches a glob: `*` is any text (slashes included, as in `DataFusion`), `?` any one byte; `[…]` is literal.
 fn matches(glob: &[u8], text: &[u8]) -> bool {
     match (glob, text) {
         ([], []) => true,
@@ -395,10 +395,10 @@ mod tests {
     #[test]
     fn what_is_no_bucket_or_key_is_refused() {
         let refused = |text: &str| resolve(Path::new(""), text).unwrap_err().message;
-        assert_eq!(refused("s3:///key"), "`s3://` is without a bucket");
+        assert_eq!(refused("s3:///key"), "`s3://` has no bucket");
         assert_eq!(refused("s3://b!/key"), "\"b!\" cannot be the name of a bucket");
         assert_eq!(refused("s3://b/a//b"), "`s3://b/a//b` has a key with two slashes in a row");
-        assert_eq!(refused("s3://b/a/../b"), "`..` in `s3://b/a/../b` means nothing in a bucket");
+        assert_eq!(refused("s3://b/a/../b"), "`..` in `s3://b/a/../b` is not allowed in the key of a bucket");
         assert_eq!(refused("s3://AKIA:secret@b/key"), "a `s3://` URI holds credentials or a port");
         assert_eq!(refused("hf://org/name"), "`hf://org/name` is a model; only models are read from a hub");
         assert_eq!(refused("ftp://org/name"), "couplet cannot read `ftp://`");

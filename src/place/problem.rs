@@ -5,28 +5,28 @@ use std::ops::Range;
 use crate::escape::printable;
 use crate::words::closest;
 
-/// A mistake in a pipeline file, or in a place that is named on the command line.
+/// One problem of a pipeline file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Problem {
-    /// What is wrong, with the offending value.
+    /// The message, with the offending value.
     pub message: String,
-    /// The offending bytes of the file; `None` where the mistake is not in the file.
+    /// The span of the offending bytes in the file; `None` if the problem is not in the file.
     pub span: Option<Range<usize>>,
     /// A few words about the offending bytes.
     pub label: String,
-    /// Other bytes of the file that matter, and a few words about them.
+    /// Other relevant spans of the file, each with a label.
     pub related: Vec<(Range<usize>, String)>,
-    /// What is allowed there.
+    /// The allowed values.
     pub allowed: Option<String>,
-    /// How to mend it.
+    /// A suggested fix.
     pub help: Option<String>,
     /// Whether the line of the file must not be shown.
     pub(crate) confidential: bool,
 }
 
 impl Problem {
-    /// Creates a problem that says only what is wrong; the label stands under the offending bytes.
+    /// Creates a problem with only a message and the label of the offending bytes.
     pub(crate) fn new(message: impl Into<String>, label: impl Into<String>) -> Self {
         Self {
             message: message.into(),
@@ -53,13 +53,13 @@ impl Problem {
         }
     }
 
-    /// Keeps the line out of what is shown: it may hold a secret.
+    /// Hides the line of the file, which may hold a secret.
     pub(crate) fn confidential(mut self) -> Self {
         self.confidential = true;
         self
     }
 
-    /// The message and the mend in one line, for what does not stand in a file.
+    /// Returns the message and the fix in one line, for values that are not in a file.
     pub(crate) fn into_line(self) -> String {
         let mend = self.help.or_else(|| self.allowed.map(|allowed| format!("allowed: {allowed}")));
         mend.map_or(self.message.clone(), |mend| format!("{}; {mend}", self.message))
@@ -80,7 +80,7 @@ impl Problem {
         self
     }
 
-    /// Adds "did you mean" where one of the candidates is near to what was written.
+    /// Adds "did you mean" if a candidate is similar to the written word.
     pub(crate) fn suggest<'c>(self, written: &str, candidates: impl IntoIterator<Item = &'c str>) -> Self {
         match closest(written, candidates) {
             Some(candidate) => self.help(format!("did you mean `{candidate}`?")),

@@ -1,4 +1,4 @@
-//! Places in buckets: the service, the bucket and the key of a URI.
+//! Locations in buckets: the service, the bucket and the key of a URI.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use super::problem::Problem;
 /// The service that a bucket belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Service {
-    /// Amazon S3, or a server that speaks its protocol: `s3://`, `s3a://`.
+    /// Amazon S3 or an S3-compatible server: `s3://`, `s3a://`.
     S3,
     /// Google Cloud Storage: `gs://`.
     Gcs,
@@ -17,7 +17,7 @@ pub enum Service {
     Azure,
 }
 
-/// The schemes, each with the one that is used instead of it, and its service; `s3a://` is Hadoop's word for `s3://`.
+/// The schemes, each with its canonical scheme and its service; `s3a://` is Hadoop's name for `s3://`.
 pub(crate) const SCHEMES: [(&str, &str, Service); 6] = [
     ("s3", "s3", Service::S3),
     ("s3a", "s3", Service::S3),
@@ -27,21 +27,21 @@ pub(crate) const SCHEMES: [(&str, &str, Service); 6] = [
     ("abfss", "abfss", Service::Azure),
 ];
 
-/// A key in a bucket, to the letter: nothing in it is percent-encoded.
+/// A key in a bucket, taken literally: it is not percent-decoded.
 ///
-/// A key that ends in `/` is a folder, that is, all keys that begin with it.
+/// A key that ends in `/` is a folder: all keys with this prefix.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Remote {
     service: Service,
     scheme: &'static str,
     /// The bucket; for Azure the container, or `container@account.host`.
     bucket: String,
-    /// Without a `/` at its start.
+    /// The key, without a leading `/`.
     key: String,
 }
 
 impl Remote {
-    /// The service that the bucket belongs to.
+    /// Returns the service that the bucket belongs to.
     #[must_use]
     pub fn service(&self) -> Service {
         self.service
@@ -53,51 +53,51 @@ impl Remote {
         &self.bucket
     }
 
-    /// The bucket as a URI, as in `s3://bucket`; one spelling a bucket.
+    /// Returns the bucket as a canonical URI, as in `s3://bucket`.
     #[must_use]
     pub fn root(&self) -> String {
         format!("{}://{}", self.scheme, self.bucket)
     }
 
-    /// The key, without a `/` at its start; empty for all of the bucket.
+    /// Returns the key, without a leading `/`; empty for the whole bucket.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// The same bucket with another key.
+    /// Returns the same bucket with another key.
     #[must_use]
     pub fn with_key(&self, key: impl Into<String>) -> Self {
         Self { key: key.into(), ..self.clone() }
     }
 
-    /// The key of that name below this one.
+    /// Returns the key of that name in this folder.
     #[must_use]
     pub fn join(&self, name: &str) -> Self {
         let folder = self.key.trim_end_matches('/');
         self.with_key(if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") })
     }
 
-    /// The URL, in which what has a meaning in URLs is percent-encoded.
+    /// Returns the URL, with reserved characters percent-encoded.
     #[must_use]
     pub fn url(&self) -> Url {
         self.url_under(&self.root())
     }
 
-    /// The URL for a session of DataFusion, which tells stores apart by the host alone: there, containers of one
-    /// account would be one.
+    /// Returns the URL for a DataFusion session. DataFusion distinguishes object stores by host only, so the container
+    /// is made a part of the host.
     #[must_use]
     pub fn session_url(&self) -> Url {
         self.url_under(&self.root().replace('@', "."))
     }
 
     fn url_under(&self, root: &str) -> Url {
-        let mut url = Url::parse(root).expect("a bucket's characters may stand in a host");
+        let mut url = Url::parse(root).expect("the characters of a bucket are valid in a host");
         url.path_segments_mut().expect("a URL with a host has a path").pop_if_empty().extend(self.key.split('/'));
         url
     }
 
-    /// Reads what stands behind `scheme://`; none for an unknown scheme.
+    /// Parses the part of a URI after `scheme://`; `None` for an unknown scheme.
     pub(crate) fn parse(scheme: &str, rest: &str) -> Option<Result<Self, Problem>> {
         let scheme = scheme.to_ascii_lowercase();
         let &(_, scheme, service) = SCHEMES.iter().find(|(name, ..)| *name == scheme)?;
@@ -109,12 +109,12 @@ impl Remote {
     fn check_bucket(&self) -> Result<(), Problem> {
         let (scheme, bucket) = (self.scheme, &self.bucket);
         if bucket.is_empty() {
-            let problem = Problem::new(format!("`{scheme}://` is without a bucket"), "no bucket");
+            let problem = Problem::new(format!("`{scheme}://` has no bucket"), "no bucket");
             return Err(problem.help(format!("write `{scheme}://BUCKET/KEY`")));
         }
         let is_account = self.service == Service::Azure && scheme.starts_with("abfs");
         if bucket.contains(':') || bucket.contains('@') && !is_account {
-            // Neither the value nor its line is shown: what stands there may be a key.
+            // Neither the value nor its line is shown: it may contain a secret key.
             let problem = Problem::new(format!("a `{scheme}://` URI holds credentials or a port"), "").confidential();
             return Err(problem.help(format!(
                 "a URI names a bucket and a key only; credentials are taken from the environment ({})",
@@ -142,10 +142,10 @@ impl Remote {
             Some(name) => {
                 let message = match name {
                     "" => format!("`{self}` has a key with two slashes in a row"),
-                    "." | ".." => format!("`{name}` in `{self}` means nothing in a bucket"),
+                    "." | ".." => format!("`{name}` in `{self}` is not allowed in the key of a bucket"),
                     _ => format!("the key of {:?} has a control character", self.to_string()),
                 };
-                Err(Problem::new(message, "not a key").help("write the key from the bucket on, as the server lists it"))
+                Err(Problem::new(message, "not a key").help("write the full key in the bucket, as the server lists it"))
             }
         }
     }
@@ -158,7 +158,7 @@ impl fmt::Display for Remote {
 }
 
 impl Service {
-    /// The variables that credentials are taken from.
+    /// Returns the environment variables of the credentials, for messages.
     #[must_use]
     pub fn credentials(self) -> &'static str {
         match self {
@@ -168,7 +168,7 @@ impl Service {
         }
     }
 
-    /// All variables of the environment from which credentials are taken when a client is made.
+    /// Returns all environment variables from which a client reads credentials.
     pub(crate) fn variables(self) -> &'static [&'static str] {
         match self {
             Self::S3 => &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"],

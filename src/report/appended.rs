@@ -1,15 +1,15 @@
-//! What a run says that appended nothing, as the sink had its rows already.
+//! The report of a run that appended nothing because the sink already had its rows.
 
 use std::fmt;
 
 use serde_json::json;
 
-/// A run whose key the sink has.
+/// A run whose run key is already in the sink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Appended {
     /// The run's id.
     pub run: String,
-    /// Its key.
+    /// The run key.
     pub run_key: String,
     /// The sink.
     pub output: String,

@@ -1,22 +1,23 @@
-//! What an evaluation measured, for people.
+//! The text summary of an evaluation.
 
 use crate::train::evaluation::Evaluation;
 use crate::words::{counted, grouped};
 
-/// Metrics in a line of the summary of an evaluation.
+/// The number of metrics per line of the summary.
 const METRICS_IN_LINE: usize = 3;
-/// Labels up to which the summary shows the confusion matrix.
+/// The maximum number of labels for which the summary shows the confusion matrix.
 const MOST_LABELS: usize = 8;
-/// Slices of a column that the summary shows.
+/// The maximum number of slices per column in the summary.
 const MOST_SLICES: usize = 12;
 
-/// Which of two labels precision, recall, F1 and average precision are of, to stand behind the number of rows.
+/// Names the label, of two, that precision, recall, F1 and average precision refer to, as a suffix to the number of
+/// rows.
 #[must_use]
 pub fn positive_of(evaluation: &Evaluation, labels: &[String]) -> String {
     evaluation.positive(labels).map_or_else(String::new, |label| format!("; positive is {label:?}"))
 }
 
-/// An evaluation for people: metrics with their intervals, the confusion matrix, the slices.
+/// Returns the summary lines of an evaluation: metrics with their intervals, the confusion matrix, and the slices.
 #[must_use]
 pub fn evaluation_lines(evaluation: &Evaluation, labels: &[String]) -> Vec<String> {
     let level = evaluation.level.map_or_else(String::new, |level| format!("; intervals of {} %", 100.0 * level));

@@ -1,4 +1,4 @@
-//! What a run did: the summary that people read, and the same as JSON.
+//! The report of a run, as a text summary and as JSON.
 
 mod appended;
 mod evaluation;
@@ -17,25 +17,25 @@ pub use appended::Appended;
 pub use evaluation::{evaluation_lines, positive_of};
 pub use scoring::{Executor, Report, Rows};
 
-/// What all stages of a run did.
+/// The report of a run with all its stages.
 #[derive(Debug, Clone, Default)]
 pub struct RunReport {
     /// The pipeline's name.
     pub pipeline: String,
-    /// The stage that hid words.
+    /// The pretraining stage.
     pub pretrain: Option<StageReport>,
-    /// The stage that learned a task.
+    /// The fine-tuning stage.
     pub finetune: Option<StageReport>,
-    /// The stage that measured.
+    /// The evaluation stage.
     pub evaluate: Option<EvaluationReport>,
-    /// The stage that scored.
+    /// The scoring stage.
     pub score: Option<Report>,
-    /// In its place, that the sink had the rows already.
+    /// Set instead of `score` if the sink already had the rows of the run.
     pub appended: Option<Appended>,
 }
 
 impl RunReport {
-    /// The report as one JSON document: that of the scoring, with a key for each other stage.
+    /// Returns the report as one JSON document: the report of the scoring stage, with a key for each other stage.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let mut json = match (&self.score, &self.appended) {
@@ -70,26 +70,26 @@ impl fmt::Display for RunReport {
     }
 }
 
-/// What a stage of training did.
+/// The report of a training stage.
 #[derive(Debug, Clone)]
 pub struct StageReport {
     /// The folder of the model.
     pub folder: PathBuf,
-    /// What is worth saying, for people.
+    /// The summary lines.
     pub lines: Vec<String>,
-    /// Whether the model is in its place.
+    /// True if the model is in the output folder.
     pub promoted: bool,
-    /// From the start of the stage to its end.
+    /// The duration of the stage.
     pub elapsed: Duration,
-    /// Everything: settings, curves, metrics; null where nothing was to be done.
+    /// Settings, curves and metrics; null if the stage had nothing to do.
     pub json: serde_json::Value,
 }
 
 impl StageReport {
-    /// The stage has nothing to do: its model is there already.
+    /// Reports a stage that had nothing to do because its model is up to date.
     #[must_use]
     pub fn unchanged(folder: PathBuf, elapsed: Duration) -> Self {
-        let lines = vec!["nothing to do: base, rows and settings are those of the model that is there".into()];
+        let lines = vec!["nothing to do: the existing model has the same base, rows and settings".into()];
         Self { folder, lines, promoted: true, elapsed, json: serde_json::Value::Null }
     }
 
@@ -103,16 +103,16 @@ impl StageReport {
     }
 }
 
-/// What the stage that measures did.
+/// The report of the evaluation stage.
 #[derive(Debug, Clone)]
 pub struct EvaluationReport {
-    /// The folder of the report and the mistakes.
+    /// The folder of `evaluation.json` and `mistakes.parquet`.
     pub folder: PathBuf,
-    /// What is worth saying, for people.
+    /// The summary lines.
     pub lines: Vec<String>,
-    /// From the start of the stage to its end.
+    /// The duration of the stage.
     pub elapsed: Duration,
-    /// What `evaluation.json` says.
+    /// The contents of `evaluation.json`.
     pub json: serde_json::Value,
 }
 

@@ -1,4 +1,4 @@
-//! What scoring did, and the same as JSON.
+//! The report of the scoring stage, and its JSON form.
 
 use std::time::Duration;
 
@@ -7,90 +7,90 @@ use serde_json::json;
 use crate::model::Problem;
 use crate::scorer::{Counts, PADDED_BATCH, Precision, Rejection};
 
-/// What scoring did.
+/// The report of the scoring stage.
 #[derive(Debug, Clone)]
 pub struct Report {
     /// The pipeline's name.
     pub pipeline: String,
-    /// The model as the pipeline names it.
+    /// The model URI, as written in the pipeline.
     pub model: String,
-    /// The model's fingerprint, all digits.
+    /// The full fingerprint of the model.
     pub fingerprint: String,
-    /// The commit that the model was read from, where it came from a hub.
+    /// The commit of the model, if it came from a hub.
     pub revision: Option<String>,
-    /// In which numbers the encoder multiplied.
+    /// The numeric precision of the encoder.
     pub precision: Precision,
     /// The run's id.
     pub run: String,
-    /// What became of the rows.
+    /// The row counts by outcome.
     pub rows: Rows,
-    /// What the scorer counted, of the texts that it scored.
+    /// The scorer's counts over the scored texts.
     pub counts: Counts,
-    /// What the model's outputs mean.
+    /// The problem type, which defines the meaning of the model's outputs.
     pub problem: Problem,
-    /// How many rows got each label, in the model's order; empty for regression. A row of a multi-label model has every
-    /// label of a probability of at least [`Problem::HAS_LABEL`], which may be several or none.
+    /// The number of rows per label, in the model's order; empty for regression. In a multi-label model, a row has
+    /// every label with a probability of at least [`Problem::HAS_LABEL`], which may be several or none.
     pub labels: Vec<(String, u64)>,
-    /// The executors of a cluster, if one scored.
+    /// The executors, if a cluster scored the rows.
     pub executors: Vec<Executor>,
-    /// From the start to the published table.
+    /// The time from the start of the run to the published table.
     pub elapsed: Duration,
-    /// From the first window to the last.
+    /// The time from the first window to the last.
     pub scoring: Duration,
     /// The output table.
     pub output: String,
-    /// Its size.
+    /// The size of the output, in bytes.
     pub output_bytes: u64,
-    /// Its version, where tables have versions.
+    /// The version of the output, for formats with versions.
     pub output_version: Option<u64>,
-    /// The table of rejected rows and their number, where there is such a table.
+    /// The table of rejected rows and its number of rows, if there is one.
     pub quarantine: Option<(String, u64)>,
-    /// The key under which rows were appended, where the sink appends.
+    /// The run key of the append, if the sink appends.
     pub run_key: Option<String>,
 }
 
-/// What an executor of a cluster did for a run.
+/// The work of a cluster executor for a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Executor {
-    /// Its name.
+    /// The name of the executor.
     pub name: String,
-    /// Tasks that it ended.
+    /// The number of finished tasks.
     pub tasks: u64,
-    /// Texts that it scored or refused.
+    /// The number of texts scored or rejected.
     pub texts: u64,
-    /// Tokens that its encoder read.
+    /// The number of tokens encoded.
     pub tokens: u64,
 }
 
 impl Executor {
-    /// The same as JSON.
+    /// Returns the work as JSON.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         json!({ "executor": self.name, "tasks": self.tasks, "texts": self.texts, "tokens": self.tokens })
     }
 }
 
-/// What became of the rows of a source.
+/// The rows of a source, counted by outcome.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rows {
-    /// All of them.
+    /// All rows.
     pub read: u64,
-    /// Texts that went through the encoder.
+    /// Texts that the encoder scored.
     pub scored: u64,
-    /// Rows whose score was known from an earlier run.
+    /// Rows whose score was cached by an earlier run.
     pub remembered: u64,
-    /// Rows whose text came more than once in this run, but for the first.
+    /// Rows whose text already occurred in this run.
     pub repeated: u64,
     /// Rows with an error, by [`Rejection::KINDS`].
     pub rejected: [u64; Rejection::KINDS.len()],
     /// Rows whose texts were cut.
     pub truncated: u64,
-    /// Scores of the store that were damaged, and whose texts were scored anew.
+    /// Damaged scores in the store, whose texts were scored again.
     pub damaged_scores: u64,
 }
 
 impl Rows {
-    /// Rows with an error.
+    /// Returns the number of rows with an error.
     #[must_use]
     pub fn rejected(&self) -> u64 {
         self.rejected.iter().sum()
@@ -98,19 +98,19 @@ impl Rows {
 }
 
 impl Report {
-    /// Texts a second, from the first window to the last.
+    /// Returns texts per second, from the first window to the last.
     #[must_use]
     pub fn rows_per_second(&self) -> f64 {
         per_second(self.rows.scored, self.scoring)
     }
 
-    /// Tokens a second through the encoder, from the first window to the last.
+    /// Returns encoder tokens per second, from the first window to the last.
     #[must_use]
     pub fn tokens_per_second(&self) -> f64 {
         per_second(self.counts.tokens, self.scoring)
     }
 
-    /// The share of a padded batch's tokens that would have been padding.
+    /// Returns the share of padding tokens that padded batches would have had.
     #[must_use]
     pub fn padding_share(&self) -> f64 {
         let padding = self.counts.padding_avoided as f64;
@@ -118,7 +118,7 @@ impl Report {
         if padded == 0.0 { 0.0 } else { padding / padded }
     }
 
-    /// The report as one JSON document.
+    /// Returns the report as one JSON document.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let counts = &self.counts;

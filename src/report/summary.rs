@@ -1,4 +1,4 @@
-//! What scoring did, for people.
+//! The text summary of the scoring stage.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::model::Problem;
 use crate::scorer::{PADDED_BATCH, Rejection};
 use crate::words::{counted, grouped, size, spoken};
 
-/// Labels that are listed with their rows.
+/// The maximum number of labels listed with their row counts.
 const MOST_LISTED: usize = 20;
 
 impl fmt::Display for Report {

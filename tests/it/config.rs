@@ -243,7 +243,7 @@ fn a_table_of_the_command_line_gets_its_format_from_the_extension() {
         assert_eq!(table_from_uri("t", uri).unwrap().format, TableFormat::Parquet, "{uri}");
     }
     insta::assert_snapshot!(table_from_uri("my-pairs", "a.csv").unwrap_err(), @r#""my-pairs" cannot be the name of a table; write for example `my_pairs`"#);
-    insta::assert_snapshot!(table_from_uri("pairs", "a.txt").unwrap_err(), @r#"the name of `a.txt` does not tell its format; write a table with its format: `{ uri = "…", format = "csv" }`"#);
+    insta::assert_snapshot!(table_from_uri("pairs", "a.txt").unwrap_err(), @r#"cannot infer the format of `a.txt`; write a table with its format: `{ uri = "…", format = "csv" }`"#);
     let table = table_from_uri("pairs", "s3://a/b.csv.gz").unwrap();
     assert_eq!(table.location.place.to_string(), "s3://a/b.csv.gz");
     assert!(matches!(table.format, TableFormat::Csv(CsvOptions { delimiter: b',', .. })));

@@ -474,7 +474,7 @@ fn an_encoder_is_imported() {
     assert!(text.contains("classifier.weight"), "{text}");
 
     let problem = stderr_of(&mut import(&[&bert, "models/bert"]), 2);
-    assert!(problem.contains("models/bert is there already; name another folder, or add --force"), "{problem}");
+    assert!(problem.contains("models/bert already exists; name another folder, or add --force"), "{problem}");
     let report = stdout_of(&mut import(&[&bert, "models/bert", "--force", "--json"]));
     let report: Value = serde_json::from_str(&report).unwrap();
     assert_eq!((&report["architecture"], &report["largest_difference"]), (&json!("BERT"), &json!(0.0)));

@@ -154,7 +154,7 @@ fn a_page_of_the_manual_for_each_command() {
 #[test]
 fn the_page_of_a_command_is_found_by_its_words() {
     let page = stdout_of(couplet().args(["man", "store", "gc"]));
-    assert!(page.contains("couplet\\-store\\-gc \\- Forget "), "{page}");
+    assert!(page.contains("couplet\\-store\\-gc \\- Delete "), "{page}");
     for name in ["store-gc", "couplet-store-gc"] {
         assert_eq!(stdout_of(couplet().args(["man", name])), page);
     }
@@ -162,7 +162,7 @@ fn the_page_of_a_command_is_found_by_its_words() {
     for (words, near) in [(vec!["stor", "gc"], "store gc"), (vec!["reprot"], "report")] {
         let said = stderr_of(couplet().current_dir(folder.path()).arg("man").args(&words), 2);
         let asked = words.join(" ");
-        assert!(said.starts_with(&format!("error: man {asked}: there is no such command")), "{said}");
+        assert!(said.starts_with(&format!("error: man {asked}: no command and no folder has this name")), "{said}");
         assert!(said.contains(&format!("did you mean `couplet man {near}`?")), "{said}");
         assert_eq!(folder.path().read_dir().unwrap().count(), 0, "a command that is not there makes no folder");
     }

@@ -165,6 +165,6 @@ fn metrics_that_cannot_be_written_do_not_fail_the_run() {
     let job = Job::new(PAIRS);
     write(&job.path("metrics"), "a file");
     let said = stderr_of(&mut run(&job), 0);
-    assert!(said.contains("--metrics metrics/demo.prom: cannot be written"), "{said}");
+    assert!(said.contains("--metrics metrics/demo.prom: cannot write the file"), "{said}");
     assert!(job.output().exists());
 }

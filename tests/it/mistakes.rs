@@ -168,7 +168,7 @@ fn a_variable_that_nothing_uses_is_refused() {
     let message = Job::new(PAIRS);
     let message = message.error_of(message.run().args(["--var", "day=2"]), 2);
     insta::assert_snapshot!(message, @r"
-      × `--var day=…` is used nowhere in the file
+      × `--var day=…` is not used in the file
       help: the file uses no variables; leave the flag out
 
     couplet: 1 problem in pipeline.toml
@@ -324,13 +324,13 @@ fn places_of_one_pipeline_are_apart_however_they_are_written() {
     let job = with_sink(job, "linked/pairs");
     insta::assert_snapshot!(refused(&job), @"× the sink `linked/pairs` is the model `models/pairs`");
     let job = job.change("linked/pairs", "out/../models");
-    insta::assert_snapshot!(refused(&job), @"× the sink `out/../models` has in it the model `models/pairs`");
+    insta::assert_snapshot!(refused(&job), @"× the sink `out/../models` contains the model `models/pairs`");
     let job = job.change("out/../models", "linked/pairs/run.parquet");
-    insta::assert_snapshot!(refused(&job), @"× the sink `linked/pairs/run.parquet` lies in the model `models/pairs`");
+    insta::assert_snapshot!(refused(&job), @"× the sink `linked/pairs/run.parquet` is inside the model `models/pairs`");
     let job = job.change("linked/pairs/run.parquet", ".couplet/demo/scores");
-    insta::assert_snapshot!(refused(&job), @"× the sink `.couplet/demo/scores` lies in the store `.couplet/demo`");
+    insta::assert_snapshot!(refused(&job), @"× the sink `.couplet/demo/scores` is inside the store `.couplet/demo`");
     let job = job.change(".couplet/demo/scores", "out/scores.parquet").add("[score]\nstore = \"linked/pairs/state\"");
-    insta::assert_snapshot!(refused(&job), @"× the store `linked/pairs/state` lies in the model `models/pairs`");
+    insta::assert_snapshot!(refused(&job), @"× the store `linked/pairs/state` is inside the model `models/pairs`");
 }
 
 #[test]

@@ -99,9 +99,9 @@ fn another_model_or_length_or_precision_forgets_by_itself_and_fresh_on_purpose()
     assert_eq!(counts(&fresh), [300, 200, 0, 100, 0]);
     // The two models' scores are there; that of the model that is used no more goes.
     let gc = |dry: &[&str]| stdout_of(job.couplet(&["store", "gc", "pipeline.toml"]).args(dry));
-    assert!(gc(&["--dry-run"]).starts_with("200 scores of 1 model would be forgotten; "));
-    assert!(gc(&[]).starts_with("200 scores of 1 model forgotten; "));
-    assert!(gc(&[]).starts_with("0 scores of 0 models forgotten; "));
+    assert!(gc(&["--dry-run"]).starts_with("200 scores of 1 model would be deleted; "));
+    assert!(gc(&[]).starts_with("200 scores of 1 model deleted; "));
+    assert!(gc(&[]).starts_with("0 scores of 0 models deleted; "));
     assert_eq!(counts(&job.report()), [300, 0, 300, 0, 0]);
 }
 
@@ -125,12 +125,12 @@ fn the_models_of_all_values_of_a_variable_are_kept_or_said_not_to_be() {
         command
     };
     let said = stdout_of(&mut gc(&["--var", "which=a"]));
-    assert!(said.starts_with("200 scores of 1 model would be forgotten; "), "{said}");
+    assert!(said.starts_with("200 scores of 1 model would be deleted; "), "{said}");
     assert!(said.contains("note: pipeline.toml: [model] uri = \"models/{which}\" has {which}: only the scores of its models for which = a"), "{said}");
     let said = stdout_of(&mut gc(&["--var", "which=a", "--var", "which=b"]));
-    assert_eq!(said, "0 scores of 0 models would be forgotten; 0 files would be removed\n");
+    assert_eq!(said, "0 scores of 0 models would be deleted; 0 files would be removed\n");
     let said = stderr_of(&mut gc(&["--var", "which=a", "--var", "whcih=b"]), 2);
-    assert!(said.contains("--var whcih=…: none of the pipelines uses it"), "{said}");
+    assert!(said.contains("--var whcih=…: no pipeline uses this variable"), "{said}");
 }
 
 /// Each step of a run, as [`crash`] names it.
@@ -324,8 +324,8 @@ fn gc_removes_what_killed_runs_left_and_leaves_live_ones_alone() {
     }
     let mut gc = job.couplet(&["store", "gc", "pipeline.toml"]);
     let mut dry_run = job.couplet(&["store", "gc", "pipeline.toml", "--dry-run"]);
-    assert_eq!(stdout_of(&mut dry_run), "0 scores of 0 models would be forgotten; 2 files would be removed\n");
-    assert_eq!(stdout_of(&mut gc), "0 scores of 0 models forgotten; 2 files removed\n");
+    assert_eq!(stdout_of(&mut dry_run), "0 scores of 0 models would be deleted; 2 files would be removed\n");
+    assert_eq!(stdout_of(&mut gc), "0 scores of 0 models deleted; 2 files removed\n");
     assert!(young.exists() && left.iter().all(|path| !path.exists()));
     assert_eq!(counts(&job.report()), [300, 0, 300, 0, 0]);
     // What a run has written that is under way, no commit names yet.

@@ -345,7 +345,7 @@ fn mistakes_in_the_command_are_explained() {
     insta::assert_snapshot!(refusal("SELECT 1", &["--table", "my-pairs=pairs.csv"]), @r#"error: --table my-pairs=pairs.csv: "my-pairs" cannot be the name of a table; write for example `my_pairs`"#);
     insta::assert_snapshot!(refusal("SELECT 1", &["--var", "day=1"]), @"error: --var needs --pipeline: variables belong to a pipeline");
     insta::assert_snapshot!(refusal("SELECT 1", &["--table", "t=a.csv", "--table", "T=b.csv"]), @"error: --table T=b.csv: T was given before, as a.csv; give each name once");
-    insta::assert_snapshot!(refusal("SELECT 1", &["--table", "t=a.html"]), @r#"error: --table t=a.html: the name of `a.html` does not tell its format; write a table with its format: `{ uri = "…", format = "csv" }`"#);
+    insta::assert_snapshot!(refusal("SELECT 1", &["--table", "t=a.html"]), @r#"error: --table t=a.html: cannot infer the format of `a.html`; write a table with its format: `{ uri = "…", format = "csv" }`"#);
     insta::assert_snapshot!(refusal("sql/accuracy.sql", &[]), @"error: `sql/accuracy.sql` is a file, not SQL; execute its SQL with --file sql/accuracy.sql");
     insta::assert_snapshot!(refusal("Cargo.toml", &[]), @r#"error: `Cargo.toml` is a file, not SQL; read it as a table: "SELECT * FROM 'Cargo.toml'""#);
     insta::assert_snapshot!(refusal("", &[]), @"error: SQL: there is no SQL");

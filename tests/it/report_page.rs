@@ -62,7 +62,7 @@ fn the_page_of_the_quickstart_says_what_its_table_says() {
     for expected in [
         "<h1>quickstart <span class=\"outcome done\">done</span></h1>",
         "<dt>accuracy</dt><dd>56.4 %</dd>",
-        "Mistakes, the surest first",
+        "Mistakes, most confident first",
         "Slowest windows",
         "Velodrine",
         "Reliability",
@@ -95,7 +95,7 @@ fn the_page_of_the_quickstart_says_what_its_table_says() {
     let surest =
         rows.iter().filter(|row| row["label"] != row["predicted_label"]).map(|row| row["score"].as_f64().unwrap());
     let surest = surest.fold(0.0, f64::max);
-    assert_eq!(json["samples"][0]["title"], "Mistakes, the surest first");
+    assert_eq!(json["samples"][0]["title"], "Mistakes, most confident first");
     assert_eq!(json["samples"][0]["rows"][0][5], format!("{surest:.4}"));
 }
 
@@ -146,10 +146,10 @@ fn one_file_has_no_older_rows_and_drift_all_the_same() {
         200
     );
     let said = job.error_of(&mut job.couplet(&["report", "pipeline.toml", "--run", "xyz"]), 2);
-    assert!(said.starts_with("error: --run xyz: there is no such run of this pipeline (the newest are "), "{said}");
+    assert!(said.starts_with("error: --run xyz: the pipeline has no such run (the newest are "), "{said}");
     let begin = &id[..2];
     let said = job.error_of(&mut job.couplet(&["report", "pipeline.toml", "--run", begin]), 2);
-    assert_eq!(said, format!("error: --run {begin}: 3 runs begin so; give more of its id"));
+    assert_eq!(said, format!("error: --run {begin}: 3 runs have an id with this prefix; give a longer prefix"));
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn a_file_that_somebody_else_wrote_is_not_that_of_the_run() {
     assert!(note.starts_with("out/scores.parquet is not the file that this run published"), "{note}");
     page_of(&job, &[]);
     std::fs::remove_file(other).unwrap();
-    assert!(json_of(&job, &[])["notes"][0].as_str().unwrap().contains("is not there any more"));
+    assert!(json_of(&job, &[])["notes"][0].as_str().unwrap().contains("no longer exists"));
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn sets_of_labels_are_compared_label_by_label() {
             (&json!(name), &json!(gold), &json!(predicted))
         );
     }
-    assert_eq!(json["samples"][0]["title"], "Mistakes, the surest first");
+    assert_eq!(json["samples"][0]["title"], "Mistakes, most confident first");
     page_of(&job, &[]);
 }
 
@@ -291,7 +291,7 @@ fn of_very_many_labels_the_most_frequent_are_shown_and_the_rest_counted() {
         (250, &json!(150))
     );
     let page = page_of(&job, &[]);
-    assert!(page.contains("150 labels that fewer rows have") && page.contains("of the 100 most frequent"), "{page}");
+    assert!(page.contains("150 less frequent labels") && page.contains("of the 100 most frequent"), "{page}");
     assert!(page.contains(">n249<") && page.matches("<tr>").count() < 150, "{page}");
     let said = stdout_of(&mut job.run());
     assert!(
@@ -309,7 +309,7 @@ fn labels_that_are_numbers_are_places_of_the_models_labels() {
     stdout_of(&mut job.run());
     let json = json_of(&job, &[]);
     assert!((json["judged"]["accuracy"].as_f64().unwrap() - 0.5638).abs() < 1e-4, "{json:#}");
-    assert_eq!(json["samples"][0]["title"], "Mistakes, the surest first");
+    assert_eq!(json["samples"][0]["title"], "Mistakes, most confident first");
 }
 
 #[test]
@@ -319,16 +319,16 @@ fn a_run_that_failed_is_shown_with_its_reason() {
     let page = page_of(&job, &[]);
     assert!(page.contains("class=\"outcome failed\"") && page.contains("1 of 2 rows were rejected"), "{page}");
     let json = json_of(&job, &[]);
-    assert_eq!(json["notes"][0], "This run published no table, so that there are no rows to show.");
+    assert_eq!(json["notes"][0], "This run published no table, so there are no rows to show.");
 }
 
 #[test]
 fn a_pipeline_that_has_not_run_has_nothing_to_report() {
     let job = Job::new("id,a,b\n1,x,y\n");
     let said = job.error_of(&mut job.couplet(&["report", "pipeline.toml"]), 2);
-    insta::assert_snapshot!(said, @"error: pipeline.toml: there is nothing to report: no run of this pipeline is recorded, and no stage has left a model or an evaluation; run it first: couplet run pipeline.toml");
+    insta::assert_snapshot!(said, @"error: pipeline.toml: nothing to report: no run of this pipeline is recorded, and there is no trained model or evaluation; run it first: couplet run pipeline.toml");
     let said = job.error_of(&mut job.couplet(&["report", "pipeline.toml", "--format", "prometheus"]), 2);
-    insta::assert_snapshot!(said, @"error: pipeline.toml: there is nothing to report: no run of this pipeline is recorded; run it first: couplet run pipeline.toml");
+    insta::assert_snapshot!(said, @"error: pipeline.toml: nothing to report: no run of this pipeline is recorded; run it first: couplet run pipeline.toml");
     assert!(!job.path("demo-report.html").exists());
 }
 
@@ -383,9 +383,9 @@ fn trainings_and_evaluations_are_part_of_the_page() {
         " for f1, fitted on ",
         "<th class=\"n\">before calibration</th><th class=\"n\">calibrated</th>",
         "<td>finetune</td>",
-        "<dt>fine-tuned model</dt><dd>in its place</dd>",
+        "<dt>fine-tuned model</dt><dd>promoted</dd>",
         "Evaluation on 525 rows",
-        "Precision, recall, F1 and average precision are those of <bdi>paraphrase</bdi>.",
+        "Precision, recall, F1 and average precision are for the label <bdi>paraphrase</bdi>.",
         "By category",
         "95 % interval",
         "Learning rate",
@@ -416,7 +416,7 @@ fn a_refused_model_is_on_the_page_before_there_is_any_other() {
     let page = stdout_of(&mut here(&["report", "pipelines/p.toml", "-o", "-"]));
     check_page(&page);
     assert!(page.contains("<h2>Not promoted: Fine-tuning on "), "{page}");
-    assert!(page.contains("not given its place, as accuracy &gt; 0.999 does not hold (0."), "{page}");
+    assert!(page.contains("not promoted, as accuracy &gt; 0.999 does not hold (0."), "{page}");
     assert!(page.contains("<code>models/task.candidate/training.json</code>"), "{page}");
     let json = stdout_of(&mut here(&["report", "pipelines/p.toml", "--format", "json"]));
     let json: Value = serde_json::from_str(&json).unwrap();

@@ -94,9 +94,9 @@ async fn a_run_that_is_under_way_is_listed() {
     let held = acquire(&Place::Folder(job.path(".couplet/demo")), &claim).await.unwrap();
     let said = runs();
     assert!(said.starts_with("demo has not ended a run yet"), "{said}");
-    assert!(said.contains("\na run is under way") && said.contains("pipeline `other`, run 0198, process "), "{said}");
+    assert!(said.contains("\na run is in progress") && said.contains("pipeline `other`, run 0198, process "), "{said}");
     held.release().await.unwrap();
-    assert!(!runs().contains("under way"));
+    assert!(!runs().contains("in progress"));
     job.report();
     assert_eq!(runs().lines().count(), 2);
 }
@@ -124,5 +124,5 @@ fn a_pipeline_that_only_measures_is_not_said_to_train() {
         ),
     );
     let said = job.error_of(&mut job.couplet(&["runs", "measure.toml"]), 2);
-    insta::assert_snapshot!(said, @"error: measure.toml: this pipeline scores nothing, and so keeps no scores or runs: it has no [source], [model] and [sink]");
+    insta::assert_snapshot!(said, @"error: measure.toml: this pipeline does not score, so it has no scores or runs: [source], [model] and [sink] are missing");
 }

@@ -565,7 +565,7 @@ fn a_query_names_files_by_their_places() {
     let refusal = |sql: &str| files.error(&mut query(sql, &[]), 2);
     insta::assert_snapshot!(refusal("SELECT a FROM 'u.csv'"), @"error: SQL: table `u.csv`: u.csv does not exist; did you mean t.csv?");
     insta::assert_snapshot!(refusal("SELECT a FROM 'parts/*.parquet'"), @"error: SQL: table `parts/*.parquet`: no file matches parts/*.parquet");
-    insta::assert_snapshot!(refusal("SELECT a FROM 't.html'"), @r#"error: SQL: table `t.html`: the name of `t.html` does not tell its format; write a table with its format: `{ uri = "…", format = "csv" }`"#);
+    insta::assert_snapshot!(refusal("SELECT a FROM 't.html'"), @r#"error: SQL: table `t.html`: cannot infer the format of `t.html`; write a table with its format: `{ uri = "…", format = "csv" }`"#);
     insta::assert_snapshot!(refusal("SELECT b FROM 't.csv'"), @"error: SQL: there is no column `b` (columns: id, a)");
     // It reads only.
     insta::assert_snapshot!(refusal("INSERT INTO 't.csv' VALUES (5, 'v')"), @"error: SQL: a query reads; to write its result, use -o FILE instead of COPY or INSERT");

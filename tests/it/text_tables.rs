@@ -107,7 +107,7 @@ fn an_escape_stands_before_quotation_marks() {
     let table = r#"{ uri = "t.csv", escape = "\\" }"#;
     assert_eq!(rows(&files, table, "SELECT a FROM t"), "a\n\"He said \"\"hi, you\"\" now\"\n\"x \"\"y\"\" z\"\n");
     let said = refused(&files, r#"{ uri = "t.csv", escape = "\\", quote = false }"#, ALL);
-    assert!(said.contains("`escape` means nothing without quotation marks"), "{said}");
+    assert!(said.contains("`escape` needs quoted fields"), "{said}");
 }
 
 /// A file of which the beginning, which tells the types, has numbers only.

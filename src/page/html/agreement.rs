@@ -1,4 +1,4 @@
-//! The part of a page that compares predictions with labels.
+//! Renders the comparison of predictions with gold labels.
 
 use maud::{Markup, html as markup};
 
@@ -8,7 +8,7 @@ use crate::page::charts;
 use crate::page::judged::{Judged, LabelScores};
 use crate::words::grouped;
 
-/// The figures of a comparison.
+/// Renders the section of the comparison.
 pub(super) fn agreement(judged: &Judged) -> Markup {
     let number = |value: &Option<f64>| value.map(|value| format!("{value:.4}"));
     markup! {
@@ -19,7 +19,7 @@ pub(super) fn agreement(judged: &Judged) -> Markup {
                     dl.tiles {
                         (tile("rows", Some(grouped(*rows)), (*unscored > 0).then(|| format!("{} more without a score", grouped(*unscored)))))
                         (tile("accuracy", accuracy.map(percent), None))
-                        (tile("F1, mean of labels", number(f1_macro), None))
+                        (tile("F1, macro-averaged", number(f1_macro), None))
                         (tile("Matthews", number(matthews), None))
                         (tile("calibration error", number(calibration_error), None))
                     }
@@ -29,7 +29,7 @@ pub(super) fn agreement(judged: &Judged) -> Markup {
                     }
                     (label_scores(by_label))
                     @if !unknown.is_empty() {
-                        p { "Left out, as the model does not know the label: "
+                        p { "Left out, because the model does not have the label: "
                             @for (i, (label, n)) in unknown.iter().enumerate() {
                                 @if i > 0 { ", " } bdi { (label) } " (" (grouped(*n)) ")"
                             } "."
@@ -50,12 +50,12 @@ pub(super) fn agreement(judged: &Judged) -> Markup {
                     @let which = (*left_out > 0).then(|| format!("of the {} most frequent", by_label.len()));
                     dl.tiles {
                         (tile("rows", Some(grouped(*rows)), None))
-                        (tile("F1, all labels together", number(f1_micro), which.clone()))
-                        (tile("F1, mean of labels", number(f1_macro), which))
+                        (tile("F1, micro-averaged", number(f1_micro), which.clone()))
+                        (tile("F1, macro-averaged", number(f1_macro), which))
                     }
                     (label_scores(by_label))
                     @if *left_out > 0 {
-                        p.faint { (grouped(*left_out as u64)) " labels that fewer rows have were left out of the comparison." }
+                        p.faint { (grouped(*left_out as u64)) " less frequent labels were left out of the comparison." }
                     }
                 }
             }
@@ -63,7 +63,7 @@ pub(super) fn agreement(judged: &Judged) -> Markup {
     }
 }
 
-/// The confusion matrix; the darker, the more of the rows of a label.
+/// Renders the confusion matrix; darker cells hold a larger share of the rows of a label.
 pub(super) fn matrix(labels: &[String], confusion: &[Vec<u64>]) -> Markup {
     markup! {
         h3 { "Confusion" }
@@ -84,7 +84,7 @@ pub(super) fn matrix(labels: &[String], confusion: &[Vec<u64>]) -> Markup {
                 }
             }
         }
-        p.faint { "Per cent of the rows with the label on the left." }
+        p.faint { "Percentages are of the rows with the label on the left." }
     }
 }
 
@@ -103,6 +103,6 @@ fn label_scores(labels: &[LabelScores]) -> Markup {
                 }
             }
         }
-        @if labels.len() > MOST_LISTED { p.faint { (labels.len() - MOST_LISTED) " more labels, of fewer rows, are in the JSON." } }
+        @if labels.len() > MOST_LISTED { p.faint { (labels.len() - MOST_LISTED) " less frequent labels are in the JSON report." } }
     }
 }

@@ -1,4 +1,4 @@
-//! The parts of a page that show what trainings and evaluations left in their folders.
+//! Renders the documents of training and evaluation.
 
 use maud::{Markup, html as markup};
 use serde_json::Value;
@@ -10,12 +10,12 @@ use crate::page::{Document, Refused, charts};
 use crate::train::chart::headline;
 use crate::words::grouped;
 
-/// What a training left.
+/// Renders a training document.
 pub(super) fn trained(training: &Document) -> Markup {
     markup! { section { (training_parts(training, None)) } }
 }
 
-/// What the training of a model left that was refused its place.
+/// Renders the training document of a model that failed `promote_if`.
 pub(super) fn refused(refused: &Refused) -> Markup {
     markup! { section { (training_parts(&refused.training, Some(&refused.verdict))) } }
 }
@@ -26,7 +26,7 @@ fn training_parts(training: &Document, verdict: Option<&str>) -> Markup {
     markup! {
         h2 { @if verdict.is_some() { "Not promoted: " } (title) }
         @if let Some(verdict) = verdict {
-            p.message { "This model was not given its place, as " (verdict) ". The one that was there, if any, stays." }
+            p.message { "This model was not promoted, as " (verdict) ". The existing model, if any, was kept." }
         }
         p { (subtitle) }
         @if let Some(calibration) = calibration(&json["calibration"]) { p { "Calibrated: " (calibration) "." } }
@@ -36,7 +36,7 @@ fn training_parts(training: &Document, verdict: Option<&str>) -> Markup {
     }
 }
 
-/// The metrics of a model as it is, and beside them those with its calibration, by which labels are given.
+/// Renders the metrics of a model before and after calibration; labels are assigned with calibration.
 fn training_metrics(raw: &Value, calibrated: &Value) -> Markup {
     let Some(metrics) = raw["metrics"].as_object() else { return markup! {} };
     markup! {
@@ -57,16 +57,16 @@ fn training_metrics(raw: &Value, calibrated: &Value) -> Markup {
     }
 }
 
-/// Of which of two labels the metrics of one label are.
+/// Names the label, of two, that precision and recall refer to.
 fn positive(evaluation: &Value) -> Markup {
     markup! {
         @if let Some(label) = evaluation["positive"].as_str() {
-            p.faint { "Precision, recall, F1 and average precision are those of " bdi { (label) } "." }
+            p.faint { "Precision, recall, F1 and average precision are for the label " bdi { (label) } "." }
         }
     }
 }
 
-/// The calibration that a training fitted, in words.
+/// Parses the calibration of a training document.
 fn calibration(fitted: &Value) -> Option<Calibration> {
     let threshold = &fitted["threshold"];
     Some(Calibration {
@@ -78,7 +78,7 @@ fn calibration(fitted: &Value) -> Option<Calibration> {
     })
 }
 
-/// What an evaluation left.
+/// Renders an evaluation document.
 pub(super) fn evaluated(evaluation: &Document) -> Markup {
     let json = &evaluation.document;
     let metrics = json["metrics"].as_object();
@@ -119,7 +119,7 @@ pub(super) fn evaluated(evaluation: &Document) -> Markup {
     }
 }
 
-/// The metrics of each slice of a column, as far as they fit.
+/// Renders the first six metrics of each slice of a column.
 fn slice_table(slices: &Value) -> Markup {
     let slices = slices.as_array().map(Vec::as_slice).unwrap_or_default();
     let metrics: Vec<&String> = slices
