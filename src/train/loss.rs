@@ -1,33 +1,33 @@
-//! Losses as PyTorch defines them, with their gradients by the logits.
+//! Losses as PyTorch defines them, with their gradients with respect to the logits.
 
 use super::example::{Example, Target};
 use crate::ops::{Kernels, softmax_rows};
 
-/// What is learned.
+/// The training objective.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Objective {
-    /// One of the labels: cross-entropy.
+    /// Single-label classification: cross-entropy.
     Classification {
-        /// How many labels there are.
+        /// The number of labels.
         labels: usize,
-        /// The weight of each label's examples; none for 1.
+        /// The weight of each label's examples; none for equal weights of 1.
         class_weights: Option<Vec<f32>>,
         /// The share of the target's probability that is spread over all labels, in [0, 1).
         label_smoothing: f32,
     },
-    /// A number: mean squared error.
+    /// Regression: mean squared error.
     Regression,
-    /// Any number of the labels: binary cross-entropy of each, with a sigmoid.
+    /// Multi-label classification: binary cross-entropy per label, with a sigmoid.
     MultiLabel {
-        /// How many labels there are.
+        /// The number of labels.
         labels: usize,
     },
-    /// The words that were hidden: cross-entropy over the vocabulary.
+    /// Masked-language modelling: cross-entropy over the vocabulary.
     MaskedWords,
 }
 
 impl Objective {
-    /// How much an example counts in the mean over a batch, in units of the loss's denominator.
+    /// Returns the weight of an example in the mean over a batch, in units of the loss's denominator.
     pub(super) fn weight(&self, example: &Example) -> f64 {
         match (self, &example.target) {
             (Self::Classification { class_weights: Some(weights), .. }, Target::Label(label)) => {
@@ -39,8 +39,8 @@ impl Objective {
         }
     }
 
-    /// Computes the sum of the examples' losses divided by `denominator`, and turns the logits `[rows, columns]` into
-    /// their gradients of it. A row is an example, or with [`Objective::MaskedWords`] a hidden word.
+    /// Computes the sum of the examples' losses divided by `denominator`, and replaces the logits `[rows, columns]`
+    /// with their gradients. A row is an example, or with [`Objective::MaskedWords`] a masked token.
     ///
     /// **Source**: PyTorch's `CrossEntropyLoss`, `MSELoss` and `BCEWithLogitsLoss` with `reduction="mean"`, if
     /// `denominator` is the sum of all [`Objective::weight`].
@@ -101,7 +101,7 @@ impl Objective {
     }
 }
 
-/// Cross-entropy of each row with one class.
+/// Computes the cross-entropy of each row with one class.
 fn cross_entropy(
     logits: &mut [f32],
     columns: usize,
@@ -122,7 +122,7 @@ fn cross_entropy(
     sum * scale
 }
 
-/// Cross-entropy of each row with weights of all classes, which need not add up to 1.
+/// Computes the cross-entropy of each row with per-class target weights, which need not sum to 1.
 fn soft_cross_entropy(
     logits: &mut [f32],
     columns: usize,

@@ -1,4 +1,4 @@
-//! The end of a job: the best weights are measured, calibrated, and put in their place if they may.
+//! The end of a job: evaluates and calibrates the best weights, and publishes them if the condition holds.
 
 use std::path::Path;
 
@@ -18,23 +18,23 @@ use crate::train::training_loop::{
 };
 use crate::train::{Objective, Trainer};
 
-/// What the validation rows say of a model.
+/// The evaluation of a model on the validation rows.
 #[derive(Default)]
 pub(super) struct Judgement {
-    /// Of the model as it is.
+    /// The evaluation without calibration.
     pub(super) evaluation: Option<Evaluation>,
     pub(super) calibration: Option<Calibration>,
-    /// Of the model with its calibration.
+    /// The evaluation with calibration.
     pub(super) calibrated: Option<Evaluation>,
 }
 
 impl Judgement {
-    /// Of the model as it is to be published.
+    /// Returns the evaluation of the model as it is to be published.
     fn final_evaluation(&self) -> Option<&Evaluation> {
         self.calibrated.as_ref().or(self.evaluation.as_ref())
     }
 
-    /// Warns of a temperature that means little.
+    /// Warns of an unreliable temperature.
     fn warn(&self, watch: &mut Watch) {
         let temperature = self.calibration.as_ref().map(|calibration| calibration.temperature);
         if let Some(Temperature { value: temperature, bound: Some(bound), .. }) = temperature {
@@ -42,7 +42,7 @@ impl Judgement {
         }
     }
 
-    /// What `training.json` says of it.
+    /// Returns the evaluation's entries in `training.json`.
     pub(super) fn entries(&self, labels: &[String]) -> [(&'static str, Value); 3] {
         let json =
             |evaluation: &Option<Evaluation>| evaluation.as_ref().map(|measured| measured.to_json(labels)).into();
@@ -55,7 +55,7 @@ impl Judgement {
 }
 
 impl Job {
-    /// Measures and calibrates the best weights, and puts them in their place if they may.
+    /// Evaluates and calibrates the best weights, and publishes them if the condition holds.
     pub(super) fn finish(
         &self,
         base: &ModelFiles,
@@ -83,7 +83,7 @@ impl Job {
         Ok(said(promotion, true, judgement, &data.labels, json))
     }
 
-    /// Whether the model may take its place.
+    /// Evaluates the `promote_if` condition.
     fn promotion(&self, judgement: &Judgement) -> Promotion {
         let metrics = judgement.final_evaluation().map(|evaluation| &evaluation.metrics);
         let verdict = self.promote_if.as_ref().zip(metrics).map(|(condition, metrics)| condition.evaluate(metrics));
@@ -93,7 +93,7 @@ impl Job {
         }
     }
 
-    /// Puts a model in its place, or where candidates go.
+    /// Publishes a model to the output or to the candidate folder.
     fn put(
         &self,
         publication: &Publication,
@@ -116,8 +116,8 @@ impl Job {
         Ok(())
     }
 
-    /// Fits the calibration of a model in `folder` anew, and judges it anew unless it is in its place already; its weights
-    /// stay as they are.
+    /// Calibrates the model in `folder` again. Evaluates the condition again too, unless the model is already
+    /// published. The weights stay as they are.
     #[expect(clippy::too_many_arguments, reason = "a model, what it is judged by, and where that is told")]
     pub(super) fn judge_again(
         &self,
@@ -156,7 +156,7 @@ impl Job {
         Publication { config, tokenizer: base, documents, chart: chart::of_training(json).map(|chart| (CHART, chart)) }
     }
 
-    /// Measures on the validation rows, and fits on them what is to be fitted.
+    /// Evaluates the model on the validation rows, and fits the calibration on them.
     fn judge(&self, data: &Labelled, trainer: &Trainer) -> Result<Judgement, JobError> {
         if self.validation.is_empty() {
             return Ok(Judgement::default());
@@ -191,7 +191,7 @@ impl Job {
         })
     }
 
-    /// `config.json` of the model.
+    /// Builds the model's `config.json`.
     fn config(&self, base: &ModelFiles, labels: &Labels) -> Result<Map<String, Value>, JobError> {
         let architecture = ModelConfig::load(base)?.architecture;
         let mut config = base_config(base)?;
@@ -203,7 +203,7 @@ impl Job {
     }
 }
 
-/// What came of the job.
+/// Builds the job's report.
 fn said(promotion: Promotion, trained: bool, judgement: Judgement, labels: &Labels, json: Value) -> Report {
     let number = |key: &str| json[key].as_u64().unwrap_or(0);
     Report {

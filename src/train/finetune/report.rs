@@ -72,7 +72,7 @@ impl Promotion {
 }
 
 impl Calibrate {
-    /// What `training.json` says of the setting.
+    /// Returns the setting's value in `training.json`.
     pub(super) fn to_json(self) -> Value {
         match self {
             Self::Nothing => Value::Null,
