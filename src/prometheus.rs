@@ -1,7 +1,7 @@
-//! What a run did as a Prometheus text file, for the textfile collector of `node_exporter`.
+//! Metrics of a run as a Prometheus text file, for the textfile collector of `node_exporter`.
 //!
-//! A file holds the newest run of one pipeline, and is replaced as a whole. All metrics are gauges: each run begins anew.
-//! What is not known (the rows of a run that failed before it read them) is left out rather than 0.
+//! A file holds the latest run of one pipeline, and is replaced as a whole. All metrics are gauges, as each run starts
+//! from zero. Unknown values (the rows of a run that failed before it read them) are left out rather than written as 0.
 //!
 //! **Source**: <https://prometheus.io/docs/instrumenting/exposition_formats/>, text format 0.0.4; names and units by
 //! <https://prometheus.io/docs/practices/naming/>.
@@ -14,39 +14,39 @@ use crate::frequent::most_frequent;
 use crate::histogram::Drift;
 use crate::store::{EarlierStages, Outcome, RunRecord};
 
-/// The name of whether the run ended well.
+/// The name of the metric for the success of the run.
 const SUCCESS: &str = "couplet_run_success";
-/// The name of the time of the last run that ended well.
+/// The name of the metric for the time of the last successful run.
 const LAST_SUCCESS: &str = "couplet_run_last_success_timestamp_seconds";
 
-/// Labels that have a series of their own: each series costs the server memory, in every run anew.
+/// The maximum number of labels with a series: each series costs the server memory, again with every run.
 const MOST_LABELS: usize = 100;
 
-/// What is said of a run.
+/// The facts about a run.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
     /// The pipeline's name.
     pub pipeline: String,
-    /// Whether it ended well.
+    /// True if the run succeeded.
     pub success: bool,
-    /// When it began.
+    /// The start of the run.
     pub started_at: Option<DateTime<Utc>>,
-    /// When it ended.
+    /// The end of the run.
     pub ended_at: Option<DateTime<Utc>>,
-    /// How long it took, all stages.
+    /// The duration of all stages.
     pub seconds: Option<f64>,
-    /// When the last run before this one that ended well did, as seconds since 1970.
+    /// The end of the last successful run before this one, in seconds since 1970.
     pub last_success: Option<f64>,
-    /// The stages before the scoring.
+    /// The stages before scoring.
     pub earlier: EarlierStages,
-    /// What was recorded of the scoring.
+    /// The record of the scoring.
     pub record: Option<RunRecord>,
-    /// How far the scores are from those of the run before.
+    /// The drift of the scores from those of the previous run.
     pub drift: Option<Drift>,
 }
 
 impl Facts {
-    /// What a record says of its run.
+    /// Takes the facts from a run record.
     #[must_use]
     pub fn of(record: RunRecord) -> Self {
         Self {
@@ -62,13 +62,13 @@ impl Facts {
     }
 }
 
-/// A time as Prometheus has it.
+/// Converts a time to Prometheus's seconds since 1970.
 #[must_use]
 pub fn timestamp(time: DateTime<Utc>) -> f64 {
     time.timestamp_micros() as f64 / 1e6
 }
 
-/// The text of the file.
+/// Returns the text of the file.
 #[must_use]
 pub fn text(facts: &Facts) -> String {
     let mut text = Text { text: String::new(), pipeline: label_value(&facts.pipeline) };
@@ -124,7 +124,7 @@ pub fn text(facts: &Facts) -> String {
     text.text
 }
 
-/// The name of the pipeline that an earlier file is about.
+/// Returns the name of the pipeline in the text of an existing file.
 #[must_use]
 pub fn pipeline_of(text: &str) -> Option<String> {
     let start = format!("{SUCCESS}{{pipeline=\"");
@@ -143,7 +143,7 @@ pub fn pipeline_of(text: &str) -> Option<String> {
     Some(name)
 }
 
-/// The time of the last run that ended well, in the text of an earlier file of the same pipeline.
+/// Returns the time of the last successful run in the text of an existing file of the same pipeline.
 #[must_use]
 pub fn last_success(text: &str, pipeline: &str) -> Option<f64> {
     let start = format!("{LAST_SUCCESS}{{pipeline=\"{}\"}} ", label_value(pipeline));
@@ -154,7 +154,7 @@ fn count(n: Option<u64>) -> Option<f64> {
     n.map(|n| n as f64)
 }
 
-/// The text in the making.
+/// The text being written.
 struct Text {
     text: String,
     pipeline: String,
@@ -172,7 +172,7 @@ impl Text {
     }
 
     fn many(&mut self, name: &str, help: &str, label: &str, values: impl Iterator<Item = (String, f64)>) {
-        // A series that is there twice makes the collector refuse the whole file. Labels of one name share their rows.
+        // A duplicate series makes the collector refuse the whole file. Labels with the same name share their rows.
         let mut series: Vec<(String, f64)> = Vec::new();
         for (key, value) in values.filter(|(_, value)| value.is_finite()) {
             if !series.iter().any(|(other, _)| *other == key) {
@@ -203,7 +203,7 @@ impl Text {
     }
 }
 
-/// Escapes a label's value.
+/// Escapes a label value.
 fn label_value(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
@@ -260,7 +260,7 @@ mod tests {
         assert_eq!(pipeline_of("something else\n"), None);
     }
 
-    /// What `promtool check metrics` refuses, of names and series.
+    /// The rules of `promtool check metrics` for names and series.
     #[test]
     fn names_end_with_their_unit_and_no_series_is_there_twice() {
         let labels = (0..500).map(|i| (format!("label {}", i % 499), i));
