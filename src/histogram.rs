@@ -115,7 +115,7 @@ impl Histogram {
         self.counts = counts;
     }
 
-    /// Returns the histogram with at most `bins` bins. The two bins next to 0 are never merged.
+    /// Returns the histogram with at most `bins` bins. The two bins on either side of 0 are never merged into one.
     #[must_use]
     pub fn coarser(&self, bins: usize) -> Self {
         let mut coarse = self.clone();

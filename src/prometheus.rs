@@ -72,19 +72,19 @@ pub fn timestamp(time: DateTime<Utc>) -> f64 {
 #[must_use]
 pub fn text(facts: &Facts) -> String {
     let mut text = Text { text: String::new(), pipeline: label_value(&facts.pipeline) };
-    text.one(SUCCESS, "Whether the run ended well: 1, or 0.", Some(u8::from(facts.success).into()));
-    text.one("couplet_run_start_timestamp_seconds", "When the run began.", facts.started_at.map(timestamp));
-    text.one("couplet_run_end_timestamp_seconds", "When the run ended.", facts.ended_at.map(timestamp));
+    text.one(SUCCESS, "1 if the run succeeded, 0 otherwise.", Some(u8::from(facts.success).into()));
+    text.one("couplet_run_start_timestamp_seconds", "Start time of the run.", facts.started_at.map(timestamp));
+    text.one("couplet_run_end_timestamp_seconds", "End time of the run.", facts.ended_at.map(timestamp));
     let last = if facts.success { facts.ended_at.map(timestamp) } else { facts.last_success };
-    text.one(LAST_SUCCESS, "When the last run that ended well did.", last);
-    text.one("couplet_run_duration_seconds", "How long the run took.", facts.seconds);
+    text.one(LAST_SUCCESS, "End time of the last successful run.", last);
+    text.one("couplet_run_duration_seconds", "Duration of the run.", facts.seconds);
     let stages = facts.record.as_ref().map_or_else(|| facts.earlier.seconds(), RunRecord::stages);
     let stages = stages.into_iter().map(|(stage, seconds)| (stage.to_owned(), seconds));
-    text.many("couplet_run_stage_duration_seconds", "How long each stage took.", "stage", stages);
+    text.many("couplet_run_stage_duration_seconds", "Duration of each stage.", "stage", stages);
     let promoted = facts.earlier.promoted.map(|promoted| f64::from(u8::from(promoted)));
-    text.one("couplet_run_promoted", "Whether the fine-tuned model is in its place: 1, or 0 as refused.", promoted);
+    text.one("couplet_run_promoted", "1 if the fine-tuned model was published, 0 if it was rejected.", promoted);
     let Some(record) = facts.record.as_ref() else { return text.text };
-    text.one("couplet_run_read_rows", "Rows of the source.", count(record.rows_read));
+    text.one("couplet_run_read_rows", "Rows read from the source.", count(record.rows_read));
     let outcomes = [
         ("scored", record.rows_scored),
         ("remembered", record.rows_remembered),
@@ -92,33 +92,28 @@ pub fn text(facts: &Facts) -> String {
         ("rejected", record.rows_rejected),
     ];
     let outcomes = outcomes.into_iter().filter_map(|(outcome, n)| Some((outcome.to_owned(), count(n)?)));
-    text.many("couplet_run_rows", "Rows by what became of them.", "outcome", outcomes);
+    text.many("couplet_run_rows", "Rows by outcome.", "outcome", outcomes);
     let rejected = record.rejected.iter().map(|(kind, n)| (kind.clone(), *n as f64));
-    text.many("couplet_run_rejected_rows", "Rows without a score, by the reason.", "reason", rejected);
-    text.one("couplet_run_truncated_rows", "Rows whose texts were cut.", count(record.rows_truncated));
+    text.many("couplet_run_rejected_rows", "Rows without a score, by reason.", "reason", rejected);
+    text.one("couplet_run_truncated_rows", "Rows whose texts were truncated.", count(record.rows_truncated));
     let labels = record.labels.as_deref().unwrap_or_default();
     let left_out = labels.len().saturating_sub(MOST_LABELS);
     let labels = most_frequent(labels, MOST_LABELS, |(_, n)| *n).into_iter().map(|place| &labels[place]);
     let labels = labels.map(|(label, n)| (label.clone(), *n as f64));
-    text.many(
-        "couplet_run_label_rows",
-        "Rows by the label that they got, for the most frequent labels.",
-        "label",
-        labels,
-    );
+    text.many("couplet_run_label_rows", "Rows by predicted label, for the most frequent labels.", "label", labels);
     let left_out = Some(left_out).filter(|n| *n > 0).map(|n| n as f64);
-    text.one("couplet_run_omitted_labels", "Labels besides those, too many for a series each.", left_out);
-    text.one("couplet_run_tokens", "Tokens that the encoder read.", count(record.tokens));
-    let padding = "Padding tokens that batches of 32 rows would have run besides.";
+    text.one("couplet_run_omitted_labels", "Further labels, too many for a series each.", left_out);
+    text.one("couplet_run_tokens", "Tokens encoded by the model.", count(record.tokens));
+    let padding = "Padding tokens that padded batches of 32 rows would have added.";
     text.one("couplet_run_padding_avoided_tokens", padding, count(record.padding_avoided));
-    text.one("couplet_run_rows_per_second", "Rows scored a second.", record.rows_per_second());
-    text.one("couplet_run_tokens_per_second", "Tokens read a second.", record.tokens_per_second());
+    text.one("couplet_run_rows_per_second", "Rows scored per second.", record.rows_per_second());
+    text.one("couplet_run_tokens_per_second", "Tokens encoded per second.", record.tokens_per_second());
     text.one("couplet_run_output_bytes", "The size of the published table.", count(record.output_bytes));
     let mean = record.scores.as_ref().and_then(|scores| scores.mean);
     text.one("couplet_run_score_mean", "The mean score.", mean);
-    let psi = "Population stability index of the scores against the run before; 0.25 is a large shift.";
+    let psi = "Population stability index of the scores against the previous run; 0.25 is a large shift.";
     text.one("couplet_run_score_psi", psi, facts.drift.map(|drift| drift.psi));
-    let ks = "Kolmogorov and Smirnov's statistic of the scores against the run before, 0 to 1.";
+    let ks = "Kolmogorov-Smirnov statistic of the scores against the previous run, 0 to 1.";
     text.one("couplet_run_score_ks_ratio", ks, facts.drift.map(|drift| drift.ks));
     text.info(record);
     text.text
@@ -130,14 +125,14 @@ pub fn pipeline_of(text: &str) -> Option<String> {
     let start = format!("{SUCCESS}{{pipeline=\"");
     let value = text.lines().find_map(|line| line.strip_prefix(&start)?.rsplit_once("\"} "))?.0;
     let mut name = String::new();
-    let mut letters = value.chars();
-    while let Some(letter) = letters.next() {
-        name.push(match letter {
-            '\\' => match letters.next()? {
+    let mut chars = value.chars();
+    while let Some(char) = chars.next() {
+        name.push(match char {
+            '\\' => match chars.next()? {
                 'n' => '\n',
                 escaped => escaped,
             },
-            letter => letter,
+            char => char,
         });
     }
     Some(name)
@@ -189,7 +184,7 @@ impl Text {
     }
 
     fn info(&mut self, record: &RunRecord) {
-        self.head("couplet_run_info", "What ran; always 1.");
+        self.head("couplet_run_info", "Identity of the run; always 1.");
         let facts = [
             ("run", Some(&record.run)),
             ("outcome", record.outcome.map(|outcome| outcome.as_str().to_owned()).as_ref()),

@@ -51,7 +51,7 @@ pub(crate) struct Panel {
     whole_x: bool,
     diagonal: bool,
     x_ends: Option<(f64, f64)>,
-    letters: f64,
+    text_scale: f64,
 }
 
 impl Panel {
@@ -65,7 +65,7 @@ impl Panel {
             whole_x: false,
             diagonal: false,
             x_ends: None,
-            letters: 1.0,
+            text_scale: 1.0,
         }
     }
 
@@ -93,7 +93,7 @@ impl Panel {
 
     /// Scales the font sizes, for a chart that is shown small.
     pub(crate) fn with_letters(mut self, scale: f64) -> Self {
-        self.letters = scale;
+        self.text_scale = scale;
         self
     }
 
@@ -152,9 +152,10 @@ impl Panel {
 
     pub(crate) fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Drawn<B::ErrorType> {
         let ((left, right), (bottom, top)) = self.ranges();
-        let font =
-            |size: u32, style: FontStyle| FontDesc::new(FontFamily::SansSerif, self.letters * f64::from(size), style);
-        let area_size = |size: f64| (self.letters * size) as u32;
+        let font = |size: u32, style: FontStyle| {
+            FontDesc::new(FontFamily::SansSerif, self.text_scale * f64::from(size), style)
+        };
+        let area_size = |size: f64| (self.text_scale * size) as u32;
         let text = |size: u32, colour: &RGBColor| font(size, FontStyle::Normal).color(colour);
         let mut chart = ChartBuilder::on(area)
             .caption(&self.title, font(16, FontStyle::Bold).color(&INK))
@@ -167,7 +168,7 @@ impl Panel {
         let x_label = move |x: &f64| if whole_x && x.fract().abs() > 1e-9 { String::new() } else { number(*x) };
         chart
             .configure_mesh()
-            .x_labels((8.0 / self.letters) as usize)
+            .x_labels((8.0 / self.text_scale) as usize)
             .y_labels(6)
             .bold_line_style(GRID)
             .light_line_style(BACKGROUND)

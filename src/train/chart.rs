@@ -61,8 +61,8 @@ pub(crate) fn headline(json: &Value) -> (String, String) {
     let steps = format!("{start} · {} steps · the model is that of epoch {}", count(&json["steps"]), json["epoch"]);
     let rows = &json["rows"];
     if json["kind"] == "pretrain" {
-        let hidden = &json["settings"]["mask_probability"];
-        let title = format!("Pretraining on {} texts, {hidden} of the words hidden", count(&rows["texts"]));
+        let masked = &json["settings"]["mask_probability"];
+        let title = format!("Pretraining on {} texts, {masked} of the words masked", count(&rows["texts"]));
         return (title, format!("{steps} · {} sequences held out", count(&rows["validation"])));
     }
     let title =
@@ -82,7 +82,7 @@ pub(crate) fn headline(json: &Value) -> (String, String) {
 
 fn of_finetuning(json: &Value) -> Vec<Panel> {
     let is_value = !json["epochs"][0]["scores"]["mse"].is_null();
-    let (held_out, unit) = if is_value { ("mse", "squared error") } else { ("log_loss", "nats a row") };
+    let (held_out, unit) = if is_value { ("mse", "squared error") } else { ("log_loss", "nats per row") };
     let held_out = epochs(json, held_out, |epoch| epoch["step"].as_f64());
     let metric = json["settings"]["metric"].as_str().unwrap_or_default();
     let is_share = |name: &str| !["log_loss", "brier", "mse", "rmse", "mae"].contains(&name);
@@ -116,16 +116,16 @@ fn of_pretraining(json: &Value) -> Vec<Panel> {
     let series = |name: &str| {
         let one = |(place, share): (usize, f64)| {
             let points = epochs(json, &score(name, place, share), by_step);
-            Series::new(&format!("{share} hidden"), COLOURS[place % COLOURS.len()], Look::Marked, points)
+            Series::new(&format!("{share} masked"), COLOURS[place % COLOURS.len()], Look::Marked, points)
         };
         shares().map(one).collect::<Vec<_>>()
     };
     let held_out = epochs(json, "loss", by_step);
     vec![
-        loss(json, "nats a hidden word", Series::new("held out", ORANGE, Look::Marked, held_out)),
+        loss(json, "nats per masked word", Series::new("held out", ORANGE, Look::Marked, held_out)),
         learning_rate(json),
-        Panel::new("Perplexity of hidden words, held-out texts", "step", "perplexity").with(series("perplexity")),
-        Panel::new("Hidden words that are right, held-out texts", "step", "share").with(series("masked_accuracy")),
+        Panel::new("Perplexity of masked words, held-out texts", "step", "perplexity").with(series("perplexity")),
+        Panel::new("Masked words predicted correctly, held-out texts", "step", "share").with(series("masked_accuracy")),
     ]
 }
 
@@ -158,13 +158,13 @@ fn learning_rate(json: &Value) -> Panel {
 
 fn gradient(json: &Value) -> Panel {
     let series = Series::new("before clipping", BLUE, Look::Line, curve(json, "grad_norm"));
-    Panel::new("Norm of the gradient", "step", "norm").with(vec![series]).above_zero()
+    Panel::new("Gradient norm", "step", "norm").with(vec![series]).above_zero()
 }
 
 /// Returns the reliability diagram: the share of correct rows by confidence. None without probabilities.
 fn reliability(json: &Value) -> Option<Panel> {
     let mut series = Vec::new();
-    for (key, name, colour) in [("evaluation", "as it is", BLUE), ("calibrated", "calibrated", ORANGE)] {
+    for (key, name, colour) in [("evaluation", "uncalibrated", BLUE), ("calibrated", "calibrated", ORANGE)] {
         let bins = json[key]["reliability"].as_array().map(Vec::as_slice).unwrap_or_default();
         let point = |bin: &Value| Some((bin["confidence"].as_f64()?, bin["accuracy"].as_f64()?));
         let points: Vec<(f64, f64)> = bins.iter().filter_map(point).collect();
@@ -179,7 +179,7 @@ fn reliability(json: &Value) -> Option<Panel> {
     if series.is_empty() {
         return None;
     }
-    Some(Panel::new("Reliability, held-out rows", "confidence", "share that is right").with(series).diagonal())
+    Some(Panel::new("Reliability, held-out rows", "confidence", "share that is correct").with(series).diagonal())
 }
 
 /// Returns a column of the curve, by step.
@@ -220,7 +220,7 @@ mod tests {
         json["evaluation"] = Value::Null;
         json["epochs"] = json!([]);
         json["curve"] = json!({});
-        assert!(of_training(&json).unwrap().contains("Norm of the gradient"));
+        assert!(of_training(&json).unwrap().contains("Gradient norm"));
         json["kind"] = "pretrain".into();
         json["base"] = json!({ "random": "configs/tiny.json" });
         json["held_out"] = json!([{ "mask_probability": 0.5 }]);

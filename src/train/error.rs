@@ -30,7 +30,7 @@ pub enum TrainError {
         found: String,
     },
     /// The batch has nothing to learn from.
-    #[error("a batch without a target to learn from: {examples} examples, none of which counts")]
+    #[error("a batch without a target to train on: {examples} examples, none of which has any weight")]
     NothingToLearn {
         /// The number of examples.
         examples: usize,

@@ -324,7 +324,7 @@ fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Rep
         watch.emit(&Event::UnmeasuredLabels { labels: &labels });
     }
     if let Found::Weights(folder, report) = job.found(key) {
-        return job.judge_again(&folder, &base, &data, objective, report, device, watch).map(Outcome::Finished);
+        return job.recalibrate(&folder, &base, &data, objective, report, device, watch).map(Outcome::Finished);
     }
     let (options, kernels) = (job.hyper.options(job.training.len()), Kernels::for_training(device));
     let trainer = Trainer::of_files(&base, objective, options, device, kernels)?;

@@ -61,13 +61,13 @@ impl Objective {
                     Target::Label(label) => Some(label),
                     _ => None,
                 });
-                let aims = targets.map(|label| {
-                    let aim = |c: usize| {
+                let soft_targets = targets.map(|label| {
+                    let soft_target = |c: usize| {
                         weight(c) * spread + if c == label { weight(c) * (1.0 - label_smoothing) } else { 0.0 }
                     };
-                    (0..columns).map(aim).collect::<Vec<f32>>()
+                    (0..columns).map(soft_target).collect::<Vec<f32>>()
                 });
-                soft_cross_entropy(logits, columns, aims, scale, kernels)
+                soft_cross_entropy(logits, columns, soft_targets, scale, kernels)
             }
             Self::MaskedWords => {
                 let words = examples.iter().flat_map(|example| example.words()).map(|(_, id)| *id as usize);
@@ -109,11 +109,14 @@ fn cross_entropy(
     scale: f64,
     kernels: Kernels,
 ) -> f64 {
-    let aimed: Vec<f32> = logits.chunks_exact(columns).zip(classes.clone()).map(|(row, class)| row[class]).collect();
+    let target_logits: Vec<f32> =
+        logits.chunks_exact(columns).zip(classes.clone()).map(|(row, class)| row[class]).collect();
     let log_sums = softmax_rows(logits, columns, kernels);
     let mut sum = 0.0;
-    for (((row, class), aimed), log_sum) in logits.chunks_exact_mut(columns).zip(classes).zip(aimed).zip(log_sums) {
-        sum += f64::from(log_sum) - f64::from(aimed);
+    for (((row, class), target_logit), log_sum) in
+        logits.chunks_exact_mut(columns).zip(classes).zip(target_logits).zip(log_sums)
+    {
+        sum += f64::from(log_sum) - f64::from(target_logit);
         row[class] -= 1.0;
         for x in row {
             *x *= scale as f32;
@@ -126,19 +129,19 @@ fn cross_entropy(
 fn soft_cross_entropy(
     logits: &mut [f32],
     columns: usize,
-    aims: impl Iterator<Item = Vec<f32>>,
+    soft_targets: impl Iterator<Item = Vec<f32>>,
     scale: f64,
     kernels: Kernels,
 ) -> f64 {
     let before = logits.to_vec();
     let log_sums = softmax_rows(logits, columns, kernels);
-    let rows = logits.chunks_exact_mut(columns).zip(before.chunks_exact(columns)).zip(aims).zip(log_sums);
+    let rows = logits.chunks_exact_mut(columns).zip(before.chunks_exact(columns)).zip(soft_targets).zip(log_sums);
     let mut sum = 0.0;
-    for (((row, logits), aims), log_sum) in rows {
-        let total: f32 = aims.iter().sum();
-        for ((p, logit), aim) in row.iter_mut().zip(logits).zip(&aims) {
-            sum += f64::from(*aim) * (f64::from(log_sum) - f64::from(*logit));
-            *p = (f64::from(total * *p - *aim) * scale) as f32;
+    for (((row, logits), soft_targets), log_sum) in rows {
+        let total: f32 = soft_targets.iter().sum();
+        for ((p, logit), soft_target) in row.iter_mut().zip(logits).zip(&soft_targets) {
+            sum += f64::from(*soft_target) * (f64::from(log_sum) - f64::from(*logit));
+            *p = (f64::from(total * *p - *soft_target) * scale) as f32;
         }
     }
     sum * scale

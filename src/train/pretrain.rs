@@ -165,7 +165,7 @@ impl Job {
         let masking = Masking::try_new(self.mask_probability, self.hyper.seed)?;
         let data = Texts::new(self, &tokenizer, pieces, &chunking, masking)?;
         if let (Some(patience), 0) = (self.hyper.patience, data.held_out()) {
-            let expected = "held-out texts to measure on, or no patience".into();
+            let expected = "held-out texts to evaluate on, or no patience".into();
             return Err(JobError::Setting {
                 setting: "patience",
                 expected,
@@ -260,7 +260,7 @@ impl Job {
             .zip(data.measured(&best))
             .map(|((mask_probability, before), (_, after))| Measured { mask_probability, before, after });
         let measured: Vec<Measured> = measured.collect();
-        learned.take_best()?;
+        learned.load_best()?;
         let epoch = learned.progress.best().map_or(self.hyper.epochs, |best| best.epoch);
         let json = self.report(data, &learned, &measured, epoch);
         let publication = Publication {

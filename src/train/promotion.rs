@@ -53,7 +53,7 @@ pub enum ConditionError {
     #[error(transparent)]
     Metric(#[from] UnknownName),
     /// The bound is not a number.
-    #[error("{part:?}: {written:?} is no number; expected one such as 0.85")]
+    #[error("{part:?}: {written:?} is not a number; expected one such as 0.85")]
     Number {
         /// The part as written.
         part: String,
@@ -61,7 +61,7 @@ pub enum ConditionError {
         written: String,
     },
     /// A metric that never exceeds 1 is compared with a larger number.
-    #[error("{part:?}: {metric} is 1 at most{}", if *.percent { "; write percentages as shares, such as 0.85 for 85" } else { "" })]
+    #[error("{part:?}: {metric} is at most 1{}", if *.percent { "; write percentages as shares, such as 0.85 for 85" } else { "" })]
     AboveOne {
         /// The part as written.
         part: String,
@@ -111,11 +111,11 @@ impl Condition {
     /// Evaluates the condition. A comparison does not hold if its metric was not measured or is undefined.
     #[must_use]
     pub fn evaluate(&self, metrics: &Metrics) -> Verdict {
-        let judge = |clause: &Clause| {
+        let evaluate = |clause: &Clause| {
             let value = metrics.get(clause.metric);
             (*clause, value, value.is_some_and(|value| clause.comparison.holds(value, clause.bound)))
         };
-        let clauses: Vec<_> = self.clauses.iter().map(judge).collect();
+        let clauses: Vec<_> = self.clauses.iter().map(evaluate).collect();
         Verdict { holds: clauses.iter().all(|(.., holds)| *holds), clauses }
     }
 }
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_told_with_its_mend() {
+    fn a_mistake_is_reported_with_its_fix() {
         const SHAPE: &str = " is no comparison; expected a metric, one of >=, >, <= and <, and a number, such as `f1 >= 0.85`; join several with `and`";
         for (written, message) in [
             ("", format!("\"\"{SHAPE}")),
@@ -245,10 +245,10 @@ mod tests {
             ("f1 => 0.9", format!("\"f1 => 0.9\"{SHAPE}")),
             ("0.9 <", format!("\"0.9 <\"{SHAPE}")),
             ("f1 > 0.9 and", format!("\"\"{SHAPE}")),
-            ("f1 >= high", "\"f1 >= high\": \"high\" is no number; expected one such as 0.85".into()),
-            ("f1 > 0.8 or accuracy > 0.9", "\"f1 > 0.8 or accuracy > 0.9\": \"0.8 or accuracy > 0.9\" is no number; expected one such as 0.85".into()),
-            ("f1 >= nan", "\"f1 >= nan\": \"nan\" is no number; expected one such as 0.85".into()),
-            ("f1 >= 85", "\"f1 >= 85\": f1 is 1 at most; write percentages as shares, such as 0.85 for 85".into()),
+            ("f1 >= high", "\"f1 >= high\": \"high\" is not a number; expected one such as 0.85".into()),
+            ("f1 > 0.8 or accuracy > 0.9", "\"f1 > 0.8 or accuracy > 0.9\": \"0.8 or accuracy > 0.9\" is not a number; expected one such as 0.85".into()),
+            ("f1 >= nan", "\"f1 >= nan\": \"nan\" is not a number; expected one such as 0.85".into()),
+            ("f1 >= 85", "\"f1 >= 85\": f1 is at most 1; write percentages as shares, such as 0.85 for 85".into()),
             (
                 "acuracy > 0.9",
                 "unknown metric \"acuracy\" (did you mean `accuracy`?); known are accuracy, f1, matthews, log_loss, calibration_error".into(),

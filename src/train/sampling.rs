@@ -15,7 +15,7 @@ pub enum SamplingError {
     #[error("a validation fraction of {0}; expected a share between 0 and 1, such as 0.1")]
     Fraction(f64),
     /// A weight names an unknown label.
-    #[error("class weight for {label:?}, which is no label; the labels are {}", .labels.join(", "))]
+    #[error("class weight for {label:?}, which is not a label; the labels are {}", .labels.join(", "))]
     UnknownLabel {
         /// The label as written.
         label: String,
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(given(&[("no", 1.0)]), Err("label \"yes\" has no class weight; give one for each label".into()));
         assert_eq!(
             given(&[("nope", 1.0)]),
-            Err("class weight for \"nope\", which is no label; the labels are no, yes, maybe".into())
+            Err("class weight for \"nope\", which is not a label; the labels are no, yes, maybe".into())
         );
         assert_eq!(
             given(&[("maybe", 0.0), ("no", 1.0), ("yes", 2.0)]),

@@ -57,7 +57,7 @@ pub enum ThresholdError {
     },
     /// No threshold reaches the required precision.
     #[error(
-        "no threshold gives the validation rows {objective}: the best precision is {best:.4}, at recall {recall:.4}; ask for less"
+        "no threshold reaches {objective} on the validation rows: the best precision is {best:.4}, at recall {recall:.4}; lower the requirement"
     )]
     Unreachable {
         /// The objective.
@@ -158,7 +158,7 @@ struct Cut {
 impl Cut {
     /// Converts the counts for the first label as the positive one: the rows below the threshold are predicted positive
     /// then. `seconds` of `rows` rows have the second label.
-    fn turned(self, seconds: u64, rows: u64) -> Self {
+    fn for_first_label(self, seconds: u64, rows: u64) -> Self {
         Self { positive: rows - seconds - self.negative, negative: seconds - self.positive, ..self }
     }
 }
@@ -199,7 +199,7 @@ impl Threshold {
         let mut cuts = cuts(&scores, second);
         let positives = if positive == 0 {
             for cut in &mut cuts {
-                *cut = cut.turned(seconds, rows);
+                *cut = cut.for_first_label(seconds, rows);
             }
             rows - seconds
         } else {

@@ -35,7 +35,7 @@ impl Job {
             ("metric", self.metric.is_some()),
         ];
         if let Some((setting, _)) = needs_validation.iter().find(|(_, set)| *set && self.validation.is_empty()) {
-            return error(setting, "validation rows to measure on", "none".into());
+            return error(setting, "validation rows to evaluate on", "none".into());
         }
         let (problem, count) = (labels.problem(), labels.names().len());
         if problem != Problem::SingleLabel && self.label_smoothing != 0.0 {

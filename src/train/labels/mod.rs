@@ -126,7 +126,7 @@ impl Labels {
             match (value, multi) {
                 (GoldLabel::Texts(values), true) => texts.extend(values.iter().cloned()),
                 (GoldLabel::Text(value), false) => _ = texts.insert(value.clone()),
-                (value, false) if whole(value).is_some() => integers.extend(whole(value)),
+                (value, false) if as_integer(value).is_some() => integers.extend(as_integer(value)),
                 (value, _) => wrong.push(row, value, unsuitable(value, task.problem())),
             }
             if !integers.is_empty() && !texts.is_empty() {
@@ -249,10 +249,10 @@ impl Labels {
     /// them.
     pub fn targets(&self, rows: &[GoldLabel]) -> Result<Targets, LabelError> {
         match self.problem() {
-            Problem::SingleLabel => self.each(rows, |value| self.class(value)).map(Targets::Classes),
-            Problem::Regression => self.each(rows, |value| self.number(value)).map(Targets::Values),
+            Problem::SingleLabel => self.map_rows(rows, |value| self.class(value)).map(Targets::Classes),
+            Problem::Regression => self.map_rows(rows, |value| self.number(value)).map(Targets::Values),
             Problem::MultiLabel => {
-                let sets = self.each(rows, |value| self.set(value))?;
+                let sets = self.map_rows(rows, |value| self.set(value))?;
                 Ok(Targets::Sets(sets.into_iter().flatten().collect()))
             }
         }
@@ -276,7 +276,11 @@ impl Labels {
         missing.map(|(name, _)| name.clone()).collect()
     }
 
-    fn each<T>(&self, rows: &[GoldLabel], map: impl Fn(&GoldLabel) -> Result<T, Wrong>) -> Result<Vec<T>, LabelError> {
+    fn map_rows<T>(
+        &self,
+        rows: &[GoldLabel],
+        map: impl Fn(&GoldLabel) -> Result<T, Wrong>,
+    ) -> Result<Vec<T>, LabelError> {
         let mut wrong = WrongRows::default();
         let mut targets = Vec::with_capacity(rows.len());
         for (row, value) in rows.iter().enumerate() {
@@ -289,7 +293,7 @@ impl Labels {
     }
 
     fn class(&self, value: &GoldLabel) -> Result<u32, Wrong> {
-        if let Some(number) = whole(value) {
+        if let Some(number) = as_integer(value) {
             return self.integer(number);
         }
         match value {
@@ -395,7 +399,7 @@ fn listed(names: &[impl fmt::Debug]) -> String {
 const MIXED: &str = "cast the column to one type in the query";
 
 /// Returns the value as an integer, if it is one.
-fn whole(value: &GoldLabel) -> Option<i64> {
+fn as_integer(value: &GoldLabel) -> Option<i64> {
     match value {
         GoldLabel::Integer(value) => Some(*value),
         // Many programs convert an integer column with gaps to floats.
@@ -407,18 +411,18 @@ fn whole(value: &GoldLabel) -> Option<i64> {
 /// Explains why a value cannot be a label for a kind of problem, and how to fix it.
 fn unsuitable(value: &GoldLabel, problem: Problem) -> Wrong {
     let (wrong, help) = match (value, problem) {
-        (GoldLabel::Null, _) => ("is no label", "leave such rows out with `WHERE label IS NOT NULL`"),
+        (GoldLabel::Null, _) => ("is not a label", "leave such rows out with `WHERE label IS NOT NULL`"),
         (GoldLabel::Float(_), Problem::Regression) => {
-            ("is not a finite number", "leave the row out or mend its value in the query")
+            ("is not a finite number", "leave the row out or fix its value in the query")
         }
-        (_, Problem::Regression) => ("is no number", "cast it in the query: `CAST(label AS DOUBLE)`"),
+        (_, Problem::Regression) => ("is not a number", "cast it in the query: `CAST(label AS DOUBLE)`"),
         (GoldLabel::Float(_), Problem::SingleLabel) => {
-            ("is no whole number", "labels are whole numbers or texts; to learn a value, set task = \"regression\"")
+            ("is not a whole number", "labels are whole numbers or texts; to learn a value, set task = \"regression\"")
         }
         (GoldLabel::Texts(_), Problem::SingleLabel) => {
             ("is a list", "for rows with any number of labels, set task = \"multilabel\"")
         }
-        (_, Problem::MultiLabel) => ("is no list of texts", "make it one in the query: `make_array(label)`"),
+        (_, Problem::MultiLabel) => ("is not a list of texts", "make it one in the query: `make_array(label)`"),
         (_, Problem::SingleLabel) => ("is unknown", "map it in the query"),
     };
     (wrong.into(), help.into())

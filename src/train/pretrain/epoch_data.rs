@@ -56,22 +56,22 @@ impl Texts {
         }
         let masked = shares.iter().map(|share| {
             let masking = Masking::try_new(*share, job.hyper.seed)?;
-            let example = |(row, ids): (usize, &Vec<u32>)| hide(&pieces, &masking, ids, HELD_OUT, row as u64);
+            let example = |(row, ids): (usize, &Vec<u32>)| mask_example(&pieces, &masking, ids, HELD_OUT, row as u64);
             // Short sequences may have no masked token.
             let examples = held_out.par_iter().enumerate().map(example);
             Ok((*share, examples.collect()))
         });
         let held_out = masked.collect::<Result<_, JobError>>()?;
         let data = Self { sequences, held_out, pieces, masking, scores: scores(&shares) };
-        data.has_something_hidden(job.mask_probability)?;
+        data.check_masking(job.mask_probability)?;
         Ok(data)
     }
 
     /// Returns an error if not even one step of the first epoch can be taken.
-    fn has_something_hidden(&self, mask_probability: f64) -> Result<(), JobError> {
-        let hides =
+    fn check_masking(&self, mask_probability: f64) -> Result<(), JobError> {
+        let is_masked =
             |(row, ids): (usize, &Vec<u32>)| !self.masking.mask(&self.pieces, ids, 0, row as u64).positions.is_empty();
-        if self.sequences.par_iter().enumerate().any(hides) {
+        if self.sequences.par_iter().enumerate().any(is_masked) {
             return Ok(());
         }
         Err(JobError::NothingHidden { mask_probability, sequences: self.sequences.len() })
@@ -109,7 +109,7 @@ impl EpochData for Texts {
     fn examples(&self, epoch: u64, rows: &[u32]) -> Vec<Example> {
         let example = |row: &u32| {
             let ids = &self.sequences[*row as usize];
-            hide(&self.pieces, &self.masking, ids, epoch, u64::from(*row))
+            mask_example(&self.pieces, &self.masking, ids, epoch, u64::from(*row))
         };
         rows.iter().map(example).collect()
     }
@@ -138,7 +138,7 @@ impl EpochData for Texts {
 }
 
 /// Masks a sequence.
-fn hide(pieces: &Pieces, masking: &Masking, ids: &[u32], epoch: u64, row: u64) -> Example {
+fn mask_example(pieces: &Pieces, masking: &Masking, ids: &[u32], epoch: u64, row: u64) -> Example {
     let masked = masking.mask(pieces, ids, epoch, row);
     Example {
         token_type_ids: vec![0; ids.len()],
@@ -158,7 +158,7 @@ pub(super) struct SpecialTokens {
 /// Gets the special tokens that the tokenizer puts around a text, and its mask token.
 pub(super) fn special_tokens(tokenizer: &Tokenizer) -> Result<SpecialTokens, JobError> {
     let around =
-        tokenizer.encode("", None).map_err(|problem| JobError::Text { row: "a row of no words".into(), problem })?;
+        tokenizer.encode("", None).map_err(|problem| JobError::Text { row: "an empty row".into(), problem })?;
     let [cls, sep] = around.input_ids[..] else {
         return Err(JobError::Setting {
             setting: "tokenizer",

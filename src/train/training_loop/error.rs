@@ -35,7 +35,7 @@ pub enum JobError {
     },
     /// The held-out share takes every row, so none is left for training.
     #[error(
-        "{} held out to measure on, and none is left to learn from; select more {what}s, or set a smaller `validation`",
+        "{} held out, and none is left to train on; select more {what}s, or set a smaller `validation`",
         if *.rows == 1 { format!("the only {what} is") } else { format!("all {rows} {what}s are") }
     )]
     AllHeldOut {
@@ -46,8 +46,8 @@ pub enum JobError {
     },
     /// No token is masked, so there is nothing to predict.
     #[error(
-        "`mask_probability` = {mask_probability} hides no word of the {sequences} sequences to learn from in the first \
-         epoch; raise it, or select longer texts"
+        "`mask_probability` = {mask_probability} masks no word of the {sequences} training sequences in the first epoch; \
+         raise it, or select longer texts"
     )]
     NothingHidden {
         /// The share of tokens that is masked.

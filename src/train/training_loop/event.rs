@@ -121,38 +121,35 @@ impl fmt::Display for Event<'_> {
         match self {
             Self::Prepared { rows, held_out, tokens, truncated, total_steps } => {
                 write!(f, "{rows} rows of {tokens} tokens, {held_out} held out, {total_steps} steps")?;
-                if *truncated > 0 { write!(f, "; {truncated} rows are too long and were cut") } else { Ok(()) }
+                if *truncated > 0 { write!(f, "; {truncated} rows are too long and were truncated") } else { Ok(()) }
             }
             Self::SharedTexts { rows, held_out } => write!(
                 f,
-                "{rows} of {held_out} held-out rows {} texts that are learned from too: they measure the model better \
-                 than it is, and the best epoch, promote_if and calibrate go by them; select each text once, leave such \
-                 rows out of the `validation` query, or remove `id`, without which equal texts are on one side",
+                "{rows} of {held_out} held-out rows {} texts that are also training texts: their metrics are too \
+                 optimistic, and the best epoch, promote_if and calibrate depend on them; select each text once, exclude \
+                 such rows from the `validation` query, or remove `id` to keep equal texts on one side of the split",
                 if *rows == 1 { "has" } else { "have" }
             ),
             Self::UnmeasuredLabels { labels } => {
-                let (noun, pronoun) = if labels.len() == 1 { ("label", "it") } else { ("labels", "they") };
+                let (noun, pronoun) = if labels.len() == 1 { ("label", "it") } else { ("labels", "them") };
                 let labels = labels.iter().map(|label| format!("{label:?}")).collect::<Vec<_>>().join(", ");
-                let verb = if pronoun == "it" { "is" } else { "are" };
                 write!(
                     f,
-                    "no held-out row has the {noun} {labels}: how well {pronoun} {verb} recognised is not measured, and \
-                     the best epoch, promote_if and calibrate do not account for it; hold out more rows, or select rows \
-                     of every label in the `validation` query"
+                    "no held-out row has the {noun} {labels}: nothing is measured for {pronoun}, and the best epoch, \
+                     promote_if and calibrate do not account for {pronoun}; hold out more rows, or select rows of every \
+                     label in the `validation` query"
                 )
             }
             Self::TemperatureAtBound { temperature, bound } => {
                 let why = match bound {
-                    Bound::Lowest => {
-                        "lowest that is allowed, as the labels of the held-out rows are all predicted right"
-                    }
-                    Bound::Highest => "highest that is allowed, as more held-out rows are predicted wrong than right",
-                    Bound::Flat => "one that changes nothing, as all logits of each held-out row are equal",
+                    Bound::Lowest => "the lowest allowed, as the labels of all held-out rows are predicted correctly",
+                    Bound::Highest => "the highest allowed, as more held-out rows are predicted wrong than correctly",
+                    Bound::Flat => "arbitrary, as all logits of each held-out row are equal",
                 };
                 write!(
                     f,
-                    "the temperature {temperature} of calibrate is the {why}: the calibrated probabilities are not \
-                     reliable; hold out more rows, or remove `calibrate`"
+                    "calibrate: the temperature {temperature} is {why}; the calibrated probabilities are not reliable; \
+                     hold out more rows, or remove `calibrate`"
                 )
             }
             Self::StateIgnored { folder, problem } => {

@@ -96,7 +96,7 @@ pub(super) struct Learned {
 
 impl Learned {
     /// Loads the best weights into the trainer.
-    pub(super) fn take_best(&mut self) -> Result<(), JobError> {
+    pub(super) fn load_best(&mut self) -> Result<(), JobError> {
         if let Some(best) = self.progress.best_epoch()
             && best != self.progress.epochs_done
         {
@@ -111,7 +111,7 @@ impl Learned {
     }
 
     /// Returns true if the last weights are not the best ones.
-    pub(super) fn last_is_another(&self) -> bool {
+    pub(super) fn last_is_not_best(&self) -> bool {
         self.progress.best_epoch().is_some_and(|best| best != self.progress.epochs_done)
     }
 
@@ -142,7 +142,7 @@ pub(super) fn run(
     }
     let mut training =
         TrainingLoop { plan, data, trainer, progress, state, total_steps, clock: Instant::now(), rate: Rate::new() };
-    if training.go(watch)? {
+    if training.train(watch)? {
         let TrainingLoop { trainer, progress, state, .. } = training;
         return Ok(Outcome::Finished(Learned { trainer, progress, state }));
     }
@@ -164,7 +164,7 @@ struct TrainingLoop<'a> {
 
 impl TrainingLoop<'_> {
     /// Trains to the end; returns false if it was cancelled before.
-    fn go(&mut self, watch: &mut Watch) -> Result<bool, JobError> {
+    fn train(&mut self, watch: &mut Watch) -> Result<bool, JobError> {
         if self.data.measures_start() && self.progress.epochs().is_empty() && self.trainer.steps() == 0 {
             self.measure(watch)?;
         }

@@ -148,7 +148,7 @@ impl StateFolder {
         };
         let key = tensors.get(KEY).and_then(|key| key.to_vec1::<u8>().ok());
         if key.as_deref() != Some(self.key.as_bytes()) {
-            return unusable("it is of a job with other settings, data or another base model".into());
+            return unusable("it belongs to a job with other settings, data or base model".into());
         }
         let Some(progress) = Progress::from_tensors(&tensors, scores) else {
             return unusable("it is incomplete".into());
@@ -156,7 +156,7 @@ impl StateFolder {
         if let Some(best) = progress.best_epoch()
             && !self.best(best).exists()
         {
-            return unusable(format!("the weights of epoch {best} are not there"));
+            return unusable(format!("the weights of epoch {best} are missing"));
         }
         match trainer.restore(&tensors) {
             Ok(()) => Ok(Found::State(progress)),
