@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn the_psi_of_labels_takes_no_notice_of_a_label_that_nobody_has() {
+    fn the_psi_ignores_labels_without_rows() {
         let with = psi_of_counts(&[3, 7, 0], &[5, 500, 0]).unwrap();
         assert_eq!(Some(with), psi_of_counts(&[3, 7], &[5, 500]));
         assert_eq!(psi_of_counts(&[0, 0], &[1, 2]), None);

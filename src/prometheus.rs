@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text_says_what_is_known_and_remembers_the_last_success() {
+    fn the_text_has_known_values_and_keeps_the_last_success() {
         let time = |seconds| DateTime::from_timestamp(seconds, 500_000_000);
         let mut facts = Facts {
             pipeline: "a\"b".into(),

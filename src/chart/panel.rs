@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn axes_have_a_length_and_suit_their_values() {
+    fn axes_are_never_empty_and_fit_their_values() {
         let panel = |points: Vec<(f64, f64)>| {
             let series = Series::new("a", RGBColor(0, 0, 0), Look::Line, points);
             Panel::new("", "", "").with(vec![series]).above_zero().ranges()

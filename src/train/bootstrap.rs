@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn invalid_settings_are_refused() {
         assert_eq!(Bootstrap::try_new(3, 0.9, 1), Err(BootstrapError::Resamples(3)));
         let error = Bootstrap::try_new(100, 95.0, 1).unwrap_err();
         assert_eq!(error.to_string(), "a confidence level of 95; expected a share between 0 and 1, such as 0.95");

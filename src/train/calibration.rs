@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_says_all_that_was_fitted() {
+    fn the_file_has_everything_that_was_fitted() {
         let (logits, gold) = logits();
         for objective in [None, Some("f1"), Some("precision >= 0.9")] {
             let objective = objective.map(|text| Objective::parse(text).unwrap());

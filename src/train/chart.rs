@@ -216,7 +216,7 @@ mod tests {
         let svg = of_training(&json).unwrap();
         assert!(svg.starts_with("<svg") && svg.contains("Reliability"), "{svg}");
         assert!(svg.contains("mrpc &lt;&amp;&gt;") && !svg.contains("NaN"), "{svg}");
-        // Nothing measured, nothing learned.
+        // No scores and no curve.
         json["evaluation"] = Value::Null;
         json["epochs"] = json!([]);
         json["curve"] = json!({});

@@ -135,7 +135,7 @@ mod tests {
     use crate::train::metrics::{Classes, Values};
 
     #[test]
-    fn an_evaluation_of_classes_says_everything() {
+    fn an_evaluation_of_classes_is_complete() {
         let probabilities = [0.9, 0.4, 0.3, 0.2].iter().flat_map(|p| [*p, 1.0 - p]).collect();
         let sample = Sample::Classes(Classes::new(2, vec![0, 0, 1, 1], probabilities, None, 5).unwrap());
         let topics = vec![Some("news"), None, Some("news"), Some("news")];

@@ -62,7 +62,7 @@ pub(super) fn validate(examples: &[Example], objective: &Objective, config: &Mod
                 let in_range =
                     words.iter().all(|(at, id)| (*at as usize) < tokens && (*id as usize) < config.vocab_size);
                 if !ascending || !in_range {
-                    return error("hidden words at places or with ids that do not exist, or not in order".into());
+                    return error("masked words at positions or with ids that do not exist, or not in order".into());
                 }
             }
             (objective, target) => return error(format!("target {target:?} does not fit {objective:?}")),

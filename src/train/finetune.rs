@@ -56,7 +56,7 @@ pub struct Job {
     pub base_name: Option<String>,
     /// The folder that the model is written to; its previous content is replaced.
     pub output: PathBuf,
-    /// What is learned.
+    /// The task, which defines the labels and metrics.
     pub task: Task,
     /// The names of the logits, in order; none to derive them from the rows.
     pub labels: Option<Vec<String>>,

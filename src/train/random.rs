@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_is_what_its_names_say() {
+    fn a_stream_depends_on_its_key_alone() {
         let draw = |seed, purpose, place: &[u64]| Random::new(seed, purpose, place).next_u64();
         assert_eq!(draw(1, "mask", &[2, 3]), draw(1, "mask", &[2, 3]));
         let streams = [

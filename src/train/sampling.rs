@@ -162,7 +162,7 @@ mod tests {
 
     /// The split is part of what a reported metric means: it must never change.
     #[test]
-    fn the_split_is_the_same_for_ever() {
+    fn the_split_never_changes() {
         let hold_out = HoldOut::try_new(0.1, 0).unwrap();
         let held: Vec<usize> = (0..100).filter(|i| hold_out.holds_out(&[i.to_string()])).collect();
         assert_eq!(held, FIRST_HELD_OUT);

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_task_is_told_apart_from_a_slip() {
+    fn an_unknown_task_gets_a_suggestion_if_one_is_close() {
         refuses(
             "mrcp",
             "unknown task \"mrcp\" (did you mean `mrpc`?); known are cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, classification, regression, multilabel",

@@ -5,7 +5,7 @@
 use super::metrics::MetricError;
 
 /// The lowest temperature. Without errors on the validation rows, the loss falls towards temperature 0, where every
-/// probability is 0 or 1; no number of rows justifies that.
+/// probability is 0 or 1; no finite number of rows justifies that.
 pub const LOWEST: f64 = 0.05;
 /// The highest temperature. For a model that is wrong more often than right, the best temperature is infinite, which
 /// gives equal probabilities.

@@ -33,7 +33,7 @@ impl Weights {
         let weight = self.by_name.get(name).map(|index| &self.all[*index]);
         weight.filter(|weight| weight.variable.dims() == shape).ok_or_else(|| {
             // A network loads the same weights every time, so this is a bug.
-            LoadError::Device(candle_core::Error::Msg(format!("no weight {name} of shape {shape:?} is learned")))
+            LoadError::Device(candle_core::Error::Msg(format!("no trainable weight {name} of shape {shape:?}")))
         })
     }
 
