@@ -1,10 +1,10 @@
-//! The most frequent of many labels: a model may have thousands, of which nobody reads all.
+//! The most frequent of many labels: a model may have thousands, more than anyone reads.
 
-/// The places of the items with the most rows, at most so many, in the order of the items.
+/// Returns the indices of the items with the most rows, at most `most` of them, in the order of the items.
 #[must_use]
 pub fn most_frequent<T>(items: &[T], most: usize, rows: impl Fn(&T) -> u64) -> Vec<usize> {
     let mut places: Vec<usize> = (0..items.len()).collect();
-    // Of two with as many rows, the first stays the first.
+    // Of two items with equal rows, the first comes first.
     places.sort_by_key(|&place| std::cmp::Reverse(rows(&items[place])));
     places.truncate(most);
     places.sort_unstable();

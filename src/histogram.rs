@@ -1,30 +1,30 @@
-//! How scores are distributed, in little space: what a run remembers of its scores, so that later ones can tell a drift
-//! without the table, which may have been replaced by then.
+//! Compact histograms of scores. A run stores the histogram of its scores, so that later runs can detect drift without
+//! the table, which may have been replaced by then.
 //!
-//! Bins are `(a, b]`, as wide as a power of two, and lie at whole multiples of their width. So a histogram that gets a
-//! value too far away makes two bins into one, and two histograms of different widths can still be compared.
+//! Bins are `(a, b]`. Their width is a power of two, and they start at integer multiples of it. When a value is out of
+//! range, pairs of bins are merged; histograms of different widths can still be compared.
 
 use serde::Serialize;
 
-/// The most bins; beyond that they become twice as wide.
+/// The maximum number of bins; beyond it their width doubles.
 const MOST_BINS: i64 = 128;
-/// The most bins in which two histograms are compared.
+/// The maximum number of bins for comparing two histograms.
 const MOST_COMPARED: i64 = 4096;
-/// The width of the first bins: finer than what is shown of a probability.
+/// The initial bin width: finer than the displayed precision of a probability.
 const FINEST: f64 = 1.0 / 1024.0;
-/// Bins of the PSI, each with as many of the earlier values as the others, as far as equal values do not stay together.
+/// The number of PSI bins. Each has the same number of earlier values, except that equal values are not split.
 const PSI_BINS: f64 = 10.0;
 
-/// Counts of values in bins of one width.
+/// Counts of values in bins of equal width.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Histogram {
     /// The lower end of the first bin.
     pub from: f64,
     /// The width of each bin, a power of two.
     pub width: f64,
-    /// Values in each bin.
+    /// The number of values in each bin.
     pub counts: Vec<u64>,
-    /// The mean of all values; NULL without any.
+    /// The mean of all values; NULL if there are none.
     pub mean: Option<f64>,
     #[serde(skip)]
     sum: f64,
@@ -38,32 +38,32 @@ impl Default for Histogram {
     }
 }
 
-/// How far two distributions are apart.
+/// The difference between two distributions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Drift {
     /// Population stability index: 0 for equal distributions; 0.1 is a small shift, 0.25 a large one.
     pub psi: f64,
-    /// Kolmogorov and Smirnov's statistic: the largest difference of the shares of values up to a point, 0 to 1.
+    /// Kolmogorov-Smirnov statistic: the largest difference of the cumulative shares, 0 to 1.
     pub ks: f64,
-    /// The KS statistic that equal distributions exceed in one case of 20.
+    /// The KS statistic that samples of the same distribution exceed in one of 20 cases.
     pub ks_by_chance: f64,
 }
 
 impl Histogram {
-    /// What was remembered of a histogram.
+    /// Restores a stored histogram.
     #[must_use]
     pub fn of_counts(from: f64, width: f64, counts: Vec<u64>, mean: Option<f64>) -> Self {
         let total: u64 = counts.iter().sum();
         Self { from, width, counts, mean, sum: mean.unwrap_or(0.0) * total as f64, total }
     }
 
-    /// Values in all bins.
+    /// Returns the number of values in all bins.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// Counts a value; what is no finite number is left out.
+    /// Adds a value; a value that is not finite is ignored.
     pub fn add(&mut self, value: f64) {
         if !value.is_finite() {
             return;
@@ -94,13 +94,13 @@ impl Histogram {
         self.mean = Some(self.sum / self.total as f64);
     }
 
-    /// The place of the first bin, and of the one after the last.
+    /// Returns the index of the first bin, and of the one after the last.
     fn ends(&self) -> (i64, i64) {
         let first = (self.from / self.width).round() as i64;
         (first, first.saturating_add_unsigned(self.counts.len() as u64))
     }
 
-    /// Makes each two bins into one.
+    /// Merges pairs of bins.
     fn widen(&mut self) {
         let (first, _) = self.ends();
         let wide_first = first.div_euclid(2);
@@ -115,7 +115,7 @@ impl Histogram {
         self.counts = counts;
     }
 
-    /// The same values in at most so many bins, but for the two on either side of 0, which stay apart.
+    /// Returns the histogram with at most `bins` bins. The two bins on either side of 0 are never merged into one.
     #[must_use]
     pub fn coarser(&self, bins: usize) -> Self {
         let mut coarse = self.clone();
@@ -125,7 +125,7 @@ impl Histogram {
         coarse
     }
 
-    /// The middle of each bin, with the share of the values that are in it.
+    /// Returns the middle of each bin, with the share of the values in it.
     #[must_use]
     pub fn shares(&self) -> Vec<(f64, f64)> {
         let total = self.total().max(1) as f64;
@@ -133,12 +133,12 @@ impl Histogram {
         bins.map(|(i, count)| (self.from + (i as f64 + 0.5) * self.width, *count as f64 / total)).collect()
     }
 
-    /// How far this distribution is from that of `before`; none where either has no values.
+    /// Computes the drift of this distribution from `before`; none if either has no values.
     ///
-    /// The PSI takes ten bins with equally many of the earlier values. What alone has a tenth of them or more is a bin of
-    /// its own, so that what lies below and above it stays apart: scores are often almost all in the last bin, and a bin
-    /// that reached from there over all others would have all values before and all of them now, whatever became of
-    /// them. Half a value stands where a bin is empty. `sql/drift.sql` does the same with single scores.
+    /// The PSI uses ten bins with equal numbers of earlier values. A value with a tenth of them or more is a bin of its
+    /// own, which keeps the values below and above it apart. Scores are often almost all in the last bin: if that bin
+    /// reached over all other values, it would hold all values before and all of them now, whatever changed. An empty
+    /// bin counts as half a value. `sql/drift.sql` does the same with single scores.
     #[must_use]
     pub fn drift_from(&self, before: &Self) -> Option<Drift> {
         let (n, m) = (before.total() as f64, self.total() as f64);
@@ -148,13 +148,13 @@ impl Histogram {
         let (before, now) = aligned(before, self);
         let mut bins: Vec<(f64, f64)> = Vec::new();
         let (mut ks, mut all_before, mut all_now) = (0.0_f64, 0.0, 0.0);
-        // Which of the ten the last bin is; none if it is one of its own, or there is none yet.
+        // The index of the last bin among the ten; none for a bin of its own, or if there is none yet.
         let mut last = None;
         for (was, is) in before.iter().zip(&now).filter(|(was, is)| **was > 0.0 || **is > 0.0) {
             let below = all_before * PSI_BINS / n;
             (all_before, all_now) = (all_before + was, all_now + is);
             ks = ks.max((all_before / n - all_now / m).abs());
-            // Where none were before, the values go to the bin of the next that were.
+            // Without earlier values, the values go to the bin of the next earlier value.
             let place = if *was > 0.0 { (all_before * PSI_BINS / n).ceil() } else { below.floor() + 1.0 };
             let place = (was * PSI_BINS < n).then_some(place.min(PSI_BINS));
             match bins.last_mut() {
@@ -167,8 +167,8 @@ impl Histogram {
     }
 }
 
-/// The PSI of `n` earlier values and `m` later ones, by those of each that are in a bin; half a value stands where there
-/// is none, so that it is finite, and depends on how many values there are only as far as an empty bin is news.
+/// Computes the PSI of `n` earlier values and `m` later ones from their counts per bin. An empty count is replaced by
+/// half a value, so that the PSI is finite and depends on the number of values only through empty bins.
 fn psi(bins: &[(f64, f64)], n: f64, m: f64) -> f64 {
     let term = |(was, is): &(f64, f64)| {
         let (p, q) = (was.max(0.5) / n, is.max(0.5) / m);
@@ -177,18 +177,18 @@ fn psi(bins: &[(f64, f64)], n: f64, m: f64) -> f64 {
     bins.iter().filter(|(was, is)| *was > 0.0 || *is > 0.0).map(term).sum()
 }
 
-/// The place of the bin that has a value.
+/// Returns the index of the bin that holds a value.
 fn bin_of(value: f64, width: f64) -> f64 {
     (value / width).ceil() - 1.0
 }
 
-/// The counts of both in the same bins.
+/// Returns the counts of both in the same bins.
 fn aligned(a: &Histogram, b: &Histogram) -> (Vec<f64>, Vec<f64>) {
     let (mut a, mut b) = (a.clone(), b.clone());
     loop {
         let (ends_a, ends_b) = (a.ends(), b.ends());
         let length = ends_a.1.max(ends_b.1).saturating_sub(ends_a.0.min(ends_b.0));
-        // What is far apart is far apart in wide bins too.
+        // Values that are far apart stay apart in wide bins too.
         if a.width < b.width || a.width <= b.width && length > MOST_COMPARED {
             a.widen();
         } else if b.width < a.width {
@@ -209,7 +209,8 @@ fn aligned(a: &Histogram, b: &Histogram) -> (Vec<f64>, Vec<f64>) {
     (spread(&a, ends_a.0), spread(&b, ends_b.0))
 }
 
-/// The PSI of two distributions over the same few names, such as labels; half a row stands where there is none.
+/// Computes the PSI of two distributions over the same few categories, such as labels. An empty count is replaced by
+/// half a row. None if either has no rows.
 #[must_use]
 pub fn psi_of_counts(before: &[u64], now: &[u64]) -> Option<f64> {
     let (n, m) = (before.iter().sum::<u64>() as f64, now.iter().sum::<u64>() as f64);
@@ -246,7 +247,7 @@ mod tests {
             assert_eq!(histogram.total(), 3, "{histogram:?}");
             assert!(histogram.counts.len() <= 128);
         }
-        // A bin has its upper end, so that 1 is the last of the probabilities.
+        // A bin includes its upper end, so 1 is in the last bin of the probabilities.
         assert_eq!(of([-1.0, 1.0]).coarser(1).counts.len(), 2);
         let ends = of([1.0, 0.5]).coarser(2);
         assert_eq!((ends.from, ends.width, &*ends.counts), (0.0, 0.5, &[1, 1][..]));
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn the_psi_of_labels_takes_no_notice_of_a_label_that_nobody_has() {
+    fn the_psi_ignores_labels_without_rows() {
         let with = psi_of_counts(&[3, 7, 0], &[5, 500, 0]).unwrap();
         assert_eq!(Some(with), psi_of_counts(&[3, 7], &[5, 500]));
         assert_eq!(psi_of_counts(&[0, 0], &[1, 2]), None);

@@ -1,7 +1,7 @@
-//! What a run did as a Prometheus text file, for the textfile collector of `node_exporter`.
+//! Metrics of a run as a Prometheus text file, for the textfile collector of `node_exporter`.
 //!
-//! A file holds the newest run of one pipeline, and is replaced as a whole. All metrics are gauges: each run begins anew.
-//! What is not known (the rows of a run that failed before it read them) is left out rather than 0.
+//! A file holds the latest run of one pipeline, and is replaced as a whole. All metrics are gauges, as each run starts
+//! from zero. Unknown values (the rows of a run that failed before it read them) are left out rather than written as 0.
 //!
 //! **Source**: <https://prometheus.io/docs/instrumenting/exposition_formats/>, text format 0.0.4; names and units by
 //! <https://prometheus.io/docs/practices/naming/>.
@@ -14,39 +14,39 @@ use crate::frequent::most_frequent;
 use crate::histogram::Drift;
 use crate::store::{EarlierStages, Outcome, RunRecord};
 
-/// The name of whether the run ended well.
+/// The name of the metric for the success of the run.
 const SUCCESS: &str = "couplet_run_success";
-/// The name of the time of the last run that ended well.
+/// The name of the metric for the time of the last successful run.
 const LAST_SUCCESS: &str = "couplet_run_last_success_timestamp_seconds";
 
-/// Labels that have a series of their own: each series costs the server memory, in every run anew.
+/// The maximum number of labels with a series: each series costs the server memory, again with every run.
 const MOST_LABELS: usize = 100;
 
-/// What is said of a run.
+/// The facts about a run.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
     /// The pipeline's name.
     pub pipeline: String,
-    /// Whether it ended well.
+    /// True if the run succeeded.
     pub success: bool,
-    /// When it began.
+    /// The start of the run.
     pub started_at: Option<DateTime<Utc>>,
-    /// When it ended.
+    /// The end of the run.
     pub ended_at: Option<DateTime<Utc>>,
-    /// How long it took, all stages.
+    /// The duration of all stages.
     pub seconds: Option<f64>,
-    /// When the last run before this one that ended well did, as seconds since 1970.
+    /// The end of the last successful run before this one, in seconds since 1970.
     pub last_success: Option<f64>,
-    /// The stages before the scoring.
+    /// The stages before scoring.
     pub earlier: EarlierStages,
-    /// What was recorded of the scoring.
+    /// The record of the scoring.
     pub record: Option<RunRecord>,
-    /// How far the scores are from those of the run before.
+    /// The drift of the scores from those of the previous run.
     pub drift: Option<Drift>,
 }
 
 impl Facts {
-    /// What a record says of its run.
+    /// Takes the facts from a run record.
     #[must_use]
     pub fn of(record: RunRecord) -> Self {
         Self {
@@ -62,29 +62,29 @@ impl Facts {
     }
 }
 
-/// A time as Prometheus has it.
+/// Converts a time to Prometheus's seconds since 1970.
 #[must_use]
 pub fn timestamp(time: DateTime<Utc>) -> f64 {
     time.timestamp_micros() as f64 / 1e6
 }
 
-/// The text of the file.
+/// Returns the text of the file.
 #[must_use]
 pub fn text(facts: &Facts) -> String {
     let mut text = Text { text: String::new(), pipeline: label_value(&facts.pipeline) };
-    text.one(SUCCESS, "Whether the run ended well: 1, or 0.", Some(u8::from(facts.success).into()));
-    text.one("couplet_run_start_timestamp_seconds", "When the run began.", facts.started_at.map(timestamp));
-    text.one("couplet_run_end_timestamp_seconds", "When the run ended.", facts.ended_at.map(timestamp));
+    text.one(SUCCESS, "1 if the run succeeded, 0 otherwise.", Some(u8::from(facts.success).into()));
+    text.one("couplet_run_start_timestamp_seconds", "Start time of the run.", facts.started_at.map(timestamp));
+    text.one("couplet_run_end_timestamp_seconds", "End time of the run.", facts.ended_at.map(timestamp));
     let last = if facts.success { facts.ended_at.map(timestamp) } else { facts.last_success };
-    text.one(LAST_SUCCESS, "When the last run that ended well did.", last);
-    text.one("couplet_run_duration_seconds", "How long the run took.", facts.seconds);
+    text.one(LAST_SUCCESS, "End time of the last successful run.", last);
+    text.one("couplet_run_duration_seconds", "Duration of the run.", facts.seconds);
     let stages = facts.record.as_ref().map_or_else(|| facts.earlier.seconds(), RunRecord::stages);
     let stages = stages.into_iter().map(|(stage, seconds)| (stage.to_owned(), seconds));
-    text.many("couplet_run_stage_duration_seconds", "How long each stage took.", "stage", stages);
+    text.many("couplet_run_stage_duration_seconds", "Duration of each stage.", "stage", stages);
     let promoted = facts.earlier.promoted.map(|promoted| f64::from(u8::from(promoted)));
-    text.one("couplet_run_promoted", "Whether the fine-tuned model is in its place: 1, or 0 as refused.", promoted);
+    text.one("couplet_run_promoted", "1 if the fine-tuned model was published, 0 if it was rejected.", promoted);
     let Some(record) = facts.record.as_ref() else { return text.text };
-    text.one("couplet_run_read_rows", "Rows of the source.", count(record.rows_read));
+    text.one("couplet_run_read_rows", "Rows read from the source.", count(record.rows_read));
     let outcomes = [
         ("scored", record.rows_scored),
         ("remembered", record.rows_remembered),
@@ -92,58 +92,53 @@ pub fn text(facts: &Facts) -> String {
         ("rejected", record.rows_rejected),
     ];
     let outcomes = outcomes.into_iter().filter_map(|(outcome, n)| Some((outcome.to_owned(), count(n)?)));
-    text.many("couplet_run_rows", "Rows by what became of them.", "outcome", outcomes);
+    text.many("couplet_run_rows", "Rows by outcome.", "outcome", outcomes);
     let rejected = record.rejected.iter().map(|(kind, n)| (kind.clone(), *n as f64));
-    text.many("couplet_run_rejected_rows", "Rows without a score, by the reason.", "reason", rejected);
-    text.one("couplet_run_truncated_rows", "Rows whose texts were cut.", count(record.rows_truncated));
+    text.many("couplet_run_rejected_rows", "Rows without a score, by reason.", "reason", rejected);
+    text.one("couplet_run_truncated_rows", "Rows whose texts were truncated.", count(record.rows_truncated));
     let labels = record.labels.as_deref().unwrap_or_default();
     let left_out = labels.len().saturating_sub(MOST_LABELS);
     let labels = most_frequent(labels, MOST_LABELS, |(_, n)| *n).into_iter().map(|place| &labels[place]);
     let labels = labels.map(|(label, n)| (label.clone(), *n as f64));
-    text.many(
-        "couplet_run_label_rows",
-        "Rows by the label that they got, for the most frequent labels.",
-        "label",
-        labels,
-    );
+    text.many("couplet_run_label_rows", "Rows by predicted label, for the most frequent labels.", "label", labels);
     let left_out = Some(left_out).filter(|n| *n > 0).map(|n| n as f64);
-    text.one("couplet_run_omitted_labels", "Labels besides those, too many for a series each.", left_out);
-    text.one("couplet_run_tokens", "Tokens that the encoder read.", count(record.tokens));
-    let padding = "Padding tokens that batches of 32 rows would have run besides.";
+    text.one("couplet_run_omitted_labels", "Further labels, too many for a series each.", left_out);
+    text.one("couplet_run_tokens", "Tokens encoded by the model.", count(record.tokens));
+    let padding = "Padding tokens that padded batches of 32 rows would have added.";
     text.one("couplet_run_padding_avoided_tokens", padding, count(record.padding_avoided));
-    text.one("couplet_run_rows_per_second", "Rows scored a second.", record.rows_per_second());
-    text.one("couplet_run_tokens_per_second", "Tokens read a second.", record.tokens_per_second());
+    text.one("couplet_run_rows_per_second", "Rows scored per second.", record.rows_per_second());
+    text.one("couplet_run_tokens_per_second", "Tokens encoded per second.", record.tokens_per_second());
     text.one("couplet_run_output_bytes", "The size of the published table.", count(record.output_bytes));
     let mean = record.scores.as_ref().and_then(|scores| scores.mean);
     text.one("couplet_run_score_mean", "The mean score.", mean);
-    let psi = "Population stability index of the scores against the run before; 0.25 is a large shift.";
+    let psi = "Population stability index of the scores against the previous run; 0.25 is a large shift.";
     text.one("couplet_run_score_psi", psi, facts.drift.map(|drift| drift.psi));
-    let ks = "Kolmogorov and Smirnov's statistic of the scores against the run before, 0 to 1.";
+    let ks = "Kolmogorov-Smirnov statistic of the scores against the previous run, 0 to 1.";
     text.one("couplet_run_score_ks_ratio", ks, facts.drift.map(|drift| drift.ks));
     text.info(record);
     text.text
 }
 
-/// The name of the pipeline that an earlier file is about.
+/// Returns the name of the pipeline in the text of an existing file.
 #[must_use]
 pub fn pipeline_of(text: &str) -> Option<String> {
     let start = format!("{SUCCESS}{{pipeline=\"");
     let value = text.lines().find_map(|line| line.strip_prefix(&start)?.rsplit_once("\"} "))?.0;
     let mut name = String::new();
-    let mut letters = value.chars();
-    while let Some(letter) = letters.next() {
-        name.push(match letter {
-            '\\' => match letters.next()? {
+    let mut chars = value.chars();
+    while let Some(char) = chars.next() {
+        name.push(match char {
+            '\\' => match chars.next()? {
                 'n' => '\n',
                 escaped => escaped,
             },
-            letter => letter,
+            char => char,
         });
     }
     Some(name)
 }
 
-/// The time of the last run that ended well, in the text of an earlier file of the same pipeline.
+/// Returns the time of the last successful run in the text of an existing file of the same pipeline.
 #[must_use]
 pub fn last_success(text: &str, pipeline: &str) -> Option<f64> {
     let start = format!("{LAST_SUCCESS}{{pipeline=\"{}\"}} ", label_value(pipeline));
@@ -154,7 +149,7 @@ fn count(n: Option<u64>) -> Option<f64> {
     n.map(|n| n as f64)
 }
 
-/// The text in the making.
+/// The text being written.
 struct Text {
     text: String,
     pipeline: String,
@@ -172,7 +167,7 @@ impl Text {
     }
 
     fn many(&mut self, name: &str, help: &str, label: &str, values: impl Iterator<Item = (String, f64)>) {
-        // A series that is there twice makes the collector refuse the whole file. Labels of one name share their rows.
+        // A duplicate series makes the collector refuse the whole file. Labels with the same name share their rows.
         let mut series: Vec<(String, f64)> = Vec::new();
         for (key, value) in values.filter(|(_, value)| value.is_finite()) {
             if !series.iter().any(|(other, _)| *other == key) {
@@ -189,7 +184,7 @@ impl Text {
     }
 
     fn info(&mut self, record: &RunRecord) {
-        self.head("couplet_run_info", "What ran; always 1.");
+        self.head("couplet_run_info", "Identity of the run; always 1.");
         let facts = [
             ("run", Some(&record.run)),
             ("outcome", record.outcome.map(|outcome| outcome.as_str().to_owned()).as_ref()),
@@ -203,7 +198,7 @@ impl Text {
     }
 }
 
-/// Escapes a label's value.
+/// Escapes a label value.
 fn label_value(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
@@ -213,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text_says_what_is_known_and_remembers_the_last_success() {
+    fn the_text_has_known_values_and_keeps_the_last_success() {
         let time = |seconds| DateTime::from_timestamp(seconds, 500_000_000);
         let mut facts = Facts {
             pipeline: "a\"b".into(),
@@ -260,7 +255,7 @@ mod tests {
         assert_eq!(pipeline_of("something else\n"), None);
     }
 
-    /// What `promtool check metrics` refuses, of names and series.
+    /// The rules of `promtool check metrics` for names and series.
     #[test]
     fn names_end_with_their_unit_and_no_series_is_there_twice() {
         let labels = (0..500).map(|i| (format!("label {}", i % 499), i));

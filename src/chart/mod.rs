@@ -1,4 +1,4 @@
-//! Charts as SVG: what the picture of a training and the page of a run are drawn with.
+//! SVG charts, for the training chart and for the page of a run.
 
 mod panel;
 
@@ -12,7 +12,7 @@ pub(crate) const FAINT: RGBColor = RGBColor(110, 119, 129);
 pub(crate) const GRID: RGBColor = RGBColor(230, 233, 237);
 pub(crate) const BACKGROUND: RGBColor = RGBColor(255, 255, 255);
 
-// Colours that colour-blind people tell apart. Source: Okabe and Ito 2008, "Color universal design".
+// Colours that are distinguishable for colour-blind readers. Source: Okabe and Ito 2008, "Color universal design".
 pub(crate) const BLUE: RGBColor = RGBColor(0, 114, 178);
 pub(crate) const ORANGE: RGBColor = RGBColor(213, 94, 0);
 pub(crate) const GREEN: RGBColor = RGBColor(0, 158, 115);
@@ -20,7 +20,7 @@ pub(crate) const COLOURS: [RGBColor; 4] = [BLUE, ORANGE, GREEN, RGBColor(204, 12
 
 pub(crate) type Drawn<E> = Result<(), DrawingAreaErrorKind<E>>;
 
-/// A panel as a picture of its own; none, with a warning, if it cannot be drawn.
+/// Draws a panel as an image of its own. Returns none, with a warning, if it cannot be drawn.
 pub(crate) fn picture(panel: &Panel, size: (u32, u32)) -> Option<String> {
     let mut svg = String::new();
     let drawn = {

@@ -1,4 +1,4 @@
-//! One panel of a chart: axes, curves, and what they are called.
+//! One panel of a chart: axes, series and labels.
 
 use plotters::coord::Shift;
 use plotters::prelude::{
@@ -8,21 +8,21 @@ use plotters::style::{Color, FontDesc, FontFamily, FontStyle, RGBColor, ShapeSty
 
 use super::{BACKGROUND, Drawn, FAINT, GRID, INK};
 
-/// How the points of a series are shown.
+/// The drawing style of a series.
 pub(crate) enum Look {
-    /// As a line.
+    /// A line.
     Line,
-    /// As a line that others are drawn over.
+    /// A faint line that others are drawn over.
     Faint,
-    /// As a line with a mark at each point.
+    /// A line with a mark at each point.
     Marked,
-    /// As marks whose areas are the numbers of rows behind them, joined by a faint line.
+    /// Marks whose areas are proportional to the given numbers of rows, joined by a faint line.
     Sized(Vec<f64>),
-    /// As bars from 0, so wide.
+    /// Bars from 0, of the given width.
     Bars(f64),
 }
 
-/// Points that belong together.
+/// A named series of points.
 pub(crate) struct Series {
     name: String,
     colour: RGBColor,
@@ -51,7 +51,7 @@ pub(crate) struct Panel {
     whole_x: bool,
     diagonal: bool,
     x_ends: Option<(f64, f64)>,
-    letters: f64,
+    text_scale: f64,
 }
 
 impl Panel {
@@ -65,11 +65,11 @@ impl Panel {
             whole_x: false,
             diagonal: false,
             x_ends: None,
-            letters: 1.0,
+            text_scale: 1.0,
         }
     }
 
-    /// What is over it.
+    /// Returns the title.
     pub(crate) fn title(&self) -> &str {
         &self.title
     }
@@ -79,44 +79,44 @@ impl Panel {
         self
     }
 
-    /// Lets the vertical axis begin at 0.
+    /// Starts the vertical axis at 0.
     pub(crate) fn above_zero(mut self) -> Self {
         self.above_zero = true;
         self
     }
 
-    /// Names whole numbers only on the horizontal axis.
+    /// Labels only integers on the horizontal axis.
     pub(crate) fn whole_x(mut self) -> Self {
         self.whole_x = true;
         self
     }
 
-    /// Makes all letters larger, for a picture that is shown small.
+    /// Scales the font sizes, for a chart that is shown small.
     pub(crate) fn with_letters(mut self, scale: f64) -> Self {
-        self.letters = scale;
+        self.text_scale = scale;
         self
     }
 
-    /// Ends the horizontal axis here, whatever the points are.
+    /// Sets the ends of the horizontal axis, whatever the points are.
     pub(crate) fn within_x(mut self, low: f64, high: f64) -> Self {
         self.x_ends = Some((low, high));
         self
     }
 
-    /// Draws the line where both axes are equal, and both from `low` to `high`.
+    /// Sets both axes to the range from `low` to `high`, and draws the diagonal.
     pub(crate) fn square(mut self, low: f64, high: f64) -> Self {
         self.diagonal = true;
         self.x_ends = Some((low, high));
         self
     }
 
-    /// Draws shares of 1 on both axes, and the line where they are equal.
+    /// Sets both axes to shares up to 1, and draws the diagonal.
     pub(crate) fn diagonal(mut self) -> Self {
         self.diagonal = true;
         self
     }
 
-    /// The ends of both axes: around all points, and never of no length.
+    /// Returns the ranges of both axes: around all points, and never empty.
     fn ranges(&self) -> ((f64, f64), (f64, f64)) {
         let ends = |value: fn(&(f64, f64)) -> f64| {
             let values = self.series.iter().flat_map(|series| &series.points).map(value);
@@ -141,7 +141,7 @@ impl Panel {
             (low - space, high + space)
         };
         let (x, mut y) = (wide(x, if self.whole_x { 0.12 } else { 0.02 }), wide(y, 0.1));
-        // The legend is at the upper right, and hides nothing there.
+        // The legend is at the upper right; this keeps points from being hidden behind it.
         let hidden = |(px, py): &(f64, f64)| *px > x.0 + 0.55 * (x.1 - x.0) && *py > y.0 + 0.65 * (y.1 - y.0);
         if self.series.len() > 1 && self.series.iter().flat_map(|series| &series.points).any(hidden) {
             y.1 += 0.4 * (y.1 - y.0);
@@ -152,9 +152,10 @@ impl Panel {
 
     pub(crate) fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Drawn<B::ErrorType> {
         let ((left, right), (bottom, top)) = self.ranges();
-        let font =
-            |size: u32, style: FontStyle| FontDesc::new(FontFamily::SansSerif, self.letters * f64::from(size), style);
-        let area_size = |size: f64| (self.letters * size) as u32;
+        let font = |size: u32, style: FontStyle| {
+            FontDesc::new(FontFamily::SansSerif, self.text_scale * f64::from(size), style)
+        };
+        let area_size = |size: f64| (self.text_scale * size) as u32;
         let text = |size: u32, colour: &RGBColor| font(size, FontStyle::Normal).color(colour);
         let mut chart = ChartBuilder::on(area)
             .caption(&self.title, font(16, FontStyle::Bold).color(&INK))
@@ -167,7 +168,7 @@ impl Panel {
         let x_label = move |x: &f64| if whole_x && x.fract().abs() > 1e-9 { String::new() } else { number(*x) };
         chart
             .configure_mesh()
-            .x_labels((8.0 / self.letters) as usize)
+            .x_labels((8.0 / self.text_scale) as usize)
             .y_labels(6)
             .bold_line_style(GRID)
             .light_line_style(BACKGROUND)
@@ -193,7 +194,7 @@ impl Panel {
                 Look::Sized(_) => line(0.4, 1),
                 Look::Bars(width) => {
                     let bar = |(x, y): (f64, f64)| {
-                        // A gap of a tenth tells bars apart.
+                        // A gap of a tenth separates the bars.
                         let half = 0.45 * width;
                         Rectangle::new([(x - half, 0.0), (x + half, y)], colour.mix(0.8).filled())
                     };
@@ -236,7 +237,7 @@ impl Panel {
     }
 }
 
-/// A number as short as it can be: `0.85`, `1,200`, `3e-5`.
+/// Formats a number as briefly as possible: `0.85`, `1,200`, `3e-5`.
 fn number(x: f64) -> String {
     let size = x.abs();
     if size < 1e-12 {
@@ -259,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn axes_have_a_length_and_suit_their_values() {
+    fn axes_are_never_empty_and_fit_their_values() {
         let panel = |points: Vec<(f64, f64)>| {
             let series = Series::new("a", RGBColor(0, 0, 0), Look::Line, points);
             Panel::new("", "", "").with(vec![series]).above_zero().ranges()

@@ -12,7 +12,7 @@ use super::outputs::SENTENCE_TRANSFORMERS;
 use crate::files;
 use crate::files::FolderKind;
 
-/// The chart of a training.
+/// The file name of the training chart.
 pub(crate) const CHART: &str = "training.svg";
 
 /// What a tokenizer may consist of.

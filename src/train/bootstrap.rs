@@ -1,15 +1,15 @@
-//! How sure a metric is: percentile intervals of the bootstrap.
+//! Confidence intervals of metrics: percentile intervals of the bootstrap.
 //!
-//! A resample takes as many rows as there are, each any number of times; what was predicted for a row stays with its
-//! label. It is drawn as a count for each row, so that nothing is copied and what was sorted stays sorted. All metrics
-//! of a sample are measured on the same resamples.
+//! A resample draws as many rows as there are, with replacement; predictions stay with their labels. It is drawn as a
+//! count per row, so that nothing is copied and sorted rows stay sorted. All metrics of a sample are computed on the
+//! same resamples.
 
 use thiserror::Error;
 
 use super::metrics::{Metric, Sample};
 use super::random::Random;
 
-/// How to resample.
+/// The settings of the bootstrap.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bootstrap {
     resamples: usize,
@@ -17,36 +17,36 @@ pub struct Bootstrap {
     seed: u64,
 }
 
-/// A bootstrap that cannot be.
+/// Invalid bootstrap settings.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum BootstrapError {
-    /// Too few resamples for an interval, or too many.
+    /// The number of resamples is too small for an interval, or too large.
     #[error("{0} bootstrap resamples; expected 20 to 1000000 (1000 suit most)")]
     Resamples(usize),
-    /// A level that is no share.
+    /// The level is not between 0 and 1.
     #[error("a confidence level of {0}; expected a share between 0 and 1, such as 0.95")]
     Level(f64),
 }
 
-/// Where a metric lies.
+/// The confidence interval of a metric.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Interval {
     /// Lower end.
     pub low: f64,
     /// Upper end.
     pub high: f64,
-    /// Resamples on which the metric was defined; the others are left out.
+    /// The number of resamples on which the metric was defined; the others are left out.
     pub defined: usize,
 }
 
 impl Bootstrap {
-    /// The usual: 1000 resamples, 95 %.
+    /// Returns the default settings: 1000 resamples, 95 %.
     #[must_use]
     pub fn usual(seed: u64) -> Self {
         Self { resamples: 1000, level: 0.95, seed }
     }
 
-    /// Checks a number of resamples and a level: the share of the resamples that lie in the interval.
+    /// Takes a number of resamples and a confidence level.
     ///
     /// # Errors
     /// Fewer than 20 resamples or more than a million; a level that is not between 0 and 1.
@@ -60,17 +60,16 @@ impl Bootstrap {
         Ok(Self { resamples, level, seed })
     }
 
-    /// The share of the resamples that lie in an interval.
+    /// Returns the confidence level.
     #[must_use]
     pub fn level(&self) -> f64 {
         self.level
     }
 
-    /// Draws a resample: how often each row is taken. The same for a seed, a resample and a number of rows, whatever
-    /// was drawn before.
+    /// Draws a resample as a count per row. The result depends only on the seed, the resample and the number of rows.
     ///
     /// # Panics
-    /// For 2^32 rows or more.
+    /// If there are 2^32 rows or more.
     pub fn draw(&self, resample: usize, counts: &mut [u32]) {
         counts.fill(0);
         let rows = u32::try_from(counts.len()).expect("rows are counted in 32 bits");
@@ -85,8 +84,8 @@ impl Bootstrap {
         }
     }
 
-    /// The intervals of all metrics of a sample, in its order; none for a metric that fewer than half of the resamples
-    /// define.
+    /// Returns the intervals of all metrics of a sample, in its order; none for a metric that is undefined on more than
+    /// half of the resamples.
     #[must_use]
     pub fn intervals(&self, sample: &Sample) -> Vec<(Metric, Option<Interval>)> {
         let metrics: Vec<Metric> = sample.metrics().iter().map(|(metric, _)| metric).collect();
@@ -96,9 +95,9 @@ impl Bootstrap {
         metrics.into_iter().zip(intervals).collect()
     }
 
-    /// The intervals of any statistics of `rows` rows: `measure` appends their values under the counts that it gets.
+    /// Returns the intervals of any statistics over `rows` rows; `measure` appends their values under the given counts.
     ///
-    /// Values that it does not append, or that are not finite, count as not defined.
+    /// Values that it does not append, or that are not finite, count as undefined.
     pub fn intervals_of(
         &self,
         rows: usize,
@@ -131,7 +130,7 @@ impl Bootstrap {
     }
 }
 
-/// The quantile of sorted values, interpolated between neighbours as `numpy.quantile` does.
+/// Returns a quantile of sorted values, interpolated between neighbours as in `numpy.quantile`.
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     let place = share * (sorted.len() - 1) as f64;
     let below = place.floor() as usize;
@@ -176,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn invalid_settings_are_refused() {
         assert_eq!(Bootstrap::try_new(3, 0.9, 1), Err(BootstrapError::Resamples(3)));
         let error = Bootstrap::try_new(100, 95.0, 1).unwrap_err();
         assert_eq!(error.to_string(), "a confidence level of 95; expected a share between 0 and 1, such as 0.95");

@@ -1,7 +1,7 @@
-//! What makes a model's probabilities mean what they say: a temperature, and for two labels a threshold.
+//! Calibration of a model's probabilities: a temperature, and for two labels a decision threshold.
 //!
-//! Both are fitted on the validation rows, stored in the checkpoint's folder as `calibration.json`, and applied when
-//! scoring, beside the raw probabilities: see [`crate::model::Calibration`].
+//! Both are fitted on the validation rows and stored in the checkpoint's folder as `calibration.json`. Scoring applies
+//! them, and outputs calibrated probabilities alongside the raw ones: see [`crate::model::Calibration`].
 
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -11,44 +11,45 @@ use super::temperature::{Bound, Temperature};
 use super::threshold::{Objective, Threshold, ThresholdError};
 use crate::model::{self, CALIBRATION_VERSION, Problem, problem_type};
 
-/// A temperature, perhaps a threshold, and what they were fitted on.
+/// A temperature and an optional threshold, with the number of rows that they were fitted on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Calibration {
-    /// What the logits mean; a regression has no calibration.
+    /// The meaning of the logits; a regression has no calibration.
     pub problem: Problem,
-    /// What the logits are divided by.
+    /// The divisor of the logits.
     pub temperature: Temperature,
-    /// From which calibrated probability on a row has the second of two labels; none for other numbers of labels, or
-    /// where no objective was asked for: then the most probable label is taken.
+    /// The calibrated probability from which a row gets the second of two labels. None for other numbers of labels, or
+    /// without an objective; the most probable label is predicted then.
     pub threshold: Option<Threshold>,
-    /// Validation rows that both were fitted on.
+    /// The number of validation rows that both were fitted on.
     pub fitted_on: usize,
 }
 
-/// Why nothing can be fitted.
+/// Errors of calibration.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum CalibrationError {
-    /// A regression has no probabilities.
+    /// The model is a regression, which has no probabilities.
     #[error("a regression has no probabilities to calibrate")]
     Regression,
-    /// A threshold is for two labels.
+    /// A threshold needs two labels.
     #[error("a decision threshold needs a model with two labels; this one has {0}: leave the objective out")]
     NotBinary(usize),
-    /// Rows that cannot be used.
+    /// The rows cannot be used.
     #[error(transparent)]
     Rows(#[from] MetricError),
-    /// There is no threshold.
+    /// No threshold can be fitted.
     #[error(transparent)]
     Threshold(#[from] ThresholdError),
 }
 
 impl Calibration {
-    /// Fits a temperature on logits, `labels` a row, with the gold labels (the place of each row's label), and a
-    /// threshold where an objective is given, with the place of the label that is the positive one.
+    /// Fits a temperature on logits, `labels` per row, with the index of each row's gold label. With an objective and
+    /// the index of the positive label, fits a threshold too.
     ///
     /// # Errors
-    /// No rows, columns of different lengths, labels beyond `labels`, logits that are not finite; an objective for
-    /// other than two labels, or one that no threshold reaches; an objective for rows that all have one label.
+    /// No rows, columns of different lengths, labels beyond `labels`, logits that are not finite; an objective for a
+    /// number of labels other than two, or one that no threshold reaches; an objective for rows that all have the same
+    /// label.
     pub fn fit(
         labels: usize,
         logits: &[f32],
@@ -71,8 +72,8 @@ impl Calibration {
         Ok(calibration)
     }
 
-    /// Fits a temperature on the logits of a model that gives any number of labels, `labels` a row, with whether each
-    /// row has each label.
+    /// Fits a temperature on the logits of a multi-label model, `labels` per row; `gold` has a flag for each row and
+    /// label.
     ///
     /// # Errors
     /// No rows, columns of different lengths, logits that are not finite.
@@ -82,7 +83,7 @@ impl Calibration {
         Ok(Self { problem: Problem::MultiLabel, temperature, threshold: None, fitted_on })
     }
 
-    /// What a model does with it.
+    /// Returns the calibration as the model applies it.
     #[must_use]
     pub fn applied(&self) -> model::Calibration {
         model::Calibration {
@@ -94,7 +95,7 @@ impl Calibration {
         }
     }
 
-    /// What `calibration.json` holds.
+    /// Returns the contents of `calibration.json`.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let Temperature { value, bound, before, after } = self.temperature;
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_says_all_that_was_fitted() {
+    fn the_file_has_everything_that_was_fitted() {
         let (logits, gold) = logits();
         for objective in [None, Some("f1"), Some("precision >= 0.9")] {
             let objective = objective.map(|text| Objective::parse(text).unwrap());
@@ -146,7 +147,7 @@ mod tests {
         assert_eq!(sets.to_json()["problem_type"], "multi_label_classification");
     }
 
-    /// The threshold is fitted on the very probabilities that it is compared with later.
+    /// The threshold is fitted on the same probabilities that it is later compared with.
     #[test]
     fn the_threshold_reaches_its_objective_when_it_is_applied() {
         let (logits, gold) = logits();

@@ -1,8 +1,8 @@
-//! `training.svg`: how a training went, as one picture that any browser shows, drawn from what `training.json` says.
+//! `training.svg`: a chart of a training, drawn from the contents of `training.json`.
 //!
-//! Four panels: the loss, the learning rate, what was measured after each epoch, and the reliability diagram or, where
-//! there are no probabilities, the norm of the gradient. The picture has a background of its own, so that it can be read
-//! on a light page and on a dark one.
+//! It has four panels: the loss, the learning rate, the scores after each epoch, and the reliability diagram or,
+//! without probabilities, the norm of the gradient. The chart has its own background, so that it is readable on light
+//! and dark pages.
 
 use plotters::prelude::{IntoDrawingArea, RGBColor, SVGBackend, Text};
 use plotters::style::{FontDesc, FontFamily, FontStyle};
@@ -11,17 +11,18 @@ use serde_json::Value;
 use crate::chart::{BACKGROUND, BLUE, COLOURS, FAINT, GREEN, INK, Look, ORANGE, Panel, Series};
 use crate::words::grouped;
 
-/// The picture's width and height, in pixels.
+/// The width and height of the chart, in pixels.
 const SIZE: (u32, u32) = (1120, 800);
 /// The height of the title above the panels.
 const HEADER: u32 = 72;
 
-/// Points of a curve above which a smoothed one is drawn over it.
+/// The number of points from which on a smoothed curve is drawn over the raw one.
 const SMOOTHED_FROM: usize = 40;
-/// The weight of the past in the smoothed curve: about the last 20 points count.
+/// The decay of the smoothed curve per point: about the last 20 points count.
 const KEEP: f64 = 0.95;
 
-/// Draws what `training.json` says; none, with a warning, if it cannot be drawn: a model is worth more than its picture.
+/// Draws the contents of `training.json`. Returns none, with a warning, if that fails: a missing chart must not cost
+/// the model.
 pub(super) fn of_training(json: &Value) -> Option<String> {
     let mut svg = String::new();
     let drawn = draw(json, &mut svg);
@@ -46,12 +47,12 @@ fn draw(json: &Value, svg: &mut String) -> Result<(), String> {
     root.present().map_err(|e| failed(&e))
 }
 
-/// The four panels.
+/// Returns the four panels.
 pub(crate) fn panels(json: &Value) -> Vec<Panel> {
     if json["kind"] == "pretrain" { of_pretraining(json) } else { of_finetuning(json) }
 }
 
-/// The title, and the line below it.
+/// Returns the title and the subtitle.
 pub(crate) fn headline(json: &Value) -> (String, String) {
     let count = |value: &Value| grouped(value.as_u64().unwrap_or(0));
     let base = json["base"].as_str().or(json["base"]["random"].as_str()).unwrap_or_default();
@@ -60,8 +61,8 @@ pub(crate) fn headline(json: &Value) -> (String, String) {
     let steps = format!("{start} · {} steps · the model is that of epoch {}", count(&json["steps"]), json["epoch"]);
     let rows = &json["rows"];
     if json["kind"] == "pretrain" {
-        let hidden = &json["settings"]["mask_probability"];
-        let title = format!("Pretraining on {} texts, {hidden} of the words hidden", count(&rows["texts"]));
+        let masked = &json["settings"]["mask_probability"];
+        let title = format!("Pretraining on {} texts, {masked} of the words masked", count(&rows["texts"]));
         return (title, format!("{steps} · {} sequences held out", count(&rows["validation"])));
     }
     let title =
@@ -81,7 +82,7 @@ pub(crate) fn headline(json: &Value) -> (String, String) {
 
 fn of_finetuning(json: &Value) -> Vec<Panel> {
     let is_value = !json["epochs"][0]["scores"]["mse"].is_null();
-    let (held_out, unit) = if is_value { ("mse", "squared error") } else { ("log_loss", "nats a row") };
+    let (held_out, unit) = if is_value { ("mse", "squared error") } else { ("log_loss", "nats per row") };
     let held_out = epochs(json, held_out, |epoch| epoch["step"].as_f64());
     let metric = json["settings"]["metric"].as_str().unwrap_or_default();
     let is_share = |name: &str| !["log_loss", "brier", "mse", "rmse", "mae"].contains(&name);
@@ -89,7 +90,7 @@ fn of_finetuning(json: &Value) -> Vec<Panel> {
     let others = ["accuracy", "f1", "f1_macro", "f1_micro", "matthews", "pearson", "spearman", "subset_accuracy"];
     let shown = std::iter::once(metric).chain(others.into_iter().filter(|name| *name != metric));
     let shown = shown.filter(|name| scores.is_some_and(|scores| scores.contains_key(*name)));
-    // Those that decide together with others on one axis, where they have one.
+    // Only metrics that fit on the deciding metric's axis.
     let shown: Vec<&str> = shown.filter(|name| is_share(name) == is_share(metric)).take(COLOURS.len()).collect();
     let measured = shown.iter().zip(COLOURS).map(|(name, colour)| {
         Series::new(name, colour, Look::Marked, epochs(json, name, |epoch| epoch["epoch"].as_f64()))
@@ -115,20 +116,20 @@ fn of_pretraining(json: &Value) -> Vec<Panel> {
     let series = |name: &str| {
         let one = |(place, share): (usize, f64)| {
             let points = epochs(json, &score(name, place, share), by_step);
-            Series::new(&format!("{share} hidden"), COLOURS[place % COLOURS.len()], Look::Marked, points)
+            Series::new(&format!("{share} masked"), COLOURS[place % COLOURS.len()], Look::Marked, points)
         };
         shares().map(one).collect::<Vec<_>>()
     };
     let held_out = epochs(json, "loss", by_step);
     vec![
-        loss(json, "nats a hidden word", Series::new("held out", ORANGE, Look::Marked, held_out)),
+        loss(json, "nats per masked word", Series::new("held out", ORANGE, Look::Marked, held_out)),
         learning_rate(json),
-        Panel::new("Perplexity of hidden words, held-out texts", "step", "perplexity").with(series("perplexity")),
-        Panel::new("Hidden words that are right, held-out texts", "step", "share").with(series("masked_accuracy")),
+        Panel::new("Perplexity of masked words, held-out texts", "step", "perplexity").with(series("perplexity")),
+        Panel::new("Masked words predicted correctly, held-out texts", "step", "share").with(series("masked_accuracy")),
     ]
 }
 
-/// The loss of the steps, smoothed where they are many, and what was measured beside it.
+/// Returns the panel of the training loss, smoothed if there are many points, with the held-out loss.
 fn loss(json: &Value, unit: &str, held_out: Series) -> Panel {
     let points = curve(json, "loss");
     let mut series = Vec::new();
@@ -157,13 +158,13 @@ fn learning_rate(json: &Value) -> Panel {
 
 fn gradient(json: &Value) -> Panel {
     let series = Series::new("before clipping", BLUE, Look::Line, curve(json, "grad_norm"));
-    Panel::new("Norm of the gradient", "step", "norm").with(vec![series]).above_zero()
+    Panel::new("Gradient norm", "step", "norm").with(vec![series]).above_zero()
 }
 
-/// How often rows of each confidence are right; none where there are no probabilities.
+/// Returns the reliability diagram: the share of correct rows by confidence. None without probabilities.
 fn reliability(json: &Value) -> Option<Panel> {
     let mut series = Vec::new();
-    for (key, name, colour) in [("evaluation", "as it is", BLUE), ("calibrated", "calibrated", ORANGE)] {
+    for (key, name, colour) in [("evaluation", "uncalibrated", BLUE), ("calibrated", "calibrated", ORANGE)] {
         let bins = json[key]["reliability"].as_array().map(Vec::as_slice).unwrap_or_default();
         let point = |bin: &Value| Some((bin["confidence"].as_f64()?, bin["accuracy"].as_f64()?));
         let points: Vec<(f64, f64)> = bins.iter().filter_map(point).collect();
@@ -178,17 +179,17 @@ fn reliability(json: &Value) -> Option<Panel> {
     if series.is_empty() {
         return None;
     }
-    Some(Panel::new("Reliability, held-out rows", "confidence", "share that is right").with(series).diagonal())
+    Some(Panel::new("Reliability, held-out rows", "confidence", "share that is correct").with(series).diagonal())
 }
 
-/// A column of the curve, by step.
+/// Returns a column of the curve, by step.
 fn curve(json: &Value, name: &str) -> Vec<(f64, f64)> {
     let column = |name: &str| json["curve"][name].as_array().map(Vec::as_slice).unwrap_or_default();
     let points = column("step").iter().zip(column(name));
     points.filter_map(|(step, value)| Some((step.as_f64()?, value.as_f64()?))).collect()
 }
 
-/// A score after each epoch.
+/// Returns a score after each epoch.
 fn epochs(json: &Value, score: &str, x: impl Fn(&Value) -> Option<f64>) -> Vec<(f64, f64)> {
     let epochs = json["epochs"].as_array().map(Vec::as_slice).unwrap_or_default();
     epochs.iter().filter_map(|epoch| Some((x(epoch)?, epoch["scores"][score].as_f64()?))).collect()
@@ -215,11 +216,11 @@ mod tests {
         let svg = of_training(&json).unwrap();
         assert!(svg.starts_with("<svg") && svg.contains("Reliability"), "{svg}");
         assert!(svg.contains("mrpc &lt;&amp;&gt;") && !svg.contains("NaN"), "{svg}");
-        // Nothing measured, nothing learned.
+        // No scores and no curve.
         json["evaluation"] = Value::Null;
         json["epochs"] = json!([]);
         json["curve"] = json!({});
-        assert!(of_training(&json).unwrap().contains("Norm of the gradient"));
+        assert!(of_training(&json).unwrap().contains("Gradient norm"));
         json["kind"] = "pretrain".into();
         json["base"] = json!({ "random": "configs/tiny.json" });
         json["held_out"] = json!([{ "mask_probability": 0.5 }]);

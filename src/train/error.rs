@@ -1,61 +1,61 @@
-//! Why a training step could not be done.
+//! Errors of a training step.
 
 use thiserror::Error;
 
 use crate::backtrace::message;
 use crate::model::LoadError;
 
-/// A training that cannot begin or go on. The weights are as they were before the call.
+/// An error that stops training. The weights are as they were before the call.
 #[derive(Debug, Error)]
 pub enum TrainError {
-    /// The checkpoint to start from cannot be used.
+    /// The base checkpoint cannot be used.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// An example that the model or the objective cannot take.
+    /// An example does not fit the model or the objective.
     #[error("example {index} of the batch: {problem}")]
     Example {
-        /// Its place in the batch, from 0.
+        /// The position in the batch, from 0.
         index: usize,
-        /// What is wrong with it.
+        /// The reason.
         problem: String,
     },
-    /// An option that makes no sense.
+    /// An option is outside its allowed values.
     #[error("training option `{option}`: expected {expected}, found {found}")]
     Option {
         /// The option's name.
         option: &'static str,
-        /// The values that would do.
+        /// The allowed values.
         expected: String,
-        /// The value that is there.
+        /// The actual value.
         found: String,
     },
-    /// Nothing to learn from.
-    #[error("a batch without a target to learn from: {examples} examples, none of which counts")]
+    /// The batch has nothing to learn from.
+    #[error("a batch without a target to train on: {examples} examples, none of which has any weight")]
     NothingToLearn {
-        /// How many examples there were.
+        /// The number of examples.
         examples: usize,
     },
-    /// The loss or the gradient is no number any more.
+    /// The loss or the gradient is no longer finite.
     #[error("training diverged at step {}: loss {loss}, gradient norm {grad_norm}; a lower learning rate may help", .step + 1)]
     Diverged {
-        /// The step that was not taken, from 0; the message counts from 1, as all do.
+        /// The step that failed, from 0; messages count from 1.
         step: u64,
         /// The batch's loss.
         loss: f64,
         /// The norm of the whole gradient.
         grad_norm: f64,
     },
-    /// A saved state that does not belong to this model.
+    /// A saved state does not belong to this model.
     #[error("saved tensor `{tensor}`: expected {expected}, found {found}")]
     State {
         /// The tensor's name.
         tensor: String,
-        /// The shape or type that the model has.
+        /// The model's shape or type.
         expected: String,
-        /// What is there, or "nothing".
+        /// The actual shape or type, or "nothing".
         found: String,
     },
-    /// A failure of the device.
+    /// The device failed.
     #[error("cannot compute: {}", message(.0))]
     Compute(#[from] candle_core::Error),
 }

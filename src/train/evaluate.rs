@@ -1,4 +1,4 @@
-//! What the network says with the weights that training has reached, without dropout.
+//! Evaluation of the current weights, without dropout.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -9,25 +9,25 @@ use super::network::Network;
 use super::trainer::Trainer;
 use crate::ops::Kernels;
 
-/// How well hidden words are predicted.
+/// The quality of masked-token predictions.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct MaskedWords {
-    /// Mean cross-entropy, in nats; its exponential is the perplexity.
+    /// Mean cross-entropy in nats; its exponential is the perplexity.
     pub loss: f64,
-    /// Words that got the highest logit.
+    /// The number of masked tokens whose true id got the highest logit.
     pub correct: usize,
-    /// Hidden words.
+    /// The number of masked tokens.
     pub words: usize,
 }
 
 impl MaskedWords {
-    /// The exponential of the loss; none where no word was hidden.
+    /// Returns the exponential of the loss; none if no token was masked.
     #[must_use]
     pub fn perplexity(&self) -> Option<f64> {
         (self.words > 0).then(|| self.loss.exp())
     }
 
-    /// The share of the words that got the highest logit; none where no word was hidden.
+    /// Returns the share of masked tokens whose true id got the highest logit; none if no token was masked.
     #[must_use]
     pub fn accuracy(&self) -> Option<f64> {
         (self.words > 0).then(|| self.correct as f64 / self.words as f64)
@@ -35,10 +35,10 @@ impl MaskedWords {
 }
 
 impl Trainer {
-    /// Computes the logits of examples without dropout, `[L]` each, in their order; their targets are not read.
+    /// Computes the logits of examples without dropout, `[L]` each, in order; ignores their targets.
     ///
     /// # Errors
-    /// An example that does not fit; a failure of the device.
+    /// An example that does not fit; a device failure.
     pub fn logits(&self, examples: &[Example]) -> Result<Vec<Vec<f32>>, TrainError> {
         let parts = self.evaluate(examples, |_, logits| Ok(logits.to_vec2::<f32>()?))?;
         let mut all = vec![Vec::new(); examples.len()];
@@ -53,7 +53,7 @@ impl Trainer {
     /// Computes the mean loss of examples without dropout.
     ///
     /// # Errors
-    /// As [`Trainer::step`], a loss that is no number excepted.
+    /// As [`Trainer::step`], except for a loss that is not finite.
     pub fn loss(&self, examples: &[Example]) -> Result<f64, TrainError> {
         validate(examples, &self.objective, &self.config)?;
         let denominator: f64 = examples.iter().map(|example| self.objective.weight(example)).sum();
@@ -68,7 +68,7 @@ impl Trainer {
         Ok(parts.into_iter().map(|(_, loss)| loss).sum())
     }
 
-    /// Counts how many hidden words are predicted, without dropout.
+    /// Evaluates the predictions of masked tokens, without dropout.
     ///
     /// # Errors
     /// As [`Trainer::loss`]; examples of another objective.
@@ -94,7 +94,7 @@ impl Trainer {
         Ok(total)
     }
 
-    /// Gives `f` the logits of micro-batches of the examples, and returns what it makes of them.
+    /// Calls `f` with the logits of each micro-batch, and returns its results with the indices of the examples.
     fn evaluate<T: Send>(
         &self,
         examples: &[Example],

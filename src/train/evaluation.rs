@@ -1,5 +1,5 @@
-//! All that is said about predictions on labelled rows: metrics with intervals, the confusion matrix, the bins of the
-//! reliability diagram, and the metrics of each slice.
+//! The complete evaluation of predictions on labelled rows: metrics with confidence intervals, the confusion matrix,
+//! the bins of the reliability diagram, and the metrics per slice.
 
 use serde_json::{Map, Value, json};
 
@@ -7,32 +7,34 @@ use super::bootstrap::{Bootstrap, Interval};
 use super::metrics::{Bin, Confusion, Metric, MetricError, Metrics, Sample};
 use super::slices::{Slice, slices};
 
-/// What is said about predictions on labelled rows.
+/// The evaluation of predictions on labelled rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
-    /// Rows.
+    /// The number of rows.
     pub rows: usize,
-    /// The metrics of all rows.
+    /// The metrics over all rows.
     pub metrics: Metrics,
-    /// The share of resamples that lie in an interval; none without intervals.
+    /// The confidence level of the intervals; none without intervals.
     pub level: Option<f64>,
-    /// The interval of each metric, in the order of the metrics; none where it is defined too seldom.
+    /// The interval of each metric, in the order of the metrics; none for a metric that is undefined on too many
+    /// resamples.
     pub intervals: Vec<(Metric, Option<Interval>)>,
-    /// The place of the label that precision, recall, F1 and average precision are of; none where there are not two.
+    /// The index of the positive label, which precision, recall, F1 and average precision refer to; none unless there
+    /// are two labels.
     pub positive: Option<usize>,
-    /// How often each label was predicted for each gold label; none for values and for sets of labels.
+    /// The confusion matrix; none for values and for sets of labels.
     pub confusion: Option<Confusion>,
-    /// The bins of the reliability diagram; none for values and for sets of labels.
+    /// The bins of the reliability diagram; empty for values and for sets of labels.
     pub reliability: Vec<Bin>,
-    /// The rows by each column that was asked for: its name, and a slice for each of its values.
+    /// The slices by each requested column: its name, and one slice per value.
     pub slices: Vec<(String, Vec<Slice>)>,
 }
 
 impl Evaluation {
-    /// Measures a sample; `columns` are the names and the values of the columns by which the rows are sliced.
+    /// Evaluates a sample; `columns` are the names and values of the columns to slice by.
     ///
     /// # Errors
-    /// A column that does not have one value a row.
+    /// A column that does not have one value per row.
     pub fn of(
         sample: &Sample,
         bootstrap: Option<&Bootstrap>,
@@ -55,16 +57,16 @@ impl Evaluation {
         })
     }
 
-    /// The name of the positive one of two labels, where there are two.
+    /// Returns the name of the positive label, if there are two labels.
     #[must_use]
     pub fn positive<'l>(&self, labels: &'l [String]) -> Option<&'l str> {
         self.positive.and_then(|label| labels.get(label)).map(String::as_str)
     }
 
-    /// The evaluation as JSON; `labels` are the names of the labels, in order.
+    /// Returns the evaluation as JSON; `labels` are the names of the labels, in order.
     ///
     /// # Panics
-    /// For fewer names than there are labels.
+    /// If there are fewer names than labels.
     #[must_use]
     pub fn to_json(&self, labels: &[String]) -> Value {
         let interval = |(metric, interval): &(Metric, Option<Interval>)| {
@@ -96,13 +98,13 @@ impl Evaluation {
     }
 }
 
-/// Labels at most of which the whole matrix is written.
+/// The maximum number of labels for which the whole matrix is written.
 const MOST_LABELS: usize = 1000;
 
-/// How many of the most frequent mistakes are written.
+/// The number of most frequent mistakes to write.
 const MISTAKES: usize = 50;
 
-/// Gold label to predicted label to rows, each label's scores, and which labels were taken for which most often.
+/// Returns the counts by gold and predicted label, each label's scores, and the most frequent mistakes.
 fn confusion_json(confusion: &Confusion, labels: &[String]) -> Value {
     let places = || 0..confusion.labels();
     let row = |gold: usize| -> Vec<u64> { places().map(|predicted| confusion.count(gold, predicted)).collect() };
@@ -133,7 +135,7 @@ mod tests {
     use crate::train::metrics::{Classes, Values};
 
     #[test]
-    fn an_evaluation_of_classes_says_everything() {
+    fn an_evaluation_of_classes_is_complete() {
         let probabilities = [0.9, 0.4, 0.3, 0.2].iter().flat_map(|p| [*p, 1.0 - p]).collect();
         let sample = Sample::Classes(Classes::new(2, vec![0, 0, 1, 1], probabilities, None, 5).unwrap());
         let topics = vec![Some("news"), None, Some("news"), Some("news")];

@@ -1,4 +1,4 @@
-//! What is learned from: encoded texts with their targets, and how a batch of them is cut up.
+//! Training examples: encoded texts with their targets, and the split of a batch into micro-batches.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -7,19 +7,19 @@ use super::TrainError;
 use super::loss::Objective;
 use crate::model::ModelConfig;
 
-/// An encoded text or pair with what the model should say about it.
+/// An encoded text or text pair with its target.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
     /// Token ids with the special tokens.
     pub input_ids: Vec<u32>,
     /// 0 for the first text and its special tokens, 1 for the second.
     pub token_type_ids: Vec<u32>,
-    /// What is right.
+    /// The expected output.
     pub target: Target,
 }
 
 impl Example {
-    /// Its hidden words; none if its target is of another kind.
+    /// Returns the masked tokens; none if the target is of another kind.
     pub(super) fn words(&self) -> &[(u32, u32)] {
         match &self.target {
             Target::Words(words) => words,
@@ -28,21 +28,21 @@ impl Example {
     }
 }
 
-/// What is right about an example.
+/// The expected output for an example.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Target {
-    /// The number of its label, for [`Objective::Classification`].
+    /// The index of the label, for [`Objective::Classification`].
     Label(usize),
-    /// Its value, for [`Objective::Regression`].
+    /// The value, for [`Objective::Regression`].
     Value(f32),
-    /// 1 for each label that it has and 0 for the others, for [`Objective::MultiLabel`].
+    /// 1 for each label that applies and 0 for the others, for [`Objective::MultiLabel`].
     Labels(Vec<f32>),
-    /// The words that were hidden, as (place in the sequence, token id), by ascending place, for
+    /// The masked tokens as (position in the sequence, token id), by ascending position, for
     /// [`Objective::MaskedWords`].
     Words(Vec<(u32, u32)>),
 }
 
-/// Checks that the model and the objective can take the examples.
+/// Checks that the examples fit the model and the objective.
 pub(super) fn validate(examples: &[Example], objective: &Objective, config: &ModelConfig) -> Result<(), TrainError> {
     for (index, example) in examples.iter().enumerate() {
         let error = |problem: String| Err(TrainError::Example { index, problem });
@@ -62,7 +62,7 @@ pub(super) fn validate(examples: &[Example], objective: &Objective, config: &Mod
                 let in_range =
                     words.iter().all(|(at, id)| (*at as usize) < tokens && (*id as usize) < config.vocab_size);
                 if !ascending || !in_range {
-                    return error("hidden words at places or with ids that do not exist, or not in order".into());
+                    return error("masked words at positions or with ids that do not exist, or not in order".into());
                 }
             }
             (objective, target) => return error(format!("target {target:?} does not fit {objective:?}")),
@@ -71,18 +71,18 @@ pub(super) fn validate(examples: &[Example], objective: &Objective, config: &Mod
     Ok(())
 }
 
-/// Divides examples of the given lengths into micro-batches of about equal numbers of tokens, not much above
-/// `max_tokens`, as many as a multiple of `lanes` where there are enough examples.
+/// Splits examples of the given lengths into micro-batches with about equal numbers of tokens, not much above
+/// `max_tokens`. If there are enough examples, the number of micro-batches is a multiple of `lanes`.
 ///
-/// The rule knows nothing of threads, so that the sums over micro-batches do not depend on them. The longest examples
-/// are dealt out first, each to the micro-batch with the fewest tokens.
+/// The rule does not depend on the number of threads, so neither do the sums over micro-batches. Examples are assigned
+/// in order of decreasing length, each to the micro-batch with the fewest tokens.
 pub(super) fn micro_batches(lengths: &[usize], max_tokens: usize, lanes: usize) -> Vec<Vec<usize>> {
     let tokens: usize = lengths.iter().sum();
     let count = tokens.div_ceil(max_tokens.max(1)).next_multiple_of(lanes).min(lengths.len());
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|i| Reverse(lengths[*i]));
     let mut batches = vec![Vec::new(); count];
-    // Their tokens and places, the fewest tokens first, of equals the first place.
+    // (tokens, index) of each micro-batch, the fewest tokens first; of equals the first index.
     let mut fewest: BinaryHeap<Reverse<(usize, usize)>> = (0..count).map(|place| Reverse((0, place))).collect();
     for i in order {
         if let Some(mut top) = fewest.peek_mut() {
@@ -111,7 +111,7 @@ mod tests {
         assert!(max < 512 && max - min < 40, "{min} to {max} tokens");
     }
 
-    /// The sums over micro-batches are part of what a seed means: the division must never change.
+    /// The sums over micro-batches determine the result for a seed: the split must never change.
     #[test]
     fn micro_batches_are_those_that_a_search_of_all_would_give() {
         let searched = |lengths: &[usize], count: usize| {

@@ -1,4 +1,4 @@
-//! Fine-tuning: labelled rows and a base checkpoint to a checkpoint that classifies, or gives a value.
+//! Fine-tuning: from labelled rows and a base checkpoint to a classification or regression checkpoint.
 //!
 //! **Source**: Devlin et al. 2019, section 4; the settings are those of transformers' `Trainer` and `run_glue`.
 
@@ -33,56 +33,56 @@ use crate::ops::Kernels;
 use epoch_data::{Labelled, encode};
 pub use row::Row;
 
-/// What is fitted on the validation rows when training is over.
+/// The calibration to fit on the validation rows after training.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Calibrate {
     /// Nothing.
     Nothing,
     /// A temperature.
     Temperature,
-    /// A temperature, and the decision threshold for an objective; for two labels.
+    /// A temperature and a decision threshold for an objective; two labels only.
     Threshold(threshold::Objective),
 }
 
-/// What to fine-tune, on what, and where the model goes.
+/// A fine-tuning job: the base, the data, the settings and the output.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// A Hugging Face folder to start from: an encoder, a masked-language model, or a classifier.
+    /// The Hugging Face folder to start from: an encoder, a masked-language model, or a classifier.
     ///
-    /// It may be `output`. A run that is killed after the new model is in its place, and before it could remove its
-    /// state, then finds another base and trains on top of the new model when it is run again.
+    /// It may be `output`. If a run is killed after publishing the new model and before removing its state, the next
+    /// run then finds another base and trains on top of the new model.
     pub base: PathBuf,
-    /// What the base is called, where its folder is a copy.
+    /// The base's name in the report, if its folder is a copy.
     pub base_name: Option<String>,
-    /// The folder that the model is written to, instead of what is there.
+    /// The folder that the model is written to; its previous content is replaced.
     pub output: PathBuf,
-    /// What is learned.
+    /// The task, which defines the labels and metrics.
     pub task: Task,
-    /// The names of the logits, in order; none to learn them from the rows.
+    /// The names of the logits, in order; none to derive them from the rows.
     pub labels: Option<Vec<String>>,
-    /// Rows to learn from.
+    /// The training rows.
     pub training: Vec<Row>,
-    /// Rows to measure on; they choose the best epoch.
+    /// The validation rows; they select the best epoch.
     pub validation: Vec<Row>,
-    /// How to train.
+    /// The hyperparameters.
     pub hyper: Hyper,
     /// The share of a target's probability that is spread over all labels.
     pub label_smoothing: f32,
-    /// How much each label weighs.
+    /// The weight of each label in the loss.
     pub class_weights: ClassWeights,
-    /// Which metric chooses the best epoch; none for the task's own.
+    /// The metric that selects the best epoch; none for the task's main metric.
     pub metric: Option<Metric>,
-    /// What must hold for the model to take its place; it is judged as it would stand there, by the best epoch's metrics
-    /// on the validation rows, calibrated if it is.
+    /// The condition for publishing the model. It is evaluated on the best epoch's metrics of the validation rows,
+    /// after calibration if any.
     pub promote_if: Option<Condition>,
-    /// What is fitted on the validation rows when training is over.
+    /// The calibration to fit on the validation rows after training.
     pub calibrate: Calibrate,
-    /// How often the state is saved.
+    /// The interval between saves of the state.
     pub interval: Interval,
 }
 
 impl Job {
-    /// A job with the usual settings.
+    /// Creates a job with the default settings.
     #[must_use]
     pub fn new(base: impl Into<PathBuf>, output: impl Into<PathBuf>, task: Task) -> Self {
         Self {
@@ -103,14 +103,14 @@ impl Job {
         }
     }
 
-    /// Where a model goes that does not take its place.
+    /// Returns the folder of a model that `promote_if` rejects.
     #[must_use]
     pub fn candidate(&self) -> PathBuf {
         beside(&self.output, ".candidate")
     }
 
-    /// Whether the output holds the model that this very job leaves: same base, rows and settings. The base and all rows
-    /// are read for it; nothing is trained.
+    /// Returns true if the output holds this job's model: same base, rows and settings. Reads the base and all rows;
+    /// does not train.
     ///
     /// # Errors
     /// Labels or a base that cannot be used.
@@ -118,7 +118,7 @@ impl Job {
         Ok(matches!(self.find()?, Found::Done))
     }
 
-    /// Whether the candidate is the model that this very job leaves, and was refused by the same condition.
+    /// Returns true if the candidate folder holds this job's model, rejected by the same condition.
     ///
     /// # Errors
     /// Labels or a base that cannot be used.
@@ -126,7 +126,7 @@ impl Job {
         Ok(matches!(self.find()?, Found::Rejected))
     }
 
-    /// Removes the state of a run that was killed when its model was in its place already.
+    /// Removes the state of a run that was killed after it had published its model.
     ///
     /// # Errors
     /// As [`Job::is_done`]; files that cannot be removed.
@@ -135,7 +135,7 @@ impl Job {
         training_loop::discard_state(&self.output, self.key(&ModelFiles::read(&self.base)?, &labels))
     }
 
-    /// The labels that no validation row has.
+    /// Returns the labels that no validation row has.
     ///
     /// # Errors
     /// Labels that cannot be used.
@@ -152,7 +152,7 @@ impl Job {
         Ok(self.found(self.key(&ModelFiles::read(&self.base)?, &labels)))
     }
 
-    /// What an earlier run of the job left: `calibrate` and `promote_if` change no weights.
+    /// Finds the results of an earlier run of the job. `calibrate` and `promote_if` do not change the weights.
     fn found(&self, key: blake3::Hash) -> Found {
         let is_calibrated = |report: &Value| report["settings"]["calibrate"] == self.calibrate.to_json();
         if let Some(report) = report_of(&self.output, key) {
@@ -163,26 +163,26 @@ impl Job {
         if same { Found::Rejected } else { Found::Weights(self.candidate(), report) }
     }
 
-    /// Where the last epoch's model goes, if it is not the best.
+    /// Returns the folder of the last epoch's model, which is written if that model is not the best.
     #[must_use]
     pub fn last(&self) -> PathBuf {
         beside(&self.output, ".last")
     }
 }
 
-/// What an earlier run of a job left.
+/// The results that an earlier run of a job left.
 enum Found {
-    /// Nothing, or what other jobs left.
+    /// Nothing, or the results of other jobs.
     Nothing,
-    /// Its model, in its place.
+    /// The job's model, published.
     Done,
-    /// Its model as candidate, refused by the same condition.
+    /// The job's model as a candidate, rejected by the same condition.
     Rejected,
-    /// Its model's weights, in this folder with this report, calibrated or judged otherwise.
+    /// The job's weights, in this folder with this report, but with another calibration or condition.
     Weights(PathBuf, Value),
 }
 
-/// Where the model is that `promote_if` refused a place at `output`, and why, if there is one.
+/// Returns the candidate that `promote_if` rejected for `output`, if there is one, with the reason.
 #[must_use]
 pub fn refusal(output: &Path) -> Option<(PathBuf, String)> {
     let candidate = beside(output, ".candidate");
@@ -198,57 +198,57 @@ pub fn refusal(output: &Path) -> Option<(PathBuf, String)> {
     (verdict["holds"] == false).then(|| (candidate, clauses.join(", ")))
 }
 
-/// Whether the model took its place.
+/// The outcome of the `promote_if` condition.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Promotion {
-    /// It did.
+    /// The model was published.
     Published,
-    /// The condition does not hold: the old model stays, and the new one is beside it.
+    /// The condition does not hold: the old model stays, and the new one is in the candidate folder.
     Rejected {
-        /// Where the new model is.
+        /// The folder of the new model.
         candidate: PathBuf,
-        /// The condition, with what was measured.
+        /// The condition with the measured values.
         verdict: Verdict,
     },
 }
 
-/// What came of a job.
+/// The result of a job.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// Whether the model took its place.
+    /// The outcome of the `promote_if` condition.
     pub promotion: Promotion,
-    /// Whether anything was learned, rather than the model that was there calibrated and judged anew.
+    /// True if the job trained; false if it only recalibrated and re-evaluated an existing model.
     pub trained: bool,
-    /// Which epoch's weights it has, from 1.
+    /// The epoch of the model's weights, from 1.
     pub epoch: u64,
-    /// Steps that were taken.
+    /// The number of steps.
     pub steps: u64,
-    /// All metrics on the validation rows; none without such rows.
+    /// All metrics on the validation rows, before calibration; none without validation rows.
     pub evaluation: Option<Evaluation>,
-    /// What was fitted on them.
+    /// The calibration fitted on the validation rows.
     pub calibration: Option<Calibration>,
-    /// The same metrics with that.
+    /// All metrics on the validation rows, after calibration.
     pub calibrated: Option<Evaluation>,
     /// The names of the logits, in order; empty for a regression.
     pub labels: Vec<String>,
-    /// What `training.json` says.
+    /// The contents of `training.json`.
     pub json: Value,
 }
 
-/// Does a job, or goes on with it where an earlier run was ended.
+/// Runs a job, or resumes it from the state of an earlier run.
 ///
-/// The state is in the folder `<output>.training`, which goes when the model is in its place. Where the output is this
-/// job's model already but for its calibration, that alone is done; and where the candidate has its weights, it is
-/// calibrated and judged anew. Computes on `pool`.
+/// The state is in the folder `<output>.training`, which is removed after the model is published. If the output already
+/// holds this job's weights with another calibration, only calibration is redone. If the candidate folder holds this
+/// job's weights, they are calibrated and evaluated again. Computes on `pool`.
 ///
 /// # Errors
-/// Settings that make no sense, rows or a base that cannot be used, a training that diverges, files that cannot be
-/// written. What was at `output` before is still there then, and the last saved state too.
+/// Invalid settings, unusable rows or base, diverged training, files that cannot be written. The previous content of
+/// `output` and the last saved state are kept then.
 pub fn run(job: &Job, device: &Device, pool: &ThreadPool, watch: &mut Watch) -> Result<Outcome<Report>, JobError> {
     pool.install(|| run_here(job, device, watch))
 }
 
-/// A job whose rows and settings were found to make sense.
+/// A job with validated rows and settings.
 struct Prepared {
     base: ModelFiles,
     data: Labelled,
@@ -281,10 +281,10 @@ impl Job {
         Ok(Prepared { base, data, objective, key, tokens: training.tokens, truncated })
     }
 
-    /// Tries out on `pool`, for about `budget`, how long the job will take; nothing is written.
+    /// Estimates the duration of the job by running a part of it on `pool` for about `budget`; writes nothing.
     ///
     /// # Errors
-    /// As [`run`], as far as a job can fail before its end.
+    /// As [`run`], for every failure that can occur before the end of a job.
     pub fn run_trial(&self, device: &Device, pool: &ThreadPool, budget: Duration) -> Result<Trial, JobError> {
         pool.install(|| {
             let Prepared { base, data, objective, key, tokens, truncated } = self.prepare()?;
@@ -324,7 +324,7 @@ fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Rep
         watch.emit(&Event::UnmeasuredLabels { labels: &labels });
     }
     if let Found::Weights(folder, report) = job.found(key) {
-        return job.judge_again(&folder, &base, &data, objective, report, device, watch).map(Outcome::Finished);
+        return job.recalibrate(&folder, &base, &data, objective, report, device, watch).map(Outcome::Finished);
     }
     let (options, kernels) = (job.hyper.options(job.training.len()), Kernels::for_training(device));
     let trainer = Trainer::of_files(&base, objective, options, device, kernels)?;

@@ -1,4 +1,4 @@
-//! The gradients of a step: each lane's own, and their sum in a fixed order.
+//! The gradients of a step: one set per lane, and their sum in a fixed order.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::optimizer::CHUNK;
 use crate::ops::Gradient;
 
-/// The gradients of every parameter: in each lane, and added up.
+/// The gradients of all parameters: per lane, and summed.
 #[derive(Debug)]
 pub(super) struct Gradients {
     pub(super) lanes: Vec<Vec<Arc<Gradient>>>,
@@ -20,9 +20,9 @@ impl Gradients {
         Self { lanes: (0..lanes).map(|_| lane()).collect(), sums: sizes.iter().map(|size| vec![0.0; *size]).collect() }
     }
 
-    /// Adds up the lanes and empties them; returns the Euclidean norm of all gradients together.
+    /// Sums the lanes and clears them; returns the Euclidean norm of all gradients together.
     ///
-    /// The norm is a sum in f64 over chunks of fixed size, in their order: the same whatever the threads.
+    /// The norm is a sum in f64 over chunks of fixed size, in order, so it does not depend on the number of threads.
     pub(super) fn reduce(&mut self) -> f64 {
         let mut square = 0.0;
         for (parameter, sum) in self.sums.iter_mut().enumerate() {
@@ -32,12 +32,12 @@ impl Gradients {
         square.sqrt()
     }
 
-    /// The sum of a parameter's gradients.
+    /// Returns the summed gradient of a parameter.
     pub(super) fn sum(&self, parameter: usize) -> &[f32] {
         &self.sums[parameter]
     }
 
-    /// Forgets what the lanes hold, after a step that failed.
+    /// Clears the lanes, after a failed step.
     pub(super) fn clear(&mut self) {
         for gradient in self.lanes.iter().flatten() {
             gradient.take_rows();
@@ -46,7 +46,7 @@ impl Gradients {
     }
 }
 
-/// Adds the lanes' gradients of one parameter to zero and empties them; returns the sum of squares.
+/// Sums the lanes' gradients of one parameter and clears them; returns the sum of squares.
 fn reduce_one(sum: &mut [f32], lanes: &[&Gradient]) -> f64 {
     let mut dense: Vec<_> = lanes.iter().map(|lane| lane.dense()).filter(|dense| !dense.is_empty()).collect();
     let mut parts: Vec<_> = dense.iter_mut().map(|dense| dense.chunks_mut(CHUNK)).collect();
@@ -73,7 +73,7 @@ fn reduce_one(sum: &mut [f32], lanes: &[&Gradient]) -> f64 {
     squares.iter().sum()
 }
 
-/// Through eight partial sums, so that the compiler can use vectors.
+/// Sums squares in eight partial sums, so that the compiler can vectorize the loop.
 fn sum_of_squares(values: &[f32]) -> f64 {
     let (chunks, rest) = values.as_chunks::<8>();
     let mut sums = [0.0; 8];

@@ -1,4 +1,4 @@
-//! The settings of a training job that both kinds of jobs have.
+//! The hyperparameters of both kinds of training jobs.
 
 use serde_json::{Value, json};
 
@@ -8,54 +8,54 @@ use super::schedule::{Schedule, Shape};
 use super::training_loop::JobError;
 use crate::ops::Rates;
 
-/// The most epochs of a training: with as many rows as there may be, its steps are still exact in a float.
+/// The maximum number of epochs. Even with the maximum number of rows, step counts are still exact in a float.
 pub(crate) const MOST_EPOCHS: u64 = 1_000_000;
 
-/// How long the learning rate rises.
+/// The length of the learning-rate warm-up.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Warmup {
-    /// This share of all steps, rounded up as by transformers.
+    /// A share of all steps, rounded up as in transformers.
     Share(f64),
-    /// So many steps.
+    /// A number of steps.
     Steps(u64),
 }
 
-/// The settings of a training job. The weights that it reaches depend on all of them.
+/// The hyperparameters of a training job. The trained weights depend on all of them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hyper {
-    /// How often every row is learned from.
+    /// The number of epochs.
     pub epochs: u64,
-    /// Where to stop, if the epochs take more steps.
+    /// The maximum number of steps, if the epochs take more.
     pub max_steps: Option<u64>,
-    /// Rows of a step.
+    /// The number of rows per step.
     pub batch_size: usize,
     /// The highest learning rate.
     pub learning_rate: f64,
-    /// How the learning rate falls after the warm-up.
+    /// The learning-rate schedule after warm-up.
     pub shape: Shape,
-    /// How long it rises.
+    /// The length of the warm-up.
     pub warmup: Warmup,
     /// The optimizer.
     pub adamw: AdamW,
-    /// The norm to which a longer gradient is shortened.
+    /// The largest norm of the gradient; a longer one is scaled down.
     pub max_grad_norm: Option<f64>,
-    /// The most tokens of a sequence, special ones included.
+    /// The maximum number of tokens in a sequence, special tokens included.
     pub max_length: usize,
-    /// What is dropped; none for what the base's `config.json` says.
+    /// The dropout rates; none for those in the base's `config.json`.
     pub dropout: Option<Rates>,
-    /// Epochs without a better model after which training ends; none to go on to the end.
+    /// The number of epochs without improvement after which training stops early; none to train to the end.
     pub patience: Option<u64>,
-    /// Of new weights, dropout, the order of rows, and masks.
+    /// The random seed of new weights, dropout, the order of rows, and masks.
     pub seed: u64,
-    /// About the most tokens in a micro-batch: see [`Options::micro_batch_tokens`].
+    /// The approximate maximum number of tokens in a micro-batch; see [`Options::micro_batch_tokens`].
     pub micro_batch_tokens: usize,
-    /// How many micro-batches can be computed at a time: see [`Options::lanes`].
+    /// The number of micro-batches that can be computed at a time; see [`Options::lanes`].
     pub lanes: usize,
 }
 
 impl Default for Hyper {
-    /// As transformers' `Trainer` and `run_glue`: 3 epochs of batches of 32 at 5e-5, falling to 0 in a straight line,
-    /// sequences of 128 tokens.
+    /// Returns the defaults of transformers' `Trainer` and `run_glue`: 3 epochs, batches of 32 rows, a learning rate of
+    /// 5e-5 with linear decay to 0, sequences of 128 tokens.
     fn default() -> Self {
         let options = Options::default();
         Self {
@@ -78,14 +78,15 @@ impl Default for Hyper {
 }
 
 impl Hyper {
-    /// Steps of the whole training on so many rows, batches without anything to learn counted in.
+    /// Returns the number of steps of the whole training on the given number of rows. Batches without anything to learn
+    /// count too.
     #[must_use]
     pub fn total_steps(&self, rows: usize) -> u64 {
         let steps = self.epochs.saturating_mul(rows.div_ceil(self.batch_size.max(1)) as u64);
         self.max_steps.map_or(steps, |most| steps.min(most))
     }
 
-    /// The options of the trainer for so many rows.
+    /// Returns the trainer's options for the given number of rows.
     #[must_use]
     pub fn options(&self, rows: usize) -> Options {
         let total_steps = self.total_steps(rows);
@@ -104,7 +105,7 @@ impl Hyper {
         }
     }
 
-    /// Checks the settings that the trainer does not.
+    /// Checks the settings that the trainer does not check.
     pub(super) fn check(&self, max_positions: usize) -> Result<(), JobError> {
         let positive = |x: f64| x.is_finite() && x > 0.0;
         let share = |x: f64| (0.0..1.0).contains(&x);
@@ -153,7 +154,7 @@ impl Hyper {
         }
     }
 
-    /// The settings as JSON, with the rates that were used.
+    /// Returns the settings as JSON, with the dropout rates that were used.
     #[must_use]
     pub fn to_json(&self, dropout: Rates) -> Value {
         json!({

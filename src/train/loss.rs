@@ -1,33 +1,33 @@
-//! Losses as PyTorch defines them, with their gradients by the logits.
+//! Losses as PyTorch defines them, with their gradients with respect to the logits.
 
 use super::example::{Example, Target};
 use crate::ops::{Kernels, softmax_rows};
 
-/// What is learned.
+/// The training objective.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Objective {
-    /// One of the labels: cross-entropy.
+    /// Single-label classification: cross-entropy.
     Classification {
-        /// How many labels there are.
+        /// The number of labels.
         labels: usize,
-        /// The weight of each label's examples; none for 1.
+        /// The weight of each label's examples; none for equal weights of 1.
         class_weights: Option<Vec<f32>>,
         /// The share of the target's probability that is spread over all labels, in [0, 1).
         label_smoothing: f32,
     },
-    /// A number: mean squared error.
+    /// Regression: mean squared error.
     Regression,
-    /// Any number of the labels: binary cross-entropy of each, with a sigmoid.
+    /// Multi-label classification: binary cross-entropy per label, with a sigmoid.
     MultiLabel {
-        /// How many labels there are.
+        /// The number of labels.
         labels: usize,
     },
-    /// The words that were hidden: cross-entropy over the vocabulary.
+    /// Masked-language modelling: cross-entropy over the vocabulary.
     MaskedWords,
 }
 
 impl Objective {
-    /// How much an example counts in the mean over a batch, in units of the loss's denominator.
+    /// Returns the weight of an example in the mean over a batch, in units of the loss's denominator.
     pub(super) fn weight(&self, example: &Example) -> f64 {
         match (self, &example.target) {
             (Self::Classification { class_weights: Some(weights), .. }, Target::Label(label)) => {
@@ -39,8 +39,8 @@ impl Objective {
         }
     }
 
-    /// Computes the sum of the examples' losses divided by `denominator`, and turns the logits `[rows, columns]` into
-    /// their gradients of it. A row is an example, or with [`Objective::MaskedWords`] a hidden word.
+    /// Computes the sum of the examples' losses divided by `denominator`, and replaces the logits `[rows, columns]`
+    /// with their gradients. A row is an example, or with [`Objective::MaskedWords`] a masked token.
     ///
     /// **Source**: PyTorch's `CrossEntropyLoss`, `MSELoss` and `BCEWithLogitsLoss` with `reduction="mean"`, if
     /// `denominator` is the sum of all [`Objective::weight`].
@@ -61,13 +61,13 @@ impl Objective {
                     Target::Label(label) => Some(label),
                     _ => None,
                 });
-                let aims = targets.map(|label| {
-                    let aim = |c: usize| {
+                let soft_targets = targets.map(|label| {
+                    let soft_target = |c: usize| {
                         weight(c) * spread + if c == label { weight(c) * (1.0 - label_smoothing) } else { 0.0 }
                     };
-                    (0..columns).map(aim).collect::<Vec<f32>>()
+                    (0..columns).map(soft_target).collect::<Vec<f32>>()
                 });
-                soft_cross_entropy(logits, columns, aims, scale, kernels)
+                soft_cross_entropy(logits, columns, soft_targets, scale, kernels)
             }
             Self::MaskedWords => {
                 let words = examples.iter().flat_map(|example| example.words()).map(|(_, id)| *id as usize);
@@ -101,7 +101,7 @@ impl Objective {
     }
 }
 
-/// Cross-entropy of each row with one class.
+/// Computes the cross-entropy of each row with one class.
 fn cross_entropy(
     logits: &mut [f32],
     columns: usize,
@@ -109,11 +109,14 @@ fn cross_entropy(
     scale: f64,
     kernels: Kernels,
 ) -> f64 {
-    let aimed: Vec<f32> = logits.chunks_exact(columns).zip(classes.clone()).map(|(row, class)| row[class]).collect();
+    let target_logits: Vec<f32> =
+        logits.chunks_exact(columns).zip(classes.clone()).map(|(row, class)| row[class]).collect();
     let log_sums = softmax_rows(logits, columns, kernels);
     let mut sum = 0.0;
-    for (((row, class), aimed), log_sum) in logits.chunks_exact_mut(columns).zip(classes).zip(aimed).zip(log_sums) {
-        sum += f64::from(log_sum) - f64::from(aimed);
+    for (((row, class), target_logit), log_sum) in
+        logits.chunks_exact_mut(columns).zip(classes).zip(target_logits).zip(log_sums)
+    {
+        sum += f64::from(log_sum) - f64::from(target_logit);
         row[class] -= 1.0;
         for x in row {
             *x *= scale as f32;
@@ -122,23 +125,23 @@ fn cross_entropy(
     sum * scale
 }
 
-/// Cross-entropy of each row with weights of all classes, which need not add up to 1.
+/// Computes the cross-entropy of each row with per-class target weights, which need not sum to 1.
 fn soft_cross_entropy(
     logits: &mut [f32],
     columns: usize,
-    aims: impl Iterator<Item = Vec<f32>>,
+    soft_targets: impl Iterator<Item = Vec<f32>>,
     scale: f64,
     kernels: Kernels,
 ) -> f64 {
     let before = logits.to_vec();
     let log_sums = softmax_rows(logits, columns, kernels);
-    let rows = logits.chunks_exact_mut(columns).zip(before.chunks_exact(columns)).zip(aims).zip(log_sums);
+    let rows = logits.chunks_exact_mut(columns).zip(before.chunks_exact(columns)).zip(soft_targets).zip(log_sums);
     let mut sum = 0.0;
-    for (((row, logits), aims), log_sum) in rows {
-        let total: f32 = aims.iter().sum();
-        for ((p, logit), aim) in row.iter_mut().zip(logits).zip(&aims) {
-            sum += f64::from(*aim) * (f64::from(log_sum) - f64::from(*logit));
-            *p = (f64::from(total * *p - *aim) * scale) as f32;
+    for (((row, logits), soft_targets), log_sum) in rows {
+        let total: f32 = soft_targets.iter().sum();
+        for ((p, logit), soft_target) in row.iter_mut().zip(logits).zip(&soft_targets) {
+            sum += f64::from(*soft_target) * (f64::from(log_sum) - f64::from(*logit));
+            *p = (f64::from(total * *p - *soft_target) * scale) as f32;
         }
     }
     sum * scale

@@ -1,8 +1,8 @@
-//! Masked-language-model examples: which words are hidden, what stands in their place, and what is to be predicted.
+//! Masked-language-model examples: selects tokens, replaces them and keeps the originals as labels.
 //!
-//! **Source**: Devlin et al. 2019, "BERT", section 3.1 and appendix A.1: 15 % of the tokens are chosen; of those 80 %
-//! become `[MASK]`, 10 % a random token and 10 % stay. Whole words are chosen, as in the authors' later models; Wettig
-//! et al. 2023, "Should you mask 15% in masked language modeling?", is why 0.5 is worth trying.
+//! **Source**: Devlin et al. 2019, "BERT", section 3.1 and appendix A.1: 15 % of the tokens are selected; of those 80 %
+//! become `[MASK]`, 10 % a random token and 10 % stay. Whole words are selected, as in the authors' later models.
+//! Wettig et al. 2023, "Should you mask 15% in masked language modeling?", is the reason to try 0.5.
 
 use std::ops::Range;
 
@@ -10,54 +10,54 @@ use thiserror::Error;
 
 use super::random::Random;
 
-/// BERT's share of chosen tokens.
+/// BERT's share of selected tokens.
 pub const BERT_MASK_PROBABILITY: f64 = 0.15;
 
-/// The share of the chosen tokens that become `[MASK]`, and the share that become a random token; the others stay.
+/// The share of the selected tokens that become `[MASK]`, and the share that become a random token; the rest stay.
 const MASKED: f64 = 0.8;
 const RANDOM: f64 = 0.1;
 
-/// What masking refuses.
+/// Errors of masking.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum MaskingError {
-    /// A probability that is no share.
+    /// The probability is not between 0 and 1.
     #[error("mask_probability = {0}; expected a share above 0 and below 1, such as 0.15 or 0.5")]
     Probability(f64),
-    /// The tokenizer has no such token.
+    /// The tokenizer has no mask token of this name.
     #[error("the tokenizer has no token {0:?}, which masking needs")]
     NoToken(String),
-    /// The tokenizer has nothing but special tokens.
+    /// The tokenizer has only special tokens.
     #[error("the tokenizer has no tokens but special ones")]
     NoPieces,
-    /// No room for text.
+    /// The maximum length leaves no room for text.
     #[error("max_length = {0} leaves no room for text between the special tokens; expected 3 or more")]
     MaxLength(usize),
 }
 
-/// What the tokens of a vocabulary are to masking.
+/// The properties of a vocabulary's tokens that masking needs.
 #[derive(Debug, Clone)]
 pub struct Pieces {
-    /// By id: special tokens, and ids that the tokenizer does not know.
+    /// By id: special tokens, and ids unknown to the tokenizer.
     special: Vec<bool>,
-    /// By id: pieces that go on with the word before them, `##ing`.
+    /// By id: word pieces that continue the previous word, such as `##ing`.
     continuation: Vec<bool>,
     mask: u32,
-    /// The tokens that may stand in the place of a chosen one.
+    /// The tokens that may replace a selected one.
     replacements: Vec<u32>,
 }
 
-/// A sequence with some words hidden.
+/// A masked sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Masked {
-    /// What the encoder reads: as long as the sequence was.
+    /// The input of the encoder, as long as the original sequence.
     pub input_ids: Vec<u32>,
-    /// The chosen positions, in rising order.
+    /// The selected positions, in ascending order.
     pub positions: Vec<u32>,
-    /// What stood there: a label for each chosen position, and none elsewhere.
+    /// The original token at each selected position.
     pub labels: Vec<u32>,
 }
 
-/// How sequences are masked.
+/// The settings of masking.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Masking {
     probability: f64,
@@ -65,7 +65,7 @@ pub struct Masking {
 }
 
 impl Pieces {
-    /// Reads a tokenizer's vocabulary; `mask` is the name of the token that hides others, mostly `[MASK]`.
+    /// Reads a tokenizer's vocabulary; `mask` is the name of the mask token, usually `[MASK]`.
     ///
     /// # Errors
     /// A tokenizer without that token, or with special tokens only.
@@ -77,9 +77,9 @@ impl Pieces {
         Self::new(pieces, mask)
     }
 
-    /// Takes the tokens of a vocabulary, their ids, and whether each is special.
+    /// Takes tuples of a token, its id, and true if it is special.
     ///
-    /// Neither special tokens nor the `[unused…]` ones of BERT, which no text has, stand in the place of others.
+    /// Special tokens and BERT's `[unused…]` tokens, which never occur in texts, are not used as replacements.
     ///
     /// # Errors
     /// A vocabulary without the token `mask`, or with special tokens only.
@@ -105,18 +105,18 @@ impl Pieces {
         if pieces.replacements.is_empty() {
             return Err(MaskingError::NoPieces);
         }
-        // The order of a hash map is not that of the next run.
+        // The iteration order of a hash map differs from run to run.
         pieces.replacements.sort_unstable();
         Ok(pieces)
     }
 
-    /// Whether a token is special, or unknown to the tokenizer.
+    /// Returns true if a token is special, or unknown to the tokenizer.
     #[must_use]
     pub fn is_special(&self, id: u32) -> bool {
         self.special.get(id as usize).copied().unwrap_or(true)
     }
 
-    /// Whether the token at a place goes on with the word of the one before it.
+    /// Returns true if the token at a position continues the previous token's word.
     #[must_use]
     pub fn goes_on(&self, input_ids: &[u32], place: usize) -> bool {
         let id = input_ids[place];
@@ -126,7 +126,7 @@ impl Pieces {
             && !self.is_special(input_ids[place - 1])
     }
 
-    /// The words of a sequence: a token with the continuations that follow it; no special tokens.
+    /// Returns the words of a sequence: each is a token with its continuations. Special tokens are left out.
     #[must_use]
     pub fn words(&self, input_ids: &[u32]) -> Vec<Range<usize>> {
         let mut words: Vec<Range<usize>> = Vec::new();
@@ -140,13 +140,13 @@ impl Pieces {
     }
 }
 
-/// Whether a token is one of BERT's spare ones.
+/// Returns true if a token is one of BERT's unused ones.
 fn is_unused(token: &str) -> bool {
     token.starts_with("[unused") && token.ends_with(']')
 }
 
 impl Masking {
-    /// Takes the share of tokens that are chosen, special ones not counted, and a seed.
+    /// Takes the share of tokens to select, not counting special ones, and a seed.
     ///
     /// # Errors
     /// A share that is not between 0 and 1.
@@ -158,11 +158,11 @@ impl Masking {
         }
     }
 
-    /// Hides words of a sequence: others in every epoch, and the same ones for a seed, an epoch and an example.
+    /// Masks words of a sequence. The selection depends on the seed, the epoch and the example only.
     ///
-    /// Words are taken in random order until the share of the sequence's tokens is reached. The word that would exceed
-    /// it is taken with the probability that makes the expected number of chosen tokens the share exactly. A short
-    /// sequence may so have no word chosen.
+    /// Words are selected in random order until the share of the sequence's tokens is reached. The word that would
+    /// exceed it is selected with the probability that makes the expected number of selected tokens exactly the share.
+    /// A short sequence may therefore have no selected word.
     #[must_use]
     pub fn mask(&self, pieces: &Pieces, input_ids: &[u32], epoch: u64, example: u64) -> Masked {
         let mut random = Random::new(self.seed, "masking", &[epoch, example]);
@@ -194,7 +194,7 @@ impl Masking {
     }
 }
 
-/// Cuts long texts into sequences that the encoder can read: `[CLS] tokens [SEP]`.
+/// Splits long texts into sequences that fit the encoder: `[CLS] tokens [SEP]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chunking {
     max_length: usize,
@@ -203,7 +203,7 @@ pub struct Chunking {
 }
 
 impl Chunking {
-    /// Takes the length of the longest sequence, in tokens, and the ids of `[CLS]` and `[SEP]`, which are counted in.
+    /// Takes the maximum length of a sequence in tokens, including `[CLS]` and `[SEP]`, and the ids of these two.
     ///
     /// # Errors
     /// A length that leaves no room for text.
@@ -214,10 +214,10 @@ impl Chunking {
         Ok(Self { max_length, first: cls, last: sep })
     }
 
-    /// Cuts the tokens of a text, without special ones around it, into sequences; none for no tokens.
+    /// Splits the tokens of a text, without special tokens, into sequences; none for no tokens.
     ///
-    /// Every token is in one sequence, in order; the last sequence may be short. Words stay whole unless one alone is
-    /// longer than a sequence.
+    /// Every token is in exactly one sequence, in order; the last sequence may be short. Words are not split unless a
+    /// single word is longer than a sequence.
     #[must_use]
     pub fn split(&self, pieces: &Pieces, text_ids: &[u32]) -> Vec<Vec<u32>> {
         let room = self.max_length - 2;

@@ -1,31 +1,31 @@
-//! Learning: from labelled rows or plain text to a checkpoint.
+//! Training: from labelled rows or plain text to a checkpoint.
 //!
-//! | Module | What it is |
+//! | Module | Content |
 //! |---|---|
-//! | [`finetune`] | a job: labelled rows to a checkpoint that classifies |
-//! | [`pretrain`] | a job: texts to a checkpoint that fills in hidden words |
-//! | `training_loop` | what both share: epochs, evaluation, saved states, the published folder |
-//! | [`Trainer`] | one step of gradient descent, and what it needs |
-//! | [`task`] | GLUE's tasks and the plain ones: columns, labels, metrics |
-//! | [`labels`] | a label column to targets, and the mapping that the checkpoint keeps |
+//! | [`finetune`] | fine-tuning jobs: labelled rows to a classification or regression checkpoint |
+//! | [`pretrain`] | pretraining jobs: texts to a masked-language-model checkpoint |
+//! | `training_loop` | shared by both: epochs, evaluation, saved states, the published folder |
+//! | [`Trainer`] | one optimizer step, with the weights and the optimizer's state |
+//! | [`task`] | the GLUE tasks and the generic ones: columns, labels, metrics |
+//! | [`labels`] | maps a label column to targets; the mapping is stored in the checkpoint |
 //! | [`sampling`] | the validation split, class weights, the order of rows and their batches |
 //! | [`masking`] | masked-language-model examples from tokens |
-//! | [`metrics`] | how good predictions are |
-//! | [`bootstrap`] | how sure that is |
-//! | [`slices`] | the same for each part of the rows |
-//! | [`evaluation`] | all of that in one report |
-//! | [`calibration`] | a temperature and a threshold from the validation rows, kept with the checkpoint |
-//! | `chart` | a training as a picture |
-//! | [`promotion`] | whether a new model may take the place of the old one |
+//! | [`metrics`] | metrics of predictions |
+//! | [`bootstrap`] | confidence intervals of metrics |
+//! | [`slices`] | metrics per slice of the rows |
+//! | [`evaluation`] | metrics, intervals and slices in one report |
+//! | [`calibration`] | a temperature and a threshold fitted on the validation rows, stored with the checkpoint |
+//! | `chart` | the training chart |
+//! | [`promotion`] | the condition for replacing the old model with a new one |
 //!
-//! A [`Trainer`] owns the weights of an encoder with a head, and the optimizer's state. [`Trainer::step`] takes a
-//! batch of encoded examples through the network and back, and updates the weights. The network is that of
-//! [`crate::model`], with the differentiable kernels of [`crate::ops`] on a CPU and candle's operators elsewhere.
+//! A [`Trainer`] owns the weights of an encoder with a head, and the optimizer's state. [`Trainer::step`] runs a batch
+//! of encoded examples forward and backward, and updates the weights. The network is that of [`crate::model`], with the
+//! differentiable kernels of [`crate::ops`] on a CPU and candle's operators on other devices.
 //!
-//! A step cuts its batch into micro-batches by a rule that knows nothing of threads, each of which one thread takes
-//! forwards and backwards; gradients are added in a fixed order. The result is the same to the last bit for any
-//! number of threads, and for a run that was resumed. What is random is a function of a seed and of what it is for
-//! ([`random`]).
+//! A step splits its batch into micro-batches by a rule that is independent of the number of threads. One thread runs
+//! each micro-batch forward and backward, and gradients are added in a fixed order. The result is therefore
+//! bit-identical for any number of threads, and for a resumed run. Random numbers are a function of a seed and of their
+//! purpose ([`random`]).
 
 pub mod bootstrap;
 pub mod calibration;

@@ -1,20 +1,20 @@
-//! Names that people write: found whatever their case and dashes, and the nearest one offered where there is none.
+//! Lookup of names: ignores case and dashes, and suggests the closest name for an unknown one.
 
 use thiserror::Error;
 
 use crate::words::closest;
 
-/// A name that is not among those that are known.
+/// An unknown name.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("unknown {what} {written:?}{}; known are {allowed}", .suggestion.as_ref().map(|name| format!(" (did you mean `{name}`?)")).unwrap_or_default())]
 pub struct UnknownName {
-    /// What is named: a task, a metric.
+    /// The kind of name: a task, a metric.
     pub what: &'static str,
-    /// The name as it was written.
+    /// The name as written.
     pub written: String,
-    /// The known name that is most like it, if one is near.
+    /// The closest known name, if one is close enough.
     pub suggestion: Option<&'static str>,
-    /// All that are known.
+    /// All known names.
     pub allowed: String,
 }
 
@@ -25,7 +25,7 @@ impl UnknownName {
     }
 }
 
-/// Whether two names are the same but for case, dashes, underscores and spaces.
+/// Returns true if two names differ only in case, dashes, underscores and spaces.
 pub(super) fn same_name(left: &str, right: &str) -> bool {
     bare(left).eq(bare(right))
 }

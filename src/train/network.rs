@@ -35,7 +35,7 @@ impl Network {
         Ok(Self { encoder: Encoder::load(source, config, kernels)?, head })
     }
 
-    /// Computes the logits of each example, or of each hidden word.
+    /// Computes the logits of each example, or of each masked token.
     pub(super) fn forward(&self, examples: &[&Example], noise: Option<&Noise>) -> candle_core::Result<Tensor> {
         let mut batch = PackedBatch::default();
         for example in examples {

@@ -1,41 +1,41 @@
-//! `AdamW`: Adam with the decay of weights apart from the gradient.
+//! `AdamW`: Adam with decoupled weight decay.
 
 use rayon::prelude::*;
 
-/// Numbers that one thread updates at a time.
+/// The number of values that one thread updates at a time.
 pub(super) const CHUNK: usize = 1 << 14;
 
 /// The settings of the optimizer.
 ///
-/// **Source**: Loshchilov & Hutter 2019, in the arithmetic of `torch.optim.AdamW`: the bias corrections apply to the
-/// step and to the root, and ε is added after them. Without decay it is Adam.
+/// **Source**: Loshchilov & Hutter 2019, with the arithmetic of `torch.optim.AdamW`: the bias corrections apply to the
+/// step size and to the root, and ε is added after them. Without decay it is Adam.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
-    /// Decay of the mean of gradients.
+    /// The decay rate of the running mean of gradients.
     pub beta1: f64,
-    /// Decay of the mean of squared gradients.
+    /// The decay rate of the running mean of squared gradients.
     pub beta2: f64,
-    /// Added to the root of the latter.
+    /// The constant added to the root of the mean of squared gradients.
     pub eps: f64,
-    /// The share of a weight that a step at learning rate 1 takes off; not of biases and layer normalisations.
+    /// The share of a weight that a step at learning rate 1 removes. Biases and layer normalizations do not decay.
     pub weight_decay: f64,
 }
 
 impl Default for AdamW {
-    /// As transformers' `Trainer`: 0.9, 0.999, 1e-8, and no decay.
+    /// Returns the defaults of transformers' `Trainer`: 0.9, 0.999, 1e-8, and no decay.
     fn default() -> Self {
         Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
     }
 }
 
-/// Running means of a parameter's gradients and of their squares.
+/// The running means of a parameter's gradients and of their squares.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Moments {
     pub(super) mean: Vec<f32>,
     pub(super) square: Vec<f32>,
 }
 
-/// The numbers of one update, the same for all parameters.
+/// The constants of one update, shared by all parameters.
 #[derive(Clone, Copy)]
 pub(super) struct Update {
     adamw: AdamW,
@@ -47,7 +47,7 @@ pub(super) struct Update {
 }
 
 impl Update {
-    /// The `t`-th update, from 1, with gradients times `gradient_scale`.
+    /// Prepares the `t`-th update, from 1, with gradients scaled by `gradient_scale`.
     pub(super) fn new(adamw: AdamW, t: u64, learning_rate: f64, gradient_scale: f64) -> Self {
         let correction = |beta: f64| 1.0 - beta.powf(t as f64);
         Self {

@@ -1,4 +1,4 @@
-//! How to train.
+//! The options of a trainer.
 
 use super::TrainError;
 use super::loss::Objective;
@@ -6,28 +6,30 @@ use super::optimizer::AdamW;
 use super::schedule::Schedule;
 use crate::ops::Rates;
 
-/// How to train. The result depends on all of them, and on nothing else.
+/// The options of a trainer. They and the data determine the result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// Of new weights and of dropout.
+    /// The random seed of new weights and of dropout.
     pub seed: u64,
-    /// What is dropped; none for the rates of the architecture's paper.
+    /// The dropout rates; none for those in the base's `config.json`.
     pub dropout: Option<Rates>,
     /// The optimizer.
     pub adamw: AdamW,
-    /// The learning rate.
+    /// The learning-rate schedule.
     pub schedule: Schedule,
-    /// The norm to which a longer gradient of all weights together is shortened, as by PyTorch's `clip_grad_norm_`.
+    /// The largest norm of the gradient of all weights together; a longer gradient is scaled down, as by PyTorch's
+    /// `clip_grad_norm_`.
     pub max_grad_norm: Option<f64>,
-    /// About the most tokens in a micro-batch: memory grows with it, and speed a little.
+    /// The approximate maximum number of tokens in a micro-batch. A larger value takes more memory and is slightly
+    /// faster.
     pub micro_batch_tokens: usize,
-    /// How many micro-batches can be computed at a time: the most threads that a step can use, each with a copy of
-    /// the gradients.
+    /// The number of micro-batches that can be computed at a time. It limits the threads that a step can use, and each
+    /// lane holds a copy of the gradients.
     pub lanes: usize,
 }
 
 impl Default for Options {
-    /// As transformers' `Trainer`, with its peak learning rate and no schedule.
+    /// Returns the defaults of transformers' `Trainer`, with a constant learning rate at its peak.
     fn default() -> Self {
         Self {
             seed: 42,
@@ -41,7 +43,7 @@ impl Default for Options {
     }
 }
 
-/// Checks that the options and the objective make sense.
+/// Checks the options and the objective.
 pub(super) fn check(options: &Options, objective: &Objective) -> Result<(), TrainError> {
     let error = |option, expected: &str, found: String| {
         Err(TrainError::Option { option, expected: expected.to_owned(), found })

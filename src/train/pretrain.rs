@@ -1,4 +1,4 @@
-//! Pretraining: texts to a checkpoint that fills in hidden words, from which fine-tuning starts.
+//! Pretraining: from texts to a masked-language-model checkpoint, which fine-tuning can start from.
 //!
 //! **Source**: Devlin et al. 2019, section 3.1, without the next-sentence task, as Liu et al. 2019 (`RoBERTa`).
 
@@ -24,7 +24,7 @@ use crate::model::{Architecture, CHART, ModelConfig, ModelFiles, Tokenizer};
 use crate::ops::Kernels;
 use epoch_data::{Texts, special_tokens};
 
-/// What a training starts from.
+/// The starting point of pretraining.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Start {
     /// A Hugging Face folder: its encoder, and its masked-language head if it has one.
@@ -38,31 +38,32 @@ pub enum Start {
     },
 }
 
-/// What to learn from, and where the model goes.
+/// A pretraining job: the start, the texts, the settings and the output.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// What the training starts from.
+    /// The starting point.
     pub start: Start,
-    /// What the checkpoint to start from is called, where its folder is a copy.
+    /// The name of the start checkpoint in the report, if its folder is a copy.
     pub base_name: Option<String>,
-    /// The folder that the model is written to, instead of what is there.
+    /// The folder that the model is written to; its previous content is replaced.
     pub output: PathBuf,
-    /// What is learned from. A text that is longer than a sequence becomes several. All are kept in memory, as tokens.
+    /// The training texts. A text that is longer than a sequence is split into several. All texts are kept in memory as
+    /// tokens.
     pub texts: Vec<String>,
-    /// Which of them are held out to measure on, by a hash of the text; none for nothing.
+    /// The share of the texts to hold out for evaluation, by a hash of the text; none to hold out nothing.
     pub hold_out: Option<HoldOut>,
-    /// How to train.
+    /// The hyperparameters.
     pub hyper: Hyper,
-    /// The share of tokens that is hidden.
+    /// The share of tokens that is masked.
     pub mask_probability: f64,
-    /// Other shares of hidden tokens at which the held-out texts are measured too, before and after.
+    /// Further mask probabilities at which the held-out texts are evaluated, before and after training.
     pub also_measure: Vec<f64>,
-    /// How often the state is saved.
+    /// The interval between saves of the state.
     pub interval: Interval,
 }
 
 impl Job {
-    /// A job with the usual settings; a twentieth of the texts is held out.
+    /// Creates a job with the default settings, which hold out a twentieth of the texts.
     #[must_use]
     pub fn new(start: Start, output: impl Into<PathBuf>) -> Self {
         Self {
@@ -78,7 +79,7 @@ impl Job {
         }
     }
 
-    /// Whether the output holds the model that this very job leaves; see [`super::finetune::Job::is_done`].
+    /// Returns true if the output holds this job's model; see [`super::finetune::Job::is_done`].
     ///
     /// # Errors
     /// A start that cannot be read.
@@ -86,7 +87,7 @@ impl Job {
         Ok(self.output.exists() && report_of(&self.output, self.key(&self.files()?)).is_some())
     }
 
-    /// Removes the state of a run that was killed when its model was in its place already.
+    /// Removes the state of a run that was killed after it had published its model.
     ///
     /// # Errors
     /// As [`Job::is_done`]; files that cannot be removed.
@@ -94,7 +95,7 @@ impl Job {
         discard_state(&self.output, self.key(&self.files()?))
     }
 
-    /// Reads what the job starts from.
+    /// Reads the files of the starting point.
     fn files(&self) -> Result<Files, JobError> {
         Ok(match &self.start {
             Start::Checkpoint(folder) => {
@@ -110,43 +111,43 @@ impl Job {
 
 /// The files that a job starts from.
 struct Files {
-    /// Those with the `config.json` that says what is trained, and the weights if there are any.
+    /// The files with the `config.json` of the model, and the weights if there are any.
     config: ModelFiles,
-    /// Those with the tokenizer.
+    /// The files with the tokenizer.
     tokenizer: ModelFiles,
 }
 
-/// What was measured at a share of hidden tokens, with the same words hidden before and after.
+/// The evaluation at one mask probability. The same tokens are masked before and after training.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measured {
-    /// The share.
+    /// The mask probability.
     pub mask_probability: f64,
     /// Before the first step.
     pub before: MaskedWords,
-    /// With the weights that were written.
+    /// With the published weights.
     pub after: MaskedWords,
 }
 
-/// What came of a job.
+/// The result of a job.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// Which epoch's weights the model has; 0 if none was better than what it started from.
+    /// The epoch of the model's weights; 0 if no epoch was better than the start.
     pub epoch: u64,
-    /// Steps that were taken.
+    /// The number of steps.
     pub steps: u64,
-    /// Batches in which no word was hidden, so that there was no step to take.
+    /// The number of batches without a masked token, which take no step.
     pub skipped: u64,
-    /// What was measured, the job's own share of hidden tokens first; empty if nothing was held out.
+    /// The evaluations, the job's own mask probability first; empty if nothing was held out.
     pub measured: Vec<Measured>,
-    /// What `training.json` says.
+    /// The contents of `training.json`.
     pub json: Value,
 }
 
-/// Does a job, or goes on with it where an earlier run was ended; see [`super::finetune::run`].
+/// Runs a job, or resumes it from the state of an earlier run; see [`super::finetune::run`].
 ///
 /// # Errors
-/// Settings that make no sense, texts or a start that cannot be used, a training that diverges, files that cannot be
-/// written. What was at `output` before is still there then, and the last saved state too.
+/// Invalid settings, unusable texts or start, diverged training, files that cannot be written. The previous content of
+/// `output` and the last saved state are kept then.
 pub fn run(job: &Job, device: &Device, pool: &ThreadPool, watch: &mut Watch) -> Result<Outcome<Report>, JobError> {
     pool.install(|| run_here(job, device, watch))
 }
@@ -164,7 +165,7 @@ impl Job {
         let masking = Masking::try_new(self.mask_probability, self.hyper.seed)?;
         let data = Texts::new(self, &tokenizer, pieces, &chunking, masking)?;
         if let (Some(patience), 0) = (self.hyper.patience, data.held_out()) {
-            let expected = "held-out texts to measure on, or no patience".into();
+            let expected = "held-out texts to evaluate on, or no patience".into();
             return Err(JobError::Setting {
                 setting: "patience",
                 expected,
@@ -182,10 +183,10 @@ impl Job {
         })
     }
 
-    /// Tries out on `pool`, for about `budget`, how long the job will take; nothing is written.
+    /// Estimates the duration of the job by running a part of it on `pool` for about `budget`; writes nothing.
     ///
     /// # Errors
-    /// As [`run`], as far as a job can fail before its end.
+    /// As [`run`], for every failure that can occur before the end of a job.
     pub fn run_trial(&self, device: &Device, pool: &ThreadPool, budget: Duration) -> Result<Trial, JobError> {
         pool.install(|| {
             let (files, config, data) = self.prepare()?;
@@ -200,7 +201,7 @@ impl Job {
                 let mut trainer = self.trainer(&files, &config, &data, device)?;
                 trial.pace = Some(training_loop::run_trial(&mut trainer, &data, &self.hyper, budget)?);
                 for examples in data.held_out_examples() {
-                    // Before the first epoch too.
+                    // The model is evaluated before the first epoch too.
                     let times = self.hyper.epochs + 1;
                     trial.time_measuring(examples, times, |part| Ok(trainer.masked_words(part).map(|_| ())?))?;
                 }
@@ -259,7 +260,7 @@ impl Job {
             .zip(data.measured(&best))
             .map(|((mask_probability, before), (_, after))| Measured { mask_probability, before, after });
         let measured: Vec<Measured> = measured.collect();
-        learned.take_best()?;
+        learned.load_best()?;
         let epoch = learned.progress.best().map_or(self.hyper.epochs, |best| best.epoch);
         let json = self.report(data, &learned, &measured, epoch);
         let publication = Publication {
@@ -275,7 +276,7 @@ impl Job {
         Ok(Report { epoch, steps, skipped, measured, json })
     }
 
-    /// `config.json` of the model.
+    /// Builds the model's `config.json`.
     fn config(files: &Files, model: &ModelConfig) -> Result<Map<String, Value>, JobError> {
         let mut config = base_config(&files.config)?;
         let class = match model.architecture {
@@ -324,7 +325,7 @@ impl Job {
     }
 }
 
-/// The scores at each share of hidden tokens.
+/// Returns the scores at each mask probability.
 fn scores(shares: &[f64]) -> Vec<Score> {
     use super::metrics::Better::{Higher, Lower};
     let at = |place: usize, share: f64| if place == 0 { String::new() } else { format!("_at_{share}") };

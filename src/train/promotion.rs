@@ -1,4 +1,4 @@
-//! The condition under which a new model takes the place of the old one: `promote_if = "f1 >= 0.85 and ece < 0.1"`.
+//! The condition for replacing the old model with a new one: `promote_if = "f1 >= 0.85 and ece < 0.1"`.
 
 use std::fmt;
 
@@ -14,18 +14,18 @@ pub struct Condition {
     clauses: Vec<Clause>,
 }
 
-/// A metric compared with a number.
+/// A comparison of a metric with a number.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Clause {
     /// The metric.
     pub metric: Metric,
-    /// How it is compared.
+    /// The comparison operator.
     pub comparison: Comparison,
-    /// With what.
+    /// The number to compare with.
     pub bound: f64,
 }
 
-/// How a metric is compared with a number.
+/// The comparison operator between a metric and a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Comparison {
     /// `>=`
@@ -38,55 +38,55 @@ pub enum Comparison {
     Below,
 }
 
-/// Why a condition cannot be read.
+/// Errors of parsing a condition.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ConditionError {
-    /// A part is no comparison.
+    /// A part is not a comparison.
     #[error(
         "{part:?} is no comparison; expected a metric, one of >=, >, <= and <, and a number, such as `f1 >= 0.85`; join several with `and`"
     )]
     NoComparison {
-        /// The part as it was written.
+        /// The part as written.
         part: String,
     },
-    /// No such metric, or none that is measured for the task.
+    /// The metric is unknown, or not measured for the task.
     #[error(transparent)]
     Metric(#[from] UnknownName),
-    /// No number.
-    #[error("{part:?}: {written:?} is no number; expected one such as 0.85")]
+    /// The bound is not a number.
+    #[error("{part:?}: {written:?} is not a number; expected one such as 0.85")]
     Number {
-        /// The part as it was written.
+        /// The part as written.
         part: String,
-        /// What stands in the place of the number.
+        /// The text in place of the number.
         written: String,
     },
-    /// A metric that is at most 1 is compared with more.
-    #[error("{part:?}: {metric} is 1 at most{}", if *.percent { "; write percentages as shares, such as 0.85 for 85" } else { "" })]
+    /// A metric that never exceeds 1 is compared with a larger number.
+    #[error("{part:?}: {metric} is at most 1{}", if *.percent { "; write percentages as shares, such as 0.85 for 85" } else { "" })]
     AboveOne {
-        /// The part as it was written.
+        /// The part as written.
         part: String,
         /// The metric.
         metric: Metric,
-        /// Whether the number looks like a percentage.
+        /// True if the number looks like a percentage.
         percent: bool,
     },
 }
 
-/// Whether a condition holds, and each of its comparisons with what was measured.
+/// The result of a condition, and of each of its comparisons with the measured value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verdict {
-    /// Whether all comparisons hold.
+    /// True if all comparisons hold.
     pub holds: bool,
-    /// The comparisons, what was measured (none where it was not, or is not defined), and whether each holds.
+    /// The comparisons, each with the measured value (none if not measured or undefined) and true if it holds.
     pub clauses: Vec<(Clause, Option<f64>, bool)>,
 }
 
 impl Condition {
-    /// Reads a condition whose metrics are among those that will be measured; `and` joins several comparisons.
+    /// Parses a condition on metrics that will be measured; `and` joins several comparisons.
     ///
     /// # Errors
-    /// A part that is no comparison; a metric that is not among them, with the nearest one; no number, or one that the
-    /// metric never reaches.
+    /// A part that is not a comparison; a metric that is not in `measured`, with the closest one; a bound that is not a
+    /// number, or that the metric never reaches.
     pub fn parse(text: &str, measured: &[Metric]) -> Result<Self, ConditionError> {
         let mut clauses = Vec::new();
         let mut part = Vec::new();
@@ -102,20 +102,20 @@ impl Condition {
         Ok(Self { clauses })
     }
 
-    /// The comparisons, in order; at least one.
+    /// Returns the comparisons, in order; at least one.
     #[must_use]
     pub fn clauses(&self) -> &[Clause] {
         &self.clauses
     }
 
-    /// Compares what was measured. A metric that was not measured, or is not defined, holds no comparison.
+    /// Evaluates the condition. A comparison does not hold if its metric was not measured or is undefined.
     #[must_use]
     pub fn evaluate(&self, metrics: &Metrics) -> Verdict {
-        let judge = |clause: &Clause| {
+        let evaluate = |clause: &Clause| {
             let value = metrics.get(clause.metric);
             (*clause, value, value.is_some_and(|value| clause.comparison.holds(value, clause.bound)))
         };
-        let clauses: Vec<_> = self.clauses.iter().map(judge).collect();
+        let clauses: Vec<_> = self.clauses.iter().map(evaluate).collect();
         Verdict { holds: clauses.iter().all(|(.., holds)| *holds), clauses }
     }
 }
@@ -182,7 +182,7 @@ impl fmt::Display for Condition {
 }
 
 impl Verdict {
-    /// The verdict as JSON.
+    /// Returns the verdict as JSON.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let clauses = self
@@ -193,14 +193,14 @@ impl Verdict {
     }
 }
 
-/// For people: `f1 >= 0.85 holds (0.8721), ece < 0.1 does not hold (0.1402)`.
+/// A readable form: `f1 >= 0.85 holds (0.8721), ece < 0.1 does not hold (0.1402)`.
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, (clause, value, holds)) in self.clauses.iter().enumerate() {
             let comma = if i == 0 { "" } else { ", " };
             let verb = if *holds { "holds" } else { "does not hold" };
             match value {
-                // All digits where four would show the bound itself.
+                // All digits, as four would show the bound itself.
                 Some(value) if (value - clause.bound).abs() < 5e-4 => write!(f, "{comma}{clause} {verb} ({value})")?,
                 Some(value) => write!(f, "{comma}{clause} {verb} ({value:.4})")?,
                 None => write!(f, "{comma}{clause} {verb} ({} is not defined for these rows)", clause.metric)?,
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_told_with_its_mend() {
+    fn a_mistake_is_reported_with_its_fix() {
         const SHAPE: &str = " is no comparison; expected a metric, one of >=, >, <= and <, and a number, such as `f1 >= 0.85`; join several with `and`";
         for (written, message) in [
             ("", format!("\"\"{SHAPE}")),
@@ -245,10 +245,10 @@ mod tests {
             ("f1 => 0.9", format!("\"f1 => 0.9\"{SHAPE}")),
             ("0.9 <", format!("\"0.9 <\"{SHAPE}")),
             ("f1 > 0.9 and", format!("\"\"{SHAPE}")),
-            ("f1 >= high", "\"f1 >= high\": \"high\" is no number; expected one such as 0.85".into()),
-            ("f1 > 0.8 or accuracy > 0.9", "\"f1 > 0.8 or accuracy > 0.9\": \"0.8 or accuracy > 0.9\" is no number; expected one such as 0.85".into()),
-            ("f1 >= nan", "\"f1 >= nan\": \"nan\" is no number; expected one such as 0.85".into()),
-            ("f1 >= 85", "\"f1 >= 85\": f1 is 1 at most; write percentages as shares, such as 0.85 for 85".into()),
+            ("f1 >= high", "\"f1 >= high\": \"high\" is not a number; expected one such as 0.85".into()),
+            ("f1 > 0.8 or accuracy > 0.9", "\"f1 > 0.8 or accuracy > 0.9\": \"0.8 or accuracy > 0.9\" is not a number; expected one such as 0.85".into()),
+            ("f1 >= nan", "\"f1 >= nan\": \"nan\" is not a number; expected one such as 0.85".into()),
+            ("f1 >= 85", "\"f1 >= 85\": f1 is at most 1; write percentages as shares, such as 0.85 for 85".into()),
             (
                 "acuracy > 0.9",
                 "unknown metric \"acuracy\" (did you mean `accuracy`?); known are accuracy, f1, matthews, log_loss, calibration_error".into(),

@@ -1,8 +1,8 @@
-//! Random numbers that are a function of what they are for: a seed, a purpose and a place (an epoch, an example).
+//! Random numbers as a function of a seed, a purpose and a place (an epoch, an example).
 //!
-//! A training run that was killed draws the same numbers when it continues, in whatever order the work is then done,
-//! because nothing is drawn from a shared stream. The generator is written here rather than taken from a crate because
-//! its output is part of what a seed means: it must not change when a dependency is updated.
+//! A training run that is killed and resumed draws the same numbers, in whatever order the work is done, because
+//! nothing is drawn from a shared stream. The generator is implemented here rather than taken from a crate because its
+//! output is part of the meaning of a seed: it must not change when a dependency is updated.
 
 use crate::ops::mix64;
 
@@ -39,7 +39,7 @@ impl Random {
         mix64(self.key.wrapping_add((self.drawn.wrapping_sub(1)).wrapping_mul(GOLDEN)))
     }
 
-    /// Draws a whole number from 0 to below `bound`, each equally likely; 0 where `bound` is 0.
+    /// Draws an integer from 0 to below `bound`, uniformly; 0 if `bound` is 0.
     ///
     /// **Source**: Lemire 2019, "Fast random integer generation in an interval".
     #[inline]
@@ -66,10 +66,10 @@ impl Random {
         (self.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// Puts the items in a random order, each order equally likely.
+    /// Shuffles the items; every order is equally likely.
     ///
     /// # Panics
-    /// For more than 2^32 - 1 items.
+    /// If there are more than 2^32 - 1 items.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             let bound = u32::try_from(last + 1).expect("what is shuffled is counted in 32 bits");
@@ -78,16 +78,16 @@ impl Random {
     }
 }
 
-/// Maps 32 random bits to a number below `bound`; none for the few values that would make some numbers likelier.
+/// Maps 32 random bits to a number below `bound`; none for the few values that would bias the result.
 #[inline]
 fn scaled(bits: u32, bound: u32) -> Option<u32> {
     let product = u64::from(bits) * u64::from(bound);
     let rest = product as u32;
-    // The division is needed only where the rest is so small that it may count.
+    // The division is needed only if the rest is small enough to matter.
     if rest < bound && rest < bound.wrapping_neg() % bound { None } else { Some((product >> 32) as u32) }
 }
 
-/// The first eight bytes of a hash as a number.
+/// Returns the first eight bytes of a hash as a number.
 pub(super) fn first_u64(hash: &blake3::Hash) -> u64 {
     let (first, _) = hash.as_bytes().split_first_chunk::<8>().expect("a hash has 32 bytes");
     u64::from_le_bytes(*first)
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_is_what_its_names_say() {
+    fn a_stream_depends_on_its_key_alone() {
         let draw = |seed, purpose, place: &[u64]| Random::new(seed, purpose, place).next_u64();
         assert_eq!(draw(1, "mask", &[2, 3]), draw(1, "mask", &[2, 3]));
         let streams = [
@@ -113,7 +113,7 @@ mod tests {
         }
     }
 
-    /// The generator of Steele et al. with the seed 1234567, as published test vectors have it.
+    /// The generator of Steele et al. with the seed 1234567, checked against published test vectors.
     #[test]
     fn the_numbers_are_those_of_splitmix64() {
         let mut random = Random { key: 1_234_567, drawn: 0 };

@@ -1,6 +1,6 @@
-//! Which rows are held out, how much each label weighs, and in which order rows are learned from.
+//! The validation split, class weights, and the order of training rows.
 //!
-//! Everything is a function of seeds, ids and epochs: a run that continues sees what it would have seen.
+//! Everything is a function of seeds, ids and epochs, so a resumed run sees the same rows in the same order.
 
 use std::collections::BTreeMap;
 
@@ -8,24 +8,24 @@ use thiserror::Error;
 
 use super::random::{Random, first_u64};
 
-/// What sampling refuses.
+/// Errors of sampling.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum SamplingError {
-    /// A validation fraction that is no share.
+    /// The validation fraction is not between 0 and 1.
     #[error("a validation fraction of {0}; expected a share between 0 and 1, such as 0.1")]
     Fraction(f64),
-    /// A weight for a label that is not there.
-    #[error("class weight for {label:?}, which is no label; the labels are {}", .labels.join(", "))]
+    /// A weight names an unknown label.
+    #[error("class weight for {label:?}, which is not a label; the labels are {}", .labels.join(", "))]
     UnknownLabel {
-        /// The label as it was written.
+        /// The label as written.
         label: String,
-        /// The labels there are.
+        /// The known labels.
         labels: Vec<String>,
     },
-    /// A label without a weight.
+    /// A label has no weight.
     #[error("label {0:?} has no class weight; give one for each label")]
     NoWeight(String),
-    /// A weight that is not positive.
+    /// A weight is not positive.
     #[error("class weight {weight} for {label:?}; expected a number above 0")]
     Weight {
         /// The label.
@@ -37,8 +37,8 @@ pub enum SamplingError {
 
 /// Holds out a share of the rows by a hash of their ids.
 ///
-/// A row is held out or not whatever the other rows are, their order and their number: rows that are added later change
-/// nothing for those that were there. The share of many rows is within its own sampling error, sqrt(f (1 - f) / rows).
+/// The decision for a row does not depend on the other rows, their order or their number: adding rows never moves
+/// earlier ones. For many rows the share is within its sampling error, sqrt(f (1 - f) / rows).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HoldOut {
     fraction: f64,
@@ -46,7 +46,7 @@ pub struct HoldOut {
 }
 
 impl HoldOut {
-    /// Takes the share of the rows that are held out; another seed holds out others.
+    /// Takes the share of rows to hold out; another seed selects other rows.
     ///
     /// # Errors
     /// A fraction that is not between 0 and 1.
@@ -58,7 +58,7 @@ impl HoldOut {
         }
     }
 
-    /// Whether the row with this id, of one column or more, is held out.
+    /// Returns true if the row with this id, of one or more columns, is held out.
     #[must_use]
     pub fn holds_out<S: AsRef<str>>(&self, id: &[S]) -> bool {
         let mut hasher = blake3::Hasher::new();
@@ -66,7 +66,7 @@ impl HoldOut {
         hasher.update(&self.seed.to_le_bytes());
         for part in id {
             let part = part.as_ref();
-            // With its length, so that ("a", "bc") is not ("ab", "c").
+            // Hashed with its length, so that ("a", "bc") differs from ("ab", "c").
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }
@@ -75,24 +75,24 @@ impl HoldOut {
     }
 }
 
-/// How much each label weighs in the loss.
+/// The weight of each label in the loss.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ClassWeights {
-    /// All the same.
+    /// Equal weights.
     Equal,
-    /// So that all labels together weigh the same, as `sklearn.utils.class_weight` has it.
+    /// Weights that give all labels the same total weight, as in `sklearn.utils.class_weight`.
     Balanced,
     /// A weight for each label.
     Given(BTreeMap<String, f64>),
 }
 
 impl ClassWeights {
-    /// Gives the weights in the order of the labels, from the rows that have each.
+    /// Returns the weights in the order of the labels, given the number of rows per label.
     ///
-    /// Balanced: all rows / (labels that have rows * rows of the label). A label without rows gets 1.
+    /// Balanced: all rows / (labels with rows * rows of the label). A label without rows gets 1.
     ///
     /// # Errors
-    /// Given weights for other labels, or not for all, or that are not above 0.
+    /// Given weights for unknown labels, or not for all labels, or that are not above 0.
     pub fn weights(&self, labels: &[String], rows: &[u64]) -> Result<Vec<f64>, SamplingError> {
         match self {
             Self::Equal => Ok(vec![1.0; labels.len()]),
@@ -119,11 +119,11 @@ impl ClassWeights {
     }
 }
 
-/// The order of rows in an epoch: every row once, in an order that depends on the seed, the epoch and the number of
-/// rows.
+/// Returns the order of rows in an epoch: every row once, in an order that depends on the seed, the epoch and the
+/// number of rows.
 ///
 /// # Panics
-/// For 2^32 rows or more.
+/// If there are 2^32 rows or more.
 #[must_use]
 pub fn epoch_order(seed: u64, epoch: u64, rows: usize) -> Vec<u32> {
     let mut order: Vec<u32> = (0..u32::try_from(rows).expect("rows are counted in 32 bits")).collect();
@@ -131,10 +131,10 @@ pub fn epoch_order(seed: u64, epoch: u64, rows: usize) -> Vec<u32> {
     order
 }
 
-/// The batches of an epoch: [`epoch_order`] in parts of `batch_size`, the last one perhaps smaller.
+/// Returns the batches of an epoch: [`epoch_order`] in parts of `batch_size`; the last one may be smaller.
 ///
 /// # Panics
-/// For a batch size of 0; for 2^32 rows or more.
+/// If the batch size is 0, or if there are 2^32 rows or more.
 #[must_use]
 pub fn epoch_batches(seed: u64, epoch: u64, rows: usize, batch_size: usize) -> Vec<Vec<u32>> {
     epoch_order(seed, epoch, rows).chunks(batch_size).map(<[u32]>::to_vec).collect()
@@ -160,9 +160,9 @@ mod tests {
         assert!(differ.abs_diff(500) < 100, "{differ}");
     }
 
-    /// The split is part of what a number in a report means: it must never change.
+    /// The split is part of what a reported metric means: it must never change.
     #[test]
-    fn the_split_is_the_same_for_ever() {
+    fn the_split_never_changes() {
         let hold_out = HoldOut::try_new(0.1, 0).unwrap();
         let held: Vec<usize> = (0..100).filter(|i| hold_out.holds_out(&[i.to_string()])).collect();
         assert_eq!(held, FIRST_HELD_OUT);
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(given(&[("no", 1.0)]), Err("label \"yes\" has no class weight; give one for each label".into()));
         assert_eq!(
             given(&[("nope", 1.0)]),
-            Err("class weight for \"nope\", which is no label; the labels are no, yes, maybe".into())
+            Err("class weight for \"nope\", which is not a label; the labels are no, yes, maybe".into())
         );
         assert_eq!(
             given(&[("maybe", 0.0), ("no", 1.0), ("yes", 2.0)]),

@@ -1,17 +1,17 @@
-//! Learning rates by step.
+//! Learning-rate schedules.
 
-/// How the learning rate falls after the warm-up.
+/// The learning-rate schedule after warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// In a straight line, to 0 at the last step.
+    /// A straight line to 0 at the last step.
     Linear,
-    /// Along half a cosine, to 0 at the last step.
+    /// Half a cosine, to 0 at the last step.
     Cosine,
-    /// Not at all.
+    /// No decay.
     Constant,
 }
 
-/// The learning rate of each step: a linear rise from 0, then [`Shape`].
+/// The learning rate of each step: a linear warm-up from 0, then [`Shape`].
 ///
 /// **Units**: steps, counted from 0.
 /// **Source**: `get_linear_schedule_with_warmup`, `get_cosine_schedule_with_warmup` (half a cycle) and
@@ -20,22 +20,22 @@ pub enum Shape {
 pub struct Schedule {
     /// The highest learning rate.
     pub peak: f64,
-    /// Steps until it is reached.
+    /// The number of warm-up steps.
     pub warmup_steps: u64,
-    /// Steps of the whole training.
+    /// The number of steps of the whole training.
     pub total_steps: u64,
-    /// What comes after the warm-up.
+    /// The decay after the warm-up.
     pub shape: Shape,
 }
 
 impl Schedule {
-    /// The same learning rate at every step.
+    /// Returns a schedule with the same learning rate at every step.
     #[must_use]
     pub fn constant(rate: f64) -> Self {
         Self { peak: rate, warmup_steps: 0, total_steps: 0, shape: Shape::Constant }
     }
 
-    /// The learning rate of a step.
+    /// Returns the learning rate of a step.
     #[must_use]
     pub fn rate(&self, step: u64) -> f64 {
         let Self { peak, warmup_steps, total_steps, shape } = *self;

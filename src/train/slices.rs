@@ -1,4 +1,4 @@
-//! The metrics of each part of the rows, by the value of a column.
+//! Metrics per slice of the rows, by the values of a column.
 
 use std::collections::BTreeMap;
 
@@ -7,20 +7,21 @@ use super::metrics::{MetricError, Metrics, Sample, check_length};
 /// The rows that share a value of a column.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Slice {
-    /// The value; none for the rows where it is NULL.
+    /// The value; none for the rows whose value is NULL.
     pub key: Option<String>,
-    /// Rows that have it.
+    /// The number of rows in the slice.
     pub rows: usize,
-    /// Their metrics; a metric that is not defined for them is none.
+    /// The metrics of these rows; none for an undefined metric.
     pub metrics: Metrics,
 }
 
-/// Measures the rows of each key, those with the most rows first, then by the bytes of the key, NULL first.
+/// Computes the metrics of each slice. Slices with the most rows come first, then by the bytes of the key, NULL first.
 ///
-/// Every row is in one slice. Metrics of few rows say little: look at the number of rows, or at a [`super::bootstrap`].
+/// Every row is in one slice. Metrics of few rows are unreliable: consider the number of rows, or a
+/// [`super::bootstrap`].
 ///
 /// # Errors
-/// Not one key a row.
+/// A number of keys that differs from the number of rows.
 pub fn slices(sample: &Sample, keys: &[Option<&str>]) -> Result<Vec<Slice>, MetricError> {
     check_length("slice keys", keys.len(), sample.rows())?;
     let mut rows: BTreeMap<Option<&str>, Vec<usize>> = BTreeMap::new();

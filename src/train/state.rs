@@ -1,6 +1,6 @@
-//! What is saved of a training, and how it goes on from there.
+//! Saves and restores the state of a trainer.
 //!
-//! Files are written from where the numbers lie: a copy of all of them would be three times as large as the model.
+//! Files are written directly from the tensors: a copy of everything would be three times as large as the model.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ const SQUARE: &str = "optimizer.square.";
 pub(super) const STEPS: &str = "optimizer.steps";
 
 impl Trainer {
-    /// The weights under the names that transformers gives them.
+    /// Returns copies of the weights under their transformers names.
     ///
     /// # Errors
     /// A failure of the device.
@@ -25,7 +25,8 @@ impl Trainer {
         copies(self.weight_entries())
     }
 
-    /// Everything that the next steps depend on: weights, the optimizer's moments, the number of steps.
+    /// Returns copies of everything that the next steps depend on: weights, the optimizer's moments, the number of
+    /// steps.
     ///
     /// # Errors
     /// A failure of the device.
@@ -33,13 +34,13 @@ impl Trainer {
         copies(self.state_entries())
     }
 
-    /// [`Trainer::tensors`] where they lie.
+    /// Returns the weights without copying them.
     pub(super) fn weight_entries(&self) -> Vec<Entry<'_>> {
         let weights = self.weights.all.iter();
         weights.map(|weight| Entry::of_tensor(self.full_name(weight), weight.variable.as_tensor())).collect()
     }
 
-    /// [`Trainer::state`] where it lies.
+    /// Returns the state without copying it.
     pub(super) fn state_entries(&self) -> Vec<Entry<'_>> {
         let mut entries = self.weight_entries();
         for (weight, moments) in self.weights.all.iter().zip(&self.moments) {
@@ -52,10 +53,11 @@ impl Trainer {
         entries
     }
 
-    /// Goes on from a [`Trainer::state`]: the next step is to the last bit what it would have been.
+    /// Restores a [`Trainer::state`]: the next step is bit-identical to the one that the saved trainer would have
+    /// taken.
     ///
     /// # Errors
-    /// A tensor that is missing or of another shape; nothing is changed then.
+    /// A tensor that is missing or has another shape; nothing is changed then.
     pub fn restore(&mut self, state: &HashMap<String, Tensor>) -> Result<(), TrainError> {
         let steps = find(state, STEPS, &[1])?.to_vec1::<i64>()?[0];
         let moments = self.read(state, MEAN)?.into_iter().zip(self.read(state, SQUARE)?);
@@ -65,10 +67,10 @@ impl Trainer {
         Ok(())
     }
 
-    /// Takes other weights, and keeps the optimizer as it is.
+    /// Replaces the weights, and keeps the optimizer's state.
     ///
     /// # Errors
-    /// A tensor that is missing or of another shape; nothing is changed then.
+    /// A tensor that is missing or has another shape; nothing is changed then.
     pub(super) fn load_weights(&mut self, tensors: &HashMap<String, Tensor>) -> Result<(), TrainError> {
         let found = self.read(tensors, "")?;
         for (weight, values) in self.weights.all.iter().zip(found) {
@@ -77,7 +79,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// The numbers of one kind that there are for each weight.
+    /// Reads one kind of tensor (weights or a moment) for every weight.
     fn read(&self, tensors: &HashMap<String, Tensor>, kind: &str) -> Result<Vec<Vec<f32>>, TrainError> {
         let read = |weight: &Weight| {
             let tensor = find(tensors, &format!("{kind}{}", self.full_name(weight)), weight.variable.dims())?;
@@ -102,7 +104,7 @@ fn find<'a>(state: &'a HashMap<String, Tensor>, name: &str, shape: &[usize]) -> 
     }
 }
 
-/// Tensors of their own, as the next step changes the weights where they lie.
+/// Copies the tensors, as the next step changes the weights in place.
 fn copies(entries: Vec<Entry>) -> Result<Vec<(String, Tensor)>, TrainError> {
     let copy = |Entry { name, shape, data }| {
         let tensor = match data {

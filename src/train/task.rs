@@ -1,4 +1,4 @@
-//! The tasks by name: GLUE's nine, and the plain ones.
+//! Tasks by name: the nine GLUE tasks and the generic ones.
 //!
 //! **Source**: Wang et al. 2019, "GLUE: a multi-task benchmark and analysis platform for natural language
 //! understanding"; the columns and the names of the labels are those of the data set `nyu-mll/glue`.
@@ -9,7 +9,7 @@ use super::metrics::Metric;
 use super::names::{UnknownName, same_name};
 use crate::model::Problem;
 
-/// What a model is fine-tuned to do.
+/// The task that a model is fine-tuned for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Task {
     /// Corpus of linguistic acceptability: is a sentence grammatical?
@@ -30,7 +30,7 @@ pub enum Task {
     Rte,
     /// Winograd inference.
     Wnli,
-    /// One label of many, on any columns.
+    /// One label of several, on any columns.
     Classification,
     /// A value, on any columns.
     Regression,
@@ -38,7 +38,7 @@ pub enum Task {
     Multilabel,
 }
 
-/// What is fixed about a task.
+/// The fixed properties of a task.
 struct Facts {
     task: Task,
     name: &'static str,
@@ -48,8 +48,9 @@ struct Facts {
     metrics: &'static [Metric],
 }
 
-/// Accuracy, F1 and Matthews always stand together: a model that calls every pair of MRPC's test part a paraphrase gets
-/// an F1 of 0.799, and a Matthews correlation of 0. So accuracy, not F1, chooses the best checkpoint there.
+/// Binary tasks always report accuracy, F1 and Matthews together: a model that predicts "paraphrase" for every pair of
+/// MRPC's test split has an F1 of 0.799 and a Matthews correlation of 0. Accuracy, not F1, therefore selects the best
+/// checkpoint there.
 const BINARY: &[Metric] = &[Metric::Accuracy, Metric::F1, Metric::Matthews];
 const CORRELATIONS: &[Metric] = &[Metric::Pearson, Metric::Spearman];
 const SENTENCES: &[&str] = &["sentence1", "sentence2"];
@@ -112,15 +113,15 @@ const TASKS: [Facts; 12] = [
 ];
 
 impl Task {
-    /// All tasks, GLUE's first.
+    /// Returns all tasks, GLUE's first.
     pub fn all() -> impl Iterator<Item = Self> + Clone {
         TASKS.iter().map(|facts| facts.task)
     }
 
-    /// Finds a task by its name, whatever its case and dashes: `MRPC`, `sst-2`, `STS-B`, `multi-label`.
+    /// Finds a task by its name, ignoring case and dashes: `MRPC`, `sst-2`, `STS-B`, `multi-label`.
     ///
     /// # Errors
-    /// A name that no task has, with the nearest one and all there are.
+    /// An unknown name, with the closest one and a list of all names.
     pub fn parse(name: &str) -> Result<Self, UnknownName> {
         let found = Self::all().find(|task| same_name(task.name(), name));
         found.ok_or_else(|| UnknownName::new("task", name, TASKS.iter().map(|facts| facts.name)))
@@ -130,19 +131,19 @@ impl Task {
         TASKS.iter().find(|facts| facts.task == self).expect("the table has every task")
     }
 
-    /// The task's name in a pipeline: small letters, no dashes.
+    /// Returns the task's name in a pipeline: lowercase, no dashes.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.facts().name
     }
 
-    /// Whether the task is one of GLUE's, so that its columns and labels are known.
+    /// Returns true if the task is one of GLUE's, so that its columns and labels are known.
     #[must_use]
     pub fn is_glue(self) -> bool {
         !self.facts().text.is_empty()
     }
 
-    /// What the logits of a model for it mean.
+    /// Returns the meaning of the logits of a model for the task.
     #[must_use]
     pub fn problem(self) -> Problem {
         match self {
@@ -152,34 +153,35 @@ impl Task {
         }
     }
 
-    /// The text columns of the task's data set, one or two; none for a plain task. The gold label is in `label`.
+    /// Returns the text columns of the task's data set, one or two; none for a generic task. The gold label is in
+    /// `label`.
     #[must_use]
     pub fn text_columns(self) -> &'static [&'static str] {
         self.facts().text
     }
 
-    /// The labels that the data set's 0, 1, 2 stand for; none for a value, or for a plain task.
+    /// Returns the labels that the data set's 0, 1, 2 stand for; none for a regression or a generic task.
     #[must_use]
     pub fn labels(self) -> &'static [&'static str] {
         self.facts().labels
     }
 
-    /// The lowest and the highest gold value, where the task says.
+    /// Returns the lowest and the highest gold value, if the task defines them.
     #[must_use]
     pub fn range(self) -> Option<(f64, f64)> {
         (self == Self::Stsb).then_some((0.0, 5.0))
     }
 
-    /// The metrics that say how well a model with so many labels does, the main one first.
+    /// Returns the metrics for a model with the given number of labels, the main one first.
     ///
-    /// Those of GLUE, and for two labels always accuracy, F1 and Matthews together.
+    /// They are GLUE's metrics, and for two labels always accuracy, F1 and Matthews together.
     #[must_use]
     pub fn metrics(self, labels: usize) -> &'static [Metric] {
         const MANY: &[Metric] = &[Metric::Accuracy, Metric::F1Macro, Metric::Matthews];
         if self == Self::Classification && labels != 2 { MANY } else { self.facts().metrics }
     }
 
-    /// The metric that chooses the best checkpoint.
+    /// Returns the metric that selects the best checkpoint.
     #[must_use]
     pub fn main_metric(self) -> Metric {
         self.facts().metrics[0]
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_task_is_told_apart_from_a_slip() {
+    fn an_unknown_task_gets_a_suggestion_if_one_is_close() {
         refuses(
             "mrcp",
             "unknown task \"mrcp\" (did you mean `mrpc`?); known are cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, classification, regression, multilabel",

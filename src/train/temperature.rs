@@ -1,45 +1,46 @@
-//! Temperature scaling: the one number that makes a model's confidence fit its errors.
+//! Temperature scaling: fits one parameter that calibrates a model's confidence.
 //!
 //! **Source**: Guo, Pleiss, Sun, Weinberger 2017, "On calibration of modern neural networks", section 4.2.
 
 use super::metrics::MetricError;
 
-/// The lowest temperature. Without errors on the validation rows the loss falls towards temperature 0, where every
-/// probability is 0 or 1; that is more than any number of rows can show.
+/// The lowest temperature. Without errors on the validation rows, the loss falls towards temperature 0, where every
+/// probability is 0 or 1; no finite number of rows justifies that.
 pub const LOWEST: f64 = 0.05;
-/// The highest temperature. A model that is wrong more often than not falls towards equal probabilities without end.
+/// The highest temperature. For a model that is wrong more often than right, the best temperature is infinite, which
+/// gives equal probabilities.
 pub const HIGHEST: f64 = 20.0;
 
-/// Newton's steps converge in about six; halving the interval alone would take sixty.
+/// The maximum number of iterations. Newton's method converges in about six; bisection alone would take sixty.
 const MOST_STEPS: usize = 100;
 
-/// What logits are divided by, and what that does to the loss.
+/// A fitted temperature, with its effect on the loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Temperature {
-    /// Above 1 where the model was too sure of itself, below 1 where it was not sure enough.
+    /// The divisor of the logits: above 1 for an overconfident model, below 1 for an underconfident one.
     pub value: f64,
-    /// Whether the rows have no best temperature.
+    /// The bound that was hit, if the rows have no optimal temperature.
     pub bound: Option<Bound>,
-    /// Mean negative logarithm of the gold label's probability at temperature 1, in nats; for a model with any number
-    /// of labels, the mean over rows and labels.
+    /// The mean negative log-likelihood of the gold label at temperature 1, in nats; for a multi-label model, the mean
+    /// over rows and labels.
     pub before: f64,
-    /// The same at this temperature.
+    /// The mean negative log-likelihood at the fitted temperature.
     pub after: f64,
 }
 
-/// Why a temperature is not the best of all, but the best that is allowed.
+/// The reason why a temperature is not the optimum, but the best allowed value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bound {
-    /// [`LOWEST`]: the loss still falls there, as where every row is right.
+    /// [`LOWEST`]: the loss still falls there, for example because every row is correct.
     Lowest,
-    /// [`HIGHEST`]: the loss still falls there, as where more rows are wrong than right.
+    /// [`HIGHEST`]: the loss still falls there, for example because more rows are wrong than correct.
     Highest,
-    /// Temperature 1, as none makes a difference: each row's logits are all the same.
+    /// Temperature 1, as the temperature has no effect: all logits of each row are equal.
     Flat,
 }
 
 impl Bound {
-    /// The name in `calibration.json`.
+    /// Returns the name in `calibration.json`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -50,7 +51,7 @@ impl Bound {
     }
 }
 
-/// The mean loss at an inverse temperature, with its first and second derivative by it.
+/// The mean loss at an inverse temperature, with its first and second derivatives.
 #[derive(Debug, Clone, Copy, Default)]
 struct Loss {
     value: f64,
@@ -59,7 +60,7 @@ struct Loss {
 }
 
 impl Temperature {
-    /// Fits a temperature on logits, `labels` a row, whose largest is the predicted label.
+    /// Fits a temperature on logits, `labels` per row, for softmax probabilities of one label per row.
     ///
     /// # Errors
     /// No rows; columns of different lengths; a label beyond `labels`; a logit that is not finite.
@@ -91,7 +92,7 @@ impl Temperature {
         Ok(minimum(loss))
     }
 
-    /// Fits a temperature on logits, `labels` a row, each of which is a label of its own.
+    /// Fits a temperature on logits, `labels` per row, for sigmoid probabilities of independent labels.
     ///
     /// # Errors
     /// No rows; columns of different lengths; a logit that is not finite.
@@ -100,7 +101,7 @@ impl Temperature {
         let loss = |inverse: f64| {
             let mut total = Loss::default();
             for (logit, gold) in logits.iter().zip(gold) {
-                // The loss of a label that is not there is that of one that is, with the logit turned round.
+                // The loss of an absent label is that of a present one with the negated logit.
                 let logit = if *gold { f64::from(*logit) } else { -f64::from(*logit) };
                 let x = inverse * logit;
                 let miss = 1.0 / (1.0 + x.exp());
@@ -121,7 +122,7 @@ impl Loss {
     }
 }
 
-/// Finds the least of a loss that is convex in the inverse temperature: Newton's steps within a shrinking bracket.
+/// Minimizes a loss that is convex in the inverse temperature, by Newton's method within a shrinking bracket.
 fn minimum(mut loss: impl FnMut(f64) -> Loss) -> Temperature {
     let at_one = loss(1.0);
     let found = |temperature: f64, bound, after: Loss| Temperature {
@@ -130,7 +131,7 @@ fn minimum(mut loss: impl FnMut(f64) -> Loss) -> Temperature {
         before: at_one.value,
         after: after.value,
     };
-    // Convex and level at two ends is level between them.
+    // A convex function that is level at both ends is level between them.
     let (mut low, mut high) = (1.0 / HIGHEST, 1.0 / LOWEST);
     let (at_low, at_high) = (loss(low), loss(high));
     if at_low.slope >= 0.0 {
@@ -148,7 +149,7 @@ fn minimum(mut loss: impl FnMut(f64) -> Loss) -> Temperature {
             high = inverse;
         }
         let newton = inverse - here.slope / here.curvature;
-        // Also where the curvature is 0 and the step infinite or no number.
+        // The bracket also covers a curvature of 0, where the step is infinite or NaN.
         let next = if newton > low && newton < high { newton } else { f64::midpoint(low, high) };
         let step = (next - inverse).abs();
         inverse = next;
@@ -201,7 +202,7 @@ mod tests {
         assert_eq!((fitted.value, fitted.bound), (1.0, Some(Bound::Flat)));
     }
 
-    /// Three of four rows right at one distance: the best probability is 3/4, so T = d / ln 3.
+    /// Three of four rows are correct at the same distance: the optimal probability is 3/4, so T = d / ln 3.
     #[test]
     fn the_best_temperature_is_known_for_equal_distances() {
         for distance in [0.1_f32, 1.0, 7.0, 20.0] {

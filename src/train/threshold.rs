@@ -1,10 +1,10 @@
-//! The decision threshold of two labels: from which probability on a row has the second. Which of the two is the
-//! positive one, whose precision and recall matter, is another question.
+//! The decision threshold for two labels: the probability from which a row gets the second label. Which label is the
+//! positive one, whose precision and recall count, is independent of that.
 //!
-//! A threshold matters only by the rows that it separates, so every value between two neighbouring probabilities is as
-//! good as any other. Of the thresholds that reach the objective best, the widest unbroken interval is taken (of
-//! equally wide ones the one whose middle is nearest to a half, then the lower one), and of that the middle: the same
-//! for the same rows in any order, and as far from the rows on either side as can be.
+//! A threshold only matters through the rows that it separates, so all values between two neighbouring probabilities
+//! are equivalent. The widest contiguous interval of optimal thresholds is selected; of equally wide ones the one whose
+//! middle is closest to 0.5, then the lower one. Its middle is the threshold. It does not depend on the order of the
+//! rows, and is as far as possible from the rows on either side.
 
 use std::fmt;
 
@@ -12,10 +12,10 @@ use thiserror::Error;
 
 use super::metrics::{MetricError, check_length};
 
-/// Differences of an objective that are only rounding.
+/// Differences of an objective below this are rounding errors.
 const ROUNDING: f64 = 1e-12;
 
-/// What a threshold is to do best.
+/// The objective that a threshold optimizes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Objective {
     /// The highest F1.
@@ -24,25 +24,25 @@ pub enum Objective {
     Accuracy,
     /// The highest Matthews correlation.
     Matthews,
-    /// At least this precision, and with it the highest recall.
+    /// At least this precision, with the highest recall.
     Precision(f64),
-    /// At least this recall, and with it the highest precision.
+    /// At least this recall, with the highest precision.
     Recall(f64),
 }
 
-/// An objective that is not known.
+/// An unknown objective.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
     "unknown objective {written:?}{problem}; known are \"f1\", \"accuracy\", \"matthews\", \"precision >= 0.9\" and \"recall >= 0.9\", with any share"
 )]
 pub struct ObjectiveError {
-    /// The objective as it was written.
+    /// The objective as written.
     pub written: String,
-    /// What is wrong with it, where that is plain.
+    /// The reason, if it is known.
     pub problem: String,
 }
 
-/// Why there is no threshold.
+/// Errors of fitting a threshold.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum ThresholdError {
     /// All rows have the same label.
@@ -50,46 +50,46 @@ pub enum ThresholdError {
         "all {rows} validation rows have the {} label; a threshold needs rows of both", if *.positive { "second" } else { "first" }
     )]
     OneLabel {
-        /// Validation rows.
+        /// The number of validation rows.
         rows: usize,
-        /// Whether it is the second label.
+        /// True if all rows have the second label.
         positive: bool,
     },
-    /// No threshold reaches what is asked for.
+    /// No threshold reaches the required precision.
     #[error(
-        "no threshold gives the validation rows {objective}: the best precision is {best:.4}, at recall {recall:.4}; ask for less"
+        "no threshold reaches {objective} on the validation rows: the best precision is {best:.4}, at recall {recall:.4}; lower the requirement"
     )]
     Unreachable {
-        /// What was asked for.
+        /// The objective.
         objective: Objective,
-        /// The best that there is.
+        /// The highest precision that a threshold reaches.
         best: f64,
-        /// The highest recall that goes with it.
+        /// The highest recall at that precision.
         recall: f64,
     },
-    /// Rows that cannot be used.
+    /// The rows cannot be used.
     #[error(transparent)]
     Rows(#[from] MetricError),
 }
 
-/// A threshold with the interval whose middle it is.
+/// A threshold, with the interval that it is the middle of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Threshold {
-    /// Rows have the second label from this probability of it on.
+    /// The probability of the second label from which a row gets it.
     pub value: f64,
-    /// What it does best.
+    /// The objective.
     pub objective: Objective,
-    /// What it reaches on the rows it was fitted on: F1, accuracy or Matthews; the recall for a least precision; the
-    /// precision for a least recall.
+    /// The value on the rows it was fitted on: F1, accuracy or Matthews; the recall for a minimum precision; the
+    /// precision for a minimum recall.
     pub reached: f64,
-    /// Any threshold above this one ...
+    /// Lower end of the interval, exclusive. All thresholds in the interval are equally good.
     pub from: f64,
-    /// ... and up to this one does the same, or as well.
+    /// Upper end of the interval, inclusive.
     pub to: f64,
 }
 
 impl Objective {
-    /// Reads an objective: `f1`, `accuracy`, `matthews`, `precision >= 0.9` or `recall >= 0.9`.
+    /// Parses an objective: `f1`, `accuracy`, `matthews`, `precision >= 0.9` or `recall >= 0.9`.
     ///
     /// # Errors
     /// Anything else; a share that is not above 0 and at most 1.
@@ -113,7 +113,7 @@ impl Objective {
         }
     }
 
-    /// How good a threshold is; none where it does not reach what is asked for.
+    /// Returns the value of a threshold; none if it does not meet the required minimum.
     fn value(self, cut: &Cut, positives: u64, rows: u64) -> Option<f64> {
         let (hits, false_alarms) = (cut.positive as f64, cut.negative as f64);
         let negatives = (rows - positives) as f64;
@@ -145,8 +145,8 @@ impl fmt::Display for Objective {
     }
 }
 
-/// The thresholds above `from` and up to `to`, and the rows that they make positive: those that are so, and those that
-/// are not.
+/// The thresholds above `from` and up to `to`, with the counts of rows above them: `positive` rows that have the label,
+/// and `negative` rows that do not.
 #[derive(Debug, Clone, Copy)]
 struct Cut {
     from: f64,
@@ -156,26 +156,26 @@ struct Cut {
 }
 
 impl Cut {
-    /// The same thresholds where the first label is the positive one, of rows of which so many have the second: those
-    /// below them are positive then.
-    fn turned(self, seconds: u64, rows: u64) -> Self {
+    /// Converts the counts for the first label as the positive one: the rows below the threshold are predicted positive
+    /// then. `seconds` of `rows` rows have the second label.
+    fn for_first_label(self, seconds: u64, rows: u64) -> Self {
         Self { positive: rows - seconds - self.negative, negative: seconds - self.positive, ..self }
     }
 }
 
 impl Threshold {
-    /// Finds the threshold on the probabilities of the second label that does best on rows whose label is known; the
-    /// second label is the positive one.
+    /// Finds the best threshold on the probabilities of the second label, given the gold labels; the second label is
+    /// the positive one.
     ///
     /// # Errors
-    /// No rows, columns of different lengths, numbers that are no probabilities; rows that all have one label; a
-    /// precision that no threshold reaches.
+    /// No rows, columns of different lengths, invalid probabilities; rows that all have the same label; a precision
+    /// that no threshold reaches.
     pub fn fit(objective: Objective, probabilities: &[f32], second: &[bool]) -> Result<Self, ThresholdError> {
         Self::fit_for(1, objective, probabilities, second)
     }
 
-    /// The same where the label in the place `positive` is the positive one; the probabilities are still those of the
-    /// second.
+    /// Finds the threshold with the label at index `positive` as the positive one; the probabilities are still those of
+    /// the second label.
     ///
     /// # Errors
     /// As [`Threshold::fit`].
@@ -199,7 +199,7 @@ impl Threshold {
         let mut cuts = cuts(&scores, second);
         let positives = if positive == 0 {
             for cut in &mut cuts {
-                *cut = cut.turned(seconds, rows);
+                *cut = cut.for_first_label(seconds, rows);
             }
             rows - seconds
         } else {
@@ -211,7 +211,7 @@ impl Threshold {
         let mut intervals: Vec<(f64, f64)> = Vec::new();
         for (i, cut) in cuts.iter().enumerate().filter(|(i, _)| is_best(*i)) {
             match intervals.last_mut() {
-                // From the highest threshold down: the interval before grows downwards.
+                // Cuts are in descending order, so the previous interval grows downwards.
                 Some(interval) if i > 0 && is_best(i - 1) => interval.0 = cut.from,
                 _ => intervals.push((cut.from, cut.to)),
             }
@@ -220,7 +220,7 @@ impl Threshold {
         let widest = intervals.into_iter().reduce(|best, other| {
             let wider = (other.1 - other.0) - (best.1 - best.0);
             let nearer = off_centre(best) - off_centre(other);
-            // The intervals come from the highest down, so that of equals the lower one is taken.
+            // Intervals are in descending order, so of equals the lower one is selected.
             let better = wider > ROUNDING || (wider.abs() <= ROUNDING && nearer >= -ROUNDING);
             if better { other } else { best }
         });
@@ -229,8 +229,8 @@ impl Threshold {
     }
 }
 
-/// All thresholds that differ by what they do, the highest first: the one that makes no row positive is left out where
-/// a probability is 1, as no threshold is above that.
+/// Returns all thresholds with distinct effects, the highest first. If a probability is 1, no threshold predicts every
+/// row negative, as no threshold is above 1.
 fn cuts(scores: &[f64], positive: &[bool]) -> Vec<Cut> {
     let mut rows: Vec<(f64, bool)> = scores.iter().copied().zip(positive.iter().copied()).collect();
     rows.sort_by(|(left, _), (right, _)| right.total_cmp(left));
@@ -247,7 +247,7 @@ fn cuts(scores: &[f64], positive: &[bool]) -> Vec<Cut> {
             next.negative += 1;
         }
     }
-    // At the lowest probability and below it all rows are positive.
+    // At or below the lowest probability, all rows are predicted positive.
     cuts.push(Cut { from: 0.0, ..next });
     cuts
 }

@@ -1,4 +1,4 @@
-//! The step of training.
+//! The trainer: forward pass, backward pass and optimizer step.
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -17,14 +17,14 @@ use super::weights::{Initial, Lane, Weights, update};
 use crate::model::{Checkpoint, ModelConfig, ModelFiles};
 use crate::ops::{Kernels, Noise, Rates, Tape};
 
-/// What happened in a step.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
-    /// Its number, from 0.
+    /// The step's number, from 0.
     pub step: u64,
     /// The mean loss of the batch, before the update and with dropout.
     pub loss: f64,
-    /// The norm of the gradient before it was clipped.
+    /// The norm of the gradient before clipping.
     pub grad_norm: f64,
     /// The learning rate of the update.
     pub learning_rate: f64,
@@ -32,7 +32,7 @@ pub struct Step {
     pub tokens: usize,
 }
 
-/// A network that learns, with its optimizer.
+/// A network in training, with its optimizer.
 #[derive(Debug)]
 pub struct Trainer {
     pub(super) config: ModelConfig,
@@ -46,10 +46,10 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Starts from a Hugging Face folder: its encoder, and its head if it has the right shape.
+    /// Loads the encoder from a Hugging Face folder, and the head if it has the right shape.
     ///
     /// # Errors
-    /// A folder without a usable encoder; options that make no sense.
+    /// A folder without a usable encoder; invalid options.
     pub fn from_checkpoint(
         folder: &Path,
         objective: Objective,
@@ -59,7 +59,7 @@ impl Trainer {
         Self::from_checkpoint_with(folder, objective, options, device, Kernels::for_training(device))
     }
 
-    /// The same with the given kernels.
+    /// Loads the model as [`Trainer::from_checkpoint`] does, with the given kernels.
     ///
     /// # Errors
     /// As [`Trainer::from_checkpoint`].
@@ -73,7 +73,7 @@ impl Trainer {
         Self::of_files(&ModelFiles::read(folder)?, objective, options, device, kernels)
     }
 
-    /// Starts from the files of a model.
+    /// Loads the model from its files.
     pub(crate) fn of_files(
         files: &ModelFiles,
         objective: Objective,
@@ -86,10 +86,10 @@ impl Trainer {
         Self::new(config, Some(checkpoint), objective, options, device, kernels)
     }
 
-    /// Starts from random weights.
+    /// Creates a model with random weights.
     ///
     /// # Errors
-    /// Options that make no sense.
+    /// Invalid options.
     pub fn from_config(
         config: ModelConfig,
         objective: Objective,
@@ -120,36 +120,36 @@ impl Trainer {
         Ok(Self { config, objective, options, kernels, weights, gradients, moments, steps: 0 })
     }
 
-    /// The network's sizes.
+    /// Returns the network's configuration.
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// What a step drops.
+    /// Returns the dropout rates of a step.
     #[must_use]
     pub fn dropout(&self) -> Rates {
         self.options.dropout.unwrap_or(self.config.dropout)
     }
 
-    /// Steps taken so far, which is the number of the next.
+    /// Returns the number of steps so far, which is the number of the next step.
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// Learns from a batch, as one update whatever its size: more of it takes more time, not more memory.
+    /// Takes one optimizer step on a batch of any size. A larger batch takes more time, not more memory.
     ///
-    /// Runs on the rayon pool it is called in.
+    /// Runs on the rayon pool that it is called in.
     ///
     /// # Errors
-    /// An example that does not fit, a batch without targets, a loss or gradient that is no number, a failure of the
-    /// device. The weights are then as before.
+    /// An example that does not fit, a batch without targets, a loss or gradient that is not finite, a device failure.
+    /// The weights are unchanged then.
     pub fn step(&mut self, batch: &[Example]) -> Result<Step, TrainError> {
         self.step_at(self.steps, batch)
     }
 
-    /// The same at another place of the schedule, for trainings in which not every batch is a step.
+    /// Takes a step at another position of the schedule, for training in which some batches are skipped.
     pub(super) fn step_at(&mut self, place: u64, batch: &[Example]) -> Result<Step, TrainError> {
         let loss = self.compute_gradients(batch)?;
         let grad_norm = self.gradients.reduce();
@@ -170,7 +170,7 @@ impl Trainer {
         Ok(Step { step, loss, grad_norm, learning_rate, tokens })
     }
 
-    /// Computes the loss of a batch and each weight's gradient, and updates nothing: `(loss, [(name, gradient)])`.
+    /// Computes the loss of a batch and the gradient of each weight without an update: `(loss, [(name, gradient)])`.
     ///
     /// # Errors
     /// As [`Trainer::step`].
@@ -184,7 +184,7 @@ impl Trainer {
         Ok((loss, named.collect::<candle_core::Result<_>>()?))
     }
 
-    /// Leaves the gradients in the lanes, unless it fails, and returns the loss.
+    /// Computes the gradients into the lanes, or clears them on failure. Returns the loss.
     fn compute_gradients(&mut self, batch: &[Example]) -> Result<f64, TrainError> {
         self.fill_lanes(batch).inspect_err(|_| self.gradients.clear())
     }
@@ -210,7 +210,7 @@ impl Trainer {
         Ok(losses.iter().flatten().sum())
     }
 
-    /// Takes a micro-batch forwards and backwards; returns its part of the loss.
+    /// Runs a micro-batch forward and backward; returns its part of the loss.
     fn learn(
         &self,
         network: &Network,
@@ -236,7 +236,7 @@ impl Trainer {
         Ok(loss)
     }
 
-    /// Goes back on candle's tape, from a scalar whose gradient by the logits is the given one.
+    /// Runs candle's backward pass, from a scalar whose gradient with respect to the logits is the given one.
     fn backward_on_candle(&self, lane: &Lane, logits: &Tensor, gradient: Vec<f32>) -> candle_core::Result<()> {
         let gradient = Tensor::from_vec(gradient, logits.shape(), logits.device())?;
         let gradients = (logits * gradient)?.sum_all()?.backward()?;

@@ -1,4 +1,4 @@
-//! The weights that are learned: where they come from, how layers get hold of them, and how they are named in a file.
+//! Trainable weights: their initial values, access by layers, and their names in a file.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,22 +9,22 @@ use rayon::prelude::*;
 use crate::model::{Checkpoint, LoadError, Source, WORD_EMBEDDINGS, is_head};
 use crate::ops::{Gradient, Isa, PackedWeight, Parameter, mix64};
 
-/// All weights of a network, in the order in which the model asks for them.
+/// All weights of a network, in the order in which the model loads them.
 #[derive(Debug, Default)]
 pub(super) struct Weights {
     pub(super) all: Vec<Weight>,
     by_name: BTreeMap<String, usize>,
 }
 
-/// One of them.
+/// A trainable weight.
 #[derive(Debug)]
 pub(super) struct Weight {
     /// The canonical name.
     pub(super) name: String,
     pub(super) variable: Var,
-    /// Whether the optimizer may decay it.
+    /// True if weight decay applies.
     pub(super) decay: bool,
-    /// Packed for the CPU kernels, if it multiplies.
+    /// The weight packed for the CPU kernels, if it is the matrix of a linear layer.
     panels: Option<Arc<PackedWeight>>,
 }
 
@@ -32,8 +32,8 @@ impl Weights {
     fn get(&self, name: &str, shape: &[usize]) -> Result<&Weight, LoadError> {
         let weight = self.by_name.get(name).map(|index| &self.all[*index]);
         weight.filter(|weight| weight.variable.dims() == shape).ok_or_else(|| {
-            // A network asks for the same weights every time.
-            LoadError::Device(candle_core::Error::Msg(format!("no weight {name} of shape {shape:?} is learned")))
+            // A network loads the same weights every time, so this is a bug.
+            LoadError::Device(candle_core::Error::Msg(format!("no trainable weight {name} of shape {shape:?}")))
         })
     }
 
@@ -41,7 +41,7 @@ impl Weights {
         self.all.iter().map(|weight| weight.variable.elem_count()).collect()
     }
 
-    /// Packs the layers' weights as they are now.
+    /// Packs the current weights of the linear layers.
     pub(super) fn pack(&mut self, isa: Isa) -> candle_core::Result<()> {
         self.all.par_iter_mut().try_for_each(|weight| {
             let outputs = weight.variable.dims()[0];
@@ -56,15 +56,15 @@ impl Weights {
     }
 }
 
-/// Makes the weights while a network is loaded for the first time.
+/// Creates the weights when a network is loaded for the first time.
 pub(super) struct Initial<'a> {
-    /// Where there are weights already; none to begin at random.
+    /// The checkpoint to start from; none for random weights.
     pub(super) checkpoint: Option<Checkpoint>,
     pub(super) device: &'a Device,
     pub(super) seed: u64,
-    /// Standard deviation of weights that begin at random.
+    /// The standard deviation of random weights.
     pub(super) deviation: f64,
-    /// Whether the word embeddings are a layer's weight too.
+    /// True if the word embeddings are also the weight of the output layer.
     pub(super) tied: bool,
     pub(super) weights: Mutex<Weights>,
 }
@@ -72,7 +72,7 @@ pub(super) struct Initial<'a> {
 impl Initial<'_> {
     fn value(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         match &self.checkpoint {
-            // A head is new, or of another task; an encoder is complete.
+            // The encoder must be complete. A head may be new or belong to another task.
             Some(checkpoint) if !is_head(name) || checkpoint.has(name, shape) => {
                 checkpoint.tensor(name, shape, self.device)
             }
@@ -80,7 +80,7 @@ impl Initial<'_> {
         }
     }
 
-    /// Biases 0, the scales of normalisations 1, everything else from a normal distribution.
+    /// Returns 0 for biases, 1 for the scales of normalizations, and normally distributed values for the rest.
     fn random(&self, name: &str, shape: &[usize]) -> candle_core::Result<Tensor> {
         if is_bias(name) {
             return Tensor::zeros(shape, DType::F32, self.device);
@@ -97,7 +97,7 @@ impl Initial<'_> {
 }
 
 impl Source for Initial<'_> {
-    /// The order of the weights is that of the questions.
+    /// Weights are stored in the order of the requests.
     const IN_ANY_ORDER: bool = false;
 
     fn parameter(&self, name: &str, shape: &[usize]) -> Result<Parameter, LoadError> {
@@ -118,14 +118,14 @@ impl Source for Initial<'_> {
     }
 }
 
-/// The weights for the work of one lane, which adds its gradients to its own sums.
+/// The weights as one lane sees them; gradients are added to the lane's own sums.
 pub(super) struct Lane<'a> {
     pub(super) weights: &'a Weights,
     pub(super) gradients: &'a [Arc<Gradient>],
 }
 
 impl Source for Lane<'_> {
-    /// A lane is one thread's.
+    /// A lane belongs to one thread.
     const IN_ANY_ORDER: bool = false;
 
     fn parameter(&self, name: &str, shape: &[usize]) -> Result<Parameter, LoadError> {
@@ -155,13 +155,13 @@ fn is_norm(name: &str) -> bool {
     name.contains("LayerNorm") || name.contains("layer_norm")
 }
 
-/// A normal variate from 2 x 64 random bits. Source: Box & Muller 1958.
+/// Returns a normal variate from 2 x 64 random bits. Source: Box & Muller 1958.
 fn normal(a: u64, b: u64) -> f64 {
     let uniform = |bits: u64| ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
     (-2.0 * uniform(a).ln()).sqrt() * (std::f64::consts::TAU * uniform(b)).cos()
 }
 
-/// Changes a variable where it lies, on the CPU; elsewhere through a copy.
+/// Changes a variable in place on the CPU, and through a copy on other devices.
 pub(super) fn update(variable: &Var, change: impl FnOnce(&mut [f32])) -> candle_core::Result<()> {
     if variable.device().is_cpu() {
         return variable.inplace_op1(&Change(Mutex::new(Some(change))));
@@ -171,7 +171,7 @@ pub(super) fn update(variable: &Var, change: impl FnOnce(&mut [f32])) -> candle_
     variable.set(&Tensor::from_vec(values, variable.shape(), variable.device())?)
 }
 
-/// A function that is called once, as an operator of candle.
+/// A function that is called once, as a candle operator.
 struct Change<F>(Mutex<Option<F>>);
 
 impl<F: FnOnce(&mut [f32])> InplaceOp1 for Change<F> {

@@ -250,7 +250,7 @@ fn says_which_setting_is_wrong() {
             job.validation[3].id.clear();
             job.validation[3].number = 38;
         })
-        .starts_with("validation rows: row 38: label NULL is no label")
+        .starts_with("validation rows: row 38: label NULL is not a label")
     );
     assert_eq!(
         error(|job| {
@@ -414,5 +414,5 @@ fn rows_on_both_sides_of_the_split_are_counted() {
     let Outcome::Finished(report) = run_watched(&job, note, || false).unwrap() else { panic!("interrupted") };
     assert_eq!(report.json["rows"]["validation_in_training"], 2);
     assert_eq!(said.len(), 1);
-    assert!(said[0].starts_with("2 of 16 held-out rows have texts that are learned from too"), "{said:?}");
+    assert!(said[0].starts_with("2 of 16 held-out rows have texts that are also training texts"), "{said:?}");
 }

@@ -143,7 +143,7 @@ fn a_wrong_value_is_told_with_its_row_what_is_known_and_the_mend() {
     let mapped = |rows: &[GoldLabel]| yes_no.targets(rows).unwrap_err().to_string();
     assert_eq!(
         message(learn(Task::Classification, &[texts(&["a", "b"]), vec![GoldLabel::Null]].concat())),
-        "row 3: label NULL is no label; leave such rows out with `WHERE label IS NOT NULL`"
+        "row 3: label NULL is not a label; leave such rows out with `WHERE label IS NOT NULL`"
     );
     assert_eq!(
         mapped(&texts(&["no", "Yes", "maybe"])),
@@ -155,7 +155,7 @@ fn a_wrong_value_is_told_with_its_row_what_is_known_and_the_mend() {
     );
     assert_eq!(
         mapped(&[GoldLabel::Float(0.5)]),
-        "row 1: label 0.5 is no whole number; known labels: \"no\", \"yes\"; labels are whole numbers or texts; to learn a value, set task = \"regression\""
+        "row 1: label 0.5 is not a whole number; known labels: \"no\", \"yes\"; labels are whole numbers or texts; to learn a value, set task = \"regression\""
     );
     assert_eq!(
         message(learn(Task::Sst2, &integers(&[0, -1]))),
@@ -167,11 +167,11 @@ fn a_wrong_value_is_told_with_its_row_what_is_known_and_the_mend() {
     );
     assert_eq!(
         message(learn(Task::Regression, &texts(&["3.5"]))),
-        "row 1: label \"3.5\" is no number; cast it in the query: `CAST(label AS DOUBLE)`"
+        "row 1: label \"3.5\" is not a number; cast it in the query: `CAST(label AS DOUBLE)`"
     );
     assert_eq!(
         message(learn(Task::Regression, &[GoldLabel::Float(f64::NAN)])),
-        "row 1: label NaN is not a finite number; leave the row out or mend its value in the query"
+        "row 1: label NaN is not a finite number; leave the row out or fix its value in the query"
     );
     assert_eq!(
         message(learn(Task::Stsb, &[GoldLabel::Float(5.0), GoldLabel::Float(-1.0)])),
@@ -180,7 +180,7 @@ fn a_wrong_value_is_told_with_its_row_what_is_known_and_the_mend() {
     assert_eq!(mapped(&texts(&["1"])).split(';').next(), Some("row 1: label \"1\" is unknown"));
     assert_eq!(
         message(learn(Task::Multilabel, &texts(&["a"]))),
-        "row 1: label \"a\" is no list of texts; make it one in the query: `make_array(label)`"
+        "row 1: label \"a\" is not a list of texts; make it one in the query: `make_array(label)`"
     );
     assert_eq!(
         message(learn(Task::Classification, &[list(&["a"])])),

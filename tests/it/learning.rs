@@ -186,12 +186,12 @@ fn usual(n: usize) -> (String, String, String) {
 fn a_wrong_label_is_told_with_the_id_of_its_row_or_its_place_in_the_query() {
     let unlabelled = |n: usize| if n == 38 { (n.to_string(), format!("text {n}"), String::new()) } else { usual(n) };
     for (settings, expected) in [
-        ("validation = 0.3\nid = \"id\"", "rows: row with id \"38\": label NULL is no label"),
-        ("validation = 0.3\nid = [\"text\", \"id\"]", "rows: row with id \"text 38, 38\": label NULL is no label"),
-        ("validation = 0.3", "rows: row 38: label NULL is no label"),
+        ("validation = 0.3\nid = \"id\"", "rows: row with id \"38\": label NULL is not a label"),
+        ("validation = 0.3\nid = [\"text\", \"id\"]", "rows: row with id \"text 38, 38\": label NULL is not a label"),
+        ("validation = 0.3", "rows: row 38: label NULL is not a label"),
         (
             "validation = \"SELECT id, text, label FROM gold WHERE id > 30\"",
-            "training rows: row 38: label NULL is no label",
+            "training rows: row 38: label NULL is not a label",
         ),
     ] {
         let problem = Learning::on_rows(forty(unlabelled), settings).refusal();
@@ -218,8 +218,8 @@ fn a_share_that_takes_all_rows_is_told() {
     let hold_out = HoldOut::try_new(0.5, 42).unwrap();
     let held = (1..).find(|id: &usize| hold_out.holds_out(&[id.to_string()])).unwrap();
     let problem = Learning::on_rows(std::iter::once(usual(held)), "validation = 0.5\nid = \"id\"").refusal();
-    let expected = "learn.toml: [finetune]: the only row is held out to measure on, and none is left to learn from; select \
-                    more rows, or set a smaller `validation`";
+    let expected = "learn.toml: [finetune]: the only row is held out, and none is left to train on; select more rows, or \
+                    set a smaller `validation`";
     assert!(problem.contains(expected), "{problem}");
 }
 
@@ -244,7 +244,7 @@ fn texts_on_both_sides_of_the_split_are_warned_of() {
     let shared = plan["finetune"]["held_out_in_training"].as_u64().unwrap();
     let held_out = plan["finetune"]["training"]["held_out"].as_u64().unwrap();
     assert!(shared > 0, "{plan:#}");
-    let expected = format!("{shared} of {held_out} held-out rows have texts that are learned from too");
+    let expected = format!("{shared} of {held_out} held-out rows have texts that are also training texts");
     let notes = plan["notes"].as_array().unwrap();
     assert!(
         notes.iter().any(|note| note.as_str().unwrap().starts_with(&format!("[finetune]: {expected}"))),
@@ -267,7 +267,7 @@ fn labels_without_held_out_rows_are_warned_of() {
     let row = |n: usize| (n.to_string(), format!("text {n}"), (n % 3).to_string());
     let validation = "validation = \"SELECT id, text, label FROM gold WHERE label < 2\"";
     let job = Learning::on_rows(forty(row), validation);
-    let expected = "no held-out row has the label \"2\": how well it is recognised is not measured";
+    let expected = "no held-out row has the label \"2\": nothing is measured for it";
     let plan: Value = serde_json::from_str(&stdout_of(&mut job.command("plan", &["--json"]))).unwrap();
     let notes = plan["notes"].as_array().unwrap();
     assert!(notes.iter().any(|note| note.as_str().unwrap().contains(expected)), "{notes:?}");
@@ -305,5 +305,5 @@ fn what_pretraining_skipped_and_could_not_measure_is_said() {
     }
     let job = Learning::new().change("mask_probability = 0.3", "mask_probability = 1e-12");
     let problem = stderr_of(&mut job.couplet(&["--only", "pretrain"]), 2);
-    assert!(problem.contains("`mask_probability` = 0.000000000001 hides no word of the "), "{problem}");
+    assert!(problem.contains("`mask_probability` = 0.000000000001 masks no word of the "), "{problem}");
 }

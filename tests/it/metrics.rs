@@ -231,8 +231,8 @@ fn a_threshold_may_be_for_the_first_label() {
     let error = Threshold::fit_for(0, Objective::Precision(0.9), &[0.9, 0.1, 0.2], &[false, true, true]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "no threshold gives the validation rows precision >= 0.9: the best precision is 0.3333, at recall 1.0000; ask for \
-         less"
+        "no threshold reaches precision >= 0.9 on the validation rows: the best precision is 0.3333, at recall 1.0000; lower \
+         the requirement"
     );
 }
 
@@ -243,7 +243,7 @@ fn what_no_threshold_can_do_is_said() {
     };
     assert_eq!(
         message("precision >= 0.9", &[0.9, 0.8, 0.1], &[false, true, true]),
-        "no threshold gives the validation rows precision >= 0.9: the best precision is 0.6667, at recall 1.0000; ask for less"
+        "no threshold reaches precision >= 0.9 on the validation rows: the best precision is 0.6667, at recall 1.0000; lower the requirement"
     );
     assert_eq!(
         message("f1", &[0.9, 0.8], &[true, true]),

@@ -123,9 +123,9 @@ fn says_why_there_is_nothing_to_learn() {
     let held = (0..).map(|i| format!("company {i}")).find(|text| hold_out.holds_out(&[text])).unwrap();
     assert_eq!(
         error(&|job| job.texts = vec![held.clone(); 3]),
-        "all 3 texts are held out to measure on, and none is left to learn from; select more texts, or set a smaller `validation`"
+        "all 3 texts are held out, and none is left to train on; select more texts, or set a smaller `validation`"
     );
     assert_eq!(error(&|job| job.texts.clear()), "there are no training rows; look at the query that selects them");
     let hidden = error(&|job| job.mask_probability = 1e-12);
-    assert!(hidden.starts_with("`mask_probability` = 0.000000000001 hides no word of the "), "{hidden}");
+    assert!(hidden.starts_with("`mask_probability` = 0.000000000001 masks no word of the "), "{hidden}");
 }

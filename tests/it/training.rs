@@ -281,7 +281,7 @@ fn what_cannot_be_learned_is_refused_and_changes_nothing() {
         (bad(|e| e.target = Target::Value(0.0)), "example 2 of the batch: target Value(0.0) does not fit"),
         (bad(|e| e.input_ids.clear()), "example 2 of the batch: 0 tokens; expected 1 to 512"),
         (bad(|e| e.input_ids[0] = 787), "id 787 is not in an embedding table of 787"),
-        (Vec::new(), "a batch without a target to learn from: 0 examples"),
+        (Vec::new(), "a batch without a target to train on: 0 examples"),
     ] {
         let error = trainer.step(&batch).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");

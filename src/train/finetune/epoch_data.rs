@@ -1,4 +1,4 @@
-//! Labelled rows as a data.
+//! Labelled rows as [`EpochData`].
 
 use rayon::prelude::*;
 
@@ -9,12 +9,12 @@ use crate::train::metrics::{Classes, DEFAULT_BINS, Metric, MetricError, Sample, 
 use crate::train::training_loop::{EpochData, JobError, Score};
 use crate::train::{Example, Target, Trainer};
 
-/// Labelled rows, encoded.
+/// Encoded training and validation rows.
 pub(super) struct Labelled {
     pub(super) training: Vec<Example>,
     pub(super) validation: Vec<Example>,
     pub(super) labels: Labels,
-    /// Of the validation rows.
+    /// The gold labels of the validation rows.
     pub(super) gold: Targets,
     scores: Vec<Score>,
     deciding: usize,
@@ -35,7 +35,7 @@ impl Labelled {
         Self { scores: scores.collect(), training, validation, labels, gold, deciding }
     }
 
-    /// The name of the metric that decides; none if nothing is measured.
+    /// Returns the name of the metric that selects the best epoch; none if nothing is measured.
     pub(super) fn metric(&self) -> Option<&str> {
         self.scores.get(self.deciding).map(|score| &*score.name)
     }
@@ -64,7 +64,7 @@ impl EpochData for Labelled {
     }
 
     fn measures_start(&self) -> bool {
-        // The head is new and knows nothing.
+        // The head starts from random weights, so there is nothing worth measuring.
         false
     }
 }
@@ -76,7 +76,7 @@ pub(super) struct Encoded {
     pub(super) truncated: usize,
 }
 
-/// Tokenizes rows, as many at a time as the rayon pool has threads.
+/// Tokenizes rows in parallel on the rayon pool.
 pub(super) fn encode(tokenizer: &Tokenizer, rows: &[Row], targets: &Targets) -> Result<Encoded, JobError> {
     let encodings = rows.par_iter().map(|row| {
         let encoding = tokenizer.encode(&row.text, row.text_pair.as_deref());
@@ -104,7 +104,7 @@ fn target(targets: &Targets, row: usize, rows: usize) -> Target {
     }
 }
 
-/// Validation rows with what the model says of them: its logits, row by row.
+/// Builds the sample of the validation rows from the model's logits, row by row.
 pub(super) fn sample(labels: &Labels, gold: &Targets, logits: &[f32]) -> Result<Sample, MetricError> {
     let width = labels.names().len().max(1);
     Ok(match gold {
@@ -124,7 +124,7 @@ pub(super) fn sample(labels: &Labels, gold: &Targets, logits: &[f32]) -> Result<
     })
 }
 
-/// The same for a model that is calibrated.
+/// Builds the sample of the validation rows for a calibrated model.
 pub(super) fn calibrated_sample(
     labels: &Labels,
     gold: &Targets,
@@ -149,12 +149,12 @@ pub(super) fn calibrated_sample(
     })
 }
 
-/// The place of the highest logit, the first of equals.
+/// Returns the index of the highest logit, the first of equals.
 fn most_probable(logits: &[f32]) -> u32 {
     (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best }).unwrap_or(0) as u32
 }
 
-/// The probabilities of logits, `width` a row.
+/// Converts logits to probabilities, `width` per row.
 fn probabilities(problem: Problem, width: usize, logits: &[f32]) -> Vec<f64> {
     if problem == Problem::MultiLabel {
         return logits.iter().map(|x| 1.0 / (1.0 + f64::from(-x).exp())).collect();

@@ -1,4 +1,4 @@
-//! The end of a job: the best weights are measured, calibrated, and put in their place if they may.
+//! The end of a job: evaluates and calibrates the best weights, and publishes them if the condition holds.
 
 use std::path::Path;
 
@@ -16,23 +16,23 @@ use crate::train::temperature::Temperature;
 use crate::train::training_loop::{Event, JobError, Learned, Publication, REPORT, Watch, base_config, remove_model};
 use crate::train::{Objective, Trainer};
 
-/// What the validation rows say of a model.
+/// The evaluation of a model on the validation rows.
 #[derive(Default)]
 pub(super) struct Judgement {
-    /// Of the model as it is.
+    /// The evaluation without calibration.
     pub(super) evaluation: Option<Evaluation>,
     pub(super) calibration: Option<Calibration>,
-    /// Of the model with its calibration.
+    /// The evaluation with calibration.
     pub(super) calibrated: Option<Evaluation>,
 }
 
 impl Judgement {
-    /// Of the model as it is to be published.
+    /// Returns the evaluation of the model as it is to be published.
     fn final_evaluation(&self) -> Option<&Evaluation> {
         self.calibrated.as_ref().or(self.evaluation.as_ref())
     }
 
-    /// Warns of a temperature that means little.
+    /// Warns of an unreliable temperature.
     fn warn(&self, watch: &mut Watch) {
         let temperature = self.calibration.as_ref().map(|calibration| calibration.temperature);
         if let Some(Temperature { value: temperature, bound: Some(bound), .. }) = temperature {
@@ -40,7 +40,7 @@ impl Judgement {
         }
     }
 
-    /// What `training.json` says of it.
+    /// Returns the evaluation's entries in `training.json`.
     pub(super) fn entries(&self, labels: &[String]) -> [(&'static str, Value); 3] {
         let json =
             |evaluation: &Option<Evaluation>| evaluation.as_ref().map(|measured| measured.to_json(labels)).into();
@@ -53,7 +53,7 @@ impl Judgement {
 }
 
 impl Job {
-    /// Measures and calibrates the best weights, and puts them in their place if they may.
+    /// Evaluates and calibrates the best weights, and publishes them if the condition holds.
     pub(super) fn finish(
         &self,
         base: &ModelFiles,
@@ -63,7 +63,7 @@ impl Job {
         watch: &mut Watch,
     ) -> Result<Report, JobError> {
         let config = self.config(base, &data.labels)?;
-        if learned.last_is_another() {
+        if learned.last_is_not_best() {
             let note = json!({ "epoch": learned.progress.epochs().len(), "best": self.output });
             let documents = vec![(REPORT, note)];
             let publication = Publication { config: config.clone(), tokenizer: base, documents, chart: None };
@@ -71,19 +71,19 @@ impl Job {
         } else {
             remove_model(&self.last())?;
         }
-        learned.take_best()?;
-        let judgement = self.judge(data, &learned.trainer)?;
-        judgement.warn(watch);
-        let promotion = self.promotion(&judgement);
-        let json = self.report(data, &learned, &judgement, &promotion, truncated);
-        self.put(&Self::publication(base, config, &judgement, &json), &learned.trainer, &promotion, watch)?;
+        learned.load_best()?;
+        let results = self.evaluate(data, &learned.trainer)?;
+        results.warn(watch);
+        let promotion = self.promotion(&results);
+        let json = self.report(data, &learned, &results, &promotion, truncated);
+        self.publish(&Self::publication(base, config, &results, &json), &learned.trainer, &promotion, watch)?;
         learned.discard_state()?;
-        Ok(said(promotion, true, judgement, &data.labels, json))
+        Ok(build_report(promotion, true, results, &data.labels, json))
     }
 
-    /// Whether the model may take its place.
-    fn promotion(&self, judgement: &Judgement) -> Promotion {
-        let metrics = judgement.final_evaluation().map(|evaluation| &evaluation.metrics);
+    /// Evaluates the `promote_if` condition.
+    fn promotion(&self, results: &Judgement) -> Promotion {
+        let metrics = results.final_evaluation().map(|evaluation| &evaluation.metrics);
         let verdict = self.promote_if.as_ref().zip(metrics).map(|(condition, metrics)| condition.evaluate(metrics));
         match verdict {
             Some(verdict) if !verdict.holds => Promotion::Rejected { candidate: self.candidate(), verdict },
@@ -91,8 +91,8 @@ impl Job {
         }
     }
 
-    /// Puts a model in its place, or where candidates go.
-    fn put(
+    /// Publishes a model to the output or to the candidate folder.
+    fn publish(
         &self,
         publication: &Publication,
         trainer: &Trainer,
@@ -114,10 +114,10 @@ impl Job {
         Ok(())
     }
 
-    /// Fits the calibration of a model in `folder` anew, and judges it anew unless it is in its place already; its weights
-    /// stay as they are.
-    #[expect(clippy::too_many_arguments, reason = "a model, what it is judged by, and where that is told")]
-    pub(super) fn judge_again(
+    /// Calibrates the model in `folder` again. Evaluates the condition again too, unless the model is already
+    /// published. The weights stay as they are.
+    #[expect(clippy::too_many_arguments, reason = "a model, its inputs, and the observer")]
+    pub(super) fn recalibrate(
         &self,
         folder: &Path,
         base: &ModelFiles,
@@ -129,33 +129,33 @@ impl Job {
     ) -> Result<Report, JobError> {
         let options = self.hyper.options(self.training.len());
         let trainer = Trainer::from_checkpoint(folder, objective, options, device)?;
-        let judgement = self.judge(data, &trainer)?;
-        judgement.warn(watch);
-        let promotion = if folder == self.output { Promotion::Published } else { self.promotion(&judgement) };
+        let results = self.evaluate(data, &trainer)?;
+        results.warn(watch);
+        let promotion = if folder == self.output { Promotion::Published } else { self.promotion(&results) };
         json["settings"]["calibrate"] = self.calibrate.to_json();
         json["settings"]["promote_if"] = self.promote_if_to_json();
         json["promotion"] = promotion.to_json();
-        for (key, value) in judgement.entries(data.labels.names()) {
+        for (key, value) in results.entries(data.labels.names()) {
             json[key] = value;
         }
-        let publication = Self::publication(base, self.config(base, &data.labels)?, &judgement, &json);
-        self.put(&publication, &trainer, &promotion, watch)?;
-        Ok(said(promotion, false, judgement, &data.labels, json))
+        let publication = Self::publication(base, self.config(base, &data.labels)?, &results, &json);
+        self.publish(&publication, &trainer, &promotion, watch)?;
+        Ok(build_report(promotion, false, results, &data.labels, json))
     }
 
     fn publication<'b>(
         base: &'b ModelFiles,
         config: Map<String, Value>,
-        judgement: &Judgement,
+        results: &Judgement,
         json: &Value,
     ) -> Publication<'b> {
-        let calibration = judgement.calibration.as_ref().map(|calibration| (CALIBRATION_FILE, calibration.to_json()));
+        let calibration = results.calibration.as_ref().map(|calibration| (CALIBRATION_FILE, calibration.to_json()));
         let documents = std::iter::once((REPORT, json.clone())).chain(calibration).collect();
         Publication { config, tokenizer: base, documents, chart: chart::of_training(json).map(|chart| (CHART, chart)) }
     }
 
-    /// Measures on the validation rows, and fits on them what is to be fitted.
-    fn judge(&self, data: &Labelled, trainer: &Trainer) -> Result<Judgement, JobError> {
+    /// Evaluates the model on the validation rows, and fits the calibration on them.
+    fn evaluate(&self, data: &Labelled, trainer: &Trainer) -> Result<Judgement, JobError> {
         if self.validation.is_empty() {
             return Ok(Judgement::default());
         }
@@ -189,7 +189,7 @@ impl Job {
         })
     }
 
-    /// `config.json` of the model.
+    /// Builds the model's `config.json`.
     fn config(&self, base: &ModelFiles, labels: &Labels) -> Result<Map<String, Value>, JobError> {
         let architecture = ModelConfig::load(base)?.architecture;
         let mut config = base_config(base)?;
@@ -201,17 +201,17 @@ impl Job {
     }
 }
 
-/// What came of the job.
-fn said(promotion: Promotion, trained: bool, judgement: Judgement, labels: &Labels, json: Value) -> Report {
+/// Builds the job's report.
+fn build_report(promotion: Promotion, trained: bool, results: Judgement, labels: &Labels, json: Value) -> Report {
     let number = |key: &str| json[key].as_u64().unwrap_or(0);
     Report {
         promotion,
         trained,
         epoch: number("epoch"),
         steps: number("steps"),
-        evaluation: judgement.evaluation,
-        calibration: judgement.calibration,
-        calibrated: judgement.calibrated,
+        evaluation: results.evaluation,
+        calibration: results.calibration,
+        calibrated: results.calibrated,
         labels: labels.names().to_vec(),
         json,
     }

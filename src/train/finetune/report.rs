@@ -13,7 +13,7 @@ impl Job {
         &self,
         data: &Labelled,
         learned: &Learned,
-        judgement: &Judgement,
+        results: &Judgement,
         promotion: &Promotion,
         truncated: usize,
     ) -> Value {
@@ -50,8 +50,8 @@ impl Job {
             "peak_memory_bytes": peak_memory(),
         });
         if let Some(json) = json.as_object_mut() {
-            let judgement = judgement.entries(data.labels.names());
-            json.extend(judgement.map(|(key, value)| (key.to_owned(), value)));
+            let results = results.entries(data.labels.names());
+            json.extend(results.map(|(key, value)| (key.to_owned(), value)));
             json.extend(learned.progress.to_json(data.scores()));
         }
         json
@@ -72,7 +72,7 @@ impl Promotion {
 }
 
 impl Calibrate {
-    /// What `training.json` says of the setting.
+    /// Returns the setting's value in `training.json`.
     pub(super) fn to_json(self) -> Value {
         match self {
             Self::Nothing => Value::Null,

@@ -1,27 +1,27 @@
-//! Labelled rows: what they are called in messages, on which side of a split each is, and which are on both.
+//! Labelled rows: their names in messages, their split keys, and texts that are on both sides of the split.
 
 use std::collections::HashMap;
 
 use super::Job;
 use crate::train::labels::GoldLabel;
 
-/// A labelled text or pair.
+/// A labelled text or text pair.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// Its place in the result of its query, from 1.
+    /// The position in the query result, from 1.
     pub number: usize,
-    /// The values of the columns that name it; empty if there are none.
+    /// The values of the `id` columns; empty if there are none.
     pub id: Vec<String>,
     /// The text.
     pub text: String,
     /// The second text of a pair.
     pub text_pair: Option<String>,
-    /// What is right.
+    /// The gold label.
     pub label: GoldLabel,
 }
 
 impl Row {
-    /// What messages call it: by its id, or by its place in the query where nothing else names it.
+    /// Returns the row's name in messages: its id, or its position in the query if it has no id.
     #[must_use]
     pub fn name(&self) -> String {
         if self.id.is_empty() {
@@ -31,7 +31,7 @@ impl Row {
         }
     }
 
-    /// What says whether it is held out: its id, or its texts where nothing else names it.
+    /// Returns the key of the train/validation split: the id, or the texts if the row has no id.
     #[must_use]
     pub fn split_by(&self) -> Vec<&str> {
         if self.id.is_empty() {
@@ -41,11 +41,11 @@ impl Row {
         }
     }
 
-    /// A hash of its texts.
+    /// Hashes the texts of the row.
     fn digest(&self) -> u128 {
         let mut hasher = blake3::Hasher::new();
         for text in std::iter::once(&self.text).chain(&self.text_pair) {
-            // With its length, so that ("a", "bc") is not ("ab", "c").
+            // Hashed with its length, so that ("a", "bc") differs from ("ab", "c").
             hasher.update(&(text.len() as u64).to_le_bytes());
             hasher.update(text.as_bytes());
         }
@@ -56,7 +56,8 @@ impl Row {
 }
 
 impl Job {
-    /// Counts the validation rows whose texts are learned from too: by a hash, so that long texts are not kept twice.
+    /// Counts the validation rows whose texts are also training texts. Compares hashes, so that long texts are not
+    /// stored twice.
     #[must_use]
     pub fn shared(&self) -> usize {
         let mut held_out: HashMap<u128, usize> = HashMap::new();

@@ -1,4 +1,4 @@
-//! What a job's settings and labels mean together, and the hash by which a job is known again.
+//! Checks of a job's settings against its labels, and the hash that identifies a job.
 
 use super::{Calibrate, Job, Row};
 use crate::model::{ModelFiles, Problem};
@@ -26,7 +26,7 @@ impl Job {
         Ok((labels, targets, gold))
     }
 
-    /// Checks what depends on the labels, and on those of the validation rows; returns the metric that decides.
+    /// Checks the settings that depend on the labels; returns the metric that selects the best epoch.
     pub(super) fn check(&self, labels: &Labels, gold: &Targets) -> Result<Metric, JobError> {
         let needs_validation = [
             ("promote_if", self.promote_if.is_some()),
@@ -35,7 +35,7 @@ impl Job {
             ("metric", self.metric.is_some()),
         ];
         if let Some((setting, _)) = needs_validation.iter().find(|(_, set)| *set && self.validation.is_empty()) {
-            return error(setting, "validation rows to measure on", "none".into());
+            return error(setting, "validation rows to evaluate on", "none".into());
         }
         let (problem, count) = (labels.problem(), labels.names().len());
         if problem != Problem::SingleLabel && self.label_smoothing != 0.0 {
@@ -53,7 +53,7 @@ impl Job {
                 return error(setting, &format!("metrics that are measured here: {names}"), metric.to_string());
             }
         }
-        // GLUE's first metric of the task, and of those of a plain task the first that suits its labels.
+        // GLUE's first metric of the task; for a generic task, the first metric that suits its labels.
         Ok(self.metric.unwrap_or(self.task.metrics(count)[0]))
     }
 
@@ -66,7 +66,7 @@ impl Job {
             (Calibrate::Threshold(objective), _) if problem != Problem::SingleLabel || count != 2 => {
                 error("calibrate", "a threshold for two labels only", format!("{objective} for {count} labels"))
             }
-            // What no training can change is said before it.
+            // Training cannot change this, so it is reported before training.
             (Calibrate::Threshold(_), Some(class)) => {
                 let (rows, label) = (self.validation.len(), &labels.names()[class as usize]);
                 let all = if rows == 1 { "1 row, whose label is".into() } else { format!("{rows} rows, all of them") };
@@ -101,8 +101,8 @@ impl Job {
         })
     }
 
-    /// A hash of everything that the weights depend on. What happens to them afterwards is left out: a condition may
-    /// be changed while a training is under way.
+    /// Hashes everything that the weights depend on. Calibration and promotion are left out, so that a condition can be
+    /// changed while training is under way.
     pub(super) fn key(&self, base: &ModelFiles, labels: &Labels) -> blake3::Hash {
         let mut key = Key::new("finetune");
         key.files(base);
@@ -125,14 +125,14 @@ fn error<T>(setting: &'static str, expected: &str, found: String) -> Result<T, J
     Err(JobError::Setting { setting, expected: expected.to_owned(), found })
 }
 
-/// The class of all rows, where they have no other.
+/// Returns the class of all rows, if they all have the same one.
 fn only_class(gold: &Targets) -> Option<u32> {
     let Targets::Classes(classes) = gold else { return None };
     let first = *classes.first()?;
     classes.iter().all(|class| *class == first).then_some(first)
 }
 
-/// Says whose labels are wrong, and calls the rows by their names.
+/// Names the rows in a label error, and says which set they belong to.
 fn wrong(what: &'static str, rows: &[Row]) -> impl FnOnce(LabelError) -> JobError {
     move |source| JobError::Labels { what, source: source.named(|row| rows[row].name()) }
 }

@@ -1,4 +1,4 @@
-//! What is wrong with a label column: which rows, what is known, and how to mend it.
+//! Errors of a label column: the wrong rows, the known labels, and how to fix them.
 
 use std::fmt;
 
@@ -6,13 +6,13 @@ use thiserror::Error;
 
 use super::GoldLabel;
 
-/// How many of the rows that are wrong an error shows.
+/// The maximum number of wrong rows that an error shows.
 const MOST_SHOWN: usize = 5;
 
 /// Label values that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum LabelError {
-    /// Values of rows.
+    /// Some rows have unusable values.
     #[error(
         "{}{}{}; {help}",
         .rows.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
@@ -20,16 +20,16 @@ pub enum LabelError {
         if .known.is_empty() { String::new() } else { format!("; known labels: {known}") }
     )]
     Rows {
-        /// The first rows that are wrong.
+        /// The first wrong rows.
         rows: Vec<WrongRow>,
-        /// How many are.
+        /// The number of wrong rows.
         wrong: usize,
-        /// The labels that are known; empty where any number would do.
+        /// The known labels; empty if any number is allowed.
         known: String,
-        /// How to mend the first.
+        /// How to fix the first one.
         help: String,
     },
-    /// There are too few different labels to learn anything.
+    /// There are too few different labels to train on.
     #[error(
         "the label column has {}; {}: look at the query that selects the training rows",
         match .found { Some(label) => format!("only the label {label:?}"), None => "no label".to_owned() },
@@ -38,22 +38,22 @@ pub enum LabelError {
     TooFew {
         /// The one label, if there is one.
         found: Option<String>,
-        /// Whether a row may have any number of labels.
+        /// True if a row may have any number of labels.
         multi: bool,
     },
-    /// A list of labels that was given is wrong.
+    /// The given list of labels is invalid.
     #[error("labels = {names:?}: {problem}")]
     Given {
         /// The list.
         names: Vec<String>,
-        /// What is wrong with it.
+        /// The reason.
         problem: String,
     },
 }
 
 impl LabelError {
-    /// Calls the rows by names of their own rather than by their places among the values, of which a query that was
-    /// split or filtered has others.
+    /// Replaces the row names, which by default are positions among the values. A split or filtered query has other
+    /// positions.
     #[must_use]
     pub fn named(mut self, name: impl Fn(usize) -> String) -> Self {
         if let Self::Rows { rows, .. } = &mut self {
@@ -65,16 +65,16 @@ impl LabelError {
     }
 }
 
-/// A row whose label is wrong.
+/// A row with an unusable label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WrongRow {
-    /// Its place among the values, from 0.
+    /// The position among the values, from 0.
     pub row: usize,
-    /// What the message calls it.
+    /// The row's name in the message.
     pub name: String,
-    /// The value, as it is shown.
+    /// The value as shown.
     pub value: String,
-    /// What is wrong with it.
+    /// The reason.
     pub problem: String,
 }
 
@@ -84,10 +84,10 @@ impl fmt::Display for WrongRow {
     }
 }
 
-/// What is wrong with one value, and how to mend it.
+/// The reason why a value cannot be used, and how to fix it.
 pub(super) type Wrong = (String, String);
 
-/// The rows that are wrong, the first few of them with the reason.
+/// The wrong rows: their number, and the first few with the reason.
 #[derive(Debug, Default)]
 pub(super) struct WrongRows {
     shown: Vec<WrongRow>,

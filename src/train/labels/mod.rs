@@ -1,7 +1,7 @@
-//! From the values of a label column to what a model learns, and back to names.
+//! Maps the values of a label column to training targets, and back to names.
 //!
-//! The mapping is learned from the training rows, or given, or that of a GLUE task; it is stored in the checkpoint as
-//! `id2label`, so that what is evaluated or scored later means the same.
+//! The mapping is derived from the training rows, or given, or that of a GLUE task. It is stored in the checkpoint as
+//! `id2label`, so that evaluation and scoring use the same mapping later.
 
 mod error;
 
@@ -17,7 +17,7 @@ use crate::words::closest;
 pub use error::{LabelError, WrongRow};
 use error::{Wrong, WrongRows};
 
-/// How many of the labels that are known an error lists.
+/// The maximum number of known labels that an error lists.
 const MOST_LISTED: usize = 20;
 
 /// A value of a label column.
@@ -25,18 +25,18 @@ const MOST_LISTED: usize = 20;
 pub enum GoldLabel {
     /// NULL.
     Null,
-    /// A whole number.
+    /// An integer.
     Integer(i64),
-    /// A number.
+    /// A floating-point number.
     Float(f64),
     /// A text.
     Text(String),
-    /// A list of texts: the labels of a row that may have any number.
+    /// A list of texts: the labels of a row in a multi-label task.
     Texts(Vec<String>),
 }
 
 impl From<bool> for GoldLabel {
-    /// A truth value is one of the labels `false` and `true`.
+    /// Converts a boolean to the label `false` or `true`.
     fn from(value: bool) -> Self {
         Self::Text(value.to_string())
     }
@@ -54,18 +54,18 @@ impl fmt::Display for GoldLabel {
     }
 }
 
-/// What a model learns to say about each row.
+/// The training targets of the rows.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Targets {
-    /// The place of each row's label.
+    /// The index of each row's label.
     Classes(Vec<u32>),
     /// The value of each row.
     Values(Vec<f32>),
-    /// Whether each row has each label, row by row.
+    /// One flag per row and label, row by row.
     Sets(Vec<bool>),
 }
 
-/// The names of the logits, in order, and how the values of a label column map to them.
+/// The names of the logits, in order, and the mapping from the values of a label column to them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Labels {
     task: Task,
@@ -74,16 +74,17 @@ pub struct Labels {
     numbers: Numbers,
 }
 
-/// What a whole number in a label column stands for.
+/// The meaning of an integer in a label column.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Numbers {
-    /// The label of that name.
+    /// The label with that name.
     Names,
-    /// The label in that place, from 0.
+    /// The label at that index, from 0.
     Places,
-    /// The label that a GLUE data set has in that place: its place among the names, which may have another order.
+    /// The label with that number in the GLUE data set, mapped to its index among the names, which may be in another
+    /// order.
     DataSet(Vec<u32>),
-    /// Nothing: the names are some of the GLUE data set's, but not all.
+    /// Ambiguous: the names are some of the GLUE data set's, but not all.
     Unclear,
 }
 
@@ -105,8 +106,8 @@ impl Numbers {
 }
 
 impl Labels {
-    /// Learns the mapping from the training rows: whole numbers in their order, texts in the order of their bytes. A
-    /// GLUE task brings its own, and a regression needs none.
+    /// Derives the mapping from the training rows: integers in numeric order, texts in byte order. A GLUE task has a
+    /// fixed mapping, and a regression needs none.
     ///
     /// # Errors
     /// NULL, or a value that does not suit the task, with its row; fewer than two different labels (one for a
@@ -125,7 +126,7 @@ impl Labels {
             match (value, multi) {
                 (GoldLabel::Texts(values), true) => texts.extend(values.iter().cloned()),
                 (GoldLabel::Text(value), false) => _ = texts.insert(value.clone()),
-                (value, false) if whole(value).is_some() => integers.extend(whole(value)),
+                (value, false) if as_integer(value).is_some() => integers.extend(as_integer(value)),
                 (value, _) => wrong.push(row, value, unsuitable(value, task.problem())),
             }
             if !integers.is_empty() && !texts.is_empty() {
@@ -134,7 +135,7 @@ impl Labels {
             }
         }
         wrong.into_result(String::new())?;
-        // Numbers go by their value, not by their digits: 2 before 10.
+        // Integers are sorted by value, not by digits: 2 before 10.
         let names: Vec<String> = integers.iter().map(ToString::to_string).chain(texts).collect();
         if names.len() < if multi { 1 } else { 2 } {
             return Err(LabelError::TooFew { found: names.into_iter().next(), multi });
@@ -142,14 +143,14 @@ impl Labels {
         Self::given(task, names)
     }
 
-    /// Takes the names of the labels in the order of the logits, from a pipeline or from a checkpoint.
+    /// Takes the names of the labels in the order of the logits, from a pipeline or a checkpoint.
     ///
-    /// A text in the label column is a name. So is a whole number where all names are whole numbers. Otherwise it is
-    /// the place of a name, from 0; but for a GLUE task whose labels these are, in whatever order, it stands for the
-    /// label that it has in GLUE's data set.
+    /// A text in the label column is a name. If all names are integers, an integer is a name too. Otherwise it is the
+    /// index of a name, from 0. For a GLUE task with GLUE's labels, in any order, it is the number of a label in GLUE's
+    /// data set instead.
     ///
     /// # Errors
-    /// Too few names, an empty name, or one that is there twice; names for a regression.
+    /// Too few names, an empty name, or a duplicate name; names for a regression.
     pub fn given(task: Task, names: Vec<String>) -> Result<Self, LabelError> {
         let problem = task.problem();
         let refuse = |names, problem: String| Err(LabelError::Given { names, problem });
@@ -180,14 +181,15 @@ impl Labels {
         Self { task, names: Vec::new(), places: HashMap::new(), numbers: Numbers::Names }
     }
 
-    /// The names of the logits, in order; empty for a regression.
+    /// Returns the names of the logits, in order; empty for a regression.
     #[must_use]
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// The place of the label that precision, recall, F1 and average precision are of: of a GLUE task the one that is 1
-    /// in its data set, wherever the model has it, otherwise the second of two; none for other than two labels.
+    /// Returns the index of the positive label, which precision, recall, F1 and average precision refer to. For a GLUE
+    /// task it is the label that is 1 in its data set, wherever the model has it; otherwise it is the second of two.
+    /// None unless there are two labels.
     #[must_use]
     pub fn positive(&self) -> Option<usize> {
         let [first, second] = self.names.as_slice() else { return None };
@@ -195,7 +197,7 @@ impl Labels {
             return None;
         }
         let is_first = match self.task.labels() {
-            // One name that is GLUE's says which the other one is.
+            // If one name is GLUE's, the other label is known too.
             [negative, positive] => {
                 same_name(first, positive) || same_name(second, negative) || (first == "1" && second == "0")
             }
@@ -204,19 +206,20 @@ impl Labels {
         Some(usize::from(!is_first))
     }
 
-    /// What the logits mean.
+    /// Returns the meaning of the logits.
     #[must_use]
     pub fn problem(&self) -> Problem {
         self.task.problem()
     }
 
-    /// The keys of `config.json` that `transformers` reads: `id2label`, `label2id` and `problem_type`; and for a
-    /// regression the activation that the `CrossEncoder` of sentence-transformers reads, which else is a sigmoid.
+    /// Returns the keys of `config.json` that `transformers` reads: `id2label`, `label2id` and `problem_type`. For a
+    /// regression it adds the activation that the `CrossEncoder` of sentence-transformers reads, whose default is a
+    /// sigmoid.
     #[must_use]
     pub fn config_keys(&self) -> Map<String, Value> {
         let numbered = || self.names.iter().enumerate();
         let (problem, ids, names) = match self.problem() {
-            // `transformers` knows a regression by its one logit, which has a name like any other.
+            // `transformers` identifies a regression by its single logit, which is named like any other.
             Problem::Regression => ("regression", json!({ "0": "LABEL_0" }), json!({ "LABEL_0": 0 })),
             problem => (
                 if problem == Problem::MultiLabel {
@@ -239,22 +242,23 @@ impl Labels {
         keys
     }
 
-    /// Maps the label of every row to what a model learns.
+    /// Maps the label of every row to a training target.
     ///
     /// # Errors
-    /// NULL, and values that are unknown or do not suit the task: the first few rows, what is known, and the mend.
+    /// NULL, and values that are unknown or do not suit the task: the first few rows, the known labels, and how to fix
+    /// them.
     pub fn targets(&self, rows: &[GoldLabel]) -> Result<Targets, LabelError> {
         match self.problem() {
-            Problem::SingleLabel => self.each(rows, |value| self.class(value)).map(Targets::Classes),
-            Problem::Regression => self.each(rows, |value| self.number(value)).map(Targets::Values),
+            Problem::SingleLabel => self.map_rows(rows, |value| self.class(value)).map(Targets::Classes),
+            Problem::Regression => self.map_rows(rows, |value| self.number(value)).map(Targets::Values),
             Problem::MultiLabel => {
-                let sets = self.each(rows, |value| self.set(value))?;
+                let sets = self.map_rows(rows, |value| self.set(value))?;
                 Ok(Targets::Sets(sets.into_iter().flatten().collect()))
             }
         }
     }
 
-    /// The labels that none of the rows has; none where there are no rows, or no labels.
+    /// Returns the labels that no row has; empty if there are no rows, or no labels.
     #[must_use]
     pub fn without_rows(&self, targets: &Targets) -> Vec<String> {
         let mut has_row = vec![false; self.names.len()];
@@ -272,7 +276,11 @@ impl Labels {
         missing.map(|(name, _)| name.clone()).collect()
     }
 
-    fn each<T>(&self, rows: &[GoldLabel], map: impl Fn(&GoldLabel) -> Result<T, Wrong>) -> Result<Vec<T>, LabelError> {
+    fn map_rows<T>(
+        &self,
+        rows: &[GoldLabel],
+        map: impl Fn(&GoldLabel) -> Result<T, Wrong>,
+    ) -> Result<Vec<T>, LabelError> {
         let mut wrong = WrongRows::default();
         let mut targets = Vec::with_capacity(rows.len());
         for (row, value) in rows.iter().enumerate() {
@@ -285,7 +293,7 @@ impl Labels {
     }
 
     fn class(&self, value: &GoldLabel) -> Result<u32, Wrong> {
-        if let Some(number) = whole(value) {
+        if let Some(number) = as_integer(value) {
             return self.integer(number);
         }
         match value {
@@ -390,31 +398,31 @@ fn listed(names: &[impl fmt::Debug]) -> String {
 
 const MIXED: &str = "cast the column to one type in the query";
 
-/// The whole number that a value is, if it is one.
-fn whole(value: &GoldLabel) -> Option<i64> {
+/// Returns the value as an integer, if it is one.
+fn as_integer(value: &GoldLabel) -> Option<i64> {
     match value {
         GoldLabel::Integer(value) => Some(*value),
-        // A column of whole numbers with gaps becomes one of floats in many programs.
+        // Many programs convert an integer column with gaps to floats.
         GoldLabel::Float(value) if value.fract() == 0.0 && value.abs() < 1e15 => Some(*value as i64),
         _ => None,
     }
 }
 
-/// Says why a value is no label of such a problem.
+/// Explains why a value cannot be a label for a kind of problem, and how to fix it.
 fn unsuitable(value: &GoldLabel, problem: Problem) -> Wrong {
     let (wrong, help) = match (value, problem) {
-        (GoldLabel::Null, _) => ("is no label", "leave such rows out with `WHERE label IS NOT NULL`"),
+        (GoldLabel::Null, _) => ("is not a label", "leave such rows out with `WHERE label IS NOT NULL`"),
         (GoldLabel::Float(_), Problem::Regression) => {
-            ("is not a finite number", "leave the row out or mend its value in the query")
+            ("is not a finite number", "leave the row out or fix its value in the query")
         }
-        (_, Problem::Regression) => ("is no number", "cast it in the query: `CAST(label AS DOUBLE)`"),
+        (_, Problem::Regression) => ("is not a number", "cast it in the query: `CAST(label AS DOUBLE)`"),
         (GoldLabel::Float(_), Problem::SingleLabel) => {
-            ("is no whole number", "labels are whole numbers or texts; to learn a value, set task = \"regression\"")
+            ("is not a whole number", "labels are whole numbers or texts; to learn a value, set task = \"regression\"")
         }
         (GoldLabel::Texts(_), Problem::SingleLabel) => {
             ("is a list", "for rows with any number of labels, set task = \"multilabel\"")
         }
-        (_, Problem::MultiLabel) => ("is no list of texts", "make it one in the query: `make_array(label)`"),
+        (_, Problem::MultiLabel) => ("is not a list of texts", "make it one in the query: `make_array(label)`"),
         (_, Problem::SingleLabel) => ("is unknown", "map it in the query"),
     };
     (wrong.into(), help.into())

@@ -1,15 +1,15 @@
-//! One label of many: the confusion matrix, and what is computed from nothing else.
+//! Single-label predictions: the confusion matrix, and the metrics computed from it.
 
 use std::collections::BTreeMap;
 
 use super::{MetricError, check_labels, check_length, f1, ratio};
 
-/// How often each label was predicted for each gold label.
+/// A confusion matrix: the number of rows by gold and predicted label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confusion {
-    /// The cells that have rows, by gold label, then predicted label: of thousands of labels, few are ever confused.
+    /// The non-zero cells, by gold label, then predicted label: of thousands of labels, few are ever confused.
     cells: Vec<(Place, u64)>,
-    /// Rows with each gold label, predicted to have each label, and both.
+    /// The number of rows per label: with it as gold label, as predicted label, and as both.
     support: Vec<u64>,
     predicted: Vec<u64>,
     hits: Vec<u64>,
@@ -18,18 +18,18 @@ pub struct Confusion {
 /// A gold label and a predicted one.
 type Place = (u32, u32);
 
-/// Rows by the cell of the matrix that they fall into.
+/// The cell of the confusion matrix for each row.
 #[derive(Debug, Clone)]
 pub(super) struct Cells {
     labels: usize,
     /// The cells, in order.
     places: Vec<Place>,
-    /// The cell of each row, by its number among these.
+    /// The index of each row's cell in `places`.
     rows: Vec<u32>,
 }
 
 impl Cells {
-    /// Takes labels that [`check`] has found right.
+    /// Takes labels that [`check`] has validated.
     pub(super) fn new(labels: usize, gold: &[u32], predicted: &[u32]) -> Self {
         let places = || gold.iter().copied().zip(predicted.iter().copied());
         let numbers: BTreeMap<Place, u32> = places().map(|place| (place, 0)).collect();
@@ -37,11 +37,11 @@ impl Cells {
         Self { labels, rows: places().map(|place| numbers[&place]).collect(), places: numbers.into_keys().collect() }
     }
 
-    /// Counts the rows, each as often as `counts` says.
+    /// Counts the rows, each as many times as `counts` gives.
     pub(super) fn count(&self, counts: &[u32]) -> Confusion {
         let size = self.places.len();
-        // Neighbours mostly fall into the same few cells, and an addition waits for the one before it in its cell.
-        // Four matrices side by side halve the time.
+        // Neighbouring rows mostly fall into the same few cells, and an addition depends on the previous one in its
+        // cell. Four interleaved matrices halve the time.
         let mut parts = vec![0_u64; 4 * size];
         let (cell_fours, cell_rest) = self.rows.as_chunks::<4>();
         let (count_fours, count_rest) = counts.as_chunks::<4>();
@@ -58,21 +58,21 @@ impl Cells {
     }
 }
 
-/// What a confusion matrix says about one label; all from 0 to 1.
+/// The scores of one label, all from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ClassScores {
-    /// Share of the rows predicted so that are so; 0 where none is predicted so, as scikit-learn has it.
+    /// Share of the rows predicted to have the label that have it; 0 if none is predicted, as in scikit-learn.
     pub precision: f64,
-    /// Share of the rows that are so that are predicted so; 0 where none is.
+    /// Share of the rows with the label that are predicted to have it; 0 if none has it.
     pub recall: f64,
-    /// Harmonic mean of the two; 0 where no row is so or is predicted so.
+    /// Harmonic mean of precision and recall; 0 if no row has the label or is predicted to have it.
     pub f1: f64,
-    /// Rows that are so.
+    /// The number of rows with the label.
     pub support: u64,
 }
 
 impl Confusion {
-    /// Counts gold and predicted labels, each the label's place from 0.
+    /// Counts gold and predicted labels, given as indices from 0.
     ///
     /// # Errors
     /// No rows; columns of different lengths; a label beyond `labels`.
@@ -81,10 +81,10 @@ impl Confusion {
         Ok(Cells::new(labels, gold, predicted).count(&vec![1; gold.len()]))
     }
 
-    /// Takes the counts as they are, gold label by predicted label, row by row.
+    /// Takes the counts, gold label by predicted label, row by row.
     ///
     /// # Panics
-    /// For other than `labels` times `labels` counts.
+    /// If there are not `labels` times `labels` counts.
     #[must_use]
     pub fn of_counts(labels: usize, counts: &[u64]) -> Self {
         assert_eq!(counts.len(), labels * labels, "a count a cell");
@@ -92,7 +92,7 @@ impl Confusion {
         Self::of_places(labels, places.zip(counts.iter().copied()))
     }
 
-    /// Takes counts by their cells, which are in order.
+    /// Takes the counts of cells, in the order of the cells.
     fn of_places(labels: usize, cells: impl Iterator<Item = (Place, u64)>) -> Self {
         let cells: Vec<_> = cells.filter(|(_, count)| *count > 0).collect();
         let [mut support, mut predicted, mut hits] = [(); 3].map(|()| vec![0; labels]);
@@ -106,20 +106,20 @@ impl Confusion {
         Self { cells, support, predicted, hits }
     }
 
-    /// Number of labels.
+    /// Returns the number of labels.
     #[must_use]
     pub fn labels(&self) -> usize {
         self.support.len()
     }
 
-    /// Rows with this gold label that were predicted to have that label.
+    /// Returns the number of rows with this gold label and this predicted label.
     #[must_use]
     pub fn count(&self, gold: usize, predicted: usize) -> u64 {
         let found = self.cells.binary_search_by_key(&(gold as u32, predicted as u32), |(place, _)| *place);
         found.map_or(0, |cell| self.cells[cell].1)
     }
 
-    /// Gold label, predicted label and rows of the most frequent mistakes, the most frequent first.
+    /// Returns the most frequent mistakes as (gold label, predicted label, rows), the most frequent first.
     #[must_use]
     pub fn mistakes(&self, most: usize) -> Vec<(usize, usize, u64)> {
         let wrong = self.cells.iter().filter(|((gold, predicted), _)| gold != predicted);
@@ -130,19 +130,19 @@ impl Confusion {
         wrong
     }
 
-    /// All rows.
+    /// Returns the number of all rows.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.support.iter().sum()
     }
 
-    /// Rows with this gold label.
+    /// Returns the number of rows with this gold label.
     #[must_use]
     pub fn support(&self, label: usize) -> u64 {
         self.support[label]
     }
 
-    /// Rows predicted to have this label.
+    /// Returns the number of rows predicted to have this label.
     #[must_use]
     pub fn predicted(&self, label: usize) -> u64 {
         self.predicted[label]
@@ -152,15 +152,15 @@ impl Confusion {
         self.hits.iter().sum()
     }
 
-    /// Share of the rows whose label is right; none without rows.
+    /// Returns the share of the rows with the correct label; none without rows.
     ///
-    /// This is also the F1 of all labels together ("micro"), as each row has one label and gets one.
+    /// This is also the F1 of all labels pooled ("micro"), as each row has one label and gets one.
     #[must_use]
     pub fn accuracy(&self) -> Option<f64> {
         ratio(self.hits(), self.total())
     }
 
-    /// Precision, recall and F1 of one label.
+    /// Returns precision, recall and F1 of one label.
     #[must_use]
     pub fn class(&self, label: usize) -> ClassScores {
         let (hits, support, predicted) = (self.hits[label], self.support(label), self.predicted(label));
@@ -172,9 +172,9 @@ impl Confusion {
         }
     }
 
-    /// Mean F1 of the labels that occur, in the gold labels or among the predicted; none without rows.
+    /// Returns the mean F1 over the labels that occur as gold or predicted labels; none without rows.
     ///
-    /// A label of the model that occurs nowhere is left out, as `sklearn.metrics.f1_score(average="macro")` does.
+    /// A label that never occurs is left out, as in `sklearn.metrics.f1_score(average="macro")`.
     #[must_use]
     pub fn f1_macro(&self) -> Option<f64> {
         let occur = (0..self.labels()).filter(|&label| self.support(label) + self.predicted(label) > 0);
@@ -182,7 +182,7 @@ impl Confusion {
         (n > 0).then(|| sum / n as f64)
     }
 
-    /// Mean F1 of the labels, weighted by the rows that have them; none without rows.
+    /// Returns the mean F1 over the labels, weighted by the rows that have them; none without rows.
     #[must_use]
     pub fn f1_weighted(&self) -> Option<f64> {
         let classes = (0..self.labels()).map(|label| self.class(label));
@@ -191,7 +191,8 @@ impl Confusion {
         (total > 0).then(|| sum / total as f64)
     }
 
-    /// Matthews' correlation of gold and predicted labels, -1 to 1; 0 where either are all the same; none without rows.
+    /// Returns the Matthews correlation of gold and predicted labels, -1 to 1; 0 if either are all equal; none without
+    /// rows.
     ///
     /// **Source**: Gorodkin 2004, "Comparing two K-category assignments by a K-category correlation coefficient"; for
     /// two labels this is Matthews 1975.
@@ -202,7 +203,7 @@ impl Confusion {
             return None;
         }
         let shares = (0..self.labels()).map(|label| {
-            // Shares rather than counts: the products of counts leave the 53 bits that a float has.
+            // Shares rather than counts, as products of counts exceed the 53 bits of a float's mantissa.
             (self.support(label) as f64 / total, self.predicted(label) as f64 / total)
         });
         let (mut both, mut gold, mut predicted) = (0.0, 0.0, 0.0);
@@ -211,7 +212,7 @@ impl Confusion {
             gold += support * support;
             predicted += guessed * guessed;
         }
-        // A single label has the share 1 exactly.
+        // A single label has a share of exactly 1.
         if gold >= 1.0 || predicted >= 1.0 {
             return Some(0.0);
         }

@@ -1,11 +1,11 @@
-//! Values: how a prediction goes along with the gold value.
+//! Correlations of predicted and gold values.
 
 use super::{MetricError, check_finite, check_length};
 
 /// Gold and predicted values, centred for Pearson and grouped into ties for Spearman.
 #[derive(Debug, Clone)]
 pub struct Correlation {
-    /// The rows by rising gold value: their memory is then read in order for one of the two.
+    /// The rows by ascending gold value, so that memory is read in order for one of the two columns.
     order: Vec<u32>,
     gold: Vec<f64>,
     predicted: Vec<f64>,
@@ -13,7 +13,7 @@ pub struct Correlation {
     predicted_ties: Ties,
 }
 
-/// The place of each row's value among the distinct values, in rising order.
+/// The rank of each row's value among the distinct values, in ascending order.
 #[derive(Debug, Clone)]
 struct Ties {
     place: Vec<u32>,
@@ -21,13 +21,13 @@ struct Ties {
 }
 
 impl Correlation {
-    /// Centres and sorts values.
+    /// Centres and sorts the values.
     ///
     /// # Errors
     /// No rows; columns of different lengths; a value that is not finite.
     ///
     /// # Panics
-    /// For 2^31 rows or more.
+    /// If there are 2^31 rows or more.
     pub fn new(gold: &[f64], predicted: &[f64]) -> Result<Self, MetricError> {
         check(gold, predicted)?;
         let order = order(gold);
@@ -42,7 +42,7 @@ impl Correlation {
         })
     }
 
-    /// Pearson's and Spearman's correlation under counts, as [`pearson`] and [`spearman`] give them.
+    /// Returns the Pearson and Spearman correlations under counts, defined as in [`pearson`] and [`spearman`].
     #[must_use]
     pub fn measure(&self, counts: &[u32]) -> (Option<f64>, Option<f64>) {
         let counts: Vec<u32> = self.order.iter().map(|row| counts[*row as usize]).collect();
@@ -63,8 +63,8 @@ impl Correlation {
     }
 }
 
-/// The ranks of distinct values, and the sum of the squares of all ranks, both of twice the rank less the mean rank:
-/// that is a whole number, also where values share the mean of their ranks.
+/// The ranks of distinct values and the sum of the squares of all ranks, both for twice the rank less the mean rank.
+/// That is an integer, even for ties, which share the mean of their ranks.
 struct Ranks {
     doubled: Vec<i32>,
     squares: f64,
@@ -84,7 +84,7 @@ impl Ties {
         Self { place, distinct: distinct as usize + 1 }
     }
 
-    /// Whether all rows that are counted, if any, have one value.
+    /// Returns true if all counted rows have the same value, or none is counted.
     fn all_same(&self, counts: &[u32]) -> bool {
         let mut counted = self.place.iter().zip(counts).filter(|(_, count)| **count > 0).map(|(place, _)| place);
         let first = counted.next();
@@ -96,7 +96,7 @@ impl Ties {
         for (place, count) in self.place.iter().zip(counts) {
             tied[*place as usize] += count.cast_signed();
         }
-        // Twice the mean rank is the number of rows and one more.
+        // Twice the mean rank is the number of rows plus one.
         let mut before = -tied.iter().sum::<i32>();
         let mut squares = 0.0;
         for tied in &mut tied {
@@ -109,7 +109,7 @@ impl Ties {
     }
 }
 
-/// The rows by rising value.
+/// Returns the rows by ascending value.
 fn order(values: &[f64]) -> Vec<u32> {
     assert!(values.len() < 1 << 31, "rows of a correlation are counted in 31 bits");
     let mut order: Vec<u32> = (0..values.len() as u32).collect();
@@ -119,7 +119,7 @@ fn order(values: &[f64]) -> Vec<u32> {
     order
 }
 
-/// Values less their mean, in units of the largest deviation: no square then overflows or vanishes.
+/// Returns the values minus their mean, in units of the largest deviation, so that no square overflows or underflows.
 fn centred(values: &[f64]) -> Vec<f64> {
     let mean = values.iter().map(|value| value / values.len() as f64).sum::<f64>();
     let largest = values.iter().map(|value| (value - mean).abs()).fold(0.0, f64::max);
@@ -127,7 +127,7 @@ fn centred(values: &[f64]) -> Vec<f64> {
     values.iter().map(|value| (value - mean) / unit).collect()
 }
 
-/// Pearson's correlation under counts of values whose mean is about 0.
+/// Returns the Pearson correlation under counts of values whose mean is about 0.
 fn correlation(xs: &[f64], ys: &[f64], counts: &[u32]) -> Option<f64> {
     let (mut n, mut x, mut y, mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
     for ((&a, &b), &count) in xs.iter().zip(ys).zip(counts) {
@@ -143,7 +143,7 @@ fn correlation(xs: &[f64], ys: &[f64], counts: &[u32]) -> Option<f64> {
     (product > 0.0).then(|| ((xy - x * y / n) / product.sqrt()).clamp(-1.0, 1.0))
 }
 
-/// Pearson's correlation, -1 to 1; none for fewer than two rows, or where either values are all the same.
+/// Returns the Pearson correlation, -1 to 1; none for fewer than two rows, or if either values are all equal.
 ///
 /// # Errors
 /// As [`Correlation::new`].
@@ -151,7 +151,7 @@ pub fn pearson(gold: &[f64], predicted: &[f64]) -> Result<Option<f64>, MetricErr
     Ok(Correlation::new(gold, predicted)?.measure(&vec![1; gold.len()]).0)
 }
 
-/// Spearman's rank correlation, -1 to 1, equal values sharing the mean of their ranks; none where Pearson's is none.
+/// Returns the Spearman rank correlation, -1 to 1. Ties share the mean of their ranks. None if Pearson's is none.
 ///
 /// # Errors
 /// As [`Correlation::new`].

@@ -1,13 +1,13 @@
-//! Any number of labels: whole sets and single labels that are right.
+//! Metrics of multi-label predictions: subset accuracy and F1.
 
 use super::{MetricError, check_length, f1, ratio};
 
 /// Gold and predicted sets of labels.
 #[derive(Debug, Clone)]
 pub struct LabelSets {
-    /// Whether each row's set is right.
+    /// True for each row whose set is correct.
     right: Vec<bool>,
-    /// Label by label, what each row says about it: a column is summed far quicker than rows are looked at.
+    /// One column per label, with a code for each row: summing columns is much faster than scanning rows.
     columns: Vec<Vec<u8>>,
 }
 
@@ -23,10 +23,10 @@ struct Tally {
 }
 
 impl LabelSets {
-    /// Takes the sets of all rows: row by row, whether each of `labels` labels is there.
+    /// Takes the sets of all rows: one flag per row and label, row by row.
     ///
     /// # Errors
-    /// No rows, or no labels; columns whose lengths differ or are no multiple of `labels`.
+    /// No rows, or no labels; columns whose lengths differ or are not a multiple of `labels`.
     pub fn new(labels: usize, gold: &[bool], predicted: &[bool]) -> Result<Self, MetricError> {
         if labels == 0 || gold.is_empty() {
             return Err(MetricError::Empty);
@@ -46,13 +46,13 @@ impl LabelSets {
         })
     }
 
-    /// Rows.
+    /// Returns the number of rows.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.right.len()
     }
 
-    /// Share of the rows all of whose labels are right; none without rows.
+    /// Returns the share of the rows whose labels are all correct; none without rows.
     #[must_use]
     pub fn subset_accuracy(&self, counts: &[u32]) -> Option<f64> {
         let (mut right, mut all) = (0, 0);
@@ -64,7 +64,7 @@ impl LabelSets {
     }
 
     fn tally(column: &[u8], counts: &[u32]) -> Tally {
-        // A resample has as many rows as there are, which 32 bits hold; sums of 32 bits are made in vectors.
+        // A resample has as many rows as the sample, which fit in 32 bits; 32-bit sums are vectorized.
         let (mut hits, mut gold, mut predicted) = (0_u32, 0_u32, 0_u32);
         for (&code, &count) in column.iter().zip(counts) {
             let (is, guess) = (u32::from(code & GOLD), u32::from(code >> 1));
@@ -75,9 +75,9 @@ impl LabelSets {
         Tally { hits: hits.into(), false_alarms: (predicted - hits).into(), misses: (gold - hits).into() }
     }
 
-    /// F1 of all labels of all rows together ("micro"), and the mean F1 of the labels ("macro").
+    /// Returns F1 of all labels pooled ("micro"), and the mean F1 over the labels ("macro").
     ///
-    /// 0 where no row has a label and none is predicted to have it, for macro label by label, as scikit-learn has it.
+    /// F1 is 0 if no row has a label and none is predicted to have it (for macro: per label), as in scikit-learn.
     #[must_use]
     pub fn f1(&self, counts: &[u32]) -> (f64, f64) {
         let (mut all, mut sum) = (Tally::default(), 0.0);

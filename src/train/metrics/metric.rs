@@ -1,4 +1,4 @@
-//! The metrics by name, and a set of measured ones.
+//! Metrics by name, and a set of metric values.
 
 use std::fmt;
 
@@ -6,26 +6,26 @@ use serde_json::{Map, Value};
 
 use crate::train::names::{UnknownName, same_name};
 
-/// A number that says how good predictions are.
+/// A metric of predictions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Metric {
-    /// Share of the rows whose label is right.
+    /// Share of the rows with the correct label.
     Accuracy,
-    /// Share of the rows predicted to have the positive one of two labels that have it.
+    /// Precision of the positive one of two labels: the share of the rows predicted positive that are positive.
     Precision,
-    /// Share of the rows that have the positive one of two labels that are predicted to have it.
+    /// Recall of the positive one of two labels: the share of the positive rows that are predicted positive.
     Recall,
-    /// F1 of the positive one of two labels, as GLUE has it.
+    /// F1 of the positive one of two labels, as in GLUE.
     F1,
-    /// Mean F1 of the labels.
+    /// Mean F1 over the labels.
     F1Macro,
-    /// F1 of all labels together.
+    /// F1 of all labels pooled.
     F1Micro,
-    /// Mean F1 of the labels, weighted by their rows.
+    /// Mean F1 over the labels, weighted by their rows.
     F1Weighted,
-    /// Matthews' correlation.
+    /// Matthews correlation coefficient.
     Matthews,
-    /// Share of the rows whose set of labels is right.
+    /// Share of the rows whose set of labels is correct.
     SubsetAccuracy,
     /// Area under the receiver operating characteristic.
     RocAuc,
@@ -37,9 +37,9 @@ pub enum Metric {
     Brier,
     /// Expected calibration error.
     CalibrationError,
-    /// Pearson's correlation.
+    /// Pearson correlation.
     Pearson,
-    /// Spearman's rank correlation.
+    /// Spearman rank correlation.
     Spearman,
     /// Mean squared error.
     Mse,
@@ -49,16 +49,16 @@ pub enum Metric {
     Mae,
 }
 
-/// Which of two values of a metric is the better one.
+/// The direction in which a metric improves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Better {
-    /// The higher one.
+    /// Higher is better.
     Higher,
-    /// The lower one: losses and errors.
+    /// Lower is better: losses and errors.
     Lower,
 }
 
-/// Every metric with its name, other names it goes by, and whether it is a share from 0 (or -1) to 1.
+/// Each metric with its name, its aliases, and true if it never exceeds 1.
 const METRICS: [(Metric, &str, &[&str], bool); 19] = [
     (Metric::Accuracy, "accuracy", &["acc"], true),
     (Metric::Precision, "precision", &[], true),
@@ -82,15 +82,15 @@ const METRICS: [(Metric, &str, &[&str], bool); 19] = [
 ];
 
 impl Metric {
-    /// All metrics.
+    /// Returns all metrics.
     pub fn all() -> impl Iterator<Item = Self> + Clone {
         METRICS.iter().map(|(metric, ..)| *metric)
     }
 
-    /// Finds a metric by a name it goes by, whatever its case and dashes: `f1`, `mcc`, `ROC-AUC`.
+    /// Finds a metric by its name or alias, ignoring case and dashes: `f1`, `mcc`, `ROC-AUC`.
     ///
     /// # Errors
-    /// A name that no metric has, with the nearest one and all there are.
+    /// An unknown name, with the closest one and a list of all names.
     pub fn parse(name: &str) -> Result<Self, UnknownName> {
         Self::parse_among(name, Self::all())
     }
@@ -98,7 +98,7 @@ impl Metric {
     /// Finds a metric among some, as [`Metric::parse`] does.
     ///
     /// # Errors
-    /// A name that none of them has, with the nearest one and all of them.
+    /// A name that none of them has, with the closest one and a list of theirs.
     pub fn parse_among(name: &str, metrics: impl Iterator<Item = Self> + Clone) -> Result<Self, UnknownName> {
         let named = |metric: &Self| {
             let (_, own, others, _) = metric.row();
@@ -111,19 +111,19 @@ impl Metric {
         METRICS.iter().find(|(metric, ..)| *metric == self).expect("the table has every metric")
     }
 
-    /// The metric's name in reports and in `promote_if`.
+    /// Returns the metric's name in reports and in `promote_if`.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.row().1
     }
 
-    /// Whether the metric cannot be above 1.
+    /// Returns true if the metric never exceeds 1.
     #[must_use]
     pub fn at_most_one(self) -> bool {
         self.row().3
     }
 
-    /// Which of two values is the better one.
+    /// Returns the direction in which the metric improves.
     #[must_use]
     pub fn better(self) -> Better {
         match self {
@@ -132,7 +132,7 @@ impl Metric {
         }
     }
 
-    /// Whether a value is better than another one; a metric that is not defined is never better.
+    /// Returns true if a value is better than another one; an undefined value is never better.
     #[must_use]
     pub fn improves(self, value: Option<f64>, on: Option<f64>) -> bool {
         match (value, on, self.better()) {
@@ -150,29 +150,29 @@ impl fmt::Display for Metric {
     }
 }
 
-/// Measured metrics in the order of a report; none where a metric is not defined for the rows.
+/// Metric values in the order of a report; none for a metric that is undefined for the rows.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Metrics(Vec<(Metric, Option<f64>)>);
 
 impl Metrics {
-    /// The metrics and their values.
+    /// Returns the metrics and their values.
     pub fn iter(&self) -> impl Iterator<Item = (Metric, Option<f64>)> + Clone {
         self.0.iter().copied()
     }
 
-    /// The value of a metric; none where it was not measured, or is not defined.
+    /// Returns the value of a metric; none if it was not measured, or is undefined.
     #[must_use]
     pub fn get(&self, metric: Metric) -> Option<f64> {
         self.iter().find(|(measured, _)| *measured == metric).and_then(|(_, value)| value)
     }
 
-    /// Whether a metric was measured, defined or not.
+    /// Returns true if a metric was measured, even if undefined.
     #[must_use]
     pub fn has(&self, metric: Metric) -> bool {
         self.iter().any(|(measured, _)| measured == metric)
     }
 
-    /// The metrics as a JSON object, `null` where one is not defined.
+    /// Returns the metrics as a JSON object, with `null` for an undefined one.
     #[must_use]
     pub fn to_json(&self) -> Value {
         Value::Object(

@@ -1,20 +1,20 @@
-//! Probabilities: what they cost where they are wrong, and whether they say how often they are right.
+//! Metrics of probabilities: log loss, Brier score and calibration error.
 
 use super::{MetricError, check_labels, check_length, check_probabilities};
 
-/// How far from 1 a row's probabilities may sum: they come from single-precision arithmetic.
+/// How far the sum of a row's probabilities may be from 1: they come from single-precision arithmetic.
 const SUM_TOLERANCE: f64 = 1e-3;
 
-/// One number a row, whose mean is a metric: a loss, a squared error.
+/// One value per row whose mean is a metric, such as a loss or a squared error.
 #[derive(Debug, Clone)]
 pub struct RowMeans {
     values: Vec<f64>,
 }
 
 impl RowMeans {
-    /// Takes the negative logarithm of the probability of each row's gold label, in nats.
+    /// Computes the negative logarithm of the probability of each row's gold label, in nats.
     ///
-    /// A probability of 0 counts as 2.2e-16, the least step of a double, as scikit-learn has it.
+    /// A probability of 0 counts as 2.2e-16, the machine epsilon of a double, as in scikit-learn.
     ///
     /// # Errors
     /// As [`log_loss`].
@@ -25,7 +25,7 @@ impl RowMeans {
         Ok(Self { values: rows.map(loss).collect() })
     }
 
-    /// Takes the squared distance of each row's probabilities from the gold label's certainty.
+    /// Computes the squared distance of each row's probabilities from the one-hot gold label.
     ///
     /// # Errors
     /// As [`brier`].
@@ -42,17 +42,17 @@ impl RowMeans {
         Ok(Self { values: rows.map(error).collect() })
     }
 
-    /// Takes the squared error of each row.
+    /// Computes the squared error of each row.
     pub(super) fn squared_error(gold: &[f64], predicted: &[f64]) -> Self {
         Self { values: gold.iter().zip(predicted).map(|(gold, predicted)| (gold - predicted).powi(2)).collect() }
     }
 
-    /// Takes the absolute error of each row.
+    /// Computes the absolute error of each row.
     pub(super) fn absolute_error(gold: &[f64], predicted: &[f64]) -> Self {
         Self { values: gold.iter().zip(predicted).map(|(gold, predicted)| (gold - predicted).abs()).collect() }
     }
 
-    /// Mean of the rows under counts; none without rows.
+    /// Returns the mean over the rows under counts; none without rows.
     #[must_use]
     pub fn mean(&self, counts: &[u32]) -> Option<f64> {
         let (mut sum, mut n) = (0.0, 0_u64);
@@ -64,17 +64,18 @@ impl RowMeans {
     }
 }
 
-/// Mean negative logarithm of the probability of the gold label, in nats; `labels` probabilities a row.
+/// Returns the mean negative logarithm of the gold label's probability, in nats; `labels` probabilities per row.
 ///
 /// # Errors
-/// No rows; columns of different lengths; a label beyond `labels`; a number that is no probability; a row whose
+/// No rows; columns of different lengths; a label beyond `labels`; a value that is not a probability; a row whose
 /// probabilities do not sum to 1.
 pub fn log_loss(labels: usize, gold: &[u32], probabilities: &[f64]) -> Result<Option<f64>, MetricError> {
     Ok(RowMeans::log_loss(labels, gold, probabilities)?.mean(&vec![1; gold.len()]))
 }
 
-/// Brier score: for two labels the mean squared error of the second label's probability, 0 to 1; for more the squared
-/// errors of all labels summed, 0 to 2 (`sklearn.metrics.brier_score_loss` with `scale_by_half="auto"`).
+/// Returns the Brier score. For two labels it is the mean squared error of the second label's probability, 0 to 1. For
+/// more it is the sum of the squared errors of all labels, 0 to 2 (`sklearn.metrics.brier_score_loss` with
+/// `scale_by_half="auto"`).
 ///
 /// # Errors
 /// As [`log_loss`].
@@ -116,20 +117,20 @@ struct Row {
 /// The rows whose highest probability lies in one bin.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bin {
-    /// The bin is above this probability ...
+    /// Lower end, exclusive.
     pub above: f64,
-    /// ... and up to this one.
+    /// Upper end, inclusive.
     pub up_to: f64,
-    /// Rows in it.
+    /// The number of rows in the bin.
     pub count: u64,
-    /// Mean of their highest probability; none without rows.
+    /// Mean of the rows' highest probabilities; none without rows.
     pub confidence: Option<f64>,
-    /// Share of them whose most probable label is right; none without rows.
+    /// Share of the rows whose most probable label is correct; none without rows.
     pub accuracy: Option<f64>,
 }
 
 impl Reliability {
-    /// Puts rows into `bins` bins of equal width; of equally probable labels the first is taken.
+    /// Assigns rows to `bins` bins of equal width; of equally probable labels the first is used.
     ///
     /// # Errors
     /// As [`log_loss`]; no bins.
@@ -139,7 +140,7 @@ impl Reliability {
         let rows = gold.iter().zip(probabilities.chunks_exact(labels)).map(|(gold, row)| {
             let top = top(row);
             let confidence = row[top];
-            // Bins are closed above, so that 1 falls into the last.
+            // Bins include their upper end, so that 1 falls into the last.
             let bin = ((confidence * bins as f64).ceil() as u32).saturating_sub(1);
             Row { confidence, bin: bin.min(bins as u32 - 1), right: top == *gold as usize }
         });
@@ -157,7 +158,7 @@ impl Reliability {
         sums
     }
 
-    /// Gives the bins, from 0 up.
+    /// Returns the bins in ascending order.
     #[must_use]
     pub fn bins(&self, counts: &[u32]) -> Vec<Bin> {
         let width = self.bins as f64;
@@ -172,8 +173,8 @@ impl Reliability {
         sums.map(bin).collect()
     }
 
-    /// Expected calibration error: the mean difference of confidence and accuracy in the bins, weighted by their rows,
-    /// 0 to 1; none without rows.
+    /// Returns the expected calibration error: the mean difference of confidence and accuracy over the bins, weighted
+    /// by their rows, 0 to 1; none without rows.
     ///
     /// **Source**: Guo, Pleiss, Sun, Weinberger 2017, "On calibration of modern neural networks", section 2.
     #[must_use]
@@ -185,7 +186,7 @@ impl Reliability {
     }
 }
 
-/// The most probable label, the first of equals.
+/// Returns the most probable label, the first of equals.
 pub(super) fn top(row: &[f64]) -> usize {
     (0..row.len()).reduce(|best, i| if row[i] > row[best] { i } else { best }).unwrap_or(0)
 }

@@ -1,11 +1,12 @@
-//! The scores of two labels: how well they put the positive rows before the others, wherever the threshold is.
+//! Threshold-free metrics of the scores of two labels: ROC AUC and average precision.
 
 use super::{MetricError, check_finite, check_length};
 
-/// Rows in the order of their scores, the highest first.
+/// Rows in descending order of their scores.
 #[derive(Debug, Clone)]
 pub struct Ranking {
-    /// The rows, the highest score first: the place shifted by two, whether it is positive, whether it ends its ties.
+    /// The rows in descending order of score, encoded as: index shifted left by two, flag for positive, flag for the
+    /// last of its ties.
     rows: Vec<u32>,
 }
 
@@ -20,7 +21,7 @@ impl Ranking {
     /// No rows; columns of different lengths; a score that is not finite.
     ///
     /// # Panics
-    /// For 2^30 rows or more.
+    /// If there are 2^30 rows or more.
     pub fn new(positive: &[bool], scores: &[f64]) -> Result<Self, MetricError> {
         if positive.is_empty() {
             return Err(MetricError::Empty);
@@ -40,10 +41,10 @@ impl Ranking {
         Ok(Self { rows: rows.collect() })
     }
 
-    /// ROC AUC and average precision under counts, as [`roc_auc`] and [`average_precision`] give them.
+    /// Returns ROC AUC and average precision under counts, defined as in [`roc_auc`] and [`average_precision`].
     #[must_use]
     pub fn measure(&self, counts: &[u32]) -> (Option<f64>, Option<f64>) {
-        // Twice the pairs won, so that ties stay whole: at most half the square of the rows.
+        // Twice the number of pairs won, so that ties are integers: at most half the square of the number of rows.
         let (mut won, mut precision) = (0_u64, 0.0);
         let (mut positives, mut all) = (0_u64, 0_u64);
         let (mut tied_positives, mut tied) = (0_u64, 0_u64);
@@ -67,8 +68,8 @@ impl Ranking {
     }
 }
 
-/// Area under the receiver operating characteristic: how often a positive row scores higher than a negative one, ties
-/// counted half; none where all rows are positive, or none is (scikit-learn gives NaN).
+/// Returns the area under the receiver operating characteristic: the probability that a positive row scores higher than
+/// a negative one, with ties counted as half. None if all rows are positive, or none is (scikit-learn returns NaN).
 ///
 /// # Errors
 /// As [`Ranking::new`].
@@ -76,8 +77,8 @@ pub fn roc_auc(positive: &[bool], scores: &[f64]) -> Result<Option<f64>, MetricE
     Ok(Ranking::new(positive, scores)?.measure(&vec![1; scores.len()]).0)
 }
 
-/// Average precision, each precision weighted by the recall gained there, without interpolation; 0 where no row is
-/// positive, as scikit-learn has it.
+/// Returns the average precision: each precision weighted by the gain in recall, without interpolation. 0 if no row is
+/// positive, as in scikit-learn.
 ///
 /// # Errors
 /// As [`Ranking::new`].

@@ -1,4 +1,4 @@
-//! Labelled rows with their predictions: all metrics that suit the kind of problem, of all rows or of some.
+//! Labelled rows with their predictions, and all metrics that suit the kind of problem, for all rows or a part of them.
 
 use super::confusion::{self, Cells, Confusion};
 use super::correlation::{self, Correlation};
@@ -6,12 +6,12 @@ use super::probability::{self, Bin, Reliability, RowMeans};
 use super::{LabelSets, Metric, MetricError, Metrics, Ranking, check_length, check_probabilities};
 use crate::model::Problem;
 
-/// Bins of the calibration error and of the reliability diagram where nothing else is asked for.
+/// The default number of bins of the calibration error and of the reliability diagram.
 pub const DEFAULT_BINS: usize = 10;
 
 const TWO_LABELS: &[Metric] = &[
     Metric::Accuracy,
-    // F1 alone flatters where most rows are positive: Matthews always stands beside it.
+    // F1 alone is misleading if most rows are positive, so Matthews is always reported with it.
     Metric::F1,
     Metric::Matthews,
     Metric::Precision,
@@ -36,8 +36,8 @@ const MANY_LABELS: &[Metric] = &[
 const VALUES: &[Metric] = &[Metric::Pearson, Metric::Spearman, Metric::Mse, Metric::Rmse, Metric::Mae];
 const SETS: &[Metric] = &[Metric::F1Micro, Metric::F1Macro, Metric::SubsetAccuracy];
 
-/// The metrics that a [`Sample`] of such a problem measures, in its order; before the labels are known, those that it
-/// may measure.
+/// Returns the metrics that a [`Sample`] of a kind of problem has, in its order; without a number of labels, all those
+/// that it may have.
 #[must_use]
 pub fn measured(problem: Problem, labels: Option<usize>) -> Vec<Metric> {
     match (problem, labels) {
@@ -55,7 +55,7 @@ pub fn measured(problem: Problem, labels: Option<usize>) -> Vec<Metric> {
 /// Labelled rows with their predictions.
 #[derive(Debug, Clone)]
 pub enum Sample {
-    /// One label of many.
+    /// One label of several.
     Classes(Classes),
     /// Values.
     Values(Values),
@@ -63,7 +63,7 @@ pub enum Sample {
     Sets(Sets),
 }
 
-/// Rows that have one label of many.
+/// Rows with one label of several.
 #[derive(Debug, Clone)]
 pub struct Classes {
     labels: usize,
@@ -71,18 +71,18 @@ pub struct Classes {
     predicted: Vec<u32>,
     probabilities: Vec<f64>,
     bins: usize,
-    /// Each row's place in the confusion matrix.
+    /// Each row's cell in the confusion matrix.
     cells: Cells,
     log_loss: RowMeans,
     brier: RowMeans,
     reliability: Reliability,
-    /// The positive one of two labels: whose precision, recall, F1 and average precision are measured.
+    /// The index of the positive one of two labels, which precision, recall, F1 and average precision refer to.
     positive: usize,
-    /// By the probability of the positive label; for two labels only.
+    /// The rows ranked by the probability of the positive label; for two labels only.
     ranking: Option<Ranking>,
 }
 
-/// Rows that have a value.
+/// Rows with a value.
 #[derive(Debug, Clone)]
 pub struct Values {
     gold: Vec<f64>,
@@ -92,7 +92,7 @@ pub struct Values {
     absolute: RowMeans,
 }
 
-/// Rows that have any number of labels.
+/// Rows with any number of labels.
 #[derive(Debug, Clone)]
 pub struct Sets {
     labels: usize,
@@ -102,11 +102,11 @@ pub struct Sets {
 }
 
 impl Classes {
-    /// Takes gold labels and probabilities, `labels` a row, and the predicted labels where they are not simply the
-    /// most probable ones (the first of equals). Of two labels the second is the positive one.
+    /// Takes gold labels and probabilities, `labels` per row. Predicted labels are needed only if they are not the most
+    /// probable ones (the first of equals). The second of two labels is the positive one.
     ///
     /// # Errors
-    /// No rows; columns of different lengths; labels beyond `labels`; numbers that are no probabilities of one row.
+    /// No rows; columns of different lengths; labels beyond `labels`; invalid probabilities of a row.
     pub fn new(
         labels: usize,
         gold: Vec<u32>,
@@ -135,10 +135,10 @@ impl Classes {
         })
     }
 
-    /// Makes another one of two labels the positive one, by its place; where there are not two, none is.
+    /// Sets the index of the positive one of two labels; does nothing for other numbers of labels.
     ///
     /// # Errors
-    /// None that [`Classes::new`] has not found.
+    /// None that [`Classes::new`] has not already found.
     pub fn with_positive(mut self, label: Option<usize>) -> Result<Self, MetricError> {
         if let Some(label) = label.filter(|label| self.labels == 2 && *label != self.positive) {
             self.ranking = Some(ranking(label, &self.gold, &self.probabilities)?);
@@ -147,13 +147,13 @@ impl Classes {
         Ok(self)
     }
 
-    /// The confusion matrix of all rows.
+    /// Returns the confusion matrix of all rows.
     #[must_use]
     pub fn confusion(&self) -> Confusion {
         self.cells.count(&ones(self.gold.len()))
     }
 
-    /// The bins of the reliability diagram of all rows.
+    /// Returns the bins of the reliability diagram of all rows.
     #[must_use]
     pub fn reliability(&self) -> Vec<Bin> {
         self.reliability.bins(&ones(self.gold.len()))
@@ -178,7 +178,7 @@ impl Classes {
             values.extend([
                 confusion.f1_macro(),
                 confusion.matthews(),
-                // That of all labels together is the accuracy.
+                // With one label per row, micro F1 is the accuracy.
                 confusion.accuracy(),
                 confusion.f1_weighted(),
             ]);
@@ -216,11 +216,11 @@ impl Values {
 }
 
 impl Sets {
-    /// Takes gold sets, row by row whether each label is there, and probabilities of the labels; a label is predicted
-    /// where its probability is at least a half.
+    /// Takes gold sets, one flag per row and label, row by row, and probabilities of the labels. A label is predicted
+    /// if its probability is at least 0.5.
     ///
     /// # Errors
-    /// No rows or no labels; columns of different lengths; a number that is no probability.
+    /// No rows or no labels; columns of different lengths; a value that is not a probability.
     pub fn new(labels: usize, gold: Vec<bool>, probabilities: &[f64]) -> Result<Self, MetricError> {
         if labels == 0 || gold.is_empty() {
             return Err(MetricError::Empty);
@@ -239,7 +239,7 @@ impl Sets {
 }
 
 impl Sample {
-    /// Rows.
+    /// Returns the number of rows.
     #[must_use]
     pub fn rows(&self) -> usize {
         match self {
@@ -249,7 +249,7 @@ impl Sample {
         }
     }
 
-    /// The place of the positive one of two labels; none where there are not two.
+    /// Returns the index of the positive one of two labels; none unless there are two.
     #[must_use]
     pub fn positive(&self) -> Option<usize> {
         match self {
@@ -258,13 +258,13 @@ impl Sample {
         }
     }
 
-    /// Measures all metrics on all rows.
+    /// Computes all metrics on all rows.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         self.metrics_under(&ones(self.rows()))
     }
 
-    /// Measures all metrics with each row taken as often as `counts` says.
+    /// Computes all metrics with each row taken as many times as `counts` gives.
     #[must_use]
     pub fn metrics_under(&self, counts: &[u32]) -> Metrics {
         let (metrics, values) = match self {
@@ -275,13 +275,13 @@ impl Sample {
         metrics.iter().copied().zip(values).collect()
     }
 
-    /// The sample of some rows, by their places from 0.
+    /// Returns the sample of some rows, by their indices from 0.
     ///
     /// # Errors
     /// No rows.
     ///
     /// # Panics
-    /// For a row that is not there.
+    /// If a row does not exist.
     pub fn select(&self, rows: &[usize]) -> Result<Self, MetricError> {
         Ok(match self {
             Self::Classes(all) => {
@@ -300,7 +300,7 @@ impl Sample {
     }
 }
 
-/// The rows by the probability of the positive one of two labels.
+/// Ranks the rows by the probability of the positive one of two labels.
 fn ranking(positive: usize, gold: &[u32], probabilities: &[f64]) -> Result<Ranking, MetricError> {
     let is_positive: Vec<bool> = gold.iter().map(|&label| label as usize == positive).collect();
     let scores: Vec<f64> = probabilities.chunks_exact(2).map(|row| row[positive]).collect();
@@ -311,7 +311,7 @@ fn ones(rows: usize) -> Vec<u32> {
     vec![1; rows]
 }
 
-/// Some rows of a column that has `width` values a row.
+/// Returns some rows of a column with `width` values per row.
 fn take<T: Copy>(column: &[T], width: usize, rows: &[usize]) -> Vec<T> {
     rows.iter().flat_map(|row| &column[row * width..(row + 1) * width]).copied().collect()
 }
@@ -364,7 +364,7 @@ mod tests {
         }
     }
 
-    /// The same rows and labels the other way round: what is measured is the same.
+    /// Swapping the labels, and the positive one with them, changes no metric.
     #[test]
     fn the_positive_label_may_have_either_place() {
         let (gold, p) = ([0, 1, 1, 0, 1, 1], [0.3, 0.6, 0.8, 0.8, 0.1, 0.7]);

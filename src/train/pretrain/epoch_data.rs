@@ -1,4 +1,4 @@
-//! Texts with hidden words as a data.
+//! Masked texts as [`EpochData`].
 
 use rayon::prelude::*;
 
@@ -8,13 +8,13 @@ use crate::train::masking::{Chunking, Masking, Pieces};
 use crate::train::training_loop::{EpochData, JobError, Score};
 use crate::train::{Example, MaskedWords, Target, Trainer};
 
-/// The "epoch" in which words of held-out texts are hidden: always the same ones, and none that training uses.
+/// The epoch number that masks held-out texts. It always masks the same tokens, and training never uses it.
 const HELD_OUT: u64 = u64::MAX;
 
-/// Sequences, and those that are held out, with words hidden.
+/// Training sequences, and masked held-out examples.
 pub(super) struct Texts {
     sequences: Vec<Vec<u32>>,
-    /// At each share of hidden tokens, the job's own first.
+    /// The masked examples at each mask probability, the job's own first.
     held_out: Vec<(f64, Vec<Example>)>,
     pieces: Pieces,
     masking: Masking,
@@ -22,7 +22,7 @@ pub(super) struct Texts {
 }
 
 impl Texts {
-    /// Tokenizes the texts of a job, as many at a time as the rayon pool has threads.
+    /// Tokenizes the texts of a job in parallel on the rayon pool.
     pub(super) fn new(
         job: &Job,
         tokenizer: &Tokenizer,
@@ -56,22 +56,22 @@ impl Texts {
         }
         let masked = shares.iter().map(|share| {
             let masking = Masking::try_new(*share, job.hyper.seed)?;
-            let example = |(row, ids): (usize, &Vec<u32>)| hide(&pieces, &masking, ids, HELD_OUT, row as u64);
-            // Short sequences may have no word hidden.
+            let example = |(row, ids): (usize, &Vec<u32>)| mask_example(&pieces, &masking, ids, HELD_OUT, row as u64);
+            // Short sequences may have no masked token.
             let examples = held_out.par_iter().enumerate().map(example);
             Ok((*share, examples.collect()))
         });
         let held_out = masked.collect::<Result<_, JobError>>()?;
         let data = Self { sequences, held_out, pieces, masking, scores: scores(&shares) };
-        data.has_something_hidden(job.mask_probability)?;
+        data.check_masking(job.mask_probability)?;
         Ok(data)
     }
 
-    /// Refuses to train where not even a step of the first epoch could be taken.
-    fn has_something_hidden(&self, mask_probability: f64) -> Result<(), JobError> {
-        let hides =
+    /// Returns an error if not even one step of the first epoch can be taken.
+    fn check_masking(&self, mask_probability: f64) -> Result<(), JobError> {
+        let is_masked =
             |(row, ids): (usize, &Vec<u32>)| !self.masking.mask(&self.pieces, ids, 0, row as u64).positions.is_empty();
-        if self.sequences.par_iter().enumerate().any(hides) {
+        if self.sequences.par_iter().enumerate().any(is_masked) {
             return Ok(());
         }
         Err(JobError::NothingHidden { mask_probability, sequences: self.sequences.len() })
@@ -81,7 +81,7 @@ impl Texts {
         self.held_out.first().map_or(0, |(_, examples)| examples.len())
     }
 
-    /// The held-out texts at each share of hidden tokens.
+    /// Returns the held-out examples at each mask probability.
     pub(super) fn held_out_examples(&self) -> impl Iterator<Item = &Vec<Example>> {
         self.held_out.iter().map(|(_, examples)| examples)
     }
@@ -90,7 +90,7 @@ impl Texts {
         self.sequences.iter().map(|ids| ids.len() as u64).sum()
     }
 
-    /// Reads what [`EpochData::measure`] gave: what was measured at each share.
+    /// Converts the scores of [`EpochData::measure`] to the results at each mask probability.
     pub(super) fn measured(&self, scores: &[Option<f64>]) -> Vec<(f64, MaskedWords)> {
         let number = |value: Option<f64>| value.unwrap_or(f64::NAN);
         let words = |values: &[Option<f64>]| {
@@ -109,7 +109,7 @@ impl EpochData for Texts {
     fn examples(&self, epoch: u64, rows: &[u32]) -> Vec<Example> {
         let example = |row: &u32| {
             let ids = &self.sequences[*row as usize];
-            hide(&self.pieces, &self.masking, ids, epoch, u64::from(*row))
+            mask_example(&self.pieces, &self.masking, ids, epoch, u64::from(*row))
         };
         rows.iter().map(example).collect()
     }
@@ -137,8 +137,8 @@ impl EpochData for Texts {
     }
 }
 
-/// Hides words of a sequence.
-fn hide(pieces: &Pieces, masking: &Masking, ids: &[u32], epoch: u64, row: u64) -> Example {
+/// Masks a sequence.
+fn mask_example(pieces: &Pieces, masking: &Masking, ids: &[u32], epoch: u64, row: u64) -> Example {
     let masked = masking.mask(pieces, ids, epoch, row);
     Example {
         token_type_ids: vec![0; ids.len()],
@@ -147,18 +147,18 @@ fn hide(pieces: &Pieces, masking: &Masking, ids: &[u32], epoch: u64, row: u64) -
     }
 }
 
-/// The tokens that masking needs.
+/// The special tokens that masking needs.
 pub(super) struct SpecialTokens {
     pub(super) cls: u32,
     pub(super) sep: u32,
-    /// The name of the one that hides others.
+    /// The name of the mask token.
     pub(super) mask: String,
 }
 
-/// Asks the tokenizer what it puts around a text, and what hides a word.
+/// Gets the special tokens that the tokenizer puts around a text, and its mask token.
 pub(super) fn special_tokens(tokenizer: &Tokenizer) -> Result<SpecialTokens, JobError> {
     let around =
-        tokenizer.encode("", None).map_err(|problem| JobError::Text { row: "a row of no words".into(), problem })?;
+        tokenizer.encode("", None).map_err(|problem| JobError::Text { row: "an empty row".into(), problem })?;
     let [cls, sep] = around.input_ids[..] else {
         return Err(JobError::Setting {
             setting: "tokenizer",

@@ -1,4 +1,4 @@
-//! Why a training job could not begin or go on.
+//! Errors that stop a training job before its first step or later.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,76 +13,77 @@ use crate::train::masking::MaskingError;
 use crate::train::metrics::MetricError;
 use crate::train::sampling::SamplingError;
 
-/// A training job that cannot begin or go on. Its last saved state stays, and so does the model it was to replace.
+/// An error that stops a training job before its first step or later. The last saved state and the previous model are
+/// kept.
 #[derive(Debug, Error)]
 pub enum JobError {
-    /// A setting that makes no sense.
+    /// A setting is outside its allowed values.
     #[error("`{setting}`: expected {expected}, found {found}")]
     Setting {
         /// The setting's name.
         setting: &'static str,
-        /// The values that would do, or what it needs.
+        /// The allowed values, or what the setting requires.
         expected: String,
-        /// The value that is there.
+        /// The actual value.
         found: String,
     },
-    /// There is nothing to learn from.
+    /// There are no training rows.
     #[error("there are no {what} rows; look at the query that selects them")]
     NoRows {
-        /// Which rows.
+        /// The kind of rows.
         what: &'static str,
     },
-    /// There are rows, and the share that is held out has taken them all.
+    /// The held-out share takes every row, so none is left for training.
     #[error(
-        "{} held out to measure on, and none is left to learn from; select more {what}s, or set a smaller `validation`",
+        "{} held out, and none is left to train on; select more {what}s, or set a smaller `validation`",
         if *.rows == 1 { format!("the only {what} is") } else { format!("all {rows} {what}s are") }
     )]
     AllHeldOut {
-        /// How many there are.
+        /// The number of rows.
         rows: usize,
         /// `row` or `text`.
         what: &'static str,
     },
-    /// No word is hidden, so that there is nothing to fill in.
+    /// No token is masked, so there is nothing to predict.
     #[error(
-        "`mask_probability` = {mask_probability} hides no word of the {sequences} sequences to learn from in the first \
-         epoch; raise it, or select longer texts"
+        "`mask_probability` = {mask_probability} masks no word of the {sequences} training sequences in the first epoch; \
+         raise it, or select longer texts"
     )]
     NothingHidden {
-        /// The share of tokens that is hidden.
+        /// The share of tokens that is masked.
         mask_probability: f64,
-        /// How many sequences there are.
+        /// The number of sequences.
         sequences: usize,
     },
-    /// Labels that cannot be used.
+    /// The labels cannot be used.
     #[error("{what} rows: {source}")]
     Labels {
-        /// Which rows.
+        /// The kind of rows.
         what: &'static str,
-        /// What is wrong.
+        /// The underlying error.
         source: LabelError,
     },
-    /// A text that the tokenizer refuses.
+    /// The tokenizer rejects a text.
     #[error("{row}: cannot tokenize its text: {problem}")]
     Text {
-        /// What the row is called.
+        /// The row's name in messages.
         row: String,
-        /// What the tokenizer says.
+        /// The tokenizer's message.
         problem: String,
     },
-    /// The checkpoint to start from cannot be used.
+    /// The base checkpoint cannot be used.
     #[error(transparent)]
     Load(Box<LoadError>),
-    /// A step failed.
+    /// A training step failed.
     #[error(transparent)]
     Train(Box<TrainError>),
-    /// Class weights, or a fraction.
+    /// Invalid class weights, or an invalid fraction.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
-    /// Masks that cannot be made.
+    /// Invalid masking settings.
     #[error(transparent)]
     Masking(#[from] MaskingError),
-    /// The validation rows cannot be measured.
+    /// The metrics of the validation rows cannot be computed.
     #[error("validation rows: {0}")]
     Metric(#[from] MetricError),
     /// The model cannot be calibrated.
@@ -91,15 +92,15 @@ pub enum JobError {
     /// Another process trains for the same output.
     #[error("{} is in use by another run that trains the same model; wait for it, or end it", folder.display())]
     Busy {
-        /// The folder of the state.
+        /// The state folder.
         folder: PathBuf,
     },
-    /// The folder of the state has files of others.
+    /// The state folder contains files that couplet did not write.
     #[error("{} {problem}", folder.display())]
     Foreign {
         /// The folder.
         folder: PathBuf,
-        /// Which, and what to do.
+        /// The file, and how to fix it.
         problem: String,
     },
     /// A file cannot be read or written.
@@ -109,7 +110,7 @@ pub enum JobError {
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         source: io::Error,
     },
 }
@@ -127,7 +128,7 @@ impl From<TrainError> for JobError {
 }
 
 impl JobError {
-    /// Whether settings, rows or the base are wrong, rather than the training having failed.
+    /// Returns true if the settings, the rows or the base checkpoint are at fault, rather than the training itself.
     #[must_use]
     pub fn is_mistake(&self) -> bool {
         match self {
@@ -138,7 +139,7 @@ impl JobError {
         }
     }
 
-    /// An error about a file, for `map_err`.
+    /// Builds a file error, for `map_err`.
     pub(in crate::train) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { action, path, source }

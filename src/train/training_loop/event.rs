@@ -1,4 +1,4 @@
-//! What a training says while it goes on.
+//! Events that a training run emits.
 
 use std::fmt;
 use std::path::Path;
@@ -7,152 +7,149 @@ use super::progress::{Epoch, Score};
 use crate::files::readable;
 use crate::train::temperature::Bound;
 
-/// Something that happened.
+/// An event of a training run.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// Texts are tokenized, and the base model is loaded.
+    /// The texts are tokenized and the base model is loaded.
     Prepared {
-        /// Rows, or sequences, of an epoch.
+        /// The number of rows (fine-tuning) or sequences (pretraining) per epoch.
         rows: usize,
-        /// Those that are held out.
+        /// The number of held-out rows.
         held_out: usize,
-        /// Tokens of an epoch.
+        /// The number of tokens per epoch.
         tokens: u64,
-        /// Rows that were too long and were cut.
+        /// The number of rows that were truncated.
         truncated: usize,
-        /// Steps of the whole training.
+        /// The number of steps of the whole training.
         total_steps: u64,
     },
-    /// Some held-out rows are no test of what was learned: their texts are learned from too.
+    /// Some held-out rows share their texts with training rows, so they do not test generalization.
     SharedTexts {
-        /// How many.
+        /// The number of such rows.
         rows: usize,
-        /// Of how many that are held out.
+        /// The number of held-out rows.
         held_out: usize,
     },
-    /// No held-out row has some of the labels, so that nothing is measured of them.
+    /// No held-out row has some of the labels, so nothing is measured for them.
     UnmeasuredLabels {
-        /// Their names.
+        /// The names of these labels.
         labels: &'a [String],
     },
-    /// The temperature that fits best is beyond those that are allowed, or none makes a difference.
+    /// The best-fitting temperature is outside the allowed range, or the temperature has no effect.
     TemperatureAtBound {
         /// The temperature that is published.
         temperature: f64,
-        /// Why it is not the best of all.
+        /// The reason why it is not the optimum.
         bound: Bound,
     },
-    /// There is a state of an earlier run that cannot be gone on from; the training starts from the beginning.
+    /// The saved state of an earlier run cannot be used, so training starts from the beginning.
     StateIgnored {
-        /// Where it is.
+        /// The state folder.
         folder: &'a Path,
-        /// Why it is of no use.
+        /// The reason why it cannot be used.
         problem: &'a str,
     },
-    /// The training goes on from the state of an earlier run.
+    /// Training resumes from the saved state of an earlier run.
     Resumed {
-        /// Steps that are done.
+        /// The number of completed steps.
         step: u64,
-        /// Steps of the whole training.
+        /// The number of steps of the whole training.
         total_steps: u64,
     },
-    /// A step is done.
+    /// A step is complete.
     Step {
-        /// How many are done.
+        /// The number of completed steps.
         step: u64,
-        /// How many there will be, unless training ends early.
+        /// The number of planned steps; early stopping may end training before.
         total_steps: u64,
         /// The epoch, from 1.
         epoch: u64,
-        /// How many epochs there are.
+        /// The number of epochs.
         epochs: u64,
-        /// The loss, a mean in which about the last 20 steps count.
+        /// The loss, as an exponential moving average over about the last 20 steps.
         loss: f64,
         /// The learning rate.
         learning_rate: f64,
-        /// The norm of the gradient before it was clipped.
+        /// The norm of the gradient before clipping.
         grad_norm: f64,
-        /// The speed of about the last 20 steps.
+        /// The speed over about the last 20 steps.
         examples_per_second: f64,
     },
-    /// An epoch is done and measured.
+    /// An epoch is complete and evaluated.
     Measured {
-        /// The epoch, and what was measured.
+        /// The epoch and its scores.
         epoch: &'a Epoch,
-        /// The names of what was measured.
+        /// The names of the scores.
         scores: &'a [Score],
-        /// Whether it is the best so far.
+        /// True if it is the best epoch so far.
         improved: bool,
     },
-    /// The state is saved: a run that is killed now goes on from here.
+    /// The state is saved: a run that is killed now can resume from here.
     Saved {
-        /// Steps that are done.
+        /// The number of completed steps.
         step: u64,
-        /// Where it is.
+        /// The state folder.
         folder: &'a Path,
     },
-    /// The checkpoint is in its place.
+    /// The checkpoint is published.
     Published {
-        /// Where it is.
+        /// The folder of the checkpoint.
         folder: &'a Path,
     },
-    /// The condition for promotion does not hold: the old model stays, if there is one.
+    /// The `promote_if` condition does not hold: the old model stays, if there is one.
     Rejected {
-        /// Where the new model is instead.
+        /// The folder of the new model.
         candidate: &'a Path,
-        /// The condition, with what was measured.
+        /// The condition with the measured values.
         verdict: &'a str,
-        /// Whether there is an old model.
+        /// True if there is an old model.
         replaces: bool,
     },
 }
 
 impl Event<'_> {
-    /// Whether it is said even where little is.
+    /// Returns true if the event is a warning, which is shown in quiet mode too.
     #[must_use]
     pub fn is_warning(&self) -> bool {
         matches!(self, Self::SharedTexts { .. } | Self::UnmeasuredLabels { .. } | Self::TemperatureAtBound { .. })
     }
 }
 
-/// A line for people; a step gets one too.
+/// One line of text per event, steps included.
 impl fmt::Display for Event<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Prepared { rows, held_out, tokens, truncated, total_steps } => {
                 write!(f, "{rows} rows of {tokens} tokens, {held_out} held out, {total_steps} steps")?;
-                if *truncated > 0 { write!(f, "; {truncated} rows are too long and were cut") } else { Ok(()) }
+                if *truncated > 0 { write!(f, "; {truncated} rows are too long and were truncated") } else { Ok(()) }
             }
             Self::SharedTexts { rows, held_out } => write!(
                 f,
-                "{rows} of {held_out} held-out rows {} texts that are learned from too: they measure the model better \
-                 than it is, and the best epoch, promote_if and calibrate go by them; select each text once, leave such \
-                 rows out of the `validation` query, or remove `id`, without which equal texts are on one side",
+                "{rows} of {held_out} held-out rows {} texts that are also training texts: their metrics are too \
+                 optimistic, and the best epoch, promote_if and calibrate depend on them; select each text once, exclude \
+                 such rows from the `validation` query, or remove `id` to keep equal texts on one side of the split",
                 if *rows == 1 { "has" } else { "have" }
             ),
             Self::UnmeasuredLabels { labels } => {
-                let (noun, pronoun) = if labels.len() == 1 { ("label", "it") } else { ("labels", "they") };
+                let (noun, pronoun) = if labels.len() == 1 { ("label", "it") } else { ("labels", "them") };
                 let labels = labels.iter().map(|label| format!("{label:?}")).collect::<Vec<_>>().join(", ");
-                let verb = if pronoun == "it" { "is" } else { "are" };
                 write!(
                     f,
-                    "no held-out row has the {noun} {labels}: how well {pronoun} {verb} recognised is not measured, and \
-                     the best epoch, promote_if and calibrate do not account for it; hold out more rows, or select rows \
-                     of every label in the `validation` query"
+                    "no held-out row has the {noun} {labels}: nothing is measured for {pronoun}, and the best epoch, \
+                     promote_if and calibrate do not account for {pronoun}; hold out more rows, or select rows of every \
+                     label in the `validation` query"
                 )
             }
             Self::TemperatureAtBound { temperature, bound } => {
                 let why = match bound {
-                    Bound::Lowest => {
-                        "lowest that is allowed, as the labels of the held-out rows are all predicted right"
-                    }
-                    Bound::Highest => "highest that is allowed, as more held-out rows are predicted wrong than right",
-                    Bound::Flat => "one that changes nothing, as all logits of each held-out row are equal",
+                    Bound::Lowest => "the lowest allowed, as the labels of all held-out rows are predicted correctly",
+                    Bound::Highest => "the highest allowed, as more held-out rows are predicted wrong than correctly",
+                    Bound::Flat => "arbitrary, as all logits of each held-out row are equal",
                 };
                 write!(
                     f,
-                    "the temperature {temperature} of calibrate is the {why}: the calibrated probabilities are not \
-                     reliable; hold out more rows, or remove `calibrate`"
+                    "calibrate: the temperature {temperature} is {why}; the calibrated probabilities are not reliable; \
+                     hold out more rows, or remove `calibrate`"
                 )
             }
             Self::StateIgnored { folder, problem } => {
@@ -190,11 +187,11 @@ impl fmt::Display for Event<'_> {
     }
 }
 
-/// Who watches a training, and can end it.
+/// The observer of a training run, which can also cancel it.
 pub struct Watch<'a> {
-    /// Gets every event, in the thread that trains: it should not take long.
+    /// Receives every event, on the training thread: it should return quickly.
     pub event: &'a mut (dyn FnMut(&Event) + Send),
-    /// Asked before every step; where it says true, the state is saved and the training ends.
+    /// Called before every step; if it returns true, the state is saved and training ends.
     pub cancelled: &'a (dyn Fn() -> bool + Sync),
 }
 

@@ -1,11 +1,12 @@
-//! A hash of everything that the weights of a job depend on.
+//! A hash of everything that a job's weights depend on.
 
 use crate::model::{CALIBRATION_FILE, ModelFiles, SENTENCE_TRANSFORMERS};
 
-/// Changes when the arithmetic, the reading of a base or the saved state changes in a way that makes old states useless.
+/// The version of the key. Changes whenever the arithmetic, the way a base is read or the saved state changes such that
+/// old states cannot be used.
 const VERSION: &str = "couplet training 3";
 
-/// Takes in what a job depends on, in a fixed order.
+/// Hashes the inputs of a job, in a fixed order.
 pub(in crate::train) struct Key(blake3::Hasher);
 
 impl Key {
@@ -16,7 +17,7 @@ impl Key {
         key
     }
 
-    /// Takes in a text, with its length, so that ("a", "bc") is not ("ab", "c").
+    /// Hashes a text with its length, so that ("a", "bc") differs from ("ab", "c").
     pub(in crate::train) fn text(&mut self, text: &str) {
         self.number(text.len() as u64);
         self.0.update(text.as_bytes());
@@ -26,7 +27,7 @@ impl Key {
         self.0.update(&number.to_le_bytes());
     }
 
-    /// Takes in the files of a model with their contents, in the order of their names.
+    /// Hashes the contents of a model's files, in the order of their names.
     pub(in crate::train) fn files(&mut self, files: &ModelFiles) {
         for (_, bytes) in files.iter().filter(|(name, _)| is_read(name)) {
             self.number(bytes.len() as u64);
@@ -39,7 +40,7 @@ impl Key {
     }
 }
 
-/// Whether a file of a model may matter to a training: weights, configuration, tokenizer.
+/// Returns true if a model file may affect training: weights, configuration, tokenizer.
 fn is_read(name: &str) -> bool {
     name != CALIBRATION_FILE && name != SENTENCE_TRANSFORMERS
 }

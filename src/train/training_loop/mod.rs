@@ -1,4 +1,4 @@
-//! The training loop: epochs of steps, measured, saved and resumed. What is learned from is an `EpochData`.
+//! The training loop: epochs of steps, evaluated, saved and resumed. An `EpochData` supplies the examples.
 //!
 //! ```text
 //!  EpochData: rows ── order of the epoch ── batch ── Trainer::step ── Progress ──┬─▶ Event
@@ -6,9 +6,9 @@
 //!                                            end of the epoch: scores, best weights, early stop
 //! ```
 //!
-//! The order of rows, masks and dropout are functions of the seed and of where the training is, and the saved state
-//! holds all weights and moments bit for bit. A run that was killed at any moment and is started again so ends with the
-//! same model to the last bit, on the same kind of processor.
+//! The row order, the masks and dropout are functions of the seed and of the position in the training. The saved state
+//! holds all weights and moments bit for bit. A run that was killed at any moment and then resumed therefore ends with
+//! a bit-identical model, on the same kind of processor.
 
 mod error;
 mod event;
@@ -36,67 +36,67 @@ use super::hyper::Hyper;
 use super::sampling::epoch_batches;
 use super::{Example, TrainError, Trainer};
 
-/// How often the state is saved, besides at the end of every epoch.
+/// The interval between saves of the state. The state is also saved at the end of every epoch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Interval {
-    /// Every so many steps.
+    /// A number of steps.
     Steps(u64),
-    /// Every so many seconds.
+    /// A number of seconds.
     Seconds(f64),
 }
 
-/// How a job ended.
+/// The outcome of a job.
 #[derive(Debug)]
 pub enum Outcome<R> {
-    /// All is done.
+    /// The job is complete.
     Finished(R),
-    /// It was cancelled, and goes on from here when it is run again.
+    /// The job was cancelled; running it again resumes from here.
     Interrupted {
-        /// Steps that are done.
+        /// The number of completed steps.
         step: u64,
-        /// Steps of the whole training.
+        /// The number of steps of the whole training.
         total_steps: u64,
-        /// Where its state is.
+        /// The state folder.
         state: PathBuf,
     },
 }
 
-/// What is learned, and how it is measured.
+/// The training examples and the evaluation on held-out rows.
 pub(super) trait EpochData {
-    /// Rows of an epoch.
+    /// Returns the number of rows per epoch.
     fn rows(&self) -> usize;
-    /// Some rows as they are learned from in an epoch.
+    /// Returns the given rows as training examples for an epoch.
     fn examples(&self, epoch: u64, rows: &[u32]) -> Vec<Example>;
-    /// What [`EpochData::measure`] gives, in its order; empty if nothing is held out.
+    /// Returns the names of the values of [`EpochData::measure`], in its order; empty if nothing is held out.
     fn scores(&self) -> &[Score];
-    /// Which of the scores says what is better.
+    /// Returns the index of the score that selects the best epoch.
     fn deciding(&self) -> usize;
-    /// Measures on held-out rows.
+    /// Evaluates the model on the held-out rows.
     fn measure(&self, trainer: &Trainer) -> Result<Vec<Option<f64>>, JobError>;
-    /// Whether it is worth measuring before the first step.
+    /// Returns true if the model is worth evaluating before the first step.
     fn measures_start(&self) -> bool;
 }
 
-/// What the loop needs besides the data and the trainer.
+/// The inputs of the loop besides the data and the trainer.
 pub(super) struct Plan<'a> {
     pub(super) output: &'a Path,
-    /// Of everything that the weights depend on.
+    /// The hash of everything that the weights depend on.
     pub(super) key: blake3::Hash,
     pub(super) hyper: &'a Hyper,
     pub(super) interval: Interval,
 }
 
-/// A training that came to its end.
+/// A training run that reached its end.
 pub(super) struct Learned {
-    /// With the last weights.
+    /// Holds the last weights.
     pub(super) trainer: Trainer,
     pub(super) progress: Progress,
     state: StateFolder,
 }
 
 impl Learned {
-    /// Puts the best weights into the trainer.
-    pub(super) fn take_best(&mut self) -> Result<(), JobError> {
+    /// Loads the best weights into the trainer.
+    pub(super) fn load_best(&mut self) -> Result<(), JobError> {
         if let Some(best) = self.progress.best_epoch()
             && best != self.progress.epochs_done
         {
@@ -105,23 +105,23 @@ impl Learned {
         Ok(())
     }
 
-    /// The job's key, in hexadecimal digits.
+    /// Returns the job's key in hexadecimal digits.
     pub(super) fn key(&self) -> String {
         self.state.key()
     }
 
-    /// Whether the last weights are others than the best.
-    pub(super) fn last_is_another(&self) -> bool {
+    /// Returns true if the last weights are not the best ones.
+    pub(super) fn last_is_not_best(&self) -> bool {
         self.progress.best_epoch().is_some_and(|best| best != self.progress.epochs_done)
     }
 
-    /// Removes the saved state, when the model is in its place.
+    /// Removes the saved state, after the model is published.
     pub(super) fn discard_state(self) -> Result<(), JobError> {
         self.state.discard()
     }
 }
 
-/// Trains from the last saved state, or from the start, to the end.
+/// Trains to the end, from the last saved state or from the start.
 pub(super) fn run(
     plan: &Plan,
     data: &dyn EpochData,
@@ -142,7 +142,7 @@ pub(super) fn run(
     }
     let mut training =
         TrainingLoop { plan, data, trainer, progress, state, total_steps, clock: Instant::now(), rate: Rate::new() };
-    if training.go(watch)? {
+    if training.train(watch)? {
         let TrainingLoop { trainer, progress, state, .. } = training;
         return Ok(Outcome::Finished(Learned { trainer, progress, state }));
     }
@@ -157,14 +157,14 @@ struct TrainingLoop<'a> {
     progress: Progress,
     state: StateFolder,
     total_steps: u64,
-    /// Since when the seconds have not been added to the progress.
+    /// The start of the seconds not yet added to the progress.
     clock: Instant,
     rate: Rate,
 }
 
 impl TrainingLoop<'_> {
-    /// Trains to the end; false if it was cancelled before.
-    fn go(&mut self, watch: &mut Watch) -> Result<bool, JobError> {
+    /// Trains to the end; returns false if it was cancelled before.
+    fn train(&mut self, watch: &mut Watch) -> Result<bool, JobError> {
         if self.data.measures_start() && self.progress.epochs().is_empty() && self.trainer.steps() == 0 {
             self.measure(watch)?;
         }
@@ -197,14 +197,15 @@ impl TrainingLoop<'_> {
         Ok(true)
     }
 
-    /// Whether it ends before its epochs do: all steps are done, or nothing got better for too long.
+    /// Returns true if training ends before its last epoch: all steps are done, or early stopping applies.
     fn is_over(&self) -> bool {
         let begun = self.progress.epochs_done > 0;
         let stale = self.plan.hyper.patience.is_some_and(|patience| self.progress.stale() >= patience);
         begun && (stale || self.batches() >= self.total_steps)
     }
 
-    /// Batches of all epochs that are done: as many places of the schedule, whether there was something to learn or not.
+    /// Returns the number of completed batches of all epochs, which is the position in the schedule. Batches without
+    /// anything to learn count too.
     fn batches(&self) -> u64 {
         self.trainer.steps() + self.progress.skipped
     }
@@ -215,7 +216,7 @@ impl TrainingLoop<'_> {
         self.progress.batches_done += 1;
         let step = match self.trainer.step_at(self.batches(), &examples) {
             Ok(step) => step,
-            // Short texts may have no word hidden this time.
+            // Short texts may have no masked token in this epoch.
             Err(TrainError::NothingToLearn { .. }) => {
                 self.progress.skipped += 1;
                 return Ok(());
@@ -238,7 +239,7 @@ impl TrainingLoop<'_> {
         Ok(())
     }
 
-    /// Measures, and keeps the weights if they are the best so far.
+    /// Evaluates the model, and saves the weights if they are the best so far.
     fn measure(&mut self, watch: &mut Watch) -> Result<(), JobError> {
         let deciding = self.data.scores().get(self.data.deciding()).map(|score| score.better);
         let deciding = deciding.map(|better| (self.data.deciding(), better));
@@ -267,7 +268,7 @@ impl TrainingLoop<'_> {
     }
 }
 
-/// Means over the latest steps, for people who watch.
+/// Exponential moving averages over the latest steps, for display.
 struct Rate {
     seconds: f64,
     examples: f64,
@@ -276,7 +277,7 @@ struct Rate {
 }
 
 impl Rate {
-    /// How much of the past a step leaves: about the last 20 count.
+    /// The decay per step: about the last 20 steps count.
     const KEEP: f64 = 0.95;
 
     fn new() -> Self {

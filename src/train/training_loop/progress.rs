@@ -1,4 +1,4 @@
-//! Where a training is, and what happened so far.
+//! The position and the history of a training run.
 
 use std::collections::HashMap;
 
@@ -14,72 +14,72 @@ const SUMS: &str = "progress.sums";
 const CURVE: &str = "progress.curve";
 const EPOCHS: &str = "progress.epochs";
 
-/// About how many points a curve has, however many steps there are.
+/// The approximate number of points on a curve, whatever the number of steps.
 const CURVE_POINTS: u64 = 500;
 
-/// A number that is measured on held-out rows.
+/// A metric on held-out rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Score {
-    /// Its name.
+    /// The metric's name.
     pub name: String,
-    /// Which of two values is the better one.
+    /// The direction in which the metric improves.
     pub better: Better,
 }
 
-/// What was measured after an epoch.
+/// The evaluation after an epoch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Epoch {
-    /// Its number, from 1; 0 before the first.
+    /// The epoch, from 1; 0 for the evaluation before the first epoch.
     pub epoch: u64,
-    /// Steps taken so far.
+    /// The number of steps so far.
     pub step: u64,
-    /// The mean loss of its steps; none before the first epoch.
+    /// The mean loss of the epoch's steps; none before the first epoch.
     pub training_loss: Option<f64>,
-    /// Seconds of training so far.
+    /// The seconds of training so far.
     pub seconds: f64,
-    /// What was measured on held-out rows, in the order of the scores; none where it is not defined.
+    /// The scores on held-out rows, in the order of the metrics; none where a metric is undefined.
     pub scores: Vec<Option<f64>>,
 }
 
-/// A stretch of steps on the curve.
+/// A point on the curve, which covers one or more steps.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 struct Point {
-    /// The last of its steps, from 1.
+    /// The last step it covers, from 1.
     step: f64,
-    /// Means over its steps.
+    /// The means over its steps.
     loss: f64,
     grad_norm: f64,
-    /// Of its last step.
+    /// The learning rate of its last step.
     learning_rate: f64,
 }
 
-/// Where a training is, and what happened so far. Saved with the weights.
+/// The position and the history of a training run. Saved with the weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Progress {
-    /// Epochs that are done.
+    /// The number of completed epochs.
     pub(super) epochs_done: u64,
-    /// Batches of the current epoch that are done.
+    /// The number of completed batches in the current epoch.
     pub(super) batches_done: u64,
-    /// Batches in which there was nothing to learn.
+    /// The number of batches without anything to learn.
     pub(in crate::train) skipped: u64,
-    /// Examples and tokens learned from, each as often as it was.
+    /// The numbers of examples and tokens trained on, counted again in every epoch.
     pub(super) examples: u64,
     pub(super) tokens: u64,
-    /// Times that the training was resumed.
+    /// The number of times that training was resumed.
     pub(super) resumed: u64,
-    /// Seconds of training, measuring included.
+    /// The seconds of training, evaluation included.
     pub(super) seconds: f64,
-    /// Seconds in steps.
+    /// The seconds spent in steps.
     pub(super) step_seconds: f64,
-    /// Of the current epoch.
+    /// The loss sum and the step count of the current epoch.
     loss_sum: f64,
     steps: u64,
-    /// Of the current stretch.
+    /// The sums and the step count of the current point.
     point: Point,
     in_point: u64,
     curve: Vec<Point>,
     epochs: Vec<Epoch>,
-    /// Which of `epochs` is the best.
+    /// The index of the best entry of `epochs`.
     best: Option<usize>,
 }
 
@@ -104,7 +104,7 @@ impl Progress {
         }
     }
 
-    /// Notes a step of so many examples.
+    /// Records a step with the given number of examples.
     pub(super) fn note(&mut self, step: &Step, examples: usize, total_steps: u64) {
         self.examples += examples as u64;
         self.tokens += step.tokens as u64;
@@ -129,13 +129,13 @@ impl Progress {
         (self.point, self.in_point) = (Point::default(), 0);
     }
 
-    /// The mean loss of the current epoch's steps; none before the first of them.
+    /// Returns the mean loss of the current epoch's steps; none before its first step.
     pub(super) fn mean_loss(&self) -> Option<f64> {
         (self.steps > 0).then(|| self.loss_sum / self.steps as f64)
     }
 
-    /// Notes what was measured after an epoch, or before the first; returns whether it is better than what was before.
-    /// As long as the score that decides is not defined, the latest is.
+    /// Records the scores after an epoch, or before the first one. Returns true if they are better than all earlier
+    /// ones. As long as the deciding score is undefined, the latest epoch counts as the best.
     pub(super) fn note_scores(
         &mut self,
         step: u64,
@@ -147,7 +147,7 @@ impl Progress {
             Epoch { epoch: self.epochs_done, step, training_loss: self.mean_loss(), seconds: self.seconds, scores };
         let before = self.best.and_then(|best| value(&self.epochs[best]));
         let improves = match (value(&epoch), before, deciding) {
-            // Nothing is measured, and so nothing is better.
+            // Nothing is measured, so nothing can improve.
             (_, _, None) | (None, Some(_), _) => false,
             (None | Some(_), None, _) => true,
             (Some(now), Some(before), Some((_, Better::Higher))) => now > before,
@@ -161,13 +161,13 @@ impl Progress {
         improves
     }
 
-    /// What was measured, epoch by epoch.
+    /// Returns the evaluation of each epoch.
     #[must_use]
     pub fn epochs(&self) -> &[Epoch] {
         &self.epochs
     }
 
-    /// What was measured of the best epoch.
+    /// Returns the evaluation of the best epoch.
     #[must_use]
     pub fn best(&self) -> Option<&Epoch> {
         self.best.map(|best| &self.epochs[best])
@@ -177,18 +177,18 @@ impl Progress {
         self.best().map(|best| best.epoch)
     }
 
-    /// Epochs since the best one.
+    /// Returns the number of epochs since the best one.
     pub(super) fn stale(&self) -> u64 {
         self.best_epoch().map_or(0, |best| self.epochs_done - best)
     }
 
-    /// Examples a second, in steps alone.
+    /// Returns the number of examples per second, counting only the time spent in steps.
     #[must_use]
     pub fn examples_per_second(&self) -> f64 {
         if self.step_seconds > 0.0 { self.examples as f64 / self.step_seconds } else { 0.0 }
     }
 
-    /// As tensors of the saved state, which keep every bit; JSON need not.
+    /// Returns tensors for the saved state. Unlike JSON, they keep every bit.
     pub(super) fn entries(&self) -> Vec<Entry<'static>> {
         let best = self.best.map_or(-1, |best| best.cast_signed() as i64);
         let counts = [
@@ -218,7 +218,7 @@ impl Progress {
         ]
     }
 
-    /// Reads what [`Progress::entries`] wrote of a data with so many scores.
+    /// Reads the tensors of [`Progress::entries`], written for data with the given number of scores.
     pub(super) fn from_tensors(tensors: &HashMap<String, Tensor>, scores: usize) -> Option<Self> {
         let floats = |name: &str| tensors.get(name)?.to_vec1::<f64>().ok();
         let counts = tensors.get(COUNTS)?.to_vec1::<i64>().ok()?;
@@ -263,7 +263,7 @@ impl Progress {
         })
     }
 
-    /// The curve and the epochs as JSON.
+    /// Returns the curve and the epochs as JSON.
     pub(in crate::train) fn to_json(&self, scores: &[Score]) -> Map<String, Value> {
         let mut all = self.clone();
         all.close_point();

@@ -1,4 +1,4 @@
-//! The folder that a training leaves: an ordinary Hugging Face checkpoint, and `training.json`.
+//! The published folder of a training: an ordinary Hugging Face checkpoint with a `training.json`.
 
 use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
@@ -11,24 +11,24 @@ use crate::files::{self, MAX_JSON, MAX_TEXT};
 use crate::model::{MODEL_FOLDER, ModelFiles, clear_head, copy_tokenizer, read_json, write_json, write_weights};
 use crate::train::Trainer;
 
-/// What a training says about itself.
+/// The file name of the training report.
 pub(in crate::train) const REPORT: &str = "training.json";
 
 /// What goes into the folder besides the weights.
 pub(in crate::train) struct Publication<'a> {
-    /// `config.json`.
+    /// The contents of `config.json`.
     pub(in crate::train) config: Map<String, Value>,
-    /// The files of the tokenizer, among others.
+    /// The model files, the tokenizer's among them.
     pub(in crate::train) tokenizer: &'a ModelFiles,
-    /// More JSON files by their names.
+    /// Further JSON files, with their names.
     pub(in crate::train) documents: Vec<(&'a str, Value)>,
-    /// A picture by its name.
+    /// A chart, with its name.
     pub(in crate::train) chart: Option<(&'a str, String)>,
 }
 
 impl Publication<'_> {
-    /// Writes the checkpoint beside `target` and puts it in its place at once; see [`AtomicFolder`] for what that
-    /// guarantees.
+    /// Writes the checkpoint to a temporary folder next to `target` and then publishes it atomically. See
+    /// [`AtomicFolder`] for the guarantees.
     pub(in crate::train) fn publish(&self, trainer: &Trainer, target: &Path) -> Result<(), JobError> {
         let write = || -> io::Result<()> {
             let folder = AtomicFolder::create(target, &MODEL_FOLDER)?;
@@ -50,7 +50,7 @@ impl Publication<'_> {
     }
 }
 
-/// `config.json` of a base model, for a model with another head.
+/// Returns the `config.json` of a base model without the entries of its head.
 pub(in crate::train) fn base_config(files: &ModelFiles) -> Result<Map<String, Value>, JobError> {
     let mut config = match read_json(files, files.config())? {
         Value::Object(config) => config,
@@ -60,13 +60,13 @@ pub(in crate::train) fn base_config(files: &ModelFiles) -> Result<Map<String, Va
     Ok(config)
 }
 
-/// The report of the model in a folder, if a job with this key left it.
+/// Returns the report of the model in a folder, if a job with this key wrote it.
 pub(in crate::train) fn report_of(folder: &Path, key: blake3::Hash) -> Option<Value> {
     let report: Value = serde_json::from_slice(&files::read(&folder.join(REPORT), MAX_JSON).ok()?).ok()?;
     (report["job"].as_str() == Some(key.to_hex().as_str())).then_some(report)
 }
 
-/// Removes the model that an earlier job left beside its own; a folder that has none stays.
+/// Removes the extra model that an earlier job wrote next to its output; a folder without a report is kept.
 pub(in crate::train) fn remove_model(folder: &Path) -> Result<(), JobError> {
     if !folder.join(REPORT).exists() {
         return Ok(());
@@ -74,7 +74,7 @@ pub(in crate::train) fn remove_model(folder: &Path) -> Result<(), JobError> {
     MODEL_FOLDER.remove(folder).map_err(JobError::file("remove", folder))
 }
 
-/// The most memory that this process has used, in bytes, where the system tells.
+/// Returns the peak memory of this process in bytes, if the operating system reports it.
 pub(crate) fn peak_memory() -> Option<u64> {
     let status = files::read_string(Path::new("/proc/self/status"), MAX_TEXT).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -1,15 +1,15 @@
-//! The folder of a training that is under way: `<output>.training/`.
+//! The state folder of a training run: `<output>.training/`.
 //!
-//! | File | What it is |
+//! | File | Content |
 //! |---|---|
-//! | `lock` | held by the process that trains |
+//! | `lock` | the lock, held by the training process |
 //! | `state.safetensors` | everything that the next step depends on: weights, moments, [`Progress`], the job's key |
-//! | `best-N-KEY.safetensors` | the weights after epoch N of the job, if no later epoch was better |
+//! | `best-N-KEY.safetensors` | the weights after epoch N of the job, as long as no later epoch is better |
 //!
-//! A folder with other files is refused, and only these are ever removed.
+//! A folder with other files is refused, and only these files are ever removed.
 //!
-//! Each file appears complete or not at all. The best weights are written before the state that names them and removed
-//! after the state that names others, so that a kill at any moment leaves a state whose files are all there.
+//! Each file is written atomically. The best weights are written before the state that names them, and removed after
+//! the state that names others. A process killed at any moment therefore leaves a state whose files all exist.
 
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
@@ -31,14 +31,14 @@ const STATE: &str = "state.safetensors";
 const LOCK: &str = "lock";
 const KEY: &str = "job.key";
 
-/// Digits of the job's key in the name of a file of weights.
+/// The number of hexadecimal digits of the job's key in the name of a weights file.
 const KEY_DIGITS: usize = 16;
 
-/// The folder itself.
+/// The kind of this folder, with the names that it may contain.
 const FOLDER: FolderKind =
     FolderKind { name: "a training", marker: STATE, has: |name| name == STATE || name == LOCK || is_best(name) };
 
-/// Whether this is the name of a file with the best weights of a job.
+/// Returns true if this is the name of a file with a job's best weights.
 fn is_best(name: &str) -> bool {
     let parts = || name.strip_prefix("best-")?.strip_suffix(".safetensors")?.split_once('-');
     parts().is_some_and(|(epoch, key)| {
@@ -46,7 +46,8 @@ fn is_best(name: &str) -> bool {
     })
 }
 
-/// Why a folder cannot be that of a training, if it cannot: it has files of others.
+/// Returns why a folder cannot be used as a state folder: it contains files that couplet did not write. Returns none if
+/// it can be used.
 pub(crate) fn foreign_state(folder: &Path) -> Option<String> {
     match FOLDER.foreign_in(folder) {
         Ok(name) => name.map(|name| {
@@ -60,15 +61,15 @@ pub(crate) fn foreign_state(folder: &Path) -> Option<String> {
     }
 }
 
-/// What was found of an earlier run.
+/// The result of looking for the state of an earlier run.
 pub(super) enum Found {
     Nothing,
-    /// A state that cannot be used, and why.
+    /// A state that cannot be used, with the reason.
     Unusable(String),
     State(Progress),
 }
 
-/// The folder of a training that is under way.
+/// The state folder of a running training, locked.
 #[derive(Debug)]
 pub(super) struct StateFolder {
     path: PathBuf,
@@ -77,12 +78,13 @@ pub(super) struct StateFolder {
 }
 
 impl StateFolder {
-    /// The folder of an output.
+    /// Returns the state folder of an output.
     pub(super) fn path_for(output: &Path) -> PathBuf {
         beside(output, ".training")
     }
 
-    /// Steps of a job that an earlier run has done and saved; nothing is made, locked or removed.
+    /// Returns the number of steps that an earlier run of the job completed and saved. Creates, locks and removes
+    /// nothing.
     pub(super) fn steps_done(output: &Path, key: blake3::Hash) -> Option<u64> {
         let path = Self::path_for(output).join(STATE);
         if !path.exists() {
@@ -94,8 +96,8 @@ impl StateFolder {
         steps.first().filter(|_| same).map(|steps| steps.cast_unsigned())
     }
 
-    /// Removes the folder of an output if it is a job's that is done, and no other process is at work in it: one that was
-    /// killed when its model was in its place had no time to.
+    /// Removes the state folder of an output if it belongs to this finished job and no other process uses it. A process
+    /// that was killed right after publishing its model leaves such a folder.
     pub(super) fn discard_done(output: &Path, key: blake3::Hash) -> Result<(), JobError> {
         if Self::steps_done(output, key).is_none() {
             return Ok(());
@@ -106,7 +108,7 @@ impl StateFolder {
         }
     }
 
-    /// Opens the folder of an output for a job, alone.
+    /// Opens the state folder of an output for a job, and locks it.
     pub(super) fn open(output: &Path, key: blake3::Hash) -> Result<Self, JobError> {
         let path = Self::path_for(output);
         fs::create_dir_all(&path).map_err(JobError::file("make", &path))?;
@@ -118,7 +120,7 @@ impl StateFolder {
         let file = file.map_err(JobError::file("write", &lock))?;
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => return Err(JobError::Busy { folder: path }),
-            // A file system without locks: two runs at a time are then the user's to avoid.
+            // The file system has no locks: the user must avoid two runs at a time.
             Err(TryLockError::Error(e)) => tracing::warn!("cannot lock {}: {e}", lock.display()),
             Ok(()) => {}
         }
@@ -133,7 +135,7 @@ impl StateFolder {
         self.key.to_hex().to_string()
     }
 
-    /// Puts a trainer where the last run of this job was.
+    /// Restores a trainer from the state that the last run of this job saved.
     pub(super) fn restore(&self, trainer: &mut Trainer, scores: usize) -> Result<Found, JobError> {
         let path = self.path.join(STATE);
         if !path.exists() {
@@ -146,7 +148,7 @@ impl StateFolder {
         };
         let key = tensors.get(KEY).and_then(|key| key.to_vec1::<u8>().ok());
         if key.as_deref() != Some(self.key.as_bytes()) {
-            return unusable("it is of a job with other settings, data or another base model".into());
+            return unusable("it belongs to a job with other settings, data or base model".into());
         }
         let Some(progress) = Progress::from_tensors(&tensors, scores) else {
             return unusable("it is incomplete".into());
@@ -154,7 +156,7 @@ impl StateFolder {
         if let Some(best) = progress.best_epoch()
             && !self.best(best).exists()
         {
-            return unusable(format!("the weights of epoch {best} are not there"));
+            return unusable(format!("the weights of epoch {best} are missing"));
         }
         match trainer.restore(&tensors) {
             Ok(()) => Ok(Found::State(progress)),
@@ -162,13 +164,13 @@ impl StateFolder {
         }
     }
 
-    /// Saves where a training is.
+    /// Saves the state of a training run.
     pub(super) fn save(&self, trainer: &Trainer, progress: &Progress) -> Result<(), JobError> {
         let mut entries = trainer.state_entries();
         entries.extend(progress.entries());
         entries.push(Entry::row(KEY, Data::U8(self.key.as_bytes().to_vec())));
         write_file(&self.path.join(STATE), entries)?;
-        // Only now does no state name an older best.
+        // Only now does no state name an older best epoch.
         let best = progress.best_epoch().map(|epoch| self.best(epoch));
         for entry in self.path.read_dir().map_err(JobError::file("read", &self.path))?.flatten() {
             if is_best(&entry.file_name().to_string_lossy()) && Some(entry.path()) != best {
@@ -178,14 +180,14 @@ impl StateFolder {
         Ok(())
     }
 
-    /// Saves the weights of an epoch that is better than those before it.
+    /// Saves the weights of an epoch that is better than all earlier ones.
     pub(super) fn save_best(&self, trainer: &Trainer, epoch: u64) -> Result<(), JobError> {
         write_file(&self.best(epoch), trainer.weight_entries())
     }
 
-    /// The weights of an epoch.
+    /// Returns the path of an epoch's weights.
     pub(super) fn best(&self, epoch: u64) -> PathBuf {
-        // Another job's state may be here too, until this one's is saved.
+        // The name has the job's key, as another job's state may be here until this job's state is saved.
         self.path.join(format!("best-{epoch}-{}.safetensors", &self.key()[..KEY_DIGITS]))
     }
 
@@ -206,7 +208,7 @@ fn load(path: &Path) -> io::Result<HashMap<String, Tensor>> {
     candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|e| io::Error::other(message(&e)))
 }
 
-/// A path beside another one: its name with something after it.
+/// Appends a suffix to the last component of a path.
 pub(crate) fn beside(output: &Path, suffix: &str) -> PathBuf {
     let mut path = output.components().collect::<PathBuf>().into_os_string();
     path.push(suffix);

@@ -1,4 +1,4 @@
-//! How long a training will take, tried out in memory: a few of its very first steps, and a part of what it measures.
+//! Estimates how long a training takes, by running its first few steps and a part of its evaluation in memory.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,62 +9,62 @@ use crate::train::hyper::Hyper;
 use crate::train::sampling::epoch_batches;
 use crate::train::{Example, TrainError, Trainer};
 
-/// Held-out examples that are measured to tell how long all take.
+/// The number of held-out examples that are evaluated to estimate the time for all.
 const MEASURED: usize = 128;
 
-/// What an earlier run has left of a job.
+/// The state of a job before a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// Nothing: it begins at its first step.
+    /// Nothing is saved: training starts at its first step.
     New,
-    /// A saved state, with so many steps done.
+    /// A state is saved, with this many steps completed.
     Resumes(u64),
-    /// The model that this job leaves.
+    /// The output already holds this job's model.
     Done,
-    /// That model, calibrated otherwise: only that is done.
+    /// The output already holds this job's weights with another calibration: only calibration is left to do.
     ToCalibrate,
-    /// The model that `promote_if` refused.
+    /// The job's model exists, and `promote_if` rejected it.
     Rejected,
 }
 
-/// What is known of a training before it begins.
+/// The facts and estimates about a training before it starts.
 #[derive(Debug, Clone)]
 pub struct Trial {
-    /// What an earlier run has left.
+    /// The state that an earlier run left.
     pub standing: Standing,
-    /// Rows, or sequences, to learn from.
+    /// The number of training rows (fine-tuning) or sequences (pretraining).
     pub rows: usize,
-    /// Those that are held out to measure on.
+    /// The number of held-out rows.
     pub held_out: usize,
-    /// Tokens of an epoch.
+    /// The number of tokens per epoch.
     pub tokens: u64,
-    /// Rows that are cut.
+    /// The number of truncated rows.
     pub truncated: usize,
     /// The names of the logits; empty if they have none.
     pub labels: Vec<String>,
-    /// Steps of the whole training.
+    /// The number of steps of the whole training.
     pub total_steps: u64,
-    /// Rows of a step.
+    /// The number of rows per step.
     pub batch_size: usize,
-    /// How quickly steps went; none where nothing is to be learned.
+    /// The speed of the trial's steps; none if no steps are left to train.
     pub pace: Option<StepPace>,
-    /// What measuring will take in all, in seconds.
+    /// The estimated time of all evaluations, in seconds.
     pub measuring: f64,
 }
 
-/// How quickly steps of training went.
+/// The measured speed of training steps.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepPace {
-    /// Steps that were taken.
+    /// The number of steps.
     pub steps: u64,
-    /// Their tokens.
+    /// The number of tokens in these steps.
     pub tokens: u64,
-    /// How long they took, in seconds.
+    /// The duration of these steps, in seconds.
     pub seconds: f64,
 }
 
 impl StepPace {
-    /// Tokens a second.
+    /// Returns the number of tokens per second.
     #[must_use]
     pub fn tokens_per_second(&self) -> f64 {
         self.tokens as f64 / self.seconds
@@ -87,19 +87,20 @@ impl Trial {
         }
     }
 
-    /// Whether the run takes steps.
+    /// Returns true if the run trains.
     #[must_use]
     pub fn trains(&self) -> bool {
         matches!(self.standing, Standing::New | Standing::Resumes(_))
     }
 
-    /// Whether the run leaves another model than the one that is there.
+    /// Returns true if the run changes the model in the output folder.
     #[must_use]
     pub fn changes_the_model(&self) -> bool {
         self.trains() || self.standing == Standing::ToCalibrate
     }
 
-    /// What is left to do, in seconds: all tokens at the pace of those that were tried; none where that was not tried.
+    /// Estimates the remaining time in seconds, from the tokens left and the measured speed. Returns none if no speed
+    /// was measured.
     #[must_use]
     pub fn seconds(&self) -> Option<f64> {
         let done = match self.standing {
@@ -115,7 +116,7 @@ impl Trial {
         Some(tokens / self.pace?.tokens_per_second() + share * self.measuring)
     }
 
-    /// Measures some examples to tell how long all of them take, `times` over.
+    /// Evaluates a part of the examples, and adds the estimated time of evaluating all of them `times` times.
     pub(in crate::train) fn time_measuring(
         &mut self,
         examples: &[Example],
@@ -134,18 +135,18 @@ impl Trial {
     }
 }
 
-/// What an earlier run has saved of a job that is not done.
+/// Returns the saved state of an unfinished job.
 pub(in crate::train) fn standing(output: &Path, key: blake3::Hash) -> Standing {
     StateFolder::steps_done(output, key).map_or(Standing::New, Standing::Resumes)
 }
 
-/// Removes what is left of a job whose model is where it belongs.
+/// Removes the state folder of a job whose model is already published.
 pub(in crate::train) fn discard_state(output: &Path, key: blake3::Hash) -> Result<(), JobError> {
     StateFolder::discard_done(output, key)
 }
 
-/// Takes the first steps of a training, at least three of them where there are so many, until `budget` is over; what the trainer has learned is
-/// not kept.
+/// Runs the first steps of a training until `budget` is used up: at least three steps, or all if there are fewer. The
+/// trained weights are not kept.
 pub(in crate::train) fn run_trial(
     trainer: &mut Trainer,
     data: &dyn EpochData,
@@ -158,13 +159,13 @@ pub(in crate::train) fn run_trial(
         let began = Instant::now();
         let step = match trainer.step(&data.examples(0, &batch)) {
             Ok(step) => step,
-            // Short texts may have no word hidden this time.
+            // Short texts may have no masked token in this epoch.
             Err(TrainError::NothingToLearn { .. }) => continue,
             Err(e) => return Err(e.into()),
         };
         steps += 1;
         if steps == 2 {
-            // The first step also touched all memory for the first time, and counts only if there is no other.
+            // The first step includes first-touch memory costs, so it counts only if it is the only step.
             pace = StepPace { steps: 0, tokens: 0, seconds: 0.0 };
         }
         pace.steps += 1;
