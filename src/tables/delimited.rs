@@ -1,8 +1,8 @@
-//! Delimited text: where records and fields begin and end.
+//! Delimited text: splits bytes into records and fields.
 //!
-//! One parser finds the columns, reads the rows and says where a file is broken, so that the three agree. It reads what RFC
-//! 4180 allows, and any of LF, CR and CR LF at the end of a line; what a lenient parser would guess at, it refuses with the
-//! line: text behind a closing quotation mark, and a quotation mark that is never closed.
+//! A single parser infers the columns, reads the rows and locates errors, so that all three agree. It accepts RFC 4180
+//! with LF, CR or CR LF line endings. Input that a lenient parser would have to guess at is an error with its line
+//! number: text after a closing quotation mark, and a quotation mark that is never closed.
 
 use std::borrow::Cow;
 
@@ -11,10 +11,10 @@ use memchr::{memchr, memchr_iter, memchr2, memchr3};
 use super::text::Fault;
 use crate::config::CsvOptions;
 
-/// The bytes of a record at most: what is longer has lost a quotation mark.
+/// The maximum size of a record in bytes. A longer record is assumed to lack a closing quotation mark.
 const MOST_OF_RECORD: usize = 64 << 20;
 
-/// The mark that may stand before the first record.
+/// The optional UTF-8 byte order mark at the start of a file.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// A field of the current record.
@@ -22,25 +22,27 @@ const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 struct Field {
     start: usize,
     end: usize,
-    /// Whether it has doubled or escaped quotation marks.
+    /// True if the field contains doubled or escaped quotation marks.
     is_escaped: bool,
 }
 
-/// Finds the records in bytes that come piece by piece.
+/// Splits bytes that arrive in chunks into records.
 pub(super) struct Records {
     delimiter: u8,
     quote: Option<u8>,
     escape: Option<u8>,
     buffer: Vec<u8>,
-    /// Where in the buffer the next record begins.
+    /// The offset of the next record in the buffer.
     next: usize,
-    /// The bytes of an incomplete record before it is looked at again, so that a long one is not read over and over.
+    /// The number of buffered bytes at which an incomplete record is scanned again. It prevents rescanning a long
+    /// record for
+    /// every chunk.
     enough: usize,
-    /// The line on which the next record begins, from 1.
+    /// The line on which the next record begins, counted from 1.
     line: u64,
     is_start: bool,
     is_end: bool,
-    /// Whether the record before ended with a CR, to which an LF belongs.
+    /// True if the previous record ended with a CR, so that an LF that follows belongs to it.
     after_cr: bool,
     fields: Vec<Field>,
     /// The line on which the current record begins.
@@ -48,7 +50,7 @@ pub(super) struct Records {
 }
 
 enum Split {
-    /// Where the record ends, behind the end of its line, and how many lines it has.
+    /// The end of the record including its line ending, and its number of lines.
     Complete(usize, u64),
     Incomplete,
 }
@@ -78,13 +80,13 @@ impl Records {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Says that there are no more bytes.
+    /// Marks the end of the file.
     pub(super) fn end(&mut self) {
         self.is_end = true;
         self.enough = 0;
     }
 
-    /// Goes to the next record; false if it needs more bytes, or there is none.
+    /// Advances to the next record. Returns false if more bytes are needed or there are no more records.
     pub(super) fn advance(&mut self) -> Result<bool, Fault> {
         if self.is_start {
             if self.buffer.len() < BYTE_ORDER_MARK.len() && !self.is_end {
@@ -133,17 +135,19 @@ impl Records {
         }
     }
 
-    /// The number of fields of the current record.
+    /// Returns the number of fields of the current record.
     pub(super) fn width(&self) -> usize {
         self.fields.len()
     }
 
-    /// A field of the current record.
+    /// Returns a field of the current record.
     pub(super) fn field(&self, index: usize) -> Cow<'_, str> {
         let field = self.fields[index];
         let bytes = &self.buffer[field.start..field.end];
         let bytes = if field.is_escaped { Cow::Owned(self.unescaped(bytes)) } else { Cow::Borrowed(bytes) };
-        // A field begins and ends at ASCII, and the record is valid UTF-8; only ASCII is left out of it.
+        // The record is valid UTF-8 and the field is delimited by ASCII bytes, so the slice is valid UTF-8 too. Only
+        // ASCII bytes
+        // are removed from it.
         match bytes {
             Cow::Borrowed(bytes) => String::from_utf8_lossy(bytes),
             Cow::Owned(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),
@@ -155,14 +159,14 @@ impl Records {
         let mut bytes = bytes.iter().copied().peekable();
         while let Some(byte) = bytes.next() {
             let is_mark = Some(byte) == self.quote || Some(byte) == self.escape;
-            // Before anything but a mark, the escape is a byte like others.
+            // The escape byte is an ordinary byte unless a quotation mark or another escape follows it.
             let escaped = bytes.next_if(|next| is_mark && (Some(*next) == self.quote || Some(*next) == self.escape));
             text.push(escaped.unwrap_or(byte));
         }
         text
     }
 
-    /// Finds the fields of the next record.
+    /// Splits the next record into fields.
     fn split(&mut self) -> Result<Split, Fault> {
         let bytes = &self.buffer[..];
         let (mut at, mut lines) = (self.next, 1);
@@ -223,7 +227,7 @@ impl Records {
         )
     }
 
-    /// A closing quotation mark with text behind it.
+    /// Returns the fault for text after a closing quotation mark.
     fn behind_the_quote(&self, lines: u64, start: usize, end: usize) -> Fault {
         let field = self.fields.len();
         let fix = if self.escape.is_none() && self.buffer[start..end].ends_with(b"\\") {
@@ -237,7 +241,8 @@ impl Records {
     }
 }
 
-/// The names of the columns, by the first record: its fields, or `column_N` where the file has no header or no name there.
+/// Returns the column names from the first record. A column is named `column_N` if the file has no header or the header
+/// field is empty.
 pub(super) fn names(records: &Records, has_header: bool) -> Result<Vec<String>, Fault> {
     let mut names: Vec<String> = Vec::with_capacity(records.width());
     for index in 0..records.width() {
@@ -259,7 +264,7 @@ pub(super) fn names(records: &Records, has_header: bool) -> Result<Vec<String>, 
     Ok(names)
 }
 
-/// Refuses the current record if it has another number of fields than the first.
+/// Rejects the current record if its number of fields differs from that of the first record.
 pub(super) fn check_width(records: &Records, width: usize) -> Result<(), Fault> {
     let found = records.width();
     if found == width {
@@ -284,10 +289,10 @@ mod tests {
         CsvOptions { delimiter: b',', header: true, quote, escape, null: None, types: Vec::new() }
     }
 
-    /// A record with its line.
+    /// A record with its line number.
     type Record = (u64, Vec<String>);
 
-    /// The records with their lines, read in pieces of so many bytes.
+    /// Splits `text` into records with their line numbers, fed in chunks of `piece` bytes.
     fn read(text: &[u8], options: &CsvOptions, piece: usize) -> Result<Vec<Record>, (u64, String)> {
         let mut records = Records::new(options);
         let mut found = Vec::new();

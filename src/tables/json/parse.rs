@@ -1,4 +1,5 @@
-//! A parser of one line of JSON, which builds nothing: it checks the line and adds what it has to a shape.
+//! Parses one line of JSON without building a value. It validates the line and adds its keys and kinds of values to a
+//! shape.
 
 use memchr::memchr2;
 
@@ -7,14 +8,14 @@ use super::super::values::Kinds;
 use super::quoted;
 use super::shape::Shape;
 
-/// Objects and lists within each other at most.
+/// The maximum nesting depth of objects and lists.
 const DEEPEST: usize = 128;
 
-/// What `--format json` writes, among others.
+/// The message for a file that is one JSON array, as `--format json` writes it.
 const AN_ARRAY: &str = "it is one JSON array, and what is read are JSON Lines, an object a line: `jq -c '.[]' FILE > \
                         FILE.jsonl` makes them of it, and `couplet query … -o FILE.jsonl` writes them";
 
-/// A part of the line that the decoder is to read otherwise.
+/// A replacement of a part of the line before the decoder reads it.
 #[derive(Debug)]
 pub(super) struct Edit {
     pub(super) start: usize,
@@ -22,7 +23,7 @@ pub(super) struct Edit {
     pub(super) text: String,
 }
 
-/// Parses lines one by one.
+/// Parses lines one at a time.
 #[derive(Default)]
 pub(super) struct Parser {
     at: usize,
@@ -31,16 +32,16 @@ pub(super) struct Parser {
     objects: u64,
     has_grown: bool,
     edits: Vec<Edit>,
-    /// Where the values of the object of the line are, by the place of their key in the shape.
+    /// The byte ranges of the values of the line's top-level object, with the index of their key in the shape.
     values: Vec<(usize, usize, usize)>,
     names: Vec<String>,
 }
 
-/// What is wrong at the place where the parser is.
+/// The result of a parse step. The error describes the problem at the current position.
 type Parsed = Result<(), String>;
 
 impl Parser {
-    /// Parses a line; false if it is blank.
+    /// Parses a line. Returns false if it is blank.
     pub(super) fn parse(&mut self, text: &[u8], line: u64, shape: &mut Shape) -> Result<bool, Fault> {
         (self.at, self.depth, self.has_grown) = (0, 0, false);
         self.edits.clear();
@@ -77,7 +78,7 @@ impl Parser {
         }
     }
 
-    /// Whether the line had something that the shape did not have.
+    /// Returns true if the line had a key or a kind of value that was new to the shape.
     pub(super) fn has_grown(&self) -> bool {
         self.has_grown
     }
@@ -86,13 +87,13 @@ impl Parser {
         &self.edits
     }
 
-    /// Where the value of a key of the line is.
+    /// Returns the byte range of the value of a top-level key.
     pub(super) fn value_of(&self, name: &str) -> Option<(usize, usize)> {
         let found = self.values.iter().find(|(key, ..)| self.names.get(*key).is_some_and(|key| key == name));
         found.map(|(_, start, end)| (*start, *end))
     }
 
-    /// Has the objects and lists in these columns read as their text.
+    /// Replaces the objects and lists in these columns by strings with their JSON text.
     pub(super) fn quote_nested(&mut self, text: &[u8], columns: &[String]) {
         let nested = |start: usize| matches!(text[start], b'{' | b'[');
         for (key, start, end) in std::mem::take(&mut self.values) {
@@ -103,7 +104,7 @@ impl Parser {
         }
     }
 
-    /// Has a part of the line read otherwise, as a whole.
+    /// Adds an edit, which replaces all edits that overlap with it.
     pub(super) fn edit(&mut self, edit: Edit) {
         self.edits.retain(|other| other.end <= edit.start || other.start >= edit.end);
         self.edits.push(edit);
@@ -185,7 +186,7 @@ impl Parser {
         }
     }
 
-    /// The place of a key in the shape, most likely the expected one.
+    /// Returns the index of a key in the shape. Most lines have it at the expected index.
     fn place(&mut self, key: &[u8], expected: usize, shape: &mut Shape) -> Result<usize, String> {
         let decoded;
         let key = if key.contains(&b'\\') {
@@ -195,7 +196,7 @@ impl Parser {
             decoded = serde_json::from_slice::<String>(&literal).map_err(|_| "a key that is not valid".to_owned())?;
             decoded.as_str()
         } else {
-            // The line is valid UTF-8, and quotation marks are ASCII.
+            // The line is valid UTF-8 and quotation marks are ASCII, so the slice is valid UTF-8 too.
             std::str::from_utf8(key).map_err(|_| "a key that is not valid".to_owned())?
         };
         if shape.fields.get(expected).is_some_and(|(name, _)| name == key) {
@@ -292,7 +293,7 @@ impl Parser {
         Ok(Kinds::of_number(&text[start..end]))
     }
 
-    /// Goes behind a string, and has its pairs of surrogates written as the characters that they are.
+    /// Skips a string, and adds edits that replace its surrogate pairs by the characters that they encode.
     fn string(&mut self, text: &[u8]) -> Parsed {
         self.at += 1;
         loop {
@@ -331,7 +332,7 @@ impl Parser {
     }
 }
 
-/// The UTF-16 code unit that an escape `\uXXXX` at this place stands for.
+/// Returns the UTF-16 code unit of the `\uXXXX` escape at byte `at`.
 fn unit(text: &[u8], at: usize) -> Option<u16> {
     let escape = text.get(at..at + 6)?;
     let digits = escape.strip_prefix(b"\\u").filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))?;
