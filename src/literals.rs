@@ -1,7 +1,8 @@
-//! Literals beside decimals, compared with all their digits.
+//! Exact comparison of literals with decimals.
 //!
-//! DataFusion reads `818565974.1` as a 64-bit float, and then compares a decimal with it as floats: the decimal
-//! 818565974.1 itself would be less. In SQL such a literal is exact; here it is with up to 15 digits, which a float keeps.
+//! DataFusion parses `818565974.1` as a 64-bit float, and then compares a decimal with it as floats: even the decimal
+//! 818565974.1 itself would compare as less. In SQL such a literal is exact. Here it is exact up to 15 digits, which a
+//! float preserves.
 
 use arrow::datatypes::DataType;
 use datafusion::common::config::ConfigOptions;
@@ -14,7 +15,7 @@ use datafusion::optimizer::AnalyzerRule;
 
 use crate::tables::types::widened;
 
-/// Makes literals that are compared with decimals decimals; it comes before the types of both sides become one.
+/// The analyzer rule that turns literals compared with decimals into decimals. It runs before type coercion.
 #[derive(Debug)]
 pub(crate) struct ExactLiterals;
 
@@ -59,7 +60,8 @@ fn is_comparison(operator: Operator) -> bool {
     matches!(operator, Eq | NotEq | Lt | LtEq | Gt | GtEq | IsDistinctFrom | IsNotDistinctFrom)
 }
 
-/// Makes a literal float a decimal of a type that holds those beside it too; whether it was one and there is one.
+/// Replaces a float literal by a decimal of a type that also holds the decimals it is compared with. Returns false if
+/// the expression is not such a literal or there is no such type.
 fn make_decimal(literal: &mut Expr, beside: &DataType) -> bool {
     let Expr::Literal(ScalarValue::Float64(Some(value)), _) = literal else { return false };
     let Some(exact) = decimal(*value) else { return false };
@@ -69,7 +71,8 @@ fn make_decimal(literal: &mut Expr, beside: &DataType) -> bool {
     true
 }
 
-/// The decimal with the fewest digits that is this float, which are those of a literal of up to 15 digits.
+/// Returns the decimal with the fewest digits that reads as this float. For literals of up to 15 digits, these are the
+/// digits as written.
 fn decimal(value: f64) -> Option<ScalarValue> {
     let written = format!("{value:e}");
     let (mantissa, exponent) = written.split_once('e')?;

@@ -137,8 +137,7 @@ fn parse(context: &SessionContext, sql: &str, origin: &str) -> Result<VecDeque<S
 ///
 /// It stops if the future is dropped, or if a cluster has had no executor for it for too long. The script runs in a
 /// separate task: some plans, such as joins without a condition, do not yield for minutes, and the caller must be able
-/// to
-/// cancel meanwhile.
+/// to cancel meanwhile.
 ///
 /// # Errors
 /// SQL that cannot be planned or executed, an invalid parameter value, an output that cannot be written.

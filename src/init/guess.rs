@@ -1,11 +1,11 @@
-//! Which columns mean what, guessed by name, type and contents, with the reasons.
+//! Guesses the roles of a table's columns by name, type and contents, with a reason for each.
 
 use super::look::{Column, Looked};
 use crate::error::Error;
 use crate::progress::grouped;
 use crate::sql_error::nearest;
 
-/// Pairs of columns in well-known data sets.
+/// Column names of text pairs in well-known data sets.
 const PAIRS: [(&str, &str); 16] = [
     ("sentence1", "sentence2"),
     ("sentence_1", "sentence_2"),
@@ -25,7 +25,7 @@ const PAIRS: [(&str, &str); 16] = [
     ("title", "body"),
 ];
 
-/// Names of columns of single texts.
+/// Common column names of single texts.
 const TEXTS: [&str; 12] = [
     "text",
     "sentence",
@@ -41,7 +41,7 @@ const TEXTS: [&str; 12] = [
     "description",
 ];
 
-/// Names of columns of labels.
+/// Common column names of labels.
 const LABELS: [&str; 14] = [
     "label",
     "labels",
@@ -59,47 +59,47 @@ const LABELS: [&str; 14] = [
     "score",
 ];
 
-/// Words of a text on average, at least, where its name says nothing.
+/// The minimum mean number of words for a column to count as text, if its name does not show it.
 const WORDS_OF_TEXT: f64 = 3.0;
 
-/// Different labels at most, where their name says nothing.
+/// The maximum number of distinct labels, if the column's name does not show that it has labels.
 const MOST_LABELS: usize = 20;
 
-/// What the user says instead of a guess.
+/// Roles that the user has set instead of leaving them to be guessed.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
-    /// Columns that name a row.
+    /// The columns that identify a row.
     pub id: Vec<String>,
-    /// One or two columns of texts.
+    /// One or two text columns.
     pub text: Vec<String>,
-    /// The column of labels.
+    /// The label column.
     pub label: Option<String>,
-    /// That no column has labels.
+    /// True if no column has labels.
     pub no_label: bool,
 }
 
-/// Which columns mean what, and why.
+/// The guessed roles of columns, with reasons.
 #[derive(Debug, Clone)]
 pub struct Guess {
-    /// Columns that name each row once; none if there are no such columns.
+    /// The columns that together identify each row; empty if there are none.
     pub id: Vec<String>,
-    /// Why.
+    /// The reason for the id.
     pub why_id: String,
-    /// One or two columns of texts.
+    /// One or two text columns.
     pub text: Vec<String>,
-    /// Why.
+    /// The reason for the text columns.
     pub why_text: String,
-    /// The column of labels.
+    /// The label column.
     pub label: Option<String>,
-    /// Why, or why not.
+    /// The reason for the label column or for its absence.
     pub why_label: String,
 }
 
 impl Guess {
-    /// Guesses what `wanted` leaves open.
+    /// Guesses the roles that `wanted` leaves open.
     ///
     /// # Errors
-    /// Columns that are not there; no column of texts; an id that is asked for and not unique.
+    /// Columns that do not exist, a table without text columns, a requested id that is not unique.
     pub async fn new(table: &Looked, wanted: &Wanted) -> Result<Self, Error> {
         let names = || table.columns.iter().map(|column| column.name.as_str());
         let asked = [("--id", &wanted.id), ("--text", &wanted.text)].into_iter();
@@ -231,7 +231,7 @@ async fn id(
         let data_type = &column.data_type;
         column.is_text() || data_type.is_integer() || data_type.is_decimal() || data_type.is_binary()
     };
-    // A column of such a name may have any type whose values are single.
+    // A column with the name of an id may have any type that is not nested.
     let named = || {
         let named = table.columns.iter().filter(is_free).filter(|column| names_rows(&column.name));
         named.filter(|column| !column.data_type.is_nested() && !column.data_type.is_null())
@@ -259,7 +259,7 @@ async fn id(
     Ok((Vec::new(), why.into()))
 }
 
-/// The name in lower case, other characters than letters and digits as single `_`.
+/// Normalizes a name: lower case, with runs of other characters than letters and digits replaced by `_`.
 pub(super) fn plain(name: &str) -> String {
     let mut plain = String::new();
     for char in name.trim_start_matches('\u{feff}').chars() {
@@ -272,14 +272,14 @@ pub(super) fn plain(name: &str) -> String {
     plain.trim_end_matches('_').to_owned()
 }
 
-/// The name without what tells the two of a pair apart.
+/// Returns the name without the part that distinguishes the two columns of a pair.
 fn stem(name: &str) -> String {
     let plain = plain(name);
     let stem = plain.trim_matches(|c: char| c.is_ascii_digit() || c == '_');
     stem.trim_end_matches("_a").trim_end_matches("_b").to_owned()
 }
 
-/// Whether a name is one of columns that name rows.
+/// Returns true if a name is typical of id columns.
 fn names_rows(name: &str) -> bool {
     let plain = plain(name);
     let whole = ["id", "idx", "index", "key", "uuid", "guid", "rowid", "row_id", "nr", "number"];

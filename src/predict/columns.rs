@@ -26,8 +26,7 @@ fn probability_field() -> FieldRef {
 /// Returns the fields of a prediction: `label, score, probabilities, truncated, error, raw_probabilities`.
 ///
 /// Either `error` is NULL or all other fields are. `raw_probabilities` is NULL without a calibration, because it would
-/// repeat
-/// `probabilities`. If the score comes from a single logit, `raw_probabilities` holds that logit.
+/// repeat `probabilities`. If the score comes from a single logit, `raw_probabilities` holds that logit.
 #[must_use]
 pub fn prediction_fields() -> Fields {
     FIELDS.clone()

@@ -19,8 +19,7 @@ use crate::scorer::{TextColumn, Window};
 /// Creates the function over a set of models.
 pub(super) fn predict(models: Arc<Models>) -> ScalarUDF {
     // `Volatile` keeps the planner from evaluating calls on literals itself, which an async function does not support.
-    // It does
-    // not keep calls from being copied; hoisting does.
+    // It does not keep calls from being copied; hoisting does.
     let signature = Signature::one_of(vec![TypeSignature::String(2), TypeSignature::String(3)], Volatility::Volatile);
     AsyncScalarUDF::new(Arc::new(Predict { signature, models })).into_scalar_udf()
 }

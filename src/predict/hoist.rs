@@ -1,8 +1,7 @@
 //! The analyzer rule that moves every call of `predict` out of its expression into a plan node of its own.
 //!
 //! Otherwise an async function fails in `GROUP BY` and `ORDER BY`, and runs twice if the optimizer merges two
-//! projections
-//! over it. The rule rewrites each plan node whose expressions call `predict`:
+//! projections over it. The rule rewrites each plan node whose expressions call `predict`:
 //!
 //! ```text
 //!   Filter: predict('m', a, b)['score'] > 0.9         Projection: a, b          (the node's own columns)
@@ -98,8 +97,7 @@ fn outermost_calls(exprs: &[Expr]) -> Result<Vec<Expr>> {
 }
 
 /// Checks that a call can be hoisted. The model is loaded once per query, so its name must not depend on the row; and
-/// the
-/// columns that the call reads must be available below it.
+/// the columns that the call reads must be available below it.
 fn check(call: &Expr) -> Result<()> {
     if call.contains_outer() {
         return not_impl_err!(
@@ -151,8 +149,7 @@ fn take_out(mut input: LogicalPlan, mut exprs: Vec<Expr>, names: &mut Names) -> 
 }
 
 /// Puts a [`Predict`] node over a plan. `DataFusion` turns a filter on an outer query's columns into a join only if no
-/// node
-/// unknown to it stands above the filter, so the node goes below such a filter.
+/// node unknown to it stands above the filter, so the node goes below such a filter.
 fn predict_over(input: LogicalPlan, calls: Vec<(Expr, String)>) -> Result<LogicalPlan> {
     match input {
         LogicalPlan::Filter(filter) if filter.predicate.contains_outer() => {
@@ -178,8 +175,7 @@ fn over(node: &LogicalPlan, mut exprs: Vec<Expr>, input: LogicalPlan) -> Result<
 }
 
 /// Hoists calls in a join condition below the side that they read. If a call reads both sides, an inner join becomes a
-/// filter
-/// over the join.
+/// filter over the join.
 fn hoist_join(join: Join) -> Result<LogicalPlan> {
     let columns = join.schema.columns();
     let exprs = LogicalPlan::Join(join.clone()).expressions();

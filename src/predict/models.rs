@@ -42,8 +42,7 @@ struct Sent {
     /// `auto`, or the name of a precision.
     precision: String,
     /// The requesting session. A process loads a model once per session, because the model at a location may change
-    /// between
-    /// queries.
+    /// between queries.
     session: Uuid,
 }
 

@@ -69,8 +69,7 @@ pub fn format_of(asked: Option<Format>, output: Option<&Path>) -> Result<Format,
 }
 
 /// The number of rows printed with common column widths. A longer result is printed in pages, so that not all of it is
-/// kept
-/// in memory.
+/// kept in memory.
 const PAGE: usize = 10_000;
 
 /// Writes the rows of a result.
@@ -199,7 +198,7 @@ fn write_page(batches: &[RecordBatch], page: usize, out: &mut Out) -> Result<(),
     let table = pretty_format_batches_with_options(batches, &options)
         .map_err(|e| Error::sql("the result", &e.into(), None))?
         .to_string();
-    // Three lines precede the rows: a border, the column names and another border.
+    // A border, the column names and another border precede the rows. Later pages drop the first two.
     let heads = if page == 0 { 0 } else { 2 };
     let rows = table.splitn(heads + 1, '\n').last().unwrap_or_default();
     // Only tables are escaped for the terminal; CSV, JSON and Parquet have the original values.

@@ -1,8 +1,8 @@
 //! Checks the lengths in an Arrow file before it is read.
 //!
 //! arrow-ipc allocates as much memory as the file claims that its parts need, and a failed allocation aborts the
-//! process.
-//! So each part must lie within the file, and compressed data must not claim to expand more than its codec allows.
+//! process. So each part must lie within the file, and compressed data must not claim to expand more than its codec
+//! allows.
 //!
 //! **Source**: <https://arrow.apache.org/docs/format/Columnar.html#serialization-and-interprocess-communication-ipc>
 
@@ -82,8 +82,7 @@ pub(super) async fn check_stored(
 }
 
 /// A reader of an object that requests windows of at least [`AT_ONCE`] bytes. Most Arrow files are read sequentially,
-/// so one
-/// window serves many reads.
+/// so one window serves many reads.
 struct Object {
     store: Arc<dyn ObjectStore>,
     location: Key,
@@ -348,8 +347,7 @@ mod tests {
     }
 
     /// If any number in a file is replaced by a huge one, the check rejects the file or the reader allocates no more
-    /// than a file
-    /// can hold.
+    /// than a file can hold.
     #[test]
     fn what_passes_asks_for_no_more_memory_than_there_is() {
         for codec in [None, Some(CompressionType::LZ4_FRAME), Some(CompressionType::ZSTD)] {

@@ -44,8 +44,7 @@ pub(crate) fn takes_places(context: &SessionContext) -> bool {
 }
 
 /// Returns true if a name in SQL is a path rather than the name of a table. A folder in the current directory is
-/// written
-/// `'out/'`.
+/// written `'out/'`.
 pub(crate) fn is_place(name: &str) -> bool {
     name.contains(['/', '.', '*'])
 }

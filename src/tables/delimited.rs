@@ -35,8 +35,7 @@ pub(super) struct Records {
     /// The offset of the next record in the buffer.
     next: usize,
     /// The number of buffered bytes at which an incomplete record is scanned again. It prevents rescanning a long
-    /// record for
-    /// every chunk.
+    /// record for every chunk.
     enough: usize,
     /// The line on which the next record begins, counted from 1.
     line: u64,
@@ -146,8 +145,7 @@ impl Records {
         let bytes = &self.buffer[field.start..field.end];
         let bytes = if field.is_escaped { Cow::Owned(self.unescaped(bytes)) } else { Cow::Borrowed(bytes) };
         // The record is valid UTF-8 and the field is delimited by ASCII bytes, so the slice is valid UTF-8 too. Only
-        // ASCII bytes
-        // are removed from it.
+        // ASCII bytes are removed from it.
         match bytes {
             Cow::Borrowed(bytes) => String::from_utf8_lossy(bytes),
             Cow::Owned(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),

@@ -1,8 +1,7 @@
 //! Finds the file that a reader failed on.
 //!
 //! `DataFusion`'s errors do not name the Parquet or Arrow file. After a failed read, the files are read again one by
-//! one to
-//! find out which is broken and where.
+//! one to find out which is broken and where.
 
 use std::fmt;
 use std::io::{BufReader, Read, Seek};

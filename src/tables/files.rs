@@ -262,8 +262,7 @@ fn chosen(
         }
     }
     // BigQuery and Spark may write names without an extension. If other files have the extension, such a file is
-    // skipped and
-    // reported.
+    // skipped and reported.
     for others in [with_other_ending, without_ending] {
         if list.is_empty() {
             list = others;
@@ -328,8 +327,7 @@ fn pattern(text: &str, table: &Table) -> Result<ListingTableUrl, String> {
 }
 
 /// Resolves a key in a bucket. Only the server knows whether a key is a file or a folder: a key with an object of
-/// exactly
-/// that name is a file.
+/// exactly that name is a file.
 async fn in_bucket(remote: &Remote, objects: &Objects) -> Result<Named, Problem> {
     let key = remote.key();
     let is_folder = key.is_empty() || key.ends_with('/');

@@ -18,8 +18,7 @@ pub(super) fn file_format(format: &TableFormat) -> Arc<dyn FileFormat> {
 }
 
 /// The unit of timestamps that Spark writes as INT96. In nanoseconds, the usual unit, timestamps outside the years 1677
-/// to
-/// 2262 would overflow to other times.
+/// to 2262 would overflow to other times.
 pub(crate) const INT96: &str = "us";
 
 /// Returns the Parquet reader with the settings that all tables share.

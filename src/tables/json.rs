@@ -1,10 +1,8 @@
 //! JSON Lines: infers the columns of all lines and decodes rows.
 //!
 //! Arrow's decoder builds the columns. Each line is parsed here first. It must be a single object without duplicate
-//! keys,
-//! and the columns must hold its values exactly. Input that the decoder would misread is rewritten first: surrogate
-//! pairs,
-//! which it combines wrongly on even planes, and objects and lists in a text column.
+//! keys, and the columns must hold its values exactly. Input that the decoder would misread is rewritten first:
+//! surrogate pairs, which it combines wrongly on even planes, and objects and lists in a text column.
 
 mod parse;
 mod shape;

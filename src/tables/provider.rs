@@ -92,8 +92,7 @@ impl FileTable {
     fn new(table: &Table, files: &Files, reader: Reader, schema: &SchemaRef) -> Result<Self> {
         let partitions = partitions(table, files)?;
         // A partition column that is also in the files is a single column: its value comes from the folder name, its
-        // type from
-        // the files.
+        // type from the files.
         let partitions = partitions.into_iter().map(|name| {
             let in_files = schema.field_with_name(&name).ok().map(Field::data_type);
             let data_type = in_files.filter(|data_type| data_type.is_primitive() || data_type.is_string());

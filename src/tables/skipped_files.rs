@@ -43,8 +43,7 @@ impl LeftOut {
     }
 
     /// Finds dangling symbolic links, which listings omit, in a folder. If `reads_folders` is set, subfolders of the
-    /// form
-    /// `key=value` are searched too.
+    /// form `key=value` are searched too.
     pub(super) fn find_dangling_links(&mut self, folder: &Path, reads_folders: bool) {
         let mut folders = vec![folder.to_owned()];
         while let Some(entries) = folders.pop().map(|folder| folder.read_dir()) {

@@ -243,8 +243,7 @@ impl PinnedStore {
     }
 
     /// Returns the metadata of a listed file in its pinned version. A local file is kept open from here on, because it
-    /// may
-    /// be replaced before it is opened.
+    /// may be replaced before it is opened.
     async fn listed(&self, meta: ObjectMeta) -> Result<ObjectMeta> {
         let url = self.url(&meta.location);
         if self.root == LOCAL && self.snapshot.may_hold(&url) {

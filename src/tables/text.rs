@@ -347,8 +347,7 @@ impl FileOpener for TextOpener {
     fn open(&self, file: PartitionedFile) -> Result<FileOpenFuture> {
         let piece = file.range.as_ref();
         // A byte range contains the lines that begin in it. Whether a line begins at its first byte is decided by the
-        // byte
-        // before it.
+        // byte before it.
         let (start, end) = piece
             .map_or((0, u64::MAX), |piece| (piece.start.unsigned_abs().saturating_sub(1), piece.end.unsigned_abs()));
         let rows = self.layout.rows(Arc::clone(&self.schema), self.batch_size, (start, end))?;

@@ -1,9 +1,8 @@
 //! Scalar values of text files and the type that holds them exactly. [`Column`] builds Arrow columns from them.
 //!
 //! A type is inferred only if it reproduces each value: `00123`, `+5` and numbers with more digits than the type has
-//! stay
-//! text. Floating-point numbers, booleans and timestamps have several spellings of one value (`1.50`, `True`, a space
-//! instead of `T`); all are accepted.
+//! stay text. Floating-point numbers, booleans and timestamps have several spellings of one value (`1.50`, `True`, a
+//! space instead of `T`); all are accepted.
 
 mod column;
 

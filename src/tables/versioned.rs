@@ -1,8 +1,7 @@
 //! Tables that list their own files: Delta tables in their log, folders of runs in their manifests.
 //!
 //! The kind of a folder is detected from its contents, so that `--table t=out/predictions` reads the output of a
-//! pipeline
-//! in any format.
+//! pipeline in any format.
 
 use std::sync::Arc;
 

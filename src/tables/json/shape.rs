@@ -53,8 +53,7 @@ impl Shape {
     }
 
     /// Returns the type of the values. Returns none for values of mixed nature and for objects without any key, which
-    /// only a
-    /// text column can hold.
+    /// only a text column can hold.
     pub(super) fn data_type(&self) -> Option<DataType> {
         match (&self.item, self.is_object, self.kinds == Kinds::default()) {
             (None, false, _) => Some(self.kinds.data_type()),
