@@ -198,14 +198,14 @@ impl Estimate {
         };
         let mut known = HashMap::new();
         let of_row = |row: usize| {
-            let (text, sought, replacement) = (at(0, row)?, at(1, row)?, at(2, row)?);
+            let (text, pattern, replacement) = (at(0, row)?, at(1, row)?, at(2, row)?);
             let (matches, groups) = if self == Self::Replace {
-                (text.matches(sought).count(), 0)
+                (text.matches(pattern).count(), 0)
             } else {
                 let flags = if args.len() > 3 { at(3, row)? } else { "" };
                 let expression = known
-                    .entry((sought, flags))
-                    .or_insert_with(|| compile_regex(sought, Some(&flags.replace('g', ""))).ok());
+                    .entry((pattern, flags))
+                    .or_insert_with(|| compile_regex(pattern, Some(&flags.replace('g', ""))).ok());
                 // The function itself reports an invalid expression.
                 let found = expression.as_ref()?.find_iter(text);
                 let most = if flags.contains('g') { usize::MAX } else { 1 };

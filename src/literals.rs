@@ -41,14 +41,15 @@ fn exact(mut expr: Expr, schema: &DFSchema) -> Transformed<Expr> {
     let decimal = |expr: &Expr| expr.get_type(schema).ok().filter(DataType::is_decimal);
     let is_changed = match &mut expr {
         Expr::BinaryExpr(both) if is_comparison(both.op) => match (decimal(&both.left), decimal(&both.right)) {
-            (Some(beside), None) => make_decimal(&mut both.right, &beside),
-            (None, Some(beside)) => make_decimal(&mut both.left, &beside),
+            (Some(decimal_type), None) => make_decimal(&mut both.right, &decimal_type),
+            (None, Some(decimal_type)) => make_decimal(&mut both.left, &decimal_type),
             _ => false,
         },
-        Expr::Between(between) => decimal(&between.expr)
-            .is_some_and(|beside| make_decimal(&mut between.low, &beside) | make_decimal(&mut between.high, &beside)),
-        Expr::InList(list) => decimal(&list.expr).is_some_and(|beside| {
-            list.list.iter_mut().fold(false, |changed, value| changed | make_decimal(value, &beside))
+        Expr::Between(between) => decimal(&between.expr).is_some_and(|decimal_type| {
+            make_decimal(&mut between.low, &decimal_type) | make_decimal(&mut between.high, &decimal_type)
+        }),
+        Expr::InList(list) => decimal(&list.expr).is_some_and(|decimal_type| {
+            list.list.iter_mut().fold(false, |changed, value| changed | make_decimal(value, &decimal_type))
         }),
         _ => false,
     };
@@ -62,10 +63,10 @@ fn is_comparison(operator: Operator) -> bool {
 
 /// Replaces a float literal by a decimal of a type that also holds the decimals it is compared with. Returns false if
 /// the expression is not such a literal or there is no such type.
-fn make_decimal(literal: &mut Expr, beside: &DataType) -> bool {
+fn make_decimal(literal: &mut Expr, decimal_type: &DataType) -> bool {
     let Expr::Literal(ScalarValue::Float64(Some(value)), _) = literal else { return false };
     let Some(exact) = decimal(*value) else { return false };
-    let data_type = widened(beside, &exact.data_type());
+    let data_type = widened(decimal_type, &exact.data_type());
     let Some(exact) = data_type.and_then(|data_type| exact.cast_to(&data_type).ok()) else { return false };
     *literal = Expr::Literal(exact, None);
     true

@@ -50,7 +50,7 @@ pub async fn tables_of(pipeline: &Pipeline) -> Result<Vec<Table>, Error> {
     let Some(scoring) = &pipeline.scoring else { return Ok(tables) };
     let sink = &scoring.sink;
     // Before the first run there is no sink. A query that needs it fails with a message.
-    let predictions = written_there(sink, &sink.location.place).await?;
+    let predictions = published_format(sink, &sink.location.place).await?;
     let mut written = Vec::new();
     written.extend(predictions.map(|format| {
         let names = vec![pipeline.name.as_str(), PREDICTIONS];
@@ -75,7 +75,7 @@ pub async fn tables_of(pipeline: &Pipeline) -> Result<Vec<Table>, Error> {
 }
 
 /// Returns the format to read a table that a pipeline writes; none if the table does not exist.
-async fn written_there(sink: &Sink, place: &Place) -> Result<Option<TableFormat>, Error> {
+async fn published_format(sink: &Sink, place: &Place) -> Result<Option<TableFormat>, Error> {
     let format = match sink.format {
         SinkFormat::Delta => TableFormat::Delta { version: None },
         SinkFormat::Parquet if sink.is_one_file() => TableFormat::Parquet,
@@ -242,11 +242,13 @@ impl Script {
         let failed = |e: DataFusionError| Error::sql_in(placed.of_error(&e), sql, &e, context);
         let plan = context.state().statement_to_plan(statement).await.map_err(failed)?;
         SQLOptions::new().with_allow_dml(false).verify_plan(&plan).map_err(|_| {
-            Error::Usage(format!("{placed}: a query reads; to write its result, use -o FILE instead of COPY or INSERT"))
+            Error::Usage(format!(
+                "{placed}: a query only reads; to write its result, use -o FILE instead of COPY or INSERT"
+            ))
         })?;
         let plan = self.parameters.bind(plan, origin)?;
         if let Some(path) = &self.output {
-            let read = tables::that_reads(&plan, path).map_err(failed)?;
+            let read = tables::place_reading(&plan, path).map_err(failed)?;
             refuse_own_source(path, read.as_ref())?;
         }
         let frame = context.execute_logical_plan(plan).await.map_err(failed)?;
@@ -298,5 +300,5 @@ impl Script {
 fn refuse_own_source(output: &Path, read: Option<&Place>) -> Result<(), Error> {
     let Some(read) = read else { return Ok(()) };
     let output = output.display();
-    Err(Error::Usage(format!("-o {output}: the query reads {read}, of which that file is a part; name another file")))
+    Err(Error::Usage(format!("-o {output}: the query reads {read}, which includes that file; name another file")))
 }

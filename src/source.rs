@@ -122,7 +122,7 @@ impl Source {
         let key = format!("source.id ({})", id.join(", "));
         if null > 0 {
             return Err(SourceError::Ids(format!(
-                "{key} must name each row, but is NULL in {null} of {all} rows; filter them out in the source query, or name another column"
+                "{key} must identify each row, but is NULL in {null} of {all} rows; filter them out in the source query, or name another column"
             )));
         }
         if most > 1 {
@@ -130,7 +130,7 @@ impl Source {
             let examples = shared.iter().map(describe_rows).collect::<Result<Vec<_>, _>>();
             let examples = examples.map_err(DataFusionError::from)?.concat();
             return Err(SourceError::Ids(format!(
-                "{key} must name each row once, but some values come more often: {}; add a column that tells the rows apart, or SELECT DISTINCT",
+                "{key} must be unique, but some values occur more than once: {}; add a column that tells the rows apart, or SELECT DISTINCT",
                 examples.join(", ")
             )));
         }

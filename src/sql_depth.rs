@@ -13,7 +13,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 pub(crate) const DEEPEST: usize = 10_000;
 
 /// The maximum number of queries and tables per statement.
-const MOST_QUERIES: usize = 2_000;
+const MAX_QUERIES: usize = 2_000;
 
 /// Returns the problem if a text is nested too deeply.
 pub(crate) fn problem(sql: &str) -> Option<String> {
@@ -49,9 +49,9 @@ pub(crate) fn problem(sql: &str) -> Option<String> {
                  a column, or join with a table of them"
             ));
         }
-        if queries > MOST_QUERIES {
+        if queries > MAX_QUERIES {
             return Some(format!(
-                "a statement has more than {MOST_QUERIES} SELECT, FROM and JOIN; put the rows into a file, or write \
+                "a statement has more than {MAX_QUERIES} SELECT, FROM and JOIN; put the rows into a file, or write \
                  VALUES (…), (…)"
             ));
         }

@@ -39,8 +39,8 @@ pub(crate) fn explain(error: &DataFusionError, context: Option<&SessionContext>,
         no_such_field,
         function_arguments,
         not_one_select,
-        open_text,
-        value_of_a_row,
+        unterminated_string,
+        redacted_value,
     ];
     rules.into_iter().find_map(|rule| rule(&message, context)).unwrap_or(message)
 }
@@ -158,7 +158,7 @@ fn no_such_column(name: &str, columns: &[&str], is_quoted: bool, context: Option
             format!("; did you mean \"{other}\"? SQL reads a name as it is only in double quotation marks")
         }
         _ if is_quoted || !is_plain(name) => {
-            format!("; if a text is meant, it stands in single quotation marks: '{name}'")
+            format!("; a string literal needs single quotation marks: '{name}'")
         }
         _ => String::new(),
     };
@@ -208,9 +208,7 @@ fn not_one_select(message: &str, _: Option<&SessionContext>) -> Option<String> {
     ];
     starts.iter().any(|start| message.starts_with(start)).then(|| {
         let found = message.strip_prefix(NOT_A_QUERY).map_or_else(String::new, |word| format!(", not {word}"));
-        format!(
-            "it must be one SELECT{found}: the SQL of a pipeline only reads; what is written, and where, stands under [sink]"
-        )
+        format!("it must be one SELECT{found}: the SQL of a pipeline only reads; set the output under [sink]")
     })
 }
 
@@ -218,10 +216,10 @@ fn not_one_select(message: &str, _: Option<&SessionContext>) -> Option<String> {
 fn from_first(message: &str, sql: &str) -> Option<String> {
     let is_from = sql.trim_start().get(..5).is_some_and(|start| start.trim_end().eq_ignore_ascii_case("from"));
     (is_from && message.starts_with("Expected: end of statement"))
-        .then(|| format!("{message}; FROM alone takes nothing behind its tables: begin with SELECT * FROM"))
+        .then(|| format!("{message}; FROM without SELECT takes tables only: begin with SELECT * FROM"))
 }
 
-fn open_text(message: &str, _: Option<&SessionContext>) -> Option<String> {
+fn unterminated_string(message: &str, _: Option<&SessionContext>) -> Option<String> {
     message.starts_with("Unterminated string literal").then(|| {
         format!("{message}; a quotation mark in a text is written twice, as in 'it''s', also in the value of a --var")
     })
@@ -247,7 +245,7 @@ const QUOTED_VALUES: [(&str, &str); 13] = [
 
 /// Removes a quoted value from a message. A value that does not fit a CAST is data from a row and must not get into
 /// logs.
-fn value_of_a_row(message: &str, _: Option<&SessionContext>) -> Option<String> {
+fn redacted_value(message: &str, _: Option<&SessionContext>) -> Option<String> {
     let found = QUOTED_VALUES.into_iter().filter_map(|(before, after)| {
         let at = message.find(before)?;
         message[at + before.len()..].contains(after).then_some((at, before, after))
@@ -294,9 +292,9 @@ mod tests {
             ("Error parsing timestamp from 'secret': error parsing date", "from '…': error parsing date; the"),
             ("map key must be unique, duplicate key found: secret", "duplicate key found: …; the"),
         ] {
-            let said = value_of_a_row(message, None).unwrap();
+            let said = redacted_value(message, None).unwrap();
             assert!(said.contains(expected) && !said.contains("secret"), "{said}");
         }
-        assert_eq!(value_of_a_row("Divide by zero error", None), None);
+        assert_eq!(redacted_value("Divide by zero error", None), None);
     }
 }

@@ -60,10 +60,10 @@ const LABELS: [&str; 14] = [
 ];
 
 /// The minimum mean number of words for a column to count as text, if its name does not show it.
-const WORDS_OF_TEXT: f64 = 3.0;
+const MIN_WORDS_OF_TEXT: f64 = 3.0;
 
 /// The maximum number of distinct labels, if the column's name does not show that it has labels.
-const MOST_LABELS: usize = 20;
+const MAX_LABELS: usize = 20;
 
 /// Roles that the user has set instead of leaving them to be guessed.
 #[derive(Debug, Clone, Default)]
@@ -108,7 +108,7 @@ impl Guess {
             if !names().any(|column| column == name) {
                 let near = nearest(name, names()).map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
                 let all = names().collect::<Vec<_>>().join(", ");
-                return Err(Error::Usage(format!("{option} {name}: there is no such column (there are {all}){near}")));
+                return Err(Error::Usage(format!("{option} {name}: there is no such column (columns: {all}){near}")));
             }
         }
         for (option, names) in [("--id", &wanted.id), ("--text", &wanted.text)] {
@@ -128,7 +128,7 @@ fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error
     match wanted.text.len() {
         0 => {}
         1 | 2 => return Ok((wanted.text.clone(), "as asked for".into())),
-        n => return Err(Error::Usage(format!("--text names {n} columns; one column, or two for pairs"))),
+        n => return Err(Error::Usage(format!("--text names {n} columns; name one, or two for pairs"))),
     }
     let strings = || {
         let taken = |column: &&Column| wanted.id.contains(&column.name) || wanted.label.as_ref() == Some(&column.name);
@@ -142,7 +142,7 @@ fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error
             return Ok((vec![first.name.clone(), second.name.clone()], why));
         }
     }
-    let mut long: Vec<&Column> = strings().filter(|column| column.words >= WORDS_OF_TEXT).collect();
+    let mut long: Vec<&Column> = strings().filter(|column| column.words >= MIN_WORDS_OF_TEXT).collect();
     if let [first, second] = long[..]
         && (stem(&first.name) == stem(&second.name)
             || first.words.max(second.words) < 2.0 * first.words.min(second.words))
@@ -163,13 +163,11 @@ fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error
         return Ok((vec![longest.name.clone()], why));
     }
     if table.rows == 0 {
-        return Err(Error::Usage(
-            "the data has no rows, so nothing tells which columns are texts; name them with --text".into(),
-        ));
+        return Err(Error::Usage("the data has no rows to find the text columns by; name them with --text".into()));
     }
     let all = table.columns.iter().map(|column| format!("{} {}", column.name, column.data_type));
     Err(Error::Usage(format!(
-        "no column looks like texts ({}); name one or two with --text",
+        "no column looks like text ({}); name one or two with --text",
         all.collect::<Vec<_>>().join(", ")
     )))
 }
@@ -192,7 +190,7 @@ fn label(table: &Looked, wanted: &Wanted, text: &[String]) -> (Option<String>, S
         return (Some(column.name.clone()), format!("by its name; {}", values(column)));
     }
     let few = |column: &&Column| {
-        let most = if column.data_type.is_floating() { column.filled / 10 } else { MOST_LABELS };
+        let most = if column.data_type.is_floating() { column.filled / 10 } else { MAX_LABELS };
         column.distinct >= 2 && column.distinct <= most && column.distinct * 10 <= column.filled
     };
     let mut candidates = free().filter(few).filter(is_label).filter(|column| !names_rows(&column.name));
@@ -248,13 +246,13 @@ async fn id(
         return Ok((together.into_iter().map(str::to_owned).collect(), why));
     }
     let others = table.columns.iter().filter(is_free).filter(is_code).filter(|column| !names_rows(&column.name));
-    for column in others.filter(|column| column.distinct == table.sampled && column.words < WORDS_OF_TEXT) {
+    for column in others.filter(|column| column.distinct == table.sampled && column.words < MIN_WORDS_OF_TEXT) {
         if table.is_unique(&[&column.name]).await? {
             let why = format!("no two of the {rows} rows share it");
             return Ok((vec![column.name.clone()], why));
         }
     }
-    let why = "no column that looks like an id names each row once, so rows are numbered in the order of the files, with \
+    let why = "no column that looks like an id is unique, so rows are numbered in the order of the files, with \
                row_number()";
     Ok((Vec::new(), why.into()))
 }

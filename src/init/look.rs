@@ -198,8 +198,8 @@ fn given(from: &str, format: Option<&str>) -> Result<GivenTable, String> {
     let is_table = from.trim_start().starts_with('{');
     let given = match table_from_argument("data", from) {
         Ok(given) if !given.options.is_empty() => {
-            let problem = "the format stands among the other options, as in { uri = \"…\", format = \"csv\" }";
-            return if format.is_none() { Ok(given) } else { Err(format!("{problem}; leave --format out")) };
+            let problem = "give the format with the other options, as in { uri = \"…\", format = \"csv\" }";
+            return if format.is_none() { Ok(given) } else { Err(format!("{problem}; omit --format")) };
         }
         Err(problem) if is_table => return Err(problem),
         given => given,
@@ -209,10 +209,10 @@ fn given(from: &str, format: Option<&str>) -> Result<GivenTable, String> {
         return in_format(&uri, format);
     }
     let place = table_place(&uri)?;
-    let is_told = given.is_ok() && place.extension().is_some();
-    match place.local().and_then(|path| format_by_content(path, is_told)) {
+    let is_implied = given.is_ok() && place.extension().is_some();
+    match place.local().and_then(|path| format_by_content(path, is_implied)) {
         Some(format) => in_format(&uri, &format),
-        None => given.map_err(|problem| format!("{problem}; here, --format csv says it")),
+        None => given.map_err(|problem| format!("{problem}; name the format with --format csv")),
     }
 }
 
@@ -224,14 +224,14 @@ fn in_format(uri: &str, format: &str) -> Result<GivenTable, String> {
     Ok(GivenTable { table, options })
 }
 
-/// Detects the format of a file or folder from its contents. `told` means that the name implies the format; then only
-/// folders are inspected.
-fn format_by_content(path: &Path, told: bool) -> Option<String> {
+/// Detects the format of a file or folder from its contents. `is_implied` means that the name implies the format; then
+/// only folders are inspected.
+fn format_by_content(path: &Path, is_implied: bool) -> Option<String> {
     if path.is_dir() {
         // A folder counts as Parquet by default, so its files are checked.
         return format_of_folder(path);
     }
-    if told {
+    if is_implied {
         return None;
     }
     format_of_file(path).map(str::to_owned)

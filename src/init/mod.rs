@@ -20,7 +20,7 @@ pub use look::{Looked, look};
 pub use written::{pipeline_over, quoted};
 
 /// The model of a new pipeline if no other is given or found.
-const MODEL_OF_THE_HUB: &str = "hf://Intel/bert-base-uncased-mrpc";
+const HUB_MODEL: &str = "hf://Intel/bert-base-uncased-mrpc";
 
 /// The path of the bundled model within a clone of couplet.
 const BUNDLED: &str = "pipelines/quickstart/model";
@@ -75,7 +75,7 @@ pub fn choose_model(asked: Option<&str>, folder: &Path) -> Result<ModelChoice, E
             here: true,
         },
         None => ModelChoice {
-            uri: MODEL_OF_THE_HUB.into(),
+            uri: HUB_MODEL.into(),
             why:
                 "a model for paraphrases from the Hugging Face hub, downloaded by the first run; --model names another"
                     .into(),
@@ -139,10 +139,10 @@ pub fn check_folder(folder: &Path) -> Result<(), Error> {
     };
     match folder.read_dir() {
         Ok(mut entries) => match entries.next() {
-            Some(_) => refused("is not empty, and nothing in it is to be overwritten"),
+            Some(_) => refused("is not empty, and couplet init overwrites nothing"),
             None => Ok(()),
         },
-        Err(_) if folder.exists() => refused("is there and is not a folder that can be read"),
+        Err(_) if folder.exists() => refused("exists and is not a readable folder"),
         Err(_) => Ok(()),
     }
 }

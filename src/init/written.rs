@@ -150,7 +150,7 @@ pub fn pipeline_over(name: &str, uri: &str, table: &Looked, guess: &Guess, model
     };
     let sql = format!("SELECT\n  {}\nFROM data", selected.join(",\n  "));
     let mut toml = format!(
-        "# Scores the rows of {}. What the columns mean was guessed by couplet init; correct it where it is wrong.\n\
+        "# Scores the rows of {}. couplet init guessed the role of each column; correct the guesses where needed.\n\
          #   couplet plan pipeline.toml      what a run would do, how long it takes, where it writes\n\
          #   couplet run pipeline.toml\n\
          # Paths start at this file's folder.\n\n\
@@ -169,10 +169,10 @@ pub fn pipeline_over(name: &str, uri: &str, table: &Looked, guess: &Guess, model
     toml.push_str("\n[model]\n");
     let mut line = |line: String, comment: &str| add_line(&mut toml, &line, comment);
     line(format!("uri = {}", quoted(&doubled(&model.uri))), &model.why);
-    line("max_length = 128".into(), "tokens; longer inputs are cut. couplet plan says how many that concerns");
+    line("max_length = 128".into(), "tokens; longer inputs are truncated, and couplet plan counts them");
     toml.push_str("\n[sink]\n");
     let mut line = |line: String, comment: &str| add_line(&mut toml, &line, comment);
-    line("uri = \"out/predictions.parquet\"".into(), "appears when it is complete, instead of the one before");
+    line("uri = \"out/predictions.parquet\"".into(), "replaces the previous file once it is complete");
     if let Some(label) = &label {
         toml.push_str(&finetune(table, guess, &sql, &texts, label));
     }
@@ -195,7 +195,7 @@ fn finetune(table: &Looked, guess: &Guess, sql: &str, texts: &[String], label: &
     };
     let sql = quoted_lines(&doubled(&sql)).replace('\n', "\n# ");
     format!(
-        "\n# To learn from the labels first, name a base and uncomment this; [model] then names the output.\n\
+        "\n# To fine-tune on the labels first, uncomment this, set `model` to a base model, and set [model] to the output.\n\
          # [finetune]\n# sql = {sql}\n# task = \"{task}\"\n# text = [{texts}]\n# label = {}\n\
          # model = \"models/base\"\n# output = \"models/trained\"\n",
         quoted(label)

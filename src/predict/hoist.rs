@@ -127,7 +127,7 @@ fn hoist(node: LogicalPlan) -> Result<LogicalPlan> {
             node.display()
         );
     };
-    let mut names = Names::beside(&[input]);
+    let mut names = Names::avoiding(&[input]);
     let (below, exprs) = take_out(input.clone(), node.expressions(), &mut names)?;
     let rewritten = over(&node, exprs, below)?;
     restore(rewritten, &names, node.schema().columns())
@@ -140,7 +140,7 @@ fn take_out(mut input: LogicalPlan, mut exprs: Vec<Expr>, names: &mut Names) -> 
         if calls.is_empty() {
             return Ok((input, exprs));
         }
-        let calls: Vec<(Expr, String)> = calls.into_iter().map(|call| (call, names.give())).collect();
+        let calls: Vec<(Expr, String)> = calls.into_iter().map(|call| (call, names.generate())).collect();
         let columns: Vec<(Expr, Expr)> =
             calls.iter().map(|(call, name)| (call.clone(), Expr::Column(Column::from_name(name)))).collect();
         exprs = exprs.into_iter().map(|expr| replace(expr, &columns)).collect::<Result<_>>()?;
@@ -191,7 +191,7 @@ fn hoist_join(join: Join) -> Result<LogicalPlan> {
         return filter_after_join(join, &both);
     }
     let sides: [&LogicalPlan; 2] = [&join.left, &join.right];
-    let mut names = Names::beside(&sides);
+    let mut names = Names::avoiding(&sides);
     let (mut inputs, mut replacements) = (Vec::new(), Vec::new());
     for (side, calls) in sides.into_iter().zip([left, right]) {
         let (below, columns) = take_out(side.clone(), calls.clone(), &mut names)?;
@@ -234,28 +234,28 @@ fn filter_after_join(mut join: Join, calls: &[Expr]) -> Result<LogicalPlan> {
 /// Generates names for prediction columns that no input column has.
 struct Names<'a> {
     inputs: Vec<&'a LogicalPlan>,
-    given: Vec<String>,
+    generated: Vec<String>,
     next: usize,
 }
 
 impl<'a> Names<'a> {
-    fn beside(inputs: &[&'a LogicalPlan]) -> Self {
-        Self { inputs: inputs.to_vec(), given: Vec::new(), next: 0 }
+    fn avoiding(inputs: &[&'a LogicalPlan]) -> Self {
+        Self { inputs: inputs.to_vec(), generated: Vec::new(), next: 0 }
     }
 
-    fn give(&mut self) -> String {
+    fn generate(&mut self) -> String {
         loop {
             let name = format!("__{FUNCTION}_{}", self.next);
             self.next += 1;
             if !self.inputs.iter().any(|input| input.schema().has_column_with_unqualified_name(&name)) {
-                self.given.push(name.clone());
+                self.generated.push(name.clone());
                 return name;
             }
         }
     }
 
-    fn gave(&self, column: &Column) -> bool {
-        column.relation.is_none() && self.given.contains(&column.name)
+    fn has_generated(&self, column: &Column) -> bool {
+        column.relation.is_none() && self.generated.contains(&column.name)
     }
 }
 
@@ -278,7 +278,7 @@ fn restore(node: LogicalPlan, names: &Names, columns: Vec<Column>) -> Result<Log
     if !passed && now == columns {
         return Ok(node);
     }
-    let kept = now.into_iter().filter(|column| !(passed && names.gave(column)));
+    let kept = now.into_iter().filter(|column| !(passed && names.has_generated(column)));
     let exprs: Vec<Expr> = kept
         .zip(columns)
         .map(|(now, before)| {

@@ -108,14 +108,14 @@ impl Models {
             cell
         };
         let load = || async {
-            let (place, options) = self.asked(name)?;
+            let (place, options) = self.resolve(name)?;
             Scorer::open(&place, options, &self.pool).await
         };
         cell.get_or_try_init(load).await.cloned()
     }
 
     /// Resolves a model name to its location and options.
-    fn asked(&self, name: &str) -> Result<(Place, ModelOptions), ScorerError> {
+    fn resolve(&self, name: &str) -> Result<(Place, ModelOptions), ScorerError> {
         let wrong = |problem: String| ScorerError::Name { name: name.into(), problem };
         if name.starts_with('{') {
             let sent: Sent = serde_json::from_str(name).map_err(|e| wrong(e.to_string()))?;
@@ -136,7 +136,7 @@ impl Models {
         }
         let place = match config::model_place(name).map_err(wrong)? {
             Place::Local(path) => Place::Local(self.base.join(path)),
-            elsewhere => elsewhere,
+            other => other,
         };
         let options = self.options.get(&canonical(place.clone())).unwrap_or(&self.default_options);
         Ok((place, *options))
@@ -146,10 +146,10 @@ impl Models {
     #[cfg(feature = "cluster")]
     pub(crate) fn sent(&self, name: &str) -> String {
         // The other process reports an invalid name.
-        let Ok((place, options)) = self.asked(name) else { return name.to_owned() };
+        let Ok((place, options)) = self.resolve(name) else { return name.to_owned() };
         let model = match place {
             Place::Local(path) => std::path::absolute(&path).unwrap_or(path).to_string_lossy().into_owned(),
-            elsewhere => elsewhere.to_string(),
+            other => other.to_string(),
         };
         let precision = match options.precision {
             PrecisionSetting::Auto => AUTO.to_owned(),
@@ -172,7 +172,7 @@ impl Models {
 fn canonical(place: Place) -> Place {
     match place {
         Place::Local(folder) => Place::Local(folder.canonicalize().unwrap_or(folder)),
-        elsewhere => elsewhere,
+        other => other,
     }
 }
 
@@ -186,7 +186,7 @@ mod tests {
         let (one, next) = (models(), models());
         assert_eq!(one.sent("mrpc"), one.sent("mrpc"));
         assert_ne!(one.sent("mrpc"), next.sent("mrpc"));
-        let (place, options) = next.asked(&one.sent("mrpc")).unwrap();
+        let (place, options) = next.resolve(&one.sent("mrpc")).unwrap();
         assert_eq!(place, Place::Local(PathBuf::from("/models/mrpc")));
         assert_eq!(options.max_length, None);
     }

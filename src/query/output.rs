@@ -61,7 +61,7 @@ pub fn format_of(asked: Option<Format>, output: Option<&Path>) -> Result<Format,
         (None, None) => Ok(Format::Table),
         (None, Some(path)) => Format::of_extension(path).ok_or_else(|| {
             Error::Usage(format!(
-                "-o {}: the format is not told by the extension (csv, tsv, json, jsonl, parquet, txt); add --format",
+                "-o {}: the extension implies no format (csv, tsv, json, jsonl, parquet, txt); add --format",
                 path.display()
             ))
         }),

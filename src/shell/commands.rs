@@ -24,11 +24,11 @@ A statement ends with `;` and may have several lines. Tab completes names; Ctrl-
   \\df [WORD]    functions, or those with WORD in their name
   \\i FILE       execute the statements of a file
   \\o FILE       write the next result to a file: .csv, .tsv, .json, .jsonl, .parquet or .txt
-  \\o            show results here after all
-  \\timing [on|off]  show how long statements take, or no longer
+  \\o            show results here again
+  \\timing [on|off]  show how long statements take, or stop
   \\?            this
   \\q            leave, as do Ctrl-D, quit and exit
-.tables, .schema NAME, .read FILE, .once FILE, .timer on, .help and .quit are the same.
+.tables, .schema NAME, .read FILE, .once FILE, .timer on, .help and .quit do the same.
 ";
 
 const NAMES: [&str; 8] = ["\\d", "\\df", "\\i", "\\o", "\\timing", "\\?", "\\q", "\\h"];
@@ -85,7 +85,7 @@ impl Command {
             ("\\q" | "\\quit" | ".quit" | ".exit", _) => Ok(Self::Leave),
             ("\\copy", _) => Err("there is no command \\copy; \\o FILE writes the next result to a file".into()),
             ("\\x" | "\\pset" | "\\a" | "\\t" | ".mode", _) => {
-                Err(format!("there is no command {name}; how results look is said before, with --format"))
+                Err(format!("there is no command {name}; set the output format with --format at the start"))
             }
             _ => {
                 let near = nearest(name, NAMES.iter().copied());
@@ -132,8 +132,8 @@ pub(super) async fn tables(context: &SessionContext) -> Result<String, Error> {
         rows.push([name, kind.to_owned(), table.schema().fields().len().to_string()]);
     }
     if rows.is_empty() {
-        return Ok("there are no tables: leave, and name some with --table NAME=URI or --pipeline FILE; \
-                   a file is one itself, as in SELECT * FROM 'FILE'\n"
+        return Ok("there are no tables: start again with --table NAME=URI or --pipeline FILE, \
+                   or read a file directly, as in SELECT * FROM 'FILE'\n"
             .into());
     }
     formatted(["table", "kind", "columns"], &rows)
@@ -196,7 +196,7 @@ pub(super) fn functions(context: &SessionContext, part: &str) -> Result<String, 
         return Ok(format!("no function has `{part}` in its name\n"));
     }
     rows.sort();
-    formatted(["function", "kind", "what it gives"], &rows)
+    formatted(["function", "kind", "description"], &rows)
 }
 
 fn formatted(heads: [&str; 3], rows: &[[String; 3]]) -> Result<String, Error> {

@@ -36,13 +36,13 @@ use complete::Assistant;
 use script::Piece;
 
 /// The maximum number of rows of a result that the shell shows. A table is buffered until it is shown.
-const MOST_ROWS: usize = 1000;
+const MAX_ROWS: usize = 1000;
 
 /// The maximum depth to which script files may include each other.
-const DEEPEST: usize = 8;
+const MAX_DEPTH: usize = 8;
 
 /// The maximum number of statements in the history.
-const HISTORY: usize = 10_000;
+const MAX_HISTORY: usize = 10_000;
 
 const PROMPT: &str = "couplet> ";
 
@@ -64,7 +64,7 @@ pub struct Shell<'a> {
 /// The next step after a statement or command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
-    GoOn,
+    Continue,
     Leave,
 }
 
@@ -87,9 +87,9 @@ impl<'a> Shell<'a> {
     /// # Errors
     /// A terminal that cannot be used.
     pub async fn run(mut self) -> Result<(), Error> {
-        self.most_rows = Some(MOST_ROWS);
+        self.most_rows = Some(MAX_ROWS);
         let config = Config::builder().completion_type(CompletionType::List).auto_add_history(false);
-        let config = config.history_ignore_dups(true).and_then(|config| config.max_history_size(HISTORY));
+        let config = config.history_ignore_dups(true).and_then(|config| config.max_history_size(MAX_HISTORY));
         let config = config.map_err(|e| unusable(&e))?.build();
         let mut editor: Editor<Assistant, FileHistory> = Editor::with_config(config).map_err(|e| unusable(&e))?;
         // If the path is a named pipe, rustyline would block on it.
@@ -126,7 +126,7 @@ impl<'a> Shell<'a> {
                 done = self.script(&text, "SQL", 0) => done,
             };
             match done {
-                Ok(Next::GoOn) => {}
+                Ok(Next::Continue) => {}
                 Ok(Next::Leave) => return Ok(()),
                 Err(error) => report_error(&error, LogFormat::Text),
             }
@@ -174,7 +174,7 @@ impl<'a> Shell<'a> {
                 return Ok(Next::Leave);
             }
         }
-        Ok(Next::GoOn)
+        Ok(Next::Continue)
     }
 
     async fn perform(&mut self, piece: &Piece, origin: &str, here: &str, depth: usize) -> Result<Next, Error> {
@@ -182,23 +182,25 @@ impl<'a> Shell<'a> {
             None => self.sql(piece.placed(), origin, here).await,
             Some(Err(problem)) => Err(Error::Usage(problem)),
             Some(Ok(Command::Leave)) => Ok(Next::Leave),
-            Some(Ok(Command::Help)) => print(commands::HELP).map(|()| Next::GoOn),
+            Some(Ok(Command::Help)) => print(commands::HELP).map(|()| Next::Continue),
             Some(Ok(Command::Timing(on))) => {
                 self.timing = on.unwrap_or(!self.timing);
-                self.say(if self.timing { "timing is on\n" } else { "timing is off\n" }).map(|()| Next::GoOn)
+                self.say(if self.timing { "timing is on\n" } else { "timing is off\n" }).map(|()| Next::Continue)
             }
-            Some(Ok(Command::Output(path))) => self.set_output(path).map(|()| Next::GoOn),
-            Some(Ok(Command::Tables)) => print(&commands::tables(self.context).await?).map(|()| Next::GoOn),
+            Some(Ok(Command::Output(path))) => self.set_output(path).map(|()| Next::Continue),
+            Some(Ok(Command::Tables)) => print(&commands::tables(self.context).await?).map(|()| Next::Continue),
             Some(Ok(Command::Columns(name))) => {
-                print(&commands::columns(self.context, &name).await?).map(|()| Next::GoOn)
+                print(&commands::columns(self.context, &name).await?).map(|()| Next::Continue)
             }
             Some(Ok(Command::Functions(part))) => {
-                print(&commands::functions(self.context, &part)?).map(|()| Next::GoOn)
+                print(&commands::functions(self.context, &part)?).map(|()| Next::Continue)
             }
             Some(Ok(Command::Include(path))) => {
                 let shown = path.display().to_string();
-                if depth == DEEPEST {
-                    return Err(Error::Usage(format!("{shown}: files name each other more than {DEEPEST} deep")));
+                if depth == MAX_DEPTH {
+                    return Err(Error::Usage(format!(
+                        "{shown}: files include each other more than {MAX_DEPTH} levels deep"
+                    )));
                 }
                 let text = files::read_string(&path, MAX_JSON);
                 let text = text.map_err(|e| Error::Usage(format!("cannot read {shown}: {e}")))?;
@@ -265,7 +267,7 @@ impl<'a> Shell<'a> {
         if self.timing {
             print(&format!("{:.3} s\n", began.elapsed().as_secs_f64()))?;
         }
-        Ok(Next::GoOn)
+        Ok(Next::Continue)
     }
 }
 

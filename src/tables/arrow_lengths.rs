@@ -35,10 +35,10 @@ const LZ4: u64 = 255;
 const ZSTD: u64 = 1 << 15;
 
 /// The uncompressed buffer size in bytes that is always accepted, whatever the compressed size.
-const ALWAYS: u64 = 1 << 16;
+const ALWAYS_ALLOWED: u64 = 1 << 16;
 
 /// The bytes per request to an object store. A file of at most this size is downloaded whole.
-const AT_ONCE: u64 = 1 << 20;
+const WINDOW_BYTES: u64 = 1 << 20;
 
 /// Checks that all parts of a local Arrow file or stream lie within it.
 ///
@@ -59,7 +59,7 @@ pub(super) async fn check_stored(
     store: &Arc<dyn ObjectStore>,
     meta: &ObjectMeta,
 ) -> object_store::Result<Result<(), String>> {
-    let range = Some(GetRange::Bounded(0..AT_ONCE));
+    let range = Some(GetRange::Bounded(0..WINDOW_BYTES));
     let found = store.get_opts(&meta.location, GetOptions { range, ..GetOptions::default() }).await?;
     let length = found.meta.size;
     let checked = match found.payload {
@@ -81,8 +81,8 @@ pub(super) async fn check_stored(
     checked.await.unwrap_or_else(|e| Ok(Err(e.to_string())))
 }
 
-/// A reader of an object that requests windows of at least [`AT_ONCE`] bytes. Most Arrow files are read sequentially,
-/// so one window serves many reads.
+/// A reader of an object that requests windows of at least [`WINDOW_BYTES`] bytes. Most Arrow files are read
+/// sequentially, so one window serves many reads.
 struct Object {
     store: Arc<dyn ObjectStore>,
     location: Key,
@@ -100,17 +100,17 @@ impl Read for Object {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if !(self.start..self.start + self.window.len() as u64).contains(&self.at) {
             // Near the end of the file, where the footer is, the window also includes bytes before the position.
-            let start = self.at.min(self.length.saturating_sub(AT_ONCE));
-            let end = (start + AT_ONCE).max(self.at.saturating_add(buffer.len() as u64)).min(self.length);
+            let start = self.at.min(self.length.saturating_sub(WINDOW_BYTES));
+            let end = (start + WINDOW_BYTES).max(self.at.saturating_add(buffer.len() as u64)).min(self.length);
             if self.at >= end {
                 return Ok(0);
             }
             match self.runtime.block_on(self.store.get_range(&self.location, start..end)) {
                 Ok(window) => (self.start, self.window) = (start, window),
                 Err(e) => {
-                    let told = io::Error::other(e.to_string());
+                    let error = io::Error::other(e.to_string());
                     self.failed = Some(e);
-                    return Err(told);
+                    return Err(error);
                 }
             }
         }
@@ -158,17 +158,17 @@ impl<F: Read + Seek> Parts<F> {
             let is_file = self.length >= HEAD && first == MAGIC;
             if is_file { self.check_file() } else { self.check_stream() }
         });
-        checked.map_err(|problem| format!("neither a whole Arrow file nor a whole Arrow stream: {problem}"))
+        checked.map_err(|problem| format!("neither a complete Arrow file nor a complete Arrow stream: {problem}"))
     }
 
     fn check_file(&mut self) -> Result<(), String> {
         let tail = self.read(self.length.saturating_sub(TAIL), TAIL)?;
         if tail[4..] != MAGIC {
-            return Err("it does not end as an Arrow file does".into());
+            return Err("it does not end like an Arrow file".into());
         }
         let footer_length = length(i32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]))?;
         let end = (self.length - TAIL).checked_sub(footer_length).filter(|end| *end >= HEAD);
-        let end = end.ok_or_else(|| format!("its footer is said to have {footer_length} bytes"))?;
+        let end = end.ok_or_else(|| format!("it claims a footer of {footer_length} bytes"))?;
         let footer = self.read(end, footer_length)?;
         let footer = root_as_footer(&footer).map_err(|e| format!("its footer is damaged: {e}"))?;
         for block in footer.dictionaries().into_iter().chain(footer.recordBatches()).flatten() {
@@ -240,7 +240,7 @@ impl<F: Read + Seek> Parts<F> {
             let prefix = i64::from_le_bytes(prefix.try_into().unwrap_or_default());
             // -1 marks an uncompressed buffer.
             let made = if prefix == -1 { 0 } else { length(prefix)? };
-            if made > size.saturating_mul(most).max(ALWAYS) {
+            if made > size.saturating_mul(most).max(ALWAYS_ALLOWED) {
                 return Err(format!("{size} compressed bytes at byte {} would become {made}", start + offset));
             }
         }
@@ -325,7 +325,7 @@ mod tests {
                     check(bytes.clone()).await.unwrap();
                     let cut = bytes[..bytes.len() - 1].to_vec();
                     let problem = check(cut).await.unwrap_err();
-                    assert!(problem.starts_with("neither a whole Arrow file"), "{problem}");
+                    assert!(problem.starts_with("neither a complete Arrow file"), "{problem}");
                     // The length of the number buffer, before its compressed form, which begins with the codec's magic
                     // bytes.
                     let magic = match codec {

@@ -111,7 +111,7 @@ impl CsvLayout {
                         )
                     } else {
                         format!(
-                            "it has {} fields a line, and the files before have {}",
+                            "it has {} fields per line, and the files before it have {}",
                             file.names.len(),
                             all.names.len()
                         )
@@ -209,10 +209,10 @@ impl CsvRows {
             } else {
                 let (name, form) = (field.name(), form_of(&value));
                 let problem = if self.options.types.iter().any(|(given, _)| given == name) {
-                    format!("`{name}` is to be {} by `types`, and this value is {form}", name_of(field.data_type()))
+                    format!("`types` declares `{name}` as {}, and this value is {form}", name_of(field.data_type()))
                 } else {
                     format!(
-                        "`{name}` is {} in what was read to infer its type, and this value is {form}; {} reads the column \
+                        "`{name}` was inferred as {}, and this value is {form}; {} reads the column \
                          as text",
                         name_of(field.data_type()),
                         as_text(name)

@@ -12,7 +12,7 @@ use super::text::Fault;
 use crate::config::CsvOptions;
 
 /// The maximum size of a record in bytes. A longer record is assumed to lack a closing quotation mark.
-const MOST_OF_RECORD: usize = 64 << 20;
+const MAX_RECORD_BYTES: usize = 64 << 20;
 
 /// The optional UTF-8 byte order mark at the start of a file.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
@@ -36,7 +36,7 @@ pub(super) struct Records {
     next: usize,
     /// The number of buffered bytes at which an incomplete record is scanned again. It prevents rescanning a long
     /// record for every chunk.
-    enough: usize,
+    rescan_at: usize,
     /// The line on which the next record begins, counted from 1.
     line: u64,
     is_start: bool,
@@ -62,7 +62,7 @@ impl Records {
             escape: options.escape.filter(|escape| options.quote != Some(*escape)),
             buffer: Vec::new(),
             next: 0,
-            enough: 0,
+            rescan_at: 0,
             line: 1,
             is_start: true,
             is_end: false,
@@ -82,7 +82,7 @@ impl Records {
     /// Marks the end of the file.
     pub(super) fn end(&mut self) {
         self.is_end = true;
-        self.enough = 0;
+        self.rescan_at = 0;
     }
 
     /// Advances to the next record. Returns false if more bytes are needed or there are no more records.
@@ -96,7 +96,10 @@ impl Records {
                 self.next = BYTE_ORDER_MARK.len();
             }
             if self.buffer.starts_with(b"\xFF\xFE") || self.buffer.starts_with(b"\xFE\xFF") {
-                return Err(Fault::at(1, "it is UTF-16, and UTF-8 is read; convert the file, for example with iconv"));
+                return Err(Fault::at(
+                    1,
+                    "it is UTF-16, and couplet reads UTF-8; convert the file, for example with iconv",
+                ));
             }
         }
         loop {
@@ -109,12 +112,12 @@ impl Records {
             }
         }
         self.after_cr = false;
-        if self.buffer.len() - self.next < self.enough {
+        if self.buffer.len() - self.next < self.rescan_at {
             return Ok(false);
         }
         match self.split()? {
             Split::Complete(end, lines) => {
-                self.enough = 0;
+                self.rescan_at = 0;
                 (self.record_line, self.line) = (self.line, self.line + lines);
                 self.after_cr = self.buffer[end - 1] == b'\r';
                 if let Err(e) = std::str::from_utf8(&self.buffer[self.next..end]) {
@@ -126,9 +129,9 @@ impl Records {
                 self.next = end;
                 Ok(true)
             }
-            Split::Incomplete if self.buffer.len() - self.next > MOST_OF_RECORD => Err(self.never_closed()),
+            Split::Incomplete if self.buffer.len() - self.next > MAX_RECORD_BYTES => Err(self.unclosed_quote()),
             Split::Incomplete => {
-                self.enough = (self.buffer.len() - self.next) * 2;
+                self.rescan_at = (self.buffer.len() - self.next) * 2;
                 Ok(false)
             }
         }
@@ -191,7 +194,7 @@ impl Records {
                     None => memchr(quote, &bytes[scan..]),
                 };
                 match found.map(|found| scan + found) {
-                    None if self.is_end => return Err(self.never_closed()),
+                    None if self.is_end => return Err(self.unclosed_quote()),
                     None => return Ok(Split::Incomplete),
                     Some(place) if bytes[place] == quote => match bytes.get(place + 1) {
                         Some(next) if *next == quote => (scan, is_escaped) = (place + 2, true),
@@ -199,7 +202,7 @@ impl Records {
                         _ => break place,
                     },
                     Some(place) if place + 2 > bytes.len() => {
-                        return if self.is_end { Err(self.never_closed()) } else { Ok(Split::Incomplete) };
+                        return if self.is_end { Err(self.unclosed_quote()) } else { Ok(Split::Incomplete) };
                     }
                     Some(place) => (scan, is_escaped) = (place + 2, true),
                 }
@@ -210,31 +213,29 @@ impl Records {
                 Some(byte) if *byte == self.delimiter => at = end + 2,
                 Some(b'\n' | b'\r') => return Ok(Split::Complete(end + 2, lines)),
                 None => return Ok(Split::Complete(end + 1, lines)),
-                Some(_) => return Err(self.behind_the_quote(lines, start, end)),
+                Some(_) => return Err(self.text_after_quote(lines, start, end)),
             }
         }
     }
 
-    fn never_closed(&self) -> Fault {
+    fn unclosed_quote(&self) -> Fault {
         let quote = char::from(self.quote.unwrap_or(b'"'));
         Fault::at(
             self.line,
-            format!(
-                "a quotation mark ({quote}) is never closed; {{ uri = \"…\", quote = false }} takes them as they are"
-            ),
+            format!("a quotation mark ({quote}) is never closed; {{ uri = \"…\", quote = false }} reads them as text"),
         )
     }
 
     /// Returns the fault for text after a closing quotation mark.
-    fn behind_the_quote(&self, lines: u64, start: usize, end: usize) -> Fault {
+    fn text_after_quote(&self, lines: u64, start: usize, end: usize) -> Fault {
         let field = self.fields.len();
         let fix = if self.escape.is_none() && self.buffer[start..end].ends_with(b"\\") {
-            "if a backslash stands before quotation marks, as Spark writes them, read it with { uri = \"…\", escape = \
+            "if backslashes escape quotation marks, as Spark writes them, read it with { uri = \"…\", escape = \
              \"\\\\\" }"
         } else {
-            "double each quotation mark within a field, or take them as they are with { uri = \"…\", quote = false }"
+            "double each quotation mark within a field, or read them as text with { uri = \"…\", quote = false }"
         };
-        let problem = format!("field {field} goes on behind its closing quotation mark; {fix}");
+        let problem = format!("field {field} continues after its closing quotation mark; {fix}");
         Fault::at(self.line + lines - 1, problem)
     }
 }
@@ -270,7 +271,7 @@ pub(super) fn check_width(records: &Records, width: usize) -> Result<(), Fault> 
     }
     let hint = match records.quote {
         Some(quote) => format!(
-            "is a quotation mark ({}) unbalanced? {{ uri = \"…\", quote = false }} takes them as they are",
+            "is a quotation mark ({}) unbalanced? {{ uri = \"…\", quote = false }} reads them as text",
             char::from(quote)
         ),
         None => "is there a delimiter within a field?".to_owned(),

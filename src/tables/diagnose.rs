@@ -62,7 +62,7 @@ fn parquet(path: &Path) -> Found {
     if start != *b"PAR1" && start != *b"PARE" {
         let start = String::from_utf8_lossy(&start).into_owned();
         let problem = format!(
-            "it is no Parquet file, as it begins with {start:?}; write it with its format, as in {{ uri = \"…\", format = \
+            "it is not a Parquet file: it begins with {start:?}; name its format, as in {{ uri = \"…\", format = \
              \"csv\" }}"
         );
         return Err(problem);
@@ -99,5 +99,5 @@ fn arrow_ipc(path: &Path) -> Found {
     // The IPC stream format has no footer.
     let read = arrow::ipc::reader::StreamReader::try_new(file()?, None)
         .and_then(|mut reader| reader.try_for_each(|batch| batch.map(drop)));
-    read.map_err(|_| format!("neither a whole Arrow file nor a whole Arrow stream: {problem}"))
+    read.map_err(|_| format!("neither a complete Arrow file nor a complete Arrow stream: {problem}"))
 }

@@ -28,7 +28,7 @@ use crate::objects::{Objects, ObjectsError, Trouble, cause_in, download};
 use crate::store::SourceFile;
 
 /// The maximum size in bytes of a file in a bucket that is downloaded only to locate damage.
-const MOST_TO_DIAGNOSE: u64 = 1 << 30;
+const MAX_BYTES_TO_DIAGNOSE: u64 = 1 << 30;
 
 /// The number of footers and file heads that are read concurrently.
 pub(super) const READS_UNDER_WAY: usize = 32;
@@ -206,7 +206,7 @@ impl Files {
             // A file in a bucket is read from a temporary copy, which is deleted at the end of this iteration.
             let copy = match &place {
                 Place::Local(_) => None,
-                Place::Remote(_) | Place::Hub(_) if meta.size > MOST_TO_DIAGNOSE => return None,
+                Place::Remote(_) | Place::Hub(_) if meta.size > MAX_BYTES_TO_DIAGNOSE => return None,
                 Place::Remote(_) | Place::Hub(_) => {
                     let copy = tempfile::NamedTempFile::new().ok()?;
                     download(&self.objects, meta, copy.reopen().ok()?).await.ok()?;

@@ -16,10 +16,10 @@ use crate::objects::Objects;
 const BYTES_TO_INFER_FROM: u64 = 64 << 20;
 
 /// The minimum number of bytes that are read of each file, however many files there are.
-const LEAST_OF_FILE: u64 = 64 << 10;
+const MIN_BYTES_PER_FILE: u64 = 64 << 10;
 
 /// The number of files that are read concurrently.
-const AT_ONCE: usize = 16;
+const CONCURRENT_FILES: usize = 16;
 
 /// Infers the columns of one file.
 pub(super) trait Look: Send + 'static {
@@ -57,7 +57,7 @@ pub(super) async fn layout(files: &Files, format: &TableFormat) -> Result<Option
 
 /// Reads the beginning of each file. The flag is true if the file was read to its end.
 async fn look_at_all<L: Look>(files: &Files, new: impl Fn() -> L) -> Result<Vec<(L::Found, bool)>, DataFusionError> {
-    let bytes = (BYTES_TO_INFER_FROM / files.list.len().max(1) as u64).max(LEAST_OF_FILE);
+    let bytes = (BYTES_TO_INFER_FROM / files.list.len().max(1) as u64).max(MIN_BYTES_PER_FILE);
     let mut looks = Vec::with_capacity(files.list.len());
     for file in &files.list {
         let (objects, file, look) = (files.objects.clone(), file.location.clone(), new());
@@ -67,7 +67,7 @@ async fn look_at_all<L: Look>(files: &Files, new: impl Fn() -> L) -> Result<Vec<
         };
         looks.push(look.boxed());
     }
-    stream::iter(looks).buffered(AT_ONCE).try_collect().await
+    stream::iter(looks).buffered(CONCURRENT_FILES).try_collect().await
 }
 
 async fn look_at<L: Look>(

@@ -116,7 +116,7 @@ impl JsonLayout {
         for other in shapes {
             shape.merge(other);
         }
-        shape.forget_objects();
+        shape.reset_object_numbers();
         if let Some((name, _)) = types.iter().find(|(name, _)| is_complete && shape.field(name).is_none()) {
             let names: Vec<&str> = shape.names().collect();
             return Err(format!("`types` names a column `{name}`, and there is none (columns: {})", names.join(", ")));
@@ -208,10 +208,13 @@ impl JsonRows {
         let name = field.name();
         let problem = match before {
             None => {
-                format!("the key `{name}` was in no line that was read to find the columns; {} finds it", as_text(name))
+                format!(
+                    "the key `{name}` was in none of the lines read to infer the columns; {} adds it",
+                    as_text(name)
+                )
             }
             Some(before) => format!(
-                "`{name}` is {} in what was read to infer its type, and does not hold this value; {} reads it as text",
+                "`{name}` was inferred as {}, which does not hold this value; {} reads it as text",
                 name_of(before),
                 as_text(name)
             ),
@@ -240,7 +243,7 @@ impl JsonRows {
                 let (wanted, form) = (name_of(data_type), form_of(&value));
                 return Err(Fault::at(
                     line,
-                    format!("`{name}` is to be {wanted} by `types`, and this value is {form}"),
+                    format!("`types` declares `{name}` as {wanted}, and this value is {form}"),
                 ));
             }
             // The decoder parses numbers and times from strings, but not booleans.

@@ -110,7 +110,7 @@ impl From<ObjectsError> for Problem {
 /// Files that are missing or that are not in the declared format.
 pub async fn register(context: &SessionContext, table: &Table) -> Result<(), TableError> {
     let provider = open(context, table).await?;
-    let registered = register_under_its_name(context, &table.name, &provider);
+    let registered = register_in_both_cases(context, &table.name, &provider);
     registered.map_err(|e| TableError::new(table, e.strip_backtrace()))
 }
 
@@ -156,7 +156,7 @@ async fn open_once(context: &SessionContext, table: &Table) -> Result<Arc<dyn Ta
     let provider = match listing(context, table, &files).await {
         Ok(provider) => provider,
         Err(Unreadable::Types(problem)) => {
-            let problem = format!("{problem}; write them alike, or read them as two tables with a CAST");
+            let problem = format!("{problem}; write them with one type, or read them as two tables with a CAST");
             return Err(TableError::new(table, problem));
         }
         Err(Unreadable::Files(e)) => {
@@ -234,7 +234,7 @@ pub(crate) fn delimiter_in(head: &str) -> Option<char> {
 }
 
 /// Returns the location of a file-based table in the plan that reads `file`, or would read it once it exists.
-pub(crate) fn that_reads(plan: &LogicalPlan, file: &Path) -> Result<Option<Place>, DataFusionError> {
+pub(crate) fn place_reading(plan: &LogicalPlan, file: &Path) -> Result<Option<Place>, DataFusionError> {
     let file = Place::Local(file.to_owned());
     let mut found = None;
     plan.apply_with_subqueries(|node| {
@@ -248,7 +248,7 @@ pub(crate) fn that_reads(plan: &LogicalPlan, file: &Path) -> Result<Option<Place
 }
 
 /// Registers the table under its name and under the lower-case name, because SQL folds unquoted names to lower case.
-fn register_under_its_name(
+fn register_in_both_cases(
     context: &SessionContext,
     name: &str,
     provider: &Arc<dyn TableProvider>,

@@ -164,7 +164,11 @@ impl FileTable {
                 hive::values(&files.root, &meta.location, &names).ok_or_else(|| outside(files, meta, &names))?;
             let values = values.into_iter().zip(&self.partitions).map(|(value, field)| {
                 ScalarValue::Utf8(value).cast_to(field.data_type()).map_err(|_| {
-                    let problem = format!("`{}` is no {} in the name of its folder", field.name(), field.data_type());
+                    let problem = format!(
+                        "the value of `{}` in its folder name is not a valid {}",
+                        field.name(),
+                        field.data_type()
+                    );
                     broken(files, meta, problem)
                 })
             });
@@ -246,7 +250,7 @@ fn partitions(table: &Table, files: &Files) -> Result<Vec<String>> {
         return hive::columns(&files.root, &files.list).map_err(|(one, other)| {
             let one = hive::below(&files.root, one);
             let problem =
-                format!("its folders name other columns than those of {one}; all files of a table have the same");
+                format!("its folders name other columns than those of {one}; all files of a table must have the same");
             let file = files.objects.place_of(other).to_string();
             DataFusionError::External(Box::new(Broken { file, line: None, problem }))
         });

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::format::format_of_name;
 
 /// The number of file names shown per reason.
-const TOLD: usize = 3;
+const MAX_SHOWN: usize = 3;
 
 /// The files that are not read, by reason.
 #[derive(Debug, Default)]
@@ -70,15 +70,15 @@ impl fmt::Display for LeftOut {
         let kinds = [
             (&self.hidden, "hidden, as the name begins with . or _"),
             (&self.in_folders, "in a folder that is not of the form key=value"),
-            (&self.others, "with another ending"),
-            (&self.dangling, "a link to nothing"),
+            (&self.others, "with another extension"),
+            (&self.dangling, "a broken link"),
         ];
         let mut before = "; left out: ";
         for (names, reason) in kinds.into_iter().filter(|(names, _)| !names.is_empty()) {
-            let told = names.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
-            write!(f, "{before}{told}")?;
-            if names.len() > TOLD {
-                write!(f, " and {} more", names.len() - TOLD)?;
+            let shown = names.iter().take(MAX_SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+            write!(f, "{before}{shown}")?;
+            if names.len() > MAX_SHOWN {
+                write!(f, " and {} more", names.len() - MAX_SHOWN)?;
             }
             write!(f, " ({reason})")?;
             before = ", ";

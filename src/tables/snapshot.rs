@@ -4,8 +4,7 @@
 //! between, the reader combines parts of two files. Here the first request of a statement pins the version of a file:
 //!
 //! - A local file is kept open from its listing on, and requests read the open file (Linux only, and up to
-//!   [`MOST_HELD`]
-//!   files).
+//!   [`MAX_OPEN_FILES`] files).
 //! - For any other file, a request that gets another version is an error, and the statement is executed again.
 //!
 //! A file that is kept open but overwritten in place is detected at the end of the statement.
@@ -40,7 +39,7 @@ pub(crate) const ATTEMPTS: usize = 5;
 const LOCAL: &str = "file://";
 
 /// The maximum number of local files kept open at once.
-const MOST_HELD: usize = 256;
+const MAX_OPEN_FILES: usize = 256;
 
 /// The file versions pinned by the current statement of a session.
 #[derive(Debug, Default)]
@@ -121,7 +120,7 @@ impl Snapshot {
     /// Returns true if the file has no pin yet and may be kept open.
     fn may_hold(&self, url: &str) -> bool {
         let state = self.state();
-        state.held < MOST_HELD && !state.pins.contains_key(url)
+        state.held < MAX_OPEN_FILES && !state.pins.contains_key(url)
     }
 
     /// Returns the open file with the metadata from when it was pinned.
@@ -149,7 +148,7 @@ impl Snapshot {
             return Ok(());
         }
         let file = match &found.payload {
-            GetResultPayload::File(file, _) if may_hold && state.held < MOST_HELD => {
+            GetResultPayload::File(file, _) if may_hold && state.held < MAX_OPEN_FILES => {
                 file.try_clone().ok().map(Arc::new)
             }
             _ => None,

@@ -138,16 +138,16 @@ pub(crate) fn one_schema(files: &[FileSchema]) -> Result<SchemaRef, String> {
         }
         let columns = found.len().max(expected.len());
         let place = (0..columns).find(|&i| found.get(i) != expected.get(i)).unwrap_or(0);
-        let said = |column: Option<&(String, DataType)>| match column {
+        let described = |column: Option<&(String, DataType)>| match column {
             Some((name, data_type)) => format!("`{name}` {data_type}"),
             None => "missing".to_owned(),
         };
         return Err(format!(
             "column {} is {} in {} and {} in {}; Arrow files of one table must have the same columns in the same order",
             place + 1,
-            said(expected.get(place)),
+            described(expected.get(place)),
             first.place,
-            said(found.get(place)),
+            described(found.get(place)),
             other.place
         ));
     }

@@ -188,7 +188,7 @@ pub(super) fn form_of(field: &str) -> String {
         } else if field.starts_with('+') {
             "a number that begins with +".into()
         } else {
-            format!("a whole number of {} digits", digits.len())
+            format!("an integer of {} digits", digits.len())
         };
     }
     match Kinds::of_field(field.as_bytes()).data_type() {

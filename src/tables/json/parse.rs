@@ -9,11 +9,11 @@ use super::quoted;
 use super::shape::Shape;
 
 /// The maximum nesting depth of objects and lists.
-const DEEPEST: usize = 128;
+const MAX_DEPTH: usize = 128;
 
 /// The message for a file that is one JSON array, as `--format json` writes it.
-const AN_ARRAY: &str = "it is one JSON array, and what is read are JSON Lines, an object a line: `jq -c '.[]' FILE > \
-                        FILE.jsonl` makes them of it, and `couplet query … -o FILE.jsonl` writes them";
+const AN_ARRAY: &str = "it is one JSON array, and couplet reads JSON Lines, one object per line: `jq -c '.[]' FILE > \
+                        FILE.jsonl` converts it, and `couplet query … -o FILE.jsonl` writes them";
 
 /// A replacement of a part of the line before the decoder reads it.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl Parser {
         self.values.clear();
         if std::str::from_utf8(text).is_err() {
             let utf16 = line == 1 && (text.starts_with(b"\xFF\xFE") || text.starts_with(b"\xFE\xFF"));
-            let what = if utf16 { "it is UTF-16, and UTF-8 is read" } else { "not valid UTF-8" };
+            let what = if utf16 { "it is UTF-16, and couplet reads UTF-8" } else { "not valid UTF-8" };
             return Err(Fault::at(line, format!("{what}; convert the file, for example with iconv")));
         }
         self.blanks(text);
@@ -57,7 +57,7 @@ impl Parser {
             Some(b'{') => {}
             Some(b'[') if line == 1 => return Err(Fault { line: None, problem: AN_ARRAY.into() }),
             Some(_) => {
-                let problem = "expected one JSON object a line, such as {\"id\": 1, \"sentence1\": \"…\"}";
+                let problem = "expected one JSON object per line, such as {\"id\": 1, \"sentence1\": \"…\"}";
                 return Err(Fault::at(line, problem));
             }
         }
@@ -65,14 +65,14 @@ impl Parser {
             self.blanks(text);
             match text.get(self.at) {
                 None => Ok(()),
-                Some(b'{') => Err("a second object on the line; write one a line".to_owned()),
-                Some(_) => Err("text behind the object".to_owned()),
+                Some(b'{') => Err("a second object on the line; write one per line".to_owned()),
+                Some(_) => Err("text after the object".to_owned()),
             }
         });
         match parsed {
             Ok(()) => Ok(true),
             Err(_) if self.at >= text.len() => {
-                Err(Fault::at(line, "the line ends within a JSON object; a line must be a whole one"))
+                Err(Fault::at(line, "the line ends within a JSON object; each line must hold a complete object"))
             }
             Err(problem) => Err(Fault::at(line, format!("not a JSON object: {problem} at column {}", self.at + 1))),
         }
@@ -129,8 +129,8 @@ impl Parser {
     fn enter(&mut self) -> Parsed {
         self.at += 1;
         self.depth += 1;
-        if self.depth > DEEPEST {
-            Err(format!("more than {DEEPEST} objects and lists within each other"))
+        if self.depth > MAX_DEPTH {
+            Err(format!("more than {MAX_DEPTH} levels of nested objects and lists"))
         } else {
             Ok(())
         }
@@ -159,7 +159,7 @@ impl Parser {
             let place = self.place(&text[start + 1..self.at - 1], expected, shape)?;
             let field = &mut shape.fields[place];
             if std::mem::replace(&mut field.1.seen, object) == object {
-                return Err(format!("the key `{}` is there twice", field.0));
+                return Err(format!("the key `{}` occurs twice", field.0));
             }
             expected = place + 1;
             self.expect(text, b':', "a colon")?;
@@ -193,11 +193,11 @@ impl Parser {
             let mut literal = vec![b'"'];
             literal.extend_from_slice(key);
             literal.push(b'"');
-            decoded = serde_json::from_slice::<String>(&literal).map_err(|_| "a key that is not valid".to_owned())?;
+            decoded = serde_json::from_slice::<String>(&literal).map_err(|_| "an invalid key".to_owned())?;
             decoded.as_str()
         } else {
             // The line is valid UTF-8 and quotation marks are ASCII, so the slice is valid UTF-8 too.
-            std::str::from_utf8(key).map_err(|_| "a key that is not valid".to_owned())?
+            std::str::from_utf8(key).map_err(|_| "an invalid key".to_owned())?
         };
         if shape.fields.get(expected).is_some_and(|(name, _)| name == key) {
             return Ok(expected);
@@ -221,7 +221,7 @@ impl Parser {
             Some(b'f') => return self.word(text, b"false", Kinds::BOOLEAN, shape),
             Some(b'n') => return self.word(text, b"null", Kinds::default(), shape),
             Some(b'-' | b'0'..=b'9') => self.number(text)?,
-            Some(b'N' | b'I') => return Err("NaN and Infinity are no JSON; write null".into()),
+            Some(b'N' | b'I') => return Err("NaN and Infinity are not JSON; write null".into()),
             _ => return Err("expected a value".into()),
         };
         self.add(kinds, shape);
@@ -276,7 +276,7 @@ impl Parser {
         let whole = start + usize::from(text[start] == b'-');
         let mut end = whole + digits(whole);
         if end == whole || text[whole] == b'0' && end > whole + 1 {
-            return Err("a number that is none of JSON".into());
+            return Err("an invalid JSON number".into());
         }
         for marks in [&b"."[..], b"eE"] {
             if text.get(end).is_some_and(|byte| marks.contains(byte)) {
@@ -284,7 +284,7 @@ impl Parser {
                 let sign = usize::from(is_exponent && matches!(text.get(end + 1), Some(b'+' | b'-')));
                 let count = text.get(end + 1 + sign..).map_or(0, |_| digits(end + 1 + sign));
                 if count == 0 {
-                    return Err("a number that is none of JSON".into());
+                    return Err("an invalid JSON number".into());
                 }
                 end += 1 + sign + count;
             }
@@ -299,7 +299,7 @@ impl Parser {
         loop {
             let Some(found) = memchr2(b'"', b'\\', &text[self.at..]) else {
                 self.at = text.len();
-                return Err("a string without end".into());
+                return Err("an unterminated string".into());
             };
             self.at += found;
             if text[self.at] == b'"' {
@@ -311,21 +311,21 @@ impl Parser {
                 Some(b'u') => match unit(text, self.at) {
                     Some(high @ 0xD800..=0xDBFF) => {
                         let Some(low @ 0xDC00..=0xDFFF) = unit(text, self.at + 6) else {
-                            return Err("half a pair of surrogates".into());
+                            return Err("an unpaired surrogate".into());
                         };
                         let code = 0x1_0000 + ((u32::from(high) - 0xD800) << 10) + (u32::from(low) - 0xDC00);
                         let character = char::from_u32(code).expect("two surrogates are one character");
                         self.edits.push(Edit { start: self.at, end: self.at + 12, text: character.into() });
                         self.at += 12;
                     }
-                    Some(0xDC00..=0xDFFF) => return Err("half a pair of surrogates".into()),
+                    Some(0xDC00..=0xDFFF) => return Err("an unpaired surrogate".into()),
                     Some(_) => self.at += 6,
-                    None => return Err("an escape that is none of JSON".into()),
+                    None => return Err("an invalid JSON escape".into()),
                 },
-                Some(_) => return Err("an escape that is none of JSON".into()),
+                Some(_) => return Err("an invalid JSON escape".into()),
                 None => {
                     self.at = text.len();
-                    return Err("a string without end".into());
+                    return Err("an unterminated string".into());
                 }
             }
         }
@@ -355,26 +355,26 @@ mod tests {
     fn a_line_is_refused_that_is_not_one_object() {
         for (text, problem) in [
             ("[1]", "it is one JSON array"),
-            ("3", "expected one JSON object a line"),
+            ("3", "expected one JSON object per line"),
             ("{\"a\":", "the line ends within"),
             ("{\"a\":1", "the line ends within"),
-            ("{\"a\":1} {\"a\":2}", "a second object on the line; write one a line at column 9"),
+            ("{\"a\":1} {\"a\":2}", "a second object on the line; write one per line at column 9"),
             ("{\"a\":1,}", "expected a key"),
-            ("{\"a\":1,\"a\":2}", "the key `a` is there twice"),
-            ("{\"m\":{\"a\":1,\"\\u0061\":2}}", "the key `a` is there twice"),
-            ("{\"a\":NaN}", "NaN and Infinity are no JSON"),
-            ("{\"a\":01}", "a number that is none of JSON"),
-            ("{\"a\":1.}", "a number that is none of JSON"),
-            ("{\"a\":\"\\ud83d here\"}", "half a pair of surrogates"),
-            ("{\"a\":\"\\ude00\"}", "half a pair of surrogates"),
-            ("{\"a\":\"\\x\"}", "an escape that is none of JSON"),
+            ("{\"a\":1,\"a\":2}", "the key `a` occurs twice"),
+            ("{\"m\":{\"a\":1,\"\\u0061\":2}}", "the key `a` occurs twice"),
+            ("{\"a\":NaN}", "NaN and Infinity are not JSON"),
+            ("{\"a\":01}", "an invalid JSON number"),
+            ("{\"a\":1.}", "an invalid JSON number"),
+            ("{\"a\":\"\\ud83d here\"}", "an unpaired surrogate"),
+            ("{\"a\":\"\\ude00\"}", "an unpaired surrogate"),
+            ("{\"a\":\"\\x\"}", "an invalid JSON escape"),
             ("{\"a\":tru}", "expected a value"),
         ] {
             let found = parse(text).unwrap_err();
             assert!(found.contains(problem), "{text}: {found}");
         }
         let deep = format!("{{\"a\":{}1{}}}", "[".repeat(200), "]".repeat(200));
-        assert!(parse(&deep).unwrap_err().contains("within each other"));
+        assert!(parse(&deep).unwrap_err().contains("levels of nested objects"));
     }
 
     #[test]

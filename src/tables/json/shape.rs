@@ -46,10 +46,10 @@ impl Shape {
     }
 
     /// Resets the object numbers, for use with a new parser.
-    pub(super) fn forget_objects(&mut self) {
+    pub(super) fn reset_object_numbers(&mut self) {
         self.seen = 0;
-        self.fields.iter_mut().for_each(|(_, field)| field.forget_objects());
-        self.item.iter_mut().for_each(|item| item.forget_objects());
+        self.fields.iter_mut().for_each(|(_, field)| field.reset_object_numbers());
+        self.item.iter_mut().for_each(|item| item.reset_object_numbers());
     }
 
     /// Returns the type of the values. Returns none for values of mixed nature and for objects without any key, which
