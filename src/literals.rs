@@ -77,9 +77,9 @@ fn make_decimal(literal: &mut Expr, decimal_type: &DataType) -> bool {
 fn decimal(value: f64) -> Option<ScalarValue> {
     let written = format!("{value:e}");
     let (mantissa, exponent) = written.split_once('e')?;
-    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let (integer, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
     let scale = i32::try_from(fraction.len()).ok()? - exponent.parse::<i32>().ok()?;
-    let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
+    let digits: i128 = format!("{integer}{fraction}").parse().ok()?;
     let digits = digits.checked_mul(10_i128.checked_pow(u32::try_from(-scale).unwrap_or(0))?)?;
     let scale = u8::try_from(scale.max(0)).ok()?;
     let precision = u8::try_from(digits.unsigned_abs().to_string().len()).ok()?.max(scale);

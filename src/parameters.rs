@@ -247,11 +247,11 @@ fn guessed(value: &str) -> ScalarValue {
 
 /// Parses a number without losing digits: a double only if it has the same digits.
 fn number(value: &str) -> Option<ScalarValue> {
-    if let Ok(whole) = value.parse::<i64>() {
-        return Some(ScalarValue::from(whole));
+    if let Ok(integer) = value.parse::<i64>() {
+        return Some(ScalarValue::from(integer));
     }
-    if let Ok(whole) = value.parse::<u64>() {
-        return Some(ScalarValue::from(whole));
+    if let Ok(integer) = value.parse::<u64>() {
+        return Some(ScalarValue::from(integer));
     }
     let double = value.parse::<f64>().ok().filter(|double| double.is_finite())?;
     match Digits::of(value) {
@@ -275,13 +275,13 @@ struct Digits {
 impl Digits {
     fn of(text: &str) -> Option<Self> {
         let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
-        let (whole, fraction) = unsigned.split_once('.').unwrap_or((unsigned, ""));
+        let (integer, fraction) = unsigned.split_once('.').unwrap_or((unsigned, ""));
         let are_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-        if !are_digits(whole) || !are_digits(fraction) || whole.is_empty() && fraction.is_empty() {
+        if !are_digits(integer) || !are_digits(fraction) || integer.is_empty() && fraction.is_empty() {
             return None;
         }
         let fraction = fraction.trim_end_matches('0');
-        let digits = format!("{}{fraction}", whole.trim_start_matches('0'));
+        let digits = format!("{}{fraction}", integer.trim_start_matches('0'));
         Some(Self { is_negative: text.starts_with('-'), all: digits, scale: fraction.len() })
     }
 

@@ -1,8 +1,8 @@
 //! Limits how deeply SQL may be nested. The limit is checked before parsing.
 //!
-//! The syntax tree of a query is as deep as its longest chain: `1+1+1+…` has one level per term, and so do `a AND b AND
-//! c …` and `SELECT … UNION SELECT …`. The parser, the planner and the code that copies or drops the tree recurse once
-//! per level. A stack overflow would abort the process.
+//! The syntax tree of a query is as deep as its longest chain: `1+1+1+…` has one level per term, and so do
+//! `a AND b AND c …` and `SELECT … UNION SELECT …`. The parser, the planner and the code that copies or drops the tree
+//! recurse once per level. A stack overflow would abort the process.
 
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;

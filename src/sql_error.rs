@@ -196,8 +196,8 @@ fn function_arguments(message: &str, _: Option<&SessionContext>) -> Option<Strin
 /// The start of the message for a statement that is not a query, followed by the statement's first word.
 pub(crate) const NOT_A_QUERY: &str = "Not a query: ";
 
-/// Explains that a pipeline's SQL must be a single SELECT. Only a pipeline's query is planned in one step; `couplet
-/// query` accepts most kinds of statements.
+/// Explains that a pipeline's SQL must be a single SELECT. Only a pipeline's query is planned in one step;
+/// `couplet query` accepts most kinds of statements.
 fn not_one_select(message: &str, _: Option<&SessionContext>) -> Option<String> {
     let starts = [
         NOT_A_QUERY,
@@ -292,8 +292,8 @@ mod tests {
             ("Error parsing timestamp from 'secret': error parsing date", "from '…': error parsing date; the"),
             ("map key must be unique, duplicate key found: secret", "duplicate key found: …; the"),
         ] {
-            let said = redacted_value(message, None).unwrap();
-            assert!(said.contains(expected) && !said.contains("secret"), "{said}");
+            let redacted = redacted_value(message, None).unwrap();
+            assert!(redacted.contains(expected) && !redacted.contains("secret"), "{redacted}");
         }
         assert_eq!(redacted_value("Divide by zero error", None), None);
     }

@@ -280,8 +280,8 @@ fn stem(name: &str) -> String {
 /// Returns true if a name is typical of id columns.
 fn names_rows(name: &str) -> bool {
     let plain = plain(name);
-    let whole = ["id", "idx", "index", "key", "uuid", "guid", "rowid", "row_id", "nr", "number"];
-    whole.contains(&plain.as_str()) || ["_id", "_idx", "_key", "_uuid"].iter().any(|end| plain.ends_with(end))
+    let exact = ["id", "idx", "index", "key", "uuid", "guid", "rowid", "row_id", "nr", "number"];
+    exact.contains(&plain.as_str()) || ["_id", "_idx", "_key", "_uuid"].iter().any(|end| plain.ends_with(end))
 }
 
 #[cfg(test)]

@@ -286,8 +286,8 @@ fn sniff(csv: &mut CsvOptions, head: &str, options: &mut TableOptions) {
     // Detects a backslash before a quotation mark that does not end its field, as Spark writes it.
     let is_escaped = |line: &&str| {
         line.match_indices("\\\"").any(|(place, _)| {
-            let behind = line[place + 2..].chars().next();
-            behind.is_some_and(|behind| behind != delimiter && behind != '\r')
+            let next = line[place + 2..].chars().next();
+            next.is_some_and(|next| next != delimiter && next != '\r')
         })
     };
     if csv.quote == Some(b'"') && lines.iter().any(is_escaped) {
@@ -327,9 +327,9 @@ fn head(path: &Path) -> Option<String> {
     }
     let mut head = Vec::with_capacity(HEAD);
     files::open(path).ok()?.take(HEAD as u64).read_to_end(&mut head).ok()?;
-    let whole = head.len() < HEAD;
+    let is_complete = head.len() < HEAD;
     let mut text = String::from_utf8_lossy(&head).into_owned();
-    if !whole && let Some(end) = text.rfind('\n') {
+    if !is_complete && let Some(end) = text.rfind('\n') {
         text.truncate(end);
     }
     Some(text)

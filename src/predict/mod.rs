@@ -60,8 +60,8 @@ pub fn install(builder: SessionStateBuilder, models: Arc<Models>) -> SessionStat
     let mut builder = builder
         .with_analyzer_rule(Arc::new(hoist::HoistPredictions))
         .with_query_planner(Arc::new(node::PredictPlanner));
-    // DataFusion's rule that pushes field accesses towards the scan fails if a struct has two names, as in `SELECT
-    // o['label'], n['label'] FROM (SELECT p AS o, p AS n …)`: "duplicate unqualified field name".
+    // DataFusion's rule that pushes field accesses towards the scan fails if a struct has two names, as in
+    // `SELECT o['label'], n['label'] FROM (SELECT p AS o, p AS n …)`: "duplicate unqualified field name".
     let config = builder.config().get_or_insert_default();
     config.options_mut().optimizer.enable_leaf_expression_pushdown = false;
     builder.scalar_functions().get_or_insert_default().push(Arc::new(function(models)));

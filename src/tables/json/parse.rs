@@ -273,9 +273,9 @@ impl Parser {
     fn number(&mut self, text: &[u8]) -> Result<Kinds, String> {
         let start = self.at;
         let digits = |at: usize| text[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-        let whole = start + usize::from(text[start] == b'-');
-        let mut end = whole + digits(whole);
-        if end == whole || text[whole] == b'0' && end > whole + 1 {
+        let first_digit = start + usize::from(text[start] == b'-');
+        let mut end = first_digit + digits(first_digit);
+        if end == first_digit || text[first_digit] == b'0' && end > first_digit + 1 {
             return Err("an invalid JSON number".into());
         }
         for marks in [&b"."[..], b"eE"] {
