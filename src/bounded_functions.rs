@@ -1,8 +1,8 @@
-//! Functions of SQL whose result can be far larger than their arguments, with a limit.
+//! Size limits for SQL functions whose result can be far larger than their arguments.
 //!
-//! `repeat('a', 2000000000)` makes 2 GB of one row, and `range(0, 1000000000000)` asks for 8 TB, at which the process
-//! would be aborted. No memory pool counts such a result, since it is made in one piece by the function itself. So the
-//! size is estimated first, and compared with the memory that the session may use.
+//! `repeat('a', 2000000000)` makes 2 GB from one row, and `range(0, 1000000000000)` requests 8 TB, which would abort
+//! the process. No memory pool accounts for such a result, because the function allocates it in one piece. So the size
+//! is estimated first and compared with the memory of the session.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,11 +23,11 @@ use datafusion::logical_expr::{
 
 use crate::words::grouped;
 
-/// The functions, for a session that may use `memory` bytes: a result may have a quarter of them in a record batch, as
-/// some batches are in memory at once.
+/// Returns the limited functions for a session with `memory` bytes. A result may take a quarter of them per record
+/// batch, because several batches are in memory at once.
 ///
-/// Functions whose result is at most a few times as large as their first argument are not among them: that one has
-/// been made already.
+/// Functions whose result is at most a few times as large as their first argument are not limited: that argument is in
+/// memory already.
 pub(crate) fn functions(memory: u64) -> Vec<ScalarUDF> {
     let most = usize::try_from(memory / 4).unwrap_or(usize::MAX);
     let all: [(Arc<ScalarUDF>, Estimate); 12] = [
@@ -47,38 +47,39 @@ pub(crate) fn functions(memory: u64) -> Vec<ScalarUDF> {
     all.into_iter().map(|(inner, estimate)| Bounded { inner, estimate, most }.into()).collect()
 }
 
-/// Bytes of an element of a list, and of most numbers as text.
+/// The size in bytes of a list element, and of most numbers as text.
 const ELEMENT: f64 = 8.0;
 
-/// How the size of a result is estimated.
+/// The method to estimate the size of a function's result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Estimate {
-    /// The size of the first argument as often as the second says.
+    /// Repeats the first argument as many times as the second says.
     Repeat,
-    /// As many bytes as the second argument says.
+    /// Pads to as many bytes as the second argument says.
     Pad,
-    /// As many elements as the second argument says.
+    /// Resizes to as many elements as the second argument says.
     Resize,
-    /// The first argument with the third one in place of each second one.
+    /// Replaces each occurrence of the second argument in the first by the third.
     Replace,
-    /// The same where the second argument is a regular expression; only once unless the fourth one has a `g`.
+    /// Replaces matches of a regular expression, the second argument: the first match only, unless the fourth argument
+    /// contains `g`.
     ReplaceMatches,
-    /// All arguments.
+    /// Concatenates all arguments.
     Concat,
-    /// All arguments but the first, which stands between two.
+    /// Concatenates all arguments but the first, which is the separator.
     ConcatWith,
-    /// The elements of the first argument, the second one between two, and the third one for those that are NULL.
+    /// Joins the elements of the first argument with the second as separator and the third in place of NULLs.
     Join,
-    /// The numbers or times from the first argument to the second in steps of the third.
+    /// Counts from the first argument to the second, numbers or times, in steps of the third.
     Range,
 }
 
-/// A function with a limit.
+/// A function with a size limit.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Bounded {
     inner: Arc<ScalarUDF>,
     estimate: Estimate,
-    /// In bytes.
+    /// The limit in bytes.
     most: usize,
 }
 
@@ -111,7 +112,7 @@ impl ScalarUDFImpl for Bounded {
         let most = self.most as f64;
         let mut bytes = self.estimate.bytes(&args.args)?;
         if bytes > most && matches!(self.estimate, Estimate::Replace | Estimate::ReplaceMatches) {
-            // What could be replaced is often far more than what is.
+            // The first estimate of a replacement assumes the most matches possible; count the actual matches instead.
             bytes = self.estimate.bytes_of_matches(&args.args)?;
         }
         if bytes > most {
@@ -132,10 +133,10 @@ impl ScalarUDFImpl for Bounded {
 }
 
 impl Estimate {
-    /// Bytes of the result; of replacements, as if everything were replaced.
+    /// Estimates the size of the result in bytes. For replacements, this assumes that everything matches.
     fn bytes(self, args: &[ColumnarValue]) -> Result<f64> {
         let measured = |place: usize, measure: fn(&ArrayRef) -> Result<Vec<f64>>| match args.get(place) {
-            // A scalar is one value, however many rows there are.
+            // A scalar is evaluated once, however many rows there are.
             Some(ColumnarValue::Scalar(scalar)) => measure(&scalar.to_array()?),
             Some(ColumnarValue::Array(array)) => measure(array),
             None => Ok(vec![0.0]),
@@ -153,7 +154,7 @@ impl Estimate {
             Self::Join => {
                 vec![measured(0, leaf_sizes)?, measured(0, leaves)?, measured(1, sizes)?, measured(2, sizes)?]
             }
-            // With one argument it is the end.
+            // A single argument is the end of the range.
             Self::Range if args.len() == 1 => vec![vec![0.0], measured(0, values)?, vec![1.0]],
             Self::Range if args.len() == 2 => vec![measured(0, values)?, measured(1, values)?, vec![1.0]],
             Self::Range => vec![measured(0, values)?, measured(1, values)?, measured(2, values)?],
@@ -186,7 +187,7 @@ impl Estimate {
         Ok((0..rows_of(args)).map(of_row).sum())
     }
 
-    /// Bytes of the result of a replacement, by the matches that there are.
+    /// Estimates the size of the result of a replacement in bytes, from the actual matches.
     fn bytes_of_matches(self, args: &[ColumnarValue]) -> Result<f64> {
         let texts = args.iter().map(|arg| Ok(cast(&arg.to_array(1)?, &DataType::LargeUtf8)?));
         let texts = texts.collect::<Result<Vec<_>>>()?;
@@ -197,15 +198,15 @@ impl Estimate {
         };
         let mut known = HashMap::new();
         let of_row = |row: usize| {
-            let (text, sought, replacement) = (at(0, row)?, at(1, row)?, at(2, row)?);
+            let (text, pattern, replacement) = (at(0, row)?, at(1, row)?, at(2, row)?);
             let (matches, groups) = if self == Self::Replace {
-                (text.matches(sought).count(), 0)
+                (text.matches(pattern).count(), 0)
             } else {
                 let flags = if args.len() > 3 { at(3, row)? } else { "" };
                 let expression = known
-                    .entry((sought, flags))
-                    .or_insert_with(|| compile_regex(sought, Some(&flags.replace('g', ""))).ok());
-                // What is no expression is refused by the function itself.
+                    .entry((pattern, flags))
+                    .or_insert_with(|| compile_regex(pattern, Some(&flags.replace('g', ""))).ok());
+                // The function itself reports an invalid expression.
                 let found = expression.as_ref()?.find_iter(text);
                 let most = if flags.contains('g') { usize::MAX } else { 1 };
                 (found.take(most).count(), groups_in(replacement))
@@ -217,7 +218,7 @@ impl Estimate {
     }
 }
 
-/// The rows of a batch, or one if all arguments are constants.
+/// Returns the number of rows of a batch, or one if all arguments are constants.
 fn rows_of(args: &[ColumnarValue]) -> usize {
     let of = |arg: &ColumnarValue| match arg {
         ColumnarValue::Array(array) => Some(array.len()),
@@ -226,17 +227,18 @@ fn rows_of(args: &[ColumnarValue]) -> usize {
     args.iter().find_map(of).unwrap_or(1)
 }
 
-/// Bytes that stand in the place of all matches in a text. Each group that the replacement names is a part of the match.
+/// Estimates the bytes that replace all matches in a text. A group that the replacement refers to is at most as long as
+/// the match.
 fn replaced(text: f64, matches: f64, replacement: f64, groups: f64) -> f64 {
     if matches == 0.0 { 0.0 } else { matches * replacement + groups * text }
 }
 
-/// The groups that a replacement names at most.
+/// Returns the maximum number of groups that a replacement refers to.
 fn groups_in(replacement: &str) -> usize {
     replacement.matches(['$', '\\']).count()
 }
 
-/// A number of each text.
+/// Maps each text to a number.
 fn of_texts(array: &ArrayRef, number: fn(&str) -> f64) -> Result<Vec<f64>> {
     let texts = cast(array, &DataType::LargeUtf8)?;
     Ok(texts.as_string::<i64>().iter().map(|text| text.map_or(0.0, number)).collect())
@@ -250,12 +252,12 @@ fn is_for_all(array: &ArrayRef) -> Result<Vec<f64>> {
     of_texts(array, |flags| f64::from(flags.contains('g')))
 }
 
-/// The elements of each list, and of the lists in it.
+/// Counts the elements of each list, including those of nested lists.
 fn leaves(array: &ArrayRef) -> Result<Vec<f64>> {
     of_elements(array, |elements| Ok(vec![1.0; elements.len()]))
 }
 
-/// Bytes of the elements of each list, as text.
+/// Estimates the size in bytes of the elements of each list as text.
 fn leaf_sizes(array: &ArrayRef) -> Result<Vec<f64>> {
     of_elements(array, |elements| {
         let sizes = sizes(elements)?;
@@ -263,7 +265,7 @@ fn leaf_sizes(array: &ArrayRef) -> Result<Vec<f64>> {
     })
 }
 
-/// The sum of a number of the elements of each list.
+/// Sums a measure of the elements of each list.
 fn of_elements(array: &ArrayRef, number: fn(&ArrayRef) -> Result<Vec<f64>>) -> Result<Vec<f64>> {
     fn of_lists<O: OffsetSizeTrait>(
         lists: &GenericListArray<O>,
@@ -288,7 +290,7 @@ fn of_elements(array: &ArrayRef, number: fn(&ArrayRef) -> Result<Vec<f64>>) -> R
     }
 }
 
-/// Bytes of each value.
+/// Estimates the size of each value in bytes.
 fn sizes(array: &ArrayRef) -> Result<Vec<f64>> {
     if array.data_type().is_string() {
         return values(&length(array)?);
@@ -297,7 +299,7 @@ fn sizes(array: &ArrayRef) -> Result<Vec<f64>> {
     Ok(vec![all as f64 / array.len().max(1) as f64; array.len()])
 }
 
-/// Each value as a number; times and intervals in nanoseconds.
+/// Converts each value to a number; times and intervals to nanoseconds.
 fn values(array: &ArrayRef) -> Result<Vec<f64>> {
     const DAY: f64 = 86_400e9;
     let numbers = match array.data_type() {

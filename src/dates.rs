@@ -1,4 +1,4 @@
-//! Dates beyond the calendar that Arrow's formatter knows, such as those that databases write for `infinity`.
+//! Formats dates beyond the range of Arrow's formatter, such as those that databases write for `infinity`.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use arrow::datatypes::{DataType, Field, FieldRef, Int64Type, Schema, TimeUnit};
 use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 
-/// Days of either side of 1970 that the formatter knows.
+/// The number of days before and after 1970 that the formatter supports.
 const KNOWN_DAYS: i64 = 95_000_000;
 
-/// The batch, in which dates or timestamps of a column, at any depth, are their texts where one is too far away for the
-/// formatter.
+/// Replaces columns of dates or timestamps, at any nesting depth, by their texts if one value is out of the formatter's
+/// range.
 pub(crate) fn printable_dates(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     let schema = batch.schema();
     let (mut fields, mut columns) = (Vec::new(), Vec::new());
@@ -28,22 +28,23 @@ pub(crate) fn printable_dates(batch: &RecordBatch) -> Result<RecordBatch, ArrowE
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
 }
 
-/// The values of a column as texts; none for NULL.
+/// Formats the values of a column; none for NULL.
 ///
 /// # Errors
-/// A value that the formatter has no text for, for which it would have the text of its error.
+/// A value that the formatter cannot format. By default, the formatter would print the error as the value.
 pub(crate) fn value_texts(column: &ArrayRef) -> Result<Vec<Option<String>>, ArrowError> {
     let known = printable(column)?;
     let column = known.as_ref().unwrap_or(column);
     let options = FormatOptions::default().with_display_error(false);
     let formatter = ArrayFormatter::try_new(column, &options)?;
-    // A column that has no value at all has a type without a mask of NULLs, and one of codes has NULLs among the values.
+    // A null column has no null mask, and a dictionary column may have NULLs among its dictionary values.
     let nulls = column.logical_nulls();
     let has_value = |row: usize| nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row));
     (0..column.len()).map(|row| has_value(row).then(|| formatter.value(row).try_to_string()).transpose()).collect()
 }
 
-/// The column with texts for dates and timestamps, at any depth, where one is too far away; none where none is.
+/// Returns the column with dates and timestamps, at any nesting depth, as text if one value is out of range; none
+/// otherwise.
 fn printable(column: &ArrayRef) -> Result<Option<ArrayRef>, ArrowError> {
     let fields: Vec<&FieldRef> = match column.data_type() {
         DataType::List(item)
@@ -80,7 +81,7 @@ fn printable(column: &ArrayRef) -> Result<Option<ArrayRef>, ArrowError> {
     Ok(Some(make_array(data.into_builder().data_type(data_type).child_data(children).build()?)))
 }
 
-/// The texts of a column of dates or timestamps, where one is too far away.
+/// Returns the texts of a column of dates or timestamps if one value is out of range.
 fn far_texts(column: &ArrayRef) -> Result<Option<ArrayRef>, ArrowError> {
     let per_day = match column.data_type() {
         DataType::Date32 => 1,
@@ -116,7 +117,7 @@ fn fraction_digits(unit: TimeUnit) -> u32 {
     }
 }
 
-/// A date, with a time where it has one, as ISO 8601 writes years of more than four digits.
+/// Formats a date or timestamp in ISO 8601, with a signed year that may have more than four digits.
 fn far(number: i64, per_day: i64, data_type: &DataType) -> String {
     let (year, month, day) = date_of(number.div_euclid(per_day));
     let date = format!("{year:+05}-{month:02}-{day:02}");
@@ -129,9 +130,9 @@ fn far(number: i64, per_day: i64, data_type: &DataType) -> String {
     format!("{date}T{:02}:{:02}:{:02}{fraction}{zone}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
-/// Year, month and day of a number of days since 1970 in the Gregorian calendar, whose years have 400 of a pattern.
+/// Converts days since 1970 to year, month and day in the Gregorian calendar, which repeats every 400 years.
 fn date_of(days: i64) -> (i64, i64, i64) {
-    // Years begin in March here, so that a leap day ends one.
+    // Years begin in March in this computation, so that a leap day is the last day of a year.
     let days = days + 719_468;
     let (era, of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
     let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;

@@ -1,5 +1,5 @@
-//! `FROM t`, as `DuckDB` has it, for `SELECT * FROM t`: the parser takes it, and the planner would make a table without
-//! columns of it.
+//! Supports `FROM t`, as in `DuckDB`, as short for `SELECT * FROM t`. The parser accepts it, but the planner would
+//! return a table without columns.
 
 use std::ops::ControlFlow;
 
@@ -8,10 +8,10 @@ use datafusion::sql::sqlparser::ast::{
     Query, SelectFlavor, SelectItem, SetExpr, VisitMut, VisitorMut, WildcardAdditionalOptions,
 };
 
-/// Writes out the `SELECT *` of each such query of a statement.
+/// Adds `SELECT *` to each such query of a statement.
 pub(crate) fn select_all(statement: &mut Statement) {
     match statement {
-        // It never breaks off.
+        // The visitor never breaks.
         Statement::Statement(statement) => {
             let _ = statement.visit(&mut WriteOut);
         }
@@ -41,7 +41,7 @@ fn write_out(body: &mut SetExpr) {
             write_out(left);
             write_out(right);
         }
-        // A query in brackets is visited by itself.
+        // A query in brackets is visited on its own.
         _ => {}
     }
 }

@@ -1,7 +1,8 @@
-//! Literals beside decimals, compared with all their digits.
+//! Exact comparison of literals with decimals.
 //!
-//! DataFusion reads `818565974.1` as a 64-bit float, and then compares a decimal with it as floats: the decimal
-//! 818565974.1 itself would be less. In SQL such a literal is exact; here it is with up to 15 digits, which a float keeps.
+//! DataFusion parses `818565974.1` as a 64-bit float, and then compares a decimal with it as floats: even the decimal
+//! 818565974.1 itself would compare as less. In SQL such a literal is exact. Here it is exact up to 15 digits, which a
+//! float preserves.
 
 use arrow::datatypes::DataType;
 use datafusion::common::config::ConfigOptions;
@@ -14,7 +15,7 @@ use datafusion::optimizer::AnalyzerRule;
 
 use crate::types::widened;
 
-/// Makes literals that are compared with decimals decimals; it comes before the types of both sides become one.
+/// The analyzer rule that turns literals compared with decimals into decimals. It runs before type coercion.
 #[derive(Debug)]
 pub(crate) struct ExactLiterals;
 
@@ -40,14 +41,15 @@ fn exact(mut expr: Expr, schema: &DFSchema) -> Transformed<Expr> {
     let decimal = |expr: &Expr| expr.get_type(schema).ok().filter(DataType::is_decimal);
     let is_changed = match &mut expr {
         Expr::BinaryExpr(both) if is_comparison(both.op) => match (decimal(&both.left), decimal(&both.right)) {
-            (Some(beside), None) => make_decimal(&mut both.right, &beside),
-            (None, Some(beside)) => make_decimal(&mut both.left, &beside),
+            (Some(decimal_type), None) => make_decimal(&mut both.right, &decimal_type),
+            (None, Some(decimal_type)) => make_decimal(&mut both.left, &decimal_type),
             _ => false,
         },
-        Expr::Between(between) => decimal(&between.expr)
-            .is_some_and(|beside| make_decimal(&mut between.low, &beside) | make_decimal(&mut between.high, &beside)),
-        Expr::InList(list) => decimal(&list.expr).is_some_and(|beside| {
-            list.list.iter_mut().fold(false, |changed, value| changed | make_decimal(value, &beside))
+        Expr::Between(between) => decimal(&between.expr).is_some_and(|decimal_type| {
+            make_decimal(&mut between.low, &decimal_type) | make_decimal(&mut between.high, &decimal_type)
+        }),
+        Expr::InList(list) => decimal(&list.expr).is_some_and(|decimal_type| {
+            list.list.iter_mut().fold(false, |changed, value| changed | make_decimal(value, &decimal_type))
         }),
         _ => false,
     };
@@ -59,23 +61,25 @@ fn is_comparison(operator: Operator) -> bool {
     matches!(operator, Eq | NotEq | Lt | LtEq | Gt | GtEq | IsDistinctFrom | IsNotDistinctFrom)
 }
 
-/// Makes a literal float a decimal of a type that holds those beside it too; whether it was one and there is one.
-fn make_decimal(literal: &mut Expr, beside: &DataType) -> bool {
+/// Replaces a float literal by a decimal of a type that also holds the decimals it is compared with. Returns false if
+/// the expression is not such a literal or there is no such type.
+fn make_decimal(literal: &mut Expr, decimal_type: &DataType) -> bool {
     let Expr::Literal(ScalarValue::Float64(Some(value)), _) = literal else { return false };
     let Some(exact) = decimal(*value) else { return false };
-    let data_type = widened(beside, &exact.data_type());
+    let data_type = widened(decimal_type, &exact.data_type());
     let Some(exact) = data_type.and_then(|data_type| exact.cast_to(&data_type).ok()) else { return false };
     *literal = Expr::Literal(exact, None);
     true
 }
 
-/// The decimal with the fewest digits that is this float, which are those of a literal of up to 15 digits.
+/// Returns the decimal with the fewest digits that reads as this float. For literals of up to 15 digits, these are the
+/// digits as written.
 fn decimal(value: f64) -> Option<ScalarValue> {
     let written = format!("{value:e}");
     let (mantissa, exponent) = written.split_once('e')?;
-    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let (integer, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
     let scale = i32::try_from(fraction.len()).ok()? - exponent.parse::<i32>().ok()?;
-    let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
+    let digits: i128 = format!("{integer}{fraction}").parse().ok()?;
     let digits = digits.checked_mul(10_i128.checked_pow(u32::try_from(-scale).unwrap_or(0))?)?;
     let scale = u8::try_from(scale.max(0)).ok()?;
     let precision = u8::try_from(digits.unsigned_abs().to_string().len()).ok()?.max(scale);

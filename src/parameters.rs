@@ -1,11 +1,11 @@
-//! Parameters of a query: `$name` in the SQL, `--param name=value` on the command line.
+//! Query parameters: `$name` in the SQL, `--param name=value` on the command line.
 //!
-//! A value is bound to the plan as a typed literal; its text never becomes SQL. Its type is that of what the SQL
-//! compares or computes the parameter with, where that is one type: `label = $label` makes it what `label` is. Else the
-//! value decides: a whole number, a number, `true` or `false`, and text for everything else, also for what has zeros
-//! before its digits. A number keeps all its digits: it is a decimal where a double would round it.
+//! A value is bound to the plan as a typed literal; its text never becomes part of the SQL. Its type is the type that
+//! the SQL compares or computes the parameter with, if that is a single type: `label = $label` gives it the type of
+//! `label`. Otherwise the value decides: an integer, a number, `true` or `false`, or else text. A value with leading
+//! zeros is text. A number keeps all its digits: it becomes a decimal if a double would round it.
 //!
-//! A query may declare its parameters in the comments at its head, with defaults and what they mean:
+//! A query may declare its parameters, with defaults and descriptions, in the comments at its head:
 //!
 //! ```sql
 //! -- How are the scores distributed?
@@ -27,18 +27,18 @@ use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use crate::error::Error;
 use crate::sql_error::nearest;
 
-/// A parameter that the comments at the head of a query declare.
+/// A parameter declared in the comments at the head of a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Declared {
     /// Its name, without the `$`.
     pub name: String,
-    /// Its value where none is given.
+    /// The default value.
     pub default: Option<String>,
-    /// What it means.
+    /// The description.
     pub meaning: String,
 }
 
-/// The parameters that the comments at the head of a query declare, in their order.
+/// Returns the parameters declared in the comments at the head of a query, in order.
 #[must_use]
 pub fn declared(sql: &str) -> Vec<Declared> {
     let head = sql.lines().map(str::trim).take_while(|line| line.is_empty() || line.starts_with("--"));
@@ -46,14 +46,14 @@ pub fn declared(sql: &str) -> Vec<Declared> {
         let text = line.strip_prefix("--")?.trim().strip_prefix('$')?;
         let end = text.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(text.len());
         let (name, rest) = text.split_at(end);
-        // Two spaces part the value, which may have one in it, from what it means.
+        // Two spaces separate the value, which may contain single spaces, from the description.
         let (default, meaning) = match rest.trim_start().strip_prefix('=') {
             Some(rest) => {
                 let (value, meaning) = rest.trim().split_once("  ").unwrap_or((rest.trim(), ""));
                 (Some(value.to_owned()), meaning)
             }
             None if rest.starts_with("  ") || rest.is_empty() => (None, rest),
-            // A sentence that begins with a parameter declares none.
+            // A sentence that begins with a parameter is not a declaration.
             None => return None,
         };
         (!name.is_empty()).then(|| Declared { name: name.to_owned(), default, meaning: meaning.trim().to_owned() })
@@ -61,17 +61,17 @@ pub fn declared(sql: &str) -> Vec<Declared> {
     .collect()
 }
 
-/// The values of a query's parameters, as texts.
+/// The values of a query's parameters, as text.
 #[derive(Debug, Clone, Default)]
 pub struct Parameters {
     values: BTreeMap<String, String>,
 }
 
 impl Parameters {
-    /// The same for one of several statements, each of which uses some of the values.
+    /// Takes the values for one of several statements. Each statement uses some of them.
     ///
     /// # Errors
-    /// A parameter that has no value, one that is given twice.
+    /// A parameter without a value; a parameter that is given twice.
     pub fn of_statement(sql: &str, origin: &str, given: &[(String, String)]) -> Result<Self, Error> {
         let used = used(sql);
         let of_it: Vec<_> =
@@ -79,20 +79,20 @@ impl Parameters {
         Self::of(sql, origin, &of_it)
     }
 
-    /// Refuses a value that none of several statements uses.
+    /// Rejects values that none of several statements uses.
     ///
     /// # Errors
-    /// Its name, and those that there are.
+    /// The name of the unused parameter, with the names that the SQL uses.
     pub fn check_used(sql: &str, origin: &str, given: &[(String, String)]) -> Result<(), Error> {
         let used = used(sql);
         let unused = given.iter().find(|(name, _)| !used.contains(name.trim_start_matches('$')));
         unused.map_or(Ok(()), |(name, value)| Err(unknown(origin, name.trim_start_matches('$'), value, &used)))
     }
 
-    /// Takes the values that are given for `sql`, and the defaults that it declares for the others.
+    /// Takes the given values for `sql`, and its declared defaults for the other parameters.
     ///
     /// # Errors
-    /// A parameter that the SQL does not use, one that has no value, one that is given twice.
+    /// A value for a parameter that the SQL does not use; a parameter without a value; a parameter that is given twice.
     pub fn of(sql: &str, origin: &str, given: &[(String, String)]) -> Result<Self, Error> {
         let used = used(sql);
         let declared = declared(sql);
@@ -129,15 +129,15 @@ impl Parameters {
             let have = if missing.len() == 1 { "has" } else { "have" };
             return mistake(format!("{} {have} no value: add --param {first}=VALUE", missing.join(", ")));
         }
-        // A default of what the SQL does not use binds nothing.
+        // Drop defaults of parameters that the SQL does not use.
         values.retain(|name, _| used.contains(name));
         Ok(Self { values })
     }
 
-    /// Puts the values into a plan of the query.
+    /// Binds the values to a plan of the query.
     ///
     /// # Errors
-    /// A value that does not suit what the SQL compares it with.
+    /// A value whose type does not fit the expression in which the SQL uses it.
     pub fn bind(&self, plan: LogicalPlan, origin: &str) -> Result<LogicalPlan, Error> {
         if self.values.is_empty() {
             return Ok(plan);
@@ -146,7 +146,7 @@ impl Parameters {
         let contexts = contexts(&plan).map_err(failed)?;
         let mut bound = HashMap::new();
         for (name, types) in contexts {
-            // What has no value is refused with its name, by whoever replaces it.
+            // `with_param_values` reports a parameter without a value by name.
             let Some(value) = self.values.get(&name) else { continue };
             let scalar = scalar(value, &types).map_err(|expected| {
                 Error::Usage(format!("{origin}: --param {name}={value}: expected {expected}, as the SQL uses ${name}"))
@@ -160,9 +160,9 @@ impl Parameters {
     }
 }
 
-/// The names of the parameters in SQL, without their `$`; those without a name as they are written.
+/// Returns the parameter names in the SQL without `$`. Unnamed placeholders are returned as written.
 fn used(sql: &str) -> BTreeSet<String> {
-    // What cannot be taken apart is refused by the parser, in better words.
+    // The parser reports SQL that cannot be tokenized, with a better message.
     let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().unwrap_or_default();
     let names = tokens.into_iter().filter_map(|token| match token {
         Token::Placeholder(text) => Some(text.strip_prefix('$').map(str::to_owned).unwrap_or(text)),
@@ -171,7 +171,7 @@ fn used(sql: &str) -> BTreeSet<String> {
     names.collect()
 }
 
-/// Says that the SQL does not use a parameter.
+/// Returns the error for a value whose parameter the SQL does not use.
 fn unknown(origin: &str, name: &str, value: &str, used: &BTreeSet<String>) -> Error {
     let near = nearest(name, used.iter().map(String::as_str));
     let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
@@ -186,7 +186,7 @@ fn listed(names: &BTreeSet<String>) -> String {
     names.iter().map(|name| format!("${name}")).collect::<Vec<_>>().join(", ")
 }
 
-/// What each parameter of a plan is used as, as far as the planner knows.
+/// Returns the types that each parameter of a plan is used with, as far as the planner knows them.
 fn contexts(plan: &LogicalPlan) -> Result<BTreeMap<String, Vec<DataType>>, DataFusionError> {
     let mut contexts = BTreeMap::<String, Vec<DataType>>::new();
     plan.apply_with_subqueries(|node| {
@@ -204,7 +204,7 @@ fn contexts(plan: &LogicalPlan) -> Result<BTreeMap<String, Vec<DataType>>, DataF
     Ok(contexts)
 }
 
-/// The value as what the SQL uses it as; what was expected, if it is not that.
+/// Converts the value to the type that the SQL uses it with. The error names the expected type.
 fn scalar(value: &str, types: &[DataType]) -> Result<ScalarValue, String> {
     let Some(first) = types.first() else { return Ok(guessed(value)) };
     if types.iter().any(DataType::is_string) {
@@ -212,7 +212,7 @@ fn scalar(value: &str, types: &[DataType]) -> Result<ScalarValue, String> {
     }
     if types.iter().all(DataType::is_numeric) {
         let Some(number) = number(value) else { return Err("a number".into()) };
-        // Numbers are compared as numbers, whatever the width of either: 0.5 may stand where the SQL has a count.
+        // Numbers of different types can be compared: 0.5 is allowed where the SQL has an integer column.
         let same = types.iter().all(|other| other == first);
         return Ok(if same { as_the_column(&number, first).unwrap_or(number) } else { number });
     }
@@ -231,10 +231,10 @@ fn scalar(value: &str, types: &[DataType]) -> Result<ScalarValue, String> {
     }
 }
 
-/// What a value looks like, where the SQL does not say what it is.
+/// Infers the type from the value, for parameters whose use does not determine it.
 fn guessed(value: &str) -> ScalarValue {
     let digits = value.strip_prefix('-').unwrap_or(value);
-    // Postcodes, numbers of telephones and of articles are no numbers: nobody writes these so.
+    // A leading `+` or zero marks codes such as postcodes, phone numbers and article numbers, which are not numbers.
     let is_code =
         digits.starts_with('+') || digits.starts_with('0') && digits[1..].starts_with(|c: char| c.is_ascii_digit());
     match (number(value).filter(|_| !is_code), value.to_ascii_lowercase().as_str()) {
@@ -245,13 +245,13 @@ fn guessed(value: &str) -> ScalarValue {
     }
 }
 
-/// A number with all the digits that are written: a double only where it has them.
+/// Parses a number without losing digits: a double only if it has the same digits.
 fn number(value: &str) -> Option<ScalarValue> {
-    if let Ok(whole) = value.parse::<i64>() {
-        return Some(ScalarValue::from(whole));
+    if let Ok(integer) = value.parse::<i64>() {
+        return Some(ScalarValue::from(integer));
     }
-    if let Ok(whole) = value.parse::<u64>() {
-        return Some(ScalarValue::from(whole));
+    if let Ok(integer) = value.parse::<u64>() {
+        return Some(ScalarValue::from(integer));
     }
     let double = value.parse::<f64>().ok().filter(|double| double.is_finite())?;
     match Digits::of(value) {
@@ -262,30 +262,30 @@ fn number(value: &str) -> Option<ScalarValue> {
     }
 }
 
-/// A number written without an exponent.
+/// The digits of a number written without an exponent.
 #[derive(Debug, PartialEq, Eq)]
 struct Digits {
     is_negative: bool,
-    /// Without zeros that mean nothing.
+    /// All digits, without leading zeros and without trailing zeros of the fraction.
     all: String,
-    /// How many of them are behind the point.
+    /// The number of digits after the decimal point.
     scale: usize,
 }
 
 impl Digits {
     fn of(text: &str) -> Option<Self> {
         let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
-        let (whole, fraction) = unsigned.split_once('.').unwrap_or((unsigned, ""));
+        let (integer, fraction) = unsigned.split_once('.').unwrap_or((unsigned, ""));
         let are_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-        if !are_digits(whole) || !are_digits(fraction) || whole.is_empty() && fraction.is_empty() {
+        if !are_digits(integer) || !are_digits(fraction) || integer.is_empty() && fraction.is_empty() {
             return None;
         }
         let fraction = fraction.trim_end_matches('0');
-        let digits = format!("{}{fraction}", whole.trim_start_matches('0'));
+        let digits = format!("{}{fraction}", integer.trim_start_matches('0'));
         Some(Self { is_negative: text.starts_with('-'), all: digits, scale: fraction.len() })
     }
 
-    /// The same as a decimal; none if there are more digits than one has.
+    /// Converts to a decimal; none if there are more digits than a decimal holds.
     fn decimal(&self) -> Option<ScalarValue> {
         let sign = if self.is_negative { "-" } else { "" };
         let digits = format!("{sign}{}", if self.all.is_empty() { "0" } else { self.all.as_str() });
@@ -301,10 +301,11 @@ impl Digits {
     }
 }
 
-/// The number as the type of the column that it is compared with, if it is still the same.
+/// Casts the number to the type of the column that it is compared with, if that does not change it.
 fn as_the_column(number: &ScalarValue, column: &DataType) -> Option<ScalarValue> {
     let cast = number.cast_to(column).ok().filter(|cast| !cast.is_null())?;
-    // A 32-bit float of 0.1 is what a 32-bit column has for it, and likewise a double.
+    // A 32-bit float column stores the nearest float for 0.1, so the cast must round in the same way; likewise for
+    // doubles.
     let is_same = column.is_floating() || cast.cast_to(&number.data_type()).is_ok_and(|back| back == *number);
     is_same.then_some(cast)
 }
@@ -375,7 +376,7 @@ mod tests {
         assert_eq!(scalar("9999999999999999999", &[]), ScalarValue::from(9_999_999_999_999_999_999_u64));
         assert_eq!(scalar("18446744073709551616", &[]), decimal(18_446_744_073_709_551_616, 20, 0));
         assert_eq!(scalar("-9223372036854775809", &[]), decimal(-9_223_372_036_854_775_809, 19, 0));
-        // A double has these digits, and not those.
+        // These are printed by a double without a change of digits; the numbers below are not.
         for (text, value) in
             [("0.1", 0.1), ("1.50", 1.5), ("-.5", -0.5), ("5.", 5.0), ("1e3", 1e3), ("0.30000000000000004", 0.1 + 0.2)]
         {
@@ -389,7 +390,7 @@ mod tests {
         for code in ["007", "00", "-01", "+49", "01.5"] {
             assert_eq!(scalar(code, &[]), ScalarValue::from(code), "{code}");
         }
-        // In a column of decimals a number is a decimal, and in one of whole numbers a whole number.
+        // A number takes the type of the column: decimal or integer.
         let column = [DataType::Decimal128(20, 2)];
         assert_eq!(scalar("0.1", &column), decimal(10, 20, 2));
         assert_eq!(scalar("12345678901234567.89", &column), decimal(1_234_567_890_123_456_789, 20, 2));

@@ -1,4 +1,4 @@
-//! `couplet query`: SQL over tables and models, its result streamed in the format that is asked for.
+//! `couplet query`: runs SQL over tables and models, and streams the result in the requested format.
 
 use std::collections::VecDeque;
 use std::io;
@@ -35,20 +35,20 @@ use output::ResultWriter;
 pub use output::{Format, format_of};
 use place::Placed;
 
-/// The name under which SQL finds the rows that a pipeline put into quarantine.
+/// The SQL name of the rows that a pipeline quarantined.
 pub const REJECTED: &str = "rejected";
 
-/// The tables of a pipeline: its own, its sink under the pipeline's name and as [`PREDICTIONS`], and its quarantine as
-/// [`REJECTED`].
+/// Returns the tables of a pipeline: its inputs, its sink under the pipeline's name and as [`PREDICTIONS`], and its
+/// quarantine as [`REJECTED`].
 ///
 /// # Errors
-/// A server that does not say whether there is a sink.
+/// A server that does not answer whether there is a sink.
 pub async fn tables_of(pipeline: &Pipeline) -> Result<Vec<Table>, Error> {
     let mut tables = pipeline.tables.clone();
     let Some(scoring) = &pipeline.scoring else { return Ok(tables) };
     let sink = &scoring.sink;
-    // Before the first run there is no sink; a query that needs it will say so.
-    let predictions = written_there(sink, &sink.location.place).await?;
+    // Before the first run there is no sink. A query that needs it fails with a message.
+    let predictions = published_format(sink, &sink.location.place).await?;
     let mut written = Vec::new();
     written.extend(predictions.map(|format| {
         let names = vec![pipeline.name.as_str(), PREDICTIONS];
@@ -72,8 +72,8 @@ pub async fn tables_of(pipeline: &Pipeline) -> Result<Vec<Table>, Error> {
     Ok(tables)
 }
 
-/// How a table that a pipeline writes is read, if it is there.
-async fn written_there(sink: &Sink, place: &Place) -> Result<Option<TableFormat>, Error> {
+/// Returns the format to read a table that a pipeline writes; none if the table does not exist.
+async fn published_format(sink: &Sink, place: &Place) -> Result<Option<TableFormat>, Error> {
     let format = match sink.format {
         SinkFormat::Delta => TableFormat::Delta { version: None },
         SinkFormat::Parquet if sink.is_one_file() => TableFormat::Parquet,
@@ -82,43 +82,43 @@ async fn written_there(sink: &Sink, place: &Place) -> Result<Option<TableFormat>
     let objects = Objects::open(place)?;
     let is_there = match format {
         TableFormat::Delta { .. } => delta::open(&objects, None).await?.is_some(),
-        // A run that was killed may have left files that nobody reads.
+        // A run that was killed may have left files that are not published.
         TableFormat::Runs { .. } => runs::latest(&objects.lock_place()).await?.is_some(),
         _ => objects.exists().await?,
     };
     Ok(is_there.then_some(format))
 }
 
-/// What became of the last result of some statements.
+/// The outcome of the last result of a script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Shown {
-    /// Its rows that were written; none if no statement has a result.
+    /// The number of rows written; none if no statement has a result.
     pub rows: Option<u64>,
-    /// Whether it has more rows.
+    /// True if the result has more rows.
     pub cut: bool,
 }
 
-/// A text of SQL with what it is executed with.
+/// A SQL script with its session, parameters and output.
 pub(crate) struct Script {
     pub(crate) context: SessionContext,
-    /// The tables of the session, which are opened again if their files are replaced while they are read.
+    /// The tables of the session. They are opened again if their files are replaced while they are read.
     pub(crate) tables: Vec<Table>,
     pub(crate) sql: String,
-    /// Where the text is from, for messages.
+    /// The origin of the SQL, for messages.
     pub(crate) origin: String,
-    /// The values of its parameters.
+    /// Parameter values.
     pub(crate) parameters: Parameters,
     pub(crate) format: Format,
-    /// The file for the result; stdout if there is none.
+    /// The output file; stdout if none.
     pub(crate) output: Option<PathBuf>,
-    /// The most rows of a result that stdout gets.
+    /// The maximum number of rows per result on stdout.
     pub(crate) most_rows: Option<usize>,
 }
 
-/// Refuses a text that is not SQL, without executing anything of it.
+/// Checks the syntax of SQL without executing it.
 ///
 /// # Errors
-/// What the parser says.
+/// The parser's error.
 pub(crate) fn check_syntax(context: &SessionContext, sql: &str, origin: &str) -> Result<(), Error> {
     parse(context, sql, origin).map(drop)
 }
@@ -131,14 +131,14 @@ fn parse(context: &SessionContext, sql: &str, origin: &str) -> Result<VecDeque<S
     parsed.map_err(|e| Error::sql_in(origin.to_owned(), sql, &e, context))
 }
 
-/// Executes the statements of a script one after the other, and writes the result of each. It ends when the future is
-/// dropped, and when a cluster has had no executor for it for too long.
+/// Executes the statements of a script in order and writes the result of each.
 ///
-/// It runs as a task of its own: some plans, such as joins without a condition, do not return for minutes, and whoever
-/// waits for them must be able to give up meanwhile.
+/// It stops if the future is dropped, or if a cluster has had no executor for it for too long. The script runs in a
+/// separate task: some plans, such as joins without a condition, do not yield for minutes, and the caller must be able
+/// to cancel meanwhile.
 ///
 /// # Errors
-/// SQL that cannot be planned or executed, a value that does not suit, an output that cannot be written.
+/// SQL that cannot be planned or executed, an invalid parameter value, an output that cannot be written.
 pub(crate) async fn execute(script: Script) -> Result<Shown, Error> {
     let context = script.context.clone();
     let mut task = tokio::task::JoinSet::new();
@@ -156,10 +156,10 @@ pub(crate) async fn execute(script: Script) -> Result<Shown, Error> {
     }
 }
 
-/// Why a statement has no result, or not all of it.
+/// The reason why a statement has no result or only a part of it.
 struct Failed {
     error: Error,
-    /// Whether stdout has rows of it.
+    /// True if some of its rows have been written to stdout.
     has_shown: bool,
 }
 
@@ -182,13 +182,13 @@ impl Script {
                 statements.len()
             )));
         }
-        // Views, tables in memory and settings end with the session.
+        // Views, in-memory tables and settings last until the session ends.
         let mut shown = Shown::default();
         for (index, mut statement) in statements.into_iter().enumerate() {
             from_first::select_all(&mut statement);
             let placed = Placed { origin, sql, statement: index };
             let snapshot = Snapshot::of(context);
-            // The first one reads the versions that its tables were opened with.
+            // The first statement reads the versions with which its tables were opened.
             if let Some(snapshot) = snapshot.as_ref().filter(|_| index > 0) {
                 snapshot.renew();
             }
@@ -197,7 +197,7 @@ impl Script {
         Ok(shown)
     }
 
-    /// Executes a statement, and again if a file is replaced or removed while it is read.
+    /// Executes a statement, and retries it if a file is replaced or removed while it is read.
     async fn retried(
         &self,
         statement: Statement,
@@ -212,7 +212,7 @@ impl Script {
                 Err(failed) if matches!(failed.error, Error::Usage(_)) => return Err(failed.error),
                 Err(failed) => failed,
             };
-            // A file that is replaced while its columns are looked at can look like a mistake in the SQL.
+            // A file that is replaced during schema inference can look like a mistake in the SQL.
             let Some(snapshot) = snapshot.filter(|snapshot| snapshot.explains_failure()) else {
                 return Err(failed.error);
             };
@@ -229,7 +229,7 @@ impl Script {
         }
     }
 
-    /// What was shown of the result of a statement, if it has one.
+    /// Executes a statement and returns the outcome of its result, if it has one.
     async fn statement(
         &self,
         statement: Statement,
@@ -240,16 +240,18 @@ impl Script {
         let failed = |e: DataFusionError| Error::sql_in(placed.of_error(&e), sql, &e, context);
         let plan = context.state().statement_to_plan(statement).await.map_err(failed)?;
         SQLOptions::new().with_allow_dml(false).verify_plan(&plan).map_err(|_| {
-            Error::Usage(format!("{placed}: a query reads; to write its result, use -o FILE instead of COPY or INSERT"))
+            Error::Usage(format!(
+                "{placed}: a query only reads; to write its result, use -o FILE instead of COPY or INSERT"
+            ))
         })?;
         let plan = self.parameters.bind(plan, origin)?;
         if let Some(path) = &self.output {
-            let read = tables::that_reads(&plan, path).map_err(failed)?;
+            let read = tables::place_reading(&plan, path).map_err(failed)?;
             refuse_own_source(path, read.as_ref())?;
         }
         let frame = context.execute_logical_plan(plan).await.map_err(failed)?;
         let stream = frame.execute_stream().await.map_err(failed)?;
-        // CREATE VIEW and SET have no columns to show, and have been executed by now.
+        // CREATE VIEW and SET have been executed by now and have no columns to show.
         if stream.schema().fields().is_empty() {
             return Ok(None);
         }
@@ -265,7 +267,7 @@ impl Script {
         let shown = Arc::new(AtomicBool::new(false));
         let has_shown = || shown.load(Ordering::Relaxed);
         let mut writer = ResultWriter::create(self.format, self.output.as_deref(), stream.schema(), &shown)?;
-        // A file gets all rows.
+        // The row limit applies to stdout only.
         let most_rows = self.most_rows.filter(|_| self.output.is_none());
         let (mut rows, mut cut) = (0, false);
         while let Some(batch) = stream.next().await {
@@ -275,7 +277,7 @@ impl Script {
                 cut = true;
             }
             rows += batch.num_rows();
-            // Where the task ends if nobody waits for it any more: what comes too late is not shown.
+            // The task can be cancelled here, so that no rows are written after the caller has given up.
             tokio::task::yield_now().await;
             writer.write(&batch)?;
             if cut {
@@ -292,9 +294,9 @@ impl Script {
     }
 }
 
-/// Refuses an output that is, or would become, a part of what the query reads.
+/// Rejects an output file that is, or would become, part of a table that the query reads.
 fn refuse_own_source(output: &Path, read: Option<&Place>) -> Result<(), Error> {
     let Some(read) = read else { return Ok(()) };
     let output = output.display();
-    Err(Error::Usage(format!("-o {output}: the query reads {read}, of which that file is a part; name another file")))
+    Err(Error::Usage(format!("-o {output}: the query reads {read}, which includes that file; name another file")))
 }

@@ -1,4 +1,4 @@
-//! The DataFusion session: settings, tables, functions, and the memory that plans may use.
+//! The DataFusion session: settings, tables, functions, and the memory available to plans.
 
 use std::fs::File;
 use std::io;
@@ -26,28 +26,28 @@ use crate::predict::{self, Models};
 use crate::tables::{self, TableError};
 use crate::yielding::YieldingJoins;
 
-/// Begins the name of a folder for what does not fit into memory.
+/// The name prefix of spill folders.
 const PREFIX: &str = "couplet-";
 
-/// Consumers of memory that an error about too little of it names.
+/// The number of memory consumers that an out-of-memory error names.
 const CONSUMERS_TO_NAME: NonZeroUsize = NonZeroUsize::new(3).expect("three is not zero");
 
-/// What plans may use besides the processors: memory, and a folder for what does not fit into it.
+/// The memory and the spill folder available to plans.
 #[derive(Debug)]
 pub struct Resources {
-    /// Both, as `DataFusion` takes them.
+    /// Both, in the form that `DataFusion` uses.
     pub runtime: Arc<RuntimeEnv>,
     folder: TempDir,
-    /// Tells the folder of a live process from that of a killed one.
+    /// The lock by which other processes tell the folder of a live process from that of a killed one.
     _lock: Option<File>,
 }
 
 impl Resources {
-    /// Gives plans `memory` bytes and a new folder in `spill`, which goes with this value; removes what killed
-    /// processes left there.
+    /// Gives plans `memory` bytes and a new spill folder in `spill`, which is deleted when this value is dropped. Also
+    /// deletes the folders left there by killed processes.
     ///
     /// # Errors
-    /// A folder that cannot be made.
+    /// A folder that cannot be created.
     pub fn new(memory: u64, spill: &Path) -> Result<Self, DataFusionError> {
         std::fs::create_dir_all(spill)?;
         remove_remains(spill, PREFIX, |folder| std::fs::remove_dir_all(folder));
@@ -57,26 +57,27 @@ impl Resources {
             Ok((folder, lock))
         };
         let (mut folder, mut lock) = make()?;
-        // Another process that began before it was locked took it for a dead one's.
+        // Before the lock was taken, another process may have deleted the folder as a leftover.
         while !folder.path().is_dir() {
             (folder, lock) = make()?;
         }
-        // The disk itself says when it is full.
+        // No spill limit: a full disk reports an error itself.
         let disk = DiskManagerBuilder::default()
             .with_mode(DiskManagerMode::Directories(vec![folder.path().to_owned()]))
             .with_max_temp_directory_size(u64::MAX);
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(pool(memory))
             .with_disk_manager_builder(disk)
-            // What a folder held when it was listed first would be what it holds for good: a file that changes while it
-            // is read would not be noticed, and the shell would not see what comes.
+            // A cached listing would never be refreshed: a file that changes while it is read would go unnoticed, and
+            // the shell would not see new files.
             .with_object_list_cache_limit(0)
             .build_arc()?;
         register_local_disk(&runtime);
         Ok(Self { runtime, folder, _lock: lock })
     }
 
-    /// The same folder with another pool, for work whose memory must not grow with its rows.
+    /// Returns a runtime with the same spill folder and another memory pool, for work whose memory must not grow with
+    /// the number of rows.
     ///
     /// # Errors
     /// A folder that cannot be used.
@@ -84,32 +85,32 @@ impl Resources {
         RuntimeEnvBuilder::from_runtime_env(&self.runtime).with_memory_pool(pool).build_arc()
     }
 
-    /// The folder, for files that go when this value does.
+    /// Returns the spill folder. It also takes other temporary files, which are deleted with this value.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 }
 
-/// Has plans read the local disk as everything else here does.
+/// Registers the store that plans use for the local disk, as in the rest of couplet.
 pub(crate) fn register_local_disk(runtime: &RuntimeEnv) {
     let root = Url::parse("file:///").expect("it is a URL");
     runtime.register_object_store(&root, Arc::new(DurableLocal::new()));
 }
 
-/// A pool that shares `memory` bytes fairly among those that can spill.
+/// Creates a pool that shares `memory` bytes fairly among the consumers that can spill.
 pub(crate) fn pool(memory: u64) -> Arc<dyn MemoryPool> {
     let memory = usize::try_from(memory).unwrap_or(usize::MAX);
     Arc::new(TrackConsumersPool::new(FairSpillPool::new(memory), CONSUMERS_TO_NAME))
 }
 
-/// Opens a session in which SQL sees the tables and can call `predict`.
+/// Opens a session with the tables and the function `predict`.
 ///
-/// `window` is the number of rows of a record batch, and so of what `predict` scores together. `partitions`
-/// is how many parts of a plan run at once: with one, rows keep the order of the files.
+/// `window` is the number of rows per record batch, and so the number that `predict` scores together. `partitions` is
+/// the number of partitions that run in parallel; with one, rows keep the order of the files.
 ///
 /// # Errors
-/// A table whose files are missing or unreadable: all of them, not the first.
+/// All tables whose files are missing or unreadable, not just the first.
 pub async fn open(
     listed: &[Table],
     models: Arc<Models>,
@@ -119,7 +120,7 @@ pub async fn open(
 ) -> Result<SessionContext, Vec<TableError>> {
     let mut config =
         SessionConfig::new().with_batch_size(window).with_target_partitions(partitions).with_information_schema(true);
-    // Delta tables take it from here.
+    // Delta tables take this setting from the session.
     config.options_mut().execution.parquet.coerce_int96 = Some(tables::INT96.to_owned());
     let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> = vec![Arc::new(ExactLiterals)];
     rules.extend(Analyzer::new().rules);
@@ -139,10 +140,10 @@ pub async fn open(
     Ok(context)
 }
 
-/// Gives a session tables.
+/// Registers tables in a session.
 ///
 /// # Errors
-/// Those whose files are missing or unreadable: all of them, not the first.
+/// All tables whose files are missing or unreadable, not just the first.
 pub async fn register(context: &SessionContext, listed: &[Table]) -> Result<(), Vec<TableError>> {
     let mut errors = Vec::new();
     for table in listed {

@@ -1,4 +1,4 @@
-//! The rows of a run: the source query, checked before the work begins.
+//! The source query of a run, with the checks made before scoring begins.
 
 use std::sync::Arc;
 
@@ -18,28 +18,28 @@ use crate::dates::value_texts;
 use crate::from_first;
 use crate::sql_error::{NOT_A_QUERY, nearest};
 
-/// The columns that a run adds to those of the source.
+/// The columns that a run adds to the source columns.
 pub const OUTPUT_COLUMNS: [&str; 7] =
     ["predicted_label", "score", "probabilities", "truncated", "error", "raw_probabilities", "model"];
 
-/// The most columns that a query may return.
+/// The maximum number of columns that a query may return.
 pub const MAX_COLUMNS: usize = 1000;
 
-/// A source that does not suit the pipeline.
+/// A source query that does not fit the pipeline.
 #[derive(Debug, Error)]
 pub enum SourceError {
     /// The query cannot be planned or executed.
     #[error(transparent)]
     Query(#[from] DataFusionError),
-    /// The query's result does not have the columns that the pipeline needs.
+    /// The query's result lacks columns that the pipeline needs, or has invalid ones.
     #[error("{0}")]
     Columns(String),
-    /// The id columns do not name rows.
+    /// The id columns do not identify rows.
     #[error("{0}")]
     Ids(String),
 }
 
-/// The source query with the columns that the pipeline names.
+/// The planned source query.
 #[derive(Debug)]
 pub struct Source {
     frame: DataFrame,
@@ -47,10 +47,11 @@ pub struct Source {
 }
 
 impl Source {
-    /// Plans the query and checks the columns: that they are there, that texts are strings, that no name is taken.
+    /// Plans the query and checks its columns: all named columns exist, texts are strings, and no name is reserved or
+    /// used twice.
     ///
     /// # Errors
-    /// SQL that cannot be planned, columns that do not suit.
+    /// SQL that cannot be planned; missing or invalid columns.
     pub async fn open(
         context: &SessionContext,
         sql: &str,
@@ -78,7 +79,7 @@ impl Source {
         }
         for (i, field) in schema.fields().iter().enumerate() {
             let name = field.name();
-            // To many readers of the output, names that differ in case only are one.
+            // Many readers of the output treat names that differ only in case as the same.
             if OUTPUT_COLUMNS.iter().any(|column| column.eq_ignore_ascii_case(name)) {
                 problems.push(format!(
                     "the source query returns a column `{name}`, which couplet adds itself; rename it with AS"
@@ -94,16 +95,16 @@ impl Source {
         if problems.is_empty() { Ok(Self { frame, schema }) } else { Err(SourceError::Columns(problems.join("\n"))) }
     }
 
-    /// The columns of the query.
+    /// Returns the schema of the query.
     #[must_use]
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
-    /// Checks that the id columns name each of the rows, which are the result of the query wherever they are kept.
+    /// Checks that the id columns identify each row of `kept`, the stored result of the query.
     ///
     /// # Errors
-    /// An id that is NULL or comes twice.
+    /// An id that is NULL or occurs more than once.
     pub async fn check_ids(kept: &DataFrame, id: &[String]) -> Result<(), SourceError> {
         let ids: Vec<Expr> = id.iter().map(|name| Expr::Column(Column::from_name(name))).collect();
         let rows = || Expr::Column(Column::from_name("__rows"));
@@ -121,7 +122,7 @@ impl Source {
         let key = format!("source.id ({})", id.join(", "));
         if null > 0 {
             return Err(SourceError::Ids(format!(
-                "{key} must name each row, but is NULL in {null} of {all} rows; filter them out in the source query, or name another column"
+                "{key} must identify each row, but is NULL in {null} of {all} rows; filter them out in the source query, or name another column"
             )));
         }
         if most > 1 {
@@ -129,28 +130,28 @@ impl Source {
             let examples = shared.iter().map(describe_rows).collect::<Result<Vec<_>, _>>();
             let examples = examples.map_err(DataFusionError::from)?.concat();
             return Err(SourceError::Ids(format!(
-                "{key} must name each row once, but some values come more often: {}; add a column that tells the rows apart, or SELECT DISTINCT",
+                "{key} must be unique, but some values occur more than once: {}; add a column that tells the rows apart, or SELECT DISTINCT",
                 examples.join(", ")
             )));
         }
         Ok(())
     }
 
-    /// The query.
+    /// Returns the query as a data frame.
     #[must_use]
     pub fn frame(&self) -> &DataFrame {
         &self.frame
     }
 }
 
-/// `"a, b" 2 times` for each row of ids and their count.
+/// Formats each row of ids and their count as `"a, b" 2 times`.
 fn describe_rows(batch: &RecordBatch) -> Result<Vec<String>, ArrowError> {
     let rows = in_words(batch)?;
     let times = |row: &String| row.rsplit_once(", ").map(|(ids, times)| format!("{ids:?} {times} times"));
     Ok(rows.iter().filter_map(times).collect())
 }
 
-/// The values of each row, one behind the other.
+/// Formats the values of each row, separated by commas.
 pub(crate) fn in_words(batch: &RecordBatch) -> Result<Vec<String>, ArrowError> {
     let columns = batch.columns().iter().map(value_texts).collect::<Result<Vec<_>, _>>()?;
     let value = |texts: &Vec<Option<String>>, row: usize| texts[row].clone().unwrap_or_default();
@@ -158,21 +159,21 @@ pub(crate) fn in_words(batch: &RecordBatch) -> Result<Vec<String>, ArrowError> {
     Ok((0..batch.num_rows()).map(row).collect())
 }
 
-/// Plans the query of a pipeline, which reads and does nothing else: what it writes is its sink.
+/// Plans the query of a pipeline. It must only read: output goes to the sink.
 ///
 /// # Errors
-/// SQL that cannot be planned; anything but one query.
+/// SQL that cannot be planned; anything but a single query.
 pub(crate) async fn select(context: &SessionContext, sql: &str) -> Result<DataFrame, DataFusionError> {
     let state = context.state();
     let mut statement = state.sql_to_statement(sql, &state.config().options().sql_parser.dialect)?;
     from_first::select_all(&mut statement);
-    // `EXPLAIN ANALYZE` is a plan that reads, too, but its rows are not those of a source.
+    // `EXPLAIN ANALYZE` only reads too, but its rows are not source rows.
     if !matches!(&statement, Statement::Statement(statement) if matches!(**statement, ast::Statement::Query(_))) {
         let kind = sql.split_whitespace().next().unwrap_or_default().to_uppercase();
         return Err(DataFusionError::Plan(format!("{NOT_A_QUERY}{kind}")));
     }
     let plan = state.statement_to_plan(statement).await?;
-    // `WITH … INSERT` is a query to the parser.
+    // The parser classifies `WITH … INSERT` as a query.
     let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     read_only.verify_plan(&plan)?;
     if let Some(parameter) = plan.get_parameter_names()?.into_iter().min() {
@@ -181,7 +182,7 @@ pub(crate) async fn select(context: &SessionContext, sql: &str) -> Result<DataFr
     context.execute_logical_plan(plan).await
 }
 
-/// What is said of a parameter, which only `couplet query --param` gives a value.
+/// Returns the message for a parameter in a pipeline's SQL. Only `couplet query --param` sets parameters.
 fn without_value(parameter: &str) -> String {
     let name = parameter.trim_start_matches('$');
     let name = if name.starts_with(|char: char| char.is_ascii_alphabetic()) { name } else { "name" };
@@ -191,7 +192,7 @@ fn without_value(parameter: &str) -> String {
     )
 }
 
-/// Refuses a query with very many columns, each of which has buffers of its own in every batch and file.
+/// Rejects a query with too many columns. Each column has its own buffers in every batch and file.
 pub(crate) fn check_width(schema: &Schema) -> Result<(), String> {
     let columns = schema.fields().len();
     if columns <= MAX_COLUMNS {

@@ -1,25 +1,25 @@
-//! A limit on how deep SQL may be nested, checked before it is parsed.
+//! Limits how deeply SQL may be nested. The limit is checked before parsing.
 //!
-//! The tree of a query is as deep as its longest chain: `1+1+1+…` has a level per term, and so have `a AND b AND c …` and
-//! `SELECT … UNION SELECT …`. Parser and planner call themselves for each level, and so does the code that copies or
-//! drops the tree; past the end of the stack the process would be aborted.
+//! The syntax tree of a query is as deep as its longest chain: `1+1+1+…` has one level per term, and so do
+//! `a AND b AND c …` and `SELECT … UNION SELECT …`. The parser, the planner and the code that copies or drops the tree
+//! recurse once per level. A stack overflow would abort the process.
 
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
-/// Words, operators and values in a row, without a comma or `;` between them, and with those around the brackets that
-/// they are in.
+/// The maximum number of words, operators and values in a row without a comma or `;` between them. Those before
+/// enclosing brackets count too.
 pub(crate) const DEEPEST: usize = 10_000;
 
-/// Queries and tables of a statement.
-const MOST_QUERIES: usize = 2_000;
+/// The maximum number of queries and tables per statement.
+const MAX_QUERIES: usize = 2_000;
 
-/// Why a text is nested too deep, if it is.
+/// Returns the problem if a text is nested too deeply.
 pub(crate) fn problem(sql: &str) -> Option<String> {
-    // What is no SQL at all is told by the parser.
+    // The parser reports text that cannot be tokenized.
     let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().ok()?;
-    // For each open bracket, the tokens in a row before it.
+    // For each open bracket, the number of tokens in a row before it.
     let mut outer = Vec::new();
     let (mut row, mut queries) = (0, 0);
     for token in &tokens {
@@ -33,7 +33,7 @@ pub(crate) fn problem(sql: &str) -> Option<String> {
             }
             Token::RParen | Token::RBracket | Token::RBrace => row = outer.pop().unwrap_or(row) + 1,
             Token::Word(word) => match word.keyword {
-                // Branches lie beside each other.
+                // The branches of a CASE are siblings in the tree.
                 Keyword::WHEN | Keyword::THEN | Keyword::ELSE => row = outer.last().copied().unwrap_or_default(),
                 Keyword::SELECT | Keyword::FROM | Keyword::JOIN => {
                     queries += 1;
@@ -49,9 +49,9 @@ pub(crate) fn problem(sql: &str) -> Option<String> {
                  a column, or join with a table of them"
             ));
         }
-        if queries > MOST_QUERIES {
+        if queries > MAX_QUERIES {
             return Some(format!(
-                "a statement has more than {MOST_QUERIES} SELECT, FROM and JOIN; put the rows into a file, or write \
+                "a statement has more than {MAX_QUERIES} SELECT, FROM and JOIN; put the rows into a file, or write \
                  VALUES (…), (…)"
             ));
         }

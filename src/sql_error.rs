@@ -1,4 +1,4 @@
-//! DataFusion's errors in words that help: what is known here and not there, and none of its inner layers.
+//! Rewrites DataFusion's errors as helpful messages: adds what couplet knows, and removes DataFusion's internals.
 
 use datafusion::common::{Column, DataFusionError, SchemaError};
 use datafusion::prelude::SessionContext;
@@ -11,7 +11,8 @@ use crate::scorer::ScorerError;
 use crate::sink::Misfit;
 use crate::tables::{self, TableError};
 
-/// Says what is wrong with a query, with what the session knows of it; `sql` is its text, where that is at hand.
+/// Explains what is wrong with a query, using the tables and functions of the session. `sql` is the query text, if
+/// available.
 pub(crate) fn explain(error: &DataFusionError, context: Option<&SessionContext>, sql: Option<&str>) -> String {
     let root = error.find_root();
     let message = match root {
@@ -38,13 +39,13 @@ pub(crate) fn explain(error: &DataFusionError, context: Option<&SessionContext>,
         no_such_field,
         function_arguments,
         not_one_select,
-        open_text,
-        value_of_a_row,
+        unterminated_string,
+        redacted_value,
     ];
     rules.into_iter().find_map(|rule| rule(&message, context)).unwrap_or(message)
 }
 
-/// Whether the query is wrong, rather than its execution.
+/// Returns true if the query itself is wrong, as opposed to its execution.
 pub(crate) fn is_mistake(error: &DataFusionError) -> bool {
     match error.find_root() {
         DataFusionError::SQL(..)
@@ -60,7 +61,7 @@ pub(crate) fn is_mistake(error: &DataFusionError) -> bool {
     }
 }
 
-/// The name of the column, table or function that an error says is not there.
+/// Returns the name of the missing column, table or function that an error reports.
 pub(crate) fn missing_name(error: &DataFusionError) -> Option<String> {
     let root = error.find_root();
     if let DataFusionError::SchemaError(error, _) = root
@@ -72,20 +73,20 @@ pub(crate) fn missing_name(error: &DataFusionError) -> Option<String> {
     missing_table(&message).or_else(|| missing_function(&message).map(|(name, _)| name)).map(str::to_owned)
 }
 
-/// The name of the table that a message of the planner says is not there.
+/// Returns the name of the missing table that a planner message reports.
 pub(crate) fn missing_table(message: &str) -> Option<&str> {
     let name = message.strip_prefix("table '")?.split_once("' not found")?.0;
     Some(name.trim_start_matches("datafusion.public."))
 }
 
-/// The same for a function, and whether it would be one that gives a table.
+/// Returns the name of the missing function that a planner message reports, and true if it is a table function.
 fn missing_function(message: &str) -> Option<(&str, bool)> {
     let of = |start: &str, end: &str| Some(message.strip_prefix(start)?.split_once(end)?.0);
     let scalar = of("Invalid function '", "'").map(|name| (name, false));
     scalar.or_else(|| of("table function '", "' not found").map(|name| (name, true)))
 }
 
-/// Whether the text has this name in double quotation marks.
+/// Returns true if the SQL contains this name in double quotation marks.
 fn is_quoted(sql: &str, name: &str) -> bool {
     let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().unwrap_or_default();
     tokens.iter().any(|token| matches!(token, Token::Word(word) if word.quote_style == Some('"') && word.value == name))
@@ -93,7 +94,7 @@ fn is_quoted(sql: &str, name: &str) -> bool {
 
 fn no_such_function(message: &str, context: Option<&SessionContext>) -> Option<String> {
     let (name, gives_table) = missing_function(message)?;
-    // The planner suggests whatever is least unlike, which is mostly nothing that was meant.
+    // The planner suggests the least dissimilar name, which is rarely the intended one.
     let state = context.map(SessionContext::state);
     let mut known: Vec<&String> = Vec::new();
     if let Some(state) = &state {
@@ -116,7 +117,7 @@ fn table_not_found(message: &str, context: Option<&SessionContext>) -> Option<St
     let name = missing_table(message)?;
     let mut tables = context?.catalog("datafusion")?.schema("public")?.table_names();
     tables.sort();
-    // A table is registered in lower case too.
+    // Each table is also registered in lower case.
     tables.sort_by_key(|table| table.to_lowercase());
     tables.dedup_by(|a, b| a.eq_ignore_ascii_case(b));
     let nearest = nearest(name, tables.iter().map(String::as_str));
@@ -157,7 +158,7 @@ fn no_such_column(name: &str, columns: &[&str], is_quoted: bool, context: Option
             format!("; did you mean \"{other}\"? SQL reads a name as it is only in double quotation marks")
         }
         _ if is_quoted || !is_plain(name) => {
-            format!("; if a text is meant, it stands in single quotation marks: '{name}'")
+            format!("; a string literal needs single quotation marks: '{name}'")
         }
         _ => String::new(),
     };
@@ -192,10 +193,11 @@ fn function_arguments(message: &str, _: Option<&SessionContext>) -> Option<Strin
     })
 }
 
-/// What begins the message of a statement that is no query, before its first word.
+/// The start of the message for a statement that is not a query, followed by the statement's first word.
 pub(crate) const NOT_A_QUERY: &str = "Not a query: ";
 
-/// Only a pipeline's query is planned in one step; `couplet query` takes statements of most kinds.
+/// Explains that a pipeline's SQL must be a single SELECT. Only a pipeline's query is planned in one step;
+/// `couplet query` accepts most kinds of statements.
 fn not_one_select(message: &str, _: Option<&SessionContext>) -> Option<String> {
     let starts = [
         NOT_A_QUERY,
@@ -206,27 +208,25 @@ fn not_one_select(message: &str, _: Option<&SessionContext>) -> Option<String> {
     ];
     starts.iter().any(|start| message.starts_with(start)).then(|| {
         let found = message.strip_prefix(NOT_A_QUERY).map_or_else(String::new, |word| format!(", not {word}"));
-        format!(
-            "it must be one SELECT{found}: the SQL of a pipeline only reads; what is written, and where, stands under [sink]"
-        )
+        format!("it must be one SELECT{found}: the SQL of a pipeline only reads; set the output under [sink]")
     })
 }
 
-/// The parser takes `FROM t`, and nothing behind it.
+/// Explains that `FROM` without `SELECT` takes tables only: the parser accepts nothing after them.
 fn from_first(message: &str, sql: &str) -> Option<String> {
     let is_from = sql.trim_start().get(..5).is_some_and(|start| start.trim_end().eq_ignore_ascii_case("from"));
     (is_from && message.starts_with("Expected: end of statement"))
-        .then(|| format!("{message}; FROM alone takes nothing behind its tables: begin with SELECT * FROM"))
+        .then(|| format!("{message}; FROM without SELECT takes tables only: begin with SELECT * FROM"))
 }
 
-fn open_text(message: &str, _: Option<&SessionContext>) -> Option<String> {
+fn unterminated_string(message: &str, _: Option<&SessionContext>) -> Option<String> {
     message.starts_with("Unterminated string literal").then(|| {
         format!("{message}; a quotation mark in a text is written twice, as in 'it''s', also in the value of a --var")
     })
 }
 
-/// What stands before and behind a value in the messages of Arrow and DataFusion that quote one; nothing behind one at the
-/// end.
+/// The text before and after a value that messages of Arrow and DataFusion quote. The text after it is empty if the
+/// value is at the end.
 const QUOTED_VALUES: [(&str, &str); 13] = [
     ("Cannot cast string '", "' to value of "),
     ("Cannot cast value '", "' to value of "),
@@ -243,15 +243,16 @@ const QUOTED_VALUES: [(&str, &str); 13] = [
     ("duplicate key found: ", ""),
 ];
 
-/// A value that does not suit a CAST is a text of a row, which is not for a log.
-fn value_of_a_row(message: &str, _: Option<&SessionContext>) -> Option<String> {
+/// Removes a quoted value from a message. A value that does not fit a CAST is data from a row and must not get into
+/// logs.
+fn redacted_value(message: &str, _: Option<&SessionContext>) -> Option<String> {
     let found = QUOTED_VALUES.into_iter().filter_map(|(before, after)| {
         let at = message.find(before)?;
         message[at + before.len()..].contains(after).then_some((at, before, after))
     });
     let (_, before, after) = found.min_by_key(|(at, ..)| *at)?;
     let (head, rest) = message.split_once(before)?;
-    // The value may have the words behind it too.
+    // The value may itself contain the text that follows it.
     let (_, tail) = rest.rsplit_once(after)?;
     Some(format!(
         "{head}{before}…{after}{tail}; the value is not shown, as it is one of a row: WHERE x IS NOT NULL AND TRY_CAST(x AS …) \
@@ -259,7 +260,7 @@ fn value_of_a_row(message: &str, _: Option<&SessionContext>) -> Option<String> {
     ))
 }
 
-/// The name that is most like the one that does not exist, if any is like it.
+/// Returns the most similar of the existing names, if one is similar enough.
 pub(crate) fn nearest<'a>(name: &str, others: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     others
         .map(|other| (strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase()), other))
@@ -291,9 +292,9 @@ mod tests {
             ("Error parsing timestamp from 'secret': error parsing date", "from '…': error parsing date; the"),
             ("map key must be unique, duplicate key found: secret", "duplicate key found: …; the"),
         ] {
-            let said = value_of_a_row(message, None).unwrap();
-            assert!(said.contains(expected) && !said.contains("secret"), "{said}");
+            let redacted = redacted_value(message, None).unwrap();
+            assert!(redacted.contains(expected) && !redacted.contains("secret"), "{redacted}");
         }
-        assert_eq!(value_of_a_row("Divide by zero error", None), None);
+        assert_eq!(redacted_value("Divide by zero error", None), None);
     }
 }

@@ -10,7 +10,7 @@ use crate::escape::{self, printable};
 use crate::logging::{LogFormat, colors};
 use crate::redact::without_credentials;
 
-/// Whether the reader of stdout has seen enough.
+/// True once the reader of stdout has closed it.
 static NOBODY_READS: AtomicBool = AtomicBool::new(false);
 
 /// Prints text for people, escaped for terminals.
@@ -56,8 +56,8 @@ pub fn report_error(error: &Error, format: LogFormat) {
     };
 }
 
-/// Notes that the reader of stdout has seen enough, as `head` does: the error that it is still ends what is under way,
-/// temporary files go, and [`nobody_reads`] says that nothing went wrong.
+/// Records that the reader of stdout has closed it, as `head` does. The error still ends the work in progress, so that
+/// temporary files are removed; [`nobody_reads`] then reports that nothing went wrong.
 pub(crate) fn end_if_nobody_reads<T>(written: io::Result<T>) -> io::Result<T> {
     if written.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
         NOBODY_READS.store(true, Ordering::Relaxed);
@@ -65,7 +65,7 @@ pub(crate) fn end_if_nobody_reads<T>(written: io::Result<T>) -> io::Result<T> {
     written
 }
 
-/// Whether what ended the program is that nobody reads its output any more, which is no failure.
+/// Returns true if the program ended because the reader of stdout closed it, which is not a failure.
 #[must_use]
 pub fn nobody_reads() -> bool {
     NOBODY_READS.load(Ordering::Relaxed)

@@ -1,8 +1,8 @@
-//! The types of a table's columns, by the schemas of its files.
+//! Merges the schemas of a table's files into one column type each.
 //!
-//! The files of one table often differ: pandas writes integers as floats where one is missing, and its categories as
-//! dictionaries with keys of their own; a column without a value has no type at all. A column gets the narrowest type
-//! that holds the values of all files. Where there is none, the message names both files.
+//! The files of one table often differ: pandas writes integers as floats if a value is missing, writes categories as
+//! dictionaries with a key type per file, and a column without values has no type at all. A column gets the narrowest
+//! type that holds the values of all files. If there is none, the message names both files.
 
 mod widened;
 
@@ -22,18 +22,18 @@ use parquet::file::metadata::ParquetMetaData;
 use widened::per_second;
 pub(crate) use widened::widened;
 
-/// The key of a field's metadata that names its extension type, and the name of UUIDs.
+/// The field metadata key of Arrow extension types, and the extension name of UUIDs.
 const EXTENSION: (&str, &str) = ("ARROW:extension:name", "arrow.uuid");
 
 /// Integers up to this magnitude are exact in a 64-bit float.
 const EXACT_IN_FLOAT: i64 = 1 << 53;
 
-/// A file and its columns.
+/// A file and its schema.
 #[derive(Debug, Clone)]
 pub(crate) struct FileSchema {
     /// The file, as messages name it.
     pub(crate) place: String,
-    /// Its columns, as its reader has them.
+    /// Its schema, as its reader returns it.
     pub(crate) schema: SchemaRef,
     /// The footer of a Parquet file.
     pub(crate) footer: Option<Arc<ParquetMetaData>>,
@@ -42,17 +42,17 @@ pub(crate) struct FileSchema {
 /// The columns of a table.
 #[derive(Debug)]
 pub(crate) struct Columns {
-    /// Their names and types.
+    /// Column names and types.
     pub(crate) schema: Schema,
-    /// Those that are UUIDs, which are 16 bytes in the files and texts in SQL.
+    /// The UUID columns, which are 16 bytes in the files and strings in SQL.
     uuids: Vec<String>,
 }
 
 impl Columns {
-    /// The columns that hold the rows of all files.
+    /// Merges the columns of all files.
     ///
     /// # Errors
-    /// A column whose types in two files have none that holds both: the column, the types and the files.
+    /// A column whose types in two files have no common type. The message names the column, the types and the files.
     pub(crate) fn of(files: &[FileSchema]) -> Result<Self, String> {
         let mut columns: Vec<Merged> = Vec::new();
         let mut places: HashMap<&str, usize> = HashMap::new();
@@ -64,7 +64,8 @@ impl Columns {
                     columns[place].add(&column)?;
                     continue;
                 }
-                // Readers find columns by name, so this one would be NULL in the rows of the other file.
+                // Readers match columns by name, so a column that differs in case would be NULL in the rows of the
+                // other file.
                 if let Some(&place) = folded.get(&field.name().to_lowercase())
                     && file.schema.field_with_name(columns[place].name).is_err()
                 {
@@ -91,19 +92,19 @@ impl Columns {
         }
         let uuids = columns.iter().filter(|column| column.is_uuid).map(|column| column.name.to_owned()).collect();
         let fields = columns.into_iter().map(|column| {
-            // A file without the column has NULL in its rows.
+            // The column is NULL in the rows of files that lack it.
             Field::new(column.name, column.data_type, column.nullable || column.files < files.len())
         });
         Ok(Self { schema: Schema::new(fields.collect::<Vec<_>>()), uuids })
     }
 
-    /// Whether SQL sees other values than those that are read.
+    /// Returns true if SQL sees other values than those that are read.
     pub(crate) fn needs_view(&self, read: &Schema) -> bool {
-        // Views of texts are read as such.
+        // View types for strings and bytes are read as they are.
         !self.uuids.is_empty() || read.fields().iter().any(|field| plain(field.data_type()) != *field.data_type())
     }
 
-    /// The columns as SQL sees them, of those that are read.
+    /// Maps the columns that are read to the columns that SQL sees.
     pub(crate) fn expressions(&self, read: &Schema) -> impl Iterator<Item = Expr> {
         read.fields().iter().map(|field| {
             let (column, data_type) = (Expr::Column(Column::from_name(field.name())), plain(field.data_type()));
@@ -119,7 +120,7 @@ impl Columns {
     }
 }
 
-/// The schema of files whose reader finds columns by their places, and so needs one for all.
+/// Returns the common schema of files whose reader matches columns by position.
 ///
 /// # Errors
 /// Two files that differ in a column.
@@ -137,16 +138,16 @@ pub(crate) fn one_schema(files: &[FileSchema]) -> Result<SchemaRef, String> {
         }
         let columns = found.len().max(expected.len());
         let place = (0..columns).find(|&i| found.get(i) != expected.get(i)).unwrap_or(0);
-        let said = |column: Option<&(String, DataType)>| match column {
+        let described = |column: Option<&(String, DataType)>| match column {
             Some((name, data_type)) => format!("`{name}` {data_type}"),
             None => "missing".to_owned(),
         };
         return Err(format!(
             "column {} is {} in {} and {} in {}; Arrow files of one table must have the same columns in the same order",
             place + 1,
-            said(expected.get(place)),
+            described(expected.get(place)),
             first.place,
-            said(found.get(place)),
+            described(found.get(place)),
             other.place
         ));
     }
@@ -158,15 +159,15 @@ pub(crate) fn one_schema(files: &[FileSchema]) -> Result<SchemaRef, String> {
     Ok(Arc::new(Schema::new(fields.collect::<Vec<_>>())))
 }
 
-/// A column of the files so far.
+/// A column merged over the files so far.
 struct Merged<'a> {
     name: &'a str,
     data_type: DataType,
     nullable: bool,
     is_uuid: bool,
-    /// How many files have it.
+    /// The number of files that have it.
     files: usize,
-    /// The file that it has its type from.
+    /// The file that its type comes from.
     file: &'a FileSchema,
 }
 
@@ -201,7 +202,7 @@ impl<'a> Merged<'a> {
 }
 
 impl FileSchema {
-    /// Whether a column of 16 bytes is marked as UUIDs: by Arrow's extension type, or Parquet's logical type.
+    /// Returns true if a 16-byte column is marked as UUID by Arrow's extension type or Parquet's logical type.
     fn is_uuid(&self, field: &Field) -> bool {
         if *field.data_type() != DataType::FixedSizeBinary(16) {
             return false;
@@ -215,11 +216,12 @@ impl FileSchema {
         field.metadata().get(key).is_some_and(|name| name == uuid) || self.footer.as_ref().is_some_and(is_marked)
     }
 
-    /// Whether the values of a column are the same in a wider type that does not hold every value of their own.
+    /// Returns true if a wider type that does not hold every value of the column's type holds the column's actual
+    /// values.
     fn holds(&self, name: &str, from: &DataType, to: &DataType) -> bool {
         let (most, known) = match (from, to) {
             (DataType::Int64 | DataType::UInt64, DataType::Float64) => (EXACT_IN_FLOAT, self.range(name)),
-            // Where nothing is known of the values, the reader itself refuses those that are out of range.
+            // If the range is unknown, the reader rejects values that are out of range.
             (DataType::Timestamp(from, _), DataType::Timestamp(to, _)) if per_second(*to) > per_second(*from) => {
                 let range = self.range(name).or(Some((0, 0)));
                 (i64::MAX / (per_second(*to) / per_second(*from)), range)
@@ -229,7 +231,8 @@ impl FileSchema {
         known.is_some_and(|(least, greatest)| least >= -most && greatest <= most)
     }
 
-    /// The least and the greatest value of a column as integers, by the footer; none if that does not tell.
+    /// Returns the minimum and maximum of a column as integers, from the footer; none if the footer has no such
+    /// statistics.
     fn range(&self, name: &str) -> Option<(i64, i64)> {
         let footer = self.footer.as_ref()?;
         let groups = footer.row_groups();
@@ -250,13 +253,14 @@ impl FileSchema {
     }
 }
 
-/// The type that a column of a file has in SQL: values for codes of dictionaries and runs, and lists for views of them.
+/// Returns the SQL type of a file's column: dictionaries and run-end encodings become their values, list views become
+/// lists.
 pub(crate) fn plain(data_type: &DataType) -> DataType {
     let item = |field: &FieldRef| plain_field(field);
     match data_type {
         DataType::Dictionary(_, values) => plain(values),
         DataType::RunEndEncoded(_, values) => plain(values.data_type()),
-        // Whole days, in milliseconds.
+        // Date64 counts whole days in milliseconds.
         DataType::Date64 => DataType::Date32,
         DataType::List(field) | DataType::ListView(field) => DataType::List(item(field)),
         DataType::LargeList(field) | DataType::LargeListView(field) => DataType::LargeList(item(field)),
@@ -288,7 +292,7 @@ mod tests {
             problem.starts_with("column `x` is Int64 in a.parquet and Utf8 in b.parquet, and no type"),
             "{problem}"
         );
-        // Nothing tells whether the integers are exact as floats.
+        // Without a footer, nothing shows that the integers are exact as floats.
         let problem = Columns::of(&[one.clone(), file("b.parquet", vec![Field::new("x", DataType::Float64, false)])]);
         assert!(problem.unwrap_err().starts_with("column `x` is Float64 in b.parquet and Int64 in a.parquet"));
         let problem = Columns::of(&[one.clone(), file("b.parquet", vec![Field::new("X", DataType::Int64, false)])]);

@@ -1,7 +1,7 @@
-//! Joins that give the processor back now and then, so that a statement can be interrupted.
+//! Makes long-running joins yield, so that a statement can be interrupted.
 //!
-//! `DataFusion` makes the leaves of a plan pause. A join without a condition turns one batch of a leaf into millions,
-//! for hours, and what is above it sees no pause.
+//! `DataFusion` makes the leaves of a plan yield. A join without a condition turns one batch of a leaf into millions,
+//! for hours, and the nodes above it never yield.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::coop::CooperativeExec;
 
-/// Puts a pause above each join whose output may be far larger than its input.
+/// Adds a yielding node above each join whose output may be far larger than its input.
 #[derive(Debug)]
 pub(crate) struct YieldingJoins;
 
 impl PhysicalOptimizerRule for YieldingJoins {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
         let paused = plan.transform_up(|plan| {
-            // Joins with conditions keep their plans as they are.
+            // Joins with equality conditions are left unchanged.
             if !matches!(plan.name(), "CrossJoinExec" | "NestedLoopJoinExec") {
                 return Ok(Transformed::no(plan));
             }

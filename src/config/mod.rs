@@ -42,7 +42,7 @@ pub use stages::*;
 pub use tables::{GivenTable, table_from_argument, table_from_uri, table_from_uri_as};
 pub use variables::{UnknownVariable, substitute, variables_in};
 
-/// The name under which SQL finds a pipeline's sink, whatever the pipeline is called; the files in `sql/` use it.
+/// The SQL name of a pipeline's sink, whatever the pipeline is called. The files in `sql/` use it.
 pub const PREDICTIONS: &str = "predictions";
 
 /// Parses a duration: `90s`, `5m`, `1h`, `500ms`.

@@ -1,11 +1,11 @@
-//! Which columns mean what, guessed by name, type and contents, with the reasons.
+//! Guesses the roles of a table's columns by name, type and contents, with a reason for each.
 
 use super::look::{Column, Looked};
 use crate::error::Error;
 use crate::sql_error::nearest;
 use crate::words::grouped;
 
-/// Pairs of columns in well-known data sets.
+/// Column names of text pairs in well-known data sets.
 const PAIRS: [(&str, &str); 16] = [
     ("sentence1", "sentence2"),
     ("sentence_1", "sentence_2"),
@@ -25,7 +25,7 @@ const PAIRS: [(&str, &str); 16] = [
     ("title", "body"),
 ];
 
-/// Names of columns of single texts.
+/// Common column names of single texts.
 const TEXTS: [&str; 12] = [
     "text",
     "sentence",
@@ -41,7 +41,7 @@ const TEXTS: [&str; 12] = [
     "description",
 ];
 
-/// Names of columns of labels.
+/// Common column names of labels.
 const LABELS: [&str; 14] = [
     "label",
     "labels",
@@ -59,47 +59,47 @@ const LABELS: [&str; 14] = [
     "score",
 ];
 
-/// Words of a text on average, at least, where its name says nothing.
-const WORDS_OF_TEXT: f64 = 3.0;
+/// The minimum mean number of words for a column to count as text, if its name does not show it.
+const MIN_WORDS_OF_TEXT: f64 = 3.0;
 
-/// Different labels at most, where their name says nothing.
-const MOST_LABELS: usize = 20;
+/// The maximum number of distinct labels, if the column's name does not show that it has labels.
+const MAX_LABELS: usize = 20;
 
-/// What the user says instead of a guess.
+/// Roles that the user has set instead of leaving them to be guessed.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
-    /// Columns that name a row.
+    /// The columns that identify a row.
     pub id: Vec<String>,
-    /// One or two columns of texts.
+    /// One or two text columns.
     pub text: Vec<String>,
-    /// The column of labels.
+    /// The label column.
     pub label: Option<String>,
-    /// That no column has labels.
+    /// True if no column has labels.
     pub no_label: bool,
 }
 
-/// Which columns mean what, and why.
+/// The guessed roles of columns, with reasons.
 #[derive(Debug, Clone)]
 pub struct Guess {
-    /// Columns that name each row once; none if there are no such columns.
+    /// The columns that together identify each row; empty if there are none.
     pub id: Vec<String>,
-    /// Why.
+    /// The reason for the id.
     pub why_id: String,
-    /// One or two columns of texts.
+    /// One or two text columns.
     pub text: Vec<String>,
-    /// Why.
+    /// The reason for the text columns.
     pub why_text: String,
-    /// The column of labels.
+    /// The label column.
     pub label: Option<String>,
-    /// Why, or why not.
+    /// The reason for the label column or for its absence.
     pub why_label: String,
 }
 
 impl Guess {
-    /// Guesses what `wanted` leaves open.
+    /// Guesses the roles that `wanted` leaves open.
     ///
     /// # Errors
-    /// Columns that are not there; no column of texts; an id that is asked for and not unique.
+    /// Columns that do not exist, a table without text columns, a requested id that is not unique.
     pub async fn new(table: &Looked, wanted: &Wanted) -> Result<Self, Error> {
         let names = || table.columns.iter().map(|column| column.name.as_str());
         let asked = [("--id", &wanted.id), ("--text", &wanted.text)].into_iter();
@@ -108,7 +108,7 @@ impl Guess {
             if !names().any(|column| column == name) {
                 let near = nearest(name, names()).map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
                 let all = names().collect::<Vec<_>>().join(", ");
-                return Err(Error::Usage(format!("{option} {name}: there is no such column (there are {all}){near}")));
+                return Err(Error::Usage(format!("{option} {name}: there is no such column (columns: {all}){near}")));
             }
         }
         for (option, names) in [("--id", &wanted.id), ("--text", &wanted.text)] {
@@ -128,7 +128,7 @@ fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error
     match wanted.text.len() {
         0 => {}
         1 | 2 => return Ok((wanted.text.clone(), "as asked for".into())),
-        n => return Err(Error::Usage(format!("--text names {n} columns; one column, or two for pairs"))),
+        n => return Err(Error::Usage(format!("--text names {n} columns; name one, or two for pairs"))),
     }
     let strings = || {
         let taken = |column: &&Column| wanted.id.contains(&column.name) || wanted.label.as_ref() == Some(&column.name);
@@ -142,7 +142,7 @@ fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error
             return Ok((vec![first.name.clone(), second.name.clone()], why));
         }
     }
-    let mut long: Vec<&Column> = strings().filter(|column| column.words >= WORDS_OF_TEXT).collect();
+    let mut long: Vec<&Column> = strings().filter(|column| column.words >= MIN_WORDS_OF_TEXT).collect();
     if let [first, second] = long[..]
         && (stem(&first.name) == stem(&second.name)
             || first.words.max(second.words) < 2.0 * first.words.min(second.words))
@@ -163,13 +163,11 @@ fn texts(table: &Looked, wanted: &Wanted) -> Result<(Vec<String>, String), Error
         return Ok((vec![longest.name.clone()], why));
     }
     if table.rows == 0 {
-        return Err(Error::Usage(
-            "the data has no rows, so nothing tells which columns are texts; name them with --text".into(),
-        ));
+        return Err(Error::Usage("the data has no rows to find the text columns by; name them with --text".into()));
     }
     let all = table.columns.iter().map(|column| format!("{} {}", column.name, column.data_type));
     Err(Error::Usage(format!(
-        "no column looks like texts ({}); name one or two with --text",
+        "no column looks like text ({}); name one or two with --text",
         all.collect::<Vec<_>>().join(", ")
     )))
 }
@@ -192,7 +190,7 @@ fn label(table: &Looked, wanted: &Wanted, text: &[String]) -> (Option<String>, S
         return (Some(column.name.clone()), format!("by its name; {}", values(column)));
     }
     let few = |column: &&Column| {
-        let most = if column.data_type.is_floating() { column.filled / 10 } else { MOST_LABELS };
+        let most = if column.data_type.is_floating() { column.filled / 10 } else { MAX_LABELS };
         column.distinct >= 2 && column.distinct <= most && column.distinct * 10 <= column.filled
     };
     let mut candidates = free().filter(few).filter(is_label).filter(|column| !names_rows(&column.name));
@@ -231,7 +229,7 @@ async fn id(
         let data_type = &column.data_type;
         column.is_text() || data_type.is_integer() || data_type.is_decimal() || data_type.is_binary()
     };
-    // A column of such a name may have any type whose values are single.
+    // A column with the name of an id may have any type that is not nested.
     let named = || {
         let named = table.columns.iter().filter(is_free).filter(|column| names_rows(&column.name));
         named.filter(|column| !column.data_type.is_nested() && !column.data_type.is_null())
@@ -248,18 +246,18 @@ async fn id(
         return Ok((together.into_iter().map(str::to_owned).collect(), why));
     }
     let others = table.columns.iter().filter(is_free).filter(is_code).filter(|column| !names_rows(&column.name));
-    for column in others.filter(|column| column.distinct == table.sampled && column.words < WORDS_OF_TEXT) {
+    for column in others.filter(|column| column.distinct == table.sampled && column.words < MIN_WORDS_OF_TEXT) {
         if table.is_unique(&[&column.name]).await? {
             let why = format!("no two of the {rows} rows share it");
             return Ok((vec![column.name.clone()], why));
         }
     }
-    let why = "no column that looks like an id names each row once, so rows are numbered in the order of the files, with \
+    let why = "no column that looks like an id is unique, so rows are numbered in the order of the files, with \
                row_number()";
     Ok((Vec::new(), why.into()))
 }
 
-/// The name in lower case, other characters than letters and digits as single `_`.
+/// Normalizes a name: lower case, with runs of other characters than letters and digits replaced by `_`.
 pub(super) fn plain(name: &str) -> String {
     let mut plain = String::new();
     for char in name.trim_start_matches('\u{feff}').chars() {
@@ -272,18 +270,18 @@ pub(super) fn plain(name: &str) -> String {
     plain.trim_end_matches('_').to_owned()
 }
 
-/// The name without what tells the two of a pair apart.
+/// Returns the name without the part that distinguishes the two columns of a pair.
 fn stem(name: &str) -> String {
     let plain = plain(name);
     let stem = plain.trim_matches(|c: char| c.is_ascii_digit() || c == '_');
     stem.trim_end_matches("_a").trim_end_matches("_b").to_owned()
 }
 
-/// Whether a name is one of columns that name rows.
+/// Returns true if a name is typical of id columns.
 fn names_rows(name: &str) -> bool {
     let plain = plain(name);
-    let whole = ["id", "idx", "index", "key", "uuid", "guid", "rowid", "row_id", "nr", "number"];
-    whole.contains(&plain.as_str()) || ["_id", "_idx", "_key", "_uuid"].iter().any(|end| plain.ends_with(end))
+    let exact = ["id", "idx", "index", "key", "uuid", "guid", "rowid", "row_id", "nr", "number"];
+    exact.contains(&plain.as_str()) || ["_id", "_idx", "_key", "_uuid"].iter().any(|end| plain.ends_with(end))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What is in a file that a pipeline is to be written over: its format, its columns, and a sample of its rows.
+//! Inspects the file that a new pipeline will read: its format, its columns and a sample of its rows.
 
 use std::collections::HashSet;
 use std::io::Read as _;
@@ -24,37 +24,37 @@ use crate::session::{self, Resources};
 use crate::source::OUTPUT_COLUMNS;
 use crate::tables::format_of_name;
 
-/// Rows that columns are judged by.
+/// The number of sampled rows.
 const SAMPLE: usize = 10_000;
 
-/// Bytes of a text file that its format is judged by.
+/// The number of bytes of a text file that are read to detect its format.
 const HEAD: usize = 64 * 1024;
 
-/// Lines of it in which delimiters are counted.
+/// The number of lines of these in which delimiters are counted.
 const LINES: usize = 20;
 
-/// Keys of a table in `[tables]`, with their values as TOML.
+/// The keys of a `[tables]` entry, with their values as TOML.
 pub type TableOptions = Vec<(String, String)>;
 
-/// A column, by a sample of its rows.
+/// A column and its statistics in the sample.
 #[derive(Debug, Clone)]
 pub struct Column {
     /// Its name.
     pub name: String,
     /// Its Arrow type.
     pub data_type: DataType,
-    /// Rows of the sample that have a value.
+    /// The number of sampled rows with a value.
     pub filled: usize,
-    /// Different values among them.
+    /// The number of distinct values among them.
     pub distinct: usize,
-    /// The mean number of characters.
+    /// The mean number of characters per value.
     pub characters: f64,
-    /// The mean number of words.
+    /// The mean number of words per value.
     pub words: f64,
 }
 
 impl Column {
-    /// Whether its values are texts, also where they are stored as codes of a dictionary.
+    /// Returns true if the values are strings, including dictionary-encoded strings.
     #[must_use]
     pub fn is_text(&self) -> bool {
         match &self.data_type {
@@ -64,26 +64,26 @@ impl Column {
     }
 }
 
-/// A table that was looked at.
+/// An inspected table.
 pub struct Looked {
-    /// Where it is, as it was given.
+    /// The URI as given.
     pub uri: String,
-    /// What `[tables]` says of it, but for the name: the format where the extension does not tell it.
+    /// The other options of its `[tables]` entry, such as the format if the extension does not imply it.
     pub options: TableOptions,
     /// Its columns.
     pub columns: Vec<Column>,
-    /// Rows of the sample.
+    /// The number of sampled rows.
     pub sampled: usize,
-    /// All rows.
+    /// The number of all rows.
     pub rows: u64,
     context: SessionContext,
     _resources: Resources,
 }
 
-/// Looks at a file, a folder or a glob, here or in a bucket: a URI, or a table of options as in `[tables]`.
+/// Inspects a file, a folder or a glob, local or in a bucket, given as a URI or as a table of options as in `[tables]`.
 ///
 /// # Errors
-/// A place that cannot be read, or whose format is not told by anything.
+/// A location that cannot be read, or whose format cannot be detected.
 pub async fn look(from: &str, format: Option<&str>) -> Result<Looked, Error> {
     let wrong = |problem: String| Error::Usage(format!("--from {from}: {problem}"));
     if from.trim().is_empty() {
@@ -117,14 +117,14 @@ pub async fn look(from: &str, format: Option<&str>) -> Result<Looked, Error> {
 }
 
 impl Looked {
-    /// Whether this is a column that couplet itself added to those of its source.
+    /// Returns true if couplet itself added this column to those of its source.
     #[must_use]
     pub fn is_own(&self, column: &Column) -> bool {
         let has = |name: &str| self.columns.iter().any(|column| column.name == name);
         has("predicted_label") && has("probabilities") && OUTPUT_COLUMNS.contains(&column.name.as_str())
     }
 
-    /// Whether these columns together name each of all rows once.
+    /// Returns true if these columns together are unique over all rows.
     ///
     /// # Errors
     /// A table that cannot be read.
@@ -170,7 +170,7 @@ fn describe(name: &str, values: &ArrayRef) -> Result<Column, arrow::error::Arrow
     })
 }
 
-/// The table `data`, and what `[tables]` must say of it.
+/// Returns the table `data` and its options for `[tables]`.
 fn table(from: &str, format: Option<&str>) -> Result<(Table, TableOptions), String> {
     let GivenTable { mut table, mut options } = given(from, format)?;
     let first = table.location.local().and_then(first_file);
@@ -178,7 +178,7 @@ fn table(from: &str, format: Option<&str>) -> Result<(Table, TableOptions), Stri
         let (mut sniffed, mut found) = (csv.clone(), Vec::new());
         sniff(&mut sniffed, &head, &mut found);
         for (key, value) in found {
-            // What is asked for is not guessed.
+            // Options that the user has given are not guessed.
             if options.iter().any(|(given, _)| *given == key) {
                 continue;
             }
@@ -194,13 +194,13 @@ fn table(from: &str, format: Option<&str>) -> Result<(Table, TableOptions), Stri
     Ok((table, options))
 }
 
-/// The table as it is given, in a format that is given or found out.
+/// Returns the table as given, in the given or detected format.
 fn given(from: &str, format: Option<&str>) -> Result<GivenTable, String> {
     let is_table = from.trim_start().starts_with('{');
     let given = match table_from_argument("data", from) {
         Ok(given) if !given.options.is_empty() => {
-            let problem = "the format stands among the other options, as in { uri = \"…\", format = \"csv\" }";
-            return if format.is_none() { Ok(given) } else { Err(format!("{problem}; leave --format out")) };
+            let problem = "give the format with the other options, as in { uri = \"…\", format = \"csv\" }";
+            return if format.is_none() { Ok(given) } else { Err(format!("{problem}; omit --format")) };
         }
         Err(problem) if is_table => return Err(problem),
         given => given,
@@ -210,14 +210,14 @@ fn given(from: &str, format: Option<&str>) -> Result<GivenTable, String> {
         return in_format(&uri, format);
     }
     let place = table_place(&uri)?;
-    let is_told = given.is_ok() && place.extension().is_some();
-    match place.local().and_then(|path| format_by_content(path, is_told)) {
+    let is_implied = given.is_ok() && place.extension().is_some();
+    match place.local().and_then(|path| format_by_content(path, is_implied)) {
         Some(format) => in_format(&uri, &format),
-        None => given.map_err(|problem| format!("{problem}; here, --format csv says it")),
+        None => given.map_err(|problem| format!("{problem}; name the format with --format csv")),
     }
 }
 
-/// A table in a format of that name, which the options say where nothing else does.
+/// Returns a table in the named format. The options include the format if the URI does not imply it.
 fn in_format(uri: &str, format: &str) -> Result<GivenTable, String> {
     let table = table_from_uri_as("data", uri, Some(format))?;
     let is_plain = table_from_argument("data", uri).is_ok_and(|plain| plain.table.format == table.format);
@@ -225,24 +225,25 @@ fn in_format(uri: &str, format: &str) -> Result<GivenTable, String> {
     Ok(GivenTable { table, options })
 }
 
-/// The format of a file or folder whose name does not tell it, or tells a folder's files only.
-fn format_by_content(path: &Path, told: bool) -> Option<String> {
+/// Detects the format of a file or folder from its contents. `is_implied` means that the name implies the format; then
+/// only folders are inspected.
+fn format_by_content(path: &Path, is_implied: bool) -> Option<String> {
     if path.is_dir() {
-        // A folder is Parquet unless its files say otherwise.
+        // A folder counts as Parquet by default, so its files are checked.
         return format_of_folder(path);
     }
-    if told {
+    if is_implied {
         return None;
     }
     format_of_file(path).map(str::to_owned)
 }
 
-/// The format of a file by what is in it.
+/// Detects the format of a file from its contents.
 fn format_of_file(path: &Path) -> Option<&'static str> {
     binary(path).or_else(|| head(path).and_then(|head| delimiter(&head)))
 }
 
-/// The binary format that a file says itself to be.
+/// Detects a binary format by its magic bytes.
 fn binary(path: &Path) -> Option<&'static str> {
     let mut start = Vec::new();
     files::open(path).ok()?.take(6).read_to_end(&mut start).ok()?;
@@ -253,10 +254,11 @@ fn binary(path: &Path) -> Option<&'static str> {
     }
 }
 
-/// Finds out what stands between fields, whether the first line names the columns, and whether quotation marks mean something.
+/// Detects the delimiter, the header, and whether quotation marks have a meaning.
 fn sniff(csv: &mut CsvOptions, head: &str, options: &mut TableOptions) {
-    // Commas in a text would hide behind another delimiter, so it is judged by the first line, which mostly has names; a
-    // comma in a name is told by the lines that have fewer.
+    // Text fields may contain commas even with another delimiter, so the delimiter is judged by the first line, which
+    // usually has column names. A comma within a name is recognized because not all lines have the same number of
+    // commas.
     let first = head.lines().next().unwrap_or_default();
     let others = [(b';', "\";\""), (b'\t', "\"\\t\""), (b'|', "\"|\"")];
     let is_in_each = |delimiter: char| {
@@ -275,18 +277,18 @@ fn sniff(csv: &mut CsvOptions, head: &str, options: &mut TableOptions) {
     }
     let delimiter = char::from(csv.delimiter);
     let lines: Vec<&str> = head.lines().filter(|line| !line.is_empty()).collect();
-    // A field that opens with a quotation mark must close with one, or the marks are part of the text.
+    // A field that begins with a quotation mark must end with one; otherwise the marks are part of the text.
     let stray = |field: &str| field.starts_with('"') && !(field.len() > 1 && field.ends_with('"'));
     let inner = |field: &str| !field.starts_with('"') && field.contains('"');
     if csv.delimiter == b'\t' && lines.iter().flat_map(|line| line.split(delimiter)).any(|f| stray(f) || inner(f)) {
         csv.quote = None;
         options.push(("quote".into(), "false".into()));
     }
-    // A backslash before a quotation mark that does not end its field, as Spark writes them.
+    // Detects a backslash before a quotation mark that does not end its field, as Spark writes it.
     let is_escaped = |line: &&str| {
         line.match_indices("\\\"").any(|(place, _)| {
-            let behind = line[place + 2..].chars().next();
-            behind.is_some_and(|behind| behind != delimiter && behind != '\r')
+            let next = line[place + 2..].chars().next();
+            next.is_some_and(|next| next != delimiter && next != '\r')
         })
     };
     if csv.quote == Some(b'"') && lines.iter().any(is_escaped) {
@@ -307,7 +309,7 @@ fn sniff(csv: &mut CsvOptions, head: &str, options: &mut TableOptions) {
     }
 }
 
-/// The file itself, or the first one of a folder.
+/// Returns the file itself, or the first file of a folder.
 fn first_file(path: &Path) -> Option<PathBuf> {
     if !path.is_dir() {
         return Some(path.to_owned());
@@ -318,7 +320,7 @@ fn first_file(path: &Path) -> Option<PathBuf> {
     entries.iter().filter(|path| !hidden(path)).find_map(|path| first_file(path))
 }
 
-/// The beginning of a plain text file.
+/// Returns the beginning of an uncompressed text file.
 fn head(path: &Path) -> Option<String> {
     let compressed = path.extension().is_some_and(|extension| extension == "gz" || extension == "zst");
     if compressed || !path.is_file() {
@@ -326,15 +328,15 @@ fn head(path: &Path) -> Option<String> {
     }
     let mut head = Vec::with_capacity(HEAD);
     files::open(path).ok()?.take(HEAD as u64).read_to_end(&mut head).ok()?;
-    let whole = head.len() < HEAD;
+    let is_complete = head.len() < HEAD;
     let mut text = String::from_utf8_lossy(&head).into_owned();
-    if !whole && let Some(end) = text.rfind('\n') {
+    if !is_complete && let Some(end) = text.rfind('\n') {
         text.truncate(end);
     }
     Some(text)
 }
 
-/// `tsv`, `json` or `csv`, by the first line of a file whose name tells nothing.
+/// Returns `tsv`, `json` or `csv`, guessed from the first line of a file whose name does not imply a format.
 fn delimiter(head: &str) -> Option<&'static str> {
     let first = head.lines().next()?;
     if first.contains('\t') {
@@ -346,7 +348,7 @@ fn delimiter(head: &str) -> Option<&'static str> {
     }
 }
 
-/// The format of most files of a folder, or of the folders in it.
+/// Returns the format of most files in a folder and its subfolders.
 fn format_of_folder(path: &Path) -> Option<String> {
     let mut counts = std::collections::BTreeMap::<&str, usize>::new();
     let mut folders = vec![path.to_owned()];
@@ -366,6 +368,6 @@ fn format_of_folder(path: &Path) -> Option<String> {
         }
     }
     let most = counts.into_iter().max_by_key(|(_, n)| *n).map(|(format, _)| format);
-    // Files may have no ending at all.
+    // The files may have no extension.
     most.or_else(|| first_file(path).and_then(|file| format_of_file(&file))).map(str::to_owned)
 }

@@ -1,7 +1,6 @@
-//! `couplet init`: a new pipeline that runs as it is, with sample data, or over a file that is looked at.
+//! `couplet init`: creates a pipeline that can run at once, with sample data or over an inspected file.
 //!
-//! A project goes into a folder of its own that is new or empty. Every file is made if it is not there; none is ever
-//! replaced.
+//! A project gets its own folder, which must be new or empty. No file is ever overwritten.
 
 mod guess;
 mod look;
@@ -21,10 +20,10 @@ pub use guess::{Guess, Wanted};
 pub use look::{Looked, look};
 pub use written::{pipeline_over, quoted};
 
-/// The model that a new pipeline names where no other is given or found.
-const MODEL_OF_THE_HUB: &str = "hf://Intel/bert-base-uncased-mrpc";
+/// The model of a new pipeline if no other is given or found.
+const HUB_MODEL: &str = "hf://Intel/bert-base-uncased-mrpc";
 
-/// Where a clone of couplet has its model.
+/// The path of the bundled model within a clone of couplet.
 const BUNDLED: &str = "pipelines/quickstart/model";
 
 const PIPELINE: &str = include_str!("sample/pipeline.toml");
@@ -36,23 +35,23 @@ const README: &str = include_str!("sample/README.md");
 /// A model for a new pipeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelChoice {
-    /// What the pipeline says.
+    /// The URI in the pipeline file.
     pub uri: String,
-    /// Why this one, for people.
+    /// The reason for the choice, shown to the user.
     pub why: String,
-    /// Whether it is on this machine already.
+    /// True if the model is on the local disk.
     pub here: bool,
 }
 
-/// Chooses the model of a pipeline in `folder`: the one that is asked for, the one of a clone that the program or the
-/// current folder is in, or one of the hub.
+/// Chooses the model of a pipeline in `folder`: the requested one, or the bundled one of a clone that contains the
+/// program or the current folder, or else one from the hub.
 ///
 /// # Errors
-/// A model on this machine that is no folder of a model.
+/// A local path that is not a model folder.
 pub fn choose_model(asked: Option<&str>, folder: &Path) -> Result<ModelChoice, Error> {
     if let Some(uri) = asked {
         let place = place::model_place(uri);
-        // What has a scheme that is not known here is the pipeline's to judge.
+        // A URI with a scheme that is unknown here is checked when the pipeline is loaded.
         let Some(path) = place.as_ref().ok().and_then(place::Place::local) else {
             return Ok(ModelChoice { uri: uri.to_owned(), why: "as asked for".into(), here: false });
         };
@@ -77,7 +76,7 @@ pub fn choose_model(asked: Option<&str>, folder: &Path) -> Result<ModelChoice, E
             here: true,
         },
         None => ModelChoice {
-            uri: MODEL_OF_THE_HUB.into(),
+            uri: HUB_MODEL.into(),
             why:
                 "a model for paraphrases from the Hugging Face hub, downloaded by the first run; --model names another"
                     .into(),
@@ -86,10 +85,10 @@ pub fn choose_model(asked: Option<&str>, folder: &Path) -> Result<ModelChoice, E
     })
 }
 
-/// A file of a new project, by its path in the project's folder.
+/// A file of a new project: its path relative to the project's folder, and its contents.
 pub type NewFile = (&'static str, String);
 
-/// The files of a project with sample pairs.
+/// Returns the files of a project with sample pairs.
 #[must_use]
 pub fn sample(name: &str, model: &ModelChoice) -> Vec<NewFile> {
     let model = written::with_comment(&format!("uri = {}", quoted(&written::doubled(&model.uri))), &model.why);
@@ -103,16 +102,16 @@ pub fn sample(name: &str, model: &ModelChoice) -> Vec<NewFile> {
     ]
 }
 
-/// The files of a project over a table that was looked at.
+/// Returns the files of a project over an inspected table.
 #[must_use]
 pub fn over(pipeline: String) -> Vec<NewFile> {
     vec![("pipeline.toml", pipeline), (".gitignore", IGNORED.to_owned())]
 }
 
-/// Writes a project.
+/// Writes the files of a project.
 ///
 /// # Errors
-/// A folder that is there and not empty; files that cannot be made; a pipeline that couplet itself refuses.
+/// A folder that exists and is not empty, files that cannot be created, a pipeline that couplet itself rejects.
 pub fn write(folder: &Path, files: &[NewFile]) -> Result<Vec<PathBuf>, Error> {
     check_folder(folder)?;
     let pipeline = folder.join("pipeline.toml");
@@ -131,25 +130,25 @@ pub fn write(folder: &Path, files: &[NewFile]) -> Result<Vec<PathBuf>, Error> {
     Ok(written)
 }
 
-/// Refuses a folder in which something could be overwritten.
+/// Rejects a folder in which something could be overwritten.
 ///
 /// # Errors
-/// It is a file, or not empty.
+/// A path that is a file, or a folder that is not empty.
 pub fn check_folder(folder: &Path) -> Result<(), Error> {
     let refused = |problem: &str| {
         Err(Error::Usage(format!("{} {problem}; name a folder that is new or empty", folder.display())))
     };
     match folder.read_dir() {
         Ok(mut entries) => match entries.next() {
-            Some(_) => refused("is not empty, and nothing in it is to be overwritten"),
+            Some(_) => refused("is not empty, and couplet init overwrites nothing"),
             None => Ok(()),
         },
-        Err(_) if folder.exists() => refused("is there and is not a folder that can be read"),
+        Err(_) if folder.exists() => refused("exists and is not a readable folder"),
         Err(_) => Ok(()),
     }
 }
 
-/// A name for a pipeline in this folder.
+/// Derives a pipeline name from a folder.
 #[must_use]
 pub fn name_of(folder: &Path) -> String {
     let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
@@ -157,26 +156,26 @@ pub fn name_of(folder: &Path) -> String {
     let name: String =
         name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' }).collect();
     match name.trim_matches('-') {
-        // Tables of the pipeline have these names.
+        // The pipeline's tables use the names `pairs` and `data`.
         "" | "pairs" | "data" => "my-job".to_owned(),
         name => name.to_owned(),
     }
 }
 
-/// A path as a file in `folder` would write it.
+/// Returns a path relative to `folder`, for use in a file there.
 fn relative(folder: &Path, path: &Path) -> String {
     let resolved = |path: &Path| {
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        // The folder itself may not be there yet.
+        // The folder itself may not exist yet.
         let there = absolute.ancestors().find(|above| above.exists()).unwrap_or(Path::new("/"));
         let rest = absolute.strip_prefix(there).unwrap_or(Path::new(""));
         let there = there.canonicalize().unwrap_or_else(|_| there.to_owned());
-        // Joining nothing would add a slash, and make a folder of a file.
+        // Joining an empty path would add a slash and turn a file into a folder.
         if rest.as_os_str().is_empty() { there } else { there.join(rest) }
     };
     let (folder, resolved) = (resolved(folder), resolved(path));
     let common = folder.components().zip(resolved.components()).take_while(|(a, b)| a == b).count();
-    // From another branch of the disk the whole path is clearer.
+    // Without a common parent folder, the absolute path is clearer.
     if common <= 1 {
         return resolved.display().to_string();
     }
@@ -188,7 +187,7 @@ fn relative(folder: &Path, path: &Path) -> String {
     format!("{}{slash}", relative.display())
 }
 
-/// The URI of a table as a pipeline in `folder` would write it.
+/// Returns the URI of a table relative to a pipeline in `folder`.
 #[must_use]
 pub fn table_uri(folder: &Path, uri: &str) -> String {
     match place::table_place(uri) {

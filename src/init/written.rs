@@ -1,4 +1,4 @@
-//! The pipeline over a table that was looked at, as TOML that a person goes on with.
+//! Writes the pipeline for an inspected table as TOML that the user can edit.
 
 use std::fmt::Write as _;
 
@@ -10,10 +10,10 @@ use super::guess::{Guess, plain};
 use super::look::Looked;
 use crate::source::OUTPUT_COLUMNS;
 
-/// Where comments begin.
+/// The column in which comments begin.
 const COMMENT: usize = 45;
 
-/// A text as TOML, in which braces mean themselves.
+/// Quotes a text as a TOML string.
 #[must_use]
 pub fn quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
@@ -32,9 +32,9 @@ pub fn quoted(text: &str) -> String {
     quoted
 }
 
-/// A text of several lines as TOML: to the letter where that can be, so that SQL stays legible.
+/// Quotes a text of several lines as a TOML string, literal if possible so that SQL stays readable.
 fn quoted_lines(text: &str) -> String {
-    // A file's names of columns may have anything in them; no control character may stand in a TOML file.
+    // Column names from a file may contain anything, and TOML allows no raw control characters.
     let is_literal = !text.contains("'''") && !text.chars().any(|char| char.is_control() && char != '\n');
     if is_literal {
         return format!("'''\n{text}\n'''");
@@ -46,12 +46,12 @@ fn quoted_lines(text: &str) -> String {
     format!("\"\"\"\n{}\n\"\"\"", lines.collect::<Vec<_>>().join("\n"))
 }
 
-/// A text as part of a comment, which ends with its line.
+/// Makes a text fit into a one-line comment.
 fn in_comment(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 
-/// A line with a comment behind it.
+/// Appends a comment to a line.
 pub(super) fn with_comment(line: &str, comment: &str) -> String {
     let comment = in_comment(comment);
     format!("{line:<width$}# {comment}", width = COMMENT.max(line.chars().count() + 1))
@@ -62,11 +62,11 @@ fn add_line(toml: &mut String, line: &str, comment: &str) {
     toml.push('\n');
 }
 
-/// A column, and the name that it has behind the query.
+/// A selected column with its name in the query result.
 struct Selected<'a> {
     column: &'a str,
     name: String,
-    /// Whether it must be made a text.
+    /// True if the column must be cast to text.
     cast: bool,
 }
 
@@ -83,13 +83,13 @@ impl Selected<'_> {
     }
 }
 
-/// The text of a pipeline over a table.
+/// Returns the text of a pipeline over a table.
 #[must_use]
 pub fn pipeline_over(name: &str, uri: &str, table: &Looked, guess: &Guess, model: &ModelChoice) -> String {
     let mut taken: Vec<String> = Vec::new();
     let mut select = |column: &str, wished: &str| {
         let mut name = if is_plain(column) { column.to_owned() } else { wished.to_owned() };
-        // Names that couplet gives to columns of its own, and those that differ in case only, are taken.
+        // couplet's own output columns are reserved, and names that differ only in case collide.
         if OUTPUT_COLUMNS.iter().any(|own| own.eq_ignore_ascii_case(&name)) {
             name = format!("source_{name}");
         }
@@ -150,7 +150,7 @@ pub fn pipeline_over(name: &str, uri: &str, table: &Looked, guess: &Guess, model
     };
     let sql = format!("SELECT\n  {}\nFROM data", selected.join(",\n  "));
     let mut toml = format!(
-        "# Scores the rows of {}. What the columns mean was guessed by couplet init; correct it where it is wrong.\n\
+        "# Scores the rows of {}. couplet init guessed the role of each column; correct the guesses where needed.\n\
          #   couplet plan pipeline.toml      what a run would do, how long it takes, where it writes\n\
          #   couplet run pipeline.toml\n\
          # Paths start at this file's folder.\n\n\
@@ -169,17 +169,17 @@ pub fn pipeline_over(name: &str, uri: &str, table: &Looked, guess: &Guess, model
     toml.push_str("\n[model]\n");
     let mut line = |line: String, comment: &str| add_line(&mut toml, &line, comment);
     line(format!("uri = {}", quoted(&doubled(&model.uri))), &model.why);
-    line("max_length = 128".into(), "tokens; longer inputs are cut. couplet plan says how many that concerns");
+    line("max_length = 128".into(), "tokens; longer inputs are truncated, and couplet plan counts them");
     toml.push_str("\n[sink]\n");
     let mut line = |line: String, comment: &str| add_line(&mut toml, &line, comment);
-    line("uri = \"out/predictions.parquet\"".into(), "appears when it is complete, instead of the one before");
+    line("uri = \"out/predictions.parquet\"".into(), "replaces the previous file once it is complete");
     if let Some(label) = &label {
         toml.push_str(&finetune(table, guess, &sql, &texts, label));
     }
     toml
 }
 
-/// A stage that learns from these labels, as a comment.
+/// Returns a commented-out stage that fine-tunes on these labels.
 fn finetune(table: &Looked, guess: &Guess, sql: &str, texts: &[String], label: &str) -> String {
     let column = guess.label.as_ref().and_then(|label| table.columns.iter().find(|column| column.name == *label));
     let task = match column.map(|column| &column.data_type) {
@@ -188,33 +188,33 @@ fn finetune(table: &Looked, guess: &Guess, sql: &str, texts: &[String], label: &
         _ => "classification",
     };
     let texts = texts.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(", ");
-    // Nothing is learned from rows without a label.
+    // Rows without a label cannot be used for training.
     let sql = match column.filter(|column| column.filled < table.sampled) {
         Some(column) => format!("{sql}\nWHERE {} IS NOT NULL", identifier(&column.name)),
         None => sql.to_owned(),
     };
     let sql = quoted_lines(&doubled(&sql)).replace('\n', "\n# ");
     format!(
-        "\n# To learn from the labels first, name a base and uncomment this; [model] then names the output.\n\
+        "\n# To fine-tune on the labels first, uncomment this, set `model` to a base model, and set [model] to the output.\n\
          # [finetune]\n# sql = {sql}\n# task = \"{task}\"\n# text = [{texts}]\n# label = {}\n\
          # model = \"models/base\"\n# output = \"models/trained\"\n",
         quoted(label)
     )
 }
 
-/// Whether a column of texts must be made one: a code of digits, or a text that is stored as bytes.
+/// Returns true if a text column must be cast to text: a numeric code, or a text stored as bytes.
 fn needs_cast(data_type: &DataType) -> bool {
     !data_type.is_string() && !data_type.is_null() && !data_type.is_nested()
 }
 
-/// Whether SQL takes the name as it is, in lower case and without quotation marks.
+/// Returns true if a name consists of ASCII letters, digits and `_`, and does not begin with a digit.
 fn is_plain(name: &str) -> bool {
     let mut chars = name.chars();
     chars.next().is_some_and(|first| first == '_' || first.is_ascii_alphabetic())
         && chars.all(|char| char == '_' || char.is_ascii_alphanumeric())
 }
 
-/// A name in SQL, between quotation marks where it needs them.
+/// Returns a name as a SQL identifier, quoted if necessary.
 fn identifier(name: &str) -> String {
     let usual = ["id", "text", "label", "title", "source", "date", "category"];
     let upper = name.to_ascii_uppercase();
@@ -226,7 +226,7 @@ fn identifier(name: &str) -> String {
     }
 }
 
-/// The text with the braces doubled that would stand for a variable.
+/// Doubles the braces that would otherwise mark a variable.
 pub(super) fn doubled(text: &str) -> String {
     let pattern = regex::Regex::new(r"\{([A-Za-z_][A-Za-z0-9_]*)\}").expect("a pattern of this program");
     pattern.replace_all(text, "{{$1}}").into_owned()

@@ -1,4 +1,4 @@
-//! Predictions as Arrow columns.
+//! Converts predictions to Arrow columns.
 
 use std::sync::{Arc, LazyLock};
 
@@ -23,15 +23,16 @@ fn probability_field() -> FieldRef {
     Arc::new(Field::new_list_field(DataType::Float32, false))
 }
 
-/// The fields of a prediction: `label, score, probabilities, truncated, error, raw_probabilities`; either `error` is NULL
-/// or the rest is. Without a calibration, `raw_probabilities` is NULL too, as it would only repeat the probabilities; where the score is made
-/// of one logit, it has that logit.
+/// Returns the fields of a prediction: `label, score, probabilities, truncated, error, raw_probabilities`.
+///
+/// Either `error` is NULL or all other fields are. `raw_probabilities` is NULL without a calibration, because it would
+/// repeat `probabilities`. If the score comes from a single logit, `raw_probabilities` holds that logit.
 #[must_use]
 pub fn prediction_fields() -> Fields {
     FIELDS.clone()
 }
 
-/// Turns the outcomes of a window into a struct array of [`prediction_fields`], row by row.
+/// Converts the outcomes of a window to a struct array of [`prediction_fields`], one row per outcome.
 #[must_use]
 pub fn predictions_to_array(outcomes: &[Result<Prediction, Rejection>], config: &ModelConfig) -> StructArray {
     let mut label = StringBuilder::new();
@@ -60,7 +61,7 @@ pub fn predictions_to_array(outcomes: &[Result<Prediction, Rejection>], config: 
     StructArray::new(prediction_fields(), columns, None)
 }
 
-/// Appends a row's probabilities; NULL where it has none.
+/// Appends a row's probabilities, or NULL if it has none.
 fn append(list: &mut ListBuilder<Float32Builder>, values: Option<&[f32]>) {
     let values = values.filter(|values| !values.is_empty());
     if let Some(values) = values {

@@ -1,4 +1,4 @@
-//! The function itself: a thin shell over [`Scorer::score`](crate::scorer::Scorer::score).
+//! The SQL function: a thin wrapper around [`Scorer::score`](crate::scorer::Scorer::score).
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use super::columns::{prediction_fields, predictions_to_array};
 use super::{FUNCTION, Models};
 use crate::scorer::{TextColumn, Window};
 
-/// Makes the function over a set of models.
+/// Creates the function over a set of models.
 pub(super) fn predict(models: Arc<Models>) -> ScalarUDF {
-    // Volatile keeps the planner from evaluating a call on literals by itself, which an async function
-    // cannot answer. It does not stop calls from being copied: that is what hoisting is for.
+    // `Volatile` keeps the planner from evaluating calls on literals itself, which an async function does not support.
+    // It does not keep calls from being copied; hoisting does.
     let signature = Signature::one_of(vec![TypeSignature::String(2), TypeSignature::String(3)], Volatility::Volatile);
     AsyncScalarUDF::new(Arc::new(Predict { signature, models })).into_scalar_udf()
 }
@@ -88,7 +88,7 @@ impl AsyncScalarUDFImpl for Predict {
     }
 }
 
-/// Any of Arrow's string arrays as one.
+/// Converts any Arrow string array to a string view array.
 pub(crate) fn text_values(values: &ArrayRef) -> Result<StringViewArray> {
     match values.data_type() {
         DataType::Utf8View => Ok(values.as_string_view().clone()),

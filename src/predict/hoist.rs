@@ -1,7 +1,7 @@
-//! The analyzer rule that takes every call of `predict` out of the expression it stands in.
+//! The analyzer rule that moves every call of `predict` out of its expression into a plan node of its own.
 //!
-//! Left in place, an async function fails in `GROUP BY` and `ORDER BY`, and runs twice when the optimizer
-//! merges two projections over it. The rule rewrites each plan node whose expressions call `predict`:
+//! Otherwise an async function fails in `GROUP BY` and `ORDER BY`, and runs twice if the optimizer merges two
+//! projections over it. The rule rewrites each plan node whose expressions call `predict`:
 //!
 //! ```text
 //!   Filter: predict('m', a, b)['score'] > 0.9         Projection: a, b          (the node's own columns)
@@ -43,7 +43,7 @@ fn is_call(expr: &Expr) -> bool {
     matches!(expr, Expr::ScalarFunction(call) if call.func.name() == FUNCTION && call.func.as_async().is_some())
 }
 
-/// Whether a node's expressions call `predict`, and it is not the node that is for them.
+/// Returns true if a node's expressions call `predict` and the node is not itself a [`Predict`] node.
 fn calls_any(node: &LogicalPlan) -> Result<bool> {
     let mut any = false;
     if !matches!(node, LogicalPlan::Extension(extension) if extension.node.name() == "Predict") {
@@ -55,7 +55,7 @@ fn calls_any(node: &LogicalPlan) -> Result<bool> {
     Ok(any)
 }
 
-/// The distinct calls in expressions that have no call among their arguments.
+/// Returns the distinct calls that have no call among their arguments.
 fn innermost_calls(exprs: &[Expr]) -> Result<Vec<Expr>> {
     let mut calls = Vec::new();
     for expr in exprs {
@@ -79,7 +79,7 @@ fn has_inner_call(call: &Expr) -> Result<bool> {
     Ok(inner)
 }
 
-/// The distinct calls in expressions that are no part of an argument of another.
+/// Returns the distinct calls that are not part of an argument of another call.
 fn outermost_calls(exprs: &[Expr]) -> Result<Vec<Expr>> {
     let mut calls = Vec::new();
     for expr in exprs {
@@ -96,7 +96,8 @@ fn outermost_calls(exprs: &[Expr]) -> Result<Vec<Expr>> {
     Ok(calls)
 }
 
-/// The model is loaded once for a whole query, so its name cannot depend on the row; and what a call reads must be below it.
+/// Checks that a call can be hoisted. The model is loaded once per query, so its name must not depend on the row; and
+/// the columns that the call reads must be available below it.
 fn check(call: &Expr) -> Result<()> {
     if call.contains_outer() {
         return not_impl_err!(
@@ -114,7 +115,7 @@ fn check(call: &Expr) -> Result<()> {
     }
 }
 
-/// Gives the node's calls a [`Predict`] below it, and restores the node's columns above it.
+/// Puts the node's calls into a [`Predict`] node below it, and restores the node's columns above it.
 fn hoist(node: LogicalPlan) -> Result<LogicalPlan> {
     if let LogicalPlan::Join(join) = node {
         return hoist_join(join);
@@ -126,20 +127,20 @@ fn hoist(node: LogicalPlan) -> Result<LogicalPlan> {
             node.display()
         );
     };
-    let mut names = Names::beside(&[input]);
+    let mut names = Names::avoiding(&[input]);
     let (below, exprs) = take_out(input.clone(), node.expressions(), &mut names)?;
     let rewritten = over(&node, exprs, below)?;
     restore(rewritten, &names, node.schema().columns())
 }
 
-/// Puts the calls in expressions below the plan that these read, the innermost ones lowest, and columns in their place.
+/// Moves calls into [`Predict`] nodes above `input`, the innermost calls lowest, and replaces them by columns.
 fn take_out(mut input: LogicalPlan, mut exprs: Vec<Expr>, names: &mut Names) -> Result<(LogicalPlan, Vec<Expr>)> {
     loop {
         let calls = innermost_calls(&exprs)?;
         if calls.is_empty() {
             return Ok((input, exprs));
         }
-        let calls: Vec<(Expr, String)> = calls.into_iter().map(|call| (call, names.give())).collect();
+        let calls: Vec<(Expr, String)> = calls.into_iter().map(|call| (call, names.generate())).collect();
         let columns: Vec<(Expr, Expr)> =
             calls.iter().map(|(call, name)| (call.clone(), Expr::Column(Column::from_name(name)))).collect();
         exprs = exprs.into_iter().map(|expr| replace(expr, &columns)).collect::<Result<_>>()?;
@@ -147,8 +148,8 @@ fn take_out(mut input: LogicalPlan, mut exprs: Vec<Expr>, names: &mut Names) -> 
     }
 }
 
-/// The node of calls over a plan. `DataFusion` makes a join of a filter by an outer query's columns only if no node that it
-/// does not know stands above it.
+/// Puts a [`Predict`] node over a plan. `DataFusion` turns a filter on an outer query's columns into a join only if no
+/// node unknown to it stands above the filter, so the node goes below such a filter.
 fn predict_over(input: LogicalPlan, calls: Vec<(Expr, String)>) -> Result<LogicalPlan> {
     match input {
         LogicalPlan::Filter(filter) if filter.predicate.contains_outer() => {
@@ -159,10 +160,10 @@ fn predict_over(input: LogicalPlan, calls: Vec<(Expr, String)>) -> Result<Logica
     }
 }
 
-/// The node with other expressions over another input.
+/// Rebuilds the node with other expressions over another input.
 fn over(node: &LogicalPlan, mut exprs: Vec<Expr>, input: LogicalPlan) -> Result<LogicalPlan> {
     let LogicalPlan::Distinct(Distinct::On(on)) = node else { return node.with_new_exprs(exprs, vec![input]) };
-    // `with_new_exprs` panics where this one has an order.
+    // `with_new_exprs` panics for DISTINCT ON with a sort order.
     let order = exprs.split_off(on.on_expr.len() + on.select_expr.len());
     let selected = exprs.split_off(on.on_expr.len());
     let order = on
@@ -173,7 +174,8 @@ fn over(node: &LogicalPlan, mut exprs: Vec<Expr>, input: LogicalPlan) -> Result<
     Ok(LogicalPlan::Distinct(Distinct::On(distinct)))
 }
 
-/// Calls in a join's condition go below the side that they read; if they read both, an inner join becomes a filter.
+/// Hoists calls in a join condition below the side that they read. If a call reads both sides, an inner join becomes a
+/// filter over the join.
 fn hoist_join(join: Join) -> Result<LogicalPlan> {
     let columns = join.schema.columns();
     let exprs = LogicalPlan::Join(join.clone()).expressions();
@@ -189,7 +191,7 @@ fn hoist_join(join: Join) -> Result<LogicalPlan> {
         return filter_after_join(join, &both);
     }
     let sides: [&LogicalPlan; 2] = [&join.left, &join.right];
-    let mut names = Names::beside(&sides);
+    let mut names = Names::avoiding(&sides);
     let (mut inputs, mut replacements) = (Vec::new(), Vec::new());
     for (side, calls) in sides.into_iter().zip([left, right]) {
         let (below, columns) = take_out(side.clone(), calls.clone(), &mut names)?;
@@ -201,7 +203,7 @@ fn hoist_join(join: Join) -> Result<LogicalPlan> {
     restore(rewritten, &names, columns)
 }
 
-/// Moves the parts of an inner join's condition that call `predict` over both sides to a filter above it.
+/// Moves those parts of an inner join's condition that call `predict` over both sides to a filter above the join.
 fn filter_after_join(mut join: Join, calls: &[Expr]) -> Result<LogicalPlan> {
     if join.join_type != JoinType::Inner {
         return not_impl_err!(
@@ -223,41 +225,41 @@ fn filter_after_join(mut join: Join, calls: &[Expr]) -> Result<LogicalPlan> {
     let Some(predicate) = conjunction(above) else {
         return not_impl_err!("{FUNCTION} over columns of both sides of this join");
     };
-    // Calls over one side alone may be left in it.
+    // Calls that read only one side may remain in the condition.
     let join = LogicalPlan::Join(join);
     let join = if calls_any(&join)? { hoist(join)? } else { join };
     hoist(LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(join))?))
 }
 
-/// Names for predictions that no column of the inputs has.
+/// Generates names for prediction columns that no input column has.
 struct Names<'a> {
     inputs: Vec<&'a LogicalPlan>,
-    given: Vec<String>,
+    generated: Vec<String>,
     next: usize,
 }
 
 impl<'a> Names<'a> {
-    fn beside(inputs: &[&'a LogicalPlan]) -> Self {
-        Self { inputs: inputs.to_vec(), given: Vec::new(), next: 0 }
+    fn avoiding(inputs: &[&'a LogicalPlan]) -> Self {
+        Self { inputs: inputs.to_vec(), generated: Vec::new(), next: 0 }
     }
 
-    fn give(&mut self) -> String {
+    fn generate(&mut self) -> String {
         loop {
             let name = format!("__{FUNCTION}_{}", self.next);
             self.next += 1;
             if !self.inputs.iter().any(|input| input.schema().has_column_with_unqualified_name(&name)) {
-                self.given.push(name.clone());
+                self.generated.push(name.clone());
                 return name;
             }
         }
     }
 
-    fn gave(&self, column: &Column) -> bool {
-        column.relation.is_none() && self.given.contains(&column.name)
+    fn has_generated(&self, column: &Column) -> bool {
+        column.relation.is_none() && self.generated.contains(&column.name)
     }
 }
 
-/// Puts a column in the place of each call.
+/// Replaces each call by its column.
 fn replace(expr: Expr, columns: &[(Expr, Expr)]) -> Result<Expr> {
     let replaced = expr.transform_down(|expr| {
         Ok(match columns.iter().find(|(call, _)| *call == expr) {
@@ -268,15 +270,15 @@ fn replace(expr: Expr, columns: &[(Expr, Expr)]) -> Result<Expr> {
     Ok(replaced.data)
 }
 
-/// A projection to the columns that the node's parents know, under the names by which they know them.
+/// Projects to the original columns of the node, under the names that its parents use.
 fn restore(node: LogicalPlan, names: &Names, columns: Vec<Column>) -> Result<LogicalPlan> {
     let now = node.schema().columns();
-    // Nodes that pass their input on (a filter, a sort, a window, a join) pass the predictions on as well.
+    // Nodes that pass on their input (filter, sort, window, join) also pass on the prediction columns.
     let passed = now.len() > columns.len();
     if !passed && now == columns {
         return Ok(node);
     }
-    let kept = now.into_iter().filter(|column| !(passed && names.gave(column)));
+    let kept = now.into_iter().filter(|column| !(passed && names.has_generated(column)));
     let exprs: Vec<Expr> = kept
         .zip(columns)
         .map(|(now, before)| {

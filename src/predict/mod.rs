@@ -3,13 +3,13 @@
 //! ```text
 //! SELECT predict('m', a, b)['label'] FROM t WHERE predict('m', a, b)['score'] > 0.9
 //!
-//!   Projection: p['label']                      DataFusion plans an async function where it stands and
-//!     Filter: p['score'] > 0.9         ◀─────   copies it wherever an optimizer rule merges projections;
-//!       Predict: predict('m', a, b) AS p        [`hoist`] gives each call one node, below all who read it
-//!         TableScan: t
+//!   Projection: p['label']                      DataFusion plans an async function in place and copies
+//!     Filter: p['score'] > 0.9         ◀─────   it wherever an optimizer rule merges projections.
+//!       Predict: predict('m', a, b) AS p        [`hoist`] gives each call a single node, below all nodes
+//!         TableScan: t                          that read its result.
 //! ```
 //!
-//! [`install`] adds the function, the rule and the planner of the node to any DataFusion session.
+//! [`install`] adds the function, the analyzer rule and the planner of the node to any DataFusion session.
 
 mod columns;
 mod function;
@@ -29,10 +29,10 @@ pub use models::{ModelOptions, Models};
 pub(crate) use named::named_models;
 pub use node::{calls_of_node, node_of_calls};
 
-/// The function's name in SQL.
+/// The name of the function in SQL.
 pub const FUNCTION: &str = "predict";
 
-/// Adds `predict` with everything it needs to a session that is being built.
+/// Adds `predict`, its analyzer rule and its planner to a session that is being built.
 ///
 /// ```no_run
 /// use std::sync::Arc;
@@ -59,7 +59,7 @@ pub fn install(builder: SessionStateBuilder, models: Arc<Models>) -> SessionStat
     let mut builder = builder
         .with_analyzer_rule(Arc::new(hoist::HoistPredictions))
         .with_query_planner(Arc::new(node::PredictPlanner));
-    // DataFusion's rule that takes fields out of structs early fails where a struct has two names, as in
+    // DataFusion's rule that pushes field accesses towards the scan fails if a struct has two names, as in
     // `SELECT o['label'], n['label'] FROM (SELECT p AS o, p AS n …)`: "duplicate unqualified field name".
     let config = builder.config().get_or_insert_default();
     config.options_mut().optimizer.enable_leaf_expression_pushdown = false;
@@ -67,7 +67,7 @@ pub fn install(builder: SessionStateBuilder, models: Arc<Models>) -> SessionStat
     builder
 }
 
-/// The function alone, for whoever executes plans that [`install`] made elsewhere.
+/// Returns the function alone, for processes that execute plans made by [`install`] in another process.
 #[must_use]
 pub fn function(models: Arc<Models>) -> ScalarUDF {
     function::predict(models)

@@ -1,4 +1,4 @@
-//! The models of a session: each is loaded once, when the first window needs it.
+//! The models of a session. Each model is loaded once, when the first window needs it.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -12,27 +12,27 @@ use crate::place;
 use crate::place::Place;
 use crate::scorer::{Counts, Pool, Precision, PrecisionSetting, Scorer, ScorerError, ScorerOptions};
 
-/// A precision that each process decides on itself.
+/// The precision setting that lets each process choose the precision.
 const AUTO: &str = "auto";
 
-/// How the models of a session are run, unless a model has options of its own.
+/// Options for running models, used for every model that has no options of its own.
 pub type ModelOptions = ScorerOptions;
 
-/// Loads models by the name that SQL gives them and keeps them for the session.
+/// Loads models by their SQL name and caches them for the session.
 #[derive(Debug)]
 pub struct Models {
     pool: Pool,
     base: PathBuf,
     default_options: ModelOptions,
     options: HashMap<Place, ModelOptions>,
-    /// Those that were asked for last come last.
+    /// Loaded models in order of use, the most recent last.
     loaded: Mutex<Vec<(String, Arc<OnceCell<Scorer>>)>>,
     most: usize,
-    /// Sets the models that are sent from here apart from those of others.
+    /// The session id, which distinguishes this session's models in other processes.
     session: Uuid,
 }
 
-/// A model as a plan names it on its way to another process: with how it is to be run.
+/// The JSON form of a model name in a plan for another process, with the options to run the model.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sent {
@@ -41,12 +41,13 @@ struct Sent {
     batch_tokens: Option<usize>,
     /// `auto`, or the name of a precision.
     precision: String,
-    /// Who asks: a model is loaded once for each, as what is at a place may be another model at the next query.
+    /// The requesting session. A process loads a model once per session, because the model at a location may change
+    /// between queries.
     session: Uuid,
 }
 
 impl Models {
-    /// Makes an empty set whose models run on `pool`; relative paths start at `base`.
+    /// Creates an empty set whose models run on `pool`. Relative paths start at `base`.
     #[must_use]
     pub fn new(pool: Pool, base: PathBuf) -> Self {
         let (default_options, options) = (ModelOptions::default(), HashMap::new());
@@ -61,14 +62,14 @@ impl Models {
         }
     }
 
-    /// Runs every model with these options.
+    /// Sets the options for all models.
     #[must_use]
     pub fn with_options(mut self, options: ModelOptions) -> Self {
         self.default_options = options;
         self
     }
 
-    /// Runs the model of that name with options of its own.
+    /// Sets the options of one model, replacing the defaults.
     #[must_use]
     pub fn with_model_options(mut self, name: &str, options: ModelOptions) -> Self {
         if let Ok(place) = place::model_place(name) {
@@ -77,23 +78,23 @@ impl Models {
         self
     }
 
-    /// Keeps only so many models: those that were asked for last.
+    /// Limits the number of cached models. The least recently used model is dropped first.
     #[must_use]
     pub fn keeping(mut self, most: usize) -> Self {
         self.most = most;
         self
     }
 
-    /// The threads that the models run on.
+    /// Returns the thread pool that the models run on.
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
     }
 
-    /// Returns the model of that name, loading it if this is the first call for it.
+    /// Returns the model with that name, loading it on first use.
     ///
     /// # Errors
-    /// A model that cannot be loaded; the next call tries again.
+    /// A model that cannot be loaded. The next call retries.
     pub async fn get(&self, name: &str) -> Result<Scorer, ScorerError> {
         let cell = {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,14 +107,14 @@ impl Models {
             cell
         };
         let load = || async {
-            let (place, options) = self.asked(name)?;
+            let (place, options) = self.resolve(name)?;
             Scorer::open(&place, options, &self.pool).await
         };
         cell.get_or_try_init(load).await.cloned()
     }
 
-    /// Where the model of that name is, and how it is to be run.
-    fn asked(&self, name: &str) -> Result<(Place, ModelOptions), ScorerError> {
+    /// Resolves a model name to its location and options.
+    fn resolve(&self, name: &str) -> Result<(Place, ModelOptions), ScorerError> {
         let wrong = |problem: String| ScorerError::Name { name: name.into(), problem };
         if name.starts_with('{') {
             let sent: Sent = serde_json::from_str(name).map_err(|e| wrong(e.to_string()))?;
@@ -134,20 +135,20 @@ impl Models {
         }
         let place = match place::model_place(name).map_err(wrong)? {
             Place::Local(path) => Place::Local(self.base.join(path)),
-            elsewhere => elsewhere,
+            other => other,
         };
         let options = self.options.get(&canonical(place.clone())).unwrap_or(&self.default_options);
         Ok((place, *options))
     }
 
-    /// The name by which the `Models` of another process know the model of that name, and run it as these do.
+    /// Returns the name under which the `Models` of another process load the model and run it with the same options.
     #[must_use]
     pub fn sent(&self, name: &str) -> String {
-        // What names nothing is for the other process to say.
-        let Ok((place, options)) = self.asked(name) else { return name.to_owned() };
+        // The other process reports a name without a model.
+        let Ok((place, options)) = self.resolve(name) else { return name.to_owned() };
         let model = match place {
             Place::Local(path) => std::path::absolute(&path).unwrap_or(path).to_string_lossy().into_owned(),
-            elsewhere => elsewhere.to_string(),
+            other => other.to_string(),
         };
         let precision = match options.precision {
             PrecisionSetting::Auto => AUTO.to_owned(),
@@ -158,7 +159,7 @@ impl Models {
         serde_json::to_string(&sent).expect("strings and numbers are JSON")
     }
 
-    /// What each loaded model has done so far, by name.
+    /// Returns the counts of each loaded model, by name.
     #[must_use]
     pub fn counts(&self) -> Vec<(String, Counts)> {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,11 +167,11 @@ impl Models {
     }
 }
 
-/// One spelling for a folder that can be reached by several.
+/// Canonicalizes the path of a local folder, so that different spellings compare equal.
 fn canonical(place: Place) -> Place {
     match place {
         Place::Local(folder) => Place::Local(folder.canonicalize().unwrap_or(folder)),
-        elsewhere => elsewhere,
+        other => other,
     }
 }
 
@@ -184,7 +185,7 @@ mod tests {
         let (one, next) = (models(), models());
         assert_eq!(one.sent("mrpc"), one.sent("mrpc"));
         assert_ne!(one.sent("mrpc"), next.sent("mrpc"));
-        let (place, options) = next.asked(&one.sent("mrpc")).unwrap();
+        let (place, options) = next.resolve(&one.sent("mrpc")).unwrap();
         assert_eq!(place, Place::Local(PathBuf::from("/models/mrpc")));
         assert_eq!(options.max_length, None);
     }

@@ -1,4 +1,4 @@
-//! The models that a query names, by its text: what must be known before anything of it is planned or run.
+//! Extracts the model names from the text of a query, before it is planned or executed.
 
 use std::ops::ControlFlow;
 
@@ -10,7 +10,8 @@ use datafusion::sql::sqlparser::parser::Parser;
 
 use super::FUNCTION;
 
-/// The first arguments of all calls of `predict`, each once; none of what is no SQL, which whoever plans it will say.
+/// Returns the distinct first arguments of all calls of `predict`. Returns nothing for invalid SQL, which the planner
+/// reports later.
 pub(crate) fn named_models(sql: &str) -> Vec<String> {
     let Ok(statements) = Parser::parse_sql(&GenericDialect {}, sql) else { return Vec::new() };
     let mut models = Vec::new();
@@ -37,7 +38,7 @@ fn model_of(expr: &Expr) -> Option<String> {
     }
 }
 
-/// The value of a text that is written out, in one piece or in several.
+/// Returns the value of a string literal or of a concatenation of literals.
 fn text_of(expr: &Expr) -> Option<String> {
     match expr {
         Expr::Value(value) => value.value.clone().into_string(),

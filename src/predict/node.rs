@@ -1,10 +1,10 @@
-//! The plan node that evaluates calls of `predict`, and how it becomes DataFusion's `AsyncFuncExec`.
+//! The plan node that evaluates calls of `predict`, and its physical plan, DataFusion's `AsyncFuncExec`.
 //!
 //! ```text
 //!   input columns  ──▶  input columns, one column for each distinct call
 //! ```
 //!
-//! No optimizer rule merges or copies an extension node, so a call that stands here runs once a row.
+//! No optimizer rule merges or copies an extension node, so a call in this node runs once per row.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -30,7 +30,7 @@ use super::columns::prediction_fields;
 #[derive(Debug, Clone)]
 pub(super) struct Predict {
     input: LogicalPlan,
-    /// Each call with the name of its output column.
+    /// Each call, with the name of its output column.
     calls: Vec<(Expr, String)>,
     schema: DFSchemaRef,
 }
@@ -53,7 +53,7 @@ impl Predict {
     }
 }
 
-// The schema follows from the rest.
+// The schema follows from the other fields.
 impl PartialEq for Predict {
     fn eq(&self, other: &Self) -> bool {
         self.calls == other.calls && self.input == other.input
@@ -93,7 +93,7 @@ impl UserDefinedLogicalNodeCore for Predict {
     }
 
     fn prevent_predicate_push_down_columns(&self) -> HashSet<String> {
-        // A filter on any other column is cheaper below: it saves scoring the row.
+        // Filters on other columns are cheaper below: a filtered row need not be scored.
         self.calls.iter().map(|(_, name)| name.clone()).collect()
     }
 
@@ -115,29 +115,29 @@ impl UserDefinedLogicalNodeCore for Predict {
     }
 
     fn necessary_children_exprs(&self, output_columns: &[usize]) -> Option<Vec<Vec<usize>>> {
-        // DataFusion adds what the calls themselves read.
+        // DataFusion adds the columns that the calls read.
         let inputs = self.input.schema().fields().len();
         Some(vec![output_columns.iter().copied().filter(|column| *column < inputs).collect()])
     }
 
     fn supports_limit_pushdown(&self) -> bool {
-        // One row out for each row in.
+        // One output row per input row.
         true
     }
 }
 
-/// The calls of a node, if it is one of calls, each with the name of its output column.
+/// Returns the calls of a [`Predict`] node with the names of their output columns; none for other nodes.
 #[must_use]
 pub fn calls_of_node(node: &Extension) -> Option<&[(Expr, String)]> {
     Some(&node.node.as_any().downcast_ref::<Predict>()?.calls)
 }
 
-/// The node of such calls over an input.
+/// Creates a [`Predict`] node over an input.
 pub fn node_of_calls(input: LogicalPlan, calls: Vec<(Expr, String)>) -> Result<Extension> {
     Ok(Extension { node: Arc::new(Predict::try_new(input, calls)?) })
 }
 
-/// DataFusion's planner, and the plan of [`Predict`].
+/// DataFusion's query planner, extended by the physical plan of [`Predict`].
 #[derive(Debug)]
 pub(super) struct PredictPlanner;
 

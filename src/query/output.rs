@@ -1,4 +1,4 @@
-//! Where the rows of a result go, and in which format.
+//! Writes the rows of a result to stdout or to a file, in one of the output formats.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -19,26 +19,26 @@ use crate::files::AtomicFile;
 use crate::sink::{ParquetSink, SinkError, parquet_problem};
 use crate::terminal::end_if_nobody_reads;
 
-/// How a result is written.
+/// An output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// Aligned columns, for people.
+    /// Aligned columns for people to read.
     Table,
     /// Comma-separated values with a header.
     Csv,
-    /// The same with tabs instead of commas.
+    /// Tab-separated values with a header.
     Tsv,
     /// One JSON array of objects.
     Json,
-    /// JSON Lines: an object a line, which couplet reads as a table too.
+    /// JSON Lines, one object per line; couplet can also read it as a table.
     #[value(alias = "ndjson")]
     Jsonl,
-    /// Parquet; needs a file.
+    /// Parquet, to a file only.
     Parquet,
 }
 
 impl Format {
-    /// The format that a file's extension asks for.
+    /// Returns the format for a file's extension.
     #[must_use]
     pub fn of_extension(path: &Path) -> Option<Self> {
         match path.extension()?.to_str()? {
@@ -53,30 +53,30 @@ impl Format {
     }
 }
 
-/// The format that is asked for, or that the extension of the output file tells.
+/// Returns the requested format, or else the format of the output file's extension.
 ///
 /// # Errors
-/// A file whose extension tells none.
+/// A file whose extension implies no format.
 pub fn format_of(asked: Option<Format>, output: Option<&Path>) -> Result<Format, Error> {
     match (asked, output) {
         (Some(format), _) => Ok(format),
         (None, None) => Ok(Format::Table),
         (None, Some(path)) => Format::of_extension(path).ok_or_else(|| {
             Error::Usage(format!(
-                "-o {}: the format is not told by the extension (csv, tsv, json, jsonl, parquet, txt); add --format",
+                "-o {}: the extension implies no format (csv, tsv, json, jsonl, parquet, txt); add --format",
                 path.display()
             ))
         }),
     }
 }
 
-/// Rows of a table whose columns have one width: those of a longer result are printed in parts, so that not all of it
-/// is kept.
+/// The number of rows printed with common column widths. A longer result is printed in pages, so that not all of it is
+/// kept in memory.
 const PAGE: usize = 10_000;
 
-/// Where the rows of a result go.
+/// Writes the rows of a result.
 pub(super) enum ResultWriter {
-    /// A page is kept until the widths of its columns are known.
+    /// A page is buffered until the widths of its columns are known.
     Table {
         batches: Vec<RecordBatch>,
         schema: SchemaRef,
@@ -99,7 +99,7 @@ pub(super) enum ResultWriter {
 }
 
 impl ResultWriter {
-    /// Begins a result in a file, or on stdout; `shown` then becomes true when the first of it is there.
+    /// Creates a writer to a file or to stdout. `shown` becomes true once the first bytes are on stdout.
     pub(super) fn create(
         format: Format,
         output: Option<&Path>,
@@ -130,12 +130,13 @@ impl ResultWriter {
             Format::Csv | Format::Tsv => {
                 let delimiter = if format == Format::Tsv { b'\t' } else { b',' };
                 let mut writer = CsvBuilder::new().with_header(true).with_delimiter(delimiter).build(out);
-                // A result without rows has a header too.
+                // A result without rows still gets a header.
                 let empty = flat(&RecordBatch::new_empty(schema)).map_err(|e| sink_error(&path, &e))?;
                 writer.write(&empty).map_err(|e| sink_error(&path, &e))?;
                 Self::Delimited { writer: Box::new(writer), path }
             }
-            // Each object has all columns: who reads one row knows them, and NULL is told from a misspelt name.
+            // Each object has all columns, so that a single row shows the schema and NULL differs from a misspelled
+            // name.
             Format::Json => Self::Json { writer: JsonBuilder::new().with_explicit_nulls(true).build(out), path },
             Format::Jsonl => Self::JsonLines { writer: JsonBuilder::new().with_explicit_nulls(true).build(out), path },
             Format::Parquet => unreachable!("returned above"),
@@ -193,22 +194,22 @@ impl ResultWriter {
     }
 }
 
-/// Writes some rows as a table; the first of its pages has the names of the columns.
+/// Prints rows as a table. Only the first page has the column names.
 fn write_page(batches: &[RecordBatch], page: usize, out: &mut Out) -> Result<(), Error> {
     let options = FormatOptions::default().with_display_error(false).with_null("NULL");
     let table = pretty_format_batches_with_options(batches, &options)
         .map_err(|e| Error::sql("the result", &e.into(), None))?
         .to_string();
-    // Above the rows are a line, the names and another line.
+    // A border, the column names and another border precede the rows. Later pages drop the first two.
     let heads = if page == 0 { 0 } else { 2 };
     let rows = table.splitn(heads + 1, '\n').last().unwrap_or_default();
-    // A table is for people; CSV, JSON and Parquet have the values as they are.
+    // Only tables are escaped for the terminal; CSV, JSON and Parquet have the original values.
     writeln!(out, "{}", printable(rows)).map_err(|e| sink_error(Path::new("stdout"), &e))
 }
 
-/// The bytes of a result go to stdout, or to a file that appears when it is complete.
+/// The destination of the bytes: stdout, or a file that appears once it is complete.
 pub(super) enum Out {
-    /// A small result is shown at its end only: the statement may have to be executed again until then.
+    /// A small result is held back until its end, because the statement may have to be executed again until then.
     Stdout {
         buffer: Vec<u8>,
         shown: Arc<AtomicBool>,
@@ -216,7 +217,7 @@ pub(super) enum Out {
     File(Box<AtomicFile>),
 }
 
-/// Bytes that are kept before they go to stdout.
+/// The number of bytes buffered before they go to stdout.
 const BUFFER: usize = 8192;
 
 impl Out {
@@ -246,7 +247,7 @@ impl Write for Out {
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            // The writers of the formats flush each batch.
+            // The format writers flush after each batch.
             Self::Stdout { .. } => Ok(()),
             Self::File(file) => file.flush(),
         }
@@ -265,7 +266,7 @@ fn sink_error(path: &Path, problem: &dyn std::fmt::Display) -> Error {
     SinkError { path: path.to_owned(), problem: problem.to_string().into() }.into()
 }
 
-/// CSV has no nested values: structs and lists become their text.
+/// Converts structs and lists to text, because CSV has no nested values.
 fn flat(batch: &RecordBatch) -> Result<RecordBatch, arrow::error::ArrowError> {
     let mut fields = Vec::new();
     let mut columns = Vec::new();

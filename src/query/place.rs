@@ -1,4 +1,4 @@
-//! In which line of a text of several statements one of them, or the name in it that is wrong, stands.
+//! Locates a statement, or the wrong name in it, by its line in a text of several statements.
 
 use std::fmt;
 
@@ -8,19 +8,19 @@ use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
 use crate::sql_error;
 
-/// A statement of a text.
+/// A statement within a text.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Placed<'a> {
-    /// Where the text is from.
+    /// The origin of the text.
     pub(super) origin: &'a str,
     /// The text.
     pub(super) sql: &'a str,
-    /// Which of its statements, from 0.
+    /// The index of the statement, counted from 0.
     pub(super) statement: usize,
 }
 
 impl Placed<'_> {
-    /// Where the name stands that an error is about, else where the statement begins.
+    /// Returns the position of the name that an error is about, or else of the statement.
     pub(super) fn of_error(&self, error: &DataFusionError) -> String {
         self.in_line(sql_error::missing_name(error).as_deref())
     }

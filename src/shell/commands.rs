@@ -1,4 +1,4 @@
-//! What the shell takes besides SQL: lines that begin with a backslash, as in psql, or with a dot, as in `DuckDB`.
+//! Commands of the shell: lines that begin with a backslash, as in psql, or with a dot, as in `DuckDB`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::predict::FUNCTION;
 use crate::sql_error::nearest;
 use crate::tables::is_place;
 
-/// What `\?` shows.
+/// The output of `\?`.
 pub(super) const HELP: &str = "\
 A statement ends with `;` and may have several lines. Tab completes names; Ctrl-C ends a statement or clears the line.
   \\d            tables
@@ -24,38 +24,38 @@ A statement ends with `;` and may have several lines. Tab completes names; Ctrl-
   \\df [WORD]    functions, or those with WORD in their name
   \\i FILE       execute the statements of a file
   \\o FILE       write the next result to a file: .csv, .tsv, .json, .jsonl, .parquet or .txt
-  \\o            show results here after all
-  \\timing [on|off]  show how long statements take, or no longer
+  \\o            show results here again
+  \\timing [on|off]  show how long statements take, or stop
   \\?            this
   \\q            leave, as do Ctrl-D, quit and exit
-.tables, .schema NAME, .read FILE, .once FILE, .timer on, .help and .quit are the same.
+.tables, .schema NAME, .read FILE, .once FILE, .timer on, .help and .quit do the same.
 ";
 
 const NAMES: [&str; 8] = ["\\d", "\\df", "\\i", "\\o", "\\timing", "\\?", "\\q", "\\h"];
 
-/// How `predict` is called.
+/// The call syntax of `predict`.
 const PREDICT: &str = "predict(model, text [, text_pair])";
 
-/// A command.
+/// A shell command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Command {
     Tables,
     Columns(String),
-    /// Those whose names have this in them.
+    /// Functions whose names contain this text.
     Functions(String),
     Include(PathBuf),
     Output(Option<PathBuf>),
-    /// On or off, or the other of the two.
+    /// Switches timing on or off; none toggles it.
     Timing(Option<bool>),
     Help,
     Leave,
 }
 
 impl Command {
-    /// Reads a command; none if the text is none.
+    /// Parses a command. Returns none if the text is not a command.
     pub(super) fn parse(text: &str) -> Option<Result<Self, String>> {
         let text = text.trim();
-        // Words that everybody tries.
+        // Words that users of other shells try.
         match text.trim_end_matches(';').trim_end().to_ascii_lowercase().as_str() {
             "quit" | "exit" => return Some(Ok(Self::Leave)),
             "help" => return Some(Ok(Self::Help)),
@@ -63,7 +63,7 @@ impl Command {
             _ => {}
         }
         let (name, argument) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
-        // A `;` is a habit here.
+        // Users type a trailing `;` out of habit.
         let (name, argument) = (name.trim_end_matches(';'), argument.trim().trim_end_matches(';').trim_end());
         Some(match (name, argument) {
             ("\\d" | "\\dt" | "\\dv" | "\\d+" | "\\dt+" | ".tables" | ".schema", "") => Ok(Self::Tables),
@@ -85,7 +85,7 @@ impl Command {
             ("\\q" | "\\quit" | ".quit" | ".exit", _) => Ok(Self::Leave),
             ("\\copy", _) => Err("there is no command \\copy; \\o FILE writes the next result to a file".into()),
             ("\\x" | "\\pset" | "\\a" | "\\t" | ".mode", _) => {
-                Err(format!("there is no command {name}; how results look is said before, with --format"))
+                Err(format!("there is no command {name}; set the output format with --format at the start"))
             }
             _ => {
                 let near = nearest(name, NAMES.iter().copied());
@@ -96,7 +96,7 @@ impl Command {
     }
 }
 
-/// A table as SQL would write it: in quotation marks or not, and perhaps behind its schema.
+/// Parses a table name as SQL would write it: quoted or not, with or without a schema.
 fn table_of(argument: &str) -> String {
     let name = argument.strip_prefix("datafusion.").unwrap_or(argument);
     let name = name.strip_prefix("public.").unwrap_or(name);
@@ -108,7 +108,7 @@ fn table_of(argument: &str) -> String {
     }
 }
 
-/// The name of a file, in quotation marks or not.
+/// Removes the quotation marks around a file name, if there are any.
 fn unquoted(argument: &str) -> String {
     let inside = |mark: char| argument.strip_prefix(mark)?.strip_suffix(mark);
     match (inside('\''), inside('"')) {
@@ -118,11 +118,11 @@ fn unquoted(argument: &str) -> String {
     }
 }
 
-/// The tables, each with its number of columns.
+/// Lists the tables with their number of columns.
 pub(super) async fn tables(context: &SessionContext) -> Result<String, Error> {
     let mut rows = Vec::new();
     for name in table_names(context) {
-        // A table that went meanwhile is none.
+        // Skip a table that has been dropped meanwhile.
         let Ok(table) = context.table_provider(quoted(&name)).await else { continue };
         let kind = match table.table_type() {
             TableType::Base => "table",
@@ -132,14 +132,14 @@ pub(super) async fn tables(context: &SessionContext) -> Result<String, Error> {
         rows.push([name, kind.to_owned(), table.schema().fields().len().to_string()]);
     }
     if rows.is_empty() {
-        return Ok("there are no tables: leave, and name some with --table NAME=URI or --pipeline FILE; \
-                   a file is one itself, as in SELECT * FROM 'FILE'\n"
+        return Ok("there are no tables: start again with --table NAME=URI or --pipeline FILE, \
+                   or read a file directly, as in SELECT * FROM 'FILE'\n"
             .into());
     }
     formatted(["table", "kind", "columns"], &rows)
 }
 
-/// The columns of a table, or of a file that SQL could name.
+/// Lists the columns of a table, or of a file that SQL could name.
 pub(super) async fn columns(context: &SessionContext, name: &str) -> Result<String, Error> {
     let names = table_names(context);
     let found = names.iter().find(|table| *table == name).or(names.iter().find(|t| t.eq_ignore_ascii_case(name)));
@@ -162,7 +162,7 @@ pub(super) async fn columns(context: &SessionContext, name: &str) -> Result<Stri
     formatted(["column", "type", "nullable"], &rows)
 }
 
-/// The functions whose names have `part` in them, each as it is called.
+/// Lists the functions whose names contain `part`, with their call syntax.
 pub(super) fn functions(context: &SessionContext, part: &str) -> Result<String, Error> {
     let state = context.state();
     let mut rows = Vec::new();
@@ -176,7 +176,7 @@ pub(super) fn functions(context: &SessionContext, part: &str) -> Result<String, 
             rows.push([call.to_owned(), kind.to_owned(), about.trim().to_owned()]);
         }
     };
-    // An alias has an entry of its own.
+    // Aliases have entries of their own, without documentation.
     for (name, function) in state.scalar_functions() {
         let about = function.documentation().map(|d| (d.syntax_example.as_str(), d.description.as_str()));
         add(name, "scalar", about.filter(|_| name == function.name()));
@@ -196,7 +196,7 @@ pub(super) fn functions(context: &SessionContext, part: &str) -> Result<String, 
         return Ok(format!("no function has `{part}` in its name\n"));
     }
     rows.sort();
-    formatted(["function", "kind", "what it gives"], &rows)
+    formatted(["function", "kind", "description"], &rows)
 }
 
 fn formatted(heads: [&str; 3], rows: &[[String; 3]]) -> Result<String, Error> {

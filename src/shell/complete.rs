@@ -1,4 +1,4 @@
-//! What the line editor needs to know: whether a statement has ended, and which names could be meant.
+//! Support for the line editor: detects the end of a statement and completes names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ use rustyline::{Context, Helper, Result};
 use super::commands::Command;
 use super::script;
 
-/// The words of SQL that queries are made of; the parser knows a thousand, which would bury the names.
+/// The SQL keywords offered for completion. The parser knows about a thousand, which would bury the names.
 const KEYWORDS: &str = "ALL AND ANTI ANY AS ASC BETWEEN BY CASE CAST COPY CREATE CROSS CUBE CURRENT DATE DESC DESCRIBE \
     DISTINCT DROP ELSE END EXCEPT EXISTS EXPLAIN FALSE FILTER FIRST FOLLOWING FROM FULL GROUP GROUPING HAVING ILIKE IN \
     INNER INTERSECT INTERVAL IS JOIN LAST LATERAL LEFT LIKE LIMIT NATURAL NOT NULL NULLS OFFSET ON OR ORDER OUTER OVER \
@@ -21,9 +21,9 @@ const KEYWORDS: &str = "ALL AND ANTI ANY AS ASC BETWEEN BY CASE CAST COPY CREATE
     TIMESTAMP TRUE UNBOUNDED UNION UNNEST USING VALUES VIEW WHEN WHERE WINDOW WITH ANALYZE BIGINT BOOLEAN DOUBLE \
     INTEGER VARCHAR";
 
-/// Helps while a statement is typed; made anew for each, as statements make views.
+/// Completes and validates input. A new one is created per statement, because statements may create views.
 pub(super) struct Assistant {
-    /// Each table's columns.
+    /// The columns of each table.
     tables: BTreeMap<String, Vec<String>>,
     functions: BTreeSet<String>,
     files: FilenameCompleter,
@@ -44,7 +44,7 @@ impl Assistant {
         Self { tables, functions: names.cloned().collect(), files: FilenameCompleter::new() }
     }
 
-    /// The names that begin with the word before the cursor, and where that word begins.
+    /// Returns completions for the word before the cursor, and the offset of that word.
     fn names(&self, line: &str) -> (usize, Vec<Pair>) {
         if let Some(('"', start)) = script::open_quote(line) {
             return (start, self.quoted_names(&line[start + 1..]));
@@ -55,7 +55,7 @@ impl Assistant {
         let word = &line[start..];
         let begins = |name: &str| name.len() >= word.len() && name.to_lowercase().starts_with(&word.to_lowercase());
         let pair = |name: &str, replacement: String| Pair { display: name.to_owned(), replacement };
-        // Behind `table.` only its columns can stand.
+        // After `table.`, only the columns of that table are offered.
         if let Some(table) = line[..start].strip_suffix('.') {
             let table = table.rsplit(|c: char| !(c.is_alphanumeric() || "_-\"".contains(c))).next().unwrap_or_default();
             let table = table.trim_matches('"');
@@ -72,7 +72,7 @@ impl Assistant {
         found.extend(names.filter(|name| begins(name)).map(|name| pair(name, in_sql(name))));
         let functions = self.functions.iter().filter(|name| begins(name));
         found.extend(functions.map(|name| pair(&format!("{name}("), format!("{name}("))));
-        // As the user began to write them.
+        // Keywords follow the case of the first letter that the user typed.
         let lower = word.chars().next().is_some_and(char::is_lowercase);
         let keywords = KEYWORDS.split_whitespace().filter(|name| begins(name));
         found.extend(keywords.map(|name| {
@@ -85,7 +85,7 @@ impl Assistant {
 }
 
 impl Assistant {
-    /// The tables and columns that begin with what stands behind a quotation mark, in quotation marks.
+    /// Returns the tables and columns that begin with the text after an opening quotation mark, with quotation marks.
     fn quoted_names(&self, word: &str) -> Vec<Pair> {
         let word = word.to_lowercase();
         let names: BTreeSet<&String> = self.tables.keys().chain(self.tables.values().flatten()).collect();
@@ -102,7 +102,7 @@ impl Completer for Assistant {
         let is_file_command = ["\\i ", "\\o ", ".read ", ".output ", ".once "]
             .iter()
             .any(|command| before.trim_start().starts_with(command));
-        // Strings of SQL are mostly texts, but the one that names a model is a path.
+        // Inside a string literal, paths are completed: the literals that name models are paths.
         if is_file_command || matches!(script::open_quote(before), Some(('\'', _))) {
             return self.files.complete_path(line, at);
         }
@@ -133,7 +133,7 @@ impl Highlighter for Assistant {}
 
 impl Helper for Assistant {}
 
-/// The tables of a session, each once: they are registered in lower case too.
+/// Returns the tables of a session without duplicates: each is also registered in lower case.
 pub(super) fn table_names(context: &SessionContext) -> Vec<String> {
     let schema = context.catalog("datafusion").and_then(|catalog| catalog.schema("public"));
     let mut names = schema.map(|schema| schema.table_names()).unwrap_or_default();
@@ -143,18 +143,18 @@ pub(super) fn table_names(context: &SessionContext) -> Vec<String> {
     names
 }
 
-/// A table by its name to the letter.
+/// Returns a table reference with exactly this name.
 pub(super) fn quoted(name: &str) -> TableReference {
     TableReference::bare(name)
 }
 
-/// The tables in a line, for the greeting.
+/// Returns the list of tables on one line, for the greeting.
 pub(super) fn summary(context: &SessionContext) -> String {
     let names = table_names(context);
     if names.is_empty() { "no tables".into() } else { format!("tables: {}", names.join(", ")) }
 }
 
-/// A name as SQL takes it.
+/// Returns a name as SQL needs it, quoted if necessary.
 fn in_sql(name: &str) -> String {
     let plain = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
         && !name.starts_with(|c: char| c.is_ascii_digit());

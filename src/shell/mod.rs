@@ -1,9 +1,9 @@
-//! `couplet query` without SQL: a shell over the tables, and the statements that come from stdin.
+//! `couplet query` without SQL: an interactive shell over the tables, or a script from stdin.
 //!
-//! The line editor is rustyline and all else is here, rather than in `datafusion-cli`: that one keeps `.history` in the
-//! working folder, completes names of files only, prints `DataFusion`'s raw errors past those of [`crate::error`], and
-//! brings sixty crates of the AWS SDK with it. What a statement may do is decided by [`crate::query`], as for one on the
-//! command line.
+//! The line editor is rustyline and everything else is implemented here. `datafusion-cli` is not used because it keeps
+//! `.history` in the working folder, completes only file names, prints `DataFusion`'s raw errors instead of those of
+//! [`crate::error`], and adds sixty crates of the AWS SDK. [`crate::query`] decides which statements are allowed, as
+//! for SQL on the command line.
 
 mod commands;
 mod complete;
@@ -35,41 +35,41 @@ use commands::Command;
 use complete::Assistant;
 use script::Piece;
 
-/// Rows of a result that the shell shows; nobody reads more, and a table is kept until it is shown.
-const MOST_ROWS: usize = 1000;
+/// The maximum number of rows of a result that the shell shows. A table is buffered until it is shown.
+const MAX_ROWS: usize = 1000;
 
-/// How deep files of statements may name each other.
-const DEEPEST: usize = 8;
+/// The maximum depth to which script files may include each other.
+const MAX_DEPTH: usize = 8;
 
-/// Statements that are remembered.
-const HISTORY: usize = 10_000;
+/// The maximum number of statements in the history.
+const MAX_HISTORY: usize = 10_000;
 
 const PROMPT: &str = "couplet> ";
 
-/// A session to which statements and commands are given one after the other.
+/// A shell session that executes statements and commands in order.
 pub struct Shell<'a> {
     context: &'a SessionContext,
     tables: &'a [Table],
-    /// Values of parameters, for the statements that use them.
+    /// Parameter values, for the statements that use them.
     parameters: Vec<(String, String)>,
-    /// How results are written, if not as the name of the file says.
+    /// The output format; none to choose it by the extension of the output file.
     format: Option<Format>,
-    /// The file that the next result goes to.
+    /// The output file of the next result.
     output: Option<PathBuf>,
     timing: bool,
-    /// Rows of a result that are shown at most; none for all.
+    /// The maximum number of rows shown per result; none for no limit. Set only in an interactive shell.
     most_rows: Option<usize>,
 }
 
-/// What comes after a statement or command.
+/// The next step after a statement or command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
-    GoOn,
+    Continue,
     Leave,
 }
 
 impl<'a> Shell<'a> {
-    /// A shell over a session with these tables; the first result goes to `output` if that is given.
+    /// Creates a shell over a session with these tables. The first result goes to `output`, if given.
     #[must_use]
     pub fn new(
         context: &'a SessionContext,
@@ -81,20 +81,21 @@ impl<'a> Shell<'a> {
         Self { context, tables, parameters, format, output, timing: false, most_rows: None }
     }
 
-    /// Reads statements from the terminal until the user leaves. Ctrl-C ends the statement that runs, or clears the line.
+    /// Reads and executes statements from the terminal until the user leaves. Ctrl-C cancels the running statement or
+    /// clears the line. Errors of statements are shown and do not end the shell.
     ///
     /// # Errors
-    /// A terminal that cannot be used; what is wrong with a statement is shown.
+    /// A terminal that cannot be used.
     pub async fn run(mut self) -> Result<(), Error> {
-        self.most_rows = Some(MOST_ROWS);
+        self.most_rows = Some(MAX_ROWS);
         let config = Config::builder().completion_type(CompletionType::List).auto_add_history(false);
-        let config = config.history_ignore_dups(true).and_then(|config| config.max_history_size(HISTORY));
+        let config = config.history_ignore_dups(true).and_then(|config| config.max_history_size(MAX_HISTORY));
         let config = config.map_err(|e| unusable(&e))?.build();
         let mut editor: Editor<Assistant, FileHistory> = Editor::with_config(config).map_err(|e| unusable(&e))?;
-        // rustyline would wait for a pipe of that name.
+        // If the path is a named pipe, rustyline would block on it.
         let history = history_file().filter(|path| path.is_file() || !path.exists());
         if let Some(path) = &history {
-            // Before the first statement there is none.
+            // The file does not exist before the first statement.
             let _ = editor.load_history(path);
         }
         print(&format!(
@@ -112,7 +113,7 @@ impl<'a> Shell<'a> {
             };
             let is_new = !text.trim().is_empty() && editor.add_history_entry(text.trim()).unwrap_or(false);
             if let Some(path) = history.as_ref().filter(|_| is_new) {
-                // A shell that cannot remember is still one.
+                // The shell works without a history.
                 let _ = editor.append_history(path);
             }
             let done = tokio::select! {
@@ -125,17 +126,17 @@ impl<'a> Shell<'a> {
                 done = self.script(&text, "SQL", 0) => done,
             };
             match done {
-                Ok(Next::GoOn) => {}
+                Ok(Next::Continue) => {}
                 Ok(Next::Leave) => return Ok(()),
                 Err(error) => report_error(&error, LogFormat::Text),
             }
         }
     }
 
-    /// Executes the statements and commands of a text, up to the first that fails; `origin` is where they stand.
+    /// Executes the statements and commands of a text up to the first failure. `origin` names the text in messages.
     ///
     /// # Errors
-    /// What is wrong with the first that fails.
+    /// The first failure.
     pub async fn execute(mut self, text: &str, origin: &str) -> Result<(), Error> {
         let pieces = script::split(text);
         let (mut statements, mut includes) = (Vec::new(), false);
@@ -145,20 +146,21 @@ impl<'a> Shell<'a> {
                 Some(command) => includes |= matches!(command, Ok(Command::Include(_))),
             }
         }
-        // What is in other files is known only when they are read.
+        // Included files may use the parameters, and their contents are not known yet.
         if !includes {
             Parameters::check_used(&statements.join("\n"), origin, &self.parameters)?;
         }
         self.script(text, origin, 0).await.map(drop)
     }
 
-    /// Executes a text piece by piece. What has no commands in it is parsed as a whole before its first statement runs, as
-    /// on the command line; with commands, what was executed before may decide what comes after.
+    /// Executes a text statement by statement. A text without commands is parsed completely before its first statement
+    /// runs, as on the command line. With commands this is not possible, because earlier ones may decide what later
+    /// ones mean.
     async fn script(&mut self, text: &str, origin: &str, depth: usize) -> Result<Next, Error> {
         let pieces = script::split(text);
         let is_shell = self.most_rows.is_some();
         if !pieces.iter().any(|piece| Command::parse(piece.text()).is_some()) {
-            // In a shell a comment, or nothing, is nothing to complain of.
+            // In an interactive shell, empty input or a comment is not an error.
             let is_one = pieces.is_empty() && !is_shell || pieces.len() > 1 && self.output.is_some();
             if is_one {
                 return self.sql(text, origin, origin).await;
@@ -172,7 +174,7 @@ impl<'a> Shell<'a> {
                 return Ok(Next::Leave);
             }
         }
-        Ok(Next::GoOn)
+        Ok(Next::Continue)
     }
 
     async fn perform(&mut self, piece: &Piece, origin: &str, here: &str, depth: usize) -> Result<Next, Error> {
@@ -180,23 +182,25 @@ impl<'a> Shell<'a> {
             None => self.sql(piece.placed(), origin, here).await,
             Some(Err(problem)) => Err(Error::Usage(problem)),
             Some(Ok(Command::Leave)) => Ok(Next::Leave),
-            Some(Ok(Command::Help)) => print(commands::HELP).map(|()| Next::GoOn),
+            Some(Ok(Command::Help)) => print(commands::HELP).map(|()| Next::Continue),
             Some(Ok(Command::Timing(on))) => {
                 self.timing = on.unwrap_or(!self.timing);
-                self.say(if self.timing { "timing is on\n" } else { "timing is off\n" }).map(|()| Next::GoOn)
+                self.say(if self.timing { "timing is on\n" } else { "timing is off\n" }).map(|()| Next::Continue)
             }
-            Some(Ok(Command::Output(path))) => self.set_output(path).map(|()| Next::GoOn),
-            Some(Ok(Command::Tables)) => print(&commands::tables(self.context).await?).map(|()| Next::GoOn),
+            Some(Ok(Command::Output(path))) => self.set_output(path).map(|()| Next::Continue),
+            Some(Ok(Command::Tables)) => print(&commands::tables(self.context).await?).map(|()| Next::Continue),
             Some(Ok(Command::Columns(name))) => {
-                print(&commands::columns(self.context, &name).await?).map(|()| Next::GoOn)
+                print(&commands::columns(self.context, &name).await?).map(|()| Next::Continue)
             }
             Some(Ok(Command::Functions(part))) => {
-                print(&commands::functions(self.context, &part)?).map(|()| Next::GoOn)
+                print(&commands::functions(self.context, &part)?).map(|()| Next::Continue)
             }
             Some(Ok(Command::Include(path))) => {
                 let shown = path.display().to_string();
-                if depth == DEEPEST {
-                    return Err(Error::Usage(format!("{shown}: files name each other more than {DEEPEST} deep")));
+                if depth == MAX_DEPTH {
+                    return Err(Error::Usage(format!(
+                        "{shown}: files include each other more than {MAX_DEPTH} levels deep"
+                    )));
                 }
                 let text = files::read_string(&path, MAX_JSON);
                 let text = text.map_err(|e| Error::Usage(format!("cannot read {shown}: {e}")))?;
@@ -205,7 +209,7 @@ impl<'a> Shell<'a> {
         }
     }
 
-    /// On a terminal only: elsewhere, stdout has results and nothing else.
+    /// Prints a notice in an interactive shell only. Elsewhere, stdout contains nothing but results.
     fn say(&self, text: &str) -> Result<(), Error> {
         if self.most_rows.is_some() { print(text) } else { Ok(()) }
     }
@@ -221,13 +225,14 @@ impl<'a> Shell<'a> {
         Ok(())
     }
 
-    /// Executes a statement of `origin`, in which places are those of the whole text; `here` says where it stands.
+    /// Executes a statement. Its positions are those in the whole text `origin`; `here` is the position of the
+    /// statement.
     async fn sql(&mut self, sql: &str, origin: &str, here: &str) -> Result<Next, Error> {
         let began = Instant::now();
         let output = self.output.clone();
         let format = query::format_of(self.format, output.as_deref())?;
         let parameters = Parameters::of_statement(sql, here, &self.parameters)?;
-        // Files may have been replaced since the statement before.
+        // Files may have been replaced since the previous statement.
         if let Some(snapshot) = Snapshot::of(self.context) {
             snapshot.renew();
         }
@@ -262,11 +267,11 @@ impl<'a> Shell<'a> {
         if self.timing {
             print(&format!("{:.3} s\n", began.elapsed().as_secs_f64()))?;
         }
-        Ok(Next::GoOn)
+        Ok(Next::Continue)
     }
 }
 
-/// Where statements are remembered; none without a home.
+/// Returns the path of the history file; none if the user has no home folder.
 fn history_file() -> Option<PathBuf> {
     let folder = dirs::state_dir().or_else(dirs::data_local_dir)?.join("couplet");
     fs::create_dir_all(&folder).ok()?;
@@ -277,7 +282,7 @@ fn unusable(error: &ReadlineError) -> Error {
     Error::Io { context: "the terminal cannot be used".into(), error: io::Error::other(error.to_string()) }
 }
 
-/// The path that a command names, in which `~` is the user's home.
+/// Returns the path in a command, with a leading `~` replaced by the user's home.
 fn path_of(text: &str) -> PathBuf {
     match (Path::new(text).strip_prefix("~"), dirs::home_dir()) {
         (Ok(below), Some(home)) => home.join(below),

@@ -1,9 +1,11 @@
-//! Where statements begin and end in a text: at a `;` that is in no string, name or comment. A command is a line that
-//! begins with a backslash, or with a dot and a word, where a statement could begin. The comments before a statement
-//! belong to it: they may declare its parameters.
+//! Splits a text into statements and commands.
 //!
-//! What a string, a name and a comment are is what the parser takes for one: `E'…'` has escapes, block comments have
-//! others in them, and `$tag$…$tag$` has anything.
+//! A statement ends at a `;` outside of strings, quoted names and comments. A command is a line that begins with a
+//! backslash, or with a dot and a word, where a statement could begin. The comments before a statement belong to it, as
+//! they may declare its parameters.
+//!
+//! Strings, names and comments are recognized as the parser does: `E'…'` has escapes, block comments nest, and
+//! `$tag$…$tag$` may contain anything.
 
 /// A statement or a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +16,7 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// The line of the text on which it begins, from 1.
+    /// The line of the text on which it begins, counted from 1.
     pub(super) fn line(&self) -> usize {
         self.line
     }
@@ -23,24 +25,24 @@ impl Piece {
         &self.text
     }
 
-    /// The statement with the comments before it, behind as many lines and columns as in the text: so that whoever
-    /// says where something is says where it is there.
+    /// Returns the statement with the comments before it, padded to its line and column in the whole text, so that
+    /// positions in error messages refer to the whole text.
     pub(super) fn placed(&self) -> &str {
         &self.placed
     }
 }
 
-/// Splits a text; what is only comments is no piece.
+/// Splits a text. Comments alone do not make a piece.
 pub(super) fn split(text: &str) -> Vec<Piece> {
     scan(text).0
 }
 
-/// Whether the last statement of a text has its `;`.
+/// Returns true if the last statement of a text ends with `;`.
 pub(super) fn is_complete(text: &str) -> bool {
     scan(text).1
 }
 
-/// The quotation mark of the string or name in which a text ends, and its place.
+/// Returns the quotation mark of a string or name that is still open at the end of a text, with its offset.
 pub(super) fn open_quote(text: &str) -> Option<(char, usize)> {
     let mut at = 0;
     while let Some(first) = text[at..].chars().next() {
@@ -53,10 +55,10 @@ pub(super) fn open_quote(text: &str) -> Option<(char, usize)> {
     None
 }
 
-/// The pieces, and whether the text ends between two statements.
+/// Returns the pieces, and true if the text ends between two statements.
 fn scan(text: &str) -> (Vec<Piece>, bool) {
     let mut pieces = Vec::new();
-    // Where the statement begins, where the comments before it do, and where the one before ended.
+    // The offsets of the current statement, of the comments before it, and of the end of the previous statement.
     let (mut start, mut comments, mut ended) = (None, None, None);
     let mut all_end = true;
     let mut at = 0;
@@ -72,7 +74,7 @@ fn scan(text: &str) -> (Vec<Piece>, bool) {
                 continue;
             }
             None if rest.starts_with(';') => (comments, ended) = (None, Some(at)),
-            // What stands behind a statement on its line is about that one.
+            // A comment after a statement on the same line belongs to that statement.
             None if is_comment && ended.is_some_and(|ended: usize| !text[ended..at].contains('\n')) => {}
             None if is_comment => comments = comments.or(Some(at)),
             None if rest.starts_with(char::is_whitespace) => {}
@@ -98,14 +100,14 @@ fn piece(text: &str, comments: usize, from: usize, to: usize) -> Piece {
     Piece { line: line_of(from) + 1, text: text[from..to].trim().to_owned(), placed }
 }
 
-/// Whether a text begins with a command, as `psql` has them, or `duckdb` and `sqlite3`.
+/// Returns true if a text begins with a command, in the syntax of `psql` or that of `duckdb` and `sqlite3`.
 fn is_command(text: &str) -> bool {
     text.starts_with('\\')
         || text.strip_prefix('.').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphabetic()))
 }
 
-/// Bytes of the string, name or comment at a place of a text, or of the character there, and whether it has an end; all
-/// of the rest if it has none.
+/// Returns the length in bytes of the string, name, comment or character at an offset, and true if it is terminated. An
+/// unterminated one extends to the end of the text.
 fn token(text: &str, at: usize) -> (usize, bool) {
     let rest = &text[at..];
     let until = |from: usize, end: &str| match rest[from..].find(end) {
@@ -114,11 +116,11 @@ fn token(text: &str, at: usize) -> (usize, bool) {
     };
     match rest.as_bytes() {
         [b'\'', ..] if has_escapes(&text[..at]) => escaped(rest),
-        // A doubled mark is the end of one string and the start of the next, which comes to the same.
+        // A doubled quotation mark reads as the end of one string and the start of the next, with the same result.
         [b'\'', ..] => until(1, "'"),
         [b'"', ..] => until(1, "\""),
         [b'`', ..] => until(1, "`"),
-        // The end of the text ends a line too.
+        // The end of the text also ends a line comment.
         [b'-', b'-', ..] => (until(2, "\n").0, true),
         [b'/', b'*', ..] => comment(rest),
         [b'$', ..] => match tag(rest) {
@@ -129,13 +131,13 @@ fn token(text: &str, at: usize) -> (usize, bool) {
     }
 }
 
-/// Whether the string behind this text is one with escapes: `E'…'`.
+/// Returns true if a string that follows this text has escapes: `E'…'`.
 fn has_escapes(before: &str) -> bool {
     let word = before.trim_end_matches(|c: char| c.is_alphanumeric() || c == '_');
     matches!(&before[word.len()..], "E" | "e")
 }
 
-/// The string with escapes at the start of a text.
+/// Returns the length of the string with escapes at the start of a text, and true if it is terminated.
 fn escaped(text: &str) -> (usize, bool) {
     let mut at = 1;
     while at < text.len() {
@@ -148,7 +150,7 @@ fn escaped(text: &str) -> (usize, bool) {
     (text.len(), false)
 }
 
-/// The block comment at the start of a text, with those in it.
+/// Returns the length of the block comment at the start of a text, including nested ones, and true if it is terminated.
 fn comment(text: &str) -> (usize, bool) {
     let (mut at, mut depth) = (0, 0);
     while at < text.len() {
@@ -162,7 +164,7 @@ fn comment(text: &str) -> (usize, bool) {
     (text.len(), false)
 }
 
-/// The `$$` or `$tag$` at the start of a text; a parameter is none.
+/// Returns the `$$` or `$tag$` at the start of a text; none for a parameter.
 fn tag(text: &str) -> Option<&str> {
     let end = 1 + text[1..].find(|c: char| !(c.is_alphanumeric() || c == '_'))?;
     text[end..].starts_with('$').then(|| &text[..=end])
@@ -200,7 +202,7 @@ mod tests {
         ] {
             assert_eq!(texts(one), [one], "{one}");
         }
-        // Parameters are no tags, and a name that ends with an e has no escapes behind it.
+        // A parameter is not a tag, and a name that ends in `e` does not start an escape string.
         assert_eq!(texts("SELECT $a; SELECT $b;").len(), 2);
         assert_eq!(texts("SELECT DATE '\\'; SELECT 2").len(), 2);
         assert_eq!(texts(".tables\nSELECT .5;\n.quit"), [".tables", "SELECT .5;", ".quit"]);
@@ -215,7 +217,7 @@ mod tests {
         let third = format!("\n\n\n\n{}SELEC\n-- nothing\n\\q", " ".repeat("/* b */ SELECT $x; ".len()));
         assert_eq!(placed, ["\\timing -- é", "\nSELECT 1;", "\n\n\n-- $x = 1\n/* b */ SELECT $x;", &third]);
         assert_eq!(pieces.iter().map(Piece::line).collect::<Vec<_>>(), [1, 2, 5, 5]);
-        // Behind characters of two bytes a column is still a column.
+        // Columns count characters, not bytes.
         assert_eq!(split("SELECT 'é'; SELEC 1")[1].placed(), format!("{}SELEC 1", " ".repeat(12)));
         assert_eq!(split("SELECT 1;\r\nSELEC 2;\r\n")[1].placed(), "\nSELEC 2;");
     }

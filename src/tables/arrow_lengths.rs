@@ -1,7 +1,8 @@
-//! The lengths in an Arrow file, checked before it is read.
+//! Checks the lengths in an Arrow file before it is read.
 //!
-//! arrow-ipc takes as much memory as a file says that its parts have, and a process that asks for more than there is
-//! ends. So each part must lie within the file, and what is compressed must not be longer than its codec can make it.
+//! arrow-ipc allocates as much memory as the file claims that its parts need, and a failed allocation aborts the
+//! process. So each part must lie within the file, and compressed data must not claim to expand more than its codec
+//! allows.
 //!
 //! **Source**: <https://arrow.apache.org/docs/format/Columnar.html#serialization-and-interprocess-communication-ipc>
 
@@ -17,47 +18,48 @@ use tokio::runtime::Handle;
 
 use crate::files;
 
-/// What a file begins and ends with; a stream does neither.
+/// The magic bytes at the start and the end of a file; a stream has none.
 const MAGIC: [u8; 6] = *b"ARROW1";
 
-/// What a message begins with, except in old files.
+/// The marker before each message, except in files of the old format.
 const CONTINUATION: [u8; 4] = [0xFF; 4];
 
-/// Bytes that stand at least before the messages of a file.
+/// The minimum number of bytes before the first message of a file.
 const HEAD: u64 = 8;
 
-/// Bytes after the footer: its length and the magic.
+/// The number of bytes after the footer: its length and the magic bytes.
 const TAIL: u64 = 10;
 
-/// Bytes that a codec makes of one at most, as its format allows.
+/// The maximum expansion factor that each codec's format allows.
 const LZ4: u64 = 255;
 const ZSTD: u64 = 1 << 15;
 
-/// Bytes of a buffer that may always be made, whatever is compressed.
-const ALWAYS: u64 = 1 << 16;
+/// The uncompressed buffer size in bytes that is always accepted, whatever the compressed size.
+const ALWAYS_ALLOWED: u64 = 1 << 16;
 
-/// Bytes of an object that are requested at once: a file of as many is downloaded whole.
-const AT_ONCE: u64 = 1 << 20;
+/// The bytes per request to an object store. A file of at most this size is downloaded whole.
+const WINDOW_BYTES: u64 = 1 << 20;
 
-/// Whether a local file is an Arrow file or stream all of whose parts are as long as it says.
+/// Checks that all parts of a local Arrow file or stream lie within it.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The problem with the file.
 pub(super) fn check(path: &Path) -> Result<(), String> {
     let file = files::open(path).map_err(|e| e.to_string())?;
     let length = file.metadata().map_err(|e| e.to_string())?.len();
     Parts { file: BufReader::new(file), length }.check()
 }
 
-/// The same for a file in a store, in the version that the store gives. What is wrong with the file is the inner error.
+/// Checks a file in an object store, in the version that the store returns. The inner error is the problem with the
+/// file.
 ///
 /// # Errors
-/// A store that does not give it.
+/// A store that does not return the file.
 pub(super) async fn check_stored(
     store: &Arc<dyn ObjectStore>,
     meta: &ObjectMeta,
 ) -> object_store::Result<Result<(), String>> {
-    let range = Some(GetRange::Bounded(0..AT_ONCE));
+    let range = Some(GetRange::Bounded(0..WINDOW_BYTES));
     let found = store.get_opts(&meta.location, GetOptions { range, ..GetOptions::default() }).await?;
     let length = found.meta.size;
     let checked = match found.payload {
@@ -79,36 +81,36 @@ pub(super) async fn check_stored(
     checked.await.unwrap_or_else(|e| Ok(Err(e.to_string())))
 }
 
-/// An object that is read in parts, each of [`AT_ONCE`] bytes or more. Most Arrow files are read in their order, so
-/// that a part serves many reads.
+/// A reader of an object that requests windows of at least [`WINDOW_BYTES`] bytes. Most Arrow files are read
+/// sequentially, so one window serves many reads.
 struct Object {
     store: Arc<dyn ObjectStore>,
     location: Key,
     length: u64,
     runtime: Handle,
     at: u64,
-    /// Where the part begins that is here.
+    /// The offset of the current window.
     start: u64,
     window: Bytes,
-    /// Why a part is not here.
+    /// The error of the last failed request.
     failed: Option<object_store::Error>,
 }
 
 impl Read for Object {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if !(self.start..self.start + self.window.len() as u64).contains(&self.at) {
-            // Near the end, where the footer is, with what stands before.
-            let start = self.at.min(self.length.saturating_sub(AT_ONCE));
-            let end = (start + AT_ONCE).max(self.at.saturating_add(buffer.len() as u64)).min(self.length);
+            // Near the end of the file, where the footer is, the window also includes bytes before the position.
+            let start = self.at.min(self.length.saturating_sub(WINDOW_BYTES));
+            let end = (start + WINDOW_BYTES).max(self.at.saturating_add(buffer.len() as u64)).min(self.length);
             if self.at >= end {
                 return Ok(0);
             }
             match self.runtime.block_on(self.store.get_range(&self.location, start..end)) {
                 Ok(window) => (self.start, self.window) = (start, window),
                 Err(e) => {
-                    let told = io::Error::other(e.to_string());
+                    let error = io::Error::other(e.to_string());
                     self.failed = Some(e);
-                    return Err(told);
+                    return Err(error);
                 }
             }
         }
@@ -139,7 +141,7 @@ struct Parts<F> {
 }
 
 impl<F: Read + Seek> Parts<F> {
-    /// Bytes that are in the file.
+    /// Reads bytes that must lie within the file.
     fn read(&mut self, start: u64, length: u64) -> Result<Vec<u8>, String> {
         let end = start.checked_add(length).filter(|end| *end <= self.length);
         if end.is_none() {
@@ -156,17 +158,17 @@ impl<F: Read + Seek> Parts<F> {
             let is_file = self.length >= HEAD && first == MAGIC;
             if is_file { self.check_file() } else { self.check_stream() }
         });
-        checked.map_err(|problem| format!("neither a whole Arrow file nor a whole Arrow stream: {problem}"))
+        checked.map_err(|problem| format!("neither a complete Arrow file nor a complete Arrow stream: {problem}"))
     }
 
     fn check_file(&mut self) -> Result<(), String> {
         let tail = self.read(self.length.saturating_sub(TAIL), TAIL)?;
         if tail[4..] != MAGIC {
-            return Err("it does not end as an Arrow file does".into());
+            return Err("it does not end like an Arrow file".into());
         }
         let footer_length = length(i32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]))?;
         let end = (self.length - TAIL).checked_sub(footer_length).filter(|end| *end >= HEAD);
-        let end = end.ok_or_else(|| format!("its footer is said to have {footer_length} bytes"))?;
+        let end = end.ok_or_else(|| format!("it claims a footer of {footer_length} bytes"))?;
         let footer = self.read(end, footer_length)?;
         let footer = root_as_footer(&footer).map_err(|e| format!("its footer is damaged: {e}"))?;
         for block in footer.dictionaries().into_iter().chain(footer.recordBatches()).flatten() {
@@ -188,7 +190,7 @@ impl<F: Read + Seek> Parts<F> {
 
     fn check_stream(&mut self) -> Result<(), String> {
         let mut at = 0;
-        // The end may be marked by a length of nothing, or not at all.
+        // A zero length may mark the end of the stream, or nothing may.
         while at + 4 <= self.length {
             let mut first = self.read(at, 4)?;
             at += 4;
@@ -207,7 +209,7 @@ impl<F: Read + Seek> Parts<F> {
         Ok(())
     }
 
-    /// Checks the buffers of a message whose body begins at `start`, and returns the length of the body.
+    /// Checks the buffers of a message whose body begins at `start`. Returns the length of the body.
     fn check_message(&mut self, message: &[u8], start: u64, length_of_body: Option<u64>) -> Result<u64, String> {
         let message =
             root_as_message(message).map_err(|e| format!("the message before byte {start} is damaged: {e}"))?;
@@ -236,9 +238,9 @@ impl<F: Read + Seek> Parts<F> {
             let Some(most) = most.filter(|_| size >= 8) else { continue };
             let prefix = self.read(start + offset, 8)?;
             let prefix = i64::from_le_bytes(prefix.try_into().unwrap_or_default());
-            // -1 stands for what is not compressed.
+            // -1 marks an uncompressed buffer.
             let made = if prefix == -1 { 0 } else { length(prefix)? };
-            if made > size.saturating_mul(most).max(ALWAYS) {
+            if made > size.saturating_mul(most).max(ALWAYS_ALLOWED) {
                 return Err(format!("{size} compressed bytes at byte {} would become {made}", start + offset));
             }
         }
@@ -250,7 +252,7 @@ fn batch_of<'m>(message: &Message<'m>) -> Option<RecordBatch<'m>> {
     message.header_as_record_batch().or_else(|| message.header_as_dictionary_batch()?.data())
 }
 
-/// A length as the file has it.
+/// Converts a length from the file, which must not be negative.
 fn length(written: impl Into<i64>) -> Result<u64, String> {
     let written = written.into();
     u64::try_from(written).map_err(|_| format!("it has a length of {written}"))
@@ -306,7 +308,7 @@ mod tests {
         }
     }
 
-    /// An object of some parts, and one of a single part.
+    /// Covers an object read in several windows, and one read in a single window.
     #[tokio::test]
     async fn objects_are_checked_as_files_are() {
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
@@ -323,8 +325,9 @@ mod tests {
                     check(bytes.clone()).await.unwrap();
                     let cut = bytes[..bytes.len() - 1].to_vec();
                     let problem = check(cut).await.unwrap_err();
-                    assert!(problem.starts_with("neither a whole Arrow file"), "{problem}");
-                    // How long the numbers are, before their compressed form, which begins with the codec's magic.
+                    assert!(problem.starts_with("neither a complete Arrow file"), "{problem}");
+                    // The length of the number buffer, before its compressed form, which begins with the codec's magic
+                    // bytes.
                     let magic = match codec {
                         None => continue,
                         Some(CompressionType::ZSTD) => [0x28, 0xB5, 0x2F, 0xFD],
@@ -343,7 +346,8 @@ mod tests {
         assert!(matches!(check_stored(&store, &meta).await, Err(object_store::Error::NotFound { .. })));
     }
 
-    /// Whatever number stands in the place of another, no more is asked for than a file can hold.
+    /// If any number in a file is replaced by a huge one, the check rejects the file or the reader allocates no more
+    /// than a file can hold.
     #[test]
     fn what_passes_asks_for_no_more_memory_than_there_is() {
         for codec in [None, Some(CompressionType::LZ4_FRAME), Some(CompressionType::ZSTD)] {
@@ -357,7 +361,7 @@ mod tests {
                         refused += 1;
                         continue;
                     }
-                    // Would abort the test if it asked for as much.
+                    // An attempt to allocate that much would abort the test.
                     let read = std::panic::catch_unwind(|| {
                         if is_stream {
                             let reader = arrow::ipc::reader::StreamReader::try_new(Cursor::new(&bytes), None);

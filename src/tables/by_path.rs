@@ -1,4 +1,4 @@
-//! Tables that SQL names by where they are: `SELECT * FROM 'out/predictions.parquet'`.
+//! Tables that SQL names by their path: `SELECT * FROM 'out/predictions.parquet'`.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,24 +10,24 @@ use datafusion::prelude::SessionContext;
 use super::{TableError, open};
 use crate::config::{Table, table_from_uri};
 
-/// Lets SQL read the files, globs and folders that it names in quotation marks, here and in buckets.
+/// Lets SQL read the files, globs and folders that it names in quotation marks, local or in a bucket.
 ///
-/// It is for SQL that its user wrote: a pipeline says under `[tables]` what it reads.
+/// This is meant for interactive SQL. A pipeline declares its inputs under `[tables]`.
 #[must_use]
 pub fn enable_places(context: SessionContext) -> SessionContext {
     let session_id = context.session_id();
     let listed = Arc::clone(context.state().catalog_list());
     let opened = Arc::new(Opened::default());
-    // The session from before opens the tables, so that none has itself in its catalogs.
+    // The original session opens the tables, so that no table's catalogs contain the table itself.
     let places = Arc::new(Places { context: context.clone(), opened: Arc::clone(&opened) });
     let catalogs = Arc::new(DynamicFileCatalog::new(listed, places));
-    // The catalogs are there already; a new one would have no tables.
+    // The catalogs exist already. A newly created default catalog would be empty.
     let config = context.copied_config().with_extension(opened).with_create_default_catalog_and_schema(false);
     let builder = context.into_state_builder().with_session_id(session_id).with_config(config);
     builder.with_catalog_list(catalogs).build().into()
 }
 
-/// The tables that SQL named by their places so far.
+/// The tables that SQL has named by path so far.
 #[derive(Default)]
 pub(super) struct Opened(Mutex<Vec<Table>>);
 
@@ -38,12 +38,13 @@ impl Opened {
     }
 }
 
-/// Whether SQL of this session names places, as that of a query does; a pipeline's has `[tables]`.
+/// Returns true if SQL in this session may name tables by path: in `couplet query`, but not in a pipeline.
 pub(crate) fn takes_places(context: &SessionContext) -> bool {
     context.state_ref().read().config().get_extension::<Opened>().is_some()
 }
 
-/// Whether a name in SQL is rather a place than one of a table; a folder that is here is then `'out/'`.
+/// Returns true if a name in SQL is a path rather than the name of a table. A folder in the current directory is
+/// written `'out/'`.
 pub(crate) fn is_place(name: &str) -> bool {
     name.contains(['/', '.', '*'])
 }

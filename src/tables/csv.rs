@@ -1,4 +1,4 @@
-//! CSV files: the columns that they have together, by name, and their rows.
+//! CSV files: infers the columns of all files by name and decodes rows.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use super::text::{Fault, MOST_OF_BATCH, Rows, as_text};
 use super::values::{Column, Kinds, data_type, form_of, name_of};
 use crate::config::CsvOptions;
 
-/// The columns of a file, with the kinds of values that the beginning of it has.
+/// The columns of a file, with the kinds of values found at its beginning.
 #[derive(Debug, Default)]
 pub(super) struct FileColumns {
     names: Vec<String>,
     kinds: Vec<Kinds>,
 }
 
-/// Looks at the columns of a file.
+/// Infers the columns of one file.
 pub(super) struct CsvColumns {
     records: Records,
     options: CsvOptions,
@@ -34,7 +34,7 @@ impl CsvColumns {
 }
 
 impl Look for CsvColumns {
-    /// None of a file without a line.
+    /// None for a file without a line.
     type Found = Option<FileColumns>;
 
     fn look(&mut self, bytes: Option<&[u8]>) -> Result<(), Fault> {
@@ -66,7 +66,7 @@ impl Look for CsvColumns {
 impl FileColumns {
     fn add(&mut self, records: &Records, options: &CsvOptions) {
         for (index, kinds) in self.kinds.iter_mut().enumerate() {
-            // A column with a text in it is text, whatever else it has.
+            // One text value makes the whole column text.
             if !kinds.has(Kinds::TEXT) {
                 let field = records.field(index);
                 if !is_null(&field, options) {
@@ -81,19 +81,19 @@ fn is_null(field: &str, options: &CsvOptions) -> bool {
     field.is_empty() || options.null.as_deref() == Some(field)
 }
 
-/// The columns that all files have together.
+/// The merged columns of all files.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct CsvLayout {
     options: CsvOptions,
-    /// Names and types.
+    /// Column names and types.
     schema: SchemaRef,
 }
 
 impl CsvLayout {
-    /// Puts the columns of files together by name; `None` stands for an empty file.
+    /// Merges the columns of the files by name; `None` stands for an empty file.
     ///
     /// # Errors
-    /// The index of a file whose columns are others, and what is wrong with it.
+    /// The index of a file whose columns do not match, and the problem.
     pub(super) fn of(files: Vec<Option<FileColumns>>, options: &CsvOptions) -> Result<Self, (usize, String)> {
         let mut all = FileColumns::default();
         for (index, file) in files.into_iter().enumerate().filter_map(|(index, file)| Some((index, file?))) {
@@ -111,7 +111,7 @@ impl CsvLayout {
                         )
                     } else {
                         format!(
-                            "it has {} fields a line, and the files before have {}",
+                            "it has {} fields per line, and the files before it have {}",
                             file.names.len(),
                             all.names.len()
                         )
@@ -158,14 +158,14 @@ fn quoted(names: &[&str]) -> String {
 /// Decodes the rows of a file.
 pub(super) struct CsvRows {
     options: CsvOptions,
-    /// The columns of the table.
+    /// All columns of the table.
     all: SchemaRef,
-    /// Those that are wanted.
+    /// The projected columns.
     schema: SchemaRef,
     records: Records,
-    /// The fields of a record; none before the first one.
+    /// The number of fields per record; none before the first record.
     width: Option<usize>,
-    /// Where the wanted columns are in this file.
+    /// The position of each projected column in this file; none if the file lacks it.
     places: Vec<Option<usize>>,
     columns: Vec<Column>,
     rows: usize,
@@ -183,7 +183,7 @@ impl CsvRows {
         Self { options, all, schema, records, width: None, places: Vec::new(), columns, rows: 0, bytes: 0, batch_size }
     }
 
-    /// Finds the columns in the first record.
+    /// Maps the projected columns to their positions, using the first record.
     fn locate(&mut self) -> Result<usize, Fault> {
         let names = names(&self.records, self.options.header)?;
         if let Some(unknown) = names.iter().find(|name| self.all.field_with_name(name).is_err()) {
@@ -209,10 +209,10 @@ impl CsvRows {
             } else {
                 let (name, form) = (field.name(), form_of(&value));
                 let problem = if self.options.types.iter().any(|(given, _)| given == name) {
-                    format!("`{name}` is to be {} by `types`, and this value is {form}", name_of(field.data_type()))
+                    format!("`types` declares `{name}` as {}, and this value is {form}", name_of(field.data_type()))
                 } else {
                     format!(
-                        "`{name}` is {} in what was read to infer its type, and this value is {form}; {} reads the column \
+                        "`{name}` was inferred as {}, and this value is {form}; {} reads the column \
                          as text",
                         name_of(field.data_type()),
                         as_text(name)

@@ -1,8 +1,8 @@
-//! Delimited text: where records and fields begin and end.
+//! Delimited text: splits bytes into records and fields.
 //!
-//! One parser finds the columns, reads the rows and says where a file is broken, so that the three agree. It reads what RFC
-//! 4180 allows, and any of LF, CR and CR LF at the end of a line; what a lenient parser would guess at, it refuses with the
-//! line: text behind a closing quotation mark, and a quotation mark that is never closed.
+//! A single parser infers the columns, reads the rows and locates errors, so that all three agree. It accepts RFC 4180
+//! with LF, CR or CR LF line endings. Input that a lenient parser would have to guess at is an error with its line
+//! number: text after a closing quotation mark, and a quotation mark that is never closed.
 
 use std::borrow::Cow;
 
@@ -11,10 +11,10 @@ use memchr::{memchr, memchr_iter, memchr2, memchr3};
 use super::text::Fault;
 use crate::config::CsvOptions;
 
-/// The bytes of a record at most: what is longer has lost a quotation mark.
-const MOST_OF_RECORD: usize = 64 << 20;
+/// The maximum size of a record in bytes. A longer record is assumed to lack a closing quotation mark.
+const MAX_RECORD_BYTES: usize = 64 << 20;
 
-/// The mark that may stand before the first record.
+/// The optional UTF-8 byte order mark at the start of a file.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// A field of the current record.
@@ -22,25 +22,26 @@ const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 struct Field {
     start: usize,
     end: usize,
-    /// Whether it has doubled or escaped quotation marks.
+    /// True if the field contains doubled or escaped quotation marks.
     is_escaped: bool,
 }
 
-/// Finds the records in bytes that come piece by piece.
+/// Splits bytes that arrive in chunks into records.
 pub(super) struct Records {
     delimiter: u8,
     quote: Option<u8>,
     escape: Option<u8>,
     buffer: Vec<u8>,
-    /// Where in the buffer the next record begins.
+    /// The offset of the next record in the buffer.
     next: usize,
-    /// The bytes of an incomplete record before it is looked at again, so that a long one is not read over and over.
-    enough: usize,
-    /// The line on which the next record begins, from 1.
+    /// The number of buffered bytes at which an incomplete record is scanned again. It prevents rescanning a long
+    /// record for every chunk.
+    rescan_at: usize,
+    /// The line on which the next record begins, counted from 1.
     line: u64,
     is_start: bool,
     is_end: bool,
-    /// Whether the record before ended with a CR, to which an LF belongs.
+    /// True if the previous record ended with a CR, so that an LF that follows belongs to it.
     after_cr: bool,
     fields: Vec<Field>,
     /// The line on which the current record begins.
@@ -48,7 +49,7 @@ pub(super) struct Records {
 }
 
 enum Split {
-    /// Where the record ends, behind the end of its line, and how many lines it has.
+    /// The end of the record including its line ending, and its number of lines.
     Complete(usize, u64),
     Incomplete,
 }
@@ -61,7 +62,7 @@ impl Records {
             escape: options.escape.filter(|escape| options.quote != Some(*escape)),
             buffer: Vec::new(),
             next: 0,
-            enough: 0,
+            rescan_at: 0,
             line: 1,
             is_start: true,
             is_end: false,
@@ -78,13 +79,13 @@ impl Records {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Says that there are no more bytes.
+    /// Marks the end of the file.
     pub(super) fn end(&mut self) {
         self.is_end = true;
-        self.enough = 0;
+        self.rescan_at = 0;
     }
 
-    /// Goes to the next record; false if it needs more bytes, or there is none.
+    /// Advances to the next record. Returns false if more bytes are needed or there are no more records.
     pub(super) fn advance(&mut self) -> Result<bool, Fault> {
         if self.is_start {
             if self.buffer.len() < BYTE_ORDER_MARK.len() && !self.is_end {
@@ -95,7 +96,10 @@ impl Records {
                 self.next = BYTE_ORDER_MARK.len();
             }
             if self.buffer.starts_with(b"\xFF\xFE") || self.buffer.starts_with(b"\xFE\xFF") {
-                return Err(Fault::at(1, "it is UTF-16, and UTF-8 is read; convert the file, for example with iconv"));
+                return Err(Fault::at(
+                    1,
+                    "it is UTF-16, and couplet reads UTF-8; convert the file, for example with iconv",
+                ));
             }
         }
         loop {
@@ -108,12 +112,12 @@ impl Records {
             }
         }
         self.after_cr = false;
-        if self.buffer.len() - self.next < self.enough {
+        if self.buffer.len() - self.next < self.rescan_at {
             return Ok(false);
         }
         match self.split()? {
             Split::Complete(end, lines) => {
-                self.enough = 0;
+                self.rescan_at = 0;
                 (self.record_line, self.line) = (self.line, self.line + lines);
                 self.after_cr = self.buffer[end - 1] == b'\r';
                 if let Err(e) = std::str::from_utf8(&self.buffer[self.next..end]) {
@@ -125,25 +129,26 @@ impl Records {
                 self.next = end;
                 Ok(true)
             }
-            Split::Incomplete if self.buffer.len() - self.next > MOST_OF_RECORD => Err(self.never_closed()),
+            Split::Incomplete if self.buffer.len() - self.next > MAX_RECORD_BYTES => Err(self.unclosed_quote()),
             Split::Incomplete => {
-                self.enough = (self.buffer.len() - self.next) * 2;
+                self.rescan_at = (self.buffer.len() - self.next) * 2;
                 Ok(false)
             }
         }
     }
 
-    /// The number of fields of the current record.
+    /// Returns the number of fields of the current record.
     pub(super) fn width(&self) -> usize {
         self.fields.len()
     }
 
-    /// A field of the current record.
+    /// Returns a field of the current record.
     pub(super) fn field(&self, index: usize) -> Cow<'_, str> {
         let field = self.fields[index];
         let bytes = &self.buffer[field.start..field.end];
         let bytes = if field.is_escaped { Cow::Owned(self.unescaped(bytes)) } else { Cow::Borrowed(bytes) };
-        // A field begins and ends at ASCII, and the record is valid UTF-8; only ASCII is left out of it.
+        // The record is valid UTF-8 and the field is delimited by ASCII bytes, so the slice is valid UTF-8 too. Only
+        // ASCII bytes are removed from it.
         match bytes {
             Cow::Borrowed(bytes) => String::from_utf8_lossy(bytes),
             Cow::Owned(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),
@@ -155,14 +160,14 @@ impl Records {
         let mut bytes = bytes.iter().copied().peekable();
         while let Some(byte) = bytes.next() {
             let is_mark = Some(byte) == self.quote || Some(byte) == self.escape;
-            // Before anything but a mark, the escape is a byte like others.
+            // The escape byte is an ordinary byte unless a quotation mark or another escape follows it.
             let escaped = bytes.next_if(|next| is_mark && (Some(*next) == self.quote || Some(*next) == self.escape));
             text.push(escaped.unwrap_or(byte));
         }
         text
     }
 
-    /// Finds the fields of the next record.
+    /// Splits the next record into fields.
     fn split(&mut self) -> Result<Split, Fault> {
         let bytes = &self.buffer[..];
         let (mut at, mut lines) = (self.next, 1);
@@ -189,7 +194,7 @@ impl Records {
                     None => memchr(quote, &bytes[scan..]),
                 };
                 match found.map(|found| scan + found) {
-                    None if self.is_end => return Err(self.never_closed()),
+                    None if self.is_end => return Err(self.unclosed_quote()),
                     None => return Ok(Split::Incomplete),
                     Some(place) if bytes[place] == quote => match bytes.get(place + 1) {
                         Some(next) if *next == quote => (scan, is_escaped) = (place + 2, true),
@@ -197,7 +202,7 @@ impl Records {
                         _ => break place,
                     },
                     Some(place) if place + 2 > bytes.len() => {
-                        return if self.is_end { Err(self.never_closed()) } else { Ok(Split::Incomplete) };
+                        return if self.is_end { Err(self.unclosed_quote()) } else { Ok(Split::Incomplete) };
                     }
                     Some(place) => (scan, is_escaped) = (place + 2, true),
                 }
@@ -208,36 +213,35 @@ impl Records {
                 Some(byte) if *byte == self.delimiter => at = end + 2,
                 Some(b'\n' | b'\r') => return Ok(Split::Complete(end + 2, lines)),
                 None => return Ok(Split::Complete(end + 1, lines)),
-                Some(_) => return Err(self.behind_the_quote(lines, start, end)),
+                Some(_) => return Err(self.text_after_quote(lines, start, end)),
             }
         }
     }
 
-    fn never_closed(&self) -> Fault {
+    fn unclosed_quote(&self) -> Fault {
         let quote = char::from(self.quote.unwrap_or(b'"'));
         Fault::at(
             self.line,
-            format!(
-                "a quotation mark ({quote}) is never closed; {{ uri = \"…\", quote = false }} takes them as they are"
-            ),
+            format!("a quotation mark ({quote}) is never closed; {{ uri = \"…\", quote = false }} reads them as text"),
         )
     }
 
-    /// A closing quotation mark with text behind it.
-    fn behind_the_quote(&self, lines: u64, start: usize, end: usize) -> Fault {
+    /// Returns the fault for text after a closing quotation mark.
+    fn text_after_quote(&self, lines: u64, start: usize, end: usize) -> Fault {
         let field = self.fields.len();
         let fix = if self.escape.is_none() && self.buffer[start..end].ends_with(b"\\") {
-            "if a backslash stands before quotation marks, as Spark writes them, read it with { uri = \"…\", escape = \
+            "if backslashes escape quotation marks, as Spark writes them, read it with { uri = \"…\", escape = \
              \"\\\\\" }"
         } else {
-            "double each quotation mark within a field, or take them as they are with { uri = \"…\", quote = false }"
+            "double each quotation mark within a field, or read them as text with { uri = \"…\", quote = false }"
         };
-        let problem = format!("field {field} goes on behind its closing quotation mark; {fix}");
+        let problem = format!("field {field} continues after its closing quotation mark; {fix}");
         Fault::at(self.line + lines - 1, problem)
     }
 }
 
-/// The names of the columns, by the first record: its fields, or `column_N` where the file has no header or no name there.
+/// Returns the column names from the first record. A column is named `column_N` if the file has no header or the header
+/// field is empty.
 pub(super) fn names(records: &Records, has_header: bool) -> Result<Vec<String>, Fault> {
     let mut names: Vec<String> = Vec::with_capacity(records.width());
     for index in 0..records.width() {
@@ -259,7 +263,7 @@ pub(super) fn names(records: &Records, has_header: bool) -> Result<Vec<String>, 
     Ok(names)
 }
 
-/// Refuses the current record if it has another number of fields than the first.
+/// Rejects the current record if its number of fields differs from that of the first record.
 pub(super) fn check_width(records: &Records, width: usize) -> Result<(), Fault> {
     let found = records.width();
     if found == width {
@@ -267,7 +271,7 @@ pub(super) fn check_width(records: &Records, width: usize) -> Result<(), Fault> 
     }
     let hint = match records.quote {
         Some(quote) => format!(
-            "is a quotation mark ({}) unbalanced? {{ uri = \"…\", quote = false }} takes them as they are",
+            "is a quotation mark ({}) unbalanced? {{ uri = \"…\", quote = false }} reads them as text",
             char::from(quote)
         ),
         None => "is there a delimiter within a field?".to_owned(),
@@ -284,10 +288,10 @@ mod tests {
         CsvOptions { delimiter: b',', header: true, quote, escape, null: None, types: Vec::new() }
     }
 
-    /// A record with its line.
+    /// A record with its line number.
     type Record = (u64, Vec<String>);
 
-    /// The records with their lines, read in pieces of so many bytes.
+    /// Splits `text` into records with their line numbers, fed in chunks of `piece` bytes.
     fn read(text: &[u8], options: &CsvOptions, piece: usize) -> Result<Vec<Record>, (u64, String)> {
         let mut records = Records::new(options);
         let mut found = Vec::new();

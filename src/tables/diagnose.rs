@@ -1,7 +1,7 @@
-//! Finds the file that a reader could not read.
+//! Finds the file that a reader failed on.
 //!
-//! `DataFusion`'s errors name no file of Parquet or Arrow. When a read has failed, the files are read once more here, one by
-//! one, to say which is broken and where.
+//! `DataFusion`'s errors do not name the Parquet or Arrow file. After a failed read, the files are read again one by
+//! one to find out which is broken and where.
 
 use std::fmt;
 use std::io::{BufReader, Read, Seek};
@@ -21,9 +21,9 @@ use crate::files;
 pub struct Broken {
     /// The file, as messages name it.
     pub file: String,
-    /// The line, counted from 1, where lines make sense.
+    /// The line, counted from 1, for text files.
     pub line: Option<u64>,
-    /// What is wrong there, and how to mend it.
+    /// The problem and how to fix it.
     pub problem: String,
 }
 
@@ -37,7 +37,7 @@ impl fmt::Display for Broken {
     }
 }
 
-/// Reads a file that is not text and says what is wrong with it; the readers of text say so themselves.
+/// Reads a binary file and returns its problem, if it has one. The readers of text files report problems themselves.
 #[must_use]
 pub fn problem_of(format: &TableFormat, file: &Path) -> Option<String> {
     let found = match format {
@@ -62,7 +62,7 @@ fn parquet(path: &Path) -> Found {
     if start != *b"PAR1" && start != *b"PARE" {
         let start = String::from_utf8_lossy(&start).into_owned();
         let problem = format!(
-            "it is no Parquet file, as it begins with {start:?}; write it with its format, as in {{ uri = \"…\", format = \
+            "it is not a Parquet file: it begins with {start:?}; name its format, as in {{ uri = \"…\", format = \
              \"csv\" }}"
         );
         return Err(problem);
@@ -87,7 +87,7 @@ fn parquet(path: &Path) -> Found {
     Ok(())
 }
 
-/// An encrypted file, or one with encrypted columns.
+/// The message for a Parquet file that is encrypted or has encrypted columns.
 const ENCRYPTED: &str = "it is an encrypted Parquet file, which couplet cannot read; write it without encryption";
 
 fn arrow_ipc(path: &Path) -> Found {
@@ -96,8 +96,8 @@ fn arrow_ipc(path: &Path) -> Found {
     let read = arrow::ipc::reader::FileReader::try_new(file()?, None)
         .and_then(|mut reader| reader.try_for_each(|batch| batch.map(drop)));
     let Err(problem) = read else { return Ok(()) };
-    // The other form of IPC has no footer.
+    // The IPC stream format has no footer.
     let read = arrow::ipc::reader::StreamReader::try_new(file()?, None)
         .and_then(|mut reader| reader.try_for_each(|batch| batch.map(drop)));
-    read.map_err(|_| format!("neither a whole Arrow file nor a whole Arrow stream: {problem}"))
+    read.map_err(|_| format!("neither a complete Arrow file nor a complete Arrow stream: {problem}"))
 }

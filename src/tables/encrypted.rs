@@ -1,21 +1,21 @@
-//! Whether a Parquet file is encrypted, as far as its footer tells: the reader only says that a page is broken.
+//! Detects encrypted Parquet files by their footer. The reader itself only reports a broken page.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 
-/// The end of a file whose footer is encrypted too.
+/// The magic bytes at the end of a file with an encrypted footer.
 const MAGIC: &[u8; 4] = b"PARE";
 
-/// The field of a footer that names how its columns are encrypted.
+/// The id of the footer field that names the encryption algorithm of the columns.
 const ENCRYPTION_ALGORITHM: i64 = 8;
 
-/// The type that ends a struct.
+/// The Thrift type that ends a struct.
 const STOP: u8 = 0;
 
-/// The deepest nesting of a footer.
+/// The maximum nesting depth of a footer.
 const DEPTH: usize = 32;
 
-/// Whether the file, or some of its columns, is encrypted.
+/// Returns true if the file or some of its columns are encrypted.
 pub(super) fn is_encrypted(mut file: &File) -> bool {
     let mut end = [0; 8];
     let read = file.seek(SeekFrom::End(-8)).and_then(|_| file.read_exact(&mut end));
@@ -30,7 +30,7 @@ pub(super) fn is_encrypted(mut file: &File) -> bool {
         && names_encryption(&mut footer.as_slice()).unwrap_or(false)
 }
 
-/// Whether a footer, a struct of Thrift's compact protocol, has the field; none if it ends too early.
+/// Returns true if a footer (a struct in Thrift's compact protocol) has the field; none if the footer is cut short.
 fn names_encryption(footer: &mut &[u8]) -> Option<bool> {
     let mut last = 0;
     loop {
@@ -45,7 +45,7 @@ fn names_encryption(footer: &mut &[u8]) -> Option<bool> {
     }
 }
 
-/// The number and the type of the next field, or [`STOP`].
+/// Returns the id and the type of the next field, or [`STOP`].
 fn field(bytes: &mut &[u8], last: i64) -> Option<(i64, u8)> {
     let head = byte(bytes)?;
     Some(match (head >> 4, head & 0xf) {
@@ -61,7 +61,7 @@ fn field(bytes: &mut &[u8], last: i64) -> Option<(i64, u8)> {
 fn skip(bytes: &mut &[u8], kind: u8, depth: usize) -> Option<()> {
     let depth = depth.checked_sub(1)?;
     match kind {
-        // A flag is its type.
+        // The type of a boolean field is its value.
         1 | 2 => {}
         3 => byte(bytes).map(drop)?,
         4..=6 => varint(bytes).map(drop)?,
@@ -74,7 +74,7 @@ fn skip(bytes: &mut &[u8], kind: u8, depth: usize) -> Option<()> {
             let head = byte(bytes)?;
             let length = if head >> 4 == 15 { varint(bytes)? } else { u64::from(head >> 4) };
             for _ in 0..length {
-                // In a list a flag has a byte.
+                // In a list, each boolean takes a byte.
                 if matches!(head & 0xf, 1 | 2) { byte(bytes).map(drop)? } else { skip(bytes, head & 0xf, depth)? }
             }
         }
@@ -89,7 +89,7 @@ fn skip(bytes: &mut &[u8], kind: u8, depth: usize) -> Option<()> {
                 last = id;
             }
         }
-        // A footer has no maps.
+        // Footers contain no maps.
         _ => return None,
     }
     Some(())
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn the_field_of_encryption_is_found_behind_others() {
-        // 1: version 2, 2: a list of a struct with a name, 3: rows, 6: a text; then 8, or nothing.
+        // 1: version 2, 2: a list of a struct with a name, 3: rows, 6: a string; then 8, or nothing.
         let footer = [0x15, 4, 0x19, 0x1c, 0x48, 1, b'x', 0, 0x16, 200, 1, 0x38, 2, b'a', b'b'];
         let with = |more: &[u8]| [&footer[..], more].concat();
         assert_eq!(names_encryption(&mut with(&[0x2c, 0x1c, 0, 0, 0]).as_slice()), Some(true));

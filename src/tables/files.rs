@@ -1,4 +1,4 @@
-//! The files of a table: a file, a folder or a glob, on the local disk or in a bucket, becomes the list of what is read.
+//! Resolves a table's location (a file, a folder or a glob; local or in a bucket) to the list of files to read.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,13 +28,13 @@ use crate::objects::{Objects, ObjectsError, Trouble, cause_in, download};
 use crate::place::{Place, Remote};
 use crate::types::FileSchema;
 
-/// The size above which a file in a bucket is not downloaded only to find the place where it is broken, in bytes.
-const MOST_TO_DIAGNOSE: u64 = 1 << 30;
+/// The maximum size in bytes of a file in a bucket that is downloaded only to locate damage.
+const MAX_BYTES_TO_DIAGNOSE: u64 = 1 << 30;
 
-/// Footers and heads that are read at once.
+/// The number of footers and file heads that are read concurrently.
 pub(super) const READS_UNDER_WAY: usize = 32;
 
-/// The columns of a Parquet file.
+/// Reads the schema of a Parquet file.
 pub(super) async fn parquet_schema(
     footers: &Arc<FileMetadataCache>,
     store: &Arc<dyn ObjectStore>,
@@ -48,19 +48,19 @@ pub(super) async fn parquet_schema(
     Ok(FileSchema { place, schema, footer: Some(footer.fetch_metadata().await?) })
 }
 
-/// The files of a table, in the order in which they are read.
+/// The files of a table in reading order.
 pub(super) struct Files {
     pub(super) objects: Objects,
-    /// The store that they are in, as a session knows it.
+    /// The URL of their object store in the session.
     pub(super) store: ObjectStoreUrl,
-    /// The folder that is listed, or the file.
+    /// The listed folder, or the single file.
     pub(super) root: Key,
     pub(super) list: Vec<ObjectMeta>,
-    /// What the folder has besides.
+    /// Files in the folder that are not part of the table.
     pub(super) left_out: LeftOut,
 }
 
-/// Opens the store of a place through the session, which may see each file in one version, and gives it to the session.
+/// Opens the store of a location through the session, which may pin file versions, and registers it in the session.
 fn open(runtime: &RuntimeEnv, place: &Place) -> Result<(Objects, ObjectStoreUrl), Problem> {
     let mut objects = Objects::open(place)?;
     let store = match place {
@@ -76,15 +76,15 @@ fn open(runtime: &RuntimeEnv, place: &Place) -> Result<(Objects, ObjectStoreUrl)
     Ok((objects, store))
 }
 
-/// What a place names.
+/// The resolved meaning of a location.
 enum Named {
     File(ObjectMeta),
-    /// A folder, and the pattern that names in it must match.
+    /// A folder, with the pattern that file names must match, if there is one.
     Folder(Key, Option<ListingTableUrl>),
 }
 
 impl Files {
-    /// Finds the files of a table, at least one, and gives the session the store that they are in.
+    /// Finds the files of a table, at least one, and registers their store in the session.
     pub(super) async fn find(runtime: &RuntimeEnv, table: &Table) -> Result<Self, Problem> {
         let place = &table.location.place;
         let (objects, store) = open(runtime, place)?;
@@ -111,7 +111,7 @@ impl Files {
             }
         };
         let shown = |meta: &ObjectMeta| objects.place_of(&meta.location);
-        // DataFusion passes over such files in silence; text files without a line are whole.
+        // DataFusion skips empty files silently. An empty text file is valid.
         let is_binary = matches!(table.format, TableFormat::Parquet | TableFormat::Arrow);
         if let Some(empty) = list.iter().find(|meta| is_binary && meta.size == 0) {
             return Err(format!("{} is empty; was it cut off while it was written or copied?", shown(empty)).into());
@@ -124,7 +124,7 @@ impl Files {
         Ok(Self { objects, store, root, list, left_out })
     }
 
-    /// The files at these paths, all of which must be there.
+    /// Looks up the files at these paths, all of which must exist.
     pub(super) async fn named(runtime: &RuntimeEnv, place: &Place, paths: &[Key]) -> Result<Self, Problem> {
         let (objects, store) = open(runtime, place)?;
         let looked = paths.iter().map(|path| async {
@@ -134,7 +134,7 @@ impl Files {
         Ok(Self { root: objects.root.clone(), objects, store, list, left_out: LeftOut::default() })
     }
 
-    /// What they are now.
+    /// Describes the current size, tag and modification time of each file.
     pub(super) fn describe_all(&self) -> impl Iterator<Item = SourceFile> {
         self.list.iter().map(|meta| SourceFile {
             url: self.objects.place_of(&meta.location).to_string(),
@@ -144,7 +144,7 @@ impl Files {
         })
     }
 
-    /// The columns of each of them.
+    /// Reads the schema of each file.
     pub(super) async fn schemas(
         &self,
         state: &SessionState,
@@ -169,7 +169,7 @@ impl Files {
         futures::stream::iter(read.collect::<Vec<_>>()).buffered(READS_UNDER_WAY).try_collect().await
     }
 
-    /// What an error of DataFusion means that came up in reading them.
+    /// Turns a `DataFusion` error from reading the files into a problem of the table.
     pub(super) fn describe(&self, error: &DataFusionError, table: &Table) -> Problem {
         match cause_in(error) {
             Some(cause) if self.objects.place.remote().is_some() => self.objects.error(cause).into(),
@@ -177,7 +177,7 @@ impl Files {
         }
     }
 
-    /// The first Arrow file that must not be read, as it would end the process.
+    /// Returns the first Arrow file with wrong lengths. Reading it would abort the process.
     ///
     /// # Errors
     /// A file that cannot be read.
@@ -200,14 +200,14 @@ impl Files {
         Ok(None)
     }
 
-    /// Reads them once more until one turns out to be broken.
+    /// Rereads the files until one turns out to be broken, and returns it.
     pub(super) async fn first_broken(&self, format: &TableFormat) -> Option<Broken> {
         for meta in &self.list {
             let place = self.objects.place_of(&meta.location);
-            // A file in a bucket is read from a copy, which ends with this turn.
+            // A file in a bucket is read from a temporary copy, which is deleted at the end of this iteration.
             let copy = match &place {
                 Place::Local(_) => None,
-                Place::Remote(_) | Place::Hub(_) if meta.size > MOST_TO_DIAGNOSE => return None,
+                Place::Remote(_) | Place::Hub(_) if meta.size > MAX_BYTES_TO_DIAGNOSE => return None,
                 Place::Remote(_) | Place::Hub(_) => {
                     let copy = tempfile::NamedTempFile::new().ok()?;
                     download(&self.objects, meta, copy.reopen().ok()?).await.ok()?;
@@ -226,7 +226,7 @@ impl Files {
     }
 }
 
-/// The files of a folder that are the table's.
+/// Selects the files of a folder that belong to the table.
 fn chosen(
     mut listed: Vec<ObjectMeta>,
     root: &Key,
@@ -236,7 +236,7 @@ fn chosen(
     let mut left_out = LeftOut::default();
     listed.sort_by(|a, b| a.location.cmp(&b.location));
     let (mut list, mut with_other_ending, mut without_ending) = (Vec::new(), Vec::new(), Vec::new());
-    // A pattern that begins with the mark of hidden names means them.
+    // A pattern that itself begins with `.` or `_` matches hidden files.
     let means_hidden = pattern
         .is_some_and(|pattern| pattern.get_glob().as_ref().is_some_and(|glob| glob.as_str().starts_with(['.', '_'])));
     let is_hidden = |name: &str| name.starts_with(['.', '_']) && !name.contains('=');
@@ -262,7 +262,8 @@ fn chosen(
             left_out.other(below);
         }
     }
-    // BigQuery and Spark may write names without an ending; beside files with one, such a name is a note.
+    // BigQuery and Spark may write names without an extension. If other files have the extension, such a file is
+    // skipped and reported.
     for others in [with_other_ending, without_ending] {
         if list.is_empty() {
             list = others;
@@ -275,7 +276,7 @@ fn chosen(
     (list, left_out)
 }
 
-/// Says that a folder has no file of the table.
+/// Returns the message for a folder without files of the table's format.
 fn none_found(place: &Place, format: &TableFormat, is_glob: bool, left_out: &LeftOut) -> String {
     if is_glob {
         let hint = place.local().and_then(not_replaced);
@@ -290,7 +291,7 @@ fn none_found(place: &Place, format: &TableFormat, is_glob: bool, left_out: &Lef
     format!("folder {place} has no {wanted} file{hint}")
 }
 
-/// What a local path names: what is there has that name, whatever characters it has; else they are a pattern.
+/// Resolves a local path. An existing path is taken literally; otherwise glob characters make it a pattern.
 async fn local(path: &Path, table: &Table, objects: &Objects) -> Result<Named, Problem> {
     if path.is_dir() {
         return Ok(Named::Folder(objects.root.clone(), None));
@@ -320,13 +321,14 @@ async fn local(path: &Path, table: &Table, objects: &Objects) -> Result<Named, P
     }
 }
 
-/// A pattern for names, as `DataFusion` has it.
+/// Returns a file name pattern as a `DataFusion` URL with a glob.
 fn pattern(text: &str, table: &Table) -> Result<ListingTableUrl, String> {
     let root = ListingTableUrl::parse("file:///").and_then(|root| root.with_glob(text));
     root.map_err(|e| format!("{}: {}", table.location, e.strip_backtrace()))
 }
 
-/// Whether a key is a file or a folder, only the server knows: what has an object of that very name is a file.
+/// Resolves a key in a bucket. Only the server knows whether a key is a file or a folder: a key with an object of
+/// exactly that name is a file.
 async fn in_bucket(remote: &Remote, objects: &Objects) -> Result<Named, Problem> {
     let key = remote.key();
     let is_folder = key.is_empty() || key.ends_with('/');
@@ -348,14 +350,14 @@ async fn in_bucket(remote: &Remote, objects: &Objects) -> Result<Named, Problem>
     let problem = match nearest_object(remote, objects).await {
         Ok(hint) if key.is_empty() => format!("{remote} is empty{hint}"),
         Ok(hint) => format!("{remote} does not exist{hint}"),
-        // Listing may be forbidden where reading is not; then this is all that is known.
+        // Listing may be forbidden where reading is allowed; then there is no hint.
         Err(e) if e.trouble == Trouble::Refused => format!("{remote} does not exist"),
         Err(e) => return Err(e.into()),
     };
     Err(problem.into())
 }
 
-/// The same as [`nearest_file`] for a key that does not exist.
+/// Returns a hint for a key that does not exist, as [`nearest_file`] does for a path.
 async fn nearest_object(remote: &Remote, objects: &Objects) -> Result<String, ObjectsError> {
     let key = remote.key().trim_end_matches('/');
     let (folder, name) = key.rsplit_once('/').unwrap_or(("", key));
@@ -373,7 +375,7 @@ async fn nearest_object(remote: &Remote, objects: &Objects) -> Result<String, Ob
     }))
 }
 
-/// Why a glob cannot be read that has a pattern for folders, which DataFusion matches never or now and then.
+/// Returns the error for a glob with a pattern in a folder name, which `DataFusion` matches unreliably.
 fn pattern_for_folders(glob: &Path) -> Option<String> {
     let folder = glob
         .parent()?

@@ -1,4 +1,4 @@
-//! Which reader of `DataFusion` a format has, and which names its files have.
+//! The `DataFusion` reader and the file extensions of each format.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use datafusion::datasource::file_format::parquet::ParquetFormat;
 
 use crate::config::TableFormat;
 
-/// The reader of a format that is not text. What the log of a Delta table or the manifest of a run names is Parquet too.
+/// Returns the reader of a binary format. The files of Delta tables and of runs are Parquet too.
 pub(super) fn file_format(format: &TableFormat) -> Arc<dyn FileFormat> {
     match format {
         TableFormat::Arrow => Arc::new(ArrowFormat),
@@ -17,16 +17,16 @@ pub(super) fn file_format(format: &TableFormat) -> Arc<dyn FileFormat> {
     }
 }
 
-/// The unit of timestamps that Spark writes as INT96. In nanoseconds, the usual unit, those outside of 1677 to 2262 would
-/// be other times.
+/// The unit of timestamps that Spark writes as INT96. In nanoseconds, the usual unit, timestamps outside the years 1677
+/// to 2262 would overflow to other times.
 pub(crate) const INT96: &str = "us";
 
-/// Parquet as every table reads it.
+/// Returns the Parquet reader with the settings that all tables share.
 pub(crate) fn parquet() -> ParquetFormat {
     ParquetFormat::default().with_coerce_int96(Some(INT96.to_owned()))
 }
 
-/// How a file is compressed, by its name.
+/// Returns the compression of a file, from its name.
 pub(super) fn compression_of(name: &str) -> FileCompressionType {
     match split(name) {
         (_, "gz") => FileCompressionType::GZIP,
@@ -35,7 +35,7 @@ pub(super) fn compression_of(name: &str) -> FileCompressionType {
     }
 }
 
-/// The endings of files of a format, in lower case, without that of the compression.
+/// Returns the file extensions of a format, in lower case and without the compression extension.
 pub(super) fn endings(format: &TableFormat) -> &'static [&'static str] {
     match format {
         TableFormat::Parquet | TableFormat::Delta { .. } | TableFormat::Runs { .. } => &["parquet"],
@@ -46,16 +46,16 @@ pub(super) fn endings(format: &TableFormat) -> &'static [&'static str] {
     }
 }
 
-/// The endings of files that are read where a folder has none with those of the format.
+/// Returns the extensions of files that are read if a folder has none with the format's own extensions.
 pub(super) fn other_endings(format: &TableFormat) -> &'static [&'static str] {
     match format {
-        // Tabs often stand in files that are called CSV.
+        // Files with tabs are often named `.csv`.
         TableFormat::Csv(options) if options.delimiter == b'\t' => &["csv"],
         _ => &[],
     }
 }
 
-/// The format that a file's ending tells, as `format` names it.
+/// Returns the format that a file's extension implies, as the `format` option names it.
 pub(crate) fn format_of_name(name: &str) -> Option<&'static str> {
     Some(match ending(name).as_str() {
         "parquet" => "parquet",
@@ -67,13 +67,13 @@ pub(crate) fn format_of_name(name: &str) -> Option<&'static str> {
     })
 }
 
-/// The ending of a name in lower case, without that of the compression; empty if it has none.
+/// Returns the extension of a name in lower case, without the compression extension; empty if it has none.
 pub(super) fn ending(name: &str) -> String {
     let (name, _) = split(name);
     name.rsplit_once('.').map_or_else(String::new, |(_, ending)| ending.to_lowercase())
 }
 
-/// The name without the ending of its compression, and that ending in lower case.
+/// Splits off the compression extension, which is returned in lower case.
 fn split(name: &str) -> (&str, &'static str) {
     let ending = |ending: &'static str| {
         let (stem, found) = name.rsplit_once('.')?;

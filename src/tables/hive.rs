@@ -1,30 +1,31 @@
-//! Columns in the names of folders, as Hive, Spark and `DuckDB` write them: `dt=2026-01-01/region=New%20York/`.
+//! Hive-style partition columns in folder names, as Hive, Spark and `DuckDB` write them:
+//! `dt=2026-01-01/region=New%20York/`.
 
 use std::borrow::Cow;
 
 use object_store::ObjectMeta;
 use object_store::path::Path;
 
-/// The name of a folder whose rows have no value.
+/// The folder name that stands for NULL.
 const NULL: &str = "__HIVE_DEFAULT_PARTITION__";
 
-/// The names of the folders of a file below a folder.
+/// Returns the names of the folders between `root` and the file.
 pub(super) fn folders<'f>(root: &Path, file: &'f Path) -> Vec<Cow<'f, str>> {
     let mut parts: Vec<Cow<'f, str>> = below(root, file).split('/').map(Cow::Borrowed).collect();
     parts.pop();
     parts
 }
 
-/// The path of a file below a folder.
+/// Returns the path of a file relative to `root`.
 pub(super) fn below<'f>(root: &Path, file: &'f Path) -> &'f str {
     let file = file.as_ref();
     file.strip_prefix(root.as_ref()).map_or(file, |rest| rest.trim_start_matches('/'))
 }
 
-/// The names of the columns that all of these files have in their folders.
+/// Returns the names of the partition columns that all files share.
 ///
 /// # Errors
-/// Two files that have others.
+/// Two files with different partition columns.
 pub(super) fn columns<'f>(root: &Path, files: &'f [ObjectMeta]) -> Result<Vec<String>, (&'f Path, &'f Path)> {
     let names = |file: &'f Path| -> Vec<String> {
         folders(root, file).iter().filter_map(|folder| Some(decoded(folder.split_once('=')?.0))).collect()
@@ -37,7 +38,7 @@ pub(super) fn columns<'f>(root: &Path, files: &'f [ObjectMeta]) -> Result<Vec<St
     }
 }
 
-/// The values of these columns in the folders of a file; none if it is in other folders.
+/// Returns the values of the partition columns for a file; none if its folders do not match the columns.
 pub(super) fn values(root: &Path, file: &Path, columns: &[String]) -> Option<Vec<Option<String>>> {
     let folders = folders(root, file);
     let mut folders = folders.iter().filter_map(|folder| folder.split_once('='));
@@ -48,7 +49,7 @@ pub(super) fn values(root: &Path, file: &Path, columns: &[String]) -> Option<Vec
     values.collect()
 }
 
-/// The text with `%20` and the like replaced; what is no such escape stays.
+/// Decodes percent escapes such as `%20`. Invalid escapes stay as they are.
 fn decoded(text: &str) -> String {
     let bytes = text.as_bytes();
     let (mut decoded, mut at) = (Vec::with_capacity(bytes.len()), 0);

@@ -1,4 +1,4 @@
-//! The columns of text files, by the beginning of each.
+//! Infers the columns of text files from the beginning of each file.
 
 use datafusion::common::DataFusionError;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
@@ -12,28 +12,28 @@ use super::text::{Chunks, Fault, Layout};
 use crate::config::TableFormat;
 use crate::objects::Objects;
 
-/// The bytes that the columns of a table are told by, decompressed.
+/// The total number of decompressed bytes that are read to infer the columns of a table.
 const BYTES_TO_INFER_FROM: u64 = 64 << 20;
 
-/// The bytes that each of very many files is looked at, at least.
-const LEAST_OF_FILE: u64 = 64 << 10;
+/// The minimum number of bytes that are read of each file, however many files there are.
+const MIN_BYTES_PER_FILE: u64 = 64 << 10;
 
-/// Files that are looked at together.
-const AT_ONCE: usize = 16;
+/// The number of files that are read concurrently.
+const CONCURRENT_FILES: usize = 16;
 
-/// Looks at the columns of one file.
+/// Infers the columns of one file.
 pub(super) trait Look: Send + 'static {
-    /// What is found.
+    /// The inferred columns.
     type Found: Send + 'static;
 
-    /// Takes the next bytes, or that there are no more.
+    /// Takes the next bytes, or `None` at the end of the file.
     fn look(&mut self, bytes: Option<&[u8]>) -> Result<(), Fault>;
 
-    /// Gives what was found so far.
+    /// Returns the columns inferred so far.
     fn found(self) -> Self::Found;
 }
 
-/// Finds the columns that the text files of a table have together; none for another format.
+/// Infers the merged columns of a table's text files. Returns none for other formats.
 pub(super) async fn layout(files: &Files, format: &TableFormat) -> Result<Option<Layout>, DataFusionError> {
     let refused = |index: usize, problem: String| {
         let file = files.objects.place_of(&files.list[index].location).to_string();
@@ -55,9 +55,9 @@ pub(super) async fn layout(files: &Files, format: &TableFormat) -> Result<Option
     }))
 }
 
-/// Looks at the beginning of each file, and says whether that was all of it.
+/// Reads the beginning of each file. The flag is true if the file was read to its end.
 async fn look_at_all<L: Look>(files: &Files, new: impl Fn() -> L) -> Result<Vec<(L::Found, bool)>, DataFusionError> {
-    let bytes = (BYTES_TO_INFER_FROM / files.list.len().max(1) as u64).max(LEAST_OF_FILE);
+    let bytes = (BYTES_TO_INFER_FROM / files.list.len().max(1) as u64).max(MIN_BYTES_PER_FILE);
     let mut looks = Vec::with_capacity(files.list.len());
     for file in &files.list {
         let (objects, file, look) = (files.objects.clone(), file.location.clone(), new());
@@ -67,7 +67,7 @@ async fn look_at_all<L: Look>(files: &Files, new: impl Fn() -> L) -> Result<Vec<
         };
         looks.push(look.boxed());
     }
-    stream::iter(looks).buffered(AT_ONCE).try_collect().await
+    stream::iter(looks).buffered(CONCURRENT_FILES).try_collect().await
 }
 
 async fn look_at<L: Look>(

@@ -1,8 +1,8 @@
-//! JSON Lines: the columns that all lines have together, and their rows.
+//! JSON Lines: infers the columns of all lines and decodes rows.
 //!
-//! Arrow's decoder builds the columns. Before it, each line is parsed here: it must be one object without a key twice, and
-//! hold nothing that the columns do not hold exactly. What that decoder would read wrongly is written anew for it: pairs of
-//! surrogates, which it puts together wrongly on even planes, and objects and lists in a column of texts.
+//! Arrow's decoder builds the columns. Each line is parsed here first. It must be a single object without duplicate
+//! keys, and the columns must hold its values exactly. Input that the decoder would misread is rewritten first:
+//! surrogate pairs, which it combines wrongly on even planes, and objects and lists in a text column.
 
 mod parse;
 mod shape;
@@ -27,14 +27,14 @@ use super::text::{Fault, MOST_OF_BATCH, Rows, as_text};
 use super::values::{Column, data_type, form_of, name_of};
 use crate::config::ColumnTypes;
 
-/// Splits bytes that come piece by piece into lines.
+/// Splits bytes that arrive in chunks into lines.
 #[derive(Default)]
 struct Lines {
     buffer: Vec<u8>,
     next: usize,
-    /// Where in the file the next line begins.
+    /// The offset of the next line in the file.
     offset: u64,
-    /// The number of the next line, from 1.
+    /// The number of the next line, counted from 1.
     line: u64,
     is_end: bool,
 }
@@ -53,7 +53,7 @@ impl Lines {
         }
     }
 
-    /// The next line that is whole, with its number and where in the file it begins; none if more bytes are needed.
+    /// Returns the next complete line with its number and its offset in the file; none if more bytes are needed.
     fn advance(&mut self) -> Option<(&[u8], u64, u64)> {
         let rest = &self.buffer[self.next..];
         let (end, with_break) = match memchr(b'\n', rest) {
@@ -69,7 +69,7 @@ impl Lines {
     }
 }
 
-/// Looks at the columns of a file.
+/// Infers the columns of one file.
 pub(super) struct JsonColumns {
     lines: Lines,
     parser: Parser,
@@ -98,7 +98,7 @@ impl Look for JsonColumns {
     }
 }
 
-/// The columns that all files have together.
+/// The merged columns of all files.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct JsonLayout {
     shape: Shape,
@@ -107,16 +107,16 @@ pub(super) struct JsonLayout {
 }
 
 impl JsonLayout {
-    /// Puts the columns of files together; all of each was looked at if `is_complete`.
+    /// Merges the columns of the files. `is_complete` means that every file was read to its end.
     ///
     /// # Errors
-    /// A type for a column that no file has.
+    /// A type for a column that no file has; checked only if `is_complete`.
     pub(super) fn of(shapes: Vec<Shape>, types: &ColumnTypes, is_complete: bool) -> Result<Self, String> {
         let mut shape = Shape::default();
         for other in shapes {
             shape.merge(other);
         }
-        shape.forget_objects();
+        shape.reset_object_numbers();
         if let Some((name, _)) = types.iter().find(|(name, _)| is_complete && shape.field(name).is_none()) {
             let names: Vec<&str> = shape.names().collect();
             return Err(format!("`types` names a column `{name}`, and there is none (columns: {})", names.join(", ")));
@@ -144,23 +144,23 @@ fn schema_of(shape: &Shape, types: &ColumnTypes) -> Schema {
 /// Decodes the rows of a file.
 pub(super) struct JsonRows {
     lines: Lines,
-    /// The lines that begin behind this byte are left to others.
+    /// The end of the byte range. Lines that begin after it belong to the next range.
     end: u64,
-    /// Whether the line that the reading begins in is left to others.
+    /// True if the line at the start of the byte range belongs to the previous range.
     skips_first: bool,
     parser: Parser,
     shape: Shape,
     types: ColumnTypes,
-    /// The columns of the table.
+    /// All columns of the table.
     all: SchemaRef,
-    /// The columns that are wanted.
+    /// The projected columns.
     schema: SchemaRef,
-    /// Columns with a type that is given, to try their values on.
+    /// The columns with a declared type; their values are checked by building them.
     given: Vec<(String, DataType, Column)>,
-    /// Names of the columns of texts.
+    /// The names of the text columns.
     texts: Vec<String>,
     decoder: Decoder,
-    /// What the decoder is to read.
+    /// The bytes for the decoder.
     written: Vec<u8>,
     rows: usize,
     bytes: usize,
@@ -197,7 +197,7 @@ impl JsonRows {
         })
     }
 
-    /// Refuses a line with something that the columns do not hold.
+    /// Rejects a line with a new key or with a value that the column type does not hold.
     fn check_growth(&self, line: u64) -> Result<(), Fault> {
         let now = schema_of(&self.shape, &self.types);
         let grown = now.fields().iter().find_map(|field| {
@@ -208,10 +208,13 @@ impl JsonRows {
         let name = field.name();
         let problem = match before {
             None => {
-                format!("the key `{name}` was in no line that was read to find the columns; {} finds it", as_text(name))
+                format!(
+                    "the key `{name}` was in none of the lines read to infer the columns; {} adds it",
+                    as_text(name)
+                )
             }
             Some(before) => format!(
-                "`{name}` is {} in what was read to infer its type, and does not hold this value; {} reads it as text",
+                "`{name}` was inferred as {}, which does not hold this value; {} reads it as text",
                 name_of(before),
                 as_text(name)
             ),
@@ -219,7 +222,7 @@ impl JsonRows {
         Err(Fault::at(line, problem))
     }
 
-    /// Refuses a value that the type does not hold that `types` gives its column.
+    /// Rejects a value that does not fit the type that `types` declares for its column.
     fn check_given(&mut self, text: &[u8], line: u64) -> Result<(), Fault> {
         for (name, data_type, column) in &mut self.given {
             if matches!(data_type, DataType::Utf8) {
@@ -240,16 +243,16 @@ impl JsonRows {
                 let (wanted, form) = (name_of(data_type), form_of(&value));
                 return Err(Fault::at(
                     line,
-                    format!("`{name}` is to be {wanted} by `types`, and this value is {form}"),
+                    format!("`types` declares `{name}` as {wanted}, and this value is {form}"),
                 ));
             }
-            // Of strings the decoder takes numbers and times, and no booleans.
+            // The decoder parses numbers and times from strings, but not booleans.
             if is_string && matches!(data_type, DataType::Boolean) {
                 self.parser.edit(Edit { start, end, text: value.to_lowercase() });
             }
         }
         if self.rows == 0 {
-            // They were tried and are not wanted.
+            // The columns were built only to check their values.
             for (_, _, column) in &mut self.given {
                 let _ = column.finish();
             }
@@ -257,10 +260,10 @@ impl JsonRows {
         Ok(())
     }
 
-    /// Takes the bytes that are decoded as batches.
+    /// Decodes the collected lines into record batches.
     fn decode(&mut self, is_end: bool, batches: &mut VecDeque<RecordBatch>) -> Result<(), ArrowError> {
         if self.schema.fields().is_empty() {
-            // Only their number is wanted.
+            // No column is projected: only the number of rows matters.
             if self.rows > 0 {
                 let options = RecordBatchOptions::new().with_row_count(Some(std::mem::take(&mut self.rows)));
                 batches.push_back(RecordBatch::try_new_with_options(Arc::clone(&self.schema), vec![], &options)?);
@@ -316,13 +319,13 @@ impl Rows for JsonRows {
         }
         self.lines = lines;
         let is_end = bytes.is_none() || !needs_more;
-        // The lines were parsed, and their values fit: what is left are the limits of the decoder.
+        // The lines were parsed and their values fit, so only the limits of the decoder can fail here.
         self.decode(is_end, batches).map_err(|e| Fault { line: None, problem: e.to_string() })?;
         Ok(needs_more)
     }
 }
 
-/// Writes a line with its edits, which are in the order of the line.
+/// Writes a line with its edits applied. The edits are sorted by position.
 fn write_edited(text: &[u8], edits: &[Edit], written: &mut Vec<u8>) {
     let mut at = 0;
     for edit in edits {
@@ -334,10 +337,10 @@ fn write_edited(text: &[u8], edits: &[Edit], written: &mut Vec<u8>) {
     written.push(b'\n');
 }
 
-/// A text as a string of JSON.
+/// Returns a text as a JSON string literal.
 fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
-    // A string takes every write.
+    // Writing to a string cannot fail.
     let _ = write!(quoted, "{}", serde_json::Value::from(text));
     quoted
 }

@@ -1,5 +1,5 @@
-//! How large a table is, as far as that can be told without reading its rows: by the footers of Parquet files, the log of
-//! a Delta table, the manifests of runs, and the listing of everything else.
+//! Table sizes, as far as they are known without reading rows: from Parquet footers, the log of a Delta table, the
+//! manifests of runs, and the file listing for everything else.
 
 use datafusion::common::stats::Precision;
 use datafusion::physical_plan::ExecutionPlan;
@@ -18,22 +18,22 @@ use crate::sink::runs;
 pub struct Measured {
     /// The table's name in SQL.
     pub table: String,
-    /// Where it is, as messages name it.
+    /// The location, as messages name it.
     pub place: String,
-    /// What kind of table it is: `Parquet`, `CSV`, `Delta`, …
+    /// The kind of table: `Parquet`, `CSV`, `Delta`, …
     pub format: &'static str,
-    /// How many files it has.
+    /// The number of files.
     pub files: u64,
-    /// Their size in bytes.
+    /// The total size of the files in bytes.
     pub bytes: u64,
-    /// Its rows; none where only reading tells.
+    /// The number of rows; none if only reading the table would tell.
     pub rows: Option<u64>,
 }
 
-/// Measures a table that the session has.
+/// Measures a table registered in the session.
 ///
 /// # Errors
-/// Files that cannot be listed, footers or logs that cannot be read.
+/// Files that cannot be listed; footers or logs that cannot be read.
 pub async fn measure(context: &SessionContext, table: &Table) -> Result<Measured, TableError> {
     let error = |problem: String| TableError::new(table, problem);
     let place = table.location.place.to_string();
@@ -68,14 +68,14 @@ pub async fn measure(context: &SessionContext, table: &Table) -> Result<Measured
     Ok(measured(table.format.title(), count, bytes, rows))
 }
 
-/// The rows by the statistics of a scan, which come from the footers.
+/// Returns the row count from the statistics of a scan, which come from the footers.
 async fn rows_by_footers(context: &SessionContext, name: &str) -> Option<u64> {
     let provider = context.table_provider(datafusion::common::TableReference::bare(name)).await.ok()?;
     let scan = provider.scan(&context.state(), Some(&vec![]), &[], None).await.ok()?;
     known_rows(scan.as_ref())
 }
 
-/// The rows of a plan, where its statistics have their exact number.
+/// Returns the row count of a plan if its statistics have the exact number.
 pub(crate) fn known_rows(plan: &dyn ExecutionPlan) -> Option<u64> {
     match StatisticsContext::new().compute(plan, &StatisticsArgs::new()).ok()?.num_rows {
         Precision::Exact(rows) => Some(rows as u64),

@@ -1,4 +1,4 @@
-//! Files become SQL tables: Parquet, delimited text, JSON lines and Arrow IPC; files, globs and folders.
+//! Registers files as SQL tables: Parquet, delimited text, JSON Lines and Arrow IPC; single files, globs and folders.
 
 mod arrow_lengths;
 mod by_path;
@@ -60,9 +60,9 @@ pub(crate) use versioned::columns_of_runs;
 pub struct TableError {
     /// The table's name in SQL.
     pub table: String,
-    /// What is wrong, with the file.
+    /// The problem, naming the file.
     pub problem: String,
-    /// Whether a retry may help: the server could not be reached, or a file was replaced.
+    /// True if a retry may help: the server could not be reached, or a file was replaced.
     pub passes: bool,
 }
 
@@ -73,7 +73,7 @@ impl TableError {
     }
 }
 
-/// What is wrong with a table's files.
+/// A problem with a table's files.
 #[derive(Debug)]
 struct Problem {
     text: String,
@@ -104,20 +104,20 @@ impl From<ObjectsError> for Problem {
     }
 }
 
-/// Gives the session a table.
+/// Registers a table in the session.
 ///
 /// # Errors
-/// Files that are missing, or that are not what the format says.
+/// Files that are missing or that are not in the declared format.
 pub async fn register(context: &SessionContext, table: &Table) -> Result<(), TableError> {
     let provider = open(context, table).await?;
-    let registered = register_under_its_name(context, &table.name, &provider);
+    let registered = register_in_both_cases(context, &table.name, &provider);
     registered.map_err(|e| TableError::new(table, e.strip_backtrace()))
 }
 
-/// Opens a table of the session once more, whose files have been replaced.
+/// Opens a registered table again after its files have been replaced.
 ///
 /// # Errors
-/// As [`register`].
+/// Those of [`register`].
 pub(crate) async fn reopen(context: &SessionContext, table: &Table) -> Result<(), TableError> {
     for name in [&table.name, &table.name.to_ascii_lowercase()] {
         let removed = context.deregister_table(TableReference::bare(name.as_str()));
@@ -156,7 +156,7 @@ async fn open_once(context: &SessionContext, table: &Table) -> Result<Arc<dyn Ta
     let provider = match listing(context, table, &files).await {
         Ok(provider) => provider,
         Err(Unreadable::Types(problem)) => {
-            let problem = format!("{problem}; write them alike, or read them as two tables with a CAST");
+            let problem = format!("{problem}; write them with one type, or read them as two tables with a CAST");
             return Err(TableError::new(table, problem));
         }
         Err(Unreadable::Files(e)) => {
@@ -175,11 +175,11 @@ async fn open_once(context: &SessionContext, table: &Table) -> Result<Arc<dyn Ta
     Ok(provider)
 }
 
-/// Why the files of a table are not one.
+/// The reason why the files of a table cannot be read as one table.
 enum Unreadable {
     /// A file cannot be read.
     Files(DataFusionError),
-    /// No column holds what its columns hold.
+    /// No common type holds the values of a column in all files.
     Types(String),
 }
 
@@ -205,7 +205,7 @@ async fn listing(context: &SessionContext, table: &Table, files: &Files) -> Resu
     Ok(presented(context, Arc::new(provider), &columns, &read, partitions.iter())?)
 }
 
-/// A table with its columns as SQL sees them, of one whose files are read as `read`.
+/// Projects a table whose files are read with the schema `read` to the columns that SQL sees.
 fn presented<'a>(
     context: &SessionContext,
     provider: Arc<dyn TableProvider>,
@@ -220,7 +220,7 @@ fn presented<'a>(
     Ok(context.read_table(provider)?.select(values.collect::<Vec<_>>())?.into_view())
 }
 
-/// The file that an error of a query names as broken.
+/// Returns the broken file that a query error names.
 pub(crate) fn broken_in(error: &DataFusionError) -> Option<&Broken> {
     match error.find_root() {
         DataFusionError::External(error) => error.downcast_ref(),
@@ -228,13 +228,13 @@ pub(crate) fn broken_in(error: &DataFusionError) -> Option<&Broken> {
     }
 }
 
-/// What may stand between the fields of a text of which the head is taken for one name.
+/// Returns the first likely field delimiter in `head`, a header line that was read as a single column name.
 pub(crate) fn delimiter_in(head: &str) -> Option<char> {
     head.chars().find(|char| [';', '\t', '|', ','].contains(char))
 }
 
-/// The place of a table of files that a plan reads and of which this file is, or would be, one.
-pub(crate) fn that_reads(plan: &LogicalPlan, file: &Path) -> Result<Option<Place>, DataFusionError> {
+/// Returns the location of a file-based table in the plan that reads `file`, or would read it once it exists.
+pub(crate) fn place_reading(plan: &LogicalPlan, file: &Path) -> Result<Option<Place>, DataFusionError> {
     let file = Place::Local(file.to_owned());
     let mut found = None;
     plan.apply_with_subqueries(|node| {
@@ -247,8 +247,8 @@ pub(crate) fn that_reads(plan: &LogicalPlan, file: &Path) -> Result<Option<Place
     Ok(found)
 }
 
-/// Registers the table as it is written, and in lower case, which is what SQL makes of a name without quotation marks.
-fn register_under_its_name(
+/// Registers the table under its name and under the lower-case name, because SQL folds unquoted names to lower case.
+fn register_in_both_cases(
     context: &SessionContext,
     name: &str,
     provider: &Arc<dyn TableProvider>,
@@ -260,8 +260,7 @@ fn register_under_its_name(
     Ok(())
 }
 
-/// Reads the files of the tables, and of those that SQL named by their places, once more, to find the one that made a
-/// query fail.
+/// Rereads the files of the tables, and of the tables that SQL named by path, to find the one that made a query fail.
 pub async fn first_broken(context: &SessionContext, tables: &[Table]) -> Option<Broken> {
     for table in tables.iter().chain(&Opened::of(context)) {
         let files = Files::find(&context.runtime_env(), table).await.ok()?;
@@ -272,7 +271,7 @@ pub async fn first_broken(context: &SessionContext, tables: &[Table]) -> Option<
     None
 }
 
-/// The versions of those tables that say themselves which files they have, as they are now.
+/// Returns the current versions of the tables that list their own files (Delta tables and folders of runs).
 ///
 /// # Errors
 /// Tables that cannot be read.
@@ -284,7 +283,7 @@ pub async fn source_versions(tables: &[Table]) -> Result<Vec<String>, Vec<TableE
     Ok(all)
 }
 
-/// What the tables' files are now: to notice whether they change.
+/// Describes the current files of the tables, so that later changes can be detected.
 ///
 /// # Errors
 /// Files that cannot be listed.
@@ -292,7 +291,7 @@ pub async fn source_files(context: &SessionContext, tables: &[Table]) -> Result<
     let mut all = Vec::new();
     for table in tables {
         let error = |problem: Problem| vec![TableError::new(table, problem)];
-        // The version that is read is fixed when the table is opened, whatever happens to it afterwards.
+        // Opening a versioned table fixes the version that is read; later changes do not affect it.
         if !versioned::is_versioned(table).await.map_err(error)? {
             all.extend(Files::find(&context.runtime_env(), table).await.map_err(error)?.describe_all());
         }

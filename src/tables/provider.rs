@@ -1,5 +1,5 @@
-//! The table of a file or of several: it lists them for each query, leaves out those whose folders a filter excludes, and
-//! has them read.
+//! The table provider for one or more files. For each query it lists the files, skips those whose partition folders a
+//! filter excludes, and plans the scan.
 
 use std::fmt;
 use std::sync::Arc;
@@ -34,21 +34,21 @@ use crate::config::{Table, TableFormat};
 use crate::objects::Objects;
 use crate::place::Place;
 
-/// How the files are read.
+/// The reader of the files.
 enum Reader {
     Binary(Arc<dyn FileFormat>),
     Text(Arc<Layout>),
 }
 
-/// A table of files.
+/// A table backed by files.
 pub struct FileTable {
     table: Table,
-    /// The paths of its files in their store; none if they are found when it is read.
+    /// The paths of its files in their store; none if the files are listed for each query.
     named: Option<Vec<Key>>,
     reader: Reader,
-    /// The columns that the files have.
+    /// The schema of the files, without partition columns.
     file_schema: SchemaRef,
-    /// The columns that the names of their folders have.
+    /// The partition columns from folder names.
     partitions: Vec<FieldRef>,
     schema: SchemaRef,
 }
@@ -60,13 +60,13 @@ impl fmt::Debug for FileTable {
 }
 
 impl FileTable {
-    /// A table of text files.
+    /// Creates a table of text files.
     pub(super) fn of_text(table: &Table, files: &Files, layout: Layout) -> Result<Self> {
         let schema = Arc::clone(layout.schema());
         Self::new(table, files, Reader::Text(Arc::new(layout)), &schema)
     }
 
-    /// A table of files that are not text, which are read with this schema.
+    /// Creates a table of binary files that are read with this schema.
     pub(super) fn of_binary(
         table: &Table,
         files: &Files,
@@ -76,8 +76,8 @@ impl FileTable {
         Self::new(table, files, Reader::Binary(format), schema)
     }
 
-    /// A table of the Parquet files at these paths of the store of its place. A file that is not there is an error, which
-    /// DataFusion's own table of files would pass over.
+    /// Creates a table of the Parquet files at these paths in the store of the table's location. A missing file is an
+    /// error, which DataFusion's `ListingTable` would skip silently.
     pub(crate) fn of_named(table: &Table, paths: Vec<Key>, schema: &SchemaRef) -> Self {
         Self {
             table: table.clone(),
@@ -91,7 +91,8 @@ impl FileTable {
 
     fn new(table: &Table, files: &Files, reader: Reader, schema: &SchemaRef) -> Result<Self> {
         let partitions = partitions(table, files)?;
-        // A column that stands in the files too is one column: that of the folders, in the type of the files.
+        // A partition column that is also in the files is a single column: its value comes from the folder name, its
+        // type from the files.
         let partitions = partitions.into_iter().map(|name| {
             let in_files = schema.field_with_name(&name).ok().map(Field::data_type);
             let data_type = in_files.filter(|data_type| data_type.is_primitive() || data_type.is_string());
@@ -106,17 +107,17 @@ impl FileTable {
         Ok(Self { table, named: None, reader, file_schema, partitions, schema })
     }
 
-    /// The columns that the files have, without those of their folders.
+    /// Returns the schema of the files, without partition columns.
     pub(super) fn file_schema(&self) -> &SchemaRef {
         &self.file_schema
     }
 
-    /// The names of the columns that the folders have.
+    /// Returns the names of the partition columns.
     pub(super) fn partition_names(&self) -> Vec<String> {
         self.partitions.iter().map(|field| field.name().clone()).collect()
     }
 
-    /// The place of the table, if this file is one of those that it reads, or would be.
+    /// Returns the location of the table if `file` is one of the files that it reads, or would read once it exists.
     pub(super) fn place_that_reads(&self, file: &Place) -> Option<Place> {
         let place = &self.table.location.place;
         if let Some(paths) = &self.named {
@@ -141,7 +142,7 @@ impl FileTable {
         found.map_err(|problem: Problem| DataFusionError::External(Box::new(TableError::new(&self.table, problem))))
     }
 
-    /// A file with its statistics.
+    /// Adds the statistics of a file.
     async fn measured(
         &self,
         state: &dyn Session,
@@ -154,7 +155,7 @@ impl FileTable {
         Ok(file.with_statistics(Arc::new(measured)))
     }
 
-    /// The files with the values of their folders, without those that the filters exclude.
+    /// Returns the files with their partition values, without those that the filters exclude.
     fn partitioned(&self, state: &dyn Session, filters: &[Expr], files: &Files) -> Result<Vec<PartitionedFile>> {
         let names = self.partition_names();
         let mut rows = Vec::with_capacity(files.list.len());
@@ -163,7 +164,11 @@ impl FileTable {
                 hive::values(&files.root, &meta.location, &names).ok_or_else(|| outside(files, meta, &names))?;
             let values = values.into_iter().zip(&self.partitions).map(|(value, field)| {
                 ScalarValue::Utf8(value).cast_to(field.data_type()).map_err(|_| {
-                    let problem = format!("`{}` is no {} in the name of its folder", field.name(), field.data_type());
+                    let problem = format!(
+                        "the value of `{}` in its folder name is not a valid {}",
+                        field.name(),
+                        field.data_type()
+                    );
                     broken(files, meta, problem)
                 })
             });
@@ -176,7 +181,7 @@ impl FileTable {
         let schema = Arc::new(Schema::new(self.partitions.clone()));
         let df_schema = DFSchema::try_from(Arc::clone(&schema))?;
         for filter in filters {
-            // A filter that cannot be evaluated here is so on the rows.
+            // A filter that cannot be evaluated here is evaluated on the rows.
             let Ok(filter) = state.create_physical_expr(filter.clone(), &df_schema) else { continue };
             if rows.is_empty() {
                 break;
@@ -194,12 +199,12 @@ impl FileTable {
     }
 }
 
-/// A table of files as another process is told of it.
+/// The JSON form of a table for another process.
 #[derive(Serialize, Deserialize)]
 struct Sent<L> {
     table: Table,
     named: Option<Vec<String>>,
-    /// None if the files are not text.
+    /// None for binary files.
     layout: Option<L>,
     file_schema: SchemaRef,
     partitions: Vec<FieldRef>,
@@ -207,7 +212,7 @@ struct Sent<L> {
 }
 
 impl FileTable {
-    /// The table in JSON; its files are listed by who opens it again.
+    /// Serializes the table to JSON. The files are not part of it: the receiver lists them again.
     pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
         let layout = match &self.reader {
             Reader::Binary(_) => None,
@@ -223,7 +228,7 @@ impl FileTable {
         })
     }
 
-    /// The table that another process has sent.
+    /// Deserializes a table sent by another process.
     pub fn from_json(json: &[u8]) -> serde_json::Result<Self> {
         let Sent { table, named, layout, file_schema, partitions, schema } =
             serde_json::from_slice::<Sent<Layout>>(json)?;
@@ -237,13 +242,13 @@ impl FileTable {
     }
 }
 
-/// The names of the columns in the folders of the files.
+/// Returns the names of the partition columns of the files.
 fn partitions(table: &Table, files: &Files) -> Result<Vec<String>> {
     if table.partitions.is_empty() {
         return hive::columns(&files.root, &files.list).map_err(|(one, other)| {
             let one = hive::below(&files.root, one);
             let problem =
-                format!("its folders name other columns than those of {one}; all files of a table have the same");
+                format!("its folders name other columns than those of {one}; all files of a table must have the same");
             let file = files.objects.place_of(other).to_string();
             DataFusionError::External(Box::new(Broken { file, line: None, problem }))
         });

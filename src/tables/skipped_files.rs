@@ -1,14 +1,15 @@
-//! What a folder has besides the files of a table: said once, so that nobody takes a part for the whole.
+//! Files in a table's folder that are not read. They are reported once, so that nobody mistakes a part of the data for
+//! all of it.
 
 use std::fmt;
 use std::path::Path;
 
 use super::format::format_of_name;
 
-/// Names that are told of each kind.
-const TOLD: usize = 3;
+/// The number of file names shown per reason.
+const MAX_SHOWN: usize = 3;
 
-/// The files that are not read, by the reason.
+/// The files that are not read, by reason.
 #[derive(Debug, Default)]
 pub(super) struct LeftOut {
     hidden: Vec<String>,
@@ -18,30 +19,31 @@ pub(super) struct LeftOut {
 }
 
 impl LeftOut {
-    /// A file whose name, or that of its folder, begins with `.` or `_`; marks of Spark and checksums say nothing.
+    /// Adds a file that is hidden: its name, or that of its folder, begins with `.` or `_`. Spark's marker files and
+    /// checksums are not reported.
     pub(super) fn hidden(&mut self, name: &str) {
         if format_of_name(name).is_some() {
             self.hidden.push(name.to_owned());
         }
     }
 
-    /// A file in a folder that is not of the form `key=value`.
+    /// Adds a file in a folder that is not of the form `key=value`.
     pub(super) fn in_folder(&mut self, name: &str) {
         self.in_folders.push(name.to_owned());
     }
 
-    /// A file with another ending.
+    /// Adds a file with another extension.
     pub(super) fn other(&mut self, name: &str) {
         self.others.push(name.to_owned());
     }
 
-    /// Files with other endings.
+    /// Returns all skipped files except dangling links.
     pub(super) fn others(&self) -> impl Iterator<Item = &str> {
         self.others.iter().chain(&self.in_folders).chain(&self.hidden).map(String::as_str)
     }
 
-    /// Finds the links that lead nowhere, which no listing has, in a folder and, if they are of the table, in those of the
-    /// form `key=value` below it.
+    /// Finds dangling symbolic links, which listings omit, in a folder. If `reads_folders` is set, subfolders of the
+    /// form `key=value` are searched too.
     pub(super) fn find_dangling_links(&mut self, folder: &Path, reads_folders: bool) {
         let mut folders = vec![folder.to_owned()];
         while let Some(entries) = folders.pop().map(|folder| folder.read_dir()) {
@@ -68,15 +70,15 @@ impl fmt::Display for LeftOut {
         let kinds = [
             (&self.hidden, "hidden, as the name begins with . or _"),
             (&self.in_folders, "in a folder that is not of the form key=value"),
-            (&self.others, "with another ending"),
-            (&self.dangling, "a link to nothing"),
+            (&self.others, "with another extension"),
+            (&self.dangling, "a broken link"),
         ];
         let mut before = "; left out: ";
         for (names, reason) in kinds.into_iter().filter(|(names, _)| !names.is_empty()) {
-            let told = names.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
-            write!(f, "{before}{told}")?;
-            if names.len() > TOLD {
-                write!(f, " and {} more", names.len() - TOLD)?;
+            let shown = names.iter().take(MAX_SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+            write!(f, "{before}{shown}")?;
+            if names.len() > MAX_SHOWN {
+                write!(f, " and {} more", names.len() - MAX_SHOWN)?;
             }
             write!(f, " ({reason})")?;
             before = ", ";

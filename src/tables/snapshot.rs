@@ -1,13 +1,13 @@
-//! Reads every file of a statement in one version, even while another program replaces the file.
+//! Pins the version of every file that a statement reads, even while another program replaces the file.
 //!
-//! A reader of Parquet requests a file several times: its size, its footer, then its pages. If the file is replaced in
-//! between, it combines parts of two files. Here the first request of a statement pins the version of a file:
+//! A Parquet reader requests a file several times: its size, its footer, then its pages. If the file is replaced in
+//! between, the reader combines parts of two files. Here the first request of a statement pins the version of a file:
 //!
-//! - A local file is held open from its listing on, and requests read what is held (Linux only, and up to [`MOST_HELD`]
-//!   files).
-//! - Anywhere else, a request that gets another version is an error, on which the statement is executed again.
+//! - A local file is kept open from its listing on, and requests read the open file (Linux only, and up to
+//!   [`MAX_OPEN_FILES`] files).
+//! - For any other file, a request that gets another version is an error, and the statement is executed again.
 //!
-//! A held file that is overwritten in place is noticed at the end of the statement.
+//! A file that is kept open but overwritten in place is detected at the end of the statement.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -32,34 +32,34 @@ use url::{Position, Url};
 
 use crate::objects::DurableLocal;
 
-/// How often a statement is executed, or a table opened, before a file that is replaced again and again is an error.
+/// The maximum number of attempts to execute a statement or open a table while its files keep being replaced.
 pub(crate) const ATTEMPTS: usize = 5;
 
-/// The URL of the local disk, without its slash at the end.
+/// The URL of the local disk, without the trailing slash.
 const LOCAL: &str = "file://";
 
-/// Local files that are held open at once.
-const MOST_HELD: usize = 256;
+/// The maximum number of local files kept open at once.
+const MAX_OPEN_FILES: usize = 256;
 
-/// The version of each file that the current statement of a session reads.
+/// The file versions pinned by the current statement of a session.
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// By URL.
+    /// Pins by URL.
     pins: HashMap<String, Pin>,
     held: usize,
-    /// A file of which another version was found.
+    /// A file that was found in another version than the pinned one.
     replaced: Option<String>,
-    /// Whether a file that was to be read is not there.
+    /// True if a file that was to be read does not exist.
     gone: bool,
 }
 
 #[derive(Debug)]
 struct Pin {
     meta: ObjectMeta,
-    /// Whether all that is known of the file comes from a listing.
+    /// True if only a listing, not a read, has returned the version so far.
     is_listed: bool,
     file: Option<Arc<File>>,
 }
@@ -80,32 +80,32 @@ pub(crate) fn install(context: SessionContext) -> Result<SessionContext, DataFus
 }
 
 impl Snapshot {
-    /// The snapshot of a session that has one.
+    /// Returns the snapshot of a session, if it has one.
     pub(crate) fn of(context: &SessionContext) -> Option<Arc<Self>> {
         context.state_ref().read().config().get_extension()
     }
 
-    /// Forgets all versions: files are read as they are from now on.
+    /// Drops all pins, so that files are read in their current versions from now on.
     pub(crate) fn renew(&self) {
         *self.state() = State::default();
     }
 
-    /// Whether a failure may be due to a file that was replaced or removed, so that another attempt may succeed.
+    /// Returns true if a file that was replaced or removed may explain a failure, so that a retry may succeed.
     pub(crate) fn explains_failure(&self) -> bool {
         self.find_overwritten();
         let state = self.state();
         state.gone || state.replaced.is_some()
     }
 
-    /// A file of which the statement read, or may have read, more than one version.
+    /// Returns a file of which the statement read, or may have read, more than one version.
     pub(crate) fn replaced(&self) -> Option<String> {
         self.find_overwritten();
         self.state().replaced.clone()
     }
 
-    /// Notes a held file whose size and time are no longer those that were pinned.
+    /// Records an open file whose size or modification time differs from the pinned one.
     ///
-    /// A file that is written anew in place cannot be told from one that grows.
+    /// A file that is overwritten in place cannot be told from one that grows.
     fn find_overwritten(&self) {
         let mut state = self.state();
         let overwritten = state.pins.iter().find(|(_, pin)| {
@@ -117,20 +117,20 @@ impl Snapshot {
         state.replaced = state.replaced.take().or(found);
     }
 
-    /// Whether a file is new here, and may be held open.
+    /// Returns true if the file has no pin yet and may be kept open.
     fn may_hold(&self, url: &str) -> bool {
         let state = self.state();
-        state.held < MOST_HELD && !state.pins.contains_key(url)
+        state.held < MAX_OPEN_FILES && !state.pins.contains_key(url)
     }
 
-    /// The file that is held open, as it was when it was pinned.
+    /// Returns the open file with the metadata from when it was pinned.
     fn held(&self, url: &str) -> Option<(Arc<File>, ObjectMeta)> {
         let state = self.state();
         let pin = state.pins.get(url)?;
         Some((Arc::clone(pin.file.as_ref()?), pin.meta.clone()))
     }
 
-    /// Refuses another version than the one that is pinned, and notes it.
+    /// Rejects a version other than the pinned one, and records the file as replaced.
     fn compare(&self, url: &str, found: &ObjectMeta) -> Result<()> {
         let mut state = self.state();
         if state.pins.get(url).is_none_or(|pin| pin.is(found)) {
@@ -140,7 +140,7 @@ impl Snapshot {
         Err(Error::Precondition { path: shown(url), source: "it was replaced while it was read".into() })
     }
 
-    /// Pins the version that was found, unless another one is pinned.
+    /// Pins the version that was found. Fails if another version is pinned.
     fn pin(&self, url: &str, found: &GetResult, may_hold: bool) -> Result<()> {
         self.compare(url, &found.meta)?;
         let mut state = self.state();
@@ -148,7 +148,7 @@ impl Snapshot {
             return Ok(());
         }
         let file = match &found.payload {
-            GetResultPayload::File(file, _) if may_hold && state.held < MOST_HELD => {
+            GetResultPayload::File(file, _) if may_hold && state.held < MAX_OPEN_FILES => {
                 file.try_clone().ok().map(Arc::new)
             }
             _ => None,
@@ -160,7 +160,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// The entry of a listing, or that of the version which is pinned.
+    /// Returns the metadata of the pinned version. If there is none, pins that of the listing.
     fn listed(&self, url: &str, meta: ObjectMeta) -> ObjectMeta {
         let mut state = self.state();
         let pin = state.pins.entry(url.to_owned()).or_insert(Pin { meta, is_listed: true, file: None });
@@ -181,14 +181,14 @@ impl Pin {
             self.meta.size == other.size && second(&self.meta) == second(other)
         };
         match is_same {
-            // Some servers have one tag for a file in a listing and another in an answer.
+            // Some servers return different ETags for a file in a listing and in a response.
             Some(is_same) => is_same || self.is_listed && is_alike(),
             None => is_alike(),
         }
     }
 }
 
-/// A path by which an open file can be opened once more, with a position of its own, whatever its name is by now.
+/// Returns a path that opens an open file again with its own position, even if the file has been renamed or removed.
 #[cfg(target_os = "linux")]
 #[expect(clippy::unnecessary_wraps, reason = "other systems have no such path")]
 fn path_of(file: &File) -> Option<Path> {
@@ -201,12 +201,12 @@ fn path_of(_: &File) -> Option<Path> {
     None
 }
 
-/// The file as messages name it.
+/// Returns the file as messages name it.
 fn shown(url: &str) -> String {
     url.strip_prefix(LOCAL).unwrap_or(url).to_owned()
 }
 
-/// Wraps each store that a session is given.
+/// Wraps each store that is registered in the session in a [`PinnedStore`].
 #[derive(Debug)]
 struct Registry {
     inner: DefaultObjectStoreRegistry,
@@ -228,7 +228,7 @@ impl ObjectStoreRegistry for Registry {
     }
 }
 
-/// A store of which a statement sees each file in one version.
+/// An object store that shows a statement each file in one version only.
 #[derive(Debug, Clone)]
 struct PinnedStore {
     root: String,
@@ -241,8 +241,8 @@ impl PinnedStore {
         format!("{}/{path}", self.root)
     }
 
-    /// The entry of a listing, in the version that is read. A local file is held from here on, as it may be replaced
-    /// before it is opened.
+    /// Returns the metadata of a listed file in its pinned version. A local file is kept open from here on, because it
+    /// may be replaced before it is opened.
     async fn listed(&self, meta: ObjectMeta) -> Result<ObjectMeta> {
         let url = self.url(&meta.location);
         if self.root == LOCAL && self.snapshot.may_hold(&url) {
@@ -265,7 +265,8 @@ impl fmt::Display for PinnedStore {
 impl ObjectStore for PinnedStore {
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         let url = self.url(location);
-        // What is written to it meanwhile is looked for afterwards. It stays open while it is opened by its number.
+        // Writes to the open file are detected later. The handle keeps the file open while its descriptor path is
+        // opened.
         if let Some((file, meta)) = self.snapshot.held(&url)
             && let Some(path) = path_of(&file)
         {
@@ -276,8 +277,8 @@ impl ObjectStore for PinnedStore {
             Ok(found) => found,
             Err(error) => {
                 self.snapshot.state().gone |= matches!(error, Error::NotFound { .. });
-                // A new version that is shorter does not have the bytes that were asked for. object_store has no type for
-                // that answer.
+                // A shorter new version lacks the requested bytes (HTTP 416). object_store has no error type for that
+                // response.
                 if error.to_string().contains("status code: 416")
                     && let Ok(now) = self.store.head(location).await
                 {
@@ -286,7 +287,7 @@ impl ObjectStore for PinnedStore {
                 return Err(error);
             }
         };
-        // The paths of other local stores are relative to a folder.
+        // Only the root store of the local disk has absolute paths; other local stores are relative to a folder.
         self.snapshot.pin(&url, &found, self.root == LOCAL)?;
         Ok(found)
     }

@@ -1,7 +1,7 @@
-//! Text files as a source of `DataFusion`: CSV and JSON Lines, whole or in pieces, compressed or not.
+//! Text files as a `DataFusion` source: CSV and JSON Lines, whole or split into byte ranges, optionally compressed.
 //!
-//! `DataFusion`'s own readers take the columns of CSV by position, spell values anew and name no file in an error, so that
-//! the rows are decoded here; `csv` and `json` know the two formats.
+//! `DataFusion`'s own readers match CSV columns by position, reformat values and name no file in their errors, so rows
+//! are decoded here. The modules `csv` and `json` implement the two formats.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -37,19 +37,19 @@ use super::json::{JsonLayout, JsonRows};
 use crate::objects::Objects;
 use crate::place::Place;
 
-/// The bytes that are read at once.
+/// The bytes per read.
 const CHUNK: usize = 256 << 10;
 
-/// Chunks that wait to be decoded.
+/// The maximum number of chunks queued for decoding.
 const CHUNKS_AHEAD: usize = 4;
 
-/// The bytes of text after which a batch ends, however few rows it has.
+/// A record batch ends once it holds this many bytes of text, however few rows it has.
 pub(super) const MOST_OF_BATCH: usize = 64 << 20;
 
-/// What is wrong with a file, and where.
+/// A problem in a file and its line.
 #[derive(Debug)]
 pub(super) struct Fault {
-    /// The line, counted from 1 where the reading began.
+    /// The line, counted from 1 at the byte where reading began.
     pub(super) line: Option<u64>,
     pub(super) problem: String,
 }
@@ -59,7 +59,7 @@ impl Fault {
         Self { line: Some(line), problem: problem.into() }
     }
 
-    /// The error of a file.
+    /// Turns the fault into an error that names the file.
     pub(super) fn of(self, objects: &Objects, file: &Path) -> DataFusionError {
         let file = objects.place_of(file).to_string();
         DataFusionError::External(Box::new(Broken { file, line: self.line, problem: self.problem }))
@@ -68,12 +68,12 @@ impl Fault {
 
 /// Decodes the bytes of a file.
 pub(super) trait Rows: Send {
-    /// Takes the next bytes, or that there are no more, and gives the batches that are complete; false if no more bytes are
-    /// needed.
+    /// Takes the next bytes, or `None` at the end of the file, and appends the complete batches to `batches`. Returns
+    /// false if no more bytes are needed.
     fn read(&mut self, bytes: Option<&[u8]>, batches: &mut VecDeque<RecordBatch>) -> Result<bool, Fault>;
 }
 
-/// What is known of all files of a table.
+/// Schema and options shared by all files of a table.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Layout {
     Csv(CsvLayout),
@@ -81,7 +81,6 @@ pub(super) enum Layout {
 }
 
 impl Layout {
-    /// The columns.
     pub(super) fn schema(&self) -> &SchemaRef {
         match self {
             Self::Csv(layout) => layout.schema(),
@@ -89,22 +88,22 @@ impl Layout {
         }
     }
 
-    /// A decoder of the bytes from `start` on, of which rows count that begin before `end`.
+    /// Creates a decoder for the bytes from `start` on. It returns the rows that begin before `end`.
     fn rows(&self, schema: SchemaRef, batch_size: usize, (start, end): (u64, u64)) -> Result<Box<dyn Rows>> {
         Ok(match self {
-            // Only whole files: a line break may be within a field.
+            // CSV files are never split: a line break may be inside a field.
             Self::Csv(layout) => Box::new(CsvRows::new(layout, schema, batch_size)),
             Self::Json(layout) => Box::new(JsonRows::new(layout, schema, batch_size, start, end)?),
         })
     }
 }
 
-/// The bytes of a file, decompressed, which another thread reads.
+/// The decompressed bytes of a file, read by another thread.
 pub(super) struct Chunks(mpsc::Receiver<Result<Bytes, Unreadable>>);
 
-/// Why there are no further bytes.
+/// The reason why no further bytes can be read.
 pub(super) enum Unreadable {
-    /// The server or the disk says so.
+    /// The store (server or disk) returned an error.
     Store(DataFusionError),
     /// The file is broken.
     Fault(Fault),
@@ -120,7 +119,7 @@ impl Unreadable {
 }
 
 impl Chunks {
-    /// Opens a file at this byte, which is 0 for a compressed one.
+    /// Opens a file at byte `start`, which must be 0 for a compressed file.
     pub(super) async fn open(store: &Arc<dyn ObjectStore>, file: &Path, start: u64) -> Result<Self> {
         let options = GetOptions { range: (start > 0).then_some(GetRange::Offset(start)), ..GetOptions::default() };
         let bytes: Box<dyn Read + Send> = match store.get_opts(file, options).await?.payload {
@@ -135,7 +134,7 @@ impl Chunks {
         tokio::task::spawn_blocking(move || {
             let sent = read_chunks(bytes, compression, start == 0, |chunk| sender.blocking_send(Ok(chunk)).is_ok());
             if let Err(e) = sent {
-                // Nobody may wait for it any more.
+                // The receiver may be gone.
                 let _ = sender.blocking_send(Err(e));
             }
         });
@@ -147,7 +146,7 @@ impl Chunks {
     }
 }
 
-/// Reads and decompresses bytes until there are none, or nobody takes them.
+/// Reads and decompresses bytes until the end of the file or until the receiver is dropped.
 fn read_chunks(
     bytes: Box<dyn Read + Send>,
     compression: FileCompressionType,
@@ -183,7 +182,7 @@ fn read_chunks(
     }
 }
 
-/// The bytes of a stream for a thread of its own.
+/// Blocking reader over an asynchronous byte stream, for use on its own thread.
 struct Blocking {
     stream: BoxStream<'static, object_store::Result<Bytes>>,
     chunk: Bytes,
@@ -210,12 +209,12 @@ impl Read for Blocking {
     }
 }
 
-/// The text files of a table, as a plan reads them.
+/// The `DataFusion` file source for the text files of a table.
 #[derive(Clone)]
 pub struct TextSource {
     layout: Arc<Layout>,
     objects: Objects,
-    /// Whether a file may be read in several pieces at once.
+    /// True if a file may be read as several byte ranges in parallel.
     is_divisible: bool,
     table_schema: TableSchema,
     projection: SplitProjection,
@@ -232,7 +231,7 @@ impl TextSource {
     }
 }
 
-/// What another process needs besides the plan to read the files as this one does.
+/// The state that another process needs in addition to the plan to read the files in the same way.
 #[derive(Serialize, Deserialize)]
 struct Sent<L> {
     layout: L,
@@ -241,13 +240,13 @@ struct Sent<L> {
 }
 
 impl TextSource {
-    /// The source in JSON, without the files and the columns that a plan reads.
+    /// Serializes the source to JSON, without the files and the projection, which are part of the plan.
     pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
         let (place, is_divisible) = (self.objects.place.clone(), self.is_divisible);
         serde_json::to_vec(&Sent { layout: &*self.layout, place, is_divisible })
     }
 
-    /// The source that another process has sent.
+    /// Deserializes a source sent by another process.
     pub fn from_json(json: &[u8], table_schema: TableSchema) -> Result<Self> {
         let sent: Sent<Layout> = serde_json::from_slice(json).map_err(|e| DataFusionError::External(Box::new(e)))?;
         let objects = Objects::open(&sent.place).map_err(|e| DataFusionError::External(Box::new(e)))?;
@@ -314,7 +313,7 @@ impl FileSource for TextSource {
     }
 }
 
-/// Opens files of a table.
+/// Opens the files of a table.
 struct TextOpener {
     layout: Arc<Layout>,
     objects: Objects,
@@ -344,7 +343,8 @@ struct Reading {
 impl FileOpener for TextOpener {
     fn open(&self, file: PartitionedFile) -> Result<FileOpenFuture> {
         let piece = file.range.as_ref();
-        // A piece has the lines that begin in it; that one does at its first byte is told by the byte before.
+        // A byte range contains the lines that begin in it. Whether a line begins at its first byte is decided by the
+        // byte before it.
         let (start, end) = piece
             .map_or((0, u64::MAX), |piece| (piece.start.unsigned_abs().saturating_sub(1), piece.end.unsigned_abs()));
         let rows = self.layout.rows(Arc::clone(&self.schema), self.batch_size, (start, end))?;
@@ -388,7 +388,7 @@ impl Reading {
     }
 }
 
-/// The lines of a file before its byte `start`.
+/// Counts the lines of a file before byte `start`.
 async fn lines_before(store: &Arc<dyn ObjectStore>, file: &Path, start: u64) -> Result<u64> {
     let (mut lines, mut left) = (0, start);
     if left > 0 {
@@ -405,7 +405,7 @@ async fn lines_before(store: &Arc<dyn ObjectStore>, file: &Path, start: u64) -> 
     Ok(lines)
 }
 
-/// What a pipeline says to read a column as text.
+/// Returns the `[tables]` entry that reads a column as text, for messages.
 pub(super) fn as_text(column: &str) -> String {
     let is_bare =
         column.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')) && !column.is_empty();

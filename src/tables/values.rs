@@ -1,8 +1,8 @@
-//! The scalars of text files: which type holds them exactly. [`Column`] builds columns of them.
+//! Scalar values of text files and the type that holds them exactly. [`Column`] builds Arrow columns from them.
 //!
-//! A type is inferred only if it gives each value back: `00123`, `+5` and numbers with more digits than the type has stay
-//! text. Floating-point numbers, booleans and timestamps may be spelt in several ways (`1.50`, `True`, a blank for `T`);
-//! the value is the same.
+//! A type is inferred only if it reproduces each value: `00123`, `+5` and numbers with more digits than the type has
+//! stay text. Floating-point numbers, booleans and timestamps have several spellings of one value (`1.50`, `True`, a
+//! space instead of `T`); all are accepted.
 
 mod column;
 
@@ -14,27 +14,27 @@ use serde::{Deserialize, Serialize};
 pub(super) use self::column::Column;
 use crate::config::ColumnType;
 
-/// Integers of at most this size are exact as floating-point numbers.
+/// Integers up to this magnitude are exact as 64-bit floats.
 const EXACT_IN_FLOAT: u64 = 1 << 53;
 
-/// Significant digits that every floating-point number keeps.
+/// The number of significant decimal digits that every 64-bit float preserves.
 const DIGITS_OF_FLOAT: usize = 15;
 
-/// The kinds of values that a column has.
+/// The set of value kinds found in a column.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Kinds(u16);
 
 impl Kinds {
     pub(super) const BOOLEAN: Self = Self(1);
-    /// A whole number that a floating-point number holds as well.
+    /// An integer that a 64-bit float represents exactly.
     const SMALL: Self = Self(1 << 1);
-    /// A whole number of 64 bits.
+    /// A 64-bit signed integer that a float may not represent exactly.
     const LARGE: Self = Self(1 << 2);
     const NEGATIVE: Self = Self(1 << 3);
-    /// A whole number that only an unsigned one of 64 bits holds.
+    /// An integer that fits only an unsigned 64-bit integer.
     const UNSIGNED: Self = Self(1 << 4);
     const FLOAT: Self = Self(1 << 5);
-    /// `5e10`: a number among numbers, and an id among ids.
+    /// A number such as `5e10`: a float if the column has other floats, otherwise an id.
     const EXPONENT: Self = Self(1 << 6);
     const DATE: Self = Self(1 << 7);
     const SECONDS: Self = Self(1 << 8);
@@ -45,7 +45,7 @@ impl Kinds {
     const NAIVE: Self = Self(1 << 12);
     /// A timestamp in UTC.
     const ZULU: Self = Self(1 << 13);
-    /// A timestamp that nanoseconds do not reach.
+    /// A timestamp outside the range of 64-bit nanoseconds.
     const FAR: Self = Self(1 << 14);
     pub(super) const TEXT: Self = Self(1 << 15);
 
@@ -65,7 +65,7 @@ impl Kinds {
         self.0 |= other.0;
     }
 
-    /// The kind of a field of delimited text that is not empty.
+    /// Returns the kind of a non-empty field of delimited text.
     pub(super) fn of_field(field: &[u8]) -> Self {
         match field.first() {
             Some(b'0'..=b'9' | b'-' | b'.') => {}
@@ -93,13 +93,13 @@ impl Kinds {
             match zone {
                 Zone::None => unit.and(Self::NAIVE),
                 Zone::Utc => unit.and(Self::ZULU),
-                // The offset would not be given back.
+                // A timestamp column would lose the offset.
                 Zone::Offset => Self::TEXT,
             }
         })
     }
 
-    /// The kind of a number of JSON.
+    /// Returns the kind of a JSON number.
     pub(super) fn of_number(number: &[u8]) -> Self {
         Self::of_integer(number).or_else(|| float(number).map(|_| Self::FLOAT)).unwrap_or(Self::TEXT)
     }
@@ -117,7 +117,7 @@ impl Kinds {
         })
     }
 
-    /// The type that holds all of them exactly.
+    /// Returns the narrowest type that holds all kinds exactly.
     pub(super) fn data_type(self) -> DataType {
         const INTEGERS: Kinds = Kinds::SMALL.and(Kinds::LARGE).and(Kinds::NEGATIVE);
         const UNITS: Kinds = Kinds::SECONDS.and(Kinds::MILLIS).and(Kinds::MICROS).and(Kinds::NANOS).and(Kinds::FAR);
@@ -146,7 +146,7 @@ impl Kinds {
     }
 }
 
-/// The type that a pipeline names.
+/// Returns the Arrow type of a type named in `types`.
 pub(super) fn data_type(given: ColumnType) -> DataType {
     match given {
         ColumnType::Text => DataType::Utf8,
@@ -160,7 +160,7 @@ pub(super) fn data_type(given: ColumnType) -> DataType {
     }
 }
 
-/// The name of a type in messages, and in `types`.
+/// Returns the name of a type in messages and in `types`.
 pub(super) fn name_of(data_type: &DataType) -> String {
     match data_type {
         DataType::Utf8 => "text".into(),
@@ -179,7 +179,7 @@ pub(super) fn name_of(data_type: &DataType) -> String {
     }
 }
 
-/// The form of a value, for messages: never the value, which may be a text that nobody else is to see.
+/// Describes the form of a value for messages. The value itself is never shown, as it may be confidential.
 pub(super) fn form_of(field: &str) -> String {
     let digits = field.trim_start_matches(['-', '+']);
     if digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.is_empty() {
@@ -188,7 +188,7 @@ pub(super) fn form_of(field: &str) -> String {
         } else if field.starts_with('+') {
             "a number that begins with +".into()
         } else {
-            format!("a whole number of {} digits", digits.len())
+            format!("an integer of {} digits", digits.len())
         };
     }
     match Kinds::of_field(field.as_bytes()).data_type() {
@@ -204,7 +204,7 @@ fn boolean(text: &[u8]) -> Option<bool> {
     if text.eq_ignore_ascii_case(b"true") { Some(true) } else { text.eq_ignore_ascii_case(b"false").then_some(false) }
 }
 
-/// The sign and the size of a whole number as it is printed, without `+`, `-0` and leading zeros.
+/// Parses an integer in canonical form, without `+`, `-0` or leading zeros, into its sign and magnitude.
 fn integer(text: &[u8]) -> Option<(bool, u64)> {
     let (is_negative, digits) = match text {
         [b'-', digits @ ..] => (true, digits),
@@ -220,16 +220,16 @@ fn integer(text: &[u8]) -> Option<(bool, u64)> {
     size.map(|size| (is_negative, size))
 }
 
-/// How a floating-point number is written.
+/// The notation of a floating-point number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Spelling {
-    /// With a point, a signed exponent, or as a whole number.
+    /// With a decimal point, with a signed exponent, or as an integer.
     Plain,
-    /// With an exponent, and neither a point nor a sign in it, as many ids look.
+    /// With an exponent but neither a point nor a sign in it, as in many ids.
     BareExponent,
 }
 
-/// The floating-point number that prints these digits again.
+/// Parses a floating-point number if the float prints the same digits again.
 fn float(text: &[u8]) -> Option<(f64, Spelling)> {
     let unsigned = text.strip_prefix(b"-").unwrap_or(text);
     let (mantissa, exponent) = match unsigned.iter().position(|byte| matches!(byte, b'e' | b'E')) {
@@ -290,7 +290,7 @@ fn date(text: &str) -> Option<i32> {
     if is_date { Date32Type::parse(text) } else { None }
 }
 
-/// What a timestamp says of its offset.
+/// The UTC offset of a timestamp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Zone {
     None,
@@ -298,7 +298,7 @@ enum Zone {
     Offset,
 }
 
-/// A timestamp, with the unit of its digits: `2026-01-31T12:00:00.5Z`, or a blank for `T`.
+/// Parses a timestamp such as `2026-01-31T12:00:00.5Z`, with `T` or a space, and returns the unit of its digits.
 fn timestamp(text: &str) -> Option<(DateTime<Utc>, TimeUnit, Zone)> {
     let bytes = text.as_bytes();
     if bytes.len() < 19 || !matches!(bytes[10], b'T' | b' ') || bytes[13] != b':' || bytes[16] != b':' {

@@ -1,7 +1,7 @@
-//! Tables that say themselves which files they have: Delta tables by their log, folders of runs by their manifests.
+//! Tables that list their own files: Delta tables in their log, folders of runs in their manifests.
 //!
-//! A folder is told by what is in it, so that `--table t=out/predictions` reads what a pipeline wrote there, whatever
-//! its format.
+//! The kind of a folder is detected from its contents, so that `--table t=out/predictions` reads the output of a
+//! pipeline in any format.
 
 use std::sync::Arc;
 
@@ -25,10 +25,10 @@ use crate::place::Place;
 use crate::sink::runs::{self, Manifest};
 use crate::types::{Columns, FileSchema};
 
-/// The folder of a Delta table's log.
+/// The folder with the log of a Delta table.
 const LOG: &str = "_delta_log";
 
-/// The table, if it is one of these kinds.
+/// Opens the table if it is of one of these kinds.
 pub(super) async fn provider(
     context: &SessionContext,
     table: &Table,
@@ -40,11 +40,11 @@ pub(super) async fn provider(
     let objects = Objects::open(place)?;
     let version = match table.format {
         TableFormat::Delta { version } => {
-            // Whether the server answers is not told by what the library says.
+            // This reports an unreachable server, which the errors of the Delta library do not.
             is_delta(&objects).await?;
             version
         }
-        // What is wrong with a place that cannot be looked at is said by whoever reads it as a plain folder.
+        // If the location cannot be inspected, the code that reads it as a plain folder reports the problem.
         _ => match is_delta(&objects).await {
             Ok(true) => None,
             Ok(false) => {
@@ -59,7 +59,7 @@ pub(super) async fn provider(
     }
 }
 
-/// Whether the table says itself which files it has.
+/// Returns true if the table lists its own files.
 pub(super) async fn is_versioned(table: &Table) -> Result<bool, Problem> {
     if !may_be(table) {
         return Ok(false);
@@ -70,7 +70,7 @@ pub(super) async fn is_versioned(table: &Table) -> Result<bool, Problem> {
         || runs::latest(&objects.lock_place()).await?.is_some())
 }
 
-/// Names what is read of the table now, if it says itself which files it has: a version, or runs.
+/// Returns the current version of a table that lists its own files: the Delta version, or the names of the runs.
 pub(super) async fn version(table: &Table) -> Result<Option<String>, Problem> {
     if !is_versioned(table).await? {
         return Ok(None);
@@ -92,7 +92,7 @@ fn may_be(table: &Table) -> bool {
     match table.format {
         TableFormat::Delta { .. } | TableFormat::Runs { .. } => true,
         TableFormat::Parquet => {
-            // What is there has that name, whatever characters it has.
+            // An existing folder is taken literally, even if its name has glob characters.
             let is_there = matches!(place, Place::Local(path) if path.is_dir());
             (is_there || !place.is_glob()) && place.is_folder() && table.partitions.is_empty()
         }
@@ -104,7 +104,7 @@ async fn is_delta(objects: &Objects) -> Result<bool, ObjectsError> {
     objects.folder(LOG).has_children().await
 }
 
-/// The runs that are read of a folder.
+/// Returns the manifests of the readable runs in a folder.
 pub(super) async fn manifests(objects: &Objects, table: &Table) -> Result<Vec<Manifest>, Problem> {
     let (all, published_in) = match &table.format {
         TableFormat::Runs { all, published_in } => (*all, published_in.as_ref()),
@@ -121,7 +121,7 @@ fn described(objects: &Objects, error: &DataFusionError) -> Problem {
     }
 }
 
-/// The files of the newest run, or of all of them where the sink appends.
+/// Opens the files of the newest run, or of all runs if the sink appends.
 async fn runs_of(
     context: &SessionContext,
     objects: &Objects,
@@ -141,7 +141,7 @@ async fn runs_of(
     presented(context, provider, &columns, &read, std::iter::empty()).map(Some).map_err(described)
 }
 
-/// The columns of the files of runs.
+/// Reads the schemas of Parquet files.
 async fn schemas_of(
     objects: &Objects,
     paths: &[Path],
@@ -154,10 +154,10 @@ async fn schemas_of(
     futures::stream::iter(read.collect::<Vec<_>>()).buffered(READS_UNDER_WAY).try_collect().await
 }
 
-/// The columns of the runs that are complete in a folder; a run's files have the same.
+/// Returns the schemas of the complete runs in a folder, one per file.
 ///
 /// # Errors
-/// A place, a manifest or a footer that cannot be read.
+/// A location, a manifest or a footer that cannot be read.
 pub(crate) async fn columns_of_runs(objects: &Objects) -> Result<Vec<FileSchema>, TableError> {
     let failed =
         |problem: Problem| TableError { table: objects.to_string(), problem: problem.text, passes: problem.passes };

@@ -1,11 +1,11 @@
-//! The narrowest type that holds the values of two.
+//! The narrowest type that holds the values of two types.
 
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, FieldRef, TimeUnit};
 
-/// The narrowest type that holds the values of both. 64-bit integers become floats beside floats: whether their values
-/// are exact in these is asked of the files.
+/// Returns the narrowest type that holds the values of both types. 64-bit integers and floats become floats; the caller
+/// checks against the files that these integers are exact as floats.
 pub(crate) fn widened(a: &DataType, b: &DataType) -> Option<DataType> {
     use DataType::{
         Binary, BinaryView, Date32, Duration, FixedSizeBinary, FixedSizeList, Float32, Float64, LargeBinary, LargeList,
@@ -44,7 +44,7 @@ pub(crate) fn widened(a: &DataType, b: &DataType) -> Option<DataType> {
         _ if (a.is_decimal() || a.is_integer()) && (b.is_decimal() || b.is_integer()) => decimal(a, b)?,
         (Date32, Timestamp(unit, zone)) | (Timestamp(unit, zone), Date32) => Timestamp(*unit, zone.clone()),
         (Timestamp(unit, zone), Timestamp(other_unit, other_zone)) if zone.is_some() == other_zone.is_some() => {
-            // The instants are the same in any zone.
+            // A time zone does not change the instant.
             let zone = if zone == other_zone { zone.clone() } else { Some("UTC".into()) };
             Timestamp(finest(*unit, *other_unit), zone)
         }
@@ -62,7 +62,7 @@ pub(crate) fn widened(a: &DataType, b: &DataType) -> Option<DataType> {
         }
         (Map(entries, sorted), Map(others, _)) => {
             let (Struct(fields), Struct(other_fields)) = (entries.data_type(), others.data_type()) else { return None };
-            // Writers name the two in many ways; the first is the key.
+            // Writers name the two fields differently; the first is always the key.
             let pairs = fields.iter().zip(other_fields).map(|(field, other)| widened_field(field, other));
             let fields = Struct(pairs.collect::<Option<Vec<_>>>()?.into());
             Map(Arc::new(Field::clone(entries).with_data_type(fields)), *sorted)
@@ -86,7 +86,7 @@ fn element(list: &DataType) -> Option<&FieldRef> {
 fn widened_field(field: &FieldRef, other: &FieldRef) -> Option<FieldRef> {
     let (a, b) = (field.data_type(), other.data_type());
     let data_type = widened(a, b)?;
-    // No footer tells the values of a nested column.
+    // The footer has no statistics for values of nested columns that could prove them exact.
     let is_exact = |from: &DataType| !matches!(from, DataType::Int64 | DataType::UInt64) || !data_type.is_floating();
     let nullable = field.is_nullable() || other.is_nullable();
     (is_exact(a) && is_exact(b))
@@ -115,7 +115,7 @@ fn integer(a: &DataType, b: &DataType) -> Option<DataType> {
     })
 }
 
-/// The decimal that holds the digits of both before and behind the point.
+/// Returns the decimal type that holds the digits of both on each side of the decimal point.
 fn decimal(a: &DataType, b: &DataType) -> Option<DataType> {
     use DataType::{Decimal32, Decimal64, Decimal128, Decimal256};
     let digits = |t: &DataType| match t {
@@ -138,7 +138,7 @@ fn decimal(a: &DataType, b: &DataType) -> Option<DataType> {
     }
 }
 
-/// The finer of two times of the day.
+/// Returns the time-of-day type with the finer unit.
 fn time(a: &DataType, b: &DataType) -> Option<DataType> {
     let unit = |t: &DataType| match t {
         DataType::Time32(unit) | DataType::Time64(unit) => Some(*unit),
@@ -220,7 +220,7 @@ mod tests {
             widened(&list("item", DataType::Null), &list("element", DataType::Utf8)),
             Some(list("item", DataType::Utf8))
         );
-        // Whether these integers are exact as floats is not known.
+        // Nothing shows that these integers are exact as floats.
         assert_eq!(of(list("item", DataType::Int64), list("item", DataType::Float64)), None);
     }
 }

@@ -116,7 +116,7 @@ fn a_file_without_names_and_ids_gets_numbers() {
     write(&folder.path().join("data/a.csv"), &text);
     write(&folder.path().join("data/b.csv"), &text);
     let (said, report) = from(folder.path(), &["data/a.csv"]);
-    assert!(said.contains("id     none: no column that looks like an id names each row once"), "{said}");
+    assert!(said.contains("id     none: no column that looks like an id is unique"), "{said}");
     assert!(said.contains("label  `column_3`: the only other column with few different values"), "{said}");
     assert_eq!(report["rows"]["read"], 80);
     assert_eq!(rows_of(&folder.path().join("job/out/predictions.parquet"))[79]["id"], 80);
@@ -144,7 +144,7 @@ fn what_stands_between_fields_is_found_out() {
     assert!(said.contains("the data has no rows"), "{said}");
     write(&folder.path().join("pairs.html"), "<p>");
     let said = stderr_of(at(folder.path(), &["init", "--from", "pairs.html", "none", "--model"]).arg(&model), 2);
-    assert!(said.contains("--format csv says it"), "{said}");
+    assert!(said.contains("name the format with --format csv"), "{said}");
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn ids_that_come_twice_are_refused_with_examples() {
     // The examples are in no particular order.
     assert!(message.contains(r#""1" 3 times"#) && message.contains(r#""2" 2 times"#), "{message}");
     let job = Job::new("id,a,b\n1,x,y\n2,p,q\n1,r,s\n");
-    insta::assert_snapshot!(refusal(&job), @r#"error: pipeline.toml: source.id (id) must name each row once, but some values come more often: "1" 2 times; add a column that tells the rows apart, or SELECT DISTINCT"#);
+    insta::assert_snapshot!(refusal(&job), @r#"error: pipeline.toml: source.id (id) must be unique, but some values occur more than once: "1" 2 times; add a column that tells the rows apart, or SELECT DISTINCT"#);
 }
 
 #[test]
@@ -69,13 +69,13 @@ fn ids_of_several_columns_name_a_row_together() {
     assert_eq!(job.rows().len(), 2);
     write(&job.path("pairs.csv"), "id,a,b\n1,x,y\n1,x,q\n");
     std::fs::remove_file(job.output()).unwrap();
-    insta::assert_snapshot!(refusal(&job), @r#"error: pipeline.toml: source.id (id, a) must name each row once, but some values come more often: "1, x" 2 times; add a column that tells the rows apart, or SELECT DISTINCT"#);
+    insta::assert_snapshot!(refusal(&job), @r#"error: pipeline.toml: source.id (id, a) must be unique, but some values occur more than once: "1, x" 2 times; add a column that tells the rows apart, or SELECT DISTINCT"#);
 }
 
 #[test]
 fn null_ids_are_refused() {
     let job = Job::new("id,a,b\n1,x,y\n,p,q\n");
-    insta::assert_snapshot!(refusal(&job), @"error: pipeline.toml: source.id (id) must name each row, but is NULL in 1 of 2 rows; filter them out in the source query, or name another column");
+    insta::assert_snapshot!(refusal(&job), @"error: pipeline.toml: source.id (id) must identify each row, but is NULL in 1 of 2 rows; filter them out in the source query, or name another column");
 }
 
 #[test]
@@ -115,13 +115,13 @@ fn mistakes_in_the_query_are_explained() {
     insta::assert_snapshot!(explained("SELECT idd, a, b FROM pairs"), @r"
     error: pipeline.toml: the source query: there is no column `idd` (columns: id, a, b, n, score); did you mean `id`?
     ");
-    insta::assert_snapshot!(explained("SELECT id, a, b FROM pairs; SELECT 1"), @"error: pipeline.toml: the source query: it must be one SELECT: the SQL of a pipeline only reads; what is written, and where, stands under [sink]");
+    insta::assert_snapshot!(explained("SELECT id, a, b FROM pairs; SELECT 1"), @"error: pipeline.toml: the source query: it must be one SELECT: the SQL of a pipeline only reads; set the output under [sink]");
 }
 
 #[test]
 fn a_source_only_reads() {
-    insta::assert_snapshot!(refusal(&with_sql("COPY pairs TO 'copy.csv'")), @"error: pipeline.toml: the source query: it must be one SELECT, not COPY: the SQL of a pipeline only reads; what is written, and where, stands under [sink]");
-    insta::assert_snapshot!(refusal(&with_sql("CREATE TABLE t AS SELECT 1")), @"error: pipeline.toml: the source query: it must be one SELECT, not CREATE: the SQL of a pipeline only reads; what is written, and where, stands under [sink]");
+    insta::assert_snapshot!(refusal(&with_sql("COPY pairs TO 'copy.csv'")), @"error: pipeline.toml: the source query: it must be one SELECT, not COPY: the SQL of a pipeline only reads; set the output under [sink]");
+    insta::assert_snapshot!(refusal(&with_sql("CREATE TABLE t AS SELECT 1")), @"error: pipeline.toml: the source query: it must be one SELECT, not CREATE: the SQL of a pipeline only reads; set the output under [sink]");
 }
 
 #[test]

@@ -103,7 +103,7 @@ fn a_plan_of_some_rows_of_an_unknown_number_says_nothing_of_a_run() {
 fn what_would_make_the_run_fail_is_said_with_its_exit_code() {
     let twice = Job::new("id,a,b\n1,x,y\n1,z,y\n");
     let said = stderr_of(&mut twice.couplet(&["plan", "pipeline.toml"]), 2);
-    assert!(said.contains("must name each row once") && said.contains("2 times"), "{said}");
+    assert!(said.contains("must be unique") && said.contains("2 times"), "{said}");
 
     let rejected = Job::new("id,a,b\n1,,y\n2,z,y\n").add("[score]\nmax_errors = 0.1");
     let output = rejected.couplet(&["plan", "pipeline.toml"]).output().unwrap();

@@ -282,8 +282,8 @@ fn refusal(sql: &str, arguments: &[&str]) -> String {
 fn a_query_only_reads() {
     let folder = tempfile::tempdir().unwrap();
     let copy = format!("COPY (SELECT 1) TO '{}'", folder.path().join("x.csv").display());
-    insta::assert_snapshot!(refusal(&copy, &[]), @"error: SQL: a query reads; to write its result, use -o FILE instead of COPY or INSERT");
-    insta::assert_snapshot!(refusal("CREATE TABLE t AS SELECT 1 AS x; INSERT INTO t VALUES (2)", &[]), @"error: SQL: a query reads; to write its result, use -o FILE instead of COPY or INSERT");
+    insta::assert_snapshot!(refusal(&copy, &[]), @"error: SQL: a query only reads; to write its result, use -o FILE instead of COPY or INSERT");
+    insta::assert_snapshot!(refusal("CREATE TABLE t AS SELECT 1 AS x; INSERT INTO t VALUES (2)", &[]), @"error: SQL: a query only reads; to write its result, use -o FILE instead of COPY or INSERT");
     assert_eq!(folder.path().read_dir().unwrap().count(), 0);
 }
 
@@ -338,7 +338,7 @@ fn mistakes_in_the_command_are_explained() {
     let folder = tempfile::tempdir().unwrap();
     let empty = folder.path().join("empty.sql");
     std::fs::write(&empty, "-- nothing\n").unwrap();
-    insta::assert_snapshot!(refusal("SELECT 1", &["-o", "result.xlsx"]), @"error: -o result.xlsx: the format is not told by the extension (csv, tsv, json, jsonl, parquet, txt); add --format");
+    insta::assert_snapshot!(refusal("SELECT 1", &["-o", "result.xlsx"]), @"error: -o result.xlsx: the extension implies no format (csv, tsv, json, jsonl, parquet, txt); add --format");
     insta::assert_snapshot!(refusal("SELECT 1", &["--format", "parquet"]), @"error: --format parquet needs a file: add -o FILE.parquet");
     insta::assert_snapshot!(refusal("SELECT 1; SELECT 2", &["-o", "result.csv"]), @"error: SQL: 2 statements cannot share one output file");
     insta::assert_snapshot!(refusal("SELECT 1", &["--table", "pairs.csv"]), @"error: --table pairs.csv: expected NAME=URI, such as pairs=data/pairs.parquet");

@@ -122,10 +122,10 @@ fn what_is_missing_or_broken_in_a_bucket_is_named_as_on_the_disk() {
     insta::assert_snapshot!(failure(&bucket, &empty, 2), @r"error: table `t`: s3://broken/empty.parquet is empty; was it cut off while it was written or copied?");
     let lengths = bucket.put("lengths.arrow", arrow_of_94_terabytes());
     let said = failure(&bucket, &lengths, 2);
-    let expected = "s3://broken/lengths.arrow: neither a whole Arrow file nor a whole Arrow stream: ";
+    let expected = "s3://broken/lengths.arrow: neither a complete Arrow file nor a complete Arrow stream: ";
     assert!(said.contains(expected) && said.contains(" would become 94000000000000"), "{said}");
     let ragged = bucket.put("ragged.csv", "a,b\n1,2\n3\n");
-    insta::assert_snapshot!(failure(&bucket, &ragged, 2), @r#"error: table `t`: s3://broken/ragged.csv:3: 1 field where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
+    insta::assert_snapshot!(failure(&bucket, &ragged, 2), @r#"error: table `t`: s3://broken/ragged.csv:3: 1 field where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } reads them as text"#);
 }
 
 #[test]
@@ -331,7 +331,7 @@ fn a_job_of_tables_in_a_bucket_fails_before_it_writes() {
     let uri = bucket.put("pairs.csv", PAIRS.to_owned() + "3,x\n");
     let job = Job::new("").change("\"pairs.csv\"", &format!("{uri:?}"));
     let mut run = job.run();
-    insta::assert_snapshot!(failure_of(run.envs(bucket.server.env()), 2), @r#"error: table `pairs`: s3://jobs/pairs.csv:4: 2 fields where the first line has 3; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
+    insta::assert_snapshot!(failure_of(run.envs(bucket.server.env()), 2), @r#"error: table `pairs`: s3://jobs/pairs.csv:4: 2 fields where the first line has 3; is a quotation mark (") unbalanced? { uri = "…", quote = false } reads them as text"#);
     assert!(job.output_files().is_empty());
 }
 

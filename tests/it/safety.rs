@@ -98,7 +98,7 @@ fn a_query_of_the_command_line_writes_to_its_output_alone() {
     let query = |sql: &str| job.error_of(&mut job.couplet(&["query", "--table", "pairs=pairs.csv", sql]), 2);
     let before = files(&job);
     for sql in ["COPY pairs TO 'stolen.csv'", "INSERT INTO pairs VALUES (3, 'x', 'y', 1)"] {
-        assert!(query(sql).contains("a query reads"), "{}", query(sql));
+        assert!(query(sql).contains("a query only reads"), "{}", query(sql));
     }
     assert_eq!(files(&job), before);
 }

@@ -71,7 +71,7 @@ fn what_is_wrong_on_stdin_is_said_as_for_one_statement() {
     insta::assert_snapshot!(problem("\\d pears"), @r"error: there is no table `pears` (tables: pairs); did you mean `pairs`?");
     insta::assert_snapshot!(problem("\\d pears.csv"), @r"error: \d pears.csv: table `pears.csv`: pears.csv does not exist");
     insta::assert_snapshot!(problem("\\dx"), @r"error: there is no command \dx; did you mean \d? (\? lists them)");
-    insta::assert_snapshot!(problem("\\o result.doc"), @r"error: -o result.doc: the format is not told by the extension (csv, tsv, json, jsonl, parquet, txt); add --format");
+    insta::assert_snapshot!(problem("\\o result.doc"), @r"error: -o result.doc: the extension implies no format (csv, tsv, json, jsonl, parquet, txt); add --format");
     insta::assert_snapshot!(problem("\\i none.sql"), @r"error: cannot read none.sql: No such file or directory (os error 2)");
 }
 
@@ -187,7 +187,7 @@ fn the_shell_remembers_completes_and_goes_on_after_mistakes() {
         ["SELECT value FROM generate_series(1, 5000);\r", "the first 1,000 rows"],
         ["\\o all.csv\r", "the next result goes to all.csv"],
         ["SELECT value FROM generate_series(1, 5000);\r", "all.csv: 5,000 rows"],
-        ["INSERT INTO pairs SELECT * FROM pairs;\r", "a query reads"],
+        ["INSERT INTO pairs SELECT * FROM pairs;\r", "a query only reads"],
         ["CREATE VIEW w AS SELECT 7 AS seven;\r", null],
         ["SLEEP", null],
         ["SELECT sev\t", "SELECT seven"],

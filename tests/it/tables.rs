@@ -328,7 +328,7 @@ fn missing_files_are_named_with_what_was_looked_for() {
     insta::assert_snapshot!(files.refusal("data/pair.csv"), @"error: table `t`: data/pair.csv does not exist; did you mean data/pairs.csv?");
     insta::assert_snapshot!(files.refusal("date/pairs.csv"), @"error: table `t`: date/pairs.csv does not exist, nor does its folder date");
     insta::assert_snapshot!(files.refusal("data/*.tsv"), @"error: table `t`: no file matches data/*.tsv");
-    insta::assert_snapshot!(files.refusal("empty/"), @"error: table `t`: folder empty/ has no *.parquet file; left out: readme.md (with another ending)");
+    insta::assert_snapshot!(files.refusal("empty/"), @"error: table `t`: folder empty/ has no *.parquet file; left out: readme.md (with another extension)");
 }
 
 #[test]
@@ -340,7 +340,7 @@ fn invalid_utf8_is_refused_with_file_line_and_field() {
     ]);
     insta::assert_snapshot!(files.refusal("t.csv"), @"error: table `t`: DIR/t.csv:4: field 2 is not valid UTF-8; convert the file, for example with iconv");
     insta::assert_snapshot!(files.refusal("t.jsonl"), @"error: table `t`: DIR/t.jsonl:2: not valid UTF-8; convert the file, for example with iconv");
-    insta::assert_snapshot!(files.refusal("utf16.csv"), @"error: table `t`: DIR/utf16.csv:1: it is UTF-16, and UTF-8 is read; convert the file, for example with iconv");
+    insta::assert_snapshot!(files.refusal("utf16.csv"), @"error: table `t`: DIR/utf16.csv:1: it is UTF-16, and couplet reads UTF-8; convert the file, for example with iconv");
 }
 
 #[test]
@@ -350,15 +350,15 @@ fn ragged_lines_are_refused_with_file_and_line() {
         ("narrow.csv", b"id,a\n1,x\n2\n"),
         ("quote.csv", b"id,a,b\n1,\"x,y\n2,p,q\n3,r,s\n"),
     ]);
-    insta::assert_snapshot!(files.refusal("wide.csv"), @r#"error: table `t`: DIR/wide.csv:3: 3 fields where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
-    insta::assert_snapshot!(files.refusal("narrow.csv"), @r#"error: table `t`: DIR/narrow.csv:3: 1 field where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
-    insta::assert_snapshot!(files.refusal("quote.csv"), @r#"error: table `t`: DIR/quote.csv:2: a quotation mark (") is never closed; { uri = "…", quote = false } takes them as they are"#);
+    insta::assert_snapshot!(files.refusal("wide.csv"), @r#"error: table `t`: DIR/wide.csv:3: 3 fields where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } reads them as text"#);
+    insta::assert_snapshot!(files.refusal("narrow.csv"), @r#"error: table `t`: DIR/narrow.csv:3: 1 field where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } reads them as text"#);
+    insta::assert_snapshot!(files.refusal("quote.csv"), @r#"error: table `t`: DIR/quote.csv:2: a quotation mark (") is never closed; { uri = "…", quote = false } reads them as text"#);
 }
 
 #[test]
 fn the_broken_file_of_many_is_named() {
     let files = Files::new([("d/a.csv", b"id,a\n1,x\n".as_slice()), ("d/b.csv", b"id,a\n1,x\n2,y,z\n")]);
-    insta::assert_snapshot!(files.refusal("d/*.csv"), @r#"error: table `t`: DIR/d/b.csv:3: 3 fields where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
+    insta::assert_snapshot!(files.refusal("d/*.csv"), @r#"error: table `t`: DIR/d/b.csv:3: 3 fields where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } reads them as text"#);
 }
 
 #[test]
@@ -368,7 +368,7 @@ fn a_line_that_is_broken_far_down_is_named_when_it_is_read() {
         csv.push_str(&format!("{id},x\n"));
     }
     let files = Files::new([("t.csv", format!("{csv}100000,x,y\n").as_bytes())]);
-    insta::assert_snapshot!(files.failure("t.csv", COUNT, 2), @r#"error: table `t`: DIR/t.csv:100002: 3 fields where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } takes them as they are"#);
+    insta::assert_snapshot!(files.failure("t.csv", COUNT, 2), @r#"error: table `t`: DIR/t.csv:100002: 3 fields where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } reads them as text"#);
 }
 
 #[tokio::test]
@@ -401,9 +401,9 @@ fn broken_json_is_refused_with_file_line_and_column() {
         ("list.jsonl", b"[1, 2]\n"),
         ("pretty.json", b"{\n  \"id\": 1\n}\n"),
     ]);
-    insta::assert_snapshot!(files.refusal("cut.jsonl"), @"error: table `t`: DIR/cut.jsonl:2: the line ends within a JSON object; a line must be a whole one");
-    insta::assert_snapshot!(files.refusal("list.jsonl"), @"error: table `t`: DIR/list.jsonl: it is one JSON array, and what is read are JSON Lines, an object a line: `jq -c '.[]' FILE > FILE.jsonl` makes them of it, and `couplet query … -o FILE.jsonl` writes them");
-    insta::assert_snapshot!(files.refusal("pretty.json"), @"error: table `t`: DIR/pretty.json:1: the line ends within a JSON object; a line must be a whole one");
+    insta::assert_snapshot!(files.refusal("cut.jsonl"), @"error: table `t`: DIR/cut.jsonl:2: the line ends within a JSON object; each line must hold a complete object");
+    insta::assert_snapshot!(files.refusal("list.jsonl"), @"error: table `t`: DIR/list.jsonl: it is one JSON array, and couplet reads JSON Lines, one object per line: `jq -c '.[]' FILE > FILE.jsonl` converts it, and `couplet query … -o FILE.jsonl` writes them");
+    insta::assert_snapshot!(files.refusal("pretty.json"), @"error: table `t`: DIR/pretty.json:1: the line ends within a JSON object; each line must hold a complete object");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -416,8 +416,8 @@ async fn parquet_and_arrow_files_that_are_cut_off_are_refused() {
     }
     insta::assert_snapshot!(files.refusal("t.parquet"), @"error: table `t`: DIR/t.parquet: not a whole Parquet file (200 bytes): Parquet error: Invalid Parquet file. Corrupt footer; was it cut off while it was written or copied?");
     insta::assert_snapshot!(files.refusal("empty.parquet"), @"error: table `t`: DIR/empty.parquet is empty; was it cut off while it was written or copied?");
-    insta::assert_snapshot!(files.refusal("text.parquet"), @r#"error: table `t`: DIR/text.parquet: it is no Parquet file, as it begins with "id,a"; write it with its format, as in { uri = "…", format = "csv" }"#);
-    insta::assert_snapshot!(files.refusal("t.arrow"), @"error: table `t`: DIR/t.arrow: neither a whole Arrow file nor a whole Arrow stream: it does not end as an Arrow file does");
+    insta::assert_snapshot!(files.refusal("text.parquet"), @r#"error: table `t`: DIR/text.parquet: it is not a Parquet file: it begins with "id,a"; name its format, as in { uri = "…", format = "csv" }"#);
+    insta::assert_snapshot!(files.refusal("t.arrow"), @"error: table `t`: DIR/t.arrow: neither a complete Arrow file nor a complete Arrow stream: it does not end like an Arrow file");
 }
 
 #[test]
@@ -568,7 +568,7 @@ fn a_query_names_files_by_their_places() {
     insta::assert_snapshot!(refusal("SELECT a FROM 't.html'"), @r#"error: SQL: table `t.html`: cannot infer the format of `t.html`; write a table with its format: `{ uri = "…", format = "csv" }`"#);
     insta::assert_snapshot!(refusal("SELECT b FROM 't.csv'"), @"error: SQL: there is no column `b` (columns: id, a)");
     // It reads only.
-    insta::assert_snapshot!(refusal("INSERT INTO 't.csv' VALUES (5, 'v')"), @"error: SQL: a query reads; to write its result, use -o FILE instead of COPY or INSERT");
+    insta::assert_snapshot!(refusal("INSERT INTO 't.csv' VALUES (5, 'v')"), @"error: SQL: a query only reads; to write its result, use -o FILE instead of COPY or INSERT");
 }
 
 #[test]
@@ -580,7 +580,7 @@ fn a_pipeline_names_its_tables() {
 #[test]
 fn a_broken_csv_fails_a_run_and_writes_nothing() {
     let job = Job::new("id,a,b\n1,x,y\n2,\"p,q\n3,r,s\n");
-    insta::assert_snapshot!(job.error(2), @r#"error: table `pairs`: DIR/pairs.csv:3: a quotation mark (") is never closed; { uri = "…", quote = false } takes them as they are"#);
+    insta::assert_snapshot!(job.error(2), @r#"error: table `pairs`: DIR/pairs.csv:3: a quotation mark (") is never closed; { uri = "…", quote = false } reads them as text"#);
     assert!(job.output_files().is_empty());
 }
 

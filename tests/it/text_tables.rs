@@ -39,7 +39,7 @@ fn csv_columns_of_a_folder_are_found_by_name() {
     let said = refused(&files, r#"{ uri = "other/", format = "csv" }"#, ALL);
     assert!(said.contains("DIR/other/b.csv: its columns `question`, `answer` are in no file before"), "{said}");
     let said = refused(&files, r#"{ uri = "bare/", format = "csv", header = false }"#, ALL);
-    assert!(said.contains("DIR/bare/b.csv: it has 3 fields a line, and the files before have 2"), "{said}");
+    assert!(said.contains("DIR/bare/b.csv: it has 3 fields per line, and the files before it have 2"), "{said}");
 }
 
 #[test]
@@ -78,14 +78,14 @@ fn a_table_says_the_types_of_its_columns() {
     let of = |name: &str| format!("{{ uri = \"{name}\", types = {{ x = \"bool\" }} }}");
     assert_eq!(rows(&bools, &of("t.jsonl"), "SELECT x, 1 AS n FROM t"), "x,n\ntrue,1\nfalse,1\ntrue,1\n,1\n");
     let said = refused(&bools, &of("null.jsonl"), ALL);
-    assert!(said.contains("DIR/null.jsonl:2: `x` is to be bool by `types`, and this value is a text of 4"), "{said}");
+    assert!(said.contains("DIR/null.jsonl:2: `types` declares `x` as bool, and this value is a text of 4"), "{said}");
     let said = refused(&files, r#"{ uri = "t.csv", types = { zip = "date" } }"#, ALL);
     assert!(
-        said.contains("DIR/t.csv:2: `zip` is to be date by `types`, and this value is a number that begins with 0"),
+        said.contains("DIR/t.csv:2: `types` declares `zip` as date, and this value is a number that begins with 0"),
         "{said}"
     );
     let said = refused(&files, r#"{ uri = "t.jsonl", types = { zip = "date" } }"#, ALL);
-    assert!(said.contains("DIR/t.jsonl:1: `zip` is to be date by `types`"), "{said}");
+    assert!(said.contains("DIR/t.jsonl:1: `types` declares `zip` as date"), "{said}");
     for table in ["t.csv", "t.jsonl"] {
         let said = refused(&files, &format!("{{ uri = \"{table}\", types = {{ zpi = \"text\" }} }}"), ALL);
         assert!(said.contains("`types` names a column `zpi`, and there is none (columns: id, zip, "), "{said}");
@@ -100,7 +100,7 @@ fn an_escape_stands_before_quotation_marks() {
         Files::new([("t.csv", "id,a,b\n1,\"He said \\\"hi, you\\\" now\",b\n2,\"x \\\"y\\\" z\",d\n".as_bytes())]);
     let said = refused(&files, "t.csv", ALL);
     assert!(
-        said.contains("DIR/t.csv:2: field 2 goes on behind its closing quotation mark")
+        said.contains("DIR/t.csv:2: field 2 continues after its closing quotation mark")
             && said.contains("escape = \"\\\\\""),
         "{said}"
     );
@@ -132,12 +132,15 @@ fn a_value_that_is_no_longer_of_its_type_is_named_by_line() {
     let json_lines = json.iter().filter(|byte| **byte == b'\n').count();
     let files = Files::new([("t.csv", &csv[..]), ("t.jsonl", &json), ("key.jsonl", &key)]);
     let said = refused(&files, "t.csv", "SELECT max(id) FROM t");
-    assert!(said.contains(&format!("DIR/t.csv:{lines}: `id` is int in what was read to infer its type, and this value is a text of 9 characters; {{ uri = \"…\", types = {{ id = \"text\" }} }} reads the column as text")), "{said}");
+    assert!(said.contains(&format!("DIR/t.csv:{lines}: `id` was inferred as int, and this value is a text of 9 characters; {{ uri = \"…\", types = {{ id = \"text\" }} }} reads the column as text")), "{said}");
     assert!(!said.contains("secret"), "{said}");
     let said = refused(&files, "t.jsonl", "SELECT max(id) FROM t");
-    assert!(said.contains(&format!("DIR/t.jsonl:{json_lines}: `id` is int")) && !said.contains("secret"), "{said}");
+    assert!(
+        said.contains(&format!("DIR/t.jsonl:{json_lines}: `id` was inferred as int")) && !said.contains("secret"),
+        "{said}"
+    );
     let said = refused(&files, "key.jsonl", "SELECT max(id) FROM t");
-    assert!(said.contains(&format!("DIR/key.jsonl:{json_lines}: the key `late` was in no line")), "{said}");
+    assert!(said.contains(&format!("DIR/key.jsonl:{json_lines}: the key `late` was in none of the lines")), "{said}");
     let table = r#"{ uri = "key.jsonl", types = { late = "int" } }"#;
     assert_eq!(rows(&files, table, "SELECT max(late) AS late FROM t"), "late\n1\n");
 }
@@ -182,7 +185,7 @@ fn json_escapes_are_the_characters_that_they_mean() {
     assert_eq!(rows(&files, "t.jsonl", "SELECT \"𠮷\" AS a FROM t"), "a\n𠮷 😀 ü \\ud842\\udfb7\n");
     let half = Files::new([("t.jsonl", b"{\"a\":\"x\"}\n{\"a\":\"\\ud83d here\"}\n".as_slice())]);
     let said = refused(&half, "t.jsonl", ALL);
-    assert!(said.contains("DIR/t.jsonl:2: not a JSON object: half a pair of surrogates at column 7"), "{said}");
+    assert!(said.contains("DIR/t.jsonl:2: not a JSON object: an unpaired surrogate at column 7"), "{said}");
 }
 
 #[test]
@@ -197,9 +200,9 @@ fn json_of_mixed_nature_is_text() {
         "id,m,n,s\n1,{},\"{\"\"a\"\":\"\"\\ud83d\\ude00\"\"}\",1\n2,{},\"[1, 2]\",x\n3,,y,true\n"
     );
     for (text, problem) in [
-        ("{\"a\":1,\"a\":2}\n", "t.jsonl:1: not a JSON object: the key `a` is there twice at column "),
-        ("{\"a\":1}\n{\"a\":NaN}\n", "t.jsonl:2: not a JSON object: NaN and Infinity are no JSON; write null"),
-        ("{\"a\":1} {\"a\":2}\n", "t.jsonl:1: not a JSON object: a second object on the line; write one a line"),
+        ("{\"a\":1,\"a\":2}\n", "t.jsonl:1: not a JSON object: the key `a` occurs twice at column "),
+        ("{\"a\":1}\n{\"a\":NaN}\n", "t.jsonl:2: not a JSON object: NaN and Infinity are not JSON; write null"),
+        ("{\"a\":1} {\"a\":2}\n", "t.jsonl:1: not a JSON object: a second object on the line; write one per line"),
     ] {
         let files = Files::new([("t.jsonl", text.as_bytes())]);
         let said = refused(&files, "t.jsonl", ALL);
@@ -274,8 +277,8 @@ fn a_folder_says_what_is_left_out_of_it() {
     for part in [
         "._a.csv, _part.csv (hidden",
         "below/a.csv (in a folder",
-        "a.csv.part, c.jsonl (with another ending)",
-        "link.csv (a link to nothing)",
+        "a.csv.part, c.jsonl (with another extension)",
+        "link.csv (a broken link)",
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
@@ -286,7 +289,7 @@ fn a_folder_says_what_is_left_out_of_it() {
     let hive = r#"t={ uri = "hive/", format = "csv" }"#;
     let mut query = couplet();
     let said = stderr_of(query.current_dir(files.path("")).args(["query", "SELECT id FROM t", "--table", hive]), 0);
-    assert!(said.contains("dt=1/link.csv (a link to nothing)"), "{said}");
+    assert!(said.contains("dt=1/link.csv (a broken link)"), "{said}");
     assert_eq!(rows(&files, r#"{ uri = "json/", format = "json" }"#, "SELECT sum(id) AS s FROM t"), "s\n6\n");
     let said = refused(&files, "json/", ALL);
     assert!(

@@ -1,6 +1,6 @@
--- What is scored: one row a pair. All columns go into the output, and the predictions come behind them.
+-- The rows to score, one per pair. All columns go into the output, followed by the predictions.
 --
--- `id` names a row once, and pipeline.toml says which columns are the texts. Any SELECT does: join other tables of
--- [tables], or filter; a name between braces stands for what --var NAME=VALUE gives on the command line.
+-- `id` identifies a row, and pipeline.toml names the text columns. Any SELECT works: filter, or join other tables of
+-- [tables]. A name in braces is a variable, set with --var NAME=VALUE on the command line.
 SELECT id, sentence1, sentence2, topic, label
 FROM pairs

@@ -1,4 +1,5 @@
-//! A parser of one line of JSON, which builds nothing: it checks the line and adds what it has to a shape.
+//! Parses one line of JSON without building a value. It validates the line and adds its keys and kinds of values to a
+//! shape.
 
 use memchr::memchr2;
 
@@ -7,14 +8,14 @@ use super::super::values::Kinds;
 use super::quoted;
 use super::shape::Shape;
 
-/// Objects and lists within each other at most.
-const DEEPEST: usize = 128;
+/// The maximum nesting depth of objects and lists.
+const MAX_DEPTH: usize = 128;
 
-/// What `--format json` writes, among others.
-const AN_ARRAY: &str = "it is one JSON array, and what is read are JSON Lines, an object a line: `jq -c '.[]' FILE > \
-                        FILE.jsonl` makes them of it, and `couplet query … -o FILE.jsonl` writes them";
+/// The message for a file that is one JSON array, as `--format json` writes it.
+const AN_ARRAY: &str = "it is one JSON array, and couplet reads JSON Lines, one object per line: `jq -c '.[]' FILE > \
+                        FILE.jsonl` converts it, and `couplet query … -o FILE.jsonl` writes them";
 
-/// A part of the line that the decoder is to read otherwise.
+/// A replacement of a part of the line before the decoder reads it.
 #[derive(Debug)]
 pub(super) struct Edit {
     pub(super) start: usize,
@@ -22,7 +23,7 @@ pub(super) struct Edit {
     pub(super) text: String,
 }
 
-/// Parses lines one by one.
+/// Parses lines one at a time.
 #[derive(Default)]
 pub(super) struct Parser {
     at: usize,
@@ -31,23 +32,23 @@ pub(super) struct Parser {
     objects: u64,
     has_grown: bool,
     edits: Vec<Edit>,
-    /// Where the values of the object of the line are, by the place of their key in the shape.
+    /// The byte ranges of the values of the line's top-level object, with the index of their key in the shape.
     values: Vec<(usize, usize, usize)>,
     names: Vec<String>,
 }
 
-/// What is wrong at the place where the parser is.
+/// The result of a parse step. The error describes the problem at the current position.
 type Parsed = Result<(), String>;
 
 impl Parser {
-    /// Parses a line; false if it is blank.
+    /// Parses a line. Returns false if it is blank.
     pub(super) fn parse(&mut self, text: &[u8], line: u64, shape: &mut Shape) -> Result<bool, Fault> {
         (self.at, self.depth, self.has_grown) = (0, 0, false);
         self.edits.clear();
         self.values.clear();
         if std::str::from_utf8(text).is_err() {
             let utf16 = line == 1 && (text.starts_with(b"\xFF\xFE") || text.starts_with(b"\xFE\xFF"));
-            let what = if utf16 { "it is UTF-16, and UTF-8 is read" } else { "not valid UTF-8" };
+            let what = if utf16 { "it is UTF-16, and couplet reads UTF-8" } else { "not valid UTF-8" };
             return Err(Fault::at(line, format!("{what}; convert the file, for example with iconv")));
         }
         self.blanks(text);
@@ -56,7 +57,7 @@ impl Parser {
             Some(b'{') => {}
             Some(b'[') if line == 1 => return Err(Fault { line: None, problem: AN_ARRAY.into() }),
             Some(_) => {
-                let problem = "expected one JSON object a line, such as {\"id\": 1, \"sentence1\": \"…\"}";
+                let problem = "expected one JSON object per line, such as {\"id\": 1, \"sentence1\": \"…\"}";
                 return Err(Fault::at(line, problem));
             }
         }
@@ -64,20 +65,20 @@ impl Parser {
             self.blanks(text);
             match text.get(self.at) {
                 None => Ok(()),
-                Some(b'{') => Err("a second object on the line; write one a line".to_owned()),
-                Some(_) => Err("text behind the object".to_owned()),
+                Some(b'{') => Err("a second object on the line; write one per line".to_owned()),
+                Some(_) => Err("text after the object".to_owned()),
             }
         });
         match parsed {
             Ok(()) => Ok(true),
             Err(_) if self.at >= text.len() => {
-                Err(Fault::at(line, "the line ends within a JSON object; a line must be a whole one"))
+                Err(Fault::at(line, "the line ends within a JSON object; each line must hold a complete object"))
             }
             Err(problem) => Err(Fault::at(line, format!("not a JSON object: {problem} at column {}", self.at + 1))),
         }
     }
 
-    /// Whether the line had something that the shape did not have.
+    /// Returns true if the line had a key or a kind of value that was new to the shape.
     pub(super) fn has_grown(&self) -> bool {
         self.has_grown
     }
@@ -86,13 +87,13 @@ impl Parser {
         &self.edits
     }
 
-    /// Where the value of a key of the line is.
+    /// Returns the byte range of the value of a top-level key.
     pub(super) fn value_of(&self, name: &str) -> Option<(usize, usize)> {
         let found = self.values.iter().find(|(key, ..)| self.names.get(*key).is_some_and(|key| key == name));
         found.map(|(_, start, end)| (*start, *end))
     }
 
-    /// Has the objects and lists in these columns read as their text.
+    /// Replaces the objects and lists in these columns by strings with their JSON text.
     pub(super) fn quote_nested(&mut self, text: &[u8], columns: &[String]) {
         let nested = |start: usize| matches!(text[start], b'{' | b'[');
         for (key, start, end) in std::mem::take(&mut self.values) {
@@ -103,7 +104,7 @@ impl Parser {
         }
     }
 
-    /// Has a part of the line read otherwise, as a whole.
+    /// Adds an edit, which replaces all edits that overlap with it.
     pub(super) fn edit(&mut self, edit: Edit) {
         self.edits.retain(|other| other.end <= edit.start || other.start >= edit.end);
         self.edits.push(edit);
@@ -128,8 +129,8 @@ impl Parser {
     fn enter(&mut self) -> Parsed {
         self.at += 1;
         self.depth += 1;
-        if self.depth > DEEPEST {
-            Err(format!("more than {DEEPEST} objects and lists within each other"))
+        if self.depth > MAX_DEPTH {
+            Err(format!("more than {MAX_DEPTH} levels of nested objects and lists"))
         } else {
             Ok(())
         }
@@ -158,7 +159,7 @@ impl Parser {
             let place = self.place(&text[start + 1..self.at - 1], expected, shape)?;
             let field = &mut shape.fields[place];
             if std::mem::replace(&mut field.1.seen, object) == object {
-                return Err(format!("the key `{}` is there twice", field.0));
+                return Err(format!("the key `{}` occurs twice", field.0));
             }
             expected = place + 1;
             self.expect(text, b':', "a colon")?;
@@ -185,18 +186,18 @@ impl Parser {
         }
     }
 
-    /// The place of a key in the shape, most likely the expected one.
+    /// Returns the index of a key in the shape. Most lines have it at the expected index.
     fn place(&mut self, key: &[u8], expected: usize, shape: &mut Shape) -> Result<usize, String> {
         let decoded;
         let key = if key.contains(&b'\\') {
             let mut literal = vec![b'"'];
             literal.extend_from_slice(key);
             literal.push(b'"');
-            decoded = serde_json::from_slice::<String>(&literal).map_err(|_| "a key that is not valid".to_owned())?;
+            decoded = serde_json::from_slice::<String>(&literal).map_err(|_| "an invalid key".to_owned())?;
             decoded.as_str()
         } else {
-            // The line is valid UTF-8, and quotation marks are ASCII.
-            std::str::from_utf8(key).map_err(|_| "a key that is not valid".to_owned())?
+            // The line is valid UTF-8 and quotation marks are ASCII, so the slice is valid UTF-8 too.
+            std::str::from_utf8(key).map_err(|_| "an invalid key".to_owned())?
         };
         if shape.fields.get(expected).is_some_and(|(name, _)| name == key) {
             return Ok(expected);
@@ -220,7 +221,7 @@ impl Parser {
             Some(b'f') => return self.word(text, b"false", Kinds::BOOLEAN, shape),
             Some(b'n') => return self.word(text, b"null", Kinds::default(), shape),
             Some(b'-' | b'0'..=b'9') => self.number(text)?,
-            Some(b'N' | b'I') => return Err("NaN and Infinity are no JSON; write null".into()),
+            Some(b'N' | b'I') => return Err("NaN and Infinity are not JSON; write null".into()),
             _ => return Err("expected a value".into()),
         };
         self.add(kinds, shape);
@@ -272,10 +273,10 @@ impl Parser {
     fn number(&mut self, text: &[u8]) -> Result<Kinds, String> {
         let start = self.at;
         let digits = |at: usize| text[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-        let whole = start + usize::from(text[start] == b'-');
-        let mut end = whole + digits(whole);
-        if end == whole || text[whole] == b'0' && end > whole + 1 {
-            return Err("a number that is none of JSON".into());
+        let first_digit = start + usize::from(text[start] == b'-');
+        let mut end = first_digit + digits(first_digit);
+        if end == first_digit || text[first_digit] == b'0' && end > first_digit + 1 {
+            return Err("an invalid JSON number".into());
         }
         for marks in [&b"."[..], b"eE"] {
             if text.get(end).is_some_and(|byte| marks.contains(byte)) {
@@ -283,7 +284,7 @@ impl Parser {
                 let sign = usize::from(is_exponent && matches!(text.get(end + 1), Some(b'+' | b'-')));
                 let count = text.get(end + 1 + sign..).map_or(0, |_| digits(end + 1 + sign));
                 if count == 0 {
-                    return Err("a number that is none of JSON".into());
+                    return Err("an invalid JSON number".into());
                 }
                 end += 1 + sign + count;
             }
@@ -292,13 +293,13 @@ impl Parser {
         Ok(Kinds::of_number(&text[start..end]))
     }
 
-    /// Goes behind a string, and has its pairs of surrogates written as the characters that they are.
+    /// Skips a string, and adds edits that replace its surrogate pairs by the characters that they encode.
     fn string(&mut self, text: &[u8]) -> Parsed {
         self.at += 1;
         loop {
             let Some(found) = memchr2(b'"', b'\\', &text[self.at..]) else {
                 self.at = text.len();
-                return Err("a string without end".into());
+                return Err("an unterminated string".into());
             };
             self.at += found;
             if text[self.at] == b'"' {
@@ -310,28 +311,28 @@ impl Parser {
                 Some(b'u') => match unit(text, self.at) {
                     Some(high @ 0xD800..=0xDBFF) => {
                         let Some(low @ 0xDC00..=0xDFFF) = unit(text, self.at + 6) else {
-                            return Err("half a pair of surrogates".into());
+                            return Err("an unpaired surrogate".into());
                         };
                         let code = 0x1_0000 + ((u32::from(high) - 0xD800) << 10) + (u32::from(low) - 0xDC00);
                         let character = char::from_u32(code).expect("two surrogates are one character");
                         self.edits.push(Edit { start: self.at, end: self.at + 12, text: character.into() });
                         self.at += 12;
                     }
-                    Some(0xDC00..=0xDFFF) => return Err("half a pair of surrogates".into()),
+                    Some(0xDC00..=0xDFFF) => return Err("an unpaired surrogate".into()),
                     Some(_) => self.at += 6,
-                    None => return Err("an escape that is none of JSON".into()),
+                    None => return Err("an invalid JSON escape".into()),
                 },
-                Some(_) => return Err("an escape that is none of JSON".into()),
+                Some(_) => return Err("an invalid JSON escape".into()),
                 None => {
                     self.at = text.len();
-                    return Err("a string without end".into());
+                    return Err("an unterminated string".into());
                 }
             }
         }
     }
 }
 
-/// The UTF-16 code unit that an escape `\uXXXX` at this place stands for.
+/// Returns the UTF-16 code unit of the `\uXXXX` escape at byte `at`.
 fn unit(text: &[u8], at: usize) -> Option<u16> {
     let escape = text.get(at..at + 6)?;
     let digits = escape.strip_prefix(b"\\u").filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))?;
@@ -354,26 +355,26 @@ mod tests {
     fn a_line_is_refused_that_is_not_one_object() {
         for (text, problem) in [
             ("[1]", "it is one JSON array"),
-            ("3", "expected one JSON object a line"),
+            ("3", "expected one JSON object per line"),
             ("{\"a\":", "the line ends within"),
             ("{\"a\":1", "the line ends within"),
-            ("{\"a\":1} {\"a\":2}", "a second object on the line; write one a line at column 9"),
+            ("{\"a\":1} {\"a\":2}", "a second object on the line; write one per line at column 9"),
             ("{\"a\":1,}", "expected a key"),
-            ("{\"a\":1,\"a\":2}", "the key `a` is there twice"),
-            ("{\"m\":{\"a\":1,\"\\u0061\":2}}", "the key `a` is there twice"),
-            ("{\"a\":NaN}", "NaN and Infinity are no JSON"),
-            ("{\"a\":01}", "a number that is none of JSON"),
-            ("{\"a\":1.}", "a number that is none of JSON"),
-            ("{\"a\":\"\\ud83d here\"}", "half a pair of surrogates"),
-            ("{\"a\":\"\\ude00\"}", "half a pair of surrogates"),
-            ("{\"a\":\"\\x\"}", "an escape that is none of JSON"),
+            ("{\"a\":1,\"a\":2}", "the key `a` occurs twice"),
+            ("{\"m\":{\"a\":1,\"\\u0061\":2}}", "the key `a` occurs twice"),
+            ("{\"a\":NaN}", "NaN and Infinity are not JSON"),
+            ("{\"a\":01}", "an invalid JSON number"),
+            ("{\"a\":1.}", "an invalid JSON number"),
+            ("{\"a\":\"\\ud83d here\"}", "an unpaired surrogate"),
+            ("{\"a\":\"\\ude00\"}", "an unpaired surrogate"),
+            ("{\"a\":\"\\x\"}", "an invalid JSON escape"),
             ("{\"a\":tru}", "expected a value"),
         ] {
             let found = parse(text).unwrap_err();
             assert!(found.contains(problem), "{text}: {found}");
         }
         let deep = format!("{{\"a\":{}1{}}}", "[".repeat(200), "]".repeat(200));
-        assert!(parse(&deep).unwrap_err().contains("within each other"));
+        assert!(parse(&deep).unwrap_err().contains("levels of nested objects"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The shape of JSON values: which kinds of values stand where, and the type that holds them all.
+//! The shape of JSON values: the kinds of values at each path, and the type that holds them all.
 
 use std::sync::Arc;
 
@@ -7,21 +7,21 @@ use serde::{Deserialize, Serialize};
 
 use super::super::values::Kinds;
 
-/// The values at one place of all lines.
+/// The kinds of values at one path across all lines.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Shape {
     pub(super) kinds: Kinds,
     pub(super) is_object: bool,
-    /// The keys of the objects, in the order in which they came.
+    /// The keys of the objects, in the order of their first appearance.
     pub(super) fields: Vec<(String, Shape)>,
-    /// The elements of the lists.
+    /// The merged shape of the list elements.
     pub(super) item: Option<Box<Shape>>,
-    /// The object that had this key last, by its number.
+    /// The number of the last object that had this key.
     pub(super) seen: u64,
 }
 
 impl Shape {
-    /// The names of the keys.
+    /// Returns the names of the keys.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.fields.iter().map(|(name, _)| name.as_str())
     }
@@ -30,7 +30,7 @@ impl Shape {
         self.fields.iter().find(|(field, _)| field == name).map(|(_, shape)| shape)
     }
 
-    /// Adds the values of another shape.
+    /// Merges another shape into this one.
     pub(super) fn merge(&mut self, other: Self) {
         self.kinds.add(other.kinds);
         self.is_object |= other.is_object;
@@ -45,15 +45,15 @@ impl Shape {
         }
     }
 
-    /// Makes it one for a parser that has seen no object yet.
-    pub(super) fn forget_objects(&mut self) {
+    /// Resets the object numbers, for use with a new parser.
+    pub(super) fn reset_object_numbers(&mut self) {
         self.seen = 0;
-        self.fields.iter_mut().for_each(|(_, field)| field.forget_objects());
-        self.item.iter_mut().for_each(|item| item.forget_objects());
+        self.fields.iter_mut().for_each(|(_, field)| field.reset_object_numbers());
+        self.item.iter_mut().for_each(|item| item.reset_object_numbers());
     }
 
-    /// The type of the values; none if they are of different nature, or objects without any key, for which there is no
-    /// type but text.
+    /// Returns the type of the values. Returns none for values of mixed nature and for objects without any key, which
+    /// only a text column can hold.
     pub(super) fn data_type(&self) -> Option<DataType> {
         match (&self.item, self.is_object, self.kinds == Kinds::default()) {
             (None, false, _) => Some(self.kinds.data_type()),

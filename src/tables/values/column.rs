@@ -1,4 +1,4 @@
-//! A column of a text file, built value by value.
+//! Builds a column of a text file value by value.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use arrow::error::ArrowError;
 
 use super::{Zone, boolean, date, float, integer, timestamp};
 
-/// The values of a column.
+/// A column builder.
 pub(in crate::tables) struct Column {
     values: Values,
-    /// Whether the type is inferred, so that a value must be spelt as the type prints it.
+    /// True if the type is inferred, so that a value must be spelled as the type prints it.
     is_inferred: bool,
 }
 
@@ -33,7 +33,8 @@ enum Values {
 }
 
 impl Column {
-    /// An empty column of a type that [`Kinds::data_type`](super::Kinds::data_type) or [`data_type`](super::data_type) gives.
+    /// Creates an empty column of a type returned by [`Kinds::data_type`](super::Kinds::data_type) or
+    /// [`data_type`](super::data_type).
     pub(in crate::tables) fn new(data_type: &DataType, is_inferred: bool) -> Self {
         let values = match data_type {
             DataType::Boolean => Values::Boolean(BooleanBuilder::new()),
@@ -65,7 +66,7 @@ impl Column {
         }
     }
 
-    /// Appends a value; false if the type does not hold it.
+    /// Appends a value. Returns false if the type does not hold it.
     pub(in crate::tables) fn append(&mut self, text: &str) -> bool {
         let is_inferred = self.is_inferred;
         let appended = match &mut self.values {
@@ -105,7 +106,7 @@ impl Column {
                             _ => false,
                         }
                 });
-                // A digit that the type does not have is not cut off.
+                // Digits beyond the unit of the type are rejected, not truncated.
                 let value = found.and_then(|(time, ..)| {
                     let is_whole = |nanoseconds: u32| time.timestamp_subsec_nanos().is_multiple_of(nanoseconds);
                     match unit {
@@ -118,7 +119,7 @@ impl Column {
                 value.map(|value| values.append_value(value))
             }
             Values::Decimal(values, precision, scale) => {
-                // A digit that the type does not have is not cut off.
+                // Digits beyond the scale of the type are rejected, not truncated.
                 let fraction = text.split_once('.').map_or("", |(_, fraction)| fraction).trim_end_matches('0');
                 let fits = fraction.len() <= usize::try_from(*scale).unwrap_or(0) && !text.contains(['e', 'E']);
                 let value = if fits { parse_decimal::<Decimal128Type>(text, *precision, *scale).ok() } else { None };
@@ -128,7 +129,7 @@ impl Column {
         appended.is_some()
     }
 
-    /// Takes the values that were appended.
+    /// Returns the appended values and empties the builder.
     pub(in crate::tables) fn finish(&mut self) -> Result<ArrayRef, ArrowError> {
         Ok(match &mut self.values {
             Values::Null(rows) => Arc::new(NullArray::new(std::mem::take(rows))),

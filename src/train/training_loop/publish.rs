@@ -14,7 +14,7 @@ use crate::train::Trainer;
 /// The file name of the training report.
 pub(in crate::train) const REPORT: &str = "training.json";
 
-/// What goes into the folder besides the weights.
+/// The contents of the folder besides the weights.
 pub(in crate::train) struct Publication<'a> {
     /// The contents of `config.json`.
     pub(in crate::train) config: Map<String, Value>,

@@ -174,7 +174,7 @@ CASES = [
     ("json/bigmix.jsonl", "{}/json/bigmix.jsonl", Rows({"id": "9007199254740993", "text": "one"}, {"id": "1.5", "text": "two"})),
     ("json/bom.jsonl", "{}/json/bom.jsonl", Rows(*TEXTS)),
     ("json/crlf.jsonl", "{}/json/crlf.jsonl", jsonl("json/crlf.jsonl")),
-    ("json/dupkey.jsonl", "{}/json/dupkey.jsonl", Refused("dupkey.jsonl:1:", "the key `text` is there twice")),
+    ("json/dupkey.jsonl", "{}/json/dupkey.jsonl", Refused("dupkey.jsonl:1:", "the key `text` occurs twice")),
     ("json/emptylist.jsonl", "{}/json/emptylist.jsonl", jsonl("json/emptylist.jsonl")),
     ("json/emptyobj.jsonl", "{}/json/emptyobj.jsonl", Rows(*({**row, "m": "{}"} for row in TEXTS))),
     ("json/escapes.jsonl", "{}/json/escapes.jsonl", jsonl("json/escapes.jsonl")),
@@ -189,8 +189,8 @@ CASES = [
     ("json/mongo.jsonl", "{}/json/mongo.jsonl", jsonl("json/mongo.jsonl")),
     ("json/nan.jsonl", "{}/json/nan.jsonl", Refused("nan.jsonl:1:", "NaN")),
     ("json/nested.jsonl", "{}/json/nested.jsonl", jsonl("json/nested.jsonl")),
-    ("json/pretty.json", "{}/json/pretty.json", Refused("pretty.json:1:", "a line must be a whole one")),
-    ("json/surrogate.jsonl", "{}/json/surrogate.jsonl", Refused("surrogate.jsonl:1:", "half a pair of surrogates")),
+    ("json/pretty.json", "{}/json/pretty.json", Refused("pretty.json:1:", "each line must hold a complete object")),
+    ("json/surrogate.jsonl", "{}/json/surrogate.jsonl", Refused("surrogate.jsonl:1:", "an unpaired surrogate")),
     ("json/two_on_line.jsonl", "{}/json/two_on_line.jsonl", Refused("two_on_line.jsonl:1:", "a second object on the line")),
     # JSON: folders.
     ("jsonhive", '{ uri = "{}/jsonhive/", format = "json" }', Sql("SELECT * FROM read_json('{}/jsonhive/*/*.json', hive_partitioning = true, hive_types_autocast = 0)")),
@@ -376,7 +376,7 @@ def run(name, table, right, folder, turn):
     """Puts the table through a pipeline that `init` writes, and compares what `run` writes."""
     rows, place = right.rows(), folder / "job"
     init = couplet("init", str(place), "--from", table, "--model", MODEL, folder=folder)
-    if init.returncode == 2 and "no column looks like texts" in init.stderr:
+    if init.returncode == 2 and "no column looks like text" in init.stderr:
         # Any column can be one; best one with a text, that is not the id.
         text = max(rows[0], key=lambda column: (column != "id", isinstance(rows[0][column], str)))
         init = couplet("init", str(place), "--from", table, "--model", MODEL, "--text", text, folder=folder)
