@@ -30,7 +30,7 @@ fn a_pickle_that_copies_itself_is_refused() {
 }
 
 #[test]
-fn members_that_are_compressed_are_not_unpacked() {
+fn compressed_members_are_not_unpacked() {
     // The method of the directory's first entry, the pickle, and the size that it claims to unpack to.
     let bytes = archive(&members(&model()));
     let entry = bytes.windows(4).position(|four| four == b"PK\x01\x02").unwrap();

@@ -78,7 +78,7 @@ fn sibling(class: &str, head: &str) -> String {
 }
 
 #[test]
-fn any_class_with_an_encoder_is_imported_by_the_program() {
+fn model_import_accepts_any_class_with_an_encoder() {
     for base in bases() {
         let of = class(base.folder());
         let folder = tempfile::tempdir().unwrap();
@@ -96,7 +96,7 @@ fn any_class_with_an_encoder_is_imported_by_the_program() {
 }
 
 #[test]
-fn any_class_with_an_encoder_is_learned_from_by_the_program() {
+fn training_accepts_any_class_with_an_encoder() {
     for base in bases() {
         let of = class(base.folder());
         let folder = tempfile::tempdir().unwrap();

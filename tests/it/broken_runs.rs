@@ -15,7 +15,7 @@ use crate::runs::{batch, begin, ids, names, objects, origin, places, publish, re
 
 /// Runs as a child of the next test.
 #[test]
-#[ignore = "it is the child of `a_run_that_is_killed_anywhere_leaves_nothing_that_reads_as_a_run`"]
+#[ignore = "it is the child of `a_run_killed_anywhere_is_invisible_to_readers`"]
 fn child_that_publishes() {
     let sink = std::env::var("COUPLET_TEST_SINK").unwrap();
     let id = std::env::var("COUPLET_TEST_RUN").unwrap();
@@ -32,7 +32,7 @@ fn child_that_publishes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_is_killed_anywhere_leaves_nothing_that_reads_as_a_run() {
+async fn a_run_killed_anywhere_is_invisible_to_readers() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::Folder(folder.path().into());
     publish(&place, "first", 40, None).await.unwrap();
@@ -68,7 +68,7 @@ async fn a_run_that_is_killed_anywhere_leaves_nothing_that_reads_as_a_run() {
 }
 
 #[tokio::test]
-async fn a_run_that_is_given_up_leaves_nothing() {
+async fn an_aborted_run_leaves_no_files() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(&folder) {
         let mut given_up = begin(&place, "up").await.with_limits(Limits { bytes: u64::MAX, rows: 1000 });
@@ -90,7 +90,7 @@ async fn a_run_that_is_given_up_leaves_nothing() {
 
 /// An object store is left as a kill would leave it, after every single write.
 #[tokio::test]
-async fn a_remote_run_that_dies_anywhere_is_invisible_and_the_next_run_removes_it() {
+async fn a_killed_remote_run_is_invisible_and_removed_by_the_next() {
     let mut died = 0;
     for step in 0.. {
         let memory = InMemory::new();
@@ -143,7 +143,7 @@ async fn dying(place: &Place) -> Result<(), RunsError> {
 }
 
 #[tokio::test]
-async fn a_dead_run_cannot_become_complete_when_it_has_been_removed() {
+async fn a_removed_run_cannot_become_complete_later() {
     let store = InMemory::new();
     let place = remote(&store);
     let mut slow = begin(&place, "slow").await;
@@ -162,7 +162,7 @@ async fn a_dead_run_cannot_become_complete_when_it_has_been_removed() {
 }
 
 #[tokio::test]
-async fn of_two_runs_of_a_store_or_key_the_later_one_is_published() {
+async fn of_two_runs_of_a_store_or_key_only_the_later_is_published() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(&folder) {
         let with = |run: &str, store: &str, key: &str| Run {
@@ -190,7 +190,7 @@ async fn of_two_runs_of_a_store_or_key_the_later_one_is_published() {
 }
 
 #[tokio::test]
-async fn a_manifest_whose_answer_was_lost_is_known_as_its_own() {
+async fn a_run_recognizes_its_manifest_after_a_lost_response() {
     for fault in [Fault::Repeated, Fault::AnswerLost] {
         let store = Faulty::new(Arc::new(InMemory::new()));
         let place = remote(&store);
@@ -213,7 +213,7 @@ async fn a_manifest_whose_answer_was_lost_is_known_as_its_own() {
 }
 
 #[tokio::test]
-async fn uploads_that_fail_or_are_given_up_are_aborted() {
+async fn failed_and_abandoned_uploads_are_aborted() {
     // A row group, which is what is sent at once, of more than a part.
     let full = wide_batch("full", 128 * 1024, 8);
     for case in ["fails", "drops", "aborts", "finishes"] {

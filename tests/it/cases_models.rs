@@ -69,8 +69,8 @@ fn close(ours: f64, theirs: f64, what: &str) {
 }
 
 #[test]
-fn cases_have_the_ids_types_and_logits_of_transformers() {
-    let Some(cases) = Cases::find("cases_have_the_ids_types_and_logits_of_transformers") else { return };
+fn ids_token_types_and_logits_match_transformers() {
+    let Some(cases) = Cases::find("ids_token_types_and_logits_match_transformers") else { return };
     for (name, folder, rows) in cases.scoring() {
         for kernels in kernels() {
             let model = Model::load_with(&folder, &Device::Cpu, kernels).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -101,8 +101,8 @@ fn cases_have_the_ids_types_and_logits_of_transformers() {
 }
 
 #[test]
-fn cases_that_cannot_be_read_alike_are_refused() {
-    let Some(cases) = Cases::find("cases_that_cannot_be_read_alike_are_refused") else { return };
+fn checkpoints_that_cannot_match_transformers_are_refused() {
+    let Some(cases) = Cases::find("checkpoints_that_cannot_match_transformers_are_refused") else { return };
     for (name, why) in REFUSED {
         let folder = cases.folder.join(name);
         let said = stderr_of(couplet().args(["model", "show"]).arg(&folder), 2);
@@ -195,8 +195,8 @@ impl Prediction {
 }
 
 #[test]
-fn cases_have_the_scores_of_transformers_in_every_command() {
-    let Some(cases) = Cases::find("cases_have_the_scores_of_transformers_in_every_command") else { return };
+fn every_command_gives_the_scores_of_transformers() {
+    let Some(cases) = Cases::find("every_command_gives_the_scores_of_transformers") else { return };
     for (name, folder, rows) in cases.scoring() {
         let card = stdout_of(couplet().args(["model", "show", "--json"]).arg(&folder));
         let card: Value = serde_json::from_str(&card).unwrap();

@@ -38,7 +38,7 @@ fn predictions(variant: &Variant) -> Vec<Prediction> {
 // What is the same model.
 
 #[test]
-fn half_precision_weights_are_the_rounded_model() {
+fn half_precision_weights_give_the_rounded_model() {
     for name in ["tiny-bert", "tiny-distilbert"] {
         let exact = golden_logits(name);
         for (dtype, tolerance) in [(DType::F16, 1e-2), (DType::BF16, 1e-1)] {
@@ -54,7 +54,7 @@ fn half_precision_weights_are_the_rounded_model() {
 }
 
 #[test]
-fn weights_of_64_bits_are_the_same_model() {
+fn weights_of_64_bits_give_the_same_model() {
     for name in ["tiny-bert", "tiny-distilbert"] {
         let widened = |(name, tensor): (String, Tensor)| Some((name, tensor.to_dtype(DType::F64).unwrap()));
         assert_eq!(logits(&Variant::of(name).with_tensors(widened).load().unwrap()), golden_logits(name));
@@ -72,7 +72,7 @@ fn keys_with_defaults_may_be_missing() {
 }
 
 #[test]
-fn half_precision_arithmetic_is_near() {
+fn half_precision_arithmetic_is_close_to_f32() {
     // What GPUs run, on the CPU.
     for name in ["tiny-bert", "tiny-distilbert"] {
         let exact = golden_logits(name);
@@ -102,7 +102,7 @@ fn shard(variant: Variant) -> (Variant, Value) {
 const INDEX: &str = "model.safetensors.index.json";
 
 #[test]
-fn sharded_weights_are_the_same_model() {
+fn sharded_weights_give_the_same_model() {
     for name in ["tiny-bert", "tiny-distilbert"] {
         let whole = Model::load(&golden(name), &Device::Cpu).unwrap();
         let (variant, index) = shard(Variant::of(name));
@@ -114,7 +114,7 @@ fn sharded_weights_are_the_same_model() {
 }
 
 #[test]
-fn a_sharded_pytorch_archive_is_the_same_model() {
+fn a_sharded_pytorch_archive_gives_the_same_model() {
     let variant = Variant::of("tiny-bert-bin");
     let index = json!({"weight_map": {"classifier.bias": "pytorch_model-00001-of-00001.bin"}});
     let content = variant.read(ARCHIVE);
@@ -135,7 +135,7 @@ fn tensor_names_need_no_prefix() {
 }
 
 #[test]
-fn layer_norms_may_bear_their_old_names() {
+fn layer_norms_may_have_their_old_names() {
     let old = |(name, tensor): (String, Tensor)| {
         let name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
         Some((name, tensor))
@@ -146,7 +146,7 @@ fn layer_norms_may_bear_their_old_names() {
 }
 
 #[test]
-fn of_two_names_for_a_tensor_the_full_one_holds() {
+fn of_two_names_for_a_tensor_the_full_one_wins() {
     for (name, spare, holds) in [
         ("tiny-bert", "bert.classifier.weight", "classifier.weight"),
         ("tiny-bert", "embeddings.LayerNorm.gamma", "bert.embeddings.LayerNorm.weight"),
@@ -164,7 +164,7 @@ fn of_two_names_for_a_tensor_the_full_one_holds() {
 }
 
 #[test]
-fn distilberts_layer_norm_eps_is_no_setting() {
+fn distilbert_ignores_a_layer_norm_eps_setting() {
     let variant = Variant::of("tiny-distilbert").with_config("layer_norm_eps", json!(0.1));
     assert_eq!(logits(&variant.load().unwrap()), golden_logits("tiny-distilbert"));
     let variant = Variant::of("tiny-bert").with_config("layer_norm_eps", json!(0.1));
@@ -197,7 +197,7 @@ fn tokenizer_json_and_vocab_txt_give_the_same_ids() {
 }
 
 #[test]
-fn the_class_of_the_tokenizer_decides_who_has_the_last_word_on_case() {
+fn the_tokenizer_class_decides_which_file_sets_lower_casing() {
     let class = |class: &str| {
         bert_with_tokenizer_json()
             .with_json("tokenizer_config.json", |settings| settings["tokenizer_class"] = class.into())
@@ -210,7 +210,7 @@ fn the_class_of_the_tokenizer_decides_who_has_the_last_word_on_case() {
 }
 
 #[test]
-fn a_text_is_cut_on_the_side_that_the_tokenizer_asks_for() {
+fn texts_are_truncated_on_the_side_that_the_tokenizer_sets() {
     let left = Variant::of("tiny-bert")
         .with_json("tokenizer_config.json", |settings| settings["truncation_side"] = "left".into());
     let [right, left] = [Variant::of("tiny-bert"), left].map(|variant| variant.load().unwrap().tokenizer);
@@ -228,7 +228,7 @@ fn a_text_is_cut_on_the_side_that_the_tokenizer_asks_for() {
 }
 
 #[test]
-fn the_model_reads_no_more_tokens_than_its_tokenizer_allows() {
+fn inputs_have_no_more_tokens_than_the_tokenizer_allows() {
     let variant = Variant::of("tiny-bert")
         .with_json("tokenizer_config.json", |settings| settings["model_max_length"] = 40.into());
     assert_eq!(variant.load().unwrap().max_length(), 40);
@@ -268,7 +268,7 @@ fn a_multi_label_model_has_a_sigmoid_for_each_label() {
 }
 
 #[test]
-fn labels_that_do_not_fit_the_classifier() {
+fn labels_that_do_not_fit_the_classifier_are_refused() {
     let tiny = || Variant::of("tiny-bert");
     insta::assert_snapshot!(tiny().without_config("id2label").with_config("num_labels", json!(2)).error(), @"MODEL/config.json: key `num_labels`: expected 3, the number of outputs of `classifier.weight`, found 2");
     insta::assert_snapshot!(tiny().without_config("id2label").with_config("num_labels", json!("3")).error(), @r#"MODEL/config.json: key `num_labels`: expected a whole number, found "3""#);
@@ -284,7 +284,7 @@ fn labels_that_do_not_fit_the_classifier() {
 // What is no model that couplet runs.
 
 #[test]
-fn a_config_of_something_else() {
+fn a_config_of_another_architecture_is_refused() {
     let bert = || Variant::of("tiny-bert");
     let distilbert = || Variant::of("tiny-distilbert");
     insta::assert_snapshot!(bert().with_config("model_type", json!("roberta")).error(), @r#"MODEL/config.json: key `model_type`: expected "distilbert" or "bert", found "roberta""#);
@@ -298,7 +298,7 @@ fn a_config_of_something_else() {
 }
 
 #[test]
-fn a_config_that_lacks_something() {
+fn a_config_with_missing_keys_is_refused() {
     let bert = || Variant::of("tiny-bert");
     let distilbert = || Variant::of("tiny-distilbert");
     // The default is not the size of the weights.
@@ -316,7 +316,7 @@ fn a_config_that_lacks_something() {
 }
 
 #[test]
-fn a_model_that_is_no_folder() {
+fn a_model_that_is_not_a_folder_is_refused() {
     let variant = Variant::of("tiny-bert");
     let error = |path: std::path::PathBuf| {
         let error = Model::load(&path, &Device::Cpu).unwrap_err().to_string();
@@ -327,7 +327,7 @@ fn a_model_that_is_no_folder() {
 }
 
 #[test]
-fn a_checkpoint_without_a_head() {
+fn a_checkpoint_without_a_head_is_refused() {
     let headless = |name: &str| {
         let bare = |(name, tensor): (String, Tensor)| (!name.contains("classifier")).then_some((name, tensor));
         Variant::of(name).with_tensors(bare)
@@ -354,7 +354,7 @@ fn a_checkpoint_without_a_head() {
 }
 
 #[test]
-fn any_class_with_an_encoder_is_a_base() {
+fn any_class_with_an_encoder_can_be_a_base() {
     let classes = ["BertForPreTraining", "BertForTokenClassification", "BertForQuestionAnswering", "BertLMHeadModel"];
     for class in classes {
         let pooler = |(name, tensor): (String, Tensor)| (!name.contains("pooler")).then_some((name, tensor));
@@ -379,7 +379,7 @@ fn a_real_base_encoder_has_no_head() {
 // What is broken.
 
 #[test]
-fn a_tensor_that_is_missing_or_not_as_the_config_says() {
+fn missing_tensors_and_wrong_shapes_are_refused() {
     let bert = || Variant::of("tiny-bert");
     let distilbert = || Variant::of("tiny-distilbert");
     let tensor = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu).unwrap();
@@ -397,7 +397,7 @@ fn a_tensor_that_is_missing_or_not_as_the_config_says() {
 }
 
 #[test]
-fn tensors_that_the_model_does_not_need_may_be_of_any_type() {
+fn tensors_that_the_model_does_not_use_may_have_any_type() {
     let positions = Tensor::arange(0i64, 512, &Device::Cpu).unwrap();
     let variant = Variant::of("tiny-bert").with_tensor("bert.embeddings.position_ids", positions);
     let model = variant.load().unwrap();
@@ -406,7 +406,7 @@ fn tensors_that_the_model_does_not_need_may_be_of_any_type() {
 }
 
 #[test]
-fn an_index_that_leads_nowhere() {
+fn a_weights_index_with_missing_files_is_refused() {
     let with_index = |edit: fn(&mut Value)| {
         let (variant, mut index) = shard(Variant::of("tiny-distilbert"));
         edit(&mut index);
@@ -428,7 +428,7 @@ fn an_index_that_leads_nowhere() {
 }
 
 #[test]
-fn weights_that_are_no_safetensors_file() {
+fn an_invalid_safetensors_file_is_refused() {
     let tiny = || Variant::of("tiny-bert");
     let length = tiny().read(WEIGHTS).len();
     insta::assert_snapshot!(tiny().without(WEIGHTS).error(), @"model folder MODEL has no weights: model.safetensors, model.safetensors.index.json or pytorch_model.bin; a model and its tokenizer are written into one folder by `save_pretrained` of transformers");
@@ -474,7 +474,7 @@ fn archive_of_pickle(pickle: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn weights_that_are_no_pytorch_archive() {
+fn an_invalid_pytorch_archive_is_refused() {
     let tiny = || Variant::of("tiny-bert-bin");
     let length = tiny().read(ARCHIVE).len();
     insta::assert_snapshot!(tiny().with_only(ARCHIVE, length - 1000).error(), @"cannot read MODEL/pytorch_model.bin: it is truncated or not a PyTorch archive (invalid Zip archive: Could not find EOCD)");
@@ -502,13 +502,13 @@ fn with_pickle(edit: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 #[test]
-fn a_rewritten_archive_is_the_same_model() {
+fn a_rewritten_archive_gives_the_same_model() {
     let variant = Variant::of("tiny-bert-bin").with(ARCHIVE, with_pickle(|_| {}));
     assert_eq!(logits(&variant.load().unwrap()), golden_logits("tiny-bert"));
 }
 
 #[test]
-fn a_tensor_that_its_archive_does_not_hold() {
+fn a_tensor_beyond_the_data_of_its_archive_is_refused() {
     let mut members = members(&std::fs::read(golden("tiny-bert-bin").join(ARCHIVE)).unwrap());
     let data = members.iter().position(|(name, _)| name.ends_with("data/1")).unwrap();
     members[data].1.truncate(100);
@@ -520,7 +520,7 @@ fn a_tensor_that_its_archive_does_not_hold() {
 }
 
 #[test]
-fn nothing_in_a_checkpoint_is_executed() {
+fn code_in_a_checkpoint_is_not_executed() {
     let folder = tempfile::tempdir().unwrap();
     let trace = folder.path().join("executed");
     let (shell, python) = (format!("touch {}", trace.display()), format!("open({:?}, 'w')", trace.display()));
@@ -547,7 +547,7 @@ fn nothing_in_a_checkpoint_is_executed() {
 }
 
 #[test]
-fn a_tokenizer_that_does_not_suit() {
+fn a_tokenizer_that_does_not_fit_the_model_is_refused() {
     let bert = || Variant::of("tiny-bert");
     let distilbert = || Variant::of("tiny-distilbert");
     insta::assert_snapshot!(bert().without("vocab.txt").error(), @"model folder MODEL has no tokenizer.json and no vocab.txt; a model and its tokenizer are written into one folder by `save_pretrained` of transformers");
@@ -572,7 +572,7 @@ fn a_tokenizer_that_does_not_suit() {
 }
 
 #[test]
-fn weights_that_are_no_numbers_score_nothing() {
+fn weights_with_nan_or_infinity_give_no_scores() {
     for (name, weight) in [
         ("tiny-distilbert", "distilbert.transformer.layer.1.ffn.lin2.weight"),
         ("tiny-bert", "bert.encoder.layer.1.output.dense.weight"),
@@ -597,7 +597,7 @@ fn weights_that_are_no_numbers_score_nothing() {
 }
 
 #[test]
-fn a_head_or_norm_that_computes_nothing_is_refused() {
+fn an_empty_head_or_invalid_norm_is_refused() {
     let tiny = || Variant::of("tiny-distilbert");
     let dim = tiny().tensors()["classifier.weight"].dim(1).unwrap();
     let empty = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
@@ -610,7 +610,7 @@ fn a_head_or_norm_that_computes_nothing_is_refused() {
 }
 
 #[test]
-fn a_post_processor_that_puts_what_is_not_there() {
+fn a_post_processor_with_unknown_tokens_is_refused() {
     let with = |change: fn(&mut Value)| {
         Variant::of("tiny-distilbert").with_json("tokenizer.json", |json| change(&mut json["post_processor"])).error()
     };
@@ -628,7 +628,7 @@ fn a_post_processor_that_puts_what_is_not_there() {
 }
 
 #[test]
-fn settings_of_the_tokenizer_are_checked_too() {
+fn tokenizer_settings_are_checked() {
     let with = |key: &str, value: Value| {
         Variant::of("tiny-bert").with_json("tokenizer_config.json", |settings| settings[key] = value).error()
     };

@@ -157,7 +157,7 @@ fn wait_for_scores(job: &Job) {
 }
 
 #[test]
-fn a_cluster_gives_the_rows_of_one_machine_and_says_who_did_what() {
+fn a_cluster_gives_the_same_rows_as_one_machine() {
     let cluster = Cluster::new(3, &[]);
     let quickstart = || {
         let model = format!("{:?}", quickstart_model());
@@ -190,7 +190,7 @@ fn a_cluster_gives_the_rows_of_one_machine_and_says_who_did_what() {
 }
 
 #[test]
-fn files_of_users_in_a_store_survive_a_run_on_a_cluster() {
+fn user_files_in_a_store_survive_a_run_on_a_cluster() {
     let cluster = Cluster::new(1, &[]);
     let job = job(300);
     report(&job, &cluster);
@@ -209,7 +209,7 @@ fn files_of_users_in_a_store_survive_a_run_on_a_cluster() {
 }
 
 #[test]
-fn an_executor_that_is_killed_costs_only_time_and_a_new_one_gets_work() {
+fn a_run_survives_a_killed_executor_and_uses_a_new_one() {
     let mut cluster = Cluster::new(2, &[]);
     let job = job(9000);
     let child = start(&job, &cluster);
@@ -225,7 +225,7 @@ fn an_executor_that_is_killed_costs_only_time_and_a_new_one_gets_work() {
 }
 
 #[test]
-fn a_scheduler_whose_port_is_taken_says_so_and_nothing_else() {
+fn a_scheduler_whose_port_is_taken_reports_only_that() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let stderr = stderr_of(couplet().args(["scheduler", "--port", &port]), 1);
@@ -233,7 +233,7 @@ fn a_scheduler_whose_port_is_taken_says_so_and_nothing_else() {
 }
 
 #[test]
-fn an_executor_that_is_told_to_end_gives_back_its_tasks_and_ends() {
+fn a_terminated_executor_returns_its_tasks_and_exits() {
     let mut cluster = Cluster::new(2, &[]);
     let job = job(9000);
     let child = start(&job, &cluster);
@@ -252,7 +252,7 @@ fn an_executor_that_is_told_to_end_gives_back_its_tasks_and_ends() {
 }
 
 #[test]
-fn executors_take_ports_that_are_free() {
+fn executors_use_free_ports() {
     let mut cluster = Cluster::new(0, &[]);
     for _ in 0..2 {
         cluster.add_at(0, 0);
@@ -264,7 +264,7 @@ fn executors_take_ports_that_are_free() {
 }
 
 #[test]
-fn a_client_that_is_killed_goes_on_where_it_was() {
+fn a_killed_client_resumes_where_it_stopped() {
     let cluster = Cluster::new(2, &[]);
     let job = job(9000);
     let mut child = start(&job, &cluster);
@@ -311,7 +311,7 @@ fn wait_for_jobs(cluster: &Cluster, any: bool) {
 }
 
 #[test]
-fn a_client_that_is_interrupted_cancels_its_jobs() {
+fn an_interrupted_client_cancels_its_jobs() {
     let mut cluster = Cluster::new(0, &[]);
     let job = job(900);
     // Without an executor, jobs can only wait.
@@ -331,7 +331,7 @@ fn a_client_that_is_interrupted_cancels_its_jobs() {
 }
 
 #[test]
-fn a_scheduler_that_is_killed_fails_the_run_and_the_next_one_goes_on() {
+fn a_killed_scheduler_fails_the_run_and_the_next_run_resumes() {
     let mut cluster = Cluster::new(2, &[]);
     let job = job(9000);
     let child = start(&job, &cluster);
@@ -356,8 +356,8 @@ fn a_scheduler_that_is_killed_fails_the_run_and_the_next_one_goes_on() {
 }
 
 #[test]
-fn an_executor_that_cannot_read_the_model_says_so_and_the_run_fails_at_once() {
-    let test = "an_executor_that_cannot_read_the_model_says_so_and_the_run_fails_at_once";
+fn a_run_fails_at_once_if_an_executor_cannot_read_the_model() {
+    let test = "a_run_fails_at_once_if_an_executor_cannot_read_the_model";
     let Some(bucket) = Bucket::new(test, "cluster-refused") else { return };
     let model = bucket.put_folder("model", &crate::support::golden("tiny-distilbert"));
     let golden = format!("{:?}", crate::support::golden("tiny-distilbert"));
@@ -373,7 +373,7 @@ fn an_executor_that_cannot_read_the_model_says_so_and_the_run_fails_at_once() {
 }
 
 #[test]
-fn queries_on_a_cluster_answer_as_queries_here() {
+fn queries_on_a_cluster_give_the_same_results_as_local_ones() {
     let cluster = Cluster::new(2, &[]);
     let job = job(90)
         .change("SELECT id, a, b FROM pairs", "SELECT id, a, b, id % 3 AS part FROM pairs")
@@ -428,7 +428,7 @@ fn queries_on_a_cluster_answer_as_queries_here() {
 }
 
 #[test]
-fn text_files_have_the_values_on_a_cluster_that_they_have_here() {
+fn text_files_have_the_same_values_on_a_cluster_as_locally() {
     let cluster = Cluster::new(2, &[]);
     let folder = tempfile::tempdir().unwrap();
     let write = |file: &str, text: &str| {
@@ -476,7 +476,7 @@ fn text_files_have_the_values_on_a_cluster_that_they_have_here() {
 }
 
 #[test]
-fn a_file_that_is_replaced_after_it_was_listed_is_not_read_by_an_executor() {
+fn executors_reject_files_replaced_after_they_were_listed() {
     let folder = tempfile::tempdir().unwrap();
     let pairs = quickstart_pairs();
     let lines = |rows: i64| (0..rows).map(|id| format!("{{\"id\": {id}}}\n")).collect::<String>();
@@ -512,7 +512,7 @@ fn a_file_that_is_replaced_after_it_was_listed_is_not_read_by_an_executor() {
 }
 
 #[test]
-fn a_model_that_was_replaced_is_read_anew_by_the_next_query() {
+fn the_next_query_reloads_a_replaced_model() {
     let cluster = Cluster::new(1, &[]);
     let (job, model) = (job(9), tempfile::tempdir().unwrap());
     for file in crate::support::golden("tiny-bert").read_dir().unwrap().map(Result::unwrap) {
@@ -538,7 +538,7 @@ fn a_model_that_was_replaced_is_read_anew_by_the_next_query() {
 }
 
 #[test]
-fn a_proxy_for_the_web_is_not_asked_for_the_scheduler() {
+fn the_scheduler_is_reached_without_the_http_proxy() {
     let cluster = Cluster::new(1, &[]);
     let job = job(9);
     // Nobody listens there.
@@ -550,7 +550,7 @@ fn a_proxy_for_the_web_is_not_asked_for_the_scheduler() {
 }
 
 #[test]
-fn a_query_that_is_interrupted_cancels_its_job() {
+fn an_interrupted_query_cancels_its_job() {
     let cluster = Cluster::new(0, &[]);
     let job = job(9);
     // Without an executor, it can only wait.
@@ -568,7 +568,7 @@ fn a_query_that_is_interrupted_cancels_its_job() {
 }
 
 #[test]
-fn control_c_in_the_shell_cancels_the_job_of_the_statement() {
+fn ctrl_c_in_the_shell_cancels_the_job_of_the_statement() {
     let cluster = Cluster::new(0, &[]);
     let (job, folder) = (job(9), tempfile::tempdir().unwrap());
     let home = folder.path();
@@ -581,7 +581,7 @@ fn control_c_in_the_shell_cancels_the_job_of_the_statement() {
         ["\u0003", "interrupted"],
         ["exit\r", "END"]
     ]"#;
-    let test = "control_c_in_the_shell_cancels_the_job_of_the_statement";
+    let test = "ctrl_c_in_the_shell_cancels_the_job_of_the_statement";
     std::thread::scope(|scope| {
         let arguments = ["--table", &pairs, "--cluster", &address];
         let shell = scope.spawn(move || session(test, &arguments, home, steps));
@@ -671,8 +671,8 @@ fn kill_each(mut cluster: Cluster, rounds: u64, job: impl Fn(u64) -> Job, right:
 
 /// Minutes of kills; each run is followed by a comparison with the rows of one machine.
 #[test]
-#[ignore = "long: cargo test --features cluster,otel -- --ignored whoever_is_killed"]
-fn whoever_is_killed_whenever_the_rows_are_right() {
+#[ignore = "long: cargo test --features cluster,otel -- --ignored random_kills_in_a_cluster"]
+fn random_kills_in_a_cluster_give_the_right_rows() {
     let rows = 9000;
     let expected = expected(rows);
     kill_each(Cluster::new(3, &[]), 30, |_| job(rows), |job, _| rows_of(&job.output()) == expected);
@@ -680,9 +680,9 @@ fn whoever_is_killed_whenever_the_rows_are_right() {
 
 /// The same with all that is shared in a bucket.
 #[test]
-#[ignore = "long: cargo test --features cluster,otel -- --ignored whoever_is_killed"]
-fn whoever_is_killed_whenever_the_rows_in_a_bucket_are_right() {
-    let test = "whoever_is_killed_whenever_the_rows_in_a_bucket_are_right";
+#[ignore = "long: cargo test --features cluster,otel -- --ignored random_kills_in_a_cluster"]
+fn random_kills_in_a_cluster_give_the_right_rows_in_a_bucket() {
+    let test = "random_kills_in_a_cluster_give_the_right_rows_in_a_bucket";
     let Some(bucket) = Bucket::new(test, "kills") else { return };
     let rows = 9000;
     let expected = scores(&expected(rows));

@@ -35,7 +35,7 @@ fn keys_in_a_uri_are_not_repeated() {
 }
 
 #[test]
-fn keys_in_arguments_that_cannot_be_read_are_not_repeated() {
+fn keys_in_invalid_arguments_are_not_repeated() {
     let job = Job::new("id,a,b\n1,x,y\n");
     let keyed = format!("s3://AKIA:{SECRET}@bucket/x.parquet");
     let signed = "https://host/x.parquet?X-Amz-Signature=AKIA";
@@ -54,7 +54,7 @@ fn keys_in_arguments_that_cannot_be_read_are_not_repeated() {
 }
 
 #[test]
-fn keys_in_a_pipeline_are_neither_said_nor_recorded() {
+fn keys_in_a_pipeline_are_not_printed_or_recorded() {
     let uri = format!("https://user:{SECRET}@host/pairs.csv");
     let said = Job::new("id,a,b\n1,x,y\n").change("pairs.csv", &uri).error(2);
     assert!(said.contains("pipeline.toml:") && said.contains("credentials") && !said.contains("user"), "{said}");

@@ -25,7 +25,7 @@ fn score_of(variant: &Variant) -> (Problem, ScoreActivation) {
 }
 
 #[test]
-fn the_score_is_that_of_the_activation_that_is_named() {
+fn the_score_uses_the_configured_activation() {
     use ScoreActivation::{Identity, Sigmoid};
     let nested = |class: &str| json!({ "activation_fn": class, "version": "5.1.0" });
     let beside = |class: Value| json!({ "activation_fn": class, "prompts": {} }).to_string();
@@ -65,13 +65,13 @@ fn the_score_is_that_of_the_activation_that_is_named() {
 }
 
 #[test]
-fn one_label_of_any_number_keeps_its_name() {
+fn a_multi_label_model_with_one_label_keeps_its_name() {
     let model = one_logit().with_config("problem_type", "multi_label_classification".into()).load().unwrap();
     assert_eq!((model.config.problem, &model.config.labels[..]), (Problem::MultiLabel, &["LABEL_0".to_owned()][..]));
 }
 
 #[test]
-fn unknown_activations_name_their_file_and_value() {
+fn unknown_activations_are_reported_with_file_and_value() {
     let with =
         |class: Value| one_logit().with_config("sentence_transformers", json!({ "activation_fn": class })).error();
     insta::assert_snapshot!(with("torch.nn.modules.activation.Tanh".into()), @r#"MODEL/config.json: key `sentence_transformers.activation_fn`: expected "torch.nn.modules.linear.Identity" or "torch.nn.modules.activation.Sigmoid", found "torch.nn.modules.activation.Tanh""#);
@@ -101,7 +101,7 @@ fn the_activation_is_a_part_of_the_fingerprint() {
 }
 
 #[test]
-fn the_logit_stands_beside_the_score_everywhere() {
+fn every_output_has_the_logit_beside_the_score() {
     let pairs = "id,a,b\n1,The man went home.,He was at home by then!\n2,yes,no\n";
     for (activation, variant) in [
         (ScoreActivation::Sigmoid, one_logit()),
@@ -143,7 +143,7 @@ fn the_logit_stands_beside_the_score_everywhere() {
 }
 
 #[test]
-fn a_regression_that_couplet_trains_names_its_activation() {
+fn a_trained_regression_records_its_activation() {
     let keys = Value::Object(Labels::given(Task::Regression, vec![]).unwrap().config_keys());
     assert_eq!(keys["problem_type"], "regression");
     assert_eq!(keys["sentence_transformers"]["activation_fn"], IDENTITY);

@@ -123,7 +123,7 @@ fn a_damaged_pipeline_file_is_refused_or_read() {
 }
 
 #[test]
-fn a_damaged_lock_is_taken_all_the_same() {
+fn a_damaged_lock_can_still_be_acquired() {
     let holder = r#"{"run_id":"a","pipeline":"demo","host":"h","process":{"pid":1,"started":2,"boot_id":"b","pid_namespace":"n"},"started_at":"2026-01-01T00:00:00Z","token":"t"}"#;
     let seed =
         format!(r#"{{"state":"held","holder":{holder},"lease_seconds":60.0,"renewals":3,"left_behind":[{holder}]}}"#);
@@ -139,7 +139,7 @@ fn a_damaged_manifest_is_refused_or_read() {
 }
 
 #[test]
-fn damaged_small_files_of_a_model_do_no_harm() {
+fn damaged_small_files_of_a_model_cause_no_panic() {
     let calibration = br#"{"version":1,"problem_type":"single_label_classification","temperature":1.5,"threshold":{"value":0.4,"objective":"f1"},"fitted_on":200}"#;
     for (name, file, cases) in [
         ("tiny-bert", "config.json", 150),
@@ -158,7 +158,7 @@ fn damaged_small_files_of_a_model_do_no_harm() {
 
 /// Text that a tokenizer normalises to much more, or that has no end of one kind.
 #[test]
-fn odd_texts_have_few_tokens_or_none() {
+fn repetitive_texts_respect_the_token_limit() {
     let model = couplet::model::Model::load(&golden("tiny-distilbert"), &candle_core::Device::Cpu).unwrap();
     let tokenizer = model.tokenizer.with_max_length(16).unwrap();
     for piece in

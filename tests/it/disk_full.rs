@@ -73,7 +73,7 @@ fn a_sink_on_a_full_disk_keeps_the_old_output() {
 }
 
 #[test]
-fn a_store_on_a_full_disk_fails_the_run_and_keeps_the_old_output() {
+fn a_full_store_disk_fails_the_run_and_keeps_the_old_output() {
     let job = Job::new(pairs(60)).add("[score]\nstore = \"store\"");
     job.report();
     let before = rows_of(&job.output());
@@ -91,7 +91,7 @@ fn a_store_on_a_full_disk_fails_the_run_and_keeps_the_old_output() {
 }
 
 #[test]
-fn a_spill_folder_on_a_full_disk_fails_the_run_and_keeps_the_old_output() {
+fn a_full_spill_disk_fails_the_run_and_keeps_the_old_output() {
     let job = Job::new(pairs(60)).add("[run]\nspill = \"spill\"");
     job.report();
     let before = rows_of(&job.output());

@@ -44,8 +44,8 @@ fn calls(job: &Job) -> Option<Vec<String>> {
 }
 
 #[test]
-fn what_a_commit_rests_on_is_on_the_disk_before_it_and_the_commit_after_it() {
-    let name = "what_a_commit_rests_on_is_on_the_disk_before_it_and_the_commit_after_it";
+fn data_is_synced_before_its_commit_and_the_commit_after_it() {
+    let name = "data_is_synced_before_its_commit_and_the_commit_after_it";
     let sinks = [
         ("uri = \"out/scores.parquet\"", "out/scores.parquet"),
         ("uri = \"out\"\nformat = \"delta\"", "out/_delta_log/00000000000000000000.json"),

@@ -138,7 +138,7 @@ fn raw_of(probabilities: &[f64], temperature: f64) -> Vec<f64> {
 }
 
 #[test]
-fn a_pipeline_goes_from_random_weights_to_calibrated_scores() {
+fn a_pipeline_trains_random_weights_to_calibrated_scores() {
     let stages = Stages::all();
     let report = stages.report(&[]);
     let measured = report["pretrain"]["training"]["held_out"].as_array().unwrap();
@@ -196,7 +196,7 @@ fn a_pipeline_goes_from_random_weights_to_calibrated_scores() {
 }
 
 #[test]
-fn a_calibration_reaches_predict_in_sql_and_on_the_command_line_and_is_part_of_the_fingerprint() {
+fn predict_uses_the_calibration_and_the_fingerprint_covers_it() {
     let stages = Stages::of("");
     let model = stages.path("model");
     for entry in quickstart_model().read_dir().unwrap() {
@@ -247,7 +247,7 @@ fn a_calibration_reaches_predict_in_sql_and_on_the_command_line_and_is_part_of_t
 }
 
 #[test]
-fn a_model_is_calibrated_anew_without_being_trained_anew() {
+fn a_model_is_recalibrated_without_training_again() {
     let stages = Stages::all();
     stages.report(&["--only", "pretrain,finetune"]);
     let weights = std::fs::read(stages.path("models/task/model.safetensors")).unwrap();
@@ -269,7 +269,7 @@ fn a_model_is_calibrated_anew_without_being_trained_anew() {
 
 /// The figures are those of `pipelines/quickstart/README.md`.
 #[test]
-fn an_evaluation_says_how_good_the_bundled_model_is() {
+fn an_evaluation_measures_the_bundled_model() {
     let stages = Stages::evaluation();
     let report = stages.report(&[]);
     let evaluation = &report["evaluate"]["evaluation"];
@@ -301,7 +301,7 @@ fn an_evaluation_says_how_good_the_bundled_model_is() {
 }
 
 #[test]
-fn the_metrics_of_one_label_are_those_of_glues_1_wherever_the_model_has_it() {
+fn binary_metrics_use_the_positive_label_of_glue() {
     let variant = Variant::of("tiny-distilbert")
         .with_outputs(2)
         .without_config("label2id")
@@ -324,7 +324,7 @@ fn the_metrics_of_one_label_are_those_of_glues_1_wherever_the_model_has_it() {
 }
 
 #[test]
-fn values_are_measured_by_their_differences() {
+fn regressions_are_measured_by_their_errors() {
     let variant = Variant::of("tiny-distilbert")
         .with_outputs(1)
         .without_config("id2label")
@@ -346,7 +346,7 @@ fn values_are_measured_by_their_differences() {
 }
 
 #[test]
-fn rows_that_cannot_be_scored_are_counted_and_left_out() {
+fn unscorable_rows_are_counted_and_left_out() {
     let sentence =
         "CASE WHEN category = 'news' THEN NULL WHEN category = 'numbers' THEN ' ' ELSE sentence1 END AS sentence1";
     let stages = Stages::evaluation().change("SELECT id, sentence1", &format!("SELECT id, {sentence}"));
@@ -371,7 +371,7 @@ fn rows_that_cannot_be_scored_are_counted_and_left_out() {
 }
 
 #[test]
-fn a_wrong_label_is_told_with_its_row_of_the_query_whatever_was_left_out_before() {
+fn a_wrong_label_is_reported_with_its_row_of_the_query() {
     let row = |n: usize| {
         let (a, label) = (if n <= 10 { "" } else { "He sold it." }, if n == 21 { "maybe" } else { "paraphrase" });
         format!("r{n},{a},It was sold.,{label}\n")
@@ -401,7 +401,7 @@ output = "evaluation"
 }
 
 #[test]
-fn what_cannot_be_measured_is_said() {
+fn impossible_evaluations_are_refused() {
     for (from, to, expected) in [
         ("id = \"id\"", "id = \"ids\"", "has no column `ids` (did you mean `id`?)"),
         ("[\"category\"]", "[\"categories\"]", "has no column `categories` (did you mean `category`?)"),
@@ -427,7 +427,7 @@ fn what_cannot_be_measured_is_said() {
 }
 
 #[test]
-fn a_folder_that_is_no_evaluation_is_not_replaced() {
+fn a_folder_that_is_not_an_evaluation_is_not_replaced() {
     let stages = Stages::evaluation();
     write(&stages.path("evaluation/thesis.txt"), "years of work");
     let problem = stderr_of(&mut stages.couplet(&["run", "p.toml"]), 2);
@@ -441,7 +441,7 @@ fn a_folder_that_is_no_evaluation_is_not_replaced() {
 }
 
 #[test]
-fn a_first_model_that_is_refused_is_named_where_it_is_missed() {
+fn a_missing_model_is_explained_by_its_rejected_candidate() {
     let stages = Stages::all().change("calibrate =", "promote_if = \"accuracy > 0.999\"\ncalibrate =");
     let problem = stderr_of(&mut stages.couplet(&["run", "p.toml"]), 1);
     for expected in [

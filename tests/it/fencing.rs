@@ -281,7 +281,7 @@ fn rejected_rows_are_those_of_published_runs() {
 }
 
 #[test]
-fn rejected_rows_that_cannot_be_taken_back_after_a_vacuum_stop_no_run() {
+fn a_vacuum_of_rejected_rows_does_not_fail_the_next_run() {
     let (_, sink, _) = SINKS.into_iter().find(|(name, ..)| *name == "delta merge").unwrap();
     let job = job(0, sink, "out").add("[score]\nerrors = \"quarantine\"");
     let site = Site { job: &job, bucket: None };
@@ -326,7 +326,7 @@ fn rejected_rows_in_a_bucket_are_those_of_published_runs() {
 
 /// Two stores know nothing of each other: the sink alone decides.
 #[test]
-fn runs_of_two_stores_append_a_key_once() {
+fn runs_of_two_stores_append_a_run_key_once() {
     for (name, sink, _) in SINKS.into_iter().filter(|(.., appends)| *appends) {
         let job = job(30, sink, "out").add("[score]\nstore = \"state\"");
         let toml = std::fs::read_to_string(job.path("pipeline.toml")).unwrap();

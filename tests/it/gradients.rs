@@ -135,7 +135,7 @@ fn sketch(x: &Tensor) -> [f64; 3] {
 }
 
 #[test]
-fn losses_and_gradients_are_those_of_pytorch() {
+fn losses_and_gradients_match_pytorch() {
     let document = document();
     let golden_tensors = candle_core::safetensors::load(golden("gradients.safetensors"), &Device::Cpu).unwrap();
     for case in document["cases"].as_array().unwrap() {
@@ -177,7 +177,7 @@ fn losses_and_gradients_are_those_of_pytorch() {
 }
 
 #[test]
-fn ten_steps_of_training_are_those_of_pytorch() {
+fn ten_training_steps_match_pytorch() {
     let document = document();
     let batch = examples(&document, &objective("classification"));
     for trajectory in document["trajectories"].as_array().unwrap() {

@@ -66,7 +66,7 @@ fn every_command_has_examples() {
 }
 
 #[test]
-fn the_examples_of_the_help_work_as_they_are_written() {
+fn the_examples_in_the_help_work_as_printed() {
     let folder = tempfile::tempdir().unwrap();
     copy(&root().join("pipelines/quickstart"), &folder.path().join("pipelines/quickstart"));
     copy(&root().join("sql"), &folder.path().join("sql"));
@@ -106,7 +106,7 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
 }
 
 #[test]
-fn every_shell_gets_a_script_that_knows_the_commands() {
+fn completion_scripts_of_all_shells_list_the_commands() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let script = stdout_of(couplet().args(["completions", shell]));
         for word in ["predict", "completions", "dry-run"] {
@@ -117,21 +117,21 @@ fn every_shell_gets_a_script_that_knows_the_commands() {
 
 /// bash itself completes a command and an option by the script.
 #[test]
-fn bash_completes_by_the_script() {
+fn bash_completes_with_the_generated_script() {
     let script = stdout_of(couplet().args(["completions", "bash"]));
     let test = format!(
         "{script}\ncomplete_it() {{ COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _couplet couplet \"${{@: -1}}\" \
          \"${{@: -2:1}}\"; echo \"${{COMPREPLY[*]}}\"; }}\ncomplete_it couplet pre\ncomplete_it couplet query --pipe\n"
     );
     let Ok(output) = Command::new("bash").args(["--norc", "-c", &test]).output() else {
-        return crate::support::skip("bash_completes_by_the_script", "there is no bash");
+        return crate::support::skip("bash_completes_with_the_generated_script", "there is no bash");
     };
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(said, "predict\n--pipeline\n", "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
-fn a_page_of_the_manual_for_each_command() {
+fn every_command_has_a_manual_page() {
     let folder = tempfile::tempdir().unwrap();
     let said = stdout_of(couplet().arg("man").arg(folder.path().join("man1")));
     let pages: Vec<_> = said.lines().map(std::path::PathBuf::from).collect();
@@ -152,7 +152,7 @@ fn a_page_of_the_manual_for_each_command() {
 }
 
 #[test]
-fn the_page_of_a_command_is_found_by_its_words() {
+fn a_manual_page_is_found_by_the_words_of_its_command() {
     let page = stdout_of(couplet().args(["man", "store", "gc"]));
     assert!(page.contains("couplet\\-store\\-gc \\- Forget "), "{page}");
     for name in ["store-gc", "couplet-store-gc"] {

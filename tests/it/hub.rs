@@ -84,7 +84,7 @@ pub fn json(command: &mut Command) -> Value {
 }
 
 #[test]
-fn a_model_is_fetched_once_and_scores_like_its_folder() {
+fn a_model_is_downloaded_once_and_scores_like_its_folder() {
     let (setup, commit) = Setup::new();
     let expected = of_folder(&golden("tiny-distilbert"));
     assert_eq!(json(&mut setup.predict(URI)), expected);
@@ -146,7 +146,7 @@ fn revisions_and_folders_are_found() {
 }
 
 #[test]
-fn a_download_goes_on_where_it_broke() {
+fn a_broken_download_resumes() {
     let (setup, _) = Setup::new();
     let size = std::fs::metadata(golden("tiny-distilbert/model.safetensors")).unwrap().len() as usize;
     setup.server.cut("model.safetensors", size / 3, 2);
@@ -158,7 +158,7 @@ fn a_download_goes_on_where_it_broke() {
 }
 
 #[test]
-fn what_another_process_left_unfinished_is_used_if_it_is_right() {
+fn unfinished_downloads_of_other_processes_are_resumed_if_valid() {
     let weights = std::fs::read(golden("tiny-distilbert/model.safetensors")).unwrap();
     for (left, ignores_ranges) in
         [(weights[..5000].to_vec(), false), (weights[..5000].to_vec(), true), (vec![7; 5000], false)]
@@ -176,7 +176,7 @@ fn what_another_process_left_unfinished_is_used_if_it_is_right() {
 }
 
 #[test]
-fn what_comes_damaged_is_not_used() {
+fn damaged_downloads_are_not_used() {
     for file in ["model.safetensors", "config.json"] {
         let (setup, commit) = Setup::new();
         setup.server.damage(Some(file));
@@ -190,7 +190,7 @@ fn what_comes_damaged_is_not_used() {
 }
 
 #[test]
-fn a_hub_without_hashes_in_its_lists_does_too() {
+fn a_hub_whose_file_lists_lack_hashes_works() {
     let (setup, commit) = Setup::new();
     setup.server.forget_hashes();
     assert_eq!(json(&mut setup.predict(URI)), of_folder(&golden("tiny-distilbert")));
@@ -198,7 +198,7 @@ fn a_hub_without_hashes_in_its_lists_does_too() {
 }
 
 #[test]
-fn processes_at_once_fetch_each_file_once() {
+fn concurrent_processes_download_each_file_once() {
     let (setup, _) = Setup::new();
     setup.server.pause(Duration::from_millis(150));
     let children: Vec<_> = (0..4)
@@ -222,7 +222,7 @@ fn processes_at_once_fetch_each_file_once() {
 }
 
 #[test]
-fn a_token_opens_what_is_gated_or_private_and_goes_nowhere_else() {
+fn a_token_opens_private_models_and_goes_to_no_other_host() {
     let (setup, _) = Setup::new();
     setup.server.set_access(REPOSITORY, Access::Gated);
     insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 2), @r"error: model hf://org/tiny: the model is gated: accept its conditions at HUB/org/tiny, then set HF_TOKEN, or log in once with `hf auth login`");
@@ -241,7 +241,7 @@ fn a_token_opens_what_is_gated_or_private_and_goes_nowhere_else() {
 }
 
 #[test]
-fn what_is_wrong_says_how_to_mend_it() {
+fn errors_say_how_to_fix_them() {
     let (setup, _) = Setup::new();
     let model = golden("tiny-distilbert");
     insta::assert_snapshot!(setup.problem(&mut setup.predict("hf://org/none"), 2), @r"error: model hf://org/none: HUB has no repository org/none that everybody may read; check the name, or, if it is private, set HF_TOKEN, or log in once with `hf auth login`");
@@ -274,7 +274,7 @@ fn what_is_wrong_says_how_to_mend_it() {
 }
 
 #[test]
-fn a_hub_that_fails_is_asked_again_and_else_the_cache_does() {
+fn a_failing_hub_is_retried_and_then_the_cache_is_used() {
     let (setup, commit) = Setup::new();
     setup.server.fail("/api/models/org/tiny", 503, 2);
     let expected = json(&mut setup.predict(URI));
@@ -286,7 +286,7 @@ fn a_hub_that_fails_is_asked_again_and_else_the_cache_does() {
 }
 
 #[test]
-fn a_model_of_a_hub_is_taken_everywhere() {
+fn hub_models_are_accepted_everywhere() {
     let (setup, commit) = Setup::new();
     let job = Job::over_quickstart_pairs()
         .change(&format!("{:?}", golden("tiny-distilbert")), &format!("{URI:?}"))
@@ -336,7 +336,7 @@ resamples = 20
 }
 
 #[test]
-fn a_calibration_comes_with_its_model() {
+fn a_calibration_is_downloaded_with_its_model() {
     let setup = Setup { server: HubServer::start(), home: tempfile::tempdir().unwrap() };
     let model = golden("tiny-distilbert");
     let config: Value = serde_json::from_slice(&std::fs::read(model.join("config.json")).unwrap()).unwrap();
@@ -351,7 +351,7 @@ fn a_calibration_comes_with_its_model() {
 }
 
 #[test]
-fn tables_sinks_and_stores_are_of_no_hub() {
+fn tables_sinks_and_stores_cannot_be_on_a_hub() {
     let job = Job::new("id,a,b\n1,x,y\n");
     let problem = job.error_of(&mut job.couplet(&["query", "SELECT 1", "--table", "t=hf://datasets/org/t"]), 2);
     assert!(problem.contains("`hf://datasets/…` is not a model"), "{problem}");

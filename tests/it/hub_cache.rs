@@ -24,7 +24,7 @@ fn absent(setup: &Setup, commit: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_a_commit_does_not_have_is_remembered() {
+fn files_missing_from_a_commit_are_cached_as_missing() {
     let (setup, commit) = Setup::new();
     json(&mut setup.predict(URI));
     let none = [
@@ -48,7 +48,7 @@ fn what_a_commit_does_not_have_is_remembered() {
 
 /// A download that is killed leaves some of the files; any of them may be the last.
 #[test]
-fn a_snapshot_that_is_not_complete_is_not_used_offline() {
+fn an_incomplete_snapshot_is_not_used_offline() {
     let expected = of_folder(&golden("tiny-distilbert"));
     for file in ["tokenizer_config.json", "tokenizer.json", "config.json", "model.safetensors"] {
         let (setup, commit) = Setup::new();
@@ -72,7 +72,7 @@ fn a_snapshot_that_is_not_complete_is_not_used_offline() {
 }
 
 #[test]
-fn a_branch_of_which_a_download_did_not_end_is_not_used_offline() {
+fn a_partly_downloaded_branch_is_not_used_offline() {
     let (setup, commit) = Setup::new();
     setup.server.damage(Some("tokenizer_config.json"));
     setup.problem(&mut setup.predict(URI), 1);
@@ -85,7 +85,7 @@ fn a_branch_of_which_a_download_did_not_end_is_not_used_offline() {
 
 /// transformers asks for other files than couplet; what it fetched is used, and it is said that something may be missing.
 #[test]
-fn what_another_program_fetched_is_used_offline() {
+fn downloads_of_other_programs_are_used_offline() {
     let (setup, commit) = Setup::new();
     json(&mut setup.predict(URI));
     std::fs::remove_dir_all(setup.repository().join(".no_exist")).unwrap();
@@ -106,7 +106,7 @@ fn what_another_program_fetched_is_used_offline() {
 /// A cache on a disk that can only be read, as a team may share it.
 #[test]
 #[cfg(unix)]
-fn a_cache_that_cannot_be_written_to_is_read() {
+fn a_read_only_cache_is_used() {
     use std::os::unix::fs::PermissionsExt;
     let (setup, _) = Setup::new();
     json(&mut setup.predict(URI));
@@ -121,7 +121,7 @@ fn a_cache_that_cannot_be_written_to_is_read() {
 }
 
 #[test]
-fn two_uses_of_a_branch_are_one_commit() {
+fn two_uses_of_a_branch_resolve_to_one_commit() {
     let (setup, first) = Setup::new();
     let second = setup.server.commit(REPOSITORY, &golden("tiny-bert"), &[]);
     setup.server.name(REPOSITORY, "main", &first);

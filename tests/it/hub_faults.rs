@@ -8,7 +8,7 @@ use crate::support::{golden, skip, write};
 
 /// Where the list has no hashes, files are asked about one by one, and large ones are redirected to another host.
 #[test]
-fn a_token_goes_to_no_other_host_when_contents_are_asked_for() {
+fn a_token_is_not_sent_to_the_host_of_a_redirect() {
     for access in [Access::Everybody, Access::Gated] {
         let (setup, _) = Setup::new();
         setup.server.forget_hashes();
@@ -29,7 +29,7 @@ fn a_token_goes_to_no_other_host_when_contents_are_asked_for() {
 }
 
 #[test]
-fn a_token_that_is_not_to_be_sent_is_not() {
+fn the_environment_controls_whether_a_token_is_sent() {
     let (setup, _) = Setup::new();
     write(&setup.home.path().join("token"), TOKEN);
     json(setup.predict(URI).env("HF_TOKEN", TOKEN).env("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1"));
@@ -42,7 +42,7 @@ fn a_token_that_is_not_to_be_sent_is_not() {
 }
 
 #[test]
-fn a_hub_is_asked_again_when_it_wants_to_be() {
+fn retries_wait_as_long_as_the_hub_asks() {
     let expected = of_folder(&golden("tiny-distilbert"));
     for path in ["/api/models/", "/cdn/"] {
         for status in [429, 503] {
@@ -61,7 +61,7 @@ fn a_hub_is_asked_again_when_it_wants_to_be() {
 }
 
 #[test]
-fn a_connection_that_breaks_within_the_head_is_made_again() {
+fn a_connection_that_breaks_in_the_headers_is_retried() {
     let (setup, _) = Setup::new();
     for path in ["/api/models/", "/resolve/", "/cdn/"] {
         setup.server.hang_up(path, 2);
@@ -71,7 +71,7 @@ fn a_connection_that_breaks_within_the_head_is_made_again() {
 
 /// What goes on with an earlier attempt is the rest of that, or all of the file; nothing else gets into it.
 #[test]
-fn a_part_that_was_not_asked_for_is_not_used() {
+fn a_wrong_byte_range_is_not_used() {
     let weights = std::fs::read(golden("tiny-distilbert/model.safetensors")).unwrap();
     for ranges in [Ranges::Shifted, Ranges::Refused, Ranges::Ignored] {
         let (setup, _) = Setup::new();
@@ -97,7 +97,7 @@ fn a_part_that_was_not_asked_for_is_not_used() {
 
 /// The disk is a tmpfs in a mount namespace of its own, as in `disk_full`.
 #[test]
-fn a_disk_that_is_full_keeps_what_has_come() {
+fn a_full_disk_keeps_the_partial_download() {
     let (setup, _) = Setup::new();
     let (home, mounted) = (setup.home.path().join("small"), setup.home.path().join("mounted"));
     std::fs::create_dir(&home).unwrap();
@@ -114,7 +114,7 @@ fn a_disk_that_is_full_keeps_what_has_come() {
     let output = run.env("HF_ENDPOINT", setup.server.endpoint()).env("NO_COLOR", "1").output();
     let output = match output {
         Ok(output) if mounted.exists() => output,
-        _ => return skip("a_disk_that_is_full_keeps_what_has_come", "no disk can be mounted here"),
+        _ => return skip("a_full_disk_keeps_the_partial_download", "no disk can be mounted here"),
     };
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -130,7 +130,7 @@ fn a_disk_that_is_full_keeps_what_has_come() {
 }
 
 #[test]
-fn a_hub_that_gives_another_commit_is_not_believed() {
+fn a_response_with_another_commit_is_refused() {
     let (setup, commit) = Setup::new();
     let wanted = "0123456789abcdef0123456789abcdef01234567";
     setup.server.name(REPOSITORY, wanted, &commit);
@@ -140,7 +140,7 @@ fn a_hub_that_gives_another_commit_is_not_believed() {
 }
 
 #[test]
-fn what_a_hub_says_is_shown_and_not_obeyed() {
+fn messages_of_a_hub_are_escaped() {
     let (setup, _) = Setup::new();
     let config = std::fs::read_to_string(golden("tiny-distilbert/config.json")).unwrap();
     let config = config.replace("\"gelu\"", r#""\u001b]0;title\u0007\u009b2J\u202e""#);

@@ -89,7 +89,7 @@ fn goes_on(job: &Job) {
 }
 
 #[test]
-fn ctrl_c_stops_a_run_soon_and_keeps_the_output_of_the_one_before() {
+fn ctrl_c_stops_a_run_soon_and_keeps_the_old_output() {
     let job = Job::new("");
     write(&job.output(), "as before");
     let (job, message) = stops_on("-INT", job);
@@ -100,7 +100,7 @@ fn ctrl_c_stops_a_run_soon_and_keeps_the_output_of_the_one_before() {
 }
 
 #[test]
-fn a_request_to_terminate_stops_a_first_run_and_leaves_nothing_but_scores() {
+fn sigterm_stops_a_first_run_and_leaves_only_cached_scores() {
     let (job, message) = stops_on("-TERM", Job::new(""));
     insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 texts; what was scored is kept in state, and out/scores.parquet is as it was before. Run the same command again to go on");
     assert!(job.output_files().is_empty(), "{:?}", job.output_files());
@@ -108,7 +108,7 @@ fn a_request_to_terminate_stops_a_first_run_and_leaves_nothing_but_scores() {
 }
 
 #[test]
-fn a_killed_run_leaves_nothing_that_reads_as_a_table_and_the_next_run_cleans_up() {
+fn a_killed_run_leaves_no_readable_table_and_the_next_cleans_up() {
     let (job, output, _) = LongRun::start(Job::new("")).end("-KILL");
     assert_eq!(output.status.signal(), Some(9));
     assert!(job.output_files().is_empty(), "{:?}", job.output_files());

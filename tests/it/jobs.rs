@@ -129,7 +129,7 @@ fn leaves_a_checkpoint_that_scores() {
 
 /// Objectives are read from text, as pipelines have them.
 #[test]
-fn keeps_the_old_model_unless_the_new_one_is_good_enough() {
+fn keeps_the_old_model_unless_the_new_one_passes() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
     run(&job);
@@ -161,7 +161,7 @@ fn keeps_the_old_model_unless_the_new_one_is_good_enough() {
 }
 
 #[test]
-fn keeps_the_best_epoch_and_the_last_and_stops_when_nothing_gets_better() {
+fn keeps_the_best_and_last_epochs_and_stops_early() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
     // A step so large that nothing good comes after the first epochs.
@@ -180,7 +180,7 @@ fn keeps_the_best_epoch_and_the_last_and_stops_when_nothing_gets_better() {
 }
 
 #[test]
-fn learns_values_sets_and_many_labels() {
+fn trains_regression_multilabel_and_multiclass_models() {
     let folder = tempfile::tempdir().unwrap();
     let with = |task: Task, label: fn(usize) -> GoldLabel| {
         let mut job = job(folder.path());
@@ -225,7 +225,7 @@ fn trains_without_validation_rows_and_from_its_own_output() {
 }
 
 #[test]
-fn says_which_setting_is_wrong() {
+fn names_the_setting_that_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
     let error = |change: fn(&mut finetune::Job)| {
         let mut job = job(folder.path());
@@ -275,7 +275,7 @@ fn says_which_setting_is_wrong() {
 }
 
 #[test]
-fn a_refused_model_is_calibrated_and_judged_anew_without_being_learned_anew() {
+fn a_rejected_model_is_recalibrated_without_training_again() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
     let metrics = measured(couplet::model::Problem::SingleLabel, Some(2));
@@ -301,7 +301,7 @@ fn a_refused_model_is_calibrated_and_judged_anew_without_being_learned_anew() {
 }
 
 #[test]
-fn a_state_that_a_kill_left_behind_a_published_model_is_removed() {
+fn a_training_state_left_after_publishing_is_removed() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
     run(&job);
@@ -324,7 +324,7 @@ fn a_state_that_a_kill_left_behind_a_published_model_is_removed() {
 }
 
 #[test]
-fn files_of_others_are_not_taken_for_the_state_of_a_training() {
+fn foreign_files_are_not_taken_for_a_training_state() {
     let folder = tempfile::tempdir().unwrap();
     let job = job(folder.path());
     let state = folder.path().join("model.training");
@@ -347,7 +347,7 @@ fn files_of_others_are_not_taken_for_the_state_of_a_training() {
 }
 
 #[test]
-fn files_of_others_keep_a_model_from_being_replaced() {
+fn a_model_folder_with_foreign_files_is_not_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
     run(&job);
@@ -366,7 +366,7 @@ fn files_of_others_keep_a_model_from_being_replaced() {
 }
 
 #[test]
-fn what_is_dropped_is_what_the_base_says() {
+fn dropout_rates_come_from_the_base_model() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
     let report = run(&job);

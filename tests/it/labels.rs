@@ -45,7 +45,7 @@ fn numbers_sort_by_value_and_texts_by_bytes() {
 }
 
 #[test]
-fn whole_floats_are_whole_numbers() {
+fn integral_floats_are_integers() {
     let floats = [1.0, 0.0, 1.0].map(GoldLabel::Float);
     let (labels, targets) = learn(Task::Classification, &floats).unwrap();
     assert_eq!(labels.names(), ["0", "1"]);
@@ -53,7 +53,7 @@ fn whole_floats_are_whole_numbers() {
 }
 
 #[test]
-fn a_glue_task_brings_its_labels_for_numbers_and_names() {
+fn a_glue_task_defines_its_labels_and_their_numbers() {
     let rows = [integers(&[1, 0]), texts(&["equivalent", "not_equivalent", "1"]), vec![GoldLabel::Float(0.0)]].concat();
     let (labels, targets) = learn(Task::Mrpc, &rows).unwrap();
     assert_eq!(labels.names(), ["not_equivalent", "equivalent"]);
@@ -64,7 +64,7 @@ fn a_glue_task_brings_its_labels_for_numbers_and_names() {
 }
 
 #[test]
-fn numbers_of_a_glue_task_mean_its_labels_whatever_the_order_of_the_names() {
+fn glue_numbers_map_to_labels_in_any_order_of_names() {
     let places = |task, given: &[&str], rows: &[i64]| {
         Labels::given(task, names(given)).unwrap().targets(&integers(rows)).map_err(|e| e.to_string())
     };
@@ -82,7 +82,7 @@ fn numbers_of_a_glue_task_mean_its_labels_whatever_the_order_of_the_names() {
 }
 
 #[test]
-fn the_positive_label_is_glues_1_wherever_the_model_has_it() {
+fn the_positive_label_is_label_1_of_glue() {
     let positive = |task, given: &[&str]| Labels::given(task, names(given)).unwrap().positive();
     assert_eq!(positive(Task::Mrpc, &["not_equivalent", "equivalent"]), Some(1));
     assert_eq!(positive(Task::Mrpc, &["Equivalent", "NOT-equivalent"]), Some(0));
@@ -102,7 +102,7 @@ fn the_positive_label_is_glues_1_wherever_the_model_has_it() {
 }
 
 #[test]
-fn given_names_are_taken_by_place_unless_they_are_numbers() {
+fn given_names_map_by_position_unless_they_are_numbers() {
     let labels = Labels::given(Task::Classification, names(&["no", "yes"])).unwrap();
     assert_eq!(labels.targets(&integers(&[1, 0])), Ok(Targets::Classes(vec![1, 0])));
     let labels = Labels::given(Task::Classification, names(&["1", "0"])).unwrap();
@@ -111,7 +111,7 @@ fn given_names_are_taken_by_place_unless_they_are_numbers() {
 }
 
 #[test]
-fn values_and_sets() {
+fn regression_values_and_label_sets_are_parsed() {
     let rows = [GoldLabel::Integer(3), GoldLabel::Float(2.5)];
     assert_eq!(learn(Task::Stsb, &rows).unwrap().1, Targets::Values(vec![3.0, 2.5]));
     let (labels, targets) = learn(Task::Multilabel, &[list(&["b", "a"]), list(&[]), list(&["c", "c"])]).unwrap();
@@ -137,7 +137,7 @@ fn a_checkpoint_keeps_the_mapping_as_transformers_reads_it() {
 }
 
 #[test]
-fn a_wrong_value_is_told_with_its_row_what_is_known_and_the_mend() {
+fn a_wrong_label_is_reported_with_its_row_and_a_fix() {
     let message = |result: Result<(Labels, Targets), LabelError>| result.unwrap_err().to_string();
     let yes_no = Labels::given(Task::Classification, names(&["no", "yes"])).unwrap();
     let mapped = |rows: &[GoldLabel]| yes_no.targets(rows).unwrap_err().to_string();

@@ -114,7 +114,7 @@ window = 8
 }
 
 #[test]
-fn a_model_is_pretrained_fine_tuned_and_then_scores() {
+fn one_run_pretrains_fine_tunes_and_scores() {
     let job = Learning::new();
     let report = job.report(&[]);
     for stage in ["pretrain", "finetune"] {
@@ -137,7 +137,7 @@ fn a_model_is_pretrained_fine_tuned_and_then_scores() {
 }
 
 #[test]
-fn a_model_that_is_not_good_enough_does_not_take_the_place_of_the_old_one() {
+fn a_model_that_fails_promote_if_does_not_replace_the_old_one() {
     let job = Learning::new();
     job.report(&[]);
     let job = job.change("epochs = 2", "epochs = 1\npromote_if = \"accuracy > 0.999\"");
@@ -153,7 +153,7 @@ fn a_model_that_is_not_good_enough_does_not_take_the_place_of_the_old_one() {
 }
 
 #[test]
-fn what_cannot_be_learned_from_is_said() {
+fn unusable_training_data_is_refused() {
     for (from, to, expected) in [
         (
             "label FROM pairs\"\nid = \"id\"\ntext = [\"sentence1\", \"sentence2\"]\ntask",
@@ -183,7 +183,7 @@ fn usual(n: usize) -> (String, String, String) {
 }
 
 #[test]
-fn a_wrong_label_is_told_with_the_id_of_its_row_or_its_place_in_the_query() {
+fn a_wrong_label_is_reported_with_its_row_id_or_row_number() {
     let unlabelled = |n: usize| if n == 38 { (n.to_string(), format!("text {n}"), String::new()) } else { usual(n) };
     for (settings, expected) in [
         ("validation = 0.3\nid = \"id\"", "rows: row with id \"38\": label NULL is no label"),
@@ -214,7 +214,7 @@ fn nulls_are_counted_over_all_batches() {
 }
 
 #[test]
-fn a_share_that_takes_all_rows_is_told() {
+fn a_validation_share_that_takes_all_rows_is_refused() {
     let hold_out = HoldOut::try_new(0.5, 42).unwrap();
     let held = (1..).find(|id: &usize| hold_out.holds_out(&[id.to_string()])).unwrap();
     let problem = Learning::on_rows(std::iter::once(usual(held)), "validation = 0.5\nid = \"id\"").refusal();
@@ -224,7 +224,7 @@ fn a_share_that_takes_all_rows_is_told() {
 }
 
 #[test]
-fn a_threshold_that_the_labels_rule_out_is_refused_before_training() {
+fn an_impossible_threshold_is_refused_before_training() {
     let job = Learning::on_rows(
         forty(usual),
         "validation = \"SELECT id, text, label FROM gold WHERE label = 1\"\ncalibrate = { threshold = \"f1\" }",
@@ -237,7 +237,7 @@ fn a_threshold_that_the_labels_rule_out_is_refused_before_training() {
 }
 
 #[test]
-fn texts_on_both_sides_of_the_split_are_warned_of() {
+fn texts_on_both_sides_of_the_split_give_a_warning() {
     let repeated = |n: usize| (n.to_string(), format!("text {}", n % 12), (n / 12 % 2).to_string());
     let job = Learning::on_rows(forty(repeated), "validation = 0.3\nid = \"id\"");
     let plan: Value = serde_json::from_str(&stdout_of(&mut job.command("plan", &["--json"]))).unwrap();
@@ -263,7 +263,7 @@ fn texts_on_both_sides_of_the_split_are_warned_of() {
 }
 
 #[test]
-fn labels_without_held_out_rows_are_warned_of() {
+fn labels_without_held_out_rows_give_a_warning() {
     let row = |n: usize| (n.to_string(), format!("text {n}"), (n % 3).to_string());
     let validation = "validation = \"SELECT id, text, label FROM gold WHERE label < 2\"";
     let job = Learning::on_rows(forty(row), validation);
@@ -280,7 +280,7 @@ fn labels_without_held_out_rows_are_warned_of() {
 }
 
 #[test]
-fn a_temperature_at_its_bound_is_warned_of() {
+fn a_temperature_at_its_bound_gives_a_warning() {
     let row = |n: usize| (n.to_string(), format!("text {n}"), (n % 2).to_string());
     // One row is right or wrong, and no temperature is the best for it.
     let validation = "validation = \"SELECT id, text, label FROM gold WHERE id = 1\"\ncalibrate = true";
@@ -293,7 +293,7 @@ fn a_temperature_at_its_bound_is_warned_of() {
 }
 
 #[test]
-fn what_pretraining_skipped_and_could_not_measure_is_said() {
+fn pretraining_reports_skipped_rows_and_missing_measurements() {
     let job =
         Learning::new().change("mask_probability = 0.3", "mask_probability = 0.02\nbatch_size = 1\nmeasure_at = 1e-12");
     let said = stdout_of(&mut job.couplet(&["--only", "pretrain"]));

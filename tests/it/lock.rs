@@ -85,7 +85,7 @@ fn child(folder: &FilePath) -> Child {
 }
 
 #[tokio::test]
-async fn a_folder_is_held_by_one_run_until_it_is_killed_and_the_next_run_knows_which() {
+async fn a_folder_lock_lasts_until_its_run_is_killed() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::Folder(folder.path().into());
     let mut holder = child(folder.path());
@@ -118,7 +118,7 @@ async fn a_folder_is_held_by_one_run_until_it_is_killed_and_the_next_run_knows_w
 }
 
 #[tokio::test]
-async fn a_folder_is_had_as_soon_as_it_is_free() {
+async fn a_waiting_run_gets_a_folder_as_soon_as_it_is_free() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::Folder(folder.path().join("new/store"));
     let first = take(&place, "first").await;
@@ -134,7 +134,7 @@ async fn a_folder_is_had_as_soon_as_it_is_free() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_folder_whose_lock_was_removed_is_not_held_any_more() {
+async fn a_folder_whose_lock_file_was_removed_is_not_held() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::Folder(folder.path().into());
     let first = take(&place, "first").await;
@@ -147,7 +147,7 @@ async fn a_folder_whose_lock_was_removed_is_not_held_any_more() {
 }
 
 #[tokio::test]
-async fn a_lock_file_that_is_cut_or_foreign_is_written_anew() {
+async fn a_truncated_or_foreign_lock_file_is_rewritten() {
     for text in ["", "{\"state\": \"he", "not ours"] {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("lock.json"), text).unwrap();
@@ -160,7 +160,7 @@ async fn a_lock_file_that_is_cut_or_foreign_is_written_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn objects_are_held_and_renewed_until_released() {
+async fn a_lock_object_is_renewed_until_released() {
     let store = InMemory::new();
     let place = objects(&store);
     let first = take(&place, "first").await;
@@ -183,7 +183,7 @@ async fn objects_are_held_and_renewed_until_released() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_holder_elsewhere_is_watched_for_a_lease_and_replaced_by_exactly_one_of_many() {
+async fn one_waiter_takes_over_after_the_lease_of_a_dead_holder() {
     let store = InMemory::new();
     let place = objects(&store);
     take(&place, "first").await.release().await.unwrap();
@@ -212,7 +212,7 @@ async fn a_holder_elsewhere_is_watched_for_a_lease_and_replaced_by_exactly_one_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_holder_elsewhere_that_shows_life_is_not_replaced() {
+async fn a_remote_holder_that_renews_is_not_replaced() {
     let store = InMemory::new();
     let place = objects(&store);
     take(&place, "first").await.release().await.unwrap();
@@ -238,7 +238,7 @@ async fn a_holder_elsewhere_that_shows_life_is_not_replaced() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_holder_whose_process_is_gone_is_replaced_at_once() {
+async fn a_holder_whose_process_has_ended_is_replaced_at_once() {
     let store = InMemory::new();
     let place = objects(&store);
     take(&place, "first").await.release().await.unwrap();
@@ -254,7 +254,7 @@ async fn a_holder_whose_process_is_gone_is_replaced_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lock_that_cannot_be_read_is_watched_too() {
+async fn an_unreadable_lock_is_held_for_the_default_lease() {
     let store = InMemory::new();
     store.put(&Path::from("a/store/lock.json"), "gibberish".into()).await.unwrap();
     let (place, claim) = (objects(&store), claim("first", None));
@@ -264,7 +264,7 @@ async fn a_lock_that_cannot_be_read_is_watched_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn knows_its_own_writes_whose_answers_were_lost() {
+async fn a_holder_recognizes_its_writes_after_lost_responses() {
     for fault in [Fault::Repeated, Fault::AnswerLost] {
         let store = faulty();
         let place = objects(&store);
@@ -298,7 +298,7 @@ async fn knows_its_own_writes_whose_answers_were_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_does_not_answer_is_not_waited_for_beyond_the_lease() {
+async fn an_unresponsive_server_loses_the_lock_when_the_lease_ends() {
     let store = faulty();
     let held = take(&objects(&store), "first").await;
     store.script(&[Some(Fault::Stalls), None]);
@@ -312,7 +312,7 @@ async fn a_server_that_does_not_answer_is_not_waited_for_beyond_the_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_holder_that_cannot_renew_learns_it_before_others_take_over() {
+async fn a_holder_that_cannot_renew_knows_before_a_takeover() {
     let store = faulty();
     let first = take(&objects(&store), "first").await;
     store.down.store(true, Ordering::Relaxed);
@@ -330,7 +330,7 @@ async fn a_holder_that_cannot_renew_learns_it_before_others_take_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_short_trouble_costs_nothing() {
+async fn a_short_outage_does_not_lose_the_lock() {
     let store = faulty();
     let first = take(&objects(&store), "first").await;
     for _ in 0..4 {
@@ -346,7 +346,7 @@ async fn a_short_trouble_costs_nothing() {
 
 /// One thread for all: the sleep stops the renewals too, as a stopped process or computer would.
 #[tokio::test]
-async fn a_holder_that_was_stopped_notices_that_it_was_replaced() {
+async fn a_stopped_holder_notices_that_it_was_replaced() {
     let store = InMemory::new();
     let place = objects(&store);
     let first = take(&place, "first").await;
@@ -368,7 +368,7 @@ async fn a_holder_that_was_stopped_notices_that_it_was_replaced() {
 }
 
 #[tokio::test]
-async fn a_lock_that_is_removed_is_lost() {
+async fn a_holder_of_a_removed_lock_has_lost_it() {
     let store = InMemory::new();
     let first = take(&objects(&store), "first").await;
     store.delete(&Path::from("a/store/lock.json")).await.unwrap();

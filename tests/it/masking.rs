@@ -36,7 +36,7 @@ fn corpus() -> Corpus {
 }
 
 #[test]
-fn the_shares_are_those_that_are_asked_for() {
+fn masking_shares_match_the_settings() {
     let corpus = corpus();
     for probability in [0.15, 0.5] {
         let masking = Masking::try_new(probability, 7).unwrap();
@@ -65,7 +65,7 @@ fn the_shares_are_those_that_are_asked_for() {
 }
 
 #[test]
-fn words_are_hidden_whole_and_special_tokens_never() {
+fn whole_words_are_masked_and_special_tokens_never() {
     let corpus = corpus();
     let masking = Masking::try_new(0.3, 1).unwrap();
     let (mut long, mut seen) = (0, std::collections::HashSet::new());
@@ -96,7 +96,7 @@ fn words_are_hidden_whole_and_special_tokens_never() {
 
 /// Long words would be chosen less often than short ones if words that do not fit were passed over.
 #[test]
-fn long_words_are_chosen_nearly_as_often_as_short_ones() {
+fn long_words_are_masked_nearly_as_often_as_short_ones() {
     let corpus = corpus();
     let masking = Masking::try_new(0.15, 5).unwrap();
     let mut tally = [(0_u32, 0_u32); 2];
@@ -113,8 +113,8 @@ fn long_words_are_chosen_nearly_as_often_as_short_ones() {
 }
 
 #[test]
-fn the_text_of_a_corpus_is_cut_without_loss() {
-    let test = "the_text_of_a_corpus_is_cut_without_loss";
+fn a_corpus_is_split_into_sequences_without_loss() {
+    let test = "a_corpus_is_split_into_sequences_without_loss";
     let (Some(text), Some(model)) = (shared(test, "data/pan/pan-train_s1.txt"), shared(test, "models/minilm-base"))
     else {
         return;

@@ -17,7 +17,7 @@ fn said(job: &Job, arguments: &[&str]) -> (String, String) {
 }
 
 #[test]
-fn quiet_says_nothing_and_verbose_says_more() {
+fn quiet_prints_nothing_and_verbose_prints_more() {
     let job = Job::new(PAIRS);
     let usual = said(&job, &[]);
     assert!(usual.0.starts_with("demo: done\n"), "{}", usual.0);
@@ -35,7 +35,7 @@ fn quiet_says_nothing_and_verbose_says_more() {
 }
 
 #[test]
-fn rust_log_goes_before_the_switches() {
+fn rust_log_overrides_the_switches() {
     let job = Job::new(PAIRS);
     let stderr = stderr_of(job.run().args(["-vvv"]).env("RUST_LOG", "off"), 0);
     assert_eq!(stderr, "");
@@ -44,7 +44,7 @@ fn rust_log_goes_before_the_switches() {
 }
 
 #[test]
-fn json_logs_are_a_document_a_line_errors_included() {
+fn json_logs_have_one_document_per_line_and_include_errors() {
     let job = Job::new(PAIRS);
     let (stdout, stderr) = said(&job, &["--log-format", "json", "-v"]);
     assert!(stdout.starts_with("demo: done\n"));
@@ -70,7 +70,7 @@ fn json_logs_are_a_document_a_line_errors_included() {
 }
 
 #[test]
-fn mistaken_arguments_are_told_in_the_format_that_they_ask_for() {
+fn argument_errors_use_the_requested_log_format() {
     let job = Job::new(PAIRS);
     for json in [&["--log-format", "json"][..], &["--log-format=json"]] {
         let stderr = stderr_of(job.run().arg("--nope").args(json), 2);
@@ -85,7 +85,7 @@ fn mistaken_arguments_are_told_in_the_format_that_they_ask_for() {
 }
 
 #[test]
-fn what_goes_to_a_file_has_no_colors() {
+fn output_to_a_file_has_no_colors() {
     let job = Job::new(PAIRS);
     let mut run = job.run();
     let output = run.env_remove("NO_COLOR").args(["-v", "--fresh"]).output().unwrap();
@@ -95,7 +95,7 @@ fn what_goes_to_a_file_has_no_colors() {
 }
 
 #[test]
-fn errors_of_libraries_have_no_frames_of_the_stack() {
+fn library_errors_have_no_backtrace() {
     // candle's interpreter meets an instruction that there is none of, and keeps the stack where RUST_BACKTRACE is set.
     let pickle = archive(&[("archive/data.pkl".into(), b"\x80\x02\xff.".into())]);
     let model = Variant::of("tiny-bert-bin").with(ARCHIVE, pickle);

@@ -61,7 +61,7 @@ fn check_all(case: &Value, metrics: &Metrics) {
 }
 
 #[test]
-fn one_label_of_many_is_measured_as_by_scikit_learn() {
+fn single_label_metrics_match_scikit_learn() {
     for case in cases("classes") {
         let (gold, probabilities) = (labels(&case["gold"]), numbers(&case["probabilities"]));
         let k = case["labels"].as_u64().unwrap() as usize;
@@ -94,7 +94,7 @@ fn one_label_of_many_is_measured_as_by_scikit_learn() {
 }
 
 #[test]
-fn values_are_measured_as_by_scipy() {
+fn regression_metrics_match_scipy() {
     for case in cases("values") {
         let (gold, predicted) = (numbers(&case["gold"]), numbers(&case["predicted"]));
         check(case, "pearson", pearson(&gold, &predicted).unwrap());
@@ -104,7 +104,7 @@ fn values_are_measured_as_by_scipy() {
 }
 
 #[test]
-fn sets_of_labels_are_measured_as_by_scikit_learn() {
+fn multilabel_metrics_match_scikit_learn() {
     for case in cases("sets") {
         let k = case["labels"].as_u64().unwrap() as usize;
         check_all(
@@ -115,7 +115,7 @@ fn sets_of_labels_are_measured_as_by_scikit_learn() {
 }
 
 #[test]
-fn numbers_that_are_none_are_refused_everywhere() {
+fn nan_and_empty_inputs_are_refused_everywhere() {
     let nan = f64::NAN;
     assert!(Classes::new(2, vec![0], vec![nan, nan], None, 10).is_err());
     assert!(Values::new(vec![0.0, 1.0], vec![0.0, nan]).is_err());
@@ -129,7 +129,7 @@ fn numbers_that_are_none_are_refused_everywhere() {
 }
 
 #[test]
-fn a_temperature_is_that_of_scipy() {
+fn a_temperature_matches_scipy() {
     for case in cases("temperatures") {
         let (k, logits) = (case["labels"].as_u64().unwrap() as usize, singles(&case["logits"]));
         let calibration = if case["multi"] == true {
@@ -147,7 +147,7 @@ fn a_temperature_is_that_of_scipy() {
 }
 
 #[test]
-fn a_threshold_reaches_the_best_there_is() {
+fn a_threshold_reaches_the_best_possible_value() {
     for case in cases("thresholds") {
         let (positive, scores) = (flags(&case["gold"]), singles(&case["scores"]));
         for (objective, best) in case["best"].as_object().unwrap() {
@@ -190,7 +190,7 @@ fn a_threshold_reaches_the_best_there_is() {
 }
 
 #[test]
-fn a_threshold_is_the_middle_of_the_widest_interval_whatever_the_order_of_rows() {
+fn a_threshold_is_the_middle_of_the_widest_interval() {
     let rows = [(0.1, false), (0.2, false), (0.4, true), (0.45, false), (0.7, true), (0.9, true)];
     let fit = |rows: &[(f32, bool)], objective| {
         let (scores, positive): (Vec<f32>, Vec<bool>) = rows.iter().copied().unzip();
@@ -237,7 +237,7 @@ fn a_threshold_may_be_for_the_first_label() {
 }
 
 #[test]
-fn what_no_threshold_can_do_is_said() {
+fn impossible_threshold_objectives_are_errors() {
     let message = |objective: &str, scores: &[f32], positive: &[bool]| {
         Threshold::fit(Objective::parse(objective).unwrap(), scores, positive).unwrap_err().to_string()
     };
@@ -269,7 +269,7 @@ fn what_no_threshold_can_do_is_said() {
 }
 
 #[test]
-fn intervals_are_those_of_scipy_to_within_their_error() {
+fn confidence_intervals_match_scipy_within_their_error() {
     let case = &GOLDENS["intervals"];
     let sample = Sample::Values(Values::new(numbers(&case["gold"]), numbers(&case["predicted"])).unwrap());
     let bootstrap = Bootstrap::try_new(20_000, 0.95, 1).unwrap();
@@ -291,7 +291,7 @@ fn intervals_are_those_of_scipy_to_within_their_error() {
 }
 
 #[test]
-fn all_kinds_of_metrics_have_intervals() {
+fn every_kind_of_metric_has_an_interval() {
     let positive = |i: u32| i.is_multiple_of(3);
     let gold: Vec<u32> = (0..200).map(|i| u32::from(positive(i))).collect();
     let score = |i: u32| (f64::from(i * 37 % 101) / 101.0 + if positive(i) { 0.5 } else { 0.0 }) / 1.5;
@@ -309,7 +309,7 @@ fn all_kinds_of_metrics_have_intervals() {
 }
 
 #[test]
-fn balanced_weights_are_those_of_scikit_learn() {
+fn balanced_class_weights_match_scikit_learn() {
     let case = &GOLDENS["class_weights"];
     let rows: Vec<u64> = numbers(&case["rows"]).into_iter().map(|rows| rows as u64).collect();
     let names = ["a", "b", "c"].map(String::from);
@@ -318,7 +318,7 @@ fn balanced_weights_are_those_of_scikit_learn() {
 }
 
 #[test]
-fn slices_have_the_metrics_of_their_rows() {
+fn slice_metrics_are_those_of_their_rows() {
     let case = cases("classes").next().unwrap();
     let (gold, probabilities) = (labels(&case["gold"]), numbers(&case["probabilities"]));
     let sample =

@@ -84,7 +84,7 @@ fn the_report_gives_the_same_metrics() {
 }
 
 #[test]
-fn stages_before_the_scoring_are_part_of_a_run_in_both() {
+fn training_and_evaluation_are_in_the_report_and_the_metrics() {
     let job = Job::over_quickstart_pairs().add(&finetune("accuracy > 0"));
     stdout_of(&mut run(&job));
     let written = read(&job);
@@ -102,7 +102,7 @@ fn stages_before_the_scoring_are_part_of_a_run_in_both() {
 }
 
 #[test]
-fn a_refused_model_is_a_warning_and_a_metric() {
+fn a_rejected_model_gives_a_warning_and_a_metric() {
     let job = Job::over_quickstart_pairs().add(&finetune("accuracy > 0.999"));
     for again in ["", ", as before"] {
         let said = stderr_of(&mut run(&job), 0);
@@ -117,7 +117,7 @@ fn finetune(promote_if: &str) -> String {
 }
 
 #[test]
-fn a_run_that_fails_says_so_and_when_one_last_succeeded() {
+fn a_failed_run_records_the_time_of_the_last_success() {
     let job = Job::new(PAIRS);
     stdout_of(&mut run(&job));
     let done = read(&job);
@@ -142,7 +142,7 @@ fn a_run_that_fails_says_so_and_when_one_last_succeeded() {
 
 /// Where the pipeline is not called as its file is, and where the file of metrics is new.
 #[test]
-fn the_last_success_outlives_whatever_fails() {
+fn the_time_of_the_last_success_survives_failures() {
     let job = Job::new(PAIRS);
     stdout_of(&mut run(&job));
     let last = "couplet_run_last_success_timestamp_seconds";

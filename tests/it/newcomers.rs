@@ -79,7 +79,7 @@ fn columns_of_the_source() {
 }
 
 #[test]
-fn labels_that_are_not_those_of_the_task() {
+fn labels_that_do_not_fit_the_task_are_explained() {
     let evaluate = |task: &str, label: &str| {
         let sql = format!("SELECT a AS sentence1, b AS sentence2, {label} AS label FROM pairs");
         new_job().add(&format!("[evaluate]\ntask = \"{task}\"\nsql = \"{sql}\"\noutput = \"out/evaluation\""))
@@ -90,7 +90,7 @@ fn labels_that_are_not_those_of_the_task() {
 }
 
 #[test]
-fn files_that_are_something_else() {
+fn files_of_the_wrong_kind_are_explained() {
     let job = new_job().change("pairs.csv", "pairs.parquet");
     write(&job.path("pairs.parquet"), PAIRS);
     run_says("no_parquet", &job, 2);
@@ -103,7 +103,7 @@ fn files_that_are_something_else() {
 
 /// A source without rows is a night on which nothing came: the table is published, empty, and the report says so.
 #[test]
-fn an_empty_source_is_said() {
+fn an_empty_source_is_reported() {
     let job = Job::new("id,a,b\n");
     let said = stderr_of(&mut job.run(), 0);
     assert!(said.contains("the source has no rows"), "{said}");
@@ -111,7 +111,7 @@ fn an_empty_source_is_said() {
 }
 
 #[test]
-fn models_that_are_not_whole() {
+fn incomplete_models_are_explained() {
     for (name, spoil) in [
         ("model_without_tokenizer", (|model| model.without("tokenizer.json")) as fn(Variant) -> Variant),
         ("model_without_config", |model| model.without("config.json")),
@@ -126,7 +126,7 @@ fn models_that_are_not_whole() {
 }
 
 #[test]
-fn a_base_that_is_damaged_is_a_mistake_of_the_pipeline() {
+fn a_damaged_base_model_exits_with_2() {
     let job = with_model(|model| model.with_only("model.safetensors", 100)).add(
         "[finetune]\nsql = \"SELECT id, a, b, CASE WHEN n > 10 THEN 'yes' ELSE 'no' END AS label FROM pairs\"\n\
          validation = \"SELECT id, a, b, 'yes' AS label FROM pairs\"\ntext = [\"a\", \"b\"]\n\
@@ -137,7 +137,7 @@ fn a_base_that_is_damaged_is_a_mistake_of_the_pipeline() {
 }
 
 #[test]
-fn what_the_machine_cannot_do() {
+fn unsupported_hardware_is_explained() {
     if cfg!(not(feature = "cuda")) {
         run_says("gpu_in_a_cpu_build", &new_job().change("[sink]", "device = \"cuda:0\"\n[sink]"), 2);
     }
@@ -173,7 +173,7 @@ fn the_command_line() {
 }
 
 #[test]
-fn a_place_that_cannot_be_written() {
+fn an_unwritable_place_is_explained() {
     // A file where the folder would be, as permissions mean nothing to root.
     let job = new_job().change("out/scores.parquet", "pairs.csv/scores.parquet");
     run_says("sink_under_a_file", &job, 2);
@@ -207,7 +207,7 @@ fn forbidding_server() -> String {
 }
 
 #[test]
-fn a_bucket_that_may_not_be_read_or_written() {
+fn a_bucket_without_read_or_write_access_is_explained() {
     let server = forbidding_server();
     let forbidden = |command: &mut Command| {
         command.env("AWS_ENDPOINT_URL", format!("http://{server}")).env("AWS_ALLOW_HTTP", "true");

@@ -56,7 +56,7 @@ fn crash(job: &Job, point: &str) {
 }
 
 #[test]
-fn the_second_night_scores_what_is_new_or_changed() {
+fn the_second_run_scores_new_and_changed_rows() {
     let job = job();
     assert_eq!(counts(&job.report()), [300, 200, 0, 100, 0]);
     let first = rows_of(&job.output());
@@ -74,7 +74,7 @@ fn the_second_night_scores_what_is_new_or_changed() {
 }
 
 #[test]
-fn the_order_of_rows_is_that_of_the_source_however_they_are_joined() {
+fn output_rows_keep_the_order_of_the_source() {
     let job = job();
     job.report();
     let ids = |job: &Job| rows_of(&job.output()).iter().map(|row| row["id"].as_u64().unwrap()).collect::<Vec<_>>();
@@ -89,7 +89,7 @@ fn the_order_of_rows_is_that_of_the_source_however_they_are_joined() {
 }
 
 #[test]
-fn another_model_or_length_or_precision_forgets_by_itself_and_fresh_on_purpose() {
+fn another_model_or_length_or_fresh_scores_all_rows_again() {
     let job = job();
     job.report();
     let job = job.change("[sink]", "max_length = 16\n[sink]");
@@ -106,7 +106,7 @@ fn another_model_or_length_or_precision_forgets_by_itself_and_fresh_on_purpose()
 }
 
 #[test]
-fn the_models_of_all_values_of_a_variable_are_kept_or_said_not_to_be() {
+fn gc_keeps_the_models_of_all_given_values_of_a_variable() {
     let job = job().change(&format!("{:?}", golden("tiny-distilbert")), "\"models/{which}\"");
     for (name, model) in [("a", "tiny-distilbert"), ("b", "tiny-bert")] {
         for file in golden(model).read_dir().unwrap() {
@@ -147,7 +147,7 @@ pub const POINTS: [&str; 9] = [
 ];
 
 #[test]
-fn texts_that_the_tokenizer_refuses_are_tried_again_if_asked() {
+fn rejected_texts_are_retried_on_request() {
     // It has no token for words that it does not know.
     let model = Variant::of("tiny-distilbert").with_json("tokenizer.json", |tokenizer| {
         tokenizer["model"]["unk_token"] = "[NONE]".into();
@@ -172,7 +172,7 @@ fn texts_that_the_tokenizer_refuses_are_tried_again_if_asked() {
 }
 
 #[test]
-fn a_run_that_is_killed_at_any_step_goes_on_and_ends_with_the_same_table() {
+fn a_killed_run_resumes_and_publishes_the_same_table() {
     let undisturbed = job();
     undisturbed.report();
     let expected = published(&undisturbed);
@@ -215,7 +215,7 @@ fn a_run_that_is_killed_at_any_step_goes_on_and_ends_with_the_same_table() {
 }
 
 #[test]
-fn rows_are_appended_once_under_each_run_key() {
+fn rows_are_appended_once_per_run_key() {
     // Neither the rows, nor the model, nor the store, nor its records, nor the lock decide.
     let source = "SELECT id, a, b, random() AS noise, now() AS at FROM pairs";
     let appends = |job: Job| job.change("SELECT id, a, b FROM pairs", source);
@@ -267,7 +267,7 @@ fn a_default_run_key_changes_with_a_source_table() {
 }
 
 #[test]
-fn a_run_key_is_refused_where_nothing_is_appended() {
+fn a_run_key_is_refused_without_append_mode() {
     for (job, option) in [(job(), "--run-key"), (delta(job(), "merge"), "--again"), (delta(job(), "append"), "none")] {
         let arguments: &[&str] = match option {
             "--run-key" => &["--run-key", "x"],
@@ -287,7 +287,7 @@ fn a_run_key_is_refused_where_nothing_is_appended() {
 }
 
 #[test]
-fn the_next_run_removes_what_a_killed_one_was_writing_to_the_store() {
+fn the_next_run_removes_partial_store_files_of_a_killed_one() {
     let job = job();
     job.report();
     let staged = job.path("state/runs/_delta_log/00000000000000000099.json#17046467313378935449");
@@ -297,7 +297,7 @@ fn the_next_run_removes_what_a_killed_one_was_writing_to_the_store() {
 }
 
 #[test]
-fn a_run_that_is_killed_while_it_tidies_up_is_done() {
+fn a_run_killed_during_cleanup_counts_as_done() {
     let job = delta(job(), "append");
     crash(&job, "compact");
     assert_eq!(outcomes(&job), ["done"]);
@@ -308,7 +308,7 @@ fn a_run_that_is_killed_while_it_tidies_up_is_done() {
 }
 
 #[test]
-fn gc_removes_what_killed_runs_left_and_leaves_live_ones_alone() {
+fn gc_removes_leftovers_of_killed_runs_but_not_of_live_ones() {
     let job = job();
     job.report();
     let part = |number: u8| {
@@ -401,7 +401,7 @@ fn start(job: &Job) -> Child {
 }
 
 #[test]
-fn many_small_files_of_the_store_become_few() {
+fn many_small_store_files_are_compacted() {
     // A window is a text and a commit a window: more of them than the store leaves as they are.
     let job = job().change("window = 16", "window = 1");
     write(&job.path("pairs.csv"), pairs(0, 900));
@@ -413,7 +413,7 @@ fn many_small_files_of_the_store_become_few() {
 }
 
 #[test]
-fn a_second_run_at_the_same_time_refuses_or_waits() {
+fn a_concurrent_second_run_fails_or_waits() {
     let job = job();
     // Held as a run holds it.
     std::fs::create_dir_all(job.path("state")).unwrap();
@@ -431,7 +431,7 @@ fn a_second_run_at_the_same_time_refuses_or_waits() {
 }
 
 #[test]
-fn tables_move_from_version_to_version() {
+fn a_delta_table_gets_a_new_version_per_run() {
     let job = delta(job(), "append").change("mode = \"append\"", "mode = \"append\"\npartition_by = [\"part\"]");
     let job = job.change("SELECT id, a, b FROM pairs", "SELECT id, a, b, id % 2 AS part FROM pairs");
     assert_eq!(job.report()["output"]["version"], 0);
@@ -474,7 +474,7 @@ fn rows_are_merged_by_their_id() {
 }
 
 #[test]
-fn rows_that_do_not_fit_into_memory_are_merged_all_the_same() {
+fn rows_that_exceed_the_memory_limit_are_merged() {
     let rows = |ids: std::ops::Range<u32>, who: &str| {
         ids.fold(String::from("id,a,b\n"), |csv, id| csv + &format!("{id},letter {} came,{who}\n", id % 20))
     };
@@ -494,7 +494,7 @@ fn rows_that_do_not_fit_into_memory_are_merged_all_the_same() {
 }
 
 #[test]
-fn a_folder_of_runs_is_read_by_its_manifests() {
+fn a_folder_of_runs_is_read_through_its_manifests() {
     let job = folder(job(), "overwrite").change("mode = \"overwrite\"", "mode = \"overwrite\"\nkeep = 2");
     let outputs: Vec<String> = (0..3).map(|_| job.report()["output"]["path"].as_str().unwrap().to_owned()).collect();
     assert_eq!(published(&job).len(), 300);
@@ -511,7 +511,7 @@ fn a_folder_of_runs_is_read_by_its_manifests() {
 }
 
 #[test]
-fn rejected_rows_go_to_a_table_of_their_own_if_asked() {
+fn rejected_rows_go_to_a_separate_table_on_request() {
     for format in ["", "format = \"delta\"\nmode = \"append\""] {
         let csv = pairs(0, 30) + "30,,nothing\n31,,nothing\n";
         let job = Job::new(csv).add("[score]\nerrors = \"quarantine\"");
@@ -556,7 +556,7 @@ fn runs_are_rows_of_a_table() {
 }
 
 #[test]
-fn a_delta_table_takes_the_same_columns_night_after_night_and_refuses_what_it_cannot_hold_before_the_work() {
+fn a_delta_table_keeps_its_schema_and_misfits_fail_early() {
     let select = "SELECT id, a, b FROM pairs";
     let columns = "SELECT id, a, b, 1 AS one, arrow_cast(4000000000, 'UInt32') AS large, \
                    arrow_cast('2020-01-02T03:04:05', 'Timestamp(Nanosecond, None)') AS at, \

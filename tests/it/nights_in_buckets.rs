@@ -104,8 +104,8 @@ fn essence(rows: &[String]) -> Vec<String> {
 }
 
 #[test]
-fn nights_in_a_bucket_are_as_nights_on_a_disk() {
-    let test = "nights_in_a_bucket_are_as_nights_on_a_disk";
+fn runs_in_a_bucket_give_the_same_tables_as_on_a_disk() {
+    let test = "runs_in_a_bucket_give_the_same_tables_as_on_a_disk";
     for (name, sink) in [("night-delta", DELTA), ("night-runs", RUNS), ("night-file", FILE)] {
         let Some(night) = RunLock::new(test, name, sink) else { return };
         night.put(&pairs(0, 90));
@@ -150,8 +150,8 @@ fn bulky(rows: usize, characters: usize) -> String {
 }
 
 #[test]
-fn uploads_that_a_kill_left_are_aborted_by_the_next_run() {
-    let test = "uploads_that_a_kill_left_are_aborted_by_the_next_run";
+fn the_next_run_aborts_uploads_of_a_killed_one() {
+    let test = "the_next_run_aborts_uploads_of_a_killed_one";
     for (name, sink) in [("uploads-delta", DELTA), ("uploads-runs", RUNS), ("uploads-file", FILE)] {
         let Some(night) = RunLock::bulky(test, name, sink) else { return };
         night.put_rows(60);
@@ -175,8 +175,8 @@ fn uploads_that_a_kill_left_are_aborted_by_the_next_run() {
 }
 
 #[test]
-fn a_run_in_a_bucket_that_is_killed_at_any_step_goes_on() {
-    let test = "a_run_in_a_bucket_that_is_killed_at_any_step_goes_on";
+fn a_run_in_a_bucket_killed_at_any_step_resumes() {
+    let test = "a_run_in_a_bucket_killed_at_any_step_resumes";
     let csv = pairs(0, 90);
     let expected = essence(&expected(&csv));
     for (name, sink) in [("kill-delta", DELTA), ("kill-runs", RUNS), ("kill-file", FILE)] {
@@ -199,8 +199,8 @@ fn a_run_in_a_bucket_that_is_killed_at_any_step_goes_on() {
 }
 
 #[test]
-fn a_sink_that_cannot_be_written_is_found_before_anything_is_scored() {
-    let test = "a_sink_that_cannot_be_written_is_found_before_anything_is_scored";
+fn an_unwritable_sink_is_found_before_scoring() {
+    let test = "an_unwritable_sink_is_found_before_scoring";
     for (name, sink) in [("refused-delta", DELTA), ("refused-runs", RUNS), ("refused-file", FILE)] {
         let Some(night) = RunLock::new(test, name, sink) else { return };
         night.put(&pairs(0, 30));
@@ -233,8 +233,8 @@ fn assert_no_secret(said: &str) {
 
 /// What a session that expires is answered holds its token: at whatever request that is, nothing tells it.
 #[test]
-fn what_a_server_answers_is_not_passed_on() {
-    let test = "what_a_server_answers_is_not_passed_on";
+fn secrets_in_server_responses_are_not_printed() {
+    let test = "secrets_in_server_responses_are_not_printed";
     for (name, sink) in [("answers-delta", DELTA), ("answers-runs", RUNS), ("answers-file", FILE)] {
         let Some(night) = RunLock::new(test, name, sink) else { return };
         night.put_rows(60);
@@ -290,8 +290,8 @@ fn what_a_server_answers_is_not_passed_on() {
 }
 
 #[test]
-fn a_session_that_expires_meanwhile_ends_a_run_with_1() {
-    let test = "a_session_that_expires_meanwhile_ends_a_run_with_1";
+fn an_expired_session_ends_a_run_with_exit_code_1() {
+    let test = "an_expired_session_ends_a_run_with_exit_code_1";
     let Some(night) = RunLock::new(test, "expires", DELTA) else { return };
     night.put_rows(60);
     for (after, code, words) in
@@ -336,8 +336,8 @@ fn disturbed(run_lock: &RunLock, label: &str, fault: Fault, which: impl Fn(Rule)
 }
 
 #[test]
-fn whatever_fails_on_the_way_the_table_is_the_old_or_the_new_one() {
-    let test = "whatever_fails_on_the_way_the_table_is_the_old_or_the_new_one";
+fn random_faults_leave_the_old_or_new_table() {
+    let test = "random_faults_leave_the_old_or_new_table";
     for (sink_name, sink) in [("delta", DELTA), ("runs", RUNS)] {
         let Some(night) = RunLock::new(test, &format!("fault-{sink_name}"), sink) else { return };
         for (name, fault) in FAULTS {
@@ -392,8 +392,8 @@ fn disturbed_one_by_one(
 
 /// Without `COUPLET_FAULTS=each` only at the requests that make commits.
 #[test]
-fn whatever_fails_at_one_kind_of_request_the_table_is_the_old_or_the_new_one() {
-    let test = "whatever_fails_at_one_kind_of_request_the_table_is_the_old_or_the_new_one";
+fn faults_at_one_request_kind_leave_the_old_or_new_table() {
+    let test = "faults_at_one_request_kind_leave_the_old_or_new_table";
     let kinds = [Kind::PutIf, Kind::Put, Kind::Get, Kind::Head, Kind::List, Kind::Copy, Kind::Delete];
     let kinds = if each() { &kinds[..] } else { &kinds[..1] };
     let start = |name: &str, sink: &str| RunLock::new(test, &format!("kinds-{name}"), sink);
@@ -403,8 +403,8 @@ fn whatever_fails_at_one_kind_of_request_the_table_is_the_old_or_the_new_one() {
 
 /// Without `COUPLET_FAULTS=each` only parts that are refused or whose answers are lost.
 #[test]
-fn whatever_fails_at_uploads_in_parts_the_table_is_the_old_or_the_new_one() {
-    let test = "whatever_fails_at_uploads_in_parts_the_table_is_the_old_or_the_new_one";
+fn faults_in_multipart_uploads_leave_the_old_or_new_table() {
+    let test = "faults_in_multipart_uploads_leave_the_old_or_new_table";
     let sinks = [("delta", DELTA), ("runs", RUNS), ("file", FILE)];
     let kinds = [Kind::UploadPart, Kind::UploadStart, Kind::UploadComplete];
     let some = [("500", Fault::Status(500)), ("drop-answer", Fault::DropAnswer)];
@@ -418,8 +418,8 @@ fn whatever_fails_at_uploads_in_parts_the_table_is_the_old_or_the_new_one() {
 }
 
 #[test]
-fn a_commit_whose_answer_is_lost_is_made_once() {
-    let test = "a_commit_whose_answer_is_lost_is_made_once";
+fn a_commit_whose_response_is_lost_is_made_once() {
+    let test = "a_commit_whose_response_is_lost_is_made_once";
     let sink = "uri = \"BUCKET/out\"\nformat = \"delta\"\nmode = \"append\"";
     let Some(night) = RunLock::new(test, "lost-answers", sink) else { return };
     night.put(&pairs(0, 30));
@@ -436,8 +436,8 @@ fn a_commit_whose_answer_is_lost_is_made_once() {
 }
 
 #[test]
-fn a_server_that_ignores_conditions_is_refused_before_anything_is_written() {
-    let test = "a_server_that_ignores_conditions_is_refused_before_anything_is_written";
+fn a_server_without_conditional_writes_is_refused() {
+    let test = "a_server_without_conditional_writes_is_refused";
     let Some(night) = RunLock::new(test, "careless", DELTA) else { return };
     night.put(&pairs(0, 3));
     let proxy = night.bucket.proxy(1);

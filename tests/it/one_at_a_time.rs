@@ -40,7 +40,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[test]
-fn a_probe_tells_servers_that_keep_conditions_from_those_that_do_not() {
+fn a_probe_detects_servers_without_conditional_writes() {
     let Some((bucket, proxy)) = setup("a_probe_tells_servers_that_keep_conditions", "alone-probe") else { return };
     runtime().block_on(async {
         probe_and_delete(&place(&bucket, &proxy), "probe").await.unwrap();
@@ -60,8 +60,8 @@ fn a_probe_tells_servers_that_keep_conditions_from_those_that_do_not() {
 }
 
 #[test]
-fn one_of_many_gets_the_lock_while_answers_are_lost() {
-    let Some((bucket, proxy)) = setup("one_of_many_gets_the_lock_while_answers_are_lost", "alone-race") else { return };
+fn one_of_many_gets_the_lock_despite_lost_responses() {
+    let Some((bucket, proxy)) = setup("one_of_many_gets_the_lock_despite_lost_responses", "alone-race") else { return };
     proxy.fail(Rule::new(Fault::DropAnswer).on(&[Kind::PutIf]).rate(0.3));
     runtime().block_on(async {
         for round in 0..5 {
@@ -88,7 +88,7 @@ fn one_of_many_gets_the_lock_while_answers_are_lost() {
 }
 
 #[test]
-fn a_holder_that_is_cut_off_knows_it_when_the_next_one_takes_over() {
+fn a_holder_that_is_cut_off_knows_before_a_takeover() {
     let Some((bucket, proxy)) = setup("a_holder_that_is_cut_off_knows_it", "alone-cut") else { return };
     let other = bucket.proxy(12);
     runtime().block_on(async {
@@ -123,7 +123,7 @@ async fn begin(place: &Place, id: &str) -> RunFolder {
 }
 
 #[test]
-fn runs_are_published_while_answers_are_lost_and_no_upload_stays() {
+fn runs_are_published_despite_lost_responses() {
     let Some((bucket, proxy)) = setup("runs_are_published_while_answers_are_lost", "alone-runs") else { return };
     let place = place(&bucket, &proxy);
     let rows = rows();

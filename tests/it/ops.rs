@@ -111,8 +111,8 @@ fn layers_agree_with_the_reference() {
 }
 
 #[test]
-fn a_row_of_a_layer_does_not_depend_on_its_neighbours() {
-    let Some(kernels) = fast("a_row_of_a_layer_does_not_depend_on_its_neighbours") else { return };
+fn a_row_of_a_layer_is_independent_of_other_rows() {
+    let Some(kernels) = fast("a_row_of_a_layer_is_independent_of_other_rows") else { return };
     for (inputs, outputs) in LAYERS {
         let layer = linear(1, inputs, outputs, kernels);
         let x = random(3, &[200, inputs]);
@@ -128,7 +128,7 @@ fn a_row_of_a_layer_does_not_depend_on_its_neighbours() {
 }
 
 #[test]
-fn several_layers_at_once_are_each_of_them_alone() {
+fn fused_layers_match_single_layers() {
     for kernels in both() {
         let layers = [linear(1, 20, 12, kernels), linear(3, 20, 33, kernels), linear(5, 20, 1, kernels)];
         let x = random(7, &[101, 20]);
@@ -243,8 +243,8 @@ fn attention_agrees_with_the_reference() {
 }
 
 #[test]
-fn the_attention_of_a_sequence_does_not_depend_on_its_neighbours() {
-    let Some(kernels) = fast("the_attention_of_a_sequence_does_not_depend_on_its_neighbours") else { return };
+fn attention_of_a_sequence_is_independent_of_other_sequences() {
+    let Some(kernels) = fast("attention_of_a_sequence_is_independent_of_other_sequences") else { return };
     for case in attention_cases() {
         let whole = case.forward(kernels).unwrap();
         for sequence in 0..case.cu_keys.len() - 1 {
@@ -283,8 +283,8 @@ fn scores_far_apart_do_not_overflow() {
 }
 
 #[test]
-fn a_feed_forward_layer_is_its_parts_and_does_not_depend_on_its_neighbours() {
-    let test = "a_feed_forward_layer_is_its_parts_and_does_not_depend_on_its_neighbours";
+fn a_feed_forward_layer_matches_its_parts_in_any_batch() {
+    let test = "a_feed_forward_layer_matches_its_parts_in_any_batch";
     let Some(kernels) = fast(test) else { return };
     for (dim, hidden) in LAYERS {
         let (lin1, lin2, norm) = (linear(1, dim, hidden, kernels), linear(3, hidden, dim, kernels), norm(5, dim));
@@ -351,7 +351,7 @@ fn attention_of_first_tokens_needs_no_keys_and_values() {
 }
 
 #[test]
-fn sequences_without_tokens_and_batches_without_sequences_are_passed_over() {
+fn empty_sequences_and_empty_batches_are_skipped() {
     let x = random(1, &[5, 24]);
     for kernels in both() {
         let attend = |x: &Tensor, cu: &[u32]| {
@@ -405,8 +405,8 @@ fn tokens() -> [Vec<u32>; 3] {
 }
 
 #[test]
-fn embeddings_agree_with_the_reference_and_do_not_depend_on_their_neighbours() {
-    let test = "embeddings_agree_with_the_reference_and_do_not_depend_on_their_neighbours";
+fn embeddings_agree_with_the_reference_in_any_batch() {
+    let test = "embeddings_agree_with_the_reference_in_any_batch";
     let Some(kernels) = fast(test) else { return };
     let [ids, positions, types] = tokens();
     for dim in [12, 20, 33, 32] {
@@ -424,8 +424,8 @@ fn embeddings_agree_with_the_reference_and_do_not_depend_on_their_neighbours() {
 }
 
 #[test]
-fn products_of_embeddings_agree_with_layers_and_do_not_depend_on_what_was_kept() {
-    let test = "products_of_embeddings_agree_with_layers_and_do_not_depend_on_what_was_kept";
+fn embedding_products_agree_with_layers_for_any_cache() {
+    let test = "embedding_products_agree_with_layers_for_any_cache";
     let Some(Kernels::Fast(kernels)) = fast(test) else { return };
     let reference = Kernels::Reference(DType::F32);
     let [ids, positions, types] = tokens();
@@ -465,7 +465,7 @@ fn products_of_embeddings_agree_with_layers_and_do_not_depend_on_what_was_kept()
 }
 
 #[test]
-fn an_id_beyond_its_table_is_an_error() {
+fn an_id_beyond_its_embedding_table_is_an_error() {
     for kernels in both() {
         let tables = embeddings(12, true);
         assert!(tables.forward(&[49], &[29], &[1], kernels).is_ok());

@@ -30,7 +30,7 @@ fn write(job: &Job, output: &str) -> Output {
 }
 
 #[test]
-fn a_file_that_is_replaced_keeps_mode_owner_and_attributes() {
+fn a_replaced_file_keeps_its_mode_owner_and_attributes() {
     let job = Job::new(PAIRS);
     job.rows();
     for (file, bits) in [("out/scores.parquet", 0o640), ("x.csv", 0o604)] {
@@ -56,7 +56,7 @@ fn a_file_that_is_replaced_keeps_mode_owner_and_attributes() {
 }
 
 #[test]
-fn a_model_that_is_replaced_keeps_the_mode_of_its_folder() {
+fn a_replaced_model_keeps_the_mode_of_its_folder() {
     let job = Job::new(PAIRS);
     let target = job.path("model");
     for _ in 0..2 {
@@ -71,7 +71,7 @@ fn a_model_that_is_replaced_keeps_the_mode_of_its_folder() {
 }
 
 #[test]
-fn a_link_stays_and_what_it_points_to_is_written() {
+fn a_symlink_stays_and_its_target_is_written() {
     let job = Job::new(PAIRS);
     fs::create_dir_all(job.path("data/old")).unwrap();
     symlink("data/scores.parquet", job.path("direct")).unwrap();
@@ -98,8 +98,8 @@ fn a_link_stays_and_what_it_points_to_is_written() {
 }
 
 #[test]
-fn a_link_of_another_user_in_a_shared_folder_is_refused() {
-    let name = "a_link_of_another_user_in_a_shared_folder_is_refused";
+fn a_symlink_of_another_user_in_a_shared_folder_is_refused() {
+    let name = "a_symlink_of_another_user_in_a_shared_folder_is_refused";
     if !is_root() {
         return skip(name, "only root can make files of other users");
     }
@@ -156,8 +156,8 @@ fn without_sync(job: &Job, test: &str, path: &str, arguments: &[&str]) -> Option
 }
 
 #[test]
-fn a_disk_that_does_not_confirm_the_new_name_is_told() {
-    let test = "a_disk_that_does_not_confirm_the_new_name_is_told";
+fn a_failed_sync_of_a_rename_is_reported() {
+    let test = "a_failed_sync_of_a_rename_is_reported";
     let delta = "out\"\nformat = \"delta\"\nmode = \"overwrite";
     for (sink, synced) in [("out/scores.parquet", "out"), ("out", "out"), (delta, "out/_delta_log")] {
         let job = Job::new(PAIRS).change("out/scores.parquet", sink);

@@ -142,7 +142,7 @@ fn models() -> [(&'static str, std::path::PathBuf); 3] {
 }
 
 #[test]
-fn edge_cases_have_the_token_ids_and_logits_of_hugging_face() {
+fn edge_cases_match_hugging_face() {
     let cases = edge_cases();
     for (name, folder) in models() {
         let expected = json_lines(&format!("edge_cases.{name}.jsonl"));
@@ -163,7 +163,7 @@ fn edge_cases_have_the_token_ids_and_logits_of_hugging_face() {
 }
 
 #[test]
-fn the_bundled_pairs_have_the_logits_of_hugging_face() {
+fn bundled_pairs_have_the_logits_of_hugging_face() {
     let cases = quickstart_pairs();
     for (name, folder) in models() {
         let expected = json_lines(&format!("pairs.{name}.jsonl"));
@@ -206,7 +206,7 @@ fn each_activation_has_the_logits_of_hugging_face() {
 }
 
 #[test]
-fn a_pytorch_archive_with_old_names_is_the_same_model() {
+fn a_pytorch_archive_with_old_names_gives_the_same_model() {
     let cases = edge_cases();
     let [safetensors, archive] = ["tiny-bert", "tiny-bert-bin"]
         .map(|name| Checked::load(&golden(name), Kernels::for_device(&Device::Cpu)).logits(&cases, 8));
@@ -237,8 +237,8 @@ fn tab_separated(path: &Path) -> Vec<Vec<f32>> {
 }
 
 #[test]
-fn all_pairs_of_mrpc_have_the_reference_logits() {
-    let test = "all_pairs_of_mrpc_have_the_reference_logits";
+fn all_mrpc_pairs_have_the_reference_logits() {
+    let test = "all_mrpc_pairs_have_the_reference_logits";
     let (Some(corpus), Some(folder)) =
         (shared(test, "data/mrpc/msr_paraphrase_train.txt"), shared(test, "models/minilm-mrpc"))
     else {
@@ -290,7 +290,7 @@ fn real_bert_weights_under_a_head_have_the_reference_logits() {
 }
 
 #[test]
-fn kernels_for_different_instruction_sets_agree_to_the_last_bit() {
+fn all_instruction_sets_give_the_same_bits() {
     #[cfg(target_arch = "x86_64")]
     if let Some(avx2) = Kernels::avx2() {
         let cases = &quickstart_pairs()[..64];
@@ -299,7 +299,7 @@ fn kernels_for_different_instruction_sets_agree_to_the_last_bit() {
         assert_eq!(best, avx2);
         return;
     }
-    skip("kernels_for_different_instruction_sets_agree_to_the_last_bit", "this CPU has no AVX2");
+    skip("all_instruction_sets_give_the_same_bits", "this CPU has no AVX2");
 }
 
 fn softmax(logits: &[f32]) -> Vec<f32> {
@@ -335,20 +335,20 @@ fn assert_int16_is_near(folder: &Path, cases: &[Case], labels: usize) {
 }
 
 #[test]
-fn integers_of_16_bits_change_the_bundled_pairs_little() {
+fn int16_changes_the_bundled_pairs_little() {
     assert_int16_is_near(&quickstart_model(), &quickstart_pairs(), 1);
 }
 
 #[test]
-fn integers_of_16_bits_change_mrpc_little() {
-    let test = "integers_of_16_bits_change_mrpc_little";
+fn int16_changes_mrpc_little() {
+    let test = "int16_changes_mrpc_little";
     if let Some(corpus) = shared(test, "data/mrpc/msr_paraphrase_train.txt") {
         assert_int16_is_near(&quickstart_model(), &mrpc(&corpus), 4);
     }
 }
 
 #[test]
-fn candles_own_distilbert_agrees() {
+fn the_distilbert_of_candle_agrees() {
     use candle_nn::{Module, VarBuilder};
     use candle_transformers::models::distilbert;
     let folder = quickstart_model();

@@ -83,7 +83,7 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn pipes_among_temporary_files_stop_no_command() {
+fn pipes_among_temporary_files_block_no_command() {
     let job = Job::new(PAIRS);
     let among = [
         job.path("tmp/couplet-1.couplet-tmp"),
@@ -99,7 +99,7 @@ fn pipes_among_temporary_files_stop_no_command() {
 }
 
 #[test]
-fn a_pipe_as_a_file_of_the_command_is_refused() {
+fn a_pipe_as_an_argument_is_refused() {
     let job = Job::new(PAIRS);
     let (pipeline, sql) = (job.path("other.toml"), job.path("query.sql"));
     pipe(&pipeline);
@@ -113,7 +113,7 @@ fn a_pipe_as_a_file_of_the_command_is_refused() {
 }
 
 #[test]
-fn sql_still_comes_from_a_descriptor() {
+fn sql_can_be_read_from_a_file_descriptor() {
     let job = Job::new(PAIRS);
     let mut command = couplet(&job, &["query", "-f", "/dev/stdin"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -215,7 +215,7 @@ fn a_pipe_in_the_state_of_a_training_is_refused() {
 }
 
 #[test]
-fn a_pipe_for_what_is_written_is_refused() {
+fn a_pipe_as_an_output_is_refused() {
     let job = Job::new(PAIRS);
     for name in ["out/scores.parquet", "metrics.prom", "result.csv"] {
         pipe(&job.path(name));

@@ -196,7 +196,7 @@ const SHAPES: &[(&str, &str, u64)] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_shape_of_a_query_gives_the_right_rows_and_scores_each_row_once() {
+async fn every_query_shape_scores_each_row_once() {
     for (sql, reference, rows_to_score) in SHAPES {
         let (batches, scored) = scored(sql).await;
         assert_eq!(text(&batches), expected(reference).await, "{sql}");
@@ -233,7 +233,7 @@ const TOGETHER: &[(&str, &str)] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_in_calls_in_joins_and_in_subqueries_give_the_right_rows() {
+async fn nested_calls_in_joins_and_subqueries_give_the_right_rows() {
     for (sql, reference) in TOGETHER {
         let (batches, _) = scored(sql).await;
         assert_eq!(text(&batches), expected(reference).await, "{sql}");
@@ -241,7 +241,7 @@ async fn calls_in_calls_in_joins_and_in_subqueries_give_the_right_rows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_view_is_scored_once_a_row() {
+async fn a_view_is_scored_once_per_row() {
     let session = session().await;
     session.sql("CREATE VIEW v AS SELECT id, predict('$M', a, b) AS p FROM t").await.unwrap();
     let batches =
@@ -257,7 +257,7 @@ async fn a_limit_ends_the_scoring_early() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_text_and_two_are_different_questions() {
+async fn single_texts_and_pairs_are_scored_separately() {
     let session = session().await;
     let batches =
         session.sql("SELECT predict('$M', 'a man') AS p, predict('$M', 'a man', 'a man') AS q").await.unwrap();
@@ -266,7 +266,7 @@ async fn one_text_and_two_are_different_questions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_that_cannot_be_scored_have_an_error_and_stop_nothing() {
+async fn unscorable_texts_get_an_error_and_the_query_continues() {
     let session = session().await;
     let sql = "SELECT predict('$M', x, y)['label'] IS NULL AS unscored, predict('$M', x, y)['error'] AS error FROM (VALUES ('a man', NULL), (NULL, 'a man'), (' ', 'a man'), ('a man', '')) AS v(x, y)";
     insta::assert_snapshot!(text(&session.sql(sql).await.unwrap()), @r"
@@ -302,6 +302,6 @@ async fn mistakes_are_named() {
 }
 
 #[test]
-fn the_goldens_hold_the_models() {
+fn the_golden_models_exist() {
     assert!(Path::new(&golden("tiny-bert/model.safetensors")).exists());
 }

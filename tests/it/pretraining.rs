@@ -31,7 +31,7 @@ pub fn run_pretrain(
 }
 
 #[test]
-fn learns_to_fill_in_words_from_random_weights_and_fine_tunes_from_there() {
+fn pretrains_from_random_weights_and_then_fine_tunes() {
     for tiny in ["tiny-distilbert", "tiny-bert"] {
         let folder = tempfile::tempdir().unwrap();
         let start = pretrain::Start::Random { config: golden(tiny).join("config.json"), tokenizer: golden(tiny) };
@@ -60,7 +60,7 @@ fn learns_to_fill_in_words_from_random_weights_and_fine_tunes_from_there() {
 }
 
 #[test]
-fn imports_an_encoder_as_it_is_or_in_distilberts_form() {
+fn imports_an_encoder_unchanged_or_as_distilbert() {
     let folder = tempfile::tempdir().unwrap();
     let as_it_is = import(&golden("tiny-bert"), &folder.path().join("bert"), Form::AsItIs).unwrap();
     assert_eq!(as_it_is.dropped, ["classifier.bias", "classifier.weight"]);
@@ -76,7 +76,7 @@ fn imports_an_encoder_as_it_is_or_in_distilberts_form() {
 }
 
 #[test]
-fn batches_without_a_hidden_word_are_skipped_and_counted() {
+fn batches_without_a_masked_word_are_skipped_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = pretrain_job(folder.path(), pretrain::Start::Checkpoint(golden("tiny-bert")));
     job.hyper = Hyper { epochs: 1, batch_size: 1, ..job.hyper };
@@ -109,7 +109,7 @@ fn batches_without_a_hidden_word_are_skipped_and_counted() {
 }
 
 #[test]
-fn says_why_there_is_nothing_to_learn() {
+fn explains_why_there_is_nothing_to_train_on() {
     let folder = tempfile::tempdir().unwrap();
     let error = |change: &dyn Fn(&mut pretrain::Job)| {
         let mut job = pretrain_job(folder.path(), pretrain::Start::Checkpoint(golden("tiny-bert")));

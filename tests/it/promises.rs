@@ -4,7 +4,7 @@
 use crate::support::root;
 
 #[test]
-fn the_tests_of_promises_exist() {
+fn the_tests_named_in_the_guarantees_exist() {
     let tests = root().join("tests/it");
     let page = std::fs::read_to_string(root().join("docs/guarantees.md")).unwrap();
     let (_, page) = page.split_once("## Faults and tests").unwrap();

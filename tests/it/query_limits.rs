@@ -51,7 +51,7 @@ fn sql_that_is_too_deep_is_refused() {
 }
 
 #[test]
-fn what_is_nested_as_deep_as_allowed_does_not_overflow_the_stack() {
+fn sql_at_the_depth_limit_does_not_overflow_the_stack() {
     // That there is no such table is known before the terms are planned, which takes long in a debug build.
     for (expression, known) in [
         (chain("1", "+", 4_900), "there is no table"),
@@ -65,7 +65,7 @@ fn what_is_nested_as_deep_as_allowed_does_not_overflow_the_stack() {
 }
 
 #[test]
-fn many_values_beside_each_other_are_no_depth() {
+fn long_lists_do_not_count_as_depth() {
     let values = chain("(1, 2, 'a')", ", ", 2_000);
     let sql = format!("SELECT count(*) AS x FROM (VALUES {values}) t(a, b, c)");
     assert_eq!(stdout_of(&mut query(&sql)), "x\n2000\n");

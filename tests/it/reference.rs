@@ -150,7 +150,7 @@ const NOT_SEEN: [&str; 64] = [
 ];
 
 #[test]
-fn the_mistakes_that_a_schema_can_see_do_not_satisfy_it() {
+fn files_with_structural_mistakes_violate_the_schema() {
     let validator = validator();
     let fixtures = files(&root().join("tests/it/config"));
     let wrong = fixtures.iter().filter(|(name, _)| !name.starts_with("valid_"));
@@ -163,7 +163,7 @@ fn the_mistakes_that_a_schema_can_see_do_not_satisfy_it() {
 
 /// A key of the schema with its own section, the values that are said to be its default and its example.
 #[test]
-fn defaults_and_examples_are_what_the_schema_allows() {
+fn defaults_and_examples_satisfy_the_schema() {
     fn visit(schema: &Value, path: &str, seen: &mut usize) {
         let own = jsonschema::draft202012::new(schema).unwrap();
         for key in ["default", "examples"] {
@@ -234,7 +234,7 @@ fn a_default_that_is_written_out_changes_nothing() {
 }
 
 #[test]
-fn the_reference_is_the_one_that_the_program_prints() {
+fn the_reference_page_is_up_to_date() {
     let path = root().join("docs/reference.md");
     let page = reference();
     if std::env::var_os("COUPLET_UPDATE_REFERENCE").is_some() {

@@ -106,8 +106,8 @@ fn arrow_of_94_terabytes() -> Vec<u8> {
 }
 
 #[test]
-fn what_is_missing_or_broken_in_a_bucket_is_named_as_on_the_disk() {
-    let Some(bucket) = Bucket::new("what_is_missing_or_broken_in_a_bucket_is_named_as_on_the_disk", "broken") else {
+fn missing_and_broken_objects_are_named_like_local_files() {
+    let Some(bucket) = Bucket::new("missing_and_broken_objects_are_named_like_local_files", "broken") else {
         return;
     };
     bucket.put("data/pairs.csv", PAIRS);
@@ -129,8 +129,8 @@ fn what_is_missing_or_broken_in_a_bucket_is_named_as_on_the_disk() {
 }
 
 #[test]
-fn what_the_environment_lacks_is_said_without_secrets() {
-    let Some(bucket) = Bucket::new("what_the_environment_lacks_is_said_without_secrets", "environment") else { return };
+fn missing_settings_are_named_without_secrets() {
+    let Some(bucket) = Bucket::new("missing_settings_are_named_without_secrets", "environment") else { return };
     let uri = bucket.put("pairs.csv", PAIRS);
     let table = format!("t={uri}");
     let arguments = ["query", "SELECT 1", "--table", &table];
@@ -158,8 +158,8 @@ fn what_the_environment_lacks_is_said_without_secrets() {
 }
 
 #[test]
-fn a_server_that_cannot_be_reached_or_fails_for_good_ends_the_command() {
-    let test = "a_server_that_cannot_be_reached_or_fails_for_good_ends_the_command";
+fn an_unreachable_or_failing_server_ends_the_command() {
+    let test = "an_unreachable_or_failing_server_ends_the_command";
     let Some(bucket) = Bucket::new(test, "failing") else { return };
     bucket.put("pairs.csv", PAIRS);
     let arguments = ["query", "SELECT 1", "--table", "t=s3://failing/pairs.csv"];
@@ -175,8 +175,8 @@ fn a_server_that_cannot_be_reached_or_fails_for_good_ends_the_command() {
 }
 
 #[test]
-fn a_table_is_read_through_faults_that_pass() {
-    let Some(bucket) = Bucket::new("a_table_is_read_through_faults_that_pass", "passing") else { return };
+fn a_table_is_read_despite_transient_faults() {
+    let Some(bucket) = Bucket::new("a_table_is_read_despite_transient_faults", "passing") else { return };
     bucket.put("pairs.parquet", std::fs::read(quickstart_pairs()).unwrap());
     let proxy = bucket.proxy(5);
     for fault in [Fault::Status(500), Fault::Status(503), Fault::Status(429), Fault::TruncatedBody] {
@@ -193,8 +193,8 @@ fn a_table_is_read_through_faults_that_pass() {
 }
 
 #[test]
-fn a_server_that_fails_in_the_middle_of_a_query_is_named_and_not_its_files() {
-    let test = "a_server_that_fails_in_the_middle_of_a_query_is_named_and_not_its_files";
+fn a_server_failing_during_a_query_is_named() {
+    let test = "a_server_failing_during_a_query_is_named";
     let Some(bucket) = Bucket::new(test, "middle") else { return };
     bucket.put("pairs.parquet", std::fs::read(quickstart_pairs()).unwrap());
     let proxy = bucket.proxy(1);
@@ -220,8 +220,8 @@ fn cached(bucket: &Bucket) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_model_in_a_bucket_is_downloaded_once_for_each_of_its_versions() {
-    let Some(bucket) = Bucket::new("a_model_in_a_bucket_is_downloaded_once_for_each_of_its_versions", "models") else {
+fn a_model_in_a_bucket_is_downloaded_once_per_version() {
+    let Some(bucket) = Bucket::new("a_model_in_a_bucket_is_downloaded_once_per_version", "models") else {
         return;
     };
     let uri = bucket.put_folder("m/tiny", &golden("tiny-distilbert"));
@@ -264,8 +264,8 @@ fn a_model_in_a_bucket_is_downloaded_once_for_each_of_its_versions() {
 }
 
 #[test]
-fn a_model_is_downloaded_through_faults_and_by_one_process_of_several() {
-    let test = "a_model_is_downloaded_through_faults_and_by_one_process_of_several";
+fn a_model_is_downloaded_once_despite_faults() {
+    let test = "a_model_is_downloaded_once_despite_faults";
     let Some(bucket) = Bucket::new(test, "models-faults") else { return };
     let uri = bucket.put_folder("m", &golden("tiny-bert-bin"));
     let proxy = bucket.proxy(3);
@@ -304,8 +304,8 @@ fn a_model_that_cannot_be_used_is_named_by_its_uri() {
 }
 
 #[test]
-fn the_quickstart_gives_the_same_with_its_table_and_model_in_a_bucket() {
-    let test = "the_quickstart_gives_the_same_with_its_table_and_model_in_a_bucket";
+fn the_quickstart_gives_the_same_rows_from_a_bucket() {
+    let test = "the_quickstart_gives_the_same_rows_from_a_bucket";
     let Some(bucket) = Bucket::new(test, "quickstart") else { return };
     let toml = std::fs::read_to_string(root().join("pipelines/quickstart/pipeline.toml")).unwrap();
     let pairs = bucket.put("in/pairs.parquet", std::fs::read(quickstart_pairs()).unwrap());
@@ -336,7 +336,7 @@ fn a_job_of_tables_in_a_bucket_fails_before_it_writes() {
 }
 
 #[test]
-fn credentials_that_cannot_be_used_are_said_with_the_variables_that_have_them() {
+fn unusable_credentials_are_reported_with_their_variables() {
     let folder = tempfile::tempdir().unwrap();
     let said = |uri: &str, variables: &[(&str, &str)]| {
         let mut command = couplet();

@@ -107,7 +107,7 @@ fn said(output: &Output) -> String {
 }
 
 #[test]
-fn a_file_that_is_replaced_meanwhile_is_read_in_one_version() {
+fn a_file_replaced_during_a_query_is_read_in_one_version() {
     let folder = tempfile::tempdir().unwrap();
     for format in ["parquet", "csv", "jsonl", "arrow"] {
         let file = folder.path().join(format!("t.{format}"));
@@ -130,7 +130,7 @@ fn a_file_that_is_replaced_meanwhile_is_read_in_one_version() {
 }
 
 #[test]
-fn a_folder_whose_file_is_replaced_is_read_in_one_version() {
+fn a_folder_with_a_replaced_file_is_read_in_one_version() {
     let folder = tempfile::tempdir().unwrap();
     let versions: Vec<_> = (0..7).map(|version| contents("parquet", version)).collect();
     fs::write(folder.path().join("a.parquet"), contents("parquet", 100)).unwrap();
@@ -146,7 +146,7 @@ fn a_folder_whose_file_is_replaced_is_read_in_one_version() {
 }
 
 #[test]
-fn a_file_that_is_overwritten_in_place_gives_no_mixture() {
+fn a_file_overwritten_in_place_is_never_read_as_a_mixture() {
     let folder = tempfile::tempdir().unwrap();
     for format in ["csv", "jsonl"] {
         let file = folder.path().join(format!("t.{format}"));
@@ -179,7 +179,7 @@ fn a_file_that_is_overwritten_in_place_gives_no_mixture() {
 }
 
 #[test]
-fn an_old_run_that_is_removed_meanwhile_does_not_fail_a_query() {
+fn removing_an_old_run_does_not_fail_a_query() {
     let folder = tempfile::tempdir().unwrap();
     let sink = folder.path().join("scores");
     let place = couplet::lock::Place::Folder(sink.clone());
@@ -196,7 +196,7 @@ fn an_old_run_that_is_removed_meanwhile_does_not_fail_a_query() {
 }
 
 #[test]
-fn a_delta_table_that_is_vacuumed_meanwhile_is_read_in_its_newest_version() {
+fn a_delta_table_vacuumed_during_a_query_is_read_in_one_version() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t");
     let objects = Objects::open(&Place::Local(path.clone())).unwrap();
@@ -220,7 +220,7 @@ fn a_delta_table_that_is_vacuumed_meanwhile_is_read_in_its_newest_version() {
 }
 
 #[test]
-fn an_object_that_is_replaced_meanwhile_is_read_in_one_version() {
+fn an_object_replaced_during_a_query_is_read_in_one_version() {
     let Some(bucket) = Bucket::new("an_object_that_is_replaced_meanwhile", "replaced") else { return };
     for format in ["parquet", "csv"] {
         let versions: Vec<_> = (0..7).map(|version| contents(format, version)).collect();

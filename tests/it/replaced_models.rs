@@ -100,7 +100,7 @@ fn put(how: Replacing, place: &Path, model: &Path) {
 const WAYS: [Replacing; 4] = [Replacing::Link, Replacing::Exchange, Replacing::Rename, Replacing::Copy];
 
 #[test]
-fn a_fingerprint_is_of_the_weights_that_were_loaded() {
+fn a_fingerprint_matches_the_loaded_weights() {
     let (one, other) = (Variant::of("tiny-distilbert"), other());
     let known: HashMap<String, Vec<Vec<f32>>> = [&one, &other]
         .map(|variant| {
@@ -180,7 +180,7 @@ fn scores_of_a_replaced_model_carry_its_fingerprint() {
 }
 
 #[test]
-fn a_model_that_does_not_stop_changing_is_no_mistake() {
+fn a_model_that_keeps_changing_is_a_transient_error() {
     let model = Variant::of("tiny-distilbert");
     let weights = model.read(WEIGHTS);
     let stop = AtomicBool::new(false);
@@ -203,7 +203,7 @@ fn a_model_that_does_not_stop_changing_is_no_mistake() {
 
 /// Weights that are numbers of another shape, so that a mixture of two models is told by its error.
 #[test]
-fn a_mixture_of_two_models_is_not_loaded() {
+fn a_mixture_of_two_models_is_never_loaded() {
     let (one, other) = (Variant::of("tiny-distilbert"), Variant::of("tiny-distilbert").with_outputs(3));
     let other = other.with_config("id2label", serde_json::json!({"0": "a", "1": "b", "2": "c"}));
     let wide = Tensor::zeros((3, 32), candle_core::DType::F32, &Device::Cpu).unwrap();

@@ -51,7 +51,7 @@ fn check_page(page: &str) {
 }
 
 #[test]
-fn the_page_of_the_quickstart_says_what_its_table_says() {
+fn the_page_of_the_quickstart_matches_its_table() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("report.html");
     let mut command = couplet();
@@ -115,7 +115,7 @@ fn nights(sink: &str) -> Job {
 }
 
 #[test]
-fn an_earlier_run_is_shown_with_its_own_rows_where_the_sink_keeps_them() {
+fn an_earlier_run_is_shown_with_its_rows_if_the_sink_keeps_them() {
     for sink in ["uri = \"out\"\nformat = \"delta\"", "uri = \"out\""] {
         let job = nights(sink);
         let newest = json_of(&job, &[]);
@@ -133,7 +133,7 @@ fn an_earlier_run_is_shown_with_its_own_rows_where_the_sink_keeps_them() {
 }
 
 #[test]
-fn one_file_has_no_older_rows_and_drift_all_the_same() {
+fn a_single_file_sink_has_drift_but_no_older_rows() {
     let job = nights("uri = \"out/scores.parquet\"");
     let newest = json_of(&job, &[]);
     assert!(newest["runs"][0]["drift"]["psi"].as_f64() > Some(0.0), "{newest:#}");
@@ -153,7 +153,7 @@ fn one_file_has_no_older_rows_and_drift_all_the_same() {
 }
 
 #[test]
-fn a_file_that_somebody_else_wrote_is_not_that_of_the_run() {
+fn a_file_of_another_writer_is_not_shown_as_the_run() {
     let job = nights("uri = \"out/scores.parquet\"");
     assert_eq!(json_of(&job, &[])["judged"]["rows"], 125);
     let other = job.path("out/scores.parquet");
@@ -168,7 +168,7 @@ fn a_file_that_somebody_else_wrote_is_not_that_of_the_run() {
 }
 
 #[test]
-fn an_earlier_run_is_shown_though_the_pipeline_has_other_columns_now() {
+fn an_earlier_run_is_shown_after_the_columns_changed() {
     for sink in ["uri = \"out\"\nformat = \"delta\"", "uri = \"out\""] {
         let job = nights(sink);
         let runs = json_of(&job, &[]);
@@ -182,7 +182,7 @@ fn an_earlier_run_is_shown_though_the_pipeline_has_other_columns_now() {
 }
 
 #[test]
-fn a_table_that_grows_says_that_its_rows_are_of_all_runs() {
+fn an_appended_table_is_reported_as_rows_of_all_runs() {
     let job = nights("uri = \"out\"\nformat = \"delta\"\nmode = \"append\"");
     let json = json_of(&job, &[]);
     assert_eq!((&json["run"]["rows_read"], &json["judged"]["rows"]), (&json!(125), &json!(525)));
@@ -192,7 +192,7 @@ fn a_table_that_grows_says_that_its_rows_are_of_all_runs() {
 }
 
 #[test]
-fn texts_of_strangers_stay_texts() {
+fn untrusted_texts_are_escaped() {
     let evil = "<script>alert(1)</script><img src=x onerror=alert(1)>\" onload=\"x";
     let long = "word ".repeat(200);
     let csv =
@@ -231,7 +231,7 @@ fn sentences(outputs: usize, labels: Value, problem: &str, label: &str) -> (Job,
 }
 
 #[test]
-fn values_are_compared_by_their_differences() {
+fn regressions_are_compared_by_their_errors() {
     let (job, _model) = sentences(1, json!({ "0": "LABEL_0" }), "regression", "length(sentence1) / 20.0");
     let json = json_of(&job, &[]);
     let rows = rows_of(&job.output());
@@ -246,7 +246,7 @@ fn values_are_compared_by_their_differences() {
 }
 
 #[test]
-fn sets_of_labels_are_compared_label_by_label() {
+fn multilabel_rows_are_compared_per_label() {
     let label = "array_remove_all(make_array(CASE WHEN length(sentence1) > 50 THEN 'long' ELSE '' END, \
                  CASE WHEN sentence1 LIKE '%?' THEN 'it''s' ELSE '' END), '')";
     let names = json!({ "0": "long", "1": "other", "2": "it's" });
@@ -269,7 +269,7 @@ fn sets_of_labels_are_compared_label_by_label() {
 }
 
 #[test]
-fn of_very_many_labels_the_most_frequent_are_shown_and_the_rest_counted() {
+fn only_the_most_frequent_labels_are_shown() {
     // The labels that rows have are the last ones of the model.
     let label = "array_remove_all(make_array(CASE WHEN length(sentence1) > 50 THEN 'n249' ELSE '' END, \
                  CASE WHEN sentence1 LIKE '%?' THEN 'n248' ELSE '' END), '')";
@@ -301,7 +301,7 @@ fn of_very_many_labels_the_most_frequent_are_shown_and_the_rest_counted() {
 }
 
 #[test]
-fn labels_that_are_numbers_are_places_of_the_models_labels() {
+fn numeric_labels_are_positions_of_the_model_labels() {
     let job = Job::over_quickstart_pairs()
         .change("sentence2 AS b", "sentence2 AS b, CASE label WHEN 'paraphrase' THEN 1 ELSE 0 END AS label")
         .change("text = [\"a\", \"b\"]", "text = [\"a\", \"b\"]\nlabel = \"label\"")
@@ -323,7 +323,7 @@ fn a_run_that_failed_is_shown_with_its_reason() {
 }
 
 #[test]
-fn a_pipeline_that_has_not_run_has_nothing_to_report() {
+fn a_pipeline_without_runs_has_no_report() {
     let job = Job::new("id,a,b\n1,x,y\n");
     let said = job.error_of(&mut job.couplet(&["report", "pipeline.toml"]), 2);
     insta::assert_snapshot!(said, @"error: pipeline.toml: there is nothing to report: no run of this pipeline is recorded, and no stage has left a model or an evaluation; run it first: couplet run pipeline.toml");
@@ -400,7 +400,7 @@ fn trainings_and_evaluations_are_part_of_the_page() {
 }
 
 #[test]
-fn a_refused_model_is_on_the_page_before_there_is_any_other() {
+fn a_rejected_first_model_is_on_the_page() {
     let folder = tempfile::tempdir().unwrap();
     let toml = stages("promote_if = \"accuracy > 0.999\"").replace("\"model\"", "\"../models/task\"");
     write(&folder.path().join("pipelines/p.toml"), toml);

@@ -13,7 +13,7 @@ use crate::pretraining::{pretrain_job, run_pretrain};
 use crate::support::golden;
 
 #[test]
-fn goes_on_to_the_same_bytes_wherever_it_is_cancelled() {
+fn resumes_to_the_same_bytes_after_a_cancel_anywhere() {
     let folder = tempfile::tempdir().unwrap();
     let undisturbed = job(&folder.path().join("undisturbed"));
     let curve = run(&undisturbed).json["curve"].clone();
@@ -44,7 +44,7 @@ fn goes_on_to_the_same_bytes_wherever_it_is_cancelled() {
 }
 
 #[test]
-fn goes_on_to_the_same_bytes_after_a_kill_between_any_two_events() {
+fn resumes_to_the_same_bytes_after_a_kill_at_any_event() {
     let folder = tempfile::tempdir().unwrap();
     let undisturbed = job(&folder.path().join("undisturbed"));
     let mut events = 0;
@@ -73,13 +73,13 @@ fn goes_on_to_the_same_bytes_after_a_kill_between_any_two_events() {
 
 /// Runs as a child of the next test.
 #[test]
-#[ignore = "it is the child of `goes_on_to_the_same_bytes_after_sigkill`"]
+#[ignore = "it is the child of `resumes_to_the_same_bytes_after_sigkill`"]
 fn child_that_is_killed() {
     run(&job(Path::new(&std::env::var("COUPLET_TEST_JOB").unwrap())));
 }
 
 #[test]
-fn goes_on_to_the_same_bytes_after_sigkill() {
+fn resumes_to_the_same_bytes_after_sigkill() {
     let folder = tempfile::tempdir().unwrap();
     let undisturbed = job(&folder.path().join("undisturbed"));
     run(&undisturbed);
@@ -128,7 +128,7 @@ fn one_seed_gives_one_model_and_another_seed_another() {
 }
 
 #[test]
-fn ignores_the_state_of_another_job_and_says_so() {
+fn ignores_the_state_of_another_job_with_a_note() {
     let folder = tempfile::tempdir().unwrap();
     let undisturbed = job(&folder.path().join("undisturbed"));
     run(&undisturbed);
@@ -151,7 +151,7 @@ fn ignores_the_state_of_another_job_and_says_so() {
 }
 
 #[test]
-fn refuses_to_train_for_one_output_twice_at_a_time() {
+fn refuses_two_concurrent_trainings_for_one_output() {
     let folder = tempfile::tempdir().unwrap();
     let job = job(folder.path());
     let mut second = None;
@@ -166,7 +166,7 @@ fn refuses_to_train_for_one_output_twice_at_a_time() {
 }
 
 #[test]
-fn pretraining_goes_on_to_the_same_bytes() {
+fn pretraining_resumes_to_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let start = || pretrain::Start::Checkpoint(golden("tiny-bert"));
     let undisturbed = pretrain_job(&folder.path().join("undisturbed"), start());

@@ -155,7 +155,7 @@ fn anywhere(content: &mut Vec<u8>, random: &mut Random) -> String {
 }
 
 #[test]
-fn a_damaged_config_does_no_harm() {
+fn a_damaged_config_causes_no_panic() {
     for (name, seed) in [("tiny-bert", 1), ("tiny-distilbert", 2)] {
         let running = survives(name, "config.json", seed, 60, anywhere);
         assert!((1..60).contains(&running), "{running}");
@@ -164,13 +164,13 @@ fn a_damaged_config_does_no_harm() {
 }
 
 #[test]
-fn a_damaged_tokenizer_does_no_harm() {
+fn a_damaged_tokenizer_causes_no_panic() {
     survives("tiny-bert", "vocab.txt", 4, 40, anywhere);
     survives("tiny-distilbert", "tokenizer.json", 5, 80, anywhere);
 }
 
 #[test]
-fn damaged_safetensors_do_no_harm() {
+fn damaged_safetensors_cause_no_panic() {
     for (name, seed) in [("tiny-bert", 6), ("tiny-distilbert", 7)] {
         survives(name, WEIGHTS, seed, 60, |content, random| {
             // The header and its length.
@@ -180,7 +180,7 @@ fn damaged_safetensors_do_no_harm() {
 }
 
 #[test]
-fn a_damaged_archive_does_no_harm() {
+fn a_damaged_archive_causes_no_panic() {
     survives("tiny-bert-bin", ARCHIVE, 8, 30, anywhere);
     survives("tiny-bert-bin", ARCHIVE, 9, 60, |content, random| {
         // The directory at the end.
@@ -190,7 +190,7 @@ fn a_damaged_archive_does_no_harm() {
 }
 
 #[test]
-fn a_damaged_pickle_does_no_harm() {
+fn a_damaged_pickle_causes_no_panic() {
     // In an archive with checksums that are right, so that the pickle is read.
     survives("tiny-bert-bin", ARCHIVE, 10, 150, |content, random| {
         let mut members = members(content);

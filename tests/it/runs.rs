@@ -122,7 +122,7 @@ pub fn places(folder: &tempfile::TempDir) -> [Place; 2] {
 }
 
 #[tokio::test]
-async fn runs_are_in_order_and_the_newest_is_known() {
+async fn runs_are_ordered_and_the_newest_is_found() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(&folder) {
         assert!(latest(&place).await.unwrap().is_none());
@@ -164,7 +164,7 @@ async fn the_order_of_runs_holds_when_the_clock_goes_back() {
 }
 
 #[tokio::test]
-async fn files_end_at_their_limits_and_a_run_without_rows_has_columns() {
+async fn files_have_a_size_limit_and_empty_runs_have_columns() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(&folder) {
         let mut many = begin(&place, "many").await.with_limits(Limits { bytes: u64::MAX, rows: 2000 });
@@ -194,7 +194,7 @@ async fn files_end_at_their_limits_and_a_run_without_rows_has_columns() {
 }
 
 #[tokio::test]
-async fn only_the_newest_are_kept_and_runs_of_other_pipelines_stay() {
+async fn the_newest_runs_and_those_of_other_pipelines_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(&folder) {
         let other = Run { origin: origin("other", "other"), ..run("other", None) };
@@ -224,7 +224,7 @@ async fn put_note(place: &Place, run: &str) {
 }
 
 #[tokio::test]
-async fn files_of_others_stay_when_a_run_is_removed() {
+async fn foreign_files_stay_when_a_run_is_removed() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(&folder) {
         let manifest = publish(&place, "a", 2, None).await.unwrap();
@@ -264,7 +264,7 @@ async fn files_of_others_stay_when_a_run_is_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readers_never_see_part_of_a_run_while_runs_are_published_and_removed() {
+async fn readers_never_see_part_of_a_run() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(&folder) {
         publish(&place, "first", 3, None).await.unwrap();

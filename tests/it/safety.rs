@@ -46,7 +46,7 @@ fn files(job: &Job) -> BTreeSet<PathBuf> {
 }
 
 #[test]
-fn the_source_takes_nothing_but_a_query() {
+fn the_source_accepts_only_a_query() {
     for sql in STATEMENTS {
         let job = Job::new(PAIRS).change("SELECT id, a, b FROM pairs", sql);
         let before = files(&job);
@@ -57,7 +57,7 @@ fn the_source_takes_nothing_but_a_query() {
 }
 
 #[test]
-fn neither_do_the_stages_that_train_and_evaluate() {
+fn training_and_evaluation_accept_only_a_query() {
     let model = crate::support::golden("tiny-distilbert");
     for sql in STATEMENTS {
         for (section, keys) in [
@@ -93,7 +93,7 @@ fn sql_reads_only_tables_that_are_named() {
 }
 
 #[test]
-fn a_query_of_the_command_line_writes_to_its_output_alone() {
+fn a_command_line_query_writes_only_to_its_output() {
     let job = Job::new(PAIRS);
     let query = |sql: &str| job.error_of(&mut job.couplet(&["query", "--table", "pairs=pairs.csv", sql]), 2);
     let before = files(&job);

@@ -27,7 +27,7 @@ fn start(job: &Job) -> Output {
 }
 
 #[test]
-fn missed_nights_are_scored_in_their_order() {
+fn missed_days_are_scored_in_order() {
     let job = Job::new("")
         .change("\"pairs.csv\"", "\"pairs/{date}.csv\"")
         .change("SELECT id, a, b FROM pairs", "SELECT id, '{date}' AS day, a, b FROM pairs")
@@ -57,7 +57,7 @@ fn missed_nights_are_scored_in_their_order() {
 }
 
 #[test]
-fn a_signal_to_the_script_ends_the_run_and_its_day_is_not_done() {
+fn a_signal_to_the_script_ends_the_run_and_its_day_stays_open() {
     use std::os::unix::fs::PermissionsExt;
 
     let folder = tempfile::tempdir().unwrap();

@@ -86,7 +86,7 @@ proptest! {
     #![proptest_config(few_cases())]
 
     #[test]
-    fn a_prediction_depends_on_nothing_but_its_texts(
+    fn a_prediction_depends_only_on_its_texts(
         (rows, order) in rows().prop_flat_map(|rows| {
             let order: Vec<usize> = (0..rows.len()).collect();
             (Just(rows), Just(order).prop_shuffle())
@@ -130,7 +130,7 @@ proptest! {
     }
 
     #[test]
-    fn truncation_is_reported_where_tokens_are_cut_off(rows in rows(), max_length in 3usize..40) {
+    fn truncation_is_reported_for_the_rows_it_affects(rows in rows(), max_length in 3usize..40) {
         let scorer = scorer_with(ScorerOptions { max_length: Some(max_length), ..ScorerOptions::default() }, 2);
         let outcomes = score(&scorer, pairs(&borrowed(&rows)));
         let singly = score(&scorer, singles(rows.iter().map(|row| row.0.as_str())));
@@ -146,7 +146,7 @@ proptest! {
     }
 
     #[test]
-    fn the_padding_avoided_is_that_of_batches_in_input_order(rows in prop::collection::vec((text(), text()), 1..120)) {
+    fn avoided_padding_is_relative_to_batches_in_input_order(rows in prop::collection::vec((text(), text()), 1..120)) {
         let scorer = scorer();
         let mut window = borrowed(&rows);
         // A row that is not scored is in no batch.
@@ -168,7 +168,7 @@ proptest! {
 // Rows that cannot be scored.
 
 #[test]
-fn rejected_rows_keep_their_place() {
+fn rejected_rows_keep_their_position() {
     let scorer = scorer();
     let (just_fits, too_large) = ("a ".repeat(MAX_TEXT_BYTES / 2), "a".repeat(MAX_TEXT_BYTES + 1));
     let rows: [Row; 13] = [
@@ -228,7 +228,7 @@ fn a_window_of_rejected_rows_and_an_empty_one_come_back() {
 }
 
 #[test]
-fn a_text_that_the_tokenizer_refuses_is_rejected_each_time() {
+fn a_text_that_the_tokenizer_refuses_is_rejected_every_time() {
     // Words outside the vocabulary become a token that is not in it either.
     let variant = Variant::of("tiny-distilbert").with_json("tokenizer.json", |json| {
         json["model"]["unk_token"] = "[NONE]".into();
@@ -264,7 +264,7 @@ fn a_text_without_any_token_is_rejected() {
 }
 
 #[test]
-fn a_single_text_is_not_a_pair_with_an_empty_one() {
+fn a_single_text_differs_from_a_pair_with_an_empty_text() {
     let scorer = scorer();
     let single = score(&scorer, singles(["the man", "went home"]));
     let pair = score(&scorer, pairs(&[(Some("the man"), Some("")), (Some("the man"), Some("went home"))]));
@@ -275,7 +275,7 @@ fn a_single_text_is_not_a_pair_with_an_empty_one() {
 }
 
 #[test]
-fn a_slice_of_a_column_is_scored_as_its_own_rows_are() {
+fn a_slice_of_a_column_scores_its_own_rows() {
     let scorer = scorer();
     let texts = ["the man", "went home", "x", "he", "she"];
     let whole = score(&scorer, singles(texts));
@@ -287,7 +287,7 @@ fn a_slice_of_a_column_is_scored_as_its_own_rows_are() {
 // max_length
 
 #[test]
-fn a_max_length_that_does_not_suit_the_model() {
+fn a_max_length_that_does_not_fit_the_model_is_refused() {
     let error = |max_length| {
         let options = ScorerOptions { max_length: Some(max_length), ..ScorerOptions::default() };
         let folder = golden("tiny-bert");
@@ -300,7 +300,7 @@ fn a_max_length_that_does_not_suit_the_model() {
 }
 
 #[test]
-fn a_max_length_of_three_leaves_the_special_tokens_of_a_pair() {
+fn a_max_length_of_three_keeps_the_special_tokens_of_a_pair() {
     let scorer = scorer_with(ScorerOptions { max_length: Some(3), ..ScorerOptions::default() }, 1);
     let outcomes = score(&scorer, pairs(&[(Some("the man"), Some("went home")), (Some("x"), Some(""))]));
     for outcome in &outcomes {
@@ -335,7 +335,7 @@ fn runtime() -> Runtime {
 }
 
 #[test]
-fn texts_that_two_windows_have_in_common_are_scored_once() {
+fn texts_shared_by_two_windows_are_scored_once() {
     let texts = long_texts(300);
     let window = || singles(texts.iter().chain(&texts[..50]).map(String::as_str));
     let scorer = scorer();
@@ -374,7 +374,7 @@ fn a_dropped_window_stops_its_work() {
 }
 
 #[test]
-fn a_window_that_waits_for_a_dropped_one_gets_its_answers() {
+fn a_window_waiting_for_a_dropped_one_gets_its_results() {
     let texts = long_texts(600);
     let window = || singles(texts.iter().map(String::as_str));
     let scorer = scorer();
@@ -415,7 +415,7 @@ async fn score_alone(text: &str) -> (Option<usize>, u32, Vec<u32>, usize, bool) 
 }
 
 #[test]
-fn a_pace_is_that_of_one_batch_a_thread_at_least() {
+fn throughput_is_measured_over_one_batch_per_thread_or_more() {
     let scorer = scorer_with(ScorerOptions { batch_tokens: Some(8), ..ScorerOptions::default() }, 2);
     let pace = Runtime::new().unwrap().block_on(async {
         let texts = scorer.tokenize(singles(["a man", "the man went home", "yes", "no"])).await.unwrap();

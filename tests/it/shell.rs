@@ -22,7 +22,7 @@ fn statements_come_from_stdin() {
 }
 
 #[test]
-fn commands_come_from_stdin_too() {
+fn shell_commands_come_from_stdin_too() {
     let folder = tempfile::tempdir().unwrap();
     let (result, file) = (folder.path().join("a b.csv"), folder.path().join("more.sql"));
     write(&file, "\\d v\nSELECT x * 2 AS x FROM v;");
@@ -57,7 +57,7 @@ fn commands_come_from_stdin_too() {
 }
 
 #[test]
-fn what_is_wrong_on_stdin_is_said_as_for_one_statement() {
+fn errors_on_stdin_look_like_those_of_one_statement() {
     let pairs = format!("pairs={}", quickstart_pairs().display());
     let problem = |text: &str| {
         let said = stderr_of(&mut from_stdin(text, &["--table", &pairs]), 2);
@@ -76,7 +76,7 @@ fn what_is_wrong_on_stdin_is_said_as_for_one_statement() {
 }
 
 #[test]
-fn parameters_go_to_the_statements_that_use_them() {
+fn parameters_are_bound_in_the_statements_that_use_them() {
     let with = |text: &str, parameters: &[&str]| {
         let mut arguments = vec!["--format", "csv"];
         arguments.extend(parameters.iter().flat_map(|parameter| ["--param", *parameter]));
@@ -95,7 +95,7 @@ fn parameters_go_to_the_statements_that_use_them() {
 }
 
 #[test]
-fn places_are_those_of_the_script() {
+fn positions_in_errors_are_those_of_the_script() {
     let problem = |text: &str| {
         let said = stderr_of(&mut from_stdin(text, &[]), 2);
         said.lines().find(|line| line.starts_with("error: ")).unwrap().to_owned()
@@ -112,7 +112,7 @@ fn places_are_those_of_the_script() {
 }
 
 #[test]
-fn a_table_of_more_rows_than_a_page_is_whole() {
+fn a_table_longer_than_a_page_is_complete() {
     let text = stdout_of(couplet().args(["query", "SELECT value AS n FROM generate_series(1, 25000)"]));
     let rows: Vec<u64> = text.lines().filter_map(|line| line.trim_matches(['|', ' ']).parse().ok()).collect();
     assert_eq!(rows, (1..=25_000).collect::<Vec<u64>>());
@@ -163,9 +163,9 @@ pub fn session(test: &str, arguments: &[&str], home: &Path, steps: &str) -> Opti
 }
 
 #[test]
-fn the_shell_remembers_completes_and_goes_on_after_mistakes() {
+fn the_shell_has_history_completion_and_survives_errors() {
     let home = tempfile::tempdir().unwrap();
-    let test = "the_shell_remembers_completes_and_goes_on_after_mistakes";
+    let test = "the_shell_has_history_completion_and_survives_errors";
     let pairs = format!("pairs={}", quickstart_pairs().display());
     // Each step: keys to press, a tab, and what is to be seen then.
     let steps = r#"[
@@ -204,7 +204,7 @@ fn the_shell_remembers_completes_and_goes_on_after_mistakes() {
 }
 
 #[test]
-fn control_c_ends_a_statement_and_not_the_shell() {
+fn ctrl_c_cancels_a_statement_but_not_the_shell() {
     let home = tempfile::tempdir().unwrap();
     let steps = r#"[
         ["", "no tables"],
@@ -214,7 +214,7 @@ fn control_c_ends_a_statement_and_not_the_shell() {
         ["SELECT 40 + 2 AS x;\r", "| 42 |"],
         ["exit\r", "END"]
     ]"#;
-    session("control_c_ends_a_statement_and_not_the_shell", &[], home.path(), steps);
+    session("ctrl_c_cancels_a_statement_but_not_the_shell", &[], home.path(), steps);
 }
 
 #[test]

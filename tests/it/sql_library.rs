@@ -120,7 +120,7 @@ fn number(value: &Value) -> f64 {
 }
 
 #[test]
-fn every_file_says_its_question_its_parameters_and_an_example_and_runs() {
+fn every_file_documents_itself_and_runs() {
     for file in files() {
         let sql = std::fs::read_to_string(root().join("sql").join(&file)).unwrap();
         let head: Vec<&str> = sql.lines().take_while(|line| line.starts_with("--")).collect();
@@ -170,7 +170,7 @@ fn example(sql: &str) -> (Vec<String>, String) {
 }
 
 #[test]
-fn examples_over_the_quickstart_print_what_the_files_say() {
+fn examples_over_the_quickstart_print_the_documented_output() {
     let mut compared = Vec::new();
     for file in files() {
         let (command, expected) = example(&std::fs::read_to_string(root().join("sql").join(&file)).unwrap());
@@ -217,7 +217,7 @@ fn calibration_is_the_accuracy_of_each_bin() {
 }
 
 #[test]
-fn a_histogram_has_all_rows_in_bins_of_the_width() {
+fn a_histogram_counts_the_rows_of_each_bin() {
     let rows = quickstart("score_histogram.sql", &["--param", "width=0.1", "--param", "bar=10"]);
     for row in &rows {
         let (low, high) = (number(&row["above"]), number(&row["up_to"]));
@@ -229,7 +229,7 @@ fn a_histogram_has_all_rows_in_bins_of_the_width() {
 }
 
 #[test]
-fn what_is_worth_a_label_is_least_certain_and_even() {
+fn rows_to_label_are_the_least_certain_and_balanced() {
     let rows = quickstart("uncertain.sql", &["--param", "rows=6"]);
     let mut of_label = BTreeMap::<String, usize>::new();
     for row in &rows {
@@ -267,7 +267,7 @@ fn two_models_disagree_where_their_labels_differ() {
 }
 
 #[test]
-fn another_model_can_be_asked_in_the_query() {
+fn a_query_can_use_another_model() {
     let model = format!("model={}", golden("tiny-distilbert").display());
     let rows = quickstart("second_opinion.sql", &["--param", &model, "--param", "rows=5"]);
     let other = rows_of(&OTHER.path("out.parquet"));
@@ -287,7 +287,7 @@ fn ks(a: &[f64], b: &[f64]) -> f64 {
 }
 
 #[test]
-fn drift_is_psi_and_ks_of_two_nights() {
+fn drift_is_the_psi_and_ks_of_two_runs() {
     let table = before_table();
     let scores = |rows: Vec<Value>| rows.iter().map(|row| number(&row["score"])).collect::<Vec<_>>();
     let (mut before, now) = (scores(OTHER.output()), scores(rows_of(&QUICKSTART.output)));
@@ -325,7 +325,7 @@ fn over(file: &str, tables: &[(&str, &str)], arguments: &[&str]) -> Vec<Value> {
 }
 
 #[test]
-fn drift_out_of_a_score_that_most_rows_have_is_seen_on_either_side() {
+fn drift_away_from_the_most_frequent_score_is_detected() {
     let scores = |parts: &[(&str, usize)]| {
         let rows = parts.iter().flat_map(|(score, n)| std::iter::repeat_n(format!("x,{score}\n"), *n));
         format!("predicted_label,score\n{}", rows.collect::<String>())
@@ -364,7 +364,7 @@ fn drift_out_of_a_score_that_most_rows_have_is_seen_on_either_side() {
 }
 
 #[test]
-fn a_label_of_one_night_only_has_its_share() {
+fn a_label_of_only_one_run_has_its_share() {
     let labels = |labels: &str| format!("predicted_label,score\n{labels}");
     let (before, now) = (labels("a,1\na,1\na,1\nb,1\n,\n"), labels("a,1\nc,1\n,\n,\n"));
     let rows = over("drift_labels.sql", &[("before", &before), ("predictions", &now)], &[]);
@@ -378,7 +378,7 @@ fn a_label_of_one_night_only_has_its_share() {
 }
 
 #[test]
-fn rows_and_labels_of_one_model_only_are_kept_and_agree_with_nothing() {
+fn rows_and_labels_of_only_one_model_are_kept() {
     let predictions = "id,predicted_label,score\n1,a,0.9\n2,a,0.9\n3,b,0.9\n4,c,0.9\n5,,\n6,a,0.9\n7,,\n";
     let other = "id,predicted_label,score\n1,a,0.9\n2,b,0.9\n3,b,0.9\n4,d,0.9\n5,a,0.9\n7,,\n";
     let rows = over("disagreement.sql", &[("predictions", predictions), ("other", other)], &[]);
@@ -403,7 +403,7 @@ fn rows_and_labels_of_one_model_only_are_kept_and_agree_with_nothing() {
 }
 
 #[test]
-fn only_the_most_frequent_of_many_labels_are_listed() {
+fn only_the_most_frequent_labels_are_listed() {
     for file in ["multilabel_counts.sql", "multilabel_f1.sql"] {
         let all = SETS.query(file, &[]);
         let some = SETS.query(file, &["--param", "labels=1"]);
@@ -438,7 +438,7 @@ fn drift_reads_a_version_of_a_delta_table() {
 }
 
 #[test]
-fn errors_of_values_are_those_of_their_definitions() {
+fn regression_errors_match_their_definitions() {
     let rows = VALUES.output();
     let pairs: Vec<(f64, f64)> = rows.iter().map(|row| (number(&row["label"]), number(&row["score"]))).collect();
     let n = pairs.len() as f64;
@@ -464,7 +464,7 @@ fn errors_of_values_are_those_of_their_definitions() {
 }
 
 #[test]
-fn sets_of_labels_are_counted_label_by_label() {
+fn multilabel_rows_are_counted_per_label() {
     let rows = SETS.output();
     let counts = SETS.query("multilabel_counts.sql", &[]);
     let scores = SETS.query("multilabel_f1.sql", &[]);
@@ -502,7 +502,7 @@ fn ad_hoc(sql: &str, parameters: &[&str]) -> assert_cmd::Command {
 }
 
 #[test]
-fn parameters_are_bound_as_what_the_query_uses_them_as() {
+fn parameters_get_the_type_that_the_query_expects() {
     let csv = |sql: &str, parameters: &[&str]| stdout_of(&mut ad_hoc(sql, parameters));
     let count = "SELECT count(*) AS n FROM pairs WHERE label = $label";
     assert_eq!(csv(count, &["label=paraphrase"]), "n\n278\n");

@@ -29,7 +29,7 @@ fn scores_in(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn a_flipped_bit_anywhere_in_a_store_publishes_no_wrong_row() {
+fn a_flipped_bit_in_a_store_publishes_no_wrong_row() {
     let flips: usize =
         std::env::var("COUPLET_FLIPS").map_or(0, |flips| flips.parse().expect("COUPLET_FLIPS is a number"));
     let job = job();

@@ -69,7 +69,7 @@ fn assert_there(folder: &Path, names: &[String], after: &str) {
 
 #[cfg(unix)]
 #[test]
-fn files_of_users_in_a_store_survive_every_command() {
+fn user_files_in_a_store_survive_every_command() {
     let job = Job::new(pairs(0, 30)).add("[score]\nstore = \"state\"");
     job.report();
     let store = job.path("state");
@@ -120,8 +120,8 @@ fn files_of_users_in_a_store_survive_every_command() {
 }
 
 #[test]
-fn objects_of_users_in_a_store_survive_every_command() {
-    let test = "objects_of_users_in_a_store_survive_every_command";
+fn user_objects_in_a_store_survive_every_command() {
+    let test = "user_objects_in_a_store_survive_every_command";
     let Some(bucket) = Bucket::new(test, "folder-objects") else { return };
     let job = Job::new(pairs(0, 30)).add("[score]\nstore = \"s3://folder-objects/state\"");
     let couplet = |arguments: &[&str]| stdout_of(bucket.couplet(arguments).current_dir(job.path("")));
@@ -146,7 +146,7 @@ fn objects_of_users_in_a_store_survive_every_command() {
 }
 
 #[test]
-fn a_folder_that_couplet_did_not_make_is_no_store() {
+fn a_folder_that_couplet_did_not_create_is_refused_as_a_store() {
     let job = Job::new(pairs(0, 3)).add("[score]\nstore = \"mine\"");
     for name in ["mine/data.csv", "mine/runs/events.out", "mine/scores/model=x/a.parquet", "mine/photos/a.png"] {
         write(&job.path(name), text_of(name));
@@ -168,8 +168,11 @@ fn a_folder_that_couplet_did_not_make_is_no_store() {
 }
 
 #[test]
-fn a_prefix_that_couplet_did_not_make_is_no_store() {
-    let Some(bucket) = Bucket::new("a_prefix_that_couplet_did_not_make_is_no_store", "folder-refused") else { return };
+fn a_prefix_that_couplet_did_not_create_is_refused_as_a_store() {
+    let Some(bucket) = Bucket::new("a_prefix_that_couplet_did_not_create_is_refused_as_a_store", "folder-refused")
+    else {
+        return;
+    };
     let job = Job::new(pairs(0, 3)).add("[score]\nstore = \"s3://folder-refused\"");
     bucket.put("data/pairs.csv", "id");
     for command in ["run", "plan", "runs"] {
@@ -202,7 +205,7 @@ pub fn files_below(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
-fn a_store_that_lost_its_marker_gets_it_again() {
+fn a_lost_store_marker_is_restored() {
     let job = Job::new(pairs(0, 30)).add("[score]\nstore = \"state\"");
     job.report();
     let marker = job.path("state/couplet-store.json");
@@ -228,7 +231,7 @@ fn a_store_that_lost_its_marker_gets_it_again() {
 
 #[cfg(unix)]
 #[test]
-fn a_store_of_links_and_pipes_is_refused_at_once() {
+fn a_store_with_links_or_pipes_is_refused_at_once() {
     let job = Job::new(pairs(0, 3)).add("[score]\nstore = \"state\"");
     job.report();
     for (name, expected) in [
@@ -279,8 +282,8 @@ fn tables_and_sinks_inside_a_store_are_refused() {
 }
 
 #[test]
-fn a_note_aborts_only_uploads_to_places_of_its_pipeline() {
-    let Some(bucket) = Bucket::new("a_note_aborts_only_uploads_to_places_of_its_pipeline", "folder-notes") else {
+fn an_upload_note_aborts_only_uploads_of_its_pipeline() {
+    let Some(bucket) = Bucket::new("an_upload_note_aborts_only_uploads_of_its_pipeline", "folder-notes") else {
         return;
     };
     let job = Job::new(pairs(0, 3))
@@ -310,8 +313,8 @@ fn a_note_aborts_only_uploads_to_places_of_its_pipeline() {
 }
 
 #[test]
-fn what_a_killed_probe_left_is_used_and_removed() {
-    let Some(bucket) = Bucket::new("what_a_killed_probe_left_is_used_and_removed", "folder-probes") else { return };
+fn leftovers_of_a_killed_probe_are_used_and_removed() {
+    let Some(bucket) = Bucket::new("leftovers_of_a_killed_probe_are_used_and_removed", "folder-probes") else { return };
     let job = Job::new(pairs(0, 3))
         .change("uri = \"out/scores.parquet\"", "uri = \"s3://folder-probes/out\"")
         .add("[score]\nstore = \"s3://folder-probes/state\"");
@@ -357,7 +360,7 @@ async fn as_before(store: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scores_of_the_version_before_are_taken_over() {
+async fn scores_of_the_previous_version_are_migrated() {
     let job = Job::new(pairs(0, 30)).add("[score]\nstore = \"state\"");
     let expected = job.rows();
     as_before(&job.path("state")).await;

@@ -19,7 +19,7 @@ fn quiet(text: &str) {
 }
 
 #[test]
-fn tables_of_strangers_are_shown_and_do_nothing() {
+fn control_characters_in_tables_are_escaped() {
     let job = Job::new(format!("id,\"a{ACTIVE}\"\n1,\"b{ACTIVE}\"\n"));
     let query = |arguments: &[&str]| {
         let mut command = job.couplet(&["query", "--table", "t=pairs.csv"]);
@@ -43,7 +43,7 @@ fn tables_of_strangers_are_shown_and_do_nothing() {
 }
 
 #[test]
-fn a_pipeline_file_is_shown_and_does_nothing() {
+fn control_characters_in_a_pipeline_file_are_escaped() {
     // In a string escapes of TOML, in a comment beside a mistake the characters themselves.
     let job = Job::new("id,a,b\n1,x,y\n").add(&format!("[{:?}]\nx = 1", "run\u{9b}2J"));
     let error = job.error_of(&mut job.couplet(&["run", "pipeline.toml"]), 2);
@@ -62,7 +62,7 @@ fn a_pipeline_file_is_shown_and_does_nothing() {
 }
 
 #[test]
-fn labels_of_a_model_stay_in_their_lines() {
+fn line_breaks_in_labels_of_a_model_are_escaped() {
     let label = format!("yes{ACTIVE}\n  licence       MIT");
     let variant = Variant::of("tiny-distilbert").with_json("config.json", |config| {
         config["id2label"]["1"] = label.clone().into();

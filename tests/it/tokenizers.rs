@@ -121,7 +121,7 @@ fn special_tokens_are_split_where_the_settings_say_so() {
 }
 
 #[test]
-fn token_types_go_by_the_input_names_and_by_the_class() {
+fn token_types_depend_on_model_input_names_and_class() {
     let types = |variant: &Variant| tokenizer(variant).encode("a", Some("b")).unwrap().token_type_ids;
     let class = |class: &str| settings(with_tokenizer_json(), |settings| settings["tokenizer_class"] = class.into());
     let names = |variant: Variant, names: Value| settings(variant, |settings| settings["model_input_names"] = names);
@@ -140,7 +140,7 @@ fn token_types_go_by_the_input_names_and_by_the_class() {
 }
 
 #[test]
-fn foreign_classes_are_refused_by_name() {
+fn unknown_tokenizer_classes_are_refused_by_name() {
     let class = |variant: Variant, class: &str| {
         settings(variant, |settings| settings["tokenizer_class"] = class.into()).error()
     };
@@ -153,7 +153,7 @@ fn foreign_classes_are_refused_by_name() {
 }
 
 #[test]
-fn an_imported_model_keeps_the_class_that_stands_in_its_config() {
+fn an_imported_model_keeps_the_tokenizer_class_of_its_config() {
     let base = settings(with_tokenizer_json(), |settings| settings["tokenizer_class"] = Value::Null)
         .with_config("tokenizer_class", "PreTrainedTokenizerFast".into());
     for form in [Form::AsItIs, Form::DistilBert] {
@@ -200,7 +200,7 @@ fn refused(variant: &Variant, file: &str, expected: &str) {
 }
 
 #[test]
-fn files_beyond_measure_are_refused_before_they_are_read() {
+fn oversized_files_are_refused_before_they_are_read() {
     for (name, file) in [
         ("tiny-distilbert", "tokenizer.json"),
         ("tiny-distilbert", "tokenizer_config.json"),
@@ -216,7 +216,7 @@ fn files_beyond_measure_are_refused_before_they_are_read() {
 }
 
 #[test]
-fn tokens_beyond_measure_are_refused_in_every_file_that_has_them() {
+fn oversized_tokens_are_refused_in_every_file() {
     let long = "x".repeat(200_000);
     let vocab = [Variant::of("tiny-bert").read("vocab.txt"), long.clone().into_bytes()].concat();
     refused(&Variant::of("tiny-bert").with("vocab.txt", vocab), "vocab.txt", "line 788 has 200000 bytes");

@@ -59,7 +59,7 @@ fn value<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a Value> {
 }
 
 #[test]
-fn a_run_is_a_trace_of_its_stages_and_their_steps() {
+fn a_run_sends_a_trace_of_its_stages_and_steps() {
     let (endpoint, collected) = collector();
     let job = Job::new(pairs(0, 300));
     stdout_of(job.run().env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).env("OTEL_RESOURCE_ATTRIBUTES", "night=7"));
@@ -98,7 +98,7 @@ fn a_run_is_a_trace_of_its_stages_and_their_steps() {
 }
 
 #[test]
-fn a_collector_that_is_not_there_harms_no_run() {
+fn an_unreachable_collector_does_not_fail_a_run() {
     let job = Job::new(pairs(0, 3));
     let refused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut run = job.run();

@@ -138,8 +138,8 @@ fn run(world: &World, case: Case) -> (Count, Option<String>) {
 }
 
 #[test]
-fn disturbed_runs_publish_what_undisturbed_ones_do() {
-    let test = "disturbed_runs_publish_what_undisturbed_ones_do";
+fn disturbed_runs_publish_the_same_rows_as_undisturbed_ones() {
+    let test = "disturbed_runs_publish_the_same_rows_as_undisturbed_ones";
     if let Err(why) = process::shim() {
         return skip(test, &format!("no C compiler ({why})"));
     }
