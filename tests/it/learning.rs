@@ -149,7 +149,7 @@ fn a_model_that_fails_promote_if_does_not_replace_the_old_one() {
     assert!(job.0.path().join("models/task.candidate/model.safetensors").exists());
     let again = job.report(&["--only", "finetune"]);
     assert_eq!(again["finetune"]["promoted"], false, "{again:#}");
-    assert!(again["finetune"]["training"].is_null(), "the same is not trained and refused every run_lock: {again:#}");
+    assert!(again["finetune"]["training"].is_null(), "the same is not trained and rejected in every run: {again:#}");
 }
 
 #[test]

@@ -14,13 +14,13 @@ use crate::seaweed::{ACCESS_KEY, Bucket, SECRET_KEY, block_on};
 use crate::support::{Job, stderr_of, stdout_of};
 
 /// A job whose pairs, store and sink are in a bucket; `sink` is the rest of its section.
-struct RunLock {
+struct BucketJob {
     bucket: Bucket,
     job: Job,
     is_bulky: bool,
 }
 
-impl RunLock {
+impl BucketJob {
     fn new(test: &str, name: &str, sink: &str) -> Option<Self> {
         let bucket = Bucket::new(test, name)?;
         let at = |key: &str| format!("\"s3://{}/{key}\"", bucket.name);
@@ -107,7 +107,7 @@ fn essence(rows: &[String]) -> Vec<String> {
 fn runs_in_a_bucket_give_the_same_tables_as_on_a_disk() {
     let test = "runs_in_a_bucket_give_the_same_tables_as_on_a_disk";
     for (name, sink) in [("night-delta", DELTA), ("night-runs", RUNS), ("night-file", FILE)] {
-        let Some(night) = RunLock::new(test, name, sink) else { return };
+        let Some(night) = BucketJob::new(test, name, sink) else { return };
         night.put(&pairs(0, 90));
         assert_eq!(counts(&night.report()), [90, 60, 0, 30, 0]);
         assert_eq!(counts(&night.report()), [90, 0, 90, 0, 0]);
@@ -153,7 +153,7 @@ fn bulky(rows: usize, characters: usize) -> String {
 fn the_next_run_aborts_uploads_of_a_killed_one() {
     let test = "the_next_run_aborts_uploads_of_a_killed_one";
     for (name, sink) in [("uploads-delta", DELTA), ("uploads-runs", RUNS), ("uploads-file", FILE)] {
-        let Some(night) = RunLock::bulky(test, name, sink) else { return };
+        let Some(night) = BucketJob::bulky(test, name, sink) else { return };
         night.put_rows(60);
         let proxy = night.bucket.proxy(1);
         let killed = night.run(Some(&proxy.endpoint())).env("COUPLET_CRASH", "upload.part").output().unwrap();
@@ -180,7 +180,7 @@ fn a_run_in_a_bucket_killed_at_any_step_resumes() {
     let csv = pairs(0, 90);
     let expected = essence(&expected(&csv));
     for (name, sink) in [("kill-delta", DELTA), ("kill-runs", RUNS), ("kill-file", FILE)] {
-        let Some(night) = RunLock::new(test, name, sink) else { return };
+        let Some(night) = BucketJob::new(test, name, sink) else { return };
         night.put(&csv);
         for point in POINTS {
             if point == "publish.written" && sink == DELTA {
@@ -202,7 +202,7 @@ fn a_run_in_a_bucket_killed_at_any_step_resumes() {
 fn an_unwritable_sink_is_found_before_scoring() {
     let test = "an_unwritable_sink_is_found_before_scoring";
     for (name, sink) in [("refused-delta", DELTA), ("refused-runs", RUNS), ("refused-file", FILE)] {
-        let Some(night) = RunLock::new(test, name, sink) else { return };
+        let Some(night) = BucketJob::new(test, name, sink) else { return };
         night.put(&pairs(0, 30));
         let proxy = night.bucket.proxy(1);
         proxy.fail(Rule::new(Fault::Status(403)).on(&[Kind::Put, Kind::PutIf]).path("/out"));
@@ -236,7 +236,7 @@ fn assert_no_secret(said: &str) {
 fn secrets_in_server_responses_are_not_printed() {
     let test = "secrets_in_server_responses_are_not_printed";
     for (name, sink) in [("answers-delta", DELTA), ("answers-runs", RUNS), ("answers-file", FILE)] {
-        let Some(night) = RunLock::new(test, name, sink) else { return };
+        let Some(night) = BucketJob::new(test, name, sink) else { return };
         night.put_rows(60);
         let mut expired = 0;
         for (kinds, path) in [
@@ -292,7 +292,7 @@ fn secrets_in_server_responses_are_not_printed() {
 #[test]
 fn an_expired_session_ends_a_run_with_exit_code_1() {
     let test = "an_expired_session_ends_a_run_with_exit_code_1";
-    let Some(night) = RunLock::new(test, "expires", DELTA) else { return };
+    let Some(night) = BucketJob::new(test, "expires", DELTA) else { return };
     night.put_rows(60);
     for (after, code, words) in
         [(0, 2, "the session has expired (400"), (20, 1, "the server no longer accepts the credentials (400")]
@@ -309,7 +309,7 @@ fn an_expired_session_ends_a_run_with_exit_code_1() {
 
 /// Runs a night with failing requests between two that are undisturbed, and looks at the table after each; says how
 /// many requests failed.
-fn disturbed(run_lock: &RunLock, label: &str, fault: Fault, which: impl Fn(Rule) -> Rule, seed: u64) -> usize {
+fn disturbed(night: &BucketJob, label: &str, fault: Fault, which: impl Fn(Rule) -> Rule, seed: u64) -> usize {
     let [before, after] = [60, 66].map(|rows| essence(&expected(&pairs(0, rows))));
     night.put_rows(60);
     night.report();
@@ -339,7 +339,7 @@ fn disturbed(run_lock: &RunLock, label: &str, fault: Fault, which: impl Fn(Rule)
 fn random_faults_leave_the_old_or_new_table() {
     let test = "random_faults_leave_the_old_or_new_table";
     for (sink_name, sink) in [("delta", DELTA), ("runs", RUNS)] {
-        let Some(night) = RunLock::new(test, &format!("fault-{sink_name}"), sink) else { return };
+        let Some(night) = BucketJob::new(test, &format!("fault-{sink_name}"), sink) else { return };
         for (name, fault) in FAULTS {
             let failed = disturbed(&night, &format!("{sink_name} {name}"), fault, |rule| rule.rate(0.2), 7);
             assert!(failed > 0, "{sink_name} {name}: nothing failed");
@@ -359,7 +359,7 @@ fn disturbed_one_by_one(
     sinks: &[(&str, &str)],
     kinds: &[Kind],
     faults: &[(&str, Fault)],
-    start: impl Fn(&str, &str) -> Option<RunLock> + Sync,
+    start: impl Fn(&str, &str) -> Option<BucketJob> + Sync,
 ) -> BTreeMap<String, usize> {
     let cases = sinks.iter().flat_map(|sink| faults.iter().map(move |fault| (sink, fault)));
     let cases = Mutex::new(cases);
@@ -396,7 +396,7 @@ fn faults_at_one_request_kind_leave_the_old_or_new_table() {
     let test = "faults_at_one_request_kind_leave_the_old_or_new_table";
     let kinds = [Kind::PutIf, Kind::Put, Kind::Get, Kind::Head, Kind::List, Kind::Copy, Kind::Delete];
     let kinds = if each() { &kinds[..] } else { &kinds[..1] };
-    let start = |name: &str, sink: &str| RunLock::new(test, &format!("kinds-{name}"), sink);
+    let start = |name: &str, sink: &str| BucketJob::new(test, &format!("kinds-{name}"), sink);
     let seen = disturbed_one_by_one(test, &[("delta", DELTA), ("runs", RUNS)], kinds, &FAULTS, start);
     assert!(seen.is_empty() || seen["delta PutIf"] > 0 && seen["runs PutIf"] > 0, "{seen:?}");
 }
@@ -408,7 +408,7 @@ fn faults_in_multipart_uploads_leave_the_old_or_new_table() {
     let sinks = [("delta", DELTA), ("runs", RUNS), ("file", FILE)];
     let kinds = [Kind::UploadPart, Kind::UploadStart, Kind::UploadComplete];
     let some = [("500", Fault::Status(500)), ("drop-answer", Fault::DropAnswer)];
-    let start = |name: &str, sink: &str| RunLock::bulky(test, &format!("parts-{name}"), sink);
+    let start = |name: &str, sink: &str| BucketJob::bulky(test, &format!("parts-{name}"), sink);
     let seen = if each() {
         disturbed_one_by_one(test, &sinks, &kinds, &FAULTS, start)
     } else {
@@ -421,7 +421,7 @@ fn faults_in_multipart_uploads_leave_the_old_or_new_table() {
 fn a_commit_whose_response_is_lost_is_made_once() {
     let test = "a_commit_whose_response_is_lost_is_made_once";
     let sink = "uri = \"BUCKET/out\"\nformat = \"delta\"\nmode = \"append\"";
-    let Some(night) = RunLock::new(test, "lost-answers", sink) else { return };
+    let Some(night) = BucketJob::new(test, "lost-answers", sink) else { return };
     night.put(&pairs(0, 30));
     for rounds in 1..=4 {
         let proxy = night.bucket.proxy(rounds as u64);
@@ -438,7 +438,7 @@ fn a_commit_whose_response_is_lost_is_made_once() {
 #[test]
 fn a_server_without_conditional_writes_is_refused() {
     let test = "a_server_without_conditional_writes_is_refused";
-    let Some(night) = RunLock::new(test, "careless", DELTA) else { return };
+    let Some(night) = BucketJob::new(test, "careless", DELTA) else { return };
     night.put(&pairs(0, 3));
     let proxy = night.bucket.proxy(1);
     proxy.fail(Rule::new(Fault::IgnoreCondition).on(&[Kind::PutIf]));

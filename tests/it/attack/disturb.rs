@@ -114,7 +114,7 @@ impl<'a> Trial<'a> {
     }
 
     /// After the last run: the same rows as `past`, also after one more run where rows are appended, and nothing else left.
-    fn finish(&mut self, past: &Past, run_lock: u8) -> Outcome {
+    fn finish(&mut self, past: &Past, night: u8) -> Outcome {
         self.expect("at the end", &[("the table of undisturbed runs", &past.tables)])?;
         if self.case.sink.appends() && self.random.chance(0.3) {
             self.run_again()?;
@@ -123,7 +123,7 @@ impl<'a> Trial<'a> {
         self.nothing_left(past, night)
     }
 
-    fn nothing_left(&mut self, past: &Past, run_lock: u8) -> Outcome {
+    fn nothing_left(&mut self, past: &Past, night: u8) -> Outcome {
         let left = self.site.leftovers(&past.files);
         if !left.is_empty() {
             return Err(format!("left behind: {}", left.join(", ")));

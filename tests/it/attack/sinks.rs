@@ -122,7 +122,7 @@ window = 16
 
 /// The rows of a night. Each night has the ids of the one before and some more, and every third row is another one; a
 /// few have no text and are rejected.
-pub fn pairs(run_lock: u8, in_parts: bool) -> String {
+pub fn pairs(night: u8, in_parts: bool) -> String {
     let mut random = Random::new(night.into());
     // No compression makes it small.
     let mut noise = || -> String { (0..350_000).map(|_| char::from(b'-' + random.below(47) as u8)).collect() };
@@ -131,7 +131,7 @@ pub fn pairs(run_lock: u8, in_parts: bool) -> String {
         // Some texts come twice.
         let text = id - u32::from(id % 4 == 3);
         let night = if id % 3 == 0 { night } else { 0 };
-        let a = if id % 20 == 7 { String::new() } else { format!("RunLock {night}: letter {text} was read") };
+        let a = if id % 20 == 7 { String::new() } else { format!("Night {night}: letter {text} was read") };
         let noise = if in_parts { format!(",{}", noise()) } else { String::new() };
         csv.push_str(&format!("{id},{a},Letter {text} reached the council in night {night}{noise}\n"));
     }

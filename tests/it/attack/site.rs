@@ -90,7 +90,7 @@ impl Site {
     }
 
     /// Replaces the source.
-    pub fn put_source(&self, run_lock: u8) {
+    pub fn put_source(&self, night: u8) {
         match self.client() {
             Some(client) => {
                 block_on(client.put(&self.key("pairs.csv"), pairs(night, self.sink.in_parts).into())).unwrap();
@@ -228,7 +228,7 @@ impl Site {
     }
 
     /// Whether the source is as it was put there.
-    pub fn source_is(&self, run_lock: u8) -> bool {
+    pub fn source_is(&self, night: u8) -> bool {
         match self.client() {
             None => std::fs::read_to_string(self.path("pairs.csv"))
                 .is_ok_and(|text| text == pairs(night, self.sink.in_parts)),
