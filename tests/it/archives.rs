@@ -1,6 +1,6 @@
 //! PyTorch's archives that are not what they seem: small files that would fill the memory, offsets that lead elsewhere.
 
-use crate::elsewhere::{archive, members};
+use crate::fuzz_targets::{archive, members};
 use crate::support::golden;
 use crate::tiny::{ARCHIVE, Variant};
 

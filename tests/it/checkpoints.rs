@@ -9,7 +9,7 @@ use couplet::scorer::{Pool, Precision, PrecisionSetting, Prediction, Scorer, Sco
 use couplet::train::{Objective, Options, Trainer};
 use serde_json::{Value, json};
 
-use crate::elsewhere::{archive, members};
+use crate::fuzz_targets::{archive, members};
 use crate::support::{golden, shared};
 use crate::tiny::{ARCHIVE, TEXTS, Variant, WEIGHTS, logits};
 

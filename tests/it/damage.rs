@@ -6,7 +6,7 @@ use std::path::Path;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::elsewhere::{ModelFolder, lock, manifest, pipeline};
+use crate::fuzz_targets::{ModelFolder, lock, manifest, pipeline};
 use crate::support::{golden, root};
 
 /// What one can do to bytes.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::elsewhere::archive;
+use crate::fuzz_targets::archive;
 use crate::support::{Job, couplet, stderr_of, stdout_of};
 use crate::tiny::{ARCHIVE, Variant};
 

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use couplet::model::PackedBatch;
 
-use crate::elsewhere::{archive, members};
+use crate::fuzz_targets::{archive, members};
 use crate::tiny::{ARCHIVE, TEXTS, Variant, WEIGHTS};
 
 /// Remembers the largest piece of memory that a thread asked for.
