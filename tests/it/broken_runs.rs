@@ -1,4 +1,4 @@
-//! Runs that die, are given up or are not answered: what they leave is no run, and goes.
+//! Runs that die, are aborted or get no response: readers never see their files, and later runs remove them.
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use object_store::memory::InMemory;
 use crate::faulty::{Fault, Faulty};
 use crate::runs::{batch, begin, ids, names, objects, origin, places, publish, read, remote, run, schema, wide_batch};
 
-/// Runs as a child of the next test.
+/// Runs as a child process of the next test.
 #[test]
 #[ignore = "it is the child of `a_run_killed_anywhere_is_invisible_to_readers`"]
 fn child_that_publishes() {
@@ -45,7 +45,7 @@ async fn a_run_killed_anywhere_is_invisible_to_readers() {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        // At other places each time: from before it begins to after it is done.
+        // Kills at a different point each time, from before the run begins until after it is done.
         tokio::time::sleep(Duration::from_millis(10 + 7 * attempt % 200)).await;
         let done = child.try_wait().unwrap().is_some();
         child.kill().unwrap();
@@ -88,7 +88,7 @@ async fn an_aborted_run_leaves_no_files() {
     }
 }
 
-/// An object store is left as a kill would leave it, after every single write.
+/// The object store is left as a kill would leave it, after every single write.
 #[tokio::test]
 async fn a_killed_remote_run_is_invisible_and_removed_by_the_next() {
     let mut died = 0;
@@ -125,13 +125,13 @@ async fn a_killed_remote_run_is_invisible_and_removed_by_the_next() {
         let left: Vec<String> = objects(&memory).await.into_iter().filter(|name| !name.contains("-other")).collect();
         let (fifth, noted): (Vec<_>, Vec<_>) = left.iter().partition(|name| name.contains("-fifth/"));
         assert_eq!(fifth.len(), 3, "{left:?}");
-        // Of a run that was removed, a note may stay.
+        // The note of a removed run may stay.
         assert!(noted.iter().all(|name| name.ends_with("/_SUCCESS")), "{left:?}");
     }
     assert!(died > 7, "{died}");
 }
 
-/// A run in three files, whose process ends with the first error; nothing is cleaned up.
+/// Writes a run in three files; the process ends at the first error without any cleanup.
 async fn dying(place: &Place) -> Result<(), RunsError> {
     let begun = RunFolder::begin(place, &schema(), &[("couplet.model", "b1c3".into())], run("second", Some(1))).await;
     let mut folder = begun?.with_limits(Limits { bytes: u64::MAX, rows: 1000 });
@@ -156,7 +156,7 @@ async fn a_removed_run_cannot_become_complete_later() {
     assert_eq!(ids(&place).await, ["next"]);
     publish(&place, "after", 1, None).await.unwrap();
     publish(&place, "last", 1, None).await.unwrap();
-    // The note stays: a write of the slow run may still be under way.
+    // The note stays: a write of the slow run may still be in flight.
     let left: Vec<String> = objects(&store).await.into_iter().filter(|name| name.contains("slow")).collect();
     assert_eq!(left, ["out/scores/run=000001-slow/_SUCCESS"]);
 }
@@ -182,7 +182,7 @@ async fn of_two_runs_of_a_store_or_key_only_the_later_is_published() {
             assert!(begin(with("again", newer.0, newer.1)).await.has_key());
         }
         assert_eq!(ids(&place).await, ["next2", "next3"]);
-        // Neither the store nor the key is the same: both may be under way.
+        // Store and key both differ, so both runs may be in progress.
         let first = begin(with("first", "a", "4")).await;
         begin(with("second", "b", "5")).await.commit().await.unwrap();
         first.commit().await.unwrap();
@@ -201,7 +201,7 @@ async fn a_run_recognizes_its_manifest_after_a_lost_response() {
         let manifest = folder.commit().await.unwrap();
         assert_eq!(latest(&place).await.unwrap(), Some(manifest));
     }
-    // Not known: the files stay, as the manifest may still come.
+    // The outcome is unknown: the files stay, because the manifest may still arrive.
     let store = Faulty::new(Arc::new(InMemory::new()));
     let place = remote(&store);
     let mut folder = begin(&place, "a").await;
@@ -214,7 +214,7 @@ async fn a_run_recognizes_its_manifest_after_a_lost_response() {
 
 #[tokio::test]
 async fn failed_and_abandoned_uploads_are_aborted() {
-    // A row group, which is what is sent at once, of more than a part.
+    // One row group, which is sent at once, is larger than a part.
     let full = wide_batch("full", 128 * 1024, 8);
     for case in ["fails", "drops", "aborts", "finishes"] {
         let store = Faulty::new(Arc::new(InMemory::new()));

@@ -1,4 +1,4 @@
-//! `couplet model show`: the card of a model, for people and as JSON.
+//! `couplet model show`: the card of a model as text and as JSON.
 
 use serde_json::Value;
 

@@ -1,4 +1,5 @@
-//! The files of `../shared/cases`, as other programs write them: couplet reads what DuckDB reads, or says what is wrong.
+//! The files of `../shared/cases`, written by other programs: couplet reads the same rows as DuckDB, or reports the
+//! problem.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! Pipeline files: one fixture a rule, whose rendered message is a snapshot; and what valid files mean.
+//! Pipeline files: one fixture per rule, with a snapshot of the rendered message, and the meaning of valid files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,7 @@ use couplet::train::task::Task;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/config");
 
-/// Gives the name and the text of every fixture, by name.
+/// The name and the text of every fixture, sorted by name.
 fn fixtures() -> Vec<(String, String)> {
     let files = fs::read_dir(FIXTURES).unwrap().map(|entry| entry.unwrap().path());
     let mut fixtures: Vec<_> = files
@@ -31,7 +31,7 @@ fn fixture(name: &str) -> String {
     fs::read_to_string(Path::new(FIXTURES).join(name).with_extension("toml")).unwrap()
 }
 
-/// Parses a text as the file `pipelines/NAME.toml`; its comment lines `# --var name=value` give the variables.
+/// Parses a text as the file `pipelines/NAME.toml`. Comment lines `# --var name=value` give the variables.
 fn parse_as(name: &str, text: &str) -> Result<Pipeline, ConfigErrors> {
     let variables: BTreeMap<String, String> = text
         .lines()
@@ -267,7 +267,7 @@ fn tables_model_and_sink_may_be_in_buckets() {
     insta::assert_snapshot!(places.join("\n"));
 }
 
-/// Whatever is cut off, left out or changed in a file, there is a message and no panic.
+/// Cuts, removes and changes parts of a file: every error is a message, never a panic.
 #[test]
 fn errors_of_damaged_files_can_always_be_rendered() {
     for name in ["many_problems", "valid_full", "syntax_sql_not_closed"] {

@@ -1,4 +1,4 @@
-//! Credentials in a URI: whoever refuses one does not repeat it, whatever way it came.
+//! Credentials in a URI are never repeated in an error message, on any path by which the URI came in.
 
 use crate::support::{Job, stderr_of};
 
@@ -45,7 +45,7 @@ fn keys_in_invalid_arguments_are_not_repeated() {
                 let said = stderr_of(job.couplet(arguments).args(["--log-format", log]), 2);
                 assert!(said.contains("bucket/x.parquet") || said.contains("host/x.parquet"), "{arguments:?}: {said}");
                 assert!(!said.contains("AKIA") && !said.contains(SECRET), "{arguments:?}: {said}");
-                // All else is as clap says it.
+                // The rest of the message is clap's.
                 assert_eq!(said.starts_with("error: "), log == "text", "{said}");
                 assert!(said.contains("try '--help'"), "{said}");
             }

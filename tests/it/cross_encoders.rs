@@ -1,4 +1,5 @@
-//! Models with one logit: the score is that of the `CrossEncoder` of sentence-transformers, with the logit beside it.
+//! Models with one logit: the score equals that of `CrossEncoder` in sentence-transformers; the logit is a second
+//! column.
 
 use candle_core::Device;
 use couplet::model::{Model, Problem, ScoreActivation};
@@ -38,7 +39,7 @@ fn the_score_uses_the_configured_activation() {
         (one_logit().with_config("sentence_transformers", json!({ "version": "5.1.0" })), Sigmoid),
         (one_logit().with_config("sbert_ce_default_activation_function", IDENTITY.into()), Identity),
         (one_logit().with_config("sbert_ce_default_activation_function", Value::Null), Sigmoid),
-        // What is named holds, whatever the type of the problem.
+        // The configured activation applies to any problem type.
         (
             one_logit()
                 .with_config("problem_type", "regression".into())
@@ -51,7 +52,7 @@ fn the_score_uses_the_configured_activation() {
                 .with_config("sentence_transformers", nested(IDENTITY)),
             Identity,
         ),
-        // The file of sentence-transformers is read first.
+        // The file of sentence-transformers takes precedence.
         (one_logit().with(SETTINGS, beside(IDENTITY.into())), Identity),
         (one_logit().with(SETTINGS, beside(Value::Null)), Sigmoid),
         (
@@ -82,7 +83,7 @@ fn unknown_activations_are_reported_with_file_and_value() {
     insta::assert_snapshot!(beside.error(), @r#"MODEL/config_sentence_transformers.json: key `activation_fn`: expected "torch.nn.modules.linear.Identity" or "torch.nn.modules.activation.Sigmoid", found "mine.Activation""#);
     let said = stderr_of(couplet().args(["predict", "a", "b", "--model"]).arg(beside.folder()), 2);
     assert!(said.contains("mine.Activation"), "{said}");
-    // Of more than one logit nothing else is made than probabilities.
+    // With more than one logit, the outputs are always probabilities.
     let labels =
         Variant::of("tiny-bert").with_config("sentence_transformers", json!({ "activation_fn": "mine.Activation" }));
     assert_eq!(logits(&labels.load().unwrap()), logits(&Model::load(&golden("tiny-bert"), &Device::Cpu).unwrap()));
@@ -95,7 +96,7 @@ fn the_activation_is_a_part_of_the_fingerprint() {
         (of(one_logit()), of(one_logit().with(SETTINGS, json!({ "activation_fn": IDENTITY }).to_string())));
     let sigmoid = of(one_logit().with(SETTINGS, json!({ "activation_fn": SIGMOID }).to_string()));
     assert!(plain != identity && identity != sigmoid && plain != sigmoid);
-    // Settings that a model with labels does not depend on change nothing.
+    // Settings that do not apply to a model with labels change nothing.
     let labels = Variant::of("tiny-bert").with(SETTINGS, json!({ "activation_fn": IDENTITY }).to_string());
     assert_eq!(of(labels), of(Variant::of("tiny-bert")));
 }

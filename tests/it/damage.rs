@@ -1,5 +1,5 @@
-//! Damaged files of every kind that couplet reads and did not make itself: whatever they hold, it neither panics nor
-//! hangs. A longer run of the same functions is what the targets in `fuzz/` are for.
+//! Damaged input files of every kind: reading them causes no panic and no hang. The fuzz targets in `fuzz/` run the
+//! same functions for longer.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use crate::fuzz_targets::{ModelFolder, lock, manifest, pipeline};
 use crate::support::{golden, root};
 
-/// What one can do to bytes.
+/// Mutations of bytes.
 #[derive(Debug, Clone)]
 enum Damage {
     Cut(prop::sample::Index),
@@ -20,7 +20,7 @@ enum Damage {
     Repeat(prop::sample::Index, usize),
 }
 
-/// What parsers of TOML, JSON, SQL and numbers stumble over.
+/// Fragments that are hard for parsers of TOML, JSON, SQL and numbers.
 const WORDS: [&str; 28] = [
     "{",
     "}",
@@ -86,7 +86,7 @@ fn damaged(seed: &[u8], damages: &[Damage]) -> Vec<u8> {
     bytes
 }
 
-/// Damages a seed in `cases` ways, the same ones each time; with `COUPLET_DAMAGE=100` in a hundred times as many.
+/// Damages a seed in `cases` deterministic ways; `COUPLET_DAMAGE=100` multiplies their number by a hundred.
 fn survives(cases: u32, seeds: &[Vec<u8>], test: impl Fn(&[u8])) {
     let times = std::env::var("COUPLET_DAMAGE").map_or(1, |times| times.parse().expect("COUPLET_DAMAGE is a number"));
     let config = ProptestConfig { cases: cases * times, failure_persistence: None, ..ProptestConfig::default() };
@@ -156,7 +156,7 @@ fn damaged_small_files_of_a_model_cause_no_panic() {
     }
 }
 
-/// Text that a tokenizer normalises to much more, or that has no end of one kind.
+/// Text that normalization expands greatly, and long runs of one kind of character.
 #[test]
 fn repetitive_texts_respect_the_token_limit() {
     let model = couplet::model::Model::load(&golden("tiny-distilbert"), &candle_core::Device::Cpu).unwrap();

@@ -1,5 +1,5 @@
-//! Whole pipelines: pretrain, fine-tune, calibrate, measure and score; what a calibration does to every way of scoring;
-//! what an evaluation leaves.
+//! Complete pipelines: pretrain, fine-tune, calibrate, evaluate and score; the effect of a calibration on every way of
+//! scoring; the files of an evaluation.
 
 use std::path::PathBuf;
 
@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use crate::support::{couplet, golden, quickstart_model, quickstart_pairs, rows_of, stderr_of, stdout_of, write};
 use crate::tiny::Variant;
 
-/// A pipeline file in a folder of its own.
+/// A pipeline file in a temporary folder.
 struct Stages(tempfile::TempDir);
 
 impl Stages {
-    /// Pretrains from random weights, fine-tunes with a calibration, measures and scores.
+    /// Pretrains from random weights, fine-tunes with a calibration, evaluates and scores.
     fn all() -> Self {
         let toml = format!(
             r#"
@@ -66,7 +66,7 @@ uri = "out/scores.parquet"
         stages
     }
 
-    /// Measures the bundled model on the bundled pairs.
+    /// Evaluates the bundled model on the bundled pairs.
     fn evaluation() -> Self {
         Self::of(&format!(
             r#"
@@ -131,7 +131,7 @@ fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
 }
 
-/// The probabilities of a softmax at temperature 1, from those at another.
+/// Softmax probabilities at temperature 1, computed from those at another temperature.
 fn raw_of(probabilities: &[f64], temperature: f64) -> Vec<f64> {
     let powers: Vec<f64> = probabilities.iter().map(|p| p.powf(temperature)).collect();
     powers.iter().map(|power| power / powers.iter().sum::<f64>()).collect()
@@ -154,7 +154,7 @@ fn a_pipeline_trains_random_weights_to_calibrated_scores() {
     }
     assert!(!stages.path("models/domain/calibration.json").exists());
 
-    // What was fitted is what scoring applies, and the raw probabilities are still there.
+    // Scoring applies the fitted calibration and keeps the raw probabilities.
     let calibration = stages.json("models/task/calibration.json");
     let temperature = calibration["temperature"].as_f64().unwrap();
     let threshold = calibration["threshold"]["value"].as_f64().unwrap();
@@ -186,7 +186,7 @@ fn a_pipeline_trains_random_weights_to_calibrated_scores() {
     assert_eq!(evaluation["calibration"]["temperature"], temperature);
     assert_ne!(evaluation["uncalibrated"]["metrics"]["log_loss"], evaluation["metrics"]["log_loss"]);
 
-    // A second run learns nothing, and scores the same.
+    // A second run trains nothing and gives the same scores.
     let again = stages.report(&[]);
     for stage in ["pretrain", "finetune"] {
         assert!(again[stage]["training"].is_null(), "{again:#}");
@@ -267,7 +267,7 @@ fn a_model_is_recalibrated_without_training_again() {
     assert!(stages.report(&["--only", "finetune"])["finetune"]["training"].is_null());
 }
 
-/// The figures are those of `pipelines/quickstart/README.md`.
+/// The expected values are those of `pipelines/quickstart/README.md`.
 #[test]
 fn an_evaluation_measures_the_bundled_model() {
     let stages = Stages::evaluation();
@@ -363,7 +363,7 @@ fn unscorable_rows_are_counted_and_left_out() {
     let others: Vec<_> = slices.iter().map(|slice| slice["value"].as_str().unwrap()).collect();
     assert!(!others.contains(&"news") && !others.contains(&"numbers") && others.len() == 5, "{others:?}");
 
-    // The others are measured as if those rows were not there.
+    // The metrics of the other rows are the same as without those rows.
     let query = "WHERE category NOT IN ('news', 'numbers')";
     let without = Stages::evaluation().change("FROM pairs", &format!("FROM pairs {query}"));
     without.report(&[]);
@@ -488,12 +488,12 @@ fn an_encoder_is_imported() {
     assert!(problem.contains("nowhere"), "{problem}");
     assert!(!stages.path("models/other").exists());
 
-    // It is a base for training.
+    // The result is a base model for training.
     let stages = stages_on(&stages.path("models/distilbert"));
     assert_eq!(stages.report(&["--only", "finetune"])["finetune"]["promoted"], true);
 }
 
-/// The stages with another base, and with labels that are whole numbers.
+/// The stages with another base and with integer labels.
 fn stages_on(base: &std::path::Path) -> Stages {
     Stages::all().change("model = \"models/domain\"", &format!("model = {base:?}")).change(
         "SELECT id, sentence1, sentence2, label FROM pairs WHERE category <> 'news'",
@@ -504,7 +504,7 @@ fn stages_on(base: &std::path::Path) -> Stages {
 #[test]
 fn labels_and_their_weights_are_read_from_the_pipeline() {
     let base = golden("tiny-distilbert");
-    // Whole numbers are places of the labels that are named, and names where none is.
+    // Integers are indices of the configured labels, or label names if none are configured.
     let stages = stages_on(&base);
     assert_eq!(
         stages.report(&["--only", "finetune"])["finetune"]["training"]["labels"],

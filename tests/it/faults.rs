@@ -1,5 +1,4 @@
-//! The fault proxy itself: every fault is seen by a client as what it stands for, and requests without a fault go on
-//! unchanged.
+//! The fault proxy itself: a client sees every fault as intended, and requests without a fault pass unchanged.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +9,12 @@ use object_store::{Error, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutO
 use crate::proxy::{Fault, Kind, Proxy, Rule};
 use crate::seaweed::{Bucket, block_on, client_of, client_with_retries};
 
-/// Bytes that tell a truncated or a damaged body from a whole one.
+/// A body in which truncation or damage is detectable.
 fn bytes() -> Vec<u8> {
     (0..300_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
 }
 
-/// A bucket with an object in it, a proxy, and a client before the proxy that asks once.
+/// A bucket with one object, a proxy, and a client of the proxy that does not retry.
 fn setup(test: &str, bucket: &str) -> Option<(Bucket, Proxy, AmazonS3, Path)> {
     let bucket = Bucket::new(test, bucket)?;
     bucket.put("folder/object", bytes());
@@ -122,7 +121,7 @@ fn a_reset_precedes_the_write_and_a_dropped_response_follows_it() {
     assert!(put.is_err() && exists(&path), "{put:?}");
 }
 
-/// What makes commits hard: the one who wrote is told that somebody was quicker.
+/// The difficult case for commits: the writer is told that another writer was first.
 #[test]
 fn a_create_with_a_lost_response_may_have_succeeded() {
     let test = "a_create_with_a_lost_response_may_have_succeeded";
@@ -135,7 +134,7 @@ fn a_create_with_a_lost_response_may_have_succeeded() {
     assert!(matches!(created, Err(Error::AlreadyExists { .. })), "{created:?}");
     let found = block_on(async { bucket.client.get(&path).await.unwrap().bytes().await.unwrap() });
     assert_eq!(found, "mine".as_bytes());
-    // Where the connection broke, the client does not ask again, as it cannot know.
+    // After a broken connection the client does not retry, because the outcome is unknown.
     block_on(bucket.client.delete(&path)).unwrap();
     proxy.fail(Rule::new(Fault::DropAnswer).on(&[Kind::PutIf]).times(1));
     let created = create();
