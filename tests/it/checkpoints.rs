@@ -157,7 +157,7 @@ fn of_two_names_for_a_tensor_the_full_one_wins() {
         let variant = Variant::of(name);
         let other = (variant.tensors()[holds].clone() * -3.0).unwrap();
         let variant = variant.with_tensor(spare, other);
-        // File systems list a folder's files in varying order.
+        // The tensor names of a file are listed in a different order each time.
         for _ in 0..12 {
             assert_eq!(logits(&variant.load().unwrap()), golden_logits(name), "{spare}");
         }

@@ -1,4 +1,4 @@
-//! Models of a hub: fetched once, checked, shared with `huggingface_hub`, and used everywhere that a model is named.
+//! Models of a hub: downloaded once, verified, shared with `huggingface_hub`, and accepted wherever a model is named.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -14,14 +14,14 @@ use crate::venv;
 pub const REPOSITORY: &str = "org/tiny";
 pub const URI: &str = "hf://org/tiny";
 
-/// A hub and a cache of its own.
+/// A hub and a separate cache.
 pub struct Setup {
     pub server: HubServer,
     pub home: tempfile::TempDir,
 }
 
 impl Setup {
-    /// With the tiny DistilBERT and files that nobody needs.
+    /// A hub with the tiny DistilBERT and some unneeded files.
     pub fn new() -> (Self, String) {
         let setup = Self { server: HubServer::start(), home: tempfile::tempdir().unwrap() };
         let others: [(&str, &[u8]); 4] = [
@@ -34,7 +34,7 @@ impl Setup {
         (setup, commit)
     }
 
-    /// `couplet ARGUMENTS` with this hub and cache, and nothing else of the caller's.
+    /// The command `couplet ARGUMENTS` with this hub and cache, without the caller's environment.
     pub fn couplet(&self, arguments: &[&str]) -> Command {
         let mut command = couplet();
         for name in [
@@ -61,7 +61,7 @@ impl Setup {
         self.home.path().join("hub/models--org--tiny")
     }
 
-    /// What a failure says, without what changes from test to test.
+    /// The message of a failed command without the parts that differ between tests.
     pub fn problem(&self, command: &mut Command, code: i32) -> String {
         let message = stderr_of(command, code);
         assert!(!message.contains(TOKEN), "the token is in {message}");
@@ -111,7 +111,7 @@ fn a_model_is_downloaded_once_and_scores_like_its_folder() {
             .any(|entry| { entry.unwrap().file_name().to_string_lossy().ends_with(".incomplete") })
     );
 
-    // A branch may have moved, and is asked for; a commit may not, and offline nothing is asked.
+    // A branch may have moved and is requested; a commit cannot, and offline nothing is requested.
     assert_eq!(json(&mut setup.predict(URI)), expected);
     let asked = setup.server.take_log();
     assert_eq!(asked.len(), 1, "{asked:?}");
@@ -138,7 +138,7 @@ fn revisions_and_folders_are_found() {
         assert_eq!(json(&mut setup.predict(&format!("{URI}{revision}/models/bert"))), expected, "{revision}");
     }
     assert_eq!(std::fs::read_to_string(setup.repository().join("refs/feature/bin")).unwrap(), second);
-    // The tag is still what it was.
+    // The tag is unchanged.
     let card = json(&mut setup.couplet(&["model", "show", "--json", &format!("{URI}@v1.0")]));
     assert_eq!((card["revision"].as_str(), card["licence"].as_str()), (Some(&*first), Some("mit")));
     insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 2), @r"error: model hf://org/tiny: the repository has no files at commit COMMIT; there is a model in its folder models/bert: hf://org/tiny/models/bert");
@@ -263,7 +263,7 @@ fn errors_say_how_to_fix_them() {
     insta::assert_snapshot!(commit("org/lora", &["tokenizer.json"], &[("adapter_config.json", b"{}")]), @r"error: model hf://org/lora: it is an adapter (PEFT), not a model: merge it into its base with `merge_and_unload()` and `save_pretrained` the result");
     setup.server.fail("/api/models/org/tiny", 503, 9);
     insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 1), @r"error: model hf://org/tiny: HUB failed, also when asked again (status 503: injected)");
-    // Nobody listens on this port.
+    // Nothing listens on this port.
     let gone = setup.predict(URI).env("HF_ENDPOINT", "http://127.0.0.1:9").output().unwrap();
     let message = String::from_utf8(gone.stderr).unwrap();
     assert!(
@@ -360,7 +360,7 @@ fn tables_sinks_and_stores_cannot_be_on_a_hub() {
     assert!(problem.contains("only models are read from a hub"), "{problem}");
 }
 
-/// What `huggingface_hub` does with the cache, both ways.
+/// Checks that `huggingface_hub` and couplet share the cache, in both directions.
 const PYTHON: &str = r#"
 import os, sys
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, scan_cache_dir, try_to_load_from_cache

@@ -1,4 +1,4 @@
-//! Hubs that are slow, that give something else than was asked for, or that would learn what is not theirs.
+//! Hubs that are slow, that send something other than requested, or that must not learn a token.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use crate::hub::{REPOSITORY, Setup, URI, json, of_folder};
 use crate::hub_server::{Access, Ranges, TOKEN, sha256};
 use crate::support::{golden, skip, write};
 
-/// Where the list has no hashes, files are asked about one by one, and large ones are redirected to another host.
+/// If the list has no hashes, files are requested one by one, and large ones are redirected to another host.
 #[test]
 fn a_token_is_not_sent_to_the_host_of_a_redirect() {
     for access in [Access::Everybody, Access::Gated] {
@@ -19,7 +19,7 @@ fn a_token_is_not_sent_to_the_host_of_a_redirect() {
         for asked in log.iter().filter(|asked| asked.path.starts_with("/cdn/")) {
             assert!(!asked.authorized, "{asked:?}");
         }
-        // Where the redirect itself is refused without a token, nobody but the other host could name the content.
+        // If the redirect itself is refused without a token, only the other host could name the content.
         assert_eq!(output.status.success(), access == Access::Everybody);
         if access == Access::Gated {
             let said = String::from_utf8(output.stderr).unwrap();
@@ -69,7 +69,7 @@ fn a_connection_that_breaks_in_the_headers_is_retried() {
     assert_eq!(json(&mut setup.predict(URI)), of_folder(&golden("tiny-distilbert")));
 }
 
-/// What goes on with an earlier attempt is the rest of that, or all of the file; nothing else gets into it.
+/// An earlier attempt is continued with the rest of the file or replaced by all of it; nothing else gets into the file.
 #[test]
 fn a_wrong_byte_range_is_not_used() {
     let weights = std::fs::read(golden("tiny-distilbert/model.safetensors")).unwrap();
@@ -81,12 +81,12 @@ fn a_wrong_byte_range_is_not_used() {
         assert_eq!(json(&mut setup.predict(URI)), of_folder(&golden("tiny-distilbert")), "{ranges:?}");
         let log = setup.server.take_log();
         let from: Vec<_> = log.iter().filter(|asked| asked.path.starts_with("/cdn/")).map(|asked| asked.from).collect();
-        // A server that gives all of it has given it.
+        // The server has sent the whole file.
         let expected: &[_] = if ranges == Ranges::Ignored { &[Some(5000)] } else { &[Some(5000), None] };
         assert_eq!(from, expected, "{ranges:?}");
         assert!(!unfinished.exists());
     }
-    // Each time it begins anew and breaks at the same place: that is not tried without end.
+    // Each attempt starts again and breaks at the same place; the number of attempts is limited.
     let (setup, _) = Setup::new();
     setup.server.set_ranges(Ranges::Refused);
     setup.server.cut("model.safetensors", 1000, 20);
@@ -95,7 +95,7 @@ fn a_wrong_byte_range_is_not_used() {
     assert!(setup.server.take_log().len() < 30);
 }
 
-/// The disk is a tmpfs in a mount namespace of its own, as in `disk_full`.
+/// The disk is a tmpfs in a mount namespace, as in `disk_full`.
 #[test]
 fn a_full_disk_keeps_the_partial_download() {
     let (setup, _) = Setup::new();
@@ -120,7 +120,7 @@ fn a_full_disk_keeps_the_partial_download() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     let place = format!("downloading model.safetensors to {}/hub: No space left", home.display());
     assert!(said.contains(&place) && said.contains("HF_HOME or HF_HUB_CACHE name another place"), "{said}");
-    // With room, it goes on from there.
+    // With enough space, the download resumes.
     setup.server.take_log();
     let after = setup.home.path().join("small.after");
     assert_eq!(json(setup.predict(URI).env("HF_HOME", after)), of_folder(&golden("tiny-distilbert")));

@@ -1,4 +1,4 @@
-//! `couplet init`: what it writes runs as it is, what it guesses is right, and it overwrites nothing.
+//! `couplet init`: the pipeline that it writes runs unchanged, its guesses are right, and it overwrites nothing.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ fn run(folder: &Path) -> Value {
     serde_json::from_str(&stdout_of(at(folder, &["run", "pipeline.toml"]).arg("--json"))).unwrap()
 }
 
-/// `couplet init --from` with a tiny model, run; returns what it said and the report.
+/// Runs `couplet init --from` with a tiny model, then the pipeline. Returns the output of init and the report.
 fn from(folder: &Path, arguments: &[&str]) -> (String, Value) {
     let model = golden("tiny-distilbert");
     let mut command = at(folder, &["init", "--from"]);
@@ -205,7 +205,7 @@ fn names_and_paths_with_any_characters_are_quoted() {
     let rows = rows_of(&folder.path().join("job/out/predictions.parquet"));
     let row = rows[3].as_object().unwrap();
     assert!(row.values().any(|value| *value == 9) && row.values().any(|value| *value == "no"), "{row:?}");
-    // What is a comment until somebody takes its marks away is right then too.
+    // Sections that are commented out are valid once their marks are removed.
     let (_, commented) = toml.split_once("# [finetune]").unwrap();
     let uncommented =
         commented.lines().map(|line| line.strip_prefix("# ").unwrap_or(line)).collect::<Vec<_>>().join("\n");
@@ -237,7 +237,8 @@ fn non_text_columns_are_cast_and_formats_are_detected() {
     let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
     assert!(toml.contains("CAST(postcode AS VARCHAR) AS postcode"), "{toml}");
 
-    // Parquet under another name; couplet's own output, whose columns are no texts and labels of anybody.
+    // A Parquet file with an unusual extension, and couplet's own output, whose columns are not taken for texts or
+    // labels.
     let folder = tempfile::tempdir().unwrap();
     std::fs::copy(quickstart_pairs(), folder.path().join("pairs.blob")).unwrap();
     let (_, report) = from(folder.path(), &["pairs.blob"]);
@@ -307,7 +308,7 @@ fn a_comma_in_a_name_hides_no_other_delimiter() {
     let (said, report) = from(folder.path(), &["reviews.csv"]);
     assert!(said.contains("40 rows, 3 columns") && said.contains("text   `text, as it was`"), "{said}");
     assert_eq!(report["rows"]["scored"], 40);
-    // A semicolon in a name is no delimiter where commas are.
+    // A semicolon in a name is not the delimiter if commas are.
     let rows: String = (0..40).map(|row| format!("{row},\"It is good, {row} times\"\n")).collect();
     write(&folder.path().join("commas.csv"), format!("id,text;note\n{rows}"));
     let mut init = at(folder.path(), &["init", "--from", "commas.csv", "commas", "--model"]);

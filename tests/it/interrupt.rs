@@ -1,4 +1,4 @@
-//! A run that is stopped or killed: the output is as it was, and nothing that it leaves stays for long.
+//! A run that is stopped or killed: the output is unchanged, and the next run removes what it left.
 
 #![cfg(unix)]
 
@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 use crate::nights::score_files;
 use crate::support::{Job, quickstart_model, rows_of, write};
 
-/// How long a run may go on after it was asked to stop: a fraction of what it would take.
+/// The longest time from the signal to the end of a run: a fraction of the run's full duration.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A run that takes minutes, caught while it writes.
+/// A run that takes minutes, interrupted while it writes.
 struct LongRun {
     job: Job,
     child: Child,
 }
 
 impl LongRun {
-    /// Starts a run and waits until some of its scores are remembered.
+    /// Starts a run and waits until some of its scores are cached.
     fn start(job: Job) -> Self {
         let mut pairs = String::from("id,a,b\n");
         for id in 0..20_000 {
@@ -50,7 +50,7 @@ impl LongRun {
         run
     }
 
-    /// Sends a signal; returns how the run ended, and how long it took.
+    /// Sends a signal. Returns the exit status and the time until the end.
     fn end(self, signal: &str) -> (Job, Output, Duration) {
         let began = Instant::now();
         let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
@@ -60,7 +60,7 @@ impl LongRun {
     }
 }
 
-/// A message with the number of rows that were scored by then replaced.
+/// Replaces the number of scored rows in a message.
 fn without_progress(message: &str) -> String {
     let (start, rest) = message.split_once("after scoring ").unwrap();
     let (_, end) = rest.split_once(" of ").unwrap();
@@ -76,7 +76,7 @@ fn stops_on(signal: &str, job: Job) -> (Job, String) {
     (job, without_progress(&message))
 }
 
-/// The next night, on fewer rows: what was scored is not scored again, and nothing is left of the run before.
+/// The next run, on fewer rows: scored texts are not scored again, and no files of the previous run are left.
 fn goes_on(job: &Job) {
     let pairs = std::fs::read_to_string(job.path("pairs.csv")).unwrap();
     let some: Vec<&str> = pairs.lines().take(101).collect();
@@ -116,7 +116,7 @@ fn a_killed_run_leaves_no_readable_table_and_the_next_cleans_up() {
 
     let count = "SELECT count(*) FROM predictions";
     let message = job.error_of(&mut job.couplet(&["query", "--pipeline", "pipeline.toml", count]), 2);
-    // Behind a line that says what was cleaned up.
+    // After a line about the cleanup.
     let message = message.lines().last().unwrap();
     insta::assert_snapshot!(message, @"error: SQL: there is no table `predictions`: run the pipeline first, or name a result with --table predictions=URI (tables: pairs)");
     goes_on(&job);

@@ -1,4 +1,4 @@
-//! Label columns: what is learned from them, what is refused and how that is said.
+//! Label columns: the labels learned from them, the values that are refused, and the messages.
 
 use couplet::model::Problem;
 use couplet::train::labels::{GoldLabel, LabelError, Labels, Targets};
@@ -20,7 +20,7 @@ fn names(values: &[&str]) -> Vec<String> {
     values.iter().map(|value| (*value).to_owned()).collect()
 }
 
-/// Learns the mapping from rows and maps them.
+/// Learns the mapping from rows and applies it to them.
 fn learn(task: Task, rows: &[GoldLabel]) -> Result<(Labels, Targets), LabelError> {
     let labels = Labels::learn(task, rows)?;
     let targets = labels.targets(rows)?;
@@ -58,7 +58,7 @@ fn a_glue_task_defines_its_labels_and_their_numbers() {
     let (labels, targets) = learn(Task::Mrpc, &rows).unwrap();
     assert_eq!(labels.names(), ["not_equivalent", "equivalent"]);
     assert_eq!(targets, Targets::Classes(vec![1, 0, 1, 0, 1, 0]));
-    // RTE and WNLI count the other way round.
+    // RTE and WNLI use the opposite numbering.
     assert_eq!(Labels::learn(Task::Rte, &[]).unwrap().names()[0], "entailment");
     assert_eq!(Labels::learn(Task::Wnli, &[]).unwrap().names()[1], "entailment");
 }
@@ -68,13 +68,13 @@ fn glue_numbers_map_to_labels_in_any_order_of_names() {
     let places = |task, given: &[&str], rows: &[i64]| {
         Labels::given(task, names(given)).unwrap().targets(&integers(rows)).map_err(|e| e.to_string())
     };
-    // As GLUE's MRPC has them, and the other way round.
+    // The order of GLUE's MRPC, and the opposite one.
     assert_eq!(places(Task::Mrpc, &["not_equivalent", "equivalent"], &[0, 1]), Ok(Targets::Classes(vec![0, 1])));
     assert_eq!(places(Task::Mrpc, &["Equivalent", "NOT-equivalent"], &[0, 1]), Ok(Targets::Classes(vec![1, 0])));
     // Many checkpoints for MNLI have their labels in this order.
     let reversed = ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"];
     assert_eq!(places(Task::Mnli, &reversed, &[0, 1, 2]), Ok(Targets::Classes(vec![2, 1, 0])));
-    // Names of one's own say nothing of an order.
+    // Custom names do not imply an order.
     assert_eq!(places(Task::Mrpc, &["LABEL_0", "LABEL_1"], &[0, 1]), Ok(Targets::Classes(vec![0, 1])));
     insta::assert_snapshot!(places(Task::Mrpc, &["equivalent", "different"], &[1]).unwrap_err(), @r#"row 1: label 1 is not clear; known labels: "equivalent", "different"; GLUE's mrpc has the labels "not_equivalent", "equivalent", which are not those of the model: name the labels in the query, for example with CASE"#);
     insta::assert_snapshot!(places(Task::Rte, &reversed, &[1]).unwrap_err(), @r#"row 1: label 1 is not clear; known labels: "CONTRADICTION", "NEUTRAL", "ENTAILMENT"; GLUE's rte has the labels "entailment", "not_entailment", which are not those of the model: name the labels in the query, for example with CASE"#);
@@ -86,14 +86,14 @@ fn the_positive_label_is_label_1_of_glue() {
     let positive = |task, given: &[&str]| Labels::given(task, names(given)).unwrap().positive();
     assert_eq!(positive(Task::Mrpc, &["not_equivalent", "equivalent"]), Some(1));
     assert_eq!(positive(Task::Mrpc, &["Equivalent", "NOT-equivalent"]), Some(0));
-    // RTE's 1 is what does not follow, WNLI's what follows.
+    // Label 1 is not_entailment in RTE and entailment in WNLI.
     assert_eq!(positive(Task::Rte, &["entailment", "not_entailment"]), Some(1));
     assert_eq!(positive(Task::Wnli, &["entailment", "not_entailment"]), Some(0));
-    // One name is enough, and numbers are GLUE's.
+    // One known name is enough, and numbers follow GLUE.
     assert_eq!(positive(Task::Mrpc, &["equivalent", "different"]), Some(0));
     assert_eq!(positive(Task::Mrpc, &["same", "not_equivalent"]), Some(0));
     assert_eq!(positive(Task::Sst2, &["1", "0"]), Some(0));
-    // Names of one's own, and labels of no data set, are in the model's order.
+    // Custom names, and labels of no data set, keep the model's order.
     assert_eq!(positive(Task::Mrpc, &["LABEL_0", "LABEL_1"]), Some(1));
     assert_eq!(positive(Task::Classification, &["equivalent", "not_equivalent"]), Some(1));
     assert_eq!(positive(Task::Mnli, &["entailment", "neutral", "contradiction"]), None);

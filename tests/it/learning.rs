@@ -1,11 +1,11 @@
-//! `couplet run` with stages that train: what they leave, what comes after them, and what stops them.
+//! `couplet run` with training stages: the files that they write, the stages after them, and the errors that stop them.
 
 use couplet::train::sampling::HoldOut;
 use serde_json::Value;
 
 use crate::support::{couplet, golden, quickstart_pairs, rows_of, stderr_of, stdout_of, write};
 
-/// A pipeline that pretrains, fine-tunes and scores, in a folder of its own.
+/// A pipeline that pretrains, fine-tunes and scores, in a temporary folder.
 struct Learning(tempfile::TempDir);
 
 impl Learning {
@@ -95,7 +95,7 @@ window = 8
         command
     }
 
-    /// Why it cannot be run, which its plan must say too.
+    /// The error of a run, which the plan must report too.
     fn refusal(&self) -> String {
         let planned = stderr_of(&mut self.command("plan", &[]), 2);
         let said = stderr_of(&mut self.couplet(&[]), 2);
@@ -103,7 +103,7 @@ window = 8
         said
     }
 
-    /// What `training.json` of the model says.
+    /// Reads `training.json` of the model.
     fn training(&self) -> Value {
         serde_json::from_slice(&std::fs::read(self.0.path().join("model/training.json")).unwrap()).unwrap()
     }
@@ -173,7 +173,7 @@ fn unusable_training_data_is_refused() {
     }
 }
 
-/// Forty rows with the numbers 1 to 40 for ids, texts that differ, and two labels.
+/// Forty rows with the ids 1 to 40, distinct texts and two labels.
 fn forty(row: impl Fn(usize) -> (String, String, String)) -> impl Iterator<Item = (String, String, String)> {
     (1..=40).map(row)
 }
@@ -256,7 +256,7 @@ fn texts_on_both_sides_of_the_split_give_a_warning() {
         serde_json::from_slice(&std::fs::read(job.0.path().join("model/training.json")).unwrap()).unwrap();
     assert_eq!(training["rows"]["validation_in_training"], shared);
 
-    // A share that goes by the texts has equal ones on one side.
+    // A split by text puts equal texts on one side.
     let job = Learning::on_rows(forty(repeated), "validation = 0.5");
     let plan: Value = serde_json::from_str(&stdout_of(&mut job.command("plan", &["--json"]))).unwrap();
     assert_eq!(plan["finetune"]["held_out_in_training"], 0);
@@ -282,7 +282,7 @@ fn labels_without_held_out_rows_give_a_warning() {
 #[test]
 fn a_temperature_at_its_bound_gives_a_warning() {
     let row = |n: usize| (n.to_string(), format!("text {n}"), (n % 2).to_string());
-    // One row is right or wrong, and no temperature is the best for it.
+    // One row is right or wrong, so no temperature is the best.
     let validation = "validation = \"SELECT id, text, label FROM gold WHERE id = 1\"\ncalibrate = true";
     let job = Learning::on_rows(forty(row), validation);
     let said = stderr_of(&mut job.couplet(&["-q"]), 0);

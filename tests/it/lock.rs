@@ -1,4 +1,4 @@
-//! One run at a time: whoever holds the lock holds it alone, and learns it when that ends.
+//! The run lock: only one run holds it, and a holder learns when it has lost it.
 
 use std::path::Path as FilePath;
 use std::process::{Child, Command, Stdio};
@@ -13,7 +13,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::faulty::{Fault, Faulty};
 
-/// Short, so that tests are; long against the pauses of a machine that has other work.
+/// Short, to keep tests fast; long compared with the pauses of a busy machine.
 const LEASE: Duration = Duration::from_secs(2);
 
 fn claim(run: &str, wait: Option<Duration>) -> Claim {
@@ -29,7 +29,7 @@ fn objects(store: &(impl ObjectStore + Clone)) -> Place {
     }
 }
 
-/// A store in memory that the test can break.
+/// An in-memory store with scripted faults.
 fn faulty() -> Faulty {
     Faulty::new(Arc::new(InMemory::new()))
 }
@@ -47,7 +47,7 @@ async fn content(store: &dyn ObjectStore) -> serde_json::Value {
     serde_json::from_slice(&bytes).unwrap()
 }
 
-/// Makes the lock look as if it were held by a run on another computer, of which nothing is known but what it writes.
+/// Makes the lock look as if it were held by a run on another computer, of which only its writes are visible.
 async fn held_elsewhere(store: &dyn ObjectStore) {
     let mut json = content(store).await;
     json["state"] = "held".into();
@@ -57,7 +57,7 @@ async fn held_elsewhere(store: &dyn ObjectStore) {
     store.put(&path, serde_json::to_vec(&json).unwrap().into()).await.unwrap();
 }
 
-/// Runs as a child of tests that kill it.
+/// Runs as a child process of tests that kill it.
 #[test]
 #[ignore = "it is the child of other tests"]
 fn child_that_holds_the_lock() {
@@ -107,7 +107,7 @@ async fn a_folder_lock_lasts_until_its_run_is_killed() {
     holder.wait().unwrap();
     let second = take(&place, "second").await;
     assert_eq!(left(&second), ["killed"]);
-    // Nobody has taken note yet when the next one is killed.
+    // Nobody has recorded the first death when the next holder is killed.
     drop(second);
     let mut third = take(&place, "third").await;
     assert_eq!(left(&third), ["killed", "second"]);
@@ -245,7 +245,7 @@ async fn a_holder_whose_process_has_ended_is_replaced_at_once() {
     let mut json = content(&store).await;
     json["state"] = "held".into();
     json["lease_seconds"] = 3600.into();
-    // An id that is in use, by a process that began at another time.
+    // A pid that is in use by a process with another start time.
     json["holder"]["process"]["started"] = 1.into();
     store.put(&Path::from("a/store/lock.json"), serde_json::to_vec(&json).unwrap().into()).await.unwrap();
     let began = Instant::now();
@@ -259,7 +259,7 @@ async fn an_unreadable_lock_is_held_for_the_default_lease() {
     store.put(&Path::from("a/store/lock.json"), "gibberish".into()).await.unwrap();
     let (place, claim) = (objects(&store), claim("first", None));
     let waiting = acquire(&place, &claim);
-    // It names no lease, so the default one counts, which is longer than this test is.
+    // It names no lease, so the default one applies, which is longer than this test.
     assert!(tokio::time::timeout(LEASE, waiting).await.is_err());
 }
 
@@ -270,7 +270,7 @@ async fn a_holder_recognizes_its_writes_after_lost_responses() {
         let place = objects(&store);
         store.script(&[Some(fault)]);
         let first = take(&place, "first").await;
-        // Renewals, a request for one, a note and the release.
+        // Renewals, a takeover request, a note and the release.
         store.script(&[Some(fault), None, Some(fault), Some(fault), None, Some(fault)]);
         tokio::time::sleep(LEASE).await;
         for _ in 0..3 {
@@ -282,7 +282,7 @@ async fn a_holder_recognizes_its_writes_after_lost_responses() {
         first.release().await.unwrap();
         assert_eq!(content(&store).await["state"], "released");
 
-        // Also when it takes over.
+        // Also on takeover.
         held_elsewhere(&store).await;
         let second = tokio::spawn({
             let place = place.clone();
@@ -302,7 +302,7 @@ async fn an_unresponsive_server_loses_the_lock_when_the_lease_ends() {
     let store = faulty();
     let held = take(&objects(&store), "first").await;
     store.script(&[Some(Fault::Stalls), None]);
-    // One renewal stalls, the next sees that it had taken place.
+    // One renewal stalls; the next one sees that it was written.
     tokio::time::sleep(LEASE * 2).await;
     held.check().unwrap();
     store.script(&[Some(Fault::Stalls); 20]);
@@ -316,14 +316,14 @@ async fn a_holder_that_cannot_renew_knows_before_a_takeover() {
     let store = faulty();
     let first = take(&objects(&store), "first").await;
     store.down.store(true, Ordering::Relaxed);
-    // It can be asked before the background task has noticed; others wait a quarter longer.
+    // The check detects it before the background task does; others wait a quarter longer.
     tokio::time::sleep(LEASE).await;
     assert!(matches!(first.check(), Err(LockError::Lost { .. })));
     let lost = first.lost().await;
     let message = lost.to_string();
     assert!(message.starts_with("the lock on s3://bucket/a/store is lost: it could not be renewed for "), "{message}");
     assert!(matches!(first.check(), Err(LockError::Lost { .. })));
-    // For good, even if the server can be reached again.
+    // The loss is permanent, even if the server becomes reachable again.
     store.down.store(false, Ordering::Relaxed);
     assert!(matches!(first.confirm().await, Err(LockError::Lost { .. })));
     assert!(matches!(first.release().await, Err(LockError::Lost { .. })));
@@ -344,16 +344,16 @@ async fn a_short_outage_does_not_lose_the_lock() {
     first.release().await.unwrap();
 }
 
-/// One thread for all: the sleep stops the renewals too, as a stopped process or computer would.
+/// Single-threaded, so that the sleep also stops the renewals, as in a stopped process or computer.
 #[tokio::test]
 async fn a_stopped_holder_notices_that_it_was_replaced() {
     let store = InMemory::new();
     let place = objects(&store);
     let first = take(&place, "first").await;
     std::thread::sleep(LEASE * 2);
-    // It does not know yet whether somebody took over, and must not write.
+    // It does not know whether another run has taken over, and must not write.
     assert!(matches!(first.check(), Err(LockError::Lost { .. })));
-    // Nobody did: the server says so.
+    // No other run did, as the server confirms.
     first.confirm().await.unwrap();
     first.check().unwrap();
 
@@ -361,7 +361,7 @@ async fn a_stopped_holder_notices_that_it_was_replaced() {
     let lost = first.lost().await.to_string();
     assert!(lost.contains("another run took it: pipeline `nightly`, run elsewhere"), "{lost}");
     assert!(matches!(first.confirm().await, Err(LockError::Lost { .. })));
-    // Its late release does not touch the lock of the other.
+    // Its late release does not touch the other run's lock.
     assert!(first.release().await.is_err());
     assert_eq!(content(&store).await["holder"]["run_id"], "elsewhere");
     assert_eq!(content(&store).await["state"], "held");
@@ -383,12 +383,12 @@ async fn a_probe_costs_four_requests_and_leaves_nothing() {
     let log = store.log.lock().unwrap().clone();
     assert_eq!(log.len(), 4, "{log:?}");
     assert_eq!(log[3], "delete a/store/.couplet-probe", "{log:?}");
-    // A repeated first write is its own.
+    // A repeated first write is recognized as the own one.
     store.script(&[Some(Fault::Repeated)]);
     probe_and_delete(&objects(&store), ".couplet-probe").await.unwrap();
     assert!(store.list_with_delimiter(None).await.unwrap().objects.is_empty());
 
-    // One that is there stays, whatever is tried on it.
+    // An existing object stays, whatever is tried on it.
     let folder = tempfile::tempdir().unwrap();
     for _ in 0..2 {
         probe(&Place::Folder(folder.path().join("new")), "marker", b"store").await.unwrap();
@@ -407,7 +407,7 @@ async fn a_server_that_ignores_conditions_is_refused() {
         "s3://bucket/a/store cannot hold a store or a table safely: it ignores If-None-Match, so that two writers overwrite each other without noticing; use a server that keeps it, or a local folder"
     );
     assert!(store.list_with_delimiter(None).await.unwrap().objects.is_empty());
-    // A local folder that is taken for a server cannot update.
+    // A local folder used as an object store cannot do conditional updates.
     let folder = tempfile::tempdir().unwrap();
     let local = object_store::local::LocalFileSystem::new_with_prefix(folder.path()).unwrap();
     let place = Place::Objects {

@@ -1,4 +1,4 @@
-//! The integration tests: one binary, a module an area.
+//! The integration tests: one binary, with one module per area.
 
 #![allow(
     clippy::disallowed_methods,

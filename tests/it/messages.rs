@@ -1,4 +1,4 @@
-//! How much is said on stderr, and in which form.
+//! The amount and the format of messages on stderr.
 
 use serde_json::Value;
 
@@ -28,7 +28,7 @@ fn quiet_prints_nothing_and_verbose_prints_more() {
     assert!(verbose.contains("DEBUG"), "{verbose}");
     let more = said(&job, &["-vvv"]).1;
     assert!(more.len() > verbose.len() && more.contains("datafusion"), "{more}");
-    // It stands before the command as well as behind it.
+    // The option is accepted before and after the command.
     assert_eq!(stdout_of(&mut job.couplet(&["-q", "run", "pipeline.toml"])), "");
     let wrong = stderr_of(job.run().args(["-q", "-v"]), 2);
     assert!(wrong.contains("cannot be used with"), "{wrong}");
@@ -54,7 +54,7 @@ fn json_logs_have_one_document_per_line_and_include_errors() {
         assert!(line["timestamp"].is_string() && line["level"].is_string(), "{line}");
         assert!(line["fields"]["message"].is_string(), "{line}");
     }
-    // Which stage said it.
+    // The stage that logged the message.
     assert!(lines.iter().any(|line| line["span"]["name"].is_string()), "{stderr}");
 
     let job = job.change("\"id\"", "\"key\"");
@@ -80,7 +80,7 @@ fn argument_errors_use_the_requested_log_format() {
         assert!(message.starts_with("unexpected argument '--nope' found"), "{message}");
     }
     assert!(stderr_of(job.run().arg("--nope"), 2).starts_with("error: unexpected argument '--nope' found"));
-    // Help is no mistake.
+    // A request for help is not an error.
     assert!(stdout_of(job.run().args(["--log-format", "json", "--help"])).starts_with("Run a pipeline"));
 }
 
@@ -96,7 +96,7 @@ fn output_to_a_file_has_no_colors() {
 
 #[test]
 fn library_errors_have_no_backtrace() {
-    // candle's interpreter meets an instruction that there is none of, and keeps the stack where RUST_BACKTRACE is set.
+    // candle's pickle interpreter meets an unknown opcode, and captures a backtrace if RUST_BACKTRACE is set.
     let pickle = archive(&[("archive/data.pkl".into(), b"\x80\x02\xff.".into())]);
     let model = Variant::of("tiny-bert-bin").with(ARCHIVE, pickle);
     for arguments in [&["model", "show"][..], &["predict", "a", "b", "--model"]] {

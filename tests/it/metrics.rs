@@ -1,4 +1,5 @@
-//! Equal to scikit-learn and SciPy to 1e-6: metrics, calibration, thresholds, weights; intervals to their own error.
+//! Metrics, calibration, thresholds and class weights equal scikit-learn and SciPy to 1e-6; intervals to their own
+//! error.
 
 use std::sync::LazyLock;
 
@@ -16,7 +17,7 @@ use serde_json::Value;
 
 use crate::support::golden;
 
-/// The largest difference that counts as equal.
+/// The largest accepted difference.
 const TOLERANCE: f64 = 1e-6;
 
 static GOLDENS: LazyLock<Value> =
@@ -44,7 +45,7 @@ fn singles(value: &Value) -> Vec<f32> {
     numbers(value).into_iter().map(|number| number as f32).collect()
 }
 
-/// Compares a metric with a golden value, null for one that is not defined; large values by their relative difference.
+/// Compares a metric with a golden value (null if undefined); large values by their relative difference.
 fn check(case: &Value, name: &str, value: Option<f64>) {
     let expected = case.get(name).unwrap_or_else(|| panic!("no golden {name} in {}", case["name"])).as_f64();
     let equal = match (value, expected) {
@@ -160,7 +161,7 @@ fn a_threshold_reaches_the_best_possible_value() {
             let fitted = fitted.unwrap();
             assert!((fitted.reached - best).abs() < TOLERANCE, "{}, {objective}: {fitted:?} {best}", case["name"]);
             assert!(fitted.from <= fitted.value && fitted.value <= fitted.to);
-            // What is predicted from the threshold on is as good as it says.
+            // Predictions with the threshold reach the reported value.
             let gold: Vec<u32> = positive.iter().map(|positive| u32::from(*positive)).collect();
             let predicted: Vec<u32> = scores.iter().map(|score| u32::from(f64::from(*score) >= fitted.value)).collect();
             let confusion = Confusion::new(2, &gold, &predicted).unwrap();
@@ -196,20 +197,20 @@ fn a_threshold_is_the_middle_of_the_widest_interval() {
         let (scores, positive): (Vec<f32>, Vec<bool>) = rows.iter().copied().unzip();
         Threshold::fit(objective, &scores, &positive).unwrap()
     };
-    // Accuracy 5/6 above 0.2 up to 0.4, and above 0.45 up to 0.7, which is wider.
+    // Accuracy is 5/6 above 0.2 up to 0.4, and above 0.45 up to 0.7, which is wider.
     let fitted = fit(&rows, Objective::Accuracy);
     assert!((fitted.value - 0.575).abs() < 1e-6 && (fitted.reached - 5.0 / 6.0).abs() < 1e-12, "{fitted:?}");
     let mut turned = rows;
     turned.reverse();
     assert_eq!(fit(&turned, Objective::Accuracy), fitted);
-    // F1 is best with all three and one false alarm.
+    // F1 is best with all three positives and one false positive.
     assert!((fit(&rows, Objective::F1).value - 0.3).abs() < 1e-6);
     // Every threshold above 0.45 has precision 1; the lowest finds two of three.
     let fitted = fit(&rows, Objective::Precision(0.9));
     assert!((fitted.value - 0.575).abs() < 1e-6 && (fitted.reached - 2.0 / 3.0).abs() < 1e-12, "{fitted:?}");
 }
 
-/// The probabilities are of the second label in both cases; turned, its rows and theirs have changed places.
+/// Probabilities are always of the second label; for the first label, the rows and the probabilities are swapped.
 #[test]
 fn a_threshold_may_be_for_the_first_label() {
     let rows = [(0.1_f32, false), (0.2, false), (0.4, true), (0.45, false), (0.7, true), (0.9, true)];
@@ -281,7 +282,7 @@ fn confidence_intervals_match_scipy_within_their_error() {
         let (interval, value) = (interval.unwrap(), measured.get(metric).unwrap());
         assert!(interval.low < value && value < interval.high && interval.defined == 20_000);
         let Some(expected) = case.get(metric.name()).map(numbers) else { continue };
-        // An end of 20,000 resamples is uncertain by about a hundredth of the interval.
+        // An end of an interval from 20,000 resamples is uncertain by about a hundredth of the interval.
         let width = expected[1] - expected[0];
         let error = (interval.low - expected[0]).abs().max((interval.high - expected[1]).abs());
         assert!(error < 0.03 * width, "{metric}: {interval:?} {expected:?}");
@@ -302,7 +303,7 @@ fn every_kind_of_metric_has_an_interval() {
     assert_eq!(intervals.len(), 11);
     for (metric, interval) in intervals {
         let (interval, value) = (interval.unwrap(), measured.get(metric).unwrap());
-        // Resampling adds to the calibration error: its interval lies above it.
+        // Resampling increases the calibration error: its interval lies above the point estimate.
         assert!(interval.low < interval.high && value < interval.high, "{metric}: {value} {interval:?}");
         assert!(metric == Metric::CalibrationError || interval.low < value, "{metric}: {value} {interval:?}");
     }

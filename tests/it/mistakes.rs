@@ -1,4 +1,4 @@
-//! `couplet run` on pipelines that do not suit their data: exit code 2, a message that says what to write instead, and
+//! `couplet run` on pipelines that do not fit their data: exit code 2, a message that says what to write instead, and
 //! no output.
 
 use serde_json::Value;
@@ -7,7 +7,7 @@ use crate::support::{Job, stdout_of, write};
 
 const PAIRS: &str = "id,a,b,n,score\n1,x,y,3,0.5\n2,p,q,4,0.5\n";
 
-/// What the run says, after checking that it wrote nothing.
+/// The message of the run, after a check that it wrote nothing.
 fn refusal(job: &Job) -> String {
     let message = job.error(2);
     assert!(job.output_files().is_empty());
@@ -95,7 +95,7 @@ fn duplicate_column_names_are_refused() {
 
 #[test]
 fn positions_in_the_query_are_those_of_its_file() {
-    // A line, and a column in characters behind some of two bytes.
+    // A line, and a column counted in characters after some two-byte ones.
     let several = "'''\nSELECT id, 'é' AS a,\n  'ééé' AS b, , FROM pairs'''";
     let job = Job::new(PAIRS).change("\"SELECT id, a, b FROM pairs\"", several);
     insta::assert_snapshot!(refusal(&job), @"error: pipeline.toml: the source query: Expected: an expression, found: , at Line: 8, Column: 15");
@@ -238,7 +238,7 @@ fn unwritable_outputs_are_found_before_scoring() {
     }
 }
 
-/// What `plan` and `run` say, which must be the same, and end with the same code.
+/// The message of `plan` and `run`, which must be the same, with the same exit code.
 fn foreseen(job: &Job) -> String {
     let said = job.error_of(&mut job.couplet(&["plan", "pipeline.toml"]), 2);
     assert_eq!(job.error(2), said);
@@ -277,7 +277,7 @@ fn an_invalid_spill_folder_is_named() {
     insta::assert_snapshot!(said(&["query", "SELECT 1"]), @"error: run.spill (the system's TMPDIR, unless it is given): DIR/pairs.csv is a file, and a folder is to be there; name another place, or remove the file");
 }
 
-/// The sink comes last, and is looked at first: nobody trains for hours to learn that it cannot be written.
+/// The sink is used last but checked first: an unwritable sink is not found only after hours of training.
 #[test]
 fn a_sink_is_checked_before_training() {
     let learn = "[finetune]\nsql = \"SELECT id, a, b, 'x' AS label FROM pairs\"\nid = \"id\"\ntext = [\"a\", \"b\"]\n\

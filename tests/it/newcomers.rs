@@ -1,5 +1,5 @@
-//! The mistakes that people make in their first hour, and what couplet says of each: what is wrong, where, the value,
-//! what is allowed, and how to mend it. Each message is a snapshot; paths of this machine are `DIR` and `ROOT` there.
+//! Common mistakes of new users and couplet's messages: what is wrong, where, the value, what is allowed, and how to
+//! fix it. Each message is a snapshot with local paths replaced by `DIR` and `ROOT`.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -16,7 +16,7 @@ fn new_job() -> Job {
     Job::new(PAIRS)
 }
 
-/// A job whose model is a spoilt copy of a golden one, in the job's folder.
+/// A job whose model is a modified copy of a golden one, in the job's folder.
 fn with_model(spoil: impl FnOnce(Variant) -> Variant) -> Job {
     let model = spoil(Variant::of("tiny-distilbert"));
     let job = new_job().change(&format!("{:?}", golden("tiny-distilbert")), "\"model\"");
@@ -27,7 +27,7 @@ fn with_model(spoil: impl FnOnce(Variant) -> Variant) -> Job {
     job
 }
 
-/// The message of a command as a snapshot of that name.
+/// Compares the message of a command with the snapshot of this name.
 #[track_caller]
 fn says(name: &str, job: &Job, command: &mut Command, code: i32) {
     let mut settings = insta::Settings::clone_current();
@@ -36,11 +36,11 @@ fn says(name: &str, job: &Job, command: &mut Command, code: i32) {
     settings.set_omit_expression(true);
     let said = without_ports(&job.error_of(command, code));
     settings.bind(|| insta::assert_snapshot!(format!("newcomers__{name}"), said));
-    // Whatever went wrong, nothing stands where the output would.
+    // No failed command leaves an output.
     assert!(!job.output().exists(), "{name}");
 }
 
-/// The text with `SERVER` for addresses of this machine.
+/// Replaces addresses of this machine by `SERVER`.
 fn without_ports(text: &str) -> String {
     let mut parts = text.split("127.0.0.1:");
     let first = parts.next().unwrap_or_default().to_owned();
@@ -101,7 +101,7 @@ fn files_of_the_wrong_kind_are_explained() {
     run_says("empty_file", &job, 2);
 }
 
-/// A source without rows is a night on which nothing came: the table is published, empty, and the report says so.
+/// An empty source is a night without new data: an empty table is published, and the report says so.
 #[test]
 fn an_empty_source_is_reported() {
     let job = Job::new("id,a,b\n");
@@ -174,14 +174,14 @@ fn the_command_line() {
 
 #[test]
 fn an_unwritable_place_is_explained() {
-    // A file where the folder would be, as permissions mean nothing to root.
+    // A file in place of the folder, because root ignores permissions.
     let job = new_job().change("out/scores.parquet", "pairs.csv/scores.parquet");
     run_says("sink_under_a_file", &job, 2);
     run_says("store_under_a_file", &new_job().add("[score]\nstore = \"pairs.csv/store\""), 2);
     run_says("spill_under_a_file", &new_job().add("[run]\nspill = \"pairs.csv/spill\""), 2);
 }
 
-/// A server that lets nobody in.
+/// A server that denies all access.
 fn forbidding_server() -> String {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = server.local_addr().unwrap().to_string();
@@ -224,7 +224,7 @@ fn a_bucket_without_read_or_write_access_is_explained() {
     says("bucket_that_may_not_be_written", &job, &mut run(&job), 2);
     let job = new_job().add("[score]\nstore = \"s3://state/nightly\"");
     says("store_that_may_not_be_used", &job, &mut run(&job), 2);
-    // Nor does it get better by asking again in other ways.
+    // Other commands get the same response.
     for arguments in [&["plan"][..], &["runs"], &["report", "-o", "page.html"], &["store", "gc"]] {
         let mut command = job.couplet(arguments);
         forbidden(command.arg("pipeline.toml"));

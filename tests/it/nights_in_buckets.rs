@@ -1,4 +1,4 @@
-//! `couplet run` with tables, store and sink on a real S3 server: as on a disk, whatever fails on the way.
+//! `couplet run` with tables, store and sink on a real S3 server: same results as on a disk, despite any fault.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -31,7 +31,7 @@ impl BucketJob {
         Some(Self { bucket, job, is_bulky: false })
     }
 
-    /// A night whose rows are so large that the table is uploaded in parts.
+    /// A job whose rows are so large that the table is uploaded in parts.
     fn bulky(test: &str, name: &str, sink: &str) -> Option<Self> {
         let night = Self::new(test, name, sink)?;
         let job = night.job.change("SELECT id, a, b FROM pairs", "SELECT id, a, b, noise FROM pairs");
@@ -52,7 +52,7 @@ impl BucketJob {
             Some(endpoint) => self.bucket.couplet_at(endpoint, &arguments),
             None => self.bucket.couplet(&arguments),
         };
-        // Where a run that is killed leaves what no other test shall find.
+        // A separate temporary folder for files that a killed run leaves.
         command.current_dir(self.job.path("")).env("TMPDIR", self.job.path(""));
         command
     }
@@ -61,7 +61,7 @@ impl BucketJob {
         serde_json::from_str(&stdout_of(&mut self.run(None))).unwrap()
     }
 
-    /// The published rows, as text, in the order of their ids; none before the first run.
+    /// The published rows as text, sorted by id; empty before the first run.
     fn published(&self) -> Vec<String> {
         let sql = "SELECT id, a, predicted_label, score FROM predictions ORDER BY CAST(id AS INT)";
         let mut query = self.bucket.couplet(&["query", "--pipeline", "pipeline.toml", "--format", "json", sql]);
@@ -86,7 +86,7 @@ const DELTA: &str = "uri = \"BUCKET/out\"\nformat = \"delta\"\nmode = \"merge\""
 const RUNS: &str = "uri = \"BUCKET/out\"";
 const FILE: &str = "uri = \"BUCKET/out/scores.parquet\"";
 
-/// What the same pairs give on a disk.
+/// The rows that the same pairs give on a disk.
 fn expected(csv: &str) -> Vec<String> {
     let job = Job::new(csv);
     let mut rows = job.rows();
@@ -94,7 +94,7 @@ fn expected(csv: &str) -> Vec<String> {
     rows.iter().map(ToString::to_string).collect()
 }
 
-/// The columns that say what was predicted, from a row as JSON text.
+/// The prediction columns of a row of JSON text.
 fn essence(rows: &[String]) -> Vec<String> {
     let row = |text: &String| {
         let row: Value = serde_json::from_str(text).unwrap();
@@ -132,7 +132,7 @@ fn runs_in_a_bucket_give_the_same_tables_as_on_a_disk() {
     }
 }
 
-/// Pairs with a column of so many characters that no compression makes small.
+/// Pairs with an incompressible column of this many characters.
 fn bulky(rows: usize, characters: usize) -> String {
     let mut state = 1_u64;
     let mut noise = || {
@@ -187,7 +187,7 @@ fn a_run_in_a_bucket_killed_at_any_step_resumes() {
                 continue;
             }
             let output = night.run(None).env("COUPLET_CRASH", point).output().unwrap();
-            // Where all is remembered by now, there is no third commit to be killed at.
+            // If everything is cached, there is no third commit to kill at.
             let is_late = point.starts_with("store.") && output.status.success();
             assert!(is_late || output.status.code().is_none(), "{point}: {}", String::from_utf8_lossy(&output.stderr));
             let now = essence(&night.published());
@@ -231,7 +231,7 @@ fn assert_no_secret(said: &str) {
     }
 }
 
-/// What a session that expires is answered holds its token: at whatever request that is, nothing tells it.
+/// Responses to an expired session contain its token; no message shows it, whichever request got the response.
 #[test]
 fn secrets_in_server_responses_are_not_printed() {
     let test = "secrets_in_server_responses_are_not_printed";
@@ -280,7 +280,7 @@ fn secrets_in_server_responses_are_not_printed() {
             }
         }
         assert!(expired > 5, "{name}: {expired}");
-        // Nor does what was recorded of them.
+        // Nor do the recorded outcomes.
         night.report();
         let runs = night.bucket.couplet(&["runs", "pipeline.toml", "--json"]).current_dir(night.job.path("")).output();
         let runs = String::from_utf8(runs.unwrap().stdout).unwrap();
@@ -303,12 +303,12 @@ fn an_expired_session_ends_a_run_with_exit_code_1() {
         let said = stderr_of(&mut night.run(Some(&proxy.endpoint())), code);
         assert!(said.contains(words), "{said}");
     }
-    // With credentials that are accepted, the same command goes on.
+    // With valid credentials, the same command resumes.
     night.report();
 }
 
-/// Runs a night with failing requests between two that are undisturbed, and looks at the table after each; says how
-/// many requests failed.
+/// Runs one night with failing requests between two undisturbed ones, and checks the table after each. Returns the
+/// number of failed requests.
 fn disturbed(night: &BucketJob, label: &str, fault: Fault, which: impl Fn(Rule) -> Rule, seed: u64) -> usize {
     let [before, after] = [60, 66].map(|rows| essence(&expected(&pairs(0, rows))));
     night.put_rows(60);
@@ -320,7 +320,7 @@ fn disturbed(night: &BucketJob, label: &str, fault: Fault, which: impl Fn(Rule) 
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_no_secret(&said);
     let now = essence(&night.published());
-    // Merged rows stay: a table that had the new rows once has all 66 ids.
+    // Merged rows stay: once a table has had the new rows, it has all 66 ids.
     let whole = now == after || now == before || now.len() == after.len();
     assert!(whole, "{label}: {} rows after {said}", now.len());
     if output.status.success() {
@@ -347,13 +347,13 @@ fn random_faults_leave_the_old_or_new_table() {
     }
 }
 
-/// Whether all faults are to be tried at all kinds of requests, which takes a while.
+/// True if all faults are to be tried at all kinds of requests, which takes long.
 fn each() -> bool {
     std::env::var("COUPLET_FAULTS").is_ok_and(|which| which == "each")
 }
 
-/// Tries faults at kinds of requests alone, the first two of each kind and with [`each`] a fifth of them; says how many
-/// requests failed for each sink and kind, nothing where there is no server.
+/// Tries faults at single kinds of requests: the first two of each kind, and with [`each`] also a fifth of them.
+/// Returns the number of failed requests per sink and kind; empty if there is no server.
 fn disturbed_one_by_one(
     test: &str,
     sinks: &[(&str, &str)],
@@ -364,7 +364,7 @@ fn disturbed_one_by_one(
     let cases = sinks.iter().flat_map(|sink| faults.iter().map(move |fault| (sink, fault)));
     let cases = Mutex::new(cases);
     let seen = Mutex::new(BTreeMap::new());
-    // Requests that failed are mostly waited for.
+    // Failed requests mostly wait for their retries.
     let work = || {
         loop {
             let Some(((sink_name, sink), (name, fault))) = cases.lock().unwrap().next() else { return };
@@ -390,7 +390,7 @@ fn disturbed_one_by_one(
     seen
 }
 
-/// Without `COUPLET_FAULTS=each` only at the requests that make commits.
+/// Without `COUPLET_FAULTS=each`, only requests that make commits fail.
 #[test]
 fn faults_at_one_request_kind_leave_the_old_or_new_table() {
     let test = "faults_at_one_request_kind_leave_the_old_or_new_table";
@@ -401,7 +401,7 @@ fn faults_at_one_request_kind_leave_the_old_or_new_table() {
     assert!(seen.is_empty() || seen["delta PutIf"] > 0 && seen["runs PutIf"] > 0, "{seen:?}");
 }
 
-/// Without `COUPLET_FAULTS=each` only parts that are refused or whose answers are lost.
+/// Without `COUPLET_FAULTS=each`, only parts are refused or lose their responses.
 #[test]
 fn faults_in_multipart_uploads_leave_the_old_or_new_table() {
     let test = "faults_in_multipart_uploads_leave_the_old_or_new_table";
