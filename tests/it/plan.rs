@@ -1,4 +1,4 @@
-//! `couplet plan`: what it says is what a run then does, it says where a run writes, and it writes nothing itself.
+//! `couplet plan`: predicts what a run does and where it writes, and writes nothing itself.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,7 +24,7 @@ fn files(folder: &Path) -> BTreeMap<String, (u64, std::time::SystemTime)> {
     found
 }
 
-/// The plan of a job, which must leave its folder as it is.
+/// The plan of a job, after a check that the job's folder is unchanged.
 fn plan(job: &Job, arguments: &[&str]) -> Value {
     let before = files(&job.path(""));
     let mut command = job.couplet(&["plan", "pipeline.toml", "--json"]);
@@ -50,7 +50,7 @@ fn a_plan_predicts_what_the_run_does() {
     assert_eq!(planned["predicted"]["tokens"], report["tokens"]["scored"]);
     assert!(planned["predicted"]["seconds"]["all"].as_f64().unwrap() > 0.0);
 
-    // What was scored is remembered, and a plan finds it as the next run will.
+    // The scores are cached, and a plan finds them as the next run will.
     let again = plan(&job, &[]);
     let rows = &again["score"]["rows"];
     assert_eq!((rows["to_score"].as_u64(), rows["remembered"].as_u64()), (Some(0), Some(525)));
@@ -83,11 +83,11 @@ fn only_some_rows_are_read_on_request() {
         (rows["read"].as_u64(), rows["of"].as_u64(), rows["limited"].as_bool()),
         (Some(100), Some(525), Some(true))
     );
-    // A run goes over all rows, and so does the estimate.
+    // A run reads all rows, and so does the estimate.
     let (predicted, tokens) = (&planned["predicted"], &planned["score"]["tokens"]);
     assert_eq!((&planned["score"]["rows"]["to_score"], &predicted["rows"]), (&100.into(), &525.into()));
     assert_eq!(predicted["tokens"].as_f64(), Some((tokens["mean"].as_f64().unwrap() * 525.0).round()));
-    // All rows are all, whatever was asked for.
+    // All rows were read, regardless of `--rows`.
     let all = plan(&job, &["--rows", "525", "--fresh"]);
     assert_eq!((&all["score"]["rows"]["limited"], &all["predicted"]["rows"]), (&false.into(), &525.into()));
 }
@@ -108,7 +108,7 @@ fn a_plan_reports_why_a_run_would_fail_with_its_exit_code() {
     let rejected = Job::new("id,a,b\n1,,y\n2,z,y\n").add("[score]\nmax_errors = 0.1");
     let output = rejected.couplet(&["plan", "pipeline.toml"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    // The rest of the plan is there all the same.
+    // The rest of the plan is complete.
     let stdout = String::from_utf8(output.stdout).unwrap();
     assert!(stdout.contains("1 to score") && stdout.ends_with("a run would fail\n"), "{stdout}");
     let said = String::from_utf8(output.stderr).unwrap();

@@ -1,4 +1,4 @@
-//! `predict()` in SQL: whatever the query looks like, its result is right and each row is scored once.
+//! `predict()` in SQL: for any shape of query, the result is right and each row is scored once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use datafusion::prelude::SessionContext;
 
 use crate::support::{golden, resources, write};
 
-/// Rows of the table `t`, all different.
+/// The number of rows in the table `t`, all distinct.
 const ROWS: u64 = 40;
 
 struct Session {
@@ -23,7 +23,7 @@ struct Session {
     _folder: tempfile::TempDir,
 }
 
-/// A session over `t` (id, a, b, grp), small windows and two partitions, so that plans are as parallel as they get.
+/// A session over `t` (id, a, b, grp) with small windows and two partitions, so that plans are parallel.
 async fn session() -> Session {
     let folder = tempfile::tempdir().unwrap();
     let mut csv = String::from("id,a,b,grp\n");
@@ -53,7 +53,7 @@ fn text(batches: &[RecordBatch]) -> String {
     pretty_format_batches(batches).unwrap().to_string()
 }
 
-/// Executes a query in a session of its own; returns its rows and how many texts the encoder read.
+/// Executes a query in a new session. Returns its rows and the number of texts that the encoder read.
 async fn scored(sql: &str) -> (Vec<RecordBatch>, u64) {
     let session = session().await;
     let batches = session.sql(sql).await.unwrap_or_else(|e| panic!("{sql}\n{e}"));
@@ -64,14 +64,14 @@ fn rows(batches: &[RecordBatch]) -> u64 {
     batches.iter().map(|batch| batch.num_rows() as u64).sum()
 }
 
-/// The same query with the predictions taken from a table that was scored beforehand.
+/// The query with its predictions replaced by those of a table that was scored beforehand.
 async fn expected(sql: &str) -> String {
     let session = session().await;
     session.sql("CREATE TABLE scored AS SELECT *, predict('$M', a, b) AS p FROM t").await.unwrap();
     text(&session.sql(sql).await.unwrap_or_else(|e| panic!("{sql}\n{e}")))
 }
 
-/// Each shape of a query beside the same question to a table of predictions, and the rows it has to score.
+/// Query shapes, each with an equivalent query of a table of predictions and the number of rows to score.
 const SHAPES: &[(&str, &str, u64)] = &[
     (
         "SELECT p['label'] AS l, p['score'] AS s FROM (SELECT id, predict('$M', a, b) AS p FROM t) ORDER BY id",
@@ -204,7 +204,7 @@ async fn every_query_shape_scores_each_row_once() {
     }
 }
 
-/// Queries whose calls stand where more than one rewrite has to work together, with the same questions to a table.
+/// Queries that need several rewrites at once, each with an equivalent query of a table.
 const TOGETHER: &[(&str, &str)] = &[
     (
         "SELECT predict('$M', predict('$M', a, b)['label'])['label'] AS l, count(*) AS n FROM t GROUP BY 1 ORDER BY 1",

@@ -1,4 +1,4 @@
-//! `couplet query`, `couplet predict` and `couplet model show`: what people look at results and models with.
+//! `couplet query`, `couplet predict` and `couplet model show`: inspecting results and models.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -12,10 +12,10 @@ use crate::support::{
     stdout_of,
 };
 
-/// The largest difference that rounding to four digits and the tolerance of the goldens explain together.
+/// The largest difference due to rounding to four digits and the tolerance of the goldens.
 const TOLERANCE: f64 = 2e-4;
 
-/// `couplet query` over the quickstart and its output.
+/// Runs `couplet query` over the quickstart and its output.
 fn query(arguments: &[&str]) -> Command {
     let mut command = couplet();
     command.current_dir(root()).arg("query").arg("--pipeline").arg(&QUICKSTART.pipeline).args(arguments);
@@ -28,11 +28,11 @@ fn result_of(file: &str) -> Vec<Value> {
     serde_json::from_str(&printed).unwrap()
 }
 
-/// What people and Hugging Face say of a pair of the quickstart.
+/// The gold label and the prediction of Hugging Face for a pair of the quickstart.
 struct Judged {
     label: String,
     predicted: &'static str,
-    /// Probability of the predicted label.
+    /// The probability of the predicted label.
     score: f64,
 }
 
@@ -49,7 +49,7 @@ fn judged() -> Vec<Judged> {
     judged.collect()
 }
 
-/// How many pairs have each label and each prediction.
+/// The number of pairs with each combination of label and prediction.
 fn confusion() -> BTreeMap<(String, &'static str), f64> {
     let mut counts = BTreeMap::new();
     for pair in judged() {
@@ -152,7 +152,7 @@ fn a_command_line_table_overrides_one_of_the_pipeline() {
     assert_eq!(counted, "n\n1\n");
 }
 
-/// `couplet query` without a pipeline, `MODEL` in the SQL replaced by a tiny model.
+/// `couplet query` without a pipeline; `MODEL` in the SQL is replaced by a tiny model.
 fn ad_hoc(sql: &str, arguments: &[&str]) -> Command {
     let mut command = couplet();
     command.current_dir(root()).args(["query", &sql.replace("MODEL", "tests/it/goldens/tiny-distilbert")]);
@@ -272,7 +272,7 @@ fn a_closed_stdout_ends_the_query_quietly() {
     assert_eq!(folder.path().read_dir().unwrap().count(), 0, "temporary files are left");
 }
 
-/// What a query says that cannot be executed, with exit code 2.
+/// The message of a query that cannot be executed, with exit code 2.
 fn refusal(sql: &str, arguments: &[&str]) -> String {
     let message = stderr_of(&mut ad_hoc(sql, arguments), 2);
     message.replace(root().to_str().unwrap(), "ROOT").trim_end().to_owned()

@@ -1,4 +1,4 @@
-//! What `couplet query` reads and writes: options of tables, formats, its own source, stdin and stdout.
+//! Inputs and outputs of `couplet query`: table options, formats, the pipeline's source, stdin and stdout.
 
 use assert_cmd::Command;
 use serde_json::{Value, json};
@@ -90,7 +90,7 @@ fn a_result_does_not_replace_its_input() {
     refusal(&job, &["-t", parts, &sql.replace("'parts/'", "t"), "-o", "pairs.csv"]);
     refusal(&job, &["-t", parts, one, "-o", "parts/b.csv"]);
     assert_eq!(std::fs::read_to_string(job.path("pairs.csv")).unwrap(), PAIRS);
-    // What is not read may be replaced, and what is beside the files of a folder is none of them.
+    // A file that the query does not read may be replaced, including one beside the files of a table's folder.
     stdout_of(&mut query(&job, &["-t", parts, one, "-o", "parts/b.parquet"]));
     stdout_of(&mut query(&job, &["-t", "t=pairs.csv", "-t", "u=parts/a.csv", one, "-o", "parts/a.csv"]));
     assert_eq!(std::fs::read_to_string(job.path("parts/a.csv")).unwrap(), "id\n1\n");

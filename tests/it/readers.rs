@@ -1,6 +1,6 @@
-//! Other programs read the output of a run: DuckDB, Polars, pyarrow and delta-rs find in it what couplet does.
+//! Other programs (DuckDB, Polars, pyarrow, delta-rs) read the same rows from the output of a run as couplet.
 //!
-//! They come from PyPI into the target folder; without Python 3 or a network the tests are skipped.
+//! They are installed from PyPI into the target folder; without Python 3 or a network the tests are skipped.
 
 use std::process::Command;
 

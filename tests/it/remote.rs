@@ -1,5 +1,4 @@
-//! Tables and models in buckets, on a real S3 server: read like those on the local disk, and what goes wrong is said as
-//! well as there.
+//! Tables and models in buckets on a real S3 server: read like local ones, with equally good error messages.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +20,7 @@ use crate::tiny::Variant;
 
 const PAIRS: &str = "id,a,b\n1,A man went home.,He was at home.\n2,No.,Yes.\n";
 
-/// What `couplet query` makes of a table `t`, as CSV: the same if SQL names its place.
+/// Runs `couplet query` on a table `t`, and checks that the query gives the same CSV with the table's URI in the SQL.
 fn query(bucket: &Bucket, uri: &str, sql: &str) -> String {
     let listed = stdout_of(&mut bucket.couplet(&["query", "--format", "csv", sql, "--table", &format!("t={uri}")]));
     let by_place = sql.replace(" FROM t", &format!(" FROM '{uri}'"));
@@ -29,7 +28,7 @@ fn query(bucket: &Bucket, uri: &str, sql: &str) -> String {
     listed
 }
 
-/// What `couplet query` says of a table that cannot be read, without what the tests keep secret.
+/// The error of `couplet query` for an unreadable table, without the secrets of the tests.
 fn refusal(bucket: &Bucket, uri: &str) -> String {
     failure(bucket, uri, 2)
 }
@@ -98,7 +97,7 @@ fn arrow_of_94_terabytes() -> Vec<u8> {
     let mut writer = FileWriter::try_new_with_options(Vec::new(), &rows.schema(), options).unwrap();
     writer.write(&rows).unwrap();
     let mut bytes = writer.into_inner().unwrap();
-    // The length stands before the frame, which begins with the magic of LZ4.
+    // The length precedes the frame, which begins with the magic number of LZ4.
     let length = [&8000_i64.to_le_bytes()[..], &[0x04, 0x22, 0x4D, 0x18]].concat();
     let at = bytes.windows(12).position(|window| window == length).unwrap();
     bytes[at..at + 8].copy_from_slice(&94_000_000_000_000_i64.to_le_bytes());
@@ -142,7 +141,7 @@ fn missing_settings_are_named_without_secrets() {
     insta::assert_snapshot!(with("AWS_ACCESS_KEY_ID", "AKIDNOBODY"), @r"error: table `t`: s3://environment/pairs.csv: the server refuses access (403 Forbidden): AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are wrong, or they do not allow this");
     insta::assert_snapshot!(with("AWS_ALLOW_HTTP", "false"), @r"error: table `t`: s3://environment/pairs.csv: the endpoint http://SERVER is without TLS; set AWS_ALLOW_HTTP=true if the network may see what is sent");
     insta::assert_snapshot!(with("AWS_ENDPOINT_URL", "localhost"), @r#"error: table `t`: s3://environment/pairs.csv: the endpoint in the environment is not a URL such as https://host:port"#);
-    // What object_store would panic of.
+    // Values on which object_store would panic.
     insta::assert_snapshot!(with("AWS_ENDPOINT_URL", "localhost:9000"), @r"error: table `t`: s3://environment/pairs.csv: the endpoint in the environment is not a URL such as https://host:port");
     insta::assert_snapshot!(with("AWS_ENDPOINT_URL", "https://localhost:9000 "), @r"error: table `t`: s3://environment/pairs.csv: the endpoint https://localhost:9000 is not a URL such as https://host:port");
     insta::assert_snapshot!(with("AWS_ACCESS_KEY_ID", "AKID\n"), @r"error: table `t`: s3://environment/pairs.csv: AWS_ACCESS_KEY_ID has a space, the end of a line or another character that no request can hold");
@@ -150,7 +149,7 @@ fn missing_settings_are_named_without_secrets() {
     insta::assert_snapshot!(with("AWS_REGION", ""), @r"error: table `t`: s3://environment/pairs.csv: AWS_REGION is set and empty; give it a value, or unset it");
     let mut command = bucket.couplet(&arguments);
     insta::assert_snapshot!(failure_of(command.env_remove("AWS_SECRET_ACCESS_KEY"), 2), @r"error: table `t`: s3://environment/pairs.csv: AWS_SECRET_ACCESS_KEY is not set; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together");
-    // Where there are no credentials, those of the machine are asked for, which a laptop does not have.
+    // Without credentials in the environment, the instance metadata service is tried, which a laptop does not have.
     let mut command = bucket.couplet(&arguments);
     command.env_remove("AWS_SECRET_ACCESS_KEY").env_remove("AWS_ACCESS_KEY_ID");
     command.env("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9");
@@ -236,7 +235,7 @@ fn a_model_in_a_bucket_is_downloaded_once_per_version() {
     let files = proxy.requests(Kind::Get);
     assert_eq!(files, 4, "{:?}", proxy.log());
 
-    // Again, and by another way: what is there is used.
+    // The second time, through another command: the cached model is used.
     assert_eq!(show(), shown);
     let pair = ["A man went home.", "He was at home."];
     let mut predict = bucket.couplet_at(&proxy.endpoint(), &["predict", "--json", "--model", &uri, pair[0], pair[1]]);
@@ -248,7 +247,7 @@ fn a_model_in_a_bucket_is_downloaded_once_per_version() {
     assert!(difference.abs() < 1e-6, "{rows}, {predicted}");
     assert_eq!((proxy.requests(Kind::Get), cached(&bucket).len()), (files, 1));
 
-    // A file that somebody cut off is fetched again.
+    // A truncated file is downloaded again.
     let weights = cached(&bucket)[0].join("model.safetensors");
     std::fs::write(&weights, &std::fs::read(&weights).unwrap()[..100]).unwrap();
     assert_eq!(show(), shown);

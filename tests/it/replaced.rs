@@ -23,7 +23,7 @@ use crate::runs;
 use crate::seaweed::{Bucket, block_on};
 use crate::support::{couplet, stdout_of};
 
-/// What tells whether all rows are of one version: its number, and how many rows it has.
+/// Detects whether all rows are of one version: its number and its row count.
 const SQL: &str = "SELECT min(v) AS low, max(v) AS high, count(*) AS rows, sum(n) AS total FROM t";
 
 const EVERY: Duration = Duration::from_millis(20);
@@ -67,7 +67,7 @@ fn contents(format: &str, version: i64) -> Vec<u8> {
     bytes
 }
 
-/// Does something over and over, with the number of the time, while something else is done.
+/// Repeats an action, which gets the number of the repetition, while something else runs.
 fn meanwhile<T>(every: Duration, mut again: impl FnMut(i64) + Send, once: impl FnOnce() -> T) -> T {
     let (done, times) = (AtomicBool::new(false), AtomicI64::new(0));
     std::thread::scope(|scope| {
@@ -170,7 +170,7 @@ fn a_file_overwritten_in_place_is_never_read_as_a_mixture() {
         for output in &answers {
             match output.status.code() {
                 Some(0) => assert_one_version(&String::from_utf8_lossy(&output.stdout), 1),
-                // It is empty for a moment, as it may be for good.
+                // The file is empty for a moment, as it may be for good.
                 Some(2) if said(output).contains("is empty") => {}
                 code => assert_eq!(code, Some(1), "{}", said(output)),
             }
@@ -243,7 +243,7 @@ fn an_object_replaced_during_a_query_is_read_in_one_version() {
                 assert!(said(output).contains("was replaced while it was read; "), "{}", said(output));
             }
         }
-        // When it stays, it is read.
+        // If it stays, it is read.
         let read = stdout_of(&mut bucket.couplet(&["query", "--format", "json", "-t", &table, SQL]));
         assert_one_version(&read, 1);
     }

@@ -24,20 +24,20 @@ fn other() -> Variant {
     })
 }
 
-/// How one model takes the place of another.
+/// The ways in which one model replaces another.
 #[derive(Debug, Clone, Copy)]
 enum Replacing {
-    /// A link is switched.
+    /// A symlink is switched.
     Link,
     /// Two folders are exchanged, as `[finetune]` does.
     Exchange,
     /// Files are renamed over the old ones.
     Rename,
-    /// Files are written over the old ones.
+    /// The old files are overwritten.
     Copy,
 }
 
-/// Replaces the model at a place again and again until it is dropped.
+/// Replaces the model at a path repeatedly until dropped.
 struct Replacer {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -123,12 +123,12 @@ fn a_fingerprint_matches_the_loaded_weights() {
                         let found = logits(&model);
                         match known.get(model.fingerprint.as_str()) {
                             Some(expected) => assert_eq!(&found, expected, "{how:?}"),
-                            // Files that are copied one by one are, for a moment, another model.
+                            // While files are copied one by one, the folder is a third model for a moment.
                             None => assert!(matches!(how, Replacing::Rename | Replacing::Copy), "{how:?}"),
                         }
                     }
                     Err(LoadError::Changing { .. }) => {}
-                    // A file that is just being written is cut off.
+                    // A file that is being written is truncated.
                     Err(_) if matches!(how, Replacing::Copy) => {}
                     Err(error) => panic!("{how:?}: {error}"),
                 }
@@ -172,7 +172,7 @@ fn scores_of_a_replaced_model_carry_its_fingerprint() {
         }
         drop(replacer);
     }
-    // And the next night finds what belongs to the model.
+    // The next run finds the scores of the current model.
     fs::remove_dir_all(&place).unwrap();
     put(Replacing::Link, &place, one.folder());
     let rows = job.rows();
@@ -193,7 +193,7 @@ fn a_model_that_keeps_changing_is_a_transient_error() {
         });
         let loaded = model.load();
         stop.store(true, Ordering::Relaxed);
-        // On a busy machine the other thread may rest for long enough.
+        // On a busy machine the other thread may pause for long enough.
         if let Err(error) = loaded {
             assert!(matches!(error, LoadError::Changing { .. }) && !error.is_mistake(), "{error}");
         }
@@ -201,7 +201,7 @@ fn a_model_that_keeps_changing_is_a_transient_error() {
     assert!(model.load().is_ok());
 }
 
-/// Weights that are numbers of another shape, so that a mixture of two models is told by its error.
+/// Weights with another shape, so that loading a mixture of two models gives an error.
 #[test]
 fn a_mixture_of_two_models_is_never_loaded() {
     let (one, other) = (Variant::of("tiny-distilbert"), Variant::of("tiny-distilbert").with_outputs(3));

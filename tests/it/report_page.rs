@@ -1,4 +1,4 @@
-//! `couplet report`: one page about a run, and the same as JSON.
+//! `couplet report`: one page about a run, and its data as JSON.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ fn page_of(job: &Job, arguments: &[&str]) -> String {
     page
 }
 
-/// Every tag is closed in its turn, nothing is fetched, nothing is executed.
+/// Checks that every tag is closed in order, and that nothing is fetched or executed.
 #[track_caller]
 fn check_page(page: &str) {
     assert!(page.starts_with("<!DOCTYPE html>"));
@@ -31,7 +31,7 @@ fn check_page(page: &str) {
         let tag = part.split_once('>').unwrap_or_else(|| panic!("<{part} is not closed")).0;
         let name = tag.trim_start_matches('/').split_whitespace().next().unwrap().trim_end_matches('/');
         if tag.starts_with('/') {
-            // The style stands in the head, which is open before it.
+            // The style element is in the head, which is opened before it.
             let opened = open.pop();
             assert!(
                 opened == Some(name) || opened.is_none() && ["head", "html"].contains(&name),
@@ -99,7 +99,7 @@ fn the_page_of_the_quickstart_matches_its_table() {
     assert_eq!(json["samples"][0]["rows"][0][5], format!("{surest:.4}"));
 }
 
-/// Three nights over other parts of the bundled pairs, into a sink.
+/// Three runs over different parts of the bundled pairs, into a sink.
 fn nights(sink: &str) -> Job {
     let source = "SELECT id, sentence1 AS a, sentence2 AS b, label FROM pairs";
     let job = Job::over_quickstart_pairs()
@@ -204,7 +204,7 @@ fn untrusted_texts_are_escaped() {
     let page = page_of(&job, &[]);
     assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;") && page.contains("&lt;b&gt;3&lt;/b&gt;"), "{page}");
     assert!(!page.contains(&long) && page.contains("word…"), "long texts are cut");
-    // The label of the second row is none of the model's.
+    // The label of the second row is not one of the model's.
     let json = json_of(&job, &[]);
     assert_eq!((&json["judged"]["rows"], &json["judged"]["unknown"]), (&json!(1), &json!([[evil, 1]])));
     assert_eq!((&json["judged"]["unscored"], &json["run"]["rejected"]), (&json!(1), &json!([["NULL text", 1]])));
@@ -215,7 +215,7 @@ fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('"', "\"\""))
 }
 
-/// Single sentences of the bundled pairs with a label, by a tiny model of three outputs or one.
+/// Single sentences of the bundled pairs with a label, scored by a tiny model with three outputs or one.
 fn sentences(outputs: usize, labels: Value, problem: &str, label: &str) -> (Job, Variant) {
     let variant = Variant::of("tiny-distilbert")
         .with_outputs(outputs)
@@ -270,7 +270,7 @@ fn multilabel_rows_are_compared_per_label() {
 
 #[test]
 fn only_the_most_frequent_labels_are_shown() {
-    // The labels that rows have are the last ones of the model.
+    // The rows have the last labels of the model.
     let label = "array_remove_all(make_array(CASE WHEN length(sentence1) > 50 THEN 'n249' ELSE '' END, \
                  CASE WHEN sentence1 LIKE '%?' THEN 'n248' ELSE '' END), '')";
     let names: serde_json::Map<String, Value> = (0..250).map(|i| (i.to_string(), format!("n{i}").into())).collect();
@@ -332,7 +332,7 @@ fn a_pipeline_without_runs_has_no_report() {
     assert!(!job.path("demo-report.html").exists());
 }
 
-/// A pipeline that trains in `model`, measures, and scores with what it learned.
+/// A pipeline that trains in `model`, evaluates, and scores with the trained model.
 fn stages(more: &str) -> String {
     format!(
         r#"
@@ -404,7 +404,7 @@ fn a_rejected_first_model_is_on_the_page() {
     let folder = tempfile::tempdir().unwrap();
     let toml = stages("promote_if = \"accuracy > 0.999\"").replace("\"model\"", "\"../models/task\"");
     write(&folder.path().join("pipelines/p.toml"), toml);
-    // All places are named from where the reader stands.
+    // Paths are relative to the reader's working directory.
     let here = |arguments: &[&str]| {
         let mut command = couplet();
         command.current_dir(folder.path()).args(arguments);
@@ -426,7 +426,7 @@ fn a_rejected_first_model_is_on_the_page() {
 
 #[test]
 fn runs_of_earlier_versions_can_still_be_read() {
-    // A store as version 0.1.0 of a few weeks ago left it, with fewer columns.
+    // A store of an early build of version 0.1.0, with fewer columns.
     let job = Job::new("id,a,b\n1,A man.,A woman.\n");
     let old = root().join("tests/it/stores/runs-of-23-columns");
     copy(&old, &job.path(".couplet/demo/runs"));

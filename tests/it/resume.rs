@@ -1,4 +1,4 @@
-//! Training that is ended anywhere: it goes on to the same bytes, and what is there meanwhile is whole.
+//! Training that is stopped anywhere: it resumes to the same bytes, and its files are always complete.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -51,7 +51,7 @@ fn resumes_to_the_same_bytes_after_a_kill_at_any_event() {
     run_watched(&undisturbed, |_| events += 1, || false).unwrap();
     let expected = weights(&undisturbed.output);
     let killed = job(&folder.path().join("killed"));
-    // Every run gets one event further than the one before: between two saves, right before one and right after one.
+    // Every run gets one event further than the previous one: between two saves, right before one and right after one.
     let mut kills = 0;
     for stop in 1..=events {
         let mut seen = 0;
@@ -59,7 +59,7 @@ fn resumes_to_the_same_bytes_after_a_kill_at_any_event() {
             seen += 1;
             assert!(seen < stop, "killed");
         };
-        // A panic leaves the files as a kill would.
+        // A panic leaves the same files as a kill.
         let ended = catch_unwind(AssertUnwindSafe(|| run_watched(&killed, die, || false)));
         kills += usize::from(ended.is_err());
         if ended.is_ok_and(|outcome| outcome.is_ok()) {
@@ -71,7 +71,7 @@ fn resumes_to_the_same_bytes_after_a_kill_at_any_event() {
     assert!(weights(&killed.output) == expected);
 }
 
-/// Runs as a child of the next test.
+/// Runs as a child process of the next test.
 #[test]
 #[ignore = "it is the child of `resumes_to_the_same_bytes_after_sigkill`"]
 fn child_that_is_killed() {
@@ -92,7 +92,7 @@ fn resumes_to_the_same_bytes_after_sigkill() {
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        // Later and later, so that it is killed at other places and gets to the end at last.
+        // Kills later each time, so at different points, until a run completes.
         std::thread::sleep(std::time::Duration::from_millis(20 + 7 * attempt));
         if child.try_wait().unwrap().is_some_and(|status| status.success()) {
             break;
@@ -100,7 +100,7 @@ fn resumes_to_the_same_bytes_after_sigkill() {
         child.kill().unwrap();
         child.wait().unwrap();
         kills += 1;
-        // What is there is whole.
+        // All existing files are complete.
         if killed.output.exists() {
             assert!(weights(&killed.output) == weights(&undisturbed.output));
         }

@@ -1,4 +1,4 @@
-//! `couplet run`: what it writes and what it reports, on good rows and on bad ones.
+//! `couplet run`: its output and report, for good and for bad rows.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::support::{
     Job, QUICKSTART, couplet, footer_of, golden, golden_lines, quickstart_pairs, root, rows_of, shared, stdout_of,
 };
 
-/// The largest difference of a probability that counts as equal.
+/// The largest accepted difference of a probability.
 const TOLERANCE: f64 = 1e-4;
 
 fn column<'r>(rows: &'r [Value], name: &str) -> Vec<&'r Value> {
@@ -143,7 +143,7 @@ fn a_run_without_a_terminal_shows_no_progress_bar() {
     assert!(!QUICKSTART.stderr.contains(['\r', '\u{1b}']), "{:?}", QUICKSTART.stderr);
 }
 
-/// A summary without what is different each time.
+/// A summary without the parts that differ in every run.
 fn without_times(summary: &str) -> String {
     let lines = summary.lines().map(|line| match line.trim_start().split_once(' ') {
         Some((name @ ("speed" | "time"), _)) => format!("  {name:<10} …"),
@@ -276,7 +276,7 @@ fn one_text_column_is_enough() {
 fn all_of_mrpc_is_read_in_its_published_form() {
     let name = "all_of_mrpc_is_read_in_its_published_form";
     let Some(corpus) = shared(name, "data/mrpc/msr_paraphrase_train.txt") else { return };
-    // The pipeline writes beside itself.
+    // The pipeline writes into its own folder.
     let job = Job::new("");
     std::fs::copy(root().join("pipelines/score_mrpc.toml"), job.path("score_mrpc.toml")).unwrap();
     let toml = std::fs::read_to_string(job.path("score_mrpc.toml")).unwrap();
@@ -294,7 +294,7 @@ fn all_of_mrpc_is_read_in_its_published_form() {
     assert!(rows.iter().any(|row| row["sentence1"].as_str().unwrap().contains('"')));
 }
 
-/// A CSV file with every kind of row that is not scored, and some that only look bad.
+/// A CSV file with every kind of unscorable row, and some that only look bad.
 fn bad_rows() -> String {
     let huge = "w".repeat(10_000_000);
     format!(

@@ -1,4 +1,4 @@
-//! A pipeline file from somebody else: it reads, and writes to its own places; nothing in it executes anything.
+//! An untrusted pipeline file: it reads, and writes only to its declared places; nothing in it executes code.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use crate::support::{Job, rows_of, write};
 
 const PAIRS: &str = "id,a,b,label\n1,He sold it.,It was sold.,1\n2,She ran.,She slept.,0\n";
 
-/// Statements that are no queries: those that write files, change tables or the session, run or prepare others.
+/// Statements that are not queries: they write files, change tables or the session, or prepare and execute others.
 const STATEMENTS: [&str; 17] = [
     "COPY pairs TO 'stolen.csv'",
     "COPY (SELECT * FROM pairs) TO 'stolen.parquet' STORED AS PARQUET",
@@ -32,7 +32,7 @@ fn files(job: &Job) -> BTreeSet<PathBuf> {
     fn visit(folder: &std::path::Path, found: &mut BTreeSet<PathBuf>) {
         for entry in folder.read_dir().unwrap() {
             let path = entry.unwrap().path();
-            // What a run remembers, and that it failed, is couplet's own.
+            // Records of runs, including the failed one, belong to couplet.
             if path.is_dir() && !path.ends_with(".couplet") {
                 visit(&path, found);
             } else if path.is_file() {
@@ -81,7 +81,7 @@ fn training_and_evaluation_accept_only_a_query() {
     assert!(message.contains("it must be one SELECT"), "{message}");
 }
 
-/// A file that SQL names by itself is not read: only tables are, which stand in the file for all to see.
+/// SQL cannot read files by path, only the tables declared in the pipeline file.
 #[test]
 fn sql_reads_only_tables_that_are_named() {
     for sql in ["SELECT 1 AS id, a, b FROM 'pairs.csv'", "SELECT 1 AS id, a, b FROM \\\"pairs.csv\\\""] {

@@ -1,4 +1,4 @@
-//! The scorer: a prediction depends on the texts alone, whatever window, batch, thread or neighbour they come with.
+//! The scorer: a prediction depends only on its texts, not on the window, batch, thread or other rows.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::support::golden;
 use crate::tiny::Variant;
 
 type Outcome = Result<Prediction, Rejection>;
-/// A text and perhaps a second one; none is NULL.
+/// A text and an optional second one; `None` is NULL.
 type Row<'a> = (Option<&'a str>, Option<&'a str>);
 
-/// Far longer than anything here takes: a test that waits as long hangs.
+/// Far longer than any operation here: a test that reaches this limit hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn column<'a>(name: &str, values: impl Iterator<Item = Option<&'a str>>) -> TextColumn {
@@ -50,7 +50,7 @@ fn score(scorer: &Scorer, window: Window) -> Vec<Outcome> {
         .block_on(async { tokio::time::timeout(PATIENCE, scorer.score(window)).await.unwrap().unwrap() })
 }
 
-/// A prediction to the last bit.
+/// A prediction, bit for bit.
 fn bits(outcome: &Outcome) -> (Option<usize>, u32, Vec<u32>, usize, bool) {
     let p = outcome.as_ref().unwrap();
     (p.label, p.score.to_bits(), p.probabilities.iter().map(|x| x.to_bits()).collect(), p.tokens, p.truncated)
@@ -95,7 +95,7 @@ proptest! {
     ) {
         let rows = borrowed(&rows);
         let options = ScorerOptions { max_length: Some(24), ..ScorerOptions::default() };
-        // Each row in a window, and so a batch, of its own.
+        // Each row in a separate window, and so in a separate batch.
         let alone = scorer_with(options, 1);
         let expected: Vec<_> = rows.iter().flat_map(|row| all_bits(&score(&alone, pairs(&[*row])))).collect();
 
@@ -149,7 +149,7 @@ proptest! {
     fn avoided_padding_is_relative_to_batches_in_input_order(rows in prop::collection::vec((text(), text()), 1..120)) {
         let scorer = scorer();
         let mut window = borrowed(&rows);
-        // A row that is not scored is in no batch.
+        // A rejected row is in no batch.
         window.insert(window.len() / 2, (None, Some("x")));
         let tokenizer: &Tokenizer = &scorer.model().tokenizer;
         let lengths: Vec<usize> =
@@ -183,7 +183,7 @@ fn rejected_rows_keep_their_position() {
         (Some(&just_fits), Some("went home")),
         (None, None),
         (Some(""), Some(&too_large)),
-        // Nothing that the tokenizer keeps, yet not empty.
+        // Not empty, but the tokenizer keeps nothing of it.
         (Some("\u{1}\u{2}"), Some("\u{1}")),
         (Some("the man"), Some("went home")),
     ];
@@ -229,7 +229,7 @@ fn a_window_of_rejected_rows_and_an_empty_one_come_back() {
 
 #[test]
 fn a_text_that_the_tokenizer_refuses_is_rejected_every_time() {
-    // Words outside the vocabulary become a token that is not in it either.
+    // Unknown words become a token that is not in the vocabulary either.
     let variant = Variant::of("tiny-distilbert").with_json("tokenizer.json", |json| {
         json["model"]["unk_token"] = "[NONE]".into();
     });
@@ -325,7 +325,7 @@ fn the_longest_sequence_of_the_model_is_scored() {
 
 // Several windows at once.
 
-/// Distinct texts that take a while.
+/// Distinct texts that take some time to score.
 fn long_texts(count: usize) -> Vec<String> {
     (0..count).map(|i| format!("{i} {}", "the man went home and ".repeat(20))).collect()
 }
@@ -364,7 +364,7 @@ fn a_dropped_window_stops_its_work() {
                 }
             } => {}
         }
-        // The next window waits for no more than what was under way.
+        // The next window waits only for the batches in progress.
         let next = tokio::time::timeout(PATIENCE, scorer.score(singles(["the man"]))).await.unwrap().unwrap();
         assert_eq!(next.len(), 1);
         let counts = scorer.tally().counts();
@@ -403,10 +403,10 @@ fn a_window_waiting_for_a_dropped_one_gets_its_results() {
         assert_eq!(answers[0][599], sample);
     });
     let counts = scorer.tally().counts();
-    // What the dropped window had scored was not lost, and nothing was scored twice.
+    // The scores of the dropped window are kept, and nothing was scored twice.
     assert_eq!((counts.rows, counts.scored), (1800, 600));
     assert!(counts.remembered > 1200, "{counts:?}");
-    // Rows that were waited for in vain are planned once all the same.
+    // Rows that waited for the dropped window are still planned once.
     assert_eq!((counts.rows_planned, counts.tokens_planned > counts.tokens), (2400, true));
 }
 

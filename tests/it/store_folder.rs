@@ -1,4 +1,4 @@
-//! A store is a folder that couplet made, and only couplet's files are removed from it.
+//! A store is a folder that couplet created, and only couplet's files are removed from it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,13 +21,13 @@ use crate::nights::{counts, pairs, score_files};
 use crate::seaweed::{Bucket, block_on};
 use crate::support::{Job, rows_of, stderr_of, stdout_of, write};
 
-/// The store's id, by its marker.
+/// The store's id, from its marker.
 fn id_in(marker: &[u8]) -> String {
     let marker: Value = serde_json::from_slice(marker).unwrap();
     marker["id"].as_str().unwrap().to_owned()
 }
 
-/// Names of files that a user may have put into a store, most of them like couplet's own.
+/// Names of user files in a store, most of them similar to couplet's own.
 pub fn names_of_users() -> Vec<String> {
     let (uuid, run, other) = ("05493cfe-fd2f-4010-81bd-9092a42365fe", "0".repeat(32), "f".repeat(16));
     let digest = "1".repeat(32);
@@ -56,7 +56,7 @@ pub fn names_of_users() -> Vec<String> {
     ]
 }
 
-/// What a user keeps in such a file.
+/// The contents of such a file.
 pub fn text_of(name: &str) -> String {
     format!("what the user keeps in {name}")
 }
@@ -79,7 +79,7 @@ fn user_files_in_a_store_survive_every_command() {
         write(&store.join(name), text_of(name));
         fs::File::options().write(true).open(store.join(name)).unwrap().set_modified(long_ago).unwrap();
     }
-    // Links to folders outside, and what is never to be opened: it would be waited for.
+    // Symlinks to folders outside, and a pipe, which blocks anyone who opens it.
     let id = id_in(&fs::read(store.join("couplet-store.json")).unwrap());
     let outside = job.path("outside");
     write(&outside.join(format!("{id}-1.json")), text_of("outside"));
@@ -96,7 +96,7 @@ fn user_files_in_a_store_survive_every_command() {
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let large = store.join(format!("uploads/{id}-large.json"));
     fs::File::create(&large).unwrap().set_len(1 << 32).unwrap();
-    // A killed run's file is in the way of none of them.
+    // A file of a killed run does not conflict with any of them.
     let left = store.join(format!("scores/model=x/{scores}#17046467313378935449"));
     write(&left, "half");
 
@@ -214,7 +214,7 @@ fn a_lost_store_marker_is_restored() {
     assert_eq!(stdout_of(&mut job.couplet(&["runs", "pipeline.toml"])).lines().count(), 2);
     assert_eq!(counts(&job.report()), [30, 0, 30, 0, 0]);
     assert_eq!(fs::read(&marker).unwrap(), before);
-    // One that is damaged is not guessed at.
+    // A damaged marker is not replaced by a guess.
     let mut damaged = before.clone();
     damaged[30] ^= 1;
     for damaged in [&damaged[..], b"", &[b'x'; 5000]] {
@@ -257,7 +257,7 @@ fn a_store_with_links_or_pipes_is_refused_at_once() {
         fs::remove_file(&place).unwrap();
         fs::rename(&aside, &place).unwrap();
     }
-    // The store itself may be a link.
+    // The store itself may be a symlink.
     fs::rename(job.path("state"), job.path("elsewhere")).unwrap();
     std::os::unix::fs::symlink(job.path("elsewhere"), job.path("state")).unwrap();
     assert_eq!(counts(&job.report()), [3, 0, 3, 0, 0]);
@@ -332,7 +332,7 @@ fn leftovers_of_a_killed_probe_are_used_and_removed() {
     assert!(!keys().iter().any(|key| key.contains("probe")), "{:?}", keys());
 }
 
-/// Turns the scores of a job into what the version before made: a Delta table with a partition per model.
+/// Turns the scores of a job into those of the previous version: a Delta table with a partition per model.
 async fn as_before(store: &Path) {
     let scores = store.join("scores");
     let model = scores.read_dir().unwrap().next().unwrap().unwrap().path();
@@ -373,7 +373,7 @@ async fn scores_of_the_previous_version_are_migrated() {
     }
     assert_eq!(score_files(&job).len(), 1, "{:?}", score_files(&job));
     assert!(!job.path("state/scores/_delta_log").exists());
-    // A table of somebody else stays, and so do files that are named like those of one.
+    // A Delta table of another program stays, and so do files with similar names.
     let mine = Objects::open(&Place::Local(job.path("state/scores"))).unwrap();
     let schema = Schema::new(vec![Field::new("x", DataType::Int64, false)]);
     delta::open_or_create(&mine, &schema, &[], "x", "mine").await.unwrap();
@@ -383,7 +383,7 @@ async fn scores_of_the_previous_version_are_migrated() {
     assert!(part.exists() && job.path("state/scores/_delta_log/00000000000000000000.json").exists());
     fs::remove_dir_all(job.path("state/scores/_delta_log")).unwrap();
     fs::remove_dir_all(job.path("state/scores/mine")).unwrap();
-    // Nothing of it is taken over where a user's file lies among it.
+    // Nothing is migrated if a user's file is in the folder.
     as_before(&job.path("state")).await;
     write(&job.path("state/scores/mine.parquet"), "mine");
     let said = job.error(2);

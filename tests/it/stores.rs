@@ -1,4 +1,4 @@
-//! What is said of a store that is not as couplet left it, of one that a run is using, and of pipelines without one.
+//! Messages about damaged stores, stores in use, and pipelines without a store.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::support::{Job, golden, stderr_of, stdout_of, write};
 
 const PAIRS: &str = "id,a,b\n1,x,y\n2,p,q\n";
 
-/// The one entry of a folder whose name has `part` in it.
+/// The only entry of a folder with `part` in its name.
 fn only(folder: &Path, part: &str) -> PathBuf {
     let entries = folder.read_dir().unwrap().map(|entry| entry.unwrap().path());
     let mut found: Vec<_> = entries.filter(|path| path.file_name().unwrap().to_str().unwrap().contains(part)).collect();
@@ -23,7 +23,7 @@ fn cut(file: &Path) {
     fs::write(file, &whole[..whole.len() / 2]).unwrap();
 }
 
-/// What a command says of a damaged store, the name of the file aside.
+/// The message about a damaged store, without the file's name.
 fn refused(job: &Job, arguments: &[&str], file: &Path) -> String {
     let said = job.error_of(&mut job.couplet(arguments), 2);
     let name = file.file_name().unwrap().to_str().unwrap();
@@ -55,7 +55,7 @@ fn rows_of_a_damaged_score_file_are_scored_again_with_a_warning() {
         (&2.into(), &0.into()),
         "{report:#}"
     );
-    // One that is gone is simply not there.
+    // A missing file is not an error.
     fs::remove_file(only(&model, ".parquet")).unwrap();
     assert_eq!(job.report()["rows"]["scored"], 2);
 }

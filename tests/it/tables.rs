@@ -1,5 +1,5 @@
-//! Tables: every format, option and layout gives the rows that are in the files, and a broken file is named with the
-//! place where it is broken.
+//! Tables: every format, option and layout gives the rows of the files, and an error in a file is reported with its
+//! position.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -28,7 +28,7 @@ impl Files {
         folder
     }
 
-    /// A file of it.
+    /// A file of the folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
@@ -48,25 +48,25 @@ impl Files {
         pretty_format_batches(&frame.collect().await.unwrap_or_else(|e| panic!("{sql}: {e}"))).unwrap().to_string()
     }
 
-    /// What the program says of a table that it cannot read, this folder's path replaced.
+    /// The error for an unreadable table, with this folder's path replaced.
     fn refusal(&self, uri: &str) -> String {
         self.failure(uri, "SELECT * FROM t", 2)
     }
 
-    /// What a command says that fails, this folder's path replaced.
+    /// The error of a failing command, with this folder's path replaced.
     fn error(&self, command: &mut assert_cmd::Command, code: i32) -> String {
         let message = crate::support::stderr_of(command, code);
         message.replace(self.0.path().to_str().unwrap(), "DIR").trim_end().to_owned()
     }
 
-    /// What a query of the table `t` says that ends with this code, this folder's path replaced.
+    /// The error of a query of the table `t` with this exit code, with this folder's path replaced.
     pub fn failure(&self, uri: &str, sql: &str, code: i32) -> String {
         let mut command = couplet();
         command.current_dir(self.0.path()).args(["query", sql, "--table", &format!("t={uri}")]);
         self.error(&mut command, code)
     }
 
-    /// Writes the rows of a query in the formats that the tests cannot write themselves.
+    /// Writes the rows of a query in formats that the tests cannot write themselves.
     async fn copy(&self, sql: &str, name: &str, options: &str) {
         let path = self.path(name);
         let copy = format!("COPY ({sql}) TO '{}' {options}", path.display());
@@ -75,7 +75,7 @@ impl Files {
     }
 }
 
-/// Two rows with a NULL, a quotation mark, a comma and a letter beyond ASCII.
+/// Two rows with a NULL, a quote, a comma and a non-ASCII letter.
 const TWO_ROWS: &str = "SELECT * FROM (VALUES (1, 'é, \"x\"', 0.5), (2, NULL, 1.5)) AS v(id, text, x) ORDER BY id";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,7 +88,7 @@ async fn every_format_gives_the_same_rows() {
     let tsv = "STORED AS CSV OPTIONS ('format.has_header' 'true', 'format.delimiter' '\t')";
     files.copy(TWO_ROWS, "rows.tsv", tsv).await;
     for name in ["rows.parquet", "rows.arrow", "rows.ndjson", "rows.csv", "rows.tsv"] {
-        // The columns of JSON are in alphabetical order.
+        // JSON columns are in alphabetical order.
         let rows = files.sql(&format!("t = '{name}'"), "SELECT id, text, x FROM t WHERE x > 0 ORDER BY id").await;
         insta::allow_duplicates! { insta::assert_snapshot!(rows, @r#"
         +----+--------+-----+
@@ -203,7 +203,7 @@ async fn a_line_break_between_quotes_is_part_of_the_value() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn quotes_can_be_turned_off_for_a_table() {
-    // As MRPC is published: a byte order mark, `#` in column names, quotation marks that are not balanced.
+    // MRPC as published: a byte order mark, `#` in column names, unbalanced quotes.
     let files = Files::new([(
         "t.txt",
         b"\xEF\xBB\xBFQuality\t#1 ID\t#1 String\n1\t7\t\"He said,\n0\t8\tshe \"said\"\n1\t9\t\"\n".as_slice(),
@@ -304,7 +304,7 @@ async fn hive_partition_folders_become_columns() {
     | 3  |
     +----+
     ");
-    // A partition whose name is known is a folder like others.
+    // A partition folder in the middle of the path is an ordinary folder.
     assert_eq!(files.sql("t = 'days/dt=2026-01-02/*.csv'", "SELECT id FROM t").await, one);
 }
 
@@ -373,7 +373,7 @@ fn a_broken_line_beyond_the_sample_is_named_when_read() {
 
 #[tokio::test]
 async fn the_quote_option_applies_everywhere_in_a_file() {
-    // Whole files are read in chunks of 8 KiB, and a mark may be on each side of each of their ends.
+    // Files are read in chunks of 8 KiB; quotes are placed on both sides of every chunk boundary.
     let filler = "a plain text of some length that says nothing in particular";
     let rows = |odd: &str| -> String {
         let lines = (0..600).map(|id| format!("{id}\t{}{filler}\n", if id % 7 == 0 { odd } else { "" }));
@@ -387,7 +387,7 @@ async fn the_quote_option_applies_everywhere_in_a_file() {
             .await;
         assert!(answer.contains("600") && answer.contains("179700") && answer.contains("86"), "{odd}: {answer}");
     }
-    // In a CSV a backslash escapes nothing, and a mark within a field is a mark.
+    // In a CSV a backslash escapes nothing, and a quote within a field is an ordinary character.
     let csv: String = (0..600).map(|id| format!("{id},\\{filler} 5\" wide,\"one\nand \"\"two\"\"\"\n")).collect();
     let files = Files::new([("t.csv", format!("id,a,b\n{csv}").as_bytes())]);
     let answer = files.sql(r#"t = "t.csv""#, "SELECT count(*) AS n, sum(id) AS s, min(b) AS b FROM t").await;
@@ -493,7 +493,7 @@ async fn files_that_change_during_a_read_are_detected() {
     }
 }
 
-/// A pipeline whose Parquet source has a page that cannot be read, after some that can.
+/// A pipeline whose Parquet source has an unreadable page after some readable ones.
 async fn job_with_a_corrupt_page() -> Job {
     let job = Job::new("").change("pairs.csv", "pairs.parquet");
     let pairs = job.path("pairs.parquet");
@@ -554,7 +554,7 @@ fn a_query_can_name_files_by_path() {
     let absolute = files.path("t.csv");
     assert_eq!(rows(&format!("SELECT count(*) AS n FROM '{}'", absolute.display()), &[]), "n\n2\n");
     assert_eq!(rows("SELECT r.a FROM 't.csv' l JOIN 't.csv' r ON l.id + 1 = r.id", &[]), "a\ny\n");
-    // A table that is listed goes before a file of its name, and parameters are bound as everywhere.
+    // A declared table takes precedence over a file of its name, and parameters are bound as usual.
     assert_eq!(
         rows(
             "SELECT t.a, l.a AS b FROM t JOIN 't.csv' l ON t.id = l.id + $more",
@@ -567,7 +567,7 @@ fn a_query_can_name_files_by_path() {
     insta::assert_snapshot!(refusal("SELECT a FROM 'parts/*.parquet'"), @"error: SQL: table `parts/*.parquet`: no file matches parts/*.parquet");
     insta::assert_snapshot!(refusal("SELECT a FROM 't.html'"), @r#"error: SQL: table `t.html`: the name of `t.html` does not tell its format; write a table with its format: `{ uri = "…", format = "csv" }`"#);
     insta::assert_snapshot!(refusal("SELECT b FROM 't.csv'"), @"error: SQL: there is no column `b` (columns: id, a)");
-    // It reads only.
+    // The query is read-only.
     insta::assert_snapshot!(refusal("INSERT INTO 't.csv' VALUES (5, 'v')"), @"error: SQL: a query reads; to write its result, use -o FILE instead of COPY or INSERT");
 }
 

@@ -1,4 +1,4 @@
-//! Tables of text files and of folders: what is read is what was written, or the file and the line are named.
+//! Tables of text files and folders: the rows that were written are read, or the error names the file and the line.
 
 use std::io::Write as _;
 
@@ -12,7 +12,7 @@ fn rows(files: &Files, table: &str, sql: &str) -> String {
     stdout_of(&mut command)
 }
 
-/// What the program says of a query that fails with exit code 2.
+/// The error of a query that fails with exit code 2.
 fn refused(files: &Files, table: &str, sql: &str) -> String {
     files.failure(table, sql, 2)
 }
@@ -110,7 +110,7 @@ fn the_escape_option_escapes_quotes() {
     assert!(said.contains("`escape` means nothing without quotation marks"), "{said}");
 }
 
-/// A file of which the beginning, which tells the types, has numbers only.
+/// A file whose beginning, from which types are inferred, has only numbers.
 fn far_down(head: &str, line: impl Fn(usize) -> String, odd: &str) -> Vec<u8> {
     let mut text = head.as_bytes().to_vec();
     let mut id = 0;

@@ -1,5 +1,5 @@
-//! Training as a whole: the same to the last bit whatever the threads, after a resume, and in what size of pieces;
-//! what it writes is a checkpoint; and what it refuses.
+//! Training: bit-identical for any number of threads and after a resume, equal up to rounding for any micro-batch size;
+//! it writes a valid checkpoint and refuses invalid input.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::tiny::{Variant, WEIGHTS};
 
 const LABELS: Objective = Objective::Classification { labels: 3, class_weights: None, label_smoothing: 0.0 };
 
-/// Examples whose label is told by one of their words.
+/// Examples whose label is determined by one of their words.
 fn examples(count: usize) -> Vec<Example> {
     (0..count as u32)
         .map(|e| {
@@ -27,7 +27,7 @@ fn examples(count: usize) -> Vec<Example> {
         .collect()
 }
 
-/// The same with a word in three to be predicted.
+/// The examples with one word in three masked.
 fn masked(count: usize) -> Vec<Example> {
     let hide = |mut example: Example| {
         let places = (1..example.input_ids.len()).step_by(3);
@@ -197,7 +197,7 @@ fn a_random_encoder_learns_to_predict_words() {
             Trainer::from_config(tiny_config(architecture), Objective::MaskedWords, options, &Device::Cpu).unwrap();
         let batch = masked(48);
         let before = trainer.masked_words(&batch).unwrap();
-        // Of 787 words, each is as likely as any other.
+        // Each of the 787 words is equally likely.
         assert!((before.loss - 787f64.ln()).abs() < 0.2 && before.words > 100, "{before:?}");
         for _ in 0..40 {
             trainer.step(&batch).unwrap();
@@ -246,7 +246,7 @@ fn a_trained_model_scores_the_same_after_saving_and_loading() {
         let objective = Objective::Classification { labels, class_weights: None, label_smoothing: 0.0 };
         let mut trainer = trainer(model, objective, options());
         let batch: Vec<Example> = examples(24).into_iter().map(|e| Example { target: Target::Label(0), ..e }).collect();
-        // Nothing is lost on the way in, and nothing on the way out.
+        // Loading and saving lose nothing.
         let close = |ours: Vec<Vec<f32>>, theirs: Vec<Vec<f32>>| {
             let pairs = ours.concat().into_iter().zip(theirs.concat());
             pairs.map(|(x, y)| (x - y).abs()).fold(0.0, f32::max) < 1e-6
@@ -288,7 +288,7 @@ fn invalid_examples_are_refused_and_change_no_weights() {
         assert!(bits(&trainer) == before, "{expected}");
     }
     assert_eq!(trainer.steps(), 0);
-    // Nor do the gradients stay of examples that are learned from before the one that is refused: the shortest is last.
+    // No gradients are kept of the examples before the refused one: the shortest is processed last.
     let mut broken = good.clone();
     broken[0].input_ids[0] = 787;
     let mut gradients = |batch: &[Example]| -> Result<Vec<Vec<f32>>, TrainError> {

@@ -1,4 +1,4 @@
-//! Types: what is read is what was written, in files, runs and tables of every night, or the column is named.
+//! Types: files, runs and tables of many nights keep every value exactly, or the column is named in an error.
 
 use std::fs::File;
 use std::path::Path;
@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use crate::support::{Job, golden, root, rows_of, skip, stderr_of, stdout_of, write};
 use crate::venv;
 
-/// 818565974.1 as DECIMAL(38, 10), of which no 64-bit float is the value.
+/// 818565974.1 as DECIMAL(38, 10), which no 64-bit float represents exactly.
 const PRICE: i128 = 8_185_659_741_000_000_000;
 
 fn batch(columns: &[(&str, ArrayRef)]) -> RecordBatch {
@@ -123,7 +123,7 @@ fn the_log_of_a_delta_table_has_no_inexact_statistics() {
     }
 }
 
-/// A table as deltalake writes it on its own, with the inexact statistics of earlier versions of couplet.
+/// A table as deltalake writes it by default, with the inexact statistics of earlier versions of couplet.
 async fn old_table(job: &Job, rows: RecordBatch) {
     std::fs::create_dir_all(job.path("out")).unwrap();
     let url = url::Url::from_directory_path(job.path("out")).unwrap();
@@ -142,7 +142,7 @@ async fn old_delta_tables_are_read_and_merged_exactly() {
     }
 }
 
-/// Two ids, the maximum that another writer has in the log, and a condition for the greater one.
+/// Two ids, the maximum that another writer has put into the log, and a condition for the greater one.
 async fn old_table_is_read_and_merged_exactly(ids: ArrayRef, maximum: &str, condition: &str) {
     let job = delta(job(), "merge").change("SELECT * FROM pairs", "SELECT v AS id, a, b FROM pairs");
     parquet(&job.path("data/a.parquet"), &pairs(1, ids));
@@ -160,7 +160,7 @@ async fn old_table_is_read_and_merged_exactly(ids: ArrayRef, maximum: &str, cond
     assert_eq!(found[0]["n"], 1, "{condition}");
     job.report();
     assert_eq!(query(&job, "SELECT count(*) AS n FROM demo")[0]["n"], 2);
-    // What is in the log by now is exact, and so none of it.
+    // Only exact statistics are in the log now, so none for this column.
     assert!(statistics(&job)[0]["maxValues"].get("id").is_none());
 }
 
@@ -249,7 +249,7 @@ fn a_run_with_incompatible_types_is_refused() {
     };
     refused(Arc::new(StringArray::from(vec!["x"])), "Utf8");
     refused(Arc::new(arrow::array::BooleanArray::from(vec![true])), "Boolean");
-    // No float is the integer of the first run.
+    // No float is equal to the integer of the first run.
     refused(Arc::new(Float64Array::from(vec![0.5])), "Float64 in this run");
     assert_eq!(query(&job, "SELECT v FROM demo")[0]["v"], 9_007_199_254_740_993_i64);
 }
@@ -265,14 +265,14 @@ fn values_that_a_table_cannot_hold_are_refused_before_scoring() {
         assert_eq!(scores, 0, "{said}");
     };
     let store = |job: Job| job.add("[score]\nstore = \"store\"");
-    // No table is there yet, and none of Delta has unsigned integers.
+    // The table does not exist yet, and Delta has no unsigned integers.
     refused(&store(delta(job(), "append")), u64::MAX, "18446744073709551615 to type Int64");
     for job in [delta(job(), "append"), runs(job())] {
         parquet(&job.path("data/a.parquet"), &pairs(1, Arc::new(Float64Array::from(vec![0.5]))));
         job.report();
         refused(&store(job), (1 << 53) + 1, "does not hold every integer here exactly");
     }
-    // Rows that go into quarantine are none of the table's.
+    // Quarantined rows are not part of the table.
     let job = delta(job(), "append").add("[score]\nerrors = \"quarantine\"");
     parquet(&job.path("data/a.parquet"), &pairs(1, Arc::new(Float64Array::from(vec![0.5]))));
     job.report();
@@ -301,7 +301,7 @@ fn an_all_null_column_of_a_delta_table_gets_a_type_later() {
         for (row, expected) in expected.iter().enumerate() {
             assert_eq!((&rows[row]["v"], &rows[row]["type"]), (expected, &json!("Float64")), "{mode} {rows}");
         }
-        // A float of its own is what no column of floats loses.
+        // No column of floats loses this float.
         parquet(&job.path("data/a.parquet"), &pairs(6, Arc::new(Int64Array::from(vec![(1 << 53) + 1]))));
         assert!(job.error(2).contains("does not hold every integer here exactly"), "{mode}");
     }
@@ -386,7 +386,7 @@ fn types_of_files_are_widened_or_both_files_are_named() {
             |sql: &str| query(&job, sql).as_array().unwrap().iter().map(|row| row["v"].clone()).collect::<Vec<_>>();
         let read = rows("SELECT v FROM pairs ORDER BY id");
         assert_eq!(read, rows("SELECT v FROM demo ORDER BY id"));
-        // What footers say is not of another type.
+        // The types in the footers are the same.
         let most = query(&job, "SELECT max(v) AS v FROM pairs")[0]["v"].clone();
         assert!(read.contains(&most), "{most} in {read:?}");
         Value::from(read)
@@ -558,7 +558,7 @@ fn uuids_of_pyarrow(path: &Path) {
     parquet(path, &RecordBatch::try_new(Arc::new(Schema::new(fields)), rows.columns().to_vec()).unwrap());
 }
 
-/// The same as DuckDB marks them: by the type of the column in Parquet's schema, and there is no other.
+/// Two rows with UUIDs as DuckDB marks them: by the type of the column in Parquet's schema, without an Arrow schema.
 fn uuids_of_duckdb(path: &Path) {
     let schema = "message m { optional fixed_len_byte_array(16) id (UUID); optional binary sentence1 (UTF8); \
                   optional binary sentence2 (UTF8); }";
