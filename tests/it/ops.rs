@@ -82,7 +82,7 @@ const FORWARDS: [(&str, Forward); 6] = [
     ("relu", |linear, x, _| linear.forward_activated(x, Activation::Relu)),
     ("silu", |linear, x, _| linear.forward_activated(x, Activation::Silu)),
     ("forward_add_norm", |linear, x, outputs| {
-        // Residual rows belong to rows of x, and differ within a batch.
+        // Each residual row depends on its row of x, so that rows of a batch differ.
         let residual = x.sum_keepdim(D::Minus1)?.broadcast_mul(&random(5, &[1, outputs]))?.contiguous()?;
         linear.forward_add_norm(x, &residual, &norm(6, outputs))
     }),

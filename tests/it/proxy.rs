@@ -344,7 +344,7 @@ fn reset(client: TcpStream) -> io::Result<()> {
     socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))
 }
 
-/// Details of the request's signature, which some S3 error bodies repeat. The proxy adds them to every error.
+/// The token that signed the request. Every error response of the proxy contains it, as some of S3's do.
 pub const ECHO: &str = "session-token-of-the-couplet-tests";
 
 /// The S3 error response of a status, optionally sent with another status.

@@ -276,7 +276,7 @@ fn one_text_column_is_enough() {
 fn all_of_mrpc_is_read_in_its_published_form() {
     let name = "all_of_mrpc_is_read_in_its_published_form";
     let Some(corpus) = shared(name, "data/mrpc/msr_paraphrase_train.txt") else { return };
-    // The pipeline writes into its own folder.
+    // The sink is next to the pipeline file, so the pipeline is copied to a temporary folder.
     let job = Job::new("");
     std::fs::copy(root().join("pipelines/score_mrpc.toml"), job.path("score_mrpc.toml")).unwrap();
     let toml = std::fs::read_to_string(job.path("score_mrpc.toml")).unwrap();

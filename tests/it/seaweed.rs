@@ -277,7 +277,7 @@ pub fn client_of(endpoint: &str, bucket: &str) -> AmazonS3 {
     client_with_retries(endpoint, bucket, 0)
 }
 
-/// A client that retries once after a failure.
+/// A client that makes this many retries after a failure, at any endpoint.
 pub fn client_with_retries(endpoint: &str, bucket: &str, retries: usize) -> AmazonS3 {
     AmazonS3Builder::new()
         .with_endpoint(endpoint)

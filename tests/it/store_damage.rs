@@ -23,7 +23,7 @@ fn restore(folder: &Path, files: &BTreeMap<String, Vec<u8>>) {
     files.iter().for_each(|(name, bytes)| write(&folder.join(name), bytes));
 }
 
-/// The scores in a file, by its name.
+/// The number of scores in a file, parsed from its name.
 fn scores_in(name: &str) -> Option<u64> {
     name.starts_with("scores/").then(|| name.split('-').rev().nth(1).unwrap().parse().unwrap())
 }

@@ -304,7 +304,7 @@ async fn hive_partition_folders_become_columns() {
     | 3  |
     +----+
     ");
-    // A partition folder in the middle of the path is an ordinary folder.
+    // A partition folder that is spelled out in the path is an ordinary folder.
     assert_eq!(files.sql("t = 'days/dt=2026-01-02/*.csv'", "SELECT id FROM t").await, one);
 }
 
@@ -373,7 +373,7 @@ fn a_broken_line_beyond_the_sample_is_named_when_read() {
 
 #[tokio::test]
 async fn the_quote_option_applies_everywhere_in_a_file() {
-    // Files are read in chunks of 8 KiB; quotes are placed on both sides of every chunk boundary.
+    // Files are read in chunks of 8 KiB; quotes may be on both sides of every chunk boundary.
     let filler = "a plain text of some length that says nothing in particular";
     let rows = |odd: &str| -> String {
         let lines = (0..600).map(|id| format!("{id}\t{}{filler}\n", if id % 7 == 0 { odd } else { "" }));

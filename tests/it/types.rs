@@ -301,7 +301,7 @@ fn an_all_null_column_of_a_delta_table_gets_a_type_later() {
         for (row, expected) in expected.iter().enumerate() {
             assert_eq!((&rows[row]["v"], &rows[row]["type"]), (expected, &json!("Float64")), "{mode} {rows}");
         }
-        // No column of floats loses this float.
+        // An integer above 2^53 has no exact value in a column of floats.
         parquet(&job.path("data/a.parquet"), &pairs(6, Arc::new(Int64Array::from(vec![(1 << 53) + 1]))));
         assert!(job.error(2).contains("does not hold every integer here exactly"), "{mode}");
     }
@@ -386,7 +386,7 @@ fn types_of_files_are_widened_or_both_files_are_named() {
             |sql: &str| query(&job, sql).as_array().unwrap().iter().map(|row| row["v"].clone()).collect::<Vec<_>>();
         let read = rows("SELECT v FROM pairs ORDER BY id");
         assert_eq!(read, rows("SELECT v FROM demo ORDER BY id"));
-        // The types in the footers are the same.
+        // The statistics in the footers have the type of the column.
         let most = query(&job, "SELECT max(v) AS v FROM pairs")[0]["v"].clone();
         assert!(read.contains(&most), "{most} in {read:?}");
         Value::from(read)
