@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::nights::{counts, pairs, score_files};
 use crate::seaweed::Bucket;
 use crate::shell::session;
-use crate::store_folder::{names_of_users, text_of};
+use crate::store_folder::{user_file_names, text_of};
 use crate::support::{
     Job, couplet, free_ports, quickstart_model, quickstart_pairs, rows_of, stderr_of, stdout_of, write,
 };
@@ -152,7 +152,7 @@ fn start(job: &Job, cluster: &Cluster) -> Child {
 fn wait_for_scores(job: &Job) {
     let began = Instant::now();
     while score_files(job).len() < 2 {
-        assert!(began.elapsed() < Duration::from_secs(60), "nothing is remembered");
+        assert!(began.elapsed() < Duration::from_secs(60), "no scores are cached");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -196,7 +196,7 @@ fn user_files_in_a_store_survive_a_run_on_a_cluster() {
     let job = job(300);
     report(&job, &cluster);
     let store = job.path("state");
-    for name in names_of_users() {
+    for name in user_file_names() {
         write(&store.join(&name), text_of(&name));
     }
     let marker: Value = serde_json::from_slice(&std::fs::read(store.join("couplet-store.json")).unwrap()).unwrap();
@@ -204,7 +204,7 @@ fn user_files_in_a_store_survive_a_run_on_a_cluster() {
     write(&left, "what a killed run left");
     stdout_of(run(&job, &cluster).arg("--fresh"));
     assert!(!left.exists());
-    for name in names_of_users() {
+    for name in user_file_names() {
         assert_eq!(std::fs::read_to_string(store.join(&name)).ok(), Some(text_of(&name)), "{name}");
     }
 }

@@ -286,7 +286,7 @@ fn an_evaluation_measures_the_bundled_model() {
     let mistakes = rows_of(&stages.path("evaluation/mistakes.parquet"));
     assert_eq!(mistakes.len(), 229);
     let scores: Vec<f64> = mistakes.iter().map(|row| row["score"].as_f64().unwrap()).collect();
-    assert!(scores.is_sorted_by(|a, b| a >= b), "the surest mistakes come first");
+    assert!(scores.is_sorted_by(|a, b| a >= b), "the most confident mistakes come first");
     for row in &mistakes {
         assert_eq!(row["label"], row["gold_label"]);
         assert_ne!(row["gold_label"], row["predicted_label"]);
@@ -527,7 +527,7 @@ fn labels_and_their_weights_are_read_from_the_pipeline() {
     };
     let other = weighted("{ not_paraphrase = 0.5, paraphrase = 9 }");
     other.report(&["--only", "finetune"]);
-    assert!(recalled(&given) > recalled(&other), "what weighs more is predicted more often");
+    assert!(recalled(&given) > recalled(&other), "the label with the larger weight is predicted more often");
     let problem = stderr_of(&mut weighted("{ paraphrase = 2 }").couplet(&["run", "p.toml", "--only", "finetune"]), 2);
     assert!(problem.contains("not_paraphrase"), "{problem}");
 }

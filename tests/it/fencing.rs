@@ -49,8 +49,8 @@ impl Site<'_> {
         let mut child = run.spawn().unwrap();
         let began = Instant::now();
         while state_of(&child) != Some('T') {
-            assert!(child.try_wait().unwrap().is_none(), "it ended: {}", said(&child.wait_with_output().unwrap()));
-            assert!(began.elapsed() < Duration::from_secs(120), "it does not come to its commit");
+            assert!(child.try_wait().unwrap().is_none(), "the run ended: {}", said(&child.wait_with_output().unwrap()));
+            assert!(began.elapsed() < Duration::from_secs(120), "the run does not reach its commit");
             std::thread::sleep(Duration::from_millis(5));
         }
         child
@@ -79,7 +79,7 @@ fn state_of(child: &Child) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-fn go_on(child: Child) -> Output {
+fn continue_stopped(child: Child) -> Output {
     let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
     child.wait_with_output().unwrap()
@@ -91,7 +91,14 @@ fn said(output: &Output) -> String {
 
 /// Runs a night of 30 rows; one of 33 that stops before its commit and loses the lock; one of 36 that is published;
 /// then continues the stopped one. `lose` lets the third run take the lock.
-fn an_older_night_goes_on(name: &str, site: &Site, appends: bool, put: impl Fn(usize), lose: impl Fn(), wait: &[&str]) {
+fn continue_after_a_newer_night(
+    name: &str,
+    site: &Site,
+    appends: bool,
+    put: impl Fn(usize),
+    lose: impl Fn(),
+    wait: &[&str],
+) {
     put(30);
     site.run(&["pipeline.toml"]);
     put(33);
@@ -101,7 +108,7 @@ fn an_older_night_goes_on(name: &str, site: &Site, appends: bool, put: impl Fn(u
     site.run(&[&["pipeline.toml"][..], wait].concat());
     let expected = if appends { [66, 36] } else { [36, 36] };
     assert_eq!(site.published(), expected, "{name}");
-    let ended = go_on(stopped);
+    let ended = continue_stopped(stopped);
     assert_eq!(ended.status.code(), Some(1), "{name}: {}", said(&ended));
     assert_eq!(site.published(), expected, "{name}: {}", said(&ended));
     // The next night is unaffected.
@@ -111,12 +118,12 @@ fn an_older_night_goes_on(name: &str, site: &Site, appends: bool, put: impl Fn(u
 }
 
 /// Publishes the same rows twice: one run stops before its commit, and another one publishes them.
-fn the_same_night_goes_on(name: &str, site: &Site, put: impl Fn(usize), lose: impl Fn()) {
+fn continue_after_the_same_night(name: &str, site: &Site, put: impl Fn(usize), lose: impl Fn()) {
     put(30);
     let stopped = site.stopped_before_its_commit("pipeline.toml");
     lose();
     site.run(&["pipeline.toml"]);
-    let ended = go_on(stopped);
+    let ended = continue_stopped(stopped);
     assert_eq!(ended.status.code(), Some(1), "{name}: {}", said(&ended));
     assert_eq!(site.published(), [30, 30], "{name}: {}", said(&ended));
     site.run(&["pipeline.toml"]);
@@ -131,9 +138,9 @@ fn a_run_that_lost_its_lock_publishes_nothing() {
         let put = |job: &Job, rows| write(&job.path("pairs.csv"), pairs(0, rows));
         let job = new();
         let site = Site { job: &job, bucket: None };
-        an_older_night_goes_on(name, &site, appends, |rows| put(&job, rows), || lose(&job), &[]);
+        continue_after_a_newer_night(name, &site, appends, |rows| put(&job, rows), || lose(&job), &[]);
         let job = new();
-        the_same_night_goes_on(name, &Site { job: &job, bucket: None }, |rows| put(&job, rows), || lose(&job));
+        continue_after_the_same_night(name, &Site { job: &job, bucket: None }, |rows| put(&job, rows), || lose(&job));
     }
 }
 
@@ -155,12 +162,12 @@ fn a_run_that_lost_its_lease_publishes_nothing() {
         let put = |rows| drop(bucket.put("pairs.csv", pairs(0, rows)));
         let lose = || block_on(bucket.client.delete(&"state/lock.json".into())).unwrap();
         let job = job_in(&bucket, sink);
-        an_older_night_goes_on(name, &Site { job: &job, bucket: Some(&bucket) }, appends, put, lose, &[]);
+        continue_after_a_newer_night(name, &Site { job: &job, bucket: Some(&bucket) }, appends, put, lose, &[]);
         let Some(bucket) = Bucket::new(test, &format!("same-{}", name.replace(' ', "-"))) else { return };
         let put = |rows| drop(bucket.put("pairs.csv", pairs(0, rows)));
         let lose = || block_on(bucket.client.delete(&"state/lock.json".into())).unwrap();
         let job = job_in(&bucket, sink);
-        the_same_night_goes_on(name, &Site { job: &job, bucket: Some(&bucket) }, put, lose);
+        continue_after_the_same_night(name, &Site { job: &job, bucket: Some(&bucket) }, put, lose);
     }
 }
 
@@ -180,7 +187,7 @@ fn a_run_stopped_past_its_lease_publishes_nothing() {
                     }
                     let put = |rows| drop(bucket.put("pairs.csv", pairs(0, rows)));
                     let site = Site { job: &job, bucket: Some(&bucket) };
-                    an_older_night_goes_on(name, &site, appends, put, || (), &["--wait", "200s"]);
+                    continue_after_a_newer_night(name, &site, appends, put, || (), &["--wait", "200s"]);
                 });
             }
         }
@@ -223,7 +230,7 @@ fn pipelines_that_create_a_table_at_once_commit_once() {
 }
 
 /// A table of rejected rows holds those of the runs in the sink, at whichever point a run was killed.
-fn rejected_rows_follow_the_sink(name: &str, site: &Site, appends: bool, put: impl Fn(&str)) {
+fn check_rejected_rows(name: &str, site: &Site, appends: bool, put: impl Fn(&str)) {
     let ids = |table: &str| {
         let sql = format!("SELECT CAST(id AS INT) AS id FROM {table} ORDER BY 1");
         let query = ["query", "--pipeline", "pipeline.toml", "--format", "csv", &sql];
@@ -269,7 +276,7 @@ fn rejected_rows_are_those_of_published_runs() {
     for (name, sink, appends) in SINKS {
         let job = job(0, sink, "out").add("[score]\nerrors = \"quarantine\"");
         let put = |csv: &str| write(&job.path("pairs.csv"), csv);
-        rejected_rows_follow_the_sink(name, &Site { job: &job, bucket: None }, appends, put);
+        check_rejected_rows(name, &Site { job: &job, bucket: None }, appends, put);
         // They replace the earlier ones without leaving other files.
         if name == "file" {
             let mut files = job.output_files();
@@ -302,7 +309,7 @@ fn a_vacuum_of_rejected_rows_does_not_fail_the_next_run() {
             }
         }
     }
-    assert!(vacuumed > 0, "the row of the first night was not written anew");
+    assert!(vacuumed > 0, "the row of the first night was not rewritten");
     write(&job.path("pairs.csv"), pairs(0, 3) + "30,,x\n32,,x\n");
     let output = site.command(&["run", "pipeline.toml"]).output().unwrap();
     assert!(output.status.success() && said(&output).contains("a VACUUM has removed files"), "{}", said(&output));
@@ -320,7 +327,7 @@ fn rejected_rows_in_a_bucket_are_those_of_published_runs() {
         let job = job_in(&bucket, sink);
         let job = job.change("[score]", "[score]\nerrors = \"quarantine\"");
         let site = Site { job: &job, bucket: Some(&bucket) };
-        rejected_rows_follow_the_sink(name, &site, appends, |csv| drop(bucket.put("pairs.csv", csv)));
+        check_rejected_rows(name, &site, appends, |csv| drop(bucket.put("pairs.csv", csv)));
     }
 }
 
@@ -334,7 +341,7 @@ fn runs_of_two_stores_append_a_run_key_once() {
         let site = Site { job: &job, bucket: None };
         let stopped = site.stopped_before_its_commit("pipeline.toml");
         assert_eq!(site.run(&["other.toml"])["already_appended"], false, "{name}");
-        let ended = go_on(stopped);
+        let ended = continue_stopped(stopped);
         // The second run finds its key in the table, or that its folder was taken.
         let code = if name.starts_with("delta") { 0 } else { 1 };
         assert_eq!(ended.status.code(), Some(code), "{name}: {}", said(&ended));

@@ -67,7 +67,7 @@ fn without_progress(message: &str) -> String {
     format!("{start}after scoring N of {end}")
 }
 
-fn stops_on(signal: &str, job: Job) -> (Job, String) {
+fn check_signal(signal: &str, job: Job) -> (Job, String) {
     let (job, output, took) = LongRun::start(job).end(signal);
     let message = job.without_paths(&String::from_utf8(output.stderr).unwrap());
     assert_eq!(output.status.code(), Some(130), "{message}");
@@ -92,7 +92,7 @@ fn goes_on(job: &Job) {
 fn ctrl_c_stops_a_run_soon_and_keeps_the_old_output() {
     let job = Job::new("");
     write(&job.output(), "as before");
-    let (job, message) = stops_on("-INT", job);
+    let (job, message) = check_signal("-INT", job);
     insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 texts; what was scored is kept in state, and out/scores.parquet is as it was before. Run the same command again to go on");
     assert_eq!(std::fs::read(job.output()).unwrap(), b"as before");
     assert_eq!(job.output_files(), ["scores.parquet"]);
@@ -101,7 +101,7 @@ fn ctrl_c_stops_a_run_soon_and_keeps_the_old_output() {
 
 #[test]
 fn sigterm_stops_a_first_run_and_leaves_only_cached_scores() {
-    let (job, message) = stops_on("-TERM", Job::new(""));
+    let (job, message) = check_signal("-TERM", Job::new(""));
     insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 texts; what was scored is kept in state, and out/scores.parquet is as it was before. Run the same command again to go on");
     assert!(job.output_files().is_empty(), "{:?}", job.output_files());
     goes_on(&job);

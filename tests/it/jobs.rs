@@ -151,7 +151,7 @@ fn keeps_the_old_model_unless_the_new_one_passes() {
     assert!(!job.is_rejected().unwrap(), "another condition");
     let (refused, report) = (weights(candidate), run(&job));
     assert_eq!((report.promotion, report.trained), (Promotion::Published, false));
-    assert!(weights(&job.output) != old && weights(&job.output) == refused, "what was refused is not learned again");
+    assert!(weights(&job.output) != old && weights(&job.output) == refused, "a rejected model is not trained again");
     assert_eq!(read_json(job.output.join("training.json"))["promotion"], serde_json::json!({ "published": true }));
     // It is no longer a candidate.
     assert!(!candidate.exists());

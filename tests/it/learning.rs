@@ -149,7 +149,7 @@ fn a_model_that_fails_promote_if_does_not_replace_the_old_one() {
     assert!(job.0.path().join("models/task.candidate/model.safetensors").exists());
     let again = job.report(&["--only", "finetune"]);
     assert_eq!(again["finetune"]["promoted"], false, "{again:#}");
-    assert!(again["finetune"]["training"].is_null(), "the same is not trained and rejected in every run: {again:#}");
+    assert!(again["finetune"]["training"].is_null(), "a rejected model is not trained again in every run: {again:#}");
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn unusable_training_data_is_refused() {
 }
 
 /// Forty rows with the ids 1 to 40, distinct texts and two labels.
-fn forty(row: impl Fn(usize) -> (String, String, String)) -> impl Iterator<Item = (String, String, String)> {
+fn forty_rows(row: impl Fn(usize) -> (String, String, String)) -> impl Iterator<Item = (String, String, String)> {
     (1..=40).map(row)
 }
 
@@ -194,7 +194,7 @@ fn a_wrong_label_is_reported_with_its_row_id_or_row_number() {
             "training rows: row 38: label NULL is no label",
         ),
     ] {
-        let problem = Learning::on_rows(forty(unlabelled), settings).refusal();
+        let problem = Learning::on_rows(forty_rows(unlabelled), settings).refusal();
         assert!(problem.contains(expected), "{expected} is not in {problem}");
     }
 }
@@ -202,12 +202,12 @@ fn a_wrong_label_is_reported_with_its_row_id_or_row_number() {
 #[test]
 fn nulls_are_counted_over_all_batches() {
     let no_text = |n: usize| if n.is_multiple_of(2) { (n.to_string(), String::new(), "0".into()) } else { usual(n) };
-    let problem = Learning::on_rows(forty(no_text), "validation = 0.3").refusal();
+    let problem = Learning::on_rows(forty_rows(no_text), "validation = 0.3").refusal();
     let expected = "column `text` of [finetune] is NULL in 20 of 40 rows; filter them out in the query";
     assert!(problem.contains(expected), "{problem}");
     let no_id =
         |n: usize| if n.is_multiple_of(10) { (String::new(), format!("text {n}"), "0".into()) } else { usual(n) };
-    let problem = Learning::on_rows(forty(no_id), "validation = 0.3\nid = \"id\"").refusal();
+    let problem = Learning::on_rows(forty_rows(no_id), "validation = 0.3\nid = \"id\"").refusal();
     let expected = "column `id` of [finetune] is NULL in 4 of 40 rows; it must name each row, as rows are held out by it: \
                     filter them out in the query, or name another column";
     assert!(problem.contains(expected), "{problem}");
@@ -226,7 +226,7 @@ fn a_validation_share_that_takes_all_rows_is_refused() {
 #[test]
 fn an_impossible_threshold_is_refused_before_training() {
     let job = Learning::on_rows(
-        forty(usual),
+        forty_rows(usual),
         "validation = \"SELECT id, text, label FROM gold WHERE label = 1\"\ncalibrate = { threshold = \"f1\" }",
     );
     let problem = job.refusal();
@@ -239,7 +239,7 @@ fn an_impossible_threshold_is_refused_before_training() {
 #[test]
 fn texts_on_both_sides_of_the_split_give_a_warning() {
     let repeated = |n: usize| (n.to_string(), format!("text {}", n % 12), (n / 12 % 2).to_string());
-    let job = Learning::on_rows(forty(repeated), "validation = 0.3\nid = \"id\"");
+    let job = Learning::on_rows(forty_rows(repeated), "validation = 0.3\nid = \"id\"");
     let plan: Value = serde_json::from_str(&stdout_of(&mut job.command("plan", &["--json"]))).unwrap();
     let shared = plan["finetune"]["held_out_in_training"].as_u64().unwrap();
     let held_out = plan["finetune"]["training"]["held_out"].as_u64().unwrap();
@@ -257,7 +257,7 @@ fn texts_on_both_sides_of_the_split_give_a_warning() {
     assert_eq!(training["rows"]["validation_in_training"], shared);
 
     // A split by text puts equal texts on one side.
-    let job = Learning::on_rows(forty(repeated), "validation = 0.5");
+    let job = Learning::on_rows(forty_rows(repeated), "validation = 0.5");
     let plan: Value = serde_json::from_str(&stdout_of(&mut job.command("plan", &["--json"]))).unwrap();
     assert_eq!(plan["finetune"]["held_out_in_training"], 0);
 }
@@ -266,7 +266,7 @@ fn texts_on_both_sides_of_the_split_give_a_warning() {
 fn labels_without_held_out_rows_give_a_warning() {
     let row = |n: usize| (n.to_string(), format!("text {n}"), (n % 3).to_string());
     let validation = "validation = \"SELECT id, text, label FROM gold WHERE label < 2\"";
-    let job = Learning::on_rows(forty(row), validation);
+    let job = Learning::on_rows(forty_rows(row), validation);
     let expected = "no held-out row has the label \"2\": how well it is recognised is not measured";
     let plan: Value = serde_json::from_str(&stdout_of(&mut job.command("plan", &["--json"]))).unwrap();
     let notes = plan["notes"].as_array().unwrap();
@@ -274,7 +274,7 @@ fn labels_without_held_out_rows_give_a_warning() {
     let said = stderr_of(&mut job.couplet(&["-q"]), 0);
     assert!(said.contains("WARN") && said.contains(expected), "{said}");
     assert_eq!(job.training()["unmeasured_labels"], serde_json::json!(["2"]));
-    let all = Learning::on_rows(forty(row), "validation = \"SELECT id, text, label FROM gold\"");
+    let all = Learning::on_rows(forty_rows(row), "validation = \"SELECT id, text, label FROM gold\"");
     let said = stderr_of(&mut all.couplet(&["-q"]), 0);
     assert!(!said.contains("no held-out row has"), "{said}");
 }
@@ -284,7 +284,7 @@ fn a_temperature_at_its_bound_gives_a_warning() {
     let row = |n: usize| (n.to_string(), format!("text {n}"), (n % 2).to_string());
     // One row is right or wrong, so no temperature is the best.
     let validation = "validation = \"SELECT id, text, label FROM gold WHERE id = 1\"\ncalibrate = true";
-    let job = Learning::on_rows(forty(row), validation);
+    let job = Learning::on_rows(forty_rows(row), validation);
     let said = stderr_of(&mut job.couplet(&["-q"]), 0);
     assert!(said.contains("WARN") && said.contains("the temperature ") && said.contains(" that is allowed"), "{said}");
     let bound = job.training()["calibration"]["temperature_bound"].as_str().unwrap().to_owned();

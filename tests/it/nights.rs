@@ -86,7 +86,7 @@ fn output_rows_keep_the_order_of_the_source() {
     assert_eq!(counts(&job.report())[0], 24_000);
     let ids = ids(&job);
     assert!(ids.is_sorted() && ids.len() == 24_000);
-    assert_eq!(job.path("spill").read_dir().unwrap().count(), 0, "what was spilled is removed");
+    assert_eq!(job.path("spill").read_dir().unwrap().count(), 0, "spilled files are removed");
 }
 
 #[test]
@@ -491,7 +491,7 @@ fn rows_that_exceed_the_memory_limit_are_merged() {
                count(*) FILTER (WHERE (b = 'mayor') = (id >= 100)) AS newest FROM predictions";
     let mut query = job.couplet(&["query", "--pipeline", "pipeline.toml", "--format", "csv", sql]);
     assert_eq!(stdout_of(&mut query), "rows,ids,whole,newest\n40100,40100,40100,40100\n");
-    assert_eq!(job.path("spill").read_dir().unwrap().count(), 0, "what was spilled is removed");
+    assert_eq!(job.path("spill").read_dir().unwrap().count(), 0, "spilled files are removed");
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn expected(csv: &str) -> Vec<String> {
 }
 
 /// The prediction columns of a row of JSON text.
-fn essence(rows: &[String]) -> Vec<String> {
+fn prediction_columns(rows: &[String]) -> Vec<String> {
     let row = |text: &String| {
         let row: Value = serde_json::from_str(text).unwrap();
         format!("{} {} {} {}", row["id"], row["a"], row["predicted_label"], row["score"])
@@ -113,7 +113,7 @@ fn runs_in_a_bucket_give_the_same_tables_as_on_a_disk() {
         assert_eq!(counts(&night.report()), [90, 0, 90, 0, 0]);
         night.put(&pairs(0, 99));
         assert_eq!(counts(&night.report()), [99, 6, 90, 3, 0]);
-        assert_eq!(essence(&night.published()), essence(&expected(&pairs(0, 99))), "{name}");
+        assert_eq!(prediction_columns(&night.published()), prediction_columns(&expected(&pairs(0, 99))), "{name}");
         let runs = night.bucket.couplet(&["runs", "pipeline.toml", "--json"]).current_dir(night.job.path("")).output();
         let runs: Value = serde_json::from_slice(&runs.unwrap().stdout).unwrap();
         assert_eq!(runs.as_array().unwrap().len(), 3);
@@ -178,7 +178,7 @@ fn the_next_run_aborts_uploads_of_a_killed_one() {
 fn a_run_in_a_bucket_killed_at_any_step_resumes() {
     let test = "a_run_in_a_bucket_killed_at_any_step_resumes";
     let csv = pairs(0, 90);
-    let expected = essence(&expected(&csv));
+    let expected = prediction_columns(&expected(&csv));
     for (name, sink) in [("kill-delta", DELTA), ("kill-runs", RUNS), ("kill-file", FILE)] {
         let Some(night) = BucketJob::new(test, name, sink) else { return };
         night.put(&csv);
@@ -190,10 +190,10 @@ fn a_run_in_a_bucket_killed_at_any_step_resumes() {
             // If everything is cached, there is no third commit to kill at.
             let is_late = point.starts_with("store.") && output.status.success();
             assert!(is_late || output.status.code().is_none(), "{point}: {}", String::from_utf8_lossy(&output.stderr));
-            let now = essence(&night.published());
+            let now = prediction_columns(&night.published());
             assert!(now.is_empty() || now == expected, "{name} {point}: readers see all or nothing");
             assert_eq!(counts(&night.report())[0], 90, "{name} {point}");
-            assert_eq!(essence(&night.published()), expected, "{name} {point}");
+            assert_eq!(prediction_columns(&night.published()), expected, "{name} {point}");
         }
     }
 }
@@ -310,7 +310,7 @@ fn an_expired_session_ends_a_run_with_exit_code_1() {
 /// Runs one night with failing requests between two undisturbed ones, and checks the table after each. Returns the
 /// number of failed requests.
 fn disturbed(night: &BucketJob, label: &str, fault: Fault, which: impl Fn(Rule) -> Rule, seed: u64) -> usize {
-    let [before, after] = [60, 66].map(|rows| essence(&expected(&pairs(0, rows))));
+    let [before, after] = [60, 66].map(|rows| prediction_columns(&expected(&pairs(0, rows))));
     night.put_rows(60);
     night.report();
     night.put_rows(66);
@@ -319,7 +319,7 @@ fn disturbed(night: &BucketJob, label: &str, fault: Fault, which: impl Fn(Rule) 
     let output = night.run(Some(&proxy.endpoint())).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_no_secret(&said);
-    let now = essence(&night.published());
+    let now = prediction_columns(&night.published());
     // Merged rows stay: once a table has had the new rows, it has all 66 ids.
     let whole = now == after || now == before || now.len() == after.len();
     assert!(whole, "{label}: {} rows after {said}", now.len());
@@ -331,7 +331,7 @@ fn disturbed(night: &BucketJob, label: &str, fault: Fault, which: impl Fn(Rule) 
     let failed = proxy.faults(fault);
     drop(proxy);
     night.report();
-    assert_eq!(essence(&night.published()), after, "{label}: the next run ends well");
+    assert_eq!(prediction_columns(&night.published()), after, "{label}: the next run ends well");
     failed
 }
 

@@ -36,7 +36,7 @@ fn ended(mut command: Command) -> (i32, String, String) {
     while child.try_wait().unwrap().is_none() {
         if began.elapsed() > PATIENCE {
             child.kill().unwrap();
-            panic!("it waits: {command:?}");
+            panic!("the command waits: {command:?}");
         }
         std::thread::sleep(Duration::from_millis(20));
     }

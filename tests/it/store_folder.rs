@@ -28,7 +28,7 @@ fn id_in(marker: &[u8]) -> String {
 }
 
 /// Names of user files in a store, most of them similar to couplet's own.
-pub fn names_of_users() -> Vec<String> {
+pub fn user_file_names() -> Vec<String> {
     let (uuid, run, other) = ("05493cfe-fd2f-4010-81bd-9092a42365fe", "0".repeat(32), "f".repeat(16));
     let digest = "1".repeat(32);
     vec![
@@ -73,7 +73,7 @@ fn user_files_in_a_store_survive_every_command() {
     let job = Job::new(pairs(0, 30)).add("[score]\nstore = \"state\"");
     job.report();
     let store = job.path("state");
-    let names = names_of_users();
+    let names = user_file_names();
     let long_ago = SystemTime::now() - Duration::from_hours(72);
     for name in &names {
         write(&store.join(name), text_of(name));
@@ -115,7 +115,7 @@ fn user_files_in_a_store_survive_every_command() {
         assert_eq!(outside.read_dir().unwrap().count(), 4, "{arguments:?}");
         assert!(link.is_symlink() && pipe.exists() && large.exists(), "{arguments:?}");
     }
-    assert!(!left.exists(), "what a killed run left goes");
+    assert!(!left.exists(), "leftovers of the killed run are removed");
     assert_eq!(counts(&job.report()), [30, 0, 30, 0, 0]);
 }
 
@@ -126,7 +126,7 @@ fn user_objects_in_a_store_survive_every_command() {
     let job = Job::new(pairs(0, 30)).add("[score]\nstore = \"s3://folder-objects/state\"");
     let couplet = |arguments: &[&str]| stdout_of(bucket.couplet(arguments).current_dir(job.path("")));
     couplet(&["run", "pipeline.toml"]);
-    let names: Vec<_> = names_of_users().into_iter().filter(|name| !name.contains('#')).collect();
+    let names: Vec<_> = user_file_names().into_iter().filter(|name| !name.contains('#')).collect();
     for name in &names {
         bucket.put(&format!("state/{name}"), text_of(name));
     }
@@ -304,10 +304,10 @@ fn an_upload_note_aborts_only_uploads_of_its_pipeline() {
     let sibling = begin("out-of-others/part", &format!("{id}-2"));
     let not_couplets = begin("out/run=2/part", "mine");
     run();
-    let goes_on =
+    let is_open =
         |key: &str, upload: &String| block_on(bucket.client.put_part(&path(key), upload, 0, "part".into())).is_ok();
-    assert!(!goes_on("out/run=1/part", &own), "the killed run's upload is aborted");
-    assert!(goes_on("out-of-others/part", &sibling) && goes_on("out/run=2/part", &not_couplets));
+    assert!(!is_open("out/run=1/part", &own), "the killed run's upload is aborted");
+    assert!(is_open("out-of-others/part", &sibling) && is_open("out/run=2/part", &not_couplets));
     let notes = block_on(bucket.client.list_with_delimiter(Some(&path("state/uploads")))).unwrap().objects;
     assert_eq!(notes.len(), 2, "{notes:?}");
 }
@@ -333,7 +333,7 @@ fn leftovers_of_a_killed_probe_are_used_and_removed() {
 }
 
 /// Turns the scores of a job into those of the previous version: a Delta table with a partition per model.
-async fn as_before(store: &Path) {
+async fn downgrade_scores(store: &Path) {
     let scores = store.join("scores");
     let model = scores.read_dir().unwrap().next().unwrap().unwrap().path();
     let class = model.file_name().unwrap().to_str().unwrap().strip_prefix("model=").unwrap().to_owned();
@@ -363,7 +363,7 @@ async fn as_before(store: &Path) {
 async fn scores_of_the_previous_version_are_migrated() {
     let job = Job::new(pairs(0, 30)).add("[score]\nstore = \"state\"");
     let expected = job.rows();
-    as_before(&job.path("state")).await;
+    downgrade_scores(&job.path("state")).await;
     stdout_of(&mut job.couplet(&["plan", "pipeline.toml"]));
     assert!(!job.path("state/couplet-store.json").exists(), "a plan writes nothing");
     for _ in 0..2 {
@@ -384,7 +384,7 @@ async fn scores_of_the_previous_version_are_migrated() {
     fs::remove_dir_all(job.path("state/scores/_delta_log")).unwrap();
     fs::remove_dir_all(job.path("state/scores/mine")).unwrap();
     // Nothing is migrated if a user's file is in the folder.
-    as_before(&job.path("state")).await;
+    downgrade_scores(&job.path("state")).await;
     write(&job.path("state/scores/mine.parquet"), "mine");
     let said = job.error(2);
     assert!(said.contains("it has scores/mine.parquet"), "{said}");

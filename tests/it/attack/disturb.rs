@@ -31,7 +31,7 @@ pub struct Count {
 }
 
 /// The time after which an undisturbed run counts as waiting for another run.
-const MOST_FOR_A_RUN: Duration = Duration::from_secs(15);
+const WAIT_LIMIT: Duration = Duration::from_secs(15);
 
 type Outcome = Result<(), String>;
 
@@ -211,7 +211,7 @@ impl<'a> Trial<'a> {
         self.site.put_source(3);
         let shim = self.site.shim();
         let mut newer = self.start("demo.toml", &[], &shim, None);
-        let waits = !newer.ends_within(MOST_FOR_A_RUN);
+        let waits = !newer.ends_within(WAIT_LIMIT);
         if waits {
             stopped.signal(Signal::CONT);
         }
