@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::nights::{counts, pairs, score_files};
 use crate::seaweed::Bucket;
 use crate::shell::session;
-use crate::store_folder::{user_file_names, text_of};
+use crate::store_folder::{text_of, user_file_names};
 use crate::support::{
     Job, couplet, free_ports, quickstart_model, quickstart_pairs, rows_of, stderr_of, stdout_of, write,
 };
