@@ -324,7 +324,7 @@ mod tests {
     use crate::objects;
 
     #[test]
-    fn a_refusal_is_a_mistake_wherever_it_comes_and_what_may_pass_is_none() {
+    fn refusals_exit_with_2_and_transient_failures_with_1() {
         let refused = object_store::Error::PermissionDenied {
             path: "key".into(),
             source: "Error performing PUT http://host/bucket/key in 1ms - status code: 403 Forbidden: ".into(),

@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_goes_before_defaults_and_what_is_unknown_or_missing_is_named() {
+    fn given_values_override_defaults_and_bad_names_are_errors() {
         let given = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
             pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
         };

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn removes_the_remains_of_a_killed_run_but_not_the_work_of_a_live_one() {
+    fn removes_leftovers_of_killed_runs_but_not_of_live_ones() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("out.parquet");
         fs::write(folder.path().join(format!(".out.parquet.1-0{TEMPORARY}")), "killed").unwrap();

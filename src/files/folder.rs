@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn replaces_the_folder_when_it_is_complete_whether_it_can_be_exchanged_or_not() {
+    fn replaces_the_folder_with_and_without_an_atomic_exchange() {
         for exchange in [exchange, refuse] {
             let around = tempfile::tempdir().unwrap();
             let target = around.path().join("new/model");
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn removes_the_remains_of_a_killed_run_but_not_the_work_of_a_live_one() {
+    fn removes_leftovers_of_killed_runs_but_not_of_live_ones() {
         let around = tempfile::tempdir().unwrap();
         let target = around.path().join("model");
         fs::create_dir(around.path().join(format!(".model.1-0{TEMPORARY}"))).unwrap();

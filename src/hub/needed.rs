@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_needs_its_configuration_its_tokenizer_and_one_form_of_its_weights() {
+    fn a_model_needs_a_config_a_tokenizer_and_weights() {
         let names =
             ["README.md", "calibration.json", "config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt"];
         let needed = ["config.json", "vocab.txt", "calibration.json", "model.safetensors"];

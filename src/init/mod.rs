@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_on_another_branch_of_the_disk_stays_the_path_of_a_file() {
+    fn paths_without_a_common_folder_stay_absolute() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().canonicalize().unwrap();
         assert_eq!(relative(Path::new("/nowhere/job"), &path), path.display().to_string());

@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_of_a_longer_text_behind_a_shorter_one_does_no_harm() {
+    fn the_rest_of_a_longer_text_is_ignored() {
         let holder = Holder::this("run", "pipeline");
         let short = Content::after(None, holder.clone(), None);
         let shorter = short.to_json();

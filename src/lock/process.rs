@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn knows_its_own_process_alive_and_a_child_dead_before_and_after_it_is_buried() {
+    fn a_killed_child_is_dead_before_and_after_it_is_reaped() {
         assert_eq!(Process::this().is_alive(), Some(true));
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let process =
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_nothing_of_another_computer_another_container_or_another_start() {
+    fn processes_of_other_hosts_and_containers_are_unknown() {
         let other = Some("another".to_owned());
         for process in [
             Process { boot_id: other.clone(), ..Process::this() },

@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_that_is_sent_is_the_same_for_one_session_and_another_for_the_next() {
+    fn a_sent_model_is_shared_within_a_session_only() {
         let models = || Models::new(Pool::new(Some(1)).unwrap(), PathBuf::from("/models"));
         let (one, next) = (models(), models());
         assert_eq!(one.sent("mrpc"), one.sent("mrpc"));

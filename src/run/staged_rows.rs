@@ -343,7 +343,7 @@ mod tests {
 
     /// 200,000 rows with distinct texts, and memory for a tenth of what their keys and scores take.
     #[tokio::test]
-    async fn joins_and_sorts_need_little_memory_however_many_rows_there_are() {
+    async fn joins_and_sorts_of_many_rows_need_little_memory() {
         const ROWS: i64 = 200_000;
         let folder = tempfile::tempdir().expect("a folder");
         let resources = Resources::new(1 << 30, folder.path()).expect("resources");

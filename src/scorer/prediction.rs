@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_calibration_leaves_the_raw_probabilities_and_a_threshold_decides() {
+    fn calibration_keeps_raw_probabilities_and_threshold_decides() {
         let config = ModelConfig::smallest(Problem::SingleLabel, 2);
         let mut calibration =
             Calibration { temperature: 2.0, threshold: None, objective: None, fitted_on: None, bound: None };

@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_lenient_parser_would_guess_at_is_refused_with_its_line() {
+    fn malformed_quotes_and_encodings_are_refused_with_their_line() {
         let refused = |text: &str| read(text.as_bytes(), &options(Some(b'"'), None), 7).unwrap_err();
         let (line, problem) = refused("a,b\n1,\"x \\\"y\\\" z\"\n");
         assert!(line == 2 && problem.contains("escape = \"\\\\\""), "{problem}");

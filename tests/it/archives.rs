@@ -1,6 +1,6 @@
-//! PyTorch's archives that are not what they seem: small files that would fill the memory, offsets that lead elsewhere.
+//! Malicious PyTorch archives: small files that would exhaust memory, and offsets outside their storage.
 
-use crate::elsewhere::{archive, members};
+use crate::fuzz_targets::{archive, members};
 use crate::support::golden;
 use crate::tiny::{ARCHIVE, Variant};
 
@@ -18,20 +18,20 @@ fn of_pickle(pickle: &[u8]) -> String {
 
 #[test]
 fn a_pickle_that_copies_itself_is_refused() {
-    // Sixty tuples, each of two copies of the one before: 2^60 objects.
+    // Sixty nested tuples, each with two copies of the previous one: 2^60 objects.
     let mut bomb = b"]q\0".to_vec();
     for place in 1..60 {
         bomb.extend([b'h', place - 1, b'h', place - 1, 0x86, b'q', place]);
     }
     insta::assert_snapshot!(of_pickle(&bomb), @"cannot read MODEL/pytorch_model.bin: it is truncated or not a PyTorch archive (its pickle stands for more than 2097152 objects, which no checkpoint needs)");
-    // A million tuples in each other, which would be more than the stack holds when they are dropped.
+    // A million nested tuples, whose recursive drop would overflow the stack.
     let nested = [b")".as_slice(), &b"\x85".repeat(1_000_000)].concat();
     insta::assert_snapshot!(of_pickle(&nested), @"cannot read MODEL/pytorch_model.bin: it is truncated or not a PyTorch archive (its pickle nests objects more than 100 deep, which no checkpoint needs)");
 }
 
 #[test]
-fn members_that_are_compressed_are_not_unpacked() {
-    // The method of the directory's first entry, the pickle, and the size that it claims to unpack to.
+fn compressed_members_are_not_unpacked() {
+    // The compression method of the directory's first entry (the pickle) and its claimed uncompressed size.
     let bytes = archive(&members(&model()));
     let entry = bytes.windows(4).position(|four| four == b"PK\x01\x02").unwrap();
     let mut deflated = bytes.clone();
@@ -54,13 +54,13 @@ fn members_that_are_compressed_are_not_unpacked() {
     assert!(said.contains("Invalid local file header"), "{said}");
 }
 
-/// A tensor at an offset of its storage that is negative, or behind its end.
+/// A tensor whose storage offset is negative or past the end.
 #[test]
 fn tensors_outside_of_their_storage_are_refused() {
     let with_offset = |offset: &[u8]| {
         let mut members = members(&model());
         let (_, pickle) = members.iter_mut().find(|(name, _)| name.ends_with("data.pkl")).unwrap();
-        // Behind the storage of a tensor, `Q`, stands where it begins there: `K\0`. The first is of positions, and not read.
+        // Each tensor record has the storage offset `K\0` after `Q`. The first tensor holds positions and is not read.
         let mut tensors = pickle.windows(3).enumerate().filter(|(_, three)| three == b"QK\0");
         let at = tensors.nth(1).unwrap().0 + 1;
         pickle.splice(at..at + 2, offset.iter().copied());
@@ -71,7 +71,7 @@ fn tensors_outside_of_their_storage_are_refused() {
         [b"K\x01".as_slice(), b"J\xff\xff\xff\xff", b"J\xff\xff\xff\x7f", b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f"]
     {
         let said = with_offset(offset).error();
-        // candle multiplies the offset by the size of a number, which a debug build checks.
+        // candle multiplies the offset by the element size; a debug build checks this for overflow.
         let expected = ["failed to fill whole buffer", "its pickle is not as PyTorch writes it"];
         assert!(expected.iter().any(|expected| said.contains(expected)), "{said}");
     }

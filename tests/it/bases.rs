@@ -1,4 +1,4 @@
-//! Checkpoints of any class with an encoder as bases: `model import`, `[pretrain]` and `[finetune]` of the program.
+//! Checkpoints of any class with an encoder as base models, for `model import`, `[pretrain]` and `[finetune]`.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::{couplet, stderr_of, stdout_of, write};
 use crate::tiny::{Variant, WEIGHTS};
 
-/// A tiny encoder under another class of transformers, with the head of that class.
+/// A tiny encoder saved under another class of transformers, with the head of that class.
 fn base(name: &str, class: &str, head: &[(&str, &[usize])]) -> Variant {
     let is_classifier = |tensor: &str| tensor.starts_with("classifier.") || tensor.starts_with("pre_classifier.");
     let bare = |(tensor, values): (String, Tensor)| (!is_classifier(&tensor)).then_some((tensor, values));
@@ -24,7 +24,7 @@ fn base(name: &str, class: &str, head: &[(&str, &[usize])]) -> Variant {
     })
 }
 
-/// One of each class, as transformers writes them: names, heads, and whether there is a pooler.
+/// One of each class with the names, heads and poolers that transformers writes.
 fn bases() -> Vec<Variant> {
     let no_pooler = |(name, tensor): (String, Tensor)| (!name.contains("pooler")).then_some((name, tensor));
     let bare_names = |(name, tensor): (String, Tensor)| Some((name.replacen("distilbert.", "", 1), tensor));
@@ -58,27 +58,27 @@ fn bases() -> Vec<Variant> {
     ]
 }
 
-/// The table of word embeddings of a checkpoint.
+/// The word embedding matrix of a checkpoint.
 fn words(folder: &Path) -> Vec<f32> {
     let tensors = candle_core::safetensors::load(folder.join(WEIGHTS), &Device::Cpu).unwrap();
     let table = tensors.iter().find(|(name, _)| name.ends_with("embeddings.word_embeddings.weight")).unwrap().1;
     table.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// The class that the configuration of a checkpoint names.
+/// The class name in the configuration of a checkpoint.
 fn class(folder: &Path) -> String {
     let config: Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
     config["architectures"][0].as_str().unwrap().to_owned()
 }
 
-/// The class of the same family with another head, or with none.
+/// The class of the same family with another head, or without one.
 fn sibling(class: &str, head: &str) -> String {
     let family = if class.starts_with("DistilBert") { "DistilBert" } else { "Bert" };
     format!("{family}{head}")
 }
 
 #[test]
-fn any_class_with_an_encoder_is_imported_by_the_program() {
+fn model_import_accepts_any_class_with_an_encoder() {
     for base in bases() {
         let of = class(base.folder());
         let folder = tempfile::tempdir().unwrap();
@@ -96,7 +96,7 @@ fn any_class_with_an_encoder_is_imported_by_the_program() {
 }
 
 #[test]
-fn any_class_with_an_encoder_is_learned_from_by_the_program() {
+fn training_accepts_any_class_with_an_encoder() {
     for base in bases() {
         let of = class(base.folder());
         let folder = tempfile::tempdir().unwrap();
@@ -132,13 +132,13 @@ max_length = 16
         let report: Value = serde_json::from_str(&report).unwrap();
         for (stage, output) in [("pretrain", "words"), ("finetune", "task")] {
             assert_eq!(report[stage]["promoted"], true, "{of}: {report:#}");
-            // A few small steps away from the base, where an encoder that began at random would be far.
+            // A few small steps away from the base; a randomly initialized encoder would be far away.
             let (before, after) = (words(base.folder()), words(&folder.path().join(output)));
             let difference = before.iter().zip(&after).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(before.len() == after.len() && difference < 0.005, "{of}, {stage}: {difference}");
         }
         assert_eq!(class(&folder.path().join("task")), sibling(&of, "ForSequenceClassification"));
-        // The base itself scores nothing.
+        // The base itself cannot score.
         stderr_of(couplet().args(["predict", "a", "b", "--model"]).arg(base.folder()), 2);
     }
 }

@@ -1,4 +1,4 @@
-//! Runs that die, are given up or are not answered: what they leave is no run, and goes.
+//! Runs that die, are aborted or get no response: readers never see their files, and later runs remove them.
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use object_store::memory::InMemory;
 use crate::faulty::{Fault, Faulty};
 use crate::runs::{batch, begin, ids, names, objects, origin, places, publish, read, remote, run, schema, wide_batch};
 
-/// Runs as a child of the next test.
+/// Runs as a child process of the next test.
 #[test]
-#[ignore = "it is the child of `a_run_that_is_killed_anywhere_leaves_nothing_that_reads_as_a_run`"]
+#[ignore = "it is the child of `a_run_killed_anywhere_is_invisible_to_readers`"]
 fn child_that_publishes() {
     let sink = std::env::var("COUPLET_TEST_SINK").unwrap();
     let id = std::env::var("COUPLET_TEST_RUN").unwrap();
@@ -32,7 +32,7 @@ fn child_that_publishes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_is_killed_anywhere_leaves_nothing_that_reads_as_a_run() {
+async fn a_run_killed_anywhere_is_invisible_to_readers() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::Folder(folder.path().into());
     publish(&place, "first", 40, None).await.unwrap();
@@ -45,7 +45,7 @@ async fn a_run_that_is_killed_anywhere_leaves_nothing_that_reads_as_a_run() {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        // At other places each time: from before it begins to after it is done.
+        // Kills at a different point each time, from before the run begins until after it is done.
         tokio::time::sleep(Duration::from_millis(10 + 7 * attempt % 200)).await;
         let done = child.try_wait().unwrap().is_some();
         child.kill().unwrap();
@@ -68,7 +68,7 @@ async fn a_run_that_is_killed_anywhere_leaves_nothing_that_reads_as_a_run() {
 }
 
 #[tokio::test]
-async fn a_run_that_is_given_up_leaves_nothing() {
+async fn an_aborted_run_leaves_no_files() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(&folder) {
         let mut given_up = begin(&place, "up").await.with_limits(Limits { bytes: u64::MAX, rows: 1000 });
@@ -88,9 +88,9 @@ async fn a_run_that_is_given_up_leaves_nothing() {
     }
 }
 
-/// An object store is left as a kill would leave it, after every single write.
+/// The object store is left as a kill would leave it, after every single write.
 #[tokio::test]
-async fn a_remote_run_that_dies_anywhere_is_invisible_and_the_next_run_removes_it() {
+async fn a_killed_remote_run_is_invisible_and_removed_by_the_next() {
     let mut died = 0;
     for step in 0.. {
         let memory = InMemory::new();
@@ -125,13 +125,13 @@ async fn a_remote_run_that_dies_anywhere_is_invisible_and_the_next_run_removes_i
         let left: Vec<String> = objects(&memory).await.into_iter().filter(|name| !name.contains("-other")).collect();
         let (fifth, noted): (Vec<_>, Vec<_>) = left.iter().partition(|name| name.contains("-fifth/"));
         assert_eq!(fifth.len(), 3, "{left:?}");
-        // Of a run that was removed, a note may stay.
+        // The note of a removed run may stay.
         assert!(noted.iter().all(|name| name.ends_with("/_SUCCESS")), "{left:?}");
     }
     assert!(died > 7, "{died}");
 }
 
-/// A run in three files, whose process ends with the first error; nothing is cleaned up.
+/// Writes a run in three files; the process ends at the first error without any cleanup.
 async fn dying(place: &Place) -> Result<(), RunsError> {
     let begun = RunFolder::begin(place, &schema(), &[("couplet.model", "b1c3".into())], run("second", Some(1))).await;
     let mut folder = begun?.with_limits(Limits { bytes: u64::MAX, rows: 1000 });
@@ -143,7 +143,7 @@ async fn dying(place: &Place) -> Result<(), RunsError> {
 }
 
 #[tokio::test]
-async fn a_dead_run_cannot_become_complete_when_it_has_been_removed() {
+async fn a_removed_run_cannot_become_complete_later() {
     let store = InMemory::new();
     let place = remote(&store);
     let mut slow = begin(&place, "slow").await;
@@ -156,13 +156,13 @@ async fn a_dead_run_cannot_become_complete_when_it_has_been_removed() {
     assert_eq!(ids(&place).await, ["next"]);
     publish(&place, "after", 1, None).await.unwrap();
     publish(&place, "last", 1, None).await.unwrap();
-    // The note stays: a write of the slow run may still be under way.
+    // The note stays: a write of the slow run may still be in flight.
     let left: Vec<String> = objects(&store).await.into_iter().filter(|name| name.contains("slow")).collect();
     assert_eq!(left, ["out/scores/run=000001-slow/_SUCCESS"]);
 }
 
 #[tokio::test]
-async fn of_two_runs_of_a_store_or_key_the_later_one_is_published() {
+async fn of_two_runs_of_a_store_or_key_only_the_later_is_published() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(&folder) {
         let with = |run: &str, store: &str, key: &str| Run {
@@ -182,7 +182,7 @@ async fn of_two_runs_of_a_store_or_key_the_later_one_is_published() {
             assert!(begin(with("again", newer.0, newer.1)).await.has_key());
         }
         assert_eq!(ids(&place).await, ["next2", "next3"]);
-        // Neither the store nor the key is the same: both may be under way.
+        // Store and key both differ, so both runs may be in progress.
         let first = begin(with("first", "a", "4")).await;
         begin(with("second", "b", "5")).await.commit().await.unwrap();
         first.commit().await.unwrap();
@@ -190,7 +190,7 @@ async fn of_two_runs_of_a_store_or_key_the_later_one_is_published() {
 }
 
 #[tokio::test]
-async fn a_manifest_whose_answer_was_lost_is_known_as_its_own() {
+async fn a_run_recognizes_its_manifest_after_a_lost_response() {
     for fault in [Fault::Repeated, Fault::AnswerLost] {
         let store = Faulty::new(Arc::new(InMemory::new()));
         let place = remote(&store);
@@ -201,7 +201,7 @@ async fn a_manifest_whose_answer_was_lost_is_known_as_its_own() {
         let manifest = folder.commit().await.unwrap();
         assert_eq!(latest(&place).await.unwrap(), Some(manifest));
     }
-    // Not known: the files stay, as the manifest may still come.
+    // The outcome is unknown: the files stay, because the manifest may still arrive.
     let store = Faulty::new(Arc::new(InMemory::new()));
     let place = remote(&store);
     let mut folder = begin(&place, "a").await;
@@ -213,8 +213,8 @@ async fn a_manifest_whose_answer_was_lost_is_known_as_its_own() {
 }
 
 #[tokio::test]
-async fn uploads_that_fail_or_are_given_up_are_aborted() {
-    // A row group, which is what is sent at once, of more than a part.
+async fn failed_and_abandoned_uploads_are_aborted() {
+    // One row group, which is sent at once, is larger than a part.
     let full = wide_batch("full", 128 * 1024, 8);
     for case in ["fails", "drops", "aborts", "finishes"] {
         let store = Faulty::new(Arc::new(InMemory::new()));

@@ -1,4 +1,4 @@
-//! `couplet model show`: the card of a model, for people and as JSON.
+//! `couplet model show`: the card of a model as text and as JSON.
 
 use serde_json::Value;
 
@@ -39,7 +39,7 @@ model-index:
 ";
 
 #[test]
-fn a_card_has_what_is_known() {
+fn a_card_lists_the_known_facts() {
     let variant = Variant::of("tiny-distilbert");
     insta::assert_snapshot!(show(variant.folder()), @r"
     MODEL
@@ -79,14 +79,14 @@ fn a_card_has_what_is_known() {
 }
 
 #[test]
-fn a_card_without_anything_beside_the_model_has_no_empty_lines() {
+fn a_card_without_optional_facts_has_no_empty_lines() {
     let text = show(&quickstart_model());
     assert!(!text.contains("licence") && !text.contains("trained"), "{text}");
     assert!(text.lines().skip(1).all(|line| line.starts_with("  ") && line.len() > 18), "{text}");
 }
 
 #[test]
-fn a_card_says_how_couplet_trained() {
+fn a_card_describes_how_couplet_trained_the_model() {
     let folder = tempfile::tempdir().unwrap();
     let toml = format!(
         r#"
@@ -142,7 +142,7 @@ fn an_encoder_without_a_head_has_a_card() {
 }
 
 #[test]
-fn a_vocabulary_that_was_cut_off_is_said() {
+fn a_truncated_vocabulary_is_reported() {
     let words = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nman\n";
     let model = Variant::of("tiny-distilbert").without("tokenizer.json").with("vocab.txt", words);
     let said = stderr_of(couplet().args(["model", "show"]).arg(model.folder()), 0);

@@ -1,4 +1,5 @@
-//! The files of `../shared/cases`, as other programs write them: couplet reads what DuckDB reads, or says what is wrong.
+//! The files of `../shared/cases`, written by other programs: couplet reads the same rows as DuckDB, or reports the
+//! problem.
 
 use std::process::Command;
 
@@ -8,8 +9,8 @@ use crate::venv;
 const PACKAGES: [&str; 3] = ["duckdb==2.0.0", "pyarrow==26.0.1", "pytz==2026.2"];
 
 #[test]
-fn files_of_other_programs_are_read_as_duckdb_reads_them() {
-    let test = "files_of_other_programs_are_read_as_duckdb_reads_them";
+fn files_of_other_programs_read_the_same_as_in_duckdb() {
+    let test = "files_of_other_programs_read_the_same_as_in_duckdb";
     let Some(cases) = shared(test, "cases/data") else { return };
     let python = match venv::program("cases-venv", &PACKAGES, "python") {
         Ok(python) => python,

@@ -1,5 +1,5 @@
-//! Every checkpoint of `../shared/cases/models` through `model show`, `predict`, `plan`, `run` and `query`, compared with
-//! what transformers 5.24 says of it, and sentence-transformers 6.2 of the scores of one logit.
+//! Runs every checkpoint of `../shared/cases/models` through `model show`, `predict`, `plan`, `run` and `query`. The
+//! expected values come from transformers 5.24, and from sentence-transformers 6.2 for scores of one logit.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,10 @@ use serde_json::Value;
 
 use crate::support::{Job, couplet, golden, shared, stderr_of, stdout_of};
 
-/// The largest difference of a logit or a probability that counts as equal.
+/// The largest accepted difference of a logit or a probability.
 const TOLERANCE: f64 = 1e-4;
 
-/// Checkpoints that are refused when they are loaded, and why.
+/// Checkpoints that are refused at load time, and why.
 const REFUSED: [(&str, &str); 5] = [
     ("n05_type_vocab_1", "config.json: key `type_vocab_size`: expected 2 or more"),
     ("n11_is_decoder", "config.json: key `is_decoder`: expected false"),
@@ -26,10 +26,10 @@ const REFUSED: [(&str, &str); 5] = [
     ("t32_class_in_config", "config.json: key `tokenizer_class`: expected \"BertTokenizer\""),
 ];
 
-/// A checkpoint without a classifier, to which transformers gives a random one.
+/// A checkpoint without a classifier, to which transformers adds a random one.
 const HEADLESS: &str = "a12_bert_pretraining";
 
-/// One logit whose activation is `Identity`: `CrossEncoder` gives the logit, the pipeline of transformers a sigmoid.
+/// A one-logit model with activation `Identity`: `CrossEncoder` returns the logit, the transformers pipeline a sigmoid.
 const IDENTITY: [&str; 2] = ["l08_one_label_identity", "l10_one_label_old_identity"];
 
 struct Cases {
@@ -39,7 +39,7 @@ struct Cases {
 }
 
 impl Cases {
-    /// The cases; none where they are not beside the checkout.
+    /// Loads the cases; `None` if they are not beside the checkout.
     fn find(test: &str) -> Option<Self> {
         let folder = shared(test, "cases/models")?;
         let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
@@ -48,7 +48,7 @@ impl Cases {
         Some(Self { folder, pairs, expected })
     }
 
-    /// All checkpoints that score, with what is expected of each text or pair.
+    /// All checkpoints that score, with the expected values of each text or pair.
     fn scoring(&self) -> impl Iterator<Item = (&str, PathBuf, &Vec<Value>)> {
         let names =
             self.expected.iter().filter(|(name, _)| *name != HEADLESS && !REFUSED.iter().any(|(r, _)| r == name));
@@ -69,20 +69,20 @@ fn close(ours: f64, theirs: f64, what: &str) {
 }
 
 #[test]
-fn cases_have_the_ids_types_and_logits_of_transformers() {
-    let Some(cases) = Cases::find("cases_have_the_ids_types_and_logits_of_transformers") else { return };
+fn ids_token_types_and_logits_match_transformers() {
+    let Some(cases) = Cases::find("ids_token_types_and_logits_match_transformers") else { return };
     for (name, folder, rows) in cases.scoring() {
         for kernels in kernels() {
             let model = Model::load_with(&folder, &Device::Cpu, kernels).unwrap_or_else(|e| panic!("{name}: {e}"));
             let tokenizer = model.tokenizer.with_max_length(model.max_length()).unwrap();
             let mut batch = PackedBatch::default();
             for ((text, pair), row) in cases.pairs.iter().zip(rows) {
-                // `tokenizer(text, "")` takes an empty second text for none; `tokenizer([text], [""])`, as `CrossEncoder`
-                // calls it, and couplet do not. The cases were made with the former.
+                // `tokenizer(text, "")` treats an empty second text as none. `tokenizer([text], [""])`, which
+                // `CrossEncoder` calls, does not, and neither does couplet. The cases were made with the former.
                 let pair = pair.as_deref().filter(|pair| !pair.is_empty());
                 let encoding = tokenizer.encode(text, pair).unwrap();
                 assert_eq!(serde_json::json!(encoding.input_ids), row["ids"], "{name}: {text:?}");
-                // NULL: the tokenizer gives the model no token types, which is then given zeros.
+                // NULL: the tokenizer returns no token types, and the model uses zeros.
                 let zeros = serde_json::json!(vec![0; encoding.input_ids.len()]);
                 let types = if row["types"].is_null() { &zeros } else { &row["types"] };
                 assert_eq!(serde_json::json!(encoding.token_type_ids), *types, "{name}: {text:?}");
@@ -101,8 +101,8 @@ fn cases_have_the_ids_types_and_logits_of_transformers() {
 }
 
 #[test]
-fn cases_that_cannot_be_read_alike_are_refused() {
-    let Some(cases) = Cases::find("cases_that_cannot_be_read_alike_are_refused") else { return };
+fn checkpoints_that_cannot_match_transformers_are_refused() {
+    let Some(cases) = Cases::find("checkpoints_that_cannot_match_transformers_are_refused") else { return };
     for (name, why) in REFUSED {
         let folder = cases.folder.join(name);
         let said = stderr_of(couplet().args(["model", "show"]).arg(&folder), 2);
@@ -120,7 +120,7 @@ fn cases_that_cannot_be_read_alike_are_refused() {
         }
         assert!(job.output_files().is_empty(), "{name}");
     }
-    // No head: a base for training, as `model show` says, which scores nothing.
+    // No head: a base model for training, as `model show` reports. It cannot score.
     let folder = cases.folder.join(HEADLESS);
     let card = stdout_of(couplet().args(["model", "show", "--json"]).arg(&folder));
     assert_eq!(serde_json::from_str::<Value>(&card).unwrap()["architecture"], "BertModel");
@@ -128,7 +128,7 @@ fn cases_that_cannot_be_read_alike_are_refused() {
     assert!(said.contains("it is a masked-language model"), "{said}");
 }
 
-/// Writes the pairs with their places as a Parquet file; single texts, and pairs of which one is empty, are left out.
+/// Writes the pairs with their indices as a Parquet file, without single texts and pairs with an empty text.
 fn write_pairs(cases: &Cases, path: &Path) -> Vec<usize> {
     let is_pair = |i: &usize| cases.pairs[*i].1.as_ref().is_some_and(|pair| !pair.is_empty());
     let places: Vec<usize> = (0..cases.pairs.len()).filter(is_pair).collect();
@@ -151,7 +151,7 @@ fn job_with(folder: &Path) -> Job {
     job.change(&format!("{:?}", golden("tiny-distilbert")), &format!("{folder:?}"))
 }
 
-/// Compares a prediction with the logits and what the pipeline says of each label.
+/// Compares a prediction with the expected logits and with the label scores of the transformers pipeline.
 fn compare(name: &str, labels: &[String], ours: &Prediction, row: &Value) {
     let logits: Vec<f64> = row["logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
     let pipe = row["pipe"].as_object().unwrap();
@@ -160,7 +160,7 @@ fn compare(name: &str, labels: &[String], ours: &Prediction, row: &Value) {
         let expected = if identity { logit } else { pipe["LABEL_0"].as_f64().unwrap() };
         close(ours.score, expected, name);
         assert_eq!((ours.label.as_deref(), &ours.probabilities), (None, &None), "{name}");
-        // The logit is beside the score, unless it is the score.
+        // The logit is in a separate column, unless it is the score.
         match &ours.raw {
             None => assert!(identity, "{name}"),
             Some(raw) => close(raw[0], logit, name),
@@ -195,8 +195,8 @@ impl Prediction {
 }
 
 #[test]
-fn cases_have_the_scores_of_transformers_in_every_command() {
-    let Some(cases) = Cases::find("cases_have_the_scores_of_transformers_in_every_command") else { return };
+fn every_command_gives_the_scores_of_transformers() {
+    let Some(cases) = Cases::find("every_command_gives_the_scores_of_transformers") else { return };
     for (name, folder, rows) in cases.scoring() {
         let card = stdout_of(couplet().args(["model", "show", "--json"]).arg(&folder));
         let card: Value = serde_json::from_str(&card).unwrap();
@@ -225,7 +225,7 @@ fn cases_have_the_scores_of_transformers_in_every_command() {
             }
         }
 
-        // One pair and one text, as a command and as a function of SQL.
+        // One pair and one text, through the `predict` command and the SQL function.
         let single = cases.pairs.iter().position(|(_, pair)| pair.is_none()).unwrap();
         for place in [0, single] {
             let (text, pair) = &cases.pairs[place];

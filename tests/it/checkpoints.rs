@@ -1,4 +1,5 @@
-//! Loading: every way a checkpoint may be written gives the same model, and every way it may be broken says what is wrong.
+//! Loading checkpoints: every supported file layout gives the same model, and every broken checkpoint gives a clear
+//! error.
 
 use std::collections::HashMap;
 
@@ -9,7 +10,7 @@ use couplet::scorer::{Pool, Precision, PrecisionSetting, Prediction, Scorer, Sco
 use couplet::train::{Objective, Options, Trainer};
 use serde_json::{Value, json};
 
-use crate::elsewhere::{archive, members};
+use crate::fuzz_targets::{archive, members};
 use crate::support::{golden, shared};
 use crate::tiny::{ARCHIVE, TEXTS, Variant, WEIGHTS, logits};
 
@@ -21,7 +22,7 @@ fn largest_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
     a.concat().iter().zip(b.concat()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// The predictions of [`TEXTS`], one at a time: some are single texts.
+/// The predictions of [`TEXTS`], one at a time, because some are single texts.
 fn predictions(variant: &Variant) -> Vec<Prediction> {
     let scorer = Scorer::load(variant.folder(), ScorerOptions::default(), &Pool::new(Some(1)).unwrap()).unwrap();
     let column = |text: &str| TextColumn { name: "text".into(), values: std::iter::once(Some(text)).collect() };
@@ -35,10 +36,10 @@ fn predictions(variant: &Variant) -> Vec<Prediction> {
         .collect()
 }
 
-// What is the same model.
+// Layouts that give the same model.
 
 #[test]
-fn half_precision_weights_are_the_rounded_model() {
+fn half_precision_weights_give_the_rounded_model() {
     for name in ["tiny-bert", "tiny-distilbert"] {
         let exact = golden_logits(name);
         for (dtype, tolerance) in [(DType::F16, 1e-2), (DType::BF16, 1e-1)] {
@@ -54,7 +55,7 @@ fn half_precision_weights_are_the_rounded_model() {
 }
 
 #[test]
-fn weights_of_64_bits_are_the_same_model() {
+fn weights_of_64_bits_give_the_same_model() {
     for name in ["tiny-bert", "tiny-distilbert"] {
         let widened = |(name, tensor): (String, Tensor)| Some((name, tensor.to_dtype(DType::F64).unwrap()));
         assert_eq!(logits(&Variant::of(name).with_tensors(widened).load().unwrap()), golden_logits(name));
@@ -72,8 +73,8 @@ fn keys_with_defaults_may_be_missing() {
 }
 
 #[test]
-fn half_precision_arithmetic_is_near() {
-    // What GPUs run, on the CPU.
+fn half_precision_arithmetic_is_close_to_f32() {
+    // The f16 path of GPUs, run on the CPU.
     for name in ["tiny-bert", "tiny-distilbert"] {
         let exact = golden_logits(name);
         for (dtype, tolerance) in [(DType::F16, 1e-2), (DType::BF16, 1e-1)] {
@@ -85,7 +86,7 @@ fn half_precision_arithmetic_is_near() {
     }
 }
 
-/// Splits the weights into two files and gives the text of their index.
+/// Splits the weights into two files and returns the text of their index.
 fn shard(variant: Variant) -> (Variant, Value) {
     let mut tensors: Vec<(String, Tensor)> = variant.tensors().into_iter().collect();
     tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -102,7 +103,7 @@ fn shard(variant: Variant) -> (Variant, Value) {
 const INDEX: &str = "model.safetensors.index.json";
 
 #[test]
-fn sharded_weights_are_the_same_model() {
+fn sharded_weights_give_the_same_model() {
     for name in ["tiny-bert", "tiny-distilbert"] {
         let whole = Model::load(&golden(name), &Device::Cpu).unwrap();
         let (variant, index) = shard(Variant::of(name));
@@ -114,7 +115,7 @@ fn sharded_weights_are_the_same_model() {
 }
 
 #[test]
-fn a_sharded_pytorch_archive_is_the_same_model() {
+fn a_sharded_pytorch_archive_gives_the_same_model() {
     let variant = Variant::of("tiny-bert-bin");
     let index = json!({"weight_map": {"classifier.bias": "pytorch_model-00001-of-00001.bin"}});
     let content = variant.read(ARCHIVE);
@@ -135,7 +136,7 @@ fn tensor_names_need_no_prefix() {
 }
 
 #[test]
-fn layer_norms_may_bear_their_old_names() {
+fn layer_norms_may_have_their_old_names() {
     let old = |(name, tensor): (String, Tensor)| {
         let name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
         Some((name, tensor))
@@ -146,7 +147,7 @@ fn layer_norms_may_bear_their_old_names() {
 }
 
 #[test]
-fn of_two_names_for_a_tensor_the_full_one_holds() {
+fn of_two_names_for_a_tensor_the_full_one_wins() {
     for (name, spare, holds) in [
         ("tiny-bert", "bert.classifier.weight", "classifier.weight"),
         ("tiny-bert", "embeddings.LayerNorm.gamma", "bert.embeddings.LayerNorm.weight"),
@@ -156,7 +157,7 @@ fn of_two_names_for_a_tensor_the_full_one_holds() {
         let variant = Variant::of(name);
         let other = (variant.tensors()[holds].clone() * -3.0).unwrap();
         let variant = variant.with_tensor(spare, other);
-        // The order in which a file's names are listed is another one each time.
+        // The tensor names of a file are listed in a different order each time.
         for _ in 0..12 {
             assert_eq!(logits(&variant.load().unwrap()), golden_logits(name), "{spare}");
         }
@@ -164,14 +165,14 @@ fn of_two_names_for_a_tensor_the_full_one_holds() {
 }
 
 #[test]
-fn distilberts_layer_norm_eps_is_no_setting() {
+fn distilbert_ignores_a_layer_norm_eps_setting() {
     let variant = Variant::of("tiny-distilbert").with_config("layer_norm_eps", json!(0.1));
     assert_eq!(logits(&variant.load().unwrap()), golden_logits("tiny-distilbert"));
     let variant = Variant::of("tiny-bert").with_config("layer_norm_eps", json!(0.1));
     assert_ne!(logits(&variant.load().unwrap()), golden_logits("tiny-bert"));
 }
 
-/// The token ids of a model for every text of the edge cases.
+/// The token ids of every text of the edge cases.
 fn token_ids(variant: &Variant, max_length: usize) -> Vec<Vec<u32>> {
     let tokenizer = variant.load().unwrap().tokenizer.with_max_length(max_length).unwrap();
     let cases = std::fs::read_to_string(golden("edge_cases.jsonl")).unwrap();
@@ -184,7 +185,7 @@ fn token_ids(variant: &Variant, max_length: usize) -> Vec<Vec<u32>> {
         .collect()
 }
 
-/// tiny-bert with the tokenizer.json of tiny-distilbert, which has the same vocabulary and is cased.
+/// tiny-bert with the tokenizer.json of tiny-distilbert, which has the same vocabulary and keeps case.
 fn bert_with_tokenizer_json() -> Variant {
     let json = std::fs::read(golden("tiny-distilbert").join("tokenizer.json")).unwrap();
     Variant::of("tiny-bert").without("vocab.txt").with("tokenizer.json", json)
@@ -192,12 +193,12 @@ fn bert_with_tokenizer_json() -> Variant {
 
 #[test]
 fn tokenizer_json_and_vocab_txt_give_the_same_ids() {
-    // tiny-bert's tokenizer_config.json asks for lower case, whatever tokenizer.json says.
+    // tiny-bert's tokenizer_config.json sets lower case, which overrides tokenizer.json.
     assert_eq!(token_ids(&bert_with_tokenizer_json(), 128), token_ids(&Variant::of("tiny-bert"), 128));
 }
 
 #[test]
-fn the_class_of_the_tokenizer_decides_who_has_the_last_word_on_case() {
+fn the_tokenizer_class_decides_which_file_sets_lower_casing() {
     let class = |class: &str| {
         bert_with_tokenizer_json()
             .with_json("tokenizer_config.json", |settings| settings["tokenizer_class"] = class.into())
@@ -210,7 +211,7 @@ fn the_class_of_the_tokenizer_decides_who_has_the_last_word_on_case() {
 }
 
 #[test]
-fn a_text_is_cut_on_the_side_that_the_tokenizer_asks_for() {
+fn texts_are_truncated_on_the_side_that_the_tokenizer_sets() {
     let left = Variant::of("tiny-bert")
         .with_json("tokenizer_config.json", |settings| settings["truncation_side"] = "left".into());
     let [right, left] = [Variant::of("tiny-bert"), left].map(|variant| variant.load().unwrap().tokenizer);
@@ -228,7 +229,7 @@ fn a_text_is_cut_on_the_side_that_the_tokenizer_asks_for() {
 }
 
 #[test]
-fn the_model_reads_no_more_tokens_than_its_tokenizer_allows() {
+fn inputs_have_no_more_tokens_than_the_tokenizer_allows() {
     let variant = Variant::of("tiny-bert")
         .with_json("tokenizer_config.json", |settings| settings["model_max_length"] = 40.into());
     assert_eq!(variant.load().unwrap().max_length(), 40);
@@ -236,14 +237,14 @@ fn the_model_reads_no_more_tokens_than_its_tokenizer_allows() {
     assert_eq!(unlimited.load().unwrap().max_length(), 512);
 }
 
-// What the logits mean.
+// Meaning of the logits.
 
 #[test]
 fn a_model_may_have_many_labels() {
     let labels: serde_json::Map<String, Value> = (0..70).map(|i| (i.to_string(), format!("l{i}").into())).collect();
     let variant = Variant::of("tiny-distilbert").with_outputs(70).with_config("id2label", labels.into());
     let model = variant.load().unwrap();
-    // The ids are numbers: 10 comes after 9, not after 1.
+    // The ids are sorted as numbers: 10 comes after 9, not after 1.
     assert_eq!(model.config.labels[10], "l10");
     for (prediction, logits) in predictions(&variant).iter().zip(logits(&model)) {
         let best = (0..70).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
@@ -268,7 +269,7 @@ fn a_multi_label_model_has_a_sigmoid_for_each_label() {
 }
 
 #[test]
-fn labels_that_do_not_fit_the_classifier() {
+fn labels_that_do_not_fit_the_classifier_are_refused() {
     let tiny = || Variant::of("tiny-bert");
     insta::assert_snapshot!(tiny().without_config("id2label").with_config("num_labels", json!(2)).error(), @"MODEL/config.json: key `num_labels`: expected 3, the number of outputs of `classifier.weight`, found 2");
     insta::assert_snapshot!(tiny().without_config("id2label").with_config("num_labels", json!("3")).error(), @r#"MODEL/config.json: key `num_labels`: expected a whole number, found "3""#);
@@ -281,10 +282,10 @@ fn labels_that_do_not_fit_the_classifier() {
     insta::assert_snapshot!(tiny().with_config("problem_type", json!("regression")).error(), @r#"MODEL/config.json: key `problem_type`: expected a classification, as `classifier.weight` has 3 outputs, found "regression""#);
 }
 
-// What is no model that couplet runs.
+// Folders that are not a model for couplet.
 
 #[test]
-fn a_config_of_something_else() {
+fn a_config_of_another_architecture_is_refused() {
     let bert = || Variant::of("tiny-bert");
     let distilbert = || Variant::of("tiny-distilbert");
     insta::assert_snapshot!(bert().with_config("model_type", json!("roberta")).error(), @r#"MODEL/config.json: key `model_type`: expected "distilbert" or "bert", found "roberta""#);
@@ -298,10 +299,10 @@ fn a_config_of_something_else() {
 }
 
 #[test]
-fn a_config_that_lacks_something() {
+fn a_config_with_missing_keys_is_refused() {
     let bert = || Variant::of("tiny-bert");
     let distilbert = || Variant::of("tiny-distilbert");
-    // The default is not the size of the weights.
+    // The default differs from the size of the weights.
     insta::assert_snapshot!(distilbert().without_config("dim").error(), @"MODEL: tensor `pre_classifier.weight`: expected shape [768, 768] by config.json, found [32, 32]");
     insta::assert_snapshot!(bert().with_config("type_vocab_size", json!(null)).error(), @"MODEL/config.json: key `type_vocab_size`: expected a whole number from 1, found null");
     insta::assert_snapshot!(bert().with_config("num_hidden_layers", json!(0)).error(), @"MODEL/config.json: key `num_hidden_layers`: expected a whole number from 1, found 0");
@@ -316,7 +317,7 @@ fn a_config_that_lacks_something() {
 }
 
 #[test]
-fn a_model_that_is_no_folder() {
+fn a_model_that_is_not_a_folder_is_refused() {
     let variant = Variant::of("tiny-bert");
     let error = |path: std::path::PathBuf| {
         let error = Model::load(&path, &Device::Cpu).unwrap_err().to_string();
@@ -327,7 +328,7 @@ fn a_model_that_is_no_folder() {
 }
 
 #[test]
-fn a_checkpoint_without_a_head() {
+fn a_checkpoint_without_a_head_is_refused() {
     let headless = |name: &str| {
         let bare = |(name, tensor): (String, Tensor)| (!name.contains("classifier")).then_some((name, tensor));
         Variant::of(name).with_tensors(bare)
@@ -354,7 +355,7 @@ fn a_checkpoint_without_a_head() {
 }
 
 #[test]
-fn any_class_with_an_encoder_is_a_base() {
+fn any_class_with_an_encoder_can_be_a_base() {
     let classes = ["BertForPreTraining", "BertForTokenClassification", "BertForQuestionAnswering", "BertLMHeadModel"];
     for class in classes {
         let pooler = |(name, tensor): (String, Tensor)| (!name.contains("pooler")).then_some((name, tensor));
@@ -376,10 +377,10 @@ fn a_real_base_encoder_has_no_head() {
     insta::assert_snapshot!(error.replace(base.to_str().unwrap(), "MODEL"), @"MODEL has no classification head: tensor `classifier.weight` is missing among its 103 tensors; it is a base encoder: fine-tune it for a task first");
 }
 
-// What is broken.
+// Broken files.
 
 #[test]
-fn a_tensor_that_is_missing_or_not_as_the_config_says() {
+fn missing_tensors_and_wrong_shapes_are_refused() {
     let bert = || Variant::of("tiny-bert");
     let distilbert = || Variant::of("tiny-distilbert");
     let tensor = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu).unwrap();
@@ -397,7 +398,7 @@ fn a_tensor_that_is_missing_or_not_as_the_config_says() {
 }
 
 #[test]
-fn tensors_that_the_model_does_not_need_may_be_of_any_type() {
+fn tensors_that_the_model_does_not_use_may_have_any_type() {
     let positions = Tensor::arange(0i64, 512, &Device::Cpu).unwrap();
     let variant = Variant::of("tiny-bert").with_tensor("bert.embeddings.position_ids", positions);
     let model = variant.load().unwrap();
@@ -406,7 +407,7 @@ fn tensors_that_the_model_does_not_need_may_be_of_any_type() {
 }
 
 #[test]
-fn an_index_that_leads_nowhere() {
+fn a_weights_index_with_missing_files_is_refused() {
     let with_index = |edit: fn(&mut Value)| {
         let (variant, mut index) = shard(Variant::of("tiny-distilbert"));
         edit(&mut index);
@@ -428,7 +429,7 @@ fn an_index_that_leads_nowhere() {
 }
 
 #[test]
-fn weights_that_are_no_safetensors_file() {
+fn an_invalid_safetensors_file_is_refused() {
     let tiny = || Variant::of("tiny-bert");
     let length = tiny().read(WEIGHTS).len();
     insta::assert_snapshot!(tiny().without(WEIGHTS).error(), @"model folder MODEL has no weights: model.safetensors, model.safetensors.index.json or pytorch_model.bin; a model and its tokenizer are written into one folder by `save_pretrained` of transformers");
@@ -445,7 +446,7 @@ fn weights_that_are_no_safetensors_file() {
     insta::assert_snapshot!(huge(u64::MAX).error(), @"cannot read MODEL/model.safetensors: it is not a safetensors file, or truncated within its header (16 bytes; header too large)");
     insta::assert_snapshot!(huge(1 << 40).error(), @"cannot read MODEL/model.safetensors: it is not a safetensors file, or truncated within its header (16 bytes; header too large)");
     insta::assert_snapshot!(huge(50_000_000).error(), @"cannot read MODEL/model.safetensors: it is not a safetensors file, or truncated within its header (16 bytes; header too large)");
-    // A header of 90 MB that is really there.
+    // A header of 90 MB that is complete.
     let long = [&90_000_000_u64.to_le_bytes(), vec![b' '; 90_000_000].as_slice()].concat();
     insta::assert_snapshot!(tiny().with(WEIGHTS, long).error(), @"cannot read MODEL/model.safetensors: its header has 90000000 bytes, and at most 16777216 are read");
     let header =
@@ -456,7 +457,7 @@ fn weights_that_are_no_safetensors_file() {
     insta::assert_snapshot!(header(r#"{"classifier.weight":{"dtype":"F33","shape":[1],"data_offsets":[0,4]}}"#), @"cannot read MODEL/model.safetensors: its header is damaged (78 bytes; invalid JSON in header: unknown variant `F33`, expected one of `BOOL`, `F4`, `F6_E2M3`, `F6_E3M2`, `U8`, `I8`, `F8_E5M2`, `F8_E4M3`, `F8_E8M0`, `F8_E4M3FNUZ`, `F8_E5M2FNUZ`, `I16`, `U16`, `F16`, `BF16`, `I32`, `U32`, `F32`, `C64`, `F64`, `I64`, `U64` at line 1 column 70)");
 }
 
-/// `callable(argument)` in the instructions of pickle.
+/// Pickle opcodes that call `callable(argument)`.
 fn call(callable: &str, argument: &str) -> Vec<u8> {
     let mut pickle = format!("c{}\n", callable.replace('.', "\n")).into_bytes();
     pickle.push(b'X');
@@ -474,27 +475,27 @@ fn archive_of_pickle(pickle: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn weights_that_are_no_pytorch_archive() {
+fn an_invalid_pytorch_archive_is_refused() {
     let tiny = || Variant::of("tiny-bert-bin");
     let length = tiny().read(ARCHIVE).len();
     insta::assert_snapshot!(tiny().with_only(ARCHIVE, length - 1000).error(), @"cannot read MODEL/pytorch_model.bin: it is truncated or not a PyTorch archive (invalid Zip archive: Could not find EOCD)");
     insta::assert_snapshot!(tiny().with_only(ARCHIVE, 5000).error(), @"cannot read MODEL/pytorch_model.bin: it is truncated or not a PyTorch archive (invalid Zip archive: Could not find EOCD)");
     insta::assert_snapshot!(tiny().with(ARCHIVE, "").error(), @"cannot read MODEL/pytorch_model.bin: it is empty");
     insta::assert_snapshot!(tiny().with(ARCHIVE, [b"\x89PNG\r\n\x1a\n".as_slice(), &[7; 2000]].concat()).error(), @"cannot read MODEL/pytorch_model.bin: it is truncated or not a PyTorch archive (invalid Zip archive: Could not find EOCD)");
-    // torch.save before PyTorch 1.6: a bare pickle that begins with a magic number.
+    // torch.save before PyTorch 1.6 wrote a bare pickle that begins with a magic number.
     let old = [b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.".as_slice(), &[0; 100]].concat();
     insta::assert_snapshot!(tiny().with(ARCHIVE, old).error(), @"cannot read MODEL/pytorch_model.bin: it has the format from before PyTorch 1.6; load it with transformers and `save_pretrained` it");
     insta::assert_snapshot!(tiny().with(ARCHIVE, archive(&[("a.txt".into(), b"hello".into())])).error(), @"cannot read MODEL/pytorch_model.bin: it holds no tensors by name, and nothing else in it is read");
-    // An empty dict, an instruction that there is none of, a string of 4 GB.
+    // An empty dict, an unknown opcode, and a string of 4 GB.
     insta::assert_snapshot!(tiny().with(ARCHIVE, archive_of_pickle(b"}")).error(), @"cannot read MODEL/pytorch_model.bin: it holds no tensors by name, and nothing else in it is read");
     insta::assert_snapshot!(tiny().with(ARCHIVE, archive_of_pickle(b"\xff")).error(), @"cannot read MODEL/pytorch_model.bin: it is truncated or not a PyTorch archive (unknown op-code 255)");
     insta::assert_snapshot!(tiny().with(ARCHIVE, archive_of_pickle(b"X\xff\xff\xff\xffabc")).error(), @"cannot read MODEL/pytorch_model.bin: it is truncated or not a PyTorch archive (failed to fill whole buffer)");
-    // `_rebuild_tensor_v2()` without its arguments.
+    // `_rebuild_tensor_v2()` without arguments.
     let rebuild = b"}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n)Rs";
     insta::assert_snapshot!(tiny().with(ARCHIVE, archive_of_pickle(rebuild)).error(), @"cannot read MODEL/pytorch_model.bin: it is truncated or not a PyTorch archive (its pickle is not as PyTorch writes it)");
 }
 
-/// The members of tiny-bert-bin with its pickle changed.
+/// The members of tiny-bert-bin with an edited pickle.
 fn with_pickle(edit: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut members = members(&std::fs::read(golden("tiny-bert-bin").join(ARCHIVE)).unwrap());
     edit(&mut members.iter_mut().find(|(name, _)| name.ends_with("data.pkl")).unwrap().1);
@@ -502,13 +503,13 @@ fn with_pickle(edit: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 #[test]
-fn a_rewritten_archive_is_the_same_model() {
+fn a_rewritten_archive_gives_the_same_model() {
     let variant = Variant::of("tiny-bert-bin").with(ARCHIVE, with_pickle(|_| {}));
     assert_eq!(logits(&variant.load().unwrap()), golden_logits("tiny-bert"));
 }
 
 #[test]
-fn a_tensor_that_its_archive_does_not_hold() {
+fn a_tensor_beyond_the_data_of_its_archive_is_refused() {
     let mut members = members(&std::fs::read(golden("tiny-bert-bin").join(ARCHIVE)).unwrap());
     let data = members.iter().position(|(name, _)| name.ends_with("data/1")).unwrap();
     members[data].1.truncate(100);
@@ -520,7 +521,7 @@ fn a_tensor_that_its_archive_does_not_hold() {
 }
 
 #[test]
-fn nothing_in_a_checkpoint_is_executed() {
+fn code_in_a_checkpoint_is_not_executed() {
     let folder = tempfile::tempdir().unwrap();
     let trace = folder.path().join("executed");
     let (shell, python) = (format!("touch {}", trace.display()), format!("open({:?}, 'w')", trace.display()));
@@ -529,13 +530,13 @@ fn nothing_in_a_checkpoint_is_executed() {
         insta::allow_duplicates! {
             insta::assert_snapshot!(alone.error(), @"cannot read MODEL/pytorch_model.bin: it holds no tensors by name, and nothing else in it is read");
         }
-        // In the place of a tensor.
+        // In place of a tensor.
         let entry = [b"}X\x11\0\0\0classifier.weight".as_slice(), &payload, b"s"].concat();
         let tensor = Variant::of("tiny-bert-bin").with(ARCHIVE, archive_of_pickle(&entry));
         insta::allow_duplicates! {
             insta::assert_snapshot!(tensor.error(), @"cannot read MODEL/pytorch_model.bin: it holds no tensors by name, and nothing else in it is read");
         }
-        // Beside the tensors of a good model, which is loaded without it.
+        // Beside the tensors of a good model, which still loads.
         let beside = with_pickle(|pickle| {
             assert_eq!(pickle.pop(), Some(b'.'));
             pickle.extend([b"X\x01\0\0\0a".as_slice(), &payload, b"s."].concat());
@@ -547,13 +548,13 @@ fn nothing_in_a_checkpoint_is_executed() {
 }
 
 #[test]
-fn a_tokenizer_that_does_not_suit() {
+fn a_tokenizer_that_does_not_fit_the_model_is_refused() {
     let bert = || Variant::of("tiny-bert");
     let distilbert = || Variant::of("tiny-distilbert");
     insta::assert_snapshot!(bert().without("vocab.txt").error(), @"model folder MODEL has no tokenizer.json and no vocab.txt; a model and its tokenizer are written into one folder by `save_pretrained` of transformers");
     let more = [bert().read("vocab.txt"), b"one\xe2\x80\xa6more\n".to_vec()].concat();
     insta::assert_snapshot!(bert().with("vocab.txt", more).error(), @"cannot read MODEL/vocab.txt: it knows 788 tokens, the encoder only 787 (`vocab_size` of config.json)");
-    // As many tokens as there are embeddings, but one with an id beyond them.
+    // As many tokens as embeddings, but one token has an id beyond them.
     let beyond = distilbert().with_json("tokenizer.json", |json| json["model"]["vocab"]["the"] = 5000.into());
     insta::assert_snapshot!(beyond.error(), @r#"cannot read MODEL/tokenizer.json: token "the" has the id 5000, beyond the 787 that the encoder knows (`vocab_size` of config.json)"#);
     let without = |token: &str| {
@@ -572,7 +573,7 @@ fn a_tokenizer_that_does_not_suit() {
 }
 
 #[test]
-fn weights_that_are_no_numbers_score_nothing() {
+fn weights_with_nan_or_infinity_give_no_scores() {
     for (name, weight) in [
         ("tiny-distilbert", "distilbert.transformer.layer.1.ffn.lin2.weight"),
         ("tiny-bert", "bert.encoder.layer.1.output.dense.weight"),
@@ -597,7 +598,7 @@ fn weights_that_are_no_numbers_score_nothing() {
 }
 
 #[test]
-fn a_head_or_norm_that_computes_nothing_is_refused() {
+fn an_empty_head_or_invalid_norm_is_refused() {
     let tiny = || Variant::of("tiny-distilbert");
     let dim = tiny().tensors()["classifier.weight"].dim(1).unwrap();
     let empty = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
@@ -610,7 +611,7 @@ fn a_head_or_norm_that_computes_nothing_is_refused() {
 }
 
 #[test]
-fn a_post_processor_that_puts_what_is_not_there() {
+fn a_post_processor_with_unknown_tokens_is_refused() {
     let with = |change: fn(&mut Value)| {
         Variant::of("tiny-distilbert").with_json("tokenizer.json", |json| change(&mut json["post_processor"])).error()
     };
@@ -628,7 +629,7 @@ fn a_post_processor_that_puts_what_is_not_there() {
 }
 
 #[test]
-fn settings_of_the_tokenizer_are_checked_too() {
+fn tokenizer_settings_are_checked() {
     let with = |key: &str, value: Value| {
         Variant::of("tiny-bert").with_json("tokenizer_config.json", |settings| settings[key] = value).error()
     };

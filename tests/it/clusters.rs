@@ -1,4 +1,5 @@
-//! A cluster of real processes on loopback: the same rows as on one machine, whoever is killed meanwhile.
+//! A cluster of real processes on loopback gives the same rows as one machine, even if processes are killed during a
+//! run.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -8,13 +9,13 @@ use serde_json::Value;
 use crate::nights::{counts, pairs, score_files};
 use crate::seaweed::Bucket;
 use crate::shell::session;
-use crate::store_folder::{names_of_users, text_of};
+use crate::store_folder::{text_of, user_file_names};
 use crate::support::{
     Job, couplet, free_ports, quickstart_model, quickstart_pairs, rows_of, stderr_of, stdout_of, write,
 };
 use crate::types::column_mapped_table;
 
-/// A process that ends with the test, as does its folder for temporary files.
+/// A process that is killed when the test ends; its temporary folder is removed too.
 struct Process {
     child: Child,
     log: tempfile::NamedTempFile,
@@ -41,7 +42,7 @@ impl Process {
         std::fs::read_to_string(self.log.path()).unwrap()
     }
 
-    /// Waits until it has said something.
+    /// Waits until the process has printed this text.
     fn wait_for(&mut self, words: &str) {
         let began = Instant::now();
         while !self.said().contains(words) {
@@ -62,13 +63,13 @@ struct Cluster {
     port: String,
     scheduler: Process,
     executors: Vec<Process>,
-    /// Executors that were started in all.
+    /// The number of executors started so far.
     added: usize,
     env: Vec<(&'static str, String)>,
 }
 
 impl Cluster {
-    /// A scheduler with executors of one thread each.
+    /// Starts a scheduler and executors with one thread each.
     fn new(executors: usize, env: &[(&'static str, String)]) -> Self {
         let [port] = free_ports().map(|port| port.to_string());
         let scheduler = Self::scheduler(&port, env);
@@ -93,14 +94,14 @@ impl Cluster {
         self.add_at(port, http);
     }
 
-    /// Adds one that gives out results on a port, and says on another how it is.
+    /// Adds an executor with one port for results and one for its status.
     fn add_at(&mut self, port: u16, http: u16) {
         let (address, name) = (self.address(), format!("executor-{}", self.added));
         self.added += 1;
         let (port, http) = (port.to_string(), http.to_string());
         let arguments = ["executor", "--scheduler", &address, "--port", &port, "--http-port", &http];
         let arguments = [&arguments[..], &["--threads", "1", "--name", &name]].concat();
-        // What Ballista says at start is a level that is not shown otherwise.
+        // Ballista logs its start-up messages at a level that is off by default.
         let env = [&self.env[..], &[("RUST_LOG", "info".to_owned())]].concat();
         self.executors.push(Process::start(&arguments, &env));
     }
@@ -110,7 +111,7 @@ impl Cluster {
     }
 }
 
-/// A job of so many texts, in tasks of some hundred, which remembers each task at once.
+/// A job of this many texts in tasks of a few hundred, which caches each task at once.
 fn job(rows: usize) -> Job {
     let job = Job::new(pairs(0, rows));
     job.add("[run]\nwindow = 256\ntask_tokens = 4096\nthreads = 1\n[score]\nstore = \"state\"\ncheckpoint = \"1ms\"")
@@ -133,13 +134,13 @@ fn names(report: &Value) -> Vec<&str> {
     names
 }
 
-/// What the same rows give on one machine.
+/// The rows that one machine gives.
 fn expected(rows: usize) -> Vec<Value> {
     let job = job(rows);
     job.rows()
 }
 
-/// A run in the background.
+/// Starts a run in the background.
 fn start(job: &Job, cluster: &Cluster) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_couplet"));
     command.current_dir(job.path("")).args(["run", "pipeline.toml", "--json", "--cluster", &cluster.address()]);
@@ -147,17 +148,17 @@ fn start(job: &Job, cluster: &Cluster) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Waits until a run has remembered something.
+/// Waits until a run has cached some scores.
 fn wait_for_scores(job: &Job) {
     let began = Instant::now();
     while score_files(job).len() < 2 {
-        assert!(began.elapsed() < Duration::from_secs(60), "nothing is remembered");
+        assert!(began.elapsed() < Duration::from_secs(60), "no scores are cached");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
 #[test]
-fn a_cluster_gives_the_rows_of_one_machine_and_says_who_did_what() {
+fn a_cluster_gives_the_same_rows_as_one_machine() {
     let cluster = Cluster::new(3, &[]);
     let quickstart = || {
         let model = format!("{:?}", quickstart_model());
@@ -179,7 +180,7 @@ fn a_cluster_gives_the_rows_of_one_machine_and_says_who_did_what() {
     let sum = |key: &str| report["executors"].as_array().unwrap().iter().map(|e| e[key].as_u64().unwrap()).sum::<u64>();
     assert_eq!((sum("texts"), sum("tokens")), (counts(&report)[1], report["tokens"]["scored"].as_u64().unwrap()));
     assert!(sum("tasks") >= planned["cluster"]["tasks_at_least"].as_u64().unwrap().max(6), "{report:#}");
-    // The record has it too, and the texts of the tasks are gone.
+    // The run record has it too, and the texts of the tasks are removed.
     let runs = stdout_of(&mut many.couplet(&["runs", "pipeline.toml", "--json"]));
     assert!(runs.contains("executor-1"), "{runs}");
     let state: Vec<_> =
@@ -190,12 +191,12 @@ fn a_cluster_gives_the_rows_of_one_machine_and_says_who_did_what() {
 }
 
 #[test]
-fn files_of_users_in_a_store_survive_a_run_on_a_cluster() {
+fn user_files_in_a_store_survive_a_run_on_a_cluster() {
     let cluster = Cluster::new(1, &[]);
     let job = job(300);
     report(&job, &cluster);
     let store = job.path("state");
-    for name in names_of_users() {
+    for name in user_file_names() {
         write(&store.join(&name), text_of(&name));
     }
     let marker: Value = serde_json::from_slice(&std::fs::read(store.join("couplet-store.json")).unwrap()).unwrap();
@@ -203,13 +204,13 @@ fn files_of_users_in_a_store_survive_a_run_on_a_cluster() {
     write(&left, "what a killed run left");
     stdout_of(run(&job, &cluster).arg("--fresh"));
     assert!(!left.exists());
-    for name in names_of_users() {
+    for name in user_file_names() {
         assert_eq!(std::fs::read_to_string(store.join(&name)).ok(), Some(text_of(&name)), "{name}");
     }
 }
 
 #[test]
-fn an_executor_that_is_killed_costs_only_time_and_a_new_one_gets_work() {
+fn a_run_survives_a_killed_executor_and_uses_a_new_one() {
     let mut cluster = Cluster::new(2, &[]);
     let job = job(9000);
     let child = start(&job, &cluster);
@@ -225,7 +226,7 @@ fn an_executor_that_is_killed_costs_only_time_and_a_new_one_gets_work() {
 }
 
 #[test]
-fn a_scheduler_whose_port_is_taken_says_so_and_nothing_else() {
+fn a_scheduler_whose_port_is_taken_reports_only_that() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let stderr = stderr_of(couplet().args(["scheduler", "--port", &port]), 1);
@@ -233,7 +234,7 @@ fn a_scheduler_whose_port_is_taken_says_so_and_nothing_else() {
 }
 
 #[test]
-fn an_executor_that_is_told_to_end_gives_back_its_tasks_and_ends() {
+fn a_terminated_executor_returns_its_tasks_and_exits() {
     let mut cluster = Cluster::new(2, &[]);
     let job = job(9000);
     let child = start(&job, &cluster);
@@ -242,7 +243,7 @@ fn an_executor_that_is_told_to_end_gives_back_its_tasks_and_ends() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let ended = cluster.executors[0].child.wait().unwrap();
     assert!(ended.success(), "{ended}: {}", cluster.executors[0].said());
-    // Its folder went with it.
+    // Its temporary folder is removed with it.
     let temporary = cluster.executors[0].temporary.path();
     assert_eq!(temporary.read_dir().unwrap().count(), 0);
     let output = child.wait_with_output().unwrap();
@@ -252,7 +253,7 @@ fn an_executor_that_is_told_to_end_gives_back_its_tasks_and_ends() {
 }
 
 #[test]
-fn executors_take_ports_that_are_free() {
+fn executors_use_free_ports() {
     let mut cluster = Cluster::new(0, &[]);
     for _ in 0..2 {
         cluster.add_at(0, 0);
@@ -264,7 +265,7 @@ fn executors_take_ports_that_are_free() {
 }
 
 #[test]
-fn a_client_that_is_killed_goes_on_where_it_was() {
+fn a_killed_client_resumes_where_it_stopped() {
     let cluster = Cluster::new(2, &[]);
     let job = job(9000);
     let mut child = start(&job, &cluster);
@@ -279,7 +280,7 @@ fn a_client_that_is_killed_goes_on_where_it_was() {
     assert!(!job.path("state/cluster").exists());
 }
 
-/// One of the lists of a scheduler.
+/// One of the lists of the scheduler's REST API.
 fn list(cluster: &Cluster, what: &str) -> Vec<Value> {
     use std::io::{Read, Write};
     let mut socket = std::net::TcpStream::connect(format!("127.0.0.1:{}", cluster.port)).unwrap();
@@ -289,19 +290,19 @@ fn list(cluster: &Cluster, what: &str) -> Vec<Value> {
     serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
 }
 
-/// The jobs that a scheduler has not ended.
+/// The unfinished jobs of a scheduler.
 fn open_jobs(cluster: &Cluster) -> usize {
     let open = |job: &&Value| ["Running", "Queued"].contains(&job["status"].as_str().unwrap());
     list(cluster, "jobs").iter().filter(open).count()
 }
 
-/// The names of the executors that a scheduler knows.
+/// The names of the executors registered with a scheduler.
 fn executors(cluster: &Cluster) -> Vec<String> {
     let name = |executor: &Value| executor["id"].as_str().unwrap().split('~').next().unwrap().to_owned();
     list(cluster, "executors").iter().map(name).collect()
 }
 
-/// Waits until a scheduler has jobs under way, or none.
+/// Waits until a scheduler has running jobs, or none.
 fn wait_for_jobs(cluster: &Cluster, any: bool) {
     let began = Instant::now();
     while (open_jobs(cluster) > 0) != any {
@@ -311,10 +312,10 @@ fn wait_for_jobs(cluster: &Cluster, any: bool) {
 }
 
 #[test]
-fn a_client_that_is_interrupted_cancels_its_jobs() {
+fn an_interrupted_client_cancels_its_jobs() {
     let mut cluster = Cluster::new(0, &[]);
     let job = job(900);
-    // Without an executor, jobs can only wait.
+    // Without an executor, jobs wait.
     let child = start(&job, &cluster);
     wait_for_jobs(&cluster, true);
     let pid = rustix::process::Pid::from_child(&child);
@@ -331,7 +332,7 @@ fn a_client_that_is_interrupted_cancels_its_jobs() {
 }
 
 #[test]
-fn a_scheduler_that_is_killed_fails_the_run_and_the_next_one_goes_on() {
+fn a_killed_scheduler_fails_the_run_and_the_next_run_resumes() {
     let mut cluster = Cluster::new(2, &[]);
     let job = job(9000);
     let child = start(&job, &cluster);
@@ -343,7 +344,7 @@ fn a_scheduler_that_is_killed_fails_the_run_and_the_next_one_goes_on() {
     assert!(stderr.contains(&format!("the scheduler at {} does not answer: ", cluster.address())), "{stderr}");
     assert!(stderr.contains("what was scored is remembered: run the same command again"), "{stderr}");
     assert!(!job.output().exists() && !job.path("state/cluster").exists());
-    // Without a scheduler, a run says so before it reads anything, and a plan foresees it.
+    // Without a scheduler, a run fails before it reads anything, and a plan predicts that.
     let stderr = stderr_of(&mut run(&job, &cluster), 1);
     assert!(stderr.contains("does not answer"), "{stderr}");
     let stderr = stderr_of(&mut job.couplet(&["plan", "pipeline.toml", "--cluster", &cluster.address()]), 1);
@@ -356,13 +357,13 @@ fn a_scheduler_that_is_killed_fails_the_run_and_the_next_one_goes_on() {
 }
 
 #[test]
-fn an_executor_that_cannot_read_the_model_says_so_and_the_run_fails_at_once() {
-    let test = "an_executor_that_cannot_read_the_model_says_so_and_the_run_fails_at_once";
+fn a_run_fails_at_once_if_an_executor_cannot_read_the_model() {
+    let test = "a_run_fails_at_once_if_an_executor_cannot_read_the_model";
     let Some(bucket) = Bucket::new(test, "cluster-refused") else { return };
     let model = bucket.put_folder("model", &crate::support::golden("tiny-distilbert"));
     let golden = format!("{:?}", crate::support::golden("tiny-distilbert"));
     let job = job(90).change(&golden, &format!("{model:?}"));
-    // Its environment has no credentials for the bucket, and the client's do not travel.
+    // The executor has no credentials for the bucket, and the client does not send its own.
     let endpoint: Vec<_> = bucket.server.env().into_iter().filter(|(name, _)| !name.contains("KEY")).collect();
     let cluster = Cluster::new(1, &[&endpoint[..], &[("AWS_EC2_METADATA_DISABLED", "true".into())]].concat());
     let mut command = bucket.couplet(&["run", "pipeline.toml", "--cluster", &cluster.address()]);
@@ -373,7 +374,7 @@ fn an_executor_that_cannot_read_the_model_says_so_and_the_run_fails_at_once() {
 }
 
 #[test]
-fn queries_on_a_cluster_answer_as_queries_here() {
+fn queries_on_a_cluster_give_the_same_results_as_local_ones() {
     let cluster = Cluster::new(2, &[]);
     let job = job(90)
         .change("SELECT id, a, b FROM pairs", "SELECT id, a, b, id % 3 AS part FROM pairs")
@@ -400,14 +401,14 @@ fn queries_on_a_cluster_answer_as_queries_here() {
         format!("SELECT category, count(*) AS n FROM '{}' GROUP BY 1 ORDER BY 1", quickstart_pairs().display()),
     ] {
         let query = |more: &[&str]| {
-            // Models are cut short by what the command says, wherever they are.
+            // The command's `max_length` applies to models on every machine.
             let arguments = ["query", "--table", &pairs, "--max-length", "16", "--format", "json", &sql];
             let arguments = [&arguments[..], more].concat();
             stdout_of(&mut job.couplet(&arguments))
         };
         assert_eq!(query(&["--cluster", &cluster.address()]), query(&[]), "{sql}");
     }
-    // The sink and the runs are Delta tables, one of them in partitions.
+    // The sink and the runs are Delta tables, one of them partitioned.
     let address = cluster.address();
     for sql in [
         "SELECT predicted_label, count(*) AS n, round(avg(score), 4) AS mean FROM demo GROUP BY 1 ORDER BY 1",
@@ -428,7 +429,7 @@ fn queries_on_a_cluster_answer_as_queries_here() {
 }
 
 #[test]
-fn text_files_have_the_values_on_a_cluster_that_they_have_here() {
+fn text_files_have_the_same_values_on_a_cluster_as_locally() {
     let cluster = Cluster::new(2, &[]);
     let folder = tempfile::tempdir().unwrap();
     let write = |file: &str, text: &str| {
@@ -436,7 +437,8 @@ fn text_files_have_the_values_on_a_cluster_that_they_have_here() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     };
-    // Columns in another order, a code with zeros, numbers that no type holds, and values from the folders' names.
+    // Columns in another order, a code with leading zeros, numbers beyond every numeric type, and values from folder
+    // names.
     write("csv/day=2026-01-01/a.csv", "id,code,a\n1,007,\"x, y\"\n2,010,\n");
     write("csv/day=__HIVE_DEFAULT_PARTITION__/b.csv", "a,id,code\n\"two\nlines\",3,99999999999999999999\n");
     write("lines/a.jsonl", "{\"id\": 1, \"n\": 9007199254740993}\n{\"id\": 2, \"late\": {\"key\": [1, null]}}\n");
@@ -468,7 +470,7 @@ fn text_files_have_the_values_on_a_cluster_that_they_have_here() {
         let here = stdout_of(&mut query(sql, &[]));
         assert_eq!(stdout_of(&mut query(sql, &["--cluster", &address])), here, "{sql}");
     }
-    // A line that is broken is named as it is here.
+    // A broken line gives the same error as on one machine.
     write("many.jsonl", &format!("{many}{{\"id\": \n"));
     let sql = "SELECT count(text) AS n FROM many";
     let said = stderr_of(&mut query(sql, &["--cluster", &address]), 2);
@@ -476,7 +478,7 @@ fn text_files_have_the_values_on_a_cluster_that_they_have_here() {
 }
 
 #[test]
-fn a_file_that_is_replaced_after_it_was_listed_is_not_read_by_an_executor() {
+fn executors_reject_files_replaced_after_they_were_listed() {
     let folder = tempfile::tempdir().unwrap();
     let pairs = quickstart_pairs();
     let lines = |rows: i64| (0..rows).map(|id| format!("{{\"id\": {id}}}\n")).collect::<String>();
@@ -489,13 +491,13 @@ fn a_file_that_is_replaced_after_it_was_listed_is_not_read_by_an_executor() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_couplet"));
         command.args(query).args(["--cluster", &address]).env("NO_COLOR", "1").env_remove("RUST_LOG");
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        // It is planned, and waits for an executor.
+        // The job is planned and waits for an executor.
         let began = Instant::now();
         while !list(&cluster, "jobs").iter().any(|job| job["status"].as_str() == Some("Running")) {
             assert!(began.elapsed() < Duration::from_secs(30), "{:?}", list(&cluster, "jobs"));
             std::thread::sleep(Duration::from_millis(50));
         }
-        // Another time, and for the lines another size.
+        // A different modification time, and for the lines a different size.
         std::thread::sleep(Duration::from_secs(2));
         let newer = folder.path().join("newer");
         std::fs::write(&newer, if name == "t.jsonl" { lines(5).into_bytes() } else { std::fs::read(&pairs).unwrap() })
@@ -512,7 +514,7 @@ fn a_file_that_is_replaced_after_it_was_listed_is_not_read_by_an_executor() {
 }
 
 #[test]
-fn a_model_that_was_replaced_is_read_anew_by_the_next_query() {
+fn the_next_query_reloads_a_replaced_model() {
     let cluster = Cluster::new(1, &[]);
     let (job, model) = (job(9), tempfile::tempdir().unwrap());
     for file in crate::support::golden("tiny-bert").read_dir().unwrap().map(Result::unwrap) {
@@ -538,10 +540,10 @@ fn a_model_that_was_replaced_is_read_anew_by_the_next_query() {
 }
 
 #[test]
-fn a_proxy_for_the_web_is_not_asked_for_the_scheduler() {
+fn the_scheduler_is_reached_without_the_http_proxy() {
     let cluster = Cluster::new(1, &[]);
     let job = job(9);
-    // Nobody listens there.
+    // Nothing listens on that port.
     let [proxy] = free_ports();
     let mut plan = job.couplet(&["plan", "pipeline.toml", "--json", "--cluster", &cluster.address()]);
     plan.env("http_proxy", format!("http://127.0.0.1:{proxy}")).env_remove("no_proxy").env_remove("NO_PROXY");
@@ -550,10 +552,10 @@ fn a_proxy_for_the_web_is_not_asked_for_the_scheduler() {
 }
 
 #[test]
-fn a_query_that_is_interrupted_cancels_its_job() {
+fn an_interrupted_query_cancels_its_job() {
     let cluster = Cluster::new(0, &[]);
     let job = job(9);
-    // Without an executor, it can only wait.
+    // Without an executor, the query waits.
     let mut command = Command::new(env!("CARGO_BIN_EXE_couplet"));
     let pairs = format!("pairs={}", job.path("pairs.csv").display());
     let query = ["query", "--table", &pairs, "SELECT count(*) FROM pairs", "--cluster", &cluster.address()];
@@ -568,12 +570,12 @@ fn a_query_that_is_interrupted_cancels_its_job() {
 }
 
 #[test]
-fn control_c_in_the_shell_cancels_the_job_of_the_statement() {
+fn ctrl_c_in_the_shell_cancels_the_job_of_the_statement() {
     let cluster = Cluster::new(0, &[]);
     let (job, folder) = (job(9), tempfile::tempdir().unwrap());
     let home = folder.path();
     let (address, pairs) = (cluster.address(), format!("pairs={}", job.path("pairs.csv").display()));
-    // Without an executor, a statement can only wait.
+    // Without an executor, the statement waits.
     let steps = r#"[
         ["", "tables: pairs"],
         ["SELECT count(*) FROM pairs;\r", null],
@@ -581,7 +583,7 @@ fn control_c_in_the_shell_cancels_the_job_of_the_statement() {
         ["\u0003", "interrupted"],
         ["exit\r", "END"]
     ]"#;
-    let test = "control_c_in_the_shell_cancels_the_job_of_the_statement";
+    let test = "ctrl_c_in_the_shell_cancels_the_job_of_the_statement";
     std::thread::scope(|scope| {
         let arguments = ["--table", &pairs, "--cluster", &address];
         let shell = scope.spawn(move || session(test, &arguments, home, steps));
@@ -596,7 +598,7 @@ fn control_c_in_the_shell_cancels_the_job_of_the_statement() {
     });
 }
 
-/// A job of so many texts that has all but its pipeline in a bucket; `name` sets it apart from others.
+/// A job of this many texts with everything but the pipeline file in a bucket, under the prefix `name`.
 fn job_in(bucket: &Bucket, rows: usize, name: &str) -> Job {
     let model = bucket.put_folder("model", &crate::support::golden("tiny-distilbert"));
     bucket.put("pairs.csv", pairs(0, rows));
@@ -609,14 +611,14 @@ fn job_in(bucket: &Bucket, rows: usize, name: &str) -> Job {
         .add(&format!("[run]\nwindow = 256\ntask_tokens = 4096\n[score]\nstore = {state}\ncheckpoint = \"1ms\""))
 }
 
-/// What all parts of a cluster need to reach a bucket.
+/// The environment variables that every part of a cluster needs to reach a bucket.
 fn env_of(bucket: &Bucket) -> Vec<(&'static str, String)> {
     let mut env = bucket.server.env();
     env.push(("XDG_CACHE_HOME", bucket.cache.path().display().to_string()));
     env
 }
 
-/// Id, label and score of each row that was published.
+/// Id, label and score of each published row.
 fn published(job: &Job, cluster: &Cluster) -> Vec<[Value; 3]> {
     let sql = "SELECT * FROM predictions ORDER BY CAST(id AS INT)";
     let mut query = job.couplet(&["query", "--pipeline", "pipeline.toml", "--format", "json", sql]);
@@ -640,7 +642,7 @@ fn a_cluster_works_in_a_bucket() {
     assert!(!logs.contains(crate::seaweed::SECRET_KEY), "{logs}");
 }
 
-/// Kills one part after another, each at another moment of a run; `job` makes the job of a round.
+/// Kills one process after another, each at another moment of a run; `job` makes the job of a round.
 fn kill_each(mut cluster: Cluster, rounds: u64, job: impl Fn(u64) -> Job, right: impl Fn(&Job, &Cluster) -> bool) {
     for round in 0..rounds {
         let job = job(round);
@@ -669,20 +671,20 @@ fn kill_each(mut cluster: Cluster, rounds: u64, job: impl Fn(u64) -> Job, right:
     }
 }
 
-/// Minutes of kills; each run is followed by a comparison with the rows of one machine.
+/// Kills for several minutes; the rows of each run are compared with those of one machine.
 #[test]
-#[ignore = "long: cargo test --features cluster,otel -- --ignored whoever_is_killed"]
-fn whoever_is_killed_whenever_the_rows_are_right() {
+#[ignore = "long: cargo test --features cluster,otel -- --ignored random_kills_in_a_cluster"]
+fn random_kills_in_a_cluster_give_the_right_rows() {
     let rows = 9000;
     let expected = expected(rows);
     kill_each(Cluster::new(3, &[]), 30, |_| job(rows), |job, _| rows_of(&job.output()) == expected);
 }
 
-/// The same with all that is shared in a bucket.
+/// Kills for several minutes, with all shared data in a bucket.
 #[test]
-#[ignore = "long: cargo test --features cluster,otel -- --ignored whoever_is_killed"]
-fn whoever_is_killed_whenever_the_rows_in_a_bucket_are_right() {
-    let test = "whoever_is_killed_whenever_the_rows_in_a_bucket_are_right";
+#[ignore = "long: cargo test --features cluster,otel -- --ignored random_kills_in_a_cluster"]
+fn random_kills_in_a_cluster_give_the_right_rows_in_a_bucket() {
+    let test = "random_kills_in_a_cluster_give_the_right_rows_in_a_bucket";
     let Some(bucket) = Bucket::new(test, "kills") else { return };
     let rows = 9000;
     let expected = scores(&expected(rows));

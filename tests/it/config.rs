@@ -1,4 +1,4 @@
-//! Pipeline files: one fixture a rule, whose rendered message is a snapshot; and what valid files mean.
+//! Pipeline files: one fixture per rule, with a snapshot of the rendered message, and the meaning of valid files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use couplet::train::task::Task;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/config");
 
-/// Gives the name and the text of every fixture, by name.
+/// The name and the text of every fixture, sorted by name.
 fn fixtures() -> Vec<(String, String)> {
     let files = fs::read_dir(FIXTURES).unwrap().map(|entry| entry.unwrap().path());
     let mut fixtures: Vec<_> = files
@@ -32,7 +32,7 @@ fn fixture(name: &str) -> String {
     fs::read_to_string(Path::new(FIXTURES).join(name).with_extension("toml")).unwrap()
 }
 
-/// Parses a text as the file `pipelines/NAME.toml`; its comment lines `# --var name=value` give the variables.
+/// Parses a text as the file `pipelines/NAME.toml`. Comment lines `# --var name=value` give the variables.
 fn parse_as(name: &str, text: &str) -> Result<Pipeline, ConfigErrors> {
     let variables: BTreeMap<String, String> = text
         .lines()
@@ -59,7 +59,7 @@ fn every_broken_rule_has_a_helpful_message() {
 }
 
 #[test]
-fn a_full_file_means_what_it_says() {
+fn a_full_file_is_parsed_completely() {
     let pipeline = parse_as("full", &fixture("valid_full")).unwrap();
     let at = |written: &str, path: &str| Location { written: written.to_owned(), place: Place::Local(path.into()) };
     let table = |name: &str, location, format| Table { name: name.to_owned(), location, format, partitions: vec![] };
@@ -157,7 +157,7 @@ fn a_minimal_file_gets_the_defaults() {
 }
 
 #[test]
-fn what_an_evaluation_leaves_open_is_as_in_training() {
+fn evaluation_defaults_are_those_of_training() {
     let pipeline = parse_as("learning", &fixture("valid_learning")).unwrap();
     assert!(pipeline.scoring.is_none());
     let at = |written: &str, path: &str| LocalPath { written: written.to_owned(), path: PathBuf::from(path) };
@@ -193,7 +193,7 @@ fn a_variable_may_be_used_by_the_sql_file_alone() {
 }
 
 #[test]
-fn a_file_that_is_too_large_is_one_problem() {
+fn a_file_that_is_too_large_gives_one_problem() {
     let text = "# a line of a file that is no pipeline\n".repeat(30_000);
     let errors = parse(Path::new("big.toml"), &text, &BTreeMap::new()).unwrap_err();
     insta::assert_snapshot!(errors.render(false, 100), @r#"
@@ -205,7 +205,7 @@ couplet: 1 problem in big.toml
 }
 
 #[test]
-fn a_file_of_another_kind_is_told_in_a_few_lines() {
+fn a_file_of_another_kind_gives_a_short_message() {
     for line in ["1,\"a text\",{another},[1\n", "KEY_ = \"a\", 1 = 2\n", "<html lang='en'>\n"] {
         let errors = parse(Path::new("pairs.csv"), &line.repeat(20_000), &BTreeMap::new()).unwrap_err();
         assert!(errors.problems().len() <= 40, "{}", errors.problems().len());
@@ -216,7 +216,7 @@ fn a_file_of_another_kind_is_told_in_a_few_lines() {
 }
 
 #[test]
-fn display_gives_one_line_a_problem() {
+fn display_gives_one_line_per_problem() {
     let errors = parse(Path::new("x.toml"), "name = 3\n[run]\nthread = 2\n", &BTreeMap::new()).unwrap_err();
     insta::assert_snapshot!(errors, @r#"
 x.toml:1:1: the file has no [source]
@@ -228,14 +228,14 @@ x.toml:3:1: unknown key `thread` in [run]
 }
 
 #[test]
-fn color_is_used_only_when_asked_for() {
+fn color_is_used_only_on_request() {
     let errors = parse_as("x", "name = 3").unwrap_err();
     assert!(errors.render(true, 80).contains("\u{1b}["));
     assert!(!errors.render(false, 80).contains('\u{1b}'));
 }
 
 #[test]
-fn a_table_of_the_command_line_gets_its_format_from_the_extension() {
+fn a_command_line_table_gets_its_format_from_the_extension() {
     let table = table_from_uri("pairs", "data/pairs.ndjson.zst").unwrap();
     assert_eq!(table.location.place, Place::Local("data/pairs.ndjson.zst".into()));
     assert_eq!(table.format, TableFormat::Json { types: Vec::new() });
@@ -268,9 +268,9 @@ fn tables_model_and_sink_may_be_in_buckets() {
     insta::assert_snapshot!(places.join("\n"));
 }
 
-/// Whatever is cut off, left out or changed in a file, there is a message and no panic.
+/// Cuts, removes and changes parts of a file: every error is a message, never a panic.
 #[test]
-fn every_damage_to_a_file_can_be_rendered() {
+fn errors_of_damaged_files_can_always_be_rendered() {
     for name in ["many_problems", "valid_full", "syntax_sql_not_closed"] {
         let text = fixture(name);
         let places = text.char_indices().map(|(place, char)| (place, place + char.len_utf8()));

@@ -1,4 +1,4 @@
-//! Credentials in a URI: whoever refuses one does not repeat it, whatever way it came.
+//! Credentials in a URI are never repeated in an error message, on any path by which the URI came in.
 
 use crate::support::{Job, stderr_of};
 
@@ -35,7 +35,7 @@ fn keys_in_a_uri_are_not_repeated() {
 }
 
 #[test]
-fn keys_in_arguments_that_cannot_be_read_are_not_repeated() {
+fn keys_in_invalid_arguments_are_not_repeated() {
     let job = Job::new("id,a,b\n1,x,y\n");
     let keyed = format!("s3://AKIA:{SECRET}@bucket/x.parquet");
     let signed = "https://host/x.parquet?X-Amz-Signature=AKIA";
@@ -45,7 +45,7 @@ fn keys_in_arguments_that_cannot_be_read_are_not_repeated() {
                 let said = stderr_of(job.couplet(arguments).args(["--log-format", log]), 2);
                 assert!(said.contains("bucket/x.parquet") || said.contains("host/x.parquet"), "{arguments:?}: {said}");
                 assert!(!said.contains("AKIA") && !said.contains(SECRET), "{arguments:?}: {said}");
-                // All else is as clap says it.
+                // The rest of the message is clap's.
                 assert_eq!(said.starts_with("error: "), log == "text", "{said}");
                 assert!(said.contains("try '--help'"), "{said}");
             }
@@ -54,7 +54,7 @@ fn keys_in_arguments_that_cannot_be_read_are_not_repeated() {
 }
 
 #[test]
-fn keys_in_a_pipeline_are_neither_said_nor_recorded() {
+fn keys_in_a_pipeline_are_not_printed_or_recorded() {
     let uri = format!("https://user:{SECRET}@host/pairs.csv");
     let said = Job::new("id,a,b\n1,x,y\n").change("pairs.csv", &uri).error(2);
     assert!(said.contains("pipeline.toml:") && said.contains("credentials") && !said.contains("user"), "{said}");

@@ -1,4 +1,5 @@
-//! Models with one logit: the score is that of the `CrossEncoder` of sentence-transformers, with the logit beside it.
+//! Models with one logit: the score equals that of `CrossEncoder` in sentence-transformers; the logit is a second
+//! column.
 
 use candle_core::Device;
 use couplet::model::{Model, Problem, ScoreActivation};
@@ -25,7 +26,7 @@ fn score_of(variant: &Variant) -> (Problem, ScoreActivation) {
 }
 
 #[test]
-fn the_score_is_that_of_the_activation_that_is_named() {
+fn the_score_uses_the_configured_activation() {
     use ScoreActivation::{Identity, Sigmoid};
     let nested = |class: &str| json!({ "activation_fn": class, "version": "5.1.0" });
     let beside = |class: Value| json!({ "activation_fn": class, "prompts": {} }).to_string();
@@ -38,7 +39,7 @@ fn the_score_is_that_of_the_activation_that_is_named() {
         (one_logit().with_config("sentence_transformers", json!({ "version": "5.1.0" })), Sigmoid),
         (one_logit().with_config("sbert_ce_default_activation_function", IDENTITY.into()), Identity),
         (one_logit().with_config("sbert_ce_default_activation_function", Value::Null), Sigmoid),
-        // What is named holds, whatever the type of the problem.
+        // The configured activation applies to any problem type.
         (
             one_logit()
                 .with_config("problem_type", "regression".into())
@@ -51,7 +52,7 @@ fn the_score_is_that_of_the_activation_that_is_named() {
                 .with_config("sentence_transformers", nested(IDENTITY)),
             Identity,
         ),
-        // The file of sentence-transformers is read first.
+        // The file of sentence-transformers takes precedence.
         (one_logit().with(SETTINGS, beside(IDENTITY.into())), Identity),
         (one_logit().with(SETTINGS, beside(Value::Null)), Sigmoid),
         (
@@ -65,13 +66,13 @@ fn the_score_is_that_of_the_activation_that_is_named() {
 }
 
 #[test]
-fn one_label_of_any_number_keeps_its_name() {
+fn a_multi_label_model_with_one_label_keeps_its_name() {
     let model = one_logit().with_config("problem_type", "multi_label_classification".into()).load().unwrap();
     assert_eq!((model.config.problem, &model.config.labels[..]), (Problem::MultiLabel, &["LABEL_0".to_owned()][..]));
 }
 
 #[test]
-fn unknown_activations_name_their_file_and_value() {
+fn unknown_activations_are_reported_with_file_and_value() {
     let with =
         |class: Value| one_logit().with_config("sentence_transformers", json!({ "activation_fn": class })).error();
     insta::assert_snapshot!(with("torch.nn.modules.activation.Tanh".into()), @r#"MODEL/config.json: key `sentence_transformers.activation_fn`: expected "torch.nn.modules.linear.Identity" or "torch.nn.modules.activation.Sigmoid", found "torch.nn.modules.activation.Tanh""#);
@@ -82,7 +83,7 @@ fn unknown_activations_name_their_file_and_value() {
     insta::assert_snapshot!(beside.error(), @r#"MODEL/config_sentence_transformers.json: key `activation_fn`: expected "torch.nn.modules.linear.Identity" or "torch.nn.modules.activation.Sigmoid", found "mine.Activation""#);
     let said = stderr_of(couplet().args(["predict", "a", "b", "--model"]).arg(beside.folder()), 2);
     assert!(said.contains("mine.Activation"), "{said}");
-    // Of more than one logit nothing else is made than probabilities.
+    // With more than one logit, the outputs are always probabilities.
     let labels =
         Variant::of("tiny-bert").with_config("sentence_transformers", json!({ "activation_fn": "mine.Activation" }));
     assert_eq!(logits(&labels.load().unwrap()), logits(&Model::load(&golden("tiny-bert"), &Device::Cpu).unwrap()));
@@ -95,13 +96,13 @@ fn the_activation_is_a_part_of_the_fingerprint() {
         (of(one_logit()), of(one_logit().with(SETTINGS, json!({ "activation_fn": IDENTITY }).to_string())));
     let sigmoid = of(one_logit().with(SETTINGS, json!({ "activation_fn": SIGMOID }).to_string()));
     assert!(plain != identity && identity != sigmoid && plain != sigmoid);
-    // Settings that a model with labels does not depend on change nothing.
+    // Settings that do not apply to a model with labels change nothing.
     let labels = Variant::of("tiny-bert").with(SETTINGS, json!({ "activation_fn": IDENTITY }).to_string());
     assert_eq!(of(labels), of(Variant::of("tiny-bert")));
 }
 
 #[test]
-fn the_logit_stands_beside_the_score_everywhere() {
+fn every_output_has_the_logit_beside_the_score() {
     let pairs = "id,a,b\n1,The man went home.,He was at home by then!\n2,yes,no\n";
     for (activation, variant) in [
         (ScoreActivation::Sigmoid, one_logit()),
@@ -143,7 +144,7 @@ fn the_logit_stands_beside_the_score_everywhere() {
 }
 
 #[test]
-fn a_regression_that_couplet_trains_names_its_activation() {
+fn a_trained_regression_records_its_activation() {
     let keys = Value::Object(Labels::given(Task::Regression, vec![]).unwrap().config_keys());
     assert_eq!(keys["problem_type"], "regression");
     assert_eq!(keys["sentence_transformers"]["activation_fn"], IDENTITY);

@@ -1,15 +1,15 @@
-//! Damaged files of every kind that couplet reads and did not make itself: whatever they hold, it neither panics nor
-//! hangs. A longer run of the same functions is what the targets in `fuzz/` are for.
+//! Damaged input files of every kind: reading them causes no panic and no hang. The fuzz targets in `fuzz/` run the
+//! same functions for longer.
 
 use std::path::Path;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::elsewhere::{ModelFolder, lock, manifest, pipeline};
+use crate::fuzz_targets::{ModelFolder, lock, manifest, pipeline};
 use crate::support::{golden, root};
 
-/// What one can do to bytes.
+/// Mutations of bytes.
 #[derive(Debug, Clone)]
 enum Damage {
     Cut(prop::sample::Index),
@@ -20,7 +20,7 @@ enum Damage {
     Repeat(prop::sample::Index, usize),
 }
 
-/// What parsers of TOML, JSON, SQL and numbers stumble over.
+/// Fragments that are hard for parsers of TOML, JSON, SQL and numbers.
 const WORDS: [&str; 28] = [
     "{",
     "}",
@@ -86,7 +86,7 @@ fn damaged(seed: &[u8], damages: &[Damage]) -> Vec<u8> {
     bytes
 }
 
-/// Damages a seed in `cases` ways, the same ones each time; with `COUPLET_DAMAGE=100` in a hundred times as many.
+/// Damages a seed in `cases` deterministic ways; `COUPLET_DAMAGE=100` multiplies their number by a hundred.
 fn survives(cases: u32, seeds: &[Vec<u8>], test: impl Fn(&[u8])) {
     let times = std::env::var("COUPLET_DAMAGE").map_or(1, |times| times.parse().expect("COUPLET_DAMAGE is a number"));
     let config = ProptestConfig { cases: cases * times, failure_persistence: None, ..ProptestConfig::default() };
@@ -123,7 +123,7 @@ fn a_damaged_pipeline_file_is_refused_or_read() {
 }
 
 #[test]
-fn a_damaged_lock_is_taken_all_the_same() {
+fn a_damaged_lock_can_still_be_acquired() {
     let holder = r#"{"run_id":"a","pipeline":"demo","host":"h","process":{"pid":1,"started":2,"boot_id":"b","pid_namespace":"n"},"started_at":"2026-01-01T00:00:00Z","token":"t"}"#;
     let seed =
         format!(r#"{{"state":"held","holder":{holder},"lease_seconds":60.0,"renewals":3,"left_behind":[{holder}]}}"#);
@@ -139,7 +139,7 @@ fn a_damaged_manifest_is_refused_or_read() {
 }
 
 #[test]
-fn damaged_small_files_of_a_model_do_no_harm() {
+fn damaged_small_files_of_a_model_cause_no_panic() {
     let calibration = br#"{"version":1,"problem_type":"single_label_classification","temperature":1.5,"threshold":{"value":0.4,"objective":"f1"},"fitted_on":200}"#;
     for (name, file, cases) in [
         ("tiny-bert", "config.json", 150),
@@ -156,9 +156,9 @@ fn damaged_small_files_of_a_model_do_no_harm() {
     }
 }
 
-/// Text that a tokenizer normalises to much more, or that has no end of one kind.
+/// Text that normalization expands greatly, and long runs of one kind of character.
 #[test]
-fn odd_texts_have_few_tokens_or_none() {
+fn repetitive_texts_respect_the_token_limit() {
     let model = couplet::model::Model::load(&golden("tiny-distilbert"), &candle_core::Device::Cpu).unwrap();
     let tokenizer = model.tokenizer.with_max_length(16).unwrap();
     for piece in

@@ -1,4 +1,4 @@
-"""Counts the rows of a Delta table whose decimal is at least 818565974.1, as other programs do, and prints it as JSON."""
+"""Counts the rows of a Delta table with a decimal of at least 818565974.1 in other programs; prints JSON."""
 
 import decimal
 import json
@@ -20,5 +20,5 @@ found = {
     "pyarrow": table.to_pyarrow_dataset().to_table(filter=ds.field("v") >= scalar).num_rows,
 }
 print(json.dumps(found), flush=True)
-# The threads of these libraries can abort the interpreter while it takes itself down.
+# Threads of these libraries can abort the interpreter during its shutdown.
 os._exit(0)

@@ -1,14 +1,14 @@
 //! A full disk under the sink, the store and the spill folder: the message names the place, the old output is intact,
-//! and the run goes well once there is room again.
+//! and the next run with enough space succeeds.
 //!
-//! The disk is a tmpfs of some hundred kibibytes in a mount namespace of its own, which Linux gives to anybody.
+//! The disk is a tmpfs of a few hundred KiB in a separate mount namespace, which needs no privileges on Linux.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
 use crate::support::{Job, rows_of, skip, stdout_of};
 
-/// Rows whose texts do not compress, so that a small disk is soon full.
+/// Rows with incompressible texts, which fill a small disk quickly.
 fn pairs(rows: usize) -> String {
     let mut state = 1_u64;
     let mut word = || {
@@ -19,8 +19,8 @@ fn pairs(rows: usize) -> String {
     "id,a,b\n".to_owned() + &(0..rows).map(row).collect::<String>()
 }
 
-/// Runs the pipeline with a disk of so many KiB at a folder; what is in the folder before is on the disk, and what is on
-/// the disk afterwards is in the folder. None where such a disk cannot be had.
+/// Runs the pipeline with a disk of this many KiB mounted at a folder. The folder's files are copied to the disk before
+/// the run and back afterwards. Returns `None` if such a disk cannot be mounted.
 fn run_on_a_disk(test: &str, job: &Job, folder: &Path, kibibytes: usize) -> Option<Output> {
     let script = "set -e
         cp -a \"$1\" before
@@ -48,7 +48,7 @@ fn run_on_a_disk(test: &str, job: &Job, folder: &Path, kibibytes: usize) -> Opti
 
 fn said(job: &Job, output: &Output) -> String {
     let said = job.without_paths(&String::from_utf8_lossy(&output.stderr));
-    // Without lines about progress, which come when a run takes long.
+    // Drops progress lines, which appear in long runs only.
     said.lines().filter(|line| !line.contains(" INFO ")).collect::<Vec<_>>().join("\n")
 }
 
@@ -63,17 +63,17 @@ fn a_sink_on_a_full_disk_keeps_the_old_output() {
     assert_eq!(output.status.code(), Some(1), "{message}");
     insta::assert_snapshot!(message);
     assert_eq!(rows_of(&job.path("after/scores.parquet")), before);
-    // Nothing is left that would fill the disk for good.
+    // No files are left that would keep the disk full.
     let left: Vec<_> = job.path("after").read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["scores.parquet"]);
-    // Its scores are remembered: with room, nothing is scored again.
+    // The scores are cached: with enough space, nothing is scored again.
     let report: serde_json::Value = serde_json::from_str(&stdout_of(job.run().arg("--json"))).unwrap();
     assert_eq!((&report["rows"]["scored"], &report["rows"]["read"]), (&0.into(), &6000.into()), "{report}");
     assert_eq!(rows_of(&job.output()).len(), 6000);
 }
 
 #[test]
-fn a_store_on_a_full_disk_fails_the_run_and_keeps_the_old_output() {
+fn a_full_store_disk_fails_the_run_and_keeps_the_old_output() {
     let job = Job::new(pairs(60)).add("[score]\nstore = \"store\"");
     job.report();
     let before = rows_of(&job.output());
@@ -86,12 +86,12 @@ fn a_store_on_a_full_disk_fails_the_run_and_keeps_the_old_output() {
         "{message}"
     );
     assert_eq!(rows_of(&job.output()), before);
-    // The store is as it was: the next run, with room, goes on from it.
+    // The store is unchanged: the next run with enough space resumes from it.
     assert_eq!(job.rows().len(), 6000);
 }
 
 #[test]
-fn a_spill_folder_on_a_full_disk_fails_the_run_and_keeps_the_old_output() {
+fn a_full_spill_disk_fails_the_run_and_keeps_the_old_output() {
     let job = Job::new(pairs(60)).add("[run]\nspill = \"spill\"");
     job.report();
     let before = rows_of(&job.output());

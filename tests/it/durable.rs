@@ -1,5 +1,5 @@
-//! What a commit rests on is on the disk before it, and the commit after it: the order of `fsync` and `rename` as the
-//! kernel sees them. `strace` watches; without it the test is skipped.
+//! Data is synced before its commit, and the commit is synced after it: checks the order of `fsync` and `rename` calls
+//! with `strace`. Without `strace` the test is skipped.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::nights::pairs;
 use crate::support::{Job, skip};
 
-/// The calls that matter, in their order: `sync PATH` or `name FROM TO`, paths relative to the job's folder.
+/// The relevant calls in order: `sync PATH` or `name FROM TO`, with paths relative to the job's folder.
 fn calls(job: &Job) -> Option<Vec<String>> {
     let trace = job.path("trace.txt");
     let output = Command::new("strace")
@@ -44,8 +44,8 @@ fn calls(job: &Job) -> Option<Vec<String>> {
 }
 
 #[test]
-fn what_a_commit_rests_on_is_on_the_disk_before_it_and_the_commit_after_it() {
-    let name = "what_a_commit_rests_on_is_on_the_disk_before_it_and_the_commit_after_it";
+fn data_is_synced_before_its_commit_and_the_commit_after_it() {
+    let name = "data_is_synced_before_its_commit_and_the_commit_after_it";
     let sinks = [
         ("uri = \"out/scores.parquet\"", "out/scores.parquet"),
         ("uri = \"out\"\nformat = \"delta\"", "out/_delta_log/00000000000000000000.json"),

@@ -1,5 +1,5 @@
-//! Whole pipelines: pretrain, fine-tune, calibrate, measure and score; what a calibration does to every way of scoring;
-//! what an evaluation leaves.
+//! Complete pipelines: pretrain, fine-tune, calibrate, evaluate and score; the effect of a calibration on every way of
+//! scoring; the files of an evaluation.
 
 use std::path::PathBuf;
 
@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use crate::support::{couplet, golden, quickstart_model, quickstart_pairs, rows_of, stderr_of, stdout_of, write};
 use crate::tiny::Variant;
 
-/// A pipeline file in a folder of its own.
+/// A pipeline file in a temporary folder.
 struct Stages(tempfile::TempDir);
 
 impl Stages {
-    /// Pretrains from random weights, fine-tunes with a calibration, measures and scores.
+    /// Pretrains from random weights, fine-tunes with a calibration, evaluates and scores.
     fn all() -> Self {
         let toml = format!(
             r#"
@@ -66,7 +66,7 @@ uri = "out/scores.parquet"
         stages
     }
 
-    /// Measures the bundled model on the bundled pairs.
+    /// Evaluates the bundled model on the bundled pairs.
     fn evaluation() -> Self {
         Self::of(&format!(
             r#"
@@ -131,14 +131,14 @@ fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
 }
 
-/// The probabilities of a softmax at temperature 1, from those at another.
+/// Softmax probabilities at temperature 1, computed from those at another temperature.
 fn raw_of(probabilities: &[f64], temperature: f64) -> Vec<f64> {
     let powers: Vec<f64> = probabilities.iter().map(|p| p.powf(temperature)).collect();
     powers.iter().map(|power| power / powers.iter().sum::<f64>()).collect()
 }
 
 #[test]
-fn a_pipeline_goes_from_random_weights_to_calibrated_scores() {
+fn a_pipeline_trains_random_weights_to_calibrated_scores() {
     let stages = Stages::all();
     let report = stages.report(&[]);
     let measured = report["pretrain"]["training"]["held_out"].as_array().unwrap();
@@ -154,7 +154,7 @@ fn a_pipeline_goes_from_random_weights_to_calibrated_scores() {
     }
     assert!(!stages.path("models/domain/calibration.json").exists());
 
-    // What was fitted is what scoring applies, and the raw probabilities are still there.
+    // Scoring applies the fitted calibration and keeps the raw probabilities.
     let calibration = stages.json("models/task/calibration.json");
     let temperature = calibration["temperature"].as_f64().unwrap();
     let threshold = calibration["threshold"]["value"].as_f64().unwrap();
@@ -186,7 +186,7 @@ fn a_pipeline_goes_from_random_weights_to_calibrated_scores() {
     assert_eq!(evaluation["calibration"]["temperature"], temperature);
     assert_ne!(evaluation["uncalibrated"]["metrics"]["log_loss"], evaluation["metrics"]["log_loss"]);
 
-    // A second run learns nothing, and scores the same.
+    // A second run trains nothing and gives the same scores.
     let again = stages.report(&[]);
     for stage in ["pretrain", "finetune"] {
         assert!(again[stage]["training"].is_null(), "{again:#}");
@@ -196,7 +196,7 @@ fn a_pipeline_goes_from_random_weights_to_calibrated_scores() {
 }
 
 #[test]
-fn a_calibration_reaches_predict_in_sql_and_on_the_command_line_and_is_part_of_the_fingerprint() {
+fn predict_uses_the_calibration_and_the_fingerprint_covers_it() {
     let stages = Stages::of("");
     let model = stages.path("model");
     for entry in quickstart_model().read_dir().unwrap() {
@@ -247,7 +247,7 @@ fn a_calibration_reaches_predict_in_sql_and_on_the_command_line_and_is_part_of_t
 }
 
 #[test]
-fn a_model_is_calibrated_anew_without_being_trained_anew() {
+fn a_model_is_recalibrated_without_training_again() {
     let stages = Stages::all();
     stages.report(&["--only", "pretrain,finetune"]);
     let weights = std::fs::read(stages.path("models/task/model.safetensors")).unwrap();
@@ -267,9 +267,9 @@ fn a_model_is_calibrated_anew_without_being_trained_anew() {
     assert!(stages.report(&["--only", "finetune"])["finetune"]["training"].is_null());
 }
 
-/// The figures are those of `pipelines/quickstart/README.md`.
+/// The expected values are those of `pipelines/quickstart/README.md`.
 #[test]
-fn an_evaluation_says_how_good_the_bundled_model_is() {
+fn an_evaluation_measures_the_bundled_model() {
     let stages = Stages::evaluation();
     let report = stages.report(&[]);
     let evaluation = &report["evaluate"]["evaluation"];
@@ -286,7 +286,7 @@ fn an_evaluation_says_how_good_the_bundled_model_is() {
     let mistakes = rows_of(&stages.path("evaluation/mistakes.parquet"));
     assert_eq!(mistakes.len(), 229);
     let scores: Vec<f64> = mistakes.iter().map(|row| row["score"].as_f64().unwrap()).collect();
-    assert!(scores.is_sorted_by(|a, b| a >= b), "the surest mistakes come first");
+    assert!(scores.is_sorted_by(|a, b| a >= b), "the most confident mistakes come first");
     for row in &mistakes {
         assert_eq!(row["label"], row["gold_label"]);
         assert_ne!(row["gold_label"], row["predicted_label"]);
@@ -301,7 +301,7 @@ fn an_evaluation_says_how_good_the_bundled_model_is() {
 }
 
 #[test]
-fn the_metrics_of_one_label_are_those_of_glues_1_wherever_the_model_has_it() {
+fn binary_metrics_use_the_positive_label_of_glue() {
     let variant = Variant::of("tiny-distilbert")
         .with_outputs(2)
         .without_config("label2id")
@@ -324,7 +324,7 @@ fn the_metrics_of_one_label_are_those_of_glues_1_wherever_the_model_has_it() {
 }
 
 #[test]
-fn values_are_measured_by_their_differences() {
+fn regressions_are_measured_by_their_errors() {
     let variant = Variant::of("tiny-distilbert")
         .with_outputs(1)
         .without_config("id2label")
@@ -346,7 +346,7 @@ fn values_are_measured_by_their_differences() {
 }
 
 #[test]
-fn rows_that_cannot_be_scored_are_counted_and_left_out() {
+fn unscorable_rows_are_counted_and_left_out() {
     let sentence =
         "CASE WHEN category = 'news' THEN NULL WHEN category = 'numbers' THEN ' ' ELSE sentence1 END AS sentence1";
     let stages = Stages::evaluation().change("SELECT id, sentence1", &format!("SELECT id, {sentence}"));
@@ -363,7 +363,7 @@ fn rows_that_cannot_be_scored_are_counted_and_left_out() {
     let others: Vec<_> = slices.iter().map(|slice| slice["value"].as_str().unwrap()).collect();
     assert!(!others.contains(&"news") && !others.contains(&"numbers") && others.len() == 5, "{others:?}");
 
-    // The others are measured as if those rows were not there.
+    // The metrics of the other rows are the same as without those rows.
     let query = "WHERE category NOT IN ('news', 'numbers')";
     let without = Stages::evaluation().change("FROM pairs", &format!("FROM pairs {query}"));
     without.report(&[]);
@@ -371,7 +371,7 @@ fn rows_that_cannot_be_scored_are_counted_and_left_out() {
 }
 
 #[test]
-fn a_wrong_label_is_told_with_its_row_of_the_query_whatever_was_left_out_before() {
+fn a_wrong_label_is_reported_with_its_row_of_the_query() {
     let row = |n: usize| {
         let (a, label) = (if n <= 10 { "" } else { "He sold it." }, if n == 21 { "maybe" } else { "paraphrase" });
         format!("r{n},{a},It was sold.,{label}\n")
@@ -401,7 +401,7 @@ output = "evaluation"
 }
 
 #[test]
-fn what_cannot_be_measured_is_said() {
+fn impossible_evaluations_are_refused() {
     for (from, to, expected) in [
         ("id = \"id\"", "id = \"ids\"", "has no column `ids` (did you mean `id`?)"),
         ("[\"category\"]", "[\"categories\"]", "has no column `categories` (did you mean `category`?)"),
@@ -427,7 +427,7 @@ fn what_cannot_be_measured_is_said() {
 }
 
 #[test]
-fn a_folder_that_is_no_evaluation_is_not_replaced() {
+fn a_folder_that_is_not_an_evaluation_is_not_replaced() {
     let stages = Stages::evaluation();
     write(&stages.path("evaluation/thesis.txt"), "years of work");
     let problem = stderr_of(&mut stages.couplet(&["run", "p.toml"]), 2);
@@ -441,7 +441,7 @@ fn a_folder_that_is_no_evaluation_is_not_replaced() {
 }
 
 #[test]
-fn a_first_model_that_is_refused_is_named_where_it_is_missed() {
+fn a_missing_model_is_explained_by_its_rejected_candidate() {
     let stages = Stages::all().change("calibrate =", "promote_if = \"accuracy > 0.999\"\ncalibrate =");
     let problem = stderr_of(&mut stages.couplet(&["run", "p.toml"]), 1);
     for expected in [
@@ -488,12 +488,12 @@ fn an_encoder_is_imported() {
     assert!(problem.contains("nowhere"), "{problem}");
     assert!(!stages.path("models/other").exists());
 
-    // It is a base for training.
+    // The result is a base model for training.
     let stages = stages_on(&stages.path("models/distilbert"));
     assert_eq!(stages.report(&["--only", "finetune"])["finetune"]["promoted"], true);
 }
 
-/// The stages with another base, and with labels that are whole numbers.
+/// The stages with another base and with integer labels.
 fn stages_on(base: &std::path::Path) -> Stages {
     Stages::all().change("model = \"models/domain\"", &format!("model = {base:?}")).change(
         "SELECT id, sentence1, sentence2, label FROM pairs WHERE category <> 'news'",
@@ -504,7 +504,7 @@ fn stages_on(base: &std::path::Path) -> Stages {
 #[test]
 fn labels_and_their_weights_are_read_from_the_pipeline() {
     let base = golden("tiny-distilbert");
-    // Whole numbers are places of the labels that are named, and names where none is.
+    // Integers are indices of the configured labels, or label names if none are configured.
     let stages = stages_on(&base);
     assert_eq!(
         stages.report(&["--only", "finetune"])["finetune"]["training"]["labels"],
@@ -527,7 +527,7 @@ fn labels_and_their_weights_are_read_from_the_pipeline() {
     };
     let other = weighted("{ not_paraphrase = 0.5, paraphrase = 9 }");
     other.report(&["--only", "finetune"]);
-    assert!(recalled(&given) > recalled(&other), "what weighs more is predicted more often");
+    assert!(recalled(&given) > recalled(&other), "the label with the larger weight is predicted more often");
     let problem = stderr_of(&mut weighted("{ paraphrase = 2 }").couplet(&["run", "p.toml", "--only", "finetune"]), 2);
     assert!(problem.contains("not_paraphrase"), "{problem}");
 }

@@ -1,5 +1,4 @@
-//! The fault proxy itself: every fault is seen by a client as what it stands for, and requests without a fault go on
-//! unchanged.
+//! The fault proxy itself: a client sees every fault as intended, and requests without a fault pass unchanged.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +9,12 @@ use object_store::{Error, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutO
 use crate::proxy::{Fault, Kind, Proxy, Rule};
 use crate::seaweed::{Bucket, block_on, client_of, client_with_retries};
 
-/// Bytes that tell a truncated or a damaged body from a whole one.
+/// A body in which truncation or damage is detectable.
 fn bytes() -> Vec<u8> {
     (0..300_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
 }
 
-/// A bucket with an object in it, a proxy, and a client before the proxy that asks once.
+/// A bucket with one object, a proxy, and a client of the proxy that does not retry.
 fn setup(test: &str, bucket: &str) -> Option<(Bucket, Proxy, AmazonS3, Path)> {
     let bucket = Bucket::new(test, bucket)?;
     bucket.put("folder/object", bytes());
@@ -25,8 +24,9 @@ fn setup(test: &str, bucket: &str) -> Option<(Bucket, Proxy, AmazonS3, Path)> {
 }
 
 #[test]
-fn without_a_rule_requests_pass_and_are_told_apart() {
-    let Some((_bucket, proxy, client, path)) = setup("without_a_rule_requests_pass_and_are_told_apart", "faults-none")
+fn without_rules_requests_pass_and_are_counted_by_kind() {
+    let Some((_bucket, proxy, client, path)) =
+        setup("without_rules_requests_pass_and_are_counted_by_kind", "faults-none")
     else {
         return;
     };
@@ -71,8 +71,10 @@ fn without_a_rule_requests_pass_and_are_told_apart() {
 }
 
 #[test]
-fn statuses_come_as_s3_gives_them() {
-    let Some((_bucket, proxy, client, path)) = setup("statuses_come_as_s3_gives_them", "faults-status") else { return };
+fn error_statuses_look_like_those_of_s3() {
+    let Some((_bucket, proxy, client, path)) = setup("error_statuses_look_like_those_of_s3", "faults-status") else {
+        return;
+    };
     for (status, code) in [(500, "InternalError"), (503, "SlowDown"), (429, "TooManyRequests"), (501, "NotImplemented")]
     {
         proxy.heal();
@@ -87,8 +89,9 @@ fn statuses_come_as_s3_gives_them() {
 }
 
 #[test]
-fn a_success_with_an_error_in_it_is_a_failure() {
-    let Some((bucket, proxy, client, _)) = setup("a_success_with_an_error_in_it_is_a_failure", "faults-body") else {
+fn a_200_response_with_an_error_body_is_a_failure() {
+    let Some((bucket, proxy, client, _)) = setup("a_200_response_with_an_error_body_is_a_failure", "faults-body")
+    else {
         return;
     };
     proxy.fail(Rule::new(Fault::ErrorBody).on(&[Kind::UploadComplete]));
@@ -104,8 +107,8 @@ fn a_success_with_an_error_in_it_is_a_failure() {
 }
 
 #[test]
-fn a_reset_comes_before_the_server_knows_and_a_dropped_answer_after() {
-    let test = "a_reset_comes_before_the_server_knows_and_a_dropped_answer_after";
+fn a_reset_precedes_the_write_and_a_dropped_response_follows_it() {
+    let test = "a_reset_precedes_the_write_and_a_dropped_response_follows_it";
     let Some((bucket, proxy, client, _)) = setup(test, "faults-reset") else { return };
     let exists = |path: &Path| block_on(bucket.client.head(path)).is_ok();
     let path = Path::from("reset");
@@ -118,10 +121,10 @@ fn a_reset_comes_before_the_server_knows_and_a_dropped_answer_after() {
     assert!(put.is_err() && exists(&path), "{put:?}");
 }
 
-/// What makes commits hard: the one who wrote is told that somebody was quicker.
+/// The difficult case for commits: the writer is told that another writer was first.
 #[test]
-fn a_create_whose_answer_is_lost_may_have_been_done() {
-    let test = "a_create_whose_answer_is_lost_may_have_been_done";
+fn a_create_with_a_lost_response_may_have_succeeded() {
+    let test = "a_create_with_a_lost_response_may_have_succeeded";
     let Some((bucket, proxy, _, _)) = setup(test, "faults-create") else { return };
     let client = client_with_retries(&proxy.endpoint(), &bucket.name, 3);
     let path = Path::from("commit");
@@ -131,7 +134,7 @@ fn a_create_whose_answer_is_lost_may_have_been_done() {
     assert!(matches!(created, Err(Error::AlreadyExists { .. })), "{created:?}");
     let found = block_on(async { bucket.client.get(&path).await.unwrap().bytes().await.unwrap() });
     assert_eq!(found, "mine".as_bytes());
-    // Where the connection broke, the client does not ask again, as it cannot know.
+    // After a broken connection the client does not retry, because the outcome is unknown.
     block_on(bucket.client.delete(&path)).unwrap();
     proxy.fail(Rule::new(Fault::DropAnswer).on(&[Kind::PutIf]).times(1));
     let created = create();
@@ -140,9 +143,9 @@ fn a_create_whose_answer_is_lost_may_have_been_done() {
 }
 
 #[test]
-fn a_stalled_answer_ends_late_and_a_slow_one_is_whole() {
+fn a_stalled_response_ends_late_and_a_slow_one_is_complete() {
     let Some((_bucket, proxy, client, path)) =
-        setup("a_stalled_answer_ends_late_and_a_slow_one_is_whole", "faults-slow")
+        setup("a_stalled_response_ends_late_and_a_slow_one_is_complete", "faults-slow")
     else {
         return;
     };
@@ -158,8 +161,8 @@ fn a_stalled_answer_ends_late_and_a_slow_one_is_whole() {
 }
 
 #[test]
-fn a_truncated_body_is_noticed_and_read_on_from_where_it_broke() {
-    let test = "a_truncated_body_is_noticed_and_read_on_from_where_it_broke";
+fn a_truncated_body_is_noticed_and_resumed() {
+    let test = "a_truncated_body_is_noticed_and_resumed";
     let Some((bucket, proxy, client, path)) = setup(test, "faults-truncated") else { return };
     proxy.fail(Rule::new(Fault::TruncatedBody).on(&[Kind::Get]).times(2));
     let cut = block_on(async { client.get(&path).await.unwrap().bytes().await });
@@ -171,8 +174,8 @@ fn a_truncated_body_is_noticed_and_read_on_from_where_it_broke() {
 }
 
 #[test]
-fn rules_choose_by_kind_path_number_and_share() {
-    let Some((_bucket, proxy, client, path)) = setup("rules_choose_by_kind_path_number_and_share", "faults-rules")
+fn rules_select_by_kind_path_count_and_probability() {
+    let Some((_bucket, proxy, client, path)) = setup("rules_select_by_kind_path_count_and_probability", "faults-rules")
     else {
         return;
     };
@@ -189,8 +192,8 @@ fn rules_choose_by_kind_path_number_and_share() {
 }
 
 #[test]
-fn a_server_that_does_not_know_conditions_overwrites() {
-    let Some((_bucket, proxy, client, path)) = setup("a_server_that_does_not_know_conditions_overwrites", "faults-if")
+fn a_server_without_conditional_writes_overwrites() {
+    let Some((_bucket, proxy, client, path)) = setup("a_server_without_conditional_writes_overwrites", "faults-if")
     else {
         return;
     };

@@ -1,4 +1,4 @@
-//! An object store whose answers are lost, refused or late, over a real one, by script; and a log of what is asked.
+//! An object store wrapper whose responses are lost, refused or delayed by script, with a log of requests.
 
 use std::fmt;
 use std::ops::Range;
@@ -16,16 +16,16 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 
-/// What happens to a write.
+/// A fault of a write.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fault {
-    /// It takes place, and the client tries again because the answer was lost.
+    /// The write succeeds, and the client repeats it because the response was lost.
     Repeated,
-    /// It takes place, and an error comes instead of the answer.
+    /// The write succeeds, and an error is returned.
     AnswerLost,
-    /// It does not take place.
+    /// The write fails.
     Refused,
-    /// It takes place, and the answer never comes.
+    /// The write succeeds, and the response never arrives.
     Stalls,
 }
 
@@ -33,17 +33,17 @@ pub enum Fault {
 #[derive(Debug, Clone)]
 pub struct Faulty {
     inner: Arc<dyn ObjectStore>,
-    /// Which of the next writes go wrong, and how: the first entry is for the next write.
+    /// Faults of the next writes; the first entry applies to the next write.
     script: Arc<Mutex<Vec<Option<Fault>>>>,
-    /// While it is set, all requests fail.
+    /// While set, all requests fail.
     pub down: Arc<AtomicBool>,
-    /// Writes and deletes so far, with what they were for.
+    /// Writes and deletes so far, with their purpose.
     pub log: Arc<Mutex<Vec<String>>>,
-    /// Uploads in parts that were begun, less those that were completed or aborted.
+    /// Multipart uploads that were begun, minus those completed or aborted.
     pub open_uploads: Arc<AtomicUsize>,
-    /// Writes and deletes that still take place.
+    /// The number of writes and deletes that still succeed.
     writes_left: Arc<AtomicUsize>,
-    /// Conditions are ignored, as simple servers do.
+    /// Ignores conditions, as simple servers do.
     pub ignores_conditions: bool,
 }
 
@@ -60,17 +60,17 @@ impl Faulty {
         }
     }
 
-    /// What is to happen to the next writes.
+    /// Sets the faults of the next writes.
     pub fn script(&self, faults: &[Option<Fault>]) {
         *self.script.lock().unwrap() = faults.to_vec();
     }
 
-    /// After so many more writes and deletes none takes place: the client is dead.
+    /// Lets this many more writes and deletes succeed, then fails all: the client is dead.
     pub fn fail_after(&self, writes: usize) {
         self.writes_left.store(writes, Ordering::SeqCst);
     }
 
-    /// Counts a write; an error if there is to be none.
+    /// Counts a write; returns an error if it must not succeed.
     fn write(&self) -> Result<()> {
         self.up()?;
         let left = self.writes_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));

@@ -1,5 +1,5 @@
-//! Runs that were stopped past the end of their lock, and runs at the same time: a commit takes the place of what its run
-//! saw, and of nothing else.
+//! Runs that were stopped past the end of their lock, and concurrent runs: a commit replaces only the version that its
+//! run has read.
 
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::nights::pairs;
 use crate::seaweed::{Bucket, block_on};
 use crate::support::{Job, rows_of, stdout_of, write};
 
-/// Kinds of sinks as a pipeline names them below a place, and whether runs add their rows to those that are there.
+/// Kinds of sinks, their `[sink]` keys below a place, and whether runs append rows.
 const SINKS: [(&str, &str, bool); 6] = [
     ("file", "uri = \"PLACE/scores.parquet\"", false),
     ("runs", "uri = \"PLACE/runs/\"\nmode = \"overwrite\"", false),
@@ -25,7 +25,7 @@ fn job(rows: usize, sink: &str, place: &str) -> Job {
     Job::new(pairs(0, rows)).change("uri = \"out/scores.parquet\"", &sink.replace("PLACE", place))
 }
 
-/// Where a job runs: on the disk, or against a server.
+/// The location of a job: local disk, or a server.
 struct Site<'a> {
     job: &'a Job,
     bucket: Option<&'a Bucket>,
@@ -42,15 +42,15 @@ impl Site<'_> {
         command
     }
 
-    /// Starts a run that stops itself right after its last look at the lock.
+    /// Starts a run that stops itself right after its last check of the lock.
     fn stopped_before_its_commit(&self, pipeline: &str) -> Child {
         let mut run = self.command(&["run", pipeline, "--json"]);
         run.env("COUPLET_STOP", "publish.confirmed").stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = run.spawn().unwrap();
         let began = Instant::now();
         while state_of(&child) != Some('T') {
-            assert!(child.try_wait().unwrap().is_none(), "it ended: {}", said(&child.wait_with_output().unwrap()));
-            assert!(began.elapsed() < Duration::from_secs(120), "it does not come to its commit");
+            assert!(child.try_wait().unwrap().is_none(), "the run ended: {}", said(&child.wait_with_output().unwrap()));
+            assert!(began.elapsed() < Duration::from_secs(120), "the run does not reach its commit");
             std::thread::sleep(Duration::from_millis(5));
         }
         child
@@ -62,7 +62,7 @@ impl Site<'_> {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    /// The published rows: how many, and how many ids they have.
+    /// The number of published rows and of distinct ids.
     fn published(&self) -> [u64; 2] {
         let sql = "SELECT count(*) AS rows, count(DISTINCT id) AS ids FROM predictions";
         let query = ["query", "--pipeline", "pipeline.toml", "--format", "json", sql];
@@ -73,13 +73,13 @@ impl Site<'_> {
     }
 }
 
-/// The state of a process as Linux names it: `T` if it is stopped.
+/// The process state as Linux reports it: `T` if stopped.
 fn state_of(child: &Child) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-fn go_on(child: Child) -> Output {
+fn continue_stopped(child: Child) -> Output {
     let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
     child.wait_with_output().unwrap()
@@ -89,9 +89,16 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A night of 30 rows; one of 33 that stops before its commit and loses the lock; one of 36 that is published; and then the
-/// one before goes on. `lose` lets the third run have the lock.
-fn an_older_night_goes_on(name: &str, site: &Site, appends: bool, put: impl Fn(usize), lose: impl Fn(), wait: &[&str]) {
+/// Runs a night of 30 rows; one of 33 that stops before its commit and loses the lock; one of 36 that is published;
+/// then continues the stopped one. `lose` lets the third run take the lock.
+fn continue_after_a_newer_night(
+    name: &str,
+    site: &Site,
+    appends: bool,
+    put: impl Fn(usize),
+    lose: impl Fn(),
+    wait: &[&str],
+) {
     put(30);
     site.run(&["pipeline.toml"]);
     put(33);
@@ -101,22 +108,22 @@ fn an_older_night_goes_on(name: &str, site: &Site, appends: bool, put: impl Fn(u
     site.run(&[&["pipeline.toml"][..], wait].concat());
     let expected = if appends { [66, 36] } else { [36, 36] };
     assert_eq!(site.published(), expected, "{name}");
-    let ended = go_on(stopped);
+    let ended = continue_stopped(stopped);
     assert_eq!(ended.status.code(), Some(1), "{name}: {}", said(&ended));
     assert_eq!(site.published(), expected, "{name}: {}", said(&ended));
-    // The next night is as if nothing had been.
+    // The next night is unaffected.
     put(39);
     site.run(&["pipeline.toml"]);
     assert_eq!(site.published(), if appends { [105, 39] } else { [39, 39] }, "{name}");
 }
 
-/// The same rows twice: one run stops before its commit, and another one publishes them.
-fn the_same_night_goes_on(name: &str, site: &Site, put: impl Fn(usize), lose: impl Fn()) {
+/// Publishes the same rows twice: one run stops before its commit, and another one publishes them.
+fn continue_after_the_same_night(name: &str, site: &Site, put: impl Fn(usize), lose: impl Fn()) {
     put(30);
     let stopped = site.stopped_before_its_commit("pipeline.toml");
     lose();
     site.run(&["pipeline.toml"]);
-    let ended = go_on(stopped);
+    let ended = continue_stopped(stopped);
     assert_eq!(ended.status.code(), Some(1), "{name}: {}", said(&ended));
     assert_eq!(site.published(), [30, 30], "{name}: {}", said(&ended));
     site.run(&["pipeline.toml"]);
@@ -131,13 +138,13 @@ fn a_run_that_lost_its_lock_publishes_nothing() {
         let put = |job: &Job, rows| write(&job.path("pairs.csv"), pairs(0, rows));
         let job = new();
         let site = Site { job: &job, bucket: None };
-        an_older_night_goes_on(name, &site, appends, |rows| put(&job, rows), || lose(&job), &[]);
+        continue_after_a_newer_night(name, &site, appends, |rows| put(&job, rows), || lose(&job), &[]);
         let job = new();
-        the_same_night_goes_on(name, &Site { job: &job, bucket: None }, |rows| put(&job, rows), || lose(&job));
+        continue_after_the_same_night(name, &Site { job: &job, bucket: None }, |rows| put(&job, rows), || lose(&job));
     }
 }
 
-/// A job whose pairs, store and sink are in a bucket.
+/// A job with its pairs, store and sink in a bucket.
 fn job_in(bucket: &Bucket, sink: &str) -> Job {
     let at = |key: &str| format!("\"s3://{}/{key}\"", bucket.name);
     let sink = sink.replace("PLACE", &format!("s3://{}/out", bucket.name));
@@ -155,17 +162,17 @@ fn a_run_that_lost_its_lease_publishes_nothing() {
         let put = |rows| drop(bucket.put("pairs.csv", pairs(0, rows)));
         let lose = || block_on(bucket.client.delete(&"state/lock.json".into())).unwrap();
         let job = job_in(&bucket, sink);
-        an_older_night_goes_on(name, &Site { job: &job, bucket: Some(&bucket) }, appends, put, lose, &[]);
+        continue_after_a_newer_night(name, &Site { job: &job, bucket: Some(&bucket) }, appends, put, lose, &[]);
         let Some(bucket) = Bucket::new(test, &format!("same-{}", name.replace(' ', "-"))) else { return };
         let put = |rows| drop(bucket.put("pairs.csv", pairs(0, rows)));
         let lose = || block_on(bucket.client.delete(&"state/lock.json".into())).unwrap();
         let job = job_in(&bucket, sink);
-        the_same_night_goes_on(name, &Site { job: &job, bucket: Some(&bucket) }, put, lose);
+        continue_after_the_same_night(name, &Site { job: &job, bucket: Some(&bucket) }, put, lose);
     }
 }
 
-/// The lease itself runs out, which takes 75 seconds; the sinks are waited for at once. Those on the disk have their store
-/// in the bucket.
+/// Waits for the lease itself to expire, which takes 75 seconds; all sinks wait concurrently. Local sinks have their
+/// store in the bucket.
 #[test]
 fn a_run_stopped_past_its_lease_publishes_nothing() {
     let test = "a_run_stopped_past_its_lease_publishes_nothing";
@@ -180,7 +187,7 @@ fn a_run_stopped_past_its_lease_publishes_nothing() {
                     }
                     let put = |rows| drop(bucket.put("pairs.csv", pairs(0, rows)));
                     let site = Site { job: &job, bucket: Some(&bucket) };
-                    an_older_night_goes_on(name, &site, appends, put, || (), &["--wait", "200s"]);
+                    continue_after_a_newer_night(name, &site, appends, put, || (), &["--wait", "200s"]);
                 });
             }
         }
@@ -201,7 +208,7 @@ fn pipelines_that_create_a_table_at_once_commit_once() {
             let toml = toml.replace("\"demo\"", &format!("\"demo{n}\"")).replace("SELECT id, a, b FROM pairs", &own);
             write(&job.path(name), toml);
         }
-        // All have seen that there is no table.
+        // All of them have seen that no table exists.
         let stopped: Vec<Child> = names.iter().map(|name| site.stopped_before_its_commit(name)).collect();
         for child in &stopped {
             let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
@@ -222,8 +229,8 @@ fn pipelines_that_create_a_table_at_once_commit_once() {
     }
 }
 
-/// A table of rejected rows has those of the runs that the sink has, whenever a run was killed.
-fn rejected_rows_follow_the_sink(name: &str, site: &Site, appends: bool, put: impl Fn(&str)) {
+/// A table of rejected rows holds those of the runs in the sink, at whichever point a run was killed.
+fn check_rejected_rows(name: &str, site: &Site, appends: bool, put: impl Fn(&str)) {
     let ids = |table: &str| {
         let sql = format!("SELECT CAST(id AS INT) AS id FROM {table} ORDER BY 1");
         let query = ["query", "--pipeline", "pipeline.toml", "--format", "csv", &sql];
@@ -243,7 +250,7 @@ fn rejected_rows_follow_the_sink(name: &str, site: &Site, appends: bool, put: im
     put(&(pairs(0, 30) + "30,,x\n31,,x\n"));
     crash(only_rejected);
     assert_eq!((ids("rejected"), ids("predictions")), (None, None), "{name}");
-    // What was rejected by a run that was never committed is rejected no more.
+    // Rejected rows of a run that was never committed are gone.
     put(&(pairs(0, 30) + "30,,x\n"));
     crash(both);
     assert_eq!(ids("rejected"), Some(vec![30]), "{name}");
@@ -254,7 +261,7 @@ fn rejected_rows_follow_the_sink(name: &str, site: &Site, appends: bool, put: im
     crash(only_rejected);
     assert_eq!((ids("rejected"), ids("predictions")), (Some(vec![30]), Some(first)), "{name}");
     put(&(pairs(0, 33) + "40,,x\n41,a,b\n"));
-    // Rejected rows are added to those of earlier nights where the others are, and where they are merged.
+    // Rejected rows are appended to those of earlier nights if the sink appends or merges.
     let rejected = if appends || name == "delta merge" { vec![30, 40] } else { vec![40] };
     let mut expected: Vec<usize> = (0..33).chain([41]).chain(if appends { 0..30 } else { 0..0 }).collect();
     expected.sort_unstable();
@@ -269,8 +276,8 @@ fn rejected_rows_are_those_of_published_runs() {
     for (name, sink, appends) in SINKS {
         let job = job(0, sink, "out").add("[score]\nerrors = \"quarantine\"");
         let put = |csv: &str| write(&job.path("pairs.csv"), csv);
-        rejected_rows_follow_the_sink(name, &Site { job: &job, bucket: None }, appends, put);
-        // In their place, and nothing beside it.
+        check_rejected_rows(name, &Site { job: &job, bucket: None }, appends, put);
+        // They replace the earlier ones without leaving other files.
         if name == "file" {
             let mut files = job.output_files();
             files.sort();
@@ -281,7 +288,7 @@ fn rejected_rows_are_those_of_published_runs() {
 }
 
 #[test]
-fn rejected_rows_that_cannot_be_taken_back_after_a_vacuum_stop_no_run() {
+fn a_vacuum_of_rejected_rows_does_not_fail_the_next_run() {
     let (_, sink, _) = SINKS.into_iter().find(|(name, ..)| *name == "delta merge").unwrap();
     let job = job(0, sink, "out").add("[score]\nerrors = \"quarantine\"");
     let site = Site { job: &job, bucket: None };
@@ -290,7 +297,7 @@ fn rejected_rows_that_cannot_be_taken_back_after_a_vacuum_stop_no_run() {
     write(&job.path("pairs.csv"), pairs(0, 3) + "30,,x\n31,,x\n");
     let killed = site.command(&["run", "pipeline.toml"]).env("COUPLET_CRASH", "publish.after:1").output().unwrap();
     assert_eq!(killed.status.code(), None, "{}", said(&killed));
-    // What VACUUM does: the files go that the newest version does not name.
+    // Simulates VACUUM: removes the files that the newest version does not reference.
     let table = job.path("out/delta_rejected");
     let mut vacuumed = 0;
     for entry in table.join("_delta_log").read_dir().unwrap() {
@@ -302,7 +309,7 @@ fn rejected_rows_that_cannot_be_taken_back_after_a_vacuum_stop_no_run() {
             }
         }
     }
-    assert!(vacuumed > 0, "the row of the first night was not written anew");
+    assert!(vacuumed > 0, "the row of the first night was not rewritten");
     write(&job.path("pairs.csv"), pairs(0, 3) + "30,,x\n32,,x\n");
     let output = site.command(&["run", "pipeline.toml"]).output().unwrap();
     assert!(output.status.success() && said(&output).contains("a VACUUM has removed files"), "{}", said(&output));
@@ -320,13 +327,13 @@ fn rejected_rows_in_a_bucket_are_those_of_published_runs() {
         let job = job_in(&bucket, sink);
         let job = job.change("[score]", "[score]\nerrors = \"quarantine\"");
         let site = Site { job: &job, bucket: Some(&bucket) };
-        rejected_rows_follow_the_sink(name, &site, appends, |csv| drop(bucket.put("pairs.csv", csv)));
+        check_rejected_rows(name, &site, appends, |csv| drop(bucket.put("pairs.csv", csv)));
     }
 }
 
-/// Two stores know nothing of each other: the sink alone decides.
+/// Two stores do not know each other, so the sink alone decides.
 #[test]
-fn runs_of_two_stores_append_a_key_once() {
+fn runs_of_two_stores_append_a_run_key_once() {
     for (name, sink, _) in SINKS.into_iter().filter(|(.., appends)| *appends) {
         let job = job(30, sink, "out").add("[score]\nstore = \"state\"");
         let toml = std::fs::read_to_string(job.path("pipeline.toml")).unwrap();
@@ -334,8 +341,8 @@ fn runs_of_two_stores_append_a_key_once() {
         let site = Site { job: &job, bucket: None };
         let stopped = site.stopped_before_its_commit("pipeline.toml");
         assert_eq!(site.run(&["other.toml"])["already_appended"], false, "{name}");
-        let ended = go_on(stopped);
-        // It finds its key in the table, or that its folder was taken away.
+        let ended = continue_stopped(stopped);
+        // The second run finds its key in the table, or that its folder was taken.
         let code = if name.starts_with("delta") { 0 } else { 1 };
         assert_eq!(ended.status.code(), Some(code), "{name}: {}", said(&ended));
         assert_eq!(site.published(), [30, 30], "{name}");

@@ -1,4 +1,4 @@
-//! Losses, gradients of every parameter, and ten steps of training, against PyTorch.
+//! Losses, gradients of every parameter, and ten training steps, compared with PyTorch.
 
 use std::collections::HashMap;
 
@@ -10,9 +10,10 @@ use serde_json::Value;
 use crate::support::golden;
 use crate::tiny::Variant;
 
-/// Largest error of a gradient, by its norm.
+/// The largest error of a gradient, relative to its norm.
 const ROUNDING: f64 = 1e-5;
-/// The same relative to the whole network's gradient: some are 0 but for rounding, as the keys' biases.
+/// The largest error relative to the gradient of the whole network. Some gradients, such as those of key biases, are 0
+/// except for rounding.
 const NOTHING: f64 = 1e-7;
 
 fn document() -> Value {
@@ -104,7 +105,7 @@ fn checkpoint(model: &str, outputs: usize) -> Variant {
     variant
 }
 
-/// Without dropout, so that there is something to compare with.
+/// Without dropout, so that the results can be compared.
 fn options() -> Options {
     Options { dropout: Some(Rates::NONE), micro_batch_tokens: 30, lanes: 2, ..Options::default() }
 }
@@ -135,7 +136,7 @@ fn sketch(x: &Tensor) -> [f64; 3] {
 }
 
 #[test]
-fn losses_and_gradients_are_those_of_pytorch() {
+fn losses_and_gradients_match_pytorch() {
     let document = document();
     let golden_tensors = candle_core::safetensors::load(golden("gradients.safetensors"), &Device::Cpu).unwrap();
     for case in document["cases"].as_array().unwrap() {
@@ -155,7 +156,7 @@ fn losses_and_gradients_are_those_of_pytorch() {
                 let expected = numbers(&sketches[parameter]);
                 let tolerance = ROUNDING * expected[0] + NOTHING * whole;
                 for (x, y) in sketch(gradient).into_iter().zip(&expected) {
-                    // A dot product with a wave adds up errors that the norm does not show.
+                    // A dot product with a wave accumulates errors that the norm does not show.
                     assert!(
                         (x - y).abs() < 3.0 * tolerance,
                         "{what}: {parameter}: {x} for {y} of norm {}",
@@ -177,7 +178,7 @@ fn losses_and_gradients_are_those_of_pytorch() {
 }
 
 #[test]
-fn ten_steps_of_training_are_those_of_pytorch() {
+fn ten_training_steps_match_pytorch() {
     let document = document();
     let batch = examples(&document, &objective("classification"));
     for trajectory in document["trajectories"].as_array().unwrap() {
@@ -205,7 +206,7 @@ fn ten_steps_of_training_are_those_of_pytorch() {
                 }
             }
             for (name, after) in trainer.tensors().unwrap() {
-                // Their gradient is 0 but for rounding, which Adam makes steps of.
+                // Their gradient is 0 except for rounding, which Adam amplifies.
                 if name.ends_with("key.bias") || name.ends_with("k_lin.bias") {
                     continue;
                 }

@@ -1,4 +1,4 @@
-//! What `--help` shows is what works: its examples are run as they are written; and what shells and `man` are given.
+//! The `--help` texts, whose examples are executed, shell completions and manual pages.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use couplet::cli::Cli;
 
 use crate::support::{couplet, root, stderr_of, stdout_of};
 
-/// Examples that need what a clone does not have.
+/// Examples that need files or services that a clone does not have.
 const ELSEWHERE: [&str; 18] = [
     "couplet run nightly.toml --var date=2026-11-24 --wait 10m --json",
     "couplet predict --model models/sentiment 'A warm and funny film.'",
@@ -31,7 +31,7 @@ const ELSEWHERE: [&str; 18] = [
     "couplet executor --scheduler df://10.0.0.7:50050 --bind 10.0.0.8 --name gpu-3 --device cuda:0",
 ];
 
-/// The commands without commands below them, and all commands with their help.
+/// The commands without subcommands, and all commands with their help.
 fn commands() -> Vec<(String, String, bool)> {
     fn visit(command: &clap::Command, name: &str, found: &mut Vec<(String, String, bool)>) {
         let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
@@ -45,7 +45,7 @@ fn commands() -> Vec<(String, String, bool)> {
     found
 }
 
-/// The indented lines of a command's help; a line that ends in a backslash goes on in the next one.
+/// The indented lines of a command's help. A line that ends in a backslash continues in the next one.
 fn examples(help: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for line in help.lines().filter(|line| line.starts_with("  ")) {
@@ -66,12 +66,12 @@ fn every_command_has_examples() {
 }
 
 #[test]
-fn the_examples_of_the_help_work_as_they_are_written() {
+fn the_examples_in_the_help_work_as_printed() {
     let folder = tempfile::tempdir().unwrap();
     copy(&root().join("pipelines/quickstart"), &folder.path().join("pipelines/quickstart"));
     copy(&root().join("sql"), &folder.path().join("sql"));
     let mut all: Vec<String> = commands().iter().flat_map(|(_, help, _)| examples(help)).collect();
-    // What a run leaves is what others look at.
+    // Later examples read the output of a run.
     all.sort_by_key(|example| !example.starts_with("couplet run"));
     all.dedup();
     let known = |example: &String| ELSEWHERE.contains(&example.as_str());
@@ -95,7 +95,7 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
         if entry.path().is_dir() {
-            // What earlier runs remember is not part of a clone.
+            // A clone does not contain the stores of earlier runs.
             if entry.file_name() != ".couplet" {
                 copy(&entry.path(), &target);
             }
@@ -106,7 +106,7 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
 }
 
 #[test]
-fn every_shell_gets_a_script_that_knows_the_commands() {
+fn completion_scripts_of_all_shells_list_the_commands() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let script = stdout_of(couplet().args(["completions", shell]));
         for word in ["predict", "completions", "dry-run"] {
@@ -115,23 +115,23 @@ fn every_shell_gets_a_script_that_knows_the_commands() {
     }
 }
 
-/// bash itself completes a command and an option by the script.
+/// Lets bash itself complete a command and an option with the script.
 #[test]
-fn bash_completes_by_the_script() {
+fn bash_completes_with_the_generated_script() {
     let script = stdout_of(couplet().args(["completions", "bash"]));
     let test = format!(
         "{script}\ncomplete_it() {{ COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _couplet couplet \"${{@: -1}}\" \
          \"${{@: -2:1}}\"; echo \"${{COMPREPLY[*]}}\"; }}\ncomplete_it couplet pre\ncomplete_it couplet query --pipe\n"
     );
     let Ok(output) = Command::new("bash").args(["--norc", "-c", &test]).output() else {
-        return crate::support::skip("bash_completes_by_the_script", "there is no bash");
+        return crate::support::skip("bash_completes_with_the_generated_script", "there is no bash");
     };
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(said, "predict\n--pipeline\n", "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
-fn a_page_of_the_manual_for_each_command() {
+fn every_command_has_a_manual_page() {
     let folder = tempfile::tempdir().unwrap();
     let said = stdout_of(couplet().arg("man").arg(folder.path().join("man1")));
     let pages: Vec<_> = said.lines().map(std::path::PathBuf::from).collect();
@@ -145,14 +145,14 @@ fn a_page_of_the_manual_for_each_command() {
         "{run}"
     );
     assert!(run.contains(concat!("\"couplet ", env!("CARGO_PKG_VERSION"), "\"")), "the foot has no version: {run}");
-    // groff finds nothing wrong with it, where there is one.
+    // If groff is installed, it reports no warnings.
     if let Ok(output) = Command::new("groff").args(["-man", "-Kutf8", "-Tutf8", "-ww"]).args(&pages).output() {
         assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     }
 }
 
 #[test]
-fn the_page_of_a_command_is_found_by_its_words() {
+fn a_manual_page_is_found_by_the_words_of_its_command() {
     let page = stdout_of(couplet().args(["man", "store", "gc"]));
     assert!(page.contains("couplet\\-store\\-gc \\- Delete "), "{page}");
     for name in ["store-gc", "couplet-store-gc"] {

@@ -1,4 +1,4 @@
-//! Models of a hub: fetched once, checked, shared with `huggingface_hub`, and used everywhere that a model is named.
+//! Models of a hub: downloaded once, verified, shared with `huggingface_hub`, and accepted wherever a model is named.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -14,14 +14,14 @@ use crate::venv;
 pub const REPOSITORY: &str = "org/tiny";
 pub const URI: &str = "hf://org/tiny";
 
-/// A hub and a cache of its own.
+/// A hub and a separate cache.
 pub struct Setup {
     pub server: HubServer,
     pub home: tempfile::TempDir,
 }
 
 impl Setup {
-    /// With the tiny DistilBERT and files that nobody needs.
+    /// A hub with the tiny DistilBERT and some unneeded files.
     pub fn new() -> (Self, String) {
         let setup = Self { server: HubServer::start(), home: tempfile::tempdir().unwrap() };
         let others: [(&str, &[u8]); 4] = [
@@ -34,7 +34,7 @@ impl Setup {
         (setup, commit)
     }
 
-    /// `couplet ARGUMENTS` with this hub and cache, and nothing else of the caller's.
+    /// The command `couplet ARGUMENTS` with this hub and cache, without the caller's environment.
     pub fn couplet(&self, arguments: &[&str]) -> Command {
         let mut command = couplet();
         for name in [
@@ -61,7 +61,7 @@ impl Setup {
         self.home.path().join("hub/models--org--tiny")
     }
 
-    /// What a failure says, without what changes from test to test.
+    /// The message of a failed command without the parts that differ between tests.
     pub fn problem(&self, command: &mut Command, code: i32) -> String {
         let message = stderr_of(command, code);
         assert!(!message.contains(TOKEN), "the token is in {message}");
@@ -84,7 +84,7 @@ pub fn json(command: &mut Command) -> Value {
 }
 
 #[test]
-fn a_model_is_fetched_once_and_scores_like_its_folder() {
+fn a_model_is_downloaded_once_and_scores_like_its_folder() {
     let (setup, commit) = Setup::new();
     let expected = of_folder(&golden("tiny-distilbert"));
     assert_eq!(json(&mut setup.predict(URI)), expected);
@@ -111,7 +111,7 @@ fn a_model_is_fetched_once_and_scores_like_its_folder() {
             .any(|entry| { entry.unwrap().file_name().to_string_lossy().ends_with(".incomplete") })
     );
 
-    // A branch may have moved, and is asked for; a commit may not, and offline nothing is asked.
+    // A branch may have moved and is requested; a commit cannot, and offline nothing is requested.
     assert_eq!(json(&mut setup.predict(URI)), expected);
     let asked = setup.server.take_log();
     assert_eq!(asked.len(), 1, "{asked:?}");
@@ -138,7 +138,7 @@ fn revisions_and_folders_are_found() {
         assert_eq!(json(&mut setup.predict(&format!("{URI}{revision}/models/bert"))), expected, "{revision}");
     }
     assert_eq!(std::fs::read_to_string(setup.repository().join("refs/feature/bin")).unwrap(), second);
-    // The tag is still what it was.
+    // The tag is unchanged.
     let card = json(&mut setup.couplet(&["model", "show", "--json", &format!("{URI}@v1.0")]));
     assert_eq!((card["revision"].as_str(), card["licence"].as_str()), (Some(&*first), Some("mit")));
     insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 2), @r"error: model hf://org/tiny: the repository has no files at commit COMMIT; there is a model in its folder models/bert: hf://org/tiny/models/bert");
@@ -146,7 +146,7 @@ fn revisions_and_folders_are_found() {
 }
 
 #[test]
-fn a_download_goes_on_where_it_broke() {
+fn a_broken_download_resumes() {
     let (setup, _) = Setup::new();
     let size = std::fs::metadata(golden("tiny-distilbert/model.safetensors")).unwrap().len() as usize;
     setup.server.cut("model.safetensors", size / 3, 2);
@@ -158,7 +158,7 @@ fn a_download_goes_on_where_it_broke() {
 }
 
 #[test]
-fn what_another_process_left_unfinished_is_used_if_it_is_right() {
+fn unfinished_downloads_of_other_processes_are_resumed_if_valid() {
     let weights = std::fs::read(golden("tiny-distilbert/model.safetensors")).unwrap();
     for (left, ignores_ranges) in
         [(weights[..5000].to_vec(), false), (weights[..5000].to_vec(), true), (vec![7; 5000], false)]
@@ -176,7 +176,7 @@ fn what_another_process_left_unfinished_is_used_if_it_is_right() {
 }
 
 #[test]
-fn what_comes_damaged_is_not_used() {
+fn damaged_downloads_are_not_used() {
     for file in ["model.safetensors", "config.json"] {
         let (setup, commit) = Setup::new();
         setup.server.damage(Some(file));
@@ -190,7 +190,7 @@ fn what_comes_damaged_is_not_used() {
 }
 
 #[test]
-fn a_hub_without_hashes_in_its_lists_does_too() {
+fn a_hub_whose_file_lists_lack_hashes_works() {
     let (setup, commit) = Setup::new();
     setup.server.forget_hashes();
     assert_eq!(json(&mut setup.predict(URI)), of_folder(&golden("tiny-distilbert")));
@@ -198,7 +198,7 @@ fn a_hub_without_hashes_in_its_lists_does_too() {
 }
 
 #[test]
-fn processes_at_once_fetch_each_file_once() {
+fn concurrent_processes_download_each_file_once() {
     let (setup, _) = Setup::new();
     setup.server.pause(Duration::from_millis(150));
     let children: Vec<_> = (0..4)
@@ -222,7 +222,7 @@ fn processes_at_once_fetch_each_file_once() {
 }
 
 #[test]
-fn a_token_opens_what_is_gated_or_private_and_goes_nowhere_else() {
+fn a_token_opens_private_models_and_goes_to_no_other_host() {
     let (setup, _) = Setup::new();
     setup.server.set_access(REPOSITORY, Access::Gated);
     insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 2), @r"error: model hf://org/tiny: the model is gated: accept its conditions at HUB/org/tiny, then set HF_TOKEN, or log in once with `hf auth login`");
@@ -241,7 +241,7 @@ fn a_token_opens_what_is_gated_or_private_and_goes_nowhere_else() {
 }
 
 #[test]
-fn what_is_wrong_says_how_to_mend_it() {
+fn errors_say_how_to_fix_them() {
     let (setup, _) = Setup::new();
     let model = golden("tiny-distilbert");
     insta::assert_snapshot!(setup.problem(&mut setup.predict("hf://org/none"), 2), @r"error: model hf://org/none: HUB has no repository org/none that everybody may read; check the name, or, if it is private, set HF_TOKEN, or log in once with `hf auth login`");
@@ -263,7 +263,7 @@ fn what_is_wrong_says_how_to_mend_it() {
     insta::assert_snapshot!(commit("org/lora", &["tokenizer.json"], &[("adapter_config.json", b"{}")]), @r"error: model hf://org/lora: it is an adapter (PEFT), not a model: merge it into its base with `merge_and_unload()` and `save_pretrained` the result");
     setup.server.fail("/api/models/org/tiny", 503, 9);
     insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 1), @r"error: model hf://org/tiny: HUB failed, also when asked again (status 503: injected)");
-    // Nobody listens on this port.
+    // Nothing listens on this port.
     let gone = setup.predict(URI).env("HF_ENDPOINT", "http://127.0.0.1:9").output().unwrap();
     let message = String::from_utf8(gone.stderr).unwrap();
     assert!(
@@ -274,7 +274,7 @@ fn what_is_wrong_says_how_to_mend_it() {
 }
 
 #[test]
-fn a_hub_that_fails_is_asked_again_and_else_the_cache_does() {
+fn a_failing_hub_is_retried_and_then_the_cache_is_used() {
     let (setup, commit) = Setup::new();
     setup.server.fail("/api/models/org/tiny", 503, 2);
     let expected = json(&mut setup.predict(URI));
@@ -286,7 +286,7 @@ fn a_hub_that_fails_is_asked_again_and_else_the_cache_does() {
 }
 
 #[test]
-fn a_model_of_a_hub_is_taken_everywhere() {
+fn hub_models_are_accepted_everywhere() {
     let (setup, commit) = Setup::new();
     let job = Job::over_quickstart_pairs()
         .change(&format!("{:?}", golden("tiny-distilbert")), &format!("{URI:?}"))
@@ -336,7 +336,7 @@ resamples = 20
 }
 
 #[test]
-fn a_calibration_comes_with_its_model() {
+fn a_calibration_is_downloaded_with_its_model() {
     let setup = Setup { server: HubServer::start(), home: tempfile::tempdir().unwrap() };
     let model = golden("tiny-distilbert");
     let config: Value = serde_json::from_slice(&std::fs::read(model.join("config.json")).unwrap()).unwrap();
@@ -351,7 +351,7 @@ fn a_calibration_comes_with_its_model() {
 }
 
 #[test]
-fn tables_sinks_and_stores_are_of_no_hub() {
+fn tables_sinks_and_stores_cannot_be_on_a_hub() {
     let job = Job::new("id,a,b\n1,x,y\n");
     let problem = job.error_of(&mut job.couplet(&["query", "SELECT 1", "--table", "t=hf://datasets/org/t"]), 2);
     assert!(problem.contains("`hf://datasets/…` is not a model"), "{problem}");
@@ -360,7 +360,7 @@ fn tables_sinks_and_stores_are_of_no_hub() {
     assert!(problem.contains("only models are read from a hub"), "{problem}");
 }
 
-/// What `huggingface_hub` does with the cache, both ways.
+/// Checks that `huggingface_hub` and couplet share the cache, in both directions.
 const PYTHON: &str = r#"
 import os, sys
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, scan_cache_dir, try_to_load_from_cache

@@ -1,4 +1,4 @@
-//! What is in the cache of a hub, and what is known not to be there: complete models load without the hub, others do not.
+//! The cache of a hub: complete models load without the hub, others do not; missing files are cached as missing.
 
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ fn absent(setup: &Setup, commit: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_a_commit_does_not_have_is_remembered() {
+fn files_missing_from_a_commit_are_cached_as_missing() {
     let (setup, commit) = Setup::new();
     json(&mut setup.predict(URI));
     let none = [
@@ -37,7 +37,7 @@ fn what_a_commit_does_not_have_is_remembered() {
         "vocab.txt",
     ];
     assert_eq!(absent(&setup, &commit), none);
-    // A card that is not there is asked for once.
+    // A missing model card is requested once.
     let show = || json(&mut setup.couplet(&["model", "show", "--json", &format!("{URI}@{commit}")]));
     assert_eq!(show()["licence"], "mit");
     assert!(absent(&setup, &commit).contains(&"training.json".to_owned()));
@@ -46,9 +46,9 @@ fn what_a_commit_does_not_have_is_remembered() {
     assert_eq!(setup.server.take_log(), []);
 }
 
-/// A download that is killed leaves some of the files; any of them may be the last.
+/// A killed download leaves some of the files; any of them may be the last.
 #[test]
-fn a_snapshot_that_is_not_complete_is_not_used_offline() {
+fn an_incomplete_snapshot_is_not_used_offline() {
     let expected = of_folder(&golden("tiny-distilbert"));
     for file in ["tokenizer_config.json", "tokenizer.json", "config.json", "model.safetensors"] {
         let (setup, commit) = Setup::new();
@@ -63,16 +63,16 @@ fn a_snapshot_that_is_not_complete_is_not_used_offline() {
             file => &format!("has no {file}"),
         };
         assert!(problem.contains(said) && problem.contains("HF_HUB_OFFLINE is set; run once without"), "{problem}");
-        // With the hub it becomes complete, although the commit was there.
+        // Online the snapshot becomes complete, although the commit existed.
         assert_eq!(json(&mut setup.predict(&pinned)), expected);
         assert_eq!(json(&mut offline(&setup, &pinned)), expected);
-        // Its blob was still there.
+        // Its blob was still in the cache.
         assert_eq!(setup.server.take_files().iter().filter(|asked| *asked == file).count(), 1, "{file}");
     }
 }
 
 #[test]
-fn a_branch_of_which_a_download_did_not_end_is_not_used_offline() {
+fn a_partly_downloaded_branch_is_not_used_offline() {
     let (setup, commit) = Setup::new();
     setup.server.damage(Some("tokenizer_config.json"));
     setup.problem(&mut setup.predict(URI), 1);
@@ -83,9 +83,9 @@ fn a_branch_of_which_a_download_did_not_end_is_not_used_offline() {
     assert!(problem.contains("is not complete: a download ended before tokenizer_config.json"), "{problem}");
 }
 
-/// transformers asks for other files than couplet; what it fetched is used, and it is said that something may be missing.
+/// transformers downloads other files than couplet. They are used, with a note that some may be missing.
 #[test]
-fn what_another_program_fetched_is_used_offline() {
+fn downloads_of_other_programs_are_used_offline() {
     let (setup, commit) = Setup::new();
     json(&mut setup.predict(URI));
     std::fs::remove_dir_all(setup.repository().join(".no_exist")).unwrap();
@@ -95,7 +95,7 @@ fn what_another_program_fetched_is_used_offline() {
     let asked = "did not ask for vocab.txt, special_tokens_map.json, added_tokens.json, \
                  config_sentence_transformers.json, calibration.json and model.safetensors.index.json";
     assert!(said.contains(asked), "{said}");
-    // A commit of which nobody knows that is asked for, or taken as it is while the hub is gone.
+    // A commit of unknown completeness is requested again, or used as it is while the hub is unreachable.
     setup.server.take_log();
     json(setup.predict(&format!("{URI}@{commit}")).env("HF_ENDPOINT", "http://127.0.0.1:9"));
     json(&mut setup.predict(&format!("{URI}@{commit}")));
@@ -103,10 +103,10 @@ fn what_another_program_fetched_is_used_offline() {
     assert!(offline(&setup, URI).output().unwrap().stderr.is_empty());
 }
 
-/// A cache on a disk that can only be read, as a team may share it.
+/// A cache on a read-only disk, as a team may share it.
 #[test]
 #[cfg(unix)]
-fn a_cache_that_cannot_be_written_to_is_read() {
+fn a_read_only_cache_is_used() {
     use std::os::unix::fs::PermissionsExt;
     let (setup, _) = Setup::new();
     json(&mut setup.predict(URI));
@@ -121,7 +121,7 @@ fn a_cache_that_cannot_be_written_to_is_read() {
 }
 
 #[test]
-fn two_uses_of_a_branch_are_one_commit() {
+fn two_uses_of_a_branch_resolve_to_one_commit() {
     let (setup, first) = Setup::new();
     let second = setup.server.commit(REPOSITORY, &golden("tiny-bert"), &[]);
     setup.server.name(REPOSITORY, "main", &first);
@@ -134,7 +134,7 @@ fn two_uses_of_a_branch_are_one_commit() {
     assert_eq!(rows[0]["n"], 525);
     let asked = setup.server.take_log();
     assert_eq!(asked.iter().filter(|asked| asked.path.starts_with("/api/")).count(), 1, "{asked:?}");
-    // The next process takes what the branch is by then.
+    // The next process uses the branch's new commit.
     assert_eq!(json(&mut setup.predict(URI)), of_folder(&golden("tiny-bert")));
     assert_eq!(std::fs::read_to_string(setup.repository().join("refs/main")).unwrap(), second);
 }

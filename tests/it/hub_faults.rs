@@ -1,4 +1,4 @@
-//! Hubs that are slow, that give something else than was asked for, or that would learn what is not theirs.
+//! Hubs that are slow, that send something other than requested, or that must not learn a token.
 
 use std::time::{Duration, Instant};
 
@@ -6,9 +6,9 @@ use crate::hub::{REPOSITORY, Setup, URI, json, of_folder};
 use crate::hub_server::{Access, Ranges, TOKEN, sha256};
 use crate::support::{golden, skip, write};
 
-/// Where the list has no hashes, files are asked about one by one, and large ones are redirected to another host.
+/// If the list has no hashes, files are requested one by one, and large ones are redirected to another host.
 #[test]
-fn a_token_goes_to_no_other_host_when_contents_are_asked_for() {
+fn a_token_is_not_sent_to_the_host_of_a_redirect() {
     for access in [Access::Everybody, Access::Gated] {
         let (setup, _) = Setup::new();
         setup.server.forget_hashes();
@@ -19,7 +19,7 @@ fn a_token_goes_to_no_other_host_when_contents_are_asked_for() {
         for asked in log.iter().filter(|asked| asked.path.starts_with("/cdn/")) {
             assert!(!asked.authorized, "{asked:?}");
         }
-        // Where the redirect itself is refused without a token, nobody but the other host could name the content.
+        // If the redirect itself is refused without a token, only the other host could name the content.
         assert_eq!(output.status.success(), access == Access::Everybody);
         if access == Access::Gated {
             let said = String::from_utf8(output.stderr).unwrap();
@@ -29,7 +29,7 @@ fn a_token_goes_to_no_other_host_when_contents_are_asked_for() {
 }
 
 #[test]
-fn a_token_that_is_not_to_be_sent_is_not() {
+fn the_environment_controls_whether_a_token_is_sent() {
     let (setup, _) = Setup::new();
     write(&setup.home.path().join("token"), TOKEN);
     json(setup.predict(URI).env("HF_TOKEN", TOKEN).env("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1"));
@@ -42,7 +42,7 @@ fn a_token_that_is_not_to_be_sent_is_not() {
 }
 
 #[test]
-fn a_hub_is_asked_again_when_it_wants_to_be() {
+fn retries_wait_as_long_as_the_hub_asks() {
     let expected = of_folder(&golden("tiny-distilbert"));
     for path in ["/api/models/", "/cdn/"] {
         for status in [429, 503] {
@@ -61,7 +61,7 @@ fn a_hub_is_asked_again_when_it_wants_to_be() {
 }
 
 #[test]
-fn a_connection_that_breaks_within_the_head_is_made_again() {
+fn a_connection_that_breaks_in_the_headers_is_retried() {
     let (setup, _) = Setup::new();
     for path in ["/api/models/", "/resolve/", "/cdn/"] {
         setup.server.hang_up(path, 2);
@@ -69,9 +69,9 @@ fn a_connection_that_breaks_within_the_head_is_made_again() {
     assert_eq!(json(&mut setup.predict(URI)), of_folder(&golden("tiny-distilbert")));
 }
 
-/// What goes on with an earlier attempt is the rest of that, or all of the file; nothing else gets into it.
+/// An earlier attempt is continued with the rest of the file or replaced by all of it; nothing else gets into the file.
 #[test]
-fn a_part_that_was_not_asked_for_is_not_used() {
+fn a_wrong_byte_range_is_not_used() {
     let weights = std::fs::read(golden("tiny-distilbert/model.safetensors")).unwrap();
     for ranges in [Ranges::Shifted, Ranges::Refused, Ranges::Ignored] {
         let (setup, _) = Setup::new();
@@ -81,12 +81,12 @@ fn a_part_that_was_not_asked_for_is_not_used() {
         assert_eq!(json(&mut setup.predict(URI)), of_folder(&golden("tiny-distilbert")), "{ranges:?}");
         let log = setup.server.take_log();
         let from: Vec<_> = log.iter().filter(|asked| asked.path.starts_with("/cdn/")).map(|asked| asked.from).collect();
-        // A server that gives all of it has given it.
+        // The server has sent the whole file.
         let expected: &[_] = if ranges == Ranges::Ignored { &[Some(5000)] } else { &[Some(5000), None] };
         assert_eq!(from, expected, "{ranges:?}");
         assert!(!unfinished.exists());
     }
-    // Each time it begins anew and breaks at the same place: that is not tried without end.
+    // Each attempt starts again and breaks at the same place; the number of attempts is limited.
     let (setup, _) = Setup::new();
     setup.server.set_ranges(Ranges::Refused);
     setup.server.cut("model.safetensors", 1000, 20);
@@ -95,9 +95,9 @@ fn a_part_that_was_not_asked_for_is_not_used() {
     assert!(setup.server.take_log().len() < 30);
 }
 
-/// The disk is a tmpfs in a mount namespace of its own, as in `disk_full`.
+/// The disk is a tmpfs in a mount namespace, as in `disk_full`.
 #[test]
-fn a_disk_that_is_full_keeps_what_has_come() {
+fn a_full_disk_keeps_the_partial_download() {
     let (setup, _) = Setup::new();
     let (home, mounted) = (setup.home.path().join("small"), setup.home.path().join("mounted"));
     std::fs::create_dir(&home).unwrap();
@@ -114,13 +114,13 @@ fn a_disk_that_is_full_keeps_what_has_come() {
     let output = run.env("HF_ENDPOINT", setup.server.endpoint()).env("NO_COLOR", "1").output();
     let output = match output {
         Ok(output) if mounted.exists() => output,
-        _ => return skip("a_disk_that_is_full_keeps_what_has_come", "no disk can be mounted here"),
+        _ => return skip("a_full_disk_keeps_the_partial_download", "no disk can be mounted here"),
     };
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
     let place = format!("downloading model.safetensors to {}/hub: No space left", home.display());
     assert!(said.contains(&place) && said.contains("HF_HOME or HF_HUB_CACHE name another place"), "{said}");
-    // With room, it goes on from there.
+    // With enough space, the download resumes.
     setup.server.take_log();
     let after = setup.home.path().join("small.after");
     assert_eq!(json(setup.predict(URI).env("HF_HOME", after)), of_folder(&golden("tiny-distilbert")));
@@ -130,7 +130,7 @@ fn a_disk_that_is_full_keeps_what_has_come() {
 }
 
 #[test]
-fn a_hub_that_gives_another_commit_is_not_believed() {
+fn a_response_with_another_commit_is_refused() {
     let (setup, commit) = Setup::new();
     let wanted = "0123456789abcdef0123456789abcdef01234567";
     setup.server.name(REPOSITORY, wanted, &commit);
@@ -140,7 +140,7 @@ fn a_hub_that_gives_another_commit_is_not_believed() {
 }
 
 #[test]
-fn what_a_hub_says_is_shown_and_not_obeyed() {
+fn messages_of_a_hub_are_escaped() {
     let (setup, _) = Setup::new();
     let config = std::fs::read_to_string(golden("tiny-distilbert/config.json")).unwrap();
     let config = config.replace("\"gelu\"", r#""\u001b]0;title\u0007\u009b2J\u202e""#);

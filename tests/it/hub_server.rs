@@ -1,7 +1,7 @@
-//! A hub that answers as Hugging Face's does, for tests: real requests, real files, ranges, redirects to another host,
-//! tokens; and, by script, connections that break and bytes that change on the way.
+//! A test server that answers like the Hugging Face hub: real requests and files, ranges, redirects to another host,
+//! tokens. Scripted faults break connections and change bytes.
 //!
-//! Each request has a connection of its own. Nothing here knows what couplet does.
+//! Each request has its own connection. The server knows nothing about couplet.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,32 +16,32 @@ use serde_json::json;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-/// Who may read a repository.
+/// The access rights of a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     Everybody,
-    /// The list of files is public, the files are not.
+    /// The file list is public, the files are not.
     Gated,
     Private,
 }
 
-/// What a server does about a range.
+/// The response of a server to a range request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Ranges {
     #[default]
     Given,
-    /// It gives all of the file.
+    /// Sends the whole file.
     Ignored,
-    /// It gives another part than was asked for.
+    /// Sends another range than requested.
     Shifted,
-    /// It says that there is no such part, with words.
+    /// Responds that the range does not exist, with a text body.
     Refused,
 }
 
-/// The token that the hub knows.
+/// The token that the hub accepts.
 pub const TOKEN: &str = "hf_a-secret-of-the-tests";
 
-/// A request: method, path, the byte from which on, whether it had the token.
+/// A request: method, path, first byte, and whether it had the token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
     pub method: String,
@@ -62,15 +62,15 @@ struct Repository {
 #[derive(Default)]
 struct State {
     repositories: BTreeMap<String, Repository>,
-    /// Bodies of files with this in their names break after so many bytes, so often.
+    /// Bodies of files whose names contain this text break after this many bytes, this many times.
     cuts: Vec<(String, usize, usize)>,
-    /// Files with this in their names come with a changed byte.
+    /// Files whose names contain this text are sent with one changed byte.
     damaged: Option<String>,
-    /// Paths with this in them get this status, so often, and are to be asked for again in so many seconds.
+    /// Requests whose paths contain this text get this status, this many times, with `Retry-After` in seconds.
     failures: Vec<(String, u16, usize, Option<u64>)>,
-    /// Answers about paths with this in them break within their head, so often.
+    /// Responses for paths that contain this text break within their headers, this many times.
     hang_ups: Vec<(String, usize)>,
-    /// What `main` of a repository becomes once it has been asked for.
+    /// The commit of a repository's `main` after its next request.
     moves: Vec<(String, String)>,
     ranges: Ranges,
     without_hashes: bool,
@@ -78,7 +78,7 @@ struct State {
     log: Vec<Asked>,
 }
 
-/// A running hub; dropped, it takes no more connections.
+/// A running hub; accepts no more connections once dropped.
 pub struct HubServer {
     port: u16,
     state: Arc<Mutex<State>>,
@@ -98,7 +98,7 @@ impl HubServer {
                     break;
                 }
                 let (client, state) = (client.unwrap(), Arc::clone(&serving));
-                // A connection that breaks is what is wanted, or the client's own doing.
+                // A broken connection is intended, or caused by the client.
                 std::thread::spawn(move || drop(serve(client, port, &state)));
             }
         });
@@ -109,7 +109,7 @@ impl HubServer {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Commits the files of a folder, with these others, to the branch `main`; returns the commit.
+    /// Commits the files of a folder, plus the given ones, to the branch `main`. Returns the commit.
     pub fn commit(&self, repository: &str, folder: &Path, others: &[(&str, &[u8])]) -> String {
         let mut files: Files = std::fs::read_dir(folder)
             .unwrap()
@@ -147,7 +147,7 @@ impl HubServer {
         self.state.lock().unwrap().repositories.get_mut(repository).unwrap().access = access;
     }
 
-    /// The bodies of these files break after `bytes`, `times` times.
+    /// Breaks the bodies of these files after `bytes`, `times` times.
     pub fn cut(&self, file: &str, bytes: usize, times: usize) {
         self.state.lock().unwrap().cuts.push((file.into(), bytes, times));
     }
@@ -160,7 +160,7 @@ impl HubServer {
         self.state.lock().unwrap().failures.push((path.into(), status, times, None));
     }
 
-    /// The same, with the wish to be asked again in so many seconds.
+    /// Fails with a status and a `Retry-After` in seconds.
     pub fn fail_for(&self, path: &str, status: u16, times: usize, seconds: u64) {
         self.state.lock().unwrap().failures.push((path.into(), status, times, Some(seconds)));
     }
@@ -169,7 +169,7 @@ impl HubServer {
         self.state.lock().unwrap().hang_ups.push((path.into(), times));
     }
 
-    /// `main` is another commit for whoever asks after the next one.
+    /// Moves `main` to another commit after the next request.
     pub fn move_main(&self, repository: &str, commit: &str) {
         self.state.lock().unwrap().moves.push((repository.into(), commit.into()));
     }
@@ -183,17 +183,17 @@ impl HubServer {
         self.state.lock().unwrap().without_hashes = true;
     }
 
-    /// Waits so long before each body.
+    /// Waits this long before each body.
     pub fn pause(&self, pause: Duration) {
         self.state.lock().unwrap().pause = pause;
     }
 
-    /// The requests since the last call.
+    /// Returns the requests since the last call.
     pub fn take_log(&self) -> Vec<Asked> {
         std::mem::take(&mut self.state.lock().unwrap().log)
     }
 
-    /// The names of files that were asked for since the last call, in order.
+    /// Returns the names of files requested since the last call, in order.
     pub fn take_files(&self) -> Vec<String> {
         let log = self.take_log();
         let files = log.iter().filter_map(|asked| asked.path.split_once("/resolve/"));
@@ -209,7 +209,7 @@ impl Drop for HubServer {
     }
 }
 
-/// The name that git gives to a content.
+/// The git blob id of a content.
 pub fn git_hash(bytes: &[u8]) -> String {
     let mut hash = Sha1::new();
     hash.update(format!("blob {}\0", bytes.len()));
@@ -228,7 +228,7 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Large files are named by SHA-256, and come from another host.
+/// Large files are identified by SHA-256 and served from another host.
 fn is_large(name: &str) -> bool {
     name.ends_with(".safetensors") || name.ends_with(".bin")
 }
@@ -237,7 +237,7 @@ struct Reply {
     status: u16,
     headers: Vec<(&'static str, String)>,
     body: Vec<u8>,
-    /// The name of the file, if it is one.
+    /// Returns the path of the file, if the request is for one.
     file: Option<String>,
 }
 
@@ -352,7 +352,7 @@ fn serve(mut client: TcpStream, port: u16, state: &Mutex<State>) -> io::Result<(
     match cut {
         Some(bytes) => {
             client.write_all(&reply.body[..bytes])?;
-            // What was written is to be read before the end arrives.
+            // The written bytes must be read before the connection ends.
             std::thread::sleep(Duration::from_millis(500));
             socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))
         }
@@ -385,7 +385,7 @@ fn answer(state: &State, path: &str, token: Option<&str>, port: u16) -> Reply {
         return refusal(401, "RepoNotFound", "Invalid username or password.");
     }
     let rest = rest.strip_prefix(if api.is_some() { "revision/" } else { "resolve/" }).unwrap_or_default();
-    // A branch may have slashes in its name.
+    // A branch name may contain slashes.
     let known = repository.names.iter().map(|(name, commit)| (name.as_str(), commit.as_str()));
     let known = known.chain(repository.commits.keys().map(|commit| (commit.as_str(), commit.as_str())));
     let found =
@@ -419,7 +419,7 @@ fn answer(state: &State, path: &str, token: Option<&str>, port: u16) -> Reply {
     if is_large(file) {
         headers.push(("X-Linked-Etag", format!("\"{}\"", sha256(body))));
         headers.push(("X-Linked-Size", body.len().to_string()));
-        // The same server by another name, which is another host.
+        // The same server under another host name.
         let location = format!("http://localhost:{port}/cdn/{repository_name}/{commit}/{file}");
         headers.push(("Location", location));
         return Reply { status: 302, headers, body: Vec::new(), file: None };

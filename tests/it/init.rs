@@ -1,4 +1,4 @@
-//! `couplet init`: what it writes runs as it is, what it guesses is right, and it overwrites nothing.
+//! `couplet init`: the pipeline that it writes runs unchanged, its guesses are right, and it overwrites nothing.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ fn run(folder: &Path) -> Value {
     serde_json::from_str(&stdout_of(at(folder, &["run", "pipeline.toml"]).arg("--json"))).unwrap()
 }
 
-/// `couplet init --from` with a tiny model, run; returns what it said and the report.
+/// Runs `couplet init --from` with a tiny model, then the pipeline. Returns the output of init and the report.
 fn from(folder: &Path, arguments: &[&str]) -> (String, Value) {
     let model = golden("tiny-distilbert");
     let mut command = at(folder, &["init", "--from"]);
@@ -28,7 +28,7 @@ fn from(folder: &Path, arguments: &[&str]) -> (String, Value) {
 }
 
 #[test]
-fn a_new_project_runs_as_it_is() {
+fn a_new_project_runs_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let said = stdout_of(at(folder.path(), &["init", "my-job", "--model"]).arg(quickstart_model()));
     for expected in ["my-job/pipeline.toml", "my-job/pairs.csv", "my-job/.gitignore", "cd my-job", "couplet run"] {
@@ -45,7 +45,7 @@ fn a_new_project_runs_as_it_is() {
 }
 
 #[test]
-fn the_model_of_a_clone_is_found_without_being_named() {
+fn the_bundled_model_is_found_by_default() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("pipelines/quickstart/model");
     write(&model.join("config.json"), "{}");
@@ -71,7 +71,7 @@ fn nothing_is_overwritten() {
 }
 
 #[test]
-fn a_parquet_file_of_pairs_is_understood() {
+fn columns_of_a_parquet_file_of_pairs_are_detected() {
     let folder = tempfile::tempdir().unwrap();
     let pairs = quickstart_pairs();
     let (said, report) = from(folder.path(), &[pairs.to_str().unwrap()]);
@@ -85,7 +85,7 @@ fn a_parquet_file_of_pairs_is_understood() {
 }
 
 #[test]
-fn a_tab_separated_file_with_odd_names_and_quotation_marks_is_understood() {
+fn a_tsv_file_with_unusual_names_and_quotes_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let mut text = "\u{feff}Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n".to_owned();
     for row in 0..60 {
@@ -107,7 +107,7 @@ fn a_tab_separated_file_with_odd_names_and_quotation_marks_is_understood() {
 }
 
 #[test]
-fn a_file_without_names_and_ids_gets_numbers() {
+fn a_file_without_header_and_ids_gets_row_numbers() {
     let folder = tempfile::tempdir().unwrap();
     let mut text = String::new();
     for row in 0..80 {
@@ -131,7 +131,7 @@ fn a_file_without_names_and_ids_gets_numbers() {
 }
 
 #[test]
-fn what_stands_between_fields_is_found_out() {
+fn the_delimiter_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     let rows: String = (0..40).map(|row| format!("{row};It is good, {row} times.\n")).collect();
     write(&folder.path().join("reviews.csv"), format!("id;review\n{rows}"));
@@ -148,7 +148,7 @@ fn what_stands_between_fields_is_found_out() {
 }
 
 #[test]
-fn wrong_guesses_can_be_corrected_and_wrong_corrections_are_said() {
+fn guesses_can_be_overridden_and_wrong_overrides_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let mut lines = String::new();
     for row in 0..40 {
@@ -181,7 +181,7 @@ fn wrong_guesses_can_be_corrected_and_wrong_corrections_are_said() {
 }
 
 #[test]
-fn names_and_paths_of_any_characters_stay_names_and_paths() {
+fn names_and_paths_with_any_characters_are_quoted() {
     let folder = tempfile::tempdir().unwrap();
     let odd = "it's \"odd\" {date} ''' # \\";
     let names = ["'''\nid = 1 # ", "\"\"\" -- ;", "tab\tand\u{1}\r\n", "back\\slash {date} {{x}}", "é\u{85}"];
@@ -205,7 +205,7 @@ fn names_and_paths_of_any_characters_stay_names_and_paths() {
     let rows = rows_of(&folder.path().join("job/out/predictions.parquet"));
     let row = rows[3].as_object().unwrap();
     assert!(row.values().any(|value| *value == 9) && row.values().any(|value| *value == "no"), "{row:?}");
-    // What is a comment until somebody takes its marks away is right then too.
+    // Sections that are commented out are valid once their marks are removed.
     let (_, commented) = toml.split_once("# [finetune]").unwrap();
     let uncommented =
         commented.lines().map(|line| line.strip_prefix("# ").unwrap_or(line)).collect::<Vec<_>>().join("\n");
@@ -228,7 +228,7 @@ fn a_model_in_a_folder_with_braces_is_found() {
 }
 
 #[test]
-fn what_is_not_a_text_is_made_one_and_files_say_themselves_what_they_are() {
+fn non_text_columns_are_cast_and_formats_are_detected() {
     let folder = tempfile::tempdir().unwrap();
     let rows: String = (0..40).map(|row| format!("{row},{}\n", row * 7)).collect();
     write(&folder.path().join("codes.csv"), format!("id,postcode\n{rows}"));
@@ -237,7 +237,8 @@ fn what_is_not_a_text_is_made_one_and_files_say_themselves_what_they_are() {
     let toml = std::fs::read_to_string(folder.path().join("job/pipeline.toml")).unwrap();
     assert!(toml.contains("CAST(postcode AS VARCHAR) AS postcode"), "{toml}");
 
-    // Parquet under another name; couplet's own output, whose columns are no texts and labels of anybody.
+    // A Parquet file with an unusual extension, and couplet's own output, whose columns are not taken for texts or
+    // labels.
     let folder = tempfile::tempdir().unwrap();
     std::fs::copy(quickstart_pairs(), folder.path().join("pairs.blob")).unwrap();
     let (_, report) = from(folder.path(), &["pairs.blob"]);
@@ -257,7 +258,7 @@ fn what_is_not_a_text_is_made_one_and_files_say_themselves_what_they_are() {
 }
 
 #[test]
-fn data_may_be_given_with_its_options() {
+fn data_may_be_given_with_table_options() {
     let folder = tempfile::tempdir().unwrap();
     let rows: String = (0..40).map(|row| format!("{row};He said \"yes, {row} times.\n")).collect();
     write(&folder.path().join("reviews.csv"), format!("id;review\n{rows}"));
@@ -268,7 +269,7 @@ fn data_may_be_given_with_its_options() {
 }
 
 #[test]
-fn texts_and_ids_are_known_where_they_are_stored_as_codes_or_bytes() {
+fn dictionary_and_binary_columns_are_detected_as_text_and_id() {
     let folder = tempfile::tempdir().unwrap();
     for (file, id, text) in [
         ("codes", "arrow_cast('k' || value, 'Dictionary(Int32, Utf8)')", "'Dictionary(Int32, Utf8)'"),
@@ -287,7 +288,7 @@ fn texts_and_ids_are_known_where_they_are_stored_as_codes_or_bytes() {
 }
 
 #[test]
-fn columns_without_labels_are_none_and_rows_without_one_are_not_learned_from() {
+fn empty_label_columns_are_ignored_and_null_labels_excluded() {
     let folder = tempfile::tempdir().unwrap();
     let rows: String =
         (0..40).map(|row| format!("{row},Here is text {row},{},\n", ["yes", "no", ""][row % 3])).collect();
@@ -307,7 +308,7 @@ fn a_comma_in_a_name_hides_no_other_delimiter() {
     let (said, report) = from(folder.path(), &["reviews.csv"]);
     assert!(said.contains("40 rows, 3 columns") && said.contains("text   `text, as it was`"), "{said}");
     assert_eq!(report["rows"]["scored"], 40);
-    // A semicolon in a name is no delimiter where commas are.
+    // A semicolon in a name is not the delimiter if commas are.
     let rows: String = (0..40).map(|row| format!("{row},\"It is good, {row} times\"\n")).collect();
     write(&folder.path().join("commas.csv"), format!("id,text;note\n{rows}"));
     let mut init = at(folder.path(), &["init", "--from", "commas.csv", "commas", "--model"]);
@@ -316,7 +317,7 @@ fn a_comma_in_a_name_hides_no_other_delimiter() {
 }
 
 #[test]
-fn what_is_named_twice_or_not_at_all_is_said() {
+fn duplicate_and_missing_options_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     write(&folder.path().join("pairs.csv"), "id,a,b\n1,A man walks.,A man is walking.\n");
     let said = |arguments: &[&str]| {

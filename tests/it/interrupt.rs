@@ -1,4 +1,4 @@
-//! A run that is stopped or killed: the output is as it was, and nothing that it leaves stays for long.
+//! A run that is stopped or killed: the output is unchanged, and the next run removes what it left.
 
 #![cfg(unix)]
 
@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 use crate::nights::score_files;
 use crate::support::{Job, quickstart_model, rows_of, write};
 
-/// How long a run may go on after it was asked to stop: a fraction of what it would take.
+/// The longest time from the signal to the end of a run: a fraction of the run's full duration.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A run that takes minutes, caught while it writes.
+/// A run that takes minutes, interrupted while it writes.
 struct LongRun {
     job: Job,
     child: Child,
 }
 
 impl LongRun {
-    /// Starts a run and waits until some of its scores are remembered.
+    /// Starts a run and waits until some of its scores are cached.
     fn start(job: Job) -> Self {
         let mut pairs = String::from("id,a,b\n");
         for id in 0..20_000 {
@@ -50,7 +50,7 @@ impl LongRun {
         run
     }
 
-    /// Sends a signal; returns how the run ended, and how long it took.
+    /// Sends a signal. Returns the exit status and the time until the end.
     fn end(self, signal: &str) -> (Job, Output, Duration) {
         let began = Instant::now();
         let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
@@ -60,14 +60,14 @@ impl LongRun {
     }
 }
 
-/// A message with the number of rows that were scored by then replaced.
+/// Replaces the number of scored rows in a message.
 fn without_progress(message: &str) -> String {
     let (start, rest) = message.split_once("after scoring ").unwrap();
     let (_, end) = rest.split_once(" of ").unwrap();
     format!("{start}after scoring N of {end}")
 }
 
-fn stops_on(signal: &str, job: Job) -> (Job, String) {
+fn check_signal(signal: &str, job: Job) -> (Job, String) {
     let (job, output, took) = LongRun::start(job).end(signal);
     let message = job.without_paths(&String::from_utf8(output.stderr).unwrap());
     assert_eq!(output.status.code(), Some(130), "{message}");
@@ -76,7 +76,7 @@ fn stops_on(signal: &str, job: Job) -> (Job, String) {
     (job, without_progress(&message))
 }
 
-/// The next night, on fewer rows: what was scored is not scored again, and nothing is left of the run before.
+/// The next run, on fewer rows: scored texts are not scored again, and no files of the previous run are left.
 fn goes_on(job: &Job) {
     let pairs = std::fs::read_to_string(job.path("pairs.csv")).unwrap();
     let some: Vec<&str> = pairs.lines().take(101).collect();
@@ -89,10 +89,10 @@ fn goes_on(job: &Job) {
 }
 
 #[test]
-fn ctrl_c_stops_a_run_soon_and_keeps_the_output_of_the_one_before() {
+fn ctrl_c_stops_a_run_soon_and_keeps_the_old_output() {
     let job = Job::new("");
     write(&job.output(), "as before");
-    let (job, message) = stops_on("-INT", job);
+    let (job, message) = check_signal("-INT", job);
     insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 texts; what was scored is kept in state, and out/scores.parquet is as it was before. Run the same command again to go on");
     assert_eq!(std::fs::read(job.output()).unwrap(), b"as before");
     assert_eq!(job.output_files(), ["scores.parquet"]);
@@ -100,15 +100,15 @@ fn ctrl_c_stops_a_run_soon_and_keeps_the_output_of_the_one_before() {
 }
 
 #[test]
-fn a_request_to_terminate_stops_a_first_run_and_leaves_nothing_but_scores() {
-    let (job, message) = stops_on("-TERM", Job::new(""));
+fn sigterm_stops_a_first_run_and_leaves_only_cached_scores() {
+    let (job, message) = check_signal("-TERM", Job::new(""));
     insta::assert_snapshot!(message, @"error: interrupted after scoring N of 20,000 texts; what was scored is kept in state, and out/scores.parquet is as it was before. Run the same command again to go on");
     assert!(job.output_files().is_empty(), "{:?}", job.output_files());
     goes_on(&job);
 }
 
 #[test]
-fn a_killed_run_leaves_nothing_that_reads_as_a_table_and_the_next_run_cleans_up() {
+fn a_killed_run_leaves_no_readable_table_and_the_next_cleans_up() {
     let (job, output, _) = LongRun::start(Job::new("")).end("-KILL");
     assert_eq!(output.status.signal(), Some(9));
     assert!(job.output_files().is_empty(), "{:?}", job.output_files());
@@ -116,7 +116,7 @@ fn a_killed_run_leaves_nothing_that_reads_as_a_table_and_the_next_run_cleans_up(
 
     let count = "SELECT count(*) FROM predictions";
     let message = job.error_of(&mut job.couplet(&["query", "--pipeline", "pipeline.toml", count]), 2);
-    // Behind a line that says what was cleaned up.
+    // After a line about the cleanup.
     let message = message.lines().last().unwrap();
     insta::assert_snapshot!(message, @"error: SQL: there is no table `predictions`: run the pipeline first, or name a result with --table predictions=URI (tables: pairs)");
     goes_on(&job);

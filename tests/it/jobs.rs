@@ -1,5 +1,5 @@
-//! Fine-tuning jobs: what they leave is a checkpoint that scores; an old model stays where the new one is not good
-//! enough; settings that make no sense are refused.
+//! Fine-tuning jobs: they write a checkpoint that scores; the old model stays if the new one is not good enough;
+//! invalid settings are refused.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ pub fn text(seed: usize) -> String {
     (0..4 + seed % 9).map(|i| WORDS[(seed * 31 + i * i * 7 + seed / 3) % WORDS.len()]).collect::<Vec<_>>().join(" ")
 }
 
-/// Pairs whose label is whether the second begins like the first.
+/// Pairs labelled by whether the second text begins like the first.
 pub fn rows(count: usize, seed: usize) -> Vec<Row> {
     let row = |i: usize| {
         let same = i.is_multiple_of(2);
@@ -51,7 +51,7 @@ pub fn hyper() -> Hyper {
     }
 }
 
-/// Five steps an epoch, fifteen in all.
+/// Five steps per epoch, fifteen in all.
 pub fn job(folder: &Path) -> finetune::Job {
     let mut job = finetune::Job::new(golden("tiny-distilbert"), folder.join("model"), Task::Mrpc);
     job.training = rows(37, 0);
@@ -106,7 +106,7 @@ fn leaves_a_checkpoint_that_scores() {
         assert_eq!((&report.promotion, report.steps), (&Promotion::Published, 15));
         let model = Model::load(&job.output, &Device::Cpu).unwrap();
         assert_eq!(model.config.labels, ["not_equivalent", "equivalent"]);
-        // The published weights give the metrics that the report says.
+        // The published weights give the metrics in the report.
         let accuracy = report.evaluation.unwrap().metrics.get(Metric::Accuracy).unwrap();
         let mut batch = couplet::model::PackedBatch::default();
         let tokenizer = model.tokenizer.with_max_length(48).unwrap();
@@ -127,9 +127,9 @@ fn leaves_a_checkpoint_that_scores() {
     }
 }
 
-/// Objectives are read from text, as pipelines have them.
+/// Objectives are parsed from text, as in pipelines.
 #[test]
-fn keeps_the_old_model_unless_the_new_one_is_good_enough() {
+fn keeps_the_old_model_unless_the_new_one_passes() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
     run(&job);
@@ -151,9 +151,9 @@ fn keeps_the_old_model_unless_the_new_one_is_good_enough() {
     assert!(!job.is_rejected().unwrap(), "another condition");
     let (refused, report) = (weights(candidate), run(&job));
     assert_eq!((report.promotion, report.trained), (Promotion::Published, false));
-    assert!(weights(&job.output) != old && weights(&job.output) == refused, "what was refused is not learned again");
+    assert!(weights(&job.output) != old && weights(&job.output) == refused, "a rejected model is not trained again");
     assert_eq!(read_json(job.output.join("training.json"))["promotion"], serde_json::json!({ "published": true }));
-    // It is no candidate any more.
+    // It is no longer a candidate.
     assert!(!candidate.exists());
     assert!(job.is_done().unwrap());
     job.hyper.seed = 8;
@@ -161,10 +161,10 @@ fn keeps_the_old_model_unless_the_new_one_is_good_enough() {
 }
 
 #[test]
-fn keeps_the_best_epoch_and_the_last_and_stops_when_nothing_gets_better() {
+fn keeps_the_best_and_last_epochs_and_stops_early() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
-    // A step so large that nothing good comes after the first epochs.
+    // A learning rate so high that only the first epochs are good.
     job.hyper = Hyper { epochs: 40, learning_rate: 0.05, patience: Some(2), ..job.hyper };
     job.metric = Some(Metric::LogLoss);
     let report = run(&job);
@@ -180,7 +180,7 @@ fn keeps_the_best_epoch_and_the_last_and_stops_when_nothing_gets_better() {
 }
 
 #[test]
-fn learns_values_sets_and_many_labels() {
+fn trains_regression_multilabel_and_multiclass_models() {
     let folder = tempfile::tempdir().unwrap();
     let with = |task: Task, label: fn(usize) -> GoldLabel| {
         let mut job = job(folder.path());
@@ -225,7 +225,7 @@ fn trains_without_validation_rows_and_from_its_own_output() {
 }
 
 #[test]
-fn says_which_setting_is_wrong() {
+fn names_the_setting_that_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
     let error = |change: fn(&mut finetune::Job)| {
         let mut job = job(folder.path());
@@ -275,7 +275,7 @@ fn says_which_setting_is_wrong() {
 }
 
 #[test]
-fn a_refused_model_is_calibrated_and_judged_anew_without_being_learned_anew() {
+fn a_rejected_model_is_recalibrated_without_training_again() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
     let metrics = measured(couplet::model::Problem::SingleLabel, Some(2));
@@ -283,13 +283,13 @@ fn a_refused_model_is_calibrated_and_judged_anew_without_being_learned_anew() {
     let raw = run(&job);
     let refused = weights(&job.candidate());
     assert!(raw.trained && job.is_rejected().unwrap());
-    // The setting that is changed is heeded, though it is refused again.
+    // The changed setting takes effect, although the model is rejected again.
     job.calibrate = Calibrate::Temperature;
     assert!(!job.is_rejected().unwrap());
     let calibrated = run(&job);
     assert!(!calibrated.trained && job.is_rejected().unwrap() && job.candidate().join("calibration.json").exists());
     assert!(weights(&job.candidate()) == refused);
-    // What is judged is the model that would be in the place: temperature makes the log loss smaller.
+    // The condition applies to the model that would be published, so after calibration, which lowers the log loss.
     let loss = |evaluation: Option<Evaluation>| evaluation.unwrap().metrics.get(Metric::LogLoss).unwrap();
     let (before, after) = (loss(raw.evaluation), loss(calibrated.calibrated));
     assert!(after < before, "{after} {before}");
@@ -301,13 +301,13 @@ fn a_refused_model_is_calibrated_and_judged_anew_without_being_learned_anew() {
 }
 
 #[test]
-fn a_state_that_a_kill_left_behind_a_published_model_is_removed() {
+fn a_training_state_left_after_publishing_is_removed() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
     run(&job);
     let state = job.output.with_file_name("model.training");
     assert!(!state.exists());
-    // As if it had been killed between the two: the state of the same job is made again, and stopped.
+    // Simulates a kill between the two: recreates the training state of the same job, and stops.
     let published = folder.path().join("published");
     fs::rename(&job.output, &published).unwrap();
     let asked = AtomicUsize::new(0);
@@ -324,7 +324,7 @@ fn a_state_that_a_kill_left_behind_a_published_model_is_removed() {
 }
 
 #[test]
-fn files_of_others_are_not_taken_for_the_state_of_a_training() {
+fn foreign_files_are_not_taken_for_a_training_state() {
     let folder = tempfile::tempdir().unwrap();
     let job = job(folder.path());
     let state = folder.path().join("model.training");
@@ -334,7 +334,7 @@ fn files_of_others_are_not_taken_for_the_state_of_a_training() {
     assert!(refused.is_mistake() && refused.to_string().contains("model.training has `best-recipes.txt`"), "{refused}");
     assert_eq!(names(&state), ["best-recipes.txt"]);
     fs::remove_file(state.join("best-recipes.txt")).unwrap();
-    // What comes while it is trained stays.
+    // Files that appear during training stay.
     let bring = |event: &Event| {
         if let Event::Saved { folder, .. } = event {
             fs::write(folder.join("best-recipes.txt"), "mine").unwrap();
@@ -347,7 +347,7 @@ fn files_of_others_are_not_taken_for_the_state_of_a_training() {
 }
 
 #[test]
-fn files_of_others_keep_a_model_from_being_replaced() {
+fn a_model_folder_with_foreign_files_is_not_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
     run(&job);
@@ -358,7 +358,7 @@ fn files_of_others_keep_a_model_from_being_replaced() {
     assert!(refused.contains("it has `notes.txt`, which is no file of a model"), "{refused}");
     assert!(weights(&job.output) == before);
     assert_eq!(fs::read_to_string(job.output.join("notes.txt")).unwrap(), "mine");
-    // It is learned already when the file is gone.
+    // Training is done when the file is gone.
     fs::remove_file(job.output.join("notes.txt")).unwrap();
     let mut steps = 0;
     run_watched(&job, |event| steps += u64::from(matches!(event, Event::Step { .. })), || false).unwrap();
@@ -366,7 +366,7 @@ fn files_of_others_keep_a_model_from_being_replaced() {
 }
 
 #[test]
-fn what_is_dropped_is_what_the_base_says() {
+fn dropout_rates_come_from_the_base_model() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
     let report = run(&job);
@@ -396,11 +396,11 @@ fn rows_on_both_sides_of_the_split_are_counted() {
         row.text = format!("held out {i}");
     }
     assert_eq!(job.shared(), 0);
-    // Two held-out rows with texts of one, and two training rows that have them, are two rows that are no test.
+    // Two held-out rows have the texts of two equal training rows, and count as two shared rows.
     job.validation[3] = job.training[5].clone();
     job.validation[4] = Row { id: vec!["another".into()], ..job.training[5].clone() };
     job.training.push(job.training[5].clone());
-    // The same texts the other way round are another pair.
+    // The texts in reverse order are another pair.
     let Row { text, text_pair, .. } = job.training[6].clone();
     job.validation[7].text = text_pair.unwrap();
     job.validation[7].text_pair = Some(text);

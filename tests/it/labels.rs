@@ -1,4 +1,4 @@
-//! Label columns: what is learned from them, what is refused and how that is said.
+//! Label columns: the labels learned from them, the values that are refused, and the messages.
 
 use couplet::model::Problem;
 use couplet::train::labels::{GoldLabel, LabelError, Labels, Targets};
@@ -20,7 +20,7 @@ fn names(values: &[&str]) -> Vec<String> {
     values.iter().map(|value| (*value).to_owned()).collect()
 }
 
-/// Learns the mapping from rows and maps them.
+/// Learns the mapping from rows and applies it to them.
 fn learn(task: Task, rows: &[GoldLabel]) -> Result<(Labels, Targets), LabelError> {
     let labels = Labels::learn(task, rows)?;
     let targets = labels.targets(rows)?;
@@ -45,7 +45,7 @@ fn numbers_sort_by_value_and_texts_by_bytes() {
 }
 
 #[test]
-fn whole_floats_are_whole_numbers() {
+fn integral_floats_are_integers() {
     let floats = [1.0, 0.0, 1.0].map(GoldLabel::Float);
     let (labels, targets) = learn(Task::Classification, &floats).unwrap();
     assert_eq!(labels.names(), ["0", "1"]);
@@ -53,28 +53,28 @@ fn whole_floats_are_whole_numbers() {
 }
 
 #[test]
-fn a_glue_task_brings_its_labels_for_numbers_and_names() {
+fn a_glue_task_defines_its_labels_and_their_numbers() {
     let rows = [integers(&[1, 0]), texts(&["equivalent", "not_equivalent", "1"]), vec![GoldLabel::Float(0.0)]].concat();
     let (labels, targets) = learn(Task::Mrpc, &rows).unwrap();
     assert_eq!(labels.names(), ["not_equivalent", "equivalent"]);
     assert_eq!(targets, Targets::Classes(vec![1, 0, 1, 0, 1, 0]));
-    // RTE and WNLI count the other way round.
+    // RTE and WNLI use the opposite numbering.
     assert_eq!(Labels::learn(Task::Rte, &[]).unwrap().names()[0], "entailment");
     assert_eq!(Labels::learn(Task::Wnli, &[]).unwrap().names()[1], "entailment");
 }
 
 #[test]
-fn numbers_of_a_glue_task_mean_its_labels_whatever_the_order_of_the_names() {
+fn glue_numbers_map_to_labels_in_any_order_of_names() {
     let places = |task, given: &[&str], rows: &[i64]| {
         Labels::given(task, names(given)).unwrap().targets(&integers(rows)).map_err(|e| e.to_string())
     };
-    // As GLUE's MRPC has them, and the other way round.
+    // The order of GLUE's MRPC, and the opposite one.
     assert_eq!(places(Task::Mrpc, &["not_equivalent", "equivalent"], &[0, 1]), Ok(Targets::Classes(vec![0, 1])));
     assert_eq!(places(Task::Mrpc, &["Equivalent", "NOT-equivalent"], &[0, 1]), Ok(Targets::Classes(vec![1, 0])));
     // Many checkpoints for MNLI have their labels in this order.
     let reversed = ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"];
     assert_eq!(places(Task::Mnli, &reversed, &[0, 1, 2]), Ok(Targets::Classes(vec![2, 1, 0])));
-    // Names of one's own say nothing of an order.
+    // Custom names do not imply an order.
     assert_eq!(places(Task::Mrpc, &["LABEL_0", "LABEL_1"], &[0, 1]), Ok(Targets::Classes(vec![0, 1])));
     insta::assert_snapshot!(places(Task::Mrpc, &["equivalent", "different"], &[1]).unwrap_err(), @r#"row 1: label 1 is not clear; known labels: "equivalent", "different"; GLUE's mrpc has the labels "not_equivalent", "equivalent", which are not those of the model: name the labels in the query, for example with CASE"#);
     insta::assert_snapshot!(places(Task::Rte, &reversed, &[1]).unwrap_err(), @r#"row 1: label 1 is not clear; known labels: "CONTRADICTION", "NEUTRAL", "ENTAILMENT"; GLUE's rte has the labels "entailment", "not_entailment", which are not those of the model: name the labels in the query, for example with CASE"#);
@@ -82,18 +82,18 @@ fn numbers_of_a_glue_task_mean_its_labels_whatever_the_order_of_the_names() {
 }
 
 #[test]
-fn the_positive_label_is_glues_1_wherever_the_model_has_it() {
+fn the_positive_label_is_label_1_of_glue() {
     let positive = |task, given: &[&str]| Labels::given(task, names(given)).unwrap().positive();
     assert_eq!(positive(Task::Mrpc, &["not_equivalent", "equivalent"]), Some(1));
     assert_eq!(positive(Task::Mrpc, &["Equivalent", "NOT-equivalent"]), Some(0));
-    // RTE's 1 is what does not follow, WNLI's what follows.
+    // Label 1 is not_entailment in RTE and entailment in WNLI.
     assert_eq!(positive(Task::Rte, &["entailment", "not_entailment"]), Some(1));
     assert_eq!(positive(Task::Wnli, &["entailment", "not_entailment"]), Some(0));
-    // One name is enough, and numbers are GLUE's.
+    // One known name is enough, and numbers follow GLUE.
     assert_eq!(positive(Task::Mrpc, &["equivalent", "different"]), Some(0));
     assert_eq!(positive(Task::Mrpc, &["same", "not_equivalent"]), Some(0));
     assert_eq!(positive(Task::Sst2, &["1", "0"]), Some(0));
-    // Names of one's own, and labels of no data set, are in the model's order.
+    // Custom names, and labels of no data set, keep the model's order.
     assert_eq!(positive(Task::Mrpc, &["LABEL_0", "LABEL_1"]), Some(1));
     assert_eq!(positive(Task::Classification, &["equivalent", "not_equivalent"]), Some(1));
     assert_eq!(positive(Task::Mnli, &["entailment", "neutral", "contradiction"]), None);
@@ -102,7 +102,7 @@ fn the_positive_label_is_glues_1_wherever_the_model_has_it() {
 }
 
 #[test]
-fn given_names_are_taken_by_place_unless_they_are_numbers() {
+fn given_names_map_by_position_unless_they_are_numbers() {
     let labels = Labels::given(Task::Classification, names(&["no", "yes"])).unwrap();
     assert_eq!(labels.targets(&integers(&[1, 0])), Ok(Targets::Classes(vec![1, 0])));
     let labels = Labels::given(Task::Classification, names(&["1", "0"])).unwrap();
@@ -111,7 +111,7 @@ fn given_names_are_taken_by_place_unless_they_are_numbers() {
 }
 
 #[test]
-fn values_and_sets() {
+fn regression_values_and_label_sets_are_parsed() {
     let rows = [GoldLabel::Integer(3), GoldLabel::Float(2.5)];
     assert_eq!(learn(Task::Stsb, &rows).unwrap().1, Targets::Values(vec![3.0, 2.5]));
     let (labels, targets) = learn(Task::Multilabel, &[list(&["b", "a"]), list(&[]), list(&["c", "c"])]).unwrap();
@@ -137,7 +137,7 @@ fn a_checkpoint_keeps_the_mapping_as_transformers_reads_it() {
 }
 
 #[test]
-fn a_wrong_value_is_told_with_its_row_what_is_known_and_the_mend() {
+fn a_wrong_label_is_reported_with_its_row_and_a_fix() {
     let message = |result: Result<(Labels, Targets), LabelError>| result.unwrap_err().to_string();
     let yes_no = Labels::given(Task::Classification, names(&["no", "yes"])).unwrap();
     let mapped = |rows: &[GoldLabel]| yes_no.targets(rows).unwrap_err().to_string();

@@ -1,11 +1,11 @@
-//! `couplet run` with stages that train: what they leave, what comes after them, and what stops them.
+//! `couplet run` with training stages: the files that they write, the stages after them, and the errors that stop them.
 
 use couplet::train::sampling::HoldOut;
 use serde_json::Value;
 
 use crate::support::{couplet, golden, quickstart_pairs, rows_of, stderr_of, stdout_of, write};
 
-/// A pipeline that pretrains, fine-tunes and scores, in a folder of its own.
+/// A pipeline that pretrains, fine-tunes and scores, in a temporary folder.
 struct Learning(tempfile::TempDir);
 
 impl Learning {
@@ -95,7 +95,7 @@ window = 8
         command
     }
 
-    /// Why it cannot be run, which its plan must say too.
+    /// The error of a run, which the plan must report too.
     fn refusal(&self) -> String {
         let planned = stderr_of(&mut self.command("plan", &[]), 2);
         let said = stderr_of(&mut self.couplet(&[]), 2);
@@ -103,7 +103,7 @@ window = 8
         said
     }
 
-    /// What `training.json` of the model says.
+    /// Reads `training.json` of the model.
     fn training(&self) -> Value {
         serde_json::from_slice(&std::fs::read(self.0.path().join("model/training.json")).unwrap()).unwrap()
     }
@@ -114,7 +114,7 @@ window = 8
 }
 
 #[test]
-fn a_model_is_pretrained_fine_tuned_and_then_scores() {
+fn one_run_pretrains_fine_tunes_and_scores() {
     let job = Learning::new();
     let report = job.report(&[]);
     for stage in ["pretrain", "finetune"] {
@@ -137,7 +137,7 @@ fn a_model_is_pretrained_fine_tuned_and_then_scores() {
 }
 
 #[test]
-fn a_model_that_is_not_good_enough_does_not_take_the_place_of_the_old_one() {
+fn a_model_that_fails_promote_if_does_not_replace_the_old_one() {
     let job = Learning::new();
     job.report(&[]);
     let job = job.change("epochs = 2", "epochs = 1\npromote_if = \"accuracy > 0.999\"");
@@ -149,11 +149,11 @@ fn a_model_that_is_not_good_enough_does_not_take_the_place_of_the_old_one() {
     assert!(job.0.path().join("models/task.candidate/model.safetensors").exists());
     let again = job.report(&["--only", "finetune"]);
     assert_eq!(again["finetune"]["promoted"], false, "{again:#}");
-    assert!(again["finetune"]["training"].is_null(), "the same is not trained and refused every run_lock: {again:#}");
+    assert!(again["finetune"]["training"].is_null(), "a rejected model is not trained again in every run: {again:#}");
 }
 
 #[test]
-fn what_cannot_be_learned_from_is_said() {
+fn unusable_training_data_is_refused() {
     for (from, to, expected) in [
         (
             "label FROM pairs\"\nid = \"id\"\ntext = [\"sentence1\", \"sentence2\"]\ntask",
@@ -173,8 +173,8 @@ fn what_cannot_be_learned_from_is_said() {
     }
 }
 
-/// Forty rows with the numbers 1 to 40 for ids, texts that differ, and two labels.
-fn forty(row: impl Fn(usize) -> (String, String, String)) -> impl Iterator<Item = (String, String, String)> {
+/// Forty rows with the ids 1 to 40, distinct texts and two labels.
+fn forty_rows(row: impl Fn(usize) -> (String, String, String)) -> impl Iterator<Item = (String, String, String)> {
     (1..=40).map(row)
 }
 
@@ -183,7 +183,7 @@ fn usual(n: usize) -> (String, String, String) {
 }
 
 #[test]
-fn a_wrong_label_is_told_with_the_id_of_its_row_or_its_place_in_the_query() {
+fn a_wrong_label_is_reported_with_its_row_id_or_row_number() {
     let unlabelled = |n: usize| if n == 38 { (n.to_string(), format!("text {n}"), String::new()) } else { usual(n) };
     for (settings, expected) in [
         ("validation = 0.3\nid = \"id\"", "rows: row with id \"38\": label NULL is not a label"),
@@ -194,7 +194,7 @@ fn a_wrong_label_is_told_with_the_id_of_its_row_or_its_place_in_the_query() {
             "training rows: row 38: label NULL is not a label",
         ),
     ] {
-        let problem = Learning::on_rows(forty(unlabelled), settings).refusal();
+        let problem = Learning::on_rows(forty_rows(unlabelled), settings).refusal();
         assert!(problem.contains(expected), "{expected} is not in {problem}");
     }
 }
@@ -202,19 +202,19 @@ fn a_wrong_label_is_told_with_the_id_of_its_row_or_its_place_in_the_query() {
 #[test]
 fn nulls_are_counted_over_all_batches() {
     let no_text = |n: usize| if n.is_multiple_of(2) { (n.to_string(), String::new(), "0".into()) } else { usual(n) };
-    let problem = Learning::on_rows(forty(no_text), "validation = 0.3").refusal();
+    let problem = Learning::on_rows(forty_rows(no_text), "validation = 0.3").refusal();
     let expected = "column `text` of [finetune] is NULL in 20 of 40 rows; filter them out in the query";
     assert!(problem.contains(expected), "{problem}");
     let no_id =
         |n: usize| if n.is_multiple_of(10) { (String::new(), format!("text {n}"), "0".into()) } else { usual(n) };
-    let problem = Learning::on_rows(forty(no_id), "validation = 0.3\nid = \"id\"").refusal();
+    let problem = Learning::on_rows(forty_rows(no_id), "validation = 0.3\nid = \"id\"").refusal();
     let expected = "column `id` of [finetune] is NULL in 4 of 40 rows; it must name each row, as rows are held out by it: \
                     filter them out in the query, or name another column";
     assert!(problem.contains(expected), "{problem}");
 }
 
 #[test]
-fn a_share_that_takes_all_rows_is_told() {
+fn a_validation_share_that_takes_all_rows_is_refused() {
     let hold_out = HoldOut::try_new(0.5, 42).unwrap();
     let held = (1..).find(|id: &usize| hold_out.holds_out(&[id.to_string()])).unwrap();
     let problem = Learning::on_rows(std::iter::once(usual(held)), "validation = 0.5\nid = \"id\"").refusal();
@@ -224,9 +224,9 @@ fn a_share_that_takes_all_rows_is_told() {
 }
 
 #[test]
-fn a_threshold_that_the_labels_rule_out_is_refused_before_training() {
+fn an_impossible_threshold_is_refused_before_training() {
     let job = Learning::on_rows(
-        forty(usual),
+        forty_rows(usual),
         "validation = \"SELECT id, text, label FROM gold WHERE label = 1\"\ncalibrate = { threshold = \"f1\" }",
     );
     let problem = job.refusal();
@@ -237,9 +237,9 @@ fn a_threshold_that_the_labels_rule_out_is_refused_before_training() {
 }
 
 #[test]
-fn texts_on_both_sides_of_the_split_are_warned_of() {
+fn texts_on_both_sides_of_the_split_give_a_warning() {
     let repeated = |n: usize| (n.to_string(), format!("text {}", n % 12), (n / 12 % 2).to_string());
-    let job = Learning::on_rows(forty(repeated), "validation = 0.3\nid = \"id\"");
+    let job = Learning::on_rows(forty_rows(repeated), "validation = 0.3\nid = \"id\"");
     let plan: Value = serde_json::from_str(&stdout_of(&mut job.command("plan", &["--json"]))).unwrap();
     let shared = plan["finetune"]["held_out_in_training"].as_u64().unwrap();
     let held_out = plan["finetune"]["training"]["held_out"].as_u64().unwrap();
@@ -256,17 +256,17 @@ fn texts_on_both_sides_of_the_split_are_warned_of() {
         serde_json::from_slice(&std::fs::read(job.0.path().join("model/training.json")).unwrap()).unwrap();
     assert_eq!(training["rows"]["validation_in_training"], shared);
 
-    // A share that goes by the texts has equal ones on one side.
-    let job = Learning::on_rows(forty(repeated), "validation = 0.5");
+    // A split by text puts equal texts on one side.
+    let job = Learning::on_rows(forty_rows(repeated), "validation = 0.5");
     let plan: Value = serde_json::from_str(&stdout_of(&mut job.command("plan", &["--json"]))).unwrap();
     assert_eq!(plan["finetune"]["held_out_in_training"], 0);
 }
 
 #[test]
-fn labels_without_held_out_rows_are_warned_of() {
+fn labels_without_held_out_rows_give_a_warning() {
     let row = |n: usize| (n.to_string(), format!("text {n}"), (n % 3).to_string());
     let validation = "validation = \"SELECT id, text, label FROM gold WHERE label < 2\"";
-    let job = Learning::on_rows(forty(row), validation);
+    let job = Learning::on_rows(forty_rows(row), validation);
     let expected = "no held-out row has the label \"2\": nothing is measured for it";
     let plan: Value = serde_json::from_str(&stdout_of(&mut job.command("plan", &["--json"]))).unwrap();
     let notes = plan["notes"].as_array().unwrap();
@@ -274,17 +274,17 @@ fn labels_without_held_out_rows_are_warned_of() {
     let said = stderr_of(&mut job.couplet(&["-q"]), 0);
     assert!(said.contains("WARN") && said.contains(expected), "{said}");
     assert_eq!(job.training()["unmeasured_labels"], serde_json::json!(["2"]));
-    let all = Learning::on_rows(forty(row), "validation = \"SELECT id, text, label FROM gold\"");
+    let all = Learning::on_rows(forty_rows(row), "validation = \"SELECT id, text, label FROM gold\"");
     let said = stderr_of(&mut all.couplet(&["-q"]), 0);
     assert!(!said.contains("no held-out row has"), "{said}");
 }
 
 #[test]
-fn a_temperature_at_its_bound_is_warned_of() {
+fn a_temperature_at_its_bound_gives_a_warning() {
     let row = |n: usize| (n.to_string(), format!("text {n}"), (n % 2).to_string());
-    // One row is right or wrong, and no temperature is the best for it.
+    // One row is right or wrong, so no temperature is the best.
     let validation = "validation = \"SELECT id, text, label FROM gold WHERE id = 1\"\ncalibrate = true";
-    let job = Learning::on_rows(forty(row), validation);
+    let job = Learning::on_rows(forty_rows(row), validation);
     let said = stderr_of(&mut job.couplet(&["-q"]), 0);
     assert!(said.contains("WARN") && said.contains("the temperature ") && said.contains(" that is allowed"), "{said}");
     let bound = job.training()["calibration"]["temperature_bound"].as_str().unwrap().to_owned();
@@ -293,7 +293,7 @@ fn a_temperature_at_its_bound_is_warned_of() {
 }
 
 #[test]
-fn what_pretraining_skipped_and_could_not_measure_is_said() {
+fn pretraining_reports_skipped_rows_and_missing_measurements() {
     let job =
         Learning::new().change("mask_probability = 0.3", "mask_probability = 0.02\nbatch_size = 1\nmeasure_at = 1e-12");
     let said = stdout_of(&mut job.couplet(&["--only", "pretrain"]));

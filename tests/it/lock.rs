@@ -1,4 +1,4 @@
-//! One run at a time: whoever holds the lock holds it alone, and learns it when that ends.
+//! The run lock: only one run holds it, and a holder learns when it has lost it.
 
 use std::path::Path as FilePath;
 use std::process::{Child, Command, Stdio};
@@ -13,7 +13,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::faulty::{Fault, Faulty};
 
-/// Short, so that tests are; long against the pauses of a machine that has other work.
+/// Short, to keep tests fast; long compared with the pauses of a busy machine.
 const LEASE: Duration = Duration::from_secs(2);
 
 fn claim(run: &str, wait: Option<Duration>) -> Claim {
@@ -29,7 +29,7 @@ fn objects(store: &(impl ObjectStore + Clone)) -> Place {
     }
 }
 
-/// A store in memory that the test can break.
+/// An in-memory store with scripted faults.
 fn faulty() -> Faulty {
     Faulty::new(Arc::new(InMemory::new()))
 }
@@ -47,7 +47,7 @@ async fn content(store: &dyn ObjectStore) -> serde_json::Value {
     serde_json::from_slice(&bytes).unwrap()
 }
 
-/// Makes the lock look as if it were held by a run on another computer, of which nothing is known but what it writes.
+/// Makes the lock look as if it were held by a run on another computer, of which only its writes are visible.
 async fn held_elsewhere(store: &dyn ObjectStore) {
     let mut json = content(store).await;
     json["state"] = "held".into();
@@ -57,7 +57,7 @@ async fn held_elsewhere(store: &dyn ObjectStore) {
     store.put(&path, serde_json::to_vec(&json).unwrap().into()).await.unwrap();
 }
 
-/// Runs as a child of tests that kill it.
+/// Runs as a child process of tests that kill it.
 #[test]
 #[ignore = "it is the child of other tests"]
 fn child_that_holds_the_lock() {
@@ -85,7 +85,7 @@ fn child(folder: &FilePath) -> Child {
 }
 
 #[tokio::test]
-async fn a_folder_is_held_by_one_run_until_it_is_killed_and_the_next_run_knows_which() {
+async fn a_folder_lock_lasts_until_its_run_is_killed() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::Folder(folder.path().into());
     let mut holder = child(folder.path());
@@ -107,7 +107,7 @@ async fn a_folder_is_held_by_one_run_until_it_is_killed_and_the_next_run_knows_w
     holder.wait().unwrap();
     let second = take(&place, "second").await;
     assert_eq!(left(&second), ["killed"]);
-    // Nobody has taken note yet when the next one is killed.
+    // Nobody has recorded the first death when the next holder is killed.
     drop(second);
     let mut third = take(&place, "third").await;
     assert_eq!(left(&third), ["killed", "second"]);
@@ -118,7 +118,7 @@ async fn a_folder_is_held_by_one_run_until_it_is_killed_and_the_next_run_knows_w
 }
 
 #[tokio::test]
-async fn a_folder_is_had_as_soon_as_it_is_free() {
+async fn a_waiting_run_gets_a_folder_as_soon_as_it_is_free() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::Folder(folder.path().join("new/store"));
     let first = take(&place, "first").await;
@@ -134,7 +134,7 @@ async fn a_folder_is_had_as_soon_as_it_is_free() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_folder_whose_lock_was_removed_is_not_held_any_more() {
+async fn a_folder_whose_lock_file_was_removed_is_not_held() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::Folder(folder.path().into());
     let first = take(&place, "first").await;
@@ -147,7 +147,7 @@ async fn a_folder_whose_lock_was_removed_is_not_held_any_more() {
 }
 
 #[tokio::test]
-async fn a_lock_file_that_is_cut_or_foreign_is_written_anew() {
+async fn a_truncated_or_foreign_lock_file_is_rewritten() {
     for text in ["", "{\"state\": \"he", "not ours"] {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("lock.json"), text).unwrap();
@@ -160,7 +160,7 @@ async fn a_lock_file_that_is_cut_or_foreign_is_written_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn objects_are_held_and_renewed_until_released() {
+async fn a_lock_object_is_renewed_until_released() {
     let store = InMemory::new();
     let place = objects(&store);
     let first = take(&place, "first").await;
@@ -183,7 +183,7 @@ async fn objects_are_held_and_renewed_until_released() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_holder_elsewhere_is_watched_for_a_lease_and_replaced_by_exactly_one_of_many() {
+async fn one_waiter_takes_over_after_the_lease_of_a_dead_holder() {
     let store = InMemory::new();
     let place = objects(&store);
     take(&place, "first").await.release().await.unwrap();
@@ -212,7 +212,7 @@ async fn a_holder_elsewhere_is_watched_for_a_lease_and_replaced_by_exactly_one_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_holder_elsewhere_that_shows_life_is_not_replaced() {
+async fn a_remote_holder_that_renews_is_not_replaced() {
     let store = InMemory::new();
     let place = objects(&store);
     take(&place, "first").await.release().await.unwrap();
@@ -238,14 +238,14 @@ async fn a_holder_elsewhere_that_shows_life_is_not_replaced() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_holder_whose_process_is_gone_is_replaced_at_once() {
+async fn a_holder_whose_process_has_ended_is_replaced_at_once() {
     let store = InMemory::new();
     let place = objects(&store);
     take(&place, "first").await.release().await.unwrap();
     let mut json = content(&store).await;
     json["state"] = "held".into();
     json["lease_seconds"] = 3600.into();
-    // An id that is in use, by a process that began at another time.
+    // A pid that is in use by a process with another start time.
     json["holder"]["process"]["started"] = 1.into();
     store.put(&Path::from("a/store/lock.json"), serde_json::to_vec(&json).unwrap().into()).await.unwrap();
     let began = Instant::now();
@@ -254,23 +254,23 @@ async fn a_holder_whose_process_is_gone_is_replaced_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lock_that_cannot_be_read_is_watched_too() {
+async fn an_unreadable_lock_is_held_for_the_default_lease() {
     let store = InMemory::new();
     store.put(&Path::from("a/store/lock.json"), "gibberish".into()).await.unwrap();
     let (place, claim) = (objects(&store), claim("first", None));
     let waiting = acquire(&place, &claim);
-    // It names no lease, so the default one counts, which is longer than this test is.
+    // It names no lease, so the default one applies, which is longer than this test.
     assert!(tokio::time::timeout(LEASE, waiting).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn knows_its_own_writes_whose_answers_were_lost() {
+async fn a_holder_recognizes_its_writes_after_lost_responses() {
     for fault in [Fault::Repeated, Fault::AnswerLost] {
         let store = faulty();
         let place = objects(&store);
         store.script(&[Some(fault)]);
         let first = take(&place, "first").await;
-        // Renewals, a request for one, a note and the release.
+        // Renewals, a takeover request, a note and the release.
         store.script(&[Some(fault), None, Some(fault), Some(fault), None, Some(fault)]);
         tokio::time::sleep(LEASE).await;
         for _ in 0..3 {
@@ -282,7 +282,7 @@ async fn knows_its_own_writes_whose_answers_were_lost() {
         first.release().await.unwrap();
         assert_eq!(content(&store).await["state"], "released");
 
-        // Also when it takes over.
+        // Also on takeover.
         held_elsewhere(&store).await;
         let second = tokio::spawn({
             let place = place.clone();
@@ -298,11 +298,11 @@ async fn knows_its_own_writes_whose_answers_were_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_does_not_answer_is_not_waited_for_beyond_the_lease() {
+async fn an_unresponsive_server_loses_the_lock_when_the_lease_ends() {
     let store = faulty();
     let held = take(&objects(&store), "first").await;
     store.script(&[Some(Fault::Stalls), None]);
-    // One renewal stalls, the next sees that it had taken place.
+    // One renewal stalls; the next one sees that it was written.
     tokio::time::sleep(LEASE * 2).await;
     held.check().unwrap();
     store.script(&[Some(Fault::Stalls); 20]);
@@ -312,25 +312,25 @@ async fn a_server_that_does_not_answer_is_not_waited_for_beyond_the_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_holder_that_cannot_renew_learns_it_before_others_take_over() {
+async fn a_holder_that_cannot_renew_knows_before_a_takeover() {
     let store = faulty();
     let first = take(&objects(&store), "first").await;
     store.down.store(true, Ordering::Relaxed);
-    // It can be asked before the background task has noticed; others wait a quarter longer.
+    // The check detects it before the background task does; others wait a quarter longer.
     tokio::time::sleep(LEASE).await;
     assert!(matches!(first.check(), Err(LockError::Lost { .. })));
     let lost = first.lost().await;
     let message = lost.to_string();
     assert!(message.starts_with("the lock on s3://bucket/a/store is lost: it could not be renewed for "), "{message}");
     assert!(matches!(first.check(), Err(LockError::Lost { .. })));
-    // For good, even if the server can be reached again.
+    // The loss is permanent, even if the server becomes reachable again.
     store.down.store(false, Ordering::Relaxed);
     assert!(matches!(first.confirm().await, Err(LockError::Lost { .. })));
     assert!(matches!(first.release().await, Err(LockError::Lost { .. })));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_short_trouble_costs_nothing() {
+async fn a_short_outage_does_not_lose_the_lock() {
     let store = faulty();
     let first = take(&objects(&store), "first").await;
     for _ in 0..4 {
@@ -344,16 +344,16 @@ async fn a_short_trouble_costs_nothing() {
     first.release().await.unwrap();
 }
 
-/// One thread for all: the sleep stops the renewals too, as a stopped process or computer would.
+/// Single-threaded, so that the sleep also stops the renewals, as in a stopped process or computer.
 #[tokio::test]
-async fn a_holder_that_was_stopped_notices_that_it_was_replaced() {
+async fn a_stopped_holder_notices_that_it_was_replaced() {
     let store = InMemory::new();
     let place = objects(&store);
     let first = take(&place, "first").await;
     std::thread::sleep(LEASE * 2);
-    // It does not know yet whether somebody took over, and must not write.
+    // It does not know whether another run has taken over, and must not write.
     assert!(matches!(first.check(), Err(LockError::Lost { .. })));
-    // Nobody did: the server says so.
+    // No other run did, as the server confirms.
     first.confirm().await.unwrap();
     first.check().unwrap();
 
@@ -361,14 +361,14 @@ async fn a_holder_that_was_stopped_notices_that_it_was_replaced() {
     let lost = first.lost().await.to_string();
     assert!(lost.contains("another run took it: pipeline `nightly`, run elsewhere"), "{lost}");
     assert!(matches!(first.confirm().await, Err(LockError::Lost { .. })));
-    // Its late release does not touch the lock of the other.
+    // Its late release does not touch the other run's lock.
     assert!(first.release().await.is_err());
     assert_eq!(content(&store).await["holder"]["run_id"], "elsewhere");
     assert_eq!(content(&store).await["state"], "held");
 }
 
 #[tokio::test]
-async fn a_lock_that_is_removed_is_lost() {
+async fn a_holder_of_a_removed_lock_has_lost_it() {
     let store = InMemory::new();
     let first = take(&objects(&store), "first").await;
     store.delete(&Path::from("a/store/lock.json")).await.unwrap();
@@ -383,12 +383,12 @@ async fn a_probe_costs_four_requests_and_leaves_nothing() {
     let log = store.log.lock().unwrap().clone();
     assert_eq!(log.len(), 4, "{log:?}");
     assert_eq!(log[3], "delete a/store/.couplet-probe", "{log:?}");
-    // A repeated first write is its own.
+    // A repeated first write is recognized as the own one.
     store.script(&[Some(Fault::Repeated)]);
     probe_and_delete(&objects(&store), ".couplet-probe").await.unwrap();
     assert!(store.list_with_delimiter(None).await.unwrap().objects.is_empty());
 
-    // One that is there stays, whatever is tried on it.
+    // An existing object stays, whatever is tried on it.
     let folder = tempfile::tempdir().unwrap();
     for _ in 0..2 {
         probe(&Place::Folder(folder.path().join("new")), "marker", b"store").await.unwrap();
@@ -407,7 +407,7 @@ async fn a_server_that_ignores_conditions_is_refused() {
         "s3://bucket/a/store cannot hold a store or a table safely: it ignores If-None-Match, so that two writers overwrite each other without noticing; use a server that keeps it, or a local folder"
     );
     assert!(store.list_with_delimiter(None).await.unwrap().objects.is_empty());
-    // A local folder that is taken for a server cannot update.
+    // A local folder used as an object store cannot do conditional updates.
     let folder = tempfile::tempdir().unwrap();
     let local = object_store::local::LocalFileSystem::new_with_prefix(folder.path()).unwrap();
     let place = Place::Objects {

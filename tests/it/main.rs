@@ -1,4 +1,4 @@
-//! The integration tests: one binary, a module an area.
+//! The integration tests: one binary, with one module per area.
 
 #![allow(
     clippy::disallowed_methods,
@@ -16,8 +16,6 @@ mod card;
 mod cases;
 mod cases_models;
 mod checkpoints;
-#[path = "../../fuzz/src/lib.rs"]
-mod cluster_scoring;
 #[cfg(feature = "cluster")]
 mod clusters;
 mod config;
@@ -30,6 +28,8 @@ mod evaluating;
 mod faults;
 mod faulty;
 mod fencing;
+#[path = "../../fuzz/src/lib.rs"]
+mod fuzz_targets;
 mod gradients;
 mod help;
 mod hub;

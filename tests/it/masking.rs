@@ -1,4 +1,4 @@
-//! Masked-language-model examples over a real tokenizer: the shares that BERT has, whole words, no special tokens.
+//! Masked-language-model examples with a real tokenizer: the shares of BERT, whole words, no special tokens.
 
 use couplet::train::masking::{Chunking, Masking, Pieces};
 use couplet::train::random::Random;
@@ -6,7 +6,7 @@ use tokenizers::Tokenizer;
 
 use crate::support::{golden, shared};
 
-/// Many sequences of tokens, `[CLS]`, `[SEP]` and some `[PAD]` included.
+/// Many token sequences, including `[CLS]`, `[SEP]` and some `[PAD]`.
 struct Corpus {
     pieces: Pieces,
     sequences: Vec<Vec<u32>>,
@@ -36,7 +36,7 @@ fn corpus() -> Corpus {
 }
 
 #[test]
-fn the_shares_are_those_that_are_asked_for() {
+fn masking_shares_match_the_settings() {
     let corpus = corpus();
     for probability in [0.15, 0.5] {
         let masking = Masking::try_new(probability, 7).unwrap();
@@ -52,20 +52,21 @@ fn the_shares_are_those_that_are_asked_for() {
             }
         }
         assert!(tokens > 400_000);
-        // In a sequence the share is off by less than a word, so that the sum is far closer than independent draws.
+        // In each sequence the share is off by less than a word, so the total is much closer than with independent
+        // draws.
         let share = chosen as f64 / tokens as f64;
         assert!((share - probability).abs() < 0.001, "{probability}: {share}");
         let (masked, changed) = (masked as f64 / chosen as f64, changed as f64 / chosen as f64);
         // Five standard deviations.
         let tolerance = |share: f64| 5.0 * (share * (1.0 - share) / chosen as f64).sqrt();
         assert!((masked - 0.8).abs() < tolerance(0.8), "{masked}");
-        // A random token is now and then the one that was there.
+        // A random token is occasionally the original one.
         assert!((changed - 0.1).abs() < tolerance(0.1) + 0.1 / 700.0, "{changed}");
     }
 }
 
 #[test]
-fn words_are_hidden_whole_and_special_tokens_never() {
+fn whole_words_are_masked_and_special_tokens_never() {
     let corpus = corpus();
     let masking = Masking::try_new(0.3, 1).unwrap();
     let (mut long, mut seen) = (0, std::collections::HashSet::new());
@@ -89,14 +90,14 @@ fn words_are_hidden_whole_and_special_tokens_never() {
         }
     }
     assert!(long > 1000, "{long}");
-    // Every token of the vocabulary but the special ones gets its turn.
+    // Every token of the vocabulary except the special ones is drawn.
     let vocab = (0..2000).filter(|id| !corpus.pieces.is_special(*id)).count();
     assert_eq!(seen.len(), vocab + 1);
 }
 
-/// Long words would be chosen less often than short ones if words that do not fit were passed over.
+/// Long words would be chosen less often than short ones if words that exceed the budget were skipped.
 #[test]
-fn long_words_are_chosen_nearly_as_often_as_short_ones() {
+fn long_words_are_masked_nearly_as_often_as_short_ones() {
     let corpus = corpus();
     let masking = Masking::try_new(0.15, 5).unwrap();
     let mut tally = [(0_u32, 0_u32); 2];
@@ -113,8 +114,8 @@ fn long_words_are_chosen_nearly_as_often_as_short_ones() {
 }
 
 #[test]
-fn the_text_of_a_corpus_is_cut_without_loss() {
-    let test = "the_text_of_a_corpus_is_cut_without_loss";
+fn a_corpus_is_split_into_sequences_without_loss() {
+    let test = "a_corpus_is_split_into_sequences_without_loss";
     let (Some(text), Some(model)) = (shared(test, "data/pan/pan-train_s1.txt"), shared(test, "models/minilm-base"))
     else {
         return;

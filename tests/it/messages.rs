@@ -1,8 +1,8 @@
-//! How much is said on stderr, and in which form.
+//! The amount and the format of messages on stderr.
 
 use serde_json::Value;
 
-use crate::elsewhere::archive;
+use crate::fuzz_targets::archive;
 use crate::support::{Job, couplet, stderr_of, stdout_of};
 use crate::tiny::{ARCHIVE, Variant};
 
@@ -17,7 +17,7 @@ fn said(job: &Job, arguments: &[&str]) -> (String, String) {
 }
 
 #[test]
-fn quiet_says_nothing_and_verbose_says_more() {
+fn quiet_prints_nothing_and_verbose_prints_more() {
     let job = Job::new(PAIRS);
     let usual = said(&job, &[]);
     assert!(usual.0.starts_with("demo: done\n"), "{}", usual.0);
@@ -28,14 +28,14 @@ fn quiet_says_nothing_and_verbose_says_more() {
     assert!(verbose.contains("DEBUG"), "{verbose}");
     let more = said(&job, &["-vvv"]).1;
     assert!(more.len() > verbose.len() && more.contains("datafusion"), "{more}");
-    // It stands before the command as well as behind it.
+    // The option is accepted before and after the command.
     assert_eq!(stdout_of(&mut job.couplet(&["-q", "run", "pipeline.toml"])), "");
     let wrong = stderr_of(job.run().args(["-q", "-v"]), 2);
     assert!(wrong.contains("cannot be used with"), "{wrong}");
 }
 
 #[test]
-fn rust_log_goes_before_the_switches() {
+fn rust_log_overrides_the_switches() {
     let job = Job::new(PAIRS);
     let stderr = stderr_of(job.run().args(["-vvv"]).env("RUST_LOG", "off"), 0);
     assert_eq!(stderr, "");
@@ -44,7 +44,7 @@ fn rust_log_goes_before_the_switches() {
 }
 
 #[test]
-fn json_logs_are_a_document_a_line_errors_included() {
+fn json_logs_have_one_document_per_line_and_include_errors() {
     let job = Job::new(PAIRS);
     let (stdout, stderr) = said(&job, &["--log-format", "json", "-v"]);
     assert!(stdout.starts_with("demo: done\n"));
@@ -54,7 +54,7 @@ fn json_logs_are_a_document_a_line_errors_included() {
         assert!(line["timestamp"].is_string() && line["level"].is_string(), "{line}");
         assert!(line["fields"]["message"].is_string(), "{line}");
     }
-    // Which stage said it.
+    // The stage that logged the message.
     assert!(lines.iter().any(|line| line["span"]["name"].is_string()), "{stderr}");
 
     let job = job.change("\"id\"", "\"key\"");
@@ -70,7 +70,7 @@ fn json_logs_are_a_document_a_line_errors_included() {
 }
 
 #[test]
-fn mistaken_arguments_are_told_in_the_format_that_they_ask_for() {
+fn argument_errors_use_the_requested_log_format() {
     let job = Job::new(PAIRS);
     for json in [&["--log-format", "json"][..], &["--log-format=json"]] {
         let stderr = stderr_of(job.run().arg("--nope").args(json), 2);
@@ -80,12 +80,12 @@ fn mistaken_arguments_are_told_in_the_format_that_they_ask_for() {
         assert!(message.starts_with("unexpected argument '--nope' found"), "{message}");
     }
     assert!(stderr_of(job.run().arg("--nope"), 2).starts_with("error: unexpected argument '--nope' found"));
-    // Help is no mistake.
+    // A request for help is not an error.
     assert!(stdout_of(job.run().args(["--log-format", "json", "--help"])).starts_with("Run a pipeline"));
 }
 
 #[test]
-fn what_goes_to_a_file_has_no_colors() {
+fn output_to_a_file_has_no_colors() {
     let job = Job::new(PAIRS);
     let mut run = job.run();
     let output = run.env_remove("NO_COLOR").args(["-v", "--fresh"]).output().unwrap();
@@ -95,8 +95,8 @@ fn what_goes_to_a_file_has_no_colors() {
 }
 
 #[test]
-fn errors_of_libraries_have_no_frames_of_the_stack() {
-    // candle's interpreter meets an instruction that there is none of, and keeps the stack where RUST_BACKTRACE is set.
+fn library_errors_have_no_backtrace() {
+    // candle's pickle interpreter meets an unknown opcode, and captures a backtrace if RUST_BACKTRACE is set.
     let pickle = archive(&[("archive/data.pkl".into(), b"\x80\x02\xff.".into())]);
     let model = Variant::of("tiny-bert-bin").with(ARCHIVE, pickle);
     for arguments in [&["model", "show"][..], &["predict", "a", "b", "--model"]] {

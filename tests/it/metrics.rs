@@ -1,4 +1,5 @@
-//! Equal to scikit-learn and SciPy to 1e-6: metrics, calibration, thresholds, weights; intervals to their own error.
+//! Metrics, calibration, thresholds and class weights equal scikit-learn and SciPy to 1e-6; intervals to their own
+//! error.
 
 use std::sync::LazyLock;
 
@@ -16,7 +17,7 @@ use serde_json::Value;
 
 use crate::support::golden;
 
-/// The largest difference that counts as equal.
+/// The largest accepted difference.
 const TOLERANCE: f64 = 1e-6;
 
 static GOLDENS: LazyLock<Value> =
@@ -44,7 +45,7 @@ fn singles(value: &Value) -> Vec<f32> {
     numbers(value).into_iter().map(|number| number as f32).collect()
 }
 
-/// Compares a metric with a golden value, null for one that is not defined; large values by their relative difference.
+/// Compares a metric with a golden value (null if undefined); large values by their relative difference.
 fn check(case: &Value, name: &str, value: Option<f64>) {
     let expected = case.get(name).unwrap_or_else(|| panic!("no golden {name} in {}", case["name"])).as_f64();
     let equal = match (value, expected) {
@@ -61,7 +62,7 @@ fn check_all(case: &Value, metrics: &Metrics) {
 }
 
 #[test]
-fn one_label_of_many_is_measured_as_by_scikit_learn() {
+fn single_label_metrics_match_scikit_learn() {
     for case in cases("classes") {
         let (gold, probabilities) = (labels(&case["gold"]), numbers(&case["probabilities"]));
         let k = case["labels"].as_u64().unwrap() as usize;
@@ -94,7 +95,7 @@ fn one_label_of_many_is_measured_as_by_scikit_learn() {
 }
 
 #[test]
-fn values_are_measured_as_by_scipy() {
+fn regression_metrics_match_scipy() {
     for case in cases("values") {
         let (gold, predicted) = (numbers(&case["gold"]), numbers(&case["predicted"]));
         check(case, "pearson", pearson(&gold, &predicted).unwrap());
@@ -104,7 +105,7 @@ fn values_are_measured_as_by_scipy() {
 }
 
 #[test]
-fn sets_of_labels_are_measured_as_by_scikit_learn() {
+fn multilabel_metrics_match_scikit_learn() {
     for case in cases("sets") {
         let k = case["labels"].as_u64().unwrap() as usize;
         check_all(
@@ -115,7 +116,7 @@ fn sets_of_labels_are_measured_as_by_scikit_learn() {
 }
 
 #[test]
-fn numbers_that_are_none_are_refused_everywhere() {
+fn nan_and_empty_inputs_are_refused_everywhere() {
     let nan = f64::NAN;
     assert!(Classes::new(2, vec![0], vec![nan, nan], None, 10).is_err());
     assert!(Values::new(vec![0.0, 1.0], vec![0.0, nan]).is_err());
@@ -129,7 +130,7 @@ fn numbers_that_are_none_are_refused_everywhere() {
 }
 
 #[test]
-fn a_temperature_is_that_of_scipy() {
+fn a_temperature_matches_scipy() {
     for case in cases("temperatures") {
         let (k, logits) = (case["labels"].as_u64().unwrap() as usize, singles(&case["logits"]));
         let calibration = if case["multi"] == true {
@@ -147,7 +148,7 @@ fn a_temperature_is_that_of_scipy() {
 }
 
 #[test]
-fn a_threshold_reaches_the_best_there_is() {
+fn a_threshold_reaches_the_best_possible_value() {
     for case in cases("thresholds") {
         let (positive, scores) = (flags(&case["gold"]), singles(&case["scores"]));
         for (objective, best) in case["best"].as_object().unwrap() {
@@ -160,7 +161,7 @@ fn a_threshold_reaches_the_best_there_is() {
             let fitted = fitted.unwrap();
             assert!((fitted.reached - best).abs() < TOLERANCE, "{}, {objective}: {fitted:?} {best}", case["name"]);
             assert!(fitted.from <= fitted.value && fitted.value <= fitted.to);
-            // What is predicted from the threshold on is as good as it says.
+            // Predictions with the threshold reach the reported value.
             let gold: Vec<u32> = positive.iter().map(|positive| u32::from(*positive)).collect();
             let predicted: Vec<u32> = scores.iter().map(|score| u32::from(f64::from(*score) >= fitted.value)).collect();
             let confusion = Confusion::new(2, &gold, &predicted).unwrap();
@@ -190,26 +191,26 @@ fn a_threshold_reaches_the_best_there_is() {
 }
 
 #[test]
-fn a_threshold_is_the_middle_of_the_widest_interval_whatever_the_order_of_rows() {
+fn a_threshold_is_the_middle_of_the_widest_interval() {
     let rows = [(0.1, false), (0.2, false), (0.4, true), (0.45, false), (0.7, true), (0.9, true)];
     let fit = |rows: &[(f32, bool)], objective| {
         let (scores, positive): (Vec<f32>, Vec<bool>) = rows.iter().copied().unzip();
         Threshold::fit(objective, &scores, &positive).unwrap()
     };
-    // Accuracy 5/6 above 0.2 up to 0.4, and above 0.45 up to 0.7, which is wider.
+    // Accuracy is 5/6 above 0.2 up to 0.4, and above 0.45 up to 0.7, which is wider.
     let fitted = fit(&rows, Objective::Accuracy);
     assert!((fitted.value - 0.575).abs() < 1e-6 && (fitted.reached - 5.0 / 6.0).abs() < 1e-12, "{fitted:?}");
     let mut turned = rows;
     turned.reverse();
     assert_eq!(fit(&turned, Objective::Accuracy), fitted);
-    // F1 is best with all three and one false alarm.
+    // F1 is best with all three positives and one false positive.
     assert!((fit(&rows, Objective::F1).value - 0.3).abs() < 1e-6);
     // Every threshold above 0.45 has precision 1; the lowest finds two of three.
     let fitted = fit(&rows, Objective::Precision(0.9));
     assert!((fitted.value - 0.575).abs() < 1e-6 && (fitted.reached - 2.0 / 3.0).abs() < 1e-12, "{fitted:?}");
 }
 
-/// The probabilities are of the second label in both cases; turned, its rows and theirs have changed places.
+/// Probabilities are always of the second label; for the first label, the rows and the probabilities are swapped.
 #[test]
 fn a_threshold_may_be_for_the_first_label() {
     let rows = [(0.1_f32, false), (0.2, false), (0.4, true), (0.45, false), (0.7, true), (0.9, true)];
@@ -237,7 +238,7 @@ fn a_threshold_may_be_for_the_first_label() {
 }
 
 #[test]
-fn what_no_threshold_can_do_is_said() {
+fn impossible_threshold_objectives_are_errors() {
     let message = |objective: &str, scores: &[f32], positive: &[bool]| {
         Threshold::fit(Objective::parse(objective).unwrap(), scores, positive).unwrap_err().to_string()
     };
@@ -269,7 +270,7 @@ fn what_no_threshold_can_do_is_said() {
 }
 
 #[test]
-fn intervals_are_those_of_scipy_to_within_their_error() {
+fn confidence_intervals_match_scipy_within_their_error() {
     let case = &GOLDENS["intervals"];
     let sample = Sample::Values(Values::new(numbers(&case["gold"]), numbers(&case["predicted"])).unwrap());
     let bootstrap = Bootstrap::try_new(20_000, 0.95, 1).unwrap();
@@ -281,7 +282,7 @@ fn intervals_are_those_of_scipy_to_within_their_error() {
         let (interval, value) = (interval.unwrap(), measured.get(metric).unwrap());
         assert!(interval.low < value && value < interval.high && interval.defined == 20_000);
         let Some(expected) = case.get(metric.name()).map(numbers) else { continue };
-        // An end of 20,000 resamples is uncertain by about a hundredth of the interval.
+        // An end of an interval from 20,000 resamples is uncertain by about a hundredth of the interval.
         let width = expected[1] - expected[0];
         let error = (interval.low - expected[0]).abs().max((interval.high - expected[1]).abs());
         assert!(error < 0.03 * width, "{metric}: {interval:?} {expected:?}");
@@ -291,7 +292,7 @@ fn intervals_are_those_of_scipy_to_within_their_error() {
 }
 
 #[test]
-fn all_kinds_of_metrics_have_intervals() {
+fn every_kind_of_metric_has_an_interval() {
     let positive = |i: u32| i.is_multiple_of(3);
     let gold: Vec<u32> = (0..200).map(|i| u32::from(positive(i))).collect();
     let score = |i: u32| (f64::from(i * 37 % 101) / 101.0 + if positive(i) { 0.5 } else { 0.0 }) / 1.5;
@@ -302,14 +303,14 @@ fn all_kinds_of_metrics_have_intervals() {
     assert_eq!(intervals.len(), 11);
     for (metric, interval) in intervals {
         let (interval, value) = (interval.unwrap(), measured.get(metric).unwrap());
-        // Resampling adds to the calibration error: its interval lies above it.
+        // Resampling increases the calibration error: its interval lies above the point estimate.
         assert!(interval.low < interval.high && value < interval.high, "{metric}: {value} {interval:?}");
         assert!(metric == Metric::CalibrationError || interval.low < value, "{metric}: {value} {interval:?}");
     }
 }
 
 #[test]
-fn balanced_weights_are_those_of_scikit_learn() {
+fn balanced_class_weights_match_scikit_learn() {
     let case = &GOLDENS["class_weights"];
     let rows: Vec<u64> = numbers(&case["rows"]).into_iter().map(|rows| rows as u64).collect();
     let names = ["a", "b", "c"].map(String::from);
@@ -318,7 +319,7 @@ fn balanced_weights_are_those_of_scikit_learn() {
 }
 
 #[test]
-fn slices_have_the_metrics_of_their_rows() {
+fn slice_metrics_are_those_of_their_rows() {
     let case = cases("classes").next().unwrap();
     let (gold, probabilities) = (labels(&case["gold"]), numbers(&case["probabilities"]));
     let sample =

@@ -1,4 +1,4 @@
-//! `couplet run --metrics FILE`: what a run did, for Prometheus; also of one that failed.
+//! `couplet run --metrics FILE`: Prometheus metrics of successful and failed runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use crate::support::{Job, finetune_stage, golden, stderr_of, stdout_of, write};
 const PAIRS: &str =
     "id,a,b\n1,A man walks.,A man is walking.\n2,A man walks.,A man is walking.\n3,,x\n4,One cat.,Two cats.\n";
 
-/// The values of a metrics file by name and labels, after checking that it is as Prometheus expects it.
+/// Parses a metrics file into values by name and labels, and checks that it is valid for Prometheus.
 fn metrics(text: &str) -> BTreeMap<String, f64> {
     let (mut values, mut typed, mut described) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
     assert!(text.ends_with('\n'));
@@ -64,13 +64,13 @@ fn a_run_leaves_its_metrics() {
     assert_eq!(first["couplet_run_last_success_timestamp_seconds"], first["couplet_run_end_timestamp_seconds"]);
     assert!(first.keys().any(|key| key.starts_with("couplet_run_info{run=\"")), "{first:#?}");
     assert!(!first.contains_key("couplet_run_score_psi"), "there was no run before");
-    // The next night knows all, and can be compared.
+    // All texts of the next run are cached, and it can be compared with this one.
     stdout_of(&mut run(&job));
     let second = read(&job);
     assert_eq!(outcomes.map(|outcome| rows(&second, outcome)), [0.0, 3.0, 0.0, 1.0]);
     assert_eq!((second["couplet_run_score_psi"], second["couplet_run_score_ks_ratio"]), (0.0, 0.0));
     assert!(!second.contains_key("couplet_run_rows_per_second"), "nothing was scored");
-    // Nothing is left beside the file.
+    // No other files are left beside the metrics.
     assert_eq!(job.path("metrics").read_dir().unwrap().count(), 1);
 }
 
@@ -84,7 +84,7 @@ fn the_report_gives_the_same_metrics() {
 }
 
 #[test]
-fn stages_before_the_scoring_are_part_of_a_run_in_both() {
+fn training_and_evaluation_are_in_the_report_and_the_metrics() {
     let job = Job::over_quickstart_pairs().add(&finetune("accuracy > 0"));
     stdout_of(&mut run(&job));
     let written = read(&job);
@@ -93,16 +93,16 @@ fn stages_before_the_scoring_are_part_of_a_run_in_both() {
     let training = written["couplet_run_stage_duration_seconds{stage=\"finetune\"}"];
     assert!(training > 0.0 && written["couplet_run_duration_seconds"] > training, "{written:#?}");
     let (start, end) = (written["couplet_run_start_timestamp_seconds"], written["couplet_run_end_timestamp_seconds"]);
-    // Both clocks of the machine.
+    // The wall clock and the monotonic clock agree.
     assert!((end - start - written["couplet_run_duration_seconds"]).abs() < 1.0, "{written:#?}");
     assert_eq!(written["couplet_run_promoted"], 1.0);
-    // A run that trains nothing says nothing of it.
+    // A run without training has no metrics of it.
     stdout_of(run(&job).args(["--only", "score"]));
     assert!(!read(&job).keys().any(|key| key.contains("finetune") || key.contains("promoted")), "{:#?}", read(&job));
 }
 
 #[test]
-fn a_refused_model_is_a_warning_and_a_metric() {
+fn a_rejected_model_gives_a_warning_and_a_metric() {
     let job = Job::over_quickstart_pairs().add(&finetune("accuracy > 0.999"));
     for again in ["", ", as before"] {
         let said = stderr_of(&mut run(&job), 0);
@@ -111,13 +111,13 @@ fn a_refused_model_is_a_warning_and_a_metric() {
     }
 }
 
-/// A stage that learns a model which nothing scores with.
+/// A stage that trains a model which no stage scores with.
 fn finetune(promote_if: &str) -> String {
     finetune_stage("id <= 'q0100'", &format!("promote_if = {promote_if:?}"))
 }
 
 #[test]
-fn a_run_that_fails_says_so_and_when_one_last_succeeded() {
+fn a_failed_run_records_the_time_of_the_last_success() {
     let job = Job::new(PAIRS);
     stdout_of(&mut run(&job));
     let done = read(&job);
@@ -129,7 +129,7 @@ fn a_run_that_fails_says_so_and_when_one_last_succeeded() {
     let last = "couplet_run_last_success_timestamp_seconds";
     assert_eq!(failed[last], done[last]);
     assert!(failed["couplet_run_end_timestamp_seconds"] > done["couplet_run_end_timestamp_seconds"]);
-    // A model that is not there, and a pipeline that cannot be read: no scoring was recorded.
+    // A missing model and an unreadable pipeline: neither run is recorded in the store.
     let job = job.change(&format!("{:?}", golden("tiny-distilbert")), "\"nowhere\"");
     stderr_of(&mut run(&job), 2);
     let failed = read(&job);
@@ -140,21 +140,21 @@ fn a_run_that_fails_says_so_and_when_one_last_succeeded() {
     assert_eq!((read(&job)["couplet_run_success"], read(&job)[last]), (0.0, done[last]));
 }
 
-/// Where the pipeline is not called as its file is, and where the file of metrics is new.
+/// The pipeline's name differs from its file's name, and the metrics file is new.
 #[test]
-fn the_last_success_outlives_whatever_fails() {
+fn the_time_of_the_last_success_survives_failures() {
     let job = Job::new(PAIRS);
     stdout_of(&mut run(&job));
     let last = "couplet_run_last_success_timestamp_seconds";
     let done = read(&job)[last];
-    // The file says what the pipeline is called while the TOML cannot be read.
+    // The metrics file provides the pipeline's name while the TOML cannot be read.
     let job = job.change("[source]", "[source");
     stderr_of(&mut run(&job), 2);
     assert_eq!((read(&job)["couplet_run_success"], read(&job)[last]), (0.0, done));
     let job = job.change("[source", "[source]").change("pairs.csv", "nothing.csv");
     stderr_of(&mut run(&job), 2);
     assert_eq!((read(&job)["couplet_run_success"], read(&job)[last]), (0.0, done));
-    // The store knows it too.
+    // The store has it too.
     std::fs::remove_file(job.path("metrics/demo.prom")).unwrap();
     stderr_of(&mut run(&job), 2);
     assert_eq!((read(&job)["couplet_run_success"], read(&job)[last]), (0.0, done));

@@ -1,4 +1,4 @@
-//! `couplet run` on pipelines that do not suit their data: exit code 2, a message that says what to write instead, and
+//! `couplet run` on pipelines that do not fit their data: exit code 2, a message that says what to write instead, and
 //! no output.
 
 use serde_json::Value;
@@ -7,7 +7,7 @@ use crate::support::{Job, stdout_of, write};
 
 const PAIRS: &str = "id,a,b,n,score\n1,x,y,3,0.5\n2,p,q,4,0.5\n";
 
-/// What the run says, after checking that it wrote nothing.
+/// The message of the run, after a check that it wrote nothing.
 fn refusal(job: &Job) -> String {
     let message = job.error(2);
     assert!(job.output_files().is_empty());
@@ -19,13 +19,13 @@ fn with_sql(sql: &str) -> Job {
 }
 
 #[test]
-fn a_source_file_that_is_missing_is_named_with_its_like() {
+fn a_missing_source_file_is_named_with_a_similar_one() {
     let job = Job::new(PAIRS).change("pairs.csv", "pair.csv");
     insta::assert_snapshot!(refusal(&job), @"error: table `pairs`: pair.csv does not exist; did you mean pairs.csv?");
 }
 
 #[test]
-fn all_missing_files_are_named_at_once() {
+fn all_missing_files_are_listed_at_once() {
     let job = Job::new(PAIRS).change("pairs = \"pairs.csv\"", "pairs = \"no.csv\"\ngold = \"folder/none.parquet\"");
     insta::assert_snapshot!(refusal(&job), @r"
     error: table `pairs`: no.csv does not exist
@@ -34,7 +34,7 @@ fn all_missing_files_are_named_at_once() {
 }
 
 #[test]
-fn columns_that_the_query_does_not_return_are_named_at_once_with_their_likes() {
+fn all_missing_columns_are_listed_with_suggestions() {
     let job = Job::new(PAIRS)
         .change("id = \"id\"", "id = \"Id\"")
         .change("[\"a\", \"b\"]", "[\"aa\", \"sentence2\"]\nlabel = \"lable\"")
@@ -48,13 +48,13 @@ fn columns_that_the_query_does_not_return_are_named_at_once_with_their_likes() {
 }
 
 #[test]
-fn a_text_column_of_numbers_is_refused_with_a_cast() {
+fn a_numeric_text_column_is_refused_and_a_cast_suggested() {
     let job = with_sql("SELECT id, a, n AS b FROM pairs");
     insta::assert_snapshot!(refusal(&job), @"error: pipeline.toml: source.text names `b`, which is Int64 and must be a string; write CAST(b AS VARCHAR) AS b in the query");
 }
 
 #[test]
-fn ids_that_come_twice_are_refused_with_examples() {
+fn duplicate_ids_are_refused_with_examples() {
     let job = Job::new("id,a,b\n1,x,y\n2,p,q\n1,r,s\n1,t,u\n2,v,w\n");
     let message = refusal(&job);
     // The examples are in no particular order.
@@ -64,7 +64,7 @@ fn ids_that_come_twice_are_refused_with_examples() {
 }
 
 #[test]
-fn ids_of_several_columns_name_a_row_together() {
+fn composite_ids_identify_rows() {
     let job = Job::new("id,a,b\n1,x,y\n1,p,q\n").change("id = \"id\"", "id = [\"id\", \"a\"]");
     assert_eq!(job.rows().len(), 2);
     write(&job.path("pairs.csv"), "id,a,b\n1,x,y\n1,x,q\n");
@@ -79,13 +79,13 @@ fn null_ids_are_refused() {
 }
 
 #[test]
-fn columns_of_the_output_are_refused_in_the_source_in_any_case() {
+fn output_columns_are_refused_in_the_source_in_any_case() {
     insta::assert_snapshot!(refusal(&with_sql("SELECT id, a, b, score FROM pairs")), @"error: pipeline.toml: the source query returns a column `score`, which couplet adds itself; rename it with AS");
     insta::assert_snapshot!(refusal(&with_sql("SELECT id, a, b, n AS \\\"Error\\\" FROM pairs")), @"error: pipeline.toml: the source query returns a column `Error`, which couplet adds itself; rename it with AS");
 }
 
 #[test]
-fn two_columns_of_one_name_are_refused() {
+fn duplicate_column_names_are_refused() {
     let sql = "SELECT p.id, p.a, q.b, p.n, q.n, p.n AS \\\"B\\\" FROM pairs p JOIN pairs q ON p.id = q.id";
     insta::assert_snapshot!(refusal(&with_sql(sql)), @r"
     error: pipeline.toml: the source query returns two columns named `n` and `n`; rename one of them with AS
@@ -94,8 +94,8 @@ fn two_columns_of_one_name_are_refused() {
 }
 
 #[test]
-fn places_in_the_query_are_those_of_the_file_that_has_it() {
-    // A line, and a column in characters behind some of two bytes.
+fn positions_in_the_query_are_those_of_its_file() {
+    // A line, and a column counted in characters after some two-byte ones.
     let several = "'''\nSELECT id, 'é' AS a,\n  'ééé' AS b, , FROM pairs'''";
     let job = Job::new(PAIRS).change("\"SELECT id, a, b FROM pairs\"", several);
     insta::assert_snapshot!(refusal(&job), @"error: pipeline.toml: the source query: Expected: an expression, found: , at Line: 8, Column: 15");
@@ -119,7 +119,7 @@ fn mistakes_in_the_query_are_explained() {
 }
 
 #[test]
-fn a_source_only_reads() {
+fn a_source_query_must_be_read_only() {
     insta::assert_snapshot!(refusal(&with_sql("COPY pairs TO 'copy.csv'")), @"error: pipeline.toml: the source query: it must be one SELECT, not COPY: the SQL of a pipeline only reads; set the output under [sink]");
     insta::assert_snapshot!(refusal(&with_sql("CREATE TABLE t AS SELECT 1")), @"error: pipeline.toml: the source query: it must be one SELECT, not CREATE: the SQL of a pipeline only reads; set the output under [sink]");
 }
@@ -220,7 +220,7 @@ fn an_output_that_is_a_folder_fails_the_run() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn an_output_that_cannot_be_written_is_found_before_anything_is_scored() {
+fn unwritable_outputs_are_found_before_scoring() {
     for (sink, name) in [
         ("uri = \"/proc/out/scores.parquet\"", "/proc/out/scores.parquet"),
         ("uri = \"/proc/out\"", "/proc/out"),
@@ -238,7 +238,7 @@ fn an_output_that_cannot_be_written_is_found_before_anything_is_scored() {
     }
 }
 
-/// What `plan` and `run` say, which must be the same, and end with the same code.
+/// The message of `plan` and `run`, which must be the same, with the same exit code.
 fn foreseen(job: &Job) -> String {
     let said = job.error_of(&mut job.couplet(&["plan", "pipeline.toml"]), 2);
     assert_eq!(job.error(2), said);
@@ -246,7 +246,7 @@ fn foreseen(job: &Job) -> String {
 }
 
 #[test]
-fn a_plan_finds_the_places_that_a_run_refuses() {
+fn a_plan_reports_the_places_that_a_run_refuses() {
     let with_sink = |sink: &str| {
         let job = Job::new(PAIRS).change("uri = \"out/scores.parquet\"", sink);
         write(&job.path("taken"), "years of work");
@@ -269,7 +269,7 @@ fn a_plan_finds_the_places_that_a_run_refuses() {
 
 #[cfg(unix)]
 #[test]
-fn a_folder_for_temporary_files_that_is_none_is_named() {
+fn an_invalid_spill_folder_is_named() {
     let job = Job::new(PAIRS);
     let said = |arguments: &[&str]| job.error_of(job.couplet(arguments).env("TMPDIR", job.path("pairs.csv")), 2);
     insta::assert_snapshot!(said(&["run", "pipeline.toml"]), @"error: pipeline.toml: run.spill (the system's TMPDIR, unless it is given): pairs.csv is a file, and a folder is to be there; name another place, or remove the file");
@@ -277,9 +277,9 @@ fn a_folder_for_temporary_files_that_is_none_is_named() {
     insta::assert_snapshot!(said(&["query", "SELECT 1"]), @"error: run.spill (the system's TMPDIR, unless it is given): DIR/pairs.csv is a file, and a folder is to be there; name another place, or remove the file");
 }
 
-/// The sink comes last, and is looked at first: nobody trains for hours to learn that it cannot be written.
+/// The sink is used last but checked first: an unwritable sink is not found only after hours of training.
 #[test]
-fn a_sink_is_looked_at_before_anything_is_learned() {
+fn a_sink_is_checked_before_training() {
     let learn = "[finetune]\nsql = \"SELECT id, a, b, 'x' AS label FROM pairs\"\nid = \"id\"\ntext = [\"a\", \"b\"]\n\
                  task = \"classification\"\nmodel = \"base\"\noutput = \"models/task\"";
     let job = Job::new(PAIRS).add(learn);
@@ -296,7 +296,7 @@ fn a_sink_is_looked_at_before_anything_is_learned() {
 }
 
 #[test]
-fn files_that_a_training_would_remove_are_found_before_anything_is_learned() {
+fn foreign_files_in_a_model_folder_are_found_before_training() {
     let learn = "[finetune]\nsql = \"SELECT id, a, b, 'x' AS label FROM pairs\"\nid = \"id\"\ntext = [\"a\", \"b\"]\n\
                  task = \"classification\"\nmodel = \"base\"\noutput = \"models/task\"";
     let job = Job::new(PAIRS).add(learn);
@@ -314,7 +314,7 @@ fn files_that_a_training_would_remove_are_found_before_anything_is_learned() {
 
 #[cfg(unix)]
 #[test]
-fn places_of_one_pipeline_are_apart_however_they_are_written() {
+fn conflicting_places_are_found_in_any_spelling() {
     let job = Job::new(PAIRS).change(&format!("{:?}", crate::support::golden("tiny-distilbert")), "\"models/pairs\"");
     std::fs::create_dir_all(job.path("models/pairs")).unwrap();
     std::os::unix::fs::symlink(job.path("models"), job.path("linked")).unwrap();
@@ -334,7 +334,7 @@ fn places_of_one_pipeline_are_apart_however_they_are_written() {
 }
 
 #[test]
-fn tables_of_two_kinds_do_not_share_a_folder() {
+fn two_table_formats_do_not_share_a_folder() {
     let job = Job::new(PAIRS).change("uri = \"out/scores.parquet\"", "uri = \"out\"\nformat = \"delta\"");
     job.report();
     let job = job.change("\nformat = \"delta\"", "");
@@ -354,7 +354,7 @@ fn a_parameter_in_the_sql_of_a_pipeline_is_refused() {
 }
 
 #[test]
-fn a_run_without_a_single_score_is_said_aloud() {
+fn a_run_without_any_score_gives_a_warning() {
     let job = Job::new("id,a,b\n1,,y\n2,,y\n");
     let said = crate::support::stderr_of(&mut job.run(), 0);
     let expected = "none of the 2 rows could be scored (2 with NULL text): what is published has no prediction";

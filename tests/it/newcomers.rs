@@ -1,5 +1,5 @@
-//! The mistakes that people make in their first hour, and what couplet says of each: what is wrong, where, the value,
-//! what is allowed, and how to mend it. Each message is a snapshot; paths of this machine are `DIR` and `ROOT` there.
+//! Common mistakes of new users and couplet's messages: what is wrong, where, the value, what is allowed, and how to
+//! fix it. Each message is a snapshot with local paths replaced by `DIR` and `ROOT`.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -16,7 +16,7 @@ fn new_job() -> Job {
     Job::new(PAIRS)
 }
 
-/// A job whose model is a spoilt copy of a golden one, in the job's folder.
+/// A job whose model is a modified copy of a golden one, in the job's folder.
 fn with_model(spoil: impl FnOnce(Variant) -> Variant) -> Job {
     let model = spoil(Variant::of("tiny-distilbert"));
     let job = new_job().change(&format!("{:?}", golden("tiny-distilbert")), "\"model\"");
@@ -27,7 +27,7 @@ fn with_model(spoil: impl FnOnce(Variant) -> Variant) -> Job {
     job
 }
 
-/// The message of a command as a snapshot of that name.
+/// Compares the message of a command with the snapshot of this name.
 #[track_caller]
 fn says(name: &str, job: &Job, command: &mut Command, code: i32) {
     let mut settings = insta::Settings::clone_current();
@@ -36,11 +36,11 @@ fn says(name: &str, job: &Job, command: &mut Command, code: i32) {
     settings.set_omit_expression(true);
     let said = without_ports(&job.error_of(command, code));
     settings.bind(|| insta::assert_snapshot!(format!("newcomers__{name}"), said));
-    // Whatever went wrong, nothing stands where the output would.
+    // No failed command leaves an output.
     assert!(!job.output().exists(), "{name}");
 }
 
-/// The text with `SERVER` for addresses of this machine.
+/// Replaces addresses of this machine by `SERVER`.
 fn without_ports(text: &str) -> String {
     let mut parts = text.split("127.0.0.1:");
     let first = parts.next().unwrap_or_default().to_owned();
@@ -79,7 +79,7 @@ fn columns_of_the_source() {
 }
 
 #[test]
-fn labels_that_are_not_those_of_the_task() {
+fn labels_that_do_not_fit_the_task_are_explained() {
     let evaluate = |task: &str, label: &str| {
         let sql = format!("SELECT a AS sentence1, b AS sentence2, {label} AS label FROM pairs");
         new_job().add(&format!("[evaluate]\ntask = \"{task}\"\nsql = \"{sql}\"\noutput = \"out/evaluation\""))
@@ -90,7 +90,7 @@ fn labels_that_are_not_those_of_the_task() {
 }
 
 #[test]
-fn files_that_are_something_else() {
+fn files_of_the_wrong_kind_are_explained() {
     let job = new_job().change("pairs.csv", "pairs.parquet");
     write(&job.path("pairs.parquet"), PAIRS);
     run_says("no_parquet", &job, 2);
@@ -101,9 +101,9 @@ fn files_that_are_something_else() {
     run_says("empty_file", &job, 2);
 }
 
-/// A source without rows is a night on which nothing came: the table is published, empty, and the report says so.
+/// An empty source is a night without new data: an empty table is published, and the report says so.
 #[test]
-fn an_empty_source_is_said() {
+fn an_empty_source_is_reported() {
     let job = Job::new("id,a,b\n");
     let said = stderr_of(&mut job.run(), 0);
     assert!(said.contains("the source has no rows"), "{said}");
@@ -111,7 +111,7 @@ fn an_empty_source_is_said() {
 }
 
 #[test]
-fn models_that_are_not_whole() {
+fn incomplete_models_are_explained() {
     for (name, spoil) in [
         ("model_without_tokenizer", (|model| model.without("tokenizer.json")) as fn(Variant) -> Variant),
         ("model_without_config", |model| model.without("config.json")),
@@ -126,7 +126,7 @@ fn models_that_are_not_whole() {
 }
 
 #[test]
-fn a_base_that_is_damaged_is_a_mistake_of_the_pipeline() {
+fn a_damaged_base_model_exits_with_2() {
     let job = with_model(|model| model.with_only("model.safetensors", 100)).add(
         "[finetune]\nsql = \"SELECT id, a, b, CASE WHEN n > 10 THEN 'yes' ELSE 'no' END AS label FROM pairs\"\n\
          validation = \"SELECT id, a, b, 'yes' AS label FROM pairs\"\ntext = [\"a\", \"b\"]\n\
@@ -137,7 +137,7 @@ fn a_base_that_is_damaged_is_a_mistake_of_the_pipeline() {
 }
 
 #[test]
-fn what_the_machine_cannot_do() {
+fn unsupported_hardware_is_explained() {
     if cfg!(not(feature = "cuda")) {
         run_says("gpu_in_a_cpu_build", &new_job().change("[sink]", "device = \"cuda:0\"\n[sink]"), 2);
     }
@@ -173,15 +173,15 @@ fn the_command_line() {
 }
 
 #[test]
-fn a_place_that_cannot_be_written() {
-    // A file where the folder would be, as permissions mean nothing to root.
+fn an_unwritable_place_is_explained() {
+    // A file in place of the folder, because root ignores permissions.
     let job = new_job().change("out/scores.parquet", "pairs.csv/scores.parquet");
     run_says("sink_under_a_file", &job, 2);
     run_says("store_under_a_file", &new_job().add("[score]\nstore = \"pairs.csv/store\""), 2);
     run_says("spill_under_a_file", &new_job().add("[run]\nspill = \"pairs.csv/spill\""), 2);
 }
 
-/// A server that lets nobody in.
+/// A server that denies all access.
 fn forbidding_server() -> String {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = server.local_addr().unwrap().to_string();
@@ -207,7 +207,7 @@ fn forbidding_server() -> String {
 }
 
 #[test]
-fn a_bucket_that_may_not_be_read_or_written() {
+fn a_bucket_without_read_or_write_access_is_explained() {
     let server = forbidding_server();
     let forbidden = |command: &mut Command| {
         command.env("AWS_ENDPOINT_URL", format!("http://{server}")).env("AWS_ALLOW_HTTP", "true");
@@ -224,7 +224,7 @@ fn a_bucket_that_may_not_be_read_or_written() {
     says("bucket_that_may_not_be_written", &job, &mut run(&job), 2);
     let job = new_job().add("[score]\nstore = \"s3://state/nightly\"");
     says("store_that_may_not_be_used", &job, &mut run(&job), 2);
-    // Nor does it get better by asking again in other ways.
+    // Other commands get the same response.
     for arguments in [&["plan"][..], &["runs"], &["report", "-o", "page.html"], &["store", "gc"]] {
         let mut command = job.couplet(arguments);
         forbidden(command.arg("pipeline.toml"));

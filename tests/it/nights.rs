@@ -1,4 +1,4 @@
-//! `couplet run`, night after run_lock: what is remembered, what a kill leaves, and what readers see meanwhile.
+//! `couplet run`, night after night: cached scores, recovery after kills, and what readers see meanwhile.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::support::{Job, golden, rows_of, stderr_of, stdout_of, write};
 use crate::tiny::Variant;
 
-/// `id,a,b` of rows from `from` up to `to`; every third text comes twice.
+/// CSV with `id,a,b` of rows from `from` up to `to`; every third text occurs twice.
 pub fn pairs(from: usize, to: usize) -> String {
     let mut csv = String::from("id,a,b\n");
     for id in from..to {
@@ -20,7 +20,7 @@ pub fn pairs(from: usize, to: usize) -> String {
     csv
 }
 
-/// A job of 300 rows and 200 texts in windows of 16, which commits after each window.
+/// A job of 300 rows and 200 texts in windows of 16, with a commit after each window.
 fn job() -> Job {
     Job::new(pairs(0, 300)).add("[run]\nwindow = 16\n[score]\nstore = \"state\"\ncheckpoint = \"1ms\"")
 }
@@ -33,7 +33,7 @@ fn folder(job: Job, mode: &str) -> Job {
     job.change("uri = \"out/scores.parquet\"", &format!("uri = \"out/scores\"\nmode = {mode:?}"))
 }
 
-/// The published rows in the order of their ids, as `couplet query` reads them.
+/// The published rows sorted by id, as `couplet query` reads them.
 fn published(job: &Job) -> Vec<Value> {
     let sql = "SELECT * FROM predictions ORDER BY CAST(id AS INT)";
     let mut query = job.couplet(&["query", "--pipeline", "pipeline.toml", "--format", "json", sql]);
@@ -49,21 +49,21 @@ fn report_of(job: &Job, arguments: &[&str]) -> Value {
     serde_json::from_str(&stdout_of(job.run().arg("--json").args(arguments))).unwrap()
 }
 
-/// Runs the job, killed at a point; expects the point to be reached.
+/// Runs the job, which is killed at a crash point. Fails if the point is not reached.
 fn crash(job: &Job, point: &str) {
     let output = job.run().env("COUPLET_CRASH", point).env("TMPDIR", job.path("")).output().unwrap();
     assert_eq!(output.status.code(), None, "{point}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
-fn the_second_night_scores_what_is_new_or_changed() {
+fn the_second_run_scores_new_and_changed_rows() {
     let job = job();
     assert_eq!(counts(&job.report()), [300, 200, 0, 100, 0]);
     let first = rows_of(&job.output());
     assert_eq!(counts(&job.report()), [300, 0, 300, 0, 0]);
     assert_eq!(rows_of(&job.output()), first);
 
-    // Six rows more, one text changed.
+    // Six new rows, one of them with a changed text.
     let grown = pairs(0, 306).replace("0,The council heard letter 0 ", "0,The council read letter 0 ");
     write(&job.path("pairs.csv"), grown);
     assert_eq!(counts(&job.report()), [306, 5, 299, 2, 0]);
@@ -74,22 +74,23 @@ fn the_second_night_scores_what_is_new_or_changed() {
 }
 
 #[test]
-fn the_order_of_rows_is_that_of_the_source_however_they_are_joined() {
+fn output_rows_keep_the_order_of_the_source() {
     let job = job();
     job.report();
     let ids = |job: &Job| rows_of(&job.output()).iter().map(|row| row["id"].as_u64().unwrap()).collect::<Vec<_>>();
     assert_eq!(ids(&job), (0..300).collect::<Vec<_>>());
-    // With too little memory for a table of scores, both sides are sorted, and spilled where that is too much as well.
+    // With too little memory for a hash join with the scores, both sides are sorted, and spilled if that is too much as
+    // well.
     let job = Job::new(pairs(0, 120_000)).add("[run]\nmemory = \"16MiB\"\nspill = \"spill\"");
     let job = job.change("SELECT id, a, b FROM pairs", "SELECT id, a, b FROM pairs WHERE id % 1000 < 200");
     assert_eq!(counts(&job.report())[0], 24_000);
     let ids = ids(&job);
     assert!(ids.is_sorted() && ids.len() == 24_000);
-    assert_eq!(job.path("spill").read_dir().unwrap().count(), 0, "what was spilled is removed");
+    assert_eq!(job.path("spill").read_dir().unwrap().count(), 0, "spilled files are removed");
 }
 
 #[test]
-fn another_model_or_length_or_precision_forgets_by_itself_and_fresh_on_purpose() {
+fn another_model_or_length_or_fresh_scores_all_rows_again() {
     let job = job();
     job.report();
     let job = job.change("[sink]", "max_length = 16\n[sink]");
@@ -97,7 +98,7 @@ fn another_model_or_length_or_precision_forgets_by_itself_and_fresh_on_purpose()
     assert_eq!(counts(&job.report())[1], 0);
     let fresh: Value = serde_json::from_str(&stdout_of(job.run().args(["--json", "--fresh"]))).unwrap();
     assert_eq!(counts(&fresh), [300, 200, 0, 100, 0]);
-    // The two models' scores are there; that of the model that is used no more goes.
+    // The scores of both models are in the store; those of the unused one are removed.
     let gc = |dry: &[&str]| stdout_of(job.couplet(&["store", "gc", "pipeline.toml"]).args(dry));
     assert!(gc(&["--dry-run"]).starts_with("200 scores of 1 model would be deleted; "));
     assert!(gc(&[]).starts_with("200 scores of 1 model deleted; "));
@@ -106,7 +107,7 @@ fn another_model_or_length_or_precision_forgets_by_itself_and_fresh_on_purpose()
 }
 
 #[test]
-fn the_models_of_all_values_of_a_variable_are_kept_or_said_not_to_be() {
+fn gc_keeps_the_models_of_all_given_values_of_a_variable() {
     let job = job().change(&format!("{:?}", golden("tiny-distilbert")), "\"models/{which}\"");
     for (name, model) in [("a", "tiny-distilbert"), ("b", "tiny-bert")] {
         for file in golden(model).read_dir().unwrap() {
@@ -133,7 +134,7 @@ fn the_models_of_all_values_of_a_variable_are_kept_or_said_not_to_be() {
     assert!(said.contains("--var whcih=…: no pipeline uses this variable"), "{said}");
 }
 
-/// Each step of a run, as [`crash`] names it.
+/// The crash points of a run, as [`crash`] names them.
 pub const POINTS: [&str; 9] = [
     "read",
     "store.before",
@@ -147,8 +148,8 @@ pub const POINTS: [&str; 9] = [
 ];
 
 #[test]
-fn texts_that_the_tokenizer_refuses_are_tried_again_if_asked() {
-    // It has no token for words that it does not know.
+fn rejected_texts_are_retried_on_request() {
+    // It has no token for unknown words.
     let model = Variant::of("tiny-distilbert").with_json("tokenizer.json", |tokenizer| {
         tokenizer["model"]["unk_token"] = "[NONE]".into();
     });
@@ -159,7 +160,7 @@ fn texts_that_the_tokenizer_refuses_are_tried_again_if_asked() {
     let mut before = Vec::new();
     for (arguments, tries) in [(&[][..], true), (&[], false), (&["--retry-errors"], true), (&[], false)] {
         let report: Value = serde_json::from_str(&stdout_of(job.run().arg("--json").args(arguments))).unwrap();
-        // What is scored, or refused, is committed.
+        // Both scores and rejections are committed.
         assert_eq!(commits() != before, tries, "{arguments:?}");
         before = commits();
         assert_eq!(report["rejected"]["text the tokenizer refused"], 2, "{report:#}");
@@ -172,13 +173,13 @@ fn texts_that_the_tokenizer_refuses_are_tried_again_if_asked() {
 }
 
 #[test]
-fn a_run_that_is_killed_at_any_step_goes_on_and_ends_with_the_same_table() {
+fn a_killed_run_resumes_and_publishes_the_same_table() {
     let undisturbed = job();
     undisturbed.report();
     let expected = published(&undisturbed);
     for kind in ["file", "runs overwrite", "runs append", "delta overwrite", "delta merge", "delta append"] {
         for point in POINTS {
-            // The rows of Delta tables are written by the library, which knows no such point.
+            // The library writes the rows of Delta tables and has no such crash point.
             if point == "publish.written" && kind.starts_with("delta") {
                 continue;
             }
@@ -193,7 +194,7 @@ fn a_run_that_is_killed_at_any_step_goes_on_and_ends_with_the_same_table() {
             assert_eq!(report["already_appended"], is_there, "{kind} {point}");
             let counts = if is_there { [300, 0, 0, 0, 0] } else { counts(&report) };
             assert_eq!(counts[0], 300, "{kind} {point}");
-            // Windows that follow each other at once are committed together.
+            // Windows that complete in quick succession are committed together.
             let done = match point {
                 "read" | "store.before" => 0..=0,
                 "store.after" => 16..=64,
@@ -204,7 +205,7 @@ fn a_run_that_is_killed_at_any_step_goes_on_and_ends_with_the_same_table() {
             let remembered = 200 - counts[1];
             assert!(done.contains(&remembered), "{kind} {point}: {remembered} texts were not scored again");
             let rows = published(&job);
-            // Also where they had been appended before the kill.
+            // Also if they were appended before the kill.
             assert_eq!(rows.len(), 300, "{kind} {point}");
             let distinct: BTreeSet<String> = rows.iter().map(ToString::to_string).collect();
             let all: BTreeSet<String> = expected.iter().map(ToString::to_string).collect();
@@ -215,8 +216,8 @@ fn a_run_that_is_killed_at_any_step_goes_on_and_ends_with_the_same_table() {
 }
 
 #[test]
-fn rows_are_appended_once_under_each_run_key() {
-    // Neither the rows, nor the model, nor the store, nor its records, nor the lock decide.
+fn rows_are_appended_once_per_run_key() {
+    // Rows, model, store, run records and lock do not matter: the run key decides.
     let source = "SELECT id, a, b, random() AS noise, now() AS at FROM pairs";
     let appends = |job: Job| job.change("SELECT id, a, b FROM pairs", source);
     for job in [appends(delta(job(), "append")), appends(folder(job(), "append"))] {
@@ -240,20 +241,20 @@ fn rows_are_appended_once_under_each_run_key() {
             assert_eq!((&report["already_appended"], &report["run_key"]), (&appended.into(), &"2026-11-29".into()));
             assert_eq!(published(&job).len(), rows);
         }
-        // Other source files are other rows, whatever was killed.
+        // Changed source files are new rows, regardless of the kill.
         write(&job.path("pairs.csv"), pairs(0, 290));
         crash(&job, "publish.after");
         assert_eq!(published(&job).len(), 1190);
         assert_eq!(job.report()["already_appended"], true);
         assert_eq!(published(&job).len(), 1190);
-        // And so is another query.
+        // So is another query.
         assert_eq!(job.change("random() AS noise", "2.0 AS noise").report()["already_appended"], false);
     }
 }
 
 #[test]
 fn a_default_run_key_changes_with_a_source_table() {
-    // A table that has versions is told by them, as its files are not listed.
+    // A versioned table is identified by its version, because its files are not listed.
     let source = delta(job(), "append");
     source.report();
     let toml = format!("{:?}", source.path("out/scores"));
@@ -267,7 +268,7 @@ fn a_default_run_key_changes_with_a_source_table() {
 }
 
 #[test]
-fn a_run_key_is_refused_where_nothing_is_appended() {
+fn a_run_key_is_refused_without_append_mode() {
     for (job, option) in [(job(), "--run-key"), (delta(job(), "merge"), "--again"), (delta(job(), "append"), "none")] {
         let arguments: &[&str] = match option {
             "--run-key" => &["--run-key", "x"],
@@ -287,7 +288,7 @@ fn a_run_key_is_refused_where_nothing_is_appended() {
 }
 
 #[test]
-fn the_next_run_removes_what_a_killed_one_was_writing_to_the_store() {
+fn the_next_run_removes_partial_store_files_of_a_killed_one() {
     let job = job();
     job.report();
     let staged = job.path("state/runs/_delta_log/00000000000000000099.json#17046467313378935449");
@@ -297,18 +298,18 @@ fn the_next_run_removes_what_a_killed_one_was_writing_to_the_store() {
 }
 
 #[test]
-fn a_run_that_is_killed_while_it_tidies_up_is_done() {
+fn a_run_killed_during_cleanup_counts_as_done() {
     let job = delta(job(), "append");
     crash(&job, "compact");
     assert_eq!(outcomes(&job), ["done"]);
-    // Whoever starts a killed program anew means the same rows.
+    // A scheduler that restarts a killed program means the same rows.
     assert_eq!(job.report()["already_appended"], true);
     assert_eq!(published(&job).len(), 300);
     assert_eq!(outcomes(&job), ["done", "done"]);
 }
 
 #[test]
-fn gc_removes_what_killed_runs_left_and_leaves_live_ones_alone() {
+fn gc_removes_leftovers_of_killed_runs_but_not_of_live_ones() {
     let job = job();
     job.report();
     let part = |number: u8| {
@@ -328,14 +329,14 @@ fn gc_removes_what_killed_runs_left_and_leaves_live_ones_alone() {
     assert_eq!(stdout_of(&mut gc), "0 scores of 0 models deleted; 2 files removed\n");
     assert!(young.exists() && left.iter().all(|path| !path.exists()));
     assert_eq!(counts(&job.report()), [300, 0, 300, 0, 0]);
-    // What a run has written that is under way, no commit names yet.
+    // A file of a run in progress is not yet referenced by any commit.
     let file = std::fs::File::options().write(true).open(job.path("state/lock.json")).unwrap();
     file.lock().unwrap();
     let said = job.error_of(&mut job.couplet(&["store", "gc", "pipeline.toml"]), 1);
     assert!(said.contains("is in use by another run"), "{said}");
 }
 
-/// The files of scores in the job's store, in the order of their names.
+/// The score files in the job's store, sorted by name.
 pub fn score_files(job: &Job) -> Vec<String> {
     let Ok(models) = job.path("state/scores").read_dir() else { return Vec::new() };
     let files = models.flat_map(|model| model.unwrap().path().read_dir().unwrap());
@@ -345,13 +346,13 @@ pub fn score_files(job: &Job) -> Vec<String> {
     files
 }
 
-/// How the job's runs ended, the newest first.
+/// The outcomes of the job's runs, newest first.
 fn outcomes(job: &Job) -> Vec<String> {
     let runs: Value = serde_json::from_str(&stdout_of(&mut job.couplet(&["runs", "pipeline.toml", "--json"]))).unwrap();
     runs.as_array().unwrap().iter().map(|run| run["outcome"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Kills at random moments: how many kills come from `COUPLET_KILLS`, a few if it is not set.
+/// Kills at random moments; `COUPLET_KILLS` sets the number, with a small default.
 #[test]
 fn kills_at_random_moments_lose_nothing() {
     let kills: u64 = std::env::var("COUPLET_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(6);
@@ -392,7 +393,7 @@ fn start(job: &Job) -> Child {
         .args(["run", "pipeline.toml", "--quiet"])
         .current_dir(job.path(""))
         .env_remove("RUST_LOG")
-        // What it leaves there when it is killed, others would find, and say so.
+        // Other tests would report leftovers of a killed run in the shared temporary folder.
         .env("TMPDIR", job.path(""))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -401,8 +402,8 @@ fn start(job: &Job) -> Child {
 }
 
 #[test]
-fn many_small_files_of_the_store_become_few() {
-    // A window is a text and a commit a window: more of them than the store leaves as they are.
+fn many_small_store_files_are_compacted() {
+    // One text per window and one commit per window: more commits than the store keeps uncompacted.
     let job = job().change("window = 16", "window = 1");
     write(&job.path("pairs.csv"), pairs(0, 900));
     job.report();
@@ -413,9 +414,9 @@ fn many_small_files_of_the_store_become_few() {
 }
 
 #[test]
-fn a_second_run_at_the_same_time_refuses_or_waits() {
+fn a_concurrent_second_run_fails_or_waits() {
     let job = job();
-    // Held as a run holds it.
+    // Holds the lock as a run does.
     std::fs::create_dir_all(job.path("state")).unwrap();
     let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(job.path("state/lock.json"));
     let file = file.unwrap();
@@ -431,7 +432,7 @@ fn a_second_run_at_the_same_time_refuses_or_waits() {
 }
 
 #[test]
-fn tables_move_from_version_to_version() {
+fn a_delta_table_gets_a_new_version_per_run() {
     let job = delta(job(), "append").change("mode = \"append\"", "mode = \"append\"\npartition_by = [\"part\"]");
     let job = job.change("SELECT id, a, b FROM pairs", "SELECT id, a, b, id % 2 AS part FROM pairs");
     assert_eq!(job.report()["output"]["version"], 0);
@@ -450,12 +451,12 @@ fn tables_move_from_version_to_version() {
     let message = stderr_of(&mut job.couplet(&["query", "--table", "t=out/scores@9", "SELECT 1"]), 2);
     assert!(message.contains("version 9"), "{message}");
 
-    // A column more does not fit what is there, and is welcome where everything is replaced.
+    // An additional column does not fit the existing table, but is accepted if the run replaces everything.
     let job = job.change("SELECT id, a, b,", "SELECT id, a, b, 'x' AS more,");
     let message = job.error(2);
     assert!(message.contains("column `more` is not in the table"), "{message}");
     let job = job.change("mode = \"append\"", "mode = \"overwrite\"");
-    // One version names the columns of which the log has statistics, and the next one has the rows.
+    // One version names the columns with statistics in the log, and the next one has the rows.
     assert_eq!(job.report()["output"]["version"], 3);
     assert_eq!(published(&job).len(), 300);
 }
@@ -474,7 +475,7 @@ fn rows_are_merged_by_their_id() {
 }
 
 #[test]
-fn rows_that_do_not_fit_into_memory_are_merged_all_the_same() {
+fn rows_that_exceed_the_memory_limit_are_merged() {
     let rows = |ids: std::ops::Range<u32>, who: &str| {
         ids.fold(String::from("id,a,b\n"), |csv, id| csv + &format!("{id},letter {} came,{who}\n", id % 20))
     };
@@ -490,11 +491,11 @@ fn rows_that_do_not_fit_into_memory_are_merged_all_the_same() {
                count(*) FILTER (WHERE (b = 'mayor') = (id >= 100)) AS newest FROM predictions";
     let mut query = job.couplet(&["query", "--pipeline", "pipeline.toml", "--format", "csv", sql]);
     assert_eq!(stdout_of(&mut query), "rows,ids,whole,newest\n40100,40100,40100,40100\n");
-    assert_eq!(job.path("spill").read_dir().unwrap().count(), 0, "what was spilled is removed");
+    assert_eq!(job.path("spill").read_dir().unwrap().count(), 0, "spilled files are removed");
 }
 
 #[test]
-fn a_folder_of_runs_is_read_by_its_manifests() {
+fn a_folder_of_runs_is_read_through_its_manifests() {
     let job = folder(job(), "overwrite").change("mode = \"overwrite\"", "mode = \"overwrite\"\nkeep = 2");
     let outputs: Vec<String> = (0..3).map(|_| job.report()["output"]["path"].as_str().unwrap().to_owned()).collect();
     assert_eq!(published(&job).len(), 300);
@@ -502,7 +503,7 @@ fn a_folder_of_runs_is_read_by_its_manifests() {
         job.path("out/scores").read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
     let kept: BTreeSet<PathBuf> = outputs[1..].iter().map(|output| job.path(output)).collect();
     assert_eq!(there, kept, "the newest two stay");
-    // Without its manifest, a run is not there.
+    // A run without its manifest does not exist.
     std::fs::remove_file(job.path(&outputs[2]).join("_SUCCESS")).unwrap();
     assert_eq!(published(&job).len(), 300);
     let job = job.change("mode = \"overwrite\"\nkeep = 2", "mode = \"append\"");
@@ -511,7 +512,7 @@ fn a_folder_of_runs_is_read_by_its_manifests() {
 }
 
 #[test]
-fn rejected_rows_go_to_a_table_of_their_own_if_asked() {
+fn rejected_rows_go_to_a_separate_table_on_request() {
     for format in ["", "format = \"delta\"\nmode = \"append\""] {
         let csv = pairs(0, 30) + "30,,nothing\n31,,nothing\n";
         let job = Job::new(csv).add("[score]\nerrors = \"quarantine\"");
@@ -527,7 +528,7 @@ fn rejected_rows_go_to_a_table_of_their_own_if_asked() {
         let sql = format!("SELECT id, error FROM '{}' ORDER BY id", report["quarantine"]["path"].as_str().unwrap());
         let text = stdout_of(&mut job.couplet(&["query", "--format", "csv", &sql]));
         assert_eq!(text, "id,error\n30,a is NULL\n31,a is NULL\n");
-        // A second night adds no second copy of them.
+        // A second run adds no second copy.
         report_of(&job, if format.is_empty() { &[] } else { &["--again"] });
         let text = stdout_of(&mut job.couplet(&["query", "--format", "csv", &sql]));
         assert_eq!(text.lines().count(), 3, "{text}");
@@ -556,7 +557,7 @@ fn runs_are_rows_of_a_table() {
 }
 
 #[test]
-fn a_delta_table_takes_the_same_columns_night_after_night_and_refuses_what_it_cannot_hold_before_the_work() {
+fn a_delta_table_keeps_its_schema_and_misfits_fail_early() {
     let select = "SELECT id, a, b FROM pairs";
     let columns = "SELECT id, a, b, 1 AS one, arrow_cast(4000000000, 'UInt32') AS large, \
                    arrow_cast('2020-01-02T03:04:05', 'Timestamp(Nanosecond, None)') AS at, \
@@ -565,7 +566,7 @@ fn a_delta_table_takes_the_same_columns_night_after_night_and_refuses_what_it_ca
     for mode in ["append", "merge"] {
         let job = delta(job(), mode).change(select, &columns.replace('"', "\\\""));
         job.report();
-        // What was never NULL is so now.
+        // A column without NULLs now has one.
         let job = job.change("1 AS one", "CASE WHEN id = 1 THEN 1 END AS one");
         job.report();
         let rows = published(&job);
@@ -576,7 +577,7 @@ fn a_delta_table_takes_the_same_columns_night_after_night_and_refuses_what_it_ca
     let time = "SELECT id, a, b, CAST('12:00:00' AS TIME) AS t FROM pairs";
     let said = delta(job(), "append").change(select, time).error(2);
     assert!(said.contains("column `t` is Time64(ns), which no Delta table can hold; CAST it"), "{said}");
-    // Two ids that differ in nanoseconds would be one.
+    // Two ids that differ only in nanoseconds would become one.
     let finer = "SELECT arrow_cast(id, 'Timestamp(Nanosecond, None)') AS id, a, b FROM pairs";
     let said = delta(job(), "merge").change(select, finer).error(2);
     assert!(said.contains("merged by `id`, which is Timestamp(ns), and a Delta table has it less exactly"), "{said}");

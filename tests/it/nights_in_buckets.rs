@@ -1,4 +1,4 @@
-//! `couplet run` with tables, store and sink on a real S3 server: as on a disk, whatever fails on the way.
+//! `couplet run` with tables, store and sink on a real S3 server: same results as on a disk, despite any fault.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -14,13 +14,13 @@ use crate::seaweed::{ACCESS_KEY, Bucket, SECRET_KEY, block_on};
 use crate::support::{Job, stderr_of, stdout_of};
 
 /// A job whose pairs, store and sink are in a bucket; `sink` is the rest of its section.
-struct RunLock {
+struct BucketJob {
     bucket: Bucket,
     job: Job,
     is_bulky: bool,
 }
 
-impl RunLock {
+impl BucketJob {
     fn new(test: &str, name: &str, sink: &str) -> Option<Self> {
         let bucket = Bucket::new(test, name)?;
         let at = |key: &str| format!("\"s3://{}/{key}\"", bucket.name);
@@ -31,7 +31,7 @@ impl RunLock {
         Some(Self { bucket, job, is_bulky: false })
     }
 
-    /// A night whose rows are so large that the table is uploaded in parts.
+    /// A job whose rows are so large that the table is uploaded in parts.
     fn bulky(test: &str, name: &str, sink: &str) -> Option<Self> {
         let night = Self::new(test, name, sink)?;
         let job = night.job.change("SELECT id, a, b FROM pairs", "SELECT id, a, b, noise FROM pairs");
@@ -52,7 +52,7 @@ impl RunLock {
             Some(endpoint) => self.bucket.couplet_at(endpoint, &arguments),
             None => self.bucket.couplet(&arguments),
         };
-        // Where a run that is killed leaves what no other test shall find.
+        // A separate temporary folder for files that a killed run leaves.
         command.current_dir(self.job.path("")).env("TMPDIR", self.job.path(""));
         command
     }
@@ -61,7 +61,7 @@ impl RunLock {
         serde_json::from_str(&stdout_of(&mut self.run(None))).unwrap()
     }
 
-    /// The published rows, as text, in the order of their ids; none before the first run.
+    /// The published rows as text, sorted by id; empty before the first run.
     fn published(&self) -> Vec<String> {
         let sql = "SELECT id, a, predicted_label, score FROM predictions ORDER BY CAST(id AS INT)";
         let mut query = self.bucket.couplet(&["query", "--pipeline", "pipeline.toml", "--format", "json", sql]);
@@ -86,7 +86,7 @@ const DELTA: &str = "uri = \"BUCKET/out\"\nformat = \"delta\"\nmode = \"merge\""
 const RUNS: &str = "uri = \"BUCKET/out\"";
 const FILE: &str = "uri = \"BUCKET/out/scores.parquet\"";
 
-/// What the same pairs give on a disk.
+/// The rows that the same pairs give on a disk.
 fn expected(csv: &str) -> Vec<String> {
     let job = Job::new(csv);
     let mut rows = job.rows();
@@ -94,8 +94,8 @@ fn expected(csv: &str) -> Vec<String> {
     rows.iter().map(ToString::to_string).collect()
 }
 
-/// The columns that say what was predicted, from a row as JSON text.
-fn essence(rows: &[String]) -> Vec<String> {
+/// The prediction columns of a row of JSON text.
+fn prediction_columns(rows: &[String]) -> Vec<String> {
     let row = |text: &String| {
         let row: Value = serde_json::from_str(text).unwrap();
         format!("{} {} {} {}", row["id"], row["a"], row["predicted_label"], row["score"])
@@ -104,16 +104,16 @@ fn essence(rows: &[String]) -> Vec<String> {
 }
 
 #[test]
-fn nights_in_a_bucket_are_as_nights_on_a_disk() {
-    let test = "nights_in_a_bucket_are_as_nights_on_a_disk";
+fn runs_in_a_bucket_give_the_same_tables_as_on_a_disk() {
+    let test = "runs_in_a_bucket_give_the_same_tables_as_on_a_disk";
     for (name, sink) in [("night-delta", DELTA), ("night-runs", RUNS), ("night-file", FILE)] {
-        let Some(night) = RunLock::new(test, name, sink) else { return };
+        let Some(night) = BucketJob::new(test, name, sink) else { return };
         night.put(&pairs(0, 90));
         assert_eq!(counts(&night.report()), [90, 60, 0, 30, 0]);
         assert_eq!(counts(&night.report()), [90, 0, 90, 0, 0]);
         night.put(&pairs(0, 99));
         assert_eq!(counts(&night.report()), [99, 6, 90, 3, 0]);
-        assert_eq!(essence(&night.published()), essence(&expected(&pairs(0, 99))), "{name}");
+        assert_eq!(prediction_columns(&night.published()), prediction_columns(&expected(&pairs(0, 99))), "{name}");
         let runs = night.bucket.couplet(&["runs", "pipeline.toml", "--json"]).current_dir(night.job.path("")).output();
         let runs: Value = serde_json::from_slice(&runs.unwrap().stdout).unwrap();
         assert_eq!(runs.as_array().unwrap().len(), 3);
@@ -132,7 +132,7 @@ fn nights_in_a_bucket_are_as_nights_on_a_disk() {
     }
 }
 
-/// Pairs with a column of so many characters that no compression makes small.
+/// Pairs with an incompressible column of this many characters.
 fn bulky(rows: usize, characters: usize) -> String {
     let mut state = 1_u64;
     let mut noise = || {
@@ -150,10 +150,10 @@ fn bulky(rows: usize, characters: usize) -> String {
 }
 
 #[test]
-fn uploads_that_a_kill_left_are_aborted_by_the_next_run() {
-    let test = "uploads_that_a_kill_left_are_aborted_by_the_next_run";
+fn the_next_run_aborts_uploads_of_a_killed_one() {
+    let test = "the_next_run_aborts_uploads_of_a_killed_one";
     for (name, sink) in [("uploads-delta", DELTA), ("uploads-runs", RUNS), ("uploads-file", FILE)] {
-        let Some(night) = RunLock::bulky(test, name, sink) else { return };
+        let Some(night) = BucketJob::bulky(test, name, sink) else { return };
         night.put_rows(60);
         let proxy = night.bucket.proxy(1);
         let killed = night.run(Some(&proxy.endpoint())).env("COUPLET_CRASH", "upload.part").output().unwrap();
@@ -175,34 +175,34 @@ fn uploads_that_a_kill_left_are_aborted_by_the_next_run() {
 }
 
 #[test]
-fn a_run_in_a_bucket_that_is_killed_at_any_step_goes_on() {
-    let test = "a_run_in_a_bucket_that_is_killed_at_any_step_goes_on";
+fn a_run_in_a_bucket_killed_at_any_step_resumes() {
+    let test = "a_run_in_a_bucket_killed_at_any_step_resumes";
     let csv = pairs(0, 90);
-    let expected = essence(&expected(&csv));
+    let expected = prediction_columns(&expected(&csv));
     for (name, sink) in [("kill-delta", DELTA), ("kill-runs", RUNS), ("kill-file", FILE)] {
-        let Some(night) = RunLock::new(test, name, sink) else { return };
+        let Some(night) = BucketJob::new(test, name, sink) else { return };
         night.put(&csv);
         for point in POINTS {
             if point == "publish.written" && sink == DELTA {
                 continue;
             }
             let output = night.run(None).env("COUPLET_CRASH", point).output().unwrap();
-            // Where all is remembered by now, there is no third commit to be killed at.
+            // If everything is cached, there is no third commit to kill at.
             let is_late = point.starts_with("store.") && output.status.success();
             assert!(is_late || output.status.code().is_none(), "{point}: {}", String::from_utf8_lossy(&output.stderr));
-            let now = essence(&night.published());
+            let now = prediction_columns(&night.published());
             assert!(now.is_empty() || now == expected, "{name} {point}: readers see all or nothing");
             assert_eq!(counts(&night.report())[0], 90, "{name} {point}");
-            assert_eq!(essence(&night.published()), expected, "{name} {point}");
+            assert_eq!(prediction_columns(&night.published()), expected, "{name} {point}");
         }
     }
 }
 
 #[test]
-fn a_sink_that_cannot_be_written_is_found_before_anything_is_scored() {
-    let test = "a_sink_that_cannot_be_written_is_found_before_anything_is_scored";
+fn an_unwritable_sink_is_found_before_scoring() {
+    let test = "an_unwritable_sink_is_found_before_scoring";
     for (name, sink) in [("refused-delta", DELTA), ("refused-runs", RUNS), ("refused-file", FILE)] {
-        let Some(night) = RunLock::new(test, name, sink) else { return };
+        let Some(night) = BucketJob::new(test, name, sink) else { return };
         night.put(&pairs(0, 30));
         let proxy = night.bucket.proxy(1);
         proxy.fail(Rule::new(Fault::Status(403)).on(&[Kind::Put, Kind::PutIf]).path("/out"));
@@ -231,12 +231,12 @@ fn assert_no_secret(said: &str) {
     }
 }
 
-/// What a session that expires is answered holds its token: at whatever request that is, nothing tells it.
+/// Responses to an expired session contain its token; no message shows it, whichever request got the response.
 #[test]
-fn what_a_server_answers_is_not_passed_on() {
-    let test = "what_a_server_answers_is_not_passed_on";
+fn secrets_in_server_responses_are_not_printed() {
+    let test = "secrets_in_server_responses_are_not_printed";
     for (name, sink) in [("answers-delta", DELTA), ("answers-runs", RUNS), ("answers-file", FILE)] {
-        let Some(night) = RunLock::new(test, name, sink) else { return };
+        let Some(night) = BucketJob::new(test, name, sink) else { return };
         night.put_rows(60);
         let mut expired = 0;
         for (kinds, path) in [
@@ -280,7 +280,7 @@ fn what_a_server_answers_is_not_passed_on() {
             }
         }
         assert!(expired > 5, "{name}: {expired}");
-        // Nor does what was recorded of them.
+        // Nor do the recorded outcomes.
         night.report();
         let runs = night.bucket.couplet(&["runs", "pipeline.toml", "--json"]).current_dir(night.job.path("")).output();
         let runs = String::from_utf8(runs.unwrap().stdout).unwrap();
@@ -290,9 +290,9 @@ fn what_a_server_answers_is_not_passed_on() {
 }
 
 #[test]
-fn a_session_that_expires_meanwhile_ends_a_run_with_1() {
-    let test = "a_session_that_expires_meanwhile_ends_a_run_with_1";
-    let Some(night) = RunLock::new(test, "expires", DELTA) else { return };
+fn an_expired_session_ends_a_run_with_exit_code_1() {
+    let test = "an_expired_session_ends_a_run_with_exit_code_1";
+    let Some(night) = BucketJob::new(test, "expires", DELTA) else { return };
     night.put_rows(60);
     for (after, code, words) in
         [(0, 2, "the session has expired (400"), (20, 1, "the server no longer accepts the credentials (400")]
@@ -303,14 +303,14 @@ fn a_session_that_expires_meanwhile_ends_a_run_with_1() {
         let said = stderr_of(&mut night.run(Some(&proxy.endpoint())), code);
         assert!(said.contains(words), "{said}");
     }
-    // With credentials that are accepted, the same command goes on.
+    // With valid credentials, the same command resumes.
     night.report();
 }
 
-/// Runs a night with failing requests between two that are undisturbed, and looks at the table after each; says how
-/// many requests failed.
-fn disturbed(run_lock: &RunLock, label: &str, fault: Fault, which: impl Fn(Rule) -> Rule, seed: u64) -> usize {
-    let [before, after] = [60, 66].map(|rows| essence(&expected(&pairs(0, rows))));
+/// Runs one night with failing requests between two undisturbed ones, and checks the table after each. Returns the
+/// number of failed requests.
+fn disturbed(night: &BucketJob, label: &str, fault: Fault, which: impl Fn(Rule) -> Rule, seed: u64) -> usize {
+    let [before, after] = [60, 66].map(|rows| prediction_columns(&expected(&pairs(0, rows))));
     night.put_rows(60);
     night.report();
     night.put_rows(66);
@@ -319,8 +319,8 @@ fn disturbed(run_lock: &RunLock, label: &str, fault: Fault, which: impl Fn(Rule)
     let output = night.run(Some(&proxy.endpoint())).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_no_secret(&said);
-    let now = essence(&night.published());
-    // Merged rows stay: a table that had the new rows once has all 66 ids.
+    let now = prediction_columns(&night.published());
+    // Merged rows stay: once a table has had the new rows, it has all 66 ids.
     let whole = now == after || now == before || now.len() == after.len();
     assert!(whole, "{label}: {} rows after {said}", now.len());
     if output.status.success() {
@@ -331,15 +331,15 @@ fn disturbed(run_lock: &RunLock, label: &str, fault: Fault, which: impl Fn(Rule)
     let failed = proxy.faults(fault);
     drop(proxy);
     night.report();
-    assert_eq!(essence(&night.published()), after, "{label}: the next run ends well");
+    assert_eq!(prediction_columns(&night.published()), after, "{label}: the next run ends well");
     failed
 }
 
 #[test]
-fn whatever_fails_on_the_way_the_table_is_the_old_or_the_new_one() {
-    let test = "whatever_fails_on_the_way_the_table_is_the_old_or_the_new_one";
+fn random_faults_leave_the_old_or_new_table() {
+    let test = "random_faults_leave_the_old_or_new_table";
     for (sink_name, sink) in [("delta", DELTA), ("runs", RUNS)] {
-        let Some(night) = RunLock::new(test, &format!("fault-{sink_name}"), sink) else { return };
+        let Some(night) = BucketJob::new(test, &format!("fault-{sink_name}"), sink) else { return };
         for (name, fault) in FAULTS {
             let failed = disturbed(&night, &format!("{sink_name} {name}"), fault, |rule| rule.rate(0.2), 7);
             assert!(failed > 0, "{sink_name} {name}: nothing failed");
@@ -347,24 +347,24 @@ fn whatever_fails_on_the_way_the_table_is_the_old_or_the_new_one() {
     }
 }
 
-/// Whether all faults are to be tried at all kinds of requests, which takes a while.
+/// True if all faults are to be tried at all kinds of requests, which takes long.
 fn each() -> bool {
     std::env::var("COUPLET_FAULTS").is_ok_and(|which| which == "each")
 }
 
-/// Tries faults at kinds of requests alone, the first two of each kind and with [`each`] a fifth of them; says how many
-/// requests failed for each sink and kind, nothing where there is no server.
+/// Tries faults at single kinds of requests: the first two of each kind, and with [`each`] also a fifth of them.
+/// Returns the number of failed requests per sink and kind; empty if there is no server.
 fn disturbed_one_by_one(
     test: &str,
     sinks: &[(&str, &str)],
     kinds: &[Kind],
     faults: &[(&str, Fault)],
-    start: impl Fn(&str, &str) -> Option<RunLock> + Sync,
+    start: impl Fn(&str, &str) -> Option<BucketJob> + Sync,
 ) -> BTreeMap<String, usize> {
     let cases = sinks.iter().flat_map(|sink| faults.iter().map(move |fault| (sink, fault)));
     let cases = Mutex::new(cases);
     let seen = Mutex::new(BTreeMap::new());
-    // Requests that failed are mostly waited for.
+    // Failed requests mostly wait for their retries.
     let work = || {
         loop {
             let Some(((sink_name, sink), (name, fault))) = cases.lock().unwrap().next() else { return };
@@ -390,25 +390,25 @@ fn disturbed_one_by_one(
     seen
 }
 
-/// Without `COUPLET_FAULTS=each` only at the requests that make commits.
+/// Without `COUPLET_FAULTS=each`, only requests that make commits fail.
 #[test]
-fn whatever_fails_at_one_kind_of_request_the_table_is_the_old_or_the_new_one() {
-    let test = "whatever_fails_at_one_kind_of_request_the_table_is_the_old_or_the_new_one";
+fn faults_at_one_request_kind_leave_the_old_or_new_table() {
+    let test = "faults_at_one_request_kind_leave_the_old_or_new_table";
     let kinds = [Kind::PutIf, Kind::Put, Kind::Get, Kind::Head, Kind::List, Kind::Copy, Kind::Delete];
     let kinds = if each() { &kinds[..] } else { &kinds[..1] };
-    let start = |name: &str, sink: &str| RunLock::new(test, &format!("kinds-{name}"), sink);
+    let start = |name: &str, sink: &str| BucketJob::new(test, &format!("kinds-{name}"), sink);
     let seen = disturbed_one_by_one(test, &[("delta", DELTA), ("runs", RUNS)], kinds, &FAULTS, start);
     assert!(seen.is_empty() || seen["delta PutIf"] > 0 && seen["runs PutIf"] > 0, "{seen:?}");
 }
 
-/// Without `COUPLET_FAULTS=each` only parts that are refused or whose answers are lost.
+/// Without `COUPLET_FAULTS=each`, only parts are refused or lose their responses.
 #[test]
-fn whatever_fails_at_uploads_in_parts_the_table_is_the_old_or_the_new_one() {
-    let test = "whatever_fails_at_uploads_in_parts_the_table_is_the_old_or_the_new_one";
+fn faults_in_multipart_uploads_leave_the_old_or_new_table() {
+    let test = "faults_in_multipart_uploads_leave_the_old_or_new_table";
     let sinks = [("delta", DELTA), ("runs", RUNS), ("file", FILE)];
     let kinds = [Kind::UploadPart, Kind::UploadStart, Kind::UploadComplete];
     let some = [("500", Fault::Status(500)), ("drop-answer", Fault::DropAnswer)];
-    let start = |name: &str, sink: &str| RunLock::bulky(test, &format!("parts-{name}"), sink);
+    let start = |name: &str, sink: &str| BucketJob::bulky(test, &format!("parts-{name}"), sink);
     let seen = if each() {
         disturbed_one_by_one(test, &sinks, &kinds, &FAULTS, start)
     } else {
@@ -418,10 +418,10 @@ fn whatever_fails_at_uploads_in_parts_the_table_is_the_old_or_the_new_one() {
 }
 
 #[test]
-fn a_commit_whose_answer_is_lost_is_made_once() {
-    let test = "a_commit_whose_answer_is_lost_is_made_once";
+fn a_commit_whose_response_is_lost_is_made_once() {
+    let test = "a_commit_whose_response_is_lost_is_made_once";
     let sink = "uri = \"BUCKET/out\"\nformat = \"delta\"\nmode = \"append\"";
-    let Some(night) = RunLock::new(test, "lost-answers", sink) else { return };
+    let Some(night) = BucketJob::new(test, "lost-answers", sink) else { return };
     night.put(&pairs(0, 30));
     for rounds in 1..=4 {
         let proxy = night.bucket.proxy(rounds as u64);
@@ -436,9 +436,9 @@ fn a_commit_whose_answer_is_lost_is_made_once() {
 }
 
 #[test]
-fn a_server_that_ignores_conditions_is_refused_before_anything_is_written() {
-    let test = "a_server_that_ignores_conditions_is_refused_before_anything_is_written";
-    let Some(night) = RunLock::new(test, "careless", DELTA) else { return };
+fn a_server_without_conditional_writes_is_refused() {
+    let test = "a_server_without_conditional_writes_is_refused";
+    let Some(night) = BucketJob::new(test, "careless", DELTA) else { return };
     night.put(&pairs(0, 3));
     let proxy = night.bucket.proxy(1);
     proxy.fail(Rule::new(Fault::IgnoreCondition).on(&[Kind::PutIf]));

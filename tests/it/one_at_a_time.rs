@@ -1,4 +1,4 @@
-//! Locks and runs' folders on a real S3 server, behind a proxy that loses answers.
+//! Locks and folders of runs on a real S3 server, behind a proxy that drops responses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,14 +17,14 @@ use crate::seaweed::{Bucket, client_with_retries};
 
 const LEASE: Duration = Duration::from_secs(2);
 
-/// A bucket and a proxy before it; none where there is no server.
+/// A bucket with a proxy in front of it; `None` if there is no server.
 fn setup(test: &str, bucket: &str) -> Option<(Bucket, Proxy)> {
     let bucket = Bucket::new(test, bucket)?;
     let proxy = bucket.proxy(11);
     Some((bucket, proxy))
 }
 
-/// A place as each process has it: with a client of its own, that asks three times again.
+/// The place as each process opens it: with a separate client that retries three times.
 fn place(bucket: &Bucket, proxy: &Proxy) -> Place {
     let store = client_with_retries(&proxy.endpoint(), &bucket.name, 3);
     let name = format!("s3://{}/store", bucket.name);
@@ -40,12 +40,12 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[test]
-fn a_probe_tells_servers_that_keep_conditions_from_those_that_do_not() {
+fn a_probe_detects_servers_without_conditional_writes() {
     let Some((bucket, proxy)) = setup("a_probe_tells_servers_that_keep_conditions", "alone-probe") else { return };
     runtime().block_on(async {
         probe_and_delete(&place(&bucket, &proxy), "probe").await.unwrap();
         assert_eq!((proxy.requests(Kind::PutIf), proxy.requests(Kind::Delete)), (3, 1));
-        // A first write whose answer is lost is made again by the client, and then refused.
+        // The client retries a create whose response was lost, and the retry is refused.
         proxy.fail(Rule::new(Fault::DropAnswer).on(&[Kind::PutIf]).times(1));
         probe_and_delete(&place(&bucket, &proxy), "probe").await.unwrap();
         proxy.fail(Rule::new(Fault::IgnoreCondition).on(&[Kind::PutIf]));
@@ -60,8 +60,8 @@ fn a_probe_tells_servers_that_keep_conditions_from_those_that_do_not() {
 }
 
 #[test]
-fn one_of_many_gets_the_lock_while_answers_are_lost() {
-    let Some((bucket, proxy)) = setup("one_of_many_gets_the_lock_while_answers_are_lost", "alone-race") else { return };
+fn one_of_many_gets_the_lock_despite_lost_responses() {
+    let Some((bucket, proxy)) = setup("one_of_many_gets_the_lock_despite_lost_responses", "alone-race") else { return };
     proxy.fail(Rule::new(Fault::DropAnswer).on(&[Kind::PutIf]).rate(0.3));
     runtime().block_on(async {
         for round in 0..5 {
@@ -76,7 +76,7 @@ fn one_of_many_gets_the_lock_while_answers_are_lost() {
                 }
             }
             assert_eq!(held.len(), 1);
-            // Through a few renewals, some of which are not answered.
+            // Lasts a few renewals, some of which get no response.
             tokio::time::sleep(LEASE).await;
             let held = held.remove(0);
             held.check().unwrap();
@@ -88,13 +88,13 @@ fn one_of_many_gets_the_lock_while_answers_are_lost() {
 }
 
 #[test]
-fn a_holder_that_is_cut_off_knows_it_when_the_next_one_takes_over() {
+fn a_holder_that_is_cut_off_knows_before_a_takeover() {
     let Some((bucket, proxy)) = setup("a_holder_that_is_cut_off_knows_it", "alone-cut") else { return };
     let other = bucket.proxy(12);
     runtime().block_on(async {
         let first = acquire(&place(&bucket, &proxy), &claim("first")).await.unwrap();
         proxy.fail(Rule::new(Fault::Reset));
-        // It waits, as it sees that the other process is alive: it is this one.
+        // It waits because the other process, which is this one, is alive.
         let waiting = Claim { wait: Some(LEASE * 10), ..claim("second") };
         let second = acquire(&place(&bucket, &other), &waiting).await.unwrap();
         assert!(matches!(first.check(), Err(LockError::Lost { .. })));
@@ -106,7 +106,7 @@ fn a_holder_that_is_cut_off_knows_it_when_the_next_one_takes_over() {
     });
 }
 
-/// Rows of more than one part of an upload.
+/// Rows that fill more than one part of an upload.
 fn rows() -> RecordBatch {
     let mut state = 1u64;
     let mut noise = || {
@@ -123,7 +123,7 @@ async fn begin(place: &Place, id: &str) -> RunFolder {
 }
 
 #[test]
-fn runs_are_published_while_answers_are_lost_and_no_upload_stays() {
+fn runs_are_published_despite_lost_responses() {
     let Some((bucket, proxy)) = setup("runs_are_published_while_answers_are_lost", "alone-runs") else { return };
     let place = place(&bucket, &proxy);
     let rows = rows();
@@ -133,7 +133,8 @@ fn runs_are_published_while_answers_are_lost_and_no_upload_stays() {
             folder.write(&rows).await.unwrap();
             match id {
                 "kept" => {
-                    // The parts, the end of the upload, and the manifest: each is done, and not answered at first.
+                    // The parts, the end of the upload and the manifest: each is written, and its first response is
+                    // lost.
                     for kind in [Kind::UploadPart, Kind::UploadComplete, Kind::PutIf] {
                         proxy.fail(Rule::new(Fault::DropAnswer).on(&[kind]).times(1));
                     }
@@ -161,7 +162,7 @@ fn runs_are_published_while_answers_are_lost_and_no_upload_stays() {
         }
         let ended = proxy.requests(Kind::UploadAbort) + 1;
         assert_eq!((proxy.requests(Kind::UploadStart), ended), (4, 4));
-        // Two runs later there is nothing of those that were given up.
+        // Two runs later, no files of the abandoned ones are left.
         for id in ["next", "last"] {
             begin(&place, id).await.commit().await.unwrap();
         }
@@ -170,7 +171,7 @@ fn runs_are_published_while_answers_are_lost_and_no_upload_stays() {
         let names = objects.iter().map(|object| object.location.as_ref());
         let (last, noted): (Vec<_>, Vec<_>) = names.partition(|name| name.starts_with("store/run=000003-last/"));
         assert_eq!(last.len(), 3);
-        // That the one that was dropped has been removed.
+        // The removal of the abandoned run.
         assert!(noted.len() == 1 && noted.iter().all(|name| name.ends_with("/_SUCCESS")), "{noted:?}");
     });
 }

@@ -1,4 +1,4 @@
-//! The fused kernels against candle's operators, on shapes that no vector width divides.
+//! The fused kernels compared with candle's operators, on shapes that are no multiple of a vector width.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use couplet::ops::{
@@ -8,14 +8,14 @@ use couplet::ops::{
 
 use crate::support::skip;
 
-/// Largest error that counts as rounding, for values around 1.
+/// The largest error that counts as rounding, for values around 1.
 const ROUNDING: f32 = 2e-5;
 
-/// Numbers in [-1, 1), the same in every run; `seed` tells tensors apart.
+/// Deterministic numbers in [-1, 1); different seeds give different tensors.
 fn random(seed: u64, shape: &[usize]) -> Tensor {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
-        // Knuth's linear congruence; the high bits are good enough.
+        // Knuth's linear congruential generator; its high bits are good enough.
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     };
@@ -23,7 +23,7 @@ fn random(seed: u64, shape: &[usize]) -> Tensor {
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
-/// The kernels of this machine, without candle's.
+/// The fused kernels that this machine supports.
 fn fast(test: &str) -> Option<Kernels> {
     match Kernels::for_device(&Device::Cpu) {
         Kernels::Reference(_) => {
@@ -50,12 +50,12 @@ fn assert_close(x: &Tensor, y: &Tensor, what: &str) {
     }
 }
 
-/// Rows `start..end`, in memory of their own.
+/// Rows `start..end`, copied to new memory.
 fn rows(x: &Tensor, start: usize, end: usize) -> Tensor {
     x.narrow(0, start, end - start).unwrap().force_contiguous().unwrap()
 }
 
-/// A layer whose products are around 1 whatever its width.
+/// A layer whose outputs are around 1 for any width.
 fn linear(seed: u64, inputs: usize, outputs: usize, kernels: Kernels) -> Linear {
     let weight = (random(seed, &[outputs, inputs]) * (1.0 / (inputs as f64).sqrt())).unwrap();
     Linear::new(&weight, &random(seed + 1, &[outputs]), kernels).unwrap()
@@ -65,7 +65,7 @@ fn norm(seed: u64, dim: usize) -> LayerNorm {
     LayerNorm::new(random(seed, &[dim]), random(seed + 1, &[dim]), 1e-12)
 }
 
-/// (inputs, outputs): one, primes, multiples of a vector and of nothing, and the sizes of real models.
+/// (inputs, outputs): one, primes, multiples of a vector width and others, and the sizes of real models.
 const LAYERS: [(usize, usize); 10] =
     [(1, 1), (1, 17), (12, 20), (20, 12), (7, 33), (31, 5), (32, 64), (64, 32), (384, 2), (100, 313)];
 
@@ -74,7 +74,7 @@ const ROWS: [usize; 12] = [1, 2, 5, 6, 7, 11, 12, 13, 95, 96, 97, 200];
 
 type Forward = fn(&Linear, &Tensor, usize) -> Result<Tensor>;
 
-/// Every way a layer is applied.
+/// All operations of a layer.
 const FORWARDS: [(&str, Forward); 6] = [
     ("forward", |linear, x, _| linear.forward(x)),
     ("gelu", |linear, x, _| linear.forward_activated(x, Activation::Gelu)),
@@ -82,7 +82,7 @@ const FORWARDS: [(&str, Forward); 6] = [
     ("relu", |linear, x, _| linear.forward_activated(x, Activation::Relu)),
     ("silu", |linear, x, _| linear.forward_activated(x, Activation::Silu)),
     ("forward_add_norm", |linear, x, outputs| {
-        // Rows of the residual go with rows of x, so that they can be told apart in a batch.
+        // Each residual row depends on its row of x, so that rows of a batch differ.
         let residual = x.sum_keepdim(D::Minus1)?.broadcast_mul(&random(5, &[1, outputs]))?.contiguous()?;
         linear.forward_add_norm(x, &residual, &norm(6, outputs))
     }),
@@ -97,7 +97,7 @@ fn layers_agree_with_the_reference() {
         for rows in ROWS {
             let x = random(rows as u64, &[rows, inputs]);
             for (name, forward) in FORWARDS {
-                // The norm of one value, or of two that are almost equal, magnifies rounding without bound.
+                // The norm of one value, or of two almost equal ones, amplifies rounding without bound.
                 if name == "forward_add_norm" && outputs < 5 {
                     continue;
                 }
@@ -111,8 +111,8 @@ fn layers_agree_with_the_reference() {
 }
 
 #[test]
-fn a_row_of_a_layer_does_not_depend_on_its_neighbours() {
-    let Some(kernels) = fast("a_row_of_a_layer_does_not_depend_on_its_neighbours") else { return };
+fn a_row_of_a_layer_is_independent_of_other_rows() {
+    let Some(kernels) = fast("a_row_of_a_layer_is_independent_of_other_rows") else { return };
     for (inputs, outputs) in LAYERS {
         let layer = linear(1, inputs, outputs, kernels);
         let x = random(3, &[200, inputs]);
@@ -128,7 +128,7 @@ fn a_row_of_a_layer_does_not_depend_on_its_neighbours() {
 }
 
 #[test]
-fn several_layers_at_once_are_each_of_them_alone() {
+fn fused_layers_match_single_layers() {
     for kernels in both() {
         let layers = [linear(1, 20, 12, kernels), linear(3, 20, 33, kernels), linear(5, 20, 1, kernels)];
         let x = random(7, &[101, 20]);
@@ -186,7 +186,7 @@ impl Sequences {
             |seed, rows: &[u32], scale: f64| (random(seed, &[*rows.last().unwrap() as usize, dim]) * scale).unwrap();
         Self {
             what: format!("{heads} heads of {dim}, queries {queries:?}, keys {keys:?}"),
-            // Large enough that some keys weigh much more than others.
+            // Large enough for some keys to have much more weight than others.
             query: tensor(11, &cu_queries, 6.0),
             key: tensor(12, &cu_keys, 2.0),
             value: tensor(13, &cu_keys, 1.0),
@@ -201,7 +201,7 @@ impl Sequences {
         attention(&Attention { query, key, value, cu_queries, cu_keys, heads: *heads }, kernels)
     }
 
-    /// One of the sequences as a batch of its own.
+    /// One of the sequences as a separate batch.
     fn only(&self, sequence: usize) -> Self {
         let bounds = |cu: &[u32]| (cu[sequence] as usize, cu[sequence + 1] as usize);
         let (queries, keys) = (bounds(&self.cu_queries), bounds(&self.cu_keys));
@@ -243,8 +243,8 @@ fn attention_agrees_with_the_reference() {
 }
 
 #[test]
-fn the_attention_of_a_sequence_does_not_depend_on_its_neighbours() {
-    let Some(kernels) = fast("the_attention_of_a_sequence_does_not_depend_on_its_neighbours") else { return };
+fn attention_of_a_sequence_is_independent_of_other_sequences() {
+    let Some(kernels) = fast("attention_of_a_sequence_is_independent_of_other_sequences") else { return };
     for case in attention_cases() {
         let whole = case.forward(kernels).unwrap();
         for sequence in 0..case.cu_keys.len() - 1 {
@@ -283,8 +283,8 @@ fn scores_far_apart_do_not_overflow() {
 }
 
 #[test]
-fn a_feed_forward_layer_is_its_parts_and_does_not_depend_on_its_neighbours() {
-    let test = "a_feed_forward_layer_is_its_parts_and_does_not_depend_on_its_neighbours";
+fn a_feed_forward_layer_matches_its_parts_in_any_batch() {
+    let test = "a_feed_forward_layer_matches_its_parts_in_any_batch";
     let Some(kernels) = fast(test) else { return };
     for (dim, hidden) in LAYERS {
         let (lin1, lin2, norm) = (linear(1, dim, hidden, kernels), linear(3, hidden, dim, kernels), norm(5, dim));
@@ -351,7 +351,7 @@ fn attention_of_first_tokens_needs_no_keys_and_values() {
 }
 
 #[test]
-fn sequences_without_tokens_and_batches_without_sequences_are_passed_over() {
+fn empty_sequences_and_empty_batches_are_skipped() {
     let x = random(1, &[5, 24]);
     for kernels in both() {
         let attend = |x: &Tensor, cu: &[u32]| {
@@ -388,7 +388,7 @@ fn layers_and_norms_that_do_not_fit_are_refused() {
     }
 }
 
-/// Tables of 50 words, 30 positions and, if asked for, 2 token types.
+/// Tables of 50 words, 30 positions and optionally 2 token types.
 fn embeddings(dim: usize, token_types: bool) -> Embeddings {
     Embeddings {
         words: random(1, &[50, dim]),
@@ -405,8 +405,8 @@ fn tokens() -> [Vec<u32>; 3] {
 }
 
 #[test]
-fn embeddings_agree_with_the_reference_and_do_not_depend_on_their_neighbours() {
-    let test = "embeddings_agree_with_the_reference_and_do_not_depend_on_their_neighbours";
+fn embeddings_agree_with_the_reference_in_any_batch() {
+    let test = "embeddings_agree_with_the_reference_in_any_batch";
     let Some(kernels) = fast(test) else { return };
     let [ids, positions, types] = tokens();
     for dim in [12, 20, 33, 32] {
@@ -424,8 +424,8 @@ fn embeddings_agree_with_the_reference_and_do_not_depend_on_their_neighbours() {
 }
 
 #[test]
-fn products_of_embeddings_agree_with_layers_and_do_not_depend_on_what_was_kept() {
-    let test = "products_of_embeddings_agree_with_layers_and_do_not_depend_on_what_was_kept";
+fn embedding_products_agree_with_layers_for_any_cache() {
+    let test = "embedding_products_agree_with_layers_for_any_cache";
     let Some(Kernels::Fast(kernels)) = fast(test) else { return };
     let reference = Kernels::Reference(DType::F32);
     let [ids, positions, types] = tokens();
@@ -443,7 +443,7 @@ fn products_of_embeddings_agree_with_layers_and_do_not_depend_on_what_was_kept()
                 let layer = Linear::new(weight, bias, reference).unwrap();
                 assert_close(product, &layer.forward(&expected).unwrap(), &what);
             }
-            // Where everything was kept, and where nothing was.
+            // With everything cached, and with nothing cached.
             for embeddings in [fast, new()] {
                 for t in [0, 40, 76] {
                     let (x_alone, alone) = embeddings.forward(&ids[t..=t], &positions[t..=t], &types[t..=t]).unwrap();
@@ -465,7 +465,7 @@ fn products_of_embeddings_agree_with_layers_and_do_not_depend_on_what_was_kept()
 }
 
 #[test]
-fn an_id_beyond_its_table_is_an_error() {
+fn an_id_beyond_its_embedding_table_is_an_error() {
     for kernels in both() {
         let tables = embeddings(12, true);
         assert!(tables.forward(&[49], &[29], &[1], kernels).is_ok());
@@ -525,7 +525,7 @@ fn the_fused_kernels_refuse_what_they_cannot_read() {
     assert!(layer.forward(&random(2, &[5, 12]).to_dtype(DType::F64).unwrap()).is_err());
     let half = random(1, &[20, 12]).to_dtype(DType::F16).unwrap();
     assert!(Linear::new(&half, &random(2, &[20]), kernels).is_err());
-    // A narrowed tensor begins further on in its memory, which is read from there.
+    // A narrowed tensor starts at an offset of its memory.
     let x = random(2, &[9, 12]);
     let narrowed = x.narrow(0, 4, 5).unwrap();
     assert_eq!(values(&layer.forward(&narrowed).unwrap()), values(&layer.forward(&rows(&x, 4, 9)).unwrap()));

@@ -1,4 +1,4 @@
-//! Output files that are there already: what they hand on to their successors, links to them, and disks that fail.
+//! Existing output files: the attributes that their replacements keep, symlinks to them, and disks that fail.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
@@ -9,7 +9,7 @@ use crate::support::{Job, skip, stdout_of};
 
 const PAIRS: &str = "id,a,b\n1,x,y\n2,x,y\n";
 
-/// A user who is not the one of the test.
+/// A user other than the one that runs the test.
 const OTHER: u32 = 54_321;
 
 fn is_root() -> bool {
@@ -24,13 +24,13 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// `couplet query -o` to a file of the job.
+/// Runs `couplet query -o` to a file of the job.
 fn write(job: &Job, output: &str) -> Output {
     job.couplet(&["query", "SELECT 7 AS x", "-o", output]).output().unwrap()
 }
 
 #[test]
-fn a_file_that_is_replaced_keeps_mode_owner_and_attributes() {
+fn a_replaced_file_keeps_its_mode_owner_and_attributes() {
     let job = Job::new(PAIRS);
     job.rows();
     for (file, bits) in [("out/scores.parquet", 0o640), ("x.csv", 0o604)] {
@@ -56,7 +56,7 @@ fn a_file_that_is_replaced_keeps_mode_owner_and_attributes() {
 }
 
 #[test]
-fn a_model_that_is_replaced_keeps_the_mode_of_its_folder() {
+fn a_replaced_model_keeps_the_mode_of_its_folder() {
     let job = Job::new(PAIRS);
     let target = job.path("model");
     for _ in 0..2 {
@@ -71,11 +71,11 @@ fn a_model_that_is_replaced_keeps_the_mode_of_its_folder() {
 }
 
 #[test]
-fn a_link_stays_and_what_it_points_to_is_written() {
+fn a_symlink_stays_and_its_target_is_written() {
     let job = Job::new(PAIRS);
     fs::create_dir_all(job.path("data/old")).unwrap();
     symlink("data/scores.parquet", job.path("direct")).unwrap();
-    // A link to a link, and to what is not there yet.
+    // A symlink to a symlink, and to a missing file.
     fs::create_dir(job.path("out")).unwrap();
     symlink("../direct", job.path("out/scores.parquet")).unwrap();
     for _ in 0..2 {
@@ -83,13 +83,13 @@ fn a_link_stays_and_what_it_points_to_is_written() {
         assert!(job.path("direct").is_symlink() && job.path("out/scores.parquet").is_symlink());
         assert!(job.path("data/scores.parquet").is_file() && !job.path("data/scores.parquet").is_symlink());
     }
-    // Another name of the same file keeps the old rows.
+    // Another hard link to the same file keeps the old rows.
     fs::hard_link(job.path("data/scores.parquet"), job.path("kept.parquet")).unwrap();
     let before = fs::read(job.path("kept.parquet")).unwrap();
     fs::write(job.path("pairs.csv"), "id,a,b\n1,x,y\n").unwrap();
     assert_eq!(job.rows().len(), 1);
     assert_eq!(fs::read(job.path("kept.parquet")).unwrap(), before);
-    // A folder of runs is followed too.
+    // A symlink to a folder of runs is followed too.
     symlink("data/old", job.path("runs")).unwrap();
     let job = job.change("uri = \"out/scores.parquet\"", "uri = \"runs\"");
     job.report();
@@ -98,8 +98,8 @@ fn a_link_stays_and_what_it_points_to_is_written() {
 }
 
 #[test]
-fn a_link_of_another_user_in_a_shared_folder_is_refused() {
-    let name = "a_link_of_another_user_in_a_shared_folder_is_refused";
+fn a_symlink_of_another_user_in_a_shared_folder_is_refused() {
+    let name = "a_symlink_of_another_user_in_a_shared_folder_is_refused";
     if !is_root() {
         return skip(name, "only root can make files of other users");
     }
@@ -126,7 +126,7 @@ fn a_link_of_another_user_in_a_shared_folder_is_refused() {
         assert!(output.status.code() == Some(2) && said.contains(" of another user (uid 54321)"), "{said}");
     }
     assert_eq!(fs::read_to_string(job.path("precious")).unwrap(), "of root");
-    // In a folder of one's own, links of others are as good as any, and so is the folder's owner in a shared one.
+    // Symlinks of other users are accepted in an own folder, and those of the folder's owner in a shared one.
     fs::remove_file(job.path("precious")).unwrap();
     set_mode(&job.path("shared"), 0o755);
     assert!(write(&job, "shared/x.csv").status.success());
@@ -136,7 +136,7 @@ fn a_link_of_another_user_in_a_shared_folder_is_refused() {
     assert_eq!(fs::read_to_string(job.path("precious")).unwrap(), "x\n7\n");
 }
 
-/// Runs a command of the job while the disk does not sync a file or folder of it; none where that cannot be had.
+/// Runs a command of the job while the disk fails to sync a file or folder of it; `None` if that cannot be simulated.
 fn without_sync(job: &Job, test: &str, path: &str, arguments: &[&str]) -> Option<Output> {
     let path = job.path(path).canonicalize().unwrap();
     let output = Command::new("strace")
@@ -156,8 +156,8 @@ fn without_sync(job: &Job, test: &str, path: &str, arguments: &[&str]) -> Option
 }
 
 #[test]
-fn a_disk_that_does_not_confirm_the_new_name_is_told() {
-    let test = "a_disk_that_does_not_confirm_the_new_name_is_told";
+fn a_failed_sync_of_a_rename_is_reported() {
+    let test = "a_failed_sync_of_a_rename_is_reported";
     let delta = "out\"\nformat = \"delta\"\nmode = \"overwrite";
     for (sink, synced) in [("out/scores.parquet", "out"), ("out", "out"), (delta, "out/_delta_log")] {
         let job = Job::new(PAIRS).change("out/scores.parquet", sink);

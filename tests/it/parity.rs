@@ -1,4 +1,4 @@
-//! Equal to Hugging Face: token ids to the last one, logits within 1e-4, on every case in the golden files.
+//! Equality with Hugging Face on every golden case: identical token ids, logits within 1e-4.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,10 +12,10 @@ use serde_json::Value;
 use crate::support::{golden, quickstart_model, shared, skip, write};
 use crate::tiny::Variant;
 
-/// The largest difference of a logit that counts as equal.
+/// The largest accepted difference of a logit.
 const TOLERANCE: f32 = 1e-4;
 
-/// A text or pair with the length at which it is cut.
+/// A text or pair with its maximum length.
 struct Case {
     name: String,
     text: String,
@@ -41,7 +41,7 @@ fn edge_cases() -> Vec<Case> {
         .collect()
 }
 
-/// The bundled pairs, all 525.
+/// All 525 bundled pairs.
 fn quickstart_pairs() -> Vec<Case> {
     let file = std::fs::File::open(quickstart_model().join("../pairs.parquet")).unwrap();
     let batches = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
@@ -64,7 +64,7 @@ fn quickstart_pairs() -> Vec<Case> {
     cases
 }
 
-/// A model with one tokenizer for each length that is asked for.
+/// A model with one tokenizer per requested length.
 struct Checked {
     model: Model,
     tokenizers: HashMap<usize, Tokenizer>,
@@ -98,7 +98,7 @@ impl Checked {
     }
 }
 
-/// The kinds of kernels that this machine can run.
+/// The kernels that this machine supports.
 fn all_kernels() -> Vec<(&'static str, Kernels)> {
     let mut kernels = vec![("fast", Kernels::for_device(&Device::Cpu)), ("reference", Kernels::Reference(DType::F32))];
     #[cfg(target_arch = "x86_64")]
@@ -110,7 +110,7 @@ fn numbers(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
 }
 
-/// The largest difference between the logits, which must be in the same order; fails with the name of the case.
+/// The largest difference between logits in the same order; a failure names the case.
 fn largest_difference(ours: &[Vec<f32>], theirs: &[Vec<f32>], names: impl Fn(usize) -> String) -> f32 {
     largest_difference_within(TOLERANCE, ours, theirs, names)
 }
@@ -142,7 +142,7 @@ fn models() -> [(&'static str, std::path::PathBuf); 3] {
 }
 
 #[test]
-fn edge_cases_have_the_token_ids_and_logits_of_hugging_face() {
+fn edge_cases_match_hugging_face() {
     let cases = edge_cases();
     for (name, folder) in models() {
         let expected = json_lines(&format!("edge_cases.{name}.jsonl"));
@@ -163,7 +163,7 @@ fn edge_cases_have_the_token_ids_and_logits_of_hugging_face() {
 }
 
 #[test]
-fn the_bundled_pairs_have_the_logits_of_hugging_face() {
+fn bundled_pairs_have_the_logits_of_hugging_face() {
     let cases = quickstart_pairs();
     for (name, folder) in models() {
         let expected = json_lines(&format!("pairs.{name}.jsonl"));
@@ -201,12 +201,12 @@ fn each_activation_has_the_logits_of_hugging_face() {
         }
         activations += 1;
     }
-    // Eight names of four functions; the two forms of GELU are 9e-4 apart here, nine times the tolerance.
+    // Eight names of four functions. The two forms of GELU differ by 9e-4 here, nine times the tolerance.
     assert_eq!(activations, 2 * 8);
 }
 
 #[test]
-fn a_pytorch_archive_with_old_names_is_the_same_model() {
+fn a_pytorch_archive_with_old_names_gives_the_same_model() {
     let cases = edge_cases();
     let [safetensors, archive] = ["tiny-bert", "tiny-bert-bin"]
         .map(|name| Checked::load(&golden(name), Kernels::for_device(&Device::Cpu)).logits(&cases, 8));
@@ -237,8 +237,8 @@ fn tab_separated(path: &Path) -> Vec<Vec<f32>> {
 }
 
 #[test]
-fn all_pairs_of_mrpc_have_the_reference_logits() {
-    let test = "all_pairs_of_mrpc_have_the_reference_logits";
+fn all_mrpc_pairs_have_the_reference_logits() {
+    let test = "all_mrpc_pairs_have_the_reference_logits";
     let (Some(corpus), Some(folder)) =
         (shared(test, "data/mrpc/msr_paraphrase_train.txt"), shared(test, "models/minilm-mrpc"))
     else {
@@ -284,13 +284,13 @@ fn real_bert_weights_under_a_head_have_the_reference_logits() {
     let mut checked = Checked::load(folder.path(), Kernels::for_device(&Device::Cpu));
     let theirs: Vec<Vec<f32>> = reference.iter().map(|row| row[2..].to_vec()).collect();
     let largest = largest_difference(&checked.logits(cases, 16), &theirs, |i| cases[i].name.clone());
-    // These logits span 0.2, so that less than the usual tolerance tells a wrong activation.
+    // These logits span 0.2, so a lower tolerance than usual is needed to detect a wrong activation.
     assert!(largest < 2e-5, "{largest}");
     println!("{} pairs, largest difference of a logit {largest:.1e}", cases.len());
 }
 
 #[test]
-fn kernels_for_different_instruction_sets_agree_to_the_last_bit() {
+fn all_instruction_sets_give_the_same_bits() {
     #[cfg(target_arch = "x86_64")]
     if let Some(avx2) = Kernels::avx2() {
         let cases = &quickstart_pairs()[..64];
@@ -299,7 +299,7 @@ fn kernels_for_different_instruction_sets_agree_to_the_last_bit() {
         assert_eq!(best, avx2);
         return;
     }
-    skip("kernels_for_different_instruction_sets_agree_to_the_last_bit", "this CPU has no AVX2");
+    skip("all_instruction_sets_give_the_same_bits", "this CPU has no AVX2");
 }
 
 fn softmax(logits: &[f32]) -> Vec<f32> {
@@ -311,7 +311,7 @@ fn argmax(logits: &[f32]) -> usize {
     (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap()
 }
 
-/// Asserts that 16-bit integers change little: the mean logit by 0.003, no probability by 0.02, and few labels.
+/// Asserts that int16 changes little: the mean logit by 0.003, no probability by 0.02, and few labels.
 fn assert_int16_is_near(folder: &Path, cases: &[Case], labels: usize) {
     let f32_kernels = Kernels::for_device(&Device::Cpu);
     let Some(int16_kernels) = Kernels::with_precision(&Device::Cpu, Precision::Int16) else {
@@ -335,20 +335,20 @@ fn assert_int16_is_near(folder: &Path, cases: &[Case], labels: usize) {
 }
 
 #[test]
-fn integers_of_16_bits_change_the_bundled_pairs_little() {
+fn int16_changes_the_bundled_pairs_little() {
     assert_int16_is_near(&quickstart_model(), &quickstart_pairs(), 1);
 }
 
 #[test]
-fn integers_of_16_bits_change_mrpc_little() {
-    let test = "integers_of_16_bits_change_mrpc_little";
+fn int16_changes_mrpc_little() {
+    let test = "int16_changes_mrpc_little";
     if let Some(corpus) = shared(test, "data/mrpc/msr_paraphrase_train.txt") {
         assert_int16_is_near(&quickstart_model(), &mrpc(&corpus), 4);
     }
 }
 
 #[test]
-fn candles_own_distilbert_agrees() {
+fn the_distilbert_of_candle_agrees() {
     use candle_nn::{Module, VarBuilder};
     use candle_transformers::models::distilbert;
     let folder = quickstart_model();
@@ -368,7 +368,7 @@ fn candles_own_distilbert_agrees() {
         .iter()
         .map(|case| {
             let ids = Tensor::new(checked.encode(case).input_ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-            // Non-zero means blocked, and nothing is.
+            // Non-zero means masked, and nothing is masked.
             let mask = ids.zeros_like().unwrap().to_dtype(DType::U8).unwrap();
             let hidden = encoder.forward(&ids, &mask.unsqueeze(0).unwrap().unsqueeze(0).unwrap()).unwrap();
             let first = hidden.narrow(1, 0, 1).unwrap().squeeze(1).unwrap();
@@ -376,6 +376,6 @@ fn candles_own_distilbert_agrees() {
             logits.squeeze(0).unwrap().to_vec1().unwrap()
         })
         .collect();
-    // It takes GELU's tanh approximation, where the checkpoints mean erf.
+    // It uses the tanh approximation of GELU; the checkpoints use erf.
     largest_difference_within(1e-2, &checked.logits(cases, 8), &theirs, |i| cases[i].name.clone());
 }

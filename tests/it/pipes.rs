@@ -1,4 +1,4 @@
-//! A pipe or a device in the place of a file: it is never opened, and no command waits for it.
+//! A pipe or a device in place of a file: couplet never opens it, and no command waits for it.
 
 use std::fs;
 use std::io::Write as _;
@@ -13,10 +13,10 @@ use crate::tiny::Variant;
 
 const PAIRS: &str = "id,a,b\n1,x,y\n2,p,q\n";
 
-/// What a command gets that should end at once; a debug build on a busy machine is slow.
+/// The time limit of a command that should end at once; a debug build on a busy machine is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Puts a pipe at a path, in the place of what is there.
+/// Replaces the file at a path by a pipe.
 fn pipe(path: &Path) {
     let _ = fs::remove_file(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -28,7 +28,7 @@ fn is_pipe(path: &Path) -> bool {
     fs::symlink_metadata(path).unwrap().file_type().is_fifo()
 }
 
-/// Ends a command that waits, and says what it was given.
+/// Kills a command that waits, and reports its arguments.
 fn ended(mut command: Command) -> (i32, String, String) {
     command.env_remove("RUST_LOG").env("NO_COLOR", "1").stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -36,7 +36,7 @@ fn ended(mut command: Command) -> (i32, String, String) {
     while child.try_wait().unwrap().is_none() {
         if began.elapsed() > PATIENCE {
             child.kill().unwrap();
-            panic!("it waits: {command:?}");
+            panic!("the command waits: {command:?}");
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -59,7 +59,7 @@ fn succeeds(job: &Job, arguments: &[&str]) -> String {
     stdout
 }
 
-/// A command that names the path in its error; returns the exit code.
+/// Runs a command that must name the path in its error. Returns the exit code.
 fn refuses(job: &Job, arguments: &[&str], path: &Path) -> i32 {
     let (code, _, stderr) = ended(couplet(job, arguments));
     let name = path.file_name().unwrap().to_str().unwrap();
@@ -83,7 +83,7 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn pipes_among_temporary_files_stop_no_command() {
+fn pipes_among_temporary_files_block_no_command() {
     let job = Job::new(PAIRS);
     let among = [
         job.path("tmp/couplet-1.couplet-tmp"),
@@ -99,7 +99,7 @@ fn pipes_among_temporary_files_stop_no_command() {
 }
 
 #[test]
-fn a_pipe_as_a_file_of_the_command_is_refused() {
+fn a_pipe_as_an_argument_is_refused() {
     let job = Job::new(PAIRS);
     let (pipeline, sql) = (job.path("other.toml"), job.path("query.sql"));
     pipe(&pipeline);
@@ -113,7 +113,7 @@ fn a_pipe_as_a_file_of_the_command_is_refused() {
 }
 
 #[test]
-fn sql_still_comes_from_a_descriptor() {
+fn sql_can_be_read_from_a_file_descriptor() {
     let job = Job::new(PAIRS);
     let mut command = couplet(&job, &["query", "-f", "/dev/stdin"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -137,7 +137,7 @@ fn a_pipe_as_a_source_file_is_refused() {
         refuses(&job, &["run", "pipeline.toml"], &job.path(name));
         let sql = format!("SELECT count(*) FROM '{name}'");
         refuses(&job, &["query", &sql], &job.path(name));
-        // In a folder it is none of the table's files.
+        // In a folder, a pipe is not one of the table's files.
         pipe(&job.path(&format!("folder/{name}")));
         let job = job.change(&format!("\"{name}\""), &format!("{{ uri = \"folder\", format = \"{format}\" }}"));
         let (code, _, stderr) = ended(couplet(&job, &["run", "pipeline.toml"]));
@@ -171,7 +171,7 @@ fn a_pipe_as_a_file_of_a_model_is_refused() {
     pipe(&model.path("vocab.txt"));
     let job = Job::new(PAIRS).change(&uri, &format!("{:?}", model.folder()));
     assert_eq!(refuses(&job, &["run", "pipeline.toml"], &model.path("vocab.txt")), 2);
-    // What is not needed is not looked at.
+    // Unneeded files are not checked.
     let model = Variant::of("tiny-distilbert");
     ["README.md", "training.json", "evaluation.json"].iter().for_each(|name| pipe(&model.path(name)));
     succeeds(&job, &["model", "show", model.folder().to_str().unwrap()]);
@@ -186,7 +186,7 @@ fn a_pipe_in_a_store_or_sink_is_refused() {
     for path in files {
         let content = fs::read(&path).unwrap();
         pipe(&path);
-        // Not all files are read by all commands, but none may wait.
+        // Not every command reads every file, but none may wait.
         for command in [&["run", "pipeline.toml"][..], &["plan", "pipeline.toml"], &["runs", "pipeline.toml"]] {
             let (code, _, stderr) = ended(couplet(&job, command));
             assert!([0, 1, 2].contains(&code) && !stderr.contains("panicked"), "{path:?} {command:?}: {stderr}");
@@ -215,7 +215,7 @@ fn a_pipe_in_the_state_of_a_training_is_refused() {
 }
 
 #[test]
-fn a_pipe_for_what_is_written_is_refused() {
+fn a_pipe_as_an_output_is_refused() {
     let job = Job::new(PAIRS);
     for name in ["out/scores.parquet", "metrics.prom", "result.csv"] {
         pipe(&job.path(name));

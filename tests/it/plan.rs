@@ -1,4 +1,4 @@
-//! `couplet plan`: what it says is what a run then does, it says where a run writes, and it writes nothing itself.
+//! `couplet plan`: predicts what a run does and where it writes, and writes nothing itself.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,7 +24,7 @@ fn files(folder: &Path) -> BTreeMap<String, (u64, std::time::SystemTime)> {
     found
 }
 
-/// The plan of a job, which must leave its folder as it is.
+/// The plan of a job, after a check that the job's folder is unchanged.
 fn plan(job: &Job, arguments: &[&str]) -> Value {
     let before = files(&job.path(""));
     let mut command = job.couplet(&["plan", "pipeline.toml", "--json"]);
@@ -34,7 +34,7 @@ fn plan(job: &Job, arguments: &[&str]) -> Value {
 }
 
 #[test]
-fn a_plan_says_what_the_run_then_does() {
+fn a_plan_predicts_what_the_run_does() {
     let job = Job::over_quickstart_pairs();
     let planned = plan(&job, &[]);
     let table = &planned["tables"][0];
@@ -50,7 +50,7 @@ fn a_plan_says_what_the_run_then_does() {
     assert_eq!(planned["predicted"]["tokens"], report["tokens"]["scored"]);
     assert!(planned["predicted"]["seconds"]["all"].as_f64().unwrap() > 0.0);
 
-    // What was scored is remembered, and a plan finds it as the next run will.
+    // The scores are cached, and a plan finds them as the next run will.
     let again = plan(&job, &[]);
     let rows = &again["score"]["rows"];
     assert_eq!((rows["to_score"].as_u64(), rows["remembered"].as_u64()), (Some(0), Some(525)));
@@ -58,7 +58,7 @@ fn a_plan_says_what_the_run_then_does() {
 }
 
 #[test]
-fn lengths_are_told_before_they_are_cut() {
+fn lengths_are_reported_before_truncation() {
     let long = "one two three four five six seven eight nine ten ".repeat(30);
     let job =
         Job::new(format!("id,a,b\n1,{long},x\n2,a b,c\n3,,y\n4,a b,c\n")).change("[sink]", "max_length = 16\n[sink]");
@@ -83,24 +83,24 @@ fn only_some_rows_are_read_on_request() {
         (rows["read"].as_u64(), rows["of"].as_u64(), rows["limited"].as_bool()),
         (Some(100), Some(525), Some(true))
     );
-    // A run goes over all rows, and so does the estimate.
+    // A run reads all rows, and so does the estimate.
     let (predicted, tokens) = (&planned["predicted"], &planned["score"]["tokens"]);
     assert_eq!((&planned["score"]["rows"]["to_score"], &predicted["rows"]), (&100.into(), &525.into()));
     assert_eq!(predicted["tokens"].as_f64(), Some((tokens["mean"].as_f64().unwrap() * 525.0).round()));
-    // All rows are all, whatever was asked for.
+    // All rows were read, regardless of `--rows`.
     let all = plan(&job, &["--rows", "525", "--fresh"]);
     assert_eq!((&all["score"]["rows"]["limited"], &all["predicted"]["rows"]), (&false.into(), &525.into()));
 }
 
 #[test]
-fn a_plan_of_some_rows_of_an_unknown_number_says_nothing_of_a_run() {
+fn a_plan_of_the_first_rows_estimates_no_run() {
     let job = Job::new("id,a,b\n1,x,y\n2,x,z\n3,y,z\n");
     let planned = plan(&job, &["--rows", "2"]);
     assert_eq!((&planned["score"]["rows"]["limited"], &planned["predicted"]), (&true.into(), &Value::Null));
 }
 
 #[test]
-fn what_would_make_the_run_fail_is_said_with_its_exit_code() {
+fn a_plan_reports_why_a_run_would_fail_with_its_exit_code() {
     let twice = Job::new("id,a,b\n1,x,y\n1,z,y\n");
     let said = stderr_of(&mut twice.couplet(&["plan", "pipeline.toml"]), 2);
     assert!(said.contains("must be unique") && said.contains("2 times"), "{said}");
@@ -108,7 +108,7 @@ fn what_would_make_the_run_fail_is_said_with_its_exit_code() {
     let rejected = Job::new("id,a,b\n1,,y\n2,z,y\n").add("[score]\nmax_errors = 0.1");
     let output = rejected.couplet(&["plan", "pipeline.toml"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    // The rest of the plan is there all the same.
+    // The rest of the plan is complete.
     let stdout = String::from_utf8(output.stdout).unwrap();
     assert!(stdout.contains("1 to score") && stdout.ends_with("a run would fail\n"), "{stdout}");
     let said = String::from_utf8(output.stderr).unwrap();
@@ -119,7 +119,7 @@ fn what_would_make_the_run_fail_is_said_with_its_exit_code() {
 }
 
 #[test]
-fn a_column_of_folders_that_is_not_there_is_said_before_anything_is_scored() {
+fn an_unknown_partition_column_is_found_before_scoring() {
     let job = Job::new("id,a,b\n1,x,y\n")
         .change("uri = \"out/scores.parquet\"", "uri = \"out/scores\"\nformat = \"delta\"\npartition_by = [\"idd\"]");
     for command in ["plan", "run"] {
@@ -159,7 +159,7 @@ fn the_pipeline_of_the_guide_runs() {
 }
 
 #[test]
-fn every_place_outside_the_pipelines_folder_is_said() {
+fn every_place_outside_the_pipeline_folder_is_listed() {
     let outside = tempfile::tempdir().unwrap();
     let spill = outside.path().join("not-there/spill");
     let job = Job::new("id,a,b\n1,x,y\n").add(&format!(
@@ -181,7 +181,7 @@ fn every_place_outside_the_pipelines_folder_is_said() {
 
 #[cfg(unix)]
 #[test]
-fn a_link_out_of_the_folder_is_outside() {
+fn a_symlink_out_of_the_folder_counts_as_outside() {
     let outside = tempfile::tempdir().unwrap();
     let job = Job::new("id,a,b\n1,x,y\n");
     std::os::unix::fs::symlink(outside.path(), job.path("out")).unwrap();
@@ -191,7 +191,7 @@ fn a_link_out_of_the_folder_is_outside() {
 }
 
 #[test]
-fn stages_that_learn_and_measure_are_planned_before_their_models_are_there() {
+fn training_stages_are_planned_before_their_models_exist() {
     let folder = tempfile::tempdir().unwrap();
     let toml = format!(
         r#"
@@ -267,7 +267,7 @@ uri = "out.parquet"
 }
 
 #[test]
-fn single_texts_and_the_plan_of_the_query() {
+fn a_plan_of_single_texts_shows_the_query_plan() {
     let job = Job::new("id,a,b\n1,x,0.5\n2,z,0.25\n").change("text = [\"a\", \"b\"]", "text = [\"a\"]\nlabel = \"b\"");
     let text = stdout_of(&mut job.couplet(&["plan", "pipeline.toml", "--verbose"]));
     assert!(text.contains("numbers from 0.25 to 0.5"), "{text}");
@@ -275,7 +275,7 @@ fn single_texts_and_the_plan_of_the_query() {
 }
 
 #[test]
-fn what_killed_runs_left_beside_the_sink_is_said() {
+fn leftovers_of_killed_runs_are_reported() {
     let left = |job: &Job| -> Vec<String> {
         let planned = plan(job, &[]);
         let left = planned["writes"].as_array().unwrap().iter().filter(|write| write["what"] == "left by a killed run");
@@ -306,7 +306,7 @@ fn what_killed_runs_left_beside_the_sink_is_said() {
 }
 
 #[test]
-fn too_few_rows_to_hold_any_out_are_said() {
+fn too_few_rows_for_held_out_data_are_reported() {
     let learn = "[finetune]\nsql = \"SELECT id, a, b, CASE WHEN id % 2 = 0 THEN 'yes' ELSE 'no' END AS label FROM pairs\"\n\
                  id = \"id\"\ntext = [\"a\", \"b\"]\ntask = \"classification\"\nvalidation = 0.0001\noutput = \"models/task\"";
     let model = golden("tiny-distilbert");

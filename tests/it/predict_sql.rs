@@ -1,4 +1,4 @@
-//! `predict()` in SQL: whatever the query looks like, its result is right and each row is scored once.
+//! `predict()` in SQL: for any shape of query, the result is right and each row is scored once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use datafusion::prelude::SessionContext;
 
 use crate::support::{golden, resources, write};
 
-/// Rows of the table `t`, all different.
+/// The number of rows in the table `t`, all distinct.
 const ROWS: u64 = 40;
 
 struct Session {
@@ -23,7 +23,7 @@ struct Session {
     _folder: tempfile::TempDir,
 }
 
-/// A session over `t` (id, a, b, grp), small windows and two partitions, so that plans are as parallel as they get.
+/// A session over `t` (id, a, b, grp) with small windows and two partitions, so that plans are parallel.
 async fn session() -> Session {
     let folder = tempfile::tempdir().unwrap();
     let mut csv = String::from("id,a,b,grp\n");
@@ -53,7 +53,7 @@ fn text(batches: &[RecordBatch]) -> String {
     pretty_format_batches(batches).unwrap().to_string()
 }
 
-/// Executes a query in a session of its own; returns its rows and how many texts the encoder read.
+/// Executes a query in a new session. Returns its rows and the number of texts that the encoder read.
 async fn scored(sql: &str) -> (Vec<RecordBatch>, u64) {
     let session = session().await;
     let batches = session.sql(sql).await.unwrap_or_else(|e| panic!("{sql}\n{e}"));
@@ -64,14 +64,14 @@ fn rows(batches: &[RecordBatch]) -> u64 {
     batches.iter().map(|batch| batch.num_rows() as u64).sum()
 }
 
-/// The same query with the predictions taken from a table that was scored beforehand.
+/// The query with its predictions replaced by those of a table that was scored beforehand.
 async fn expected(sql: &str) -> String {
     let session = session().await;
     session.sql("CREATE TABLE scored AS SELECT *, predict('$M', a, b) AS p FROM t").await.unwrap();
     text(&session.sql(sql).await.unwrap_or_else(|e| panic!("{sql}\n{e}")))
 }
 
-/// Each shape of a query beside the same question to a table of predictions, and the rows it has to score.
+/// Query shapes, each with an equivalent query of a table of predictions and the number of rows to score.
 const SHAPES: &[(&str, &str, u64)] = &[
     (
         "SELECT p['label'] AS l, p['score'] AS s FROM (SELECT id, predict('$M', a, b) AS p FROM t) ORDER BY id",
@@ -196,7 +196,7 @@ const SHAPES: &[(&str, &str, u64)] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_shape_of_a_query_gives_the_right_rows_and_scores_each_row_once() {
+async fn every_query_shape_scores_each_row_once() {
     for (sql, reference, rows_to_score) in SHAPES {
         let (batches, scored) = scored(sql).await;
         assert_eq!(text(&batches), expected(reference).await, "{sql}");
@@ -204,7 +204,7 @@ async fn every_shape_of_a_query_gives_the_right_rows_and_scores_each_row_once() 
     }
 }
 
-/// Queries whose calls stand where more than one rewrite has to work together, with the same questions to a table.
+/// Queries that need several rewrites at once, each with an equivalent query of a table.
 const TOGETHER: &[(&str, &str)] = &[
     (
         "SELECT predict('$M', predict('$M', a, b)['label'])['label'] AS l, count(*) AS n FROM t GROUP BY 1 ORDER BY 1",
@@ -233,7 +233,7 @@ const TOGETHER: &[(&str, &str)] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_in_calls_in_joins_and_in_subqueries_give_the_right_rows() {
+async fn nested_calls_in_joins_and_subqueries_give_the_right_rows() {
     for (sql, reference) in TOGETHER {
         let (batches, _) = scored(sql).await;
         assert_eq!(text(&batches), expected(reference).await, "{sql}");
@@ -241,7 +241,7 @@ async fn calls_in_calls_in_joins_and_in_subqueries_give_the_right_rows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_view_is_scored_once_a_row() {
+async fn a_view_is_scored_once_per_row() {
     let session = session().await;
     session.sql("CREATE VIEW v AS SELECT id, predict('$M', a, b) AS p FROM t").await.unwrap();
     let batches =
@@ -257,7 +257,7 @@ async fn a_limit_ends_the_scoring_early() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_text_and_two_are_different_questions() {
+async fn single_texts_and_pairs_are_scored_separately() {
     let session = session().await;
     let batches =
         session.sql("SELECT predict('$M', 'a man') AS p, predict('$M', 'a man', 'a man') AS q").await.unwrap();
@@ -266,7 +266,7 @@ async fn one_text_and_two_are_different_questions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_that_cannot_be_scored_have_an_error_and_stop_nothing() {
+async fn unscorable_texts_get_an_error_and_the_query_continues() {
     let session = session().await;
     let sql = "SELECT predict('$M', x, y)['label'] IS NULL AS unscored, predict('$M', x, y)['error'] AS error FROM (VALUES ('a man', NULL), (NULL, 'a man'), (' ', 'a man'), ('a man', '')) AS v(x, y)";
     insta::assert_snapshot!(text(&session.sql(sql).await.unwrap()), @r"
@@ -302,6 +302,6 @@ async fn mistakes_are_named() {
 }
 
 #[test]
-fn the_goldens_hold_the_models() {
+fn the_golden_models_exist() {
     assert!(Path::new(&golden("tiny-bert/model.safetensors")).exists());
 }

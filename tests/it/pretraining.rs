@@ -1,4 +1,4 @@
-//! Pretraining jobs, from random weights to a model that is fine-tuned; and the import of an encoder.
+//! Pretraining jobs, from random weights to a fine-tuned model, and the import of an encoder.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,7 +31,7 @@ pub fn run_pretrain(
 }
 
 #[test]
-fn learns_to_fill_in_words_from_random_weights_and_fine_tunes_from_there() {
+fn pretrains_from_random_weights_and_then_fine_tunes() {
     for tiny in ["tiny-distilbert", "tiny-bert"] {
         let folder = tempfile::tempdir().unwrap();
         let start = pretrain::Start::Random { config: golden(tiny).join("config.json"), tokenizer: golden(tiny) };
@@ -44,7 +44,7 @@ fn learns_to_fill_in_words_from_random_weights_and_fine_tunes_from_there() {
             assert!(measured.before.loss > 6.0 && measured.after.loss < 4.0, "{measured:?}");
         }
         assert_eq!(report.json["epochs"].as_array().unwrap().len(), 5);
-        // It goes on from its own head.
+        // Pretraining continues from the model's own head.
         let again = pretrain::Job {
             start: pretrain::Start::Checkpoint(job.output.clone()),
             output: folder.path().join("again"),
@@ -60,7 +60,7 @@ fn learns_to_fill_in_words_from_random_weights_and_fine_tunes_from_there() {
 }
 
 #[test]
-fn imports_an_encoder_as_it_is_or_in_distilberts_form() {
+fn imports_an_encoder_unchanged_or_as_distilbert() {
     let folder = tempfile::tempdir().unwrap();
     let as_it_is = import(&golden("tiny-bert"), &folder.path().join("bert"), Form::AsItIs).unwrap();
     assert_eq!(as_it_is.dropped, ["classifier.bias", "classifier.weight"]);
@@ -76,7 +76,7 @@ fn imports_an_encoder_as_it_is_or_in_distilberts_form() {
 }
 
 #[test]
-fn batches_without_a_hidden_word_are_skipped_and_counted() {
+fn batches_without_a_masked_word_are_skipped_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = pretrain_job(folder.path(), pretrain::Start::Checkpoint(golden("tiny-bert")));
     job.hyper = Hyper { epochs: 1, batch_size: 1, ..job.hyper };
@@ -86,7 +86,7 @@ fn batches_without_a_hidden_word_are_skipped_and_counted() {
     assert!(report.steps > 0 && report.skipped > report.steps, "{} of {rows}", report.skipped);
     assert_eq!(report.steps + report.skipped, rows);
     assert_eq!(report.json["skipped_batches"], report.skipped);
-    // They take their places in the schedule, which comes to its end.
+    // They count in the schedule, which runs to its end.
     let rates = report.json["curve"]["learning_rate"].as_array().unwrap();
     assert!(rates.last().unwrap().as_f64() < Some(job.hyper.learning_rate / 2.0), "{rates:?}");
     let other = pretrain::Job { output: folder.path().join("other"), ..job.clone() };
@@ -100,7 +100,7 @@ fn batches_without_a_hidden_word_are_skipped_and_counted() {
     assert!(matches!(cancelled, Outcome::Interrupted { step: 2, .. }));
     assert!(matches!(run_pretrain(&other, |_| (), || false), Outcome::Finished(_)));
     assert!(jobs::weights(&other.output) == jobs::weights(&job.output));
-    // Where nothing is hidden, nothing is measured.
+    // Without masked tokens, nothing is measured.
     assert_eq!(report.measured[1].after.words, 0);
     assert_eq!((report.measured[1].after.perplexity(), report.measured[1].after.accuracy()), (None, None));
     for number in ["loss", "perplexity", "accuracy"] {
@@ -109,7 +109,7 @@ fn batches_without_a_hidden_word_are_skipped_and_counted() {
 }
 
 #[test]
-fn says_why_there_is_nothing_to_learn() {
+fn explains_why_there_is_nothing_to_train_on() {
     let folder = tempfile::tempdir().unwrap();
     let error = |change: &dyn Fn(&mut pretrain::Job)| {
         let mut job = pretrain_job(folder.path(), pretrain::Start::Checkpoint(golden("tiny-bert")));

@@ -1,10 +1,10 @@
-//! The pages of the repository say what is true: `docs/guarantees.md` names tests that exist, the README shows a pipeline of
-//! `pipelines/`, `CONTRIBUTING.md` names every module.
+//! The documentation is up to date: `docs/guarantees.md` names tests that exist, the README shows a pipeline of
+//! `pipelines/`, and `CONTRIBUTING.md` names every module.
 
 use crate::support::root;
 
 #[test]
-fn the_tests_of_promises_exist() {
+fn the_tests_named_in_the_guarantees_exist() {
     let tests = root().join("tests/it");
     let page = std::fs::read_to_string(root().join("docs/guarantees.md")).unwrap();
     let (_, page) = page.split_once("## Faults and tests").unwrap();
@@ -29,7 +29,7 @@ fn the_tests_of_promises_exist() {
 fn the_readme_shows_the_nightly_pipeline() {
     let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
     let pipeline = read("pipelines/nightly.toml");
-    // The comment at the head of the file is for those who read it there.
+    // The comment at the top of the file is not part of the README.
     let (_, shown) = pipeline.split_once("\n\n").unwrap();
     assert!(
         read("README.md").contains(&format!("```toml\n{shown}```")),

@@ -1,7 +1,7 @@
-//! A proxy before the S3 server that makes requests fail in the ways that networks and services fail, by script.
+//! A proxy in front of the S3 server that makes requests fail as networks and services do, by script.
 //!
-//! Requests go on byte for byte, as they are signed, each over a connection of its own. What S3 requests mean is told by
-//! their first line and headers alone. Nothing here knows what couplet does.
+//! It forwards requests byte for byte, because they are signed, each over a new connection. It identifies S3 requests
+//! by their first line and headers alone, and knows nothing about couplet.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// What a request is for.
+/// The purpose of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Get,
@@ -18,11 +18,11 @@ pub enum Kind {
     List,
     /// A whole object in one request.
     Put,
-    /// The same on the condition that there is none, or the version that is known: how commits are made.
+    /// A whole object under the condition that none exists, or that a known version exists: how commits are made.
     PutIf,
     Copy,
     Delete,
-    /// The beginning of an upload in parts, a part, the end that makes it an object, the end that makes it nothing.
+    /// The requests of a multipart upload: begin, part, complete, abort.
     UploadStart,
     UploadPart,
     UploadComplete,
@@ -53,31 +53,31 @@ impl Kind {
     }
 }
 
-/// How a request fails.
+/// The way in which a request fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// Not forwarded: this status, with the code that S3 gives with it.
+    /// Not forwarded: answered with this status and its S3 error code.
     Status(u16),
-    /// Not forwarded: 200 with an error as its body, as S3 answers long requests that fail on the way.
+    /// Not forwarded: answered with 200 and an error as the body, as S3 does for long requests that fail halfway.
     ErrorBody,
     /// Not forwarded: the connection is reset.
     Reset,
-    /// Forwarded, and done by the server; the connection is reset instead of the answer.
+    /// Forwarded and executed; then the connection is reset before the response.
     DropAnswer,
-    /// Forwarded, and done by the server; this status instead of the answer.
+    /// Forwarded and executed; the response is replaced by this status.
     DoneButStatus(u16),
-    /// Forwarded, and done by the server; there is no answer for so long, then the connection is reset.
+    /// Forwarded and executed; then silence for this long, and a reset of the connection.
     Stall(Duration),
-    /// Forwarded; the answer's body comes in a hundred pieces with so long a pause between two of them.
+    /// Forwarded; the response body comes in a hundred pieces with a pause of this length between two of them.
     SlowBody(Duration),
-    /// Forwarded; the connection is reset after half of the answer's body.
+    /// Forwarded; the connection is reset after half of the response body.
     TruncatedBody,
-    /// A condition that there be no such object is taken for fulfilled, as by servers that do not know conditions: the
-    /// object that there is goes first.
+    /// Ignores the condition that no such object exists, as servers without conditional writes do: an existing object
+    /// is removed first.
     IgnoreCondition,
 }
 
-/// Which requests fail, and how.
+/// Selects requests and their fault.
 #[derive(Debug, Clone)]
 pub struct Rule {
     fault: Fault,
@@ -94,33 +94,33 @@ impl Rule {
         Self { fault, kinds: Vec::new(), path: String::new(), after: 0, count: usize::MAX, rate: 1.0 }
     }
 
-    /// Only those of these kinds.
+    /// Limits the rule to requests of these kinds.
     pub fn on(self, kinds: &[Kind]) -> Self {
         Self { kinds: kinds.to_vec(), ..self }
     }
 
-    /// Only those with this in their path and query.
+    /// Limits the rule to requests with this text in their path and query.
     pub fn path(self, part: &str) -> Self {
         Self { path: part.into(), ..self }
     }
 
-    /// Of these, only those behind the first `after`.
+    /// Skips the first `after` matching requests.
     pub fn after(self, after: usize) -> Self {
         Self { after, ..self }
     }
 
-    /// Of these, only so many.
+    /// Limits the rule to this many matching requests.
     pub fn times(self, count: usize) -> Self {
         Self { count, ..self }
     }
 
-    /// Of these, only such a share, by the proxy's seed.
+    /// Limits the rule to a share of the matching requests, drawn with the proxy's seed.
     pub fn rate(self, rate: f64) -> Self {
         Self { rate, ..self }
     }
 }
 
-/// A running proxy; dropped, it takes no more connections.
+/// A running proxy; accepts no more connections once dropped.
 pub struct Proxy {
     address: String,
     shared: Arc<Shared>,
@@ -130,7 +130,7 @@ struct Shared {
     upstream: String,
     closed: AtomicBool,
     state: Mutex<State>,
-    /// Removes an object past the proxy, for [`Fault::IgnoreCondition`].
+    /// Removes an object directly on the server, for [`Fault::IgnoreCondition`].
     remove: Box<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -144,7 +144,7 @@ struct State {
 }
 
 impl Proxy {
-    /// Starts a proxy before the server at `upstream` (`host:port`); `remove` removes the object at a path such as
+    /// Starts a proxy in front of the server at `upstream` (`host:port`). `remove` removes the object at a path such as
     /// `/bucket/key` from that server.
     pub fn start(upstream: &str, seed: u64, remove: impl Fn(&str) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -163,7 +163,7 @@ impl Proxy {
                     break;
                 }
                 let (client, shared) = (client.unwrap(), Arc::clone(&serving));
-                // A connection that breaks is what is wanted, or the client's own doing.
+                // A broken connection is intended, or caused by the client.
                 std::thread::spawn(move || drop(shared.serve(client)));
             }
         });
@@ -175,7 +175,7 @@ impl Proxy {
         format!("http://{}", self.address)
     }
 
-    /// Adds a rule; the first that fits a request decides.
+    /// Adds a rule. The first rule that matches a request decides.
     pub fn fail(&self, rule: Rule) -> &Self {
         self.shared.state.lock().unwrap().rules.push(rule);
         self
@@ -186,17 +186,17 @@ impl Proxy {
         self.shared.state.lock().unwrap().rules.clear();
     }
 
-    /// How many requests of a kind there were.
+    /// The number of requests of a kind.
     pub fn requests(&self, kind: Kind) -> usize {
         self.shared.state.lock().unwrap().requests.get(&kind).copied().unwrap_or(0)
     }
 
-    /// How often a fault came.
+    /// The number of times a fault occurred.
     pub fn faults(&self, fault: Fault) -> usize {
         self.shared.state.lock().unwrap().faults.get(&fault).copied().unwrap_or(0)
     }
 
-    /// Every request so far: its kind, its path and query, and how it failed.
+    /// Every request so far: its kind, path and query, and fault.
     pub fn log(&self) -> Vec<(Kind, String, Option<Fault>)> {
         self.shared.state.lock().unwrap().log.clone()
     }
@@ -211,7 +211,7 @@ impl Drop for Proxy {
 }
 
 impl Shared {
-    /// One request, one answer; the header that ends the connection makes this the rule.
+    /// Serves one request per connection, which the header `Connection: close` enforces.
     fn serve(&self, mut client: TcpStream) -> io::Result<()> {
         let Some(request) = Request::read(&mut client)? else { return Ok(()) };
         match self.choose(&request) {
@@ -245,7 +245,7 @@ impl Shared {
                 let answer = self.forward(&request)?;
                 let head = head_of(&answer);
                 client.write_all(&answer[..head + (answer.len() - head) / 2])?;
-                // What was written is to arrive before the end does.
+                // The written bytes must arrive before the connection ends.
                 std::thread::sleep(Duration::from_millis(50));
                 return reset(client);
             }
@@ -288,7 +288,7 @@ impl Shared {
     }
 }
 
-/// A request as it came, but for a header that ends the connection with the answer.
+/// A request as received, plus a header that closes the connection after the response.
 struct Request {
     kind: Kind,
     /// Path and query.
@@ -297,7 +297,7 @@ struct Request {
 }
 
 impl Request {
-    /// Reads a request; none if the client closed the connection before it.
+    /// Reads a request; `None` if the client closed the connection before it.
     fn read(client: &mut TcpStream) -> io::Result<Option<Self>> {
         let mut bytes = Vec::new();
         let mut buffer = [0; 1 << 16];
@@ -334,7 +334,7 @@ impl Request {
     }
 }
 
-/// Where the body of an answer begins.
+/// The position at which the body of a response begins.
 fn head_of(answer: &[u8]) -> usize {
     answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").map_or(answer.len(), |end| end + 4)
 }
@@ -344,10 +344,10 @@ fn reset(client: TcpStream) -> io::Result<()> {
     socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))
 }
 
-/// What each answer of an error holds as some of S3's do: what the request was signed with.
+/// The token that signed the request. Every error response of the proxy contains it, as some of S3's do.
 pub const ECHO: &str = "session-token-of-the-couplet-tests";
 
-/// The answer that S3 gives with a status, under another status if need be.
+/// The S3 error response of a status, optionally sent with another status.
 fn error_answer(status: u16, error: u16) -> Vec<u8> {
     let (code, message) = match error {
         400 => ("ExpiredToken", "The provided token has expired."),
@@ -368,7 +368,7 @@ fn error_answer(status: u16, error: u16) -> Vec<u8> {
     .into_bytes()
 }
 
-/// SplitMix64, as a number from 0 to 1.
+/// SplitMix64 as a number from 0 to 1.
 fn random(state: &mut u64) -> f64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut z = *state;

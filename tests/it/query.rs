@@ -1,4 +1,4 @@
-//! `couplet query`, `couplet predict` and `couplet model show`: what people look at results and models with.
+//! `couplet query`, `couplet predict` and `couplet model show`: inspecting results and models.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -12,10 +12,10 @@ use crate::support::{
     stdout_of,
 };
 
-/// The largest difference that rounding to four digits and the tolerance of the goldens explain together.
+/// The largest difference due to rounding to four digits and the tolerance of the goldens.
 const TOLERANCE: f64 = 2e-4;
 
-/// `couplet query` over the quickstart and its output.
+/// Runs `couplet query` over the quickstart and its output.
 fn query(arguments: &[&str]) -> Command {
     let mut command = couplet();
     command.current_dir(root()).arg("query").arg("--pipeline").arg(&QUICKSTART.pipeline).args(arguments);
@@ -28,11 +28,11 @@ fn result_of(file: &str) -> Vec<Value> {
     serde_json::from_str(&printed).unwrap()
 }
 
-/// What people and Hugging Face say of a pair of the quickstart.
+/// The gold label and the prediction of Hugging Face for a pair of the quickstart.
 struct Judged {
     label: String,
     predicted: &'static str,
-    /// Probability of the predicted label.
+    /// The probability of the predicted label.
     score: f64,
 }
 
@@ -49,7 +49,7 @@ fn judged() -> Vec<Judged> {
     judged.collect()
 }
 
-/// How many pairs have each label and each prediction.
+/// The number of pairs with each combination of label and prediction.
 fn confusion() -> BTreeMap<(String, &'static str), f64> {
     let mut counts = BTreeMap::new();
     for pair in judged() {
@@ -65,7 +65,7 @@ fn assert_close(value: &Value, expected: f64, tolerance: f64) {
 }
 
 #[test]
-fn accuracy_is_the_share_of_predictions_that_people_agree_with() {
+fn accuracy_is_the_share_of_predictions_equal_to_gold_labels() {
     let judged = judged();
     let right = judged.iter().filter(|pair| pair.label == pair.predicted).count();
     let result = result_of("accuracy.sql");
@@ -74,7 +74,7 @@ fn accuracy_is_the_share_of_predictions_that_people_agree_with() {
 }
 
 #[test]
-fn f1_and_matthews_are_those_of_the_confusion_matrix() {
+fn f1_and_mcc_match_the_confusion_matrix() {
     let counts = confusion();
     let of = |label: &str, predicted| counts[&(label.to_owned(), predicted)];
     let (tp, fn_) = (of("paraphrase", "paraphrase"), of("paraphrase", "not_paraphrase"));
@@ -107,7 +107,7 @@ fn the_confusion_matrix_counts_every_pair() {
 }
 
 #[test]
-fn label_counts_say_how_sure_the_model_was() {
+fn label_counts_include_the_mean_score() {
     let result = result_of("label_counts.sql");
     assert_eq!(result.len(), 2);
     for (row, label) in result.iter().zip(["paraphrase", "not_paraphrase"]) {
@@ -119,7 +119,7 @@ fn label_counts_say_how_sure_the_model_was() {
 }
 
 #[test]
-fn the_worst_mistakes_are_the_surest() {
+fn the_worst_mistakes_are_the_most_confident_ones() {
     let mut expected: Vec<f64> =
         judged().iter().filter(|pair| pair.label != pair.predicted).map(|pair| pair.score).collect();
     expected.sort_by(|a, b| b.total_cmp(a));
@@ -133,7 +133,7 @@ fn the_worst_mistakes_are_the_surest() {
 }
 
 #[test]
-fn the_output_has_the_name_of_the_pipeline_and_stands_beside_its_tables() {
+fn a_query_sees_the_output_and_the_tables_of_a_pipeline() {
     let sql = "SELECT count(*) AS n FROM quickstart o JOIN predictions s USING (id) JOIN pairs p USING (id)";
     insta::assert_snapshot!(stdout_of(&mut query(&[sql])), @r"
     +-----+
@@ -145,14 +145,14 @@ fn the_output_has_the_name_of_the_pipeline_and_stands_beside_its_tables() {
 }
 
 #[test]
-fn a_table_of_the_command_line_goes_before_one_of_the_pipeline() {
+fn a_command_line_table_overrides_one_of_the_pipeline() {
     let job = Job::new("id,a,b\n1,x,y\n");
     let table = format!("Pairs={}", job.path("pairs.csv").display());
     let counted = stdout_of(&mut query(&["SELECT count(*) AS n FROM pairs", "--table", &table, "--format", "csv"]));
     assert_eq!(counted, "n\n1\n");
 }
 
-/// `couplet query` without a pipeline, `MODEL` in the SQL replaced by a tiny model.
+/// `couplet query` without a pipeline; `MODEL` in the SQL is replaced by a tiny model.
 fn ad_hoc(sql: &str, arguments: &[&str]) -> Command {
     let mut command = couplet();
     command.current_dir(root()).args(["query", &sql.replace("MODEL", "tests/it/goldens/tiny-distilbert")]);
@@ -164,7 +164,7 @@ fn ad_hoc(sql: &str, arguments: &[&str]) -> Command {
 const ONE_ROW: &str = "SELECT 1 AS id, 'a, \"b\"' AS text, CAST(NULL AS VARCHAR) AS nothing, [1.5, 2.5] AS list";
 
 #[test]
-fn the_result_is_a_table_for_people_unless_told_otherwise() {
+fn the_default_format_is_a_readable_table() {
     insta::assert_snapshot!(stdout_of(&mut ad_hoc(ONE_ROW, &[])), @r#"
     +----+--------+---------+------------+
     | id | text   | nothing | list       |
@@ -198,7 +198,7 @@ fn an_empty_result_has_its_columns() {
 }
 
 #[test]
-fn the_extension_of_the_output_file_tells_the_format() {
+fn the_output_extension_selects_the_format() {
     let folder = tempfile::tempdir().unwrap();
     let result_in = |name: &str| {
         let path = folder.path().join("new").join(name);
@@ -216,7 +216,7 @@ fn the_extension_of_the_output_file_tells_the_format() {
 }
 
 #[test]
-fn the_format_goes_before_the_extension() {
+fn the_format_option_overrides_the_extension() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("r.data");
     stdout_of(&mut ad_hoc("SELECT 1 AS x", &["-o", path.to_str().unwrap(), "--format", "csv"]));
@@ -224,7 +224,7 @@ fn the_format_goes_before_the_extension() {
 }
 
 #[test]
-fn an_output_that_fails_leaves_the_file_as_it_was() {
+fn a_failed_query_leaves_the_output_file_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("r.csv");
     std::fs::write(&path, "before").unwrap();
@@ -254,7 +254,7 @@ fn statements_are_executed_one_after_the_other() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_ends_the_query_quietly() {
+fn a_closed_stdout_ends_the_query_quietly() {
     let folder = tempfile::tempdir().unwrap();
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_couplet"))
         .args(["query", "SELECT value FROM generate_series(1, 3000000)", "--format", "csv"])
@@ -272,14 +272,14 @@ fn a_reader_that_has_seen_enough_ends_the_query_quietly() {
     assert_eq!(folder.path().read_dir().unwrap().count(), 0, "temporary files are left");
 }
 
-/// What a query says that cannot be executed, with exit code 2.
+/// The message of a query that cannot be executed, with exit code 2.
 fn refusal(sql: &str, arguments: &[&str]) -> String {
     let message = stderr_of(&mut ad_hoc(sql, arguments), 2);
     message.replace(root().to_str().unwrap(), "ROOT").trim_end().to_owned()
 }
 
 #[test]
-fn a_query_only_reads() {
+fn a_query_must_be_read_only() {
     let folder = tempfile::tempdir().unwrap();
     let copy = format!("COPY (SELECT 1) TO '{}'", folder.path().join("x.csv").display());
     insta::assert_snapshot!(refusal(&copy, &[]), @"error: SQL: a query only reads; to write its result, use -o FILE instead of COPY or INSERT");
@@ -288,7 +288,7 @@ fn a_query_only_reads() {
 }
 
 #[test]
-fn unknown_tables_are_named_with_their_likes() {
+fn unknown_tables_are_named_with_suggestions() {
     let table = format!("Pairs={}", quickstart_pairs().display());
     insta::assert_snapshot!(refusal("SELECT 1 FROM pair", &["--table", &table]), @"error: SQL: there is no table `pair` (tables: Pairs); did you mean `Pairs`?");
     insta::assert_snapshot!(refusal("SELECT 1 FROM pairs", &[]), @"error: SQL: there is no table `pairs`, nor any other: name one with --table pairs=URI or --pipeline FILE, or read a file with FROM 'FILE'");
@@ -302,7 +302,7 @@ fn predictions_before_the_first_run_are_explained() {
 }
 
 #[test]
-fn unknown_columns_are_named_with_their_likes() {
+fn unknown_columns_are_named_with_suggestions() {
     insta::assert_snapshot!(refusal("SELECT ident FROM (SELECT 1 AS id, 2 AS idents)", &[]), @r"
     error: SQL: there is no column `ident` (columns: id, idents); did you mean `idents`?
     ");
@@ -370,7 +370,7 @@ const CONSISTENT: [&str; 2] =
     ["This research was consistent with his findings.", "His findings were compatible with this research."];
 
 #[test]
-fn predict_says_whether_a_pair_is_a_paraphrase() {
+fn predict_classifies_a_pair() {
     insta::assert_snapshot!(stdout_of(&mut predict("pipelines/quickstart/model", &CONSISTENT)), @r"
     paraphrase (98.6 %)
       not_paraphrase  0.0136
@@ -408,7 +408,7 @@ fn predict_reads_the_text_from_stdin() {
 }
 
 #[test]
-fn predict_says_when_it_cut_the_texts() {
+fn predict_reports_truncation() {
     let printed = stdout_of(predict("tests/it/goldens/tiny-bert", &CONSISTENT).args(["--max-length", "8"]));
     assert!(printed.ends_with("  cut to 8 tokens\n"), "{printed}");
 }
@@ -483,7 +483,7 @@ fn model_show_prints_one_json_document() {
 }
 
 #[test]
-fn model_show_says_what_is_not_a_model() {
+fn model_show_explains_what_is_not_a_model() {
     let mut command = couplet();
     command.current_dir(root()).args(["model", "show", "sql"]);
     let import = stderr_of(couplet().current_dir(root()).args(["model", "import", "nope", "target/nope"]), 2);
@@ -492,7 +492,7 @@ fn model_show_says_what_is_not_a_model() {
 }
 
 #[test]
-fn the_fingerprint_is_that_of_the_run() {
+fn model_show_and_run_give_the_same_fingerprint() {
     let mut command = couplet();
     command.args(["model", "show", "--json"]).arg(quickstart_model());
     let document: Value = serde_json::from_str(&stdout_of(&mut command)).unwrap();

@@ -1,4 +1,4 @@
-//! What `couplet query` reads and writes: options of tables, formats, its own source, stdin and stdout.
+//! Inputs and outputs of `couplet query`: table options, formats, the pipeline's source, stdin and stdout.
 
 use assert_cmd::Command;
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ fn a_table_takes_the_options_of_a_pipeline() {
 }
 
 #[test]
-fn a_table_in_another_delimiter_says_how_it_is_read() {
+fn a_table_with_another_delimiter_gets_a_hint() {
     let job = Job::new(PAIRS);
     write(&job.path("semi.csv"), "id;a\n1;x\n");
     write(&job.path("tab.csv"), "id\ta\n1\tx\n");
@@ -51,7 +51,7 @@ fn a_table_in_another_delimiter_says_how_it_is_read() {
 }
 
 #[test]
-fn json_has_all_columns_and_json_lines_are_read_again() {
+fn json_has_all_columns_and_json_lines_can_be_read_back() {
     let job = Job::new(PAIRS);
     let sql = "SELECT id, a FROM 'pairs.csv' ORDER BY id";
     let rows = json!([{"id": 1, "a": "He sold it."}, {"id": 2, "a": null}]);
@@ -72,7 +72,7 @@ fn json_has_all_columns_and_json_lines_are_read_again() {
 }
 
 #[test]
-fn a_result_does_not_replace_what_it_is_made_of() {
+fn a_result_does_not_replace_its_input() {
     let job = Job::new(PAIRS);
     write(&job.path("parts/a.csv"), PAIRS);
     std::os::unix::fs::symlink(job.path("pairs.csv"), job.path("link.csv")).unwrap();
@@ -90,7 +90,7 @@ fn a_result_does_not_replace_what_it_is_made_of() {
     refusal(&job, &["-t", parts, &sql.replace("'parts/'", "t"), "-o", "pairs.csv"]);
     refusal(&job, &["-t", parts, one, "-o", "parts/b.csv"]);
     assert_eq!(std::fs::read_to_string(job.path("pairs.csv")).unwrap(), PAIRS);
-    // What is not read may be replaced, and what is beside the files of a folder is none of them.
+    // A file that the query does not read may be replaced, including one beside the files of a table's folder.
     stdout_of(&mut query(&job, &["-t", parts, one, "-o", "parts/b.parquet"]));
     stdout_of(&mut query(&job, &["-t", "t=pairs.csv", "-t", "u=parts/a.csv", one, "-o", "parts/a.csv"]));
     assert_eq!(std::fs::read_to_string(job.path("parts/a.csv")).unwrap(), "id\n1\n");
@@ -116,7 +116,7 @@ fn from_alone_selects_all() {
 }
 
 #[test]
-fn what_is_wrong_in_a_file_of_sql_has_its_line() {
+fn errors_in_an_sql_file_have_its_line() {
     let job = Job::new(PAIRS);
     let said = |text: &str| {
         write(&job.path("q.sql"), text);
@@ -129,7 +129,7 @@ fn what_is_wrong_in_a_file_of_sql_has_its_line() {
 }
 
 #[test]
-fn names_that_are_not_there_are_explained() {
+fn unknown_names_are_explained() {
     let job = Job::new(PAIRS);
     let said = |sql: &str| refusal(&job, &["-t", "t=pairs.csv", sql]);
     insta::assert_snapshot!(said("SELECT predct('m', a) FROM t"), @"error: SQL: there is no function `predct`; did you mean `predict`?");
@@ -142,7 +142,7 @@ fn names_that_are_not_there_are_explained() {
 }
 
 #[test]
-fn a_source_does_not_read_its_own_output_and_takes_variables() {
+fn a_source_takes_variables_and_cannot_read_its_own_output() {
     let reads = |sql: &str| Job::new(PAIRS).change("SELECT id, a, b FROM pairs", sql).error(2);
     insta::assert_snapshot!(reads("SELECT id, a, b FROM predictions"), @"error: pipeline.toml: the source query: `predictions` is what this pipeline writes, which its source cannot read; name another table, or score earlier results in a pipeline of its own that has them under [tables]");
     assert!(reads("SELECT id, a, b FROM demo").contains("`demo` is what this pipeline writes"));
@@ -153,7 +153,7 @@ fn a_source_does_not_read_its_own_output_and_takes_variables() {
 }
 
 #[test]
-fn what_was_put_into_quarantine_is_a_table() {
+fn quarantined_rows_are_a_table() {
     let job = Job::new(PAIRS).add("[score]\nerrors = \"quarantine\"");
     job.report();
     let sql = "SELECT id FROM rejected";
@@ -169,7 +169,7 @@ fn a_version_that_does_not_exist_names_the_newest() {
 }
 
 #[test]
-fn runs_are_json_all_the_way_down() {
+fn runs_are_valid_json() {
     let job = Job::new(PAIRS);
     job.report();
     let runs: Value = serde_json::from_str(&stdout_of(&mut job.couplet(&["runs", "pipeline.toml", "--json"]))).unwrap();

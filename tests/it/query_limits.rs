@@ -1,15 +1,15 @@
-//! SQL that is nested very deep, or makes very much of little: a result or a clear message, and never an abort.
+//! Deeply nested SQL, or SQL that expands small inputs greatly: the result or a clear error, never an abort.
 
 use crate::support::{Job, couplet, stderr_of, stdout_of};
 
-/// Runs a statement from stdin, as an argument has at most 128 KiB.
+/// Runs a statement from stdin, because an argument has at most 128 KiB.
 fn query(sql: &str) -> assert_cmd::Command {
     let mut query = couplet();
     query.args(["query", "--format", "csv", "-f", "-"]).write_stdin(sql.to_owned());
     query
 }
 
-/// `part` so many times, with `between` between two.
+/// Repeats `part` this many times, with `between` as the separator.
 fn chain(part: &str, between: &str, times: usize) -> String {
     vec![part; times].join(between)
 }
@@ -51,8 +51,8 @@ fn sql_that_is_too_deep_is_refused() {
 }
 
 #[test]
-fn what_is_nested_as_deep_as_allowed_does_not_overflow_the_stack() {
-    // That there is no such table is known before the terms are planned, which takes long in a debug build.
+fn sql_at_the_depth_limit_does_not_overflow_the_stack() {
+    // The missing table is reported before the terms are planned, which takes long in a debug build.
     for (expression, known) in [
         (chain("1", "+", 4_900), "there is no table"),
         (chain("'a'", "||", 4_900), "there is no table"),
@@ -65,7 +65,7 @@ fn what_is_nested_as_deep_as_allowed_does_not_overflow_the_stack() {
 }
 
 #[test]
-fn many_values_beside_each_other_are_no_depth() {
+fn long_lists_do_not_count_as_depth() {
     let values = chain("(1, 2, 'a')", ", ", 2_000);
     let sql = format!("SELECT count(*) AS x FROM (VALUES {values}) t(a, b, c)");
     assert_eq!(stdout_of(&mut query(&sql)), "x\n2000\n");
@@ -124,7 +124,7 @@ fn a_function_that_would_exceed_the_memory_is_refused() {
                length(regexp_replace(repeat(a, 4000000), 'y', repeat(b, 10), 'g')) + \
                length(replace(repeat(a, 4000000), 'y', repeat(b, 10)))) AS x FROM pairs";
     let mut query = job.couplet(&["query", "-p", "pipeline.toml", "--format", "csv", sql]);
-    // What could be replaced would be too much, and what is replaced is not.
+    // The replacement of all matches would be too large; the actual result is not.
     assert_eq!(stdout_of(&mut query), format!("x\n{}\n", 2 * (3 + 4 + 3 + 3 + 4_000_000 + 4_000_000)));
     let job = job.change("SELECT id, a, b FROM pairs", "SELECT id, repeat(a, 2000000000) AS a, b FROM pairs");
     assert!(job.error(2).contains("repeat() would make about 4,000,000,000 bytes"), "{}", job.error(2));

@@ -1,4 +1,4 @@
-"""Opens a Parquet file with DuckDB and with pyarrow, and prints what each found as JSON."""
+"""Reads a Parquet file with DuckDB and pyarrow, and prints both results as JSON."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ def with_duckdb(path):
 
 def with_pyarrow(path):
     table = pq.read_table(path)
-    # Comparing, sorting and joining are what pyarrow cannot do with every type that it reads.
+    # pyarrow cannot compare, sort and join every type that it reads.
     first = table.select(["id", "sentence1"]).filter(pc.field("id") == "q0001")
     first = first.join(table.select(["id", "score"]), "id")
     assert table.sort_by("sentence1").num_rows == table.num_rows

@@ -1,6 +1,6 @@
-//! Other programs read the output of a run: DuckDB, Polars, pyarrow and delta-rs find in it what couplet does.
+//! Other programs (DuckDB, Polars, pyarrow, delta-rs) read the same rows from the output of a run as couplet.
 //!
-//! They come from PyPI into the target folder; without Python 3 or a network the tests are skipped.
+//! They are installed from PyPI into the target folder; without Python 3 or a network the tests are skipped.
 
 use std::process::Command;
 
@@ -84,11 +84,11 @@ fn columns(found: &Value) -> String {
 }
 
 #[test]
-fn duckdb_polars_pyarrow_and_delta_rs_read_delta_tables_and_folders_of_runs() {
+fn other_programs_read_delta_tables_and_folders_of_runs() {
     let packages = ["deltalake==1.6.6", "duckdb==2.0.0", "polars==2.1.0", "pyarrow==26.0.1"];
     let python = match venv::program("table-readers-venv", &packages, "python") {
         Ok(python) => python,
-        Err(why) => return skip("duckdb_polars_pyarrow_and_delta_rs_read_delta_tables_and_folders_of_runs", &why),
+        Err(why) => return skip("other_programs_read_delta_tables_and_folders_of_runs", &why),
     };
     let sink = "uri = \"out/scores.parquet\"";
     let delta = Job::over_quickstart_pairs().change(sink, "uri = \"out\"\nformat = \"delta\"\nmode = \"append\"");

@@ -1,4 +1,4 @@
-//! The JSON Schema and the reference of the pipeline file: they say what the program does.
+//! The JSON Schema and the reference of the pipeline file match the program.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -81,7 +81,7 @@ fn every_pipeline_in_the_guides_satisfies_the_schema() {
     assert!(seen >= 4, "{seen}");
 }
 
-/// What only the program sees: two keys that do not suit each other, what a text means, what is given on the command line.
+/// Rules that only the program checks: conflicting keys, the meaning of a text, and command-line arguments.
 const NOT_SEEN: [&str; 64] = [
     "evaluate_output_is_a_file",
     "evaluate_text_missing",
@@ -150,7 +150,7 @@ const NOT_SEEN: [&str; 64] = [
 ];
 
 #[test]
-fn the_mistakes_that_a_schema_can_see_do_not_satisfy_it() {
+fn files_with_structural_mistakes_violate_the_schema() {
     let validator = validator();
     let fixtures = files(&root().join("tests/it/config"));
     let wrong = fixtures.iter().filter(|(name, _)| !name.starts_with("valid_"));
@@ -161,9 +161,9 @@ fn the_mistakes_that_a_schema_can_see_do_not_satisfy_it() {
     assert_eq!(passed, NOT_SEEN);
 }
 
-/// A key of the schema with its own section, the values that are said to be its default and its example.
+/// A key of the schema with its section, default values and example.
 #[test]
-fn defaults_and_examples_are_what_the_schema_allows() {
+fn defaults_and_examples_satisfy_the_schema() {
     fn visit(schema: &Value, path: &str, seen: &mut usize) {
         let own = jsonschema::draft202012::new(schema).unwrap();
         for key in ["default", "examples"] {
@@ -215,7 +215,7 @@ fn a_default_that_is_written_out_changes_nothing() {
             &written(section("run"), &[])
         ))
     );
-    // A query in a file of its own: one in this file has its place, which longer sections would move.
+    // A query in a separate file: positions in an inline one would move with longer sections.
     let training = |pretrain: &str, finetune: &str, evaluate: &str| {
         format!(
             "name = \"a\"\n[pretrain]\nfile = \"a.sql\"\nmodel = \"m\"\noutput = \"n\"\n{pretrain}\n[finetune]\nfile = \
@@ -234,7 +234,7 @@ fn a_default_that_is_written_out_changes_nothing() {
 }
 
 #[test]
-fn the_reference_is_the_one_that_the_program_prints() {
+fn the_reference_page_is_up_to_date() {
     let path = root().join("docs/reference.md");
     let page = reference();
     if std::env::var_os("COUPLET_UPDATE_REFERENCE").is_some() {

@@ -1,5 +1,4 @@
-//! Tables and models in buckets, on a real S3 server: read like those on the local disk, and what goes wrong is said as
-//! well as there.
+//! Tables and models in buckets on a real S3 server: read like local ones, with equally good error messages.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +20,7 @@ use crate::tiny::Variant;
 
 const PAIRS: &str = "id,a,b\n1,A man went home.,He was at home.\n2,No.,Yes.\n";
 
-/// What `couplet query` makes of a table `t`, as CSV: the same if SQL names its place.
+/// Runs `couplet query` on a table `t`, and checks that the query gives the same CSV with the table's URI in the SQL.
 fn query(bucket: &Bucket, uri: &str, sql: &str) -> String {
     let listed = stdout_of(&mut bucket.couplet(&["query", "--format", "csv", sql, "--table", &format!("t={uri}")]));
     let by_place = sql.replace(" FROM t", &format!(" FROM '{uri}'"));
@@ -29,7 +28,7 @@ fn query(bucket: &Bucket, uri: &str, sql: &str) -> String {
     listed
 }
 
-/// What `couplet query` says of a table that cannot be read, without what the tests keep secret.
+/// The error of `couplet query` for an unreadable table, without the secrets of the tests.
 fn refusal(bucket: &Bucket, uri: &str) -> String {
     failure(bucket, uri, 2)
 }
@@ -98,7 +97,7 @@ fn arrow_of_94_terabytes() -> Vec<u8> {
     let mut writer = FileWriter::try_new_with_options(Vec::new(), &rows.schema(), options).unwrap();
     writer.write(&rows).unwrap();
     let mut bytes = writer.into_inner().unwrap();
-    // The length stands before the frame, which begins with the magic of LZ4.
+    // The length precedes the frame, which begins with the magic number of LZ4.
     let length = [&8000_i64.to_le_bytes()[..], &[0x04, 0x22, 0x4D, 0x18]].concat();
     let at = bytes.windows(12).position(|window| window == length).unwrap();
     bytes[at..at + 8].copy_from_slice(&94_000_000_000_000_i64.to_le_bytes());
@@ -106,8 +105,8 @@ fn arrow_of_94_terabytes() -> Vec<u8> {
 }
 
 #[test]
-fn what_is_missing_or_broken_in_a_bucket_is_named_as_on_the_disk() {
-    let Some(bucket) = Bucket::new("what_is_missing_or_broken_in_a_bucket_is_named_as_on_the_disk", "broken") else {
+fn missing_and_broken_objects_are_named_like_local_files() {
+    let Some(bucket) = Bucket::new("missing_and_broken_objects_are_named_like_local_files", "broken") else {
         return;
     };
     bucket.put("data/pairs.csv", PAIRS);
@@ -129,8 +128,8 @@ fn what_is_missing_or_broken_in_a_bucket_is_named_as_on_the_disk() {
 }
 
 #[test]
-fn what_the_environment_lacks_is_said_without_secrets() {
-    let Some(bucket) = Bucket::new("what_the_environment_lacks_is_said_without_secrets", "environment") else { return };
+fn missing_settings_are_named_without_secrets() {
+    let Some(bucket) = Bucket::new("missing_settings_are_named_without_secrets", "environment") else { return };
     let uri = bucket.put("pairs.csv", PAIRS);
     let table = format!("t={uri}");
     let arguments = ["query", "SELECT 1", "--table", &table];
@@ -142,7 +141,7 @@ fn what_the_environment_lacks_is_said_without_secrets() {
     insta::assert_snapshot!(with("AWS_ACCESS_KEY_ID", "AKIDNOBODY"), @r"error: table `t`: s3://environment/pairs.csv: the server refuses access (403 Forbidden): AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are wrong, or they do not allow this");
     insta::assert_snapshot!(with("AWS_ALLOW_HTTP", "false"), @r"error: table `t`: s3://environment/pairs.csv: the endpoint http://SERVER is without TLS; set AWS_ALLOW_HTTP=true if the network may see what is sent");
     insta::assert_snapshot!(with("AWS_ENDPOINT_URL", "localhost"), @r#"error: table `t`: s3://environment/pairs.csv: the endpoint in the environment is not a URL such as https://host:port"#);
-    // What object_store would panic of.
+    // Values on which object_store would panic.
     insta::assert_snapshot!(with("AWS_ENDPOINT_URL", "localhost:9000"), @r"error: table `t`: s3://environment/pairs.csv: the endpoint in the environment is not a URL such as https://host:port");
     insta::assert_snapshot!(with("AWS_ENDPOINT_URL", "https://localhost:9000 "), @r"error: table `t`: s3://environment/pairs.csv: the endpoint https://localhost:9000 is not a URL such as https://host:port");
     insta::assert_snapshot!(with("AWS_ACCESS_KEY_ID", "AKID\n"), @r"error: table `t`: s3://environment/pairs.csv: AWS_ACCESS_KEY_ID has a space, the end of a line or another character that no request can hold");
@@ -150,7 +149,7 @@ fn what_the_environment_lacks_is_said_without_secrets() {
     insta::assert_snapshot!(with("AWS_REGION", ""), @r"error: table `t`: s3://environment/pairs.csv: AWS_REGION is set and empty; give it a value, or unset it");
     let mut command = bucket.couplet(&arguments);
     insta::assert_snapshot!(failure_of(command.env_remove("AWS_SECRET_ACCESS_KEY"), 2), @r"error: table `t`: s3://environment/pairs.csv: AWS_SECRET_ACCESS_KEY is not set; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together");
-    // Where there are no credentials, those of the machine are asked for, which a laptop does not have.
+    // Without credentials in the environment, the instance metadata service is tried, which a laptop does not have.
     let mut command = bucket.couplet(&arguments);
     command.env_remove("AWS_SECRET_ACCESS_KEY").env_remove("AWS_ACCESS_KEY_ID");
     command.env("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9");
@@ -158,8 +157,8 @@ fn what_the_environment_lacks_is_said_without_secrets() {
 }
 
 #[test]
-fn a_server_that_cannot_be_reached_or_fails_for_good_ends_the_command() {
-    let test = "a_server_that_cannot_be_reached_or_fails_for_good_ends_the_command";
+fn an_unreachable_or_failing_server_ends_the_command() {
+    let test = "an_unreachable_or_failing_server_ends_the_command";
     let Some(bucket) = Bucket::new(test, "failing") else { return };
     bucket.put("pairs.csv", PAIRS);
     let arguments = ["query", "SELECT 1", "--table", "t=s3://failing/pairs.csv"];
@@ -175,8 +174,8 @@ fn a_server_that_cannot_be_reached_or_fails_for_good_ends_the_command() {
 }
 
 #[test]
-fn a_table_is_read_through_faults_that_pass() {
-    let Some(bucket) = Bucket::new("a_table_is_read_through_faults_that_pass", "passing") else { return };
+fn a_table_is_read_despite_transient_faults() {
+    let Some(bucket) = Bucket::new("a_table_is_read_despite_transient_faults", "passing") else { return };
     bucket.put("pairs.parquet", std::fs::read(quickstart_pairs()).unwrap());
     let proxy = bucket.proxy(5);
     for fault in [Fault::Status(500), Fault::Status(503), Fault::Status(429), Fault::TruncatedBody] {
@@ -193,8 +192,8 @@ fn a_table_is_read_through_faults_that_pass() {
 }
 
 #[test]
-fn a_server_that_fails_in_the_middle_of_a_query_is_named_and_not_its_files() {
-    let test = "a_server_that_fails_in_the_middle_of_a_query_is_named_and_not_its_files";
+fn a_server_failing_during_a_query_is_named() {
+    let test = "a_server_failing_during_a_query_is_named";
     let Some(bucket) = Bucket::new(test, "middle") else { return };
     bucket.put("pairs.parquet", std::fs::read(quickstart_pairs()).unwrap());
     let proxy = bucket.proxy(1);
@@ -220,8 +219,8 @@ fn cached(bucket: &Bucket) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_model_in_a_bucket_is_downloaded_once_for_each_of_its_versions() {
-    let Some(bucket) = Bucket::new("a_model_in_a_bucket_is_downloaded_once_for_each_of_its_versions", "models") else {
+fn a_model_in_a_bucket_is_downloaded_once_per_version() {
+    let Some(bucket) = Bucket::new("a_model_in_a_bucket_is_downloaded_once_per_version", "models") else {
         return;
     };
     let uri = bucket.put_folder("m/tiny", &golden("tiny-distilbert"));
@@ -236,7 +235,7 @@ fn a_model_in_a_bucket_is_downloaded_once_for_each_of_its_versions() {
     let files = proxy.requests(Kind::Get);
     assert_eq!(files, 4, "{:?}", proxy.log());
 
-    // Again, and by another way: what is there is used.
+    // The second time, through another command: the cached model is used.
     assert_eq!(show(), shown);
     let pair = ["A man went home.", "He was at home."];
     let mut predict = bucket.couplet_at(&proxy.endpoint(), &["predict", "--json", "--model", &uri, pair[0], pair[1]]);
@@ -248,7 +247,7 @@ fn a_model_in_a_bucket_is_downloaded_once_for_each_of_its_versions() {
     assert!(difference.abs() < 1e-6, "{rows}, {predicted}");
     assert_eq!((proxy.requests(Kind::Get), cached(&bucket).len()), (files, 1));
 
-    // A file that somebody cut off is fetched again.
+    // A truncated file is downloaded again.
     let weights = cached(&bucket)[0].join("model.safetensors");
     std::fs::write(&weights, &std::fs::read(&weights).unwrap()[..100]).unwrap();
     assert_eq!(show(), shown);
@@ -264,8 +263,8 @@ fn a_model_in_a_bucket_is_downloaded_once_for_each_of_its_versions() {
 }
 
 #[test]
-fn a_model_is_downloaded_through_faults_and_by_one_process_of_several() {
-    let test = "a_model_is_downloaded_through_faults_and_by_one_process_of_several";
+fn a_model_is_downloaded_once_despite_faults() {
+    let test = "a_model_is_downloaded_once_despite_faults";
     let Some(bucket) = Bucket::new(test, "models-faults") else { return };
     let uri = bucket.put_folder("m", &golden("tiny-bert-bin"));
     let proxy = bucket.proxy(3);
@@ -304,8 +303,8 @@ fn a_model_that_cannot_be_used_is_named_by_its_uri() {
 }
 
 #[test]
-fn the_quickstart_gives_the_same_with_its_table_and_model_in_a_bucket() {
-    let test = "the_quickstart_gives_the_same_with_its_table_and_model_in_a_bucket";
+fn the_quickstart_gives_the_same_rows_from_a_bucket() {
+    let test = "the_quickstart_gives_the_same_rows_from_a_bucket";
     let Some(bucket) = Bucket::new(test, "quickstart") else { return };
     let toml = std::fs::read_to_string(root().join("pipelines/quickstart/pipeline.toml")).unwrap();
     let pairs = bucket.put("in/pairs.parquet", std::fs::read(quickstart_pairs()).unwrap());
@@ -336,7 +335,7 @@ fn a_job_of_tables_in_a_bucket_fails_before_it_writes() {
 }
 
 #[test]
-fn credentials_that_cannot_be_used_are_said_with_the_variables_that_have_them() {
+fn unusable_credentials_are_reported_with_their_variables() {
     let folder = tempfile::tempdir().unwrap();
     let said = |uri: &str, variables: &[(&str, &str)]| {
         let mut command = couplet();

@@ -23,7 +23,7 @@ use crate::runs;
 use crate::seaweed::{Bucket, block_on};
 use crate::support::{couplet, stdout_of};
 
-/// What tells whether all rows are of one version: its number, and how many rows it has.
+/// Detects whether all rows are of one version: its number and its row count.
 const SQL: &str = "SELECT min(v) AS low, max(v) AS high, count(*) AS rows, sum(n) AS total FROM t";
 
 const EVERY: Duration = Duration::from_millis(20);
@@ -67,7 +67,7 @@ fn contents(format: &str, version: i64) -> Vec<u8> {
     bytes
 }
 
-/// Does something over and over, with the number of the time, while something else is done.
+/// Repeats an action, which gets the number of the repetition, while something else runs.
 fn meanwhile<T>(every: Duration, mut again: impl FnMut(i64) + Send, once: impl FnOnce() -> T) -> T {
     let (done, times) = (AtomicBool::new(false), AtomicI64::new(0));
     std::thread::scope(|scope| {
@@ -107,7 +107,7 @@ fn said(output: &Output) -> String {
 }
 
 #[test]
-fn a_file_that_is_replaced_meanwhile_is_read_in_one_version() {
+fn a_file_replaced_during_a_query_is_read_in_one_version() {
     let folder = tempfile::tempdir().unwrap();
     for format in ["parquet", "csv", "jsonl", "arrow"] {
         let file = folder.path().join(format!("t.{format}"));
@@ -130,7 +130,7 @@ fn a_file_that_is_replaced_meanwhile_is_read_in_one_version() {
 }
 
 #[test]
-fn a_folder_whose_file_is_replaced_is_read_in_one_version() {
+fn a_folder_with_a_replaced_file_is_read_in_one_version() {
     let folder = tempfile::tempdir().unwrap();
     let versions: Vec<_> = (0..7).map(|version| contents("parquet", version)).collect();
     fs::write(folder.path().join("a.parquet"), contents("parquet", 100)).unwrap();
@@ -146,7 +146,7 @@ fn a_folder_whose_file_is_replaced_is_read_in_one_version() {
 }
 
 #[test]
-fn a_file_that_is_overwritten_in_place_gives_no_mixture() {
+fn a_file_overwritten_in_place_is_never_read_as_a_mixture() {
     let folder = tempfile::tempdir().unwrap();
     for format in ["csv", "jsonl"] {
         let file = folder.path().join(format!("t.{format}"));
@@ -170,7 +170,7 @@ fn a_file_that_is_overwritten_in_place_gives_no_mixture() {
         for output in &answers {
             match output.status.code() {
                 Some(0) => assert_one_version(&String::from_utf8_lossy(&output.stdout), 1),
-                // It is empty for a moment, as it may be for good.
+                // The file is empty for a moment, as it may be for good.
                 Some(2) if said(output).contains("is empty") => {}
                 code => assert_eq!(code, Some(1), "{}", said(output)),
             }
@@ -179,7 +179,7 @@ fn a_file_that_is_overwritten_in_place_gives_no_mixture() {
 }
 
 #[test]
-fn an_old_run_that_is_removed_meanwhile_does_not_fail_a_query() {
+fn removing_an_old_run_does_not_fail_a_query() {
     let folder = tempfile::tempdir().unwrap();
     let sink = folder.path().join("scores");
     let place = couplet::lock::Place::Folder(sink.clone());
@@ -196,7 +196,7 @@ fn an_old_run_that_is_removed_meanwhile_does_not_fail_a_query() {
 }
 
 #[test]
-fn a_delta_table_that_is_vacuumed_meanwhile_is_read_in_its_newest_version() {
+fn a_delta_table_vacuumed_during_a_query_is_read_in_one_version() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t");
     let objects = Objects::open(&Place::Local(path.clone())).unwrap();
@@ -220,7 +220,7 @@ fn a_delta_table_that_is_vacuumed_meanwhile_is_read_in_its_newest_version() {
 }
 
 #[test]
-fn an_object_that_is_replaced_meanwhile_is_read_in_one_version() {
+fn an_object_replaced_during_a_query_is_read_in_one_version() {
     let Some(bucket) = Bucket::new("an_object_that_is_replaced_meanwhile", "replaced") else { return };
     for format in ["parquet", "csv"] {
         let versions: Vec<_> = (0..7).map(|version| contents(format, version)).collect();
@@ -243,7 +243,7 @@ fn an_object_that_is_replaced_meanwhile_is_read_in_one_version() {
                 assert!(said(output).contains("was replaced while it was read; "), "{}", said(output));
             }
         }
-        // When it stays, it is read.
+        // If it stays, it is read.
         let read = stdout_of(&mut bucket.couplet(&["query", "--format", "json", "-t", &table, SQL]));
         assert_one_version(&read, 1);
     }

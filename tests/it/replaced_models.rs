@@ -24,20 +24,20 @@ fn other() -> Variant {
     })
 }
 
-/// How one model takes the place of another.
+/// The ways in which one model replaces another.
 #[derive(Debug, Clone, Copy)]
 enum Replacing {
-    /// A link is switched.
+    /// A symlink is switched.
     Link,
     /// Two folders are exchanged, as `[finetune]` does.
     Exchange,
     /// Files are renamed over the old ones.
     Rename,
-    /// Files are written over the old ones.
+    /// The old files are overwritten.
     Copy,
 }
 
-/// Replaces the model at a place again and again until it is dropped.
+/// Replaces the model at a path repeatedly until dropped.
 struct Replacer {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -100,7 +100,7 @@ fn put(how: Replacing, place: &Path, model: &Path) {
 const WAYS: [Replacing; 4] = [Replacing::Link, Replacing::Exchange, Replacing::Rename, Replacing::Copy];
 
 #[test]
-fn a_fingerprint_is_of_the_weights_that_were_loaded() {
+fn a_fingerprint_matches_the_loaded_weights() {
     let (one, other) = (Variant::of("tiny-distilbert"), other());
     let known: HashMap<String, Vec<Vec<f32>>> = [&one, &other]
         .map(|variant| {
@@ -123,12 +123,12 @@ fn a_fingerprint_is_of_the_weights_that_were_loaded() {
                         let found = logits(&model);
                         match known.get(model.fingerprint.as_str()) {
                             Some(expected) => assert_eq!(&found, expected, "{how:?}"),
-                            // Files that are copied one by one are, for a moment, another model.
+                            // While files are copied one by one, the folder is a third model for a moment.
                             None => assert!(matches!(how, Replacing::Rename | Replacing::Copy), "{how:?}"),
                         }
                     }
                     Err(LoadError::Changing { .. }) => {}
-                    // A file that is just being written is cut off.
+                    // A file that is being written is truncated.
                     Err(_) if matches!(how, Replacing::Copy) => {}
                     Err(error) => panic!("{how:?}: {error}"),
                 }
@@ -172,7 +172,7 @@ fn scores_of_a_replaced_model_carry_its_fingerprint() {
         }
         drop(replacer);
     }
-    // And the next night finds what belongs to the model.
+    // The next run finds the scores of the current model.
     fs::remove_dir_all(&place).unwrap();
     put(Replacing::Link, &place, one.folder());
     let rows = job.rows();
@@ -180,7 +180,7 @@ fn scores_of_a_replaced_model_carry_its_fingerprint() {
 }
 
 #[test]
-fn a_model_that_does_not_stop_changing_is_no_mistake() {
+fn a_model_that_keeps_changing_is_a_transient_error() {
     let model = Variant::of("tiny-distilbert");
     let weights = model.read(WEIGHTS);
     let stop = AtomicBool::new(false);
@@ -193,7 +193,7 @@ fn a_model_that_does_not_stop_changing_is_no_mistake() {
         });
         let loaded = model.load();
         stop.store(true, Ordering::Relaxed);
-        // On a busy machine the other thread may rest for long enough.
+        // On a busy machine the other thread may pause for long enough.
         if let Err(error) = loaded {
             assert!(matches!(error, LoadError::Changing { .. }) && !error.is_mistake(), "{error}");
         }
@@ -201,9 +201,9 @@ fn a_model_that_does_not_stop_changing_is_no_mistake() {
     assert!(model.load().is_ok());
 }
 
-/// Weights that are numbers of another shape, so that a mixture of two models is told by its error.
+/// Weights with another shape, so that loading a mixture of two models gives an error.
 #[test]
-fn a_mixture_of_two_models_is_not_loaded() {
+fn a_mixture_of_two_models_is_never_loaded() {
     let (one, other) = (Variant::of("tiny-distilbert"), Variant::of("tiny-distilbert").with_outputs(3));
     let other = other.with_config("id2label", serde_json::json!({"0": "a", "1": "b", "2": "c"}));
     let wide = Tensor::zeros((3, 32), candle_core::DType::F32, &Device::Cpu).unwrap();

@@ -1,4 +1,4 @@
-//! `couplet report`: one page about a run, and the same as JSON.
+//! `couplet report`: one page about a run, and its data as JSON.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ fn page_of(job: &Job, arguments: &[&str]) -> String {
     page
 }
 
-/// Every tag is closed in its turn, nothing is fetched, nothing is executed.
+/// Checks that every tag is closed in order, and that nothing is fetched or executed.
 #[track_caller]
 fn check_page(page: &str) {
     assert!(page.starts_with("<!DOCTYPE html>"));
@@ -31,7 +31,7 @@ fn check_page(page: &str) {
         let tag = part.split_once('>').unwrap_or_else(|| panic!("<{part} is not closed")).0;
         let name = tag.trim_start_matches('/').split_whitespace().next().unwrap().trim_end_matches('/');
         if tag.starts_with('/') {
-            // The style stands in the head, which is open before it.
+            // The style element is in the head, which is opened before it.
             let opened = open.pop();
             assert!(
                 opened == Some(name) || opened.is_none() && ["head", "html"].contains(&name),
@@ -51,7 +51,7 @@ fn check_page(page: &str) {
 }
 
 #[test]
-fn the_page_of_the_quickstart_says_what_its_table_says() {
+fn the_page_of_the_quickstart_matches_its_table() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("report.html");
     let mut command = couplet();
@@ -99,7 +99,7 @@ fn the_page_of_the_quickstart_says_what_its_table_says() {
     assert_eq!(json["samples"][0]["rows"][0][5], format!("{surest:.4}"));
 }
 
-/// Three nights over other parts of the bundled pairs, into a sink.
+/// Three runs over different parts of the bundled pairs, into a sink.
 fn nights(sink: &str) -> Job {
     let source = "SELECT id, sentence1 AS a, sentence2 AS b, label FROM pairs";
     let job = Job::over_quickstart_pairs()
@@ -115,7 +115,7 @@ fn nights(sink: &str) -> Job {
 }
 
 #[test]
-fn an_earlier_run_is_shown_with_its_own_rows_where_the_sink_keeps_them() {
+fn an_earlier_run_is_shown_with_its_rows_if_the_sink_keeps_them() {
     for sink in ["uri = \"out\"\nformat = \"delta\"", "uri = \"out\""] {
         let job = nights(sink);
         let newest = json_of(&job, &[]);
@@ -133,7 +133,7 @@ fn an_earlier_run_is_shown_with_its_own_rows_where_the_sink_keeps_them() {
 }
 
 #[test]
-fn one_file_has_no_older_rows_and_drift_all_the_same() {
+fn a_single_file_sink_has_drift_but_no_older_rows() {
     let job = nights("uri = \"out/scores.parquet\"");
     let newest = json_of(&job, &[]);
     assert!(newest["runs"][0]["drift"]["psi"].as_f64() > Some(0.0), "{newest:#}");
@@ -153,7 +153,7 @@ fn one_file_has_no_older_rows_and_drift_all_the_same() {
 }
 
 #[test]
-fn a_file_that_somebody_else_wrote_is_not_that_of_the_run() {
+fn a_file_of_another_writer_is_not_shown_as_the_run() {
     let job = nights("uri = \"out/scores.parquet\"");
     assert_eq!(json_of(&job, &[])["judged"]["rows"], 125);
     let other = job.path("out/scores.parquet");
@@ -168,7 +168,7 @@ fn a_file_that_somebody_else_wrote_is_not_that_of_the_run() {
 }
 
 #[test]
-fn an_earlier_run_is_shown_though_the_pipeline_has_other_columns_now() {
+fn an_earlier_run_is_shown_after_the_columns_changed() {
     for sink in ["uri = \"out\"\nformat = \"delta\"", "uri = \"out\""] {
         let job = nights(sink);
         let runs = json_of(&job, &[]);
@@ -182,7 +182,7 @@ fn an_earlier_run_is_shown_though_the_pipeline_has_other_columns_now() {
 }
 
 #[test]
-fn a_table_that_grows_says_that_its_rows_are_of_all_runs() {
+fn an_appended_table_is_reported_as_rows_of_all_runs() {
     let job = nights("uri = \"out\"\nformat = \"delta\"\nmode = \"append\"");
     let json = json_of(&job, &[]);
     assert_eq!((&json["run"]["rows_read"], &json["judged"]["rows"]), (&json!(125), &json!(525)));
@@ -192,7 +192,7 @@ fn a_table_that_grows_says_that_its_rows_are_of_all_runs() {
 }
 
 #[test]
-fn texts_of_strangers_stay_texts() {
+fn untrusted_texts_are_escaped() {
     let evil = "<script>alert(1)</script><img src=x onerror=alert(1)>\" onload=\"x";
     let long = "word ".repeat(200);
     let csv =
@@ -204,7 +204,7 @@ fn texts_of_strangers_stay_texts() {
     let page = page_of(&job, &[]);
     assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;") && page.contains("&lt;b&gt;3&lt;/b&gt;"), "{page}");
     assert!(!page.contains(&long) && page.contains("word…"), "long texts are cut");
-    // The label of the second row is none of the model's.
+    // The label of the second row is not one of the model's.
     let json = json_of(&job, &[]);
     assert_eq!((&json["judged"]["rows"], &json["judged"]["unknown"]), (&json!(1), &json!([[evil, 1]])));
     assert_eq!((&json["judged"]["unscored"], &json["run"]["rejected"]), (&json!(1), &json!([["NULL text", 1]])));
@@ -215,7 +215,7 @@ fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('"', "\"\""))
 }
 
-/// Single sentences of the bundled pairs with a label, by a tiny model of three outputs or one.
+/// Single sentences of the bundled pairs with a label, scored by a tiny model with three outputs or one.
 fn sentences(outputs: usize, labels: Value, problem: &str, label: &str) -> (Job, Variant) {
     let variant = Variant::of("tiny-distilbert")
         .with_outputs(outputs)
@@ -231,7 +231,7 @@ fn sentences(outputs: usize, labels: Value, problem: &str, label: &str) -> (Job,
 }
 
 #[test]
-fn values_are_compared_by_their_differences() {
+fn regressions_are_compared_by_their_errors() {
     let (job, _model) = sentences(1, json!({ "0": "LABEL_0" }), "regression", "length(sentence1) / 20.0");
     let json = json_of(&job, &[]);
     let rows = rows_of(&job.output());
@@ -246,7 +246,7 @@ fn values_are_compared_by_their_differences() {
 }
 
 #[test]
-fn sets_of_labels_are_compared_label_by_label() {
+fn multilabel_rows_are_compared_per_label() {
     let label = "array_remove_all(make_array(CASE WHEN length(sentence1) > 50 THEN 'long' ELSE '' END, \
                  CASE WHEN sentence1 LIKE '%?' THEN 'it''s' ELSE '' END), '')";
     let names = json!({ "0": "long", "1": "other", "2": "it's" });
@@ -269,8 +269,8 @@ fn sets_of_labels_are_compared_label_by_label() {
 }
 
 #[test]
-fn of_very_many_labels_the_most_frequent_are_shown_and_the_rest_counted() {
-    // The labels that rows have are the last ones of the model.
+fn only_the_most_frequent_labels_are_shown() {
+    // The rows have the last labels of the model.
     let label = "array_remove_all(make_array(CASE WHEN length(sentence1) > 50 THEN 'n249' ELSE '' END, \
                  CASE WHEN sentence1 LIKE '%?' THEN 'n248' ELSE '' END), '')";
     let names: serde_json::Map<String, Value> = (0..250).map(|i| (i.to_string(), format!("n{i}").into())).collect();
@@ -301,7 +301,7 @@ fn of_very_many_labels_the_most_frequent_are_shown_and_the_rest_counted() {
 }
 
 #[test]
-fn labels_that_are_numbers_are_places_of_the_models_labels() {
+fn numeric_labels_are_positions_of_the_model_labels() {
     let job = Job::over_quickstart_pairs()
         .change("sentence2 AS b", "sentence2 AS b, CASE label WHEN 'paraphrase' THEN 1 ELSE 0 END AS label")
         .change("text = [\"a\", \"b\"]", "text = [\"a\", \"b\"]\nlabel = \"label\"")
@@ -323,7 +323,7 @@ fn a_run_that_failed_is_shown_with_its_reason() {
 }
 
 #[test]
-fn a_pipeline_that_has_not_run_has_nothing_to_report() {
+fn a_pipeline_without_runs_has_no_report() {
     let job = Job::new("id,a,b\n1,x,y\n");
     let said = job.error_of(&mut job.couplet(&["report", "pipeline.toml"]), 2);
     insta::assert_snapshot!(said, @"error: pipeline.toml: nothing to report: no run of this pipeline is recorded, and there is no trained model or evaluation; run it first: couplet run pipeline.toml");
@@ -332,7 +332,7 @@ fn a_pipeline_that_has_not_run_has_nothing_to_report() {
     assert!(!job.path("demo-report.html").exists());
 }
 
-/// A pipeline that trains in `model`, measures, and scores with what it learned.
+/// A pipeline that trains in `model`, evaluates, and scores with the trained model.
 fn stages(more: &str) -> String {
     format!(
         r#"
@@ -400,11 +400,11 @@ fn trainings_and_evaluations_are_part_of_the_page() {
 }
 
 #[test]
-fn a_refused_model_is_on_the_page_before_there_is_any_other() {
+fn a_rejected_first_model_is_on_the_page() {
     let folder = tempfile::tempdir().unwrap();
     let toml = stages("promote_if = \"accuracy > 0.999\"").replace("\"model\"", "\"../models/task\"");
     write(&folder.path().join("pipelines/p.toml"), toml);
-    // All places are named from where the reader stands.
+    // Paths are relative to the reader's working directory.
     let here = |arguments: &[&str]| {
         let mut command = couplet();
         command.current_dir(folder.path()).args(arguments);
@@ -426,7 +426,7 @@ fn a_refused_model_is_on_the_page_before_there_is_any_other() {
 
 #[test]
 fn runs_of_earlier_versions_can_still_be_read() {
-    // A store as version 0.1.0 of a few weeks ago left it, with fewer columns.
+    // A store of an early build of version 0.1.0, with fewer columns.
     let job = Job::new("id,a,b\n1,A man.,A woman.\n");
     let old = root().join("tests/it/stores/runs-of-23-columns");
     copy(&old, &job.path(".couplet/demo/runs"));

@@ -1,4 +1,4 @@
-//! Training that is ended anywhere: it goes on to the same bytes, and what is there meanwhile is whole.
+//! Training that is stopped anywhere: it resumes to the same bytes, and its files are always complete.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::pretraining::{pretrain_job, run_pretrain};
 use crate::support::golden;
 
 #[test]
-fn goes_on_to_the_same_bytes_wherever_it_is_cancelled() {
+fn resumes_to_the_same_bytes_after_a_cancel_anywhere() {
     let folder = tempfile::tempdir().unwrap();
     let undisturbed = job(&folder.path().join("undisturbed"));
     let curve = run(&undisturbed).json["curve"].clone();
@@ -44,14 +44,14 @@ fn goes_on_to_the_same_bytes_wherever_it_is_cancelled() {
 }
 
 #[test]
-fn goes_on_to_the_same_bytes_after_a_kill_between_any_two_events() {
+fn resumes_to_the_same_bytes_after_a_kill_at_any_event() {
     let folder = tempfile::tempdir().unwrap();
     let undisturbed = job(&folder.path().join("undisturbed"));
     let mut events = 0;
     run_watched(&undisturbed, |_| events += 1, || false).unwrap();
     let expected = weights(&undisturbed.output);
     let killed = job(&folder.path().join("killed"));
-    // Every run gets one event further than the one before: between two saves, right before one and right after one.
+    // Every run gets one event further than the previous one: between two saves, right before one and right after one.
     let mut kills = 0;
     for stop in 1..=events {
         let mut seen = 0;
@@ -59,7 +59,7 @@ fn goes_on_to_the_same_bytes_after_a_kill_between_any_two_events() {
             seen += 1;
             assert!(seen < stop, "killed");
         };
-        // A panic leaves the files as a kill would.
+        // A panic leaves the same files as a kill.
         let ended = catch_unwind(AssertUnwindSafe(|| run_watched(&killed, die, || false)));
         kills += usize::from(ended.is_err());
         if ended.is_ok_and(|outcome| outcome.is_ok()) {
@@ -71,15 +71,15 @@ fn goes_on_to_the_same_bytes_after_a_kill_between_any_two_events() {
     assert!(weights(&killed.output) == expected);
 }
 
-/// Runs as a child of the next test.
+/// Runs as a child process of the next test.
 #[test]
-#[ignore = "it is the child of `goes_on_to_the_same_bytes_after_sigkill`"]
+#[ignore = "it is the child of `resumes_to_the_same_bytes_after_sigkill`"]
 fn child_that_is_killed() {
     run(&job(Path::new(&std::env::var("COUPLET_TEST_JOB").unwrap())));
 }
 
 #[test]
-fn goes_on_to_the_same_bytes_after_sigkill() {
+fn resumes_to_the_same_bytes_after_sigkill() {
     let folder = tempfile::tempdir().unwrap();
     let undisturbed = job(&folder.path().join("undisturbed"));
     run(&undisturbed);
@@ -92,7 +92,7 @@ fn goes_on_to_the_same_bytes_after_sigkill() {
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        // Later and later, so that it is killed at other places and gets to the end at last.
+        // Kills later each time, so at different points, until a run completes.
         std::thread::sleep(std::time::Duration::from_millis(20 + 7 * attempt));
         if child.try_wait().unwrap().is_some_and(|status| status.success()) {
             break;
@@ -100,7 +100,7 @@ fn goes_on_to_the_same_bytes_after_sigkill() {
         child.kill().unwrap();
         child.wait().unwrap();
         kills += 1;
-        // What is there is whole.
+        // All existing files are complete.
         if killed.output.exists() {
             assert!(weights(&killed.output) == weights(&undisturbed.output));
         }
@@ -128,7 +128,7 @@ fn one_seed_gives_one_model_and_another_seed_another() {
 }
 
 #[test]
-fn ignores_the_state_of_another_job_and_says_so() {
+fn ignores_the_state_of_another_job_with_a_note() {
     let folder = tempfile::tempdir().unwrap();
     let undisturbed = job(&folder.path().join("undisturbed"));
     run(&undisturbed);
@@ -151,7 +151,7 @@ fn ignores_the_state_of_another_job_and_says_so() {
 }
 
 #[test]
-fn refuses_to_train_for_one_output_twice_at_a_time() {
+fn refuses_two_concurrent_trainings_for_one_output() {
     let folder = tempfile::tempdir().unwrap();
     let job = job(folder.path());
     let mut second = None;
@@ -166,7 +166,7 @@ fn refuses_to_train_for_one_output_twice_at_a_time() {
 }
 
 #[test]
-fn pretraining_goes_on_to_the_same_bytes() {
+fn pretraining_resumes_to_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let start = || pretrain::Start::Checkpoint(golden("tiny-bert"));
     let undisturbed = pretrain_job(&folder.path().join("undisturbed"), start());

@@ -1,4 +1,4 @@
-//! Damaged checkpoints: whatever bits a disk or a download changed, loading gives a model or an error.
+//! Damaged checkpoints: for any bits changed on a disk or in a download, loading gives a model or an error.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -6,13 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use couplet::model::PackedBatch;
 
-use crate::elsewhere::{archive, members};
+use crate::fuzz_targets::{archive, members};
 use crate::tiny::{ARCHIVE, TEXTS, Variant, WEIGHTS};
 
-/// Remembers the largest piece of memory that a thread asked for.
+/// Records the largest single allocation of a thread.
 ///
-/// Memory that is zeroed costs nothing until it is written to, and is not counted: candle asks for as much as a
-/// string in a pickle claims to be long, then finds that the file has ended.
+/// Zeroed memory costs nothing until it is written to, and is not counted: candle allocates the claimed length of a
+/// pickled string, then finds the end of the file.
 struct Watch;
 
 thread_local! {
@@ -23,27 +23,27 @@ fn note(bytes: usize) {
     let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(bytes)));
 }
 
-// SAFETY: every call is passed on as it is to the system's allocator.
+// SAFETY: every call is passed on unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Watch {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note(layout.size());
-        // SAFETY: the caller keeps the contract of the method of the same name, which is passed on.
+        // SAFETY: the caller upholds the contract of the method of the same name, to which the call is passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller keeps the contract of the method of the same name, which is passed on.
+        // SAFETY: the caller upholds the contract of the method of the same name, to which the call is passed on.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         note(size);
-        // SAFETY: the caller keeps the contract of the method of the same name, which is passed on.
+        // SAFETY: the caller upholds the contract of the method of the same name, to which the call is passed on.
         unsafe { System.realloc(pointer, layout, size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of the method of the same name, which is passed on.
+        // SAFETY: the caller upholds the contract of the method of the same name, to which the call is passed on.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -51,7 +51,8 @@ unsafe impl GlobalAlloc for Watch {
 #[global_allocator]
 static WATCH: Watch = Watch;
 
-/// What loading the tiny models may ask for at once: the files are a quarter of a megabyte, the fingerprint's buffer is one.
+/// The largest allowed allocation while a tiny model loads: the files have a quarter of a megabyte, the fingerprint's
+/// buffer one megabyte.
 const MEMORY: usize = 16 << 20;
 
 /// SplitMix64.
@@ -70,7 +71,7 @@ impl Random {
     }
 }
 
-/// Damages a file between two places.
+/// Damages a file between two offsets.
 fn damage(content: &mut Vec<u8>, places: std::ops::Range<usize>, random: &mut Random) -> String {
     let mut place = || places.start + random.below(places.len());
     let at = place();
@@ -100,7 +101,7 @@ fn damage(content: &mut Vec<u8>, places: std::ops::Range<usize>, random: &mut Ra
             format!("bytes {at}..{until} twice")
         }
         _ => {
-            // What is left is still text, and a number still a number.
+            // The result is still text, and a number is still a number.
             let digits: Vec<usize> = places.filter(|&at| content[at].is_ascii_digit()).collect();
             let at = if digits.is_empty() { at } else { digits[random.below(digits.len())] };
             content[at] = b'0' + random.below(10) as u8;
@@ -109,7 +110,7 @@ fn damage(content: &mut Vec<u8>, places: std::ops::Range<usize>, random: &mut Ra
     }
 }
 
-/// Loads and runs a model; whether that went well.
+/// Loads and runs a model. Returns true if that succeeded.
 fn load_and_run(variant: &Variant) -> bool {
     let Ok(model) = variant.load() else { return false };
     let Ok(tokenizer) = model.tokenizer.with_max_length(model.max_length().min(24)) else { return false };
@@ -121,7 +122,7 @@ fn load_and_run(variant: &Variant) -> bool {
     model.forward(&batch).is_ok()
 }
 
-/// Damages a file of a golden checkpoint in `cases` ways; how many of them gave a model that runs all the same.
+/// Damages a file of a golden checkpoint in `cases` ways. Returns the number of variants that still run.
 fn survives(
     name: &str,
     file: &str,
@@ -129,8 +130,8 @@ fn survives(
     cases: usize,
     damage: impl Fn(&mut Vec<u8>, &mut Random) -> String,
 ) -> usize {
-    // With RUST_BACKTRACE errors of candle are printed with the names of functions, whose table, read once, counts for
-    // nothing here.
+    // With RUST_BACKTRACE, errors of candle include a backtrace, whose symbol table is loaded once. That allocation is
+    // not counted here.
     drop(std::backtrace::Backtrace::force_capture().to_string());
     let original = Variant::of(name).read(file);
     let mut random = Random(seed);
@@ -155,7 +156,7 @@ fn anywhere(content: &mut Vec<u8>, random: &mut Random) -> String {
 }
 
 #[test]
-fn a_damaged_config_does_no_harm() {
+fn a_damaged_config_causes_no_panic() {
     for (name, seed) in [("tiny-bert", 1), ("tiny-distilbert", 2)] {
         let running = survives(name, "config.json", seed, 60, anywhere);
         assert!((1..60).contains(&running), "{running}");
@@ -164,13 +165,13 @@ fn a_damaged_config_does_no_harm() {
 }
 
 #[test]
-fn a_damaged_tokenizer_does_no_harm() {
+fn a_damaged_tokenizer_causes_no_panic() {
     survives("tiny-bert", "vocab.txt", 4, 40, anywhere);
     survives("tiny-distilbert", "tokenizer.json", 5, 80, anywhere);
 }
 
 #[test]
-fn damaged_safetensors_do_no_harm() {
+fn damaged_safetensors_cause_no_panic() {
     for (name, seed) in [("tiny-bert", 6), ("tiny-distilbert", 7)] {
         survives(name, WEIGHTS, seed, 60, |content, random| {
             // The header and its length.
@@ -180,7 +181,7 @@ fn damaged_safetensors_do_no_harm() {
 }
 
 #[test]
-fn a_damaged_archive_does_no_harm() {
+fn a_damaged_archive_causes_no_panic() {
     survives("tiny-bert-bin", ARCHIVE, 8, 30, anywhere);
     survives("tiny-bert-bin", ARCHIVE, 9, 60, |content, random| {
         // The directory at the end.
@@ -190,8 +191,8 @@ fn a_damaged_archive_does_no_harm() {
 }
 
 #[test]
-fn a_damaged_pickle_does_no_harm() {
-    // In an archive with checksums that are right, so that the pickle is read.
+fn a_damaged_pickle_causes_no_panic() {
+    // In an archive with valid checksums, so that the pickle is read.
     survives("tiny-bert-bin", ARCHIVE, 10, 150, |content, random| {
         let mut members = members(content);
         let (_, pickle) = members.iter_mut().find(|(name, _)| name.ends_with("data.pkl")).unwrap();

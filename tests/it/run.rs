@@ -1,4 +1,4 @@
-//! `couplet run`: what it writes and what it reports, on good rows and on bad ones.
+//! `couplet run`: its output and report, for good and for bad rows.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::support::{
     Job, QUICKSTART, couplet, footer_of, golden, golden_lines, quickstart_pairs, root, rows_of, shared, stdout_of,
 };
 
-/// The largest difference of a probability that counts as equal.
+/// The largest accepted difference of a probability.
 const TOLERANCE: f64 = 1e-4;
 
 fn column<'r>(rows: &'r [Value], name: &str) -> Vec<&'r Value> {
@@ -17,7 +17,7 @@ fn column<'r>(rows: &'r [Value], name: &str) -> Vec<&'r Value> {
 }
 
 #[test]
-fn the_quickstart_writes_the_columns_of_the_source_and_then_its_own() {
+fn the_quickstart_writes_source_columns_before_its_own() {
     let (schema, _) = footer_of(&QUICKSTART.output);
     let columns: Vec<String> = schema
         .fields()
@@ -53,7 +53,7 @@ fn the_quickstart_writes_every_pair_once_and_in_order() {
 }
 
 #[test]
-fn the_quickstart_says_what_hugging_face_says() {
+fn the_quickstart_matches_hugging_face() {
     let (goldens, written) = (golden_lines("pairs.minilm-mrpc.jsonl"), rows_of(&QUICKSTART.output));
     assert_eq!(goldens.len(), written.len());
     let mut largest: f64 = 0.0;
@@ -77,7 +77,7 @@ fn the_quickstart_says_what_hugging_face_says() {
 }
 
 #[test]
-fn the_footer_names_what_made_the_file() {
+fn the_footer_records_the_model_and_its_settings() {
     let (_, footer) = footer_of(&QUICKSTART.output);
     let report: Value = serde_json::from_str(&QUICKSTART.stdout).unwrap();
     let metadata: BTreeMap<&str, &str> = footer
@@ -139,11 +139,11 @@ fn the_json_report_is_one_document_whose_numbers_add_up() {
 }
 
 #[test]
-fn a_run_whose_stderr_is_no_terminal_shows_no_bar() {
+fn a_run_without_a_terminal_shows_no_progress_bar() {
     assert!(!QUICKSTART.stderr.contains(['\r', '\u{1b}']), "{:?}", QUICKSTART.stderr);
 }
 
-/// A summary without what is different each time.
+/// A summary without the parts that differ in every run.
 fn without_times(summary: &str) -> String {
     let lines = summary.lines().map(|line| match line.trim_start().split_once(' ') {
         Some((name @ ("speed" | "time"), _)) => format!("  {name:<10} …"),
@@ -154,7 +154,7 @@ fn without_times(summary: &str) -> String {
 }
 
 #[test]
-fn the_summary_says_what_was_done() {
+fn the_summary_counts_the_work() {
     let job = Job::over_quickstart_pairs();
     let summary = job.without_paths(&stdout_of(&mut job.run()));
     insta::assert_snapshot!(without_times(&summary), @r"
@@ -200,7 +200,7 @@ fn threads_windows_and_batches_do_not_change_a_row() {
 }
 
 #[test]
-fn integers_of_16_bits_are_near_and_repeatable_and_said() {
+fn int16_is_close_repeatable_and_recorded() {
     let job = |precision: &str| {
         Job::over_quickstart_pairs().change("[sink]", &format!("precision = \"{precision}\"\n[sink]"))
     };
@@ -227,7 +227,7 @@ fn integers_of_16_bits_are_near_and_repeatable_and_said() {
 }
 
 #[test]
-fn equal_pairs_are_scored_once() {
+fn identical_pairs_are_scored_once() {
     let job = Job::new("id,a,b\n1,x,y\n2,p,q\n3,x,y\n4,y,x\n");
     let report = job.report();
     assert_eq!(
@@ -240,7 +240,7 @@ fn equal_pairs_are_scored_once() {
 }
 
 #[test]
-fn long_pairs_are_cut_and_say_so() {
+fn long_pairs_are_truncated_and_marked() {
     let job =
         Job::new(format!("id,a,b\n1,x,y\n2,{},y\n", "w ".repeat(200))).change("\n[sink]", "\nmax_length = 16\n[sink]");
     let report = job.report();
@@ -249,7 +249,7 @@ fn long_pairs_are_cut_and_say_so() {
 }
 
 #[test]
-fn a_source_without_rows_gives_a_table_without_rows() {
+fn an_empty_source_gives_an_empty_table() {
     let job = Job::new("id,a,b\n1,x,y\n").change("FROM pairs", "FROM pairs WHERE id < 0");
     let report = job.report();
     assert_eq!(
@@ -273,10 +273,10 @@ fn one_text_column_is_enough() {
 }
 
 #[test]
-fn all_of_mrpc_is_read_as_it_is_published() {
-    let name = "all_of_mrpc_is_read_as_it_is_published";
+fn all_of_mrpc_is_read_in_its_published_form() {
+    let name = "all_of_mrpc_is_read_in_its_published_form";
     let Some(corpus) = shared(name, "data/mrpc/msr_paraphrase_train.txt") else { return };
-    // The pipeline writes beside itself.
+    // The sink is next to the pipeline file, so the pipeline is copied to a temporary folder.
     let job = Job::new("");
     std::fs::copy(root().join("pipelines/score_mrpc.toml"), job.path("score_mrpc.toml")).unwrap();
     let toml = std::fs::read_to_string(job.path("score_mrpc.toml")).unwrap();
@@ -294,7 +294,7 @@ fn all_of_mrpc_is_read_as_it_is_published() {
     assert!(rows.iter().any(|row| row["sentence1"].as_str().unwrap().contains('"')));
 }
 
-/// A CSV file with every kind of row that is not scored, and some that only look bad.
+/// A CSV file with every kind of unscorable row, and some that only look bad.
 fn bad_rows() -> String {
     let huge = "w".repeat(10_000_000);
     format!(
@@ -304,7 +304,7 @@ fn bad_rows() -> String {
 }
 
 #[test]
-fn bad_rows_get_their_reason_and_the_run_goes_on() {
+fn bad_rows_get_a_reason_and_the_run_continues() {
     let job = Job::new(bad_rows());
     let report = job.report();
     assert_eq!(
@@ -360,7 +360,7 @@ fn rows_that_are_all_bad_are_written_too() {
 }
 
 #[test]
-fn too_many_bad_rows_fail_the_run_and_leave_the_output_as_it_was() {
+fn too_many_bad_rows_fail_the_run_and_keep_the_old_output() {
     let job = Job::new("id,a,b\n1,x,y\n");
     job.report();
     let before = std::fs::read(job.output()).unwrap();

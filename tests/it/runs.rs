@@ -1,4 +1,5 @@
-//! A sink of one folder a run: a run is there whole or not at all, whatever happens to it and to the server.
+//! A sink with one folder per run: readers see a run completely or not at all, despite any fault of the run or the
+//! server.
 
 use std::fs;
 use std::path::Path as FilePath;
@@ -21,12 +22,12 @@ pub fn schema() -> SchemaRef {
     Arc::new(Schema::new(vec![Field::new("id", DataType::Int64, false), Field::new("run", DataType::Utf8, true)]))
 }
 
-/// Rows that name their run.
+/// Rows that contain the name of their run.
 pub fn batch(run: &str, rows: usize) -> RecordBatch {
     wide_batch(run, rows, 1)
 }
 
-/// Rows of so many times 16 characters that cannot be compressed to less than half.
+/// Rows of this many times 16 characters, which cannot be compressed to less than half.
 pub fn wide_batch(run: &str, rows: usize, times: usize) -> RecordBatch {
     static STATE: AtomicU64 = AtomicU64::new(1);
     let noise = || {
@@ -44,7 +45,7 @@ pub fn run(id: &str, keep: Option<usize>) -> Run {
     Run { origin: origin("nightly", id), model: "17881bc937bbf80d".into(), keep }
 }
 
-/// A run of a pipeline, with a store of its own.
+/// A run of a pipeline, with a separate store.
 pub fn origin(pipeline: &str, id: &str) -> Origin {
     Origin { run: id.into(), pipeline: pipeline.into(), store: format!("store of {pipeline}"), key: None }
 }
@@ -62,7 +63,7 @@ pub async fn begin(place: &Place, id: &str) -> RunFolder {
     RunFolder::begin(place, &schema(), &[("couplet.model", "b1c3".into())], run(id, None)).await.unwrap()
 }
 
-/// Publishes a run of so many batches of 1,000 rows.
+/// Publishes a run of this many batches of 1,000 rows.
 pub async fn publish(place: &Place, id: &str, batches: usize, keep: Option<usize>) -> Result<Manifest, RunsError> {
     let mut folder = RunFolder::begin(place, &schema(), &[("couplet.model", "b1c3".into())], run(id, keep)).await?;
     for _ in 0..batches {
@@ -72,7 +73,7 @@ pub async fn publish(place: &Place, id: &str, batches: usize, keep: Option<usize
     folder.commit().await
 }
 
-/// What a reader sees of a run: all of its rows, or the first thing that is wrong.
+/// What a reader sees of a run: all of its rows, or the first error.
 pub async fn read(place: &Place, manifest: &Manifest) -> Result<u64, String> {
     let mut rows = 0;
     for file in &manifest.files {
@@ -116,18 +117,18 @@ pub fn names(folder: &FilePath) -> Vec<String> {
     names
 }
 
-/// A folder, and a store in memory.
+/// A folder, and an in-memory store.
 pub fn places(folder: &tempfile::TempDir) -> [Place; 2] {
     [Place::Folder(folder.path().join("out")), remote(&InMemory::new())]
 }
 
 #[tokio::test]
-async fn runs_are_in_order_and_the_newest_is_known() {
+async fn runs_are_ordered_and_the_newest_is_found() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(&folder) {
         assert!(latest(&place).await.unwrap().is_none());
         assert!(all(&place).await.unwrap().is_empty());
-        // Neither the ids nor the clock give the order.
+        // The order does not come from the ids or the clock.
         for (id, sequence) in [("m", 1), ("z", 2), ("a", 3)] {
             let manifest = publish(&place, id, 3, None).await.unwrap();
             assert_eq!((manifest.sequence, manifest.rows, manifest.files.len()), (sequence, 3000, 1));
@@ -149,7 +150,7 @@ async fn the_order_of_runs_holds_when_the_clock_goes_back() {
     for id in ["a", "b"] {
         publish(&place, id, 1, None).await.unwrap();
     }
-    // As if they had been made years from now.
+    // Simulates a clock that is years ahead.
     for name in names(folder.path()) {
         let success = folder.path().join(&name).join("_SUCCESS");
         let text = fs::read_to_string(&success).unwrap();
@@ -164,7 +165,7 @@ async fn the_order_of_runs_holds_when_the_clock_goes_back() {
 }
 
 #[tokio::test]
-async fn files_end_at_their_limits_and_a_run_without_rows_has_columns() {
+async fn files_have_a_size_limit_and_empty_runs_have_columns() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(&folder) {
         let mut many = begin(&place, "many").await.with_limits(Limits { bytes: u64::MAX, rows: 2000 });
@@ -194,7 +195,7 @@ async fn files_end_at_their_limits_and_a_run_without_rows_has_columns() {
 }
 
 #[tokio::test]
-async fn only_the_newest_are_kept_and_runs_of_other_pipelines_stay() {
+async fn the_newest_runs_and_those_of_other_pipelines_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(&folder) {
         let other = Run { origin: origin("other", "other"), ..run("other", None) };
@@ -203,7 +204,7 @@ async fn only_the_newest_are_kept_and_runs_of_other_pipelines_stay() {
             publish(&place, id, 1, Some(2)).await.unwrap();
         }
         assert_eq!(ids(&place).await, ["other", "c", "d"]);
-        // Never the last one.
+        // The last run is never removed.
         assert_eq!(remove_older(&place, "nightly", 0).await.unwrap(), 1);
         assert_eq!(ids(&place).await, ["other", "d"]);
         match &place {
@@ -213,7 +214,7 @@ async fn only_the_newest_are_kept_and_runs_of_other_pipelines_stay() {
     }
 }
 
-/// Puts a note into the folder of a run.
+/// Writes a note into the folder of a run.
 async fn put_note(place: &Place, run: &str) {
     match place {
         Place::Folder(sink) => fs::write(sink.join(run).join("notes.txt"), "mine").unwrap(),
@@ -224,14 +225,14 @@ async fn put_note(place: &Place, run: &str) {
 }
 
 #[tokio::test]
-async fn files_of_others_stay_when_a_run_is_removed() {
+async fn foreign_files_stay_when_a_run_is_removed() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(&folder) {
         let manifest = publish(&place, "a", 2, None).await.unwrap();
         put_note(&place, &manifest.folder()).await;
         publish(&place, "b", 1, Some(1)).await.unwrap();
         assert_eq!(ids(&place).await, ["b"]);
-        // One that died leaves its folder, hidden or not.
+        // A dead run leaves its folder, hidden or not.
         let dead = begin(&place, "dead").await;
         let dead_folder = match &place {
             Place::Folder(sink) => names(sink).into_iter().find(|name| name.starts_with(".run=")).unwrap(),
@@ -264,7 +265,7 @@ async fn files_of_others_stay_when_a_run_is_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readers_never_see_part_of_a_run_while_runs_are_published_and_removed() {
+async fn readers_never_see_part_of_a_run() {
     let folder = tempfile::tempdir().unwrap();
     for place in places(&folder) {
         publish(&place, "first", 3, None).await.unwrap();
@@ -278,7 +279,8 @@ async fn readers_never_see_part_of_a_run_while_runs_are_published_and_removed() 
                         let manifest = latest(&place).await.unwrap().unwrap();
                         assert!(manifest.sequence >= last);
                         last = manifest.sequence;
-                        // Three are kept: this one may go only after two more are there, so it is all there or not.
+                        // Three are kept: this run may be removed only after two more exist, so it is complete or
+                        // absent.
                         match read(&place, &manifest).await {
                             Ok(rows) => assert_eq!(rows, 3000),
                             Err(_) => assert!(latest(&place).await.unwrap().unwrap().sequence > last + 1),
@@ -333,7 +335,7 @@ async fn a_manifest_that_cannot_be_read_is_an_error_that_names_it() {
     let error = all(&place).await.unwrap_err().to_string();
     assert!(error.ends_with("it is the manifest of run=000001-a; rename the folder to that, or remove it"), "{error}");
     fs::rename(folder.path().join("run=000007-copy"), folder.path().join("run=000001-a")).unwrap();
-    // Folders without a manifest of couplet's are nobody's business.
+    // Folders without a manifest of couplet are ignored.
     fs::remove_file(folder.path().join(manifest.folder()).join("_SUCCESS")).unwrap();
     fs::create_dir(folder.path().join("dt=2026-11-24")).unwrap();
     assert!(latest(&place).await.unwrap().is_none());

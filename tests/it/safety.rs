@@ -1,4 +1,4 @@
-//! A pipeline file from somebody else: it reads, and writes to its own places; nothing in it executes anything.
+//! An untrusted pipeline file: it reads, and writes only to its declared places; nothing in it executes code.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use crate::support::{Job, rows_of, write};
 
 const PAIRS: &str = "id,a,b,label\n1,He sold it.,It was sold.,1\n2,She ran.,She slept.,0\n";
 
-/// Statements that are no queries: those that write files, change tables or the session, run or prepare others.
+/// Statements that are not queries: they write files, change tables or the session, or prepare and execute others.
 const STATEMENTS: [&str; 17] = [
     "COPY pairs TO 'stolen.csv'",
     "COPY (SELECT * FROM pairs) TO 'stolen.parquet' STORED AS PARQUET",
@@ -32,7 +32,7 @@ fn files(job: &Job) -> BTreeSet<PathBuf> {
     fn visit(folder: &std::path::Path, found: &mut BTreeSet<PathBuf>) {
         for entry in folder.read_dir().unwrap() {
             let path = entry.unwrap().path();
-            // What a run remembers, and that it failed, is couplet's own.
+            // Records of runs, including the failed one, belong to couplet.
             if path.is_dir() && !path.ends_with(".couplet") {
                 visit(&path, found);
             } else if path.is_file() {
@@ -46,7 +46,7 @@ fn files(job: &Job) -> BTreeSet<PathBuf> {
 }
 
 #[test]
-fn the_source_takes_nothing_but_a_query() {
+fn the_source_accepts_only_a_query() {
     for sql in STATEMENTS {
         let job = Job::new(PAIRS).change("SELECT id, a, b FROM pairs", sql);
         let before = files(&job);
@@ -57,7 +57,7 @@ fn the_source_takes_nothing_but_a_query() {
 }
 
 #[test]
-fn neither_do_the_stages_that_train_and_evaluate() {
+fn training_and_evaluation_accept_only_a_query() {
     let model = crate::support::golden("tiny-distilbert");
     for sql in STATEMENTS {
         for (section, keys) in [
@@ -81,7 +81,7 @@ fn neither_do_the_stages_that_train_and_evaluate() {
     assert!(message.contains("it must be one SELECT"), "{message}");
 }
 
-/// A file that SQL names by itself is not read: only tables are, which stand in the file for all to see.
+/// SQL cannot read files by path, only the tables declared in the pipeline file.
 #[test]
 fn sql_reads_only_tables_that_are_named() {
     for sql in ["SELECT 1 AS id, a, b FROM 'pairs.csv'", "SELECT 1 AS id, a, b FROM \\\"pairs.csv\\\""] {
@@ -93,7 +93,7 @@ fn sql_reads_only_tables_that_are_named() {
 }
 
 #[test]
-fn a_query_of_the_command_line_writes_to_its_output_alone() {
+fn a_command_line_query_writes_only_to_its_output() {
     let job = Job::new(PAIRS);
     let query = |sql: &str| job.error_of(&mut job.couplet(&["query", "--table", "pairs=pairs.csv", sql]), 2);
     let before = files(&job);

@@ -1,4 +1,4 @@
-//! The script of `docs/scheduling.md` for missed nights, as it stands there.
+//! The catch-up script of `docs/scheduling.md`, executed as printed there.
 
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -14,7 +14,7 @@ fn script() -> String {
     rest.split_once("```").unwrap().0.to_owned()
 }
 
-/// The date so many days before today.
+/// The date this many days ago.
 fn day(back: u32) -> String {
     let date = Command::new("date").args(["-d", &format!("{back} days ago"), "+%F"]).output().unwrap();
     String::from_utf8(date.stdout).unwrap().trim().to_owned()
@@ -27,7 +27,7 @@ fn start(job: &Job) -> Output {
 }
 
 #[test]
-fn missed_nights_are_scored_in_their_order() {
+fn missed_days_are_scored_in_order() {
     let job = Job::new("")
         .change("\"pairs.csv\"", "\"pairs/{date}.csv\"")
         .change("SELECT id, a, b FROM pairs", "SELECT id, '{date}' AS day, a, b FROM pairs")
@@ -35,19 +35,19 @@ fn missed_nights_are_scored_in_their_order() {
     std::fs::rename(job.path("pipeline.toml"), job.path("nightly.toml")).unwrap();
     write(&job.path("nightly.sh"), script());
     let put = |back: u32| write(&job.path(&format!("pairs/{}.csv", day(back))), format!("id,a,b\n{back},x,y\n"));
-    // A new job starts with today, if nothing says otherwise.
+    // A new job starts with today by default.
     put(0);
     let output = start(&job);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(std::fs::read_to_string(job.path("last-day")).unwrap().trim(), day(0));
-    // It was off for two nights, and the rows of one come late.
+    // The job was off for two nights, and the rows of one arrive late.
     write(&job.path("last-day"), day(3));
     put(2);
     assert_eq!(start(&job).status.code(), Some(2));
     assert_eq!(std::fs::read_to_string(job.path("last-day")).unwrap().trim(), day(2));
     put(1);
     assert!(start(&job).status.success());
-    // Nothing is left to do.
+    // No days are left.
     assert!(start(&job).status.success());
     let sql = "SELECT id, day FROM t ORDER BY id DESC";
     let rows = stdout_of(&mut job.couplet(&["query", "-t", "t=out", "--format", "json", sql]));
@@ -57,14 +57,14 @@ fn missed_nights_are_scored_in_their_order() {
 }
 
 #[test]
-fn a_signal_to_the_script_ends_the_run_and_its_day_is_not_done() {
+fn a_signal_to_the_script_ends_the_run_and_its_day_stays_open() {
     use std::os::unix::fs::PermissionsExt;
 
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     write(&path("nightly.sh"), script());
     write(&path("last-day"), day(1));
-    // It ends as couplet does.
+    // The script ends with couplet's exit code.
     write(&path("couplet"), "#!/bin/sh\ntrap 'kill $!; exit 130' TERM\nsleep 60 &\ntouch started\nwait\n");
     std::fs::set_permissions(path("couplet"), std::fs::Permissions::from_mode(0o755)).unwrap();
     let programs = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());

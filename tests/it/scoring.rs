@@ -1,4 +1,4 @@
-//! The scorer: a prediction depends on the texts alone, whatever window, batch, thread or neighbour they come with.
+//! The scorer: a prediction depends only on its texts, not on the window, batch, thread or other rows.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::support::golden;
 use crate::tiny::Variant;
 
 type Outcome = Result<Prediction, Rejection>;
-/// A text and perhaps a second one; none is NULL.
+/// A text and an optional second one; `None` is NULL.
 type Row<'a> = (Option<&'a str>, Option<&'a str>);
 
-/// Far longer than anything here takes: a test that waits as long hangs.
+/// Far longer than any operation here: a test that reaches this limit hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn column<'a>(name: &str, values: impl Iterator<Item = Option<&'a str>>) -> TextColumn {
@@ -50,7 +50,7 @@ fn score(scorer: &Scorer, window: Window) -> Vec<Outcome> {
         .block_on(async { tokio::time::timeout(PATIENCE, scorer.score(window)).await.unwrap().unwrap() })
 }
 
-/// A prediction to the last bit.
+/// A prediction, bit for bit.
 fn bits(outcome: &Outcome) -> (Option<usize>, u32, Vec<u32>, usize, bool) {
     let p = outcome.as_ref().unwrap();
     (p.label, p.score.to_bits(), p.probabilities.iter().map(|x| x.to_bits()).collect(), p.tokens, p.truncated)
@@ -86,7 +86,7 @@ proptest! {
     #![proptest_config(few_cases())]
 
     #[test]
-    fn a_prediction_depends_on_nothing_but_its_texts(
+    fn a_prediction_depends_only_on_its_texts(
         (rows, order) in rows().prop_flat_map(|rows| {
             let order: Vec<usize> = (0..rows.len()).collect();
             (Just(rows), Just(order).prop_shuffle())
@@ -95,7 +95,7 @@ proptest! {
     ) {
         let rows = borrowed(&rows);
         let options = ScorerOptions { max_length: Some(24), ..ScorerOptions::default() };
-        // Each row in a window, and so a batch, of its own.
+        // Each row in a separate window, and so in a separate batch.
         let alone = scorer_with(options, 1);
         let expected: Vec<_> = rows.iter().flat_map(|row| all_bits(&score(&alone, pairs(&[*row])))).collect();
 
@@ -130,7 +130,7 @@ proptest! {
     }
 
     #[test]
-    fn truncation_is_reported_where_tokens_are_cut_off(rows in rows(), max_length in 3usize..40) {
+    fn truncation_is_reported_for_the_rows_it_affects(rows in rows(), max_length in 3usize..40) {
         let scorer = scorer_with(ScorerOptions { max_length: Some(max_length), ..ScorerOptions::default() }, 2);
         let outcomes = score(&scorer, pairs(&borrowed(&rows)));
         let singly = score(&scorer, singles(rows.iter().map(|row| row.0.as_str())));
@@ -146,10 +146,10 @@ proptest! {
     }
 
     #[test]
-    fn the_padding_avoided_is_that_of_batches_in_input_order(rows in prop::collection::vec((text(), text()), 1..120)) {
+    fn avoided_padding_is_relative_to_batches_in_input_order(rows in prop::collection::vec((text(), text()), 1..120)) {
         let scorer = scorer();
         let mut window = borrowed(&rows);
-        // A row that is not scored is in no batch.
+        // A rejected row is in no batch.
         window.insert(window.len() / 2, (None, Some("x")));
         let tokenizer: &Tokenizer = &scorer.model().tokenizer;
         let lengths: Vec<usize> =
@@ -168,7 +168,7 @@ proptest! {
 // Rows that cannot be scored.
 
 #[test]
-fn rejected_rows_keep_their_place() {
+fn rejected_rows_keep_their_position() {
     let scorer = scorer();
     let (just_fits, too_large) = ("a ".repeat(MAX_TEXT_BYTES / 2), "a".repeat(MAX_TEXT_BYTES + 1));
     let rows: [Row; 13] = [
@@ -183,7 +183,7 @@ fn rejected_rows_keep_their_place() {
         (Some(&just_fits), Some("went home")),
         (None, None),
         (Some(""), Some(&too_large)),
-        // Nothing that the tokenizer keeps, yet not empty.
+        // Not empty, but the tokenizer keeps nothing of it.
         (Some("\u{1}\u{2}"), Some("\u{1}")),
         (Some("the man"), Some("went home")),
     ];
@@ -228,8 +228,8 @@ fn a_window_of_rejected_rows_and_an_empty_one_come_back() {
 }
 
 #[test]
-fn a_text_that_the_tokenizer_refuses_is_rejected_each_time() {
-    // Words outside the vocabulary become a token that is not in it either.
+fn a_text_that_the_tokenizer_refuses_is_rejected_every_time() {
+    // Unknown words become a token that is not in the vocabulary either.
     let variant = Variant::of("tiny-distilbert").with_json("tokenizer.json", |json| {
         json["model"]["unk_token"] = "[NONE]".into();
     });
@@ -264,7 +264,7 @@ fn a_text_without_any_token_is_rejected() {
 }
 
 #[test]
-fn a_single_text_is_not_a_pair_with_an_empty_one() {
+fn a_single_text_differs_from_a_pair_with_an_empty_text() {
     let scorer = scorer();
     let single = score(&scorer, singles(["the man", "went home"]));
     let pair = score(&scorer, pairs(&[(Some("the man"), Some("")), (Some("the man"), Some("went home"))]));
@@ -275,7 +275,7 @@ fn a_single_text_is_not_a_pair_with_an_empty_one() {
 }
 
 #[test]
-fn a_slice_of_a_column_is_scored_as_its_own_rows_are() {
+fn a_slice_of_a_column_scores_its_own_rows() {
     let scorer = scorer();
     let texts = ["the man", "went home", "x", "he", "she"];
     let whole = score(&scorer, singles(texts));
@@ -287,7 +287,7 @@ fn a_slice_of_a_column_is_scored_as_its_own_rows_are() {
 // max_length
 
 #[test]
-fn a_max_length_that_does_not_suit_the_model() {
+fn a_max_length_that_does_not_fit_the_model_is_refused() {
     let error = |max_length| {
         let options = ScorerOptions { max_length: Some(max_length), ..ScorerOptions::default() };
         let folder = golden("tiny-bert");
@@ -300,7 +300,7 @@ fn a_max_length_that_does_not_suit_the_model() {
 }
 
 #[test]
-fn a_max_length_of_three_leaves_the_special_tokens_of_a_pair() {
+fn a_max_length_of_three_keeps_the_special_tokens_of_a_pair() {
     let scorer = scorer_with(ScorerOptions { max_length: Some(3), ..ScorerOptions::default() }, 1);
     let outcomes = score(&scorer, pairs(&[(Some("the man"), Some("went home")), (Some("x"), Some(""))]));
     for outcome in &outcomes {
@@ -325,7 +325,7 @@ fn the_longest_sequence_of_the_model_is_scored() {
 
 // Several windows at once.
 
-/// Distinct texts that take a while.
+/// Distinct texts that take some time to score.
 fn long_texts(count: usize) -> Vec<String> {
     (0..count).map(|i| format!("{i} {}", "the man went home and ".repeat(20))).collect()
 }
@@ -335,7 +335,7 @@ fn runtime() -> Runtime {
 }
 
 #[test]
-fn texts_that_two_windows_have_in_common_are_scored_once() {
+fn texts_shared_by_two_windows_are_scored_once() {
     let texts = long_texts(300);
     let window = || singles(texts.iter().chain(&texts[..50]).map(String::as_str));
     let scorer = scorer();
@@ -364,7 +364,7 @@ fn a_dropped_window_stops_its_work() {
                 }
             } => {}
         }
-        // The next window waits for no more than what was under way.
+        // The next window waits only for the batches in progress.
         let next = tokio::time::timeout(PATIENCE, scorer.score(singles(["the man"]))).await.unwrap().unwrap();
         assert_eq!(next.len(), 1);
         let counts = scorer.tally().counts();
@@ -374,7 +374,7 @@ fn a_dropped_window_stops_its_work() {
 }
 
 #[test]
-fn a_window_that_waits_for_a_dropped_one_gets_its_answers() {
+fn a_window_waiting_for_a_dropped_one_gets_its_results() {
     let texts = long_texts(600);
     let window = || singles(texts.iter().map(String::as_str));
     let scorer = scorer();
@@ -403,10 +403,10 @@ fn a_window_that_waits_for_a_dropped_one_gets_its_answers() {
         assert_eq!(answers[0][599], sample);
     });
     let counts = scorer.tally().counts();
-    // What the dropped window had scored was not lost, and nothing was scored twice.
+    // The scores of the dropped window are kept, and nothing was scored twice.
     assert_eq!((counts.rows, counts.scored), (1800, 600));
     assert!(counts.remembered > 1200, "{counts:?}");
-    // Rows that were waited for in vain are planned once all the same.
+    // Rows that waited for the dropped window are still planned once.
     assert_eq!((counts.rows_planned, counts.tokens_planned > counts.tokens), (2400, true));
 }
 
@@ -415,7 +415,7 @@ async fn score_alone(text: &str) -> (Option<usize>, u32, Vec<u32>, usize, bool) 
 }
 
 #[test]
-fn a_pace_is_that_of_one_batch_a_thread_at_least() {
+fn throughput_is_measured_over_one_batch_per_thread_or_more() {
     let scorer = scorer_with(ScorerOptions { batch_tokens: Some(8), ..ScorerOptions::default() }, 2);
     let pace = Runtime::new().unwrap().block_on(async {
         let texts = scorer.tokenize(singles(["a man", "the man went home", "yes", "no"])).await.unwrap();

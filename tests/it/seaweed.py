@@ -1,5 +1,5 @@
-"""Runs a server in a folder of its own until stdin ends, as it does when the tests do, however they end. A line `kill`
-kills it, and a line `start` starts it again on what it left.
+"""Runs a server in a temporary folder until stdin ends, which happens when the test process ends in any way. A line
+`kill` kills the server, and a line `start` restarts it on the same files.
 
     python seaweed.py FOLDER COMMAND...
 """

@@ -1,5 +1,5 @@
-//! A real S3 server for the tests: SeaweedFS, from PyPI, one for all tests of a process, on ports and in a folder of
-//! its own. It ends with the process, however that ends: `seaweed.py` waits for the end of a pipe.
+//! A real S3 server for the tests: SeaweedFS from PyPI, one per test process, on free ports and in a temporary folder.
+//! It ends with the process in any case: `seaweed.py` waits for the end of a pipe.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -26,21 +26,21 @@ pub const SECRET_KEY: &str = "secret-of-the-couplet-tests";
 pub struct Seaweed {
     port: u16,
     folder: PathBuf,
-    /// Holds the pipe; when it is closed, the server ends.
+    /// The write end of the pipe; when it is closed, the server ends.
     process: Mutex<Child>,
 }
 
 impl Seaweed {
-    /// The server, started by the first call; or why there is none.
+    /// Returns the server, started by the first call, or why there is none.
     pub fn shared() -> Result<&'static Self, String> {
         static SERVER: OnceLock<Result<Seaweed, String>> = OnceLock::new();
         SERVER.get_or_init(Self::start).as_ref().map_err(Clone::clone)
     }
 
-    /// A server of its own for a test that kills it; or why there is none.
+    /// Starts a separate server for a test that kills it, or returns why there is none.
     pub fn start() -> Result<Self, String> {
         let weed = venv::program("seaweed-venv", &[PACKAGE], "weed")?;
-        // Between the choice of the ports and their use, another program may take one.
+        // Another program may take a port between its choice and its use.
         let mut failure = String::new();
         for _ in 0..3 {
             match Self::start_once(&weed) {
@@ -48,7 +48,7 @@ impl Seaweed {
                 Err(problem) => failure = problem,
             }
         }
-        // It was installed, so that this is no reason to skip a test.
+        // SeaweedFS is installed, so a failure is an error and not a reason to skip the test.
         panic!("SeaweedFS does not start: {failure}")
     }
 
@@ -60,7 +60,7 @@ impl Seaweed {
         command.arg(format!("-dir={}", folder.display()));
         command.args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-s3.autoCreateBucket=false"]);
         command.args(["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]);
-        // A bucket needs a volume of its own.
+        // A bucket needs a separate volume.
         command.args(["-volume.max=1000", "-master.volumeSizeLimitMB=64"]);
         for (kind, ports) in ["master", "volume", "filer", "s3", "admin"].iter().zip(ports.chunks(2)) {
             command.arg(format!("-{kind}.port={}", ports[0])).arg(format!("-{kind}.port.grpc={}", ports[1]));
@@ -77,7 +77,7 @@ impl Seaweed {
 
     fn wait_until_ready(&self) -> Result<(), String> {
         let began = Instant::now();
-        // It listens before it knows its own volumes; only then can it keep a file.
+        // The server listens before its volumes are registered, and can store a file only afterwards.
         while !self.is_ready() {
             if began.elapsed() > Duration::from_secs(60) {
                 let log = std::fs::read_to_string(self.folder.join("log")).unwrap_or_default();
@@ -89,7 +89,7 @@ impl Seaweed {
         Ok(())
     }
 
-    /// Kills the server, waits, starts it again on the same ports and files, and returns when it can be used.
+    /// Kills the server, waits, restarts it on the same ports and files, and returns when it is ready.
     pub fn restart(&self, pause: Duration) {
         self.tell("kill");
         std::thread::sleep(pause);
@@ -108,7 +108,7 @@ impl Seaweed {
             let store = self.client("ready");
             store.put(&Path::from("ready"), "ready".into()).await
         };
-        // The runtime of a test may be around this one.
+        // A test may call this within its own runtime.
         std::thread::scope(|scope| {
             let ready = scope.spawn(|| {
                 TcpStream::connect(("127.0.0.1", self.port)).is_ok()
@@ -119,7 +119,7 @@ impl Seaweed {
         })
     }
 
-    /// Makes a bucket, and gives its name as a URI.
+    /// Makes a bucket and returns its URI.
     pub fn bucket(&self, name: &str) -> String {
         std::thread::scope(|scope| {
             let made = scope.spawn(|| {
@@ -131,7 +131,7 @@ impl Seaweed {
         format!("s3://{name}")
     }
 
-    /// `object_store` cannot make buckets, but sign the request that does.
+    /// Makes a bucket with a signed request, because `object_store` cannot make buckets.
     async fn try_bucket(&self, name: &str) -> bool {
         let minute = Duration::from_secs(60);
         let url = self.client(name).signed_url(http::Method::PUT, &Path::default(), minute).await.unwrap();
@@ -147,7 +147,7 @@ impl Seaweed {
         asked.is_ok() && (answer.starts_with("HTTP/1.1 200") || answer.contains("BucketAlready"))
     }
 
-    /// The keys of uploads in parts that were begun and have not ended.
+    /// The keys of unfinished multipart uploads.
     pub fn open_uploads(&self, bucket: &str) -> Vec<String> {
         let credential = AwsCredential { key_id: ACCESS_KEY.into(), secret_key: SECRET_KEY.into(), token: None };
         let uri = format!("http://{}/{bucket}?uploads=", self.address());
@@ -165,17 +165,17 @@ impl Seaweed {
         answer.split("<Key>").skip(1).filter_map(|rest| rest.split('<').next()).map(str::to_owned).collect()
     }
 
-    /// Where it listens.
+    /// The server's address.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// What `couplet` needs to know in its environment.
+    /// The environment variables that `couplet` needs.
     pub fn env(&self) -> Vec<(&'static str, String)> {
         env_of(&format!("http://{}", self.address()))
     }
 
-    /// A client of a bucket, past couplet.
+    /// A client of a bucket, independent of couplet.
     pub fn objects(&self, bucket: &str) -> AmazonS3 {
         self.client(bucket.trim_start_matches("s3://"))
     }
@@ -185,17 +185,17 @@ impl Seaweed {
     }
 }
 
-/// A bucket for one test, and what the program needs to work with it.
+/// A bucket for one test, with the environment of the program.
 pub struct Bucket {
     pub server: &'static Seaweed,
     pub name: String,
     pub client: AmazonS3,
-    /// Where models are downloaded to.
+    /// The cache folder for downloaded models.
     pub cache: tempfile::TempDir,
 }
 
 impl Bucket {
-    /// Makes a bucket; without a server, says that the test is skipped.
+    /// Makes a bucket; without a server, reports that the test is skipped.
     pub fn new(test: &str, name: &str) -> Option<Self> {
         let server = match Seaweed::shared() {
             Ok(server) => server,
@@ -209,14 +209,14 @@ impl Bucket {
         Some(Self { server, name: name.to_owned(), client: server.objects(name), cache })
     }
 
-    /// Writes an object and gives its URI.
+    /// Writes an object and returns its URI.
     pub fn put(&self, key: &str, content: impl AsRef<[u8]>) -> String {
         let content = content.as_ref().to_vec();
         block_on(self.client.put(&Path::parse(key).unwrap(), content.into())).unwrap();
         format!("s3://{}/{key}", self.name)
     }
 
-    /// Writes all files of a folder and gives the URI of theirs.
+    /// Writes all files of a folder and returns the URI of their prefix.
     pub fn put_folder(&self, key: &str, folder: &std::path::Path) -> String {
         for entry in folder.read_dir().unwrap() {
             let entry = entry.unwrap();
@@ -226,7 +226,7 @@ impl Bucket {
         format!("s3://{}/{key}", self.name)
     }
 
-    /// `couplet ARGUMENTS` that finds the server.
+    /// The command `couplet ARGUMENTS` with the server's environment.
     pub fn couplet(&self, arguments: &[&str]) -> assert_cmd::Command {
         let mut command = couplet();
         command.envs(self.settings()).args(arguments);
@@ -239,14 +239,14 @@ impl Bucket {
         self.server.env().into_iter().chain([("XDG_CACHE_HOME", cache)]).collect()
     }
 
-    /// The same with another endpoint, such as a proxy's.
+    /// The command `couplet ARGUMENTS` with another endpoint, such as that of a proxy.
     pub fn couplet_at(&self, endpoint: &str, arguments: &[&str]) -> assert_cmd::Command {
         let mut command = couplet();
         command.envs(env_of(endpoint)).env("XDG_CACHE_HOME", self.cache.path()).args(arguments);
         command
     }
 
-    /// A proxy before the server.
+    /// Starts a proxy in front of the server.
     pub fn proxy(&self, seed: u64) -> Proxy {
         let server = self.server;
         Proxy::start(&server.address(), seed, |path| {
@@ -256,12 +256,12 @@ impl Bucket {
     }
 }
 
-/// Waits for a client's answer; not for use within a runtime.
+/// Waits for a client's result; not for use within a runtime.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-/// The same environment for another endpoint, such as that of a proxy.
+/// The environment with another endpoint, such as that of a proxy.
 pub fn env_of(endpoint: &str) -> Vec<(&'static str, String)> {
     vec![
         ("AWS_ACCESS_KEY_ID", ACCESS_KEY.into()),
@@ -272,12 +272,12 @@ pub fn env_of(endpoint: &str) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// A client that asks once, at any endpoint.
+/// A client without retries, at any endpoint.
 pub fn client_of(endpoint: &str, bucket: &str) -> AmazonS3 {
     client_with_retries(endpoint, bucket, 0)
 }
 
-/// A client that asks again after a failure.
+/// A client that makes this many retries after a failure, at any endpoint.
 pub fn client_with_retries(endpoint: &str, bucket: &str, retries: usize) -> AmazonS3 {
     AmazonS3Builder::new()
         .with_endpoint(endpoint)

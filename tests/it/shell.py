@@ -1,8 +1,8 @@
-"""Types into a program on a terminal of its own, and waits for what is to be seen.
+"""Types into a program on a pseudo-terminal, and waits for the expected output.
 
-The steps are pairs of keys and a text, in SHELL_STEPS as JSON: the keys are pressed, and the text must come within
-a minute; with null, the keys are only pressed. The text "END" stands for the program's end with exit code 0. Instead of
-keys, "SLEEP" waits for a while, and "AWAIT" for a file of the name that is the text.
+The steps are pairs of keys and a text, in SHELL_STEPS as JSON. The keys are pressed, and the text must appear within a
+minute; with null, the keys are only pressed. The text "END" means that the program ends with exit code 0. Instead of
+keys, "SLEEP" waits for a while, and "AWAIT" waits for a file whose name is the text.
 """
 
 import json
@@ -77,7 +77,7 @@ for keys, expected in steps:
             fail(f"{expected!r} did not come after {keys!r}")
         if not read(1):
             fail(f"it ended before {expected!r}")
-    # The prompt, after which keys are read again.
+    # The prompt: from here on keys are read again.
     while "couplet> " not in seen[seen.rindex(expected):] and not keys.endswith("\t") and keys != "\x1b[A":
         if time.time() > deadline or not read(1):
             fail(f"no prompt after {expected!r}")

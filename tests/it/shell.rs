@@ -1,4 +1,4 @@
-//! `couplet query` without SQL: statements from stdin, and a shell on a terminal that Python makes.
+//! `couplet query` without SQL: statements from stdin, and a shell on a terminal emulated in Python.
 
 use std::path::Path;
 use std::process::Command;
@@ -22,7 +22,7 @@ fn statements_come_from_stdin() {
 }
 
 #[test]
-fn commands_come_from_stdin_too() {
+fn shell_commands_come_from_stdin_too() {
     let folder = tempfile::tempdir().unwrap();
     let (result, file) = (folder.path().join("a b.csv"), folder.path().join("more.sql"));
     write(&file, "\\d v\nSELECT x * 2 AS x FROM v;");
@@ -57,7 +57,7 @@ fn commands_come_from_stdin_too() {
 }
 
 #[test]
-fn what_is_wrong_on_stdin_is_said_as_for_one_statement() {
+fn errors_on_stdin_look_like_those_of_one_statement() {
     let pairs = format!("pairs={}", quickstart_pairs().display());
     let problem = |text: &str| {
         let said = stderr_of(&mut from_stdin(text, &["--table", &pairs]), 2);
@@ -76,7 +76,7 @@ fn what_is_wrong_on_stdin_is_said_as_for_one_statement() {
 }
 
 #[test]
-fn parameters_go_to_the_statements_that_use_them() {
+fn parameters_are_bound_in_the_statements_that_use_them() {
     let with = |text: &str, parameters: &[&str]| {
         let mut arguments = vec!["--format", "csv"];
         arguments.extend(parameters.iter().flat_map(|parameter| ["--param", *parameter]));
@@ -85,7 +85,7 @@ fn parameters_go_to_the_statements_that_use_them() {
     let csv = |text: &str, parameters: &[&str]| stdout_of(&mut with(text, parameters));
     assert_eq!(csv("SELECT $x AS x;", &["x=12345678901234567890"]), "x\n12345678901234567890\n");
     assert_eq!(csv("SELECT $x AS x; SELECT $y AS y;", &["x=007", "y=0.1"]), "x\n007\ny\n0.1\n");
-    // What the comments before a statement declare, wherever it stands.
+    // The comments before a statement declare its parameters, at any place in the script.
     let text = "-- $n = 3   how many\nSELECT $n AS n;\n\\timing off\n-- x; y\n-- $n = 4\nSELECT $n AS n; -- $n = 5\nSELECT $n AS n;";
     assert_eq!(csv(text, &["n=9"]), "n\n9\nn\n9\nn\n9\n");
     let said = stderr_of(&mut with(text, &[]), 2);
@@ -95,7 +95,7 @@ fn parameters_go_to_the_statements_that_use_them() {
 }
 
 #[test]
-fn places_are_those_of_the_script() {
+fn positions_in_errors_are_those_of_the_script() {
     let problem = |text: &str| {
         let said = stderr_of(&mut from_stdin(text, &[]), 2);
         said.lines().find(|line| line.starts_with("error: ")).unwrap().to_owned()
@@ -105,21 +105,21 @@ fn places_are_those_of_the_script() {
     insta::assert_snapshot!(problem("SELECT 1;\r\n\r\n  SELEC 2;\r\n"), @"error: stdin: Expected: an SQL statement, found: SELEC at Line: 3, Column: 3");
     insta::assert_snapshot!(problem("SELECT 1;\n\nSELECT * FROM none;\n"), @"error: stdin, line 3: there is no table `none`, nor any other: name one with --table none=URI or --pipeline FILE, or read a file with FROM 'FILE'");
     insta::assert_snapshot!(problem("\\timing maybe"), @r"error: \timing maybe: it is on or off");
-    // Words of other shells.
+    // Commands of other shells.
     let printed =
         stdout_of(&mut from_stdin("CREATE VIEW v AS SELECT 1 AS x;\n.schema v\n.timer off\n.quit\nSELECT 2;", &[]));
     assert!(printed.contains("| x ") && !printed.contains("| 2 "), "{printed}");
 }
 
 #[test]
-fn a_table_of_more_rows_than_a_page_is_whole() {
+fn a_table_longer_than_a_page_is_complete() {
     let text = stdout_of(couplet().args(["query", "SELECT value AS n FROM generate_series(1, 25000)"]));
     let rows: Vec<u64> = text.lines().filter_map(|line| line.trim_matches(['|', ' ']).parse().ok()).collect();
     assert_eq!(rows, (1..=25_000).collect::<Vec<u64>>());
     assert_eq!(text.matches("| n ").count(), 1);
 }
 
-/// Peak memory of ten million rows, in MB; needs Linux.
+/// Peak memory of a query of ten million rows, in MB; needs Linux.
 #[cfg(target_os = "linux")]
 #[test]
 fn ten_million_rows_need_little_memory() {
@@ -145,7 +145,7 @@ fn ten_million_rows_need_little_memory() {
     assert!(peak > 0 && peak < 400, "{peak} MB");
 }
 
-/// What a person does at the shell, in a terminal that Python makes.
+/// Types keys into the shell, on a terminal emulated in Python.
 pub fn session(test: &str, arguments: &[&str], home: &Path, steps: &str) -> Option<String> {
     let mut command = Command::new("python3");
     command.arg(root().join("tests/it/shell.py")).arg(env!("CARGO_BIN_EXE_couplet")).arg("query").args(arguments);
@@ -163,11 +163,11 @@ pub fn session(test: &str, arguments: &[&str], home: &Path, steps: &str) -> Opti
 }
 
 #[test]
-fn the_shell_remembers_completes_and_goes_on_after_mistakes() {
+fn the_shell_has_history_completion_and_survives_errors() {
     let home = tempfile::tempdir().unwrap();
-    let test = "the_shell_remembers_completes_and_goes_on_after_mistakes";
+    let test = "the_shell_has_history_completion_and_survives_errors";
     let pairs = format!("pairs={}", quickstart_pairs().display());
-    // Each step: keys to press, a tab, and what is to be seen then.
+    // Each step: keys to press, a tab, and the expected text.
     let steps = r#"[
         ["", "tables: pairs"],
         ["SELECT count(*) AS n\r", null],
@@ -198,13 +198,13 @@ fn the_shell_remembers_completes_and_goes_on_after_mistakes() {
     assert_eq!(std::fs::read_to_string(home.path().join("all.csv")).unwrap().lines().count(), 5001);
     let history = std::fs::read_to_string(home.path().join("state/couplet/history")).unwrap();
     assert!(history.contains("FROM pairs;") && !history.contains("garbage"), "{history}");
-    // The last statement of the last session, by the arrow that points upwards.
+    // The last statement of the last session, through the up arrow.
     let steps = r#"[["", "no tables"], ["\u001b[A", "FROM w;"], ["\u0003", "couplet> "], ["\\q\r", "END"]]"#;
     session(test, &[], home.path(), steps);
 }
 
 #[test]
-fn control_c_ends_a_statement_and_not_the_shell() {
+fn ctrl_c_cancels_a_statement_but_not_the_shell() {
     let home = tempfile::tempdir().unwrap();
     let steps = r#"[
         ["", "no tables"],
@@ -214,7 +214,7 @@ fn control_c_ends_a_statement_and_not_the_shell() {
         ["SELECT 40 + 2 AS x;\r", "| 42 |"],
         ["exit\r", "END"]
     ]"#;
-    session("control_c_ends_a_statement_and_not_the_shell", &[], home.path(), steps);
+    session("ctrl_c_cancels_a_statement_but_not_the_shell", &[], home.path(), steps);
 }
 
 #[test]

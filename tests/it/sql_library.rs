@@ -1,4 +1,4 @@
-//! The queries of `sql/`: every one of them on real output, its example as printed, its figures computed a second time.
+//! The queries of `sql/`: each on real output, with its example as printed and its figures computed independently.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -56,13 +56,13 @@ impl Ran {
     }
 }
 
-/// The quickstart's pairs by a tiny model: another opinion, and another night.
+/// The quickstart's pairs scored by a tiny model, as a second model and a second run.
 static OTHER: LazyLock<Ran> = LazyLock::new(|| {
     let sql = "SELECT id, sentence1, sentence2, category, label FROM pairs";
     Ran::new(golden("tiny-distilbert"), None, sql, "[\"sentence1\", \"sentence2\"]", "uri = \"out.parquet\"")
 });
 
-/// Single sentences with a value.
+/// Single sentences with a numeric label.
 static VALUES: LazyLock<Ran> = LazyLock::new(|| {
     let variant = Variant::of("tiny-distilbert")
         .with_outputs(1)
@@ -120,7 +120,7 @@ fn number(value: &Value) -> f64 {
 }
 
 #[test]
-fn every_file_says_its_question_its_parameters_and_an_example_and_runs() {
+fn every_file_documents_itself_and_runs() {
     for file in files() {
         let sql = std::fs::read_to_string(root().join("sql").join(&file)).unwrap();
         let head: Vec<&str> = sql.lines().take_while(|line| line.starts_with("--")).collect();
@@ -159,7 +159,7 @@ fn every_file_says_its_question_its_parameters_and_an_example_and_runs() {
     }
 }
 
-/// The command of an example, and what it prints.
+/// The command of an example, and its output.
 fn example(sql: &str) -> (Vec<String>, String) {
     let head = sql.lines().take_while(|line| line.starts_with("--"));
     let head: Vec<&str> = head.map(|line| line[2..].strip_prefix(' ').unwrap_or("")).collect();
@@ -170,7 +170,7 @@ fn example(sql: &str) -> (Vec<String>, String) {
 }
 
 #[test]
-fn examples_over_the_quickstart_print_what_the_files_say() {
+fn examples_over_the_quickstart_print_the_documented_output() {
     let mut compared = Vec::new();
     for file in files() {
         let (command, expected) = example(&std::fs::read_to_string(root().join("sql").join(&file)).unwrap());
@@ -217,7 +217,7 @@ fn calibration_is_the_accuracy_of_each_bin() {
 }
 
 #[test]
-fn a_histogram_has_all_rows_in_bins_of_the_width() {
+fn a_histogram_counts_the_rows_of_each_bin() {
     let rows = quickstart("score_histogram.sql", &["--param", "width=0.1", "--param", "bar=10"]);
     for row in &rows {
         let (low, high) = (number(&row["above"]), number(&row["up_to"]));
@@ -229,7 +229,7 @@ fn a_histogram_has_all_rows_in_bins_of_the_width() {
 }
 
 #[test]
-fn what_is_worth_a_label_is_least_certain_and_even() {
+fn rows_to_label_are_the_least_certain_and_balanced() {
     let rows = quickstart("uncertain.sql", &["--param", "rows=6"]);
     let mut of_label = BTreeMap::<String, usize>::new();
     for row in &rows {
@@ -267,7 +267,7 @@ fn two_models_disagree_where_their_labels_differ() {
 }
 
 #[test]
-fn another_model_can_be_asked_in_the_query() {
+fn a_query_can_use_another_model() {
     let model = format!("model={}", golden("tiny-distilbert").display());
     let rows = quickstart("second_opinion.sql", &["--param", &model, "--param", "rows=5"]);
     let other = rows_of(&OTHER.path("out.parquet"));
@@ -287,14 +287,14 @@ fn ks(a: &[f64], b: &[f64]) -> f64 {
 }
 
 #[test]
-fn drift_is_psi_and_ks_of_two_nights() {
+fn drift_is_the_psi_and_ks_of_two_runs() {
     let table = before_table();
     let scores = |rows: Vec<Value>| rows.iter().map(|row| number(&row["score"])).collect::<Vec<_>>();
     let (mut before, now) = (scores(OTHER.output()), scores(rows_of(&QUICKSTART.output)));
     let row = quickstart("drift.sql", &["--table", &table]).remove(0);
     assert_eq!((number(&row["rows_before"]), number(&row["rows_now"])), (525.0, 525.0));
     assert_close(&row["ks"], ks(&before, &now));
-    // Tenths of the earlier scores, by their ranks.
+    // Deciles of the earlier scores, by their ranks.
     before.sort_by(f64::total_cmp);
     let ends: Vec<f64> = (1..=10).map(|i| before[(525 * i / 10) - 1]).collect();
     let bin = |x: f64| ends.iter().position(|end| x <= *end).unwrap_or(9);
@@ -311,7 +311,7 @@ fn drift_is_psi_and_ks_of_two_nights() {
     assert!((number(&rows[0]["psi_of_all"]) - psi).abs() < 2e-4, "{rows:?}");
 }
 
-/// The rows that a query of `sql/` gives over tables that are files.
+/// The rows of a query of `sql/` over tables that are files.
 fn over(file: &str, tables: &[(&str, &str)], arguments: &[&str]) -> Vec<Value> {
     let folder = tempfile::tempdir().unwrap();
     let mut command = couplet();
@@ -325,7 +325,7 @@ fn over(file: &str, tables: &[(&str, &str)], arguments: &[&str]) -> Vec<Value> {
 }
 
 #[test]
-fn drift_out_of_a_score_that_most_rows_have_is_seen_on_either_side() {
+fn drift_away_from_the_most_frequent_score_is_detected() {
     let scores = |parts: &[(&str, usize)]| {
         let rows = parts.iter().flat_map(|(score, n)| std::iter::repeat_n(format!("x,{score}\n"), *n));
         format!("predicted_label,score\n{}", rows.collect::<String>())
@@ -333,14 +333,14 @@ fn drift_out_of_a_score_that_most_rows_have_is_seen_on_either_side() {
     let term = |p: f64, q: f64| (q - p) * (q / p).ln();
     let of_two = term(0.95, 0.5) + term(0.05, 0.5);
     for (most, few) in [("1.0", "0.6"), ("0.5", "0.9")] {
-        // A row without a score was rejected, and counts nowhere.
+        // A row without a score was rejected and is not counted.
         let (before, now) = (scores(&[(most, 95), (few, 5), ("", 7)]), scores(&[(most, 50), (few, 50)]));
         let row = over("drift.sql", &[("before", &before), ("predictions", &now)], &[]).remove(0);
         assert_close(&row["psi"], of_two);
         assert_close(&row["ks"], 0.45);
         assert_eq!((&row["rows_before"], &row["rows_now"]), (&json!(100), &json!(100)));
     }
-    // What is 0.1 as a REAL is not what is 0.1 as a DOUBLE.
+    // 0.1 as a REAL differs from 0.1 as a DOUBLE.
     let folder = tempfile::tempdir().unwrap();
     let kept = folder.path().join("kept.csv");
     let query = |arguments: &[&str]| {
@@ -354,7 +354,7 @@ fn drift_out_of_a_score_that_most_rows_have_is_seen_on_either_side() {
     let printed = query(&["-f", drift.to_str().unwrap(), "--format", "json", "--table", &before]);
     let row = &serde_json::from_str::<Value>(&printed).unwrap()[0];
     assert_eq!((number(&row["psi"]), number(&row["ks"])), (0.0, 0.0));
-    // Nothing to compare with is no drift, and no error.
+    // Nothing to compare with gives no drift and no error.
     let row = over("drift.sql", &[("before", &scores(&[("", 3)])), ("predictions", &scores(&[("0.5", 3)]))], &[]);
     assert_eq!(
         (&row[0]["rows_before"], &row[0]["psi"], &row[0]["ks"]),
@@ -364,7 +364,7 @@ fn drift_out_of_a_score_that_most_rows_have_is_seen_on_either_side() {
 }
 
 #[test]
-fn a_label_of_one_night_only_has_its_share() {
+fn a_label_of_only_one_run_has_its_share() {
     let labels = |labels: &str| format!("predicted_label,score\n{labels}");
     let (before, now) = (labels("a,1\na,1\na,1\nb,1\n,\n"), labels("a,1\nc,1\n,\n,\n"));
     let rows = over("drift_labels.sql", &[("before", &before), ("predictions", &now)], &[]);
@@ -378,7 +378,7 @@ fn a_label_of_one_night_only_has_its_share() {
 }
 
 #[test]
-fn rows_and_labels_of_one_model_only_are_kept_and_agree_with_nothing() {
+fn rows_and_labels_of_only_one_model_are_kept() {
     let predictions = "id,predicted_label,score\n1,a,0.9\n2,a,0.9\n3,b,0.9\n4,c,0.9\n5,,\n6,a,0.9\n7,,\n";
     let other = "id,predicted_label,score\n1,a,0.9\n2,b,0.9\n3,b,0.9\n4,d,0.9\n5,a,0.9\n7,,\n";
     let rows = over("disagreement.sql", &[("predictions", predictions), ("other", other)], &[]);
@@ -403,7 +403,7 @@ fn rows_and_labels_of_one_model_only_are_kept_and_agree_with_nothing() {
 }
 
 #[test]
-fn only_the_most_frequent_of_many_labels_are_listed() {
+fn only_the_most_frequent_labels_are_listed() {
     for file in ["multilabel_counts.sql", "multilabel_f1.sql"] {
         let all = SETS.query(file, &[]);
         let some = SETS.query(file, &["--param", "labels=1"]);
@@ -421,7 +421,7 @@ fn drift_reads_a_version_of_a_delta_table() {
     let toml = std::fs::read_to_string(ran.path("pipeline.toml")).unwrap();
     write(&ran.path("pipeline.toml"), toml.replace("category <> 'news'", "category = 'news'"));
     ran.run();
-    // The first version is the empty table, or the first night.
+    // The first version is the empty table, or the first run.
     let first = ran.query("throughput.sql", &[]).pop().unwrap();
     assert_eq!(first["rows_read"], 450);
     let runs = ran.query("throughput.sql", &["--param", "rows=1"]);
@@ -438,7 +438,7 @@ fn drift_reads_a_version_of_a_delta_table() {
 }
 
 #[test]
-fn errors_of_values_are_those_of_their_definitions() {
+fn regression_errors_match_their_definitions() {
     let rows = VALUES.output();
     let pairs: Vec<(f64, f64)> = rows.iter().map(|row| (number(&row["label"]), number(&row["score"]))).collect();
     let n = pairs.len() as f64;
@@ -464,11 +464,11 @@ fn errors_of_values_are_those_of_their_definitions() {
 }
 
 #[test]
-fn sets_of_labels_are_counted_label_by_label() {
+fn multilabel_rows_are_counted_per_label() {
     let rows = SETS.output();
     let counts = SETS.query("multilabel_counts.sql", &[]);
     let scores = SETS.query("multilabel_f1.sql", &[]);
-    // What the run itself said, which the report and its page show.
+    // The figures that the run itself recorded, which the report and its page show.
     let mut runs = couplet();
     runs.current_dir(SETS.folder.path()).args(["query", "--pipeline", "pipeline.toml", "--format", "json"]);
     let runs: Value = serde_json::from_str(&stdout_of(runs.arg("SELECT label_rows FROM runs"))).unwrap();
@@ -493,7 +493,7 @@ fn sets_of_labels_are_counted_label_by_label() {
     assert!(none.iter().all(|row| row["rows_with_it"] == 0), "{none:?}");
 }
 
-/// What `couplet query` says of SQL with parameters.
+/// The error of `couplet query` for SQL with parameters.
 fn ad_hoc(sql: &str, parameters: &[&str]) -> assert_cmd::Command {
     let mut command = couplet();
     command.current_dir(root()).args(["query", "--table", "pairs=pipelines/quickstart/pairs.parquet"]);
@@ -502,16 +502,16 @@ fn ad_hoc(sql: &str, parameters: &[&str]) -> assert_cmd::Command {
 }
 
 #[test]
-fn parameters_are_bound_as_what_the_query_uses_them_as() {
+fn parameters_get_the_type_that_the_query_expects() {
     let csv = |sql: &str, parameters: &[&str]| stdout_of(&mut ad_hoc(sql, parameters));
     let count = "SELECT count(*) AS n FROM pairs WHERE label = $label";
     assert_eq!(csv(count, &["label=paraphrase"]), "n\n278\n");
-    // A value is never SQL.
+    // A value is never interpreted as SQL.
     assert_eq!(csv(count, &["label=' OR '1' = '1"]), "n\n0\n");
     assert_eq!(csv("SELECT $x AS x, arrow_typeof($x) AS t", &["x=1"]), "x,t\n1,Int64\n");
     assert_eq!(csv("SELECT $x AS x, arrow_typeof($x) AS t", &["x=1.5"]), "x,t\n1.5,Float64\n");
     assert_eq!(csv("SELECT $x AS x, arrow_typeof($x) AS t", &["x=true"]), "x,t\ntrue,Boolean\n");
-    // Not a digit is lost.
+    // No digit is lost.
     let digits = ["0.1", "007", "9223372036854775807", "18446744073709551616", "0.12345678901234567891"];
     for x in digits {
         assert_eq!(csv("SELECT $x AS x", &[&format!("x={x}")]), format!("x\n{x}\n"));
@@ -525,7 +525,7 @@ fn parameters_are_bound_as_what_the_query_uses_them_as() {
         csv("SELECT id FROM pairs WHERE id > $after ORDER BY id LIMIT $n", &["after=q0100", "n=2"]),
         "id\nq0101\nq0102\n"
     );
-    // The text of a column of texts is a text, whatever it looks like.
+    // A parameter for a text column is a text, whatever it looks like.
     assert_eq!(csv("SELECT count(*) AS n FROM pairs WHERE category = $c", &["c=1"]), "n\n0\n");
     let view =
         "CREATE VIEW some AS SELECT id FROM pairs WHERE label = $label; SELECT count(*) AS n FROM some WHERE id < $id";

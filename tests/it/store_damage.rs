@@ -1,6 +1,6 @@
-//! One flipped bit in a store: it is noticed, texts are scored anew, and the table is the right one.
+//! One flipped bit in a store: the damage is detected, the texts are scored again, and the table is right.
 //!
-//! A few flips of each kind of file; `COUPLET_FLIPS=1000 cargo test store_damage` for so many more.
+//! A few flips per kind of file; `COUPLET_FLIPS=1000 cargo test store_damage` for that many more.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use crate::nights::{counts, pairs};
 use crate::store_folder::files_below;
 use crate::support::{Job, rows_of, write};
 
-/// A job of two windows of scores, each in a file of its own, and a rejected row.
+/// A job of two windows of scores, each in a separate file, and a rejected row.
 fn job() -> Job {
     let csv = format!("{}31,,Nothing\n", pairs(0, 30));
     Job::new(csv).add("[score]\nstore = \"state\"\ncheckpoint = \"1ms\"\n[run]\nwindow = 4")
@@ -23,13 +23,13 @@ fn restore(folder: &Path, files: &BTreeMap<String, Vec<u8>>) {
     files.iter().for_each(|(name, bytes)| write(&folder.join(name), bytes));
 }
 
-/// The scores that a file holds, by its name.
+/// The number of scores in a file, parsed from its name.
 fn scores_in(name: &str) -> Option<u64> {
     name.starts_with("scores/").then(|| name.split('-').rev().nth(1).unwrap().parse().unwrap())
 }
 
 #[test]
-fn a_flipped_bit_anywhere_in_a_store_publishes_no_wrong_row() {
+fn a_flipped_bit_in_a_store_publishes_no_wrong_row() {
     let flips: usize =
         std::env::var("COUPLET_FLIPS").map_or(0, |flips| flips.parse().expect("COUPLET_FLIPS is a number"));
     let job = job();
@@ -40,7 +40,7 @@ fn a_flipped_bit_anywhere_in_a_store_publishes_no_wrong_row() {
     assert!(files.keys().filter(|name| scores_in(name).is_some()).count() >= 2, "{:?}", files.keys());
     let mut places = Vec::new();
     for (name, bytes) in &files {
-        // Its first and last bytes, and some between.
+        // The first and last bytes, and some in between.
         let some = [0, 1, 4, bytes.len() / 3, bytes.len() / 2, bytes.len().saturating_sub(6), bytes.len() - 1];
         let few = if scores_in(name).is_some() { 7 } else { 3 };
         places.extend(some.into_iter().take(few).filter(|at| *at < bytes.len()).map(|at| (name, at, at % 8)));
@@ -88,7 +88,7 @@ fn a_flipped_bit_anywhere_in_a_store_publishes_no_wrong_row() {
     }
     println!("{} flips: {noticed} noticed in scores, {refused} refused, {wrong} wrong tables", places.len());
     assert_eq!(wrong, 0);
-    // The store is whole again after a run, and says nothing any more.
+    // The run has repaired the store, and the next one reports nothing.
     restore(&store, &files);
     let name = files.keys().find(|name| scores_in(name).is_some()).unwrap();
     let mut bytes = files[name].clone();

@@ -1,4 +1,4 @@
-//! A store is a folder that couplet made, and only couplet's files are removed from it.
+//! A store is a folder that couplet created, and only couplet's files are removed from it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,14 +21,14 @@ use crate::nights::{counts, pairs, score_files};
 use crate::seaweed::{Bucket, block_on};
 use crate::support::{Job, rows_of, stderr_of, stdout_of, write};
 
-/// The store's id, by its marker.
+/// The store's id, from its marker.
 fn id_in(marker: &[u8]) -> String {
     let marker: Value = serde_json::from_slice(marker).unwrap();
     marker["id"].as_str().unwrap().to_owned()
 }
 
-/// Names of files that a user may have put into a store, most of them like couplet's own.
-pub fn names_of_users() -> Vec<String> {
+/// Names of user files in a store, most of them similar to couplet's own.
+pub fn user_file_names() -> Vec<String> {
     let (uuid, run, other) = ("05493cfe-fd2f-4010-81bd-9092a42365fe", "0".repeat(32), "f".repeat(16));
     let digest = "1".repeat(32);
     vec![
@@ -56,7 +56,7 @@ pub fn names_of_users() -> Vec<String> {
     ]
 }
 
-/// What a user keeps in such a file.
+/// The contents of such a file.
 pub fn text_of(name: &str) -> String {
     format!("what the user keeps in {name}")
 }
@@ -69,17 +69,17 @@ fn assert_there(folder: &Path, names: &[String], after: &str) {
 
 #[cfg(unix)]
 #[test]
-fn files_of_users_in_a_store_survive_every_command() {
+fn user_files_in_a_store_survive_every_command() {
     let job = Job::new(pairs(0, 30)).add("[score]\nstore = \"state\"");
     job.report();
     let store = job.path("state");
-    let names = names_of_users();
+    let names = user_file_names();
     let long_ago = SystemTime::now() - Duration::from_hours(72);
     for name in &names {
         write(&store.join(name), text_of(name));
         fs::File::options().write(true).open(store.join(name)).unwrap().set_modified(long_ago).unwrap();
     }
-    // Links to folders outside, and what is never to be opened: it would be waited for.
+    // Symlinks to folders outside, and a pipe, which blocks anyone who opens it.
     let id = id_in(&fs::read(store.join("couplet-store.json")).unwrap());
     let outside = job.path("outside");
     write(&outside.join(format!("{id}-1.json")), text_of("outside"));
@@ -96,7 +96,7 @@ fn files_of_users_in_a_store_survive_every_command() {
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let large = store.join(format!("uploads/{id}-large.json"));
     fs::File::create(&large).unwrap().set_len(1 << 32).unwrap();
-    // A killed run's file is in the way of none of them.
+    // A file of a killed run does not conflict with any of them.
     let left = store.join(format!("scores/model=x/{scores}#17046467313378935449"));
     write(&left, "half");
 
@@ -115,18 +115,18 @@ fn files_of_users_in_a_store_survive_every_command() {
         assert_eq!(outside.read_dir().unwrap().count(), 4, "{arguments:?}");
         assert!(link.is_symlink() && pipe.exists() && large.exists(), "{arguments:?}");
     }
-    assert!(!left.exists(), "what a killed run left goes");
+    assert!(!left.exists(), "leftovers of the killed run are removed");
     assert_eq!(counts(&job.report()), [30, 0, 30, 0, 0]);
 }
 
 #[test]
-fn objects_of_users_in_a_store_survive_every_command() {
-    let test = "objects_of_users_in_a_store_survive_every_command";
+fn user_objects_in_a_store_survive_every_command() {
+    let test = "user_objects_in_a_store_survive_every_command";
     let Some(bucket) = Bucket::new(test, "folder-objects") else { return };
     let job = Job::new(pairs(0, 30)).add("[score]\nstore = \"s3://folder-objects/state\"");
     let couplet = |arguments: &[&str]| stdout_of(bucket.couplet(arguments).current_dir(job.path("")));
     couplet(&["run", "pipeline.toml"]);
-    let names: Vec<_> = names_of_users().into_iter().filter(|name| !name.contains('#')).collect();
+    let names: Vec<_> = user_file_names().into_iter().filter(|name| !name.contains('#')).collect();
     for name in &names {
         bucket.put(&format!("state/{name}"), text_of(name));
     }
@@ -146,7 +146,7 @@ fn objects_of_users_in_a_store_survive_every_command() {
 }
 
 #[test]
-fn a_folder_that_couplet_did_not_make_is_no_store() {
+fn a_folder_that_couplet_did_not_create_is_refused_as_a_store() {
     let job = Job::new(pairs(0, 3)).add("[score]\nstore = \"mine\"");
     for name in ["mine/data.csv", "mine/runs/events.out", "mine/scores/model=x/a.parquet", "mine/photos/a.png"] {
         write(&job.path(name), text_of(name));
@@ -168,8 +168,11 @@ fn a_folder_that_couplet_did_not_make_is_no_store() {
 }
 
 #[test]
-fn a_prefix_that_couplet_did_not_make_is_no_store() {
-    let Some(bucket) = Bucket::new("a_prefix_that_couplet_did_not_make_is_no_store", "folder-refused") else { return };
+fn a_prefix_that_couplet_did_not_create_is_refused_as_a_store() {
+    let Some(bucket) = Bucket::new("a_prefix_that_couplet_did_not_create_is_refused_as_a_store", "folder-refused")
+    else {
+        return;
+    };
     let job = Job::new(pairs(0, 3)).add("[score]\nstore = \"s3://folder-refused\"");
     bucket.put("data/pairs.csv", "id");
     for command in ["run", "plan", "runs"] {
@@ -202,7 +205,7 @@ pub fn files_below(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
-fn a_store_that_lost_its_marker_gets_it_again() {
+fn a_lost_store_marker_is_restored() {
     let job = Job::new(pairs(0, 30)).add("[score]\nstore = \"state\"");
     job.report();
     let marker = job.path("state/couplet-store.json");
@@ -211,7 +214,7 @@ fn a_store_that_lost_its_marker_gets_it_again() {
     assert_eq!(stdout_of(&mut job.couplet(&["runs", "pipeline.toml"])).lines().count(), 2);
     assert_eq!(counts(&job.report()), [30, 0, 30, 0, 0]);
     assert_eq!(fs::read(&marker).unwrap(), before);
-    // One that is damaged is not guessed at.
+    // A damaged marker is not replaced by a guess.
     let mut damaged = before.clone();
     damaged[30] ^= 1;
     for damaged in [&damaged[..], b"", &[b'x'; 5000]] {
@@ -228,7 +231,7 @@ fn a_store_that_lost_its_marker_gets_it_again() {
 
 #[cfg(unix)]
 #[test]
-fn a_store_of_links_and_pipes_is_refused_at_once() {
+fn a_store_with_links_or_pipes_is_refused_at_once() {
     let job = Job::new(pairs(0, 3)).add("[score]\nstore = \"state\"");
     job.report();
     for (name, expected) in [
@@ -254,7 +257,7 @@ fn a_store_of_links_and_pipes_is_refused_at_once() {
         fs::remove_file(&place).unwrap();
         fs::rename(&aside, &place).unwrap();
     }
-    // The store itself may be a link.
+    // The store itself may be a symlink.
     fs::rename(job.path("state"), job.path("elsewhere")).unwrap();
     std::os::unix::fs::symlink(job.path("elsewhere"), job.path("state")).unwrap();
     assert_eq!(counts(&job.report()), [3, 0, 3, 0, 0]);
@@ -279,8 +282,8 @@ fn tables_and_sinks_inside_a_store_are_refused() {
 }
 
 #[test]
-fn a_note_aborts_only_uploads_to_places_of_its_pipeline() {
-    let Some(bucket) = Bucket::new("a_note_aborts_only_uploads_to_places_of_its_pipeline", "folder-notes") else {
+fn an_upload_note_aborts_only_uploads_of_its_pipeline() {
+    let Some(bucket) = Bucket::new("an_upload_note_aborts_only_uploads_of_its_pipeline", "folder-notes") else {
         return;
     };
     let job = Job::new(pairs(0, 3))
@@ -301,17 +304,17 @@ fn a_note_aborts_only_uploads_to_places_of_its_pipeline() {
     let sibling = begin("out-of-others/part", &format!("{id}-2"));
     let not_couplets = begin("out/run=2/part", "mine");
     run();
-    let goes_on =
+    let is_open =
         |key: &str, upload: &String| block_on(bucket.client.put_part(&path(key), upload, 0, "part".into())).is_ok();
-    assert!(!goes_on("out/run=1/part", &own), "the killed run's upload is aborted");
-    assert!(goes_on("out-of-others/part", &sibling) && goes_on("out/run=2/part", &not_couplets));
+    assert!(!is_open("out/run=1/part", &own), "the killed run's upload is aborted");
+    assert!(is_open("out-of-others/part", &sibling) && is_open("out/run=2/part", &not_couplets));
     let notes = block_on(bucket.client.list_with_delimiter(Some(&path("state/uploads")))).unwrap().objects;
     assert_eq!(notes.len(), 2, "{notes:?}");
 }
 
 #[test]
-fn what_a_killed_probe_left_is_used_and_removed() {
-    let Some(bucket) = Bucket::new("what_a_killed_probe_left_is_used_and_removed", "folder-probes") else { return };
+fn leftovers_of_a_killed_probe_are_used_and_removed() {
+    let Some(bucket) = Bucket::new("leftovers_of_a_killed_probe_are_used_and_removed", "folder-probes") else { return };
     let job = Job::new(pairs(0, 3))
         .change("uri = \"out/scores.parquet\"", "uri = \"s3://folder-probes/out\"")
         .add("[score]\nstore = \"s3://folder-probes/state\"");
@@ -329,8 +332,8 @@ fn what_a_killed_probe_left_is_used_and_removed() {
     assert!(!keys().iter().any(|key| key.contains("probe")), "{:?}", keys());
 }
 
-/// Turns the scores of a job into what the version before made: a Delta table with a partition per model.
-async fn as_before(store: &Path) {
+/// Turns the scores of a job into those of the previous version: a Delta table with a partition per model.
+async fn downgrade_scores(store: &Path) {
     let scores = store.join("scores");
     let model = scores.read_dir().unwrap().next().unwrap().unwrap().path();
     let class = model.file_name().unwrap().to_str().unwrap().strip_prefix("model=").unwrap().to_owned();
@@ -357,10 +360,10 @@ async fn as_before(store: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn scores_of_the_version_before_are_taken_over() {
+async fn scores_of_the_previous_version_are_migrated() {
     let job = Job::new(pairs(0, 30)).add("[score]\nstore = \"state\"");
     let expected = job.rows();
-    as_before(&job.path("state")).await;
+    downgrade_scores(&job.path("state")).await;
     stdout_of(&mut job.couplet(&["plan", "pipeline.toml"]));
     assert!(!job.path("state/couplet-store.json").exists(), "a plan writes nothing");
     for _ in 0..2 {
@@ -370,7 +373,7 @@ async fn scores_of_the_version_before_are_taken_over() {
     }
     assert_eq!(score_files(&job).len(), 1, "{:?}", score_files(&job));
     assert!(!job.path("state/scores/_delta_log").exists());
-    // A table of somebody else stays, and so do files that are named like those of one.
+    // A Delta table of another program stays, and so do files with similar names.
     let mine = Objects::open(&Place::Local(job.path("state/scores"))).unwrap();
     let schema = Schema::new(vec![Field::new("x", DataType::Int64, false)]);
     delta::open_or_create(&mine, &schema, &[], "x", "mine").await.unwrap();
@@ -380,8 +383,8 @@ async fn scores_of_the_version_before_are_taken_over() {
     assert!(part.exists() && job.path("state/scores/_delta_log/00000000000000000000.json").exists());
     fs::remove_dir_all(job.path("state/scores/_delta_log")).unwrap();
     fs::remove_dir_all(job.path("state/scores/mine")).unwrap();
-    // Nothing of it is taken over where a user's file lies among it.
-    as_before(&job.path("state")).await;
+    // Nothing is migrated if a user's file is in the folder.
+    downgrade_scores(&job.path("state")).await;
     write(&job.path("state/scores/mine.parquet"), "mine");
     let said = job.error(2);
     assert!(said.contains("it has scores/mine.parquet"), "{said}");

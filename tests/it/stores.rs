@@ -1,4 +1,4 @@
-//! What is said of a store that is not as couplet left it, of one that a run is using, and of pipelines without one.
+//! Messages about damaged stores, stores in use, and pipelines without a store.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::support::{Job, golden, stderr_of, stdout_of, write};
 
 const PAIRS: &str = "id,a,b\n1,x,y\n2,p,q\n";
 
-/// The one entry of a folder whose name has `part` in it.
+/// The only entry of a folder with `part` in its name.
 fn only(folder: &Path, part: &str) -> PathBuf {
     let entries = folder.read_dir().unwrap().map(|entry| entry.unwrap().path());
     let mut found: Vec<_> = entries.filter(|path| path.file_name().unwrap().to_str().unwrap().contains(part)).collect();
@@ -23,7 +23,7 @@ fn cut(file: &Path) {
     fs::write(file, &whole[..whole.len() / 2]).unwrap();
 }
 
-/// What a command says of a damaged store, the name of the file aside.
+/// The message about a damaged store, without the file's name.
 fn refused(job: &Job, arguments: &[&str], file: &Path) -> String {
     let said = job.error_of(&mut job.couplet(arguments), 2);
     let name = file.file_name().unwrap().to_str().unwrap();
@@ -32,7 +32,7 @@ fn refused(job: &Job, arguments: &[&str], file: &Path) -> String {
 }
 
 #[test]
-fn scores_of_a_damaged_file_are_scored_anew_and_said() {
+fn rows_of_a_damaged_score_file_are_scored_again_with_a_warning() {
     let job = Job::new(PAIRS);
     job.report();
     let model = only(&job.path(".couplet/demo/scores"), "model=");
@@ -55,13 +55,13 @@ fn scores_of_a_damaged_file_are_scored_anew_and_said() {
         (&2.into(), &0.into()),
         "{report:#}"
     );
-    // One that is gone is simply not there.
+    // A missing file is not an error.
     fs::remove_file(only(&model, ".parquet")).unwrap();
     assert_eq!(job.report()["rows"]["scored"], 2);
 }
 
 #[test]
-fn a_damaged_log_is_named_with_the_folder_to_remove() {
+fn a_damaged_log_is_reported_with_the_folder_to_remove() {
     let job = Job::new(PAIRS);
     job.report();
     let log = |entry: u8| job.path(&format!(".couplet/demo/runs/_delta_log/{entry:020}.json"));
@@ -77,7 +77,7 @@ fn a_damaged_log_is_named_with_the_folder_to_remove() {
 }
 
 #[test]
-fn a_damaged_record_of_runs_is_named_with_the_folder_to_remove() {
+fn a_damaged_run_record_is_reported_with_the_folder_to_remove() {
     let job = Job::new(PAIRS);
     job.report();
     let file = only(&job.path(".couplet/demo/runs"), ".parquet");
@@ -87,7 +87,7 @@ fn a_damaged_record_of_runs_is_named_with_the_folder_to_remove() {
 }
 
 #[tokio::test]
-async fn a_run_that_is_under_way_is_listed() {
+async fn a_run_in_progress_is_listed() {
     let job = Job::new(PAIRS);
     let runs = || stdout_of(&mut job.couplet(&["runs", "pipeline.toml"]));
     let claim = Claim { run_id: "0198".into(), pipeline: "other".into(), wait: None, lease: Duration::from_secs(60) };
@@ -102,7 +102,7 @@ async fn a_run_that_is_under_way_is_listed() {
 }
 
 #[test]
-fn no_runs_are_not_asked_for() {
+fn a_limit_of_zero_runs_is_refused() {
     let job = Job::new(PAIRS);
     let said = stderr_of(&mut job.couplet(&["runs", "pipeline.toml", "-n", "0"]), 2);
     assert!(
@@ -112,7 +112,7 @@ fn no_runs_are_not_asked_for() {
 }
 
 #[test]
-fn a_pipeline_that_only_measures_is_not_said_to_train() {
+fn an_evaluation_pipeline_is_not_reported_as_a_training() {
     let job = Job::new(PAIRS);
     let model = golden("tiny-distilbert");
     let sql = "SELECT a, b, 'x' AS label FROM pairs";

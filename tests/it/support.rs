@@ -1,4 +1,4 @@
-//! What several areas need: paths, the program, models, pipelines in a folder of their own, tables as JSON.
+//! Shared test code: paths, the program, models, pipelines in temporary folders, tables as JSON.
 
 use std::fs::File;
 use std::io::Write;
@@ -21,12 +21,12 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A file or folder among the golden files.
+/// The path of a file or folder in `goldens`.
 pub fn golden(name: &str) -> PathBuf {
     root().join("tests/it/goldens").join(name)
 }
 
-/// The golden file of that name, a JSON document a line.
+/// The golden file of this name, with one JSON document per line.
 pub fn golden_lines(name: &str) -> Vec<Value> {
     let text = std::fs::read_to_string(golden(name)).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -42,7 +42,8 @@ pub fn quickstart_pairs() -> PathBuf {
     root().join("pipelines/quickstart/pairs.parquet")
 }
 
-/// A file beside the checkout that a clone does not have; says on stderr, past the test harness, what is skipped without it.
+/// A file in `../shared`, which a clone does not have. If it is missing, reports the test as skipped and returns
+/// `None`.
 pub fn shared(test: &str, name: &str) -> Option<PathBuf> {
     let path = root().join("../shared").join(name);
     if path.exists() {
@@ -52,7 +53,7 @@ pub fn shared(test: &str, name: &str) -> Option<PathBuf> {
     None
 }
 
-/// Says that a test did not run; `eprintln!` would be swallowed with the output of tests that pass.
+/// Reports a test as skipped. Writes to stderr directly, because the harness hides `eprintln!` of tests that pass.
 pub fn skip(test: &str, why: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
 }
@@ -64,14 +65,14 @@ pub fn couplet() -> Command {
     command
 }
 
-/// Runs the program, expects it to succeed, and returns what it printed.
+/// Runs the program, expects it to succeed, and returns its stdout.
 pub fn stdout_of(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Runs the program, expects it to end with `code`, and returns what it said on stderr.
+/// Runs the program, expects it to end with `code`, and returns its stderr.
 pub fn stderr_of(command: &mut Command, code: i32) -> String {
     let output = command.output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -79,8 +80,8 @@ pub fn stderr_of(command: &mut Command, code: i32) -> String {
     stderr
 }
 
-/// Ports of loopback on which nobody listens. They lie below those that a system deals out by itself (IANA's begin at
-/// 49,152, Linux's at 32,768), so that no connection and no other server takes one before it is used.
+/// Free ports of loopback. They are below the ranges for ephemeral ports (IANA's begins at 49,152, Linux's at 32,768),
+/// so that no connection and no other server takes one before it is used.
 pub fn free_ports<const N: usize>() -> [u16; N] {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = 20_000 + u16::try_from(std::process::id() % 6_000).unwrap();
@@ -89,14 +90,14 @@ pub fn free_ports<const N: usize>() -> [u16; N] {
     [(); N].map(|()| ports.next().expect("no port of loopback is free"))
 }
 
-/// Writes a file, making its folders.
+/// Writes a file, creating its folders.
 pub fn write(path: &Path, text: impl AsRef<[u8]>) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, text).unwrap();
 }
 
-/// A stage that learns the labels of the bundled pairs, of those rows of the table `pairs`, into the folder `model`; `more`
-/// are further keys.
+/// A `[finetune]` stage that learns the labels of those bundled pairs that are in the table `pairs`, into the folder
+/// `model`; `more` are additional keys.
 pub fn finetune_stage(rows: &str, more: &str) -> String {
     format!(
         r#"[finetune]
@@ -114,7 +115,8 @@ max_length = 32
     )
 }
 
-/// A folder with a pipeline in it, which reads `pairs.csv` (id, a, b) and writes `out/scores.parquet` with a tiny model.
+/// A temporary folder with a pipeline that reads `pairs.csv` (id, a, b) and writes `out/scores.parquet` with a tiny
+/// model.
 pub struct Job {
     folder: tempfile::TempDir,
     toml: String,
@@ -158,7 +160,7 @@ uri = "out/scores.parquet"
         self.with_toml(toml)
     }
 
-    /// Adds to the pipeline file.
+    /// Appends to the pipeline file.
     pub fn add(self, lines: &str) -> Self {
         let toml = format!("{}{lines}\n", self.toml);
         self.with_toml(toml)
@@ -175,19 +177,19 @@ uri = "out/scores.parquet"
         self.folder.path().join(name)
     }
 
-    /// Where the predictions go.
+    /// The path of the predictions.
     pub fn output(&self) -> PathBuf {
         self.path("out/scores.parquet")
     }
 
-    /// `couplet ARGUMENTS` in the job's folder.
+    /// The command `couplet ARGUMENTS` in the job's folder.
     pub fn couplet(&self, arguments: &[&str]) -> Command {
         let mut command = couplet();
         command.current_dir(self.folder.path()).args(arguments);
         command
     }
 
-    /// `couplet run` of the pipeline.
+    /// The command `couplet run` of the pipeline.
     pub fn run(&self) -> Command {
         self.couplet(&["run", "pipeline.toml"])
     }
@@ -203,17 +205,17 @@ uri = "out/scores.parquet"
         rows_of(&self.output())
     }
 
-    /// Runs the pipeline, expects it to end with `code`, and returns what it said, paths replaced.
+    /// Runs the pipeline, expects it to end with `code`, and returns its stderr with paths replaced.
     pub fn error(&self, code: i32) -> String {
         self.error_of(&mut self.run(), code)
     }
 
-    /// Runs a command, expects it to end with `code`, and returns what it said, paths replaced.
+    /// Runs a command, expects it to end with `code`, and returns its stderr with paths replaced.
     pub fn error_of(&self, command: &mut Command, code: i32) -> String {
         self.without_paths(&stderr_of(command, code))
     }
 
-    /// The text with this job's folder as `DIR` and that of the checkout as `ROOT`.
+    /// Replaces this job's folder by `DIR` and that of the checkout by `ROOT`.
     pub fn without_paths(&self, text: &str) -> String {
         let text = text.replace(self.folder.path().to_str().unwrap(), "DIR");
         text.replace(root().to_str().unwrap(), "ROOT").trim_end().to_owned()
@@ -226,19 +228,19 @@ uri = "out/scores.parquet"
     }
 }
 
-/// The quickstart, run once for all tests that look at its output.
+/// The quickstart, run once for all tests that read its output.
 pub struct Quickstart {
     /// The pipeline file, whose sink is in the target folder.
     pub pipeline: PathBuf,
-    /// What it wrote.
+    /// The output file.
     pub output: PathBuf,
-    /// What it printed with `--json`.
+    /// The report, from `--json`.
     pub stdout: String,
-    /// What it said meanwhile.
+    /// The messages on stderr.
     pub stderr: String,
 }
 
-/// Runs the bundled pipeline as it is, except for the place of its output.
+/// Runs the bundled pipeline unchanged except for the sink.
 pub static QUICKSTART: LazyLock<Quickstart> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("quickstart");
     let pipeline = folder.join("pipeline.toml");
@@ -253,7 +255,7 @@ pub static QUICKSTART: LazyLock<Quickstart> = LazyLock::new(|| {
         toml = toml.replace(written, &format!("{path:?}"));
     }
     write(&pipeline, toml);
-    // What an earlier run of the tests left is not to be remembered.
+    // Scores of earlier test runs must not be reused.
     let _ = std::fs::remove_dir_all(folder.join(".couplet"));
     let result = couplet().arg("run").arg(&pipeline).arg("--json").output().unwrap();
     let stderr = String::from_utf8(result.stderr).unwrap();
@@ -261,7 +263,7 @@ pub static QUICKSTART: LazyLock<Quickstart> = LazyLock::new(|| {
     Quickstart { pipeline, output, stdout: String::from_utf8(result.stdout).unwrap(), stderr }
 });
 
-/// What a session of a test may use.
+/// The resources of a test's session.
 pub fn resources() -> Resources {
     Resources::new(1 << 30, &std::env::temp_dir()).unwrap()
 }

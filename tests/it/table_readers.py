@@ -1,4 +1,4 @@
-"""Reads a Delta table and a folder of runs as other programs do, and prints what each found as JSON."""
+"""Reads a Delta table and a folder of runs with other programs, and prints their results as JSON."""
 
 import json
 import os
@@ -38,5 +38,5 @@ found = {
 assert manifest["rows"] == found["duckdb, run"]["rows"], manifest
 commits = [commit.get("couplet.run") for commit in table.history()]
 print(json.dumps({"found": found, "version": table.version(), "commits": commits}), flush=True)
-# The threads of these libraries can abort the interpreter while it takes itself down.
+# Threads of these libraries can abort the interpreter during its shutdown.
 os._exit(0)

@@ -1,5 +1,5 @@
-//! Tables: every format, option and layout gives the rows that are in the files, and a broken file is named with the
-//! place where it is broken.
+//! Tables: every format, option and layout gives the rows of the files, and an error in a file is reported with its
+//! position.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -28,7 +28,7 @@ impl Files {
         folder
     }
 
-    /// A file of it.
+    /// A file of the folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
@@ -48,25 +48,25 @@ impl Files {
         pretty_format_batches(&frame.collect().await.unwrap_or_else(|e| panic!("{sql}: {e}"))).unwrap().to_string()
     }
 
-    /// What the program says of a table that it cannot read, this folder's path replaced.
+    /// The error for an unreadable table, with this folder's path replaced.
     fn refusal(&self, uri: &str) -> String {
         self.failure(uri, "SELECT * FROM t", 2)
     }
 
-    /// What a command says that fails, this folder's path replaced.
+    /// The error of a failing command, with this folder's path replaced.
     fn error(&self, command: &mut assert_cmd::Command, code: i32) -> String {
         let message = crate::support::stderr_of(command, code);
         message.replace(self.0.path().to_str().unwrap(), "DIR").trim_end().to_owned()
     }
 
-    /// What a query of the table `t` says that ends with this code, this folder's path replaced.
+    /// The error of a query of the table `t` with this exit code, with this folder's path replaced.
     pub fn failure(&self, uri: &str, sql: &str, code: i32) -> String {
         let mut command = couplet();
         command.current_dir(self.0.path()).args(["query", sql, "--table", &format!("t={uri}")]);
         self.error(&mut command, code)
     }
 
-    /// Writes the rows of a query in the formats that the tests cannot write themselves.
+    /// Writes the rows of a query in formats that the tests cannot write themselves.
     async fn copy(&self, sql: &str, name: &str, options: &str) {
         let path = self.path(name);
         let copy = format!("COPY ({sql}) TO '{}' {options}", path.display());
@@ -75,7 +75,7 @@ impl Files {
     }
 }
 
-/// Two rows with a NULL, a quotation mark, a comma and a letter beyond ASCII.
+/// Two rows with a NULL, a quote, a comma and a non-ASCII letter.
 const TWO_ROWS: &str = "SELECT * FROM (VALUES (1, 'é, \"x\"', 0.5), (2, NULL, 1.5)) AS v(id, text, x) ORDER BY id";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,7 +88,7 @@ async fn every_format_gives_the_same_rows() {
     let tsv = "STORED AS CSV OPTIONS ('format.has_header' 'true', 'format.delimiter' '\t')";
     files.copy(TWO_ROWS, "rows.tsv", tsv).await;
     for name in ["rows.parquet", "rows.arrow", "rows.ndjson", "rows.csv", "rows.tsv"] {
-        // The columns of JSON are in alphabetical order.
+        // JSON columns are in alphabetical order.
         let rows = files.sql(&format!("t = '{name}'"), "SELECT id, text, x FROM t WHERE x > 0 ORDER BY id").await;
         insta::allow_duplicates! { insta::assert_snapshot!(rows, @r#"
         +----+--------+-----+
@@ -159,7 +159,7 @@ async fn delimiter_quote_and_null_are_options() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_means_null_is_null_in_columns_of_every_type() {
+async fn the_null_marker_works_in_columns_of_every_type() {
     let files = Files::new([("t.csv", b"NA,n,x,d\n1,NA,0.5,2026-11-24\nNA,2,NA,NA\n".as_slice())]);
     let table = r#"t = { uri = "t.csv", null = "NA" }"#;
     let sql = "SELECT arrow_typeof(n) AS type, sum(n) AS n, sum(x) AS x, max(d) AS d, count(*) AS rows, count(\"NA\") AS a \
@@ -188,7 +188,7 @@ async fn a_file_without_header_has_numbered_columns() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_line_break_between_quotation_marks_belongs_to_the_value() {
+async fn a_line_break_between_quotes_is_part_of_the_value() {
     let files = Files::new([("t.csv", b"id,a\r\n1,\"x\r\ny\"\r\n2,z\r\n")]);
     let sql = "SELECT id, length(a) AS characters FROM t ORDER BY id";
     insta::assert_snapshot!(files.sql("t = 't.csv'", sql).await, @r"
@@ -202,8 +202,8 @@ async fn a_line_break_between_quotation_marks_belongs_to_the_value() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn quotation_marks_mean_nothing_if_the_table_says_so() {
-    // As MRPC is published: a byte order mark, `#` in column names, quotation marks that are not balanced.
+async fn quotes_can_be_turned_off_for_a_table() {
+    // MRPC as published: a byte order mark, `#` in column names, unbalanced quotes.
     let files = Files::new([(
         "t.txt",
         b"\xEF\xBB\xBFQuality\t#1 ID\t#1 String\n1\t7\t\"He said,\n0\t8\tshe \"said\"\n1\t9\t\"\n".as_slice(),
@@ -222,7 +222,7 @@ async fn quotation_marks_mean_nothing_if_the_table_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_byte_order_mark_belongs_to_no_name_and_no_value() {
+async fn a_byte_order_mark_is_not_part_of_a_name_or_value() {
     let files =
         Files::new([("t.csv", b"\xEF\xBB\xBFid,a\nx,1\ny,2\n".as_slice()), ("bare.csv", b"\xEF\xBB\xBFx,1\ny,2\n")]);
     let named = files.sql("t = 't.csv'", "SELECT id, a FROM t WHERE id IN ('x', 'y')").await;
@@ -261,7 +261,7 @@ fn nested() -> Files {
 const COUNT: &str = "SELECT count(*) AS n, sum(id) AS s FROM t";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_is_all_its_files() {
+async fn a_folder_is_the_union_of_its_files() {
     let counted = nested().sql("t = { uri = 'lists/', format = 'csv' }", COUNT).await;
     insta::assert_snapshot!(counted, @r"
     +---+---+
@@ -282,7 +282,7 @@ async fn a_pattern_matches_the_names_of_files_in_one_folder() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn folders_of_the_form_key_value_are_columns_to_select_and_filter_by() {
+async fn hive_partition_folders_become_columns() {
     let files = nested();
     let sql = "SELECT dt, count(*) AS n, sum(id) AS s FROM t WHERE dt >= '2026-01-01' GROUP BY dt ORDER BY dt";
     let told = files.sql("t = { uri = 'days/', format = 'csv' }", sql).await;
@@ -304,18 +304,18 @@ async fn folders_of_the_form_key_value_are_columns_to_select_and_filter_by() {
     | 3  |
     +----+
     ");
-    // A partition whose name is known is a folder like others.
+    // A partition folder that is spelled out in the path is an ordinary folder.
     assert_eq!(files.sql("t = 'days/dt=2026-01-02/*.csv'", "SELECT id FROM t").await, one);
 }
 
 #[test]
-fn a_pattern_for_folders_is_refused_with_what_to_write_instead() {
+fn a_pattern_for_folders_is_refused_with_a_suggestion() {
     insta::assert_snapshot!(nested().refusal("days/dt=*/*.csv"), @"error: table `t`: days/dt=*/*.csv: only the name of a file can be a pattern, and `dt=*` stands for folders; name the folder days/ instead, whose folders of the form key=value are read as columns to filter by");
     insta::assert_snapshot!(nested().refusal("lists/**/*.csv"), @"error: table `t`: lists/**/*.csv: only the name of a file can be a pattern, and `**` stands for folders; name the folder lists/ instead, whose folders of the form key=value are read as columns to filter by");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_is_found_as_it_is_written_and_in_lower_case() {
+async fn table_names_match_exactly_or_in_lower_case() {
     let files = Files::new([("t.csv", b"id\n1\n")]);
     for name in ["Pairs", "PAIRS", "\"Pairs\"", "pairs"] {
         files.sql("Pairs = 't.csv'", &format!("SELECT id FROM {name}")).await;
@@ -323,7 +323,7 @@ async fn a_table_is_found_as_it_is_written_and_in_lower_case() {
 }
 
 #[test]
-fn missing_files_are_named_with_what_was_looked_for() {
+fn missing_files_are_named_with_the_pattern_searched() {
     let files = Files::new([("data/pairs.csv", b"id\n1\n"), ("empty/readme.md", b"nothing")]);
     insta::assert_snapshot!(files.refusal("data/pair.csv"), @"error: table `t`: data/pair.csv does not exist; did you mean data/pairs.csv?");
     insta::assert_snapshot!(files.refusal("date/pairs.csv"), @"error: table `t`: date/pairs.csv does not exist, nor does its folder date");
@@ -356,13 +356,13 @@ fn ragged_lines_are_refused_with_file_and_line() {
 }
 
 #[test]
-fn the_broken_file_of_many_is_named() {
+fn the_broken_file_among_many_is_named() {
     let files = Files::new([("d/a.csv", b"id,a\n1,x\n".as_slice()), ("d/b.csv", b"id,a\n1,x\n2,y,z\n")]);
     insta::assert_snapshot!(files.refusal("d/*.csv"), @r#"error: table `t`: DIR/d/b.csv:3: 3 fields where the first line has 2; is a quotation mark (") unbalanced? { uri = "…", quote = false } reads them as text"#);
 }
 
 #[test]
-fn a_line_that_is_broken_far_down_is_named_when_it_is_read() {
+fn a_broken_line_beyond_the_sample_is_named_when_read() {
     let mut csv = String::from("id,a\n");
     for id in 0..100_000 {
         csv.push_str(&format!("{id},x\n"));
@@ -372,8 +372,8 @@ fn a_line_that_is_broken_far_down_is_named_when_it_is_read() {
 }
 
 #[tokio::test]
-async fn the_table_says_what_is_a_quotation_mark_wherever_it_stands() {
-    // Whole files are read in chunks of 8 KiB, and a mark may be on each side of each of their ends.
+async fn the_quote_option_applies_everywhere_in_a_file() {
+    // Files are read in chunks of 8 KiB; quotes may be on both sides of every chunk boundary.
     let filler = "a plain text of some length that says nothing in particular";
     let rows = |odd: &str| -> String {
         let lines = (0..600).map(|id| format!("{id}\t{}{filler}\n", if id % 7 == 0 { odd } else { "" }));
@@ -387,7 +387,7 @@ async fn the_table_says_what_is_a_quotation_mark_wherever_it_stands() {
             .await;
         assert!(answer.contains("600") && answer.contains("179700") && answer.contains("86"), "{odd}: {answer}");
     }
-    // In a CSV a backslash escapes nothing, and a mark within a field is a mark.
+    // In a CSV a backslash escapes nothing, and a quote within a field is an ordinary character.
     let csv: String = (0..600).map(|id| format!("{id},\\{filler} 5\" wide,\"one\nand \"\"two\"\"\"\n")).collect();
     let files = Files::new([("t.csv", format!("id,a,b\n{csv}").as_bytes())]);
     let answer = files.sql(r#"t = "t.csv""#, "SELECT count(*) AS n, sum(id) AS s, min(b) AS b FROM t").await;
@@ -407,7 +407,7 @@ fn broken_json_is_refused_with_file_line_and_column() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parquet_and_arrow_files_that_are_cut_off_are_refused() {
+async fn truncated_parquet_and_arrow_files_are_refused() {
     let files = Files::new([("empty.parquet", b""), ("text.parquet", b"id,a\n1,x\n")]);
     for (name, format) in [("t.parquet", "PARQUET"), ("t.arrow", "ARROW")] {
         files.copy(TWO_ROWS, name, &format!("STORED AS {format}")).await;
@@ -421,7 +421,7 @@ async fn parquet_and_arrow_files_that_are_cut_off_are_refused() {
 }
 
 #[test]
-fn a_sink_that_is_a_source_by_another_name_is_refused() {
+fn a_sink_that_aliases_a_source_is_refused() {
     let job = Job::new("").change("pairs.csv", "pairs.parquet");
     let rows = "SELECT 1 AS id, 'a' AS a, 'b' AS b";
     stdout_of(job.couplet(&["query", rows, "-o"]).arg(job.path("pairs.parquet")));
@@ -449,7 +449,7 @@ fn a_sink_that_is_a_source_by_another_name_is_refused() {
 }
 
 #[test]
-fn only_files_are_replaced_and_links_stay() {
+fn outputs_replace_only_regular_files_and_keep_links() {
     let files = Files::new([("old.csv", "x\n".as_bytes())]);
     std::os::unix::fs::symlink(files.path("old.csv"), files.path("link.csv")).unwrap();
     let pipe = files.path("pipe.csv");
@@ -470,7 +470,7 @@ fn only_files_are_replaced_and_links_stay() {
 }
 
 #[tokio::test]
-async fn files_that_change_while_they_are_read_are_noticed_in_folders_and_globs_too() {
+async fn files_that_change_during_a_read_are_detected() {
     let files = Files::new([("one.csv", "id,a\n1,x\n".as_bytes()), ("parts/p-1.csv", b"id,a\n1,x\n")]);
     for (uri, more) in [("one.csv", None), ("parts", Some("parts/p-2.csv")), ("parts/*.csv", Some("parts/p-3.csv"))] {
         let uri = files.path(uri).display().to_string();
@@ -493,7 +493,7 @@ async fn files_that_change_while_they_are_read_are_noticed_in_folders_and_globs_
     }
 }
 
-/// A pipeline whose Parquet source has a page that cannot be read, after some that can.
+/// A pipeline whose Parquet source has an unreadable page after some readable ones.
 async fn job_with_a_corrupt_page() -> Job {
     let job = Job::new("").change("pairs.csv", "pairs.parquet");
     let pairs = job.path("pairs.parquet");
@@ -512,7 +512,7 @@ async fn job_with_a_corrupt_page() -> Job {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_corrupt_page_fails_a_run_with_file_and_row_and_leaves_the_output_as_it_was() {
+async fn a_corrupt_page_fails_a_run_and_keeps_the_old_output() {
     let job = job_with_a_corrupt_page().await;
     write(&job.output(), "what was there");
     insta::assert_snapshot!(job.error(2), @"error: DIR/pairs.parquet: a page after row 1024 cannot be read (4 row groups): Parquet argument error: Parquet error: Unexpected struct field type 15; nothing was written");
@@ -536,7 +536,7 @@ async fn a_corrupt_page_fails_a_query_with_file_and_row() {
 }
 
 #[test]
-fn a_query_names_files_by_their_places() {
+fn a_query_can_name_files_by_path() {
     let files = Files::new([
         ("t.csv", "id,a\n1,x\n2,y\n".as_bytes()),
         ("parts/p-1.csv", b"id,a\n3,z\n"),
@@ -554,7 +554,7 @@ fn a_query_names_files_by_their_places() {
     let absolute = files.path("t.csv");
     assert_eq!(rows(&format!("SELECT count(*) AS n FROM '{}'", absolute.display()), &[]), "n\n2\n");
     assert_eq!(rows("SELECT r.a FROM 't.csv' l JOIN 't.csv' r ON l.id + 1 = r.id", &[]), "a\ny\n");
-    // A table that is listed goes before a file of its name, and parameters are bound as everywhere.
+    // A declared table takes precedence over a file of its name, and parameters are bound as usual.
     assert_eq!(
         rows(
             "SELECT t.a, l.a AS b FROM t JOIN 't.csv' l ON t.id = l.id + $more",
@@ -567,12 +567,12 @@ fn a_query_names_files_by_their_places() {
     insta::assert_snapshot!(refusal("SELECT a FROM 'parts/*.parquet'"), @"error: SQL: table `parts/*.parquet`: no file matches parts/*.parquet");
     insta::assert_snapshot!(refusal("SELECT a FROM 't.html'"), @r#"error: SQL: table `t.html`: cannot infer the format of `t.html`; write a table with its format: `{ uri = "…", format = "csv" }`"#);
     insta::assert_snapshot!(refusal("SELECT b FROM 't.csv'"), @"error: SQL: there is no column `b` (columns: id, a)");
-    // It reads only.
+    // The query is read-only.
     insta::assert_snapshot!(refusal("INSERT INTO 't.csv' VALUES (5, 'v')"), @"error: SQL: a query only reads; to write its result, use -o FILE instead of COPY or INSERT");
 }
 
 #[test]
-fn a_pipeline_names_its_tables() {
+fn a_pipeline_reads_its_named_tables() {
     let job = Job::new("id,a,b\n1,x,y\n").change("FROM pairs", "FROM 'pairs.csv'");
     insta::assert_snapshot!(job.error(2), @"error: pipeline.toml: the source query: there is no table `pairs.csv` (tables: pairs); did you mean `pairs`?");
 }
@@ -585,7 +585,7 @@ fn a_broken_csv_fails_a_run_and_writes_nothing() {
 }
 
 #[test]
-fn what_query_writes_is_read_as_it_was() {
+fn query_output_can_be_read_back() {
     let files = Files::new([("t.csv", "id,a\n1,\"é, \"\"x\"\"\"\n2,\n".as_bytes())]);
     for name in ["copy.parquet", "copy.csv"] {
         let mut command = couplet();

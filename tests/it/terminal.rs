@@ -1,12 +1,12 @@
-//! Texts of strangers on a terminal: names of columns, values, labels, keys of a pipeline file. They are shown, and do
-//! nothing there.
+//! Untrusted text on a terminal (column names, values, labels, keys of a pipeline file): control characters are
+//! escaped.
 
 use serde_json::Value;
 
 use crate::support::{Job, stderr_of, stdout_of, write};
 use crate::tiny::Variant;
 
-/// Clears the screen, sets the title, does so in the eight-bit way, and turns the direction of the text.
+/// Clears the screen, sets the title, repeats that with 8-bit controls, and reverses the text direction.
 const ACTIVE: &str = "\u{1b}[2J\u{1b}]0;t\u{7}\u{9b}31m\u{202e}";
 const SHOWN: &str = r"\u{1b}[2J\u{1b}]0;t\u{7}\u{9b}31m\u{202e}";
 
@@ -19,7 +19,7 @@ fn quiet(text: &str) {
 }
 
 #[test]
-fn tables_of_strangers_are_shown_and_do_nothing() {
+fn control_characters_in_tables_are_escaped() {
     let job = Job::new(format!("id,\"a{ACTIVE}\"\n1,\"b{ACTIVE}\"\n"));
     let query = |arguments: &[&str]| {
         let mut command = job.couplet(&["query", "--table", "t=pairs.csv"]);
@@ -43,8 +43,8 @@ fn tables_of_strangers_are_shown_and_do_nothing() {
 }
 
 #[test]
-fn a_pipeline_file_is_shown_and_does_nothing() {
-    // In a string escapes of TOML, in a comment beside a mistake the characters themselves.
+fn control_characters_in_a_pipeline_file_are_escaped() {
+    // Escaped in a TOML string; raw in a comment beside an error.
     let job = Job::new("id,a,b\n1,x,y\n").add(&format!("[{:?}]\nx = 1", "run\u{9b}2J"));
     let error = job.error_of(&mut job.couplet(&["run", "pipeline.toml"]), 2);
     quiet(&error);
@@ -55,14 +55,14 @@ fn a_pipeline_file_is_shown_and_does_nothing() {
     let error = job.error_of(&mut job.couplet(&["run", "pipeline.toml"]), 2);
     quiet(&error);
     assert!(error.contains(r"max\u{1b}[2J"), "{error}");
-    // What is remembered of it does nothing either.
+    // Recorded texts are escaped too.
     let job = Job::new(format!("id,\"a{ACTIVE}\",b\n1,x,y\n"));
     quiet(&job.error(2));
     quiet(&stdout_of(&mut job.couplet(&["runs", "pipeline.toml"])));
 }
 
 #[test]
-fn labels_of_a_model_stay_in_their_lines() {
+fn line_breaks_in_labels_of_a_model_are_escaped() {
     let label = format!("yes{ACTIVE}\n  licence       MIT");
     let variant = Variant::of("tiny-distilbert").with_json("config.json", |config| {
         config["id2label"]["1"] = label.clone().into();

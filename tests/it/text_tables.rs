@@ -1,4 +1,4 @@
-//! Tables of text files and of folders: what is read is what was written, or the file and the line are named.
+//! Tables of text files and folders: the rows that were written are read, or the error names the file and the line.
 
 use std::io::Write as _;
 
@@ -12,7 +12,7 @@ fn rows(files: &Files, table: &str, sql: &str) -> String {
     stdout_of(&mut command)
 }
 
-/// What the program says of a query that fails with exit code 2.
+/// The error of a query that fails with exit code 2.
 fn refused(files: &Files, table: &str, sql: &str) -> String {
     files.failure(table, sql, 2)
 }
@@ -20,7 +20,7 @@ fn refused(files: &Files, table: &str, sql: &str) -> String {
 const ALL: &str = "SELECT * FROM t";
 
 #[test]
-fn csv_columns_of_a_folder_are_found_by_name() {
+fn csv_columns_of_a_folder_are_matched_by_name() {
     let files = Files::new([
         ("d/a.csv", "id,a,b\n1,x,y\n".as_bytes()),
         ("d/b.csv", b"b,a,id\nY,X,2\n"),
@@ -43,7 +43,7 @@ fn csv_columns_of_a_folder_are_found_by_name() {
 }
 
 #[test]
-fn csv_values_print_as_they_stand_in_the_file() {
+fn csv_values_keep_their_text() {
     let csv = "zip,id,plus,exp,big,u,price,when,zero,bool\n\
                01730,7,+5,5e10,123456789012345678901,18446744073709551615,0.5,2026-01-31,0000-00-00,true\n\
                10001,8,6,7,5,18446744073709551614,1.25,2026-02-01,2026-01-01,false\n";
@@ -58,7 +58,7 @@ fn csv_values_print_as_they_stand_in_the_file() {
 }
 
 #[test]
-fn a_table_says_the_types_of_its_columns() {
+fn a_table_can_set_the_types_of_its_columns() {
     let files = Files::new([
         ("t.csv", "id,zip,price\n7,01730,1.10\n8,10001,2.20\n".as_bytes()),
         ("t.jsonl", b"{\"id\":7,\"zip\":\"01730\",\"m\":{\"a\": 1}}\n{\"id\":8,\"zip\":\"10001\"}\n"),
@@ -95,7 +95,7 @@ fn a_table_says_the_types_of_its_columns() {
 }
 
 #[test]
-fn an_escape_stands_before_quotation_marks() {
+fn the_escape_option_escapes_quotes() {
     let files =
         Files::new([("t.csv", "id,a,b\n1,\"He said \\\"hi, you\\\" now\",b\n2,\"x \\\"y\\\" z\",d\n".as_bytes())]);
     let said = refused(&files, "t.csv", ALL);
@@ -110,7 +110,7 @@ fn an_escape_stands_before_quotation_marks() {
     assert!(said.contains("`escape` needs quoted fields"), "{said}");
 }
 
-/// A file of which the beginning, which tells the types, has numbers only.
+/// A file whose beginning, from which types are inferred, has only numbers.
 fn far_down(head: &str, line: impl Fn(usize) -> String, odd: &str) -> Vec<u8> {
     let mut text = head.as_bytes().to_vec();
     let mut id = 0;
@@ -123,7 +123,7 @@ fn far_down(head: &str, line: impl Fn(usize) -> String, odd: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_value_that_is_no_longer_of_its_type_is_named_by_line() {
+fn a_value_that_does_not_fit_its_column_type_is_named_by_line() {
     let filler = "x".repeat(1000);
     let csv = far_down("id,a\n", |id| format!("{id},{filler}"), "secret-id,y\n");
     let lines = csv.iter().filter(|byte| **byte == b'\n').count();
@@ -146,7 +146,7 @@ fn a_value_that_is_no_longer_of_its_type_is_named_by_line() {
 }
 
 #[test]
-fn csv_values_of_a_message_are_not_in_it() {
+fn csv_error_messages_do_not_contain_values() {
     let files = Files::new([("t.csv", b"id,a\n1,secret caf\xE9\n".as_slice()), ("u.csv", b"id,a\n1,x\n2,secret,y\n")]);
     for name in ["t.csv", "u.csv"] {
         let said = refused(&files, name, ALL);
@@ -155,7 +155,7 @@ fn csv_values_of_a_message_are_not_in_it() {
 }
 
 #[test]
-fn a_json_key_that_comes_late_is_a_column() {
+fn a_json_key_that_first_appears_late_is_a_column() {
     let mut json: String = (0..150_000).map(|id| format!("{{\"id\":{id}}}\n")).collect();
     json.push_str("{\"id\":-1,\"late\":{\"a\":[\"x\"]}}\n");
     let files = Files::new([("t.jsonl", json.as_bytes())]);
@@ -177,7 +177,7 @@ fn json_numbers_keep_their_digits() {
 }
 
 #[test]
-fn json_escapes_are_the_characters_that_they_mean() {
+fn json_escapes_are_decoded() {
     let files = Files::new([(
         "t.jsonl",
         br#"{"id":1,"\ud842\udfb7":"\ud842\udfb7 \ud83d\ude00 \u00fc \\ud842\\udfb7"}"#.as_slice(),
@@ -189,7 +189,7 @@ fn json_escapes_are_the_characters_that_they_mean() {
 }
 
 #[test]
-fn json_of_mixed_nature_is_text() {
+fn json_values_of_mixed_types_are_text() {
     let files = Files::new([(
         "t.jsonl",
         "\u{feff}{\"id\":1,\"m\":{},\"n\":{\"a\":\"\\ud83d\\ude00\"},\"s\":1}\n{\"id\":2,\"m\":{},\"n\":[1, 2],\"s\":\"x\"}\n{\"id\":3,\"n\":\"y\",\"s\":true}\n"
@@ -211,7 +211,7 @@ fn json_of_mixed_nature_is_text() {
 }
 
 #[test]
-fn json_is_the_same_in_pieces() {
+fn json_read_in_parallel_gives_the_same_rows() {
     let filler = "y".repeat(90);
     let json: String = (0..200_000).map(|id| format!("{{\"id\":{id},\"a\":\"{filler}\"}}\n")).collect();
     let files = Files::new([("t.jsonl", json.as_bytes())]);
@@ -224,7 +224,7 @@ fn json_is_the_same_in_pieces() {
 }
 
 #[test]
-fn names_of_folders_are_columns() {
+fn partition_folder_names_are_columns() {
     let files = Files::new([
         ("d/dt=2026-01-01/region=a%20b/p.csv", "id\n1\n".as_bytes()),
         ("d/dt=2026-01-02/region=__HIVE_DEFAULT_PARTITION__/p.csv", b"id\n2\n"),
@@ -247,7 +247,7 @@ fn names_of_folders_are_columns() {
 }
 
 #[test]
-fn a_folder_says_what_is_left_out_of_it() {
+fn a_folder_reports_the_files_that_it_skips() {
     let files = Files::new([
         ("d/a.csv", "id\n1\n".as_bytes()),
         ("d/B.CSV", b"id\n2\n"),
@@ -301,7 +301,7 @@ fn a_folder_says_what_is_left_out_of_it() {
 }
 
 #[test]
-fn names_with_marks_of_patterns_are_names_first() {
+fn paths_with_glob_characters_are_tried_as_paths_first() {
     for folder in ["data [v1]", "a%20b", "x?y*z", "{date} #1", "~it's"] {
         let files = Files::new([]);
         let path = files.path(folder);
@@ -331,7 +331,7 @@ fn names_with_marks_of_patterns_are_names_first() {
 }
 
 #[test]
-fn a_pipeline_in_a_folder_with_odd_marks_runs() {
+fn a_pipeline_in_a_folder_with_special_characters_runs() {
     let job = Job::new("").change("uri = \"out/scores.parquet\"", "uri = \"out/100%25 scores\"\nformat = \"delta\"");
     let toml = std::fs::read_to_string(job.path("pipeline.toml")).unwrap();
     for name in ["data [v1] #1", "a%20b", "100%"] {
@@ -353,7 +353,7 @@ fn a_pipeline_in_a_folder_with_odd_marks_runs() {
 }
 
 #[test]
-fn runs_and_spilled_rows_in_a_folder_with_odd_marks_are_read() {
+fn runs_and_spills_in_a_folder_with_special_characters_work() {
     let job = Job::new("")
         .change("uri = \"out/scores.parquet\"", "uri = \"out\"\nformat = \"parquet\"\nmode = \"append\"")
         .add("[run]\nspill = \"spill\"");
@@ -381,7 +381,7 @@ fn runs_and_spilled_rows_in_a_folder_with_odd_marks_are_read() {
 }
 
 #[test]
-fn a_truncated_gz_is_a_broken_file_like_others() {
+fn a_truncated_gz_file_is_reported_as_broken() {
     let files = Files::new([]);
     let rows: String = (0..20_000).map(|id| format!("{id},{}\n", id * 7919 % 10_007)).collect();
     write(&files.path("u.csv"), format!("id,a\n{rows}"));

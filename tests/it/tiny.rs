@@ -1,4 +1,4 @@
-//! Variants of the tiny golden checkpoints, each in a folder of its own; and the archives that PyTorch writes.
+//! Variants of the tiny golden checkpoints, each in a temporary folder, and a writer of PyTorch archives.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::support::golden;
 pub const WEIGHTS: &str = "model.safetensors";
 pub const ARCHIVE: &str = "pytorch_model.bin";
 
-/// A copy of a golden checkpoint that a test may spoil.
+/// A copy of a golden checkpoint that a test may modify.
 pub struct Variant(TempDir);
 
 impl Variant {
@@ -25,7 +25,7 @@ impl Variant {
         let folder = tempfile::tempdir().unwrap();
         for entry in std::fs::read_dir(original).unwrap() {
             let entry = entry.unwrap();
-            // Not `copy`, which takes a read-only file's permissions with it.
+            // Not `copy`, which also copies a read-only file's permissions.
             std::fs::write(folder.path().join(entry.file_name()), std::fs::read(entry.path()).unwrap()).unwrap();
         }
         Self(folder)
@@ -53,7 +53,7 @@ impl Variant {
         self
     }
 
-    /// Cuts a file off after `length` bytes.
+    /// Truncates a file to `length` bytes.
     pub fn with_only(self, file: &str, length: usize) -> Self {
         let content = self.read(file);
         self.with(file, &content[..length])
@@ -77,7 +77,7 @@ impl Variant {
         candle_core::safetensors::load(self.path(WEIGHTS), &Device::Cpu).unwrap()
     }
 
-    /// Replaces all tensors by what `edit` makes of each; none drops one.
+    /// Applies `edit` to all tensors; `None` drops one.
     pub fn with_tensors(self, edit: impl FnMut((String, Tensor)) -> Option<(String, Tensor)>) -> Self {
         let tensors: HashMap<String, Tensor> = self.tensors().into_iter().filter_map(edit).collect();
         candle_core::safetensors::save(&tensors, self.path(WEIGHTS)).unwrap();
@@ -95,7 +95,7 @@ impl Variant {
         self.with_tensors(|(other, tensor)| (other != name).then_some((other, tensor)))
     }
 
-    /// Gives the classifier so many outputs, with weights that tell them apart.
+    /// Gives the classifier this many outputs, with distinguishable weights.
     pub fn with_outputs(self, outputs: usize) -> Self {
         let weight: Vec<f32> = (0..outputs * 32).map(|i| ((i * i) as f32 * 0.37).sin()).collect();
         let weight = Tensor::from_vec(weight, (outputs, 32), &Device::Cpu).unwrap();
@@ -107,7 +107,7 @@ impl Variant {
         Model::load(self.folder(), &Device::Cpu)
     }
 
-    /// Why it cannot be loaded, with `MODEL` for its folder.
+    /// The load error, with `MODEL` for its folder.
     pub fn error(&self) -> String {
         let Err(error) = self.load() else { panic!("the model was loaded") };
         error.to_string().replace(self.folder().to_str().unwrap(), "MODEL")

@@ -1,4 +1,4 @@
-//! Tokens, token types and classes of tokenizers, as transformers 5.24 reads them from the files of a checkpoint.
+//! Tokens, token types and tokenizer classes, compared with those that transformers 5.24 reads from a checkpoint.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ fn added_tokens_are_read_from_every_file_that_has_them() {
     let variants = [
         with_room().with("added_tokens.json", &ids),
         with_room().with("added_tokens.json", &ids).with("special_tokens_map.json", map.to_string()),
-        // Tokens that are listed nowhere come after the vocabulary.
+        // Tokens without a listed id follow the vocabulary.
         with_room().with("special_tokens_map.json", map.to_string()),
         settings(with_room(), |settings| settings["added_tokens_decoder"] = decoder.clone()),
         settings(with_room(), |settings| settings["additional_special_tokens"] = json!(["[E1]", "[/E1]"])),
@@ -49,7 +49,7 @@ fn added_tokens_are_read_from_every_file_that_has_them() {
             settings["begin_token"] = "[E1]".into();
             settings["end_token"] = json!({ "__type": "AddedToken", "content": "[/E1]" });
         }),
-        // The list of all added tokens holds; the older files are not read then.
+        // The list of all added tokens takes precedence; the older files are then not read.
         settings(with_room(), |settings| settings["added_tokens_decoder"] = decoder.clone())
             .with("added_tokens.json", json!({ "other": 787 }).to_string()),
     ];
@@ -63,10 +63,10 @@ fn added_tokens_are_read_from_every_file_that_has_them() {
 
 #[test]
 fn tokens_of_settings_are_added_to_a_tokenizer_json() {
-    // [unused1] is in no vocabulary of these; `the` is.
+    // [unused1] is in neither vocabulary; `the` is.
     let added = settings(with_tokenizer_json(), |settings| settings["additional_special_tokens"] = json!(["the"]));
     let plain = with_tokenizer_json();
-    // An added token is found within words too.
+    // Added tokens are matched within words too.
     let the = encode(&plain, "the")[1];
     assert!(!encode(&plain, "bathed").contains(&the));
     assert!(encode(&added, "bathed").contains(&the));
@@ -113,7 +113,7 @@ fn special_tokens_are_split_where_the_settings_say_so() {
         assert_eq!(count(&variant), 2);
         let split = settings(variant, |settings| settings["split_special_tokens"] = true.into());
         assert_eq!(count(&split), 1);
-        // Also where texts are cut.
+        // Also in truncated texts.
         let cut = tokenizer(&split).with_max_length(16).unwrap();
         let Encoding { input_ids, .. } = cut.encode("a [SEP] b", Some("c")).unwrap();
         assert_eq!(input_ids.iter().filter(|id| **id == sep).count(), 2);
@@ -121,7 +121,7 @@ fn special_tokens_are_split_where_the_settings_say_so() {
 }
 
 #[test]
-fn token_types_go_by_the_input_names_and_by_the_class() {
+fn token_types_depend_on_model_input_names_and_class() {
     let types = |variant: &Variant| tokenizer(variant).encode("a", Some("b")).unwrap().token_type_ids;
     let class = |class: &str| settings(with_tokenizer_json(), |settings| settings["tokenizer_class"] = class.into());
     let names = |variant: Variant, names: Value| settings(variant, |settings| settings["model_input_names"] = names);
@@ -140,7 +140,7 @@ fn token_types_go_by_the_input_names_and_by_the_class() {
 }
 
 #[test]
-fn foreign_classes_are_refused_by_name() {
+fn unknown_tokenizer_classes_are_refused_by_name() {
     let class = |variant: Variant, class: &str| {
         settings(variant, |settings| settings["tokenizer_class"] = class.into()).error()
     };
@@ -153,7 +153,7 @@ fn foreign_classes_are_refused_by_name() {
 }
 
 #[test]
-fn an_imported_model_keeps_the_class_that_stands_in_its_config() {
+fn an_imported_model_keeps_the_tokenizer_class_of_its_config() {
     let base = settings(with_tokenizer_json(), |settings| settings["tokenizer_class"] = Value::Null)
         .with_config("tokenizer_class", "PreTrainedTokenizerFast".into());
     for form in [Form::AsItIs, Form::DistilBert] {
@@ -186,11 +186,11 @@ fn the_files_of_added_tokens_are_a_part_of_the_fingerprint() {
     assert_ne!(of(added("[E1]")), of(added("[E2]")));
 }
 
-/// What `model show` and `predict` say of a model that they refuse, which takes them seconds at most.
+/// The errors of `model show` and `predict` for a refused model, which must take seconds at most.
 fn refused(variant: &Variant, file: &str, expected: &str) {
     for arguments in [&["model", "show"][..], &["predict", "a", "b", "--model"]] {
         let mut command = couplet();
-        // A debug build, on a machine that has other work.
+        // Allows for a debug build on a busy machine.
         command.args(arguments).arg(variant.folder()).timeout(Duration::from_secs(30));
         let said = stderr_of(&mut command, 2);
         let named = format!("cannot read {}: ", variant.path(file).display());
@@ -200,7 +200,7 @@ fn refused(variant: &Variant, file: &str, expected: &str) {
 }
 
 #[test]
-fn files_beyond_measure_are_refused_before_they_are_read() {
+fn oversized_files_are_refused_before_they_are_read() {
     for (name, file) in [
         ("tiny-distilbert", "tokenizer.json"),
         ("tiny-distilbert", "tokenizer_config.json"),
@@ -216,7 +216,7 @@ fn files_beyond_measure_are_refused_before_they_are_read() {
 }
 
 #[test]
-fn tokens_beyond_measure_are_refused_in_every_file_that_has_them() {
+fn oversized_tokens_are_refused_in_every_file() {
     let long = "x".repeat(200_000);
     let vocab = [Variant::of("tiny-bert").read("vocab.txt"), long.clone().into_bytes()].concat();
     refused(&Variant::of("tiny-bert").with("vocab.txt", vocab), "vocab.txt", "line 788 has 200000 bytes");

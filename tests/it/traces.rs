@@ -1,4 +1,4 @@
-//! Traces as a collector gets them.
+//! Traces as an OpenTelemetry collector receives them.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use prost::Message;
 use crate::nights::pairs;
 use crate::support::{Job, stderr_of, stdout_of};
 
-/// A collector that takes what is sent until the test ends.
+/// A collector that accepts requests until the test ends.
 fn collector() -> (String, Receiver<(String, ResourceSpans)>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -22,7 +22,7 @@ fn collector() -> (String, Receiver<(String, ResourceSpans)>) {
         for client in listener.incoming() {
             let (path, body) = request(&mut client.unwrap());
             for spans in ExportTraceServiceRequest::decode(&body[..]).unwrap().resource_spans {
-                // Nobody waits any more once a test has failed.
+                // The receiver is gone if the test has failed.
                 let _ = sender.send((path.clone(), spans));
             }
         }
@@ -30,7 +30,7 @@ fn collector() -> (String, Receiver<(String, ResourceSpans)>) {
     (endpoint, receiver)
 }
 
-/// Reads one request, and answers it: its path, and its body.
+/// Reads and answers one request. Returns its path and body.
 fn request(client: &mut TcpStream) -> (String, Vec<u8>) {
     let (mut bytes, mut buffer) = (Vec::new(), [0; 1 << 14]);
     loop {
@@ -59,7 +59,7 @@ fn value<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a Value> {
 }
 
 #[test]
-fn a_run_is_a_trace_of_its_stages_and_their_steps() {
+fn a_run_sends_a_trace_of_its_stages_and_steps() {
     let (endpoint, collected) = collector();
     let job = Job::new(pairs(0, 300));
     stdout_of(job.run().env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).env("OTEL_RESOURCE_ATTRIBUTES", "night=7"));
@@ -98,7 +98,7 @@ fn a_run_is_a_trace_of_its_stages_and_their_steps() {
 }
 
 #[test]
-fn a_collector_that_is_not_there_harms_no_run() {
+fn an_unreachable_collector_does_not_fail_a_run() {
     let job = Job::new(pairs(0, 3));
     let refused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut run = job.run();

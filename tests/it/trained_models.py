@@ -1,4 +1,4 @@
-"""What transformers reads in folders that couplet trained: token ids and types of a few texts, labels, activation."""
+"""Loads models trained by couplet in transformers; prints token ids and types of a few texts, labels, activation."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-//! What couplet trains reads the same in transformers: token ids and types, labels, the activation of a score.
+//! transformers reads models trained by couplet identically: token ids and types, labels, the activation of a score.
 
 use std::io::Write;
 use std::path::Path;
@@ -74,7 +74,7 @@ fn trained_models_read_the_same_in_transformers() {
         ),
         (Variant::of("tiny-distilbert"), "classification"),
         (Variant::of("tiny-distilbert").without("tokenizer_config.json"), "classification"),
-        // A score of one logit becomes a value, whatever the base's activation was.
+        // A score of one logit becomes a regression value, regardless of the base's activation.
         (
             Variant::of("tiny-bert")
                 .with_outputs(1)

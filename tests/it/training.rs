@@ -1,5 +1,5 @@
-//! Training as a whole: the same to the last bit whatever the threads, after a resume, and in what size of pieces;
-//! what it writes is a checkpoint; and what it refuses.
+//! Training: bit-identical for any number of threads and after a resume, equal up to rounding for any micro-batch size;
+//! it writes a valid checkpoint and refuses invalid input.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::tiny::{Variant, WEIGHTS};
 
 const LABELS: Objective = Objective::Classification { labels: 3, class_weights: None, label_smoothing: 0.0 };
 
-/// Examples whose label is told by one of their words.
+/// Examples whose label is determined by one of their words.
 fn examples(count: usize) -> Vec<Example> {
     (0..count as u32)
         .map(|e| {
@@ -27,7 +27,7 @@ fn examples(count: usize) -> Vec<Example> {
         .collect()
 }
 
-/// The same with a word in three to be predicted.
+/// The examples with one word in three masked.
 fn masked(count: usize) -> Vec<Example> {
     let hide = |mut example: Example| {
         let places = (1..example.input_ids.len()).step_by(3);
@@ -85,7 +85,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
 }
 
 #[test]
-fn a_resumed_run_is_the_uninterrupted_one() {
+fn a_resumed_run_equals_an_uninterrupted_one() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.safetensors");
     let batch = examples(24);
@@ -105,7 +105,7 @@ fn a_resumed_run_is_the_uninterrupted_one() {
 }
 
 #[test]
-fn a_seed_decides_what_is_dropped() {
+fn dropout_depends_only_on_the_seed() {
     let losses = [1, 1, 2].map(|seed| {
         let mut trainer = trainer("tiny-bert", LABELS, Options { seed, ..options() });
         trainer.step(&examples(24)).unwrap().loss
@@ -130,7 +130,7 @@ fn largest_error(ours: &[(String, Vec<f32>)], theirs: &[(String, Vec<f32>)]) -> 
 }
 
 #[test]
-fn the_fused_kernels_drop_what_the_reference_drops() {
+fn the_fused_kernels_and_the_reference_drop_the_same_values() {
     for (model, objective, batch) in [
         ("tiny-bert", LABELS, examples(9)),
         ("tiny-distilbert", LABELS, examples(9)),
@@ -144,7 +144,7 @@ fn the_fused_kernels_drop_what_the_reference_drops() {
 }
 
 #[test]
-fn the_size_of_micro_batches_changes_nothing_but_rounding() {
+fn the_micro_batch_size_changes_only_rounding() {
     let weighted =
         Objective::Classification { labels: 3, class_weights: Some(vec![0.2, 1.0, 3.0]), label_smoothing: 0.1 };
     for (objective, batch) in [(weighted, examples(40)), (Objective::MaskedWords, masked(40))] {
@@ -161,7 +161,7 @@ fn the_size_of_micro_batches_changes_nothing_but_rounding() {
 }
 
 #[test]
-fn a_model_learns_what_a_word_says() {
+fn a_model_learns_a_label_from_one_word() {
     for model in ["tiny-bert", "tiny-distilbert"] {
         let options = Options { schedule: Schedule::constant(3e-3), ..options() };
         let mut trainer = trainer(model, LABELS, options);
@@ -197,7 +197,7 @@ fn a_random_encoder_learns_to_predict_words() {
             Trainer::from_config(tiny_config(architecture), Objective::MaskedWords, options, &Device::Cpu).unwrap();
         let batch = masked(48);
         let before = trainer.masked_words(&batch).unwrap();
-        // Of 787 words, each is as likely as any other.
+        // Each of the 787 words is equally likely.
         assert!((before.loss - 787f64.ln()).abs() < 0.2 && before.words > 100, "{before:?}");
         for _ in 0..40 {
             trainer.step(&batch).unwrap();
@@ -241,12 +241,12 @@ fn logits(folder: &Path, examples: &[Example]) -> Vec<Vec<f32>> {
 }
 
 #[test]
-fn what_is_trained_scores_the_same_as_a_checkpoint() {
+fn a_trained_model_scores_the_same_after_saving_and_loading() {
     for (model, labels) in [("tiny-bert", 3), ("tiny-distilbert", 2)] {
         let objective = Objective::Classification { labels, class_weights: None, label_smoothing: 0.0 };
         let mut trainer = trainer(model, objective, options());
         let batch: Vec<Example> = examples(24).into_iter().map(|e| Example { target: Target::Label(0), ..e }).collect();
-        // Nothing is lost on the way in, and nothing on the way out.
+        // Loading and saving lose nothing.
         let close = |ours: Vec<Vec<f32>>, theirs: Vec<Vec<f32>>| {
             let pairs = ours.concat().into_iter().zip(theirs.concat());
             pairs.map(|(x, y)| (x - y).abs()).fold(0.0, f32::max) < 1e-6
@@ -267,7 +267,7 @@ fn what_is_trained_scores_the_same_as_a_checkpoint() {
 }
 
 #[test]
-fn what_cannot_be_learned_is_refused_and_changes_nothing() {
+fn invalid_examples_are_refused_and_change_no_weights() {
     let mut trainer = trainer("tiny-bert", LABELS, options());
     let before = bits(&trainer);
     let good = examples(4);
@@ -288,7 +288,7 @@ fn what_cannot_be_learned_is_refused_and_changes_nothing() {
         assert!(bits(&trainer) == before, "{expected}");
     }
     assert_eq!(trainer.steps(), 0);
-    // Nor do the gradients stay of examples that are learned from before the one that is refused: the shortest is last.
+    // No gradients are kept of the examples before the refused one: the shortest is processed last.
     let mut broken = good.clone();
     broken[0].input_ids[0] = 787;
     let mut gradients = |batch: &[Example]| -> Result<Vec<Vec<f32>>, TrainError> {
@@ -304,7 +304,7 @@ fn what_cannot_be_learned_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn a_training_that_diverges_stops_before_it_spoils_the_weights() {
+fn a_diverging_training_stops_before_it_ruins_the_weights() {
     let mut trainer = trainer("tiny-distilbert", LABELS, Options { schedule: Schedule::constant(1e30), ..options() });
     let batch = examples(8);
     let error = (0..20).find_map(|_| trainer.step(&batch).err()).unwrap();
@@ -314,7 +314,7 @@ fn a_training_that_diverges_stops_before_it_spoils_the_weights() {
 }
 
 #[test]
-fn options_that_make_no_sense_are_errors() {
+fn invalid_options_are_errors() {
     let dropout = Some(Rates { head: 1.0, ..Rates::BERT });
     let weights = Objective::Classification { labels: 3, class_weights: Some(vec![1.0]), label_smoothing: 0.0 };
     for (objective, options, expected) in [

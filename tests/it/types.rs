@@ -1,4 +1,4 @@
-//! Types: what is read is what was written, in files, runs and tables of every night, or the column is named.
+//! Types: files, runs and tables of many nights keep every value exactly, or the column is named in an error.
 
 use std::fs::File;
 use std::path::Path;
@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use crate::support::{Job, golden, root, rows_of, skip, stderr_of, stdout_of, write};
 use crate::venv;
 
-/// 818565974.1 as DECIMAL(38, 10), of which no 64-bit float is the value.
+/// 818565974.1 as DECIMAL(38, 10), which no 64-bit float represents exactly.
 const PRICE: i128 = 8_185_659_741_000_000_000;
 
 fn batch(columns: &[(&str, ArrayRef)]) -> RecordBatch {
@@ -123,7 +123,7 @@ fn the_log_of_a_delta_table_has_no_inexact_statistics() {
     }
 }
 
-/// A table as deltalake writes it on its own, with the inexact statistics of earlier versions of couplet.
+/// A table as deltalake writes it by default, with the inexact statistics of earlier versions of couplet.
 async fn old_table(job: &Job, rows: RecordBatch) {
     std::fs::create_dir_all(job.path("out")).unwrap();
     let url = url::Url::from_directory_path(job.path("out")).unwrap();
@@ -142,7 +142,7 @@ async fn old_delta_tables_are_read_and_merged_exactly() {
     }
 }
 
-/// Two ids, the maximum that another writer has in the log, and a condition for the greater one.
+/// Two ids, the maximum that another writer has put into the log, and a condition for the greater one.
 async fn old_table_is_read_and_merged_exactly(ids: ArrayRef, maximum: &str, condition: &str) {
     let job = delta(job(), "merge").change("SELECT * FROM pairs", "SELECT v AS id, a, b FROM pairs");
     parquet(&job.path("data/a.parquet"), &pairs(1, ids));
@@ -160,7 +160,7 @@ async fn old_table_is_read_and_merged_exactly(ids: ArrayRef, maximum: &str, cond
     assert_eq!(found[0]["n"], 1, "{condition}");
     job.report();
     assert_eq!(query(&job, "SELECT count(*) AS n FROM demo")[0]["n"], 2);
-    // What is in the log by now is exact, and so none of it.
+    // Only exact statistics are in the log now, so none for this column.
     assert!(statistics(&job)[0]["maxValues"].get("id").is_none());
 }
 
@@ -184,7 +184,7 @@ fn decimals_are_compared_with_all_their_digits() {
 }
 
 #[test]
-fn decimal_ids_of_six_nights_are_merged() {
+fn decimal_ids_of_six_runs_are_merged() {
     let job = delta(job(), "merge").change("SELECT * FROM pairs", "SELECT v AS id, a, b FROM pairs");
     for night in 0..6 {
         parquet(&job.path("data/a.parquet"), &pairs(night, decimals(&[PRICE + i128::from(night % 3)])));
@@ -194,11 +194,11 @@ fn decimal_ids_of_six_nights_are_merged() {
 }
 
 #[test]
-fn other_readers_of_a_delta_table_skip_no_decimal() {
+fn other_readers_of_a_delta_table_skip_no_decimals() {
     let packages = ["deltalake==1.6.6", "duckdb==2.0.0", "polars==2.1.0", "pyarrow==26.0.1"];
     let python = match venv::program("table-readers-venv", &packages, "python") {
         Ok(python) => python,
-        Err(why) => return skip("other_readers_of_a_delta_table_skip_no_decimal", &why),
+        Err(why) => return skip("other_readers_of_a_delta_table_skip_no_decimals", &why),
     };
     let job = delta(job(), "append");
     parquet(&job.path("data/a.parquet"), &pairs(1, decimals(&[PRICE, 10_i128.pow(30), 0])));
@@ -211,7 +211,7 @@ fn other_readers_of_a_delta_table_skip_no_decimal() {
 }
 
 #[test]
-fn appended_runs_are_read_in_types_that_hold_all() {
+fn appended_runs_are_read_in_a_common_type() {
     let job = runs(job());
     let night = |first: i64, values: ArrayRef| {
         parquet(&job.path("data/a.parquet"), &pairs(first, values));
@@ -237,7 +237,7 @@ fn appended_runs_are_read_in_types_that_hold_all() {
 }
 
 #[test]
-fn a_run_that_does_not_fit_the_others_is_refused() {
+fn a_run_with_incompatible_types_is_refused() {
     let job = runs(job());
     parquet(&job.path("data/a.parquet"), &pairs(1, Arc::new(Int64Array::from(vec![(1 << 53) + 1]))));
     job.report();
@@ -249,13 +249,13 @@ fn a_run_that_does_not_fit_the_others_is_refused() {
     };
     refused(Arc::new(StringArray::from(vec!["x"])), "Utf8");
     refused(Arc::new(arrow::array::BooleanArray::from(vec![true])), "Boolean");
-    // No float is the integer of the first run.
+    // No float is equal to the integer of the first run.
     refused(Arc::new(Float64Array::from(vec![0.5])), "Float64 in this run");
     assert_eq!(query(&job, "SELECT v FROM demo")[0]["v"], 9_007_199_254_740_993_i64);
 }
 
 #[test]
-fn values_that_a_table_cannot_hold_are_refused_before_the_scoring() {
+fn values_that_a_table_cannot_hold_are_refused_before_scoring() {
     let refused = |job: &Job, value: u64, expected: &str| {
         let ids = UInt64Array::from(vec![1, value]);
         parquet(&job.path("data/a.parquet"), &pairs(1, Arc::new(ids)));
@@ -265,14 +265,14 @@ fn values_that_a_table_cannot_hold_are_refused_before_the_scoring() {
         assert_eq!(scores, 0, "{said}");
     };
     let store = |job: Job| job.add("[score]\nstore = \"store\"");
-    // No table is there yet, and none of Delta has unsigned integers.
+    // The table does not exist yet, and Delta has no unsigned integers.
     refused(&store(delta(job(), "append")), u64::MAX, "18446744073709551615 to type Int64");
     for job in [delta(job(), "append"), runs(job())] {
         parquet(&job.path("data/a.parquet"), &pairs(1, Arc::new(Float64Array::from(vec![0.5]))));
         job.report();
         refused(&store(job), (1 << 53) + 1, "does not hold every integer here exactly");
     }
-    // Rows that go into quarantine are none of the table's.
+    // Quarantined rows are not part of the table.
     let job = delta(job(), "append").add("[score]\nerrors = \"quarantine\"");
     parquet(&job.path("data/a.parquet"), &pairs(1, Arc::new(Float64Array::from(vec![0.5]))));
     job.report();
@@ -284,7 +284,7 @@ fn values_that_a_table_cannot_hold_are_refused_before_the_scoring() {
 }
 
 #[test]
-fn an_untyped_column_of_a_delta_table_takes_a_type_later() {
+fn an_all_null_column_of_a_delta_table_gets_a_type_later() {
     for mode in ["append", "merge"] {
         let job = delta(job(), mode);
         let night = |first: i64, values: ArrayRef| {
@@ -301,14 +301,14 @@ fn an_untyped_column_of_a_delta_table_takes_a_type_later() {
         for (row, expected) in expected.iter().enumerate() {
             assert_eq!((&rows[row]["v"], &rows[row]["type"]), (expected, &json!("Float64")), "{mode} {rows}");
         }
-        // A float of its own is what no column of floats loses.
+        // An integer above 2^53 has no exact value in a column of floats.
         parquet(&job.path("data/a.parquet"), &pairs(6, Arc::new(Int64Array::from(vec![(1 << 53) + 1]))));
         assert!(job.error(2).contains("does not hold every integer here exactly"), "{mode}");
     }
 }
 
 #[test]
-fn lists_of_nothing_go_into_a_delta_table_of_lists() {
+fn empty_lists_fit_a_delta_table_of_lists() {
     let job = delta(job(), "append");
     let lists = |values: ArrayRef| -> ArrayRef {
         let item = Arc::new(Field::new("item", values.data_type().clone(), true));
@@ -325,7 +325,7 @@ fn lists_of_nothing_go_into_a_delta_table_of_lists() {
 }
 
 #[test]
-fn int96_timestamps_beyond_nanoseconds_are_right() {
+fn int96_timestamps_beyond_the_nanosecond_range_are_right() {
     let job = job();
     let path = job.path("data/a.parquet");
     let schema =
@@ -373,7 +373,7 @@ fn int96_timestamps_beyond_nanoseconds_are_right() {
 }
 
 #[test]
-fn files_of_a_table_are_widened_or_both_are_named() {
+fn types_of_files_are_widened_or_both_files_are_named() {
     let both = |one: ArrayRef, two: ArrayRef| {
         let job = job();
         parquet(&job.path("data/1.parquet"), &pairs(1, one));
@@ -386,7 +386,7 @@ fn files_of_a_table_are_widened_or_both_are_named() {
             |sql: &str| query(&job, sql).as_array().unwrap().iter().map(|row| row["v"].clone()).collect::<Vec<_>>();
         let read = rows("SELECT v FROM pairs ORDER BY id");
         assert_eq!(read, rows("SELECT v FROM demo ORDER BY id"));
-        // What footers say is not of another type.
+        // The statistics in the footers have the type of the column.
         let most = query(&job, "SELECT max(v) AS v FROM pairs")[0]["v"].clone();
         assert!(read.contains(&most), "{most} in {read:?}");
         Value::from(read)
@@ -410,7 +410,7 @@ fn files_of_a_table_are_widened_or_both_are_named() {
 }
 
 #[test]
-fn categories_of_many_files_are_texts() {
+fn categorical_columns_of_many_files_are_texts() {
     for write in [parquet as fn(&Path, &RecordBatch), arrow] {
         let mut job = job();
         let extension = if std::ptr::fn_addr_eq(write, arrow as fn(&Path, &RecordBatch)) { "arrow" } else { "parquet" };
@@ -439,7 +439,7 @@ fn arrow_files_that_differ_are_named() {
 }
 
 #[test]
-fn output_has_no_views_at_any_depth() {
+fn output_has_no_view_types_at_any_depth() {
     let job = job().change("SELECT * FROM pairs", "SELECT id, any_value(a) AS a, any_value(b) AS b, array_agg(v) AS list, named_struct('x', any_value(v)) AS s FROM pairs GROUP BY id");
     parquet(&job.path("data/a.parquet"), &pairs(1, Arc::new(StringArray::from(vec!["x", "y"]))));
     job.report();
@@ -450,7 +450,7 @@ fn output_has_no_views_at_any_depth() {
 }
 
 #[test]
-fn every_type_is_in_the_output_or_its_column_is_named() {
+fn every_type_is_written_or_its_column_is_named() {
     let field = |data_type: DataType| Arc::new(Field::new("item", data_type, true));
     let uuid = FixedSizeBinaryArray::try_from_iter([[1_u8; 16]].into_iter()).unwrap();
     let time = Arc::new(Time32SecondArray::from(vec![3723])) as ArrayRef;
@@ -499,7 +499,7 @@ fn every_type_is_in_the_output_or_its_column_is_named() {
 }
 
 #[test]
-fn far_dates_are_printed_as_dates() {
+fn dates_far_from_today_are_printed_as_dates() {
     let job = job();
     let times = TimestampMicrosecondArray::from(vec![i64::MAX]).with_timezone("UTC");
     let values = batch(&[("d", Arc::new(Date32Array::from(vec![i32::MAX]))), ("t", Arc::new(times))]);
@@ -516,7 +516,7 @@ fn far_dates_are_printed_as_dates() {
 }
 
 #[test]
-fn a_far_date_that_is_the_id_of_two_rows_is_named() {
+fn a_distant_date_as_a_duplicate_id_is_named() {
     let job = job().change("SELECT * FROM pairs", "SELECT v AS id, a, b FROM pairs");
     parquet(&job.path("data/a.parquet"), &pairs(1, Arc::new(Date32Array::from(vec![i32::MAX, i32::MAX]))));
     let said = job.error(2);
@@ -524,7 +524,7 @@ fn a_far_date_that_is_the_id_of_two_rows_is_named() {
 }
 
 #[test]
-fn init_takes_decimals_uuids_and_bytes_for_ids() {
+fn init_accepts_decimals_uuids_and_bytes_as_ids() {
     let ids: [(&str, ArrayRef); 4] = [
         ("decimal", Arc::new(Decimal128Array::from(vec![1, 2]).with_precision_and_scale(38, 0).unwrap())),
         ("bytes", Arc::new(FixedSizeBinaryArray::try_from_iter([[1_u8; 16], [2_u8; 16]].into_iter()).unwrap())),
@@ -558,7 +558,7 @@ fn uuids_of_pyarrow(path: &Path) {
     parquet(path, &RecordBatch::try_new(Arc::new(Schema::new(fields)), rows.columns().to_vec()).unwrap());
 }
 
-/// The same as DuckDB marks them: by the type of the column in Parquet's schema, and there is no other.
+/// Two rows with UUIDs as DuckDB marks them: by the type of the column in Parquet's schema, without an Arrow schema.
 fn uuids_of_duckdb(path: &Path) {
     let schema = "message m { optional fixed_len_byte_array(16) id (UUID); optional binary sentence1 (UTF8); \
                   optional binary sentence2 (UTF8); }";
@@ -600,7 +600,7 @@ fn uuids_are_ids_and_come_out_as_text() {
 }
 
 #[test]
-fn encrypted_parquet_is_called_encrypted() {
+fn encrypted_parquet_is_reported_as_encrypted() {
     let job = job();
     write(&job.path("data/a.parquet"), b"PARE\0\0\0\0\0\0\0\0\x04\0\0\0PARE");
     let said = job.error(2);
@@ -626,7 +626,7 @@ pub fn column_mapped_table(job: &Job) {
 }
 
 #[test]
-fn a_column_mapped_delta_table_is_counted() {
+fn a_delta_table_with_column_mapping_can_be_counted() {
     let job = job();
     column_mapped_table(&job);
     for (sql, expected) in [

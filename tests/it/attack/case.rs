@@ -1,4 +1,4 @@
-//! A case: where, which sink, which disturbance, and the seed of all that is random in it.
+//! An attack case: place, sink, disturbance and random seed.
 
 use std::time::Duration;
 
@@ -7,28 +7,28 @@ use super::random::Random;
 use super::sinks::{SHORT, SINKS, Sink};
 use crate::proxy::Fault;
 
-/// What happens to a run.
+/// A disturbance of a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Disturbance {
     /// SIGKILL at random moments.
     KillAtRandom,
-    /// SIGKILL at calls of a kind.
+    /// SIGKILL at system calls or requests of one kind.
     KillAt(&'static str),
-    /// SIGSTOP at a call, a run of a newer night meanwhile, and SIGCONT.
+    /// SIGSTOP at a call, a run with newer data meanwhile, and SIGCONT.
     Stop,
-    /// So many runs of one pipeline at once.
+    /// This many concurrent runs of one pipeline.
     Together(usize),
-    /// Two pipelines at once on one sink.
+    /// Two concurrent pipelines on one sink.
     Pipelines,
     /// A clock that jumps back and forth.
     Clock,
     /// Requests that fail.
     Requests(&'static str, Fault),
-    /// The server is killed, and started again.
+    /// The server is killed and restarted.
     Server,
 }
 
-/// How requests fail.
+/// The ways in which requests fail.
 const FAULTS: [(&str, Fault); 10] = [
     ("500", Fault::Status(500)),
     ("503", Fault::Status(503)),
@@ -69,7 +69,7 @@ impl Disturbance {
     }
 }
 
-/// A case, which can be written down and run again.
+/// A case; its name is enough to run it again.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
     pub is_local: bool,
@@ -79,7 +79,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// The `n`-th case of a seed: all disturbances in turn, each time with the next sink.
+    /// The `n`-th case of a seed: cycles through all disturbances, each time with the next sink.
     pub fn nth(seed: u64, n: usize, is_short: bool) -> Self {
         let all: Vec<(bool, Disturbance)> = [true, false]
             .into_iter()
@@ -92,12 +92,12 @@ impl Case {
         Self { is_local, sink, disturbance, seed: Random::new(seed ^ ((n as u64) << 32)).number() % 1_000_000 }
     }
 
-    /// How many disturbances there are.
+    /// The number of disturbances.
     pub fn disturbances() -> usize {
         Disturbance::all(true).len() + Disturbance::all(false).len()
     }
 
-    /// The case that [`Case::name`] names.
+    /// Parses the name that [`Case::name`] returns.
     pub fn of(name: &str) -> Option<Self> {
         let parts: Vec<&str> = name.split(" / ").collect();
         let [place, disturbance, sink, seed] = parts[..] else { return None };
@@ -110,7 +110,7 @@ impl Case {
         format!("{} / {} / {}", self.row(), self.sink, self.seed)
     }
 
-    /// What it is counted under.
+    /// The key under which the case is counted.
     pub fn row(&self) -> String {
         let place = if self.is_local { "local" } else { "bucket" };
         format!("{place} / {}", self.disturbance.name())

@@ -1,4 +1,5 @@
-//! Disturbs a run, runs the pipeline again as a scheduler would, and compares what readers see with undisturbed runs.
+//! Disturbs a run, runs the pipeline again as a scheduler would, and compares the tables that readers see with those of
+//! undisturbed runs.
 
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -13,38 +14,38 @@ use super::site::{Place, Site, Tables};
 use crate::proxy::{Fault, Kind, Proxy, Rule};
 use crate::seaweed::Seaweed;
 
-/// What all cases share.
+/// State shared by all cases.
 pub struct World {
     pub history: History,
-    /// None where there is no server.
+    /// `None` if no server is available.
     pub server: Option<&'static Seaweed>,
     /// Held for writing by the case that kills the server.
     pub server_is_up: RwLock<()>,
 }
 
-/// How often a case disturbed what it was to disturb, and how many processes it killed.
+/// The number of disturbances and of killed processes in a case.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Count {
     pub disturbed: usize,
     pub kills: usize,
 }
 
-/// When a run that is not disturbed counts as waiting for another one.
-const MOST_FOR_A_RUN: Duration = Duration::from_secs(15);
+/// The time after which an undisturbed run counts as waiting for another run.
+const WAIT_LIMIT: Duration = Duration::from_secs(15);
 
 type Outcome = Result<(), String>;
 
-/// A case under way.
+/// A case in progress.
 pub struct Trial<'a> {
     world: &'a World,
     case: Case,
     place: Place,
     random: Random,
-    /// Runs that went well before the site was disturbed.
+    /// Successful runs before the disturbance.
     before: Vec<Run>,
     pub site: Site,
     runs: usize,
-    /// What happened so far, for the message of a failure.
+    /// A log of the case for the failure message.
     pub log: Vec<String>,
     pub count: Count,
 }
@@ -53,14 +54,14 @@ impl<'a> Trial<'a> {
     pub fn new(world: &'a World, case: Case) -> Self {
         let mut random = Random::new(case.seed);
         let place = if case.is_local { Place::Local } else { Place::Bucket(world.server.unwrap()) };
-        // Also from nothing, where a run makes store and table.
+        // Also starts without any run, so that a disturbed run creates the store and the table.
         let before = if random.chance(0.3) { Vec::new() } else { vec![Run::First(1)] };
         let site = world.history.after(place, case.sink, &before).site.copy();
         let log = vec![format!("before: {before:?}")];
         Self { world, case, place, random, before, site, runs: 0, log, count: Count::default() }
     }
 
-    /// Runs the case; what went wrong, if anything did.
+    /// Runs the case. The error describes what went wrong.
     pub fn run(&mut self) -> Outcome {
         match self.case.disturbance {
             Disturbance::KillAtRandom | Disturbance::KillAt(_) => self.kill(),
@@ -73,7 +74,7 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// What undisturbed runs leave after those before.
+    /// The state after the earlier undisturbed runs and these ones.
     fn after(&self, runs: &[Run]) -> Arc<Past> {
         self.world.history.after(self.place, self.case.sink, &[&self.before[..], runs].concat())
     }
@@ -90,7 +91,7 @@ impl<'a> Trial<'a> {
         self.log.push(format!("{what}: {} at {}: {said}", ended.status, ended.disturbed_at()));
     }
 
-    /// Expects that readers see one of these.
+    /// Checks that readers see one of these states.
     fn expect(&mut self, when: &str, allowed: &[(&str, &Tables)]) -> Outcome {
         let now = self.site.tables()?;
         if let Some((name, _)) = allowed.iter().find(|(_, tables)| **tables == now) {
@@ -105,7 +106,7 @@ impl<'a> Trial<'a> {
         ))
     }
 
-    /// Runs the pipeline undisturbed; it must go well.
+    /// Runs the pipeline undisturbed and expects success.
     fn run_again(&mut self) -> Outcome {
         let shim = self.site.shim();
         let ended = self.start("demo.toml", &[], &shim, None).end()?;
@@ -113,8 +114,9 @@ impl<'a> Trial<'a> {
         (ended.code() == Some(0)).then_some(()).ok_or_else(|| format!("the next run fails: {}", ended.stderr))
     }
 
-    /// After the last run: the same rows as `past`, also after one more run where rows are appended, and nothing else left.
-    fn finish(&mut self, past: &Past, run_lock: u8) -> Outcome {
+    /// Checks the final state: the rows of `past` (if the sink appends, sometimes also after one more run), and no
+    /// leftover files.
+    fn finish(&mut self, past: &Past, night: u8) -> Outcome {
         self.expect("at the end", &[("the table of undisturbed runs", &past.tables)])?;
         if self.case.sink.appends() && self.random.chance(0.3) {
             self.run_again()?;
@@ -123,7 +125,7 @@ impl<'a> Trial<'a> {
         self.nothing_left(past, night)
     }
 
-    fn nothing_left(&mut self, past: &Past, run_lock: u8) -> Outcome {
+    fn nothing_left(&mut self, past: &Past, night: u8) -> Outcome {
         let left = self.site.leftovers(&past.files);
         if !left.is_empty() {
             return Err(format!("left behind: {}", left.join(", ")));
@@ -131,13 +133,13 @@ impl<'a> Trial<'a> {
         self.site.source_is(night).then_some(()).ok_or("the source is not as it was".into())
     }
 
-    /// A call of this kind that the run is expected to make, somewhere among them.
+    /// Picks a random call of this kind among those that the run is expected to make.
     fn some_call(&mut self, kind: &str, past: &Past) -> Option<String> {
         let count = *past.calls.get(kind)?;
         Some(format!("{kind}:{}", 1 + self.random.below(count)))
     }
 
-    /// Kills one run or up to four in a row, each somewhere else, then lets one end.
+    /// Kills one to four runs in a row, each at another call, then lets one complete.
     fn kill(&mut self) -> Outcome {
         let (old, new) = (self.after(&[]), self.after(&[Run::First(2)]));
         self.site.put_source(2);
@@ -166,7 +168,7 @@ impl<'a> Trial<'a> {
         self.finish(&new, 2)
     }
 
-    /// Stops a run at a call, lets a run of a newer night take its place, and continues the stopped one.
+    /// Stops a run at a call, lets a run with newer data replace it, and continues the stopped run.
     fn stop(&mut self) -> Outcome {
         let (second, third) = (Run::First(2), Run::First(3));
         let (old, new) = (self.after(&[]), self.after(&[second]));
@@ -201,14 +203,15 @@ impl<'a> Trial<'a> {
         self.nothing_left(&both, 3)
     }
 
-    /// Runs a newer night in place of a stopped run, unless that holds what must not be taken from it; whether it does.
+    /// Runs with newer data in place of a stopped run. Returns true if the stopped run holds a lock that cannot be
+    /// taken over.
     fn newer_run(&mut self, stopped: &mut Running, allowed: &[(&str, &Tables)]) -> Result<bool, String> {
         self.expect("while it is stopped", allowed)?;
         self.site.lose_the_lock();
         self.site.put_source(3);
         let shim = self.site.shim();
         let mut newer = self.start("demo.toml", &[], &shim, None);
-        let waits = !newer.ends_within(MOST_FOR_A_RUN);
+        let waits = !newer.ends_within(WAIT_LIMIT);
         if waits {
             stopped.signal(Signal::CONT);
         }
@@ -216,13 +219,13 @@ impl<'a> Trial<'a> {
         self.note(if waits { "newer, which waited for the stopped run" } else { "newer" }, &ended);
         match ended.code() {
             Some(0) => Ok(waits),
-            // The lock, or that of a file's folder.
+            // The lock of the store, or that of an output file's folder.
             Some(1) if ["in use", "come to its end"].iter().any(|said| ended.stderr.contains(said)) => Ok(true),
             _ => Err(format!("the newer run fails: {}", ended.stderr)),
         }
     }
 
-    /// Runs one pipeline several times at once.
+    /// Runs one pipeline several times concurrently.
     fn together(&mut self, runs: usize) -> Outcome {
         let (old, new) = (self.after(&[]), self.after(&[Run::First(2)]));
         self.site.put_source(2);
@@ -254,7 +257,7 @@ impl<'a> Trial<'a> {
         self.finish(&new, 2)
     }
 
-    /// Runs two pipelines on one sink at once, each again until it has gone well once.
+    /// Runs two pipelines on one sink concurrently, each until it has succeeded once.
     fn pipelines(&mut self) -> Outcome {
         let both = self.after(&[Run::First(2), Run::Second(2)]);
         self.site.put_source(2);
@@ -284,13 +287,13 @@ impl<'a> Trial<'a> {
         self.nothing_left(&both, 2)
     }
 
-    /// Runs with a clock that jumps, killed once or not, and again with another clock.
+    /// Runs with a clock that jumps, optionally with a kill, and again with another clock.
     fn clock(&mut self) -> Outcome {
         let (old, new) = (self.after(&[]), self.after(&[Run::First(2)]));
         self.site.put_source(2);
         let kill = self.random.chance(0.5);
         for is_first in [true, false] {
-            // Servers refuse requests that are signed 15 minutes from now.
+            // Servers refuse requests whose signature is 15 minutes off.
             let most = if self.case.is_local { 40 * 86_400 } else { 600 };
             let jumps = (0..8).map(|_| self.random.below(2 * most) as i64 - most as i64).collect();
             let shim = Shim { clock: jumps, ..self.site.shim() };
@@ -339,7 +342,7 @@ impl<'a> Trial<'a> {
         self.finish(&new, 2)
     }
 
-    /// Kills the server while a run is under way, and starts it again.
+    /// Kills the server during a run and restarts it.
     fn server(&mut self) -> Outcome {
         let (old, new) = (self.after(&[]), self.after(&[Run::First(2)]));
         self.site.put_source(2);
@@ -358,7 +361,7 @@ impl<'a> Trial<'a> {
     }
 }
 
-/// How two tables differ, with a row of each side.
+/// Describes the difference between two tables, with an example row of each.
 fn difference(now: &Tables, then: &Tables, name: &str) -> String {
     let without = |rows: &[String], others: &[String]| -> Vec<String> {
         let mut rows = rows.to_vec();
@@ -387,7 +390,7 @@ fn difference(now: &Tables, then: &Tables, name: &str) -> String {
     said.join("; ")
 }
 
-/// What tells a row from others.
+/// The part of a row that identifies it.
 fn short(row: &str) -> String {
     let row: serde_json::Value = serde_json::from_str(row).unwrap();
     format!("id {}, b {}", row["id"], row["b"])

@@ -1,4 +1,5 @@
-//! What undisturbed runs do: the tables, files and calls with which disturbed ones are compared, each run once.
+//! The results of undisturbed runs: tables, files and calls. Disturbed runs are compared with them. Each sequence runs
+//! once.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -8,20 +9,20 @@ use super::process::Running;
 use super::sinks::Sink;
 use super::site::{Place, Site, Tables};
 
-/// A night's run of the first pipeline, or that of the second pipeline on the same sink.
+/// A run of the first pipeline with the data of a night, or a run of the second pipeline on the same sink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Run {
     First(u8),
     Second(u8),
 }
 
-/// What a sequence of undisturbed runs has left.
+/// The state after a sequence of undisturbed runs.
 pub struct Past {
     pub site: Site,
     pub tables: Tables,
-    /// Kinds of files of sink and store, also those that earlier runs of the sequence left.
+    /// Kinds of files in sink and store, including those left by earlier runs of the sequence.
     pub files: BTreeSet<String>,
-    /// How often the last run made each kind of call, and how long it took.
+    /// The number of calls of each kind in the last run, and its duration.
     pub calls: BTreeMap<String, u64>,
     pub took: Duration,
 }
@@ -30,12 +31,12 @@ type Key = (&'static str, Sink, Vec<Run>);
 
 type Once = Arc<OnceLock<Arc<Past>>>;
 
-/// All sequences that have been asked for.
+/// All sequences computed so far.
 #[derive(Default)]
 pub struct History(Mutex<HashMap<Key, Once>>);
 
 impl History {
-    /// What these runs leave.
+    /// Returns the state after these runs.
     pub fn after(&self, place: Place, sink: Sink, runs: &[Run]) -> Arc<Past> {
         let key = (place.name(), sink, runs.to_vec());
         let once = Arc::clone(self.0.lock().unwrap().entry(key).or_default());

@@ -1,7 +1,7 @@
-//! Disturbed runs against undisturbed ones: kills at random moments and at every call that changes something, stops
-//! beyond a lease, several runs at once, clocks that jump, requests that fail and servers that die, over all sinks and
-//! modes, on this disk and in a bucket of SeaweedFS. Afterwards the pipeline is run again as a scheduler would, and the
-//! published tables are compared row by row with those of undisturbed runs.
+//! Compares disturbed runs with undisturbed ones. Disturbances: kills at random moments and at every call that changes
+//! something, stops beyond a lease, concurrent runs, clocks that jump, failing requests, and servers that die. They
+//! cover all sinks and modes, on local disk and in a bucket of SeaweedFS. After each disturbance the pipeline runs
+//! again, as a scheduler would run it, and the published tables are compared row by row with those of undisturbed runs.
 //!
 //! ```text
 //! COUPLET_ATTACK=1000 cargo test … attack -- --nocapture                   until 1,000 processes are killed
@@ -33,10 +33,10 @@ use history::History;
 use crate::seaweed::Seaweed;
 use crate::support::skip;
 
-/// The seed of a run that is not given another one.
+/// The default seed.
 const SEED: u64 = 18;
 
-/// How often the short run disturbs with each disturbance.
+/// The number of cases per disturbance in the short run.
 const SHORT_ROUNDS: usize = 1;
 
 /// Counts by disturbance and by sink.
@@ -58,7 +58,7 @@ impl Tally {
         self.failures.extend(failure);
     }
 
-    /// The table of counts: how often each disturbance came, by table and mode, with those of quarantine in brackets.
+    /// Formats the table of counts: disturbances by table and mode, with those of quarantine sinks in brackets.
     fn to_text(&self) -> String {
         let plain = |sink: &'static str| sink.trim_end_matches(", quarantine");
         let mut columns: Vec<&str> = self.cells.keys().map(|(_, sink)| plain(sink)).collect();
@@ -96,7 +96,7 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The server of this test, which it kills; or why there is none.
+/// Starts the server that this test may kill, or returns why there is none.
 fn server() -> Result<&'static Seaweed, String> {
     static SERVER: OnceLock<Result<Seaweed, String>> = OnceLock::new();
     let server = SERVER.get_or_init(|| {
@@ -107,7 +107,7 @@ fn server() -> Result<&'static Seaweed, String> {
     server.as_ref().map_err(Clone::clone)
 }
 
-/// Runs a case; says how often it disturbed, and what went wrong.
+/// Runs a case. Returns the number of disturbances and what went wrong.
 fn run(world: &World, case: Case) -> (Count, Option<String>) {
     let mut kept: Option<PathBuf> = None;
     let tried = catch_unwind(AssertUnwindSafe(|| {
@@ -138,8 +138,8 @@ fn run(world: &World, case: Case) -> (Count, Option<String>) {
 }
 
 #[test]
-fn disturbed_runs_publish_what_undisturbed_ones_do() {
-    let test = "disturbed_runs_publish_what_undisturbed_ones_do";
+fn disturbed_runs_publish_the_same_rows_as_undisturbed_ones() {
+    let test = "disturbed_runs_publish_the_same_rows_as_undisturbed_ones";
     if let Err(why) = process::shim() {
         return skip(test, &format!("no C compiler ({why})"));
     }

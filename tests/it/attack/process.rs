@@ -1,4 +1,5 @@
-//! Processes of couplet that are killed and stopped at chosen system calls, by a shim that `cc` compiles.
+//! Processes of couplet that are killed or stopped at chosen system calls by an `LD_PRELOAD` library, which `cc`
+//! compiles.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,16 +11,16 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long a run may take, on a busy machine, before it counts as stuck.
+/// The time after which a run counts as stuck, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Calls on files that change something.
+/// System calls that change files.
 pub const FILE_CALLS: [&str; 8] = ["create", "write", "sync", "truncate", "rename", "link", "unlink", "mkdir"];
 
-/// Requests to a server that change something; objects are removed by `post`.
+/// Requests that change objects on a server. `post` includes the removal of objects.
 pub const REQUESTS: [&str; 2] = ["put", "post"];
 
-/// The compiled shim, or why there is none.
+/// The compiled library, or why there is none.
 pub fn shim() -> Result<&'static Path, String> {
     static SHIM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     SHIM.get_or_init(compile).as_deref().map_err(Clone::clone)
@@ -32,20 +33,20 @@ fn compile() -> Result<PathBuf, String> {
     let mut cc = Command::new("cc");
     cc.args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&made).arg(source).arg("-ldl");
     let output = cc.output().map_err(|e| format!("cc: {e}"))?;
-    // With a compiler, a shim that cannot be compiled is an error of the shim.
+    // If there is a compiler, a compile error is a bug in the library.
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     std::fs::rename(made, &library).map_err(|e| e.to_string())?;
     Ok(library)
 }
 
-/// What the shim does to a process.
+/// What the library does to a process.
 #[derive(Debug, Clone, Default)]
 pub struct Shim {
-    /// Folders below which calls count.
+    /// Only calls below these folders count.
     pub roots: Vec<PathBuf>,
-    /// The call, and what happens there: `("rename:3", "before")`.
+    /// The call and the action: `("rename:3", "before")`.
     pub at: Option<(String, &'static str)>,
-    /// Seconds that are added to the clock, one after the other.
+    /// Seconds to add to the clock, one offset after the other.
     pub clock: Vec<i64>,
 }
 
@@ -63,7 +64,7 @@ impl Shim {
     }
 }
 
-/// A process that runs.
+/// A running process.
 pub struct Running {
     child: Child,
     log: PathBuf,
@@ -71,18 +72,18 @@ pub struct Running {
     began: Instant,
 }
 
-/// A process that ended.
+/// A process that has ended.
 #[derive(Debug)]
 pub struct Ended {
     pub status: ExitStatus,
     pub stderr: String,
-    /// The calls that counted, one per line, as the shim saw them.
+    /// The counted calls, one per line, as logged by the library.
     pub calls: String,
     pub took: Duration,
 }
 
 impl Running {
-    /// Starts a command; messages and the shim's log go to files named `name` in `folder`.
+    /// Starts a command. Its messages and the library's log go to files named `name` in `folder`.
     pub fn start(mut command: Command, shim: &Shim, folder: &Path, name: &str) -> Self {
         let (log, stderr) = (folder.join(format!("{name}.calls")), folder.join(format!("{name}.stderr")));
         let _ = std::fs::remove_file(&log);
@@ -91,14 +92,14 @@ impl Running {
         Self { child: command.spawn().unwrap(), log, stderr, began: Instant::now() }
     }
 
-    /// Sends a signal; none where the process has ended.
+    /// Sends a signal; does nothing if the process has ended.
     pub fn signal(&mut self, signal: Signal) {
         if self.child.try_wait().unwrap().is_none() {
             kill_process(Pid::from_child(&self.child), signal).unwrap();
         }
     }
 
-    /// Waits until the process is stopped; whether it is, and did not end instead.
+    /// Waits until the process is stopped. Returns false if it ended instead.
     pub fn wait_until_stopped(&mut self) -> Result<bool, String> {
         let stat = format!("/proc/{}/stat", self.child.id());
         loop {
@@ -114,7 +115,7 @@ impl Running {
         }
     }
 
-    /// Waits for the end for so long; whether it came.
+    /// Waits for the end up to a timeout. Returns true if the process ended.
     pub fn ends_within(&mut self, time: Duration) -> bool {
         let began = Instant::now();
         while self.child.try_wait().unwrap().is_none() {
@@ -158,7 +159,7 @@ impl Ended {
         self.status.code()
     }
 
-    /// How often it made each kind of call.
+    /// Counts the calls of each kind.
     pub fn counts(&self) -> BTreeMap<String, u64> {
         let mut counts = BTreeMap::new();
         for line in self.calls.lines() {
@@ -167,7 +168,7 @@ impl Ended {
         counts
     }
 
-    /// The call at which it was killed or stopped.
+    /// The call at which the process was killed or stopped.
     pub fn disturbed_at(&self) -> &str {
         self.calls.lines().find(|line| line.contains(" <- ")).unwrap_or("no call")
     }

@@ -1,4 +1,4 @@
-//! SplitMix64: the same numbers from the same seed.
+//! SplitMix64: a deterministic random number generator.
 
 #[derive(Debug, Clone)]
 pub struct Random(u64);
@@ -16,12 +16,12 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `end`.
+    /// Draws an integer below `end`.
     pub fn below(&mut self, end: u64) -> u64 {
         self.number() % end.max(1)
     }
 
-    /// Whether something of this probability happens.
+    /// Returns true with this probability.
     pub fn chance(&mut self, probability: f64) -> bool {
         self.fraction() < probability
     }

@@ -7,9 +7,9 @@
  *   ATTACK_DO=after           SIGKILL after the call
  *   ATTACK_DO=torn            SIGKILL after half of the bytes of a write, instead of other calls
  *   ATTACK_DO=stop            SIGSTOP before the call
- *   ATTACK_CLOCK=3600,-60     seconds that are added to the real-time clock, the next after every 64 readings
+ *   ATTACK_CLOCK=3600,-60     seconds added to the real-time clock; the offset changes after every 64 readings
  *
- * Kinds: create write sync truncate rename link unlink mkdir, and put, post, delete for requests of HTTP without TLS.
+ * Kinds: create write sync truncate rename link unlink mkdir, and put, post, delete for HTTP requests without TLS.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -84,7 +84,7 @@ static int is_below(const char *path) {
     return 0;
 }
 
-/* The absolute path of a name in a folder; 0 if it has none. */
+/* Resolves a name in a folder to its absolute path; returns 0 if there is none. */
 static int resolve(int folder, const char *name, char *path) {
     if (name == NULL) return 0;
     if (name[0] == '/') return snprintf(path, PATH_MAX, "%s", name) > 0;
@@ -111,7 +111,7 @@ static void die(void) {
     for (;;) pause();
 }
 
-/* Counts a call, and dies or stops before it; says whether, and how, to die in it or after it. */
+/* Counts a call and, if configured, dies or stops before it. Returns whether to die during or after it. */
 static enum what counted(enum kind kind, const char *path) {
     unsigned long number = __atomic_add_fetch(&counts[kind], 1, __ATOMIC_RELAXED);
     enum what now = kind == at_kind && number == at_number ? what : NOTHING;
@@ -146,7 +146,7 @@ static enum what at_file(enum kind kind, int file) {
     return now;
 }
 
-/* A request of HTTP, if these bytes begin one and go to a socket. */
+/* Detects the start of an HTTP request in bytes that go to a socket. */
 static enum what at_request(int file, const char *bytes, size_t length) {
     if (roots == NULL || length < 8) return NOTHING;
     enum kind kind = memcmp(bytes, "PUT /", 5) == 0      ? PUT
@@ -169,7 +169,7 @@ static enum what at_request(int file, const char *bytes, size_t length) {
     return now;
 }
 
-/* The server gets time to do what it was asked for, and has nobody to answer. */
+/* Gives the server time to execute the request; nobody reads the response. */
 static void after(enum what now, int is_request) {
     if (now != AFTER && now != TORN) return;
     if (is_request) {

@@ -1,17 +1,17 @@
-//! The sinks and modes that are disturbed, and the rows that go there.
+//! The sinks and modes under attack, and their rows.
 
 use std::fmt;
 
 use super::random::Random;
 
-/// A kind of table, a mode, and where rejected rows go.
+/// A table format, a write mode, and the destination of rejected rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Sink {
     pub name: &'static str,
-    /// The rest of the section `[sink]`, behind the URI.
+    /// The rest of the `[sink]` section, after the URI.
     settings: &'static str,
     pub quarantine: bool,
-    /// Whether its rows are so large that a bucket gets them in parts of an upload.
+    /// True if the rows are large enough for multipart uploads to a bucket.
     pub in_parts: bool,
 }
 
@@ -40,7 +40,7 @@ const PARTS: &str = "format = \"delta\"\nmode = \"overwrite\"\npartition_by = [\
 const PARTS_APPEND: &str = "format = \"delta\"\nmode = \"append\"\npartition_by = [\"part\"]";
 const PARTS_MERGE: &str = "format = \"delta\"\nmode = \"merge\"\npartition_by = [\"part\"]";
 
-/// All sinks. The short run takes the first [`SHORT`].
+/// All sinks. The short run uses the first [`SHORT`].
 pub const SINKS: [Sink; 21] = [
     Sink::new("file", FILE),
     Sink::new("delta append", DELTA_APPEND),
@@ -65,7 +65,7 @@ pub const SINKS: [Sink; 21] = [
     Sink::in_parts("file in parts", FILE),
 ];
 
-/// How many of [`SINKS`] the short run takes.
+/// The number of [`SINKS`] in the short run.
 pub const SHORT: usize = 6;
 
 impl fmt::Display for Sink {
@@ -87,12 +87,12 @@ impl Sink {
         self.settings.contains("append")
     }
 
-    /// A pipeline that writes here, with all its places in the folder or bucket `at`, but for the model.
+    /// Builds a pipeline that writes to this sink. All its places except the model are in the folder or bucket `at`.
     pub fn pipeline(self, name: &str, at: &str, store: &str) -> String {
         let output = if self.settings == FILE { "scores.parquet" } else { "scores" };
         let errors = if self.quarantine { "quarantine" } else { "column" };
         let noise = if self.in_parts { ", noise" } else { "" };
-        // A column that no run has as the one before had it: what is appended twice cannot be told by its content.
+        // A column that differs in every run, so that rows appended twice cannot be detected by their content.
         format!(
             r#"
 name = "{name}"
@@ -120,18 +120,18 @@ window = 16
     }
 }
 
-/// The rows of a night. Each night has the ids of the one before and some more, and every third row is another one; a
-/// few have no text and are rejected.
-pub fn pairs(run_lock: u8, in_parts: bool) -> String {
+/// Generates the rows of a night. Each night has the ids of the previous one and some more, and every third row
+/// differs. A few rows have no text and are rejected.
+pub fn pairs(night: u8, in_parts: bool) -> String {
     let mut random = Random::new(night.into());
-    // No compression makes it small.
+    // Incompressible filler.
     let mut noise = || -> String { (0..350_000).map(|_| char::from(b'-' + random.below(47) as u8)).collect() };
     let mut csv = String::from(if in_parts { "id,a,b,noise\n" } else { "id,a,b\n" });
     for id in 0..30 + 8 * u32::from(night) {
-        // Some texts come twice.
+        // Some texts occur twice.
         let text = id - u32::from(id % 4 == 3);
         let night = if id % 3 == 0 { night } else { 0 };
-        let a = if id % 20 == 7 { String::new() } else { format!("RunLock {night}: letter {text} was read") };
+        let a = if id % 20 == 7 { String::new() } else { format!("Night {night}: letter {text} was read") };
         let noise = if in_parts { format!(",{}", noise()) } else { String::new() };
         csv.push_str(&format!("{id},{a},Letter {text} reached the council in night {night}{noise}\n"));
     }

@@ -1,4 +1,4 @@
-//! A pipeline with its source, store and sink in a folder of its own, on this disk or in a bucket.
+//! A pipeline with its source, store and sink in a separate folder, on local disk or in a bucket.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::support::write;
 /// The bucket of all sites.
 pub const BUCKET: &str = "attack";
 
-/// Where store and sink are.
+/// The location of store and sink.
 #[derive(Clone, Copy)]
 pub enum Place {
     Local,
@@ -35,27 +35,27 @@ impl Place {
     }
 }
 
-/// A pipeline and what it works on.
+/// A pipeline and its data.
 pub struct Site {
     folder: tempfile::TempDir,
     place: Place,
     pub sink: Sink,
-    /// Of the keys in the bucket.
+    /// The prefix of the keys in the bucket.
     prefix: String,
 }
 
-/// The rows of the table and of the rejected rows, each as JSON text, in an order of their own.
+/// The rows of the table and of the rejected rows, as sorted JSON texts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Tables {
     pub main: Vec<String>,
     pub rejected: Vec<String>,
 }
 
-/// The pipelines of a site: the second has a name and a store of its own, and the same sink.
+/// The pipelines of a site. The second has another name and store, and the same sink.
 pub const PIPELINES: [(&str, &str); 2] = [("demo", "state"), ("other", "state2")];
 
 impl Site {
-    /// A site at which nothing has run.
+    /// Creates a site without any runs.
     pub fn new(place: Place, sink: Sink) -> Self {
         let folder = tempfile::Builder::new().prefix("couplet-attack-").tempdir().unwrap();
         let prefix = folder.path().file_name().unwrap().to_str().unwrap().to_owned();
@@ -72,7 +72,7 @@ impl Site {
         site
     }
 
-    /// A site with what this one has.
+    /// Copies this site.
     pub fn copy(&self) -> Self {
         let copy = Self::new(self.place, self.sink);
         for name in ["out", "state", "state2"] {
@@ -90,7 +90,7 @@ impl Site {
     }
 
     /// Replaces the source.
-    pub fn put_source(&self, run_lock: u8) {
+    pub fn put_source(&self, night: u8) {
         match self.client() {
             Some(client) => {
                 block_on(client.put(&self.key("pairs.csv"), pairs(night, self.sink.in_parts).into())).unwrap();
@@ -103,7 +103,7 @@ impl Site {
         self.folder.path().join(name)
     }
 
-    /// Keeps the folder; where it is.
+    /// Keeps the folder and returns its path.
     pub fn keep(self) -> PathBuf {
         self.folder.keep()
     }
@@ -126,7 +126,7 @@ impl Site {
         objects.iter().map(|object| key(&object.location)).collect()
     }
 
-    /// `couplet ARGUMENTS` at this site, by another endpoint of the server if one is given.
+    /// Builds the command `couplet ARGUMENTS` at this site, with another endpoint of the server if given.
     pub fn couplet(&self, arguments: &[&str], endpoint: Option<&str>) -> Command {
         let mut command = Command::new(program());
         command.args(arguments).current_dir(self.folder.path()).env_remove("RUST_LOG").env("NO_COLOR", "1");
@@ -138,19 +138,19 @@ impl Site {
         command
     }
 
-    /// A shim that sees what happens to stores and sinks.
+    /// A shim configuration that observes the stores and sinks.
     pub fn shim(&self) -> Shim {
         let folder = self.folder.path().canonicalize().unwrap();
         Shim { roots: ["out", "state", "state2"].map(|name| folder.join(name)).to_vec(), ..Shim::default() }
     }
 
-    /// What a reader sees now.
+    /// Reads the tables as a reader sees them now.
     pub fn tables(&self) -> Result<Tables, String> {
         let rejected = if self.sink.quarantine { self.rows("rejected")? } else { Vec::new() };
         Ok(Tables { main: self.rows("predictions")?, rejected })
     }
 
-    /// The rows of a table, none where there is no such table yet.
+    /// The rows of a table; empty if the table does not exist yet.
     fn rows(&self, table: &str) -> Result<Vec<String>, String> {
         let columns = if self.sink.in_parts { "* EXCEPT (noise), md5(noise) AS noise" } else { "*" };
         let sql = format!("SELECT {columns} FROM {table}");
@@ -176,7 +176,7 @@ impl Site {
         Ok(rows)
     }
 
-    /// Makes a run that holds the lock, and is stopped, seem dead to the next run.
+    /// Makes a stopped run that holds the lock look dead to the next run.
     pub fn lose_the_lock(&self) {
         let Some(client) = self.client() else {
             let _ = std::fs::remove_file(self.path("state/lock.json"));
@@ -185,13 +185,13 @@ impl Site {
         block_on(async {
             let Ok(found) = client.get(&self.key("state/lock.json")).await else { return };
             let mut lock: Value = serde_json::from_slice(&found.bytes().await.unwrap()).unwrap();
-            // As of a process that has ended, and whose number another one has.
+            // Records a process that has ended and whose pid was reused.
             lock["holder"]["process"]["started"] = 1.into();
             client.put(&self.key("state/lock.json"), lock.to_string().into()).await.unwrap();
         });
     }
 
-    /// The files of sink and store by their kind, which is their path without what differs from run to run.
+    /// The kinds of files in sink and store: their paths without the parts that differ between runs.
     pub fn kinds_of_files(&self) -> BTreeSet<String> {
         self.files().iter().map(|name| kind_of(name)).collect()
     }
@@ -206,11 +206,11 @@ impl Site {
         files
     }
 
-    /// Files that are left and should not be: of a kind that no undisturbed run leaves, in the temporary folder, or parts
-    /// of uploads.
+    /// Files that should not be left: kinds that undisturbed runs do not leave, temporary files, and parts of multipart
+    /// uploads.
     pub fn leftovers(&self, known: &BTreeSet<String>) -> Vec<String> {
         let files = self.files();
-        // Nobody can tell what a killed writer leaves in a Delta table from what another writer is about to commit.
+        // In a Delta table, files of a killed writer cannot be told from those that another writer is about to commit.
         let is_uncommitted = |name: &str| {
             self.sink.is_delta() && name.starts_with("out/") && (name.ends_with(".parquet") || name.contains('#'))
         };
@@ -227,8 +227,8 @@ impl Site {
         left
     }
 
-    /// Whether the source is as it was put there.
-    pub fn source_is(&self, run_lock: u8) -> bool {
+    /// Returns true if the source is unchanged.
+    pub fn source_is(&self, night: u8) -> bool {
         match self.client() {
             None => std::fs::read_to_string(self.path("pairs.csv"))
                 .is_ok_and(|text| text == pairs(night, self.sink.in_parts)),
@@ -240,12 +240,12 @@ impl Site {
     }
 }
 
-/// The program that is disturbed: the one of these tests, or another build, such as one for a release.
+/// The program under test: the one built for these tests, or another build, such as a release build.
 fn program() -> String {
     std::env::var("COUPLET_ATTACK_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_couplet").to_owned())
 }
 
-/// A path with numbers, and ids of four and more digits of base 16, as `#`.
+/// A path with its numbers, and its hexadecimal ids of four or more digits, replaced by `#`.
 fn kind_of(path: &str) -> String {
     let mut kind = String::new();
     for (n, word) in path.split_inclusive(['/', '-', '.', '=', '_']).enumerate() {
@@ -255,7 +255,7 @@ fn kind_of(path: &str) -> String {
         };
         let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         let is_id = is_number || text.len() > 3 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        // The parts of a UUID are one id.
+        // The parts of a UUID count as one id.
         let again = is_id && n > 0 && kind.ends_with("#-");
         kind.push_str(if again {
             ""

@@ -1,12 +1,12 @@
-"""Reads every case of ../shared/cases/data with couplet and compares the rows with what DuckDB or pyarrow read.
+"""Reads every case of ../shared/cases/data with couplet and compares the rows with those that DuckDB or pyarrow read.
 
     data.py COUPLET CASES MODEL [NAME…]
 
 A case is a line of `CASES`: its name, the table as `--table` takes it (`{}` stands for the folder of the cases), and
-what is right: `Sql` (the rows of a query of DuckDB), `Rows` (the rows themselves) or `Refused` (words of the message,
-exit code 2). Each case that is read is also put through `init --from`, `plan` and `run`, and what was written is compared
-too: the sink is a file, a Delta table or a folder of runs, by turns. What is refused must be refused by all of them, and
-nothing be written. A file of the cases that no line names makes the script fail.
+the expected result: `Sql` (the rows of a DuckDB query), `Rows` (the rows themselves) or `Refused` (words of the message,
+exit code 2). Each readable case also runs through `init --from`, `plan` and `run`, and the written rows are compared too.
+The sink is in turn a file, a Delta table or a folder of runs. All commands must refuse a refused case and write nothing.
+The script fails if no line names a file of the cases.
 """
 
 import datetime
@@ -29,8 +29,8 @@ ONLY = sys.argv[4:]
 
 
 class Sql:
-    """The rows of a query of DuckDB; `{}` stands for the folder of the cases. `ours` is the query of couplet, if it is
-    another than all columns."""
+    """The rows of a DuckDB query; `{}` stands for the folder of the cases. `ours` is the query of couplet, by default
+    all columns."""
 
     def __init__(self, sql, ours="SELECT * FROM t", run=True):
         self.sql, self.ours, self.run = sql, ours, run
@@ -42,7 +42,7 @@ class Sql:
 
 
 class Rows:
-    """The right rows; `in_duckdb`: what DuckDB's module for Python makes of them, where that is something else."""
+    """The expected rows; `in_duckdb`: the rows as returned by DuckDB's Python module, if they differ."""
 
     def __init__(self, *rows, ours="SELECT * FROM t", run=True, in_duckdb=None):
         self.found, self.ours, self.run, self.in_duckdb = rows, ours, run, in_duckdb
@@ -52,7 +52,7 @@ class Rows:
 
 
 class Refused:
-    """Words of the message of a command that ends with exit code 2. `found_out`: `init` sees what the table must say."""
+    """Words of the message of a command that ends with exit code 2. `found_out`: `init` detects the missing option."""
 
     def __init__(self, *words, ours="SELECT * FROM t", found_out=False):
         self.words, self.ours, self.found_out = words, ours, found_out
@@ -69,7 +69,7 @@ class Feather:
 
 
 class Unwritable:
-    """Words of the message of a `run` whose sink cannot hold a column."""
+    """Words of the message of a `run` with a column that the sink cannot hold."""
 
     def __init__(self, *words):
         self.words = words
@@ -197,8 +197,8 @@ CASES = [
     ("jsonldir", '{ uri = "{}/jsonldir/", format = "json" }', jsonl("jsonldir/*")),
     ("jsonmixdir", '{ uri = "{}/jsonmixdir/", format = "json" }', jsonl("jsonmixdir/*")),
     ("jsontypes", '{ uri = "{}/jsontypes/", format = "json" }', Rows({"id": "1", "text": "one"}, {"id": "A2", "text": "two"})),
-    # Folders in Hive's form.
-    # DuckDB takes no `=` in a value, so that the folders are read one by one.
+    # Hive partition folders.
+    # DuckDB accepts no `=` in a value, so the folders are read one by one.
     ("hive", "{}/hive/", Sql(" UNION ALL ".join(f"SELECT *, '{dt}' AS dt, {region} AS region FROM read_parquet('{{}}/hive/dt={dt}/region={folder}/*.parquet', hive_partitioning = false)" for dt, folder, region in HIVE))),
     ("duckhive", "{}/duckhive/", Sql("SELECT * FROM read_parquet('{}/duckhive/**/*.parquet', hive_partitioning = true, hive_types_autocast = 0)")),
     ("duckhive2", "{}/duckhive2/", Sql("SELECT * FROM read_parquet('{}/duckhive2/**/*.parquet', hive_partitioning = true, hive_types_autocast = 0)")),
@@ -213,7 +213,7 @@ CASES = [
     ("broken", "{}/broken/", parquet("broken/a.parquet")),
 ]
 
-# Names with characters that a shell, a URL or a pattern takes for others: each file has the same rows.
+# Names with special characters of shells, URLs or globs; each file has the same rows.
 for path in sorted((FOLDER / "paths").iterdir()):
     CASES.append((f"paths/{path.name}", "{}/paths/" + path.name, Sql(f"SELECT * FROM read_parquet(['{{}}/paths/a b.parquet'])")))
 
@@ -236,11 +236,11 @@ CASES += [
 ]
 for path in sorted((FOLDER / "ids").iterdir()):
     CASES.append((f"ids/{path.name}", "{}/ids/" + path.name, parquet(f"ids/{path.name}")))
-# The columns that `init` is to take for ids.
+# The id columns that `init` must choose.
 IDS = {name: "event_id" if name == "ids/ts.parquet" else "id" for name, _, _ in CASES if name.startswith("ids/")}
 for path in sorted((FOLDER / "enc").iterdir()):
     CASES.append((f"enc/{path.name}", "{}/enc/" + path.name, Refused("it is an encrypted Parquet file")))
-# Python has no dates so far away, and DuckDB no text for these; Parquet has no marks for JSON and times with a zone.
+# Python cannot represent these dates, and DuckDB cannot print them; Parquet has no types for JSON and zoned times.
 FAR = {"date_bc": "-0043-03-15", "date_far": "+290000-01-01", "date_inf": "+5881580-07-11", "ts_far": "+290000-01-01T00:00:00", "ts_inf": "+294247-01-10T04:00:54.775807"}
 OWN = {"interval": "1 days 2 hours", "ts_ns": "2024-01-01T00:00:00.123456789", "uuid": "cfcd2084-95d5-65ef-66e7-dff9f98764da", "timetz": "23:02:03", "time": "01:02:03.500"} | FAR
 for path in sorted((FOLDER / "duck").iterdir()):
@@ -249,7 +249,7 @@ for path in sorted((FOLDER / "duck").iterdir()):
     by_duckdb = parquet(f"duck/{path.name}")
     right = Rows({**row, "v": OWN[name]}, ours=ours, in_duckdb=by_duckdb if name in FAR or name in ("time", "ts_ns") else None) if name in OWN else by_duckdb
     CASES.append((f"duck/{path.name}", "{}/duck/" + path.name, right))
-# Values of pyarrow's types, by the name of the file. Some have no place in a Parquet file, which `run` says.
+# Values of pyarrow's types, by file name. Parquet cannot hold some of them, which `run` reports.
 ZOO = {
     "d32": [1.5] * 6, "d64": ["2024-01-01"] * 6, "dict_int": [10, 20] * 3, "json_ext": ['{"a":1}'] * 6, "t32": ["01:02:03"] * 6,
     "l_ls": [["x", "y"]] * 6, "l_sv": [["x", "y"]] * 6, "lv": [["x", "y"]] * 6, "lb": ["00ff"] * 6, "ree": [*"aaabbb"],
@@ -261,7 +261,7 @@ for path in sorted((FOLDER / "zoo3").iterdir()):
     table, right = "{}/zoo3/" + path.name, Unwritable(f"column `{path.stem}` is ", "which no Parquet file can hold; CAST it")
     if path.stem in ZOO:
         rows = ({"id": i, "sentence1": f"The fox {i} ran.", "sentence2": f"A fox {i} went.", path.stem: ZOO[path.stem][i]} for i in range(6))
-        # JSON has no keys that are numbers.
+        # JSON keys cannot be numbers.
         ours = "SELECT id, sentence1, sentence2, map_values(m_int) AS m_int FROM t" if path.stem == "m_int" else "SELECT * FROM t"
         right = Rows(*rows, ours=ours)
     CASES.append((f"zoo3/{path.name}", table, right))
@@ -271,7 +271,7 @@ def couplet(*arguments, folder):
 
 
 def plain(value):
-    """A value as both print it."""
+    """Normalizes a value, so that couplet and DuckDB give the same."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, (list, tuple)):
@@ -300,7 +300,7 @@ def sorted_rows(rows):
 
 
 def check(name, table, right, folder, turn):
-    """What is wrong with a case, or nothing."""
+    """Returns the problem of a case, or None."""
     table = table.replace("{}", str(FOLDER))
     if isinstance(right, Unwritable):
         couplet("init", "job", "--from", table, "--model", MODEL, folder=folder)
@@ -317,7 +317,7 @@ def check(name, table, right, folder, turn):
 
 
 def refusal(done, words):
-    """What is wrong with how a command refused its work, or nothing."""
+    """Returns the problem if a command did not fail as expected, or None."""
     if done.returncode != 2:
         return f"{done.args[1]}: exit code {done.returncode}, 2 is right: {done.stderr or done.stdout}"
     lacking = [word for word in words if word not in done.stderr]
@@ -325,13 +325,13 @@ def refusal(done, words):
 
 
 def leftovers(folder):
-    """What a run that was refused has written, or nothing."""
+    """Returns the files that a refused run has written, or None."""
     written = sorted(str(path.relative_to(folder)) for path in folder.glob("**/out/**/*"))
     return f"was written, although refused: {written}" if written else None
 
 
 def refused(table, right, folder):
-    """Puts a table that is refused through `init`, `plan` and `run`."""
+    """Checks that `init`, `plan` and `run` refuse a table."""
     init = couplet("init", "job", "--from", table, "--model", MODEL, folder=folder)
     if right.found_out:
         if init.returncode != 0:
@@ -362,9 +362,9 @@ uri = "out/predictions.parquet"
     return leftovers(folder)
 
 
-# Values that no integer of a Delta table holds.
+# Integers beyond the range of Delta tables.
 BEYOND_DELTA = {"ids/u64.parquet"}
-# How the sink is written, and where its Parquet files are.
+# The TOML of each sink, and its Parquet files.
 SINKS = [
     ('"out/predictions.parquet"', "out/predictions.parquet"),
     ('"out"\nformat = "delta"\nmode = "append"', "out/*.parquet"),
@@ -373,11 +373,11 @@ SINKS = [
 
 
 def run(name, table, right, folder, turn):
-    """Puts the table through a pipeline that `init` writes, and compares what `run` writes."""
+    """Runs the table through a pipeline from `init`, and compares the rows that `run` writes."""
     rows, place = right.rows(), folder / "job"
     init = couplet("init", str(place), "--from", table, "--model", MODEL, folder=folder)
     if init.returncode == 2 and "no column looks like text" in init.stderr:
-        # Any column can be one; best one with a text, that is not the id.
+        # Any column can be the text; prefer a string column other than the id.
         text = max(rows[0], key=lambda column: (column != "id", isinstance(rows[0][column], str)))
         init = couplet("init", str(place), "--from", table, "--model", MODEL, "--text", text, folder=folder)
     if init.returncode != 0:
@@ -407,7 +407,7 @@ def run(name, table, right, folder, turn):
     if right.ours != "SELECT * FROM t":
         return None
     columns = selected(pipeline["source"]["sql"])
-    # Two at most are made texts.
+    # `init` casts at most two columns to text.
     if len(columns) < len(rows[0]) - 2:
         return f"init selects {columns} of {list(rows[0])}"
     found = sorted_rows([{column: row[name] for column, name in columns.items()} for row in written])
@@ -417,7 +417,7 @@ def run(name, table, right, folder, turn):
 
 
 def selected(sql):
-    """The columns that a query of `init` selects, with the names that it gives them, but for those that it makes texts."""
+    """The columns that a query of `init` selects, with their aliases, except those cast to text."""
     identifier = r'("(?:[^"]|"")*"|\w+)'
     line = re.compile(rf"  {identifier}(?: AS {identifier})?,?")
     unquoted = lambda name: name[1:-1].replace('""', '"') if name.startswith('"') else name
