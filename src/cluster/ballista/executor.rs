@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn metrics_are_there_before_the_first_task() {
-        let worker = Worker::new("one".into(), Pool::new(Some(1)).unwrap(), DeviceSetting::Cpu);
+        let worker = Worker::new("one".into(), Pool::new(Some(1)).unwrap(), crate::scorer::DeviceSetting::Cpu);
         let text = metrics(&worker, false);
         assert!(
             text.contains("couplet_executor_ready 0\n") && text.contains("couplet_executor_rows_total 0\n"),
