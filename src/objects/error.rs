@@ -1,7 +1,7 @@
-//! What object stores complain of, in words that help: the place, the likely cause, the setting that mends it.
+//! Explains errors of object stores: the place, the likely cause and the setting that fixes it.
 //!
-//! `object_store` gives the URL of a request and the whole answer of the server. Of these, only what is known not to
-//! hold a secret is passed on: the status, and the code and message that the service's protocol defines.
+//! Errors of `object_store` contain the URL of the request and the full response of the server. Only the parts known
+//! not to hold secrets are passed on: the status, and the code and message that the service's protocol defines.
 
 use std::error::Error as _;
 
@@ -20,36 +20,36 @@ use crate::lock::Explained;
 pub struct ObjectsError {
     /// The place.
     pub place: String,
-    /// What is wrong, and how to mend it.
+    /// The problem and how to fix it.
     pub problem: String,
-    /// What kind of trouble it is.
+    /// The kind of the problem.
     pub trouble: Trouble,
 }
 
-/// What kind of trouble a place gives.
+/// The kind of a problem with a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
     /// There is no such object, or no such bucket.
     Missing,
-    /// The server knows who asks, or does not, and refuses.
+    /// The server refuses access, with or without credentials.
     Refused,
-    /// The environment's settings do not suit.
+    /// The settings in the environment are invalid.
     Settings,
-    /// The server cannot be reached, does not answer as it should even when asked again, or no longer accepts credentials
-    /// that it has accepted before.
+    /// The server cannot be reached, still fails after retries, or no longer accepts credentials that it has accepted
+    /// before.
     Unreachable,
     /// Anything else.
     Other,
 }
 
 impl Trouble {
-    /// Whether access is refused, by a server or for want of what it asks for.
+    /// Returns true if access is refused, by a server or because settings that it requires are missing.
     #[must_use]
     pub fn is_refusal(self) -> bool {
         matches!(self, Self::Refused | Self::Settings)
     }
 
-    /// Whether the user can mend it before the next run, rather than wait for the service.
+    /// Returns true if the user can fix it before the next run, rather than wait for the service.
     #[must_use]
     pub fn is_mistake(self) -> bool {
         matches!(self, Self::Missing | Self::Refused | Self::Settings)
@@ -68,7 +68,7 @@ impl ObjectsError {
     }
 }
 
-/// Refuses an endpoint without TLS that nobody has allowed: `object_store` would say so only at the first request.
+/// Refuses an endpoint without TLS unless it is allowed. `object_store` would report it only at the first request.
 pub(super) fn check_endpoint(
     place: &Place,
     endpoint: Option<&str>,
@@ -78,7 +78,7 @@ pub(super) fn check_endpoint(
     let Some(endpoint) = endpoint else { return Ok(()) };
     let shown = without_secrets(endpoint);
     let is_url = |url: Url| ["http", "https"].contains(&url.scheme()) && url.has_host();
-    // `object_store` takes it to the letter: a space at its end, or a host without its scheme, is no address.
+    // `object_store` takes the value literally: a trailing space or a missing scheme makes it an invalid address.
     if endpoint.contains(char::is_whitespace) || !Url::parse(endpoint).is_ok_and(is_url) {
         let problem = format!("the endpoint {shown} is not a URL such as https://host:port");
         return Err(ObjectsError::new(place, Trouble::Settings, problem));
@@ -91,7 +91,8 @@ pub(super) fn check_endpoint(
     Ok(())
 }
 
-/// Refuses a value that no request can hold, such as a key with the end of its line: `object_store` would panic.
+/// Refuses a value that cannot go into a request header, such as a key with a trailing newline: `object_store` would
+/// panic.
 pub(super) fn check_value(place: &Place, value: Option<&str>, variable: &str) -> Result<(), ObjectsError> {
     let Some(value) = value else { return Ok(()) };
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -105,7 +106,7 @@ pub(super) fn check_value(place: &Place, value: Option<&str>, variable: &str) ->
     Err(ObjectsError::new(place, Trouble::Settings, problem))
 }
 
-/// Says what an error means.
+/// Explains an error of a place's store.
 pub(super) fn explain(place: &Place, error: &object_store::Error) -> ObjectsError {
     let Place::Remote(remote) = place else {
         let trouble = match error {
@@ -115,17 +116,17 @@ pub(super) fn explain(place: &Place, error: &object_store::Error) -> ObjectsErro
         };
         return ObjectsError::new(place, trouble, innermost(error));
     };
-    let (trouble, problem) = Answer::of(error).explain(remote.service(), remote.bucket(), error);
+    let (trouble, problem) = Response::of(error).explain(remote.service(), remote.bucket(), error);
     ObjectsError::new(place, trouble, problem)
 }
 
-/// Says why no client of a bucket can be made of the environment. What a key or its file holds is not passed on.
+/// Explains why no client can be created from the environment, without repeating the content of a key or its file.
 pub(super) fn unsuited(place: &Place, service: Service, error: &object_store::Error) -> ObjectsError {
     let explained = explain(place, error);
     if explained.trouble != Trouble::Other {
         return explained;
     }
-    if service == Service::Azure && Answer::of(error).text.contains("Account must be specified") {
+    if service == Service::Azure && Response::of(error).text.contains("Account must be specified") {
         let problem = format!("the storage account is not known; set {}", service.credentials());
         return ObjectsError::new(place, Trouble::Settings, problem);
     }
@@ -137,12 +138,12 @@ pub(super) fn unsuited(place: &Place, service: Service, error: &object_store::Er
     ObjectsError::new(place, Trouble::Settings, problem)
 }
 
-/// What the operating system refused, behind an error.
+/// Returns the I/O error behind an error, if there is one.
 fn io_cause<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e std::io::Error> {
     error.downcast_ref().or_else(|| io_cause(error.source()?))
 }
 
-/// What services say of credentials, rather than of a right that they lack.
+/// The error codes of services for invalid credentials, as opposed to missing permissions.
 const REFUSED_CREDENTIALS: [&str; 7] = [
     "AuthenticationFailed",
     "ExpiredToken",
@@ -153,23 +154,23 @@ const REFUSED_CREDENTIALS: [&str; 7] = [
     "TokenRefreshRequired",
 ];
 
-/// What is known of a failed request.
-struct Answer {
-    /// The error and all its causes; not for people.
+/// The response to a failed request, as far as the error tells.
+struct Response {
+    /// The error and all its causes; never shown to the user.
     text: String,
-    /// Status line, as in `503 Service Unavailable`.
+    /// The status line, such as `503 Service Unavailable`.
     status: Option<String>,
-    /// The service's word for the error, as in `NoSuchBucket`.
+    /// The service's error code, such as `NoSuchBucket`.
     code: Option<String>,
-    /// Its message.
+    /// The service's error message.
     message: Option<String>,
-    /// Where there was no answer: why.
+    /// The kind of the network error, if there was no response.
     http: Option<HttpErrorKind>,
-    /// How often it was tried again.
+    /// The number of retries.
     retries: Option<String>,
 }
 
-impl Answer {
+impl Response {
     fn of(error: &object_store::Error) -> Self {
         let mut text = error.to_string();
         let mut http = None;
@@ -196,7 +197,7 @@ impl Answer {
     }
 
     fn explain(&self, service: Service, bucket: &str, error: &object_store::Error) -> (Trouble, String) {
-        let said = self.said();
+        let said = self.summary();
         let code = self.code.as_deref().unwrap_or_default();
         let has = |texts: &[&str]| texts.iter().any(|text| self.text.contains(text));
         if has(&["169.254.169.254", "169.254.170.2", "/latest/api/token", "computeMetadata", "/metadata/identity"]) {
@@ -259,17 +260,17 @@ impl Answer {
         }
     }
 
-    /// Whether the server knows who asks, and refuses; `object_store` gives such an error of its own for single objects,
-    /// and not where many are listed.
+    /// Returns true if the server refuses access. `object_store` has a distinct error for this for single objects, but
+    /// not for listings.
     fn refuses(&self, error: &object_store::Error) -> bool {
-        // Google's says so, too, of one who asks too often.
+        // Google's service also answers so if it is asked too often.
         let asks_too_often = self.code.as_deref().is_some_and(|code| code.to_lowercase().contains("ratelimit"));
         (matches!(error, object_store::Error::PermissionDenied { .. }) || self.is("403")) && !asks_too_often
     }
 
-    /// The server was not reached, or failed.
+    /// Explains that the server could not be reached, or failed.
     fn explain_failure(&self, error: &object_store::Error) -> (Trouble, String) {
-        let said = self.said();
+        let said = self.summary();
         let tried = match self.retries.as_deref() {
             Some("1") => ", also when asked again".to_owned(),
             Some(n) => format!(", also when asked {n} times again"),
@@ -302,8 +303,8 @@ impl Answer {
         self.status.as_deref().is_some_and(|found| found.starts_with(status))
     }
 
-    /// What the server said, in short: `403 Forbidden, AccessDenied: Access Denied.`
-    fn said(&self) -> String {
+    /// Summarizes the response: `403 Forbidden, AccessDenied: Access Denied`.
+    fn summary(&self) -> String {
         let code = match (&self.code, &self.message) {
             (Some(code), Some(message)) => Some(format!("{code}: {}", message.trim_end_matches('.'))),
             (code, message) => code.clone().or(message.clone()),
@@ -328,14 +329,14 @@ fn other_region(said: &str) -> String {
     format!("the bucket is in another region than the one asked ({said}); set AWS_REGION to the bucket's")
 }
 
-/// The endpoint that the environment names, without what may be secret in it.
+/// Returns the endpoint that the environment names, without secrets.
 fn endpoint() -> Option<String> {
     let named =
         ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"].iter().find_map(|name| std::env::var(name).ok());
     named.map(|endpoint| without_secrets(&endpoint))
 }
 
-/// Scheme, host and port of an endpoint: before the host there may be a password, behind it a token.
+/// Returns the scheme, host and port of an endpoint. A password can precede the host, and a token can follow it.
 pub(crate) fn without_secrets(endpoint: &str) -> String {
     match Url::parse(endpoint) {
         Ok(url) if url.has_host() => {
@@ -346,21 +347,21 @@ pub(crate) fn without_secrets(endpoint: &str) -> String {
     }
 }
 
-/// The error of an object store that is behind another one.
+/// Finds the object store's error among the causes of another error.
 pub(crate) fn cause_in<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e object_store::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
-        // An I/O error passes over what it holds.
+        // The source of an I/O error skips the error that it wraps.
         let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         next = held.map(|held| held as &(dyn std::error::Error + 'static)).or_else(|| error.source());
     }
     None
 }
 
-/// What a library says of its trouble, without what a server answered it: some answers hold what they were asked with.
+/// Returns a library's error message without the response of a server: some responses repeat parts of the request.
 pub(crate) fn without_answers(error: &(dyn std::error::Error + 'static)) -> String {
     match cause_in(error).and_then(explain_unplaced) {
         Some(explained) => explained.to_string(),
@@ -368,7 +369,7 @@ pub(crate) fn without_answers(error: &(dyn std::error::Error + 'static)) -> Stri
     }
 }
 
-/// The same where only words are left of the error.
+/// Removes the response of a server from an error message.
 pub(crate) fn cut_answers(text: &str) -> String {
     let starts = ["Error performing ", "<?xml", "<Error", "{\"error\""];
     let Some(start) = starts.iter().filter_map(|start| text.find(start)).min() else { return text.to_owned() };
@@ -378,9 +379,9 @@ pub(crate) fn cut_answers(text: &str) -> String {
     format!("{before}the server did not do what it was asked{status}")
 }
 
-/// Says what an error means that a bucket gave, where only the error is known; none for the local disk.
+/// Explains an error of a bucket from the error alone; none for the local disk.
 pub(crate) fn explain_unplaced(error: &object_store::Error) -> Option<ObjectsError> {
-    let answer = Answer::of(error);
+    let answer = Response::of(error);
     // "Error performing GET http://host/bucket/key?query in 3ms …", or "… REDACTED in …".
     let (_, request) = answer.text.split_once("Error performing ")?;
     let (request, _) = request.split_once(" in ")?;
@@ -391,7 +392,7 @@ pub(crate) fn explain_unplaced(error: &object_store::Error) -> Option<ObjectsErr
     Some(ObjectsError { place: request.to_owned(), problem, trouble })
 }
 
-/// The cause behind all others, in one line.
+/// Returns the first line of the innermost cause.
 fn innermost(error: &object_store::Error) -> String {
     let mut last: &dyn std::error::Error = error;
     while let Some(cause) = last.source() {
@@ -418,7 +419,7 @@ mod tests {
         }
     }
 
-    /// What lists objects has one kind of error for all answers.
+    /// Returns the error as a listing gives it: one kind for all responses.
     fn listed(error: &Error) -> Error {
         Error::Generic { store: "S3", source: error.to_string().into() }
     }
