@@ -1,4 +1,4 @@
-//! What the texts of a task are to be scored with: the part of a plan by which any executor makes the same scores.
+//! The contract in a plan: the model and settings with which any executor computes the same scores.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::config::{self, Place};
 use crate::scorer::{DeviceSetting, Precision, PrecisionSetting, Scorer, ScorerOptions};
 
-/// What a client asks of whoever scores.
+/// The model and settings that a client requires of an executor.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Contract {
@@ -16,20 +16,20 @@ pub struct Contract {
     couplet: String,
     /// The model's URI, with the commit if it comes from a hub.
     model: String,
-    /// What the model must turn out to be.
+    /// The required fingerprint of the model.
     fingerprint: String,
-    /// Tokens of a sequence at most.
+    /// The largest number of tokens per sequence.
     max_length: usize,
-    /// In which numbers the encoder multiplies; a client's `auto` is decided by the client.
+    /// The numeric precision of the encoder. The client resolves `auto`.
     precision: String,
-    /// Tokens of a packed batch, if asked for.
+    /// The number of tokens per packed batch, if configured.
     batch_tokens: Option<usize>,
-    /// The columns of the texts, as errors name them.
+    /// The names of the text columns, for errors.
     columns: Vec<String>,
 }
 
 impl Contract {
-    /// What makes other processes score as this scorer does, with texts of these columns.
+    /// Returns the contract by which other processes score texts of these columns as this scorer does.
     #[must_use]
     pub fn of(scorer: &Scorer, model: &Place, batch_tokens: Option<usize>, columns: &[String]) -> Self {
         let model = match (model, scorer.revision()) {
@@ -50,7 +50,7 @@ impl Contract {
         }
     }
 
-    /// The contract as the text that a plan carries.
+    /// Serializes the contract as the text that a plan carries.
     ///
     /// # Panics
     /// Never: its fields all have a JSON form.
@@ -59,10 +59,10 @@ impl Contract {
         serde_json::to_string(self).expect("strings and numbers are JSON")
     }
 
-    /// Reads a contract, if this version can keep it.
+    /// Parses a contract and checks its version.
     ///
     /// # Errors
-    /// One of another version, whose scores may be others.
+    /// A contract of another version, whose scores may differ, or one that cannot be parsed.
     pub(super) fn read(text: &str) -> Result<Self, Refusal> {
         let json: Value = serde_json::from_str(text).map_err(|e| Refusal(format!("the task has no contract: {e}")))?;
         let own = env!("CARGO_PKG_VERSION");
@@ -90,7 +90,7 @@ impl Contract {
         config::model_place(&self.model).map_err(|problem| Refusal(format!("model {}: {problem}", self.model)))
     }
 
-    /// How the model is run here.
+    /// Returns the options with which this machine runs the model.
     pub(super) fn options(&self, device: DeviceSetting) -> Result<ScorerOptions, Refusal> {
         let precision = Precision::ALL.into_iter().find(|precision| precision.to_string() == self.precision);
         let precision = precision.ok_or_else(|| Refusal(format!("precision {} is unknown here", self.precision)))?;
@@ -102,7 +102,7 @@ impl Contract {
         })
     }
 
-    /// Makes sure that the model is the client's.
+    /// Checks that the model's fingerprint is the client's.
     pub(super) fn check(&self, scorer: &Scorer) -> Result<(), Refusal> {
         let found = scorer.model().fingerprint.as_str();
         if found == self.fingerprint {
@@ -115,7 +115,7 @@ impl Contract {
     }
 }
 
-/// Why an executor does not score: what is wrong is the same at the next try.
+/// The reason for which an executor refuses a task. A retry would fail as well.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal(pub(super) String);
 

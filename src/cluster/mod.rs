@@ -1,4 +1,4 @@
-//! More than one machine: the same pipeline with [Ballista](https://datafusion.apache.org/ballista/).
+//! Distributed scoring: runs a pipeline on several machines with [Ballista](https://datafusion.apache.org/ballista/).
 //!
 //! ```text
 //!   couplet run --cluster df://HOST:50050            couplet scheduler              couplet executor, many
@@ -6,19 +6,19 @@
 //!   source ─ rows ─ texts without a score
 //!              cut into tasks by tokens ── a job ──▶  plan, hand out, ── a task ──▶  read texts from the store,
 //!              texts ─▶ store/cluster/RUN/*.parquet   hand out again                 score them with the model that
-//!   store ◀─ remember ◀────────────── scores ◀──────  what was lost   ◀───────────── the plan names
+//!   store ◀─ cache ◀───────────────── scores ◀──────  what was lost   ◀───────────── the plan names
 //!   sink  ◀─ publish in one step
 //! ```
 //!
-//! A run on a cluster is a run: only the step from texts to scores happens elsewhere. Reading, remembering and the one
-//! commit stay with the client, so resume, `--fresh` and the record of runs are those of one machine, and nothing that an
-//! executor writes can be seen by a reader. Scheduling, retries and lost executors are Ballista's.
+//! Only scoring happens on the cluster. The client reads, caches and publishes locally, in one commit. So resume,
+//! `--fresh` and the record of runs work as on one machine, and readers of the sink never see anything that an executor
+//! writes. Ballista does the scheduling, the retries and the recovery from lost executors.
 //!
-//! The plan is the job. It carries a [`Contract`]: which model, by URI and fingerprint, cut and computed how, for which
-//! version of couplet. An executor that cannot keep it refuses. Keys and passwords never travel: each machine takes those
-//! of its own environment.
+//! The plan of a job carries a [`Contract`]: the model by URI and fingerprint, the truncation and precision, and the
+//! version of couplet. An executor that cannot fulfil it refuses the task. Keys and passwords are never sent: each
+//! machine takes those of its own environment.
 //!
-//! All but the address needs the feature `cluster`.
+//! Everything but the address needs the feature `cluster`.
 
 #[cfg(feature = "cluster")]
 mod client;
@@ -72,14 +72,14 @@ pub use scheduler::{SchedulerOptions, schedule};
 #[cfg(feature = "cluster")]
 pub use session::{cancel, session_of, starved};
 
-/// Stands between the name of an executor and what sets its life apart from others of that name.
+/// The separator between the name of an executor and the suffix that makes each of its starts unique.
 #[cfg(feature = "cluster")]
 const INSTANCE: char = '~';
 
-/// The port of a scheduler where no other is named.
+/// The default port of a scheduler.
 pub const SCHEDULER_PORT: u16 = 50050;
 
-/// Where a scheduler listens: `df://HOST:PORT`.
+/// The address of a scheduler: `df://HOST:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     host: String,
@@ -87,19 +87,19 @@ pub struct Address {
 }
 
 impl Address {
-    /// The host's name or address.
+    /// Returns the host's name or IP address.
     #[must_use]
     pub fn host(&self) -> &str {
         self.host.trim_start_matches('[').trim_end_matches(']')
     }
 
-    /// The port.
+    /// Returns the port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The address for gRPC and HTTP, which share the port.
+    /// Returns the URL for gRPC and HTTP, which share the port.
     #[cfg(feature = "cluster")]
     fn http(&self) -> String {
         format!("http://{}:{}", self.host, self.port)
@@ -115,7 +115,7 @@ impl fmt::Display for Address {
 impl FromStr for Address {
     type Err = String;
 
-    /// Reads `df://HOST:PORT`; without the scheme or the port, those are `df://` and [`SCHEDULER_PORT`].
+    /// Parses `df://HOST:PORT`. The scheme defaults to `df://` and the port to [`SCHEDULER_PORT`].
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong =
             |problem: &str| format!("{problem}; expected df://HOST:PORT, such as df://scheduler:{SCHEDULER_PORT}");
@@ -130,13 +130,13 @@ impl FromStr for Address {
             return Err(wrong("an address has a host and a port, and nothing else"));
         }
         let host = url.host_str().ok_or_else(|| wrong("no host"))?.to_owned();
-        // 80 is what a URL leaves out, not what is meant.
+        // `url` drops port 80, as it is the default of http.
         let port = if rest.trim_end_matches('/').ends_with(":80") { 80 } else { url.port().unwrap_or(SCHEDULER_PORT) };
         Ok(Self { host, port })
     }
 }
 
-/// What a couplet without the feature says of a command or an option.
+/// Returns the error for a command or an option that needs the feature `cluster` in a build without it.
 #[must_use]
 pub fn built_without(what: &str) -> Error {
     Error::Usage(format!(
@@ -144,7 +144,7 @@ pub fn built_without(what: &str) -> Error {
     ))
 }
 
-/// A session whose queries a cluster executes: without the feature, there is none.
+/// Creates a session whose queries a cluster executes. Without the feature `cluster` it always fails.
 ///
 /// # Errors
 /// Always.
@@ -154,30 +154,30 @@ pub async fn session_of(_: &Address, _: usize, _: Arc<Models>) -> Result<Session
     Err(built_without("--cluster"))
 }
 
-/// Cancels the jobs of a session that are not done: without the feature, there are none.
+/// Cancels the unfinished jobs of a session. Without the feature `cluster` there are none.
 #[cfg(not(feature = "cluster"))]
 pub fn cancel(_: &SessionContext) -> std::future::Ready<()> {
     std::future::ready(())
 }
 
-/// Ends when a job of the session has waited for an executor for too long: without the feature, there are none.
+/// Resolves when a job of the session has waited too long for an executor. Without the feature `cluster` it never does.
 #[cfg(not(feature = "cluster"))]
 pub fn starved(_: &SessionContext) -> std::future::Pending<ClusterError> {
     std::future::pending()
 }
 
-/// An executor, as its scheduler knows it.
+/// An executor as listed by its scheduler.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// What it is called.
+    /// The name of the executor.
     pub name: String,
-    /// The host that it is on.
+    /// The host that it runs on.
     pub host: String,
-    /// Tasks that it takes at once.
+    /// The number of tasks that it runs concurrently.
     pub slots: u64,
 }
 
-/// Asks a scheduler for its executors: without the feature, there is none.
+/// Lists the executors of a scheduler. Without the feature `cluster` it always fails.
 ///
 /// # Errors
 /// Always.
@@ -187,51 +187,51 @@ pub async fn look(_: &Address) -> Result<Vec<Seen>, Error> {
     Err(built_without("--cluster"))
 }
 
-/// Why a cluster could not do what it was asked for.
+/// An error of a cluster.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// The scheduler does not answer.
     #[error("the scheduler at {address} does not answer: {problem}{kept}")]
     Unreachable {
-        /// Where it should be.
+        /// The address of the scheduler.
         address: String,
-        /// What the connection said.
+        /// The error of the connection.
         problem: String,
-        /// What there is of the work.
+        /// The state of the work, to be appended to the message.
         kept: &'static str,
     },
-    /// No executor came.
+    /// The scheduler has had no executor for too long.
     #[error(
         "the scheduler at {address} has had no executor for {seconds} s: start some with `couplet executor --scheduler {address}`"
     )]
     NoExecutor {
-        /// Where the scheduler is.
+        /// The address of the scheduler.
         address: String,
-        /// For how long.
+        /// The time without an executor, in seconds.
         seconds: u64,
     },
-    /// An executor cannot keep the contract, or the work failed wherever it was tried.
+    /// An executor cannot fulfil the contract, or the work failed on every attempt.
     #[error("the cluster at {address} cannot score: {problem}")]
     Failed {
-        /// Where the scheduler is.
+        /// The address of the scheduler.
         address: String,
-        /// What was said.
+        /// The cause.
         problem: String,
     },
-    /// The texts of a task cannot be put where the executors read them.
+    /// The texts of a task cannot be written to the place from which the executors read them.
     #[error("the texts of a task cannot be put into {place}: {problem}")]
     Texts {
-        /// Where.
+        /// The file for the texts.
         place: String,
-        /// Why not.
+        /// The cause.
         problem: String,
     },
     /// A scheduler or an executor cannot be started.
     #[error("cannot start {what}: {problem}")]
     Start {
-        /// Which.
+        /// The scheduler or executor.
         what: String,
-        /// Why not.
+        /// The cause.
         problem: String,
     },
 }
