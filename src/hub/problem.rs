@@ -1,4 +1,4 @@
-//! What is wrong with a model of a hub, or with the hub: in words that say how to mend it.
+//! Explains problems with a hub or its models, and how to fix them.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::config::{HubModel, Place, closest};
 use crate::model::Needed;
 use crate::objects::{ObjectsError, Trouble};
 
-/// Files of weights that couplet does not read, by their ends, and what they are.
+/// Weight files that couplet does not read: their suffixes and formats.
 const OTHER_WEIGHTS: [(&str, &str); 7] = [
     (".h5", "TensorFlow"),
     (".msgpack", "Flax"),
@@ -84,7 +84,7 @@ pub(super) fn check(model: &HubModel, listing: &Listing, names: &[&str]) -> Resu
     }
 }
 
-/// What an answer means that is none of the files.
+/// Explains a response that is not a file.
 pub(super) fn of_answer(
     hub: &Hub<'_>,
     status: u16,
@@ -94,7 +94,7 @@ pub(super) fn of_answer(
 ) -> ObjectsError {
     let (model, settings) = (hub.model(), hub.settings());
     let (repository, endpoint) = (model.repository(), settings.shown_endpoint());
-    // The address and the message may be of a mirror; what it says is passed on in short.
+    // The message may come from a mirror, so it is shortened.
     let said: String = message.unwrap_or_default().chars().filter(|char| !char.is_control()).take(200).collect();
     let said = if said.is_empty() { format!("status {status}") } else { format!("status {status}: {said}") };
     let said = wait.map_or(said.clone(), |wait| format!("{said}; to be asked again in {} s", wait.as_secs()));
@@ -115,7 +115,7 @@ pub(super) fn of_answer(
             format!("the repository has no branch, tag or commit `{}`; see {page}/tree/main", model.revision()),
         ),
         (404, Some("EntryNotFound")) => (Trouble::Missing, "a file that the hub lists is not there; run again".into()),
-        // To those it does not know, the hub does not say whether a repository is private or is not there.
+        // Without a token, the hub does not tell a private repository from one that does not exist.
         (401, Some("RepoNotFound") | None) if !has_token => (
             Trouble::Missing,
             format!(
@@ -145,11 +145,11 @@ pub(super) fn of_answer(
     hub.error(trouble, problem)
 }
 
-/// What a request means that got no answer, or only a part of it.
+/// Explains a request that got no response, or only a part of it.
 pub(super) fn of_network(hub: &Hub<'_>, error: &ApiError) -> ObjectsError {
     let endpoint = hub.settings().shown_endpoint();
     let ApiError::RequestError(request) = error else {
-        // `hf-hub` looks for headers that only hubs give.
+        // `hf-hub` expects headers that only hubs send.
         let problem = format!("{endpoint} is no hub that couplet understands ({error}); check HF_ENDPOINT");
         return hub.error(Trouble::Other, problem);
     };

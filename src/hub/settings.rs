@@ -1,4 +1,4 @@
-//! What the environment says of the hub, under the names that `huggingface_hub` gives it.
+//! Settings of the hub from the environment, under the names that `huggingface_hub` uses.
 
 use std::env;
 use std::io::IsTerminal;
@@ -10,10 +10,10 @@ use crate::config::{HubModel, Place};
 use crate::files::{self, MAX_TEXT};
 use crate::objects::{ObjectsError, Trouble, without_secrets};
 
-/// Nothing is asked of the network when this is set.
+/// The variable that disables all requests to the hub.
 pub(super) const OFFLINE: &str = "HF_HUB_OFFLINE";
 
-/// The hub that is asked if no other is named.
+/// The default endpoint.
 const ENDPOINT: &str = "https://huggingface.co";
 
 /// Settings of a hub and its cache.
@@ -22,12 +22,12 @@ pub(super) struct Settings {
     pub(super) cache: Cache,
     pub(super) token: Option<String>,
     pub(super) offline: bool,
-    /// Whether stderr shows how a download goes on.
+    /// True if stderr shows a progress bar.
     pub(super) bar: bool,
 }
 
 impl Settings {
-    /// Reads the environment and the token's file.
+    /// Reads the environment and the token file.
     pub(super) fn from_env(model: &HubModel) -> Result<Self, ObjectsError> {
         let wrong = |problem: String| ObjectsError::new(&Place::Hub(model.clone()), Trouble::Settings, problem);
         let usual = || {
@@ -50,7 +50,7 @@ impl Settings {
             let read = files::read_string(&token_file, MAX_TEXT).ok()?;
             Some(read.trim().to_owned()).filter(|token| !token.is_empty())
         };
-        // A token that no call names is implicit, be it of the environment or of the file.
+        // `huggingface_hub` calls tokens of the environment and of the file implicit.
         let token = if is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN") { None } else { given().or_else(kept) };
         if token.as_deref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
             return Err(wrong("the token in HF_TOKEN or its file has characters that no token has".into()));
@@ -64,18 +64,18 @@ impl Settings {
         })
     }
 
-    /// The hub without what may be secret in its address.
+    /// Returns the endpoint without secrets.
     pub(super) fn shown_endpoint(&self) -> String {
         without_secrets(&self.endpoint)
     }
 }
 
-/// A variable that is set to something.
+/// Returns the value of a variable, trimmed; none if it is unset or empty.
 fn text(name: &str) -> Option<String> {
     env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
-/// A variable that names a path, in which `~` is the user's home, and other variables may stand.
+/// Returns the path in a variable, with `~` and other variables expanded.
 fn path(name: &str) -> Option<PathBuf> {
     let value = env::var_os(name).filter(|value| !value.is_empty())?;
     let path = match value.into_string() {
@@ -88,7 +88,7 @@ fn path(name: &str) -> Option<PathBuf> {
     }
 }
 
-/// A text with the values of `$NAME` and `${NAME}`, as Python's `os.path.expandvars` gives it: what is not set stays.
+/// Expands `$NAME` and `${NAME}` like Python's `os.path.expandvars`: references to unset variables stay.
 fn expanded(text: &str, value: impl Fn(&str) -> Option<String>) -> String {
     let mut out = String::new();
     let mut rest = text;
