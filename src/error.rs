@@ -123,7 +123,7 @@ pub enum Error {
     },
     /// The numbers of rows read and written differ, which is a bug.
     #[error(
-        "internal error: {read} rows were read and {written} written; nothing was published. Run it with --fresh to score all rows anew, and please report this"
+        "internal error: {read} rows were read and {written} written; nothing was published. Run it with --fresh to score all rows again, and please report this"
     )]
     RowsLost {
         /// The number of rows of the source when they were first counted.
@@ -231,11 +231,11 @@ impl Error {
         if !cfg!(unix) || message.contains(NOT_DURABLE) {
             None
         } else if is(17) || is(20) {
-            Some("a part of that path is a file where a folder would have to be: name another place")
+            Some("a part of that path is a file, not a folder: name another place")
         } else if is(28) || is(122) {
             Some(
                 "the disk is full there, or the quota used up: make room and run the same command again, or name another \
-                 place for it (sink.uri, score.store, run.spill). What was there before is as it was",
+                 place for it (sink.uri, score.store, run.spill). Existing data is unchanged",
             )
         } else if is(13) || is(1) {
             Some("this user may not read or write that place: see its owner and permissions, and those of its folders")

@@ -101,9 +101,12 @@ fn check_regular(found: &Metadata) -> io::Result<()> {
     if found.is_file() {
         Ok(())
     } else if found.is_dir() {
-        Err(io::Error::new(ErrorKind::IsADirectory, "it is a folder, where a file is needed"))
+        Err(io::Error::new(ErrorKind::IsADirectory, "it is a folder, not a file"))
     } else {
-        Err(io::Error::new(ErrorKind::InvalidInput, "it is no regular file but a pipe, a socket, a device or a link"))
+        Err(io::Error::new(
+            ErrorKind::InvalidInput,
+            "it is not a regular file but a pipe, a socket, a device or a link",
+        ))
     }
 }
 
@@ -179,12 +182,12 @@ pub(crate) fn nearest_file(path: &Path) -> String {
         .map_or_else(String::new, |other| format!("; did you mean {}?", path.with_file_name(other).display()))
 }
 
-/// Returns "; … is replaced by a shell" if a path contains a `~` or `$NAME` that a shell would have expanded without
+/// Returns "; only a shell expands …" if a path contains a `~` or `$NAME` that a shell would have expanded without
 /// quotation marks.
 pub(crate) fn not_replaced(path: &Path) -> Option<String> {
     let mut parts = path.iter().filter_map(|part| part.to_str());
     let part = parts.find(|part| *part == "~" || part.starts_with('$') && part.len() > 1)?;
-    Some(format!("; {part} is replaced by a shell, and not in quotation marks: write the path that it stands for"))
+    Some(format!("; only a shell expands {part}, and not within quotation marks: write the full path"))
 }
 
 /// Returns the most similar of the other names, if one is similar enough.

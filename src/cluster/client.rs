@@ -200,7 +200,7 @@ impl Client {
                 // for ever.
                 Err(_) => {
                     self.gave_up.store(true, Ordering::Relaxed);
-                    format!("it is not back after {}", spoken(timeout))
+                    format!("no result after {}", spoken(timeout))
                 }
             };
             self.scheduler.reach().await?;
@@ -208,7 +208,7 @@ impl Client {
             let Some(pause) = pauses.next() else {
                 return Err(ClusterError::Failed { address: self.address.to_string(), problem });
             };
-            tracing::warn!("a task failed and is tried again: {problem}");
+            tracing::warn!("a task failed and is retried: {problem}");
             tokio::time::sleep(*pause).await;
         };
         self.took.lock().unwrap_or_else(PoisonError::into_inner).push(start.elapsed());

@@ -70,7 +70,7 @@ impl Contract {
             Some(version) if version == own => {}
             version => {
                 return Err(Refusal(format!(
-                    "it is couplet {own} and the client is couplet {}; a cluster and its clients must be of one version",
+                    "it is couplet {own} and the client is couplet {}; a cluster and its clients must have the same version",
                     version.unwrap_or("of an unknown version")
                 )));
             }
@@ -109,7 +109,7 @@ impl Contract {
             return Ok(());
         }
         Err(Refusal(format!(
-            "model {} is another one there: its fingerprint is {found}, and the client's is {}. Give all machines the same files",
+            "model {} is not the client's: its fingerprint is {found}, and the client's is {}. Give all machines the same files",
             self.model, self.fingerprint
         )))
     }
@@ -156,7 +156,7 @@ mod tests {
         let text =
             contract().to_text().replacen(env!("CARGO_PKG_VERSION"), "9.9.9", 1).replace("max_length", "longest");
         let refusal = Contract::read(&text).unwrap_err().to_string();
-        assert!(refusal.contains("the client is couplet 9.9.9") && refusal.contains("of one version"), "{refusal}");
+        assert!(refusal.contains("the client is couplet 9.9.9") && refusal.contains("the same version"), "{refusal}");
         assert!(Contract::read("{}").is_err() && Contract::read("no").is_err());
     }
 }

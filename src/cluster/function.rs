@@ -274,7 +274,7 @@ mod tests {
         let fingerprint = scorer.model().fingerprint.as_str();
         let other = contract.to_text().replace(fingerprint, &"0".repeat(fingerprint.len()));
         let refusal = refusal(worker.scorer(&Contract::read(&other).unwrap()).await);
-        assert!(refusal.contains("is another one there") && refusal.contains(fingerprint), "{refusal}");
+        assert!(refusal.contains("is not the client's") && refusal.contains(fingerprint), "{refusal}");
         let nowhere = contract.to_text().replace("tiny-distilbert", "nowhere");
         let refusal = self::refusal(worker.scorer(&Contract::read(&nowhere).unwrap()).await);
         assert!(refusal.contains("nowhere") && refusal.contains("where all machines can read it"), "{refusal}");

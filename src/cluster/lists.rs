@@ -79,7 +79,7 @@ impl Lists {
             tokio::time::sleep(Duration::from_secs(wait)).await;
             match self.try_slots().await {
                 Ok(_) => return Ok(()),
-                Err(said) => problem = said,
+                Err(message) => problem = message,
             }
         }
         Err(self.address.unreachable(&problem, KEPT))
@@ -156,7 +156,7 @@ impl Lists {
         })?;
         match answer {
             Value::Array(list) => Ok(list),
-            _ => Err("it is no scheduler: it answered otherwise".into()),
+            _ => Err("it is not a scheduler: its response has another format".into()),
         }
     }
 }
@@ -219,7 +219,7 @@ impl Watched {
     pub(super) fn check(&self, address: &Address) -> Result<(), ClusterError> {
         let answered = since(&self.answered);
         if answered >= PATIENCE {
-            return Err(address.unreachable(&format!("not a word for {}", spoken(answered)), KEPT));
+            return Err(address.unreachable(&format!("no response for {}", spoken(answered)), KEPT));
         }
         self.check_slots(address, PATIENCE)
     }
@@ -266,9 +266,9 @@ mod tests {
     async fn a_job_that_waits_for_executors_waits_so_long_and_no_longer() {
         for status in ["Queued", "Running"] {
             let scheduler = scheduler_with(status).await;
-            let said = scheduler.starved("query", Duration::ZERO).await.to_string();
+            let message = scheduler.starved("query", Duration::ZERO).await.to_string();
             let expected = format!("the scheduler at {} has had no executor for ", scheduler.address);
-            assert!(said.starts_with(&expected), "{said}");
+            assert!(message.starts_with(&expected), "{message}");
             // Jobs of other names do not count, and a longer patience is not used up.
             for (name, patience) in [("other", Duration::ZERO), ("query", Duration::from_hours(1))] {
                 let waits = tokio::time::timeout(Duration::from_secs(1), scheduler.starved(name, patience)).await;

@@ -122,10 +122,10 @@ impl FromStr for Address {
         let rest = match text.split_once("://") {
             None => text,
             Some(("df", rest)) => rest,
-            Some((scheme, _)) => return Err(wrong(&format!("{scheme}:// is no address of a scheduler"))),
+            Some((scheme, _)) => return Err(wrong(&format!("{scheme}:// is not the scheme of a scheduler"))),
         };
         let url = url::Url::parse(&format!("http://{}", rest.trim_end_matches('/')))
-            .map_err(|e| wrong(&format!("no address: {e}")))?;
+            .map_err(|e| wrong(&format!("not an address: {e}")))?;
         if url.path() != "/" || url.query().is_some() || !url.username().is_empty() || url.password().is_some() {
             return Err(wrong("an address has a host and a port, and nothing else"));
         }

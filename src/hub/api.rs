@@ -216,7 +216,7 @@ impl<'a> Hub<'a> {
                 return Err(error);
             }
             if wait > PATIENCE {
-                tracing::info!("{} wants to be asked again in {} s", self.settings.shown_endpoint(), wait.as_secs());
+                tracing::info!("{} asks to retry after {} s", self.settings.shown_endpoint(), wait.as_secs());
             }
             tokio::time::sleep(wait.max(PAUSE * attempt)).await;
             attempt += 1;
@@ -268,7 +268,7 @@ impl<'a> Hub<'a> {
 
     pub(super) fn unusable(&self, what: &str) -> ObjectsError {
         let endpoint = self.settings.shown_endpoint();
-        self.error(Trouble::Other, format!("{endpoint} is no hub that couplet understands: {what}; check HF_ENDPOINT"))
+        self.error(Trouble::Other, format!("{endpoint} is not a hub that couplet supports: {what}; check HF_ENDPOINT"))
     }
 
     pub(super) fn error(&self, trouble: Trouble, problem: impl Into<String>) -> ObjectsError {

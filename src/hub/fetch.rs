@@ -98,7 +98,7 @@ impl Content {
         let mut file = Unfinished::open(unfinished, &self.etag, self.size).map_err(disk)?;
         let resumed = file.length;
         if resumed > 0 {
-            tracing::info!("going on with {} from byte {resumed}", self.path);
+            tracing::info!("resuming the download of {} from byte {resumed}", self.path);
         }
         progress.add(resumed);
         self.receive(hub, snapshot, &mut file, progress).await?;
@@ -111,7 +111,8 @@ impl Content {
         if let Some(damage) = file.damage() {
             drop(fs::remove_file(&file.path));
             let problem = format!(
-                "{} came damaged ({damage}) and is not used; run again, and if it comes so again, check HF_ENDPOINT",
+                "the download of {} is damaged ({damage}) and is not used; run again, and if that fails too, check \
+                 HF_ENDPOINT",
                 self.path
             );
             return Err(hub.error(Trouble::Other, problem));
@@ -143,8 +144,8 @@ impl Content {
                 failures += 1;
                 if failures == ATTEMPTS {
                     let problem = format!(
-                        "{} comes in other parts than were asked for (status {}); run again, and if it comes so again, \
-                         check HF_ENDPOINT",
+                        "the server sends other ranges of {} than requested (status {}); run again, and if that fails \
+                         too, check HF_ENDPOINT",
                         self.path, answer.status
                     );
                     return Err(hub.error(Trouble::Unreachable, problem));
@@ -160,7 +161,7 @@ impl Content {
                 match hub.next(&mut answer.body).await {
                     Ok(Some(bytes)) if file.length + bytes.len() as u64 > self.size => {
                         file.restart().map_err(disk)?;
-                        let problem = format!("{} has more than the {} bytes that the hub names", self.path, self.size);
+                        let problem = format!("{} has more than the {} bytes in the hub's list", self.path, self.size);
                         return Err(hub.error(Trouble::Other, problem));
                     }
                     Ok(Some(bytes)) => {

@@ -143,7 +143,7 @@ fn from_cache(
     }
     if let Some(error) = unreachable {
         // A cached model is better than no run tonight.
-        tracing::warn!("{error}; going on with commit {} in the cache", snapshot.commit());
+        tracing::warn!("{error}; using commit {} from the cache", snapshot.commit());
     }
     Ok(snapshot.into_folder())
 }

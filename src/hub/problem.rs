@@ -95,9 +95,10 @@ pub(super) fn of_answer(
     let (model, settings) = (hub.model(), hub.settings());
     let (repository, endpoint) = (model.repository(), settings.shown_endpoint());
     // The message may come from a mirror, so it is shortened.
-    let said: String = message.unwrap_or_default().chars().filter(|char| !char.is_control()).take(200).collect();
-    let said = if said.is_empty() { format!("status {status}") } else { format!("status {status}: {said}") };
-    let said = wait.map_or(said.clone(), |wait| format!("{said}; to be asked again in {} s", wait.as_secs()));
+    let response: String = message.unwrap_or_default().chars().filter(|char| !char.is_control()).take(200).collect();
+    let response =
+        if response.is_empty() { format!("status {status}") } else { format!("status {status}: {response}") };
+    let response = wait.map_or(response.clone(), |wait| format!("{response}; retry after {} s", wait.as_secs()));
     let has_token = settings.token.is_some();
     let token = "set HF_TOKEN, or log in once with `hf auth login`";
     let page = format!("{endpoint}/{repository}");
@@ -109,7 +110,7 @@ pub(super) fn of_answer(
         (_, Some("GatedRepo")) => {
             (Trouble::Refused, format!("the model is gated: accept its conditions at {page}, then {token}"))
         }
-        (_, Some("DisabledRepo")) => (Trouble::Refused, format!("the hub has disabled this repository ({said})")),
+        (_, Some("DisabledRepo")) => (Trouble::Refused, format!("the hub has disabled this repository ({response})")),
         (404, Some("RevisionNotFound")) => (
             Trouble::Missing,
             format!("the repository has no branch, tag or commit `{}`; see {page}/tree/main", model.revision()),
@@ -125,7 +126,7 @@ pub(super) fn of_answer(
         (401, code) if code != Some("RepoNotFound") => (
             Trouble::Refused,
             format!(
-                "{endpoint} does not accept the token ({said}); check HF_TOKEN or the file that `hf auth login` writes"
+                "{endpoint} does not accept the token ({response}); check HF_TOKEN or the file that `hf auth login` writes"
             ),
         ),
         (401 | 404, _) => {
@@ -136,11 +137,13 @@ pub(super) fn of_answer(
             )
         }
         (403, _) => {
-            (Trouble::Refused, format!("{endpoint} refuses access ({said}); the token may not read {repository}"))
+            (Trouble::Refused, format!("{endpoint} refuses access ({response}); the token may not read {repository}"))
         }
-        (429, _) => (Trouble::Unreachable, format!("{endpoint} has had too many requests ({said}); wait, or {token}")),
-        (500.., _) => (Trouble::Unreachable, format!("{endpoint} failed, also when asked again ({said})")),
-        _ => (Trouble::Other, format!("{endpoint} gave an answer that couplet does not understand ({said})")),
+        (429, _) => {
+            (Trouble::Unreachable, format!("{endpoint} has had too many requests ({response}); wait, or {token}"))
+        }
+        (500.., _) => (Trouble::Unreachable, format!("{endpoint} failed, even after retries ({response})")),
+        _ => (Trouble::Other, format!("{endpoint} gave an answer that couplet does not understand ({response})")),
     };
     hub.error(trouble, problem)
 }
@@ -150,7 +153,7 @@ pub(super) fn of_network(hub: &Hub<'_>, error: &ApiError) -> ObjectsError {
     let endpoint = hub.settings().shown_endpoint();
     let ApiError::RequestError(request) = error else {
         // `hf-hub` expects headers that only hubs send.
-        let problem = format!("{endpoint} is no hub that couplet understands ({error}); check HF_ENDPOINT");
+        let problem = format!("{endpoint} is not a hub that couplet supports ({error}); check HF_ENDPOINT");
         return hub.error(Trouble::Other, problem);
     };
     if let Some(status) = request.status() {

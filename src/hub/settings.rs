@@ -30,12 +30,12 @@ impl Settings {
     /// Reads the environment and the token file.
     pub(super) fn from_env(model: &HubModel) -> Result<Self, ObjectsError> {
         let wrong = |problem: String| ObjectsError::new(&Place::Hub(model.clone()), Trouble::Settings, problem);
-        let usual = || {
+        let default_home = || {
             let cache = path("XDG_CACHE_HOME").or_else(|| Some(dirs::home_dir()?.join(".cache")))?;
             Some(cache.join("huggingface"))
         };
-        let nowhere = || wrong("there is no folder for the hub's cache; set HOME, or HF_HOME to a folder".into());
-        let home = path("HF_HOME").or_else(usual).ok_or_else(nowhere)?;
+        let no_home = || wrong("there is no folder for the hub's cache; set HOME, or HF_HOME to a folder".into());
+        let home = path("HF_HOME").or_else(default_home).ok_or_else(no_home)?;
         let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| home.join("hub"));
         let cache = std::path::absolute(&cache).map_err(|e| wrong(format!("{}: {e}", cache.display())))?;
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into());
@@ -45,15 +45,15 @@ impl Settings {
             return Err(wrong(format!("HF_ENDPOINT is {shown}, which is not a URL such as {ENDPOINT}")));
         }
         let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
-        let given = || text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN"));
-        let kept = || {
+        let from_variable = || text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN"));
+        let from_file = || {
             let read = files::read_string(&token_file, MAX_TEXT).ok()?;
             Some(read.trim().to_owned()).filter(|token| !token.is_empty())
         };
         // `huggingface_hub` calls tokens of the environment and of the file implicit.
-        let token = if is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN") { None } else { given().or_else(kept) };
+        let token = if is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN") { None } else { from_variable().or_else(from_file) };
         if token.as_deref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
-            return Err(wrong("the token in HF_TOKEN or its file has characters that no token has".into()));
+            return Err(wrong("the token in HF_TOKEN or its file has characters that no token contains".into()));
         }
         Ok(Self {
             endpoint,

@@ -104,7 +104,7 @@ impl LockError {
 
 /// Names the holder of a lock, if it could be read.
 pub(super) fn who(holder: Option<&Holder>) -> String {
-    holder.map_or_else(|| "one that has left no name".into(), Holder::to_string)
+    holder.map_or_else(|| "its name cannot be read".into(), Holder::to_string)
 }
 
 /// Summarizes a failed request of a store in one line. Of a server's response it keeps only what cannot hold a secret.

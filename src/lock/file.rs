@@ -61,7 +61,7 @@ impl FileLock {
         (&file).take(MAX_JSON).read_to_end(&mut before).map_err(|e| failed(&e))?;
         let found = Content::from_json(&before);
         if found.is_none() && !before.is_empty() {
-            tracing::warn!("{} was not written by couplet, or cut; writing it anew", path.display());
+            tracing::warn!("{} was not written by couplet, or is truncated; overwriting it", path.display());
         }
         let content = Content::after(found, Holder::this(&claim.run_id, &claim.pipeline), None);
         let mut lock = Self { path, file, content };

@@ -182,7 +182,7 @@ impl Inner {
 
     fn too_old(&self, age: Duration) -> String {
         let (age, lease) = (age.as_secs_f64(), self.lease.as_secs_f64());
-        format!("it could not be renewed for {age:.1} s, and is given to others after {lease:.1} s")
+        format!("it could not be renewed for {age:.1} s, and expires after {lease:.1} s")
     }
 
     fn lost_error(&self, why: String) -> LockError {

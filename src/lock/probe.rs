@@ -96,7 +96,7 @@ async fn try_conditions(
     match put_if(store, path, payload(), PutMode::Update(wrong)).await {
         Err(StoreError::Precondition { .. } | StoreError::AlreadyExists { .. } | StoreError::NotFound { .. }) => Ok(()),
         Ok(_) => Err(not_safe(
-            "it ignores If-Match, so that two runs cannot be kept apart; use a server that keeps it, or a local folder"
+            "it ignores If-Match, so that two runs cannot exclude each other; use a server that supports it, or a local folder"
                 .into(),
         )),
         Err(e) => Err(refused("over a known version (If-Match)", &e)),
@@ -122,10 +122,9 @@ async fn probe_folder(folder: &std::path::Path, name: &str, content: &[u8]) -> R
         Err(e) => Err(failed(said(&e))),
         Ok(_) => Err(LockError::Unsafe {
             place: place(),
-            problem:
-                "its file system lets a new file take the place of another without noticing; use a folder on another \
+            problem: "its file system lets a new file silently replace another one; use a folder on another \
                       disk, or an object store"
-                    .into(),
+                .into(),
         }),
     }
 }

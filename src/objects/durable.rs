@@ -266,7 +266,7 @@ mod tests {
         let disk = DurableLocal::new();
         for error in [disk.get(&path).await.map(drop), disk.head(&path).await.map(drop)] {
             let error = error.unwrap_err().to_string();
-            assert!(error.contains("it is no regular file"), "{error}");
+            assert!(error.contains("it is not a regular file"), "{error}");
         }
     }
 }

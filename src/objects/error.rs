@@ -84,8 +84,7 @@ pub(super) fn check_endpoint(
         return Err(ObjectsError::new(place, Trouble::Settings, problem));
     }
     if endpoint.starts_with("http://") && allow_http != Some("true") {
-        let problem =
-            format!("the endpoint {shown} is without TLS; set {variable}=true if the network may see what is sent");
+        let problem = format!("the endpoint {shown} has no TLS; set {variable}=true to allow unencrypted requests");
         return Err(ObjectsError::new(place, Trouble::Settings, problem));
     }
     Ok(())
@@ -130,8 +129,8 @@ pub(super) fn unsuited(place: &Place, service: Service, error: &object_store::Er
         let problem = format!("the storage account is not known; set {}", service.credentials());
         return ObjectsError::new(place, Trouble::Settings, problem);
     }
-    let cause = io_cause(error)
-        .map_or_else(|| "they are not in the form that the service gives them".into(), ToString::to_string);
+    let cause =
+        io_cause(error).map_or_else(|| "they do not have the format of the service".into(), ToString::to_string);
     let named = service.variables().iter().copied().filter(|name| std::env::var_os(name).is_some()).collect::<Vec<_>>();
     let named = if named.is_empty() { service.credentials().to_owned() } else { named.join(", ") };
     let problem = format!("the credentials of the environment cannot be used ({cause}); check {named}");
@@ -197,7 +196,7 @@ impl Response {
     }
 
     fn explain(&self, service: Service, bucket: &str, error: &object_store::Error) -> (Trouble, String) {
-        let said = self.summary();
+        let summary = self.summary();
         let code = self.code.as_deref().unwrap_or_default();
         let has = |texts: &[&str]| texts.iter().any(|text| self.text.contains(text));
         if has(&["169.254.169.254", "169.254.170.2", "/latest/api/token", "computeMetadata", "/metadata/identity"]) {
@@ -206,13 +205,13 @@ impl Response {
         for (missing, variable) in [("SecretAccessKey", "AWS_SECRET_ACCESS_KEY"), ("AccessKeyId", "AWS_ACCESS_KEY_ID")]
         {
             if has(&[&format!("Missing {missing}")]) {
-                return (Trouble::Settings, format!("{variable} is not set; {} go together", service.credentials()));
+                return (Trouble::Settings, format!("{variable} is not set; set both {}", service.credentials()));
             }
         }
         let is_refused = REFUSED_CREDENTIALS.contains(&code) || self.is("401");
         if is_refused && were_accepted() {
             let problem = format!(
-                "the server no longer accepts the credentials ({said}), which it accepted before: they have expired, or were \
+                "the server no longer accepts the credentials ({summary}), which it accepted before: they have expired, or were \
                  changed; set {} anew and run the same command again",
                 service.credentials()
             );
@@ -223,33 +222,33 @@ impl Response {
                 return (Trouble::Missing, format!("there is no bucket `{bucket}`"));
             }
             "NoSuchUpload" => {
-                let problem = format!("the upload was ended by somebody else ({said}); run the same command again");
+                let problem = format!("another process has ended the upload ({summary}); run the same command again");
                 return (Trouble::Other, problem);
             }
             "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "AuthenticationFailed" => {
                 let problem =
-                    format!("the server does not accept the credentials ({said}); check {}", service.credentials());
+                    format!("the server does not accept the credentials ({summary}); check {}", service.credentials());
                 return (Trouble::Refused, problem);
             }
             "ExpiredToken" | "TokenRefreshRequired" => {
-                return (Trouble::Refused, format!("the session has expired ({said}); get a new AWS_SESSION_TOKEN"));
+                return (Trouble::Refused, format!("the session has expired ({summary}); get a new AWS_SESSION_TOKEN"));
             }
             "RequestTimeTooSkewed" => {
-                return (Trouble::Refused, format!("this machine's clock is wrong ({said})"));
+                return (Trouble::Refused, format!("this machine's clock is wrong ({summary})"));
             }
             "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException" => {
-                return (Trouble::Settings, other_region(&said));
+                return (Trouble::Settings, other_region(&summary));
             }
             _ => {}
         }
         if has(&["redirect without LOCATION"]) || self.is("301") || self.is("307") {
-            return (Trouble::Settings, other_region(&said));
+            return (Trouble::Settings, other_region(&summary));
         }
         match error {
             object_store::Error::NotFound { .. } => (Trouble::Missing, "does not exist".into()),
             _ if self.refuses(error) => {
                 let problem = format!(
-                    "the server refuses access ({said}): {} are wrong, or they do not allow this",
+                    "the server refuses access ({summary}): {} are wrong, or they do not allow this",
                     service.credentials()
                 );
                 (Trouble::Refused, problem)
@@ -270,10 +269,10 @@ impl Response {
 
     /// Explains that the server could not be reached, or failed.
     fn explain_failure(&self, error: &object_store::Error) -> (Trouble, String) {
-        let said = self.summary();
+        let summary = self.summary();
         let tried = match self.retries.as_deref() {
-            Some("1") => ", also when asked again".to_owned(),
-            Some(n) => format!(", also when asked {n} times again"),
+            Some("1") => ", even after a retry".to_owned(),
+            Some(n) => format!(", even after {n} retries"),
             None => String::new(),
         };
         let endpoint = endpoint().map_or_else(String::new, |endpoint| format!(" at {endpoint}"));
@@ -293,7 +292,7 @@ impl Response {
                 (Trouble::Unreachable, format!("the connection to the server{endpoint} broke{tried} ({cause})"))
             }
             None if self.status.is_some() || self.code.is_some() => {
-                (Trouble::Unreachable, format!("the server{endpoint} failed{tried} ({said})"))
+                (Trouble::Unreachable, format!("the server{endpoint} failed{tried} ({summary})"))
             }
             None => (Trouble::Other, innermost(error)),
         }
@@ -325,8 +324,8 @@ fn no_credentials(service: Service) -> String {
     format!("no credentials were found; set {}{more}", service.credentials())
 }
 
-fn other_region(said: &str) -> String {
-    format!("the bucket is in another region than the one asked ({said}); set AWS_REGION to the bucket's")
+fn other_region(summary: &str) -> String {
+    format!("the bucket is in another region than the one in the settings ({summary}); set AWS_REGION to the bucket's")
 }
 
 /// Returns the endpoint that the environment names, without secrets.
