@@ -43,7 +43,7 @@ pub(super) struct Answer {
     pub(super) body: Body,
     /// The range of a partial response: its first byte, and the size of the file if known.
     pub(super) part: Option<(u64, Option<u64>)>,
-    /// The ETag, without quotes.
+    /// The `ETag`, without quotes.
     etag: Option<String>,
     /// The length of the body in bytes.
     length: Option<u64>,

@@ -70,7 +70,7 @@ pub(super) struct Content {
     /// tracks the holder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) lease_seconds: Option<f64>,
-    /// A counter that makes the content of each renewal different: the ETag of many servers is a hash of it.
+    /// A counter that makes the content of each renewal different: the `ETag` of many servers is a hash of it.
     #[serde(default)]
     pub(super) renewals: u64,
     /// Runs that ended while holding the lock and that no later run has recorded yet.
