@@ -1,4 +1,4 @@
-//! A packed batch through the bundled model, on one thread, in tokens a second.
+//! The forward pass of a packed batch through the bundled model, on one thread, in tokens per second.
 
 use candle_core::Device;
 use couplet::model::{Model, PackedBatch};

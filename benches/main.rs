@@ -1,6 +1,6 @@
-//! Criterion benches, a module a stage: `cargo bench`, or `cargo bench -- forward` for one of them.
+//! Criterion benchmarks, one module per stage: `cargo bench`, or `cargo bench -- forward` for one of them.
 //!
-//! Whole runs against other programs are in `benches/peers/`.
+//! Comparisons of whole runs with other programs are in `benches/peers/`.
 
 #![expect(clippy::disallowed_methods, reason = "the files are those of the repository")]
 
@@ -20,12 +20,12 @@ use arrow::datatypes::DataType;
 use criterion::{criterion_group, criterion_main};
 use datafusion::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-/// The bundled model.
+/// Returns the folder of the bundled model.
 fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/quickstart/model")
 }
 
-/// The two texts of the bundled pairs.
+/// Reads the two texts of each bundled pair.
 fn pairs() -> [StringViewArray; 2] {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/quickstart/pairs.parquet");
     let file = std::fs::File::open(path).expect("the pairs are in the repository");

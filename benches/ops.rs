@@ -1,4 +1,4 @@
-//! Each operator on one thread, in operations a second: 1,024 tokens of a 6 x 384 encoder.
+//! Each operator on one thread, in operations per second: 1,024 tokens of a 6 x 384 encoder.
 
 use candle_core::{DType, Device, Tensor};
 use couplet::ops::{
@@ -14,7 +14,7 @@ fn random(shape: &[usize]) -> Tensor {
     Tensor::randn(0f32, 0.5, shape, &Device::Cpu).expect("a tensor")
 }
 
-/// The kernels that this machine has.
+/// Returns the kernels that this machine supports.
 fn kernels() -> Vec<(&'static str, Kernels)> {
     let f32_kernels = Kernels::for_device(&Device::Cpu);
     let mut kernels = vec![("f32", f32_kernels), ("candle", Kernels::Reference(DType::F32))];
@@ -29,7 +29,7 @@ pub fn bench(criterion: &mut Criterion) {
     attend(criterion);
 }
 
-/// What the first block reads: its queries, keys and values, from products of words that are kept and by its layers.
+/// Benchmarks the queries, keys and values of the first block: from cached products of words, and by its layers.
 fn embed(criterion: &mut Criterion) {
     const WORDS: usize = 30_522;
     let kernels @ Kernels::Fast(fused) = Kernels::for_device(&Device::Cpu) else { return };
@@ -60,7 +60,7 @@ fn embed(criterion: &mut Criterion) {
         });
     });
     group.bench_function("of words that are new", |bencher| {
-        // Another model each time, as its products are kept.
+        // Use a new model each time, as it caches its products.
         let fresh = || ProjectedEmbeddings::new(embeddings.clone(), weights, fused).expect("layers that fit");
         bencher.iter_batched_ref(
             fresh,

@@ -1,4 +1,4 @@
-//! Lengths of a window to batches, in sequences a second; and the size of a batch, by what the encoder makes of it.
+//! Packing the lengths of a window into batches, in sequences per second; and the encoder's speed by batch size.
 
 use candle_core::Device;
 use couplet::model::{Model, PackedBatch};

@@ -1,4 +1,5 @@
-//! A whole run of the bundled pipeline, from its Parquet file to the published one, model load included, in pairs a second.
+//! A whole run of the bundled pipeline, from its Parquet file to the published one, including the model load, in pairs
+//! per second.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +21,7 @@ pub fn bench(criterion: &mut Criterion) {
             .replace("../../out", &folder.display().to_string())
             .replace("[sink]", &format!("precision = \"{precision}\"\n[sink]"))
             .replace("[sink]", &format!("[score]\nstore = \"{}/state\"\n[sink]", folder.display()));
-        // Each round scores anew what the one before remembers.
+        // Each round scores everything again instead of using the previous round's cache.
         let fresh = Remembering { fresh: true, ..Remembering::default() };
         let pipeline = couplet::config::parse(&path, &text, &BTreeMap::new()).expect("a pipeline");
         group.bench_function(precision, |bencher| {
@@ -33,6 +34,6 @@ pub fn bench(criterion: &mut Criterion) {
         });
     }
     group.finish();
-    // What is left of a bench is no reason to fail it.
+    // A failed cleanup is no reason to fail the benchmark.
     let _ = std::fs::remove_dir_all(&folder);
 }

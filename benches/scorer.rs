@@ -1,4 +1,4 @@
-//! A window of the bundled pairs, from texts to predictions, on all cores, in pairs a second.
+//! Scoring a window of the bundled pairs, from texts to predictions, on all cores, in pairs per second.
 
 use candle_core::Device;
 use couplet::ops::Kernels;
@@ -21,7 +21,7 @@ pub fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("scorer");
     group.sample_size(10).throughput(Throughput::Elements(window().len() as u64));
     for precision in precisions {
-        // A scorer remembers what it scored, so each round has one of its own.
+        // A scorer caches its scores, so each round uses a new one.
         let scorer = || {
             let precision = PrecisionSetting::Of(precision);
             let options = ScorerOptions { max_length: Some(128), precision, ..ScorerOptions::default() };

@@ -1,4 +1,4 @@
-//! Texts to token ids, on one thread.
+//! Tokenization of texts into token ids, on one thread.
 
 use candle_core::Device;
 use couplet::model::Model;

@@ -1,13 +1,13 @@
-//! Messages of libraries without the frames of the stack that they carry where `RUST_BACKTRACE` is set.
+//! Removes the stack frames that libraries add to their messages if `RUST_BACKTRACE` is set.
 
 use std::fmt::Display;
 
-/// A message without the frames of the stack that a library adds to it.
+/// Returns a message without the stack frames that a library has added to it.
 pub(crate) fn without_frames(message: &str) -> &str {
     message.split("\n   0: ").next().unwrap_or(message).trim_end()
 }
 
-/// What a library says, without such frames: all errors of candle become text here.
+/// Returns the message of an error without stack frames. All errors of candle become text here.
 pub(crate) fn message(error: &(impl Display + ?Sized)) -> String {
     without_frames(&error.to_string()).to_owned()
 }

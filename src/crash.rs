@@ -1,10 +1,10 @@
-//! Places at which a test can kill the process, as a loss of power would: nothing is cleaned up, nothing is said. Or stop
-//! it, until the test sends SIGCONT.
+//! Crash points, at which a test can kill the process without any cleanup, as a power failure would, or stop it until
+//! the test sends SIGCONT.
 //!
-//! `COUPLET_CRASH=store.after` kills at the first point of that name, `COUPLET_CRASH=store.after:3` at the third;
-//! `COUPLET_STOP` stops in the same way. A release build has no such points.
+//! `COUPLET_CRASH=store.after` kills the process at the first point of that name, `COUPLET_CRASH=store.after:3` at the
+//! third. `COUPLET_STOP` stops it in the same way. A release build has no crash points.
 
-/// Dies or stops here, if a test asked for it.
+/// Kills or stops the process here, if a test asked for it.
 #[cfg(debug_assertions)]
 pub fn point(name: &str) {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -22,7 +22,7 @@ pub fn point(name: &str) {
     #[cfg(unix)]
     if is_here("COUPLET_STOP", &PASSED[1]) {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
-        // Another thread may take the signal, and this one go on for a moment.
+        // Another thread may receive the signal, in which case this one keeps running for a moment.
         std::thread::sleep(std::time::Duration::from_secs(1));
     }
 }

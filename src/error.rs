@@ -1,4 +1,4 @@
-//! Everything that ends a command, with the exit code that a shell sees.
+//! The errors that end a command, with their exit codes.
 
 use std::path::PathBuf;
 
@@ -23,11 +23,11 @@ use crate::tables::broken_in;
 use crate::tables::diagnose::Broken;
 use crate::train::training_loop::JobError;
 
-/// What there is of a table that could not be written.
+/// The states of a table after a failed write, for messages.
 const AS_BEFORE: &str = "the table is as it was before";
 const NOT_KNOWN: &str = "whether this run's rows are in the table is not known; run the same command again, which makes sure that they are there once";
 
-/// Why a command ended without its result.
+/// An error that ends a command.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The pipeline file has mistakes.
@@ -42,44 +42,44 @@ pub enum Error {
     /// SQL cannot be planned or executed.
     #[error("{origin}: {message}")]
     Sql {
-        /// Whose SQL it is.
+        /// The origin of the SQL.
         origin: String,
-        /// What is wrong with it, for people.
+        /// The problem, explained for the user.
         message: String,
-        /// Whether the query is wrong, rather than its execution.
+        /// True if the query is wrong, false if its execution failed.
         mistake: bool,
     },
     /// A place in a bucket cannot be read or written.
     #[error(transparent)]
     Objects(#[from] ObjectsError),
-    /// The source does not suit the pipeline.
+    /// The source is invalid for the pipeline.
     #[error("{pipeline}: {problem}")]
     Source {
         /// The pipeline file.
         pipeline: String,
-        /// What does not suit.
+        /// The problem.
         problem: String,
     },
-    /// A file turned out to be broken while it was read.
+    /// A file is broken, as found while reading it.
     #[error("{broken}{}", kept.map_or_else(String::new, |kept| format!("; {kept}")))]
     BrokenFile {
-        /// The file and the place.
+        /// The file and the position.
         broken: Broken,
-        /// What there is of the output, where there may be some.
+        /// The state of the output, if there may be some.
         kept: Option<&'static str>,
     },
-    /// A file was replaced while a query read it, each time that it was tried.
+    /// A file was replaced while a query read it, on every attempt.
     #[error("{file} was replaced while it was read; {kept}. Run the same command again")]
     Replaced {
         /// The file.
         file: String,
-        /// What there is of the output.
+        /// The state of the output.
         kept: &'static str,
     },
     /// A model cannot be loaded or run.
     #[error(transparent)]
     Model(#[from] ScorerError),
-    /// A cluster cannot do what it was asked for.
+    /// A cluster failed.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
     /// A model cannot be trained.
@@ -87,10 +87,10 @@ pub enum Error {
     Training {
         /// The pipeline file and the section.
         context: String,
-        /// Why not.
+        /// The cause.
         error: Box<JobError>,
     },
-    /// There is no model, as `promote_if` refused the first one that was trained.
+    /// There is no model, because `promote_if` refused the first trained one.
     #[error(
         "there is no model {} yet: the one that was trained was refused, as {reason}. Lower promote_if or train better \
          and run again, or use the refused one as it is: it is in {}",
@@ -100,9 +100,9 @@ pub enum Error {
     NotPromoted {
         /// The model's folder.
         model: PathBuf,
-        /// Where the refused model is.
+        /// The folder of the refused model.
         candidate: PathBuf,
-        /// The condition, with what was measured.
+        /// The condition and the measured value.
         reason: String,
     },
     /// The output cannot be written.
@@ -113,23 +113,23 @@ pub enum Error {
         "{rejected} of {rows} rows were rejected ({kinds}), more than score.max_errors = {max_errors} allows; nothing was written. Look at the rows, or raise max_errors"
     )]
     TooManyErrors {
-        /// Rows with an error.
+        /// The number of rows with an error.
         rejected: u64,
-        /// Rows read.
+        /// The number of rows read.
         rows: u64,
-        /// The kinds of errors with their numbers.
+        /// The kinds of errors with their counts.
         kinds: String,
-        /// The share that is allowed.
+        /// The largest share allowed.
         max_errors: f64,
     },
-    /// Rows were lost or made up: a bug.
+    /// The numbers of rows read and written differ, which is a bug.
     #[error(
-        "internal error: {read} rows were read and {written} written; nothing was published. Run it with --fresh to score all rows anew, and please report this"
+        "internal error: {read} rows were read and {written} written; nothing was published. Run it with --fresh to score all rows again, and please report this"
     )]
     RowsLost {
-        /// Rows of the source by the first count.
+        /// The number of rows of the source when they were first counted.
         read: u64,
-        /// Rows that came through.
+        /// The number of rows written.
         written: u64,
     },
     /// A file of the source changed while it was read.
@@ -139,7 +139,7 @@ pub enum Error {
     SourceChanged {
         /// The pipeline file.
         pipeline: String,
-        /// Which file, and how.
+        /// The file and its change.
         change: String,
     },
     /// Another run holds the lock, or took it.
@@ -156,12 +156,12 @@ pub enum Error {
     Publish {
         /// The table.
         output: String,
-        /// Why not.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
-        /// Whether it is known that they were not.
+        /// True if it is known that they were not published.
         known: bool,
     },
-    /// Another run of the pipeline and its store has published since this one began.
+    /// Another run with the same pipeline and store has published since this one began.
     #[error(
         "run {by} of this pipeline has published to {output} since this run began, which published nothing. Run the same \
          command again"
@@ -172,33 +172,33 @@ pub enum Error {
         /// The other run.
         by: String,
     },
-    /// A run as it is planned would fail.
+    /// The planned run would fail.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\nerror: "))]
     Foreseen(Vec<Error>),
-    /// Ctrl-C, or a request to terminate.
+    /// The command was interrupted by Ctrl-C or a request to terminate.
     #[error("interrupted {after}; {kept}")]
     Interrupted {
-        /// How far it had come.
+        /// The progress at the interruption.
         after: String,
-        /// What is left of the work.
+        /// The work that is kept.
         kept: String,
     },
-    /// The operating system refused something.
+    /// An operation of the operating system failed.
     #[error("{context}: {error}")]
     Io {
-        /// What was being done.
+        /// The operation.
         context: String,
-        /// The refusal.
+        /// The error.
         error: std::io::Error,
     },
 }
 
 impl Error {
-    /// 1: failed while running, 2: wrong usage or configuration, 130: interrupted.
+    /// Returns the exit code: 1 for a failure, 2 for wrong usage or configuration, 130 for an interruption.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            // A file that is broken is so again.
+            // A broken file stays broken.
             Self::Config(_)
             | Self::Usage(_)
             | Self::Source { .. }
@@ -216,7 +216,7 @@ impl Error {
                 2
             }
             Self::Publish { source, known: true, .. } if is_refused(&**source) => 2,
-            // A table that is damaged is so again.
+            // A damaged table stays damaged.
             Self::Delta(error) if !matches!(error.trouble, Trouble::Unreachable | Trouble::Other) => 2,
             Self::Foreseen(errors) => errors.first().map_or(1, Self::exit_code),
             Self::Interrupted { .. } => 130,
@@ -224,20 +224,20 @@ impl Error {
         }
     }
 
-    /// What to do about a refusal of the operating system, wherever below it came from.
+    /// Returns a hint for fixing an error of the operating system, wherever it occurred.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         let message = self.to_string();
         let is = |number: i32| message.contains(&format!("(os error {number})"));
-        // It says itself what is there now.
+        // That message already describes the state on the disk.
         if !cfg!(unix) || message.contains(NOT_DURABLE) {
             None
         } else if is(17) || is(20) {
-            Some("a part of that path is a file where a folder would have to be: name another place")
+            Some("a part of that path is a file, not a folder: name another place")
         } else if is(28) || is(122) {
             Some(
                 "the disk is full there, or the quota used up: make room and run the same command again, or name another \
-                 place for it (sink.uri, score.store, run.spill). What was there before is as it was",
+                 place for it (sink.uri, score.store, run.spill). Existing data is unchanged",
             )
         } else if is(13) || is(1) {
             Some("this user may not read or write that place: see its owner and permissions, and those of its folders")
@@ -261,7 +261,7 @@ impl Error {
         Self::Sql { origin: origin.into(), message, mistake: sql_error::is_mistake(error) }
     }
 
-    /// The same where the text of the query is at hand, which tells more.
+    /// Explains an error of a query with the help of its text.
     pub(crate) fn sql_in(origin: String, sql: &str, error: &DataFusionError, context: &SessionContext) -> Self {
         match Self::sql(origin, error, Some(context)) {
             Self::Sql { origin, mistake, .. } => {
@@ -271,7 +271,7 @@ impl Error {
         }
     }
 
-    /// Rows that cannot be published; the place is as it was.
+    /// Creates the error for rows that could not be published and a table that is unchanged.
     pub(crate) fn publish(output: impl Into<String>, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Publish { output: output.into(), source: Box::new(source), known: true }
     }
@@ -293,12 +293,12 @@ impl Error {
     }
 }
 
-/// Whether a server refuses access, behind an error.
+/// Returns true if the cause of an error is that a server refuses access.
 fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
     cause_in(error).and_then(explain_unplaced).is_some_and(|explained| explained.trouble.is_refusal())
 }
 
-/// Whether a table that is not there has a name of what the pipeline writes.
+/// Returns true if the name of a missing table is that of the pipeline's own output.
 fn is_own_output(pipeline: &Pipeline, name: &str) -> bool {
     name.eq_ignore_ascii_case(&pipeline.name) || name.eq_ignore_ascii_case(PREDICTIONS)
 }
@@ -310,7 +310,7 @@ fn reads_own_output(query: &str, name: &str) -> String {
     )
 }
 
-/// The file that has a query, where it is not the pipeline's own: places in the query are places in it.
+/// Returns " in FILE" for a query in a file of its own, as positions in the query are positions in that file.
 pub(crate) fn in_file(query: &Query) -> String {
     match query {
         Query::Sql(_) => String::new(),
@@ -341,7 +341,7 @@ mod tests {
             assert_eq!((Error::from(lock).exit_code(), Error::from(sink).exit_code()), (code, code));
             let mut published = Error::publish(place(), error);
             assert_eq!(published.exit_code(), code);
-            // Whether it was done is told by the next run.
+            // If the outcome is unknown, the next run finds it out.
             if let Error::Publish { known, .. } = &mut published {
                 *known = false;
             }

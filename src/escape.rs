@@ -1,10 +1,10 @@
-//! Texts of strangers on a terminal: names of columns, labels of models, what a server says. Nothing in them moves the
-//! cursor, changes a title, hides what stands beside it or begins a line that looks like couplet's own.
+//! Escapes untrusted text for terminals: names of columns, labels of models, messages of servers. Escaped text cannot
+//! move the cursor, change a title, hide adjacent text or start a line that looks like couplet's own.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a character does something on a terminal instead of being shown, or turns the direction of what follows.
+/// Returns true for a control character and for one that changes the direction of the following text.
 fn is_active(char: char) -> bool {
     char.is_control() || matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -24,17 +24,18 @@ fn escape(text: &str, is_active: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// A text of several lines, or a table, with `\u{1b}` and the like where such characters are.
+/// Escapes a text of several lines, or a table: control characters become `\u{1b}` and the like. Newlines and tabs
+/// stay.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     escape(text, |char| is_active(char) && !matches!(char, '\n' | '\t'))
 }
 
-/// A text that is to stay in its line, with `\n` where one ends.
+/// Escapes a text that must stay on one line: newlines become `\n`.
 pub(crate) fn in_line(text: &str) -> Cow<'_, str> {
     escape(text, is_active)
 }
 
-/// A JSON document, in whose strings such characters become escapes of JSON.
+/// Escapes a JSON document: control characters in its strings become JSON escapes.
 pub(crate) fn json(document: &str) -> Cow<'_, str> {
     let is_active = |char: char| is_active(char) && !matches!(char, '\n' | '\t' | '\r');
     if !document.contains(is_active) {
@@ -51,7 +52,7 @@ pub(crate) fn json(document: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// A text in which the same bytes stand at the same places, but for those characters: spans of it stay what they are.
+/// Replaces control characters by printable ones of the same length in bytes, so that spans of the text stay valid.
 pub(crate) fn of_same_length(text: &str) -> Cow<'_, str> {
     let is_active = |char: char| is_active(char) && !matches!(char, '\n' | '\t' | '\r');
     if !text.contains(is_active) {

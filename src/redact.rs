@@ -1,25 +1,26 @@
-//! URIs as messages may repeat them: without the keys, passwords and signatures that some people write into them.
+//! Redacts credentials in URIs: keys, passwords and signatures that users write into them.
 //!
-//! No place of couplet's takes such a URI; whoever refuses one must not show it either, and its text may have come into a
-//! message by other ways, as a part of SQL or of what a library says. So the rule is about texts, and all that goes to
-//! stderr or into the record of a run is passed through it.
+//! couplet accepts no URI with credentials, and the error that refuses one must not show it. A URI can also reach a
+//! message in other ways, as a part of SQL or of a library's error. So all text that goes to stderr or into the record
+//! of a run is redacted.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use regex::{Captures, Regex};
 
-/// A URI in a text: the escape that begins a colour, whose last letter is none of the scheme; the scheme; and the rest up
-/// to what cannot be a part of it, such as the escape that ends a colour.
+/// Matches a URI in a text. The groups are a preceding escape that starts a colour, whose last letter must not count as
+/// part of the scheme; the scheme; and the rest, up to a character that cannot be part of a URI, such as the escape
+/// that ends a colour.
 static URI: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r#"(\x1b\[[0-9;]*m)?([A-Za-z][A-Za-z0-9+.-]*)://([^\s"'`<>\\\x1b]+)"#)
         .expect("a pattern of this program")
 });
 
-/// What a signed URL says of its signature.
+/// Words in the query of a signed URL.
 const SIGNED: [&str; 6] = ["sig=", "signature", "token", "secret", "password", "credential"];
 
-/// The text with `…` for what is secret in its URIs.
+/// Replaces secrets in the URIs of a text by `…`.
 pub(crate) fn without_credentials(text: &str) -> Cow<'_, str> {
     if !text.contains("://") {
         return Cow::Borrowed(text);
@@ -36,25 +37,26 @@ pub(crate) fn without_credentials(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// Whether a URI has something in it that may be secret.
+/// Returns true if a URI contains something that may be secret.
 pub(crate) fn holds_credentials(uri: &str) -> bool {
     without_credentials(uri) != uri
 }
 
-/// How many bytes behind `scheme://` may be a key or a password: all up to the last `@`, as passwords have slashes.
+/// Returns the number of bytes after `scheme://` that may be a key or a password: up to the last `@`, as passwords can
+/// contain slashes.
 fn secret_before(scheme: &str, rest: &str) -> usize {
     let scheme = scheme.to_ascii_lowercase();
     let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
     let is_bucket = ["s3", "s3a", "gs", "az", "abfs", "abfss"].contains(&scheme.as_str());
     let user = authority.split_once('@').map(|(user, _)| user);
-    // A port is digits; a bucket has none.
+    // A port consists of digits; a bucket has no port.
     let has_password = authority.split_once(':').is_some_and(|(_, behind)| {
         is_bucket || rest.contains('@') && !behind.bytes().all(|byte| byte.is_ascii_digit())
     });
     let has_user = match scheme.as_str() {
-        // The container of an account.
+        // The part before `@` is the container of an account.
         "abfs" | "abfss" => false,
-        // The revision of a repository without an organisation; but tokens of the hub begin so.
+        // The part before `@` is a repository without an organisation, unless it starts like a token of the hub.
         "hf" => user.is_some_and(|user| user.starts_with("hf_")),
         _ => user.is_some(),
     };
@@ -65,7 +67,7 @@ fn secret_before(scheme: &str, rest: &str) -> usize {
     }
 }
 
-/// Where the query of a URL begins that is signed; `?` is also a pattern for one character.
+/// Returns the start of the query of a signed URL; none for other URLs, as `?` is also a pattern for one character.
 fn secret_behind(scheme: &str, rest: &str) -> Option<usize> {
     let start = rest.find('?')?;
     let query = rest[start..].to_ascii_lowercase();

@@ -10,7 +10,7 @@ pub enum Trouble {
     Missing,
     /// The server knows who asks, or does not, and refuses.
     Refused,
-    /// The environment's settings do not suit.
+    /// The settings in the environment are invalid.
     Settings,
     /// The server cannot be reached, does not answer as it should even when asked again, or no longer accepts credentials
     /// that it has accepted before.
@@ -20,20 +20,20 @@ pub enum Trouble {
 }
 
 impl Trouble {
-    /// Whether access is refused, by a server or for want of what it asks for.
+    /// Returns true if access is refused, by a server or because settings that it requires are missing.
     #[must_use]
     pub fn is_refusal(self) -> bool {
         matches!(self, Self::Refused | Self::Settings)
     }
 
-    /// Whether the user can mend it before the next run, rather than wait for the service.
+    /// Returns true if the user can fix it before the next run, rather than wait for the service.
     #[must_use]
     pub fn is_mistake(self) -> bool {
         matches!(self, Self::Missing | Self::Refused | Self::Settings)
     }
 }
 
-/// What an error of a store means.
+/// An error of a store, explained for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explained {
     /// What went wrong, and how to mend it.
@@ -43,20 +43,20 @@ pub struct Explained {
 }
 
 impl Explained {
-    /// The same with more words around it.
+    /// Rewords the problem and keeps its kind.
     pub(crate) fn in_words(self, words: impl FnOnce(&str) -> String) -> Self {
         Self { problem: words(&self.problem), ..self }
     }
 }
 
-/// Something that no server said.
+/// Wraps a problem that no server reported.
 impl From<String> for Explained {
     fn from(problem: String) -> Self {
         Self { problem, trouble: Trouble::Other }
     }
 }
 
-/// What the system said.
+/// Wraps an error of the operating system.
 impl From<&io::Error> for Explained {
     fn from(error: &io::Error) -> Self {
         let is_refused = error.kind() == io::ErrorKind::PermissionDenied;
@@ -64,7 +64,7 @@ impl From<&io::Error> for Explained {
     }
 }
 
-/// Something that no server said.
+/// Wraps a problem that no server reported.
 impl From<&str> for Explained {
     fn from(problem: &str) -> Self {
         problem.to_owned().into()
@@ -77,7 +77,7 @@ impl fmt::Display for Explained {
     }
 }
 
-/// What a store says of a request that failed, in one line: of a server's answer only what is known to be harmless.
+/// Summarizes a failed request of a store in one line. Of a server's response it keeps only what cannot hold a secret.
 pub(crate) fn said(error: &object_store::Error) -> String {
     let text = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
         .map(ToString::to_string)

@@ -1,4 +1,4 @@
-//! More than one machine: the same pipeline with [Ballista](https://datafusion.apache.org/ballista/).
+//! Distributed scoring: runs a pipeline on several machines with [Ballista](https://datafusion.apache.org/ballista/).
 //!
 //! ```text
 //!   couplet run --cluster df://HOST:50050            couplet scheduler              couplet executor, many
@@ -6,19 +6,19 @@
 //!   source ─ rows ─ texts without a score
 //!              cut into tasks by tokens ── a job ──▶  plan, hand out, ── a task ──▶  read texts from the store,
 //!              texts ─▶ store/cluster/RUN/*.parquet   hand out again                 score them with the model that
-//!   store ◀─ remember ◀────────────── scores ◀──────  what was lost   ◀───────────── the plan names
+//!   store ◀─ cache ◀───────────────── scores ◀──────  what was lost   ◀───────────── the plan names
 //!   sink  ◀─ publish in one step
 //! ```
 //!
-//! A run on a cluster is a run: only the step from texts to scores happens elsewhere. Reading, remembering and the one
-//! commit stay with the client, so resume, `--fresh` and the record of runs are those of one machine, and nothing that an
-//! executor writes can be seen by a reader. Scheduling, retries and lost executors are Ballista's.
+//! Only scoring happens on the cluster. The client reads, caches and publishes locally, in one commit. So resume,
+//! `--fresh` and the record of runs work as on one machine, and readers of the sink never see anything that an executor
+//! writes. Ballista does the scheduling, the retries and the recovery from lost executors.
 //!
-//! The plan is the job. It carries a [`Contract`]: which model, by URI and fingerprint, cut and computed how, for which
-//! version of couplet. An executor that cannot keep it refuses. Keys and passwords never travel: each machine takes those
-//! of its own environment.
+//! The plan of a job carries a [`Contract`]: the model by URI and fingerprint, the truncation and precision, and the
+//! version of couplet. An executor that cannot fulfil it refuses the task. Keys and passwords are never sent: each
+//! machine takes those of its own environment.
 //!
-//! All but the address needs the feature `cluster`.
+//! Everything but the address needs the feature `cluster`.
 
 #[cfg(feature = "cluster")]
 mod ballista;
@@ -40,13 +40,13 @@ pub use ballista::{Client, Contract, cancel, execute, look, schedule, session_of
 #[cfg(not(feature = "cluster"))]
 pub use unavailable::{Client, Contract, cancel, execute, look, schedule, session_of, starved};
 
-/// Whether this couplet was built with support for clusters.
+/// True if this couplet was built with the feature `cluster`.
 pub const IS_AVAILABLE: bool = cfg!(feature = "cluster");
 
-/// The port of a scheduler where no other is named.
+/// The default port of a scheduler.
 pub const SCHEDULER_PORT: u16 = 50050;
 
-/// Where a scheduler listens: `df://HOST:PORT`.
+/// The address of a scheduler: `df://HOST:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     host: String,
@@ -54,19 +54,19 @@ pub struct Address {
 }
 
 impl Address {
-    /// The host's name or address.
+    /// Returns the host's name or IP address.
     #[must_use]
     pub fn host(&self) -> &str {
         self.host.trim_start_matches('[').trim_end_matches(']')
     }
 
-    /// The port.
+    /// Returns the port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The address for gRPC and HTTP, which share the port.
+    /// Returns the URL for gRPC and HTTP, which share the port.
     #[must_use]
     pub fn http(&self) -> String {
         format!("http://{}:{}", self.host, self.port)
@@ -82,22 +82,22 @@ impl fmt::Display for Address {
 impl FromStr for Address {
     type Err = String;
 
-    /// Reads `df://HOST:PORT`; without the scheme or the port, those are `df://` and [`SCHEDULER_PORT`].
+    /// Parses `df://HOST:PORT`. The scheme defaults to `df://` and the port to [`SCHEDULER_PORT`].
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong =
             |problem: &str| format!("{problem}; expected df://HOST:PORT, such as df://scheduler:{SCHEDULER_PORT}");
         let rest = match text.split_once("://") {
             None => text,
             Some(("df", rest)) => rest,
-            Some((scheme, _)) => return Err(wrong(&format!("{scheme}:// is no address of a scheduler"))),
+            Some((scheme, _)) => return Err(wrong(&format!("{scheme}:// is not the scheme of a scheduler"))),
         };
         let url = url::Url::parse(&format!("http://{}", rest.trim_end_matches('/')))
-            .map_err(|e| wrong(&format!("no address: {e}")))?;
+            .map_err(|e| wrong(&format!("not an address: {e}")))?;
         if url.path() != "/" || url.query().is_some() || !url.username().is_empty() || url.password().is_some() {
             return Err(wrong("an address has a host and a port, and nothing else"));
         }
         let host = url.host_str().ok_or_else(|| wrong("no host"))?.to_owned();
-        // 80 is what a URL leaves out, not what is meant.
+        // `url` drops port 80, as it is the default of http.
         let port = if rest.trim_end_matches('/').ends_with(":80") { 80 } else { url.port().unwrap_or(SCHEDULER_PORT) };
         Ok(Self { host, port })
     }
@@ -110,7 +110,7 @@ pub struct Scored {
     pub keys: ArrayRef,
     /// What became of them, in the same order.
     pub outcomes: Vec<Result<Prediction, Rejection>>,
-    /// Who scored them.
+    /// The name of the executor that scored them.
     pub executor: String,
     /// How long it took, from being sent to being fetched.
     pub took: Duration,
@@ -119,7 +119,7 @@ pub struct Scored {
 /// What a client is to have scored.
 #[derive(Debug)]
 pub struct Work {
-    /// With what.
+    /// The model and how to run it.
     pub contract: Contract,
     /// The folder for the texts, which executors reach under the same name.
     pub folder: StoreFolder,
@@ -135,7 +135,7 @@ pub struct Work {
     pub task_tokens: u64,
 }
 
-/// How a scheduler is run.
+/// The options of a scheduler.
 #[derive(Debug, Clone)]
 pub struct SchedulerOptions {
     /// The address on which it listens, for clients and executors.
@@ -146,7 +146,7 @@ pub struct SchedulerOptions {
     pub executor_timeout: u64,
 }
 
-/// How an executor is run.
+/// The options of an executor.
 #[derive(Debug, Clone)]
 pub struct ExecutorOptions {
     /// Where the scheduler is.
@@ -157,11 +157,11 @@ pub struct ExecutorOptions {
     pub advertise: Option<String>,
     /// The port on which results are given out; 0 for one that is free.
     pub port: u16,
-    /// The port for health and metrics; none for no such server.
+    /// The port for health and metrics; none disables that server.
     pub http_port: Option<u16>,
     /// What the executor is called in records and errors.
     pub name: String,
-    /// Tasks at once. They share the inference threads; a second one reads while the first is scored.
+    /// The number of concurrent tasks. They share the inference threads: while one is scored, another reads.
     pub slots: usize,
     /// Inference threads.
     pub threads: Option<usize>,
@@ -169,18 +169,18 @@ pub struct ExecutorOptions {
     pub device: DeviceSetting,
     /// The memory of joins and sorts of queries, in bytes.
     pub memory: u64,
-    /// Where results are kept until they are fetched, in a folder that goes with the executor.
+    /// The folder for results that are not fetched yet. They are in a subfolder that is removed when the executor ends.
     pub work: PathBuf,
 }
 
-/// An executor, as its scheduler knows it.
+/// An executor as listed by its scheduler.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// What it is called.
+    /// The name of the executor.
     pub name: String,
-    /// The host that it is on.
+    /// The host that it runs on.
     pub host: String,
-    /// Tasks that it takes at once.
+    /// The number of tasks that it runs concurrently.
     pub slots: u64,
 }
 
@@ -198,45 +198,45 @@ pub enum ClusterError {
     /// The scheduler does not answer.
     #[error("the scheduler at {address} does not answer: {problem}{kept}")]
     Unreachable {
-        /// Where it should be.
+        /// The address of the scheduler.
         address: String,
-        /// What the connection said.
+        /// The error of the connection.
         problem: String,
-        /// What there is of the work.
+        /// The state of the work, to be appended to the message.
         kept: &'static str,
     },
-    /// No executor came.
+    /// The scheduler has had no executor for too long.
     #[error(
         "the scheduler at {address} has had no executor for {seconds} s: start some with `couplet executor --scheduler {address}`"
     )]
     NoExecutor {
-        /// Where the scheduler is.
+        /// The address of the scheduler.
         address: String,
-        /// For how long.
+        /// The time without an executor, in seconds.
         seconds: u64,
     },
-    /// An executor cannot keep the contract, or the work failed wherever it was tried.
+    /// An executor cannot fulfil the contract, or the work failed on every attempt.
     #[error("the cluster at {address} cannot score: {problem}")]
     Failed {
-        /// Where the scheduler is.
+        /// The address of the scheduler.
         address: String,
-        /// What was said.
+        /// The cause.
         problem: String,
     },
-    /// The texts of a task cannot be put where the executors read them.
+    /// The texts of a task cannot be written to the place from which the executors read them.
     #[error("the texts of a task cannot be put into {place}: {problem}")]
     Texts {
-        /// Where.
+        /// The file for the texts.
         place: String,
-        /// Why not.
+        /// The cause.
         problem: String,
     },
     /// A scheduler or an executor cannot be started.
     #[error("cannot start {what}: {problem}")]
     Start {
-        /// Which.
+        /// The scheduler or executor.
         what: String,
-        /// Why not.
+        /// The cause.
         problem: String,
     },
 }

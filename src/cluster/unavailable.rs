@@ -69,12 +69,12 @@ pub async fn session_of(_: &Address, _: usize, _: Arc<Models>) -> Result<Session
     Err(ClusterError::Unavailable { what: "--cluster" })
 }
 
-/// Cancels nothing: no session has jobs on a cluster.
+/// Cancels the unfinished jobs of a session. Without the feature `cluster` there are none.
 pub fn cancel(_: &SessionContext) -> std::future::Ready<()> {
     std::future::ready(())
 }
 
-/// Never ends: no job waits for an executor.
+/// Resolves when a job of the session has waited too long for an executor. Without the feature `cluster` it never does.
 pub fn starved(_: &SessionContext) -> std::future::Pending<ClusterError> {
     std::future::pending()
 }

@@ -1,5 +1,5 @@
-//! Local files: opens regular files only, reads texts within a limit, tells what was meant by a name that does not exist,
-//! and names paths in messages.
+//! Local files: opens regular files only, reads texts up to a limit, suggests names for files that do not exist, and
+//! shortens paths for messages.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -20,22 +20,22 @@ pub(crate) use unchanged::REPLACED;
 /// The size above which a file is taken for something else than a pipeline or SQL, in bytes.
 pub(crate) const MAX_TEXT: u64 = 1 << 20;
 
-/// The size above which a file is taken for something else than settings, notes or a report in JSON, in bytes: read, it
-/// takes many times as much memory.
+/// The largest size of a JSON file of settings, notes or a report, in bytes. Parsed, it takes many times as much
+/// memory.
 pub(crate) const MAX_JSON: u64 = 64 << 20;
 
 /// Opens a regular file for reading.
 ///
-/// Every file that is opened by its name is opened here or by [`open_with`]. A pipe or a device in the place of a file
-/// would make the program wait for ever, when it is opened or when it is read.
+/// All files are opened by path here or by [`open_with`]. Opening or reading a pipe or a device in place of a file
+/// could block for ever.
 ///
 /// # Errors
-/// What the system says; anything but a regular file.
+/// An error of the operating system; anything but a regular file.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     open_with(File::options().read(true), path)
 }
 
-/// Opens a regular file, or makes one where the options say so.
+/// Opens a regular file, or creates one if the options say so.
 ///
 /// # Errors
 /// As [`open`].
@@ -43,14 +43,14 @@ pub(crate) fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<Fi
     // Opening a device can already do something, such as rewind a tape.
     match fs::metadata(path) {
         Ok(found) => check_regular(&found)?,
-        // It may be made. A link to nothing is for the options to follow.
+        // The options decide if a file is created, also for a dangling link.
         Err(e) if e.kind() == ErrorKind::NotFound => {}
         Err(e) => return Err(e),
     }
     open_now(options, 0, path, check_regular)
 }
 
-/// Makes a regular file, or empties the one that is there.
+/// Creates a regular file, or truncates an existing one.
 ///
 /// # Errors
 /// As [`open`].
@@ -58,7 +58,7 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
     open_with(File::options().write(true).create(true).truncate(true), path)
 }
 
-/// Writes a regular file, over the one that is there.
+/// Writes a regular file, overwriting an existing one.
 ///
 /// # Errors
 /// As [`open`].
@@ -66,11 +66,11 @@ pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> io::Result<()> {
     create(path)?.write_all(bytes.as_ref())
 }
 
-/// Opens a file or a folder that couplet itself made, for its lock or to make it durable: never through a link, as
-/// others may write where it lies.
+/// Opens a file or a folder that couplet created, to lock or sync it. Links are not followed, as other users may be
+/// able to write to the parent folder.
 ///
 /// # Errors
-/// What the system says; anything but a regular file or a folder.
+/// An error of the operating system; anything but a regular file or a folder.
 pub(crate) fn open_own(path: &Path) -> io::Result<File> {
     let check = |found: &Metadata| if found.is_dir() { Ok(()) } else { check_regular(found) };
     check(&fs::symlink_metadata(path)?)?;
@@ -81,16 +81,17 @@ pub(crate) fn open_own(path: &Path) -> io::Result<File> {
     open_now(File::options().read(true), flags, path, check)
 }
 
-/// Makes the names in a folder durable.
+/// Syncs a folder, which makes the names in it durable.
 ///
 /// # Errors
-/// What the system says; anything but a folder.
+/// An error of the operating system; anything but a folder.
 pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     let check = |found: &Metadata| if found.is_dir() { Ok(()) } else { Err(ErrorKind::NotADirectory.into()) };
     open_now(File::options().read(true), 0, path, check)?.sync_all()
 }
 
-/// Opens without waiting, and looks at what was opened: the name may have got something else since it was looked at.
+/// Opens without blocking and checks the type of the opened file, as the path may have been replaced since the last
+/// check.
 #[expect(clippy::disallowed_methods, reason = "the one place in which files are opened by their names")]
 fn open_now(
     options: &mut OpenOptions,
@@ -98,7 +99,7 @@ fn open_now(
     path: &Path,
     check: impl Fn(&Metadata) -> io::Result<()>,
 ) -> io::Result<File> {
-    // The system ignores the flag where it reads and writes regular files.
+    // The operating system ignores `O_NONBLOCK` for regular files.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(options, flags | libc::O_NONBLOCK);
     #[cfg(not(unix))]
@@ -112,16 +113,19 @@ fn check_regular(found: &Metadata) -> io::Result<()> {
     if found.is_file() {
         Ok(())
     } else if found.is_dir() {
-        Err(io::Error::new(ErrorKind::IsADirectory, "it is a folder, where a file is needed"))
+        Err(io::Error::new(ErrorKind::IsADirectory, "it is a folder, not a file"))
     } else {
-        Err(io::Error::new(ErrorKind::InvalidInput, "it is no regular file but a pipe, a socket, a device or a link"))
+        Err(io::Error::new(
+            ErrorKind::InvalidInput,
+            "it is not a regular file but a pipe, a socket, a device or a link",
+        ))
     }
 }
 
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// As [`open`]; a file that has more bytes, or gets more while it is read.
+/// As [`open`]; a file that has more bytes, or grows beyond them while it is read.
 pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
@@ -131,7 +135,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a regular file of at most `limit` bytes, which are text.
+/// Reads a regular UTF-8 file of at most `limit` bytes.
 ///
 /// # Errors
 /// As [`read`]; bytes that are not UTF-8.
@@ -139,18 +143,18 @@ pub(crate) fn read_string(path: &Path, limit: u64) -> io::Result<String> {
     String::from_utf8(read(path, limit)?).map_err(|e| io::Error::new(ErrorKind::InvalidData, e))
 }
 
-/// Reads a pipeline file or a file of SQL. It may be a descriptor of this process, such as `/dev/stdin`, or what a shell
-/// makes of `<(…)`.
+/// Reads a pipeline file or a file of SQL. The path may be a descriptor of this process, such as `/dev/stdin` or the
+/// result of a shell's `<(…)`.
 ///
 /// # Errors
-/// Why it cannot be read, in a sentence that names it.
+/// The reason for which it cannot be read, as a sentence that names the file.
 pub(crate) fn read_text(path: &Path) -> Result<String, String> {
     let shown = path.display();
     let mut bytes = Vec::new();
     let descriptor = ["/dev/stdin", "/dev/fd", "/proc/self/fd"].iter().any(|place| path.starts_with(place));
     #[expect(clippy::disallowed_methods, reason = "a descriptor is open already")]
     let opened = if descriptor { File::open(path) } else { open(path) };
-    // No more than one byte above the limit: a pipe may have no end.
+    // Read at most one byte above the limit, as a pipe may have no end.
     let read = opened.and_then(|file| file.take(MAX_TEXT + 1).read_to_end(&mut bytes));
     match read {
         Err(e) if e.kind() == ErrorKind::NotFound => Err(format!("{shown} does not exist{}", nearest_file(path))),
@@ -175,7 +179,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String, String> {
     }
 }
 
-/// "; did you mean …?" where the folder has something of nearly that name, or which folder is not there.
+/// Returns "; did you mean …?" if the folder has an entry of a similar name, or names a folder that does not exist.
 pub(crate) fn nearest_file(path: &Path) -> String {
     if let Some(hint) = not_replaced(path) {
         return hint;
@@ -190,14 +194,15 @@ pub(crate) fn nearest_file(path: &Path) -> String {
         .map_or_else(String::new, |other| format!("; did you mean {}?", path.with_file_name(other).display()))
 }
 
-/// "; … is replaced by a shell" where a path has in it what only a shell knows, as it does between quotation marks.
+/// Returns "; only a shell expands …" if a path contains a `~` or `$NAME` that a shell would have expanded without
+/// quotation marks.
 pub(crate) fn not_replaced(path: &Path) -> Option<String> {
     let mut parts = path.iter().filter_map(|part| part.to_str());
     let part = parts.find(|part| *part == "~" || part.starts_with('$') && part.len() > 1)?;
-    Some(format!("; {part} is replaced by a shell, and not in quotation marks: write the path that it stands for"))
+    Some(format!("; only a shell expands {part}, and not within quotation marks: write the full path"))
 }
 
-/// The name that is most like another one, if any is like it.
+/// Returns the most similar of the other names, if one is similar enough.
 pub(crate) fn nearest_name<'a>(name: &str, others: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     others
         .map(|other| (strsim::jaro_winkler(name, other), other))
@@ -206,7 +211,7 @@ pub(crate) fn nearest_name<'a>(name: &str, others: impl Iterator<Item = &'a str>
         .map(|(_, other)| other)
 }
 
-/// The path as a person at this folder would write it, whether it is there yet or not.
+/// Returns the path relative to the current folder if it is below it, otherwise the absolute path. It need not exist.
 pub(crate) fn readable(path: &Path) -> PathBuf {
     let real = real_path(path);
     match real.strip_prefix(real_path(Path::new("."))) {
@@ -216,7 +221,7 @@ pub(crate) fn readable(path: &Path) -> PathBuf {
     }
 }
 
-/// The path with its links followed, as far as it exists, and without `..`.
+/// Resolves the links of a path, as far as it exists, and removes `..`.
 pub(crate) fn real_path(path: &Path) -> PathBuf {
     // The empty path, such as the folder of `pipeline.toml`, is the current folder.
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
@@ -240,10 +245,10 @@ pub(crate) fn real_path(path: &Path) -> PathBuf {
 mod tests {
     use super::*;
 
-    /// What gives no answer in this time waits.
+    /// The time after which a call counts as blocked.
     const SOON: std::time::Duration = std::time::Duration::from_secs(10);
 
-    /// The result of what must not wait.
+    /// Returns the result of a call that must not block.
     fn soon<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
         let (sender, receiver) = std::sync::mpsc::channel();
         std::thread::spawn(move || sender.send(work()));

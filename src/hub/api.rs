@@ -1,4 +1,4 @@
-//! Requests to a hub: which commit a revision is, which files it has, and the bytes of one of them.
+//! Requests to a hub: resolves a revision to a commit, lists its files and downloads them.
 
 use std::time::Duration;
 
@@ -14,44 +14,44 @@ use super::settings::Settings;
 use crate::objects::{ObjectsError, Trouble};
 use crate::place::{HubModel, Place};
 
-/// How long a hub may take to say anything.
+/// The longest time without a response or further bytes from a hub.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How often a request is made that a hub or the network fails.
+/// The largest number of attempts for a request that the hub or the network fails.
 const ATTEMPTS: u32 = 3;
 
-/// Between two attempts, for each that failed.
+/// The pause before a retry, times the number of failed attempts.
 pub(super) const PAUSE: Duration = Duration::from_millis(500);
 
 /// The largest list of files that is read, in bytes.
-const MOST_LISTED: usize = 64 << 20;
+const MAX_LISTING: usize = 64 << 20;
 
-/// The longest that a hub may ask for before the next attempt; beyond that, the run ends and says so.
+/// The longest wait that a hub may ask for with `Retry-After`. If it asks for more, the run fails.
 const LONGEST_WAIT: Duration = Duration::from_mins(2);
 
-/// A hub, asked for one model.
+/// A client of a hub for one model.
 pub(super) struct Hub<'a> {
-    /// With the token, if there is one.
+    /// The client, with the token if there is one.
     api: Api,
     settings: &'a Settings,
     model: &'a HubModel,
 }
 
-/// An answer: a body that is still to come.
+/// A response whose body has not been read yet.
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) body: Body,
-    /// Where it is a part of a file: its first byte, and the bytes of all of that, if they are known.
+    /// The range of a partial response: its first byte, and the size of the file if known.
     pub(super) part: Option<(u64, Option<u64>)>,
-    /// What the server calls the content.
+    /// The `ETag`, without quotes.
     etag: Option<String>,
-    /// In bytes.
+    /// The length of the body in bytes.
     length: Option<u64>,
-    /// Whether another host gave it, to which the hub redirects.
-    from_elsewhere: bool,
+    /// True if the hub redirected the request to another host.
+    is_redirected: bool,
 }
 
-/// A request without an answer to go on with, and how long the server wants to be left alone.
+/// A failed request, with the wait that the server asks for.
 struct Failed {
     error: ObjectsError,
     wait: Option<Duration>,
@@ -63,10 +63,10 @@ impl From<ObjectsError> for Failed {
     }
 }
 
-/// The bytes of an answer.
+/// The bytes of a response.
 pub(super) type Body = std::pin::Pin<Box<dyn futures::Stream<Item = Result<bytes::Bytes, ApiError>> + Send>>;
 
-/// What a commit of a repository holds.
+/// The files of a commit.
 pub(super) struct Listing {
     pub(super) commit: String,
     files: Vec<RemoteFile>,
@@ -75,16 +75,16 @@ pub(super) struct Listing {
 /// A file of a commit.
 #[derive(Debug, Clone)]
 pub(super) struct RemoteFile {
-    /// From the repository on.
+    /// The path from the root of the repository.
     pub(super) path: String,
-    /// In bytes, where the hub says it.
+    /// The size in bytes, if the hub lists it.
     pub(super) size: Option<u64>,
-    /// What names its content, where the hub says it: SHA-256, or git's SHA-1 of small files.
+    /// The hash of its content, if the hub lists it: SHA-256, or git's SHA-1 for small files.
     pub(super) etag: Option<String>,
 }
 
 impl RemoteFile {
-    /// The name without its folders.
+    /// Returns the name without its folders.
     pub(super) fn name(&self) -> &str {
         self.path.rsplit('/').next().unwrap_or_default()
     }
@@ -107,13 +107,13 @@ impl Listing {
         Some(Self { commit, files: files.collect() })
     }
 
-    /// The files of a folder, without those of its own folders.
+    /// Returns the files directly in a folder.
     pub(super) fn in_folder(&self, folder: &str) -> Vec<RemoteFile> {
         let files = self.files.iter().filter(|file| folder_of(&file.path) == folder);
         files.cloned().collect()
     }
 
-    /// The folders in which there is a model's configuration.
+    /// Returns the subfolders that contain a model's `config.json`.
     pub(super) fn model_folders(&self) -> Vec<&str> {
         let configs = self.files.iter().filter(|file| file.name() == "config.json");
         configs.map(|file| folder_of(&file.path)).filter(|folder| !folder.is_empty()).collect()
@@ -134,7 +134,7 @@ fn folder_of(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
-/// Whether a text is a name of content or a commit, and safe as the name of a file.
+/// Returns true if a text looks like a hash of content or of a commit and is safe as a file name.
 fn is_hash(text: &str) -> bool {
     (8..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
@@ -152,30 +152,30 @@ impl<'a> Hub<'a> {
         self.settings
     }
 
-    /// Asks which commit the revision is, and for its files.
+    /// Resolves the revision to a commit and lists its files.
     pub(super) async fn listing(&self) -> Result<Listing, ObjectsError> {
         let url = format!("{}/api/{}?blobs=true", self.settings.endpoint, repository(self.model).api_url());
         let mut answer = self.ask(&url, 0).await?;
         let mut text = Vec::new();
         while let Some(bytes) = self.next(&mut answer.body).await? {
             text.extend_from_slice(&bytes);
-            if text.len() > MOST_LISTED {
+            if text.len() > MAX_LISTING {
                 return Err(self.unusable("its list of files does not end"));
             }
         }
         Listing::parse(&text).ok_or_else(|| self.unusable("its list of files is not what a hub answers"))
     }
 
-    /// Names the content of a file of a commit, where the listing does not, and says its size.
+    /// Returns the content hash and size of a file that the listing does not give.
     pub(super) async fn content(&self, commit: &str, path: &str) -> Result<(String, u64), ObjectsError> {
         let url = self.url(commit, path);
         // Its body is not read.
         let answer = self.ask(&url, 0).await?;
-        let (etag, size) = if answer.from_elsewhere {
-            // The hub has named it in the redirect, which only `Api::metadata` looks at; and that would send the token on
-            // to the other host.
-            let nobody = api(self.settings, self.model, None)?;
-            let asked = tokio::time::timeout(PATIENCE, nobody.metadata(&url)).await.map_err(|_| self.slow())?;
+        let (etag, size) = if answer.is_redirected {
+            // The hash is in the hub's redirect, which only `Api::metadata` reads. With a token, that would send the
+            // token on to the other host.
+            let anonymous = api(self.settings, self.model, None)?;
+            let asked = tokio::time::timeout(PATIENCE, anonymous.metadata(&url)).await.map_err(|_| self.slow())?;
             let found = asked.map_err(|_| {
                 self.unusable("it names the content of files neither in its list nor to those who ask without a token")
             })?;
@@ -189,7 +189,7 @@ impl<'a> Hub<'a> {
         }
     }
 
-    /// Asks for a file of a commit, from a byte on.
+    /// Requests a file of a commit, starting at a byte.
     pub(super) async fn open(&self, commit: &str, path: &str, start: u64) -> Result<Answer, ObjectsError> {
         self.ask(&self.url(commit, path), start).await
     }
@@ -203,7 +203,7 @@ impl<'a> Hub<'a> {
         self.api.repo(repo).url(&path)
     }
 
-    /// Makes a request, again if the hub or the network fails; what the hub refuses is an error.
+    /// Sends a request, with retries if the hub or the network fails. A refusal of the hub is an error.
     async fn ask(&self, url: &str, start: u64) -> Result<Answer, ObjectsError> {
         let mut attempt = 1;
         loop {
@@ -216,7 +216,7 @@ impl<'a> Hub<'a> {
                 return Err(error);
             }
             if wait > PATIENCE {
-                tracing::info!("{} wants to be asked again in {} s", self.settings.shown_endpoint(), wait.as_secs());
+                tracing::info!("{} asks to retry after {} s", self.settings.shown_endpoint(), wait.as_secs());
             }
             tokio::time::sleep(wait.max(PAUSE * attempt)).await;
             attempt += 1;
@@ -224,12 +224,12 @@ impl<'a> Hub<'a> {
     }
 
     async fn ask_once(&self, url: &str, start: u64) -> Result<Answer, Failed> {
-        // A range of a compressed body would be of something else.
+        // The bytes of a range are those of the file only if the body is not compressed.
         let mut request = self.api.client().get(url).header("accept-encoding", "identity");
         if start > 0 {
             request = request.header("range", format!("bytes={start}-"));
         }
-        // The client takes the token out of a request that is redirected to another host.
+        // The client removes the token when a request is redirected to another host.
         let sent = tokio::time::timeout(PATIENCE, request.send()).await.map_err(|_| self.slow())?;
         let answer = sent.map_err(|e| problem::of_network(self, &e.into()))?;
         let status = answer.status().as_u16();
@@ -241,7 +241,7 @@ impl<'a> Hub<'a> {
             return Err(Failed { error, wait });
         }
         let asked = Url::parse(url).map(|url| url.origin());
-        let from_elsewhere = asked.is_ok_and(|asked| asked != answer.url().origin());
+        let is_redirected = asked.is_ok_and(|asked| asked != answer.url().origin());
         let etag = header("x-linked-etag").or_else(|| header("etag")).map(|etag| etag.replace('"', ""));
         let part = header("content-range").and_then(|range| part_of(&range)).filter(|_| status == 206);
         let length = answer.content_length();
@@ -252,10 +252,10 @@ impl<'a> Hub<'a> {
                 Err(e) => Some((Err(e.into()), None)),
             }
         });
-        Ok(Answer { status, body: Box::pin(body), part, etag, length, from_elsewhere })
+        Ok(Answer { status, body: Box::pin(body), part, etag, length, is_redirected })
     }
 
-    /// The next bytes of a body; none at its end.
+    /// Returns the next bytes of a body; none at its end.
     pub(super) async fn next(&self, body: &mut Body) -> Result<Option<bytes::Bytes>, ObjectsError> {
         let next = tokio::time::timeout(PATIENCE, futures::StreamExt::next(body)).await.map_err(|_| self.slow())?;
         next.transpose().map_err(|e| problem::of_network(self, &e))
@@ -268,7 +268,7 @@ impl<'a> Hub<'a> {
 
     pub(super) fn unusable(&self, what: &str) -> ObjectsError {
         let endpoint = self.settings.shown_endpoint();
-        self.error(Trouble::Other, format!("{endpoint} is no hub that couplet understands: {what}; check HF_ENDPOINT"))
+        self.error(Trouble::Other, format!("{endpoint} is not a hub that couplet supports: {what}; check HF_ENDPOINT"))
     }
 
     pub(super) fn error(&self, trouble: Trouble, problem: impl Into<String>) -> ObjectsError {
@@ -276,13 +276,13 @@ impl<'a> Hub<'a> {
     }
 }
 
-/// The first byte and the size of `bytes 100-199/200`; a server may not know the size.
+/// Parses the first byte and the size of a range such as `bytes 100-199/200`. A server may not know the size.
 fn part_of(range: &str) -> Option<(u64, Option<u64>)> {
     let (bytes, size) = range.strip_prefix("bytes ")?.split_once('/')?;
     Some((bytes.split_once('-')?.0.parse().ok()?, size.parse().ok()))
 }
 
-/// What `Retry-After` asks for: seconds, or until a time.
+/// Parses the header `Retry-After`: a number of seconds or a date.
 fn wait_of(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     match text.trim().parse() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),

@@ -1,5 +1,5 @@
-//! The cache that all users of the hub share: blobs by content, snapshots of commits that link to them, names of
-//! commits, and, as empty files under `.no_exist`, what commits do not have.
+//! The cache that all programs using the hub share: blobs by content hash, snapshots of commits that link to them, the
+//! commits of branches and tags, and empty files under `.no_exist` for files that a commit does not have.
 //!
 //! See <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>.
 
@@ -17,13 +17,13 @@ use crate::hub::ModelFolder;
 use crate::hub::Needed;
 use crate::place::HubModel;
 
-/// Why a model should not be loaded from what is in the cache.
+/// The reason for which a cached model may be incomplete.
 pub(super) enum Gap {
-    /// It cannot be loaded without this.
+    /// A required file is missing.
     Lacks(String),
-    /// These files were not fetched when a download ended early.
+    /// These files may be missing, as a download ended early.
     Unfinished(Vec<String>),
-    /// Nobody has asked the hub for these files.
+    /// These files may be missing, as no program has asked the hub for them.
     Unasked(Vec<String>),
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Snapshot {
     repo: CacheRepo,
     /// The repository's folder in the cache.
     root: PathBuf,
-    /// Where programs lock what they fetch.
+    /// The folder of the locks that programs hold while they fetch files.
     locks: PathBuf,
     commit: String,
     /// The model's folder in the repository.
@@ -52,7 +52,7 @@ impl Snapshot {
         }
     }
 
-    /// The commit that the model's branch or tag was when it was last asked for.
+    /// Returns the commit of the model's branch or tag when it was last resolved.
     pub(super) fn commit_of(settings: &Settings, model: &HubModel) -> Option<String> {
         let root = settings.cache.path().join(repository(model).folder_name());
         let commit = files::read_string(&root.join("refs").join(model.revision()), MAX_TEXT).ok()?;
@@ -61,7 +61,7 @@ impl Snapshot {
         is_commit.then(|| commit.to_owned())
     }
 
-    /// The commits of which anything is in the cache.
+    /// Lists the commits that have files in the cache.
     pub(super) fn commits(settings: &Settings, model: &HubModel) -> Vec<String> {
         let root = settings.cache.path().join(repository(model).folder_name());
         let found = root.join("snapshots").read_dir().into_iter().flatten().flatten();
@@ -74,7 +74,7 @@ impl Snapshot {
         &self.commit
     }
 
-    /// The model's folder.
+    /// Returns the model's folder.
     pub(super) fn folder(&self) -> PathBuf {
         let root = self.repo.pointer_path(&self.commit);
         if self.subfolder.is_empty() { root } else { root.join(&self.subfolder) }
@@ -84,24 +84,24 @@ impl Snapshot {
         ModelFolder { path: self.folder(), revision: Some(self.commit) }
     }
 
-    /// Where a content is, or will be.
+    /// Returns the path of the blob with that hash.
     pub(super) fn blob(&self, etag: &str) -> PathBuf {
         self.repo.blob_path(etag)
     }
 
-    /// The lock of a content.
+    /// Returns the path of the lock of a blob.
     pub(super) fn lock_of(&self, etag: &str) -> PathBuf {
         self.locks.join(format!("{etag}.lock"))
     }
 
-    /// What is to be said against loading the model from the files that are there.
+    /// Returns the reason for which the cached files may be incomplete; none if the model can be loaded from them.
     ///
-    /// What a commit does not have is noted beside its snapshot, so that what is neither there nor noted was not fetched.
-    /// couplet notes or fetches the calibration before all other files; where nothing is known of it, which files there
-    /// are was another program's choice.
+    /// Files that a commit does not have are recorded beside its snapshot, so a file that is neither present nor
+    /// recorded was not fetched. couplet records or fetches the calibration before all other files. If it is neither
+    /// present nor recorded, another program chose which files to fetch.
     pub(super) fn gap(&self) -> Option<Gap> {
         let folder = self.folder();
-        // A link to a blob that somebody removed is no file.
+        // A link to a removed blob does not count as a file.
         let files = folder.read_dir().into_iter().flatten().flatten().filter(|entry| entry.path().is_file());
         let names: Vec<String> = files.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -124,17 +124,17 @@ impl Snapshot {
         }
     }
 
-    /// Where it is noted that the commit has no such file in the model's folder.
+    /// Returns the path of the record that the commit has no such file in the model's folder.
     fn absent(&self, name: &str) -> PathBuf {
         self.root.join(".no_exist").join(&self.commit).join(&self.subfolder).join(name)
     }
 
-    /// Whether the commit is known not to have that file in the model's folder.
+    /// Returns true if the commit is known not to have that file in the model's folder.
     pub(super) fn is_absent(&self, name: &str) -> bool {
         self.absent(name).is_file()
     }
 
-    /// Notes that the commit has no such file in the model's folder, as `huggingface_hub` does.
+    /// Records that the commit has no such file in the model's folder, as `huggingface_hub` does.
     pub(super) fn note_absent(&self, name: &str) -> io::Result<()> {
         let path = self.absent(name);
         if path.is_file() {
@@ -144,14 +144,14 @@ impl Snapshot {
         files::create(&path).map(drop)
     }
 
-    /// Whether the snapshot has the file, in its size where that is known.
+    /// Returns true if the snapshot has the file, with the right size if that is known.
     pub(super) fn has(&self, path: &str, size: Option<u64>) -> bool {
         let file = self.repo.pointer_path(&self.commit).join(path).metadata();
         file.is_ok_and(|file| file.is_file() && size.is_none_or(|size| file.len() == size))
     }
 
-    /// Makes `path` of the snapshot a link to a content, in one step. What is unfinished is where nobody looks for
-    /// snapshots or names.
+    /// Atomically makes `path` of the snapshot a link to a blob. Temporary files are in a folder in which no program
+    /// looks for snapshots or refs.
     pub(super) fn link(&self, path: &str, etag: &str) -> io::Result<()> {
         let link = self.repo.pointer_path(&self.commit).join(path);
         let folder = link.parent().unwrap_or(&link);
@@ -164,7 +164,7 @@ impl Snapshot {
         fs::rename(&made, &link)
     }
 
-    /// Notes that a branch or tag is this commit, in one step.
+    /// Atomically records that a branch or tag is this commit.
     pub(super) fn name(&self, revision: &str) -> io::Result<()> {
         let path = self.root.join("refs").join(revision);
         if files::read_string(&path, MAX_TEXT).is_ok_and(|known| known == self.commit) {
@@ -188,13 +188,13 @@ fn link_to(relative: &Path, _: &Path, link: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(relative, link)
 }
 
-/// Links need a privilege on Windows; a second name for the file does not.
+/// Creates a hard link or a copy, as symbolic links need a privilege on Windows.
 #[cfg(not(unix))]
 fn link_to(_: &Path, blob: &Path, link: &Path) -> io::Result<()> {
     fs::hard_link(blob, link).or_else(|_| fs::copy(blob, link).map(drop))
 }
 
-/// Temporary files are the user's own; a cache may be shared, as the user's mask says.
+/// Makes a file readable by all users, as a cache may be shared and temporary files are private.
 #[cfg(unix)]
 pub(super) fn readable_by_all(file: &File) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,5 @@
-//! Files of a commit into the cache: one at a time under its lock, on from where an earlier attempt ended, checked
-//! against the name of its content before it gets that name.
+//! Downloads files of a commit into the cache: one at a time under its lock, resuming an earlier attempt. The content
+//! is verified against its hash before the file gets that name.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek as _, Write};
@@ -16,13 +16,13 @@ use super::folder::lock;
 use crate::files;
 use crate::objects::{ObjectsError, Trouble};
 
-/// How often a connection may break without a byte having come.
+/// The largest number of consecutive connections that bring no new bytes.
 const ATTEMPTS: u32 = 5;
 
-/// Between two lines about a download where there is no terminal.
+/// The interval between two log lines about a download if there is no terminal.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Fetches what the snapshot does not have of these files.
+/// Fetches those of the files that the snapshot lacks.
 pub(super) async fn all(hub: &Hub<'_>, snapshot: &Snapshot, files: &[RemoteFile]) -> Result<(), ObjectsError> {
     let missing: Vec<&RemoteFile> = files.iter().filter(|file| !snapshot.has(&file.path, file.size)).collect();
     let mut contents = Vec::new();
@@ -57,13 +57,13 @@ pub(super) async fn all(hub: &Hub<'_>, snapshot: &Snapshot, files: &[RemoteFile]
 
 fn disk(hub: &Hub<'_>, path: &str, error: &io::Error) -> ObjectsError {
     let cache = hub.settings().cache.path().display();
-    let mend = match error.kind() {
+    let how_to_fix = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "; HF_HOME or HF_HUB_CACHE name another place for the cache, and what has come is kept"
         }
         _ => "",
     };
-    hub.error(Trouble::Other, format!("downloading {path} to {cache}: {error}{mend}"))
+    hub.error(Trouble::Other, format!("downloading {path} to {cache}: {error}{how_to_fix}"))
 }
 
 /// A file to fetch.
@@ -74,12 +74,12 @@ struct Content {
 }
 
 impl Content {
-    /// Whether a blob is there in its size; a disk that was full, or a person, may have cut it.
+    /// Returns true if the blob exists in its full size. A full disk or a user can have truncated it.
     fn is_at(&self, blob: &Path) -> bool {
         blob.metadata().is_ok_and(|found| found.is_file() && found.len() == self.size)
     }
 
-    /// Puts the content into the cache, unless another process is quicker.
+    /// Downloads the content into the cache, unless another process has done so first.
     async fn fetch(&self, hub: &Hub<'_>, snapshot: &Snapshot, progress: &mut Progress) -> Result<(), ObjectsError> {
         let disk = |e: io::Error| disk(hub, &self.path, &e);
         let blob = snapshot.blob(&self.etag);
@@ -98,12 +98,12 @@ impl Content {
         let mut file = Unfinished::open(unfinished, &self.etag, self.size).map_err(disk)?;
         let resumed = file.length;
         if resumed > 0 {
-            tracing::info!("going on with {} from byte {resumed}", self.path);
+            tracing::info!("resuming the download of {} from byte {resumed}", self.path);
         }
         progress.add(resumed);
         self.receive(hub, snapshot, &mut file, progress).await?;
         if resumed > 0 && file.damage().is_some() {
-            // What was there may have been of another program.
+            // The earlier bytes may be from another program.
             tracing::warn!("{} is damaged; downloading all of it again", self.path);
             file.restart().map_err(disk)?;
             self.receive(hub, snapshot, &mut file, progress).await?;
@@ -111,7 +111,8 @@ impl Content {
         if let Some(damage) = file.damage() {
             drop(fs::remove_file(&file.path));
             let problem = format!(
-                "{} came damaged ({damage}) and is not used; run again, and if it comes so again, check HF_ENDPOINT",
+                "the download of {} is damaged ({damage}) and is not used; run again, and if that fails too, check \
+                 HF_ENDPOINT",
                 self.path
             );
             return Err(hub.error(Trouble::Other, problem));
@@ -119,7 +120,7 @@ impl Content {
         file.publish(&blob).map_err(disk)
     }
 
-    /// Receives what is missing, over as many connections as it takes.
+    /// Receives the missing bytes, over as many connections as needed.
     async fn receive(
         &self,
         hub: &Hub<'_>,
@@ -128,7 +129,8 @@ impl Content {
         progress: &mut Progress,
     ) -> Result<(), ObjectsError> {
         let disk = |e: io::Error| disk(hub, &self.path, &e);
-        // Progress is what nobody has had before: a server that always breaks at the same place makes none.
+        // Only bytes beyond the furthest position count as progress: a server that always breaks at the same place
+        // makes none.
         let (mut failures, mut furthest) = (0, file.length);
         while file.length < self.size {
             let before = file.length;
@@ -137,13 +139,13 @@ impl Content {
             let is_rest =
                 answer.part.is_some_and(|(start, size)| start == before && size.is_none_or(|n| n == self.size));
             if !is_all && !is_rest {
-                // Nothing of what comes is what was asked for.
+                // The response is not the requested range.
                 file.restart().map_err(disk)?;
                 failures += 1;
                 if failures == ATTEMPTS {
                     let problem = format!(
-                        "{} comes in other parts than were asked for (status {}); run again, and if it comes so again, \
-                         check HF_ENDPOINT",
+                        "the server sends other ranges of {} than requested (status {}); run again, and if that fails \
+                         too, check HF_ENDPOINT",
                         self.path, answer.status
                     );
                     return Err(hub.error(Trouble::Unreachable, problem));
@@ -152,14 +154,14 @@ impl Content {
                 continue;
             }
             if is_all && before > 0 {
-                // The server knows no ranges.
+                // The server does not support ranges.
                 file.restart().map_err(disk)?;
             }
             let broke = loop {
                 match hub.next(&mut answer.body).await {
                     Ok(Some(bytes)) if file.length + bytes.len() as u64 > self.size => {
                         file.restart().map_err(disk)?;
-                        let problem = format!("{} has more than the {} bytes that the hub names", self.path, self.size);
+                        let problem = format!("{} has more than the {} bytes in the hub's list", self.path, self.size);
                         return Err(hub.error(Trouble::Other, problem));
                     }
                     Ok(Some(bytes)) => {
@@ -185,7 +187,7 @@ impl Content {
     }
 }
 
-/// A file that is being received: what it will be called, and the hash of what has come.
+/// A file that is being received, with the expected hash and the hash of the bytes so far.
 struct Unfinished {
     path: PathBuf,
     file: File,
@@ -196,11 +198,11 @@ struct Unfinished {
 }
 
 impl Unfinished {
-    /// Opens what an earlier attempt left, or a new file.
+    /// Opens the file of an earlier attempt, or a new one.
     fn open(path: PathBuf, etag: &str, size: u64) -> io::Result<Self> {
         let file = files::open_with(File::options().read(true).write(true).create(true).truncate(false), &path)?;
         let mut unfinished = Self { path, file, length: 0, size, etag: etag.to_owned(), hash: Hash::new(etag, size) };
-        // What is too long is something else, and of what cannot be checked nobody knows what it is.
+        // A file that is too long is another content, and one without a known hash cannot be verified.
         if unfinished.file.metadata()?.len() > size || matches!(unfinished.hash, Hash::Unknown) {
             unfinished.restart()?;
             return Ok(unfinished);
@@ -223,7 +225,7 @@ impl Unfinished {
         Ok(())
     }
 
-    /// Begins anew.
+    /// Discards all bytes and starts again.
     fn restart(&mut self) -> io::Result<()> {
         self.file.set_len(0)?;
         self.file.rewind()?;
@@ -232,16 +234,16 @@ impl Unfinished {
         Ok(())
     }
 
-    /// What is wrong with the content, if anything is.
+    /// Describes the mismatch of the content's hash; none if it matches or cannot be checked.
     fn damage(&self) -> Option<String> {
         let (kind, found) = self.hash.finish()?;
         (found != self.etag).then(|| format!("{kind} {found} instead of {}", self.etag))
     }
 
-    /// Gives the file its name, once its content would survive a loss of power.
+    /// Syncs the file and gives it its name.
     fn publish(self, blob: &Path) -> io::Result<()> {
         self.file.sync_all()?;
-        // Where locks do not work, as on some network disks, another process may have cut it.
+        // If locks do not work, as on some network disks, another process may have truncated it.
         if self.file.metadata()?.len() != self.size {
             return Err(io::Error::other("another process wrote to the same file; run again"));
         }
@@ -249,7 +251,7 @@ impl Unfinished {
     }
 }
 
-/// The hash that a content is named by: SHA-256 for large files, git's for others, neither on some mirrors.
+/// The hash of a content: SHA-256 for large files, git's SHA-1 for others, unknown on some mirrors.
 enum Hash {
     Sha256(Box<Sha256>),
     Git(Box<Sha1>),
@@ -278,7 +280,7 @@ impl Hash {
         }
     }
 
-    /// Its name and its digits.
+    /// Returns the name of the hash and its hexadecimal digits.
     fn finish(&self) -> Option<(&'static str, String)> {
         let hex = |bytes: &[u8]| bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
         match self {
@@ -289,7 +291,7 @@ impl Hash {
     }
 }
 
-/// How far a download is: a bar on a terminal, a line now and then elsewhere.
+/// The progress of a download: a bar on a terminal, otherwise a log line at intervals.
 struct Progress {
     bar: Option<ProgressBar>,
     done: u64,

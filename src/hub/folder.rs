@@ -1,8 +1,8 @@
-//! The folder of a model, wherever it is: a model in a bucket is downloaded once into the user's cache, one of a hub
-//! into the cache that all users of hubs share ([`crate::hub`]).
+//! Provides a model as a local folder. A model in a bucket is downloaded once into the user's cache. A model of a hub
+//! is downloaded into the cache that programs using hubs share ([`crate::hub`]).
 //!
-//! A folder of the cache is named by the model's URI and the versions of its files, so that a model that changes in the
-//! bucket gets another one. It appears when it is complete; processes that want it at the same time wait for the first.
+//! The name of a cached folder is a hash of the model's URI and the versions of its files, so a model that changes in
+//! the bucket gets a new folder. The folder appears once it is complete. Concurrent processes wait for the first one.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -21,26 +21,27 @@ use crate::place::Place;
 pub struct ModelFolder {
     /// The model itself, or its copy in a cache.
     pub path: PathBuf,
-    /// The commit that a copy from a hub is of.
+    /// The commit of a copy from a hub.
     pub revision: Option<String>,
 }
 
 impl ModelFolder {
-    /// What the model at `place` is called where this is a copy of it: its URI, with the commit if it has one.
+    /// Returns the name of the model at `place` of which this is a copy: its URI, with the commit if it has one. None
+    /// for a local model.
     #[must_use]
     pub fn name_of_copy(&self, place: &Place) -> Option<String> {
         match (place, &self.revision) {
             (Place::Local(_), _) => None,
             (Place::Hub(model), Some(commit)) => Some(model.with_revision(commit).to_string()),
-            (elsewhere, _) => Some(elsewhere.to_string()),
+            (remote, _) => Some(remote.to_string()),
         }
     }
 }
 
-/// The local folder of a model: itself, or its copy in the cache.
+/// Returns the local folder of a model: the model itself or its copy in the cache, downloaded if needed.
 ///
 /// # Errors
-/// A model that is not there or cannot be downloaded.
+/// A model that does not exist or cannot be downloaded.
 pub async fn model_folder(place: &Place) -> Result<ModelFolder, ObjectsError> {
     match place {
         Place::Local(path) => Ok(ModelFolder { path: path.clone(), revision: None }),
@@ -53,11 +54,11 @@ pub async fn model_folder(place: &Place) -> Result<ModelFolder, ObjectsError> {
     }
 }
 
-/// The text of a file beside a model of which `folder` is the folder; none if there is no such file, or if it is longer
+/// Reads another file of the model's folder, given its local `folder`; none if there is no such file or it is longer
 /// than `limit` bytes.
 ///
 /// # Errors
-/// A server that does not give it.
+/// A server that refuses or fails, a file that cannot be read.
 pub async fn beside_model(
     place: &Place,
     folder: &ModelFolder,
@@ -86,7 +87,7 @@ pub async fn beside_model(
     Ok(None)
 }
 
-/// The files that the model is loaded from, in the order of their names.
+/// Lists the files that the model is loaded from, ordered by name.
 async fn files(objects: &Objects) -> Result<Vec<ObjectMeta>, ObjectsError> {
     let missing = |problem: &str| ObjectsError::new(&objects.place, Trouble::Missing, problem);
     let listed = objects.store.list_with_delimiter(Some(&objects.root)).await.map_err(|e| objects.error(&e))?;
@@ -112,10 +113,10 @@ async fn files(objects: &Objects) -> Result<Vec<ObjectMeta>, ObjectsError> {
     Ok(files)
 }
 
-/// The folder in which a model that is not on this machine gets a copy; none for one that is.
+/// Returns the cache folder for copies of a remote model; none for a local one.
 ///
 /// # Errors
-/// Settings from which no such folder follows.
+/// Settings that name no cache folder.
 pub fn model_cache(place: &Place) -> Result<Option<PathBuf>, ObjectsError> {
     Ok(match place {
         Place::Local(_) => None,
@@ -132,23 +133,23 @@ fn copies(place: &Place) -> Result<PathBuf, ObjectsError> {
     Ok(cache.join("couplet/models"))
 }
 
-/// A folder of the cache: all of its files are couplet's.
+/// A folder of the cache: couplet owns all of its files.
 const COPY: FolderKind = FolderKind { name: "a copy of a model", marker: "config.json", has: |_| true };
 
-/// The folder of the cache with these files, filled if it is not there yet.
+/// Returns the cached folder with these files, downloading them if needed.
 async fn cached(objects: &Objects, files: &[ObjectMeta]) -> Result<PathBuf, ObjectsError> {
     let disk = |what: &Path, e: &dyn std::fmt::Display| {
         ObjectsError::new(&objects.place, Trouble::Other, format!("downloading to {}: {e}", what.display()))
     };
     let cache = copies(&objects.place)?;
     let folder = cache.join(version(objects, files));
-    if is_whole(&folder, files) {
+    if is_complete(&folder, files) {
         return Ok(folder);
     }
     std::fs::create_dir_all(&cache).map_err(|e| disk(&cache, &e))?;
     let lock = lock(folder.with_extension("lock")).await.map_err(|e| disk(&cache, &e))?;
-    // Another process may have been quicker.
-    if !is_whole(&folder, files) {
+    // Another process may have downloaded it meanwhile.
+    if !is_complete(&folder, files) {
         let bytes: u64 = files.iter().map(|file| file.size).sum();
         tracing::info!(
             "downloading the model {} ({:.1} MB), once, to {}",
@@ -168,12 +169,12 @@ async fn cached(objects: &Objects, files: &[ObjectMeta]) -> Result<PathBuf, Obje
     Ok(folder)
 }
 
-/// A name for these versions of these files of this model.
+/// Returns a hash of the model's URI and the versions of its files, as a folder name.
 fn version(objects: &Objects, files: &[ObjectMeta]) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(objects.url.as_str().trim_end_matches('/').as_bytes());
     for file in files {
-        // A server without tags has times.
+        // A server without ETags gives modification times.
         let tag = file.e_tag.clone().unwrap_or_else(|| file.last_modified.to_rfc3339());
         for part in [file.location.filename().unwrap_or_default(), &file.size.to_string(), &tag] {
             hasher.update(&[0]).update(part.as_bytes());
@@ -182,15 +183,16 @@ fn version(objects: &Objects, files: &[ObjectMeta]) -> String {
     hasher.finalize().to_hex()[..32].to_owned()
 }
 
-/// Whether a folder has all the files in their sizes; a disk that was full, or a person, may have taken some.
-fn is_whole(folder: &Path, files: &[ObjectMeta]) -> bool {
+/// Returns true if a folder has all files in their full sizes. A full disk can truncate files, and users can delete
+/// them.
+fn is_complete(folder: &Path, files: &[ObjectMeta]) -> bool {
     files.iter().all(|file| {
         let path = folder.join(file.location.filename().unwrap_or_default());
         path.metadata().is_ok_and(|found| found.len() == file.size)
     })
 }
 
-/// Waits until no other process holds the lock; it ends with the file that is returned.
+/// Waits for the lock and takes it. Dropping the returned file releases it.
 pub(crate) async fn lock(path: PathBuf) -> std::io::Result<File> {
     let locking = tokio::task::spawn_blocking(move || {
         let file = files::create(&path)?;

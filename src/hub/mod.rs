@@ -1,15 +1,16 @@
-//! Models of the Hugging Face hub, and of servers that speak its protocol: `hf://org/name[@revision][/folder]`.
+//! Models of the Hugging Face hub and of servers with its API: `hf://org/name[@revision][/folder]`.
 //!
 //! ```text
 //! revision ── hub: commit, files ── needed ──▶ blobs/ETAG ◀── snapshots/COMMIT/file ◀── refs/REVISION
 //!                                              (fetched, checked)     (links)            (commit)
 //! ```
 //!
-//! Files go to the cache of `huggingface_hub`, in its layout and under its locks: what one program has fetched, the
-//! other uses. A commit that is complete there needs no network; neither does anything with `HF_HUB_OFFLINE=1`. A
-//! branch or tag is the same commit as long as the process lasts. Only the files that a model is loaded from are
-//! fetched. The crate `hf-hub` knows names, addresses and credentials; what it does not do is done here: it checks no
-//! content, resumes whole chunks only, gives up on a lock after five seconds, and does not know some of the variables.
+//! Files go to the cache of `huggingface_hub`, in its layout and under its locks, so both programs share downloads. A
+//! commit that is complete in the cache needs no network. With `HF_HUB_OFFLINE=1` nothing does. A branch or tag is
+//! resolved to a commit once per process. Only the files that a model is loaded from are fetched.
+//!
+//! The crate `hf-hub` provides names, URLs and credentials. Downloads are implemented here, because it does not verify
+//! contents, resumes whole chunks only, gives up on a lock after five seconds, and lacks some environment variables.
 
 mod api;
 mod cache;
@@ -34,18 +35,18 @@ use api::{Hub, Listing, RemoteFile};
 use cache::{Gap, Snapshot};
 use settings::{OFFLINE, Settings};
 
-/// The files at most that a model may consist of; an index from elsewhere could name any number.
+/// The largest number of files of a model: an untrusted index could name any number.
 const MOST_FILES: usize = 1000;
 
-/// The folder of the hub's cache.
+/// Returns the folder of the hub's cache.
 ///
 /// # Errors
-/// Settings that make no sense.
+/// Invalid settings.
 pub fn cache_folder(model: &HubModel) -> Result<PathBuf, ObjectsError> {
     Ok(Settings::from_env(model)?.cache.path().clone())
 }
 
-/// The local folder of a model of the hub: a snapshot in the cache, in which missing files are fetched.
+/// Returns the local folder of a hub's model: a snapshot in the cache, after fetching its missing files.
 ///
 /// # Errors
 /// A repository, revision or file that is not there, a hub that refuses or cannot be reached, a disk that is full.
@@ -66,13 +67,14 @@ pub async fn snapshot_folder(model: &HubModel) -> Result<ModelFolder, ObjectsErr
     let hub = Hub::new(&settings, model)?;
     fetch_needed(&hub, &snapshot, listing).await?;
     if !model.is_pinned() {
-        // Last, so that whoever reads the name finds all files.
+        // This comes last, so that a reader of the name finds all files.
         snapshot.name(model.revision()).map_err(|e| disk(model, &e))?;
     }
     Ok(snapshot.into_folder())
 }
 
-/// The path of another file beside the model's, fetched if need be; none if there is no such file.
+/// Returns the path of another file in the model's folder, fetched if needed; none if there is no such file or it is
+/// longer than `limit` bytes.
 ///
 /// # Errors
 /// As [`snapshot_folder`].
@@ -95,7 +97,7 @@ pub async fn file_beside(
     let hub = Hub::new(&settings, &pinned)?;
     let listing = match hub.listing().await {
         Ok(listing) => listing,
-        // The model itself is there, and can do without.
+        // The model itself is available, and this file is optional.
         Err(error) if error.trouble == Trouble::Unreachable => return Ok(None),
         Err(error) => return Err(error),
     };
@@ -110,7 +112,7 @@ pub async fn file_beside(
     Ok(Some(path))
 }
 
-/// The model as it is in the cache: offline, or while the hub cannot be reached.
+/// Returns the model as it is in the cache, for offline use or while the hub cannot be reached.
 fn from_cache(
     settings: &Settings,
     model: &HubModel,
@@ -128,16 +130,16 @@ fn from_cache(
     match snapshot.gap() {
         None => {}
         Some(Gap::Lacks(file)) => {
-            return missing(format!("{path} in the cache has no {file}, and {OFFLINE} is set; {}", mend()));
+            return missing(format!("{path} in the cache has no {file}, and {OFFLINE} is set; {}", how_to_fix()));
         }
         Some(Gap::Unfinished(files)) => {
             return missing(format!(
                 "{path} in the cache is not complete: a download ended before {}, and {OFFLINE} is set; {}",
                 listed(&files),
-                mend()
+                how_to_fix()
             ));
         }
-        // As transformers does with what it finds there.
+        // transformers does the same with a cached snapshot.
         Some(Gap::Unasked(files)) => tracing::warn!(
             "{path} in the cache was fetched by another program, which did not ask for {}: it is taken for a model \
              without that; to be sure, run once with a hub that can be reached",
@@ -145,35 +147,35 @@ fn from_cache(
         ),
     }
     if let Some(error) = unreachable {
-        // What was fetched before is better than no run tonight.
-        tracing::warn!("{error}; going on with commit {} in the cache", snapshot.commit());
+        // A cached model is better than no run tonight.
+        tracing::warn!("{error}; using commit {} from the cache", snapshot.commit());
     }
     Ok(snapshot.into_folder())
 }
 
-/// What is wrong with a model that is to come from the cache, and is not there.
+/// Explains why a model is not available from the cache.
 fn not_cached(settings: &Settings, model: &HubModel) -> String {
     let cache = settings.cache.path().display();
     match &Snapshot::commits(settings, model)[..] {
-        [] => format!("it is not in the cache, {cache}, and {OFFLINE} is set; {}", mend()),
+        [] => format!("it is not in the cache, {cache}, and {OFFLINE} is set; {}", how_to_fix()),
         commits if model.is_pinned() || commits.len() > 3 => {
-            format!("this commit of it is not in the cache, {cache}, and {OFFLINE} is set; {}", mend())
+            format!("this commit of it is not in the cache, {cache}, and {OFFLINE} is set; {}", how_to_fix())
         }
         commits => format!(
             "the cache, {cache}, does not know which commit `{}` is, and {OFFLINE} is set; it has files of commit {}, of \
              which a download may not have ended; {}",
             model.revision(),
             commits.join(", "),
-            mend()
+            how_to_fix()
         ),
     }
 }
 
-fn mend() -> String {
+fn how_to_fix() -> String {
     format!("run once without {OFFLINE}, or fetch it on another machine and copy the cache")
 }
 
-/// `a`, `a and b`, `a, b and c`
+/// Joins names as `a`, `a and b` or `a, b and c`.
 fn listed(names: &[String]) -> String {
     match names {
         [all @ .., last] if !all.is_empty() => format!("{} and {last}", all.join(", ")),
@@ -181,19 +183,19 @@ fn listed(names: &[String]) -> String {
     }
 }
 
-/// Notes that a commit has no such file. A cache that is only read does without: it is asked for again.
+/// Records that a commit has no such file. If the cache is read-only, nothing is recorded and the hub is asked again.
 fn note_absent(snapshot: &Snapshot, name: &str) {
     if let Err(e) = snapshot.note_absent(name) {
         tracing::debug!("cannot note in the cache that commit {} has no {name}: {e}", snapshot.commit());
     }
 }
 
-/// Fetches what the model is loaded from.
+/// Fetches the files that the model is loaded from.
 async fn fetch_needed(hub: &Hub<'_>, snapshot: &Snapshot, listing: &Listing) -> Result<(), ObjectsError> {
     let files = listing.in_folder(hub.model().folder());
     let names: Vec<&str> = files.iter().map(RemoteFile::name).collect();
     problem::check(hub.model(), listing, &names)?;
-    // Before the files, so that a snapshot in which one is missing is known to be unfinished: `Snapshot::gap`.
+    // This comes before the files, so that `Snapshot::gap` recognizes a snapshot with a missing file as unfinished.
     for absent in Needed::candidates().filter(|name| !names.contains(name)) {
         note_absent(snapshot, absent);
     }

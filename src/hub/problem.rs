@@ -1,4 +1,4 @@
-//! What is wrong with a model of a hub, or with the hub: in words that say how to mend it.
+//! Explains problems with a hub or its models, and how to fix them.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::objects::{ObjectsError, Trouble};
 use crate::place::{HubModel, Place};
 use crate::words::closest;
 
-/// Files of weights that couplet does not read, by their ends, and what they are.
+/// Weight files that couplet does not read: their suffixes and formats.
 const OTHER_WEIGHTS: [(&str, &str); 7] = [
     (".h5", "TensorFlow"),
     (".msgpack", "Flax"),
@@ -85,7 +85,7 @@ pub(super) fn check(model: &HubModel, listing: &Listing, names: &[&str]) -> Resu
     }
 }
 
-/// What an answer means that is none of the files.
+/// Explains a response that is not a file.
 pub(super) fn of_answer(
     hub: &Hub<'_>,
     status: u16,
@@ -95,10 +95,11 @@ pub(super) fn of_answer(
 ) -> ObjectsError {
     let (model, settings) = (hub.model(), hub.settings());
     let (repository, endpoint) = (model.repository(), settings.shown_endpoint());
-    // The address and the message may be of a mirror; what it says is passed on in short.
-    let said: String = message.unwrap_or_default().chars().filter(|char| !char.is_control()).take(200).collect();
-    let said = if said.is_empty() { format!("status {status}") } else { format!("status {status}: {said}") };
-    let said = wait.map_or(said.clone(), |wait| format!("{said}; to be asked again in {} s", wait.as_secs()));
+    // The message may come from a mirror, so it is shortened.
+    let response: String = message.unwrap_or_default().chars().filter(|char| !char.is_control()).take(200).collect();
+    let response =
+        if response.is_empty() { format!("status {status}") } else { format!("status {status}: {response}") };
+    let response = wait.map_or(response.clone(), |wait| format!("{response}; retry after {} s", wait.as_secs()));
     let has_token = settings.token.is_some();
     let token = "set HF_TOKEN, or log in once with `hf auth login`";
     let page = format!("{endpoint}/{repository}");
@@ -110,13 +111,13 @@ pub(super) fn of_answer(
         (_, Some("GatedRepo")) => {
             (Trouble::Refused, format!("the model is gated: accept its conditions at {page}, then {token}"))
         }
-        (_, Some("DisabledRepo")) => (Trouble::Refused, format!("the hub has disabled this repository ({said})")),
+        (_, Some("DisabledRepo")) => (Trouble::Refused, format!("the hub has disabled this repository ({response})")),
         (404, Some("RevisionNotFound")) => (
             Trouble::Missing,
             format!("the repository has no branch, tag or commit `{}`; see {page}/tree/main", model.revision()),
         ),
         (404, Some("EntryNotFound")) => (Trouble::Missing, "a file that the hub lists is not there; run again".into()),
-        // To those it does not know, the hub does not say whether a repository is private or is not there.
+        // Without a token, the hub does not tell a private repository from one that does not exist.
         (401, Some("RepoNotFound") | None) if !has_token => (
             Trouble::Missing,
             format!(
@@ -126,7 +127,7 @@ pub(super) fn of_answer(
         (401, code) if code != Some("RepoNotFound") => (
             Trouble::Refused,
             format!(
-                "{endpoint} does not accept the token ({said}); check HF_TOKEN or the file that `hf auth login` writes"
+                "{endpoint} does not accept the token ({response}); check HF_TOKEN or the file that `hf auth login` writes"
             ),
         ),
         (401 | 404, _) => {
@@ -137,21 +138,23 @@ pub(super) fn of_answer(
             )
         }
         (403, _) => {
-            (Trouble::Refused, format!("{endpoint} refuses access ({said}); the token may not read {repository}"))
+            (Trouble::Refused, format!("{endpoint} refuses access ({response}); the token may not read {repository}"))
         }
-        (429, _) => (Trouble::Unreachable, format!("{endpoint} has had too many requests ({said}); wait, or {token}")),
-        (500.., _) => (Trouble::Unreachable, format!("{endpoint} failed, also when asked again ({said})")),
-        _ => (Trouble::Other, format!("{endpoint} gave an answer that couplet does not understand ({said})")),
+        (429, _) => {
+            (Trouble::Unreachable, format!("{endpoint} has had too many requests ({response}); wait, or {token}"))
+        }
+        (500.., _) => (Trouble::Unreachable, format!("{endpoint} failed, even after retries ({response})")),
+        _ => (Trouble::Other, format!("{endpoint} gave an answer that couplet does not understand ({response})")),
     };
     hub.error(trouble, problem)
 }
 
-/// What a request means that got no answer, or only a part of it.
+/// Explains a request that got no response, or only a part of it.
 pub(super) fn of_network(hub: &Hub<'_>, error: &ApiError) -> ObjectsError {
     let endpoint = hub.settings().shown_endpoint();
     let ApiError::RequestError(request) = error else {
-        // `hf-hub` looks for headers that only hubs give.
-        let problem = format!("{endpoint} is no hub that couplet understands ({error}); check HF_ENDPOINT");
+        // `hf-hub` expects headers that only hubs send.
+        let problem = format!("{endpoint} is not a hub that couplet supports ({error}); check HF_ENDPOINT");
         return hub.error(Trouble::Other, problem);
     };
     if let Some(status) = request.status() {

@@ -1,5 +1,5 @@
-//! Which commit a revision is, decided once: a branch may move while a run is under way, and two stages or two calls of
-//! `predict` that name the same model must mean the same one.
+//! Resolves a revision to a commit once per process. A branch may move during a run, and two stages or two calls of
+//! `predict` that name the same model must use the same commit.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,22 +13,22 @@ use super::settings::Settings;
 use crate::objects::{ObjectsError, Trouble};
 use crate::place::{HubModel, Place};
 
-/// What a revision was when this process first asked for it.
+/// The commit of a revision when this process first resolved it.
 pub(super) struct Resolved {
     pub(super) commit: String,
-    /// What the hub says of the commit; none where the hub was not asked, or did not answer.
+    /// The hub's listing of the commit; none if the hub was not asked or did not answer.
     pub(super) listing: Option<Listing>,
-    /// Why the hub did not answer.
+    /// The error if the hub did not answer.
     pub(super) unreachable: Option<ObjectsError>,
 }
 
-/// A hub, a cache, a repository and a revision of it.
+/// The endpoint of a hub, the folder of its cache, a repository and a revision.
 type Key = (String, PathBuf, String, String);
 
-/// What was found for each, or is being asked for.
+/// The revisions that are resolved or being resolved.
 static KNOWN: Mutex<BTreeMap<Key, Arc<OnceCell<Arc<Resolved>>>>> = Mutex::new(BTreeMap::new());
 
-/// Says which commit a model's revision is. Errors are not kept: the next call asks again.
+/// Resolves a model's revision to a commit. Errors are not cached: the next call tries again.
 pub(super) async fn resolve(settings: &Settings, model: &HubModel) -> Result<Arc<Resolved>, ObjectsError> {
     let key = (
         settings.endpoint.clone(),
@@ -54,7 +54,7 @@ async fn ask(settings: &Settings, model: &HubModel) -> Result<Resolved, ObjectsE
     }
     let hub = Hub::new(settings, model)?;
     match hub.listing().await {
-        // Whoever names a commit wants that one.
+        // A pinned commit must be that very commit.
         Ok(listing) if model.is_pinned() && listing.commit != model.revision() => {
             Err(hub.unusable(&format!("asked for a commit, it answers with another, {}", listing.commit)))
         }

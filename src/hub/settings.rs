@@ -1,4 +1,4 @@
-//! What the environment says of the hub, under the names that `huggingface_hub` gives it.
+//! Settings of the hub from the environment, under the names that `huggingface_hub` uses.
 
 use std::env;
 use std::io::IsTerminal;
@@ -10,10 +10,10 @@ use crate::files::{self, MAX_TEXT};
 use crate::objects::{ObjectsError, Trouble, without_secrets};
 use crate::place::{HubModel, Place};
 
-/// Nothing is asked of the network when this is set.
+/// The variable that disables all requests to the hub.
 pub(super) const OFFLINE: &str = "HF_HUB_OFFLINE";
 
-/// The hub that is asked if no other is named.
+/// The default endpoint.
 const ENDPOINT: &str = "https://huggingface.co";
 
 /// Settings of a hub and its cache.
@@ -22,20 +22,20 @@ pub(super) struct Settings {
     pub(super) cache: Cache,
     pub(super) token: Option<String>,
     pub(super) offline: bool,
-    /// Whether stderr shows how a download goes on.
+    /// True if stderr shows a progress bar.
     pub(super) bar: bool,
 }
 
 impl Settings {
-    /// Reads the environment and the token's file.
+    /// Reads the environment and the token file.
     pub(super) fn from_env(model: &HubModel) -> Result<Self, ObjectsError> {
         let wrong = |problem: String| ObjectsError::new(&Place::Hub(model.clone()), Trouble::Settings, problem);
-        let usual = || {
+        let default_home = || {
             let cache = path("XDG_CACHE_HOME").or_else(|| Some(dirs::home_dir()?.join(".cache")))?;
             Some(cache.join("huggingface"))
         };
-        let nowhere = || wrong("there is no folder for the hub's cache; set HOME, or HF_HOME to a folder".into());
-        let home = path("HF_HOME").or_else(usual).ok_or_else(nowhere)?;
+        let no_home = || wrong("there is no folder for the hub's cache; set HOME, or HF_HOME to a folder".into());
+        let home = path("HF_HOME").or_else(default_home).ok_or_else(no_home)?;
         let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| home.join("hub"));
         let cache = std::path::absolute(&cache).map_err(|e| wrong(format!("{}: {e}", cache.display())))?;
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into());
@@ -45,15 +45,15 @@ impl Settings {
             return Err(wrong(format!("HF_ENDPOINT is {shown}, which is not a URL such as {ENDPOINT}")));
         }
         let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
-        let given = || text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN"));
-        let kept = || {
+        let from_variable = || text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN"));
+        let from_file = || {
             let read = files::read_string(&token_file, MAX_TEXT).ok()?;
             Some(read.trim().to_owned()).filter(|token| !token.is_empty())
         };
-        // A token that no call names is implicit, be it of the environment or of the file.
-        let token = if is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN") { None } else { given().or_else(kept) };
+        // `huggingface_hub` calls tokens of the environment and of the file implicit.
+        let token = if is_true("HF_HUB_DISABLE_IMPLICIT_TOKEN") { None } else { from_variable().or_else(from_file) };
         if token.as_deref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
-            return Err(wrong("the token in HF_TOKEN or its file has characters that no token has".into()));
+            return Err(wrong("the token in HF_TOKEN or its file has characters that no token contains".into()));
         }
         Ok(Self {
             endpoint,
@@ -64,18 +64,18 @@ impl Settings {
         })
     }
 
-    /// The hub without what may be secret in its address.
+    /// Returns the endpoint without secrets.
     pub(super) fn shown_endpoint(&self) -> String {
         without_secrets(&self.endpoint)
     }
 }
 
-/// A variable that is set to something.
+/// Returns the value of a variable, trimmed; none if it is unset or empty.
 fn text(name: &str) -> Option<String> {
     env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
-/// A variable that names a path, in which `~` is the user's home, and other variables may stand.
+/// Returns the path in a variable, with `~` and other variables expanded.
 fn path(name: &str) -> Option<PathBuf> {
     let value = env::var_os(name).filter(|value| !value.is_empty())?;
     let path = match value.into_string() {
@@ -88,7 +88,7 @@ fn path(name: &str) -> Option<PathBuf> {
     }
 }
 
-/// A text with the values of `$NAME` and `${NAME}`, as Python's `os.path.expandvars` gives it: what is not set stays.
+/// Expands `$NAME` and `${NAME}` like Python's `os.path.expandvars`: references to unset variables stay.
 fn expanded(text: &str, value: impl Fn(&str) -> Option<String>) -> String {
     let mut out = String::new();
     let mut rest = text;

@@ -1,18 +1,18 @@
-//! Writes under a condition, made again where it is not known whether they took place.
+//! Conditional puts, retried if their outcome is unknown.
 //!
-//! `object_store` makes a request again where a server answers that it failed, but not one with a condition whose
-//! answer was lost on the way: whoever asks must know what a refusal of the second attempt means. Here everybody does,
-//! and reads what is there.
+//! `object_store` retries a request that a server answers with a failure. It does not retry a conditional put whose
+//! response was lost, because the first attempt may have succeeded and then the second is refused. All callers here
+//! know this: after a refusal they read the object.
 
 use std::time::Duration;
 
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore, PutMode, PutPayload, PutResult, Result};
 
-/// How often a write is tried.
+/// The largest number of attempts per write.
 const ATTEMPTS: u32 = 3;
 
-/// Writes an object under a condition. A refusal may be of the same write, made before.
+/// Writes an object under a condition. A refusal can mean that an earlier attempt of this same write succeeded.
 pub(crate) async fn put_if(
     store: &dyn ObjectStore,
     path: &Path,
@@ -32,12 +32,12 @@ pub(crate) async fn put_if(
     }
 }
 
-/// Whether an error leaves open if the write took place, or will.
+/// Returns true if an error leaves open whether the write took place, or still will.
 pub(crate) fn is_unclear(error: &StoreError) -> bool {
     matches!(error, StoreError::Generic { .. }) && !is_not_implemented(error)
 }
 
-/// Whether a server, or its client, says that it does not know conditions at all.
+/// Returns true if a server, or its client, reports that it does not support conditional writes.
 pub(super) fn is_not_implemented(error: &StoreError) -> bool {
     matches!(error, StoreError::NotImplemented { .. } | StoreError::NotSupported { .. })
         || error.to_string().contains("501 Not Implemented")

@@ -1,4 +1,4 @@
-//! Why the lock is not, or no longer, held.
+//! Errors of locking: the lock could not be taken, or was lost.
 
 use std::time::Duration;
 
@@ -7,27 +7,27 @@ use thiserror::Error;
 use super::Holder;
 use crate::trouble::Explained;
 
-/// Why a run cannot go on alone.
+/// An error of taking, holding or releasing the lock of a store.
 #[derive(Debug, Clone, Error)]
 pub enum LockError {
-    /// Another run holds the lock, and is alive.
-    #[error("{place} is in use by another run: {}. {}", who(.holder.as_deref()), mend(*.waited))]
+    /// Another run, which is alive, holds the lock.
+    #[error("{place} is in use by another run: {}. {}", who(.holder.as_deref()), how_to_fix(*.waited))]
     Busy {
         /// The store.
         place: String,
-        /// Who holds it; none if nothing can be read of it.
+        /// The holder; none if it cannot be read.
         holder: Option<Box<Holder>>,
-        /// For how long this run has waited; none if it was not asked to.
+        /// The time that this run has waited; none if it was not asked to wait.
         waited: Option<Duration>,
     },
-    /// The lock was held and is not held any more: nothing may be written.
+    /// The lock was lost: nothing may be written any more.
     #[error(
         "the lock on {place} is lost: {why}. What was committed before is kept; run the same command again to go on"
     )]
     Lost {
         /// The store.
         place: String,
-        /// What happened to it.
+        /// The cause of the loss.
         why: String,
     },
     /// The store cannot be read or written.
@@ -35,33 +35,33 @@ pub enum LockError {
     Store {
         /// The store.
         place: String,
-        /// What went wrong.
+        /// The problem and how to fix it.
         problem: Explained,
     },
-    /// The store does not do what several writers need.
+    /// The store lacks the guarantees that concurrent writers need.
     #[error("{place} cannot hold a store or a table safely: {problem}")]
     Unsafe {
         /// The store.
         place: String,
-        /// What it does wrong, and how to mend it.
+        /// The missing guarantee and how to fix it.
         problem: String,
     },
 }
 
 impl LockError {
-    /// Whether somebody must mend it before it can go well: a right that is missing, not a server that is busy.
+    /// Returns true if the user must fix something first, such as a missing permission. A busy server is no such case.
     #[must_use]
     pub fn is_mistake(&self) -> bool {
         matches!(self, Self::Store { problem, .. } if problem.trouble.is_mistake())
     }
 }
 
-/// Names who holds a lock, if that could be read.
+/// Names the holder of a lock, if it could be read.
 pub(super) fn who(holder: Option<&Holder>) -> String {
-    holder.map_or_else(|| "one that has left no name".into(), Holder::to_string)
+    holder.map_or_else(|| "its name cannot be read".into(), Holder::to_string)
 }
 
-fn mend(waited: Option<Duration>) -> String {
+fn how_to_fix(waited: Option<Duration>) -> String {
     match waited {
         None => "Wait for it with --wait 10m, or look at that process".into(),
         Some(waited) => format!("This run waited {} s for it; wait longer, or look at that process", waited.as_secs()),

@@ -1,4 +1,4 @@
-//! The lock of a local folder: the system's lock on the file `lock.json`, which ends with its process.
+//! The lock of a local folder: an operating-system lock on the file `lock.json`, released when its process ends.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -10,7 +10,7 @@ use super::holder::{Content, State};
 use super::{Claim, Holder, LOCK, LockError};
 use crate::files::{self, MAX_JSON};
 
-/// How often it is asked whether the lock is free.
+/// The interval between attempts to take the lock.
 const POLL: Duration = Duration::from_millis(200);
 
 /// A lock that this process holds.
@@ -27,12 +27,12 @@ impl FileLock {
         let failed = |e: &io::Error| store_error(&path, e);
         fs::create_dir_all(folder).map_err(|e| failed(&e))?;
         let began = Instant::now();
-        let mut said = false;
+        let mut logged = false;
         let file = loop {
             let file = files::open_with(File::options().create(true).read(true).write(true).truncate(false), &path);
             let file = file.map_err(|e| failed(&e))?;
             match file.try_lock() {
-                // Whoever removed the file meanwhile has made room for another one of that name.
+                // Somebody has removed the file meanwhile, so another process can lock a new one of that name.
                 Ok(()) if !is_at(&file, &path) => {}
                 Ok(()) => break file,
                 Err(TryLockError::WouldBlock) => {
@@ -40,10 +40,10 @@ impl FileLock {
                     let Some(left) = left.filter(|left| !left.is_zero()) else {
                         return Err(busy(folder, &path, claim).await);
                     };
-                    if !said {
+                    if !logged {
                         let holder = who(read_holder(&path).await.as_deref());
                         tracing::info!("waiting for {}, in use by another run: {holder}", folder.display());
-                        said = true;
+                        logged = true;
                     }
                     tokio::time::sleep(POLL.min(left)).await;
                 }
@@ -61,7 +61,7 @@ impl FileLock {
         (&file).take(MAX_JSON).read_to_end(&mut before).map_err(|e| failed(&e))?;
         let found = Content::from_json(&before);
         if found.is_none() && !before.is_empty() {
-            tracing::warn!("{} was not written by couplet, or cut; writing it anew", path.display());
+            tracing::warn!("{} was not written by couplet, or is truncated; overwriting it", path.display());
         }
         let content = Content::after(found, Holder::this(&claim.run_id, &claim.pipeline), None);
         let mut lock = Self { path, file, content };
@@ -78,7 +78,7 @@ impl FileLock {
         self.write()
     }
 
-    /// Whether the locked file is still the one that others will try to lock.
+    /// Checks that the locked file is still the one that others will try to lock.
     pub(super) fn check(&self) -> Result<(), LockError> {
         if is_at(&self.file, &self.path) {
             return Ok(());
@@ -87,21 +87,21 @@ impl FileLock {
         Err(LockError::Lost { place, why: format!("{} was removed or replaced", self.path.display()) })
     }
 
-    /// Says that the run came to its end, and lets the next one have the lock.
+    /// Records that the run has finished and releases the lock.
     pub(super) fn release(mut self) -> Result<(), LockError> {
         self.check()?;
         self.content.state = State::Released;
         self.write()
     }
 
-    /// Writes the content in place: renaming another file over it would leave the lock on the old one.
+    /// Writes the content in place. Renaming another file over it would leave the lock on the old one.
     fn write(&mut self) -> Result<(), LockError> {
         let json = self.content.to_json();
         let write = |file: &mut File| {
             file.rewind()?;
             file.write_all(&json)?;
             file.set_len(json.len() as u64)?;
-            // After a loss of power, too, the next run must know whose work may have been published.
+            // After a power failure, too, the next run must know which run may have published.
             file.sync_all()
         };
         write(&mut self.file).map_err(|e| store_error(&self.path, &e))
@@ -117,7 +117,8 @@ async fn busy(folder: &Path, path: &Path, claim: &Claim) -> LockError {
     LockError::Busy { place: folder.display().to_string(), holder: read_holder(path).await, waited: claim.wait }
 }
 
-/// Who holds the lock. A run that has just got it has not written its name yet: it gets a moment for that.
+/// Reads the holder of the lock. Retries for 200 ms, as a run that has just taken the lock may not have written its
+/// name yet.
 async fn read_holder(path: &Path) -> Option<Box<Holder>> {
     for _ in 0..20 {
         let content = files::read(path, MAX_JSON).ok().and_then(|json| Content::from_json(&json));
@@ -129,7 +130,7 @@ async fn read_holder(path: &Path) -> Option<Box<Holder>> {
     None
 }
 
-/// Whether a path leads to this very file.
+/// Returns true if the path leads to this very file.
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -140,7 +141,7 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Whether a path leads to this very file; elsewhere a file that is open can usually not be removed.
+/// Returns true if the path exists. Outside Unix an open file can usually not be removed.
 #[cfg(not(unix))]
 fn is_at(_: &File, path: &Path) -> bool {
     path.exists()

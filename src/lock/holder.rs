@@ -1,4 +1,4 @@
-//! What the lock says of whoever holds it, as JSON that people can read too.
+//! The content of the lock file: its holder and state, as JSON that people can read too.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,23 +9,23 @@ use uuid::Uuid;
 
 use super::process::Process;
 
-/// The longest lease that is believed; a lock that asks for more is waited for no longer than this.
+/// The longest lease that is honoured: a lock that names a longer one is treated as having this one.
 const LONGEST_LEASE: Duration = Duration::from_hours(1);
 
 /// A run that holds the lock, or held it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// The run.
+    /// The id of the run.
     pub run_id: String,
     /// The name of its pipeline.
     pub pipeline: String,
-    /// The computer that it runs on.
+    /// The name of the machine that it runs on.
     pub host: String,
-    /// Its process there.
+    /// Its process on that machine.
     pub process: Process,
-    /// When it took the lock by its own clock, as RFC 3339. For people only: nothing is decided by it.
+    /// The time at which it took the lock, by its own clock, in RFC 3339. For display only: no decision depends on it.
     pub started_at: String,
-    /// Tells two attempts of one process apart.
+    /// Distinguishes two attempts of one process.
     token: String,
 }
 
@@ -49,43 +49,44 @@ impl fmt::Display for Holder {
     }
 }
 
-/// How the lock was last left.
+/// The state in which the lock was last written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum State {
-    /// Somebody holds it, or died while holding it.
+    /// A run holds it, or died while holding it.
     Held,
-    /// Its holder came to its end and said so.
+    /// Its holder finished and released it.
     Released,
-    /// Its holder lets others have it, but did not come to its end.
+    /// Its holder gave it up without finishing.
     Abandoned,
 }
 
-/// The text of `lock.json`.
+/// The content of `lock.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Content {
     pub(super) state: State,
     pub(super) holder: Holder,
-    /// For how long after a renewal the lock is the holder's; none in a local folder, where the system knows.
+    /// The lease in seconds: how long a renewal keeps the lock. None in a local folder, where the operating system
+    /// tracks the holder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) lease_seconds: Option<f64>,
-    /// Counted up, so that each renewal has another text: the etag of many servers is a hash of it.
+    /// A counter that makes the content of each renewal different: the `ETag` of many servers is a hash of it.
     #[serde(default)]
     pub(super) renewals: u64,
-    /// Runs that died with the lock, until somebody has taken note.
+    /// Runs that ended while holding the lock and that no later run has recorded yet.
     #[serde(default)]
     pub(super) left_behind: Vec<Holder>,
 }
 
 impl Content {
-    /// The lock as its next holder has it, after the one `before` it.
+    /// Returns the content for the next holder, given the content `before` it.
     pub(super) fn after(before: Option<Self>, holder: Holder, lease: Option<Duration>) -> Self {
         let left_behind = before.map(Self::into_left_behind).unwrap_or_default();
         let lease_seconds = lease.map(|lease| lease.as_secs_f64());
         Self { state: State::Held, holder, lease_seconds, renewals: 0, left_behind }
     }
 
-    /// What the next holder has to take note of.
+    /// Returns the runs that the next holder must record as killed.
     fn into_left_behind(self) -> Vec<Holder> {
         let mut left = self.left_behind;
         if self.state != State::Released {
@@ -105,9 +106,9 @@ impl Content {
         json
     }
 
-    /// The content, if it is one; a file that was cut or written by somebody else is none.
+    /// Parses the content; none for a truncated file or one that couplet did not write.
     pub(super) fn from_json(json: &[u8]) -> Option<Self> {
-        // A kill between writing a shorter text and cutting the file leaves the end of the one before.
+        // A kill between writing a shorter text and truncating the file leaves the end of the previous text.
         serde_json::Deserializer::from_slice(json).into_iter().next()?.ok()
     }
 }

@@ -1,4 +1,4 @@
-//! A lock on an object store that is held: renewed in the background, and known to be lost when it is.
+//! A held lock on an object store: renewed in the background, with detection of its loss.
 
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use super::{Explain, Explained, Holder, LockError};
 pub(super) struct Lease {
     inner: Arc<Inner>,
     left_behind: Vec<Holder>,
-    /// Ends the renewals; dropped, it also tells others that the lock is to be had.
+    /// Stops the renewals. If it is dropped without a message, the lock is also marked as abandoned.
     renewals: Option<oneshot::Sender<()>>,
 }
 
@@ -25,16 +25,16 @@ pub(super) struct Lease {
 struct Inner {
     object: Object,
     lease: Duration,
-    /// What was last written, and the version that the server gave it.
+    /// The content last written and the version that the server gave it.
     written: Mutex<(Content, UpdateVersion)>,
-    /// When the last write that succeeded was sent.
+    /// The time at which the last successful write was sent.
     renewed: StdMutex<Instant>,
-    /// Why the lock is lost, if it is.
+    /// The reason for which the lock is lost; none while it is held.
     lost: watch::Sender<Option<String>>,
 }
 
 impl Lease {
-    /// Begins to renew a lock that was just taken by a write that was sent at `sent`.
+    /// Starts renewing a lock that was just taken by a write sent at `sent`.
     pub(super) fn begin(
         object: Object,
         lease: Duration,
@@ -51,7 +51,7 @@ impl Lease {
             lost: watch::Sender::new(None),
         });
         let (renewals, stop) = oneshot::channel();
-        tokio::spawn(keep(Arc::clone(&inner), stop));
+        tokio::spawn(renew_until_stopped(Arc::clone(&inner), stop));
         Self { inner, left_behind, renewals: Some(renewals) }
     }
 
@@ -60,7 +60,7 @@ impl Lease {
     }
 
     pub(super) async fn settle(&mut self) -> Result<(), LockError> {
-        self.inner.insist(|content| content.left_behind.clear()).await?;
+        self.inner.write_with_retries(|content| content.left_behind.clear()).await?;
         self.left_behind.clear();
         Ok(())
     }
@@ -78,7 +78,7 @@ impl Lease {
     }
 
     pub(super) async fn confirm(&self) -> Result<(), LockError> {
-        self.inner.insist(|_| ()).await
+        self.inner.write_with_retries(|_| ()).await
     }
 
     pub(super) async fn lost(&self) -> LockError {
@@ -92,7 +92,7 @@ impl Lease {
     }
 
     pub(super) async fn release(mut self) -> Result<(), LockError> {
-        self.inner.insist(|content| content.state = State::Released).await?;
+        self.inner.write_with_retries(|content| content.state = State::Released).await?;
         if let Some(renewals) = self.renewals.take() {
             let _ = renewals.send(());
         }
@@ -100,17 +100,17 @@ impl Lease {
     }
 }
 
-/// Why a write did not succeed.
+/// The reason for which a write did not succeed.
 enum Refused {
-    /// The lock is somebody else's.
+    /// Another run has the lock.
     Lost(String),
-    /// It is not known whether the write took place.
+    /// The outcome of the write is unknown.
     Unclear(Explained),
 }
 
 impl Inner {
-    /// Changes what the lock says, trying again where it is not known whether that took place.
-    async fn insist(&self, change: impl Fn(&mut Content)) -> Result<(), LockError> {
+    /// Changes the content of the lock. Retries a write whose outcome is unknown.
+    async fn write_with_retries(&self, change: impl Fn(&mut Content)) -> Result<(), LockError> {
         let mut attempts = 1;
         loop {
             match self.write(&change).await {
@@ -125,19 +125,20 @@ impl Inner {
         }
     }
 
-    /// Changes what the lock says, if it is still held. The text is another one each time, even if nothing changes.
+    /// Changes the content of the lock, if it is still held. The written text differs each time, even if `change` does
+    /// nothing.
     async fn write(&self, change: impl Fn(&mut Content)) -> Result<(), Refused> {
         let mut written = self.written.lock().await;
         if let Some(why) = self.lost.borrow().clone() {
             return Err(Refused::Lost(why));
         }
-        // After a write of our own whose answer was lost, the version is another one than we know: read it and go on.
+        // A write of our own whose response was lost has changed the version: read the new one and try again.
         for _ in 0..3 {
             let mut content = written.0.clone();
             content.renewals += 1;
             change(&mut content);
             let sent = Instant::now();
-            // The client would try for minutes, in which it could not be said whether the lock is held.
+            // The client would retry for minutes, during which the state of the lock would be unknown.
             let patience = (self.lease / 3).max(Duration::from_millis(50));
             match timeout(patience, self.object.replace(&content, written.1.clone())).await {
                 Ok(Ok(version)) => {
@@ -155,7 +156,7 @@ impl Inner {
                     Err(_) => return Err(Refused::Unclear(no_answer(patience).into())),
                 },
                 Ok(Err(e)) => {
-                    // The next write must have another text than this one, which may have taken place.
+                    // This write may have taken place, so the next one must have a different text.
                     written.0.renewals = content.renewals;
                     return Err(Refused::Unclear(self.object.explain.explain(&e)));
                 }
@@ -174,14 +175,14 @@ impl Inner {
         why.to_owned()
     }
 
-    /// How long ago the last write that succeeded was sent.
+    /// Returns the time since the last successful write was sent.
     fn age(&self) -> Duration {
         self.renewed.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
     fn too_old(&self, age: Duration) -> String {
         let (age, lease) = (age.as_secs_f64(), self.lease.as_secs_f64());
-        format!("it could not be renewed for {age:.1} s, and is given to others after {lease:.1} s")
+        format!("it could not be renewed for {age:.1} s, and expires after {lease:.1} s")
     }
 
     fn lost_error(&self, why: String) -> LockError {
@@ -189,9 +190,9 @@ impl Inner {
     }
 }
 
-/// Whether a conditional write did not take place because of its condition, or had taken place before.
+/// Returns true if a conditional write failed its condition, possibly because an earlier attempt had succeeded.
 fn is_refusal(error: &StoreError) -> bool {
-    // Servers differ in what they say where the object has been removed.
+    // Servers differ in their response if the object was removed.
     matches!(error, StoreError::Precondition { .. } | StoreError::AlreadyExists { .. } | StoreError::NotFound { .. })
 }
 
@@ -207,14 +208,14 @@ fn no_answer(patience: Duration) -> String {
 }
 
 /// Renews a lock until it is stopped or lost.
-async fn keep(inner: Arc<Inner>, mut stop: oneshot::Receiver<()>) {
+async fn renew_until_stopped(inner: Arc<Inner>, mut stop: oneshot::Receiver<()>) {
     let mut pause = inner.lease / 3;
     loop {
         tokio::select! {
             biased;
             stopped = &mut stop => {
                 if stopped.is_err() {
-                    // Dropped, not released: best effort, else the lease runs out.
+                    // Dropped, not released. This is best effort: if the write fails, the lease expires.
                     let _ = inner.write(|content| content.state = State::Abandoned).await;
                 }
                 return;
@@ -237,18 +238,18 @@ async fn keep(inner: Arc<Inner>, mut stop: oneshot::Receiver<()>) {
     }
 }
 
-/// The object that is the lock.
+/// The lock object in a bucket.
 #[derive(Debug, Clone)]
 pub(super) struct Object {
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) path: Path,
-    /// What messages call the store.
+    /// The name of the store in messages.
     pub(super) place: String,
     pub(super) explain: Explain,
 }
 
 impl Object {
-    /// What is there, if anything is, and its version; the content is none if it is not one.
+    /// Reads the lock and its version; none if there is no object. The content is none if it cannot be parsed.
     pub(super) async fn read(&self) -> object_store::Result<Option<(Option<Content>, UpdateVersion)>> {
         let result = match self.store.get(&self.path).await {
             Ok(result) => result,

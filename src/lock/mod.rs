@@ -1,7 +1,7 @@
-//! One run at a time: the lock of a store, in a local folder or on an object store.
+//! The lock of a store, which admits one run at a time, in a local folder or on an object store.
 //!
-//! `<store>/lock.json` says who holds it. In a local folder the file is locked with the system, which ends the lock
-//! with its process. On an object store it is a lease:
+//! `<store>/lock.json` names the holder. In a local folder the file has an operating-system lock, which is released
+//! when the process ends. On an object store the lock is a lease:
 //!
 //! ```text
 //!  nothing ──create if absent──▶ held ──renew if unchanged, every third of the lease──▶ held ──▶ released
@@ -10,18 +10,18 @@
 //!                                     or its process is known to be dead                if unchanged
 //! ```
 //!
-//! - Every write is conditional on what was read before, so of several runs that want the lock exactly one gets it,
-//!   and a late write of a run that has lost it does nothing. The object is never deleted: there is no condition on
-//!   deletes that all servers keep.
-//! - No clock is compared with another. Whoever wants the lock watches whether it changes, for the length of its lease
-//!   and a quarter, by a clock of its own that only goes forward.
-//! - A holder that could not renew for the length of its lease has lost it, whether somebody took it or not.
-//! - A write whose answer was lost is made again, and refused; so what is there is read after a refusal.
+//! - Every write is conditional on the version that was read before. Of several runs that want the lock exactly one
+//!   gets it, and a late write of a run that has lost it does nothing. The object is never deleted, because no
+//!   conditional delete works on all servers.
+//! - Clocks of different machines are never compared. A run that wants the lock watches it for changes over 1.25 times
+//!   its lease, by its own monotonic clock.
+//! - A holder that could not renew within its lease has lost the lock, even if no other run took it.
+//! - A write whose response was lost is retried and then refused, so the object is read after each refusal.
 //!
-//! The lock saves work; it does not decide what is published. Between [`Held::confirm`] and the commit that follows it, a
-//! process can be stopped for longer than its lease; on a network file system whose locks are local to each client, two
-//! processes can hold it. So every commit to a sink is conditional on what was there when the run looked at the sink,
-//! which it does before its last [`Held::confirm`]: if another run has published since, the commit is refused.
+//! The lock saves work; it does not decide what is published. Between [`Held::confirm`] and the commit that follows it,
+//! a process can be stopped for longer than its lease. On a network file system whose locks are local to each client,
+//! two processes can hold the lock. So every commit to a sink is conditional on the state of the sink that the run read
+//! before its last [`Held::confirm`]: if another run has published since, the commit is refused.
 
 mod conditional;
 mod error;
@@ -53,24 +53,24 @@ pub use crate::trouble::Explained;
 /// The name of the lock within a store.
 pub(crate) const LOCK: &str = "lock.json";
 
-/// For how long a lock on an object store outlives the last sign of life of its holder, if nothing else is asked for.
+/// The default lease: how long a lock on an object store stays valid after its last renewal.
 pub const DEFAULT_LEASE: Duration = Duration::from_mins(1);
 
 /// Who wants a lock, and how much.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// The run.
+    /// The id of the run.
     pub run_id: String,
     /// The name of its pipeline.
     pub pipeline: String,
-    /// For how long to wait for a run that is alive; none refuses as soon as it is known to be alive.
+    /// The longest time to wait for a run that is alive. With none, the claim fails once that run is known to be alive.
     pub wait: Option<Duration>,
-    /// How long the lock outlives the last sign of life, on an object store.
+    /// The lease: how long the lock on an object store stays valid after its last renewal.
     pub lease: Duration,
 }
 
-/// The lock, held until it is released. Dropped without [`Held::release`], it is free too, but the next run finds this
-/// one among those that were left behind.
+/// The lock, held until it is released. Dropping it without [`Held::release`] also frees it, but then
+/// [`Held::left_behind`] of the next run lists this one.
 #[derive(Debug)]
 pub struct Held(Kind);
 
@@ -80,13 +80,13 @@ enum Kind {
     Lease(Lease),
 }
 
-/// Takes the lock of a store, waiting as long as the claim says.
+/// Takes the lock of a store, waiting for at most the time in the claim.
 ///
-/// A holder on an object store that shows no life is watched for the length of its lease and a quarter, whatever the
-/// claim says: only then it is known whether it is dead. One whose process is known to have ended is replaced at once.
+/// A holder on an object store that does not renew is watched for 1.25 times its lease, whatever the claim says: only
+/// then is it known to be dead. A holder whose process is known to have ended is replaced at once.
 ///
 /// # Errors
-/// [`LockError::Busy`] where another run is alive, the others where the store cannot be used.
+/// [`LockError::Busy`] if another run is alive, the others if the store cannot be used.
 pub async fn acquire(place: &Place, claim: &Claim) -> Result<Held, LockError> {
     Ok(Held(match place {
         Place::Folder(path) => Kind::File(Box::new(FileLock::acquire(path, claim).await?)),
@@ -98,16 +98,16 @@ pub async fn acquire(place: &Place, claim: &Claim) -> Result<Held, LockError> {
     }))
 }
 
-/// A run that says of itself that it holds a lock.
+/// A run that a lock names as its holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     /// The run.
     pub holder: Holder,
-    /// Whether its process is alive, if that can be known from here.
+    /// True if its process is alive; none if this machine cannot tell.
     pub is_alive: Option<bool>,
 }
 
-/// Looks who holds the lock of a store, and takes nothing; none if nobody does, or who did is known to be dead.
+/// Reads the holder of a store's lock without taking it; none if nobody holds it or the holder is known to be dead.
 ///
 /// # Errors
 /// A store that cannot be read.
@@ -137,7 +137,7 @@ pub async fn look(place: &Place) -> Result<Option<Seen>, LockError> {
 }
 
 impl Held {
-    /// The runs that ended without releasing the lock, and of which nobody has taken note yet: they were killed.
+    /// Returns the runs that were killed while holding the lock and that no later run has recorded yet.
     #[must_use]
     pub fn left_behind(&self) -> &[Holder] {
         match &self.0 {
@@ -146,7 +146,7 @@ impl Held {
         }
     }
 
-    /// Forgets the runs that were left behind, when note has been taken of them.
+    /// Clears the list of killed runs after they have been recorded.
     ///
     /// # Errors
     /// A lock that is lost, a store that cannot be written.
@@ -157,7 +157,7 @@ impl Held {
         }
     }
 
-    /// Whether the lock is still held, as far as is known without asking the server.
+    /// Checks that the lock is still held, without a request to the server.
     ///
     /// # Errors
     /// [`LockError::Lost`].
@@ -168,10 +168,10 @@ impl Held {
         }
     }
 
-    /// Renews the lock now: proves that it is held, and makes it so for a whole lease more. For right before a commit.
+    /// Renews the lock now, which proves that it is held and extends it by a full lease. Call it right before a commit.
     ///
     /// # Errors
-    /// [`LockError::Lost`]; [`LockError::Store`] where the server cannot be asked.
+    /// [`LockError::Lost`]; [`LockError::Store`] if the server cannot be reached.
     pub async fn confirm(&self) -> Result<(), LockError> {
         match &self.0 {
             Kind::File(lock) => lock.check(),
@@ -179,7 +179,7 @@ impl Held {
         }
     }
 
-    /// Resolves when the lock is lost, with the reason; never, if it is not.
+    /// Resolves with the reason when the lock is lost; never resolves otherwise.
     pub async fn lost(&self) -> LockError {
         match &self.0 {
             Kind::File(_) => std::future::pending().await,
@@ -187,10 +187,10 @@ impl Held {
         }
     }
 
-    /// Says that the run came to its end, and lets the next one have the lock.
+    /// Records that the run has finished and releases the lock.
     ///
     /// # Errors
-    /// A lock that is lost, a store that cannot be written: the next run then takes this one for killed.
+    /// A lock that is lost, a store that cannot be written. The next run then treats this one as killed.
     pub async fn release(self) -> Result<(), LockError> {
         match self.0 {
             Kind::File(lock) => lock.release(),

@@ -1,6 +1,6 @@
-//! Asks a server, before anything is trusted to it, whether it keeps the conditions under which it is written to.
+//! Probes whether a server honours conditional writes, before any data is written to it.
 //!
-//! A server that ignores them lets two writers overwrite each other's commits without a word.
+//! A server that ignores the conditions lets two writers silently overwrite each other's commits.
 
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStoreExt as _, PutMode, PutPayload, UpdateVersion};
@@ -10,13 +10,13 @@ use super::{Explain, LockError, Place};
 use crate::objects::{DurableLocal, NO_LINKS};
 use crate::trouble::said;
 
-/// Tries conditional writes on an object of this name, which has this content or none: three requests. Each of them
-/// writes that content, so that a server that ignores conditions changes nothing. The object stays.
+/// Tests conditional writes with three requests on an object of this name, which has this content or does not exist.
+/// Each request writes that content, so a server that ignores conditions changes nothing. The object stays.
 ///
-/// A folder of this computer is tried by its hard links, by which files are made only where there are none.
+/// In a local folder the probe tests hard links, which create a file only if there is none of that name.
 ///
 /// # Errors
-/// [`LockError::Unsafe`] where a condition is ignored or not supported, [`LockError::Store`] where the store cannot be
+/// [`LockError::Unsafe`] if a condition is ignored or not supported, [`LockError::Store`] if the store cannot be
 /// written at all.
 pub async fn probe(place: &Place, name: &str, content: &[u8]) -> Result<(), LockError> {
     match place {
@@ -27,7 +27,8 @@ pub async fn probe(place: &Place, name: &str, content: &[u8]) -> Result<(), Lock
     }
 }
 
-/// The same with an object of a bucket that goes afterwards. Two processes at once must not use one name.
+/// Runs [`probe`] on an object of a bucket and deletes the object afterwards. Concurrent processes must use different
+/// names.
 ///
 /// # Errors
 /// As [`probe`]; an object that cannot be deleted.
@@ -69,7 +70,7 @@ async fn try_conditions(
         ))
     };
     match put_if(store, path, payload(), PutMode::Create).await {
-        // It may have been there before, or be a write of our own whose answer was lost.
+        // The object may have existed before, or be a write of our own whose response was lost.
         Ok(_) | Err(StoreError::AlreadyExists { .. }) => {}
         Err(
             e
@@ -90,12 +91,12 @@ async fn try_conditions(
         }
         Err(e) => return Err(refused("where nothing is (If-None-Match)", &e)),
     }
-    // A version that it never had: a hash on most servers, a number on Google's.
+    // A version that the object never had: a hash on most servers, a number on Google's.
     let wrong = UpdateVersion { e_tag: Some("\"00000000000000000000000000000000\"".into()), version: Some("1".into()) };
     match put_if(store, path, payload(), PutMode::Update(wrong)).await {
         Err(StoreError::Precondition { .. } | StoreError::AlreadyExists { .. } | StoreError::NotFound { .. }) => Ok(()),
         Ok(_) => Err(not_safe(
-            "it ignores If-Match, so that two runs cannot be kept apart; use a server that keeps it, or a local folder"
+            "it ignores If-Match, so that two runs cannot exclude each other; use a server that supports it, or a local folder"
                 .into(),
         )),
         Err(e) => Err(refused("over a known version (If-Match)", &e)),
@@ -121,10 +122,9 @@ async fn probe_folder(folder: &std::path::Path, name: &str, content: &[u8]) -> R
         Err(e) => Err(failed(said(&e))),
         Ok(_) => Err(LockError::Unsafe {
             place: place(),
-            problem:
-                "its file system lets a new file take the place of another without noticing; use a folder on another \
+            problem: "its file system lets a new file silently replace another one; use a folder on another \
                       disk, or an object store"
-                    .into(),
+                .into(),
         }),
     }
 }

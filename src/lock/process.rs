@@ -1,9 +1,8 @@
-//! Which process on which computer holds the lock, so that its death can be told at once where it can be told at all.
+//! The identity of the process that holds the lock, by which its death is detected at once where that is possible.
 //!
-//! A process id alone says little: ids are used again, also after a restart of the computer, and mean nothing to
-//! another container. So it is compared only within one start of the kernel and one space of process ids, and
-//! together with the time at which the process began. Where any of that cannot be had, the answer is "unknown", and
-//! the lease decides.
+//! A process id alone is not enough: ids are reused, also after a reboot, and mean nothing in another container. So ids
+//! are compared only within one boot and one PID namespace, together with the start time of the process. If any of
+//! these is unavailable, the result is "unknown" and the lease decides.
 
 use std::fs;
 use std::path::Path;
@@ -12,21 +11,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::{self, MAX_TEXT};
 
-/// A process, as far as others on the same computer can recognize it.
+/// A process, identified so that other processes on the same machine can recognize it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
-    /// Its id.
+    /// The process id.
     pub pid: u32,
-    /// When it began, in ticks since the kernel started.
+    /// The start time, in clock ticks since boot.
     started: Option<u64>,
-    /// Which start of which kernel it belongs to.
+    /// The boot id of the kernel.
     boot_id: Option<String>,
-    /// Within which space of ids the id is meant: containers have their own.
+    /// The PID namespace of the id: containers have their own.
     pid_namespace: Option<String>,
 }
 
 impl Process {
-    /// The process that asks.
+    /// Returns the current process.
     pub(super) fn this() -> Self {
         let pid = std::process::id();
         Self {
@@ -37,7 +36,7 @@ impl Process {
         }
     }
 
-    /// Whether the process is alive, if that can be known from here.
+    /// Returns true if the process is alive; none if this process cannot tell.
     pub(super) fn is_alive(&self) -> Option<bool> {
         let this = Self::this();
         let comparable = self.boot_id.is_some()
@@ -48,7 +47,7 @@ impl Process {
         match stat(self.pid) {
             Some(stat) => Some(stat.started == started && !stat.dead),
             None if fs::exists(format!("/proc/{}", self.pid)).unwrap_or(true) => None,
-            // Some systems hide the processes of other users, and then the first one too.
+            // Some systems hide the processes of other users, which then includes process 1.
             None => stat(1).map(|_| false),
         }
     }
@@ -56,14 +55,14 @@ impl Process {
 
 struct Stat {
     started: u64,
-    /// Ended, and not yet buried by its parent.
+    /// True if the process has ended but its parent has not waited for it yet (a zombie).
     dead: bool,
 }
 
-/// What Linux tells of a process.
+/// Reads the state of a process from Linux's `/proc`.
 fn stat(pid: u32) -> Option<Stat> {
     let text = read(&format!("/proc/{pid}/stat"))?;
-    // The name of the program is in brackets, and may have brackets and spaces in it.
+    // The name of the program is in parentheses, and may contain parentheses and spaces.
     let (_, rest) = text.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let dead = matches!(*fields.first()?, "Z" | "X" | "x");
@@ -71,7 +70,7 @@ fn stat(pid: u32) -> Option<Stat> {
     Some(Stat { started: fields.get(19)?.parse().ok()?, dead })
 }
 
-/// The name of this computer.
+/// Returns the host name of this machine.
 #[must_use]
 pub fn host() -> String {
     read("/proc/sys/kernel/hostname")

@@ -1,4 +1,4 @@
-//! Taking a lock on an object store: creating it, or watching its holder until that ends, or is known to be dead.
+//! Takes a lock on an object store: creates it, or watches its holder until that run ends or is known to be dead.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,8 @@ pub(super) async fn acquire(object: Object, claim: &Claim) -> Result<Lease, Lock
     let failed = |e: StoreError| LockError::Store { place: name.clone(), problem: explain.explain(&e) };
     let began = Instant::now();
     let mut seen: Option<Seen> = None;
-    // What this run tried to write, and when: a refusal may be of its own write, whose answer was lost.
+    // The content that this run tried to write, and when: a refusal can mean that this write succeeded and only its
+    // response was lost.
     let mut tried: Option<(Content, Instant)> = None;
     let mut unclear = 0;
     loop {
@@ -52,7 +53,7 @@ pub(super) async fn acquire(object: Object, claim: &Claim) -> Result<Lease, Lock
                             let holder = found.map(|found| Box::new(found.holder));
                             return Err(LockError::Busy { place: name.clone(), holder, waited: claim.wait });
                         }
-                        seen.say(&name, found.as_ref(), known_alive);
+                        seen.log_wait(&name, found.as_ref(), known_alive);
                         let left = wait.saturating_sub(began.elapsed()).max(Duration::from_millis(20));
                         let poll = patience(found.as_ref()) / 15;
                         let poll = poll.clamp(Duration::from_millis(20), Duration::from_secs(5));
@@ -64,9 +65,9 @@ pub(super) async fn acquire(object: Object, claim: &Claim) -> Result<Lease, Lock
         };
         match attempt {
             Ok(version) => return Ok(Lease::begin(object, claim.lease, content, version, sent)),
-            // Somebody was faster, or it was our own write: what is there tells.
+            // Another run was faster, or an earlier write of our own succeeded: the next read tells which.
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => tried = Some((content, sent)),
-            // The same; but a server that never answers is not asked for ever.
+            // The outcome is unknown, so read again, but not for ever if the server never answers.
             Err(e) if is_unclear(&e) && unclear < 3 => {
                 unclear += 1;
                 tried = Some((content, sent));
@@ -76,18 +77,18 @@ pub(super) async fn acquire(object: Object, claim: &Claim) -> Result<Lease, Lock
     }
 }
 
-/// For how long a lock must not change before its holder is taken for dead. Longer than the lease by a quarter: clocks
-/// do not run at quite the same rate, and what the holder began in time may end a little later.
+/// Returns how long a lock must stay unchanged before its holder is considered dead. This is 1.25 times the lease,
+/// because clocks drift and a write that the holder sent in time can finish a little later.
 fn patience(content: Option<&Content>) -> Duration {
     content.and_then(Content::lease).unwrap_or(DEFAULT_LEASE) * 5 / 4
 }
 
 enum Verdict {
-    /// The lock is to be had.
+    /// The lock can be taken.
     Free,
-    /// Its holder has shown life.
+    /// Its holder is alive.
     Alive,
-    /// Nothing is known yet.
+    /// It is not known yet whether its holder is alive.
     Unknown,
 }
 
@@ -104,14 +105,15 @@ fn judge(content: Option<&Content>, seen: &Seen) -> Verdict {
     }
 }
 
-/// What has been seen of the lock so far.
+/// The observations of the lock so far.
 struct Seen {
     version: UpdateVersion,
-    /// Since when it has been this version, by the clock of this process; counted from after it was read.
+    /// The time at which this version was first seen, by the clock of this process, taken after the read.
     since: Instant,
-    /// Whether it has been another one before.
+    /// True if another version was seen before.
     changed: bool,
-    said: (bool, bool),
+    /// The messages already logged: "waiting" and "watching".
+    logged: (bool, bool),
 }
 
 impl Seen {
@@ -121,7 +123,7 @@ impl Seen {
             version: version.clone(),
             since: now,
             changed: false,
-            said: (false, false),
+            logged: (false, false),
         });
         if seen.version != version {
             (seen.version, seen.since, seen.changed) = (version, now, true);
@@ -129,18 +131,18 @@ impl Seen {
         seen
     }
 
-    /// Says once why it takes a while.
-    fn say(&mut self, name: &str, content: Option<&Content>, known_alive: bool) {
+    /// Logs once why taking the lock takes a while.
+    fn log_wait(&mut self, name: &str, content: Option<&Content>, known_alive: bool) {
         let holder = who(content.map(|content| &content.holder));
-        if known_alive && !self.said.0 {
+        if known_alive && !self.logged.0 {
             tracing::info!("waiting for {name}, in use by another run: {holder}");
-            self.said.0 = true;
-        } else if !known_alive && !self.said.1 {
+            self.logged.0 = true;
+        } else if !known_alive && !self.logged.1 {
             let seconds = patience(content).as_secs_f64();
             tracing::info!(
                 "watching for up to {seconds:.0} s whether the run that has locked {name} is alive: {holder}"
             );
-            self.said.1 = true;
+            self.logged.1 = true;
         }
     }
 }

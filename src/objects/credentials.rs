@@ -1,5 +1,5 @@
-//! Notes that a service has accepted the credentials of this process: if it refuses them later, they have expired or
-//! were changed meanwhile, and a run with new ones may succeed.
+//! Records that a service has accepted the credentials of this process. If it refuses them later, they have expired or
+//! were changed, and a run with new ones may succeed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,15 +9,15 @@ use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
 };
 
-/// Credentials come from the environment, so that there is one set per process.
+/// True once a service has accepted the credentials. They come from the environment, so there is one set per process.
 static ACCEPTED: AtomicBool = AtomicBool::new(false);
 
-/// Whether a request with the credentials of this process has succeeded.
+/// Returns true if a request with the credentials of this process has succeeded.
 pub(super) fn were_accepted() -> bool {
     ACCEPTED.load(Ordering::Relaxed)
 }
 
-/// Makes HTTP clients that note what is accepted.
+/// Creates HTTP clients that record accepted credentials.
 #[derive(Debug, Default)]
 pub(super) struct Connector(ReqwestConnector);
 
@@ -33,7 +33,7 @@ struct Noting(HttpClient);
 #[async_trait]
 impl HttpService for Noting {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        // A request for credentials has none yet.
+        // A request that fetches credentials carries none yet.
         let has_credentials = request.headers().contains_key("authorization");
         let answer = self.0.execute(request).await?;
         if has_credentials && answer.status().is_success() {

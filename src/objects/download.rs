@@ -1,4 +1,4 @@
-//! An object becomes a local file: fetched in ranges of one version of it.
+//! Downloads an object to a local file, in ranges of one version of the object.
 
 use std::io;
 
@@ -8,16 +8,16 @@ use tokio::io::AsyncWriteExt;
 
 use super::{Objects, ObjectsError, Trouble};
 
-/// Bytes of one request: few enough to be there before a request times out on a slow line.
+/// Bytes per request: few enough to arrive before a request times out on a slow connection.
 const RANGE: u64 = 8 << 20;
 
-/// Requests under way at once.
+/// The number of concurrent requests.
 const REQUESTS: usize = 4;
 
-/// Fetches an object into an empty file, all of it in the version that `object` describes.
+/// Downloads an object into an empty file, in the version that `object` describes.
 ///
 /// # Errors
-/// A server that does not give it, an object that has changed meanwhile, a disk that is full.
+/// A server that refuses or fails, an object that has changed meanwhile, a disk that is full.
 pub async fn download(objects: &Objects, object: &ObjectMeta, file: std::fs::File) -> Result<(), ObjectsError> {
     let place = objects.place_of(&object.location);
     let refused = |e: &object_store::Error| match e {
@@ -32,7 +32,7 @@ pub async fn download(objects: &Objects, object: &ObjectMeta, file: std::fs::Fil
     let mut ranges = futures::stream::iter(starts)
         .map(|start| {
             let range = start..object.size.min(start + RANGE);
-            // Where the server names versions, the ranges are of one.
+            // If the server gives ETags, all ranges are of one version.
             let options = GetOptions { if_match: object.e_tag.clone(), ..GetOptions::default() };
             let options = options.with_range(Some(range.clone()));
             async move {

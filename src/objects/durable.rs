@@ -1,8 +1,8 @@
-//! The local disk as an object store whose writes survive a loss of power.
+//! The local disk as an object store whose writes survive a power failure.
 //!
-//! `object_store`'s own renames files into place without making them durable. After a loss of power the name can then
-//! be there and the contents not: a commit of which nothing is left but its name, which nobody can write again. Here
-//! contents are made durable before they get their name, and names before a write counts as done.
+//! The local store of `object_store` renames files into place without an fsync. After a power failure the name can then
+//! exist without the contents: an empty commit whose name cannot be written again. Here the contents are synced before
+//! they get their name, and the name is synced before the write returns.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -25,15 +25,15 @@ use super::cause_in;
 use crate::files;
 use crate::files::NOT_DURABLE;
 
-/// Begins the message of a disk on which a file cannot be made only where there is none.
+/// The start of the error message for a disk that cannot create a file only if it does not exist.
 pub(crate) const NO_LINKS: &str = "its file system has no hard links";
 
-/// Why the name of a file may not survive a loss of power; the file is there.
+/// The error of syncing the name of a file: the file exists, but its name may not survive a power failure.
 #[derive(Debug, ThisError)]
 #[error("{NOT_DURABLE} ({0})")]
 struct Unconfirmed(io::Error);
 
-/// What the disk said that did not confirm the name of a file, if that is the cause of an error.
+/// Returns the I/O error behind an error, if it was caused by a failed sync of a file's name.
 pub(crate) fn unconfirmed_in<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e io::Error> {
     match cause_in(error)? {
         Error::Generic { source, .. } => source.downcast_ref::<Unconfirmed>().map(|unconfirmed| &unconfirmed.0),
@@ -41,12 +41,12 @@ pub(crate) fn unconfirmed_in<'e>(error: &'e (dyn std::error::Error + 'static)) -
     }
 }
 
-/// A local disk from its root on.
+/// The local disk, from its root.
 #[derive(Debug)]
 pub struct DurableLocal(LocalFileSystem);
 
 impl DurableLocal {
-    /// The disk.
+    /// Returns the local disk.
     #[must_use]
     pub fn new() -> Self {
         Self(LocalFileSystem::new())
@@ -68,7 +68,7 @@ impl std::fmt::Display for DurableLocal {
 #[async_trait]
 impl ObjectStore for DurableLocal {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        // Conditions on what is there already are refused by the other.
+        // The inner store refuses updates conditional on a version.
         if matches!(options.mode, PutMode::Update(_)) || !options.attributes.is_empty() {
             return self.0.put_opts(location, payload, options).await;
         }
@@ -122,7 +122,7 @@ impl ObjectStore for DurableLocal {
 }
 
 impl DurableLocal {
-    /// Refuses what is no regular file: `object_store` would wait for a pipe. What is not there is for it to say.
+    /// Refuses anything but a regular file, as `object_store` would block on a pipe. It reports missing files itself.
     async fn check_regular(&self, location: &Path) -> Result<()> {
         let path = self.0.path_to_filesystem(location)?;
         let looked = tokio::task::spawn_blocking(move || match files::open(&path) {
@@ -138,7 +138,7 @@ impl DurableLocal {
     }
 }
 
-/// Parts of a file, which is durable when the upload is complete.
+/// An upload in parts whose file is durable once the upload completes.
 #[derive(Debug)]
 struct DurableUpload {
     upload: Box<dyn MultipartUpload>,
@@ -153,7 +153,7 @@ impl MultipartUpload for DurableUpload {
 
     async fn complete(&mut self) -> Result<PutResult> {
         let done = self.upload.complete().await?;
-        // The name comes first here, which does no harm: such files count only once a commit names them.
+        // Here the name is written before the sync. This is safe: such files count only once a commit names them.
         make_durable(self.path.clone()).await?;
         Ok(done)
     }
@@ -172,10 +172,11 @@ async fn make_durable(path: PathBuf) -> Result<()> {
     synced.map_err(|e| failed(&e, FilePath::new("")))
 }
 
-/// How often a file is written anew that another process took for one of a killed run and removed.
+/// The largest number of attempts per write. A retry is needed if another process took the temporary file for one of a
+/// killed run and removed it.
 const ATTEMPTS: usize = 5;
 
-/// Writes a file beside its place, makes it durable, and gives it its name.
+/// Writes a temporary file beside its destination, syncs it and moves it into place.
 fn put(path: &FilePath, payload: &PutPayload, create: bool) -> Result<PutResult> {
     if let Some(parent) = path.parent() {
         make_folders(parent).map_err(|e| failed(&e, path))?;
@@ -193,7 +194,7 @@ fn put(path: &FilePath, payload: &PutPayload, create: bool) -> Result<PutResult>
 }
 
 fn place(path: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> {
-    // Listings pass over names that end so. On a disk that machines share, a process's id is no name.
+    // Listings skip names that end in `#` and digits. A process id would not be unique on a disk that machines share.
     let (unique, _) = Uuid::new_v4().as_u64_pair();
     let staged = PathBuf::from(format!("{}#{unique}", path.display()));
     let placed = (|| -> io::Result<()> {
@@ -201,7 +202,7 @@ fn place(path: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> 
         payload.iter().try_for_each(|bytes| file.write_all(bytes))?;
         file.sync_all()?;
         if create {
-            // Unlike a rename, a link is refused where there is a file.
+            // Unlike a rename, a hard link fails if the destination exists.
             fs::hard_link(&staged, path).map_err(|e| match e.kind() {
                 ErrorKind::AlreadyExists | ErrorKind::NotFound => e,
                 kind => io::Error::new(kind, format!("{NO_LINKS} ({e})")),
@@ -217,7 +218,7 @@ fn place(path: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> 
     placed
 }
 
-/// Makes folders whose names are durable.
+/// Creates folders and syncs their names.
 fn make_folders(folder: &FilePath) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
@@ -231,7 +232,7 @@ fn make_folders(folder: &FilePath) -> io::Result<()> {
     }
 }
 
-/// Makes the name of a file or folder durable, which is in the folder around it.
+/// Makes the name of a file or folder durable by syncing its parent folder.
 fn sync_folder(path: &FilePath) -> io::Result<()> {
     match path.parent() {
         Some(parent) if cfg!(unix) => files::sync_folder(parent),
@@ -265,7 +266,7 @@ mod tests {
         let disk = DurableLocal::new();
         for error in [disk.get(&path).await.map(drop), disk.head(&path).await.map(drop)] {
             let error = error.unwrap_err().to_string();
-            assert!(error.contains("it is no regular file"), "{error}");
+            assert!(error.contains("it is not a regular file"), "{error}");
         }
     }
 }

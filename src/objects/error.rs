@@ -1,7 +1,7 @@
-//! What object stores complain of, in words that help: the place, the likely cause, the setting that mends it.
+//! Explains errors of object stores: the place, the likely cause and the setting that fixes it.
 //!
-//! `object_store` gives the URL of a request and the whole answer of the server. Of these, only what is known not to
-//! hold a secret is passed on: the status, and the code and message that the service's protocol defines.
+//! Errors of `object_store` contain the URL of the request and the full response of the server. Only the parts known
+//! not to hold secrets are passed on: the status, and the code and message that the service's protocol defines.
 
 use std::error::Error as _;
 
@@ -20,9 +20,9 @@ use crate::trouble::{Explained, Trouble};
 pub struct ObjectsError {
     /// The place.
     pub place: String,
-    /// What is wrong, and how to mend it.
+    /// The problem and how to fix it.
     pub problem: String,
-    /// What kind of trouble it is.
+    /// The kind of the problem.
     pub trouble: Trouble,
 }
 
@@ -38,7 +38,7 @@ impl ObjectsError {
     }
 }
 
-/// Refuses an endpoint without TLS that nobody has allowed: `object_store` would say so only at the first request.
+/// Refuses an endpoint without TLS unless it is allowed. `object_store` would report it only at the first request.
 pub(super) fn check_endpoint(
     place: &Place,
     endpoint: Option<&str>,
@@ -48,20 +48,20 @@ pub(super) fn check_endpoint(
     let Some(endpoint) = endpoint else { return Ok(()) };
     let shown = without_secrets(endpoint);
     let is_url = |url: Url| ["http", "https"].contains(&url.scheme()) && url.has_host();
-    // `object_store` takes it to the letter: a space at its end, or a host without its scheme, is no address.
+    // `object_store` takes the value literally: a trailing space or a missing scheme makes it an invalid address.
     if endpoint.contains(char::is_whitespace) || !Url::parse(endpoint).is_ok_and(is_url) {
         let problem = format!("the endpoint {shown} is not a URL such as https://host:port");
         return Err(ObjectsError::new(place, Trouble::Settings, problem));
     }
     if endpoint.starts_with("http://") && allow_http != Some("true") {
-        let problem =
-            format!("the endpoint {shown} is without TLS; set {variable}=true if the network may see what is sent");
+        let problem = format!("the endpoint {shown} has no TLS; set {variable}=true to allow unencrypted requests");
         return Err(ObjectsError::new(place, Trouble::Settings, problem));
     }
     Ok(())
 }
 
-/// Refuses a value that no request can hold, such as a key with the end of its line: `object_store` would panic.
+/// Refuses a value that cannot go into a request header, such as a key with a trailing newline: `object_store` would
+/// panic.
 pub(super) fn check_value(place: &Place, value: Option<&str>, variable: &str) -> Result<(), ObjectsError> {
     let Some(value) = value else { return Ok(()) };
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -75,7 +75,7 @@ pub(super) fn check_value(place: &Place, value: Option<&str>, variable: &str) ->
     Err(ObjectsError::new(place, Trouble::Settings, problem))
 }
 
-/// Says what an error means.
+/// Explains an error of a place's store.
 pub(super) fn explain(place: &Place, error: &object_store::Error) -> ObjectsError {
     let Place::Remote(remote) = place else {
         let trouble = match error {
@@ -85,34 +85,34 @@ pub(super) fn explain(place: &Place, error: &object_store::Error) -> ObjectsErro
         };
         return ObjectsError::new(place, trouble, innermost(error));
     };
-    let (trouble, problem) = Answer::of(error).explain(remote.service(), remote.bucket(), error);
+    let (trouble, problem) = Response::of(error).explain(remote.service(), remote.bucket(), error);
     ObjectsError::new(place, trouble, problem)
 }
 
-/// Says why no client of a bucket can be made of the environment. What a key or its file holds is not passed on.
+/// Explains why no client can be created from the environment, without repeating the content of a key or its file.
 pub(super) fn unsuited(place: &Place, service: Service, error: &object_store::Error) -> ObjectsError {
     let explained = explain(place, error);
     if explained.trouble != Trouble::Other {
         return explained;
     }
-    if service == Service::Azure && Answer::of(error).text.contains("Account must be specified") {
+    if service == Service::Azure && Response::of(error).text.contains("Account must be specified") {
         let problem = format!("the storage account is not known; set {}", service.credentials());
         return ObjectsError::new(place, Trouble::Settings, problem);
     }
-    let cause = io_cause(error)
-        .map_or_else(|| "they are not in the form that the service gives them".into(), ToString::to_string);
+    let cause =
+        io_cause(error).map_or_else(|| "they do not have the format of the service".into(), ToString::to_string);
     let named = service.variables().iter().copied().filter(|name| std::env::var_os(name).is_some()).collect::<Vec<_>>();
     let named = if named.is_empty() { service.credentials().to_owned() } else { named.join(", ") };
     let problem = format!("the credentials of the environment cannot be used ({cause}); check {named}");
     ObjectsError::new(place, Trouble::Settings, problem)
 }
 
-/// What the operating system refused, behind an error.
+/// Returns the I/O error behind an error, if there is one.
 fn io_cause<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e std::io::Error> {
     error.downcast_ref().or_else(|| io_cause(error.source()?))
 }
 
-/// What services say of credentials, rather than of a right that they lack.
+/// The error codes of services for invalid credentials, as opposed to missing permissions.
 const REFUSED_CREDENTIALS: [&str; 7] = [
     "AuthenticationFailed",
     "ExpiredToken",
@@ -123,23 +123,23 @@ const REFUSED_CREDENTIALS: [&str; 7] = [
     "TokenRefreshRequired",
 ];
 
-/// What is known of a failed request.
-struct Answer {
-    /// The error and all its causes; not for people.
+/// The response to a failed request, as far as the error tells.
+struct Response {
+    /// The error and all its causes; never shown to the user.
     text: String,
-    /// Status line, as in `503 Service Unavailable`.
+    /// The status line, such as `503 Service Unavailable`.
     status: Option<String>,
-    /// The service's word for the error, as in `NoSuchBucket`.
+    /// The service's error code, such as `NoSuchBucket`.
     code: Option<String>,
-    /// Its message.
+    /// The service's error message.
     message: Option<String>,
-    /// Where there was no answer: why.
+    /// The kind of the network error, if there was no response.
     http: Option<HttpErrorKind>,
-    /// How often it was tried again.
+    /// The number of retries.
     retries: Option<String>,
 }
 
-impl Answer {
+impl Response {
     fn of(error: &object_store::Error) -> Self {
         let mut text = error.to_string();
         let mut http = None;
@@ -166,7 +166,7 @@ impl Answer {
     }
 
     fn explain(&self, service: Service, bucket: &str, error: &object_store::Error) -> (Trouble, String) {
-        let said = self.said();
+        let summary = self.summary();
         let code = self.code.as_deref().unwrap_or_default();
         let has = |texts: &[&str]| texts.iter().any(|text| self.text.contains(text));
         if has(&["169.254.169.254", "169.254.170.2", "/latest/api/token", "computeMetadata", "/metadata/identity"]) {
@@ -175,13 +175,13 @@ impl Answer {
         for (missing, variable) in [("SecretAccessKey", "AWS_SECRET_ACCESS_KEY"), ("AccessKeyId", "AWS_ACCESS_KEY_ID")]
         {
             if has(&[&format!("Missing {missing}")]) {
-                return (Trouble::Settings, format!("{variable} is not set; {} go together", service.credentials()));
+                return (Trouble::Settings, format!("{variable} is not set; set both {}", service.credentials()));
             }
         }
         let is_refused = REFUSED_CREDENTIALS.contains(&code) || self.is("401");
         if is_refused && were_accepted() {
             let problem = format!(
-                "the server no longer accepts the credentials ({said}), which it accepted before: they have expired, or were \
+                "the server no longer accepts the credentials ({summary}), which it accepted before: they have expired, or were \
                  changed; set {} anew and run the same command again",
                 service.credentials()
             );
@@ -192,33 +192,33 @@ impl Answer {
                 return (Trouble::Missing, format!("there is no bucket `{bucket}`"));
             }
             "NoSuchUpload" => {
-                let problem = format!("the upload was ended by somebody else ({said}); run the same command again");
+                let problem = format!("another process has ended the upload ({summary}); run the same command again");
                 return (Trouble::Other, problem);
             }
             "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "AuthenticationFailed" => {
                 let problem =
-                    format!("the server does not accept the credentials ({said}); check {}", service.credentials());
+                    format!("the server does not accept the credentials ({summary}); check {}", service.credentials());
                 return (Trouble::Refused, problem);
             }
             "ExpiredToken" | "TokenRefreshRequired" => {
-                return (Trouble::Refused, format!("the session has expired ({said}); get a new AWS_SESSION_TOKEN"));
+                return (Trouble::Refused, format!("the session has expired ({summary}); get a new AWS_SESSION_TOKEN"));
             }
             "RequestTimeTooSkewed" => {
-                return (Trouble::Refused, format!("this machine's clock is wrong ({said})"));
+                return (Trouble::Refused, format!("this machine's clock is wrong ({summary})"));
             }
             "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException" => {
-                return (Trouble::Settings, other_region(&said));
+                return (Trouble::Settings, other_region(&summary));
             }
             _ => {}
         }
         if has(&["redirect without LOCATION"]) || self.is("301") || self.is("307") {
-            return (Trouble::Settings, other_region(&said));
+            return (Trouble::Settings, other_region(&summary));
         }
         match error {
             object_store::Error::NotFound { .. } => (Trouble::Missing, "does not exist".into()),
             _ if self.refuses(error) => {
                 let problem = format!(
-                    "the server refuses access ({said}): {} are wrong, or they do not allow this",
+                    "the server refuses access ({summary}): {} are wrong, or they do not allow this",
                     service.credentials()
                 );
                 (Trouble::Refused, problem)
@@ -229,20 +229,20 @@ impl Answer {
         }
     }
 
-    /// Whether the server knows who asks, and refuses; `object_store` gives such an error of its own for single objects,
-    /// and not where many are listed.
+    /// Returns true if the server refuses access. `object_store` has a distinct error for this for single objects, but
+    /// not for listings.
     fn refuses(&self, error: &object_store::Error) -> bool {
-        // Google's says so, too, of one who asks too often.
+        // Google's service also answers so if it is asked too often.
         let asks_too_often = self.code.as_deref().is_some_and(|code| code.to_lowercase().contains("ratelimit"));
         (matches!(error, object_store::Error::PermissionDenied { .. }) || self.is("403")) && !asks_too_often
     }
 
-    /// The server was not reached, or failed.
+    /// Explains that the server could not be reached, or failed.
     fn explain_failure(&self, error: &object_store::Error) -> (Trouble, String) {
-        let said = self.said();
+        let summary = self.summary();
         let tried = match self.retries.as_deref() {
-            Some("1") => ", also when asked again".to_owned(),
-            Some(n) => format!(", also when asked {n} times again"),
+            Some("1") => ", even after a retry".to_owned(),
+            Some(n) => format!(", even after {n} retries"),
             None => String::new(),
         };
         let endpoint = endpoint().map_or_else(String::new, |endpoint| format!(" at {endpoint}"));
@@ -262,7 +262,7 @@ impl Answer {
                 (Trouble::Unreachable, format!("the connection to the server{endpoint} broke{tried} ({cause})"))
             }
             None if self.status.is_some() || self.code.is_some() => {
-                (Trouble::Unreachable, format!("the server{endpoint} failed{tried} ({said})"))
+                (Trouble::Unreachable, format!("the server{endpoint} failed{tried} ({summary})"))
             }
             None => (Trouble::Other, innermost(error)),
         }
@@ -272,8 +272,8 @@ impl Answer {
         self.status.as_deref().is_some_and(|found| found.starts_with(status))
     }
 
-    /// What the server said, in short: `403 Forbidden, AccessDenied: Access Denied.`
-    fn said(&self) -> String {
+    /// Summarizes the response: `403 Forbidden, AccessDenied: Access Denied`.
+    fn summary(&self) -> String {
         let code = match (&self.code, &self.message) {
             (Some(code), Some(message)) => Some(format!("{code}: {}", message.trim_end_matches('.'))),
             (code, message) => code.clone().or(message.clone()),
@@ -294,18 +294,18 @@ fn no_credentials(service: Service) -> String {
     format!("no credentials were found; set {}{more}", service.credentials())
 }
 
-fn other_region(said: &str) -> String {
-    format!("the bucket is in another region than the one asked ({said}); set AWS_REGION to the bucket's")
+fn other_region(summary: &str) -> String {
+    format!("the bucket is in another region than the one in the settings ({summary}); set AWS_REGION to the bucket's")
 }
 
-/// The endpoint that the environment names, without what may be secret in it.
+/// Returns the endpoint that the environment names, without secrets.
 fn endpoint() -> Option<String> {
     let named =
         ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"].iter().find_map(|name| std::env::var(name).ok());
     named.map(|endpoint| without_secrets(&endpoint))
 }
 
-/// Scheme, host and port of an endpoint: before the host there may be a password, behind it a token.
+/// Returns the scheme, host and port of an endpoint. A password can precede the host, and a token can follow it.
 pub(crate) fn without_secrets(endpoint: &str) -> String {
     match Url::parse(endpoint) {
         Ok(url) if url.has_host() => {
@@ -316,21 +316,21 @@ pub(crate) fn without_secrets(endpoint: &str) -> String {
     }
 }
 
-/// The error of an object store that is behind another one.
+/// Finds the object store's error among the causes of another error.
 pub(crate) fn cause_in<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e object_store::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
-        // An I/O error passes over what it holds.
+        // The source of an I/O error skips the error that it wraps.
         let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         next = held.map(|held| held as &(dyn std::error::Error + 'static)).or_else(|| error.source());
     }
     None
 }
 
-/// What a library says of its trouble, without what a server answered it: some answers hold what they were asked with.
+/// Returns a library's error message without the response of a server: some responses repeat parts of the request.
 pub(crate) fn without_answers(error: &(dyn std::error::Error + 'static)) -> String {
     match cause_in(error).and_then(explain_unplaced) {
         Some(explained) => explained.to_string(),
@@ -338,7 +338,7 @@ pub(crate) fn without_answers(error: &(dyn std::error::Error + 'static)) -> Stri
     }
 }
 
-/// The same where only words are left of the error.
+/// Removes the response of a server from an error message.
 pub(crate) fn cut_answers(text: &str) -> String {
     let starts = ["Error performing ", "<?xml", "<Error", "{\"error\""];
     let Some(start) = starts.iter().filter_map(|start| text.find(start)).min() else { return text.to_owned() };
@@ -348,9 +348,9 @@ pub(crate) fn cut_answers(text: &str) -> String {
     format!("{before}the server did not do what it was asked{status}")
 }
 
-/// Says what an error means that a bucket gave, where only the error is known; none for the local disk.
+/// Explains an error of a bucket from the error alone; none for the local disk.
 pub(crate) fn explain_unplaced(error: &object_store::Error) -> Option<ObjectsError> {
-    let answer = Answer::of(error);
+    let answer = Response::of(error);
     // "Error performing GET http://host/bucket/key?query in 3ms …", or "… REDACTED in …".
     let (_, request) = answer.text.split_once("Error performing ")?;
     let (request, _) = request.split_once(" in ")?;
@@ -361,7 +361,7 @@ pub(crate) fn explain_unplaced(error: &object_store::Error) -> Option<ObjectsErr
     Some(ObjectsError { place: request.to_owned(), problem, trouble })
 }
 
-/// The cause behind all others, in one line.
+/// Returns the first line of the innermost cause.
 fn innermost(error: &object_store::Error) -> String {
     let mut last: &dyn std::error::Error = error;
     while let Some(cause) = last.source() {
@@ -388,7 +388,7 @@ mod tests {
         }
     }
 
-    /// What lists objects has one kind of error for all answers.
+    /// Returns the error as a listing gives it: one kind for all responses.
     fn listed(error: &Error) -> Error {
         Error::Generic { store: "S3", source: error.to_string().into() }
     }

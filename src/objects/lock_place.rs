@@ -11,7 +11,7 @@ use crate::trouble::{Explained, said};
 /// Where a store is.
 #[derive(Debug, Clone)]
 pub enum LockPlace {
-    /// A folder of this computer, or one that it has mounted.
+    /// A local or mounted folder.
     Folder(PathBuf),
     /// Objects under a prefix.
     Objects {
@@ -45,12 +45,12 @@ impl LockPlace {
     }
 }
 
-/// Says what an error of a server means, in words that help and hold nothing secret.
+/// Explains errors of a server to the user, without repeating secrets.
 #[derive(Clone)]
 pub struct Explain(Arc<dyn Fn(&object_store::Error) -> Explained + Send + Sync>);
 
 impl Explain {
-    /// Explains with what is known of a service and its settings.
+    /// Wraps a function that explains errors of one service with its settings.
     pub fn new(explain: impl Fn(&object_store::Error) -> Explained + Send + Sync + 'static) -> Self {
         Self(Arc::new(explain))
     }
@@ -60,7 +60,7 @@ impl Explain {
     }
 }
 
-/// Says what the server said, in short.
+/// Summarizes the response of the server.
 impl Default for Explain {
     fn default() -> Self {
         Self::new(|error| said(error).into())

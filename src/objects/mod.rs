@@ -1,7 +1,7 @@
-//! Object stores: a place on the local disk or in a bucket, as the store it is in and the path there.
+//! Object stores: opens a place on the local disk or in a bucket as an object store and a path in it.
 //!
-//! Settings and credentials of services come from the environment, under the names that their own tools use. A bucket
-//! gets one client a process. Opening a place asks no server. Uploads that a killed run left are in `uploads`.
+//! Settings and credentials of services come from the environment, under the names that their own tools use. A process
+//! has one client per bucket. Opening a place sends no request. `uploads` cleans up the uploads of killed runs.
 
 mod credentials;
 mod download;
@@ -40,8 +40,8 @@ pub use store_folder::{Entries, Entry, StoreFolder};
 use uploads::Uploads;
 pub use uploads::abort_noted_uploads;
 
-/// How long a request is tried again, at most 10 times in a minute: a short fault of the service passes, and a
-/// job that cannot go on says so soon. `object_store` itself would go on for three minutes.
+/// Returns the retry policy: at most 10 retries within a minute. That outlasts a short outage of the service, and a job
+/// that cannot continue fails soon. The default of `object_store` is three minutes.
 fn retries() -> RetryConfig {
     RetryConfig {
         backoff: BackoffConfig { max_backoff: Duration::from_secs(5), ..BackoffConfig::default() },
@@ -50,29 +50,29 @@ fn retries() -> RetryConfig {
     }
 }
 
-/// What the names of objects end in that are to be put in their place, `.NAME.RUN.couplet-pending` beside it.
+/// The suffix of pending objects, which are not yet in their place: `.NAME.RUN.couplet-pending` beside it.
 pub(crate) const PENDING: &str = ".couplet-pending";
 
-/// A place as its store and the path in it.
+/// A place, opened as an object store and a path in it.
 #[derive(Debug, Clone)]
 pub struct Objects {
-    /// The store: a bucket, or the local disk from its root on.
+    /// The store: a bucket, or the local disk from its root.
     pub store: Arc<dyn ObjectStore>,
     /// The path of the place in the store.
     pub root: Path,
     /// The place as a URL: percent-encoded, `file://` for the local disk; ends in `/` if the place does.
     pub url: Url,
-    /// The place, as messages name it.
+    /// The place as written in the configuration, for messages.
     pub place: Place,
-    /// The same bucket, where its uploads must be ended by somebody.
+    /// The bucket as a store of multipart uploads; none if the service needs no explicit abort.
     uploads: Option<Uploads>,
 }
 
 impl Objects {
-    /// Opens a place, which need not exist; a relative path starts at the current folder.
+    /// Opens a place, which need not exist. A relative path starts at the current folder.
     ///
     /// # Errors
-    /// Settings in the environment that do not suit the service.
+    /// Settings in the environment that are invalid for the service.
     pub fn open(place: &Place) -> Result<Self, ObjectsError> {
         let wrong = |problem: String| ObjectsError::new(place, Trouble::Settings, problem);
         match place {
@@ -93,7 +93,7 @@ impl Objects {
         }
     }
 
-    /// The folder of that name below this place.
+    /// Returns the folder of that name below this place.
     #[must_use]
     pub fn folder(&self, name: &str) -> Self {
         let mut url = self.url.clone();
@@ -103,7 +103,7 @@ impl Objects {
         Self { root: self.root.clone().join(name), url, place: self.place.join(name), ..self.clone() }
     }
 
-    /// This place as that of a lock.
+    /// Returns this place as the location of a lock.
     #[must_use]
     pub fn lock_place(&self) -> LockPlace {
         match &self.place {
@@ -120,25 +120,25 @@ impl Objects {
         }
     }
 
-    /// The path of an object below this place; `name` may have slashes in it.
+    /// Returns the path of an object below this place; `name` may contain slashes.
     #[must_use]
     pub fn path(&self, name: &str) -> Path {
         name.split('/').filter(|part| !part.is_empty()).fold(self.root.clone(), Path::join)
     }
 
-    /// Says what an error of the store means for this place.
+    /// Explains an error of the store for this place.
     #[must_use]
     pub fn error(&self, error: &object_store::Error) -> ObjectsError {
         error::explain(&self.place, error)
     }
 
-    /// Says what an error of the store means for an object of it.
+    /// Explains an error of the store for one of its objects.
     #[must_use]
     pub fn error_at(&self, path: &Path, error: &object_store::Error) -> ObjectsError {
         error::explain(&self.place_of(path), error)
     }
 
-    /// The place of an object of this store.
+    /// Returns the place of an object of this store.
     #[must_use]
     pub fn place_of(&self, path: &Path) -> Place {
         match &self.place {
@@ -148,10 +148,10 @@ impl Objects {
         }
     }
 
-    /// The object at this place; none if there is no object of that name.
+    /// Returns the metadata of the object at this place; none if there is no such object.
     ///
     /// # Errors
-    /// A server that cannot be asked, or that does not say.
+    /// A server that cannot be reached or refuses.
     pub async fn head(&self) -> Result<Option<ObjectMeta>, ObjectsError> {
         // An empty path is the bucket itself.
         if self.root.as_ref().is_empty() {
@@ -164,19 +164,19 @@ impl Objects {
         }
     }
 
-    /// Whether there is an object below this place, taken for a folder.
+    /// Returns true if there is an object below this place, treated as a folder.
     ///
     /// # Errors
-    /// A server that cannot be asked, or that does not say.
+    /// A server that cannot be reached or refuses.
     pub async fn has_children(&self) -> Result<bool, ObjectsError> {
         let first = self.store.list(Some(&self.root)).try_next().await;
         Ok(first.map_err(|e| self.error(&e))?.is_some())
     }
 
-    /// Whether there is a file or a folder at this place.
+    /// Returns true if there is a file or a folder at this place.
     ///
     /// # Errors
-    /// A server that cannot be asked, or that does not say.
+    /// A server that cannot be reached or refuses.
     pub async fn exists(&self) -> Result<bool, ObjectsError> {
         match &self.place {
             Place::Local(path) => Ok(path.exists()),
@@ -191,7 +191,7 @@ impl fmt::Display for Objects {
     }
 }
 
-/// The path without `..`, which stores do not know: what is above a link is above what it points to.
+/// Removes `..` from a path, as stores do not support it. The parent of a link is the parent of its target.
 fn without_parents(path: &std::path::Path) -> PathBuf {
     let mut parts = PathBuf::new();
     for part in path.components() {
@@ -205,7 +205,7 @@ fn without_parents(path: &std::path::Path) -> PathBuf {
     parts
 }
 
-/// A client of a bucket.
+/// A client for one bucket.
 #[derive(Debug, Clone)]
 struct Client {
     store: Arc<dyn ObjectStore>,
@@ -213,14 +213,14 @@ struct Client {
 }
 
 impl Client {
-    /// A client of a bucket that keeps uploads until they are ended.
-    fn that_keeps_uploads(store: impl ObjectStore + MultipartStore) -> Self {
+    /// Wraps the client of a service that keeps multipart uploads until they are completed or aborted.
+    fn with_uploads(store: impl ObjectStore + MultipartStore) -> Self {
         let store = Arc::new(store);
         Self { store: Arc::clone(&store) as _, uploads: Some(Uploads(store)) }
     }
 }
 
-/// The clients of this process, by the URI of the bucket: each keeps its connections and credentials.
+/// The clients of this process, by bucket URI. Each keeps its connections and credentials.
 static CLIENTS: LazyLock<Mutex<HashMap<String, Client>>> = LazyLock::new(Mutex::default);
 
 fn client(remote: &Remote) -> Result<Client, ObjectsError> {
@@ -233,14 +233,14 @@ fn client(remote: &Remote) -> Result<Client, ObjectsError> {
     Ok(client)
 }
 
-/// Makes a client of what the environment says; nothing is sent yet.
+/// Creates a client from the settings in the environment. It sends no request.
 fn connect(remote: &Remote) -> Result<Client, ObjectsError> {
     let place = Place::Remote(remote.clone());
     let unsuited = |e: object_store::Error| error::unsuited(&place, remote.service(), &e);
     Ok(match remote.service() {
         Service::S3 => {
             let builder = AmazonS3Builder::from_env().with_bucket_name(remote.bucket()).with_retry(retries());
-            // Without it, SeaweedFS 4.48 takes a request that ends behind its headers for an empty object.
+            // Without a checksum, SeaweedFS 4.48 stores an empty object if a request breaks off after its headers.
             let builder = builder.with_checksum_algorithm(Checksum::SHA256);
             let setting = |key| builder.get_config_value(&key);
             let endpoint = setting(AmazonS3ConfigKey::S3Endpoint).or_else(|| setting(AmazonS3ConfigKey::Endpoint));
@@ -254,12 +254,12 @@ fn connect(remote: &Remote) -> Result<Client, ObjectsError> {
             ] {
                 error::check_value(&place, setting(key).as_deref(), variable)?;
             }
-            Client::that_keeps_uploads(builder.with_http_connector(Connector::default()).build().map_err(unsuited)?)
+            Client::with_uploads(builder.with_http_connector(Connector::default()).build().map_err(unsuited)?)
         }
         Service::Gcs => {
             let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(remote.bucket());
             let builder = builder.with_retry(retries()).with_http_connector(Connector::default());
-            Client::that_keeps_uploads(builder.build().map_err(unsuited)?)
+            Client::with_uploads(builder.build().map_err(unsuited)?)
         }
         Service::Azure => {
             let builder = MicrosoftAzureBuilder::from_env().with_url(remote.root()).with_retry(retries());

@@ -1,7 +1,7 @@
-//! Folders in which only some files are couplet's: those whose names begin with the id of the store around them.
+//! Folders of a store, in which couplet owns only the files whose names begin with the store's id.
 //!
-//! Everything else may be the user's. It is neither read nor removed, and links are not followed. A listing by the
-//! object store of the local disk follows links, so folders of this machine are read without it.
+//! All other files may belong to the user: they are neither read nor removed, and links are not followed. The local
+//! object store follows links when it lists a folder, so local folders are read without it.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -14,7 +14,7 @@ use object_store::{Error as StoreError, ObjectStoreExt};
 use super::{Objects, ObjectsError, Trouble};
 use crate::place::Place;
 
-/// A file of a folder.
+/// A file in a folder.
 #[derive(Debug, Clone)]
 pub struct Entry {
     /// Its name in the folder.
@@ -23,7 +23,7 @@ pub struct Entry {
     pub path: Path,
     /// Its size in bytes.
     pub bytes: u64,
-    /// When it was last written.
+    /// The time of its last modification.
     pub modified: DateTime<Utc>,
 }
 
@@ -39,7 +39,7 @@ pub struct Entries {
 }
 
 impl Objects {
-    /// Lists a folder; a folder that does not exist, or is a link, has no entries.
+    /// Lists a folder. A folder that does not exist or is a link has no entries.
     ///
     /// # Errors
     /// A folder that cannot be listed.
@@ -81,7 +81,7 @@ impl Objects {
         Ok(entries)
     }
 
-    /// Removes a file, if it is there.
+    /// Removes a file, if it exists.
     ///
     /// # Errors
     /// A file that cannot be removed.
@@ -92,10 +92,10 @@ impl Objects {
         }
     }
 
-    /// Removes a folder of this machine, if it is empty; buckets have no empty folders.
+    /// Removes a local folder if it is empty. Buckets have no empty folders.
     pub fn remove_if_empty(&self) {
         if let Place::Local(folder) = &self.place {
-            // Refused for a link, and for a folder with files in it.
+            // This fails for a link and for a folder that is not empty, as intended.
             let _ = fs::remove_dir(folder);
         }
     }
@@ -104,37 +104,37 @@ impl Objects {
 /// A store that couplet made, or a folder in it.
 #[derive(Debug, Clone)]
 pub struct StoreFolder {
-    /// The place.
+    /// The place of the folder.
     pub objects: Objects,
-    /// The store's id, with which the names of its files begin.
+    /// The store's id, the prefix of the names of its files.
     id: Arc<str>,
 }
 
 impl StoreFolder {
-    /// The place of a store with this id.
+    /// Returns the folder at a place, for the store with this id.
     pub(crate) fn new(objects: Objects, id: &str) -> Self {
         Self { objects, id: id.into() }
     }
 
-    /// The store's id.
+    /// Returns the store's id.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The folder of that name in this one.
+    /// Returns the subfolder of that name.
     #[must_use]
     pub fn folder(&self, name: &str) -> Self {
         Self { objects: self.objects.folder(name), id: Arc::clone(&self.id) }
     }
 
-    /// The path of couplet's file whose name ends in `rest`.
+    /// Returns the path of the file named `ID-rest`.
     #[must_use]
     pub fn path(&self, rest: &str) -> Path {
         self.objects.path(&format!("{}-{rest}", self.id))
     }
 
-    /// The files of this folder that couplet wrote, their names without the store's id.
+    /// Lists the files of this folder that couplet wrote, with names that lack the store's id.
     ///
     /// # Errors
     /// A folder that cannot be listed.

@@ -1,12 +1,13 @@
-//! Uploads in parts that nobody will end, ended by the next run.
+//! Aborts the multipart uploads that a killed run left open.
 //!
-//! A bucket keeps the parts of an upload until it is completed or aborted, shows them to nobody, and charges for them. A
-//! process that is killed does neither. So a run notes each upload in the store of its pipeline before it sends a part,
-//! and takes the note away when the upload has ended; the next run aborts what is still noted. Both hold the lock of that
-//! store, so no upload of a run that is alive is among them. Only uploads to places that the pipeline writes to are
-//! aborted; the note of another pipeline of the store waits for a run of that one.
+//! A bucket keeps the parts of a multipart upload until it is completed or aborted. The parts are invisible, but they
+//! are charged for. A process that is killed neither completes nor aborts its uploads. So a run writes a note of each
+//! upload to the store of its pipeline before it sends a part, and deletes the note when the upload has ended. The next
+//! run aborts the uploads that still have a note. Both hold the lock of that store, so no upload of a live run is
+//! aborted. Only uploads to places that the pipeline writes to are aborted; a note of another pipeline of the same
+//! store waits for a run of that pipeline.
 //!
-//! Azure needs none of this: it has no uploads to end, and forgets blocks that were never made a blob after a week.
+//! Azure needs no such notes: it has no uploads to abort and drops uncommitted blocks after a week.
 
 use std::fmt;
 use std::ops::Range;
@@ -31,10 +32,10 @@ use crate::crash;
 /// The folder of the notes, in the store of a pipeline.
 const NOTES: &str = "uploads";
 
-/// A longer file is no note, in bytes: two names of at most 1,024 bytes and an id.
+/// The largest size of a note in bytes: two names of at most 1,024 bytes and an id.
 const LONGEST_NOTE: u64 = 16 << 10;
 
-/// A bucket whose uploads can be named, and so ended by another process.
+/// A bucket whose uploads have ids, so that another process can abort them.
 #[derive(Clone)]
 pub(super) struct Uploads(pub(super) Arc<dyn MultipartStore>);
 
@@ -44,19 +45,19 @@ impl fmt::Debug for Uploads {
     }
 }
 
-/// What is noted of an upload.
+/// The note of an upload.
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
     /// The bucket's URI.
     bucket: String,
-    /// The object that was to be.
+    /// The path of the object to be created.
     path: String,
     /// The upload's id.
     upload: MultipartId,
 }
 
 impl Objects {
-    /// This place as a run uses it: uploads in parts are noted in `store`, whose lock the run holds.
+    /// Returns this place with a note in `store` for each multipart upload. The run must hold the lock of `store`.
     #[must_use]
     pub fn noting(self, store: &StoreFolder) -> Self {
         let (Some(uploads), Some(remote)) = (&self.uploads, self.place.remote()) else { return self };
@@ -69,7 +70,7 @@ impl Objects {
         Self { store: Arc::new(noting), ..self }
     }
 
-    /// Whether an object of a bucket is at this place or below it, or is to be put there.
+    /// Returns true if an object of a bucket is at or below this place, or is a pending object for it.
     fn has(&self, bucket: &str, path: &Path) -> bool {
         let is_pending = || {
             let prefix = format!(".{}.", self.place.name());
@@ -81,10 +82,9 @@ impl Objects {
     }
 }
 
-/// Aborts the uploads to these places that earlier runs have noted in a store and never ended; returns how many there
-/// were.
+/// Aborts the uploads to these places that earlier runs have noted in a store and never ended. Returns their number.
 ///
-/// A bucket that cannot be reached keeps its notes, which is said.
+/// If a bucket cannot be reached, its notes stay and a warning is logged.
 ///
 /// # Errors
 /// A store that cannot be read or written.
@@ -100,7 +100,7 @@ pub async fn abort_noted_uploads(store: &StoreFolder, places: &[Objects]) -> Res
             Err(StoreError::NotFound { .. }) => continue,
             found => found?.bytes().await?,
         };
-        // A note that was cut off was never followed by a part.
+        // If a note is truncated, no part was sent after it.
         if let Ok(note) = serde_json::from_slice::<Note>(&json) {
             let Ok(path) = Path::parse(&note.path) else { continue };
             let Some(place) = places.iter().find(|place| place.has(&note.bucket, &path)) else { continue };
@@ -121,13 +121,13 @@ pub async fn abort_noted_uploads(store: &StoreFolder, places: &[Objects]) -> Res
 async fn abort(place: &Objects, path: &Path, note: &Note) -> std::result::Result<(), String> {
     let Some(Uploads(uploads)) = &place.uploads else { return Ok(()) };
     match uploads.abort_multipart(path, &note.upload).await {
-        // It had ended, and only the note was left.
+        // The upload had ended already, and only the note was left.
         Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
         Err(error) => Err(place.error_at(path, &error).problem),
     }
 }
 
-/// A bucket that notes uploads.
+/// A bucket that writes a note of each multipart upload.
 #[derive(Debug)]
 struct Noting {
     store: Arc<dyn ObjectStore>,
@@ -148,7 +148,7 @@ impl Noting {
         let id = uploads.create_multipart(path).await?;
         let note = Note { bucket: self.bucket.clone(), path: path.to_string(), upload: id.clone() };
         let upload = NotedUpload {
-            to: Arc::new(To { uploads: Arc::clone(uploads), path: path.clone(), id }),
+            to: Arc::new(Destination { uploads: Arc::clone(uploads), path: path.clone(), id }),
             begun: 0,
             sent: Arc::default(),
             notes: Arc::clone(&self.notes.objects.store),
@@ -156,7 +156,7 @@ impl Noting {
         };
         let json = serde_json::to_vec(&note).map_err(|e| StoreError::Generic { store: NOTES, source: e.into() })?;
         if let Err(error) = upload.notes.put(&upload.note, json.into()).await {
-            // What cannot be noted is not begun; that it stays is all that is left to say.
+            // Without a note the upload must not go on. If it cannot be aborted either, all that is left is a warning.
             if let Err(problem) = uploads.abort_multipart(path, &upload.to.id).await {
                 tracing::warn!("an unfinished upload to {}/{path} may have stayed: {problem}", self.bucket);
             }
@@ -177,7 +177,7 @@ impl ObjectStore for Noting {
         location: &Path,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        // Uploads by their name take no tags and attributes, which nothing here sets.
+        // Uploads by id support no tags and attributes, which nothing here sets.
         if !options.attributes.is_empty() || !options.tags.encoded().is_empty() {
             return self.store.put_multipart_opts(location, options).await;
         }
@@ -217,26 +217,26 @@ impl ObjectStore for Noting {
     }
 }
 
-/// An upload, by its name.
-struct To {
+/// The destination of an upload: the bucket, the object and the upload's id.
+struct Destination {
     uploads: Arc<dyn MultipartStore>,
     path: Path,
     id: MultipartId,
 }
 
-impl fmt::Debug for To {
+impl fmt::Debug for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} to {}", self.id, self.path)
     }
 }
 
-/// An upload that is noted.
+/// An upload that has a note.
 #[derive(Debug)]
 struct NotedUpload {
-    to: Arc<To>,
-    /// Parts that were begun.
+    to: Arc<Destination>,
+    /// The number of parts started.
     begun: usize,
-    /// Those that the bucket has, with their places.
+    /// The parts that the bucket has received, with their positions.
     sent: Arc<Mutex<Vec<(usize, PartId)>>>,
     notes: Arc<dyn ObjectStore>,
     note: Path,
@@ -244,7 +244,7 @@ struct NotedUpload {
 
 impl NotedUpload {
     async fn forget(&self) {
-        // The next run finds that the upload has ended.
+        // If the delete fails, the next run finds that the upload has ended.
         if let Err(error) = self.notes.delete(&self.note).await {
             tracing::debug!("{}: {error}", self.note);
         }
@@ -272,7 +272,7 @@ impl MultipartUpload for NotedUpload {
         }
         parts.sort_by_key(|(place, _)| *place);
         let parts = parts.into_iter().map(|(_, part)| part).collect();
-        // Where this fails, it is not known whether the upload has ended: the note stays.
+        // If this fails, it is unknown whether the upload has ended, so the note stays.
         let done = self.to.uploads.complete_multipart(&self.to.path, &self.to.id, parts).await?;
         self.forget().await;
         Ok(done)

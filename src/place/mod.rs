@@ -19,7 +19,7 @@ pub use problem::Problem;
 use remote::SCHEMES;
 pub use remote::{Remote, Service};
 
-/// The location of a file or a folder.
+/// The location of a store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Place {
     /// On the local disk.

@@ -369,7 +369,7 @@ fn a_run_fails_at_once_if_an_executor_cannot_read_the_model() {
     let mut command = bucket.couplet(&["run", "pipeline.toml", "--cluster", &cluster.address()]);
     let stderr = stderr_of(command.current_dir(job.path("")), 1);
     assert!(stderr.contains("executor executor-0 refuses the task: "), "{stderr}");
-    assert!(stderr.contains(&model) && !stderr.contains("tried again"), "{stderr}");
+    assert!(stderr.contains(&model) && !stderr.contains("is retried"), "{stderr}");
     assert!(!job.output().exists());
 }
 

@@ -181,7 +181,7 @@ fn damaged_downloads_are_not_used() {
         let (setup, commit) = Setup::new();
         setup.server.damage(Some(file));
         let problem = setup.problem(&mut setup.predict(URI), 1);
-        assert!(problem.contains(&format!("{file} came damaged")), "{problem}");
+        assert!(problem.contains(&format!("the download of {file} is damaged")), "{problem}");
         assert!(!setup.repository().join("snapshots").join(&commit).join(file).exists());
         assert!(!setup.repository().join("refs/main").exists());
         setup.server.damage(None);
@@ -262,7 +262,7 @@ fn errors_say_how_to_fix_them() {
     insta::assert_snapshot!(commit("org/onnx", &["config.json", "tokenizer.json"], &[("model.onnx", b"x")]), @r"error: model hf://org/onnx: its weights are model.onnx only, of ONNX; couplet reads model.safetensors or pytorch_model.bin: convert them with transformers");
     insta::assert_snapshot!(commit("org/lora", &["tokenizer.json"], &[("adapter_config.json", b"{}")]), @r"error: model hf://org/lora: it is an adapter (PEFT), not a model: merge it into its base with `merge_and_unload()` and `save_pretrained` the result");
     setup.server.fail("/api/models/org/tiny", 503, 9);
-    insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 1), @r"error: model hf://org/tiny: HUB failed, also when asked again (status 503: injected)");
+    insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 1), @r"error: model hf://org/tiny: HUB failed, even after retries (status 503: injected)");
     // Nothing listens on this port.
     let gone = setup.predict(URI).env("HF_ENDPOINT", "http://127.0.0.1:9").output().unwrap();
     let message = String::from_utf8(gone.stderr).unwrap();
@@ -282,7 +282,7 @@ fn a_failing_hub_is_retried_and_then_the_cache_is_used() {
     let output = setup.predict(URI).output().unwrap();
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), expected);
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("WARN") && said.contains(&format!("going on with commit {commit} in the cache")), "{said}");
+    assert!(said.contains("WARN") && said.contains(&format!("using commit {commit} from the cache")), "{said}");
 }
 
 #[test]

@@ -56,7 +56,7 @@ fn retries_wait_as_long_as_the_hub_asks() {
     // Nobody waits for an hour.
     let (setup, _) = Setup::new();
     setup.server.fail_for("/api/models/", 429, 1, 3600);
-    insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 1), @r"error: model hf://org/tiny: HUB has had too many requests (status 429: injected; to be asked again in 3600 s); wait, or set HF_TOKEN, or log in once with `hf auth login`");
+    insta::assert_snapshot!(setup.problem(&mut setup.predict(URI), 1), @r"error: model hf://org/tiny: HUB has had too many requests (status 429: injected; retry after 3600 s); wait, or set HF_TOKEN, or log in once with `hf auth login`");
     assert_eq!(setup.server.take_log().len(), 1);
 }
 

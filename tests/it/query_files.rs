@@ -137,8 +137,8 @@ fn unknown_names_are_explained() {
     insta::assert_snapshot!(said("SELECT * FROM generate_serie(1, 3)"), @"error: SQL: there is no table function `generate_serie`; did you mean `generate_series`?");
     assert!(said("SELECT id FROM t WHERE a = 'it's'").ends_with("as in 'it''s', also in the value of a --var"));
     insta::assert_snapshot!(said("SELECT id FROM t WHERE a = \"yes\""), @"error: SQL: there is no column `yes` (columns: id, a, b); a string literal needs single quotation marks: 'yes'");
-    insta::assert_snapshot!(said("SELECT * FROM '~/x.csv'"), @"error: SQL: table `~/x.csv`: ~/x.csv does not exist; ~ is replaced by a shell, and not in quotation marks: write the path that it stands for");
-    insta::assert_snapshot!(said("SELECT * FROM '$HOME/x.csv'"), @"error: SQL: table `$HOME/x.csv`: $HOME/x.csv does not exist; $HOME is replaced by a shell, and not in quotation marks: write the path that it stands for");
+    insta::assert_snapshot!(said("SELECT * FROM '~/x.csv'"), @"error: SQL: table `~/x.csv`: ~/x.csv does not exist; only a shell expands ~, and not within quotation marks: write the full path");
+    insta::assert_snapshot!(said("SELECT * FROM '$HOME/x.csv'"), @"error: SQL: table `$HOME/x.csv`: $HOME/x.csv does not exist; only a shell expands $HOME, and not within quotation marks: write the full path");
 }
 
 #[test]

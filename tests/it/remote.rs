@@ -139,7 +139,7 @@ fn missing_settings_are_named_without_secrets() {
     };
     insta::assert_snapshot!(with("AWS_SECRET_ACCESS_KEY", "wrong"), @r"error: table `t`: s3://environment/pairs.csv: the server refuses access (403 Forbidden): AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are wrong, or they do not allow this");
     insta::assert_snapshot!(with("AWS_ACCESS_KEY_ID", "AKIDNOBODY"), @r"error: table `t`: s3://environment/pairs.csv: the server refuses access (403 Forbidden): AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are wrong, or they do not allow this");
-    insta::assert_snapshot!(with("AWS_ALLOW_HTTP", "false"), @r"error: table `t`: s3://environment/pairs.csv: the endpoint http://SERVER is without TLS; set AWS_ALLOW_HTTP=true if the network may see what is sent");
+    insta::assert_snapshot!(with("AWS_ALLOW_HTTP", "false"), @r"error: table `t`: s3://environment/pairs.csv: the endpoint http://SERVER has no TLS; set AWS_ALLOW_HTTP=true to allow unencrypted requests");
     insta::assert_snapshot!(with("AWS_ENDPOINT_URL", "localhost"), @r#"error: table `t`: s3://environment/pairs.csv: the endpoint in the environment is not a URL such as https://host:port"#);
     // Values on which object_store would panic.
     insta::assert_snapshot!(with("AWS_ENDPOINT_URL", "localhost:9000"), @r"error: table `t`: s3://environment/pairs.csv: the endpoint in the environment is not a URL such as https://host:port");
@@ -148,7 +148,7 @@ fn missing_settings_are_named_without_secrets() {
     insta::assert_snapshot!(with("AWS_REGION", "x y"), @r"error: table `t`: s3://environment/pairs.csv: AWS_REGION has a space, the end of a line or another character that no request can hold");
     insta::assert_snapshot!(with("AWS_REGION", ""), @r"error: table `t`: s3://environment/pairs.csv: AWS_REGION is set and empty; give it a value, or unset it");
     let mut command = bucket.couplet(&arguments);
-    insta::assert_snapshot!(failure_of(command.env_remove("AWS_SECRET_ACCESS_KEY"), 2), @r"error: table `t`: s3://environment/pairs.csv: AWS_SECRET_ACCESS_KEY is not set; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together");
+    insta::assert_snapshot!(failure_of(command.env_remove("AWS_SECRET_ACCESS_KEY"), 2), @r"error: table `t`: s3://environment/pairs.csv: AWS_SECRET_ACCESS_KEY is not set; set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY");
     // Without credentials in the environment, the instance metadata service is tried, which a laptop does not have.
     let mut command = bucket.couplet(&arguments);
     command.env_remove("AWS_SECRET_ACCESS_KEY").env_remove("AWS_ACCESS_KEY_ID");
@@ -165,12 +165,12 @@ fn an_unreachable_or_failing_server_ends_the_command() {
     let proxy = bucket.proxy(1);
     proxy.fail(Rule::new(Fault::Status(503)));
     let began = Instant::now();
-    insta::assert_snapshot!(failure_of(&mut bucket.couplet_at(&proxy.endpoint(), &arguments), 1), @r"error: table `t`: s3://failing/pairs.csv: the server at http://SERVER failed, also when asked 10 times again (503 Service Unavailable)");
+    insta::assert_snapshot!(failure_of(&mut bucket.couplet_at(&proxy.endpoint(), &arguments), 1), @r"error: table `t`: s3://failing/pairs.csv: the server at http://SERVER failed, even after 10 retries (503 Service Unavailable)");
     assert!(began.elapsed() < Duration::from_secs(300), "{:?}", began.elapsed());
     assert_eq!(proxy.faults(Fault::Status(503)), 11);
     let endpoint = proxy.endpoint();
     drop(proxy);
-    insta::assert_snapshot!(failure_of(&mut bucket.couplet_at(&endpoint, &arguments), 1), @r"error: table `t`: s3://failing/pairs.csv: the server at http://SERVER cannot be reached, also when asked 10 times again (Connection refused (os error 111)); check the network and the endpoint");
+    insta::assert_snapshot!(failure_of(&mut bucket.couplet_at(&endpoint, &arguments), 1), @r"error: table `t`: s3://failing/pairs.csv: the server at http://SERVER cannot be reached, even after 10 retries (Connection refused (os error 111)); check the network and the endpoint");
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn a_server_failing_during_a_query_is_named() {
     let gets = proxy.requests(Kind::Get);
     proxy.fail(Rule::new(Fault::Status(500)).on(&[Kind::Get]).after(gets - 1));
     let message = failure_of(&mut query("csv"), 1);
-    insta::assert_snapshot!(message, @"error: GET http://SERVER/middle/pairs.parquet: the server at http://SERVER failed, also when asked 10 times again (500 Internal Server Error, InternalError: We encountered an internal error. Please try again)");
+    insta::assert_snapshot!(message, @"error: GET http://SERVER/middle/pairs.parquet: the server at http://SERVER failed, even after 10 retries (500 Internal Server Error, InternalError: We encountered an internal error. Please try again)");
     assert_eq!(proxy.faults(Fault::Status(500)), 11);
 }
 
@@ -347,9 +347,9 @@ fn unusable_credentials_are_reported_with_their_variables() {
     };
     insta::assert_snapshot!(said("az://container/pairs.csv", &[]), @"error: table `t`: az://container/pairs.csv: the storage account is not known; set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY");
     let key = [("AZURE_STORAGE_ACCOUNT_NAME", "account"), ("AZURE_STORAGE_ACCOUNT_KEY", "no base64!")];
-    insta::assert_snapshot!(said("az://container/pairs.csv", &key), @"error: table `t`: az://container/pairs.csv: the credentials of the environment cannot be used (they are not in the form that the service gives them); check AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY");
+    insta::assert_snapshot!(said("az://container/pairs.csv", &key), @"error: table `t`: az://container/pairs.csv: the credentials of the environment cannot be used (they do not have the format of the service); check AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY");
     let file = |name| [("GOOGLE_APPLICATION_CREDENTIALS", name)];
     insta::assert_snapshot!(said("gs://bucket/pairs.csv", &file("none.json")), @"error: table `t`: gs://bucket/pairs.csv: the credentials of the environment cannot be used (No such file or directory (os error 2)); check GOOGLE_APPLICATION_CREDENTIALS");
     std::fs::write(folder.path().join("key.json"), r#"{"type": "hunter2"}"#).unwrap();
-    insta::assert_snapshot!(said("gs://bucket/pairs.csv", &file("key.json")), @"error: table `t`: gs://bucket/pairs.csv: the credentials of the environment cannot be used (they are not in the form that the service gives them); check GOOGLE_APPLICATION_CREDENTIALS");
+    insta::assert_snapshot!(said("gs://bucket/pairs.csv", &file("key.json")), @"error: table `t`: gs://bucket/pairs.csv: the credentials of the environment cannot be used (they do not have the format of the service); check GOOGLE_APPLICATION_CREDENTIALS");
 }

@@ -134,5 +134,5 @@ fn texts_of_pipelines_and_sql_are_read_up_to_a_mebibyte() {
     assert!(job.error(2).contains("not text in UTF-8: see its byte 16"), "{}", job.error(2));
     // A device without an end.
     #[cfg(unix)]
-    assert!(job.error_of(&mut job.couplet(&["run", "/dev/zero"]), 2).contains("no regular file"));
+    assert!(job.error_of(&mut job.couplet(&["run", "/dev/zero"]), 2).contains("not a regular file"));
 }

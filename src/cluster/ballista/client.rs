@@ -1,9 +1,9 @@
-//! The client: cuts texts into tasks, has them scored by the cluster, and gives back scores.
+//! The client: splits texts into tasks, submits them to the cluster and returns the scores.
 //!
-//! A task is a job of its own. Its texts go into a file below the store, which executors read; its scores come back when it
-//! is done, and are remembered as those of one machine are. So what a lost executor costs is its tasks under way, and what
-//! a killed client costs is what it had not remembered. Twice as many jobs are under way as the executors have slots: one
-//! that comes or goes changes that within seconds.
+//! Each task is a separate job. Its texts go into a file in the store, which executors read. Its scores come back when
+//! it is done and are cached as on one machine. So a lost executor costs its running tasks, and a killed client costs
+//! the scores that it had not cached. Twice as many jobs are in flight as the executors have slots. When an executor
+//! joins or leaves, that number follows within seconds.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -38,27 +38,29 @@ use crate::predict::Models;
 use crate::scorer::{Prediction, Rejection, Window};
 use crate::words::{counted, grouped, spoken};
 
-/// Jobs under way for each slot: while one is scored, the next is ready.
+/// Jobs in flight per slot: while one is scored, the next is ready.
 const JOBS_PER_SLOT: usize = 2;
 
-/// The shares for each slot into which what is left is divided: a task is one of them at most.
+/// The remaining texts are divided into this many shares per slot. A task is at most one share.
 const SHARES_PER_SLOT: usize = 4;
 
-/// How often a task is tried that failed for no reason that will last.
-const TRIES: usize = 4;
+/// The number of attempts for a task that fails with a transient error.
+const ATTEMPTS: usize = 4;
 
-/// For how long nothing is sent again after the first, second and third of those tries.
-const PAUSES: [Duration; TRIES - 1] = [Duration::from_secs(2), Duration::from_secs(10), Duration::from_secs(30)];
+/// The pauses after the first, second and third failed attempt.
+const PAUSES: [Duration; ATTEMPTS - 1] = [Duration::from_secs(2), Duration::from_secs(10), Duration::from_secs(30)];
 
-/// Tasks that must be back before it is known how long one takes.
-const KNOWN: usize = 3;
+/// The number of finished tasks from which the timeout of a task is derived.
+const TIMED_TASKS: usize = 3;
 
-/// How long a task may take while that is not known.
-const FIRST: Duration = Duration::from_hours(2);
+/// The timeout of a task until then.
+const FIRST_TIMEOUT: Duration = Duration::from_hours(2);
 
-/// How many times as long as most a task may take, and what that is at least, until it is sent once more.
-const TIMES: u32 = 10;
-const LEAST: Duration = Duration::from_mins(10);
+/// The timeout of a task as a multiple of the median duration, after which the task is sent again.
+const TIMEOUT_FACTOR: u32 = 10;
+
+/// The shortest timeout of a task.
+const MIN_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// The connection of a run or a query to a cluster.
 pub struct Client {
@@ -67,17 +69,17 @@ pub struct Client {
     context: SessionContext,
     executors: Arc<Watched>,
     watch: JoinHandle<()>,
-    /// What the scheduler calls this client's jobs.
+    /// The name of this client's jobs at the scheduler.
     name: String,
-    /// How long tasks took that are back.
+    /// The durations of the finished tasks.
     took: Mutex<Vec<Duration>>,
-    /// Whether a job may still be under way of which nothing is awaited any more.
+    /// True if a job that this client has given up on may still be running.
     gave_up: AtomicBool,
 }
 
 impl Client {
-    /// Finds the scheduler. `window` is the number of rows that an executor scores together; `models` are for planning calls
-    /// of `predict`.
+    /// Connects to the scheduler. `window` is the number of rows that an executor scores together; `models` are used to
+    /// plan calls of `predict`.
     ///
     /// # Errors
     /// A scheduler that does not answer.
@@ -86,7 +88,7 @@ impl Client {
         let slots = scheduler.slots().await?;
         let executors = Arc::new(Watched::new(slots));
         let watch = tokio::spawn(Arc::clone(&executors).watch(scheduler.clone()));
-        // A task is a file, and a file one part of a plan.
+        // A task is one file, which is one partition of the plan.
         let name = format!("couplet-{}", Uuid::new_v4().simple());
         let context = session(address, &name, window, 1, models)?;
         match slots {
@@ -97,10 +99,10 @@ impl Client {
         Ok(Self { address: address.clone(), scheduler, context, executors, watch, name, took, gave_up })
     }
 
-    /// Scores texts, in tasks; they come back as they are done.
+    /// Scores texts in tasks. Yields each task's scores when it is done.
     ///
     /// # Errors
-    /// Each is the end of the stream: what `windows` says, a cluster that cannot score.
+    /// An error of `windows`, a cluster that cannot score. Either ends the stream.
     pub fn score<E, W>(self: &Arc<Self>, windows: W, work: Work) -> impl Stream<Item = Result<Scored, E>> + use<E, W>
     where
         E: From<ClusterError> + Send + 'static,
@@ -128,12 +130,12 @@ impl Client {
         })
     }
 
-    /// Cancels the jobs that are still under way.
+    /// Cancels the jobs that are still in flight.
     pub async fn end(&self) {
         self.scheduler.cancel_all(&self.name).await;
     }
 
-    /// Has a task scored, by another executor if one is lost.
+    /// Scores a task on the cluster, retrying it on another executor if one is lost.
     async fn run(self: Arc<Self>, work: Arc<Work>, task: Task, number: usize) -> Result<Scored, ClusterError> {
         let start = Instant::now();
         let path = work.folder.path(&format!("{number:06}.parquet"));
@@ -144,12 +146,12 @@ impl Client {
         let put = folder.store.put(&path, bytes.into()).await;
         put.map_err(|e| texts(folder.error_at(&path, &e).problem))?;
         let (schema, texts) = (task.schema(), task.texts);
-        // They are in the store.
+        // The texts are in the store now.
         drop(task);
         let mut pauses = PAUSES.iter();
         let (keys, outcomes, executor) = loop {
-            let patience = self.patience();
-            let tried = tokio::time::timeout(patience, self.try_task(&work, &schema, texts, &place)).await;
+            let timeout = self.task_timeout();
+            let tried = tokio::time::timeout(timeout, self.try_task(&work, &schema, texts, &place)).await;
             let problem = match tried {
                 Ok(Ok(done)) => break done,
                 Ok(Err(error)) => {
@@ -160,11 +162,12 @@ impl Client {
                     }
                     problem
                 }
-                // Ballista loses sight of a task when an executor's question for work fails on its way: the scheduler
-                // takes it for under way for ever (execution_loop.rs forgets what it was about to say).
+                // Ballista loses a task if an executor's poll for work fails on the way: the executor drops the status
+                // that it was about to report (execution_loop.rs), so the scheduler considers the task to be running
+                // for ever.
                 Err(_) => {
                     self.gave_up.store(true, Ordering::Relaxed);
-                    format!("it is not back after {}", spoken(patience))
+                    format!("no result after {}", spoken(timeout))
                 }
             };
             self.scheduler.reach().await?;
@@ -172,26 +175,26 @@ impl Client {
             let Some(pause) = pauses.next() else {
                 return Err(ClusterError::Failed { address: self.address.to_string(), problem });
             };
-            tracing::warn!("a task failed and is tried again: {problem}");
+            tracing::warn!("a task failed and is retried: {problem}");
             tokio::time::sleep(*pause).await;
         };
         self.took.lock().unwrap_or_else(PoisonError::into_inner).push(start.elapsed());
-        // What cannot be removed now goes with the folder.
+        // A file that cannot be removed now is removed with the folder.
         let _ = folder.store.delete(&path).await;
         Ok(Scored { keys, outcomes, executor, took: start.elapsed() })
     }
 
-    /// How long a task may take: the scores of one that is sent a second time are the same.
-    fn patience(&self) -> Duration {
+    /// Returns the timeout of a task. Sending a task twice is safe, as its scores are the same.
+    fn task_timeout(&self) -> Duration {
         let mut took = self.took.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if took.len() < KNOWN {
-            return FIRST;
+        if took.len() < TIMED_TASKS {
+            return FIRST_TIMEOUT;
         }
         let middle = took.len() / 2;
-        (TIMES * *took.select_nth_unstable(middle).1).max(LEAST)
+        (TIMEOUT_FACTOR * *took.select_nth_unstable(middle).1).max(MIN_TIMEOUT)
     }
 
-    /// Whether a job may still be under way of which nothing is awaited any more.
+    /// Returns true if a job that this client has given up on may still be running.
     #[must_use]
     pub fn gave_up(&self) -> bool {
         self.gave_up.load(Ordering::Relaxed)
@@ -212,7 +215,7 @@ impl Client {
         let listed = ListingTableConfig::new(ListingTableUrl::try_new(url, None)?).with_listing_options(options);
         let table = ListingTable::try_new(listed.with_schema(Arc::clone(schema)))?;
         let mut arguments = vec![lit(work.contract.to_text())];
-        // With the key, by which an executor notices a text that is not as it was written.
+        // The key lets an executor detect a text that differs from the one that was written.
         arguments.extend(schema.fields().iter().map(|field| col(field.name())));
         let score = function::score(None).call(arguments).alias("outcome");
         let scored = self.context.read_table(Arc::new(table))?.select(vec![col("key"), score])?;
@@ -245,12 +248,12 @@ impl Drop for Client {
     }
 }
 
-/// Windows of texts with their keys, from wherever they come.
+/// A stream of text windows with their keys.
 type Windows<E> = Pin<Box<dyn Stream<Item = Result<(ArrayRef, Window), E>> + Send>>;
 
 type Job = Pin<Box<dyn Future<Output = Result<Scored, ClusterError>> + Send>>;
 
-/// The tasks of a run that are not back.
+/// The tasks of a run that are in flight.
 struct UnderWay<E> {
     client: Arc<Client>,
     source: Source<E>,
@@ -267,7 +270,7 @@ impl<E: From<ClusterError>> UnderWay<E> {
             if self.jobs.is_empty() && !takes_more {
                 return None;
             }
-            // A slow source keeps no job waiting; of a fast one, tasks go out before results are looked at.
+            // With a slow source, finished jobs are returned while it is read. With a fast one, tasks are sent first.
             tokio::select! {
                 biased;
                 task = self.source.task(executors), if takes_more => match task {
@@ -280,7 +283,7 @@ impl<E: From<ClusterError>> UnderWay<E> {
                     Err(error) => return Some(Err(error)),
                 },
                 Some(done) = self.jobs.next() => return Some(done.map_err(E::from)),
-                // Executors may have come or gone.
+                // Executors may have joined or left.
                 () = tokio::time::sleep(LOOK), if !self.jobs.is_empty() => {
                     if let Err(error) = executors.check(&self.client.address) {
                         return Some(Err(error.into()));
@@ -291,9 +294,9 @@ impl<E: From<ClusterError>> UnderWay<E> {
     }
 }
 
-/// The texts of a run that are in no job yet.
+/// The texts of a run that are not part of a job yet.
 struct Source<E> {
-    /// None when all are cut into tasks.
+    /// None once all windows are split into tasks.
     windows: Option<Windows<E>>,
     cutter: Cutter,
     ready: VecDeque<Task>,
@@ -304,7 +307,7 @@ impl<E> Source<E> {
         self.windows.is_none() && self.ready.is_empty()
     }
 
-    /// The next task. Nothing is lost if the future is dropped: what it has read is kept before it waits again.
+    /// Returns the next task. Dropping the future loses nothing: each window is stored before the next await.
     async fn task(&mut self, executors: &Watched) -> Result<Option<Task>, E> {
         while self.ready.is_empty() {
             let Some(windows) = &mut self.windows else { break };
@@ -320,7 +323,7 @@ impl<E> Source<E> {
     }
 }
 
-/// The rows of a task as a Parquet file.
+/// Writes the rows of a task as a Parquet file.
 fn to_parquet(task: &Task) -> PlanResult<Vec<u8>> {
     let mut writer = ArrowWriter::try_new(Vec::new(), task.schema(), None)?;
     for batch in task.batches() {
@@ -329,10 +332,10 @@ fn to_parquet(task: &Task) -> PlanResult<Vec<u8>> {
     Ok(writer.into_inner()?)
 }
 
-/// What an executor said, without the layers of errors that it came through.
+/// Returns an executor's message without the errors that Ballista wraps around it.
 fn readable(error: &str) -> String {
-    let said = error.find("executor ").filter(|_| error.contains(REFUSES)).map_or(error, |start| &error[start..]);
-    let said = said.split("\\n").next().unwrap_or(said);
-    let said = said.split_once("\")").map_or(said, |(said, _)| said);
-    said.replace("\\\"", "\"").trim().to_owned()
+    let message = error.find("executor ").filter(|_| error.contains(REFUSES)).map_or(error, |start| &error[start..]);
+    let message = message.split("\\n").next().unwrap_or(message);
+    let message = message.split_once("\")").map_or(message, |(message, _)| message);
+    message.replace("\\\"", "\"").trim().to_owned()
 }

@@ -1,5 +1,5 @@
-//! Plans on their way: Ballista's codecs, and what couplet has besides: the node for calls of `predict`, tables of files,
-//! and the reader of text files.
+//! Serializes plans: Ballista's codecs, extended by couplet's node for calls of `predict`, its tables of files and its
+//! reader of text files.
 
 use std::sync::Arc;
 
@@ -29,33 +29,33 @@ use super::listed::only_listed;
 use crate::predict::{self, Models};
 use crate::tables::{FileTable, TextSource};
 
-/// Begins the form of couplet's node, which no message of Ballista's does.
+/// The prefix of a serialized `predict` node. No message of Ballista starts with it.
 const PREDICT: &[u8] = b"couplet predict\n";
 
-/// Begins the form of a table of files.
+/// The prefix of a serialized table of files.
 const TABLE: &[u8] = b"couplet table\n";
 
-/// Begins the form of a scan of text files.
+/// The prefix of a serialized scan of text files.
 const SCAN: &[u8] = b"couplet scan\n";
 
-/// Encodes and decodes what plans have besides DataFusion's own nodes.
+/// Encodes and decodes the logical nodes and tables that are not DataFusion's own.
 #[derive(Debug, Default)]
 pub(super) struct PlanCodec {
     ballista: BallistaLogicalExtensionCodec,
-    /// How a client runs the models that its calls name.
+    /// The client's models and their settings; none on schedulers and executors.
     models: Option<Arc<Models>>,
 }
 
 impl PlanCodec {
-    /// A client's: calls say how their models are to be run.
+    /// Returns the codec of a client, which adds the settings of its models to calls of `predict`.
     pub(super) fn of(models: Arc<Models>) -> Self {
         Self { ballista: BallistaLogicalExtensionCodec::default(), models: Some(models) }
     }
 
-    /// A call as another process understands it.
-    fn sent(&self, call: &Expr) -> Result<Expr> {
+    /// Rewrites a call so that another process runs it with the same settings.
+    fn portable_call(&self, call: &Expr) -> Result<Expr> {
         let Some(models) = &self.models else { return Ok(call.clone()) };
-        // It may stand behind a name.
+        // The call may have an alias.
         let sent = call.clone().transform(|part| {
             let Expr::ScalarFunction(mut function) = part else { return Ok(Transformed::no(part)) };
             if function.func.name() == predict::FUNCTION
@@ -70,7 +70,7 @@ impl PlanCodec {
     }
 }
 
-/// A call of `predict`, as DataFusion encodes expressions, and the column that it fills.
+/// A call of `predict` in DataFusion's encoding of expressions, and the name of its result column.
 #[derive(Serialize, Deserialize)]
 struct Call {
     call: Vec<u8>,
@@ -91,7 +91,7 @@ impl LogicalExtensionCodec for PlanCodec {
         let Some(calls) = predict::calls_of_node(node) else { return self.ballista.try_encode(node, buf) };
         let calls = calls
             .iter()
-            .map(|(call, name)| Ok(Call { call: self.sent(call)?.to_bytes()?.to_vec(), name: name.clone() }));
+            .map(|(call, name)| Ok(Call { call: self.portable_call(call)?.to_bytes()?.to_vec(), name: name.clone() }));
         buf.extend_from_slice(PREDICT);
         serde_json::to_writer(buf, &calls.collect::<Result<Vec<_>>>()?)
             .map_err(|e| plan_datafusion_err!("calls of predict cannot be written: {e}"))
@@ -139,16 +139,16 @@ impl LogicalExtensionCodec for PlanCodec {
     }
 }
 
-/// Encodes and decodes what plans of executors have besides DataFusion's own nodes.
+/// Encodes and decodes the physical nodes that are not DataFusion's own.
 #[derive(Debug, Default)]
 pub(super) struct ScanCodec {
     ballista: BallistaPhysicalExtensionCodec,
-    /// Whether scans refuse files that have been replaced since they were listed.
+    /// True if scans refuse files that have been replaced since they were listed.
     only_listed: bool,
 }
 
 impl ScanCodec {
-    /// That of an executor, which reads the files.
+    /// Returns the codec of an executor, whose scans read only the listed versions of files.
     pub(super) fn of_executor() -> Self {
         Self { only_listed: true, ..Self::default() }
     }
@@ -157,10 +157,10 @@ impl ScanCodec {
 /// A scan of text files.
 #[derive(Clone, PartialEq, Message)]
 struct TextScan {
-    /// The files and the columns that are read.
+    /// The files and the columns to read.
     #[prost(message, required, tag = "1")]
     scan: FileScanExecConf,
-    /// How they are read: a [`TextSource`] in JSON.
+    /// The settings of the reader: a [`TextSource`] as JSON.
     #[prost(bytes = "vec", tag = "2")]
     source: Vec<u8>,
 }
@@ -177,7 +177,7 @@ impl PhysicalExtensionCodec for ScanCodec {
             if !self.only_listed {
                 return self.ballista.try_decode(buf, inputs, ctx, converter);
             }
-            // Each plan of a task is the input of a node of Ballista's, which writes its result.
+            // Each plan of a task is the input of a Ballista node that writes its result.
             let inputs = inputs.iter().map(|input| only_listed(Arc::clone(input), ctx)).collect::<Result<Vec<_>>>()?;
             return self.ballista.try_decode(buf, &inputs, ctx, converter);
         };

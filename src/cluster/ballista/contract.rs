@@ -1,4 +1,4 @@
-//! What the texts of a task are to be scored with: the part of a plan by which any executor makes the same scores.
+//! The contract in a plan: the model and settings with which any executor computes the same scores.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::place;
 use crate::place::Place;
 use crate::scorer::{DeviceSetting, Precision, PrecisionSetting, Scorer, ScorerOptions};
 
-/// What a client asks of whoever scores.
+/// The model and settings that a client requires of an executor.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Contract {
@@ -17,20 +17,20 @@ pub struct Contract {
     couplet: String,
     /// The model's URI, with the commit if it comes from a hub.
     model: String,
-    /// What the model must turn out to be.
+    /// The required fingerprint of the model.
     fingerprint: String,
-    /// Tokens of a sequence at most.
+    /// The largest number of tokens per sequence.
     max_length: usize,
-    /// In which numbers the encoder multiplies; a client's `auto` is decided by the client.
+    /// The numeric precision of the encoder. The client resolves `auto`.
     precision: String,
-    /// Tokens of a packed batch, if asked for.
+    /// The number of tokens per packed batch, if configured.
     batch_tokens: Option<usize>,
-    /// The columns of the texts, as errors name them.
+    /// The names of the text columns, for errors.
     columns: Vec<String>,
 }
 
 impl Contract {
-    /// What makes other processes score as this scorer does, with texts of these columns.
+    /// Returns the contract by which other processes score texts of these columns as this scorer does.
     #[must_use]
     pub fn of(scorer: &Scorer, model: &Place, batch_tokens: Option<usize>, columns: &[String]) -> Self {
         let model = match (model, scorer.revision()) {
@@ -51,7 +51,7 @@ impl Contract {
         }
     }
 
-    /// The contract as the text that a plan carries.
+    /// Serializes the contract as the text that a plan carries.
     ///
     /// # Panics
     /// Never: its fields all have a JSON form.
@@ -60,10 +60,10 @@ impl Contract {
         serde_json::to_string(self).expect("strings and numbers are JSON")
     }
 
-    /// Reads a contract, if this version can keep it.
+    /// Parses a contract and checks its version.
     ///
     /// # Errors
-    /// One of another version, whose scores may be others.
+    /// A contract of another version, whose scores may differ, or one that cannot be parsed.
     pub(super) fn read(text: &str) -> Result<Self, Refusal> {
         let json: Value = serde_json::from_str(text).map_err(|e| Refusal(format!("the task has no contract: {e}")))?;
         let own = env!("CARGO_PKG_VERSION");
@@ -71,7 +71,7 @@ impl Contract {
             Some(version) if version == own => {}
             version => {
                 return Err(Refusal(format!(
-                    "it is couplet {own} and the client is couplet {}; a cluster and its clients must be of one version",
+                    "it is couplet {own} and the client is couplet {}; a cluster and its clients must have the same version",
                     version.unwrap_or("of an unknown version")
                 )));
             }
@@ -91,7 +91,7 @@ impl Contract {
         place::model_place(&self.model).map_err(|problem| Refusal(format!("model {}: {problem}", self.model)))
     }
 
-    /// How the model is run here.
+    /// Returns the options with which this machine runs the model.
     pub(super) fn options(&self, device: DeviceSetting) -> Result<ScorerOptions, Refusal> {
         let precision = Precision::ALL.into_iter().find(|precision| precision.to_string() == self.precision);
         let precision = precision.ok_or_else(|| Refusal(format!("precision {} is unknown here", self.precision)))?;
@@ -103,20 +103,20 @@ impl Contract {
         })
     }
 
-    /// Makes sure that the model is the client's.
+    /// Checks that the model's fingerprint is the client's.
     pub(super) fn check(&self, scorer: &Scorer) -> Result<(), Refusal> {
         let found = scorer.model().fingerprint.as_str();
         if found == self.fingerprint {
             return Ok(());
         }
         Err(Refusal(format!(
-            "model {} is another one there: its fingerprint is {found}, and the client's is {}. Give all machines the same files",
+            "model {} is not the client's: its fingerprint is {found}, and the client's is {}. Give all machines the same files",
             self.model, self.fingerprint
         )))
     }
 }
 
-/// Why an executor does not score: what is wrong is the same at the next try.
+/// The reason for which an executor refuses a task. A retry would fail as well.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal(pub(super) String);
 
@@ -157,7 +157,7 @@ mod tests {
         let text =
             contract().to_text().replacen(env!("CARGO_PKG_VERSION"), "9.9.9", 1).replace("max_length", "longest");
         let refusal = Contract::read(&text).unwrap_err().to_string();
-        assert!(refusal.contains("the client is couplet 9.9.9") && refusal.contains("of one version"), "{refusal}");
+        assert!(refusal.contains("the client is couplet 9.9.9") && refusal.contains("the same version"), "{refusal}");
         assert!(Contract::read("{}").is_err() && Contract::read("no").is_err());
     }
 }

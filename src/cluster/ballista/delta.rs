@@ -1,8 +1,8 @@
-//! Delta tables for a cluster: as their files, since the scan that reads them by their log cannot be sent.
+//! Delta tables on a cluster: scans their files, because deltalake's own scan cannot be serialized.
 //!
-//! deltalake 1.1 has no codec for its scan (`delta_datafusion/mod.rs`: "until a `DeltaScanExec` codec"). The log is read by
-//! the client, so the version is one for all executors; what the files alone do not say is a column of constants (the
-//! partition's values) or refused (rows that were deleted without a new file, names of columns).
+//! deltalake 1.1 has no codec for its scan (`delta_datafusion/mod.rs`: "until a `DeltaScanExec` codec"). The client reads
+//! the log, so all executors see one version. Partition values, which are not in the files, become constant columns.
+//! Deletion vectors and column mapping are refused.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -22,16 +22,16 @@ use crate::delta;
 use crate::objects::Objects;
 use crate::tables::FileTable;
 
-/// Marks a session whose plans are executed elsewhere.
+/// Marks a session whose plans a cluster executes.
 #[derive(Debug)]
 pub(crate) struct SentAway {
-    /// Where the scheduler is.
+    /// The address of the scheduler.
     pub(super) address: Address,
-    /// What it calls the jobs of the session.
+    /// The name of the session's jobs at the scheduler.
     pub(super) name: String,
 }
 
-/// The table, as a view of the files of its version.
+/// Returns the table as a view of the files of its version; none if the session executes its plans locally.
 pub(crate) fn provider(
     objects: &Objects,
     table: &DeltaTable,
@@ -60,27 +60,27 @@ pub(crate) fn provider(
         let path = objects.path(file.object_store_path().as_ref());
         files.entry(values).or_default().push(path);
     }
-    let mut whole: Option<DataFrame> = None;
+    let mut combined: Option<DataFrame> = None;
     let location = Location { written: objects.to_string(), place: objects.place.clone() };
     let named = Table { name: objects.to_string(), location, format: TableFormat::Parquet, partitions: Vec::new() };
     for (values, paths) in files {
         let part = part(context, &schema, &named, paths, &partitions.iter().map(String::as_str).zip(values).collect())?;
-        whole = Some(match whole {
+        combined = Some(match combined {
             None => part,
-            Some(whole) => whole.union(part)?,
+            Some(combined) => combined.union(part)?,
         });
     }
-    let whole = if let Some(whole) = whole {
-        whole
+    let combined = if let Some(combined) = combined {
+        combined
     } else {
         let schema = Arc::new(DFSchema::try_from(Schema::clone(&schema))?);
         let empty = LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema });
         DataFrame::new(context.state(), empty)
     };
-    Ok(whole.into_view())
+    Ok(combined.into_view())
 }
 
-/// The files of a partition, with its values.
+/// Scans the files of a partition and adds its values as columns.
 fn part(
     context: &SessionContext,
     schema: &SchemaRef,

@@ -1,8 +1,8 @@
-//! `couplet executor`: scores what a scheduler hands out.
+//! The command `couplet executor`: scores the tasks that a scheduler assigns.
 //!
-//! Ballista's executor asks the scheduler for tasks and keeps their results until they are fetched; couplet gives it the
-//! function that scores, one pool of inference threads for all its tasks, and the stores of this machine's environment.
-//! Beside it, a small HTTP server says whether it is well and what it has done.
+//! Ballista's executor polls the scheduler for tasks and keeps their results until they are fetched. couplet adds the
+//! scoring function, one pool of inference threads for all tasks, and the object stores configured on this machine. A
+//! small HTTP server reports health and metrics.
 
 use std::fmt::Write;
 use std::future::Future;
@@ -35,28 +35,28 @@ use crate::session::Resources;
 /// How long Ballista has to end by itself when the executor is to end.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// How long the scheduler has to hear that an executor is gone.
-const GOODBYE: Duration = Duration::from_secs(3);
+/// The timeout for telling the scheduler that an executor has stopped.
+const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Runs an executor until `stop`; the scheduler then hands out again at once what was under way.
+/// Runs an executor until `stop`. The scheduler then reassigns its running tasks at once.
 ///
 /// # Errors
-/// A port that is taken, threads or a folder that cannot be had.
+/// A port that is in use, threads or a folder that cannot be created.
 pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -> Result<(), ClusterError> {
     let failed = |problem: String| ClusterError::Start { what: format!("executor {}", options.name), problem };
-    // What is not there is better known now than from the first task.
+    // A missing device is better reported now than by the first task.
     options.device.open().map_err(|e| failed(e.to_string()))?;
     let pool = Pool::new(options.threads).map_err(|e| failed(format!("inference threads: {e}")))?;
-    // Only its folder is needed, which goes with it; what killed executors left there goes now.
+    // Only its folder is needed, which is removed on drop. This also removes the folders of killed executors.
     let folder = Resources::new(options.memory, &options.work);
     let folder = folder.map_err(|e| failed(format!("folder {}: {e}", options.work.display())))?;
     let work = folder.folder().to_owned();
-    // Ballista would say of a taken port only that it stopped; and it takes no names of hosts.
+    // For a port in use, Ballista would report only that it stopped. Also, it accepts no host names.
     let data = format!("{}:{}", options.bind, options.port);
     let listener = TcpListener::bind(&data).await.map_err(|e| failed(format!("port {data}: {e}")))?;
     let bound = listener.local_addr().map_err(|e| failed(format!("port {data}: {e}")))?;
     drop(listener);
-    // Of two lives of one name, the scheduler would take the second for the first, and wait for what that one had.
+    // With the same id after a restart, the scheduler would wait for the tasks of the previous process.
     let id = format!("{}{INSTANCE}{}", options.name, &uuid::Uuid::new_v4().simple().to_string()[..6]);
 
     let worker = Arc::new(Worker::new(options.name.clone(), pool, options.device));
@@ -72,12 +72,12 @@ pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -
         executor_id: id.clone(),
         bind_host: bound.ip().to_string(),
         external_host: options.advertise.clone(),
-        // Of 0, the one that the system chose: the scheduler tells others what is said here.
+        // For port 0, the port that the system chose: the scheduler passes this number on to others.
         port: bound.port(),
         grpc_port: bound.port(),
         scheduler_host: options.scheduler.host.clone(),
         scheduler_port: options.scheduler.port,
-        // It waits for a scheduler that is not there yet.
+        // Waits for a scheduler that has not started yet.
         scheduler_connect_timeout_seconds: u16::MAX,
         vcores: options.slots,
         task_scheduling_policy: TaskSchedulingPolicy::PullStaged,
@@ -102,9 +102,9 @@ pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -
         options.bind,
         bound.port()
     );
-    // Ballista hears signals too and says goodbye, and then goes on to ask for tasks until it has none
-    // (execution_loop.rs does not look at TERMINATING), by which the scheduler takes it for alive again. Its loop ends
-    // with the runtime that it was started on, and then the last word is ours.
+    // Ballista also handles signals: it deregisters, but then keeps polling for tasks until it has none
+    // (execution_loop.rs does not check TERMINATING), so the scheduler treats it as alive again. Its loop ends with the
+    // runtime that it was started on, and only then is it deregistered for good.
     let ballista = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -117,27 +117,27 @@ pub async fn execute(options: ExecutorOptions, stop: impl Future<Output = ()>) -
         },
         () = async { stop.await; tokio::time::sleep(GRACE).await } => Ok(()),
     };
-    // A runtime may not wait for its end on a thread of another.
+    // A runtime must not be shut down on a worker thread of another runtime.
     let stopped = tokio::task::spawn_blocking(move || ballista.shutdown_timeout(GRACE)).await;
     stopped.map_err(|e| failed(e.to_string()))?;
     ended?;
-    let heard = tokio::time::timeout(GOODBYE, say_goodbye(&options.scheduler, id)).await;
-    if let Err(problem) = heard.unwrap_or_else(|_| Err("it does not answer".into())) {
+    let notified = tokio::time::timeout(DEREGISTER_TIMEOUT, deregister(&options.scheduler, id)).await;
+    if let Err(problem) = notified.unwrap_or_else(|_| Err("it does not answer".into())) {
         tracing::warn!("the scheduler does not know that executor {} is gone: {problem}", options.name);
     }
     tracing::info!("executor {} ended", options.name);
     Ok(())
 }
 
-/// Tells the scheduler that this executor is gone, so that it hands out its tasks again.
-async fn say_goodbye(scheduler: &Address, executor_id: String) -> Result<(), String> {
+/// Tells the scheduler that this executor has stopped, so that it reassigns its tasks.
+async fn deregister(scheduler: &Address, executor_id: String) -> Result<(), String> {
     let endpoint = create_grpc_client_endpoint(scheduler.http(), None).map_err(|e| e.to_string())?;
-    let connection = endpoint.connect_timeout(GOODBYE).connect().await.map_err(|e| e.to_string())?;
+    let connection = endpoint.connect_timeout(DEREGISTER_TIMEOUT).connect().await.map_err(|e| e.to_string())?;
     let gone = ExecutorStoppedParams { executor_id, reason: "it was told to end".into() };
     SchedulerGrpcClient::new(connection).executor_stopped(gone).await.map(drop).map_err(|e| e.to_string())
 }
 
-/// DataFusion's functions and couplet's.
+/// Returns DataFusion's functions and couplet's.
 fn functions(worker: &Arc<Worker>, memory: u64) -> BallistaFunctionRegistry {
     let mut functions = BallistaFunctionRegistry::default();
     let options = ScorerOptions { device: worker.device(), ..ScorerOptions::default() };
@@ -149,7 +149,8 @@ fn functions(worker: &Arc<Worker>, memory: u64) -> BallistaFunctionRegistry {
     functions
 }
 
-/// `/healthz`: the process is well; `/readyz`: the scheduler knows it; `/metrics`: what it has done, for Prometheus.
+/// Returns the HTTP routes: `/healthz` (the process is up), `/readyz` (the scheduler answers) and `/metrics` (for
+/// Prometheus).
 fn routes(worker: &Arc<Worker>, health: &ExecutorHealth) -> Router {
     let (worker, ready, shown) = (Arc::clone(worker), health.clone(), health.clone());
     Router::new()

@@ -1,6 +1,6 @@
-//! `couplet_score(contract, key, text [, text_pair])`: what a task calls; only executors answer it.
+//! The function `couplet_score(contract, key, text [, text_pair])`, which tasks call and only executors implement.
 //!
-//! Clients and schedulers know the function too, as a plan that names it passes through them.
+//! Clients and schedulers register the function too, as plans that name it pass through them.
 
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,27 +20,27 @@ use crate::objects::Trouble;
 use crate::predict::text_values;
 use crate::scorer::{Counts, DeviceSetting, Pool, Scorer, ScorerError, TextColumn, Window};
 
-/// The function's name.
+/// The name of the function.
 pub(super) const FUNCTION: &str = "couplet_score";
 
-/// Begins what an executor says when it refuses, so that the client knows that another try is in vain.
+/// The start of an executor's refusal, from which the client knows that a retry would fail as well.
 pub(super) const REFUSES: &str = "refuses the task: ";
 
-/// Models that an executor keeps: those that were asked for last.
+/// The number of models that an executor keeps loaded, the most recently used ones.
 pub(super) const MODELS_KEPT: usize = 4;
 
-/// How long an executor that failed keeps the task that it failed at: one that fails at once would otherwise be the one
-/// that is always free, and have every task.
-const PENANCE: Duration = Duration::from_secs(5);
+/// The time that an executor keeps a task after failing it. An executor that fails at once would otherwise always be
+/// free and get every task.
+const FAILURE_DELAY: Duration = Duration::from_secs(5);
 
-/// Whoever scores: its models, and the threads that they share.
+/// The scoring part of an executor: its models and the threads that they share.
 #[derive(Debug)]
 pub(super) struct Worker {
     name: String,
     pool: Pool,
     device: DeviceSetting,
     models: Mutex<Vec<(Contract, Arc<OnceCell<Scorer>>)>>,
-    /// What models did that are not kept any more.
+    /// The work of models that have been unloaded.
     past: Mutex<Counts>,
 }
 
@@ -57,7 +57,7 @@ impl Worker {
         &self.pool
     }
 
-    /// The models that are loaded, by URI, each with its work so far; then all work, that of models before them too.
+    /// Returns the loaded models by URI with the work of each, and the total work, which includes unloaded models.
     pub(super) fn counts(&self) -> (Vec<(String, Counts)>, Counts) {
         let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
         let loaded = models
@@ -69,7 +69,7 @@ impl Worker {
         (loaded, all)
     }
 
-    /// The model of a contract; loaded once, whichever tasks ask for it.
+    /// Returns the model of a contract, loading it once for all tasks.
     async fn scorer(&self, contract: &Contract) -> Result<Scorer, Failure> {
         let cell = {
             let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,8 +95,8 @@ impl Worker {
                 } else {
                     ""
                 };
-                let said = format!("{e}{hint}");
-                if may_pass(&e) { Failure::Passing(said) } else { Failure::Lasting(Refusal(said)) }
+                let message = format!("{e}{hint}");
+                if is_transient(&e) { Failure::Transient(message) } else { Failure::Permanent(Refusal(message)) }
             })?;
             contract.check(&scorer)?;
             tracing::info!(
@@ -111,26 +111,26 @@ impl Worker {
     }
 }
 
-/// Why an executor has no scores to give.
+/// The reason for which an executor cannot score a task.
 #[derive(Debug)]
 enum Failure {
-    /// It will not have any at the next try.
-    Lasting(Refusal),
-    /// Another executor may do better, or this one later.
-    Passing(String),
+    /// A retry would fail as well.
+    Permanent(Refusal),
+    /// A retry on another executor, or later on this one, may succeed.
+    Transient(String),
 }
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
-        Self::Lasting(refusal)
+        Self::Permanent(refusal)
     }
 }
 
-/// Whether a model that could not be opened may be there at the next try: a server that does not answer, a full disk.
-fn may_pass(error: &ScorerError) -> bool {
+/// Returns true if opening the model may succeed on a retry, for example after a server outage or a full disk.
+fn is_transient(error: &ScorerError) -> bool {
     match error {
         ScorerError::Fetch(error) => !matches!(error.trouble, Trouble::Missing | Trouble::Refused | Trouble::Settings),
-        ScorerError::Fetched { error, .. } => may_pass(error),
+        ScorerError::Fetched { error, .. } => is_transient(error),
         ScorerError::Stopped | ScorerError::Forward { .. } => true,
         _ => false,
     }
@@ -146,7 +146,7 @@ fn sum(a: &Counts, b: &Counts) -> Counts {
     }
 }
 
-/// Makes the function; without a worker, one that plans may name and nobody can call.
+/// Creates the function. Without a worker, plans can name it but not execute it.
 pub(super) fn score(worker: Option<Arc<Worker>>) -> ScalarUDF {
     let signature = Signature::one_of(vec![TypeSignature::Any(3), TypeSignature::Any(4)], Volatility::Volatile);
     AsyncScalarUDF::new(Arc::new(Score { signature, worker })).into_scalar_udf()
@@ -209,7 +209,7 @@ impl AsyncScalarUDFImpl for Score {
         let name = &worker.name;
         let refused = |refusal: Refusal| DataFusionError::Execution(format!("executor {name} {REFUSES}{refusal}"));
         let failed = async |problem: String| {
-            tokio::time::sleep(PENANCE).await;
+            tokio::time::sleep(FAILURE_DELAY).await;
             DataFusionError::Execution(format!("executor {name} failed: {problem}"))
         };
         let contract = Contract::read(&contract).map_err(refused)?;
@@ -225,12 +225,12 @@ impl AsyncScalarUDFImpl for Score {
         }
         let scorer = match worker.scorer(&contract).await {
             Ok(scorer) => scorer,
-            Err(Failure::Lasting(refusal)) => return Err(refused(refusal)),
-            Err(Failure::Passing(problem)) => return Err(failed(problem).await),
+            Err(Failure::Permanent(refusal)) => return Err(refused(refusal)),
+            Err(Failure::Transient(problem)) => return Err(failed(problem).await),
         };
         let outcomes = match scorer.score(window).await {
             Ok(outcomes) => outcomes,
-            // What a device says once it may not say again.
+            // A device error may not occur again.
             Err(error) => return Err(failed(error.to_string()).await),
         };
         Ok(ColumnarValue::Array(Arc::new(to_array(&outcomes, &worker.name))))
@@ -247,7 +247,7 @@ mod tests {
 
     fn refusal(opened: Result<Scorer, Failure>) -> String {
         match opened {
-            Err(Failure::Lasting(refusal)) => refusal.to_string(),
+            Err(Failure::Permanent(refusal)) => refusal.to_string(),
             other => panic!("{other:?}"),
         }
     }
@@ -257,7 +257,7 @@ mod tests {
         let fetch = |trouble| {
             ScorerError::Fetch(crate::objects::ObjectsError { place: "s3://b".into(), problem: "503".into(), trouble })
         };
-        assert!(may_pass(&fetch(Trouble::Other)) && !may_pass(&fetch(Trouble::Refused)));
+        assert!(is_transient(&fetch(Trouble::Other)) && !is_transient(&fetch(Trouble::Refused)));
     }
 
     #[tokio::test]
@@ -274,7 +274,7 @@ mod tests {
         let fingerprint = scorer.model().fingerprint.as_str();
         let other = contract.to_text().replace(fingerprint, &"0".repeat(fingerprint.len()));
         let refusal = refusal(worker.scorer(&Contract::read(&other).unwrap()).await);
-        assert!(refusal.contains("is another one there") && refusal.contains(fingerprint), "{refusal}");
+        assert!(refusal.contains("is not the client's") && refusal.contains(fingerprint), "{refusal}");
         let nowhere = contract.to_text().replace("tiny-distilbert", "nowhere");
         let refusal = self::refusal(worker.scorer(&Contract::read(&nowhere).unwrap()).await);
         assert!(refusal.contains("nowhere") && refusal.contains("where all machines can read it"), "{refusal}");

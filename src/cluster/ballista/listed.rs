@@ -1,8 +1,8 @@
-//! The files of a plan, read only as they were when the plan was made.
+//! Makes executors read only the file versions that were listed when the plan was made.
 //!
-//! A scheduler lists the files of a table, and executors read them later, each for itself. If a file is replaced in
-//! between, or while they read, their tasks would be of two versions. A plan carries the size and time of each file, and
-//! an executor that finds another one fails its task.
+//! A scheduler lists the files of a table, and each executor reads them later. If a file is replaced in between or
+//! while it is read, the tasks would see different versions. So a plan carries the size and modification time of each
+//! file, and an executor that finds other values fails its task.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,10 +27,10 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 
-/// The time between two versions of a file that can be told apart: servers round it, and not always in one way.
+/// The tolerance for modification times: servers round them, and not always consistently.
 const TOLERANCE: TimeDelta = TimeDelta::seconds(1);
 
-/// The plan, with scans that read no other version of a file than the one that was listed.
+/// Rewrites the scans of a plan so that they read only the listed version of each file.
 ///
 /// # Errors
 /// A store that cannot be opened.
@@ -57,7 +57,7 @@ pub(super) fn only_listed(plan: Arc<dyn ExecutionPlan>, context: &TaskContext) -
     plan.data()
 }
 
-/// A store whose files are read in the listed version, or not at all.
+/// A store that refuses to read files in another version than the listed one.
 #[derive(Debug)]
 struct ListedStore {
     store: Arc<dyn ObjectStore>,
@@ -131,7 +131,7 @@ impl ObjectStore for ListedStore {
     }
 }
 
-/// A source that reads from its own store. That of Parquet files gets its store in another way.
+/// A file source that reads from its own store. Parquet sources get their store in another way.
 struct ListedSource {
     source: Arc<dyn FileSource>,
     store: Arc<dyn ObjectStore>,
@@ -201,7 +201,7 @@ mod tests {
         let listed = |meta: ObjectMeta| ListedStore::new(Arc::clone(&store), [meta].into_iter());
         let is_read = async |listed: ListedStore| listed.get_range(&file, 0..2).await;
         is_read(listed(meta.clone())).await.unwrap();
-        // Times of a listing may be finer than those of an answer.
+        // Times of a listing may be finer than those of a response.
         is_read(listed(ObjectMeta { last_modified: meta.last_modified + TOLERANCE, ..meta.clone() })).await.unwrap();
         let older = ObjectMeta { last_modified: meta.last_modified - TimeDelta::seconds(2), ..meta.clone() };
         let smaller = ObjectMeta { size: meta.size - 1, ..meta.clone() };

@@ -1,4 +1,4 @@
-//! What a scheduler says of its executors and jobs.
+//! Queries a scheduler for its executors and jobs.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,25 +12,25 @@ use serde_json::Value;
 use super::{Address, ClusterError, INSTANCE, Seen};
 use crate::words::{counted, spoken};
 
-/// How long a scheduler has to answer what it answers at once.
+/// The time that a scheduler has to accept a connection or answer a short request.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// Between two looks at the executors.
+/// The interval at which the executors are counted.
 pub(super) const LOOK: Duration = Duration::from_secs(2);
 
-/// For how long there may be no executor, or no answer from the scheduler.
+/// The longest time without an executor, or without a response of the scheduler.
 pub(super) const PATIENCE: Duration = Duration::from_mins(1);
 
-/// How often jobs are looked for that are to be cancelled, at most.
+/// The largest number of rounds of looking for jobs to cancel.
 const ROUNDS: usize = 5;
 
-/// Between two of those.
+/// The pause between two rounds.
 const ROUND: Duration = Duration::from_millis(200);
 
-/// What there is of a run whose scheduler is gone.
+/// The state of a run whose scheduler is gone, appended to the error.
 const KEPT: &str = "; what was scored is remembered: run the same command again";
 
-/// A scheduler, asked for its lists.
+/// A client of a scheduler's REST API, which lists executors and jobs.
 #[derive(Debug, Clone)]
 pub(super) struct Lists {
     address: Address,
@@ -39,13 +39,13 @@ pub(super) struct Lists {
 
 impl Lists {
     pub(super) fn of(address: &Address) -> Result<Self, ClusterError> {
-        // Jobs go to the scheduler directly, whatever proxy the environment names for the web; so do questions.
+        // Jobs go to the scheduler directly, even if the environment names an HTTP proxy. So do these requests.
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).connect_timeout(ANSWER);
         let http = http.build().map_err(|e| address.unreachable(&e.to_string(), ""))?;
         Ok(Self { address: address.clone(), http })
     }
 
-    /// The executors, in the order of their names.
+    /// Lists the executors, ordered by name.
     async fn executors(&self) -> Result<Vec<Seen>, String> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let name = |id: &str| id.rsplit_once(INSTANCE).map_or(id, |(name, _)| name).to_owned();
@@ -59,7 +59,7 @@ impl Lists {
         Ok(seen)
     }
 
-    /// The slots of all executors.
+    /// Returns the number of slots of all executors.
     ///
     /// # Errors
     /// A scheduler that does not answer.
@@ -72,24 +72,24 @@ impl Lists {
         Ok(usize::try_from(slots).unwrap_or(usize::MAX))
     }
 
-    /// Makes sure, more than once, that the scheduler answers.
+    /// Checks that the scheduler answers, with several attempts.
     pub(super) async fn reach(&self) -> Result<(), ClusterError> {
         let mut problem = String::new();
         for wait in [0, 1, 2, 4] {
             tokio::time::sleep(Duration::from_secs(wait)).await;
             match self.try_slots().await {
                 Ok(_) => return Ok(()),
-                Err(said) => problem = said,
+                Err(message) => problem = message,
             }
         }
         Err(self.address.unreachable(&problem, KEPT))
     }
 
-    /// Cancels the jobs of a name that are not done. They are found by it, as a scheduler tells a client the id of a job
+    /// Cancels the unfinished jobs of a name. They are found by name, as a scheduler tells a client the id of a job
     /// only when it ends.
     pub(super) async fn cancel_all(&self, name: &str) {
         let mut cancelled = 0;
-        // One that was just being sent shows up a moment later.
+        // A job that is just being submitted appears a moment later.
         for round in 0..ROUNDS {
             match self.cancel(name).await {
                 Ok(0) if round > 0 => break,
@@ -106,7 +106,7 @@ impl Lists {
         }
     }
 
-    /// The ids of the jobs of a name that are not done.
+    /// Returns the ids of the unfinished jobs of a name.
     async fn open_jobs(&self, name: &str) -> Result<Vec<String>, String> {
         let jobs = self.list("jobs").await?;
         let own = jobs.iter().filter(|job| job["job_name"] == name);
@@ -130,12 +130,12 @@ impl Lists {
         Ok(number)
     }
 
-    /// Ends, with why, when a job of a name is not done and there has been no executor for too long.
+    /// Resolves with an error when a job of that name is unfinished and there has been no executor for too long.
     pub(super) async fn starved(&self, name: &str, patience: Duration) -> ClusterError {
         let executors = Watched::new(self.try_slots().await.unwrap_or(0));
         loop {
             if let Err(error) = executors.check_slots(&self.address, patience)
-                // Before a job is sent, and while its result is fetched, nobody waits for executors.
+                // Before a job is submitted and while its result is fetched, it does not wait for executors.
                 && self.open_jobs(name).await.is_ok_and(|open| !open.is_empty())
             {
                 return error;
@@ -151,17 +151,17 @@ impl Lists {
         let answer = answer.await.map_err(|error| {
             let error = error.without_url();
             let first: &dyn std::error::Error = &error;
-            // What the system said stands behind what each layer says of the one below it.
+            // The error of the operating system is the innermost cause.
             std::iter::successors(Some(first), |error| error.source()).last().unwrap_or(first).to_string()
         })?;
         match answer {
             Value::Array(list) => Ok(list),
-            _ => Err("it is no scheduler: it answered otherwise".into()),
+            _ => Err("it is not a scheduler: its response has another format".into()),
         }
     }
 }
 
-/// Asks a scheduler for its executors, in the order of their names.
+/// Lists the executors of a scheduler, ordered by name.
 ///
 /// # Errors
 /// A scheduler that does not answer.
@@ -169,24 +169,24 @@ pub async fn look(address: &Address) -> Result<Vec<Seen>, ClusterError> {
     Lists::of(address)?.executors().await.map_err(|problem| address.unreachable(&problem, ""))
 }
 
-/// The executors of a scheduler, counted every now and then.
+/// The slots of a scheduler's executors, counted at intervals.
 #[derive(Debug)]
 pub(super) struct Watched {
     slots: AtomicUsize,
-    /// When there was one last.
+    /// The last time at which there was an executor.
     seen: Mutex<Instant>,
-    /// When the scheduler answered last.
+    /// The time of the scheduler's last response.
     answered: Mutex<Instant>,
 }
 
 impl Watched {
-    /// Begins with so many slots.
+    /// Starts with a known number of slots.
     pub(super) fn new(slots: usize) -> Self {
         let now = || Mutex::new(Instant::now());
         Self { slots: AtomicUsize::new(slots), seen: now(), answered: now() }
     }
 
-    /// Goes on counting, for as long as it is let.
+    /// Counts the slots at intervals until the future is dropped.
     pub(super) async fn watch(self: Arc<Self>, scheduler: Lists) {
         let mut looks = tokio::time::interval(LOOK);
         looks.tick().await;
@@ -196,7 +196,7 @@ impl Watched {
         }
     }
 
-    /// Counts them once, if the scheduler answers.
+    /// Counts the slots once, if the scheduler answers.
     async fn look(&self, scheduler: &Lists) {
         let now = |instant: &Mutex<Instant>| *instant.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let Ok(slots) = scheduler.try_slots().await else { return };
@@ -210,16 +210,16 @@ impl Watched {
         }
     }
 
-    /// The slots of all executors, or one where there are none just now.
+    /// Returns the number of slots of all executors, but at least 1.
     pub(super) fn slots(&self) -> usize {
         self.slots.load(Ordering::Relaxed).max(1)
     }
 
-    /// Makes sure that there were executors, and answers, not too long ago.
+    /// Checks that executors and responses of the scheduler were seen recently enough.
     pub(super) fn check(&self, address: &Address) -> Result<(), ClusterError> {
         let answered = since(&self.answered);
         if answered >= PATIENCE {
-            return Err(address.unreachable(&format!("not a word for {}", spoken(answered)), KEPT));
+            return Err(address.unreachable(&format!("no response for {}", spoken(answered)), KEPT));
         }
         self.check_slots(address, PATIENCE)
     }
@@ -251,7 +251,7 @@ mod tests {
 
     use super::*;
 
-    /// A scheduler without executors that has the job of a query.
+    /// Starts a scheduler without executors that has the job of a query.
     async fn scheduler_with(status: &str) -> Lists {
         let jobs = serde_json::json!([{ "job_id": "x", "job_name": "query", "status": status }]).to_string();
         let routes = Router::new().route("/api/executors", get(|| async { "[]" }));
@@ -266,10 +266,10 @@ mod tests {
     async fn a_job_that_waits_for_executors_waits_so_long_and_no_longer() {
         for status in ["Queued", "Running"] {
             let scheduler = scheduler_with(status).await;
-            let said = scheduler.starved("query", Duration::ZERO).await.to_string();
+            let message = scheduler.starved("query", Duration::ZERO).await.to_string();
             let expected = format!("the scheduler at {} has had no executor for ", scheduler.address);
-            assert!(said.starts_with(&expected), "{said}");
-            // Others' jobs are not waited for, and this one may wait for a while.
+            assert!(message.starts_with(&expected), "{message}");
+            // Jobs of other names do not count, and a longer patience is not used up.
             for (name, patience) in [("other", Duration::ZERO), ("query", Duration::from_hours(1))] {
                 let waits = tokio::time::timeout(Duration::from_secs(1), scheduler.starved(name, patience)).await;
                 assert!(waits.is_err(), "{name}: {waits:?}");

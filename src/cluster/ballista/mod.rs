@@ -23,5 +23,5 @@ pub use lists::look;
 pub use scheduler::schedule;
 pub use session::{cancel, session_of, starved};
 
-/// Stands between the name of an executor and what sets its life apart from others of that name.
+/// The separator between the name of an executor and the suffix that makes each of its starts unique.
 const INSTANCE: char = '~';

@@ -1,4 +1,4 @@
-//! Predictions and rejections as an Arrow column, all of them: what an executor sends is what the client would have made.
+//! Predictions and rejections as an Arrow column. It is lossless: the client gets what it would have computed itself.
 
 use std::sync::{Arc, LazyLock};
 
@@ -35,7 +35,7 @@ pub(super) fn fields() -> Fields {
     FIELDS.clone()
 }
 
-/// The outcomes of a window as a column, with the executor that made them.
+/// Writes the outcomes of a window as a column, with the name of the executor.
 pub(super) fn to_array(outcomes: &[Result<Prediction, Rejection>], executor: &str) -> StructArray {
     let mut label = Int32Builder::new();
     let mut score = Float32Builder::new();
@@ -84,7 +84,7 @@ pub(super) fn to_array(outcomes: &[Result<Prediction, Rejection>], executor: &st
     StructArray::new(fields(), columns, None)
 }
 
-/// The outcomes of a column, and the executor that made them.
+/// Reads the outcomes in a column, and the name of the executor.
 pub(super) fn of_array(array: &ArrayRef) -> Result<(Vec<Result<Prediction, Rejection>>, String)> {
     let (Some(array), true) =
         (array.as_struct_opt(), matches!(array.data_type(), DataType::Struct(f) if *f == fields()))

@@ -1,7 +1,8 @@
-//! `couplet scheduler`: plans what clients send, hands it out to executors, and hands out again what was lost.
+//! The command `couplet scheduler`: plans the jobs of clients, assigns their tasks to executors and reassigns lost
+//! tasks.
 //!
-//! It is Ballista's, with couplet's functions and plan nodes known to it. Its state is in memory: after it ends, clients
-//! fail, and their next runs go on from what they remembered.
+//! It is Ballista's scheduler with couplet's functions and plan nodes. Its state is in memory: after it ends, clients
+//! fail, and their next runs resume from their caches.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,17 +26,17 @@ use super::{ClusterError, SchedulerOptions, codec, function, stores};
 use crate::predict::{self, Models};
 use crate::scorer::Pool;
 
-/// Between two words of an executor that is well: it asks for work every five seconds at least.
+/// The longest interval between two polls of a healthy executor, in seconds.
 const EXPECTED_WITHIN_SECONDS: u64 = 5;
 
 /// Runs a scheduler until the process ends.
 ///
 /// # Errors
-/// A port that is taken.
+/// A port that is in use.
 pub async fn schedule(options: SchedulerOptions) -> Result<(), ClusterError> {
     let place = format!("{}:{}", options.bind, options.port);
     let failed = |problem: String| ClusterError::Start { what: format!("scheduler at {place}"), problem };
-    // Who reads that it is there finds it there, and a port that is taken is told before anything is set up.
+    // Bind first: the log line below is then true, and a port in use is reported before anything is set up.
     let listener = TcpListener::bind(&place).await.map_err(|e| failed(e.to_string()))?;
     let pool = Pool::new(Some(1)).map_err(|e| failed(e.to_string()))?;
     let session = session_builder(Arc::new(Models::new(pool, PathBuf::from("/"))));
@@ -46,11 +47,11 @@ pub async fn schedule(options: SchedulerOptions) -> Result<(), ClusterError> {
         scheduling_policy: TaskSchedulingPolicy::PullStaged,
         executor_timeout_seconds: options.executor_timeout.max(2 * EXPECTED_WITHIN_SECONDS),
         expire_dead_executor_interval_seconds: EXPECTED_WITHIN_SECONDS,
-        // A run is a thousand small jobs: what is done with is soon forgotten.
-        // A client fetches them at once, but for a minute in which its store does not answer.
+        // A run is a thousand small jobs, so finished jobs are removed soon. A client fetches results at once, except
+        // during a minute in which its store does not answer.
         finished_job_data_clean_up_interval_seconds: 600,
         finished_job_state_clean_up_interval_seconds: 900,
-        // Clients then need to reach nobody but the scheduler.
+        // With the proxy, clients need to reach only the scheduler.
         enable_embedded_flight_proxy: true,
         override_config_producer: Some(Arc::new(SessionConfig::new_with_ballista)),
         override_session_builder: Some(Arc::clone(&session)),
@@ -66,7 +67,7 @@ pub async fn schedule(options: SchedulerOptions) -> Result<(), ClusterError> {
     start_grpc_service_with_listener(listener, scheduler).await.map_err(|e| failed(e.to_string()))
 }
 
-/// Sessions in which plans that call couplet's functions are planned.
+/// Returns a builder of sessions that can plan calls of couplet's functions.
 fn session_builder(models: Arc<Models>) -> SessionBuilder {
     Arc::new(move |config| {
         let builder = SessionStateBuilder::new()

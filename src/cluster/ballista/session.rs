@@ -17,7 +17,7 @@ use crate::config::DEFAULT_MEMORY;
 use crate::delta::FileScan;
 use crate::predict::{self, Models};
 
-/// A session whose queries the executors of a cluster share among their slots.
+/// Creates a session whose queries run on the slots of a cluster's executors.
 ///
 /// # Errors
 /// A scheduler that does not answer.
@@ -30,7 +30,7 @@ pub async fn session_of(address: &Address, window: usize, models: Arc<Models>) -
     session(address, &name, window, slots.max(1), models)
 }
 
-/// Cancels the jobs of a session that are not done; a session that executes its plans itself has none.
+/// Cancels the unfinished jobs of a session. A session that executes its plans locally has none.
 pub async fn cancel(context: &SessionContext) {
     let Some(sent) = context.copied_config().get_extension::<SentAway>() else { return };
     if let Ok(scheduler) = Lists::of(&sent.address) {
@@ -38,8 +38,8 @@ pub async fn cancel(context: &SessionContext) {
     }
 }
 
-/// Ends, with why, when a job of the session has waited for an executor for too long; never for a session that executes
-/// its plans itself.
+/// Resolves with an error when a job of the session has waited too long for an executor. Never resolves for a session
+/// that executes its plans locally.
 pub async fn starved(context: &SessionContext) -> ClusterError {
     if let Some(sent) = context.copied_config().get_extension::<SentAway>()
         && let Ok(scheduler) = Lists::of(&sent.address)
@@ -49,7 +49,7 @@ pub async fn starved(context: &SessionContext) -> ClusterError {
     std::future::pending().await
 }
 
-/// A session whose plans a scheduler executes, in so many parts at once.
+/// Creates a session whose plans a scheduler executes, with the given number of partitions.
 pub(super) fn session(
     address: &Address,
     name: &str,
@@ -69,10 +69,10 @@ pub(super) fn session(
     let state = predict::install(builder, Arc::clone(&models)).build().upgrade_for_ballista(address.http());
     let state = state.map_err(|e| address.unreachable(&e.to_string(), ""))?;
     let context = SessionContext::new_with_state(state);
-    // Ballista leaves out the functions that the session had.
+    // Ballista drops the functions that were registered with the session.
     context.register_udf(predict::function(models));
     context.register_udf(function::score(None));
-    // A call with nothing but constants is executed here.
+    // A call with only constant arguments is executed locally.
     for function in bounded_functions::functions(DEFAULT_MEMORY) {
         context.register_udf(function);
     }

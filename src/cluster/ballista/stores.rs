@@ -1,4 +1,4 @@
-//! The places that a plan names, opened where it is executed: with the settings and credentials of that machine.
+//! Opens the places that a plan names on the machine that executes it, with the settings and credentials there.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ impl ObjectStoreRegistry for Stores {
             return Ok(known);
         }
         let unknown = |problem: String| DataFusionError::Execution(format!("{url}: {problem}"));
-        // An account stands behind an @, which sessions know as a dot; a container's name has none.
+        // Azure's account follows an `@`, which sessions write as a dot. A container's name contains no dot.
         let text = match url.scheme() {
             "abfs" | "abfss" => url.as_str().replacen('.', "@", 1),
             _ => url.as_str().to_owned(),
@@ -44,7 +44,7 @@ impl ObjectStoreRegistry for Stores {
     }
 }
 
-/// What plans are executed with that may name any place.
+/// Builds a runtime for plans that can name any place.
 pub(super) fn runtime(builder: RuntimeEnvBuilder) -> Result<Arc<RuntimeEnv>> {
     let runtime = builder.with_object_store_registry(Arc::new(Stores::default())).build_arc()?;
     register_local_disk(&runtime);

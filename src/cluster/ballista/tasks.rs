@@ -1,8 +1,8 @@
-//! Texts in tasks that cost about the same, whatever files they came from and however long they are.
+//! Splits texts into tasks of about the same cost, independent of their files and lengths.
 //!
-//! What a task costs is told by its tokens. Those are estimated from the bytes of the texts, at the rate of a sample: the
-//! client cannot tokenize for a hundred machines. Texts come in the order of their first rows, so a task has short and
-//! long ones as they come. Tasks become smaller towards the end, so that all executors end at about the same time
+//! The cost of a task is its number of tokens. It is estimated from the bytes of the texts, at the tokens per byte of a
+//! sample, as the client cannot tokenize for a hundred machines. Texts come in the order of their first rows, so a task
+//! mixes short and long ones. Tasks become smaller towards the end, so that all executors finish at about the same time
 //! (guided self-scheduling: Polychronopoulos and Kuck, 1987).
 
 use std::sync::Arc;
@@ -14,20 +14,21 @@ use arrow::error::ArrowError;
 
 use crate::scorer::Window;
 
-/// Tokens of a task at least, unless fewer are asked for: they cost more to hand out than to score.
-const FEWEST_TOKENS: f64 = 4096.0;
+/// The smallest number of tokens per task, unless the configured limit is lower: scheduling fewer costs more than
+/// scoring them.
+const MIN_TOKENS: f64 = 4096.0;
 
-/// Bytes of the texts of a task, at which it is full however few tokens are read of them: clients hold twice as many tasks
-/// as there are slots.
-const MOST_BYTES: usize = 64 << 20;
+/// The largest number of bytes of text per task, however few tokens of them are used: a client holds twice as many
+/// tasks as there are slots.
+const MAX_BYTES: usize = 64 << 20;
 
-/// What is cut into tasks, and where.
+/// Splits a stream of windows into tasks.
 #[derive(Debug)]
 pub(super) struct Cutter {
     tokens_per_byte: f64,
     max_length: f64,
     most: f64,
-    /// Tokens that are not in a task yet, as far as a sample tells.
+    /// The estimated number of tokens that are not in a task yet.
     left: f64,
     task: Vec<(ArrayRef, Window)>,
     tokens: f64,
@@ -38,13 +39,13 @@ pub(super) struct Cutter {
 #[derive(Debug)]
 pub(super) struct Task {
     parts: Vec<(ArrayRef, Window)>,
-    /// How many.
+    /// The number of texts.
     pub(super) texts: usize,
 }
 
 impl Cutter {
-    /// Cuts texts that have so many tokens in all and to a byte, and are cut at `max_length`, into tasks of `most` tokens
-    /// at most.
+    /// Creates a cutter for texts with `tokens` tokens in total, truncated to `max_length` tokens each. Its tasks have
+    /// at most `most` tokens.
     pub(super) fn new(tokens: u64, tokens_per_byte: f64, max_length: usize, most: u64) -> Self {
         Self {
             tokens_per_byte,
@@ -57,14 +58,14 @@ impl Cutter {
         }
     }
 
-    /// Takes a window, and gives the tasks that it completes, each at most one of so many shares of what is left.
+    /// Adds a window and returns the tasks that it completes. Each is at most one of `shares` shares of what is left.
     pub(super) fn push(&mut self, keys: &ArrayRef, window: &Window, shares: usize) -> Vec<Task> {
         let (mut tasks, mut start) = (Vec::new(), 0);
         let mut limit = self.limit(shares);
         for row in 0..window.len() {
             self.tokens += (window.bytes(row) as f64 * self.tokens_per_byte).clamp(1.0, self.max_length);
             self.bytes += window.bytes(row);
-            if self.tokens >= limit || self.bytes >= MOST_BYTES {
+            if self.tokens >= limit || self.bytes >= MAX_BYTES {
                 self.task.push(slice(keys, window, start, row + 1 - start));
                 tasks.extend(self.finish());
                 start = row + 1;
@@ -78,10 +79,10 @@ impl Cutter {
     }
 
     fn limit(&self, shares: usize) -> f64 {
-        (self.left / shares.max(1) as f64).max(FEWEST_TOKENS).min(self.most)
+        (self.left / shares.max(1) as f64).max(MIN_TOKENS).min(self.most)
     }
 
-    /// What is left; none if nothing is.
+    /// Returns the last task; none if nothing is left.
     pub(super) fn finish(&mut self) -> Option<Task> {
         self.left -= std::mem::take(&mut self.tokens);
         self.bytes = 0;
@@ -96,17 +97,17 @@ fn slice(keys: &ArrayRef, window: &Window, offset: usize, length: usize) -> (Arr
 }
 
 impl Task {
-    /// The columns of the file that a task is read from: `key`, `text`, and `text_pair` where there are pairs.
+    /// Returns the schema of the task's file: `key`, `text`, and `text_pair` for pairs.
     pub(super) fn schema(&self) -> SchemaRef {
         let (keys, window) = &self.parts[0];
         let mut fields = vec![Field::new("key", keys.data_type().clone(), false)];
         let names = ["text", "text_pair"].into_iter();
-        // Views would each take their whole buffer with them.
+        // A string view would keep its whole buffer alive.
         fields.extend(names.zip(window.columns()).map(|(name, _)| Field::new(name, DataType::Utf8, true)));
         Arc::new(Schema::new(fields))
     }
 
-    /// Its rows, as they are written into that file.
+    /// Returns the rows of the task's file.
     pub(super) fn batches(&self) -> impl Iterator<Item = Result<RecordBatch, ArrowError>> {
         let schema = self.schema();
         self.parts.iter().map(move |(keys, window)| {
@@ -133,7 +134,7 @@ mod tests {
     #[test]
     fn tasks_are_cut_by_tokens_across_windows_and_lose_no_row() {
         let long = "x".repeat(1000);
-        // 10 bytes a pair are 5 tokens; the long one is cut to 16.
+        // 10 bytes per pair are 5 tokens; the long one is truncated to 16.
         let (keys, texts) = window(&["12345", "12345", "12345", &long, "12345", "12345"]);
         let mut cutter = Cutter::new(1_000_000, 0.5, 16, 20);
         let mut tasks = cutter.push(&keys, &texts, 4);
@@ -158,7 +159,7 @@ mod tests {
     fn a_task_is_full_of_bytes_before_it_is_of_tokens() {
         let text = "x".repeat(1 << 20);
         let (keys, texts) = window(&vec![text.as_str(); 100]);
-        // Each pair is 2 MiB, of which 8 tokens are read.
+        // Each pair is 2 MiB, of which 8 tokens are used.
         let mut cutter = Cutter::new(1_000_000, 0.25, 8, 500_000);
         let mut tasks = cutter.push(&keys, &texts, 1);
         tasks.extend(cutter.finish());
@@ -169,7 +170,7 @@ mod tests {
     fn tasks_become_smaller_towards_the_end() {
         let text = "x".repeat(1000);
         let (keys, texts) = window(&vec![text.as_str(); 100]);
-        // 2,000 bytes a pair are 1,000 tokens.
+        // 2,000 bytes per pair are 1,000 tokens.
         let mut cutter = Cutter::new(100_000, 0.5, 5000, 20_000);
         let mut tasks = cutter.push(&keys, &texts, 4);
         tasks.extend(cutter.finish());

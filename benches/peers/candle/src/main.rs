@@ -1,4 +1,4 @@
-//! candle-transformers' DistilBERT as it is, from Parquet to Parquet: `candle-peer PAIRS MODEL OUT`.
+//! candle-transformers' unmodified DistilBERT, from Parquet to Parquet: `candle-peer PAIRS MODEL OUT`.
 //! candle has no classification head for it, so the two linear layers are added here.
 
 use std::{env, fs::File, path::Path, sync::Arc};
@@ -29,7 +29,7 @@ impl Classifier {
         let labels = json["id2label"].as_object().context("id2label")?.len();
         let config: Config = serde_json::from_value(json)?;
         let weights = [dir.join("model.safetensors")];
-        // SAFETY: the file is mapped, and nobody writes to it while the bench runs.
+        // SAFETY: the file is mapped, and nothing writes to it while the benchmark runs.
         let vb =
             unsafe { VarBuilder::from_mmaped_safetensors(&weights, DType::F32, &Device::Cpu)? };
         Ok(Self {
@@ -39,7 +39,7 @@ impl Classifier {
         })
     }
 
-    /// Gives the probabilities `[B, L]` of a batch, padded to its longest.
+    /// Returns the probabilities `[B, L]` of a batch, padded to its longest sequence.
     fn forward(&self, batch: &[Encoding]) -> Result<Tensor> {
         let length = batch.iter().map(|e| e.get_ids().len()).max().unwrap_or(0);
         let shape = (batch.len(), length);
