@@ -18,6 +18,7 @@ use crate::sink::SinkError;
 use crate::sink::runs::RunsError;
 use crate::source::SourceError;
 use crate::sql_error;
+use crate::store::StoreError;
 use crate::tables::TableError;
 use crate::tables::broken_in;
 use crate::tables::diagnose::Broken;
@@ -289,6 +290,19 @@ impl Error {
                 }
             }
             SourceError::Columns(problem) | SourceError::Ids(problem) => Self::Source { pipeline: file, problem },
+        }
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Objects(error) => error.into(),
+            StoreError::Delta(error) => error.into(),
+            StoreError::Lock(error) => error.into(),
+            StoreError::Io { place, error } => Self::Io { context: place, error },
+            StoreError::Sql { origin, error } => Self::sql(origin, &error, None),
+            StoreError::Unsuitable { .. } => Self::Usage(error.to_string()),
         }
     }
 }

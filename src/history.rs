@@ -120,7 +120,7 @@ pub async fn last_success(pipeline: &Pipeline) -> Result<Option<DateTime<Utc>>, 
 /// A pipeline that does not score; a store that cannot be read.
 pub async fn records(pipeline: &Pipeline, limit: usize) -> Result<Vec<RunRecord>, Error> {
     match store_of(pipeline).await? {
-        Some(store) => Runs::of(&store.objects).records(&pipeline.name, limit).await,
+        Some(store) => Ok(Runs::of(&store.objects).records(&pipeline.name, limit).await?),
         None => Ok(Vec::new()),
     }
 }
@@ -206,8 +206,8 @@ pub async fn collect(pipelines: &[Pipeline], dry_run: bool) -> Result<Garbage, E
     let Some(store) = store else { return Err(Error::Usage("name the pipelines that use the store".into())) };
     match store::look(&store.place).await? {
         None => Ok(Garbage::default()),
-        Some(store) if dry_run => collect_garbage(&store, &keep, true).await,
-        Some(store) => collect_garbage(&store::open(&store.objects.place).await?, &keep, false).await,
+        Some(store) if dry_run => Ok(collect_garbage(&store, &keep, true).await?),
+        Some(store) => Ok(collect_garbage(&store::open(&store.objects.place).await?, &keep, false).await?),
     }
 }
 
@@ -222,5 +222,5 @@ fn scoring_of(pipeline: &Pipeline) -> Result<&Scoring, Error> {
 
 /// Returns the store of a pipeline; `None` if it has not run yet.
 async fn store_of(pipeline: &Pipeline) -> Result<Option<StoreFolder>, Error> {
-    store::look(&scoring_of(pipeline)?.score.store.place).await
+    Ok(store::look(&scoring_of(pipeline)?.score.store.place).await?)
 }

@@ -5,7 +5,9 @@ use std::future::Future;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
+use arrow::error::ArrowError;
 use datafusion::common::DataFusionError;
+use parquet::errors::ParquetError;
 
 use super::checked::{Check, Checked, Published, Refusal, output_schema, refusal};
 use super::digest::checked_at_end;
@@ -173,7 +175,7 @@ impl Run<'_> {
             Err(error) => {
                 let error = self.not_published(error, &check, staged, Some(scores));
                 // The cause may be a damaged part of the store that was not read before.
-                let unreadable = matches!(&error, Error::Publish { source, known: true, .. } if source.to_string().contains("Parquet"));
+                let unreadable = matches!(&error, Error::Publish { source, known: true, .. } if is_parquet(&**source));
                 Err(if unreadable { scores.blame(error).await } else { error })
             }
         }
@@ -196,4 +198,18 @@ impl Run<'_> {
             None => error,
         }
     }
+}
+
+/// True if a Parquet file could not be read, according to an error or one of its sources.
+fn is_parquet(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|error| {
+        let root = error.downcast_ref::<DataFusionError>().map(DataFusionError::find_root);
+        let arrow = match root {
+            Some(DataFusionError::ArrowError(error, _)) => Some(&**error),
+            _ => error.downcast_ref::<ArrowError>(),
+        };
+        matches!(root, Some(DataFusionError::ParquetError(_)))
+            || matches!(arrow, Some(ArrowError::ParquetError(_)))
+            || error.is::<ParquetError>()
+    })
 }

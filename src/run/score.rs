@@ -459,7 +459,7 @@ impl Run<'_> {
                 Some(Ok(Scored { keys, outcomes, executor, took })) => {
                     pace.add(&outcomes, took, executor);
                     if let Err(error) = scores.remember(&keys, &outcomes, scorer) {
-                        break Err(error);
+                        break Err(error.into());
                     }
                 }
                 Some(Err(error)) => break Err(error),

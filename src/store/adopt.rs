@@ -1,12 +1,12 @@
 //! Migration of scores from the previous version, which stored them as a Delta table.
 
-use object_store::{Error as StoreError, ObjectStoreExt};
+use object_store::ObjectStoreExt;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
+use super::StoreError;
 use super::names::{is_log, is_part};
 use super::scores::{FOLDER, folder_of, write};
 use crate::delta::{self, LOG, Trouble};
-use crate::error::Error;
 use crate::objects::StoreFolder;
 
 /// Description of the previous version's table of scores; another table at its place is not couplet's.
@@ -16,7 +16,7 @@ const DESCRIPTION: &str = "couplet: scores by text";
 ///
 /// # Errors
 /// A place that cannot be read or written.
-pub(super) async fn adopt(store: &StoreFolder) -> Result<(), Error> {
+pub(super) async fn adopt(store: &StoreFolder) -> Result<(), StoreError> {
     let scores = store.folder(FOLDER);
     let log = scores.objects.folder(LOG);
     let mut entries = log.entries().await?.files;
@@ -59,12 +59,12 @@ pub(super) async fn adopt(store: &StoreFolder) -> Result<(), Error> {
 }
 
 /// Copies a file of the table to its new name.
-async fn take_over(store: &StoreFolder, name: &str) -> Result<(), Error> {
+async fn take_over(store: &StoreFolder, name: &str) -> Result<(), StoreError> {
     let scores = store.folder(FOLDER).objects;
     let path = scores.path(name);
     let Some((model, _)) = name.strip_prefix("model=").and_then(|rest| rest.split_once('/')) else { return Ok(()) };
     let bytes = match scores.store.get(&path).await {
-        Err(StoreError::NotFound { .. }) => return Ok(()),
+        Err(object_store::Error::NotFound { .. }) => return Ok(()),
         found => async { found?.bytes().await }.await.map_err(|e| scores.error_at(&path, &e))?,
     };
     let read = bytes.clone();

@@ -2,10 +2,10 @@
 
 use chrono::Duration;
 
+use super::StoreError;
 use super::own::remove_staged;
 use super::runs::Runs;
 use super::scores::{FOLDER, files_of};
-use crate::error::Error;
 use crate::lock::{self, Claim};
 use crate::objects::StoreFolder;
 
@@ -27,7 +27,7 @@ pub struct Garbage {
 ///
 /// # Errors
 /// A place that cannot be read or written.
-pub async fn collect_garbage(store: &StoreFolder, keep: &[String], dry_run: bool) -> Result<Garbage, Error> {
+pub async fn collect_garbage(store: &StoreFolder, keep: &[String], dry_run: bool) -> Result<Garbage, StoreError> {
     // A run in progress may use a model that is not in `keep` yet, and writes files.
     let held = if dry_run {
         None
@@ -62,7 +62,8 @@ pub async fn collect_garbage(store: &StoreFolder, keep: &[String], dry_run: bool
     let runs = Runs::of(&store.objects);
     garbage.files += runs.clean(READERS, dry_run).await?;
     if let Some(held) = held {
-        let staged = remove_staged(store).map_err(|error| Error::Io { context: store.objects.to_string(), error })?;
+        let staged =
+            remove_staged(store).map_err(|error| StoreError::Io { place: store.objects.to_string(), error })?;
         garbage.files += usize::try_from(staged).unwrap_or(usize::MAX);
         held.release().await?;
     }

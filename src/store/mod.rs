@@ -13,6 +13,7 @@
 //! changed model invalidates its scores automatically, and a text that moves to another row keeps its score.
 
 mod adopt;
+mod error;
 mod functions;
 mod garbage;
 mod names;
@@ -23,6 +24,7 @@ mod score_file;
 mod scores;
 mod stages;
 
+pub use error::StoreError;
 pub use functions::{text_error, text_key};
 pub use garbage::{Garbage, collect_garbage};
 pub use own::{look, open, remove_staged};

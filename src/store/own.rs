@@ -8,12 +8,12 @@ use std::fs;
 use std::path::Path as FilePath;
 
 use futures::TryStreamExt;
-use object_store::{Error as StoreError, ObjectStoreExt};
+use object_store::ObjectStoreExt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::StoreError;
 use super::names::{ID, LOG, id_of, is_hex, is_id, is_of_a_store, without_staging};
-use crate::error::Error;
 use crate::lock::{self, LockError};
 use crate::objects::{Entries, Objects, StoreFolder};
 use crate::place::Place;
@@ -68,7 +68,7 @@ enum Found {
 ///
 /// # Errors
 /// A folder that is not a store; a place that cannot be read.
-pub async fn look(place: &Place) -> Result<Option<StoreFolder>, Error> {
+pub async fn look(place: &Place) -> Result<Option<StoreFolder>, StoreError> {
     let objects = Objects::open(place)?;
     Ok(match find(&objects).await? {
         Found::Nothing => None,
@@ -81,7 +81,7 @@ pub async fn look(place: &Place) -> Result<Option<StoreFolder>, Error> {
 ///
 /// # Errors
 /// A folder that is not a store; a place that cannot be written, or that cannot hold a lock.
-pub async fn open(place: &Place) -> Result<StoreFolder, Error> {
+pub async fn open(place: &Place) -> Result<StoreFolder, StoreError> {
     let objects = Objects::open(place)?;
     let found = find(&objects).await?;
     let id = match &found {
@@ -104,17 +104,17 @@ pub async fn open(place: &Place) -> Result<StoreFolder, Error> {
     }
 }
 
-fn refused(objects: &Objects, problem: &str) -> Error {
-    Error::Usage(format!("score.store: {objects} {problem}"))
+fn refused(objects: &Objects, problem: &str) -> StoreError {
+    StoreError::Unsuitable { place: objects.to_string(), problem: problem.to_owned() }
 }
 
-async fn find(objects: &Objects) -> Result<Found, Error> {
+async fn find(objects: &Objects) -> Result<Found, StoreError> {
     if let Place::Local(folder) = &objects.place {
         check_kinds(objects, folder)?;
     }
     let path = objects.path(MARKER);
     let marker = match objects.store.get(&path).await {
-        Err(StoreError::NotFound { .. }) => return unmarked(objects).await,
+        Err(object_store::Error::NotFound { .. }) => return unmarked(objects).await,
         Ok(found) if found.meta.size > LONGEST_MARKER => None,
         found => {
             let bytes = match found {
@@ -145,7 +145,7 @@ async fn find(objects: &Objects) -> Result<Found, Error> {
 }
 
 /// Rejects special files and links under names that couplet uses: reading them could block, or lead out of the store.
-fn check_kinds(objects: &Objects, folder: &FilePath) -> Result<(), Error> {
+fn check_kinds(objects: &Objects, folder: &FilePath) -> Result<(), StoreError> {
     for name in [MARKER, lock::LOCK] {
         if folder.join(name).symlink_metadata().is_ok_and(|found| !found.is_file()) {
             return Err(refused(objects, &format!("has {name}, which is not a regular file; name another store")));
@@ -160,7 +160,7 @@ fn check_kinds(objects: &Objects, folder: &FilePath) -> Result<(), Error> {
 }
 
 /// Checks whether a folder without a marker is empty, or a store of the previous version.
-async fn unmarked(objects: &Objects) -> Result<Found, Error> {
+async fn unmarked(objects: &Objects) -> Result<Found, StoreError> {
     let mut names = Vec::new();
     if objects.place.local().is_some() {
         walk(objects, &mut Vec::new(), &mut names).await?;
@@ -193,7 +193,7 @@ async fn unmarked(objects: &Objects) -> Result<Found, Error> {
 }
 
 /// Collects the entries of a local folder, without descending into folders that couplet does not create.
-async fn walk(objects: &Objects, above: &mut Vec<String>, names: &mut Vec<Vec<String>>) -> Result<(), Error> {
+async fn walk(objects: &Objects, above: &mut Vec<String>, names: &mut Vec<Vec<String>>) -> Result<(), StoreError> {
     // The place itself may be a symbolic link.
     let objects = match &objects.place {
         Place::Local(path) if above.is_empty() => Objects::open(&Place::Local(crate::files::real_path(path)))?,

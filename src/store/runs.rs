@@ -15,10 +15,10 @@ use deltalake_core::operations::write::SchemaMode;
 use deltalake_core::protocol::SaveMode;
 use serde_json::json;
 
+use super::StoreError;
 use super::names::is_part;
 use super::record::{RunRecord, SCHEMA};
 use crate::delta::{self, DeltaError};
-use crate::error::Error;
 use crate::objects::Objects;
 
 /// The table of runs in a store.
@@ -36,7 +36,7 @@ impl Runs {
 
     /// Removes data files older than `keep` that no version of the table uses. Returns their number. With `dry_run`, it
     /// only counts them.
-    pub(super) async fn clean(&self, keep: Duration, dry_run: bool) -> Result<usize, Error> {
+    pub(super) async fn clean(&self, keep: Duration, dry_run: bool) -> Result<usize, StoreError> {
         let Some(table) = self.open().await? else { return Ok(0) };
         let files = table.snapshot().map_err(|e| DeltaError::new(&self.objects, &e))?.log_data();
         let named: HashSet<String> = files.into_iter().map(|file| file.path().to_string()).collect();
@@ -65,8 +65,8 @@ impl Runs {
     ///
     /// # Errors
     /// A place that cannot be written.
-    pub async fn add(&self, record: &RunRecord) -> Result<(), Error> {
-        let batch = record.to_batch().map_err(|e| self.failed(&e.into()))?;
+    pub async fn add(&self, record: &RunRecord) -> Result<(), StoreError> {
+        let batch = record.to_batch().map_err(|e| self.failed(e.into()))?;
         let table = delta::open_or_create(&self.objects, &SCHEMA, &[], "run", "couplet: one row a run").await;
         let table = table.map_err(|e| self.with_fix(e))?;
         let properties = CommitProperties::default().with_metadata([(delta::RUN.to_owned(), json!(record.run))]);
@@ -81,7 +81,7 @@ impl Runs {
     ///
     /// # Errors
     /// A place that cannot be read.
-    pub async fn provider(&self, context: &SessionContext) -> Result<Option<Arc<dyn TableProvider>>, Error> {
+    pub async fn provider(&self, context: &SessionContext) -> Result<Option<Arc<dyn TableProvider>>, StoreError> {
         match self.open().await? {
             Some(table) => Ok(Some(delta::provider(&self.objects, &table, context).await?)),
             None => Ok(None),
@@ -92,7 +92,7 @@ impl Runs {
     ///
     /// # Errors
     /// A place that cannot be read.
-    pub async fn list(&self, pipeline: &str, limit: usize) -> Result<Vec<RecordBatch>, Error> {
+    pub async fn list(&self, pipeline: &str, limit: usize) -> Result<Vec<RecordBatch>, StoreError> {
         let context = SessionContext::new();
         crate::session::register_local_disk(&context.runtime_env());
         let Some(table) = self.open().await? else { return Ok(Vec::new()) };
@@ -112,7 +112,7 @@ impl Runs {
             Ok(batches) => batches,
             Err(noticed) => {
                 let damaged = delta::data_file(&self.objects, &table, "").await;
-                return Err(damaged.map_or_else(|| self.failed(&noticed), |error| self.with_fix(error).into()));
+                return Err(damaged.map_or_else(|| self.failed(noticed), |error| self.with_fix(error).into()));
             }
         };
         // The scan may return strings as views, and a table of an earlier version lacks columns.
@@ -123,20 +123,20 @@ impl Runs {
             });
             RecordBatch::try_new(Arc::clone(&SCHEMA), columns.collect::<Result<_, _>>()?)
         };
-        batches.into_iter().map(plain).collect::<Result<_, _>>().map_err(|e| self.failed(&e.into()))
+        batches.into_iter().map(plain).collect::<Result<_, _>>().map_err(|e| self.failed(e.into()))
     }
 
     /// Returns the runs of a pipeline as records, in the order of [`Self::list`].
     ///
     /// # Errors
     /// A place that cannot be read.
-    pub async fn records(&self, pipeline: &str, limit: usize) -> Result<Vec<RunRecord>, Error> {
+    pub async fn records(&self, pipeline: &str, limit: usize) -> Result<Vec<RunRecord>, StoreError> {
         let batches = self.list(pipeline, limit).await?;
         let rows = batches.iter().flat_map(|batch| (0..batch.num_rows()).map(move |row| (batch, row)));
         Ok(rows.map(|(batch, row)| RunRecord::of_row(batch, row)).collect())
     }
 
-    fn failed(&self, error: &DataFusionError) -> Error {
-        Error::sql(format!("the runs {}", self.objects), error, None)
+    fn failed(&self, error: DataFusionError) -> StoreError {
+        StoreError::Sql { origin: format!("the runs {}", self.objects), error: Box::new(error) }
     }
 }

@@ -20,11 +20,11 @@ use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTable
 use datafusion::prelude::{DataFrame, SessionContext};
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{Error as StoreError, GetResultPayload, ObjectStoreExt};
+use object_store::{GetResultPayload, ObjectStoreExt};
 
+use super::StoreError;
 use super::score_file::{digest_of, merged, to_parquet, without_errors};
 use crate::delta;
-use crate::error::Error;
 use crate::objects::{Objects, ObjectsError, StoreFolder, Trouble};
 use crate::place::Place;
 use crate::predict::{prediction_fields, predictions_to_array};
@@ -120,7 +120,7 @@ impl ScoreStore {
     ///
     /// # Errors
     /// A place that cannot be read or written.
-    pub async fn open(store: &StoreFolder, model: String) -> Result<Self, Error> {
+    pub async fn open(store: &StoreFolder, model: String) -> Result<Self, StoreError> {
         super::adopt::adopt(store).await?;
         let (scores, damaged) = Self::checked(store, model).await?;
         for file in damaged {
@@ -133,11 +133,11 @@ impl ScoreStore {
     ///
     /// # Errors
     /// A place that cannot be read.
-    pub async fn look(store: &StoreFolder, model: String) -> Result<Self, Error> {
+    pub async fn look(store: &StoreFolder, model: String) -> Result<Self, StoreError> {
         Ok(Self::checked(store, model).await?.0)
     }
 
-    async fn checked(store: &StoreFolder, model: String) -> Result<(Self, Vec<ScoreFile>), Error> {
+    async fn checked(store: &StoreFolder, model: String) -> Result<(Self, Vec<ScoreFile>), StoreError> {
         let folder = folder_of(store, &model);
         let files = files_of(&folder).await?;
         let (objects, class) = (&folder.objects, model.as_str());
@@ -184,7 +184,7 @@ impl ScoreStore {
     }
 
     /// Returns the reason why reading the scores failed: the damaged file if there is one, otherwise `noticed`.
-    pub async fn blame(&self, noticed: Error) -> Error {
+    pub async fn blame<E: From<ObjectsError>>(&self, noticed: E) -> E {
         match self.check().await {
             Err(ObjectsError { place, problem, trouble: Trouble::Missing }) => {
                 ObjectsError { place, problem, trouble: Trouble::Other }.into()
@@ -218,7 +218,7 @@ impl ScoreStore {
     ///
     /// # Errors
     /// A place that cannot be read.
-    pub fn scores(&self, context: &SessionContext) -> Result<DataFrame, Error> {
+    pub fn scores(&self, context: &SessionContext) -> Result<DataFrame, StoreError> {
         let objects = &self.folder.objects;
         let table = || {
             if self.files.is_empty() {
@@ -241,14 +241,14 @@ impl ScoreStore {
             let config = config.with_listing_options(options).with_schema(Arc::clone(&SCHEMA));
             context.read_table(Arc::new(ListingTable::try_new(config)?))
         };
-        table().map_err(|e| self.failed(&e))
+        table().map_err(|e| self.failed(e))
     }
 
     /// Deletes cached errors, so that their rows are retried.
     ///
     /// # Errors
     /// A place that cannot be read or written.
-    pub async fn forget_errors(&mut self) -> Result<(), Error> {
+    pub async fn forget_errors(&mut self) -> Result<(), StoreError> {
         for file in std::mem::take(&mut self.files) {
             let bytes = self.read(&file).await?;
             match self.blocking(move || without_errors(bytes)).await? {
@@ -263,7 +263,7 @@ impl ScoreStore {
     ///
     /// # Errors
     /// A place that cannot be written.
-    pub async fn forget(&mut self) -> Result<(), Error> {
+    pub async fn forget(&mut self) -> Result<(), StoreError> {
         for file in std::mem::take(&mut self.files) {
             self.folder.objects.remove(&file.path).await?;
         }
@@ -279,7 +279,7 @@ impl ScoreStore {
         keys: &ArrayRef,
         outcomes: &[Result<Prediction, Rejection>],
         scorer: &Scorer,
-    ) -> Result<(), Error> {
+    ) -> Result<(), StoreError> {
         let predictions: StructArray = predictions_to_array(outcomes, &scorer.model().config);
         let (_, predicted, _) = predictions.into_parts();
         let tokens = |outcome: &Result<Prediction, Rejection>| i32::try_from(outcome.as_ref().ok()?.tokens).ok();
@@ -289,7 +289,7 @@ impl ScoreStore {
             columns.zip(SCHEMA.fields()).map(|(column, field)| arrow::compute::cast(&column, field.data_type()));
         let batch = columns.collect::<Result<Vec<_>, _>>();
         let batch = batch.and_then(|columns| RecordBatch::try_new(Arc::clone(&SCHEMA), columns));
-        self.waiting.push(batch.map_err(|e| self.failed(&e.into()))?);
+        self.waiting.push(batch.map_err(|e| self.failed(e.into()))?);
         Ok(())
     }
 
@@ -309,7 +309,7 @@ impl ScoreStore {
     ///
     /// # Errors
     /// A place that cannot be written. A later run scores those texts again.
-    pub async fn commit(&mut self) -> Result<(), Error> {
+    pub async fn commit(&mut self) -> Result<(), StoreError> {
         let batches = std::mem::take(&mut self.waiting);
         if batches.is_empty() {
             return Ok(());
@@ -330,7 +330,7 @@ impl ScoreStore {
         }
     }
 
-    async fn try_compact(&mut self) -> Result<(), Error> {
+    async fn try_compact(&mut self) -> Result<(), StoreError> {
         let (small, large) = std::mem::take(&mut self.files).into_iter().partition(|file| file.bytes < SMALL);
         self.files = large;
         let small: Vec<ScoreFile> = small;
@@ -360,7 +360,7 @@ impl ScoreStore {
     }
 
     /// Writes a file, then removes the files whose scores it contains.
-    async fn replace(&mut self, old: Vec<ScoreFile>, file: Vec<u8>, rows: u64) -> Result<(), Error> {
+    async fn replace(&mut self, old: Vec<ScoreFile>, file: Vec<u8>, rows: u64) -> Result<(), StoreError> {
         let written = if rows == 0 { None } else { Some(write(&self.folder, &self.model, file, rows).await?) };
         for file in old.iter().filter(|old| written.as_ref().is_none_or(|written| written.path != old.path)) {
             self.folder.objects.remove(&file.path).await?;
@@ -373,7 +373,7 @@ impl ScoreStore {
     }
 
     /// Reads a file into memory and verifies it.
-    async fn read(&self, file: &ScoreFile) -> Result<bytes::Bytes, Error> {
+    async fn read(&self, file: &ScoreFile) -> Result<bytes::Bytes, StoreError> {
         let objects = &self.folder.objects;
         let read = async { objects.store.get(&file.path).await?.bytes().await };
         let bytes = read.await.map_err(|e| objects.error_at(&file.path, &e))?;
@@ -387,22 +387,22 @@ impl ScoreStore {
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, DataFusionError> + Send + 'static,
-    ) -> Result<T, Error> {
+    ) -> Result<T, StoreError> {
         let done =
             tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(DataFusionError::External(Box::new(e))));
-        done.map_err(|e| self.failed(&e))
+        done.map_err(|e| self.failed(e))
     }
 
-    fn failed(&self, error: &DataFusionError) -> Error {
-        Error::sql(format!("the score store {}", self.folder.objects), error, None)
+    fn failed(&self, error: DataFusionError) -> StoreError {
+        StoreError::Sql { origin: format!("the score store {}", self.folder.objects), error: Box::new(error) }
     }
 }
 
 /// Computes the digest of a file; `None` if it does not exist.
 async fn digest(objects: &Objects, file: &ScoreFile, model: &str) -> Result<Option<String>, ObjectsError> {
-    let failed = |e: StoreError| objects.error_at(&file.path, &e);
+    let failed = |e: object_store::Error| objects.error_at(&file.path, &e);
     let found = match objects.store.get(&file.path).await {
-        Err(StoreError::NotFound { .. }) => return Ok(None),
+        Err(object_store::Error::NotFound { .. }) => return Ok(None),
         found => found.map_err(failed)?,
     };
     let mut hasher = super::score_file::hasher(model);

@@ -28,6 +28,7 @@ mod evaluating;
 mod faults;
 mod faulty;
 mod fencing;
+mod floors;
 #[path = "../../fuzz/src/lib.rs"]
 mod fuzz_targets;
 mod gradients;

@@ -1,0 +1,214 @@
+//! The floors of the house: each module imports only modules below it, and files within a module form no large circle.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::support::root;
+
+/// The modules of `src/`, from the ground up, a line per floor. A module may import those before it.
+const FLOORS: &[(&str, &str)] = &[
+    (
+        "ground",
+        "words backtrace crash dates escape redact trouble types frequent histogram from_first sql_depth yielding",
+    ),
+    ("storage", "files place objects lock hub"),
+    ("scoring", "model scorer"),
+    ("learning", "chart train"),
+    ("configuration", "config"),
+    ("messages", "progress report logging"),
+    ("tables", "delta literals bounded_functions sink tables predict sql_error session store source"),
+    ("cluster", "cluster"),
+    ("runs", "error run"),
+    ("views", "terminal parameters query history init prometheus page shell"),
+    ("program", "cli main lib"),
+];
+
+/// The most files of a module that may import each other in a circle.
+const LARGEST_CIRCLE: usize = 10;
+
+/// Every Rust file below a folder.
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The text of a file without its comments and its unit tests.
+fn code_of(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap();
+    let lines = text.lines().take_while(|line| *line != "mod tests {");
+    lines.map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// The paths that a file names after `crate::`, a part per name: `crate::{a, b::c}` gives `a` and `b::c`.
+fn crate_paths(code: &str) -> Vec<String> {
+    let mut paths = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        if !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':') {
+            expand("", &code[at + "crate::".len()..], &mut paths);
+        }
+    }
+    paths
+}
+
+/// Reads one path, or a group of paths in braces; returns the text after it.
+fn expand<'c>(prefix: &str, code: &'c str, paths: &mut Vec<String>) -> &'c str {
+    let Some(group) = code.strip_prefix('{') else {
+        let end = code.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(code.len());
+        let (name, rest) = code.split_at(end);
+        let path = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}::{name}") };
+        return match rest.strip_prefix("::") {
+            Some(rest) => expand(&path, rest, paths),
+            None => {
+                paths.push(path);
+                rest
+            }
+        };
+    };
+    let mut rest = group.trim_start();
+    while !rest.is_empty() && !rest.starts_with('}') {
+        rest = expand(prefix, rest, paths).trim_start();
+        // A name in a group may have another one here.
+        if let Some(alias) = rest.strip_prefix("as ") {
+            rest = alias.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_').trim_start();
+        }
+        match rest.strip_prefix(',') {
+            Some(next) => rest = next.trim_start(),
+            None if rest.starts_with('}') => {}
+            None => return rest,
+        }
+    }
+    rest.strip_prefix('}').unwrap_or(rest)
+}
+
+/// The name of a file's module: `a::b` for `src/a/b.rs` and `src/a/b/mod.rs`.
+fn module_of(path: &Path) -> String {
+    let path = path.strip_prefix(root().join("src")).unwrap().with_extension("");
+    let parts: Vec<_> = path.iter().map(|part| part.to_str().unwrap()).filter(|part| *part != "mod").collect();
+    parts.join("::")
+}
+
+fn source_files() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    files(&root().join("src"), &mut found);
+    found.sort();
+    found
+}
+
+#[test]
+fn no_module_imports_one_above_it() {
+    let order: Vec<&str> = FLOORS.iter().flat_map(|(_, modules)| modules.split(' ')).collect();
+    let place = |module: &str| order.iter().position(|known| *known == module);
+    let mut wrong = Vec::new();
+    for path in source_files() {
+        let module = module_of(&path);
+        let top = module.split("::").next().unwrap();
+        let Some(own) = place(top) else {
+            wrong.push(format!("`{top}` is on no floor of tests/it/floors.rs"));
+            continue;
+        };
+        for path in crate_paths(&code_of(&path)) {
+            let other = path.split("::").next().unwrap();
+            if place(other).is_some_and(|other| other > own) {
+                wrong.push(format!("{module} imports {path}, which is above it"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_of_a_module_form_small_circles() {
+    let files = source_files();
+    let modules: BTreeSet<String> = files.iter().map(|path| module_of(path)).collect();
+    let arrows: BTreeMap<String, BTreeSet<String>> = files.iter().map(|path| arrows_of(path, &modules)).collect();
+    let reachable = |from: &str| {
+        let (mut found, mut next) = (BTreeSet::new(), vec![from.to_owned()]);
+        while let Some(module) = next.pop() {
+            for other in arrows.get(&module).into_iter().flatten() {
+                if found.insert(other.clone()) {
+                    next.push(other.clone());
+                }
+            }
+        }
+        found
+    };
+    let reached: BTreeMap<&String, BTreeSet<String>> =
+        modules.iter().map(|module| (module, reachable(module))).collect();
+    for (module, others) in &reached {
+        let circle: Vec<_> = others.iter().filter(|other| reached[other].contains(*module)).collect();
+        assert!(circle.len() <= LARGEST_CIRCLE, "{} files import each other: {circle:?}", circle.len());
+    }
+}
+
+/// The modules whose files a file imports from, other than those that it only declares.
+fn arrows_of(path: &Path, modules: &BTreeSet<String>) -> (String, BTreeSet<String>) {
+    let (module, code) = (module_of(path), code_of(path));
+    let mut named = crate_paths(&code);
+    // `super::` and its repetitions are relative to the file's module.
+    for (at, _) in code.match_indices("super::") {
+        let mut above: Vec<&str> = module.split("::").collect();
+        above.pop();
+        if code[..at].ends_with("super::") {
+            continue;
+        }
+        let mut rest = &code[at + "super::".len()..];
+        while let Some(next) = rest.strip_prefix("super::") {
+            above.pop();
+            rest = next;
+        }
+        expand(&above.join("::"), rest, &mut named);
+    }
+    // The longest prefix that is a module is the file.
+    let of_path = |path: &String| {
+        let mut parts: Vec<&str> = path.split("::").collect();
+        while !parts.is_empty() {
+            let prefix = parts.join("::");
+            if modules.contains(&prefix) {
+                return Some(prefix);
+            }
+            parts.pop();
+        }
+        None
+    };
+    let others = named.iter().filter_map(of_path).filter(|other| *other != module).collect();
+    (module, others)
+}
+
+#[test]
+fn the_encoder_depends_on_no_database_and_no_command_line() {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
+    let lock: toml::Table = lock.parse().unwrap();
+    let packages: BTreeMap<&str, &toml::Value> = lock["package"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|package| (package["name"].as_str().unwrap(), package))
+        .collect();
+    let (mut found, mut next) = (BTreeSet::new(), vec!["couplet-encoder"]);
+    while let Some(name) = next.pop() {
+        let dependencies = packages[name].get("dependencies").and_then(toml::Value::as_array);
+        for dependency in dependencies.into_iter().flatten() {
+            let name = dependency.as_str().unwrap().split(' ').next().unwrap();
+            if found.insert(name) {
+                next.push(name);
+            }
+        }
+    }
+    for above in ["couplet", "clap", "datafusion", "deltalake-core", "plotters", "rustyline"] {
+        assert!(!found.contains(above), "couplet-encoder depends on {above}");
+    }
+}
+
+#[test]
+fn the_feature_cluster_is_named_in_one_place() {
+    let named = source_files().into_iter().filter(|path| code_of(path).contains("feature = \"cluster\""));
+    let named: Vec<String> = named.map(|path| module_of(&path)).collect();
+    assert_eq!(named, ["cluster"]);
+}
