@@ -1,6 +1,8 @@
 //! Locations of files: a local path, a key in a bucket, or a model of a hub. Parsing does no I/O; only comparisons of
 //! places resolve local links.
 
+#![expect(clippy::result_large_err, reason = "a place is read once, and a mistake in it ends the program")]
+
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 

@@ -142,6 +142,9 @@ impl Models {
     }
 
     /// Returns the name under which the `Models` of another process load the model and run it with the same options.
+    ///
+    /// # Panics
+    /// Never: strings and numbers have a JSON form.
     #[must_use]
     pub fn sent(&self, name: &str) -> String {
         // The other process reports a name without a model.

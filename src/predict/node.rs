@@ -133,6 +133,9 @@ pub fn calls_of_node(node: &Extension) -> Option<&[(Expr, String)]> {
 }
 
 /// Creates a [`Predict`] node over an input.
+///
+/// # Errors
+/// Calls whose types the input does not give.
 pub fn node_of_calls(input: LogicalPlan, calls: Vec<(Expr, String)>) -> Result<Extension> {
     Ok(Extension { node: Arc::new(Predict::try_new(input, calls)?) })
 }

@@ -47,7 +47,7 @@ const SAMPLE: u64 = 512;
 
 /// The folder of a run's task texts.
 fn texts_of(run: &Run<'_>) -> StoreFolder {
-    run.store.folder(FOLDER).folder(run.run_lock.run())
+    run.store.folder(FOLDER).folder(run.lock.run())
 }
 
 /// A cluster that scores the texts of a run.

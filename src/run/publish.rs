@@ -70,7 +70,7 @@ impl Run<'_> {
         let mut pending = None;
         if split && self.scoring.sink.is_one_file() {
             let place = SinkKind::Rejected.place(self.scoring);
-            pending = Some(Pending::of(&place, self.run_lock.run()).await?);
+            pending = Some(Pending::of(&place, self.lock.run()).await?);
         }
         for mut sink in sinks {
             let kind = sink.kind();
@@ -156,11 +156,11 @@ impl Run<'_> {
         let intact = async { intact.await.map_err(|e| DataFusionError::External(e.into())) };
         let stream = checked_at_end(stream, intact);
         let stream = Checked::new(stream, output_schema(staged.schema()), Arc::clone(&check));
-        self.run_lock.confirm().await?;
+        self.lock.confirm().await?;
         let merging = sink.merges().then(|| staged.merging()).transpose().map_err(|e| self.staging_failed(&e))?;
         let context = merging.as_ref().unwrap_or(staged.context());
         crash::point("publish.before");
-        let mut publishing = std::pin::pin!(sink.publish(Box::pin(stream), context, self.run_lock));
+        let mut publishing = std::pin::pin!(sink.publish(Box::pin(stream), context, self.lock));
         let done = tokio::select! {
             biased;
             () = &mut *stop => {

@@ -103,7 +103,7 @@ pub(super) async fn score(
         () = &mut *stop => return Err(interrupted(scoring, "before the first row was scored", None)),
         begun = begin => begun?,
     };
-    let run = Run { pipeline, scoring, variables, remembering, style, store, run_lock: &begun };
+    let run = Run { pipeline, scoring, variables, remembering, style, store, lock: &begun };
     let mut record = begun.record(state);
     let (outcome, scores) = match run.all(&mut record, stop).await {
         Ok((done, scores)) => (Ok(done), Some(scores)),
@@ -140,7 +140,7 @@ pub(super) struct Run<'a> {
     remembering: Remembering,
     style: Style,
     pub(super) store: StoreFolder,
-    pub(super) run_lock: &'a RunLock,
+    pub(super) lock: &'a RunLock,
 }
 
 /// A window of scored texts.
@@ -262,7 +262,7 @@ impl Run<'_> {
         record.labels = Some(labels.clone());
         let report = Report {
             pipeline: self.pipeline.name.clone(),
-            run: self.run_lock.run().to_owned(),
+            run: self.lock.run().to_owned(),
             model: readable_place(&self.scoring.model.location.place),
             precision: scorer.precision(),
             fingerprint: scorer.model().fingerprint.as_str().to_owned(),
@@ -310,7 +310,7 @@ impl Run<'_> {
     fn appended(&self, record: &mut RunRecord, key: Option<String>) -> Done {
         let output = readable_place(&self.scoring.sink.location.place);
         let appended =
-            Appended { run: self.run_lock.run().to_owned(), run_key: key.unwrap_or_default(), output: output.clone() };
+            Appended { run: self.lock.run().to_owned(), run_key: key.unwrap_or_default(), output: output.clone() };
         record.message = Some(appended.to_string());
         record.output = Some(output);
         Done::Appended(appended)
@@ -384,7 +384,7 @@ impl Run<'_> {
         scorer: &Scorer,
         key: Option<&String>,
     ) -> Result<Sink, Error> {
-        let origin = self.run_lock.origin(key.filter(|_| kind == SinkKind::Predictions).cloned());
+        let origin = self.lock.origin(key.filter(|_| kind == SinkKind::Predictions).cloned());
         let metadata = self.metadata(scorer);
         Sink::open(kind, self.pipeline, self.scoring, schema, &metadata, origin, &self.store).await
     }
@@ -452,7 +452,7 @@ impl Run<'_> {
                     let after = format!("after scoring {} of {} texts", grouped(done), grouped(texts));
                     break Err(interrupted(self.scoring, &after, (done > 0).then_some(scores)));
                 }
-                lost = self.run_lock.lost() => break Err(lost),
+                lost = self.lock.lost() => break Err(lost),
                 next = windows.next() => next,
             };
             match next {
@@ -498,7 +498,7 @@ impl Run<'_> {
         if scores.waiting() == 0 {
             return Ok(());
         }
-        self.run_lock.confirm().await?;
+        self.lock.confirm().await?;
         crash::point("store.before");
         let waiting = scores.waiting();
         scores.commit().await?;

@@ -213,6 +213,9 @@ struct Sent<L> {
 
 impl FileTable {
     /// Serializes the table to JSON. The files are not part of it: the receiver lists them again.
+    ///
+    /// # Errors
+    /// A schema or an option without a JSON form.
     pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
         let layout = match &self.reader {
             Reader::Binary(_) => None,
@@ -229,6 +232,9 @@ impl FileTable {
     }
 
     /// Deserializes a table sent by another process.
+    ///
+    /// # Errors
+    /// JSON that is not of such a table.
     pub fn from_json(json: &[u8]) -> serde_json::Result<Self> {
         let Sent { table, named, layout, file_schema, partitions, schema } =
             serde_json::from_slice::<Sent<Layout>>(json)?;

@@ -241,12 +241,18 @@ struct Sent<L> {
 
 impl TextSource {
     /// Serializes the source to JSON, without the files and the projection, which are part of the plan.
+    ///
+    /// # Errors
+    /// An option without a JSON form.
     pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
         let (place, is_divisible) = (self.objects.place.clone(), self.is_divisible);
         serde_json::to_vec(&Sent { layout: &*self.layout, place, is_divisible })
     }
 
     /// Deserializes a source sent by another process.
+    ///
+    /// # Errors
+    /// JSON that is not of such a source, or a place that cannot be opened.
     pub fn from_json(json: &[u8], table_schema: TableSchema) -> Result<Self> {
         let sent: Sent<Layout> = serde_json::from_slice(json).map_err(|e| DataFusionError::External(Box::new(e)))?;
         let objects = Objects::open(&sent.place).map_err(|e| DataFusionError::External(Box::new(e)))?;

@@ -264,7 +264,7 @@ impl Planner<'_> {
 }
 
 /// A model to plan with: the model itself, or a stand-in.
-struct Stand {
+struct PlanningModel {
     scorer: Scorer,
     /// The folder of the encoder that stands in for a model that does not exist yet.
     stand_in: Option<PathBuf>,

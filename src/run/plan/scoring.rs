@@ -22,7 +22,7 @@ use super::super::{
     NOTHING_WRITTEN, blame, missing_model, model_name, query_text, readable, readable_place, scorer_options,
 };
 use super::planned::{Column, Lengths, PlannedScoring, Seconds};
-use super::{Opened, Plan, PlannedTraining, Planner, Stand};
+use super::{Opened, Plan, PlannedTraining, Planner, PlanningModel};
 use crate::config::{ModelSettings, Scoring};
 use crate::dates::value_texts;
 use crate::error::Error;
@@ -182,7 +182,7 @@ impl Planner<'_> {
     }
 
     /// Loads a model, or its stand-in if it does not exist yet.
-    pub(super) async fn model(&self, settings: &ModelSettings, models: &Models) -> Result<Stand, Error> {
+    pub(super) async fn model(&self, settings: &ModelSettings, models: &Models) -> Result<PlanningModel, Error> {
         let began = Instant::now();
         let place = &settings.location.place;
         if place.local().is_some_and(|path| !path.exists())
@@ -192,13 +192,13 @@ impl Planner<'_> {
             let name = makings.name().to_owned();
             let loading = tokio::task::spawn_blocking(move || Scorer::stand_in(&makings, options, &pool));
             let scorer = loading.await.map_err(|_| ScorerError::Stopped)??;
-            return Ok(Stand { scorer, stand_in: Some(name), seconds: began.elapsed().as_secs_f64() });
+            return Ok(PlanningModel { scorer, stand_in: Some(name), seconds: began.elapsed().as_secs_f64() });
         }
         if let Some(error) = missing_model(settings) {
             return Err(error);
         }
         let scorer = models.get(&model_name(settings)).await?;
-        Ok(Stand { scorer, stand_in: None, seconds: began.elapsed().as_secs_f64() })
+        Ok(PlanningModel { scorer, stand_in: None, seconds: began.elapsed().as_secs_f64() })
     }
 
     /// Returns true if an earlier stage of the plan replaces the existing model.
@@ -324,7 +324,7 @@ struct Written {
 }
 
 /// Adds a note if sizes and times are those of a stand-in, or if the model's scores will not be valid any more.
-fn note_stand_in(scoring: &Scoring, stand: &Stand, changes: bool, plan: &mut Plan) {
+fn note_stand_in(scoring: &Scoring, stand: &PlanningModel, changes: bool, plan: &mut Plan) {
     if let Some(path) = &stand.stand_in {
         let model = readable_place(&scoring.model.location.place);
         let stands = readable(path).display().to_string();
