@@ -53,7 +53,7 @@ impl Described {
 
     fn of_encoder(files: &ModelFiles, hint: String) -> Result<Self, LoadError> {
         let config = ModelConfig::load(files)?;
-        let checkpoint = Checkpoint::open(files, config.architecture)?;
+        let checkpoint = Checkpoint::open(files, config.family)?;
         let tokenizer = Tokenizer::load(files, &config)?;
         Encoder::load(&(&checkpoint, &Device::Cpu), &config, Kernels::for_device(&Device::Cpu))?;
         Ok(Self {

@@ -6,8 +6,9 @@
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::config::{Architecture, ModelConfig};
+use super::config::ModelConfig;
 use super::error::LoadError;
+use super::family::BlockNames;
 use super::source::{Source, load_linear, load_norm};
 use crate::ops::{
     Activation, Attention, Embeddings, FastKernels, FirstTokenAttention, Kernels, LayerNorm, Linear, Noise, Parameter,
@@ -76,9 +77,9 @@ impl Encoder {
         };
         let words = table(WORD_EMBEDDINGS, config.vocab_size)?;
         let positions = table("embeddings.position_embeddings.weight", config.max_position_embeddings)?;
-        let token_types = match config.architecture {
-            Architecture::DistilBert => None,
-            Architecture::Bert => Some(table("embeddings.token_type_embeddings.weight", config.type_vocab_size)?),
+        let token_types = match config.type_vocab_size {
+            0 => None,
+            types => Some(table("embeddings.token_type_embeddings.weight", types)?),
         };
         let (token_types, d_token_types) = token_types.map(|table| (table.tensor, table.gradient)).unzip();
         let gradients = words.gradient.zip(positions.gradient).map(|(words, positions)| TableGradients {
@@ -196,8 +197,8 @@ impl TransformerBlock {
         config: &ModelConfig,
         kernels: Kernels,
     ) -> std::result::Result<Self, LoadError> {
-        let names = BlockNames::of(config.architecture);
-        let prefix = format!("{}.{index}", names.block);
+        let names = &config.family.block;
+        let prefix = format!("{}.{index}", names.prefix);
         let (dim, hidden_dim) = (config.dim, config.hidden_dim);
         let linear = |name: &str, outputs: usize, inputs: usize| {
             load_linear(source, &format!("{prefix}.{name}"), outputs, inputs, kernels)
@@ -303,48 +304,6 @@ struct FeedForward {
     lin2: Linear,
 }
 
-/// How an architecture calls the tensors of a block.
-struct BlockNames {
-    block: &'static str,
-    q_lin: &'static str,
-    k_lin: &'static str,
-    v_lin: &'static str,
-    out_lin: &'static str,
-    sa_layer_norm: &'static str,
-    lin1: &'static str,
-    lin2: &'static str,
-    output_layer_norm: &'static str,
-}
-
-impl BlockNames {
-    fn of(architecture: Architecture) -> Self {
-        match architecture {
-            Architecture::DistilBert => Self {
-                block: "transformer.layer",
-                q_lin: "attention.q_lin",
-                k_lin: "attention.k_lin",
-                v_lin: "attention.v_lin",
-                out_lin: "attention.out_lin",
-                sa_layer_norm: "sa_layer_norm",
-                lin1: "ffn.lin1",
-                lin2: "ffn.lin2",
-                output_layer_norm: "output_layer_norm",
-            },
-            Architecture::Bert => Self {
-                block: "encoder.layer",
-                q_lin: "attention.self.query",
-                k_lin: "attention.self.key",
-                v_lin: "attention.self.value",
-                out_lin: "attention.output.dense",
-                sa_layer_norm: "attention.output.LayerNorm",
-                lin1: "intermediate.dense",
-                lin2: "output.dense",
-                output_layer_norm: "output.LayerNorm",
-            },
-        }
-    }
-}
-
 /// What spares work where weights stay as they are: parts of the first and of the last block in other forms.
 #[derive(Debug)]
 struct Shortcuts {
@@ -362,9 +321,9 @@ impl Shortcuts {
         embeddings: &Embeddings,
         kernels: FastKernels,
     ) -> std::result::Result<Self, LoadError> {
-        let BlockNames { block, q_lin, k_lin, v_lin, .. } = BlockNames::of(config.architecture);
+        let BlockNames { prefix, q_lin, k_lin, v_lin, .. } = config.family.block;
         let load = |index: usize, name: &str| -> std::result::Result<(Tensor, Tensor), LoadError> {
-            let name = format!("{block}.{index}.{name}");
+            let name = format!("{prefix}.{index}.{name}");
             let weight = source.parameter(&format!("{name}.weight"), &[config.dim, config.dim])?;
             let bias = source.parameter(&format!("{name}.bias"), &[config.dim])?;
             Ok((weight.tensor, bias.tensor))

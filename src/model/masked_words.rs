@@ -4,9 +4,10 @@
 
 use candle_core::Tensor;
 
-use super::config::{Architecture, ModelConfig};
+use super::config::ModelConfig;
 use super::encoder::WORD_EMBEDDINGS;
 use super::error::LoadError;
+use super::family::MaskedWordsNames;
 use super::source::{Source, load_linear, load_norm};
 use crate::ops::{Activation, Kernels, LayerNorm, Linear};
 
@@ -22,12 +23,7 @@ pub(crate) struct MaskedWordsHead {
 
 impl MaskedWordsHead {
     pub(crate) fn load(source: &impl Source, config: &ModelConfig, kernels: Kernels) -> Result<Self, LoadError> {
-        let (transform, norm, bias) = match config.architecture {
-            Architecture::DistilBert => ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
-            Architecture::Bert => {
-                ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
-            }
-        };
+        let MaskedWordsNames { transform, norm, bias } = config.family.masked_words;
         let words = source.parameter(WORD_EMBEDDINGS, &[config.vocab_size, config.dim])?;
         let bias = source.parameter(bias, &[config.vocab_size])?;
         Ok(Self {

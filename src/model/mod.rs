@@ -8,6 +8,7 @@ mod config;
 mod described;
 mod encoder;
 mod error;
+mod family;
 mod files;
 mod fingerprint;
 mod folder;
@@ -30,20 +31,21 @@ use candle_core::{DType, Device, Result, Tensor};
 pub use calibration::{CALIBRATION_FILE, Calibration};
 pub(crate) use calibration::{CALIBRATION_VERSION, problem_type};
 pub(crate) use config::read_json;
-pub use config::{Architecture, ModelConfig, Problem};
+pub use config::{ModelConfig, Problem};
 pub use described::Described;
 pub(crate) use encoder::WORD_EMBEDDINGS;
 pub use encoder::{Encoder, PackedBatch};
 pub use error::LoadError;
+pub use family::{BERT, BlockNames, ConfigKeys, DISTILBERT, DropoutKeys, Family, HeadNames, MaskedWordsNames};
 pub use fingerprint::Fingerprint;
 pub use folder::MODEL_FOLDER;
-pub use import::{Form, ImportError, Imported, import};
+pub use import::{ImportError, Imported, import};
 pub use outputs::ScoreActivation;
 pub use tokenizer::{Encoding, Tokenizer};
 pub use untrained::Makings;
 
 use crate::ops::Kernels;
-pub(crate) use checkpoint::{Checkpoint, full_name, is_head};
+pub(crate) use checkpoint::Checkpoint;
 pub(crate) use files::ModelFiles;
 pub(crate) use folder::{CHART, clear_head, copy_tokenizer, write_json};
 pub(crate) use head::Head;
@@ -79,7 +81,7 @@ impl Model {
     /// Loads a Hugging Face folder onto a device with the quickest kernels there are for it.
     ///
     /// # Errors
-    /// A folder or file that is missing, unreadable, inconsistent, or of an architecture that couplet does not run.
+    /// A folder or file that is missing, unreadable, inconsistent, or of a family that couplet does not run.
     pub fn load(folder: &Path, device: &Device) -> std::result::Result<Self, LoadError> {
         Self::load_with(folder, device, Kernels::for_device(device))
     }
@@ -99,7 +101,7 @@ impl Model {
         kernels: Kernels,
     ) -> std::result::Result<Self, LoadError> {
         let mut config = ModelConfig::load(files)?;
-        let checkpoint = Checkpoint::open(files, config.architecture)?;
+        let checkpoint = Checkpoint::open(files, config.family)?;
         let tokenizer = Tokenizer::load(files, &config)?;
         let outputs = checkpoint.classifier_outputs()?;
         config.settle_outputs(files, outputs)?;
@@ -138,7 +140,7 @@ impl Model {
 
     /// Loads the encoder of the same files once more, with other kernels.
     pub(crate) fn encoder_with(&self, files: &ModelFiles, kernels: Kernels) -> std::result::Result<Encoder, LoadError> {
-        let checkpoint = Checkpoint::open(files, self.config.architecture)?;
+        let checkpoint = Checkpoint::open(files, self.config.family)?;
         Encoder::load(&(&checkpoint, &self.device), &self.config, kernels)
     }
 

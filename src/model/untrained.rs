@@ -8,7 +8,6 @@ use candle_core::{DType, Device, Tensor};
 
 use super::{
     Checkpoint, Encoder, Fingerprint, Head, LoadError, Model, ModelConfig, ModelFiles, Problem, Source, Tokenizer,
-    is_head,
 };
 use crate::ops::{Kernels, Parameter};
 
@@ -47,10 +46,7 @@ impl Source for OrZeros<'_> {
     fn parameter(&self, name: &str, shape: &[usize]) -> Result<Parameter, LoadError> {
         let Self(checkpoint, device) = self;
         match checkpoint {
-            // A head may be missing, an encoder may not.
-            Some(checkpoint) if checkpoint.has(name, shape) || !is_head(name) => {
-                (*checkpoint, *device).parameter(name, shape)
-            }
+            Some(checkpoint) if checkpoint.provides(name, shape) => (*checkpoint, *device).parameter(name, shape),
             _ => Ok(Parameter::plain(Tensor::zeros(shape, DType::F32, device)?)),
         }
     }
@@ -65,7 +61,7 @@ impl Model {
         let Makings { config, tokenizer, weights, outputs } = makings;
         let config_file = ModelFiles::read_config(config)?;
         let mut config = ModelConfig::load(&config_file)?;
-        let open = |folder: &PathBuf| Checkpoint::open(&ModelFiles::read(folder)?, config.architecture);
+        let open = |folder: &PathBuf| Checkpoint::open(&ModelFiles::read(folder)?, config.family);
         let checkpoint = weights.as_ref().map(open).transpose()?;
         let tokenizer = Tokenizer::load(&ModelFiles::read(tokenizer)?.without_weights(), &config)?;
         config.problem = if *outputs == 1 { Problem::Regression } else { Problem::SingleLabel };

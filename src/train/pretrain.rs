@@ -20,7 +20,7 @@ use super::training_loop::{
     Trial, Watch, base_config, discard_state, peak_memory, report_of,
 };
 use super::{MaskedWords, Objective, Trainer};
-use crate::model::{Architecture, CHART, ModelConfig, ModelFiles, Tokenizer};
+use crate::model::{CHART, ModelConfig, ModelFiles, Tokenizer};
 use crate::ops::Kernels;
 use epoch_data::{Texts, special_tokens};
 
@@ -279,11 +279,7 @@ impl Job {
     /// Builds the model's `config.json`.
     fn config(files: &Files, model: &ModelConfig) -> Result<Map<String, Value>, JobError> {
         let mut config = base_config(&files.config)?;
-        let class = match model.architecture {
-            Architecture::DistilBert => "DistilBertForMaskedLM",
-            Architecture::Bert => "BertForMaskedLM",
-        };
-        config.insert("architectures".into(), json!([class]));
+        config.insert("architectures".into(), json!([model.family.masked_words_class()]));
         config.insert("tie_word_embeddings".into(), true.into());
         Ok(config)
     }

@@ -82,7 +82,7 @@ impl Trainer {
         kernels: Kernels,
     ) -> Result<Self, TrainError> {
         let config = ModelConfig::load(files)?;
-        let checkpoint = Checkpoint::open(files, config.architecture)?;
+        let checkpoint = Checkpoint::open(files, config.family)?;
         Self::new(config, Some(checkpoint), objective, options, device, kernels)
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Tensor, Var};
 use rayon::prelude::*;
 
-use crate::model::{Checkpoint, LoadError, Source, WORD_EMBEDDINGS, is_head};
+use crate::model::{Checkpoint, LoadError, Source, WORD_EMBEDDINGS};
 use crate::ops::{Gradient, Isa, PackedWeight, Parameter, mix64};
 
 /// All weights of a network, in the order in which the model loads them.
@@ -72,10 +72,7 @@ pub(super) struct Initial<'a> {
 impl Initial<'_> {
     fn value(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         match &self.checkpoint {
-            // The encoder must be complete. A head may be new or belong to another task.
-            Some(checkpoint) if !is_head(name) || checkpoint.has(name, shape) => {
-                checkpoint.tensor(name, shape, self.device)
-            }
+            Some(checkpoint) if checkpoint.provides(name, shape) => checkpoint.tensor(name, shape, self.device),
             _ => Ok(self.random(name, shape)?),
         }
     }

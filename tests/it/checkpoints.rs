@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
-use couplet::model::{Form, Model, Problem, import};
+use couplet::model::{Model, Problem, import};
 use couplet::ops::Kernels;
 use couplet::scorer::{Pool, Precision, PrecisionSetting, Prediction, Scorer, ScorerOptions, TextColumn, Window};
 use couplet::train::{Objective, Options, Trainer};
@@ -361,7 +361,7 @@ fn any_class_with_an_encoder_can_be_a_base() {
         let pooler = |(name, tensor): (String, Tensor)| (!name.contains("pooler")).then_some((name, tensor));
         let base = Variant::of("tiny-bert").with_tensors(pooler).with_config("architectures", json!([class]));
         let target = tempfile::tempdir().unwrap();
-        let imported = import(base.folder(), &target.path().join("base"), Form::AsItIs).unwrap();
+        let imported = import(base.folder(), &target.path().join("base"), None).unwrap();
         assert!(imported.difference == 0.0, "{class}");
         let labels = Objective::Classification { labels: 3, class_weights: None, label_smoothing: 0.0 };
         for objective in [labels, Objective::MaskedWords] {

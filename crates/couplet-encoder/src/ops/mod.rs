@@ -27,8 +27,7 @@ pub use linear::{Linear, feed_forward, linear_many};
 
 pub use fast::Isa;
 pub use training::{
-    Gradient, PackedWeight, Tape, attention_with_dropout, drop_elements, mix64, rectify, select_rows, softmax_rows,
-    tanh,
+    Gradient, PackedWeight, Tape, attention_with_dropout, drop_elements, mix64, pointwise, select_rows, softmax_rows,
 };
 pub use training::{Noise, Parameter, Place, Rates, TableGradients};
 
@@ -89,6 +88,15 @@ impl Activation {
             Self::Silu => x.silu(),
         }
     }
+}
+
+/// The function between the two layers of a classification head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pointwise {
+    /// `max(x, 0)`, and NaN of NaN.
+    Relu,
+    /// The hyperbolic tangent.
+    Tanh,
 }
 
 /// Which implementation of the operators a model uses.

@@ -27,7 +27,7 @@ pub use parameter::{Gradient, PackedWeight};
 
 use super::attention::Attention;
 use super::linear::Weights;
-use super::{Activation, FastKernels, Kernels, LayerNorm, Linear, array, read, reference};
+use super::{Activation, FastKernels, Kernels, LayerNorm, Linear, Pointwise, array, read, reference};
 pub use tape::Tape;
 
 /// A layer's parameters where they are learned on the CPU.
@@ -166,28 +166,21 @@ pub fn select_rows(x: &Tensor, rows: &[u32], kernels: Kernels) -> Result<Tensor>
     }
 }
 
-/// `max(x, 0)` of each element of `x [B, D]`.
+/// A function of each element of `x [B, D]`.
 ///
 /// # Errors
 /// A failure of the device.
-pub fn rectify(x: &Tensor, kernels: Kernels) -> Result<Tensor> {
-    match kernels {
-        Kernels::Training(_) => operators::elementwise(x, positive, |y| if y > 0.0 { 1.0 } else { 0.0 }),
-        Kernels::Fast(_) => map(x, positive),
+pub fn pointwise(x: &Tensor, function: Pointwise, kernels: Kernels) -> Result<Tensor> {
+    let (f, slope): (fn(f32) -> f32, fn(f32) -> f32) = match function {
+        Pointwise::Relu => (positive, |y| if y > 0.0 { 1.0 } else { 0.0 }),
+        Pointwise::Tanh => (f32::tanh, |y| 1.0 - y * y),
+    };
+    match (kernels, function) {
+        (Kernels::Training(_), _) => operators::elementwise(x, f, slope),
+        (Kernels::Fast(_), _) => map(x, f),
         // candle's `relu` makes a number of what is none; times zero, it stays none.
-        Kernels::Reference(_) => x.relu()? + (x * 0.0)?,
-    }
-}
-
-/// The hyperbolic tangent of each element of `x [B, D]`.
-///
-/// # Errors
-/// A failure of the device.
-pub fn tanh(x: &Tensor, kernels: Kernels) -> Result<Tensor> {
-    match kernels {
-        Kernels::Training(_) => operators::elementwise(x, f32::tanh, |y| 1.0 - y * y),
-        Kernels::Fast(_) => map(x, f32::tanh),
-        Kernels::Reference(_) => x.tanh(),
+        (Kernels::Reference(_), Pointwise::Relu) => x.relu()? + (x * 0.0)?,
+        (Kernels::Reference(_), Pointwise::Tanh) => x.tanh(),
     }
 }
 

@@ -205,7 +205,7 @@ fn small_operators() {
             Ok(vec![drop_elements(&x[0], dropout, kernels)?])
         });
         compare("rectifier and tanh", &x, &[], |x, _, kernels| {
-            Ok(vec![rectify(&x[0], kernels)?, tanh(&x[0], kernels)?])
+            Ok(vec![pointwise(&x[0], Pointwise::Relu, kernels)?, pointwise(&x[0], Pointwise::Tanh, kernels)?])
         });
         let selected: Vec<u32> = (0..rows as u32).step_by(3).collect();
         compare("selection", &x, &[], |x, _, kernels| Ok(vec![select_rows(&x[0], &selected, kernels)?]));
@@ -282,7 +282,8 @@ fn embeddings() {
 fn an_operator_that_does_not_record_itself_is_an_error() {
     let Some(fast) = fused() else { return };
     let kernels = Kernels::Training(fast);
-    let (result, tape) = Tape::record(|| rectify(&random(1, &[2, 3]), kernels)?.affine(2.0, 1.0)).unwrap();
+    let (result, tape) =
+        Tape::record(|| pointwise(&random(1, &[2, 3]), Pointwise::Relu, kernels)?.affine(2.0, 1.0)).unwrap();
     let error = tape.backward([(result.id(), vec![1.0; 6])]).unwrap_err().to_string();
     assert!(error.contains("the gradient does not reach `elementwise`"), "{error}");
 }
