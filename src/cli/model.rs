@@ -175,7 +175,7 @@ fn is_scored(model: &Described) -> bool {
 /// Returns the name of its class in `transformers`.
 fn architecture(model: &Described) -> String {
     let family = model.config.family;
-    if model.headless.is_some() { family.encoder_class() } else { family.classifier_class() }
+    if model.headless.is_some() { family.class("Model") } else { family.class("ForSequenceClassification") }
 }
 
 /// Returns the card as text; unknown facts have no line.

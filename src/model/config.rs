@@ -220,7 +220,7 @@ fn family(keys: &Keys) -> Result<&'static Family, LoadError> {
     let is_ours = |class: &&str| class.starts_with(family.class_prefix) || class.ends_with("Model");
     match classes(keys) {
         classes if classes.is_empty() || classes.iter().any(is_ours) => Ok(family),
-        _ => Err(keys.error("architectures", &format!("[\"{}\"]", family.classifier_class()))),
+        _ => Err(keys.error("architectures", &format!("[\"{}\"]", family.class("ForSequenceClassification")))),
     }
 }
 

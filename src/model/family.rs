@@ -1,13 +1,12 @@
 //! The families of encoders, as data: everything in which one differs from another.
 //!
 //! To add a family whose blocks compute what BERT's do (post-layer-norm, absolute positions), write another static
-//! here and list it in [`Family::ALL`]; nothing matches on a family by name. A family that needs something these two do
-//! not have adds a field, and the one place that reads it:
+//! here and list it in [`Family::ALL`]; nothing matches on a family by name. What these two do not need is a new field,
+//! with one place that reads it:
 //!
-//! - RoBERTa numbers positions from 2: a field beside [`Family::layer_norm_eps`], read by `Encoder::embed`.
-//! - ELECTRA projects narrow embeddings: a tensor name in [`BlockNames`]' neighbourhood, read by `Encoder::load`.
-//! - ModernBERT and DeBERTa compute other blocks: their own encoder beside [`super::encoder`], which
-//!   [`super::classifier::load`] chooses by a field. See there.
+//! - `RoBERTa` numbers positions from 2: an offset, by which `Encoder::load` skips rows of the table of positions.
+//! - ELECTRA widens narrow embeddings: the name of a layer, which `Encoder::load` puts behind the embeddings.
+//! - `ModernBERT` and `DeBERTa` compute other blocks: an encoder of their own, see [`super::classifier`].
 //!
 //! Then add a golden checkpoint to `tests/it/goldens`: its logits must be those of transformers within 1e-4.
 
@@ -24,102 +23,80 @@ pub struct Family {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
     /// Prefix of its classes in transformers.
-    pub class_prefix: &'static str,
+    pub(crate) class_prefix: &'static str,
     /// Prefix of the encoder's tensors.
-    pub tensor_prefix: &'static str,
-    /// Keys of the sizes in `config.json`.
-    pub keys: ConfigKeys,
-    /// Key of the ε of all normalisations; none where it is always 1e-12, whatever `config.json` says.
-    pub layer_norm_eps: Option<&'static str>,
+    pub(crate) tensor_prefix: &'static str,
+    pub(crate) keys: ConfigKeys,
+    /// Key of the ε of all normalizations; none where it is always 1e-12, whatever `config.json` says.
+    pub(crate) layer_norm_eps: Option<&'static str>,
     /// Key of the number of token types; none for a family without token types.
-    pub token_types: Option<&'static str>,
-    /// Dropout in training.
-    pub dropout: DropoutKeys,
-    /// Tensors of a transformer block.
-    pub block: BlockNames,
-    /// The classification head.
-    pub head: HeadNames,
-    /// Tensors of the masked-LM head.
-    pub masked_words: MaskedWordsNames,
+    pub(crate) token_types: Option<&'static str>,
+    pub(crate) dropout: DropoutKeys,
+    pub(crate) block: BlockNames,
+    pub(crate) head: HeadNames,
+    pub(crate) masked_words: MaskedWordsNames,
 }
 
-/// Keys of the sizes in `config.json`.
+/// Keys in `config.json` of the sizes in [`ModelConfig`].
 #[derive(Debug)]
-pub struct ConfigKeys {
-    /// Width of the hidden states.
-    pub dim: &'static str,
-    /// Number of transformer blocks.
-    pub n_layers: &'static str,
-    /// Number of transformer blocks where the key is missing.
-    pub default_layers: usize,
-    /// Number of attention heads.
-    pub n_heads: &'static str,
-    /// Width of the feed-forward layer.
-    pub hidden_dim: &'static str,
-    /// Activation of the feed-forward layer.
-    pub activation: &'static str,
+pub(crate) struct ConfigKeys {
+    pub(crate) dim: &'static str,
+    pub(crate) n_layers: &'static str,
+    /// The number of layers where the key is missing.
+    pub(crate) default_layers: usize,
+    pub(crate) n_heads: &'static str,
+    pub(crate) hidden_dim: &'static str,
+    pub(crate) activation: &'static str,
 }
 
-/// Keys of the dropout rates in `config.json`.
+/// Keys in `config.json` of the dropout [`Rates`].
 #[derive(Debug)]
-pub struct DropoutKeys {
+pub(crate) struct DropoutKeys {
     /// Rates where a key is missing.
-    pub defaults: Rates,
-    /// Rate of hidden states: of the embeddings and of the feed-forward output.
-    pub hidden: &'static str,
-    /// Rate of attention probabilities.
-    pub attention: &'static str,
-    /// Whether the rate of hidden states applies to the output of attention too.
-    pub attention_output: bool,
-    /// Rate of the classifier's input.
-    pub head: &'static str,
-    /// Whether the classifier's input has the rate of hidden states where the key is missing.
-    pub head_as_hidden: bool,
+    pub(crate) defaults: Rates,
+    /// Rate of the embeddings and of the feed-forward output.
+    pub(crate) hidden: &'static str,
+    pub(crate) attention: &'static str,
+    /// Whether the output of attention has the rate of hidden states.
+    pub(crate) attention_output: bool,
+    pub(crate) head: &'static str,
+    /// Whether the head has the rate of hidden states where its key is missing.
+    pub(crate) head_as_hidden: bool,
 }
 
-/// Names of a block's tensors, without `.weight` and `.bias`.
+/// Names of a block's layers and normalizations, without `.weight` and `.bias`.
 #[derive(Debug)]
-pub struct BlockNames {
+pub(crate) struct BlockNames {
     /// Prefix of all blocks; the number of the block follows.
-    pub prefix: &'static str,
-    /// Projection to queries.
-    pub q_lin: &'static str,
-    /// Projection to keys.
-    pub k_lin: &'static str,
-    /// Projection to values.
-    pub v_lin: &'static str,
-    /// Projection of the attention's output.
-    pub out_lin: &'static str,
-    /// Normalisation after attention.
-    pub sa_layer_norm: &'static str,
-    /// First layer of the feed-forward sublayer.
-    pub lin1: &'static str,
-    /// Second layer of the feed-forward sublayer.
-    pub lin2: &'static str,
-    /// Normalisation after the feed-forward sublayer.
-    pub output_layer_norm: &'static str,
+    pub(crate) prefix: &'static str,
+    pub(crate) q_lin: &'static str,
+    pub(crate) k_lin: &'static str,
+    pub(crate) v_lin: &'static str,
+    pub(crate) out_lin: &'static str,
+    pub(crate) sa_layer_norm: &'static str,
+    pub(crate) lin1: &'static str,
+    pub(crate) lin2: &'static str,
+    pub(crate) output_layer_norm: &'static str,
 }
 
 /// The classification head: a square layer, an activation, and the layer `classifier`.
 #[derive(Debug)]
-pub struct HeadNames {
-    /// Name of the square layer.
-    pub dense: &'static str,
+pub(crate) struct HeadNames {
+    /// The square layer.
+    pub(crate) dense: &'static str,
     /// Whether the name of the square layer has the encoder's prefix, as BERT's pooler.
-    pub has_prefix: bool,
-    /// Function after the square layer.
-    pub activation: Pointwise,
+    pub(crate) has_prefix: bool,
+    pub(crate) activation: Pointwise,
 }
 
 /// Names of the masked-LM head's tensors; its projection is the table of word embeddings.
 #[derive(Debug)]
-pub struct MaskedWordsNames {
-    /// Square layer.
-    pub transform: &'static str,
-    /// Normalisation after it.
-    pub norm: &'static str,
+pub(crate) struct MaskedWordsNames {
+    /// The square layer.
+    pub(crate) transform: &'static str,
+    pub(crate) norm: &'static str,
     /// Bias of the logits.
-    pub bias: &'static str,
+    pub(crate) bias: &'static str,
 }
 
 /// Sanh et al. 2019: no token types; the head reads the first token through `pre_classifier` and a rectifier.
@@ -218,22 +195,9 @@ impl Family {
         Self::ALL.into_iter().find(|family| family.model_type == model_type)
     }
 
-    /// The class of transformers for an encoder without a head.
-    #[must_use]
-    pub fn encoder_class(&self) -> String {
-        format!("{}Model", self.class_prefix)
-    }
-
-    /// The class of transformers for an encoder with a classification head.
-    #[must_use]
-    pub fn classifier_class(&self) -> String {
-        format!("{}ForSequenceClassification", self.class_prefix)
-    }
-
-    /// The class of transformers for an encoder with a masked-LM head.
-    #[must_use]
-    pub fn masked_words_class(&self) -> String {
-        format!("{}ForMaskedLM", self.class_prefix)
+    /// Returns its class in transformers for an encoder with a head, such as `ForSequenceClassification`, or `Model`.
+    pub(crate) fn class(&self, head: &str) -> String {
+        format!("{}{head}", self.class_prefix)
     }
 
     /// Whether a tensor belongs to a head, which may be missing, rather than to the encoder.

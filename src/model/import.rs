@@ -16,17 +16,18 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 
 use super::checkpoint::Checkpoint;
+use super::classifier::PackedBatch;
 use super::config::{ModelConfig, read_json};
-use super::encoder::{Encoder, PackedBatch, WORD_EMBEDDINGS};
+use super::encoder::{Encoder, WORD_EMBEDDINGS};
 use super::error::LoadError;
 use super::family::Family;
 use super::files::ModelFiles;
 use super::folder::{MODEL_FOLDER, clear_head, copy_tokenizer, write_json};
+use super::source::Loader;
 use super::weights_file::{self, Entry};
 use crate::backtrace::message;
 use crate::files;
 use crate::files::AtomicFolder;
-use crate::ops::Kernels;
 
 /// What was imported.
 #[derive(Debug, Clone, PartialEq)]
@@ -114,7 +115,7 @@ pub fn import(source: &Path, target: &Path, form: Option<&'static Family>) -> Re
         }
     }
     clear_head(&mut json);
-    json.insert("architectures".into(), json!([family.encoder_class()]));
+    json.insert("architectures".into(), json!([family.class("Model")]));
     let parameters = tensors.iter().map(|(_, tensor)| tensor.elem_count()).sum();
     let unwritable = |source| ImportError::Write { folder: target.to_owned(), source };
     let written = write(&files, target, &json, &tensors).map_err(unwritable)?;
@@ -142,7 +143,7 @@ fn largest_difference(one: &ModelFiles, other: &ModelFiles) -> Result<f32, Impor
 fn hidden_states(files: &ModelFiles) -> Result<Vec<f32>, ImportError> {
     let config = ModelConfig::load(files)?;
     let checkpoint = Checkpoint::open(files, config.family)?;
-    let encoder = Encoder::load(&(&checkpoint, &Device::Cpu), &config, Kernels::for_device(&Device::Cpu))?;
+    let encoder = Encoder::load(&Loader::on_cpu(&(&checkpoint, &Device::Cpu), &config))?;
     let mut batch = PackedBatch::default();
     for length in [90, 17] {
         let length = length.min(config.max_position_embeddings as u32);

@@ -73,7 +73,7 @@ pub(super) struct Stated {
 impl Stated {
     pub(super) fn read(keys: &Keys, family: &Family) -> Result<Self, LoadError> {
         // A base encoder with a classifier is one of the class that reads both.
-        let ours = family.classifier_class();
+        let ours = family.class("ForSequenceClassification");
         let suits = |class: &&str| *class == ours || class.ends_with("Model") || class.ends_with("ForMaskedLM");
         let classes = classes(keys);
         let class = if classes.iter().any(suits) { None } else { classes.first().map(|class| (*class).to_owned()) };
@@ -104,7 +104,7 @@ impl ModelConfig {
         if let Some(class) = &self.stated.class {
             return refuse(
                 "architectures",
-                format!("[\"{}\"]", self.family.classifier_class()),
+                format!("[\"{}\"]", self.family.class("ForSequenceClassification")),
                 format!("[{class:?}]"),
             );
         }

@@ -78,7 +78,7 @@ fn half_precision_arithmetic_is_close_to_f32() {
     for name in ["tiny-bert", "tiny-distilbert"] {
         let exact = golden_logits(name);
         for (dtype, tolerance) in [(DType::F16, 1e-2), (DType::BF16, 1e-1)] {
-            let kernels = Kernels::Reference(dtype);
+            let kernels = Kernels::reference(dtype);
             let half = logits(&Model::load_with(&golden(name), &Device::Cpu, kernels).unwrap());
             let difference = largest_difference(&exact, &half);
             assert!(difference > 0.0 && difference < tolerance, "{name} in {dtype:?}: {difference}");

@@ -136,7 +136,7 @@ fn the_fused_kernels_and_the_reference_drop_the_same_values() {
         ("tiny-distilbert", LABELS, examples(9)),
         ("tiny-distilbert", Objective::MaskedWords, masked(9)),
     ] {
-        let [fused, reference] = [Kernels::for_training(&Device::Cpu), Kernels::Reference(DType::F32)]
+        let [fused, reference] = [Kernels::for_training(&Device::Cpu), Kernels::reference(DType::F32)]
             .map(|kernels| gradient(trainer_with(model, objective.clone(), options(), kernels), &batch));
         let error = largest_error(&fused, &reference);
         assert!(error < 1e-5, "{model}, {objective:?}: {error}");
