@@ -17,7 +17,7 @@ fn random(shape: &[usize]) -> Tensor {
 /// Returns the kernels that this machine supports.
 fn kernels() -> Vec<(&'static str, Kernels)> {
     let f32_kernels = Kernels::for_device(&Device::Cpu);
-    let mut kernels = vec![("f32", f32_kernels), ("candle", Kernels::Reference(DType::F32))];
+    let mut kernels = vec![("f32", f32_kernels), ("candle", Kernels::reference(DType::F32))];
     kernels.extend(Kernels::with_precision(&Device::Cpu, Precision::Int16).map(|int16| ("int16", int16)));
     kernels
 }
@@ -40,7 +40,6 @@ fn embed(criterion: &mut Criterion) {
         positions: random(&[512, DIM]),
         token_types: None,
         norm: LayerNorm::new(random(&[DIM]), random(&[DIM]), 1e-12),
-        gradients: None,
     };
     let layers = [(); 3].map(|()| (random(&[DIM, DIM]), random(&[DIM])));
     let position_ids: Vec<u32> = (0..TOKENS as u32).map(|i| i % 64).collect();
@@ -112,7 +111,7 @@ fn attend(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements(4 * (TOKENS * length * DIM) as u64));
         let cu_seqlens: Vec<u32> = (0..=TOKENS / length).map(|i| (i * length) as u32).collect();
         let [query, key, value] = [(); 3].map(|()| random(&[TOKENS, DIM]));
-        for (name, kernels) in [("f32", Kernels::for_device(&Device::Cpu)), ("candle", Kernels::Reference(DType::F32))]
+        for (name, kernels) in [("f32", Kernels::for_device(&Device::Cpu)), ("candle", Kernels::reference(DType::F32))]
         {
             group.bench_function(BenchmarkId::new(name, length), |bencher| {
                 let of = Attention {

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
+use clap::builder::PossibleValuesParser;
 use serde_json::json;
 
 use super::{model_place, print_as};
@@ -12,7 +13,7 @@ use crate::files::irreplaceable;
 use crate::hub::{ModelFolder, beside_model, model_folder};
 use crate::model::card::{self, Card};
 use crate::model::{
-    Architecture, Calibration, Described, Form, ImportError, Imported, MODEL_FOLDER, Problem, ScoreActivation, import,
+    Calibration, Described, Family, ImportError, Imported, MODEL_FOLDER, Problem, ScoreActivation, import,
 };
 use crate::place::Place;
 use crate::scorer::ScorerError;
@@ -49,21 +50,14 @@ pub(super) struct Import {
     /// The folder to write; it appears only when it is complete
     target: PathBuf,
     /// The architecture to write (default: that of the encoder)
-    #[arg(long = "as", value_name = "ARCHITECTURE")]
-    form: Option<Target>,
+    #[arg(long = "as", value_name = "ARCHITECTURE", value_parser = PossibleValuesParser::new(Family::ALL.map(|family| family.model_type)))]
+    form: Option<String>,
     /// Replace TARGET if it exists
     #[arg(long)]
     force: bool,
     /// Print the result as one JSON document
     #[arg(long)]
     json: bool,
-}
-
-/// The architecture of the output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Target {
-    Distilbert,
-    Bert,
 }
 
 impl ModelCommand {
@@ -86,11 +80,7 @@ impl Import {
         if let Some(problem) = irreplaceable(&target, &MODEL_FOLDER) {
             return Err(Error::Usage(format!("{} {problem}", target.display())));
         }
-        let form = match form {
-            Some(Target::Distilbert) => Form::DistilBert,
-            Some(Target::Bert) => Form::Bert,
-            None => Form::AsItIs,
-        };
+        let form = form.as_deref().and_then(Family::of);
         let place = model_place(&source)?;
         let folder = model_folder(&place).await.map_err(ScorerError::from)?;
         let imported = import(&folder.path, &target, form).map_err(|error| match error {
@@ -106,24 +96,20 @@ impl Import {
 }
 
 fn describe(imported: &Imported, source: &str, target: &Path, as_json: bool) -> String {
-    let Imported { from, architecture, parameters, dropped, difference } = imported;
-    let name = |architecture: &Architecture| match architecture {
-        Architecture::DistilBert => "DistilBERT",
-        Architecture::Bert => "BERT",
-    };
+    let Imported { from, family, parameters, dropped, difference } = imported;
     if as_json {
         let document = json!({
             "source": source,
             "target": target,
-            "from": name(from),
-            "architecture": name(architecture),
+            "from": from.name,
+            "architecture": family.name,
             "parameters": parameters,
             "dropped": dropped,
             "largest_difference": difference,
         });
         return format!("{document:#}\n");
     }
-    let how = if from == architecture { "as it is".to_owned() } else { format!("folded from {}", name(from)) };
+    let how = if from == family { "as it is".to_owned() } else { format!("folded from {}", from.name) };
     let dropped = if dropped.is_empty() { "nothing".to_owned() } else { dropped.join(", ") };
     format!(
         "{}
@@ -135,7 +121,7 @@ fn describe(imported: &Imported, source: &str, target: &Path, as_json: bool) -> 
 ",
         target.display(),
         source,
-        name(architecture),
+        family.name,
         grouped(*parameters as u64),
     )
 }
@@ -187,9 +173,9 @@ fn is_scored(model: &Described) -> bool {
 }
 
 /// Returns the name of its class in `transformers`.
-fn architecture(model: &Described) -> &'static str {
-    let architecture = model.config.architecture;
-    if model.headless.is_some() { architecture.encoder_name() } else { architecture.class_name() }
+fn architecture(model: &Described) -> String {
+    let family = model.config.family;
+    if model.headless.is_some() { family.class("Model") } else { family.class("ForSequenceClassification") }
 }
 
 /// Returns the card as text; unknown facts have no line.
@@ -205,7 +191,7 @@ fn card_text(place: &Place, folder: &ModelFolder, model: &Described, card: &Card
     let listed = |values: &[String]| Some(values.join(", ")).filter(|text| !text.is_empty());
     let lines = [
         ("revision", folder.revision.as_ref().map(|commit| format!("commit {commit}"))),
-        ("architecture", Some(architecture(model).to_owned())),
+        ("architecture", Some(architecture(model))),
         ("task", Some(task)),
         ("labels", Some(labels).filter(|_| model.headless.is_none())),
         (

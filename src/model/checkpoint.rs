@@ -14,8 +14,9 @@ use safetensors::tensor::{Metadata, SafeTensors};
 use serde_json::Value;
 
 use super::archive::Archive;
-use super::config::{Architecture, Keys, read_json};
+use super::config::{Keys, read_json};
 use super::error::LoadError;
+use super::family::Family;
 use super::files::{ModelFiles, is_name};
 use crate::backtrace::message;
 
@@ -25,7 +26,7 @@ pub(crate) struct Checkpoint {
     pub(super) files: Vec<String>,
     /// Size of these files.
     pub(super) bytes: u64,
-    prefix: &'static str,
+    family: &'static Family,
     tensors: BTreeMap<String, Entry>,
     shards: Vec<Shard>,
 }
@@ -53,12 +54,12 @@ pub(super) use crate::hub::{PICKLE, SAFETENSORS};
 
 impl Checkpoint {
     /// Opens the weights of a folder and lists their tensors, without reading them.
-    pub(crate) fn open(files: &ModelFiles, architecture: Architecture) -> Result<Self, LoadError> {
+    pub(crate) fn open(files: &ModelFiles, family: &'static Family) -> Result<Self, LoadError> {
         let mut checkpoint = Self {
             folder: files.folder().to_owned(),
             files: weight_files(files)?,
             bytes: 0,
-            prefix: architecture.prefix(),
+            family,
             tensors: BTreeMap::new(),
             shards: Vec::new(),
         };
@@ -79,10 +80,10 @@ impl Checkpoint {
     fn add_shard(&mut self, path: &Path, bytes: Bytes) -> Result<(), LoadError> {
         let index = self.shards.len();
         let mut add = |name: &str, shape: &[usize], dtype: String| {
-            let canonical = canonical_name(name, self.prefix);
+            let canonical = canonical_name(name, self.family.tensor_prefix);
             let entry = Entry { shard: index, name: name.to_owned(), shape: shape.to_vec(), dtype };
             // Of two names for one tensor the full one holds, as in transformers, in whatever order the file has them.
-            let full = full_name(&canonical, self.prefix);
+            let full = self.family.full_name(&canonical);
             let known = self.tensors.get(&canonical);
             if known.is_none_or(|known| (name != full, name) <= (known.name != full, known.name.as_str())) {
                 self.tensors.insert(canonical, entry);
@@ -112,7 +113,7 @@ impl Checkpoint {
     pub(crate) fn tensor(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, LoadError> {
         let error = |expected: String, found: String| LoadError::Tensor {
             folder: self.folder.clone(),
-            tensor: self.full_name(name),
+            tensor: self.family.full_name(name),
             expected,
             found,
         };
@@ -159,6 +160,11 @@ impl Checkpoint {
         }
     }
 
+    /// Whether a weight is read from here: a tensor of the encoder always, one of a head if it is there in that shape.
+    pub(crate) fn provides(&self, name: &str, shape: &[usize]) -> bool {
+        !self.family.is_head(name) || self.has(name, shape)
+    }
+
     /// Whether there is a tensor of that name and shape.
     pub(crate) fn has(&self, name: &str, shape: &[usize]) -> bool {
         self.tensors.get(name).is_some_and(|entry| entry.shape == shape)
@@ -190,11 +196,6 @@ impl Checkpoint {
         }
     }
 
-    /// The name as `transformers` writes it.
-    fn full_name(&self, name: &str) -> String {
-        full_name(name, self.prefix)
-    }
-
     fn nearest(&self, name: &str) -> String {
         let near = self.tensors.iter().max_by_key(|(other, _)| {
             // Tensors are told apart by their ends: `…layer.0.ffn.lin1.weight`.
@@ -207,18 +208,6 @@ impl Checkpoint {
             None => "no tensors at all".into(),
         }
     }
-}
-
-/// A tensor's name in a file, under the prefix of the encoder if it is a part of that.
-pub(crate) fn full_name(name: &str, prefix: &str) -> String {
-    if is_head(name) && !name.starts_with("pooler.") { name.to_owned() } else { format!("{prefix}{name}") }
-}
-
-/// Whether a tensor is of a head, which may be missing, rather than of an encoder; BERT's pooler is of its heads.
-pub(crate) fn is_head(name: &str) -> bool {
-    let heads =
-        ["classifier", "pre_classifier", "pooler", "cls", "vocab_transform", "vocab_layer_norm", "vocab_projector"];
-    heads.contains(&name.split('.').next().unwrap_or_default())
 }
 
 fn canonical_name(name: &str, prefix: &str) -> String {

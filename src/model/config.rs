@@ -5,54 +5,10 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::LoadError;
+use super::family::{DropoutKeys, Family};
 use super::files::ModelFiles;
 use super::outputs::{self, ScoreActivation};
 use crate::ops::{Activation, Rates};
-
-/// The two encoders that couplet runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Architecture {
-    /// Sanh et al. 2019: no token types; the head reads the first token through `pre_classifier` and a rectifier.
-    DistilBert,
-    /// Devlin et al. 2019: token types; the head reads the first token through the pooler and tanh.
-    Bert,
-}
-
-impl Architecture {
-    /// The class of `transformers` that writes and reads such a checkpoint.
-    #[must_use]
-    pub fn class_name(self) -> &'static str {
-        match self {
-            Self::DistilBert => "DistilBertForSequenceClassification",
-            Self::Bert => "BertForSequenceClassification",
-        }
-    }
-
-    /// The same for an encoder without a head.
-    #[must_use]
-    pub fn encoder_name(self) -> &'static str {
-        match self {
-            Self::DistilBert => "DistilBertModel",
-            Self::Bert => "BertModel",
-        }
-    }
-
-    /// What the names of its classes in `transformers` begin with.
-    fn class_prefix(self) -> &'static str {
-        match self {
-            Self::DistilBert => "DistilBert",
-            Self::Bert => "Bert",
-        }
-    }
-
-    /// What the names of the encoder's tensors begin with.
-    pub(crate) fn prefix(self) -> &'static str {
-        match self {
-            Self::DistilBert => "distilbert.",
-            Self::Bert => "bert.",
-        }
-    }
-}
 
 /// What the logits mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +39,8 @@ impl std::fmt::Display for Problem {
 /// The sizes, labels and task of a checkpoint, in DistilBERT's words.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// Which encoder.
-    pub architecture: Architecture,
+    /// The family of the encoder.
+    pub family: &'static Family,
     /// Word pieces in the vocabulary.
     pub vocab_size: usize,
     /// Width of the hidden states.
@@ -113,7 +69,7 @@ pub struct ModelConfig {
     pub(super) stated: outputs::Stated,
     /// The class of the tokenizer, where `config.json` names one.
     pub(super) tokenizer_class: Option<String>,
-    /// What training drops, by default as in the architecture's paper.
+    /// Dropout rates of training, by default those of the family's paper.
     pub dropout: Rates,
     /// Standard deviation of weights that begin at random.
     pub initializer_range: f64,
@@ -127,11 +83,8 @@ impl ModelConfig {
     pub(crate) fn load(files: &ModelFiles) -> Result<Self, LoadError> {
         let (path, json) = (&files.path(files.config()), read_json(files, files.config())?);
         let keys = Keys { path, json: &json };
-        let architecture = architecture(&keys)?;
-        let names: Names = match architecture {
-            Architecture::DistilBert => DISTILBERT,
-            Architecture::Bert => BERT,
-        };
+        let family = family(&keys)?;
+        let names = &family.keys;
         if !matches!(json.get("position_embedding_type").and_then(Value::as_str), None | Some("absolute")) {
             return Err(keys.error("position_embedding_type", "\"absolute\""));
         }
@@ -139,29 +92,22 @@ impl ModelConfig {
             return Err(keys.error("is_decoder", "false, as couplet runs encoders only"));
         }
         let config = Self {
-            architecture,
+            family,
             vocab_size: keys.size("vocab_size", 30_522)?,
             dim: keys.size(names.dim, 768)?,
             n_layers: keys.size(names.n_layers, names.default_layers)?,
             n_heads: keys.size(names.n_heads, 12)?,
             hidden_dim: keys.size(names.hidden_dim, 3072)?,
             max_position_embeddings: keys.size("max_position_embeddings", 512)?,
-            type_vocab_size: match architecture {
-                Architecture::DistilBert => 0,
-                Architecture::Bert => keys.size("type_vocab_size", 2)?,
-            },
+            type_vocab_size: family.token_types.map_or(Ok(0), |key| keys.size(key, 2))?,
             activation: activation(&keys, names.activation)?,
-            layer_norm_eps: match architecture {
-                // A constant of its code, whatever its `config.json` says.
-                Architecture::DistilBert => 1e-12,
-                Architecture::Bert => keys.number("layer_norm_eps", 1e-12)?,
-            },
+            layer_norm_eps: family.layer_norm_eps.map_or(Ok(1e-12), |key| keys.number(key, 1e-12))?,
             problem: outputs::problem(&keys)?,
             labels: outputs::labels(&keys)?,
             score: ScoreActivation::Identity,
-            stated: outputs::Stated::read(&keys, architecture)?,
+            stated: outputs::Stated::read(&keys, family)?,
             tokenizer_class: json.get("tokenizer_class").and_then(Value::as_str).map(str::to_owned),
-            dropout: dropout(&keys, architecture)?,
+            dropout: dropout(&keys, &family.dropout)?,
             // Source: Devlin et al. 2019's code.
             initializer_range: keys.number("initializer_range", 0.02)?,
         };
@@ -177,7 +123,7 @@ impl ModelConfig {
     /// One of no size, for what depends on the labels alone.
     pub(crate) fn smallest(problem: Problem, labels: usize) -> Self {
         Self {
-            architecture: Architecture::DistilBert,
+            family: &super::family::DISTILBERT,
             vocab_size: 8,
             dim: 4,
             n_layers: 1,
@@ -197,35 +143,6 @@ impl ModelConfig {
         }
     }
 }
-
-/// How an architecture calls the sizes that both have, and the default in which they differ.
-///
-/// **Source** of all defaults: `BertConfig` and `DistilBertConfig` of transformers 5.24.
-struct Names {
-    dim: &'static str,
-    n_layers: &'static str,
-    n_heads: &'static str,
-    hidden_dim: &'static str,
-    activation: &'static str,
-    default_layers: usize,
-}
-
-const DISTILBERT: Names = Names {
-    dim: "dim",
-    n_layers: "n_layers",
-    n_heads: "n_heads",
-    hidden_dim: "hidden_dim",
-    activation: "activation",
-    default_layers: 6,
-};
-const BERT: Names = Names {
-    dim: "hidden_size",
-    n_layers: "num_hidden_layers",
-    n_heads: "num_attention_heads",
-    hidden_dim: "intermediate_size",
-    activation: "hidden_act",
-    default_layers: 12,
-};
 
 /// Reads a JSON file of a checkpoint: an object.
 pub(crate) fn read_json(files: &ModelFiles, name: &str) -> Result<Value, LoadError> {
@@ -294,18 +211,16 @@ fn clipped(text: &str) -> String {
     }
 }
 
-fn architecture(keys: &Keys) -> Result<Architecture, LoadError> {
-    let architecture = match keys.json.get("model_type").and_then(Value::as_str) {
-        Some("distilbert") => Architecture::DistilBert,
-        Some("bert") => Architecture::Bert,
-        _ => return Err(keys.error("model_type", "\"distilbert\" or \"bert\"")),
+fn family(keys: &Keys) -> Result<&'static Family, LoadError> {
+    let Some(family) = keys.json.get("model_type").and_then(Value::as_str).and_then(Family::of) else {
+        let known = Family::ALL.map(|family| format!("{:?}", family.model_type));
+        return Err(keys.error("model_type", &known.join(" or ")));
     };
     // A base encoder is told apart by its tensors, which say more than a class name.
-    let prefix = architecture.class_prefix();
-    let is_ours = |class: &&str| class.starts_with(prefix) || class.ends_with("Model");
+    let is_ours = |class: &&str| class.starts_with(family.class_prefix) || class.ends_with("Model");
     match classes(keys) {
-        classes if classes.is_empty() || classes.iter().any(is_ours) => Ok(architecture),
-        _ => Err(keys.error("architectures", &format!("[\"{}\"]", architecture.class_name()))),
+        classes if classes.is_empty() || classes.iter().any(is_ours) => Ok(family),
+        _ => Err(keys.error("architectures", &format!("[\"{}\"]", family.class("ForSequenceClassification")))),
     }
 }
 
@@ -329,30 +244,16 @@ fn activation(keys: &Keys, key: &str) -> Result<Activation, LoadError> {
     }
 }
 
-/// What `transformers` drops in training, by the keys that each architecture has for it.
-fn dropout(keys: &Keys, architecture: Architecture) -> Result<Rates, LoadError> {
+/// The dropout rates of training.
+fn dropout(keys: &Keys, names: &DropoutKeys) -> Result<Rates, LoadError> {
     let rate = |key: &str, default: f32| keys.number(key, f64::from(default)).map(|rate| rate as f32);
-    Ok(match architecture {
-        Architecture::DistilBert => {
-            let paper = Rates::DISTILBERT;
-            let hidden = rate("dropout", paper.embeddings)?;
-            Rates {
-                embeddings: hidden,
-                attention: rate("attention_dropout", paper.attention)?,
-                attention_output: paper.attention_output,
-                feed_forward: hidden,
-                head: rate("seq_classif_dropout", paper.head)?,
-            }
-        }
-        Architecture::Bert => {
-            let hidden = rate("hidden_dropout_prob", Rates::BERT.embeddings)?;
-            Rates {
-                embeddings: hidden,
-                attention: rate("attention_probs_dropout_prob", Rates::BERT.attention)?,
-                attention_output: hidden,
-                feed_forward: hidden,
-                head: rate("classifier_dropout", hidden)?,
-            }
-        }
+    let defaults = names.defaults;
+    let hidden = rate(names.hidden, defaults.embeddings)?;
+    Ok(Rates {
+        embeddings: hidden,
+        attention: rate(names.attention, defaults.attention)?,
+        attention_output: if names.attention_output { hidden } else { defaults.attention_output },
+        feed_forward: hidden,
+        head: rate(names.head, if names.head_as_hidden { hidden } else { defaults.head })?,
     })
 }

@@ -6,9 +6,9 @@ use std::path::Path;
 use candle_core::Device;
 
 use super::{
-    Calibration, Checkpoint, Encoder, Fingerprint, LoadError, Model, ModelConfig, ModelFiles, Tokenizer, encoder_files,
+    Calibration, Checkpoint, Encoder, Fingerprint, LoadError, Loader, Model, ModelConfig, ModelFiles, Tokenizer,
+    encoder_files,
 };
-use crate::ops::Kernels;
 
 /// What is known of a model by its files.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Described {
     /// As [`Model::load`], but for a missing head.
     pub fn load(folder: &Path) -> Result<Self, LoadError> {
         let files = ModelFiles::read(folder)?;
-        match Model::of_files(&files, &Device::Cpu, Kernels::for_device(&Device::Cpu)) {
+        match Model::of_files(&files, &Device::Cpu) {
             Ok(model) => Ok(Self::of(model)),
             Err(LoadError::NoHead { hint, .. }) => Self::of_encoder(&files, hint),
             Err(error) => Err(error),
@@ -53,9 +53,9 @@ impl Described {
 
     fn of_encoder(files: &ModelFiles, hint: String) -> Result<Self, LoadError> {
         let config = ModelConfig::load(files)?;
-        let checkpoint = Checkpoint::open(files, config.architecture)?;
+        let checkpoint = Checkpoint::open(files, config.family)?;
         let tokenizer = Tokenizer::load(files, &config)?;
-        Encoder::load(&(&checkpoint, &Device::Cpu), &config, Kernels::for_device(&Device::Cpu))?;
+        Encoder::load(&Loader::on_cpu(&(&checkpoint, &Device::Cpu), &config))?;
         Ok(Self {
             vocabulary: tokenizer.vocab_size(),
             max_length: tokenizer.model_max_length.min(config.max_position_embeddings),

@@ -1,62 +1,26 @@
 //! The encoder of Devlin et al. 2019 (BERT) and Sanh et al. 2019 (DistilBERT), over packed sequences.
 //!
-//! The two differ in token types and in the names of their tensors; the arithmetic is one. Fields bear
-//! DistilBERT's names. Post-layer-norm, as in the papers: every sublayer is `LayerNorm(x + sublayer(x))`.
+//! The two differ in token types and in the names of their tensors, which are in [`super::family`]; the arithmetic is one.
+//! Fields bear DistilBERT's names. Post-layer-norm, as in the papers: every sublayer is `LayerNorm(x + sublayer(x))`.
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::config::{Architecture, ModelConfig};
+use super::classifier::PackedBatch;
 use super::error::LoadError;
-use super::source::{Source, load_linear, load_norm};
+use super::family::BlockNames;
+use super::source::Loader;
 use crate::ops::{
-    Activation, Attention, Embeddings, FastKernels, FirstTokenAttention, Kernels, LayerNorm, Linear, Noise, Parameter,
-    Place, ProjectedEmbeddings, TableGradients, attention_with_dropout, drop_elements, feed_forward, linear_many,
-    select_rows,
+    Activation, Attention, Embeddings, FastKernels, FirstTokenAttention, Kernels, LayerNorm, Linear, Noise, Place,
+    ProjectedEmbeddings, attention_with_dropout, feed_forward, linear_many,
 };
-
-/// Sequences one after the other, without padding.
-#[derive(Debug, Clone, Default)]
-pub struct PackedBatch {
-    /// Token ids of all sequences, `[T]`.
-    pub input_ids: Vec<u32>,
-    /// 0 for the first text and its special tokens, 1 for the second, `[T]`.
-    pub token_type_ids: Vec<u32>,
-    /// Place of each token in its sequence, `[T]`.
-    pub position_ids: Vec<u32>,
-    /// Where each sequence begins, and the end of the last: `[B + 1]`, from 0, rising.
-    pub cu_seqlens: Vec<u32>,
-}
-
-impl PackedBatch {
-    /// Appends a sequence of at least one token.
-    ///
-    /// # Panics
-    /// If the batch grows to 2^32 tokens.
-    pub fn push(&mut self, input_ids: &[u32], token_type_ids: &[u32]) {
-        debug_assert!(!input_ids.is_empty() && input_ids.len() == token_type_ids.len());
-        if self.cu_seqlens.is_empty() {
-            self.cu_seqlens.push(0);
-        }
-        self.input_ids.extend_from_slice(input_ids);
-        self.token_type_ids.extend_from_slice(token_type_ids);
-        self.position_ids.extend((0..).take(input_ids.len()));
-        self.cu_seqlens.push(u32::try_from(self.input_ids.len()).expect("a batch has fewer than 2^32 tokens"));
-    }
-
-    /// How many sequences there are.
-    #[must_use]
-    pub fn sequences(&self) -> usize {
-        self.cu_seqlens.len().saturating_sub(1)
-    }
-}
 
 /// The table that a masked-LM head shares.
 pub(crate) const WORD_EMBEDDINGS: &str = "embeddings.word_embeddings.weight";
 
 /// Token ids to hidden states.
 #[derive(Debug)]
-pub struct Encoder {
+pub(crate) struct Encoder {
     embeddings: Embeddings,
     layer: Vec<TransformerBlock>,
     /// Where the fused kernels run a model that does not learn.
@@ -65,44 +29,24 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    pub(crate) fn load<S: Source>(
-        source: &S,
-        config: &ModelConfig,
-        kernels: Kernels,
-    ) -> std::result::Result<Self, LoadError> {
-        let table = |name: &str, rows: usize| -> std::result::Result<Parameter, LoadError> {
-            let table = source.parameter(name, &[rows, config.dim])?;
-            Ok(Parameter { tensor: table.tensor.to_dtype(kernels.dtype())?, ..table })
+    pub(crate) fn load(loader: &Loader) -> std::result::Result<Self, LoadError> {
+        let Loader { source, config, kernels } = *loader;
+        let words = loader.table(WORD_EMBEDDINGS, config.vocab_size)?;
+        let positions = loader.table("embeddings.position_embeddings.weight", config.max_position_embeddings)?;
+        let token_types = match config.type_vocab_size {
+            0 => None,
+            types => Some(loader.table("embeddings.token_type_embeddings.weight", types)?),
         };
-        let words = table(WORD_EMBEDDINGS, config.vocab_size)?;
-        let positions = table("embeddings.position_embeddings.weight", config.max_position_embeddings)?;
-        let token_types = match config.architecture {
-            Architecture::DistilBert => None,
-            Architecture::Bert => Some(table("embeddings.token_type_embeddings.weight", config.type_vocab_size)?),
-        };
-        let (token_types, d_token_types) = token_types.map(|table| (table.tensor, table.gradient)).unzip();
-        let gradients = words.gradient.zip(positions.gradient).map(|(words, positions)| TableGradients {
-            words,
-            positions,
-            token_types: d_token_types.flatten(),
-        });
-        let embeddings = Embeddings {
-            words: words.tensor,
-            positions: positions.tensor,
-            token_types,
-            norm: load_norm(source, "embeddings.LayerNorm", config)?,
-            gradients,
-        };
-        let load = |i: usize| TransformerBlock::load(source, i, config, kernels);
-        let layer = if S::IN_ANY_ORDER {
+        let norm = loader.norm("embeddings.LayerNorm")?;
+        let embeddings = Embeddings { words, positions, token_types, norm };
+        let load = |i: usize| TransformerBlock::load(loader, i);
+        let layer = if source.in_any_order() {
             (0..config.n_layers).into_par_iter().map(load).collect::<std::result::Result<_, _>>()?
         } else {
             (0..config.n_layers).map(load).collect::<std::result::Result<_, _>>()?
         };
         let shortcuts = match kernels {
-            Kernels::Fast(kernels) if config.n_layers > 0 => {
-                Some(Shortcuts::load(source, config, &embeddings, kernels)?)
-            }
+            Kernels::Fast(kernels) if config.n_layers > 0 => Some(Shortcuts::load(loader, &embeddings, kernels)?),
             _ => None,
         };
         Ok(Self { embeddings, layer, shortcuts, kernels })
@@ -112,7 +56,7 @@ impl Encoder {
     ///
     /// # Errors
     /// A failure of the device.
-    pub fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
+    pub(crate) fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
         let mut hidden_states = self.embed(batch, None)?;
         for block in &self.layer {
             hidden_states = block.forward(&hidden_states, &batch.cu_seqlens, None)?;
@@ -128,7 +72,7 @@ impl Encoder {
     ///
     /// # Errors
     /// A failure of the device.
-    pub fn forward_first(&self, batch: &PackedBatch) -> Result<Tensor> {
+    pub(crate) fn forward_first(&self, batch: &PackedBatch) -> Result<Tensor> {
         let PackedBatch { input_ids, token_type_ids, position_ids, cu_seqlens } = batch;
         let sequences = batch.sequences();
         let rows = &cu_seqlens[..sequences];
@@ -146,7 +90,7 @@ impl Encoder {
         for block in blocks.iter().skip(1) {
             hidden_states = block.forward(&hidden_states, cu_seqlens, None)?;
         }
-        let first = select_rows(&hidden_states, rows, self.kernels)?;
+        let first = self.kernels.select_rows(&hidden_states, rows)?;
         let query = last.attention.q_lin.forward(&first)?;
         let context = shortcuts.first_tokens.forward(&query, &hidden_states, cu_seqlens)?;
         last.finish(&context, &first, None)
@@ -164,19 +108,19 @@ impl Encoder {
     ) -> Result<Tensor> {
         let mut hidden_states = self.embed(batch, noise)?;
         let Some((last, blocks)) = self.layer.split_last() else {
-            return select_rows(&hidden_states, rows, self.kernels);
+            return self.kernels.select_rows(&hidden_states, rows);
         };
         for block in blocks {
             hidden_states = block.forward(&hidden_states, &batch.cu_seqlens, noise)?;
         }
-        let selected = select_rows(&hidden_states, rows, self.kernels)?;
+        let selected = self.kernels.select_rows(&hidden_states, rows)?;
         last.forward_rows(&selected, cu_rows, &hidden_states, &batch.cu_seqlens, noise)
     }
 
     fn embed(&self, batch: &PackedBatch, noise: Option<&Noise>) -> Result<Tensor> {
         let PackedBatch { input_ids, token_type_ids, position_ids, cu_seqlens } = batch;
         let x = self.embeddings.forward(input_ids, position_ids, token_type_ids, self.kernels)?;
-        drop_elements(&x, noise.and_then(|noise| noise.at(Place::Embeddings, cu_seqlens)), self.kernels)
+        self.kernels.drop_elements(&x, noise.and_then(|noise| noise.at(Place::Embeddings, cu_seqlens)))
     }
 }
 
@@ -190,18 +134,12 @@ struct TransformerBlock {
 }
 
 impl TransformerBlock {
-    fn load(
-        source: &impl Source,
-        index: usize,
-        config: &ModelConfig,
-        kernels: Kernels,
-    ) -> std::result::Result<Self, LoadError> {
-        let names = BlockNames::of(config.architecture);
-        let prefix = format!("{}.{index}", names.block);
-        let (dim, hidden_dim) = (config.dim, config.hidden_dim);
-        let linear = |name: &str, outputs: usize, inputs: usize| {
-            load_linear(source, &format!("{prefix}.{name}"), outputs, inputs, kernels)
-        };
+    fn load(loader: &Loader, index: usize) -> std::result::Result<Self, LoadError> {
+        let (names, dim, hidden_dim) = (&loader.config.family.block, loader.config.dim, loader.config.hidden_dim);
+        let prefix = format!("{}.{index}", names.prefix);
+        let linear =
+            |name: &str, outputs: usize, inputs: usize| loader.linear(&format!("{prefix}.{name}"), outputs, inputs);
+        let norm = |name: &str| loader.norm(&format!("{prefix}.{name}"));
         Ok(Self {
             index,
             attention: MultiHeadSelfAttention {
@@ -209,16 +147,16 @@ impl TransformerBlock {
                 k_lin: linear(names.k_lin, dim, dim)?,
                 v_lin: linear(names.v_lin, dim, dim)?,
                 out_lin: linear(names.out_lin, dim, dim)?,
-                n_heads: config.n_heads,
-                kernels,
+                n_heads: loader.config.n_heads,
+                kernels: loader.kernels,
             },
-            sa_layer_norm: load_norm(source, &format!("{prefix}.{}", names.sa_layer_norm), config)?,
+            sa_layer_norm: norm(names.sa_layer_norm)?,
             ffn: FeedForward {
                 lin1: linear(names.lin1, hidden_dim, dim)?,
-                activation: config.activation,
+                activation: loader.config.activation,
                 lin2: linear(names.lin2, dim, hidden_dim)?,
             },
-            output_layer_norm: load_norm(source, &format!("{prefix}.{}", names.output_layer_norm), config)?,
+            output_layer_norm: norm(names.output_layer_norm)?,
         })
     }
 
@@ -303,48 +241,6 @@ struct FeedForward {
     lin2: Linear,
 }
 
-/// How an architecture calls the tensors of a block.
-struct BlockNames {
-    block: &'static str,
-    q_lin: &'static str,
-    k_lin: &'static str,
-    v_lin: &'static str,
-    out_lin: &'static str,
-    sa_layer_norm: &'static str,
-    lin1: &'static str,
-    lin2: &'static str,
-    output_layer_norm: &'static str,
-}
-
-impl BlockNames {
-    fn of(architecture: Architecture) -> Self {
-        match architecture {
-            Architecture::DistilBert => Self {
-                block: "transformer.layer",
-                q_lin: "attention.q_lin",
-                k_lin: "attention.k_lin",
-                v_lin: "attention.v_lin",
-                out_lin: "attention.out_lin",
-                sa_layer_norm: "sa_layer_norm",
-                lin1: "ffn.lin1",
-                lin2: "ffn.lin2",
-                output_layer_norm: "output_layer_norm",
-            },
-            Architecture::Bert => Self {
-                block: "encoder.layer",
-                q_lin: "attention.self.query",
-                k_lin: "attention.self.key",
-                v_lin: "attention.self.value",
-                out_lin: "attention.output.dense",
-                sa_layer_norm: "attention.output.LayerNorm",
-                lin1: "intermediate.dense",
-                lin2: "output.dense",
-                output_layer_norm: "output.LayerNorm",
-            },
-        }
-    }
-}
-
 /// What spares work where weights stay as they are: parts of the first and of the last block in other forms.
 #[derive(Debug)]
 struct Shortcuts {
@@ -357,17 +253,15 @@ struct Shortcuts {
 impl Shortcuts {
     /// Of an encoder that has blocks.
     fn load(
-        source: &impl Source,
-        config: &ModelConfig,
+        Loader { source, config, .. }: &Loader,
         embeddings: &Embeddings,
         kernels: FastKernels,
     ) -> std::result::Result<Self, LoadError> {
-        let BlockNames { block, q_lin, k_lin, v_lin, .. } = BlockNames::of(config.architecture);
+        let BlockNames { prefix, q_lin, k_lin, v_lin, .. } = config.family.block;
         let load = |index: usize, name: &str| -> std::result::Result<(Tensor, Tensor), LoadError> {
-            let name = format!("{block}.{index}.{name}");
-            let weight = source.parameter(&format!("{name}.weight"), &[config.dim, config.dim])?;
-            let bias = source.parameter(&format!("{name}.bias"), &[config.dim])?;
-            Ok((weight.tensor, bias.tensor))
+            let name = format!("{prefix}.{index}.{name}");
+            let weight = source.tensor(&format!("{name}.weight"), &[config.dim, config.dim])?;
+            Ok((weight, source.tensor(&format!("{name}.bias"), &[config.dim])?))
         };
         let [(q, q_bias), (k, k_bias), (v, v_bias)] = [load(0, q_lin)?, load(0, k_lin)?, load(0, v_lin)?];
         let first = [(&q, &q_bias), (&k, &k_bias), (&v, &v_bias)];

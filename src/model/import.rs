@@ -16,35 +16,26 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 
 use super::checkpoint::Checkpoint;
-use super::config::{Architecture, ModelConfig, read_json};
-use super::encoder::{Encoder, PackedBatch, WORD_EMBEDDINGS};
+use super::classifier::PackedBatch;
+use super::config::{ModelConfig, read_json};
+use super::encoder::{Encoder, WORD_EMBEDDINGS};
 use super::error::LoadError;
+use super::family::Family;
 use super::files::ModelFiles;
 use super::folder::{MODEL_FOLDER, clear_head, copy_tokenizer, write_json};
+use super::source::Loader;
 use super::weights_file::{self, Entry};
 use crate::backtrace::message;
 use crate::files;
 use crate::files::AtomicFolder;
-use crate::ops::Kernels;
-
-/// The form of an imported encoder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// The architecture that it has.
-    AsItIs,
-    /// DistilBERT's; see the module.
-    DistilBert,
-    /// BERT's, for an encoder that is one.
-    Bert,
-}
 
 /// What was imported.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Imported {
-    /// The architecture of the source.
-    pub from: Architecture,
-    /// The architecture of the checkpoint that was written.
-    pub architecture: Architecture,
+    /// The family of the source.
+    pub from: &'static Family,
+    /// The family of the checkpoint that was written.
+    pub family: &'static Family,
     /// Numbers in it.
     pub parameters: usize,
     /// Tensors of the source that have no place in it: heads, the pooler, buffers.
@@ -83,58 +74,48 @@ pub enum ImportError {
     Compute(#[from] candle_core::Error),
 }
 
-/// DistilBERT's name of each layer of a block, by BERT's.
-const LAYERS: [(&str, &str); 8] = [
-    ("attention.self.query", "attention.q_lin"),
-    ("attention.self.key", "attention.k_lin"),
-    ("attention.self.value", "attention.v_lin"),
-    ("attention.output.dense", "attention.out_lin"),
-    ("attention.output.LayerNorm", "sa_layer_norm"),
-    ("intermediate.dense", "ffn.lin1"),
-    ("output.dense", "ffn.lin2"),
-    ("output.LayerNorm", "output_layer_norm"),
-];
-
 const POSITIONS: &str = "embeddings.position_embeddings.weight";
 const TOKEN_TYPES: &str = "embeddings.token_type_embeddings.weight";
 
-/// Writes the encoder of `source` as a base checkpoint to `target`, in f32; what was at `target` is replaced at once,
+/// Writes the encoder of `source` as a base checkpoint to `target`, in f32, in the form of another family if asked for; what was at `target` is replaced at once,
 /// after a check that the hidden states are the same.
 ///
 /// # Errors
 /// A source that is no encoder of the BERT family; one that DistilBERT's form cannot express; a target that cannot be
 /// written.
-pub fn import(source: &Path, target: &Path, form: Form) -> Result<Imported, ImportError> {
+pub fn import(source: &Path, target: &Path, form: Option<&'static Family>) -> Result<Imported, ImportError> {
     let files = ModelFiles::read(source)?;
     let config = ModelConfig::load(&files)?;
     let mut json = match read_json(&files, files.config())? {
         Value::Object(json) => json,
         _ => Map::new(),
     };
-    let checkpoint = Checkpoint::open(&files, config.architecture)?;
-    if form == Form::Bert && config.architecture == Architecture::DistilBert {
-        let problem = "it is a DistilBERT, which has no token types to make a BERT of; import it as it is".into();
+    let checkpoint = Checkpoint::open(&files, config.family)?;
+    let (from, family) = (config.family, form.unwrap_or(config.family));
+    let folds = from != family;
+    if folds && family.token_types.is_some() {
+        let (from, to) = (from.name, family.name);
+        let problem = format!("it is a {from}, which has no token types to make a {to} of; import it as it is");
         return Err(ImportError::Form { folder: source.to_owned(), problem });
     }
-    let folds = form == Form::DistilBert && config.architecture == Architecture::Bert;
-    let mut tensors = encoder(&checkpoint, &config)?;
-    let mut used: Vec<String> = tensors.iter().map(|(name, _)| name.clone()).collect();
+    let copied = encoder(&checkpoint, &config, family)?;
+    let mut used: Vec<String> = copied.iter().map(|(name, ..)| name.clone()).collect();
+    let mut tensors: Vec<(String, Tensor)> = copied.into_iter().map(|(_, name, tensor)| (name, tensor)).collect();
     if folds {
         check(source, &config)?;
-        tensors = fold(tensors)?;
+        fold_token_types(&mut tensors)?;
         json = distilbert_config(&json, &config);
-    } else if config.architecture == Architecture::Bert {
-        let pooler = [("pooler.dense.weight", vec![config.dim, config.dim]), ("pooler.dense.bias", vec![config.dim])];
-        for (name, shape) in pooler {
-            if checkpoint.has(name, &shape) {
-                tensors.push((name.to_owned(), checkpoint.tensor(name, &shape, &Device::Cpu)?));
-                used.push(name.to_owned());
+    } else if family.head.has_prefix {
+        let (weight, bias) = (format!("{}.weight", family.head.dense), format!("{}.bias", family.head.dense));
+        for (name, shape) in [(weight, vec![config.dim, config.dim]), (bias, vec![config.dim])] {
+            if checkpoint.has(&name, &shape) {
+                tensors.push((name.clone(), checkpoint.tensor(&name, &shape, &Device::Cpu)?));
+                used.push(name);
             }
         }
     }
-    let architecture = if folds { Architecture::DistilBert } else { config.architecture };
     clear_head(&mut json);
-    json.insert("architectures".into(), json!([architecture.encoder_name()]));
+    json.insert("architectures".into(), json!([family.class("Model")]));
     let parameters = tensors.iter().map(|(_, tensor)| tensor.elem_count()).sum();
     let unwritable = |source| ImportError::Write { folder: target.to_owned(), source };
     let written = write(&files, target, &json, &tensors).map_err(unwritable)?;
@@ -147,8 +128,8 @@ pub fn import(source: &Path, target: &Path, form: Form) -> Result<Imported, Impo
         return Err(ImportError::Form { folder: source.to_owned(), problem });
     }
     written.publish().map_err(unwritable)?;
-    let (from, dropped) = (config.architecture, checkpoint.names_besides(&used));
-    Ok(Imported { from, architecture, parameters, dropped, difference })
+    let dropped = checkpoint.names_besides(&used);
+    Ok(Imported { from, family, parameters, dropped, difference })
 }
 
 /// How far the hidden states of two encoders are apart, for two sequences without a token of type 1.
@@ -161,8 +142,8 @@ fn largest_difference(one: &ModelFiles, other: &ModelFiles) -> Result<f32, Impor
 
 fn hidden_states(files: &ModelFiles) -> Result<Vec<f32>, ImportError> {
     let config = ModelConfig::load(files)?;
-    let checkpoint = Checkpoint::open(files, config.architecture)?;
-    let encoder = Encoder::load(&(&checkpoint, &Device::Cpu), &config, Kernels::for_device(&Device::Cpu))?;
+    let checkpoint = Checkpoint::open(files, config.family)?;
+    let encoder = Encoder::load(&Loader::on_cpu(&(&checkpoint, &Device::Cpu), &config))?;
     let mut batch = PackedBatch::default();
     for length in [90, 17] {
         let length = length.min(config.max_position_embeddings as u32);
@@ -172,39 +153,37 @@ fn hidden_states(files: &ModelFiles) -> Result<Vec<f32>, ImportError> {
     Ok(encoder.forward(&batch)?.flatten_all()?.to_vec1()?)
 }
 
-/// The tensors of an encoder under their canonical names.
-fn encoder(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Vec<(String, Tensor)>, LoadError> {
-    let (dim, hidden) = (config.dim, config.hidden_dim);
+/// The tensors of an encoder, each with its canonical name and the name that another family has for it.
+fn encoder(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    to: &Family,
+) -> Result<Vec<(String, String, Tensor)>, LoadError> {
+    let dim = config.dim;
     let mut shapes = vec![
-        (WORD_EMBEDDINGS.to_owned(), vec![config.vocab_size, dim]),
-        (POSITIONS.to_owned(), vec![config.max_position_embeddings, dim]),
-        ("embeddings.LayerNorm.weight".to_owned(), vec![dim]),
-        ("embeddings.LayerNorm.bias".to_owned(), vec![dim]),
+        (WORD_EMBEDDINGS, vec![config.vocab_size, dim]),
+        (POSITIONS, vec![config.max_position_embeddings, dim]),
+        ("embeddings.LayerNorm.weight", vec![dim]),
+        ("embeddings.LayerNorm.bias", vec![dim]),
     ];
-    let bert = config.architecture == Architecture::Bert;
-    if bert {
-        shapes.push((TOKEN_TYPES.to_owned(), vec![config.type_vocab_size, dim]));
+    if config.family.token_types.is_some() {
+        shapes.push((TOKEN_TYPES, vec![config.type_vocab_size, dim]));
     }
+    let mut shapes: Vec<_> =
+        shapes.into_iter().map(|(name, shape)| (name.to_owned(), name.to_owned(), shape)).collect();
+    let (block, to) = (&config.family.block, &to.block);
     for layer in 0..config.n_layers {
-        for (in_bert, in_distilbert) in LAYERS {
-            let name = if bert {
-                format!("encoder.layer.{layer}.{in_bert}")
-            } else {
-                format!("transformer.layer.{layer}.{in_distilbert}")
-            };
-            let (weight, bias) = match in_distilbert {
-                "ffn.lin1" => (vec![hidden, dim], hidden),
-                "ffn.lin2" => (vec![dim, hidden], dim),
-                norm if norm.ends_with("norm") => (vec![dim], dim),
-                _ => (vec![dim, dim], dim),
-            };
-            shapes.push((format!("{name}.weight"), weight));
-            shapes.push((format!("{name}.bias"), vec![bias]));
+        for ((name, weight), (renamed, _)) in block.shapes(config).into_iter().zip(to.shapes(config)) {
+            let bias = vec![weight[0]];
+            for (kind, shape) in [("weight", weight), ("bias", bias)] {
+                let name = format!("{}.{layer}.{name}.{kind}", block.prefix);
+                shapes.push((name, format!("{}.{layer}.{renamed}.{kind}", to.prefix), shape));
+            }
         }
     }
-    let read = |(name, shape): (String, Vec<usize>)| {
+    let read = |(name, renamed, shape): (String, String, Vec<usize>)| {
         let tensor = checkpoint.tensor(&name, &shape, &Device::Cpu)?;
-        Ok((name, tensor))
+        Ok((name, renamed, tensor))
     };
     shapes.into_iter().map(read).collect()
 }
@@ -222,30 +201,14 @@ fn check(source: &Path, config: &ModelConfig) -> Result<(), ImportError> {
     Ok(())
 }
 
-/// BERT's tensors as DistilBERT's.
-fn fold(tensors: Vec<(String, Tensor)>) -> candle_core::Result<Vec<(String, Tensor)>> {
-    let token_types =
-        tensors.iter().find(|(name, _)| name == TOKEN_TYPES).map(|(_, table)| table.get(0)).transpose()?;
-    let mut folded = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
-        if name == TOKEN_TYPES {
-            continue;
-        }
-        let tensor = match &token_types {
-            Some(first) if name == POSITIONS => tensor.broadcast_add(first)?,
-            _ => tensor,
-        };
-        folded.push((distilbert_name(&name), tensor));
+/// Adds the embedding of token type 0 to those of all positions.
+fn fold_token_types(tensors: &mut Vec<(String, Tensor)>) -> candle_core::Result<()> {
+    let Some(place) = tensors.iter().position(|(name, _)| name == TOKEN_TYPES) else { return Ok(()) };
+    let first = tensors.remove(place).1.get(0)?;
+    for (_, positions) in tensors.iter_mut().filter(|(name, _)| name == POSITIONS) {
+        *positions = positions.broadcast_add(&first)?;
     }
-    Ok(folded)
-}
-
-fn distilbert_name(name: &str) -> String {
-    let Some(rest) = name.strip_prefix("encoder.layer.") else { return name.to_owned() };
-    let Some((layer, rest)) = rest.split_once('.') else { return name.to_owned() };
-    let Some((part, kind)) = rest.rsplit_once('.') else { return name.to_owned() };
-    let part = LAYERS.iter().find(|(in_bert, _)| *in_bert == part).map_or(part, |(_, in_distilbert)| in_distilbert);
-    format!("transformer.layer.{layer}.{part}.{kind}")
+    Ok(())
 }
 
 fn distilbert_config(bert: &Map<String, Value>, config: &ModelConfig) -> Map<String, Value> {
@@ -292,6 +255,7 @@ fn write(
 mod tests {
     use std::fs;
 
+    use super::super::family::{BERT, DISTILBERT};
     use super::*;
 
     #[test]
@@ -305,8 +269,8 @@ mod tests {
             }
             let folder = tempfile::tempdir().unwrap();
             let difference = |form| import(&source, &folder.path().join("imported"), form).unwrap().difference;
-            assert!(difference(Form::AsItIs) == 0.0 && difference(Form::Bert) == 0.0);
-            let difference = difference(Form::DistilBert);
+            assert!(difference(None) == 0.0 && difference(Some(&BERT)) == 0.0);
+            let difference = difference(Some(&DISTILBERT));
             assert!(difference < 1e-5, "{}: {difference}", source.display());
             println!("{}: largest difference {difference:e}", source.display());
         }
@@ -321,7 +285,7 @@ mod tests {
         }
         let config = fs::read_to_string(source.join("config.json")).unwrap();
         fs::write(folder.path().join("config.json"), config.replace("1e-12", "1e-5")).unwrap();
-        let error = import(folder.path(), &folder.path().join("out"), Form::DistilBert).unwrap_err().to_string();
+        let error = import(folder.path(), &folder.path().join("out"), Some(&DISTILBERT)).unwrap_err().to_string();
         assert!(error.contains("layer_norm_eps is 1e-5"), "{error}");
     }
 }

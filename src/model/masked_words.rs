@@ -4,11 +4,11 @@
 
 use candle_core::Tensor;
 
-use super::config::{Architecture, ModelConfig};
 use super::encoder::WORD_EMBEDDINGS;
 use super::error::LoadError;
-use super::source::{Source, load_linear, load_norm};
-use crate::ops::{Activation, Kernels, LayerNorm, Linear};
+use super::family::MaskedWordsNames;
+use super::source::Loader;
+use crate::ops::{Activation, LayerNorm, Linear};
 
 /// `[M, D] → [M, vocabulary]`
 #[derive(Debug)]
@@ -17,30 +17,24 @@ pub(crate) struct MaskedWordsHead {
     activation: Activation,
     norm: LayerNorm,
     projector: Linear,
-    kernels: Kernels,
 }
 
 impl MaskedWordsHead {
-    pub(crate) fn load(source: &impl Source, config: &ModelConfig, kernels: Kernels) -> Result<Self, LoadError> {
-        let (transform, norm, bias) = match config.architecture {
-            Architecture::DistilBert => ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
-            Architecture::Bert => {
-                ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
-            }
-        };
-        let words = source.parameter(WORD_EMBEDDINGS, &[config.vocab_size, config.dim])?;
-        let bias = source.parameter(bias, &[config.vocab_size])?;
+    pub(crate) fn load(loader: &Loader) -> Result<Self, LoadError> {
+        let Loader { source, config, kernels } = *loader;
+        let MaskedWordsNames { transform, norm, bias } = config.family.masked_words;
+        let words = source.tensor(WORD_EMBEDDINGS, &[config.vocab_size, config.dim])?;
+        let bias = source.tensor(bias, &[config.vocab_size])?;
         Ok(Self {
-            transform: load_linear(source, transform, config.dim, config.dim, kernels)?,
+            transform: loader.linear(transform, config.dim, config.dim)?,
             activation: config.activation,
-            norm: load_norm(source, norm, config)?,
-            projector: Linear::from_parameters(words, bias, kernels)?,
-            kernels,
+            norm: loader.norm(norm)?,
+            projector: Linear::new(&words, &bias, kernels)?,
         })
     }
 
     pub(crate) fn forward(&self, hidden_states: &Tensor) -> candle_core::Result<Tensor> {
         let hidden = self.transform.forward_activated(hidden_states, self.activation)?;
-        self.projector.forward(&self.norm.normalise(&hidden, self.kernels)?)
+        self.projector.forward(&self.norm.normalise(&hidden, self.transform.kernels())?)
     }
 }

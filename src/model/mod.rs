@@ -4,10 +4,12 @@ mod archive;
 mod calibration;
 pub mod card;
 mod checkpoint;
+mod classifier;
 mod config;
 mod described;
 mod encoder;
 mod error;
+mod family;
 mod files;
 mod fingerprint;
 mod folder;
@@ -25,31 +27,33 @@ mod weights_file;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 pub use calibration::{CALIBRATION_FILE, Calibration};
 pub(crate) use calibration::{CALIBRATION_VERSION, problem_type};
+pub use classifier::PackedBatch;
+pub(crate) use classifier::SequenceClassifier;
 pub(crate) use config::read_json;
-pub use config::{Architecture, ModelConfig, Problem};
+pub use config::{ModelConfig, Problem};
 pub use described::Described;
-pub(crate) use encoder::WORD_EMBEDDINGS;
-pub use encoder::{Encoder, PackedBatch};
+pub(crate) use encoder::{Encoder, WORD_EMBEDDINGS};
 pub use error::LoadError;
+pub use family::{BERT, DISTILBERT, Family};
 pub use fingerprint::Fingerprint;
 pub use folder::MODEL_FOLDER;
-pub use import::{Form, ImportError, Imported, import};
+pub use import::{ImportError, Imported, import};
 pub use outputs::ScoreActivation;
 pub use tokenizer::{Encoding, Tokenizer};
 pub use untrained::Makings;
 
-use crate::ops::Kernels;
-pub(crate) use checkpoint::{Checkpoint, full_name, is_head};
+use crate::ops::{Kernels, Precision};
+pub(crate) use checkpoint::Checkpoint;
 pub(crate) use files::ModelFiles;
 pub(crate) use folder::{CHART, clear_head, copy_tokenizer, write_json};
 pub(crate) use head::Head;
 pub(crate) use masked_words::MaskedWordsHead;
 pub(crate) use outputs::SENTENCE_TRANSFORMERS;
-pub(crate) use source::Source;
+pub(crate) use source::{Loader, Source};
 pub(crate) use weights_file::{Data, Entry, write as write_weights};
 
 /// An encoder with its classification head and tokenizer.
@@ -71,15 +75,14 @@ pub struct Model {
     pub bytes: u64,
     /// Where it runs.
     pub device: Device,
-    encoder: Encoder,
-    head: Head,
+    classifier: Box<dyn SequenceClassifier>,
 }
 
 impl Model {
     /// Loads a Hugging Face folder onto a device with the quickest kernels there are for it.
     ///
     /// # Errors
-    /// A folder or file that is missing, unreadable, inconsistent, or of an architecture that couplet does not run.
+    /// A folder or file that is missing, unreadable, inconsistent, or of a family that couplet does not run.
     pub fn load(folder: &Path, device: &Device) -> std::result::Result<Self, LoadError> {
         Self::load_with(folder, device, Kernels::for_device(device))
     }
@@ -89,23 +92,31 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn load_with(folder: &Path, device: &Device, kernels: Kernels) -> std::result::Result<Self, LoadError> {
-        Self::of_files(&ModelFiles::read(folder)?, device, kernels)
+        Self::of_files_with(&ModelFiles::read(folder)?, device, kernels)
     }
 
-    /// Loads a model from its files.
-    pub(crate) fn of_files(
-        files: &ModelFiles,
+    /// Loads a Hugging Face folder in a precision; none where the device does not have it.
+    pub(crate) fn load_at(
+        folder: &Path,
         device: &Device,
-        kernels: Kernels,
-    ) -> std::result::Result<Self, LoadError> {
+        precision: Precision,
+    ) -> std::result::Result<Option<Self>, LoadError> {
+        Kernels::with_precision(device, precision).map(|kernels| Self::load_with(folder, device, kernels)).transpose()
+    }
+
+    /// Loads a model from its files with the quickest kernels there are for the device.
+    pub(crate) fn of_files(files: &ModelFiles, device: &Device) -> std::result::Result<Self, LoadError> {
+        Self::of_files_with(files, device, Kernels::for_device(device))
+    }
+
+    fn of_files_with(files: &ModelFiles, device: &Device, kernels: Kernels) -> std::result::Result<Self, LoadError> {
         let mut config = ModelConfig::load(files)?;
-        let checkpoint = Checkpoint::open(files, config.architecture)?;
+        let checkpoint = Checkpoint::open(files, config.family)?;
         let tokenizer = Tokenizer::load(files, &config)?;
         let outputs = checkpoint.classifier_outputs()?;
         config.settle_outputs(files, outputs)?;
-        let source = (&checkpoint, device);
-        let head = Head::load(&source, &config, outputs, kernels)?;
-        let encoder = Encoder::load(&source, &config, kernels)?;
+        let loader = Loader { source: &(&checkpoint, device), config: &config, kernels };
+        let classifier = classifier::load(&loader, outputs)?;
         // Other probabilities, labels and scores are another model's. The first file says what one logit becomes.
         let others = [(outputs == 1).then_some(SENTENCE_TRANSFORMERS), Some(CALIBRATION_FILE)];
         let names = encoder_files(files, &tokenizer, &checkpoint).chain(others.into_iter().flatten());
@@ -118,8 +129,7 @@ impl Model {
             parameters: checkpoint.parameters(),
             bytes: checkpoint.bytes,
             device: device.clone(),
-            encoder,
-            head,
+            classifier,
         })
     }
 
@@ -128,23 +138,24 @@ impl Model {
     /// # Errors
     /// A failure of the device.
     pub fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
-        self.forward_with(&self.encoder, batch)
+        self.classifier.forward(batch)
     }
 
-    /// The same through another encoder.
-    pub(crate) fn forward_with(&self, encoder: &Encoder, batch: &PackedBatch) -> Result<Tensor> {
-        self.head.forward(&encoder.forward_first(batch)?.to_dtype(DType::F32)?, None)
+    /// Loads the classifier of the same files in another precision; none where the device does not have it.
+    pub(crate) fn classifier_at(
+        &self,
+        files: &ModelFiles,
+        precision: Precision,
+    ) -> std::result::Result<Option<Box<dyn SequenceClassifier>>, LoadError> {
+        let Some(kernels) = Kernels::with_precision(&self.device, precision) else { return Ok(None) };
+        let checkpoint = Checkpoint::open(files, self.config.family)?;
+        let loader = Loader { source: &(&checkpoint, &self.device), config: &self.config, kernels };
+        classifier::load(&loader, checkpoint.classifier_outputs()?).map(Some)
     }
 
-    /// Loads the encoder of the same files once more, with other kernels.
-    pub(crate) fn encoder_with(&self, files: &ModelFiles, kernels: Kernels) -> std::result::Result<Encoder, LoadError> {
-        let checkpoint = Checkpoint::open(files, self.config.architecture)?;
-        Encoder::load(&(&checkpoint, &self.device), &self.config, kernels)
-    }
-
-    /// Replaces the encoder.
-    pub(crate) fn with_encoder(self, encoder: Encoder) -> Self {
-        Self { encoder, ..self }
+    /// Replaces the classifier.
+    pub(crate) fn with_classifier(self, classifier: Box<dyn SequenceClassifier>) -> Self {
+        Self { classifier, ..self }
     }
 
     /// The most tokens in a sequence: what the positions allow and the tokenizer asks for.

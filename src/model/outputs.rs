@@ -8,7 +8,8 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::LoadError;
-use super::config::{Architecture, Keys, ModelConfig, Problem, classes, read_json};
+use super::config::{Keys, ModelConfig, Problem, classes, read_json};
+use super::family::Family;
 use super::files::ModelFiles;
 
 pub(crate) use crate::hub::SENTENCE_TRANSFORMERS;
@@ -70,11 +71,10 @@ pub(super) struct Stated {
 }
 
 impl Stated {
-    pub(super) fn read(keys: &Keys, architecture: Architecture) -> Result<Self, LoadError> {
+    pub(super) fn read(keys: &Keys, family: &Family) -> Result<Self, LoadError> {
         // A base encoder with a classifier is one of the class that reads both.
-        let suits = |class: &&str| {
-            *class == architecture.class_name() || class.ends_with("Model") || class.ends_with("ForMaskedLM")
-        };
+        let ours = family.class("ForSequenceClassification");
+        let suits = |class: &&str| *class == ours || class.ends_with("Model") || class.ends_with("ForMaskedLM");
         let classes = classes(keys);
         let class = if classes.iter().any(suits) { None } else { classes.first().map(|class| (*class).to_owned()) };
         let num_labels = match keys.json.get("num_labels") {
@@ -104,7 +104,7 @@ impl ModelConfig {
         if let Some(class) = &self.stated.class {
             return refuse(
                 "architectures",
-                format!("[\"{}\"]", self.architecture.class_name()),
+                format!("[\"{}\"]", self.family.class("ForSequenceClassification")),
                 format!("[{class:?}]"),
             );
         }

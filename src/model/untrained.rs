@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 
 use super::{
-    Checkpoint, Encoder, Fingerprint, Head, LoadError, Model, ModelConfig, ModelFiles, Problem, Source, Tokenizer,
-    is_head,
+    Checkpoint, Fingerprint, LoadError, Loader, Model, ModelConfig, ModelFiles, Problem, Source, Tokenizer, classifier,
 };
-use crate::ops::{Kernels, Parameter};
+use crate::ops::{Kernels, Precision};
 
 /// What a model will be made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,37 +43,39 @@ impl Makings {
 struct OrZeros<'a>(Option<&'a Checkpoint>, &'a Device);
 
 impl Source for OrZeros<'_> {
-    fn parameter(&self, name: &str, shape: &[usize]) -> Result<Parameter, LoadError> {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         let Self(checkpoint, device) = self;
         match checkpoint {
-            // A head may be missing, an encoder may not.
-            Some(checkpoint) if checkpoint.has(name, shape) || !is_head(name) => {
-                (*checkpoint, *device).parameter(name, shape)
-            }
-            _ => Ok(Parameter::plain(Tensor::zeros(shape, DType::F32, device)?)),
+            Some(checkpoint) if checkpoint.provides(name, shape) => checkpoint.tensor(name, shape, device),
+            _ => Ok(Tensor::zeros(shape, DType::F32, device)?),
         }
     }
 }
 
 impl Model {
-    /// Loads an encoder under a head that is zero where there is no such head.
+    /// Loads an encoder under a head that is zero where there is no such head; none where the device does not have the
+    /// precision.
     ///
     /// # Errors
     /// As [`Model::load`], except for a head that is missing.
-    pub(crate) fn stand_in(makings: &Makings, device: &Device, kernels: Kernels) -> Result<Self, LoadError> {
+    pub(crate) fn stand_in(
+        makings: &Makings,
+        device: &Device,
+        precision: Precision,
+    ) -> Result<Option<Self>, LoadError> {
+        let Some(kernels) = Kernels::with_precision(device, precision) else { return Ok(None) };
         let Makings { config, tokenizer, weights, outputs } = makings;
         let config_file = ModelFiles::read_config(config)?;
         let mut config = ModelConfig::load(&config_file)?;
-        let open = |folder: &PathBuf| Checkpoint::open(&ModelFiles::read(folder)?, config.architecture);
+        let open = |folder: &PathBuf| Checkpoint::open(&ModelFiles::read(folder)?, config.family);
         let checkpoint = weights.as_ref().map(open).transpose()?;
         let tokenizer = Tokenizer::load(&ModelFiles::read(tokenizer)?.without_weights(), &config)?;
         config.problem = if *outputs == 1 { Problem::Regression } else { Problem::SingleLabel };
         config.labels =
             if *outputs == 1 { Vec::new() } else { (0..*outputs).map(|label| format!("LABEL_{label}")).collect() };
         let source = OrZeros(checkpoint.as_ref(), device);
-        let head = Head::load(&source, &config, *outputs, kernels)?;
-        let encoder = Encoder::load(&source, &config, kernels)?;
-        Ok(Self {
+        let classifier = classifier::load(&Loader { source: &source, config: &config, kernels }, *outputs)?;
+        Ok(Some(Self {
             folder: makings.name().to_owned(),
             calibration: None,
             fingerprint: Fingerprint::of(&config_file, [config_file.config()]),
@@ -83,8 +84,7 @@ impl Model {
             bytes: checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.bytes),
             device: device.clone(),
             config,
-            encoder,
-            head,
-        })
+            classifier,
+        }))
     }
 }

@@ -38,7 +38,6 @@ use crate::objects::ObjectsError;
 pub use crate::ops::Precision;
 use crate::place::Place;
 
-use crate::ops::Kernels;
 use memo::{Answer, Memo, Memory, Slot, text_key};
 use tally::WindowCounts;
 use window::Work;
@@ -222,9 +221,8 @@ impl Scorer {
         pool.install(|| match options.precision {
             PrecisionSetting::Auto => Ok(self_check::quickest(&ModelFiles::read(folder)?, &device)?),
             PrecisionSetting::Of(precision) => {
-                let kernels =
-                    Kernels::with_precision(&device, precision).ok_or(ScorerError::Precision { precision })?;
-                Ok((Model::load_with(folder, &device, kernels)?, precision))
+                let model = Model::load_at(folder, &device, precision)?;
+                Ok((model.ok_or(ScorerError::Precision { precision })?, precision))
             }
         })
     }
@@ -282,11 +280,11 @@ impl Scorer {
         let precision = match options.precision {
             PrecisionSetting::Of(precision) => precision,
             // What the self-check will say of a model that is not there is not known; its answer is mostly yes.
-            PrecisionSetting::Auto if Kernels::with_precision(&device, Precision::Int16).is_some() => Precision::Int16,
+            PrecisionSetting::Auto if Precision::Int16.runs_on(&device) => Precision::Int16,
             PrecisionSetting::Auto => Precision::F32,
         };
-        let kernels = Kernels::with_precision(&device, precision).ok_or(ScorerError::Precision { precision })?;
-        let model = pool.install(|| Model::stand_in(makings, &device, kernels))?;
+        let model = pool.install(|| Model::stand_in(makings, &device, precision))?;
+        let model = model.ok_or(ScorerError::Precision { precision })?;
         Self::assemble(model, precision, None, options, pool)
     }
 

@@ -5,7 +5,7 @@ use candle_core::{Device, Result};
 use super::prediction::Prediction;
 use crate::backtrace::message;
 use crate::model::{LoadError, Model, ModelFiles, PackedBatch, Problem};
-use crate::ops::{Kernels, Precision};
+use crate::ops::Precision;
 
 /// The largest difference of a probability to f32 with which another precision is taken.
 const MAX_PROBABILITY_DIFFERENCE: f32 = 0.01;
@@ -31,18 +31,17 @@ const SENTENCES: [&str; 12] = [
 
 /// Loads a model in the quickest precision of the device that passes, and says which.
 pub(super) fn quickest(files: &ModelFiles, device: &Device) -> std::result::Result<(Model, Precision), LoadError> {
-    let model = Model::of_files(files, device, Kernels::for_device(device))?;
+    let model = Model::of_files(files, device)?;
     for precision in [Precision::Int16, Precision::F16] {
-        let Some(kernels) = Kernels::with_precision(&model.device, precision) else { continue };
-        let candidate = model.encoder_with(files, kernels)?;
+        let Some(candidate) = model.classifier_at(files, precision)? else { continue };
         let difference = batch(&model).and_then(|batch| {
-            let (exact, other) = rayon::join(|| model.forward(&batch), || model.forward_with(&candidate, &batch));
+            let (exact, other) = rayon::join(|| model.forward(&batch), || candidate.forward(&batch));
             Ok(Difference::between(&model, &exact?.to_vec2()?, &other?.to_vec2()?))
         });
         match difference {
             Ok(difference) if difference.is_small() => {
                 tracing::debug!(%precision, ?difference, "the self-check passed");
-                return Ok((model.with_encoder(candidate), precision));
+                return Ok((model.with_classifier(candidate), precision));
             }
             Ok(difference) => tracing::warn!(%precision, ?difference, "the self-check failed: f32 is used"),
             Err(error) => {

@@ -7,7 +7,7 @@ use super::TrainError;
 use super::example::{Example, micro_batches, validate};
 use super::network::Network;
 use super::trainer::Trainer;
-use crate::ops::Kernels;
+use crate::model::Loader;
 
 /// The quality of masked-token predictions.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -100,11 +100,8 @@ impl Trainer {
         examples: &[Example],
         f: impl Fn(&[&Example], &Tensor) -> Result<T, TrainError> + Sync,
     ) -> Result<Vec<(Vec<usize>, T)>, TrainError> {
-        let kernels = match self.kernels {
-            Kernels::Training(kernels) => Kernels::Fast(kernels),
-            other => other,
-        };
-        let network = Network::load(&self.weights, &self.config, &self.objective, kernels)?;
+        let kernels = self.kernels.without_gradients();
+        let network = Network::load(&Loader { source: &self.weights, config: &self.config, kernels }, &self.objective)?;
         let lengths: Vec<usize> = examples.iter().map(|example| example.input_ids.len()).collect();
         let parts = micro_batches(&lengths, self.options.micro_batch_tokens, 1).into_par_iter().map(|indices| {
             let examples: Vec<&Example> = indices.iter().map(|i| &examples[*i]).collect();

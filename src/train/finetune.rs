@@ -29,7 +29,6 @@ use super::training_loop::{
 use super::{Objective, Trainer};
 use crate::files::{self, MAX_JSON};
 use crate::model::{ModelConfig, ModelFiles, Tokenizer};
-use crate::ops::Kernels;
 use epoch_data::{Labelled, encode};
 pub use row::Row;
 
@@ -303,7 +302,7 @@ impl Job {
             };
             if trial.trains() {
                 let options = self.hyper.options(self.training.len());
-                let mut trainer = Trainer::of_files(&base, objective, options, device, Kernels::for_training(device))?;
+                let mut trainer = Trainer::of_files(&base, objective, options, device)?;
                 trial.pace = Some(training_loop::run_trial(&mut trainer, &data, &self.hyper, budget)?);
                 let held_out = &data.validation;
                 trial.time_measuring(held_out, self.hyper.epochs, |part| Ok(trainer.logits(part).map(|_| ())?))?;
@@ -326,8 +325,7 @@ fn run_here(job: &Job, device: &Device, watch: &mut Watch) -> Result<Outcome<Rep
     if let Found::Weights(folder, report) = job.found(key) {
         return job.recalibrate(&folder, &base, &data, objective, report, device, watch).map(Outcome::Finished);
     }
-    let (options, kernels) = (job.hyper.options(job.training.len()), Kernels::for_training(device));
-    let trainer = Trainer::of_files(&base, objective, options, device, kernels)?;
+    let trainer = Trainer::of_files(&base, objective, job.hyper.options(job.training.len()), device)?;
     let base = base.without_weights();
     watch.emit(&Event::Prepared {
         rows: job.training.len(),

@@ -1,7 +1,7 @@
 //! Losses as PyTorch defines them, with their gradients with respect to the logits.
 
 use super::example::{Example, Target};
-use crate::ops::{Kernels, softmax_rows};
+use crate::ops::Kernels;
 
 /// The training objective.
 #[derive(Debug, Clone, PartialEq)]
@@ -111,7 +111,7 @@ fn cross_entropy(
 ) -> f64 {
     let target_logits: Vec<f32> =
         logits.chunks_exact(columns).zip(classes.clone()).map(|(row, class)| row[class]).collect();
-    let log_sums = softmax_rows(logits, columns, kernels);
+    let log_sums = kernels.softmax_rows(logits, columns);
     let mut sum = 0.0;
     for (((row, class), target_logit), log_sum) in
         logits.chunks_exact_mut(columns).zip(classes).zip(target_logits).zip(log_sums)
@@ -134,7 +134,7 @@ fn soft_cross_entropy(
     kernels: Kernels,
 ) -> f64 {
     let before = logits.to_vec();
-    let log_sums = softmax_rows(logits, columns, kernels);
+    let log_sums = kernels.softmax_rows(logits, columns);
     let rows = logits.chunks_exact_mut(columns).zip(before.chunks_exact(columns)).zip(soft_targets).zip(log_sums);
     let mut sum = 0.0;
     for (((row, logits), soft_targets), log_sum) in rows {

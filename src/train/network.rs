@@ -4,35 +4,32 @@ use candle_core::Tensor;
 
 use super::example::Example;
 use super::loss::Objective;
-use crate::model::{Encoder, Head, LoadError, MaskedWordsHead, ModelConfig, PackedBatch, Source};
-use crate::ops::{Kernels, Noise};
+use crate::model::{Encoder, Head, LoadError, Loader, MaskedWordsHead, PackedBatch};
+use crate::ops::Noise;
 
 /// An encoder with the head of an objective.
+#[derive(Debug)]
 pub(super) struct Network {
     encoder: Encoder,
     head: AnyHead,
 }
 
+#[derive(Debug)]
 enum AnyHead {
     Classifier(Head),
     MaskedWords(MaskedWordsHead),
 }
 
 impl Network {
-    pub(super) fn load(
-        source: &impl Source,
-        config: &ModelConfig,
-        objective: &Objective,
-        kernels: Kernels,
-    ) -> Result<Self, LoadError> {
+    pub(super) fn load(loader: &Loader, objective: &Objective) -> Result<Self, LoadError> {
         let head = match objective {
             Objective::Classification { labels, .. } | Objective::MultiLabel { labels } => {
-                AnyHead::Classifier(Head::load(source, config, *labels, kernels)?)
+                AnyHead::Classifier(Head::load(loader, *labels)?)
             }
-            Objective::Regression => AnyHead::Classifier(Head::load(source, config, 1, kernels)?),
-            Objective::MaskedWords => AnyHead::MaskedWords(MaskedWordsHead::load(source, config, kernels)?),
+            Objective::Regression => AnyHead::Classifier(Head::load(loader, 1)?),
+            Objective::MaskedWords => AnyHead::MaskedWords(MaskedWordsHead::load(loader)?),
         };
-        Ok(Self { encoder: Encoder::load(source, config, kernels)?, head })
+        Ok(Self { encoder: Encoder::load(loader)?, head })
     }
 
     /// Computes the logits of each example, or of each masked token.

@@ -20,8 +20,7 @@ use super::training_loop::{
     Trial, Watch, base_config, discard_state, peak_memory, report_of,
 };
 use super::{MaskedWords, Objective, Trainer};
-use crate::model::{Architecture, CHART, ModelConfig, ModelFiles, Tokenizer};
-use crate::ops::Kernels;
+use crate::model::{CHART, ModelConfig, ModelFiles, Tokenizer};
 use epoch_data::{Texts, special_tokens};
 
 /// The starting point of pretraining.
@@ -176,9 +175,9 @@ impl Job {
     }
 
     fn trainer(&self, files: &Files, config: &ModelConfig, data: &Texts, device: &Device) -> Result<Trainer, JobError> {
-        let (options, kernels) = (self.hyper.options(data.rows()), Kernels::for_training(device));
+        let options = self.hyper.options(data.rows());
         Ok(match &self.start {
-            Start::Checkpoint(_) => Trainer::of_files(&files.config, Objective::MaskedWords, options, device, kernels)?,
+            Start::Checkpoint(_) => Trainer::of_files(&files.config, Objective::MaskedWords, options, device)?,
             Start::Random { .. } => Trainer::from_config(config.clone(), Objective::MaskedWords, options, device)?,
         })
     }
@@ -279,11 +278,7 @@ impl Job {
     /// Builds the model's `config.json`.
     fn config(files: &Files, model: &ModelConfig) -> Result<Map<String, Value>, JobError> {
         let mut config = base_config(&files.config)?;
-        let class = match model.architecture {
-            Architecture::DistilBert => "DistilBertForMaskedLM",
-            Architecture::Bert => "BertForMaskedLM",
-        };
-        config.insert("architectures".into(), json!([class]));
+        config.insert("architectures".into(), json!([model.family.class("ForMaskedLM")]));
         config.insert("tie_word_embeddings".into(), true.into());
         Ok(config)
     }

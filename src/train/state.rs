@@ -10,7 +10,7 @@ use super::TrainError;
 use super::optimizer::Moments;
 use super::trainer::Trainer;
 use super::weights::{Weight, update};
-use crate::model::{Data, Entry, full_name};
+use crate::model::{Data, Entry};
 
 const MEAN: &str = "optimizer.mean.";
 const SQUARE: &str = "optimizer.square.";
@@ -89,7 +89,7 @@ impl Trainer {
     }
 
     pub(super) fn full_name(&self, weight: &Weight) -> String {
-        full_name(&weight.name, self.config.architecture.prefix())
+        self.config.family.full_name(&weight.name)
     }
 }
 

@@ -1,9 +1,9 @@
 //! The trainer: forward pass, backward pass and optimizer step.
 
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::TrainError;
@@ -13,9 +13,9 @@ use super::loss::Objective;
 use super::network::Network;
 use super::optimizer::{Moments, Update};
 use super::options::{Options, check};
-use super::weights::{Initial, Lane, Weights, update};
-use crate::model::{Checkpoint, ModelConfig, ModelFiles};
-use crate::ops::{Kernels, Noise, Rates, Tape};
+use super::weights::{Initial, Weights, update};
+use crate::model::{Checkpoint, Loader, ModelConfig, ModelFiles};
+use crate::ops::{Gradient, Kernels, Noise, Parameters, Rates, Tape};
 
 /// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,6 +39,7 @@ pub struct Trainer {
     pub(super) objective: Objective,
     pub(super) options: Options,
     pub(super) kernels: Kernels,
+    network: Network,
     pub(super) weights: Weights,
     pub(super) gradients: Gradients,
     pub(super) moments: Vec<Moments>,
@@ -70,7 +71,10 @@ impl Trainer {
         device: &Device,
         kernels: Kernels,
     ) -> Result<Self, TrainError> {
-        Self::of_files(&ModelFiles::read(folder)?, objective, options, device, kernels)
+        let files = ModelFiles::read(folder)?;
+        let config = ModelConfig::load(&files)?;
+        let checkpoint = Checkpoint::open(&files, config.family)?;
+        Self::new(config, Some(checkpoint), objective, options, device, kernels)
     }
 
     /// Loads the model from its files.
@@ -79,11 +83,10 @@ impl Trainer {
         objective: Objective,
         options: Options,
         device: &Device,
-        kernels: Kernels,
     ) -> Result<Self, TrainError> {
         let config = ModelConfig::load(files)?;
-        let checkpoint = Checkpoint::open(files, config.architecture)?;
-        Self::new(config, Some(checkpoint), objective, options, device, kernels)
+        let checkpoint = Checkpoint::open(files, config.family)?;
+        Self::new(config, Some(checkpoint), objective, options, device, Kernels::for_training(device))
     }
 
     /// Creates a model with random weights.
@@ -112,12 +115,12 @@ impl Trainer {
         let tied = objective == Objective::MaskedWords;
         let (seed, deviation) = (options.seed, config.initializer_range);
         let initial = Initial { checkpoint, device, seed, deviation, tied, weights: Mutex::default() };
-        Network::load(&initial, &config, &objective, Kernels::Reference(DType::F32))?;
+        let network = Network::load(&Loader { source: &initial, config: &config, kernels }, &objective)?;
         let weights = initial.weights.into_inner().unwrap_or_else(PoisonError::into_inner);
         let sizes = weights.sizes();
         let moments = sizes.iter().map(|size| Moments { mean: vec![0.0; *size], square: vec![0.0; *size] }).collect();
         let gradients = Gradients::new(options.lanes, &sizes);
-        Ok(Self { config, objective, options, kernels, weights, gradients, moments, steps: 0 })
+        Ok(Self { config, objective, options, kernels, network, weights, gradients, moments, steps: 0 })
     }
 
     /// Returns the network's configuration.
@@ -201,10 +204,9 @@ impl Trainer {
         let lengths: Vec<usize> = batch.iter().map(|example| example.input_ids.len()).collect();
         let micro_batches = micro_batches(&lengths, self.options.micro_batch_tokens, self.options.lanes);
         let work = self.gradients.lanes.par_iter().enumerate().map(|(lane, gradients)| {
-            let source = Lane { weights: &self.weights, gradients };
-            let network = Network::load(&source, &self.config, &self.objective, self.kernels)?;
+            let parameters = self.weights.parameters(gradients);
             let mine = micro_batches.iter().skip(lane).step_by(self.options.lanes);
-            mine.map(|indices| self.learn(&network, &source, batch, indices, denominator)).collect()
+            mine.map(|indices| self.learn(&parameters, gradients, batch, indices, denominator)).collect()
         });
         let losses: Vec<Vec<f64>> = work.collect::<Result<_, TrainError>>()?;
         Ok(losses.iter().flatten().sum())
@@ -213,8 +215,8 @@ impl Trainer {
     /// Runs a micro-batch forward and backward; returns its part of the loss.
     fn learn(
         &self,
-        network: &Network,
-        lane: &Lane,
+        parameters: &Arc<Parameters>,
+        gradients: &[Arc<Gradient>],
         batch: &[Example],
         indices: &[usize],
         denominator: f64,
@@ -225,22 +227,27 @@ impl Trainer {
         }
         let rates = self.dropout();
         let noise = Noise::new(self.options.seed, self.steps, rates, indices.iter().map(|i| *i as u64).collect());
-        let (logits, tape) = Tape::record(|| network.forward(&examples, Some(&noise)))?;
+        let (logits, tape) = Tape::record(parameters.clone(), || self.network.forward(&examples, Some(&noise)))?;
         let columns = logits.dim(1)?;
         let mut gradient = logits.flatten_all()?.to_vec1::<f32>()?;
         let loss = self.objective.loss(&mut gradient, columns, &examples, denominator, self.kernels);
         match self.kernels {
             Kernels::Training(_) => drop(tape.backward([(logits.id(), gradient)])?),
-            Kernels::Fast(_) | Kernels::Reference(_) => self.backward_on_candle(lane, &logits, gradient)?,
+            Kernels::Fast(_) | Kernels::Reference(_) => self.backward_on_candle(gradients, &logits, gradient)?,
         }
         Ok(loss)
     }
 
     /// Runs candle's backward pass, from a scalar whose gradient with respect to the logits is the given one.
-    fn backward_on_candle(&self, lane: &Lane, logits: &Tensor, gradient: Vec<f32>) -> candle_core::Result<()> {
+    fn backward_on_candle(
+        &self,
+        sums: &[Arc<Gradient>],
+        logits: &Tensor,
+        gradient: Vec<f32>,
+    ) -> candle_core::Result<()> {
         let gradient = Tensor::from_vec(gradient, logits.shape(), logits.device())?;
         let gradients = (logits * gradient)?.sum_all()?.backward()?;
-        for (weight, sum) in self.weights.all.iter().zip(lane.gradients) {
+        for (weight, sum) in self.weights.all.iter().zip(sums) {
             if let Some(gradient) = gradients.get(&weight.variable) {
                 sum.add(&gradient.flatten_all()?.to_vec1::<f32>()?);
             }

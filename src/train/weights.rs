@@ -1,4 +1,4 @@
-//! Trainable weights: their initial values, access by layers, and their names in a file.
+//! Trainable weights: their initial values, and access by layers.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Tensor, Var};
 use rayon::prelude::*;
 
-use crate::model::{Checkpoint, LoadError, Source, WORD_EMBEDDINGS, is_head};
-use crate::ops::{Gradient, Isa, PackedWeight, Parameter, mix64};
+use crate::model::{Checkpoint, LoadError, Source, WORD_EMBEDDINGS};
+use crate::ops::{Gradient, Isa, PackedWeight, Parameter, Parameters, mix64};
 
 /// All weights of a network, in the order in which the model loads them.
 #[derive(Debug, Default)]
@@ -41,6 +41,15 @@ impl Weights {
         self.all.iter().map(|weight| weight.variable.elem_count()).collect()
     }
 
+    /// Returns the weights as one lane sees them, with the lane's gradients.
+    pub(super) fn parameters(&self, gradients: &[Arc<Gradient>]) -> Arc<Parameters> {
+        let learned = self.all.iter().zip(gradients).map(|(weight, gradient)| {
+            let parameter = Parameter { gradient: gradient.clone(), panels: weight.panels.clone() };
+            (weight.variable.id(), parameter)
+        });
+        Arc::new(learned.collect())
+    }
+
     /// Packs the current weights of the linear layers.
     pub(super) fn pack(&mut self, isa: Isa) -> candle_core::Result<()> {
         self.all.par_iter_mut().try_for_each(|weight| {
@@ -72,10 +81,7 @@ pub(super) struct Initial<'a> {
 impl Initial<'_> {
     fn value(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         match &self.checkpoint {
-            // The encoder must be complete. A head may be new or belong to another task.
-            Some(checkpoint) if !is_head(name) || checkpoint.has(name, shape) => {
-                checkpoint.tensor(name, shape, self.device)
-            }
+            Some(checkpoint) if checkpoint.provides(name, shape) => checkpoint.tensor(name, shape, self.device),
             _ => Ok(self.random(name, shape)?),
         }
     }
@@ -98,9 +104,11 @@ impl Initial<'_> {
 
 impl Source for Initial<'_> {
     /// Weights are stored in the order of the requests.
-    const IN_ANY_ORDER: bool = false;
+    fn in_any_order(&self) -> bool {
+        false
+    }
 
-    fn parameter(&self, name: &str, shape: &[usize]) -> Result<Parameter, LoadError> {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
         if !weights.by_name.contains_key(name) {
             let multiplies = shape.len() == 2 && (!is_table(name) || (self.tied && name == WORD_EMBEDDINGS));
@@ -114,32 +122,14 @@ impl Source for Initial<'_> {
             weights.by_name.insert(name.to_owned(), index);
             weights.all.push(weight);
         }
-        Ok(Parameter::plain(weights.get(name, shape)?.variable.as_tensor().clone()))
-    }
-}
-
-/// The weights as one lane sees them; gradients are added to the lane's own sums.
-pub(super) struct Lane<'a> {
-    pub(super) weights: &'a Weights,
-    pub(super) gradients: &'a [Arc<Gradient>],
-}
-
-impl Source for Lane<'_> {
-    /// A lane belongs to one thread.
-    const IN_ANY_ORDER: bool = false;
-
-    fn parameter(&self, name: &str, shape: &[usize]) -> Result<Parameter, LoadError> {
-        let weight = self.weights.get(name, shape)?;
-        let gradient = &self.gradients[self.weights.by_name[name]];
-        let tensor = weight.variable.as_tensor().clone();
-        Ok(Parameter { tensor, gradient: Some(gradient.clone()), panels: weight.panels.clone() })
+        Ok(weights.get(name, shape)?.variable.as_tensor().clone())
     }
 }
 
 /// The weights for inference.
 impl Source for Weights {
-    fn parameter(&self, name: &str, shape: &[usize]) -> Result<Parameter, LoadError> {
-        Ok(Parameter::plain(self.get(name, shape)?.variable.as_detached_tensor()))
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
+        Ok(self.get(name, shape)?.variable.as_detached_tensor())
     }
 }
 

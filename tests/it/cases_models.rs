@@ -61,7 +61,7 @@ impl Cases {
 }
 
 fn kernels() -> Vec<Kernels> {
-    vec![Kernels::for_device(&Device::Cpu), Kernels::Reference(DType::F32)]
+    vec![Kernels::for_device(&Device::Cpu), Kernels::reference(DType::F32)]
 }
 
 fn close(ours: f64, theirs: f64, what: &str) {

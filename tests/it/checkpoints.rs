@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
-use couplet::model::{Form, Model, Problem, import};
+use couplet::model::{Model, Problem, import};
 use couplet::ops::Kernels;
 use couplet::scorer::{Pool, Precision, PrecisionSetting, Prediction, Scorer, ScorerOptions, TextColumn, Window};
 use couplet::train::{Objective, Options, Trainer};
@@ -78,7 +78,7 @@ fn half_precision_arithmetic_is_close_to_f32() {
     for name in ["tiny-bert", "tiny-distilbert"] {
         let exact = golden_logits(name);
         for (dtype, tolerance) in [(DType::F16, 1e-2), (DType::BF16, 1e-1)] {
-            let kernels = Kernels::Reference(dtype);
+            let kernels = Kernels::reference(dtype);
             let half = logits(&Model::load_with(&golden(name), &Device::Cpu, kernels).unwrap());
             let difference = largest_difference(&exact, &half);
             assert!(difference > 0.0 && difference < tolerance, "{name} in {dtype:?}: {difference}");
@@ -361,7 +361,7 @@ fn any_class_with_an_encoder_can_be_a_base() {
         let pooler = |(name, tensor): (String, Tensor)| (!name.contains("pooler")).then_some((name, tensor));
         let base = Variant::of("tiny-bert").with_tensors(pooler).with_config("architectures", json!([class]));
         let target = tempfile::tempdir().unwrap();
-        let imported = import(base.folder(), &target.path().join("base"), Form::AsItIs).unwrap();
+        let imported = import(base.folder(), &target.path().join("base"), None).unwrap();
         assert!(imported.difference == 0.0, "{class}");
         let labels = Objective::Classification { labels: 3, class_weights: None, label_smoothing: 0.0 };
         for objective in [labels, Objective::MaskedWords] {

@@ -117,7 +117,7 @@ fn trainer(model: &str, objective: &Objective, options: Options, kernels: Kernel
 }
 
 fn both() -> [(&'static str, Kernels); 2] {
-    [("fused", Kernels::for_training(&Device::Cpu)), ("reference", Kernels::Reference(DType::F32))]
+    [("fused", Kernels::for_training(&Device::Cpu)), ("reference", Kernels::reference(DType::F32))]
 }
 
 fn values(x: &Tensor) -> Vec<f64> {

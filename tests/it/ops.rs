@@ -35,7 +35,7 @@ fn fast(test: &str) -> Option<Kernels> {
 }
 
 fn both() -> [Kernels; 2] {
-    [Kernels::for_device(&Device::Cpu), Kernels::Reference(DType::F32)]
+    [Kernels::for_device(&Device::Cpu), Kernels::reference(DType::F32)]
 }
 
 fn values(x: &Tensor) -> Vec<f32> {
@@ -93,7 +93,7 @@ fn layers_agree_with_the_reference() {
     let Some(kernels) = fast("layers_agree_with_the_reference") else { return };
     for (inputs, outputs) in LAYERS {
         let (fast, reference) =
-            (linear(1, inputs, outputs, kernels), linear(1, inputs, outputs, Kernels::Reference(DType::F32)));
+            (linear(1, inputs, outputs, kernels), linear(1, inputs, outputs, Kernels::reference(DType::F32)));
         for rows in ROWS {
             let x = random(rows as u64, &[rows, inputs]);
             for (name, forward) in FORWARDS {
@@ -236,7 +236,7 @@ fn attention_agrees_with_the_reference() {
     for case in attention_cases() {
         assert_close(
             &case.forward(kernels).unwrap(),
-            &case.forward(Kernels::Reference(DType::F32)).unwrap(),
+            &case.forward(Kernels::reference(DType::F32)).unwrap(),
             &case.what,
         );
     }
@@ -312,7 +312,7 @@ fn a_feed_forward_layer_matches_its_parts_in_any_batch() {
 #[test]
 fn attention_of_first_tokens_needs_no_keys_and_values() {
     let Some(Kernels::Fast(kernels)) = fast("attention_of_first_tokens_needs_no_keys_and_values") else { return };
-    let reference = Kernels::Reference(DType::F32);
+    let reference = Kernels::reference(DType::F32);
     let all_to_40: Vec<usize> = (1..=40).collect();
     for (dim, heads) in [(12, 3), (20, 1), (5, 5), (66, 2), (64, 1), (96, 12)] {
         let weight = |seed| (random(seed, &[dim, dim]) * (1.0 / (dim as f64).sqrt())).unwrap();
@@ -395,7 +395,6 @@ fn embeddings(dim: usize, token_types: bool) -> Embeddings {
         positions: random(2, &[30, dim]),
         token_types: token_types.then(|| random(3, &[2, dim])),
         norm: norm(4, dim),
-        gradients: None,
     }
 }
 
@@ -413,7 +412,7 @@ fn embeddings_agree_with_the_reference_in_any_batch() {
         for token_types in [false, true] {
             let tables = embeddings(dim, token_types);
             let whole = tables.forward(&ids, &positions, &types, kernels).unwrap();
-            let reference = tables.forward(&ids, &positions, &types, Kernels::Reference(DType::F32)).unwrap();
+            let reference = tables.forward(&ids, &positions, &types, Kernels::reference(DType::F32)).unwrap();
             assert_close(&whole, &reference, &format!("embeddings of {dim}"));
             for t in [0, 40, 76] {
                 let alone = tables.forward(&ids[t..=t], &positions[t..=t], &types[t..=t], kernels).unwrap();
@@ -427,7 +426,7 @@ fn embeddings_agree_with_the_reference_in_any_batch() {
 fn embedding_products_agree_with_layers_for_any_cache() {
     let test = "embedding_products_agree_with_layers_for_any_cache";
     let Some(Kernels::Fast(kernels)) = fast(test) else { return };
-    let reference = Kernels::Reference(DType::F32);
+    let reference = Kernels::reference(DType::F32);
     let [ids, positions, types] = tokens();
     for dim in [5, 12, 33, 64] {
         let layers = [10, 20, 30]

@@ -100,7 +100,7 @@ impl Checked {
 
 /// The kernels that this machine supports.
 fn all_kernels() -> Vec<(&'static str, Kernels)> {
-    let mut kernels = vec![("fast", Kernels::for_device(&Device::Cpu)), ("reference", Kernels::Reference(DType::F32))];
+    let mut kernels = vec![("fast", Kernels::for_device(&Device::Cpu)), ("reference", Kernels::reference(DType::F32))];
     #[cfg(target_arch = "x86_64")]
     kernels.extend(Kernels::avx2().map(|avx2| ("avx2", avx2)));
     kernels

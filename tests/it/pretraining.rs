@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::Device;
-use couplet::model::{Form, Model, import};
+use couplet::model::{DISTILBERT, Model, import};
 use couplet::train::sampling::HoldOut;
 use couplet::train::training_loop::{Event, Interval, Outcome, Watch};
 use couplet::train::{Hyper, pretrain};
@@ -62,9 +62,9 @@ fn pretrains_from_random_weights_and_then_fine_tunes() {
 #[test]
 fn imports_an_encoder_unchanged_or_as_distilbert() {
     let folder = tempfile::tempdir().unwrap();
-    let as_it_is = import(&golden("tiny-bert"), &folder.path().join("bert"), Form::AsItIs).unwrap();
+    let as_it_is = import(&golden("tiny-bert"), &folder.path().join("bert"), None).unwrap();
     assert_eq!(as_it_is.dropped, ["classifier.bias", "classifier.weight"]);
-    let folded = import(&golden("tiny-bert"), &folder.path().join("distilbert"), Form::DistilBert).unwrap();
+    let folded = import(&golden("tiny-bert"), &folder.path().join("distilbert"), Some(&DISTILBERT)).unwrap();
     assert_eq!(folded.dropped, ["classifier.bias", "classifier.weight", "pooler.dense.bias", "pooler.dense.weight"]);
     for name in ["bert", "distilbert"] {
         let mut job = jobs::job(folder.path());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use couplet::model::{Encoding, Form, Tokenizer, import};
+use couplet::model::{DISTILBERT, Encoding, Tokenizer, import};
 use serde_json::{Value, json};
 
 use crate::support::{couplet, golden, stderr_of};
@@ -156,7 +156,7 @@ fn unknown_tokenizer_classes_are_refused_by_name() {
 fn an_imported_model_keeps_the_tokenizer_class_of_its_config() {
     let base = settings(with_tokenizer_json(), |settings| settings["tokenizer_class"] = Value::Null)
         .with_config("tokenizer_class", "PreTrainedTokenizerFast".into());
-    for form in [Form::AsItIs, Form::DistilBert] {
+    for form in [None, Some(&DISTILBERT)] {
         let target = tempfile::tempdir().unwrap();
         let folder = target.path().join("base");
         import(base.folder(), &folder, form).unwrap();

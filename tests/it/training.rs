@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use couplet::model::{Architecture, Model, ModelConfig, PackedBatch};
+use couplet::model::{BERT, DISTILBERT, Family, Model, ModelConfig, PackedBatch};
 use couplet::ops::{Kernels, Rates};
 use couplet::train::{AdamW, Example, Objective, Options, Schedule, Target, TrainError, Trainer};
 
@@ -136,7 +136,7 @@ fn the_fused_kernels_and_the_reference_drop_the_same_values() {
         ("tiny-distilbert", LABELS, examples(9)),
         ("tiny-distilbert", Objective::MaskedWords, masked(9)),
     ] {
-        let [fused, reference] = [Kernels::for_training(&Device::Cpu), Kernels::Reference(DType::F32)]
+        let [fused, reference] = [Kernels::for_training(&Device::Cpu), Kernels::reference(DType::F32)]
             .map(|kernels| gradient(trainer_with(model, objective.clone(), options(), kernels), &batch));
         let error = largest_error(&fused, &reference);
         assert!(error < 1e-5, "{model}, {objective:?}: {error}");
@@ -181,9 +181,8 @@ fn a_model_learns_a_label_from_one_word() {
     }
 }
 
-fn tiny_config(architecture: Architecture) -> ModelConfig {
-    let name = if architecture == Architecture::Bert { "tiny-bert" } else { "tiny-distilbert" };
-    let mut config = Model::load(&golden(name), &Device::Cpu).unwrap().config;
+fn tiny_config(family: &Family) -> ModelConfig {
+    let mut config = Model::load(&golden(&format!("tiny-{}", family.model_type)), &Device::Cpu).unwrap().config;
     config.max_position_embeddings = 64;
     config.dropout = Rates::NONE;
     config
@@ -191,10 +190,10 @@ fn tiny_config(architecture: Architecture) -> ModelConfig {
 
 #[test]
 fn a_random_encoder_learns_to_predict_words() {
-    for architecture in [Architecture::Bert, Architecture::DistilBert] {
+    for family in [&BERT, &DISTILBERT] {
         let options = Options { schedule: Schedule::constant(3e-3), ..options() };
         let mut trainer =
-            Trainer::from_config(tiny_config(architecture), Objective::MaskedWords, options, &Device::Cpu).unwrap();
+            Trainer::from_config(tiny_config(family), Objective::MaskedWords, options, &Device::Cpu).unwrap();
         let batch = masked(48);
         let before = trainer.masked_words(&batch).unwrap();
         // Each of the 787 words is equally likely.
@@ -203,7 +202,7 @@ fn a_random_encoder_learns_to_predict_words() {
             trainer.step(&batch).unwrap();
         }
         let after = trainer.masked_words(&batch).unwrap();
-        assert!(after.loss < 5.5 && after.correct > before.correct, "{architecture:?}: {before:?}, {after:?}");
+        assert!(after.loss < 5.5 && after.correct > before.correct, "{}: {before:?}, {after:?}", family.name);
         assert!((after.loss - trainer.loss(&batch).unwrap()).abs() < 1e-6);
     }
 }
@@ -212,11 +211,11 @@ fn a_random_encoder_learns_to_predict_words() {
 fn random_weights_are_drawn_from_the_seed() {
     let draw = |seed| {
         let options = Options { seed, ..options() };
-        let trainer = Trainer::from_config(tiny_config(Architecture::Bert), LABELS, options, &Device::Cpu).unwrap();
+        let trainer = Trainer::from_config(tiny_config(&BERT), LABELS, options, &Device::Cpu).unwrap();
         bits(&trainer)
     };
     assert!(draw(1) == draw(1) && draw(1) != draw(2));
-    let trainer = Trainer::from_config(tiny_config(Architecture::Bert), LABELS, options(), &Device::Cpu).unwrap();
+    let trainer = Trainer::from_config(tiny_config(&BERT), LABELS, options(), &Device::Cpu).unwrap();
     for (name, x) in trainer.tensors().unwrap() {
         let x = values(&x);
         let mean = x.iter().sum::<f32>() / x.len() as f32;

@@ -191,9 +191,9 @@ impl Job {
 
     /// Builds the model's `config.json`.
     fn config(&self, base: &ModelFiles, labels: &Labels) -> Result<Map<String, Value>, JobError> {
-        let architecture = ModelConfig::load(base)?.architecture;
+        let family = ModelConfig::load(base)?.family;
         let mut config = base_config(base)?;
-        config.insert("architectures".into(), json!([architecture.class_name()]));
+        config.insert("architectures".into(), json!([family.class("ForSequenceClassification")]));
         config.extend(labels.config_keys());
         config.insert("num_labels".into(), json!(labels.names().len().max(1)));
         config.insert("finetuning_task".into(), self.task.name().into());

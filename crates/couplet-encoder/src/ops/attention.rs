@@ -2,10 +2,11 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::fast::{self, Isa};
-use super::{FastKernels, Kernels, read, reference, training};
+use super::fast::{self, FastKernels, Isa};
+use super::training::Dropout;
+use super::{Kernels, read};
 
-/// What attention is computed of.
+/// The inputs of attention.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention<'a> {
     /// `[Tq, D]`.
@@ -14,9 +15,9 @@ pub struct Attention<'a> {
     pub key: &'a Tensor,
     /// `[T, D]`.
     pub value: &'a Tensor,
-    /// The bounds of the sequences in the rows of the queries.
+    /// Bounds of the sequences in the rows of the queries.
     pub cu_queries: &'a [u32],
-    /// The same in the rows of the keys.
+    /// Bounds of the sequences in the rows of the keys.
     pub cu_keys: &'a [u32],
     /// Heads, among which the columns are shared out.
     pub heads: usize,
@@ -30,25 +31,23 @@ pub struct Attention<'a> {
 /// # Errors
 /// Shapes that are not as above.
 pub fn attention(of: &Attention, kernels: Kernels) -> Result<Tensor> {
-    let (rows, dim) = of.check()?;
-    let Attention { query, key, value, cu_queries, cu_keys, heads } = *of;
-    match kernels {
-        Kernels::Fast(FastKernels { isa, .. }) => {
-            let context = read([query, key, value], |[query, key, value]| {
-                isa.run(fast::Attention { query, key, value, cu_queries, cu_keys, dim, heads })
-            })?;
-            Tensor::from_vec(context, (rows, dim), &Device::Cpu)
-        }
-        Kernels::Training(kernels) => training::attention(of, None, kernels),
-        #[cfg(feature = "flash-attn")]
-        Kernels::Reference(_) if super::flash::suits(query, heads) => super::flash::attention(of),
-        Kernels::Reference(_) => reference::attention(of, None),
+    attention_with_dropout(of, None, kernels)
+}
+
+/// [`attention()`] with probabilities dropped, by kernels that have gradients.
+///
+/// # Errors
+/// As [`attention()`]; a dropout of other rows; fused kernels without gradients.
+pub fn attention_with_dropout(of: &Attention, dropout: Option<Dropout>, kernels: Kernels) -> Result<Tensor> {
+    of.check()?;
+    if let Some(dropout) = &dropout {
+        dropout.check(of.query)?;
     }
+    kernels.backend().attention(of, dropout)
 }
 
 impl Attention<'_> {
-    /// Checks the shapes, and returns that of the queries.
-    pub(super) fn check(&self) -> Result<(usize, usize)> {
+    fn check(&self) -> Result<()> {
         let Self { query, key, value, cu_queries, cu_keys, heads } = *self;
         let (rows, dim) = query.dims2()?;
         let ends = (cu_queries.last().map(|t| *t as usize), cu_keys.last().map(|t| *t as usize));
@@ -66,7 +65,7 @@ impl Attention<'_> {
         if heads == 0 || !dim.is_multiple_of(heads) {
             candle_core::bail!("{dim} columns cannot be shared out among {heads} heads");
         }
-        Ok((rows, dim))
+        Ok(())
     }
 }
 

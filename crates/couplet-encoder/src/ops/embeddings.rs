@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::fast::{Embed, Isa, Products};
-use super::{FastKernels, Kernels, LayerNorm, TableGradients, array, elements, read, training};
+use super::fast::{self, FastKernels, Isa, Products};
+use super::{Kernels, LayerNorm, array, elements, read};
 
 /// Tables of word, position and (in BERT) token-type embeddings with the normalisation after their sum.
 #[derive(Debug, Clone)]
@@ -16,8 +16,6 @@ pub struct Embeddings {
     pub token_types: Option<Tensor>,
     /// Over `D`.
     pub norm: LayerNorm,
-    /// Of the tables, where the CPU kernels learn them.
-    pub gradients: Option<TableGradients>,
 }
 
 impl Embeddings {
@@ -32,27 +30,7 @@ impl Embeddings {
         token_type_ids: &[u32],
         kernels: Kernels,
     ) -> Result<Tensor> {
-        let tables = self.check(input_ids, position_ids, token_type_ids)?;
-        match kernels {
-            Kernels::Fast(FastKernels { isa, .. }) => Ok(self.embed(&tables, isa)?.0),
-            Kernels::Training(_) => {
-                let Some(gradients) = &self.gradients else {
-                    candle_core::bail!("embeddings without gradients in training");
-                };
-                let TableGradients { words, token_types, positions } = gradients;
-                let gradients = [Some(words), token_types.as_ref(), Some(positions)].into_iter().flatten();
-                let tables: Vec<_> =
-                    tables.into_iter().zip(gradients).map(|((table, ids), to)| (table, ids, to.clone())).collect();
-                self.norm.normalise(&training::gather(&tables)?, kernels)
-            }
-            Kernels::Reference(_) => {
-                let device = self.words.device();
-                let gathered = tables.iter().map(|(table, ids)| table.index_select(&Tensor::new(*ids, device)?, 0));
-                let sum = gathered.reduce(|sum, rows| sum? + rows?);
-                let Some(sum) = sum else { candle_core::bail!("no table to gather from") };
-                self.norm.forward(&sum?)
-            }
-        }
+        kernels.backend().embed(&self.check(input_ids, position_ids, token_type_ids)?, &self.norm)
     }
 
     /// The tables with the ids in each, in the order in which PyTorch adds them, which decides the last bit.
@@ -85,19 +63,10 @@ impl Embeddings {
         }
         Ok(tables)
     }
-
-    /// The fused kernel, for tables and ids that are checked: `[T, D]`, and what each row was scaled with.
-    fn embed(&self, tables: &[(&Tensor, &[u32])], isa: Isa) -> Result<(Tensor, Vec<f32>)> {
-        let (LayerNorm { weight, bias, .. }, eps) = (&self.norm, self.norm.eps_f32());
-        let (out, scales) = read_tables(tables, |tables| {
-            read([weight, bias], |[weight, bias]| isa.run(Embed { tables, weight, bias, eps }))
-        })??;
-        Ok((Tensor::from_vec(out, (scales.len(), weight.elem_count()), &Device::Cpu)?, scales))
-    }
 }
 
 /// Gives `f` the elements of tables, with the ids in each.
-fn read_tables<R>(tables: &[(&Tensor, &[u32])], f: impl FnOnce(&[(&[f32], &[u32])]) -> R) -> Result<R> {
+pub(super) fn read_tables<R>(tables: &[(&Tensor, &[u32])], f: impl FnOnce(&[(&[f32], &[u32])]) -> R) -> Result<R> {
     let held: Vec<_> = tables.iter().map(|(table, _)| table.storage_and_layout()).collect();
     let read = held.iter().zip(tables).map(|((storage, layout), (_, ids))| Ok((elements(storage, layout)?, *ids)));
     Ok(f(&read.collect::<Result<Vec<_>>>()?))
@@ -147,7 +116,7 @@ impl<const N: usize> ProjectedEmbeddings<N> {
     ) -> Result<(Tensor, [Tensor; N])> {
         let Self { embeddings, isa, products } = self;
         let tables = embeddings.check(input_ids, position_ids, token_type_ids)?;
-        let (x, scales) = embeddings.embed(&tables, *isa)?;
+        let (x, scales) = fast::embed(*isa, &tables, &embeddings.norm)?;
         let (tokens, dim) = x.dims2()?;
         let outs = read_tables(&tables, |tables| products.project(*isa, tables, &scales, dim))?;
         let outs = outs.into_iter().map(|out| Tensor::from_vec(out, (tokens, dim), &Device::Cpu));

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::attention::Attention;
+use super::Attention;
 
 /// Largest width of a head that the kernel has been compiled for.
 const MAX_HEAD_DIM: usize = 256;

@@ -3,11 +3,15 @@
 //! Each exists three times: composed of candle's operators ([`Kernels::Reference`]: any device, differentiable),
 //! as a fused CPU kernel ([`Kernels::Fast`]), and as a fused CPU kernel with a backward pass
 //! ([`Kernels::Training`]). The choice is made once, when weights are loaded; a model does not know which one runs.
+//! The module `backend` dispatches, and says how another implementation is added.
+//!
+//! No operator or layer holds gradients: the [`Tape`] that records a training step finds them by the weight.
 //!
 //! Sequences are packed: `[T, D]` holds the tokens of all sequences one after the other, and
 //! `cu_seqlens` (0, then the running sum of lengths) says where each begins.
 
 mod attention;
+mod backend;
 mod embeddings;
 mod fast;
 #[cfg(feature = "flash-attn")]
@@ -17,22 +21,19 @@ mod reference;
 mod training;
 
 use std::fmt;
-use std::sync::Arc;
 
-use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor};
+use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor};
 
-pub use attention::{Attention, FirstTokenAttention, attention};
+pub use attention::{Attention, FirstTokenAttention, attention, attention_with_dropout};
+pub use backend::Kernels;
 pub use embeddings::{Embeddings, ProjectedEmbeddings};
 pub use linear::{Linear, feed_forward, linear_many};
 
-pub use fast::Isa;
+pub use fast::{FastKernels, Isa};
+pub use reference::ReferenceKernels;
 pub use training::{
-    Gradient, PackedWeight, Tape, attention_with_dropout, drop_elements, mix64, rectify, select_rows, softmax_rows,
-    tanh,
+    Dropout, Gradient, Noise, PackedWeight, Parameter, Parameters, Place, Rates, Tape, TrainingKernels, mix64,
 };
-pub use training::{Noise, Parameter, Place, Rates, TableGradients};
-
-use fast::Int16Kernel;
 
 /// The numbers in which an encoder's linear layers multiply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,6 +51,12 @@ pub enum Precision {
 impl Precision {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::F32, Self::Int16, Self::F16, Self::Bf16];
+
+    /// Whether there are kernels for it on a device, and f32 is not quicker.
+    #[must_use]
+    pub fn runs_on(self, device: &Device) -> bool {
+        Kernels::with_precision(device, self).is_some()
+    }
 }
 
 impl fmt::Display for Precision {
@@ -91,88 +98,28 @@ impl Activation {
     }
 }
 
-/// Which implementation of the operators a model uses.
-#[derive(Debug, Clone, Copy)]
-pub enum Kernels {
-    /// Fused kernels on the calling CPU thread, without gradients.
-    Fast(FastKernels),
-    /// Fused kernels on the calling CPU thread, with gradients.
-    Training(FastKernels),
-    /// candle's operators in a floating-point type.
-    Reference(DType),
+/// The function between the two layers of a classification head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pointwise {
+    /// `max(x, 0)`, and NaN of NaN.
+    Relu,
+    /// The hyperbolic tangent.
+    Tanh,
 }
 
-/// Proof that this CPU can run the fused kernels, and how they multiply by weights.
-#[derive(Debug, Clone, Copy)]
-pub struct FastKernels {
-    isa: Isa,
-    int16: Option<Int16Kernel>,
-}
-
-impl FastKernels {
-    /// The instruction set that they were compiled for.
-    #[must_use]
-    pub fn isa(self) -> Isa {
-        self.isa
-    }
-}
-
-impl Kernels {
-    /// The quickest kernels for the device in f32: fused ones on a CPU with fused multiply-add, candle's elsewhere.
-    #[must_use]
-    pub fn for_device(device: &Device) -> Self {
-        match Isa::detect() {
-            Some(isa) if device.is_cpu() => Self::Fast(FastKernels { isa, int16: None }),
-            _ => Self::Reference(DType::F32),
-        }
-    }
-
-    /// The quickest kernels with gradients for the device.
-    #[must_use]
-    pub fn for_training(device: &Device) -> Self {
-        match Self::for_device(device) {
-            Self::Fast(kernels) => Self::Training(kernels),
-            other => other,
-        }
-    }
-
-    /// The quickest kernels for the device in a precision; none where f32 is quicker or the only one.
-    #[must_use]
-    pub fn with_precision(device: &Device, precision: Precision) -> Option<Self> {
-        match (precision, Self::for_device(device)) {
-            (Precision::F32, kernels) => Some(kernels),
-            (Precision::Int16, Self::Fast(FastKernels { isa, .. })) => {
-                Some(Self::Fast(FastKernels { isa, int16: Some(Int16Kernel::for_isa(isa)?) }))
-            }
-            (Precision::F16, Self::Reference(_)) if !device.is_cpu() => Some(Self::Reference(DType::F16)),
-            (Precision::Bf16, Self::Reference(_)) if !device.is_cpu() => Some(Self::Reference(DType::BF16)),
-            _ => None,
-        }
-    }
-
-    /// The same in f32, as the layers that decide between labels always are.
-    #[must_use]
-    pub fn with_f32(self) -> Self {
+impl Pointwise {
+    fn of_number(self) -> fn(f32) -> f32 {
         match self {
-            Self::Fast(FastKernels { isa, .. }) => Self::Fast(FastKernels { isa, int16: None }),
-            Self::Training(_) => self,
-            Self::Reference(_) => Self::Reference(DType::F32),
+            Self::Relu => |x| if x < 0.0 { 0.0 } else { x },
+            Self::Tanh => f32::tanh,
         }
     }
 
-    /// The f32 kernels without AVX-512, where this machine has both: the results must not differ.
-    #[must_use]
-    #[cfg(target_arch = "x86_64")]
-    pub fn avx2() -> Option<Self> {
-        pulp::x86::V3::try_new().map(|v3| Self::Fast(FastKernels { isa: Isa::Avx2(v3), int16: None }))
-    }
-
-    /// The type of the tensors between the operators.
-    #[must_use]
-    pub fn dtype(self) -> DType {
+    /// The derivative, as a function of the value.
+    fn slope(self) -> fn(f32) -> f32 {
         match self {
-            Self::Fast(_) | Self::Training(_) => DType::F32,
-            Self::Reference(dtype) => dtype,
+            Self::Relu => |y| if y > 0.0 { 1.0 } else { 0.0 },
+            Self::Tanh => |y| 1.0 - y * y,
         }
     }
 }
@@ -183,15 +130,13 @@ pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f64,
-    /// Of weight and bias, where the CPU kernels learn them.
-    gradients: Option<(Arc<Gradient>, Arc<Gradient>)>,
 }
 
 impl LayerNorm {
     /// Takes weight and bias `[D]` and the ε that is added to the variance.
     #[must_use]
     pub fn new(weight: Tensor, bias: Tensor, eps: f64) -> Self {
-        Self { weight, bias, eps, gradients: None }
+        Self { weight, bias, eps }
     }
 
     /// Whether it is of rows of so many columns.
@@ -201,6 +146,14 @@ impl LayerNorm {
 
     fn eps_f32(&self) -> f32 {
         self.eps as f32
+    }
+
+    /// Normalises rows that no layer was fused with: `[T, D] → [T, D]`.
+    ///
+    /// # Errors
+    /// An `x` that is not `[T, D]`.
+    pub fn normalise(&self, x: &Tensor, kernels: Kernels) -> Result<Tensor> {
+        kernels.backend().normalise(x, self)
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -232,7 +185,7 @@ fn elements<'s>(storage: &'s Storage, layout: &Layout) -> Result<&'s [f32]> {
     }
 }
 
-/// The results of so many layers.
+/// One result per layer.
 fn array<T, const N: usize>(of: Vec<T>) -> Result<[T; N]> {
-    of.try_into().map_err(|_| candle_core::Error::Msg("one product a layer".into()))
+    of.try_into().map_err(|_| candle_core::Error::Msg("one product per layer".into()))
 }

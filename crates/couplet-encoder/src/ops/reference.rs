@@ -1,11 +1,47 @@
-//! The same operators composed of candle's: any device, any float type, differentiable.
+//! The operators composed of candle's: any device, any float type, differentiable.
 //!
 //! Slower than [`super::fast`] on a CPU; the tests hold the two against each other, and GPUs run this one.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use super::attention::Attention;
+use super::backend::Backend;
 use super::training::Dropout;
+use super::{Activation, Attention, Linear};
+
+/// candle's operators in a floating-point type.
+#[derive(Debug, Clone, Copy)]
+pub struct ReferenceKernels(pub(super) DType);
+
+impl Backend for ReferenceKernels {
+    fn dtype(&self) -> DType {
+        self.0
+    }
+
+    #[cfg(feature = "flash-attn")]
+    fn attention(&self, of: &Attention, dropout: Option<Dropout>) -> Result<Tensor> {
+        match dropout {
+            None if super::flash::suits(of.query, of.heads) => super::flash::attention(of),
+            dropout => attention(of, dropout.as_ref()),
+        }
+    }
+}
+
+/// `activation(x · weightᵀ + bias)`
+pub(super) fn linear(x: &Tensor, layer: &Linear, activation: Option<Activation>) -> Result<Tensor> {
+    let (weight, bias) = layer.plain()?;
+    let out = x.matmul(&weight.t()?)?.broadcast_add(bias)?;
+    match activation {
+        None => Ok(out),
+        Some(activation) => activation.forward(&out),
+    }
+}
+
+/// Drops elements of `x [T, D]`.
+pub(super) fn drop_elements(x: Tensor, dropout: Option<&Dropout>) -> Result<Tensor> {
+    let Some(dropout) = dropout else { return Ok(x) };
+    dropout.check(&x)?;
+    &x * dropout.factors(x.dim(1)?, x.device())?.to_dtype(x.dtype())?
+}
 
 /// `LayerNorm(x)` over the last dimension, written out because candle-nn's fused kernel has no gradient; weight and
 /// bias are f32, and so are the sums.

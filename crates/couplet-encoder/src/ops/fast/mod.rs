@@ -5,6 +5,7 @@
 //! present and AVX2 or NEON elsewhere.
 
 mod attention;
+mod backend;
 mod dot;
 pub(super) mod elementwise;
 mod embed;
@@ -19,6 +20,8 @@ use std::cell::RefCell;
 use pulp::{NullaryFnOnce, Simd};
 
 pub(super) use attention::{AttendFirst, Attention, FirstTokens};
+pub use backend::FastKernels;
+pub(super) use backend::embed;
 pub(super) use dot::Int16Kernel;
 pub(super) use embed::Embed;
 pub(super) use linear::{AddNorm, Epilogue, FeedForward, Layer, Linear};

@@ -126,6 +126,14 @@ impl Dropout {
         self.rows.len()
     }
 
+    /// Checks that there is a row for each of `x [T, _]`.
+    pub(in crate::ops) fn check(&self, x: &Tensor) -> Result<()> {
+        if x.dim(0)? != self.rows() {
+            candle_core::bail!("a dropout of {} rows does not fit x {:?}", self.rows(), x.dims());
+        }
+        Ok(())
+    }
+
     /// Drops elements of row `r`, which is `values`.
     #[inline(always)]
     pub(super) fn apply(&self, r: usize, values: &mut [f32]) {
@@ -152,7 +160,7 @@ impl Dropout {
     }
 
     /// The factors of all elements, 0 where they are dropped: `[rows, columns]`.
-    pub(super) fn factors(&self, columns: usize, device: &Device) -> Result<Tensor> {
+    pub(in crate::ops) fn factors(&self, columns: usize, device: &Device) -> Result<Tensor> {
         let mut factors = vec![1.0; self.rows.len() * columns];
         for (r, row) in factors.chunks_exact_mut(columns).enumerate() {
             self.apply(r, row);

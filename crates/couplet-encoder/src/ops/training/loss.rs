@@ -4,26 +4,16 @@ use pulp::Simd;
 
 use crate::ops::fast::Operator;
 use crate::ops::fast::elementwise::{exp, max, sum_by};
-use crate::ops::{FastKernels, Kernels};
 
-/// Replaces each row of logits `[_, columns]` by its softmax, and returns the logarithm of each row's sum of
-/// exponentials.
-pub fn softmax_rows(logits: &mut [f32], columns: usize, kernels: Kernels) -> Vec<f32> {
-    let operator = SoftmaxRows { logits, columns };
-    match kernels {
-        Kernels::Training(FastKernels { isa, .. }) | Kernels::Fast(FastKernels { isa, .. }) => isa.run(operator),
-        Kernels::Reference(_) => operator.run_plain(),
-    }
-}
-
-struct SoftmaxRows<'a> {
-    logits: &'a mut [f32],
-    columns: usize,
+/// See [`crate::ops::Kernels::softmax_rows`].
+pub(in crate::ops) struct SoftmaxRows<'a> {
+    pub(in crate::ops) logits: &'a mut [f32],
+    pub(in crate::ops) columns: usize,
 }
 
 impl SoftmaxRows<'_> {
     #[inline(always)]
-    fn run_plain(self) -> Vec<f32> {
+    pub(in crate::ops) fn run_plain(self) -> Vec<f32> {
         let mut sums = Vec::with_capacity(self.logits.len() / self.columns);
         for row in self.logits.chunks_exact_mut(self.columns) {
             let max = max(row);

@@ -6,112 +6,118 @@ use candle_core::{Device, Result, Tensor};
 
 use super::linear::{self, Normalised};
 use super::parameter::RowGradients;
-use super::tape::{only, push};
-use super::{Dropout, Gradient, Learned, PackedWeight, attention};
+use super::tape::{only, parameter, push};
+use super::{Dropout, Gradient, PackedWeight, Parameter, attention};
 use crate::ops::fast::Isa;
-use crate::ops::{Activation, LayerNorm, read};
+use crate::ops::linear::AddNorm;
+use crate::ops::{Activation, LayerNorm, Linear, read};
+
+/// A layer as the recording learns it.
+struct Learned {
+    panels: Arc<PackedWeight>,
+    d_weight: Arc<Gradient>,
+    bias: Vec<f32>,
+    d_bias: Arc<Gradient>,
+}
+
+impl Learned {
+    /// Looks up a layer that is applied to `x [T, in]`.
+    fn of(layer: &Linear, x: &Tensor) -> Result<Self> {
+        let (weight, bias) = layer.plain()?;
+        let Parameter { gradient: d_weight, panels } = parameter(weight)?;
+        let (bias, d_bias) = (bias.to_vec1()?, parameter(bias)?.gradient);
+        match panels.filter(|panels| [panels.outputs, panels.inputs] == weight.dims()) {
+            Some(panels) if x.dims2()?.1 == panels.inputs => Ok(Self { panels, d_weight, bias, d_bias }),
+            Some(_) => candle_core::bail!("x {:?} does not fit a weight of {:?}", x.dims(), weight.dims()),
+            None => candle_core::bail!("no packed weight of {:?} to learn", weight.dims()),
+        }
+    }
+
+    fn weight(&self) -> linear::Weight<'_> {
+        linear::Weight { panels: &self.panels, bias: &self.bias }
+    }
+}
 
 /// `x · weightᵀ + bias` of each layer, through an activation or not.
-pub(in crate::ops) fn layers(
-    x: &Tensor,
-    layers: &[&Arc<Learned>],
-    activation: Option<Activation>,
-) -> Result<Vec<Tensor>> {
+pub(super) fn layers(isa: Isa, x: &Tensor, layers: &[&Linear], activation: Option<Activation>) -> Result<Vec<Tensor>> {
     let x = x.contiguous()?;
-    for layer in layers {
-        layer.check(&x)?;
-    }
-    let Some(isa) = layers.first().map(|layer| layer.kernels.isa) else { return Ok(Vec::new()) };
-    let (outs, before) =
-        with_layers(layers, |layers| read([&x], |[x]| isa.run(linear::Forward { x, layers, activation })))?;
+    let learned = layers.iter().map(|layer| Learned::of(layer, &x)).collect::<Result<Vec<_>>>()?;
+    let weights: Vec<linear::Weight> = learned.iter().map(Learned::weight).collect();
+    let (outs, before) = read([&x], |[x]| isa.run(linear::Forward { x, layers: &weights, activation }))?;
     let results: Vec<Tensor> =
-        outs.into_iter().zip(layers).map(|(out, layer)| tensor(out, layer.outputs())).collect::<Result<_>>()?;
-    let layers: Vec<Arc<Learned>> = layers.iter().map(|layer| (*layer).clone()).collect();
+        outs.into_iter().zip(&learned).map(|(out, layer)| tensor(out, layer.bias.len())).collect::<Result<_>>()?;
     push("linear", &[&x.clone()], &results, move |mut gradients| {
         if let Some(activation) = activation {
             for (gradient, before) in gradients.iter_mut().zip(&before) {
                 isa.run(linear::BackwardActivation { gradient, before, activation });
             }
         }
-        Ok(vec![backward(isa, &layers, &x, &gradients)?])
+        Ok(vec![backward(isa, &learned, &x, &gradients)?])
     });
     Ok(results)
 }
 
-/// Gives `f` the layers' packed weights with their biases.
-fn with_layers<R>(layers: &[&Arc<Learned>], f: impl FnOnce(&[linear::Weight]) -> Result<R>) -> Result<R> {
-    let biases: Vec<Vec<f32>> = layers.iter().map(|layer| layer.bias.tensor.to_vec1()).collect::<Result<_>>()?;
-    let weights = layers.iter().zip(&biases).map(|(layer, bias)| Ok(linear::Weight { panels: layer.panels()?, bias }));
-    f(&weights.collect::<Result<Vec<_>>>()?)
-}
-
 /// Adds the gradients of the layers' weights and biases, and computes that of `x`.
-fn backward(isa: Isa, layers: &[Arc<Learned>], x: &Tensor, gradients: &[Vec<f32>]) -> Result<Vec<f32>> {
-    let mut sums = Vec::new();
-    for layer in layers {
-        let (Some(d_weight), Some(d_bias), panels) = (&layer.weight.gradient, &layer.bias.gradient, layer.panels()?)
-        else {
-            candle_core::bail!("a layer without gradients in training");
-        };
-        sums.push((d_weight.dense_of(panels.outputs * panels.inputs), d_bias.dense_of(panels.outputs)));
-    }
+fn backward(isa: Isa, layers: &[Learned], x: &Tensor, gradients: &[Vec<f32>]) -> Result<Vec<f32>> {
+    let mut sums: Vec<_> = layers
+        .iter()
+        .map(|Learned { panels, d_weight, d_bias, .. }| {
+            (d_weight.dense_of(panels.outputs * panels.inputs), d_bias.dense_of(panels.outputs))
+        })
+        .collect();
     let sums = sums.iter_mut().map(|(weight, bias)| linear::Sums { weight, bias }).collect();
     read([x], |[x]| isa.run(linear::BackwardWeight { x, gradients, sums }))?;
-    let weights: Vec<&PackedWeight> = layers.iter().map(|layer| layer.panels()).collect::<Result<_>>()?;
+    let weights: Vec<&PackedWeight> = layers.iter().map(|layer| &*layer.panels).collect();
     Ok(isa.run(linear::BackwardInput { gradients, weights: &weights }))
 }
 
 /// `norm(dropout(x · weightᵀ + bias) + residual)`
-pub(super) fn add_norm(
-    layer: &Arc<Learned>,
-    x: &Tensor,
-    dropout: Option<Dropout>,
-    residual: &Tensor,
-    norm: &LayerNorm,
-) -> Result<Tensor> {
+pub(super) fn add_norm(isa: Isa, x: &Tensor, layer: &Linear, sum: AddNorm) -> Result<Tensor> {
+    let AddNorm { dropout, residual, norm } = sum;
     let (x, residual) = (x.contiguous()?, residual.contiguous()?);
-    layer.check(&x)?;
-    if residual.dims2()? != (x.dim(0)?, layer.outputs()) || !norm.fits(layer.outputs()) {
+    let learned = Learned::of(layer, &x)?;
+    let outputs = learned.bias.len();
+    if residual.dims2()? != (x.dim(0)?, outputs) || !norm.fits(outputs) {
         candle_core::bail!("residual {:?} and norm {:?} do not fit x {:?}", residual, norm.weight, x);
     }
     if let Some(dropout) = &dropout {
-        super::check_rows(&x, dropout)?;
+        dropout.check(&x)?;
     }
-    let isa = layer.kernels.isa;
-    let (out, normalised) = with_layers(&[layer], |weights| {
-        let eps = norm.eps_f32();
-        read([&x, &residual, &norm.weight, &norm.bias], |[x, residual, weight, bias]| {
-            let (dropout, norm) = (dropout.as_ref(), linear::Norm { weight, bias, eps });
-            isa.run(linear::ForwardAddNorm { x, weight: weights[0], dropout, residual, norm })
-        })
+    let eps = norm.eps_f32();
+    let (out, normalised) = read([&x, &residual, &norm.weight, &norm.bias], |[x, residual, weight, bias]| {
+        let (dropout, norm) = (dropout.as_ref(), linear::Norm { weight, bias, eps });
+        isa.run(linear::ForwardAddNorm { x, weight: learned.weight(), dropout, residual, norm })
     })?;
-    let result = tensor(out, layer.outputs())?;
-    let (layer, norm) = (layer.clone(), norm.clone());
+    let result = tensor(out, outputs)?;
+    let norm = LearnedNorm::of(norm)?;
     push("linear-add-norm", &[&x.clone(), &residual], std::slice::from_ref(&result), move |gradients| {
         let d_sum = norm.backward(isa, &only(gradients)?, &normalised)?;
         let mut gradients = [d_sum.clone()];
         if let Some(dropout) = &dropout {
             isa.run(linear::Drop { values: &mut gradients[0], dropout });
         }
-        Ok(vec![backward(isa, &[layer], &x, &gradients)?, d_sum])
+        Ok(vec![backward(isa, &[learned], &x, &gradients)?, d_sum])
     });
     Ok(result)
 }
 
-impl Learned {
-    fn panels(&self) -> Result<&PackedWeight> {
-        self.weight.panels.as_deref().ok_or_else(|| candle_core::Error::Msg("a weight to learn is packed".into()))
-    }
+/// A normalisation as the recording learns it.
+struct LearnedNorm {
+    weight: Tensor,
+    d_weight: Arc<Gradient>,
+    d_bias: Arc<Gradient>,
 }
 
-impl LayerNorm {
+impl LearnedNorm {
+    fn of(LayerNorm { weight, bias, .. }: &LayerNorm) -> Result<Self> {
+        let (d_weight, d_bias) = (parameter(weight)?.gradient, parameter(bias)?.gradient);
+        Ok(Self { weight: weight.clone(), d_weight, d_bias })
+    }
+
     /// Adds the gradients of scale and shift, and computes that of the input.
     fn backward(&self, isa: Isa, gradient: &[f32], normalised: &Normalised) -> Result<Vec<f32>> {
-        let Some((d_weight, d_bias)) = &self.gradients else {
-            candle_core::bail!("a normalisation without gradients in training");
-        };
         let dim = self.weight.elem_count();
-        let (weight_gradient, bias_gradient) = (&mut *d_weight.dense_of(dim), &mut *d_bias.dense_of(dim));
+        let (weight_gradient, bias_gradient) = (&mut *self.d_weight.dense_of(dim), &mut *self.d_bias.dense_of(dim));
         read([&self.weight], |[weight]| {
             isa.run(linear::BackwardNorm { gradient, normalised, weight, weight_gradient, bias_gradient })
         })
@@ -128,7 +134,7 @@ pub(super) fn norm(isa: Isa, norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
         isa.run(linear::ForwardNorm { x: x_values, norm: linear::Norm { weight, bias, eps } })
     })?;
     let result = tensor(out, x.dim(1)?)?;
-    let norm = norm.clone();
+    let norm = LearnedNorm::of(norm)?;
     push("norm", &[x], std::slice::from_ref(&result), move |gradients| {
         Ok(vec![norm.backward(isa, &only(gradients)?, &normalised)?])
     });
@@ -184,12 +190,12 @@ impl Attention {
     }
 }
 
-/// The sum of rows of tables `[_, D]`, each with its ids and the place for its gradient: `[T] → [T, D]`.
-pub(in crate::ops) fn gather(tables: &[(&Tensor, &[u32], Arc<Gradient>)]) -> Result<Tensor> {
-    let Some((first, ids, _)) = tables.first() else { candle_core::bail!("no table to gather from") };
+/// The sum of rows of tables `[_, D]`, each with its ids: `[T] → [T, D]`.
+pub(super) fn gather(tables: &[(&Tensor, &[u32])]) -> Result<Tensor> {
+    let Some((first, ids)) = tables.first() else { candle_core::bail!("no table to gather from") };
     let dim = first.dim(1)?;
     let mut out = vec![0.0; ids.len() * dim];
-    for (table, ids, _) in tables {
+    for (table, ids) in tables {
         read([*table], |[table]| {
             for (row, id) in out.chunks_exact_mut(dim).zip(*ids) {
                 for (sum, x) in row.iter_mut().zip(&table[*id as usize * dim..]) {
@@ -199,8 +205,8 @@ pub(in crate::ops) fn gather(tables: &[(&Tensor, &[u32], Arc<Gradient>)]) -> Res
         })?;
     }
     let result = tensor(out, dim)?;
-    let places: Vec<(Vec<u32>, Arc<Gradient>)> =
-        tables.iter().map(|(_, ids, gradient)| (ids.to_vec(), gradient.clone())).collect();
+    let places = tables.iter().map(|(table, ids)| Ok((ids.to_vec(), parameter(table)?.gradient)));
+    let places = places.collect::<Result<Vec<_>>>()?;
     push("gather", &[], std::slice::from_ref(&result), move |gradients| {
         let gradients = Arc::new(only(gradients)?);
         for (ids, sum) in places {

@@ -1,29 +1,23 @@
-//! What learns: a weight's values, its gradient, and the weight packed for both passes.
+//! What the fused kernels know of a weight that they learn: its gradient, and the weight packed for both passes.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::Tensor;
+use candle_core::TensorId;
 
 use crate::ops::fast::Isa;
 use crate::ops::fast::gemm::Panels;
 
-/// A weight of a layer, and what its layer needs to learn it on a CPU.
+/// The parameters of a recording, by their tensors.
+pub type Parameters = HashMap<TensorId, Parameter>;
+
+/// What the CPU kernels need to learn a weight.
 #[derive(Debug, Clone)]
 pub struct Parameter {
-    /// The values.
-    pub tensor: Tensor,
-    /// Where the CPU kernels add their gradients; none while nothing is learned.
-    pub gradient: Option<Arc<Gradient>>,
-    /// A matrix `[out, in]` packed for the CPU kernels.
+    /// Where they add its gradient.
+    pub gradient: Arc<Gradient>,
+    /// A matrix `[out, in]` packed for them.
     pub panels: Option<Arc<PackedWeight>>,
-}
-
-impl Parameter {
-    /// A weight for inference, or one whose gradient candle computes.
-    #[must_use]
-    pub fn plain(tensor: Tensor) -> Self {
-        Self { tensor, gradient: None, panels: None }
-    }
 }
 
 /// The sum of the gradients that one lane of a training step has computed for one parameter.

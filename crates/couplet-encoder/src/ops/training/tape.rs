@@ -10,11 +10,20 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::{Result, Tensor, TensorId};
 
+use super::parameter::{Parameter, Parameters};
+
 thread_local! {
-    static RECORDING: RefCell<Option<Vec<Record>>> = const { RefCell::new(None) };
+    static RECORDING: RefCell<Option<Recording>> = const { RefCell::new(None) };
+}
+
+/// A forward pass so far.
+struct Recording {
+    parameters: Arc<Parameters>,
+    records: Vec<Record>,
 }
 
 /// From the gradients of an operator's results to those of its arguments, both in order.
@@ -32,14 +41,14 @@ struct Record {
 pub struct Tape(Vec<Record>);
 
 impl Tape {
-    /// Computes something and records it.
+    /// Computes something and records it; the operators find what they learn of a weight in `parameters`.
     ///
     /// # Errors
     /// Those of `forward`.
-    pub fn record<T>(forward: impl FnOnce() -> Result<T>) -> Result<(T, Self)> {
-        RECORDING.set(Some(Vec::new()));
+    pub fn record<T>(parameters: Arc<Parameters>, forward: impl FnOnce() -> Result<T>) -> Result<(T, Self)> {
+        RECORDING.set(Some(Recording { parameters, records: Vec::new() }));
         let result = forward();
-        let records = RECORDING.take().unwrap_or_default();
+        let records = RECORDING.take().map(|recording| recording.records).unwrap_or_default();
         Ok((result?, Self(records)))
     }
 
@@ -73,7 +82,7 @@ pub(super) fn push(
     backward: impl FnOnce(Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>> + 'static,
 ) {
     RECORDING.with_borrow_mut(|recording| {
-        if let Some(records) = recording {
+        if let Some(Recording { records, .. }) = recording {
             records.push(Record {
                 name,
                 arguments: arguments.iter().map(|x| x.id()).collect(),
@@ -82,6 +91,13 @@ pub(super) fn push(
             });
         }
     });
+}
+
+/// Looks up what the recording of this thread learns of a weight.
+pub(super) fn parameter(weight: &Tensor) -> Result<Parameter> {
+    let found =
+        RECORDING.with_borrow(|recording| recording.as_ref().and_then(|it| it.parameters.get(&weight.id()).cloned()));
+    found.ok_or_else(|| candle_core::Error::Msg(format!("a weight {:?} that no recording learns", weight.dims())))
 }
 
 /// The one gradient of an operator with one result.

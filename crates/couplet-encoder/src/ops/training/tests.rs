@@ -1,11 +1,12 @@
 //! The backward pass of every operator against candle's automatic differentiation of the reference operators.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::Var;
 
 use super::*;
-use crate::ops::{Embeddings, attention as attend, linear_many};
+use crate::ops::{Embeddings, Kernels, attention as attend, attention_with_dropout, linear_many};
 
 /// Largest error of a gradient by its norm. Odd shapes have few numbers, and unlucky ones cancel.
 const ROUNDING: f64 = 2e-5;
@@ -21,7 +22,7 @@ fn values(x: &Tensor) -> Vec<f32> {
     x.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn fused() -> Option<FastKernels> {
+fn fused() -> Option<TrainingKernels> {
     match Kernels::for_training(&candle_core::Device::Cpu) {
         Kernels::Training(kernels) => Some(kernels),
         _ => None,
@@ -35,23 +36,21 @@ type Outcome = BTreeMap<String, Vec<f32>>;
 fn outcome(
     inputs: &[Tensor],
     parameters: &[Tensor],
-    forward: impl Fn(&[Tensor], &[Parameter], Kernels) -> Result<Vec<Tensor>>,
+    forward: impl Fn(&[Tensor], &[Tensor], Kernels) -> Result<Vec<Tensor>>,
     kernels: Kernels,
 ) -> Outcome {
     let mut outcome = Outcome::new();
     let gradient_of = |r: usize, result: &Tensor| random(900 + r as u64, result.dims());
     if let Kernels::Training(fast) = kernels {
-        let parameters: Vec<Parameter> = parameters
-            .iter()
-            .map(|tensor| {
-                let mut panels = PackedWeight::default();
-                if let Ok((outputs, _)) = tensor.dims2() {
-                    panels.pack(fast.isa, &values(tensor), outputs);
-                }
-                Parameter { tensor: tensor.clone(), gradient: Some(Arc::default()), panels: Some(Arc::new(panels)) }
-            })
-            .collect();
-        let (results, tape) = Tape::record(|| forward(inputs, &parameters, kernels)).unwrap();
+        let learned = parameters.iter().map(|tensor| {
+            let mut panels = PackedWeight::default();
+            if let Ok((outputs, _)) = tensor.dims2() {
+                panels.pack(fast.isa, &values(tensor), outputs);
+            }
+            (tensor.id(), Parameter { gradient: Arc::default(), panels: Some(Arc::new(panels)) })
+        });
+        let learned: Arc<Parameters> = Arc::new(learned.collect());
+        let (results, tape) = Tape::record(learned.clone(), || forward(inputs, parameters, kernels)).unwrap();
         for (r, result) in results.iter().enumerate() {
             outcome.insert(format!("result {r}"), values(result));
         }
@@ -61,10 +60,10 @@ fn outcome(
             outcome.insert(format!("input {i}"), gradients.remove(&input.id()).unwrap());
         }
         for (i, parameter) in parameters.iter().enumerate() {
-            let gradient = parameter.gradient.as_ref().unwrap();
-            let mut sum = gradient.dense_of(parameter.tensor.elem_count()).clone();
+            let gradient = &learned[&parameter.id()].gradient;
+            let mut sum = gradient.dense_of(parameter.elem_count()).clone();
             for rows in gradient.take_rows() {
-                let dim = parameter.tensor.dim(1).unwrap();
+                let dim = parameter.dim(1).unwrap();
                 for (id, row) in rows.ids.iter().zip(rows.gradients.chunks_exact(dim)) {
                     sum[*id as usize * dim..].iter_mut().zip(row).for_each(|(sum, x)| *sum += *x);
                 }
@@ -75,9 +74,8 @@ fn outcome(
         let var = |x: &Tensor| Var::from_tensor(x).unwrap();
         let inputs: Vec<Var> = inputs.iter().map(var).collect();
         let variables: Vec<Var> = parameters.iter().map(var).collect();
-        let parameters: Vec<Parameter> = variables.iter().map(|v| Parameter::plain(v.as_tensor().clone())).collect();
-        let tensors: Vec<Tensor> = inputs.iter().map(|v| v.as_tensor().clone()).collect();
-        let results = forward(&tensors, &parameters, kernels).unwrap();
+        let tensors = |of: &[Var]| of.iter().map(|v| v.as_tensor().clone()).collect::<Vec<Tensor>>();
+        let results = forward(&tensors(&inputs), &tensors(&variables), kernels).unwrap();
         let mut loss = Tensor::new(0f32, &candle_core::Device::Cpu).unwrap();
         for (r, result) in results.iter().enumerate() {
             outcome.insert(format!("result {r}"), values(result));
@@ -98,12 +96,12 @@ fn compare(
     what: &str,
     inputs: &[Tensor],
     parameters: &[Tensor],
-    forward: impl Fn(&[Tensor], &[Parameter], Kernels) -> Result<Vec<Tensor>>,
+    forward: impl Fn(&[Tensor], &[Tensor], Kernels) -> Result<Vec<Tensor>>,
 ) {
     // A machine without the kernels has nothing to compare.
     let Some(fast) = fused() else { return };
     let ours = outcome(inputs, parameters, &forward, Kernels::Training(fast));
-    let theirs = outcome(inputs, parameters, &forward, Kernels::Reference(candle_core::DType::F32));
+    let theirs = outcome(inputs, parameters, &forward, Kernels::reference(candle_core::DType::F32));
     assert!(ours.keys().eq(theirs.keys()), "{what}");
     for (name, expected) in &theirs {
         let ours = &ours[name];
@@ -129,12 +127,12 @@ fn layer(seed: u64, inputs: usize, outputs: usize) -> [Tensor; 2] {
     [weight, random(seed + 1, &[outputs])]
 }
 
-fn linear(parameters: &[Parameter], kernels: Kernels) -> Linear {
-    Linear::from_parameters(parameters[0].clone(), parameters[1].clone(), kernels).unwrap()
+fn linear(parameters: &[Tensor], kernels: Kernels) -> Linear {
+    Linear::new(&parameters[0], &parameters[1], kernels).unwrap()
 }
 
-fn norm(parameters: &[Parameter]) -> LayerNorm {
-    LayerNorm::from_parameters(parameters[0].clone(), parameters[1].clone(), 1e-12)
+fn norm(parameters: &[Tensor]) -> LayerNorm {
+    LayerNorm::new(parameters[0].clone(), parameters[1].clone(), 1e-12)
 }
 
 /// Drops a third of `rows`, dealt out to three sequences.
@@ -202,13 +200,13 @@ fn small_operators() {
         });
         compare("dropout", &x, &[], |x, _, kernels| {
             let dropout = dropout(Place::AttentionOutput(1), &[0, rows as u32]);
-            Ok(vec![drop_elements(&x[0], dropout, kernels)?])
+            Ok(vec![kernels.drop_elements(&x[0], dropout)?])
         });
         compare("rectifier and tanh", &x, &[], |x, _, kernels| {
-            Ok(vec![rectify(&x[0], kernels)?, tanh(&x[0], kernels)?])
+            Ok(vec![kernels.pointwise(&x[0], Pointwise::Relu)?, kernels.pointwise(&x[0], Pointwise::Tanh)?])
         });
         let selected: Vec<u32> = (0..rows as u32).step_by(3).collect();
-        compare("selection", &x, &[], |x, _, kernels| Ok(vec![select_rows(&x[0], &selected, kernels)?]));
+        compare("selection", &x, &[], |x, _, kernels| Ok(vec![kernels.select_rows(&x[0], &selected)?]));
     }
 }
 
@@ -260,18 +258,11 @@ fn embeddings() {
         let tables = [random(1, &[50, dim]), random(2, &[30, dim]), random(3, &[2, dim])];
         let parameters = [&tables[..], &[random(4, &[dim]), random(5, &[dim])]].concat();
         compare(&format!("embeddings of {dim}"), &[], &parameters, |_, parameters, kernels| {
-            let gradient = |i: usize| parameters[i].gradient.clone();
-            let gradients = gradient(0).zip(gradient(1)).map(|(words, positions)| TableGradients {
-                words,
-                positions,
-                token_types: gradient(2),
-            });
             let embeddings = Embeddings {
-                words: parameters[0].tensor.clone(),
-                positions: parameters[1].tensor.clone(),
-                token_types: Some(parameters[2].tensor.clone()),
+                words: parameters[0].clone(),
+                positions: parameters[1].clone(),
+                token_types: Some(parameters[2].clone()),
                 norm: norm(&parameters[3..]),
-                gradients,
             };
             Ok(vec![embeddings.forward(&ids, &positions, &types, kernels)?])
         });
@@ -282,7 +273,9 @@ fn embeddings() {
 fn an_operator_that_does_not_record_itself_is_an_error() {
     let Some(fast) = fused() else { return };
     let kernels = Kernels::Training(fast);
-    let (result, tape) = Tape::record(|| rectify(&random(1, &[2, 3]), kernels)?.affine(2.0, 1.0)).unwrap();
+    let (result, tape) =
+        Tape::record(Arc::default(), || kernels.pointwise(&random(1, &[2, 3]), Pointwise::Relu)?.affine(2.0, 1.0))
+            .unwrap();
     let error = tape.backward([(result.id(), vec![1.0; 6])]).unwrap_err().to_string();
     assert!(error.contains("the gradient does not reach `elementwise`"), "{error}");
 }
