@@ -64,7 +64,6 @@ impl Contract {
 ///
 /// # Errors
 /// Always.
-#[expect(clippy::unused_async, reason = "as it is with the feature")]
 pub async fn session_of(_: &Address, _: usize, _: Arc<Models>) -> Result<SessionContext, ClusterError> {
     Err(ClusterError::Unavailable { what: "--cluster" })
 }
@@ -83,7 +82,6 @@ pub fn starved(_: &SessionContext) -> std::future::Pending<ClusterError> {
 ///
 /// # Errors
 /// Always.
-#[expect(clippy::unused_async, reason = "as it is with the feature")]
 pub async fn look(_: &Address) -> Result<Vec<Seen>, ClusterError> {
     Err(ClusterError::Unavailable { what: "--cluster" })
 }
@@ -92,7 +90,6 @@ pub async fn look(_: &Address) -> Result<Vec<Seen>, ClusterError> {
 ///
 /// # Errors
 /// Always.
-#[expect(clippy::unused_async, reason = "as it is with the feature")]
 pub async fn schedule(_: SchedulerOptions) -> Result<(), ClusterError> {
     Err(ClusterError::Unavailable { what: "couplet scheduler" })
 }
@@ -101,7 +98,6 @@ pub async fn schedule(_: SchedulerOptions) -> Result<(), ClusterError> {
 ///
 /// # Errors
 /// Always.
-#[expect(clippy::unused_async, reason = "as it is with the feature")]
 pub async fn execute(_: ExecutorOptions, _: impl Future<Output = ()>) -> Result<(), ClusterError> {
     Err(ClusterError::Unavailable { what: "couplet executor" })
 }
