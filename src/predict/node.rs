@@ -126,13 +126,13 @@ impl UserDefinedLogicalNodeCore for Predict {
     }
 }
 
-/// Returns the calls of a [`Predict`] node with the names of their output columns; none for other nodes.
+/// Returns the calls of a `Predict` node with the names of their output columns; none for other nodes.
 #[must_use]
 pub fn calls_of_node(node: &Extension) -> Option<&[(Expr, String)]> {
     Some(&node.node.as_any().downcast_ref::<Predict>()?.calls)
 }
 
-/// Creates a [`Predict`] node over an input.
+/// Creates a `Predict` node over an input.
 ///
 /// # Errors
 /// Calls whose types the input does not give.

@@ -50,7 +50,7 @@ pub(super) trait Backend {
         lin[1].forward_add_norm(&lin[0].forward_activated(x, f)?, x, norm)
     }
 
-    /// See [`super::attention()`].
+    /// See [`attention`](crate::ops::attention::attention).
     fn attention(&self, of: &Attention, dropout: Option<Dropout>) -> Result<Tensor> {
         reference::attention(of, dropout.as_ref())
     }

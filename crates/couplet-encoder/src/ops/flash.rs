@@ -16,7 +16,7 @@ pub(super) fn suits(query: &Tensor, heads: usize) -> bool {
         && head_dim <= MAX_HEAD_DIM
 }
 
-/// See [`super::attention()`] for the shapes.
+/// See [`attention`](crate::ops::attention::attention) for the shapes.
 pub(super) fn attention(of: &Attention) -> Result<Tensor> {
     let Attention { query, key, value, cu_queries, cu_keys, heads } = *of;
     let (rows, dim) = query.dims2()?;

@@ -29,7 +29,7 @@ struct Scratch {
     slopes: Vec<f32>,
 }
 
-/// Queries `[Tq, D]`, keys and values `[T, D]` of sequences, as for [`super::attention()`].
+/// Queries `[Tq, D]`, keys and values `[T, D]` of sequences, as for [`attention`](crate::ops::attention::attention).
 #[derive(Clone, Copy)]
 pub(super) struct Sequences<'a> {
     pub(super) query: &'a [f32],
