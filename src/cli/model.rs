@@ -43,6 +43,11 @@ hidden states stay the same, which is checked before anything is written.")]
     Import(Import),
 }
 
+/// The `model_type` of each family.
+fn families() -> PossibleValuesParser {
+    PossibleValuesParser::new(Family::ALL.map(|family| family.model_type))
+}
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Import {
     /// The encoder, BERT or DistilBERT, with or without a head: a folder, local or in a bucket, or on a hub (hf://…)
@@ -50,7 +55,7 @@ pub(super) struct Import {
     /// The folder to write; it appears only when it is complete
     target: PathBuf,
     /// The architecture to write (default: that of the encoder)
-    #[arg(long = "as", value_name = "ARCHITECTURE", value_parser = PossibleValuesParser::new(Family::ALL.map(|family| family.model_type)))]
+    #[arg(long = "as", value_name = "ARCHITECTURE", value_parser = families())]
     form: Option<String>,
     /// Replace TARGET if it exists
     #[arg(long)]

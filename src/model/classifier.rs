@@ -1,13 +1,14 @@
 //! The seam of all encoders: a packed batch to logits.
 //!
-//! Whoever scores sees [`SequenceClassifier`] only, through [`super::Model`]; families, kernels and devices are behind it.
+//! The scorer sees only [`SequenceClassifier`], through [`super::Model`]; families, kernels and devices are behind it.
 //!
 //! - **A family of BERT's arithmetic** is a static in [`super::family`] and no code; see there.
 //! - **A family of other arithmetic** is an encoder of its own beside [`super::encoder`], made of the operators of
-//!   [`crate::ops`], with its names and sizes in [`super::Family`]; [`load`] chooses it by the family. To be trained, it
-//!   offers what `train::Network` calls: `forward_first`, and `forward_at` with dropout.
-//! - **A backend** is an implementation of the operators and touches nothing here: see the module `backend` of the crate
-//!   couplet-encoder. A runtime that takes whole batches instead implements [`SequenceClassifier`] itself.
+//!   [`crate::ops`], with its names and sizes in [`super::Family`]; [`load`] is where it is chosen. Three places beside
+//!   it name the encoder: `train::Network` (which calls `forward_first`, and `forward_at` with dropout), `Described` for
+//!   a folder without a head, and `model/import.rs`.
+//! - **A backend** is an implementation of the operators: see the module `backend` of the crate couplet-encoder. A
+//!   runtime that takes whole batches instead implements [`SequenceClassifier`] itself.
 
 use std::fmt;
 

@@ -1,8 +1,9 @@
 //! The families of encoders, as data: everything in which one differs from another.
 //!
 //! To add a family whose blocks compute what BERT's do (post-layer-norm, absolute positions), write another static
-//! here and list it in [`Family::ALL`]; nothing matches on a family by name. What these two do not need is a new field,
-//! with one place that reads it:
+//! here and list it in [`Family::ALL`]. A family is known by name only where a BERT is folded into a DistilBERT
+//! (`model/import.rs`) and where a tokenizer is copied. What these two do not need is a new field, with one place that
+//! reads it:
 //!
 //! - `RoBERTa` numbers positions from 2: an offset, by which `Encoder::load` skips rows of the table of positions.
 //! - ELECTRA widens narrow embeddings: the name of a layer, which `Encoder::load` puts behind the embeddings.
@@ -223,7 +224,7 @@ impl PartialEq for Family {
 }
 
 impl BlockNames {
-    /// The names of a block's layers and normalisations, with the shape of each weight; in every family the same order.
+    /// The names of a block's layers and normalizations, with the shape of each weight; in every family the same order.
     pub(crate) fn shapes(&self, config: &ModelConfig) -> [(&'static str, Vec<usize>); 8] {
         let (dim, hidden) = (config.dim, config.hidden_dim);
         [

@@ -39,6 +39,7 @@ pub struct Trainer {
     pub(super) objective: Objective,
     pub(super) options: Options,
     pub(super) kernels: Kernels,
+    /// Reads the variables of `weights`, which are updated in place.
     network: Network,
     pub(super) weights: Weights,
     pub(super) gradients: Gradients,
@@ -112,6 +113,8 @@ impl Trainer {
     ) -> Result<Self, TrainError> {
         check(&options, &objective)?;
         options.dropout.get_or_insert(config.dropout);
+        // The network of all steps reads the variables themselves: a copy in another type would keep their first values.
+        let kernels = kernels.with_f32();
         let tied = objective == Objective::MaskedWords;
         let (seed, deviation) = (options.seed, config.initializer_range);
         let initial = Initial { checkpoint, device, seed, deviation, tied, weights: Mutex::default() };

@@ -1,16 +1,16 @@
 //! One dispatch for all implementations of the operators.
 //!
-//! [`Kernels`] says which one runs, and is chosen once, when weights are loaded; [`Kernels::backend`] is the only place
-//! that tells them apart. The default methods of [`Backend`] are composed of candle's operators, which run on any device
-//! in any type and have gradients.
+//! [`Kernels`] says which one runs, and is chosen once, when weights are loaded; the operators tell them apart only in
+//! [`Kernels::backend`]. The default methods of [`Backend`] are composed of candle's operators, which run on any
+//! device in any type and have gradients.
 //!
 //! To add a backend, such as fused kernels for a GPU:
 //!
-//! 1. implement [`Backend`] for a `Copy` struct in a module beside [`super::fast`], overriding the methods that it fuses;
-//! 2. give it a variant of [`Kernels`], a line in [`Kernels::backend`], and a device or a precision in
-//!    [`Kernels::for_device`] or [`Kernels::with_precision`];
-//! 3. if it learns, record the backward pass of what it overrides on the [`super::Tape`], as [`super::training`] does;
-//!    without that, candle goes backwards through the default methods;
+//! 1. implement [`Backend`] for a `Copy` struct in a module beside [`super::fast`], overriding what it fuses;
+//! 2. give it a variant of [`Kernels`], a line in [`Kernels::backend`] and in [`Kernels::with_f32`], and a device or a
+//!    precision in [`Kernels::for_device`] or [`Kernels::with_precision`];
+//! 3. say in `Trainer::learn` of couplet who computes its gradients: the [`super::Tape`], if it records the backward
+//!    pass of what it overrides as [`super::training`] does, or candle, through the default methods;
 //! 4. add it to the lists of kernels in `tests/it/ops.rs` and `tests/it/parity.rs`.
 
 use candle_core::{DType, Device, Result, Tensor};

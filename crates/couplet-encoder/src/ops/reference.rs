@@ -61,8 +61,8 @@ fn softmax(x: &Tensor) -> Result<Tensor> {
     exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?.to_dtype(dtype)
 }
 
-/// Attention over packed rows by way of a padded batch: see [`attention`](crate::ops::attention::attention) for the shapes. Of the probabilities
-/// of each query, those that `dropout` says are dropped.
+/// Attention over packed rows by way of a padded batch: see [`attention`](crate::ops::attention::attention) for the
+/// shapes. Of the probabilities of each query, those that `dropout` says are dropped.
 pub(super) fn attention(of: &Attention, dropout: Option<&Dropout>) -> Result<Tensor> {
     let Attention { query, key, value, cu_queries, cu_keys, heads } = *of;
     let device = query.device();

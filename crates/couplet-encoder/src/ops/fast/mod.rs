@@ -19,15 +19,17 @@ use std::cell::RefCell;
 
 use pulp::{NullaryFnOnce, Simd};
 
-pub(super) use attention::{AttendFirst, Attention, FirstTokens};
+pub(super) use attention::{AttendFirst, FirstTokens};
 pub use backend::FastKernels;
 pub(super) use backend::embed;
 pub(super) use dot::Int16Kernel;
-pub(super) use embed::Embed;
-pub(super) use linear::{AddNorm, Epilogue, FeedForward, Layer, Linear};
+pub(super) use linear::Layer;
 pub(super) use products::Products;
 
+use attention::Attention;
+use embed::Embed;
 use gemm::Panels;
+use linear::{AddNorm, Epilogue, FeedForward, Linear};
 use quantize::Int16Rows;
 
 thread_local! {
