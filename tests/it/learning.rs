@@ -286,7 +286,7 @@ fn a_temperature_at_its_bound_gives_a_warning() {
     let validation = "validation = \"SELECT id, text, label FROM gold WHERE id = 1\"\ncalibrate = true";
     let job = Learning::on_rows(forty_rows(row), validation);
     let said = stderr_of(&mut job.couplet(&["-q"]), 0);
-    assert!(said.contains("WARN") && said.contains("the temperature ") && said.contains(" that is allowed"), "{said}");
+    assert!(said.contains("WARN") && said.contains("the temperature ") && said.contains(" allowed, as "), "{said}");
     let bound = job.training()["calibration"]["temperature_bound"].as_str().unwrap().to_owned();
     let card = stdout_of(couplet().current_dir(job.0.path()).args(["model", "show", "model"]));
     assert!(card.contains(&format!("(not reliable: at its bound, {bound})")), "{card}");
