@@ -7,8 +7,7 @@ use datafusion::prelude::SessionContext;
 use thiserror::Error;
 
 use crate::cluster::ClusterError;
-use crate::config::PREDICTIONS;
-use crate::config::{ConfigErrors, Pipeline, Query};
+use crate::config::{ConfigErrors, PREDICTIONS, Pipeline, Query};
 use crate::delta::{DeltaError, Trouble};
 use crate::files::NOT_DURABLE;
 use crate::lock::LockError;
@@ -19,9 +18,8 @@ use crate::sink::runs::RunsError;
 use crate::source::SourceError;
 use crate::sql_error;
 use crate::store::StoreError;
-use crate::tables::TableError;
-use crate::tables::broken_in;
 use crate::tables::diagnose::Broken;
+use crate::tables::{TableError, broken_in};
 use crate::train::training_loop::JobError;
 
 /// The states of a table after a failed write, for messages.

@@ -14,8 +14,7 @@ use datafusion::sql::parser::{DFParserBuilder, Statement};
 use futures::StreamExt;
 
 use crate::cluster;
-use crate::config::PREDICTIONS;
-use crate::config::{Errors, Location, Pipeline, Sink, SinkFormat, SinkMode, Table, TableFormat};
+use crate::config::{Errors, Location, PREDICTIONS, Pipeline, Sink, SinkFormat, SinkMode, Table, TableFormat};
 use crate::delta;
 use crate::error::Error;
 use crate::from_first;

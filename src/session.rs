@@ -18,8 +18,7 @@ use url::Url;
 
 use crate::bounded_functions;
 use crate::config::Table;
-use crate::files;
-use crate::files::{TEMPORARY, hold, remove_remains};
+use crate::files::{self, TEMPORARY, hold, remove_remains};
 use crate::literals::ExactLiterals;
 use crate::objects::DurableLocal;
 use crate::predict::{self, Models};

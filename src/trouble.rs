@@ -1,19 +1,18 @@
-//! The kinds of errors that places give, and errors in words for people.
+//! Kinds of errors of disks and servers, with explanations for the user.
 
 use std::fmt;
 use std::io;
 
-/// What kind of trouble a place gives.
+/// The kind of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
     /// There is no such object, or no such bucket.
     Missing,
-    /// The server knows who asks, or does not, and refuses.
+    /// The server denies access.
     Refused,
     /// The settings in the environment are invalid.
     Settings,
-    /// The server cannot be reached, does not answer as it should even when asked again, or no longer accepts credentials
-    /// that it has accepted before.
+    /// The server cannot be reached, fails even after retries, or no longer accepts credentials that it accepted before.
     Unreachable,
     /// Anything else.
     Other,
@@ -36,9 +35,9 @@ impl Trouble {
 /// An error of a store, explained for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explained {
-    /// What went wrong, and how to mend it.
+    /// The problem, and how to fix it.
     pub problem: String,
-    /// What kind of trouble it is.
+    /// The kind of problem.
     pub trouble: Trouble,
 }
 

@@ -108,30 +108,30 @@ impl FromStr for Address {
 pub struct Scored {
     /// The keys of its texts.
     pub keys: ArrayRef,
-    /// What became of them, in the same order.
+    /// A prediction or a rejection per text, in the same order.
     pub outcomes: Vec<Result<Prediction, Rejection>>,
     /// The name of the executor that scored them.
     pub executor: String,
-    /// How long it took, from being sent to being fetched.
+    /// The time from sending the task to fetching its result.
     pub took: Duration,
 }
 
-/// What a client is to have scored.
+/// The texts to score, and how.
 #[derive(Debug)]
 pub struct Work {
     /// The model and how to run it.
     pub contract: Contract,
     /// The folder for the texts, which executors reach under the same name.
     pub folder: StoreFolder,
-    /// How many texts there are.
+    /// The number of texts.
     pub texts: u64,
-    /// How many tokens they have, as far as a sample tells.
+    /// The number of their tokens, estimated from a sample.
     pub tokens: u64,
-    /// Tokens to a byte of text, by the same sample.
+    /// Tokens per byte of text, by the same sample.
     pub tokens_per_byte: f64,
-    /// Tokens of a text at most.
+    /// The maximum number of tokens of a text.
     pub max_length: usize,
-    /// Tokens of a task at most.
+    /// The maximum number of tokens of a task.
     pub task_tokens: u64,
 }
 
@@ -142,32 +142,32 @@ pub struct SchedulerOptions {
     pub bind: String,
     /// The port.
     pub port: u16,
-    /// After how many seconds without a word an executor is taken for dead, and its tasks are handed out again.
+    /// The seconds without a heartbeat after which an executor counts as lost and its tasks are sent again.
     pub executor_timeout: u64,
 }
 
 /// The options of an executor.
 #[derive(Debug, Clone)]
 pub struct ExecutorOptions {
-    /// Where the scheduler is.
+    /// The address of the scheduler.
     pub scheduler: Address,
-    /// The address on which results are given out.
+    /// The address on which results are served.
     pub bind: String,
-    /// The host that others reach it by, where that is another one.
+    /// The host name for other machines, if it differs.
     pub advertise: Option<String>,
-    /// The port on which results are given out; 0 for one that is free.
+    /// The port on which results are served; 0 for any free port.
     pub port: u16,
     /// The port for health and metrics; none disables that server.
     pub http_port: Option<u16>,
-    /// What the executor is called in records and errors.
+    /// The name of the executor in records and errors.
     pub name: String,
     /// The number of concurrent tasks. They share the inference threads: while one is scored, another reads.
     pub slots: usize,
-    /// Inference threads.
+    /// The number of inference threads.
     pub threads: Option<usize>,
-    /// Where the encoder runs.
+    /// The device of the encoder.
     pub device: DeviceSetting,
-    /// The memory of joins and sorts of queries, in bytes.
+    /// The memory limit of joins and sorts, in bytes.
     pub memory: u64,
     /// The folder for results that are not fetched yet. They are in a subfolder that is removed when the executor ends.
     pub work: PathBuf,
@@ -184,7 +184,7 @@ pub struct Seen {
     pub slots: u64,
 }
 
-/// Why a cluster could not do what it was asked for.
+/// An error of a cluster.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// This couplet was built without the feature `cluster`.

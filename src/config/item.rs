@@ -11,8 +11,7 @@ use super::pipeline::{LocalPath, Location, Sql};
 use super::problem::position;
 use super::reader::{Keys, Read, Reader, Reported, join, listed};
 use super::variables::{Placeholder, placeholders, substitute};
-use crate::place::Problem;
-use crate::place::{resolve, resolve_local, resolve_model};
+use crate::place::{Problem, resolve, resolve_local, resolve_model};
 
 /// A named value of a key: its name in the file and its meaning, or `None` if it is not supported yet.
 pub(super) type Choice<T> = (&'static str, Option<T>);

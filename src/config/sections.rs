@@ -13,8 +13,7 @@ use super::pipeline::{
 use super::reader::{Keys, Read};
 use super::separate;
 use super::tables::tables;
-use crate::place::Problem;
-use crate::place::{Place, is_glob};
+use crate::place::{Place, Problem, is_glob};
 use crate::scorer::DeviceSetting;
 
 pub(super) const PRECISIONS: [Choice<Precision>; 5] = [

@@ -5,8 +5,7 @@ use super::item::Item;
 use super::pipeline::{Location, Pipeline};
 use super::reader::{Keys, Read};
 use super::stages::Start;
-use crate::place::Problem;
-use crate::place::{Lies, Place};
+use crate::place::{Lies, Place, Problem};
 
 /// The use of a location.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

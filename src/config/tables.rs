@@ -10,8 +10,7 @@ use super::item::{Choice, Item};
 use super::pipeline::{ColumnType, ColumnTypes, CsvOptions, Location, Table, TableFormat};
 use super::reader::{Keys, Read, Reader, join};
 use super::syntax::Syntax;
-use crate::place::Problem;
-use crate::place::{Place, resolve};
+use crate::place::{Place, Problem, resolve};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {

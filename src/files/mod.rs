@@ -1,5 +1,5 @@
 //! Local files: opens regular files only, reads texts up to a limit, suggests names for files that do not exist, and
-//! shortens paths for messages.
+//! shortens paths for messages. Submodules replace files and folders atomically.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};

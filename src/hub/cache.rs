@@ -11,10 +11,8 @@ use hf_hub::{CacheRepo, Repo, RepoType};
 
 use super::CALIBRATION_FILE;
 use super::settings::Settings;
-use crate::files::TEMPORARY;
-use crate::files::{self, MAX_JSON, MAX_TEXT};
-use crate::hub::ModelFolder;
-use crate::hub::Needed;
+use crate::files::{self, MAX_JSON, MAX_TEXT, TEMPORARY};
+use crate::hub::{ModelFolder, Needed};
 use crate::place::HubModel;
 
 /// The reason for which a cached model may be incomplete.

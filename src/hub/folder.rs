@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use object_store::{ObjectMeta, ObjectStoreExt};
 
 use super::Needed;
-use crate::files;
-use crate::files::{AtomicFolder, FolderKind};
+use crate::files::{self, AtomicFolder, FolderKind};
 use crate::hub;
 use crate::objects::{Objects, ObjectsError, Trouble, download};
 use crate::place::Place;

@@ -1,4 +1,4 @@
-//! Which files of a folder a model is loaded from: what must be fetched where the folder is elsewhere.
+//! The files of a model folder that loading needs.
 
 use std::collections::BTreeSet;
 
@@ -25,13 +25,13 @@ const SMALL: [&str; 8] = [
     CALIBRATION_FILE,
 ];
 
-/// What the names of indices end with.
+/// The suffix of index files.
 const INDEX: &str = ".index.json";
 
-/// Weights, in the order in which they are looked for: the first that is there is loaded.
+/// Files of weights in the order of preference.
 const WEIGHTS: [&str; 4] = ["model.safetensors.index.json", SAFETENSORS, "pytorch_model.bin.index.json", PICKLE];
 
-/// Whether a file of a model holds weights, by its name.
+/// Returns true if a file holds weights, by its name.
 pub(crate) fn is_weights(name: &str) -> bool {
     !SMALL.contains(&name) && !name.ends_with(INDEX)
 }

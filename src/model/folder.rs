@@ -9,8 +9,7 @@ use super::calibration::CALIBRATION_FILE;
 use super::card;
 use super::files::ModelFiles;
 use super::outputs::SENTENCE_TRANSFORMERS;
-use crate::files;
-use crate::files::FolderKind;
+use crate::files::{self, FolderKind};
 
 /// The file name of the training chart.
 pub(crate) const CHART: &str = "training.svg";

@@ -26,8 +26,7 @@ use super::folder::{MODEL_FOLDER, clear_head, copy_tokenizer, write_json};
 use super::source::Loader;
 use super::weights_file::{self, Entry};
 use crate::backtrace::message;
-use crate::files;
-use crate::files::AtomicFolder;
+use crate::files::{self, AtomicFolder};
 
 /// What was imported.
 #[derive(Debug, Clone, PartialEq)]

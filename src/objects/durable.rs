@@ -22,8 +22,7 @@ use thiserror::Error as ThisError;
 use uuid::Uuid;
 
 use super::cause_in;
-use crate::files;
-use crate::files::NOT_DURABLE;
+use crate::files::{self, NOT_DURABLE};
 
 /// The start of the error message for a disk that cannot create a file only if it does not exist.
 pub(crate) const NO_LINKS: &str = "its file system has no hard links";

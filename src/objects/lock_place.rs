@@ -8,7 +8,7 @@ use object_store::path::Path;
 
 use crate::trouble::{Explained, said};
 
-/// Where a store is.
+/// The location of a store.
 #[derive(Debug, Clone)]
 pub enum LockPlace {
     /// A local or mounted folder.
@@ -19,9 +19,9 @@ pub enum LockPlace {
         store: Arc<dyn ObjectStore>,
         /// The prefix within the bucket.
         root: Path,
-        /// What messages call it: its URL without anything secret.
+        /// The name in messages: the URL without secrets.
         name: String,
-        /// Says what an error of the server means.
+        /// Explains errors of the server.
         explain: Explain,
     },
 }
@@ -36,7 +36,7 @@ impl std::fmt::Display for LockPlace {
 }
 
 impl LockPlace {
-    /// What an error of the store means, and how to mend it.
+    /// Explains an error of the store and how to fix it.
     pub(crate) fn explain(&self, error: &object_store::Error) -> Explained {
         match self {
             Self::Folder(_) => said(error).into(),

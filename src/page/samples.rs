@@ -8,8 +8,7 @@ use serde::Serialize;
 
 use super::judged::is_regression;
 use super::table::{Output, quoted};
-use crate::config::PREDICTIONS;
-use crate::config::Scoring;
+use crate::config::{PREDICTIONS, Scoring};
 use crate::dates::value_texts;
 use crate::error::Error;
 use crate::store::RunRecord;

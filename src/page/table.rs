@@ -7,8 +7,7 @@ use arrow::datatypes::SchemaRef;
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
 
-use crate::config::PREDICTIONS;
-use crate::config::{Location, Pipeline, Scoring, SinkFormat, Table, TableFormat};
+use crate::config::{Location, PREDICTIONS, Pipeline, Scoring, SinkFormat, Table, TableFormat};
 use crate::error::Error;
 use crate::objects::Objects;
 use crate::predict::Models;

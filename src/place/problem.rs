@@ -21,7 +21,7 @@ pub struct Problem {
     pub allowed: Option<String>,
     /// A suggested fix.
     pub help: Option<String>,
-    /// Whether the line of the file must not be shown.
+    /// True if the line of the file must not be shown.
     pub(crate) confidential: bool,
 }
 
@@ -44,7 +44,7 @@ impl Problem {
         self
     }
 
-    /// Shows what of a stranger's file a terminal would act on.
+    /// Escapes control characters of the file for terminals.
     pub(crate) fn make_printable(&mut self) {
         let texts = [Some(&mut self.message), Some(&mut self.label), self.allowed.as_mut(), self.help.as_mut()];
         let related = self.related.iter_mut().map(|(_, label)| label);
@@ -61,8 +61,8 @@ impl Problem {
 
     /// Returns the message and the fix in one line, for values that are not in a file.
     pub(crate) fn into_line(self) -> String {
-        let mend = self.help.or_else(|| self.allowed.map(|allowed| format!("allowed: {allowed}")));
-        mend.map_or(self.message.clone(), |mend| format!("{}; {mend}", self.message))
+        let fix = self.help.or_else(|| self.allowed.map(|allowed| format!("allowed: {allowed}")));
+        fix.map_or(self.message.clone(), |fix| format!("{}; {fix}", self.message))
     }
 
     pub(crate) fn related(mut self, span: Range<usize>, label: impl Into<String>) -> Self {

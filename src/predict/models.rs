@@ -8,8 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
-use crate::place;
-use crate::place::Place;
+use crate::place::{self, Place};
 use crate::scorer::{Counts, Pool, Precision, PrecisionSetting, Scorer, ScorerError, ScorerOptions};
 
 /// The precision setting that lets each process choose the precision.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use arrow::error::ArrowError;
 use datafusion::common::DataFusionError;
+use deltalake_core::DeltaTableError;
 use parquet::errors::ParquetError;
 
 use super::checked::{Check, Checked, Published, Refusal, output_schema, refusal};
@@ -203,13 +204,9 @@ impl Run<'_> {
 /// True if a Parquet file could not be read, according to an error or one of its sources.
 fn is_parquet(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| error.source()).any(|error| {
-        let root = error.downcast_ref::<DataFusionError>().map(DataFusionError::find_root);
-        let arrow = match root {
-            Some(DataFusionError::ArrowError(error, _)) => Some(&**error),
-            _ => error.downcast_ref::<ArrowError>(),
-        };
-        matches!(root, Some(DataFusionError::ParquetError(_)))
-            || matches!(arrow, Some(ArrowError::ParquetError(_)))
+        // deltalake keeps only the text of a shared error, such as one of a join's build side.
+        matches!(error.downcast_ref(), Some(DeltaTableError::Generic(text)) if text.contains("Parquet"))
+            || matches!(error.downcast_ref(), Some(ArrowError::ParquetError(_)))
             || error.is::<ParquetError>()
     })
 }

@@ -42,10 +42,10 @@ use crate::progress::{Progress, Style};
 use crate::report::{Appended, Report, Rows};
 use crate::scorer::{Prediction, Rejection, Scorer};
 use crate::session::{self, Resources};
+use crate::sink::Misfit;
 use crate::source::Source;
 use crate::store::{self, RunRecord, ScoreStore, model_class};
-use crate::tables;
-use crate::tables::SourceFile;
+use crate::tables::{self, SourceFile};
 use crate::words::grouped;
 
 /// Windows scored concurrently: while the last batches of one run, the next is tokenized.
@@ -202,7 +202,17 @@ impl Run<'_> {
         record.rows_rejected = Some(staged.rejected().iter().sum());
         record.rejected = rejected::kinds(staged.rejected());
         rejected::check(self.scoring, &staged).await?;
-        self.check_fit(&staged, &sinks).await?;
+        let fits = tokio::select! {
+            biased;
+            () = &mut *stop => Err(interrupted(self.scoring, "before the first row was scored", None)),
+            fits = self.check_fit(&staged, &sinks) => fits,
+        };
+        if let Err(error) = fits {
+            for sink in sinks {
+                sink.give_up().await;
+            }
+            return Err(error);
+        }
         self.record_model(record, &scorer);
         crash::point("read");
 
@@ -298,9 +308,13 @@ impl Run<'_> {
     async fn check_fit(&self, staged: &StagedRows, sinks: &[Sink]) -> Result<(), Error> {
         for sink in sinks {
             let Some(table) = sink.table_schema() else { continue };
-            staged.check_fit(table, (sinks.len() > 1).then_some(sink.kind())).await.map_err(|e| {
-                let place = readable_place(&sink.kind().place(self.scoring));
-                Error::sql(format!("{}: the rows for {place}", self.pipeline.path.display()), &e, None)
+            let fits = staged.check_fit(table, (sinks.len() > 1).then_some(sink.kind())).await;
+            fits.map_err(|e| match e.find_root() {
+                DataFusionError::External(cause) if cause.is::<Misfit>() => {
+                    let place = readable_place(&sink.kind().place(self.scoring));
+                    Error::sql(format!("{}: the rows for {place}", self.pipeline.path.display()), &e, None)
+                }
+                _ => self.staging_failed(&e),
             })?;
         }
         Ok(())

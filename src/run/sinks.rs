@@ -276,7 +276,7 @@ impl Sink {
         }
     }
 
-    /// The columns of the existing table, for sinks that cast rows to its types.
+    /// The columns of the table after this run, for sinks that cast rows to its types.
     pub(super) fn table_schema(&self) -> Option<&SchemaRef> {
         match &self.to {
             To::Delta { sink, .. } => Some(sink.schema()),

@@ -203,7 +203,8 @@ impl StagedRows {
         Ok(rows.iter().map(in_words).collect::<Result<Vec<_>, _>>()?.concat())
     }
 
-    /// Checks that the rows of a sink fit its table. `which` selects the rows of the sink; `None` selects all.
+    /// Checks that the rows of a sink fit its table. `which` selects the rows of the sink; `None` selects all. Rows that
+    /// the tokenizer rejects count as predictions, as they are not known yet.
     ///
     /// # Errors
     /// The first value that the table cannot hold; a file that cannot be read.

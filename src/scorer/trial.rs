@@ -1,8 +1,7 @@
-//! How long texts are and how quickly batches of them run, tried out before anything is scored.
+//! Trial scoring: the lengths of texts and the speed of their batches, measured before anything is scored.
 //!
-//! A plan says how long a night will take, and a run says early how long it itself will. Both tokenize some of the texts
-//! that are to be scored; a plan then runs some of the very batches that a window of them is cut into, on all threads,
-//! for a given time. Nothing is remembered of either, and the scorer's counters do not move.
+//! A plan, and a run on a cluster, tokenize some of the texts. A plan then runs some of the batches that a window of them
+//! is cut into, on all threads, for a given time. Nothing is cached, and the scorer's counters do not move.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -8,8 +8,9 @@ use thiserror::Error;
 use crate::delta::DeltaError;
 use crate::lock::LockError;
 use crate::objects::ObjectsError;
+use crate::sql_error;
 
-/// Why a store cannot be opened, read or written.
+/// An error of opening, reading or writing a store.
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// The folder cannot be used as a store.
@@ -38,7 +39,7 @@ pub enum StoreError {
         error: io::Error,
     },
     /// A table of the store cannot be read.
-    #[error("{origin}: {error}")]
+    #[error("{origin}: {}", sql_error::explain(error, None, None))]
     Sql {
         /// The table.
         origin: String,

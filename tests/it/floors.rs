@@ -74,6 +74,7 @@ fn expand<'c>(prefix: &str, code: &'c str, paths: &mut Vec<String>) -> &'c str {
     let mut rest = group.trim_start();
     while !rest.is_empty() && !rest.starts_with('}') {
         rest = expand(prefix, rest, paths).trim_start();
+        rest = rest.strip_prefix('*').unwrap_or(rest).trim_start();
         // A name in a group may have another one here.
         if let Some(alias) = rest.strip_prefix("as ") {
             rest = alias.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_').trim_start();
@@ -147,7 +148,8 @@ fn files_of_a_module_form_small_circles() {
     }
 }
 
-/// The modules whose files a file imports from, other than those that it only declares.
+/// The modules that a file names with `crate::` or `super::`. Its own submodules, which it names without either, are left
+/// out.
 fn arrows_of(path: &Path, modules: &BTreeSet<String>) -> (String, BTreeSet<String>) {
     let (module, code) = (module_of(path), code_of(path));
     let mut named = crate_paths(&code);

@@ -5,8 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::place;
-use crate::place::Place;
+use crate::place::{self, Place};
 use crate::scorer::{DeviceSetting, Precision, PrecisionSetting, Scorer, ScorerOptions};
 
 /// The model and settings that a client requires of an executor.

@@ -149,9 +149,7 @@ impl PlannedScoring {
     pub fn scale(&self) -> f64 {
         self.all_rows.filter(|_| self.rows > 0).map_or(1.0, |all| all as f64 / self.rows as f64)
     }
-}
 
-impl PlannedScoring {
     /// Estimates the number of texts without a score, and their tokens, for all rows. `None` if the number of rows is
     /// unknown.
     #[must_use]
@@ -162,9 +160,7 @@ impl PlannedScoring {
         let texts = (self.texts as f64 * self.scale()).round() as u64;
         Some((texts, self.lengths.as_ref().map_or(0, |lengths| lengths.tokens_of(texts))))
     }
-}
 
-impl PlannedScoring {
     /// Scales durations and sizes to all rows, if only some were read and the total is known.
     pub(super) fn scale_up(&mut self) {
         let scale = self.scale();

@@ -11,8 +11,7 @@ use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMod
 use super::RunsError;
 use super::manifest::{Manifest, REMOVED, RUN_FOLDER, STARTED, SUCCESS, Started, Success, is_part};
 use super::read::{all, folders};
-use crate::files::{self, MAX_JSON};
-use crate::files::{TEMPORARY, folder_of, remove_remains};
+use crate::files::{self, MAX_JSON, TEMPORARY, folder_of, remove_remains};
 use crate::lock::{Explained, Place, put_if};
 use crate::sink::Origin;
 

@@ -41,8 +41,7 @@ use parquet::errors::ParquetError;
 use thiserror::Error;
 
 use super::{Origin, writer_options};
-use crate::files;
-use crate::files::AtomicFolder;
+use crate::files::{self, AtomicFolder};
 use crate::lock::{Explained, Place, put_if};
 
 pub use clean::{remove, remove_older};

@@ -9,12 +9,11 @@ use super::epoch_data::{Labelled, calibrated_sample, sample};
 use super::{Calibrate, Job, Promotion, Report};
 use crate::model::{CALIBRATION_FILE, CHART, ModelConfig, ModelFiles};
 use crate::train::calibration::Calibration;
-use crate::train::chart;
 use crate::train::evaluation::Evaluation;
 use crate::train::labels::{Labels, Targets};
 use crate::train::temperature::Temperature;
 use crate::train::training_loop::{Event, JobError, Learned, Publication, REPORT, Watch, base_config, remove_model};
-use crate::train::{Objective, Trainer};
+use crate::train::{Objective, Trainer, chart};
 
 /// The evaluation of a model on the validation rows.
 #[derive(Default)]

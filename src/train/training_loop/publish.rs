@@ -6,8 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::JobError;
-use crate::files::AtomicFolder;
-use crate::files::{self, MAX_JSON, MAX_TEXT};
+use crate::files::{self, AtomicFolder, MAX_JSON, MAX_TEXT};
 use crate::model::{MODEL_FOLDER, ModelFiles, clear_head, copy_tokenizer, read_json, write_json, write_weights};
 use crate::train::Trainer;
 
