@@ -35,12 +35,12 @@ pub(crate) fn fitted(rows: SendableRecordBatchStream, schema: &SchemaRef) -> Sen
 
 /// Returns the columns that may have a value that does not fit, with their fields in the table.
 pub(crate) fn narrowed(rows: &Schema, table: &Schema) -> Vec<Arc<Field>> {
-    let may_fail = |from: &DataType, to: &DataType| {
-        from != to && !from.is_null() && !(from.is_string() && to.is_string()) && !(from.is_binary() && to.is_binary())
+    let always_fits = |from: &DataType, to: &DataType| {
+        from == to || from.is_null() || from.is_string() && to.is_string() || from.is_binary() && to.is_binary()
     };
     let there = table.fields().iter().filter(|there| {
         rows.field_with_name(there.name()).is_ok_and(|field| {
-            may_fail(field.data_type(), there.data_type()) || field.is_nullable() && !there.is_nullable()
+            !always_fits(field.data_type(), there.data_type()) || field.is_nullable() && !there.is_nullable()
         })
     });
     there.cloned().collect()
