@@ -64,7 +64,7 @@ pub(crate) trait SequenceClassifier: fmt::Debug + Send + Sync {
     fn forward(&self, batch: &PackedBatch) -> Result<Tensor>;
 }
 
-/// Loads the encoder of a family under a head of so many outputs.
+/// Loads the encoder of a family with a head of `outputs` logits.
 pub(crate) fn load(loader: &Loader, outputs: usize) -> std::result::Result<Box<dyn SequenceClassifier>, LoadError> {
     let head = Head::load(loader, outputs)?;
     Ok(Box::new(EncoderWithHead { head, encoder: Encoder::load(loader)? }))

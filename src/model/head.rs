@@ -16,7 +16,7 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// Loads a head of so many outputs, which computes in f32.
+    /// Loads a head of `outputs` logits. It computes in f32.
     pub(crate) fn load(loader: &Loader, outputs: usize) -> std::result::Result<Self, LoadError> {
         let HeadNames { dense, activation, .. } = loader.config.family.head;
         let (loader, dim) = (Loader { kernels: loader.kernels.with_f32(), ..*loader }, loader.config.dim);

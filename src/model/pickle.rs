@@ -147,7 +147,7 @@ impl Shadow<'_> {
         self.stack.push(weight);
     }
 
-    /// The same, of so many bytes.
+    /// Pushes a value without members that takes `bytes` bytes.
     fn leaf(&mut self, bytes: usize) -> Option<()> {
         self.bytes(bytes)?;
         self.push(Weight::of_text(0));

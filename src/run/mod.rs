@@ -11,6 +11,7 @@ mod misclassified;
 mod outputs;
 mod pending;
 pub mod plan;
+mod prepare;
 mod publish;
 pub(crate) mod quarantine;
 mod rejected;

@@ -62,7 +62,7 @@ pub(super) struct Memo {
 }
 
 impl Memo {
-    /// Remembers predictions with so many numbers each.
+    /// Creates a memo for predictions with a given number of values each.
     pub(super) fn new(numbers: usize) -> Self {
         let most = (BYTES / (BYTES_OF_A_TEXT + size_of::<f32>() * numbers)).clamp(1024, GENERATION);
         Self { generations: Mutex::default(), most, changed: Notify::new() }
@@ -92,7 +92,7 @@ impl Memo {
         .collect()
     }
 
-    /// Wakes whoever waits for slots.
+    /// Wakes the tasks that wait for slots.
     pub(super) fn announce(&self) {
         self.changed.notify_waiters();
     }

@@ -21,7 +21,7 @@ pub(super) enum Weights {
     Plain(Tensor, Tensor),
 }
 
-/// The end of a sublayer: what becomes of a layer's output.
+/// The end of a sublayer: dropout, the residual connection and the layer norm.
 pub(super) struct AddNorm<'a> {
     pub(super) dropout: Option<Dropout>,
     pub(super) residual: &'a Tensor,

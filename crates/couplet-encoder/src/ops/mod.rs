@@ -139,7 +139,7 @@ impl LayerNorm {
         Self { weight, bias, eps }
     }
 
-    /// Whether it is of rows of so many columns.
+    /// Returns true if it normalizes rows of `dim` columns.
     fn fits(&self, dim: usize) -> bool {
         [self.weight.dims(), self.bias.dims()] == [[dim]; 2]
     }

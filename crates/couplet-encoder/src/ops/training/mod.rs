@@ -1,8 +1,8 @@
 //! The operators with gradients: the fused kernels with a backward pass, on a [`Tape`] of our own.
 //!
 //! Weights are not on the tape: an operator adds the gradients of its weights to the [`Gradient`] that the recording has
-//! for each ([`Parameters`]), so that no gradient of a whole vocabulary is made for a few tokens, and layers are the same
-//! whoever learns them.
+//! for each ([`Parameters`]), so that no gradient of a whole vocabulary is made for a few tokens, and inference
+//! and training share the same layers.
 
 mod attention;
 mod dropout;

@@ -260,7 +260,7 @@ fn values(x: &Tensor) -> Result<Vec<f32>> {
     x.flatten_all()?.to_vec1()
 }
 
-/// Rows of so many columns.
+/// A matrix of rows with `columns` values each.
 fn tensor(values: Vec<f32>, columns: usize) -> Result<Tensor> {
     let rows = values.len() / columns;
     Tensor::from_vec(values, (rows, columns), &Device::Cpu)
