@@ -19,13 +19,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use couplet_storage::files;
+use couplet_storage::place::{self, Place};
+use couplet_storage::redact::{holds_credentials, without_credentials};
 
 use crate::config::{self, Pipeline};
 use crate::error::Error;
-use crate::files;
 use crate::logging::{LogFormat, Messages, colors};
-use crate::place::{self, Place};
-use crate::redact::{holds_credentials, without_credentials};
 pub use crate::terminal::report_error;
 pub(crate) use crate::terminal::{print, print_as, print_document};
 

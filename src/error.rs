@@ -2,25 +2,26 @@
 
 use std::path::PathBuf;
 
+use couplet_cluster::ClusterError;
+use couplet_encoder::scorer::ScorerError;
+use couplet_storage::files::NOT_DURABLE;
+use couplet_storage::lock::LockError;
+use couplet_storage::objects::{ObjectsError, cause_in, explain_unplaced, without_answers};
+use couplet_tables::delta::{DeltaError, Trouble};
+use couplet_tables::sink::SinkError;
+use couplet_tables::sink::runs::RunsError;
+use couplet_tables::source::SourceError;
+use couplet_tables::sql_error;
+use couplet_tables::store::StoreError;
+use couplet_tables::tables::PREDICTIONS;
+use couplet_tables::tables::diagnose::Broken;
+use couplet_tables::tables::{TableError, broken_in};
+use couplet_train::training_loop::JobError;
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
 use thiserror::Error;
 
-use crate::cluster::ClusterError;
-use crate::config::{ConfigErrors, PREDICTIONS, Pipeline, Query};
-use crate::delta::{DeltaError, Trouble};
-use crate::files::NOT_DURABLE;
-use crate::lock::LockError;
-use crate::objects::{ObjectsError, cause_in, explain_unplaced, without_answers};
-use crate::scorer::ScorerError;
-use crate::sink::SinkError;
-use crate::sink::runs::RunsError;
-use crate::source::SourceError;
-use crate::sql_error;
-use crate::store::StoreError;
-use crate::tables::diagnose::Broken;
-use crate::tables::{TableError, broken_in};
-use crate::train::training_loop::JobError;
+use crate::config::{ConfigErrors, Pipeline, Query};
 
 /// The states of a table after a failed write, for messages.
 const AS_BEFORE: &str = "the table is as it was before";
@@ -333,7 +334,7 @@ pub(crate) fn in_file(query: &Query) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::objects;
+    use couplet_storage::objects;
 
     #[test]
     fn refusals_exit_with_2_and_transient_failures_with_1() {

@@ -7,16 +7,16 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};
 use arrow::json::{ArrayWriter, WriterBuilder};
 use chrono::{DateTime, Local, TimeZone, Utc};
+use couplet_storage::lock::{self, Seen};
+use couplet_storage::objects::{Objects, StoreFolder};
+use couplet_storage::words::{grouped, spoken};
+use couplet_tables::histogram::Drift;
+use couplet_tables::store::{self, Garbage, Outcome, RunRecord, Runs, collect_garbage, model_class};
 use datafusion::prelude::SessionContext;
 
 use crate::config::{Pipeline, Scoring};
 use crate::error::Error;
-use crate::histogram::Drift;
-use crate::lock::{self, Seen};
-use crate::objects::{Objects, StoreFolder};
 use crate::run::{model_name, models_of, pool};
-use crate::store::{self, Garbage, Outcome, RunRecord, Runs, collect_garbage, model_class};
-use crate::words::{grouped, spoken};
 
 /// The name of the table of runs in SQL.
 const RUNS: &str = "runs";

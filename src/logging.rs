@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 
 use clap::{ArgAction, Args, ValueEnum};
+use couplet_storage::redact::without_credentials;
 use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{FilterExt, FilterFn, LevelFilter, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
@@ -14,7 +15,6 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use crate::progress::Style;
-use crate::redact::without_credentials;
 
 #[cfg(feature = "otel")]
 mod traces;

@@ -6,11 +6,10 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use couplet_encoder::scorer::{Counts, Scorer};
+use couplet_storage::words::{grouped, spoken};
+use couplet_train::training_loop::Event;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
-use crate::scorer::{Counts, Scorer};
-use crate::train::training_loop::Event;
-use crate::words::{grouped, spoken};
 
 /// The interval between two updates of the bar.
 const BAR_INTERVAL: Duration = Duration::from_millis(100);

@@ -9,10 +9,10 @@
 use std::fmt::Write;
 
 use chrono::{DateTime, Utc};
+use couplet_tables::histogram::Drift;
+use couplet_tables::store::{EarlierStages, Outcome, RunRecord};
 
 use crate::frequent::most_frequent;
-use crate::histogram::Drift;
-use crate::store::{EarlierStages, Outcome, RunRecord};
 
 /// The name of the metric for the success of the run.
 const SUCCESS: &str = "couplet_run_success";

@@ -6,6 +6,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use couplet_cluster as cluster;
+use couplet_storage::objects::Objects;
+use couplet_storage::place::Place;
+use couplet_tables::delta;
+use couplet_tables::from_first;
+use couplet_tables::sink::runs;
+use couplet_tables::sql_depth;
+use couplet_tables::tables;
+use couplet_tables::tables::snapshot::{ATTEMPTS, Snapshot};
+use couplet_tables::tables::{Location, PREDICTIONS, Table, TableFormat};
 use datafusion::common::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
@@ -13,19 +23,10 @@ use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use futures::StreamExt;
 
-use crate::cluster;
-use crate::config::{Errors, Location, PREDICTIONS, Pipeline, Sink, SinkFormat, SinkMode, Table, TableFormat};
-use crate::delta;
+use crate::config::{Errors, Pipeline, Sink, SinkFormat, SinkMode};
 use crate::error::Error;
-use crate::from_first;
-use crate::objects::Objects;
 use crate::parameters::Parameters;
-use crate::place::Place;
 use crate::run::quarantine;
-use crate::sink::runs;
-use crate::sql_depth;
-use crate::tables;
-use crate::tables::snapshot::{ATTEMPTS, Snapshot};
 
 mod output;
 mod place;

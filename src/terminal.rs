@@ -3,12 +3,12 @@
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use couplet_storage::escape::{self, printable};
+use couplet_storage::redact::without_credentials;
 use serde_json::json;
 
 use crate::error::Error;
-use crate::escape::{self, printable};
 use crate::logging::{LogFormat, colors};
-use crate::redact::without_credentials;
 
 /// True once the reader of stdout has closed it.
 static NOBODY_READS: AtomicBool = AtomicBool::new(false);

@@ -4,11 +4,11 @@ use std::future::Future;
 use std::path::PathBuf;
 
 use clap::Args;
+use couplet_cluster::{Address, SCHEDULER_PORT};
+use couplet_encoder::scorer::DeviceSetting;
 
 use super::at_least;
-use crate::cluster::{Address, SCHEDULER_PORT};
 use crate::error::Error;
-use crate::scorer::DeviceSetting;
 
 /// The default port on which an executor serves results.
 const EXECUTOR_PORT: u16 = SCHEDULER_PORT + 1;
@@ -70,7 +70,7 @@ fn bytes(text: &str) -> Result<u64, String> {
 
 impl Scheduler {
     pub(super) async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
-        let options = crate::cluster::SchedulerOptions {
+        let options = couplet_cluster::SchedulerOptions {
             bind: self.bind,
             port: self.port,
             executor_timeout: self.executor_timeout,
@@ -78,7 +78,7 @@ impl Scheduler {
         tokio::select! {
             biased;
             () = stop => Ok(()),
-            ended = crate::cluster::schedule(options) => Ok(ended?),
+            ended = couplet_cluster::schedule(options) => Ok(ended?),
         }
     }
 }
@@ -87,9 +87,9 @@ impl Executor {
     pub(super) async fn execute(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let name = self.name.unwrap_or_else(|| {
             let digits = uuid::Uuid::new_v4().simple().to_string();
-            format!("{}-{}", crate::lock::host(), &digits[..6])
+            format!("{}-{}", couplet_storage::lock::host(), &digits[..6])
         });
-        let options = crate::cluster::ExecutorOptions {
+        let options = couplet_cluster::ExecutorOptions {
             scheduler: self.scheduler,
             bind: self.bind,
             advertise: self.advertise,
@@ -102,6 +102,6 @@ impl Executor {
             memory: self.memory,
             work: self.work.unwrap_or_else(std::env::temp_dir),
         };
-        Ok(crate::cluster::execute(options, stop).await?)
+        Ok(couplet_cluster::execute(options, stop).await?)
     }
 }

@@ -8,11 +8,11 @@ use clap::{Args, Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
+use couplet_storage::files;
+use couplet_tables::sql_error::nearest;
 
 use super::{Cli, print, print_document};
 use crate::error::Error;
-use crate::files;
-use crate::sql_error::nearest;
 
 #[derive(Debug, Args)]
 pub(super) struct Completions {

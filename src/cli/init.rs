@@ -4,12 +4,12 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use couplet_storage::words::counted;
 
 use super::print;
 use crate::error::Error;
 use crate::init::{self, Guess, ModelChoice, Wanted};
 use crate::logging::Messages;
-use crate::words::counted;
 
 #[derive(Debug, Args)]
 pub(super) struct Init {

@@ -4,20 +4,20 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use clap::builder::PossibleValuesParser;
+use couplet_encoder::model::card::{self, Card};
+use couplet_encoder::model::{
+    Calibration, Described, Family, ImportError, Imported, MODEL_FOLDER, Problem, ScoreActivation, import,
+};
+use couplet_encoder::scorer::ScorerError;
+use couplet_storage::escape::in_line;
+use couplet_storage::files::irreplaceable;
+use couplet_storage::hub::{ModelFolder, beside_model, model_folder};
+use couplet_storage::place::Place;
+use couplet_storage::words::grouped;
 use serde_json::json;
 
 use super::{model_place, print_as};
 use crate::error::Error;
-use crate::escape::in_line;
-use crate::files::irreplaceable;
-use crate::hub::{ModelFolder, beside_model, model_folder};
-use crate::model::card::{self, Card};
-use crate::model::{
-    Calibration, Described, Family, ImportError, Imported, MODEL_FOLDER, Problem, ScoreActivation, import,
-};
-use crate::place::Place;
-use crate::scorer::ScorerError;
-use crate::words::grouped;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ModelCommand {

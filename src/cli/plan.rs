@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use couplet_cluster::Address;
 
 use super::{Variables, at_least, print, print_as, read_pipeline};
-use crate::cluster::Address;
 use crate::error::Error;
 use crate::logging::Messages;
 use crate::run;

@@ -2,15 +2,15 @@
 
 use arrow::array::StringViewArray;
 use clap::Args;
+use couplet_encoder::model::Model;
+use couplet_encoder::scorer::{Prediction, Scorer, ScorerOptions, TextColumn, Window};
+use couplet_storage::escape::in_line;
 use serde_json::json;
 
 use super::query::read_stdin;
 use super::{model_place, print_as};
 use crate::error::Error;
-use crate::escape::in_line;
-use crate::model::Model;
 use crate::run;
-use crate::scorer::{Prediction, Scorer, ScorerOptions, TextColumn, Window};
 
 #[derive(Debug, Args)]
 pub(super) struct Predict {

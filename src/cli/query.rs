@@ -6,21 +6,22 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use clap::Args;
+use couplet_cluster::{self as cluster, Address};
+use couplet_encoder::scorer::ScorerOptions;
+use couplet_tables::predict::Models;
+use couplet_tables::session;
+use couplet_tables::tables::Table;
+use couplet_tables::tables::{self, snapshot};
 use datafusion::prelude::SessionContext;
 
 use super::{Variables, name_and_value, read, read_pipeline};
-use crate::cluster::{self, Address};
-use crate::config::{self, Table};
+use crate::config;
 use crate::error::Error;
 use crate::history;
 use crate::parameters::Parameters;
-use crate::predict::Models;
 use crate::query::{self, Format};
 use crate::run;
-use crate::scorer::ScorerOptions;
-use crate::session;
 use crate::shell::Shell;
-use crate::tables::{self, snapshot};
 
 #[derive(Debug, Args)]
 pub(super) struct Query {

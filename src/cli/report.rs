@@ -4,15 +4,15 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use couplet_storage::files::AtomicFile;
+use couplet_storage::words::size;
 
 use super::{Variables, print, print_as, print_document, read_pipeline};
 use crate::config::Pipeline;
 use crate::error::Error;
-use crate::files::AtomicFile;
 use crate::history;
 use crate::page;
 use crate::prometheus::{self, Facts, timestamp};
-use crate::words::size;
 
 /// The format of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use chrono::Utc;
 use clap::Args;
+use couplet_cluster::Address;
+use couplet_storage::files::{self, AtomicFile, MAX_JSON};
 
 use super::{Variables, print, print_as, read_pipeline};
-use crate::cluster::Address;
 use crate::config::{self, Pipeline};
 use crate::error::Error;
-use crate::files::{self, AtomicFile, MAX_JSON};
 use crate::history;
 use crate::logging::Messages;
 use crate::prometheus::{self, Facts, timestamp};

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use couplet_storage::words::counted;
 
 use super::{Variables, at_least, name_and_value, print, print_as, read, read_pipeline};
 use crate::config::{Pipeline, Query, variables_in};
 use crate::error::Error;
 use crate::history;
-use crate::words::counted;
 
 #[derive(Debug, Args)]
 pub(super) struct Runs {

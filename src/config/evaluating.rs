@@ -1,13 +1,15 @@
 //! Reads the section `[evaluate]`. Missing keys default to those of the training and scoring sections.
 
+use couplet_encoder::scorer::DeviceSetting;
+use couplet_storage::place::Problem;
+use couplet_tables::tables::Location;
+
 use super::item::Item;
 use super::learning::{task, texts};
-use super::pipeline::{DEFAULT_MAX_LENGTH, LocalPath, Location, ModelSettings, Precision, Scoring};
+use super::pipeline::{DEFAULT_MAX_LENGTH, LocalPath, ModelSettings, Precision, Scoring};
 use super::reader::{Keys, Read};
 use super::sections::query;
 use super::stages::{Evaluate, Finetune};
-use crate::place::Problem;
-use crate::scorer::DeviceSetting;
 
 pub(super) fn evaluate(
     keys: &mut Keys<'_>,

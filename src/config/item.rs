@@ -3,15 +3,16 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use couplet_storage::place::{Problem, resolve, resolve_local, resolve_model};
+use couplet_tables::tables::Location;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::key::{Kind, Numbers, Section};
-use super::pipeline::{LocalPath, Location, Sql};
+use super::pipeline::{LocalPath, Sql};
 use super::problem::position;
 use super::reader::{Keys, Read, Reader, Reported, join, listed};
 use super::variables::{Placeholder, placeholders, substitute};
-use crate::place::{Problem, resolve, resolve_local, resolve_model};
 
 /// A named value of a key: its name in the file and its meaning, or `None` if it is not supported yet.
 pub(super) type Choice<T> = (&'static str, Option<T>);

@@ -1,20 +1,21 @@
 //! Reads the sections `[pretrain]` and `[finetune]`.
 
+use couplet_encoder::model;
+use couplet_storage::place::Problem;
+use couplet_tables::tables::Location;
+use couplet_train::finetune::Calibrate;
+use couplet_train::metrics::{Metric, measured};
+use couplet_train::promotion::Condition;
+use couplet_train::sampling::ClassWeights;
+use couplet_train::task::Task;
+use couplet_train::threshold::Objective;
 use toml::de::DeValue;
 
 use super::item::{Choice, Item};
-use super::pipeline::Location;
+
 use super::reader::{Keys, Read};
 use super::sections::query;
 use super::stages::{Finetune, Learning, Pretrain, ScheduleShape, Start, Validation};
-use crate::model;
-use crate::place::Problem;
-use crate::train::finetune::Calibrate;
-use crate::train::metrics::{Metric, measured};
-use crate::train::promotion::Condition;
-use crate::train::sampling::ClassWeights;
-use crate::train::task::Task;
-use crate::train::threshold::Objective;
 
 pub(super) const SCHEDULES: [Choice<ScheduleShape>; 3] = [
     ("linear", Some(ScheduleShape::Linear)),
@@ -148,7 +149,7 @@ fn learning(keys: &mut Keys<'_>) -> Read<Learning> {
 /// Rejects an output folder that is the base model.
 fn check_output(keys: &Keys<'_>, base: &Location, learning: &Learning) -> Read<()> {
     let output = &learning.output;
-    if base.place.is_same(&crate::place::Place::Local(output.path.clone())) {
+    if base.place.is_same(&couplet_storage::place::Place::Local(output.path.clone())) {
         let problem = Problem::new(format!("`output` is `{output}`, the model that training starts from"), "the same");
         return Err(keys.refuse("output", problem.help("write the trained model to a folder of its own")));
     }

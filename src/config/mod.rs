@@ -13,9 +13,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use couplet_storage::place::Problem;
 use toml::de::DeTable;
 
-use crate::place::Problem;
 use reader::{Keys, Reader};
 use syntax::Syntax;
 
@@ -39,11 +39,8 @@ pub use pipeline::*;
 pub use problem::ConfigErrors;
 pub use schema::{reference, schema};
 pub use stages::*;
-pub use tables::{GivenTable, table_from_argument, table_from_uri, table_from_uri_as};
+pub use tables::{GivenTable, table_from_argument, table_from_uri_as};
 pub use variables::{UnknownVariable, substitute, variables_in};
-
-/// The SQL name of a pipeline's sink, whatever the pipeline is called. The files in `sql/` use it.
-pub const PREDICTIONS: &str = "predictions";
 
 /// Parses a duration: `90s`, `5m`, `1h`, `500ms`.
 #[must_use]
@@ -78,7 +75,7 @@ pub fn bytes(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(unit(suffix.trim())?)
 }
 
-const MAX_BYTES: usize = crate::files::MAX_TEXT as usize;
+const MAX_BYTES: usize = couplet_storage::files::MAX_TEXT as usize;
 
 /// Parses the text of a pipeline file. Relative paths in it start at the folder of `path`.
 ///

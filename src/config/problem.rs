@@ -3,13 +3,12 @@
 use std::fmt::{self, Write as _};
 use std::path::Path;
 
+use couplet_storage::escape::{in_line, of_same_length};
+use couplet_storage::place::Problem;
 use miette::{
     Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents, SourceCode,
     SourceSpan, SpanContents,
 };
-
-use crate::escape::{in_line, of_same_length};
-use crate::place::Problem;
 
 /// The maximum number of problems that a report shows.
 const MOST_SHOWN: usize = 100;

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 
+use couplet_storage::place::Problem;
+use couplet_storage::words::closest;
 use toml::Spanned;
 use toml::de::{DeString, DeTable};
 
@@ -17,8 +19,6 @@ use super::item::Item;
 use super::key::{self, Absent, EMPTY, Key, Kind, Section};
 use super::syntax::Syntax;
 use super::variables::placeholders;
-use crate::place::Problem;
-use crate::words::closest;
 
 /// The proof that a problem was recorded.
 #[derive(Debug, Clone, Copy)]

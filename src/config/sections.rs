@@ -3,18 +3,20 @@
 
 use std::path::Path;
 
+use couplet_encoder::scorer::DeviceSetting;
+use couplet_storage::place::{Place, Problem, is_glob};
+use couplet_tables::tables::{Location, Table, TableFormat};
+
 use super::evaluating;
 use super::item::{Choice, Item};
 use super::learning;
 use super::pipeline::{
-    Errors, LocalPath, Location, ModelSettings, Pipeline, Precision, Query, RunSettings, ScoreSettings, Scoring, Sink,
-    SinkFormat, SinkMode, Source, Sql, Table, TableFormat,
+    Errors, LocalPath, ModelSettings, Pipeline, Precision, Query, RunSettings, ScoreSettings, Scoring, Sink,
+    SinkFormat, SinkMode, Source, Sql,
 };
 use super::reader::{Keys, Read};
 use super::separate;
 use super::tables::tables;
-use crate::place::{Place, Problem, is_glob};
-use crate::scorer::DeviceSetting;
 
 pub(super) const PRECISIONS: [Choice<Precision>; 5] = [
     ("auto", Some(Precision::Auto)),

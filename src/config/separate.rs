@@ -1,11 +1,13 @@
 //! Checks that the locations of a pipeline do not overlap. A location that one stage writes must not be inside, or
 //! contain, a location that another stage reads or writes: one would overwrite, or be read as, a part of the other.
 
+use couplet_storage::place::{Lies, Place, Problem};
+use couplet_tables::tables::Location;
+
 use super::item::Item;
-use super::pipeline::{Location, Pipeline};
+use super::pipeline::Pipeline;
 use super::reader::{Keys, Read};
 use super::stages::Start;
-use crate::place::{Lies, Place, Problem};
 
 /// The use of a location.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use super::pipeline::{LocalPath, Location, ModelSettings, Query, Sql};
-use crate::train::finetune::Calibrate;
-use crate::train::metrics::Metric;
-use crate::train::promotion::Condition;
-use crate::train::sampling::ClassWeights;
-use crate::train::task::Task;
+use couplet_tables::tables::Location;
+use couplet_train::finetune::Calibrate;
+use couplet_train::metrics::Metric;
+use couplet_train::promotion::Condition;
+use couplet_train::sampling::ClassWeights;
+use couplet_train::task::Task;
+
+use super::pipeline::{LocalPath, ModelSettings, Query, Sql};
 
 /// The settings common to both training stages.
 #[derive(Debug, Clone, PartialEq)]

@@ -5,11 +5,10 @@
 
 use std::ops::Range;
 
+use couplet_storage::place::Problem;
+use couplet_storage::words::closest;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error};
-
-use crate::place::Problem;
-use crate::words::closest;
 
 /// The syntax errors of a file.
 pub(super) struct Syntax {

@@ -3,46 +3,27 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use couplet_storage::place::Problem;
+use couplet_tables::tables::{
+    ColumnType, ColumnTypes, CsvOptions, FormatName, Table, TableFormat, check_name, infer, table_from_uri,
+    table_of_format,
+};
 use toml::de::DeTable;
 
 use super::described::TABLES;
 use super::item::{Choice, Item};
-use super::pipeline::{ColumnType, ColumnTypes, CsvOptions, Location, Table, TableFormat};
 use super::reader::{Keys, Read, Reader, join};
 use super::syntax::Syntax;
-use crate::place::{Place, Problem, resolve};
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Parquet,
-    Csv,
-    Tsv,
-    Json,
-    Arrow,
-    Delta,
-}
-
-pub(super) const KINDS: [Choice<Kind>; 7] = [
-    ("parquet", Some(Kind::Parquet)),
-    ("csv", Some(Kind::Csv)),
-    ("tsv", Some(Kind::Tsv)),
-    ("json", Some(Kind::Json)),
-    ("ndjson", Some(Kind::Json)),
-    ("arrow", Some(Kind::Arrow)),
-    ("delta", Some(Kind::Delta)),
+pub(super) const KINDS: [Choice<FormatName>; 7] = [
+    ("parquet", Some(FormatName::Parquet)),
+    ("csv", Some(FormatName::Csv)),
+    ("tsv", Some(FormatName::Tsv)),
+    ("json", Some(FormatName::Json)),
+    ("ndjson", Some(FormatName::Json)),
+    ("arrow", Some(FormatName::Arrow)),
+    ("delta", Some(FormatName::Delta)),
 ];
-
-const EXTENSIONS: &str = ".parquet, .csv, .tsv, .tab, .json, .ndjson, .jsonl, .arrow, .feather, .ipc; \
-                          text also with .gz or .zst behind it";
-
-/// Creates a table from a URI alone, as in `--table NAME=URI`. The extension selects the format, a relative path starts
-/// at the current folder, and variables are not replaced. `URI@3` is version 3 of a Delta table.
-///
-/// # Errors
-/// A one-line message about an invalid name or URI.
-pub fn table_from_uri(name: &str, uri: &str) -> Result<Table, String> {
-    table_from_uri_as(name, uri, None)
-}
 
 /// A table of the command line, as in `--table NAME=…`.
 #[derive(Debug, Clone)]
@@ -106,18 +87,8 @@ pub fn table_from_uri_as(name: &str, uri: &str, format: Option<&str>) -> Result<
                 .allowed(known.join(", "))
         })
     };
-    let table = || {
-        check_name(name)?;
-        let explicit = format.map(explicit).transpose()?;
-        let versioned = uri.rsplit_once('@').and_then(|(uri, version)| Some((uri, version.parse().ok()?)));
-        let (path, version) = versioned.map_or((uri, None), |(uri, version)| (uri, Some(version)));
-        let place = resolve(Path::new(""), path)?;
-        let format =
-            if version.is_some() { TableFormat::Delta { version } } else { infer(&place, explicit).map(plain)? };
-        let location = Location { written: uri.to_owned(), place };
-        Ok(Table { name: name.to_owned(), location, format, partitions: Vec::new() })
-    };
-    table().map_err(Problem::into_line)
+    let format = check_name(name).and_then(|()| format.map(explicit).transpose());
+    format.and_then(|format| table_of_format(name, uri, format)).map_err(Problem::into_line)
 }
 
 /// Reads `[tables]`. A table must not have the name of the pipeline, which names the sink.
@@ -154,7 +125,7 @@ fn table(name: &str, item: &Item<'_>) -> Read<Table> {
     }
     let location = item.location()?;
     let kind = infer(&location.place, None).map_err(|problem| item.refuse(problem))?;
-    Ok(Table { name: name.to_owned(), location, format: plain(kind), partitions: Vec::new() })
+    Ok(Table { name: name.to_owned(), location, format: kind.with_defaults(), partitions: Vec::new() })
 }
 
 fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
@@ -177,7 +148,7 @@ fn table_with_options(name: &str, keys: &mut Keys<'_>) -> Read<Table> {
             Problem::new(format!("`{location}` is one file, which has no partitions"), "read from folder names");
         return Err(keys.refuse("partitions", problem.help("name the folder above `dt=…/`, or remove `partitions`")));
     }
-    let format = match plain(kind) {
+    let format = match kind.with_defaults() {
         TableFormat::Csv(defaults) => {
             let delimiter = delimiter?.unwrap_or(defaults.delimiter);
             let (quote, escape) = (quote?, escape?);
@@ -233,73 +204,6 @@ fn check_no_csv_options(keys: &Keys<'_>, format: &TableFormat) -> Read<()> {
         checked = Err(option.refuse(problem.help("remove it, or set `format` to \"csv\" or \"tsv\"")));
     }
     checked
-}
-
-/// Returns a format with default options.
-fn plain(kind: Kind) -> TableFormat {
-    let delimited = |delimiter| {
-        let quote = Some(b'"');
-        TableFormat::Csv(CsvOptions { delimiter, header: true, quote, escape: None, null: None, types: Vec::new() })
-    };
-    match kind {
-        Kind::Parquet => TableFormat::Parquet,
-        Kind::Csv => delimited(b','),
-        Kind::Tsv => delimited(b'\t'),
-        Kind::Json => TableFormat::Json { types: Vec::new() },
-        Kind::Arrow => TableFormat::Arrow,
-        Kind::Delta => TableFormat::Delta { version: None },
-    }
-}
-
-/// Help for a table whose format cannot be inferred, in a file and on the command line.
-const NAME_FORMAT: &str = "write a table with its format: `{ uri = \"…\", format = \"csv\" }`";
-
-/// Infers the format of a table from its extension. A folder without an extension is Parquet, unless a format is given.
-fn infer(place: &Place, explicit: Option<Kind>) -> Result<Kind, Problem> {
-    let path = place.as_path();
-    let extension = |path: &Path| path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-    let is_compressed = matches!(extension(path).as_deref(), Some("gz" | "zst")) && !place.is_folder();
-    let name = if is_compressed { Path::new(path.file_stem().unwrap_or_default()) } else { path };
-    let kind = match (explicit, extension(name).as_deref()) {
-        (Some(kind), _) => kind,
-        (None, Some("parquet")) => Kind::Parquet,
-        (None, Some("csv")) => Kind::Csv,
-        (None, Some("tsv" | "tab")) => Kind::Tsv,
-        (None, Some("json" | "ndjson" | "jsonl")) => Kind::Json,
-        (None, Some("arrow" | "feather" | "ipc")) => Kind::Arrow,
-        (None, _) if place.is_folder() => Kind::Parquet,
-        (None, _) => {
-            let problem = Problem::new(
-                format!("cannot infer the format of `{}`", Path::new(path.file_name().unwrap_or_default()).display()),
-                "unknown extension",
-            );
-            return Err(problem.allowed(EXTENSIONS).help(NAME_FORMAT));
-        }
-    };
-    if is_compressed && matches!(kind, Kind::Parquet | Kind::Arrow) {
-        let format = plain(kind).title();
-        let problem = Problem::new(
-            format!("{format} files cannot be read with .gz or .zst compression"),
-            "compressed as a whole",
-        );
-        return Err(problem.help("decompress the file: the format has its own compression"));
-    }
-    Ok(kind)
-}
-
-fn check_name(name: &str) -> Result<(), Problem> {
-    let is_name = |char: char| char == '_' || char.is_alphanumeric();
-    if name.chars().all(is_name) && name.starts_with(|first: char| first == '_' || first.is_alphabetic()) {
-        return Ok(());
-    }
-    let problem = Problem::new(format!("\"{name}\" cannot be the name of a table"), "not a SQL name")
-        .allowed("a letter or `_`, then letters, digits and `_`");
-    let suggestion: String = name.chars().map(|char| if is_name(char) { char } else { '_' }).collect();
-    Err(if suggestion.starts_with(|first: char| first == '_' || first.is_alphabetic()) {
-        problem.help(format!("write for example `{suggestion}`"))
-    } else {
-        problem
-    })
 }
 
 /// Reads a string of exactly one byte, the most that the CSV reader supports.

@@ -1,9 +1,10 @@
 //! Guesses the roles of a table's columns by name, type and contents, with a reason for each.
 
+use couplet_storage::words::grouped;
+use couplet_tables::sql_error::nearest;
+
 use super::look::{Column, Looked};
 use crate::error::Error;
-use crate::sql_error::nearest;
-use crate::words::grouped;
 
 /// Column names of text pairs in well-known data sets.
 const PAIRS: [(&str, &str); 16] = [

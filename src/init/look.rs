@@ -8,21 +8,22 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Int64Type};
+use couplet_storage::files;
+use couplet_storage::place::table_place;
+use couplet_tables::dates::value_texts;
+use couplet_tables::predict::Models;
+use couplet_tables::session::{self, Resources};
+use couplet_tables::source::OUTPUT_COLUMNS;
+use couplet_tables::tables::format_of_name;
+use couplet_tables::tables::{CsvOptions, Table, TableFormat};
 use datafusion::common::{Column as Named, DataFusionError};
 use datafusion::functions_aggregate::expr_fn::{count, count_distinct};
 use datafusion::logical_expr::{Expr, lit};
 use datafusion::prelude::SessionContext;
 
-use crate::config::{CsvOptions, GivenTable, Table, TableFormat, table_from_argument, table_from_uri_as};
-use crate::dates::value_texts;
+use crate::config::{GivenTable, table_from_argument, table_from_uri_as};
 use crate::error::Error;
-use crate::files;
-use crate::place::table_place;
-use crate::predict::Models;
 use crate::run;
-use crate::session::{self, Resources};
-use crate::source::OUTPUT_COLUMNS;
-use crate::tables::format_of_name;
 
 /// The number of sampled rows.
 const SAMPLE: usize = 10_000;

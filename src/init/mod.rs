@@ -11,10 +11,11 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use couplet_storage::files::nearest_file;
+use couplet_storage::place;
+
 use crate::config;
 use crate::error::Error;
-use crate::files::nearest_file;
-use crate::place;
 
 pub use guess::{Guess, Wanted};
 pub use look::{Looked, look};

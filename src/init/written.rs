@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 
 use arrow::datatypes::DataType;
+use couplet_tables::source::OUTPUT_COLUMNS;
 use datafusion::sql::sqlparser::keywords::ALL_KEYWORDS;
 
 use super::ModelChoice;
 use super::guess::{Guess, plain};
 use super::look::Looked;
-use crate::source::OUTPUT_COLUMNS;
 
 /// The column in which comments begin.
 const COMMENT: usize = 45;

@@ -9,6 +9,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use couplet_storage::redact::without_credentials;
 use opentelemetry::trace::{Status, TracerProvider as _};
 use opentelemetry::{Array, KeyValue, StringValue, Value};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
@@ -22,7 +23,6 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::up_to;
-use crate::redact::without_credentials;
 
 /// A tracer provider that exports to a collector.
 #[derive(Debug)]

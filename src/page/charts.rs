@@ -1,12 +1,12 @@
 //! The charts of a report page, as SVG. The style sheet of the page overrides their colours with those of its theme.
 
+use couplet_storage::words::grouped;
+use couplet_tables::histogram::Histogram;
+use couplet_train::chart::{BLUE, GREEN, Look, ORANGE, Panel, Series, picture};
+use couplet_train::training_chart::panels;
 use serde_json::Value;
 
 use super::{Judged, Page};
-use crate::chart::{BLUE, GREEN, Look, ORANGE, Panel, Series, picture};
-use crate::histogram::Histogram;
-use crate::train::chart::panels;
-use crate::words::grouped;
 
 /// The size of a chart, in pixels: not much wider than a phone, so that text stays readable there.
 const SIZE: (u32, u32) = (440, 310);

@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
+use couplet_storage::files::{self, MAX_JSON, readable};
+use couplet_train::finetune;
 use serde::Serialize;
 use serde_json::Value;
-
-use crate::files::{self, MAX_JSON, readable};
-use crate::train::finetune;
 
 /// A JSON document in a folder.
 #[derive(Debug, Serialize)]

@@ -4,8 +4,7 @@ use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Ar
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use arrow::error::ArrowError;
-
-use crate::train::labels::GoldLabel;
+use couplet_train::labels::GoldLabel;
 
 /// The columns of the result with the counts.
 pub(super) struct Columns<'a> {

@@ -6,14 +6,14 @@ mod documents;
 
 use std::time::Duration;
 
+use couplet_encoder::model::Problem;
+use couplet_storage::words::{grouped, size, spoken};
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 use serde_json::Value;
 
 use super::charts::{self, Chart};
 use super::{Page, Rows, Run};
 use crate::frequent::most_frequent;
-use crate::model::Problem;
-use crate::words::{grouped, size, spoken};
 use agreement::agreement;
 use documents::{evaluated, refused, trained};
 

@@ -2,6 +2,11 @@
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float64Type, Int64Type};
+use couplet_encoder::model::Problem;
+use couplet_tables::store::RunRecord;
+use couplet_train::labels::{Labels, Targets};
+use couplet_train::metrics::{Confusion, DEFAULT_BINS};
+use couplet_train::task::Task;
 use serde::Serialize;
 
 use super::gold::Columns;
@@ -9,11 +14,6 @@ use super::sets::sets;
 use super::table::{Output, literal, quoted};
 use crate::config::{Pipeline, Scoring};
 use crate::error::Error;
-use crate::model::Problem;
-use crate::store::RunRecord;
-use crate::train::labels::{Labels, Targets};
-use crate::train::metrics::{Confusion, DEFAULT_BINS};
-use crate::train::task::Task;
 
 /// The number of distinct combinations of label, prediction and bin from which on a column is not taken as labels.
 pub(super) const MOST_GROUPS: usize = 20_000;

@@ -23,16 +23,16 @@ mod table;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use couplet_tables::histogram::{Drift, Histogram, psi_of_counts};
+use couplet_tables::sql_error::nearest;
+use couplet_tables::store::{Outcome, RunRecord};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::config::{Pipeline, Scoring, SinkFormat, SinkMode};
 use crate::error::Error;
 use crate::frequent::most_frequent;
-use crate::histogram::{Drift, Histogram, psi_of_counts};
 use crate::history;
-use crate::sql_error::nearest;
-use crate::store::{Outcome, RunRecord};
 
 pub use documents::{Document, Refused};
 pub use html::html;
@@ -294,7 +294,7 @@ impl Run {
         let (rows_per_second, tokens_per_second) = (record.rows_per_second(), record.tokens_per_second());
         let padding_share = record.padding_share();
         let stages = record.stages();
-        let source = |file: crate::tables::SourceFile| Source {
+        let source = |file: couplet_tables::tables::SourceFile| Source {
             url: file.url,
             bytes: file.bytes,
             modified: time(file.modified),

@@ -4,14 +4,15 @@ use std::collections::HashSet;
 
 use arrow::array::RecordBatch;
 use arrow::error::ArrowError;
+use couplet_tables::dates::value_texts;
+use couplet_tables::store::RunRecord;
+use couplet_tables::tables::PREDICTIONS;
 use serde::Serialize;
 
 use super::judged::is_regression;
 use super::table::{Output, quoted};
-use crate::config::{PREDICTIONS, Scoring};
-use crate::dates::value_texts;
+use crate::config::Scoring;
 use crate::error::Error;
-use crate::store::RunRecord;
 
 /// The column with the size of the error of a row.
 const SURENESS: &str = "__couplet_sureness";

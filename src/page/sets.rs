@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use arrow::array::{Array, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Int64Type};
+use couplet_encoder::model::Problem;
 
 use super::judged::{Comparison, Judged, LabelScores, MOST_GROUPS};
 use super::table::{Output, literal, quoted};
 use crate::error::Error;
 use crate::frequent::most_frequent;
-use crate::model::Problem;
 
 /// The maximum number of labels that are compared; of more labels, only the most frequent are. Each label adds three
 /// sums to the query.

@@ -4,17 +4,18 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+use couplet_storage::objects::Objects;
+use couplet_tables::predict::Models;
+use couplet_tables::session::{self, Resources};
+use couplet_tables::sink::runs;
+use couplet_tables::store::RunRecord;
+use couplet_tables::tables::{Location, PREDICTIONS, Table, TableFormat};
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
 
-use crate::config::{Location, PREDICTIONS, Pipeline, Scoring, SinkFormat, Table, TableFormat};
+use crate::config::{Pipeline, Scoring, SinkFormat};
 use crate::error::Error;
-use crate::objects::Objects;
-use crate::predict::Models;
 use crate::run::{self, readable_place};
-use crate::session::{self, Resources};
-use crate::sink::runs;
-use crate::store::RunRecord;
 
 /// The output rows of a run.
 pub(super) struct Output {

@@ -11,12 +11,12 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::json::{ArrayWriter, LineDelimitedWriter, WriterBuilder as JsonBuilder};
 use arrow::util::display::FormatOptions;
 use arrow::util::pretty::pretty_format_batches_with_options;
+use couplet_storage::escape::printable;
+use couplet_storage::files::AtomicFile;
+use couplet_tables::dates::printable_dates;
+use couplet_tables::sink::{ParquetSink, SinkError, parquet_problem};
 
-use crate::dates::printable_dates;
 use crate::error::Error;
-use crate::escape::printable;
-use crate::files::AtomicFile;
-use crate::sink::{ParquetSink, SinkError, parquet_problem};
 use crate::terminal::end_if_nobody_reads;
 
 /// An output format.

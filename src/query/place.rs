@@ -2,11 +2,10 @@
 
 use std::fmt;
 
+use couplet_tables::sql_error;
 use datafusion::common::DataFusionError;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
-
-use crate::sql_error;
 
 /// A statement within a text.
 #[derive(Debug, Clone, Copy)]

@@ -9,9 +9,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use couplet_storage::words::spoken;
 use serde_json::json;
-
-use crate::words::spoken;
 
 pub use appended::Appended;
 pub use evaluation::{evaluation_lines, positive_of};

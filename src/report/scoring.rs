@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
+use couplet_encoder::model::Problem;
+use couplet_encoder::scorer::{Counts, PADDED_BATCH, Precision, Rejection};
 use serde_json::json;
-
-use crate::model::Problem;
-use crate::scorer::{Counts, PADDED_BATCH, Precision, Rejection};
 
 /// The report of the scoring stage.
 #[derive(Debug, Clone)]

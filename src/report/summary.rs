@@ -2,12 +2,13 @@
 
 use std::fmt;
 
+use couplet_encoder::model::Problem;
+use couplet_encoder::scorer::{PADDED_BATCH, Rejection};
+use couplet_storage::escape::printable;
+use couplet_storage::words::{counted, grouped, size, spoken};
+
 use super::Report;
-use crate::escape::printable;
 use crate::frequent::most_frequent;
-use crate::model::Problem;
-use crate::scorer::{PADDED_BATCH, Rejection};
-use crate::words::{counted, grouped, size, spoken};
 
 /// The maximum number of labels listed with their row counts.
 const MOST_LISTED: usize = 20;

@@ -13,16 +13,15 @@ use std::task::{Context, Poll};
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Float32Type, Schema, SchemaRef};
+use couplet_encoder::model::Problem;
+use couplet_tables::histogram::Histogram;
+use couplet_tables::predict::prediction_fields;
+use couplet_tables::source::OUTPUT_COLUMNS;
 use datafusion::common::DataFusionError;
 use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext};
 use datafusion::physical_plan::streaming::PartitionStream;
 use futures::{Stream, StreamExt};
 use thiserror::Error;
-
-use crate::histogram::Histogram;
-use crate::model::Problem;
-use crate::predict::prediction_fields;
-use crate::source::OUTPUT_COLUMNS;
 
 /// The reason why rows are not published.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]

@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use couplet_cluster::{Address, Client, Contract, Work};
+use couplet_encoder::scorer::Scorer;
+use couplet_storage::objects::StoreFolder;
+use couplet_tables::predict::Models;
 use futures::StreamExt;
 use futures::stream::LocalBoxStream;
 
@@ -9,12 +13,8 @@ use uuid::Uuid;
 
 use super::pending::Pending;
 use super::score::{Run, Scored};
-use crate::cluster::{Address, Client, Contract, Work};
 use crate::config::Pipeline;
 use crate::error::Error;
-use crate::objects::StoreFolder;
-use crate::predict::Models;
-use crate::scorer::Scorer;
 
 /// The store's folder for the texts of tasks, while a cluster scores them.
 const FOLDER: &str = "cluster";

@@ -3,12 +3,11 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use couplet_storage::files;
 use datafusion::common::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
-
-use crate::files;
 
 /// A writer that computes the digest of its output.
 pub(super) struct Hashing<W> {
@@ -83,7 +82,7 @@ mod tests {
 
     use super::super::staged_rows::StagedRows;
     use super::*;
-    use crate::session::Resources;
+    use couplet_tables::session::Resources;
 
     const ROWS: i64 = 300;
 
@@ -105,7 +104,7 @@ mod tests {
 
     /// An empty table of scores.
     fn scores(staged: &StagedRows) -> datafusion::prelude::DataFrame {
-        let fields = crate::predict::prediction_fields();
+        let fields = couplet_tables::predict::prediction_fields();
         let key = Arc::new(arrow::datatypes::Field::new("key", arrow::datatypes::DataType::Binary, false));
         let fields = fields.iter().cloned().chain([key]).collect::<Vec<_>>();
         let none = RecordBatch::new_empty(Arc::new(arrow::datatypes::Schema::new(fields)));

@@ -8,6 +8,19 @@ use std::time::Instant;
 use arrow::array::{BooleanArray, RecordBatch, StringViewArray};
 use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::error::ArrowError;
+use couplet_encoder::model::{Model, Problem};
+use couplet_encoder::scorer::{Prediction, Rejection, Scorer, TextColumn, Window};
+use couplet_storage::files::{AtomicFolder, FolderKind};
+use couplet_storage::words::{counted, grouped};
+use couplet_tables::predict::{Models, text_values};
+use couplet_tables::session;
+use couplet_tables::sink::SinkError;
+use couplet_train::bootstrap::Bootstrap;
+use couplet_train::evaluation::Evaluation;
+use couplet_train::finetune::Row;
+use couplet_train::labels::{Labels, Targets};
+use couplet_train::metrics::{Classes, DEFAULT_BINS, MetricError, Sample, Sets, Values};
+use couplet_train::task::Task;
 use datafusion::prelude::SessionContext;
 use serde_json::{Value, json};
 
@@ -16,21 +29,8 @@ use super::rows::{Columns, Selection};
 use super::{folder_of, missing_model, model_name, pool, readable, readable_place, resources, scorer_options};
 use crate::config::{Evaluate, Pipeline};
 use crate::error::Error;
-use crate::files::{AtomicFolder, FolderKind};
-use crate::model::{Model, Problem};
-use crate::predict::{Models, text_values};
 use crate::progress::{Progress, Style};
 use crate::report::{EvaluationReport, evaluation_lines};
-use crate::scorer::{Prediction, Rejection, Scorer, TextColumn, Window};
-use crate::session;
-use crate::sink::SinkError;
-use crate::train::bootstrap::Bootstrap;
-use crate::train::evaluation::Evaluation;
-use crate::train::finetune::Row;
-use crate::train::labels::{Labels, Targets};
-use crate::train::metrics::{Classes, DEFAULT_BINS, MetricError, Sample, Sets, Values};
-use crate::train::task::Task;
-use crate::words::{counted, grouped};
 
 const SECTION: &str = "evaluate";
 
@@ -285,7 +285,7 @@ impl Work<'_> {
         json["task"] = task.name().into();
         json["labels"] = labels.names().into();
         json["bootstrap"] = json!({ "resamples": self.settings.resamples, "seed": self.settings.seed });
-        json["calibration"] = model.calibration.as_ref().map(crate::model::Calibration::to_json).into();
+        json["calibration"] = model.calibration.as_ref().map(couplet_encoder::model::Calibration::to_json).into();
         json["uncalibrated"] = raw.map(|raw| raw.to_json(labels.names())).into();
         json["mistakes"] = mistakes.into();
         json
@@ -293,7 +293,7 @@ impl Work<'_> {
 
     fn publish(&self, json: &Value, mistakes: &RecordBatch, scorer: &Scorer) -> std::io::Result<()> {
         let folder = AtomicFolder::create(&self.settings.output.path, &EVALUATION_FOLDER)?;
-        crate::model::write_json(&folder.path().join(REPORT), json)?;
+        couplet_encoder::model::write_json(&folder.path().join(REPORT), json)?;
         misclassified::write(&folder.path().join(misclassified::FILE), mistakes, scorer.model())
             .map_err(|SinkError { problem, .. }| std::io::Error::other(problem.problem))?;
         folder.publish()

@@ -6,15 +6,15 @@ use std::fmt::{self, Display};
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
+use couplet_tables::delta::query_planner;
+use couplet_tables::session::{Resources, pool};
 use datafusion::common::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
-use deltalake_core::delta_datafusion::planner::DeltaPlanner;
 
 use super::staged_rows::column;
-use crate::session::{Resources, pool};
 
 /// Estimates the memory in bytes of cached scores in a join by key, on the high side.
 ///
@@ -182,8 +182,8 @@ pub(super) fn session(config: SessionConfig, runtime: Arc<RuntimeEnv>) -> Sessio
         .with_config(config)
         .with_runtime_env(runtime)
         .with_default_features()
-        // `DeltaPlanner` plans other nodes as usual.
-        .with_query_planner(DeltaPlanner::new());
+        // The planner of Delta tables plans other nodes as usual.
+        .with_query_planner(query_planner());
     SessionContext::new_with_state(state.build())
 }
 

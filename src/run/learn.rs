@@ -7,22 +7,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use candle_core::Device;
+use couplet_encoder::scorer::{Pool, ScorerError};
+use couplet_storage::hub::model_folder;
+use couplet_storage::words::{counted, grouped};
+use couplet_tables::predict::Models;
+use couplet_tables::session::{self, Resources};
+use couplet_train::sampling::HoldOut;
+use couplet_train::training_loop::{Interval, JobError, Outcome, Watch};
+use couplet_train::{AdamW, Hyper, MaskedWords, Shape, Warmup, finetune as tuning, pretrain as pretraining};
 use datafusion::prelude::SessionContext;
 
 use super::rows::{Columns, Selection};
 use super::{folder_of, pool, readable, resources};
 use crate::config::{Finetune, Learning, Pipeline, Pretrain, Query, ScheduleShape, Start, Validation};
 use crate::error::Error;
-use crate::hub::model_folder;
-use crate::predict::Models;
 use crate::progress::{Style, TrainingProgress};
 use crate::report::{StageReport, positive_of};
-use crate::scorer::{Pool, ScorerError};
-use crate::session::{self, Resources};
-use crate::train::sampling::HoldOut;
-use crate::train::training_loop::{Interval, JobError, Outcome, Watch};
-use crate::train::{AdamW, Hyper, MaskedWords, Shape, Warmup, finetune as tuning, pretrain as pretraining};
-use crate::words::{counted, grouped};
 
 /// Section names for error messages.
 pub(super) const FINETUNE: &str = "finetune";

@@ -9,12 +9,11 @@ use arrow::array::{
 use arrow::compute::take_record_batch;
 use arrow::datatypes::{Field, Schema};
 use arrow::error::ArrowError;
-
-use crate::model::{Model, ModelConfig};
-use crate::predict::predictions_to_array;
-use crate::scorer::{Prediction, Rejection};
-use crate::sink::{ParquetSink, SinkError};
-use crate::train::labels::{Labels, Targets};
+use couplet_encoder::model::{Model, ModelConfig};
+use couplet_encoder::scorer::{Prediction, Rejection};
+use couplet_tables::predict::predictions_to_array;
+use couplet_tables::sink::{ParquetSink, SinkError};
+use couplet_train::labels::{Labels, Targets};
 
 /// The file name in the folder of an evaluation.
 pub(super) const FILE: &str = "mistakes.parquet";

@@ -30,22 +30,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::{Path, PathBuf};
 
+use couplet_cluster::{self as cluster, Address, ClusterError};
+use couplet_encoder::scorer::{Pool, Precision, PrecisionSetting, ScorerOptions};
+use couplet_storage::files::{self, readable};
+use couplet_storage::place::Place;
+use couplet_tables::predict::Models;
+use couplet_tables::session::Resources;
+use couplet_tables::sql_depth;
+use couplet_tables::store::ScoreStore;
+use couplet_tables::tables;
+use couplet_tables::tables::Table;
+use couplet_train::finetune;
 use datafusion::prelude::SessionContext;
 
-use crate::cluster::{self, Address, ClusterError};
-use crate::config::{self, ModelSettings, Pipeline, Query, RunSettings, Scoring, Table};
+use crate::config::{self, ModelSettings, Pipeline, Query, RunSettings, Scoring};
 use crate::error::Error;
-use crate::files::{self, readable};
-use crate::place::Place;
-use crate::predict::Models;
 use crate::progress::Style;
 use crate::report::RunReport;
-use crate::scorer::{Pool, Precision, PrecisionSetting, ScorerOptions};
-use crate::session::Resources;
-use crate::sql_depth;
-use crate::store::ScoreStore;
-use crate::tables;
-use crate::train::finetune;
 
 pub use run_state::RunState;
 pub use score::Remembering;

@@ -6,15 +6,16 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use couplet_encoder::model::MODEL_FOLDER;
+use couplet_storage::files::{follow_links, irreplaceable};
+use couplet_storage::objects::Objects;
+use couplet_storage::place::Place;
+use couplet_train::{beside, foreign_state};
+
 use super::sinks::rejected_beside;
 use super::{Stage, evaluate, readable, readable_place};
 use crate::config::{Errors, Pipeline, RunSettings};
 use crate::error::Error;
-use crate::files::{follow_links, irreplaceable};
-use crate::model::MODEL_FOLDER;
-use crate::objects::Objects;
-use crate::place::Place;
-use crate::train::{beside, foreign_state};
 
 /// The kind of output at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,14 +10,14 @@ use arrow::compute::{BatchCoalescer, concat_batches};
 use arrow::datatypes::Int64Type;
 use arrow::ipc::reader::FileReader;
 use arrow::ipc::writer::FileWriter;
+use couplet_encoder::scorer::{TextColumn, Window};
+use couplet_storage::files;
+use couplet_tables::predict::text_values;
 use datafusion::common::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use futures::{Stream, StreamExt};
 
 use super::digest::damaged;
-use crate::files;
-use crate::predict::text_values;
-use crate::scorer::{TextColumn, Window};
 
 /// Consecutive rows in a group of a sample.
 const SAMPLED_TOGETHER: u64 = 32;

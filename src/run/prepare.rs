@@ -3,6 +3,12 @@
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
+use couplet_encoder::scorer::Scorer;
+use couplet_tables::session::{self, Resources};
+use couplet_tables::sink::Misfit;
+use couplet_tables::source::Source;
+use couplet_tables::store::{ScoreStore, model_class};
+use couplet_tables::tables::{self, SourceFile};
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
 
@@ -18,12 +24,6 @@ use super::{
 };
 use crate::config::SinkMode;
 use crate::error::Error;
-use crate::scorer::Scorer;
-use crate::session::{self, Resources};
-use crate::sink::Misfit;
-use crate::source::Source;
-use crate::store::{ScoreStore, model_class};
-use crate::tables::{self, SourceFile};
 
 /// The end of the operating system's message for a full disk.
 const DISK_FULL: &str = "(os error 28)";

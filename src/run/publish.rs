@@ -5,10 +5,15 @@ use std::future::Future;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use arrow::error::ArrowError;
+use couplet_encoder::model::Problem;
+use couplet_encoder::scorer::{Rejection, Scorer};
+use couplet_storage::crash;
+use couplet_storage::objects::Objects;
+use couplet_tables::delta::is_unreadable_parquet;
+use couplet_tables::histogram::Histogram;
+use couplet_tables::sink::rejected_version;
+use couplet_tables::store::ScoreStore;
 use datafusion::common::DataFusionError;
-use deltalake_core::DeltaTableError;
-use parquet::errors::ParquetError;
 
 use super::checked::{Check, Checked, Published, Refusal, output_schema, refusal};
 use super::digest::checked_at_end;
@@ -18,14 +23,7 @@ use super::score::Run;
 use super::sinks::{Attempt, Sink, SinkKind};
 use super::staged_rows::StagedRows;
 use super::{interrupted, readable_place};
-use crate::crash;
 use crate::error::Error;
-use crate::histogram::Histogram;
-use crate::model::Problem;
-use crate::objects::Objects;
-use crate::scorer::{Rejection, Scorer};
-use crate::sink::rejected_version;
-use crate::store::ScoreStore;
 
 /// Result of publishing to all sinks of a run.
 #[derive(Debug, Default)]
@@ -176,7 +174,8 @@ impl Run<'_> {
             Err(error) => {
                 let error = self.not_published(error, &check, staged, Some(scores));
                 // The cause may be a damaged part of the store that was not read before.
-                let unreadable = matches!(&error, Error::Publish { source, known: true, .. } if is_parquet(&**source));
+                let unreadable =
+                    matches!(&error, Error::Publish { source, known: true, .. } if is_unreadable_parquet(&**source));
                 Err(if unreadable { scores.blame(error).await } else { error })
             }
         }
@@ -199,14 +198,4 @@ impl Run<'_> {
             None => error,
         }
     }
-}
-
-/// True if a Parquet file could not be read, according to an error or one of its sources.
-fn is_parquet(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source()).any(|error| {
-        // deltalake keeps only the text of a shared error, such as one of a join's build side.
-        matches!(error.downcast_ref(), Some(DeltaTableError::Generic(text)) if text.contains("Parquet"))
-            || matches!(error.downcast_ref(), Some(ArrowError::ParquetError(_)))
-            || error.is::<ParquetError>()
-    })
 }

@@ -9,21 +9,22 @@
 //! So `rejected` in `couplet query` has the rows of finished runs only, whenever a run is killed. Other programs that
 //! read the place of rejected rows may see those of a run that was killed before its commit, until the next run.
 
+use couplet_storage::files::{folder_of, remove_remains};
+use couplet_storage::lock::Explained;
+use couplet_storage::objects::{Objects, PENDING};
+use couplet_storage::place::Place;
+use couplet_tables::delta;
+use couplet_tables::sink::runs::{self, RunsError};
+use couplet_tables::sink::{Origin, SinkError, rejected_version};
+use couplet_tables::tables::TableFormat;
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStoreExt as _};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaDataReader;
 
 use super::sinks::rejected_beside;
-use crate::config::{Sink, SinkFormat, SinkMode, TableFormat};
-use crate::delta;
+use crate::config::{Sink, SinkFormat, SinkMode};
 use crate::error::Error;
-use crate::files::{folder_of, remove_remains};
-use crate::lock::Explained;
-use crate::objects::{Objects, PENDING};
-use crate::place::Place;
-use crate::sink::runs::{self, RunsError};
-use crate::sink::{Origin, SinkError, rejected_version};
 
 /// Returns the place and format of the rejected rows of the sink's published runs; `None` if there are none.
 ///

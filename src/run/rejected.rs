@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 
+use couplet_encoder::scorer::Rejection;
+use couplet_storage::words::counted;
+
 use super::staged_rows::StagedRows;
 use crate::config::Scoring;
 use crate::error::Error;
-use crate::scorer::Rejection;
-use crate::words::counted;
 
 /// Rejected rows by [`Rejection::KINDS`].
 type ByKind = [u64; Rejection::KINDS.len()];

@@ -5,18 +5,18 @@ use std::collections::BTreeMap;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
+use couplet_storage::words::{counted, grouped};
+use couplet_tables::dates::value_texts;
+use couplet_tables::source::{check_width, select};
+use couplet_tables::sql_error::nearest;
+use couplet_train::finetune::Row;
+use couplet_train::labels::GoldLabel;
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
 
 use super::query_text;
 use crate::config::{Pipeline, Query};
-use crate::dates::value_texts;
 use crate::error::{Error, in_file};
-use crate::source::{check_width, select};
-use crate::sql_error::nearest;
-use crate::train::finetune::Row;
-use crate::train::labels::GoldLabel;
-use crate::words::{counted, grouped};
 
 /// A query of such a stage.
 pub(super) struct Selection<'a> {

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use couplet_storage::place::Place;
+use couplet_tables::tables::SourceFile;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::{Remembering, Stage};
 use crate::config::{Pipeline, SinkMode};
 use crate::error::Error;
-use crate::place::Place;
-use crate::tables::SourceFile;
 
 /// Maximum length of a key in bytes.
 const LONGEST: usize = 200;
@@ -56,7 +56,8 @@ pub(super) fn default(
     let files = files.iter().map(|file| {
         // A bucket's `ETag` identifies the content; on disk, a copy with the same modification time counts as the same
         // file.
-        let is_remote = crate::place::table_place(&file.url).is_ok_and(|place| matches!(place, Place::Remote(_)));
+        let is_remote =
+            couplet_storage::place::table_place(&file.url).is_ok_and(|place| matches!(place, Place::Remote(_)));
         let etag = file.etag.as_ref().filter(|_| is_remote).cloned();
         let modified = if etag.is_none() { file.modified.timestamp_micros() } else { 0 };
         json!([file.url, file.bytes, etag, modified])

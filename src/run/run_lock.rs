@@ -3,20 +3,20 @@
 use std::time::Duration;
 
 use chrono::Utc;
+use couplet_storage::escape::printable;
+use couplet_storage::files::{self, MAX_TEXT};
+use couplet_storage::lock::{self, Claim, DEFAULT_LEASE, Held, LockError};
+use couplet_storage::objects::{StoreFolder, abort_noted_uploads};
+use couplet_storage::redact::without_credentials;
+use couplet_storage::words::counted;
+use couplet_tables::sink::Origin;
+use couplet_tables::store::{Outcome, RunRecord, Runs, remove_staged};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::{RunState, outputs};
 use crate::config::Pipeline;
 use crate::error::Error;
-use crate::escape::printable;
-use crate::files::{self, MAX_TEXT};
-use crate::lock::{self, Claim, DEFAULT_LEASE, Held, LockError};
-use crate::objects::{StoreFolder, abort_noted_uploads};
-use crate::redact::without_credentials;
-use crate::sink::Origin;
-use crate::store::{Outcome, RunRecord, Runs, remove_staged};
-use crate::words::counted;
 
 /// A run that holds the lock of its store.
 pub(super) struct RunLock {

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
+use couplet_tables::store::{EarlierStages, RunRecord};
 
 use crate::report::StageReport;
-use crate::store::{EarlierStages, RunRecord};
 
 /// A run in progress.
 #[derive(Debug)]

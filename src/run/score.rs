@@ -14,6 +14,12 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use arrow::array::ArrayRef;
+use couplet_cluster::Address;
+use couplet_encoder::scorer::{Prediction, Rejection, Scorer};
+use couplet_storage::crash;
+use couplet_storage::objects::StoreFolder;
+use couplet_storage::words::grouped;
+use couplet_tables::store::{self, RunRecord, ScoreStore};
 use datafusion::common::DataFusionError;
 use futures::{Stream, StreamExt};
 
@@ -26,16 +32,10 @@ use super::sinks::{Sink, SinkKind};
 use super::staged_rows::StagedRows;
 use super::window_stats::WindowStats;
 use super::{RunState, interrupted, readable_place};
-use crate::cluster::Address;
 use crate::config::{Pipeline, Scoring};
-use crate::crash;
 use crate::error::Error;
-use crate::objects::StoreFolder;
 use crate::progress::{Progress, Style};
 use crate::report::{Appended, Report, Rows};
-use crate::scorer::{Prediction, Rejection, Scorer};
-use crate::store::{self, RunRecord, ScoreStore};
-use crate::words::grouped;
 
 /// Windows scored concurrently: while the last batches of one run, the next is tokenized.
 const WINDOWS_IN_FLIGHT: usize = 2;

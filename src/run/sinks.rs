@@ -5,6 +5,15 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
+use couplet_storage::files::FileVersion;
+use couplet_storage::lock::{self, LockError};
+use couplet_storage::objects::{Objects, StoreFolder};
+use couplet_storage::place::Place;
+use couplet_tables::delta;
+use couplet_tables::sink::runs::{self, Manifest, RunFolder};
+use couplet_tables::sink::{self, DeltaSink, Mode, Origin, SinkError, Unpublished, as_there, fitted, rejected_version};
+use couplet_tables::tables;
+use couplet_tables::types::{Columns, FileSchema};
 use datafusion::catalog::TableProvider;
 use datafusion::catalog::streaming::StreamingTable;
 use datafusion::execution::SendableRecordBatchStream;
@@ -17,16 +26,7 @@ use super::run_lock::RunLock;
 use super::writers::{confirmed, to_file, to_object, to_runs};
 use super::{quarantine, readable_place};
 use crate::config::{Errors, Pipeline, Scoring, SinkFormat, SinkMode};
-use crate::delta;
 use crate::error::Error;
-use crate::files::FileVersion;
-use crate::lock::{self, LockError};
-use crate::objects::{Objects, StoreFolder};
-use crate::place::Place;
-use crate::sink::runs::{self, Manifest, RunFolder};
-use crate::sink::{self, DeltaSink, Mode, Origin, SinkError, Unpublished, as_there, fitted, rejected_version};
-use crate::tables;
-use crate::types::{Columns, FileSchema};
 
 /// The rows that a sink receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

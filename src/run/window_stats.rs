@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use couplet_encoder::scorer::{Counts, Prediction, Rejection};
+use couplet_tables::store::RunRecord;
 use serde_json::{Value, json};
 
 use crate::report::Executor;
-use crate::scorer::{Counts, Prediction, Rejection};
-use crate::store::RunRecord;
 
 /// The number of slowest windows that are recorded.
 const SLOWEST: usize = 10;

@@ -4,18 +4,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
+use couplet_storage::crash;
+use couplet_storage::files::{FileVersion, REPLACED};
+use couplet_storage::objects::{Objects, cause_in};
+use couplet_tables::sink::runs::{Manifest, RunFolder};
+use couplet_tables::sink::{Over, ParquetSink, Part, SinkError, writer_options};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 use object_store::{Error as StoreError, ObjectMeta};
 
 use super::readable;
 use super::run_lock::RunLock;
-use crate::crash;
 use crate::error::Error;
-use crate::files::{FileVersion, REPLACED};
-use crate::objects::{Objects, cause_in};
-use crate::sink::runs::{Manifest, RunFolder};
-use crate::sink::{Over, ParquetSink, Part, SinkError, writer_options};
 
 /// Confirms the lock for the last time before a commit. The commit itself is conditional on the version that the run
 /// saw before.

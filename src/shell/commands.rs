@@ -6,15 +6,15 @@ use std::sync::Arc;
 use arrow::array::{RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::util::pretty::pretty_format_batches;
+use couplet_tables::predict::FUNCTION;
+use couplet_tables::sql_error::nearest;
+use couplet_tables::tables::is_place;
 use datafusion::logical_expr::TableType;
 use datafusion::prelude::SessionContext;
 
 use super::complete::{quoted, table_names};
 use super::path_of;
 use crate::error::Error;
-use crate::predict::FUNCTION;
-use crate::sql_error::nearest;
-use crate::tables::is_place;
 
 /// The output of `\?`.
 pub(super) const HELP: &str = "\

@@ -14,22 +14,22 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use couplet_cluster as cluster;
+use couplet_storage::files::{self, MAX_JSON};
+use couplet_storage::words::grouped;
+use couplet_tables::tables::Table;
+use couplet_tables::tables::snapshot::Snapshot;
 use datafusion::prelude::SessionContext;
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
 use rustyline::{CompletionType, Config, Editor};
 
-use crate::cluster;
-use crate::config::Table;
 use crate::error::Error;
-use crate::files::{self, MAX_JSON};
 use crate::logging::LogFormat;
 use crate::parameters::Parameters;
 use crate::query::{self, Format, Script, Shown};
 use crate::run;
-use crate::tables::snapshot::Snapshot;
 use crate::terminal::{print, report_error};
-use crate::words::grouped;
 
 use commands::Command;
 use complete::Assistant;

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use couplet::config::{
-    ConfigErrors, CsvOptions, DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Errors, LocalPath, Location, ModelSettings, Pipeline,
-    Precision, Query, RunSettings, ScoreSettings, Scoring, Sink, SinkFormat, SinkMode, Source, Sql, Start, Table,
-    TableFormat, parse, table_from_uri,
+    ConfigErrors, DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Errors, LocalPath, ModelSettings, Pipeline, Precision, Query,
+    RunSettings, ScoreSettings, Scoring, Sink, SinkFormat, SinkMode, Source, Sql, Start, parse,
 };
 use couplet::place::Place;
 use couplet::scorer::DeviceSetting;
+use couplet::tables::{CsvOptions, Location, Table, TableFormat, table_from_uri};
 use couplet::train::finetune::Calibrate;
 use couplet::train::sampling::ClassWeights;
 use couplet::train::task::Task;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::util::pretty::pretty_format_batches;
-use couplet::config::table_from_uri;
 use couplet::predict::Models;
 use couplet::scorer::{Counts, Pool};
 use couplet::session;
+use couplet::tables::table_from_uri;
 use datafusion::error::Result;
 use datafusion::prelude::SessionContext;
 

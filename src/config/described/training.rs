@@ -1,12 +1,13 @@
 //! Describes the keys of the sections `[pretrain]`, `[finetune]` and `[evaluate]`.
 
+use couplet_train::MOST_EPOCHS;
+use couplet_train::metrics::Metric;
+use couplet_train::task::Task;
+
 use super::super::item::names;
 use super::super::key::{Key, Kind, Numbers, Section, optional, or, required};
 use super::super::learning::SCHEDULES;
 use super::{ANY_COUNT, COLUMN, COLUMNS, MAX_LENGTH, TEXTS};
-use crate::train::MOST_EPOCHS;
-use crate::train::metrics::Metric;
-use crate::train::task::Task;
 
 const EPOCHS: Kind = Kind::Integer(1..=MOST_EPOCHS as usize);
 const SEED: Kind = Kind::Integer(0..=usize::MAX);

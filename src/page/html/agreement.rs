@@ -1,12 +1,12 @@
 //! Renders the comparison of predictions with gold labels.
 
+use couplet_storage::words::grouped;
 use maud::{Markup, html as markup};
 
 use super::{MOST_LABELS, MOST_LISTED, figures, percent, tile};
 use crate::frequent::most_frequent;
 use crate::page::charts;
 use crate::page::judged::{Judged, LabelScores};
-use crate::words::grouped;
 
 /// Renders the section of the comparison.
 pub(super) fn agreement(judged: &Judged) -> Markup {

@@ -1,14 +1,14 @@
 //! Renders the documents of training and evaluation.
 
+use couplet_encoder::model::Calibration;
+use couplet_storage::words::grouped;
+use couplet_train::training_chart::headline;
 use maud::{Markup, html as markup};
 use serde_json::Value;
 
 use super::agreement::matrix;
 use super::{MOST_LABELS, MOST_LISTED, figures, short_number};
-use crate::model::Calibration;
 use crate::page::{Document, Refused, charts};
-use crate::train::chart::headline;
-use crate::words::grouped;
 
 /// Renders a training document.
 pub(super) fn trained(training: &Document) -> Markup {

@@ -1,12 +1,12 @@
 //! The part of a plan about the cluster that would score.
 
+use couplet_cluster::{self as cluster, Address, Seen};
+use couplet_storage::place::Place;
+use couplet_storage::words::{counted, grouped};
 use serde_json::{Value, json};
 
-use crate::cluster::{self, Address, Seen};
 use crate::config::{Pipeline, Scoring};
 use crate::error::Error;
-use crate::place::Place;
-use crate::words::{counted, grouped};
 
 /// State of a cluster at the time of planning.
 #[derive(Debug, Clone)]

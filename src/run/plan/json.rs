@@ -1,10 +1,10 @@
 //! JSON output of a plan.
 
+use couplet_encoder::scorer::{PADDED_BATCH, Pace, Rejection};
+use couplet_train::training_loop::Standing;
 use serde_json::{Map, Value, json};
 
 use super::{Lengths, Plan, PlannedEvaluation, PlannedScoring, PlannedTraining};
-use crate::scorer::{PADDED_BATCH, Pace, Rejection};
-use crate::train::training_loop::Standing;
 
 impl Plan {
     /// Returns the plan as a JSON document; `predicted` is the estimate for all rows.
@@ -105,7 +105,7 @@ impl PlannedEvaluation {
             "rows": self.rows,
             "model": self.model,
             "tokens": self.lengths.to_json(self.rows as u64),
-            "speed": self.pace.map(|pace| pace.to_json(&self.lengths)),
+            "speed": self.pace.map(|pace| speed(pace, &self.lengths)),
             "seconds": self.seconds,
         })
     }
@@ -130,17 +130,15 @@ impl Lengths {
     }
 }
 
-impl Pace {
-    fn to_json(self, lengths: &Lengths) -> Value {
-        json!({
-            "batches": self.batches,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "threads": self.threads,
-            "tokens_per_second": self.tokens_per_second,
-            "rows_per_second": if lengths.mean > 0.0 { self.tokens_per_second / lengths.mean } else { 0.0 },
-        })
-    }
+fn speed(pace: Pace, lengths: &Lengths) -> Value {
+    json!({
+        "batches": pace.batches,
+        "tokens": pace.tokens,
+        "seconds": pace.seconds,
+        "threads": pace.threads,
+        "tokens_per_second": pace.tokens_per_second,
+        "rows_per_second": if lengths.mean > 0.0 { pace.tokens_per_second / lengths.mean } else { 0.0 },
+    })
 }
 
 impl PlannedScoring {
@@ -181,7 +179,7 @@ impl PlannedScoring {
                 "precision": self.precision,
             },
             "tokens": self.lengths.as_ref().map(|lengths| lengths.to_json(self.texts)),
-            "speed": self.pace.zip(self.lengths.as_ref()).map(|(pace, lengths)| pace.to_json(lengths)),
+            "speed": self.pace.zip(self.lengths.as_ref()).map(|(pace, lengths)| speed(pace, lengths)),
             "seconds": {
                 "loading": self.seconds.loading,
                 "reading": self.seconds.reading,

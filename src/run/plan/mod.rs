@@ -23,23 +23,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use couplet_cluster::Address;
+use couplet_encoder::model::{Makings, Problem};
+use couplet_encoder::scorer::Scorer;
+use couplet_storage::files::{self, MAX_TEXT};
+use couplet_storage::place::Place;
+use couplet_tables::predict::Models;
+use couplet_tables::session;
+use couplet_tables::tables::{self, Measured};
+use couplet_train::training_loop::peak_memory;
 use datafusion::physical_plan::displayable;
 use datafusion::prelude::{DataFrame, SessionContext};
 
 use super::{
     Stage, check_cluster, check_stages, check_variables, folder_of, models_of, outputs, pool, resources, scorer_options,
 };
-use crate::cluster::Address;
 use crate::config::{Evaluate, Pipeline, Start};
 use crate::error::Error;
-use crate::files::{self, MAX_TEXT};
-use crate::model::{Makings, Problem};
-use crate::place::Place;
-use crate::predict::Models;
-use crate::scorer::Scorer;
-use crate::session;
-use crate::tables::{self, Measured};
-use crate::train::training_loop::peak_memory;
 
 pub use cluster::PlannedCluster;
 pub use planned::{Column, Lengths, PlannedScoring, Seconds};

@@ -1,8 +1,7 @@
 //! The planned scoring stage: measurements, and estimates for the run.
 
 use arrow::datatypes::DataType;
-
-use crate::scorer::{Pace, Rejection, Tokenized};
+use couplet_encoder::scorer::{Pace, Rejection, Tokenized};
 
 /// A column of the source.
 #[derive(Debug, Clone)]

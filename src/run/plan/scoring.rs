@@ -6,6 +6,15 @@ use std::time::Instant;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
+use couplet_encoder::model::Problem;
+use couplet_encoder::scorer::{Pace, Scorer, ScorerError, TextColumn, Window};
+use couplet_tables::dates::value_texts;
+use couplet_tables::predict::{Models, predictions_to_array};
+use couplet_tables::session::Resources;
+use couplet_tables::sink::properties;
+use couplet_tables::source::Source;
+use couplet_tables::store::{self, ScoreStore, model_class};
+use couplet_tables::tables;
 use datafusion::common::DataFusionError;
 use datafusion::functions_aggregate::expr_fn::{count, max, min};
 use datafusion::logical_expr::{col, lit};
@@ -24,16 +33,7 @@ use super::super::{
 use super::planned::{Column, Lengths, PlannedScoring, Seconds};
 use super::{Opened, Plan, PlannedTraining, Planner, PlanningModel};
 use crate::config::{ModelSettings, Scoring};
-use crate::dates::value_texts;
 use crate::error::Error;
-use crate::model::Problem;
-use crate::predict::{Models, predictions_to_array};
-use crate::scorer::{Pace, Scorer, ScorerError, TextColumn, Window};
-use crate::session::Resources;
-use crate::sink::properties;
-use crate::source::Source;
-use crate::store::{self, ScoreStore, model_class};
-use crate::tables;
 
 /// Texts that are tokenized to estimate the lengths of all: about a window.
 pub(in crate::run) const SAMPLE: u64 = 8192;
@@ -256,7 +256,7 @@ impl Planner<'_> {
         }
         let more = if found.len() > MOST_LABELS { " · and more" } else { "" };
         let named = |(name, n): &(Option<String>, i64)| {
-            format!("{} {}", name.as_deref().unwrap_or("NULL"), crate::words::grouped(n.unsigned_abs()))
+            format!("{} {}", name.as_deref().unwrap_or("NULL"), couplet_storage::words::grouped(n.unsigned_abs()))
         };
         let named = found.iter().take(MOST_LABELS).map(named).collect::<Vec<_>>().join(" · ");
         Ok(Some(format!("{named}{more}")))

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
+use couplet_encoder::scorer::{PADDED_BATCH, Pace, Rejection};
+use couplet_storage::words::{counted, grouped, size, spoken};
+use couplet_train::training_loop::Standing;
+
 use super::writes::LEFT;
 use super::{Lengths, Plan, PlannedEvaluation, PlannedScoring, PlannedTraining, Write};
-use crate::scorer::{PADDED_BATCH, Pace, Rejection};
-use crate::train::training_loop::Standing;
-use crate::words::{counted, grouped, size, spoken};
 
 /// Writes lines with an aligned name column; continuation lines have no name.
 struct Lines<'a, 'b>(&'a mut fmt::Formatter<'b>);
@@ -134,7 +135,7 @@ impl PlannedEvaluation {
         let rows = self.rows as u64;
         let mut lines = vec![format!("{} · {}", counted(rows, "row"), self.lengths.in_words(rows))];
         if let Some(pace) = self.pace {
-            lines.push(format!("about {} to score them, at {}", time(self.seconds), pace.in_words(&self.lengths)));
+            lines.push(format!("about {} to score them, at {}", time(self.seconds), speed(pace, &self.lengths)));
         }
         lines.push(format!("{} → {}", self.model, self.output));
         lines
@@ -183,7 +184,7 @@ impl PlannedScoring {
                 ),
             )?;
             if let Some(pace) = self.pace {
-                lines.add("speed", pace.in_words(lengths))?;
+                lines.add("speed", speed(pace, lengths))?;
             }
         }
         let seconds = &self.seconds;
@@ -240,17 +241,15 @@ impl Lengths {
     }
 }
 
-impl Pace {
-    fn in_words(&self, lengths: &Lengths) -> String {
-        let rows = if lengths.mean > 0.0 { self.tokens_per_second / lengths.mean } else { 0.0 };
-        format!(
-            "{rows:.0} rows/s · {} tokens/s ({} tried in {} on {})",
-            grouped(self.tokens_per_second as u64),
-            if self.batches == 1 { "1 batch".to_owned() } else { format!("{} batches", grouped(self.batches as u64)) },
-            time(self.seconds),
-            counted(self.threads as u64, "thread")
-        )
-    }
+fn speed(pace: Pace, lengths: &Lengths) -> String {
+    let rows = if lengths.mean > 0.0 { pace.tokens_per_second / lengths.mean } else { 0.0 };
+    format!(
+        "{rows:.0} rows/s · {} tokens/s ({} tried in {} on {})",
+        grouped(pace.tokens_per_second as u64),
+        if pace.batches == 1 { "1 batch".to_owned() } else { format!("{} batches", grouped(pace.batches as u64)) },
+        time(pace.seconds),
+        counted(pace.threads as u64, "thread")
+    )
 }
 
 fn time(seconds: f64) -> String {

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
+use couplet_encoder::scorer::Pace;
+use couplet_train::training_loop::{Event, Trial};
 
 use super::super::evaluate::rows_of;
 use super::super::learn::{FINETUNE, PRETRAIN, Training, nothing_held_out};
@@ -14,8 +16,6 @@ use super::{Opened, Plan, Planner};
 use crate::config::{Evaluate, Finetune, Learning, Pretrain, Start};
 use crate::error::Error;
 use crate::progress::Style;
-use crate::scorer::Pace;
-use crate::train::training_loop::{Event, Trial};
 
 /// A planned training stage.
 #[derive(Debug, Clone)]

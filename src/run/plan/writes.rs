@@ -5,16 +5,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use couplet_storage::files::{TEMPORARY as UNFINISHED, real_path};
+use couplet_storage::hub::model_cache;
+use couplet_storage::objects::{Objects, PENDING};
+use couplet_storage::place::{Place, model_place};
+use couplet_tables::predict::named_models;
 use serde_json::{Value, json};
 
 use super::super::outputs::{BESIDE, REJECTED, SINK, STATE, STORE, Shape, TEMPORARY, Target, targets};
 use super::super::{Stage, query_text, readable};
 use crate::config::{self, Pipeline, SinkFormat, SinkMode, Start, Validation};
-use crate::files::{TEMPORARY as UNFINISHED, real_path};
-use crate::hub::model_cache;
-use crate::objects::{Objects, PENDING};
-use crate::place::{Place, model_place};
-use crate::predict::named_models;
 
 /// A place that a run writes to.
 #[derive(Debug, Clone)]

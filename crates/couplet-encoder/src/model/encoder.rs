@@ -1,0 +1,275 @@
+//! The encoder of Devlin et al. 2019 (BERT) and Sanh et al. 2019 (DistilBERT), over packed sequences.
+//!
+//! The two differ in token types and in the names of their tensors, which are in [`super::family`]; the arithmetic is one.
+//! Fields bear DistilBERT's names. Post-layer-norm, as in the papers: every sublayer is `LayerNorm(x + sublayer(x))`.
+
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use super::classifier::PackedBatch;
+use super::error::LoadError;
+use super::family::BlockNames;
+use super::source::Loader;
+use crate::ops::{
+    Activation, Attention, Embeddings, FastKernels, FirstTokenAttention, Kernels, LayerNorm, Linear, Noise, Place,
+    ProjectedEmbeddings, attention_with_dropout, feed_forward, linear_many,
+};
+
+/// The table that a masked-LM head shares.
+pub const WORD_EMBEDDINGS: &str = "embeddings.word_embeddings.weight";
+
+/// Token ids to hidden states.
+#[derive(Debug)]
+pub struct Encoder {
+    embeddings: Embeddings,
+    layer: Vec<TransformerBlock>,
+    /// Where the fused kernels run a model that does not learn.
+    shortcuts: Option<Shortcuts>,
+    kernels: Kernels,
+}
+
+impl Encoder {
+    pub fn load(loader: &Loader) -> std::result::Result<Self, LoadError> {
+        let Loader { source, config, kernels } = *loader;
+        let words = loader.table(WORD_EMBEDDINGS, config.vocab_size)?;
+        let positions = loader.table("embeddings.position_embeddings.weight", config.max_position_embeddings)?;
+        let token_types = match config.type_vocab_size {
+            0 => None,
+            types => Some(loader.table("embeddings.token_type_embeddings.weight", types)?),
+        };
+        let norm = loader.norm("embeddings.LayerNorm")?;
+        let embeddings = Embeddings { words, positions, token_types, norm };
+        let load = |i: usize| TransformerBlock::load(loader, i);
+        let layer = if source.in_any_order() {
+            (0..config.n_layers).into_par_iter().map(load).collect::<std::result::Result<_, _>>()?
+        } else {
+            (0..config.n_layers).map(load).collect::<std::result::Result<_, _>>()?
+        };
+        let shortcuts = match kernels {
+            Kernels::Fast(kernels) if config.n_layers > 0 => Some(Shortcuts::load(loader, &embeddings, kernels)?),
+            _ => None,
+        };
+        Ok(Self { embeddings, layer, shortcuts, kernels })
+    }
+
+    /// Computes the last hidden state of every token: `[T] → [T, D]`.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub(crate) fn forward(&self, batch: &PackedBatch) -> Result<Tensor> {
+        let mut hidden_states = self.embed(batch, None)?;
+        for block in &self.layer {
+            hidden_states = block.forward(&hidden_states, &batch.cu_seqlens, None)?;
+        }
+        Ok(hidden_states)
+    }
+
+    /// Computes the last hidden state of each sequence's first token only: `[T] → [B, D]`.
+    ///
+    /// The last block is then computed for one token a sequence, which saves nearly all of it and loses nothing. The fused
+    /// kernels save its keys and values too, see [`FirstTokenAttention`], and most of the first block's products, see
+    /// [`ProjectedEmbeddings`].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn forward_first(&self, batch: &PackedBatch) -> Result<Tensor> {
+        let PackedBatch { input_ids, token_type_ids, position_ids, cu_seqlens } = batch;
+        let sequences = batch.sequences();
+        let rows = &cu_seqlens[..sequences];
+        let (Some(shortcuts), Some((last, blocks))) = (&self.shortcuts, self.layer.split_last()) else {
+            let one_each: Vec<u32> = (0..).take(sequences + 1).collect();
+            return self.forward_at(batch, rows, &one_each, None);
+        };
+        let mut hidden_states = match blocks.first() {
+            Some(block) => {
+                let (x, projected) = shortcuts.embeddings.forward(input_ids, position_ids, token_type_ids)?;
+                block.forward_projected(&x, &projected, cu_seqlens, cu_seqlens, None)?
+            }
+            None => self.embed(batch, None)?,
+        };
+        for block in blocks.iter().skip(1) {
+            hidden_states = block.forward(&hidden_states, cu_seqlens, None)?;
+        }
+        let first = self.kernels.select_rows(&hidden_states, rows)?;
+        let query = last.attention.q_lin.forward(&first)?;
+        let context = shortcuts.first_tokens.forward(&query, &hidden_states, cu_seqlens)?;
+        last.finish(&context, &first, None)
+    }
+
+    /// Computes the last hidden state of some tokens only, and in training drops what `noise` says: `[T] → [R, D]`.
+    ///
+    /// `rows [R]` are places in the batch in ascending order, and `cu_rows` bounds the sequences in them.
+    pub fn forward_at(
+        &self,
+        batch: &PackedBatch,
+        rows: &[u32],
+        cu_rows: &[u32],
+        noise: Option<&Noise>,
+    ) -> Result<Tensor> {
+        let mut hidden_states = self.embed(batch, noise)?;
+        let Some((last, blocks)) = self.layer.split_last() else {
+            return self.kernels.select_rows(&hidden_states, rows);
+        };
+        for block in blocks {
+            hidden_states = block.forward(&hidden_states, &batch.cu_seqlens, noise)?;
+        }
+        let selected = self.kernels.select_rows(&hidden_states, rows)?;
+        last.forward_rows(&selected, cu_rows, &hidden_states, &batch.cu_seqlens, noise)
+    }
+
+    fn embed(&self, batch: &PackedBatch, noise: Option<&Noise>) -> Result<Tensor> {
+        let PackedBatch { input_ids, token_type_ids, position_ids, cu_seqlens } = batch;
+        let x = self.embeddings.forward(input_ids, position_ids, token_type_ids, self.kernels)?;
+        self.kernels.drop_elements(&x, noise.and_then(|noise| noise.at(Place::Embeddings, cu_seqlens)))
+    }
+}
+
+#[derive(Debug)]
+struct TransformerBlock {
+    index: usize,
+    attention: MultiHeadSelfAttention,
+    sa_layer_norm: LayerNorm,
+    ffn: FeedForward,
+    output_layer_norm: LayerNorm,
+}
+
+impl TransformerBlock {
+    fn load(loader: &Loader, index: usize) -> std::result::Result<Self, LoadError> {
+        let (names, dim, hidden_dim) = (&loader.config.family.block, loader.config.dim, loader.config.hidden_dim);
+        let prefix = format!("{}.{index}", names.prefix);
+        let linear =
+            |name: &str, outputs: usize, inputs: usize| loader.linear(&format!("{prefix}.{name}"), outputs, inputs);
+        let norm = |name: &str| loader.norm(&format!("{prefix}.{name}"));
+        Ok(Self {
+            index,
+            attention: MultiHeadSelfAttention {
+                q_lin: linear(names.q_lin, dim, dim)?,
+                k_lin: linear(names.k_lin, dim, dim)?,
+                v_lin: linear(names.v_lin, dim, dim)?,
+                out_lin: linear(names.out_lin, dim, dim)?,
+                n_heads: loader.config.n_heads,
+                kernels: loader.kernels,
+            },
+            sa_layer_norm: norm(names.sa_layer_norm)?,
+            ffn: FeedForward {
+                lin1: linear(names.lin1, hidden_dim, dim)?,
+                activation: loader.config.activation,
+                lin2: linear(names.lin2, dim, hidden_dim)?,
+            },
+            output_layer_norm: norm(names.output_layer_norm)?,
+        })
+    }
+
+    /// `[T, D] → [T, D]`
+    fn forward(&self, x: &Tensor, cu_seqlens: &[u32], noise: Option<&Noise>) -> Result<Tensor> {
+        self.forward_projected(x, &self.attention.project(x)?, cu_seqlens, cu_seqlens, noise)
+    }
+
+    /// Computes only the rows that are asked for: `rows [Tq, D]` of `x [T, D]` → `[Tq, D]`.
+    fn forward_rows(
+        &self,
+        rows: &Tensor,
+        cu_rows: &[u32],
+        x: &Tensor,
+        cu_seqlens: &[u32],
+        noise: Option<&Noise>,
+    ) -> Result<Tensor> {
+        self.forward_projected(rows, &self.attention.project_rows(rows, x)?, cu_rows, cu_seqlens, noise)
+    }
+
+    /// The same of queries, keys and values that are there already.
+    fn forward_projected(
+        &self,
+        rows: &Tensor,
+        [query, key, value]: &[Tensor; 3],
+        cu_rows: &[u32],
+        cu_seqlens: &[u32],
+        noise: Option<&Noise>,
+    ) -> Result<Tensor> {
+        let MultiHeadSelfAttention { n_heads: heads, kernels, .. } = self.attention;
+        let dropout = noise.and_then(|noise| noise.at(Place::Attention(self.index), cu_rows));
+        let of = Attention { query, key, value, cu_queries: cu_rows, cu_keys: cu_seqlens, heads };
+        let context = attention_with_dropout(&of, dropout, kernels)?;
+        self.finish(&context, rows, noise.map(|noise| (noise, cu_rows)))
+    }
+
+    /// What follows attention, for rows `[Tq, D]`; the noise goes with their sequences' bounds.
+    fn finish(&self, context: &Tensor, residual: &Tensor, noise: Option<(&Noise, &[u32])>) -> Result<Tensor> {
+        let dropout = |place: Place| noise.and_then(|(noise, cu_rows)| noise.at(place, cu_rows));
+        let FeedForward { lin1, activation, lin2 } = &self.ffn;
+        let drop_output = dropout(Place::AttentionOutput(self.index));
+        let x = self.attention.out_lin.forward_dropout_add_norm(context, drop_output, residual, &self.sa_layer_norm)?;
+        match dropout(Place::FeedForward(self.index)) {
+            None => feed_forward(&x, lin1, *activation, lin2, &self.output_layer_norm),
+            dropout => {
+                let hidden = lin1.forward_activated(&x, *activation)?;
+                lin2.forward_dropout_add_norm(&hidden, dropout, &x, &self.output_layer_norm)
+            }
+        }
+    }
+}
+
+/// Vaswani et al. 2017, section 3.2.
+#[derive(Debug)]
+struct MultiHeadSelfAttention {
+    q_lin: Linear,
+    k_lin: Linear,
+    v_lin: Linear,
+    out_lin: Linear,
+    n_heads: usize,
+    kernels: Kernels,
+}
+
+impl MultiHeadSelfAttention {
+    /// Queries, keys and values of `x [T, D]`.
+    fn project(&self, x: &Tensor) -> Result<[Tensor; 3]> {
+        linear_many(x, [&self.q_lin, &self.k_lin, &self.v_lin])
+    }
+
+    /// Queries of `rows [Tq, D]`, keys and values of `x [T, D]`.
+    fn project_rows(&self, rows: &Tensor, x: &Tensor) -> Result<[Tensor; 3]> {
+        let [k, v] = linear_many(x, [&self.k_lin, &self.v_lin])?;
+        Ok([self.q_lin.forward(rows)?, k, v])
+    }
+}
+
+/// Vaswani et al. 2017, section 3.3, with GELU or another activation.
+#[derive(Debug)]
+struct FeedForward {
+    lin1: Linear,
+    activation: Activation,
+    lin2: Linear,
+}
+
+/// What spares work where weights stay as they are: parts of the first and of the last block in other forms.
+#[derive(Debug)]
+struct Shortcuts {
+    /// With the queries, keys and values of the first block.
+    embeddings: ProjectedEmbeddings<3>,
+    /// Over the keys and values of the last block.
+    first_tokens: FirstTokenAttention,
+}
+
+impl Shortcuts {
+    /// Of an encoder that has blocks.
+    fn load(
+        Loader { source, config, .. }: &Loader,
+        embeddings: &Embeddings,
+        kernels: FastKernels,
+    ) -> std::result::Result<Self, LoadError> {
+        let BlockNames { prefix, q_lin, k_lin, v_lin, .. } = config.family.block;
+        let load = |index: usize, name: &str| -> std::result::Result<(Tensor, Tensor), LoadError> {
+            let name = format!("{prefix}.{index}.{name}");
+            let weight = source.tensor(&format!("{name}.weight"), &[config.dim, config.dim])?;
+            Ok((weight, source.tensor(&format!("{name}.bias"), &[config.dim])?))
+        };
+        let [(q, q_bias), (k, k_bias), (v, v_bias)] = [load(0, q_lin)?, load(0, k_lin)?, load(0, v_lin)?];
+        let first = [(&q, &q_bias), (&k, &k_bias), (&v, &v_bias)];
+        let last = config.n_layers - 1;
+        let ((key, _), (value, bias)) = (load(last, k_lin)?, load(last, v_lin)?);
+        Ok(Self {
+            embeddings: ProjectedEmbeddings::new(embeddings.clone(), first, kernels)?,
+            first_tokens: FirstTokenAttention::new(&key, (&value, &bias), config.n_heads, kernels)?,
+        })
+    }
+}

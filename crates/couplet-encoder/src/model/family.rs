@@ -1,0 +1,241 @@
+//! The families of encoders, as data: everything in which one differs from another.
+//!
+//! To add a family whose blocks compute what BERT's do (post-layer-norm, absolute positions), write another static
+//! here and list it in [`Family::ALL`]. A family is known by name only where a BERT is folded into a DistilBERT
+//! (`model/import.rs`) and where a tokenizer is copied. What these two do not need is a new field, with one place that
+//! reads it:
+//!
+//! - `RoBERTa` numbers positions from 2: an offset, by which `Encoder::load` skips rows of the table of positions.
+//! - ELECTRA widens narrow embeddings: the name of a layer, which `Encoder::load` puts behind the embeddings.
+//! - `ModernBERT` and `DeBERTa` compute other blocks: an encoder of their own, see [`super::classifier`].
+//!
+//! Then add a golden checkpoint to `tests/it/goldens`: its logits must be those of transformers within 1e-4.
+
+use super::ModelConfig;
+use crate::ops::{Pointwise, Rates};
+
+/// A family of encoders.
+///
+/// **Source** of the default values: `BertConfig` and `DistilBertConfig` of transformers 5.24.
+#[derive(Debug)]
+pub struct Family {
+    /// The name in prose.
+    pub name: &'static str,
+    /// `model_type` in `config.json`.
+    pub model_type: &'static str,
+    /// Prefix of its classes in transformers.
+    pub(crate) class_prefix: &'static str,
+    /// Prefix of the encoder's tensors.
+    pub(crate) tensor_prefix: &'static str,
+    pub(crate) keys: ConfigKeys,
+    /// Key of the ε of all normalizations; none where it is always 1e-12, whatever `config.json` says.
+    pub(crate) layer_norm_eps: Option<&'static str>,
+    /// Key of the number of token types; none for a family without token types.
+    pub(crate) token_types: Option<&'static str>,
+    pub(crate) dropout: DropoutKeys,
+    pub(crate) block: BlockNames,
+    pub(crate) head: HeadNames,
+    pub(crate) masked_words: MaskedWordsNames,
+}
+
+/// Keys in `config.json` of the sizes in [`ModelConfig`].
+#[derive(Debug)]
+pub(crate) struct ConfigKeys {
+    pub(crate) dim: &'static str,
+    pub(crate) n_layers: &'static str,
+    /// The number of layers where the key is missing.
+    pub(crate) default_layers: usize,
+    pub(crate) n_heads: &'static str,
+    pub(crate) hidden_dim: &'static str,
+    pub(crate) activation: &'static str,
+}
+
+/// Keys in `config.json` of the dropout [`Rates`].
+#[derive(Debug)]
+pub(crate) struct DropoutKeys {
+    /// Rates where a key is missing.
+    pub(crate) defaults: Rates,
+    /// Rate of the embeddings and of the feed-forward output.
+    pub(crate) hidden: &'static str,
+    pub(crate) attention: &'static str,
+    /// Whether the output of attention has the rate of hidden states.
+    pub(crate) attention_output: bool,
+    pub(crate) head: &'static str,
+    /// Whether the head has the rate of hidden states where its key is missing.
+    pub(crate) head_as_hidden: bool,
+}
+
+/// Names of a block's layers and normalizations, without `.weight` and `.bias`.
+#[derive(Debug)]
+pub(crate) struct BlockNames {
+    /// Prefix of all blocks; the number of the block follows.
+    pub(crate) prefix: &'static str,
+    pub(crate) q_lin: &'static str,
+    pub(crate) k_lin: &'static str,
+    pub(crate) v_lin: &'static str,
+    pub(crate) out_lin: &'static str,
+    pub(crate) sa_layer_norm: &'static str,
+    pub(crate) lin1: &'static str,
+    pub(crate) lin2: &'static str,
+    pub(crate) output_layer_norm: &'static str,
+}
+
+/// The classification head: a square layer, an activation, and the layer `classifier`.
+#[derive(Debug)]
+pub(crate) struct HeadNames {
+    /// The square layer.
+    pub(crate) dense: &'static str,
+    /// Whether the name of the square layer has the encoder's prefix, as BERT's pooler.
+    pub(crate) has_prefix: bool,
+    pub(crate) activation: Pointwise,
+}
+
+/// Names of the masked-LM head's tensors; its projection is the table of word embeddings.
+#[derive(Debug)]
+pub(crate) struct MaskedWordsNames {
+    /// The square layer.
+    pub(crate) transform: &'static str,
+    pub(crate) norm: &'static str,
+    /// Bias of the logits.
+    pub(crate) bias: &'static str,
+}
+
+/// Sanh et al. 2019: no token types; the head reads the first token through `pre_classifier` and a rectifier.
+pub static DISTILBERT: Family = Family {
+    name: "DistilBERT",
+    model_type: "distilbert",
+    class_prefix: "DistilBert",
+    tensor_prefix: "distilbert.",
+    keys: ConfigKeys {
+        dim: "dim",
+        n_layers: "n_layers",
+        default_layers: 6,
+        n_heads: "n_heads",
+        hidden_dim: "hidden_dim",
+        activation: "activation",
+    },
+    layer_norm_eps: None,
+    token_types: None,
+    dropout: DropoutKeys {
+        defaults: Rates::DISTILBERT,
+        hidden: "dropout",
+        attention: "attention_dropout",
+        attention_output: false,
+        head: "seq_classif_dropout",
+        head_as_hidden: false,
+    },
+    block: BlockNames {
+        prefix: "transformer.layer",
+        q_lin: "attention.q_lin",
+        k_lin: "attention.k_lin",
+        v_lin: "attention.v_lin",
+        out_lin: "attention.out_lin",
+        sa_layer_norm: "sa_layer_norm",
+        lin1: "ffn.lin1",
+        lin2: "ffn.lin2",
+        output_layer_norm: "output_layer_norm",
+    },
+    head: HeadNames { dense: "pre_classifier", has_prefix: false, activation: Pointwise::Relu },
+    masked_words: MaskedWordsNames {
+        transform: "vocab_transform",
+        norm: "vocab_layer_norm",
+        bias: "vocab_projector.bias",
+    },
+};
+
+/// Devlin et al. 2019: token types; the head reads the first token through the pooler and tanh.
+pub static BERT: Family = Family {
+    name: "BERT",
+    model_type: "bert",
+    class_prefix: "Bert",
+    tensor_prefix: "bert.",
+    keys: ConfigKeys {
+        dim: "hidden_size",
+        n_layers: "num_hidden_layers",
+        default_layers: 12,
+        n_heads: "num_attention_heads",
+        hidden_dim: "intermediate_size",
+        activation: "hidden_act",
+    },
+    layer_norm_eps: Some("layer_norm_eps"),
+    token_types: Some("type_vocab_size"),
+    dropout: DropoutKeys {
+        defaults: Rates::BERT,
+        hidden: "hidden_dropout_prob",
+        attention: "attention_probs_dropout_prob",
+        attention_output: true,
+        head: "classifier_dropout",
+        head_as_hidden: true,
+    },
+    block: BlockNames {
+        prefix: "encoder.layer",
+        q_lin: "attention.self.query",
+        k_lin: "attention.self.key",
+        v_lin: "attention.self.value",
+        out_lin: "attention.output.dense",
+        sa_layer_norm: "attention.output.LayerNorm",
+        lin1: "intermediate.dense",
+        lin2: "output.dense",
+        output_layer_norm: "output.LayerNorm",
+    },
+    head: HeadNames { dense: "pooler.dense", has_prefix: true, activation: Pointwise::Tanh },
+    masked_words: MaskedWordsNames {
+        transform: "cls.predictions.transform.dense",
+        norm: "cls.predictions.transform.LayerNorm",
+        bias: "cls.predictions.bias",
+    },
+};
+
+impl Family {
+    /// All families.
+    pub const ALL: [&'static Self; 2] = [&DISTILBERT, &BERT];
+
+    /// Finds the family with that `model_type`.
+    #[must_use]
+    pub fn of(model_type: &str) -> Option<&'static Self> {
+        Self::ALL.into_iter().find(|family| family.model_type == model_type)
+    }
+
+    /// Returns its class in transformers for an encoder with a head, such as `ForSequenceClassification`, or `Model`.
+    pub fn class(&self, head: &str) -> String {
+        format!("{}{head}", self.class_prefix)
+    }
+
+    /// Whether a tensor belongs to a head, which may be missing, rather than to the encoder.
+    pub(crate) fn is_head(&self, name: &str) -> bool {
+        let first = |name: &'static str| name.split('.').next();
+        let MaskedWordsNames { transform, norm, bias } = self.masked_words;
+        let heads = ["classifier", self.head.dense, transform, norm, bias].map(first);
+        heads.contains(&name.split('.').next())
+    }
+
+    /// The name of a tensor in a file: that of an encoder's tensor has the prefix.
+    pub fn full_name(&self, name: &str) -> String {
+        let has_prefix = !self.is_head(name) || self.head.has_prefix && name.starts_with(self.head.dense);
+        format!("{}{name}", if has_prefix { self.tensor_prefix } else { "" })
+    }
+}
+
+/// There is one value of each family.
+impl PartialEq for Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.model_type == other.model_type
+    }
+}
+
+impl BlockNames {
+    /// The names of a block's layers and normalizations, with the shape of each weight; in every family the same order.
+    pub(crate) fn shapes(&self, config: &ModelConfig) -> [(&'static str, Vec<usize>); 8] {
+        let (dim, hidden) = (config.dim, config.hidden_dim);
+        [
+            (self.q_lin, vec![dim, dim]),
+            (self.k_lin, vec![dim, dim]),
+            (self.v_lin, vec![dim, dim]),
+            (self.out_lin, vec![dim, dim]),
+            (self.sa_layer_norm, vec![dim]),
+            (self.lin1, vec![hidden, dim]),
+            (self.lin2, vec![dim, hidden]),
+            (self.output_layer_norm, vec![dim]),
+        ]
+    }
+}

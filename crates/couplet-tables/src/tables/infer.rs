@@ -1,0 +1,90 @@
+//! Infers the columns of text files from the beginning of each file.
+
+use couplet_storage::objects::Objects;
+use datafusion::common::DataFusionError;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
+use object_store::path::Path;
+
+use super::TableFormat;
+use super::csv::{CsvColumns, CsvLayout};
+use super::diagnose::Broken;
+use super::files::Files;
+use super::json::{JsonColumns, JsonLayout};
+use super::text::{Chunks, Fault, Layout};
+
+/// The total number of decompressed bytes that are read to infer the columns of a table.
+const BYTES_TO_INFER_FROM: u64 = 64 << 20;
+
+/// The minimum number of bytes that are read of each file, however many files there are.
+const MIN_BYTES_PER_FILE: u64 = 64 << 10;
+
+/// The number of files that are read concurrently.
+const CONCURRENT_FILES: usize = 16;
+
+/// Infers the columns of one file.
+pub(super) trait Look: Send + 'static {
+    /// The inferred columns.
+    type Found: Send + 'static;
+
+    /// Takes the next bytes, or `None` at the end of the file.
+    fn look(&mut self, bytes: Option<&[u8]>) -> Result<(), Fault>;
+
+    /// Returns the columns inferred so far.
+    fn found(self) -> Self::Found;
+}
+
+/// Infers the merged columns of a table's text files. Returns none for other formats.
+pub(super) async fn layout(files: &Files, format: &TableFormat) -> Result<Option<Layout>, DataFusionError> {
+    let refused = |index: usize, problem: String| {
+        let file = files.objects.place_of(&files.list[index].location).to_string();
+        DataFusionError::External(Box::new(Broken { file, line: None, problem }))
+    };
+    Ok(Some(match format {
+        TableFormat::Csv(options) => {
+            let found = look_at_all(files, || CsvColumns::new(options)).await?;
+            let columns = found.into_iter().map(|(columns, _)| columns).collect();
+            Layout::Csv(CsvLayout::of(columns, options).map_err(|(index, problem)| refused(index, problem))?)
+        }
+        TableFormat::Json { types } => {
+            let found = look_at_all(files, JsonColumns::new).await?;
+            let is_complete = found.iter().all(|(_, is_complete)| *is_complete);
+            let shapes = found.into_iter().map(|(shape, _)| shape).collect();
+            Layout::Json(JsonLayout::of(shapes, types, is_complete).map_err(|problem| refused(0, problem))?)
+        }
+        _ => return Ok(None),
+    }))
+}
+
+/// Reads the beginning of each file. The flag is true if the file was read to its end.
+async fn look_at_all<L: Look>(files: &Files, new: impl Fn() -> L) -> Result<Vec<(L::Found, bool)>, DataFusionError> {
+    let bytes = (BYTES_TO_INFER_FROM / files.list.len().max(1) as u64).max(MIN_BYTES_PER_FILE);
+    let mut looks = Vec::with_capacity(files.list.len());
+    for file in &files.list {
+        let (objects, file, look) = (files.objects.clone(), file.location.clone(), new());
+        let look = async move {
+            let looked = tokio::spawn(async move { look_at(&objects, &file, look, bytes).await }).await;
+            looked.map_err(|e| DataFusionError::External(e.into()))?
+        };
+        looks.push(look.boxed());
+    }
+    stream::iter(looks).buffered(CONCURRENT_FILES).try_collect().await
+}
+
+async fn look_at<L: Look>(
+    objects: &Objects,
+    file: &Path,
+    mut look: L,
+    bytes: u64,
+) -> Result<(L::Found, bool), DataFusionError> {
+    let mut chunks = Chunks::open(&objects.store, file, 0).await?;
+    let mut read = 0;
+    while read < bytes {
+        let chunk = chunks.next().await.map_err(|e| e.of(objects, file))?;
+        look.look(chunk.as_deref()).map_err(|fault| fault.of(objects, file))?;
+        match chunk {
+            Some(chunk) => read += chunk.len() as u64,
+            None => return Ok((look.found(), true)),
+        }
+    }
+    Ok((look.found(), false))
+}

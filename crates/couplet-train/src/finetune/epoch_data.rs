@@ -1,0 +1,170 @@
+//! Labelled rows as [`EpochData`].
+
+use couplet_encoder::model::{Calibration, Problem, Tokenizer};
+use rayon::prelude::*;
+
+use super::Row;
+use crate::labels::{Labels, Targets};
+use crate::metrics::{Classes, DEFAULT_BINS, Metric, MetricError, Sample, Sets, Values, measured};
+use crate::training_loop::{EpochData, JobError, Score};
+use crate::{Example, Target, Trainer};
+
+/// Encoded training and validation rows.
+pub(super) struct Labelled {
+    pub(super) training: Vec<Example>,
+    pub(super) validation: Vec<Example>,
+    pub(super) labels: Labels,
+    /// The gold labels of the validation rows.
+    pub(super) gold: Targets,
+    scores: Vec<Score>,
+    deciding: usize,
+}
+
+impl Labelled {
+    pub(super) fn new(
+        training: Vec<Example>,
+        validation: Vec<Example>,
+        labels: Labels,
+        gold: Targets,
+        metric: Metric,
+    ) -> Self {
+        let metrics =
+            if validation.is_empty() { Vec::new() } else { measured(labels.problem(), Some(labels.names().len())) };
+        let scores = metrics.iter().map(|metric| Score { name: metric.name().into(), better: metric.better() });
+        let deciding = metrics.iter().position(|measured| *measured == metric).unwrap_or(0);
+        Self { scores: scores.collect(), training, validation, labels, gold, deciding }
+    }
+
+    /// Returns the name of the metric that selects the best epoch; none if nothing is measured.
+    pub(super) fn metric(&self) -> Option<&str> {
+        self.scores.get(self.deciding).map(|score| &*score.name)
+    }
+}
+
+impl EpochData for Labelled {
+    fn rows(&self) -> usize {
+        self.training.len()
+    }
+
+    fn examples(&self, _: u64, rows: &[u32]) -> Vec<Example> {
+        rows.iter().map(|row| self.training[*row as usize].clone()).collect()
+    }
+
+    fn scores(&self) -> &[Score] {
+        &self.scores
+    }
+
+    fn deciding(&self) -> usize {
+        self.deciding
+    }
+
+    fn measure(&self, trainer: &Trainer) -> Result<Vec<Option<f64>>, JobError> {
+        let logits = trainer.logits(&self.validation)?.concat();
+        Ok(sample(&self.labels, &self.gold, &logits)?.metrics().iter().map(|(_, value)| value).collect())
+    }
+
+    fn measures_start(&self) -> bool {
+        // The head starts from random weights, so there is nothing worth measuring.
+        false
+    }
+}
+
+/// Encoded rows.
+pub(super) struct Encoded {
+    pub(super) examples: Vec<Example>,
+    pub(super) tokens: u64,
+    pub(super) truncated: usize,
+}
+
+/// Tokenizes rows in parallel on the rayon pool.
+pub(super) fn encode(tokenizer: &Tokenizer, rows: &[Row], targets: &Targets) -> Result<Encoded, JobError> {
+    let encodings = rows.par_iter().map(|row| {
+        let encoding = tokenizer.encode(&row.text, row.text_pair.as_deref());
+        encoding.map_err(|problem| JobError::Text { row: row.name(), problem })
+    });
+    let encodings: Vec<_> = encodings.collect::<Result<_, _>>()?;
+    let truncated = encodings.iter().filter(|encoding| encoding.truncated).count();
+    let tokens = encodings.iter().map(|encoding| encoding.input_ids.len() as u64).sum();
+    let examples = encodings.into_iter().enumerate().map(|(row, encoding)| Example {
+        input_ids: encoding.input_ids,
+        token_type_ids: encoding.token_type_ids,
+        target: target(targets, row, rows.len()),
+    });
+    Ok(Encoded { examples: examples.collect(), tokens, truncated })
+}
+
+fn target(targets: &Targets, row: usize, rows: usize) -> Target {
+    match targets {
+        Targets::Classes(classes) => Target::Label(classes[row] as usize),
+        Targets::Values(values) => Target::Value(values[row]),
+        Targets::Sets(sets) => {
+            let width = sets.len() / rows;
+            Target::Labels(sets[row * width..][..width].iter().map(|has| f32::from(u8::from(*has))).collect())
+        }
+    }
+}
+
+/// Builds the sample of the validation rows from the model's logits, row by row.
+pub(super) fn sample(labels: &Labels, gold: &Targets, logits: &[f32]) -> Result<Sample, MetricError> {
+    let width = labels.names().len().max(1);
+    Ok(match gold {
+        Targets::Classes(gold) => {
+            let probabilities = probabilities(labels.problem(), width, logits);
+            let classes = Classes::new(width, gold.clone(), probabilities, None, DEFAULT_BINS)?;
+            Sample::Classes(classes.with_positive(labels.positive())?)
+        }
+        Targets::Sets(gold) => {
+            let probabilities = probabilities(labels.problem(), width, logits);
+            Sample::Sets(Sets::new(width, gold.clone(), &probabilities)?)
+        }
+        Targets::Values(gold) => {
+            let wide = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect();
+            Sample::Values(Values::new(wide(gold), wide(logits))?)
+        }
+    })
+}
+
+/// Builds the sample of the validation rows for a calibrated model.
+pub(super) fn calibrated_sample(
+    labels: &Labels,
+    gold: &Targets,
+    logits: &[f32],
+    calibration: &Calibration,
+) -> Result<Sample, MetricError> {
+    let width = labels.names().len().max(1);
+    let rows = || logits.chunks_exact(width);
+    let calibrated: Vec<_> = rows().map(|row| calibration.probabilities(labels.problem(), row)).collect();
+    let probabilities = calibrated.iter().flatten().map(|p| f64::from(*p)).collect();
+    Ok(match gold {
+        Targets::Classes(gold) => {
+            let decided: Option<Vec<u32>> =
+                calibrated.iter().map(|row| calibration.decide(row).map(|label| label as u32)).collect();
+            // A temperature changes no label.
+            let decided = decided.unwrap_or_else(|| rows().map(most_probable).collect());
+            let classes = Classes::new(width, gold.clone(), probabilities, Some(decided), DEFAULT_BINS)?;
+            Sample::Classes(classes.with_positive(labels.positive())?)
+        }
+        Targets::Sets(gold) => Sample::Sets(Sets::new(width, gold.clone(), &probabilities)?),
+        Targets::Values(_) => sample(labels, gold, logits)?,
+    })
+}
+
+/// Returns the index of the highest logit, the first of equals.
+fn most_probable(logits: &[f32]) -> u32 {
+    (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best }).unwrap_or(0) as u32
+}
+
+/// Converts logits to probabilities, `width` per row.
+fn probabilities(problem: Problem, width: usize, logits: &[f32]) -> Vec<f64> {
+    if problem == Problem::MultiLabel {
+        return logits.iter().map(|x| 1.0 / (1.0 + f64::from(-x).exp())).collect();
+    }
+    let mut all = Vec::with_capacity(logits.len());
+    for row in logits.chunks_exact(width) {
+        let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let exps = row.iter().map(|x| f64::from(x - highest).exp());
+        let sum: f64 = exps.clone().sum();
+        all.extend(exps.map(|x| x / sum));
+    }
+    all
+}
