@@ -3,10 +3,9 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{Float64Type, Int64Type, TimestampMicrosecondType};
+use arrow::array::RecordBatch;
 use arrow::json::{ArrayWriter, WriterBuilder};
-use chrono::{DateTime, Local, TimeZone, Utc};
+use chrono::{DateTime, Local, Utc};
 use couplet_storage::lock::{self, Seen};
 use couplet_storage::objects::{Objects, StoreFolder};
 use couplet_storage::words::{grouped, spoken};
@@ -28,18 +27,19 @@ const RUNS: &str = "runs";
 pub async fn runs(pipeline: &Pipeline, limit: usize, as_json: bool) -> Result<String, Error> {
     let place = &scoring_of(pipeline)?.score.store.place;
     let store = store_of(pipeline).await?.map(|store| store.objects);
-    let batches = match &store {
-        Some(store) => Runs::of(store).list(&pipeline.name, limit).await?,
-        None => Vec::new(),
-    };
     if as_json {
+        let batches = match &store {
+            Some(store) => Runs::of(store).list(&pipeline.name, limit).await?,
+            None => Vec::new(),
+        };
         return json(&batches).map_err(|e| Error::sql("the runs", &e.into(), None));
     }
     let under_way = match &store {
         Some(store) => under_way(store).await?.unwrap_or_default(),
         None => String::new(),
     };
-    if batches.iter().all(|batch| batch.num_rows() == 0) {
+    let records = records(pipeline, limit).await?;
+    if records.is_empty() {
         let yet = if under_way.is_empty() { "has not run yet" } else { "has not ended a run yet" };
         return Ok(format!("{} {yet} (its store is {place})\n{under_way}", pipeline.name));
     }
@@ -47,10 +47,8 @@ pub async fn runs(pipeline: &Pipeline, limit: usize, as_json: bool) -> Result<St
         "{:<13}  {:<19}  {:<11}  {:>12}  {:>12}  {:>12}  {:>12}  {:>9}  output or error\n",
         "run", "started", "outcome", "took", "read", "scored", "remembered", "rejected"
     );
-    for batch in &batches {
-        for row in 0..batch.num_rows() {
-            let _ = writeln!(text, "{}", line(batch, row));
-        }
+    for record in &records {
+        let _ = writeln!(text, "{}", line(record));
     }
     Ok(text + &under_way)
 }
@@ -125,35 +123,26 @@ pub async fn records(pipeline: &Pipeline, limit: usize) -> Result<Vec<RunRecord>
     }
 }
 
-fn line(batch: &RecordBatch, row: usize) -> String {
-    let column = |name: &str| batch.column_by_name(name).filter(|column| column.is_valid(row));
-    let text = |name: &str| column(name).map(|column| column.as_string::<i32>().value(row).to_owned());
-    let number = |name: &str| {
-        let number = column(name).map(|column| column.as_primitive::<Int64Type>().value(row));
-        number.map_or_else(String::new, |number| grouped(number.unsigned_abs()))
-    };
-    let started = column("started_at").and_then(|column| {
-        let micros = column.as_primitive::<TimestampMicrosecondType>().value(row);
-        Some(Local.timestamp_micros(micros).single()?.format("%Y-%m-%d %H:%M:%S").to_string())
-    });
-    let seconds = column("seconds").map(|column| column.as_primitive::<Float64Type>().value(row));
-    let took = seconds.map(|seconds| spoken(std::time::Duration::from_secs_f64(seconds.max(0.0))));
-    let output = match (text("output"), column("output_version")) {
-        (Some(output), Some(_)) => format!("{output}@{}", number("output_version").replace(',', "")),
-        (Some(output), None) => output,
-        (None, _) => text("message").and_then(|m| m.lines().next().map(str::to_owned)).unwrap_or_default(),
+fn line(record: &RunRecord) -> String {
+    let number = |number: Option<u64>| number.map_or_else(String::new, grouped);
+    let started = record.started_at.map(|time| time.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S").to_string());
+    let took = record.seconds.map(|seconds| spoken(std::time::Duration::from_secs_f64(seconds.max(0.0))));
+    let output = match (&record.output, record.output_version) {
+        (Some(output), Some(version)) => format!("{output}@{version}"),
+        (Some(output), None) => output.clone(),
+        (None, _) => record.message.as_ref().and_then(|m| m.lines().next()).unwrap_or_default().to_owned(),
     };
     let line = format!(
         "{:<13}  {:<19}  {:<11}  {:>12}  {:>12}  {:>12}  {:>12}  {:>9}  {output}",
         // The first 13 characters of an id encode the time in milliseconds, and suffice for `couplet report --run`.
-        text("run").map(|run| run.chars().take(13).collect::<String>()).unwrap_or_default(),
+        record.run.chars().take(13).collect::<String>(),
         started.unwrap_or_default(),
-        text("outcome").unwrap_or_default(),
+        record.outcome.map_or("", Outcome::as_str),
         took.unwrap_or_default(),
-        number("rows_read"),
-        number("rows_scored"),
-        number("rows_remembered"),
-        number("rows_rejected"),
+        number(record.rows_read),
+        number(record.rows_scored),
+        number(record.rows_remembered),
+        number(record.rows_rejected),
     );
     line.trim_end().to_owned()
 }

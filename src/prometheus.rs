@@ -10,7 +10,7 @@ use std::fmt::Write;
 
 use chrono::{DateTime, Utc};
 use couplet_tables::histogram::Drift;
-use couplet_tables::store::{EarlierStages, Outcome, RunRecord};
+use couplet_tables::store::{Outcome, RunRecord, Stages};
 
 use crate::frequent::most_frequent;
 
@@ -37,8 +37,10 @@ pub struct Facts {
     pub seconds: Option<f64>,
     /// The end of the last successful run before this one, in seconds since 1970.
     pub last_success: Option<f64>,
-    /// The stages before scoring.
-    pub earlier: EarlierStages,
+    /// The completed stages.
+    pub stages: Stages,
+    /// True if the fine-tuned model was promoted, false if `promote_if` rejected it.
+    pub promoted: Option<bool>,
     /// The record of the scoring.
     pub record: Option<RunRecord>,
     /// The drift of the scores from those of the previous run.
@@ -55,7 +57,8 @@ impl Facts {
             started_at: record.started_at,
             ended_at: record.ended_at,
             seconds: record.seconds,
-            earlier: record.earlier.clone(),
+            stages: record.stages,
+            promoted: record.promoted,
             record: Some(record),
             ..Self::default()
         }
@@ -78,10 +81,9 @@ pub fn text(facts: &Facts) -> String {
     let last = if facts.success { facts.ended_at.map(timestamp) } else { facts.last_success };
     text.one(LAST_SUCCESS, "End time of the last successful run.", last);
     text.one("couplet_run_duration_seconds", "Duration of the run.", facts.seconds);
-    let stages = facts.record.as_ref().map_or_else(|| facts.earlier.seconds(), RunRecord::stages);
-    let stages = stages.into_iter().map(|(stage, seconds)| (stage.to_owned(), seconds));
+    let stages = facts.stages.seconds().into_iter().map(|(stage, seconds)| (stage.to_owned(), seconds));
     text.many("couplet_run_stage_duration_seconds", "Duration of each stage.", "stage", stages);
-    let promoted = facts.earlier.promoted.map(|promoted| f64::from(u8::from(promoted)));
+    let promoted = facts.promoted.map(|promoted| f64::from(u8::from(promoted)));
     text.one("couplet_run_promoted", "1 if the fine-tuned model was published, 0 if it was rejected.", promoted);
     let Some(record) = facts.record.as_ref() else { return text.text };
     text.one("couplet_run_read_rows", "Rows read from the source.", count(record.rows_read));
@@ -106,8 +108,8 @@ pub fn text(facts: &Facts) -> String {
     text.one("couplet_run_tokens", "Tokens encoded by the model.", count(record.tokens));
     let padding = "Padding tokens that padded batches of 32 rows would have added.";
     text.one("couplet_run_padding_avoided_tokens", padding, count(record.padding_avoided));
-    text.one("couplet_run_rows_per_second", "Rows scored per second.", record.rows_per_second());
-    text.one("couplet_run_tokens_per_second", "Tokens encoded per second.", record.tokens_per_second());
+    text.one("couplet_run_rows_per_second", "Rows scored per second.", record.speed.rows_per_second);
+    text.one("couplet_run_tokens_per_second", "Tokens encoded per second.", record.speed.tokens_per_second);
     text.one("couplet_run_output_bytes", "The size of the published table.", count(record.output_bytes));
     let mean = record.scores.as_ref().and_then(|scores| scores.mean);
     text.one("couplet_run_score_mean", "The mean score.", mean);
@@ -206,6 +208,7 @@ fn label_value(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use couplet_tables::store::Speed;
 
     #[test]
     fn the_text_has_known_values_and_keeps_the_last_success() {
@@ -222,7 +225,7 @@ mod tests {
                 rows_rejected: Some(2),
                 rejected: vec![("NULL text".into(), 2)],
                 labels: Some(vec![("back\\slash\nline".into(), 8)]),
-                scoring_seconds: Some(4.0),
+                speed: Speed { rows_per_second: Some(2.0), ..Speed::default() },
                 ..RunRecord::default()
             }),
             ..Facts::default()
@@ -266,12 +269,8 @@ mod tests {
             started_at: Some(Utc::now()),
             ended_at: Some(Utc::now()),
             seconds: Some(1.0),
-            earlier: EarlierStages {
-                finetune: Some(1.0),
-                evaluate: Some(f64::NAN),
-                promoted: Some(true),
-                ..EarlierStages::default()
-            },
+            stages: Stages { finetune: Some(1.0), evaluate: Some(f64::NAN), score: Some(1.0), ..Stages::default() },
+            promoted: Some(true),
             drift: Some(Drift { psi: 0.1, ks: 0.2, ks_by_chance: 0.3 }),
             record: Some(RunRecord {
                 rows_read: counted,
@@ -285,7 +284,7 @@ mod tests {
                 tokens_in_rows: counted,
                 padding_avoided: counted,
                 output_bytes: counted,
-                scoring_seconds: Some(1.0),
+                speed: Speed { rows_per_second: counted.map(|n| n as f64), ..Speed::default() },
                 labels: Some(labels.collect()),
                 ..RunRecord::default()
             }),

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use clap::builder::PossibleValuesParser;
 use couplet_encoder::model::card::{self, Card};
 use couplet_encoder::model::{
-    Calibration, Described, Family, ImportError, Imported, MODEL_FOLDER, Problem, ScoreActivation, import,
+    Described, Family, ImportError, Imported, MODEL_FOLDER, Problem, ScoreActivation, import,
 };
 use couplet_encoder::scorer::ScorerError;
 use couplet_storage::escape::in_line;
@@ -163,10 +163,10 @@ fn card_json(place: &Place, folder: &ModelFolder, model: &Described, card: &Card
         "bytes": model.bytes,
         "vocabulary": model.vocabulary,
         "max_length": model.max_length,
-        "calibration": model.calibration.as_ref().map(Calibration::to_json),
+        "calibration": model.calibration,
         "fingerprint": model.fingerprint.as_str(),
     });
-    if let (Some(json), serde_json::Value::Object(card)) = (json.as_object_mut(), card.to_json()) {
+    if let (Some(json), serde_json::Value::Object(card)) = (json.as_object_mut(), json!(card)) {
         json.extend(card);
     }
     json

@@ -109,7 +109,8 @@ async fn write_metrics(path: &Path, pipeline_file: &Path, pipeline: Option<&Pipe
             started_at: Some(state.started_at),
             ended_at: Some(Utc::now()),
             seconds,
-            earlier: state.earlier,
+            stages: state.stages,
+            promoted: state.promoted,
             ..Facts::default()
         },
     };

@@ -99,8 +99,8 @@ pub(super) fn over_runs(page: &Page) -> Vec<Chart> {
         let series = vec![Series::new(title, colour, Look::Marked, values)];
         chart(Panel::new(title, axis, unit).with(series).above_zero().whole_x(), caption)
     };
-    let speed = points(&|run| run.rows_per_second);
-    let padding = points(&|run| run.padding_share.map(|share| 100.0 * share));
+    let speed = points(&|run| run.speed.rows_per_second);
+    let padding = points(&|run| run.speed.padding_share.map(|share| 100.0 * share));
     let psi = points(&|run| run.drift.map(|drift| drift.psi));
     let charts = [
         one("Speed", "texts scored per second", BLUE, speed, "Texts scored per second, in each run that scored any"),

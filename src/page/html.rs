@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use couplet_encoder::model::Problem;
 use couplet_storage::words::{grouped, size, spoken};
+use couplet_tables::store::{Outcome, RunRecord};
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 use serde_json::Value;
 
 use super::charts::{self, Chart};
-use super::{Page, Rows, Run};
+use super::{Page, Rows, time};
 use crate::frequent::most_frequent;
 use agreement::agreement;
 use documents::{evaluated, refused, trained};
@@ -67,13 +68,13 @@ fn head(page: &Page) -> Markup {
         h1 {
             (page.pipeline) " "
             @if let Some(run) = &page.run {
-                @let outcome = run.outcome.unwrap_or("unknown");
+                @let outcome = run.outcome.map_or("unknown", Outcome::as_str);
                 span class=(format!("outcome {outcome}")) { (outcome) }
             }
         }
         @if let Some(run) = &page.run {
             p.faint {
-                @if let Some(started) = &run.started_at { (moment(started)) }
+                @if let Some(started) = run.started_at { (moment(&time(started))) }
                 @if let Some(seconds) = run.seconds { " · " (took(seconds)) }
                 " · run " span.id { (run.run) }
             }
@@ -86,9 +87,9 @@ fn head(page: &Page) -> Markup {
                         run.rows_repeated.filter(|n| *n > 0).map(|n| format!("{} repeated", grouped(n)))))
                 }
                 (tile("rejected", run.rows_rejected.map(grouped), None))
-                (tile("speed", run.rows_per_second.map(|n| format!("{n:.0} /s")),
-                    run.tokens_per_second.map(|n| format!("{} tokens/s", grouped(n as u64)))))
-                (tile("padding avoided", run.padding_share.map(percent), Some("of batches of 32".into())))
+                (tile("speed", run.speed.rows_per_second.map(|n| format!("{n:.0} /s")),
+                    run.speed.tokens_per_second.map(|n| format!("{} tokens/s", grouped(n as u64)))))
+                (tile("padding avoided", run.speed.padding_share.map(percent), Some("of batches of 32".into())))
             }
         }
         p.faint { "Made by couplet " (page.couplet) " on " (moment(&page.made_at)) "." }
@@ -103,7 +104,7 @@ fn tile(name: &str, value: Option<String>, note: Option<String>) -> Markup {
     }
 }
 
-fn rows(run: &Run) -> Markup {
+fn rows(run: &RunRecord) -> Markup {
     markup! {
         @if !run.rejected.is_empty() || run.rows_truncated.unwrap_or(0) > 0 {
             section {
@@ -124,10 +125,11 @@ fn rows(run: &Run) -> Markup {
 
 fn scores(page: &Page) -> Markup {
     let Some(run) = &page.run else { return markup! {} };
+    let labels = run.labels.as_deref().unwrap_or_default();
     let any_number = run.task == Some(Problem::MultiLabel.to_string());
     let all: u64 = match (any_number, run.rows_read) {
         (true, Some(read)) => read - run.rows_rejected.unwrap_or_default().min(read),
-        _ => run.labels.iter().map(|(_, n)| n).sum(),
+        _ => labels.iter().map(|(_, n)| n).sum(),
     };
     let share = |n: u64| if all == 0 { 0.0 } else { n as f64 / all as f64 };
     let chart = charts::scores(page);
@@ -142,7 +144,7 @@ fn scores(page: &Page) -> Markup {
                             div.scroll {
                                 table {
                                     tr { th { "label" } th.n { "rows" } th.n { "share" } th {} }
-                                    @for (label, n) in most_frequent(&run.labels, MOST_LISTED, |(_, n)| *n).into_iter().map(|i| &run.labels[i]) {
+                                    @for (label, n) in most_frequent(labels, MOST_LISTED, |(_, n)| *n).into_iter().map(|i| &labels[i]) {
                                         tr {
                                             td.label dir="auto" { (label) }
                                             td.n { (grouped(*n)) }
@@ -152,8 +154,8 @@ fn scores(page: &Page) -> Markup {
                                     }
                                 }
                             }
-                            @if run.labels.len() > MOST_LISTED {
-                                p.faint { (run.labels.len() - MOST_LISTED) " less frequent labels are in the JSON report." }
+                            @if labels.len() > MOST_LISTED {
+                                p.faint { (labels.len() - MOST_LISTED) " less frequent labels are in the JSON report." }
                             }
                             @if any_number {
                                 p.faint { "A row has every label with a probability of at least " (Problem::HAS_LABEL) ": several, or none." }
@@ -235,7 +237,7 @@ fn drift(page: &Page) -> Markup {
                             @for n in [run.rows_read, run.rows_scored, run.rows_remembered, run.rows_rejected] {
                                 td.n { (n.map_or_else(String::new, grouped)) }
                             }
-                            td.n { (run.rows_per_second.map_or_else(String::new, |n| format!("{n:.0}"))) }
+                            td.n { (run.speed.rows_per_second.map_or_else(String::new, |n| format!("{n:.0}"))) }
                             td.n { (number(run.score_mean).unwrap_or_default()) }
                             td.n { (number(run.drift_to_run.map(|drift| drift.psi)).unwrap_or_default()) }
                             td.n { (number(run.drift_to_run.map(|drift| drift.ks)).unwrap_or_default()) }
@@ -259,14 +261,15 @@ fn drift(page: &Page) -> Markup {
 fn speed(page: &Page) -> Markup {
     let Some(run) = &page.run else { return markup! {} };
     let number = |value: &Value| value.as_u64().map_or_else(String::new, grouped);
+    let stages = run.stages.seconds();
     let slowest = run.windows.as_ref().and_then(|windows| windows["slowest"].as_array());
     markup! {
-        @if !run.stages.is_empty() {
+        @if !stages.is_empty() {
             section {
                 h2 { "Time by stage" }
                 table {
                     @let all = run.seconds.unwrap_or(0.0).max(f64::MIN_POSITIVE);
-                    @for (stage, seconds) in &run.stages {
+                    @for (stage, seconds) in &stages {
                         tr {
                             td { (stage) } td.n { (took(*seconds)) }
                             td { span.bar style=(format!("width: {:.1}em", (16.0 * seconds / all).min(16.0))) {} }
@@ -307,7 +310,7 @@ fn speed(page: &Page) -> Markup {
     }
 }
 
-fn facts(run: &Run) -> Markup {
+fn facts(run: &RunRecord) -> Markup {
     let fact =
         |name: &str, value: Option<String>| markup! { @if let Some(value) = value { dt { (name) } dd { (value) } } };
     let version = run.output_version.map_or_else(String::new, |version| format!(", version {version}"));
@@ -317,8 +320,8 @@ fn facts(run: &Run) -> Markup {
         section {
             h2 { "The run" }
             dl.facts {
-                (fact("started", run.started_at.as_deref().map(moment)))
-                (fact("ended", run.ended_at.as_deref().map(moment)))
+                (fact("started", run.started_at.map(|at| moment(&time(at)))))
+                (fact("ended", run.ended_at.map(|at| moment(&time(at)))))
                 (fact("model", run.model_uri.clone()))
                 (fact("fingerprint", run.model.clone()))
                 (fact("task", run.task.clone()))
@@ -336,7 +339,7 @@ fn facts(run: &Run) -> Markup {
                         table {
                             tr { th { "file" } th.n { "bytes" } th { "modified" } }
                             @for file in run.sources.iter().take(MOST_LISTED) {
-                                tr { td.text { (file.url) } td.n { (grouped(file.bytes)) } td.time { (moment(&file.modified)) } }
+                                tr { td.text { (file.url) } td.n { (grouped(file.bytes)) } td.time { (moment(&time(file.modified))) } }
                             }
                         }
                     }

@@ -25,9 +25,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, SecondsFormat, Utc};
 use couplet_tables::histogram::{Drift, Histogram, psi_of_counts};
 use couplet_tables::sql_error::nearest;
-use couplet_tables::store::{Outcome, RunRecord};
+use couplet_tables::store::{Outcome, RunRecord, Speed};
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::config::{Pipeline, Scoring, SinkFormat, SinkMode};
 use crate::error::Error;
@@ -56,7 +55,7 @@ pub struct Page {
     /// The time at which the page was generated.
     pub made_at: String,
     /// The reported run; `None` for a pipeline that only trains.
-    pub run: Option<Run>,
+    pub run: Option<RunRecord>,
     /// The reported run and earlier runs, newest first.
     pub runs: Vec<Earlier>,
     /// The predictions compared with the gold labels, if the pipeline names a column of labels.
@@ -73,60 +72,6 @@ pub struct Page {
     pub notes: Vec<String>,
 }
 
-/// The reported run.
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the fields are those of the record")]
-pub struct Run {
-    pub run: String,
-    pub outcome: Option<&'static str>,
-    pub message: Option<String>,
-    pub started_at: Option<String>,
-    pub ended_at: Option<String>,
-    pub seconds: Option<f64>,
-    /// The seconds per stage, with scoring split into its parts: pretrain, finetune, evaluate; prepare, read, score,
-    /// publish.
-    pub stages: Vec<(&'static str, f64)>,
-    /// True if the model that the run fine-tuned was promoted.
-    pub promoted: Option<bool>,
-    pub host: Option<String>,
-    pub couplet_version: Option<String>,
-    pub rows_read: Option<u64>,
-    pub rows_scored: Option<u64>,
-    pub rows_remembered: Option<u64>,
-    pub rows_repeated: Option<u64>,
-    pub rows_rejected: Option<u64>,
-    pub rejected: Vec<(String, u64)>,
-    pub rows_truncated: Option<u64>,
-    pub tokens: Option<u64>,
-    pub rows_per_second: Option<f64>,
-    pub tokens_per_second: Option<f64>,
-    pub padding_share: Option<f64>,
-    pub task: Option<String>,
-    pub model: Option<String>,
-    pub model_uri: Option<String>,
-    pub precision: Option<String>,
-    pub max_length: Option<usize>,
-    pub output: Option<String>,
-    pub output_version: Option<u64>,
-    pub output_bytes: Option<u64>,
-    pub sources: Vec<Source>,
-    /// The number of rows per label, in the model's order.
-    pub labels: Vec<(String, u64)>,
-    /// The distribution of the scores.
-    pub scores: Option<Histogram>,
-    /// Statistics of the windows of the run, with details of the slowest.
-    pub windows: Option<Value>,
-}
-
-/// A source file.
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the fields are those of the record")]
-pub struct Source {
-    pub url: String,
-    pub bytes: u64,
-    pub modified: String,
-}
-
 /// A run in the run history.
 #[derive(Debug, Serialize)]
 #[expect(missing_docs, reason = "the fields are those of the record")]
@@ -139,9 +84,8 @@ pub struct Earlier {
     pub rows_scored: Option<u64>,
     pub rows_remembered: Option<u64>,
     pub rows_rejected: Option<u64>,
-    pub rows_per_second: Option<f64>,
-    pub tokens_per_second: Option<f64>,
-    pub padding_share: Option<f64>,
+    #[serde(flatten)]
+    pub speed: Speed,
     pub model: Option<String>,
     pub score_mean: Option<f64>,
     pub scores: Option<Histogram>,
@@ -250,7 +194,7 @@ impl Page {
         place: usize,
     ) -> Result<(), Error> {
         let record = &records[place];
-        self.run = Some(Run::of(record));
+        self.run = Some(record.clone());
         let shown = &records[place..records.len().min(place + RUNS)];
         self.runs = shown.iter().map(|other| Earlier::of(other, &records[place..], record)).collect();
         if record.outcome == Some(Outcome::Done) && record.scores.is_none() {
@@ -288,55 +232,6 @@ impl Page {
     }
 }
 
-impl Run {
-    fn of(record: &RunRecord) -> Self {
-        let record = record.clone();
-        let (rows_per_second, tokens_per_second) = (record.rows_per_second(), record.tokens_per_second());
-        let padding_share = record.padding_share();
-        let stages = record.stages();
-        let source = |file: couplet_tables::tables::SourceFile| Source {
-            url: file.url,
-            bytes: file.bytes,
-            modified: time(file.modified),
-        };
-        Self {
-            run: record.run,
-            outcome: record.outcome.map(Outcome::as_str),
-            message: record.message,
-            started_at: record.started_at.map(time),
-            ended_at: record.ended_at.map(time),
-            seconds: record.seconds,
-            stages,
-            promoted: record.earlier.promoted,
-            host: record.host,
-            couplet_version: record.couplet_version,
-            rows_read: record.rows_read,
-            rows_scored: record.rows_scored,
-            rows_remembered: record.rows_remembered,
-            rows_repeated: record.rows_repeated,
-            rows_rejected: record.rows_rejected,
-            rejected: record.rejected,
-            rows_truncated: record.rows_truncated,
-            tokens: record.tokens,
-            rows_per_second,
-            tokens_per_second,
-            padding_share,
-            task: record.task,
-            model: record.model,
-            model_uri: record.model_uri,
-            precision: record.precision,
-            max_length: record.max_length,
-            output: record.output,
-            output_version: record.output_version,
-            output_bytes: record.output_bytes,
-            sources: record.sources.into_iter().map(source).collect(),
-            labels: record.labels.unwrap_or_default(),
-            scores: record.scores,
-            windows: record.windows,
-        }
-    }
-}
-
 impl Earlier {
     /// Creates the history entry of a run, compared with the previous run in `records` and with the reported run
     /// `about`.
@@ -355,9 +250,7 @@ impl Earlier {
             rows_scored: record.rows_scored,
             rows_remembered: record.rows_remembered,
             rows_rejected: record.rows_rejected,
-            rows_per_second: record.rows_per_second(),
-            tokens_per_second: record.tokens_per_second(),
-            padding_share: record.padding_share(),
+            speed: record.speed,
             model: record.model.clone(),
             score_mean: scores.and_then(|scores| scores.mean),
             drift: scores.zip(before).and_then(|(scores, before)| scores.drift_from(before)),

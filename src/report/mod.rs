@@ -14,7 +14,7 @@ use serde_json::json;
 
 pub use appended::Appended;
 pub use evaluation::{evaluation_lines, positive_of};
-pub use scoring::{Executor, Report, Rows};
+pub use scoring::{Executor, Report};
 
 /// The report of a run with all its stages.
 #[derive(Debug, Clone, Default)]

@@ -1,9 +1,10 @@
 //! The text summary of the scoring stage.
 
 use std::fmt;
+use std::time::Duration;
 
 use couplet_encoder::model::Problem;
-use couplet_encoder::scorer::{PADDED_BATCH, Rejection};
+use couplet_encoder::scorer::PADDED_BATCH;
 use couplet_storage::escape::printable;
 use couplet_storage::words::{counted, grouped, size, spoken};
 
@@ -15,45 +16,42 @@ const MOST_LISTED: usize = 20;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let counts = &self.counts;
+        let record = &self.record;
+        let [read, scored, rejected, tokens] =
+            [record.rows_read, record.rows_scored, record.rows_rejected, record.tokens].map(Option::unwrap_or_default);
         let mut line = |name: &str, value: String| writeln!(f, "  {name:<10} {value}");
-        let mut parts =
-            vec![format!("{} read", grouped(self.rows.read)), format!("{} scored", grouped(self.rows.scored))];
-        for (n, what) in [(self.rows.remembered, "remembered"), (self.rows.repeated, "repeated")] {
-            if n > 0 {
-                parts.push(format!("{} {what}", grouped(n)));
-            }
+        let mut parts = vec![format!("{} read", grouped(read)), format!("{} scored", grouped(scored))];
+        for (n, what) in [(record.rows_remembered, "remembered"), (record.rows_repeated, "repeated")] {
+            parts.extend(n.filter(|n| *n > 0).map(|n| format!("{} {what}", grouped(n))));
         }
-        parts.push(format!("{} rejected", grouped(self.rows.rejected())));
+        parts.push(format!("{} rejected", grouped(rejected)));
         line("rows", parts.join(" · "))?;
-        for (kind, n) in Rejection::KINDS.iter().zip(self.rows.rejected).filter(|(_, n)| *n > 0) {
-            line("", format!("{} with {kind}", grouped(n)))?;
+        for (kind, n) in &record.rejected {
+            line("", format!("{} with {kind}", grouped(*n)))?;
         }
-        if self.rows.damaged_scores > 0 {
-            let damaged = counted(self.rows.damaged_scores, "score");
-            line("", format!("{damaged} in the store damaged and dropped"))?;
+        if let Some(damaged) = record.scores_damaged.filter(|n| *n > 0) {
+            line("", format!("{} in the store damaged and dropped", counted(damaged, "score")))?;
         }
-        if !self.labels.is_empty() {
-            let all = match self.problem {
-                Problem::MultiLabel => self.rows.read - self.rows.rejected(),
-                _ => self.labels.iter().map(|(_, n)| n).sum(),
-            };
+        let labels = record.labels.as_deref().unwrap_or_default();
+        if !labels.is_empty() {
+            let any_number = record.task == Some(Problem::MultiLabel.to_string());
+            let all = if any_number { read - rejected } else { labels.iter().map(|(_, n)| n).sum() };
             let share = |n: u64| if all == 0 { 0.0 } else { 100.0 * n as f64 / all as f64 };
-            let listed = most_frequent(&self.labels, MOST_LISTED, |(_, n)| *n);
-            let listed = listed.into_iter().map(|place| &self.labels[place]);
-            let labels = listed.map(|(label, n)| format!("{label} {} ({:.1} %)", grouped(*n), share(*n)));
-            let mut labels: Vec<String> = labels.collect();
-            if self.labels.len() > MOST_LISTED {
-                labels.push(format!("{} more labels", grouped((self.labels.len() - MOST_LISTED) as u64)));
+            let listed = most_frequent(labels, MOST_LISTED, |(_, n)| *n);
+            let listed = listed.into_iter().map(|place| &labels[place]);
+            let listed = listed.map(|(label, n)| format!("{label} {} ({:.1} %)", grouped(*n), share(*n)));
+            let mut listed: Vec<String> = listed.collect();
+            if labels.len() > MOST_LISTED {
+                listed.push(format!("{} more labels", grouped((labels.len() - MOST_LISTED) as u64)));
             }
-            line("labels", labels.join(" · "))?;
+            line("labels", listed.join(" · "))?;
         }
-        let truncated = match self.rows.truncated {
-            0 => "none truncated".to_owned(),
-            n => format!("{} truncated", counted(n, "row")),
+        let truncated = match record.rows_truncated {
+            None | Some(0) => "none truncated".to_owned(),
+            Some(n) => format!("{} truncated", counted(n, "row")),
         };
-        line("tokens", format!("{} · {truncated}", grouped(counts.tokens)))?;
-        if counts.tokens == 0 {
+        line("tokens", format!("{} · {truncated}", grouped(tokens)))?;
+        if tokens == 0 {
             line("time", spoken(self.elapsed))?;
             return self.write_end(f);
         }
@@ -61,15 +59,15 @@ impl fmt::Display for Report {
             "padding",
             format!(
                 "{} tokens avoided ({:.1} % of what batches of {PADDED_BATCH} would have run)",
-                grouped(counts.padding_avoided),
-                100.0 * self.padding_share()
+                grouped(record.padding_avoided.unwrap_or_default()),
+                100.0 * record.speed.padding_share.unwrap_or_default()
             ),
         )?;
-        line(
-            "speed",
-            format!("{:.0} rows/s · {} tokens/s", self.rows_per_second(), grouped(self.tokens_per_second() as u64)),
-        )?;
-        line("time", format!("{} ({} scoring)", spoken(self.elapsed), spoken(self.scoring)))?;
+        let [rows, tokens] =
+            [record.speed.rows_per_second, record.speed.tokens_per_second].map(Option::unwrap_or_default);
+        line("speed", format!("{rows:.0} rows/s · {} tokens/s", grouped(tokens as u64)))?;
+        let scoring = Duration::from_secs_f64(record.stages.score.unwrap_or_default());
+        line("time", format!("{} ({} scoring)", spoken(self.elapsed), spoken(scoring)))?;
         let all: u64 = self.executors.iter().map(|executor| executor.tokens).sum();
         for (i, executor) in self.executors.iter().enumerate() {
             let name = if i == 0 { "executors" } else { "" };
@@ -85,11 +83,14 @@ impl fmt::Display for Report {
 impl Report {
     fn write_end(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = |name: &str, value: String| writeln!(f, "  {name:<10} {value}");
-        let fingerprint = &self.fingerprint[..self.fingerprint.len().min(16)];
+        let record = &self.record;
+        let [fingerprint, precision, output] =
+            [&record.model, &record.precision, &record.output].map(|text| text.as_deref().unwrap_or_default());
+        let fingerprint = &fingerprint[..fingerprint.len().min(16)];
         let revision = self.revision.as_ref().map_or_else(String::new, |commit| format!(", commit {commit}"));
-        line("model", format!("{} ({fingerprint}, {}{revision})", self.model, self.precision))?;
-        let version = self.output_version.map_or_else(String::new, |version| format!(", version {version}"));
-        line("output", format!("{} ({}{version})", self.output, size(self.output_bytes)))?;
+        line("model", format!("{} ({fingerprint}, {precision}{revision})", self.model))?;
+        let version = record.output_version.map_or_else(String::new, |version| format!(", version {version}"));
+        line("output", format!("{output} ({}{version})", size(record.output_bytes.unwrap_or_default())))?;
         match &self.quarantine {
             Some((path, rows)) => line("rejected", format!("{path} ({})", counted(*rows, "row"))),
             None => Ok(()),

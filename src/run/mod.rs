@@ -111,7 +111,7 @@ pub async fn run_recorded(
     let mut report = RunReport { pipeline: pipeline.name.clone(), ..RunReport::default() };
     if let Some(stage) = pretrain {
         let done = training.pretrain(stage, &mut stop).await?;
-        state.earlier.pretrain = Some(done.elapsed.as_secs_f64());
+        state.stages.pretrain = Some(done.elapsed.as_secs_f64());
         report.pretrain = Some(done);
     }
     if let Some(stage) = finetune {
@@ -121,7 +121,7 @@ pub async fn run_recorded(
     }
     if let Some(stage) = evaluate {
         let done = evaluate::evaluate(pipeline, stage, variables, style, &mut stop).await?;
-        state.earlier.evaluate = Some(done.elapsed.as_secs_f64());
+        state.stages.evaluate = Some(done.elapsed.as_secs_f64());
         report.evaluate = Some(done);
     }
     if let Some(scoring) = pipeline.scoring.as_ref().filter(|_| wanted(Stage::Score)) {

@@ -91,7 +91,8 @@ impl RunLock {
             pipeline: self.pipeline.clone(),
             pipeline_hash: self.pipeline_hash.clone(),
             started_at: Some(state.started_at),
-            earlier: state.earlier.clone(),
+            stages: state.stages,
+            promoted: state.promoted,
             host: Some(lock::host()),
             couplet_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             ..RunRecord::default()

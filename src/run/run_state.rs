@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
-use couplet_tables::store::{EarlierStages, RunRecord};
+use couplet_tables::store::{RunRecord, Stages};
 
 use crate::report::StageReport;
 
@@ -14,7 +14,9 @@ pub struct RunState {
     /// Start time by the clock of this host.
     pub started_at: DateTime<Utc>,
     /// The stages before scoring that have succeeded.
-    pub earlier: EarlierStages,
+    pub stages: Stages,
+    /// True if the fine-tuned model was promoted, false if `promote_if` rejected it.
+    pub promoted: Option<bool>,
     /// The run record, if the run reached scoring; also if it failed there.
     pub record: Option<RunRecord>,
 }
@@ -23,7 +25,8 @@ impl RunState {
     /// Starts the clock of a run.
     #[must_use]
     pub fn begin() -> Self {
-        Self { began: Instant::now(), started_at: Utc::now(), earlier: EarlierStages::default(), record: None }
+        let stages = Stages::default();
+        Self { began: Instant::now(), started_at: Utc::now(), stages, promoted: None, record: None }
     }
 
     /// Seconds since the start, by a monotonic clock.
@@ -34,7 +37,7 @@ impl RunState {
 
     /// Records that fine-tuning has ended.
     pub(super) fn finetuned(&mut self, report: &StageReport) {
-        self.earlier.finetune = Some(report.elapsed.as_secs_f64());
-        self.earlier.promoted = Some(report.promoted);
+        self.stages.finetune = Some(report.elapsed.as_secs_f64());
+        self.promoted = Some(report.promoted);
     }
 }

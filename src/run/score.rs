@@ -35,7 +35,7 @@ use super::{RunState, interrupted, readable_place};
 use crate::config::{Pipeline, Scoring};
 use crate::error::Error;
 use crate::progress::{Progress, Style};
-use crate::report::{Appended, Report, Rows};
+use crate::report::{Appended, Report};
 
 /// Windows scored concurrently: while the last batches of one run, the next is tokenized.
 const WINDOWS_IN_FLIGHT: usize = 2;
@@ -139,7 +139,6 @@ pub(super) struct Scored {
 }
 
 impl Run<'_> {
-    #[expect(clippy::too_many_lines, reason = "the stages of a run, one after the other")]
     async fn all(
         &self,
         record: &mut RunRecord,
@@ -148,7 +147,7 @@ impl Run<'_> {
         let began = Instant::now();
         let reading = async {
             let (prepared, resources) = self.prepare().await?;
-            record.prepare_seconds = Some(began.elapsed().as_secs_f64());
+            record.stages.prepare = Some(began.elapsed().as_secs_f64());
             let staged =
                 if self.has_key(&prepared.sinks).await? { None } else { Some(self.read(&prepared, resources).await?) };
             Ok::<_, Error>((prepared, staged))
@@ -194,71 +193,49 @@ impl Run<'_> {
             pending = self.pending(&staged, &scores, TEXTS_PER_THREAD * scorer.threads()) => pending?,
         };
         let (texts, rows_without_score) = (pending.texts, pending.rows);
-        record.read_seconds = Some(began.elapsed().as_secs_f64() - record.prepare_seconds.unwrap_or_default());
+        record.stages.read = Some(began.elapsed().as_secs_f64() - record.stages.prepare.unwrap_or_default());
         let start = Instant::now();
         let progress = Progress::start(self.style, &scorer, texts);
         let mut pace = WindowStats::default();
         let scored = self.score_pending(pending, &scorer, cluster, &mut scores, &mut pace, stop).await;
         drop(progress);
-        let scoring_time = start.elapsed();
-        let counts = scorer.tally().counts();
-        pace.record(record, &counts, scoring_time);
+        pace.record(record, &scorer.tally().counts(), start.elapsed());
         if scored.is_err() {
             // The windows in progress are lost.
             record.rows_scored = Some(pace.texts().min(texts));
         }
+        record.measure_speed();
         scored?;
 
         let rejected_texts: u64 = staged.rejected().iter().sum();
         let start = Instant::now();
         let published = Box::pin(self.publish(&staged, &scores, sinks, &scorer, key.as_ref(), stop)).await?;
         let Some(published) = published else { return Ok((self.appended(record, key), scores)) };
-        record.publish_seconds = Some(start.elapsed().as_secs_f64());
+        record.stages.publish = Some(start.elapsed().as_secs_f64());
         let mut rejected = staged.rejected();
         // Rejections that the text does not explain come from the tokenizer.
         rejected[Rejection::KINDS.len() - 1] += published.rejected.saturating_sub(rejected_texts);
         rejected::warn_of_all(rejected, staged.len());
-        let rows = Rows {
-            read: staged.len(),
-            scored: counts.scored,
-            remembered: staged.len() - rejected_texts - rows_without_score,
-            repeated: rows_without_score - texts,
-            rejected,
-            truncated: published.truncated,
-            damaged_scores: scores.damaged(),
-        };
-        record.rows_remembered = Some(rows.remembered);
-        record.rows_repeated = Some(rows.repeated);
+        record.rows_remembered = Some(staged.len() - rejected_texts - rows_without_score);
+        record.rows_repeated = Some(rows_without_score - texts);
         record.rows_rejected = Some(published.rejected);
         tracing::debug!("published to {}", published.output);
-        record.rejected = rejected::kinds(rows.rejected);
-        record.rows_truncated = Some(rows.truncated);
+        record.rejected = rejected::kinds(rejected);
+        record.rows_truncated = Some(published.truncated);
         record.scores_damaged = Some(scores.damaged());
-        record.output = Some(published.output.clone());
+        record.output = Some(published.output);
         record.output_version = published.version;
         record.output_bytes = Some(published.bytes);
         record.scores = Some(published.scores);
         let labels = scorer.model().config.labels.iter();
-        let labels: Vec<_> =
-            labels.map(|label| (label.clone(), published.labels.get(label).copied().unwrap_or_default())).collect();
-        record.labels = Some(labels.clone());
+        let labels = labels.map(|label| (label.clone(), published.labels.get(label).copied().unwrap_or_default()));
+        record.labels = Some(labels.collect());
         let report = Report {
-            pipeline: self.pipeline.name.clone(),
-            run: self.lock.run().to_owned(),
+            record: record.clone(),
             model: readable_place(&self.scoring.model.location.place),
-            precision: scorer.precision(),
-            fingerprint: scorer.model().fingerprint.as_str().to_owned(),
             revision: scorer.revision().map(str::to_owned),
-            rows,
-            counts,
-            problem: scorer.model().config.problem,
-            labels,
             executors: pace.executors().to_vec(),
             elapsed: began.elapsed(),
-            scoring: scoring_time,
-            output: published.output,
-            output_bytes: published.bytes,
-            output_version: published.version,
             quarantine: published.quarantine,
             run_key: key,
         };
@@ -290,7 +267,7 @@ impl Run<'_> {
         record.model = Some(scorer.model().fingerprint.as_str().to_owned());
         record.model_uri = Some(self.scoring.model.location.place.to_string());
         record.precision = Some(scorer.precision().to_string());
-        record.max_length = Some(scorer.max_length());
+        record.max_length = Some(scorer.max_length() as u64);
         record.task = Some(scorer.model().config.problem.to_string());
     }
 

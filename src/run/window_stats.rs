@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use couplet_encoder::scorer::{Counts, Prediction, Rejection};
 use couplet_tables::store::RunRecord;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::report::Executor;
@@ -12,7 +13,7 @@ use crate::report::Executor;
 const SLOWEST: usize = 10;
 
 /// A scored window.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 struct Window {
     /// The position of its first text among all texts of the run without a score, from 0.
     first_text: u64,
@@ -65,9 +66,9 @@ impl WindowStats {
         record.tokens = Some(counts.tokens);
         record.tokens_in_rows = Some(counts.tokens_in_rows);
         record.padding_avoided = Some(counts.padding_avoided);
-        record.scoring_seconds = Some(took.as_secs_f64());
+        record.stages.score = Some(took.as_secs_f64());
         record.windows = self.to_json();
-        record.executors = self.executors_to_json();
+        record.executors = (!self.executors.is_empty()).then(|| json!(self.executors));
     }
 
     /// The executors of a cluster, in the order of their first result; empty without a cluster.
@@ -75,27 +76,13 @@ impl WindowStats {
         &self.executors
     }
 
-    /// The executors as JSON; `None` without a cluster.
-    fn executors_to_json(&self) -> Option<Value> {
-        let executors: Vec<Value> = self.executors.iter().map(Executor::to_json).collect();
-        (!executors.is_empty()).then(|| executors.into())
-    }
-
     /// The number of windows, the median duration, and the slowest ones; `None` if there were none.
     fn to_json(&self) -> Option<Value> {
         let mut windows = self.windows.clone();
         windows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         let median = windows.get(windows.len() / 2)?.seconds;
-        let slowest = windows.iter().take(SLOWEST).map(|window| {
-            json!({
-                "first_text": window.first_text,
-                "texts": window.texts,
-                "tokens": window.tokens,
-                "longest": window.longest,
-                "seconds": window.seconds,
-            })
-        });
-        Some(json!({ "count": windows.len(), "median_seconds": median, "slowest": slowest.collect::<Vec<_>>() }))
+        let slowest = &windows[..windows.len().min(SLOWEST)];
+        Some(json!({ "count": windows.len(), "median_seconds": median, "slowest": slowest }))
     }
 }
 

@@ -73,27 +73,16 @@ impl Evaluation {
             let ends = interval.map(|interval| json!([interval.low, interval.high]));
             (metric.name().to_owned(), ends.into())
         };
-        let bin = |bin: &Bin| {
-            json!({
-                "above": bin.above,
-                "up_to": bin.up_to,
-                "rows": bin.count,
-                "confidence": bin.confidence,
-                "accuracy": bin.accuracy,
-            })
-        };
-        let slice =
-            |slice: &Slice| json!({ "value": slice.key, "rows": slice.rows, "metrics": slice.metrics.to_json() });
-        let columns = self.slices.iter().map(|(column, slices)| (column.clone(), slices.iter().map(slice).collect()));
+        let columns = self.slices.iter().map(|(column, slices)| (column.clone(), json!(slices)));
         json!({
             "rows": self.rows,
             "positive": self.positive(labels),
-            "metrics": self.metrics.to_json(),
+            "metrics": self.metrics,
             "level": self.level,
             "intervals": self.intervals.iter().map(interval).collect::<Map<_, _>>(),
             "confusion": self.confusion.as_ref().map(|confusion| confusion_json(confusion, labels)),
-            "reliability": self.reliability.iter().map(bin).collect::<Vec<_>>(),
-            "slices": columns.collect::<Map<_, Value>>(),
+            "reliability": self.reliability,
+            "slices": columns.collect::<Map<_, _>>(),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The hyperparameters of both kinds of training jobs.
 
 use couplet_encoder::ops::Rates;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::optimizer::AdamW;
@@ -12,7 +13,8 @@ use super::training_loop::JobError;
 pub const MOST_EPOCHS: u64 = 1_000_000;
 
 /// The length of the learning-rate warm-up.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Warmup {
     /// A share of all steps, rounded up as in transformers.
     Share(f64),
@@ -21,7 +23,7 @@ pub enum Warmup {
 }
 
 /// The hyperparameters of a training job. The trained weights depend on all of them.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Hyper {
     /// The number of epochs.
     pub epochs: u64,
@@ -32,16 +34,19 @@ pub struct Hyper {
     /// The highest learning rate.
     pub learning_rate: f64,
     /// The learning-rate schedule after warm-up.
+    #[serde(rename = "schedule")]
     pub shape: Shape,
     /// The length of the warm-up.
     pub warmup: Warmup,
     /// The optimizer.
+    #[serde(skip)]
     pub adamw: AdamW,
     /// The largest norm of the gradient; a longer one is scaled down.
     pub max_grad_norm: Option<f64>,
     /// The maximum number of tokens in a sequence, special tokens included.
     pub max_length: usize,
     /// The dropout rates; none for those in the base's `config.json`.
+    #[serde(skip)]
     pub dropout: Option<Rates>,
     /// The number of epochs without improvement after which training stops early; none to train to the end.
     pub patience: Option<u64>,
@@ -157,36 +162,18 @@ impl Hyper {
     /// Returns the settings as JSON, with the dropout rates that were used.
     #[must_use]
     pub fn to_json(&self, dropout: Rates) -> Value {
-        json!({
-            "epochs": self.epochs,
-            "max_steps": self.max_steps,
-            "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
-            "schedule": match self.shape {
-                Shape::Linear => "linear",
-                Shape::Cosine => "cosine",
-                Shape::Constant => "constant",
-            },
-            "warmup": match self.warmup {
-                Warmup::Share(share) => json!({ "share": share }),
-                Warmup::Steps(steps) => json!({ "steps": steps }),
-            },
-            "betas": [self.adamw.beta1, self.adamw.beta2],
-            "eps": self.adamw.eps,
-            "weight_decay": self.adamw.weight_decay,
-            "max_grad_norm": self.max_grad_norm,
-            "max_length": self.max_length,
-            "dropout": {
-                "embeddings": dropout.embeddings,
-                "attention": dropout.attention,
-                "attention_output": dropout.attention_output,
-                "feed_forward": dropout.feed_forward,
-                "head": dropout.head,
-            },
-            "patience": self.patience,
-            "seed": self.seed,
-            "micro_batch_tokens": self.micro_batch_tokens,
-            "lanes": self.lanes,
-        })
+        let AdamW { beta1, beta2, eps, weight_decay } = self.adamw;
+        let mut json = json!(self);
+        json["betas"] = json!([beta1, beta2]);
+        json["eps"] = eps.into();
+        json["weight_decay"] = weight_decay.into();
+        json["dropout"] = json!({
+            "embeddings": dropout.embeddings,
+            "attention": dropout.attention,
+            "attention_output": dropout.attention_output,
+            "feed_forward": dropout.feed_forward,
+            "head": dropout.head,
+        });
+        json
     }
 }

@@ -1,7 +1,10 @@
 //! Learning-rate schedules.
 
+use serde::Serialize;
+
 /// The learning-rate schedule after warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Shape {
     /// A straight line to 0 at the last step.
     Linear,

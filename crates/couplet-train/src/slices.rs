@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use super::metrics::{MetricError, Metrics, Sample, check_length};
 
 /// The rows that share a value of a column.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Slice {
     /// The value; none for the rows whose value is NULL.
+    #[serde(rename = "value")]
     pub key: Option<String>,
     /// The number of rows in the slice.
     pub rows: usize,

@@ -10,26 +10,16 @@ impl Plan {
     /// Returns the plan as a JSON document; `predicted` is the estimate for all rows.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let tables = self.tables.iter().map(|table| {
-            json!({
-                "table": table.table,
-                "place": table.place,
-                "format": table.format,
-                "files": table.files,
-                "bytes": table.bytes,
-                "rows": table.rows,
-            })
-        });
         let mut json = json!({
             "pipeline": self.pipeline,
             "file": self.file,
-            "tables": tables.collect::<Vec<_>>(),
+            "tables": self.tables,
             "memory": {
                 "expected_bytes": self.memory,
                 "spills_above_bytes": self.spills_above,
                 "spill": self.spill,
             },
-            "writes": self.writes.iter().map(super::Write::to_json).collect::<Vec<_>>(),
+            "writes": self.writes,
             "notes": self.notes,
             "problems": self.problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "planned_in_seconds": self.seconds,
@@ -153,13 +143,11 @@ impl PlannedScoring {
     }
 
     fn to_json(&self) -> Value {
-        let columns = self
-            .columns
-            .iter()
-            .map(|column| json!({ "role": column.role, "name": column.name, "type": column.data_type.to_string() }));
+        let mut seconds = json!(self.seconds);
+        seconds["all"] = self.seconds.all().into();
         let rejected = Rejection::KINDS.iter().zip(self.rejected).filter(|(_, n)| *n > 0);
         json!({
-            "columns": columns.collect::<Vec<_>>(),
+            "columns": self.columns,
             "other_columns": self.other_columns,
             "rows": {
                 "read": self.rows,
@@ -180,13 +168,7 @@ impl PlannedScoring {
             },
             "tokens": self.lengths.as_ref().map(|lengths| lengths.to_json(self.texts)),
             "speed": self.pace.zip(self.lengths.as_ref()).map(|(pace, lengths)| speed(pace, lengths)),
-            "seconds": {
-                "loading": self.seconds.loading,
-                "reading": self.seconds.reading,
-                "scoring": self.seconds.scoring,
-                "publishing": self.seconds.publishing,
-                "all": self.seconds.all(),
-            },
+            "seconds": seconds,
             "temporary_bytes": self.temporary_bytes,
             "output_bytes": self.output_bytes,
         })

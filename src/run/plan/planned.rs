@@ -1,17 +1,18 @@
 //! The planned scoring stage: measurements, and estimates for the run.
 
-use arrow::datatypes::DataType;
 use couplet_encoder::scorer::{Pace, Rejection, Tokenized};
+use serde::Serialize;
 
 /// A column of the source.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Column {
     /// `id`, `text` or `label`.
     pub role: &'static str,
     /// The column name.
     pub name: String,
     /// The Arrow type.
-    pub data_type: DataType,
+    #[serde(rename = "type")]
+    pub data_type: String,
 }
 
 /// Text lengths in tokens, measured on a sample.
@@ -79,7 +80,7 @@ impl Lengths {
 }
 
 /// Estimated duration of a run by phase, in seconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Seconds {
     /// Opening the tables and loading the model.
     pub loading: f64,

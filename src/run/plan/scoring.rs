@@ -346,7 +346,7 @@ fn columns(source: &Source, scoring: &Scoring) -> Vec<Column> {
     let named = named.chain(settings.label.iter().map(|name| ("label", name)));
     named
         .filter_map(|(role, name)| {
-            let data_type = source.schema().field_with_name(name).ok()?.data_type().clone();
+            let data_type = source.schema().field_with_name(name).ok()?.data_type().to_string();
             Some(Column { role, name: name.clone(), data_type })
         })
         .collect()

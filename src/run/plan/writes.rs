@@ -10,14 +10,14 @@ use couplet_storage::hub::model_cache;
 use couplet_storage::objects::{Objects, PENDING};
 use couplet_storage::place::{Place, model_place};
 use couplet_tables::predict::named_models;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::super::outputs::{BESIDE, REJECTED, SINK, STATE, STORE, Shape, TEMPORARY, Target, targets};
 use super::super::{Stage, query_text, readable};
 use crate::config::{self, Pipeline, SinkFormat, SinkMode, Start, Validation};
 
 /// A place that a run writes to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Write {
     /// The kind of output: `sink`, `store`, `temporary files`, …
     pub what: &'static str,
@@ -26,26 +26,13 @@ pub struct Write {
     /// The change to the content of the place.
     pub change: String,
     /// True if the place is outside the folder of the pipeline file, after resolving symbolic links.
+    #[serde(rename = "outside_pipeline_folder")]
     pub outside: bool,
     /// True if it is removed when the run ends.
     pub temporary: bool,
     /// Free space on its disk in bytes.
+    #[serde(rename = "free_bytes")]
     pub free: Option<u64>,
-}
-
-impl Write {
-    /// Returns the place as JSON.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        json!({
-            "what": self.what,
-            "place": self.place,
-            "change": self.change,
-            "outside_pipeline_folder": self.outside,
-            "temporary": self.temporary,
-            "free_bytes": self.free,
-        })
-    }
 }
 
 /// Kind of place: the folder of cached models.

@@ -6,7 +6,8 @@
 
 use std::fmt;
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::config::{Keys, ModelConfig, Problem, read_json};
 use super::error::LoadError;
@@ -18,7 +19,7 @@ pub use couplet_storage::hub::CALIBRATION_FILE;
 pub const CALIBRATION_VERSION: u64 = 1;
 
 /// A temperature, and perhaps a threshold.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Calibration {
     /// What the logits are divided by; above 0.
     pub temperature: f64,
@@ -29,6 +30,7 @@ pub struct Calibration {
     /// Validation rows that both were fitted on, where the file says.
     pub fitted_on: Option<u64>,
     /// Which bound the temperature is at, if it is not the best of all.
+    #[serde(rename = "temperature_bound")]
     pub bound: Option<String>,
 }
 
@@ -70,18 +72,6 @@ impl Calibration {
         let objective = json["threshold.objective"].as_str().map(str::to_owned);
         let bound = json["temperature_bound"].as_str().map(str::to_owned);
         Ok(Some(Self { temperature, threshold, objective, fitted_on: json["fitted_on"].as_u64(), bound }))
-    }
-
-    /// What it does, as JSON for reports.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        json!({
-            "temperature": self.temperature,
-            "temperature_bound": self.bound,
-            "threshold": self.threshold,
-            "objective": self.objective,
-            "fitted_on": self.fitted_on,
-        })
     }
 
     /// The calibrated probabilities of one row's logits, computed in double precision.
@@ -133,6 +123,8 @@ pub fn problem_type(problem: Problem) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn read(json: &Value, config: &ModelConfig) -> Result<Calibration, String> {

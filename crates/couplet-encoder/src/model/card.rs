@@ -5,7 +5,8 @@
 
 use couplet_storage::escape::in_line;
 use saphyr_parser::{Event, Parser, ScalarStyle};
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
 
 /// The largest README.md or `training.json` that is read, in bytes.
 pub const MOST_BYTES: u64 = 8 << 20;
@@ -25,11 +26,12 @@ const MOST: usize = 100;
 const LONGEST: usize = 200;
 
 /// What is known of a model besides what it is loaded from.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Card {
     /// The licence, as an SPDX name or in the author's words.
     pub licence: Option<String>,
     /// The models it was made from.
+    #[serde(rename = "base_model")]
     pub base: Vec<String>,
     /// The data sets it learned from.
     pub datasets: Vec<String>,
@@ -69,24 +71,11 @@ impl Card {
             training,
         }
     }
-
-    /// The card as JSON: what is not known is null or empty.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        json!({
-            "licence": self.licence,
-            "base_model": self.base,
-            "datasets": self.datasets,
-            "languages": self.languages,
-            "metrics": self.metrics,
-            "training": self.training.as_ref().map(Training::to_json),
-        })
-    }
 }
 
-impl Training {
-    /// What matters of it, without curves and single epochs.
-    fn to_json(&self) -> Value {
+/// What matters of it, without curves and single epochs.
+impl Serialize for Training {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let json = &self.json;
         let keys = ["kind", "couplet", "base", "task", "rows", "steps", "epoch", "settings", "held_out", "promotion"];
         let mut out: Map<String, Value> =
@@ -95,9 +84,11 @@ impl Training {
             out.insert(key.into(), json[of]["metrics"].clone());
         }
         out.insert("held_out_rows".into(), json["evaluation"]["rows"].clone());
-        Value::Object(out)
+        out.serialize(serializer)
     }
+}
 
+impl Training {
     /// What it started from.
     #[must_use]
     pub fn base(&self) -> Option<String> {

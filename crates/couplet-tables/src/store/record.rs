@@ -1,86 +1,33 @@
 //! Run record: the metrics of a run, stored as a row of the table of runs.
 
+use std::collections::BTreeMap;
+use std::mem;
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, Int64Builder, ListBuilder, RecordBatch,
     StringArray, StringBuilder, TimestampMicrosecondArray,
 };
-use arrow::datatypes::{
-    DataType, Field, FieldRef, Float64Type, Int64Type, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType,
-};
+use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
 use arrow::error::ArrowError;
-use chrono::{DateTime, Utc};
-use serde_json::{Map, Value, json};
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::de::DeserializeOwned;
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
 
-use super::stages::{EarlierStages, ended};
+use super::stages::Stages;
 use crate::histogram::Histogram;
 use crate::tables::SourceFile;
 
 pub(super) static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
-    let time = || DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
-    let fields = [
-        ("run", DataType::Utf8),
-        ("pipeline", DataType::Utf8),
-        ("outcome", DataType::Utf8),
-        ("message", DataType::Utf8),
-        ("started_at", time()),
-        ("ended_at", time()),
-        ("seconds", DataType::Float64),
-        ("rows_read", DataType::Int64),
-        ("rows_scored", DataType::Int64),
-        ("rows_remembered", DataType::Int64),
-        ("rows_repeated", DataType::Int64),
-        ("rows_rejected", DataType::Int64),
-        ("tokens", DataType::Int64),
-        ("model", DataType::Utf8),
-        ("model_uri", DataType::Utf8),
-        ("precision", DataType::Utf8),
-        ("max_length", DataType::Int64),
-        ("output", DataType::Utf8),
-        ("output_version", DataType::Int64),
-        ("pipeline_hash", DataType::Utf8),
-        ("sources", DataType::Utf8),
-        ("host", DataType::Utf8),
-        ("couplet_version", DataType::Utf8),
-        ("rows_truncated", DataType::Int64),
-        ("rejected", DataType::Utf8),
-        ("tokens_in_rows", DataType::Int64),
-        ("padding_avoided", DataType::Int64),
-        ("output_bytes", DataType::Int64),
-        ("prepare_seconds", DataType::Float64),
-        ("read_seconds", DataType::Float64),
-        ("scoring_seconds", DataType::Float64),
-        ("publish_seconds", DataType::Float64),
-        ("windows", DataType::Utf8),
-        ("task", DataType::Utf8),
-        ("labels", list_of(DataType::Utf8)),
-        ("label_rows", list_of(DataType::Int64)),
-        ("score_mean", DataType::Float64),
-        ("score_from", DataType::Float64),
-        ("score_width", DataType::Float64),
-        ("score_counts", list_of(DataType::Int64)),
-        ("executors", DataType::Utf8),
-        ("pretrain_seconds", DataType::Float64),
-        ("finetune_seconds", DataType::Float64),
-        ("evaluate_seconds", DataType::Float64),
-        ("promoted", DataType::Boolean),
-        ("scores_damaged", DataType::Int64),
-    ];
-    Arc::new(Schema::new(fields.map(|(name, data_type)| Field::new(name, data_type, true)).to_vec()))
+    let columns = RunRecord::default().to_columns();
+    let fields = columns.into_iter().map(|(name, column)| Field::new(name, column.data_type().clone(), true));
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 });
 
-/// Delta's name for the items of a list.
-fn item(data_type: DataType) -> FieldRef {
-    Arc::new(Field::new("element", data_type, true))
-}
-
-fn list_of(data_type: DataType) -> DataType {
-    DataType::List(item(data_type))
-}
-
 /// The outcome of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// The table was published.
     Done,
@@ -107,35 +54,48 @@ impl Outcome {
     }
 }
 
-/// The metrics of a run.
-#[derive(Debug, Clone, Default)]
+/// The speed of scoring, from the first window to the last; `None` if nothing was scored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Speed {
+    /// Texts per second.
+    pub rows_per_second: Option<f64>,
+    /// Tokens per second.
+    pub tokens_per_second: Option<f64>,
+    /// The share of padding in the tokens of padded batches in input order.
+    pub padding_share: Option<f64>,
+}
+
+/// The metrics of a run. Serialized, it is the run of `couplet report --format json`.
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct RunRecord {
     /// The run's id.
     pub run: String,
     /// The pipeline's name.
+    #[serde(skip)]
     pub pipeline: String,
     /// A hash of the pipeline file's text.
+    #[serde(skip)]
     pub pipeline_hash: Option<String>,
-    /// Start of the first stage, by the clock of the run's host.
-    pub started_at: Option<DateTime<Utc>>,
-    /// End of the run.
-    pub ended_at: Option<DateTime<Utc>>,
     /// The outcome; `None` until the run ends.
     pub outcome: Option<Outcome>,
     /// The error message, if any.
     pub message: Option<String>,
+    /// Start of the first stage, by the clock of the run's host.
+    #[serde(serialize_with = "in_seconds")]
+    pub started_at: Option<DateTime<Utc>>,
+    /// End of the run.
+    #[serde(serialize_with = "in_seconds")]
+    pub ended_at: Option<DateTime<Utc>>,
     /// Duration of all stages in seconds, by a monotonic clock.
     pub seconds: Option<f64>,
-    /// The stages before scoring.
-    pub earlier: EarlierStages,
-    /// Seconds to open tables, model, store and sink.
-    pub prepare_seconds: Option<f64>,
-    /// Seconds to read the source and look up its texts.
-    pub read_seconds: Option<f64>,
-    /// Seconds from the first window to the last.
-    pub scoring_seconds: Option<f64>,
-    /// Seconds to write the table.
-    pub publish_seconds: Option<f64>,
+    /// Duration of each stage.
+    pub stages: Stages,
+    /// True if the fine-tuned model was promoted, false if `promote_if` rejected it.
+    pub promoted: Option<bool>,
+    /// The host name.
+    pub host: Option<String>,
+    /// The version of couplet.
+    pub couplet_version: Option<String>,
     /// Rows of the source.
     pub rows_read: Option<u64>,
     /// Texts scored by this run.
@@ -151,23 +111,21 @@ pub struct RunRecord {
     /// Rows whose texts were truncated.
     pub rows_truncated: Option<u64>,
     /// Damaged scores in the store, whose texts were scored again.
+    #[serde(skip)]
     pub scores_damaged: Option<u64>,
     /// Tokens processed by the encoder.
     pub tokens: Option<u64>,
     /// Tokens of the scored texts, including duplicates.
+    #[serde(skip)]
     pub tokens_in_rows: Option<u64>,
     /// Padding tokens that batches in input order would have added to `tokens_in_rows`.
+    #[serde(skip)]
     pub padding_avoided: Option<u64>,
-    /// The number of scored windows, and the slowest ones.
-    pub windows: Option<Value>,
-    /// The cluster executors with their tasks, texts and tokens; `None` if the run scored locally.
-    pub executors: Option<Value>,
+    /// The speed of scoring, set by [`Self::measure_speed`]; the table of runs does not have it.
+    #[serde(flatten)]
+    pub speed: Speed,
     /// The model's task.
     pub task: Option<String>,
-    /// The model's labels in order, with the number of rows per label; `None` if nothing was published.
-    pub labels: Option<Vec<(String, u64)>>,
-    /// The score distribution of the published rows.
-    pub scores: Option<Histogram>,
     /// The model's fingerprint.
     pub model: Option<String>,
     /// The model's place as written in the pipeline.
@@ -175,7 +133,7 @@ pub struct RunRecord {
     /// Numeric precision of the encoder.
     pub precision: Option<String>,
     /// Maximum input length in tokens; longer inputs are truncated.
-    pub max_length: Option<usize>,
+    pub max_length: Option<u64>,
     /// The published table.
     pub output: Option<String>,
     /// The table version, for sinks with versions.
@@ -183,215 +141,249 @@ pub struct RunRecord {
     /// The output's size in bytes.
     pub output_bytes: Option<u64>,
     /// The source files.
+    #[serde(serialize_with = "without_etags")]
     pub sources: Vec<SourceFile>,
-    /// The host name.
-    pub host: Option<String>,
-    /// The version of couplet.
-    pub couplet_version: Option<String>,
+    /// The model's labels in order, with the number of rows per label; `None` if nothing was published.
+    #[serde(serialize_with = "or_empty")]
+    pub labels: Option<Vec<(String, u64)>>,
+    /// The score distribution of the published rows.
+    pub scores: Option<Histogram>,
+    /// The number of scored windows, and the slowest ones.
+    pub windows: Option<Value>,
+    /// The cluster executors with their tasks, texts and tokens; `None` if the run scored locally.
+    #[serde(skip)]
+    pub executors: Option<Value>,
 }
 
 impl RunRecord {
-    /// The seconds of each stage, and of each part of scoring, in order.
-    #[must_use]
-    pub fn stages(&self) -> Vec<(&'static str, f64)> {
-        let parts = ended([
-            ("prepare", self.prepare_seconds),
-            ("read", self.read_seconds),
-            ("score", self.scoring_seconds),
-            ("publish", self.publish_seconds),
-        ]);
-        self.earlier.seconds().into_iter().chain(parts).collect()
-    }
-
-    /// Texts per second, from the first window to the last; `None` if nothing was scored.
-    #[must_use]
-    pub fn rows_per_second(&self) -> Option<f64> {
-        per_second(self.rows_scored, self.scoring_seconds)
-    }
-
-    /// Tokens per second, from the first window to the last; `None` if nothing was scored.
-    #[must_use]
-    pub fn tokens_per_second(&self) -> Option<f64> {
-        per_second(self.tokens, self.scoring_seconds)
-    }
-
-    /// The share of padding in the tokens of padded batches in input order; `None` if nothing was scored.
-    #[must_use]
-    pub fn padding_share(&self) -> Option<f64> {
-        let (padding, tokens) = (self.padding_avoided? as f64, self.tokens_in_rows? as f64);
-        (tokens > 0.0).then(|| padding / (padding + tokens))
+    /// Computes the speed from the counts and the duration of scoring.
+    pub fn measure_speed(&mut self) {
+        let seconds = self.stages.score.filter(|seconds| *seconds > 0.0);
+        let per_second = |n: Option<u64>| Some(n.filter(|n| *n > 0)? as f64 / seconds?);
+        let padding = self.padding_avoided.zip(self.tokens_in_rows).filter(|(_, tokens)| *tokens > 0);
+        self.speed = Speed {
+            rows_per_second: per_second(self.rows_scored),
+            tokens_per_second: per_second(self.tokens),
+            padding_share: padding.map(|(padding, tokens)| padding as f64 / (padding as f64 + tokens as f64)),
+        };
     }
 
     pub(super) fn to_batch(&self) -> Result<RecordBatch, ArrowError> {
-        let text = |value: Option<&str>| -> ArrayRef { Arc::new(StringArray::from(vec![value])) };
-        let whole = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        let count = |value: Option<u64>| -> ArrayRef { Arc::new(Int64Array::from(vec![value.map(whole)])) };
-        let number = |value: Option<f64>| -> ArrayRef { Arc::new(Float64Array::from(vec![value])) };
-        let time = |value: Option<DateTime<Utc>>| -> ArrayRef {
-            let micros = value.map(|value| value.timestamp_micros());
-            Arc::new(TimestampMicrosecondArray::from(vec![micros]).with_timezone("UTC"))
-        };
-        let counts = |values: Option<Vec<u64>>| -> ArrayRef {
-            let mut list = ListBuilder::new(Int64Builder::new()).with_field(item(DataType::Int64));
-            let is_there = values.is_some();
-            values.into_iter().flatten().for_each(|value| list.values().append_value(whole(value)));
-            list.append(is_there);
-            Arc::new(list.finish())
-        };
-        let names = |values: Option<&[(String, u64)]>| -> ArrayRef {
-            let mut list = ListBuilder::new(StringBuilder::new()).with_field(item(DataType::Utf8));
-            values.into_iter().flatten().for_each(|(name, _)| list.values().append_value(name));
-            list.append(values.is_some());
-            Arc::new(list.finish())
-        };
-        let sources: Vec<_> = self
-            .sources
-            .iter()
-            .map(|file| json!({ "url": file.url, "bytes": file.bytes, "etag": file.etag, "modified": file.modified }))
-            .collect();
-        let rejected: Map<_, _> = self.rejected.iter().map(|(kind, n)| (kind.clone(), (*n).into())).collect();
-        let rejected = self.rows_rejected.map(|_| Value::Object(rejected).to_string());
-        let labels = self.labels.as_deref();
-        let scores = self.scores.as_ref();
-        let columns = vec![
-            text(Some(&self.run)),
-            text(Some(&self.pipeline)),
-            text(self.outcome.map(Outcome::as_str)),
-            text(self.message.as_deref()),
-            time(self.started_at),
-            time(self.ended_at),
-            number(self.seconds),
-            count(self.rows_read),
-            count(self.rows_scored),
-            count(self.rows_remembered),
-            count(self.rows_repeated),
-            count(self.rows_rejected),
-            count(self.tokens),
-            text(self.model.as_deref()),
-            text(self.model_uri.as_deref()),
-            text(self.precision.as_deref()),
-            count(self.max_length.map(|length| length as u64)),
-            text(self.output.as_deref()),
-            count(self.output_version),
-            text(self.pipeline_hash.as_deref()),
-            text(Some(&Value::Array(sources).to_string())),
-            text(self.host.as_deref()),
-            text(Some(env!("CARGO_PKG_VERSION"))),
-            count(self.rows_truncated),
-            text(rejected.as_deref()),
-            count(self.tokens_in_rows),
-            count(self.padding_avoided),
-            count(self.output_bytes),
-            number(self.prepare_seconds),
-            number(self.read_seconds),
-            number(self.scoring_seconds),
-            number(self.publish_seconds),
-            text(self.windows.as_ref().map(Value::to_string).as_deref()),
-            text(self.task.as_deref()),
-            names(labels),
-            counts(labels.map(|labels| labels.iter().map(|(_, n)| *n).collect())),
-            number(scores.and_then(|scores| scores.mean)),
-            number(scores.map(|scores| scores.from)),
-            number(scores.map(|scores| scores.width)),
-            counts(scores.map(|scores| scores.counts.clone())),
-            text(self.executors.as_ref().map(Value::to_string).as_deref()),
-            number(self.earlier.pretrain),
-            number(self.earlier.finetune),
-            number(self.earlier.evaluate),
-            Arc::new(BooleanArray::from(vec![self.earlier.promoted])),
-            count(self.scores_damaged),
-        ];
-        RecordBatch::try_new(Arc::clone(&SCHEMA), columns)
+        let columns = self.to_columns().into_iter().map(|(_, column)| column);
+        RecordBatch::try_new(Arc::clone(&SCHEMA), columns.collect())
+    }
+
+    fn to_columns(&self) -> Vec<(&'static str, ArrayRef)> {
+        let mut record = Self { couplet_version: Some(env!("CARGO_PKG_VERSION").to_owned()), ..self.clone() };
+        let mut columns = Vec::new();
+        record.visit(&mut Columns::Write(&mut columns));
+        columns
     }
 
     /// Reads a record from a row of the table of runs, whose columns are those of the schema.
     pub(super) fn of_row(batch: &RecordBatch, row: usize) -> Self {
-        let column = |name: &str| batch.column_by_name(name).filter(|column| column.is_valid(row));
-        let text = |name: &str| column(name).map(|column| column.as_string::<i32>().value(row).to_owned());
-        let count =
-            |name: &str| column(name).map(|column| column.as_primitive::<Int64Type>().value(row).unsigned_abs());
-        let number = |name: &str| column(name).map(|column| column.as_primitive::<Float64Type>().value(row));
-        let time = |name: &str| {
-            let micros = column(name).map(|column| column.as_primitive::<TimestampMicrosecondType>().value(row));
-            micros.and_then(DateTime::from_timestamp_micros)
-        };
-        let list = |name: &str| column(name).map(|column| column.as_list::<i32>().value(row));
-        let counts = |name: &str| {
-            let values = list(name)?;
-            Some(values.as_primitive::<Int64Type>().iter().map(|n| n.unwrap_or(0).unsigned_abs()).collect::<Vec<_>>())
-        };
-        let json = |name: &str| text(name).and_then(|text| serde_json::from_str::<Value>(&text).ok());
-        let names = list("labels").map(|values| {
-            values.as_string::<i32>().iter().map(|name| name.unwrap_or_default().to_owned()).collect::<Vec<_>>()
-        });
-        let scores = || {
-            let (from, width) = (number("score_from")?, number("score_width")?);
-            Some(Histogram::of_counts(from, width, counts("score_counts")?, number("score_mean")))
-        };
-        let source = |file: &Value| {
-            Some(SourceFile {
-                url: file["url"].as_str()?.to_owned(),
-                bytes: file["bytes"].as_u64()?,
-                etag: file["etag"].as_str().map(str::to_owned),
-                modified: file["modified"].as_str()?.parse().ok()?,
-            })
-        };
-        let sources = json("sources").and_then(|sources| Some(sources.as_array()?.iter().filter_map(source).collect()));
-        let rejected = json("rejected").and_then(|kinds| {
-            Some(kinds.as_object()?.iter().filter_map(|(kind, n)| Some((kind.clone(), n.as_u64()?))).collect())
-        });
-        Self {
-            run: text("run").unwrap_or_default(),
-            pipeline: text("pipeline").unwrap_or_default(),
-            pipeline_hash: text("pipeline_hash"),
-            started_at: time("started_at"),
-            ended_at: time("ended_at"),
-            outcome: text("outcome").and_then(|word| Outcome::ALL.into_iter().find(|outcome| outcome.as_str() == word)),
-            message: text("message"),
-            seconds: number("seconds"),
-            earlier: EarlierStages {
-                pretrain: number("pretrain_seconds"),
-                finetune: number("finetune_seconds"),
-                evaluate: number("evaluate_seconds"),
-                promoted: column("promoted").map(|column| column.as_boolean().value(row)),
-            },
-            prepare_seconds: number("prepare_seconds"),
-            read_seconds: number("read_seconds"),
-            scoring_seconds: number("scoring_seconds"),
-            publish_seconds: number("publish_seconds"),
-            rows_read: count("rows_read"),
-            rows_scored: count("rows_scored"),
-            rows_remembered: count("rows_remembered"),
-            rows_repeated: count("rows_repeated"),
-            rows_rejected: count("rows_rejected"),
-            rejected: rejected.unwrap_or_default(),
-            rows_truncated: count("rows_truncated"),
-            scores_damaged: count("scores_damaged"),
-            tokens: count("tokens"),
-            tokens_in_rows: count("tokens_in_rows"),
-            padding_avoided: count("padding_avoided"),
-            windows: json("windows"),
-            executors: json("executors"),
-            task: text("task"),
-            labels: names.map(|names| names.into_iter().zip(counts("label_rows").unwrap_or_default()).collect()),
-            scores: scores(),
-            model: text("model"),
-            model_uri: text("model_uri"),
-            precision: text("precision"),
-            max_length: count("max_length").and_then(|length| usize::try_from(length).ok()),
-            output: text("output"),
-            output_version: count("output_version"),
-            output_bytes: count("output_bytes"),
-            sources: sources.unwrap_or_default(),
-            host: text("host"),
-            couplet_version: text("couplet_version"),
-        }
+        let mut record = Self::default();
+        record.visit(&mut Columns::Read(batch, row));
+        record.measure_speed();
+        record
+    }
+
+    /// Visits the columns of the table of runs, in order: writes or reads the field of each.
+    fn visit(&mut self, columns: &mut Columns) {
+        columns.name("run", &mut self.run);
+        columns.name("pipeline", &mut self.pipeline);
+        let mut outcome = self.outcome.map(|outcome| outcome.as_str().to_owned());
+        columns.text("outcome", &mut outcome);
+        self.outcome = outcome.and_then(|word| Outcome::ALL.into_iter().find(|outcome| outcome.as_str() == word));
+        columns.text("message", &mut self.message);
+        columns.time("started_at", &mut self.started_at);
+        columns.time("ended_at", &mut self.ended_at);
+        columns.number("seconds", &mut self.seconds);
+        columns.count("rows_read", &mut self.rows_read);
+        columns.count("rows_scored", &mut self.rows_scored);
+        columns.count("rows_remembered", &mut self.rows_remembered);
+        columns.count("rows_repeated", &mut self.rows_repeated);
+        columns.count("rows_rejected", &mut self.rows_rejected);
+        columns.count("tokens", &mut self.tokens);
+        columns.text("model", &mut self.model);
+        columns.text("model_uri", &mut self.model_uri);
+        columns.text("precision", &mut self.precision);
+        columns.count("max_length", &mut self.max_length);
+        columns.text("output", &mut self.output);
+        columns.count("output_version", &mut self.output_version);
+        columns.text("pipeline_hash", &mut self.pipeline_hash);
+        let mut sources = Some(mem::take(&mut self.sources));
+        columns.json("sources", &mut sources);
+        self.sources = sources.unwrap_or_default();
+        columns.text("host", &mut self.host);
+        columns.text("couplet_version", &mut self.couplet_version);
+        columns.count("rows_truncated", &mut self.rows_truncated);
+        let rejected = mem::take(&mut self.rejected);
+        let mut rejected = self.rows_rejected.map(|_| rejected.into_iter().collect::<BTreeMap<_, _>>());
+        columns.json("rejected", &mut rejected);
+        self.rejected = rejected.into_iter().flatten().collect();
+        columns.count("tokens_in_rows", &mut self.tokens_in_rows);
+        columns.count("padding_avoided", &mut self.padding_avoided);
+        columns.count("output_bytes", &mut self.output_bytes);
+        columns.number("prepare_seconds", &mut self.stages.prepare);
+        columns.number("read_seconds", &mut self.stages.read);
+        columns.number("scoring_seconds", &mut self.stages.score);
+        columns.number("publish_seconds", &mut self.stages.publish);
+        columns.json("windows", &mut self.windows);
+        columns.text("task", &mut self.task);
+        let (mut labels, mut label_rows) = self.labels.take().map(|labels| labels.into_iter().unzip()).unzip();
+        columns.names("labels", &mut labels);
+        columns.counts("label_rows", &mut label_rows);
+        self.labels = labels.map(|names| names.into_iter().zip(label_rows.unwrap_or_default()).collect());
+        let mut mean = self.scores.as_ref().and_then(|scores| scores.mean);
+        let (mut from, mut width) = self.scores.as_ref().map(|scores| (scores.from, scores.width)).unzip();
+        let mut counts = self.scores.take().map(|scores| scores.counts);
+        columns.number("score_mean", &mut mean);
+        columns.number("score_from", &mut from);
+        columns.number("score_width", &mut width);
+        columns.counts("score_counts", &mut counts);
+        let bins = from.zip(width).zip(counts);
+        self.scores = bins.map(|((from, width), counts)| Histogram::of_counts(from, width, counts, mean));
+        columns.json("executors", &mut self.executors);
+        columns.number("pretrain_seconds", &mut self.stages.pretrain);
+        columns.number("finetune_seconds", &mut self.stages.finetune);
+        columns.number("evaluate_seconds", &mut self.stages.evaluate);
+        columns.flag("promoted", &mut self.promoted);
+        columns.count("scores_damaged", &mut self.scores_damaged);
     }
 }
 
-fn per_second(n: Option<u64>, seconds: Option<f64>) -> Option<f64> {
-    let (n, seconds) = (n.filter(|n| *n > 0)?, seconds.filter(|seconds| *seconds > 0.0)?);
-    Some(n as f64 / seconds)
+/// The columns of the table of runs, in the direction of a visit.
+enum Columns<'a> {
+    /// Appends each field as a column with one row.
+    Write(&'a mut Vec<(&'static str, ArrayRef)>),
+    /// Sets each field to the value in a row, `None` for NULL.
+    Read(&'a RecordBatch, usize),
+}
+
+impl Columns<'_> {
+    fn column<T>(
+        &mut self,
+        name: &'static str,
+        field: &mut Option<T>,
+        write: impl FnOnce(Option<&T>) -> ArrayRef,
+        read: impl FnOnce(&ArrayRef, usize) -> Option<T>,
+    ) {
+        match self {
+            Self::Write(columns) => columns.push((name, write(field.as_ref()))),
+            Self::Read(batch, row) => {
+                let column = batch.column_by_name(name).filter(|column| column.is_valid(*row));
+                *field = column.and_then(|column| read(column, *row));
+            }
+        }
+    }
+
+    fn text(&mut self, name: &'static str, field: &mut Option<String>) {
+        let write = |text: Option<&String>| -> ArrayRef { Arc::new(StringArray::from(vec![text.map(String::as_str)])) };
+        self.column(name, field, write, |column, row| Some(column.as_string::<i32>().value(row).to_owned()));
+    }
+
+    fn name(&mut self, name: &'static str, field: &mut String) {
+        let mut text = Some(mem::take(field));
+        self.text(name, &mut text);
+        *field = text.unwrap_or_default();
+    }
+
+    /// Reads or writes a value as JSON text, with sorted keys.
+    fn json<T: Serialize + DeserializeOwned>(&mut self, name: &'static str, field: &mut Option<T>) {
+        let mut text = field.as_ref().map(|value| json!(value).to_string());
+        self.text(name, &mut text);
+        *field = text.and_then(|text| serde_json::from_str(&text).ok());
+    }
+
+    fn count(&mut self, name: &'static str, field: &mut Option<u64>) {
+        let write =
+            |count: Option<&u64>| -> ArrayRef { Arc::new(Int64Array::from(vec![count.copied().map(saturated)])) };
+        self.column(name, field, write, |column, row| {
+            Some(column.as_primitive::<Int64Type>().value(row).unsigned_abs())
+        });
+    }
+
+    fn number(&mut self, name: &'static str, field: &mut Option<f64>) {
+        let write = |number: Option<&f64>| -> ArrayRef { Arc::new(Float64Array::from(vec![number.copied()])) };
+        self.column(name, field, write, |column, row| Some(column.as_primitive::<Float64Type>().value(row)));
+    }
+
+    fn flag(&mut self, name: &'static str, field: &mut Option<bool>) {
+        let write = |flag: Option<&bool>| -> ArrayRef { Arc::new(BooleanArray::from(vec![flag.copied()])) };
+        self.column(name, field, write, |column, row| Some(column.as_boolean().value(row)));
+    }
+
+    fn time(&mut self, name: &'static str, field: &mut Option<DateTime<Utc>>) {
+        let write = |time: Option<&DateTime<Utc>>| -> ArrayRef {
+            let micros = vec![time.map(DateTime::timestamp_micros)];
+            Arc::new(TimestampMicrosecondArray::from(micros).with_timezone("UTC"))
+        };
+        self.column(name, field, write, |column, row| {
+            DateTime::from_timestamp_micros(column.as_primitive::<TimestampMicrosecondType>().value(row))
+        });
+    }
+
+    fn names(&mut self, name: &'static str, field: &mut Option<Vec<String>>) {
+        let write = |names: Option<&Vec<String>>| -> ArrayRef {
+            let mut list = ListBuilder::new(StringBuilder::new()).with_field(item(DataType::Utf8));
+            list.append_option(names.map(|names| names.iter().map(Some)));
+            Arc::new(list.finish())
+        };
+        self.column(name, field, write, |column, row| {
+            let names = column.as_list::<i32>().value(row);
+            Some(names.as_string::<i32>().iter().map(|name| name.unwrap_or_default().to_owned()).collect())
+        });
+    }
+
+    fn counts(&mut self, name: &'static str, field: &mut Option<Vec<u64>>) {
+        let write = |counts: Option<&Vec<u64>>| -> ArrayRef {
+            let mut list = ListBuilder::new(Int64Builder::new()).with_field(item(DataType::Int64));
+            list.append_option(counts.map(|counts| counts.iter().map(|count| Some(saturated(*count)))));
+            Arc::new(list.finish())
+        };
+        self.column(name, field, write, |column, row| {
+            let counts = column.as_list::<i32>().value(row);
+            Some(counts.as_primitive::<Int64Type>().iter().map(|count| count.unwrap_or(0).unsigned_abs()).collect())
+        });
+    }
+}
+
+/// The items of a list under Delta's name for them.
+fn item(data_type: DataType) -> Field {
+    Field::new("element", data_type, true)
+}
+
+fn saturated(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// Serializes a time without fractions of a second.
+fn in_seconds<'t, S: Serializer>(
+    time: impl IntoIterator<Item = &'t DateTime<Utc>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let time = time.into_iter().next().map(|time| time.to_rfc3339_opts(SecondsFormat::Secs, true));
+    time.serialize(serializer)
+}
+
+fn without_etags<S: Serializer>(files: &[SourceFile], serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct File<'f> {
+        url: &'f str,
+        bytes: u64,
+        #[serde(serialize_with = "in_seconds")]
+        modified: Option<DateTime<Utc>>,
+    }
+    let files = files.iter();
+    serializer.collect_seq(files.map(|file| File { url: &file.url, bytes: file.bytes, modified: Some(file.modified) }))
+}
+
+fn or_empty<'l, S: Serializer>(
+    labels: impl IntoIterator<Item = &'l Vec<(String, u64)>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(labels.into_iter().flatten())
 }
 
 #[cfg(test)]
@@ -410,7 +402,8 @@ mod tests {
             outcome: Some(Outcome::Done),
             started_at: DateTime::from_timestamp(1_800_000_000, 0),
             seconds: Some(1.5),
-            earlier: EarlierStages { finetune: Some(0.5), promoted: Some(false), ..EarlierStages::default() },
+            stages: Stages { finetune: Some(0.5), ..Stages::default() },
+            promoted: Some(false),
             rows_rejected: Some(2),
             rejected: vec![("NULL text".into(), 2)],
             windows: Some(json!({ "count": 1 })),

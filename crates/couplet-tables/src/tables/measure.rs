@@ -6,6 +6,7 @@ use datafusion::common::stats::Precision;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::prelude::SessionContext;
+use serde::Serialize;
 
 use super::files::Files;
 use super::{Table, TableFormat};
@@ -14,7 +15,7 @@ use crate::delta;
 use crate::sink::runs;
 
 /// The size of a table.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Measured {
     /// The table's name in SQL.
     pub table: String,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
 
 use crate::names::{UnknownName, same_name};
 
@@ -171,13 +171,12 @@ impl Metrics {
     pub fn has(&self, metric: Metric) -> bool {
         self.iter().any(|(measured, _)| measured == metric)
     }
+}
 
-    /// Returns the metrics as a JSON object, with `null` for an undefined one.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        Value::Object(
-            self.iter().map(|(metric, value)| (metric.name().to_owned(), value.into())).collect::<Map<_, _>>(),
-        )
+/// A map by name, with `null` for an undefined metric.
+impl Serialize for Metrics {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter().map(|(metric, value)| (metric.name(), value)))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Metrics of probabilities: log loss, Brier score and calibration error.
 
+use serde::Serialize;
+
 use super::{MetricError, check_labels, check_length, check_probabilities};
 
 /// How far the sum of a row's probabilities may be from 1: they come from single-precision arithmetic.
@@ -115,13 +117,14 @@ struct Row {
 }
 
 /// The rows whose highest probability lies in one bin.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Bin {
     /// Lower end, exclusive.
     pub above: f64,
     /// Upper end, inclusive.
     pub up_to: f64,
     /// The number of rows in the bin.
+    #[serde(rename = "rows")]
     pub count: u64,
     /// Mean of the rows' highest probabilities; none without rows.
     pub confidence: Option<f64>,
