@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use candle_core::Device;
-use couplet_encoder::scorer::{Pool, ScorerError};
+use couplet_encoder::scorer::ScorerError;
 use couplet_storage::hub::model_folder;
 use couplet_storage::words::{counted, grouped};
 use couplet_tables::predict::Models;
 use couplet_tables::session::{self, Resources};
 use couplet_train::sampling::HoldOut;
-use couplet_train::training_loop::{Interval, JobError, Outcome, Watch};
-use couplet_train::{AdamW, Hyper, MaskedWords, Shape, Warmup, finetune as tuning, pretrain as pretraining};
+use couplet_train::training_loop::{Interval, JobError, Outcome, Standing, Watch};
+use couplet_train::{AdamW, Hyper, Job, Kind, MaskedWords, Shape, Warmup, finetune as tuning, pretrain as pretraining};
 use datafusion::prelude::SessionContext;
 
 use super::rows::{Columns, Selection};
@@ -47,60 +47,32 @@ impl Training<'_> {
         stage: &Finetune,
         stop: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<StageReport, Error> {
-        let began = Instant::now();
         let output = &stage.learning.output;
-        let job = tokio::select! {
-            biased;
-            () = &mut *stop => return Err(interrupted_before(&stage.learning)),
-            job = self.finetune_job(stage) => Arc::new(job?),
-        };
-
-        let known = Arc::clone(&job);
-        let (done, rejected) = self
-            .blocking(FINETUNE, move || {
-                let (done, rejected) = (known.is_done()?, known.is_rejected()?);
-                if done || rejected {
-                    known.clean()?;
-                }
-                Ok((done, rejected))
-            })
-            .await?;
-        if done || rejected {
-            let mut report = StageReport::unchanged(readable(&output.path), began.elapsed());
-            if rejected {
-                let candidate = readable(&job.candidate()).display().to_string();
-                let line = format!("not promoted, as before: the model that promote_if refused is {candidate}");
-                report.lines = vec![warned(line)];
-                report.promoted = false;
+        let summary = |job: &tuning::Job, report: tuning::Report| {
+            let (rows, held_out) = (job.kind.training.len(), job.kind.validation.len());
+            let mut lines = vec![if report.trained {
+                format!("{rows} rows, {} steps; the model is that of epoch {}", report.steps, report.epoch)
+            } else {
+                "nothing to train: base, rows and settings match the existing model, which is calibrated and evaluated \
+                 again"
+                    .to_owned()
+            }];
+            lines.extend(nothing_held_out(stage, rows, held_out));
+            if let Some(evaluation) = &report.evaluation {
+                let positive = positive_of(evaluation, &report.labels);
+                lines.push(format!("{} held-out rows{positive}: {}", evaluation.rows, evaluation.metrics));
             }
-            return Ok(report);
-        }
-        let (rows, held_out) = (job.training.len(), job.validation.len());
-        let training =
-            self.train(FINETUNE, stop, move |pool, watch| tuning::run(&job, &Device::Cpu, pool.rayon(), watch));
-        let report = training.await?;
-        let mut lines = vec![if report.trained {
-            format!("{rows} rows, {} steps; the model is that of epoch {}", report.steps, report.epoch)
-        } else {
-            "nothing to train: base, rows and settings match the existing model, which is calibrated and evaluated \
-             again"
-                .to_owned()
-        }];
-        lines.extend(nothing_held_out(stage, rows, held_out));
-        if let Some(evaluation) = &report.evaluation {
-            let positive = positive_of(evaluation, &report.labels);
-            lines.push(format!("{} held-out rows{positive}: {}", evaluation.rows, evaluation.metrics));
-        }
-        if let (Some(calibration), Some(calibrated)) = (&report.calibration, &report.calibrated) {
-            lines.push(format!("calibrated: {}; {}", calibration.applied(), calibrated.metrics));
-        }
-        if let tuning::Promotion::Rejected { candidate, verdict } = &report.promotion {
-            let candidate = readable(candidate).display().to_string();
-            let stays = if output.path.exists() { "the old model stays" } else { "there is still no model" };
-            lines.push(warned(format!("not promoted, as {verdict}: {stays}; the new model is {candidate}")));
-        }
-        let promoted = report.promotion == tuning::Promotion::Published;
-        Ok(StageReport { folder: readable(&output.path), lines, promoted, elapsed: began.elapsed(), json: report.json })
+            if let (Some(calibration), Some(calibrated)) = (&report.calibration, &report.calibrated) {
+                lines.push(format!("calibrated: {}; {}", calibration.applied(), calibrated.metrics));
+            }
+            if let tuning::Promotion::Rejected { candidate, verdict } = &report.promotion {
+                let candidate = readable(candidate).display().to_string();
+                let stays = if output.path.exists() { "the old model stays" } else { "there is still no model" };
+                lines.push(warned(format!("not promoted, as {verdict}: {stays}; the new model is {candidate}")));
+            }
+            (lines, report.promotion == tuning::Promotion::Published, report.json)
+        };
+        self.train(&stage.learning, Box::pin(self.finetune_job(stage)), stop, summary).await
     }
 
     /// Builds the fine-tuning job with its rows.
@@ -109,15 +81,16 @@ impl Training<'_> {
         let base = model_folder(&stage.base.place).await.map_err(ScorerError::from)?;
         let mut job = tuning::Job::new(&base.path, &output.path, stage.task);
         job.base_name = base.name_of_copy(&stage.base.place);
-        (job.training, job.validation) = self.labelled_rows(stage).await?;
-        job.labels.clone_from(&stage.labels);
         job.hyper = Hyper { patience: stage.patience.map(|n| n as u64), ..hyper(&stage.learning) };
-        job.label_smoothing = stage.label_smoothing as f32;
-        job.class_weights = stage.class_weights.clone();
-        job.metric = stage.metric;
-        job.promote_if = stage.promote_if.clone();
-        job.calibrate = stage.calibrate;
         job.interval = Interval::Seconds(checkpoint.as_secs_f64());
+        let kind = &mut job.kind;
+        (kind.training, kind.validation) = self.labelled_rows(stage).await?;
+        kind.labels.clone_from(&stage.labels);
+        kind.label_smoothing = stage.label_smoothing as f32;
+        kind.class_weights = stage.class_weights.clone();
+        kind.metric = stage.metric;
+        kind.promote_if = stage.promote_if.clone();
+        kind.calibrate = stage.calibrate;
         Ok(job)
     }
 
@@ -137,12 +110,12 @@ impl Training<'_> {
         };
         let mut job = pretraining::Job::new(start, &output.path);
         job.base_name = base_name;
-        job.texts = self.plain_texts(stage).await?;
-        job.hold_out = Some(self.hold_out(PRETRAIN, stage.validation)?);
         job.hyper = hyper(&stage.learning);
-        job.mask_probability = stage.mask_probability;
-        job.also_measure.clone_from(&stage.measure_at);
         job.interval = Interval::Seconds(checkpoint.as_secs_f64());
+        job.kind.texts = self.plain_texts(stage).await?;
+        job.kind.hold_out = Some(self.hold_out(PRETRAIN, stage.validation)?);
+        job.kind.mask_probability = stage.mask_probability;
+        job.kind.also_measure.clone_from(&stage.measure_at);
         Ok(job)
     }
 
@@ -153,67 +126,75 @@ impl Training<'_> {
         stage: &Pretrain,
         stop: &mut (impl Future<Output = ()> + Unpin),
     ) -> Result<StageReport, Error> {
-        let began = Instant::now();
-        let output = &stage.learning.output;
-        let job = tokio::select! {
-            biased;
-            () = &mut *stop => return Err(interrupted_before(&stage.learning)),
-            job = self.pretrain_job(stage) => Arc::new(job?),
-        };
-
-        let known = Arc::clone(&job);
-        let done = self.blocking(PRETRAIN, move || {
-            let done = known.is_done()?;
-            if done {
-                known.clean()?;
+        let summary = |job: &pretraining::Job, report: pretraining::Report| {
+            let (rows, steps) = (job.kind.texts.len(), report.steps);
+            let mut lines = vec![format!("{rows} texts, {steps} steps; the model is that of epoch {}", report.epoch)];
+            if report.skipped > 0 {
+                lines.push(skipped(steps, report.skipped));
             }
-            Ok(done)
-        });
-        if done.await? {
-            return Ok(StageReport::unchanged(readable(&output.path), began.elapsed()));
-        }
-        let rows = job.texts.len();
-        let training =
-            self.train(PRETRAIN, stop, move |pool, watch| pretraining::run(&job, &Device::Cpu, pool.rayon(), watch));
-        let report = training.await?;
-        let mut lines =
-            vec![format!("{rows} texts, {} steps; the model is that of epoch {}", report.steps, report.epoch)];
-        if report.skipped > 0 {
-            lines.push(skipped(report.steps, report.skipped));
-        }
-        for pretraining::Measured { mask_probability, before, after } in &report.measured {
-            let (before, after) = (describe(before), describe(after));
-            lines.push(format!("held-out words, {mask_probability} of them hidden: {before} before, {after} after"));
-        }
-        let folder = readable(&output.path);
-        Ok(StageReport { folder, lines, promoted: true, elapsed: began.elapsed(), json: report.json })
+            for pretraining::Measured { mask_probability, before, after } in &report.measured {
+                let words = format!("held-out words, {mask_probability} of them hidden");
+                lines.push(format!("{words}: {} before, {} after", describe(before), describe(after)));
+            }
+            (lines, true, report.json)
+        };
+        self.train(&stage.learning, Box::pin(self.pretrain_job(stage)), stop, summary).await
     }
 
-    /// Runs a job on the inference threads until done, or until it has saved its state after `stop`.
-    async fn train<R: Send + 'static>(
+    /// Builds a job and runs it on the inference threads, unless its model exists already. After `stop`, the job saves
+    /// its state and ends. Reports what `summary` returns: lines, true if the model was published, and the details.
+    async fn train<K: Kind>(
         &self,
-        section: &'static str,
+        learning: &Learning,
+        job: impl Future<Output = Result<Job<K>, Error>>,
         stop: &mut (impl Future<Output = ()> + Unpin),
-        run: impl FnOnce(&Pool, &mut Watch) -> Result<Outcome<R>, JobError> + Send + 'static,
-    ) -> Result<R, Error> {
+        summary: impl FnOnce(&Job<K>, K::Report) -> (Vec<String>, bool, serde_json::Value),
+    ) -> Result<StageReport, Error> {
+        let began = Instant::now();
+        let folder = || readable(&learning.output.path);
+        let job = tokio::select! {
+            biased;
+            () = &mut *stop => return Err(interrupted_before(learning)),
+            job = job => Arc::new(job?),
+        };
+        let known = Arc::clone(&job);
+        let unchanged = self.blocking(K::NAME, move || {
+            let standing = known.standing()?.filter(|standing| *standing != Standing::ToCalibrate);
+            standing.map(|standing| known.clean().map(|()| standing)).transpose()
+        });
+        if let Some(standing) = unchanged.await? {
+            let mut report = StageReport::unchanged(folder(), began.elapsed());
+            if standing == Standing::Rejected {
+                let candidate = readable(&job.candidate()).display().to_string();
+                let line = format!("not promoted, as before: the model that promote_if refused is {candidate}");
+                report.lines = vec![warned(line)];
+                report.promoted = false;
+            }
+            return Ok(report);
+        }
         let pool = pool(self.pipeline.run.threads)?;
         let stopped = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stopped);
         let mut progress = TrainingProgress::start(self.style);
-        let mut job = std::pin::pin!(self.blocking(section, move || {
+        let known = Arc::clone(&job);
+        let mut running = std::pin::pin!(self.blocking(K::NAME, move || {
             let cancelled = || flag.load(Ordering::Relaxed);
-            run(&pool, &mut Watch { event: &mut |event| progress.show(event), cancelled: &cancelled })
+            let mut watch = Watch { event: &mut |event| progress.show(event), cancelled: &cancelled };
+            known.run(&Device::Cpu, pool.rayon(), &mut watch)
         }));
         let outcome = tokio::select! {
             biased;
-            outcome = &mut job => outcome?,
+            outcome = &mut running => outcome?,
             () = &mut *stop => {
                 stopped.store(true, Ordering::Relaxed);
-                job.await?
+                running.await?
             }
         };
         match outcome {
-            Outcome::Finished(report) => Ok(report),
+            Outcome::Finished(report) => {
+                let (lines, promoted, json) = summary(&job, report);
+                Ok(StageReport { folder: folder(), lines, promoted, elapsed: began.elapsed(), json })
+            }
             Outcome::Interrupted { step, total_steps, state } => Err(Error::Interrupted {
                 after: format!("after step {step} of {total_steps}"),
                 kept: format!("its state is in {}. Run the same command again to go on", readable(&state).display()),

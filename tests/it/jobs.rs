@@ -15,7 +15,7 @@ use couplet::train::promotion::Condition;
 use couplet::train::sampling::ClassWeights;
 use couplet::train::task::Task;
 use couplet::train::threshold::Objective;
-use couplet::train::training_loop::{Event, Interval, JobError, Outcome, Watch};
+use couplet::train::training_loop::{Event, Interval, JobError, Outcome, Standing, Watch};
 use couplet::train::{Hyper, Warmup};
 use serde_json::Value;
 
@@ -54,8 +54,8 @@ pub fn hyper() -> Hyper {
 /// Five steps per epoch, fifteen in all.
 pub fn job(folder: &Path) -> finetune::Job {
     let mut job = finetune::Job::new(golden("tiny-distilbert"), folder.join("model"), Task::Mrpc);
-    job.training = rows(37, 0);
-    job.validation = rows(16, 100);
+    job.kind.training = rows(37, 0);
+    job.kind.validation = rows(16, 100);
     job.hyper = hyper();
     job.interval = Interval::Steps(3);
     job
@@ -70,7 +70,7 @@ pub fn run_watched(
     mut event: impl FnMut(&Event) + Send,
     cancelled: impl Fn() -> bool + Sync,
 ) -> Result<Outcome<finetune::Report>, JobError> {
-    finetune::run(job, &Device::Cpu, &pool(), &mut Watch { event: &mut event, cancelled: &cancelled })
+    job.run(&Device::Cpu, &pool(), &mut Watch { event: &mut event, cancelled: &cancelled })
 }
 
 pub fn run(job: &finetune::Job) -> finetune::Report {
@@ -78,6 +78,10 @@ pub fn run(job: &finetune::Job) -> finetune::Report {
         Outcome::Finished(report) => report,
         other => panic!("{other:?}"),
     }
+}
+
+fn is_done(job: &finetune::Job) -> bool {
+    job.standing().unwrap() == Some(Standing::Done)
 }
 
 pub fn weights(folder: &Path) -> Vec<u8> {
@@ -100,8 +104,8 @@ fn leaves_a_checkpoint_that_scores() {
     let folder = tempfile::tempdir().unwrap();
     for base in ["tiny-distilbert", "tiny-bert"] {
         let mut job = job(folder.path());
-        job.base = golden(base);
-        job.calibrate = Calibrate::Threshold(Objective::parse("f1").unwrap());
+        job.kind.base = golden(base);
+        job.kind.calibrate = Calibrate::Threshold(Objective::parse("f1").unwrap());
         let report = run(&job);
         assert_eq!((&report.promotion, report.steps), (&Promotion::Published, 15));
         let model = Model::load(&job.output, &Device::Cpu).unwrap();
@@ -110,7 +114,7 @@ fn leaves_a_checkpoint_that_scores() {
         let accuracy = report.evaluation.unwrap().metrics.get(Metric::Accuracy).unwrap();
         let mut batch = couplet::model::PackedBatch::default();
         let tokenizer = model.tokenizer.with_max_length(48).unwrap();
-        for row in &job.validation {
+        for row in &job.kind.validation {
             let encoding = tokenizer.encode(&row.text, row.text_pair.as_deref()).unwrap();
             batch.push(&encoding.input_ids, &encoding.token_type_ids);
         }
@@ -136,7 +140,7 @@ fn keeps_the_old_model_unless_the_new_one_passes() {
     let old = weights(&job.output);
     job.hyper.seed = 7;
     let metrics = measured(couplet::model::Problem::SingleLabel, Some(2));
-    job.promote_if = Some(Condition::parse("log_loss < 0.0001 and accuracy >= 0", &metrics).unwrap());
+    job.kind.promote_if = Some(Condition::parse("log_loss < 0.0001 and accuracy >= 0", &metrics).unwrap());
     let mut events = Vec::new();
     let outcome = run_watched(&job, |event| events.push(event.to_string()), || false).unwrap();
     let Outcome::Finished(report) = outcome else { panic!("interrupted") };
@@ -146,18 +150,18 @@ fn keeps_the_old_model_unless_the_new_one_passes() {
     assert!(weights(&job.output) == old);
     Model::load(candidate, &Device::Cpu).unwrap();
     assert_eq!(read_json(candidate.join("training.json"))["promotion"]["published"], false);
-    assert!(job.is_rejected().unwrap() && !job.is_done().unwrap());
-    job.promote_if = Some(Condition::parse("accuracy >= 0", &metrics).unwrap());
-    assert!(!job.is_rejected().unwrap(), "another condition");
+    assert_eq!(job.standing().unwrap(), Some(Standing::Rejected));
+    job.kind.promote_if = Some(Condition::parse("accuracy >= 0", &metrics).unwrap());
+    assert_eq!(job.standing().unwrap(), Some(Standing::ToCalibrate), "another condition");
     let (refused, report) = (weights(candidate), run(&job));
     assert_eq!((report.promotion, report.trained), (Promotion::Published, false));
     assert!(weights(&job.output) != old && weights(&job.output) == refused, "a rejected model is not trained again");
     assert_eq!(read_json(job.output.join("training.json"))["promotion"], serde_json::json!({ "published": true }));
     // It is no longer a candidate.
     assert!(!candidate.exists());
-    assert!(job.is_done().unwrap());
+    assert!(is_done(&job));
     job.hyper.seed = 8;
-    assert!(!job.is_done().unwrap());
+    assert_eq!(job.standing().unwrap(), None);
 }
 
 #[test]
@@ -166,7 +170,7 @@ fn keeps_the_best_and_last_epochs_and_stops_early() {
     let mut job = job(folder.path());
     // A learning rate so high that only the first epochs are good.
     job.hyper = Hyper { epochs: 40, learning_rate: 0.05, patience: Some(2), ..job.hyper };
-    job.metric = Some(Metric::LogLoss);
+    job.kind.metric = Some(Metric::LogLoss);
     let report = run(&job);
     let epochs = report.json["epochs"].as_array().unwrap();
     assert!(epochs.len() < 40);
@@ -184,8 +188,8 @@ fn trains_regression_multilabel_and_multiclass_models() {
     let folder = tempfile::tempdir().unwrap();
     let with = |task: Task, label: fn(usize) -> GoldLabel| {
         let mut job = job(folder.path());
-        job.task = task;
-        for rows in [&mut job.training, &mut job.validation] {
+        job.kind.task = task;
+        for rows in [&mut job.kind.training, &mut job.kind.validation] {
             for (i, row) in rows.iter_mut().enumerate() {
                 row.label = label(i);
                 row.text_pair = None;
@@ -212,13 +216,13 @@ fn trains_regression_multilabel_and_multiclass_models() {
 fn trains_without_validation_rows_and_from_its_own_output() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
-    job.validation.clear();
-    job.class_weights = ClassWeights::Balanced;
-    job.label_smoothing = 0.1;
+    job.kind.validation.clear();
+    job.kind.class_weights = ClassWeights::Balanced;
+    job.kind.label_smoothing = 0.1;
     let report = run(&job);
     assert_eq!((report.epoch, report.evaluation), (3, None));
     let first = weights(&job.output);
-    job.base.clone_from(&job.output);
+    job.kind.base.clone_from(&job.output);
     run(&job);
     assert!(weights(&job.output) != first);
     assert_eq!(names(folder.path()), ["model"]);
@@ -239,39 +243,39 @@ fn names_the_setting_that_is_wrong() {
         error(|job| job.hyper.max_length = 4000),
         "`max_length`: expected 3 to 512, the positions that the encoder has, found 4000"
     );
-    assert!(error(|job| job.training.clear()).contains("no training rows"));
+    assert!(error(|job| job.kind.training.clear()).contains("no training rows"));
     assert!(
-        error(|job| job.training[3].label = GoldLabel::Integer(7))
+        error(|job| job.kind.training[3].label = GoldLabel::Integer(7))
             .starts_with("training rows: row with id \"3\": label 7 is unknown")
     );
     assert!(
         error(|job| {
-            job.validation[3].label = GoldLabel::Null;
-            job.validation[3].id.clear();
-            job.validation[3].number = 38;
+            job.kind.validation[3].label = GoldLabel::Null;
+            job.kind.validation[3].id.clear();
+            job.kind.validation[3].number = 38;
         })
         .starts_with("validation rows: row 38: label NULL is not a label")
     );
     assert_eq!(
         error(|job| {
-            job.calibrate = Calibrate::Threshold(Objective::F1);
-            job.validation.retain(|row| row.label == GoldLabel::Integer(1));
+            job.kind.calibrate = Calibrate::Threshold(Objective::F1);
+            job.kind.validation.retain(|row| row.label == GoldLabel::Integer(1));
         }),
         "`calibrate`: expected validation rows of both labels, to find a threshold between them, found 8 rows, all of them \"equivalent\"; hold out more rows, or write `calibrate = true` for a temperature without a threshold"
     );
     assert_eq!(error(|job| job.hyper.epochs = u64::MAX), "`epochs`: expected 1 to 1000000, found 18446744073709551615");
     assert!(
-        error(|job| job.metric = Some(Metric::Pearson))
+        error(|job| job.kind.metric = Some(Metric::Pearson))
             .starts_with("`metric`: expected metrics that are measured here: accuracy")
     );
     assert!(
         error(|job| {
-            job.validation.clear();
+            job.kind.validation.clear();
             job.hyper.patience = Some(1);
         })
         .starts_with("`patience`: expected validation rows")
     );
-    assert!(error(|job| job.base = "/nowhere".into()).contains("/nowhere"));
+    assert!(error(|job| job.kind.base = "/nowhere".into()).contains("/nowhere"));
 }
 
 #[test]
@@ -279,25 +283,26 @@ fn a_rejected_model_is_recalibrated_without_training_again() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
     let metrics = measured(couplet::model::Problem::SingleLabel, Some(2));
-    job.promote_if = Some(Condition::parse("log_loss < 0.0001", &metrics).unwrap());
+    job.kind.promote_if = Some(Condition::parse("log_loss < 0.0001", &metrics).unwrap());
     let raw = run(&job);
     let refused = weights(&job.candidate());
-    assert!(raw.trained && job.is_rejected().unwrap());
+    assert!(raw.trained && job.standing().unwrap() == Some(Standing::Rejected));
     // The changed setting takes effect, although the model is rejected again.
-    job.calibrate = Calibrate::Temperature;
-    assert!(!job.is_rejected().unwrap());
+    job.kind.calibrate = Calibrate::Temperature;
+    assert_eq!(job.standing().unwrap(), Some(Standing::ToCalibrate));
     let calibrated = run(&job);
-    assert!(!calibrated.trained && job.is_rejected().unwrap() && job.candidate().join("calibration.json").exists());
+    assert!(!calibrated.trained && job.candidate().join("calibration.json").exists());
+    assert_eq!(job.standing().unwrap(), Some(Standing::Rejected));
     assert!(weights(&job.candidate()) == refused);
     // The condition applies to the model that would be published, so after calibration, which lowers the log loss.
     let loss = |evaluation: Option<Evaluation>| evaluation.unwrap().metrics.get(Metric::LogLoss).unwrap();
     let (before, after) = (loss(raw.evaluation), loss(calibrated.calibrated));
     assert!(after < before, "{after} {before}");
     let between = format!("log_loss < {}", after.midpoint(before));
-    job.promote_if = Some(Condition::parse(&between, &metrics).unwrap());
+    job.kind.promote_if = Some(Condition::parse(&between, &metrics).unwrap());
     let promoted = run(&job);
     assert_eq!((promoted.promotion, promoted.trained), (Promotion::Published, false));
-    assert!(weights(&job.output) == refused && !job.candidate().exists() && job.is_done().unwrap());
+    assert!(weights(&job.output) == refused && !job.candidate().exists() && is_done(&job));
 }
 
 #[test]
@@ -314,7 +319,7 @@ fn a_training_state_left_after_publishing_is_removed() {
     let stopped = run_watched(&job, |_| (), || asked.fetch_add(1, Ordering::Relaxed) > 6);
     assert!(matches!(stopped, Ok(Outcome::Interrupted { .. })));
     fs::rename(&published, &job.output).unwrap();
-    assert!(state.exists() && job.is_done().unwrap());
+    assert!(state.exists() && is_done(&job));
     job.hyper.seed += 1;
     job.clean().unwrap();
     assert!(state.exists(), "it is of another job");
@@ -343,7 +348,7 @@ fn foreign_files_are_not_taken_for_a_training_state() {
     };
     assert!(matches!(run_watched(&job, bring, || false), Ok(Outcome::Finished(_))));
     assert_eq!(names(&state), ["best-recipes.txt", "notes.txt"]);
-    assert!(job.is_done().unwrap());
+    assert!(is_done(&job));
 }
 
 #[test]
@@ -377,12 +382,12 @@ fn dropout_rates_come_from_the_base_model() {
         .with_config("dropout", 0.0.into())
         .with_config("attention_dropout", 0.0.into())
         .with_config("seq_classif_dropout", 0.0.into());
-    job.base = base.folder().into();
+    job.kind.base = base.folder().into();
     let report = run(&job);
     assert_eq!(report.json["settings"]["dropout"]["head"], 0.0);
     assert!(weights(&job.output) != with);
     let base = base.with_config("dropout", 1.5.into());
-    job.base = base.folder().into();
+    job.kind.base = base.folder().into();
     let refused = run_watched(&job, |_| (), || false).unwrap_err().to_string();
     assert!(refused.contains("key `dropout`: expected a number from 0, below 1, found 1.5"), "{refused}");
 }
@@ -392,18 +397,18 @@ fn rows_on_both_sides_of_the_split_are_counted() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = job(folder.path());
     job.hyper.epochs = 1;
-    for (i, row) in job.validation.iter_mut().enumerate() {
+    for (i, row) in job.kind.validation.iter_mut().enumerate() {
         row.text = format!("held out {i}");
     }
     assert_eq!(job.shared(), 0);
     // Two held-out rows have the texts of two equal training rows, and count as two shared rows.
-    job.validation[3] = job.training[5].clone();
-    job.validation[4] = Row { id: vec!["another".into()], ..job.training[5].clone() };
-    job.training.push(job.training[5].clone());
+    job.kind.validation[3] = job.kind.training[5].clone();
+    job.kind.validation[4] = Row { id: vec!["another".into()], ..job.kind.training[5].clone() };
+    job.kind.training.push(job.kind.training[5].clone());
     // The texts in reverse order are another pair.
-    let Row { text, text_pair, .. } = job.training[6].clone();
-    job.validation[7].text = text_pair.unwrap();
-    job.validation[7].text_pair = Some(text);
+    let Row { text, text_pair, .. } = job.kind.training[6].clone();
+    job.kind.validation[7].text = text_pair.unwrap();
+    job.kind.validation[7].text_pair = Some(text);
     assert_eq!(job.shared(), 2);
     let mut said = Vec::new();
     let note = |event: &Event| {

@@ -14,10 +14,10 @@ use crate::support::golden;
 
 pub fn pretrain_job(folder: &Path, start: pretrain::Start) -> pretrain::Job {
     let mut job = pretrain::Job::new(start, folder.join("mlm"));
-    job.texts = (0..90).map(|i| format!("{} . {}", text(i), text(i * 5 + 1))).collect();
-    job.hold_out = HoldOut::try_new(0.2, 1).ok();
+    job.kind.texts = (0..90).map(|i| format!("{} . {}", text(i), text(i * 5 + 1))).collect();
+    job.kind.hold_out = HoldOut::try_new(0.2, 1).ok();
     job.hyper = Hyper { max_length: 12, epochs: 4, ..hyper() };
-    job.also_measure = vec![0.5];
+    job.kind.also_measure = vec![0.5];
     job.interval = Interval::Steps(4);
     job
 }
@@ -27,7 +27,7 @@ pub fn run_pretrain(
     mut event: impl FnMut(&Event) + Send,
     cancelled: impl Fn() -> bool + Sync,
 ) -> Outcome<pretrain::Report> {
-    pretrain::run(job, &Device::Cpu, &pool(), &mut Watch { event: &mut event, cancelled: &cancelled }).unwrap()
+    job.run(&Device::Cpu, &pool(), &mut Watch { event: &mut event, cancelled: &cancelled }).unwrap()
 }
 
 #[test]
@@ -46,14 +46,14 @@ fn pretrains_from_random_weights_and_then_fine_tunes() {
         assert_eq!(report.json["epochs"].as_array().unwrap().len(), 5);
         // Pretraining continues from the model's own head.
         let again = pretrain::Job {
-            start: pretrain::Start::Checkpoint(job.output.clone()),
+            kind: pretrain::Pretraining { start: pretrain::Start::Checkpoint(job.output.clone()), ..job.kind.clone() },
             output: folder.path().join("again"),
             ..job.clone()
         };
         let Outcome::Finished(second) = run_pretrain(&again, |_| (), || false) else { panic!("interrupted") };
         assert!((second.measured[0].before.loss - report.measured[0].after.loss).abs() < 1e-9);
         let mut fine = jobs::job(folder.path());
-        fine.base = job.output;
+        fine.kind.base = job.output;
         run(&fine);
         Model::load(&fine.output, &Device::Cpu).unwrap();
     }
@@ -68,7 +68,7 @@ fn imports_an_encoder_unchanged_or_as_distilbert() {
     assert_eq!(folded.dropped, ["classifier.bias", "classifier.weight", "pooler.dense.bias", "pooler.dense.weight"]);
     for name in ["bert", "distilbert"] {
         let mut job = jobs::job(folder.path());
-        job.base = folder.path().join(name);
+        job.kind.base = folder.path().join(name);
         run(&job);
     }
     let error = Model::load(&folder.path().join("distilbert"), &Device::Cpu).unwrap_err().to_string();
@@ -80,7 +80,7 @@ fn batches_without_a_masked_word_are_skipped_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let mut job = pretrain_job(folder.path(), pretrain::Start::Checkpoint(golden("tiny-bert")));
     job.hyper = Hyper { epochs: 1, batch_size: 1, ..job.hyper };
-    (job.mask_probability, job.also_measure) = (0.02, vec![1e-12]);
+    (job.kind.mask_probability, job.kind.also_measure) = (0.02, vec![1e-12]);
     let Outcome::Finished(report) = run_pretrain(&job, |_| (), || false) else { panic!("interrupted") };
     let rows = report.json["rows"]["training"].as_u64().unwrap();
     assert!(report.steps > 0 && report.skipped > report.steps, "{} of {rows}", report.skipped);
@@ -115,17 +115,17 @@ fn explains_why_there_is_nothing_to_train_on() {
         let mut job = pretrain_job(folder.path(), pretrain::Start::Checkpoint(golden("tiny-bert")));
         change(&mut job);
         let mut watch = Watch { event: &mut |_| (), cancelled: &|| false };
-        let error = pretrain::run(&job, &Device::Cpu, &pool(), &mut watch).unwrap_err().to_string();
+        let error = job.run(&Device::Cpu, &pool(), &mut watch).unwrap_err().to_string();
         assert!(jobs::names(folder.path()).is_empty(), "{error}");
         error
     };
     let hold_out = HoldOut::try_new(0.2, 1).unwrap();
     let held = (0..).map(|i| format!("company {i}")).find(|text| hold_out.holds_out(&[text])).unwrap();
     assert_eq!(
-        error(&|job| job.texts = vec![held.clone(); 3]),
+        error(&|job| job.kind.texts = vec![held.clone(); 3]),
         "all 3 texts are held out, and none is left to train on; select more texts, or set a smaller `validation`"
     );
-    assert_eq!(error(&|job| job.texts.clear()), "there are no training rows; look at the query that selects them");
-    let hidden = error(&|job| job.mask_probability = 1e-12);
+    assert_eq!(error(&|job| job.kind.texts.clear()), "there are no training rows; look at the query that selects them");
+    let hidden = error(&|job| job.kind.mask_probability = 1e-12);
     assert!(hidden.starts_with("`mask_probability` = 0.000000000001 masks no word of the "), "{hidden}");
 }

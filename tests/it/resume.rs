@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use candle_core::Device;
+use couplet::train::pretrain;
 use couplet::train::training_loop::{Event, JobError, Outcome, Watch};
-use couplet::train::{finetune, pretrain};
 
 use crate::jobs::{job, names, run, run_watched, weights};
 use crate::pretraining::{pretrain_job, run_pretrain};
@@ -119,7 +119,7 @@ fn one_seed_gives_one_model_and_another_seed_another() {
         let mut job = job(&folder.path().join(name));
         job.hyper.seed = seed;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        finetune::run(&job, &Device::Cpu, &pool, &mut Watch { event: &mut |_| (), cancelled: &|| false }).unwrap();
+        job.run(&Device::Cpu, &pool, &mut Watch { event: &mut |_| (), cancelled: &|| false }).unwrap();
         weights(&job.output)
     };
     let one = model("one", 1, 1);
@@ -148,6 +148,26 @@ fn ignores_the_state_of_another_job_with_a_note() {
     run_watched(&job(folder.path()), note, || false).unwrap();
     assert!(said.contains("other settings"), "{said}");
     assert!(weights(&folder.path().join("model")) == weights(&undisturbed.output));
+}
+
+#[test]
+fn ignores_the_state_of_an_older_version() {
+    let folder = tempfile::tempdir().unwrap();
+    let (job, asked) = (job(folder.path()), AtomicU64::new(0));
+    run_watched(&job, |_| (), || asked.fetch_add(1, Ordering::Relaxed) > 6).unwrap();
+    let path = folder.path().join("model.training/state.safetensors");
+    let mut state = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    let progress = state.remove("progress").unwrap();
+    state.insert("progress.counts".into(), progress);
+    candle_core::safetensors::save(&state, &path).unwrap();
+    let mut said = String::new();
+    let note = |event: &Event| {
+        if let Event::StateIgnored { .. } = event {
+            said = event.to_string();
+        }
+    };
+    run_watched(&job, note, || false).unwrap();
+    assert!(said.ends_with("it is incomplete"), "{said}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! | Module | Content |
 //! |---|---|
+//! | [`Job`] | what both kinds of jobs share: the base, the settings, resuming, the report |
 //! | [`finetune`] | fine-tuning jobs: labelled rows to a classification or regression checkpoint |
 //! | [`pretrain`] | pretraining jobs: texts to a masked-language-model checkpoint |
 //! | `training_loop` | shared by both: epochs, evaluation, saved states, the published folder |
@@ -37,6 +38,7 @@ mod example;
 pub mod finetune;
 mod gradients;
 mod hyper;
+mod job;
 pub mod labels;
 mod loss;
 pub mod masking;
@@ -66,6 +68,7 @@ pub use evaluate::MaskedWords;
 pub use example::{Example, Target};
 pub use hyper::MOST_EPOCHS;
 pub use hyper::{Hyper, Warmup};
+pub use job::{Job, Kind};
 pub use loss::Objective;
 pub use names::UnknownName;
 pub use optimizer::AdamW;

@@ -110,7 +110,6 @@ fn copies(entries: Vec<Entry>) -> Result<Vec<(String, Tensor)>, TrainError> {
         let tensor = match data {
             Data::Tensor(tensor) => tensor.detach().copy()?.to_device(&Device::Cpu)?,
             Data::F32(values) => Tensor::from_slice(values, shape, &Device::Cpu)?,
-            Data::F64(values) => Tensor::from_vec(values, shape, &Device::Cpu)?,
             Data::I64(values) => Tensor::from_vec(values, shape, &Device::Cpu)?,
             Data::U8(values) => Tensor::from_vec(values, shape, &Device::Cpu)?,
         };

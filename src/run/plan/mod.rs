@@ -151,7 +151,7 @@ pub async fn plan(pipeline: &Pipeline, variables: &BTreeMap<String, String>, opt
         plan.tables.push(tables::measure(&opened.context, table).await.map_err(|e| Error::Tables(vec![e]))?);
     }
     if let Some(stage) = own.pretrain.as_ref().filter(|_| runs(Stage::Pretrain)) {
-        plan.pretrain = Some(planner.pretrain(stage, &mut plan).await?);
+        plan.pretrain = Some(planner.pretrain(stage).await?);
     }
     if let Some(stage) = own.finetune.as_ref().filter(|_| runs(Stage::Finetune)) {
         plan.finetune = Some(planner.finetune(stage, &mut plan).await?);

@@ -1,19 +1,19 @@
 //! Planned training and evaluation stages: rows, remaining work, and estimated duration.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
 use couplet_encoder::scorer::Pace;
 use couplet_train::training_loop::{Event, Trial};
+use couplet_train::{Job, Kind};
 
 use super::super::evaluate::rows_of;
-use super::super::learn::{FINETUNE, PRETRAIN, Training, nothing_held_out};
+use super::super::learn::{FINETUNE, Training, nothing_held_out};
 use super::super::{pool, readable, readable_place};
 use super::planned::Lengths;
 use super::scoring::{SAMPLE, window_of};
 use super::{Opened, Plan, Planner};
-use crate::config::{Evaluate, Finetune, Learning, Pretrain, Start};
+use crate::config::{Evaluate, Finetune, Learning, Pretrain};
 use crate::error::Error;
 use crate::progress::Style;
 
@@ -70,48 +70,51 @@ impl Planner<'_> {
         Training { pipeline: self.pipeline, variables: self.variables, style: Style::Quiet }
     }
 
-    pub(super) async fn pretrain(&self, stage: &Pretrain, plan: &mut Plan) -> Result<PlannedTraining, Error> {
-        let training = self.training();
-        let job = training.pretrain_job(stage).await?;
-        let rows = job.texts.len();
-        let base = match &stage.start {
-            Start::Model(base) => base.local(),
-            Start::Random { .. } => None,
-        };
-        let trial = if is_base_final(PRETRAIN, base, None, plan) {
-            let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);
-            let run_trial = move || job.run_trial(&Device::Cpu, threads.rayon(), budget);
-            Some(training.blocking(PRETRAIN, run_trial).await?)
-        } else {
-            None
-        };
-        Ok(planned(&stage.learning, rows, true, trial))
+    pub(super) async fn pretrain(&self, stage: &Pretrain) -> Result<PlannedTraining, Error> {
+        let job = self.training().pretrain_job(stage).await?;
+        let rows = job.kind.texts.len();
+        Ok(planned(&stage.learning, rows, true, Some(self.run_trial(job).await?)))
     }
 
     pub(super) async fn finetune(&self, stage: &Finetune, plan: &mut Plan) -> Result<PlannedTraining, Error> {
         let training = self.training();
         let job = training.finetune_job(stage).await?;
-        let rows = job.training.len() + job.validation.len();
-        let unmeasured = nothing_held_out(stage, job.training.len(), job.validation.len());
+        let (trained, held_out) = (job.kind.training.len(), job.kind.validation.len());
+        let unmeasured = nothing_held_out(stage, trained, held_out);
         plan.notes.extend(unmeasured.map(|note| format!("[{FINETUNE}]: {note}")));
         let shared = job.shared();
         if shared > 0 {
-            let warning = Event::SharedTexts { rows: shared, held_out: job.validation.len() };
-            plan.notes.push(format!("[{FINETUNE}]: {warning}"));
+            plan.notes.push(format!("[{FINETUNE}]: {}", Event::SharedTexts { rows: shared, held_out }));
         }
         let labels = job.unmeasured_labels().map_err(|error| training.failed(FINETUNE, error))?;
         if !labels.is_empty() {
             plan.notes.push(format!("[{FINETUNE}]: {}", Event::UnmeasuredLabels { labels: &labels }));
         }
+        let trial = if self.is_base_final(stage, plan) { Some(self.run_trial(job).await?) } else { None };
+        Ok(PlannedTraining { shared, ..planned(&stage.learning, trained + held_out, false, trial) })
+    }
+
+    async fn run_trial<K: Kind>(&self, job: Job<K>) -> Result<Trial, Error> {
+        let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);
+        let run_trial = move || job.run_trial(&Device::Cpu, threads.rayon(), budget);
+        self.training().blocking(K::NAME, run_trial).await
+    }
+
+    /// Returns true if the base model of fine-tuning is final. If pretraining will replace it, adds a note and returns
+    /// false.
+    fn is_base_final(&self, stage: &Finetune, plan: &mut Plan) -> bool {
         let pretrained = self.pipeline.pretrain.as_ref().map(|stage| stage.learning.output.path.as_path());
-        let trial = if is_base_final(FINETUNE, stage.base.local(), pretrained, plan) {
-            let (threads, budget) = (pool(self.pipeline.run.threads)?, self.options.budget);
-            let run_trial = move || job.run_trial(&Device::Cpu, threads.rayon(), budget);
-            Some(training.blocking(FINETUNE, run_trial).await?)
-        } else {
-            None
-        };
-        Ok(PlannedTraining { shared, ..planned(&stage.learning, rows, false, trial) })
+        let Some(base) = stage.base.local().filter(|base| Some(*base) == pretrained) else { return true };
+        let Some(before) = &plan.pretrain else { return true };
+        if !before.changes_the_model() {
+            return true;
+        }
+        plan.notes.push(format!(
+            "[{FINETUNE}] starts from {}, which [pretrain] will write: its duration can be estimated once that model \
+             exists",
+            readable(base).display()
+        ));
+        false
     }
 
     pub(super) async fn evaluate(
@@ -150,21 +153,6 @@ impl Planner<'_> {
             model: readable_place(&stage.model.location.place),
         })
     }
-}
-
-/// Returns true if the base model of a stage is final. If an earlier stage will replace it, adds a note and returns
-/// false.
-fn is_base_final(section: &str, base: Option<&Path>, made: Option<&Path>, plan: &mut Plan) -> bool {
-    let Some(base) = base.filter(|base| Some(*base) == made) else { return true };
-    let Some(before) = &plan.pretrain else { return true };
-    if !before.changes_the_model() {
-        return true;
-    }
-    plan.notes.push(format!(
-        "[{section}] starts from {}, which [pretrain] will write: its duration can be estimated once that model exists",
-        readable(base).display()
-    ));
-    false
 }
 
 fn planned(learning: &Learning, rows: usize, texts: bool, trial: Option<Trial>) -> PlannedTraining {

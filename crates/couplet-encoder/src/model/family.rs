@@ -1,9 +1,7 @@
 //! The families of encoders, as data: everything in which one differs from another.
 //!
 //! To add a family whose blocks compute what BERT's do (post-layer-norm, absolute positions), write another static
-//! here and list it in [`Family::ALL`]. A family is known by name only where a BERT is folded into a DistilBERT
-//! (`model/import.rs`) and where a tokenizer is copied. What these two do not need is a new field, with one place that
-//! reads it:
+//! here and list it in [`Family::ALL`]. What these two do not need is a new field, with one place that reads it:
 //!
 //! - `RoBERTa` numbers positions from 2: an offset, by which `Encoder::load` skips rows of the table of positions.
 //! - ELECTRA widens narrow embeddings: the name of a layer, which `Encoder::load` puts behind the embeddings.
@@ -36,6 +34,9 @@ pub struct Family {
     pub(crate) block: BlockNames,
     pub(crate) head: HeadNames,
     pub(crate) masked_words: MaskedWordsNames,
+    /// The entries that `config.json` has besides those of the keys above, as a JSON object, if an encoder with token
+    /// types can be folded into this family: see `model/import.rs`.
+    pub(crate) folded: Option<&'static str>,
 }
 
 /// Keys in `config.json` of the sizes in [`ModelConfig`].
@@ -141,6 +142,9 @@ pub static DISTILBERT: Family = Family {
         norm: "vocab_layer_norm",
         bias: "vocab_projector.bias",
     },
+    folded: Some(
+        r#"{"seq_classif_dropout": 0.2, "qa_dropout": 0.1, "sinusoidal_pos_embds": false, "tie_word_embeddings": true}"#,
+    ),
 };
 
 /// Devlin et al. 2019: token types; the head reads the first token through the pooler and tanh.
@@ -184,6 +188,7 @@ pub static BERT: Family = Family {
         norm: "cls.predictions.transform.LayerNorm",
         bias: "cls.predictions.bias",
     },
+    folded: None,
 };
 
 impl Family {

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::calibration::CALIBRATION_FILE;
 use super::card;
+use super::family::Family;
 use super::files::ModelFiles;
 use super::outputs::SENTENCE_TRANSFORMERS;
 
@@ -76,9 +77,9 @@ const OF_ANOTHER_HEAD: [&str; 9] = [
     "sbert_ce_default_activation_function",
 ];
 
-/// Writes the files of a tokenizer, whose settings then name its class wherever it stood. That of a DistilBERT gives no
-/// token types in `transformers`, whose DistilBERT does not take them.
-pub fn copy_tokenizer(from: &ModelFiles, to: &Path, is_distilbert: bool) -> io::Result<()> {
+/// Writes the files of a tokenizer, whose settings then name its class wherever it stood. For a family without token
+/// types it gives none in `transformers`, whose DistilBERT does not take them.
+pub fn copy_tokenizer(from: &ModelFiles, to: &Path, family: &Family) -> io::Result<()> {
     for (name, bytes) in TOKENIZER.into_iter().filter_map(|name| Some((name, from.get(name)?))) {
         files::write(&to.join(name), bytes)?;
     }
@@ -97,14 +98,14 @@ pub fn copy_tokenizer(from: &ModelFiles, to: &Path, is_distilbert: bool) -> io::
     {
         settings.insert("tokenizer_class".into(), class);
     }
-    if is_distilbert {
-        leave_out_token_types(&mut settings);
+    if family.token_types.is_none() {
+        leave_out_token_types(&mut settings, family);
     }
     if settings == there { Ok(()) } else { write_json(&to.join(TOKENIZER_CONFIG), &Value::Object(settings)) }
 }
 
 /// Makes sure that the settings of a tokenizer ask for no token types.
-fn leave_out_token_types(settings: &mut Map<String, Value>) {
+fn leave_out_token_types(settings: &mut Map<String, Value>, family: &Family) {
     let class = settings.get("tokenizer_class").and_then(Value::as_str).unwrap_or("BertTokenizer");
     let is_berts = class.starts_with("BertTokenizer");
     let gives_them = match settings.get("model_input_names").and_then(Value::as_array) {
@@ -116,7 +117,7 @@ fn leave_out_token_types(settings: &mut Map<String, Value>) {
     }
     settings.insert("model_input_names".into(), json!(["input_ids", "attention_mask"]));
     if is_berts {
-        settings.insert("tokenizer_class".into(), "DistilBertTokenizer".into());
+        settings.insert("tokenizer_class".into(), family.class("Tokenizer").into());
     }
 }
 

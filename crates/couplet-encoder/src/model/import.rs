@@ -22,7 +22,7 @@ use super::classifier::PackedBatch;
 use super::config::{ModelConfig, read_json};
 use super::encoder::{Encoder, WORD_EMBEDDINGS};
 use super::error::LoadError;
-use super::family::{BERT, DISTILBERT, Family};
+use super::family::Family;
 use super::files::ModelFiles;
 use super::folder::{MODEL_FOLDER, clear_head, copy_tokenizer, write_json};
 use super::source::Loader;
@@ -80,8 +80,7 @@ const TOKEN_TYPES: &str = "embeddings.token_type_embeddings.weight";
 /// given. What was at `target` is replaced at once, after a check that the hidden states are the same.
 ///
 /// # Errors
-/// A source that is no encoder of the BERT family; one that DistilBERT's form cannot express; a target that cannot be
-/// written.
+/// A source that is no encoder of the BERT family; one that the form cannot express; a target that cannot be written.
 pub fn import(source: &Path, target: &Path, form: Option<&'static Family>) -> Result<Imported, ImportError> {
     let files = ModelFiles::read(source)?;
     let config = ModelConfig::load(&files)?;
@@ -91,8 +90,8 @@ pub fn import(source: &Path, target: &Path, form: Option<&'static Family>) -> Re
     };
     let checkpoint = Checkpoint::open(&files, config.family)?;
     let (from, family) = (config.family, form.unwrap_or(config.family));
-    let folds = from != family;
-    if folds && (from.name, family.name) != (BERT.name, DISTILBERT.name) {
+    let folded = family.folded.filter(|_| from.token_types.is_some());
+    if from != family && folded.is_none() {
         let (from, to) = (from.name, family.name);
         let problem = format!("it is a {from}, which has no token types to make a {to} of; import it as it is");
         return Err(ImportError::Form { folder: source.to_owned(), problem });
@@ -100,10 +99,10 @@ pub fn import(source: &Path, target: &Path, form: Option<&'static Family>) -> Re
     let copied = encoder(&checkpoint, &config, family)?;
     let mut used: Vec<String> = copied.iter().map(|(name, ..)| name.clone()).collect();
     let mut tensors: Vec<(String, Tensor)> = copied.into_iter().map(|(_, name, tensor)| (name, tensor)).collect();
-    if folds {
-        check(source, &config)?;
+    if let Some(further) = folded {
+        check(source, &config, family)?;
         fold_token_types(&mut tensors)?;
-        json = distilbert_config(&json, &config);
+        json = folded_config(&json, &config, family, further);
     } else if family.head.has_prefix {
         let (weight, bias) = (format!("{}.weight", family.head.dense), format!("{}.bias", family.head.dense));
         for (name, shape) in [(weight, vec![config.dim, config.dim]), (bias, vec![config.dim])] {
@@ -117,7 +116,7 @@ pub fn import(source: &Path, target: &Path, form: Option<&'static Family>) -> Re
     json.insert("architectures".into(), json!([family.class("Model")]));
     let parameters = tensors.iter().map(|(_, tensor)| tensor.elem_count()).sum();
     let unwritable = |source| ImportError::Write { folder: target.to_owned(), source };
-    let written = write(&files, target, &json, &tensors).map_err(unwritable)?;
+    let written = write(&files, target, family, &json, &tensors).map_err(unwritable)?;
     let difference = largest_difference(&files, &ModelFiles::read(written.path())?)?;
     if difference > ROUNDING {
         let problem = match difference {
@@ -187,13 +186,12 @@ fn encoder(
     shapes.into_iter().map(read).collect()
 }
 
-/// Checks that DistilBERT computes what this BERT does.
-fn check(source: &Path, config: &ModelConfig) -> Result<(), ImportError> {
-    // DistilBERT's code has no setting for it.
-    if (config.layer_norm_eps / 1e-12 - 1.0).abs() > 1e-6 {
+/// Checks that the other family computes what this one does.
+fn check(source: &Path, config: &ModelConfig, to: &Family) -> Result<(), ImportError> {
+    if to.layer_norm_eps.is_none() && (config.layer_norm_eps / 1e-12 - 1.0).abs() > 1e-6 {
         let problem = format!(
-            "its layer_norm_eps is {:e}, and DistilBERT's is always 1e-12; import it as it is",
-            config.layer_norm_eps
+            "its layer_norm_eps is {:e}, and {}'s is always 1e-12; import it as it is",
+            config.layer_norm_eps, to.name
         );
         return Err(ImportError::Form { folder: source.to_owned(), problem });
     }
@@ -210,39 +208,38 @@ fn fold_token_types(tensors: &mut Vec<(String, Tensor)>) -> candle_core::Result<
     Ok(())
 }
 
-fn distilbert_config(bert: &Map<String, Value>, config: &ModelConfig) -> Map<String, Value> {
-    let or = |key: &str, default: Value| bert.get(key).filter(|value| !value.is_null()).cloned().unwrap_or(default);
-    let json = json!({
-        "model_type": "distilbert",
-        "vocab_size": config.vocab_size,
-        "dim": config.dim,
-        "n_layers": config.n_layers,
-        "n_heads": config.n_heads,
-        "hidden_dim": config.hidden_dim,
-        "max_position_embeddings": config.max_position_embeddings,
-        "activation": or("hidden_act", json!("gelu")),
-        "dropout": or("hidden_dropout_prob", json!(0.1)),
-        "attention_dropout": or("attention_probs_dropout_prob", json!(0.1)),
-        "seq_classif_dropout": 0.2,
-        "qa_dropout": 0.1,
-        "initializer_range": or("initializer_range", json!(0.02)),
-        "pad_token_id": or("pad_token_id", json!(0)),
-        "sinusoidal_pos_embds": false,
-        "tie_word_embeddings": true,
-    });
-    json.as_object().cloned().unwrap_or_default()
+fn folded_config(from: &Map<String, Value>, config: &ModelConfig, to: &Family, further: &str) -> Map<String, Value> {
+    let or = |key: &str, default: Value| from.get(key).filter(|value| !value.is_null()).cloned().unwrap_or(default);
+    let (old, new) = (config.family, &to.keys);
+    let mut json: Map<String, Value> = serde_json::from_str(further).expect("the entries of a family are JSON");
+    json.extend([
+        ("model_type".into(), json!(to.model_type)),
+        ("vocab_size".into(), json!(config.vocab_size)),
+        (new.dim.into(), json!(config.dim)),
+        (new.n_layers.into(), json!(config.n_layers)),
+        (new.n_heads.into(), json!(config.n_heads)),
+        (new.hidden_dim.into(), json!(config.hidden_dim)),
+        ("max_position_embeddings".into(), json!(config.max_position_embeddings)),
+        (new.activation.into(), or(old.keys.activation, json!("gelu"))),
+        (to.dropout.hidden.into(), or(old.dropout.hidden, json!(0.1))),
+        (to.dropout.attention.into(), or(old.dropout.attention, json!(0.1))),
+        ("initializer_range".into(), or("initializer_range", json!(0.02))),
+        ("pad_token_id".into(), or("pad_token_id", json!(0))),
+    ]);
+    json
 }
 
 fn write(
     source: &ModelFiles,
     target: &Path,
+    family: &Family,
     config: &Map<String, Value>,
     tensors: &[(String, Tensor)],
 ) -> io::Result<AtomicFolder> {
     let folder = AtomicFolder::create(target, &MODEL_FOLDER)?;
     let path = folder.path();
     write_json(&path.join("config.json"), &Value::Object(config.clone()))?;
-    copy_tokenizer(source, path, config["model_type"] == "distilbert")?;
+    copy_tokenizer(source, path, family)?;
     let mut file = BufWriter::new(files::create(&path.join("model.safetensors"))?);
     let entries = tensors.iter().map(|(name, tensor)| Entry::of_tensor(name.clone(), tensor)).collect();
     weights_file::write(entries, &mut file)?;
@@ -254,6 +251,7 @@ fn write(
 mod tests {
     use std::fs;
 
+    use super::super::family::{BERT, DISTILBERT};
     use super::*;
 
     #[test]

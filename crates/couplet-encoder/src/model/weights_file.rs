@@ -22,7 +22,6 @@ pub enum Data<'a> {
     /// f32, wherever it lies.
     Tensor(&'a Tensor),
     F32(&'a [f32]),
-    F64(Vec<f64>),
     I64(Vec<i64>),
     U8(Vec<u8>),
 }
@@ -37,7 +36,6 @@ impl<'a> Entry<'a> {
         let length = match &data {
             Data::Tensor(tensor) => tensor.elem_count(),
             Data::F32(values) => values.len(),
-            Data::F64(values) => values.len(),
             Data::I64(values) => values.len(),
             Data::U8(values) => values.len(),
         };
@@ -48,7 +46,6 @@ impl<'a> Entry<'a> {
     fn kind(&self) -> (&'static str, usize) {
         match self.data {
             Data::Tensor(_) | Data::F32(_) => ("F32", 4),
-            Data::F64(_) => ("F64", 8),
             Data::I64(_) => ("I64", 8),
             Data::U8(_) => ("U8", 1),
         }
@@ -61,7 +58,6 @@ impl<'a> Entry<'a> {
                 write_all(file, &values.map_err(io::Error::other)?, f32::to_le_bytes)
             }
             Data::F32(values) => write_all(file, values, f32::to_le_bytes),
-            Data::F64(values) => write_all(file, values, f64::to_le_bytes),
             Data::I64(values) => write_all(file, values, i64::to_le_bytes),
             Data::U8(values) => file.write_all(values),
         }

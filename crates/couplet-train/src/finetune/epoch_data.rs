@@ -10,8 +10,8 @@ use crate::training_loop::{EpochData, JobError, Score};
 use crate::{Example, Target, Trainer};
 
 /// Encoded training and validation rows.
-pub(super) struct Labelled {
-    pub(super) training: Vec<Example>,
+pub struct Labelled {
+    training: Vec<Example>,
     pub(super) validation: Vec<Example>,
     pub(super) labels: Labels,
     /// The gold labels of the validation rows.
@@ -60,7 +60,16 @@ impl EpochData for Labelled {
 
     fn measure(&self, trainer: &Trainer) -> Result<Vec<Option<f64>>, JobError> {
         let logits = trainer.logits(&self.validation)?.concat();
-        Ok(sample(&self.labels, &self.gold, &logits)?.metrics().iter().map(|(_, value)| value).collect())
+        Ok(sample(&self.labels, &self.gold, &logits, None)?.metrics().iter().map(|(_, value)| value).collect())
+    }
+
+    fn held_out(&self) -> Vec<&[Example]> {
+        vec![self.validation.as_slice()]
+    }
+
+    fn try_measure(&self, trainer: &Trainer, examples: &[Example]) -> Result<(), JobError> {
+        trainer.logits(examples)?;
+        Ok(())
     }
 
     fn measures_start(&self) -> bool {
@@ -104,48 +113,37 @@ fn target(targets: &Targets, row: usize, rows: usize) -> Target {
     }
 }
 
-/// Builds the sample of the validation rows from the model's logits, row by row.
-pub(super) fn sample(labels: &Labels, gold: &Targets, logits: &[f32]) -> Result<Sample, MetricError> {
-    let width = labels.names().len().max(1);
+/// Builds the sample of the validation rows from the model's logits, row by row, and its calibration if it has one.
+pub(super) fn sample(
+    labels: &Labels,
+    gold: &Targets,
+    logits: &[f32],
+    calibration: Option<&Calibration>,
+) -> Result<Sample, MetricError> {
+    let (problem, width) = (labels.problem(), labels.names().len().max(1));
+    let rows = || logits.chunks_exact(width);
+    let probabilities = || match calibration {
+        None => probabilities(problem, width, logits),
+        Some(calibration) => rows().flat_map(|row| calibration.probabilities(problem, row)).map(f64::from).collect(),
+    };
     Ok(match gold {
         Targets::Classes(gold) => {
-            let probabilities = probabilities(labels.problem(), width, logits);
-            let classes = Classes::new(width, gold.clone(), probabilities, None, DEFAULT_BINS)?;
+            let decided = calibration.map(|calibration| {
+                let decide = |row| {
+                    let label = calibration.decide(&calibration.probabilities(problem, row));
+                    // A temperature changes no label.
+                    label.map_or_else(|| most_probable(row), |label| label as u32)
+                };
+                rows().map(decide).collect()
+            });
+            let classes = Classes::new(width, gold.clone(), probabilities(), decided, DEFAULT_BINS)?;
             Sample::Classes(classes.with_positive(labels.positive())?)
         }
-        Targets::Sets(gold) => {
-            let probabilities = probabilities(labels.problem(), width, logits);
-            Sample::Sets(Sets::new(width, gold.clone(), &probabilities)?)
-        }
+        Targets::Sets(gold) => Sample::Sets(Sets::new(width, gold.clone(), &probabilities())?),
         Targets::Values(gold) => {
             let wide = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect();
             Sample::Values(Values::new(wide(gold), wide(logits))?)
         }
-    })
-}
-
-/// Builds the sample of the validation rows for a calibrated model.
-pub(super) fn calibrated_sample(
-    labels: &Labels,
-    gold: &Targets,
-    logits: &[f32],
-    calibration: &Calibration,
-) -> Result<Sample, MetricError> {
-    let width = labels.names().len().max(1);
-    let rows = || logits.chunks_exact(width);
-    let calibrated: Vec<_> = rows().map(|row| calibration.probabilities(labels.problem(), row)).collect();
-    let probabilities = calibrated.iter().flatten().map(|p| f64::from(*p)).collect();
-    Ok(match gold {
-        Targets::Classes(gold) => {
-            let decided: Option<Vec<u32>> =
-                calibrated.iter().map(|row| calibration.decide(row).map(|label| label as u32)).collect();
-            // A temperature changes no label.
-            let decided = decided.unwrap_or_else(|| rows().map(most_probable).collect());
-            let classes = Classes::new(width, gold.clone(), probabilities, Some(decided), DEFAULT_BINS)?;
-            Sample::Classes(classes.with_positive(labels.positive())?)
-        }
-        Targets::Sets(gold) => Sample::Sets(Sets::new(width, gold.clone(), &probabilities)?),
-        Targets::Values(_) => sample(labels, gold, logits)?,
     })
 }
 

@@ -61,12 +61,12 @@ impl Job {
     #[must_use]
     pub fn shared(&self) -> usize {
         let mut held_out: HashMap<u128, usize> = HashMap::new();
-        for row in &self.validation {
+        for row in &self.kind.validation {
             *held_out.entry(row.digest()).or_default() += 1;
         }
         if held_out.is_empty() {
             return 0;
         }
-        self.training.iter().filter_map(|row| held_out.remove(&row.digest())).sum()
+        self.kind.training.iter().filter_map(|row| held_out.remove(&row.digest())).sum()
     }
 }

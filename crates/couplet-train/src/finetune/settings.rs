@@ -1,16 +1,17 @@
-//! Checks of a job's settings against its labels, and the hash that identifies a job.
+//! Checks of a job's settings against its labels.
 
-use couplet_encoder::model::{ModelFiles, Problem};
+use couplet_encoder::model::Problem;
 
-use super::{Calibrate, Job, Row};
+use super::{Calibrate, FineTuning, Row};
 use crate::Objective;
+use crate::hyper::Hyper;
 use crate::labels::{LabelError, Labels, Targets};
 use crate::metrics::{Metric, measured};
 use crate::promotion::Condition;
 use crate::sampling::ClassWeights;
-use crate::training_loop::{JobError, Key};
+use crate::training_loop::JobError;
 
-impl Job {
+impl FineTuning {
     pub(super) fn read_labels(&self) -> Result<(Labels, Targets, Targets), JobError> {
         if self.training.is_empty() {
             return Err(JobError::NoRows { what: "training" });
@@ -28,11 +29,11 @@ impl Job {
     }
 
     /// Checks the settings that depend on the labels; returns the metric that selects the best epoch.
-    pub(super) fn check(&self, labels: &Labels, gold: &Targets) -> Result<Metric, JobError> {
+    pub(super) fn check(&self, hyper: &Hyper, labels: &Labels, gold: &Targets) -> Result<Metric, JobError> {
         let needs_validation = [
             ("promote_if", self.promote_if.is_some()),
             ("calibrate", self.calibrate != Calibrate::Nothing),
-            ("patience", self.hyper.patience.is_some()),
+            ("patience", hyper.patience.is_some()),
             ("metric", self.metric.is_some()),
         ];
         if let Some((setting, _)) = needs_validation.iter().find(|(_, set)| *set && self.validation.is_empty()) {
@@ -100,25 +101,6 @@ impl Job {
                 }
             }
         })
-    }
-
-    /// Hashes everything that the weights depend on. Calibration and promotion are left out, so that a condition can be
-    /// changed while training is under way.
-    pub(super) fn key(&self, base: &ModelFiles, labels: &Labels) -> blake3::Hash {
-        let mut key = Key::new("finetune");
-        key.files(base);
-        key.text(self.task.name());
-        key.text(&format!("{:?}", labels.names()));
-        key.text(&format!("{:?} {} {:?} {:?}", self.hyper, self.label_smoothing, self.class_weights, self.metric));
-        for rows in [&self.training, &self.validation] {
-            key.number(rows.len() as u64);
-            for row in rows {
-                key.text(&row.text);
-                key.text(row.text_pair.as_deref().unwrap_or_default());
-                key.text(&format!("{} {:?}", row.text_pair.is_some(), row.label));
-            }
-        }
-        key.finish()
     }
 }
 

@@ -3,7 +3,7 @@
 use couplet_encoder::model::Tokenizer;
 use rayon::prelude::*;
 
-use super::{Job, scores};
+use super::{Job, Pretraining, scores};
 use crate::masking::{Chunking, Masking, Pieces};
 use crate::training_loop::{EpochData, JobError, Score};
 use crate::{Example, MaskedWords, Target, Trainer};
@@ -12,7 +12,7 @@ use crate::{Example, MaskedWords, Target, Trainer};
 const HELD_OUT: u64 = u64::MAX;
 
 /// Training sequences, and masked held-out examples.
-pub(super) struct Texts {
+pub struct Texts {
     sequences: Vec<Vec<u32>>,
     /// The masked examples at each mask probability, the job's own first.
     held_out: Vec<(f64, Vec<Example>)>,
@@ -30,11 +30,12 @@ impl Texts {
         chunking: &Chunking,
         masking: Masking,
     ) -> Result<Self, JobError> {
-        let cut = job.texts.par_iter().enumerate().map(|(row, text)| {
+        let Pretraining { texts, hold_out, mask_probability, also_measure, .. } = &job.kind;
+        let cut = texts.par_iter().enumerate().map(|(row, text)| {
             let encoding = tokenizer.inner().encode_fast(text.as_str(), false);
             let encoding =
                 encoding.map_err(|e| JobError::Text { row: format!("row {}", row + 1), problem: e.to_string() })?;
-            let held_out = job.hold_out.is_some_and(|hold_out| hold_out.holds_out(&[text]));
+            let held_out = hold_out.is_some_and(|hold_out| hold_out.holds_out(&[text]));
             Ok((held_out, chunking.split(&pieces, encoding.get_ids())))
         });
         let (mut sequences, mut held_out) = (Vec::new(), Vec::new());
@@ -44,15 +45,15 @@ impl Texts {
             if is_held_out { &mut held_out } else { &mut sequences }.extend(chunks);
         }
         if all_held_out {
-            return Err(JobError::AllHeldOut { rows: job.texts.len(), what: "text" });
+            return Err(JobError::AllHeldOut { rows: texts.len(), what: "text" });
         }
         if sequences.is_empty() {
             return Err(JobError::NoRows { what: "training" });
         }
         let mut shares = Vec::new();
         if !held_out.is_empty() {
-            shares.push(job.mask_probability);
-            shares.extend(job.also_measure.iter().filter(|share| share.total_cmp(&job.mask_probability).is_ne()));
+            shares.push(*mask_probability);
+            shares.extend(also_measure.iter().filter(|share| share.total_cmp(mask_probability).is_ne()));
         }
         let masked = shares.iter().map(|share| {
             let masking = Masking::try_new(*share, job.hyper.seed)?;
@@ -63,7 +64,7 @@ impl Texts {
         });
         let held_out = masked.collect::<Result<_, JobError>>()?;
         let data = Self { sequences, held_out, pieces, masking, scores: scores(&shares) };
-        data.check_masking(job.mask_probability)?;
+        data.check_masking(*mask_probability)?;
         Ok(data)
     }
 
@@ -75,15 +76,6 @@ impl Texts {
             return Ok(());
         }
         Err(JobError::NothingHidden { mask_probability, sequences: self.sequences.len() })
-    }
-
-    pub(super) fn held_out(&self) -> usize {
-        self.held_out.first().map_or(0, |(_, examples)| examples.len())
-    }
-
-    /// Returns the held-out examples at each mask probability.
-    pub(super) fn held_out_examples(&self) -> impl Iterator<Item = &Vec<Example>> {
-        self.held_out.iter().map(|(_, examples)| examples)
     }
 
     pub(super) fn tokens(&self) -> u64 {
@@ -130,6 +122,15 @@ impl EpochData for Texts {
             scores.extend([loss, measured.perplexity(), measured.accuracy(), Some(measured.words as f64)]);
         }
         Ok(scores)
+    }
+
+    fn held_out(&self) -> Vec<&[Example]> {
+        self.held_out.iter().map(|(_, examples)| examples.as_slice()).collect()
+    }
+
+    fn try_measure(&self, trainer: &Trainer, examples: &[Example]) -> Result<(), JobError> {
+        trainer.masked_words(examples)?;
+        Ok(())
     }
 
     fn measures_start(&self) -> bool {

@@ -7,7 +7,7 @@ use couplet_encoder::model::{CALIBRATION_FILE, ModelFiles, SENTENCE_TRANSFORMERS
 const VERSION: &str = "couplet training 3";
 
 /// Hashes the inputs of a job, in a fixed order.
-pub(crate) struct Key(blake3::Hasher);
+pub struct Key(blake3::Hasher);
 
 impl Key {
     pub(crate) fn new(kind: &str) -> Self {

@@ -26,7 +26,7 @@ pub use event::{Event, Watch};
 pub(super) use key::Key;
 pub use progress::{Epoch, Progress, Score};
 pub use publish::peak_memory;
-pub(super) use publish::{Publication, REPORT, base_config, remove_model, report_of};
+pub(super) use publish::{Publication, REPORT, remove_model, report_of};
 use state::{Found, StateFolder, read_tensors};
 pub use state::{beside, foreign_state};
 pub use trial::{Standing, StepPace, Trial};
@@ -62,7 +62,8 @@ pub enum Outcome<R> {
 }
 
 /// The training examples and the evaluation on held-out rows.
-pub(super) trait EpochData {
+#[expect(clippy::missing_errors_doc, reason = "every error stops the job: see `Job::run`")]
+pub trait EpochData {
     /// Returns the number of rows per epoch.
     fn rows(&self) -> usize;
     /// Returns the given rows as training examples for an epoch.
@@ -73,8 +74,16 @@ pub(super) trait EpochData {
     fn deciding(&self) -> usize;
     /// Evaluates the model on the held-out rows.
     fn measure(&self, trainer: &Trainer) -> Result<Vec<Option<f64>>, JobError>;
+    /// Returns the examples of each evaluation of the held-out rows.
+    fn held_out(&self) -> Vec<&[Example]>;
+    /// Evaluates the model on some held-out examples, to estimate the duration of [`EpochData::measure`].
+    fn try_measure(&self, trainer: &Trainer, examples: &[Example]) -> Result<(), JobError>;
     /// Returns true if the model is worth evaluating before the first step.
     fn measures_start(&self) -> bool;
+    /// Returns the number of held-out rows.
+    fn held_out_rows(&self) -> usize {
+        self.held_out().first().map_or(0, |examples| examples.len())
+    }
 }
 
 /// The inputs of the loop besides the data and the trainer.
@@ -87,7 +96,7 @@ pub(super) struct Plan<'a> {
 }
 
 /// A training run that reached its end.
-pub(super) struct Learned {
+pub struct Learned {
     /// Holds the last weights.
     pub(super) trainer: Trainer,
     pub(super) progress: Progress,
@@ -105,9 +114,9 @@ impl Learned {
         Ok(())
     }
 
-    /// Returns the job's key in hexadecimal digits.
-    pub(super) fn key(&self) -> String {
-        self.state.key()
+    /// Returns the epoch of the best weights; the last one if nothing is measured.
+    pub(super) fn epoch(&self) -> u64 {
+        self.progress.best_epoch().unwrap_or(self.progress.epochs_done)
     }
 
     /// Returns true if the last weights are not the best ones.
@@ -130,8 +139,8 @@ pub(super) fn run(
 ) -> Result<Outcome<Learned>, JobError> {
     let state = StateFolder::open(plan.output, plan.key)?;
     let total_steps = plan.hyper.total_steps(data.rows());
-    let mut progress = Progress::new();
-    match state.restore(&mut trainer, data.scores().len())? {
+    let mut progress = Progress::default();
+    match state.restore(&mut trainer)? {
         Found::Nothing => {}
         Found::Unusable(problem) => watch.emit(&Event::StateIgnored { folder: state.path(), problem: &problem }),
         Found::State(found) => {

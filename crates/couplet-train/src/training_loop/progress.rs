@@ -1,18 +1,10 @@
 //! The position and the history of a training run.
 
-use std::collections::HashMap;
-
-use candle_core::Tensor;
-use couplet_encoder::model::{Data, Entry};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::Step;
 use crate::metrics::Better;
-
-const COUNTS: &str = "progress.counts";
-const SUMS: &str = "progress.sums";
-const CURVE: &str = "progress.curve";
-const EPOCHS: &str = "progress.epochs";
 
 /// The approximate number of points on a curve, whatever the number of steps.
 const CURVE_POINTS: u64 = 500;
@@ -27,7 +19,7 @@ pub struct Score {
 }
 
 /// The evaluation after an epoch.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Epoch {
     /// The epoch, from 1; 0 for the evaluation before the first epoch.
     pub epoch: u64,
@@ -42,7 +34,7 @@ pub struct Epoch {
 }
 
 /// A point on the curve, which covers one or more steps.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 struct Point {
     /// The last step it covers, from 1.
     step: f64,
@@ -53,8 +45,9 @@ struct Point {
     learning_rate: f64,
 }
 
-/// The position and the history of a training run. Saved with the weights.
-#[derive(Debug, Clone, PartialEq)]
+/// The position and the history of a training run. Saved with the weights, as JSON, which keeps every bit of a finite
+/// number if `serde_json` has the feature `float_roundtrip`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Progress {
     /// The number of completed epochs.
     pub(super) epochs_done: u64,
@@ -84,26 +77,6 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new() -> Self {
-        Self {
-            epochs_done: 0,
-            batches_done: 0,
-            skipped: 0,
-            examples: 0,
-            tokens: 0,
-            resumed: 0,
-            seconds: 0.0,
-            step_seconds: 0.0,
-            loss_sum: 0.0,
-            steps: 0,
-            point: Point::default(),
-            in_point: 0,
-            curve: Vec::new(),
-            epochs: Vec::new(),
-            best: None,
-        }
-    }
-
     /// Records a step with the given number of examples.
     pub(super) fn note(&mut self, step: &Step, examples: usize, total_steps: u64) {
         self.examples += examples as u64;
@@ -188,83 +161,14 @@ impl Progress {
         if self.step_seconds > 0.0 { self.examples as f64 / self.step_seconds } else { 0.0 }
     }
 
-    /// Returns tensors for the saved state. Unlike JSON, they keep every bit.
-    pub(super) fn entries(&self) -> Vec<Entry<'static>> {
-        let best = self.best.map_or(-1, |best| best.cast_signed() as i64);
-        let counts = [
-            self.epochs_done,
-            self.batches_done,
-            self.skipped,
-            self.examples,
-            self.tokens,
-            self.resumed,
-            self.steps,
-            self.in_point,
-        ];
-        let counts = counts.iter().map(|count| count.cast_signed()).chain([best]).collect();
-        let Point { step, loss, grad_norm, learning_rate } = self.point;
-        let sums = vec![self.seconds, self.step_seconds, self.loss_sum, step, loss, grad_norm, learning_rate];
-        let points = self.curve.iter().flat_map(|p| [p.step, p.loss, p.grad_norm, p.learning_rate]).collect();
-        let number = |value: Option<f64>| value.unwrap_or(f64::NAN);
-        let epochs = self.epochs.iter().flat_map(|epoch| {
-            let facts = [epoch.epoch as f64, epoch.step as f64, number(epoch.training_loss), epoch.seconds];
-            facts.into_iter().chain(epoch.scores.iter().map(move |score| number(*score)))
-        });
-        vec![
-            Entry::row(COUNTS, Data::I64(counts)),
-            Entry::row(SUMS, Data::F64(sums)),
-            Entry::row(CURVE, Data::F64(points)),
-            Entry::row(EPOCHS, Data::F64(epochs.collect())),
-        ]
-    }
-
-    /// Reads the tensors of [`Progress::entries`], written for data with the given number of scores.
-    pub(super) fn from_tensors(tensors: &HashMap<String, Tensor>, scores: usize) -> Option<Self> {
-        let floats = |name: &str| tensors.get(name)?.to_vec1::<f64>().ok();
-        let counts = tensors.get(COUNTS)?.to_vec1::<i64>().ok()?;
-        let [counts @ .., best] = &counts[..] else { return None };
-        let counts: Vec<u64> = counts.iter().map(|count| count.cast_unsigned()).collect();
-        let [epochs_done, batches_done, skipped, examples, tokens, resumed, steps, in_point] = counts[..] else {
-            return None;
-        };
-        let [seconds, step_seconds, loss_sum, step, loss, grad_norm, learning_rate] = floats(SUMS)?[..] else {
-            return None;
-        };
-        let point = |p: &[f64]| Point { step: p[0], loss: p[1], grad_norm: p[2], learning_rate: p[3] };
-        let number = |value: f64| (!value.is_nan()).then_some(value);
-        let epoch = |facts: &[f64]| Epoch {
-            epoch: facts[0] as u64,
-            step: facts[1] as u64,
-            training_loss: number(facts[2]),
-            seconds: facts[3],
-            scores: facts[4..].iter().map(|score| number(*score)).collect(),
-        };
-        let epochs: Vec<Epoch> = floats(EPOCHS)?.chunks_exact(4 + scores).map(epoch).collect();
-        let best = usize::try_from(*best).ok();
-        if best.is_some_and(|best| best >= epochs.len()) {
-            return None;
-        }
-        Some(Self {
-            epochs_done,
-            batches_done,
-            skipped,
-            examples,
-            tokens,
-            resumed,
-            seconds,
-            step_seconds,
-            loss_sum,
-            steps,
-            point: Point { step, loss, grad_norm, learning_rate },
-            in_point,
-            curve: floats(CURVE)?.chunks_exact(4).map(point).collect(),
-            epochs,
-            best,
-        })
+    /// Reads the JSON of a saved state; none if it is not that of a progress.
+    pub(super) fn from_json(json: &[u8]) -> Option<Self> {
+        let progress: Self = serde_json::from_slice(json).ok()?;
+        progress.best.is_none_or(|best| best < progress.epochs.len()).then_some(progress)
     }
 
     /// Returns the curve and the epochs as JSON.
-    pub(crate) fn to_json(&self, scores: &[Score]) -> Map<String, Value> {
+    pub(crate) fn to_json(&self, scores: &[Score]) -> Value {
         let mut all = self.clone();
         all.close_point();
         let column = |value: fn(&Point) -> f64| all.curve.iter().map(value).collect::<Vec<_>>();
@@ -284,7 +188,7 @@ impl Progress {
                 "scores": named.collect::<Map<_, _>>(),
             })
         };
-        let facts = json!({
+        json!({
             "epochs_done": self.epochs_done,
             "best_epoch": self.best_epoch(),
             "examples": self.examples,
@@ -296,10 +200,26 @@ impl Progress {
             "examples_per_second": self.examples_per_second(),
             "curve": curve,
             "epochs": self.epochs.iter().map(epoch).collect::<Vec<_>>(),
-        });
-        match facts {
-            Value::Object(facts) => facts,
-            _ => Map::new(),
-        }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_saved_progress_keeps_every_bit() {
+        let numbers = [0.1 + 0.2, 1.0 / 3.0, 5e-324, f64::MIN_POSITIVE, f64::MAX];
+        let point = |loss: f64| Point { loss, learning_rate: loss * 1e-5, ..Point::default() };
+        let scores = numbers.iter().copied().map(Some).chain([None]).collect();
+        let epoch = Epoch { epoch: 0, step: u64::MAX, training_loss: None, seconds: numbers[0], scores };
+        let curve = (1..10_000).map(|i| point(f64::from(i).sqrt().recip())).collect();
+        let progress = Progress { curve, epochs: vec![epoch], best: Some(0), ..Progress::default() };
+        let json = serde_json::to_vec(&progress).unwrap();
+        assert_eq!(Progress::from_json(&json), Some(progress.clone()));
+        let json = serde_json::to_vec(&Progress { best: Some(1), ..progress }).unwrap();
+        assert_eq!(Progress::from_json(&json), None);
+        assert_eq!(Progress::from_json(b"{}"), None);
     }
 }

@@ -3,9 +3,7 @@
 use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
 
-use couplet_encoder::model::{
-    MODEL_FOLDER, ModelFiles, clear_head, copy_tokenizer, read_json, write_json, write_weights,
-};
+use couplet_encoder::model::{CHART, MODEL_FOLDER, ModelFiles, copy_tokenizer, write_json, write_weights};
 use couplet_storage::files::{self, AtomicFolder, MAX_JSON, MAX_TEXT};
 use serde_json::{Map, Value};
 
@@ -23,8 +21,8 @@ pub(crate) struct Publication<'a> {
     pub(crate) tokenizer: &'a ModelFiles,
     /// Further JSON files, with their names.
     pub(crate) documents: Vec<(&'a str, Value)>,
-    /// A chart, with its name.
-    pub(crate) chart: Option<(&'a str, String)>,
+    /// The training chart.
+    pub(crate) chart: Option<String>,
 }
 
 impl Publication<'_> {
@@ -35,12 +33,12 @@ impl Publication<'_> {
             let folder = AtomicFolder::create(target, &MODEL_FOLDER)?;
             let path = folder.path();
             write_json(&path.join("config.json"), &Value::Object(self.config.clone()))?;
-            copy_tokenizer(self.tokenizer, path, self.config["model_type"] == "distilbert")?;
+            copy_tokenizer(self.tokenizer, path, trainer.config().family)?;
             for (name, document) in &self.documents {
                 write_json(&path.join(name), document)?;
             }
-            if let Some((name, chart)) = &self.chart {
-                files::write(&path.join(name), chart)?;
+            if let Some(chart) = &self.chart {
+                files::write(&path.join(CHART), chart)?;
             }
             let mut file = BufWriter::new(files::create(&path.join("model.safetensors"))?);
             write_weights(trainer.weight_entries(), &mut file)?;
@@ -49,16 +47,6 @@ impl Publication<'_> {
         };
         write().map_err(JobError::file("publish", target))
     }
-}
-
-/// Returns the `config.json` of a base model without the entries of its head.
-pub(crate) fn base_config(files: &ModelFiles) -> Result<Map<String, Value>, JobError> {
-    let mut config = match read_json(files, files.config())? {
-        Value::Object(config) => config,
-        _ => Map::new(),
-    };
-    clear_head(&mut config);
-    Ok(config)
 }
 
 /// Returns the report of the model in a folder, if a job with this key wrote it.

@@ -29,6 +29,8 @@ use crate::state::STEPS;
 const STATE: &str = "state.safetensors";
 const LOCK: &str = "lock";
 const KEY: &str = "job.key";
+/// The [`Progress`] as JSON. Earlier versions had `progress.counts` and others: their states count as incomplete.
+const PROGRESS: &str = "progress";
 
 /// The number of hexadecimal digits of the job's key in the name of a weights file.
 const KEY_DIGITS: usize = 16;
@@ -90,7 +92,7 @@ impl StateFolder {
             return None;
         }
         let tensors = load(&path).ok()?;
-        let same = tensors.get(KEY)?.to_vec1::<u8>().ok()? == key.as_bytes();
+        let same = bytes_of(&tensors, KEY)? == key.as_bytes() && tensors.contains_key(PROGRESS);
         let steps = tensors.get(STEPS)?.to_vec1::<i64>().ok()?;
         steps.first().filter(|_| same).map(|steps| steps.cast_unsigned())
     }
@@ -135,7 +137,7 @@ impl StateFolder {
     }
 
     /// Restores a trainer from the state that the last run of this job saved.
-    pub(super) fn restore(&self, trainer: &mut Trainer, scores: usize) -> Result<Found, JobError> {
+    pub(super) fn restore(&self, trainer: &mut Trainer) -> Result<Found, JobError> {
         let path = self.path.join(STATE);
         if !path.exists() {
             return Ok(Found::Nothing);
@@ -145,11 +147,10 @@ impl StateFolder {
             Ok(tensors) => tensors,
             Err(e) => return unusable(format!("it cannot be read: {e}")),
         };
-        let key = tensors.get(KEY).and_then(|key| key.to_vec1::<u8>().ok());
-        if key.as_deref() != Some(self.key.as_bytes()) {
+        if bytes_of(&tensors, KEY).as_deref() != Some(self.key.as_bytes()) {
             return unusable("it belongs to a job with other settings, data or base model".into());
         }
-        let Some(progress) = Progress::from_tensors(&tensors, scores) else {
+        let Some(progress) = bytes_of(&tensors, PROGRESS).and_then(|json| Progress::from_json(&json)) else {
             return unusable("it is incomplete".into());
         };
         if let Some(best) = progress.best_epoch()
@@ -166,7 +167,8 @@ impl StateFolder {
     /// Saves the state of a training run.
     pub(super) fn save(&self, trainer: &Trainer, progress: &Progress) -> Result<(), JobError> {
         let mut entries = trainer.state_entries();
-        entries.extend(progress.entries());
+        let json = serde_json::to_vec(progress).map_err(|e| JobError::file("write", &self.path)(e.into()))?;
+        entries.push(Entry::row(PROGRESS, Data::U8(json)));
         entries.push(Entry::row(KEY, Data::U8(self.key.as_bytes().to_vec())));
         write_file(&self.path.join(STATE), entries)?;
         // Only now does no state name an older best epoch.
@@ -205,6 +207,10 @@ fn load(path: &Path) -> io::Result<HashMap<String, Tensor>> {
     let mut bytes = Vec::new();
     files::open(path)?.read_to_end(&mut bytes)?;
     candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|e| io::Error::other(message(&e)))
+}
+
+fn bytes_of(tensors: &HashMap<String, Tensor>, name: &str) -> Option<Vec<u8>> {
+    tensors.get(name)?.to_vec1::<u8>().ok()
 }
 
 /// Appends a suffix to the last component of a path.

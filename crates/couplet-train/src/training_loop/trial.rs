@@ -72,21 +72,6 @@ impl StepPace {
 }
 
 impl Trial {
-    pub(crate) fn new(standing: Standing, hyper: &Hyper, data: &dyn EpochData) -> Self {
-        Self {
-            standing,
-            rows: data.rows(),
-            held_out: 0,
-            tokens: 0,
-            truncated: 0,
-            labels: Vec::new(),
-            total_steps: hyper.total_steps(data.rows()),
-            batch_size: hyper.batch_size,
-            pace: None,
-            measuring: 0.0,
-        }
-    }
-
     /// Returns true if the run trains.
     #[must_use]
     pub fn trains(&self) -> bool {
