@@ -223,7 +223,7 @@ fn read_pipeline(path: &Path, variables: &BTreeMap<String, String>) -> Result<Pi
 }
 
 fn read(path: &Path) -> Result<String, Error> {
-    files::read_text(path).map_err(Error::Usage)
+    files::read_text(path).map_err(Error::Unusable)
 }
 
 /// Returns a parser of integers of at least `least`.

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use couplet_cluster::ClusterError;
 use couplet_encoder::scorer::ScorerError;
-use couplet_storage::files::NOT_DURABLE;
 use couplet_storage::lock::LockError;
-use couplet_storage::objects::{ObjectsError, cause_in, explain_unplaced, without_answers};
-use couplet_tables::delta::{DeltaError, Trouble};
+use couplet_storage::objects::{ObjectsError, Trouble, cause_in, explain_unplaced, without_answers};
+use couplet_storage::trouble::{Explained, system_error};
+use couplet_tables::delta::DeltaError;
 use couplet_tables::sink::SinkError;
 use couplet_tables::sink::runs::RunsError;
 use couplet_tables::source::SourceError;
@@ -36,6 +36,9 @@ pub enum Error {
     /// The command line or a file that it names is wrong.
     #[error("{0}")]
     Usage(String),
+    /// A file or folder that the command line or a pipeline names cannot be used.
+    #[error(transparent)]
+    Unusable(Explained),
     /// Tables cannot be read.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Tables(Vec<TableError>),
@@ -48,6 +51,9 @@ pub enum Error {
         message: String,
         /// True if the query is wrong, false if its execution failed.
         mistake: bool,
+        /// The kind of the failure.
+        #[source]
+        trouble: Trouble,
     },
     /// A place in a bucket cannot be read or written.
     #[error(transparent)]
@@ -88,6 +94,7 @@ pub enum Error {
         /// The pipeline file and the section.
         context: String,
         /// The cause.
+        #[source]
         error: Box<JobError>,
     },
     /// There is no model, because `promote_if` refused the first trained one.
@@ -189,6 +196,7 @@ pub enum Error {
         /// The operation.
         context: String,
         /// The error.
+        #[source]
         error: std::io::Error,
     },
 }
@@ -201,11 +209,12 @@ impl Error {
             // A broken file stays broken.
             Self::Config(_)
             | Self::Usage(_)
+            | Self::Unusable(_)
             | Self::Source { .. }
             | Self::Sql { mistake: true, .. }
             | Self::BrokenFile { .. }
             | Self::Cluster(ClusterError::Unavailable { .. }) => 2,
-            Self::Tables(errors) if errors.iter().any(|error| !error.passes) => 2,
+            Self::Tables(errors) if errors.iter().any(|error| !error.passes()) => 2,
             Self::Objects(error) if error.trouble.is_mistake() => 2,
             Self::Model(error) if error.is_mistake() => 2,
             Self::Training { error, .. } if error.is_mistake() => 2,
@@ -217,7 +226,7 @@ impl Error {
             }
             Self::Publish { source, known: true, .. } if is_refused(&**source) => 2,
             // A damaged table stays damaged.
-            Self::Delta(error) if !matches!(error.trouble, Trouble::Unreachable | Trouble::Other) => 2,
+            Self::Delta(error) if error.trouble.is_mistake() => 2,
             Self::Foreseen(errors) => errors.first().map_or(1, Self::exit_code),
             Self::Interrupted { .. } => 130,
             _ => 1,
@@ -227,26 +236,23 @@ impl Error {
     /// Returns a hint for fixing an error of the operating system, wherever it occurred.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
-        let message = self.to_string();
-        let is = |number: i32| message.contains(&format!("(os error {number})"));
-        // That message already describes the state on the disk.
-        if !cfg!(unix) || message.contains(NOT_DURABLE) {
-            None
-        } else if is(17) || is(20) {
-            Some("a part of that path is a file, not a folder: name another place")
-        } else if is(28) || is(122) {
-            Some(
+        let number = match self {
+            Self::Foreseen(errors) => return errors.iter().find_map(Self::hint),
+            Self::Tables(errors) => errors.iter().find_map(|error| system_error(error)),
+            error => system_error(error),
+        };
+        match number.filter(|_| cfg!(unix))? {
+            17 | 20 => Some("a part of that path is a file, not a folder: name another place"),
+            28 | 122 => Some(
                 "the disk is full there, or the quota used up: make room and run the same command again, or name another \
                  place for it (sink.uri, score.store, run.spill). Existing data is unchanged",
-            )
-        } else if is(13) || is(1) {
-            Some("this user may not read or write that place: see its owner and permissions, and those of its folders")
-        } else if is(30) {
-            Some("that disk can only be read: name a place on another one")
-        } else if is(24) {
-            Some("too many files are open at once: raise the limit (`ulimit -n`)")
-        } else {
-            None
+            ),
+            1 | 13 => Some(
+                "this user may not read or write that place: see its owner and permissions, and those of its folders",
+            ),
+            30 => Some("that disk can only be read: name a place on another one"),
+            24 => Some("too many files are open at once: raise the limit (`ulimit -n`)"),
+            _ => None,
         }
     }
 
@@ -258,14 +264,14 @@ impl Error {
             return Self::Objects(error);
         }
         let message = sql_error::explain(error, context, None);
-        Self::Sql { origin: origin.into(), message, mistake: sql_error::is_mistake(error) }
+        Self::Sql { origin: origin.into(), message, mistake: sql_error::is_mistake(error), trouble: Trouble::of(error) }
     }
 
     /// Explains an error of a query with the help of its text.
     pub(crate) fn sql_in(origin: String, sql: &str, error: &DataFusionError, context: &SessionContext) -> Self {
         match Self::sql(origin, error, Some(context)) {
-            Self::Sql { origin, mistake, .. } => {
-                Self::Sql { origin, message: sql_error::explain(error, Some(context), Some(sql)), mistake }
+            Self::Sql { origin, mistake, trouble, .. } => {
+                Self::Sql { origin, message: sql_error::explain(error, Some(context), Some(sql)), mistake, trouble }
             }
             other => other,
         }

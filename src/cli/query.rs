@@ -136,8 +136,8 @@ impl Query {
             None => Models::new(pool, base),
         };
         let models = models.with_options(ScorerOptions { max_length: self.max_length, ..ScorerOptions::default() });
-        let window = pipeline.as_ref().map_or(config::DEFAULT_WINDOW, |pipeline| pipeline.run.window);
         let settings = pipeline.as_ref().map(|pipeline| pipeline.run.clone()).unwrap_or_default();
+        let window = settings.window;
         let resources = run::resources(&settings)?;
         let models = Arc::new(models);
         let context = match &self.cluster {

@@ -2,10 +2,11 @@
 
 mod training;
 
-use training::{EVALUATE, FINETUNE, PRETRAIN};
+pub(super) use training::FINETUNE;
+use training::{EVALUATE, PRETRAIN};
 
 use super::item::names;
-use super::key::{Kind, Section, optional, or, required};
+use super::key::{Key, Kind, Section, optional, or, required};
 use super::sections::{ERRORS, PRECISIONS, SINK_FORMATS, SINK_MODES};
 use super::tables::KINDS;
 
@@ -15,6 +16,16 @@ const COLUMN: Kind = Kind::Text;
 const COLUMNS: Kind = Kind::Names(usize::MAX);
 const TEXTS: Kind = Kind::Names(2);
 const CHARACTER: Kind = Kind::Pattern(r"^[\u0000-\u0009\u000b\u000c\u000e-\u007f]$", "one ASCII character");
+
+/// Describes the key of a query.
+const fn sql(example: &'static str, doc: &'static str) -> Key {
+    optional("sql", Kind::Sql, "required unless `file` is given", example, doc)
+}
+
+/// Describes the key of a file with a query.
+const fn sql_file(example: &'static str) -> Key {
+    optional("file", Kind::Path, "required unless `sql` is given", example, "A file with the query.")
+}
 
 /// The pattern allows the precisions 1 to 38.
 static COLUMN_TYPE: Kind = Kind::Pattern(
@@ -174,14 +185,8 @@ static SOURCE: Section = Section {
           All its columns (at most 1,000) are copied to the output, followed by the columns that couplet adds: \
           `predicted_label`, `score`, `probabilities`, `truncated`, `error`, `raw_probabilities` and `model`.",
     groups: &[&[
-        optional(
-            "sql",
-            Kind::Sql,
-            "required unless `file` is given",
-            "\"SELECT id, sentence1, sentence2 FROM pairs\"",
-            "The query. It may call `predict()`.",
-        ),
-        optional("file", Kind::Path, "required unless `sql` is given", "\"pairs.sql\"", "A file with the query."),
+        sql("\"SELECT id, sentence1, sentence2 FROM pairs\"", "The query. It may call `predict()`."),
+        sql_file("\"pairs.sql\""),
         required("id", COLUMNS, "[\"id\"]", "The column or columns that identify a row; their values must be unique."),
         required(
             "text",
@@ -193,7 +198,7 @@ static SOURCE: Section = Section {
     ]],
 };
 
-static MODEL: Section = Section {
+pub(super) static MODEL: Section = Section {
     path: "model",
     doc: "The model that scores.",
     groups: &[&[
@@ -273,7 +278,7 @@ static SINK: Section = Section {
     ]],
 };
 
-static RUN: Section = Section {
+pub(super) static RUN: Section = Section {
     path: "run",
     doc: "Threads, memory and batch sizes. They do not affect the results.",
     groups: &[&[

@@ -1,12 +1,12 @@
 //! Reads the section `[evaluate]`. Missing keys default to those of the training and scoring sections.
 
-use couplet_encoder::scorer::DeviceSetting;
 use couplet_storage::place::Problem;
 use couplet_tables::tables::Location;
 
+use super::described::{FINETUNE, MODEL};
 use super::item::Item;
 use super::learning::{task, texts};
-use super::pipeline::{DEFAULT_MAX_LENGTH, LocalPath, ModelSettings, Precision, Scoring};
+use super::pipeline::{LocalPath, ModelSettings, Scoring};
 use super::reader::{Keys, Read};
 use super::sections::query;
 use super::stages::{Evaluate, Finetune};
@@ -16,11 +16,9 @@ pub(super) fn evaluate(
     finetune: Read<Option<&Finetune>>,
     scoring: Read<Option<&Scoring>>,
 ) -> Read<Evaluate> {
-    let sql = keys.optional("sql", Item::sql);
-    let file = keys.optional("file", Item::local_path);
     let id = keys.optional("id", Item::names);
     let text = keys.optional("text", Item::names);
-    let label = keys.optional("label", |item| Ok(item.non_blank()?.to_owned()));
+    let label = keys.optional("label", Item::text);
     let task = keys.optional("task", task);
     let model = keys.optional("model", Item::model);
     let max_length = keys.optional("max_length", Item::integer);
@@ -29,7 +27,7 @@ pub(super) fn evaluate(
     let level = keys.or("level", Item::number);
     let seed = keys.or("seed", Item::integer);
     let output = keys.required("output", folder);
-    let query = query(keys, sql, file);
+    let query = query(keys);
     let (finetune, scoring) = (finetune?, scoring?);
     let task = task?.or(finetune.map(|stage| stage.task));
     let columns = finetune.map(|stage| &stage.text).or(scoring.map(|scoring| &scoring.source.text));
@@ -39,18 +37,20 @@ pub(super) fn evaluate(
         return Err(keys.lacks("model", "`model`"));
     };
     let settings = scoring.map(|scoring| &scoring.model);
-    let usual = settings.map(|model| model.max_length).or(finetune.map(|stage| stage.learning.max_length));
+    let max_length = max_length?.or(settings.map(|model| model.max_length));
+    let max_length = max_length.or(finetune.map(|stage| stage.learning.max_length));
+    let label = label?.or_else(|| finetune.map(|stage| stage.label.clone()));
     Ok(Evaluate {
         query: query?,
         id: id?.or_else(|| finetune.and_then(|stage| stage.id.clone())),
         text,
-        label: label?.or_else(|| finetune.map(|stage| stage.label.clone())).unwrap_or_else(|| "label".to_owned()),
+        label: label.map_or_else(|| keys.default_in(&FINETUNE, "label", Item::text), Ok)?,
         task,
         model: ModelSettings {
             location,
-            max_length: max_length?.or(usual).unwrap_or(DEFAULT_MAX_LENGTH),
-            precision: settings.map_or(Precision::F32, |model| model.precision),
-            device: settings.map_or(DeviceSetting::Auto, |model| model.device),
+            max_length: max_length.map_or_else(|| keys.default_in(&MODEL, "max_length", Item::integer), Ok)?,
+            precision: settings.map(|model| model.precision).unwrap_or_default(),
+            device: settings.map(|model| model.device).unwrap_or_default(),
         },
         slices: slices?.unwrap_or_default(),
         resamples: resamples?,

@@ -14,12 +14,12 @@ use super::problem::position;
 use super::reader::{Keys, Read, Reader, Reported, join, listed};
 use super::variables::{Placeholder, placeholders, substitute};
 
-/// A named value of a key: its name in the file and its meaning, or `None` if it is not supported yet.
-pub(super) type Choice<T> = (&'static str, Option<T>);
+/// A named value of a key: its name in the file and its meaning.
+pub(super) type Choice<T> = (&'static str, T);
 
-/// Returns the names of the supported choices.
+/// Returns the names of the choices.
 pub(super) fn names<T>(choices: &[Choice<T>]) -> Vec<&'static str> {
-    choices.iter().filter(|(_, meaning)| meaning.is_some()).map(|&(name, _)| name).collect()
+    choices.iter().map(|&(name, _)| name).collect()
 }
 
 /// One value of the file.
@@ -71,6 +71,11 @@ impl<'r> Item<'r> {
             return Err(self.refuse(problem.help("write a value between the quotation marks")));
         }
         Ok(text)
+    }
+
+    /// Reads a string that is not blank, such as the name of a column.
+    pub(super) fn text(&self) -> Read<String> {
+        self.non_blank().map(str::to_owned)
     }
 
     /// Reads a boolean.
@@ -167,7 +172,6 @@ impl<'r> Item<'r> {
     /// Reads one of the choices.
     pub(super) fn choice<T: Copy>(&self, choices: &[Choice<T>]) -> Read<T> {
         let text = self.string()?;
-        let supported = || names(choices).into_iter();
         debug_assert!(
             self.kind
                 .find(&|kind| matches!(kind, Kind::Choice(all) if all() == names(choices)).then_some(()))
@@ -175,16 +179,11 @@ impl<'r> Item<'r> {
             "`{}` has other choices than it is described with",
             self.path
         );
-        let problem = match choices.iter().find(|&&(name, _)| name == text) {
-            Some((_, Some(meaning))) => return Ok(*meaning),
-            Some((_, None)) => {
-                let message = format!("`{} = \"{text}\"` is not supported yet in this version of couplet", self.path);
-                Problem::new(message, "not supported yet")
-            }
-            None => Problem::new(format!("`{}` cannot be \"{text}\"", self.path), "unknown value")
-                .suggest(text, supported()),
-        };
-        Err(self.refuse(problem.allowed(names(choices).join(", "))))
+        if let Some(&(_, meaning)) = choices.iter().find(|&&(name, _)| name == text) {
+            return Ok(meaning);
+        }
+        let problem = Problem::new(format!("`{}` cannot be \"{text}\"", self.path), "unknown value");
+        Err(self.refuse(problem.suggest(text, names(choices)).allowed(names(choices).join(", "))))
     }
 
     /// Returns the elements of a list; a single string counts as a list of one.

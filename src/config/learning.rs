@@ -3,6 +3,7 @@
 use couplet_encoder::model;
 use couplet_storage::place::Problem;
 use couplet_tables::tables::Location;
+use couplet_train::Shape;
 use couplet_train::finetune::Calibrate;
 use couplet_train::metrics::{Metric, measured};
 use couplet_train::promotion::Condition;
@@ -11,20 +12,13 @@ use couplet_train::task::Task;
 use couplet_train::threshold::Objective;
 use toml::de::DeValue;
 
-use super::item::{Choice, Item};
-
+use super::item::Item;
 use super::reader::{Keys, Read};
 use super::sections::query;
-use super::stages::{Finetune, Learning, Pretrain, ScheduleShape, Start, Validation};
-
-pub(super) const SCHEDULES: [Choice<ScheduleShape>; 3] = [
-    ("linear", Some(ScheduleShape::Linear)),
-    ("cosine", Some(ScheduleShape::Cosine)),
-    ("constant", Some(ScheduleShape::Constant)),
-];
+use super::stages::{Finetune, Learning, Pretrain, Start, Validation};
 
 pub(super) fn pretrain(keys: &mut Keys<'_>) -> Read<Pretrain> {
-    let text = keys.or("text", |item| Ok(item.non_blank()?.to_owned()));
+    let text = keys.or("text", Item::text);
     let validation = keys.or("validation", Item::number);
     let mask_probability = keys.or("mask_probability", Item::number);
     let measure_at = keys.optional("measure_at", mask_shares);
@@ -50,7 +44,7 @@ pub(super) fn finetune(keys: &mut Keys<'_>) -> Read<Finetune> {
     let id = keys.optional("id", Item::names);
     let validation = keys.or("validation", validation);
     let text = keys.optional("text", Item::names);
-    let label = keys.or("label", |item| Ok(item.non_blank()?.to_owned()));
+    let label = keys.or("label", Item::text);
     let labels = keys.optional("labels", Item::names);
     let label_smoothing = keys.or("label_smoothing", Item::number);
     let class_weights = keys.optional("class_weights", class_weights);
@@ -114,21 +108,19 @@ pub(super) fn texts(
 }
 
 fn learning(keys: &mut Keys<'_>) -> Read<Learning> {
-    let sql = keys.optional("sql", Item::sql);
-    let file = keys.optional("file", Item::local_path);
     let output = keys.required("output", Item::local_path);
     let max_length = keys.or("max_length", Item::integer);
     let epochs = keys.or("epochs", Item::integer);
     let batch_size = keys.or("batch_size", Item::integer);
     let learning_rate = keys.or("learning_rate", Item::number);
-    let schedule = keys.or("schedule", |item| item.choice(&SCHEDULES));
+    let schedule = keys.or("schedule", |item| item.choice(&Shape::NAMED));
     let warmup = keys.or("warmup", Item::number);
     let weight_decay = keys.or("weight_decay", Item::number);
     let adam_epsilon = keys.or("adam_epsilon", Item::number);
     let max_grad_norm = keys.or("max_grad_norm", Item::number);
     let seed = keys.or("seed", Item::integer);
     let checkpoint = keys.or("checkpoint", Item::duration);
-    let query = query(keys, sql, file);
+    let query = query(keys);
     Ok(Learning {
         query: query?,
         output: output?,
@@ -235,7 +227,7 @@ fn validation(item: &Item<'_>) -> Read<Validation> {
 /// Reads `"balanced"`, or one weight per label.
 fn class_weights(item: &Item<'_>) -> Read<ClassWeights> {
     if item.is_text() {
-        return item.choice(&[("balanced", Some(()))]).map(|()| ClassWeights::Balanced);
+        return item.choice(&[("balanced", ())]).map(|()| ClassWeights::Balanced);
     }
     let entries = item.entries()?;
     let weights = entries.iter().map(|entry| {

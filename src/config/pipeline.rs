@@ -7,21 +7,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use couplet_encoder::scorer::DeviceSetting;
+use couplet_encoder::scorer::{DeviceSetting, PrecisionSetting};
 use couplet_storage::place::Place;
 use couplet_tables::session::DEFAULT_MEMORY;
 use couplet_tables::tables::{Location, Table};
 
 use super::stages::{Evaluate, Finetune, Pretrain};
-
-/// The default of `model.max_length`, in tokens.
-pub const DEFAULT_MAX_LENGTH: usize = 128;
-/// The default of `run.window`, in rows.
-pub const DEFAULT_WINDOW: usize = 8192;
-/// The default of `run.task_tokens`: one executor takes a minute or a few for such a task.
-pub const DEFAULT_TASK_TOKENS: usize = 500_000;
-/// The default of `score.checkpoint`.
-pub const DEFAULT_CHECKPOINT: Duration = Duration::from_mins(1);
 
 /// A batch job, as described by its pipeline file.
 #[derive(Debug, Clone, PartialEq)]
@@ -144,24 +135,9 @@ pub struct ModelSettings {
     /// The maximum length of an input, in tokens, special tokens included; longer inputs are truncated.
     pub max_length: usize,
     /// The number format of the forward pass.
-    pub precision: Precision,
+    pub precision: PrecisionSetting,
     /// The device of the forward pass.
     pub device: DeviceSetting,
-}
-
-/// The number format of the forward pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Precision {
-    /// The fastest precision of the device that passes a self-check at load.
-    Auto,
-    /// 32-bit floats, the same on every machine.
-    F32,
-    /// 16-bit integers with exact sums in the encoder's linear layers, 32-bit floats elsewhere; on x86-64 only.
-    Int16,
-    /// IEEE 16-bit floats; on GPUs only.
-    F16,
-    /// 16-bit floats with the exponent range of f32; on GPUs only.
-    Bf16,
 }
 
 /// The cache, checkpoints and rejected rows.
@@ -244,17 +220,4 @@ pub struct RunSettings {
     pub memory: u64,
     /// The folder for the source rows during a run, and for data that does not fit into memory.
     pub spill: PathBuf,
-}
-
-impl Default for RunSettings {
-    fn default() -> Self {
-        Self {
-            threads: None,
-            window: DEFAULT_WINDOW,
-            batch_tokens: None,
-            task_tokens: DEFAULT_TASK_TOKENS,
-            memory: DEFAULT_MEMORY,
-            spill: std::env::temp_dir(),
-        }
-    }
 }

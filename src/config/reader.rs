@@ -185,12 +185,23 @@ impl<'r> Keys<'r> {
     /// Reads a key that has a default.
     pub(super) fn or<T>(&mut self, name: &'static str, read: impl FnOnce(&Item<'r>) -> Read<T>) -> Read<T> {
         self.asked_for.push(name);
-        let item = self.item(name).unwrap_or_else(|| {
-            let (key, value) = key::default_of(self.section, name)
-                .unwrap_or_else(|| unreachable!("[{}] describes no default of `{name}`", self.section.path));
-            Item { reader: self.reader, kind: &self.key(name).kind, path: join(&self.path, name), key, value }
-        });
-        read(&item)
+        match self.item(name) {
+            Some(item) => read(&item),
+            None => self.default_in(self.section, name, read),
+        }
+    }
+
+    /// Reads the default of a key of any section.
+    pub(super) fn default_in<T>(
+        &self,
+        section: &'static Section,
+        name: &str,
+        read: impl FnOnce(&Item<'r>) -> Read<T>,
+    ) -> Read<T> {
+        let described = section.key(name).zip(key::default_of(section, name));
+        let (Key { kind, .. }, (key, value)) =
+            described.unwrap_or_else(|| unreachable!("[{}] describes no default of `{name}`", section.path));
+        read(&Item { reader: self.reader, kind, path: join(section.path, name), key, value })
     }
 
     /// Reads a required section.

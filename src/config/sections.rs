@@ -1,40 +1,44 @@
 //! Reads the sections of a pipeline file, one function per section and one line per key. The keys and their defaults
 //! are described in [`described`](super::described).
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use couplet_encoder::scorer::DeviceSetting;
+use couplet_encoder::scorer::{DeviceSetting, Precision, PrecisionSetting};
 use couplet_storage::place::{Place, Problem, is_glob};
+use couplet_tables::source::OUTPUT_COLUMNS;
 use couplet_tables::tables::{Location, Table, TableFormat};
 
+use super::described::RUN;
 use super::evaluating;
 use super::item::{Choice, Item};
+use super::key::EMPTY;
 use super::learning;
 use super::pipeline::{
-    Errors, LocalPath, ModelSettings, Pipeline, Precision, Query, RunSettings, ScoreSettings, Scoring, Sink,
-    SinkFormat, SinkMode, Source, Sql,
+    Errors, LocalPath, ModelSettings, Pipeline, Query, RunSettings, ScoreSettings, Scoring, Sink, SinkFormat, SinkMode,
+    Source,
 };
-use super::reader::{Keys, Read};
+use super::reader::{Keys, Read, Reader};
 use super::separate;
+use super::syntax::Syntax;
 use super::tables::tables;
 
-pub(super) const PRECISIONS: [Choice<Precision>; 5] = [
-    ("auto", Some(Precision::Auto)),
-    ("f32", Some(Precision::F32)),
-    ("int16", Some(Precision::Int16)),
-    ("f16", Some(Precision::F16)),
-    ("bf16", Some(Precision::Bf16)),
+pub(super) const PRECISIONS: [Choice<PrecisionSetting>; 5] = [
+    ("auto", PrecisionSetting::Auto),
+    named(Precision::F32),
+    named(Precision::Int16),
+    named(Precision::F16),
+    named(Precision::Bf16),
 ];
-pub(super) const ERRORS: [Choice<Errors>; 2] =
-    [("column", Some(Errors::Column)), ("quarantine", Some(Errors::Quarantine))];
+pub(super) const ERRORS: [Choice<Errors>; 2] = [("column", Errors::Column), ("quarantine", Errors::Quarantine)];
 pub(super) const SINK_FORMATS: [Choice<SinkFormat>; 2] =
-    [("parquet", Some(SinkFormat::Parquet)), ("delta", Some(SinkFormat::Delta))];
+    [("parquet", SinkFormat::Parquet), ("delta", SinkFormat::Delta)];
 pub(super) const SINK_MODES: [Choice<SinkMode>; 3] =
-    [("overwrite", Some(SinkMode::Overwrite)), ("append", Some(SinkMode::Append)), ("merge", Some(SinkMode::Merge))];
+    [("overwrite", SinkMode::Overwrite), ("append", SinkMode::Append), ("merge", SinkMode::Merge)];
 
-/// The columns that couplet adds to those of the source.
-const OUTPUT_COLUMNS: [&str; 7] =
-    ["predicted_label", "score", "probabilities", "truncated", "error", "raw_probabilities", "model"];
+const fn named(precision: Precision) -> Choice<PrecisionSetting> {
+    (precision.name(), PrecisionSetting::Of(precision))
+}
 
 /// Reads the whole file.
 pub(super) fn pipeline(keys: &mut Keys<'_>, path: &Path) -> Read<Pipeline> {
@@ -108,13 +112,11 @@ fn pipeline_name<'r>(item: &Item<'r>) -> Read<&'r str> {
 }
 
 fn source(keys: &mut Keys<'_>) -> Read<Source> {
-    let sql = keys.optional("sql", Item::sql);
-    let file = keys.optional("file", Item::local_path);
     let id = keys.required("id", column_names);
     let text = keys.required("text", text_columns);
     let label = keys.optional("label", column_name);
 
-    let query = query(keys, sql, file);
+    let query = query(keys);
     let (id, text, label) = (id?, text?, label?);
     if let Some(label) = label.as_ref().filter(|label| id.contains(label) || text.contains(label)) {
         let role = if id.contains(label) { "id" } else { "text" };
@@ -124,8 +126,10 @@ fn source(keys: &mut Keys<'_>) -> Read<Source> {
     Ok(Source { query: query?, id, text, label })
 }
 
-/// Returns the query from `sql` or `file`; exactly one of them must be present.
-pub(super) fn query(keys: &mut Keys<'_>, sql: Read<Option<Sql>>, file: Read<Option<LocalPath>>) -> Read<Query> {
+/// Reads the query from `sql` or `file`; exactly one of them must be present.
+pub(super) fn query(keys: &mut Keys<'_>) -> Read<Query> {
+    let sql = keys.optional("sql", Item::sql);
+    let file = keys.optional("file", Item::local_path);
     if let (Some(sql), Some(file)) = (keys.item("sql"), keys.item("file")) {
         let section = sql.path.trim_end_matches(".sql");
         let problem = Problem::new(format!("[{section}] has both `sql` and `file`"), "one query").at(sql.key.span());
@@ -298,4 +302,13 @@ fn run(keys: &mut Keys<'_>) -> Read<RunSettings> {
         memory: memory?,
         spill: spill?.map_or_else(std::env::temp_dir, |spill: LocalPath| spill.path),
     })
+}
+
+impl Default for RunSettings {
+    /// Returns the settings of a file without `[run]`.
+    fn default() -> Self {
+        let (variables, syntax) = (BTreeMap::new(), Syntax::new("", &EMPTY, &[]));
+        let reader = Reader::new(Path::new(""), "", &variables, &syntax);
+        Keys::read(&reader, &RUN, "run".to_owned(), 0..0, &EMPTY, run).expect("the defaults are valid")
+    }
 }

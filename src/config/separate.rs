@@ -5,7 +5,7 @@ use couplet_storage::place::{Lies, Place, Problem};
 use couplet_tables::tables::Location;
 
 use super::item::Item;
-use super::pipeline::Pipeline;
+use super::pipeline::{LocalPath, Pipeline};
 use super::reader::{Keys, Read};
 use super::stages::Start;
 
@@ -33,9 +33,9 @@ struct Part {
 }
 
 impl Part {
-    fn new(what: &'static str, key: &'static str, location: &Location, used: Use) -> Self {
+    fn new(what: &'static str, key: &'static str, location: Location, used: Use) -> Self {
         let (section, key) = key.split_once('.').unwrap_or(("", key));
-        Self { what, section, key, written: location.written.clone(), place: location.place.clone(), used }
+        Self { what, section, key, written: location.written, place: location.place, used }
     }
 
     /// Returns the value in the file; `None` if the location is a default.
@@ -61,40 +61,25 @@ impl Part {
 
 /// Returns the locations of a pipeline. If two overlap, the error is about the first.
 fn parts(pipeline: &Pipeline) -> Vec<Part> {
-    let mut parts = Vec::new();
-    if let Some(scoring) = &pipeline.scoring {
-        parts.push(Part::new("the sink", "sink.uri", &scoring.sink.location, Use::Kept));
-        parts.push(Part::new("the store", "score.store", &scoring.score.store, Use::Kept));
-    }
-    if let Some(stage) = &pipeline.evaluate {
-        parts.push(Part::new(
-            "the report of [evaluate]",
-            "evaluate.output",
-            &stage.output.clone().into(),
-            Use::Replaced,
-        ));
-    }
-    if let Some(stage) = &pipeline.finetune {
-        let output = stage.learning.output.clone().into();
-        parts.push(Part::new("the model of [finetune]", "finetune.output", &output, Use::Trained));
-    }
-    if let Some(stage) = &pipeline.pretrain {
-        let output = stage.learning.output.clone().into();
-        parts.push(Part::new("the model of [pretrain]", "pretrain.output", &output, Use::Trained));
-    }
-    if let Some(scoring) = &pipeline.scoring {
-        parts.push(Part::new("the model", "model.uri", &scoring.model.location, Use::Read));
-    }
-    if let Some(stage) = &pipeline.evaluate {
-        parts.push(Part::new("the model of [evaluate]", "evaluate.model", &stage.model.location, Use::Read));
-    }
-    if let Some(stage) = &pipeline.finetune {
-        parts.push(Part::new("the base of [finetune]", "finetune.model", &stage.base, Use::Read));
-    }
-    if let Some(Start::Model(base)) = pipeline.pretrain.as_ref().map(|stage| &stage.start) {
-        parts.push(Part::new("the base of [pretrain]", "pretrain.model", base, Use::Read));
-    }
-    parts
+    let (pretrain, finetune) = (pipeline.pretrain.as_ref(), pipeline.finetune.as_ref());
+    let (evaluate, scoring) = (pipeline.evaluate.as_ref(), pipeline.scoring.as_ref());
+    let local = |path: &LocalPath| Location::from(path.clone());
+    let base = pretrain.and_then(|stage| match &stage.start {
+        Start::Model(base) => Some(base.clone()),
+        Start::Random { .. } => None,
+    });
+    let parts = [
+        ("the sink", "sink.uri", scoring.map(|stage| stage.sink.location.clone()), Use::Kept),
+        ("the store", "score.store", scoring.map(|stage| stage.score.store.clone()), Use::Kept),
+        ("the report of [evaluate]", "evaluate.output", evaluate.map(|stage| local(&stage.output)), Use::Replaced),
+        ("the model of [finetune]", "finetune.output", finetune.map(|s| local(&s.learning.output)), Use::Trained),
+        ("the model of [pretrain]", "pretrain.output", pretrain.map(|s| local(&s.learning.output)), Use::Trained),
+        ("the model", "model.uri", scoring.map(|stage| stage.model.location.clone()), Use::Read),
+        ("the model of [evaluate]", "evaluate.model", evaluate.map(|s| s.model.location.clone()), Use::Read),
+        ("the base of [finetune]", "finetune.model", finetune.map(|stage| stage.base.clone()), Use::Read),
+        ("the base of [pretrain]", "pretrain.model", base, Use::Read),
+    ];
+    parts.into_iter().filter_map(|(what, key, location, used)| Some(Part::new(what, key, location?, used))).collect()
 }
 
 /// Rejects locations that overlap; links and different spellings are resolved.

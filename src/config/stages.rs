@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use couplet_tables::tables::Location;
+use couplet_train::Shape;
 use couplet_train::finetune::Calibrate;
 use couplet_train::metrics::Metric;
 use couplet_train::promotion::Condition;
@@ -27,7 +28,7 @@ pub struct Learning {
     /// The peak learning rate, reached at the end of warm-up.
     pub learning_rate: f64,
     /// The learning-rate schedule after warm-up.
-    pub schedule: ScheduleShape,
+    pub schedule: Shape,
     /// The share of optimizer steps during which the learning rate rises from 0.
     pub warmup: f64,
     /// The weight decay of all weights except biases and normalization weights.
@@ -49,17 +50,6 @@ pub enum Validation {
     Share(f64),
     /// The rows of a separate query.
     Sql(Sql),
-}
-
-/// A learning-rate schedule after warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ScheduleShape {
-    /// Falls to 0 linearly.
-    Linear,
-    /// Falls to 0 along a half cosine.
-    Cosine,
-    /// Stays constant.
-    Constant,
 }
 
 /// The settings of `[pretrain]`: masked language modelling on unlabelled text.

@@ -2,6 +2,8 @@
 //!
 //! The parser continues after an error, so the rest of the file is checked too. Its recovery is a guess, however:
 //! values on the line of an error, or after an unclosed bracket, are not trusted.
+//!
+//! The errors of `toml` (1.2) have no kinds, so only their messages tell them apart.
 
 use std::ops::Range;
 

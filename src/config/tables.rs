@@ -16,13 +16,13 @@ use super::reader::{Keys, Read, Reader, join};
 use super::syntax::Syntax;
 
 pub(super) const KINDS: [Choice<FormatName>; 7] = [
-    ("parquet", Some(FormatName::Parquet)),
-    ("csv", Some(FormatName::Csv)),
-    ("tsv", Some(FormatName::Tsv)),
-    ("json", Some(FormatName::Json)),
-    ("ndjson", Some(FormatName::Json)),
-    ("arrow", Some(FormatName::Arrow)),
-    ("delta", Some(FormatName::Delta)),
+    ("parquet", FormatName::Parquet),
+    ("csv", FormatName::Csv),
+    ("tsv", FormatName::Tsv),
+    ("json", FormatName::Json),
+    ("ndjson", FormatName::Json),
+    ("arrow", FormatName::Arrow),
+    ("delta", FormatName::Delta),
 ];
 
 /// A table of the command line, as in `--table NAME=…`.
@@ -79,7 +79,7 @@ pub fn table_from_argument(name: &str, text: &str) -> Result<GivenTable, String>
 /// As [`table_from_uri`], and for an unknown format.
 pub fn table_from_uri_as(name: &str, uri: &str, format: Option<&str>) -> Result<Table, String> {
     let explicit = |format: &str| {
-        let kind = KINDS.iter().find(|(name, _)| *name == format).and_then(|(_, kind)| *kind);
+        let kind = KINDS.iter().find(|(name, _)| *name == format).map(|(_, kind)| *kind);
         kind.ok_or_else(|| {
             let known = KINDS.map(|(name, _)| name);
             Problem::new(format!("the format cannot be \"{format}\""), "unknown format")

@@ -13,6 +13,7 @@ use arrow::util::display::FormatOptions;
 use arrow::util::pretty::pretty_format_batches_with_options;
 use couplet_storage::escape::printable;
 use couplet_storage::files::AtomicFile;
+use couplet_storage::trouble::Explained;
 use couplet_tables::dates::printable_dates;
 use couplet_tables::sink::{ParquetSink, SinkError, parquet_problem};
 
@@ -262,8 +263,8 @@ fn show(buffer: &mut Vec<u8>, shown: &AtomicBool) -> io::Result<()> {
     Ok(())
 }
 
-fn sink_error(path: &Path, problem: &dyn std::fmt::Display) -> Error {
-    SinkError { path: path.to_owned(), problem: problem.to_string().into() }.into()
+fn sink_error(path: &Path, error: &(dyn std::error::Error + 'static)) -> Error {
+    SinkError { path: path.to_owned(), problem: Explained::of(error) }.into()
 }
 
 /// Converts structs and lists to text, because CSV has no nested values.

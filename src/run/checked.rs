@@ -14,6 +14,7 @@ use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Float32Type, Schema, SchemaRef};
 use couplet_encoder::model::Problem;
+use couplet_storage::trouble::causes;
 use couplet_tables::histogram::Histogram;
 use couplet_tables::predict::prediction_fields;
 use couplet_tables::source::OUTPUT_COLUMNS;
@@ -171,19 +172,7 @@ fn refused(refusal: Refusal) -> DataFusionError {
 
 /// Finds a refusal in an error, however deeply it is wrapped.
 pub(super) fn refusal(error: &(dyn std::error::Error + 'static)) -> Option<Refusal> {
-    let mut error = Some(error);
-    while let Some(current) = error {
-        if let Some(refusal) = current.downcast_ref::<Refusal>() {
-            return Some(refusal.clone());
-        }
-        if let Some(DataFusionError::External(inner)) = current.downcast_ref::<DataFusionError>()
-            && let Some(refusal) = inner.downcast_ref::<Refusal>()
-        {
-            return Some(refusal.clone());
-        }
-        error = current.source();
-    }
-    None
+    causes(error).find_map(|cause| cause.downcast_ref::<Refusal>()).cloned()
 }
 
 impl Stream for Checked {

@@ -285,7 +285,7 @@ impl Work<'_> {
         json["task"] = task.name().into();
         json["labels"] = labels.names().into();
         json["bootstrap"] = json!({ "resamples": self.settings.resamples, "seed": self.settings.seed });
-        json["calibration"] = model.calibration.as_ref().map(couplet_encoder::model::Calibration::to_json).into();
+        json["calibration"] = json!(model.calibration);
         json["uncalibrated"] = raw.map(|raw| raw.to_json(labels.names())).into();
         json["mistakes"] = mistakes.into();
         json
@@ -295,7 +295,7 @@ impl Work<'_> {
         let folder = AtomicFolder::create(&self.settings.output.path, &EVALUATION_FOLDER)?;
         couplet_encoder::model::write_json(&folder.path().join(REPORT), json)?;
         misclassified::write(&folder.path().join(misclassified::FILE), mistakes, scorer.model())
-            .map_err(|SinkError { problem, .. }| std::io::Error::other(problem.problem))?;
+            .map_err(|SinkError { problem, .. }| std::io::Error::other(problem))?;
         folder.publish()
     }
 

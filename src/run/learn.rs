@@ -14,12 +14,12 @@ use couplet_tables::predict::Models;
 use couplet_tables::session::{self, Resources};
 use couplet_train::sampling::HoldOut;
 use couplet_train::training_loop::{Interval, JobError, Outcome, Standing, Watch};
-use couplet_train::{AdamW, Hyper, Job, Kind, MaskedWords, Shape, Warmup, finetune as tuning, pretrain as pretraining};
+use couplet_train::{AdamW, Hyper, Job, Kind, MaskedWords, Warmup, finetune as tuning, pretrain as pretraining};
 use datafusion::prelude::SessionContext;
 
 use super::rows::{Columns, Selection};
 use super::{folder_of, pool, readable, resources};
-use crate::config::{Finetune, Learning, Pipeline, Pretrain, Query, ScheduleShape, Start, Validation};
+use crate::config::{Finetune, Learning, Pipeline, Pretrain, Query, Start, Validation};
 use crate::error::Error;
 use crate::progress::{Style, TrainingProgress};
 use crate::report::{StageReport, positive_of};
@@ -317,11 +317,7 @@ fn hyper(learning: &Learning) -> Hyper {
         epochs: learning.epochs as u64,
         batch_size: learning.batch_size,
         learning_rate: learning.learning_rate,
-        shape: match learning.schedule {
-            ScheduleShape::Linear => Shape::Linear,
-            ScheduleShape::Cosine => Shape::Cosine,
-            ScheduleShape::Constant => Shape::Constant,
-        },
+        shape: learning.schedule,
         warmup: Warmup::Share(learning.warmup),
         adamw: AdamW { eps: learning.adam_epsilon, weight_decay: learning.weight_decay, ..AdamW::default() },
         max_grad_norm: Some(learning.max_grad_norm),

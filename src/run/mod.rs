@@ -31,7 +31,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 
 use couplet_cluster::{self as cluster, Address, ClusterError};
-use couplet_encoder::scorer::{Pool, Precision, PrecisionSetting, ScorerOptions};
+use couplet_encoder::scorer::{Pool, ScorerOptions};
 use couplet_storage::files::{self, readable};
 use couplet_storage::place::Place;
 use couplet_tables::predict::Models;
@@ -196,8 +196,8 @@ fn substituted(
         Query::Sql(sql) => return Ok((sql.placed(), BTreeSet::new())),
         Query::File(location) => &location.path,
     };
-    let text = files::read_text(path)
-        .map_err(|problem| Error::Usage(format!("{}: {key}: {problem}", pipeline.path.display())))?;
+    let named = |problem: &str| format!("{}: {key}: {problem}", pipeline.path.display());
+    let text = files::read_text(path).map_err(|problem| Error::Unusable(problem.in_words(named)))?;
     let (sql, used) =
         config::substitute(&text, variables).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
     Ok((sql, used.into_iter().map(str::to_owned).collect()))
@@ -250,7 +250,7 @@ fn check_variables(pipeline: &Pipeline, variables: &BTreeMap<String, String>) ->
 /// # Errors
 /// A spill folder that cannot be created.
 pub fn resources(run: &RunSettings) -> Result<Resources, Error> {
-    Resources::new(run.memory, &run.spill).map_err(|e| outputs::unspillable(run, &e.to_string()))
+    Resources::new(run.memory, &run.spill).map_err(|e| outputs::unspillable(run, &e))
 }
 
 /// Starts the inference threads.
@@ -274,13 +274,7 @@ fn scorer_options(settings: &ModelSettings, pipeline: &Pipeline) -> ScorerOption
     ScorerOptions {
         max_length: Some(settings.max_length),
         batch_tokens: pipeline.run.batch_tokens,
-        precision: match settings.precision {
-            config::Precision::Auto => PrecisionSetting::Auto,
-            config::Precision::F32 => PrecisionSetting::Of(Precision::F32),
-            config::Precision::Int16 => PrecisionSetting::Of(Precision::Int16),
-            config::Precision::F16 => PrecisionSetting::Of(Precision::F16),
-            config::Precision::Bf16 => PrecisionSetting::Of(Precision::Bf16),
-        },
+        precision: settings.precision,
         device: settings.device,
     }
 }

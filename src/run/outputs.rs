@@ -10,6 +10,7 @@ use couplet_encoder::model::MODEL_FOLDER;
 use couplet_storage::files::{follow_links, irreplaceable};
 use couplet_storage::objects::Objects;
 use couplet_storage::place::Place;
+use couplet_storage::trouble::Explained;
 use couplet_train::{beside, foreign_state};
 
 use super::sinks::rejected_beside;
@@ -150,9 +151,10 @@ pub(super) fn check_sinks(pipeline: &Pipeline) -> Result<(), Error> {
 }
 
 /// Explains why the spill folder cannot be used; `otherwise` is the message if the cause is not found.
-pub(super) fn unspillable(run: &RunSettings, otherwise: &str) -> Error {
-    let problem = problem(&run.spill, Shape::Folder).unwrap_or_else(|| format!("cannot be used: {otherwise}"));
-    Error::Usage(format!("{}: {} {problem}", spill_key(run), run.spill.display()))
+pub(super) fn unspillable(run: &RunSettings, otherwise: &(dyn std::error::Error + 'static)) -> Error {
+    let problem = problem(&run.spill, Shape::Folder)
+        .unwrap_or_else(|| Explained::of(otherwise).in_words(|otherwise| format!("cannot be used: {otherwise}")));
+    Error::Unusable(problem.in_words(|problem| format!("{}: {} {problem}", spill_key(run), run.spill.display())))
 }
 
 impl Target {
@@ -160,20 +162,21 @@ impl Target {
         let path = self.place.local()?;
         let problem = match self.what {
             // Write access is checked at the model's place, in the same folder.
-            STATE | BESIDE => unsuited(path, self.shape),
+            STATE | BESIDE => unsuited(path, self.shape).map(Explained::from),
             _ => problem(path, self.shape),
         }?;
         let place = readable_place(&self.place);
-        Some(Error::Usage(format!("{}: {}: {place} {problem}", pipeline.path.display(), self.key)))
+        let named = |problem: &str| format!("{}: {}: {place} {problem}", pipeline.path.display(), self.key);
+        Some(Error::Unusable(problem.in_words(named)))
     }
 }
 
 /// Returns the problem with a local place, if any. Leaves nothing there.
-fn problem(path: &Path, shape: Shape) -> Option<String> {
+fn problem(path: &Path, shape: Shape) -> Option<Explained> {
     // Symbolic links are followed: their target is written, not the link.
     let target = match follow_links(path) {
         Ok(target) => target,
-        Err(problem) => return Some(format!("cannot be written: {problem}")),
+        Err(e) => return Some(Explained::of(&e).in_words(|problem| format!("cannot be written: {problem}"))),
     };
     if target != path && !target.exists() && shape != Shape::File {
         return Some("is a link to a folder that does not exist; create that folder, or remove the link".into());
@@ -181,7 +184,7 @@ fn problem(path: &Path, shape: Shape) -> Option<String> {
     let path = target.canonicalize().or_else(|_| std::path::absolute(&target)).unwrap_or(target);
     // An existing model may be up to date, and then nothing is written.
     let stays = shape == Shape::Model && path.exists();
-    unsuited(&path, shape).or_else(|| if stays { None } else { unwritable(&path, shape) })
+    unsuited(&path, shape).map(Explained::from).or_else(|| if stays { None } else { unwritable(&path, shape) })
 }
 
 /// Checks that an existing file or folder has the right kind.
@@ -205,15 +208,14 @@ fn unsuited(path: &Path, shape: Shape) -> Option<String> {
 }
 
 /// Checks that a file can be created where the place is or will be.
-fn unwritable(path: &Path, shape: Shape) -> Option<String> {
+fn unwritable(path: &Path, shape: Shape) -> Option<Explained> {
     // Files, and folders that are replaced as a whole, are written next to their target.
     let around = if shape == Shape::Folder { Some(path) } else { path.parent() };
     let folder: PathBuf = around?.ancestors().find(|folder| folder.exists())?.to_owned();
     if !folder.is_dir() {
-        return Some(format!(
-            "cannot be made: {} is a file, not a folder; name another place",
-            readable(&folder).display()
-        ));
+        let folder = readable(&folder);
+        let problem = format!("cannot be made: {} is a file, not a folder; name another place", folder.display());
+        return Some(problem.into());
     }
     let error = tempfile::tempfile_in(&folder).err()?;
     // Other errors, such as a full disk, may be fixed before the run writes.
@@ -226,6 +228,8 @@ fn unwritable(path: &Path, shape: Shape) -> Option<String> {
     ];
     lasts.contains(&error.kind()).then(|| {
         let folder = readable(&folder);
-        format!("cannot be written: no file can be made in {} ({error}); name another place", folder.display())
+        Explained::of(&error).in_words(|error| {
+            format!("cannot be written: no file can be made in {} ({error}); name another place", folder.display())
+        })
     })
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use couplet_encoder::scorer::Scorer;
+use couplet_storage::trouble::system_error;
 use couplet_tables::session::{self, Resources};
 use couplet_tables::sink::Misfit;
 use couplet_tables::source::Source;
@@ -25,8 +26,8 @@ use super::{
 use crate::config::SinkMode;
 use crate::error::Error;
 
-/// The end of the operating system's message for a full disk.
-const DISK_FULL: &str = "(os error 28)";
+/// The operating system's number of the error for a full disk.
+const DISK_FULL: i32 = 28;
 
 /// Everything that a run needs before its first row.
 pub(super) struct Prepared {
@@ -133,7 +134,7 @@ impl Run<'_> {
         let staged = match filled {
             Ok(staged) => staged,
             // The full disk is the one with the staged rows.
-            Err(e) if e.to_string().contains(DISK_FULL) => return Err(self.staging_failed(&e)),
+            Err(e) if system_error(&e) == Some(DISK_FULL) => return Err(self.staging_failed(&e)),
             Err(e) => {
                 let origin = format!("{}: the source query", pipeline.path.display());
                 return Err(broken(Error::sql(origin, &e, Some(context))).await);

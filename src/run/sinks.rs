@@ -227,8 +227,7 @@ impl Sink {
                 To::Runs(Box::new(RunFolder::begin(&objects.lock_place(), &schema, &metadata, run).await?))
             }
             (Looked::Parquet(schema), Place::Local(path)) => {
-                let over = FileVersion::of(path)
-                    .map_err(|e| SinkError { path: path.clone(), problem: e.to_string().into() })?;
+                let over = FileVersion::of(path).map_err(|e| SinkError { path: path.clone(), problem: (&e).into() })?;
                 To::File { path: path.clone(), over, schema, metadata }
             }
             (Looked::Parquet(schema), Place::Remote(_) | Place::Hub(_)) => {

@@ -121,6 +121,8 @@ impl StagedRows {
         }
         writer.flush()?;
         let size = writer.flushed_row_groups().iter().map(|group| group.total_byte_size().unsigned_abs()).sum();
+        // `into_inner` keeps only the text of an error of the disk, so almost everything is written before.
+        writer.sync()?;
         let digest = writer.into_inner()?.finish()?;
         Ok(Self {
             context: session(SessionConfig::new().with_batch_size(window).with_target_partitions(1), runtime),

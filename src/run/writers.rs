@@ -7,6 +7,7 @@ use arrow::datatypes::SchemaRef;
 use couplet_storage::crash;
 use couplet_storage::files::{FileVersion, REPLACED};
 use couplet_storage::objects::{Objects, cause_in};
+use couplet_storage::trouble::Explained;
 use couplet_tables::sink::runs::{Manifest, RunFolder};
 use couplet_tables::sink::{Over, ParquetSink, Part, SinkError, writer_options};
 use datafusion::execution::SendableRecordBatchStream;
@@ -55,7 +56,7 @@ pub(super) async fn to_object(
         let problem = match cause_in(e) {
             Some(StoreError::Precondition { .. }) => REPLACED.into(),
             Some(cause) => objects.error(cause).into(),
-            None => e.to_string().into(),
+            None => Explained::of(e),
         };
         SinkError { path: objects.to_string().into(), problem }
     };

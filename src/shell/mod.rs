@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use couplet_cluster as cluster;
 use couplet_storage::files::{self, MAX_JSON};
+use couplet_storage::trouble::Explained;
 use couplet_storage::words::grouped;
 use couplet_tables::tables::Table;
 use couplet_tables::tables::snapshot::Snapshot;
@@ -203,7 +204,9 @@ impl<'a> Shell<'a> {
                     )));
                 }
                 let text = files::read_string(&path, MAX_JSON);
-                let text = text.map_err(|e| Error::Usage(format!("cannot read {shown}: {e}")))?;
+                let text = text.map_err(|e| {
+                    Error::Unusable(Explained::of(&e).in_words(|e| format!("cannot read {shown}: {e}")))
+                })?;
                 Box::pin(self.script(&text, &shown, depth + 1)).await
             }
         }

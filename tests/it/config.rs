@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use couplet::config::{
-    ConfigErrors, DEFAULT_MAX_LENGTH, DEFAULT_WINDOW, Errors, LocalPath, ModelSettings, Pipeline, Precision, Query,
-    RunSettings, ScoreSettings, Scoring, Sink, SinkFormat, SinkMode, Source, Sql, Start, parse,
+    ConfigErrors, Errors, LocalPath, ModelSettings, Pipeline, Query, RunSettings, ScoreSettings, Scoring, Sink,
+    SinkFormat, SinkMode, Source, Sql, Start, parse,
 };
 use couplet::place::Place;
-use couplet::scorer::DeviceSetting;
+use couplet::scorer::{DeviceSetting, Precision, PrecisionSetting};
+use couplet::session::DEFAULT_MEMORY;
 use couplet::tables::{CsvOptions, Location, Table, TableFormat, table_from_uri};
 use couplet::train::finetune::Calibrate;
 use couplet::train::sampling::ClassWeights;
@@ -106,7 +107,7 @@ fn a_full_file_is_parsed_completely() {
             model: ModelSettings {
                 location: at("models/mrpc", "pipelines/models/mrpc"),
                 max_length: 256,
-                precision: Precision::F32,
+                precision: PrecisionSetting::Of(Precision::F32),
                 device: DeviceSetting::Cuda(1),
             },
             score: ScoreSettings {
@@ -144,8 +145,8 @@ fn a_minimal_file_gets_the_defaults() {
     assert_eq!(scoring.source.id, ["id"]);
     assert_eq!(scoring.source.text, ["text"]);
     assert_eq!(scoring.source.label, None);
-    assert_eq!(scoring.model.max_length, DEFAULT_MAX_LENGTH);
-    assert_eq!(scoring.model.precision, Precision::F32);
+    assert_eq!(scoring.model.max_length, 128);
+    assert_eq!(scoring.model.precision, PrecisionSetting::default());
     assert_eq!(scoring.model.device, DeviceSetting::Auto);
     assert_eq!(scoring.score.store.written, ".couplet/one");
     assert_eq!(scoring.score.checkpoint, Duration::from_secs(60));
@@ -153,7 +154,7 @@ fn a_minimal_file_gets_the_defaults() {
     let Sink { format, mode, ref partition_by, keep, .. } = scoring.sink;
     assert_eq!((format, mode, partition_by.len(), keep), (SinkFormat::Parquet, SinkMode::Overwrite, 0, None));
     assert_eq!(pipeline.run, RunSettings::default());
-    assert_eq!((pipeline.run.window, pipeline.run.memory), (DEFAULT_WINDOW, 2 << 30));
+    assert_eq!((pipeline.run.window, pipeline.run.memory), (8192, DEFAULT_MEMORY));
 }
 
 #[test]
@@ -176,7 +177,7 @@ fn evaluation_defaults_are_those_of_training() {
     assert_eq!((evaluate.task, &evaluate.text), (Some(Task::Mnli), &finetune.text));
     assert_eq!((evaluate.id, &*evaluate.label), (Some(vec!["id".to_owned()]), "gold"));
     assert_eq!(evaluate.model.location, at("models/{date}", "pipelines/models/2026-01-01").into());
-    assert_eq!((evaluate.model.max_length, evaluate.model.precision), (64, Precision::F32));
+    assert_eq!((evaluate.model.max_length, evaluate.model.precision), (64, PrecisionSetting::default()));
     assert_eq!(
         (&evaluate.slices[..], evaluate.resamples, evaluate.level),
         (&["genre".into(), "dt".into()][..], 1000, 0.95)

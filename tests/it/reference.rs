@@ -215,6 +215,10 @@ fn a_default_that_is_written_out_changes_nothing() {
             &written(section("run"), &[])
         ))
     );
+    // A table without options has the defaults of one with them.
+    let csv = |table: &str| parse(&(scoring("", "", "", "") + "[tables]\n" + table)).tables;
+    let options = written(&section("tables")["additionalProperties"]["anyOf"][1], &[]);
+    assert_eq!(csv("t = \"a.csv\"\n"), csv(&format!("[tables.t]\nuri = \"a.csv\"\n{options}")));
     // A query in a separate file: positions in an inline one would move with longer sections.
     let training = |pretrain: &str, finetune: &str, evaluate: &str| {
         format!(

@@ -14,8 +14,9 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, TimeUnit};
 use arrow::error::ArrowError;
 use couplet_storage::backtrace::without_frames;
-use couplet_storage::objects::{self, Objects, ObjectsError, cause_in, cut_answers};
+use couplet_storage::objects::{Objects, ObjectsError, Trouble, cause_in, cut_answers};
 use couplet_storage::place::Place;
+use couplet_storage::trouble::causes;
 use datafusion::catalog::TableProvider;
 use datafusion::execution::context::QueryPlanner;
 use datafusion::prelude::SessionContext;
@@ -45,14 +46,14 @@ pub fn query_planner() -> Arc<dyn QueryPlanner + Send + Sync> {
     DeltaPlanner::new()
 }
 
-/// True if a Parquet file could not be read, according to an error or one of its sources.
+/// True if a Parquet file could not be read, according to an error or one of its causes.
 #[must_use]
 pub fn is_unreadable_parquet(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source()).any(|error| {
-        // deltalake keeps only the text of a shared error, such as one of a join's build side.
-        matches!(error.downcast_ref(), Some(DeltaTableError::Generic(text)) if text.contains("Parquet"))
-            || matches!(error.downcast_ref(), Some(ArrowError::ParquetError(_)))
-            || error.is::<ParquetError>()
+    causes(error).any(|cause| {
+        // delta-rs keeps only the text of DataFusion's shared errors, such as one of a join's build side.
+        matches!(cause.downcast_ref(), Some(DeltaTableError::Generic(text)) if text.contains("Parquet"))
+            || matches!(cause.downcast_ref(), Some(ArrowError::ParquetError(_)))
+            || cause.is::<ParquetError>()
     })
 }
 
@@ -65,22 +66,8 @@ pub struct DeltaError {
     /// The problem.
     pub problem: String,
     /// The kind of problem.
+    #[source]
     pub trouble: Trouble,
-}
-
-/// The kind of problem with a table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
-    /// A request that the table cannot satisfy.
-    Mistake,
-    /// A file of the table is damaged.
-    Damaged,
-    /// The server denies access.
-    Refused,
-    /// The server cannot be reached, or still fails after retries.
-    Unreachable,
-    /// Any other problem, which may be temporary.
-    Other,
 }
 
 impl DeltaError {
@@ -107,14 +94,10 @@ impl DeltaError {
         let (problem, trouble) = match cause_in(error).filter(|_| matches!(objects.place, Place::Remote(_))) {
             Some(cause) => {
                 let ObjectsError { problem, trouble, .. } = objects.error(cause);
-                let trouble = match trouble {
-                    objects::Trouble::Refused | objects::Trouble::Settings => Trouble::Refused,
-                    objects::Trouble::Unreachable => Trouble::Unreachable,
-                    objects::Trouble::Missing | objects::Trouble::Other => Trouble::Other,
-                };
-                (problem, trouble)
+                // Another process may have removed a file.
+                (problem, if trouble == Trouble::Missing { Trouble::Other } else { trouble })
             }
-            None => (without_frames(&cut_answers(&error.to_string())).to_owned(), Trouble::Other),
+            None => (without_frames(&cut_answers(&error.to_string())).to_owned(), Trouble::of(error)),
         };
         Self { url: objects.to_string(), problem, trouble }
     }
@@ -350,4 +333,19 @@ pub(crate) fn log_store(objects: &Objects) -> LogStoreRef {
     let prefixed = Arc::new(PrefixStore::new(Arc::clone(&root), objects.root.clone()));
     let root = Escaped::where_needed(root, &objects.root);
     default_logstore(prefixed, root, &escaped::without_marks(&objects.url), &StorageConfig::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::common::DataFusionError;
+
+    use super::*;
+
+    #[test]
+    fn an_error_of_a_parquet_file_is_known_behind_other_errors() {
+        let shared = || DataFusionError::from(ParquetError::EOF("no footer".into()));
+        let shared = DataFusionError::Shared(Arc::new(shared().context("a join")));
+        assert!(is_unreadable_parquet(&shared) && is_unreadable_parquet(&DeltaTableError::from(shared)));
+        assert!(!is_unreadable_parquet(&DeltaTableError::generic("the disk is full")));
+    }
 }

@@ -54,7 +54,7 @@ pub fn is_mistake(error: &DataFusionError) -> bool {
         | DataFusionError::NotImplemented(_) => true,
         DataFusionError::External(e) => {
             e.downcast_ref().is_some_and(ScorerError::is_mistake)
-                || e.downcast_ref().is_some_and(|table: &TableError| !table.passes)
+                || e.downcast_ref().is_some_and(|table: &TableError| !table.passes())
                 || e.is::<Misfit>()
         }
         _ => false,

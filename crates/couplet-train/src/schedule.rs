@@ -14,6 +14,17 @@ pub enum Shape {
     Constant,
 }
 
+impl Shape {
+    /// The names of the shapes in pipelines and reports, in the order of the variants.
+    pub const NAMED: [(&'static str, Self); 3] =
+        [("linear", Self::Linear), ("cosine", Self::Cosine), ("constant", Self::Constant)];
+
+    /// Returns the name of the shape.
+    pub fn name(self) -> &'static str {
+        Self::NAMED[self as usize].0
+    }
+}
+
 /// The learning rate of each step: a linear warm-up from 0, then [`Shape`].
 ///
 /// **Units**: steps, counted from 0.

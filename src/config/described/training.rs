@@ -1,13 +1,12 @@
 //! Describes the keys of the sections `[pretrain]`, `[finetune]` and `[evaluate]`.
 
-use couplet_train::MOST_EPOCHS;
 use couplet_train::metrics::Metric;
 use couplet_train::task::Task;
+use couplet_train::{MOST_EPOCHS, Shape};
 
 use super::super::item::names;
 use super::super::key::{Key, Kind, Numbers, Section, optional, or, required};
-use super::super::learning::SCHEDULES;
-use super::{ANY_COUNT, COLUMN, COLUMNS, MAX_LENGTH, TEXTS};
+use super::{ANY_COUNT, COLUMN, COLUMNS, MAX_LENGTH, TEXTS, sql, sql_file};
 
 const EPOCHS: Kind = Kind::Integer(1..=MOST_EPOCHS as usize);
 const SEED: Kind = Kind::Integer(0..=usize::MAX);
@@ -19,6 +18,11 @@ const POSITIVE: Kind = Kind::Number(Numbers { low: 0.0, with_low: false, high: f
 /// The share of held-out rows. Its upper bound leaves rows for training.
 const HELD_OUT: Kind = Kind::Number(Numbers { low: 0.0, with_low: false, high: 0.9 });
 const TASK: Kind = Kind::Named(|| Task::all().map(Task::name).collect());
+
+const fn warmup(default: &'static str) -> Key {
+    let doc = "The share of optimizer steps during which the learning rate rises from 0.";
+    or("warmup", PART, default, "0.1", doc)
+}
 
 /// The keys common to `[pretrain]` and `[finetune]`, which follow those of each section.
 const TRAINING: &[Key] = &[
@@ -33,7 +37,7 @@ const TRAINING: &[Key] = &[
     or("batch_size", ANY_COUNT, "32", "16", "The number of rows per optimizer step."),
     or(
         "schedule",
-        Kind::Choice(|| names(&SCHEDULES)),
+        Kind::Choice(|| names(&Shape::NAMED)),
         "\"linear\"",
         "\"cosine\"",
         "The learning-rate schedule after warm-up.",
@@ -50,14 +54,8 @@ pub(super) static PRETRAIN: Section = Section {
     doc: "Pretrains an encoder on unlabelled text by masked language modelling.",
     groups: &[
         &[
-            optional(
-                "sql",
-                Kind::Sql,
-                "required unless `file` is given",
-                "\"SELECT text FROM corpus\"",
-                "The query for the texts.",
-            ),
-            optional("file", Kind::Path, "required unless `sql` is given", "\"corpus.sql\"", "A file with the query."),
+            sql("\"SELECT text FROM corpus\"", "The query for the texts."),
+            sql_file("\"corpus.sql\""),
             required(
                 "model",
                 Kind::Either(&[Kind::Path, Kind::Section(&RANDOM)]),
@@ -77,13 +75,7 @@ pub(super) static PRETRAIN: Section = Section {
             ),
             or("epochs", EPOCHS, "1", "3", "The number of passes over the texts."),
             or("learning_rate", REAL_PART, "1e-4", "5e-5", "The peak learning rate, reached at the end of warm-up."),
-            or(
-                "warmup",
-                PART,
-                "0.06",
-                "0.1",
-                "The share of optimizer steps during which the learning rate rises from 0.",
-            ),
+            warmup("0.06"),
         ],
         TRAINING,
     ],
@@ -98,19 +90,13 @@ static RANDOM: Section = Section {
     ]],
 };
 
-pub(super) static FINETUNE: Section = Section {
+pub(in crate::config) static FINETUNE: Section = Section {
     path: "finetune",
     doc: "Fine-tunes a model on labelled rows.",
     groups: &[
         &[
-            optional(
-                "sql",
-                Kind::Sql,
-                "required unless `file` is given",
-                "\"SELECT sentence1, sentence2, label FROM gold\"",
-                "The query for the labelled rows.",
-            ),
-            optional("file", Kind::Path, "required unless `sql` is given", "\"gold.sql\"", "A file with the query."),
+            sql("\"SELECT sentence1, sentence2, label FROM gold\"", "The query for the labelled rows."),
+            sql_file("\"gold.sql\""),
             required(
                 "task",
                 TASK,
@@ -204,13 +190,7 @@ pub(super) static FINETUNE: Section = Section {
             ),
             or("epochs", EPOCHS, "3", "5", "The number of passes over the rows."),
             or("learning_rate", REAL_PART, "5e-5", "2e-5", "The peak learning rate, reached at the end of warm-up."),
-            or(
-                "warmup",
-                PART,
-                "0.0",
-                "0.1",
-                "The share of optimizer steps during which the learning rate rises from 0.",
-            ),
+            warmup("0.0"),
         ],
         TRAINING,
     ],
@@ -232,14 +212,11 @@ pub(super) static EVALUATE: Section = Section {
     doc: "Evaluates a model on labelled rows. Missing keys default to those of `[finetune]`, else to those of \
           `[source]` and `[model]`.",
     groups: &[&[
-        optional(
-            "sql",
-            Kind::Sql,
-            "required unless `file` is given",
+        sql(
             "\"SELECT sentence1, sentence2, label FROM gold WHERE split = 'test'\"",
             "The query for the labelled rows.",
         ),
-        optional("file", Kind::Path, "required unless `sql` is given", "\"test.sql\"", "A file with the query."),
+        sql_file("\"test.sql\""),
         optional(
             "id",
             COLUMNS,

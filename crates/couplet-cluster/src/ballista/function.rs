@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use arrow::datatypes::DataType;
 use couplet_encoder::scorer::{Counts, DeviceSetting, Pool, Scorer, ScorerError, TextColumn, Window};
-use couplet_storage::objects::Trouble;
 use couplet_tables::predict::text_values;
 use datafusion::common::{DataFusionError, Result, ScalarValue, internal_err, plan_err};
 use datafusion::logical_expr::async_udf::{AsyncScalarUDF, AsyncScalarUDFImpl};
@@ -129,7 +128,7 @@ impl From<Refusal> for Failure {
 /// Returns true if opening the model may succeed on a retry, for example after a server outage or a full disk.
 fn is_transient(error: &ScorerError) -> bool {
     match error {
-        ScorerError::Fetch(error) => !matches!(error.trouble, Trouble::Missing | Trouble::Refused | Trouble::Settings),
+        ScorerError::Fetch(error) => !error.trouble.is_mistake(),
         ScorerError::Fetched { error, .. } => is_transient(error),
         ScorerError::Stopped | ScorerError::Forward { .. } => true,
         _ => false,
@@ -243,6 +242,7 @@ mod tests {
 
     use super::*;
     use couplet_encoder::scorer::ScorerOptions;
+    use couplet_storage::objects::Trouble;
     use couplet_storage::place::Place;
 
     fn refusal(opened: Result<Scorer, Failure>) -> String {

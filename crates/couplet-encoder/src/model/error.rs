@@ -47,7 +47,15 @@ pub enum LoadError {
         /// The file or files, one of which is needed.
         expected: &'static str,
     },
-    /// A file is there and cannot be read or understood.
+    /// The operating system cannot read a file.
+    #[error("cannot read {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's error.
+        source: std::io::Error,
+    },
+    /// A file is there and cannot be understood.
     #[error("cannot read {}: {problem}", path.display())]
     Unreadable {
         /// The file.

@@ -97,7 +97,7 @@ impl ModelFiles {
 
     fn read_file(&mut self, name: &str, seen: &mut Seen) -> Result<(), LoadError> {
         let path = self.folder.join(name);
-        let unreadable = |e: io::Error| LoadError::Unreadable { path: path.clone(), problem: e.to_string() };
+        let unreadable = |source: io::Error| LoadError::File { path: path.clone(), source };
         let file = files::open(&path).map_err(unreadable)?;
         let found = file.metadata().map_err(unreadable)?;
         seen.opened(&path, &found);

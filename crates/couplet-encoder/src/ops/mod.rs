@@ -52,6 +52,17 @@ impl Precision {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::F32, Self::Int16, Self::F16, Self::Bf16];
 
+    /// Returns the name in pipelines and reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Int16 => "int16",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+
     /// Whether there are kernels for it on a device, and f32 is not quicker.
     #[must_use]
     pub fn runs_on(self, device: &Device) -> bool {
@@ -61,12 +72,7 @@ impl Precision {
 
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Int16 => "int16",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-        })
+        f.write_str(self.name())
     }
 }
 

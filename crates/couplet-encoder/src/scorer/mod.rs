@@ -101,6 +101,7 @@ pub enum ScorerError {
         /// Where its copy is.
         copy: PathBuf,
         /// What is wrong with the copy.
+        #[source]
         error: Box<ScorerError>,
     },
     /// There is no such device.

@@ -5,6 +5,8 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
+use crate::trouble::Explained;
+
 mod atomic;
 mod attributes;
 mod folder;
@@ -148,7 +150,7 @@ pub fn read_string(path: &Path, limit: u64) -> io::Result<String> {
 ///
 /// # Errors
 /// The reason for which it cannot be read, as a sentence that names the file.
-pub fn read_text(path: &Path) -> Result<String, String> {
+pub fn read_text(path: &Path) -> Result<String, Explained> {
     let shown = path.display();
     let mut bytes = Vec::new();
     let descriptor = ["/dev/stdin", "/dev/fd", "/proc/self/fd"].iter().any(|place| path.starts_with(place));
@@ -157,15 +159,17 @@ pub fn read_text(path: &Path) -> Result<String, String> {
     // Read at most one byte above the limit, as a pipe may have no end.
     let read = opened.and_then(|file| file.take(MAX_TEXT + 1).read_to_end(&mut bytes));
     match read {
-        Err(e) if e.kind() == ErrorKind::NotFound => Err(format!("{shown} does not exist{}", nearest_file(path))),
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            Err(format!("{shown} does not exist{}", nearest_file(path)).into())
+        }
         Err(_) if path.is_dir() => {
             let pipeline = path.join("pipeline.toml");
             let meant = pipeline.exists().then(|| format!("; did you mean {}?", pipeline.display()));
-            Err(format!("{shown} is a folder; name a file in it{}", meant.unwrap_or_default()))
+            Err(format!("{shown} is a folder; name a file in it{}", meant.unwrap_or_default()).into())
         }
-        Err(e) => Err(format!("cannot read {shown}: {e}")),
+        Err(e) => Err(Explained::of(&e).in_words(|e| format!("cannot read {shown}: {e}"))),
         Ok(_) if bytes.len() as u64 > MAX_TEXT => {
-            Err(format!("{shown} is too large for a pipeline or SQL: it has more than {MAX_TEXT} bytes (1 MiB)"))
+            Err(format!("{shown} is too large for a pipeline or SQL: it has more than {MAX_TEXT} bytes (1 MiB)").into())
         }
         Ok(_) => String::from_utf8(bytes).map_err(|e| {
             let place = e.utf8_error().valid_up_to();
@@ -174,7 +178,7 @@ pub fn read_text(path: &Path) -> Result<String, String> {
             } else {
                 String::new()
             };
-            format!("{shown} is not text in UTF-8: see its byte {place}{data}")
+            format!("{shown} is not text in UTF-8: see its byte {place}{data}").into()
         }),
     }
 }

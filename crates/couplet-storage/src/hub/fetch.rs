@@ -63,7 +63,7 @@ fn disk(hub: &Hub<'_>, path: &str, error: &io::Error) -> ObjectsError {
         }
         _ => "",
     };
-    hub.error(Trouble::Other, format!("downloading {path} to {cache}: {error}{how_to_fix}"))
+    hub.error(Trouble::of(error), format!("downloading {path} to {cache}: {error}{how_to_fix}"))
 }
 
 /// A file to fetch.

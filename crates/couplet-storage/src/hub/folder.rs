@@ -80,7 +80,8 @@ pub async fn beside_model(
         }
     };
     if path.metadata().is_ok_and(|found| found.is_file() && found.len() <= limit) {
-        let unreadable = |e| ObjectsError::new(place, Trouble::Other, format!("cannot read {name}: {e}"));
+        let unreadable =
+            |e: std::io::Error| ObjectsError::new(place, Trouble::of(&e), format!("cannot read {name}: {e}"));
         return files::read(&path, limit).map(Some).map_err(unreadable);
     }
     Ok(None)
@@ -137,8 +138,8 @@ const COPY: FolderKind = FolderKind { name: "a copy of a model", marker: "config
 
 /// Returns the cached folder with these files, downloading them if needed.
 async fn cached(objects: &Objects, files: &[ObjectMeta]) -> Result<PathBuf, ObjectsError> {
-    let disk = |what: &Path, e: &dyn std::fmt::Display| {
-        ObjectsError::new(&objects.place, Trouble::Other, format!("downloading to {}: {e}", what.display()))
+    let disk = |what: &Path, e: &std::io::Error| {
+        ObjectsError::new(&objects.place, Trouble::of(e), format!("downloading to {}: {e}", what.display()))
     };
     let cache = copies(&objects.place)?;
     let folder = cache.join(version(objects, files));

@@ -217,5 +217,5 @@ async fn fetch_needed(hub: &Hub<'_>, snapshot: &Snapshot, listing: &Listing) -> 
 }
 
 fn disk(model: &HubModel, error: &std::io::Error) -> ObjectsError {
-    ObjectsError::new(&Place::Hub(model.clone()), Trouble::Other, format!("cannot write the cache: {error}"))
+    ObjectsError::new(&Place::Hub(model.clone()), Trouble::of(error), format!("cannot write the cache: {error}"))
 }

@@ -9,6 +9,7 @@ use super::settings::OFFLINE;
 use crate::hub::Needed;
 use crate::objects::{ObjectsError, Trouble};
 use crate::place::{HubModel, Place};
+use crate::trouble::causes;
 use crate::words::closest;
 
 /// Weight files that couplet does not read: their suffixes and formats.
@@ -160,10 +161,7 @@ pub(super) fn of_network(hub: &Hub<'_>, error: &ApiError) -> ObjectsError {
     if let Some(status) = request.status() {
         return of_answer(hub, status.as_u16(), None, None, None);
     }
-    let mut cause: &dyn std::error::Error = request;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
+    let cause = causes(request).last().map(ToString::to_string).unwrap_or_default();
     let problem = if request.is_connect() {
         format!("{endpoint} cannot be reached ({cause}); check the network, or set {OFFLINE}=1 to use the cache alone")
     } else {

@@ -9,6 +9,8 @@ use std::time::Duration;
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore, PutMode, PutPayload, PutResult, Result};
 
+use crate::objects::status_of;
+
 /// The largest number of attempts per write.
 const ATTEMPTS: u32 = 3;
 
@@ -40,5 +42,5 @@ pub(crate) fn is_unclear(error: &StoreError) -> bool {
 /// Returns true if a server, or its client, reports that it does not support conditional writes.
 pub(super) fn is_not_implemented(error: &StoreError) -> bool {
     matches!(error, StoreError::NotImplemented { .. } | StoreError::NotSupported { .. })
-        || error.to_string().contains("501 Not Implemented")
+        || status_of(error) == Some(501)
 }

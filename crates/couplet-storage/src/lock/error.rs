@@ -36,6 +36,7 @@ pub enum LockError {
         /// The store.
         place: String,
         /// The problem and how to fix it.
+        #[source]
         problem: Explained,
     },
     /// The store lacks the guarantees that concurrent writers need.

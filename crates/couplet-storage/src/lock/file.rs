@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::error::who;
 use super::holder::{Content, State};
-use super::{Claim, Holder, LOCK, LockError};
+use super::{Claim, Explained, Holder, LOCK, LockError};
 use crate::files::{self, MAX_JSON};
 
 /// The interval between attempts to take the lock.
@@ -110,7 +110,7 @@ impl FileLock {
 
 fn store_error(path: &Path, error: &io::Error) -> LockError {
     let place = path.parent().unwrap_or(path).display().to_string();
-    LockError::Store { place, problem: format!("{}: {error}", path.display()).into() }
+    LockError::Store { place, problem: Explained::of(error).in_words(|error| format!("{}: {error}", path.display())) }
 }
 
 async fn busy(folder: &Path, path: &Path, claim: &Claim) -> LockError {

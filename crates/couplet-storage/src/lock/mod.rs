@@ -117,7 +117,10 @@ pub async fn look(place: &Place) -> Result<Option<Seen>, LockError> {
         Place::Folder(path) => match files::read(&path.join(LOCK), MAX_JSON) {
             Ok(json) => json,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(failed(format!("{}: {e}", path.join(LOCK).display()).into())),
+            Err(e) => {
+                let named = |e: &str| format!("{}: {e}", path.join(LOCK).display());
+                return Err(failed(Explained::of(&e).in_words(named)));
+            }
         },
         Place::Objects { store, root, .. } => {
             let found = match store.get(&root.clone().join(LOCK)).await {

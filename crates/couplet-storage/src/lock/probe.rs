@@ -7,8 +7,8 @@ use object_store::{Error as StoreError, ObjectStoreExt as _, PutMode, PutPayload
 
 use super::conditional::{is_not_implemented, put_if};
 use super::{Explain, LockError, Place};
-use crate::objects::{DurableLocal, NO_LINKS};
-use crate::trouble::said;
+use crate::objects::{DurableLocal, NoLinks, explain_local};
+use crate::trouble::{Explained, causes};
 
 /// Tests conditional writes with three requests on an object of this name, which has this content or does not exist.
 /// Each request writes that content, so a server that ignores conditions changes nothing. The object stays.
@@ -105,21 +105,21 @@ async fn try_conditions(
 
 async fn probe_folder(folder: &std::path::Path, name: &str, content: &[u8]) -> Result<(), LockError> {
     let place = || folder.display().to_string();
-    let failed = |problem: String| LockError::Store { place: place(), problem: problem.into() };
-    let absolute = std::path::absolute(folder).map_err(|e| failed(e.to_string()))?;
-    let path = Path::from_absolute_path(absolute).map_err(|e| failed(e.to_string()))?.join(name);
+    let failed = |problem: Explained| LockError::Store { place: place(), problem };
+    let absolute = std::path::absolute(folder).map_err(|e| failed((&e).into()))?;
+    let path = Path::from_absolute_path(absolute).map_err(|e| failed(e.to_string().into()))?.join(name);
     let disk = DurableLocal::new();
     match put_if(&disk, &path, content.to_vec(), PutMode::Create).await {
         Ok(_) | Err(StoreError::AlreadyExists { .. }) => {}
-        Err(e) if said(&e).contains(NO_LINKS) => {
-            let problem = format!("{}; use a folder on another disk, or an object store", said(&e));
+        Err(e) if causes(&e).any(|cause| cause.is::<NoLinks>()) => {
+            let problem = format!("{}; use a folder on another disk, or an object store", explain_local(&e));
             return Err(LockError::Unsafe { place: place(), problem });
         }
-        Err(e) => return Err(failed(said(&e))),
+        Err(e) => return Err(failed(explain_local(&e))),
     }
     match put_if(&disk, &path, content.to_vec(), PutMode::Create).await {
         Err(StoreError::AlreadyExists { .. }) => Ok(()),
-        Err(e) => Err(failed(said(&e))),
+        Err(e) => Err(failed(explain_local(&e))),
         Ok(_) => Err(LockError::Unsafe {
             place: place(),
             problem: "its file system lets a new file silently replace another one; use a folder on another \

@@ -26,7 +26,7 @@ pub async fn download(objects: &Objects, object: &ObjectMeta, file: std::fs::Fil
         }
         e => objects.error_at(&object.location, e),
     };
-    let disk = |e: &io::Error| ObjectsError::new(&place, Trouble::Other, format!("downloading to the local disk: {e}"));
+    let disk = |e: &io::Error| ObjectsError::new(&place, Trouble::of(e), format!("downloading to the local disk: {e}"));
     let mut file = tokio::fs::File::from_std(file);
     let starts = (0..object.size).step_by(RANGE as usize);
     let mut ranges = futures::stream::iter(starts)

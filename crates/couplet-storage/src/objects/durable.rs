@@ -24,8 +24,10 @@ use uuid::Uuid;
 use super::cause_in;
 use crate::files::{self, NOT_DURABLE};
 
-/// The start of the error message for a disk that cannot create a file only if it does not exist.
-pub const NO_LINKS: &str = "its file system has no hard links";
+/// The error of a disk that cannot create a file only if it does not exist.
+#[derive(Debug, ThisError)]
+#[error("its file system has no hard links ({0})")]
+pub(crate) struct NoLinks(io::Error);
 
 /// The error of syncing the name of a file: the file exists, but its name may not survive a power failure.
 #[derive(Debug, ThisError)]
@@ -125,7 +127,7 @@ impl DurableLocal {
     async fn check_regular(&self, location: &Path) -> Result<()> {
         let path = self.0.path_to_filesystem(location)?;
         let looked = tokio::task::spawn_blocking(move || match files::open(&path) {
-            Err(e) if e.kind() == ErrorKind::InvalidInput => Err(failed(&e, &path)),
+            Err(e) if e.kind() == ErrorKind::InvalidInput => Err(failed(e, &path)),
             _ => Ok(()),
         });
         looked.await.unwrap_or(Ok(()))
@@ -168,7 +170,7 @@ async fn make_durable(path: PathBuf) -> Result<()> {
         sync_folder(&path)
     });
     let synced = synced.await.unwrap_or_else(|e| Err(io::Error::other(e)));
-    synced.map_err(|e| failed(&e, FilePath::new("")))
+    synced.map_err(|e| failed(e, FilePath::new("")))
 }
 
 /// The largest number of attempts per write. A retry is needed if another process took the temporary file for one of a
@@ -178,7 +180,7 @@ const ATTEMPTS: usize = 5;
 /// Writes a temporary file beside its destination, syncs it and moves it into place.
 fn put(path: &FilePath, payload: &PutPayload, create: bool) -> Result<PutResult> {
     if let Some(parent) = path.parent() {
-        make_folders(parent).map_err(|e| failed(&e, path))?;
+        make_folders(parent).map_err(|e| failed(e, path))?;
     }
     let mut placed = place(path, payload, create);
     for _ in 1..ATTEMPTS {
@@ -187,7 +189,7 @@ fn put(path: &FilePath, payload: &PutPayload, create: bool) -> Result<PutResult>
             _ => break,
         }
     }
-    placed.map_err(|e| failed(&e, path))?;
+    placed.map_err(|e| failed(e, path))?;
     sync_folder(path).map_err(|e| Error::Generic { store: "LocalFileSystem", source: Unconfirmed(e).into() })?;
     Ok(PutResult { e_tag: None, version: None })
 }
@@ -204,7 +206,7 @@ fn place(path: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> 
             // Unlike a rename, a hard link fails if the destination exists.
             fs::hard_link(&staged, path).map_err(|e| match e.kind() {
                 ErrorKind::AlreadyExists | ErrorKind::NotFound => e,
-                kind => io::Error::new(kind, format!("{NO_LINKS} ({e})")),
+                kind => io::Error::new(kind, NoLinks(e)),
             })?;
         } else {
             fs::rename(&staged, path)?;
@@ -239,10 +241,9 @@ fn sync_folder(path: &FilePath) -> io::Result<()> {
     }
 }
 
-fn failed(error: &io::Error, path: &FilePath) -> Error {
-    let source = io::Error::new(error.kind(), error.to_string()).into();
-    let path = path.display().to_string();
-    match error.kind() {
+fn failed(error: io::Error, path: &FilePath) -> Error {
+    let (path, kind, source) = (path.display().to_string(), error.kind(), error.into());
+    match kind {
         ErrorKind::AlreadyExists => Error::AlreadyExists { path, source },
         ErrorKind::NotFound => Error::NotFound { path, source },
         ErrorKind::PermissionDenied => Error::PermissionDenied { path, source },

@@ -3,8 +3,6 @@
 //! Errors of `object_store` contain the URL of the request and the full response of the server. Only the parts known
 //! not to hold secrets are passed on: the status, and the code and message that the service's protocol defines.
 
-use std::error::Error as _;
-
 use object_store::client::{HttpError, HttpErrorKind};
 use thiserror::Error;
 use url::Url;
@@ -12,7 +10,7 @@ use url::Url;
 use super::credentials::were_accepted;
 use crate::backtrace::without_frames;
 use crate::place::{Place, Service};
-use crate::trouble::{Explained, Trouble};
+use crate::trouble::{Explained, Trouble, causes};
 
 /// A place that cannot be read or written.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
@@ -23,6 +21,7 @@ pub struct ObjectsError {
     /// The problem and how to fix it.
     pub problem: String,
     /// The kind of the problem.
+    #[source]
     pub trouble: Trouble,
 }
 
@@ -78,15 +77,23 @@ pub(super) fn check_value(place: &Place, value: Option<&str>, variable: &str) ->
 /// Explains an error of a place's store.
 pub(super) fn explain(place: &Place, error: &object_store::Error) -> ObjectsError {
     let Place::Remote(remote) = place else {
-        let trouble = match error {
-            object_store::Error::NotFound { .. } => Trouble::Missing,
-            object_store::Error::PermissionDenied { .. } => Trouble::Refused,
-            _ => Trouble::Other,
-        };
-        return ObjectsError::new(place, trouble, innermost(error));
+        let Explained { problem, trouble } = explain_local(error);
+        return ObjectsError::new(place, trouble, problem);
     };
     let (trouble, problem) = Response::of(error).explain(remote.service(), remote.bucket(), error);
     ObjectsError::new(place, trouble, problem)
+}
+
+/// Explains an error of the local disk.
+pub(crate) fn explain_local(error: &object_store::Error) -> Explained {
+    let is_missing = matches!(error, object_store::Error::NotFound { .. });
+    Explained { problem: innermost(error), trouble: if is_missing { Trouble::Missing } else { Trouble::of(error) } }
+}
+
+/// Returns the HTTP status of a server's refusal, if the error is one.
+#[must_use]
+pub fn status_of(error: &object_store::Error) -> Option<u16> {
+    Response::of(error).status?.get(..3)?.parse().ok()
 }
 
 /// Explains why no client can be created from the environment, without repeating the content of a key or its file.
@@ -95,21 +102,17 @@ pub(super) fn unsuited(place: &Place, service: Service, error: &object_store::Er
     if explained.trouble != Trouble::Other {
         return explained;
     }
-    if service == Service::Azure && Response::of(error).text.contains("Account must be specified") {
+    // The errors of `object_store`'s builders are private types.
+    if service == Service::Azure && error.to_string().contains("Account must be specified") {
         let problem = format!("the storage account is not known; set {}", service.credentials());
         return ObjectsError::new(place, Trouble::Settings, problem);
     }
-    let cause =
-        io_cause(error).map_or_else(|| "they do not have the format of the service".into(), ToString::to_string);
+    let cause = causes(error).find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    let cause = cause.map_or_else(|| "they do not have the format of the service".into(), ToString::to_string);
     let named = service.variables().iter().copied().filter(|name| std::env::var_os(name).is_some()).collect::<Vec<_>>();
     let named = if named.is_empty() { service.credentials().to_owned() } else { named.join(", ") };
     let problem = format!("the credentials of the environment cannot be used ({cause}); check {named}");
     ObjectsError::new(place, Trouble::Settings, problem)
-}
-
-/// Returns the I/O error behind an error, if there is one.
-fn io_cause<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e std::io::Error> {
-    error.downcast_ref().or_else(|| io_cause(error.source()?))
 }
 
 /// The error codes of services for invalid credentials, as opposed to missing permissions.
@@ -123,10 +126,12 @@ const REFUSED_CREDENTIALS: [&str; 7] = [
     "TokenRefreshRequired",
 ];
 
-/// The response to a failed request, as far as the error tells.
+/// A failed request and the response to it, as far as the error tells.
 struct Response {
     /// The error and all its causes; never shown to the user.
     text: String,
+    /// The method and the URL, which may be `REDACTED`, without the query.
+    request: Option<String>,
     /// The status line, such as `503 Service Unavailable`.
     status: Option<String>,
     /// The service's error code, such as `NoSuchBucket`.
@@ -140,26 +145,25 @@ struct Response {
 }
 
 impl Response {
+    /// Reads the text of `object_store`'s `RetryError`, which has all of this in fields, but is a private type (0.13):
+    /// `Error performing GET http://host/bucket/key?query in 3ms, after 2 retries, … - Server returned non-2xx status
+    /// code: 503 Slow Down: BODY`.
     fn of(error: &object_store::Error) -> Self {
-        let mut text = error.to_string();
-        let mut http = None;
-        let mut cause = error.source();
-        while let Some(e) = cause {
-            text = format!("{text}\n{e}");
-            http = http.or_else(|| e.downcast_ref::<HttpError>().map(HttpError::kind));
-            cause = e.source();
-        }
+        let text = causes(error).map(ToString::to_string).collect::<Vec<_>>().join("\n");
         let between = |start: &str, end: &str| {
             let (_, rest) = text.split_once(start)?;
             let (found, _) = rest.split_once(end)?;
             Some(found.trim().to_owned()).filter(|found| !found.is_empty() && found.len() < 300)
         };
+        // Other errors around it begin in the same way, as in "Error performing list request: ".
+        let request = text.rsplit_once("Error performing ").and_then(|(_, request)| request.split_once(" in "));
         Self {
+            request: request.and_then(|(request, _)| Some(request.split('?').next()?.to_owned())),
             status: between("status code: ", ":"),
             // XML of S3 and Azure, JSON of Google.
             code: between("<Code>", "</Code>").or_else(|| between("\"reason\": \"", "\"")),
             message: between("<Message>", "</Message>").or_else(|| between("\"message\": \"", "\"")),
-            http,
+            http: causes(error).find_map(|cause| cause.downcast_ref::<HttpError>()).map(HttpError::kind),
             retries: between("after ", " retries"),
             text,
         }
@@ -171,12 +175,6 @@ impl Response {
         let has = |texts: &[&str]| texts.iter().any(|text| self.text.contains(text));
         if has(&["169.254.169.254", "169.254.170.2", "/latest/api/token", "computeMetadata", "/metadata/identity"]) {
             return (Trouble::Refused, no_credentials(service));
-        }
-        for (missing, variable) in [("SecretAccessKey", "AWS_SECRET_ACCESS_KEY"), ("AccessKeyId", "AWS_ACCESS_KEY_ID")]
-        {
-            if has(&[&format!("Missing {missing}")]) {
-                return (Trouble::Settings, format!("{variable} is not set; set both {}", service.credentials()));
-            }
         }
         let is_refused = REFUSED_CREDENTIALS.contains(&code) || self.is("401");
         if is_refused && were_accepted() {
@@ -318,16 +316,7 @@ pub fn without_secrets(endpoint: &str) -> String {
 
 /// Finds the object store's error among the causes of another error.
 pub fn cause_in<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e object_store::Error> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        // The source of an I/O error skips the error that it wraps.
-        let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        next = held.map(|held| held as &(dyn std::error::Error + 'static)).or_else(|| error.source());
-    }
-    None
+    causes(error).find_map(|cause| cause.downcast_ref())
 }
 
 /// Returns a library's error message without the response of a server: some responses repeat parts of the request.
@@ -351,23 +340,17 @@ pub fn cut_answers(text: &str) -> String {
 /// Explains an error of a bucket from the error alone; none for the local disk.
 pub fn explain_unplaced(error: &object_store::Error) -> Option<ObjectsError> {
     let answer = Response::of(error);
-    // "Error performing GET http://host/bucket/key?query in 3ms …", or "… REDACTED in …".
-    let (_, request) = answer.text.split_once("Error performing ")?;
-    let (request, _) = request.split_once(" in ")?;
-    let request = request.split('?').next().unwrap_or(request);
-    let url = request.split_once(' ').map_or(request, |(_, url)| url);
+    let request = answer.request.clone()?;
+    let url = request.split_once(' ').map_or(&*request, |(_, url)| url);
     let bucket = Url::parse(url).ok().and_then(|url| Some(url.path_segments()?.next()?.to_owned()));
     let (trouble, problem) = answer.explain(Service::S3, &bucket.unwrap_or_default(), error);
-    Some(ObjectsError { place: request.to_owned(), problem, trouble })
+    Some(ObjectsError { place: request, problem, trouble })
 }
 
 /// Returns the first line of the innermost cause.
 fn innermost(error: &object_store::Error) -> String {
-    let mut last: &dyn std::error::Error = error;
-    while let Some(cause) = last.source() {
-        last = cause;
-    }
-    last.to_string().lines().next().unwrap_or_default().to_owned()
+    let text = causes(error).last().map(ToString::to_string).unwrap_or_default();
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
@@ -390,7 +373,7 @@ mod tests {
 
     /// Returns the error as a listing gives it: one kind for all responses.
     fn listed(error: &Error) -> Error {
-        Error::Generic { store: "S3", source: error.to_string().into() }
+        Error::Generic { store: "S3", source: format!("Error performing list request: {error}").into() }
     }
 
     #[test]
@@ -408,6 +391,8 @@ mod tests {
             for error in [answered(status, code), listed(&answered(status, code))] {
                 let explained = explain_unplaced(&error).unwrap();
                 assert_eq!(explained.trouble, trouble, "{status} {code}: {explained}");
+                assert_eq!(explained.place, "PUT http://host:1/bucket/key");
+                assert_eq!(status_of(&error), status[..3].parse().ok());
             }
         }
     }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use object_store::ObjectStore;
 use object_store::path::Path;
 
-use crate::trouble::{Explained, said};
+use super::error::{explain_local, explain_unplaced};
+use crate::trouble::Explained;
 
 /// The location of a store.
 #[derive(Debug, Clone)]
@@ -39,7 +40,7 @@ impl LockPlace {
     /// Explains an error of the store and how to fix it.
     pub fn explain(&self, error: &object_store::Error) -> Explained {
         match self {
-            Self::Folder(_) => said(error).into(),
+            Self::Folder(_) => explain_local(error),
             Self::Objects { explain, .. } => explain.explain(error),
         }
     }
@@ -63,7 +64,7 @@ impl Explain {
 /// Summarizes the response of the server.
 impl Default for Explain {
     fn default() -> Self {
-        Self::new(|error| said(error).into())
+        Self::new(|error| explain_unplaced(error).map_or_else(|| explain_local(error), Into::into))
     }
 }
 

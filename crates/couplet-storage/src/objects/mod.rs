@@ -32,9 +32,10 @@ pub use crate::trouble::Trouble;
 use credentials::Connector;
 pub use download::download;
 pub use durable::DurableLocal;
-pub use durable::{NO_LINKS, unconfirmed_in};
-pub use error::ObjectsError;
-pub use error::{cause_in, cut_answers, explain_unplaced, without_answers, without_secrets};
+pub(crate) use durable::NoLinks;
+pub use durable::unconfirmed_in;
+pub(crate) use error::explain_local;
+pub use error::{ObjectsError, cause_in, cut_answers, explain_unplaced, status_of, without_answers, without_secrets};
 pub use lock_place::{Explain, LockPlace};
 pub use store_folder::{Entries, Entry, StoreFolder};
 use uploads::Uploads;
@@ -253,6 +254,13 @@ fn connect(remote: &Remote) -> Result<Client, ObjectsError> {
                 (AmazonS3ConfigKey::Region, "AWS_REGION"),
             ] {
                 error::check_value(&place, setting(key).as_deref(), variable)?;
+            }
+            let has = |key| setting(key).is_some();
+            if has(AmazonS3ConfigKey::AccessKeyId) != has(AmazonS3ConfigKey::SecretAccessKey) {
+                let has_key = has(AmazonS3ConfigKey::AccessKeyId);
+                let variable = if has_key { "AWS_SECRET_ACCESS_KEY" } else { "AWS_ACCESS_KEY_ID" };
+                let problem = format!("{variable} is not set; set both {}", remote.service().credentials());
+                return Err(ObjectsError::new(&place, Trouble::Settings, problem));
             }
             Client::with_uploads(builder.with_http_connector(Connector::default()).build().map_err(unsuited)?)
         }

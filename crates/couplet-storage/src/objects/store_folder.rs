@@ -58,7 +58,7 @@ impl Objects {
             entries.files = files.collect();
             return Ok(entries);
         };
-        let failed = |e: &std::io::Error| ObjectsError::new(&self.place, Trouble::Other, e.to_string());
+        let failed = |e: &std::io::Error| ObjectsError::new(&self.place, Trouble::of(e), e.to_string());
         if !folder.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
             return Ok(entries);
         }

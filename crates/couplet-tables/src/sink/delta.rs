@@ -430,8 +430,8 @@ fn of_rejected(pipeline: &str) -> String {
 const PIPELINE: &str = "couplet.pipeline";
 const STORE: &str = "couplet.store";
 
-/// Returns true if a version cannot be restored because one of its files is missing; delta-rs has no public error for
-/// it.
+/// Returns true if a version cannot be restored because one of its files is missing. The error of delta-rs (1.1) is a
+/// private type, `RestoreError::MissingDataFile`, so its text decides.
 fn misses_a_file(error: &DeltaTableError) -> bool {
     matches!(error, DeltaTableError::GenericError { source } if source.to_string().starts_with("Find missing file"))
 }
@@ -444,5 +444,17 @@ fn is_conflict(error: &DeltaTableError) -> bool {
             matches!(source, TransactionError::CommitConflict(_) | TransactionError::MaxCommitAttempts(_))
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_file_is_told_from_other_errors_of_a_restore() {
+        let error = |text: &str| DeltaTableError::GenericError { source: text.into() };
+        assert!(misses_a_file(&error("Find missing file part-0.parquet when restore.")));
+        assert!(!misses_a_file(&error("Either the version or datetime should be provided for restore")));
     }
 }

@@ -38,6 +38,7 @@ pub struct SinkError {
     /// The path of the file.
     pub path: PathBuf,
     /// The problem.
+    #[source]
     pub problem: Explained,
 }
 
@@ -67,11 +68,11 @@ impl ParquetSink {
     /// # Errors
     /// A folder that cannot be created or written; a schema that Parquet cannot represent.
     pub fn create(path: &Path, schema: &SchemaRef, metadata: &[(&str, String)]) -> Result<Self, SinkError> {
-        let error = |problem: String| SinkError { path: path.to_owned(), problem: problem.into() };
-        let file = AtomicFile::create(path).map_err(|e| SinkError { path: path.to_owned(), problem: (&e).into() })?;
+        let failed = |problem| SinkError { path: path.to_owned(), problem };
+        let file = AtomicFile::create(path).map_err(|e| failed(Explained::of(&e)))?;
         let (schema, options) = (stored::schema(schema), writer_options(schema, metadata));
         let writer = ArrowWriter::try_new_with_options(file, Arc::clone(&schema), options);
-        let writer = writer.map_err(|e| error(e.to_string()))?;
+        let writer = writer.map_err(|e| failed(Explained::of(&e)))?;
         Ok(Self { path: path.to_owned(), writer, schema })
     }
 
@@ -81,7 +82,7 @@ impl ParquetSink {
     /// A full or missing disk.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), SinkError> {
         let written = stored::batch(batch, &self.schema).and_then(|batch| self.writer.write(&batch));
-        written.map_err(|e| SinkError { path: self.path.clone(), problem: e.to_string().into() })
+        written.map_err(|e| SinkError { path: self.path.clone(), problem: Explained::of(&e) })
     }
 
     /// Closes the file and moves it into place atomically. Returns its size in bytes.
@@ -100,10 +101,13 @@ impl ParquetSink {
         self.publish_with(|file, path| seen.replaced(path, || file.publish()))
     }
 
-    fn publish_with(self, publish: impl FnOnce(AtomicFile, &Path) -> io::Result<u64>) -> Result<u64, SinkError> {
-        let error = |problem: String| SinkError { path: self.path.clone(), problem: problem.into() };
-        let file = self.writer.into_inner().map_err(|e| error(e.to_string()))?;
-        publish(file, &self.path).map_err(|e| error(e.to_string()))
+    fn publish_with(mut self, publish: impl FnOnce(AtomicFile, &Path) -> io::Result<u64>) -> Result<u64, SinkError> {
+        let failed = |problem| SinkError { path: self.path.clone(), problem };
+        // `into_inner` keeps only the text of an error of the disk, so almost everything is written before.
+        self.writer.flush().map_err(|e| failed(Explained::of(&e)))?;
+        self.writer.sync().map_err(|e| failed(Explained::of(&e)))?;
+        let file = self.writer.into_inner().map_err(|e| failed(Explained::of(&e)))?;
+        publish(file, &self.path).map_err(|e| failed(Explained::of(&e)))
     }
 }
 

@@ -1,13 +1,13 @@
 //! Migration of scores from the previous version, which stored them as a Delta table.
 
-use couplet_storage::objects::StoreFolder;
+use couplet_storage::objects::{StoreFolder, Trouble};
 use object_store::ObjectStoreExt;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::StoreError;
 use super::names::{is_log, is_part};
 use super::scores::{FOLDER, folder_of, write};
-use crate::delta::{self, LOG, Trouble};
+use crate::delta::{self, LOG};
 
 /// Description of the previous version's table of scores; another table at its place is not couplet's.
 const DESCRIPTION: &str = "couplet: scores by text";
@@ -27,7 +27,9 @@ pub(super) async fn adopt(store: &StoreFolder) -> Result<(), StoreError> {
     let table = match delta::open(&scores.objects, None).await {
         Ok(Some(table)) => table,
         Ok(None) => return Ok(()),
-        Err(error) if matches!(error.trouble, Trouble::Refused | Trouble::Unreachable) => return Err(error.into()),
+        Err(error) if matches!(error.trouble, Trouble::Refused | Trouble::Settings | Trouble::Unreachable) => {
+            return Err(error.into());
+        }
         Err(error) => {
             tracing::warn!("{} has a Delta table that cannot be read, and stays as it is: {error}", scores.objects);
             return Ok(());

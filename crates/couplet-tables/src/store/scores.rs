@@ -411,7 +411,7 @@ async fn digest(objects: &Objects, file: &ScoreFile, model: &str) -> Result<Opti
             let read = tokio::task::spawn_blocking(move || hasher.update_reader(file).map(|hasher| hasher.finalize()));
             let hashed = read.await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
             let place = Place::Local(path);
-            let hashed = hashed.map_err(|e| ObjectsError::new(&place, Trouble::Other, e.to_string()))?;
+            let hashed = hashed.map_err(|e| ObjectsError::new(&place, Trouble::of(&e), e.to_string()))?;
             Ok(Some(super::score_file::digits(&hashed)))
         }
         GetResultPayload::Stream(mut bytes) => {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use couplet_storage::objects::Trouble;
 use datafusion::catalog::{DynamicFileCatalog, TableProvider, UrlTableFactory};
 use datafusion::common::{DataFusionError, Result};
 use datafusion::prelude::SessionContext;
@@ -67,7 +68,7 @@ impl UrlTableFactory for Places {
             return Ok(None);
         }
         let failed = |e: TableError| DataFusionError::External(Box::new(e));
-        let refused = |problem| failed(TableError { table: url.to_owned(), problem, passes: false });
+        let refused = |problem| failed(TableError { table: url.to_owned(), problem, trouble: Trouble::Other });
         let table = Table { name: url.to_owned(), ..table_from_uri("place", url).map_err(refused)? };
         let provider = open(&self.context, &table).await.map_err(failed)?;
         let mut opened = self.opened.0.lock().unwrap_or_else(PoisonError::into_inner);

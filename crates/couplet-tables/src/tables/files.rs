@@ -173,7 +173,10 @@ impl Files {
     pub(super) fn describe(&self, error: &DataFusionError, table: &Table) -> Problem {
         match cause_in(error) {
             Some(cause) if self.objects.place.remote().is_some() => self.objects.error(cause).into(),
-            _ => format!("{}: {}", table.location, error.strip_backtrace()).into(),
+            _ => {
+                let text = format!("{}: {}", table.location, error.strip_backtrace());
+                Problem { text, trouble: Trouble::of(error) }
+            }
         }
     }
 

@@ -37,7 +37,7 @@ use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::prelude::SessionContext;
 use thiserror::Error;
 
-use crate::delta::{self, DeltaError};
+use crate::delta::DeltaError;
 use crate::sink::runs::RunsError;
 use crate::types::{self, Columns};
 use by_path::Opened;
@@ -65,14 +65,21 @@ pub struct TableError {
     pub table: String,
     /// The problem, naming the file.
     pub problem: String,
-    /// True if a retry may help: the server could not be reached, or a file was replaced.
-    pub passes: bool,
+    /// The kind of problem.
+    #[source]
+    pub trouble: Trouble,
 }
 
 impl TableError {
     fn new(table: &Table, problem: impl Into<Problem>) -> Self {
-        let Problem { text, passes } = problem.into();
-        Self { table: table.name.clone(), problem: text, passes }
+        let Problem { text, trouble } = problem.into();
+        Self { table: table.name.clone(), problem: text, trouble }
+    }
+
+    /// Returns true if a retry may help: the server could not be reached, or a file was replaced.
+    #[must_use]
+    pub fn passes(&self) -> bool {
+        self.trouble == Trouble::Unreachable
     }
 }
 
@@ -80,30 +87,30 @@ impl TableError {
 #[derive(Debug)]
 struct Problem {
     text: String,
-    passes: bool,
+    trouble: Trouble,
 }
 
 impl From<String> for Problem {
     fn from(text: String) -> Self {
-        Self { text, passes: false }
+        Self { text, trouble: Trouble::Other }
     }
 }
 
 impl From<DeltaError> for Problem {
     fn from(error: DeltaError) -> Self {
-        Self { text: error.to_string(), passes: error.trouble == delta::Trouble::Unreachable }
+        Self { text: error.to_string(), trouble: error.trouble }
     }
 }
 
 impl From<RunsError> for Problem {
     fn from(error: RunsError) -> Self {
-        Self { text: error.to_string(), passes: error.problem.trouble == Trouble::Unreachable }
+        Self { text: error.to_string(), trouble: error.problem.trouble }
     }
 }
 
 impl From<ObjectsError> for Problem {
     fn from(error: ObjectsError) -> Self {
-        Self { text: error.to_string(), passes: error.trouble == Trouble::Unreachable }
+        Self { text: error.to_string(), trouble: error.trouble }
     }
 }
 
@@ -141,7 +148,7 @@ async fn open(context: &SessionContext, table: &Table) -> Result<Arc<dyn TablePr
         }
         if let Some(file) = snapshot.replaced().filter(|_| opened.is_err()) {
             let text = format!("{file} was replaced while it was read; run the same command again");
-            return Err(TableError::new(table, Problem { text, passes: true }));
+            return Err(TableError::new(table, Problem { text, trouble: Trouble::Unreachable }));
         }
     }
     opened

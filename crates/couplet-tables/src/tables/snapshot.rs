@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use couplet_storage::objects::DurableLocal;
+use couplet_storage::objects::{DurableLocal, status_of};
 use datafusion::common::DataFusionError;
 use datafusion::execution::object_store::{DefaultObjectStoreRegistry, ObjectStoreRegistry};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
@@ -276,9 +276,8 @@ impl ObjectStore for PinnedStore {
             Ok(found) => found,
             Err(error) => {
                 self.snapshot.state().gone |= matches!(error, Error::NotFound { .. });
-                // A shorter new version lacks the requested bytes (HTTP 416). object_store has no error type for that
-                // response.
-                if error.to_string().contains("status code: 416")
+                // A shorter new version lacks the requested bytes.
+                if status_of(&error) == Some(416)
                     && let Ok(now) = self.store.head(location).await
                 {
                     self.snapshot.compare(&url, &now)?;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use couplet_storage::objects::{Objects, ObjectsError, cause_in};
+use couplet_storage::objects::{Objects, ObjectsError, Trouble, cause_in};
 use couplet_storage::place::Place;
 use datafusion::catalog::TableProvider;
 use datafusion::common::DataFusionError;
@@ -21,12 +21,9 @@ use super::files::{Files, READS_UNDER_WAY, parquet_schema};
 use super::provider::FileTable;
 use super::{Problem, TableError, presented};
 use super::{Table, TableFormat};
-use crate::delta;
+use crate::delta::{self, LOG};
 use crate::sink::runs::{self, Manifest};
 use crate::types::{Columns, FileSchema};
-
-/// The folder with the log of a Delta table.
-const LOG: &str = "_delta_log";
 
 /// Opens the table if it is of one of these kinds.
 pub(super) async fn provider(
@@ -117,7 +114,7 @@ pub(super) async fn manifests(objects: &Objects, table: &Table) -> Result<Vec<Ma
 fn described(objects: &Objects, error: &DataFusionError) -> Problem {
     match cause_in(error).filter(|_| matches!(objects.place, Place::Remote(_))) {
         Some(cause) => objects.error(cause).into(),
-        None => format!("{objects}: {}", error.strip_backtrace()).into(),
+        None => Problem { text: format!("{objects}: {}", error.strip_backtrace()), trouble: Trouble::of(error) },
     }
 }
 
@@ -160,7 +157,7 @@ async fn schemas_of(
 /// A location, a manifest or a footer that cannot be read.
 pub async fn columns_of_runs(objects: &Objects) -> Result<Vec<FileSchema>, TableError> {
     let failed =
-        |problem: Problem| TableError { table: objects.to_string(), problem: problem.text, passes: problem.passes };
+        |problem: Problem| TableError { table: objects.to_string(), problem: problem.text, trouble: problem.trouble };
     let manifests = runs::all(&objects.lock_place()).await.map_err(|e| failed(e.into()))?;
     let paths: Vec<_> = manifests.iter().flat_map(|manifest| manifest.paths(&objects.root)).collect();
     let footers = RuntimeEnv::default().cache_manager.get_file_metadata_cache();

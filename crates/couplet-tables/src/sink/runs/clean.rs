@@ -160,7 +160,7 @@ pub async fn remove_older(place: &Place, pipeline: &str, keep: usize) -> Result<
 pub async fn remove(place: &Place, run: &Manifest) -> Result<(), RunsError> {
     let failed = |problem: Explained| RunsError::remove(&format!("{place}/{}", run.folder()), problem);
     match place {
-        Place::Folder(path) => remove_folder(path, run).map_err(|e| failed(e.to_string().into())),
+        Place::Folder(path) => remove_folder(path, run).map_err(|e| failed((&e).into())),
         Place::Objects { store, root, .. } => {
             let folder = root.clone().join(run.folder());
             // Without its manifest the run is invisible; if the rest fails, the next run treats it as dead.

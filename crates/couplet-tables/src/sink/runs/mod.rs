@@ -37,6 +37,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use couplet_storage::files::{self, AtomicFolder};
 use couplet_storage::lock::{Explained, Place, put_if};
+use couplet_storage::trouble::causes;
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMode};
 use parquet::errors::ParquetError;
@@ -61,6 +62,7 @@ pub struct RunsError {
     /// The sink, or an object in it.
     pub place: String,
     /// The problem, and how to fix it.
+    #[source]
     pub problem: Explained,
 }
 
@@ -144,8 +146,9 @@ impl RunFolder {
             let sequence = read::last_sequence(place).await?.map_or(1, |last| last + 1);
             let target = Target::announce(place, sequence, &run.origin).await?;
             match &target {
-                Target::Folder(folder) => clean::fence_folders(folder.path(), &run.origin)
-                    .map_err(|e| RunsError::write(place, e.to_string()))?,
+                Target::Folder(folder) => {
+                    clean::fence_folders(folder.path(), &run.origin).map_err(|e| RunsError::write(place, &e))?
+                }
                 Target::Objects { folder, .. } => clean::fence_objects(place, folder, &run.origin).await?,
             }
             // Another run began at the same time and completed before it could be fenced.
@@ -302,8 +305,8 @@ impl RunFolder {
 const FENCED: &str = "another run of this pipeline has begun since, and has removed what this one wrote";
 
 /// Explains an error of a file in a run's hidden folder.
-fn without_folder(error: &std::io::Error) -> String {
-    if error.kind() == std::io::ErrorKind::NotFound { FENCED.to_owned() } else { error.to_string() }
+fn without_folder(error: &std::io::Error) -> Explained {
+    if error.kind() == std::io::ErrorKind::NotFound { FENCED.into() } else { error.into() }
 }
 
 impl Target {
@@ -317,7 +320,7 @@ impl Target {
                     files::write(&folder.path().join(STARTED), started)?;
                     Ok(folder)
                 });
-                Ok(Self::Folder(folder.map_err(|e| RunsError::write(place, e.to_string()))?))
+                Ok(Self::Folder(folder.map_err(|e| RunsError::write(place, &e))?))
             }
             Place::Objects { store, root, .. } => {
                 let (store, folder) = (Arc::clone(store), root.clone().join(name));
@@ -365,17 +368,13 @@ async fn confirm(
 
 /// Explains the root cause of an error of the Parquet writer.
 fn root_cause(place: &Place, error: &ParquetError) -> Explained {
-    let mut cause: &(dyn std::error::Error + 'static) = error;
-    loop {
-        if let Some(error) = cause.downcast_ref::<StoreError>() {
-            return place.explain(error);
-        }
-        if let Some(error) = cause.downcast_ref::<std::io::Error>() {
-            return without_folder(error).into();
-        }
-        cause = match cause.downcast_ref::<ParquetError>() {
-            Some(ParquetError::External(inner)) => inner.as_ref(),
-            _ => return cause.to_string().into(),
-        };
+    let inner = causes(error).find(|cause| !matches!(cause.downcast_ref(), Some(ParquetError::External(_))));
+    let cause = inner.unwrap_or(error);
+    if let Some(error) = cause.downcast_ref::<StoreError>() {
+        return place.explain(error);
+    }
+    match cause.downcast_ref::<std::io::Error>() {
+        Some(error) => without_folder(error),
+        None => cause.to_string().into(),
     }
 }

@@ -120,7 +120,7 @@ pub async fn are_there(place: &Place) -> Result<bool, RunsError> {
 /// Lists the run folders of a sink by sequence number, complete or not.
 pub(super) async fn folders(place: &Place) -> Result<Vec<Folder>, RunsError> {
     match place {
-        Place::Folder(path) => local_folders(path).map_err(|e| RunsError::read(place, e.to_string())),
+        Place::Folder(path) => local_folders(path).map_err(|e| RunsError::read(place, &e)),
         Place::Objects { store, root, .. } => {
             remote_folders(store.as_ref(), root).await.map_err(|e| RunsError::read(place, place.explain(&e)))
         }
