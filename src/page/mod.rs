@@ -13,7 +13,6 @@
 
 mod charts;
 mod documents;
-mod gold;
 mod html;
 mod judged;
 mod samples;
@@ -35,7 +34,7 @@ use crate::history;
 
 pub use documents::{Document, Refused};
 pub use html::html;
-pub use judged::{ByRange, Judged, LabelScores, Reliability};
+pub use judged::{ByRange, Judged};
 pub use samples::Rows;
 
 /// The maximum number of runs on the page.

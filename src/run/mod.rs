@@ -48,6 +48,7 @@ use crate::error::Error;
 use crate::progress::Style;
 use crate::report::RunReport;
 
+pub(crate) use rows::gold_labels;
 pub use run_state::RunState;
 pub use score::Remembering;
 

@@ -132,6 +132,51 @@ pub struct Bin {
     pub accuracy: Option<f64>,
 }
 
+/// The sums over the rows of each bin.
+#[derive(Debug, Clone)]
+pub struct BinSums(Vec<(u64, u64, f64)>);
+
+impl BinSums {
+    /// Creates empty bins.
+    #[must_use]
+    pub fn new(bins: usize) -> Self {
+        Self(vec![(0, 0, 0.0); bins])
+    }
+
+    /// Adds rows to a bin: their number, the number of correct ones, and the sum of their highest probabilities.
+    pub fn add(&mut self, bin: usize, rows: u64, right: u64, confidence: f64) {
+        let sums = &mut self.0[bin];
+        sums.0 += rows;
+        sums.1 += right;
+        sums.2 += confidence;
+    }
+
+    /// Returns the bins in ascending order.
+    #[must_use]
+    pub fn bins(&self) -> Vec<Bin> {
+        let width = self.0.len() as f64;
+        let bin = |(i, &(count, right, confidence)): (usize, &(u64, u64, f64))| Bin {
+            above: i as f64 / width,
+            up_to: (i + 1) as f64 / width,
+            count,
+            confidence: (count > 0).then(|| confidence / count as f64),
+            accuracy: (count > 0).then(|| right as f64 / count as f64),
+        };
+        self.0.iter().enumerate().map(bin).collect()
+    }
+
+    /// Returns the expected calibration error: the mean difference of confidence and accuracy over the bins, weighted
+    /// by their rows, 0 to 1; none without rows.
+    ///
+    /// **Source**: Guo, Pleiss, Sun, Weinberger 2017, "On calibration of modern neural networks", section 2.
+    #[must_use]
+    pub fn expected_calibration_error(&self) -> Option<f64> {
+        let n: u64 = self.0.iter().map(|(n, _, _)| n).sum();
+        let gaps: f64 = self.0.iter().map(|(_, right, confidence)| (confidence - *right as f64).abs()).sum();
+        (n > 0).then(|| gaps / n as f64)
+    }
+}
+
 impl Reliability {
     /// Assigns rows to `bins` bins of equal width; of equally probable labels the first is used.
     ///
@@ -150,42 +195,15 @@ impl Reliability {
         Ok(Self { bins, rows: rows.collect() })
     }
 
-    fn sums(&self, counts: &[u32]) -> Vec<(u64, u64, f64)> {
-        let mut sums = vec![(0, 0, 0.0); self.bins];
+    /// Returns the sums of the bins under counts.
+    #[must_use]
+    pub fn sums(&self, counts: &[u32]) -> BinSums {
+        let mut sums = BinSums::new(self.bins);
         for (row, &count) in self.rows.iter().zip(counts) {
-            let (n, right, confidence) = &mut sums[row.bin as usize];
-            *n += u64::from(count);
-            *right += u64::from(count) * u64::from(row.right);
-            *confidence += f64::from(count) * row.confidence;
+            let n = u64::from(count);
+            sums.add(row.bin as usize, n, n * u64::from(row.right), f64::from(count) * row.confidence);
         }
         sums
-    }
-
-    /// Returns the bins in ascending order.
-    #[must_use]
-    pub fn bins(&self, counts: &[u32]) -> Vec<Bin> {
-        let width = self.bins as f64;
-        let sums = self.sums(counts).into_iter().enumerate();
-        let bin = |(i, (count, right, confidence)): (usize, (u64, u64, f64))| Bin {
-            above: i as f64 / width,
-            up_to: (i + 1) as f64 / width,
-            count,
-            confidence: (count > 0).then(|| confidence / count as f64),
-            accuracy: (count > 0).then(|| right as f64 / count as f64),
-        };
-        sums.map(bin).collect()
-    }
-
-    /// Returns the expected calibration error: the mean difference of confidence and accuracy over the bins, weighted
-    /// by their rows, 0 to 1; none without rows.
-    ///
-    /// **Source**: Guo, Pleiss, Sun, Weinberger 2017, "On calibration of modern neural networks", section 2.
-    #[must_use]
-    pub fn expected_calibration_error(&self, counts: &[u32]) -> Option<f64> {
-        let sums = self.sums(counts);
-        let n: u64 = sums.iter().map(|(n, _, _)| n).sum();
-        let gaps: f64 = sums.iter().map(|(_, right, confidence)| (confidence - *right as f64).abs()).sum();
-        (n > 0).then(|| gaps / n as f64)
     }
 }
 
@@ -211,11 +229,12 @@ mod tests {
     #[test]
     fn bins_are_closed_above() {
         let reliability = Reliability::new(10, 2, &[0, 1, 1], &[1.0, 0.0, 0.5, 0.5, 0.1, 0.9]).unwrap();
-        let bins = reliability.bins(&[1, 1, 1]);
+        let sums = reliability.sums(&[1, 1, 1]);
+        let bins = sums.bins();
         let counts: Vec<u64> = bins.iter().map(|bin| bin.count).collect();
         assert_eq!(counts, [0, 0, 0, 0, 1, 0, 0, 0, 1, 1]);
         assert_eq!((bins[4].above, bins[4].up_to, bins[4].accuracy), (0.4, 0.5, Some(0.0)));
         assert_eq!(bins[0].confidence, None);
-        assert!((reliability.expected_calibration_error(&[1, 1, 1]).unwrap() - 0.2).abs() < 1e-12);
+        assert!((sums.expected_calibration_error().unwrap() - 0.2).abs() < 1e-12);
     }
 }
