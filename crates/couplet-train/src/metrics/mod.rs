@@ -24,11 +24,11 @@ mod ranking;
 mod sample;
 
 pub use confusion::{ClassScores, Confusion, LabelScores, Tally};
-pub use correlation::{Correlation, pearson, spearman};
+pub use correlation::Correlation;
 pub use label_sets::{LabelSets, f1_averages};
 pub use metric::{Better, Metric, Metrics};
-pub use probability::{Bin, BinSums, Reliability, RowMeans, brier, log_loss};
-pub use ranking::{Ranking, average_precision, roc_auc};
+pub use probability::{Bin, BinSums, Reliability, RowMeans};
+pub use ranking::Ranking;
 pub use sample::{Classes, DEFAULT_BINS, Sample, Sets, Values, measured};
 
 use thiserror::Error;

@@ -19,7 +19,8 @@ impl RowMeans {
     /// A probability of 0 counts as 2.2e-16, the machine epsilon of a double, as in scikit-learn.
     ///
     /// # Errors
-    /// As [`log_loss`].
+    /// No rows; columns of different lengths; a label beyond `labels`; a value that is not a probability; a row whose
+    /// probabilities do not sum to 1.
     pub fn log_loss(labels: usize, gold: &[u32], probabilities: &[f64]) -> Result<Self, MetricError> {
         check(labels, gold, probabilities)?;
         let rows = gold.iter().zip(probabilities.chunks_exact(labels));
@@ -27,10 +28,12 @@ impl RowMeans {
         Ok(Self { values: rows.map(loss).collect() })
     }
 
-    /// Computes the squared distance of each row's probabilities from the one-hot gold label.
+    /// Computes the terms of the Brier score. For two labels they are the squared errors of the second label's
+    /// probability, 0 to 1. For more they are the sums of the squared errors of all labels, 0 to 2
+    /// (`sklearn.metrics.brier_score_loss` with `scale_by_half="auto"`).
     ///
     /// # Errors
-    /// As [`brier`].
+    /// As [`RowMeans::log_loss`].
     pub fn brier(labels: usize, gold: &[u32], probabilities: &[f64]) -> Result<Self, MetricError> {
         check(labels, gold, probabilities)?;
         let rows = gold.iter().zip(probabilities.chunks_exact(labels));
@@ -64,25 +67,6 @@ impl RowMeans {
         }
         (n > 0).then(|| sum / n as f64)
     }
-}
-
-/// Returns the mean negative logarithm of the gold label's probability, in nats; `labels` probabilities per row.
-///
-/// # Errors
-/// No rows; columns of different lengths; a label beyond `labels`; a value that is not a probability; a row whose
-/// probabilities do not sum to 1.
-pub fn log_loss(labels: usize, gold: &[u32], probabilities: &[f64]) -> Result<Option<f64>, MetricError> {
-    Ok(RowMeans::log_loss(labels, gold, probabilities)?.mean(&vec![1; gold.len()]))
-}
-
-/// Returns the Brier score. For two labels it is the mean squared error of the second label's probability, 0 to 1. For
-/// more it is the sum of the squared errors of all labels, 0 to 2 (`sklearn.metrics.brier_score_loss` with
-/// `scale_by_half="auto"`).
-///
-/// # Errors
-/// As [`log_loss`].
-pub fn brier(labels: usize, gold: &[u32], probabilities: &[f64]) -> Result<Option<f64>, MetricError> {
-    Ok(RowMeans::brier(labels, gold, probabilities)?.mean(&vec![1; gold.len()]))
 }
 
 /// Checks gold labels and the probabilities of all labels.
@@ -181,7 +165,7 @@ impl Reliability {
     /// Assigns rows to `bins` bins of equal width; of equally probable labels the first is used.
     ///
     /// # Errors
-    /// As [`log_loss`]; no bins.
+    /// As [`RowMeans::log_loss`]; no bins.
     pub fn new(bins: usize, labels: usize, gold: &[u32], probabilities: &[f64]) -> Result<Self, MetricError> {
         check(labels, gold, probabilities)?;
         check_length("bins", bins, bins.max(1))?;
@@ -218,11 +202,11 @@ mod tests {
 
     #[test]
     fn logits_are_refused() {
-        let error = log_loss(2, &[0, 1], &[0.3, 0.7, -2.1, 2.2]).unwrap_err();
+        let error = RowMeans::log_loss(2, &[0, 1], &[0.3, 0.7, -2.1, 2.2]).unwrap_err();
         assert_eq!(error.to_string(), "row 2: a probability is -2.1, expected a number from 0 to 1");
-        let error = log_loss(2, &[0, 1], &[0.3, 0.7, 0.5, 0.6]).unwrap_err();
+        let error = RowMeans::log_loss(2, &[0, 1], &[0.3, 0.7, 0.5, 0.6]).unwrap_err();
         assert_eq!(error.to_string(), "row 2: the sum of the probabilities is 1.1, expected 1");
-        assert!(brier(2, &[0], &[f64::NAN, 1.0]).is_err());
+        assert!(RowMeans::brier(2, &[0], &[f64::NAN, 1.0]).is_err());
         assert!(Reliability::new(0, 2, &[0], &[0.5, 0.5]).is_err());
     }
 
