@@ -11,6 +11,7 @@ use arrow::datatypes::{DataType, Int64Type};
 use couplet_storage::files;
 use couplet_storage::place::table_place;
 use couplet_tables::dates::value_texts;
+use couplet_tables::delta;
 use couplet_tables::predict::Models;
 use couplet_tables::session::{self, Resources};
 use couplet_tables::source::OUTPUT_COLUMNS;
@@ -357,7 +358,7 @@ fn format_of_folder(path: &Path) -> Option<String> {
         for entry in folder.read_dir().ok()?.flatten().take(1000) {
             let (path, name) = (entry.path(), entry.file_name().to_string_lossy().to_lowercase());
             if path.is_dir() {
-                if name == "_delta_log" {
+                if name == delta::LOG {
                     return None;
                 }
                 folders.push(path);

@@ -6,10 +6,9 @@ use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use arrow::error::ArrowError;
-use couplet_storage::words::{counted, grouped};
+use couplet_storage::words::{closest, counted, grouped};
 use couplet_tables::dates::value_texts;
 use couplet_tables::source::{check_width, select};
-use couplet_tables::sql_error::nearest;
 use couplet_train::finetune::Row;
 use couplet_train::labels::GoldLabel;
 use datafusion::common::DataFusionError;
@@ -52,7 +51,7 @@ impl Selection<'_> {
         check_width(frame.schema().as_arrow()).map_err(|problem| self.refused(problem))?;
         let names: Vec<String> = frame.schema().fields().iter().map(|field| field.name().clone()).collect();
         if let Some(missing) = columns.iter().find(|column| !names.iter().any(|name| name == *column)) {
-            let near = nearest(missing, names.iter().map(String::as_str));
+            let near = closest(missing, names.iter().map(String::as_str));
             let hint = near.map_or_else(String::new, |near| format!(" (did you mean `{near}`?)"));
             return Err(self.refused(format!(
                 "the query of [{}] has no column `{missing}`{hint}; it has {}",

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use arrow::array::{RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::util::pretty::pretty_format_batches;
+use couplet_storage::words::closest;
 use couplet_tables::predict::FUNCTION;
-use couplet_tables::sql_error::nearest;
 use couplet_tables::tables::is_place;
 use datafusion::logical_expr::TableType;
 use datafusion::prelude::SessionContext;
@@ -88,7 +88,7 @@ impl Command {
                 Err(format!("there is no command {name}; set the output format with --format at the start"))
             }
             _ => {
-                let near = nearest(name, NAMES.iter().copied());
+                let near = closest(name, NAMES.iter().copied());
                 let near = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
                 Err(format!("there is no command {name}{near} (\\? lists them)"))
             }
@@ -144,7 +144,7 @@ pub(super) async fn columns(context: &SessionContext, name: &str) -> Result<Stri
     let names = table_names(context);
     let found = names.iter().find(|table| *table == name).or(names.iter().find(|t| t.eq_ignore_ascii_case(name)));
     let Some(found) = found.map(String::as_str).or(Some(name).filter(|name| is_place(name))) else {
-        let near = nearest(name, names.iter().map(String::as_str));
+        let near = closest(name, names.iter().map(String::as_str));
         let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
         return Err(Error::Usage(format!("there is no table `{name}` (tables: {}){near}", names.join(", "))));
     };
