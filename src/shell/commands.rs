@@ -8,11 +8,11 @@ use arrow::datatypes::{DataType, Field, Schema};
 use arrow::util::pretty::pretty_format_batches;
 use couplet_storage::words::closest;
 use couplet_tables::predict::FUNCTION;
-use couplet_tables::tables::is_place;
+use couplet_tables::tables::{is_place, table_names};
+use datafusion::common::TableReference;
 use datafusion::logical_expr::TableType;
 use datafusion::prelude::SessionContext;
 
-use super::complete::{quoted, table_names};
 use super::path_of;
 use crate::error::Error;
 
@@ -123,7 +123,7 @@ pub(super) async fn tables(context: &SessionContext) -> Result<String, Error> {
     let mut rows = Vec::new();
     for name in table_names(context) {
         // Skip a table that has been dropped meanwhile.
-        let Ok(table) = context.table_provider(quoted(&name)).await else { continue };
+        let Ok(table) = context.table_provider(TableReference::bare(name.as_str())).await else { continue };
         let kind = match table.table_type() {
             TableType::Base => "table",
             TableType::View => "view",
@@ -148,7 +148,7 @@ pub(super) async fn columns(context: &SessionContext, name: &str) -> Result<Stri
         let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
         return Err(Error::Usage(format!("there is no table `{name}` (tables: {}){near}", names.join(", "))));
     };
-    let table = context.table_provider(quoted(found)).await;
+    let table = context.table_provider(TableReference::bare(found)).await;
     let table = table.map_err(|e| Error::sql(format!("\\d {name}"), &e, Some(context)))?;
     let schema = table.schema();
     let rows: Vec<[String; 3]> = schema

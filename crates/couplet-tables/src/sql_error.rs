@@ -10,7 +10,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
 use crate::predict::FUNCTION;
 use crate::sink::Misfit;
-use crate::tables::{self, TableError};
+use crate::tables::{self, TableError, table_names};
 
 /// Explains what is wrong with a query, using the tables and functions of the session. `sql` is the query text, if
 /// available.
@@ -116,11 +116,7 @@ fn no_such_function(message: &str, context: Option<&SessionContext>) -> Option<S
 
 fn table_not_found(message: &str, context: Option<&SessionContext>) -> Option<String> {
     let name = missing_table(message)?;
-    let mut tables = context?.catalog("datafusion")?.schema("public")?.table_names();
-    tables.sort();
-    // Each table is also registered in lower case.
-    tables.sort_by_key(|table| table.to_lowercase());
-    tables.dedup_by(|a, b| a.eq_ignore_ascii_case(b));
+    let tables = table_names(context?);
     let nearest = closest(name, tables.iter().map(String::as_str));
     let nearest = nearest.map_or_else(String::new, |other| format!("; did you mean `{other}`?"));
     let in_query = context.is_some_and(tables::takes_places);
