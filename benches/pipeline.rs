@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use couplet::progress::Style;
-use couplet::run::Remembering;
+use couplet::run::{Remembering, RunState};
 use criterion::{Criterion, Throughput};
 
 pub fn bench(criterion: &mut Criterion) {
@@ -26,9 +26,9 @@ pub fn bench(criterion: &mut Criterion) {
         let pipeline = couplet::config::parse(&path, &text, &BTreeMap::new()).expect("a pipeline");
         group.bench_function(precision, |bencher| {
             bencher.iter(|| {
-                let variables = BTreeMap::new();
-                let run =
-                    couplet::run::run(&pipeline, &variables, &[], fresh.clone(), Style::Quiet, std::future::pending());
+                let (variables, mut state) = (BTreeMap::new(), RunState::begin());
+                let (fresh, stop) = (fresh.clone(), std::future::pending());
+                let run = couplet::run::run(&pipeline, &variables, &[], fresh, Style::Quiet, stop, &mut state);
                 runtime.block_on(run).expect("a report")
             });
         });

@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use arrow::datatypes::{DECIMAL128_MAX_PRECISION, DECIMAL256_MAX_PRECISION, DataType, i256};
-use couplet_tables::sql_error::nearest;
+use couplet_storage::words::closest;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, ParamValues, ScalarValue};
 use datafusion::logical_expr::expr::Placeholder;
@@ -173,7 +173,7 @@ fn used(sql: &str) -> BTreeSet<String> {
 
 /// Returns the error for a value whose parameter the SQL does not use.
 fn unknown(origin: &str, name: &str, value: &str, used: &BTreeSet<String>) -> Error {
-    let near = nearest(name, used.iter().map(String::as_str));
+    let near = closest(name, used.iter().map(String::as_str));
     let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
     let has = match used.len() {
         0 => "it has no parameters".to_owned(),

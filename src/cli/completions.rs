@@ -9,7 +9,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 use couplet_storage::files;
-use couplet_tables::sql_error::nearest;
+use couplet_storage::words::closest;
 
 use super::{Cli, print, print_document};
 use crate::error::Error;
@@ -75,7 +75,7 @@ fn write_all(commands: &[&Command], folder: &Path) -> Result<(), Error> {
 
 fn unknown(commands: &[&Command], asked: &str) -> Error {
     let names: Vec<&str> = commands.iter().filter_map(|command| typed(command)).collect();
-    let near = nearest(asked, names.iter().copied());
+    let near = closest(asked, names.iter().copied());
     let near = near.map_or_else(String::new, |near| format!("; did you mean `couplet man {near}`?"));
     Error::Usage(format!(
         "man {asked}: no command and no folder has this name (commands: {}; to create a folder, write it with a slash, \

@@ -95,7 +95,7 @@ impl Run {
             run_key: self.run_key.clone(),
             again: self.again,
         };
-        run::run_recorded(pipeline, variables, &self.only, remembering, messages.style(), stop, state).await
+        run::run(pipeline, variables, &self.only, remembering, messages.style(), stop, state).await
     }
 }
 

@@ -1,7 +1,6 @@
 //! Guesses the roles of a table's columns by name, type and contents, with a reason for each.
 
-use couplet_storage::words::grouped;
-use couplet_tables::sql_error::nearest;
+use couplet_storage::words::{closest, grouped};
 
 use super::look::{Column, Looked};
 use crate::error::Error;
@@ -107,7 +106,7 @@ impl Guess {
         let asked = asked.flat_map(|(option, names)| names.iter().map(move |name| (option, name)));
         for (option, name) in asked.chain(wanted.label.iter().map(|name| ("--label", name))) {
             if !names().any(|column| column == name) {
-                let near = nearest(name, names()).map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+                let near = closest(name, names()).map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
                 let all = names().collect::<Vec<_>>().join(", ");
                 return Err(Error::Usage(format!("{option} {name}: there is no such column (columns: {all}){near}")));
             }

@@ -58,8 +58,8 @@ fn percent(histogram: &Histogram) -> Vec<(f64, f64)> {
 pub(super) fn agreement(judged: &Judged) -> Option<Chart> {
     match judged {
         Judged::Labels { reliability, calibration_error, .. } => {
-            let points = reliability.iter().map(|bin| (bin.confidence, bin.accuracy)).collect();
-            let rows = reliability.iter().map(|bin| bin.rows as f64).collect();
+            let points = reliability.iter().filter_map(|bin| Some((bin.confidence?, bin.accuracy?))).collect();
+            let rows = reliability.iter().map(|bin| bin.count as f64).collect();
             let name = format!("off by {:.3} on average", calibration_error.unwrap_or_default());
             let series = vec![Series::new(&name, BLUE, Look::Sized(rows), points)];
             let panel = Panel::new("Reliability", "confidence", "share of correct rows").with(series).diagonal();

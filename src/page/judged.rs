@@ -1,19 +1,22 @@
 //! Compares the predictions of a run with gold labels. SQL computes the counts, so any number of rows is possible.
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{Float64Type, Int64Type};
+use std::collections::BTreeMap;
+
+use arrow::array::{Array, AsArray, RecordBatch, StringArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use couplet_encoder::model::Problem;
 use couplet_tables::store::RunRecord;
 use couplet_train::labels::{Labels, Targets};
-use couplet_train::metrics::{Confusion, DEFAULT_BINS};
+use couplet_train::metrics::{Bin, BinSums, Confusion, DEFAULT_BINS, LabelScores};
 use couplet_train::task::Task;
 use serde::Serialize;
 
-use super::gold::Columns;
 use super::sets::sets;
 use super::table::{Output, literal, quoted};
 use crate::config::{Pipeline, Scoring};
 use crate::error::Error;
+use crate::run::gold_labels;
 
 /// The number of distinct combinations of label, prediction and bin from which on a column is not taken as labels.
 pub(super) const MOST_GROUPS: usize = 20_000;
@@ -40,12 +43,12 @@ pub enum Judged {
         f1_macro: Option<f64>,
         /// Matthews' correlation coefficient.
         matthews: Option<f64>,
-        /// The mean absolute difference of confidence and accuracy over the bins, weighted by rows.
+        /// The expected calibration error.
         calibration_error: Option<f64>,
         /// Precision, recall and F1 of each label.
         by_label: Vec<LabelScores>,
-        /// The accuracy by confidence.
-        reliability: Vec<Reliability>,
+        /// The accuracy by confidence, for bins with rows.
+        reliability: Vec<Bin>,
         /// The number of rows with a label but no prediction.
         unscored: u64,
         /// Labels that the model does not know, with their row counts.
@@ -79,29 +82,6 @@ pub enum Judged {
         /// The number of less frequent labels that were left out of the comparison.
         left_out: usize,
     },
-}
-
-/// Precision, recall and F1 of a label.
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the names of the fields say it")]
-pub struct LabelScores {
-    pub label: String,
-    pub rows: u64,
-    pub predicted: u64,
-    pub precision: f64,
-    pub recall: f64,
-    pub f1: f64,
-}
-
-/// The rows of a range of confidence.
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the names of the fields say it")]
-pub struct Reliability {
-    pub above: f64,
-    pub up_to: f64,
-    pub rows: u64,
-    pub confidence: f64,
-    pub accuracy: f64,
 }
 
 /// The rows of a range of labels.
@@ -181,42 +161,42 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
     if batches.iter().map(RecordBatch::num_rows).sum::<usize>() >= MOST_GROUPS {
         return Ok(Err("it has too many different values to be labels".into()));
     }
-    let width = labels.names().len();
-    let mut counts = vec![0; width * width];
-    let mut bins = vec![(0_u64, 0_u64, 0.0); DEFAULT_BINS];
+    let mut cells = BTreeMap::<(u32, u32), u64>::new();
+    let mut sums = BinSums::new(DEFAULT_BINS);
     let (mut unscored, mut unknown) = (0, Vec::<(String, u64)>::new());
     // Each value of the column as text, and the index of the label that it stands for.
     let mut meanings: Vec<(String, usize)> = Vec::new();
     for batch in &batches {
-        let columns = Columns::of(batch).map_err(|e| Error::sql("the labels", &e.into(), None))?;
-        for row in 0..batch.num_rows() {
-            let n = columns.counts.value(row).unsigned_abs();
-            let written = columns.written.value(row);
-            let Ok(Targets::Classes(places)) = labels.targets(&[columns.gold(row)]) else {
+        let gold = gold_labels(batch.column(0)).map_err(|e| Error::sql("the labels", &e.into(), None))?;
+        let (all_written, all_predicted) = (texts(batch, 0)?, texts(batch, 1)?);
+        let [bins, counts] = [2, 3].map(|column| batch.column(column).as_primitive::<Int64Type>());
+        let totals = batch.column(4).as_primitive::<Float64Type>();
+        for (row, gold) in gold.into_iter().enumerate() {
+            let (written, n) = (all_written.value(row), counts.value(row).unsigned_abs());
+            let Ok(Targets::Classes(places)) = labels.targets(&[gold]) else {
                 match unknown.iter_mut().find(|(other, _)| other == written) {
                     Some((_, rows)) => *rows += n,
                     None => unknown.push((written.to_owned(), n)),
                 }
                 continue;
             };
-            let gold = places[0] as usize;
+            let gold = places[0];
             if !meanings.iter().any(|(other, _)| other == written) {
-                meanings.push((written.to_owned(), gold));
+                meanings.push((written.to_owned(), gold as usize));
             }
-            let predicted =
-                columns.predicted(row).and_then(|name| labels.names().iter().position(|other| other == name));
-            let Some(predicted) = predicted else {
+            let name = all_predicted.is_valid(row).then(|| all_predicted.value(row));
+            let Some(predicted) = name.and_then(|name| labels.names().iter().position(|other| other == name)) else {
                 unscored += n;
                 continue;
             };
-            counts[gold * width + predicted] += n;
-            let bin = &mut bins[(columns.bins.value(row).max(1) as usize).min(DEFAULT_BINS) - 1];
-            bin.0 += n;
-            bin.1 += if gold == predicted { n } else { 0 };
-            bin.2 += columns.totals.value(row);
+            let predicted = predicted as u32;
+            *cells.entry((gold, predicted)).or_default() += n;
+            let bin = (bins.value(row).max(1) as usize).min(DEFAULT_BINS) - 1;
+            sums.add(bin, n, if gold == predicted { n } else { 0 }, totals.value(row));
         }
     }
-    let rows: u64 = counts.iter().sum();
+    let confusion = Confusion::of_cells(labels.names().len(), cells);
+    let rows = confusion.total();
     if rows == 0 && !unknown.is_empty() {
         let some = unknown.iter().take(MOST_UNKNOWN).map(|(label, _)| label.as_str()).collect::<Vec<_>>().join(", ");
         return Ok(Err(format!("the model knows none of its values ({some}); it has {}", first(labels.names()))));
@@ -224,22 +204,18 @@ async fn labelled(table: &Output, label: &str, labels: &Labels) -> Result<Compar
     if rows == 0 {
         return Ok(Err("no row has both a label and a prediction".into()));
     }
-    let confusion = Confusion::of_counts(width, &counts);
-    let reliability = reliability(&bins);
-    let off = reliability.iter().map(|bin| (bin.accuracy - bin.confidence).abs() * bin.rows as f64).sum::<f64>();
-    let row = |gold: usize| (0..width).map(|predicted| confusion.count(gold, predicted)).collect();
     unknown.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     unknown.truncate(MOST_UNKNOWN);
     let judged = Judged::Labels {
         rows,
         labels: labels.names().to_vec(),
-        confusion: (0..width).map(row).collect(),
+        confusion: confusion.matrix(),
         accuracy: confusion.accuracy(),
         f1_macro: confusion.f1_macro(),
         matthews: confusion.matthews(),
-        calibration_error: Some(off / rows as f64),
-        by_label: by_label(&confusion, labels.names()),
-        reliability,
+        calibration_error: sums.expected_calibration_error(),
+        by_label: confusion.by_label(labels.names()),
+        reliability: sums.bins().into_iter().filter(|bin| bin.count > 0).collect(),
         unscored,
         unknown,
     };
@@ -257,32 +233,10 @@ fn first(names: &[String]) -> String {
     format!("{}{more}", names[..names.len().min(MOST_UNKNOWN)].join(", "))
 }
 
-/// Returns the non-empty bins, given the row count, the correct rows and the sum of the confidences of each bin.
-fn reliability(bins: &[(u64, u64, f64)]) -> Vec<Reliability> {
-    let bins = bins.iter().enumerate().filter(|(_, (n, ..))| *n > 0);
-    bins.map(|(i, (n, right, total))| Reliability {
-        above: i as f64 / DEFAULT_BINS as f64,
-        up_to: (i + 1) as f64 / DEFAULT_BINS as f64,
-        rows: *n,
-        confidence: total / *n as f64,
-        accuracy: *right as f64 / *n as f64,
-    })
-    .collect()
-}
-
-fn by_label(confusion: &Confusion, names: &[String]) -> Vec<LabelScores> {
-    let score = |(place, name): (usize, &String)| {
-        let scores = confusion.class(place);
-        LabelScores {
-            label: name.clone(),
-            rows: scores.support,
-            predicted: confusion.predicted(place),
-            precision: scores.precision,
-            recall: scores.recall,
-            f1: scores.f1,
-        }
-    };
-    names.iter().enumerate().map(score).collect()
+/// Returns a column of label names.
+pub(super) fn texts(batch: &RecordBatch, column: usize) -> Result<StringArray, Error> {
+    let texts = cast(batch.column(column), &DataType::Utf8).map_err(|e| Error::sql("the labels", &e.into(), None))?;
+    Ok(texts.as_string().clone())
 }
 
 async fn values(table: &Output, label: &str) -> Result<Comparison, Error> {

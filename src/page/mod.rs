@@ -13,7 +13,6 @@
 
 mod charts;
 mod documents;
-mod gold;
 mod html;
 mod judged;
 mod samples;
@@ -23,8 +22,8 @@ mod table;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use couplet_storage::words::closest;
 use couplet_tables::histogram::{Drift, Histogram, psi_of_counts};
-use couplet_tables::sql_error::nearest;
 use couplet_tables::store::{Outcome, RunRecord, Speed};
 use serde::Serialize;
 
@@ -35,7 +34,7 @@ use crate::history;
 
 pub use documents::{Document, Refused};
 pub use html::html;
-pub use judged::{ByRange, Judged, LabelScores, Reliability};
+pub use judged::{ByRange, Judged};
 pub use samples::Rows;
 
 /// The maximum number of runs on the page.
@@ -172,7 +171,7 @@ fn chosen(records: &[RunRecord], run: Option<&str>) -> Result<Option<usize>, Err
     match matches[..] {
         [place] => Ok(Some(place)),
         [] => {
-            let near = nearest(run, records.iter().map(|record| record.run.as_str()));
+            let near = closest(run, records.iter().map(|record| record.run.as_str()));
             let near = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
             let newest = records.iter().take(3).map(|record| record.run.as_str()).collect::<Vec<_>>().join(", ");
             let newest = if newest.is_empty() { "there is none".into() } else { format!("the newest are {newest}") };

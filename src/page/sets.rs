@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use arrow::array::{Array, AsArray};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Int64Type};
+use arrow::datatypes::Int64Type;
 use couplet_encoder::model::Problem;
+use couplet_train::metrics::{LabelScores, Tally, f1_averages};
 
-use super::judged::{Comparison, Judged, LabelScores, MOST_GROUPS};
+use super::judged::{Comparison, Judged, MOST_GROUPS, texts};
 use super::table::{Output, literal, quoted};
 use crate::error::Error;
 use crate::frequent::most_frequent;
@@ -53,29 +53,16 @@ pub(super) async fn sets(table: &Output, label: &str, names: &[String]) -> Resul
     if rows == 0 {
         return Ok(Err("no row has both labels and a prediction".into()));
     }
-    let ratio = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
-    let by_label: Vec<LabelScores> = places
-        .iter()
-        .enumerate()
-        .map(|(i, &place)| {
-            let (hits, support, predicted) = (count(3 * i + 1), count(3 * i + 2), count(3 * i + 3));
-            LabelScores {
-                label: names[place].clone(),
-                rows: support,
-                predicted,
-                precision: ratio(hits, predicted),
-                recall: ratio(hits, support),
-                f1: ratio(2 * hits, support + predicted),
-            }
-        })
-        .collect();
-    let hits: u64 = (0..places.len()).map(|i| count(3 * i + 1)).sum();
-    let either: u64 = (0..places.len()).map(|i| count(3 * i + 2) + count(3 * i + 3)).sum();
+    let tally = |i: usize| Tally { hits: count(3 * i + 1), support: count(3 * i + 2), predicted: count(3 * i + 3) };
+    let tallies = (0..places.len()).map(tally);
+    let (f1_micro, f1_macro) = f1_averages(tallies.clone());
+    let by_label = places.iter().zip(tallies);
+    let by_label = by_label.map(|(&place, tally)| LabelScores { label: names[place].clone(), scores: tally.scores() });
     let judged = Judged::Sets {
         rows,
-        f1_micro: Some(ratio(2 * hits, either)),
-        f1_macro: Some(by_label.iter().map(|label| label.f1).sum::<f64>() / by_label.len() as f64),
-        by_label,
+        f1_micro: Some(f1_micro),
+        f1_macro: Some(f1_macro),
+        by_label: by_label.collect(),
         left_out,
     };
     // The error of a row: the largest distance from the threshold among its wrong labels.
@@ -101,9 +88,9 @@ async fn rows_by_label(table: &Output, column: &str, which: &str) -> Result<BTre
         .await?;
     let mut rows = BTreeMap::new();
     for batch in &batches {
-        let names = cast(batch.column(0), &DataType::Utf8).map_err(|e| Error::sql("the labels", &e.into(), None))?;
+        let names = texts(batch, 0)?;
         let counts = batch.column(1).as_primitive::<Int64Type>();
-        let named = names.as_string::<i32>().iter().flatten().map(str::to_owned);
+        let named = names.iter().flatten().map(str::to_owned);
         rows.extend(named.zip(counts.values().iter().map(|n| n.unsigned_abs())));
     }
     Ok(rows)

@@ -37,9 +37,8 @@ pub fn evaluation_lines(evaluation: &Evaluation, labels: &[String]) -> Vec<Strin
             format!("{head:<width$}{cells}")
         };
         lines.push(row("gold \\ as", labels.to_vec()));
-        for (gold, label) in labels.iter().enumerate() {
-            let cells = (0..labels.len()).map(|predicted| grouped(confusion.count(gold, predicted)));
-            lines.push(row(label, cells.collect()));
+        for (label, counts) in labels.iter().zip(confusion.matrix()) {
+            lines.push(row(label, counts.into_iter().map(grouped).collect()));
         }
     }
     for (column, slices) in &evaluation.slices {

@@ -9,7 +9,7 @@ use arrow::array::{
 use arrow::compute::take_record_batch;
 use arrow::datatypes::{Field, Schema};
 use arrow::error::ArrowError;
-use couplet_encoder::model::{Model, ModelConfig};
+use couplet_encoder::model::{Model, ModelConfig, Problem};
 use couplet_encoder::scorer::{Prediction, Rejection};
 use couplet_tables::predict::predictions_to_array;
 use couplet_tables::sink::{ParquetSink, SinkError};
@@ -39,9 +39,6 @@ pub(super) struct Judged {
     pub(super) gold: Targets,
     pub(super) predictions: Vec<Prediction>,
 }
-
-/// Minimum probability of a predicted label in a multi-label task.
-const IN_SET: f32 = 0.5;
 
 /// Returns the rows with a wrong label, the most confident first; for regression all rows, the largest difference
 /// first.
@@ -73,7 +70,7 @@ pub(super) fn table(judged: &Judged, config: &ModelConfig) -> Result<RecordBatch
         Targets::Sets(gold) => {
             let width = judged.labels.names().len();
             let has = |row: usize| gold[row * width..][..width].to_vec();
-            let says = |row: usize| predictions[row].probabilities.iter().map(|p| *p >= IN_SET).collect();
+            let says = |row: usize| predictions[row].probabilities.iter().map(|p| *p >= Problem::HAS_LABEL).collect();
             vec![
                 ("gold_labels", Some(judged.sets(&rows, has))),
                 ("predicted_labels", Some(judged.sets(&rows, says))),
@@ -108,7 +105,7 @@ impl Judged {
             Targets::Sets(gold) => {
                 let width = self.labels.names().len();
                 let labels = gold[row * width..][..width].iter().zip(&prediction.probabilities);
-                let misses = labels.filter(|(has, p)| (**p >= IN_SET) != **has);
+                let misses = labels.filter(|(has, p)| (**p >= Problem::HAS_LABEL) != **has);
                 misses.map(|(has, p)| if *has { 1.0 - p } else { *p }).reduce(f32::max)
             }
         }

@@ -48,6 +48,7 @@ use crate::error::Error;
 use crate::progress::Style;
 use crate::report::RunReport;
 
+pub(crate) use rows::gold_labels;
 pub use run_state::RunState;
 pub use score::Remembering;
 
@@ -65,27 +66,13 @@ pub enum Stage {
 }
 
 /// Runs the stages of a pipeline that are in `only`, or all of them if it is empty, until done or until `stop`
-/// completes. A stage that fails or is stopped leaves the existing output unchanged.
+/// completes. A stage that fails or is stopped leaves the existing output unchanged. `state` receives the progress and
+/// the run record, also if the run fails.
 ///
 /// # Errors
 /// Any error in the pipeline's tables, queries, models or sink; [`Error::Interrupted`] after `stop`.
+#[tracing::instrument(skip_all, fields(pipeline = %pipeline.name))]
 pub async fn run(
-    pipeline: &Pipeline,
-    variables: &BTreeMap<String, String>,
-    only: &[Stage],
-    remembering: Remembering,
-    style: Style,
-    stop: impl Future<Output = ()>,
-) -> Result<RunReport, Error> {
-    run_recorded(pipeline, variables, only, remembering, style, stop, &mut RunState::begin()).await
-}
-
-/// Runs the stages as [`run`] does. `state` receives the progress and the run record, also if the run fails.
-///
-/// # Errors
-/// As [`run`].
-#[tracing::instrument(name = "run", skip_all, fields(pipeline = %pipeline.name))]
-pub async fn run_recorded(
     pipeline: &Pipeline,
     variables: &BTreeMap<String, String>,
     only: &[Stage],

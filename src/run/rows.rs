@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
-use couplet_storage::words::{counted, grouped};
+use arrow::error::ArrowError;
+use couplet_storage::words::{closest, counted, grouped};
 use couplet_tables::dates::value_texts;
 use couplet_tables::source::{check_width, select};
-use couplet_tables::sql_error::nearest;
 use couplet_train::finetune::Row;
 use couplet_train::labels::GoldLabel;
 use datafusion::common::DataFusionError;
@@ -51,7 +51,7 @@ impl Selection<'_> {
         check_width(frame.schema().as_arrow()).map_err(|problem| self.refused(problem))?;
         let names: Vec<String> = frame.schema().fields().iter().map(|field| field.name().clone()).collect();
         if let Some(missing) = columns.iter().find(|column| !names.iter().any(|name| name == *column)) {
-            let near = nearest(missing, names.iter().map(String::as_str));
+            let near = closest(missing, names.iter().map(String::as_str));
             let hint = near.map_or_else(String::new, |near| format!(" (did you mean `{near}`?)"));
             return Err(self.refused(format!(
                 "the query of [{}] has no column `{missing}`{hint}; it has {}",
@@ -122,7 +122,10 @@ impl Selection<'_> {
         let id = |row: usize| {
             ids.iter().map(|values| values[row].clone().unwrap_or_else(|| "NULL".to_owned())).collect::<Vec<_>>()
         };
-        let rows = self.texts(batch, &text[0])?.into_iter().zip(self.labels(batch, label)?).zip(numbers).enumerate();
+        let texts = self.texts(batch, &text[0])?;
+        let labels = gold_labels(&self.column(batch, label)?);
+        let labels = labels.map_err(|e| self.refused(format!("column `{label}`: {e}")))?;
+        let rows = texts.into_iter().zip(labels).zip(numbers).enumerate();
         let rows = rows.map(|(i, ((text, label), number))| {
             let text_pair = pair.as_mut().and_then(Iterator::next);
             Row { number, id: id(i), text, text_pair, label }
@@ -143,41 +146,6 @@ impl Selection<'_> {
         Ok(texts.iter().flatten().map(str::to_owned).collect())
     }
 
-    /// Returns the labels of a column.
-    fn labels(&self, batch: &RecordBatch, column: &str) -> Result<Vec<GoldLabel>, Error> {
-        let values = self.column(batch, column)?;
-        let wrong = |e: arrow::error::ArrowError| self.refused(format!("column `{column}`: {e}"));
-        Ok(match values.data_type() {
-            DataType::Boolean => {
-                values.as_boolean().iter().map(|label| label.map_or(GoldLabel::Null, GoldLabel::from)).collect()
-            }
-            data_type if data_type.is_integer() => {
-                let values = cast(&values, &DataType::Int64).map_err(wrong)?;
-                let values = values.as_primitive::<Int64Type>();
-                values.iter().map(|label| label.map_or(GoldLabel::Null, GoldLabel::Integer)).collect()
-            }
-            data_type if data_type.is_numeric() => {
-                let values = cast(&values, &DataType::Float64).map_err(wrong)?;
-                let values = values.as_primitive::<Float64Type>();
-                values.iter().map(|label| label.map_or(GoldLabel::Null, GoldLabel::Float)).collect()
-            }
-            DataType::List(_) | DataType::LargeList(_) => {
-                let lists = cast(&values, &DataType::new_list(DataType::Utf8View, true)).map_err(wrong)?;
-                let names = |list: ArrayRef| list.as_string_view().iter().flatten().map(str::to_owned).collect();
-                lists
-                    .as_list::<i32>()
-                    .iter()
-                    .map(|list| list.map_or(GoldLabel::Null, |l| GoldLabel::Texts(names(l))))
-                    .collect()
-            }
-            _ => {
-                let values = cast(&values, &DataType::Utf8View).map_err(wrong)?;
-                let texts = values.as_string_view().iter();
-                texts.map(|label| label.map_or(GoldLabel::Null, |l| GoldLabel::Text(l.to_owned()))).collect()
-            }
-        })
-    }
-
     /// Returns the values of a column as text; `None` for NULL.
     pub(super) fn values(&self, batch: &RecordBatch, name: &str) -> Result<Vec<Option<String>>, Error> {
         value_texts(&self.column(batch, name)?).map_err(|e| self.refused(format!("column `{name}`: {e}")))
@@ -186,4 +154,37 @@ impl Selection<'_> {
     fn column(&self, batch: &RecordBatch, name: &str) -> Result<ArrayRef, Error> {
         batch.column_by_name(name).cloned().ok_or_else(|| self.refused(format!("no column `{name}`")))
     }
+}
+
+/// Returns the labels of a column.
+pub(crate) fn gold_labels(values: &ArrayRef) -> Result<Vec<GoldLabel>, ArrowError> {
+    Ok(match values.data_type() {
+        DataType::Boolean => {
+            values.as_boolean().iter().map(|label| label.map_or(GoldLabel::Null, GoldLabel::from)).collect()
+        }
+        data_type if data_type.is_integer() => {
+            let values = cast(values, &DataType::Int64)?;
+            let values = values.as_primitive::<Int64Type>();
+            values.iter().map(|label| label.map_or(GoldLabel::Null, GoldLabel::Integer)).collect()
+        }
+        data_type if data_type.is_numeric() => {
+            let values = cast(values, &DataType::Float64)?;
+            let values = values.as_primitive::<Float64Type>();
+            values.iter().map(|label| label.map_or(GoldLabel::Null, GoldLabel::Float)).collect()
+        }
+        DataType::List(_) | DataType::LargeList(_) => {
+            let lists = cast(values, &DataType::new_list(DataType::Utf8View, true))?;
+            let names = |list: ArrayRef| list.as_string_view().iter().flatten().map(str::to_owned).collect();
+            lists
+                .as_list::<i32>()
+                .iter()
+                .map(|list| list.map_or(GoldLabel::Null, |l| GoldLabel::Texts(names(l))))
+                .collect()
+        }
+        _ => {
+            let values = cast(values, &DataType::Utf8View)?;
+            let texts = values.as_string_view().iter();
+            texts.map(|label| label.map_or(GoldLabel::Null, |l| GoldLabel::Text(l.to_owned()))).collect()
+        }
+    })
 }

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use arrow::array::{RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::util::pretty::pretty_format_batches;
+use couplet_storage::words::closest;
 use couplet_tables::predict::FUNCTION;
-use couplet_tables::sql_error::nearest;
-use couplet_tables::tables::is_place;
+use couplet_tables::tables::{is_place, table_names};
+use datafusion::common::TableReference;
 use datafusion::logical_expr::TableType;
 use datafusion::prelude::SessionContext;
 
-use super::complete::{quoted, table_names};
 use super::path_of;
 use crate::error::Error;
 
@@ -88,7 +88,7 @@ impl Command {
                 Err(format!("there is no command {name}; set the output format with --format at the start"))
             }
             _ => {
-                let near = nearest(name, NAMES.iter().copied());
+                let near = closest(name, NAMES.iter().copied());
                 let near = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
                 Err(format!("there is no command {name}{near} (\\? lists them)"))
             }
@@ -123,7 +123,7 @@ pub(super) async fn tables(context: &SessionContext) -> Result<String, Error> {
     let mut rows = Vec::new();
     for name in table_names(context) {
         // Skip a table that has been dropped meanwhile.
-        let Ok(table) = context.table_provider(quoted(&name)).await else { continue };
+        let Ok(table) = context.table_provider(TableReference::bare(name.as_str())).await else { continue };
         let kind = match table.table_type() {
             TableType::Base => "table",
             TableType::View => "view",
@@ -144,11 +144,11 @@ pub(super) async fn columns(context: &SessionContext, name: &str) -> Result<Stri
     let names = table_names(context);
     let found = names.iter().find(|table| *table == name).or(names.iter().find(|t| t.eq_ignore_ascii_case(name)));
     let Some(found) = found.map(String::as_str).or(Some(name).filter(|name| is_place(name))) else {
-        let near = nearest(name, names.iter().map(String::as_str));
+        let near = closest(name, names.iter().map(String::as_str));
         let near = near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
         return Err(Error::Usage(format!("there is no table `{name}` (tables: {}){near}", names.join(", "))));
     };
-    let table = context.table_provider(quoted(found)).await;
+    let table = context.table_provider(TableReference::bare(found)).await;
     let table = table.map_err(|e| Error::sql(format!("\\d {name}"), &e, Some(context)))?;
     let schema = table.schema();
     let rows: Vec<[String; 3]> = schema

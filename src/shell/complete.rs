@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use couplet_tables::tables::table_names;
 use datafusion::common::TableReference;
 use datafusion::prelude::SessionContext;
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
@@ -33,7 +34,7 @@ impl Assistant {
     pub(super) async fn of(context: &SessionContext) -> Self {
         let mut tables = BTreeMap::new();
         for name in table_names(context) {
-            if let Ok(table) = context.table_provider(quoted(&name)).await {
+            if let Ok(table) = context.table_provider(TableReference::bare(name.as_str())).await {
                 let schema = table.schema();
                 tables.insert(name, schema.fields().iter().map(|field| field.name().clone()).collect());
             }
@@ -132,21 +133,6 @@ impl Hinter for Assistant {
 impl Highlighter for Assistant {}
 
 impl Helper for Assistant {}
-
-/// Returns the tables of a session without duplicates: each is also registered in lower case.
-pub(super) fn table_names(context: &SessionContext) -> Vec<String> {
-    let schema = context.catalog("datafusion").and_then(|catalog| catalog.schema("public"));
-    let mut names = schema.map(|schema| schema.table_names()).unwrap_or_default();
-    names.sort();
-    names.sort_by_key(|name| name.to_lowercase());
-    names.dedup_by(|a, b| a.eq_ignore_ascii_case(b));
-    names
-}
-
-/// Returns a table reference with exactly this name.
-pub(super) fn quoted(name: &str) -> TableReference {
-    TableReference::bare(name)
-}
 
 /// Returns the list of tables on one line, for the greeting.
 pub(super) fn summary(context: &SessionContext) -> String {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Int64Type, Schema, SchemaRef};
 use arrow::error::ArrowError;
+use couplet_storage::words::closest;
 use datafusion::common::{Column, DataFusionError};
 use datafusion::execution::context::SQLOptions;
 use datafusion::functions_aggregate::expr_fn::{count, max, sum};
@@ -16,7 +17,7 @@ use thiserror::Error;
 
 use crate::dates::value_texts;
 use crate::from_first;
-use crate::sql_error::{NOT_A_QUERY, nearest};
+use crate::sql_error::NOT_A_QUERY;
 
 /// The columns that a run adds to the source columns.
 pub const OUTPUT_COLUMNS: [&str; 7] =
@@ -209,7 +210,7 @@ fn missing_column(schema: &Schema, key: &str, name: &str) -> Option<String> {
         return None;
     }
     let names = || schema.fields().iter().map(|field| field.name().as_str());
-    let nearest = nearest(name, names()).map_or_else(String::new, |other| format!("; did you mean `{other}`?"));
+    let nearest = closest(name, names()).map_or_else(String::new, |other| format!("; did you mean `{other}`?"));
     let all = names().collect::<Vec<_>>().join(", ");
     Some(format!("{key} names `{name}`, which the source query does not return (it returns {all}){nearest}"))
 }

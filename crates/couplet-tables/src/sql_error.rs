@@ -2,6 +2,7 @@
 
 use couplet_encoder::scorer::ScorerError;
 use couplet_storage::objects::without_answers;
+use couplet_storage::words::closest;
 use datafusion::common::{Column, DataFusionError, SchemaError};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
@@ -9,7 +10,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
 use crate::predict::FUNCTION;
 use crate::sink::Misfit;
-use crate::tables::{self, TableError};
+use crate::tables::{self, TableError, table_names};
 
 /// Explains what is wrong with a query, using the tables and functions of the session. `sql` is the query text, if
 /// available.
@@ -105,7 +106,7 @@ fn no_such_function(message: &str, context: Option<&SessionContext>) -> Option<S
             known.extend(state.window_functions().keys());
         }
     }
-    let near = nearest(name, known.into_iter().map(String::as_str));
+    let near = closest(name, known.into_iter().map(String::as_str));
     let hint = match near {
         Some(near) => format!("; did you mean `{near}`?"),
         None => "; \\df in the shell, `couplet query`, lists them all".into(),
@@ -115,12 +116,8 @@ fn no_such_function(message: &str, context: Option<&SessionContext>) -> Option<S
 
 fn table_not_found(message: &str, context: Option<&SessionContext>) -> Option<String> {
     let name = missing_table(message)?;
-    let mut tables = context?.catalog("datafusion")?.schema("public")?.table_names();
-    tables.sort();
-    // Each table is also registered in lower case.
-    tables.sort_by_key(|table| table.to_lowercase());
-    tables.dedup_by(|a, b| a.eq_ignore_ascii_case(b));
-    let nearest = nearest(name, tables.iter().map(String::as_str));
+    let tables = table_names(context?);
+    let nearest = closest(name, tables.iter().map(String::as_str));
     let nearest = nearest.map_or_else(String::new, |other| format!("; did you mean `{other}`?"));
     let in_query = context.is_some_and(tables::takes_places);
     Some(match tables.is_empty() {
@@ -144,7 +141,7 @@ fn table_not_found(message: &str, context: Option<&SessionContext>) -> Option<St
 fn no_such_column(name: &str, columns: &[&str], is_quoted: bool, context: Option<&SessionContext>) -> String {
     let is_plain =
         |name: &str| name.chars().all(|char| char == '_' || char.is_ascii_lowercase() || char.is_ascii_digit());
-    let nearest = nearest(name, columns.iter().copied());
+    let nearest = closest(name, columns.iter().copied());
     let hint = match (nearest, columns) {
         (_, [only]) if tables::delimiter_in(only).is_some() => {
             let delimiter = tables::delimiter_in(only).unwrap_or(';');
@@ -178,7 +175,7 @@ fn no_such_field(message: &str, _: Option<&SessionContext>) -> Option<String> {
     let field = message.strip_prefix("Field ")?.strip_suffix(" not found in struct")?;
     let fields = crate::predict::prediction_fields();
     let names: Vec<&str> = fields.iter().map(|field| field.name().as_str()).collect();
-    let nearest = nearest(field, names.iter().copied());
+    let nearest = closest(field, names.iter().copied());
     let nearest = nearest.map_or_else(String::new, |other| format!("; did you mean ['{other}']?"));
     Some(format!("there is no field '{field}'; a prediction has {}{nearest}", names.join(", ")))
 }
@@ -258,15 +255,6 @@ fn redacted_value(message: &str, _: Option<&SessionContext>) -> Option<String> {
         "{head}{before}…{after}{tail}; the value is not shown, as it is one of a row: WHERE x IS NOT NULL AND TRY_CAST(x AS …) \
          IS NULL finds it"
     ))
-}
-
-/// Returns the most similar of the existing names, if one is similar enough.
-pub fn nearest<'a>(name: &str, others: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    others
-        .map(|other| (strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase()), other))
-        .filter(|(similarity, _)| *similarity > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, other)| other)
 }
 
 #[cfg(test)]

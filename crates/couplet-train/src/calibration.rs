@@ -67,7 +67,7 @@ impl Calibration {
             let applied = calibration.applied();
             let of_second = |row: &[f32]| applied.probabilities(Problem::SingleLabel, row)[1];
             let scores: Vec<f32> = logits.chunks_exact(2).map(of_second).collect();
-            calibration.threshold = Some(Threshold::fit_for(positive, objective, &scores, &second)?);
+            calibration.threshold = Some(Threshold::fit(positive, objective, &scores, &second)?);
         }
         Ok(calibration)
     }

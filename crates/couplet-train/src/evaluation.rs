@@ -95,23 +95,10 @@ const MISTAKES: usize = 50;
 
 /// Returns the counts by gold and predicted label, each label's scores, and the most frequent mistakes.
 fn confusion_json(confusion: &Confusion, labels: &[String]) -> Value {
-    let places = || 0..confusion.labels();
-    let row = |gold: usize| -> Vec<u64> { places().map(|predicted| confusion.count(gold, predicted)).collect() };
-    let class = |label: usize| {
-        let scores = confusion.class(label);
-        json!({
-            "label": labels[label],
-            "rows": scores.support,
-            "predicted": confusion.predicted(label),
-            "precision": scores.precision,
-            "recall": scores.recall,
-            "f1": scores.f1,
-        })
-    };
     let mistakes = confusion.mistakes(MISTAKES).into_iter();
     json!({
-        "gold_by_predicted": (confusion.labels() <= MOST_LABELS).then(|| places().map(row).collect::<Vec<_>>()),
-        "labels": places().map(class).collect::<Vec<_>>(),
+        "gold_by_predicted": (confusion.labels() <= MOST_LABELS).then(|| confusion.matrix()),
+        "labels": confusion.by_label(labels),
         "mistakes": mistakes
             .map(|(gold, predicted, rows)| json!({ "gold": labels[gold], "predicted": labels[predicted], "rows": rows }))
             .collect::<Vec<_>>(),

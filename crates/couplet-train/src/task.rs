@@ -181,12 +181,6 @@ impl Task {
         const MANY: &[Metric] = &[Metric::Accuracy, Metric::F1Macro, Metric::Matthews];
         if self == Self::Classification && labels != 2 { MANY } else { self.facts().metrics }
     }
-
-    /// Returns the metric that selects the best checkpoint.
-    #[must_use]
-    pub fn main_metric(self) -> Metric {
-        self.facts().metrics[0]
-    }
 }
 
 impl fmt::Display for Task {
@@ -235,7 +229,7 @@ mod tests {
                 assert!(task.metrics(2).contains(&metric), "{task}");
             }
         }
-        assert_eq!(Task::Cola.main_metric(), Metric::Matthews);
+        assert_eq!(Task::Cola.metrics(2)[0], Metric::Matthews);
         assert_eq!(Task::Stsb.problem(), Problem::Regression);
         assert_eq!(Task::Classification.metrics(3)[1], Metric::F1Macro);
     }

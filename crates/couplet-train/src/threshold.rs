@@ -164,22 +164,13 @@ impl Cut {
 }
 
 impl Threshold {
-    /// Finds the best threshold on the probabilities of the second label, given the gold labels; the second label is
-    /// the positive one.
+    /// Finds the best threshold on the probabilities of the second label, given the gold labels; `positive` is the index
+    /// of the positive label.
     ///
     /// # Errors
     /// No rows, columns of different lengths, invalid probabilities; rows that all have the same label; a precision
     /// that no threshold reaches.
-    pub fn fit(objective: Objective, probabilities: &[f32], second: &[bool]) -> Result<Self, ThresholdError> {
-        Self::fit_for(1, objective, probabilities, second)
-    }
-
-    /// Finds the threshold with the label at index `positive` as the positive one; the probabilities are still those of
-    /// the second label.
-    ///
-    /// # Errors
-    /// As [`Threshold::fit`].
-    pub fn fit_for(
+    pub fn fit(
         positive: usize,
         objective: Objective,
         probabilities: &[f32],

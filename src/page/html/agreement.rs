@@ -1,12 +1,13 @@
 //! Renders the comparison of predictions with gold labels.
 
 use couplet_storage::words::grouped;
+use couplet_train::metrics::LabelScores;
 use maud::{Markup, html as markup};
 
 use super::{MOST_LABELS, MOST_LISTED, figures, percent, tile};
 use crate::frequent::most_frequent;
 use crate::page::charts;
-use crate::page::judged::{Judged, LabelScores};
+use crate::page::judged::Judged;
 
 /// Renders the section of the comparison.
 pub(super) fn agreement(judged: &Judged) -> Markup {
@@ -93,12 +94,13 @@ fn label_scores(labels: &[LabelScores]) -> Markup {
         div.scroll {
             table {
                 tr { th { "label" } th.n { "rows" } th.n { "predicted" } th.n { "precision" } th.n { "recall" } th.n { "F1" } }
-                @for label in most_frequent(labels, MOST_LISTED, |label| label.rows).into_iter().map(|i| &labels[i]) {
+                @for label in most_frequent(labels, MOST_LISTED, |label| label.scores.support).into_iter().map(|i| &labels[i]) {
+                    @let scores = &label.scores;
                     tr {
                         td.short dir="auto" { (label.label) }
-                        td.n { (grouped(label.rows)) }
-                        td.n { (grouped(label.predicted)) }
-                        @for value in [label.precision, label.recall, label.f1] { td.n { (format!("{value:.4}")) } }
+                        td.n { (grouped(scores.support)) }
+                        td.n { (grouped(scores.predicted)) }
+                        @for value in [scores.precision, scores.recall, scores.f1] { td.n { (format!("{value:.4}")) } }
                     }
                 }
             }

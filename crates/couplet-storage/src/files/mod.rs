@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
 use crate::trouble::Explained;
+use crate::words::closest;
 
 mod atomic;
 mod attributes;
@@ -194,7 +195,7 @@ pub fn nearest_file(path: &Path) -> String {
         return format!(", nor does its folder {}", parent.display());
     };
     let others: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-    nearest_name(&name.to_string_lossy(), others.iter().map(String::as_str))
+    closest(&name.to_string_lossy(), others.iter().map(String::as_str))
         .map_or_else(String::new, |other| format!("; did you mean {}?", path.with_file_name(other).display()))
 }
 
@@ -204,15 +205,6 @@ pub fn not_replaced(path: &Path) -> Option<String> {
     let mut parts = path.iter().filter_map(|part| part.to_str());
     let part = parts.find(|part| *part == "~" || part.starts_with('$') && part.len() > 1)?;
     Some(format!("; only a shell expands {part}, and not within quotation marks: write the full path"))
-}
-
-/// Returns the most similar of the other names, if one is similar enough.
-pub fn nearest_name<'a>(name: &str, others: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    others
-        .map(|other| (strsim::jaro_winkler(name, other), other))
-        .filter(|(similarity, _)| *similarity > 0.85)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, other)| other)
 }
 
 /// Returns the path relative to the current folder if it is below it, otherwise the absolute path. It need not exist.

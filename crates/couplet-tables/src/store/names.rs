@@ -4,12 +4,10 @@ use couplet_storage::lock::LOCK;
 use uuid::Uuid;
 
 use super::own::MARKER;
+use crate::delta::LOG;
 
 /// The number of digits of a store's id.
 pub(super) const ID: usize = 16;
-
-/// The folder of a Delta table's log.
-pub(super) const LOG: &str = crate::delta::LOG;
 
 /// Returns true for paths that couplet uses in a store. With `id`, names that have a store id must have this one.
 pub(super) fn is_of_a_store(parts: &[&str], id: Option<&str>) -> bool {

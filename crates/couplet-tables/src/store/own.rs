@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::StoreError;
-use super::names::{ID, LOG, id_of, is_hex, is_id, is_of_a_store, without_staging};
+use super::names::{ID, id_of, is_hex, is_id, is_of_a_store, without_staging};
+use crate::delta::LOG;
 
 /// File name of the marker.
 pub(super) const MARKER: &str = "couplet-store.json";

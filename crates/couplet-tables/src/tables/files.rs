@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::datatypes::TimeUnit;
-use couplet_storage::files::{nearest_file, nearest_name, not_replaced};
+use couplet_storage::files::{nearest_file, not_replaced};
 use couplet_storage::objects::{Objects, ObjectsError, Trouble, cause_in, download};
 use couplet_storage::place::{Place, Remote};
+use couplet_storage::words::closest;
 use datafusion::common::DataFusionError;
 use datafusion::datasource::listing::ListingTableUrl;
 use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
@@ -371,7 +372,7 @@ async fn nearest_object(remote: &Remote, objects: &Objects) -> Result<String, Ob
     if names.is_empty() && !folder.is_empty() {
         return Ok(format!(", nor does its folder {}", remote.with_key(folder)));
     }
-    let other = nearest_name(name, names.into_iter());
+    let other = closest(name, names);
     Ok(other.map_or_else(String::new, |other| {
         let other = if folder.is_empty() { other.to_owned() } else { format!("{folder}/{other}") };
         format!("; did you mean {}?", remote.with_key(other))

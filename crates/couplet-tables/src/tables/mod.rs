@@ -136,6 +136,17 @@ pub async fn reopen(context: &SessionContext, table: &Table) -> Result<(), Table
     register(context, table).await
 }
 
+/// Returns the tables of a session without duplicates: each is also registered in lower case.
+#[must_use]
+pub fn table_names(context: &SessionContext) -> Vec<String> {
+    let schema = context.catalog("datafusion").and_then(|catalog| catalog.schema("public"));
+    let mut names = schema.map(|schema| schema.table_names()).unwrap_or_default();
+    names.sort();
+    names.sort_by_key(|name| name.to_lowercase());
+    names.dedup_by(|a, b| a.eq_ignore_ascii_case(b));
+    names
+}
+
 async fn open(context: &SessionContext, table: &Table) -> Result<Arc<dyn TableProvider>, TableError> {
     let mut opened = open_once(context, table).await;
     if let Some(snapshot) = Snapshot::of(context) {

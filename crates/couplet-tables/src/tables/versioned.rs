@@ -52,7 +52,7 @@ pub(super) async fn provider(
     };
     match delta::open(&objects, version).await? {
         Some(delta) => Ok(Some(delta::provider(&objects, &delta, context).await?)),
-        None => Err(format!("{place} is not a Delta table: it has no {LOG}").into()),
+        None => Err(format!("{place} is not a Delta table: it has no {}", delta::LOG).into()),
     }
 }
 
@@ -98,7 +98,7 @@ fn may_be(table: &Table) -> bool {
 }
 
 async fn is_delta(objects: &Objects) -> Result<bool, ObjectsError> {
-    objects.folder(LOG).has_children().await
+    objects.folder(delta::LOG).has_children().await
 }
 
 /// Returns the manifests of the readable runs in a folder.

@@ -8,7 +8,7 @@ mod error;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::{self, Write as _};
 
-use couplet_encoder::model::{Problem, ScoreActivation};
+use couplet_encoder::model::{Problem, ScoreActivation, problem_type};
 use couplet_storage::words::closest;
 use serde_json::{Map, Value, json};
 
@@ -218,15 +218,10 @@ impl Labels {
     #[must_use]
     pub fn config_keys(&self) -> Map<String, Value> {
         let numbered = || self.names.iter().enumerate();
-        let (problem, ids, names) = match self.problem() {
+        let (ids, names) = match self.problem() {
             // `transformers` identifies a regression by its single logit, which is named like any other.
-            Problem::Regression => ("regression", json!({ "0": "LABEL_0" }), json!({ "LABEL_0": 0 })),
-            problem => (
-                if problem == Problem::MultiLabel {
-                    "multi_label_classification"
-                } else {
-                    "single_label_classification"
-                },
+            Problem::Regression => (json!({ "0": "LABEL_0" }), json!({ "LABEL_0": 0 })),
+            _ => (
                 numbered().map(|(i, name)| (i.to_string(), name.clone().into())).collect::<Map<_, _>>().into(),
                 numbered().map(|(i, name)| (name.clone(), i.into())).collect::<Map<_, _>>().into(),
             ),
@@ -234,7 +229,7 @@ impl Labels {
         let mut keys = Map::new();
         keys.insert("id2label".into(), ids);
         keys.insert("label2id".into(), names);
-        keys.insert("problem_type".into(), problem.into());
+        keys.insert("problem_type".into(), problem_type(self.problem()).into());
         if self.problem() == Problem::Regression {
             let settings = json!({ "activation_fn": ScoreActivation::IDENTITY_CLASS });
             keys.insert("sentence_transformers".into(), settings);

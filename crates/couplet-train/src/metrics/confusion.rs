@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{MetricError, check_labels, check_length, f1, ratio};
+use serde::Serialize;
+
+use super::{MetricError, check_labels, check_length, ratio};
 
 /// A confusion matrix: the number of rows by gold and predicted label.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,21 +56,61 @@ impl Cells {
             parts[*cell as usize] += u64::from(*count);
         }
         let count = |cell: usize| (0..4).map(|part| parts[part * size + cell]).sum();
-        Confusion::of_places(self.labels, self.places.iter().enumerate().map(|(cell, place)| (*place, count(cell))))
+        Confusion::of_cells(self.labels, self.places.iter().enumerate().map(|(cell, place)| (*place, count(cell))))
     }
 }
 
-/// The scores of one label, all from 0 to 1.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// The number of rows of one label.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tally {
+    /// The number of rows with the label that are predicted to have it.
+    pub hits: u64,
+    /// The number of rows with the label.
+    pub support: u64,
+    /// The number of rows predicted to have the label.
+    pub predicted: u64,
+}
+
+impl Tally {
+    /// Returns precision, recall and F1 of the label.
+    #[must_use]
+    pub fn scores(self) -> ClassScores {
+        let Self { hits, support, predicted } = self;
+        let share = |part, whole| ratio(part, whole).unwrap_or(0.0);
+        ClassScores {
+            support,
+            predicted,
+            precision: share(hits, predicted),
+            recall: share(hits, support),
+            f1: share(2 * hits, support + predicted),
+        }
+    }
+}
+
+/// The rows and the scores of one label; scores are from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct ClassScores {
+    /// The number of rows with the label.
+    #[serde(rename = "rows")]
+    pub support: u64,
+    /// The number of rows predicted to have the label.
+    pub predicted: u64,
     /// Share of the rows predicted to have the label that have it; 0 if none is predicted, as in scikit-learn.
     pub precision: f64,
     /// Share of the rows with the label that are predicted to have it; 0 if none has it.
     pub recall: f64,
     /// Harmonic mean of precision and recall; 0 if no row has the label or is predicted to have it.
     pub f1: f64,
-    /// The number of rows with the label.
-    pub support: u64,
+}
+
+/// The scores of a label with its name.
+#[derive(Debug, Serialize)]
+pub struct LabelScores {
+    /// The name of the label.
+    pub label: String,
+    /// Its scores.
+    #[serde(flatten)]
+    pub scores: ClassScores,
 }
 
 impl Confusion {
@@ -81,20 +123,13 @@ impl Confusion {
         Ok(Cells::new(labels, gold, predicted).count(&vec![1; gold.len()]))
     }
 
-    /// Takes the counts, gold label by predicted label, row by row.
+    /// Takes cells, each a gold and a predicted label with the number of rows, in ascending order.
     ///
     /// # Panics
-    /// If there are not `labels` times `labels` counts.
+    /// If a label is beyond `labels`.
     #[must_use]
-    pub fn of_counts(labels: usize, counts: &[u64]) -> Self {
-        assert_eq!(counts.len(), labels * labels, "a count a cell");
-        let places = (0..labels as u32).flat_map(|gold| (0..labels as u32).map(move |predicted| (gold, predicted)));
-        Self::of_places(labels, places.zip(counts.iter().copied()))
-    }
-
-    /// Takes the counts of cells, in the order of the cells.
-    fn of_places(labels: usize, cells: impl Iterator<Item = (Place, u64)>) -> Self {
-        let cells: Vec<_> = cells.filter(|(_, count)| *count > 0).collect();
+    pub fn of_cells(labels: usize, cells: impl IntoIterator<Item = ((u32, u32), u64)>) -> Self {
+        let cells: Vec<_> = cells.into_iter().filter(|(_, count)| *count > 0).collect();
         let [mut support, mut predicted, mut hits] = [(); 3].map(|()| vec![0; labels]);
         for ((gold, guess), count) in &cells {
             support[*gold as usize] += count;
@@ -163,13 +198,24 @@ impl Confusion {
     /// Returns precision, recall and F1 of one label.
     #[must_use]
     pub fn class(&self, label: usize) -> ClassScores {
-        let (hits, support, predicted) = (self.hits[label], self.support(label), self.predicted(label));
-        ClassScores {
-            precision: ratio(hits, predicted).unwrap_or(0.0),
-            recall: ratio(hits, support).unwrap_or(0.0),
-            f1: f1(hits, predicted - hits, support - hits),
-            support,
+        Tally { hits: self.hits[label], support: self.support(label), predicted: self.predicted(label) }.scores()
+    }
+
+    /// Returns the scores of all labels; `names` are their names, in order.
+    #[must_use]
+    pub fn by_label(&self, names: &[String]) -> Vec<LabelScores> {
+        let scores = (0..self.labels()).map(|label| self.class(label));
+        names.iter().zip(scores).map(|(name, scores)| LabelScores { label: name.clone(), scores }).collect()
+    }
+
+    /// Returns all counts, by gold label, then by predicted label.
+    #[must_use]
+    pub fn matrix(&self) -> Vec<Vec<u64>> {
+        let mut matrix = vec![vec![0; self.labels()]; self.labels()];
+        for ((gold, predicted), count) in &self.cells {
+            matrix[*gold as usize][*predicted as usize] = *count;
         }
+        matrix
     }
 
     /// Returns the mean F1 over the labels that occur as gold or predicted labels; none without rows.
@@ -253,9 +299,9 @@ mod tests {
         };
         let repeated = Confusion::new(3, &repeat(gold), &repeat(predicted)).unwrap();
         assert_eq!(Cells::new(3, &gold, &predicted).count(&counts), repeated);
-        let dense: Vec<u64> = (0..9).map(|cell| repeated.count(cell / 3, cell % 3)).collect();
-        assert_eq!((dense.iter().sum::<u64>(), repeated.total()), (12, 12));
-        assert_eq!(Confusion::of_counts(3, &dense), repeated);
+        let dense = repeated.matrix();
+        assert_eq!((dense.iter().flatten().sum::<u64>(), repeated.total()), (12, 12));
+        assert_eq!((dense[1][0], repeated.count(1, 0)), (4, 4));
         assert_eq!(repeated.mistakes(2), [(1, 0, 4), (2, 1, 3)]);
     }
 

@@ -42,7 +42,8 @@ impl Correlation {
         })
     }
 
-    /// Returns the Pearson and Spearman correlations under counts, defined as in [`pearson`] and [`spearman`].
+    /// Returns the Pearson and the Spearman rank correlation under counts, -1 to 1. Ties share the mean of their ranks.
+    /// None for fewer than two rows, or if either values are all equal.
     #[must_use]
     pub fn measure(&self, counts: &[u32]) -> (Option<f64>, Option<f64>) {
         let counts: Vec<u32> = self.order.iter().map(|row| counts[*row as usize]).collect();
@@ -143,22 +144,6 @@ fn correlation(xs: &[f64], ys: &[f64], counts: &[u32]) -> Option<f64> {
     (product > 0.0).then(|| ((xy - x * y / n) / product.sqrt()).clamp(-1.0, 1.0))
 }
 
-/// Returns the Pearson correlation, -1 to 1; none for fewer than two rows, or if either values are all equal.
-///
-/// # Errors
-/// As [`Correlation::new`].
-pub fn pearson(gold: &[f64], predicted: &[f64]) -> Result<Option<f64>, MetricError> {
-    Ok(Correlation::new(gold, predicted)?.measure(&vec![1; gold.len()]).0)
-}
-
-/// Returns the Spearman rank correlation, -1 to 1. Ties share the mean of their ranks. None if Pearson's is none.
-///
-/// # Errors
-/// As [`Correlation::new`].
-pub fn spearman(gold: &[f64], predicted: &[f64]) -> Result<Option<f64>, MetricError> {
-    Ok(Correlation::new(gold, predicted)?.measure(&vec![1; gold.len()]).1)
-}
-
 /// Checks gold and predicted values.
 pub(super) fn check(gold: &[f64], predicted: &[f64]) -> Result<(), MetricError> {
     if gold.is_empty() {
@@ -173,19 +158,23 @@ pub(super) fn check(gold: &[f64], predicted: &[f64]) -> Result<(), MetricError> 
 mod tests {
     use super::*;
 
+    fn measured(gold: &[f64], predicted: &[f64]) -> (Option<f64>, Option<f64>) {
+        Correlation::new(gold, predicted).unwrap().measure(&vec![1; gold.len()])
+    }
+
     #[test]
     fn values_that_are_all_the_same_have_no_correlation() {
-        assert_eq!(pearson(&[0.1; 3], &[1.0, 2.0, 3.0]), Ok(None));
-        assert_eq!(spearman(&[1.0, 2.0, 3.0], &[0.1; 3]), Ok(None));
-        assert_eq!(pearson(&[1.0], &[1.0]), Ok(None));
-        assert!(pearson(&[1.0, f64::INFINITY], &[1.0, 2.0]).is_err());
+        assert_eq!(measured(&[0.1; 3], &[1.0, 2.0, 3.0]), (None, None));
+        assert_eq!(measured(&[1.0, 2.0, 3.0], &[0.1; 3]), (None, None));
+        assert_eq!(measured(&[1.0], &[1.0]), (None, None));
+        assert!(Correlation::new(&[1.0, f64::INFINITY], &[1.0, 2.0]).is_err());
     }
 
     #[test]
     fn a_far_mean_and_huge_values_lose_nothing() {
         let (gold, predicted) = ([1e9, 1e9 + 1.0, 1e9 + 2.0], [1.0, 2.0, 3.0]);
-        assert!((pearson(&gold, &predicted).unwrap().unwrap() - 1.0).abs() < 1e-9);
-        assert!((pearson(&[1e300, -1e300, 0.0], &[1.0, -1.0, 0.0]).unwrap().unwrap() - 1.0).abs() < 1e-9);
+        assert!((measured(&gold, &predicted).0.unwrap() - 1.0).abs() < 1e-9);
+        assert!((measured(&[1e300, -1e300, 0.0], &[1.0, -1.0, 0.0]).0.unwrap() - 1.0).abs() < 1e-9);
     }
 
     #[test]
@@ -197,9 +186,8 @@ mod tests {
         let counted = Correlation::new(&gold, &predicted).unwrap();
         let (gold, predicted) = (repeat(gold), repeat(predicted));
         let near = |a: Option<f64>, b: Option<f64>| (a.unwrap() - b.unwrap()).abs() < 1e-12;
-        let (linear, ranked) = counted.measure(&counts);
-        assert!(near(linear, pearson(&gold, &predicted).unwrap()));
-        assert!(near(ranked, spearman(&gold, &predicted).unwrap()));
+        let ((linear, ranked), (pearson, spearman)) = (counted.measure(&counts), measured(&gold, &predicted));
+        assert!(near(linear, pearson) && near(ranked, spearman));
         assert_eq!(counted.measure(&[0, 4, 0, 0]), (None, None));
     }
 }

@@ -1,6 +1,6 @@
 //! Metrics of multi-label predictions: subset accuracy and F1.
 
-use super::{MetricError, check_length, f1, ratio};
+use super::{MetricError, Tally, check_length, ratio};
 
 /// Gold and predicted sets of labels.
 #[derive(Debug, Clone)]
@@ -13,14 +13,6 @@ pub struct LabelSets {
 
 const GOLD: u8 = 1;
 const PREDICTED: u8 = 2;
-
-/// True positives, false positives and false negatives of one label.
-#[derive(Debug, Clone, Copy, Default)]
-struct Tally {
-    hits: u64,
-    false_alarms: u64,
-    misses: u64,
-}
 
 impl LabelSets {
     /// Takes the sets of all rows: one flag per row and label, row by row.
@@ -72,24 +64,29 @@ impl LabelSets {
             predicted += count * guess;
             hits += count * (is & guess);
         }
-        Tally { hits: hits.into(), false_alarms: (predicted - hits).into(), misses: (gold - hits).into() }
+        Tally { hits: hits.into(), support: gold.into(), predicted: predicted.into() }
     }
 
-    /// Returns F1 of all labels pooled ("micro"), and the mean F1 over the labels ("macro").
-    ///
-    /// F1 is 0 if no row has a label and none is predicted to have it (for macro: per label), as in scikit-learn.
+    /// Returns [`f1_averages`] under counts.
     #[must_use]
     pub fn f1(&self, counts: &[u32]) -> (f64, f64) {
-        let (mut all, mut sum) = (Tally::default(), 0.0);
-        for column in &self.columns {
-            let Tally { hits, false_alarms, misses } = Self::tally(column, counts);
-            sum += f1(hits, false_alarms, misses);
-            all.hits += hits;
-            all.false_alarms += false_alarms;
-            all.misses += misses;
-        }
-        (f1(all.hits, all.false_alarms, all.misses), sum / self.columns.len() as f64)
+        f1_averages(self.columns.iter().map(|column| Self::tally(column, counts)))
     }
+}
+
+/// Returns F1 of all labels pooled ("micro"), and the mean F1 over the labels ("macro").
+///
+/// F1 is 0 if no row has a label and none is predicted to have it (for macro: per label), as in scikit-learn.
+#[must_use]
+pub fn f1_averages(labels: impl ExactSizeIterator<Item = Tally>) -> (f64, f64) {
+    let (mut all, mut sum, n) = (Tally::default(), 0.0, labels.len());
+    for tally in labels {
+        sum += tally.scores().f1;
+        all.hits += tally.hits;
+        all.support += tally.support;
+        all.predicted += tally.predicted;
+    }
+    (all.scores().f1, sum / n as f64)
 }
 
 #[cfg(test)]

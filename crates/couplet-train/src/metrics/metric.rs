@@ -131,17 +131,6 @@ impl Metric {
             _ => Better::Higher,
         }
     }
-
-    /// Returns true if a value is better than another one; an undefined value is never better.
-    #[must_use]
-    pub fn improves(self, value: Option<f64>, on: Option<f64>) -> bool {
-        match (value, on, self.better()) {
-            (None, ..) => false,
-            (Some(_), None, _) => true,
-            (Some(value), Some(on), Better::Higher) => value > on,
-            (Some(value), Some(on), Better::Lower) => value < on,
-        }
-    }
 }
 
 impl fmt::Display for Metric {
@@ -218,14 +207,5 @@ mod tests {
             ),
             "{error}"
         );
-    }
-
-    #[test]
-    fn lower_losses_are_better() {
-        assert!(Metric::F1.improves(Some(0.9), Some(0.8)));
-        assert!(Metric::LogLoss.improves(Some(0.2), Some(0.3)));
-        assert!(Metric::F1.improves(Some(0.0), None));
-        assert!(!Metric::F1.improves(None, None));
-        assert!(!Metric::F1.improves(Some(0.8), Some(0.8)));
     }
 }

@@ -23,12 +23,12 @@ mod probability;
 mod ranking;
 mod sample;
 
-pub use confusion::{ClassScores, Confusion};
-pub use correlation::{Correlation, pearson, spearman};
-pub use label_sets::LabelSets;
+pub use confusion::{ClassScores, Confusion, LabelScores, Tally};
+pub use correlation::Correlation;
+pub use label_sets::{LabelSets, f1_averages};
 pub use metric::{Better, Metric, Metrics};
-pub use probability::{Bin, Reliability, RowMeans, brier, log_loss};
-pub use ranking::{Ranking, average_precision, roc_auc};
+pub use probability::{Bin, BinSums, Reliability, RowMeans};
+pub use ranking::Ranking;
 pub use sample::{Classes, DEFAULT_BINS, Sample, Sets, Values, measured};
 
 use thiserror::Error;
@@ -112,9 +112,4 @@ pub(super) fn check_probabilities(values: &[f64], width: usize) -> Result<(), Me
 /// Divides; returns none if the divisor is 0.
 fn ratio(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
-}
-
-/// Returns F1 from true positives, false positives and false negatives: 0 if all three are 0, as in scikit-learn.
-fn f1(hits: u64, false_alarms: u64, misses: u64) -> f64 {
-    ratio(2 * hits, 2 * hits + false_alarms + misses).unwrap_or(0.0)
 }

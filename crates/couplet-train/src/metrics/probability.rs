@@ -19,7 +19,8 @@ impl RowMeans {
     /// A probability of 0 counts as 2.2e-16, the machine epsilon of a double, as in scikit-learn.
     ///
     /// # Errors
-    /// As [`log_loss`].
+    /// No rows; columns of different lengths; a label beyond `labels`; a value that is not a probability; a row whose
+    /// probabilities do not sum to 1.
     pub fn log_loss(labels: usize, gold: &[u32], probabilities: &[f64]) -> Result<Self, MetricError> {
         check(labels, gold, probabilities)?;
         let rows = gold.iter().zip(probabilities.chunks_exact(labels));
@@ -27,10 +28,12 @@ impl RowMeans {
         Ok(Self { values: rows.map(loss).collect() })
     }
 
-    /// Computes the squared distance of each row's probabilities from the one-hot gold label.
+    /// Computes the terms of the Brier score. For two labels they are the squared errors of the second label's
+    /// probability, 0 to 1. For more they are the sums of the squared errors of all labels, 0 to 2
+    /// (`sklearn.metrics.brier_score_loss` with `scale_by_half="auto"`).
     ///
     /// # Errors
-    /// As [`brier`].
+    /// As [`RowMeans::log_loss`].
     pub fn brier(labels: usize, gold: &[u32], probabilities: &[f64]) -> Result<Self, MetricError> {
         check(labels, gold, probabilities)?;
         let rows = gold.iter().zip(probabilities.chunks_exact(labels));
@@ -64,25 +67,6 @@ impl RowMeans {
         }
         (n > 0).then(|| sum / n as f64)
     }
-}
-
-/// Returns the mean negative logarithm of the gold label's probability, in nats; `labels` probabilities per row.
-///
-/// # Errors
-/// No rows; columns of different lengths; a label beyond `labels`; a value that is not a probability; a row whose
-/// probabilities do not sum to 1.
-pub fn log_loss(labels: usize, gold: &[u32], probabilities: &[f64]) -> Result<Option<f64>, MetricError> {
-    Ok(RowMeans::log_loss(labels, gold, probabilities)?.mean(&vec![1; gold.len()]))
-}
-
-/// Returns the Brier score. For two labels it is the mean squared error of the second label's probability, 0 to 1. For
-/// more it is the sum of the squared errors of all labels, 0 to 2 (`sklearn.metrics.brier_score_loss` with
-/// `scale_by_half="auto"`).
-///
-/// # Errors
-/// As [`log_loss`].
-pub fn brier(labels: usize, gold: &[u32], probabilities: &[f64]) -> Result<Option<f64>, MetricError> {
-    Ok(RowMeans::brier(labels, gold, probabilities)?.mean(&vec![1; gold.len()]))
 }
 
 /// Checks gold labels and the probabilities of all labels.
@@ -132,11 +116,56 @@ pub struct Bin {
     pub accuracy: Option<f64>,
 }
 
+/// The sums over the rows of each bin.
+#[derive(Debug, Clone)]
+pub struct BinSums(Vec<(u64, u64, f64)>);
+
+impl BinSums {
+    /// Creates empty bins.
+    #[must_use]
+    pub fn new(bins: usize) -> Self {
+        Self(vec![(0, 0, 0.0); bins])
+    }
+
+    /// Adds rows to a bin: their number, the number of correct ones, and the sum of their highest probabilities.
+    pub fn add(&mut self, bin: usize, rows: u64, right: u64, confidence: f64) {
+        let sums = &mut self.0[bin];
+        sums.0 += rows;
+        sums.1 += right;
+        sums.2 += confidence;
+    }
+
+    /// Returns the bins in ascending order.
+    #[must_use]
+    pub fn bins(&self) -> Vec<Bin> {
+        let width = self.0.len() as f64;
+        let bin = |(i, &(count, right, confidence)): (usize, &(u64, u64, f64))| Bin {
+            above: i as f64 / width,
+            up_to: (i + 1) as f64 / width,
+            count,
+            confidence: (count > 0).then(|| confidence / count as f64),
+            accuracy: (count > 0).then(|| right as f64 / count as f64),
+        };
+        self.0.iter().enumerate().map(bin).collect()
+    }
+
+    /// Returns the expected calibration error: the mean difference of confidence and accuracy over the bins, weighted
+    /// by their rows, 0 to 1; none without rows.
+    ///
+    /// **Source**: Guo, Pleiss, Sun, Weinberger 2017, "On calibration of modern neural networks", section 2.
+    #[must_use]
+    pub fn expected_calibration_error(&self) -> Option<f64> {
+        let n: u64 = self.0.iter().map(|(n, _, _)| n).sum();
+        let gaps: f64 = self.0.iter().map(|(_, right, confidence)| (confidence - *right as f64).abs()).sum();
+        (n > 0).then(|| gaps / n as f64)
+    }
+}
+
 impl Reliability {
     /// Assigns rows to `bins` bins of equal width; of equally probable labels the first is used.
     ///
     /// # Errors
-    /// As [`log_loss`]; no bins.
+    /// As [`RowMeans::log_loss`]; no bins.
     pub fn new(bins: usize, labels: usize, gold: &[u32], probabilities: &[f64]) -> Result<Self, MetricError> {
         check(labels, gold, probabilities)?;
         check_length("bins", bins, bins.max(1))?;
@@ -150,42 +179,15 @@ impl Reliability {
         Ok(Self { bins, rows: rows.collect() })
     }
 
-    fn sums(&self, counts: &[u32]) -> Vec<(u64, u64, f64)> {
-        let mut sums = vec![(0, 0, 0.0); self.bins];
+    /// Returns the sums of the bins under counts.
+    #[must_use]
+    pub fn sums(&self, counts: &[u32]) -> BinSums {
+        let mut sums = BinSums::new(self.bins);
         for (row, &count) in self.rows.iter().zip(counts) {
-            let (n, right, confidence) = &mut sums[row.bin as usize];
-            *n += u64::from(count);
-            *right += u64::from(count) * u64::from(row.right);
-            *confidence += f64::from(count) * row.confidence;
+            let n = u64::from(count);
+            sums.add(row.bin as usize, n, n * u64::from(row.right), f64::from(count) * row.confidence);
         }
         sums
-    }
-
-    /// Returns the bins in ascending order.
-    #[must_use]
-    pub fn bins(&self, counts: &[u32]) -> Vec<Bin> {
-        let width = self.bins as f64;
-        let sums = self.sums(counts).into_iter().enumerate();
-        let bin = |(i, (count, right, confidence)): (usize, (u64, u64, f64))| Bin {
-            above: i as f64 / width,
-            up_to: (i + 1) as f64 / width,
-            count,
-            confidence: (count > 0).then(|| confidence / count as f64),
-            accuracy: (count > 0).then(|| right as f64 / count as f64),
-        };
-        sums.map(bin).collect()
-    }
-
-    /// Returns the expected calibration error: the mean difference of confidence and accuracy over the bins, weighted
-    /// by their rows, 0 to 1; none without rows.
-    ///
-    /// **Source**: Guo, Pleiss, Sun, Weinberger 2017, "On calibration of modern neural networks", section 2.
-    #[must_use]
-    pub fn expected_calibration_error(&self, counts: &[u32]) -> Option<f64> {
-        let sums = self.sums(counts);
-        let n: u64 = sums.iter().map(|(n, _, _)| n).sum();
-        let gaps: f64 = sums.iter().map(|(_, right, confidence)| (confidence - *right as f64).abs()).sum();
-        (n > 0).then(|| gaps / n as f64)
     }
 }
 
@@ -200,22 +202,23 @@ mod tests {
 
     #[test]
     fn logits_are_refused() {
-        let error = log_loss(2, &[0, 1], &[0.3, 0.7, -2.1, 2.2]).unwrap_err();
+        let error = RowMeans::log_loss(2, &[0, 1], &[0.3, 0.7, -2.1, 2.2]).unwrap_err();
         assert_eq!(error.to_string(), "row 2: a probability is -2.1, expected a number from 0 to 1");
-        let error = log_loss(2, &[0, 1], &[0.3, 0.7, 0.5, 0.6]).unwrap_err();
+        let error = RowMeans::log_loss(2, &[0, 1], &[0.3, 0.7, 0.5, 0.6]).unwrap_err();
         assert_eq!(error.to_string(), "row 2: the sum of the probabilities is 1.1, expected 1");
-        assert!(brier(2, &[0], &[f64::NAN, 1.0]).is_err());
+        assert!(RowMeans::brier(2, &[0], &[f64::NAN, 1.0]).is_err());
         assert!(Reliability::new(0, 2, &[0], &[0.5, 0.5]).is_err());
     }
 
     #[test]
     fn bins_are_closed_above() {
         let reliability = Reliability::new(10, 2, &[0, 1, 1], &[1.0, 0.0, 0.5, 0.5, 0.1, 0.9]).unwrap();
-        let bins = reliability.bins(&[1, 1, 1]);
+        let sums = reliability.sums(&[1, 1, 1]);
+        let bins = sums.bins();
         let counts: Vec<u64> = bins.iter().map(|bin| bin.count).collect();
         assert_eq!(counts, [0, 0, 0, 0, 1, 0, 0, 0, 1, 1]);
         assert_eq!((bins[4].above, bins[4].up_to, bins[4].accuracy), (0.4, 0.5, Some(0.0)));
         assert_eq!(bins[0].confidence, None);
-        assert!((reliability.expected_calibration_error(&[1, 1, 1]).unwrap() - 0.2).abs() < 1e-12);
+        assert!((sums.expected_calibration_error().unwrap() - 0.2).abs() < 1e-12);
     }
 }

@@ -41,7 +41,14 @@ impl Ranking {
         Ok(Self { rows: rows.collect() })
     }
 
-    /// Returns ROC AUC and average precision under counts, defined as in [`roc_auc`] and [`average_precision`].
+    /// Returns ROC AUC and average precision under counts.
+    ///
+    /// ROC AUC, the area under the receiver operating characteristic, is the probability that a positive row scores
+    /// higher than a negative one, with ties counted as half. None if all rows are positive, or none is (scikit-learn
+    /// returns NaN).
+    ///
+    /// In the average precision, each precision is weighted by the gain in recall, without interpolation. 0 if no row
+    /// is positive, as in scikit-learn; none without rows.
     #[must_use]
     pub fn measure(&self, counts: &[u32]) -> (Option<f64>, Option<f64>) {
         // Twice the number of pairs won, so that ties are integers: at most half the square of the number of rows.
@@ -68,33 +75,16 @@ impl Ranking {
     }
 }
 
-/// Returns the area under the receiver operating characteristic: the probability that a positive row scores higher than
-/// a negative one, with ties counted as half. None if all rows are positive, or none is (scikit-learn returns NaN).
-///
-/// # Errors
-/// As [`Ranking::new`].
-pub fn roc_auc(positive: &[bool], scores: &[f64]) -> Result<Option<f64>, MetricError> {
-    Ok(Ranking::new(positive, scores)?.measure(&vec![1; scores.len()]).0)
-}
-
-/// Returns the average precision: each precision weighted by the gain in recall, without interpolation. 0 if no row is
-/// positive, as in scikit-learn.
-///
-/// # Errors
-/// As [`Ranking::new`].
-pub fn average_precision(positive: &[bool], scores: &[f64]) -> Result<Option<f64>, MetricError> {
-    Ok(Ranking::new(positive, scores)?.measure(&vec![1; scores.len()]).1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn one_kind_of_rows_has_no_area() {
-        assert_eq!(roc_auc(&[true, true], &[0.1, 0.2]), Ok(None));
-        assert_eq!(average_precision(&[false, false], &[0.1, 0.2]), Ok(Some(0.0)));
-        assert_eq!(roc_auc(&[true, false], &[0.0, -0.0]), Ok(Some(0.5)));
-        assert!(roc_auc(&[true, false], &[0.1, f64::NAN]).is_err());
+        let measured = |positive: &[bool], scores: &[f64]| Ranking::new(positive, scores).unwrap().measure(&[1, 1]);
+        assert_eq!(measured(&[true, true], &[0.1, 0.2]), (None, Some(1.0)));
+        assert_eq!(measured(&[false, false], &[0.1, 0.2]), (None, Some(0.0)));
+        assert_eq!(measured(&[true, false], &[0.0, -0.0]), (Some(0.5), Some(0.5)));
+        assert!(Ranking::new(&[true, false], &[0.1, f64::NAN]).is_err());
     }
 }

@@ -157,7 +157,7 @@ impl Classes {
     /// Returns the bins of the reliability diagram of all rows.
     #[must_use]
     pub fn reliability(&self) -> Vec<Bin> {
-        self.reliability.bins(&ones(self.gold.len()))
+        self.reliability.sums(&ones(self.gold.len())).bins()
     }
 
     fn measure(&self, counts: &[u32]) -> (&'static [Metric], Vec<Option<f64>>) {
@@ -187,7 +187,7 @@ impl Classes {
         values.extend([
             self.log_loss.mean(counts),
             self.brier.mean(counts),
-            self.reliability.expected_calibration_error(counts),
+            self.reliability.sums(counts).expected_calibration_error(),
         ]);
         (if self.ranking.is_some() { TWO_LABELS } else { MANY_LABELS }, values)
     }

@@ -27,7 +27,7 @@ pub(in crate::ops) fn sum_by(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 
 /// The largest value of a row without NaN.
 #[inline(always)]
-pub(in crate::ops) fn max(row: &[f32]) -> f32 {
+fn max(row: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if a > b { a } else { b };
     let (chunks, rest) = row.as_chunks::<PARTIAL_SUMS>();
     let mut maxima = [f32::NEG_INFINITY; PARTIAL_SUMS];
@@ -128,17 +128,19 @@ fn horner<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
     sum
 }
 
-/// Replaces a row of scores by its softmax.
+/// Replaces a row of scores by its softmax; returns the largest score, and the sum of the exponentials relative to it.
 #[inline(always)]
-pub(in crate::ops) fn softmax(row: &mut [f32]) {
+pub(in crate::ops) fn softmax(row: &mut [f32]) -> (f32, f32) {
     let max = max(row);
     for x in row.iter_mut() {
         *x = exp(*x - max);
     }
-    let scale = 1.0 / sum_by(row, |x| x);
+    let sum = sum_by(row, |x| x);
+    let scale = 1.0 / sum;
     for x in row.iter_mut() {
         *x *= scale;
     }
+    (max, sum)
 }
 
 /// Adds a row to another.

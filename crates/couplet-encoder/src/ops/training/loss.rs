@@ -3,7 +3,7 @@
 use pulp::Simd;
 
 use crate::ops::fast::Operator;
-use crate::ops::fast::elementwise::{exp, max, sum_by};
+use crate::ops::fast::elementwise::softmax;
 
 /// See [`crate::ops::Kernels::softmax_rows`].
 pub(in crate::ops) struct SoftmaxRows<'a> {
@@ -16,15 +16,7 @@ impl SoftmaxRows<'_> {
     pub(in crate::ops) fn run_plain(self) -> Vec<f32> {
         let mut sums = Vec::with_capacity(self.logits.len() / self.columns);
         for row in self.logits.chunks_exact_mut(self.columns) {
-            let max = max(row);
-            for x in row.iter_mut() {
-                *x = exp(*x - max);
-            }
-            let sum = sum_by(row, |x| x);
-            let scale = 1.0 / sum;
-            for x in row.iter_mut() {
-                *x *= scale;
-            }
+            let (max, sum) = softmax(row);
             sums.push(max + sum.ln());
         }
         sums

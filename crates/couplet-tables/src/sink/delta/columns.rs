@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
-use couplet_storage::files::nearest_name;
+use couplet_storage::words::closest;
 use deltalake_core::kernel::StructType;
 use deltalake_core::kernel::engine::arrow_conversion::TryIntoKernel;
 
@@ -100,7 +100,7 @@ pub(super) fn partitions_problem(schema: &Schema, partition_by: &[String]) -> Op
     let columns = || schema.fields().iter().map(|field| field.name().as_str());
     let missing = partition_by.iter().find(|name| schema.column_with_name(name).is_none());
     if let Some(missing) = missing {
-        let fix = nearest_name(missing, columns()).map_or_else(
+        let fix = closest(missing, columns()).map_or_else(
             || format!("select it in the source query, as in `SELECT …, '{{date}}' AS {missing}`"),
             |other| format!("did you mean `{other}`?"),
         );
