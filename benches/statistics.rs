@@ -1,8 +1,8 @@
 //! Bootstrap intervals of all metrics: 100 resamples of 100,000 rows, on one thread.
 
-use couplet::train::bootstrap::Bootstrap;
-use couplet::train::metrics::{Classes, DEFAULT_BINS, Sample, Sets, Values};
 use couplet::train::random::Random;
+use couplet::train::statistics::bootstrap::Bootstrap;
+use couplet::train::statistics::metrics::{Classes, DEFAULT_BINS, Sample, Sets, Values};
 use criterion::{Criterion, Throughput};
 
 const ROWS: usize = 100_000;

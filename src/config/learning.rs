@@ -5,11 +5,11 @@ use couplet_storage::place::Problem;
 use couplet_tables::tables::Location;
 use couplet_train::Shape;
 use couplet_train::finetune::Calibrate;
-use couplet_train::metrics::{Metric, measured};
-use couplet_train::promotion::Condition;
 use couplet_train::sampling::ClassWeights;
-use couplet_train::task::Task;
-use couplet_train::threshold::Objective;
+use couplet_train::statistics::metrics::{Metric, measured};
+use couplet_train::statistics::promotion::Condition;
+use couplet_train::statistics::task::Task;
+use couplet_train::statistics::threshold::Objective;
 use toml::de::DeValue;
 
 use super::item::Item;

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use couplet_encoder::scorer::{DeviceSetting, PrecisionSetting};
 use couplet_storage::place::Place;
-use couplet_tables::session::DEFAULT_MEMORY;
 use couplet_tables::tables::{Location, Table};
 
 use super::stages::{Evaluate, Finetune, Pretrain};

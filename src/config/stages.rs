@@ -5,10 +5,10 @@ use std::time::Duration;
 use couplet_tables::tables::Location;
 use couplet_train::Shape;
 use couplet_train::finetune::Calibrate;
-use couplet_train::metrics::Metric;
-use couplet_train::promotion::Condition;
 use couplet_train::sampling::ClassWeights;
-use couplet_train::task::Task;
+use couplet_train::statistics::metrics::Metric;
+use couplet_train::statistics::promotion::Condition;
+use couplet_train::statistics::task::Task;
 
 use super::pipeline::{LocalPath, ModelSettings, Query, Sql};
 

@@ -7,9 +7,9 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use couplet_encoder::model::Problem;
 use couplet_tables::store::RunRecord;
-use couplet_train::labels::{Labels, Targets};
-use couplet_train::metrics::{Bin, BinSums, Confusion, DEFAULT_BINS, LabelScores};
-use couplet_train::task::Task;
+use couplet_train::statistics::labels::{Labels, Targets};
+use couplet_train::statistics::metrics::{Bin, BinSums, Confusion, DEFAULT_BINS, LabelScores};
+use couplet_train::statistics::task::Task;
 use serde::Serialize;
 
 use super::sets::sets;

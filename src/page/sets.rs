@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Int64Type;
 use couplet_encoder::model::Problem;
-use couplet_train::metrics::{LabelScores, Tally, f1_averages};
+use couplet_train::statistics::metrics::{LabelScores, Tally, f1_averages};
 
 use super::judged::{Comparison, Judged, MOST_GROUPS, texts};
 use super::table::{Output, literal, quoted};

@@ -1,7 +1,7 @@
 //! The text summary of an evaluation.
 
 use couplet_storage::words::{counted, grouped};
-use couplet_train::evaluation::Evaluation;
+use couplet_train::statistics::evaluation::Evaluation;
 
 /// The number of metrics per line of the summary.
 const METRICS_IN_LINE: usize = 3;

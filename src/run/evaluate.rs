@@ -15,12 +15,12 @@ use couplet_storage::words::{counted, grouped};
 use couplet_tables::predict::{Models, text_values};
 use couplet_tables::session;
 use couplet_tables::sink::SinkError;
-use couplet_train::bootstrap::Bootstrap;
-use couplet_train::evaluation::Evaluation;
 use couplet_train::finetune::Row;
-use couplet_train::labels::{Labels, Targets};
-use couplet_train::metrics::{Classes, DEFAULT_BINS, MetricError, Sample, Sets, Values};
-use couplet_train::task::Task;
+use couplet_train::statistics::bootstrap::Bootstrap;
+use couplet_train::statistics::evaluation::Evaluation;
+use couplet_train::statistics::labels::{Labels, Targets};
+use couplet_train::statistics::metrics::{Classes, DEFAULT_BINS, MetricError, Sample, Sets, Values};
+use couplet_train::statistics::task::Task;
 use datafusion::prelude::SessionContext;
 use serde_json::{Value, json};
 

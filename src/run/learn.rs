@@ -89,7 +89,7 @@ impl Training<'_> {
         kind.label_smoothing = stage.label_smoothing as f32;
         kind.class_weights = stage.class_weights.clone();
         kind.metric = stage.metric;
-        kind.promote_if = stage.promote_if.clone();
+        kind.promote_if.clone_from(&stage.promote_if);
         kind.calibrate = stage.calibrate;
         Ok(job)
     }

@@ -13,7 +13,7 @@ use couplet_encoder::model::{Model, ModelConfig, Problem};
 use couplet_encoder::scorer::{Prediction, Rejection};
 use couplet_tables::predict::predictions_to_array;
 use couplet_tables::sink::{ParquetSink, SinkError};
-use couplet_train::labels::{Labels, Targets};
+use couplet_train::statistics::labels::{Labels, Targets};
 
 /// The file name in the folder of an evaluation.
 pub(super) const FILE: &str = "mistakes.parquet";

@@ -10,7 +10,7 @@ use couplet_storage::words::{closest, counted, grouped};
 use couplet_tables::dates::value_texts;
 use couplet_tables::source::{check_width, select};
 use couplet_train::finetune::Row;
-use couplet_train::labels::GoldLabel;
+use couplet_train::statistics::labels::GoldLabel;
 use datafusion::common::DataFusionError;
 use datafusion::prelude::SessionContext;
 

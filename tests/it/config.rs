@@ -15,7 +15,7 @@ use couplet::session::DEFAULT_MEMORY;
 use couplet::tables::{CsvOptions, Location, Table, TableFormat, table_from_uri};
 use couplet::train::finetune::Calibrate;
 use couplet::train::sampling::ClassWeights;
-use couplet::train::task::Task;
+use couplet::train::statistics::task::Task;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/config");
 

@@ -3,8 +3,8 @@
 
 use candle_core::Device;
 use couplet::model::{Model, Problem, ScoreActivation};
-use couplet::train::labels::Labels;
-use couplet::train::task::Task;
+use couplet::train::statistics::labels::Labels;
+use couplet::train::statistics::task::Task;
 use serde_json::{Value, json};
 
 use crate::support::{Job, couplet, golden, stderr_of, stdout_of};

@@ -1,4 +1,5 @@
-//! The floors of the house: each module imports only modules below it, and files within a module form no large circle.
+//! The floors of the house: each crate depends only on crates below it, each module imports only modules below it, and
+//! the files of a module form no large circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,22 +7,28 @@ use std::path::{Path, PathBuf};
 
 use crate::support::root;
 
-/// The modules of `src/`, from the ground up, a line per floor. A module may import those before it.
+/// The crates, from the ground up, each with its modules in the same order. A crate may depend on those before it, and a
+/// module may import those before it. Modules that are joined by `|` count as one.
 const FLOORS: &[(&str, &str)] = &[
+    ("crates/couplet-storage", "words backtrace crash escape redact trouble files place objects lock hub lib"),
+    ("crates/couplet-encoder", "ops model scorer lib"),
     (
-        "ground",
-        "words backtrace crash dates escape redact trouble types frequent histogram from_first sql_depth yielding",
+        "crates/couplet-train",
+        "chart random statistics sampling masking training_chart optimizer schedule \
+         error|example|loss|options|network|weights|gradients|trainer|evaluate|state|hyper|training_loop job \
+         finetune pretrain lib",
     ),
-    ("storage", "files place objects lock hub"),
-    ("scoring", "model scorer"),
-    ("learning", "chart train"),
-    ("configuration", "config"),
-    ("messages", "progress report logging"),
-    ("tables", "delta literals bounded_functions sink tables predict sql_error session store source"),
-    ("cluster", "cluster"),
-    ("runs", "error run"),
-    ("views", "terminal parameters query history init prometheus page shell"),
-    ("program", "cli main lib"),
+    (
+        "crates/couplet-tables",
+        "dates from_first histogram sql_depth types yielding delta literals bounded_functions sink tables predict \
+         sql_error session store source lib",
+    ),
+    ("crates/couplet-cluster", "unavailable|ballista|lib"),
+    (
+        ".",
+        "config frequent progress report logging error run terminal parameters query history init prometheus page shell \
+         cli main lib",
+    ),
 ];
 
 /// The most files of a module that may import each other in a circle.
@@ -88,36 +95,64 @@ fn expand<'c>(prefix: &str, code: &'c str, paths: &mut Vec<String>) -> &'c str {
     rest.strip_prefix('}').unwrap_or(rest)
 }
 
-/// The name of a file's module: `a::b` for `src/a/b.rs` and `src/a/b/mod.rs`.
-fn module_of(path: &Path) -> String {
-    let path = path.strip_prefix(root().join("src")).unwrap().with_extension("");
+/// The folder of a crate's source.
+fn source(folder: &str) -> PathBuf {
+    root().join(folder).join("src")
+}
+
+/// The name of a file's module: `a::b` for `a/b.rs` and `a/b/mod.rs` in the source of its crate.
+fn module_of(source: &Path, path: &Path) -> String {
+    let path = path.strip_prefix(source).unwrap().with_extension("");
     let parts: Vec<_> = path.iter().map(|part| part.to_str().unwrap()).filter(|part| *part != "mod").collect();
     parts.join("::")
 }
 
-fn source_files() -> Vec<PathBuf> {
+/// The Rust files of a crate, each with its module.
+fn source_files(folder: &str) -> Vec<(PathBuf, String)> {
+    let source = source(folder);
     let mut found = Vec::new();
-    files(&root().join("src"), &mut found);
+    files(&source, &mut found);
     found.sort();
-    found
+    found.into_iter().map(|path| (path.clone(), module_of(&source, &path))).collect()
+}
+
+#[test]
+fn no_crate_depends_on_one_above_it() {
+    let name = |folder: &str| folder.rsplit('/').next().unwrap().replace('.', "couplet");
+    let mut above: Vec<String> = FLOORS.iter().map(|(folder, _)| name(folder)).collect();
+    for (folder, _) in FLOORS {
+        let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+        // A dependency of any kind is a line that begins with its name.
+        let named = manifest.lines().filter_map(|line| line.split([' ', '.', '=']).next());
+        for dependency in named {
+            assert!(
+                !above.iter().any(|other| other == dependency),
+                "{folder} depends on {dependency}, which is above it"
+            );
+        }
+        above.remove(0);
+    }
+    let crates = fs::read_dir(root().join("crates")).unwrap().count();
+    assert_eq!(crates + 1, FLOORS.len(), "a folder of crates/ is on no floor of tests/it/floors.rs");
 }
 
 #[test]
 fn no_module_imports_one_above_it() {
-    let order: Vec<&str> = FLOORS.iter().flat_map(|(_, modules)| modules.split(' ')).collect();
-    let place = |module: &str| order.iter().position(|known| *known == module);
     let mut wrong = Vec::new();
-    for path in source_files() {
-        let module = module_of(&path);
-        let top = module.split("::").next().unwrap();
-        let Some(own) = place(top) else {
-            wrong.push(format!("`{top}` is on no floor of tests/it/floors.rs"));
-            continue;
-        };
-        for path in crate_paths(&code_of(&path)) {
-            let other = path.split("::").next().unwrap();
-            if place(other).is_some_and(|other| other > own) {
-                wrong.push(format!("{module} imports {path}, which is above it"));
+    for (folder, modules) in FLOORS {
+        let order: Vec<Vec<&str>> = modules.split_whitespace().map(|unit| unit.split('|').collect()).collect();
+        let place = |module: &str| order.iter().position(|unit| unit.contains(&module));
+        for (path, module) in source_files(folder) {
+            let top = module.split("::").next().unwrap();
+            let Some(own) = place(top) else {
+                wrong.push(format!("`{top}` of {folder} is on no floor of tests/it/floors.rs"));
+                continue;
+            };
+            for path in crate_paths(&code_of(&path)) {
+                let other = path.split("::").next().unwrap();
+                if place(other).is_some_and(|other| other > own) {
+                    wrong.push(format!("{folder}: {module} imports {path}, which is above it"));
+                }
             }
         }
     }
@@ -126,32 +161,35 @@ fn no_module_imports_one_above_it() {
 
 #[test]
 fn files_of_a_module_form_small_circles() {
-    let files = source_files();
-    let modules: BTreeSet<String> = files.iter().map(|path| module_of(path)).collect();
-    let arrows: BTreeMap<String, BTreeSet<String>> = files.iter().map(|path| arrows_of(path, &modules)).collect();
-    let reachable = |from: &str| {
-        let (mut found, mut next) = (BTreeSet::new(), vec![from.to_owned()]);
-        while let Some(module) = next.pop() {
-            for other in arrows.get(&module).into_iter().flatten() {
-                if found.insert(other.clone()) {
-                    next.push(other.clone());
+    for (folder, _) in FLOORS {
+        let files = source_files(folder);
+        let modules: BTreeSet<String> = files.iter().map(|(_, module)| module.clone()).collect();
+        let arrows: BTreeMap<String, BTreeSet<String>> =
+            files.iter().map(|(path, module)| (module.clone(), arrows_of(path, module, &modules))).collect();
+        let reachable = |from: &str| {
+            let (mut found, mut next) = (BTreeSet::new(), vec![from.to_owned()]);
+            while let Some(module) = next.pop() {
+                for other in arrows.get(&module).into_iter().flatten() {
+                    if found.insert(other.clone()) {
+                        next.push(other.clone());
+                    }
                 }
             }
+            found
+        };
+        let reached: BTreeMap<&String, BTreeSet<String>> =
+            modules.iter().map(|module| (module, reachable(module))).collect();
+        for (module, others) in &reached {
+            let circle: Vec<_> = others.iter().filter(|other| reached[other].contains(*module)).collect();
+            assert!(circle.len() <= LARGEST_CIRCLE, "{} files import each other: {circle:?}", circle.len());
         }
-        found
-    };
-    let reached: BTreeMap<&String, BTreeSet<String>> =
-        modules.iter().map(|module| (module, reachable(module))).collect();
-    for (module, others) in &reached {
-        let circle: Vec<_> = others.iter().filter(|other| reached[other].contains(*module)).collect();
-        assert!(circle.len() <= LARGEST_CIRCLE, "{} files import each other: {circle:?}", circle.len());
     }
 }
 
 /// The modules that a file names with `crate::` or `super::`. Its own submodules, which it names without either, are left
 /// out.
-fn arrows_of(path: &Path, modules: &BTreeSet<String>) -> (String, BTreeSet<String>) {
-    let (module, code) = (module_of(path), code_of(path));
+fn arrows_of(path: &Path, module: &str, modules: &BTreeSet<String>) -> BTreeSet<String> {
+    let code = code_of(path);
     let mut named = crate_paths(&code);
     // `super::` and its repetitions are relative to the file's module.
     for (at, _) in code.match_indices("super::") {
@@ -179,8 +217,7 @@ fn arrows_of(path: &Path, modules: &BTreeSet<String>) -> (String, BTreeSet<Strin
         }
         None
     };
-    let others = named.iter().filter_map(of_path).filter(|other| *other != module).collect();
-    (module, others)
+    named.iter().filter_map(of_path).filter(|other| other != module).collect()
 }
 
 #[test]
@@ -203,14 +240,18 @@ fn the_encoder_depends_on_no_database_and_no_command_line() {
         }
     }
     assert!(found.contains("candle-core"));
-    for above in ["couplet", "clap", "datafusion", "deltalake-core", "plotters", "rustyline"] {
+    for above in ["couplet-tables", "clap", "datafusion", "deltalake-core", "plotters", "rustyline"] {
         assert!(!found.contains(above), "couplet-encoder depends on {above}");
     }
 }
 
 #[test]
-fn the_feature_cluster_is_named_in_one_place() {
-    let named = source_files().into_iter().filter(|path| code_of(path).contains("feature = \"cluster\""));
-    let named: Vec<String> = named.map(|path| module_of(&path)).collect();
-    assert_eq!(named, ["cluster"]);
+fn the_feature_of_clusters_is_named_in_one_place() {
+    let named = |(path, _): &(PathBuf, String)| {
+        let code = code_of(path);
+        code.contains("feature = \"cluster\"") || code.contains("feature = \"ballista\"")
+    };
+    let files = FLOORS.iter().flat_map(|(folder, _)| source_files(folder)).filter(named);
+    let files: Vec<PathBuf> = files.map(|(path, _)| path).collect();
+    assert_eq!(files, [source("crates/couplet-cluster").join("lib.rs")]);
 }

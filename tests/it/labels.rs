@@ -1,8 +1,8 @@
 //! Label columns: the labels learned from them, the values that are refused, and the messages.
 
 use couplet::model::Problem;
-use couplet::train::labels::{GoldLabel, LabelError, Labels, Targets};
-use couplet::train::task::Task;
+use couplet::train::statistics::labels::{GoldLabel, LabelError, Labels, Targets};
+use couplet::train::statistics::task::Task;
 
 fn integers(values: &[i64]) -> Vec<GoldLabel> {
     values.iter().copied().map(GoldLabel::Integer).collect()

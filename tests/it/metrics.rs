@@ -3,16 +3,16 @@
 
 use std::sync::LazyLock;
 
-use couplet::train::bootstrap::Bootstrap;
-use couplet::train::calibration::Calibration;
-use couplet::train::metrics::{
+use couplet::train::sampling::ClassWeights;
+use couplet::train::statistics::bootstrap::Bootstrap;
+use couplet::train::statistics::calibration::Calibration;
+use couplet::train::statistics::metrics::{
     Classes, Confusion, Correlation, DEFAULT_BINS, LabelSets, Metric, Metrics, Reliability, RowMeans, Sample, Sets,
     Values,
 };
-use couplet::train::sampling::ClassWeights;
-use couplet::train::slices::slices;
-use couplet::train::temperature::Temperature;
-use couplet::train::threshold::{Objective, Threshold, ThresholdError};
+use couplet::train::statistics::slices::slices;
+use couplet::train::statistics::temperature::Temperature;
+use couplet::train::statistics::threshold::{Objective, Threshold, ThresholdError};
 use serde_json::Value;
 
 use crate::support::golden;

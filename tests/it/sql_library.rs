@@ -453,7 +453,7 @@ fn regression_errors_match_their_definitions() {
     assert_close(&row["bias"], mx - my);
     assert_close(&row["r2"], 1.0 - mse / var);
     let (labels, scores): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
-    let correlation = couplet::train::metrics::Correlation::new(&labels, &scores).unwrap();
+    let correlation = couplet::train::statistics::metrics::Correlation::new(&labels, &scores).unwrap();
     let (pearson, spearman) = correlation.measure(&vec![1; labels.len()]);
     assert_close(&row["pearson"], pearson.unwrap());
     assert_close(&row["spearman"], spearman.unwrap());

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 /// Returns a message without the stack frames that a library has added to it.
+#[must_use]
 pub fn without_frames(message: &str) -> &str {
     message.split("\n   0: ").next().unwrap_or(message).trim_end()
 }

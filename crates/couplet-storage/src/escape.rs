@@ -26,6 +26,7 @@ fn escape(text: &str, is_active: impl Fn(char) -> bool) -> Cow<'_, str> {
 
 /// Escapes a text of several lines, or a table: control characters become `\u{1b}` and the like. Newlines and tabs
 /// stay.
+#[must_use]
 pub fn printable(text: &str) -> Cow<'_, str> {
     escape(text, |char| is_active(char) && !matches!(char, '\n' | '\t'))
 }
@@ -36,6 +37,7 @@ pub fn in_line(text: &str) -> Cow<'_, str> {
 }
 
 /// Escapes a JSON document: control characters in its strings become JSON escapes.
+#[must_use]
 pub fn json(document: &str) -> Cow<'_, str> {
     let is_active = |char: char| is_active(char) && !matches!(char, '\n' | '\t' | '\r');
     if !document.contains(is_active) {
@@ -53,6 +55,7 @@ pub fn json(document: &str) -> Cow<'_, str> {
 }
 
 /// Replaces control characters by printable ones of the same length in bytes, so that spans of the text stay valid.
+#[must_use]
 pub fn of_same_length(text: &str) -> Cow<'_, str> {
     let is_active = |char: char| is_active(char) && !matches!(char, '\n' | '\t' | '\r');
     if !text.contains(is_active) {

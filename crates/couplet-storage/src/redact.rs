@@ -38,6 +38,7 @@ pub fn without_credentials(text: &str) -> Cow<'_, str> {
 }
 
 /// Returns true if a URI contains something that may be secret.
+#[must_use]
 pub fn holds_credentials(uri: &str) -> bool {
     without_credentials(uri) != uri
 }

@@ -27,6 +27,7 @@ use datafusion::logical_expr::{
 ///
 /// Functions whose result is at most a few times as large as their first argument are not limited: that argument is in
 /// memory already.
+#[must_use]
 pub fn functions(memory: u64) -> Vec<ScalarUDF> {
     let most = usize::try_from(memory / 4).unwrap_or(usize::MAX);
     let all: [(Arc<ScalarUDF>, Estimate); 12] = [

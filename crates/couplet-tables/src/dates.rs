@@ -13,6 +13,9 @@ const KNOWN_DAYS: i64 = 95_000_000;
 
 /// Replaces columns of dates or timestamps, at any nesting depth, by their texts if one value is out of the formatter's
 /// range.
+///
+/// # Errors
+/// A column that cannot be cast to text.
 pub fn printable_dates(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     let schema = batch.schema();
     let (mut fields, mut columns) = (Vec::new(), Vec::new());

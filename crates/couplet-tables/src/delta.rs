@@ -263,6 +263,7 @@ pub async fn provider(
 }
 
 /// Returns true if the table's files use other names for its columns.
+#[must_use]
 pub fn has_mapped_columns(table: &DeltaTableState) -> bool {
     table.schema().fields().any(|field| field.metadata().contains_key(PHYSICAL_NAME))
 }

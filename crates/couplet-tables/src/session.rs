@@ -95,12 +95,14 @@ impl Resources {
 }
 
 /// Registers the store that plans use for the local disk, as in the rest of couplet.
+#[expect(clippy::missing_panics_doc, reason = "the URL is valid")]
 pub fn register_local_disk(runtime: &RuntimeEnv) {
     let root = Url::parse("file:///").expect("it is a URL");
     runtime.register_object_store(&root, Arc::new(DurableLocal::new()));
 }
 
 /// Creates a pool that shares `memory` bytes fairly among the consumers that can spill.
+#[must_use]
 pub fn pool(memory: u64) -> Arc<dyn MemoryPool> {
     let memory = usize::try_from(memory).unwrap_or(usize::MAX);
     Arc::new(TrackConsumersPool::new(FairSpillPool::new(memory), CONSUMERS_TO_NAME))

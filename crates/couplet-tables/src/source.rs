@@ -153,6 +153,9 @@ fn describe_rows(batch: &RecordBatch) -> Result<Vec<String>, ArrowError> {
 }
 
 /// Formats the values of each row, separated by commas.
+///
+/// # Errors
+/// A column that cannot be cast to text.
 pub fn in_words(batch: &RecordBatch) -> Result<Vec<String>, ArrowError> {
     let columns = batch.columns().iter().map(value_texts).collect::<Result<Vec<_>, _>>()?;
     let value = |texts: &Vec<Option<String>>, row: usize| texts[row].clone().unwrap_or_default();
@@ -194,6 +197,9 @@ fn without_value(parameter: &str) -> String {
 }
 
 /// Rejects a query with too many columns. Each column has its own buffers in every batch and file.
+///
+/// # Errors
+/// The message about a query with too many columns.
 pub fn check_width(schema: &Schema) -> Result<(), String> {
     let columns = schema.fields().len();
     if columns <= MAX_COLUMNS {

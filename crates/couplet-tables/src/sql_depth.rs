@@ -16,6 +16,7 @@ pub const DEEPEST: usize = 10_000;
 const MAX_QUERIES: usize = 2_000;
 
 /// Returns the problem if a text is nested too deeply.
+#[must_use]
 pub fn problem(sql: &str) -> Option<String> {
     // The parser reports text that cannot be tokenized.
     let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().ok()?;

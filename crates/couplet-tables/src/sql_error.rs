@@ -75,6 +75,7 @@ pub fn missing_name(error: &DataFusionError) -> Option<String> {
 }
 
 /// Returns the name of the missing table that a planner message reports.
+#[must_use]
 pub fn missing_table(message: &str) -> Option<&str> {
     let name = message.strip_prefix("table '")?.split_once("' not found")?.0;
     Some(name.trim_start_matches("datafusion.public."))

@@ -15,15 +15,15 @@ use couplet_encoder::model::Tokenizer;
 use couplet_storage::files::{self, MAX_JSON};
 use serde_json::{Value, json};
 
-use super::calibration::Calibration;
-use super::evaluation::Evaluation;
 use super::hyper::Hyper;
 use super::job::{self, Base, Existing, Kind, Prepared};
-use super::metrics::Metric;
-use super::promotion::{Condition, Verdict};
 use super::sampling::ClassWeights;
-use super::task::Task;
-use super::threshold;
+use super::statistics::calibration::Calibration;
+use super::statistics::evaluation::Evaluation;
+use super::statistics::metrics::Metric;
+use super::statistics::promotion::{Condition, Verdict};
+use super::statistics::task::Task;
+use super::statistics::threshold;
 use super::training_loop::{
     Event, JobError, Key, Learned, Publication, REPORT, Standing, Watch, beside, remove_model, report_of,
 };

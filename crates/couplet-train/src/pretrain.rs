@@ -154,7 +154,7 @@ impl Kind for Pretraining {
         json["settings"]["mask_probability"] = job.kind.mask_probability.into();
         let (training, validation) = (data.rows(), data.held_out_rows());
         json["rows"] = json!({ "texts": job.kind.texts.len(), "training": training, "validation": validation });
-        json["held_out"] = measured.iter().map(Measured::to_json).collect();
+        json["held_out"] = measured.iter().copied().map(Measured::to_json).collect();
         let mut config = prepared.base.config_for("ForMaskedLM")?;
         config.insert("tie_word_embeddings".into(), true.into());
         let (documents, chart) = (vec![(REPORT, json.clone())], training_chart::of_training(&json));
@@ -167,7 +167,7 @@ impl Kind for Pretraining {
 }
 
 impl Measured {
-    fn to_json(&self) -> Value {
+    fn to_json(self) -> Value {
         let words = |words: &MaskedWords| {
             json!({
                 "loss": (words.words > 0).then_some(words.loss),
@@ -183,7 +183,7 @@ impl Measured {
 
 /// Returns the scores at each mask probability.
 fn scores(shares: &[f64]) -> Vec<Score> {
-    use super::metrics::Better::{Higher, Lower};
+    use super::statistics::metrics::Better::{Higher, Lower};
     let at = |place: usize, share: f64| if place == 0 { String::new() } else { format!("_at_{share}") };
     let scores = shares.iter().enumerate().flat_map(|(place, share)| {
         let named = [("loss", Lower), ("perplexity", Lower), ("masked_accuracy", Higher), ("masked_words", Higher)];

@@ -20,6 +20,7 @@ impl Shape {
         [("linear", Self::Linear), ("cosine", Self::Cosine), ("constant", Self::Constant)];
 
     /// Returns the name of the shape.
+    #[must_use]
     pub fn name(self) -> &'static str {
         Self::NAMED[self as usize].0
     }

@@ -48,11 +48,13 @@ fn draw(json: &Value, svg: &mut String) -> Result<(), String> {
 }
 
 /// Returns the four panels.
+#[must_use]
 pub fn panels(json: &Value) -> Vec<Panel> {
     if json["kind"] == "pretrain" { of_pretraining(json) } else { of_finetuning(json) }
 }
 
 /// Returns the title and the subtitle.
+#[must_use]
 pub fn headline(json: &Value) -> (String, String) {
     let count = |value: &Value| grouped(value.as_u64().unwrap_or(0));
     let base = json["base"].as_str().or(json["base"]["random"].as_str()).unwrap_or_default();

@@ -56,7 +56,7 @@ impl Weights {
             match weight.panels.as_mut().map(Arc::get_mut) {
                 None => Ok(()),
                 Some(Some(panels)) => couplet_encoder::ops::read([weight.variable.as_tensor()], |[values]| {
-                    panels.pack(isa, values, outputs)
+                    panels.pack(isa, values, outputs);
                 }),
                 Some(None) => candle_core::bail!("weights are packed while a step uses them"),
             }

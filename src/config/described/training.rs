@@ -1,7 +1,7 @@
 //! Describes the keys of the sections `[pretrain]`, `[finetune]` and `[evaluate]`.
 
-use couplet_train::metrics::Metric;
-use couplet_train::task::Task;
+use couplet_train::statistics::metrics::Metric;
+use couplet_train::statistics::task::Task;
 use couplet_train::{MOST_EPOCHS, Shape};
 
 use super::super::item::names;

@@ -1,7 +1,7 @@
 //! Renders the comparison of predictions with gold labels.
 
 use couplet_storage::words::grouped;
-use couplet_train::metrics::LabelScores;
+use couplet_train::statistics::metrics::LabelScores;
 use maud::{Markup, html as markup};
 
 use super::{MOST_LABELS, MOST_LISTED, figures, percent, tile};

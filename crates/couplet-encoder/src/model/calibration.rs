@@ -1,6 +1,6 @@
 //! `calibration.json`: what turns logits into probabilities that mean what they say, beside the weights.
 //!
-//! couplet's fine-tuning writes it ([`couplet_train::calibration`]); `transformers` takes no notice of it. The
+//! couplet's fine-tuning writes it ([`couplet_train::statistics::calibration`]); `transformers` takes no notice of it. The
 //! temperature divides the logits; it changes no label. A threshold then replaces "the more probable of two labels" by
 //! "the second label, if its calibrated probability is at least this".
 
@@ -113,6 +113,7 @@ impl fmt::Display for Calibration {
 }
 
 /// The problem's name in `config.json` and in `calibration.json`.
+#[must_use]
 pub fn problem_type(problem: Problem) -> &'static str {
     match problem {
         Problem::SingleLabel => "single_label_classification",

@@ -20,6 +20,7 @@ use super::error::LoadError;
 use super::family::Family;
 use super::files::{ModelFiles, is_name};
 
+/// The tensors of a checkpoint, by their names in the file.
 pub struct Checkpoint {
     pub(super) folder: PathBuf,
     /// The names of the files that hold weights, in their order.
@@ -54,6 +55,9 @@ pub(super) use couplet_storage::hub::{PICKLE, SAFETENSORS};
 
 impl Checkpoint {
     /// Opens the weights of a folder and lists their tensors, without reading them.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged.
     pub fn open(files: &ModelFiles, family: &'static Family) -> Result<Self, LoadError> {
         let mut checkpoint = Self {
             folder: files.folder().to_owned(),
@@ -161,6 +165,7 @@ impl Checkpoint {
     }
 
     /// Whether a weight is read from here: a tensor of the encoder always, one of a head if it is there in that shape.
+    #[must_use]
     pub fn provides(&self, name: &str, shape: &[usize]) -> bool {
         !self.family.is_head(name) || self.has(name, shape)
     }

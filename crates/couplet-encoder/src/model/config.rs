@@ -145,6 +145,9 @@ impl ModelConfig {
 }
 
 /// Reads a JSON file of a checkpoint: an object.
+///
+/// # Errors
+/// A file that is missing or is not JSON.
 pub fn read_json(files: &ModelFiles, name: &str) -> Result<Value, LoadError> {
     let Some(bytes) = files.get(name) else {
         return Err(LoadError::NoFile { folder: files.folder().to_owned(), expected: "config.json" });

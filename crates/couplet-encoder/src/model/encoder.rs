@@ -29,6 +29,10 @@ pub struct Encoder {
 }
 
 impl Encoder {
+    /// Loads the weights.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape.
     pub fn load(loader: &Loader) -> std::result::Result<Self, LoadError> {
         let Loader { source, config, kernels } = *loader;
         let words = loader.table(WORD_EMBEDDINGS, config.vocab_size)?;
@@ -99,6 +103,9 @@ impl Encoder {
     /// Computes the last hidden state of some tokens only, and in training drops what `noise` says: `[T] → [R, D]`.
     ///
     /// `rows [R]` are places in the batch in ascending order, and `cu_rows` bounds the sequences in them.
+    ///
+    /// # Errors
+    /// An error of an operator.
     pub fn forward_at(
         &self,
         batch: &PackedBatch,

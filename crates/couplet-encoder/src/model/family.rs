@@ -202,6 +202,7 @@ impl Family {
     }
 
     /// Returns its class in transformers for an encoder with a head, such as `ForSequenceClassification`, or `Model`.
+    #[must_use]
     pub fn class(&self, head: &str) -> String {
         format!("{}{head}", self.class_prefix)
     }
@@ -215,6 +216,7 @@ impl Family {
     }
 
     /// The name of a tensor in a file: that of an encoder's tensor has the prefix.
+    #[must_use]
     pub fn full_name(&self, name: &str) -> String {
         let has_prefix = !self.is_head(name) || self.head.has_prefix && name.starts_with(self.head.dense);
         format!("{}{name}", if has_prefix { self.tensor_prefix } else { "" })

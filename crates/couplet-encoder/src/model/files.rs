@@ -121,6 +121,7 @@ impl ModelFiles {
     }
 
     /// Forgets the weights, which take as much memory as the model.
+    #[must_use]
     pub fn without_weights(mut self) -> Self {
         let weights: Vec<String> = self.bytes.keys().filter(|name| self.is_weights(name)).cloned().collect();
         self.bytes.retain(|name, _| !weights.contains(name));
@@ -137,6 +138,7 @@ impl ModelFiles {
     }
 
     /// The name of the `config.json`.
+    #[must_use]
     pub fn config(&self) -> &str {
         &self.config
     }

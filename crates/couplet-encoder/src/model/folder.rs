@@ -79,6 +79,9 @@ const OF_ANOTHER_HEAD: [&str; 9] = [
 
 /// Writes the files of a tokenizer, whose settings then name its class wherever it stood. For a family without token
 /// types it gives none in `transformers`, whose DistilBERT does not take them.
+///
+/// # Errors
+/// A file that cannot be read as JSON, or not written.
 pub fn copy_tokenizer(from: &ModelFiles, to: &Path, family: &Family) -> io::Result<()> {
     for (name, bytes) in TOKENIZER.into_iter().filter_map(|name| Some((name, from.get(name)?))) {
         files::write(&to.join(name), bytes)?;
@@ -130,6 +133,9 @@ pub fn clear_head(config: &mut Map<String, Value>) {
 }
 
 /// Writes a JSON file for people to read too.
+///
+/// # Errors
+/// A file that cannot be written.
 pub fn write_json(path: &Path, document: &Value) -> io::Result<()> {
     files::write(path, format!("{document:#}\n"))
 }

@@ -17,6 +17,9 @@ pub struct Head {
 
 impl Head {
     /// Loads a head of `outputs` logits. It computes in f32.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape.
     pub fn load(loader: &Loader, outputs: usize) -> std::result::Result<Self, LoadError> {
         let HeadNames { dense, activation, .. } = loader.config.family.head;
         let (loader, dim) = (Loader { kernels: loader.kernels.with_f32(), ..*loader }, loader.config.dim);
@@ -28,6 +31,9 @@ impl Head {
     }
 
     /// Classifies each sequence by its first token; in training, drops from the classifier's input what `noise` says.
+    ///
+    /// # Errors
+    /// An error of an operator.
     pub fn forward(&self, first: &Tensor, noise: Option<&Noise>) -> Result<Tensor> {
         let kernels = self.dense.kernels();
         let hidden = kernels.pointwise(&self.dense.forward(first)?, self.activation)?;

@@ -20,6 +20,10 @@ pub struct MaskedWordsHead {
 }
 
 impl MaskedWordsHead {
+    /// Loads the weights.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another shape.
     pub fn load(loader: &Loader) -> Result<Self, LoadError> {
         let Loader { source, config, kernels } = *loader;
         let MaskedWordsNames { transform, norm, bias } = config.family.masked_words;
@@ -33,6 +37,10 @@ impl MaskedWordsHead {
         })
     }
 
+    /// Returns the logits, `(tokens, vocabulary)`, of hidden states, `(tokens, hidden size)`.
+    ///
+    /// # Errors
+    /// An error of an operator.
     pub fn forward(&self, hidden_states: &Tensor) -> candle_core::Result<Tensor> {
         let hidden = self.transform.forward_activated(hidden_states, self.activation)?;
         self.projector.forward(&self.norm.normalise(&hidden, self.transform.kernels())?)

@@ -30,8 +30,11 @@ impl Source for (&Checkpoint, &Device) {
 /// Makes the layers of a model: weights of a source, in the sizes of a configuration, for the kernels that run it.
 #[derive(Clone, Copy)]
 pub struct Loader<'a> {
+    /// The source of the tensors.
     pub source: &'a dyn Source,
+    /// The configuration of the model.
     pub config: &'a ModelConfig,
+    /// The operators that will take the weights.
     pub kernels: Kernels,
 }
 

@@ -12,8 +12,11 @@ use serde_json::{Map, Value, json};
 
 /// A tensor of a file.
 pub struct Entry<'a> {
+    /// The name of the tensor.
     pub name: String,
+    /// The shape of the tensor.
     pub shape: Vec<usize>,
+    /// The values in row-major order.
     pub data: Data<'a>,
 }
 
@@ -21,17 +24,23 @@ pub struct Entry<'a> {
 pub enum Data<'a> {
     /// f32, wherever it lies.
     Tensor(&'a Tensor),
+    /// 32-bit floats.
     F32(&'a [f32]),
+    /// 64-bit integers.
     I64(Vec<i64>),
+    /// Bytes.
     U8(Vec<u8>),
 }
 
 impl<'a> Entry<'a> {
+    /// Returns an entry with the values of an f32 tensor.
+    #[must_use]
     pub fn of_tensor(name: String, tensor: &'a Tensor) -> Self {
         Self { name, shape: tensor.dims().to_vec(), data: Data::Tensor(tensor) }
     }
 
     /// A tensor of one dimension.
+    #[must_use]
     pub fn row(name: &str, data: Data<'a>) -> Self {
         let length = match &data {
             Data::Tensor(tensor) => tensor.elem_count(),

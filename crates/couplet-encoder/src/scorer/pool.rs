@@ -21,6 +21,7 @@ impl Pool {
     }
 
     /// The threads, for work that is not a scorer's.
+    #[must_use]
     pub fn rayon(&self) -> &rayon::ThreadPool {
         &self.0
     }

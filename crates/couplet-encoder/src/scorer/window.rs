@@ -84,6 +84,7 @@ impl Window {
     }
 
     /// What a row's texts are remembered by; none if they cannot be scored.
+    #[must_use]
     pub fn key(&self, row: usize) -> Option<TextKey> {
         self.rejection(row).is_none().then(|| text_key(self.text(row), self.text_pair(row)))
     }
@@ -97,6 +98,7 @@ impl Window {
     }
 
     /// Why a row cannot be scored, as far as its texts alone tell.
+    #[must_use]
     pub fn rejection(&self, row: usize) -> Option<Rejection> {
         for column in self.columns() {
             let name = || column.name.clone();

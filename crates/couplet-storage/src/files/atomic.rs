@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::attributes::{creating, follow_links, keep};
 use crate::files;
 
+/// The suffix of names of files and folders that are not complete.
 pub const TEMPORARY: &str = ".couplet-tmp";
 
 /// Maximum time for a process to lock a file or folder after creating it.
@@ -109,6 +110,8 @@ pub const NOT_DURABLE: &str = "the disk did not confirm that it is durable";
 pub struct NotDurable(io::Error);
 
 impl NotDurable {
+    /// Returns the warning for this error of a sync.
+    #[must_use]
     pub fn new(error: &io::Error) -> Self {
         Self(io::Error::new(error.kind(), error.to_string()))
     }
@@ -123,6 +126,7 @@ pub(super) fn sync_name(target: &Path) -> io::Result<()> {
 }
 
 /// Returns the parent folder of a file or folder.
+#[must_use]
 pub fn folder_of(target: &Path) -> &Path {
     match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -131,6 +135,7 @@ pub fn folder_of(target: &Path) -> &Path {
 }
 
 /// Locks a temporary file or folder. Returns true if that succeeded.
+#[must_use]
 pub fn hold(file: &File) -> bool {
     // A process that tests the lock holds it for a moment.
     for pause in 1..8 {

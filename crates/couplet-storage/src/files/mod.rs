@@ -201,6 +201,7 @@ pub fn nearest_file(path: &Path) -> String {
 
 /// Returns "; only a shell expands …" if a path contains a `~` or `$NAME` that a shell would have expanded without
 /// quotation marks.
+#[must_use]
 pub fn not_replaced(path: &Path) -> Option<String> {
     let mut parts = path.iter().filter_map(|part| part.to_str());
     let part = parts.find(|part| *part == "~" || part.starts_with('$') && part.len() > 1)?;
@@ -208,6 +209,7 @@ pub fn not_replaced(path: &Path) -> Option<String> {
 }
 
 /// Returns the path relative to the current folder if it is below it, otherwise the absolute path. It need not exist.
+#[must_use]
 pub fn readable(path: &Path) -> PathBuf {
     let real = real_path(path);
     match real.strip_prefix(real_path(Path::new("."))) {
@@ -218,6 +220,7 @@ pub fn readable(path: &Path) -> PathBuf {
 }
 
 /// Resolves the links of a path, as far as it exists, and removes `..`.
+#[must_use]
 pub fn real_path(path: &Path) -> PathBuf {
     // The empty path, such as the folder of `pipeline.toml`, is the current folder.
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };

@@ -10,7 +10,9 @@ pub const CALIBRATION_FILE: &str = "calibration.json";
 /// Settings of sentence-transformers.
 pub const SENTENCE_TRANSFORMERS: &str = "config_sentence_transformers.json";
 
+/// The name of weights in one safetensors file.
 pub const SAFETENSORS: &str = "model.safetensors";
+/// The name of weights in one file of PyTorch.
 pub const PICKLE: &str = "pytorch_model.bin";
 
 /// Configuration, tokenizer and calibration.
@@ -32,6 +34,7 @@ const INDEX: &str = ".index.json";
 const WEIGHTS: [&str; 4] = ["model.safetensors.index.json", SAFETENSORS, "pytorch_model.bin.index.json", PICKLE];
 
 /// Returns true if a file holds weights, by its name.
+#[must_use]
 pub fn is_weights(name: &str) -> bool {
     !SMALL.contains(&name) && !name.ends_with(INDEX)
 }
@@ -39,12 +42,15 @@ pub fn is_weights(name: &str) -> bool {
 /// The files that a model is loaded from, of those that there are: besides the small ones either the weights, or the
 /// index that names the files with weights.
 pub struct Needed<'n> {
+    /// The names of the files.
     pub files: Vec<&'n str>,
+    /// The index of weights in several files, which names those files.
     pub index: Option<&'n str>,
 }
 
 impl<'n> Needed<'n> {
     /// Chooses as loading does: safetensors before PyTorch, an index before a single file.
+    #[must_use]
     pub fn among(names: &[&'n str]) -> Self {
         let find = |wanted: &str| names.iter().find(|name| **name == wanted).copied();
         let mut files: Vec<&str> = SMALL.iter().filter_map(|name| find(name)).collect();

@@ -15,6 +15,9 @@ use crate::objects::status_of;
 const ATTEMPTS: u32 = 3;
 
 /// Writes an object under a condition. A refusal can mean that an earlier attempt of this same write succeeded.
+///
+/// # Errors
+/// A failed write, and a state of the object that `mode` excludes.
 pub async fn put_if(
     store: &dyn ObjectStore,
     path: &Path,

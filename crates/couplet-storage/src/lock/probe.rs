@@ -111,7 +111,7 @@ async fn probe_folder(folder: &std::path::Path, name: &str, content: &[u8]) -> R
     let disk = DurableLocal::new();
     match put_if(&disk, &path, content.to_vec(), PutMode::Create).await {
         Ok(_) | Err(StoreError::AlreadyExists { .. }) => {}
-        Err(e) if causes(&e).any(|cause| cause.is::<NoLinks>()) => {
+        Err(e) if causes(&e).any(<dyn std::error::Error>::is::<NoLinks>) => {
             let problem = format!("{}; use a folder on another disk, or an object store", explain_local(&e));
             return Err(LockError::Unsafe { place: place(), problem });
         }

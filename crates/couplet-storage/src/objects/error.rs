@@ -32,6 +32,7 @@ impl From<ObjectsError> for Explained {
 }
 
 impl ObjectsError {
+    /// Returns an error with the shown place, the kind of problem and its text.
     pub fn new(place: &Place, trouble: Trouble, problem: impl Into<String>) -> Self {
         Self { place: place.to_string(), problem: problem.into(), trouble }
     }
@@ -338,6 +339,7 @@ pub fn cut_answers(text: &str) -> String {
 }
 
 /// Explains an error of a bucket from the error alone; none for the local disk.
+#[must_use]
 pub fn explain_unplaced(error: &object_store::Error) -> Option<ObjectsError> {
     let answer = Response::of(error);
     let request = answer.request.clone()?;

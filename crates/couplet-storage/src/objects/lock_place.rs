@@ -38,6 +38,7 @@ impl std::fmt::Display for LockPlace {
 
 impl LockPlace {
     /// Explains an error of the store and how to fix it.
+    #[must_use]
     pub fn explain(&self, error: &object_store::Error) -> Explained {
         match self {
             Self::Folder(_) => explain_local(error),

@@ -112,6 +112,7 @@ pub struct StoreFolder {
 
 impl StoreFolder {
     /// Returns the folder at a place, for the store with this id.
+    #[must_use]
     pub fn new(objects: Objects, id: &str) -> Self {
         Self { objects, id: id.into() }
     }

@@ -165,6 +165,7 @@ impl Place {
     }
 
     /// Returns the path with links resolved as far as it exists; for a key, the key without `.` and `..`.
+    #[must_use]
     pub fn real(&self) -> PathBuf {
         let Self::Local(path) = self else { return normal(self.as_path()) };
         real_path(path)
@@ -177,6 +178,7 @@ impl Place {
     }
 
     /// Returns the path, or the key as a path. Both are names separated by slashes, and the last may have an extension.
+    #[must_use]
     pub fn as_path(&self) -> &Path {
         match self {
             Self::Local(path) => path,
@@ -220,6 +222,9 @@ impl<'de> Deserialize<'de> for Place {
 }
 
 /// Parses a path, glob or URI of a table. A relative path starts at `folder`.
+///
+/// # Errors
+/// A text that names no such place.
 pub fn resolve(folder: &Path, text: &str) -> Result<Place, Problem> {
     match read(folder, text, PLACES)? {
         Place::Hub(_) => {
@@ -231,6 +236,9 @@ pub fn resolve(folder: &Path, text: &str) -> Result<Place, Problem> {
 }
 
 /// Parses the place of a model, which may be on a hub. A relative path starts at `folder`.
+///
+/// # Errors
+/// A text that names no such place.
 pub fn resolve_model(folder: &Path, text: &str) -> Result<Place, Problem> {
     read(folder, text, &format!("{PLACES}, {}", hub::FORM))
 }
@@ -286,6 +294,9 @@ pub fn table_place(text: &str) -> Result<Place, String> {
 }
 
 /// Parses a path or `file://` URI. `key` names the key for the error about other URIs.
+///
+/// # Errors
+/// A text that names no such place.
 pub fn resolve_local(folder: &Path, text: &str, key: &str) -> Result<PathBuf, Problem> {
     match scheme_of(text) {
         None => Ok(folder.join(text)),
@@ -307,6 +318,7 @@ fn scheme_of(text: &str) -> Option<(&str, &str)> {
 }
 
 /// Tells whether a path contains pattern characters.
+#[must_use]
 pub fn is_glob(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().iter().any(|byte| b"*?[".contains(byte))
 }

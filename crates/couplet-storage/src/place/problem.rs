@@ -39,6 +39,8 @@ impl Problem {
         }
     }
 
+    /// Sets the bytes of the file that are at fault.
+    #[must_use]
     pub fn at(mut self, span: Range<usize>) -> Self {
         self.span = Some(span);
         self
@@ -60,27 +62,35 @@ impl Problem {
     }
 
     /// Returns the message and the fix in one line, for values that are not in a file.
+    #[must_use]
     pub fn into_line(self) -> String {
         let fix = self.help.or_else(|| self.allowed.map(|allowed| format!("allowed: {allowed}")));
         fix.map_or(self.message.clone(), |fix| format!("{}; {fix}", self.message))
     }
 
+    /// Sets other bytes of the file to show, with their label.
+    #[must_use]
     pub fn related(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
         self.related.push((span, label.into()));
         self
     }
 
+    /// Sets the values that are allowed.
+    #[must_use]
     pub fn allowed(mut self, allowed: impl Into<String>) -> Self {
         self.allowed = Some(allowed.into());
         self
     }
 
+    /// Sets the advice on how to fix it.
+    #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
 
     /// Adds "did you mean" if a candidate is similar to the written word.
+    #[must_use]
     pub fn suggest<'c>(self, written: &str, candidates: impl IntoIterator<Item = &'c str>) -> Self {
         match closest(written, candidates) {
             Some(candidate) => self.help(format!("did you mean `{candidate}`?")),

@@ -89,6 +89,9 @@ impl AsyncScalarUDFImpl for Predict {
 }
 
 /// Converts any Arrow string array to a string view array.
+///
+/// # Errors
+/// A column that is not text.
 pub fn text_values(values: &ArrayRef) -> Result<StringViewArray> {
     match values.data_type() {
         DataType::Utf8View => Ok(values.as_string_view().clone()),

@@ -12,6 +12,7 @@ use super::FUNCTION;
 
 /// Returns the distinct first arguments of all calls of `predict`. Returns nothing for invalid SQL, which the planner
 /// reports later.
+#[must_use]
 pub fn named_models(sql: &str) -> Vec<String> {
     let Ok(statements) = Parser::parse_sql(&GenericDialect {}, sql) else { return Vec::new() };
     let mut models = Vec::new();

@@ -23,6 +23,7 @@ pub struct Misfit {
 }
 
 /// Casts the rows to the types of the table. A value that does not fit is an error of the stream.
+#[must_use]
 pub fn fitted(rows: SendableRecordBatchStream, schema: &SchemaRef) -> SendableRecordBatchStream {
     let into = Arc::clone(schema);
     let fitted = rows.map(move |batch: Result<RecordBatch, DataFusionError>| -> Result<_, DataFusionError> {
@@ -34,6 +35,7 @@ pub fn fitted(rows: SendableRecordBatchStream, schema: &SchemaRef) -> SendableRe
 }
 
 /// Returns the columns that may have a value that does not fit, with their fields in the table.
+#[must_use]
 pub fn narrowed(rows: &Schema, table: &Schema) -> Vec<Arc<Field>> {
     let always_fits = |from: &DataType, to: &DataType| {
         from == to || from.is_null() || from.is_string() && to.is_string() || from.is_binary() && to.is_binary()
@@ -52,6 +54,7 @@ pub(super) fn goes_into(data_type: &DataType, there: &DataType) -> bool {
 }
 
 /// Returns the columns with the table's type where their values fit.
+#[must_use]
 pub fn as_there(rows: &Schema, table: &Schema) -> SchemaRef {
     let fields = rows.fields().iter().map(|field| {
         let there = table.field_with_name(field.name()).ok().map(|there| plain(there.data_type()));

@@ -112,6 +112,7 @@ impl ParquetSink {
 }
 
 /// Returns writer options for couplet's Parquet files, with the Arrow schema as a hint for readers.
+#[must_use]
 pub fn writer_options(schema: &SchemaRef, metadata: &[(&str, String)]) -> ArrowWriterOptions {
     let hint = (ARROW_SCHEMA_META_KEY, encode_arrow_schema(&stored::hint(schema)));
     let properties = properties(&[metadata, &[hint]].concat());

@@ -43,6 +43,7 @@ pub(super) fn hint(schema: &SchemaRef) -> SchemaRef {
 }
 
 /// Describes the first column that Parquet cannot represent, if any.
+#[must_use]
 pub fn parquet_problem(schema: &SchemaRef) -> Option<String> {
     let cannot_hold = |field: &FieldRef| {
         let alone = self::schema(&Arc::new(Schema::new(vec![Field::clone(field).with_nullable(true)])));

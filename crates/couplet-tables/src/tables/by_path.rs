@@ -40,12 +40,14 @@ impl Opened {
 }
 
 /// Returns true if SQL in this session may name tables by path: in `couplet query`, but not in a pipeline.
+#[must_use]
 pub fn takes_places(context: &SessionContext) -> bool {
     context.state_ref().read().config().get_extension::<Opened>().is_some()
 }
 
 /// Returns true if a name in SQL is a path rather than the name of a table. A folder in the current directory is
 /// written `'out/'`.
+#[must_use]
 pub fn is_place(name: &str) -> bool {
     name.contains(['/', '.', '*'])
 }

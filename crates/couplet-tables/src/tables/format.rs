@@ -56,6 +56,7 @@ pub(super) fn other_endings(format: &TableFormat) -> &'static [&'static str] {
 }
 
 /// Returns the format that a file's extension implies, as the `format` option names it.
+#[must_use]
 pub fn format_of_name(name: &str) -> Option<&'static str> {
     Some(match ending(name).as_str() {
         "parquet" => "parquet",

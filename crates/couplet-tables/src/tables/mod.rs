@@ -242,6 +242,7 @@ fn presented<'a>(
 }
 
 /// Returns the broken file that a query error names.
+#[must_use]
 pub fn broken_in(error: &DataFusionError) -> Option<&Broken> {
     match error.find_root() {
         DataFusionError::External(error) => error.downcast_ref(),
@@ -255,6 +256,9 @@ pub(crate) fn delimiter_in(head: &str) -> Option<char> {
 }
 
 /// Returns the location of a file-based table in the plan that reads `file`, or would read it once it exists.
+///
+/// # Errors
+/// A plan whose subqueries cannot be visited.
 pub fn place_reading(plan: &LogicalPlan, file: &Path) -> Result<Option<Place>, DataFusionError> {
     let file = Place::Local(file.to_owned());
     let mut found = None;

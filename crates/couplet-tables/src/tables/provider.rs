@@ -78,6 +78,7 @@ impl FileTable {
 
     /// Creates a table of the Parquet files at these paths in the store of the table's location. A missing file is an
     /// error, which DataFusion's `ListingTable` would skip silently.
+    #[must_use]
     pub fn of_named(table: &Table, paths: Vec<Key>, schema: &SchemaRef) -> Self {
         Self {
             table: table.clone(),
@@ -118,6 +119,7 @@ impl FileTable {
     }
 
     /// Returns the location of the table if `file` is one of the files that it reads, or would read once it exists.
+    #[must_use]
     pub fn place_that_reads(&self, file: &Place) -> Option<Place> {
         let place = &self.table.location.place;
         if let Some(paths) = &self.named {

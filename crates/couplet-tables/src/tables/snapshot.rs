@@ -64,6 +64,10 @@ struct Pin {
 }
 
 /// Makes the session read files through a [`Snapshot`].
+///
+/// # Errors
+/// A session without an object store for local files.
+#[expect(clippy::missing_panics_doc, reason = "the URL is valid")]
 pub fn install(context: SessionContext) -> Result<SessionContext, DataFusionError> {
     let snapshot = Arc::new(Snapshot::default());
     let registry = Registry { inner: DefaultObjectStoreRegistry::new(), snapshot: Arc::clone(&snapshot) };
@@ -80,6 +84,7 @@ pub fn install(context: SessionContext) -> Result<SessionContext, DataFusionErro
 
 impl Snapshot {
     /// Returns the snapshot of a session, if it has one.
+    #[must_use]
     pub fn of(context: &SessionContext) -> Option<Arc<Self>> {
         context.state_ref().read().config().get_extension()
     }

@@ -18,6 +18,7 @@ pub struct SourceFile {
 
 impl SourceFile {
     /// Describes the first file that was added, removed or changed.
+    #[must_use]
     pub fn first_change(before: &[Self], after: &[Self]) -> Option<String> {
         for file in before {
             match after.iter().find(|other| other.url == file.url) {

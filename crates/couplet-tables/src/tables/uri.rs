@@ -1,5 +1,7 @@
 //! A table from a URI alone: its format by the extension, its options by default.
 
+#![expect(clippy::result_large_err, reason = "a table is defined once, and an error in it ends the program")]
+
 use std::path::Path;
 
 use couplet_storage::place::{Place, Problem, resolve};

@@ -21,7 +21,7 @@ use super::files::{Files, READS_UNDER_WAY, parquet_schema};
 use super::provider::FileTable;
 use super::{Problem, TableError, presented};
 use super::{Table, TableFormat};
-use crate::delta::{self, LOG};
+use crate::delta;
 use crate::sink::runs::{self, Manifest};
 use crate::types::{Columns, FileSchema};
 

@@ -13,14 +13,18 @@ pub(crate) const GRID: RGBColor = RGBColor(230, 233, 237);
 pub(crate) const BACKGROUND: RGBColor = RGBColor(255, 255, 255);
 
 // Colours that are distinguishable for colour-blind readers. Source: Okabe and Ito 2008, "Color universal design".
+/// The colour of the first series.
 pub const BLUE: RGBColor = RGBColor(0, 114, 178);
+/// The colour of the second series.
 pub const ORANGE: RGBColor = RGBColor(213, 94, 0);
+/// The colour of the third series.
 pub const GREEN: RGBColor = RGBColor(0, 158, 115);
 pub(crate) const COLOURS: [RGBColor; 4] = [BLUE, ORANGE, GREEN, RGBColor(204, 121, 167)];
 
 pub(crate) type Drawn<E> = Result<(), DrawingAreaErrorKind<E>>;
 
 /// Draws a panel as an image of its own. Returns none, with a warning, if it cannot be drawn.
+#[must_use]
 pub fn picture(panel: &Panel, size: (u32, u32)) -> Option<String> {
     let mut svg = String::new();
     let drawn = {

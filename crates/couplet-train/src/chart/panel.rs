@@ -31,6 +31,8 @@ pub struct Series {
 }
 
 impl Series {
+    /// Returns a series of points `(x, y)`.
+    #[must_use]
     pub fn new(name: &str, colour: RGBColor, look: Look, points: Vec<(f64, f64)>) -> Self {
         let points = points.into_iter().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
         Self { name: name.to_owned(), colour, look, points }
@@ -55,6 +57,8 @@ pub struct Panel {
 }
 
 impl Panel {
+    /// Returns an empty panel with the names of its axes.
+    #[must_use]
     pub fn new(title: &str, x: &str, y: &str) -> Self {
         Self {
             title: title.to_owned(),
@@ -70,40 +74,48 @@ impl Panel {
     }
 
     /// Returns the title.
+    #[must_use]
     pub fn title(&self) -> &str {
         &self.title
     }
 
+    /// Sets the series.
+    #[must_use]
     pub fn with(mut self, series: Vec<Series>) -> Self {
         self.series = series;
         self
     }
 
     /// Starts the vertical axis at 0.
+    #[must_use]
     pub fn above_zero(mut self) -> Self {
         self.above_zero = true;
         self
     }
 
     /// Labels only integers on the horizontal axis.
+    #[must_use]
     pub fn whole_x(mut self) -> Self {
         self.whole_x = true;
         self
     }
 
     /// Scales the font sizes, for a chart that is shown small.
+    #[must_use]
     pub fn with_letters(mut self, scale: f64) -> Self {
         self.text_scale = scale;
         self
     }
 
     /// Sets the ends of the horizontal axis, whatever the points are.
+    #[must_use]
     pub fn within_x(mut self, low: f64, high: f64) -> Self {
         self.x_ends = Some((low, high));
         self
     }
 
     /// Sets both axes to the range from `low` to `high`, and draws the diagonal.
+    #[must_use]
     pub fn square(mut self, low: f64, high: f64) -> Self {
         self.diagonal = true;
         self.x_ends = Some((low, high));
@@ -111,6 +123,7 @@ impl Panel {
     }
 
     /// Sets both axes to shares up to 1, and draws the diagonal.
+    #[must_use]
     pub fn diagonal(mut self) -> Self {
         self.diagonal = true;
         self

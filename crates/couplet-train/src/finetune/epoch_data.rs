@@ -4,8 +4,8 @@ use couplet_encoder::model::{Calibration, Problem, Tokenizer};
 use rayon::prelude::*;
 
 use super::Row;
-use crate::labels::{Labels, Targets};
-use crate::metrics::{Classes, DEFAULT_BINS, Metric, MetricError, Sample, Sets, Values, measured};
+use crate::statistics::labels::{Labels, Targets};
+use crate::statistics::metrics::{Classes, DEFAULT_BINS, Metric, MetricError, Sample, Sets, Values, measured};
 use crate::training_loop::{EpochData, JobError, Score};
 use crate::{Example, Target, Trainer};
 

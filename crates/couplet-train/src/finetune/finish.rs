@@ -6,11 +6,11 @@ use serde_json::{Map, Value, json};
 
 use super::epoch_data::{Labelled, sample};
 use super::{Calibrate, Job, Promotion, Report};
-use crate::calibration::Calibration;
-use crate::evaluation::Evaluation;
 use crate::job::{Existing, Prepared};
-use crate::labels::{Labels, Targets};
-use crate::temperature::Temperature;
+use crate::statistics::calibration::Calibration;
+use crate::statistics::evaluation::Evaluation;
+use crate::statistics::labels::{Labels, Targets};
+use crate::statistics::temperature::Temperature;
 use crate::training_loop::{Event, JobError, Publication, REPORT, Watch, remove_model};
 use crate::{Trainer, training_chart};
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::Job;
-use crate::labels::GoldLabel;
+use crate::statistics::labels::GoldLabel;
 
 /// A labelled text or text pair.
 #[derive(Debug, Clone, PartialEq)]

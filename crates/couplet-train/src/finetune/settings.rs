@@ -5,10 +5,10 @@ use couplet_encoder::model::Problem;
 use super::{Calibrate, FineTuning, Row};
 use crate::Objective;
 use crate::hyper::Hyper;
-use crate::labels::{LabelError, Labels, Targets};
-use crate::metrics::{Metric, measured};
-use crate::promotion::Condition;
 use crate::sampling::ClassWeights;
+use crate::statistics::labels::{LabelError, Labels, Targets};
+use crate::statistics::metrics::{Metric, measured};
+use crate::statistics::promotion::Condition;
 use crate::training_loop::JobError;
 
 impl FineTuning {

@@ -7,11 +7,11 @@ use couplet_encoder::model::LoadError;
 use thiserror::Error;
 
 use crate::TrainError;
-use crate::calibration::CalibrationError;
-use crate::labels::LabelError;
 use crate::masking::MaskingError;
-use crate::metrics::MetricError;
 use crate::sampling::SamplingError;
+use crate::statistics::calibration::CalibrationError;
+use crate::statistics::labels::LabelError;
+use crate::statistics::metrics::MetricError;
 
 /// An error that stops a training job before its first step or later. The last saved state and the previous model are
 /// kept.

@@ -6,7 +6,7 @@ use std::path::Path;
 use couplet_storage::files::readable;
 
 use super::progress::{Epoch, Score};
-use crate::temperature::Bound;
+use crate::statistics::temperature::Bound;
 
 /// An event of a training run.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::Step;
-use crate::metrics::Better;
+use crate::statistics::metrics::Better;
 
 /// The approximate number of points on a curve, whatever the number of steps.
 const CURVE_POINTS: u64 = 500;

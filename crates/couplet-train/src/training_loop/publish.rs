@@ -64,6 +64,7 @@ pub(crate) fn remove_model(folder: &Path) -> Result<(), JobError> {
 }
 
 /// Returns the peak memory of this process in bytes, if the operating system reports it.
+#[must_use]
 pub fn peak_memory() -> Option<u64> {
     let status = files::read_string(Path::new("/proc/self/status"), MAX_TEXT).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -49,6 +49,7 @@ fn is_best(name: &str) -> bool {
 
 /// Returns why a folder cannot be used as a state folder: it contains files that couplet did not write. Returns none if
 /// it can be used.
+#[must_use]
 pub fn foreign_state(folder: &Path) -> Option<String> {
     match FOLDER.foreign_in(folder) {
         Ok(name) => name.map(|name| {
@@ -214,6 +215,7 @@ fn bytes_of(tensors: &HashMap<String, Tensor>, name: &str) -> Option<Vec<u8>> {
 }
 
 /// Appends a suffix to the last component of a path.
+#[must_use]
 pub fn beside(output: &Path, suffix: &str) -> PathBuf {
     let mut path = output.components().collect::<PathBuf>().into_os_string();
     path.push(suffix);

@@ -147,7 +147,7 @@ impl RunFolder {
             let target = Target::announce(place, sequence, &run.origin).await?;
             match &target {
                 Target::Folder(folder) => {
-                    clean::fence_folders(folder.path(), &run.origin).map_err(|e| RunsError::write(place, &e))?
+                    clean::fence_folders(folder.path(), &run.origin).map_err(|e| RunsError::write(place, &e))?;
                 }
                 Target::Objects { folder, .. } => clean::fence_objects(place, folder, &run.origin).await?,
             }

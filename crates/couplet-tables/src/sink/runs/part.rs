@@ -42,6 +42,10 @@ impl Part {
         Self::new(name, output, schema, o)
     }
 
+    /// Begins a file in an object store.
+    ///
+    /// # Errors
+    /// A schema that Parquet cannot hold.
     pub fn on_store(
         store: Arc<dyn ObjectStore>,
         folder: &Path,
@@ -60,6 +64,10 @@ impl Part {
         Ok(Self { name, writer, schema, rows: 0, closed: false })
     }
 
+    /// Appends rows.
+    ///
+    /// # Errors
+    /// A failed write.
     pub async fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         self.writer.write(&stored::batch(batch, &self.schema)?).await?;
         self.rows += batch.num_rows() as u64;
@@ -76,12 +84,18 @@ impl Part {
     }
 
     /// Writes the end of the file. An upload becomes visible only in [`Part::finish`].
+    ///
+    /// # Errors
+    /// A failed write.
     pub async fn close(&mut self) -> Result<()> {
         self.closed = true;
         self.writer.finish().await.map(drop)
     }
 
     /// Completes the file, or aborts it on failure.
+    ///
+    /// # Errors
+    /// A failed write, or an upload that cannot be completed.
     pub async fn finish(mut self) -> Result<RunFile> {
         if !self.closed
             && let Err(error) = self.close().await
@@ -102,6 +116,7 @@ impl Part {
         Ok(RunFile { name: self.name, rows: self.rows, bytes, etag })
     }
 
+    /// Deletes what was written.
     pub async fn abort(self) {
         if let Output::Upload(mut upload) = self.writer.into_inner() {
             upload.abort().await;

@@ -43,7 +43,7 @@ pub fn slices(sample: &Sample, keys: &[Option<&str>]) -> Result<Vec<Slice>, Metr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{Metric, Values};
+    use crate::statistics::metrics::{Metric, Values};
 
     #[test]
     fn every_row_is_in_the_slice_of_its_key() {

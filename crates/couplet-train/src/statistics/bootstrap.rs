@@ -7,7 +7,7 @@
 use thiserror::Error;
 
 use super::metrics::{Metric, Sample};
-use super::random::Random;
+use crate::random::Random;
 
 /// The settings of the bootstrap.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -108,7 +108,7 @@ fn confusion_json(confusion: &Confusion, labels: &[String]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{Classes, Values};
+    use crate::statistics::metrics::{Classes, Values};
 
     #[test]
     fn an_evaluation_of_classes_is_complete() {

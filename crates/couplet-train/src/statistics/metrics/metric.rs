@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use crate::names::{UnknownName, same_name};
+use crate::statistics::names::{UnknownName, same_name};
 
 /// A metric of predictions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
