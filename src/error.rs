@@ -368,6 +368,6 @@ mod tests {
         }
         let delta = |trouble| Error::Delta(DeltaError { url: String::new(), problem: String::new(), trouble });
         assert_eq!((delta(Trouble::Refused).exit_code(), delta(Trouble::Unreachable).exit_code()), (2, 1));
-        assert!(objects::Trouble::Refused.is_refusal() && !objects::Trouble::Missing.is_refusal());
+        assert!(Trouble::Refused.is_refusal() && !Trouble::Missing.is_refusal());
     }
 }

@@ -21,8 +21,6 @@
 //! bit-identical for any number of threads, and for a resumed run. Random numbers are a function of a seed and of their
 //! purpose ([`random`]).
 
-#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "tests open files that they created"))]
-
 pub mod chart;
 mod error;
 mod evaluate;
